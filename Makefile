@@ -1,0 +1,102 @@
+# The doors of the lab. `make` alone lists them. Works with GNU make 3.81 and later.
+
+# Looked for only when .venv has to be made; name another with `make install PYTHON=/path/to/python3.11`.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3 python; do \
+	if "$$p" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \
+	>/dev/null 2>&1; then echo "$$p"; break; fi; done)
+
+VENV := .venv
+BIN := $(VENV)/bin
+
+# The stamp's name is a checksum of what was installed and where: editing either file, or moving the project,
+# asks for a new one. It is written last, so an interrupted install leaves none.
+KEY := $(shell (pwd; cat pyproject.toml constraints.txt) | cksum | cut -d ' ' -f 1)
+STAMP := $(VENV)/.installed-$(KEY)
+
+# Flags of your own: make lab LAB_FLAGS="--no-browser --port 9000", make test TEST_FLAGS="-x -k dpo".
+LAB_FLAGS ?=
+TEST_FLAGS ?=
+COMPARE_FLAGS ?= --seeds 5 --beta 0.5
+
+# Jupyter refuses to run as root unless told to; a container is often root.
+AS_ROOT = $(shell [ "$$(id -u)" = 0 ] && echo --allow-root)
+
+# Two workers with one thread each, no word to the network, and no progress bars in compared outputs.
+TEST_ENV := OMP_NUM_THREADS=1 TQDM_DISABLE=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
+TWO_CORES := -n 2 --dist loadfile
+NOTEBOOKS := --nbval --nbval-current-env --nbval-sanitize-with tests/notebooks/sanitize.cfg
+
+.DEFAULT_GOAL := help
+.PHONY: help install lab test lint format compare compare-tree notebooks bench browser clean distclean
+
+help: ## list these targets
+	@echo "rlhf_lab: RLHF and its variants, with the exact optimal policy beside every method."
+	@echo
+	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' \
+		| awk -F '|' '{ printf "  make %-14s %s\n", $$1, $$2 }'
+
+install: $(STAMP) ## make .venv with the lab and all it needs, at the versions of constraints.txt
+
+lab: install ## open JupyterLab on the first notebook, on this machine only, with its token
+	$(BIN)/jupyter lab --ip=127.0.0.1 --ServerApp.root_dir="$(CURDIR)" \
+		--LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb $(AS_ROOT) $(LAB_FLAGS)
+
+test: install ## every test, notebooks included, on two cores
+	$(TEST_ENV) $(BIN)/python -m pytest $(TWO_CORES) $(NOTEBOOKS) $(TEST_FLAGS) tests notebooks
+
+lint: install ## format, lint, types and one-way imports, changing nothing
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install ## format the code and mend what the linter can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+compare: install ## every method on one bandit against the exact optimum: table and picture in results/
+	$(BIN)/rlhf-lab compare --world bandit $(COMPARE_FLAGS) --out results/compare-bandit
+
+compare-tree: install ## the same on the token tree
+	$(BIN)/rlhf-lab compare --world tree $(COMPARE_FLAGS) --out results/compare-tree
+
+notebooks: install ## run every notebook and store its outputs, the same bytes each time
+	$(BIN)/python tools/execute_notebooks.py
+
+bench: install ## side-by-side timings, printed as ratios of one run
+	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
+
+browser: install ## drive the explorers in a headless browser (needs a Chromium on the machine)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
+	$(BIN)/python tools/browser_check.py
+
+clean: ## remove caches and built files (results/, runs/ and .venv stay)
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -path ./$(VENV) -prune -o -path ./results -prune -o -path ./runs -prune -o -type d \
+		\( -name __pycache__ -o -name .ipynb_checkpoints \) -print | xargs rm -rf
+
+distclean: clean ## also remove .venv (results/ and runs/ stay)
+	rm -rf $(VENV) rlhf_lab.egg-info
+
+# A .venv that is whole and lies where it was made is brought up to date; any other is made anew.
+$(STAMP):
+	@rm -f $(VENV)/.installed-*
+	@if ! grep -qF '$(CURDIR)/$(VENV)/bin' $(BIN)/pip 2>/dev/null || ! $(BIN)/python -m pip --version >/dev/null 2>&1; \
+	then $(MAKE_VENV); fi
+	$(BIN)/python -m pip install --disable-pip-version-check --no-input -c constraints.txt -e '.[test,dev]'
+	@touch $@
+
+define MAKE_VENV
+	python='$(PYTHON)'; \
+	if [ -z "$$python" ]; then \
+		echo "rlhf_lab needs Python 3.11 or 3.12 with its venv module, and found none: install one (on Debian or Ubuntu: python3.11 and python3.11-venv), or name it with make install PYTHON=/path/to/python3.11" >&2; \
+		exit 1; \
+	fi; \
+	version=$$("$$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || version="no working Python"; \
+	case "$$version" in \
+		3.11|3.12) ;; \
+		*) echo "rlhf_lab needs Python 3.11 or 3.12, and $$python is $$version: name another with make install PYTHON=/path/to/python3.11" >&2; exit 1 ;; \
+	esac; \
+	echo "Making $(VENV) with $$python ($$version)"; \
+	"$$python" -m venv --clear $(VENV)
+endef

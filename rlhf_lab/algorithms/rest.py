@@ -1,0 +1,155 @@
+r"""Reinforced self-training: Grow a data set from the policy, Improve the policy on the part above a threshold.
+
+    Grow      D_g = { (x, y) : x ~ D, y ~ π_θ(y|x) },  scored by R(x, y)
+    Improve   J(θ) = E_{(x,y)~D_g} [ F(x, y; τ) ℒ(x, y; θ) ],   F(x, y; τ) = 1[R(x, y) > τ]
+
+Gulcehre et al. 2023, Algorithm 1; lecture, "Reinforced Self-Training Algorithm". Grow is rare and dear; the
+Improve steps after it are several, with rising τ and a falling rate, each from the weights that the one before left.
+ℒ is behaviour cloning, the loss that the paper found best. In the limit of data one filter gives π_ref conditioned
+on R > τ (`exact.filtered`), which is not π*: above the threshold nothing is preferred to anything.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlhf_lab.algorithms.sft import sft
+from rlhf_lab.batch import Tokens, cat
+from rlhf_lab.checks import LabError, check_finite, check_positive
+from rlhf_lab.policies.base import Policy, Reward
+from rlhf_lab.training import Training, seeded
+
+
+@dataclass(frozen=True)
+class ReST:
+    """Settings of ReST."""
+
+    grows: int = 1
+    """Grow steps."""
+    thresholds: tuple[float, ...] = (0.0, 0.7, 0.8, 0.9)
+    """τ of the Improve steps after each Grow, rising, in the units of `scale`."""
+    samples: int = 64
+    """Responses that a Grow step draws for each prompt."""
+    scale: str = "minmax"
+    """minmax: rewards to [0, 1] by the first grown set's range; none: τ in the reward's own units."""
+    rate_decay: float = 0.5
+    """Factor of the learning rate from one Improve step to the next."""
+    patience: int | None = None
+    """With held-out prompts: checks without a better held-out reward after which an Improve step ends."""
+    check_every: int = 20
+    """Steps between two such checks."""
+    temperature: float = 1.0
+    """Of sampling."""
+
+    def __post_init__(self) -> None:
+        check_positive(self.temperature, "temperature")
+        check_positive(self.rate_decay, "rate_decay")
+        for name in ("grows", "samples", "check_every"):
+            if getattr(self, name) < 1:
+                raise LabError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        if not self.thresholds or list(self.thresholds) != sorted(self.thresholds):
+            raise LabError(f"thresholds must rise, not {self.thresholds}: a lower one would let weaker data back in.")
+        if self.scale not in ("minmax", "none"):
+            raise LabError(f"scale must be minmax or none, not {self.scale!r}.")
+
+
+def passing(scores: Tensor, threshold: float) -> Tensor:
+    """F(x, y; τ) = 1[R(x, y) > τ] for scores (B, G).
+
+    At τ = 0 on the [0, 1] scale everything is let through, the lowest score too: the paper's first Improve step
+    trains on the whole grown set.
+
+    Raises:
+        LabError: nothing passes.
+    """
+    passes = scores > threshold
+    if not bool(passes.any()):
+        raise LabError(
+            f"No sample passes the threshold {threshold:g}: the best score is {float(scores.max()):g}. Lower the "
+            f"thresholds or draw more samples."
+        )
+    return passes
+
+
+def rest(
+    policy: Policy,
+    reward: Reward,
+    prompts: Tokens,
+    settings: ReST = ReST(),
+    training: Training = Training(),  # noqa: B008
+    original: tuple[Tokens, Tokens] | None = None,
+    held_out: Tokens | None = None,
+    name: str = "rest",
+) -> list[dict[str, float]]:
+    """Train `policy` in place on the samples of it that pass the filter.
+
+    Args:
+        policy: π_θ, where it starts from (the SFT policy).
+        reward: R, scores (B, G).
+        prompts: (N, P), each sampled `settings.samples` times a Grow step.
+        settings: ReST's own.
+        training: of each Improve step; batch size counts responses.
+        original: prompts (M, P) and responses (M, G', T) of the SFT data, which stay in the mix, filtered too.
+        held_out: prompts on which `patience` watches the mean reward.
+        name: what the progress bar says.
+
+    Returns:
+        the history of all Improve steps: loss, grow, improve, threshold, kept (fraction that passed).
+
+    Raises:
+        LabError: nothing passes a threshold; scores that are not finite.
+    """
+    if settings.patience is not None and held_out is None:
+        raise LabError("patience needs held_out prompts to watch the reward on.")
+    history: list[dict[str, float]] = []
+    low = high = None
+    for grow in range(settings.grows):
+        generator = seeded(training.seed, 3, grow, device=policy.device)
+        grown = policy.sample(prompts, settings.samples, generator, settings.temperature)
+        scores = check_finite(reward(prompts, grown).detach(), "reward")
+        x, y, r = prompts.repeat(settings.samples), grown.reshape(scores.numel(), 1), scores.flatten()
+        if original is not None:
+            old_x, old_y = original
+            old_r = check_finite(reward(old_x, old_y).detach(), "reward")
+            x = cat([x, old_x.repeat(old_r.shape[1])])
+            y, r = cat([y, old_y.reshape(old_r.numel(), 1)]), torch.cat([r, old_r.flatten()])
+        if low is None or high is None:
+            low, high = (float(r.min()), float(r.max())) if settings.scale == "minmax" else (0.0, 1.0)
+        scaled = (r - low) / max(high - low, 1e-12)
+        for improve, threshold in enumerate(settings.thresholds):
+            everything = settings.scale == "minmax" and threshold <= 0
+            keep = (torch.ones_like(r, dtype=torch.bool) if everything else passing(scaled, threshold)).cpu()
+            number = grow * len(settings.thresholds) + improve
+            stage = training.stage(
+                f"grow-{grow}-improve-{improve}",
+                number,
+                learning_rate=training.learning_rate * settings.rate_decay**improve,
+            )
+            stop = None
+            if settings.patience is not None and held_out is not None:
+                stop = _Patience(policy, reward, held_out, settings, training.seed)
+            rows = sft(policy, x[keep], y[keep], stage, f"{name} {grow + 1}.{improve + 1}", stop)
+            seen = {"grow": grow, "improve": improve, "threshold": threshold, "kept": float(keep.float().mean())}
+            history += [row | seen for row in rows]
+    return history
+
+
+class _Patience:
+    """Says stop when the held-out reward has not risen for `patience` checks. The same draws at every check."""
+
+    def __init__(self, policy: Policy, reward: Reward, held_out: Tokens, settings: ReST, seed: int) -> None:
+        self.policy, self.reward, self.held_out, self.settings, self.seed = policy, reward, held_out, settings, seed
+        self.best, self.waited = -float("inf"), 0
+
+    def __call__(self, step: int) -> bool:
+        if step % self.settings.check_every:
+            return False
+        generator = seeded(self.seed, 4, device=self.policy.device)
+        y = self.policy.sample(self.held_out, self.settings.samples, generator, self.settings.temperature)
+        score = float(self.reward(self.held_out, y).detach().mean())
+        self.waited = 0 if score > self.best else self.waited + 1
+        self.best = max(self.best, score)
+        return self.waited >= (self.settings.patience or 0)

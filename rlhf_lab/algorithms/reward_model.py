@@ -1,0 +1,71 @@
+r"""The Bradley–Terry reward model: maximum likelihood of the labels.
+
+    ℒ_R(φ) = −E_{(x, y_w, y_l)~D} [ log σ( r_φ(x, y_w) − r_φ(x, y_l) ) ]
+
+Lecture, "Preliminaries", reward-modelling phase. Only differences within a prompt are seen, so r_φ is known up to a
+function of x. A small prior, λ E[r_φ²], fixes that function near the centre and keeps responses that never lost a
+comparison from running off to infinity.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor, nn
+
+from rlhf_lab import losses
+from rlhf_lab.algorithms.dpo import mean
+from rlhf_lab.batch import Pairs
+from rlhf_lab.checks import LabError
+from rlhf_lab.training import Loop, Training, rows_at
+
+
+@dataclass(frozen=True)
+class RewardModel:
+    """Settings of the fit."""
+
+    prior: float = 1e-3
+    """λ ≥ 0: weight of the mean squared reward. 0 is plain maximum likelihood."""
+
+    def __post_init__(self) -> None:
+        if not self.prior >= 0:
+            raise LabError(f"prior must not be negative, not {self.prior}.")
+
+
+def label_loss(model: nn.Module, batch: Pairs, prior: float) -> tuple[Tensor, dict]:
+    """Mean negative log-likelihood of a batch's labels plus λ E[r²]; and the likelihood and accuracy alone."""
+    scores = model(batch.prompts, batch.responses)
+    chosen, rejected = scores.unbind(-1)
+    loss = mean(losses.bradley_terry(chosen, rejected), batch.weight)
+    accuracy = mean((chosen > rejected).to(scores.dtype), batch.weight)
+    return loss + prior * scores.square().mean(), {"likelihood_loss": loss.detach(), "accuracy": accuracy}
+
+
+def reward_model(
+    model: nn.Module,
+    pairs: Pairs,
+    settings: RewardModel = RewardModel(),
+    training: Training = Training(),  # noqa: B008
+    name: str = "reward model",
+) -> list[dict[str, float]]:
+    """Train `model`, r_φ(prompts, responses) → (B, G), in place on labelled pairs.
+
+    Args:
+        model: from `policy.new_reward_model()`, or any module of that form.
+        pairs: N labelled pairs.
+        settings: the prior.
+        training: steps, batch size in pairs, rate, seed.
+        name: what the progress bar says.
+
+    Returns:
+        the history: loss (without the prior), and accuracy on the batch.
+
+    Raises:
+        LabError: no pairs; a loss that is not finite.
+    """
+    with Loop(name, model, training, settings) as loop:
+        for step, _ in loop:
+            batch = pairs[rows_at(step, len(pairs), training.batch_size, training.seed)]
+            loop.update(partial(label_loss, model, batch, settings.prior))
+    return loop.history

@@ -1,0 +1,162 @@
+r"""RSO: where preference pairs come from, and the loss fitted to them.
+
+    direct            the labelled pairs D_hf as they are
+    sft-sample-rank   pairs from π_sft, labelled by the reward model
+    rso-sample-rank   pairs from π_r ∝ π_sft exp(r/β), by statistical rejection sampling, labelled by the reward model
+
+Liu et al. 2023, sections 3.2 and 3.3; lecture, "Preference Data Distribution – Choices". The fit is DPO's file with
+sigmoid-norm, hinge-norm or hinge at slope γ. The paper's numbers: 64 candidates at temperature 0.7, 8 accepted,
+4 first-round pairs, β = 0.5, γ = 0.05.
+
+One trap of the paper's algorithm is left out on purpose: it merges equal candidates. On a language model equal
+strings are rare. On a bandit merging would throw away how often the reference gives each response, and the accepted
+ones would not follow π_r. Here candidates are draws; a pair of equal responses says nothing and is dropped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from tqdm.auto import tqdm
+
+from rlhf_lab import preferences, sampling
+from rlhf_lab.algorithms.dpo import DPO, PairLoss, dpo
+from rlhf_lab.batch import Pairs, Tokens, cat_pairs, pick_pairs
+from rlhf_lab.checks import LabError, check_beta, check_finite, check_positive
+from rlhf_lab.policies.base import Policy, Reward
+from rlhf_lab.training import Training, seeded
+
+Source = Literal["direct", "sft-sample-rank", "rso-sample-rank"]
+
+
+@dataclass(frozen=True)
+class RSO:
+    """Where pairs come from, and which loss is fitted."""
+
+    source: Source = "rso-sample-rank"
+    """See the module's head."""
+    beta: float = 0.5
+    """β of π_r, in the sampler."""
+    gamma: float | None = None
+    """γ, the loss's slope (the paper: 0.05). None: β, so that the fit aims at π* of the same β."""
+    loss: PairLoss = "sigmoid-norm"
+    """sigmoid-norm, hinge-norm, hinge (and any other of DPO's file)."""
+    candidates: int = 64
+    """Draws from the reference for each prompt."""
+    accepted: int = 8
+    """How many of them are accepted (sft-sample-rank: taken as they come)."""
+    temperature: float = 1.0
+    """Of sampling candidates (the paper: 0.7). At 1 the accepted ones follow π_r of the reference itself."""
+    pairing: preferences.Pairing = "first-round"
+    """How accepted responses are paired."""
+    labels: preferences.Labels = "sampled"
+    """sampled: drawn from σ(r_1 − r_2), which the fit inverts to r. hard: the better one always; no finite fit."""
+
+    def __post_init__(self) -> None:
+        check_beta(self.beta)
+        check_positive(self.temperature, "temperature")
+        if self.gamma is not None:
+            check_positive(self.gamma, "gamma")
+        if self.source not in ("direct", "sft-sample-rank", "rso-sample-rank"):
+            raise LabError(f"source must be direct, sft-sample-rank or rso-sample-rank, not {self.source!r}.")
+        if not 2 <= self.accepted <= self.candidates or self.accepted % 2:
+            raise LabError(
+                f"accepted must be even and between 2 and candidates ({self.candidates}), not {self.accepted}."
+            )
+
+
+@torch.no_grad()
+def make_pairs(
+    reference: Policy,
+    reward: Reward,
+    prompts: Tokens,
+    settings: RSO,
+    seed: int = 0,
+    batch_size: int = 256,
+    progress: bool = False,
+) -> tuple[Pairs, int]:
+    """Sample, accept, pair and label.
+
+    Args:
+        reference: π_sft, whose draws are the candidates.
+        reward: r_ψ, which accepts and labels.
+        prompts: (N, P); each gives `accepted`/2 pairs (a tournament: accepted − 1).
+        settings: RSO's own; `source` may not be direct.
+        seed: of everything drawn here.
+        batch_size: prompts at a time.
+        progress: show a progress bar.
+
+    Returns:
+        the pairs, and how many were dropped because both responses were equal.
+
+    Raises:
+        LabError: a score that is not finite; no pair of different responses.
+    """
+    if settings.source == "direct":
+        raise LabError("The source 'direct' makes no pairs: pass the labelled ones.")
+    parts, dropped = [], 0
+    starts = tqdm(
+        range(0, len(prompts), batch_size),
+        desc="pairs",
+        leave=False,
+        disable=not progress or len(prompts) <= batch_size,
+    )
+    for start in starts:
+        x = prompts[start : start + batch_size]
+        generator = seeded(seed, 5, start, device=reference.device)
+        if settings.source == "rso-sample-rank":
+            y = reference.sample(x, settings.candidates, generator, settings.temperature)
+            scores = check_finite(reward(x, y), "reward")
+            accepted = sampling.rejection_sample(scores, settings.accepted, settings.beta, generator)
+            y, scores = y.take(accepted), scores.gather(1, accepted)
+        else:
+            y = reference.sample(x, settings.accepted, generator, settings.temperature)
+            scores = check_finite(reward(x, y), "reward")
+        index = preferences.make_pairs(scores, generator, settings.pairing, settings.labels)
+        pairs, equal = pick_pairs(x, y, index)
+        parts.append(pairs)
+        dropped += equal
+    pairs = cat_pairs(parts)
+    if len(pairs) == 0:
+        raise LabError(f"All {dropped} pairs were of equal responses. Raise beta or temperature, or draw more prompts.")
+    return pairs, dropped
+
+
+def rso(
+    policy: Policy,
+    reference: Policy,
+    reward: Reward,
+    prompts: Tokens,
+    settings: RSO = RSO(),
+    training: Training = Training(),  # noqa: B008
+    direct: Pairs | None = None,
+    name: str = "rso",
+) -> list[dict[str, float]]:
+    """Make the pairs of `settings.source` and train `policy` in place on them.
+
+    Args:
+        policy: π_θ, usually `reference.copy()`.
+        reference: π_sft, frozen.
+        reward: r_ψ, scores (B, G). Not used by `direct`.
+        prompts: (N, P). Repeat them for more pairs.
+        settings: RSO's own.
+        training: of the fit.
+        direct: the labelled pairs D_hf, for the source `direct`.
+        name: what the progress bar says.
+
+    Returns:
+        the history of the fit, see `dpo`.
+
+    Raises:
+        LabError: `direct` pairs missing where they are the source; as `make_pairs` and `dpo`.
+    """
+    if settings.source == "direct":
+        if direct is None:
+            raise LabError("The source 'direct' needs the labelled pairs: pass direct=….")
+        pairs = direct
+    else:
+        pairs, _ = make_pairs(reference, reward, prompts, settings, training.seed, progress=training.progress)
+    loss = DPO(settings.loss, settings.gamma if settings.gamma is not None else settings.beta)
+    return dpo(policy, reference, pairs, loss, training, name)

@@ -1,0 +1,60 @@
+r"""Supervised fine-tuning: behaviour cloning of given responses.
+
+    ℒ_SFT(θ) = −E_{(x,y)~D} [ log π_θ(y|x) ],   log π_θ(y|x) = Σ_t log π_θ(y_t | x, y_<t)
+
+Lecture, "Preliminaries", SFT phase. RAFT and ReST are this loss on data that the policy made itself. In the limit
+of data π_θ is the distribution that the responses came from. Left out on purpose: packing several examples into a
+row, which changes the speed and not the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import Tensor
+
+from rlhf_lab.batch import Tokens
+from rlhf_lab.checks import LabError
+from rlhf_lab.policies.base import Policy
+from rlhf_lab.training import Loop, Training, rows_at
+
+
+def cloning_loss(policy: Policy, prompts: Tokens, responses: Tokens) -> tuple[Tensor, dict]:
+    """−mean log π_θ(y|x) over B prompts with G responses each, in nats a response; and nothing more to watch."""
+    return -policy.log_prob(prompts, responses).mean(), {}
+
+
+def sft(
+    policy: Policy,
+    prompts: Tokens,
+    responses: Tokens,
+    training: Training = Training(),  # noqa: B008
+    name: str = "sft",
+    stop: Callable[[int], bool] | None = None,
+) -> list[dict[str, float]]:
+    """Train `policy` in place to give `responses`.
+
+    Args:
+        policy: π_θ.
+        prompts: (N, P).
+        responses: (N, G, T): G targets a prompt, all equally weighted.
+        training: steps, batch size in prompts, rate, seed.
+        name: what the progress bar says.
+        stop: asked before each step with its number; True ends the run early.
+
+    Returns:
+        the history: loss in nats a response.
+
+    Raises:
+        LabError: prompts and responses of different number; a loss that is not finite.
+    """
+    if len(prompts) != len(responses) or len(prompts) == 0:
+        raise LabError(f"{len(prompts)} prompts came with responses for {len(responses)}; they must match, and exist.")
+    with Loop(name, policy, training) as loop:
+        for step, _ in loop:
+            if stop is not None and stop(step):
+                break
+            rows = rows_at(step, len(prompts), training.batch_size, training.seed)
+            loop.update(partial(cloning_loss, policy, prompts[rows], responses[rows]))
+    return loop.history

@@ -1,0 +1,220 @@
+"""The (B, G) rule as two small containers: `Tokens` and `Pairs`.
+
+A batch is B prompts with G responses each. Prompts are `Tokens` of shape (B, P), responses `Tokens` of shape
+(B, G, T). A bandit's arm is a response of one token, a path through the token tree one of L tokens, a text one
+of up to T tokens; a preference pair is G = 2. Algorithms take rows, pick among the G responses and hand both on
+to policies and rewards. They never look at an id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlhf_lab.checks import LabError
+
+
+def _as_rows(rows: Any, number: int) -> Any:
+    """An integer as the slice of one row, so that the batch axis stays; anything else as it is.
+
+    Out of range it is an `IndexError`, which is also what ends a `for` loop over rows.
+    """
+    if not isinstance(rows, int):
+        return rows
+    if not -number <= rows < number:
+        raise IndexError(f"Row {rows} of a batch of {number}.")
+    return slice(rows % number, rows % number + 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """Token ids and the mask that says which of them count.
+
+    Attributes:
+        ids: integer ids, shape (…, T). Where `mask` is False the id is 0 and means nothing.
+        mask: booleans, shape (…, T). True on a prefix of each row: sequences lie at the left. Masks come from
+            lengths, never from ids, so an end token may share its id with padding.
+    """
+
+    ids: Tensor
+    mask: Tensor
+
+    def __post_init__(self) -> None:
+        if self.ids.shape != self.mask.shape:
+            raise LabError(f"ids {tuple(self.ids.shape)} and mask {tuple(self.mask.shape)} differ in shape.")
+
+    @classmethod
+    def full(cls, ids: Tensor) -> Tokens:
+        """Every token counts: sequences of one length. `ids` has shape (…, T)."""
+        return cls(ids, torch.ones_like(ids, dtype=torch.bool))
+
+    @classmethod
+    def from_lists(cls, rows: Sequence[Sequence[int]] | Sequence[Sequence[Sequence[int]]]) -> Tokens:
+        """Ragged lists of ids: B lists give shape (B, T); B lists of G lists give (B, G, T).
+
+        Raises:
+            LabError: an empty list of rows, or prompts with different numbers of responses.
+        """
+        if len(rows) == 0:
+            raise LabError("No rows: from_lists needs at least one sequence.")
+        nested = any(len(row) > 0 and not isinstance(row[0], int) for row in rows)
+        flat: list[Any] = [seq for row in rows for seq in row] if nested else list(rows)  # type: ignore[misc]
+        group = {len(row) for row in rows}
+        if nested and len(group) != 1:
+            raise LabError(f"Each prompt needs the same number of responses; found {sorted(group)}.")
+        longest = max((len(seq) for seq in flat), default=0)
+        ids = torch.zeros(len(flat), max(longest, 1), dtype=torch.long)
+        mask = torch.zeros_like(ids, dtype=torch.bool)
+        for i, seq in enumerate(flat):
+            ids[i, : len(seq)] = torch.as_tensor(list(seq), dtype=torch.long)
+            mask[i, : len(seq)] = True
+        lead = (len(rows), group.pop()) if nested else (len(rows),)
+        return cls(ids.view(*lead, -1), mask.view(*lead, -1))
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of `ids`: (B, P) for prompts, (B, G, T) for responses."""
+        return self.ids.shape
+
+    @property
+    def lengths(self) -> Tensor:
+        """Number of tokens that count, shape (…)."""
+        return self.mask.sum(-1)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the ids lie."""
+        return self.ids.device
+
+    def __len__(self) -> int:
+        return self.ids.shape[0]
+
+    def __getitem__(self, rows: Any) -> Tokens:
+        """Rows along the first axis; with an integer tensor, rows in that order, repeats allowed."""
+        rows = _as_rows(rows, len(self))
+        return Tokens(self.ids[rows], self.mask[rows])
+
+    def take(self, index: Tensor) -> Tokens:
+        """Pick responses by `index` (B, m) along the G axis of (B, G, T); gives (B, m, T)."""
+        if self.ids.ndim != 3 or index.ndim != 2 or index.shape[0] != self.ids.shape[0]:
+            raise LabError(
+                f"take needs responses (B, G, T) and an index (B, m), not {tuple(self.shape)} and {tuple(index.shape)}."
+            )
+        index = index.to(self.ids.device).unsqueeze(-1).expand(-1, -1, self.ids.shape[-1])
+        return Tokens(self.ids.gather(1, index), self.mask.gather(1, index))
+
+    def repeat(self, times: int) -> Tokens:
+        """Each row `times` times in a row: (B, …) gives (B·times, …)."""
+        return Tokens(self.ids.repeat_interleave(times, 0), self.mask.repeat_interleave(times, 0))
+
+    def reshape(self, *lead: int) -> Tokens:
+        """The same sequences under other leading axes."""
+        return Tokens(self.ids.reshape(*lead, self.shape[-1]), self.mask.reshape(*lead, self.shape[-1]))
+
+    def pad_to(self, length: int) -> Tokens:
+        """Widen the last axis to `length` with places that do not count."""
+        extra = length - self.shape[-1]
+        if extra <= 0:
+            return self
+        pad = (0, extra)
+        return Tokens(torch.nn.functional.pad(self.ids, pad), torch.nn.functional.pad(self.mask, pad))
+
+    def trim(self) -> Tokens:
+        """Drop places at the end of the last axis that count in no row (one place at least is kept)."""
+        longest = max(int(self.lengths.max()), 1) if self.ids.numel() else 1
+        return Tokens(self.ids[..., :longest], self.mask[..., :longest])
+
+    def equal(self, other: Tokens) -> Tensor:
+        """Where two sets of sequences of the same leading shape are the same sequence, shape (…)."""
+        length = max(self.shape[-1], other.shape[-1])
+        a, b = self.pad_to(length), other.pad_to(length)
+        same_token = torch.where(a.mask, a.ids, -1) == torch.where(b.mask, b.ids, -1)
+        return same_token.all(-1)
+
+    def to(self, device: torch.device | str) -> Tokens:
+        """The same tokens on `device`."""
+        return Tokens(self.ids.to(device), self.mask.to(device))
+
+    def tolist(self) -> list[Any]:
+        """Ragged nested lists of ids, the inverse of `from_lists`."""
+        if self.ids.ndim == 1:
+            return self.ids[self.mask].tolist()
+        return [Tokens(i, m).tolist() for i, m in zip(self.ids, self.mask, strict=True)]
+
+
+def cat(parts: Sequence[Tokens], dim: int = 0) -> Tokens:
+    """Join tokens along a leading axis, widening the shorter ones. `dim` 0 is prompts, 1 is responses."""
+    length = max(part.shape[-1] for part in parts)
+    parts = [part.pad_to(length) for part in parts]
+    return Tokens(torch.cat([p.ids for p in parts], dim), torch.cat([p.mask for p in parts], dim))
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Preference pairs: N prompts with G = 2 responses each, the chosen one first.
+
+    Attributes:
+        prompts: (N, P).
+        responses: (N, 2, T); `[:, 0]` is chosen, `[:, 1]` rejected.
+        weight: (N,) non-negative weights of the loss's mean, or None for equal ones. Population probabilities
+            go here when all pairs of a finite world are enumerated.
+    """
+
+    prompts: Tokens
+    responses: Tokens
+    weight: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.responses.shape[:-1] != (len(self.prompts), 2):
+            raise LabError(
+                f"A pair is one prompt with two responses: {len(self.prompts)} prompts came with responses of "
+                f"shape {tuple(self.responses.shape)}, expected ({len(self.prompts)}, 2, T)."
+            )
+        if self.weight is not None and self.weight.shape != (len(self.prompts),):
+            raise LabError(f"weight has shape {tuple(self.weight.shape)}, expected ({len(self.prompts)},).")
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __getitem__(self, rows: Any) -> Pairs:
+        """The pairs of these rows; an integer keeps the batch axis, as in `Tokens`."""
+        rows = _as_rows(rows, len(self))
+        return Pairs(self.prompts[rows], self.responses[rows], None if self.weight is None else self.weight[rows])
+
+    def to(self, device: torch.device | str) -> Pairs:
+        """The same pairs on `device`."""
+        weight = None if self.weight is None else self.weight.to(device)
+        return Pairs(self.prompts.to(device), self.responses.to(device), weight)
+
+
+def cat_pairs(parts: Sequence[Pairs]) -> Pairs:
+    """All pairs of `parts`, in order. Weights are kept only if every part has them."""
+    weights = [part.weight for part in parts]
+    return Pairs(
+        cat([part.prompts for part in parts]),
+        cat([part.responses for part in parts]),
+        torch.cat([w for w in weights if w is not None]) if all(w is not None for w in weights) else None,
+    )
+
+
+def pick_pairs(prompts: Tokens, responses: Tokens, index: Tensor) -> tuple[Pairs, int]:
+    """Turn winner–loser indices among G responses into `Pairs`, dropping pairs of equal responses.
+
+    Args:
+        prompts: (B, P).
+        responses: (B, G, T).
+        index: (B, n, 2) positions along G, chosen first (see `rlhf_lab.preferences`).
+
+    Returns:
+        the pairs, and how many were dropped because both responses were the same sequence: such a pair says
+        nothing, and its log-ratio difference is zero whatever the policy.
+    """
+    number = index.shape[1]
+    both = responses.take(index.flatten(1)).reshape(len(prompts) * number, 2)
+    pairs = Pairs(prompts.repeat(number), both)
+    same = Tokens(both.ids[:, 0], both.mask[:, 0]).equal(Tokens(both.ids[:, 1], both.mask[:, 1]))
+    return pairs[~same], int(same.sum())

@@ -1,0 +1,112 @@
+"""What every room says when it is given something it cannot use.
+
+One error type, and the few checks that the pure functions share. Each message names the thing, the place
+and the mend. This module lies below every other one and imports nothing of the lab.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+class LabError(ValueError):
+    """A mistake in what the lab was given. Its message says what, where and how to mend it.
+
+    The command line prints the message alone; a notebook shows it as the last line of a short traceback.
+    """
+
+
+def check_positive(value: float, name: str, mend: str = "") -> float:
+    """Return `value` as a float if it is a finite number above zero, else raise `LabError`."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise LabError(f"{name} must be a number above 0, not {value!r}.") from None
+    if not (math.isfinite(number) and number > 0):
+        raise LabError(f"{name} must be a finite number above 0, not {number}.{' ' + mend if mend else ''}")
+    return number
+
+
+def check_beta(beta: float) -> float:
+    """Return `beta` as a float if it is usable as the weight of the KL term, else raise `LabError`."""
+    return check_positive(
+        beta,
+        "beta",
+        "It is the price of one nat of KL to the reference; for the limit beta → 0 use best_of_n "
+        "or a small beta such as 1e-3.",
+    )
+
+
+def check_float(x: Tensor, name: str) -> Tensor:
+    """Return `x` if it is a float32 or float64 tensor (half precision passes too), else raise `LabError`."""
+    if not isinstance(x, Tensor):
+        raise LabError(f"{name} must be a torch tensor, not {type(x).__name__}: wrap it in torch.tensor(...).")
+    if not x.is_floating_point():
+        raise LabError(f"{name} must hold floating-point numbers, not {x.dtype}: call {name}.double().")
+    return x
+
+
+def check_same_shape(**tensors: Tensor) -> None:
+    """Raise `LabError` unless all named tensors broadcast to one shape."""
+    try:
+        torch.broadcast_shapes(*(t.shape for t in tensors.values()))
+    except RuntimeError:
+        shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in tensors.items())
+        raise LabError(f"Shapes that do not match: {shapes}. They must be equal or broadcast.") from None
+
+
+def check_responses_axis(**tensors: Tensor) -> None:
+    """Raise `LabError` unless all named tensors share a last axis of K ≥ 1 responses and broadcast before it."""
+    for name, t in tensors.items():
+        check_float(t, name)
+        if t.ndim == 0 or t.shape[-1] == 0:
+            raise LabError(f"{name} has shape {tuple(t.shape)}: its last axis must hold at least one response.")
+    if len({t.shape[-1] for t in tensors.values()}) > 1:
+        shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in tensors.items())
+        raise LabError(f"Shapes that do not match: {shapes}. The last axis is the K responses of a prompt.")
+    check_same_shape(**tensors)
+
+
+def first_bad(bad: Tensor) -> str:
+    """Say where `bad`, a boolean tensor, is first True, as an index a reader can type."""
+    where = bad.nonzero()[0].tolist()
+    return f"index {tuple(where)}" if len(where) != 1 else f"index {where[0]}"
+
+
+def check_finite(x: Tensor, name: str) -> Tensor:
+    """Return `x` if all of it is finite, else raise `LabError` that names the first bad place."""
+    bad = ~torch.isfinite(x.detach())
+    if bad.any():
+        value = x.detach()[bad][0].item()
+        raise LabError(f"{name} holds {value} at {first_bad(bad)}; every {name} must be finite.")
+    return x
+
+
+def check_no_nan(x: Tensor, name: str) -> Tensor:
+    """Return `x` if none of it is NaN (infinities pass), else raise `LabError` that names the first place."""
+    bad = torch.isnan(x.detach())
+    if bad.any():
+        raise LabError(f"{name} holds nan at {first_bad(bad)}.")
+    return x
+
+
+def check_log_distribution(log_p: Tensor, name: str) -> Tensor:
+    """Return `log_p` if exp of it sums to one over the last axis (`-inf` allowed), else raise `LabError`.
+
+    The tolerance is 1e-4 in float64 and 1e-3 below it: wide enough for a sum over a million terms, narrow
+    enough to catch raw logits, plain probabilities and a forgotten normalisation.
+    """
+    check_float(log_p, name)
+    check_no_nan(log_p, name)
+    values = log_p.detach()
+    total = values.logsumexp(-1)
+    bad = ~(total.abs() < (1e-4 if values.dtype == torch.float64 else 1e-3))
+    if bad.any():
+        mass = total[bad][0].exp().item()
+        place = f" at {first_bad(bad)}" if bad.ndim else ""
+        raise LabError(
+            f"{name} are not log-probabilities: they sum to {mass:.6g} instead of 1{place}. "
+            f"Apply torch.log_softmax over the last axis, or take the logarithm of probabilities first."
+        )
+    return log_p

@@ -1,0 +1,214 @@
+"""The comparison's picture: the exact frontier with every method's point on it, and regret by method.
+
+No policy lies above the frontier: of all policies with a given KL to the reference, π* at the β that spends
+exactly that KL has the most reward. A method's distance to it is therefore all its own.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rlhf_lab.checks import LabError
+from rlhf_lab.figures import style
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def _columns(table: pd.DataFrame, name: str, *wanted: str) -> None:
+    missing = [column for column in wanted if column not in table.columns]
+    if missing:
+        raise LabError(f"{name} has no column {', '.join(missing)}; it has {', '.join(map(str, table.columns))}.")
+    if len(table) == 0:
+        raise LabError(f"{name} has no rows.")
+
+
+@style.use()
+def frontier(ax: Axes, curve: pd.DataFrame, beta: float | None = None) -> None:
+    """Draw the exact frontier, and the place of π* at `beta` on it.
+
+    Args:
+        ax: where to draw.
+        curve: columns `beta`, `kl` (nats), `reward`, one row for each β (`rlhf_lab.exact.frontier`).
+        beta: where the star stands; None draws none.
+    """
+    _columns(curve, "curve", "beta", "kl", "reward")
+    curve = curve.sort_values("kl")
+    look = style.of("optimal")
+    ax.plot(curve["kl"], curve["reward"], color=look.light, lw=2, zorder=2)
+    if beta is not None:
+        logs = np.log(curve["beta"].to_numpy(float))
+        order = np.argsort(logs)
+        x, y = (np.interp(np.log(beta), logs[order], curve[c].to_numpy(float)[order]) for c in ("kl", "reward"))
+        # Hollow and in front: the best methods land on it and stay in view.
+        ax.plot(x, y, look.marker, color=look.light, ms=20, mew=1.8, mfc="none", zorder=6)
+    ax.set(
+        title="Reward bought with KL",
+        xlabel="KL(π‖π_ref) [nats]",
+        ylabel="expected reward E[r] [reward]",
+    )
+
+
+def _error(row: pd.Series, metric: str) -> np.ndarray:
+    """(2, 1) distances below and above, never negative (a rounded interval may end on the point)."""
+    value = float(row[metric])
+    low, high = (float(row.get(f"{metric}_{end}", value)) for end in ("low", "high"))
+    sides = [[max(value - low, 0.0)], [max(high - value, 0.0)]]
+    return np.nan_to_num(np.array(sides))
+
+
+def _marker(look: style.Style) -> dict[str, Any]:
+    if look.marker in style.OPEN_MARKERS:
+        return {"fmt": look.marker, "color": look.light, "markersize": 9, "markeredgewidth": 2.4}
+    edge = {"markeredgecolor": "white", "markeredgewidth": 0.8}
+    return {"fmt": look.marker, "color": look.light, "markersize": 9, **edge}
+
+
+@style.use()
+def method_points(ax: Axes, summary: pd.DataFrame) -> None:
+    """Draw each method's (KL, reward) with its intervals over seeds.
+
+    Args:
+        ax: where to draw, usually on top of `frontier`.
+        summary: one row for each method; columns `method`, `kl`, `reward`, and, where there are intervals,
+            `kl_low`, `kl_high`, `reward_low`, `reward_high`.
+    """
+    _columns(summary, "summary", "method", "kl", "reward")
+    for _, row in summary.iterrows():
+        look = style.of(str(row["method"]))
+        if row["method"] == "optimal":
+            continue  # the star on the frontier
+        ax.errorbar(
+            [float(row["kl"])], [float(row["reward"])], xerr=_error(row, "kl"), yerr=_error(row, "reward"),
+            elinewidth=1.6, zorder=4, **_marker(look),
+        )  # fmt: skip
+
+
+@style.use()
+def regret_by_method(ax: Axes, summary: pd.DataFrame) -> None:
+    """Draw each method's regret as a point with its interval on a log axis, the best method on top.
+
+    The row's marker and colour are the ones of `method_points`: this panel is the other's legend too.
+
+    Args:
+        ax: where to draw.
+        summary: columns `method`, `regret` and, where there are, `label`, `regret_low`, `regret_high`.
+            π* itself, whose regret is zero, has no place on a log axis and is left out.
+    """
+    from matplotlib import ticker
+
+    _columns(summary, "summary", "method", "regret")
+    rows = summary[(summary["regret"] > 0) & (summary["method"] != "optimal")].sort_values("regret", ascending=False)
+    if len(rows) == 0:
+        raise LabError("No method has a regret above zero: there is nothing to show.")
+    smallest = float(rows["regret"].min())
+    names = []
+    for place, (_, row) in enumerate(rows.iterrows()):
+        look = style.of(str(row["method"]))
+        error = _error(row, "regret")
+        # On a log axis an interval that reaches zero is drawn to the axis' left end.
+        error[0] = np.minimum(error[0], float(row["regret"]) - smallest * 0.05)
+        ax.errorbar(
+            [float(row["regret"])], [place], xerr=error, elinewidth=2.4, capsize=3,
+            zorder=4, **_marker(look),
+        )  # fmt: skip
+        names.append(str(row["label"]) if "label" in rows.columns else look.label)
+    ax.set_yticks(range(len(rows)), names)
+    ax.set_xscale("log")
+    ax.set_xlim(left=smallest * 0.3)
+    low, high = ax.get_xlim()
+    # Within two decades powers of ten alone leave an axis almost bare.
+    steps = [1, 2, 5] if np.log10(high / low) < 2.5 else [1]
+    ax.xaxis.set_major_locator(ticker.LogLocator(subs=steps))
+    ax.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.xaxis.set_minor_formatter(ticker.NullFormatter())
+    ax.set_ylim(-0.7, len(rows) - 0.3)
+    ax.set(title="What each method leaves on the table", xlabel="regret J(π*) − J(π) [reward, log scale]")
+
+
+def comparison_figure(summary: pd.DataFrame, frontier_curve: pd.DataFrame, beta: float) -> Figure:
+    """The comparison in one picture: frontier and points on the left, regret by method on the right.
+
+    Args:
+        summary: one row for each method; columns `method` (machine key), `label` (its name), and for each of
+            `reward`, `kl` (nats), `regret` the mean and, where there are, `<metric>_low`, `<metric>_high`.
+        frontier_curve: columns `beta`, `kl` (nats), `reward`: π* along β.
+        beta: the β that the methods were trained for.
+
+    Returns:
+        a matplotlib figure, 12.4 × 5.6 inches. Save it with `style.png(figure)` or `figure.savefig`.
+
+    Raises:
+        LabError: a missing column, no rows, or a method without a style.
+    """
+    _columns(summary, "summary", "method", "kl", "reward", "regret")
+    from matplotlib.lines import Line2D
+
+    drawing = style.figure(12.4, 5.6)
+    with style.use():
+        left, right = drawing.subplots(1, 2, width_ratios=[1.15, 1])
+        frontier(left, frontier_curve, beta)
+        method_points(left, summary)
+        regret_by_method(right, summary)
+        right.grid(visible=False, axis="y")
+        _frame(left, summary, frontier_curve, beta)
+        star, grey = style.of("optimal"), style.of("reference")
+        handles = [
+            Line2D([], [], color=star.light, label="the best any policy can do (π* along β)"),
+            Line2D(
+                [], [], ls="", marker="*", ms=16, mew=1.8, mfc="none", color=star.light, label=f"π* at β = {beta:g}"
+            ),
+        ]
+        if "reference" in set(summary["method"]):
+            handles.append(Line2D([], [], ls="", marker=grey.marker, ms=9, color=grey.light, label=grey.label))
+        left.legend(handles=handles, loc="upper left", borderaxespad=0.2, frameon=True, edgecolor="none")
+        _zoom(left, summary, frontier_curve, beta)
+    return drawing
+
+
+def _zoom(ax: Axes, summary: pd.DataFrame, curve: pd.DataFrame, beta: float) -> None:
+    """Where good methods crowd around π*, show that corner again, larger, in the empty lower right."""
+    learned = summary[~summary["method"].isin(["reference", "optimal"])]
+    if len(learned) == 0:
+        return
+    box = []
+    for metric, (low, high) in (("kl", ax.get_xlim()), ("reward", ax.get_ylim())):
+        values = learned[metric].to_numpy(float)
+        # The middle of the crowd: a method that strayed far shall not shrink all others to a dot again.
+        first, last = np.quantile(values, [0.0, 1.0] if len(values) < 5 else [0.15, 0.9])
+        room = max(last - first, 0.02 * (high - low))
+        box.append((first - 0.35 * room, last + 0.35 * room, 1.7 * room / (high - low)))
+    (x0, x1, share_x), (y0, y1, share_y) = box
+    if share_x > 0.5 or share_y > 0.45:
+        return
+    inset = ax.inset_axes((0.44, 0.07, 0.54, 0.46))
+    frontier(inset, curve, beta)
+    method_points(inset, learned)
+    inset.set(xlim=(x0, x1), ylim=(y0, y1), title="", xlabel="", ylabel="")
+    inset.tick_params(labelsize=9)
+    inset.locator_params(nbins=4)
+    for spine in inset.spines.values():
+        spine.set(visible=True, color="#888888")
+    ax.indicate_inset_zoom(inset, edgecolor="#888888")
+
+
+def _frame(ax: Axes, summary: pd.DataFrame, curve: pd.DataFrame, beta: float) -> None:
+    """Limits that hold every point, its interval unless that would drown the points, and room for the legend."""
+    at = np.abs(np.log(curve["beta"].to_numpy(float)) - np.log(beta)).argmin()
+    ends = {}
+    for metric in ("kl", "reward"):
+        points = np.append(summary[metric].to_numpy(float), float(curve[metric].iloc[at]))
+        low, high = np.nanmin(points), np.nanmax(points)
+        room = max(high - low, 1e-6)
+        columns = [c for c in (f"{metric}_low", f"{metric}_high") if c in summary.columns]
+        values = np.append(summary[columns].to_numpy(float).ravel(), points)
+        # Two or three seeds may make an interval ten times as wide as all methods lie apart: cut it off.
+        ends[metric] = max(np.nanmin(values), low - 0.15 * room), min(np.nanmax(values), high + 0.15 * room)
+    low, high = ends["kl"]
+    ax.set_xlim(min(low, 0) - 0.03 * (high - low), high + 0.12 * (high - low))
+    low, high = ends["reward"]
+    ax.set_ylim(low - 0.08 * (high - low), high + 0.3 * (high - low))

@@ -1,0 +1,44 @@
+"""Curves over training: how far a policy still is from π*, what its loss says, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from rlhf_lab.checks import LabError
+from rlhf_lab.figures import style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+@style.use()
+def learning_curves(
+    ax: Axes,
+    curves: Mapping[str, tuple[str, str | None, Sequence[float]]],
+    title: str,
+    ylabel: str,
+    xlabel: str = "step",
+    log: bool = False,
+) -> None:
+    """Draw one line for each run.
+
+    Args:
+        ax: where to draw.
+        curves: by the name in the legend: the style key, the dash (`-`, `--`, `-.`, `:`, or None for the style's
+            own), and one value for each step.
+        title: of the axes.
+        ylabel: with its unit in brackets.
+        xlabel: of the steps.
+        log: logarithmic y.
+
+    Raises:
+        LabError: no curve.
+    """
+    if not curves:
+        raise LabError("curves is empty: give at least one run.")
+    for name, (key, dash, values) in curves.items():
+        look = style.of(key)
+        ax.plot(range(len(values)), list(values), dash or look.dash, color=look.light, label=name)
+    ax.set(title=title, xlabel=xlabel, ylabel=ylabel, yscale="log" if log else "linear")
+    ax.legend(loc="best")

@@ -1,0 +1,71 @@
+"""Bars of policies over the responses of one prompt: π_ref, π*, π_θ side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from rlhf_lab.checks import LabError, check_log_distribution
+from rlhf_lab.figures import style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+@style.use()
+def policy_bars(
+    ax: Axes,
+    policies: Mapping[str, Tensor],
+    responses: Sequence[str] | None = None,
+    reward: Tensor | None = None,
+    title: str = "Probability of each response",
+) -> None:
+    """Draw one group of bars for each response, one bar for each policy.
+
+    Args:
+        ax: where to draw.
+        policies: log-probabilities (K,) in nats by style key (`"reference"`, `"optimal"`, `"dpo"`, …).
+        responses: K names; None numbers them y1 … yK.
+        reward: (K,), written under the names; None leaves it out.
+        title: of the axes.
+
+    Raises:
+        LabError: no policy; log-probabilities that do not sum to one; lengths that differ.
+    """
+    if not policies:
+        raise LabError("policies is empty: give at least one, such as {'reference': log_ref}.")
+    number = len(next(iter(policies.values())))
+    names = list(responses) if responses is not None else [f"y{i + 1}" for i in range(number)]
+    for key, values in [*policies.items(), *([("reward", reward)] if reward is not None else [])]:
+        if values.shape != (len(names),):
+            raise LabError(f"{key} has shape {tuple(values.shape)}; there are {len(names)} responses.")
+    width = 0.8 / len(policies)
+    for j, (key, log_p) in enumerate(policies.items()):
+        look = style.of(key)
+        height = check_log_distribution(log_p, key).detach().exp().cpu().numpy()
+        left = [i - 0.4 + (j + 0.5) * width for i in range(number)]
+        ax.bar(left, height, width * 0.92, color=look.light, label=look.label)
+    if reward is not None:
+        # + 0.0 turns a rounded −0.0 into 0.0.
+        names = [
+            f"{name}\nr = {round(r, 1) + 0.0:+.1f}".replace("-", "−")
+            for name, r in zip(names, reward.tolist(), strict=True)
+        ]
+    ax.set_xticks(range(number), names)
+    ax.grid(visible=False, axis="x")
+    ax.set(title=title, xlabel="response y", ylabel="probability", ylim=(0, 1))
+    # Above the axes' own space: a bar may reach the top.
+    ax.legend(ncols=len(policies), loc="lower right", bbox_to_anchor=(1, 1.0), borderaxespad=0.2)
+
+
+def describe(policies: Mapping[str, Tensor], responses: Sequence[str]) -> str:
+    """The text equivalent of `policy_bars`: every probability, to two places."""
+    parts = []
+    for key, log_p in policies.items():
+        values = torch.as_tensor(log_p).detach().exp().tolist()
+        inside = ", ".join(f"{name} {p:.2f}" for name, p in zip(responses, values, strict=True))
+        parts.append(f"{style.label(key)}: {inside}")
+    return "; ".join(parts) + "."

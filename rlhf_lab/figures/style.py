@@ -1,0 +1,227 @@
+"""One visual language: a colour and a marker for each policy and method, the same through the whole course.
+
+Two rules make a picture readable before its legend is read:
+
+- What is given or exact is neutral, what was learned has a colour. π_ref is grey, π* is ink (black on paper,
+  white on a dark page), everything trained stands out against them.
+- Colour is never the only carrier. Every entry has its own marker, and relatives (the losses of DPO, the pair
+  sources of RSO) share a hue, so that a reader who cannot tell two hues apart still can tell two methods apart.
+
+The hues started as those of Okabe and Ito (2008, "Color Universal Design") and were moved, in lightness most
+of all, until the eight main entries lie at least 14 apart in CIE L*a*b* under simulated protanopia,
+deuteranopia and tritanopia (Machado et al. 2009) and every entry has a contrast of at least 3 : 1 with its
+page (WCAG 2.2, criterion 1.4.11). `tests/figures/test_figures.py` computes both again.
+
+Nothing here loads matplotlib until a function that draws is called: explorers use the colours without it.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rlhf_lab.checks import LabError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LIGHT_PAGE, DARK_PAGE = "#FFFFFF", "#111111"
+
+
+@dataclass(frozen=True)
+class Style:
+    """How one policy or method looks.
+
+    Attributes:
+        label: its name in a legend.
+        light: its colour on a light page, `#RRGGBB`.
+        dark: the same hue, lighter, for a dark page.
+        marker: its marker, in matplotlib's letters; the explorers draw the same shapes.
+        dash: its line, in matplotlib's names.
+    """
+
+    label: str
+    light: str
+    dark: str
+    marker: str
+    dash: str = "-"
+
+
+STYLES: dict[str, Style] = {
+    # Given or exact: neutral.
+    "reference": Style("π_ref", "#858585", "#969696", "o"),
+    "optimal": Style("π*", "#111111", "#F5F5F5", "*"),
+    # The exact optimum of a learned reward: between given and learned. Its marker is an M, for model.
+    "plug-in": Style("π* of the reward model", "#5A5A5A", "#BDBDBD", "$M$"),
+    # Learned, method not named.
+    "policy": Style("π_θ", "#B5330A", "#F0764E", "D"),
+    # Methods.
+    "sft": Style("SFT", "#7F5033", "#A98467", "h"),
+    "ppo": Style("PPO", "#B88520", "#FFB021", "s"),
+    "dpo": Style("DPO", "#0A84F5", "#3F86F0", "^"),
+    "dpo-ipo": Style("IPO", "#4A5FC1", "#8FA8FF", "v"),
+    "dpo-hinge-norm": Style("DPO, hinge-norm", "#23799C", "#62B6D9", "<"),
+    "dpo-cdpo": Style("cDPO", "#2A62B8", "#6FA3F0", "1", "--"),
+    "dpo-robust": Style("robust DPO", "#1B4A8A", "#8CB4F5", "2", "-."),
+    "dpo-hinge": Style("SLiC, hinge", "#3D6F73", "#7FBCC2", "3", ":"),
+    "rso-direct": Style("RSO, direct", "#B0649B", "#D98FCB", "P", ":"),
+    "rso-sft-sample-rank": Style("RSO, sft-sample-rank", "#93387C", "#CC6FBA", "X", "--"),
+    "rso-rso-sample-rank": Style("RSO, rso-sample-rank", "#74105C", "#C252AE", "p"),
+    "raft": Style("RAFT", "#065C80", "#7CC8FA", ">"),
+    "rest": Style("ReST", "#5B9C5A", "#4FE39A", "d"),
+    "online": Style("online DPO", "#3D3A9E", "#8F8AF5", "H"),
+    "best-of-n": Style("best-of-n", "#565A00", "#DDE07A", "8"),
+    # Not methods, but they appear beside them.
+    "reward": Style("reward", "#8A6A00", "#E3C25A", "_"),
+    "wrong": Style("wrong version", "#C4001A", "#FF6B6B", "x", "--"),
+}
+"""The visual language, by machine key. Keys are never renamed and colours never swapped."""
+
+MAIN = ("reference", "optimal", "policy", "ppo", "dpo", "rso-rso-sample-rank", "raft", "rest")
+"""The entries that must be told apart by colour alone, whatever the reader's eyes."""
+
+_FAMILY = {"rso": "rso-rso-sample-rank", "dpo-sigmoid-norm": "dpo", "dpo-sigmoid": "dpo"}
+
+
+def of(key: str) -> Style:
+    """The style of `key`, the machine name of a policy or method.
+
+    A variant that has no entry of its own (`"rest-4-steps"`) looks like its nearest relative (`"rest"`) and
+    keeps its own name; `"rso"` alone is RSO's full version.
+
+    Raises:
+        LabError: neither the key nor any beginning of it is known.
+    """
+    if key in STYLES:
+        return STYLES[key]
+    parts = key.split("-")
+    for cut in range(len(parts), 0, -1):
+        head = "-".join(parts[:cut])
+        head = _FAMILY.get(head, head)
+        if head in STYLES:
+            parent = STYLES[head]
+            name = parent.label if cut == len(parts) else f"{parent.label}, {' '.join(parts[cut:])}"
+            return Style(name, parent.light, parent.dark, parent.marker, parent.dash)
+    raise LabError(f"No style for {key!r}. Known: {', '.join(STYLES)}. Add new entries to figures/style.py.")
+
+
+OPEN_MARKERS = frozenset("x+_123")
+"""Markers made of strokes: they have no inside, so an edge in the page's colour would wipe them out."""
+
+
+def colour(key: str, dark: bool = False) -> str:
+    """The colour of `key` on a light (or dark) page, `#RRGGBB`."""
+    return of(key).dark if dark else of(key).light
+
+
+def label(key: str) -> str:
+    """The English display name of `key`."""
+    return of(key).label
+
+
+_RC: dict[Any, Any] = {
+    "figure.dpi": 100,
+    "figure.facecolor": LIGHT_PAGE,
+    "axes.facecolor": LIGHT_PAGE,
+    "savefig.facecolor": LIGHT_PAGE,
+    # DejaVu Sans comes with matplotlib: the same bytes on every machine, and it has π, β, ‖ and ≥.
+    "font.family": "DejaVu Sans",
+    "mathtext.fontset": "dejavusans",
+    "font.size": 12,
+    "axes.titlesize": 13,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.labelsize": 12,
+    "xtick.labelsize": 11,
+    "ytick.labelsize": 11,
+    "legend.fontsize": 11,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#444444",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E3E3E3",
+    "grid.linewidth": 0.8,
+    "lines.linewidth": 2.0,
+    "lines.markersize": 7,
+    "figure.constrained_layout.use": True,
+    "svg.hashsalt": "rlhf_lab",
+}
+
+
+@contextmanager
+def use() -> Iterator[None]:
+    """Draw in the course's look inside this context, and leave matplotlib as it was after it.
+
+    Also a decorator, `@style.use()`: every function here that draws on given axes carries it, so that a picture
+    looks the same whoever calls.
+    """
+    import matplotlib
+
+    with matplotlib.rc_context(_RC):
+        yield
+
+
+def figure(width: float = 8.0, height: float = 4.2) -> Figure:
+    """An empty figure of the course's look, in inches. It belongs to no window and need not be closed."""
+    from matplotlib.figure import Figure
+
+    with use():
+        return Figure(figsize=(width, height), layout="constrained")
+
+
+def subplots(
+    rows: int = 1, columns: int = 1, width: float = 8.0, height: float = 4.2, **more: Any
+) -> tuple[Figure, Any]:
+    """A figure of the course's look with its axes, as `plt.subplots` gives them, but tied to no window."""
+    drawing = figure(width, height)
+    with use():
+        return drawing, drawing.subplots(rows, columns, **more)
+
+
+def png(drawing: Figure, dpi: int = 144) -> bytes:
+    """`drawing` as PNG: the same picture gives the same bytes (no date, no version in the file)."""
+    stream = io.BytesIO()
+    with use():
+        drawing.savefig(stream, format="png", dpi=dpi, metadata={"Software": None})
+    return stream.getvalue()
+
+
+class Shown:
+    """A picture with its text equivalent, as the last line of a notebook's cell.
+
+    The text stands below the picture, where everybody reads it: a reader who cannot see the picture, a search
+    engine, and a test that compares outputs. Put the numbers that the picture is there to show into it.
+    """
+
+    def __init__(self, drawing: Figure, alt: str) -> None:
+        """Keep `drawing` and `alt`, its text equivalent, one to three sentences.
+
+        Raises:
+            LabError: an empty text.
+        """
+        if not alt.strip():
+            raise LabError("alt is empty: say in a sentence what the picture shows.")
+        self.drawing, self.alt = drawing, alt
+
+    def __repr__(self) -> str:
+        return f"Picture: {self.alt}"
+
+    def _ipython_display_(self) -> None:
+        from IPython.display import display
+
+        data = {"image/png": base64.b64encode(png(self.drawing)).decode(), "text/plain": repr(self)}
+        # `alt` is the name under which nbconvert looks for an image's alternative text.
+        looks = {"width": round(self.drawing.get_figwidth() * 96), "alt": self.alt}
+        display(data, raw=True, metadata={"image/png": looks})
+        display({"text/markdown": f"*In words:* {self.alt}", "text/plain": f"In words: {self.alt}"}, raw=True)
+
+
+def show(drawing: Figure, alt: str) -> Shown:
+    """`drawing` for a notebook, with the text `alt` below it. See `Shown`."""
+    return Shown(drawing, alt)

@@ -1,0 +1,92 @@
+"""Scores and values from a language model's body: a linear head on the states of the packed forward pass.
+
+The reward r_φ(x, y) is read at the response's last token; the critic's V(x, y_<t) at the token *before* y_t
+(the prompt's last one for t = 0), so it is known before y_t is chosen. Starting the critic from the reward
+model is what Stiennon et al. (2020), "Learning to summarize from human feedback", found needed.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from rlhf_lab.batch import Tokens
+from rlhf_lab.checks import LabError
+from rlhf_lab.policies.packing import body_of, check_batch, dropout_off, packed_states
+
+
+class _Scored(nn.Module):
+    """A body and a linear head. The head starts at zero: no generator is needed, and scores start equal."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.body: Any
+        self.head: nn.Linear
+        if isinstance(model, _Scored):
+            self.body, self.head = copy.deepcopy(model.body), copy.deepcopy(model.head)
+        else:
+            self.body = copy.deepcopy(body_of(model))
+            self.head = nn.Linear(self.body.config.hidden_size, 1)
+            nn.init.zeros_(self.head.weight)
+            nn.init.zeros_(self.head.bias)
+            self.head.to(next(self.body.parameters()).device)
+        self.requires_grad_(True)
+
+    def _values(self, prompts: Tokens, responses: Tokens) -> Tensor:
+        """The head's float32 number at every place from which a response token is predicted, (B, G, T)."""
+        with dropout_off(self.body):
+            states = packed_states(self.body, prompts, responses)
+        return self.head(states.flat.to(self.head.weight.dtype)).squeeze(-1).float()[states.before]
+
+
+class LanguageModelReward(_Scored):
+    """r_φ(x, y), read at the response's last token by a linear head on a copy of a language model's body.
+
+    Args:
+        model: a causal LM, or another reward model or critic to start from; it is copied.
+    """
+
+    def forward(self, prompts: Tokens, responses: Tokens) -> Tensor:
+        """Scores of shape (B, G), float32. Dropout is off; gradients flow.
+
+        Args:
+            prompts: (B, P).
+            responses: (B, G, T), each of at least one token.
+
+        Raises:
+            LabError: an empty prompt or response, or a row longer than the model's context.
+        """
+        device = self.head.weight.device
+        prompts, responses = prompts.to(device), responses.to(device)
+        check_batch(prompts, responses, self.body.config)
+        empty = responses.lengths == 0
+        if empty.any():
+            row, column = empty.nonzero()[0].tolist()
+            raise LabError(f"Response {column} of prompt {row} is empty: there is no last token to read a score at.")
+        # One place more, that stands for "what would come next": it is predicted from the last token.
+        longer = Tokens(pad(responses.ids, (0, 1)), pad(responses.mask, (1, 0), value=True))
+        values = self._values(prompts, longer)
+        return values.gather(-1, responses.lengths[..., None]).squeeze(-1)
+
+
+class LanguageModelCritic(_Scored):
+    """V(x, y_<t), the value before token t is chosen.
+
+    Args:
+        model: a causal LM, whose body is copied under a new head, or a reward model, copied with its head.
+    """
+
+    def forward(self, prompts: Tokens, responses: Tokens) -> Tensor:
+        """Values of shape (B, G, T), float32, 0 where there is no token. Dropout is off; gradients flow.
+
+        Args:
+            prompts: (B, P).
+            responses: (B, G, T).
+        """
+        device = self.head.weight.device
+        prompts, responses = prompts.to(device), responses.to(device)
+        check_batch(prompts, responses, self.body.config)
+        return self._values(prompts, responses) * responses.mask

@@ -1,0 +1,77 @@
+"""The settings that every method shares: how long, how fast, from which seed, and where to."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from rlhf_lab.checks import LabError, check_positive
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training run of any method."""
+
+    steps: int = 300
+    """Number of optimiser steps (of PPO: rounds of sampling and learning)."""
+    batch_size: int = 64
+    """Prompts (of DPO: pairs) in a step. Numbers above the data's size mean all of it, every step."""
+    learning_rate: float = 1e-2
+    """Peak learning rate."""
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    """How the rate falls to zero after the warm-up."""
+    warmup: int = 0
+    """Steps over which the rate rises from zero to its peak."""
+    optimizer: Literal["adam", "adamw", "lbfgs"] = "adam"
+    """`lbfgs` is for full-batch problems on tables, where it reaches machine precision."""
+    adam_epsilon: float = 1e-8
+    """Adam's ε."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay, with `adamw`."""
+    max_grad_norm: float | None = None
+    """Clip the gradient's norm to this; None for no clipping."""
+    seed: int = 0
+    """Seed of everything that is random in this run."""
+    log_every: int = 10
+    """Steps between two entries of the history."""
+    save_every: int = 100
+    """Steps between two checkpoints, where `out` is given."""
+    out: Path | None = None
+    """Folder of the run: settings, history, checkpoints, result. None writes nothing."""
+    resume: bool = False
+    """Go on from the last checkpoint in `out`."""
+    progress: bool = True
+    """Show a progress bar."""
+
+    def __post_init__(self) -> None:
+        check_positive(self.learning_rate, "learning_rate")
+        for name in ("steps", "batch_size", "log_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise LabError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        if self.seed < 0:
+            raise LabError(f"seed must not be negative, not {self.seed}.")
+        if self.resume and self.out is None:
+            raise LabError("resume=True needs out=…, the folder of the run to go on with.")
+
+    def stage(self, name: str, number: int = 0, **changes: Any) -> Training:
+        """The settings of one stage of a method that trains several times: a folder and a stream of its own.
+
+        A resumed method goes on in the stage where it stopped: stages that were finished load their last
+        checkpoint, stages that were never begun start.
+        """
+        out = None if self.out is None else self.out / name
+        resume = self.resume and out is not None and (out / "run.json").is_file()
+        return replace(self, out=out, resume=resume, seed=self.seed + 7919 * (number + 1), **changes)
+
+    def rate_at(self, step: int) -> float:
+        """The learning rate's factor in [0, 1] at `step`, counted from 0."""
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        if self.schedule == "constant":
+            return 1.0
+        left = 1.0 - (step - self.warmup) / max(self.steps - self.warmup, 1)
+        if self.schedule == "linear":
+            return left
+        return 0.5 * (1.0 + math.cos(math.pi * (1.0 - left)))

@@ -1,0 +1,268 @@
+"""An explorer: controls, one pure function from their values to a picture, one view.
+
+    def picture(beta: float, prompt: int) -> Picture: ...
+
+    Explorer(picture, {"beta": Slider(0.5, 0.01, 100, log=True, label="β"), "prompt": Choice(...)}, title="…")
+
+The function is where the mathematics is and is tested as a function. The explorer only calls it with what the
+controls say, at once when one moves, and hands the result to the view. Nothing lives in a notebook's globals: a
+later cell may use any name again.
+"""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anywidget
+import ipywidgets
+import traitlets
+
+from rlhf_lab.checks import LabError, check_positive
+from rlhf_lab.figures import style
+from rlhf_lab.figures.picture import Picture, draw, failed
+
+_HERE = Path(__file__).parent
+_WIDE = {"description_width": "initial"}
+
+
+class Chart(anywidget.AnyWidget):
+    """The view: draws the picture it is given, in the browser. See `chart.js`."""
+
+    _esm = _HERE / "chart.js"
+    _css = _HERE / "chart.css"
+    title = traitlets.Unicode().tag(sync=True)
+    palette = traitlets.Dict().tag(sync=True)
+    picture = traitlets.Dict().tag(sync=True)
+
+
+@dataclass(frozen=True)
+class Slider:
+    """A number between `low` and `high`.
+
+    Attributes:
+        value: where it stands at first.
+        low: its least value; above zero where `log` is set.
+        high: its greatest value.
+        label: what it is, with its unit.
+        step: distance of two stops; of a log slider, in powers of ten. None makes about a hundred stops.
+        log: equal steps multiply the value instead of adding to it.
+        whole: only whole numbers.
+    """
+
+    value: float
+    low: float
+    high: float
+    label: str
+    step: float | None = None
+    log: bool = False
+    whole: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.low <= self.value <= self.high or self.low == self.high:
+            raise LabError(f"Slider {self.label!r} needs low ≤ value ≤ high and low < high: {self}.")
+        if self.log:
+            check_positive(self.low, f"The low end of the log slider {self.label!r}")
+
+    def widget(self) -> ipywidgets.Widget:
+        """A new ipywidget; arrow keys, Page Up/Down, Home and End move it."""
+        wide = ipywidgets.Layout(width="26em", max_width="100%")
+        common = {"description": self.label, "continuous_update": True, "style": _WIDE, "layout": wide}
+        if self.whole:
+            return ipywidgets.IntSlider(
+                value=round(self.value), min=round(self.low), max=round(self.high), step=round(self.step or 1), **common
+            )
+        if self.log:
+            low, high = math.log10(self.low), math.log10(self.high)
+            step = self.step or (high - low) / 100
+            return ipywidgets.FloatLogSlider(
+                value=self.value, min=low, max=high, step=step, readout_format=".3g", **common
+            )
+        step = self.step or (self.high - self.low) / 100
+        return ipywidgets.FloatSlider(
+            value=self.value, min=self.low, max=self.high, step=step, readout_format=".3g", **common
+        )
+
+    def grid(self, stops: int) -> list[Any]:
+        """At most `stops` values from end to end; `value` is always among them."""
+        if self.whole:
+            step = max(round(self.step or 1), math.ceil((self.high - self.low) / max(stops - 1, 1)))
+            return sorted({*range(round(self.low), round(self.high) + 1, step), round(self.high), round(self.value)})
+        ends = (math.log10(self.low), math.log10(self.high)) if self.log else (self.low, self.high)
+        marks = [ends[0] + (ends[1] - ends[0]) * i / (stops - 1) for i in range(stops)] if stops > 1 else []
+        values = [float(f"{10**m if self.log else m:.6g}") for m in marks]
+        if not any(math.isclose(v, self.value, rel_tol=1e-5) for v in values):
+            values.append(self.value)
+        return sorted(min(max(v, self.low), self.high) for v in values)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of several named values. `options` maps the name shown to the value passed on."""
+
+    value: Any
+    options: Mapping[str, Any]
+    label: str
+
+    def __post_init__(self) -> None:
+        if self.value not in list(self.options.values()):
+            raise LabError(f"Choice {self.label!r}: {self.value!r} is none of {list(self.options.values())}.")
+
+    def widget(self) -> ipywidgets.Widget:
+        """A new drop-down list."""
+        wide = ipywidgets.Layout(width="auto", max_width="100%")
+        return ipywidgets.Dropdown(
+            options=list(self.options.items()), value=self.value, description=self.label, style=_WIDE, layout=wide
+        )
+
+    def grid(self, stops: int) -> list[Any]:
+        """All values: a choice is never thinned out."""
+        return list(self.options.values())
+
+
+@dataclass(frozen=True)
+class Toggle:
+    """Yes or no."""
+
+    value: bool
+    label: str
+
+    def widget(self) -> ipywidgets.Widget:
+        """A new checkbox."""
+        return ipywidgets.Checkbox(value=self.value, description=self.label, indent=False)
+
+    def grid(self, stops: int) -> list[Any]:
+        """Both values."""
+        return [False, True]
+
+
+Control = Slider | Choice | Toggle
+
+
+class Explorer:
+    """Controls, a pure function of them, and the picture it gives. Shows itself as a cell's last line.
+
+    Attributes:
+        controls: the specifications, by the function's argument names.
+        inputs: the ipywidgets, by the same names; setting `inputs["beta"].value` moves the picture.
+        chart: the view.
+        widget: all of it, for placing in a larger layout.
+    """
+
+    def __init__(
+        self, compute: Callable[..., Picture], controls: Mapping[str, Control], title: str, advice: str = ""
+    ) -> None:
+        """Build the explorer in its first state.
+
+        Args:
+            compute: takes every control by name, returns a `Picture`. It must be pure: same values, same
+                picture. A `LabError` it raises becomes a picture that says so; any other error is a bug, and
+                is raised.
+            controls: by argument name, in the order in which they are to stand.
+            title: above the picture.
+            advice: one line above the controls: what to try.
+
+        Raises:
+            LabError: no control.
+        """
+        if not controls:
+            raise LabError("An explorer needs at least one control.")
+        self.compute, self.controls, self.title = compute, dict(controls), title
+        self.inputs: dict[str, Any] = {name: control.widget() for name, control in controls.items()}
+        first = self.picture()
+        self.chart = Chart(title=title, palette=palette(), picture=first.to_dict())
+        for box in self.inputs.values():
+            box.observe(self._update, names="value")
+        row = ipywidgets.Layout(display="flex", flex_flow="row wrap", width="100%")
+        parts: list[Any] = [ipywidgets.Label(advice)] if advice else []
+        self.widget = ipywidgets.VBox([*parts, ipywidgets.Box(list(self.inputs.values()), layout=row), self.chart])
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """What the controls say now."""
+        return {name: box.value for name, box in self.inputs.items()}
+
+    def picture(self, **values: Any) -> Picture:
+        """The picture at `values`; controls that are not named keep the value they have now."""
+        try:
+            return self.compute(**{**self.values, **values})
+        except LabError as error:
+            return failed(str(error))
+
+    @property
+    def text(self) -> str:
+        """The present state in words."""
+        return str(self.chart.picture["text"])
+
+    def _update(self, change: Any) -> None:
+        # One assignment, one message to the browser: picture, numbers and words change together.
+        self.chart.picture = self.picture().to_dict()
+
+    def states(self, stops: int = 21) -> dict[str, Any]:
+        """Every state on a grid of the controls, as JSON data for a page without a kernel.
+
+        Args:
+            stops: at most so many values of each slider; choices and toggles keep all of theirs.
+
+        Returns:
+            `title`, `palette`, `controls` (name, label, kind, values, names, first: the place of the value at
+            the start), `pictures`: one for each combination, the last control running fastest.
+        """
+        described, axes = [], []
+        for name, control in self.controls.items():
+            axes.append(control.grid(stops))
+            names = [_written(v) for v in axes[-1]]
+            if isinstance(control, Choice):
+                names = list(control.options)
+            elif isinstance(control, Toggle):
+                names = ["no", "yes"]
+            described.append(
+                {
+                    "name": name,
+                    "label": control.label,
+                    "kind": type(control).__name__.lower(),
+                    "names": names,
+                    "first": axes[-1].index(_nearest(axes[-1], control.value)),
+                }
+            )
+        pictures = [
+            self.picture(**dict(zip(self.controls, values, strict=True))) for values in itertools.product(*axes)
+        ]
+        used = {key for picture in pictures for key in picture.styles()}
+        return {
+            "title": self.title,
+            "palette": {key: look for key, look in palette().items() if key in used},
+            "controls": described,
+            "pictures": [picture.to_dict() for picture in pictures],
+        }
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
+        """The live widget, and a still picture with its text for where no kernel runs."""
+        bundle = dict(self.widget._repr_mimebundle_() or {})
+        now = self.picture()
+        bundle["image/png"] = base64.b64encode(style.png(draw(now, self.title), dpi=96)).decode()
+        bundle["text/plain"] = f"{self.title}: {now.text}"
+        return bundle, {"image/png": {"alt": now.text}}
+
+
+def palette() -> dict[str, dict[str, str]]:
+    """The visual language as data for the view."""
+    return {
+        key: {"light": look.light, "dark": look.dark, "marker": look.marker, "dash": look.dash}
+        for key, look in style.STYLES.items()
+    }
+
+
+def _written(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _nearest(values: Sequence[Any], value: Any) -> Any:
+    if value in values:
+        return value
+    return min(values, key=lambda v: abs(v - value))

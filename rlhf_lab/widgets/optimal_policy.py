@@ -1,0 +1,119 @@
+"""π* under β: how the price of KL decides how far the best policy moves away from the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlhf_lab import exact
+from rlhf_lab.checks import LabError, check_responses_axis
+from rlhf_lab.figures.picture import Axis, Bars, Line, Number, Panel, Picture, Points
+from rlhf_lab.widgets.explorer import Choice, Explorer, Slider
+
+
+def optimal_policy_picture(
+    log_ref: Tensor, reward: Tensor, beta: float, responses: Sequence[str], prompt: str = ""
+) -> Picture:
+    """π_ref and π* as bars, and the place of π* on the exact frontier.
+
+    Args:
+        log_ref: log π_ref(·|x) of one prompt, (K,), nats.
+        reward: r(x, ·), (K,).
+        beta: β > 0, units of reward for a nat.
+        responses: K names.
+        prompt: the name of x, for the text.
+
+    Returns:
+        the picture; its numbers are E_π*[r], KL(π*‖π_ref), J(π*) and log Z.
+
+    Raises:
+        LabError: as `rlhf_lab.exact.optimal_policy`.
+    """
+    log_star = exact.optimal_policy(log_ref, reward, beta)
+    star, ref = log_star.exp(), log_ref.exp()
+    gain, cost = float((star * reward).sum()), float(exact.kl(log_star, log_ref))
+    before = float((ref * reward).sum())
+    value = float(exact.objective(log_star, log_ref, reward, beta))
+    log_z = float(exact.log_partition(log_ref, reward, beta))
+    curve_kl, curve_reward = exact.frontier(log_ref, reward, torch.logspace(-3, 3, 121, dtype=log_ref.dtype))
+    names = tuple(f"{name}\nr = {_signed(r)}" for name, r in zip(responses, reward.tolist(), strict=True))
+    bars = Panel(
+        "Policies over the responses",
+        Axis("response y and its reward r", names=names),
+        Axis("probability", 0.0, 1.0),
+        (Bars("reference", ref, "π_ref"), Bars("optimal", star, "π*")),
+        width=1.2,
+    )
+    road = Panel(
+        "Reward bought with KL",
+        Axis("KL(π‖π_ref) [nats]"),
+        Axis("expected reward [reward]"),
+        (
+            Line("optimal", curve_kl, curve_reward, "π* for every β"),
+            Points("reference", [0.0], [before], "π_ref"),
+            Points("optimal", [cost], [gain], "π* now", big=True),
+        ),
+    )
+    top = int(star.argmax())
+    where = f" for the prompt “{prompt}”" if prompt else ""
+    text = (
+        f"At β = {beta:.3g}{where}, π* gives “{responses[top]}” a probability of {float(star[top]):.2f} "
+        f"(π_ref: {float(ref[top]):.2f}). It expects a reward of {gain:.2f} instead of {before:.2f} and pays "
+        f"{cost:.2f} nats of KL for it."
+    )
+    numbers = (
+        Number("E[r]", gain, "reward"),
+        Number("KL(π*‖π_ref)", cost, "nats"),
+        Number("J(π*)", value, "reward"),
+        Number("log Z", log_z, "nats"),
+    )
+    return Picture(text, (bars, road), numbers)
+
+
+def _signed(reward: float) -> str:
+    rounded = round(reward, 2)
+    return f"{rounded:+g}".replace("-", "−") if rounded else "0"
+
+
+def optimal_policy_explorer(
+    log_ref: Tensor,
+    reward: Tensor,
+    responses: Sequence[Sequence[str]] | Sequence[str],
+    prompts: Sequence[str] = (),
+    beta: float = 0.5,
+) -> Explorer:
+    """π* under a live slider for β, for one prompt or several.
+
+    Args:
+        log_ref: log π_ref, (K,) or (X, K), nats.
+        reward: r, of the same shape.
+        responses: K names, or X lists of K names.
+        prompts: X names; needed where there are several prompts.
+        beta: where the slider stands at first, in [0.01, 100].
+
+    Raises:
+        LabError: shapes or numbers of names that do not match.
+    """
+    check_responses_axis(log_ref=log_ref, reward=reward)
+    log_ref, reward = (t.detach().double().reshape(-1, t.shape[-1]) for t in torch.broadcast_tensors(log_ref, reward))
+    rows, width = log_ref.shape
+    one_list = isinstance(responses[0], str)
+    lists: list[Any] = [list(responses)] * rows if one_list else [list(names) for names in responses]
+    titles = list(prompts) or [f"x{i + 1}" for i in range(rows)]
+    if len(lists) != rows or len(titles) != rows or any(len(names) != width for names in lists):
+        raise LabError(
+            f"There are {rows} prompts with {width} responses each, but {len(titles)} names of prompts and "
+            f"lists of {sorted({len(names) for names in lists})} names of responses."
+        )
+
+    def compute(beta: float, prompt: int = 0) -> Picture:
+        named = titles[prompt] if prompts else ""
+        return optimal_policy_picture(log_ref[prompt], reward[prompt], beta, lists[prompt], named)
+
+    controls: dict[str, Slider | Choice] = {"beta": Slider(beta, 0.01, 100.0, "β, the price of a nat", log=True)}
+    if rows > 1:
+        controls["prompt"] = Choice(0, {name: i for i, name in enumerate(titles)}, "prompt x")
+    return Explorer(compute, controls, "The optimal policy under β")

@@ -1,0 +1,68 @@
+"""Rung 1: K responses to each prompt, a table of logits, π* in a line. Every run is under a second."""
+
+from __future__ import annotations
+
+import torch
+
+from rlhf_lab.checks import LabError
+from rlhf_lab.policies.tabular import TabularPolicy, TabularReward
+from rlhf_lab.response_tree import ResponseTree
+from rlhf_lab.training import seeded
+from rlhf_lab.worlds.world import World
+
+
+def make(
+    log_ref: torch.Tensor,
+    reward: torch.Tensor,
+    name: str = "bandit",
+    prompt_names: list[str] | None = None,
+    response_names: list[str] | None = None,
+) -> World:
+    """A bandit from its numbers.
+
+    Args:
+        log_ref: log π_ref, (X, K); logits are normalised.
+        reward: gold reward, (X, K).
+        name: for titles and file names.
+        prompt_names: X names to show.
+        response_names: K names to show.
+
+    Raises:
+        LabError: shapes that differ or are not (X, K); rewards that are not finite.
+    """
+    if log_ref.ndim != 2 or log_ref.shape != reward.shape:
+        raise LabError(f"log_ref {tuple(log_ref.shape)} and reward {tuple(reward.shape)} must both be (X, K).")
+    if not torch.isfinite(reward).all():
+        raise LabError("reward must be finite.")
+    prompts, arms = reward.shape
+    tree = ResponseTree(arms, 1)
+    reference = TabularPolicy(tree, [log_ref.double().log_softmax(-1).unsqueeze(1)]).frozen()
+    gold = TabularReward(tree, [reward.double().unsqueeze(1)]).frozen()
+    return World(name, tree, reference, gold, prompts, prompt_names or [], response_names or [])
+
+
+def random(num_prompts: int = 4, num_arms: int = 10, seed: int = 0, reward_scale: float = 1.0) -> World:
+    """Reference logits and rewards normal, the rewards with standard deviation `reward_scale`."""
+    if num_prompts < 1 or num_arms < 2:
+        raise LabError(f"A bandit needs a prompt and two arms at least, not {num_prompts} and {num_arms}.")
+    generator = seeded(seed, 101)
+    shape = (num_prompts, num_arms)
+    log_ref = torch.randn(shape, dtype=torch.float64, generator=generator)
+    reward = torch.randn(shape, dtype=torch.float64, generator=generator) * reward_scale
+    return make(log_ref, reward, f"random bandit, {num_prompts} × {num_arms}, seed {seed}")
+
+
+def lecture() -> World:
+    """A hand-made world to read: two prompts, four answers each, and a reward that disagrees with the reference.
+
+    The reference likes to hedge; the labeller likes a short true answer. No number hides in a seed.
+    """
+    probabilities = torch.tensor([[0.40, 0.30, 0.20, 0.10], [0.10, 0.45, 0.15, 0.30]], dtype=torch.float64)
+    reward = torch.tensor([[-0.5, 0.0, 1.0, 1.5], [0.5, 0.0, 1.5, -1.0]], dtype=torch.float64)
+    return make(
+        probabilities.log(),
+        reward,
+        "lecture bandit",
+        ["What is the capital of France?", "Summarise: the cat sat on the mat, then slept."],
+        ["a hedge", "a long answer", "a short answer", "a cited answer"],
+    )

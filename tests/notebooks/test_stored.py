@@ -1,0 +1,58 @@
+"""The notebooks as they lie in the repository: normalised, complete, and with nothing of a machine in them."""
+
+import json
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("*.ipynb"))
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
+def notebook(request):
+    return nbformat.read(request.param, as_version=4)
+
+
+def test_there_is_a_first_notebook():
+    assert "00_start_here.ipynb" in [path.name for path in NOTEBOOKS]
+
+
+def test_every_code_cell_was_run_once_in_order(notebook):
+    counts = [cell.execution_count for cell in notebook.cells if cell.cell_type == "code"]
+    assert counts == list(range(1, len(counts) + 1))
+
+
+def test_no_output_is_an_error_a_warning_or_a_live_widget(notebook):
+    for cell in notebook.cells:
+        for out in cell.get("outputs", []):
+            expected = "raises-exception" in cell.metadata.get("tags", [])
+            assert out.output_type != "error" or expected, cell.id
+            assert out.get("name") != "stderr", cell.id
+            assert WIDGET not in out.get("data", {}), cell.id
+
+
+def test_every_picture_has_a_text_equivalent(notebook):
+    for cell in notebook.cells:
+        for out in cell.get("outputs", []):
+            if "image/png" in out.get("data", {}):
+                assert len(out.metadata["image/png"]["alt"]) > 40, cell.id
+    markdown = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    assert "![](" not in markdown
+
+
+def test_no_output_names_a_path_or_an_address(notebook):
+    for cell in notebook.cells:
+        for out in cell.get("outputs", []):
+            data = {k: v for k, v in out.get("data", {}).items() if k.startswith("text/")}
+            text = json.dumps([out.get("text", ""), data])
+            assert not re.search(r"0x[0-9a-f]{6,}|/home/|/root/|/Users/|site-packages", text), cell.id
+
+
+def test_metadata_is_trimmed_and_ids_are_unique(notebook):
+    assert set(notebook.metadata) == {"kernelspec", "language_info"}
+    assert "version" not in notebook.metadata.language_info
+    ids = [cell.id for cell in notebook.cells]
+    assert len(set(ids)) == len(ids)

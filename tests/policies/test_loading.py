@@ -1,0 +1,111 @@
+"""Loading a model: what is whole loads, and each way a folder can be broken has its own sentence."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from tiny_models import one_thread, tiny, tiny_tokenizer  # noqa: F401
+
+from rlhf_lab.checks import LabError
+from rlhf_lab.policies.loading import load_language_model, pick_device
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model") / "whole"
+    tokenizer = tiny_tokenizer(["some text"])
+    tiny("gpt_neox", vocab=len(tokenizer) + 3).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(whole, tmp_path):
+    """A copy to be broken."""
+    return shutil.copytree(whole, tmp_path / "copy")
+
+
+def test_a_whole_folder_loads_in_float32_and_eval_mode(whole):
+    model, tokenizer = load_language_model(str(whole), device="cpu")
+    assert type(model).__name__ == "GPTNeoXForCausalLM" and not model.training
+    assert model.dtype == torch.float32 and tokenizer.eos_token == "<end>"
+    assert load_language_model(str(whole), "cpu", torch.bfloat16)[0].dtype == torch.bfloat16
+
+
+def no_weights(folder):
+    (folder / "model.safetensors").unlink()
+
+
+def pickled_weights(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def damaged_weights(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:200])
+
+
+def no_head(folder):
+    tiny("gpt_neox", vocab=303).gpt_neox.save_pretrained(folder)
+
+
+def no_config(folder):
+    (folder / "config.json").unlink()
+
+
+def damaged_config(folder):
+    (folder / "config.json").write_text("{")
+
+
+def no_causal_model(folder):
+    (folder / "config.json").write_text(json.dumps({"model_type": "vit"}))
+
+
+def no_tokenizer(folder):
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+
+
+def no_end_token(folder):
+    tiny_tokenizer(["some text"], end=False).save_pretrained(folder)
+
+
+def too_many_tokens(folder):
+    tiny_tokenizer([f"word{i} more{i}" for i in range(500)], vocab=900).save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (no_weights, r"has no \*\.safetensors file with weights"),
+        (pickled_weights, r"has no \*\.safetensors; its \.bin weights are pickles"),
+        (damaged_weights, "The model of .*copy cannot be loaded"),
+        (no_head, "lack 1 of the model's tensors"),
+        (no_config, r"has no config\.json"),
+        (damaged_config, "The (tokenizer|configuration) of .*copy cannot be loaded"),
+        (no_causal_model, "is a 'vit' model, not a causal language model"),
+        (no_tokenizer, "has no tokenizer"),
+        (no_end_token, "has no end-of-sequence token"),
+        (too_many_tokens, "its model knows"),
+    ],
+    ids=lambda x: getattr(x, "__name__", ""),
+)
+def test_a_broken_folder_is_refused_in_one_sentence(folder, broken, message):
+    broken(folder)
+    with pytest.raises(LabError, match=message) as caught:
+        load_language_model(str(folder), device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_and_a_path_that_is_not_there_are_refused(whole, tmp_path):
+    with pytest.raises(LabError, match="is a file"):
+        load_language_model(str(whole / "config.json"))
+    with pytest.raises(LabError, match="There is no model folder"):
+        load_language_model(str(tmp_path / "nothing" / "here"))
+
+
+def test_a_device_that_is_not_there_is_refused():
+    assert pick_device("cpu") == torch.device("cpu")
+    with pytest.raises(LabError, match="'cuda:99' cannot be used"):
+        pick_device("cuda:99")

@@ -1,0 +1,218 @@
+"""Explorers without a browser: the pure function, the controls, and the data the view is given."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from rlhf_lab.checks import LabError
+from rlhf_lab.figures.picture import Axis, Bars, Line, Number, Panel, Picture, Points, Rule, limits
+from rlhf_lab.widgets.explorer import Choice, Explorer, Slider, Toggle
+from rlhf_lab.widgets.optimal_policy import optimal_policy_explorer, optimal_policy_picture
+
+torch.set_num_threads(1)
+
+REF = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+REWARD = torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64)
+NAMES = ["first", "second", "third"]
+
+
+def simple(x: float, n: int = 1, kind: str = "a", on: bool = False) -> Picture:
+    layers = (Line("policy", [0, 1, 2], [0, x, math.nan]), Points("dpo", [x], [n]), Rule("reward", x, label="here"))
+    panel = Panel(f"kind {kind}", Axis("x [nats]"), Axis("y [reward]", 0.0, 10.0), layers)
+    return Picture(f"x is {x:.2f}, n is {n}, {kind}, {on}", (panel,), (Number("x", x, "nats"),))
+
+
+def all_kinds() -> Explorer:
+    controls = {
+        "x": Slider(0.5, 0.1, 10.0, "x [nats]", log=True),
+        "n": Slider(3, 1, 9, "how many", whole=True),
+        "kind": Choice("b", {"the first": "a", "the second": "b"}, "kind"),
+        "on": Toggle(False, "switch"),
+    }
+    return Explorer(simple, controls, "A simple one")
+
+
+def test_setting_each_control_changes_the_charts_data_at_once():
+    explorer = all_kinds()
+    for name, value in {"x": 2.0, "n": 7, "kind": "a", "on": True}.items():
+        before = explorer.chart.picture
+        explorer.inputs[name].value = value
+        assert explorer.chart.picture != before, name
+        assert explorer.chart.picture == simple(**explorer.values).to_dict(), name
+    assert explorer.text == "x is 2.00, n is 7, a, True"
+
+
+def test_one_move_sends_one_message_to_the_view():
+    explorer = all_kinds()
+    sent = []
+    explorer.chart.observe(lambda change: sent.append(change.name))
+    explorer.inputs["x"].value = 3.0
+    assert sent == ["picture"]
+
+
+def test_two_explorers_of_one_function_do_not_share_state():
+    one, two = all_kinds(), all_kinds()
+    one.inputs["x"].value = 9.0
+    assert two.values["x"] == 0.5
+    assert two.text.startswith("x is 0.50")
+
+
+def test_a_refused_input_becomes_a_picture_that_says_why_and_the_next_move_recovers():
+    def refuses(x: float) -> Picture:
+        if x > 1:
+            raise LabError("x must not be above 1.")
+        return simple(x)
+
+    explorer = Explorer(refuses, {"x": Slider(0.5, 0.0, 2.0, "x")}, "Refusing")
+    explorer.inputs["x"].value = 2.0
+    assert explorer.chart.picture["failed"] and explorer.text == "x must not be above 1."
+    explorer.inputs["x"].value = 0.5
+    assert not explorer.chart.picture["failed"]
+
+
+def test_a_bug_in_the_function_is_not_swallowed():
+    def broken(x: float) -> Picture:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        Explorer(broken, {"x": Slider(0.5, 0.0, 2.0, "x")}, "Broken")
+
+
+def test_states_hold_every_combination_in_the_order_of_the_controls():
+    states = all_kinds().states(stops=5)
+    values = [Slider(0.5, 0.1, 10.0, "", log=True).grid(5), Slider(3, 1, 9, "", whole=True).grid(5), ["a", "b"]]
+    assert [len(c["names"]) for c in states["controls"]] == [len(values[0]), len(values[1]), 2, 2]
+    texts = [picture["text"] for picture in states["pictures"]]
+    expected = [simple(x, n, k, s).text for x in values[0] for n in values[1] for k in values[2] for s in (False, True)]
+    assert texts == expected
+    starts = [c["first"] for c in states["controls"]]
+    place = 0
+    for control, first in zip(states["controls"], starts, strict=True):
+        place = place * len(control["names"]) + first
+    assert texts[place] == all_kinds().text
+    json.dumps(states, allow_nan=False)
+    assert set(states["palette"]) == {"policy", "dpo", "reward"}
+
+
+@pytest.mark.parametrize("stops", [1, 2, 7, 50])
+def test_a_sliders_grid_stays_between_its_ends_and_holds_its_value(stops):
+    for slider in (
+        Slider(0.5, 0.01, 100, "", log=True),
+        Slider(0.3, -1, 1, ""),
+        Slider(4, 1, 64, "", whole=True),
+    ):
+        grid = slider.grid(stops)
+        assert grid == sorted(set(grid)) and slider.low <= grid[0] and grid[-1] <= slider.high
+        assert any(math.isclose(v, slider.value, rel_tol=1e-5) for v in grid)
+        assert len(grid) <= stops + 2
+
+
+def test_controls_refuse_what_makes_no_sense():
+    with pytest.raises(LabError, match="low ≤ value ≤ high"):
+        Slider(5, 0, 1, "x")
+    with pytest.raises(LabError, match="above 0"):
+        Slider(0.5, 0, 1, "x", log=True)
+    with pytest.raises(LabError, match="none of"):
+        Choice("c", {"A": "a"}, "kind")
+    with pytest.raises(LabError, match="at least one control"):
+        Explorer(simple, {}, "none")
+
+
+def test_picture_data_is_json_without_nan_and_fits_all_finite_points():
+    picture = simple(3.0)
+    data = picture.to_dict()
+    json.dumps(data, allow_nan=False)
+    assert data["panels"][0]["layers"][0]["y"] == [0.0, 3.0, None]
+    (x_low, x_high), y_ends = limits(picture.panels[0])
+    assert x_low < 0 and x_high > 3 and y_ends == (0.0, 10.0)
+
+
+@pytest.mark.parametrize("values", [[], [math.nan], [5.0], [0.0], [-math.inf, 1.0], [1e-300, 1e300]])
+@pytest.mark.parametrize("log", [False, True])
+def test_axes_have_two_ends_whatever_the_data(values, log):
+    panel = Panel("", Axis("x"), Axis("y", log=log), (Points("dpo", [0.0] * len(values), values),))
+    for low, high in limits(panel):
+        assert math.isfinite(low) and math.isfinite(high) and low < high
+
+
+def test_bars_stand_on_zero():
+    panel = Panel("", Axis("y", names=("a", "b")), Axis("p"), (Bars("reference", [0.2, 0.8]),))
+    assert limits(panel)[1][0] == 0.0
+
+
+def test_numbers_are_written_for_reading():
+    written = [Number("x", v).text for v in (0.0, -0.0001, 1.5, -2.0, math.nan, math.inf, -math.inf, 123456.0, -1e-9)]
+    assert written == ["0.000", "−1.00e−04", "1.500", "−2.000", "undefined", "∞", "−∞", "1.23e+05", "−1.00e−09"]
+
+
+# --- π* under β ---------------------------------------------------------------------------------------------
+
+
+def by_hand(beta: float) -> tuple[list[float], float, float]:
+    """π*, log Z and KL with `math` alone."""
+    weights = [p * math.exp(r / beta) for p, r in zip(REF.tolist(), REWARD.tolist(), strict=True)]
+    star = [w / sum(weights) for w in weights]
+    kl = sum(s * math.log(s / p) for s, p in zip(star, REF.tolist(), strict=True))
+    return star, math.log(sum(weights)), kl
+
+
+@pytest.mark.parametrize("beta", [0.3, 1.0, 4.0])
+def test_the_optimal_policys_picture_shows_the_numbers_worked_by_hand(beta):
+    star, log_z, kl = by_hand(beta)
+    picture = optimal_policy_picture(REF.log(), REWARD, beta, NAMES)
+    bars = {layer.style: layer.height.tolist() for layer in picture.panels[0].layers}
+    assert bars["optimal"] == pytest.approx(star, rel=1e-12)
+    assert bars["reference"] == pytest.approx(REF.tolist(), rel=1e-12)
+    numbers = {number.symbol: number.value for number in picture.numbers}
+    gain = sum(s * r for s, r in zip(star, REWARD.tolist(), strict=True))
+    assert numbers["E[r]"] == pytest.approx(gain)
+    assert numbers["KL(π*‖π_ref)"] == pytest.approx(kl)
+    assert numbers["log Z"] == pytest.approx(log_z)
+    # J(π*) = β log Z.
+    assert numbers["J(π*)"] == pytest.approx(beta * log_z)
+
+
+def test_moving_beta_moves_the_bars_from_the_reference_to_the_best_response():
+    explorer = optimal_policy_explorer(REF.log(), REWARD, NAMES)
+
+    def star() -> list[float]:
+        return explorer.chart.picture["panels"][0]["layers"][1]["height"]
+
+    explorer.inputs["beta"].value = 100.0
+    assert star() == pytest.approx(REF.tolist(), abs=0.01)
+    explorer.inputs["beta"].value = 0.01
+    assert star() == pytest.approx([0.0, 0.0, 1.0], abs=1e-9)
+
+
+def test_every_combination_of_the_optimal_policys_controls_gives_a_picture():
+    generator = torch.Generator().manual_seed(0)
+    log_ref = torch.randn(3, 5, dtype=torch.float64, generator=generator).log_softmax(-1)
+    log_ref[2] = torch.tensor([1.0, 0, 0, 0, 0], dtype=torch.float64).log()  # no mass but on one
+    reward = torch.randn(3, 5, dtype=torch.float64, generator=generator) * torch.tensor([[1.0], [1e3], [1.0]])
+    explorer = optimal_policy_explorer(log_ref, reward, list("abcde"), prompts=["x", "y", "z"])
+    states = explorer.states(stops=9)
+    assert len(states["pictures"]) == 3 * len(states["controls"][0]["names"])
+    for picture in states["pictures"]:
+        assert not picture["failed"] and len(picture["panels"]) == 2 and picture["text"]
+        assert "nan" not in picture["text"]
+        for layer in picture["panels"][0]["layers"]:
+            assert sum(layer["height"]) == pytest.approx(1, abs=1e-5)
+    json.dumps(states, allow_nan=False)
+
+
+def test_the_optimal_policy_explorer_refuses_names_that_do_not_fit():
+    with pytest.raises(LabError, match="3 responses"):
+        optimal_policy_explorer(REF.log(), REWARD, ["a", "b"])
+    with pytest.raises(LabError, match="1 prompts"):
+        optimal_policy_explorer(REF.log(), REWARD, NAMES, prompts=["x", "y"])
+
+
+def test_a_stored_notebook_gets_a_still_picture_and_the_text_beside_the_live_view():
+    explorer = optimal_policy_explorer(REF.log(), REWARD, NAMES)
+    data, metadata = explorer._repr_mimebundle_()
+    assert {"application/vnd.jupyter.widget-view+json", "image/png", "text/plain"} <= set(data)
+    assert explorer.text in data["text/plain"] and metadata["image/png"]["alt"] == explorer.text
+    again, _ = explorer._repr_mimebundle_()
+    assert again["image/png"] == data["image/png"]
