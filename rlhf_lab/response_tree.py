@@ -134,6 +134,9 @@ class ResponseTree:
         lengths = responses.lengths
         if bool((lengths == 0).any()):
             raise LabError("A response is empty; it needs at least one token.")
+        goes_on = mask[..., 1:] & (ids[..., :-1] == self.end_token) if self.has_end else mask[..., :0]
+        if bool(goes_on.any()):
+            raise LabError(f"A response goes on after its end token {self.end_token}.")
         short = lengths < self.depth
         ended = ids.gather(-1, (lengths - 1).unsqueeze(-1)).squeeze(-1) == self.end_token if self.has_end else ~short
         if bool((short & ~ended).any()):

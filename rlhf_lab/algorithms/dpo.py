@@ -111,18 +111,18 @@ def dpo(
     Raises:
         LabError: no pairs; a loss that is not finite.
     """
-    dataset = pairs if isinstance(pairs, Pairs) else None
-    known = None
-    with Loop(name, policy, training, settings) as loop:
+    loop = Loop(name, policy, training, settings)
+    dataset, known = (pairs, None) if isinstance(pairs, Pairs) else (None, None)
+    if dataset is not None and loop.start < training.steps:
+        known = reference_log_probs(reference, dataset, training.batch_size, training.progress)
+    with loop:
         for step, generator in loop:
-            if dataset is None:
-                batch = pairs(generator)  # type: ignore[operator]
-                log_ref = reference_log_probs(reference, batch, max(len(batch), 1))
-            else:
-                if known is None:
-                    known = reference_log_probs(reference, dataset, training.batch_size, training.progress)
+            if dataset is not None and known is not None:
                 rows = rows_at(step, len(dataset), training.batch_size, training.seed)
                 batch, log_ref = dataset[rows], known[rows.to(known.device)]
+            else:
+                batch = pairs(generator)  # type: ignore[operator]
+                log_ref = reference_log_probs(reference, batch, max(len(batch), 1))
             loop.update(partial(pair_loss, policy, batch, log_ref, settings))
     return loop.history
 

@@ -63,9 +63,15 @@ def _error(row: pd.Series, metric: str) -> np.ndarray:
 
 def _marker(look: style.Style) -> dict[str, Any]:
     if look.marker in style.OPEN_MARKERS:
-        return {"fmt": look.marker, "color": look.light, "markersize": 9, "markeredgewidth": 2.4}
+        return {
+            "marker": look.marker,
+            "linestyle": "none",
+            "color": look.light,
+            "markersize": 9,
+            "markeredgewidth": 2.4,
+        }
     edge = {"markeredgecolor": "white", "markeredgewidth": 0.8}
-    return {"fmt": look.marker, "color": look.light, "markersize": 9, **edge}
+    return {"marker": look.marker, "linestyle": "none", "color": look.light, "markersize": 9, **edge}
 
 
 @style.use()
@@ -208,7 +214,7 @@ def _frame(ax: Axes, summary: pd.DataFrame, curve: pd.DataFrame, beta: float) ->
         values = np.append(summary[columns].to_numpy(float).ravel(), points)
         # Two or three seeds may make an interval ten times as wide as all methods lie apart: cut it off.
         ends[metric] = max(np.nanmin(values), low - 0.15 * room), min(np.nanmax(values), high + 0.15 * room)
-    low, high = ends["kl"]
-    ax.set_xlim(min(low, 0) - 0.03 * (high - low), high + 0.12 * (high - low))
+    _, high = ends["kl"]
+    ax.set_xlim(-0.03 * high, 1.12 * high)
     low, high = ends["reward"]
     ax.set_ylim(low - 0.08 * (high - low), high + 0.3 * (high - low))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rlhf_lab.checks import LabError
 from rlhf_lab.figures import style
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 @style.use()
 def learning_curves(
     ax: Axes,
-    curves: Mapping[str, tuple[str, str | None, Sequence[float]]],
+    curves: Mapping[str, tuple[str, Any, Sequence[float]]],
     title: str,
     ylabel: str,
     xlabel: str = "step",
@@ -25,8 +25,8 @@ def learning_curves(
 
     Args:
         ax: where to draw.
-        curves: by the name in the legend: the style key, the dash (`-`, `--`, `-.`, `:`, or None for the style's
-            own), and one value for each step.
+        curves: by the name in the legend: the style key, the dash (matplotlib's `-`, `--`, `-.`, `:` or a
+            pattern; None for the style's own), and one value for each step.
         title: of the axes.
         ylabel: with its unit in brackets.
         xlabel: of the steps.
@@ -39,6 +39,6 @@ def learning_curves(
         raise LabError("curves is empty: give at least one run.")
     for name, (key, dash, values) in curves.items():
         look = style.of(key)
-        ax.plot(range(len(values)), list(values), dash or look.dash, color=look.light, label=name)
+        ax.plot(range(len(values)), list(values), linestyle=dash or look.dash, color=look.light, label=name)
     ax.set(title=title, xlabel=xlabel, ylabel=ylabel, yscale="log" if log else "linear")
     ax.legend(loc="best")

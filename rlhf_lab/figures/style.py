@@ -55,8 +55,8 @@ STYLES: dict[str, Style] = {
     # Given or exact: neutral.
     "reference": Style("π_ref", "#858585", "#969696", "o"),
     "optimal": Style("π*", "#111111", "#F5F5F5", "*"),
-    # The exact optimum of a learned reward: between given and learned. Its marker is an M, for model.
-    "plug-in": Style("π* of the reward model", "#5A5A5A", "#BDBDBD", "$M$"),
+    # The exact optimum of a learned reward: between given and learned.
+    "plug-in": Style("π* of the reward model", "#5A5A5A", "#BDBDBD", "+"),
     # Learned, method not named.
     "policy": Style("π_θ", "#B5330A", "#F0764E", "D"),
     # Methods.

@@ -13,8 +13,22 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_lab.batch import Tokens
+from rlhf_lab.checks import LabError
 
 P = TypeVar("P", bound="Policy")
+
+
+def draw(probabilities: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """One index for each row of `probabilities` (…, V), shape (…): the inverse of the distribution function.
+
+    For a few tokens and many rows this is several times faster than `torch.multinomial`.
+    """
+    cdf = probabilities.double().cumsum(-1)
+    if not bool((cdf[..., -1] > 0).all()):
+        raise LabError("Nothing to draw from: a row of probabilities holds nan or no mass. Are the logits finite?")
+    u = torch.rand(cdf.shape[:-1], dtype=torch.float64, generator=generator, device=cdf.device).unsqueeze(-1)
+    # ≤, so that an index without mass at the front is passed over when u is 0.
+    return (cdf <= u * cdf[..., -1:]).sum(-1).clamp(max=cdf.shape[-1] - 1)
 
 
 class Policy(nn.Module):

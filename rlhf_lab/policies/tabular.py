@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_lab.batch import Tokens
-from rlhf_lab.checks import LabError
+from rlhf_lab.checks import LabError, check_positive
 from rlhf_lab.exact import path_sums, prefix_tables
-from rlhf_lab.policies.base import Policy
+from rlhf_lab.policies.base import Policy, draw
 from rlhf_lab.response_tree import ResponseTree
 
 
@@ -98,6 +98,7 @@ class TabularPolicy(Policy):
 
     def token_log_probs(self, prompts: Tokens, responses: Tokens, temperature: float = 1.0) -> Tensor:
         """See `Policy.token_log_probs`."""
+        check_positive(temperature, "temperature")
         return self.logits(prompts, responses, log_softmax=True, scale=temperature)
 
     def log_tables(self) -> list[Tensor]:
@@ -117,13 +118,13 @@ class TabularPolicy(Policy):
         self, prompts: Tokens, num_samples: int, generator: torch.Generator | None = None, temperature: float = 1.0
     ) -> Tokens:
         """See `Policy.sample`."""
+        check_positive(temperature, "temperature")
         rows = self.logits.rows(prompts).unsqueeze(-1)
         node = torch.zeros(len(prompts), num_samples, dtype=torch.long)
         going = torch.ones_like(node, dtype=torch.bool)
         ids, mask = [], []
         for table in self.logits.tables:
-            p = (table[rows, node] / temperature).softmax(-1)
-            token = torch.multinomial(p.flatten(0, 1), 1, generator=generator).view_as(node)
+            token = draw((table[rows, node] / temperature).softmax(-1), generator)
             ids.append(torch.where(going, token, 0))
             mask.append(going)
             going = going & (token < self.tree.branching)

@@ -16,6 +16,7 @@ from torch import Tensor
 from rlhf_lab.batch import Tokens
 from rlhf_lab.checks import LabError, check_positive
 from rlhf_lab.exact import path_sums
+from rlhf_lab.policies.base import draw
 from rlhf_lab.policies.language_model import LanguageModelPolicy
 from rlhf_lab.policies.packing import body_of, dropout_off
 from rlhf_lab.response_tree import ResponseTree
@@ -54,12 +55,20 @@ class TreeTransformerPolicy(LanguageModelPolicy):
         super().__init__(model, tree.end_token, tree.depth, vocab_size=tree.vocab_size)
         self.tree = tree
 
+    def _rows(self, prompts: Tokens) -> Tensor:
+        """The number of each prompt, (B, 1)."""
+        rows = self.tree.prompt_index(prompts.to(self.device)).unsqueeze(-1)
+        known = self.model.config.vocab_size - self.tree.vocab_size
+        if len(rows) and int(rows.max()) >= known:
+            raise LabError(f"Prompt {int(rows.max())} is unknown to a model of {known} prompts.")
+        return rows
+
     def token_log_probs(self, prompts: Tokens, responses: Tokens, temperature: float = 1.0) -> Tensor:
         """See `Policy.token_log_probs`; each distinct prefix in the batch is computed once."""
         check_positive(temperature, "temperature")
         prompts, responses = prompts.to(self.device), responses.to(self.device)
         self.tree.check(responses)
-        rows = self.tree.prompt_index(prompts).unsqueeze(-1)
+        rows = self._rows(prompts)
         nodes, out = self.tree.nodes(responses), []
         with dropout_off(self.model):
             walk = _Walk(self, temperature)
@@ -74,7 +83,7 @@ class TreeTransformerPolicy(LanguageModelPolicy):
 
     def log_tables(self, prompts: Tokens) -> list[Tensor]:
         """log π(a|s) of every prefix for these prompts, one table a depth, (B, c^t, V)."""
-        rows = self.tree.prompt_index(prompts.to(self.device)).unsqueeze(-1)
+        rows = self._rows(prompts)
         tables = []
         with dropout_off(self.model):
             walk = _Walk(self, 1.0)
@@ -97,7 +106,9 @@ class TreeTransformerPolicy(LanguageModelPolicy):
     ) -> Tokens:
         """See `Policy.sample`; samples that have drawn the same prefix so far share its computation."""
         check_positive(temperature, "temperature")
-        rows = self.tree.prompt_index(prompts.to(self.device)).unsqueeze(-1)
+        if num_samples < 1:
+            raise LabError(f"num_samples must be at least 1, not {num_samples}.")
+        rows = self._rows(prompts)
         node = torch.zeros(len(prompts), num_samples, dtype=torch.long, device=self.device)
         going = torch.ones_like(node, dtype=torch.bool)
         ids, mask = [], []
@@ -107,7 +118,7 @@ class TreeTransformerPolicy(LanguageModelPolicy):
                 if not going.any():
                     break
                 table, place = walk.step((rows * self.tree.branching**t + node)[going])
-                drawn = torch.multinomial(table.exp()[place], 1, generator=generator).squeeze(-1)
+                drawn = draw(table.exp()[place], generator)
                 token = torch.zeros_like(node).masked_scatter(going, drawn)
                 ids.append(token)
                 mask.append(going)

@@ -139,6 +139,9 @@ def _pack(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], di
         for key, value in entries.items():
             if isinstance(value, torch.Tensor):
                 tensors[f"{index}.{key}"] = value.contiguous().clone()
+            elif isinstance(value, list) and value and all(isinstance(v, torch.Tensor) for v in value):
+                # L-BFGS remembers its last directions in lists.
+                tensors |= {f"{index}.{key}.{i}": v.contiguous().clone() for i, v in enumerate(value)}
             elif isinstance(value, int | float | bool):
                 numbers[f"{index}.{key}"] = value
     return tensors, numbers
@@ -146,7 +149,13 @@ def _pack(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], di
 
 def _unpack(optimizer: torch.optim.Optimizer, tensors: dict, numbers: dict) -> None:
     state = optimizer.state_dict()
+    lists: dict[tuple[int, str], dict[int, torch.Tensor]] = {}
     for name, value in {**tensors, **numbers}.items():
-        index, key = name.split(".", 1)
-        state["state"].setdefault(int(index), {})[key] = value
+        index, key, *place = name.split(".")
+        if place:
+            lists.setdefault((int(index), key), {})[int(place[0])] = value
+        else:
+            state["state"].setdefault(int(index), {})[key] = value
+    for (number, key), values in lists.items():
+        state["state"].setdefault(number, {})[key] = [values[i] for i in range(len(values))]
     optimizer.load_state_dict(state)

@@ -14,6 +14,7 @@ needs to draw the same numbers as one that was never stopped.
 from __future__ import annotations
 
 import json
+import math
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -179,7 +180,14 @@ class Loop:
         if isinstance(self.optimizer, torch.optim.LBFGS):
             if not callable(loss):
                 raise LabError(f"{self.name} cannot use optimizer='lbfgs'; choose 'adam'.")
-            self.optimizer.step(evaluate)
+            before = [p.detach().clone() for p in self.parameters]
+            try:
+                self.optimizer.step(evaluate)
+            except LabError:  # in the middle of a line search
+                with torch.no_grad():
+                    for parameter, old in zip(self.parameters, before, strict=True):
+                        parameter.copy_(old)
+                raise
         else:
             evaluate()
             self.optimizer.step()
@@ -200,7 +208,7 @@ class Loop:
 
     def _log(self, step: int) -> None:
         row = {k: float(v.detach()) if isinstance(v, Tensor) else float(v) for k, v in self._metrics.items()}
-        if "loss" in row and not torch.isfinite(torch.tensor(row["loss"])):
+        if "loss" in row and not math.isfinite(row["loss"]):
             raise LabError(self._nonfinite(row["loss"]))
         self.history.append({"step": step, **row})
         shown = {k: f"{v:.3g}" for k, v in list(row.items())[:4]}

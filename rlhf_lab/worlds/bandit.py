@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from rlhf_lab.checks import LabError
+from rlhf_lab.checks import LabError, check_no_nan
 from rlhf_lab.policies.tabular import TabularPolicy, TabularReward
 from rlhf_lab.response_tree import ResponseTree
 from rlhf_lab.training import seeded
@@ -28,15 +28,18 @@ def make(
         response_names: K names to show.
 
     Raises:
-        LabError: shapes that differ or are not (X, K); rewards that are not finite.
+        LabError: shapes that differ or are not (X, K); rewards that are not finite; a log_ref with NaN
+            or with a row without mass.
     """
     if log_ref.ndim != 2 or log_ref.shape != reward.shape:
         raise LabError(f"log_ref {tuple(log_ref.shape)} and reward {tuple(reward.shape)} must both be (X, K).")
     if not torch.isfinite(reward).all():
         raise LabError("reward must be finite.")
+    log_ref = log_ref.double().log_softmax(-1)
+    check_no_nan(log_ref, "log_ref")
     prompts, arms = reward.shape
     tree = ResponseTree(arms, 1)
-    reference = TabularPolicy(tree, [log_ref.double().log_softmax(-1).unsqueeze(1)]).frozen()
+    reference = TabularPolicy(tree, [log_ref.unsqueeze(1)]).frozen()
     gold = TabularReward(tree, [reward.double().unsqueeze(1)]).frozen()
     return World(name, tree, reference, gold, prompts, prompt_names or [], response_names or [])
 

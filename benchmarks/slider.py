@@ -1,0 +1,133 @@
+"""From a slider's move to the changed picture, in JupyterLab, beside the plain ways.
+
+    python benchmarks/slider.py [--moves 30] [--chromium PATH]
+
+Opens a scratch notebook in headless Chromium and moves one slider of each of three cells with the arrow key:
+
+- `label`: a bare text label, the floor of a round trip browser → kernel → browser;
+- `explorer`: `optimal_policy_explorer`, this course's own;
+- `interact`: plain `interact` with a new matplotlib figure of the same bars and curve.
+
+A move is timed from the key's press until the browser has painted a frame with the changed output in it. Medians,
+90th percentiles, and ratios to the label, all from one run: compare the ratios between machines, not the times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
+from browser_check import FLAGS, find_chromium, jupyterlab, open_and_run
+
+SETUP = """
+import torch
+import ipywidgets
+import matplotlib.pyplot as plt
+from rlhf_lab import exact
+from rlhf_lab.worlds import bandit
+from rlhf_lab.widgets.optimal_policy import optimal_policy_explorer
+world = bandit.lecture()
+log_ref, reward = world.log_ref(), world.rewards()
+"""
+CELLS = {
+    "label": """
+slider = ipywidgets.FloatLogSlider(value=0.5, min=-2, max=2, step=0.04)
+label = ipywidgets.Label("0.5")
+slider.observe(lambda change: setattr(label, "value", f"β = {change.new:.4f}"), "value")
+ipywidgets.VBox([slider, label])
+""",
+    "explorer": "optimal_policy_explorer(log_ref, reward, world.response_names(), world.prompt_names)",
+    "interact": """
+@ipywidgets.interact(beta=ipywidgets.FloatLogSlider(value=0.5, min=-2, max=2, step=0.04))
+def show(beta):
+    star = exact.optimal_policy(log_ref[0], reward[0], beta).exp()
+    kl, gain = exact.frontier(log_ref[0], reward[0], torch.logspace(-3, 3, 121, dtype=torch.float64))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5))
+    left.bar(range(4), log_ref[0].exp(), 0.4)
+    left.bar([i + 0.4 for i in range(4)], star, 0.4)
+    right.plot(kl, gain)
+    right.set_title(f"β = {beta:.3g}")
+    plt.show()
+""",
+}
+# Pressed and timed inside the page: the browser's own clock, no driver in between. What counts as changed is the
+# cell's output without the slider's own read-out, which changes before the kernel has heard of the move.
+TIME_ONE = """
+async ([cell, key]) => {
+  const handle = cell.querySelector('.noUi-handle');
+  const seen = '.rlhf-chart svg, .jupyter-widgets.widget-label:not(.widget-readout), img';
+  const state = () => [...cell.querySelectorAll(seen)]
+    .filter(n => !n.closest('.widget-slider')).map(n => n.src || n.innerHTML || n.textContent).join('|');
+  const before = state();
+  const start = performance.now();
+  handle.dispatchEvent(new KeyboardEvent('keydown', {key, bubbles: true, cancelable: true}));
+  while (performance.now() - start < 5000) {
+    await new Promise(requestAnimationFrame);
+    const now = state();
+    if (now !== before && now !== '') {
+      await new Promise(requestAnimationFrame);   // the frame that shows it has been painted
+      return performance.now() - start;
+    }
+  }
+  return null;
+}
+"""
+
+
+def measure(page: Any, index: int, moves: int) -> list[float]:
+    """Milliseconds of each move of the slider in cell `index`."""
+    cell = page.locator(".jp-Notebook .jp-Cell").nth(index)
+    cell.scroll_into_view_if_needed()
+    page.wait_for_timeout(1000)
+    cell.locator(".noUi-handle").focus()
+    times = []
+    for i in range(moves + 3):
+        key = "ArrowRight" if i % 20 < 10 else "ArrowLeft"
+        took = page.evaluate(TIME_ONE, [cell.element_handle(), key])
+        if took is None:
+            sys.exit(f"Cell {index}: the slider moved and nothing changed within five seconds.")
+        if i >= 3:  # the first moves warm up kernel and page
+            times.append(took)
+        page.wait_for_timeout(120)
+    return times
+
+
+def main() -> None:
+    """Run the benchmark and print its table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--moves", type=int, default=30, help="timed moves of each slider")
+    parser.add_argument("--chromium", help="path or name of the browser")
+    args = parser.parse_args()
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        sys.exit("playwright is missing: pip install -e '.[browser]'")
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    notebook = nbformat.v4.new_notebook(metadata=kernel)
+    notebook.cells = [nbformat.v4.new_code_cell(source.strip()) for source in (SETUP, *CELLS.values())]
+    with tempfile.TemporaryDirectory() as scratch, sync_playwright() as playwright:
+        nbformat.write(notebook, Path(scratch, "slider.ipynb"))
+        with jupyterlab(Path(scratch)) as url:
+            browser = playwright.chromium.launch(
+                executable_path=find_chromium(args.chromium), args=[*FLAGS, "--no-sandbox"]
+            )
+            page = browser.new_page(viewport={"width": 1280, "height": 900})
+            open_and_run(page, url, "slider.ipynb")
+            times = {name: measure(page, i + 1, args.moves) for i, name in enumerate(CELLS)}
+            browser.close()
+    floor = statistics.median(times["label"])
+    print(f"{'':10} {'median ms':>10} {'90% ms':>8} {'× label':>8}   ({args.moves} moves each)")
+    for name, values in times.items():
+        middle, most = statistics.median(values), statistics.quantiles(values, n=10)[-1]
+        print(f"{name:10} {middle:10.0f} {most:8.0f} {middle / floor:8.1f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""The files of the exact rungs, unchanged, on a small GPT-2 over text-like tokens of ragged lengths.
+
+The gold reward is the share of one token id in the response, which any method can raise. No number is expected
+but that the method does what it is for.
+"""
+
+import pytest
+import torch
+from tiny_models import one_thread, tiny  # noqa: F401
+
+from rlhf_lab import preferences
+from rlhf_lab.algorithms.dpo import DPO, dpo
+from rlhf_lab.algorithms.online import Online, online
+from rlhf_lab.algorithms.ppo import PPO, ppo
+from rlhf_lab.algorithms.raft import RAFT, raft
+from rlhf_lab.algorithms.rest import ReST, rest
+from rlhf_lab.algorithms.reward_model import RewardModel, reward_model
+from rlhf_lab.algorithms.rso import RSO, rso
+from rlhf_lab.algorithms.sft import sft
+from rlhf_lab.batch import Tokens, pick_pairs
+from rlhf_lab.evaluation import estimate
+from rlhf_lab.policies.language_model import LanguageModelPolicy
+from rlhf_lab.training import Training, seeded
+
+LIKED, END = 3, 0
+
+
+@pytest.fixture
+def policy():
+    return LanguageModelPolicy(tiny("gpt2", vocab=11, wide=0.02), end_token=END, max_new_tokens=6)
+
+
+@pytest.fixture
+def prompts():
+    return Tokens.from_lists([[5, 4, 9], [7], [1, 2, 3, 4, 5], [10, 10]]).repeat(4)
+
+
+def liking(prompts, responses):
+    count = ((responses.ids == LIKED) & responses.mask).sum(-1)
+    return 4.0 * count / responses.lengths
+
+
+def labelled(policy, prompts, number=16, seed=0):
+    drawn = policy.sample(prompts, number, seeded(seed))
+    return pick_pairs(prompts, drawn, preferences.make_pairs(liking(prompts, drawn), seeded(seed, 1)))[0]
+
+
+def training(steps, **settings):
+    return Training(steps=steps, learning_rate=3e-3, batch_size=64, progress=False, **settings)
+
+
+def mean_reward(policy, prompts):
+    return float(liking(prompts, policy.sample(prompts, 64, seeded(99))).mean())
+
+
+def test_sft_raises_the_likelihood_of_its_targets(policy, prompts):
+    targets = Tokens.from_lists([[[LIKED, LIKED, END]]] * len(prompts))
+    before = policy.log_prob(prompts, targets).mean().item()
+    sft(policy, prompts, targets, training(15))
+    assert policy.log_prob(prompts, targets).mean().item() > before + 1
+
+
+def test_reward_model_learns_to_rank_and_its_critic_starts_from_it(policy, prompts):
+    model = policy.new_reward_model()
+    pairs = labelled(policy, prompts, 32)
+    reward_model(model, pairs, RewardModel(), training(150))
+    fresh = policy.sample(prompts, 32, seeded(5))
+    learned, gold = model(prompts, fresh).detach().flatten(), liking(prompts, fresh).flatten()
+    assert torch.corrcoef(torch.stack([learned, gold]))[0, 1] > 0.6
+    critic = policy.new_critic(model)
+    assert torch.equal(critic.head.weight, model.head.weight)
+
+
+def test_ppo_raises_the_reward_and_pays_in_kl(policy, prompts):
+    reference, before = policy.frozen(), mean_reward(policy, prompts)
+    ppo(policy, reference, liking, policy.new_critic(), prompts, PPO(beta=0.1, samples=8), training(15))
+    assert mean_reward(policy, prompts) > before + 0.3
+    result = estimate(policy, reference, liking, prompts, 0.1, 64, seeded(1))
+    assert result.kl.mean > 3 * result.kl.error > 0
+
+
+@pytest.mark.parametrize("loss", ["sigmoid-norm", "ipo", "hinge-norm", "hinge"])
+def test_dpo_ranks_held_out_pairs_better_than_chance_and_raises_the_reward(policy, prompts, loss):
+    reference, before = policy.frozen(), mean_reward(policy, prompts)
+    history = dpo(policy, reference, labelled(policy, prompts), DPO(loss, 0.5), training(25))
+    assert history[-1]["accuracy"] > 0.6
+    assert mean_reward(policy, prompts) > before + 0.1
+
+
+@pytest.mark.parametrize("source", ["sft-sample-rank", "rso-sample-rank"])
+def test_rso_raises_the_reward(policy, prompts, source):
+    reference, before = policy.frozen(), mean_reward(policy, prompts)
+    rso(policy, reference, liking, prompts.repeat(8), RSO(source, candidates=32), training(40))
+    assert mean_reward(policy, prompts) > before + 0.1
+
+
+def test_raft_raises_the_reward_and_a_second_round_raises_it_again(policy, prompts):
+    before = mean_reward(policy, prompts)
+    history = raft(policy, liking, prompts, RAFT(best_of=8, rounds=2), training(10))
+    scores = [next(row["score"] for row in history if row["round"] == turn) for turn in (0, 1)]
+    assert scores[1] > scores[0]
+    assert mean_reward(policy, prompts) > before + 0.3
+
+
+def test_rest_raises_the_reward_and_stops_when_patience_runs_out(policy, prompts):
+    before = mean_reward(policy, prompts)
+    settings = ReST(thresholds=(0.3, 0.6), samples=32, patience=2, check_every=5)
+    history = rest(policy, liking, prompts, settings, training(40), held_out=prompts[:4])
+    assert mean_reward(policy, prompts) > before + 0.2
+    assert history[0]["kept"] > history[-1]["kept"]
+
+
+def test_online_rounds_raise_the_reward(policy, prompts):
+    reference, before = policy.frozen(), mean_reward(policy, prompts)
+
+    def collect(now, number, generator):
+        drawn = now.sample(prompts, 2 * number // len(prompts), generator)
+        return pick_pairs(prompts, drawn, preferences.make_pairs(liking(prompts, drawn), generator))[0]
+
+    online(policy, reference, collect, DPO(beta=0.5), Online(rounds=2, labels=256), training(15))
+    assert mean_reward(policy, prompts) > before + 0.1
