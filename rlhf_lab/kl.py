@@ -28,9 +28,7 @@ def _log_ratio(log_policy: Tensor, log_ref: Tensor) -> Tensor:
     check_float(log_policy, "log_policy")
     check_float(log_ref, "log_ref")
     check_same_shape(log_policy=log_policy, log_ref=log_ref)
-    if (
-        log_policy.device.type == "cpu"
-    ):  # on a device this would wait; there the training loop watches the loss
+    if log_policy.device.type == "cpu":  # on a device this would wait; there the training loop watches the loss
         check_no_nan(log_policy, "log_policy")
         check_no_nan(log_ref, "log_ref")
         check_no_nan(

@@ -27,9 +27,7 @@ def _difference(chosen: Tensor, rejected: Tensor, name: str) -> Tensor:
     check_float(rejected, f"rejected_{name}")
     check_same_shape(**{f"chosen_{name}": chosen, f"rejected_{name}": rejected})
     difference = chosen - rejected
-    if (
-        difference.device.type == "cpu"
-    ):  # on a device this would wait; there the training loop watches the loss
+    if difference.device.type == "cpu":  # on a device this would wait; there the training loop watches the loss
         check_no_nan(chosen, f"chosen_{name}")
         check_no_nan(rejected, f"rejected_{name}")
         check_no_nan(difference, f"chosen_{name} − rejected_{name} (both infinite?)")
@@ -46,9 +44,7 @@ def _smoothing(label_smoothing: float, below_half: bool) -> float:
     return float(label_smoothing)
 
 
-def dpo(
-    chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, beta: float, label_smoothing: float = 0.0
-) -> Tensor:
+def dpo(chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, beta: float, label_smoothing: float = 0.0) -> Tensor:
     r"""−log σ(β Δ); with `label_smoothing` ε > 0, cDPO: −(1−ε) log σ(β Δ) − ε log σ(−β Δ).
 
     Rafailov et al. 2023, equation 7 (lecture, "DPO Objective Function"); cDPO: Mitchell 2023. RSO calls it
@@ -72,9 +68,7 @@ def dpo(
     return loss - epsilon * logsigmoid(-margin) if epsilon else loss
 
 
-def robust_dpo(
-    chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, beta: float, label_smoothing: float
-) -> Tensor:
+def robust_dpo(chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, beta: float, label_smoothing: float) -> Tensor:
     r"""((1−ε) L(w,l) − ε L(l,w)) / (1 − 2ε) with L = −log σ(β Δ): unbiased under labels flipped at rate ε.
 
     Chowdhury, Kini & Natarajan 2024, equation 12. Its mean over flips is the clean DPO loss; single values can

@@ -45,9 +45,7 @@ def first_wins(
     check_finite(reward_1, "reward_1")
     check_finite(reward_2, "reward_2")
     if not 0 <= noise <= 0.5:
-        raise LabError(
-            f"noise must lie in [0, 0.5], not {noise}: it is the probability that a label is wrong."
-        )
+        raise LabError(f"noise must lie in [0, 0.5], not {noise}: it is the probability that a label is wrong.")
     gap = reward_1 - reward_2
 
     def coin() -> Tensor:

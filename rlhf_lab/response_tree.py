@@ -36,9 +36,7 @@ class ResponseTree:
     def __post_init__(self) -> None:
         least = 2 if self.has_end else 1
         if self.vocab_size < least or self.depth < 1:
-            raise LabError(
-                f"A tree needs vocab_size ≥ {least} and depth ≥ 1, not {self.vocab_size} and {self.depth}."
-            )
+            raise LabError(f"A tree needs vocab_size ≥ {least} and depth ≥ 1, not {self.vocab_size} and {self.depth}.")
         if self.num_responses > LARGEST:
             raise LabError(
                 f"{self.num_responses:,} responses are too many to enumerate (limit {LARGEST:,}); choose a smaller "

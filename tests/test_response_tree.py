@@ -18,9 +18,7 @@ def listed(vocab: int, depth: int, has_end: bool) -> list[tuple[int, ...]]:
         return list(itertools.product(range(vocab), repeat=depth))
     words, end = range(vocab - 1), (vocab - 1,)
     early = [head + end for n in range(depth - 1) for head in itertools.product(words, repeat=n)]
-    full = [
-        head + (last,) for head in itertools.product(words, repeat=depth - 1) for last in range(vocab)
-    ]
+    full = [head + (last,) for head in itertools.product(words, repeat=depth - 1) for last in range(vocab)]
     return early + full
 
 

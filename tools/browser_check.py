@@ -138,6 +138,21 @@ def move_controls(page: Any, chart: Any, problems: list[str], where: str) -> int
     return len(moves)
 
 
+def screens(page: Any, out: Path, stem: str) -> None:
+    """The notebook from top to bottom, one picture a screen."""
+    place = "document.querySelector('.jp-WindowedPanel-outer')"
+    page.evaluate(f"() => {place}.scrollTo(0, 0)")
+    for number in range(1, 40):
+        page.wait_for_timeout(400)
+        page.locator(".jp-Notebook").screenshot(path=str(out / f"{stem}-{number:02}.png"))
+        moved = page.evaluate(
+            f"() => {{ const p = {place}; const y = p.scrollTop; p.scrollBy(0, p.clientHeight - 60); "
+            "return p.scrollTop > y + 5; }"
+        )
+        if not moved:
+            return
+
+
 def check(page: Any, url: str, name: str, out: Path, theme: str) -> list[str]:
     """Everything for one notebook. Returns what is wrong with it."""
     problems: list[str] = []
@@ -174,11 +189,7 @@ def check(page: Any, url: str, name: str, out: Path, theme: str) -> list[str]:
         )
         print(f"  explorer {i + 1}: {moved} controls moved", flush=True)
     problems += [f"console: {line}" for line in heard if not any(word in line for word in HARMLESS)]
-    # The whole notebook in one tall picture.
-    height = page.evaluate("() => document.querySelector('.jp-WindowedPanel-viewport').scrollHeight")
-    page.set_viewport_size({"width": 1280, "height": min(int(height) + 200, 15_000)})
-    page.wait_for_timeout(1500)
-    page.locator(".jp-Notebook").screenshot(path=str(out / f"{stem}.png"))
+    screens(page, out, stem)
     return problems
 
 

@@ -112,7 +112,8 @@ def dpo(
         LabError: no pairs; a loss that is not finite.
     """
     loop = Loop(name, policy, training, settings)
-    dataset, known = (pairs, None) if isinstance(pairs, Pairs) else (None, None)
+    dataset = pairs if isinstance(pairs, Pairs) else None
+    known: Tensor | None = None
     if dataset is not None and loop.start < training.steps:
         known = reference_log_probs(reference, dataset, training.batch_size, training.progress)
     with loop:

@@ -19,9 +19,7 @@ from torch import Tensor
 from rlhf_lab.checks import LabError, check_beta, check_finite, check_log_distribution
 
 
-def soft_values(
-    log_ref: Sequence[Tensor], reward: Sequence[Tensor], beta: float
-) -> tuple[list[Tensor], list[Tensor]]:
+def soft_values(log_ref: Sequence[Tensor], reward: Sequence[Tensor], beta: float) -> tuple[list[Tensor], list[Tensor]]:
     """V of every prefix and log π* of every next token.
 
     Args:

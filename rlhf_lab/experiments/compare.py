@@ -43,6 +43,7 @@ from rlhf_lab.worlds.world import World
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
 METRICS = ["reward", "kl", "objective", "regret", "kl_to_optimal", "labels", "samples"]
 
@@ -53,22 +54,24 @@ class Compare:
 
     world: Literal["bandit", "tree"] = "bandit"
     """bandit: 4 prompts × 10 arms. tree: the 4,096 sequences of 4 tokens over 8."""
-    policy: Literal["table", "gpt2", "gpt_neox"] = "table"
-    """What is trained: a table, or (tree) a small transformer of this architecture."""
+    policy: Literal["auto", "table", "gpt2", "gpt_neox"] = "auto"
+    """What is trained: a table, or (tree) a small transformer of this architecture. auto: table; on the tree gpt2."""
     seeds: int = 5
     """Runs of every method, with seeds 0, 1, …"""
     beta: float = 0.5
     """β of the objective."""
-    labels: int = 2000
-    """Preference labels that a method may spend."""
+    labels: int = 0
+    """Preference labels that a method may spend. 0: 2,000; on the tree 20,000."""
     noise: float = 0.0
     """Probability that a label is turned round."""
     world_seed: int = 0
     """Which random world."""
     steps: int = 150
     """Optimiser steps of every fit (of PPO: rounds)."""
-    learning_rate: float | None = None
-    """Of every fit. Default: 0.05 for tables, 0.003 for transformers."""
+    learning_rate: float = 0.0
+    """Of every fit. 0: 0.05 for tables, 0.003 for transformers."""
+    batch_size: int = 0
+    """Pairs or responses in a step. 0: 4,096 for tables, 512 for transformers."""
     methods: tuple[str, ...] = ()
     """Which methods, by key (see the table's first column). Default: all."""
     out: Path | None = None
@@ -78,6 +81,19 @@ class Compare:
 
     def __post_init__(self) -> None:
         check_beta(self.beta)
+        # What was left open is settled here, so that the record of a run holds every number.
+        tree = self.world == "tree"
+        if self.policy == "auto":
+            object.__setattr__(self, "policy", "gpt2" if tree else "table")
+        table = self.policy == "table"
+        defaults = {
+            "labels": 20_000 if tree else 2000,
+            "learning_rate": 0.05 if table else 0.003,
+            "batch_size": 4096 if table else 512,
+        }
+        for name, value in defaults.items():
+            if getattr(self, name) == 0:
+                object.__setattr__(self, name, value)
         if self.seeds < 1 or self.labels < 8 or self.steps < 1:
             raise LabError("A comparison needs at least 1 seed, 8 labels and 1 step.")
         if self.world == "bandit" and self.policy != "table":
@@ -91,7 +107,7 @@ class Compare:
         if self.world == "bandit":
             return bandit.random(4, 10, self.world_seed)
         reference = None
-        if self.policy != "table":
+        if self.policy == "gpt2" or self.policy == "gpt_neox":
             from rlhf_lab.policies.token_tree import TreeTransformerPolicy
             from rlhf_lab.response_tree import ResponseTree
 
@@ -136,11 +152,10 @@ class Run:
 
     def training(self, stream: int, steps: int | None = None) -> Training:
         """Settings of one fit; `stream` keeps the fits' random numbers apart."""
-        rate = self.settings.learning_rate or (0.05 if self.settings.policy == "table" else 0.003)
         return Training(
             steps=steps or self.settings.steps,
-            batch_size=4096,
-            learning_rate=rate,
+            batch_size=self.settings.batch_size,
+            learning_rate=self.settings.learning_rate,
             seed=1000 * self.seed + stream,
             progress=self.settings.progress and self.settings.policy != "table",
         )
@@ -185,7 +200,8 @@ def _sft(run: Run) -> Outcome:
 def _ppo(run: Run) -> Outcome:
     policy = run.fresh()
     critic = policy.new_critic(run.reward)
-    per_prompt = 256 // run.world.num_prompts
+    # A step's samples stand in one row of a transformer's critic, whose cost grows with their square.
+    per_prompt = (256 if run.settings.policy == "table" else 64) // run.world.num_prompts
     settings = PPO(beta=run.settings.beta, samples=per_prompt)
     ppo(policy, run.world.reference, run.reward, critic, run.world.prompts, settings, run.training(2))
     return Outcome(policy, len(run.pairs), run.settings.steps * per_prompt * run.world.num_prompts)
@@ -300,7 +316,7 @@ class Comparison:
         ]
         return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
-    def figure(self):  # type: ignore[no-untyped-def]  # noqa: ANN201
+    def figure(self) -> Figure:
         """The picture: the exact frontier with every method on it, and regret by method."""
         from rlhf_lab.figures.frontier import comparison_figure
 

@@ -102,15 +102,20 @@ def save(out: Path, step: int, module: nn.Module, optimizer: torch.optim.Optimiz
     write_json(part / "state.json", {"step": step, "optimizer": numbers, **extra})
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(part, folder)
-    for old in sorted(folder.parent.glob("step-*"))[:-KEEP]:
+    for old in _in_order(folder.parent)[:-KEEP]:
         shutil.rmtree(old, ignore_errors=True)
     return folder
 
 
 def latest(out: Path) -> Path | None:
     """The newest checkpoint of the run in `out`, or None."""
-    found = sorted((out / "checkpoints").glob("step-*"))
+    found = _in_order(out / "checkpoints")
     return found[-1] if found else None
+
+
+def _in_order(folder: Path) -> list[Path]:
+    """The checkpoints in `folder` by step; names of a million steps and more are longer."""
+    return sorted(folder.glob("step-*"), key=lambda path: (len(path.name), path.name))
 
 
 def load(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -125,7 +130,7 @@ def load(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> d
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         module.load_state_dict(weights)
     except Exception as error:
-        others = [str(p) for p in sorted(folder.parent.glob("step-*")) if p != folder]
+        others = [str(p) for p in _in_order(folder.parent) if p != folder]
         mend = f"Remove it to go on from {others[-1]}." if others else "There is no earlier one."
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise LabError(f"The checkpoint {folder} cannot be read ({reason}). {mend}") from None

@@ -245,7 +245,9 @@ class Explorer:
         """The live widget, and a still picture with its text for where no kernel runs."""
         bundle = dict(self.widget._repr_mimebundle_() or {})
         now = self.picture()
-        bundle["image/png"] = base64.b64encode(style.png(draw(now, self.title), dpi=96)).decode()
+        bundle["image/png"] = base64.b64encode(
+            style.png(draw(now, f"{self.title} (a still: run the cell to move it)"), dpi=96)
+        ).decode()
         bundle["text/plain"] = f"{self.title}: {now.text}"
         return bundle, {"image/png": {"alt": now.text}}
 

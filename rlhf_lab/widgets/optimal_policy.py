@@ -61,7 +61,7 @@ def optimal_policy_picture(
     where = f" for the prompt “{prompt}”" if prompt else ""
     text = (
         f"At β = {beta:.3g}{where}, π* gives “{responses[top]}” a probability of {float(star[top]):.2f} "
-        f"(π_ref: {float(ref[top]):.2f}). It expects a reward of {gain:.2f} instead of {before:.2f} and pays "
+        f"(π_ref: {float(ref[top]):.2f}). It expects a reward of {_plain(gain)} instead of {_plain(before)} and pays "
         f"{cost:.2f} nats of KL for it."
     )
     numbers = (
@@ -71,6 +71,10 @@ def optimal_policy_picture(
         Number("log Z", log_z, "nats"),
     )
     return Picture(text, (bars, road), numbers)
+
+
+def _plain(number: float) -> str:
+    return f"{round(number, 2) + 0.0:.2f}".replace("-", "−")
 
 
 def _signed(reward: float) -> str:
@@ -113,7 +117,7 @@ def optimal_policy_explorer(
         named = titles[prompt] if prompts else ""
         return optimal_policy_picture(log_ref[prompt], reward[prompt], beta, lists[prompt], named)
 
-    controls: dict[str, Slider | Choice] = {"beta": Slider(beta, 0.01, 100.0, "β, the price of a nat", log=True)}
+    controls: dict[str, Slider | Choice] = {"beta": Slider(beta, 0.01, 100.0, "β [reward per nat]", log=True)}
     if rows > 1:
         controls["prompt"] = Choice(0, {name: i for i, name in enumerate(titles)}, "prompt x")
     return Explorer(compute, controls, "The optimal policy under β")

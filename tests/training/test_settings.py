@@ -1,0 +1,76 @@
+"""`Training`: schedules by hand, stages, refusals."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from rlhf_lab.checks import LabError
+from rlhf_lab.training import Training
+
+
+def rates(**settings):
+    training = Training(**settings)
+    return [training.rate_at(step) for step in range(training.steps)]
+
+
+def test_constant_rate_stays():
+    assert rates(steps=4, schedule="constant") == [1.0] * 4
+
+
+def test_linear_rate_falls_by_the_same_amount_each_step_from_one_towards_zero():
+    assert rates(steps=4, schedule="linear") == pytest.approx([1, 0.75, 0.5, 0.25])
+
+
+def test_cosine_rate_is_half_of_one_plus_the_cosine():
+    expected = [0.5 * (1 + math.cos(math.pi * s / 5)) for s in range(5)]
+    assert rates(steps=5, schedule="cosine") == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_warmup_rises_to_the_peak_and_the_fall_takes_the_steps_that_are_left(schedule):
+    """¼, ½, ¾, 1 and then the schedule of a run of the remaining steps."""
+    after = rates(steps=6, schedule=schedule)
+    assert rates(steps=10, warmup=4, schedule=schedule) == pytest.approx([0.25, 0.5, 0.75, 1.0, *after])
+
+
+def test_a_run_that_is_all_warmup_never_divides_by_zero():
+    assert rates(steps=3, warmup=3) == pytest.approx([1 / 3, 2 / 3, 1.0])
+    assert rates(steps=2, warmup=4) == pytest.approx([0.25, 0.5])
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"learning_rate": 0.0}, "learning_rate must be"),
+        ({"learning_rate": -1.0}, "learning_rate must be"),
+        ({"learning_rate": math.nan}, "learning_rate must be"),
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"log_every": 0}, "log_every must be at least 1"),
+        ({"save_every": -3}, "save_every must be at least 1"),
+        ({"seed": -1}, "seed must not be negative"),
+        ({"resume": True}, "resume=True needs out"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_when_they_are_made(settings, message):
+    with pytest.raises(LabError, match=message):
+        Training(**settings)
+
+
+def test_stages_have_folders_and_seeds_of_their_own(tmp_path):
+    training = Training(out=tmp_path, seed=3)
+    one, two = training.stage("grow", 0), training.stage("improve", 1, steps=7)
+    assert (one.out, two.out) == (tmp_path / "grow", tmp_path / "improve")
+    assert len({training.seed, one.seed, two.seed}) == 3
+    assert two.steps == 7 and one.steps == training.steps
+    assert Training().stage("grow").out is None
+
+
+def test_a_stage_is_resumed_only_where_it_had_begun(tmp_path):
+    training = Training(out=tmp_path, resume=True)
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "run.json").write_text("{}")
+    assert training.stage("begun").resume
+    assert not training.stage("never begun").resume
+    assert not Training(out=Path(tmp_path)).stage("begun").resume
