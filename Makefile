@@ -13,6 +13,9 @@ BIN := $(VENV)/bin
 KEY := $(shell (pwd; cat pyproject.toml constraints.txt) | cksum | cut -d ' ' -f 1)
 STAMP := $(VENV)/.installed-$(KEY)
 
+# JupyterLab's own defaults, but without the question about news that covers the first notebook.
+LAB_SETTINGS := $(VENV)/share/jupyter/lab/settings
+
 # Flags of your own: make lab LAB_FLAGS="--no-browser --port 9000", make test TEST_FLAGS="-x -k dpo".
 LAB_FLAGS ?=
 TEST_FLAGS ?=
@@ -84,6 +87,7 @@ $(STAMP):
 	@if ! grep -qF '$(CURDIR)/$(VENV)/bin' $(BIN)/pip 2>/dev/null || ! $(BIN)/python -m pip --version >/dev/null 2>&1; \
 	then $(MAKE_VENV); fi
 	$(BIN)/python -m pip install --disable-pip-version-check --no-input -c constraints.txt -e '.[test,dev]'
+	@mkdir -p $(LAB_SETTINGS) && cp tools/lab_settings.json $(LAB_SETTINGS)/overrides.json
 	@touch $@
 
 define MAKE_VENV

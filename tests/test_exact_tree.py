@@ -56,7 +56,7 @@ cases = st.tuples(st.integers(2, 4), st.integers(1, 4), st.booleans(), st.intege
 @given(cases)
 def test_path_sums_add_the_tables_along_every_response(case):
     """A Python sum over the tokens of each response."""
-    vocab, depth, has_end, seed = case
+    vocab, depth, has_end, _ = case
     _, tables = random_tables(*case)
     expected = [
         [sum(entry(tables, x, y, t, vocab - has_end) for t in range(len(y))) for y in paths(vocab, depth, has_end)]
@@ -69,7 +69,7 @@ def test_path_sums_add_the_tables_along_every_response(case):
 def test_soft_values_multiply_to_the_enumerated_optimal_policy(case, beta, holes):
     """log π*(y|x) = Σ_t log π*(y_t|y_<t) against exact.optimal_policy over the listed responses, to 1e-10; and
     V at the root against β log Z. Responses without reference mass have none under π* either."""
-    vocab, depth, has_end, seed = case
+    vocab, depth, has_end, _ = case
     log_ref, reward = random_tables(*case, holes=holes)
     every = paths(vocab, depth, has_end)
     base = vocab - has_end

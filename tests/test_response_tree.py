@@ -16,9 +16,9 @@ def listed(vocab: int, depth: int, has_end: bool) -> list[tuple[int, ...]]:
     """Every response in the documented order: those that end at once, after one token, …; full length last."""
     if not has_end:
         return list(itertools.product(range(vocab), repeat=depth))
-    words, end = range(vocab - 1), (vocab - 1,)
-    early = [head + end for n in range(depth - 1) for head in itertools.product(words, repeat=n)]
-    full = [head + (last,) for head in itertools.product(words, repeat=depth - 1) for last in range(vocab)]
+    words = range(vocab - 1)
+    early = [(*head, vocab - 1) for n in range(depth - 1) for head in itertools.product(words, repeat=n)]
+    full = [(*head, last) for head in itertools.product(words, repeat=depth - 1) for last in range(vocab)]
     return early + full
 
 

@@ -187,12 +187,12 @@ def test_lbfgs_needs_a_function_of_the_weights():
 def test_a_loss_that_is_not_finite_is_refused_with_its_step_and_the_weights_stay(value, as_function):
     module = torch.nn.Linear(2, 2)
     kept = []
-    with pytest.raises(LabError, match=rf"ppo: the loss became {value} at step 3\. .*learning_rate \(now 0.05\)"):
-        with Loop("ppo", module, training()) as loop:
-            for step, _ in loop:
-                loss = module.weight.square().sum() * (value if step == 3 else 1.0)
-                kept.append(bits(module))
-                loop.update((lambda loss=loss: (loss, {})) if as_function else loss)
+    message = rf"ppo: the loss became {value} at step 3\. .*learning_rate \(now 0.05\)"
+    with pytest.raises(LabError, match=message), Loop("ppo", module, training()) as loop:
+        for step, _ in loop:
+            loss = module.weight.square().sum() * (value if step == 3 else 1.0)
+            kept.append(bits(module))
+            loop.update((lambda loss=loss: (loss, {})) if as_function else loss)
     assert len(kept) == 4 and same(kept[-1], bits(module)) and not same(kept[-1], kept[-2])
 
 
@@ -214,10 +214,10 @@ def test_a_loss_that_turns_nan_within_a_line_search_leaves_the_weights_of_the_st
 def test_after_a_loss_that_is_not_finite_the_last_good_checkpoint_is_named(tmp_path):
     module = torch.nn.Linear(2, 2)
     out = tmp_path / "run"
-    with pytest.raises(LabError, match=r"at step 6\. .*The last good checkpoint is .*step-000004\."):
-        with Loop("x", module, training(out=out)) as loop:
-            for step, _ in loop:
-                loop.update(module.weight.square().sum() * (math.nan if step == 6 else 1.0))
+    message = r"at step 6\. .*The last good checkpoint is .*step-000004\."
+    with pytest.raises(LabError, match=message), Loop("x", module, training(out=out)) as loop:
+        for step, _ in loop:
+            loop.update(module.weight.square().sum() * (math.nan if step == 6 else 1.0))
 
 
 # What is written, stopping and going on.
