@@ -30,7 +30,7 @@ TWO_CORES := -n 2 --dist loadfile
 NOTEBOOKS := --nbval --nbval-current-env --nbval-sanitize-with tests/notebooks/sanitize.cfg
 
 .DEFAULT_GOAL := help
-.PHONY: help install lab test lint format compare compare-tree notebooks bench browser clean distclean
+.PHONY: help install lab test lint format compare compare-tree notebooks student bench browser clean distclean
 
 help: ## list these targets
 	@echo "rlhf_lab: RLHF and its variants, with the exact optimal policy beside every method."
@@ -65,6 +65,9 @@ compare-tree: install ## the same on the token tree
 
 notebooks: install ## run every notebook and store its outputs, the same bytes each time
 	$(BIN)/python tools/execute_notebooks.py
+
+student: install ## the students' notebooks, without solutions and outputs, in build/student/
+	$(BIN)/python tools/make_student.py
 
 bench: install ## side-by-side timings, printed as ratios of one run
 	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file"; done

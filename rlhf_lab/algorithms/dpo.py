@@ -34,7 +34,7 @@ class DPO:
     loss: PairLoss = "sigmoid-norm"
     """sigmoid-norm is DPO's own (cDPO where label_smoothing is above 0); hinge is SLiC's and has no reference."""
     beta: float = 0.1
-    """The loss's slope in the log-ratio: β of DPO (which is then the β of the objective), γ of RSO's losses, τ of IPO."""
+    """The loss's slope in the log-ratio: β of DPO (then also of the objective), γ of RSO's losses, τ of IPO."""
     label_smoothing: float = 0.0
     """ε, the rate of wrong labels that cDPO (sigmoid-norm) or robust DPO assumes."""
 

@@ -164,7 +164,8 @@ def _new_model(
     from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
 
     ids, positions = tree.vocab_size + num_prompts, tree.depth + 2
-    with torch.random.fork_rng(devices=[]):  # transformers initialises from the global generator
+    # transformers initialises from the global generators, which are put back as they were.
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         if architecture == "gpt2":
             gpt2 = GPT2Config(

@@ -140,6 +140,7 @@ class Loop:
                 self._log(step)
             self.bar.update()
             if out is not None and (self.done % self.training.save_every == 0 or last or self._stop_asked):
+                self._refuse_nonfinite(self._loss, wait=True)
                 checkpoint.save(out, self.done, self.module, self.optimizer, {"history": self.history})
             if self._stop_asked and not last:
                 raise KeyboardInterrupt(
@@ -160,7 +161,7 @@ class Loop:
                 waits on a device.
 
         Raises:
-            LabError: the loss is not finite. The weights are those of the step before.
+            LabError: the loss, or its gradient, is not finite. The weights are those of the step before.
         """
 
         def evaluate() -> Tensor:
@@ -172,6 +173,7 @@ class Loop:
             self._refuse_nonfinite(value)
             self.optimizer.zero_grad(set_to_none=True)
             value.backward()
+            self._refuse_nonfinite_gradient(value)
             self._loss = value.detach()
             if self.training.max_grad_norm is not None:
                 nn.utils.clip_grad_norm_(self.parameters, self.training.max_grad_norm)
@@ -193,23 +195,30 @@ class Loop:
             self.optimizer.step()
         self._metrics = {"loss": self._loss, **metrics}
 
-    def _refuse_nonfinite(self, loss: Tensor) -> None:
-        # On a device the check would wait for the result; there it is made when a step is logged.
-        if loss.device.type == "cpu" and not bool(torch.isfinite(loss)):
-            raise LabError(self._nonfinite(loss.item()))
+    def _refuse_nonfinite(self, loss: Tensor, wait: bool = False) -> None:
+        # On a device the check would wait for the result; there it is made when a step is logged or saved.
+        if (wait or loss.device.type == "cpu") and not bool(torch.isfinite(loss)):
+            raise LabError(self._nonfinite(f"the loss became {loss.item()}"))
 
-    def _nonfinite(self, value: float) -> str:
+    def _refuse_nonfinite_gradient(self, loss: Tensor) -> None:
+        """A finite loss can have a gradient that is not, at a square root of zero for one; it must not reach a weight."""
+        if loss.device.type == "cpu" and not all(
+            bool(torch.isfinite(p.grad).all()) for p in self.parameters if p.grad is not None
+        ):
+            raise LabError(self._nonfinite("the gradient became nan or infinite"))
+
+    def _nonfinite(self, what: str) -> str:
         found = checkpoint.latest(self.training.out) if self.training.out is not None else None
         kept = f" The last good checkpoint is {found}." if found is not None else ""
         return (
-            f"{self.name}: the loss became {value} at step {self.done}. A lower learning_rate (now "
-            f"{self.training.learning_rate:g}), a max_grad_norm or a look at the rewards helps.{kept}"
+            f"{self.name}: {what} at step {self.done}. A lower learning_rate (now {self.training.learning_rate:g}), a "
+            f"max_grad_norm or a look at the rewards helps.{kept}"
         )
 
     def _log(self, step: int) -> None:
         row = {k: float(v.detach()) if isinstance(v, Tensor) else float(v) for k, v in self._metrics.items()}
         if "loss" in row and not math.isfinite(row["loss"]):
-            raise LabError(self._nonfinite(row["loss"]))
+            raise LabError(self._nonfinite(f"the loss became {row['loss']}"))
         self.history.append({"step": step, **row})
         shown = {k: f"{v:.3g}" for k, v in list(row.items())[:4]}
         self.bar.set_postfix(shown, refresh=False)

@@ -14,8 +14,18 @@ from rlhf_lab.figures.picture import Axis, Bars, Line, Number, Panel, Picture, P
 from rlhf_lab.widgets.explorer import Choice, Explorer, Slider
 
 
+def frontier_curve(log_ref: Tensor, reward: Tensor) -> tuple[Tensor, Tensor]:
+    """KL [nats] and expected reward of π* at 121 values of β from 0.001 to 1000, (…, 121) each."""
+    return exact.frontier(log_ref, reward, torch.logspace(-3, 3, 121, dtype=log_ref.dtype))
+
+
 def optimal_policy_picture(
-    log_ref: Tensor, reward: Tensor, beta: float, responses: Sequence[str], prompt: str = ""
+    log_ref: Tensor,
+    reward: Tensor,
+    beta: float,
+    responses: Sequence[str],
+    prompt: str = "",
+    curve: tuple[Tensor, Tensor] | None = None,
 ) -> Picture:
     """π_ref and π* as bars, and the place of π* on the exact frontier.
 
@@ -25,6 +35,7 @@ def optimal_policy_picture(
         beta: β > 0, units of reward for a nat.
         responses: K names.
         prompt: the name of x, for the text.
+        curve: `frontier_curve(log_ref, reward)`, where the caller has it already: it does not depend on β.
 
     Returns:
         the picture; its numbers are E_π*[r], KL(π*‖π_ref), J(π*) and log Z.
@@ -38,7 +49,7 @@ def optimal_policy_picture(
     before = float((ref * reward).sum())
     value = float(exact.objective(log_star, log_ref, reward, beta))
     log_z = float(exact.log_partition(log_ref, reward, beta))
-    curve_kl, curve_reward = exact.frontier(log_ref, reward, torch.logspace(-3, 3, 121, dtype=log_ref.dtype))
+    curve_kl, curve_reward = frontier_curve(log_ref, reward) if curve is None else curve
     names = tuple(f"{name}\nr = {_signed(r)}" for name, r in zip(responses, reward.tolist(), strict=True))
     bars = Panel(
         "Policies over the responses",
@@ -113,9 +124,11 @@ def optimal_policy_explorer(
             f"lists of {sorted({len(names) for names in lists})} names of responses."
         )
 
+    curve_kl, curve_reward = frontier_curve(log_ref, reward)  # once: only the star moves with β
+
     def compute(beta: float, prompt: int = 0) -> Picture:
-        named = titles[prompt] if prompts else ""
-        return optimal_policy_picture(log_ref[prompt], reward[prompt], beta, lists[prompt], named)
+        named, curve = (titles[prompt] if prompts else ""), (curve_kl[prompt], curve_reward[prompt])
+        return optimal_policy_picture(log_ref[prompt], reward[prompt], beta, lists[prompt], named, curve)
 
     controls: dict[str, Slider | Choice] = {"beta": Slider(beta, 0.01, 100.0, "β [reward per nat]", log=True)}
     if rows > 1:

@@ -80,10 +80,10 @@ def test_ppo_raises_the_reward_and_pays_in_kl(policy, prompts):
 
 
 @pytest.mark.parametrize("loss", ["sigmoid-norm", "ipo", "hinge-norm", "hinge"])
-def test_dpo_ranks_held_out_pairs_better_than_chance_and_raises_the_reward(policy, prompts, loss):
+def test_dpo_ranks_its_pairs_better_than_chance_and_raises_the_reward(policy, prompts, loss):
     reference, before = policy.frozen(), mean_reward(policy, prompts)
-    history = dpo(policy, reference, labelled(policy, prompts), DPO(loss, 0.5), training(25))
-    assert history[-1]["accuracy"] > 0.6
+    history = dpo(policy, reference, labelled(policy, prompts, 64), DPO(loss, 0.2), training(40, log_every=1))
+    assert sum(row["accuracy"] for row in history[-15:]) / 15 > 0.6
     assert mean_reward(policy, prompts) > before + 0.1
 
 

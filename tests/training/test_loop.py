@@ -378,3 +378,13 @@ def test_resuming_from_a_checkpoint_cut_short_names_it_and_removing_it_goes_on_f
     last.rmdir()
     resumed, _ = run(training(out=out, resume=True), fresh())
     assert same(bits(resumed), bits(run(training(), fresh())[0]))
+
+
+def test_a_finite_loss_with_a_nan_gradient_is_refused_and_the_weights_stay():
+    """√(w²) at w = 0 is 0, and its derivative w/√(w²) is 0/0."""
+    module = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(module.weight)
+    with pytest.raises(LabError, match="gradient became nan"), Loop("x", module, training()) as loop:
+        for _ in loop:
+            loop.update(module.weight.square().sum().sqrt())
+    assert module.weight.item() == 0.0

@@ -1,0 +1,242 @@
+"""Exercises of notebook 02: what KL costs and buys."""
+
+import torch
+from torch import Tensor
+
+from rlhf_lab.exercises.tool import Case, Exercise, Mistake
+
+
+def _double(values: object) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+_PI = _double([0.7, 0.2, 0.1]).log()
+_REF = _double([0.3, 0.3, 0.4]).log()
+_TWO_PROMPTS = (_double([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]]).log(), _double([[0.2, 0.2, 0.6], [0.3, 0.5, 0.2]]).log())
+
+
+def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p‖q) of (…, K) log-probabilities, (…)."""
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+def k3(log_policy: Tensor, log_ref: Tensor) -> Tensor:
+    """One estimate of KL(π‖π_ref) for each sample of π."""
+    k = log_policy - log_ref
+    return torch.exp(-k) - 1 + k
+
+
+def response_k1(log_policy: Tensor, log_ref: Tensor, mask: Tensor) -> Tensor:
+    """log π(y|x) − log π_ref(y|x) of each response, (B, G), from tokens (B, G, T)."""
+    return ((log_policy - log_ref) * mask).sum(-1)
+
+
+def kl_term(log_policy: Tensor, log_ref: Tensor) -> Tensor:
+    """A loss term of each sample; its mean gradient is that of KL(π‖π_ref)."""
+    k = log_policy - log_ref
+    return k.detach() * log_policy
+
+
+_SAMPLES = {"log_policy": _double([-0.4, -1.2, -2.3]), "log_ref": _double([-1.2, -1.2, -0.9])}
+_TOKENS = {
+    "log_policy": _double([[[-0.5, -1.0, -0.2], [-2.0, -0.3, -9.0]]]),
+    "log_ref": _double([[[-0.7, -0.4, -0.9], [-1.0, -0.8, -1.0]]]),
+    "mask": torch.tensor([[[True, True, True], [True, True, False]]]),
+}
+
+EXERCISES = (
+    Exercise(
+        key="nb02.kl",
+        title="KL of two tables",
+        objective="write KL(p‖q) from log-probabilities, over the right axis",
+        difficulty=1,
+        minutes=4,
+        cases=(
+            Case("three responses", {"log_p": _PI, "log_q": _REF}),
+            Case("two prompts", {"log_p": _TWO_PROMPTS[0], "log_q": _TWO_PROMPTS[1]}),
+        ),
+        solution=kl,
+        mistakes=(
+            Mistake(
+                "KL turned round",
+                "this is KL(q‖p). The distribution that the mean is taken under is the first argument.",
+                lambda log_p, log_q: (log_q.exp() * (log_q - log_p)).sum(-1),
+            ),
+            Mistake(
+                "sign",
+                "the sign is lost: this is −KL, and a KL is never negative.",
+                lambda log_p, log_q: (log_p.exp() * (log_q - log_p)).sum(-1),
+            ),
+            Mistake(
+                "mean for sum",
+                "a mean over the responses where a sum belongs: p already holds the weights, nothing is divided by K.",
+                lambda log_p, log_q: (log_p.exp() * (log_p - log_q)).mean(-1),
+            ),
+            Mistake(
+                "wrong axis",
+                "summed over the wrong axis: the responses are the last axis, every prompt keeps its own KL.",
+                lambda log_p, log_q: (log_p.exp() * (log_p - log_q)).sum(0),
+            ),
+            Mistake(
+                "summed over everything",
+                "one number for all prompts: sum over the last axis only, every prompt keeps its own KL.",
+                lambda log_p, log_q: (log_p.exp() * (log_p - log_q)).sum(),
+            ),
+            Mistake(
+                "no weights",
+                "the log-ratios are added up without weights: an expectation under p multiplies each by p.",
+                lambda log_p, log_q: (log_p - log_q).sum(-1),
+            ),
+            Mistake(
+                "forgot exp",
+                "log p stands where p belongs: the weights of a mean are probabilities.",
+                lambda log_p, log_q: (log_p * (log_p - log_q)).sum(-1),
+            ),
+        ),
+        hints=(
+            "An expectation over a finite set is a sum of probability times value. Which values, whose probabilities?",
+            "The values are `log_p - log_q`, the probabilities `log_p.exp()`. Over which axis do the responses lie?",
+        ),
+    ),
+    Exercise(
+        key="nb02.k3",
+        title="k3 of a sample",
+        objective="write the estimator that is unbiased and never negative",
+        difficulty=1,
+        minutes=3,
+        cases=(
+            Case("three samples", _SAMPLES),
+            Case("π equals π_ref", {"log_policy": _REF, "log_ref": _REF}),
+        ),
+        solution=k3,
+        mistakes=(
+            Mistake(
+                "ratio turned round",
+                "the ratio is turned round: with samples from π, k is log π − log π_ref.",
+                lambda log_policy, log_ref: torch.exp(log_policy - log_ref) - 1 - (log_policy - log_ref),
+            ),
+            Mistake(
+                "forgot the minus one",
+                "it does not vanish where π equals π_ref: a constant is missing.",
+                lambda log_policy, log_ref: torch.exp(log_ref - log_policy) + (log_policy - log_ref),
+            ),
+            Mistake(
+                "sign of k",
+                "the sign of k outside the exponential is lost: then the mean is not KL.",
+                lambda log_policy, log_ref: torch.exp(log_ref - log_policy) - 1 - (log_policy - log_ref),
+            ),
+            Mistake(
+                "k1",
+                "this is k1: unbiased too, but it can be negative. Add what makes it non-negative and has mean zero.",
+                lambda log_policy, log_ref: log_policy - log_ref,
+            ),
+            Mistake(
+                "k2",
+                "this is k2, k²/2: it is never negative, but its mean is not KL.",
+                lambda log_policy, log_ref: (log_policy - log_ref).square() / 2,
+            ),
+            Mistake(
+                "mean over samples",
+                "averaged over the samples: an estimator gives one value for each sample, the mean is the caller's.",
+                lambda log_policy, log_ref: k3(log_policy, log_ref).mean(),
+            ),
+        ),
+        hints=(
+            "Call k = log π − log π_ref. E_π[k] is KL; what else has mean zero under π and can be added?",
+            "E_π[π_ref/π] = 1, and π_ref/π = exp(−k).",
+        ),
+    ),
+    Exercise(
+        key="nb02.response_k1",
+        title="From tokens to a response",
+        objective="add up a penalty over a response's own tokens, and over no others",
+        difficulty=2,
+        minutes=5,
+        cases=(Case("two responses, the second one shorter", _TOKENS),),
+        solution=response_k1,
+        mistakes=(
+            Mistake(
+                "no mask",
+                "padding is counted: positions outside the mask belong to no response.",
+                lambda log_policy, log_ref, mask: (log_policy - log_ref).sum(-1),
+            ),
+            Mistake(
+                "mean for sum",
+                "divided by the response's length: log π(y|x) is the sum over tokens, so its log-ratio is a sum too.",
+                lambda log_policy, log_ref, mask: ((log_policy - log_ref) * mask).sum(-1) / mask.sum(-1),
+            ),
+            Mistake(
+                "mean over padding",
+                "a mean over all positions, padding included: sum, and let the mask take padding out.",
+                lambda log_policy, log_ref, mask: ((log_policy - log_ref) * mask).mean(-1),
+            ),
+            Mistake(
+                "wrong axis",
+                "summed over the responses: the tokens are the last axis of (B, G, T).",
+                lambda log_policy, log_ref, mask: ((log_policy - log_ref) * mask).sum(1),
+            ),
+            Mistake(
+                "sign",
+                "the ratio is turned round: this would pay for drift.",
+                lambda log_policy, log_ref, mask: ((log_ref - log_policy) * mask).sum(-1),
+            ),
+            Mistake(
+                "mask turned round",
+                "the mask is turned round: it is True on the response's tokens.",
+                lambda log_policy, log_ref, mask: ((log_policy - log_ref) * ~mask).sum(-1),
+            ),
+        ),
+        hints=(
+            "The probability of a response is the product of its tokens' probabilities. What is its logarithm?",
+            "Multiply by the mask before you sum, and sum over the last axis.",
+        ),
+    ),
+    Exercise(
+        key="nb02.kl_term",
+        title="A term that pulls the right way",
+        objective="write a loss term of a sample whose expected gradient is that of KL(π‖π_ref)",
+        difficulty=3,
+        minutes=8,
+        cases=(Case("three samples", _SAMPLES),),
+        solution=kl_term,
+        differentiate=("log_policy",),
+        compare="gradient",
+        mistakes=(
+            Mistake(
+                "k1 as a loss",
+                "k1 as a loss: its gradient is ∇log π, which has mean zero. On average it does nothing.",
+                lambda log_policy, log_ref: log_policy - log_ref,
+            ),
+            Mistake(
+                "k3 as a loss",
+                "k3 as a loss: its expected gradient is that of the other divergence, KL(π_ref‖π).",
+                k3,
+            ),
+            Mistake(
+                "forgot detaching",
+                "k is not detached: the product rule adds log π · ∇k, which has no place here.",
+                lambda log_policy, log_ref: (log_policy - log_ref) * log_policy,
+            ),
+            Mistake(
+                "detached too much",
+                "everything is detached: no gradient is left.",
+                lambda log_policy, log_ref: (log_policy - log_ref).detach() * log_policy.detach(),
+            ),
+            Mistake(
+                "sign",
+                "the sign is lost: descent on this term would drive the policy away from the reference.",
+                lambda log_policy, log_ref: -(log_policy - log_ref).detach() * log_policy,
+            ),
+            Mistake(
+                "forgot the half",
+                "twice too strong: k² has the gradient 2k ∇k.",
+                lambda log_policy, log_ref: (log_policy - log_ref).square(),
+            ),
+        ),
+        hints=(
+            "∇KL(π‖π_ref) = E_π[k ∇log π]. You need a term whose gradient is k ∇log π, sample by sample.",
+            "Either treat k as a number (`.detach()`) and multiply it by log π, or find the function of k with that "
+            "derivative.",
+        ),
+    ),
+)

@@ -1,0 +1,273 @@
+"""Exercises of notebook 05: DPO and its relatives."""
+
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from rlhf_lab.exercises.tool import Case, Exercise, Mistake
+
+
+def _double(values: object) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def dpo_loss(chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, beta: float) -> Tensor:
+    """−log σ(β Δ) of each pair."""
+    return -torch.nn.functional.logsigmoid(beta * (chosen_log_ratio - rejected_log_ratio))
+
+
+def population_loss(log_policy: Tensor, log_ref: Tensor, reward: Tensor, beta: float) -> Tensor:
+    """DPO's mean loss over all pairs of K responses, labelled by Bradley–Terry: a single number."""
+    implicit = beta * (log_policy - log_ref)
+    margin = implicit[:, None] - implicit[None, :]  # row beats column
+    p = torch.sigmoid(reward[:, None] - reward[None, :])
+    apart = ~torch.eye(len(reward), dtype=torch.bool)
+    return -2 * (p * torch.nn.functional.logsigmoid(margin))[apart].mean()
+
+
+def robust_loss(chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, beta: float, epsilon: float) -> Tensor:
+    """A loss of each pair whose mean over labels flipped at rate ε is DPO's."""
+    margin = beta * (chosen_log_ratio - rejected_log_ratio)
+    right, flipped = -torch.nn.functional.logsigmoid(margin), -torch.nn.functional.logsigmoid(-margin)
+    return ((1 - epsilon) * right - epsilon * flipped) / (1 - 2 * epsilon)
+
+
+def ipo_margin(p: Tensor, tau: float) -> Tensor:
+    """The Δ at which IPO's mean loss is least, where the chosen response wins with probability p."""
+    return (p - 0.5) / tau
+
+
+def _population(log_policy: Tensor, log_ref: Tensor, reward: Tensor, beta: float, slip: str) -> Tensor:
+    """`population_loss` with one slip."""
+    implicit = beta * (log_policy - (0.0 if slip == "reference" else log_ref))
+    if slip == "beta":
+        implicit = log_policy - log_ref
+    margin = implicit[:, None] - implicit[None, :]
+    gap = reward[:, None] - reward[None, :]
+    p = (gap > 0).double() if slip == "certain" else torch.sigmoid(-gap if slip == "swapped" else gap)
+    apart = ~torch.eye(len(reward), dtype=torch.bool)
+    terms = -2 * p * logsigmoid(margin)
+    return terms.mean() if slip == "diagonal" else terms[apart].mean() / (2 if slip == "half" else 1)
+
+
+_PAIRS = {"chosen_log_ratio": _double([0.8, -1.1, 0.3]), "rejected_log_ratio": _double([-0.4, 0.6, 0.3])}
+_ONE = {"chosen_log_ratio": _double(-0.5), "rejected_log_ratio": _double(0.7)}
+
+EXERCISES = (
+    Exercise(
+        key="nb05.dpo_loss",
+        title="DPO's loss in one line",
+        objective="write DPO's loss from log-ratios, one value a pair",
+        difficulty=1,
+        minutes=4,
+        cases=(
+            Case("three pairs: ranked rightly, ranked wrongly, undecided", {**_PAIRS, "beta": 0.5}),
+            Case("one pair that is ranked wrongly, a large β", {**_ONE, "beta": 3.0}),
+        ),
+        solution=dpo_loss,
+        mistakes=(
+            Mistake(
+                "swapped pair",
+                "chosen and rejected are swapped: the loss must be small where the chosen one's log-ratio is larger.",
+                lambda chosen, rejected, beta: -logsigmoid(beta * (rejected - chosen)),
+            ),
+            Mistake(
+                "no beta",
+                "β is missing: the implicit reward is β log π_θ/π_ref.",
+                lambda chosen, rejected, beta: -logsigmoid(chosen - rejected),
+            ),
+            Mistake(
+                "sign",
+                "the minus is missing: this is the log-likelihood, which grows as the fit improves.",
+                lambda chosen, rejected, beta: logsigmoid(beta * (chosen - rejected)),
+            ),
+            Mistake(
+                "forgot log",
+                "the logarithm is missing: −σ is no likelihood.",
+                lambda chosen, rejected, beta: -torch.sigmoid(beta * (chosen - rejected)),
+            ),
+            Mistake(
+                "mean over pairs",
+                "averaged over the pairs: give one value a pair, the mean is the caller's.",
+                lambda chosen, rejected, beta: -logsigmoid(beta * (chosen - rejected)).mean(),
+            ),
+            Mistake(
+                "beta outside",
+                "β stands outside σ: it scales the implicit reward, and belongs into the argument.",
+                lambda chosen, rejected, beta: -beta * logsigmoid(chosen - rejected),
+            ),
+            Mistake(
+                "beta on one side",
+                "β multiplies the chosen log-ratio only: both implicit rewards carry it.",
+                lambda chosen, rejected, beta: -logsigmoid(beta * chosen - rejected),
+            ),
+        ),
+        hints=(
+            "Bradley–Terry with the implicit reward r̂ = β · log-ratio: how likely is it that the chosen one wins?",
+            "The loss is minus the logarithm of σ(r̂_w − r̂_l). `torch.nn.functional.logsigmoid` keeps its digits.",
+        ),
+    ),
+    Exercise(
+        key="nb05.population_loss",
+        title="DPO with infinitely many labels",
+        objective="write the loss that DPO would have with every pair and every label at its probability",
+        difficulty=2,
+        minutes=8,
+        cases=(
+            Case(
+                "three responses",
+                {
+                    "log_policy": _double([0.5, 0.3, 0.2]).log(),
+                    "log_ref": _double([0.2, 0.2, 0.6]).log(),
+                    "reward": _double([1.0, 0.0, -0.5]),
+                    "beta": 0.5,
+                },
+            ),
+            Case(
+                "two responses, a large β",
+                {
+                    "log_policy": _double([0.7, 0.3]).log(),
+                    "log_ref": _double([0.4, 0.6]).log(),
+                    "reward": _double([-0.3, 0.8]),
+                    "beta": 2.0,
+                },
+            ),
+        ),
+        solution=population_loss,
+        mistakes=(
+            Mistake(
+                "certain labels",
+                "the better response always wins here. Bradley–Terry labels are noisy: it wins with σ(r_1 − r_2).",
+                partial(_population, slip="certain"),
+            ),
+            Mistake(
+                "swapped labels",
+                "the labels are swapped: the worse response wins more often.",
+                partial(_population, slip="swapped"),
+            ),
+            Mistake(
+                "no reference",
+                "the reference is missing: the implicit reward is β log π_θ/π_ref.",
+                partial(_population, slip="reference"),
+            ),
+            Mistake(
+                "no beta",
+                "β is missing from the implicit reward.",
+                partial(_population, slip="beta"),
+            ),
+            Mistake(
+                "diagonal",
+                "a response compared with itself is counted: leave the diagonal out of the mean.",
+                partial(_population, slip="diagonal"),
+            ),
+            Mistake(
+                "half the labels",
+                "half of it: a pair has two possible labels, and their probabilities must add up to one.",
+                partial(_population, slip="half"),
+            ),
+        ),
+        hints=(
+            "For one pair (i, j): i wins with p_ij = σ(r_i − r_j) and costs −log σ(r̂_i − r̂_j); j wins with 1 − p_ij.",
+            "With (K, K) tables `p` and `margin`, the entries (i, j) and (j, i) are the two labels of one pair: sum "
+            "`-p * logsigmoid(margin)` off the diagonal, and divide by the number of pairs, K(K − 1)/2.",
+        ),
+    ),
+    Exercise(
+        key="nb05.robust_loss",
+        title="Noise taken off",
+        objective="write the loss whose mean over flipped labels is the clean one",
+        difficulty=2,
+        minutes=5,
+        cases=(
+            Case("three pairs, every fifth label flipped", {**_PAIRS, "beta": 0.5, "epsilon": 0.2}),
+            Case("no noise", {**_ONE, "beta": 3.0, "epsilon": 0.0}),
+        ),
+        solution=robust_loss,
+        mistakes=(
+            Mistake(
+                "cDPO",
+                "this is cDPO, which adds the second term. Its mean over flips is not the clean loss.",
+                lambda c, r, beta, e: (1 - e) * dpo_loss(c, r, beta) + e * dpo_loss(r, c, beta),
+            ),
+            Mistake(
+                "no divisor",
+                "the divisor is missing: over flips this averages to a fraction of the clean loss.",
+                lambda c, r, beta, e: (1 - e) * dpo_loss(c, r, beta) - e * dpo_loss(r, c, beta),
+            ),
+            Mistake(
+                "swapped pair",
+                "the two losses are swapped: most labels are right, so the larger weight is for the label as given.",
+                lambda c, r, beta, e: robust_loss(r, c, beta, e),
+            ),
+            Mistake(
+                "plain DPO",
+                "ε is not used: this is DPO's loss, whose mean over flips is not the clean one.",
+                lambda c, r, beta, e: dpo_loss(c, r, beta),
+            ),
+            Mistake(
+                "mean over pairs",
+                "averaged over the pairs: give one value a pair, the mean is the caller's.",
+                lambda c, r, beta, e: robust_loss(c, r, beta, e).mean(),
+            ),
+            Mistake(
+                "no beta",
+                "β is missing from the margin.",
+                lambda c, r, beta, e: robust_loss(c, r, 1.0, e),
+            ),
+        ),
+        hints=(
+            "Look for a ℒ(w,l) + b ℒ(l,w) whose mean over flips, (1−ε) of it plus ε of it swapped, is ℒ(w,l).",
+            "The swapped terms must cancel: a ε + b (1−ε) = 0. Then scale so that the other ones add up to one.",
+        ),
+    ),
+    Exercise(
+        key="nb05.ipo_margin",
+        title="Where IPO stops",
+        objective="find the margin at which IPO's mean loss is least, and see that it is finite",
+        difficulty=2,
+        minutes=6,
+        cases=(
+            Case("an even, a clear and a certain preference", {"p": _double([0.5, 0.8, 1.0]), "tau": 0.2}),
+            Case("a preference against the chosen one", {"p": _double([0.1]), "tau": 2.0}),
+        ),
+        solution=ipo_margin,
+        mistakes=(
+            Mistake(
+                "DPO's margin",
+                "this is where DPO stops, the log-odds: infinite for a certain preference. IPO's loss is a square.",
+                lambda p, tau: torch.logit(p) / tau,
+            ),
+            Mistake(
+                "label noise forgotten",
+                "this is the target of a single label, 1/(2τ). The mean over labels pulls both ways.",
+                lambda p, tau: torch.full_like(p, 1 / (2 * tau)),
+            ),
+            Mistake(
+                "factor of two",
+                "twice too far: the derivative of a square brings a 2 that has to be divided out.",
+                lambda p, tau: (2 * p - 1) / tau,
+            ),
+            Mistake(
+                "tau on the wrong side",
+                "τ is on the wrong side: a larger τ, a heavier KL, must give a smaller margin.",
+                lambda p, tau: (p - 0.5) * tau,
+            ),
+            Mistake(
+                "sign",
+                "the sign is lost: a preferred response needs a positive margin.",
+                lambda p, tau: (0.5 - p) / tau,
+            ),
+            Mistake(
+                "not centred",
+                "an even preference must give no margin at all: p is not measured from ½.",
+                lambda p, tau: p / tau,
+            ),
+        ),
+        hints=(
+            "The mean loss is p (Δ − 1/(2τ))² + (1−p)(Δ + 1/(2τ))². Differentiate it with respect to Δ.",
+            "2Δ = (2p − 1)/τ at the minimum.",
+        ),
+    ),
+)

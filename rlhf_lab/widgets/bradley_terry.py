@@ -1,0 +1,157 @@
+"""Reward and preference: what the labels of a Bradley–Terry labeller can tell of a reward, and what they cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rlhf_lab import exact, losses
+from rlhf_lab.checks import LabError, check_finite, check_positive, check_responses_axis
+from rlhf_lab.figures.picture import Axis, Bars, Line, Number, Panel, Picture, Points
+from rlhf_lab.widgets.explorer import Choice, Explorer, Slider
+
+
+def expected_label_loss(log_ref: Tensor, reward: Tensor, model: Tensor) -> float:
+    r"""E[−log σ(r_φ(y_w) − r_φ(y_l))] when the labels follow `reward` and the model's reward is `model`.
+
+    The expectation is a sum over all pairs of different responses, each as likely as π_ref draws it.
+
+    Args:
+        log_ref: log π_ref of one prompt, (K,), nats.
+        reward: r that the labeller has in mind, (K,).
+        model: r_φ, (K,).
+
+    Returns:
+        nats a label. Least where `model` is `reward` plus any constant.
+    """
+    pair = (log_ref.unsqueeze(-1) + log_ref.unsqueeze(-2)).exp() * exact.preference(reward)
+    pair = pair * (1 - torch.eye(len(reward), dtype=pair.dtype))
+    rows, columns = torch.broadcast_tensors(model.unsqueeze(-1), model.unsqueeze(-2))
+    return float((pair * losses.bradley_terry(rows, columns)).sum() / pair.sum())
+
+
+def bradley_terry_picture(
+    log_ref: Tensor,
+    reward: Tensor,
+    offset: float,
+    scale: float,
+    first: int,
+    second: int,
+    responses: Sequence[str],
+    beta: float = 0.5,
+) -> Picture:
+    """A reward model r_φ = scale · r + offset beside the reward r, and the preferences that both predict.
+
+    Args:
+        log_ref: log π_ref of one prompt, (K,), nats; says which pairs are labelled, and what π* starts from.
+        reward: r(x, ·) that the labels follow, (K,).
+        offset: f(x), added to every reward of the prompt.
+        scale: c > 0, multiplies every reward.
+        first: y_1 of the pair that is looked at.
+        second: y_2, another response.
+        responses: K names.
+        beta: β of the π* that either reward asks for.
+
+    Returns:
+        the picture; its numbers are p(y_1 ≻ y_2) under both, how much worse r_φ explains the labels, and how far
+        its π* lies from π*.
+
+    Raises:
+        LabError: a response that does not exist or is compared with itself; scale not above zero.
+    """
+    check_responses_axis(log_ref=log_ref, reward=reward)
+    check_finite(reward, "reward")
+    check_positive(scale, "scale")
+    size = len(reward)
+    if len(responses) != size:
+        raise LabError(f"{len(responses)} names came for {size} responses.")
+    if not (0 <= first < size and 0 <= second < size) or first == second:
+        raise LabError(f"The pair ({first}, {second}) is none: take two different numbers from 0 to {size - 1}.")
+    model = scale * reward + offset
+    gap, model_gap = float(reward[first] - reward[second]), float(model[first] - model[second])
+    p, model_p = (float(torch.sigmoid(torch.tensor(g, dtype=torch.float64))) for g in (gap, model_gap))
+    worse = expected_label_loss(log_ref, reward, model) - expected_label_loss(log_ref, reward, reward)
+    star = exact.optimal_policy(log_ref, reward, beta)
+    moved = float(exact.kl(exact.optimal_policy(log_ref, model, beta), star))
+
+    ends = float(reward.abs().max()) * 2 + 3
+    bars = Panel(
+        "Two rewards …",
+        Axis("response y", names=tuple(responses)),
+        Axis("reward", -ends, ends),
+        (Bars("optimal", reward, "r, the labeller's"), Bars("policy", model, "c·r + f, the model's")),
+        width=1.2,
+    )
+    wide = 1.05 * 2 * float(reward.max() - reward.min()) + 0.5
+    axis = torch.linspace(-wide, wide, 101, dtype=torch.float64)
+    curve = Panel(
+        "… and the labels they predict",
+        Axis("r(y₁) − r(y₂) [reward]", -wide, wide),
+        Axis("p(y₁ ≻ y₂)", 0.0, 1.0),
+        (
+            Line("reference", axis, torch.sigmoid(axis), "σ"),
+            Points("optimal", [gap], [p], "r", big=True),
+            Points("policy", [min(max(model_gap, -wide), wide)], [model_p], "c·r + f", big=True),
+        ),
+    )
+    pair = f"“{responses[first]}” beats “{responses[second]}”"
+    if abs(worse) < 1e-9:
+        verdict = "No number of labels can tell the two rewards apart, and they have the same π*."
+    else:
+        verdict = (
+            f"The model explains a label by {worse:.3f} nats worse than the labeller's own reward, and its π* is "
+            f"{moved:.2f} nats from the right one."
+        )
+    text = (
+        f"With f = {_signed(offset)} and c = {scale:.3g}, {pair} in {100 * p:.0f}% of the labels; the model says "
+        f"{100 * model_p:.0f}%. {verdict}"
+    )
+    numbers = (
+        Number("p(y₁ ≻ y₂)", p),
+        Number("the model's", model_p),
+        Number("loss above its least", max(worse, 0.0), "nats a label"),
+        Number("KL of its π* to π*", max(moved, 0.0), "nats"),
+    )
+    return Picture(text, (bars, curve), numbers)
+
+
+def _signed(number: float) -> str:
+    return f"{round(number, 2) + 0.0:+.2f}".replace("-", "−")
+
+
+def bradley_terry_explorer(
+    log_ref: Tensor, reward: Tensor, responses: Sequence[str], beta: float = 0.5, offset: float = 1.0
+) -> Explorer:
+    """A reward model moved by an offset and a scale: which of the two do labels, and π*, feel?
+
+    Args:
+        log_ref: log π_ref of one prompt, (K,), nats, K ≥ 2.
+        reward: r(x, ·), (K,).
+        responses: K names.
+        beta: β of the π* compared.
+        offset: where the slider of f stands at first, in [−3, 3].
+
+    Raises:
+        LabError: shapes or numbers of names that do not match; fewer than two responses.
+    """
+    check_responses_axis(log_ref=log_ref, reward=reward)
+    if log_ref.ndim != 1 or log_ref.shape != reward.shape or len(reward) < 2 or len(responses) != len(reward):
+        raise LabError(
+            f"log_ref {tuple(log_ref.shape)} and reward {tuple(reward.shape)} must both be (K,) with K ≥ 2 and K names, "
+            f"not {len(responses)}."
+        )
+    log_ref, reward = log_ref.detach().double(), reward.detach().double()
+    size = len(responses)
+    pairs = {f"{responses[i]} ≻ {responses[j]}": (i, j) for i in range(size - 1, -1, -1) for j in range(size) if i != j}
+
+    def compute(offset: float, scale: float, pair: tuple[int, int]) -> Picture:
+        return bradley_terry_picture(log_ref, reward, offset, scale, *pair, responses, beta)
+
+    controls: dict[str, Slider | Choice] = {
+        "offset": Slider(offset, -3.0, 3.0, "f, added to all [reward]", step=0.1),
+        "scale": Slider(1.0, 0.25, 4.0, "c, times all", log=True),
+        "pair": Choice(next(iter(pairs.values())), pairs, "y₁ ≻ y₂"),
+    }
+    return Explorer(compute, controls, "Reward and preference")

@@ -1,0 +1,238 @@
+r"""Monte Carlo Z: how far estimates of log Z scatter, against the exact one.
+
+    Ẑ = (1/n) Σ_i exp(r(y_i)/β),  y_i ~ π_ref          Var(Ẑ)/Z² = χ²(π*‖π_ref)/n
+
+The estimates of all n are made from the same draws, and the draws depend neither on β nor on the reward: they are
+made once, and a move of a slider costs one small product of matrices.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlhf_lab import exact
+from rlhf_lab.checks import LabError, check_beta, check_finite, check_log_distribution, check_positive
+from rlhf_lab.figures.picture import Axis, Band, Line, Number, Panel, Picture, Points, Rule
+from rlhf_lab.training import seeded
+from rlhf_lab.widgets.explorer import Explorer, Slider
+
+DOUBLINGS = 14
+"""The largest number of samples is 2^14 = 16,384."""
+
+
+def word_levels(words: int = 20, good: float = 0.25) -> tuple[Tensor, Tensor]:
+    r"""A world of 2^words responses in words + 1 numbers: π_ref of each number of good words, and its score.
+
+    Every word is good with probability `good` under the reference, and the reward is R times the share of good
+    words. All responses with the same number of good words have the same reward, so the sum over 2^words
+    responses is one over words + 1 levels: Z = (1 − good + good·exp(R/(words·β)))^words.
+
+    Args:
+        words: L, 1 to 1000.
+        good: the reference's probability of a good word, in (0, 1).
+
+    Returns:
+        log π_ref of each level, (L + 1,), nats; the score, (L + 1,), in [0, 1].
+
+    Raises:
+        LabError: an argument out of its range.
+    """
+    if not 1 <= words <= 1000 or not 0 < good < 1:
+        raise LabError(f"words must be in 1 … 1000 and good in (0, 1), not {words} and {good}.")
+    k = torch.arange(words + 1, dtype=torch.float64)
+    whole = torch.tensor(float(words), dtype=torch.float64)
+    ways = torch.lgamma(whole + 1) - torch.lgamma(k + 1) - torch.lgamma(whole - k + 1)
+    return (ways + k * math.log(good) + (whole - k) * math.log1p(-good)).log_softmax(-1), k / words
+
+
+def relative_variance(log_ref: Tensor, reward: Tensor, beta: float) -> Tensor:
+    r"""Var(exp(r/β))/Z² of one draw from π_ref: Z_{β/2}/Z_β² − 1 = χ²(π*‖π_ref). Over n for a mean of n draws.
+
+    Args:
+        log_ref: log π_ref, (…, K), nats.
+        reward: r, (…, K).
+        beta: β > 0.
+
+    Returns:
+        (…), ≥ 0; infinite where it does not fit a float64.
+
+    Raises:
+        LabError: as `exact.log_partition`.
+    """
+    half = exact.log_partition(log_ref, reward, beta / 2)
+    return torch.expm1((half - 2 * exact.log_partition(log_ref, reward, beta)).clamp(min=0.0))
+
+
+@dataclass(frozen=True)
+class Draws:
+    """How often each response was drawn: `runs` independent runs of 2^14 draws from π_ref.
+
+    Attributes:
+        counts: (15, runs, K) float64: after 1, 2, 4, …, 2^14 draws of each run.
+    """
+
+    counts: Tensor
+
+    @property
+    def numbers(self) -> Tensor:
+        """n: 1, 2, 4, …, (15,)."""
+        return self.counts[:, 0].sum(-1)
+
+    def estimates(self, reward: Tensor, beta: float) -> Tensor:
+        """log Ẑ of every run after every number of draws, (15, runs), nats. `reward` is (K,)."""
+        beta = check_beta(beta)
+        best = reward.max()  # taken off, so that nothing overflows; it comes back in the logarithm
+        mean = (self.counts @ torch.exp((reward - best) / beta)) / self.numbers.unsqueeze(-1)
+        # A run whose every draw rounds to zero beside the best one has drawn something all the same.
+        seen = torch.where(self.counts > 0, reward - best, -torch.inf).amax(-1) / beta
+        return best / beta + torch.where(mean > 1e-290, mean.log(), seen - self.numbers.log().unsqueeze(-1))
+
+
+def draw(log_ref: Tensor, runs: int = 200, seed: int = 0) -> Draws:
+    """`runs` runs of 2^14 draws from π_ref, (K,).
+
+    Raises:
+        LabError: log_ref is not one normalised row; runs below 1.
+    """
+    check_log_distribution(log_ref, "log_ref")
+    if log_ref.ndim != 1 or runs < 1:
+        raise LabError(f"log_ref must be (K,) and runs at least 1, not {tuple(log_ref.shape)} and {runs}.")
+    ends = log_ref.double().exp().cumsum(-1)
+    uniform = torch.rand(runs, 2**DOUBLINGS, dtype=torch.float64, generator=seeded(seed, 404)) * ends[-1]
+    drawn = torch.searchsorted(ends, uniform, right=True).clamp(max=len(log_ref) - 1)
+    counts, sofar, start = [], torch.zeros(runs, len(log_ref), dtype=torch.float64), 0
+    for k in range(DOUBLINGS + 1):
+        part = drawn[:, start : 2**k]
+        sofar = sofar.scatter_add(1, part, torch.ones_like(part, dtype=torch.float64))
+        counts.append(sofar)
+        start = 2**k
+    return Draws(torch.stack(counts))
+
+
+def partition_picture(
+    log_ref: Tensor, score: Tensor, draws: Draws, doublings: int, beta: float, reward_range: float
+) -> Picture:
+    """Estimates of log Z by number of samples, and why: where the samples fall, and where Z comes from.
+
+    Args:
+        log_ref: log π_ref of the responses (or of levels of equal reward), (K,).
+        score: (K,), in [0, 1]; the reward is `reward_range` times it. In rising order for the right panel.
+        draws: from `draw(log_ref)`.
+        doublings: k, for n = 2^k samples, 0 … 14.
+        beta: β > 0, reward per nat.
+        reward_range: R > 0, reward.
+
+    Returns:
+        the picture; its numbers are the exact log Z, the median estimate, the exact relative standard deviation of
+        Ẑ, and the samples that bring it to 10%.
+
+    Raises:
+        LabError: β or R not above zero; no such number of doublings.
+    """
+    if not 0 <= doublings <= DOUBLINGS:
+        raise LabError(f"doublings must be in 0 … {DOUBLINGS}, not {doublings}.")
+    reward = check_positive(reward_range, "reward_range") * score
+    log_z = float(exact.log_partition(log_ref, reward, beta))
+    variance = float(relative_variance(log_ref, reward, beta))
+    levels = torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64)
+    low, middle, high = torch.quantile(draws.estimates(reward, beta) - log_z, levels, dim=-1)
+    n, at = draws.numbers, doublings
+    now = int(n[at])
+    scatter = Panel(
+        f"Error of {draws.counts.shape[1]} estimates",
+        Axis("samples n", 1.0, float(n[-1]), log=True),
+        Axis("log Ẑ − log Z [nats]", -8.0, 3.0),
+        (
+            Band("policy", n, low, high, "9 of 10 estimates"),
+            Line("policy", n, middle, "median"),
+            Rule("optimal", 0.0, "y", "exact", "-"),
+            Points("policy", [now], [middle[at]], "n now", [low[at]], [high[at]], big=True),
+        ),
+    )
+    log_star = exact.optimal_policy(log_ref, reward, beta)
+    top = max(float(log_ref.max().exp()), float(log_star.max().exp()))
+    why = Panel(
+        "Where samples fall, where Z comes from",
+        Axis("reward r [reward]"),
+        Axis("share", 0.0, max(0.3, 1.1 * top)),
+        (
+            Line("reference", reward, log_ref.exp(), "samples, π_ref"),
+            Line("optimal", reward, log_star.exp(), "terms of Z, π*"),
+        ),
+    )
+    error = math.sqrt(variance / now)
+    needed = max(1.0, 100 * variance)
+    words = (
+        f"With R/β = {reward_range / beta:.3g} and n = {now} samples, nine of ten estimates of log Z lie between "
+        f"{_signed(float(low[at]))} and {_signed(float(high[at]))} nats of the exact {log_z:.2f}. "
+        f"The relative standard deviation of Ẑ is {error:.2g}; to bring it to 10% takes n = {_count(needed)}."
+    )
+    numbers = (
+        Number("log Z", log_z, "nats", 2),
+        Number("median log Ẑ", log_z + float(middle[at]), "nats", 2),
+        Number("sd(Ẑ)/Z", error),
+        Number("n for 10%", needed, "samples", 0),
+    )
+    return Picture(words, (scatter, why), numbers)
+
+
+def _signed(nats: float) -> str:
+    return f"{nats:+.2g}".replace("-", "−")
+
+
+def _count(number: float) -> str:
+    return f"{number:,.0f}" if number < 1e6 else f"{number:.1e}"
+
+
+def partition_explorer(
+    log_ref: Tensor | None = None,
+    score: Tensor | None = None,
+    beta: float = 0.4,
+    reward_range: float = 8.0,
+    runs: int = 200,
+    seed: int = 0,
+) -> Explorer:
+    """Monte Carlo Z under live sliders for the number of samples, β, and the range of the reward.
+
+    Args:
+        log_ref: log π_ref, (K,), K ≤ 1000; None for a million responses of twenty words (`word_levels`).
+        score: r over its range, (K,), from 0 to 1; None with `log_ref` None.
+        beta: where its slider stands at first, in [0.25, 8].
+        reward_range: where its slider stands at first, in [1, 8].
+        runs: how many estimates.
+        seed: of the draws.
+
+    Raises:
+        LabError: one of log_ref and score without the other; shapes that differ; too many responses; a score
+            outside [0, 1].
+    """
+    if (log_ref is None) != (score is None):
+        raise LabError("Give both log_ref and score, or neither.")
+    if log_ref is None or score is None:
+        log_ref, score = word_levels()
+    log_ref, score = log_ref.detach().double(), score.detach().double()
+    if log_ref.ndim != 1 or log_ref.shape != score.shape or len(log_ref) > 1000:
+        raise LabError(
+            f"log_ref {tuple(log_ref.shape)} and score {tuple(score.shape)} must both be (K,) with K ≤ 1000; put "
+            f"responses of equal reward together."
+        )
+    check_finite(score, "score")
+    if float(score.min()) < 0 or float(score.max()) > 1:
+        raise LabError("score must lie in [0, 1]: the explorer multiplies it by the range of the reward.")
+    order = score.argsort(stable=True)
+    log_ref, score = log_ref[order], score[order]
+    draws = draw(log_ref, runs, seed)
+
+    def compute(doublings: int, beta: float, reward_range: float) -> Picture:
+        return partition_picture(log_ref, score, draws, doublings, beta, reward_range)
+
+    controls = {
+        "doublings": Slider(8, 0, DOUBLINGS, "k, for n = 2ᵏ samples", whole=True),
+        "beta": Slider(beta, 0.25, 8.0, "β [reward per nat]", log=True),
+        "reward_range": Slider(reward_range, 1.0, 8.0, "range R of the reward [reward]", step=0.5),
+    }
+    return Explorer(compute, controls, "Z by Monte Carlo")
