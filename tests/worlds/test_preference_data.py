@@ -192,7 +192,7 @@ def test_the_real_hh_file_is_counted_as_by_an_independent_count():
     [
         ("a.jsonl", b"", r"a\.jsonl is empty"),
         ("a.jsonl", b"\n \n", r"a\.jsonl is empty"),
-        ("a.jsonl.gz", gzip.compress(b""), r"a\.jsonl\.gz is empty"),
+        ("a.jsonl.gz", gzip.compress(b"", mtime=0), r"a\.jsonl\.gz is empty"),
         ("a.json", b"[]", "holds no rows"),
         ("a.csv", b"prompt,chosen,rejected\n", "holds no rows"),
         ("a.jsonl", b'{"chosen": "a", "rejected": "b"}\n\n{"chosen": "a"\n', "line 3: malformed JSON"),
@@ -204,7 +204,7 @@ def test_the_real_hh_file_is_counted_as_by_an_independent_count():
         ("a.csv", b"prompt,chosen,rejected\na,b,c\na,b, c, d\n", "line 3: more cells than the header's 3"),
         ("a.jsonl", b'{"chosen": "a"}\n{"chosen": "caf\xe9"}\n', "line 2: the byte 0xe9 is not UTF-8"),
         ("a.jsonl.gz", b"not gzip", "not a whole gzip file"),
-        ("a.jsonl.gz", gzip.compress(b'{"chosen": "a"}' * 99)[:-12], "not a whole gzip file"),
+        ("a.jsonl.gz", gzip.compress(b'{"chosen": "a"}' * 99, mtime=0)[:-12], "not a whole gzip file"),
         ("a.parquet", b"not parquet", "not a readable parquet file"),
         ("a.txt", b"text", r"a\.txt: unknown kind of file. Known are \.json, \.jsonl, \.csv, \.parquet"),
         ("a.jsonl", b'{"prompt": "a", "chosen": "a", "rejected": 3}\n', "line 1: `rejected` is of type int"),
