@@ -1,6 +1,8 @@
 """Shared settings of the tests: how hard hypothesis tries, and how many threads torch takes."""
 
 import os
+import signal
+import threading
 
 import torch
 from hypothesis import settings
@@ -13,3 +15,7 @@ settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 # Tests are small and run on two workers: a second thread each only waits.
 torch.set_num_threads(1)
+
+# A shell that starts the tests in the background has them ignore SIGINT; tests of Ctrl-C need Python's own answer.
+if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
