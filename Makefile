@@ -20,6 +20,7 @@ LAB_SETTINGS := $(VENV)/share/jupyter/lab/settings
 LAB_FLAGS ?=
 TEST_FLAGS ?=
 COMPARE_FLAGS ?= --seeds 5 --beta 0.5
+MUTANTS_FLAGS ?=
 
 # Jupyter refuses to run as root unless told to; a container is often root.
 AS_ROOT = $(shell [ "$$(id -u)" = 0 ] && echo --allow-root)
@@ -30,7 +31,7 @@ TWO_CORES := -n 2 --dist loadfile
 NOTEBOOKS := --nbval --nbval-current-env --nbval-sanitize-with tests/notebooks/sanitize.cfg
 
 .DEFAULT_GOAL := help
-.PHONY: help install lab test lint format compare compare-tree notebooks student bench browser clean distclean
+.PHONY: help install lab test lint format compare compare-tree notebooks student bench browser mutants clean distclean
 
 help: ## list these targets
 	@echo "rlhf_lab: RLHF and its variants, with the exact optimal policy beside every method."
@@ -75,6 +76,9 @@ bench: install ## side-by-side timings, printed as ratios of one run
 browser: install ## drive the explorers in a headless browser (needs a Chromium on the machine)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
 	$(BIN)/python tools/browser_check.py
+
+mutants: install ## break the mathematics on purpose, one bug at a time, and see which test notices (long)
+	$(BIN)/python tools/mutation_run.py $(MUTANTS_FLAGS)
 
 clean: ## remove caches and built files (results/, runs/ and .venv stay)
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

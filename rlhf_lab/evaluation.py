@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -111,3 +112,20 @@ def estimate(
         return Estimate(means.mean().item(), means.std().item() / math.sqrt(len(means)))
 
     return Sampled(over_prompts(score), over_prompts(ratio), over_prompts(score - beta * ratio))
+
+
+def mean_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
+    """Mean of independent runs and its Student-t interval: (mean, low, high). One run has no interval: NaN ends.
+
+    Args:
+        values: one number a run, shape (n,).
+        level: coverage of the interval if the runs' numbers are normal.
+    """
+    from scipy import stats
+
+    values = np.asarray(values, dtype=float)
+    mean = float(values.mean())
+    if len(values) < 2:
+        return mean, float("nan"), float("nan")
+    half = float(stats.t.ppf(0.5 + level / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+    return mean, mean - half, mean + half

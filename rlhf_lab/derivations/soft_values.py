@@ -109,7 +109,7 @@ soft_value_recursion = Derivation(
     "The same π*, token by token",
     lines=(
         Line(
-            r"\beta\log\sum_a \pi_\text{ref}(a|s_0)\,e^{(r(s_0,a) + V(s_0 a))/\beta} = \dots",
+            r"\beta\log\sum_a \pi_\text{ref}(a|s_0)\,e^{(r(s_0,a) + V(s_0 a))/\beta}",
             "the recursion, from the leaves to the root",
             lambda t: _backwards(t)[0][:, 0],
             left=r"V(s_0)",

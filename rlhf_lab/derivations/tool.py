@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import html
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -166,7 +167,7 @@ class Derivation:
         return f"{self.title}: {len(self.lines)} lines, not computed yet; call .check()."
 
     def _repr_html_(self) -> str:
-        return _table(self, len(self.lines), ["not computed"] * len(self.lines), None)
+        return _table(self, len(self.lines), ["not computed"] * len(self.lines), [])
 
 
 @dataclass(frozen=True)
@@ -234,20 +235,20 @@ class Checked:
     def _verdicts(self) -> list[str]:
         worst = self.errors.amax(0).tolist()
         return [
-            "✓ ≤ 1e-10" if ticked else f"✗ FAILS, error {_two_digits(error)}"
+            "✓ ≤ 1e-10" if ticked else f"✗ FAILS by {_two_digits(error)}"
             for ticked, error in zip(self.ticked, worst, strict=True)
         ]
 
-    def _slips(self) -> list[tuple[Wrong, str]]:
-        """The wrong lines that are shown, each with what was found."""
+    def _slips(self) -> list[tuple[Wrong, str, str]]:
+        """The wrong lines that are shown: each with its typical error, and the worlds in which it fails."""
         if not self.wrong_shown:
             return []
         found, worlds = [], len(self.errors)
         for wrong, share, column in zip(self.derivation.wrong, self.failing, self.wrong_errors.T, strict=True):
             if wrong.instead_of <= self.shown:
-                typical = _two_digits(column.median().item())
-                verdict = f"✗ fails in {round(share * worlds)} of {worlds} worlds, typically by {typical}"
-                found.append((wrong, verdict if share >= MUST_FAIL_IN else f"? {verdict[2:]}"))
+                mark = "✗" if share >= MUST_FAIL_IN else "?"
+                typical = f"{mark} by {_two_digits(column.median().item())}"
+                found.append((wrong, typical, f"fails in {round(share * worlds)} of {worlds} worlds"))
         return found
 
     def _found(self) -> str:
@@ -260,7 +261,7 @@ class Checked:
         lines = self.derivation.lines[: self.shown]
         for number, (line, verdict) in enumerate(zip(lines, self._verdicts(), strict=False), 1):
             rows.append(f"  {number}  {verdict}  {line.reason}")
-        rows += [f"  instead of {w.instead_of}: {w.mistake}  {verdict}" for w, verdict in self._slips()]
+        rows += [f"  not {w.instead_of}  {typical}  {w.mistake} ({worlds})" for w, typical, worlds in self._slips()]
         return "\n".join(rows)
 
     def _repr_html_(self) -> str:
@@ -312,60 +313,58 @@ def _two_digits(x: float) -> str:
 
 
 # Text takes the page's own colour, so that it can be read on a dark page too; only marks and rules are coloured.
-_CELL = "padding:0.45em 0.7em;vertical-align:middle;text-align:{};font-size:{};white-space:{};border:none"
+_CELL = "padding:0.5em 0.6em;vertical-align:baseline;border:none;text-align:"
+_PLAIN = '<tr style="background:transparent">'
 
 
 def _table(
     derivation: Derivation,
     shown: int,
     verdicts: Sequence[str],
-    slips: Sequence[tuple[Wrong, str]] | None,
+    slips: Sequence[tuple[Wrong, str, str]],
     found: str = "nothing computed yet",
 ) -> str:
+    """The reason stands below its equation: beside a long one it would be pushed off the page, and the tick too."""
     rows = []
     for number, (line, verdict) in enumerate(zip(derivation.lines[:shown], verdicts, strict=False), 1):
-        rows.append(_row(str(number), line.left, line.relation, line.right, line.reason, verdict, verdict[0] == "✗"))
+        rows.append(_row(str(number), verdict, line, line.right, line.reason))
     if slips:
-        red = style.colour("wrong")
         rows.append(
-            f'<tr style="background:transparent"><th colspan="5" scope="colgroup" style="{_style("left")};'
-            f'border-top:2px solid {red}">Plausible, and wrong</th></tr>'
+            f'{_PLAIN}<th colspan="4" scope="colgroup" style="{_CELL}left;border-top:2px solid '
+            f'{style.colour("wrong")}">Plausible, and wrong (typical error on the left)</th></tr>'
         )
-        for wrong, verdict in slips:
-            line, place = derivation.lines[wrong.instead_of - 1], f"not {wrong.instead_of}"
-            rows.append(_row(place, line.left, line.relation, wrong.right, wrong.mistake, verdict, True))
-    head = "".join(
-        f'<th scope="col" style="{_style(side)}">{name}</th>'
-        for name, side in (("line", "center"), ("", "right"), ("", "left"), ("why", "left"), ("computed", "left"))
+        for wrong, typical, worlds in slips:
+            line = derivation.lines[wrong.instead_of - 1]
+            rows.append(_row(f"not {wrong.instead_of}", typical, line, wrong.right, f"{wrong.mistake} ({worlds})"))
+    head = (
+        f'<th scope="col" style="{_CELL}left">line</th><th scope="col" style="{_CELL}left">computed</th>'
+        f'<th scope="colgroup" colspan="2" style="{_CELL}left">equation, and why</th>'
     )
     return (
-        f'<table style="border-collapse:collapse;border:none;margin:0.5em 0">'
-        f'<caption style="text-align:left;font-size:1rem;padding:0.3em 0.7em"><b>{_text(derivation.title)}</b>: '
+        '<table style="border-collapse:collapse;border:none;margin:0.5em 0;font-size:0.95rem">'
+        f'<caption style="text-align:left;font-size:1rem;padding:0.3em 0.6em"><b>{_text(derivation.title)}</b>: '
         f"{html.escape(found)}.</caption>"
-        f'<thead><tr style="background:transparent">{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
-        f'<p style="font-size:0.85rem;margin:0.2em 0.7em">Source: {_text(derivation.source)}</p>'
+        f"<thead>{_PLAIN}{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+        f'<p style="font-size:0.85rem;margin:0.2em 0.6em">Source: {_text(derivation.source)}</p>'
     )
 
 
-def _row(number: str, left: str, relation: str, right: str, reason: str, verdict: str, bad: bool) -> str:
-    border = f";border-left:4px solid {style.colour('wrong')}" if bad else ";border-left:4px solid transparent"
-    mark = verdict
-    if verdict[0] in "✗✓?":
-        colour = f' style="color:{style.colour("wrong")};font-weight:bold"' if bad else ' style="font-weight:bold"'
-        mark = f"<span{colour}>{verdict[0]}</span>{html.escape(verdict[1:])}"
-    left_math = _math(left) if left else ""
+def _row(number: str, verdict: str, line: Line, right: str, words: str) -> str:
+    mark, rest = verdict[:1], html.escape(verdict[1:])
+    bad = mark in "✗?"
+    edge = style.colour("wrong") if bad else "transparent"
+    colour = f"color:{edge};" if bad else ""
+    if mark in "✗?✓":
+        seen = f'<span style="{colour}font-weight:bold">{mark}</span>{rest}'
+    else:
+        seen = html.escape(verdict)
     return (
-        '<tr style="background:transparent">'
-        f'<td style="{_style("center")}{border}">{number}</td>'
-        f'<td style="{_style("right", "1.05rem", "nowrap")}">{left_math}</td>'
-        f'<td style="{_style("left", "1.05rem", "nowrap")}">{_math(_RELATIONS[relation] + " " + right)}</td>'
-        f'<td style="{_style("left", "0.95rem")}">{_text(reason)}</td>'
-        f'<td style="{_style("left", "0.95rem")}">{mark}</td></tr>'
+        f'{_PLAIN}<td style="{_CELL}left;white-space:nowrap;border-left:4px solid {edge}">{number}</td>'
+        f'<td style="{_CELL}left;white-space:nowrap">{seen}</td>'
+        f'<td style="{_CELL}right;white-space:nowrap">{_math(line.left) if line.left else ""}</td>'
+        f'<td style="{_CELL}left"><div style="white-space:nowrap">{_math(f"{_RELATIONS[line.relation]} {right}")}</div>'
+        f'<div style="padding-top:0.35em">{_text(words)}</div></td></tr>'
     )
-
-
-def _style(side: str, size: str = "0.95rem", wrap: str = "normal") -> str:
-    return _CELL.format(side, size, wrap)
 
 
 def _math(latex: str) -> str:
@@ -373,8 +372,8 @@ def _math(latex: str) -> str:
 
 
 def _text(words: str) -> str:
-    """Words with `$…$` in them: escaped, mathematics left to MathJax."""
-    return html.escape(words, quote=False)
+    """Words with `$…$` and backticks in them: escaped, mathematics left to MathJax."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(words, quote=False))
 
 
 __all__ = ["TOLERANCE", "Checked", "Derivation", "Line", "World", "Wrong", "finite_differences", "gradient"]

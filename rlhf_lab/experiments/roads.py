@@ -99,6 +99,11 @@ class RecordedRun(Run):
     """One seed of the comparison whose fresh policies are watched."""
 
     recorder: Recorder | None = field(default=None, kw_only=True)
+    number: int = field(default=Run.PROMPTS, kw_only=True)
+    """Prompts that a sampling method answers."""
+
+    def __post_init__(self) -> None:
+        self.PROMPTS = self.number
 
     def fresh(self) -> Policy:
         """A policy at the reference, watched from here on."""
@@ -109,7 +114,9 @@ class RecordedRun(Run):
         return policy
 
 
-def walk(settings: Compare, world: World, methods: Sequence[str], every: int = 5) -> list[Road]:
+def walk(
+    settings: Compare, world: World, methods: Sequence[str], every: int = 5, prompts: int = Run.PROMPTS
+) -> list[Road]:
     """The road of every method on `world`, for seeds 0 … `settings.seeds` − 1.
 
     Args:
@@ -117,6 +124,7 @@ def walk(settings: Compare, world: World, methods: Sequence[str], every: int = 5
         world: the finite world.
         methods: keys of `compare.METHODS` that train a policy.
         every: optimiser steps between two places.
+        prompts: how many prompts, with repeats, a sampling method answers.
 
     Returns:
         seeds × methods roads, seed by seed.
@@ -130,7 +138,7 @@ def walk(settings: Compare, world: World, methods: Sequence[str], every: int = 5
     roads = []
     with one_thread(settings.policy == "table"), recording(world, every) as recorder:
         for seed in range(settings.seeds):
-            run = RecordedRun(settings, world, seed, recorder=recorder)
+            run = RecordedRun(settings, world, seed, recorder=recorder, number=prompts)
             for key in methods:
                 recorder.places = []
                 policy = METHODS[key].run(run).policy

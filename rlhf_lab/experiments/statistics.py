@@ -4,27 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
+from rlhf_lab.evaluation import mean_interval
 
 if TYPE_CHECKING:
     import pandas as pd
 
-
-def mean_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
-    """Mean of independent runs and its Student-t interval: (mean, low, high). One run has no interval: NaN ends.
-
-    Args:
-        values: one number a run, shape (n,).
-        level: coverage of the interval if the runs' numbers are normal.
-    """
-    from scipy import stats
-
-    values = np.asarray(values, dtype=float)
-    mean = float(values.mean())
-    if len(values) < 2:
-        return mean, float("nan"), float("nan")
-    half = float(stats.t.ppf(0.5 + level / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
-    return mean, mean - half, mean + half
+__all__ = ["mean_interval", "summarise"]
 
 
 def summarise(runs: pd.DataFrame, by: str, metrics: list[str], level: float = 0.95) -> pd.DataFrame:

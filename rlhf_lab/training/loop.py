@@ -201,7 +201,7 @@ class Loop:
             raise LabError(self._nonfinite(f"the loss became {loss.item()}"))
 
     def _refuse_nonfinite_gradient(self, loss: Tensor) -> None:
-        """A finite loss can have a gradient that is not, at a square root of zero for one; it must not reach a weight."""
+        """A finite loss can have a gradient that is not (√ at 0, for one); it must not reach a weight."""
         if loss.device.type == "cpu" and not all(
             bool(torch.isfinite(p.grad).all()) for p in self.parameters if p.grad is not None
         ):

@@ -92,8 +92,8 @@ def bradley_terry_picture(
         Axis("p(y₁ ≻ y₂)", 0.0, 1.0),
         (
             Line("reference", axis, torch.sigmoid(axis), "σ"),
-            Points("optimal", [gap], [p], "r", big=True),
             Points("policy", [min(max(model_gap, -wide), wide)], [model_p], "c·r + f", big=True),
+            Points("optimal", [gap], [p], "r", big=True),
         ),
     )
     pair = f"“{responses[first]}” beats “{responses[second]}”"
@@ -139,7 +139,7 @@ def bradley_terry_explorer(
     check_responses_axis(log_ref=log_ref, reward=reward)
     if log_ref.ndim != 1 or log_ref.shape != reward.shape or len(reward) < 2 or len(responses) != len(reward):
         raise LabError(
-            f"log_ref {tuple(log_ref.shape)} and reward {tuple(reward.shape)} must both be (K,) with K ≥ 2 and K names, "
+            f"log_ref {tuple(log_ref.shape)} and reward {tuple(reward.shape)} must both be (K,), K ≥ 2, with K names, "
             f"not {len(responses)}."
         )
     log_ref, reward = log_ref.detach().double(), reward.detach().double()

@@ -44,12 +44,12 @@ def dpo_gradient_picture(beta: float, chosen: float, rejected: float) -> Picture
     betas = torch.logspace(-2, 1, 121, dtype=torch.float64)
     weights = Panel(
         "How much this pair counts",
-        Axis("margin Δ = log-ratio(y_w) − log-ratio(y_l) [nats]", -2 * REACH, 2 * REACH),
+        Axis("margin Δ [nats]", -2 * REACH, 2 * REACH),
         Axis("weight σ(r̂_l − r̂_w)", 0.0, 1.05),
         (
-            Rule("reference", 0.0, label="π_ref: every pair starts here"),
-            Line("dpo", gaps, losses.dpo_gradient_weight(gaps, none, beta), "weight at this β"),
-            Points("policy", [gap], [weight], "this pair", big=True),
+            Rule("reference", 0.0, label="π_ref"),
+            Line("dpo", gaps, losses.dpo_gradient_weight(gaps, none, beta), "weight"),
+            Points("policy", [gap], [weight], "now", big=True),
         ),
     )
     pull = Panel(
@@ -57,17 +57,17 @@ def dpo_gradient_picture(beta: float, chosen: float, rejected: float) -> Picture
         Axis("β", *BETAS, log=True),
         Axis("β × weight [1/nat]", 1e-3, 20.0, log=True),
         (
-            Line("reference", betas, betas, "β: a weight of 1", dash="--"),
-            Line("dpo", betas, betas * torch.sigmoid(-betas * gap), "β × weight at this Δ"),
-            Points("policy", [beta], [beta * weight], "this pair", big=True),
+            Line("reference", betas, betas, "weight 1", dash="--"),
+            Line("dpo", betas, betas * torch.sigmoid(-betas * gap), "this Δ"),
+            Points("policy", [beta], [beta * weight], "now", big=True),
         ),
     )
     numbers = (
         Number("Δ", gap, "nats", 2),
-        Number("r̂_w − r̂_l = βΔ", beta * gap, "reward", 2),
+        Number("βΔ", beta * gap, "reward", 2),
         Number("weight", weight),
         Number("β × weight", beta * weight, "per nat"),
-        Number("loss −log σ(βΔ)", loss, "nats"),
+        Number("loss", loss, "nats"),
     )
     return Picture(_words(beta, chosen, rejected, weight), (weights, pull), numbers)
 
@@ -106,5 +106,5 @@ def dpo_gradient_explorer(beta: float = 0.5, chosen: float = 0.0, rejected: floa
             "rejected": Slider(rejected, -REACH, REACH, "log-ratio of y_l [nats]"),
         },
         "DPO's gradient weight",
-        "Lower both log-ratios by the same amount: what changes? Then raise β with the pair ranked rightly, and wrongly.",
+        "Lower both log-ratios by the same amount: what changes? Then raise β, the pair ranked rightly and wrongly.",
     )

@@ -40,11 +40,12 @@ def expected_wins(reward: Tensor, pair_weights: Tensor, noise: float = 0.0) -> T
 
     Args:
         reward: the true rewards, (…, K).
-        pair_weights: μ, (…, K, K), symmetric.
+        pair_weights: μ, (…, K, K), summing to 1, with a zero diagonal.
         noise: ε, the chance that a label is turned round.
     """
     p = exact.preference(reward)
-    return pair_weights * ((1 - noise) * p + noise * (1 - p))
+    asked = pair_weights + pair_weights.transpose(-1, -2)  # (i, j) and (j, i) are one question
+    return asked * ((1 - noise) * p + noise * (1 - p))
 
 
 def draw_wins(
@@ -149,7 +150,7 @@ def fit_wins(wins: Tensor, ridge: float = RIDGE, steps: int = 100) -> Tensor:
         scale = torch.where(there > here + 1e-13 * here.abs(), 0.0, scale)
         r = r + scale.unsqueeze(-1) * move
         here = value(r)
-        if float((scale * move.abs().amax(-1)).max()) < 1e-10:  # quadratic convergence: the next step is rounding
+        if float((scale * move.abs().amax(-1)).max()) < 1e-9:  # quadratic convergence: the next step is rounding
             break
     return r - r.mean(-1, keepdim=True)
 
@@ -220,7 +221,9 @@ def finite_preferences_explorer(
         labels, noise, beta = round(number), round(float(noise), 6), float(beta)
         r_hat, finite = fitted(seed, noise, labels)
         log_star, log_hat = exact.optimal_policy(log_ref, reward, beta), exact.optimal_policy(log_ref, r_hat, beta)
-        now, end, rate = float(lost(r_hat, beta)), float(lost(limit(noise), beta)), price(beta)
+        now, rate = float(lost(r_hat, beta)), price(beta)
+        # Clean labels end at π* itself; the fit's ridge would leave a 1e-10 to be shown.
+        end = float(lost(limit(noise), beta)) if noise else 0.0
         sizes = torch.tensor(_GRID, dtype=torch.float64)
         bars = Panel(
             "Policies over the responses",
@@ -234,12 +237,12 @@ def finite_preferences_explorer(
             width=1.1,
         )
         layers: tuple[Line | Points, ...] = (
-            Line("optimal", sizes, rate / sizes, "price of a label / N"),
+            Line("optimal", sizes, rate / sizes, "price / N"),
             Line("dpo", sizes, lost(road(seed, noise), beta).clamp(min=_LEAST), "this draw"),
             Points("policy", [labels], [max(now, _LEAST)], "now", big=True),
         )
         if noise:
-            layers += (Line("wrong", sizes, torch.full_like(sizes, max(end, _LEAST)), "N → ∞ with noise"),)
+            layers += (Line("wrong", sizes, torch.full_like(sizes, max(end, _LEAST)), "N → ∞"),)
         curve = Panel(
             "What the labels leave of the regret",
             Axis("labels N", 10, MOST, log=True),
@@ -248,11 +251,12 @@ def finite_preferences_explorer(
         )
         top = int(log_hat.argmax())
         best = int(log_star.argmax())
+        turned = f", {noise:.0%} of them turned round" if noise else ""
         text = (
-            f"{labels} labels (draw {seed}{f', {noise:.0%} of them turned round' if noise else ''}), β = {beta:.3g}: DPO’s "
-            f"exact optimum gives “{responses[top]}” {float(log_hat[top].exp()):.2f}; π* gives “{responses[best]}” "
-            f"{float(log_star[best].exp()):.2f}. Its regret is {now:.3g}; the price of a label promises {rate / labels:.3g} "
-            f"on average over draws of clean labels. "
+            f"{labels} labels (draw {seed}{turned}), β = {beta:.3g}: DPO’s exact optimum gives “{responses[top]}” "
+            f"{float(log_hat[top].exp()):.2f}; π* gives “{responses[best]}” {float(log_star[best].exp()):.2f}. "
+            f"Its regret is {now:.3g}; the price of a label promises {rate / labels:.3g} on average over draws of "
+            f"clean labels. "
             + ("" if finite else "Some response never won or never lost here, so some margin of DPO has no end. ")
             + (f"With this noise the regret ends at {end:.3g}, however many labels." if noise else "")
         ).strip()

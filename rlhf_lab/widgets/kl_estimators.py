@@ -95,8 +95,9 @@ def kl_values_picture(
         width=1.2,
     )
     text = (
-        f"KL(π‖π_ref) = {truth:.3f} nats. From {samples} draws: {', '.join(told)}. One value of k1 has a standard deviation "
-        f"of {spread['k1']:.2f} nats, one of k3 {spread['k3']:.2f}; k2 aims at {moments(log_policy, log_ref, 'k2')[0]:.3f}."
+        f"KL(π‖π_ref) = {truth:.3f} nats. From {samples} draws: {', '.join(told)}. One value of k1 has a standard "
+        f"deviation of {spread['k1']:.2f} nats, one of k3 {spread['k3']:.2f}; "
+        f"k2 aims at {moments(log_policy, log_ref, 'k2')[0]:.3f}."
     )
     numbers = (
         Number("KL(π‖π_ref)", truth, "nats"),
@@ -133,7 +134,7 @@ def kl_gradients_picture(log_policy: Tensor, log_ref: Tensor, responses: Sequenc
     )
     far = {name: float((got[name] - target).abs().max()) for name, target in (("k2", forward), ("k3", back))}
     text = (
-        f"Expected gradients as losses: k1 pulls by at most {float(got['k1'].abs().max()):.3f}, that is not at all; k2 differs "
+        f"Expected gradients as losses: k1 pulls by at most {float(got['k1'].abs().max()):.3f}, not at all; k2 differs "
         f"from ∇KL(π‖π_ref) by at most {far['k2']:.3f}, k3 from ∇KL(π_ref‖π) by {far['k3']:.3f}. The two divergences' "
         f"own gradients differ by up to {float((forward - back).abs().max()):.3f} nats."
     )

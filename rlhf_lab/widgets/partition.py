@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rlhf_lab import exact
 from rlhf_lab.checks import LabError, check_beta, check_finite, check_log_distribution, check_positive
-from rlhf_lab.figures.picture import Axis, Band, Line, Number, Panel, Picture, Points, Rule
+from rlhf_lab.figures.picture import Axis, Band, Line, Number, Panel, Picture, Rule
 from rlhf_lab.training import seeded
 from rlhf_lab.widgets.explorer import Explorer, Slider
 
@@ -69,43 +69,49 @@ def relative_variance(log_ref: Tensor, reward: Tensor, beta: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Draws:
-    """How often each response was drawn: `runs` independent runs of 2^14 draws from π_ref.
+    """How often each response was drawn: independent runs of up to 2^m draws from π_ref.
 
     Attributes:
-        counts: (15, runs, K) float64: after 1, 2, 4, …, 2^14 draws of each run.
+        counts: (m + 1, runs, K) float64: after 1, 2, 4, …, 2^m draws of each run.
     """
 
     counts: Tensor
 
     @property
     def numbers(self) -> Tensor:
-        """n: 1, 2, 4, …, (15,)."""
+        """n: 1, 2, 4, …, (m + 1,)."""
         return self.counts[:, 0].sum(-1)
 
     def estimates(self, reward: Tensor, beta: float) -> Tensor:
-        """log Ẑ of every run after every number of draws, (15, runs), nats. `reward` is (K,)."""
+        """log Ẑ of every run after every number of draws, (m + 1, runs), nats. `reward` is (K,)."""
         beta = check_beta(beta)
         best = reward.max()  # taken off, so that nothing overflows; it comes back in the logarithm
-        mean = (self.counts @ torch.exp((reward - best) / beta)) / self.numbers.unsqueeze(-1)
-        # A run whose every draw rounds to zero beside the best one has drawn something all the same.
-        seen = torch.where(self.counts > 0, reward - best, -torch.inf).amax(-1) / beta
-        return best / beta + torch.where(mean > 1e-290, mean.log(), seen - self.numbers.log().unsqueeze(-1))
+        total = self.counts @ torch.exp((reward - best) / beta)
+        if total.min() > 1e-290:
+            log_total = best / beta + total.log()
+        else:
+            # A run that never saw a good response may round to log 0; in logarithms it does not, but takes longer.
+            log_total = torch.logsumexp(self.counts.log() + reward / beta, -1)
+        return log_total - self.numbers.log().unsqueeze(-1)
 
 
-def draw(log_ref: Tensor, runs: int = 200, seed: int = 0) -> Draws:
-    """`runs` runs of 2^14 draws from π_ref, (K,).
+def draw(log_ref: Tensor, runs: int = 200, seed: int = 0, doublings: int = DOUBLINGS) -> Draws:
+    """`runs` runs of 2^doublings draws from π_ref, (K,).
 
     Raises:
-        LabError: log_ref is not one normalised row; runs below 1.
+        LabError: log_ref is not one normalised row; runs below 1; doublings below 0.
     """
     check_log_distribution(log_ref, "log_ref")
-    if log_ref.ndim != 1 or runs < 1:
-        raise LabError(f"log_ref must be (K,) and runs at least 1, not {tuple(log_ref.shape)} and {runs}.")
+    if log_ref.ndim != 1 or runs < 1 or doublings < 0:
+        raise LabError(
+            f"log_ref must be (K,), runs at least 1 and doublings at least 0, not {tuple(log_ref.shape)}, {runs} "
+            f"and {doublings}."
+        )
     ends = log_ref.double().exp().cumsum(-1)
-    uniform = torch.rand(runs, 2**DOUBLINGS, dtype=torch.float64, generator=seeded(seed, 404)) * ends[-1]
+    uniform = torch.rand(runs, 2**doublings, dtype=torch.float64, generator=seeded(seed, 404)) * ends[-1]
     drawn = torch.searchsorted(ends, uniform, right=True).clamp(max=len(log_ref) - 1)
     counts, sofar, start = [], torch.zeros(runs, len(log_ref), dtype=torch.float64), 0
-    for k in range(DOUBLINGS + 1):
+    for k in range(doublings + 1):
         part = drawn[:, start : 2**k]
         sofar = sofar.scatter_add(1, part, torch.ones_like(part, dtype=torch.float64))
         counts.append(sofar)
@@ -122,7 +128,7 @@ def partition_picture(
         log_ref: log π_ref of the responses (or of levels of equal reward), (K,).
         score: (K,), in [0, 1]; the reward is `reward_range` times it. In rising order for the right panel.
         draws: from `draw(log_ref)`.
-        doublings: k, for n = 2^k samples, 0 … 14.
+        doublings: k, for n = 2^k samples, as far as the draws go.
         beta: β > 0, reward per nat.
         reward_range: R > 0, reward.
 
@@ -133,8 +139,8 @@ def partition_picture(
     Raises:
         LabError: β or R not above zero; no such number of doublings.
     """
-    if not 0 <= doublings <= DOUBLINGS:
-        raise LabError(f"doublings must be in 0 … {DOUBLINGS}, not {doublings}.")
+    if not 0 <= doublings < len(draws.counts):
+        raise LabError(f"doublings must be in 0 … {len(draws.counts) - 1}, not {doublings}.")
     reward = check_positive(reward_range, "reward_range") * score
     log_z = float(exact.log_partition(log_ref, reward, beta))
     variance = float(relative_variance(log_ref, reward, beta))
@@ -147,16 +153,16 @@ def partition_picture(
         Axis("samples n", 1.0, float(n[-1]), log=True),
         Axis("log Ẑ − log Z [nats]", -8.0, 3.0),
         (
-            Band("policy", n, low, high, "9 of 10 estimates"),
-            Line("policy", n, middle, "median"),
+            Band("reward", n, low, high, "9 of 10 estimates"),
+            Line("reward", n, middle, "median"),
             Rule("optimal", 0.0, "y", "exact", "-"),
-            Points("policy", [now], [middle[at]], "n now", [low[at]], [high[at]], big=True),
+            Rule("reward", now, "x", f"n = {now:,}", ":"),
         ),
     )
     log_star = exact.optimal_policy(log_ref, reward, beta)
     top = max(float(log_ref.max().exp()), float(log_star.max().exp()))
     why = Panel(
-        "Where samples fall, where Z comes from",
+        "Samples, and what Z is made of",
         Axis("reward r [reward]"),
         Axis("share", 0.0, max(0.3, 1.1 * top)),
         (
@@ -199,7 +205,7 @@ def partition_explorer(
     """Monte Carlo Z under live sliders for the number of samples, β, and the range of the reward.
 
     Args:
-        log_ref: log π_ref, (K,), K ≤ 1000; None for a million responses of twenty words (`word_levels`).
+        log_ref: log π_ref, (K,), K ≤ 400; None for a million responses of twenty words (`word_levels`).
         score: r over its range, (K,), from 0 to 1; None with `log_ref` None.
         beta: where its slider stands at first, in [0.25, 8].
         reward_range: where its slider stands at first, in [1, 8].
@@ -215,9 +221,9 @@ def partition_explorer(
     if log_ref is None or score is None:
         log_ref, score = word_levels()
     log_ref, score = log_ref.detach().double(), score.detach().double()
-    if log_ref.ndim != 1 or log_ref.shape != score.shape or len(log_ref) > 1000:
+    if log_ref.ndim != 1 or log_ref.shape != score.shape or len(log_ref) > 400:
         raise LabError(
-            f"log_ref {tuple(log_ref.shape)} and score {tuple(score.shape)} must both be (K,) with K ≤ 1000; put "
+            f"log_ref {tuple(log_ref.shape)} and score {tuple(score.shape)} must both be (K,) with K ≤ 400; put "
             f"responses of equal reward together."
         )
     check_finite(score, "score")

@@ -1,6 +1,6 @@
-r"""Notebook 01's own derivation: what supervised fine-tuning minimises.
+r"""What supervised fine-tuning minimises: the KL from the demonstrator, and an entropy that nobody can change.
 
-The other derivations of that notebook are the library's (`review.py`).
+Lecture, "Preliminaries", SFT phase. The rest of the review is in `review.py`.
 """
 
 import torch

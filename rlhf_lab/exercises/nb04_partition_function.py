@@ -1,0 +1,309 @@
+"""Exercises of notebook 04: the partition function."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from rlhf_lab.exercises.tool import Case, Exercise, Mistake
+
+
+def _double(values: object) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def log_z_estimate(reward: Tensor, beta: float) -> Tensor:
+    """log Ẑ of each prompt, (X,), from rewards of n draws of π_ref, (X, n)."""
+    return torch.logsumexp(reward / beta, -1) - math.log(reward.shape[-1])
+
+
+def samples_needed(log_ref: Tensor, reward: Tensor, beta: float, accuracy: float) -> Tensor:
+    """n at which sd(Ẑ)/Z is `accuracy`, (…), from tables (…, K); not rounded."""
+    log_z = torch.logsumexp(log_ref + reward / beta, -1)
+    log_second = torch.logsumexp(log_ref + 2 * reward / beta, -1)
+    return (torch.exp(log_second - 2 * log_z) - 1) / accuracy**2
+
+
+def preference(log_policy: Tensor, log_ref: Tensor, beta: float) -> Tensor:
+    """p(i ≻ j), (K, K), row against column, from π* and π_ref alone, (K,) each."""
+    implicit = beta * (log_policy - log_ref)
+    return torch.sigmoid(implicit.unsqueeze(-1) - implicit.unsqueeze(-2))
+
+
+def log_z_chain(log_first: Tensor, log_next: Tensor, reward: Tensor, beta: float, length: int) -> Tensor:
+    """log Z over all V^length sequences, listing none of them."""
+    log_sum = log_first
+    for _ in range(length - 1):
+        log_sum = torch.logsumexp(log_sum.unsqueeze(-1) + log_next + reward / beta, 0)
+    return torch.logsumexp(log_sum, -1)
+
+
+def _chain(
+    log_first: Tensor,
+    log_next: Tensor,
+    reward: Tensor,
+    beta: float,
+    steps: int,
+    turned: bool = False,
+    best: bool = False,
+) -> Tensor:
+    log_sum = log_first
+    for _ in range(steps):
+        joint = log_sum.unsqueeze(-1) + log_next + reward / beta
+        if best:
+            log_sum = joint.amax(0)
+        else:
+            log_sum = torch.logsumexp(joint, 1 if turned else 0)
+    return log_sum.amax(-1) if best else torch.logsumexp(log_sum, -1)
+
+
+_DRAWN = _double([[0.0, 1.0, 2.0, 0.5], [-1.0, 0.5, 1.5, -0.5]])
+_REF = _double([[0.5, 0.3, 0.2], [0.1, 0.7, 0.2]]).log()
+_REWARD = _double([[0.0, 1.0, 2.0], [-1.0, 0.5, 1.5]])
+_CHAIN = {
+    "log_first": _double([0.5, 0.3, 0.2]).log(),
+    "log_next": _double([[0.1, 0.6, 0.3], [0.2, 0.2, 0.6], [0.7, 0.2, 0.1]]).log(),
+    "reward": _double([[-1.0, 1.0, 0.0], [0.0, -1.0, 0.5], [0.5, 0.0, -1.0]]),
+    "beta": 0.5,
+    "length": 4,
+}
+
+EXERCISES = (
+    Exercise(
+        key="nb04.log_z_estimate",
+        title="log Z from samples",
+        objective="estimate log Z from rewards of samples, without overflow",
+        difficulty=1,
+        minutes=4,
+        cases=(
+            Case("two prompts, four samples each", {"reward": _DRAWN, "beta": 0.5}),
+            Case("a β of a thousandth", {"reward": _DRAWN, "beta": 0.001}),
+        ),
+        solution=log_z_estimate,
+        mistakes=(
+            Mistake(
+                "logarithm inside",
+                "the mean of r/β: the logarithm is taken after the mean, not before. (Jensen: this is never larger.)",
+                lambda reward, beta: (reward / beta).mean(-1),
+            ),
+            Mistake(
+                "sum for mean",
+                "the sum over the samples, not their mean: log n is to be taken off.",
+                lambda reward, beta: torch.logsumexp(reward / beta, -1),
+            ),
+            Mistake(
+                "overflow",
+                "right on paper, but exp(r/β) overflows at a small β: use torch.logsumexp.",
+                lambda reward, beta: torch.exp(reward / beta).mean(-1).log(),
+            ),
+            Mistake(
+                "multiplied by β",
+                "the reward is multiplied by β; it is divided by it.",
+                lambda reward, beta: torch.logsumexp(reward * beta, -1) - math.log(reward.shape[-1]),
+            ),
+            Mistake(
+                "missing β",
+                "β is missing: Z is a mean of exp(r/β).",
+                lambda reward, beta: torch.logsumexp(reward, -1) - math.log(reward.shape[-1]),
+            ),
+            Mistake(
+                "wrong axis",
+                "averaged over the prompts: samples are the last axis, every prompt has its own Z.",
+                lambda reward, beta: torch.logsumexp(reward / beta, 0) - math.log(reward.shape[0]),
+            ),
+            Mistake(
+                "Z for log Z",
+                "this is Ẑ; its logarithm was asked for.",
+                lambda reward, beta: torch.exp(reward / beta).mean(-1),
+            ),
+        ),
+        hints=(
+            "Z is an expectation under π_ref. What is the expectation's estimate from samples of π_ref?",
+            "log((1/n) Σ exp(r/β)): `torch.logsumexp` does the logarithm of the sum, and log n comes off.",
+        ),
+    ),
+    Exercise(
+        key="nb04.samples_needed",
+        title="How many samples?",
+        objective="turn the variance formula into the price of an estimate",
+        difficulty=2,
+        minutes=7,
+        cases=(
+            Case("ten percent", {"log_ref": _REF, "reward": _REWARD, "beta": 0.5, "accuracy": 0.1}),
+            Case("a quarter, at a smaller β", {"log_ref": _REF, "reward": _REWARD, "beta": 0.2, "accuracy": 0.25}),
+        ),
+        solution=samples_needed,
+        mistakes=(
+            Mistake(
+                "accuracy not squared",
+                "divided by the accuracy, not by its square: standard deviations fall with √n.",
+                lambda log_ref, reward, beta, accuracy: samples_needed(log_ref, reward, beta, accuracy) * accuracy,
+            ),
+            Mistake(
+                "mean's square not taken off",
+                "E[w²]/Z² is the second moment; the variance is one less.",
+                lambda log_ref, reward, beta, accuracy: (
+                    samples_needed(log_ref, reward, beta, accuracy) + 1 / accuracy**2
+                ),
+            ),
+            Mistake(
+                "β doubled",
+                "exp(r/β)² is exp(2r/β): β is halved, not doubled.",
+                lambda log_ref, reward, beta, accuracy: (
+                    (
+                        torch.exp(
+                            torch.logsumexp(log_ref + reward / (2 * beta), -1)
+                            - 2 * torch.logsumexp(log_ref + reward / beta, -1)
+                        )
+                        - 1
+                    )
+                    / accuracy**2
+                ),
+            ),
+            Mistake(
+                "not relative",
+                "the plain variance: `accuracy` is relative to Z, so divide by Z².",
+                lambda log_ref, reward, beta, accuracy: (
+                    samples_needed(log_ref, reward, beta, accuracy)
+                    * torch.exp(2 * torch.logsumexp(log_ref + reward / beta, -1))
+                ),
+            ),
+            Mistake(
+                "divided by Z once",
+                "divided by Z, not by Z²: the second moment has the unit of Z².",
+                lambda log_ref, reward, beta, accuracy: (
+                    (
+                        torch.exp(
+                            torch.logsumexp(log_ref + 2 * reward / beta, -1)
+                            - torch.logsumexp(log_ref + reward / beta, -1)
+                        )
+                        - 1
+                    )
+                    / accuracy**2
+                ),
+            ),
+            Mistake(
+                "wrong axis",
+                "summed over the prompts: responses are the last axis.",
+                lambda log_ref, reward, beta, accuracy: (
+                    (
+                        torch.exp(
+                            torch.logsumexp(log_ref + 2 * reward / beta, 0)
+                            - 2 * torch.logsumexp(log_ref + reward / beta, 0)
+                        )
+                        - 1
+                    )
+                    / accuracy**2
+                ),
+            ),
+        ),
+        hints=(
+            "The derivation says Var(Ẑ)/Z² = (E[e^{2r/β}]/Z² − 1)/n. Set it equal to accuracy² and solve for n.",
+            "Both moments are logsumexps: of log_ref + r/β, and of log_ref + 2r/β. Subtract in logarithms, then exp.",
+        ),
+    ),
+    Exercise(
+        key="nb04.preference",
+        title="A preference without a Z",
+        objective="compute what people prefer from π* and π_ref alone",
+        difficulty=2,
+        minutes=5,
+        cases=(
+            Case(
+                "three responses",
+                {"log_policy": _double([0.1, 0.3, 0.6]).log(), "log_ref": _REF[0], "beta": 0.5},
+            ),
+        ),
+        solution=preference,
+        mistakes=(
+            Mistake(
+                "swapped pair",
+                "the pair is swapped: entry (i, j) is the probability that i beats j.",
+                lambda log_policy, log_ref, beta: preference(log_policy, log_ref, beta).transpose(-1, -2),
+            ),
+            Mistake(
+                "missing β",
+                "β is missing: a log-ratio is in nats, the reward is β times it.",
+                lambda log_policy, log_ref, beta: preference(log_policy, log_ref, 1.0),
+            ),
+            Mistake(
+                "missing reference",
+                "the reference is missing. Z cancels between two responses; π_ref(y|x) does not, it depends on y.",
+                lambda log_policy, log_ref, beta: preference(log_policy, torch.zeros_like(log_ref), beta),
+            ),
+            Mistake(
+                "divided by β",
+                "divided by β: r = β log(π*/π_ref) + β log Z, so β multiplies.",
+                lambda log_policy, log_ref, beta: preference(log_policy, log_ref, 1 / beta),
+            ),
+            Mistake(
+                "ratio of policies",
+                "π(i)/(π(i) + π(j)) is how often the policy says i rather than j, not how often people prefer i.",
+                lambda log_policy, log_ref, beta: torch.sigmoid(log_policy.unsqueeze(-1) - log_policy.unsqueeze(-2)),
+            ),
+        ),
+        hints=(
+            "Write the reward by its optimal policy. Which of its two terms depends on the response?",
+            "σ of the difference of β(log π − log π_ref); `unsqueeze(-1)` makes the rows, `unsqueeze(-2)` the columns.",
+        ),
+    ),
+    Exercise(
+        key="nb04.log_z_chain",
+        title="Z without a list",
+        objective="sum over V^L sequences in L·V² steps, and see what that takes",
+        difficulty=3,
+        minutes=12,
+        cases=(
+            Case("81 sequences", _CHAIN),
+            Case("a single token", {**_CHAIN, "length": 1}),
+            Case("ten tokens, β = 1", {**_CHAIN, "length": 10, "beta": 1.0}),
+        ),
+        solution=log_z_chain,
+        mistakes=(
+            Mistake(
+                "one step too many",
+                "one step too many: the first token is there already, so length − 1 steps are left.",
+                lambda log_first, log_next, reward, beta, length: _chain(log_first, log_next, reward, beta, length),
+            ),
+            Mistake(
+                "summed over the next token",
+                "summed over the next token where the previous one is done with: keep the last token, sum out the "
+                "one before.",
+                lambda log_first, log_next, reward, beta, length: _chain(
+                    log_first, log_next, reward, beta, length - 1, turned=True
+                ),
+            ),
+            Mistake(
+                "maximum for sum",
+                "this is the single largest term of Z (Viterbi): a sum was asked for.",
+                lambda log_first, log_next, reward, beta, length: _chain(
+                    log_first, log_next, reward, beta, length - 1, best=True
+                ),
+            ),
+            Mistake(
+                "missing β",
+                "β is missing under the reward.",
+                lambda log_first, log_next, reward, beta, length: _chain(log_first, log_next, reward, 1.0, length - 1),
+            ),
+            Mistake(
+                "missing reference",
+                "the reference's transitions are missing: every next token counts the same.",
+                lambda log_first, log_next, reward, beta, length: _chain(
+                    log_first, torch.zeros_like(log_next), reward, beta, length - 1
+                ),
+            ),
+            Mistake(
+                "tables transposed",
+                "the tables are transposed: row is the token before, column the next one.",
+                lambda log_first, log_next, reward, beta, length: _chain(
+                    log_first, log_next.T, reward.T, beta, length - 1
+                ),
+            ),
+        ),
+        hints=(
+            "All that the future needs to know of a prefix is its last token. How many last tokens are there?",
+            "Keep, for each last token b, the log of the sum over all prefixes ending in b. A next token c adds "
+            "log_next[b, c] + reward[b, c]/β; then sum b out with `torch.logsumexp(…, 0)`.",
+        ),
+    ),
+)

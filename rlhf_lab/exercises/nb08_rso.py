@@ -1,0 +1,285 @@
+"""Exercises of notebook 08: RSO and its pair sources."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from rlhf_lab import exact
+from rlhf_lab.exercises.tool import Case, Exercise, Mistake
+
+
+def _double(values: object) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def fitted_policy(log_sft: Tensor, reward: Tensor, beta: float, gamma: float) -> Tensor:
+    """log π where sigmoid-norm at slope γ ends, on endless labelled pairs from π_r at β."""
+    return torch.log_softmax(log_sft + reward / gamma, -1)
+
+
+def first_round(log_source: Tensor) -> Tensor:
+    """How often a label is spent on the ordered pair (i, j), (K, K), equal responses dropped."""
+    p = log_source.exp()
+    pairs = p[:, None] * p[None, :] * (1 - torch.eye(len(p), dtype=p.dtype))
+    return pairs / pairs.sum()
+
+
+def information(reward: Tensor, pairs: Tensor) -> Tensor:
+    """Fisher information of one label about the rewards, (K, K)."""
+    p = torch.sigmoid(reward[:, None] - reward[None, :])
+    edges = (pairs + pairs.T) * p * (1 - p)
+    edges = edges * (1 - torch.eye(len(reward), dtype=reward.dtype))
+    return torch.diag(edges.sum(-1)) - edges
+
+
+def where_rso_loses(factor: float) -> tuple[Tensor, Tensor, float]:
+    """π_sft, r and β for which pairs from π_r need `factor` times the labels that pairs from π_sft need."""
+    log_sft = torch.full((4,), 0.25, dtype=torch.float64).log()
+    bad = -5 - math.log(factor)  # two good answers, and two that π_r never gives
+    reward = torch.tensor([0.0, 0.0, bad, bad], dtype=torch.float64)
+    return log_sft, reward, 0.5
+
+
+def price_ratio(log_sft: Tensor, reward: Tensor, beta: float) -> float:
+    """Labels that pairs from π_r need over those that pairs from π_sft need, for the same regret."""
+    log_r = exact.optimal_policy(log_sft, reward, beta)
+    prices = [exact.label_price(log_sft, reward, beta, first_round(source)) for source in (log_r, log_sft)]
+    return float(prices[0] / prices[1])
+
+
+def _judge(answer: object, factor: float) -> str | None:
+    """What is wrong with a world that should make RSO's pairs dearer by `factor`."""
+    if not isinstance(answer, list) or len(answer) != 3:
+        return "return three things: log_sft, reward, beta."
+    log_sft, reward, beta = answer
+    try:
+        ratio = price_ratio(torch.as_tensor(log_sft).double(), torch.as_tensor(reward).double(), float(beta))
+    except ValueError as error:
+        return f"this is no world: {error}"
+    if not ratio >= factor:
+        return f"pairs from π_r need {ratio:.3g} times the labels of pairs from π_sft; at least {factor:g} is wanted."
+    return None
+
+
+def _first(log_source: Tensor, slip: str) -> Tensor:
+    """`first_round` with one slip."""
+    p = log_source if slip == "log" else log_source.exp()
+    pairs = p[:, None] * p[None, :]
+    apart = 1 - torch.eye(len(p), dtype=p.dtype)
+    if slip == "diagonal":
+        return pairs
+    if slip == "not renormalised":
+        return pairs * apart
+    if slip == "replacement":
+        return pairs * apart / (1 - p[:, None])
+    if slip == "uniform":
+        return apart / apart.sum()
+    pairs = pairs * apart
+    return pairs / (pairs.sum() / 2 if slip == "twice" else pairs.sum())
+
+
+def _information(reward: Tensor, pairs: Tensor, slip: str) -> Tensor:
+    """`information` with one slip."""
+    p = torch.sigmoid(reward[:, None] - reward[None, :])
+    both = pairs if slip == "one order" else pairs + pairs.T
+    told = {"even": torch.ones_like(p), "wins": p}.get(slip, p * (1 - p))
+    edges = both * told * (1 - torch.eye(len(reward), dtype=reward.dtype))
+    if slip == "edges":
+        return edges
+    laplacian = torch.diag(edges.sum(-1)) - edges
+    return -laplacian if slip == "sign" else torch.diag(edges.sum(-1)) if slip == "diagonal" else laplacian
+
+
+def _world(reward: object, beta: float) -> tuple[Tensor, Tensor, float]:
+    return torch.full((4,), 0.25, dtype=torch.float64).log(), _double(reward), beta
+
+
+_SFT, _REWARD = _double([0.5, 0.3, 0.2]).log(), _double([0.0, 1.0, -0.5])
+_FOUR, _REWARD_4 = _double([0.1, 0.2, 0.3, 0.4]).log(), _double([0.3, -1.2, 0.8, 1.1])
+_PAIRS = _double([[0.0, 0.3, 0.1], [0.2, 0.0, 0.05], [0.15, 0.2, 0.0]])
+_PAIRS_2 = _double([[0.0, 0.9], [0.1, 0.0]])
+
+EXERCISES = (
+    Exercise(
+        key="nb08.fitted_policy",
+        title="β or γ?",
+        objective="say which of RSO's two numbers decides where the fit ends",
+        difficulty=1,
+        minutes=4,
+        cases=(
+            Case("the paper's β and γ", {"log_sft": _SFT, "reward": _REWARD, "beta": 0.5, "gamma": 0.05}),
+            Case("γ above β", {"log_sft": _FOUR, "reward": _REWARD_4, "beta": 0.4, "gamma": 1.5}),
+        ),
+        solution=fitted_policy,
+        mistakes=(
+            Mistake(
+                "beta taken for gamma",
+                "this is π_r, from which the pairs come. The fit ends where its own reward is r: look at section 2.",
+                lambda s, r, beta, gamma: (s + r / beta).log_softmax(-1),
+            ),
+            Mistake(
+                "tilted twice",
+                "the tilt is applied twice, by the sampler and by the loss. Who is asked does not move the end.",
+                lambda s, r, beta, gamma: (s + r / beta + r / gamma).log_softmax(-1),
+            ),
+            Mistake(
+                "gamma multiplies",
+                "γ multiplies the reward: γ · log-ratio = r, so the log-ratio is r divided by γ.",
+                lambda s, r, beta, gamma: (s + r * gamma).log_softmax(-1),
+            ),
+            Mistake(
+                "reference forgotten",
+                "π_sft is missing: the “norm” of sigmoid-norm is the division by it.",
+                lambda s, r, beta, gamma: (r / gamma).log_softmax(-1),
+            ),
+            Mistake(
+                "not normalised",
+                "the probabilities do not sum to one: Z is missing.",
+                lambda s, r, beta, gamma: s + r / gamma,
+            ),
+            Mistake(
+                "probabilities",
+                "these are probabilities: return their logarithms.",
+                lambda s, r, beta, gamma: (s + r / gamma).softmax(-1),
+            ),
+        ),
+        hints=(
+            "At the minimum, γ log π/π_sft differs from r by a constant only. Solve for log π.",
+            "It is the formula of π* with γ in β's place; β does not appear.",
+        ),
+    ),
+    Exercise(
+        key="nb08.first_round",
+        title="Who meets whom",
+        objective="write how often two responses are put before a labeller",
+        difficulty=2,
+        minutes=6,
+        cases=(
+            Case("three responses", {"log_source": _SFT}),
+            Case("two responses, one rare", {"log_source": _double([0.95, 0.05]).log()}),
+        ),
+        solution=first_round,
+        mistakes=(
+            Mistake(
+                "diagonal",
+                "equal responses are still paired: they say nothing and are dropped.",
+                lambda log_source: _first(log_source, "diagonal"),
+            ),
+            Mistake(
+                "not renormalised",
+                "the table does not sum to one: a dropped pair is replaced by another one, it costs no label.",
+                lambda log_source: _first(log_source, "not renormalised"),
+            ),
+            Mistake(
+                "second drawn again",
+                "the second is redrawn until it differs: then rare firsts count too much. Drop such a pair whole.",
+                lambda log_source: _first(log_source, "replacement"),
+            ),
+            Mistake(
+                "uniform",
+                "all pairs count alike: responses meet as often as the source gives them.",
+                lambda log_source: _first(log_source, "uniform"),
+            ),
+            Mistake(
+                "log-probabilities",
+                "log-probabilities are multiplied: take `.exp()` first.",
+                lambda log_source: _first(log_source, "log"),
+            ),
+            Mistake(
+                "sums to two",
+                "the table sums to two: (i, j) and (j, i) are both in it, and together they are one pair.",
+                lambda log_source: _first(log_source, "twice"),
+            ),
+        ),
+        hints=(
+            "Two independent draws are (i, j) with probability p_i p_j. What of i = j?",
+            "`p[:, None] * p[None, :]`, times zero on the diagonal, over its sum.",
+        ),
+    ),
+    Exercise(
+        key="nb08.information",
+        title="What a label tells",
+        objective="build the information matrix of preference labels, whose inverse is the price",
+        difficulty=2,
+        minutes=8,
+        cases=(
+            Case("three responses", {"reward": _REWARD, "pairs": _PAIRS}),
+            Case("two responses", {"reward": _double([0.0, 2.0]), "pairs": _PAIRS_2}),
+        ),
+        solution=information,
+        mistakes=(
+            Mistake(
+                "all labels alike",
+                "p(1 − p) is missing: a label that is known beforehand tells nothing.",
+                lambda r, pairs: _information(r, pairs, "even"),
+            ),
+            Mistake(
+                "p for p(1 − p)",
+                "p stands where p(1 − p) belongs: the variance of a label, the same from either side of the pair.",
+                lambda r, pairs: _information(r, pairs, "wins"),
+            ),
+            Mistake(
+                "one order",
+                "(i, j) and (j, i) are the same question: their weights add up.",
+                lambda r, pairs: _information(r, pairs, "one order"),
+            ),
+            Mistake(
+                "sign",
+                "the sign is turned round: information on the diagonal is positive.",
+                lambda r, pairs: _information(r, pairs, "sign"),
+            ),
+            Mistake(
+                "no diagonal",
+                "these are the edges only. Each b bᵀ has ones on the diagonal too: rows must sum to zero.",
+                lambda r, pairs: _information(r, pairs, "edges"),
+            ),
+            Mistake(
+                "diagonal only",
+                "the off-diagonal is missing: a label tells of a difference, not of two rewards.",
+                lambda r, pairs: _information(r, pairs, "diagonal"),
+            ),
+        ),
+        hints=(
+            "For one pair, b bᵀ with b = e_i − e_j is +1 on two places of the diagonal and −1 off it. Add them up.",
+            "With symmetric `edges`, the sum is `torch.diag(edges.sum(-1)) - edges`.",
+        ),
+    ),
+    Exercise(
+        key="nb08.where_rso_loses",
+        title="Find the regime where RSO's pairs lose",
+        objective="say when pairs from π_r waste labels, and build the world that shows it",
+        difficulty=3,
+        minutes=12,
+        cases=(
+            Case("three times the labels", {"factor": 3.0}),
+            Case("ten times the labels", {"factor": 10.0}),
+        ),
+        solution=where_rso_loses,
+        mistakes=(
+            Mistake(
+                "nothing to learn",
+                "all rewards are equal: π_r is π_sft, and so are the pairs.",
+                lambda factor: _world([0.0, 0.0, 0.0, 0.0], 0.5),
+            ),
+            Mistake(
+                "large β",
+                "β is large: π_r hardly differs from π_sft, and the pairs are nearly the same.",
+                lambda factor: _world([0.0, 0.0, -6.0, -6.0], 20.0),
+            ),
+            Mistake(
+                "one favourite",
+                "π_r has one favourite. Equal draws cost no label, so what is left is the favourite against "
+                "each of the others, and those are good questions.",
+                lambda factor: _world([0.0, 0.0, 0.0, 6.0], 0.5),
+            ),
+        ),
+        hints=(
+            "A label is wasted on a pair of which enough is known, while a bad answer has yet to be seen to be bad. "
+            "Which answers does π_r hardly ever give?",
+            "Two good answers and one or two very bad ones, at β ≤ 0.5: π_r's labels nearly all go to the two good "
+            "ones. Print `price_ratio` and make the bad ones worse until it is large enough.",
+        ),
+        judge=_judge,
+    ),
+)

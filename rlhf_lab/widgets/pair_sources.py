@@ -1,0 +1,248 @@
+r"""Pair sources of RSO: who stands in a preference pair, and what a label on such a pair is worth.
+
+    direct            pairs of an unknown mixture; here half π_sft, half a policy that answers at random
+    sft-sample-rank   both responses from π_sft
+    rso-sample-rank   both from π_r ∝ π_sft exp(r/β)
+
+What a label is worth is `exact.label_price`: N labels leave an expected regret of price/N. It does not ask who gives
+the label; only labels that cost something make it matter. Lecture, "Preference Data Distribution – Choices".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from rlhf_lab import exact
+from rlhf_lab.checks import LabError, check_log_distribution, check_responses_axis
+from rlhf_lab.figures.picture import Axis, Bars, Line, Number, Panel, Picture, Points, Rule
+from rlhf_lab.widgets.explorer import Choice, Explorer, Slider
+
+SOURCES = ("direct", "sft-sample-rank", "rso-sample-rank")
+"""The deck's three, in its order."""
+Source = Literal["direct", "sft-sample-rank", "rso-sample-rank"]
+BETAS = tuple(float(f"{10**e:.3g}") for e in torch.linspace(math.log10(0.25), math.log10(4), 13).tolist())
+"""Where the curves of the price are computed."""
+
+
+def source_policy(source: str, log_sft: Tensor, reward: Tensor, beta: float) -> Tensor:
+    """The log-probabilities from which `source` draws the responses of a pair, (…, K).
+
+    Args:
+        source: one of `SOURCES`.
+        log_sft: log π_sft, (…, K).
+        reward: r, (…, K).
+        beta: β of π_r; used by rso-sample-rank alone.
+
+    Raises:
+        LabError: no such source; as `exact.optimal_policy`.
+    """
+    if source == "rso-sample-rank":
+        return exact.optimal_policy(log_sft, reward, beta)
+    if source == "sft-sample-rank":
+        return log_sft
+    if source == "direct":
+        uniform = torch.full_like(log_sft, -math.log(log_sft.shape[-1]))
+        return torch.logaddexp(log_sft, uniform) - math.log(2)
+    raise LabError(f"source must be one of {', '.join(SOURCES)}, not {source!r}.")
+
+
+def pair_weights(log_source: Tensor, reward: Tensor, rounds: int = 1) -> Tensor:
+    r"""How often a label is spent on each pair, for independent draws paired off, (…, K, K).
+
+    One round is first-round pairing. With more, 2^rounds draws play a tournament: a winner follows
+    w(i) = 2 m(i) Σ_j m(j) p(i ≻ j) where m is what the round's players follow, and the next round pairs two winners.
+    Pairs of equal responses are dropped, so the diagonal is zero.
+
+    Args:
+        log_source: log-probabilities of the responses that are paired, (…, K).
+        reward: r, (…, K); decides who wins.
+        rounds: 1 or more.
+
+    Returns:
+        symmetric, summing to 1 over the last two axes.
+
+    Raises:
+        LabError: rounds below 1; log_source not normalised; no two different responses.
+    """
+    if rounds < 1:
+        raise LabError(f"rounds must be at least 1, not {rounds}.")
+    check_log_distribution(log_source, "log_source")
+    players, wins = log_source.exp(), exact.preference(reward)
+    total = torch.zeros_like(wins)
+    for round_ in range(rounds):
+        total = total + players.unsqueeze(-1) * players.unsqueeze(-2) / 2**round_
+        players = 2 * players * (wins @ players.unsqueeze(-1)).squeeze(-1)
+    total = total * (1 - torch.eye(total.shape[-1], dtype=total.dtype))
+    mass = total.sum((-1, -2), keepdim=True)
+    if bool((mass <= 0).any()):
+        raise LabError("The source gives one response only: there is nothing to compare.")
+    return total / mass
+
+
+@dataclass(frozen=True)
+class Prices:
+    """Prices of a label at every β of `BETAS`, for one prompt and one kind of pairing.
+
+    Attributes:
+        best: of the best design, (13,), reward × labels.
+        of: by source, (13,) each.
+    """
+
+    best: Tensor
+    of: dict[str, Tensor]
+
+
+def best_prices(log_sft: Tensor, reward: Tensor) -> Tensor:
+    """The least possible price of a label at every β of `BETAS`, (13,), to a tenth of a percent. log_sft is (K,)."""
+    found = []
+    for beta in BETAS:
+        design = exact.optimal_pair_design(log_sft, reward, beta, tolerance=1e-3)
+        found.append(exact.label_price(log_sft, reward, beta, design))
+    return torch.stack(found)
+
+
+def price_curves(log_sft: Tensor, reward: Tensor, rounds: int, best: Tensor | None = None) -> Prices:
+    """`Prices` of one prompt, (K,). `best` is `best_prices`, where the caller has them already."""
+    curves: dict[str, Tensor] = {}
+    for source in SOURCES:
+        prices = []
+        for beta in BETAS:
+            weights = pair_weights(source_policy(source, log_sft, reward, beta), reward, rounds)
+            prices.append(exact.label_price(log_sft, reward, beta, weights))
+        curves[source] = torch.stack(prices)
+    return Prices(best_prices(log_sft, reward) if best is None else best, curves)
+
+
+def pair_sources_picture(
+    log_sft: Tensor,
+    reward: Tensor,
+    beta: float,
+    source: str,
+    rounds: int,
+    responses: Sequence[str],
+    prices: Prices | None = None,
+) -> Picture:
+    """Who stands in the pairs of `source`, and by how much its labels are dearer than the best ones.
+
+    Args:
+        log_sft: log π_sft of one prompt, (K,), nats.
+        reward: r(x, ·), (K,); accepts and labels.
+        beta: β > 0 of the objective and of π_r.
+        source: one of `SOURCES`.
+        rounds: 1 for first-round pairing, more for tournaments of 2^rounds.
+        responses: K names.
+        prices: `price_curves(log_sft, reward, rounds)`, where the caller has them already.
+
+    Returns:
+        the picture; its numbers are the price of a label, how many labels an expected regret of 0.01 takes, how often
+        the better response wins, and what a label tells of the difference of two rewards, mean p(1 − p).
+
+    Raises:
+        LabError: as `source_policy`, `pair_weights` and `exact.label_price`.
+    """
+    prices = prices or price_curves(log_sft, reward, rounds)
+    log_star = exact.optimal_policy(log_sft, reward, beta)
+    weights = pair_weights(source_policy(source, log_sft, reward, beta), reward, rounds)
+    price = float(exact.label_price(log_sft, reward, beta, weights))
+    wins = exact.preference(reward)
+    sure = float((weights * torch.maximum(wins, wins.T)).sum())
+    told = float((weights * wins * (1 - wins)).sum())
+    who = Panel(
+        "Who stands in the pairs",
+        Axis("response y", names=tuple(responses)),
+        Axis("share", 0.0, 1.0),
+        (
+            Bars("reference", log_sft.exp(), "π_sft"),
+            Bars(f"rso-{source}", weights.sum(-1), "pairs"),
+            Bars("optimal", log_star.exp(), "π*"),
+        ),
+    )
+    lines = [Line(f"rso-{name}", BETAS, curve / prices.best, name.split("-")[0]) for name, curve in prices.of.items()]
+    dear = float(torch.stack([curve / prices.best for curve in prices.of.values()]).max())
+    at = _between(beta, prices.of[source] / prices.best)
+    cost = Panel(
+        "Labels needed, over the best design's",
+        Axis("β [reward per nat]", 0.0, BETAS[-1]),
+        Axis("times as many labels", 1.0, max(3.0, 1.1 * dear)),
+        (*lines, Rule("optimal", beta, "x", "", ":"), Points(f"rso-{source}", [beta], [at], "", big=True)),
+    )
+    top = int(weights.sum(-1).argmax())
+    pairing = "first-round pairs" if rounds == 1 else f"tournaments of {2**rounds}"
+    text = (
+        f"{source} at β = {beta:.3g}, {pairing}: “{responses[top]}” stands in the pairs most often. The better "
+        f"response wins {100 * sure:.0f}% of the labels. An expected regret of 0.01 takes about {100 * price:.0f} "
+        f"labels, {at:.2f} times as many as the best choice of pairs."
+    )
+    numbers = (
+        Number("price", price, "reward × labels", 2),
+        Number("N for regret 0.01", 100 * price, "labels", 0),
+        Number("better one wins", sure),
+        Number("mean p(1 − p)", told),
+    )
+    return Picture(text, (who, cost), numbers)
+
+
+def _between(beta: float, curve: Tensor) -> float:
+    """The curve's value at β: straight lines between the points of `BETAS` on logarithmic axes."""
+    logs = torch.tensor(BETAS, dtype=torch.float64).log()
+    where = min(max(math.log(beta), float(logs[0])), float(logs[-1]))
+    right = int(torch.searchsorted(logs, where).clamp(1, len(BETAS) - 1))
+    share = (where - float(logs[right - 1])) / float(logs[right] - logs[right - 1])
+    return math.exp((1 - share) * math.log(curve[right - 1]) + share * math.log(curve[right]))
+
+
+def pair_sources_explorer(
+    log_sft: Tensor,
+    reward: Tensor,
+    responses: Sequence[str],
+    prompts: Sequence[str] = (),
+    beta: float = 0.5,
+    source: Source = "rso-sample-rank",
+) -> Explorer:
+    """Pair sources under live controls for the source, β, and the pairing.
+
+    Args:
+        log_sft: log π_sft, (K,) or (X, K), nats.
+        reward: r, of the same shape.
+        responses: K names.
+        prompts: X names; needed where there are several prompts.
+        beta: where its slider stands at first, in [0.25, 4].
+        source: the source at first.
+
+    Raises:
+        LabError: shapes or numbers of names that do not match.
+    """
+    check_responses_axis(log_ref=log_sft, reward=reward)
+    log_sft, reward = (t.detach().double().reshape(-1, t.shape[-1]) for t in torch.broadcast_tensors(log_sft, reward))
+    names = list(prompts) or [""]
+    if len(names) != len(log_sft) or len(responses) != log_sft.shape[-1]:
+        raise LabError(
+            f"log_sft holds {log_sft.shape[0]} prompts and {log_sft.shape[1]} responses; names of {len(names)} prompts "
+            f"and {len(responses)} responses were given."
+        )
+    # All at once: a move of a control must not wait for a convex problem.
+    best = [best_prices(p, r) for p, r in zip(log_sft, reward, strict=True)]
+    known = {
+        (prompt, rounds): price_curves(log_sft[prompt], reward[prompt], rounds, best[prompt])
+        for prompt in range(len(names))
+        for rounds in (1, 2, 3)
+    }
+
+    def compute(source: str, beta: float, rounds: int, prompt: int = 0) -> Picture:
+        prices = known[prompt, rounds]
+        return pair_sources_picture(log_sft[prompt], reward[prompt], beta, source, rounds, responses, prices)
+
+    controls: dict[str, Slider | Choice] = {
+        "source": Choice(source, {name: name for name in SOURCES}, "pairs from"),
+        "beta": Slider(beta, BETAS[0], BETAS[-1], "β [reward per nat]", log=True),
+        "rounds": Choice(1, {"first-round": 1, "tournament of 4": 2, "tournament of 8": 3}, "pairing"),
+    }
+    if len(names) > 1:
+        controls["prompt"] = Choice(0, {name: i for i, name in enumerate(names)}, "prompt")
+    return Explorer(compute, controls, "Where pairs come from")

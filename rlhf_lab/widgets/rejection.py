@@ -1,0 +1,211 @@
+r"""Rejection sampling, one draw at a time: darts thrown under M·π_sft, and those under π_r are kept.
+
+A draw is a response y ~ π_sft and u ~ U[0,1]. Its dart lies in y's column at the height u·M·π_sft(y), and it is
+accepted when that is below π_r(y): u < π_r(y)/(M π_sft(y)) = exp((r(y) − r_max)/β). Lecture, "How to sample from
+π_r? Rejection Sampling!". In the code π_sft is the reference.
+
+The uniform numbers behind the darts are drawn once a seed. They depend neither on β nor on the step, so the same
+darts stay where they are in their column while the curves move over them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlhf_lab import exact, sampling
+from rlhf_lab.checks import LabError, check_responses_axis
+from rlhf_lab.figures.picture import Axis, Band, Bars, Line, Number, Panel, Picture, Points
+from rlhf_lab.training import seeded
+from rlhf_lab.widgets.explorer import Choice, Explorer, Slider
+
+STEPS = 200
+"""The largest number of draws."""
+
+
+@dataclass(frozen=True)
+class Darts:
+    """The uniform numbers of `STEPS` draws, (STEPS,) float64 each.
+
+    Attributes:
+        offer: picks y from π_sft by its cumulative sum.
+        u: is compared with the acceptance.
+        aside: where in y's column the dart is drawn; of no meaning.
+    """
+
+    offer: Tensor
+    u: Tensor
+    aside: Tensor
+
+    def responses(self, log_sft: Tensor) -> Tensor:
+        """The response of each draw from π_sft, (K,): (STEPS,) int64."""
+        ends = log_sft.exp().cumsum(-1)
+        return torch.searchsorted(ends, self.offer * ends[-1], right=True).clamp(max=len(ends) - 1)
+
+
+def darts(seed: int) -> Darts:
+    """The darts of `seed`."""
+    numbers = torch.rand(3, STEPS, dtype=torch.float64, generator=seeded(seed, 707))
+    return Darts(*numbers)
+
+
+def acceptance(log_sft: Tensor, reward: Tensor, beta: float) -> Tensor:
+    """exp((r − r_max)/β), (K,): π_r over M π_sft. r_max is over what π_sft can draw.
+
+    Raises:
+        LabError: as `exact.optimal_policy`.
+    """
+    ratio = exact.optimal_policy(log_sft, reward, beta) - log_sft
+    return (ratio - ratio[log_sft > -torch.inf].max()).exp().nan_to_num(0.0)
+
+
+def envelope_panel(
+    log_sft: Tensor, reward: Tensor, beta: float, responses: Sequence[str], title: str = "", width: float = 1.0
+) -> Panel:
+    """M·π_sft over π_r, one column a response; the area between them is the share of draws thrown away.
+
+    Args:
+        log_sft: log π_sft, (K,), nats.
+        reward: r, (K,).
+        beta: β > 0, reward per nat.
+        responses: K names.
+        title: above the panel; empty says M.
+        width: its share of the row.
+
+    Raises:
+        LabError: as `exact.optimal_policy`.
+    """
+    target = exact.optimal_policy(log_sft, reward, beta).exp()
+    m = 1 / float(sampling.acceptance_rate(log_sft, reward, beta))
+    x = torch.arange(len(responses), dtype=torch.float64).unsqueeze(-1) + torch.tensor([-0.42, -0.42, 0.42, 0.42])
+    sides = torch.tensor([0.0, 1.0, 1.0, 0.0], dtype=torch.float64)
+
+    def columns(height: Tensor) -> Tensor:
+        return (height.unsqueeze(-1) * sides).flatten()
+
+    over, under, zero = columns(m * log_sft.exp()), columns(target), torch.zeros(x.numel())
+    return Panel(
+        title or "Darts under M·π_sft",
+        Axis("response y", names=tuple(responses)),
+        Axis("probability, and M times it", 0.0, 1.05 * float(over.max())),
+        (
+            Band("optimal", x.flatten(), zero, under, ""),
+            Line("reference", x.flatten(), over, "M·π_sft", "-"),
+            Line("optimal", x.flatten(), under, "π_r", "-"),
+        ),
+        width,
+    )
+
+
+def rejection_picture(
+    log_sft: Tensor, reward: Tensor, beta: float, thrown: Darts, step: int, responses: Sequence[str]
+) -> Picture:
+    """The first `step` draws: which were accepted, and whether the accepted ones look like π_r.
+
+    Args:
+        log_sft: log π_sft of one prompt, (K,), nats.
+        reward: r(x, ·), (K,).
+        beta: β > 0, reward per nat.
+        thrown: from `darts(seed)`.
+        step: how many draws, 1 … `STEPS`.
+        responses: K names.
+
+    Returns:
+        the picture; its numbers are those of the last draw (u and its acceptance), how many were accepted, M,
+        and the exact rate 1/M.
+
+    Raises:
+        LabError: as `exact.optimal_policy`; no such step.
+    """
+    if not 1 <= step <= STEPS:
+        raise LabError(f"step must be in 1 … {STEPS}, not {step}.")
+    chance = acceptance(log_sft, reward, beta)
+    rate = float(sampling.acceptance_rate(log_sft, reward, beta))
+    y, u = thrown.responses(log_sft)[:step], thrown.u[:step]
+    taken = u < chance[y]
+    x = y + 0.76 * (thrown.aside[:step] - 0.5)
+    height = u * log_sft.exp()[y] / rate
+    counts = torch.bincount(y[taken], minlength=len(responses)).double()
+    number = int(counts.sum())
+
+    last = "rso-rso-sample-rank" if bool(taken[-1]) else "sft"
+    under = envelope_panel(log_sft, reward, beta, responses, width=1.15)
+    layers = (
+        *under.layers,
+        Points("sft", x[~taken], height[~taken], "rejected"),
+        Points("rso-rso-sample-rank", x[taken], height[taken], "accepted"),
+        Points(last, x[-1:], height[-1:], "last draw", big=True),
+    )
+    shares = Panel(
+        "What was accepted",
+        Axis("response y", names=tuple(responses)),
+        Axis("probability", 0.0, 1.0),
+        (
+            Bars("reference", log_sft.exp(), "π_sft"),
+            Bars("rso-rso-sample-rank", counts / max(number, 1), "accepted"),
+            Bars("optimal", exact.optimal_policy(log_sft, reward, beta).exp(), "π_r"),
+        ),
+    )
+    name, at, odds = responses[int(y[-1])], float(u[-1]), float(chance[y[-1]])
+    verdict = f"{at:.3f} < {odds:.3f}: accepted" if bool(taken[-1]) else f"{at:.3f} ≥ {odds:.3f}: rejected"
+    text = (
+        f"Draw {step} at β = {beta:.3g}: π_sft offers “{name}”, u against acceptance is {verdict}. So far {number} of "
+        f"{step} draws were accepted, {number / step:.2f}; the exact rate is 1/M = {rate:.3g}."
+    )
+    numbers = (
+        Number("u", at),
+        Number("acceptance", odds),
+        Number("M", 1 / rate, digits=2),
+        Number("1/M", rate),
+        Number("accepted", number, f"of {step}", 0),
+    )
+    return Picture(text, (Panel(under.title, under.x, under.y, layers, under.width), shares), numbers)
+
+
+def rejection_explorer(
+    log_sft: Tensor,
+    reward: Tensor,
+    responses: Sequence[str],
+    prompts: Sequence[str] = (),
+    beta: float = 0.5,
+    step: int = 30,
+) -> Explorer:
+    """Rejection sampling under live controls for the step, β, and the seed.
+
+    Args:
+        log_sft: log π_sft, (K,) or (X, K), nats.
+        reward: r, of the same shape.
+        responses: K names.
+        prompts: X names; needed where there are several prompts.
+        beta: where its slider stands at first, in [0.05, 20].
+        step: how many draws at first, 1 … 200.
+
+    Raises:
+        LabError: shapes or numbers of names that do not match.
+    """
+    check_responses_axis(log_ref=log_sft, reward=reward)
+    log_sft, reward = (t.detach().double().reshape(-1, t.shape[-1]) for t in torch.broadcast_tensors(log_sft, reward))
+    names = list(prompts) or [""]
+    if len(names) != len(log_sft) or len(responses) != log_sft.shape[-1]:
+        raise LabError(
+            f"log_sft holds {log_sft.shape[0]} prompts and {log_sft.shape[1]} responses; names of {len(names)} prompts "
+            f"and {len(responses)} responses were given."
+        )
+    known: dict[int, Darts] = {}
+
+    def compute(step: int, beta: float, seed: int, prompt: int = 0) -> Picture:
+        if seed not in known:
+            known[seed] = darts(seed)
+        return rejection_picture(log_sft[prompt], reward[prompt], beta, known[seed], step, responses)
+
+    controls: dict[str, Slider | Choice] = {
+        "step": Slider(step, 1, STEPS, "draws so far", whole=True),
+        "beta": Slider(beta, 0.05, 20.0, "β [reward per nat]", log=True),
+        "seed": Slider(0, 0, 20, "seed", whole=True),
+    }
+    if len(names) > 1:
+        controls["prompt"] = Choice(0, {name: i for i, name in enumerate(names)}, "prompt")
+    return Explorer(compute, controls, "Rejection sampling, draw by draw")

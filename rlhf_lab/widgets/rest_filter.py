@@ -1,0 +1,197 @@
+"""ReST's filter under a rising threshold: where it ends, beside π_ref, π* and best-of-n."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rlhf_lab import exact
+from rlhf_lab.checks import LabError, check_responses_axis
+from rlhf_lab.figures.picture import Axis, Bars, Line, Number, Panel, Picture, Points
+from rlhf_lab.widgets.explorer import Choice, Explorer, Slider
+
+DRAWS = (1, 2, 4, 8, 16, 32, 64)
+"""The n of best-of-n that the picture shows."""
+
+
+def scaled(reward: Tensor) -> Tensor:
+    """Rewards to [0, 1] by their range over all prompts, as ReST scales them before it filters; shape kept."""
+    low, high = reward.min(), reward.max()
+    return (reward - low) / (high - low).clamp(min=1e-12)
+
+
+def filter_limit(log_ref: Tensor, score: Tensor, threshold: float) -> tuple[Tensor, bool]:
+    """Where cloning what passes the filter ends for one prompt, with data without end.
+
+    At τ = 0 everything passes, the lowest score too, as in `algorithms.rest`. Where nothing passes, the prompt
+    has no part in the loss, and its policy stays where it was.
+
+    Args:
+        log_ref: log π_ref(·|x), (K,), nats.
+        score: scaled rewards of the K responses, in [0, 1].
+        threshold: τ in [0, 1].
+
+    Returns:
+        the log-probabilities, (K,), and whether anything passes.
+    """
+    if threshold <= 0:
+        return log_ref, True
+    passes = (score > threshold) & (log_ref > -torch.inf)
+    return (exact.filtered(log_ref, score, threshold), True) if bool(passes.any()) else (log_ref, False)
+
+
+def rest_filter_picture(
+    log_ref: Tensor,
+    reward: Tensor,
+    score: Tensor,
+    threshold: float,
+    beta: float,
+    responses: Sequence[str],
+    curves: tuple[tuple[Tensor, Tensor], ...] | None = None,
+) -> Picture:
+    """π_ref, the filter's limit π_τ and π* as bars; their places, and those of best-of-n, below the frontier.
+
+    Args:
+        log_ref: log π_ref(·|x) of one prompt, (K,), nats.
+        reward: r(x, ·), (K,), in its own units: of the frontier.
+        score: the same scaled to [0, 1], (K,): what the filter looks at.
+        threshold: τ in [0, 1], in units of `score`.
+        beta: β > 0, units of reward for a nat.
+        responses: K names.
+        curves: what `roads_of` gives, where it is at hand.
+
+    Returns:
+        the picture; its numbers are the share that passes, E[r], KL(π_τ‖π_ref) and the regret at β.
+
+    Raises:
+        LabError: inputs as in `rlhf_lab.exact`.
+    """
+    log_tau, passes = filter_limit(log_ref, score, threshold)
+    log_star = exact.optimal_policy(log_ref, reward, beta)
+    frontier, every_tau, every_n = curves if curves is not None else roads_of(log_ref, reward, score)
+    gain, cost = _place(log_tau, log_ref, reward)
+    best_gain, best_cost = _place(log_star, log_ref, reward)
+    start, _ = _place(log_ref, log_ref, reward)
+    share = float(log_ref.exp()[score > threshold].sum()) if threshold > 0 else 1.0
+    regret = float(exact.regret(log_tau, log_ref, reward, beta))
+    names = tuple(f"{name}\n{_plain(s)}" for name, s in zip(responses, score.tolist(), strict=True))
+    bars = Panel(
+        "Policies over the responses",
+        Axis("response y and its score in [0, 1]", names=names),
+        Axis("probability", 0.0, 1.0),
+        (Bars("reference", log_ref.exp()), Bars("rest", log_tau.exp(), "π_τ"), Bars("optimal", log_star.exp())),
+        width=1.2,
+    )
+    road = Panel(
+        "What each pays for its reward",
+        Axis("KL(π‖π_ref) [nats]"),
+        Axis("expected reward [reward]"),
+        (
+            Line("optimal", *frontier, "π*, every β"),
+            Line("best-of-n", *every_n, "best-of-n", dash=":"),
+            Line("rest", *every_tau, "π_τ, every τ", dash="--"),
+            Points("reference", [0.0], [start], ""),
+            Points("best-of-n", *every_n, ""),
+            Points("rest", *every_tau, ""),
+            Points("optimal", [best_cost], [best_gain], "", big=True),
+            Points("rest", [cost], [gain], "", big=True),
+        ),
+    )
+    if passes:
+        kept = ", ".join(f"“{n}”" for n, s in zip(responses, score.tolist(), strict=True) if s > threshold)
+        what = f"lets {'everything' if threshold <= 0 else kept} through, {100 * share:.0f}% of the samples"
+    else:
+        what = "lets nothing of this prompt through: it has no part in the loss, and the policy stays at π_ref"
+    text = (
+        f"At τ = {threshold:.2f} the filter {what}. Cloning that gives E[r] = {_plain(gain)} for {cost:.2f} nats; "
+        f"π* at β = {beta:.3g} has {_plain(best_gain)} for {best_cost:.2f}. The filter's regret is {_plain(regret)}."
+    )
+    numbers = (
+        Number("P(score > τ)", share),
+        Number("E[r] of π_τ", gain, "reward"),
+        Number("KL(π_τ‖π_ref)", cost, "nats"),
+        Number("regret", regret, "reward"),
+    )
+    return Picture(text, (bars, road), numbers)
+
+
+def roads_of(log_ref: Tensor, reward: Tensor, score: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
+    """(KL, E[r]) of π* along β, of the filter at every threshold where it changes, and of best-of-n along n.
+
+    Args:
+        log_ref: (K,).
+        reward: (K,).
+        score: (K,), the scaled reward.
+    """
+    betas = torch.logspace(-2.5, 3, 121, dtype=log_ref.dtype)
+    levels = [s for s in score.unique().tolist() if s < float(score.max())]
+    filters = [log_ref, *(exact.filtered(log_ref, score, level) for level in levels if _some(log_ref, score, level))]
+    best = [exact.best_of_n(log_ref, reward, n) for n in DRAWS]
+    places = []
+    for row in (filters, best):
+        pairs = torch.tensor([_place(log_p, log_ref, reward) for log_p in row], dtype=log_ref.dtype)
+        places.append((pairs[:, 1], pairs[:, 0]))
+    return (exact.frontier(log_ref, reward, betas), *places)
+
+
+def _some(log_ref: Tensor, score: Tensor, level: float) -> bool:
+    return bool(((score > level) & (log_ref > -torch.inf)).any())
+
+
+def _place(log_policy: Tensor, log_ref: Tensor, reward: Tensor) -> tuple[float, float]:
+    """(E[r], KL to the reference)."""
+    return float((log_policy.exp() * reward).sum()), float(exact.kl(log_policy, log_ref))
+
+
+def _plain(number: float) -> str:
+    return f"{round(number, 2) + 0.0:.2f}".replace("-", "−")
+
+
+def rest_filter_explorer(
+    log_ref: Tensor,
+    reward: Tensor,
+    responses: Sequence[str],
+    prompts: Sequence[str] = (),
+    threshold: float = 0.7,
+    beta: float = 0.5,
+) -> Explorer:
+    """The filter with a rising threshold, live.
+
+    Args:
+        log_ref: log π_ref, (K,) or (X, K), nats.
+        reward: r, of the same shape.
+        responses: K names, the same for every prompt.
+        prompts: X names; x1, x2, … where none are given.
+        threshold: where τ stands at first, in [0, 0.99].
+        beta: where β stands at first, in [0.05, 10].
+
+    Raises:
+        LabError: shapes or numbers of names that do not match.
+    """
+    check_responses_axis(log_ref=log_ref, reward=reward)
+    log_ref, reward = (t.detach().double().reshape(-1, t.shape[-1]) for t in torch.broadcast_tensors(log_ref, reward))
+    rows, width = log_ref.shape
+    titles = list(prompts) or [f"x{i + 1}" for i in range(rows)]
+    if len(responses) != width or len(titles) != rows:
+        raise LabError(
+            f"There are {rows} prompts with {width} responses each, but {len(titles)} names of prompts and "
+            f"{len(responses)} names of responses."
+        )
+    score = scaled(reward)
+    # What no control moves is computed once for each prompt.
+    curves = [roads_of(log_ref[x], reward[x], score[x]) for x in range(rows)]
+
+    def compute(threshold: float, beta: float, prompt: int = 0) -> Picture:
+        x = prompt
+        return rest_filter_picture(log_ref[x], reward[x], score[x], threshold, beta, responses, curves[x])
+
+    controls: dict[str, Slider | Choice] = {
+        "threshold": Slider(threshold, 0.0, 0.99, "threshold τ [score in 0…1]", step=0.01),
+        "beta": Slider(beta, 0.05, 10.0, "β of π* [reward per nat]", log=True),
+    }
+    if rows > 1:
+        controls["prompt"] = Choice(0, {name: i for i, name in enumerate(titles)}, "prompt x")
+    advice = "Raise τ, and watch the green road: does it ever meet the star?"
+    return Explorer(compute, controls, "ReST's filter under a rising threshold", advice)

@@ -1,0 +1,74 @@
+"""Every exercise of every notebook: its solution passes, its classic mistakes are each told apart, and the notebook
+and the file say the same.
+"""
+
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from rlhf_lab.exercises import check, notebooks, of_notebook, solution
+
+EXERCISES = [one for number in notebooks() for one in of_notebook(number)]
+ROOT = Path(__file__).resolve().parents[2]
+STORED = sorted((ROOT / "notebooks").glob("*.ipynb"))
+each = pytest.mark.parametrize("one", EXERCISES, ids=lambda one: one.key)
+
+
+@each
+def test_the_solution_passes(one):
+    feedback = check(one.key, one.solution)
+    assert feedback.passed, feedback
+
+
+@each
+def test_each_classic_mistake_gets_its_own_message(one):
+    """At least three, told apart from each other: the message that is shown is that of the mistake that was made."""
+    assert len(one.mistakes) >= 3
+    messages = [mistake.message for mistake in one.mistakes]
+    assert len(set(messages)) == len({mistake.name for mistake in one.mistakes}) == len(one.mistakes)
+    for mistake in one.mistakes:
+        feedback = check(one.key, mistake.function)
+        assert not feedback.passed
+        assert feedback.mistake == mistake.name and mistake.message in repr(feedback), feedback
+        assert "expected" in repr(feedback) or "no gradient" in repr(feedback) or one.judge, feedback
+
+
+@each
+def test_it_is_complete_and_tells_no_more_than_it_should(one):
+    assert re.fullmatch(r"nb\d\d\.[a-z0-9_]+", one.key) and one.key.split(".")[1] == one.name
+    assert one.title and one.objective and 1 <= one.minutes <= 30 and one.difficulty in (1, 2, 3)
+    assert len(one.hints) >= 2 and len({case.name for case in one.cases}) == len(one.cases)
+    assert one.solution.__doc__, "a student reads what the function is to give"
+    assert f"def {one.name}(" in solution(one.key)._repr_markdown_()
+    # Deterministic: a stored notebook is compared with a new run.
+    assert repr(check(one.key, one.mistakes[0].function)) == repr(check(one.key, one.mistakes[0].function))
+
+
+@pytest.mark.parametrize("number", notebooks())
+def test_a_notebook_has_at_least_three_and_their_keys_are_its_own(number):
+    exercises = of_notebook(number)
+    assert len(exercises) >= 3 and len({one.key for one in exercises}) == len(exercises)
+    assert all(one.key.startswith(f"{number}.") for one in exercises)
+
+
+@pytest.mark.parametrize("path", STORED, ids=lambda path: path.stem)
+def test_a_notebook_and_its_exercises_say_the_same(path):
+    """Heading, markers, the call of `check`, a folded solution, for each exercise; and no exercise without a file."""
+    number = f"nb{path.stem[:2]}"
+    notebook = nbformat.read(path, as_version=4)
+    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    called = re.findall(r'check\("(nb\d\d\.\w+)"', "\n".join(code))
+    if number not in notebooks():
+        assert not called
+        pytest.skip("this notebook's exercise needs no file of its own")
+    for one in of_notebook(number):
+        assert re.search(rf"^#{{2,4}} Exercise \d+[:.] {re.escape(one.heading)}$", prose, re.M), one.heading
+        written = [source for source in code if re.search(rf"^def {one.name}\(", source, re.M)]
+        assert len(written) == 1, one.name
+        assert "### BEGIN SOLUTION" in written[0] and "### END SOLUTION" in written[0]
+        assert f'check("{one.key}", {one.name})' in "\n".join(code)
+    assert sorted(called) == sorted(one.key for one in of_notebook(number))
+    assert prose.count("<details>") >= len(of_notebook(number))
