@@ -21,6 +21,7 @@ LAB_FLAGS ?=
 TEST_FLAGS ?=
 COMPARE_FLAGS ?= --seeds 5 --beta 0.5
 MUTANTS_FLAGS ?=
+BROWSER_FLAGS ?=
 
 # Jupyter refuses to run as root unless told to; a container is often root.
 AS_ROOT = $(shell [ "$$(id -u)" = 0 ] && echo --allow-root)
@@ -75,7 +76,7 @@ bench: install ## side-by-side timings, printed as ratios of one run
 
 browser: install ## drive the explorers in a headless browser (needs a Chromium on the machine)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
-	$(BIN)/python tools/browser_check.py
+	$(BIN)/python tools/browser_check.py $(BROWSER_FLAGS)
 
 mutants: install ## break the mathematics on purpose, one bug at a time, and see which test notices (long)
 	$(BIN)/python tools/mutation_run.py $(MUTANTS_FLAGS)

@@ -1,10 +1,18 @@
 """Look at the notebooks as a student does: JupyterLab in a real browser, all cells run, every control moved.
 
-    python tools/browser_check.py [notebook.ipynb ...] [--out build/browser] [--theme light|dark|both]
+    python tools/browser_check.py [--notebooks 00 03 07] [--out build/browser] [--theme light|dark|both] [--pages]
 
-For each notebook: runs all cells, fails on an error in an output or in the browser's console, then moves every
-control of every explorer (sliders by keyboard) and asserts that its picture changed. Screenshots of the page
-and of each explorer land in `--out`, to be looked at.
+Without `--notebooks`, every notebook that holds an explorer. For each: runs all cells, then moves each control of
+each explorer (sliders by keyboard, every entry of a drop-down, both states of a tick box), and ends all sliders at
+their low and at their high end. It fails where
+
+- an output holds an error, or the browser's console or the kernel's stderr says one;
+- a control is moved and the picture stays the same at every setting of it;
+- a picture says that it failed, has no words for a screen reader, or has text that is cut off or lies on other text;
+- a control's label or read-out is cut off.
+
+Screenshots of each explorer (at its start, at the low end, at the high end) land in `--out`, to be looked at;
+`--pages` adds the whole notebook, screen by screen.
 
 Needs `pip install playwright` and a Chromium (`--chromium`, or one found on the PATH).
 """
@@ -13,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import secrets
 import shutil
@@ -22,7 +31,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +102,14 @@ def open_and_run(page: Any, url: str, name: str) -> None:
                       const code = cells.filter(c => c.type === 'code' && c.sharedModel.source.trim());
                       return code.every(c => c.executionCount !== null && c.executionState !== 'running'); }"""
     page.wait_for_function(done, timeout=180_000)
+    # From here on what a moved control makes the kernel complain of, which no output shows.
+    page.evaluate(
+        """() => { window.rlhfHeard = [];
+                   window.jupyterapp.shell.currentWidget.sessionContext.iopubMessage.connect((_, m) => {
+                     if (m.header.msg_type === 'error') window.rlhfHeard.push(m.content.evalue);
+                     if (m.header.msg_type === 'stream' && m.content.name === 'stderr')
+                       window.rlhfHeard.push(m.content.text); }); }"""
+    )
     page.wait_for_timeout(500)
 
 
@@ -106,36 +123,123 @@ def charts(page: Any) -> list[Any]:
     return page.locator(".rlhf-chart").all()
 
 
-def move_controls(page: Any, chart: Any, problems: list[str], where: str) -> int:
-    """Move each control of the explorer that `chart` belongs to, sliders by keyboard. Returns how many there were."""
-    chart.scroll_into_view_if_needed()
-    # The explorer's own box: the nearest ancestor that also holds its controls.
-    box = chart.locator("xpath=ancestor::*[contains(@class,'widget-vbox')][1]")
-    moves = [(handle, "ArrowRight") for handle in box.locator(".noUi-handle").all()]
-    moves += [(menu, "ArrowDown") for menu in box.locator("select").all()]
-    moves += [(tick, "Space") for tick in box.locator("input[type=checkbox]").all()]
-    for i, (control, key) in enumerate(moves):
-        before = chart.locator("svg").inner_html()
-        drawn = int(chart.get_attribute("data-drawn"))
-        if key == "ArrowDown":
-            # A drop-down's keys belong to the browser, and a headless one opens its menu outside the page.
-            control.select_option(index=1)
-        else:
-            for _ in range(4 if key == "ArrowRight" else 1):
-                control.press(key)
-        try:
-            page.wait_for_function(
-                "([chart, drawn]) => Number(chart.dataset.drawn) > drawn",
-                arg=[chart.element_handle(), drawn],
-                timeout=10_000,
-            )
-            page.wait_for_timeout(300)
-        except Exception:
-            problems.append(f"{where}: control {i + 1} was moved and nothing was drawn")
-            continue
-        if chart.locator("svg").inner_html() == before:
-            problems.append(f"{where}: control {i + 1} was moved and the picture is the same")
-    return len(moves)
+# Which texts of a chart nobody can read: cut by the chart's edge, or lying on one another. Plus cut-off labels.
+UNREADABLE = """([box, chart]) => {
+  const found = [];
+  const svg = chart.querySelector('svg');
+  const edge = svg.getBoundingClientRect();
+  const texts = [...svg.querySelectorAll('text')].filter(t => t.textContent.trim())
+    .map(t => [t.textContent, t.getBoundingClientRect()]);
+  texts.forEach(([words, r], i) => {
+    if (r.left < edge.left - 1 || r.right > edge.right + 1 || r.top < edge.top - 1 || r.bottom > edge.bottom + 1)
+      found.push(`the text "${words}" is cut off at the chart's edge`);
+    for (const [other, q] of texts.slice(i + 1)) {
+      // Boxes of lines that stand one under the other touch; letters do not reach the boxes' edges.
+      const wide = Math.min(r.right, q.right) - Math.max(r.left, q.left);
+      const high = Math.min(r.bottom, q.bottom) - Math.max(r.top, q.top);
+      if (wide > 2 && high > 0.4 * Math.min(r.height, q.height, r.width, q.width))
+        found.push(`the texts "${words}" and "${other}" lie on one another`);
+    }
+  });
+  for (const label of box.querySelectorAll('.widget-label, .widget-readout'))
+    if (label.scrollWidth > label.clientWidth + 1) found.push(`the label "${label.textContent}" is cut off`);
+  if (!svg.getAttribute('aria-label')) found.push('no words for a screen reader');
+  if (chart.classList.contains('failed')) found.push(`it says: ${svg.getAttribute('aria-label')}`);
+  return found;
+}"""
+SETTLED = "([chart, drawn]) => Number(chart.dataset.drawn) > drawn"
+
+
+class Shown:
+    """One explorer on the page.
+
+    Attributes:
+        faults: what was found wrong with it, each once, in the order of finding.
+        count: how many controls it has.
+    """
+
+    def __init__(self, page: Any, chart: Any) -> None:
+        chart.scroll_into_view_if_needed()
+        self.page, self.chart, self.faults = page, chart, dict[str, None]()
+        # Its own box: the nearest ancestor that also holds its controls.
+        self.box = chart.locator("xpath=ancestor::*[contains(@class,'widget-vbox')][1]")
+        self.sliders = self.box.locator(".noUi-handle").all()
+        self.menus = self.box.locator("select").all()
+        self.ticks = self.box.locator("input[type=checkbox]").all()
+        self.count = len(self.sliders) + len(self.menus) + len(self.ticks)
+
+    def picture(self) -> str:
+        """The present picture, and nothing of the words around it."""
+        return str(self.chart.locator("svg").inner_html())
+
+    def act(self, do: Callable[[], Any], state: Callable[[], Any]) -> None:
+        """Move a control and wait for the picture, where `state`, what the control says, changed."""
+        before, drawn = state(), int(self.chart.get_attribute("data-drawn"))
+        do()
+        self.page.wait_for_timeout(50)
+        if state() == before:
+            return
+        with contextlib.suppress(Exception):  # an equal picture is not sent again
+            self.page.wait_for_function(SETTLED, arg=[self.chart.element_handle(), drawn], timeout=5000)
+        self.page.wait_for_timeout(200)
+        self.look()
+
+    def look(self) -> None:
+        """Note what cannot be read as it stands."""
+        seen = self.page.evaluate(UNREADABLE, [self.box.element_handle(), self.chart.element_handle()])
+        self.faults.update(dict.fromkeys(seen))
+
+    def press(self, slider: Any, key: str) -> None:
+        """A key on a slider."""
+        # The place on the scale: the text for screen readers is rounded.
+        self.act(lambda: slider.press(key), lambda: slider.evaluate("h => h.parentElement.style.transform"))
+
+    def choose(self, menu: Any, index: int) -> None:
+        """An entry of a drop-down: its keys belong to the browser, which opens the menu outside the page."""
+        self.act(lambda: menu.select_option(index=index), lambda: menu.evaluate("m => m.selectedIndex"))
+
+    def flip(self, tick: Any, key: str) -> None:
+        """A key on a tick box."""
+        self.act(lambda: tick.press(key), tick.is_checked)
+
+    def move_all(self) -> None:
+        """Move each control alone and back; its picture must change at one of its settings at least."""
+        for i, slider in enumerate(self.sliders):
+            start = self.picture()
+            # One step and back. A slider that stands at its high end steps down; wide moves only where need be.
+            for keys in (("ArrowRight", "ArrowLeft"), ("ArrowLeft", "ArrowRight"), ("Home", "End", "PageDown")):
+                if self.changes(start, self.press, slider, keys):
+                    break
+            else:
+                self.faults[f"slider {i + 1} moved, the picture stayed the same"] = None
+        for i, menu in enumerate(self.menus):
+            first, entries = menu.evaluate("m => [m.selectedIndex, m.options.length]")
+            others = [j for j in range(entries) if j != first]
+            if not self.changes(self.picture(), self.choose, menu, (*others, first)):
+                self.faults[f"drop-down {i + 1} moved, the picture stayed the same"] = None
+        for i, tick in enumerate(self.ticks):
+            if not self.changes(self.picture(), self.flip, tick, ("Space", "Space")):
+                self.faults[f"tick box {i + 1} moved, the picture stayed the same"] = None
+
+    def changes(self, start: str, do: Callable[..., None], control: Any, settings: Sequence[Any]) -> bool:
+        """Bring a control to each of `settings`; whether any gave another picture than `start`."""
+        changed = False
+        for setting in settings:
+            do(control, setting)
+            changed = self.picture() != start or changed
+        return changed
+
+    def end(self, key: str) -> None:
+        """All sliders at one end (`Home` or `End`), drop-downs at their first or last entry."""
+        for menu in self.menus:
+            self.choose(menu, 0 if key == "Home" else menu.evaluate("m => m.options.length - 1"))
+        for slider in self.sliders:
+            self.press(slider, key)
+
+    def save(self, path: Path) -> None:
+        """A screenshot of controls and picture."""
+        self.look()
+        self.box.screenshot(path=str(path))
 
 
 def screens(page: Any, out: Path, stem: str) -> None:
@@ -153,7 +257,7 @@ def screens(page: Any, out: Path, stem: str) -> None:
             return
 
 
-def check(page: Any, url: str, name: str, out: Path, theme: str) -> list[str]:
+def check(page: Any, url: str, name: str, out: Path, theme: str, pages: bool) -> list[str]:
     """Everything for one notebook. Returns what is wrong with it."""
     problems: list[str] = []
     heard: list[str] = []
@@ -170,7 +274,8 @@ def check(page: Any, url: str, name: str, out: Path, theme: str) -> list[str]:
         )
         page.wait_for_timeout(1500)
     errors = page.evaluate(
-        """() => [...window.jupyterapp.shell.currentWidget.content.model.cells].filter(c => c.type === 'code')
+        """() => [...window.jupyterapp.shell.currentWidget.content.model.cells]
+               .filter(c => c.type === 'code' && !(c.getMetadata('tags') ?? []).includes('raises-exception'))
                .flatMap(c => c.sharedModel.getOutputs()).filter(o => o.output_type === 'error')
                .map(o => `${o.ename}: ${o.evalue}`)"""
     )
@@ -181,26 +286,61 @@ def check(page: Any, url: str, name: str, out: Path, theme: str) -> list[str]:
         problems.append("no explorer on the page")
     stem = f"{Path(name).stem}-{theme}"
     for i, chart in enumerate(found):
-        moved = move_controls(page, chart, problems, f"explorer {i + 1}")
-        if moved == 0:
-            problems.append(f"explorer {i + 1} has no control")
-        chart.locator("xpath=ancestor::*[contains(@class,'widget-vbox')][1]").screenshot(
-            path=str(out / f"{stem}-explorer-{i + 1}.png")
-        )
-        print(f"  explorer {i + 1}: {moved} controls moved", flush=True)
+        stage = out / f"{stem}-explorer-{i + 1}"
+        shown = Shown(page, chart)
+        shown.save(stage.with_suffix(".png"))
+        shown.move_all()
+        for key, name_of_end in (("Home", "low"), ("End", "high")):
+            shown.end(key)
+            shown.save(stage.with_name(f"{stage.name}-{name_of_end}.png"))
+        if shown.count == 0:
+            shown.faults["no control"] = None
+        problems += [f"explorer {i + 1}: {fault}" for fault in shown.faults]
+        print(f"  explorer {i + 1}: {shown.count} controls moved", flush=True)
+    problems += [f"kernel: {line}" for line in page.evaluate("() => window.rlhfHeard")]
     problems += [f"console: {line}" for line in heard if not any(word in line for word in HARMLESS)]
-    screens(page, out, stem)
+    if pages:
+        screens(page, out, stem)
     return problems
+
+
+def chosen(names: list[str] | None) -> list[Path]:
+    """The notebooks meant by `names`: paths, or beginnings of names such as 03; without names, all with an explorer.
+
+    Args:
+        names: what the command line says after `--notebooks`.
+
+    Returns:
+        Their paths, sorted where not named.
+    """
+    every = sorted((REPO / "notebooks").glob("*.ipynb"))
+    if names is None:
+        return [path for path in every if holds_explorer(path)]
+    found = []
+    for name in names:
+        meant = [Path(name)] if name.endswith(".ipynb") else [path for path in every if path.name.startswith(name)]
+        if not meant or not all(path.is_file() for path in meant):
+            sys.exit(f"No notebook {name!r}. There are: {', '.join(path.stem for path in every)}.")
+        found += meant
+    return found
+
+
+def holds_explorer(path: Path) -> bool:
+    """Whether a code cell of the notebook makes an explorer."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return any("_explorer(" in "".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
 
 
 def main() -> None:
     """Run the check from the command line; ends with status 1 where something is wrong."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("notebooks", nargs="*", type=Path, default=[REPO / "notebooks" / "00_start_here.ipynb"])
+    parser.add_argument("--notebooks", nargs="+", help="numbers or paths; without it, all that hold an explorer")
     parser.add_argument("--out", type=Path, default=REPO / "build" / "browser")
     parser.add_argument("--chromium", help="path or name of the browser")
     parser.add_argument("--theme", choices=["light", "dark", "both"], default="light")
+    parser.add_argument("--pages", action="store_true", help="also save the whole notebook, screen by screen")
     args = parser.parse_args()
+    paths = chosen(args.notebooks)
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:
@@ -210,14 +350,16 @@ def main() -> None:
     flags = [*FLAGS, "--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else FLAGS
     bad = 0
     with tempfile.TemporaryDirectory() as scratch, sync_playwright() as playwright:
-        for path in args.notebooks:
+        for path in paths:
             shutil.copy(path, scratch)
         with jupyterlab(Path(scratch)) as url:
             browser = playwright.chromium.launch(executable_path=binary, args=flags)
-            for path in args.notebooks:
+            for path in paths:
                 for theme in ("light", "dark") if args.theme == "both" else (args.theme,):
                     page = browser.new_page(viewport={"width": 1280, "height": 900})
-                    problems = check(page, url, path.name, args.out, theme)
+                    problems = check(page, url, path.name, args.out, theme, args.pages)
+                    with contextlib.suppress(Exception):  # eleven kernels with torch are too many for a small machine
+                        page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
                     page.close()
                     bad += len(problems)
                     for problem in problems:
