@@ -101,7 +101,7 @@ def open_and_run(page: Any, url: str, name: str) -> None:
     done = """() => { const cells = [...window.jupyterapp.shell.currentWidget.content.model.cells];
                       const code = cells.filter(c => c.type === 'code' && c.sharedModel.source.trim());
                       return code.every(c => c.executionCount !== null && c.executionState !== 'running'); }"""
-    page.wait_for_function(done, timeout=180_000)
+    page.wait_for_function(done, timeout=600_000)
     # From here on what a moved control makes the kernel complain of, which no output shows.
     page.evaluate(
         """() => { window.rlhfHeard = [];

@@ -267,7 +267,7 @@ function drawPanel(panel, palette, left, top, width, height, em, id) {
   const tickRoom = Math.max(...yTicks.map(([, name]) => name.length), 1) * WIDE * em;
   // A y label longer than the axis takes a second line.
   const sideLines = wrap(panel.y.label, Math.floor((height - 9 * em) / (WIDE * em)), 2);
-  const box = { left: left + tickRoom + (1 + 1.3 * sideLines.length) * em, right: left + width - 0.6 * em, top: y };
+  const box = { left: left + tickRoom + (1.2 + 1.3 * sideLines.length) * em, right: left + width - 0.6 * em, top: y };
   const slot = (box.right - box.left) / Math.max(panel.x.names.length, 1);
   const names = panel.x.names.map((name) => wrap(name, Math.floor(slot / (1.08 * WIDE * em)), 4));
   const nameLines = Math.max(1, ...names.map((lines) => lines.length));
@@ -296,7 +296,8 @@ function drawPanel(panel, palette, left, top, width, height, em, id) {
   say(panel.x.label, middle, top + height - 0.5 * em, { "text-anchor": "middle", class: "axis" });
   const ay = (box.top + box.bottom) / 2;
   sideLines.forEach((line, i) => {
-    const ax = left + (0.9 + 1.2 * i) * em;
+    // A capital with an accent stands higher than the font's own line.
+    const ax = left + (1.15 + 1.2 * i) * em;
     say(line, ax, ay, { "text-anchor": "middle", class: "axis", transform: `rotate(-90,${ax},${ay})` });
   });
 
@@ -333,11 +334,14 @@ export function mount(el, { title = "", palette = {} } = {}) {
   let current = null;
   let drawn = 0;
   let timer = 0;
+  // Asking for a size makes the browser lay out the whole page: asked when it may have changed, not at every draw.
+  let size = null;
 
   function draw() {
     if (!current) return;
-    const em = parseFloat(getComputedStyle(figure).fontSize) || 16;
-    const width = Math.max(figure.clientWidth || 640, 16 * em);
+    size ??= [parseFloat(getComputedStyle(figure).fontSize) || 16, figure.clientWidth];
+    const em = size[0];
+    const width = Math.max(size[1] || 640, 16 * em);
     const panels = current.panels;
     const shares = panels.reduce((sum, panel) => sum + panel.width, 0);
     const gap = 1.6 * em;
@@ -367,10 +371,11 @@ export function mount(el, { title = "", palette = {} } = {}) {
     timer = setTimeout(() => { voice.textContent = current.text; }, 600);
   }
 
-  let seen = 0;
+  let seen = "";
   const watcher = new ResizeObserver(() => {
-    if (figure.clientWidth !== seen) {
-      seen = figure.clientWidth;
+    size = [parseFloat(getComputedStyle(figure).fontSize) || 16, figure.clientWidth];
+    if (size.join() !== seen) {
+      seen = size.join();
       draw();
     }
   });
@@ -388,14 +393,57 @@ export function mount(el, { title = "", palette = {} } = {}) {
   };
 }
 
+const same = (a, b) =>
+  a === b || (typeof a === "number" && typeof b === "number" && Math.abs(a - b) <= 1e-9 * Math.max(Math.abs(a), Math.abs(b)));
+const agree = (at, now) => Object.keys(now).every((name) => same(at?.[name], now[name]));
+const KNOWN = 256; // pictures kept
+
 export default {
   render({ model, el }) {
     const chart = mount(el, { title: model.get("title"), palette: model.get("palette") });
-    const update = () => chart.show(model.get("picture"));
-    model.on("change:picture", update);
-    update();
+    // Every picture is a pure function of the controls: one that came before, or was sent ahead, is still true.
+    const known = [];
+    let hands = [];
+    let shown = null;
+    const now = () => Object.fromEntries(hands.map(([name, box, key]) => [name, box.get(key)]));
+    const keep = (picture) => {
+      known.unshift(picture);
+      known.length = Math.min(known.length, KNOWN);
+    };
+    const show = (picture) => {
+      shown = picture;
+      chart.show(picture);
+    };
+    const arrived = () => {
+      const picture = model.get("picture");
+      keep(picture);
+      // Already drawn; or the answer to an older move than the one that is drawn.
+      if (picture.at && hands.length && shown?.at && agree(shown.at, now())) return;
+      show(picture);
+    };
+    const ahead = (message) => message.ahead && keep(message.ahead);
+    const moved = () => {
+      const at = now();
+      const picture = known.find((one) => one.at && agree(one.at, at));
+      if (picture && picture !== shown) show(picture);
+    };
+    model.on("change:picture", arrived);
+    model.on("msg:custom", ahead);
+    show(model.get("picture"));
+    keep(shown);
+    let gone = false;
+    Promise.all(model.get("controls").map(async ([name, id, key]) => [name, await model.widget_manager.get_model(id), key]))
+      .then((found) => {
+        if (gone) return;
+        hands = found;
+        hands.forEach(([, box, key]) => box.on(`change:${key}`, moved));
+      })
+      .catch(() => {}); // a page that has the chart without its controls: the kernel's answers are enough
     return () => {
-      model.off("change:picture", update);
+      gone = true;
+      model.off("change:picture", arrived);
+      model.off("msg:custom", ahead);
+      hands.forEach(([, box, key]) => box.off(`change:${key}`, moved));
       chart.close();
     };
   },

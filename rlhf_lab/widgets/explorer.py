@@ -12,6 +12,7 @@ later cell may use any name again.
 from __future__ import annotations
 
 import base64
+import functools
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +27,7 @@ import traitlets
 from rlhf_lab.checks import LabError, check_positive
 from rlhf_lab.figures import style
 from rlhf_lab.figures.picture import Picture, draw, failed
+from rlhf_lab.widgets.ahead import Ahead, seen_by_page
 
 _HERE = Path(__file__).parent
 _WIDE = {"description_width": "initial"}
@@ -39,6 +41,7 @@ class Chart(anywidget.AnyWidget):
     title = traitlets.Unicode().tag(sync=True)
     palette = traitlets.Dict().tag(sync=True)
     picture = traitlets.Dict().tag(sync=True)
+    controls = traitlets.List().tag(sync=True)
 
 
 @dataclass(frozen=True)
@@ -174,10 +177,15 @@ class Explorer:
             raise LabError("An explorer needs at least one control.")
         self.compute, self.controls, self.title = compute, dict(controls), title
         self.inputs: dict[str, Any] = {name: control.widget() for name, control in controls.items()}
-        first = self.picture()
-        self.chart = Chart(title=title, palette=palette(), picture=first.to_dict())
-        for box in self.inputs.values():
-            box.observe(self._update, names="value")
+        # Which model the page has to look at for each control, and under which name it keeps the value.
+        seen = [
+            [name, box.model_id, "index" if isinstance(box, ipywidgets.Dropdown) else "value"]
+            for name, box in self.inputs.items()
+        ]
+        self.chart = Chart(title=title, palette=palette(), picture=self._message(self.values), controls=seen)
+        self._ahead = Ahead(self.inputs, self._send_ahead)
+        for name, box in self.inputs.items():
+            box.observe(functools.partial(self._update, name), names="value")
         row = ipywidgets.Layout(display="flex", flex_flow="row wrap", width="100%")
         parts: list[Any] = [ipywidgets.Label(advice)] if advice else []
         self.widget = ipywidgets.VBox([*parts, ipywidgets.Box(list(self.inputs.values()), layout=row), self.chart])
@@ -199,9 +207,18 @@ class Explorer:
         """The present state in words."""
         return str(self.chart.picture["text"])
 
-    def _update(self, change: Any) -> None:
+    def _message(self, values: dict[str, Any]) -> dict[str, Any]:
+        """The picture at `values` for the page, and the values as the page knows them."""
+        at = {name: seen_by_page(box, values[name]) for name, box in self.inputs.items()}
+        return {**self.picture(**values).to_dict(), "at": at}
+
+    def _update(self, name: str, change: Any) -> None:
         # One assignment, one message to the browser: picture, numbers and words change together.
-        self.chart.picture = self.picture().to_dict()
+        self.chart.picture = self._message(self.values)
+        self._ahead.moved(name)
+
+    def _send_ahead(self, values: dict[str, Any]) -> None:
+        self.chart.send({"ahead": self._message(values)})
 
     def states(self, stops: int = 21) -> dict[str, Any]:
         """Every state on a grid of the controls, as JSON data for a page without a kernel.
