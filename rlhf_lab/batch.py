@@ -147,7 +147,18 @@ class Tokens:
 
 
 def cat(parts: Sequence[Tokens], dim: int = 0) -> Tokens:
-    """Join tokens along a leading axis, widening the shorter ones. `dim` 0 is prompts, 1 is responses."""
+    """Join tokens along a leading axis, widening the shorter ones. `dim` 0 is prompts, 1 is responses.
+
+    Raises:
+        LabError: no parts; parts whose other leading axes differ, or that have no axis `dim` before the tokens.
+    """
+    if len(parts) == 0:
+        raise LabError("There is nothing to join: cat needs at least one part.")
+    leads = [part.shape[:-1] for part in parts]
+    fits = all(len(lead) == len(leads[0]) and 0 <= dim < len(lead) for lead in leads)
+    if not fits or len({(*lead[:dim], *lead[dim + 1 :]) for lead in leads}) > 1:
+        shapes = ", ".join(str(tuple(part.shape)) for part in parts[:8])
+        raise LabError(f"Tokens of shapes {shapes} cannot be joined along axis {dim}: their other axes must be equal.")
     length = max(part.shape[-1] for part in parts)
     parts = [part.pad_to(length) for part in parts]
     return Tokens(torch.cat([p.ids for p in parts], dim), torch.cat([p.mask for p in parts], dim))
@@ -192,7 +203,11 @@ class Pairs:
 
 
 def cat_pairs(parts: Sequence[Pairs]) -> Pairs:
-    """All pairs of `parts`, in order. Weights are kept only if every part has them."""
+    """All pairs of `parts`, in order. Weights are kept only if every part has them.
+
+    Raises:
+        LabError: no parts.
+    """
     weights = [part.weight for part in parts]
     return Pairs(
         cat([part.prompts for part in parts]),

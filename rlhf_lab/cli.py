@@ -5,10 +5,11 @@ Nothing heavy is imported before a command is known, so that --help and --versio
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import rlhf_lab
 
@@ -22,19 +23,43 @@ class _Command(NamedTuple):
     help: str
 
 
-COMMANDS = {
+def _train(method: str, settings: str, help: str) -> tuple[tuple[str, ...], _Command]:
+    word = method.replace("-", "_")
+    return ("train", method), _Command(f"rlhf_lab.commands.train.{word}", settings, f"train_{word}", help)
+
+
+COMMANDS: dict[tuple[str, ...], _Command] = {
     ("compare",): _Command(
         "rlhf_lab.experiments.compare",
         "Compare",
         "run",
         "train every method on one world; a table and a picture beside the exact optimum",
     ),
-    ("train", "dpo"): _Command(
-        "rlhf_lab.commands.train",
-        "TrainDPO",
-        "train_dpo",
-        "fit a language model to a file of preferences",
+    **dict(
+        [
+            _train("sft", "TrainSFT", "fine-tune a language model on targets"),
+            _train("reward-model", "TrainRewardModel", "fit a reward model to preference pairs"),
+            _train("ranker", "TrainRanker", "fit RSO's pairwise ranker to preference pairs"),
+            _train("dpo", "TrainDPO", "fit a language model to preference pairs, by any loss of DPO's family"),
+            _train("kto", "TrainKTO", "fit a language model to responses marked good or bad"),
+            _train("ppo", "TrainPPO", "train a language model on a reward, with a critic"),
+            _train("rso", "TrainRSO", "make pairs by rejection sampling, and fit a language model to them"),
+            _train("raft", "TrainRAFT", "fine-tune a language model on the best of its samples"),
+            _train("rest", "TrainReST", "grow data from a language model, improve it on those above a threshold"),
+            _train("online", "TrainOnline", "DPO in rounds, on fresh labels of the model's own responses"),
+            _train("rloo", "TrainRLOO", "train a language model on a reward against its own other samples"),
+            _train("grpo", "TrainGRPO", "the same with each prompt's rewards normalised"),
+        ]
     ),
+    ("sample",): _Command("rlhf_lab.commands.sample", "Sample", "sample", "draw responses from a language model"),
+    ("evaluate",): _Command(
+        "rlhf_lab.commands.evaluate",
+        "Evaluate",
+        "evaluate",
+        "rewards, win rates, KL, diversity, length, with errors",
+    ),
+    ("plan",): _Command("rlhf_lab.commands.plan", "Plan", "plan", "what a run needs in memory and time, beforehand"),
+    ("doctor",): _Command("rlhf_lab.commands.doctor", "Doctor", "doctor", "what is installed, cached and reachable"),
 }
 
 STOPPED = 130
@@ -78,6 +103,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise
 
 
+def _settings(kind: type, words: list[str], prog: str) -> Any:
+    """The settings out of the words, with those of `--config FILE` in front, which the command line overrides."""
+    import tyro
+
+    from rlhf_lab.commands import config
+
+    file, words = config.split_config(words)
+    from_file = config.read(file, kind) if file is not None and "config" in config.flat_fields(kind) else []
+    try:
+        return tyro.cli(kind, args=[*from_file, *words], prog=prog)
+    except SystemExit as stop:
+        if from_file and stop.code:
+            print(f"rlhf-lab: the settings of {file} stand in front of those of the command line.", file=sys.stderr)
+        raise
+
+
 def _dispatch(words: list[str]) -> int:
     if not words or words[0] in ("--help", "-h", "help"):
         print(usage())
@@ -90,19 +131,17 @@ def _dispatch(words: list[str]) -> int:
         if any(group[0] == words[0] for group in COMMANDS) and (len(words) < 2 or words[1] in ("--help", "-h")):
             print(usage())
             return 0 if len(words) > 1 else REFUSED
-        known = ", ".join(" ".join(group) for group in COMMANDS)
-        return _fail(f"no command '{' '.join(words[:2])}'. There are: {known}.", REFUSED)
-    import tyro
-
+        known = [" ".join(group) for group in COMMANDS]
+        asked = " ".join(words[: 2 if words[0] == "train" else 1])
+        near = difflib.get_close_matches(asked, known, 1)
+        mean = f" Do you mean '{near[0]}'?" if near else ""
+        return _fail(f"no command '{asked}'.{mean} There are: {', '.join(known)}.", REFUSED)
     command = COMMANDS[path]
     module = importlib.import_module(command.module)
-    settings = tyro.cli(
-        getattr(module, command.settings),
-        args=words[len(path) :],
-        prog=f"rlhf-lab {' '.join(path)}",
-    )
-    getattr(module, command.function)(settings)
-    return 0
+    settings = _settings(getattr(module, command.settings), words[len(path) :], f"rlhf-lab {' '.join(path)}")
+    result = getattr(module, command.function)(settings)
+    # `doctor` says by its exit code what it found.
+    return result if isinstance(result, int) else 0
 
 
 def _fail(message: str, code: int) -> int:

@@ -10,9 +10,17 @@ its arguments broadcast to; the mean is the caller's.
     ipo                        (Δ − 1/(2τ))²
     hinge_norm                 max(0, 1 − γ Δ)
     hinge (SLiC)               the same on plain log-probabilities: no reference
+    chi_po                     −log σ(β [φ(z_w) − φ(z_l)]),  z = π_θ/π_ref,  φ(z) = z + log z
     bradley_terry              −log σ(r_w − r_l)
+    kto                        one response and a verdict, no pair
 
-"norm" is RSO's word and means *divided by π_sft*. Elsewhere a "normalised" loss divides by length; none here does.
+Divided by the number of tokens |y|, which is always in the name or in the arguments:
+
+    ipo_mean, dpo_length       ipo and dpo of log-ratios a token
+    simpo                      −log σ(β log π_θ(y_w)/|y_w| − β log π_θ(y_l)/|y_l| − γ): no reference
+    orpo                       −log π_θ(y_w)/|y_w| − λ log σ(log odds_w − log odds_l): no reference
+
+"norm" is RSO's word and means *divided by π_sft*. Elsewhere a "normalised" loss divides by length.
 """
 
 import torch
@@ -129,6 +137,220 @@ def hinge(chosen_log_prob: Tensor, rejected_log_prob: Tensor, gamma: float) -> T
     """
     gamma = check_positive(gamma, "gamma")
     return torch.relu(1 - gamma * _difference(chosen_log_prob, rejected_log_prob, "log_prob"))
+
+
+def chi_po(
+    chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, beta: float, max_reward: float | None = None
+) -> Tensor:
+    r"""−log σ( clip_{2R}( β φ(z_w) − β φ(z_l) ) ) with z = π_θ/π_ref and φ(z) = z + log z: χPO.
+
+    Huang et al. 2024, "Correcting the mythos of KL-regularization", Algorithm 1: DPO with another link. What it
+    aims at is the optimum of E_π[r] − β D_χ²(π‖π_ref) − β KL(π‖π_ref), D_χ²(p‖q) = ½ E_q[(p/q − 1)²], which is
+    π = π_ref W(exp((r − c)/β)), W Lambert's function and c(x) the constant that makes it sum to one. In a response's
+    favour the ratio π/π_ref then grows like r/β, not like exp(r/β). It is not π*.
+
+    Args:
+        chosen_log_ratio: log z of the chosen response, any shape, nats. In the first term of φ it is cut at 20, where
+            z is 5·10⁸; the second term goes on.
+        rejected_log_ratio: the same of the rejected one.
+        beta: β > 0.
+        max_reward: R > 0, the largest difference of two rewards is then 2R: beyond it a pair has no gradient, whichever
+            way it is ordered. The theory wants it. None: no clip.
+
+    Raises:
+        LabError: beta or max_reward not above zero; NaN; shapes that do not match.
+    """
+    beta = check_beta(beta)
+    _difference(chosen_log_ratio, rejected_log_ratio, "log_ratio")
+    margin = beta * (chi_link(chosen_log_ratio) - chi_link(rejected_log_ratio))
+    if max_reward is not None:
+        top = 2 * check_positive(max_reward, "max_reward")
+        margin = margin.clamp(-top, top)
+    return -logsigmoid(margin)
+
+
+def chi_link(log_ratio: Tensor) -> Tensor:
+    r"""φ(z) = z + log z of log z, any shape. β φ is χPO's implicit reward, up to a function of x. See `chi_po`."""
+    return log_ratio.clamp(max=20.0).exp() + log_ratio
+
+
+def per_token(value: Tensor, length: Tensor, name: str = "value") -> Tensor:
+    r"""value / |y|: a sum over a response's tokens as a mean over them.
+
+    Args:
+        value: any shape.
+        length: number of tokens of the response, the end token included; integers, broadcast with `value`.
+        name: of the value, for messages.
+
+    Raises:
+        LabError: a response without tokens; shapes that do not match.
+    """
+    check_same_shape(**{name: value, f"length of {name}": length})
+    if length.device.type == "cpu" and bool((length < 1).any()):
+        raise LabError(f"{name} of a response of {int(length.min())} tokens has no mean: drop empty responses.")
+    return value / length
+
+
+def ipo_mean(
+    chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, chosen_length: Tensor, rejected_length: Tensor, tau: float
+) -> Tensor:
+    r"""(Δ̄ − 1/(2τ))², Δ̄ the difference of the log-ratios *a token*: not what IPO's theory is about.
+
+    TRL and others compute IPO so, "averaged", since a sum over hundreds of tokens may have to move far to be
+    1/(2τ) apart. Azar et al. 2023 prove theirs for `ipo`: its optimum π_ref exp(p(y ≻ μ)/τ)/Z is a softmax over
+    whole responses. With means the optimum has log π/π_ref = |y| (p(y ≻ μ)/τ − c): long responses move most. The two
+    are one where all responses have one token.
+
+    Args:
+        chosen_log_ratio: *summed* over tokens, any shape, nats.
+        rejected_log_ratio: the same of the rejected response.
+        chosen_length: its number of tokens, same shape.
+        rejected_length: the same of the rejected response.
+        tau: τ > 0.
+
+    Raises:
+        LabError: tau not above zero; a response without tokens; NaN; shapes that do not match.
+    """
+    _difference(chosen_log_ratio, rejected_log_ratio, "log_ratio")
+    return ipo(
+        per_token(chosen_log_ratio, chosen_length, "chosen_log_ratio"),
+        per_token(rejected_log_ratio, rejected_length, "rejected_log_ratio"),
+        tau,
+    )
+
+
+def dpo_length(
+    chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, chosen_length: Tensor, rejected_length: Tensor, beta: float
+) -> Tensor:
+    r"""−log σ(β/|y_w| log z_w − β/|y_l| log z_l): DPO of log-ratios a token, z = π_θ/π_ref.
+
+    Lambert et al. 2024 (Tülu 3), "length-normalized DPO"; it keeps DPO's reference and takes SimPO's division (Meng et
+    al. 2024). Its optimum is π = π_ref exp(|y| (r − c)/β), c(x) making it sum to one: at lengths that differ it is not
+    π*. Arguments and errors as in `ipo_mean`, with β for τ.
+    """
+    beta = check_beta(beta)
+    _difference(chosen_log_ratio, rejected_log_ratio, "log_ratio")
+    return dpo(
+        per_token(chosen_log_ratio, chosen_length, "chosen_log_ratio"),
+        per_token(rejected_log_ratio, rejected_length, "rejected_log_ratio"),
+        beta,
+    )
+
+
+def simpo(
+    chosen_log_prob: Tensor,
+    rejected_log_prob: Tensor,
+    chosen_length: Tensor,
+    rejected_length: Tensor,
+    beta: float,
+    target_margin: float = 0.0,
+) -> Tensor:
+    r"""−log σ( β/|y_w| log π_θ(y_w|x) − β/|y_l| log π_θ(y_l|x) − γ ): SimPO, with no reference.
+
+    Meng et al. 2024, equation 6. At γ = 0 its optimum is π = exp(|y| (r − c)/β), c(x) making it sum to one; on
+    responses of one token that is π* of a *uniform* reference. γ > 0 asks every pair to be γ further apart than
+    its labels say and has no closed form; the best Δ of a pair with p(w ≻ l) = p solves p σ(γ−Δ) = (1−p) σ(γ+Δ).
+
+    Args:
+        chosen_log_prob: log π_θ(y_w|x), *summed* over tokens, any shape, nats.
+        rejected_log_prob: the same of the rejected response.
+        chosen_length: its number of tokens, same shape.
+        rejected_length: the same of the rejected response.
+        beta: β > 0; the paper's are 2 to 10, for it multiplies a mean.
+        target_margin: γ ≥ 0, in the units of β log π; the paper's are around half of β.
+
+    Raises:
+        LabError: beta or γ out of range; a response without tokens; NaN; shapes that do not match.
+    """
+    beta = check_beta(beta)
+    if not target_margin >= 0:
+        raise LabError(f"target_margin must not be negative, not {target_margin}.")
+    _difference(chosen_log_prob, rejected_log_prob, "log_prob")
+    chosen = per_token(chosen_log_prob, chosen_length, "chosen_log_prob")
+    rejected = per_token(rejected_log_prob, rejected_length, "rejected_log_prob")
+    return -logsigmoid(beta * (chosen - rejected) - target_margin)
+
+
+def orpo(
+    chosen_log_prob: Tensor,
+    rejected_log_prob: Tensor,
+    chosen_length: Tensor,
+    rejected_length: Tensor,
+    weight: float,
+) -> Tensor:
+    r"""−log P(y_w|x) − λ log σ( log odds(y_w|x) − log odds(y_l|x) ),  odds = P/(1−P): ORPO, with no reference.
+
+    Hong, Lee & Thorne 2024, equations 6 and 7; log P(y|x) = log π_θ(y|x)/|y|. The first term is SFT on the chosen
+    responses. There is no β and no reference in it, and its optimum is not π*. On responses of one token: as
+    λ → 0 it is the distribution of the chosen responses, as λ → ∞ the policy with log odds(y) = r(y) + c(x).
+
+    Args:
+        chosen_log_prob: log π_θ(y_w|x), *summed* over tokens, any shape, nats, not above zero.
+        rejected_log_prob: the same of the rejected response.
+        chosen_length: its number of tokens, same shape.
+        rejected_length: the same of the rejected response.
+        weight: λ > 0 (the paper: 0.1 to 1).
+
+    Raises:
+        LabError: weight not above zero; a response without tokens; NaN; shapes that do not match.
+    """
+    weight = check_positive(weight, "weight")
+    _difference(chosen_log_prob, rejected_log_prob, "log_prob")
+    chosen = per_token(chosen_log_prob, chosen_length, "chosen_log_prob")
+    rejected = per_token(rejected_log_prob, rejected_length, "rejected_log_prob")
+    return -chosen - weight * logsigmoid(log_odds(chosen) - log_odds(rejected))
+
+
+def log_odds(log_p: Tensor) -> Tensor:
+    r"""log(p/(1−p)) of log p, any shape; p is cut just below 1, where the odds would be infinite."""
+    log_p = log_p.clamp(max=-torch.finfo(log_p.dtype).eps)
+    # 1 − p in the form that keeps its digits; `where` on the argument too, so that no gradient is lost in the other.
+    near = log_p > -0.6931471805599453
+    close = (-torch.expm1(torch.where(near, log_p, -1.0))).log()
+    far = torch.log1p(-torch.where(near, -1.0, log_p).exp())
+    return log_p - torch.where(near, close, far)
+
+
+def kto(
+    log_ratio: Tensor,
+    desirable: Tensor,
+    reference_point: Tensor | float,
+    beta: float,
+    desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0,
+) -> Tensor:
+    r"""λ_D σ(−β (k − z)) of a desirable response, λ_U σ(β (k − z)) of an undesirable one; k = log π_θ/π_ref.
+
+    Ethayarajh et al. 2024 (KTO), equation 8, λ_y − v written out. z = max(0, reference_point) stands for
+    KL(π_θ‖π_ref); no gradient runs through it. The loss lies in [0, λ] and is flat far from z on both sides: what is
+    hopelessly wrong teaches as little as what is learned.
+
+    In the limit of data at a given z a response counts through a(y) = λ_D P(desirable, y) − λ_U P(undesirable, y)
+    alone, and Σ_y a(y) σ(β (k(y) − z)) is to be large: a response with a(y) < 0 loses all its mass, however little
+    is wrong with it. So the optimum is not π*. The paper gives none in closed form, nor is one given here.
+
+    Args:
+        log_ratio: k, any shape, nats.
+        desirable: booleans, same shape.
+        reference_point: an estimate of the KL, a number or a tensor that broadcasts; negative ones count as 0.
+        beta: β > 0.
+        desirable_weight: λ_D > 0. The paper keeps λ_D n_D / (λ_U n_U) between 1 and 4/3.
+        undesirable_weight: λ_U > 0.
+
+    Raises:
+        LabError: numbers out of range; `desirable` not boolean; NaN; shapes that do not match.
+    """
+    beta = check_beta(beta)
+    weights = check_positive(desirable_weight, "λ_D"), check_positive(undesirable_weight, "λ_U")
+    check_float(log_ratio, "log_ratio")
+    if desirable.dtype != torch.bool:
+        raise LabError(f"desirable must hold booleans, not {desirable.dtype}: write labels > 0.")
+    check_same_shape(log_ratio=log_ratio, desirable=desirable)
+    if log_ratio.device.type == "cpu":
+        check_no_nan(log_ratio, "log_ratio")
+    z = torch.as_tensor(reference_point, dtype=log_ratio.dtype, device=log_ratio.device).detach().clamp(min=0.0)
+    gap = beta * (log_ratio - z)
+    return torch.where(desirable, weights[0] * torch.sigmoid(-gap), weights[1] * torch.sigmoid(gap))
 
 
 def bradley_terry(chosen_reward: Tensor, rejected_reward: Tensor) -> Tensor:

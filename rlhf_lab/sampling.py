@@ -120,6 +120,8 @@ def algorithm_1(
     Args and errors as in `rejection_sample`. The expected number of draws for one acceptance is at most G.
     """
     beta = _check(rewards, num_samples, beta)
+    if maximum not in ("remaining", "pass"):
+        raise LabError(f"maximum must be 'remaining' or 'pass', not {maximum!r}.")
     accepted = [
         _algorithm_1_one(row, num_samples, beta, generator, shuffle, maximum) for row in rewards.double().cpu().tolist()
     ]

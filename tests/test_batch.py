@@ -161,6 +161,20 @@ def test_cat_joins_responses_along_their_own_axis(lists):
     assert joined.tolist() == [a + b for a, b in zip(lists, wide, strict=True)]
 
 
+def test_cat_of_nothing_and_of_axes_that_do_not_fit_is_refused_by_name():
+    for join in (cat, cat_pairs):
+        with pytest.raises(LabError, match="nothing to join"):
+            join([])
+    one, two = Tokens.from_lists([[[1], [2]]]), Tokens.from_lists([[[1], [2], [3]]])
+    with pytest.raises(LabError, match=r"\(1, 2, 1\), \(1, 3, 1\) cannot be joined along axis 0"):
+        cat([one, two])
+    assert cat([one, two], dim=1).tolist() == [[[1], [2], [1], [2], [3]]]
+    with pytest.raises(LabError, match="axis 2"):
+        cat([one, one], dim=2)
+    with pytest.raises(LabError, match="cannot be joined"):
+        cat([one, Tokens.from_lists([[1]])])
+
+
 def pairs_of(number, weight=None):
     prompts = Tokens.from_lists([[i] for i in range(number)])
     responses = Tokens.from_lists([[[i, 1], [i]] for i in range(number)])

@@ -25,6 +25,14 @@ def dialogue(question: str, answer: str) -> str:
     return f"\n\nHuman: {question}\n\nAssistant: {answer}"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _cache(tmp_path_factory):
+    """The lab's cache is the tests' own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RLHF_LAB_CACHE", str(tmp_path_factory.mktemp("lab-cache")))
+        yield
+
+
 @pytest.fixture(scope="module")
 def given(tmp_path_factory) -> dict[str, str]:
     """A model's folder, and a file in AnthropicHH's form: 24 good pairs, one that parts early, one empty."""
@@ -130,18 +138,18 @@ def test_ctrl_c_keeps_the_step_in_hand_and_resume_ends_at_the_same_weights(
     run that was never stopped."""
     out, calls, loss = tmp_path / "run", [], DPO.__call__
 
-    def stop_at_the_fifth(self, chosen, rejected):
+    def stop_at_the_fifth(self, chosen, rejected, *lengths):
         calls.append(len(chosen))
         if calls.count(8) == 5:
             signal.raise_signal(signal.SIGINT)
-        return loss(self, chosen, rejected)
+        return loss(self, chosen, rejected, *lengths)
 
     with monkeypatch.context() as patch:
         patch.setattr(DPO, "__call__", stop_at_the_fifth)
         assert main(words(given, out)) == 130
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert f"stopped after step 5 of {STEPS}" in said and "--resume" in said
-    assert (out / "training" / "checkpoints" / "step-000005").is_dir() and not (out / "model").exists()
+    assert (out / "checkpoints" / "step-000005").is_dir() and not (out / "model").exists()
 
     assert main(words(given, out, "--beta", "0.2", "--resume")) == 2
     assert "dpo.beta = 0.1, not 0.2" in capsys.readouterr().err
@@ -152,7 +160,7 @@ def test_ctrl_c_keeps_the_step_in_hand_and_resume_ends_at_the_same_weights(
 
 
 def test_a_run_stopped_while_its_model_loads_can_be_resumed(given, finished, tmp_path, monkeypatch):
-    from rlhf_lab.commands import train
+    from rlhf_lab.commands.train import dpo as train
 
     def interrupted(*arguments, **named):
         raise KeyboardInterrupt
@@ -185,7 +193,7 @@ def test_a_run_stopped_while_its_model_loads_can_be_resumed(given, finished, tmp
 def test_what_is_wrong_is_said_before_a_model_is_loaded_and_leaves_no_trace(
     given, tmp_path, monkeypatch, capsys, change, message
 ):
-    from rlhf_lab.commands import train
+    from rlhf_lab.commands.train import job as train
 
     monkeypatch.setattr(train, "load_language_model", lambda *a, **k: pytest.fail("the model was loaded"))
     assert main(words(given, tmp_path / "run", *change)) == 2
@@ -195,7 +203,7 @@ def test_what_is_wrong_is_said_before_a_model_is_loaded_and_leaves_no_trace(
 
 
 def test_a_malformed_data_file_is_refused_before_a_model_is_loaded(given, tmp_path, monkeypatch, capsys):
-    from rlhf_lab.commands import train
+    from rlhf_lab.commands.train import job as train
 
     monkeypatch.setattr(train, "load_language_model", lambda *a, **k: pytest.fail("the model was loaded"))
     bad = tmp_path / "bad.jsonl"
@@ -240,7 +248,8 @@ def test_help_and_version_load_neither_torch_nor_transformers(asked):
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"), [("", "usage"), ("bake", "no command 'bake'"), ("train ppo", "no command 'train ppo'")]
+    ("asked", "message"),
+    [("", "usage"), ("bake", "no command 'bake'"), ("train pdo", "no command 'train pdo'")],
 )
 def test_a_command_that_does_not_exist_is_refused_with_those_that_do(asked, message, capsys):
     assert main(asked.split()) == 2

@@ -111,7 +111,9 @@ def test_every_direct_dependency_has_one_plain_pin() -> None:
     assert len(pinned) == len(set(pinned))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = [project["dependencies"], *project["optional-dependencies"].values()]
-    assert {re.split(r"[>=<\[ ]", one)[0].lower() for extra in wanted for one in extra} <= set(pinned)
+    # vLLM brings a torch of its own choice and is not part of what `make install` makes.
+    free = {"rlhf-lab", "vllm"}
+    assert {re.split(r"[>=<\[ ]", one)[0].lower() for extra in wanted for one in extra} - free <= set(pinned)
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make on this machine")
@@ -120,16 +122,16 @@ def test_make_lists_every_target_with_one_line_and_listing_is_what_it_does_by_de
     phony = re.search(r"^\.PHONY: (.+)$", makefile, re.M)
     assert phony is not None
     targets = set(phony[1].split())
-    assert targets == set(re.findall(r"^([a-z][a-z-]*):(?!=)", makefile, re.M))
+    assert targets == set(re.findall(r"^([a-z][a-z0-9-]*):(?!=)", makefile, re.M))
     shown = make(ROOT).stdout
-    listed = re.findall(r"^  make ([a-z-]+) +(\S.*)$", shown, re.M)
+    listed = re.findall(r"^  make ([a-z0-9-]+) +(\S.*)$", shown, re.M)
     assert {target for target, _ in listed} == targets and len(listed) == len(targets)
 
 
 def test_readme_lists_every_make_target() -> None:
     phony = re.search(r"^\.PHONY: (.+)$", (ROOT / "Makefile").read_text(), re.M)
     assert phony is not None
-    listed = set(re.findall(r"`make ([a-z-]+)", (ROOT / "README.md").read_text()))
+    listed = set(re.findall(r"`make ([a-z0-9-]+)", (ROOT / "README.md").read_text()))
     assert set(phony[1].split()) - {"help"} <= listed
 
 

@@ -167,6 +167,11 @@ def test_the_printed_loop_is_seen_to_depend_on_the_order_of_candidates():
     assert p_value(uneven, ordered_outcomes(REWARDS, 2, 0.5)) < 1e-4
 
 
+def test_a_maximum_that_is_not_known_is_refused_and_not_read_as_the_printed_one():
+    with pytest.raises(LabError, match="maximum must be 'remaining' or 'pass', not 'typo'"):
+        sampling.algorithm_1(torch.zeros(1, 3), 1, 0.5, maximum="typo")
+
+
 # Shapes, types, seeds.
 
 

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
+from rlhf_lab.algorithms.blocks import Block, from_pairs, in_blocks, own, to_pairs
 from rlhf_lab.algorithms.dpo import DPO, dpo
 from rlhf_lab.batch import Pairs, cat_pairs
 from rlhf_lab.checks import LabError
@@ -31,42 +33,63 @@ class Online:
     """Labels in all, spread evenly."""
     forget: bool = False
     """Fit each round to its own labels only, for an environment that has moved on since."""
+    labels_at_once: int | None = None
+    """Labels collected, and kept on disk, at a time. None: a round's all at once."""
 
     def __post_init__(self) -> None:
+        if self.labels_at_once is not None and self.labels_at_once < 1:
+            raise LabError(f"labels_at_once must be at least 1, not {self.labels_at_once}.")
         if self.rounds < 1 or self.labels < self.rounds:
             raise LabError(f"{self.labels} labels cannot be spread over {self.rounds} rounds; give each at least one.")
 
 
 def online(
     policy: Policy,
-    reference: Policy,
+    reference: Policy | None,
     collect: Callable[[Policy, int, torch.Generator], Pairs],
     loss: DPO = DPO(),  # noqa: B008
     settings: Online = Online(),
     training: Training = Training(),  # noqa: B008
     name: str = "online",
+    claimed: bool = False,
 ) -> list[dict[str, float]]:
     """Train `policy` in place on labels of its own responses.
 
     Args:
         policy: π_θ, usually `reference.copy()`.
-        reference: π_ref of the loss, frozen.
+        reference: π_ref of the loss, frozen; None where the loss needs none.
         collect: `(policy, number, generator) → Pairs`: lets the policy answer and someone label it, for example
-            `lambda p, n, g: world.preferences(n, g, policy=p)`.
+            `lambda p, n, g: world.preferences(n, g, policy=p)`. It may return fewer, say where both responses were
+            equal. With an output folder labels are kept there, and a resumed run asks for none twice.
         loss: of `dpo`.
         settings: rounds and labels.
         training: of each round.
         name: what the progress bar says.
+        claimed: the caller has taken the output folder (see `checkpoint.claim`).
 
     Returns:
         the history of all rounds, see `dpo`, with `round` and `labels` so far.
+
+    Raises:
+        LabError: a round whose labels are none; as `dpo`.
     """
+    out = own(name, training, {"loss": loss, "online": settings}, claimed)
     history: list[dict[str, float]] = []
     seen: list[Pairs] = []
     spent = 0
     for turn in range(settings.rounds):
         number = (settings.labels - spent) // (settings.rounds - turn)
-        fresh = collect(policy, number, seeded(training.seed, 6, turn, device=policy.device))
+        blocks = in_blocks(
+            partial(_collect_block, policy, collect, training.seed, turn),
+            number,
+            settings.labels_at_once or number,
+            None if out is None else out / "labels" / f"round-{turn}",
+            f"{name} {turn + 1}: labels",
+            training.progress,
+        )
+        fresh = cat_pairs([to_pairs(block) for block in blocks])
+        if len(fresh) == 0:
+            raise LabError(f"{name}: round {turn} collected no pair of {number} asked for; are all responses equal?")
         spent += number
         seen = [fresh] if settings.forget else [*seen, fresh]
         rows = dpo(
@@ -74,3 +97,16 @@ def online(
         )
         history += [row | {"round": turn, "labels": spent} for row in rows]
     return history
+
+
+def _collect_block(
+    policy: Policy,
+    collect: Callable[[Policy, int, torch.Generator], Pairs],
+    seed: int,
+    turn: int,
+    start: int,
+    stop: int,
+) -> Block:
+    # The first block's generator is the round's own.
+    generator = seeded(seed, 6, turn, *([start] if start else []), device=policy.device)
+    return from_pairs(collect(policy, stop - start, generator))

@@ -19,10 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_lab import kl
+from rlhf_lab.algorithms.blocks import ask, check_top_k
+from rlhf_lab.algorithms.group import checked, refuse_lbfgs
 from rlhf_lab.batch import Tokens
 from rlhf_lab.checks import LabError, check_beta, check_positive
 from rlhf_lab.policies.base import Policy, Reward
-from rlhf_lab.training import Loop, Training, rows_at
+from rlhf_lab.training import Loop, Training
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,15 @@ class PPO:
     """λ of GAE."""
     temperature: float = 1.0
     """Of sampling; the logits of policy and reference are divided by it too."""
+    top_k: int | None = None
+    """Draw among the k likeliest tokens alone. The gradient does not know of it, and is no longer unbiased."""
     whiten: bool = True
     """Advantages to mean 0 and standard deviation 1 over the step's tokens."""
 
     def __post_init__(self) -> None:
         check_beta(self.beta)
         check_positive(self.temperature, "temperature")
+        check_top_k(self.top_k)
         for name in ("samples", "epochs", "minibatches"):
             if getattr(self, name) < 1:
                 raise LabError(f"{name} must be at least 1, not {getattr(self, name)}.")
@@ -121,6 +126,7 @@ def ppo(
     settings: PPO = PPO(),
     training: Training = Training(),  # noqa: B008
     name: str = "ppo",
+    claimed: bool = False,
 ) -> list[dict[str, float]]:
     """Train `policy` (and `critic`) in place on its own samples.
 
@@ -133,51 +139,82 @@ def ppo(
         settings: PPO's own.
         training: here a step is one round of sampling and `epochs` passes of learning.
         name: what the progress bar says.
+        claimed: the caller has taken the output folder (see `checkpoint.claim`).
 
     Returns:
         the history: loss, score, kl (k1, nats a response), objective, clip_fraction, value_loss.
 
     Raises:
-        LabError: a score or a loss that is not finite.
+        LabError: a score or a loss that is not finite; L-BFGS, which would follow one step's samples to the end.
     """
-    with Loop(name, nn.ModuleDict({"policy": policy, "critic": critic}), training, settings) as loop:
+    refuse_lbfgs(name, training)
+
+    def loss_of(x: Tokens, y: Tokens, *drawn: Tensor) -> tuple[Tensor, dict]:
+        old, old_values, advantages, returns = drawn
+        return clipped_loss(policy, critic, x, y, old, old_values, advantages, returns, settings)
+
+    with Loop(name, nn.ModuleDict({"policy": policy, "critic": critic}), training, settings, claimed) as loop:
         for step, generator in loop:
-            x = prompts[rows_at(step, len(prompts), training.batch_size, training.seed)]
-            y = policy.sample(x, settings.samples, generator, settings.temperature)
-            with torch.no_grad():
+            x = prompts[loop.rows(len(prompts))]
+            with torch.no_grad(), loop.autocast():
+                y = ask(policy, x, settings.samples, generator, settings.temperature, settings.top_k)
                 old = policy.token_log_probs(x, y, settings.temperature)
                 ref = reference.token_log_probs(x, y, settings.temperature)
                 old_values = critic(x, y)
-                score = reward(x, y).to(old.device)
-                if not bool(torch.isfinite(score).all()):
-                    raise LabError(f"{name}: the reward gave a score that is not finite at step {step}.")
+                score = checked(reward(x, y), name, step).to(old.device)
                 rewards = token_rewards(score, old, ref, y.mask, settings.beta)
                 advantages, returns = gae(rewards, old_values, y.mask, settings.discount, settings.gae_lambda)
                 if settings.whiten:
                     advantages = whiten(advantages, y.mask)
             drift = kl.k1(old, ref).sum(-1).mean()
+            seen = {"score": score.mean(), "kl": drift, "objective": score.mean() - settings.beta * drift}
+            drawn = x, y, old, old_values, advantages, returns
             order = torch.randperm(len(x), generator=generator, device=generator.device).cpu()
             for _ in range(settings.epochs):
                 for rows in order.chunk(settings.minibatches):
-                    mask, count = y.mask[rows], y.mask[rows].sum()
-                    new = policy.token_log_probs(x[rows], y[rows], settings.temperature)
-                    ratio = (new - old[rows]).exp()
-                    gain = torch.minimum(
-                        ratio * advantages[rows],
-                        ratio.clamp(1 - settings.clip, 1 + settings.clip) * advantages[rows],
-                    )
-                    value = critic(x[rows], y[rows])
-                    near = old_values[rows] + (value - old_values[rows]).clamp(
-                        -settings.value_clip, settings.value_clip
-                    )
-                    miss = torch.maximum((value - returns[rows]).square(), (near - returns[rows]).square()) / 2
-                    value_loss = (miss * mask).sum() / count
-                    loop.update(
-                        -(gain * mask).sum() / count + settings.value_coefficient * value_loss,
-                        score=score.mean(),
-                        kl=drift,
-                        objective=score.mean() - settings.beta * drift,
-                        clip_fraction=(((ratio.detach() - 1).abs() > settings.clip) & mask).sum() / count,
-                        value_loss=value_loss.detach(),
-                    )
+                    # The loss is a mean over tokens: a prompt counts by the tokens of its responses.
+                    tokens = y.mask[rows].sum((-1, -2))
+                    loop.update(loss_of, tuple(part[rows] for part in drawn), tokens, **seen)
     return loop.history
+
+
+def clipped_loss(
+    policy: Policy,
+    critic: nn.Module,
+    prompts: Tokens,
+    responses: Tokens,
+    old: Tensor,
+    old_values: Tensor,
+    advantages: Tensor,
+    returns: Tensor,
+    settings: PPO,
+) -> tuple[Tensor, dict]:
+    """Minus the clipped surrogate plus the critic's clipped loss, means over tokens.
+
+    Args:
+        policy: π_θ.
+        critic: V.
+        prompts: (B, P).
+        responses: (B, G, T).
+        old: log π of each token under the policy that drew them, (B, G, T).
+        old_values: V before each token as it was then, (B, G, T).
+        advantages: (B, G, T).
+        returns: what the critic is fitted to, (B, G, T).
+        settings: PPO's own.
+
+    Returns:
+        the loss, a scalar; and clip_fraction and value_loss.
+    """
+    mask = responses.mask
+    count = mask.sum()
+    new = policy.token_log_probs(prompts, responses, settings.temperature)
+    ratio = (new - old).exp()
+    gain = torch.minimum(ratio * advantages, ratio.clamp(1 - settings.clip, 1 + settings.clip) * advantages)
+    value = critic(prompts, responses)
+    near = old_values + (value - old_values).clamp(-settings.value_clip, settings.value_clip)
+    miss = torch.maximum((value - returns).square(), (near - returns).square()) / 2
+    value_loss = (miss * mask).sum() / count
+    return -(gain * mask).sum() / count + settings.value_coefficient * value_loss, {
+        "clip_fraction": (((ratio.detach() - 1).abs() > settings.clip) & mask).sum() / count,
+        "value_loss": value_loss.detach(),
+    }

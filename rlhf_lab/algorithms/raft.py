@@ -9,12 +9,14 @@ Dong et al. 2023; lecture, RSO's table. In the limit of data one round is best-o
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from rlhf_lab.algorithms.blocks import Block, ask, check_top_k, from_tokens, in_blocks, join, own, to_tokens
 from rlhf_lab.algorithms.sft import sft
-from rlhf_lab.batch import Tokens
+from rlhf_lab.batch import Tokens, cat
 from rlhf_lab.checks import LabError, check_finite, check_positive
 from rlhf_lab.policies.base import Policy, Reward
 from rlhf_lab.training import Training, seeded
@@ -30,10 +32,15 @@ class RAFT:
     """Rounds of sampling from the policy as it is and fine-tuning it; each has the training's steps."""
     temperature: float = 1.0
     """Of sampling."""
+    top_k: int | None = None
+    """Draw among the k likeliest tokens alone."""
+    prompts_at_once: int = 512
+    """Prompts answered and scored at a time. Fewer need less memory, and are other draws."""
 
     def __post_init__(self) -> None:
         check_positive(self.temperature, "temperature")
-        for name in ("best_of", "rounds"):
+        check_top_k(self.top_k)
+        for name in ("best_of", "rounds", "prompts_at_once"):
             if getattr(self, name) < 1:
                 raise LabError(f"{name} must be at least 1, not {getattr(self, name)}.")
 
@@ -53,6 +60,7 @@ def raft(
     settings: RAFT = RAFT(),
     training: Training = Training(),  # noqa: B008
     name: str = "raft",
+    claimed: bool = False,
 ) -> list[dict[str, float]]:
     """Train `policy` in place on the best of its own samples.
 
@@ -63,17 +71,48 @@ def raft(
         settings: RAFT's own.
         training: the SFT of every round.
         name: what the progress bar says.
+        claimed: the caller has taken the output folder (see `checkpoint.claim`).
 
     Returns:
         the history of all rounds: loss; `round` and the mean score of samples and of kept ones.
+
+    Raises:
+        LabError: no prompts; scores that are not finite; a loss that is not finite.
     """
+    out = own(name, training, settings, claimed)
     history: list[dict[str, float]] = []
     for turn in range(settings.rounds):
-        generator = seeded(training.seed, 2, turn, device=policy.device)
-        candidates = policy.sample(prompts, settings.best_of, generator, settings.temperature)
-        scores = reward(prompts, candidates).detach()
-        kept = best_of(scores, generator)
-        rows = sft(policy, prompts, candidates.take(kept), training.stage(f"round-{turn}", turn), f"{name} {turn + 1}")
-        seen = {"round": turn, "score": float(scores.mean()), "kept_score": float(scores.gather(1, kept).mean())}
+        stage = training.stage(f"round-{turn}", turn)
+        blocks = in_blocks(
+            partial(_best_of_block, policy, reward, prompts, settings, training, turn),
+            len(prompts),
+            settings.prompts_at_once,
+            None if out is None else out / "samples" / f"round-{turn}",
+            f"{name} {turn + 1}: samples",
+            training.progress,
+        )
+        kept, scores = cat([to_tokens("kept", block) for block in blocks]), join(blocks, "scores")
+        rows = sft(policy, prompts, kept, stage, f"{name} {turn + 1}")
+        seen = {"round": turn, "score": float(scores.mean()), "kept_score": float(join(blocks, "kept_score").mean())}
         history += [row | seen for row in rows]
     return history
+
+
+@torch.no_grad()
+def _best_of_block(
+    policy: Policy,
+    reward: Reward,
+    prompts: Tokens,
+    settings: RAFT,
+    training: Training,
+    turn: int,
+    start: int,
+    stop: int,
+) -> Block:
+    # The first block's generator is the round's own.
+    generator = seeded(training.seed, 2, turn, *([start] if start else []), device=policy.device)
+    x = prompts[start:stop]
+    candidates = ask(policy, x, settings.best_of, generator, settings.temperature, settings.top_k)
+    scores = reward(x, candidates).detach()
+    kept = best_of(scores, generator)
+    return from_tokens("kept", candidates.take(kept)) | {"scores": scores, "kept_score": scores.gather(1, kept)}

@@ -11,16 +11,20 @@ on R > τ (`exact.filtered`), which is not π*: above the threshold nothing is p
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from rlhf_lab.algorithms.blocks import Block, ask, check_top_k, from_tokens, in_blocks, join, own, to_tokens
 from rlhf_lab.algorithms.sft import sft
 from rlhf_lab.batch import Tokens, cat
 from rlhf_lab.checks import LabError, check_finite, check_positive
 from rlhf_lab.policies.base import Policy, Reward
-from rlhf_lab.training import Training, seeded
+from rlhf_lab.training import Training, checkpoint, processes, seeded
 
 
 @dataclass(frozen=True)
@@ -43,13 +47,20 @@ class ReST:
     """Steps between two such checks."""
     temperature: float = 1.0
     """Of sampling."""
+    top_k: int | None = None
+    """Draw among the k likeliest tokens alone."""
+    prompts_at_once: int = 512
+    """Prompts answered and scored at a time. Fewer need less memory, and are other draws."""
 
     def __post_init__(self) -> None:
         check_positive(self.temperature, "temperature")
+        check_top_k(self.top_k)
         check_positive(self.rate_decay, "rate_decay")
-        for name in ("grows", "samples", "check_every"):
+        for name in ("grows", "samples", "check_every", "prompts_at_once"):
             if getattr(self, name) < 1:
                 raise LabError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        if self.patience is not None and self.patience < 1:
+            raise LabError(f"patience must be at least 1, not {self.patience}; None never stops early.")
         if not self.thresholds or list(self.thresholds) != sorted(self.thresholds):
             raise LabError(f"thresholds must rise, not {self.thresholds}: a lower one would let weaker data back in.")
         if self.scale not in ("minmax", "none"):
@@ -83,6 +94,7 @@ def rest(
     original: tuple[Tokens, Tokens] | None = None,
     held_out: Tokens | None = None,
     name: str = "rest",
+    claimed: bool = False,
 ) -> list[dict[str, float]]:
     """Train `policy` in place on the samples of it that pass the filter.
 
@@ -95,27 +107,38 @@ def rest(
         original: prompts (M, P) and responses (M, G', T) of the SFT data, which stay in the mix, filtered too.
         held_out: prompts on which `patience` watches the mean reward.
         name: what the progress bar says.
+        claimed: the caller has taken the output folder (see `checkpoint.claim`).
 
     Returns:
         the history of all Improve steps: loss, grow, improve, threshold, kept (fraction that passed).
 
     Raises:
-        LabError: nothing passes a threshold; scores that are not finite.
+        LabError: no prompts; nothing passes a threshold; scores that are not finite.
     """
     if settings.patience is not None and held_out is None:
         raise LabError("patience needs held_out prompts to watch the reward on.")
+    if original is not None and len(original[0]) != len(original[1]):
+        raise LabError(
+            f"original has {len(original[0])} prompts and responses for {len(original[1])}; they must match."
+        )
+    out = own(name, training, settings, claimed)
+    old = None if original is None else _scored(reward, *original, settings, training.progress)
     history: list[dict[str, float]] = []
     low = high = None
     for grow in range(settings.grows):
-        generator = seeded(training.seed, 3, grow, device=policy.device)
-        grown = policy.sample(prompts, settings.samples, generator, settings.temperature)
-        scores = check_finite(reward(prompts, grown).detach(), "reward")
+        blocks = in_blocks(
+            partial(_grown_block, policy, reward, prompts, settings, training, grow),
+            len(prompts),
+            settings.prompts_at_once,
+            None if out is None else out / "samples" / f"grow-{grow}",
+            f"{name} {grow + 1}: samples",
+            training.progress,
+        )
+        grown, scores = cat([to_tokens("grown", block) for block in blocks]), join(blocks, "scores")
         x, y, r = prompts.repeat(settings.samples), grown.reshape(scores.numel(), 1), scores.flatten()
-        if original is not None:
-            old_x, old_y = original
-            old_r = check_finite(reward(old_x, old_y).detach(), "reward")
-            x = cat([x, old_x.repeat(old_r.shape[1])])
-            y, r = cat([y, old_y.reshape(old_r.numel(), 1)]), torch.cat([r, old_r.flatten()])
+        if original is not None and old is not None:
+            x = cat([x, original[0].repeat(old.shape[1])])
+            y, r = cat([y, original[1].reshape(old.numel(), 1)]), torch.cat([r, old.flatten()])
         if low is None or high is None:
             low, high = (float(r.min()), float(r.max())) if settings.scale == "minmax" else (0.0, 1.0)
         scaled = (r - low) / max(high - low, 1e-12)
@@ -130,26 +153,80 @@ def rest(
             )
             stop = None
             if settings.patience is not None and held_out is not None:
-                stop = _Patience(policy, reward, held_out, settings, training.seed)
+                record = None if out is None else out / f"held-out-grow-{grow}-improve-{improve}.json"
+                stop = _Patience(policy, reward, held_out, settings, training.seed, record)
             rows = sft(policy, x[keep], y[keep], stage, f"{name} {grow + 1}.{improve + 1}", stop)
             seen = {"grow": grow, "improve": improve, "threshold": threshold, "kept": float(keep.float().mean())}
             history += [row | seen for row in rows]
     return history
 
 
-class _Patience:
-    """Says stop when the held-out reward has not risen for `patience` checks. The same draws at every check."""
+@torch.no_grad()
+def _grown_block(
+    policy: Policy,
+    reward: Reward,
+    prompts: Tokens,
+    settings: ReST,
+    training: Training,
+    grow: int,
+    start: int,
+    stop: int,
+) -> Block:
+    # The first block's generator is the Grow step's own.
+    generator = seeded(training.seed, 3, grow, *([start] if start else []), device=policy.device)
+    x = prompts[start:stop]
+    grown = ask(policy, x, settings.samples, generator, settings.temperature, settings.top_k)
+    scores = check_finite(reward(x, grown).detach(), "reward")
+    return from_tokens("grown", grown) | {"scores": scores}
 
-    def __init__(self, policy: Policy, reward: Reward, held_out: Tokens, settings: ReST, seed: int) -> None:
+
+@torch.no_grad()
+def _scored(reward: Reward, prompts: Tokens, responses: Tokens, settings: ReST, progress: bool) -> Tensor:
+    """Scores of given responses, (N, G)."""
+
+    def block(start: int, stop: int) -> Block:
+        return {"scores": check_finite(reward(prompts[start:stop], responses[start:stop]).detach(), "reward")}
+
+    return join(in_blocks(block, len(prompts), settings.prompts_at_once, None, "scores", progress), "scores")
+
+
+class _Patience:
+    """Says stop when the held-out reward has not risen for `patience` checks. The same draws at every check.
+
+    Checks are written to `record`, so that a resumed run has been as patient as one never interrupted.
+    """
+
+    def __init__(
+        self, policy: Policy, reward: Reward, held_out: Tokens, settings: ReST, seed: int, record: Path | None
+    ) -> None:
         self.policy, self.reward, self.held_out, self.settings, self.seed = policy, reward, held_out, settings, seed
-        self.best, self.waited = -float("inf"), 0
+        self.record = record
+        self.scores: dict[int, float] = {}
+        if record is not None and processes.anywhere(record.is_file()):
+            try:
+                self.scores = {int(k): float(v) for k, v in json.loads(record.read_text(encoding="utf-8")).items()}
+            except (ValueError, AttributeError) as error:
+                raise LabError(f"{record} is damaged ({error}). Remove it: the checks are made again.") from None
 
     def __call__(self, step: int) -> bool:
         if step % self.settings.check_every:
             return False
-        generator = seeded(self.seed, 4, device=self.policy.device)
-        y = self.policy.sample(self.held_out, self.settings.samples, generator, self.settings.temperature)
-        score = float(self.reward(self.held_out, y).detach().mean())
-        self.waited = 0 if score > self.best else self.waited + 1
-        self.best = max(self.best, score)
-        return self.waited >= (self.settings.patience or 0)
+        if step not in self.scores:
+            generator = seeded(self.seed, 4, device=self.policy.device)
+            drawn = ask(
+                self.policy,
+                self.held_out,
+                self.settings.samples,
+                generator,
+                self.settings.temperature,
+                self.settings.top_k,
+            )
+            self.scores[step] = float(self.reward(self.held_out, drawn).detach().mean())
+            record = self.record
+            if record is not None:
+                processes.first_only(lambda: checkpoint.write_json(record, self.scores))
+        best, waited = -float("inf"), 0
+        for _, score in sorted((at, score) for at, score in self.scores.items() if at <= step):
+            waited = 0 if score > best else waited + 1
+            best = max(best, score)
+        return waited >= (self.settings.patience or 0)

@@ -18,7 +18,7 @@ from rlhf_lab import losses
 from rlhf_lab.algorithms.dpo import mean
 from rlhf_lab.batch import Pairs
 from rlhf_lab.checks import LabError
-from rlhf_lab.training import Loop, Training, rows_at
+from rlhf_lab.training import Loop, Training
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,13 @@ class RewardModel:
 
 
 def label_loss(model: nn.Module, batch: Pairs, prior: float) -> tuple[Tensor, dict]:
-    """Mean negative log-likelihood of a batch's labels plus λ E[r²]; and the likelihood and accuracy alone."""
+    """Mean negative log-likelihood of a batch's labels plus λ E[r²]; and likelihood and accuracy alone."""
     scores = model(batch.prompts, batch.responses)
     chosen, rejected = scores.unbind(-1)
     loss = mean(losses.bradley_terry(chosen, rejected), batch.weight)
     accuracy = mean((chosen > rejected).to(scores.dtype), batch.weight)
-    return loss + prior * scores.square().mean(), {"likelihood_loss": loss.detach(), "accuracy": accuracy}
+    size = mean(scores.square().mean(-1), batch.weight)
+    return loss + prior * size, {"likelihood_loss": loss.detach(), "accuracy": accuracy}
 
 
 def reward_model(
@@ -48,6 +49,7 @@ def reward_model(
     settings: RewardModel = RewardModel(),
     training: Training = Training(),  # noqa: B008
     name: str = "reward model",
+    claimed: bool = False,
 ) -> list[dict[str, float]]:
     """Train `model`, r_φ(prompts, responses) → (B, G), in place on labelled pairs.
 
@@ -57,6 +59,7 @@ def reward_model(
         settings: the prior.
         training: steps, batch size in pairs, rate, seed.
         name: what the progress bar says.
+        claimed: the caller has taken the output folder (see `checkpoint.claim`).
 
     Returns:
         the history: loss (without the prior), and accuracy on the batch.
@@ -64,8 +67,7 @@ def reward_model(
     Raises:
         LabError: no pairs; a loss that is not finite.
     """
-    with Loop(name, model, training, settings) as loop:
-        for step, _ in loop:
-            batch = pairs[rows_at(step, len(pairs), training.batch_size, training.seed)]
-            loop.update(partial(label_loss, model, batch, settings.prior))
+    with Loop(name, model, training, settings, claimed) as loop:
+        for _ in loop:
+            loop.update(partial(label_loss, model, prior=settings.prior), (pairs[loop.rows(len(pairs))],))
     return loop.history

@@ -16,12 +16,14 @@ ones would not follow π_r. Here candidates are draws; a pair of equal responses
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
-from tqdm.auto import tqdm
+from torch import Tensor
 
 from rlhf_lab import preferences, sampling
+from rlhf_lab.algorithms.blocks import Block, ask, check_top_k, from_pairs, in_blocks, own, to_pairs
 from rlhf_lab.algorithms.dpo import DPO, PairLoss, dpo
 from rlhf_lab.batch import Pairs, Tokens, cat_pairs, pick_pairs
 from rlhf_lab.checks import LabError, check_beta, check_finite, check_positive
@@ -49,14 +51,21 @@ class RSO:
     """How many of them are accepted (sft-sample-rank: taken as they come)."""
     temperature: float = 1.0
     """Of sampling candidates (the paper: 0.7). At 1 the accepted ones follow π_r of the reference itself."""
+    top_k: int | None = None
+    """Draw candidates among the k likeliest tokens alone (the paper: 40)."""
     pairing: preferences.Pairing = "first-round"
     """How accepted responses are paired."""
     labels: preferences.Labels = "sampled"
     """sampled: drawn from σ(r_1 − r_2), which the fit inverts to r. hard: the better one always; no finite fit."""
+    prompts_at_once: int = 256
+    """Prompts whose candidates are drawn and scored at a time. Fewer need less memory, and are other draws."""
 
     def __post_init__(self) -> None:
         check_beta(self.beta)
         check_positive(self.temperature, "temperature")
+        check_top_k(self.top_k)
+        if self.prompts_at_once < 1:
+            raise LabError(f"prompts_at_once must be at least 1, not {self.prompts_at_once}.")
         if self.gamma is not None:
             check_positive(self.gamma, "gamma")
         if self.source not in ("direct", "sft-sample-rank", "rso-sample-rank"):
@@ -67,15 +76,15 @@ class RSO:
             )
 
 
-@torch.no_grad()
 def make_pairs(
     reference: Policy,
     reward: Reward,
     prompts: Tokens,
     settings: RSO,
     seed: int = 0,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     progress: bool = False,
+    folder: Path | None = None,
 ) -> tuple[Pairs, int]:
     """Sample, accept, pair and label.
 
@@ -85,43 +94,48 @@ def make_pairs(
         prompts: (N, P); each gives `accepted`/2 pairs (a tournament: accepted − 1).
         settings: RSO's own; `source` may not be direct.
         seed: of everything drawn here.
-        batch_size: prompts at a time.
+        batch_size: prompts at a time, in place of the settings' `prompts_at_once`.
         progress: show a progress bar.
+        folder: where the pairs of each finished block of prompts are kept, and looked for first.
 
     Returns:
         the pairs, and how many were dropped because both responses were equal.
 
     Raises:
-        LabError: a score that is not finite; no pair of different responses.
+        LabError: a score that is not finite; no pair of different responses; no prompts.
     """
     if settings.source == "direct":
         raise LabError("The source 'direct' makes no pairs: pass the labelled ones.")
-    parts, dropped = [], 0
-    starts = tqdm(
-        range(0, len(prompts), batch_size),
-        desc="pairs",
-        leave=False,
-        disable=not progress or len(prompts) <= batch_size,
+    blocks = in_blocks(
+        lambda start, stop: _pairs_of_block(
+            reference, reward, prompts[start:stop], settings, seeded(seed, 5, start, device=reference.device)
+        ),
+        len(prompts),
+        batch_size or settings.prompts_at_once,
+        folder,
+        "pairs",
+        progress,
     )
-    for start in starts:
-        x = prompts[start : start + batch_size]
-        generator = seeded(seed, 5, start, device=reference.device)
-        if settings.source == "rso-sample-rank":
-            y = reference.sample(x, settings.candidates, generator, settings.temperature)
-            scores = check_finite(reward(x, y), "reward")
-            accepted = sampling.rejection_sample(scores, settings.accepted, settings.beta, generator)
-            y, scores = y.take(accepted), scores.gather(1, accepted)
-        else:
-            y = reference.sample(x, settings.accepted, generator, settings.temperature)
-            scores = check_finite(reward(x, y), "reward")
-        index = preferences.make_pairs(scores, generator, settings.pairing, settings.labels)
-        pairs, equal = pick_pairs(x, y, index)
-        parts.append(pairs)
-        dropped += equal
-    pairs = cat_pairs(parts)
+    pairs = cat_pairs([to_pairs(block) for block in blocks])
+    dropped = int(sum(int(block["dropped"]) for block in blocks))
     if len(pairs) == 0:
         raise LabError(f"All {dropped} pairs were of equal responses. Raise beta or temperature, or draw more prompts.")
     return pairs, dropped
+
+
+@torch.no_grad()
+def _pairs_of_block(reference: Policy, reward: Reward, x: Tokens, settings: RSO, generator: torch.Generator) -> Block:
+    if settings.source == "rso-sample-rank":
+        y = ask(reference, x, settings.candidates, generator, settings.temperature, settings.top_k)
+        scores = check_finite(reward(x, y), "reward")
+        accepted = sampling.rejection_sample(scores, settings.accepted, settings.beta, generator)
+        y, scores = y.take(accepted), scores.gather(1, accepted)
+    else:
+        y = ask(reference, x, settings.accepted, generator, settings.temperature, settings.top_k)
+        scores = check_finite(reward(x, y), "reward")
+    index = preferences.make_pairs(scores, generator, settings.pairing, settings.labels)
+    pairs, equal = pick_pairs(x, y, index)
+    return from_pairs(pairs) | {"dropped": torch.tensor(equal)}
 
 
 def rso(
@@ -133,6 +147,8 @@ def rso(
     training: Training = Training(),  # noqa: B008
     direct: Pairs | None = None,
     name: str = "rso",
+    reference_log_probs: Tensor | None = None,
+    claimed: bool = False,
 ) -> list[dict[str, float]]:
     """Make the pairs of `settings.source` and train `policy` in place on them.
 
@@ -145,6 +161,8 @@ def rso(
         training: of the fit.
         direct: the labelled pairs D_hf, for the source `direct`.
         name: what the progress bar says.
+        reference_log_probs: of the `direct` pairs, (N, 2), if they are known already (see `dpo`).
+        claimed: the caller has taken the output folder (see `checkpoint.claim`).
 
     Returns:
         the history of the fit, see `dpo`.
@@ -152,11 +170,14 @@ def rso(
     Raises:
         LabError: `direct` pairs missing where they are the source; as `make_pairs` and `dpo`.
     """
-    if settings.source == "direct":
-        if direct is None:
-            raise LabError("The source 'direct' needs the labelled pairs: pass direct=….")
-        pairs = direct
-    else:
-        pairs, _ = make_pairs(reference, reward, prompts, settings, training.seed, progress=training.progress)
+    if settings.source == "direct" and direct is None:
+        raise LabError("The source 'direct' needs the labelled pairs: pass direct=….")
     loss = DPO(settings.loss, settings.gamma if settings.gamma is not None else settings.beta)
-    return dpo(policy, reference, pairs, loss, training, name)
+    out = own(name, training, settings, claimed)
+    pairs = direct
+    if settings.source != "direct":
+        folder = None if out is None else out / "samples"
+        progress, reference_log_probs = training.progress, None
+        pairs, _ = make_pairs(reference, reward, prompts, settings, training.seed, progress=progress, folder=folder)
+    assert pairs is not None
+    return dpo(policy, reference, pairs, loss, training, name, reference_log_probs, claimed=True)

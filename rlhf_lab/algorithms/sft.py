@@ -17,7 +17,7 @@ from torch import Tensor
 from rlhf_lab.batch import Tokens
 from rlhf_lab.checks import LabError
 from rlhf_lab.policies.base import Policy
-from rlhf_lab.training import Loop, Training, rows_at
+from rlhf_lab.training import Loop, Training
 
 
 def cloning_loss(policy: Policy, prompts: Tokens, responses: Tokens) -> tuple[Tensor, dict]:
@@ -32,6 +32,7 @@ def sft(
     training: Training = Training(),  # noqa: B008
     name: str = "sft",
     stop: Callable[[int], bool] | None = None,
+    claimed: bool = False,
 ) -> list[dict[str, float]]:
     """Train `policy` in place to give `responses`.
 
@@ -42,6 +43,7 @@ def sft(
         training: steps, batch size in prompts, rate, seed.
         name: what the progress bar says.
         stop: asked before each step with its number; True ends the run early.
+        claimed: the caller has taken the output folder (see `checkpoint.claim`).
 
     Returns:
         the history: loss in nats a response.
@@ -51,10 +53,10 @@ def sft(
     """
     if len(prompts) != len(responses) or len(prompts) == 0:
         raise LabError(f"{len(prompts)} prompts came with responses for {len(responses)}; they must match, and exist.")
-    with Loop(name, policy, training) as loop:
+    with Loop(name, policy, training, claimed=claimed) as loop:
         for step, _ in loop:
             if stop is not None and stop(step):
                 break
-            rows = rows_at(step, len(prompts), training.batch_size, training.seed)
-            loop.update(partial(cloning_loss, policy, prompts[rows], responses[rows]))
+            rows = loop.rows(len(prompts))
+            loop.update(partial(cloning_loss, policy), (prompts[rows], responses[rows]))
     return loop.history

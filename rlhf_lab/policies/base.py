@@ -13,22 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_lab.batch import Tokens
-from rlhf_lab.checks import LabError
+from rlhf_lab.policies.drawing import draw
+
+__all__ = ["Policy", "Reward", "draw"]
 
 P = TypeVar("P", bound="Policy")
-
-
-def draw(probabilities: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """One index for each row of `probabilities` (…, V), shape (…): the inverse of the distribution function.
-
-    For a few tokens and many rows this is several times faster than `torch.multinomial`.
-    """
-    cdf = probabilities.double().cumsum(-1)
-    if not bool((cdf[..., -1] > 0).all()):
-        raise LabError("Nothing to draw from: a row of probabilities holds nan or no mass. Are the logits finite?")
-    u = torch.rand(cdf.shape[:-1], dtype=torch.float64, generator=generator, device=cdf.device).unsqueeze(-1)
-    # ≤, so that an index without mass at the front is passed over when u is 0.
-    return (cdf <= u * cdf[..., -1:]).sum(-1).clamp(max=cdf.shape[-1] - 1)
 
 
 class Policy(nn.Module):
@@ -58,8 +47,21 @@ class Policy(nn.Module):
         num_samples: int,
         generator: torch.Generator | None = None,
         temperature: float = 1.0,
+        top_k: int | None = None,
     ) -> Tokens:
-        """Draw `num_samples` responses for each prompt: (B, G, T)."""
+        """Draw responses, the mask including the end token.
+
+        Args:
+            prompts: (B, P).
+            num_samples: G, at least 1.
+            generator: where the randomness comes from; it may live on another device than the policy.
+            temperature: divides the logits, > 0.
+            top_k: only the k likeliest tokens can be drawn (ties with the k-th too); None for all. The responses
+                then no longer follow the π that `log_prob` speaks of.
+
+        Returns:
+            (B, G, T).
+        """
         raise NotImplementedError
 
     def copy(self: P) -> P:

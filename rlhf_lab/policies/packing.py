@@ -1,18 +1,16 @@
 """One prompt, many responses, computed once: the forward pass that log-probabilities, rewards and critics share.
 
-The plain way writes prompt + response as a row of its own, so a prompt with G responses is computed G times.
-Here a prompt and its responses are one row
+The plain way writes prompt + response as a row of its own, so a prompt with G responses is computed G times, and
+pads every row to the longest. Here the whole batch is one row of the tokens that are there, each once (`ragged.py`):
 
-    [ x_1 … x_P | y¹_1 y¹_2 … | y²_1 … | … | y^G_1 … ]
+    [ x¹ | y¹¹ | y¹² | … | x² | y²¹ | … ]
 
-under a block mask (each response sees the prompt and its own past, not its sisters) with positions that start
-again after the prompt. A causal transformer then has, at each place, the same state as in the plain way.
+with positions that start again after the prompt; each response sees the prompt and its own past. A causal
+transformer then has, at each place, the same state as in the plain way.
 
-A row of P + ΣT tokens costs (P + ΣT)² in attention. Where that would be enormous (more than `MAX_ROW` tokens)
-the prompt is computed once into a key–value cache, which gradients flow through, and the responses follow in
-several chunks that each read it: the prompt is still computed once, and each response sees the same past.
-
-Left out on purpose: several prompts in one row, and kernels that skip the masked blocks.
+Models whose attention is written out ("eager"), or that don't hand keywords on to their attention, take the second
+way: a padded row a prompt under a block mask; and where such a row would have more than `MAX_ROW` tokens, the prompt
+goes once into a key–value cache, which gradients flow through, and the responses follow in chunks that read it.
 """
 
 from __future__ import annotations
@@ -23,13 +21,15 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
 from rlhf_lab.batch import Tokens
 from rlhf_lab.checks import LabError
+from rlhf_lab.policies import ragged
 
 MAX_ROW = 4096
-"""Tokens in a packed row above which the responses are computed in chunks over a shared cache."""
+"""Tokens in a padded row above which the responses are computed in chunks over a shared cache."""
+TOKENS_AT_ONCE = 16_384
+"""Tokens in a row without padding. A larger batch is computed in several rows, the same number for number."""
 
 
 class States(NamedTuple):
@@ -48,8 +48,13 @@ class States(NamedTuple):
 
 @contextmanager
 def dropout_off(module: nn.Module) -> Iterator[None]:
-    """Eval mode for every part of `module` that is in training mode, and back again."""
+    """No dropout in `module` for a while: parts that would drop something are put in eval mode, and back again.
+
+    A part silenced by `without_dropout` stays as it is: transformers checkpoints gradients only in training mode.
+    """
     training = [part for part in module.modules() if part.training]
+    if not any(_drops(part) for part in training):
+        training = []
     for part in training:
         part.training = False
     try:
@@ -59,8 +64,35 @@ def dropout_off(module: nn.Module) -> Iterator[None]:
             part.training = True
 
 
+def without_dropout(module: nn.Module) -> None:
+    """Set every dropout probability in `module` to 0, for good. The configuration that is saved keeps its own."""
+    for part in module.modules():
+        for name in _drops(part):
+            setattr(part, name, 0.0)
+
+
+def _drops(part: nn.Module) -> list[str]:
+    """Names of the probabilities with which this part drops something: p of `nn.Dropout`, `attention_dropout`, …"""
+    names = [name for name in vars(part) if "drop" in name] + (["p"] if hasattr(part, "p") else [])
+    values = {name: getattr(part, name) for name in names}
+    return [name for name, value in values.items() if isinstance(value, float) and value > 0]
+
+
+def one_kernel_gelu(module: nn.Module) -> None:
+    """GPT-2's GELU by tanh, which transformers writes out in eight steps, as torch's one kernel: the same function.
+
+    The eight keep their results for the backward pass, at the model's widest place.
+    """
+    for part in module.modules():
+        for name, child in part.named_children():
+            if type(child).__name__ == "NewGELUActivation":
+                setattr(part, name, nn.GELU(approximate="tanh"))
+
+
 def body_of(model: nn.Module) -> nn.Module:
-    """The transformer below a Hugging Face model's language-model head."""
+    """The transformer below a Hugging Face model's language-model head, adapters (peft) and all."""
+    if hasattr(model, "get_base_model"):
+        model = model.get_base_model()  # type: ignore[operator]
     return getattr(model, getattr(model, "base_model_prefix", ""), model)
 
 
@@ -134,15 +166,57 @@ def packed_states(body: nn.Module, prompts: Tokens, responses: Tokens) -> States
         prompts: (B, P), each of at least one token.
         responses: (B, G, T).
     """
-    inputs = Tokens(responses.ids, pad(responses.mask[..., 1:], (0, 1)))
+    if ragged.install(body):
+        states = _ragged_states(body, prompts, responses)
+        if states is not None:
+            return states
+        ragged.uninstall(body)
+    prompts, responses = prompts.to(_device(body)), responses.to(_device(body))
+    inputs = ragged.inputs_of(responses)
     longest = int((prompts.lengths + inputs.lengths.sum(-1)).max())
     if longest <= MAX_ROW or responses.shape[1] == 1:
         flat, places = _one_row(body, prompts, inputs)
     else:
         flat, places = _shared_cache(body, prompts, inputs)
     first, rest = places
-    before = torch.cat([first[:, None, None].expand(-1, responses.shape[1], 1), rest[..., :-1]], -1)
-    return States(flat, before.where(responses.mask, 0))
+    return States(flat, _before(first, rest, responses.mask))
+
+
+def _device(body: nn.Module) -> torch.device:
+    return next(body.parameters()).device
+
+
+def _before(first: Tensor, rest: Tensor, mask: Tensor) -> Tensor:
+    """(B, G, T) places from which tokens are predicted: `first` (B,) for the first, then `rest`'s (B, G, T)."""
+    before = torch.cat([first[:, None, None].expand(-1, rest.shape[1], 1), rest[..., :-1]], -1)
+    return before.where(mask, 0)
+
+
+def _ragged_states(body: nn.Module, prompts: Tokens, responses: Tokens) -> States | None:
+    """Rows without padding, of up to `TOKENS_AT_ONCE` tokens; None if the model's attention takes no layout."""
+    device = _device(body)
+    inputs, mask = ragged.inputs_of(responses), responses.mask
+    ends = (prompts.lengths + inputs.lengths.sum(-1)).cumsum(0).tolist()
+    flat, before, start, made = [], [], 0, 0
+    while start < len(ends):
+        room = TOKENS_AT_ONCE + (ends[start - 1] if start else 0)
+        stop = max(start + 1, sum(end <= room for end in ends))
+        layout = ragged.Layout(prompts[start:stop], inputs[start:stop], device)
+        hidden = ragged.run(body, layout.ids, layout.positions, layout)
+        if hidden is None:
+            return None
+        # Only the places from which a token is predicted: a prompt's last token, and every computed response token.
+        wanted = torch.zeros(hidden.shape[1], dtype=torch.bool, device=prompts.device)
+        wanted[layout.first] = True
+        wanted[layout.places[inputs.mask[start:stop]]] = True
+        number = wanted.cumsum(0) - 1
+        rows = wanted.nonzero().squeeze(1).to(device)
+        places = _before(number[layout.first], number[layout.places], mask[start:stop])
+        flat.append(hidden[0].index_select(0, rows))
+        before.append((places + made).where(mask[start:stop], 0))
+        start, made = stop, made + len(rows)
+    whole = flat[0] if len(flat) == 1 else torch.cat(flat)
+    return States(whole, torch.cat(before).to(device))
 
 
 def _one_row(body: nn.Module, prompts: Tokens, inputs: Tokens) -> tuple[Tensor, tuple[Tensor, Tensor]]:
@@ -253,7 +327,7 @@ class _Row(NamedTuple):
 def _as_attention_mask(allowed: Tensor, body: nn.Module) -> Tensor:
     """Boolean for the sdpa kernels; for the written-out attention, which adds it, 0 and the lowest number."""
     kind = getattr(body.config, "_attn_implementation", "eager")
-    if kind == "sdpa":
+    if kind in ("sdpa", ragged.NAME):
         return allowed
     if kind == "eager":
         dtype = next(body.parameters()).dtype

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from rlhf_lab.batch import Tokens
 from rlhf_lab.checks import LabError, check_positive
 from rlhf_lab.exact import path_sums, prefix_tables
-from rlhf_lab.policies.base import Policy, draw
+from rlhf_lab.policies.base import Policy
+from rlhf_lab.policies.drawing import check_top_k, draw, keep_top_k
 from rlhf_lab.response_tree import ResponseTree
 
 
@@ -115,16 +116,22 @@ class TabularPolicy(Policy):
 
     @torch.no_grad()
     def sample(
-        self, prompts: Tokens, num_samples: int, generator: torch.Generator | None = None, temperature: float = 1.0
+        self,
+        prompts: Tokens,
+        num_samples: int,
+        generator: torch.Generator | None = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
     ) -> Tokens:
         """See `Policy.sample`."""
         check_positive(temperature, "temperature")
+        check_top_k(top_k)
         rows = self.logits.rows(prompts).unsqueeze(-1)
         node = torch.zeros(len(prompts), num_samples, dtype=torch.long)
         going = torch.ones_like(node, dtype=torch.bool)
         ids, mask = [], []
         for table in self.logits.tables:
-            token = draw((table[rows, node] / temperature).softmax(-1), generator)
+            token = draw((keep_top_k(table[rows, node], top_k) / temperature).softmax(-1), generator)
             ids.append(torch.where(going, token, 0))
             mask.append(going)
             going = going & (token < self.tree.branching)

@@ -16,7 +16,7 @@ from torch import Tensor
 from rlhf_lab.batch import Tokens
 from rlhf_lab.checks import LabError, check_positive
 from rlhf_lab.exact import path_sums
-from rlhf_lab.policies.base import draw
+from rlhf_lab.policies.drawing import check_top_k, draw, keep_top_k
 from rlhf_lab.policies.language_model import LanguageModelPolicy
 from rlhf_lab.policies.packing import body_of, dropout_off
 from rlhf_lab.response_tree import ResponseTree
@@ -102,10 +102,16 @@ class TreeTransformerPolicy(LanguageModelPolicy):
 
     @torch.no_grad()
     def sample(
-        self, prompts: Tokens, num_samples: int, generator: torch.Generator | None = None, temperature: float = 1.0
+        self,
+        prompts: Tokens,
+        num_samples: int,
+        generator: torch.Generator | None = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
     ) -> Tokens:
         """See `Policy.sample`; samples that have drawn the same prefix so far share its computation."""
         check_positive(temperature, "temperature")
+        check_top_k(top_k)
         if num_samples < 1:
             raise LabError(f"num_samples must be at least 1, not {num_samples}.")
         rows = self._rows(prompts)
@@ -118,7 +124,7 @@ class TreeTransformerPolicy(LanguageModelPolicy):
                 if not going.any():
                     break
                 table, place = walk.step((rows * self.tree.branching**t + node)[going])
-                drawn = draw(table.exp()[place], generator)
+                drawn = draw(keep_top_k(table, top_k).exp()[place], generator)
                 token = torch.zeros_like(node).masked_scatter(going, drawn)
                 ids.append(token)
                 mask.append(going)

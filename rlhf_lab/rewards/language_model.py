@@ -8,32 +8,73 @@ model is what Stiennon et al. (2020), "Learning to summarize from human feedback
 from __future__ import annotations
 
 import copy
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from rlhf_lab.batch import Tokens
 from rlhf_lab.checks import LabError
 from rlhf_lab.policies.packing import body_of, check_batch, dropout_off, packed_states
+from rlhf_lab.rewards import saving
+from rlhf_lab.rewards.vocabulary import check_same_tokenizer
+
+S = TypeVar("S", bound="_Scored")
 
 
 class _Scored(nn.Module):
     """A body and a linear head. The head starts at zero: no generator is needed, and scores start equal."""
 
-    def __init__(self, model: nn.Module) -> None:
+    kind: ClassVar[str]
+
+    def __init__(self, model: nn.Module, tokenizer: Any = None, copied: bool = True) -> None:
         super().__init__()
         self.body: Any
         self.head: nn.Linear
+        take = copy.deepcopy if copied else lambda part: part
+        self.tokenizer = tokenizer
         if isinstance(model, _Scored):
-            self.body, self.head = copy.deepcopy(model.body), copy.deepcopy(model.head)
+            self.body, self.head = take(model.body), take(model.head)
+            self.tokenizer = tokenizer if tokenizer is not None else model.tokenizer
         else:
-            self.body = copy.deepcopy(body_of(model))
+            self.body = take(body_of(model))
             self.head = nn.Linear(self.body.config.hidden_size, 1)
             nn.init.zeros_(self.head.weight)
             nn.init.zeros_(self.head.bias)
             self.head.to(next(self.body.parameters()).device)
         self.requires_grad_(True)
+
+    def save_pretrained(self, folder: Path | str) -> None:
+        """Write body, head and tokenizer (if there is one) to `folder`; see `rlhf_lab.rewards.saving`."""
+        saving.save(self, folder, self.kind, self.tokenizer)
+
+    @classmethod
+    def from_pretrained(
+        cls: type[S],
+        folder: Path | str,
+        policy_tokenizer: Any = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> S:
+        """Read what `save_pretrained` wrote.
+
+        Args:
+            folder: where it lies.
+            policy_tokenizer: the tokenizer of the policy whose responses will be scored; None checks nothing.
+            device: where to put it; None for the CPU.
+            dtype: number type of the body's weights; None for float32.
+
+        Raises:
+            LabError: it is not there, not whole, of another kind, or was trained with another tokenizer.
+        """
+        body, own, _, tokenizer = saving.load(folder, cls.kind, dtype)
+        if tokenizer is not None and policy_tokenizer is not None:
+            check_same_tokenizer(policy_tokenizer, tokenizer, reward_name=f"the {cls.kind}")
+        module = cls(body, tokenizer, copied=False)
+        saving.put(module, own, folder)
+        return module.to(device or "cpu").eval()
 
     def _values(self, prompts: Tokens, responses: Tokens) -> Tensor:
         """The head's float32 number at every place from which a response token is predicted, (B, G, T)."""
@@ -46,8 +87,12 @@ class LanguageModelReward(_Scored):
     """r_φ(x, y), read at the response's last token by a linear head on a copy of a language model's body.
 
     Args:
-        model: a causal LM, or another reward model or critic to start from; it is copied.
+        model: a causal LM, or another reward model or critic to start from.
+        tokenizer: kept for `save_pretrained` and for checks against a policy's; scoring works on ids alone.
+        copied: False takes `model`'s body as its own.
     """
+
+    kind = "reward model"
 
     def forward(self, prompts: Tokens, responses: Tokens) -> Tensor:
         """Scores of shape (B, G), float32. Dropout is off; gradients flow.
@@ -77,7 +122,11 @@ class LanguageModelCritic(_Scored):
 
     Args:
         model: a causal LM, whose body is copied under a new head, or a reward model, copied with its head.
+        tokenizer: as in `LanguageModelReward`.
+        copied: as in `LanguageModelReward`.
     """
+
+    kind = "critic"
 
     def forward(self, prompts: Tokens, responses: Tokens) -> Tensor:
         """Values of shape (B, G, T), float32, 0 where there is no token. Dropout is off; gradients flow.

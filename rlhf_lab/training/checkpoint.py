@@ -1,8 +1,10 @@
 """Checkpoints without pickle, written so that a half-written one is never mistaken for a whole one.
 
 A checkpoint is a folder `checkpoints/step-000100/` with the trained weights and the optimiser's state as
-safetensors and the rest as JSON. It is written under another name and renamed when complete. No generator is
-stored: the randomness of step s is a function of (seed, s), see `loop.py`.
+safetensors and the rest as JSON. It is written under another name, handed to the disk (fsync), and renamed when
+complete; what is dropped is renamed before it is deleted. So whatever stops the process, and whenever, a folder of
+the name `step-…` is whole. No generator is stored: the randomness of step s is a function of (seed, s), see
+`loop.py`; the position in the data is a function of s too. Of several processes the first alone writes.
 """
 
 from __future__ import annotations
@@ -11,14 +13,18 @@ import dataclasses
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from rlhf_lab.checks import LabError
+from rlhf_lab.training import processes
+from rlhf_lab.training.lock import LOCK
 
 KEEP = 2
 """Checkpoints kept: the last, and the one before it in case the last is damaged later."""
@@ -39,13 +45,44 @@ def plain(value: Any) -> Any:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that a reader sees the old file or the new one, never a part."""
+    write_text(path, json.dumps(plain(value), indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old one or the new one, never a part, also after a power cut.
+
+    Raises:
+        LabError: it cannot be written (a full disk, no permission); the old one stays.
+    """
     part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(plain(value), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    try:
+        part.write_text(text, encoding="utf-8")
+        _to_disk([part])
+        os.replace(part, path)
+        _to_disk([path.parent])
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise LabError(f"{path} cannot be written ({error.strerror or error}).") from None
 
 
-# What may differ between a run and its resumption.
-_MAY_DIFFER = {"out", "resume", "progress", "log_every", "save_every"}
+def _to_disk(paths: Iterable[Path]) -> None:
+    """Wait until files, or folders' lists of names, are on the disk and not in its cache alone."""
+    for path in paths:
+        if path.is_dir() and os.name == "nt":  # Windows has no such call for folders, and orders renames itself
+            continue
+        handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+# What may differ between a run and its resumption. The two settings of memory change the numbers by rounding at most.
+_MAY_DIFFER = {
+    "out", "resume", "progress", "log_every", "save_every", "trackers", "accumulate", "gradient_checkpointing",
+}  # fmt: skip
+# What a run stopped before its beginning may have left in its folder.
+_TRACES = {LOCK, ".run.json.part"}
 
 
 def claim(out: Path, settings: dict[str, Any], resume: bool) -> None:
@@ -55,6 +92,10 @@ def claim(out: Path, settings: dict[str, Any], resume: bool) -> None:
         LabError: the folder holds another run or other files; or `resume` finds no run, or one of other
             settings, of which the first that differs is named.
     """
+    processes.first_only(lambda: _claim(out, settings, resume))
+
+
+def _claim(out: Path, settings: dict[str, Any], resume: bool) -> None:
     record = out / "run.json"
     settings = plain(settings)
     if resume:
@@ -70,7 +111,7 @@ def claim(out: Path, settings: dict[str, Any], resume: bool) -> None:
                 f"give another output folder."
             )
         return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and (not out.is_dir() or any(path.name not in _TRACES for path in out.iterdir())):
         what = "another run" if record.is_file() else "other files"
         raise LabError(
             f"{out} already holds {what}; nothing was changed there. Give an empty or new output folder"
@@ -91,20 +132,68 @@ def _differences(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]
 
 
 def save(out: Path, step: int, module: nn.Module, optimizer: torch.optim.Optimizer, extra: dict) -> Path:
-    """Write the checkpoint of `step` (steps done so far) and drop the ones before the last two."""
-    folder = out / "checkpoints" / f"step-{step:06d}"
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    save_file({k: v.contiguous().clone() for k, v in module.state_dict().items()}, part / "weights.safetensors")
+    """Write the checkpoint of `step` (steps done so far) and drop the ones before the last two.
+
+    Raises:
+        LabError: it cannot be written, for example because the disk is full. Nothing of it is left, and the message
+            names the last good one, which is as it was.
+    """
+    # Parts that other processes hold are put together on all of them; one writes.
+    weights = {k: processes.whole(v) for k, v in module.state_dict().items()}
     tensors, numbers = _pack(optimizer)
-    save_file(tensors, part / "optimizer.safetensors")
-    write_json(part / "state.json", {"step": step, "optimizer": numbers, **extra})
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(part, folder)
-    for old in _in_order(folder.parent)[:-KEEP]:
-        shutil.rmtree(old, ignore_errors=True)
+    folder = out / "checkpoints" / f"step-{step:06d}"
+    processes.first_only(lambda: _write(folder, weights, tensors, {"step": step, "optimizer": numbers, **extra}))
     return folder
+
+
+def _write(folder: Path, weights: dict[str, Tensor], optimizer: dict[str, Tensor], state: dict[str, Any]) -> None:
+    part = folder.with_name(f".{folder.name}.part")
+    try:
+        part.parent.mkdir(parents=True, exist_ok=True)
+        for stray in part.parent.glob(".step-*"):
+            shutil.rmtree(stray, ignore_errors=True)
+        part.mkdir()
+        save_file(_storable(weights), part / "weights.safetensors")
+        save_file(_storable(optimizer), part / "optimizer.safetensors")
+        write_json(part / "state.json", state)
+        _to_disk([part / "weights.safetensors", part / "optimizer.safetensors", part])
+        _put_aside(folder)
+        os.replace(part, folder)
+        _to_disk([folder.parent])
+    except Exception as error:  # an OSError, or safetensors' own word for one
+        shutil.rmtree(part, ignore_errors=True)
+        found = _last_readable(folder.parent)
+        kept = f"The last good checkpoint is {found}" if found else "There is no earlier one"
+        raise LabError(
+            f"The checkpoint {folder} cannot be written ({_reason(error)}). {kept}. Make room (about "
+            f"{_size([weights, optimizer]) / 2**20:,.0f} MB), then --resume goes on from there."
+        ) from None
+    for old in _in_order(folder.parent)[:-KEEP]:
+        _put_aside(old)
+
+
+def _put_aside(folder: Path) -> None:
+    """Delete a folder so that a part of it is never found under its name."""
+    if folder.exists():
+        aside = folder.with_name(f".{folder.name}.old")
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(folder, aside)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _storable(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors as safetensors takes them: none shares memory with another. Saving waits for no copy otherwise."""
+    out, seen = {}, set()
+    for name, value in tensors.items():
+        value = value.detach().contiguous()
+        place = value.untyped_storage().data_ptr()
+        out[name] = value.clone() if place in seen else value
+        seen.add(place)
+    return out
+
+
+def _size(groups: Iterable[dict[str, Tensor]]) -> int:
+    return sum(value.numel() * value.element_size() for group in groups for value in group.values())
 
 
 def latest(out: Path) -> Path | None:
@@ -118,6 +207,27 @@ def _in_order(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"), key=lambda path: (len(path.name), path.name))
 
 
+def _last_readable(folder: Path, besides: Path | None = None) -> Path | None:
+    """The newest checkpoint in `folder` whose files are there and not cut short."""
+    for path in reversed(_in_order(folder)):
+        if path == besides:
+            continue
+        try:
+            for name in ("weights.safetensors", "optimizer.safetensors"):
+                with safe_open(path / name, "pt"):  # reads the head and compares it with the file's length
+                    pass
+            json.loads((path / "state.json").read_text(encoding="utf-8"))
+        except Exception:
+            continue
+        return path
+    return None
+
+
+def _reason(error: Exception) -> str:
+    text = getattr(error, "strerror", None) or str(error)
+    return text.splitlines()[0] if text else type(error).__name__
+
+
 def load(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Put the checkpoint's weights and optimiser state back; returns what else was saved.
 
@@ -128,25 +238,25 @@ def load(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> d
         weights = load_file(folder / "weights.safetensors")
         tensors = load_file(folder / "optimizer.safetensors")
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        module.load_state_dict(weights)
+        now = module.state_dict()
+        module.load_state_dict({k: processes.part_like(v, now[k]) if k in now else v for k, v in weights.items()})
     except Exception as error:
-        others = [str(p) for p in _in_order(folder.parent) if p != folder]
-        mend = f"Remove it to go on from {others[-1]}." if others else "There is no earlier one."
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise LabError(f"The checkpoint {folder} cannot be read ({reason}). {mend}") from None
+        found = _last_readable(folder.parent, besides=folder)
+        mend = f"Remove it to go on from {found}." if found else "There is no earlier one."
+        raise LabError(f"The checkpoint {folder} cannot be read ({_reason(error)}). {mend}") from None
     _unpack(optimizer, tensors, state.pop("optimizer"))
     return state
 
 
-def _pack(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def _pack(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors, numbers = {}, {}
     for index, entries in optimizer.state_dict()["state"].items():
         for key, value in entries.items():
-            if isinstance(value, torch.Tensor):
-                tensors[f"{index}.{key}"] = value.contiguous().clone()
-            elif isinstance(value, list) and value and all(isinstance(v, torch.Tensor) for v in value):
+            if isinstance(value, Tensor):
+                tensors[f"{index}.{key}"] = processes.whole(value)
+            elif isinstance(value, list) and value and all(isinstance(v, Tensor) for v in value):
                 # L-BFGS remembers its last directions in lists.
-                tensors |= {f"{index}.{key}.{i}": v.contiguous().clone() for i, v in enumerate(value)}
+                tensors |= {f"{index}.{key}.{i}": v for i, v in enumerate(value)}
             elif isinstance(value, int | float | bool):
                 numbers[f"{index}.{key}"] = value
     return tensors, numbers
@@ -154,12 +264,16 @@ def _pack(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], di
 
 def _unpack(optimizer: torch.optim.Optimizer, tensors: dict, numbers: dict) -> None:
     state = optimizer.state_dict()
-    lists: dict[tuple[int, str], dict[int, torch.Tensor]] = {}
+    # A moment lies over the processes as its parameter does.
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    lists: dict[tuple[int, str], dict[int, Tensor]] = {}
     for name, value in {**tensors, **numbers}.items():
         index, key, *place = name.split(".")
         if place:
             lists.setdefault((int(index), key), {})[int(place[0])] = value
         else:
+            if isinstance(value, Tensor):
+                value = processes.part_like(value, parameters[int(index)])
             state["state"].setdefault(int(index), {})[key] = value
     for (number, key), values in lists.items():
         state["state"].setdefault(number, {})[key] = [values[i] for i in range(len(values))]

@@ -32,6 +32,12 @@ class Training:
     """Decoupled weight decay, with `adamw`."""
     max_grad_norm: float | None = None
     """Clip the gradient's norm to this; None for no clipping."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: products of matrices in bfloat16 (autocast). Weights, optimiser and losses stay as they are."""
+    accumulate: int = 1
+    """Parts a step's batch is cut into, one in memory at a time. The gradient is the same up to rounding."""
+    gradient_checkpointing: bool = False
+    """Keep no activations within a language model's layers; compute them again in the backward pass."""
     seed: int = 0
     """Seed of everything that is random in this run."""
     log_every: int = 10
@@ -44,14 +50,27 @@ class Training:
     """Go on from the last checkpoint in `out`."""
     progress: bool = True
     """Show a progress bar."""
+    trackers: tuple[str, ...] = ()
+    """Where logged steps go too, by accelerate's names: tensorboard, wandb, trackio, … The folder `out` is needed."""
 
     def __post_init__(self) -> None:
         check_positive(self.learning_rate, "learning_rate")
-        for name in ("steps", "batch_size", "log_every", "save_every"):
+        for name in ("steps", "batch_size", "log_every", "save_every", "accumulate"):
             if getattr(self, name) < 1:
                 raise LabError(f"{name} must be at least 1, not {getattr(self, name)}.")
         if self.seed < 0:
             raise LabError(f"seed must not be negative, not {self.seed}.")
+        if self.precision not in ("fp32", "bf16"):
+            raise LabError(f"precision must be fp32 or bf16, not {self.precision!r}.")
+        if self.accumulate > self.batch_size:
+            raise LabError(
+                f"accumulate={self.accumulate} cannot cut a batch of {self.batch_size} rows into so many parts; give "
+                f"at most batch_size."
+            )
+        if self.accumulate > 1 and self.optimizer == "lbfgs":
+            raise LabError("lbfgs looks at a whole batch many times in a step; leave accumulate at 1.")
+        if self.trackers and self.out is None:
+            raise LabError("trackers need out=…, the folder of the run, to write to.")
         if self.resume and self.out is None:
             raise LabError("resume=True needs out=…, the folder of the run to go on with.")
 

@@ -41,7 +41,7 @@ class Chart(anywidget.AnyWidget):
     title = traitlets.Unicode().tag(sync=True)
     palette = traitlets.Dict().tag(sync=True)
     picture = traitlets.Dict().tag(sync=True)
-    controls = traitlets.List().tag(sync=True)
+    controls: Any = traitlets.List().tag(sync=True)
 
 
 @dataclass(frozen=True)

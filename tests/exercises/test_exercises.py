@@ -62,8 +62,9 @@ def test_a_notebook_and_its_exercises_say_the_same(path):
     prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     called = re.findall(r'check\("(nb\d\d\.\w+)"', "\n".join(code))
     if number not in notebooks():
+        # The first notebook's one exercise is judged by the cell below it.
         assert not called
-        pytest.skip("this notebook's exercise needs no file of its own")
+        return
     for one in of_notebook(number):
         assert re.search(rf"^#{{2,4}} Exercise \d+[:.] {re.escape(one.heading)}$", prose, re.M), one.heading
         written = [source for source in code if re.search(rf"^def {one.name}\(", source, re.M)]

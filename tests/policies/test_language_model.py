@@ -10,6 +10,7 @@ from rlhf_lab.batch import Tokens
 from rlhf_lab.checks import LabError
 from rlhf_lab.policies import packing
 from rlhf_lab.policies.language_model import LanguageModelPolicy
+from rlhf_lab.policies.ragged import KEYWORD
 
 
 def plain_way(model, prompts: Tokens, responses: Tokens, temperature: float = 1.0, vocab: int | None = None):
@@ -55,7 +56,7 @@ def test_packed_log_probs_and_gradients_equal_the_plain_way(kind, attention):
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_chunks_over_a_shared_cache_give_the_packed_row_s_values_and_gradients(kind, monkeypatch):
-    model = tiny(kind)
+    model = tiny(kind, attention="eager")  # the way of models whose attention takes no layout
     policy = LanguageModelPolicy(model, end_token=0, max_new_tokens=6)
     prompts, responses = ragged(group=7)
     one_row = policy.token_log_probs(prompts, responses)
@@ -109,7 +110,7 @@ def test_logits_in_parts_give_the_same_values_and_gradients(monkeypatch):
     wrt = list(model.parameters())
     whole = policy.token_log_probs(prompts, responses)
     whole_gradient = torch.autograd.grad(whole.sum(), wrt)
-    monkeypatch.setattr("rlhf_lab.policies.language_model.LOGITS_AT_ONCE", 37 * 5)
+    monkeypatch.setattr("rlhf_lab.policies.head.LOGITS_AT_ONCE", 37 * 5)
     parts = policy.token_log_probs(prompts, responses)
     assert torch.allclose(whole, parts, atol=1e-5)
     for a, b in zip(whole_gradient, torch.autograd.grad(parts.sum(), wrt), strict=True):
@@ -199,11 +200,12 @@ def test_samples_are_a_function_of_the_generator_and_masks_hold_the_end_token():
 
 
 def test_a_sample_s_prompt_is_computed_once():
+    """Two prompts of 4 and 3 tokens in one row of 7, then two steps of 2 · 5 tokens."""
     model = tiny("llama")
     policy = LanguageModelPolicy(model, end_token=None, max_new_tokens=3)
     rows = forward_passes(model)
-    policy.sample(Tokens.from_lists([[1, 2, 3, 4]] * 2), 5, torch.Generator().manual_seed(0))
-    assert rows == [torch.Size([2, 4]), torch.Size([10, 1]), torch.Size([10, 1])]
+    policy.sample(Tokens.from_lists([[1, 2, 3, 4], [1, 2, 3]]), 5, torch.Generator().manual_seed(0))
+    assert rows == [torch.Size([1, 7]), torch.Size([1, 10]), torch.Size([1, 10])]
 
 
 def test_copies_share_no_weight_and_frozen_ones_need_no_gradient():
@@ -278,10 +280,10 @@ def test_settings_that_do_not_fit_are_refused(settings, message):
 
 
 def test_an_architecture_that_ignores_the_block_mask_is_refused():
-    """GPT-2 with its attention's mask thrown away stands for one: its packed row differs from its plain rows."""
+    """GPT-2 whose attention drops mask and layout stands for one: its packed row differs from its plain rows."""
     model = tiny("gpt2")
     for block in model.transformer.h:
         forward = block.attn.forward
-        block.attn.forward = lambda h, f=forward, **k: f(h, **{**k, "attention_mask": None})
+        block.attn.forward = lambda h, f=forward, **k: f(h, **{**k, "attention_mask": None, KEYWORD: None})
     with pytest.raises(LabError, match="does not honour a block mask"):
         LanguageModelPolicy(model, end_token=0, max_new_tokens=6)

@@ -323,3 +323,123 @@ def test_a_tokenizer_s_opening_token_stands_once_before_the_prompt_and_survives_
 def test_limits_below_one_are_refused():
     with pytest.raises(LabError, match="max_response_tokens must be at least 1"):
         tokenise(texts_of(("a", "b", "c")), tiny_tokenizer(["a"]), None, 0, 0)
+
+
+COMPARISON = {
+    "info": {"id": "t3_1", "post": "My cat sat.", "title": "Cat", "subreddit": "pets", "site": None, "article": None},
+    "summaries": [
+        {"text": " Cat sat.", "policy": "sup1", "note": ""},
+        {"text": " A cat", "policy": "sup2", "note": ""},
+    ],
+    "choice": 0,
+    "worker": "w",
+    "batch": "batch3",
+    "split": "train",
+    "extra": {"confidence": None},
+}
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_comparisons_of_summaries_become_pairs(tmp_path, kind):
+    """The form of openai/summarize_from_feedback, also with the summaries stored by column."""
+    by_column = COMPARISON | {"choice": 1}
+    if kind == "jsonl":
+        by_column["summaries"] = {"text": [" Cat sat.", " A cat"]}
+    texts = load_preferences(write(tmp_path / f"a.{kind}", [COMPARISON, by_column]))
+    prompt = "SUBREDDIT: r/pets\n\nTITLE: Cat\n\nPOST: My cat sat.\n\nTL;DR:"
+    assert texts.prompts == [prompt, prompt] and texts.form == "comparisons"
+    assert (texts.chosen, texts.rejected) == ([" Cat sat.", " A cat"], [" A cat", " Cat sat."])
+
+
+def test_a_comparison_of_an_article_and_one_without_a_choice(tmp_path):
+    article = COMPARISON | {"info": COMPARISON["info"] | {"post": None, "article": "News."}}
+    texts = load_preferences(write(tmp_path / "a.jsonl", [article, COMPARISON | {"choice": None}]))
+    assert texts.prompts == ["Article:\nNews.\n\nTL;DR:"] and texts.dropped == {data.MISSING: 1}
+    with pytest.raises(LabError, match="line 1: `choice` is 2"):
+        load_preferences(write(tmp_path / "a.jsonl", [COMPARISON | {"choice": 2}]))
+    with pytest.raises(LabError, match="line 1: expected `info` with the post"):
+        load_preferences(write(tmp_path / "a.jsonl", [COMPARISON | {"summaries": [{"text": "a"}]}]))
+
+
+def test_responses_that_differ_in_white_space_alone_are_dropped_and_counted(tmp_path):
+    rows = [*PLAIN, PLAIN[0] | {"rejected": "  Two.\n"}, PLAIN[0] | {"rejected": " T wo."}]
+    texts = load_preferences(write(tmp_path / "a.jsonl", rows))
+    assert len(texts) == 3 and texts.dropped == {data.SPACE_ONLY: 1}
+    assert "1 responses differ only in white space" in texts.summary()
+
+
+@pytest.mark.parametrize(
+    ("encoding", "message"),
+    [
+        ("latin-1", "line 2: the byte 0xe9 is not UTF-8"),
+        ("utf-16", "UTF-16"),
+        ("utf-16-le", "UTF-16"),
+        ("utf-32", "UTF-16"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "json"])
+def test_another_encoding_is_named(tmp_path, encoding, message, kind):
+    text = {
+        "jsonl": '{"prompt": "a", "chosen": "b", "rejected": "c"}\n{"prompt": "caf\xe9", "chosen": "b"}\n',
+        "csv": "prompt,chosen,rejected\ncaf\xe9,b,c\n",
+        "json": '[{"prompt": "a", "chosen": "b", "rejected": "c"},\n{"prompt": "caf\xe9"}]',
+    }[kind]
+    path = tmp_path / f"a.{kind}"
+    path.write_bytes(text.encode(encoding))
+    with pytest.raises(LabError, match=message) as caught:
+        load_preferences(str(path))
+    assert path.name in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "json"])
+def test_a_byte_order_mark_is_no_part_of_the_first_name(tmp_path, kind):
+    path = Path(write(tmp_path / f"a.{kind}", PLAIN))
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert load_preferences(str(path)).prompts == [row["prompt"] for row in PLAIN]
+
+
+def test_a_line_of_a_hundred_megabytes_is_refused_without_being_held_three_times(tmp_path):
+    """Line 2 has 100 MB. The reader stops at its limit: the memory it took at most is a few times that, not the
+    line's. Python's own allocations are counted, which hold every bytes and str of it."""
+    import tracemalloc
+
+    from rlhf_lab.worlds.preference_files import LONGEST_LINE
+
+    path = tmp_path / "a.jsonl"
+    with path.open("wb") as file:
+        file.write(json.dumps(PLAIN[0]).encode() + b"\n" + b'{"prompt": "')
+        for _ in range(100):
+            file.write(b"a" * 2**20)
+        file.write(b'", "chosen": "a", "rejected": "b"}\n')
+    tracemalloc.start()
+    try:
+        with pytest.raises(LabError, match=r"a\.jsonl, line 2: longer than 32 MB"):
+            load_preferences(str(path))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2.5 * LONGEST_LINE
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (["question", "chosen", "rejected"], "last turn is not the assistant's.*rename `question` to `prompt`"),
+        (["prompt", "accepted", "rejected"], "Perhaps rename `accepted` to `chosen`"),
+        (["prompt", "Chosen", "Rejected"], "Perhaps rename `Chosen` to `chosen` and `Rejected` to `rejected`"),
+        (["prompt", "choosen", "rejected"], "Perhaps rename `choosen` to `chosen`"),
+        (["x", "y_w", "y_l"], "rename `x` to `prompt` and `y_w` to `chosen` and `y_l` to `rejected`"),
+    ],
+)
+def test_columns_of_other_names_are_refused_with_what_to_rename(tmp_path, columns, message):
+    path = write(tmp_path / "a.csv", [dict(zip(columns, "abc", strict=True))])
+    with pytest.raises(LabError, match=message):
+        load_preferences(path)
+
+
+def test_a_limit_stops_at_so_many_usable_pairs(tmp_path):
+    rows = [PLAIN[0] | {"prompt": f"{i}", "rejected": " Two." if i == 1 else " No."} for i in range(9)]
+    texts = load_preferences(write(tmp_path / "a.jsonl", rows), limit=3)
+    assert texts.prompts == ["0", "2", "3"] and texts.dropped == {data.EQUAL: 1}
+    with pytest.raises(LabError, match="limit must be at least 1"):
+        load_preferences(write(tmp_path / "a.jsonl", rows), limit=0)

@@ -8,6 +8,7 @@ import torch
 
 from rlhf_lab.checks import LabError
 from rlhf_lab.evaluation import Estimate, estimate, evaluate
+from rlhf_lab.evaluation.sampled import over_prompts
 from rlhf_lab.policies.tabular import TabularPolicy
 from rlhf_lab.worlds import bandit, token_tree
 
@@ -113,3 +114,20 @@ def test_one_prompt_leaves_no_standard_error():
 
 def test_an_estimate_prints_its_error():
     assert str(Estimate(1.23456, 0.0321)) == "1.235 ± 0.032"
+
+
+def test_a_ratio_s_error_is_that_of_the_delta_method_by_hand():
+    """Values 2, 4 over weights 1, 3: 6/4. Prompts move it by (2 − 1.5)/4 and (4 − 4.5)/4; error √(2·(1/64 + 1/64))."""
+    found = over_prompts(torch.tensor([2.0, 4.0]), torch.tensor([1.0, 3.0]))
+    assert (found.mean, found.freedom) == (1.5, 1) and found.error == pytest.approx(0.25)
+    plain = over_prompts(torch.tensor([[1.0, 3.0], [2.0, 4.0], [9.0, 5.0]]))
+    assert plain.mean == 4 and plain.error == pytest.approx(np.std([2, 3, 7], ddof=1) / 3**0.5)
+    with pytest.raises(LabError, match="weights are zero"):
+        over_prompts(torch.zeros(2), torch.zeros(2))
+
+
+def test_intervals_of_few_prompts_are_student_s():
+    """t(0.975) with 3 degrees of freedom is 3.182, the normal's is 1.960."""
+    assert Estimate(1.0, 0.1, 3).interval() == pytest.approx((1 - 0.3182, 1 + 0.3182), abs=1e-4)
+    assert Estimate(1.0, 0.1).interval() == pytest.approx((1 - 0.1960, 1 + 0.1960), abs=1e-4)
+    assert Estimate(1.0, 0.1).scaled(-2) == Estimate(-2.0, 0.2)

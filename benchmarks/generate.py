@@ -1,0 +1,80 @@
+"""Sampling: 64 responses of 32 tokens to one prompt of 300, by `LanguageModelPolicy.sample` and by `generate`.
+
+Both draw from the same distribution (temperature 0.7, no top-k, 32 tokens exactly) and take turns in one process. That
+the drawn tokens have the probabilities that `token_log_probs` gives them is tested in tests/policies/test_decode.py;
+here the mean log-probability a token of both sets of responses is printed beside the seconds, with its error.
+"""
+
+import argparse
+import copy
+import statistics
+import time
+from collections.abc import Sequence
+
+import torch
+from shapes import LAYERS, VOCAB, WIDTH, gpt2
+from torch import Tensor
+
+from rlhf_lab.batch import Tokens
+from rlhf_lab.policies.language_model import LanguageModelPolicy
+
+
+def main(arguments: Sequence[str] | None = None) -> float:
+    """Time both in turn, print medians and their ratio; returns the ratio."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--responses", type=int, default=64)
+    parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--prompt", type=int, default=300)
+    parser.add_argument("--times", type=int, default=3, help="samples of each way; the lab makes one more to warm up")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--quick", action="store_true", help="8 responses of 8 tokens, once")
+    args = parser.parse_args(arguments)
+    if args.quick:
+        args.responses, args.tokens, args.times = 8, 8, 1
+    torch.set_num_threads(args.threads)
+    model = gpt2().eval()
+    model.generation_config.eos_token_id = None  # 32 tokens exactly, as ours
+    policy = LanguageModelPolicy(copy.deepcopy(model), end_token=None, max_new_tokens=args.tokens)
+    ids = torch.randint(500, VOCAB, (1, args.prompt), generator=torch.Generator().manual_seed(0))
+    prompts = Tokens.full(ids)
+
+    def peer() -> Tensor:
+        out = model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=True, num_return_sequences=args.responses,
+            max_new_tokens=args.tokens, temperature=0.7, top_k=0, pad_token_id=1,
+        )  # fmt: skip
+        return out[None, :, args.prompt :]
+
+    ways = {
+        "lab": lambda turn: policy.sample(prompts, args.responses, torch.Generator().manual_seed(turn), 0.7).ids,
+        "generate": lambda turn: peer(),
+    }
+    ways["lab"](0)
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    drawn: dict[str, list[Tensor]] = {name: [] for name in ways}
+    for turn in range(args.times):
+        for name in sorted(ways, reverse=bool(turn % 2)):
+            start = time.perf_counter()
+            drawn[name].append(ways[name](turn))
+            seconds[name].append(time.perf_counter() - start)
+    medians = {name: statistics.median(taken) for name, taken in seconds.items()}
+    ratio = medians["generate"] / medians["lab"]
+    number = args.responses * args.tokens
+    body = 2 * 12 * WIDTH**2 * LAYERS
+    flops = (args.prompt + args.responses * (args.tokens - 1)) * body + number * 2 * WIDTH * VOCAB
+    print(
+        f"{args.responses} responses of {args.tokens} tokens to {args.prompt}, {args.threads} threads, median of "
+        f"{args.times}: lab {medians['lab']:.2f} s ({number / medians['lab']:.0f} tokens/s), generate "
+        f"{medians['generate']:.2f} s, ratio {ratio:.1f}×; arithmetic {flops / 1e9:.0f} GFLOP"
+    )
+    for name, sets in drawn.items():
+        with torch.no_grad():
+            responses = torch.cat(sets[:1], 1)[:, :16]
+            mean = policy.log_prob(prompts, Tokens.full(responses), 0.7)[0] / args.tokens
+        error = float(mean.std()) / len(mean) ** 0.5
+        print(f"  mean log-probability a token, {name}: {float(mean.mean()):.3f} ± {error:.3f} nats")
+    return ratio
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""One DPO step on a GPU in bf16: GPT-2 124M and Pythia-410M with random weights, TL;DR-shaped pairs, against TRL.
+
+Printed for each model: seconds a step (forward, backward, fused AdamW), the share of the card's peak that the needed
+arithmetic reaches, peak memory, and, where trl can be imported, TRL's seconds on the same pairs and the ratio. Without
+a GPU it says so and measures nothing.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from shapes import needed_flops, pairs
+
+from rlhf_lab.algorithms.dpo import DPO, pair_loss
+from rlhf_lab.batch import Pairs, Tokens
+from rlhf_lab.policies.language_model import LanguageModelPolicy
+
+PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12,
+         "4090": 165e12, "3090": 71e12, "V100": 125e12, "T4": 65e12}  # fmt: skip
+"""Dense bf16 (V100 and T4: fp16) tensor-core peaks from the makers' data sheets, in FLOP/s."""
+
+
+def models(device: str) -> dict[str, Callable[[], Any]]:
+    """Both architectures with random weights of seed 0, no dropout."""
+    from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
+
+    def gpt2() -> Any:
+        config = GPT2Config(attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0, pad_token_id=50_256)
+        return GPT2LMHeadModel(config)
+
+    def pythia() -> Any:
+        config = GPTNeoXConfig(
+            vocab_size=50_304, hidden_size=1024, num_hidden_layers=24, num_attention_heads=16,
+            intermediate_size=4096, max_position_embeddings=2048, bos_token_id=0, eos_token_id=0,
+            pad_token_id=1,
+        )  # fmt: skip
+        return GPTNeoXForCausalLM(config)
+
+    def seeded(make: Callable[[], Any]) -> Callable[[], Any]:
+        def build() -> Any:
+            torch.manual_seed(0)
+            return make().to(device)
+
+        return build
+
+    return {"GPT-2 124M": seeded(gpt2), "Pythia-410M": seeded(pythia)}
+
+
+def lab_step(model: Any, rows: list) -> Callable[[], None]:
+    """A function that makes one step of the lab's."""
+    policy = LanguageModelPolicy(model, end_token=None, max_new_tokens=64)
+    batch = Pairs(Tokens.from_lists([x for x, _, _ in rows]), Tokens.from_lists([[c, r] for _, c, r in rows]))
+    fused = policy.device.type == "cuda"
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-5, fused=fused)
+    log_ref = torch.zeros(len(rows), 2, device=policy.device)
+
+    def step() -> None:
+        with torch.autocast(policy.device.type, torch.bfloat16):
+            loss, _ = pair_loss(policy, batch, log_ref, DPO(beta=0.1))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        optimizer.step()
+
+    return step
+
+
+def trl_times(model: Any, rows: list, steps: int) -> list[float] | None:
+    """Seconds of each of TRL's steps, reference precomputed; None where TRL isn't installed."""
+    try:
+        from datasets import Dataset
+        from tokenizers import Tokenizer, pre_tokenizers
+        from tokenizers import models as kinds
+        from transformers import PreTrainedTokenizerFast, TrainerCallback
+        from trl import DPOConfig, DPOTrainer
+    except ImportError:
+        return None
+    words = {"<eos>": 0, "<pad>": 1, **{f"w{i}": i for i in range(2, 50_000)}}
+    inner = Tokenizer(kinds.WordLevel(words, unk_token="<pad>"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<eos>", pad_token="<pad>")
+    names = ("prompt", "chosen", "rejected")
+    texts = [{n: " " + " ".join(f"w{i}" for i in ids) + " " for n, ids in zip(names, row, strict=True)} for row in rows]
+    times: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, *args: object, **kwargs: object) -> None:
+            torch.cuda.synchronize()
+            self.start = time.perf_counter()
+
+        def on_step_end(self, *args: object, **kwargs: object) -> None:
+            torch.cuda.synchronize()
+            times.append(time.perf_counter() - self.start)
+
+    settings = DPOConfig(
+        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=len(rows), max_steps=steps, report_to=[],
+        logging_steps=10_000, save_strategy="no", precompute_ref_log_probs=True, bf16=True,
+        gradient_checkpointing=False, beta=0.1, learning_rate=1e-5, optim="adamw_torch_fused", seed=0,
+        disable_tqdm=True,
+    )  # fmt: skip
+    DPOTrainer(
+        model=model, args=settings, train_dataset=Dataset.from_list(texts * steps), processing_class=tokenizer,
+        callbacks=[Clock()],
+    ).train()  # fmt: skip
+    return times
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, default=32, help="pairs in a step")
+    parser.add_argument("--steps", type=int, default=13, help="steps of each; the first three are not counted")
+    args = parser.parse_args(arguments)
+    if not torch.cuda.is_available():
+        print("no GPU here: not measured")
+        return
+    card = torch.cuda.get_device_name()
+    peak = next((rate for name, rate in PEAKS.items() if name in card), None)
+    rows = pairs("tldr", args.batch)
+    for name, build in models("cuda").items():
+        torch.cuda.reset_peak_memory_stats()
+        model = build()
+        config = model.config
+        flops = needed_flops(rows, config.num_hidden_layers, config.hidden_size, config.vocab_size)
+        step, times = lab_step(model, rows), []
+        for _ in range(args.steps):
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            step()
+            torch.cuda.synchronize()
+            times.append(time.perf_counter() - start)
+        seconds = statistics.median(times[3:] or times)
+        share = f", {flops / seconds / peak:.0%} of the card's peak" if peak else ""
+        memory = torch.cuda.max_memory_allocated() / 2**30
+        print(
+            f"{name} on {card}, bf16, {args.batch} TL;DR-shaped pairs: {seconds * 1e3:.1f} ms{share}, {memory:.1f} GiB"
+        )
+        del model, step
+        torch.cuda.empty_cache()
+        theirs = trl_times(build(), rows, args.steps)
+        if theirs is None:
+            print("  TRL is not installed here: no ratio")
+        else:
+            other = statistics.median(theirs[3:] or theirs)
+            print(f"  TRL {other * 1e3:.1f} ms: ratio {other / seconds:.1f}×")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+r"""KTO: fit the policy to verdicts on single responses, desirable or not, with no pairs.
+
+    ℒ_KTO(θ) = E_{(x,y)~D} [ λ_y − v(x,y) ],   v = λ_D σ(β (k − z)) if y is desirable, else λ_U σ(β (z − k)),
+    k = log π_θ(y|x)/π_ref(y|x),   z = max(0, mean of log π_θ(y'|x)/π_ref(y'|x))
+
+Ethayarajh et al. 2024, equation 8. y' is a response given to *another* prompt: z stands for KL(π_θ‖π_ref), cheaply
+and with a bias (it is no sample of π_θ), and carries no gradient. Here every row has one fixed such y', the response
+of the row half the data away, so that the reference is asked about it once. What the loss aims at is said at
+`losses.kto`: not π*.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from rlhf_lab import losses
+from rlhf_lab.algorithms.dpo import mean
+from rlhf_lab.batch import Pairs, Tokens
+from rlhf_lab.checks import LabError, check_beta, check_positive
+from rlhf_lab.policies.base import Policy
+from rlhf_lab.training import Loop, Training, processes
+
+
+@dataclass(frozen=True, eq=False)
+class Verdicts:
+    """Responses with a verdict each.
+
+    Attributes:
+        prompts: (N, P).
+        responses: (N, G, T).
+        desirable: (N, G) booleans.
+        weight: (N,) non-negative weights of the loss's mean, or None for equal ones.
+    """
+
+    prompts: Tokens
+    responses: Tokens
+    desirable: Tensor
+    weight: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        lead = self.responses.shape[:-1]
+        if self.desirable.dtype != torch.bool or self.desirable.shape != lead or lead[0] != len(self.prompts):
+            raise LabError(
+                f"Verdicts need prompts (N, P), responses (N, G, T) and booleans (N, G), not {len(self.prompts)} "
+                f"prompts, responses {tuple(self.responses.shape)} and {self.desirable.dtype} "
+                f"{tuple(self.desirable.shape)}."
+            )
+        if self.weight is not None and self.weight.shape != (len(self.prompts),):
+            raise LabError(f"weight has shape {tuple(self.weight.shape)}, expected ({len(self.prompts)},).")
+
+    @classmethod
+    def from_pairs(cls, pairs: Pairs) -> Verdicts:
+        """Both responses of each pair, the chosen one desirable: (N, 2)."""
+        desirable = torch.tensor([True, False], device=pairs.responses.device).expand(len(pairs), 2)
+        return cls(pairs.prompts, pairs.responses, desirable, pairs.weight)
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __getitem__(self, rows: Any) -> Verdicts:
+        """The verdicts of these rows."""
+        weight = None if self.weight is None else self.weight[rows]
+        return Verdicts(self.prompts[rows], self.responses[rows], self.desirable[rows], weight)
+
+
+@dataclass(frozen=True)
+class KTO:
+    """Settings of KTO."""
+
+    beta: float = 0.1
+    """β, the slope in the log-ratio."""
+    desirable_weight: float = 1.0
+    """λ_D. The paper keeps λ_D n_D / (λ_U n_U) between 1 and 4/3."""
+    undesirable_weight: float = 1.0
+    """λ_U."""
+
+    def __post_init__(self) -> None:
+        check_beta(self.beta)
+        check_positive(self.desirable_weight, "desirable_weight")
+        check_positive(self.undesirable_weight, "undesirable_weight")
+
+
+def verdict_loss(
+    policy: Policy, batch: Verdicts, log_ref: Tensor, reference_point: Tensor | float, settings: KTO
+) -> tuple[Tensor, dict]:
+    """The mean loss of a batch of verdicts, and what a reader wants to watch.
+
+    Args:
+        policy: π_θ.
+        batch: B rows of G verdicts.
+        log_ref: log π_ref of the responses, (B, G).
+        reference_point: z, before it is cut at 0.
+        settings: β, λ_D and λ_U.
+
+    Returns:
+        the loss, a scalar; and accuracy: how often k lies on the verdict's side of z.
+    """
+    log_ratio = policy.log_prob(batch.prompts, batch.responses) - log_ref
+    desirable = batch.desirable.to(log_ratio.device)
+    loss = losses.kto(
+        log_ratio, desirable, reference_point, settings.beta, settings.desirable_weight, settings.undesirable_weight
+    )
+    z = torch.as_tensor(reference_point, device=log_ratio.device).clamp(min=0)
+    right = ((log_ratio.detach() > z) == desirable).to(loss.dtype)
+    return mean(loss.mean(-1), batch.weight), {"accuracy": mean(right.mean(-1), batch.weight)}
+
+
+def kto(
+    policy: Policy,
+    reference: Policy,
+    verdicts: Verdicts,
+    settings: KTO = KTO(),
+    training: Training = Training(),  # noqa: B008
+    name: str = "kto",
+    reference_log_probs: Tensor | None = None,
+    claimed: bool = False,
+) -> list[dict[str, float]]:
+    """Train `policy` in place on verdicts.
+
+    Args:
+        policy: π_θ, usually `reference.copy()`.
+        reference: π_ref, frozen.
+        verdicts: N rows, two at least; `Verdicts.from_pairs` makes them of preference pairs.
+        settings: KTO's own.
+        training: steps, batch size in rows, rate, seed.
+        name: what the progress bar says.
+        reference_log_probs: log π_ref of the responses, (N, G), if they are known already. Those of the mismatched
+            responses are computed all the same.
+        claimed: the caller has taken the output folder (see `checkpoint.claim`).
+
+    Returns:
+        the history: loss, accuracy, and reference_point z in nats, before it is cut at 0.
+
+    Raises:
+        LabError: fewer than two rows; verdicts all of one kind; a loss that is not finite.
+    """
+    number = len(verdicts)
+    if number < 2:
+        raise LabError(f"KTO pairs prompts with other prompts' responses: {number} rows are too few, give at least 2.")
+    if bool(verdicts.desirable.all()) or not bool(verdicts.desirable.any()):
+        kind = "desirable" if bool(verdicts.desirable.any()) else "undesirable"
+        raise LabError(f"All verdicts are {kind}: there is nothing to tell apart. KTO needs both kinds.")
+    known = reference_log_probs
+    if known is not None and known.shape != verdicts.desirable.shape:
+        raise LabError(
+            f"reference_log_probs has shape {tuple(known.shape)}; these verdicts need "
+            f"{tuple(verdicts.desirable.shape)}."
+        )
+    away = verdicts.responses[(torch.arange(number) + number // 2) % number]
+    other = Tokens(away.ids[:, :1], away.mask[:, :1])
+
+    def loss_of(batch: Verdicts, log_ref: Tensor, z: Tensor) -> tuple[Tensor, dict]:
+        return verdict_loss(policy, batch, log_ref, z, settings)
+
+    loop = Loop(name, policy, training, settings, claimed)
+    if loop.start < training.steps:
+        with loop.autocast():
+            if known is None:
+                known = _log_probs(reference, verdicts.prompts, verdicts.responses, training)
+            known_other = _log_probs(reference, verdicts.prompts, other, training)
+    with loop:
+        for _, _generator in loop:
+            rows = loop.rows(number)
+            batch = verdicts[rows]
+            with torch.no_grad(), loop.autocast():
+                here = processes.by_rows(policy.log_prob, batch.prompts, other[rows])
+                assert known is not None
+                z = mean((here - known_other[rows.to(here.device)]).squeeze(-1), batch.weight)
+            # One number for the whole batch, given to each of its rows: parts of a batch share it.
+            each = z.expand(len(rows)).unsqueeze(-1)
+            loop.update(loss_of, (batch, known[rows.to(known.device)], each), batch.weight, reference_point=z)
+    return loop.history
+
+
+@torch.no_grad()
+def _log_probs(reference: Policy, prompts: Tokens, responses: Tokens, training: Training) -> Tensor:
+    """log π_ref of (N, G) responses, in batches."""
+    starts = range(0, len(prompts), training.batch_size)
+    shown = training.progress and len(starts) > 1 and processes.is_first()
+    parts = []
+    for start in tqdm(starts, desc="reference", leave=False, disable=not shown):
+        rows = slice(start, start + training.batch_size)
+        parts.append(processes.by_rows(reference.log_prob, prompts[rows], responses[rows]))
+    return torch.cat(parts)

@@ -1,0 +1,245 @@
+"""`rlhf-lab sample`: draw responses from a language model, to prompts of the command line, a file, the Hub or a world.
+
+Without --out they are printed. With it they are written as JSON lines, a response a line, as they come: what was
+interrupted goes on with --resume and ends with the same file, for the draws of a batch are a function of the seed and
+of the batch's place alone.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import IO, Annotated, Any
+
+import torch
+import tyro
+from tqdm.auto import tqdm
+
+from rlhf_lab.batch import Tokens
+from rlhf_lab.checks import LabError, check_positive
+from rlhf_lab.commands import config
+from rlhf_lab.commands.train.data import check_data, load_data, token_limits
+from rlhf_lab.commands.train.reward import check_reward, load_reward
+from rlhf_lab.commands.train.settings import WORLD
+from rlhf_lab.policies.base import Reward
+from rlhf_lab.policies.language_model import LanguageModelPolicy
+from rlhf_lab.policies.loading import (
+    check_language_model,
+    load_config,
+    load_language_model,
+    load_tokenizer,
+    pick_device,
+    progress_bars,
+)
+from rlhf_lab.training import seeded
+from rlhf_lab.worlds.preference_forms import write_turns
+from rlhf_lab.worlds.sft_data import tokenise_prompts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Draw responses from a causal language model."""
+
+    model: str
+    """A folder, a .gguf file, lab-gpt2, lab-pythia, smollm2, or a name on the Hub."""
+    prompts: Annotated[tuple[str, ...], tyro.conf.arg(name="prompt")] = ()
+    """Prompts, each in quotes."""
+    data: str | None = None
+    """Prompts from a file, a data set on the Hub, or world:NAME."""
+    out: Path | None = None
+    """File to write, JSON lines; without it the responses are printed."""
+    config: Path | None = None
+    """YAML file with any of these settings; the command line wins over it."""
+    num_samples: int = 1
+    """Responses to each prompt."""
+    temperature: float = 1.0
+    """Divides the logits. Near 0 the likeliest tokens are drawn."""
+    top_k: int | None = None
+    """Draw among the k likeliest tokens only."""
+    chat: bool = False
+    """Prompts of the command line are a user's turn, written by the model's chat template."""
+    reward: str | None = None
+    """Score the responses by this: a reward model's folder, or gold (gold:NAME) of a world."""
+    max_prompt_tokens: int | None = None
+    """Longer prompts lose their beginning. By default 256, the world's longest, or what the context leaves."""
+    max_response_tokens: int | None = None
+    """Longest response, the end token counted. Default as for prompts."""
+    limit: int | None = None
+    """The first so many prompts of the data alone."""
+    batch_size: int = 16
+    """Prompts at a time."""
+    seed: int = 0
+    """Of the draws."""
+    model_revision: str | None = None
+    """Branch, tag or commit of a model on the Hub."""
+    data_revision: str | None = None
+    """Branch, tag or commit of a data set on the Hub."""
+    data_split: str = "test"
+    """Split of a data set on the Hub or of a world."""
+    data_folder: str | None = None
+    """Folder within a data set on the Hub."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, …; auto takes a GPU if there is one."""
+    resume: bool = False
+    """Go on with the file in `out`."""
+    progress: bool = True
+    """Show a progress bar."""
+
+    @property
+    def world(self) -> str | None:
+        """The text world's name, where the data come from one."""
+        return self.data.removeprefix(WORLD) if self.data is not None and self.data.startswith(WORLD) else None
+
+
+def sample(settings: Sample) -> list[dict[str, Any]]:
+    """Run the command.
+
+    Returns:
+        a row for each response that was drawn now: prompt, response, sample (its number), tokens, ended, and reward
+        where one was asked for.
+
+    Raises:
+        LabError: no prompts, or from two places; numbers that cannot be used; a file that is there already; as the
+            loaders of data, model and reward.
+    """
+    progress_bars(settings.progress)
+    _check(settings)
+    device = pick_device(settings.device)
+    check_language_model(settings.model, settings.model_revision)
+    tokenizer = load_tokenizer(settings.model, settings.model_revision)
+    limits = token_limits(settings, load_config(settings.model, settings.model_revision), tokenizer)
+    prompts, texts = _prompts(settings, tokenizer, limits)
+    done = _claim(settings, settings.out) if settings.out is not None else 0
+    model, tokenizer = load_language_model(settings.model, device, revision=settings.model_revision)
+    policy = LanguageModelPolicy(model, tokenizer.eos_token_id, limits[1], len(tokenizer), tokenizer)
+    reward = None if settings.reward is None else load_reward(settings, policy, tokenizer)
+    rows: list[dict[str, Any]] = []
+    file = None if settings.out is None else settings.out.open("a", encoding="utf-8")
+    try:
+        for batch in _batches(settings, policy, reward, prompts, texts, done):
+            rows += batch
+            _put(batch, file)
+    finally:
+        if file is not None:
+            file.close()
+    return rows
+
+
+def _check(settings: Sample) -> None:
+    check_positive(settings.temperature, "temperature")
+    for name in ("num_samples", "batch_size"):
+        if getattr(settings, name) < 1:
+            raise LabError(f"{name} must be at least 1, not {getattr(settings, name)}.")
+    if settings.top_k is not None and settings.top_k < 1:
+        raise LabError(f"top_k must be at least 1, not {settings.top_k}.")
+    if (settings.data is None) == (not settings.prompts):
+        raise LabError('Give prompts in one of two ways: --prompt "…" "…", or --data FILE.')
+    if settings.data is not None:
+        check_data(settings)
+    if settings.resume and settings.out is None:
+        raise LabError("--resume needs --out, the file to go on with.")
+    check_reward(settings)
+
+
+def _prompts(settings: Sample, tokenizer: Any, limits: tuple[int, int]) -> tuple[Tokens, list[str]]:
+    if settings.data is not None:
+        data = load_data(settings, "prompts", tokenizer, limits)
+        assert data.prompts is not None
+        if settings.progress:
+            print("\n".join(data.said), file=sys.stderr)
+        return data.prompts, tokenizer.batch_decode(data.prompts.tolist(), skip_special_tokens=True)
+    texts = list(settings.prompts)
+    empty = next((number for number, text in enumerate(texts, 1) if not text.strip()), None)
+    if empty is not None:
+        raise LabError(f"Prompt {empty} of the command line is empty.")
+    if settings.chat:
+        if getattr(tokenizer, "chat_template", None) is None:
+            raise LabError(f"{settings.model} has no chat template: leave --chat out.")
+        texts = [write_turns([{"role": "user", "content": text}], tokenizer) for text in texts]
+    return tokenise_prompts(texts, tokenizer, limits[0], "the command line")[0], list(settings.prompts)
+
+
+def _beside(out: Path) -> Path:
+    return out.with_name(f"{out.name}.settings.yaml")
+
+
+def _claim(settings: Sample, out: Path) -> int:
+    """Take the file; returns how many whole batches it holds already."""
+    free = {"out", "resume", "config", "progress", "device"}
+    mine = {f.name: config.plain(getattr(settings, f.name)) for f in fields(settings) if f.name not in free}
+    beside = _beside(out)
+    if settings.resume:
+        if not out.is_file() or not beside.is_file():
+            raise LabError(f"Nothing to resume: {out} is not a file that `rlhf-lab sample` began.")
+        import yaml
+
+        before = yaml.safe_load(beside.read_text(encoding="utf-8"))
+        changed = [name for name in mine if name in before and before[name] != mine[name]]
+        if changed:
+            name = changed[0]
+            raise LabError(f"{out} was begun with {name} = {before[name]!r}, not {mine[name]!r}. Resume it with that.")
+        return _whole_batches(out, settings.batch_size)
+    if out.exists():
+        raise LabError(f"{out} is there already; nothing was changed. Give another name, or --resume to go on with it.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    import yaml
+
+    beside.write_text(yaml.safe_dump(mine, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    return 0
+
+
+def _whole_batches(out: Path, batch_size: int) -> int:
+    """Cut the file after its last whole batch; a batch is known by the number of its last row's prompt."""
+    lines = out.read_bytes().splitlines(keepends=True)
+    ends = [number for number, line in enumerate(lines, 1) if line.endswith(b"\n") and b'"last": true' in line]
+    keep = ends[-1] if ends else 0
+    out.write_bytes(b"".join(lines[:keep]))
+    return len(ends)
+
+
+def _batches(
+    settings: Sample,
+    policy: LanguageModelPolicy,
+    reward: Reward | None,
+    prompts: Tokens,
+    texts: list[str],
+    done: int,
+) -> Iterator[list[dict[str, Any]]]:
+    starts = range(done * settings.batch_size, len(prompts), settings.batch_size)
+    tokenizer = policy.tokenizer
+    for start in tqdm(starts, desc="sample", leave=False, disable=not settings.progress or len(starts) < 2):
+        x = prompts[start : start + settings.batch_size]
+        generator = seeded(settings.seed, 15, start, device=policy.device)
+        y = policy.sample(x, settings.num_samples, generator, settings.temperature, settings.top_k)
+        with torch.no_grad():
+            scores = None if reward is None else reward(x, y).tolist()
+        rows = []
+        for b, group in enumerate(y.tolist()):
+            for g, ids in enumerate(group):
+                row = {
+                    "prompt": texts[start + b],
+                    "response": tokenizer.decode(ids, skip_special_tokens=True),
+                    "sample": g,
+                    "tokens": len(ids),
+                    "ended": bool(ids) and ids[-1] == policy.end_token,
+                }
+                rows.append(row if scores is None else row | {"reward": scores[b][g]})
+        # The mark by which a file that was cut off is known to be whole up to here.
+        rows[-1]["last"] = True
+        yield rows
+
+
+def _put(rows: list[dict[str, Any]], file: IO[str] | None) -> None:
+    if file is not None:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        file.flush()
+        return
+    for row in rows:
+        if row["sample"] == 0:
+            print(f"\n=== {row['prompt']}")
+        score = f" (reward {row['reward']:.4g})" if "reward" in row else ""
+        cut = "" if row["ended"] else " […]"
+        print(f"--- {row['sample'] + 1}{score}\n{row['response']}{cut}")

@@ -1,0 +1,27 @@
+"""What `train rloo` and `train grpo` share: both are `algorithms/group.py`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rlhf_lab.algorithms.group import group
+from rlhf_lab.checks import LabError
+from rlhf_lab.commands.train.job import History, Job, run
+
+
+def run_group(settings: Any, method: str) -> History:
+    """Run one of the two; see `job.run`.
+
+    Raises:
+        LabError: `--kind` says the other one.
+    """
+    if settings.group.kind != method:
+        raise LabError(f"`train {method}` is of the kind {method}; for the other use `train {settings.group.kind}`.")
+    return run(settings, method, "prompts", _fit)
+
+
+def _fit(job: Job) -> History:
+    prompts = job.data.prompts
+    assert prompts is not None
+    training = job.training(len(prompts))
+    return group(job.policy, job.reference(), job.reward(), prompts, job.settings.group, training, claimed=True)

@@ -1,0 +1,151 @@
+"""What every `rlhf-lab train METHOD` can be told: the model, the data, the output folder, the loop, the machine.
+
+A method's settings are these and its algorithm's own dataclass, whose fields become options of the same rank.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from rlhf_lab.checks import LabError
+from rlhf_lab.training import Training, checkpoint
+
+WORLD = "world:"
+"""What a text world's name stands behind, where data are asked for."""
+
+Flat = tyro.conf.arg(name="")
+"""A method's own settings stand beside the others."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    """The settings of all methods."""
+
+    model: str
+    """Model to start from: a folder, a .gguf file, lab-gpt2, lab-pythia, smollm2, or a name on the Hub."""
+    data: str
+    """A .json, .jsonl, .csv or .parquet file (also .gz), a data set's name on the Hub, or world:NAME (sentiment,
+    summaries, dialogue, translation)."""
+    out: Path
+    """Folder for the result. One that holds another run is refused."""
+    config: Path | None = None
+    """YAML file with any of these settings; the command line wins over it."""
+    steps: int | None = None
+    """Optimiser steps; by default as many as `epochs` needs."""
+    epochs: float = 1.0
+    """Passes over the data, where `steps` is not given."""
+    batch_size: int = 32
+    """Rows of data (pairs, examples or prompts) in a step."""
+    learning_rate: float = 1e-5
+    """Peak learning rate. Small models take larger ones: 1e-3 for the shipped ones."""
+    warmup: int = 0
+    """Steps over which the rate rises from zero."""
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    """How the rate falls to zero after the warm-up."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of AdamW."""
+    adam_epsilon: float = 1e-8
+    """Adam's ε."""
+    max_grad_norm: float | None = 10.0
+    """Clip the gradient's norm to this."""
+    max_prompt_tokens: int | None = None
+    """Longer prompts lose their beginning. By default 256, the world's longest, or what the context leaves."""
+    max_response_tokens: int | None = None
+    """Longer responses lose their end, and none longer is drawn. The end token is counted. Default as for prompts."""
+    limit: int | None = None
+    """Use the first so many usable rows alone; data from the Hub are then streamed. For pairs of a world: how many
+    to draw (default 1,000)."""
+    seed: int = 0
+    """Of everything that is random in this run."""
+    model_revision: str | None = None
+    """Branch, tag or commit of a model on the Hub."""
+    data_revision: str | None = None
+    """Branch, tag or commit of a data set on the Hub."""
+    data_split: str = "train"
+    """Split of a data set on the Hub or of a world."""
+    data_folder: str | None = None
+    """Folder within a data set on the Hub, such as harmless-base of Anthropic/hh-rlhf."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, …; auto takes a GPU if there is one."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: products of matrices in bfloat16; weights and optimiser stay in float32."""
+    accumulate: int = 1
+    """Parts a step's batch is cut into for memory; the gradient is the same."""
+    gradient_checkpointing: bool = False
+    """Less memory for more time: activations are computed again in the backward pass."""
+    lora_rank: int | None = None
+    """Train low-rank adapters of this rank (package peft) instead of all weights; model/ holds the merged result."""
+    lora_alpha: float | None = None
+    """Scale of the adapters; by default twice the rank."""
+    lora_targets: tuple[str, ...] = ()
+    """Names of the layers that get adapters; by default those that are usual for the architecture."""
+    reference_cache: Path | None = None
+    """Folder for the reference's log-probabilities of given data, which are computed once; by default the lab's."""
+    log_every: int = 10
+    """Steps between two entries of history.jsonl."""
+    save_every: int = 100
+    """Steps between two checkpoints."""
+    trackers: tuple[str, ...] = ()
+    """Where logged steps go too: tensorboard, wandb, trackio, … None by default."""
+    resume: bool = False
+    """Go on with the run in `out`, which was stopped."""
+    progress: bool = True
+    """Show a progress bar."""
+
+    @property
+    def world(self) -> str | None:
+        """The text world's name, where the data come from one."""
+        return self.data.removeprefix(WORLD) if self.data.startswith(WORLD) else None
+
+    def training(self, rows: int, **changes: Any) -> Training:
+        """The loop's settings, the number of steps worked out from the number of rows.
+
+        Args:
+            rows: of data that one epoch sees.
+            changes: settings of the loop that this command does not leave to its user.
+
+        Raises:
+            LabError: a number that cannot be used.
+        """
+        if not self.epochs > 0:
+            raise LabError(f"epochs must be above 0, not {self.epochs}.")
+        each = max(min(self.batch_size, rows), 1)
+        steps = self.steps if self.steps is not None else max(round(self.epochs * rows / each), 1)
+        names = {field.name for field in dataclasses.fields(Training)} & {f.name for f in dataclasses.fields(Common)}
+        shared = {name: getattr(self, name) for name in names}
+        return Training(**{**shared, "optimizer": "adamw", "steps": steps, **changes})
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairSettings(Common):
+    """The settings of methods that learn from preference pairs."""
+
+    label_noise: float = 0.0
+    """With a world's data: how often a label is turned round."""
+    label_beta: float = 1.0
+    """With a world's data: the gold reward is divided by it before the labels are drawn from Bradley-Terry."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingSettings(Common):
+    """The settings of methods that sample and are told a reward."""
+
+    reward: str
+    """Folder of a trained reward model or ranker, or gold with a world's data (gold:NAME with other data)."""
+
+
+Epochs = Annotated[float, tyro.conf.arg(name="data-epochs")]
+"""For a method that has epochs of its own."""
+
+
+def record_of(settings: Common, method: str) -> dict[str, Any]:
+    """What run.json holds, and what a resumed run must agree with. The device may differ."""
+    record = {"method": method, **checkpoint.plain(settings)}
+    for name in ("device", "config"):
+        del record[name]
+    return record

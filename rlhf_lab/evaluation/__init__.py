@@ -1,0 +1,43 @@
+"""How good a policy is: exactly, where the world is finite; with standard errors, where it is not.
+
+exact       E_π[r], KL, J and regret of a finite world
+sampled     the same from samples, with errors over prompts
+judges      which of two texts is better: by a gold reward, a reward model, or a model behind a URL
+win_rate    how often one policy's texts are preferred to another's
+text        one report of a language model: rewards, wins, KL, length, diversity
+frontier    reward against KL, from samples
+importance  distance to π* from samples, and whether to believe it
+"""
+
+from rlhf_lab.evaluation.exact import Exact, evaluate
+from rlhf_lab.evaluation.frontier import Point, Tilted, points, tilted_frontier
+from rlhf_lab.evaluation.importance import Distance, Draws, distance, distance_to_optimal
+from rlhf_lab.evaluation.judges import EndpointJudge, GoldJudge, Judge, RewardJudge
+from rlhf_lab.evaluation.sampled import Estimate, Sampled, estimate, mean_interval
+from rlhf_lab.evaluation.text import TextReport, text_report
+from rlhf_lab.evaluation.win_rate import WinRate, win_rate
+
+__all__ = [
+    "Distance",
+    "Draws",
+    "EndpointJudge",
+    "Estimate",
+    "Exact",
+    "GoldJudge",
+    "Judge",
+    "Point",
+    "RewardJudge",
+    "Sampled",
+    "TextReport",
+    "Tilted",
+    "WinRate",
+    "distance",
+    "distance_to_optimal",
+    "estimate",
+    "evaluate",
+    "mean_interval",
+    "points",
+    "text_report",
+    "tilted_frontier",
+    "win_rate",
+]

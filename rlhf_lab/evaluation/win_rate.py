@@ -1,0 +1,146 @@
+r"""How often one side's responses are preferred to the other's, with an interval that knows about prompts.
+
+Each comparison is a number in [0, 1] (win 1, tie ½, loss 0), averaged over both orders of showing. Comparisons
+under one prompt are alike, so a prompt is one draw, as everywhere in this room: the standard error is the cluster
+one over prompts. The interval is Wilson's at the number of independent comparisons that would have this
+error, with Student's t for few prompts, so that it stays within [0, 1] and has a width at 0 and 1 too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rlhf_lab.checks import LabError
+from rlhf_lab.evaluation.judges import Judge
+from rlhf_lab.evaluation.sampled import quantile
+
+
+@dataclass(frozen=True)
+class WinRate:
+    """A win rate, and what stands behind it."""
+
+    mean: float
+    """Share of comparisons won, a tie counting half."""
+    error: float
+    """Its standard error over prompts; NaN with one prompt."""
+    low: float
+    """Lower end of the interval."""
+    high: float
+    """Upper end of the interval."""
+    ties: float
+    """Share of comparisons that were ties after averaging over both orders."""
+    comparisons: int
+    """Comparisons with a verdict."""
+    prompts: int
+    """Prompts with a verdict."""
+    unanswered: int = 0
+    """Comparisons left out because the judge gave no verdict."""
+    position_bias: float = 0.0
+    """How much more often than half what is shown first is preferred, in [−½, ½]."""
+    turned: float = 0.0
+    """Share of comparisons whose verdict turned round with the order."""
+
+    def __str__(self) -> str:
+        text = (
+            f"{self.mean:.1%} [{self.low:.1%}, {self.high:.1%}], {self.ties:.1%} ties, {self.comparisons} comparisons"
+        )
+        if self.turned or self.position_bias:
+            text += f", position bias {self.position_bias:+.1%}, {self.turned:.1%} turned with the order"
+        return text + (f", {self.unanswered} unanswered" if self.unanswered else "")
+
+
+def win_rate(
+    prompts: Sequence[str],
+    a: Sequence[str] | Sequence[Sequence[str]],
+    b: Sequence[str] | Sequence[Sequence[str]],
+    judge: Judge,
+    level: float = 0.95,
+) -> WinRate:
+    """How often a's responses are preferred to b's.
+
+    Args:
+        prompts: B texts.
+        a: B responses, or B lists of G. Responses to one prompt belong in one list: rows are taken as independent.
+        b: the same; with one response for a prompt (an SFT target), it meets each of a's.
+        judge: see `rlhf_lab.evaluation.judges`. It is asked in both orders unless order cannot matter to it.
+        level: of the interval.
+
+    Raises:
+        LabError: nothing to compare; sides that do not match; a preference outside [0, 1]; no verdict at all.
+    """
+    rows = _comparisons(prompts, a, b)
+    asked, ours, theirs = [row[1] for row in rows], [row[2] for row in rows], [row[3] for row in rows]
+    first = _checked(judge(asked, ours, theirs), len(rows))
+    second = [1 - p for p in first] if judge.order_free else _checked(judge(asked, theirs, ours), len(rows))
+    both = [(row[0], p, q) for row, p, q in zip(rows, first, second, strict=True) if not math.isnan(p + q)]
+    if not both:
+        raise LabError(f"The judge gave no verdict on any of {len(rows)} comparisons.")
+    values = [(p + 1 - q) / 2 for _, p, q in both]
+    clusters: dict[int, list[float]] = {}
+    for (number, _, _), value in zip(both, values, strict=True):
+        clusters.setdefault(number, []).append(value)
+    mean, error = _cluster(list(clusters.values()))
+    low, high = _wilson(mean, error, len(clusters), level)
+    count = len(values)
+    return WinRate(
+        mean,
+        error,
+        low,
+        high,
+        ties=sum(value == 0.5 for value in values) / count,
+        comparisons=count,
+        prompts=len(clusters),
+        unanswered=len(rows) - count,
+        position_bias=sum((p + q - 1) / 2 for _, p, q in both) / count,
+        turned=sum((p - 0.5) * (q - 0.5) > 0 for _, p, q in both) / count,
+    )
+
+
+def _comparisons(prompts: Sequence[str], a: Sequence, b: Sequence) -> list[tuple[int, str, str, str]]:
+    """(number of the prompt, prompt, ours, theirs), one row a comparison."""
+    if not len(prompts) == len(a) == len(b):
+        raise LabError(f"{len(prompts)} prompts came with responses to {len(a)} and {len(b)}; one each is needed.")
+    rows = []
+    for i, (x, ours, theirs) in enumerate(zip(prompts, a, b, strict=True)):
+        left = [ours] if isinstance(ours, str) else list(ours)
+        right = [theirs] if isinstance(theirs, str) else list(theirs)
+        if 1 in (len(left), len(right)):
+            left, right = (side * (max(len(left), len(right)) if len(side) == 1 else 1) for side in (left, right))
+        if len(left) != len(right):
+            raise LabError(f"Prompt {i} has {len(left)} responses on one side and {len(right)} on the other.")
+        rows += [(i, x, y, z) for y, z in zip(left, right, strict=True)]
+    if not rows:
+        raise LabError("There is nothing to compare: no prompts, or no responses.")
+    return rows
+
+
+def _checked(preferences: Sequence[float], wanted: int) -> list[float]:
+    out = [float(p) for p in preferences]
+    if len(out) != wanted:
+        raise LabError(f"The judge returned {len(out)} preferences for {wanted} comparisons.")
+    bad = next((p for p in out if not (0 <= p <= 1 or math.isnan(p))), None)
+    if bad is not None:
+        raise LabError(f"The judge returned the preference {bad}; it must lie in [0, 1].")
+    return out
+
+
+def _cluster(clusters: list[list[float]]) -> tuple[float, float]:
+    total, count = sum(map(len, clusters)), len(clusters)
+    mean = math.fsum(value for cluster in clusters for value in cluster) / total
+    if count < 2:
+        return mean, math.nan
+    spread = math.fsum((math.fsum(cluster) - len(cluster) * mean) ** 2 for cluster in clusters)
+    return mean, math.sqrt(spread * count / (count - 1)) / total
+
+
+def _wilson(mean: float, error: float, prompts: int, level: float) -> tuple[float, float]:
+    if prompts < 2:
+        return 0.0, 1.0
+    # Without any spread (all won, all lost, all tied) each prompt stands for one comparison.
+    number = mean * (1 - mean) / error**2 if error > 0 and 0 < mean < 1 else prompts
+    z = quantile(level, prompts - 1)
+    centre = (mean + z * z / (2 * number)) / (1 + z * z / number)
+    half = z / (1 + z * z / number) * math.sqrt(mean * (1 - mean) / number + z * z / (4 * number**2))
+    return max(centre - half, 0.0), min(centre + half, 1.0)

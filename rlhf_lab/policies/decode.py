@@ -1,0 +1,223 @@
+"""Many responses to one prompt, token by token: the prompt's keys and values are computed once and read once.
+
+`generate` repeats the prompt's cache for each response and grows it by copying. Here all responses of a prompt ask
+the same keys in one matrix product,
+
+    scores = [ q·K_promptᵀ | q·K_ownᵀ ],   attention = softmax(scores) [ V_prompt ; V_own ]
+
+q of all G responses against one K_prompt, and against each one's own, preallocated K_own. Responses that have ended
+are left out of the row that the model computes; their keys are dropped where a good share of them has ended.
+
+`SharedPrompt` is the layout that a decoding step hands to the attention of `ragged.py`; no cache of transformers
+takes part, so this works for whatever architecture hands keywords on to its attention.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rlhf_lab.batch import Tokens
+from rlhf_lab.policies import ragged
+
+KEEP = 0.8
+"""The grid of B × G responses is cut down when what goes on fits into less than this share of it."""
+
+
+class SharedPrompt:
+    """The layout of a decoding step: B prompts' keys and values, and each of B × G responses' own.
+
+    Attributes:
+        step: tokens that each response has in its own keys before this step.
+        rows: (n,), the responses that take part in this step, as numbers in the flat grid; None for all.
+        used: an attention layer has asked for it.
+    """
+
+    def __init__(self, prompts: Tokens, layout: ragged.Layout, group: int, room: int) -> None:
+        """Take the keys and values that `layout` kept.
+
+        Args:
+            prompts: (B, P) on the model's device.
+            layout: of a pass over the prompts alone, with `keep=True`.
+            group: G, responses a prompt.
+            room: tokens for which keys are preallocated.
+        """
+        assert layout.kept is not None
+        self.group, self.room, self.step, self.used = group, room, 0, False
+        self.rows: Tensor | None = None
+        lengths = prompts.lengths
+        start = layout.first.to(prompts.device) - lengths + 1
+        place = (start[:, None] + torch.arange(prompts.shape[1], device=prompts.device)).where(prompts.mask, 0)
+        self._prompt = {k: (_rows(keys, place), _rows(values, place)) for k, (keys, values) in layout.kept.items()}
+        self._own: dict[int, tuple[Tensor, Tensor]] = {}
+        self._barred = None if bool(prompts.mask.all()) else ~prompts.mask
+
+    def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+        """One new token of n responses: (1, heads, n, d) queries; gives (1, n, heads, d)."""
+        query, key, value = self._spread(query), self._spread(key), self._spread(value)
+        heads, width = query.shape[1], query.shape[-1]
+        keys, values = self._prompt[id(module)]  # (B, key heads, P, d)
+        count, kv_heads, length, _ = keys.shape
+        shared = heads // kv_heads
+        if id(module) not in self._own:
+            shape = (count, kv_heads, self.group, self.room, width)
+            self._own[id(module)] = (keys.new_empty(shape), keys.new_empty((*shape[:-1], values.shape[-1])))
+        own_keys, own_values = self._own[id(module)]
+        own_keys[:, :, :, self.step] = key[0].view(kv_heads, count, self.group, -1).transpose(0, 1)
+        own_values[:, :, :, self.step] = value[0].view(kv_heads, count, self.group, -1).transpose(0, 1)
+        own_keys, own_values = (t[:, :, :, : self.step + 1] for t in (own_keys, own_values))
+
+        q = query[0].view(kv_heads, shared, count, self.group, width).permute(2, 0, 3, 1, 4).to(keys.dtype)
+        q = q * (width**-0.5 if scale is None else scale)
+        flat = q.reshape(count, kv_heads, self.group * shared, width)
+        past = (flat @ keys.mT).view(count, kv_heads, self.group, shared, length)
+        if self._barred is not None:
+            past = past.masked_fill(self._barred[:, None, None, None], -torch.inf)
+        scores = torch.cat([past, q @ own_keys.mT], -1)
+        weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(values.dtype)
+        seen, new = weights.split([length, self.step + 1], -1)
+        out = (seen.reshape(count, kv_heads, self.group * shared, length) @ values).view(*q.shape[:-1], -1)
+        out = out + new @ own_values
+        out = out.permute(0, 2, 1, 3, 4).reshape(1, count * self.group, heads, -1)
+        return out if self.rows is None else out[:, self.rows]
+
+    def _spread(self, states: Tensor) -> Tensor:
+        """(1, heads, n, d) to its places in the whole grid, (1, heads, B·G, d)."""
+        if self.rows is None:
+            return states
+        count = len(next(iter(self._prompt.values()))[0])
+        whole = states.new_zeros(1, states.shape[1], count * self.group, states.shape[-1])
+        return whole.index_copy(2, self.rows, states)
+
+    def keep(self, prompts: Tensor, responses: Tensor) -> None:
+        """Go on with these prompts (B',) and, of each, these responses (B', G')."""
+        for key, (keys, values) in self._prompt.items():
+            if len(prompts) < len(keys):
+                self._prompt[key] = keys[prompts], values[prompts]
+        if self._barred is not None:
+            self._barred = self._barred[prompts]
+        index = responses[:, None, :, None, None]
+        for key, own in self._own.items():
+            self._own[key] = tuple(  # type: ignore[assignment]
+                t[prompts].gather(2, index.expand(-1, t.shape[1], -1, *t.shape[3:])) for t in own
+            )
+        self.group = responses.shape[1]
+
+
+def _rows(kept: Tensor, place: Tensor) -> Tensor:
+    """(1, heads, N, d) at places (B, P): (B, heads, P, d)."""
+    if place.shape[0] == 1:
+        return kept
+    return kept[0][:, place].transpose(0, 1).contiguous()
+
+
+def prefill(body: nn.Module, prompts: Tokens, device: torch.device) -> tuple[Tensor, ragged.Layout] | None:
+    """The states (B, H) at the prompts' last tokens, and the layout that kept keys and values; None as in `run`."""
+    layout = ragged.Layout(prompts, Tokens.full(prompts.ids[:, None, :0]), device, keep=True)
+    hidden = ragged.run(body, layout.ids, layout.positions, layout)
+    return None if hidden is None else (hidden[0, layout.first.to(device)], layout)
+
+
+def decode(
+    body: nn.Module,
+    prompts: Tokens,
+    num_samples: int,
+    max_new_tokens: int,
+    end_token: int | None,
+    choose: Any,
+    device: torch.device,
+) -> Tokens | None:
+    """Draw responses (B, num_samples, T) to `prompts` (B, P); None if the model's attention takes no layout.
+
+    Args:
+        body: the transformer without its head.
+        prompts: each of at least one token.
+        num_samples: responses a prompt.
+        max_new_tokens: longest response.
+        end_token: id that ends a response, or None.
+        choose: `(states (N, H), number) → ids (N, number)`.
+        device: where the model lies.
+    """
+    start = prefill(body, prompts, device)
+    if start is None:
+        return None
+    last, layout = start
+    prompts = prompts.to(device)
+    count, group = len(prompts), num_samples
+    cache = SharedPrompt(prompts, layout, group, max_new_tokens - 1)
+    layout.kept = None
+    ids = torch.zeros(count * group, max_new_tokens, dtype=torch.long, device=device)
+    mask = torch.zeros_like(ids, dtype=torch.bool)
+    slot = torch.arange(count * group, device=device).view(count, group)
+    position = prompts.lengths[:, None].expand(count, group)
+    alive = torch.ones_like(slot, dtype=torch.bool)
+    drawn = choose(last, group)
+    for step in range(max_new_tokens):
+        ids[slot, step], mask[slot, step] = drawn.where(alive, 0), alive
+        if step + 1 == max_new_tokens:
+            break
+        if end_token is not None:
+            alive = alive & (drawn != end_token)
+            # On a device the count is a wait, so it is asked for now and then only.
+            if device.type == "cpu" or step % 8 == 7:
+                going = alive.sum(1)
+                widest = int(going.max())
+                if widest == 0:
+                    break
+                kept = going.nonzero().squeeze(1)
+                if len(kept) * widest < KEEP * alive.numel():
+                    columns = (~alive[kept]).int().argsort(dim=1, stable=True)[:, :widest]
+                    cache.keep(kept, columns)
+                    slot, position, alive, drawn = (t[kept].gather(1, columns) for t in (slot, position, alive, drawn))
+                cache.rows = alive.flatten().nonzero().squeeze(1)
+        cache.step = step
+        tokens, places = drawn.flatten(), position.flatten() + step
+        if cache.rows is not None:
+            tokens, places = tokens[cache.rows], places[cache.rows]
+        hidden = ragged.run(body, tokens[None], places[None], cache)
+        assert hidden is not None
+        new = choose(hidden[0], 1)[:, 0]
+        new = new if cache.rows is None else torch.zeros_like(drawn).flatten().index_copy(0, cache.rows, new)
+        drawn = new.view(slot.shape)
+    longest = max(int(mask.sum(1).max()), 1)
+    return Tokens(ids[:, :longest].view(count, group, -1), mask[:, :longest].view(count, group, -1))
+
+
+def decode_with_cache(
+    body: nn.Module, prompts: Tokens, num_samples: int, max_new_tokens: int, end_token: int | None, choose: Any
+) -> Tokens:
+    """The same through the model's own cache, repeated for each response: for attention that takes no layout."""
+    model: Any = body
+    # Prompts lie at the left: under a causal mask what follows a prompt's end cannot reach it.
+    out = model(prompts.ids, attention_mask=torch.ones_like(prompts.ids), use_cache=True)
+    last = out.last_hidden_state[torch.arange(len(prompts), device=prompts.device), prompts.lengths - 1]
+    drawn = choose(last, num_samples).flatten()
+    cache = out.past_key_values
+    if max_new_tokens > 1:
+        cache.batch_repeat_interleave(num_samples)
+    seen = prompts.mask.repeat_interleave(num_samples, 0)
+    position = prompts.lengths.repeat_interleave(num_samples)
+    alive = torch.ones_like(drawn, dtype=torch.bool)
+    ids, mask = [], []
+    for step in range(max_new_tokens):
+        ids.append(drawn.where(alive, 0))
+        mask.append(alive)
+        if end_token is not None:
+            alive = alive & (drawn != end_token)
+            if not alive.any():
+                break
+        if step + 1 == max_new_tokens:
+            break
+        seen = torch.cat([seen, torch.ones_like(seen[:, :1])], 1)
+        out = model(
+            drawn[:, None],
+            attention_mask=seen.long(),
+            position_ids=(position + step)[:, None],
+            past_key_values=cache,
+            use_cache=True,
+        )
+        drawn = choose(out.last_hidden_state[:, -1], 1)[:, 0]
+    shape = (len(prompts), num_samples, len(ids))
+    return Tokens(torch.stack(ids, -1).view(shape), torch.stack(mask, -1).view(shape))

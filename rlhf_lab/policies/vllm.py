@@ -1,0 +1,136 @@
+"""Samples from vLLM behind the same `sample`: an engine of its own draws, the policy scores and trains.
+
+    pip install 'rlhf-lab[vllm]'           (Linux and a GPU; not tested on the machine where this was written)
+
+vLLM has its own copy of the weights: `VllmSampler.load(policy)` writes the policy to a folder and starts an engine on
+it, `refresh()` does so again after training. Log-probabilities come from the policy, so losses see one model, and
+differences between the two engines' arithmetic show up where importance ratios are looked at.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rlhf_lab.batch import Tokens
+from rlhf_lab.checks import LabError, check_positive
+from rlhf_lab.policies.base import Policy
+from rlhf_lab.policies.drawing import check_top_k
+from rlhf_lab.policies.language_model import LanguageModelPolicy
+from rlhf_lab.policies.packing import check_prompts
+
+
+class VllmSampler(Policy):
+    """A policy that samples with vLLM and answers everything else with `policy`."""
+
+    def __init__(self, policy: LanguageModelPolicy, engine: Any) -> None:
+        """Use a running engine.
+
+        Args:
+            policy: whose weights the engine serves.
+            engine: a `vllm.LLM`, or anything with its `generate(prompts, sampling_params)`.
+        """
+        super().__init__()
+        self.inner = policy
+        self._engine = (engine,)
+
+    @classmethod
+    def load(cls, policy: LanguageModelPolicy, **options: Any) -> VllmSampler:
+        """Start an engine on `policy`'s weights.
+
+        Args:
+            policy: the policy to sample from.
+            options: handed on to `vllm.LLM`, for example gpu_memory_utilization or tensor_parallel_size.
+
+        Raises:
+            LabError: vLLM is not installed.
+        """
+        return cls(policy, _engine(policy, options))
+
+    def refresh(self, **options: Any) -> None:
+        """Start anew on the policy's weights as they are now. Call it after training steps."""
+        self._engine = (_engine(self.inner, options),)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        prompts: Tokens,
+        num_samples: int,
+        generator: torch.Generator | None = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+    ) -> Tokens:
+        """See `Policy.sample`. The generator gives vLLM a seed, so the draws follow from it there too."""
+        check_positive(temperature, "temperature")
+        check_top_k(top_k)
+        if num_samples < 1:
+            raise LabError(f"num_samples must be at least 1, not {num_samples}.")
+        check_prompts(prompts, self.inner.model.config.vocab_size)
+        where = torch.device("cpu") if generator is None else generator.device
+        seed = int(torch.randint(2**31 - 1, (), generator=generator, device=where))
+        settings = sampling_settings(self.inner, num_samples, seed, temperature, top_k)
+        texts = [{"prompt_token_ids": ids} for ids in prompts.tolist()]
+        try:
+            from vllm import SamplingParams
+        except ImportError:
+            # A stand-in engine takes the settings as they are.
+            SamplingParams = dict
+        found = self._engine[0].generate(texts, [SamplingParams(**s) for s in _one_each(settings, len(texts))])
+        rows = [[list(answer.token_ids) for answer in request.outputs] for request in found]
+        if [len(row) for row in rows] != [num_samples] * len(texts):
+            raise LabError("vLLM gave another number of responses than it was asked for.")
+        return Tokens.from_lists(rows).to(self.inner.device)
+
+    def token_log_probs(self, prompts: Tokens, responses: Tokens, temperature: float = 1.0) -> Tensor:
+        """See `Policy.token_log_probs`."""
+        return self.inner.token_log_probs(prompts, responses, temperature)
+
+    def new_reward_model(self) -> nn.Module:
+        """See `LanguageModelPolicy.new_reward_model`."""
+        return self.inner.new_reward_model()
+
+    def new_critic(self, reward_model: nn.Module | None = None) -> nn.Module:
+        """See `LanguageModelPolicy.new_critic`."""
+        return self.inner.new_critic(reward_model)
+
+
+def sampling_settings(
+    policy: LanguageModelPolicy, num_samples: int, seed: int, temperature: float, top_k: int | None
+) -> dict[str, Any]:
+    """Our arguments in vLLM's words (`vllm.SamplingParams`).
+
+    The end token stays in the response, as the (B, G) rule has it; nothing else is filtered, and nothing that a
+    model's own generation settings say is taken over.
+    """
+    settings: dict[str, Any] = {
+        "n": num_samples, "seed": seed, "temperature": temperature, "top_p": 1.0, "min_p": 0.0,
+        "top_k": -1 if top_k is None else top_k, "max_tokens": policy.max_new_tokens, "ignore_eos": True,
+        "repetition_penalty": 1.0, "detokenize": False,
+    }  # fmt: skip
+    if policy.end_token is not None:
+        settings["stop_token_ids"] = [policy.end_token]
+    if policy.vocab_size < policy.model.config.vocab_size:
+        settings["allowed_token_ids"] = list(range(policy.vocab_size))
+    return settings
+
+
+def _one_each(settings: dict[str, Any], count: int) -> list[dict[str, Any]]:
+    """The settings for each prompt, with a seed of its own: equal prompts must not get equal draws."""
+    return [{**settings, "seed": (settings["seed"] + 1_000_003 * i) % (2**31 - 1)} for i in range(count)]
+
+
+def _engine(policy: LanguageModelPolicy, options: dict[str, Any]) -> Any:
+    try:
+        from vllm import LLM
+    except ImportError as error:
+        raise LabError(
+            "vLLM is not installed: pip install 'rlhf-lab[vllm]' (Linux and a GPU), or sample with the policy itself."
+        ) from error
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model"
+        policy.save_pretrained(path)
+        return LLM(model=str(path), skip_tokenizer_init=True, generation_config="vllm", **options)

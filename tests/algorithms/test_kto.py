@@ -1,0 +1,134 @@
+"""KTO: its loss row by row, its reference point, and where it goes on a bandit, which is not π*."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+from scipy.special import expit, logsumexp
+
+from rlhf_lab import exact
+from rlhf_lab.algorithms.kto import KTO, Verdicts, kto, verdict_loss
+from rlhf_lab.batch import Tokens
+from rlhf_lab.checks import LabError
+from rlhf_lab.training import Training, seeded
+from rlhf_lab.worlds import bandit, token_tree
+
+TREE = token_tree.random(3, 3, 2, seed=1, has_end=True)
+
+
+def population(world, p_desirable):
+    """Every response praised, then every response blamed, each row weighted by π_ref(y) P(verdict | y)."""
+    number = world.tree.num_responses
+    ids = world.tree.responses.ids.repeat(2, 1).unsqueeze(1)
+    desirable = torch.tensor([True, False]).repeat_interleave(number).unsqueeze(-1)
+    p = p_desirable.repeat(2)
+    weight = world.log_ref()[0].exp().repeat(2) * torch.where(desirable[:, 0], p, 1 - p)
+    return Verdicts(world.prompts.repeat(2 * number), Tokens.full(ids), desirable, weight)
+
+
+def test_verdict_loss_row_by_row_from_the_papers_formula():
+    pairs = TREE.preferences(15, seeded(0))
+    verdicts = Verdicts.from_pairs(pairs)
+    policy = TREE.reference.copy()
+    with torch.no_grad():
+        for table in policy.logits.tables:
+            table.add_(torch.randn(table.shape, dtype=table.dtype, generator=seeded(1)))
+    log_ref = TREE.reference.log_prob(pairs.prompts, pairs.responses)
+    loss, seen = verdict_loss(policy, verdicts, log_ref, 0.2, KTO(0.7, 1.2, 0.8))
+    k = (policy.log_prob(pairs.prompts, pairs.responses) - log_ref).detach().numpy()
+    wanted = 1.2 - 1.2 * expit(0.7 * (k[:, 0] - 0.2)) + 0.8 - 0.8 * expit(0.7 * (0.2 - k[:, 1]))
+    assert loss.item() == pytest.approx(wanted.mean() / 2, rel=1e-12)
+    assert seen["accuracy"].item() == pytest.approx(((k[:, 0] > 0.2).mean() + (k[:, 1] <= 0.2).mean()) / 2)
+
+
+def test_the_reference_point_is_the_mean_log_ratio_of_other_prompts_responses():
+    """One step with all rows: z recomputed by hand from row i's prompt and the response of row i + N/2."""
+    pairs = TREE.preferences(9, seeded(0))
+    verdicts, policy = Verdicts.from_pairs(pairs), TREE.reference.copy()
+    with torch.no_grad():
+        for table in policy.logits.tables:
+            table.add_(torch.randn(table.shape, dtype=table.dtype, generator=seeded(1)))
+    total = 0.0
+    for row in range(9):
+        y = Tokens.from_lists([[pairs.responses.tolist()[(row + 4) % 9][0]]])
+        total += (policy.log_prob(pairs.prompts[row], y) - TREE.reference.log_prob(pairs.prompts[row], y)).item()
+    history = kto(policy, TREE.reference, verdicts, training=Training(steps=1, progress=False))
+    assert history[0]["reference_point"] == pytest.approx(total / 9, rel=1e-9)
+
+
+def test_on_a_bandit_kto_ends_where_scipy_does_and_not_at_the_optimal_policy():
+    """A row's y' is here the same arm with the other verdict, so z = Σ π_ref k = −KL(π_ref‖π), which counts as 0.
+
+    The minimum of Σ π_ref(y) [λ_D P(D|y) σ(−β k) + λ_U P(U|y) σ(β k)] is found over the logits of π by scipy.
+    """
+    world, beta = bandit.random(1, 4, seed=3), 0.5
+    p_desirable = torch.sigmoid(world.rewards()[0])
+    verdicts = population(world, p_desirable)
+    policy = world.reference.copy()
+    training = Training(steps=500, learning_rate=0.1, batch_size=100, progress=False, log_every=1)
+    history = kto(policy, world.reference, verdicts, KTO(beta), training)
+    ref, p = world.log_ref()[0].numpy(), p_desirable.numpy()
+
+    def expectation(logits):
+        u = beta * (logits - logsumexp(logits) - ref)
+        return (np.exp(ref) * (p * expit(-u) + (1 - p) * expit(u))).sum()
+
+    best = min(minimize(expectation, start, method="BFGS").fun for start in (ref, np.zeros(4)))
+    end = world.log_probs(policy)
+    assert all(row["reference_point"] <= 1e-9 for row in history[1:])
+    assert expectation(end[0].numpy()) == pytest.approx(best, abs=2e-3)
+    assert exact.kl(world.optimal(beta), end).item() > 0.05
+
+
+def test_what_is_blamed_more_often_than_praised_loses_its_mass_however_little():
+    """P(D|y) = 0.45 for one arm: π* of any reward keeps mass on it, KTO takes it away."""
+    world = bandit.make(torch.zeros(1, 3), torch.zeros(1, 3))
+    verdicts = population(world, torch.tensor([0.7, 0.6, 0.45], dtype=torch.float64))
+    policy = world.reference.copy()
+    training = Training(steps=600, learning_rate=0.1, batch_size=100, schedule="constant", progress=False)
+    kto(policy, world.reference, verdicts, KTO(0.5), training)
+    assert world.log_probs(policy).exp()[0, 2] < 1e-3
+    reward = torch.logit(torch.tensor([[0.7, 0.6, 0.45]], dtype=torch.float64))
+    assert exact.optimal_policy(world.log_ref(), reward, 0.5).exp()[0, 2] > 0.05
+
+
+def test_kto_on_a_tree_tells_chosen_from_rejected():
+    policy = TREE.reference.copy()
+    verdicts = Verdicts.from_pairs(TREE.preferences(400, seeded(0)))
+    training = Training(steps=60, learning_rate=0.05, progress=False, log_every=1)
+    history = kto(policy, TREE.reference, verdicts, KTO(0.5), training)
+    assert np.mean([row["accuracy"] for row in history[-20:]]) > 0.6
+    assert history[-1]["loss"] < history[0]["loss"] == pytest.approx(0.5)
+
+
+def test_given_reference_log_probs_and_parts_of_a_batch_change_nothing_but_rounding():
+    verdicts = Verdicts.from_pairs(TREE.preferences(40, seeded(0)))
+    known = TREE.reference.log_prob(verdicts.prompts, verdicts.responses)
+    ends = []
+    for given, parts in ((None, 1), (known, 1), (None, 3)):
+        policy = TREE.reference.copy()
+        training = Training(steps=6, batch_size=16, accumulate=parts, progress=False)
+        kto(policy, TREE.reference, verdicts, KTO(), training, reference_log_probs=given)
+        ends.append(TREE.log_probs(policy))
+    assert torch.equal(ends[0], ends[1])
+    torch.testing.assert_close(ends[0], ends[2], rtol=1e-9, atol=1e-9)
+
+
+def test_verdicts_that_teach_nothing_are_refused_by_name():
+    verdicts = Verdicts.from_pairs(TREE.preferences(4, seeded(0)))
+    policy, training = TREE.reference.copy(), Training(steps=1, progress=False)
+    praised = Verdicts(verdicts.prompts, verdicts.responses, torch.ones(4, 2, dtype=torch.bool))
+    for call, message in (
+        (lambda: kto(policy, TREE.reference, verdicts[torch.tensor([0])], training=training), "at least 2"),
+        (lambda: kto(policy, TREE.reference, praised, training=training), "All verdicts are desirable"),
+        (lambda: Verdicts(verdicts.prompts, verdicts.responses, torch.ones(4, 2)), "booleans"),
+        (lambda: Verdicts(verdicts.prompts, verdicts.responses, verdicts.desirable, torch.ones(3)), "weight"),
+        (lambda: KTO(desirable_weight=0.0), "desirable_weight"),
+        (lambda: KTO(beta=-1.0), "beta"),
+        (
+            lambda: kto(policy, TREE.reference, verdicts, training=training, reference_log_probs=torch.zeros(4)),
+            "reference_log_probs",
+        ),
+    ):
+        with pytest.raises(LabError, match=message):
+            call()

@@ -1,0 +1,40 @@
+"""Peak memory of DPO steps of a 6 × 384 GPT-2, measured by the system: `python peak_memory.py ROWS PROMPT RESPONSE`.
+
+Prints bytes: at the start of training's own part, and at the peak.
+"""
+
+import gc
+import resource
+import sys
+
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from rlhf_lab.algorithms.dpo import DPO, dpo
+from rlhf_lab.batch import Pairs, Tokens
+from rlhf_lab.policies.language_model import LanguageModelPolicy
+from rlhf_lab.training import Training
+
+
+def main(rows: int, prompt: int, response: int, *flags: str) -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    config = GPT2Config(
+        n_layer=6, n_embd=384, n_head=6, n_positions=1024, vocab_size=49152, attn_implementation="sdpa",
+        bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    policy = LanguageModelPolicy(GPT2LMHeadModel(config), None, response)
+    ids = torch.randint(0, 49152, (rows, prompt + 2 * response))
+    pairs = Pairs(Tokens.full(ids[:, :prompt]), Tokens.full(ids[:, prompt:].reshape(rows, 2, response).contiguous()))
+    gc.collect()
+    training = Training(
+        steps=2, batch_size=rows, learning_rate=1e-4, progress=False, accumulate=2 if "parts" in flags else 1,
+        gradient_checkpointing="checkpointing" in flags,
+    )  # fmt: skip
+    dpo(policy, policy.frozen(), pairs, DPO(), training)
+    print(base, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:4]), *sys.argv[4:])

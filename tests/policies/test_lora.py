@@ -1,0 +1,106 @@
+"""LoRA through peft: starts at the reference, trains adapters alone, and gives the reference for nothing."""
+
+import pytest
+import torch
+from tiny_models import one_thread, ragged, tiny  # noqa: F401
+
+from rlhf_lab.batch import Tokens
+from rlhf_lab.checks import LabError
+from rlhf_lab.policies.language_model import LanguageModelPolicy
+from rlhf_lab.policies.lora import with_lora
+from rlhf_lab.policies.reference_cache import cache_key
+
+pytest.importorskip("peft")
+
+
+def plain(kind="gpt2"):
+    return LanguageModelPolicy(tiny(kind), end_token=0, max_new_tokens=6)
+
+
+def trained(policy, data):
+    """A few large steps on the adapters."""
+    optimizer = torch.optim.SGD([p for p in policy.parameters() if p.requires_grad], lr=0.05)
+    for _ in range(3):
+        optimizer.zero_grad()
+        (-policy.log_prob(*data).mean()).backward()
+        optimizer.step()
+    return policy
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gpt_neox", "llama"])
+def test_training_moves_the_policy_and_leaves_the_reference_where_it_was(kind):
+    data = ragged()
+    start = plain(kind).log_prob(*data).detach()
+    policy = with_lora(plain(kind), rank=2)
+    reference = policy.reference()
+    assert torch.allclose(policy.log_prob(*data), start, atol=1e-4)
+    names = [n for n, p in policy.named_parameters() if p.requires_grad]
+    assert names and all("lora_" in n for n in names)
+    trained(policy, data)
+    assert policy.log_prob(*data).mean() > start.mean() + 0.1
+    assert torch.allclose(reference.log_prob(*data), start, atol=1e-4)
+    assert not list(reference.parameters()) and not reference.log_prob(*data).requires_grad
+
+
+def test_the_reference_samples_and_copies_without_the_adapters():
+    data, before = ragged(), plain()
+    policy = trained(with_lora(plain(), rank=2), data)
+    reference = policy.reference()
+    prompts = data[0]
+    a = before.sample(prompts, 5, torch.Generator().manual_seed(0))
+    b = reference.sample(prompts, 5, torch.Generator().manual_seed(0))
+    c = policy.sample(prompts, 5, torch.Generator().manual_seed(0))
+    assert bool(a.equal(b).all()) and not bool(a.equal(c).all())
+    twin = reference.copy()
+    assert torch.allclose(twin.log_prob(*data), before.log_prob(*data), atol=1e-4)
+    assert all(p.requires_grad for p in twin.parameters())
+    assert reference.frozen() is reference
+
+
+def test_the_reference_s_cache_key_does_not_depend_on_the_adapters():
+    data = ragged()
+    policy = with_lora(plain(), rank=2)
+    before = cache_key(policy.reference(), *data)
+    trained(policy, data)
+    assert cache_key(policy.reference(), *data) == before
+    assert cache_key(policy, *data) != before
+
+
+def test_the_merged_model_loads_without_peft_and_the_adapters_alone_with_it(tmp_path):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    data = ragged()
+    policy = trained(with_lora(plain(), rank=2), data)
+    expected = policy.log_prob(*data).detach()
+    policy.save_pretrained(tmp_path / "merged")
+    policy.save_adapter(tmp_path / "adapter")
+    whole = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert torch.allclose(LanguageModelPolicy(whole, 0, 6).log_prob(*data), expected, atol=1e-4)
+    under = PeftModel.from_pretrained(tiny("gpt2"), tmp_path / "adapter")
+    assert torch.allclose(LanguageModelPolicy(under, 0, 6).log_prob(*data), expected, atol=1e-4)
+    assert torch.allclose(policy.log_prob(*data), expected, atol=1e-6)  # merging was done on a copy
+
+
+def test_checkpointed_gradients_reach_the_adapters():
+    data = ragged()
+    policy = with_lora(plain(), rank=2).train()
+    wrt = [p for p in policy.parameters() if p.requires_grad]
+    a = torch.autograd.grad(policy.log_prob(*data).sum(), wrt)
+    policy.gradient_checkpointing()
+    b = torch.autograd.grad(policy.log_prob(*data).sum(), wrt)
+    assert any(float(x.abs().max()) > 0 for x in a)
+    assert all(torch.allclose(x, y, atol=1e-6) for x, y in zip(a, b, strict=True))
+
+
+def test_adapters_that_do_not_fit_are_refused():
+    with pytest.raises(LabError, match="rank"):
+        with_lora(plain(), rank=0)
+    with pytest.raises(LabError, match="do not fit"):
+        with_lora(plain(), targets=["no_such_layer"])
+
+
+def test_a_reward_model_starts_from_the_merged_body():
+    policy = trained(with_lora(plain(), rank=2), ragged())
+    scores = policy.new_reward_model()(Tokens.from_lists([[1]]), Tokens.from_lists([[[2], [3]]]))
+    assert scores.shape == (1, 2)

@@ -1,0 +1,92 @@
+"""Reference log-probabilities on disk: found again, keyed by all they depend on, never trusted when damaged."""
+
+import pytest
+import torch
+from tiny_models import one_thread, ragged, tiny  # noqa: F401
+
+from rlhf_lab.batch import Pairs, Tokens
+from rlhf_lab.checks import LabError
+from rlhf_lab.policies import reference_cache
+from rlhf_lab.policies.language_model import LanguageModelPolicy
+from rlhf_lab.policies.reference_cache import cached_log_probs
+
+
+@pytest.fixture
+def policy():
+    return LanguageModelPolicy(tiny("gpt2"), end_token=0, max_new_tokens=6).frozen()
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """A list that grows by one at every computation."""
+    calls, real = [], reference_cache._compute
+    monkeypatch.setattr(reference_cache, "_compute", lambda *a: calls.append(1) or real(*a))
+    return calls
+
+
+def test_the_second_call_reads_what_the_first_computed(policy, computed, tmp_path):
+    prompts, responses = ragged()
+    first = cached_log_probs(policy, (prompts, responses), tmp_path / "cache", 2)
+    again = cached_log_probs(policy, (prompts, responses), tmp_path / "cache", 2)
+    assert computed == [1] and torch.equal(first, again)
+    assert torch.allclose(first, policy.log_prob(prompts, responses), atol=1e-5) and first.shape == (3, 4)
+    assert len(list((tmp_path / "cache").iterdir())) == 1  # and no half-written file beside it
+    # Wider padding and pairs in place of two sets are the same data.
+    pairs = Pairs(prompts, responses.take(torch.tensor([[0, 1]] * 3)))
+    wide = (prompts.pad_to(40), pairs.responses.pad_to(40))
+    a = cached_log_probs(policy, pairs, tmp_path / "cache", 1)
+    b = cached_log_probs(policy, wide, tmp_path / "cache", 3)
+    assert len(computed) == 2 and torch.equal(a, b) and a.shape == (3, 2)
+
+
+def test_other_weights_ids_settings_or_lengths_are_another_key(policy, computed, tmp_path):
+    prompts, responses = ragged()
+    cached_log_probs(policy, (prompts, responses), tmp_path, 2)
+    moved = policy.copy()
+    with torch.no_grad():
+        next(moved.parameters())[0, 0] += 1e-3
+    changed = Tokens(responses.ids.clone(), responses.mask)
+    changed.ids[0, 0, 0] = (changed.ids[0, 0, 0] + 1) % 37
+    shorter = Tokens(responses.ids, responses.mask.clone())
+    shorter.mask[0, 0, 1:] = False
+    cut = LanguageModelPolicy(policy.model, end_token=0, max_new_tokens=6, vocab_size=36)
+    small = responses.ids.clamp(max=35)
+    for reference, data in [
+        (moved, (prompts, responses)),
+        (policy, (prompts, changed)),
+        (policy, (prompts, shorter)),
+        (policy, (prompts, Tokens(small, responses.mask))),
+        (cut, (prompts, Tokens(small, responses.mask))),
+    ]:
+        before = len(computed)
+        found = cached_log_probs(reference, data, tmp_path, 2)
+        assert len(computed) == before + 1
+        assert torch.allclose(found, reference.log_prob(*data), atol=1e-5)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "other"])
+def test_a_damaged_file_is_computed_again_and_mended(policy, computed, tmp_path, damage):
+    data = ragged()
+    first = cached_log_probs(policy, data, tmp_path, 2)
+    (file,) = tmp_path.iterdir()
+    good = file.read_bytes()
+    if damage == "other":  # a whole, valid file of other numbers
+        from safetensors.torch import save
+
+        file.write_bytes(save({"log_probs": first + 1}, {"sha256": "0" * 64}))
+    else:
+        flipped = good[:-1] + bytes([good[-1] ^ 1])
+        file.write_bytes({"cut": good[:-3], "flip": flipped, "empty": b""}[damage])
+    assert torch.equal(cached_log_probs(policy, data, tmp_path, 2), first)
+    assert len(computed) == 2 and file.read_bytes() == good
+
+
+def test_without_a_folder_nothing_is_written_and_errors_name_the_mend(policy, tmp_path):
+    prompts, responses = ragged()
+    assert cached_log_probs(policy, (prompts, responses), None, 2).shape == (3, 4)
+    with pytest.raises(LabError, match="nothing to compute"):
+        cached_log_probs(policy, (prompts[:0], responses[:0]), None, 2)
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.raises(LabError, match="could not be written"):
+        cached_log_probs(policy, (prompts, responses), blocked / "sub", 2)
