@@ -50,7 +50,7 @@ class Recipe:
     seed: int = 0
     examples: int = text.SIZES["train"]  # of each world
     vocabulary: int = 1280
-    pretraining_epochs: float = 2
+    pretraining_epochs: float = 1
     translation_times: int = 2  # in an epoch of pre-training: the hardest of the four, and the shortest texts
     sft_epochs: float = 2
     batch: int = 16  # texts
