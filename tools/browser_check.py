@@ -36,6 +36,8 @@ from pathlib import Path
 from typing import Any
 
 REPO = Path(__file__).resolve().parent.parent
+RUN_WITHIN = 600
+"""Seconds that all cells of a notebook may take in the browser; two busy cores are slow."""
 FLAGS = [
     "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
@@ -98,10 +100,19 @@ def open_and_run(page: Any, url: str, name: str) -> None:
                        return w?.sessionContext?.session?.kernel?.status === 'idle'; }"""
     page.wait_for_function(ready, timeout=90_000)
     page.evaluate("async () => { await window.jupyterapp.commands.execute('notebook:run-all-cells'); }")
-    done = """() => { const cells = [...window.jupyterapp.shell.currentWidget.content.model.cells];
+    # After an error the cells below it never run; what went wrong is then read from the outputs.
+    left = """() => { const w = window.jupyterapp.shell.currentWidget;
+                      const cells = [...w.content.model.cells];
+                      const failed = cells.some(c => c.type === 'code' && [...Array(c.outputs.length).keys()]
+                        .some(i => c.outputs.get(i).type === 'error'));
+                      if (failed && w.sessionContext.session.kernel.status === 'idle') return [];
                       const code = cells.filter(c => c.type === 'code' && c.sharedModel.source.trim());
-                      return code.every(c => c.executionCount !== null && c.executionState !== 'running'); }"""
-    page.wait_for_function(done, timeout=600_000)
+                      return code.filter(c => c.executionCount === null || c.executionState === 'running')
+                                 .map(c => c.id + ' (' + c.executionState + ')'); }"""
+    try:
+        page.wait_for_function(f"() => ({left})().length === 0", timeout=RUN_WITHIN * 1000)
+    except Exception as error:
+        raise RuntimeError(f"cells not done after {RUN_WITHIN} s: {', '.join(page.evaluate(left))}") from error
     # From here on what a moved control makes the kernel complain of, which no output shows.
     page.evaluate(
         """() => { window.rlhfHeard = [];

@@ -79,7 +79,7 @@ function wrap(name, room, lines = 3) {
     }
     out.push(line);
   }
-  const kept = out.slice(0, lines).map((l) => (l.length > room + 1 ? `${l.slice(0, Math.max(room - 1, 1))}…` : l));
+  const kept = out.slice(0, lines).map((l) => (l.length > room + 2 ? `${l.slice(0, Math.max(room - 1, 1))}…` : l));
   return kept;
 }
 

@@ -142,8 +142,8 @@ def over_optimisation_picture(
     )
     verdict = "" if here.trusted else f" Fewer than {ENOUGH:g} samples carry the weight of a prompt: do not trust this."
     text = (
-        f"At β = {beta:.3g} the proxy's optimum is {here.kl.mean:.2f} nats from π_ref. The proxy promises a gold reward "
-        f"of {_plain(here.promised.mean)}; it is {_plain(here.gold.mean)}, 95% interval {_plain(ends[0])} to "
+        f"At β = {beta:.3g} the proxy's optimum is {here.kl.mean:.2f} nats from π_ref. The proxy promises a gold "
+        f"reward of {_plain(here.promised.mean)}; it is {_plain(here.gold.mean)}, 95% interval {_plain(ends[0])} to "
         f"{_plain(ends[1])}.{verdict}"
     )
     numbers = (
