@@ -57,11 +57,12 @@ class Recipe:
     pretraining_rate: float = 2e-3  # AdamW, warmed up over 50 steps, then a cosine to a tenth
     sft_rate: float = 1e-3
     weight_decay: float = 0.05
+    held_out: int = text.SIZES["test"]  # test targets of each world whose loss is measured
     measured: int = 128  # test prompts of each world that are answered
     answers: int = 4  # samples of each
 
 
-QUICK = Recipe(examples=64, pretraining_epochs=0.2, sft_epochs=0.1, measured=4, answers=2)
+QUICK = Recipe(examples=64, pretraining_epochs=0.2, sft_epochs=0.1, held_out=16, measured=4, answers=2)
 
 
 def train_tokenizer(texts: list[str], vocabulary: int) -> Any:
@@ -232,7 +233,7 @@ def measure(model: Any, tokenizer: Any, recipe: Recipe) -> dict[str, dict[str, f
         flat = [response for responses in said for response in responses]
         gold = torch.tensor(world.gold(repeated, flat)).view(len(asked), recipe.answers)
         of_targets = world.gold([e.prompt for e in examples], [e.target for e in examples])
-        rows = rows_of(tokenizer, [world], "test", None)
+        rows = rows_of(tokenizer, [world], "test", recipe.held_out)
         found[name] = {
             "loss": target_loss(model, rows),
             "grammar": statistics.mean(example.nats for example in examples),
@@ -264,7 +265,11 @@ HALF_WAY = "pretrained.json"
 
 def pretraining_of(recipe: Recipe) -> dict[str, Any]:
     """What of the recipe decides the weights after pre-training."""
-    return {key: value for key, value in asdict(recipe).items() if not key.startswith(("sft", "measured", "answers"))}
+    return {
+        key: value
+        for key, value in asdict(recipe).items()
+        if not key.startswith(("sft", "held_out", "measured", "answers"))
+    }
 
 
 def half_way_of(model: Any, folder: Path, recipe: Recipe) -> dict[str, Any] | None:

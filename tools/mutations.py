@@ -209,6 +209,48 @@ TABLE: dict[str, list[tuple[str, str, str, str]]] = {
     ],
     "losses.py": [
         (
+            "sign",
+            "χPO takes the χ² part off",
+            "return log_ratio.clamp(max=20.0).exp() + log_ratio",
+            "return log_ratio - log_ratio.clamp(max=20.0).exp()",
+        ),
+        (
+            "norm",
+            "a response's mean is its sum",
+            "return value / length",
+            "return value",
+        ),
+        (
+            "sign",
+            "SimPO's margin is given away, not asked for",
+            "beta * (chosen - rejected) - target_margin",
+            "beta * (chosen - rejected) + target_margin",
+        ),
+        (
+            "sign",
+            "ORPO clones no chosen response",
+            "return -chosen - weight * logsigmoid",
+            "return chosen - weight * logsigmoid",
+        ),
+        (
+            "swap",
+            "ORPO prefers the rejected",
+            "log_odds(chosen) - log_odds(rejected)",
+            "log_odds(rejected) - log_odds(chosen)",
+        ),
+        (
+            "beta",
+            "KTO forgets β",
+            "gap = beta * (log_ratio - z)",
+            "gap = log_ratio - z",
+        ),
+        (
+            "swap",
+            "KTO praises the undesirable",
+            "weights[0] * torch.sigmoid(-gap), weights[1] * torch.sigmoid(gap)",
+            "weights[0] * torch.sigmoid(gap), weights[1] * torch.sigmoid(-gap)",
+        ),
+        (
             "swap",
             "every loss: rejected minus chosen",
             "difference = chosen - rejected",
@@ -339,12 +381,6 @@ TABLE: dict[str, list[tuple[str, str, str, str]]] = {
             "return self.token_log_probs(prompts, responses, temperature).sum(-1)",
             "return self.token_log_probs(prompts, responses, temperature).mean(-1)",
         ),
-        (
-            "sign",
-            "sampling from the distribution turned round",
-            "return (cdf <= u * cdf[..., -1:]).sum(-1)",
-            "return (cdf > u * cdf[..., -1:]).sum(-1)",
-        ),
     ],
     "policies/tabular.py": [
         (
@@ -401,15 +437,9 @@ TABLE: dict[str, list[tuple[str, str, str, str]]] = {
     "policies/packing.py": [
         (
             "mask",
-            "a response's last token is computed too, though nothing follows it",
-            "pad(responses.mask[..., 1:], (0, 1)))",
-            "responses.mask)",
-        ),
-        (
-            "mask",
             "labels shifted: a token predicted from the one after its predecessor",
-            "(-1, responses.shape[1], 1), rest[..., :-1]], -1)",
-            "(-1, responses.shape[1], 1), rest[..., 1:]], -1)",
+            "(-1, rest.shape[1], 1), rest[..., :-1]], -1)",
+            "(-1, rest.shape[1], 1), rest[..., 1:]], -1)",
         ),
         (
             "mask",
@@ -430,30 +460,102 @@ TABLE: dict[str, list[tuple[str, str, str, str]]] = {
             "step = step + prompts.shape[-1]",
         ),
     ],
-    "policies/language_model.py": [
+    "policies/ragged.py": [
         (
-            "norm",
-            "log π without the log-sum-exp",
-            "return logits[rows, ids] - logits.logsumexp(-1)[rows]",
-            "return logits[rows, ids]",
+            "mask",
+            "a response's last token is computed too, though nothing follows it",
+            "pad(responses.mask[..., 1:], (0, 1)))",
+            "responses.mask)",
         ),
         (
             "mask",
-            "the first token drawn from the padded prompt's last place",
-            "out.last_hidden_state[torch.arange(count, device=self.device), prompts.lengths - 1]",
-            "out.last_hidden_state[torch.arange(count, device=self.device), prompts.shape[-1] - 1]",
+            "responses see their older sisters",
+            "seen = ((q == k) | (k == 0)).tril(",
+            "seen = ((q >= k) | (k == 0)).tril(",
+        ),
+        (
+            "mask",
+            "no causal mask within a row",
+            "seen = ((q == k) | (k == 0)).tril(k.shape[1] - q.shape[0])",
+            "seen = (q == k) | (k == 0)",
+        ),
+        (
+            "mask",
+            "a response's positions start at 0 again",
+            "position[:, prompts.shape[-1] :] += prompts.lengths[:, None]",
+            "position[:, prompts.shape[-1] :] += 0",
+        ),
+        (
+            "norm",
+            "attention without the model's own scale",
+            "attn_mask=mask, is_causal=mask is None, scale=scale",
+            "attn_mask=mask, is_causal=mask is None, scale=1.0",
+        ),
+    ],
+    "policies/head.py": [
+        (
+            "norm",
+            "log π without the log-sum-exp",
+            "return picked - log_total[rows, 0]",
+            "return picked",
+        ),
+        (
+            "swap",
+            "the gradient in the states turned round",
+            "gradient = kept * -mass[:, None]",
+            "gradient = kept * mass[:, None]",
+        ),
+        (
+            "beta",
+            "the gradient forgets the temperature",
+            "upstream = (upstream * ctx.scale).to(log_total.dtype)",
+            "upstream = upstream.to(log_total.dtype)",
+        ),
+    ],
+    "policies/decode.py": [
+        (
+            "mask",
+            "padding of shorter prompts is looked at",
+            "self._barred = None if bool(prompts.mask.all()) else ~prompts.mask",
+            "self._barred = None",
         ),
         (
             "mask",
             "the end token left out of a sample's mask",
-            "mask.append(alive)\n            if self.end_token is not None:",
-            "mask.append(alive & (drawn != self.end_token))\n            if self.end_token is not None:",
+            "drawn.where(alive, 0), alive\n",
+            "drawn.where(alive, 0), alive & (drawn != (-1 if end_token is None else end_token))\n",
         ),
+        (
+            "mask",
+            "each new token's values written over the first one's",
+            "own_values[:, :, :, self.step] = value[0]",
+            "own_values[:, :, :, 0] = value[0]",
+        ),
+        (
+            "mask",
+            "positions of new tokens stand still",
+            "drawn.flatten(), position.flatten() + step",
+            "drawn.flatten(), position.flatten()",
+        ),
+    ],
+    "policies/drawing.py": [
         (
             "sign",
             "samples at the inverse temperature",
-            "torch.softmax(logits / temperature, -1)",
-            "torch.softmax(logits * temperature, -1)",
+            "chances = ((logits - top) / temperature).exp_()",
+            "chances = ((logits - top) * temperature).exp_()",
+        ),
+        (
+            "sign",
+            "sampling from the distribution turned round",
+            "return (cdf <= target.unsqueeze(-1)).sum(-1)",
+            "return (cdf > target.unsqueeze(-1)).sum(-1)",
+        ),
+        (
+            "swap",
+            "top-k keeps the least likely",
+            "logits.masked_fill(logits < least, -torch.inf)",
+            "logits.masked_fill(logits > least, -torch.inf)",
         ),
     ],
 }
@@ -463,12 +565,15 @@ MUTATIONS: list[Mutation] = [
     *_in("exact/tree.py", "test_exact_tree.py"),
     *_in("exact/order.py", "test_best_of_n_and_filter.py"),
     *_in("exact/labels.py", "test_label_price.py"),
-    *_in("losses.py", "test_losses.py"),
+    *_in("losses.py", "test_losses.py", "test_losses_family.py"),
     *_in("kl.py", "test_kl.py"),
     *_in("sampling.py", "test_sampling.py"),
     *_in("policies/base.py", "policies/test_tabular.py", "policies/test_language_model.py"),
     *_in("policies/tabular.py", "policies/test_tabular.py"),
     *_in("policies/token_tree.py", "policies/test_tree_transformer.py"),
     *_in("policies/packing.py", "policies/test_language_model.py"),
-    *_in("policies/language_model.py", "policies/test_language_model.py"),
+    *_in("policies/ragged.py", "policies/test_ragged.py", "policies/test_language_model.py"),
+    *_in("policies/head.py", "policies/test_head.py", "policies/test_language_model.py"),
+    *_in("policies/decode.py", "policies/test_decode.py", "policies/test_language_model.py"),
+    *_in("policies/drawing.py", "policies/test_drawing.py", "policies/test_decode.py"),
 ]

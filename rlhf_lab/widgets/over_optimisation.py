@@ -97,6 +97,7 @@ def over_optimisation_picture(
     beta: float,
     road: Sequence[Tilt] | None = None,
     best: Sequence[tuple[float, float]] | None = None,
+    furthest: float | None = None,
 ) -> Picture:
     """What the proxy promises and what gold earns, against KL; and how many samples still carry the weight.
 
@@ -106,6 +107,7 @@ def over_optimisation_picture(
         beta: β > 0 in units of the proxy.
         road: `tilt(proxy, gold, BETAS)`, where it is at hand.
         best: `frontier(gold)`, where it is at hand.
+        furthest: where the axis of KL ends, nats; None fits it to the road.
 
     Returns:
         the picture; its numbers are KL, gold, what was promised, and effective samples.
@@ -119,11 +121,11 @@ def over_optimisation_picture(
     ends = here.gold.interval()
     earned = Panel(
         "What it promises, what it earns",
-        Axis("KL(π_r‖π_ref) [nats]", 0.0),
-        Axis("gold reward [reward]"),
+        Axis("KL(π_r‖π_ref) [nats]", 0.0, furthest),
+        Axis("gold reward [reward]", float(gold.mean()) - 0.2 * float(gold.std()), float(gold.max())),
         (
-            Band("policy", xs, low, high),
-            Line("optimal", *zip(*best, strict=True), "π* of gold"),
+            Band("policy", xs, low, high, ""),
+            Line("optimal", [kl for kl, _ in best], [reward for _, reward in best], "π* of gold"),
             Line("reward", xs, [t.promised.mean for t in road], "proxy's promise", dash="--"),
             Line("policy", xs, [t.gold.mean for t in road], "gold of π_r"),
             Points("policy", [here.kl.mean], [here.gold.mean], "", [ends[0]], [ends[1]], big=True),
@@ -150,7 +152,7 @@ def over_optimisation_picture(
         Number("KL(π_r‖π_ref)", here.kl.mean, "nats"),
         Number("E[gold]", here.gold.mean, "reward"),
         Number("promised", here.promised.mean, "reward"),
-        Number("effective samples", here.effective),
+        Number("effective samples", here.effective, digits=1),
     )
     return Picture(text, (earned, trust), numbers)
 
@@ -181,9 +183,10 @@ def over_optimisation_explorer(proxies: Mapping[str, Tensor], gold: Tensor, beta
         raise LabError("proxies is empty: give the scores of a reward model at least.")
     scores = list(proxies.values())
     best, roads = frontier(gold), [tilt(score, gold, BETAS) for score in scores]
+    furthest = 1.05 * max(t.kl.mean for road in roads for t in road)
 
     def compute(beta: float, which: int = 0) -> Picture:
-        return over_optimisation_picture(scores[which], gold, beta, roads[which], best)
+        return over_optimisation_picture(scores[which], gold, beta, roads[which], best, furthest or None)
 
     controls: dict[str, Slider | Choice] = {
         "beta": Slider(beta, BETAS[-1], BETAS[0], "β [proxy per nat]", log=True),

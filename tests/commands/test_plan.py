@@ -128,14 +128,14 @@ def test_what_a_layer_keeps_is_what_autograd_saves(kind):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss counts in other units there")
+@pytest.mark.skipif(sys.platform != "linux", reason="the system tells a process's peak elsewhere")
 @pytest.mark.parametrize(
     "rows, prompt, response, flag",
     [(4, 300, 34, ""), (8, 300, 34, "parts"), (8, 300, 34, "checkpointing"), (4, 32, 256, "")],
 )
 def test_memory_of_dpo_is_within_a_quarter_of_what_the_system_measures(rows, prompt, response, flag):
     """Two steps of a 6 × 384 GPT-2 with a vocabulary of 49,152 in a process of its own; the peak of its memory by the
-    system's count (ru_maxrss), of which the process and its libraries are measured too."""
+    system's count (VmHWM), of which the process and its libraries are measured too."""
     script = Path(__file__).with_name("peak_memory.py")
     words = [str(rows), str(prompt), str(response), *filter(None, [flag])]
     done = subprocess.run(

@@ -151,6 +151,8 @@ def test_doctor_names_packages_machine_models_and_says_by_its_code_what_is_missi
     from rlhf_lab.policies import hub
 
     monkeypatch.setattr(hub, "answers", lambda: False)
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_TOKEN", "hf_secretsecretsecret")
     monkeypatch.setenv("RLHF_LAB_CACHE", str(tmp_path))
     code = main(["doctor"])

@@ -66,6 +66,7 @@ class TextWorld:
     speaks: Callable[[str, str], bool]
     seed: int = 0
     _made: dict[str, list[Example]] = field(default_factory=lambda: {split: [] for split in SIZES}, repr=False)
+    _lengths: tuple[Any, int, int] | None = field(default=None, repr=False)
     _stream: Iterator[tuple[str, Example]] | None = field(default=None, repr=False)
 
     def _examples(self) -> Iterator[tuple[str, Example]]:
@@ -140,11 +141,18 @@ class TextWorld:
 
     def max_prompt_tokens(self, tokenizer: Any) -> int:
         """Tokens of the longest prompt of any split."""
-        return max(self.prompts(tokenizer, split).shape[-1] for split in SIZES)
+        return self._widest(tokenizer)[0]
 
     def max_response_tokens(self, tokenizer: Any) -> int:
         """Tokens of the longest target of any split, the end token included."""
-        return max(self.sft(tokenizer, split)[1].shape[-1] for split in SIZES)
+        return self._widest(tokenizer)[1]
+
+    def _widest(self, tokenizer: Any) -> tuple[int, int]:
+        # Tens of thousands of texts are tokenised for it: once.
+        if self._lengths is None or self._lengths[0] is not tokenizer:
+            both = [self.sft(tokenizer, split) for split in SIZES]
+            self._lengths = (tokenizer, *(max(part[i].shape[-1] for part in both) for i in (0, 1)))
+        return self._lengths[1:]
 
     def preferences(
         self,
