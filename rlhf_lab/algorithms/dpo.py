@@ -143,6 +143,8 @@ def pair_loss(policy: Policy, batch: Pairs, log_ref: Tensor | None, settings: DP
     """
     log_prob = policy.log_prob(batch.prompts, batch.responses)
     length = batch.responses.lengths.to(log_prob.device)
+    # Numbers that were handed in, from a file for one, may lie elsewhere.
+    log_ref = None if log_ref is None else log_ref.to(log_prob.device)
     value = log_prob - log_ref if log_ref is not None and settings.needs_reference else log_prob
     loss = settings(*value.unbind(-1), *length.unbind(-1))
     with torch.no_grad():

@@ -100,7 +100,8 @@ def verdict_loss(
     Returns:
         the loss, a scalar; and accuracy: how often k lies on the verdict's side of z.
     """
-    log_ratio = policy.log_prob(batch.prompts, batch.responses) - log_ref
+    log_prob = policy.log_prob(batch.prompts, batch.responses)
+    log_ratio = log_prob - log_ref.to(log_prob.device)
     desirable = batch.desirable.to(log_ratio.device)
     loss = losses.kto(
         log_ratio, desirable, reference_point, settings.beta, settings.desirable_weight, settings.undesirable_weight

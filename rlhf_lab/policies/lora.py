@@ -8,6 +8,7 @@ second copy of the weights.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,10 @@ def with_lora(
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         try:
-            model = get_peft_model(policy.model, settings)
+            with warnings.catch_warnings():
+                # peft asks transformers by a name that is going out of use; no user can do anything about it.
+                warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
+                model = get_peft_model(policy.model, settings)
         except ValueError as error:
             raise LabError(f"The adapters do not fit the model: {error}") from error
     return LoraPolicy(model, policy.end_token, policy.max_new_tokens, policy.vocab_size, policy.tokenizer)
