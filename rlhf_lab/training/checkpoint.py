@@ -168,7 +168,12 @@ def _write(folder: Path, weights: dict[str, Tensor], optimizer: dict[str, Tensor
             f"The checkpoint {folder} cannot be written ({_reason(error)}). {kept}. Make room (about "
             f"{_size([weights, optimizer]) / 2**20:,.0f} MB), then --resume goes on from there."
         ) from None
-    for old in _in_order(folder.parent)[:-KEEP]:
+    drop_old(folder.parent)
+
+
+def drop_old(folder: Path) -> None:
+    """Delete all checkpoints in `folder` but the last two; also on resuming a run that was killed before it did so."""
+    for old in _in_order(folder)[:-KEEP]:
         _put_aside(old)
 
 

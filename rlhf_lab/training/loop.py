@@ -138,6 +138,7 @@ class Loop:
             found = checkpoint.latest(out) if out is not None and training.resume else None
             if found is not None:
                 state = checkpoint.load(found, module, self.optimizer)
+                processes.first_only(lambda: checkpoint.drop_old(found.parent))
                 self.start = self.done = state["step"]
                 self.history = state["history"]
             self.trackers = Trackers(training, name, checkpoint.plain(record))

@@ -226,3 +226,27 @@ def test_json_is_replaced_whole_and_keeps_greek_letters(tmp_path):
     checkpoint.write_json(path, [2])
     assert json.loads(path.read_text(encoding="utf-8")) == [2]
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_a_run_killed_between_saving_its_last_checkpoint_and_deleting_an_old_one_tidies_up_when_resumed(tmp_path):
+    """What such a kill leaves is made by hand: a third checkpoint beside the two that are kept."""
+    import shutil
+
+    import torch
+
+    from rlhf_lab.training import Loop, Training
+
+    def run(resume: bool) -> None:
+        torch.manual_seed(0)
+        module = torch.nn.Linear(2, 1)
+        settings = Training(steps=6, save_every=2, out=tmp_path / "run", resume=resume, progress=False)
+        with Loop("x", module, settings) as loop:
+            for _ in loop:
+                loop.update(module(torch.ones(1, 2)).square().mean())
+
+    run(resume=False)
+    folder = tmp_path / "run" / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == ["step-000004", "step-000006"]
+    shutil.copytree(folder / "step-000004", folder / "step-000002")
+    run(resume=True)
+    assert sorted(path.name for path in folder.iterdir()) == ["step-000004", "step-000006"]
