@@ -384,7 +384,8 @@ this repository (seed 0; see `data/corpora/`), {examples:,} prompts of each worl
 | SFT | targets | {sft:,} | {sft_epochs} | {sft_rate} | {sft_seconds} |
 
 AdamW, batches of {batch} texts, seed {seed}, float32, torch {torch} on {machine} with {threads} thread(s), beside other
-work. `python tools/build_models.py --check` rebuilds it and says how far the result differs.
+work. `python tools/build_models.py --check` rebuilds it and says how far the result differs: another
+build on the same kind of machine, with as many threads, has given the same weights to the last bit.
 
 ## What it does on test prompts
 
