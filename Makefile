@@ -22,6 +22,7 @@ TEST_FLAGS ?=
 COMPARE_FLAGS ?= --seeds 5 --beta 0.5
 MUTANTS_FLAGS ?=
 MODELS_FLAGS ?=
+EXPERIMENTS_FLAGS ?=
 BROWSER_FLAGS ?=
 
 # Jupyter refuses to run as root unless told to; a container is often root.
@@ -33,7 +34,7 @@ TWO_CORES := -n 2 --dist loadfile
 NOTEBOOKS := --nbval --nbval-current-env --nbval-sanitize-with tests/notebooks/sanitize.cfg
 
 .DEFAULT_GOAL := help
-.PHONY: help install lab test lint format compare compare-tree models corpora smollm2 notebooks student bench browser mutants clean distclean
+.PHONY: help install lab test lint format compare compare-tree experiments claims models corpora smollm2 notebooks student bench browser mutants clean distclean
 
 help: ## list these targets
 	@echo "rlhf_lab: RLHF and its variants, with the exact optimal policy beside every method."
@@ -65,6 +66,12 @@ compare: install ## every method on one bandit against the exact optimum: table 
 
 compare-tree: install ## the same on the token tree
 	$(BIN)/rlhf-lab compare --world tree $(COMPARE_FLAGS) --out results/compare-tree
+
+experiments: install ## run every experiment on the lecture's claims again, on every rung, into results/ (hours)
+	$(BIN)/python tools/run_experiments.py $(EXPERIMENTS_FLAGS)
+
+claims: install ## write docs/claims.md from the kept results
+	$(BIN)/python tools/build_claims.py
 
 models: install ## rebuild the two small language models of data/models from nothing (some minutes each)
 	$(BIN)/python tools/build_models.py $(MODELS_FLAGS)

@@ -28,12 +28,32 @@ def _train(method: str, settings: str, help: str) -> tuple[tuple[str, ...], _Com
     return ("train", method), _Command(f"rlhf_lab.commands.train.{word}", settings, f"train_{word}", help)
 
 
+def _experiment(name: str, settings: str, help: str) -> tuple[tuple[str, ...], _Command]:
+    module = f"rlhf_lab.experiments.{name.replace('-', '_')}"
+    return ("experiment", name), _Command(module, settings, "main", help)
+
+
 COMMANDS: dict[tuple[str, ...], _Command] = {
     ("compare",): _Command(
         "rlhf_lab.experiments.compare",
         "Compare",
         "run",
         "train every method on one world; a table and a picture beside the exact optimum",
+    ),
+    **dict(
+        [
+            _experiment("enough-labels", "EnoughLabels", "claim 1: with enough pairs DPO finds π*"),
+            _experiment("dpo-frontier", "DPOFrontier", "claim 2: DPO's frontier of reward and KL against PPO's"),
+            _experiment("temperatures", "Temperatures", "claim 3: DPO, PPO, SFT, best of n over temperatures"),
+            _experiment("rso-table", "RSOTable", "claim 4: RSO's table 1, losses times sources of pairs"),
+            _experiment("rso-why", "RSOWhy", "claim 4: why should pairs from π_r help?"),
+            _experiment("rso-settings", "RSOSettings", "claim 5: RSO's β and γ, first round against tournament"),
+            _experiment("rest-translation", "ReSTTranslation", "claim 6: ReST on translation, and what it goes to"),
+            _experiment("over-optimisation", "OverOptimisation", "claim 7: proxy rises while gold falls"),
+            _experiment("cost", "Cost", "claim 8: seconds, memory, samples, and spread over seeds"),
+            _experiment("non-static", "NonStatic", "question 9: a world that moves, and when retraining pays"),
+            _experiment("annotation-budget", "AnnotationBudget", "question 10: how to spend N labels"),
+        ]
     ),
     **dict(
         [
@@ -59,6 +79,7 @@ COMMANDS: dict[tuple[str, ...], _Command] = {
         "rewards, win rates, KL, diversity, length, with errors",
     ),
     ("plan",): _Command("rlhf_lab.commands.plan", "Plan", "plan", "what a run needs in memory and time, beforehand"),
+    ("budget",): _Command("rlhf_lab.commands.budget", "Budget", "plan_budget", "how to spend a budget of labels"),
     ("doctor",): _Command("rlhf_lab.commands.doctor", "Doctor", "doctor", "what is installed, cached and reachable"),
 }
 
@@ -132,14 +153,20 @@ def _dispatch(words: list[str]) -> int:
             print(usage())
             return 0 if len(words) > 1 else REFUSED
         known = [" ".join(group) for group in COMMANDS]
-        asked = " ".join(words[: 2 if words[0] == "train" else 1])
+        asked = " ".join(words[: 2 if words[0] in ("train", "experiment") else 1])
         near = difflib.get_close_matches(asked, known, 1)
         mean = f" Do you mean '{near[0]}'?" if near else ""
         return _fail(f"no command '{asked}'.{mean} There are: {', '.join(known)}.", REFUSED)
     command = COMMANDS[path]
     module = importlib.import_module(command.module)
     settings = _settings(getattr(module, command.settings), words[len(path) :], f"rlhf-lab {' '.join(path)}")
-    result = getattr(module, command.function)(settings)
+    try:
+        result = getattr(module, command.function)(settings)
+    except (MemoryError, RuntimeError):
+        from rlhf_lab.training import memory
+
+        with memory.told(settings):
+            raise
     # `doctor` says by its exit code what it found.
     return result if isinstance(result, int) else 0
 

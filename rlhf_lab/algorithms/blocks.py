@@ -56,6 +56,12 @@ def check_top_k(top_k: int | None) -> None:
         raise LabError(f"top_k must be a whole number of at least 1, or None for all tokens, not {top_k!r}.")
 
 
+def check_at_once(prompts_at_once: int | None) -> None:
+    """Raise `LabError` unless it is None or at least 1."""
+    if prompts_at_once is not None and prompts_at_once < 1:
+        raise LabError(f"prompts_at_once must be at least 1, not {prompts_at_once}.")
+
+
 def in_blocks(
     make: Callable[[int, int], Block],
     number: int,
@@ -85,7 +91,7 @@ def in_blocks(
     if at_once < 1:
         raise LabError(f"At least 1 prompt is needed at a time, not {at_once}.")
     starts = range(0, number, at_once)
-    shown = progress and len(starts) > 1 and processes.is_first()
+    shown = len(starts) > 1 and processes.shows(progress)
     blocks = []
     for start in tqdm(starts, desc=description, leave=False, disable=not shown):
         stop = min(start + at_once, number)

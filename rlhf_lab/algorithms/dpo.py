@@ -258,7 +258,7 @@ def reference_log_probs(reference: Policy, pairs: Pairs, batch_size: int, progre
         range(0, len(pairs), batch_size),
         desc="reference",
         leave=False,
-        disable=not (progress and processes.is_first()) or len(pairs) <= batch_size,
+        disable=not processes.shows(progress) or len(pairs) <= batch_size,
     )
     parts = [pairs[start : start + batch_size] for start in starts]
     return torch.cat([reference.log_prob(part.prompts, part.responses) for part in parts])

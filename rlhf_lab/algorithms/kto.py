@@ -182,7 +182,7 @@ def kto(
 def _log_probs(reference: Policy, prompts: Tokens, responses: Tokens, training: Training) -> Tensor:
     """log π_ref of (N, G) responses, in batches."""
     starts = range(0, len(prompts), training.batch_size)
-    shown = training.progress and len(starts) > 1 and processes.is_first()
+    shown = len(starts) > 1 and processes.shows(training.progress)
     parts = []
     for start in tqdm(starts, desc="reference", leave=False, disable=not shown):
         rows = slice(start, start + training.batch_size)

@@ -14,7 +14,17 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from rlhf_lab.algorithms.blocks import Block, ask, check_top_k, from_tokens, in_blocks, join, own, to_tokens
+from rlhf_lab.algorithms.blocks import (
+    Block,
+    ask,
+    check_at_once,
+    check_top_k,
+    from_tokens,
+    in_blocks,
+    join,
+    own,
+    to_tokens,
+)
 from rlhf_lab.algorithms.sft import sft
 from rlhf_lab.batch import Tokens, cat
 from rlhf_lab.checks import LabError, check_finite, check_positive
@@ -34,13 +44,15 @@ class RAFT:
     """Of sampling."""
     top_k: int | None = None
     """Draw among the k likeliest tokens alone."""
-    prompts_at_once: int = 512
-    """Prompts answered and scored at a time. Fewer need less memory, and are other draws."""
+    prompts_at_once: int | None = None
+    """Prompts answered and scored at a time. Fewer need less memory, and are other draws.
+    None: 512; on the command line as many as fit into 1 GiB."""
 
     def __post_init__(self) -> None:
         check_positive(self.temperature, "temperature")
         check_top_k(self.top_k)
-        for name in ("best_of", "rounds", "prompts_at_once"):
+        check_at_once(self.prompts_at_once)
+        for name in ("best_of", "rounds"):
             if getattr(self, name) < 1:
                 raise LabError(f"{name} must be at least 1, not {getattr(self, name)}.")
 
@@ -86,7 +98,7 @@ def raft(
         blocks = in_blocks(
             partial(_best_of_block, policy, reward, prompts, settings, training, turn),
             len(prompts),
-            settings.prompts_at_once,
+            settings.prompts_at_once or 512,
             None if out is None else out / "samples" / f"round-{turn}",
             f"{name} {turn + 1}: samples",
             training.progress,

@@ -19,7 +19,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rlhf_lab.algorithms.blocks import Block, ask, check_top_k, from_tokens, in_blocks, join, own, to_tokens
+from rlhf_lab.algorithms.blocks import (
+    Block,
+    ask,
+    check_at_once,
+    check_top_k,
+    from_tokens,
+    in_blocks,
+    join,
+    own,
+    to_tokens,
+)
 from rlhf_lab.algorithms.sft import sft
 from rlhf_lab.batch import Tokens, cat
 from rlhf_lab.checks import LabError, check_finite, check_positive
@@ -49,14 +59,16 @@ class ReST:
     """Of sampling."""
     top_k: int | None = None
     """Draw among the k likeliest tokens alone."""
-    prompts_at_once: int = 512
-    """Prompts answered and scored at a time. Fewer need less memory, and are other draws."""
+    prompts_at_once: int | None = None
+    """Prompts answered and scored at a time. Fewer need less memory, and are other draws.
+    None: 512; on the command line as many as fit into 1 GiB."""
 
     def __post_init__(self) -> None:
         check_positive(self.temperature, "temperature")
         check_top_k(self.top_k)
+        check_at_once(self.prompts_at_once)
         check_positive(self.rate_decay, "rate_decay")
-        for name in ("grows", "samples", "check_every", "prompts_at_once"):
+        for name in ("grows", "samples", "check_every"):
             if getattr(self, name) < 1:
                 raise LabError(f"{name} must be at least 1, not {getattr(self, name)}.")
         if self.patience is not None and self.patience < 1:
@@ -129,7 +141,7 @@ def rest(
         blocks = in_blocks(
             partial(_grown_block, policy, reward, prompts, settings, training, grow),
             len(prompts),
-            settings.prompts_at_once,
+            settings.prompts_at_once or 512,
             None if out is None else out / "samples" / f"grow-{grow}",
             f"{name} {grow + 1}: samples",
             training.progress,
@@ -187,7 +199,7 @@ def _scored(reward: Reward, prompts: Tokens, responses: Tokens, settings: ReST, 
     def block(start: int, stop: int) -> Block:
         return {"scores": check_finite(reward(prompts[start:stop], responses[start:stop]).detach(), "reward")}
 
-    return join(in_blocks(block, len(prompts), settings.prompts_at_once, None, "scores", progress), "scores")
+    return join(in_blocks(block, len(prompts), settings.prompts_at_once or 512, None, "scores", progress), "scores")
 
 
 class _Patience:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from rlhf_lab import preferences, sampling
-from rlhf_lab.algorithms.blocks import Block, ask, check_top_k, from_pairs, in_blocks, own, to_pairs
+from rlhf_lab.algorithms.blocks import Block, ask, check_at_once, check_top_k, from_pairs, in_blocks, own, to_pairs
 from rlhf_lab.algorithms.dpo import DPO, PairLoss, dpo
 from rlhf_lab.batch import Pairs, Tokens, cat_pairs, pick_pairs
 from rlhf_lab.checks import LabError, check_beta, check_finite, check_positive
@@ -57,15 +57,15 @@ class RSO:
     """How accepted responses are paired."""
     labels: preferences.Labels = "sampled"
     """sampled: drawn from σ(r_1 − r_2), which the fit inverts to r. hard: the better one always; no finite fit."""
-    prompts_at_once: int = 256
-    """Prompts whose candidates are drawn and scored at a time. Fewer need less memory, and are other draws."""
+    prompts_at_once: int | None = None
+    """Prompts whose candidates are drawn and scored at a time. Fewer need less memory, and are other draws.
+    None: 256; on the command line as many as fit into 1 GiB."""
 
     def __post_init__(self) -> None:
         check_beta(self.beta)
         check_positive(self.temperature, "temperature")
         check_top_k(self.top_k)
-        if self.prompts_at_once < 1:
-            raise LabError(f"prompts_at_once must be at least 1, not {self.prompts_at_once}.")
+        check_at_once(self.prompts_at_once)
         if self.gamma is not None:
             check_positive(self.gamma, "gamma")
         if self.source not in ("direct", "sft-sample-rank", "rso-sample-rank"):
@@ -111,7 +111,7 @@ def make_pairs(
             reference, reward, prompts[start:stop], settings, seeded(seed, 5, start, device=reference.device)
         ),
         len(prompts),
-        batch_size or settings.prompts_at_once,
+        batch_size or settings.prompts_at_once or 256,
         folder,
         "pairs",
         progress,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_lab.checks import LabError
+from rlhf_lab.policies.head import LOGITS_AT_ONCE
 
 FLOAT = 4
 """Bytes of a weight, a gradient and each of Adam's two moments: always float32."""
@@ -238,10 +239,6 @@ class Load:
         return self.prompt + self.method.learned * max(self.response - 1, 1)
 
 
-LOGITS_AT_ONCE = 2**27
-"""As in `policies/head.py`: above it, logits are made in parts."""
-
-
 def memory(load: Load, process: int) -> dict[str, int]:
     """Bytes on each device, by what they are for. Their sum is the peak.
 
@@ -267,9 +264,9 @@ def memory(load: Load, process: int) -> dict[str, int]:
         out["gathered layers"] = min(2 * unit, own) * FLOAT
     out["process and libraries"] = process
     learning = _learning(load)
-    drawing = _drawing(load)
+    sampling = drawing(load)
     # A step draws first and learns then.
-    return out | (learning if sum(learning.values()) >= sum(drawing.values()) else drawing)
+    return out | (learning if sum(learning.values()) >= sum(sampling.values()) else sampling)
 
 
 def _learning(load: Load) -> dict[str, int]:
@@ -292,7 +289,8 @@ def _learning(load: Load) -> dict[str, int]:
     return out
 
 
-def _drawing(load: Load) -> dict[str, int]:
+def drawing(load: Load) -> dict[str, int]:
+    """Bytes on each device while responses are drawn, beside the weights; nothing where a method draws none."""
     shape, method = load.shape, load.method
     if not method.at_once:
         return {}

@@ -23,8 +23,8 @@ from rlhf_lab.checks import LabError, check_positive
 from rlhf_lab.commands import config
 from rlhf_lab.commands.train.data import check_data, load_data, token_limits
 from rlhf_lab.commands.train.reward import check_reward, load_reward
-from rlhf_lab.commands.train.settings import WORLD
-from rlhf_lab.policies.base import Reward
+from rlhf_lab.commands.train.settings import WORLD, Sampler
+from rlhf_lab.policies.base import Policy, Reward
 from rlhf_lab.policies.language_model import LanguageModelPolicy
 from rlhf_lab.policies.loading import (
     check_language_model,
@@ -34,6 +34,7 @@ from rlhf_lab.policies.loading import (
     pick_device,
     progress_bars,
 )
+from rlhf_lab.policies.vllm import VllmSampler, check_installed
 from rlhf_lab.training import seeded
 from rlhf_lab.worlds.preference_forms import write_turns
 from rlhf_lab.worlds.sft_data import tokenise_prompts
@@ -59,6 +60,8 @@ class Sample:
     """Divides the logits. Near 0 the likeliest tokens are drawn."""
     top_k: int | None = None
     """Draw among the k likeliest tokens only."""
+    sampler: Sampler = "lab"
+    """Who draws. vllm (package vllm, Linux and a GPU) draws others than the lab from the same distribution."""
     chat: bool = False
     """Prompts of the command line are a user's turn, written by the model's chat template."""
     reward: str | None = None
@@ -119,7 +122,8 @@ def sample(settings: Sample) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     file = None if settings.out is None else settings.out.open("a", encoding="utf-8")
     try:
-        for batch in _batches(settings, policy, reward, prompts, texts, done):
+        drawing = VllmSampler.load(policy, dtype="float32") if settings.sampler == "vllm" else policy
+        for batch in _batches(settings, drawing, policy, reward, prompts, texts, done):
             rows += batch
             _put(batch, file)
     finally:
@@ -139,6 +143,8 @@ def _check(settings: Sample) -> None:
         raise LabError('Give prompts in one of two ways: --prompt "…" "…", or --data FILE.')
     if settings.data is not None:
         check_data(settings)
+    if settings.sampler == "vllm":
+        check_installed()
     if settings.resume and settings.out is None:
         raise LabError("--resume needs --out, the file to go on with.")
     check_reward(settings)
@@ -202,6 +208,7 @@ def _whole_batches(out: Path, batch_size: int) -> int:
 
 def _batches(
     settings: Sample,
+    drawing: Policy,
     policy: LanguageModelPolicy,
     reward: Reward | None,
     prompts: Tokens,
@@ -213,7 +220,7 @@ def _batches(
     for start in tqdm(starts, desc="sample", leave=False, disable=not settings.progress or len(starts) < 2):
         x = prompts[start : start + settings.batch_size]
         generator = seeded(settings.seed, 15, start, device=policy.device)
-        y = policy.sample(x, settings.num_samples, generator, settings.temperature, settings.top_k)
+        y = drawing.sample(x, settings.num_samples, generator, settings.temperature, settings.top_k)
         with torch.no_grad():
             scores = None if reward is None else reward(x, y).tolist()
         rows = []

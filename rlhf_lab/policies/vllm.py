@@ -3,14 +3,15 @@
     pip install 'rlhf-lab[vllm]'           (Linux and a GPU; not tested on the machine where this was written)
 
 vLLM has its own copy of the weights: `VllmSampler.load(policy)` writes the policy to a folder and starts an engine on
-it, `refresh()` does so again after training. Log-probabilities come from the policy, so losses see one model, and
-differences between the two engines' arithmetic show up where importance ratios are looked at.
+it. Before it draws it sees whether the policy has changed since, and if so has the engine read the folder anew.
+Log-probabilities come from the policy, so losses see one model, and differences between the two engines' arithmetic
+show up where importance ratios are looked at.
 """
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -36,7 +37,9 @@ class VllmSampler(Policy):
         """
         super().__init__()
         self.inner = policy
-        self._engine = (engine,)
+        self._engine = engine
+        self._folder: TemporaryDirectory[str] | None = None
+        self._served = self._weights()
 
     @classmethod
     def load(cls, policy: LanguageModelPolicy, **options: Any) -> VllmSampler:
@@ -49,11 +52,39 @@ class VllmSampler(Policy):
         Raises:
             LabError: vLLM is not installed.
         """
-        return cls(policy, _engine(policy, options))
+        vllm = _library()
+        folder = TemporaryDirectory(prefix="rlhf-lab-vllm-")
+        path = Path(folder.name)
+        policy.save_pretrained(path)
+        # What a model's own generation settings say is not taken over; ids go in and come out.
+        options = {"skip_tokenizer_init": True, "generation_config": "vllm", **options}
+        sampler = cls(policy, vllm.LLM(model=str(path), **options))
+        sampler._folder = folder
+        return sampler
 
-    def refresh(self, **options: Any) -> None:
-        """Start anew on the policy's weights as they are now. Call it after training steps."""
-        self._engine = (_engine(self.inner, options),)
+    def refresh(self) -> None:
+        """Have the engine read the policy's weights as they are now. `sample` does it where they have changed.
+
+        Raises:
+            LabError: the engine was not started by `load`, or cannot read weights while it runs.
+        """
+        if self._folder is None:
+            raise LabError("This engine was not started here: whoever started it gives it the new weights.")
+        self.inner.save_pretrained(Path(self._folder.name))
+        try:
+            self._engine.collective_rpc("reload_weights")
+            # The keys and values of prompts that it kept are those of the old weights.
+            self._engine.reset_prefix_cache()
+        except Exception as error:
+            raise LabError(
+                f"vLLM did not take the new weights ({type(error).__name__}: {error}). It must be a version that can "
+                f"reload them while it runs; or sample with the policy itself."
+            ) from error
+        self._served = self._weights()
+
+    def _weights(self) -> list[tuple[int, int]]:
+        """Changes with every change of the policy's weights: where each lies, and how often it was written to."""
+        return [(p.data_ptr(), p._version) for p in self.inner.parameters()]
 
     @torch.no_grad()
     def sample(
@@ -70,6 +101,8 @@ class VllmSampler(Policy):
         if num_samples < 1:
             raise LabError(f"num_samples must be at least 1, not {num_samples}.")
         check_prompts(prompts, self.inner.model.config.vocab_size)
+        if self._folder is not None and self._weights() != self._served:
+            self.refresh()
         where = torch.device("cpu") if generator is None else generator.device
         seed = int(torch.randint(2**31 - 1, (), generator=generator, device=where))
         settings = sampling_settings(self.inner, num_samples, seed, temperature, top_k)
@@ -79,7 +112,7 @@ class VllmSampler(Policy):
         except ImportError:
             # A stand-in engine takes the settings as they are.
             SamplingParams = dict
-        found = self._engine[0].generate(texts, [SamplingParams(**s) for s in _one_each(settings, len(texts))])
+        found = self._engine.generate(texts, [SamplingParams(**s) for s in _one_each(settings, len(texts))])
         rows = [[list(answer.token_ids) for answer in request.outputs] for request in found]
         if [len(row) for row in rows] != [num_samples] * len(texts):
             raise LabError("vLLM gave another number of responses than it was asked for.")
@@ -88,6 +121,14 @@ class VllmSampler(Policy):
     def token_log_probs(self, prompts: Tokens, responses: Tokens, temperature: float = 1.0) -> Tensor:
         """See `Policy.token_log_probs`."""
         return self.inner.token_log_probs(prompts, responses, temperature)
+
+    def copy(self) -> LanguageModelPolicy:  # type: ignore[override]
+        """A trainable copy of the policy, which samples for itself."""
+        return self.inner.copy()
+
+    def frozen(self) -> LanguageModelPolicy:  # type: ignore[override]
+        """A frozen copy of the policy, which samples for itself."""
+        return self.inner.frozen()
 
     def new_reward_model(self) -> nn.Module:
         """See `LanguageModelPolicy.new_reward_model`."""
@@ -123,14 +164,16 @@ def _one_each(settings: dict[str, Any], count: int) -> list[dict[str, Any]]:
     return [{**settings, "seed": (settings["seed"] + 1_000_003 * i) % (2**31 - 1)} for i in range(count)]
 
 
-def _engine(policy: LanguageModelPolicy, options: dict[str, Any]) -> Any:
+def check_installed() -> None:
+    """Raise `LabError` where there is no vLLM."""
+    _library()
+
+
+def _library() -> Any:
     try:
-        from vllm import LLM
+        import vllm
     except ImportError as error:
         raise LabError(
             "vLLM is not installed: pip install 'rlhf-lab[vllm]' (Linux and a GPU), or sample with the policy itself."
         ) from error
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model"
-        policy.save_pretrained(path)
-        return LLM(model=str(path), skip_tokenizer_init=True, generation_config="vllm", **options)
+    return vllm

@@ -156,7 +156,7 @@ class Loop:
     def __enter__(self) -> Loop:
         self.bar = tqdm(
             total=self.training.steps, initial=self.start, desc=self.name, leave=False,
-            disable=not (self.training.progress and processes.is_first()),
+            disable=not processes.shows(self.training.progress),
         )  # fmt: skip
         self._since = time.perf_counter()
         self._old_handler = None

@@ -12,7 +12,6 @@ from torch.utils.checkpoint import checkpoint
 
 from rlhf_lab.checks import LabError
 from rlhf_lab.training.processes import layers_of
-from rlhf_lab.training.settings import Training
 
 _SIGNS = ("out of memory", "can't allocate memory", "DefaultCPUAllocator", "ALLOC_FAILED", "Cannot allocate memory")
 
@@ -24,15 +23,43 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
 
 
-def advice(training: Training) -> str:
-    """The three settings that help, with what they are now."""
-    checkpointing = " and gradient_checkpointing on" if not training.gradient_checkpointing else ""
-    fp32 = training.precision == "fp32"
+def advice(settings: Any) -> str:
+    """The three settings that help, with what they are now.
+
+    Args:
+        settings: a `Training`, or a command's settings, of which those are named that it has.
+    """
+    fewer = "fewer rows at a time"
+    if (size := getattr(settings, "batch_size", None)) is not None:
+        fewer = f"a smaller batch_size (now {size})"
+    if (parts := getattr(settings, "accumulate", None)) is not None:
+        fewer += f" or the same one in more parts, accumulate (now {parts})"
+    checkpointing = (
+        " and gradient_checkpointing on" if getattr(settings, "gradient_checkpointing", None) is False else ""
+    )
+    fp32 = getattr(settings, "precision", None) == "fp32"
     return (
-        f"Three settings help: a smaller batch_size (now {training.batch_size}) or the same one in more parts, "
-        f"accumulate (now {training.accumulate}); shorter prompts and responses{checkpointing}; "
+        f"Three settings help: {fewer}; shorter prompts and responses{checkpointing}; "
         f"{'precision=bf16' if fp32 else 'a smaller model'}. `rlhf-lab plan` says beforehand what a run needs."
     )
+
+
+@contextmanager
+def told(settings: Any) -> Iterator[None]:
+    """Within it too little memory ends as one sentence with `advice`, where no loop has said it already.
+
+    Raises:
+        LabError: in place of torch's or Python's own error.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        own = [settings, *getattr(settings, "__dict__", {}).values()]
+        drawn = next((part.prompts_at_once for part in own if hasattr(part, "prompts_at_once")), None)
+        fewer = f" While it samples: fewer prompts_at_once (now {drawn})." if drawn is not None else ""
+        raise LabError(f"Out of memory outside of the training steps. {advice(settings)}{fewer}") from None
 
 
 @contextmanager

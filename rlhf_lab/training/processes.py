@@ -60,6 +60,11 @@ def is_first() -> bool:
     return rank() == 0
 
 
+def shows(progress: bool) -> bool:
+    """Whether this process shows progress: the first one, where it was asked for."""
+    return progress and is_first()
+
+
 def sharded() -> bool:
     """Whether the launcher asked for FSDP."""
     return count() > 1 and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in {"1", "true", "yes"}

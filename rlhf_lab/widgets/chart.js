@@ -337,16 +337,23 @@ export function mount(el, { title = "", palette = {} } = {}) {
   // Asking for a size makes the browser lay out the whole page: asked when it may have changed, not at every draw.
   let size = null;
 
+  // A letter, the room, and the drawing's height in em where the page sets one: a slide has only so much.
+  function measure() {
+    const look = getComputedStyle(figure);
+    const tall = parseFloat(look.getPropertyValue("--rlhf-chart-height"));
+    return [parseFloat(look.fontSize) || 16, figure.clientWidth, tall || 0];
+  }
+
   function draw() {
     if (!current) return;
-    size ??= [parseFloat(getComputedStyle(figure).fontSize) || 16, figure.clientWidth];
+    size ??= measure();
     const em = size[0];
     const width = Math.max(size[1] || 640, 16 * em);
     const panels = current.panels;
     const shares = panels.reduce((sum, panel) => sum + panel.width, 0);
     const gap = 1.6 * em;
     const row = panels.length > 0 && (width - gap * (panels.length - 1)) / shares >= 21 * em;
-    const each = (row ? 21 : 19) * em;
+    const each = (size[2] || (row ? 21 : 19)) * em;
     const height = panels.length === 0 ? 0 : row ? each : each * panels.length + gap * (panels.length - 1);
     svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
     svg.setAttribute("width", width);
@@ -373,7 +380,7 @@ export function mount(el, { title = "", palette = {} } = {}) {
 
   let seen = "";
   const watcher = new ResizeObserver(() => {
-    size = [parseFloat(getComputedStyle(figure).fontSize) || 16, figure.clientWidth];
+    size = measure();
     if (size.join() !== seen) {
       seen = size.join();
       draw();

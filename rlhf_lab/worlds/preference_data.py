@@ -12,7 +12,7 @@ from typing import Any
 
 from rlhf_lab.batch import Pairs, Tokens
 from rlhf_lab.checks import LabError
-from rlhf_lab.worlds.preference_files import near_columns, rows_of
+from rlhf_lab.worlds.preference_files import Source, near_columns, rows_of
 from rlhf_lab.worlds.preference_forms import (  # some are named here for those who count what was dropped
     EMPTY_PROMPT,
     EMPTY_RESPONSE,
@@ -28,7 +28,7 @@ from rlhf_lab.worlds.preference_forms import (  # some are named here for those 
 
 __all__ = [
     "EMPTY_PROMPT", "EMPTY_RESPONSE", "EQUAL", "EQUAL_AFTER", "HOLDS_END", "MISSING", "NO_ASSISTANT", "PART_BEFORE",
-    "SPACE_ONLY", "PreferenceTexts", "TokenReport", "load_preferences", "tokenise",
+    "SPACE_ONLY", "PreferenceTexts", "Source", "TokenReport", "load_preferences", "tokenise",
 ]  # fmt: skip
 
 HOLDS_END = "the text of a response holds the end token"
@@ -110,55 +110,44 @@ class TokenReport:
         )
 
 
-def load_preferences(
-    source: str,
-    split: str = "train",
-    revision: str | None = None,
-    folder: str | None = None,
-    tokenizer: Any = None,
-    limit: int | None = None,
-) -> PreferenceTexts:
+def load_preferences(source: Source | str, tokenizer: Any = None) -> PreferenceTexts:
     """Read preference pairs from a file or from the Hub.
 
     Args:
-        source: a .json, .jsonl, .csv or .parquet file, each also with .gz, or a data set's name on the Hub.
-        split: split of a data set on the Hub.
-        revision: its branch, tag or commit.
-        folder: folder within it, such as `harmless-base` of Anthropic/hh-rlhf.
+        source: where from, and how many.
         tokenizer: with a chat template, conversational prompts are written by it; without one, or without a
             tokenizer, in AnthropicHH's form.
-        limit: stop at so many usable pairs, and read no further (from the Hub: stream no further).
 
     Raises:
         LabError: the source cannot be reached or read, columns are missing, a row is malformed, or no pair is
             left. The message names file and row.
     """
-    if limit is not None and limit < 1:
-        raise LabError(f"limit must be at least 1, not {limit}.")
+    source = Source.of(source)
+    name = source.name
     pairs: list[Triple] = []
     dropped: Counter[str] = Counter()
     forms: Counter[str] = Counter()
     columns: set[str] = set()
     seen = 0
-    for row in rows_of(source, split, revision, folder, limit):
+    for row in rows_of(source):
         seen += 1
         columns |= row.fields.keys()
         if seen == LOOK and not pairs:
-            check_columns(columns, source)
-        form, pair = pair_of(row, source, "prompt" in columns, tokenizer)
+            check_columns(columns, name)
+        form, pair = pair_of(row, name, "prompt" in columns, tokenizer)
         if isinstance(pair, str):
             dropped[pair] += 1
         else:
             pairs.append(pair)
             forms[form] += 1
-            if len(pairs) == limit:
+            if len(pairs) == source.limit:
                 break
     if not pairs:
-        check_columns(columns, source)
+        check_columns(columns, name)
         near = "" if "info" in columns else near_columns(("prompt",), columns)
-        raise LabError(f"No pair is left of the {seen:,} rows of {source}: {counts(dropped)}.{near}")
+        raise LabError(f"No pair is left of the {seen:,} rows of {name}: {counts(dropped)}.{near}")
     prompts, chosen, rejected = (list(column) for column in zip(*pairs, strict=True))
-    return PreferenceTexts(prompts, chosen, rejected, dropped, source, " and ".join(sorted(forms)))
+    return PreferenceTexts(prompts, chosen, rejected, dropped, name, " and ".join(sorted(forms)))
 
 
 def tokenise(

@@ -15,6 +15,7 @@ import json
 import zlib
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -43,6 +44,32 @@ class Row(NamedTuple):
     fields: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Source:
+    """Where rows of text are read from, and how many. Loaders take a plain name for the same with all defaults."""
+
+    name: str
+    """A .json, .jsonl, .csv or .parquet file, each also with .gz, or a data set's name on the Hub."""
+    split: str = "train"
+    """Split of a data set on the Hub; a file is one split."""
+    revision: str | None = None
+    """Branch, tag or commit on the Hub."""
+    folder: str | None = None
+    """Folder within a data set on the Hub, such as `harmless-base` of Anthropic/hh-rlhf."""
+    limit: int | None = None
+    """Stop at so many usable rows, and read no further: from the Hub they are then streamed, and kept for the next
+    time. Without one a data set on the Hub is downloaded whole."""
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise LabError(f"limit must be at least 1, not {self.limit}.")
+
+    @classmethod
+    def of(cls, source: Source | str) -> Source:
+        """`source` itself, or the one of that name."""
+        return cls(source) if isinstance(source, str) else source
+
+
 def is_local(source: str) -> bool:
     """Whether `source` means a file rather than a name on the Hub."""
     path = Path(source).expanduser()
@@ -69,41 +96,30 @@ def check_source(source: str, revision: str | None = None) -> bool:
     return False
 
 
-def rows_of(
-    source: str, split: str, revision: str | None = None, folder: str | None = None, limit: int | None = None
-) -> Iterator[Row]:
+def rows_of(source: Source | str) -> Iterator[Row]:
     """The rows of a local file, or of a data set on the Hub, one after the other.
 
-    Args:
-        source: a file (.json, .jsonl, .csv, .parquet, each also .gz) or a name on the Hub.
-        split: which split of a data set on the Hub; a file is one split.
-        revision: branch, tag or commit on the Hub.
-        folder: folder within the data set on the Hub, such as Anthropic/hh-rlhf's `harmless-base`.
-        limit: how many rows will be asked for, more or less. With one, a data set on the Hub is streamed and the
-            rows that came are kept for the next time; without one it is downloaded whole.
+    The limit is not applied here: whoever asks stops when there are enough usable rows.
 
     Raises:
         LabError: it cannot be had or read; the message names file and line.
     """
-    online = check_source(source, revision)
-    if not is_local(source):
-        for number, fields in enumerate(hub_rows.rows(source, split, revision, folder, online, limit), 1):
+    source = Source.of(source)
+    online = check_source(source.name, source.revision)
+    if not is_local(source.name):
+        found_there = hub_rows.rows(source.name, source.split, source.revision, source.folder, online, source.limit)
+        for number, fields in enumerate(found_there, 1):
             yield Row(f"row {number}", fields)
         return
-    path = Path(source).expanduser()
+    path = Path(source.name).expanduser()
     read = {".parquet": _parquet, ".json": _json, ".jsonl": _jsonl, ".csv": _csv}[_suffix(path)]
     found = False
     with _open(path) as file:
-        for row in read(file, source):
+        for row in read(file, source.name):
             found = True
             yield row
     if not found:
-        raise LabError(f"{source} holds no rows.")
-
-
-def read_rows(source: str, split: str, revision: str | None = None, folder: str | None = None) -> list[Row]:
-    """All rows at once; see `rows_of`."""
-    return list(rows_of(source, split, revision, folder))
+        raise LabError(f"{source.name} holds no rows.")
 
 
 def near_columns(wanted: Collection[str], columns: Collection[str]) -> str:

@@ -14,7 +14,7 @@ responses are prompts with targets and a column `label`, true where the response
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -31,7 +31,7 @@ from rlhf_lab.worlds.preference_data import (
     last,
     opening_of,
 )
-from rlhf_lab.worlds.preference_files import Row, near_columns, rows_of
+from rlhf_lab.worlds.preference_files import Row, Source, near_columns, rows_of
 
 TARGETS = ("completion", "response", "answer", "output", "target", "summary")
 """Names of the column with the target, the first that is there is taken."""
@@ -73,52 +73,41 @@ class TargetTexts:
         )
 
 
-def load_targets(
-    source: str,
-    split: str = "train",
-    revision: str | None = None,
-    folder: str | None = None,
-    tokenizer: Any = None,
-    limit: int | None = None,
-) -> TargetTexts:
+def load_targets(source: Source | str, tokenizer: Any = None) -> TargetTexts:
     """Read prompts with targets; the arguments are those of `load_preferences`.
 
     Raises:
         LabError: the source cannot be reached or read, columns are missing, a row is malformed, or nothing is left.
     """
 
+    source = Source.of(source)
+
     def example(row: Row, columns: set[str]) -> tuple[str, tuple[str, str] | str]:
-        form, found = _example(row, source, columns, tokenizer)
+        form, found = _example(row, source.name, columns, tokenizer)
         if not isinstance(found, str):
             found = forms.EMPTY_PROMPT if not found[0].strip() else found if found[1].strip() else forms.EMPTY_RESPONSE
         return form, found
 
-    return _load(rows_of(source, split, revision, folder, limit), source, example, limit, "example")
+    return _load(source, example, "example")
 
 
-def holds_verdicts(source: str, split: str = "train", revision: str | None = None, folder: str | None = None) -> bool:
+def holds_verdicts(source: Source | str) -> bool:
     """Whether the first row has a `label` and no pair."""
-    first = next(rows_of(source, split, revision, folder, 1))
+    first = next(rows_of(replace(Source.of(source), limit=1)))
     return "label" in first.fields and "chosen" not in first.fields
 
 
-def load_verdicts(
-    source: str,
-    split: str = "train",
-    revision: str | None = None,
-    folder: str | None = None,
-    tokenizer: Any = None,
-    limit: int | None = None,
-) -> TargetTexts:
+def load_verdicts(source: Source | str, tokenizer: Any = None) -> TargetTexts:
     """Read responses with a verdict each; the arguments are those of `load_preferences`.
 
     Raises:
         LabError: as `load_targets`; a label that is neither true nor false.
     """
+    source = Source.of(source)
     labels: list[bool] = []
 
     def verdict(row: Row, columns: set[str]) -> tuple[str, tuple[str, str] | str]:
-        form, found = _example(row, source, columns, tokenizer)
+        form, found = _example(row, source.name, columns, tokenizer)
         label = row.fields.get("label")
         if isinstance(found, str) or label is None:
             return form, found if isinstance(found, str) else forms.MISSING
@@ -126,31 +115,25 @@ def load_verdicts(
             return form, forms.EMPTY_RESPONSE if found[0].strip() else forms.EMPTY_PROMPT
         known = {"true": True, "1": True, "false": False, "0": False}.get(str(label).lower())
         if known is None:
-            raise LabError(f"{source}, {row.place}: `label` is {label!r}; it must be true (desirable) or false.")
+            raise LabError(f"{source.name}, {row.place}: `label` is {label!r}; it must be true (desirable) or false.")
         labels.append(known)
         return f"{form} with label", found
 
-    texts = _load(rows_of(source, split, revision, folder, limit), source, verdict, limit, "example")
+    texts = _load(source, verdict, "example")
     return replace(texts, labels=labels)
 
 
-def load_prompts(
-    source: str,
-    split: str = "train",
-    revision: str | None = None,
-    folder: str | None = None,
-    tokenizer: Any = None,
-    limit: int | None = None,
-) -> TargetTexts:
+def load_prompts(source: Source | str, tokenizer: Any = None) -> TargetTexts:
     """Read prompts alone, each once; the arguments are those of `load_preferences`.
 
     Raises:
         LabError: as `load_targets`.
     """
+    source = Source.of(source)
     known: set[str] = set()
 
     def prompt(row: Row, columns: set[str]) -> tuple[str, tuple[str, str] | str]:
-        form, found = _prompt(row, source, columns, tokenizer)
+        form, found = _prompt(row, source.name, columns, tokenizer)
         if isinstance(found, str):
             return form, found
         if not found[0].strip():
@@ -160,42 +143,35 @@ def load_prompts(
         known.add(found[0])
         return form, found
 
-    texts = _load(rows_of(source, split, revision, folder, limit), source, prompt, limit, "prompt")
+    texts = _load(source, prompt, "prompt")
     return TargetTexts(texts.prompts, [], texts.dropped, texts.source, texts.form)
 
 
-def _load(
-    rows: Iterable[Row],
-    source: str,
-    read: Callable[[Row, set[str]], tuple[str, tuple[str, str] | str]],
-    limit: int | None,
-    what: str,
-) -> TargetTexts:
-    if limit is not None and limit < 1:
-        raise LabError(f"limit must be at least 1, not {limit}.")
+def _load(source: Source, read: Callable[[Row, set[str]], tuple[str, tuple[str, str] | str]], what: str) -> TargetTexts:
+    name = source.name
     found: list[tuple[str, str]] = []
     dropped: Counter[str] = Counter()
     seen_forms: Counter[str] = Counter()
     columns: set[str] = set()
     seen = 0
-    for row in rows:
+    for row in rows_of(source):
         seen += 1
         columns |= row.fields.keys()
         if seen == LOOK and not found:
-            _check_columns(columns, source, what)
+            _check_columns(columns, name, what)
         form, one = read(row, columns)
         if isinstance(one, str):
             dropped[one] += 1
         else:
             found.append(one)
             seen_forms[form] += 1
-            if len(found) == limit:
+            if len(found) == source.limit:
                 break
     if not found:
-        _check_columns(columns, source, what)
-        raise LabError(f"No {what} is left of the {seen:,} rows of {source}: {counts(dropped)}.")
+        _check_columns(columns, name, what)
+        raise LabError(f"No {what} is left of the {seen:,} rows of {name}: {counts(dropped)}.")
     prompts, targets = (list(column) for column in zip(*found, strict=True))
-    return TargetTexts(prompts, targets, dropped, source, " and ".join(sorted(seen_forms)))
+    return TargetTexts(prompts, targets, dropped, name, " and ".join(sorted(seen_forms)))
 
 
 def _check_columns(columns: set[str], source: str, what: str) -> None:

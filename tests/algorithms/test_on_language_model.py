@@ -63,13 +63,18 @@ def test_sft_raises_the_likelihood_of_its_targets(policy, prompts):
 
 
 def test_reward_model_learns_to_rank_and_its_critic_starts_from_it(policy, prompts):
+    """On fresh responses it explains more than a third of the variance of the gold reward: a correlation above 0.6
+    (of a model that learned nothing it is 0 ± 0.04, with 512 responses).
+
+    A label tells little: half of the pairs are ties of the gold reward, whose standard deviation is about 0.5, so two
+    draws are some 0.7 apart, and σ(0.7) is two thirds. A thousand pairs, each seen ten times, are learned by heart. Of
+    eight thousand, each seen twice, the coins average out."""
     model = policy.new_reward_model()
-    pairs = labelled(policy, prompts, 128)  # with 256 pairs it learns them by heart and generalises worse
-    reward_model(model, pairs, RewardModel(), training(150))
+    pairs = labelled(policy, prompts, 1024)
+    reward_model(model, pairs, RewardModel(), training(300))
     fresh = policy.sample(prompts, 32, seeded(5))
     learned, gold = model(prompts, fresh).detach().flatten(), liking(prompts, fresh).flatten()
-    # Over seeds it is 0.5 to 0.8; of a model that learned nothing it would be 0 ± 0.05 (512 responses).
-    assert torch.corrcoef(torch.stack([learned, gold]))[0, 1] > 0.4
+    assert torch.corrcoef(torch.stack([learned, gold]))[0, 1] > 0.6
     critic = policy.new_critic(model)
     assert torch.equal(critic.head.weight, model.head.weight)
 
@@ -84,10 +89,16 @@ def test_ppo_raises_the_reward_and_pays_in_kl(policy, prompts):
 
 @pytest.mark.parametrize("loss", ["sigmoid-norm", "ipo", "hinge-norm", "hinge", "chi", "dpo-length", "simpo"])
 def test_dpo_ranks_its_pairs_better_than_chance_and_raises_the_reward(policy, prompts, loss):
+    """The mean of 15 steps of 64 of the 500 pairs, which is chance, 0.5, give or take √(0.25/500) = 0.02, in a policy
+    that learned nothing: 0.6 is four of these above it.
+
+    `hinge` ranks by log π itself, in which a response's length outweighs its label at the start (log π_ref of two
+    responses differs by nats, of one to six tokens); its loss at slope β moves that margin no faster than the others'
+    move theirs from 0, so it needs more steps to the same accuracy."""
     reference, before = policy.frozen(), mean_reward(policy, prompts)
-    history = dpo(policy, reference, labelled(policy, prompts, 64), DPO(loss, 0.2), training(40, log_every=1))
-    # hinge ranks by plain log-probabilities, in which a response's length and its likelihood under π_ref drown labels.
-    assert sum(row["accuracy"] for row in history[-15:]) / 15 > (0.5 if loss == "hinge" else 0.6)
+    steps = training(120 if loss == "hinge" else 40, log_every=1)
+    history = dpo(policy, reference, labelled(policy, prompts, 64), DPO(loss, 0.2), steps)
+    assert sum(row["accuracy"] for row in history[-15:]) / 15 > 0.6
     assert mean_reward(policy, prompts) > before + 0.1
 
 

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from safetensors.torch import load_file
 from tiny_models import tiny, tiny_tokenizer
 
 HH_FILE = Path(__file__).parents[2].parent / "shared" / "data" / "hh-harmless-base-test.jsonl.gz"
@@ -41,3 +42,12 @@ def train(method: str, model: str, data: str, out: Path, *more: str) -> list[str
         "--batch-size", "4", "--learning-rate", "0.01", "--log-every", "1", "--max-prompt-tokens", "32",
         "--max-response-tokens", "8", "--no-progress", *more,
     ]  # fmt: skip
+
+
+def weights(folder: Path) -> dict:
+    """The tensors of a folder with a model, or with a reward."""
+    return load_file(next(folder.glob("*.safetensors")))
+
+
+def history(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]

@@ -67,7 +67,10 @@ def test_weights_are_the_published_number_and_that_of_the_architecture(name, tmp
     config = config_of(shape)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    assert shape.parameters() == PUBLISHED[name] == sum(p.numel() for p in model.parameters())
+    # transformers 5.0 leaves tied weights apart on this device: the head is then counted where it is not the embedding.
+    apart = shape.tied and model.get_output_embeddings().weight is not model.get_input_embeddings().weight
+    counted = sum(p.numel() for p in model.parameters()) - (shape.embedding() if apart else 0)
+    assert shape.parameters() == PUBLISHED[name] == counted
     assert shape.body() == sum(p.numel() for p in model.base_model.parameters())
     config.save_pretrained(tmp_path)
     again = shape_of(str(tmp_path))
@@ -82,7 +85,9 @@ def test_adapters_are_as_many_as_peft_makes(name):
     shape = KNOWN[name]
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config_of(shape))
-        settings = peft.LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM")
+        settings = peft.LoraConfig(
+            r=16, target_modules="all-linear", task_type="CAUSAL_LM", fan_in_fan_out=shape.kind == "gpt2"
+        )
         wrapped = peft.get_peft_model(model, settings)
     assert shape.adapters(16) == sum(p.numel() for p in wrapped.parameters() if p.requires_grad)
 
@@ -202,7 +207,7 @@ def test_each_setting_changes_what_it_is_for():
 
 def test_sampling_reads_all_weights_for_each_token_and_keeps_keys_and_values_of_the_prompt_once():
     load = Load(KNOWN["gpt2"], METHODS["ppo"], rows=2, prompt=100, response=16)
-    assert needs._drawing(load)["keys and values while sampling"] == 2 * (100 + 8 * 16) * 2 * 12 * 768 * 4
+    assert needs.drawing(load)["keys and values while sampling"] == 2 * (100 + 8 * 16) * 2 * 12 * 768 * 4
     adam = 4 * 28 * PUBLISHED["gpt2"]
     assert traffic(load) - adam > 16 * 4 * PUBLISHED["gpt2"]
 

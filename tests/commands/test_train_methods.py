@@ -6,8 +6,7 @@ import signal
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from small import HH_FILE, train
+from small import history, train, weights
 from tiny_models import one_thread  # noqa: F401
 
 from rlhf_lab.cli import main
@@ -29,14 +28,6 @@ FROM_REWARD = {
     "rloo": ["--samples", "2"],
     "grpo": ["--samples", "2"],
 }
-
-
-def weights(folder) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors")
-
-
-def history(out) -> list[dict]:
-    return [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
 
 
 def check_run(out, model, method):
@@ -174,17 +165,6 @@ def test_the_whole_family_of_losses_is_at_hand(loss, model, pairs, tmp_path):
     assert main(train("dpo", model, pairs, tmp_path / "run", "--loss", loss, "--beta", "0.01")) == 0
     check_run(tmp_path / "run", model, "dpo")
     assert json.loads((tmp_path / "run" / "run.json").read_text())["dpo"]["loss"] == loss
-
-
-HH = ["sft", "reward-model", "dpo", "kto"]
-
-
-@pytest.mark.skipif(not HH_FILE.exists(), reason="the AnthropicHH file is not beside the project")
-@pytest.mark.parametrize("method", HH)
-def test_methods_on_the_real_hh_file(method, model, tmp_path):
-    words = train(method, model, str(HH_FILE), tmp_path / "run", "--limit", "12")
-    assert main(words) == 0
-    assert "12 " in (tmp_path / "run" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("name", SHIPPED)

@@ -48,11 +48,16 @@ def greedy(policy):
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_rows_that_have_ended_are_dropped_and_the_others_go_on_as_if_alone(kind, keep, monkeypatch):
     """The expected responses come from the plain model, one row at a time. Some end early, so that later steps must
-    have fewer rows than 3 · 5, whether or not the grid is cut down too."""
+    have fewer rows than 3 · 5, whether or not the grid is cut down too. Which random models end unevenly depends on
+    how a version of transformers draws weights; the first of some is taken."""
     monkeypatch.setattr(decoder, "KEEP", keep)
-    model = tiny(kind, vocab=11, seed=3)
-    policy = LanguageModelPolicy(model, end_token=2, max_new_tokens=8)
     prompts = Tokens.from_lists([[3, 4, 1, 9, 2], [5], [7, 8]])
+    for seed in range(3, 20):
+        model = tiny(kind, vocab=11, seed=seed).eval()
+        expected = by_hand(model, prompts)
+        if len({len(y) for ys in expected for y in ys}) > 1:
+            break
+    policy = LanguageModelPolicy(model, end_token=2, max_new_tokens=8)
     widths: list[int] = []
     hook = body_of(model).register_forward_pre_hook(
         lambda m, args, kw: widths.append(args[0].shape[1]), with_kwargs=True
@@ -60,7 +65,14 @@ def test_rows_that_have_ended_are_dropped_and_the_others_go_on_as_if_alone(kind,
     with torch.no_grad():
         drawn = decode(body_of(model), prompts, 5, 8, 2, greedy(policy), policy.device).tolist()
     hook.remove()
-    expected = []
+    assert drawn == expected
+    lengths = {len(y) for ys in expected for y in ys}
+    assert len(lengths) > 1 and widths[-1] < 15  # the example does end unevenly
+
+
+def by_hand(model, prompts: Tokens) -> list[list[list[int]]]:
+    """To each prompt five responses: the five likeliest first tokens, each gone on with greedily to token 2."""
+    out = []
     for x in prompts.tolist():
         with torch.no_grad():
             firsts = model(torch.tensor([x])).logits[0, -1].topk(5).indices.tolist()
@@ -71,10 +83,8 @@ def test_rows_that_have_ended_are_dropped_and_the_others_go_on_as_if_alone(kind,
                 with torch.no_grad():
                     y.append(int(model(torch.tensor([x + y])).logits[0, -1].argmax()))
             rows.append(y)
-        expected.append(rows)
-    assert drawn == expected
-    lengths = {len(y) for ys in expected for y in ys}
-    assert len(lengths) > 1 and widths[-1] < 15  # the example does end unevenly
+        out.append(rows)
+    return out
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)

@@ -6,7 +6,7 @@ import pytest
 from rlhf_lab.checks import LabError
 from rlhf_lab.policies import hub
 from rlhf_lab.worlds import hub_rows
-from rlhf_lab.worlds.preference_data import load_preferences
+from rlhf_lab.worlds.preference_data import Source, load_preferences
 
 ROWS = [{"prompt": f"{i}?", "chosen": f" {i}", "rejected": " no" if i % 4 else f" {i}"} for i in range(40)]
 
@@ -47,40 +47,40 @@ def the_hub(monkeypatch, tmp_path):
 
 def test_a_limit_streams_no_more_than_it_needs_and_the_next_time_nothing(the_hub):
     """Every fourth pair is of equal responses: six usable ones are the first eight rows … 1, 2, 3, 5, 6, 7."""
-    texts = load_preferences("some/pairs", limit=6)
+    texts = load_preferences(Source("some/pairs", limit=6))
     assert texts.prompts == ["1?", "2?", "3?", "5?", "6?", "7?"] and len(the_hub["read"]) == 8
-    assert load_preferences("some/pairs", limit=5).prompts == texts.prompts[:5] and len(the_hub["read"]) == 8
-    assert len(load_preferences("some/pairs", limit=7)) == 7
+    assert load_preferences(Source("some/pairs", limit=5)).prompts == texts.prompts[:5] and len(the_hub["read"]) == 8
+    assert len(load_preferences(Source("some/pairs", limit=7))) == 7
     assert the_hub["read"] == [f"{i}?" for i in range(10)], "only the rows behind those that were kept"
 
 
 def test_a_stream_that_breaks_goes_on_where_it_broke(the_hub):
     the_hub["breaks"] = 5
     with pytest.raises(LabError, match=r"The stream of 'some/pairs' broke \(ConnectionError: the line is dead\)"):
-        load_preferences("some/pairs", limit=10)
+        load_preferences(Source("some/pairs", limit=10))
     the_hub["breaks"] = None
-    assert len(load_preferences("some/pairs", limit=10)) == 10
+    assert len(load_preferences(Source("some/pairs", limit=10))) == 10
     assert the_hub["read"] == [f"{i}?" for i in range(14)]
 
 
 def test_half_a_line_that_a_killed_process_left_is_cut_off(the_hub):
-    load_preferences("some/pairs", limit=3)
+    load_preferences(Source("some/pairs", limit=3))
     (kept,) = hub.cache_folder().rglob("*.jsonl")
     kept.write_bytes(kept.read_bytes()[:-7])
-    assert load_preferences("some/pairs", limit=6).prompts == ["1?", "2?", "3?", "5?", "6?", "7?"]
+    assert load_preferences(Source("some/pairs", limit=6)).prompts == ["1?", "2?", "3?", "5?", "6?", "7?"]
 
 
 def test_another_commit_is_streamed_anew_and_without_a_network_the_kept_rows_are_used(the_hub):
-    load_preferences("some/pairs", limit=3)
+    load_preferences(Source("some/pairs", limit=3))
     the_hub |= {"commit": "two", "rows": [{"prompt": "new?", "chosen": " a", "rejected": " b"}]}
-    assert load_preferences("some/pairs", limit=3).prompts == ["new?"]
+    assert load_preferences(Source("some/pairs", limit=3)).prompts == ["new?"]
     the_hub["commit"] = None
-    assert load_preferences("some/pairs", limit=3).prompts == ["new?"]
+    assert load_preferences(Source("some/pairs", limit=3)).prompts == ["new?"]
 
 
 def test_revision_split_and_folder_are_kept_apart(the_hub):
     for how in ({}, {"revision": "v1"}, {"split": "test"}, {"folder": "harmless-base"}):
-        load_preferences("some/pairs", limit=1, **how)
+        load_preferences(Source("some/pairs", limit=1, **how))
     assert len(list(hub.cache_folder().rglob("*.jsonl"))) == 4
     assert the_hub["asked"][-1] == {"split": "train", "revision": None, "data_dir": "harmless-base", "streaming": True}
 

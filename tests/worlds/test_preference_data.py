@@ -13,7 +13,7 @@ from tiny_models import tiny_tokenizer
 from rlhf_lab.checks import LabError
 from rlhf_lab.policies import hub
 from rlhf_lab.worlds import preference_data as data
-from rlhf_lab.worlds.preference_data import PreferenceTexts, load_preferences, tokenise
+from rlhf_lab.worlds.preference_data import PreferenceTexts, Source, load_preferences, tokenise
 
 HH_FILE = Path(__file__).parents[2].parent / "shared" / "data" / "hh-harmless-base-test.jsonl.gz"
 
@@ -246,7 +246,7 @@ def test_without_a_network_a_hub_name_fails_at_once_in_one_sentence(monkeypatch,
     no_network(monkeypatch, tmp_path)
     start = time.monotonic()
     with pytest.raises(LabError, match=r"'some/pairs' is not on this machine and the Hugging Face Hub") as caught:
-        load_preferences("some/pairs", revision="v1")
+        load_preferences(Source("some/pairs", revision="v1"))
     assert time.monotonic() - start < 20  # the libraries' own retries take longer than that
     assert "\n" not in str(caught.value) and "Retrying" not in capfd.readouterr().err
 
@@ -257,7 +257,7 @@ def test_a_hub_data_set_is_asked_for_with_its_revision_split_and_folder(monkeypa
     asked = []
     monkeypatch.setattr(hub, "reachable", lambda *question: asked.append(question) or True)
     monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: asked.append((a, k)) or PLAIN)
-    texts = load_preferences("some/pairs", split="test", revision="abc", folder="harmless-base")
+    texts = load_preferences(Source("some/pairs", "test", revision="abc", folder="harmless-base"))
     assert asked == [
         ("dataset", "some/pairs", "abc"),
         (("some/pairs",), {"split": "test", "revision": "abc", "data_dir": "harmless-base"}),
@@ -439,7 +439,7 @@ def test_columns_of_other_names_are_refused_with_what_to_rename(tmp_path, column
 
 def test_a_limit_stops_at_so_many_usable_pairs(tmp_path):
     rows = [PLAIN[0] | {"prompt": f"{i}", "rejected": " Two." if i == 1 else " No."} for i in range(9)]
-    texts = load_preferences(write(tmp_path / "a.jsonl", rows), limit=3)
+    texts = load_preferences(Source(write(tmp_path / "a.jsonl", rows), limit=3))
     assert texts.prompts == ["0", "2", "3"] and texts.dropped == {data.EQUAL: 1}
     with pytest.raises(LabError, match="limit must be at least 1"):
-        load_preferences(write(tmp_path / "a.jsonl", rows), limit=0)
+        load_preferences(Source(write(tmp_path / "a.jsonl", rows), limit=0))

@@ -8,6 +8,7 @@ from tiny_models import tiny_tokenizer
 from rlhf_lab.checks import LabError
 from rlhf_lab.worlds import preference_forms as forms
 from rlhf_lab.worlds import sft_data as data
+from rlhf_lab.worlds.preference_files import Source
 from rlhf_lab.worlds.sft_data import TargetTexts, load_prompts, load_targets, load_verdicts, tokenise_targets
 
 POST = {"post": "My cat sat.", "title": "Cat", "subreddit": "pets", "id": "t3_1"}
@@ -64,7 +65,7 @@ def test_prompts_stand_once_and_a_limit_stops_the_reading(tmp_path):
     path = tmp_path / "a.jsonl"
     rows = [json.dumps({"prompt": p}) for p in ("a", "a", "b")]
     path.write_text("\n".join([*rows, "{broken"]))
-    texts = load_prompts(str(path), limit=2)
+    texts = load_prompts(Source(str(path), limit=2))
     assert texts.prompts == ["a", "b"] and texts.dropped == {data.AGAIN: 1} and "2 prompts" in texts.summary()
     with pytest.raises(LabError, match="line 4: malformed JSON"):
         load_prompts(str(path))

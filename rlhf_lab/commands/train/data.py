@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,9 +15,9 @@ from rlhf_lab.checks import LabError
 from rlhf_lab.commands.train.settings import PairSettings
 from rlhf_lab.policies.base import Policy, Reward
 from rlhf_lab.policies.packing import context_of
-from rlhf_lab.training import seeded
+from rlhf_lab.training import processes, seeded
 from rlhf_lab.worlds import preference_data, sft_data
-from rlhf_lab.worlds.preference_files import check_source, is_local
+from rlhf_lab.worlds.preference_files import Source, check_source, is_local
 
 Kind = Literal["pairs", "targets", "prompts", "verdicts"]
 
@@ -67,12 +67,29 @@ def load_world(name: str) -> Any:
     return text.load(name)
 
 
-def data_mark(data: str) -> dict[str, str]:
-    """The SHA-256 of a local file, for run.json; nothing for other data."""
-    if data.startswith("world:") or not is_local(data):
-        return {}
-    with Path(data).expanduser().open("rb") as file:
-        return {"data_sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+def data_mark(settings: Any) -> dict[str, str]:
+    """The SHA-256 of the local files that are read, for run.json; nothing for other data."""
+    marks = {}
+    for name in ("data", "original"):
+        source = getattr(settings, name, None)
+        if source is not None and not source.startswith("world:") and is_local(source):
+            with Path(source).expanduser().open("rb") as file:
+                marks[f"{name}_sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
+    return marks
+
+
+def original_of(settings: Any) -> Any:
+    """`settings` with the data that `--original` names in place of `--data`; None where it names none."""
+    if settings.original is None:
+        return None
+    return replace(
+        settings,
+        data=settings.original,
+        data_split=settings.original_split or settings.data_split,
+        data_revision=settings.original_revision,
+        data_folder=settings.original_folder,
+        limit=settings.original_limit,
+    )
 
 
 def token_limits(settings: Any, config: Any, tokenizer: Any) -> tuple[int, int]:
@@ -109,21 +126,21 @@ def load_data(settings: Any, kind: Kind, tokenizer: Any, limits: tuple[int, int]
     """
     if settings.world is not None:
         return Data() if kind in ("pairs", "verdicts") else _from_world(settings, kind, tokenizer, limits)
-    where = (settings.data, settings.data_split, settings.data_revision, settings.data_folder, tokenizer)
+    where = Source(settings.data, settings.data_split, settings.data_revision, settings.data_folder, settings.limit)
     end = tokenizer.eos_token_id
-    if kind == "verdicts" and not sft_data.holds_verdicts(*where[:4]):
+    if kind == "verdicts" and not sft_data.holds_verdicts(where):
         kind = "pairs"
     if kind == "pairs":
-        texts = preference_data.load_preferences(*where, settings.limit)
+        texts = preference_data.load_preferences(where, tokenizer)
         pairs, report = preference_data.tokenise(texts, tokenizer, *limits, end)
         return Data(pairs=pairs, said=[texts.summary(), report.summary()])
     if kind in ("targets", "verdicts"):
         load = sft_data.load_targets if kind == "targets" else sft_data.load_verdicts
-        examples = load(*where, settings.limit)
+        examples = load(where, tokenizer)
         prompts, targets, kept, report = sft_data.tokenise_targets(examples, tokenizer, *limits, end)
         labels = torch.tensor([[examples.labels[i]] for i in kept]) if examples.labels else None
         return Data(prompts=prompts, targets=targets, labels=labels, said=[examples.summary(), report.summary()])
-    asked = sft_data.load_prompts(*where, settings.limit)
+    asked = sft_data.load_prompts(where, tokenizer)
     prompts, report = sft_data.tokenise_prompts(asked.prompts, tokenizer, limits[0], settings.data)
     return Data(prompts=prompts, said=[asked.summary(), report.summary()])
 
@@ -158,7 +175,7 @@ def draw_pairs(settings: PairSettings, policy: Policy, tokenizer: Any) -> Data:
         seeded(settings.seed, 11, device=policy.device),
         settings.label_beta,
         settings.label_noise,
-        settings.progress,
+        processes.shows(settings.progress),
     )
     said = f"{settings.data}: {len(pairs):,} pairs drawn from {settings.model}, {dropped:,} of equal responses dropped"
     return Data(pairs=pairs, said=[said])

@@ -24,4 +24,5 @@ def _fit(job: Job) -> History:
     prompts = job.data.prompts
     assert prompts is not None
     training = job.training(len(prompts))
-    return group(job.policy, job.reference(), job.reward(), prompts, job.settings.group, training, claimed=True)
+    policy = job.drawing(job.policy)
+    return group(policy, job.reference(), job.reward(), prompts, job.settings.group, training, claimed=True)

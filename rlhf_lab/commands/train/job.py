@@ -30,7 +30,7 @@ from torch import Tensor
 from rlhf_lab.batch import Pairs, Tokens
 from rlhf_lab.checks import LabError
 from rlhf_lab.commands import config
-from rlhf_lab.commands.train import card
+from rlhf_lab.commands.train import at_once, card
 from rlhf_lab.commands.train.data import Data, Kind, check_data, data_mark, draw_pairs, load_data, token_limits
 from rlhf_lab.commands.train.reward import check_reward, load_reward, start_of
 from rlhf_lab.commands.train.settings import Common, PairSettings, record_of
@@ -46,9 +46,10 @@ from rlhf_lab.policies.loading import (
     pick_device,
     progress_bars,
 )
-from rlhf_lab.policies.lora import LoraPolicy, with_lora
+from rlhf_lab.policies.lora import AdapterReference, LoraPolicy, with_lora
 from rlhf_lab.policies.reference_cache import cached_log_probs
-from rlhf_lab.training import Training, checkpoint, processes
+from rlhf_lab.policies.vllm import VllmSampler, check_installed
+from rlhf_lab.training import Training, checkpoint, memory, processes
 
 History = list[dict[str, float]]
 
@@ -64,12 +65,22 @@ class Job:
         tokenizer: the model's.
         policy: π_θ, to be trained in place.
         data: of the kind that the method asked for.
+        limits: the longest prompt and response, in tokens.
         device: where the policy lies.
         said: what the card shall say about the data.
     """
 
-    def __init__(self, settings: Any, method: str, policy: LanguageModelPolicy, tokenizer: Any, data: Data) -> None:
+    def __init__(
+        self,
+        settings: Any,
+        method: str,
+        policy: LanguageModelPolicy,
+        tokenizer: Any,
+        data: Data,
+        limits: tuple[int, int],
+    ) -> None:
         self.settings, self.method, self.policy, self.tokenizer, self.data = settings, method, policy, tokenizer, data
+        self.limits = limits
         self.device = policy.device
         self.said = list(data.said)
 
@@ -101,6 +112,19 @@ class Job:
         # As in the loop: the policy's log-ratio to it starts at zero.
         with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
             return cached_log_probs(reference, data, folder, settings.batch_size, settings.progress)
+
+    def drawing(self, policy: Policy) -> Policy:
+        """`policy`, whose responses come from where `--sampler` says. Training it trains `policy`.
+
+        Raises:
+            LabError: vLLM is not installed.
+        """
+        if self.settings.sampler == "lab":
+            return policy
+        if isinstance(policy, AdapterReference):
+            policy = policy.copy()  # a model whose adapters are switched off cannot be written down
+        assert isinstance(policy, LanguageModelPolicy)
+        return VllmSampler.load(policy, dtype="bfloat16" if self.settings.precision == "bf16" else "float32")
 
     def reward(self) -> Reward:
         """What `--reward` names.
@@ -144,26 +168,30 @@ def run(
         KeyboardInterrupt: stopped by Ctrl-C; the last whole step is saved, and the message says how to go on.
     """
     start = time.perf_counter()
-    progress_bars(settings.progress)
     processes.start()
+    progress_bars(processes.shows(settings.progress))
     out = settings.out
     settings.training(rows=1)
     device = pick_device(settings.device)
     check_data(settings)
     check_reward(settings)
-    record = {**record_of(settings, method), **data_mark(settings.data)}
-    _refuse_taken(out, record, settings.resume)
+    _check_sampler(settings)
     for name in (settings.model, getattr(settings, "reference", None)):
         if name is not None:
             check_language_model(name, settings.model_revision if name == settings.model else None)
 
     tokenizer = load_tokenizer(settings.model, settings.model_revision)
-    limits = token_limits(settings, load_config(settings.model, settings.model_revision), tokenizer)
+    sizes = load_config(settings.model, settings.model_revision)
+    limits = token_limits(settings, sizes, tokenizer)
+    settings = at_once.settle(settings, sizes, limits)
+    record = {**record_of(settings, method), **data_mark(settings)}
+    _refuse_taken(out, record, settings.resume)
     data = load_data(settings, kind, tokenizer, limits)
     for line in data.said:
         _say(settings, line)
 
-    model, tokenizer = load_language_model(settings.model, device, revision=settings.model_revision)
+    with memory.told(settings):
+        model, tokenizer = load_language_model(settings.model, device, revision=settings.model_revision)
     policy = LanguageModelPolicy(model, tokenizer.eos_token_id, limits[1], len(tokenizer), tokenizer)
     if settings.lora_rank is not None:
         policy = with_lora(
@@ -172,11 +200,12 @@ def run(
     checkpoint.claim(out, record, settings.resume)
     _write(out / "settings.yaml", f"# rlhf-lab train {method} --config THIS-FILE\n{config.write(settings)}")
     try:
-        if settings.world is not None and isinstance(settings, PairSettings):
-            data = draw_pairs(settings, policy, tokenizer)
-            _say(settings, data.said[0])
-        job = Job(settings, method, policy, tokenizer, data)
-        history = fit(job)
+        with memory.told(settings):
+            if settings.world is not None and isinstance(settings, PairSettings):
+                data = draw_pairs(settings, policy, tokenizer)
+                _say(settings, data.said[0])
+            job = Job(settings, method, policy, tokenizer, data, limits)
+            history = fit(job)
     except LabError:
         _give_back(out)
         raise
@@ -191,6 +220,14 @@ def run(
     )
     _say(settings, f"Done in {seconds:,.0f} s: {out / 'model'}")
     return history
+
+
+def _check_sampler(settings: Any) -> None:
+    """Refuse a sampler that is not there, before anything is loaded."""
+    if getattr(settings, "sampler", "lab") == "vllm":
+        if processes.count() > 1:
+            raise LabError("The sampler vllm works with one process; with several leave --sampler out.")
+        check_installed()
 
 
 def _refuse_taken(out: Path, record: dict[str, Any], resume: bool) -> None:
@@ -230,7 +267,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _say(settings: Common, text: str) -> None:
-    if settings.progress and processes.is_first():
+    if processes.shows(settings.progress):
         print(text, file=sys.stderr, flush=True)
 
 

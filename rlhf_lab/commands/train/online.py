@@ -53,4 +53,5 @@ def _fit(job: Job) -> History:
         return cat_pairs(parts)
 
     rows = settings.online.labels // settings.online.rounds
-    return online(job.policy, job.reference(), collect, settings.dpo, settings.online, job.training(rows), claimed=True)
+    policy = job.drawing(job.policy)
+    return online(policy, job.reference(), collect, settings.dpo, settings.online, job.training(rows), claimed=True)

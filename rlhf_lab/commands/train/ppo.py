@@ -34,4 +34,5 @@ def _fit(job: Job) -> History:
     reward = job.reward()
     critic = scored_by(job.policy, reward)
     training = job.training(len(prompts))
-    return ppo(job.policy, job.reference(), reward, critic, prompts, job.settings.ppo, training, claimed=True)
+    policy = job.drawing(job.policy)
+    return ppo(policy, job.reference(), reward, critic, prompts, job.settings.ppo, training, claimed=True)

@@ -25,4 +25,5 @@ def train_raft(settings: TrainRAFT) -> History:
 def _fit(job: Job) -> History:
     prompts = job.data.prompts
     assert prompts is not None
-    return raft(job.policy, job.reward(), prompts, job.settings.raft, job.training(len(prompts)), claimed=True)
+    policy = job.drawing(job.policy)
+    return raft(policy, job.reward(), prompts, job.settings.raft, job.training(len(prompts)), claimed=True)

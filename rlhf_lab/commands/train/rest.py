@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from rlhf_lab.algorithms.rest import ReST, rest
+from rlhf_lab.batch import Tokens
 from rlhf_lab.checks import LabError
+from rlhf_lab.commands.train.data import check_data, load_data, original_of
 from rlhf_lab.commands.train.job import History, Job, run
 from rlhf_lab.commands.train.settings import Flat, SamplingSettings
 
@@ -18,12 +20,29 @@ class TrainReST(SamplingSettings):
     rest: Annotated[ReST, Flat] = field(default_factory=ReST)
     held_out: int = 0
     """Prompts, the last ones, kept apart for `patience` to watch the reward on."""
+    original: str | None = None
+    """SFT data that stay in the mix, scored and filtered like what is grown: a file, a data set on the Hub, or
+    world:NAME, in the forms that `train sft` reads."""
+    original_split: str | None = None
+    """Its split; by default that of `data`."""
+    original_revision: str | None = None
+    """Its branch, tag or commit, if it is on the Hub."""
+    original_folder: str | None = None
+    """Folder within it, if it is on the Hub."""
+    original_limit: int | None = None
+    """Its first so many usable rows alone."""
 
 
 def train_rest(settings: TrainReST) -> History:
     """Run the command; see `job.run`. An Improve step has `steps` steps, over responses."""
     if settings.rest.patience is not None and settings.held_out < 1:
         raise LabError("patience needs prompts to watch the reward on: give --held-out, for example 64.")
+    apart = {name: getattr(settings, f"original_{name}") for name in ("split", "revision", "folder", "limit")}
+    told = next((name for name, value in apart.items() if value is not None), None)
+    if settings.original is None and told is not None:
+        raise LabError(f"original_{told} belongs to data that are not there: give --original as well.")
+    if settings.original is not None:
+        check_data(original_of(settings))
     return run(settings, "rest", "prompts", _fit)
 
 
@@ -34,6 +53,28 @@ def _fit(job: Job) -> History:
     if number < 1:
         raise LabError(f"held_out {settings.held_out} leaves none of {len(prompts)} prompts to train on.")
     apart = prompts[number:] if settings.held_out else None
-    # One epoch of an Improve step would see every grown response if all passed.
-    training = job.training(number * settings.rest.samples)
-    return rest(job.policy, job.reward(), prompts[:number], settings.rest, training, held_out=apart, claimed=True)
+    original = _original(job)
+    # One epoch of an Improve step would see every response if all passed.
+    rows = number * settings.rest.samples + (0 if original is None else len(original[0]))
+    return rest(
+        job.drawing(job.policy),
+        job.reward(),
+        prompts[:number],
+        settings.rest,
+        job.training(rows),
+        original,
+        apart,
+        claimed=True,
+    )
+
+
+def _original(job: Job) -> tuple[Tokens, Tokens] | None:
+    """The SFT data that stay in the mix, cut to the same limits as all else."""
+    theirs = original_of(job.settings)
+    if theirs is None:
+        return None
+    data = load_data(theirs, "targets", job.tokenizer, job.limits)
+    assert data.prompts is not None and data.targets is not None
+    for line in data.said:
+        job.say(f"original: {line}")
+    return data.prompts, data.targets

@@ -15,13 +15,13 @@ from rlhf_lab.checks import LabError
 from rlhf_lab.commands.train.card import pairs_card
 from rlhf_lab.commands.train.job import History, Job, run
 from rlhf_lab.commands.train.pairs import save_pairs
-from rlhf_lab.commands.train.settings import Common, Flat
+from rlhf_lab.commands.train.settings import DrawingSettings, Flat
 from rlhf_lab.policies.base import Policy
 from rlhf_lab.training import checkpoint, processes
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainRSO(Common):
+class TrainRSO(DrawingSettings):
     """Fit a causal language model to pairs of its own responses, accepted and labelled by a reward (RSO)."""
 
     rso: Annotated[RSO, Flat] = field(default_factory=RSO)
@@ -56,7 +56,7 @@ def _pairs(job: Job, reference: Policy) -> Pairs:
     assert prompts is not None
     # Blocks that are done lie in samples/: a resumed run draws none of them again.
     pairs, dropped = make_pairs(
-        reference,
+        job.drawing(reference),
         job.reward(),
         prompts,
         settings.rso,

@@ -18,6 +18,9 @@ from rlhf_lab.training import Training, checkpoint
 WORLD = "world:"
 """What a text world's name stands behind, where data are asked for."""
 
+Sampler = Literal["lab", "vllm"]
+"""Who draws responses."""
+
 Flat = tyro.conf.arg(name="")
 """A method's own settings stand beside the others."""
 
@@ -132,7 +135,16 @@ class PairSettings(Common):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingSettings(Common):
+class DrawingSettings(Common):
+    """The settings of methods that sample."""
+
+    sampler: Sampler = "lab"
+    """Who draws responses. vllm (package vllm, Linux and a GPU, one process) has weights of its own, which are
+    brought up to date before it draws; its draws are others than the lab's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingSettings(DrawingSettings):
     """The settings of methods that sample and are told a reward."""
 
     reward: str

@@ -1,0 +1,191 @@
+r"""How long a label stays useful while preferences drift: the best window. For notebook 13.
+
+Rewards drift, r_{t−a} = cos(ωa) r − sin(ωa) u: a rounds ago the reward lay a little behind, against its velocity u. A
+reward model is fitted to n labels a round of the last W rounds, and its optimum is deployed in round t.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from rlhf_lab import exact
+from rlhf_lab.derivations.tool import Derivation, Line, Wrong
+from rlhf_lab.derivations.world import World, random_world
+
+
+@dataclass(frozen=True)
+class Drifting(World):
+    """A world whose rewards drift.
+
+    Attributes:
+        velocity: u = dr/d(ωt), (X, K).
+        omega: ω, radians a round.
+        labels: n, labels a round.
+        window: W, whole, rounds.
+    """
+
+    velocity: Tensor
+    omega: float
+    labels: float
+    window: int
+
+
+def drifting(generator: torch.Generator) -> Drifting:
+    """A random world; the first prompt is used, with three responses at least, so that its rewards can turn."""
+    w = random_world(generator)
+    while w.reward.shape[-1] < 3:
+        w = random_world(generator)
+    draw = torch.rand(3, dtype=torch.float64, generator=generator).tolist()
+    kept = {field.name: getattr(w, field.name) for field in fields(World)}
+    velocity = torch.randn(w.reward.shape, dtype=torch.float64, generator=generator)
+    return Drifting(
+        **kept, velocity=velocity, omega=0.01 * 10 ** draw[0], labels=10 ** (1 + draw[1]), window=2 + int(8 * draw[2])
+    )
+
+
+def _curvature(f: object, at: float = 0.0) -> Tensor:
+    """f'' by autograd, twice."""
+    x = torch.tensor(at, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(f(x), x, create_graph=True)  # type: ignore[operator]
+    return torch.autograd.grad(slope, x)[0]
+
+
+def _regret_of(w: Drifting, estimate: Tensor) -> Tensor:
+    """Regret in the first prompt of the optimum for an estimated reward, (K,)."""
+    return exact.regret(exact.optimal_policy(w.log_ref[0], estimate, w.beta), w.log_ref[0], w.reward[0], w.beta)
+
+
+def _ago(w: Drifting, turned: Tensor) -> Tensor:
+    """The reward before it turned by `turned` radians."""
+    return turned.cos() * w.reward[0] - turned.sin() * w.velocity[0]
+
+
+def _variance(w: Drifting) -> Tensor:
+    """Var_{π*}(u)."""
+    star, u = w.star[0], w.velocity[0]
+    return (star * u.square()).sum() - (star * u).sum() ** 2
+
+
+def _window_mean(w: Drifting, omega: Tensor) -> Tensor:
+    """The mean reward over the last W rounds: what a fit to slowly drifting labels finds."""
+    return torch.stack([_ago(w, omega * age) for age in range(1, w.window + 1)]).mean(0)
+
+
+def _price(w: Drifting) -> Tensor:
+    return exact.label_price(w.log_ref[0], w.reward[0], w.beta, w.pair_weights[0])
+
+
+def _drift(w: Drifting) -> Tensor:
+    """D = ω² Var_{π*}(u)/(2β)."""
+    return w.omega**2 * _variance(w) / (2 * w.beta)
+
+
+def _total(w: Drifting, window: Tensor) -> Tensor:
+    return _price(w) / (w.labels * window) + _drift(w) * ((window + 1) / 2) ** 2
+
+
+def _root(w: Drifting, power: float = 2.0, factor: float = 2.0) -> Tensor:
+    """The W with W^power (W + 1) = factor · P/(nD), by halving."""
+    wanted = factor * _price(w) / (w.labels * _drift(w))
+    low, high = torch.zeros_like(wanted), wanted.clamp(min=1.0)
+    for _ in range(200):
+        middle = (low + high) / 2
+        below = middle**power * (middle + 1) < wanted
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return (low + high) / 2
+
+
+def _share(w: Drifting) -> Tensor:
+    """What drift costs over what estimation costs, at the best window."""
+    best = _root(w)
+    return _drift(w) * ((best + 1) / 2) ** 2 / (_price(w) / (w.labels * best))
+
+
+best_window = Derivation(
+    "best-window",
+    "How many rounds of labels to keep",
+    world=drifting,
+    lines=(
+        Line(
+            r"\frac{1}{\beta}\,\mathrm{Var}_{\pi^*}(u)",
+            r"a policy that is late by an angle $a$ has its logits off by $a\,u/\beta$; KL's curvature is Σ, and "
+            r"$u^\top\Sigma u$ is a variance. Autograd twice on the left",
+            lambda w: _variance(w) / w.beta,
+            left=r"\frac{d^2}{da^2}\Big|_0\, \mathrm{regret}\big(\pi^*_{r\cos a - u\sin a}\big)",
+            left_value=lambda w: _curvature(lambda a: _regret_of(w, _ago(w, a))),
+        ),
+        Line(
+            r"\Big(\frac{W+1}{2}\Big)^2\,\frac{1}{\beta}\,\mathrm{Var}_{\pi^*}(u)",
+            r"labels of the last $W$ rounds are $1, \dots, W$ rounds old; the fit lies at their mean age",
+            lambda w: ((w.window + 1) / 2) ** 2 * _variance(w) / w.beta,
+            left=r"\frac{d^2}{d\omega^2}\Big|_0\, \mathrm{regret}\big(\pi^*_{\bar r_W}\big),"
+            r"\quad \bar r_W = \frac1W\sum_{a=1}^W r_{t-a}",
+            left_value=lambda w: _curvature(lambda omega: _regret_of(w, _window_mean(w, omega))),
+        ),
+        Line(
+            r"0,\quad W_*^2\,(W_*+1) = \frac{2P}{nD}",
+            r"estimation falls with $W$, drift rises: $P/(nW_*^2) = D\,(W_*+1)/2$, with $D = "
+            r"\omega^2\,\mathrm{Var}_{\pi^*}(u)/(2\beta)$ and $P$ the price of a label",
+            lambda w: torch.zeros((), dtype=torch.float64),
+            left=r"\frac{d}{dW}\Big|_{W_*}\Big[\frac{P}{nW} + D\Big(\frac{W+1}{2}\Big)^2\Big]\Big/\frac{P}{nW_*^2}",
+            left_value=lambda w: _slope(w, _root(w)),
+        ),
+        Line(
+            r"\frac12\cdot\frac{W_*+1}{W_*}",
+            r"put $P/(nW_*) = D\,W_*(W_*+1)/2$ in: at the best window drift costs about half of what estimation does",
+            lambda w: (_root(w) + 1) / (2 * _root(w)),
+            left=r"D\Big(\frac{W_*+1}{2}\Big)^2\Big/\frac{P}{nW_*}",
+            left_value=_share,
+        ),
+    ),
+    wrong=(
+        Wrong(
+            r"\frac1\beta\,\mathbb{E}_{\pi^*}[u^2]",
+            "the mean not taken off: a drift that lifts all rewards alike would cost something",
+            lambda w: (w.star[0] * w.velocity[0].square()).sum() / w.beta,
+            1,
+        ),
+        Wrong(
+            r"\beta\,\mathrm{Var}_{\pi^*}(u)",
+            r"β on the wrong side: small β makes the policy sharp, and lateness dear",
+            lambda w: w.beta * _variance(w),
+            1,
+        ),
+        Wrong(
+            r"\frac{(W+1)(2W+1)}{6}\,\frac1\beta\,\mathrm{Var}_{\pi^*}(u)",
+            "the squared ages averaged: that would be the cost of W policies, one for each age, not of one fit",
+            lambda w: (w.window + 1) * (2 * w.window + 1) / 6 * _variance(w) / w.beta,
+            2,
+        ),
+        Wrong(
+            r"\Big(\frac{W-1}{2}\Big)^2\,\frac1\beta\,\mathrm{Var}_{\pi^*}(u)",
+            "ages counted from 0: the labels of round t are not there yet when round t begins",
+            lambda w: ((w.window - 1) / 2) ** 2 * _variance(w) / w.beta,
+            2,
+        ),
+        Wrong(
+            r"0,\quad W_*(W_*+1) = \frac{2P}{nD}",
+            "a square root for a cube root: estimation's slope is $1/W^2$, not $1/W$",
+            lambda w: _slope(w, _root(w)) - _slope(w, _root(w, 1.0)),
+            3,
+        ),
+        Wrong(
+            r"1",
+            "both parts equal, as where a falling and a rising line cross: the minimum lies elsewhere",
+            lambda w: torch.ones((), dtype=torch.float64),
+            4,
+        ),
+    ),
+    source="Delta method, as for the price of a label (notebook 08); Bai et al. 2022, section 4.5, for the practice; "
+    "lecture, “Non-static Environment”.",
+)
+
+
+def _slope(w: Drifting, window: Tensor) -> Tensor:
+    """The total's derivative in W, over that of estimation alone: a number of order one."""
+    at = window.detach().clone().requires_grad_(True)
+    (slope,) = torch.autograd.grad(_total(w, at), at)
+    return slope / (_price(w) / (w.labels * window**2))

@@ -1,0 +1,253 @@
+"""Exercises of notebook 13: a world that moves, and how long a label stays useful."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlhf_lab.exercises.tool import Case, Exercise, Mistake
+from rlhf_lab.worlds import moving
+
+
+def _double(values: object) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def moving_regret(
+    log_policy: Tensor, log_ref: Tensor, reward: Tensor, velocity: Tensor, angle: float, beta: float
+) -> Tensor:
+    """The regret of a policy after the rewards have turned by `angle`, (…)."""
+    now = math.cos(angle) * reward + math.sin(angle) * velocity
+    log_star = (log_ref + now / beta).log_softmax(-1)
+    return beta * (log_policy.exp() * (log_policy - log_star)).sum(-1)
+
+
+def window_cost(price: float, drift: float, labels: float, window: int, every: int) -> float:
+    """What a round costs with a fit to the last `window` rounds, made every `every` rounds."""
+    ages = [(window + 1) / 2 + late for late in range(every)]
+    return price / (labels * window) + drift * sum(age**2 for age in ages) / every
+
+
+def best_window(price: float, drift: float, labels: float) -> int:
+    """The whole number of rounds whose labels are worth keeping, with a fit every round."""
+    costs = {w: price / (labels * w) + drift * ((w + 1) / 2) ** 2 for w in range(1, 1001)}
+    return min(costs, key=lambda w: costs[w])
+
+
+def once_wins(price: float, late: float, rounds: int) -> list[float]:
+    """Labels a round, and a turn of half a radian at least, with which fitting once loses less."""
+    return [2 * price / (late * rounds), 0.5]
+
+
+def _turned(slip: str) -> Callable[..., Tensor]:
+    """`moving_regret` with one slip."""
+
+    def wrong(
+        log_policy: Tensor, log_ref: Tensor, reward: Tensor, velocity: Tensor, angle: float, beta: float
+    ) -> Tensor:
+        c, s = math.cos(angle), math.sin(angle)
+        now = c * reward + s * velocity
+        if slip == "old":
+            now = reward
+        if slip == "swapped":
+            now = s * reward + c * velocity
+        if slip == "back":
+            now = c * reward - s * velocity
+        log_star = (log_ref + now / beta).log_softmax(-1)
+        if slip == "no ref":
+            log_star = (now / beta).log_softmax(-1)
+        if slip == "turned":
+            return beta * (log_star.exp() * (log_star - log_policy)).sum(-1)
+        kl = (log_policy.exp() * (log_policy - log_star)).sum(-1)
+        return kl if slip == "no beta" else beta * kl
+
+    return wrong
+
+
+def _least(cost: Callable[[int], float]) -> int:
+    return min(range(1, 1001), key=cost)
+
+
+def _judge(answer: object, price: float, late: float, rounds: int) -> str | None:
+    """What is wrong with a world in which fitting once should lose less."""
+    if not isinstance(answer, list) or len(answer) != 2:
+        return "return two numbers: labels a round, and the turn over the deployment in radians."
+    labels, turn = (float(value) for value in answer)
+    if not labels >= 1:
+        return f"{labels:g} labels a round: at least 1 is wanted. Labels come first, then the turn."
+    if not 0.5 <= turn <= 3.15:
+        return f"a turn of {turn:g} rad: between 0.5 and π is wanted."
+    drift = late * (turn / rounds) ** 2
+    once = moving.once_regret(price, drift, labels, rounds)
+    kept = moving.best_deployed(price, drift, labels, rounds)
+    again = moving.deployed_regret(price, drift, labels, rounds, kept)
+    if once >= again:
+        return f"fitting once loses {once:.3g} a round, fitting again on the best window {again:.3g}."
+    return None
+
+
+_POLICY: dict[str, Any] = {
+    "log_policy": _double([0.2, 0.1, 0.3, 0.4]).log(),
+    "log_ref": _double([0.4, 0.3, 0.2, 0.1]).log(),
+    "reward": _double([-0.5, 0.0, 1.0, 1.5]),
+    "velocity": _double([1.0, -1.0, 0.5, -0.5]),
+    "angle": 0.6,
+    "beta": 0.5,
+}
+_SLOW = {"price": 30.0, "drift": 0.002, "labels": 100.0}
+
+EXERCISES = (
+    Exercise(
+        key="nb13.moving_regret",
+        title="Regret against a π* that has moved on",
+        objective="measure a policy by the reward of today, not by the one it was fitted to",
+        difficulty=1,
+        minutes=4,
+        cases=(
+            Case("one prompt, 0.6 rad", _POLICY),
+            Case(
+                "two prompts, 2 rad, β = 1.5",
+                {
+                    **{k: torch.stack([_POLICY[k], _POLICY[k].flip(0)]) for k in ("log_policy", "log_ref")},
+                    "reward": _double([[-0.5, 0.0, 1.0, 1.5], [0.3, -1.0, 0.0, 0.7]]),
+                    "velocity": _double([[1.0, -1.0, 0.5, -0.5], [0.0, 0.4, -0.9, 1.1]]),
+                    "angle": 2.0,
+                    "beta": 1.5,
+                },
+            ),
+        ),
+        solution=moving_regret,
+        mistakes=(
+            Mistake("old reward", "this is the regret of round 0: the reward has turned since.", _turned("old")),
+            Mistake("sine and cosine", "at angle 0 the reward must be the old one: try it.", _turned("swapped")),
+            Mistake("backwards", "the reward turns towards its velocity, not away from it.", _turned("back")),
+            Mistake("no reference", "π* of today starts from π_ref as well: it was left out.", _turned("no ref")),
+            Mistake("KL turned round", "which policy is asked? The expectation is under it.", _turned("turned")),
+            Mistake("no beta", "this is in nats; regret is in units of reward.", _turned("no beta")),
+        ),
+        hints=(
+            "First the reward of today: $\\cos(a)\\,r+\\sin(a)\\,u$. Then π\\* of today, from π_ref and that reward.",
+            "Regret is $\\beta\\,\\mathrm{KL}(\\pi\\|\\pi^*_\\text{today})$; `log_softmax(-1)` normalises.",
+        ),
+    ),
+    Exercise(
+        key="nb13.window_cost",
+        title="What a round costs",
+        objective="add up estimation and drift for a window and a rhythm",
+        difficulty=2,
+        minutes=8,
+        cases=(
+            Case("8 rounds of labels, a fit every 3 rounds", _SLOW | {"window": 8, "every": 3}),
+            Case("5 rounds of labels, a fit every 4 rounds", _SLOW | {"labels": 40.0, "window": 5, "every": 4}),
+        ),
+        solution=window_cost,
+        mistakes=(
+            Mistake(
+                "always fresh",
+                "the fit is used for several rounds, and is older in the last of them than in the first.",
+                lambda p, d, n, w, k: p / (n * w) + d * ((w + 1) / 2) ** 2,
+            ),
+            Mistake(
+                "mean age squared",
+                "the squared ages are to be averaged, not the average squared: rounds are judged one by one.",
+                lambda p, d, n, w, k: p / (n * w) + d * ((w + k) / 2) ** 2,
+            ),
+            Mistake(
+                "one round's labels",
+                "how many labels did the fit see? Not those of one round only.",
+                lambda p, d, n, w, k: p / n + d * sum(((w + 1) / 2 + a) ** 2 for a in range(k)) / k,
+            ),
+            Mistake(
+                "ages from zero",
+                "the newest labels are one round old when they are used: those of today come too late.",
+                lambda p, d, n, w, k: p / (n * w) + d * sum(((w - 1) / 2 + a) ** 2 for a in range(k)) / k,
+            ),
+            Mistake(
+                "added up",
+                "this is what `every` rounds cost together in drift; a round is asked for.",
+                lambda p, d, n, w, k: p / (n * w) + d * sum(((w + 1) / 2 + a) ** 2 for a in range(k)),
+            ),
+        ),
+        hints=(
+            "In its first round a fit is $(W+1)/2$ rounds old in the mean, in the next one round more, and so on.",
+            "Estimation: `price / (labels * window)`. Drift: `drift` times the mean of the squared ages of the "
+            "`every` rounds.",
+        ),
+    ),
+    Exercise(
+        key="nb13.best_window",
+        title="How many rounds to keep",
+        objective="choose a window from the price of a label, the drift and the labels a round",
+        difficulty=2,
+        minutes=6,
+        cases=(
+            Case("100 labels a round", _SLOW),
+            Case("12 labels a round, less drift", {"price": 30.0, "drift": 0.0004, "labels": 12.0}),
+        ),
+        solution=best_window,
+        mistakes=(
+            Mistake(
+                "square root",
+                "two costs were set equal, or a slope was taken wrongly: the window goes with a cube root.",
+                lambda p, d, n: round((p / (n * d)) ** 0.5),
+            ),
+            Mistake(
+                "price of one round",
+                "n labels come in every round: how many does a window hold?",
+                lambda p, d, n: _least(lambda w: p / w + d * ((w + 1) / 2) ** 2),
+            ),
+            Mistake(
+                "oldest label",
+                "the fit lies at the mean age of its labels, not at the age of the oldest.",
+                lambda p, d, n: _least(lambda w: p / (n * w) + d * w**2),
+            ),
+            Mistake(
+                "age not squared",
+                "a policy that is late twice as far loses four times as much.",
+                lambda p, d, n: _least(lambda w: p / (n * w) + d * (w + 1) / 2),
+            ),
+        ),
+        hints=(
+            "Write down what a round costs with a window of $W$ rounds, and try every $W$.",
+            "A table of costs by window, then its `min`: estimation `price / (labels * w)` and drift.",
+        ),
+    ),
+    Exercise(
+        key="nb13.once_wins",
+        title="Find the regime: once is enough",
+        objective="say when drift is not worth a second fit",
+        difficulty=3,
+        minutes=10,
+        cases=(
+            Case("24 rounds", {"price": 30.0, "late": 0.6, "rounds": 24}),
+            Case("12 rounds, cheaper labels", {"price": 6.0, "late": 0.3, "rounds": 12}),
+        ),
+        solution=once_wins,
+        mistakes=(
+            Mistake(
+                "too little drift",
+                "that is a world which hardly moves: half a radian over the deployment is wanted.",
+                lambda p, late, rounds: [2 * p / (late * rounds), 0.1],
+            ),
+            Mistake(
+                "many labels",
+                "the more labels, the less is there to gain from having them all at the start.",
+                lambda p, late, rounds: [200 * p / (late * rounds), 0.5],
+            ),
+            Mistake(
+                "order",
+                "labels come first, then the turn.",
+                lambda p, late, rounds: [0.5, 2 * p / (late * rounds)],
+            ),
+        ),
+        hints=(
+            "Fitting once is hurt by drift alone, fitting again by few labels. Which of the two numbers makes labels "
+            "scarce?",
+            "`moving.break_even(price, labels, rounds)` is the drift at which both lose alike, `late * (turn / "
+            "rounds) ** 2` is yours. Lower `labels` until yours is the smaller.",
+        ),
+        judge=_judge,
+    ),
+)

@@ -1,0 +1,655 @@
+r"""Claim 1: with enough preference data DPO finds π*, without a reward model and without sampling.
+
+The lecture's outline to the letter: pairs from π_ref, one label each, then the DPO loss. The number of labels N grows,
+everything else stays. On finite worlds the distance J(π*) − J(π_θ) is exact, and for a table its limit is known before
+any label is drawn: labels fall on the pair (i, j) of prompt x with probability s_x · 2 π_ref(i) π_ref(j) / c_x, where
+c_x = 1 − Σ π_ref² (equal pairs are drawn again, with a fresh prompt) and s_x = c_x / Σ c; so that
+
+    N · E[regret]  →  mean over x of  label_price(x) / s_x.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from rlhf_lab import exact
+from rlhf_lab.algorithms.dpo import DPO, dpo, pair_loss
+from rlhf_lab.batch import Pairs, Tokens
+from rlhf_lab.checks import LabError, check_beta
+from rlhf_lab.evaluation import Draws, distance_to_optimal, evaluate, mean_interval
+from rlhf_lab.experiments import experiment, language
+from rlhf_lab.experiments.compare import Compare
+from rlhf_lab.experiments.experiment import EXACT_RUNGS, Experiment, Job, Settings, Verdict
+from rlhf_lab.experiments.statistics import Interval, summarise
+from rlhf_lab.experiments.watch import watching
+from rlhf_lab.policies.base import Policy
+from rlhf_lab.training import Training, seeded
+from rlhf_lab.worlds import bandit, token_tree
+from rlhf_lab.worlds.world import World
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+Kind = Literal["table", "transformer", "fresh", "text"]
+SLOPE = -0.9
+"""A table's regret falls as fast as the theory says where the slope's interval lies below this; the theory's is −1."""
+UPPER = 10.0
+"""The slope is taken over the numbers of labels within this factor of the largest."""
+NEWTON = 20
+"""Iterations of a table's fit, the same for all: ten reach the optimum where it is finite."""
+LEFT = 0.1
+"""On text, π* counts as found where less than this share of the way from π_ref to π* is left."""
+
+
+@dataclass(frozen=True)
+class EnoughLabels(Settings):
+    """DPO on more and more labels: how fast does it come to π*?"""
+
+    beta: float = 0.0
+    """β. 0: 0.5; on text 1, where the distance to π* can be estimated with few enough samples."""
+    labels: tuple[int, ...] = ()
+    """Numbers of labels, rising. Default: 100 to 100,000 for tables; 64, 360, 2,048 on text."""
+    net_labels: tuple[int, ...] = ()
+    """Tree: numbers of labels for the transformer. Default: 500, 4,000, 32,000."""
+    net_seeds: int = 0
+    """Tree: runs of the transformer. 0: 5."""
+    steps: int = 0
+    """Optimiser steps of a transformer, the same for every number of labels. 0: 200 on the tree, 128 on text."""
+    batch: int = 0
+    """Pairs in such a step. 0: 256 on the tree, 16 on text, where the largest number of labels then is one pass."""
+    rate: float = 0.0
+    """Its learning rate. 0: 0.003 on the tree, 0.0003 on text."""
+    looks: int = 0
+    """Tree: how often in its run a transformer is looked at. 0: 10."""
+    prompts: int = 0
+    """Text: test prompts on which the distance to π* is estimated. 0: 32."""
+    samples: int = 0
+    """Text: responses to each, drawn from π_ref and again from π_θ. 0: 32."""
+    world: str = "sentiment"
+    """Text: which world."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        tree, text, quick = self.rung == "tree", self.rung not in EXACT_RUNGS, self.quick
+        decades: tuple[int, ...] = (100, 300, 1000, 3000, 10_000, 30_000, 100_000)
+        if quick:
+            decades = (100, 1000, 10_000)
+        defaults: dict[str, Any] = {
+            "beta": 1.0 if text else 0.5,
+            "labels": ((24, 96) if quick else (64, 360, 2048)) if text else decades,
+            "net_labels": ((200, 800) if quick else (500, 4000, 32_000)) if tree else (),
+            "looks": 3 if quick else 10,
+            "net_seeds": (2 if quick else 5) if tree else 0,
+            "seeds": (2 if quick else 3) if text else (3 if quick else 200),
+            "steps": (6 if quick else 128) if text else (12 if quick else 200),
+            "batch": 16 if text else (64 if quick else 256),
+            "rate": 3e-4 if text else 3e-3,
+            "prompts": 4 if quick else 32,
+            "samples": 8 if quick else 32,
+        }
+        for name, value in defaults.items():
+            if not getattr(self, name):
+                object.__setattr__(self, name, value)
+        for name in ("labels", "net_labels"):
+            numbers = tuple(getattr(self, name))
+            object.__setattr__(self, name, numbers)
+            if any(n < 20 for n in numbers) or list(numbers) != sorted(set(numbers)):
+                raise LabError(f"{name} must rise, from 20 labels on, not {numbers}.")
+        if len(self.labels) < 2:
+            raise LabError("How the distance falls takes two numbers of labels at least: --labels 100 1000.")
+        check_beta(self.beta)
+
+
+# ---------------------------------------------------------------------------------------------------------- tables
+
+
+def table_world(rung: str, seed: int) -> World:
+    """A seed's own world: a bandit of 4 prompts × 10 arms, or the tree of 4 tokens to depth 2 (16 responses)."""
+    return bandit.random(4, 10, seed) if rung == "bandit" else token_tree.random(4, 2, 1, seed)
+
+
+def limit(world: World, beta: float) -> float:
+    """lim N · E[regret], mean over prompts, for N labels of `world.preferences`: see the module's head."""
+    log_ref = world.log_ref()
+    chance = log_ref.exp()
+    joint = chance.unsqueeze(-1) * chance.unsqueeze(-2)
+    joint = joint - torch.diag_embed(joint.diagonal(dim1=-2, dim2=-1))
+    different = joint.sum((-1, -2))
+    price = exact.label_price(log_ref, world.rewards(), beta, joint / different[:, None, None])
+    return (price / (different / different.sum())).mean().item()
+
+
+def win_counts(world: World, pairs: Pairs, labels: tuple[int, ...]) -> Tensor:
+    """How often i won against j among the first N labels, (len(labels), X, K, K)."""
+    rows = world.tree.prompt_index(pairs.prompts)
+    winner, loser = world.tree.index(pairs.responses).unbind(-1)
+    size = world.tree.num_responses
+    cell = (rows * size + winner) * size + loser
+    length = world.num_prompts * size * size
+    counts = [torch.bincount(cell[:n], minlength=length) for n in labels]
+    return torch.stack(counts).view(len(labels), world.num_prompts, size, size).double()
+
+
+def fit_tables(log_ref: Tensor, wins: Tensor, beta: float) -> Tensor:
+    r"""log π_θ of the table that minimises the DPO loss, by Newton's method from the reference.
+
+    The loss depends on the table through δ = β log π_θ/π_ref alone, −Σ_ij wins_ij log σ(δ_i − δ_j), whose Hessian is a
+    graph Laplacian. Where no finite table is best (`has_finite_optimum`) the gaps grow by about one an iteration;
+    after `NEWTON` of them the policy is at the simplex's edge but for what a float can hold. Responses that no chain of
+    labels joins keep their place beside each other.
+
+    Args:
+        log_ref: (…, K).
+        wins: how often i won against j, (…, K, K).
+        beta: β > 0.
+
+    Returns:
+        log π_θ, (…, K).
+    """
+    wins = wins / wins.sum((-1, -2), keepdim=True).clamp(min=1)
+    both = wins + wins.transpose(-1, -2)
+    delta = torch.zeros_like(wins[..., 0])
+    # The constant direction changes no policy; the tiny ridge keeps it, and responses without labels, in place.
+    ridge = torch.eye(wins.shape[-1], dtype=wins.dtype) * 1e-13
+    for _ in range(NEWTON):
+        gap = delta.unsqueeze(-1) - delta.unsqueeze(-2)
+        slope = (wins * torch.sigmoid(-gap)).sum(-1) - (wins * torch.sigmoid(-gap)).sum(-2)
+        weight = both * torch.sigmoid(gap) * torch.sigmoid(-gap)
+        laplacian = torch.diag_embed(weight.sum(-1)) - weight
+        step = torch.linalg.solve(laplacian + ridge, slope.unsqueeze(-1)).squeeze(-1)
+        step = step - step.mean(-1, keepdim=True)
+        delta = delta + step / step.abs().amax(-1, keepdim=True).clamp(min=1)
+    return (log_ref + delta / beta).log_softmax(-1)
+
+
+def has_finite_optimum(wins: Tensor) -> Tensor:
+    """Whether some finite table minimises the loss, (…): Ford's condition, (…, K, K) counts.
+
+    In every split of the responses in two, somebody of each part must have beaten somebody of the other: the graph of
+    wins is strongly connected (Ford 1957). Else the loss falls for ever on the way to the simplex's edge.
+    """
+    size = wins.shape[-1]
+    reach = (wins > 0) | torch.eye(size, dtype=torch.bool)
+    for _ in range(max(size - 1, 1).bit_length()):
+        reach = (reach.double() @ reach.double()) > 0
+    return reach.all(-1).all(-1)
+
+
+def _tables(settings: EnoughLabels, seed: int) -> list[dict[str, Any]]:
+    world = table_world(settings.rung, seed)
+    pairs = world.preferences(settings.labels[-1], seeded(seed, 20))
+    counts = win_counts(world, pairs, settings.labels)
+    log_ref, reward, price = world.log_ref(), world.rewards(), limit(world, settings.beta)
+    fitted = fit_tables(log_ref, counts, settings.beta)
+    start = exact.regret(log_ref, log_ref, reward, settings.beta).mean().item()
+    finite = has_finite_optimum(counts).double().mean(-1)
+    rows = []
+    for number, log_p, share in zip(settings.labels, fitted, finite, strict=True):
+        regret = exact.regret(log_p, log_ref, reward, settings.beta).mean().item()
+        rows.append(
+            {
+                "labels": number,
+                "when": "end",
+                "regret": regret,
+                "left": regret / start,
+                "limit": price / number,
+                "ratio": regret * number / price,
+                "finite": share.item(),
+            }
+        )
+    return rows
+
+
+# ----------------------------------------------------------------------------------------------- a transformer, tree
+
+
+@lru_cache(maxsize=1)
+def _net_world() -> World:
+    return Compare(world="tree", policy="gpt2").make_world()
+
+
+def _net(settings: EnoughLabels, job: Job) -> list[dict[str, Any]]:
+    """A transformer on N fixed labels, of which a tenth is held out to say when to stop; or on fresh ones each step."""
+    world, fresh = _net_world(), job["kind"] == "fresh"
+    seed, number = job["seed"], job["labels"]
+    policy, loss = world.reference.copy(), DPO(beta=settings.beta)
+    held = world.preferences(min(max(number // 10, 2), 2048), seeded(seed, 20))
+    data = None if fresh else world.preferences(number - len(held), seeded(seed, 23))
+    start = evaluate(world.reference, world, settings.beta).regret
+    training = Training(
+        steps=settings.steps, batch_size=settings.batch, learning_rate=settings.rate,
+        max_grad_norm=1.0, seed=1000 * seed + 3, progress=False,
+    )  # fmt: skip
+    every = max(settings.steps // settings.looks, 1)
+    log_ref = world.reference.log_prob(held.prompts, held.responses).detach()
+    seen = None if data is None else data[torch.arange(min(len(data), 1024))]
+    seen_ref = None if seen is None else world.reference.log_prob(seen.prompts, seen.responses).detach()
+    rows: list[dict[str, Any]] = []
+
+    def look(policy: Policy, step: int) -> None:
+        if step % every and step != settings.steps:
+            return
+        regret = evaluate(policy, world, settings.beta).regret
+        with torch.no_grad():
+            on_seen = float("nan") if seen is None else pair_loss(policy, seen, seen_ref, loss)[0].item()
+            on_held = pair_loss(policy, held, log_ref, loss)[0].item()
+        numbers = {"regret": regret, "left": regret / start, "loss": on_seen, "held_out": on_held}
+        rows.append({"when": f"step {step}", "step": step, **numbers})
+
+    def fresh_pairs(generator: torch.Generator) -> Pairs:
+        return world.preferences(settings.batch, generator)
+
+    with watching(look) as watch:
+        watch.follow(policy)
+        dpo(policy, world.reference, fresh_pairs if data is None else data, loss, training)
+    stopped = min(rows, key=lambda row: row["held_out"])
+    return [*rows, {**rows[-1], "when": "end"}, {**stopped, "when": "stopped"}]
+
+
+# ------------------------------------------------------------------------------------------------------------- text
+
+
+@lru_cache(maxsize=1)
+def _text(settings: EnoughLabels, seed: int) -> tuple[language.TextRun, Tokens, Tokens, Tensor, Tensor]:
+    """A seed's run, test prompts, responses of π_ref to them, their rewards and log-probabilities."""
+    plan = language.Plan(
+        labels=settings.labels[-1], beta=settings.beta, steps=settings.steps, batch=settings.batch, rate=settings.rate
+    )
+    run = language.TextRun(language.bench(settings.rung, settings.world), plan, seed)
+    made = run.bench
+    x = made.world.prompts(made.tokenizer, "test", settings.prompts)
+    with torch.no_grad():
+        y = made.reference.sample(x, settings.samples, seeded(seed, 31, device=made.reference.device))
+        return run, x, y, made.gold(x, y), made.reference.log_prob(x, y).double().cpu()
+
+
+def _on_text(settings: EnoughLabels, job: Job) -> list[dict[str, Any]]:
+    run, x, y_ref, r_ref, ref_of_ref = _text(settings, job["seed"])
+    made = run.bench
+    pairs = run.pairs[torch.arange(min(job["labels"], len(run.pairs)))]
+    policy = run.fresh()
+    dpo(policy, made.reference, pairs, DPO(beta=settings.beta), run.training(3))
+    return [
+        {"labels": job["labels"], "when": "end", **_text_numbers(settings, run, policy, x, y_ref, r_ref, ref_of_ref)}
+    ]
+
+
+@torch.no_grad()
+def _text_numbers(
+    settings: EnoughLabels, run: language.TextRun, policy: Policy, x: Tokens, y_ref: Tokens, r_ref: Tensor, ref: Tensor
+) -> dict[str, Any]:
+    made = run.bench
+    y = policy.sample(x, settings.samples, seeded(run.seed, 32, device=policy.device))
+    reward, log_ref = made.gold(x, y), made.reference.log_prob(x, y).double().cpu()
+    log_policy = policy.log_prob(x, y).double().cpu()
+    found = distance_to_optimal(
+        settings.beta,
+        Draws(r_ref, ref, policy.log_prob(x, y_ref).double().cpu()),
+        Draws(reward, log_ref, log_policy),
+        prompts="fixed",
+    )
+    mean, kl = reward.mean().item(), (log_policy - log_ref).mean().item()
+    objective = mean - settings.beta * kl
+    way = found.regret.mean + objective - r_ref.mean().item()
+    return {
+        "gold": mean * made.unit, "reward": mean, "kl": kl, "objective": objective,
+        "gain": objective - r_ref.mean().item(), "regret": found.regret.mean, "left": found.regret.mean / way,
+        "effective": found.effective, "trusted": int(found.trusted),
+    }  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------- experiment
+
+
+def _jobs(settings: EnoughLabels) -> list[Job]:
+    if settings.rung not in EXACT_RUNGS:
+        return [{"seed": s, "kind": "text", "labels": n} for s in range(settings.seeds) for n in settings.labels]
+    jobs: list[Job] = [{"seed": s, "kind": "table"} for s in range(settings.seeds)]
+    for seed in range(settings.net_seeds):
+        jobs += [{"seed": seed, "kind": "transformer", "labels": n} for n in settings.net_labels]
+        jobs.append({"seed": seed, "kind": "fresh", "labels": settings.steps * settings.batch})
+    return jobs
+
+
+def _run(settings: EnoughLabels, job: Job, chosen: dict[str, Any]) -> list[dict[str, Any]]:
+    if job["kind"] == "table":
+        return _tables(settings, job["seed"])
+    return _on_text(settings, job) if job["kind"] == "text" else _net(settings, job)
+
+
+METRICS = ["regret", "left", "limit", "ratio", "finite", "loss", "held_out"]
+TEXT_METRICS = ["objective", "gain", "gold", "reward", "kl", "regret", "left", "effective", "trusted"]
+
+
+def _summarise(settings: EnoughLabels, runs: pd.DataFrame) -> pd.DataFrame:
+    wanted = METRICS if settings.rung in EXACT_RUNGS else TEXT_METRICS
+    return summarise(runs, ["kind", "labels", "when"], [name for name in wanted if name in runs])
+
+
+def slope(settings: EnoughLabels, runs: pd.DataFrame) -> Interval:
+    """Slope of log regret in log N for tables over the upper numbers of labels: each seed's, then t over seeds."""
+    import numpy as np
+
+    part = runs[(runs["kind"] == "table") & (runs["labels"] >= settings.labels[-1] / UPPER)]
+    wide = part.pivot(index="seed", columns="labels", values="regret")
+    x = np.log(wide.columns.to_numpy(dtype=float))
+    x = x - x.mean()
+    return Interval(*mean_interval((np.log(wide.to_numpy(dtype=float)) @ x) / (x @ x)))
+
+
+def _at(summary: pd.DataFrame, kind: str, labels: int, metric: str, when: str = "end") -> Interval:
+    row = summary[(summary["kind"] == kind) & (summary["labels"] == labels) & (summary["when"] == when)].iloc[0]
+    return Interval(row[metric], row[f"{metric}_low"], row[f"{metric}_high"])
+
+
+def _apart(summary: pd.DataFrame, kind: str, ends: tuple[int, int], metric: str, when: str = "end") -> int:
+    """+1 where `metric` is clearly higher at the larger number of labels, −1 where lower, 0 where intervals meet."""
+    first, last = (_at(summary, kind, n, metric, when) for n in ends)
+    return int(last.low > first.high) - int(last.high < first.low)
+
+
+def _judge(settings: EnoughLabels, summary: pd.DataFrame, runs: pd.DataFrame) -> Verdict:
+    ends = (settings.labels[0], settings.labels[-1])
+    if settings.rung not in EXACT_RUNGS:
+        return _judge_text(settings, summary, ends)
+    falls, steep = _apart(summary, "table", ends, "regret"), slope(settings, runs)
+    first, last = (_at(summary, "table", n, "regret") for n in ends)
+    ratio = _at(summary, "table", ends[1], "ratio")
+    course = f"a table's regret goes from {first} at {ends[0]:,} labels to {last} at {ends[1]:,}"
+    if falls > 0:
+        return Verdict("does not hold", f"More labels lead away from π*: {course}.")
+    if falls == 0:
+        return Verdict("not decided", f"The intervals meet: {course}.")
+    fast, met = steep.high < SLOPE, ratio.low <= 1 <= ratio.high
+    course += f", with slope {steep} over the upper numbers, and at the last N · regret is {ratio} of its limit"
+    if not (fast and met):
+        missed = "slope" if not fast else "limit"
+        if not fast and not met:
+            missed = "slope and limit"
+        return Verdict("holds when", f"when the theory's {missed} need not be met as closely as asked: {course}.")
+    if settings.rung == "bandit":
+        return Verdict("holds", f"{course[0].upper()}{course[1:]}.")
+    ends = (settings.net_labels[0], settings.net_labels[-1])
+    stopped, run_on = (_apart(summary, "transformer", ends, "regret", when) for when in ("stopped", "end"))
+    few, many = (_at(summary, "transformer", n, "regret", "stopped") for n in ends)
+    net = f"the transformer's, stopped by held-out labels, from {few} at {ends[0]:,} to {many} at {ends[1]:,}"
+    if stopped < 0 and run_on < 0:
+        return Verdict("holds", f"{course[0].upper()}{course[1:]}; {net}.")
+    when = "training stops early, by held-out labels" if stopped < 0 else "the policy is a table"
+    return Verdict("holds when", f"when {when}: {course}; {net}.")
+
+
+def _judge_text(settings: EnoughLabels, summary: pd.DataFrame, ends: tuple[int, int]) -> Verdict:
+    rises, falls = _apart(summary, "text", ends, "objective"), _apart(summary, "text", ends, "regret")
+    first, last = (_at(summary, "text", n, "objective") for n in ends)
+    left, trust = _at(summary, "text", ends[1], "left"), _at(summary, "text", ends[1], "trusted").mean
+    course = f"J goes from {first} at {ends[0]:,} labels to {last} at {ends[1]:,}"
+    if rises < 0:
+        return Verdict("does not hold", f"More labels make it worse: {course}.")
+    if rises == 0:
+        return Verdict("not decided", f"The intervals meet: {course}.")
+    if falls >= 0:
+        return Verdict("holds when", f"when J alone is asked for: {course}; the estimated regret's intervals meet.")
+    course += f", and {left.mean:.0%} [{left.low:.0%}, {left.high:.0%}] of the way from π_ref to π* is left"
+    if trust < 1:
+        return Verdict("holds when", f"when the estimate of the regret is believed, which it may not be: {course}.")
+    if left.high < LEFT:
+        return Verdict("holds", f"{course}.")
+    return Verdict("holds when", f"when there is more than this run had of labels, steps or both: {course}.")
+
+
+def _figure(settings: EnoughLabels, summary: pd.DataFrame, runs: pd.DataFrame) -> Figure:
+    from rlhf_lab.figures import style
+
+    if settings.rung not in EXACT_RUNGS:
+        return _text_figure(settings, summary)
+    tree = settings.rung == "tree"
+    with style.use():
+        drawing, axes = style.subplots(1, 3 if tree else 2, 14.5 if tree else 10.5, 4.4, squeeze=False)
+        one, two = axes[0][:2]
+        table = summary[summary["kind"] == "table"]
+        _line(one, table, "regret", "dpo", "DPO, a table")
+        one.plot(table["labels"], table["limit"], "--", color=style.colour("optimal"), label="limit, price / N")
+        one.set(
+            xscale="log", yscale="log", xlabel="labels N", ylabel="regret J(π*) − J(π) (reward)",
+            title="Regret against labels",
+        )  # fmt: skip
+        one.legend(loc="lower left")
+        _line(two, table, "ratio", "dpo", "DPO, a table")
+        two.axhline(1, ls="--", color=style.colour("optimal"), label="the limit")
+        two.set(
+            xscale="log", yscale="log", xlabel="labels N", ylabel="N · regret / limit (mean over seeds)",
+            title="How soon the limit rules",
+        )  # fmt: skip
+        for axis in (two.yaxis.set_major_formatter, two.yaxis.set_minor_formatter):
+            axis(lambda value, place: f"{value:g}" if f"{value:.0e}"[0] in "1235" else "")
+        two.legend(loc="upper right")
+        if tree:
+            _net_panel(axes[0][2], settings, summary)
+    return drawing
+
+
+def _net_panel(axes: Any, settings: EnoughLabels, summary: pd.DataFrame) -> None:
+    from rlhf_lab.figures import style
+
+    shades = (0.35, 0.5, 0.7, 0.85, 1.0)
+    courses = [("transformer", n) for n in settings.net_labels] + [("fresh", settings.steps * settings.batch)]
+    for number, (kind, labels) in enumerate(courses):
+        part = summary[(summary["kind"] == kind) & (summary["labels"] == labels)]
+        part = part[part["when"].str.startswith("step ")].copy()
+        part["step"] = part["when"].str.removeprefix("step ").astype(int)
+        fresh = kind == "fresh"
+        colour = style.colour("online" if fresh else "dpo")
+        alpha = 1.0 if fresh else shades[max(len(shades) - len(courses) + 1, 0) :][number % len(shades)]
+        label = "fresh every step" if fresh else f"{labels:,} labels"
+        axes.plot(part["step"], part["regret"], "--" if fresh else "-", color=colour, alpha=alpha, label=label)
+        axes.fill_between(part["step"], part["regret_low"], part["regret_high"], color=colour, alpha=0.12, lw=0)
+    axes.set(
+        yscale="log", xlabel="optimiser steps", ylabel="regret (reward)",
+        title=f"A transformer, {settings.batch} pairs a step",
+    )  # fmt: skip
+    axes.legend(fontsize=9, ncols=2, loc="upper right")
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high * (high / low) ** 0.3)
+
+
+def _line(axes: Any, part: pd.DataFrame, metric: str, key: str, label: str, x: str = "labels") -> None:
+    from rlhf_lab.figures import style
+
+    mean = part[metric].to_numpy()
+    bars = [(mean - part[f"{metric}_low"]).fillna(0).clip(lower=0), (part[f"{metric}_high"] - mean).fillna(0)]
+    axes.errorbar(part[x], mean, bars, color=style.colour(key), marker=style.of(key).marker, capsize=3, label=label)
+
+
+def _text_figure(settings: EnoughLabels, summary: pd.DataFrame) -> Figure:
+    from rlhf_lab.figures import style
+
+    with style.use():
+        drawing, (one, two, three) = style.subplots(1, 3, 13.5, 4.2)
+        _line(one, summary, "gain", "dpo", "DPO")
+        one.axhline(0, ls="--", color=style.colour("reference"), label="π_ref")
+        one.set(xlabel="labels N", ylabel="J(π) − J(π_ref) (units of a label)", title="Objective gained")
+        _line(two, summary, "regret", "dpo", "DPO, estimated")
+        two.axhline(0, ls="--", color=style.colour("optimal"), label="π*")
+        two.set(xlabel="labels N", ylabel="regret J(π*) − J(π) (units)", title="Estimated distance to π*")
+        _line(three, summary, "kl", "dpo", "DPO")
+        three.set(xlabel="labels N", ylabel="KL(π‖π_ref) (nats)", title="Distance from π_ref")
+        for axes in (one, two, three):
+            axes.set_xscale("log")
+            axes.set_ylim(min(0, axes.get_ylim()[0]), axes.get_ylim()[1] * 1.25)
+            axes.legend(loc="upper left" if axes is not two else "lower left")
+    return drawing
+
+
+def _words(settings: EnoughLabels, summary: pd.DataFrame, runs: pd.DataFrame) -> str:
+    kind = "text" if settings.rung not in EXACT_RUNGS else "table"
+    course = "; ".join(f"{n:,} labels: {_at(summary, kind, n, 'regret')}" for n in settings.labels)
+    out = f"Regret of DPO against the number of labels, both axes logarithmic: {course}."
+    if kind == "text":
+        gains = "; ".join(f"{n:,}: {_at(summary, kind, n, 'gain')}" for n in settings.labels)
+        return f"Estimated regret of DPO by the number of labels: {course}. Gain in J over π_ref: {gains}."
+    ratios = "; ".join(f"{n:,}: {_at(summary, kind, n, 'ratio')}" for n in settings.labels)
+    out += f" N times regret as a share of its limit: {ratios}."
+    if settings.net_labels:
+        ends = "; ".join(f"{n:,}: {_at(summary, 'transformer', n, 'regret')}" for n in settings.net_labels)
+        fresh = _at(summary, "fresh", settings.steps * settings.batch, "regret")
+        out += f" A transformer's regret after {settings.steps} steps: {ends}; with fresh pairs every step {fresh}."
+    return out
+
+
+def _text_of(settings: EnoughLabels, summary: pd.DataFrame, runs: pd.DataFrame) -> str:
+    if settings.rung not in EXACT_RUNGS:
+        return _text_on_text(settings, summary)
+    steep, ends = slope(settings, runs), (settings.labels[0], settings.labels[-1])
+    first, last = (_at(summary, "table", n, "regret") for n in ends)
+    ratio, early = _at(summary, "table", ends[1], "ratio"), _at(summary, "table", ends[0], "ratio")
+    finite = [_at(summary, "table", n, "finite").mean for n in settings.labels]
+    sure = next((n for n, share in zip(settings.labels, finite, strict=True) if share > 0.99), None)
+    met = "which its interval contains" if ratio.low <= 1 <= ratio.high else "which its interval leaves out"
+    size = "4 prompts with 10 arms each" if settings.rung == "bandit" else "16 sequences"
+    out = (
+        f"Each of {settings.seeds} seeds has a random world of its own ({size}, β = {settings.beta:g}), labels drawn "
+        f"as the lecture says, and a table fitted by Newton's method from π_ref. The regret goes from {first} at "
+        f"{ends[0]:,} "
+        f"labels to {last} at {ends[1]:,}, where {_at(summary, 'table', ends[1], 'left').mean:.2%} of π_ref's own is "
+        f"left; over the last factor of {UPPER:g} in labels its slope is {steep} on logarithmic axes, where the "
+        f"theory says "
+        f"−1. The theory also says the height before a label is drawn, price / N: at the largest N the regret is "
+        f"{ratio} of that (1 is the limit, {met}); at {ends[0]:,} labels it was {early}. "
+    )
+    worse = [n for n in settings.labels if _at(summary, "table", n, "left").low > 1]
+    if worse:
+        out += (
+            f"Too few labels are worse than none: up to {worse[-1]:,} the fitted policy's regret is clearly above "
+            f"that of "
+            f"π_ref itself ({_at(summary, 'table', worse[-1], 'left')} times), since a fit to the end believes every "
+            f"win. "
+        )
+    if early.high < 1:
+        out += (
+            "With few labels the limit overstates the regret: it has no upper end, and the regret of a policy has one. "
+        )
+    out += (
+        f"With few labels some response has always won, or never: {finite[0]:.0%} of the prompts have a finite "
+        f"optimum at "
+        f"{ends[0]:,} labels, and {finite[-1]:.0%} at {ends[1]:,}"
+        f"{f' ({sure:,} is the first number with over 99%)' if sure else ''}. Elsewhere the loss falls for ever, on "
+        f"the "
+        f"way to a policy that gives some response no mass at all; the same number of iterations is spent on all, "
+        f"nothing is added to the loss, and these runs are in the means. "
+    )
+    return out + (_text_of_net(settings, summary) if settings.net_labels else "")
+
+
+def _text_of_net(settings: EnoughLabels, summary: pd.DataFrame) -> str:
+    low, high = settings.net_labels[0], settings.net_labels[-1]
+
+    def at(n: int, metric: str = "regret", when: str = "end") -> Interval:
+        return _at(summary, "transformer", n, metric, when)
+
+    every = settings.steps * settings.batch
+    fresh = _at(summary, "fresh", every, "regret")
+    seen_few, seen_end = at(low, "loss", "stopped").mean, at(low, "loss").mean
+    overfits = at(low).low > at(low, when="stopped").high and seen_end < seen_few
+    out = (
+        f"A transformer on the tree of 4,096 sequences shares what it learns between them, and its road is another: "
+        f"after {settings.steps} steps its regret is {at(low)} with {low:,} labels and {at(high)} with {high:,}; "
+        f"stopped "
+        f"where the loss on a held-out tenth is lowest, {at(low, when='stopped')} and {at(high, when='stopped')}. "
+    )
+    if overfits:
+        out += (
+            f"On the {low:,} labels it overfits: from that place to the end the loss on the labels falls further, from "
+            f"{seen_few:.3f} to {seen_end:.3f}, while the policy moves away from π*. "
+        )
+    compared = "below" if fresh.high < at(high).low else "above" if fresh.low > at(high).high else "no different from"
+    return out + (
+        f"Fresh pairs every step, {every:,} in all, leave {fresh}: {compared} {high:,} fixed ones after as many steps. "
+        f"What is left there is the price of a finite run and a small network, which no label can pay."
+    )
+
+
+def _text_on_text(settings: EnoughLabels, summary: pd.DataFrame) -> str:
+    ends = (settings.labels[0], settings.labels[-1])
+
+    def at(n: int, metric: str) -> Interval:
+        return _at(summary, "text", n, metric)
+
+    trust = [at(n, "trusted").mean for n in settings.labels]
+    passes = settings.steps * settings.batch / ends[1]
+    rises = _apart(summary, "text", ends, "objective")
+    what = {1: "rises", 0: "is not clearly another", -1: "falls"}[rises]
+    out = (
+        f"On {settings.world}, β = {settings.beta:g}, every fit takes {settings.steps} steps of {settings.batch} pairs "
+        f"whatever the number of labels, so that labels are the only difference ({passes:.2g} passes at the largest, "
+        f"{settings.steps * settings.batch / ends[0]:.0f} at the smallest). With more labels J {what}: over π_ref it "
+        f"gains "
+        f"{at(ends[0], 'gain')} with {ends[0]:,} and {at(ends[1], 'gain')} with {ends[1]:,}, at gold rewards of "
+        f"{at(ends[0], 'gold')} and {at(ends[1], 'gold')} and KL of {at(ends[0], 'kl')} and {at(ends[1], 'kl')} nats. "
+        f"π* cannot be listed here; weighted samples estimate the regret as {at(ends[0], 'regret')} and "
+        f"{at(ends[1], 'regret')}. "
+    )
+    out += (
+        f"The estimate's own verdict is *trusted* in {min(trust):.0%} to {max(trust):.0%} of the runs, depending on N, "
+        f"with {at(ends[1], 'effective').mean:.0f} effective samples a prompt of {2 * settings.samples} at the "
+        f"largest. "
+    )
+    left = at(ends[1], "left")
+    return out + (
+        f"At {ends[1]:,} labels {left.mean:.0%} of the way from π_ref to π* is still left: "
+        f"{'next to nothing' if left.high < LEFT else 'π* is not found, for want of labels, of steps, or of both'}. "
+        f"The interval is over seeds, on the same {settings.prompts} test prompts."
+    )
+
+
+EXPERIMENT = Experiment(
+    number=1,
+    name="enough-labels",
+    title="With enough preference data DPO finds π*, without a reward model or sampling",
+    says="The DPO loss is the maximum likelihood of the preferences with the policy as its own reward model, so its "
+    "optimum "
+    "for the population of labels is π* itself; no reward model is fitted and nothing is sampled while training. How "
+    "many "
+    "labels are enough is not said.",
+    source="Rafailov et al. 2023, sections 4 and 5, equation 7; lecture, “DPO Objective Function” and “DPO Outline”.",
+    asks="How the distance J(π*) − J(π_θ) falls with the number N of labelled pairs from π_ref. Tables, on random "
+    "bandits "
+    "and on a tree of 16 sequences, are set beside the limit that `exact.label_price` computes without a label; a "
+    "small "
+    "transformer on the tree of 4,096 sequences shows what optimisation and capacity leave; on text the distance is "
+    "estimated from weighted samples.",
+    rule=f"Bandit: holds where a table's regret is lower at the largest N than at the smallest (intervals apart), "
+    f"the 95% "
+    f"interval of its slope in N (logarithmic axes, last factor of {UPPER:g}) lies below {SLOPE:g}, and at the "
+    f"largest N the "
+    f"interval of N · regret / limit contains 1; “holds when” where the regret falls and one of the other two fails; "
+    f"does "
+    f"not hold where the regret rises. Tree: the same, and the transformer's regret must be lower at its largest N "
+    f"than at "
+    f"its smallest, both at the end of training and stopped by held-out labels; else “holds when”. Text: J must rise "
+    f"and "
+    f"the estimated regret fall from the smallest to the largest N with intervals apart, the estimate be trusted in "
+    f"all "
+    f"runs at the largest, and its interval leave less than {LEFT:.0%} of the way from π_ref to π*; where J rises but "
+    f"one of these fails, “holds when”; where J falls it does not hold; overlapping intervals decide nothing.",
+    settings=EnoughLabels,
+    rungs=("bandit", "tree", "small"),
+    jobs=_jobs,
+    run=_run,
+    summarise=_summarise,
+    judge=_judge,
+    figure=_figure,
+    words=_words,
+    text=_text_of,
+)
+
+
+def main(settings: EnoughLabels) -> None:
+    """The command `rlhf-lab experiment enough-labels`."""
+    experiment.main(EXPERIMENT, settings)

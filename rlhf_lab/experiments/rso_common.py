@@ -1,0 +1,239 @@
+"""What the three experiments on RSO share: a seed's candidates, the pairs made of them, exact win rates, and parts.
+
+All draws of a seed are shared: the reward model scores one set of candidates of π_ref, and every row takes its data
+from it. Two rows of one seed then differ by what their names say and by nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from rlhf_lab import exact, preferences, sampling
+from rlhf_lab.batch import Pairs, Tokens, cat, pick_pairs
+from rlhf_lab.evaluation import evaluate
+from rlhf_lab.experiments.compare import Compare, Run
+from rlhf_lab.experiments.experiment import Outcome
+from rlhf_lab.experiments.language import TextRun
+from rlhf_lab.experiments.statistics import Interval
+from rlhf_lab.policies.base import Policy, Reward
+from rlhf_lab.training import seeded
+from rlhf_lab.worlds.world import World
+
+LOSSES = ("sigmoid-norm", "hinge", "hinge-norm")
+SOURCES = ("direct", "sft-sample-rank", "rso-sample-rank")
+_CHUNK = 16  # prompts whose candidates are drawn and scored at a time
+
+
+@dataclass(eq=False)
+class Bed:
+    """One seed: labels, reward model, and the candidates that every row takes its pairs or targets from."""
+
+    run: Run | TextRun
+    candidates: int
+    """Draws from π_ref for each prompt."""
+
+    @property
+    def reference(self) -> Policy:
+        """π_ref."""
+        return self.run.world.reference if isinstance(self.run, Run) else self.run.bench.reference
+
+    @cached_property
+    def drawn(self) -> tuple[Tokens, Tensor]:
+        """Candidates (P, G, T) of π_ref for the run's prompts, and r_φ of each, (P, G)."""
+        return self._draw(self.run.reward)
+
+    @cached_property
+    def ruler(self) -> Ruler:
+        """The exact measure of this seed; exact rungs only."""
+        assert isinstance(self.run, Run)
+        return Ruler(self.run.world, self.run.learned_rewards, self.run.settings.beta)
+
+    @cached_property
+    def gold_scores(self) -> Tensor:
+        """r* of the same candidates, (P, G)."""
+        run = self.run
+        with torch.no_grad():
+            if isinstance(run, Run):
+                return run.world.reward(run.prompts, self.drawn[0]).double()
+            return run.bench.gold(run.prompts, self.drawn[0])
+
+    @torch.no_grad()
+    def _draw(self, reward: Reward) -> tuple[Tokens, Tensor]:
+        generator = seeded(self.run.seed, 31, device=self.reference.device)
+        prompts, found, scores = self.run.prompts, [], []
+        size = len(prompts) if isinstance(self.run, Run) else _CHUNK
+        for start in range(0, len(prompts), size):
+            x = prompts[start : start + size]
+            y = self.reference.sample(x, self.candidates, generator)
+            found.append(y)
+            scores.append(reward(x, y).double().cpu())
+        return cat(found).to("cpu"), torch.cat(scores)
+
+    def pairs(
+        self,
+        source: str,
+        beta: float,
+        accepted: int,
+        pairing: preferences.Pairing = "first-round",
+        gold: bool = False,
+        labels: preferences.Labels = "sampled",
+    ) -> Pairs:
+        """Pairs of `source`; all but "direct" are labelled by the reward model.
+
+        Args:
+            source: one of `SOURCES`.
+            beta: of π_r, in [0, inf].
+            accepted: candidates that are paired; sft-sample-rank takes the first ones as they come.
+            pairing: see `preferences.make_pairs`.
+            gold: accept and label by r* in r_φ's place.
+            labels: drawn from σ(r_1 − r_2), or hard, by the larger score.
+        """
+        if source == "direct":
+            return self.run.pairs
+        (y, scores), generator = self.drawn, seeded(self.run.seed, 32)
+        if gold:
+            scores = self.gold_scores
+        if source == "rso-sample-rank":
+            index = sampling.rejection_sample(scores, accepted, beta, generator)
+        else:
+            index = torch.arange(accepted).expand(len(scores), accepted)
+        chosen = preferences.make_pairs(scores.gather(1, index), generator, pairing, labels)
+        return pick_pairs(self.run.prompts, y.take(index), chosen)[0]
+
+
+def exact_run(rung: str, seed: int, labels: int, prompts: int, steps: int, rate: float, batch: int, beta: float) -> Run:
+    """A seed of an exact rung: a world of its own, its labels, its reward model (a table, as the policy is)."""
+    settings = Compare(
+        world="tree" if rung == "tree" else "bandit",
+        policy="table",
+        labels=labels,
+        steps=steps,
+        learning_rate=rate,
+        batch_size=batch,
+        beta=beta,
+        world_seed=seed,
+        progress=False,
+    )
+    run = Run(settings, settings.make_world(), seed)
+    run.PROMPTS = prompts  # read through the instance
+    return run
+
+
+def chance_to_win(log_ref: Tensor, reward: Tensor) -> Tensor:
+    """P(r(y) > r(y')) + ½ P(r(y) = r(y')) of every y against y' ~ π_ref, (X, K)."""
+    found = []
+    for theirs, r in zip(log_ref.exp(), reward, strict=True):
+        levels, place = r.unique(return_inverse=True)
+        mass = torch.zeros(len(levels), dtype=theirs.dtype).scatter_add(0, place, theirs)
+        found.append((mass.cumsum(0) - mass / 2)[place])
+    return torch.stack(found)
+
+
+def chance_to_please(log_ref: Tensor, reward: Tensor) -> Tensor:
+    """Σ_y' π_ref(y') σ(r(y) − r(y')): how often a labeller prefers each y to a draw of π_ref, (X, K)."""
+    return torch.stack([exact.preference(r) @ q for q, r in zip(log_ref.exp(), reward, strict=True)])
+
+
+@dataclass(eq=False)
+class Ruler:
+    """What the policies of one seed of an exact rung are measured by."""
+
+    world: World
+    learned: Tensor
+    """r_φ of every response, (X, K)."""
+    beta: float
+    """Of the objective."""
+
+    @cached_property
+    def chances(self) -> dict[str, Tensor]:
+        """Of every response, to be preferred to a draw of π_ref, (X, K) each, by who prefers."""
+        log_ref, gold = self.world.log_ref(), self.world.rewards()
+        return {
+            "proxy_wins": chance_to_win(log_ref, self.learned),
+            "gold_wins": chance_to_win(log_ref, gold),
+            "judge_wins": chance_to_please(log_ref, gold),
+        }
+
+    def __call__(self, policy: Policy | Tensor) -> dict[str, float]:
+        """Everything that a row holds; a policy may be given as its log-probabilities, (X, K)."""
+        log_policy = policy if isinstance(policy, Tensor) else self.world.log_probs(policy)
+        found = evaluate(log_policy, self.world, self.beta)
+        p, log_ref = log_policy.exp(), self.world.log_ref()
+        return {
+            **{name: (p * chance).sum(-1).mean().item() for name, chance in self.chances.items()},
+            "reward": found.reward,
+            "kl": found.kl,
+            "objective": found.objective,
+            "regret": found.regret,
+            "kl_to_optimal": found.kl_to_optimal,
+            "proxy_objective": exact.objective(log_policy, log_ref, self.learned, self.beta).mean().item(),
+        }
+
+
+State = Literal["yes", "no", "mixed", "open"]
+
+
+def state_of(intervals: Sequence[Interval]) -> State:
+    """What several differences say of one part of a claim.
+
+    yes: all lie above zero. no: at least one lies below zero and none above. mixed: some lie above zero, not all.
+    open: none is decided.
+    """
+    above, below = sum(one.above for one in intervals), sum(one.below for one in intervals)
+    if intervals and above == len(intervals):
+        return "yes"
+    if above:
+        return "mixed"
+    return "no" if below else "open"
+
+
+def compose(states: Mapping[str, State], main: str) -> Outcome:
+    """The outcome of a claim from its parts.
+
+    holds: every part does. does not hold: the main part is contradicted, or no part stands and one is contradicted.
+    not decided: no part is decided either way. holds when: the rest; the parts say when.
+    """
+    said = list(states.values())
+    if all(one == "yes" for one in said):
+        return "holds"
+    standing = any(one in ("yes", "mixed") for one in said)
+    if states[main] == "no" or (not standing and "no" in said):
+        return "does not hold"
+    return "holds when" if standing else "not decided"
+
+
+def sentence_of(states: Mapping[str, State]) -> str:
+    """The parts, sorted by what was found of them."""
+    words = {"yes": "Borne out", "mixed": "In part", "no": "Contradicted", "open": "Not decided"}
+    parts = []
+    for state, head in words.items():
+        names = [name for name, one in states.items() if one == state]
+        if names:
+            parts.append(f"{head}: {'; '.join(names)}.")
+    return " ".join(parts)
+
+
+def percent(interval: Interval) -> str:
+    """A difference of two win rates in points with its interval."""
+    return f"{100 * interval.mean:+.1f} [{100 * interval.low:+.1f}, {100 * interval.high:+.1f}]"
+
+
+def log_ticks(ax: Any) -> None:
+    """Plain numbers at 1, 2, 5, 10, … on a logarithmic x axis."""
+    from matplotlib import ticker
+
+    ax.set_xscale("log")
+    ax.xaxis.set_major_locator(ticker.LogLocator(subs=[1, 2, 5]))
+    ax.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.xaxis.set_minor_formatter(ticker.NullFormatter())
+
+
+def style_key(source: Any) -> str:
+    """The key of `figures.style` for a source of pairs or a method."""
+    return f"rso-{source}" if source in SOURCES else str(source)

@@ -1,0 +1,204 @@
+r"""The annotation budget: which pairs get the labels, what N of them leave, and how much to spend on demonstrations.
+
+    regret → tr(Σ (D Σ_demo/β_demo² + N I(μ))⁺) / (2β)
+
+Simulated regrets are computed once, when the explorer is made; a move of a control looks them up. Lecture, "Future
+Direction".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlhf_lab.algorithms import active
+from rlhf_lab.checks import LabError, check_positive, check_responses_axis
+from rlhf_lab.experiments import budget
+from rlhf_lab.figures.picture import Axis, Bars, Line, Number, Panel, Picture, Points, Rule
+from rlhf_lab.training import seeded
+from rlhf_lab.widgets.explorer import Choice, Explorer, Slider
+
+BETAS = (0.3, 0.5, 1.0)
+TOTALS = tuple(20 * 2**k for k in range(8))
+"""Labels at which regrets are simulated."""
+SHARES = torch.linspace(0, 1, 21, dtype=torch.float64)
+DEMO_BETA = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Simulated:
+    """One prompt at one β.
+
+    Attributes:
+        world: the prompt.
+        regret: by source, mean over runs after each of `TOTALS`, (8,).
+        asked: by source, share of the labels on each pair after each of `TOTALS`, (8, K, K), symmetric.
+        price: by source, the limit of N · regret.
+    """
+
+    world: budget.Finite
+    regret: dict[str, Tensor]
+    asked: dict[str, Tensor]
+    price: dict[str, float]
+
+
+def simulated(log_ref: Tensor, reward: Tensor, beta: float, runs: int = 100, seed: int = 0) -> list[Simulated]:
+    """Simulate every source on prompts, (X, K), all at once; one `Simulated` a prompt."""
+    world = budget.Finite(log_ref, reward, beta)
+    many = world.repeat(runs)
+    prompts, size = log_ref.shape
+    known = torch.zeros(runs * prompts, size, size, dtype=torch.float64)
+    label = active.bradley_terry_labels(many.reward)
+    out = [
+        Simulated(budget.Finite(x.unsqueeze(0), r.unsqueeze(0), beta), {}, {}, {})
+        for x, r in zip(log_ref, reward, strict=True)
+    ]
+    for i, pairs in enumerate(budget.PAIRS):
+        learns = pairs in budget.IN_THE_LIMIT
+        choose = (
+            budget.choice(many, pairs, budget.QUICKLY)
+            if learns
+            else active.choose_by_design(world.design(pairs).repeat(runs, 1, 1))
+        )
+        states = active.ask_in_rounds(choose, label, known, TOTALS, 3.0, seeded(seed, 70, i))
+        regret = torch.stack([many.regret(state.rewards).reshape(runs, prompts).mean(0) for state in states])
+        shares = torch.stack(
+            [state.counts.reshape(runs, prompts, size, size).mean(0) / state.labels for state in states]
+        )
+        prices = world.price(pairs)
+        for x, one in enumerate(out):
+            one.regret[pairs], one.price[pairs] = regret[:, x], float(prices[x])
+            one.asked[pairs] = (shares[:, x] + shares[:, x].transpose(-1, -2)) / 2
+    return out
+
+
+def annotation_budget_picture(
+    known: Simulated, pairs: str, step: int, ratio: float, responses: Sequence[str]
+) -> Picture:
+    """Which pairs `pairs` labels, what the labels leave, and what the split with demonstrations does.
+
+    Args:
+        known: `simulated` of one prompt at one β.
+        pairs: a source, see `experiments.budget.PAIRS`.
+        step: N is `TOTALS[step]`.
+        ratio: price of a demonstration in labels, above zero.
+        responses: K names.
+
+    Returns:
+        the picture; its numbers are N, the simulated regret, the closed form's, how many times the labels of the best
+        design that is, and the best share of the money for demonstrations.
+
+    Raises:
+        LabError: no such source or step; a price of zero; names that are not K.
+    """
+    if pairs not in budget.PAIRS or not 0 <= step < len(TOTALS):
+        raise LabError(f"pairs must be one of {', '.join(budget.PAIRS)}, and step between 0 and {len(TOTALS) - 1}.")
+    check_positive(ratio, "ratio")
+    world, size, number = known.world, known.world.log_ref.shape[-1], TOTALS[step]
+    if len(responses) != size:
+        raise LabError(f"{len(responses)} names were given for {size} responses.")
+    places = torch.combinations(torch.arange(size))
+    names = tuple(f"{i + 1} | {j + 1}" for i, j in places.tolist())
+    look = budget.LOOK[pairs]
+    asked, best = 2 * known.asked[pairs][step], 2 * world.best_design[0]
+    who = Panel(
+        "Where the labels go",
+        Axis("pair of responses, by number", names=names),
+        Axis("share of the labels", 0.0, 1.0),
+        (
+            Bars(look, asked[places[:, 0], places[:, 1]], budget.SHORT[pairs]),
+            Bars("optimal", best[places[:, 0], places[:, 1]], "best design"),
+        ),
+        width=1.2,
+    )
+    limit, found = known.price[pairs] / number, float(known.regret[pairs][step])
+    over = number * found / known.price["design"]
+    curves = Panel(
+        "What N labels leave",
+        Axis("labels N", TOTALS[0] / 1.2, TOTALS[-1] * 1.2, log=True),
+        Axis("expected regret [reward]", 1e-3, 3.0, log=True),
+        (
+            Line("optimal", TOTALS, known.price["design"] / torch.tensor(TOTALS), "best", ":"),
+            Line(look, TOTALS, known.price[pairs] / torch.tensor(TOTALS), "limit", "--"),
+            Points(look, TOTALS, known.regret[pairs], "simulated"),
+            Rule("reference", number, "x", ""),
+        ),
+    )
+    left = split_curve(world, pairs, number, ratio)
+    at = int(left.argmin())
+    share = float(SHARES[at])
+    split = Panel(
+        "Demonstrations",
+        Axis("share of the money", -0.05, 1.05),
+        Axis("regret, limit [reward]", 1e-3, 3.0, log=True),
+        (Line(look, SHARES, left, ""), Points(look, [share], [float(left[at])], "", big=True)),
+        width=0.8,
+    )
+    first, second = places[int(asked[places[:, 0], places[:, 1]].argmax())].tolist()
+    legend = ", ".join(f"{i + 1} {name}" for i, name in enumerate(responses))
+    text = (
+        f"{number} labels on {budget.PAIRS[pairs]}, β = {world.beta:g}: most often asked is "
+        f"“{responses[first]}” against “{responses[second]}” (by number: {legend}). They leave a regret of "
+        f"{found:.3g} (the closed form: "
+        f"{limit:.3g}), as {number / over:.0f} labels of the best design do in the limit. With a demonstration at "
+        f"{ratio:.3g} labels, {100 * share:.0f}% of the money is best spent on them."
+    )
+    numbers = (
+        Number("N", number, "labels", 0),
+        Number("regret", found, "reward"),
+        Number("limit", limit, "reward"),
+        Number("labels / best design's", over, "", 2),
+        Number("best share", share, "", 2),
+    )
+    return Picture(text, (who, curves, split), numbers)
+
+
+def split_curve(world: budget.Finite, pairs: str, money: float, ratio: float) -> Tensor:
+    """The limit of the regret for every share of `SHARES` that buys demonstrations, (21,).
+
+    Labels are on the pairs that the source asks in the limit; money is counted in labels.
+    """
+    mu = world.design(budget.IN_THE_LIMIT.get(pairs, pairs))
+    return budget.price_of_both(world, SHARES * money / ratio, (1 - SHARES) * money, DEMO_BETA, mu)[0]
+
+
+def annotation_budget_explorer(
+    log_ref: Tensor, reward: Tensor, responses: Sequence[str], prompts: Sequence[str] = (), runs: int = 100
+) -> Explorer:
+    """The annotation budget under live controls for the source of pairs, β, N, and the price of a demonstration.
+
+    Args:
+        log_ref: log π_ref, (K,) or (X, K), nats.
+        reward: r*, of the same shape.
+        responses: K names.
+        prompts: X names; needed where there are several prompts.
+        runs: simulated sets of labels, for each prompt, β and source.
+
+    Raises:
+        LabError: shapes or numbers of names that do not match.
+    """
+    check_responses_axis(log_ref=log_ref, reward=reward)
+    log_ref, reward = (t.detach().double().reshape(-1, t.shape[-1]) for t in torch.broadcast_tensors(log_ref, reward))
+    names = list(prompts) or [""]
+    if len(names) != len(log_ref) or len(responses) != log_ref.shape[-1]:
+        raise LabError(
+            f"log_ref holds {log_ref.shape[0]} prompts and {log_ref.shape[1]} responses; names of {len(names)} prompts "
+            f"and {len(responses)} responses were given."
+        )
+    known = {(prompt, beta): one for beta in BETAS for prompt, one in enumerate(simulated(log_ref, reward, beta, runs))}
+
+    def compute(pairs: str, beta: float, step: int, ratio: float, prompt: int = 0) -> Picture:
+        return annotation_budget_picture(known[prompt, beta], pairs, step, ratio, responses)
+
+    controls: dict[str, Slider | Choice] = {
+        "pairs": Choice("active", {name: key for key, name in budget.PAIRS.items()}, "pairs"),
+        "beta": Choice(BETAS[1], {f"{beta:g}": beta for beta in BETAS}, "β [reward per nat]"),
+        "step": Choice(4, {f"{number}": i for i, number in enumerate(TOTALS)}, "labels N"),
+        "ratio": Slider(5.0, 0.5, 50.0, "price of a demonstration [labels]", log=True),
+    }
+    if len(names) > 1:
+        controls["prompt"] = Choice(0, {name: i for i, name in enumerate(names)}, "prompt")
+    return Explorer(compute, controls, "The annotation budget")

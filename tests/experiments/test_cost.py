@@ -1,0 +1,154 @@
+"""Claim 8: what is counted is what was spent, the rule, and quick runs of every rung."""
+
+import math
+import sys
+import time
+
+import pandas as pd
+import pytest
+import torch
+
+from rlhf_lab.checks import LabError
+from rlhf_lab.experiments import cost, experiment
+from rlhf_lab.experiments.cost import EXPERIMENT, PARTS, TRAINED, Cost, Ground, Meter, against, held_bytes, memory_ratio
+
+
+@pytest.mark.parametrize("rung", ["bandit", "tree", "small"])
+def test_a_quick_run_of_each_rung_ends_in_a_verdict_and_a_picture(rung, tmp_path):
+    settings = Cost(rung=rung, quick=True, progress=False, out=tmp_path)
+    found = experiment.experiment_run(EXPERIMENT, settings)
+    experiment.save(EXPERIMENT, found, tmp_path)
+    assert set(found.chosen) == set(TRAINED) and set(found.chosen.values()) <= set(settings.rates)
+    assert len(found.search) == len(TRAINED) * len(settings.rates) and (found.search["seed"] >= 1000).all()
+    end = found.runs[found.runs["when"] == "end"].set_index(["seed", "method"])
+    drawn = {m: set(end.xs(m, level="method")["samples"]) for m in TRAINED}
+    assert drawn["sft"] == drawn["dpo"] == {0}
+    # By the settings alone: PPO draws R in each of steps / 2 rounds, RSO 32 a prompt, RAFT and ReST 8.
+    assert drawn["ppo"] == {settings.responses * (settings.steps // 2)}
+    assert drawn["rso-rso-sample-rank"] == {32 * settings.prompts}
+    assert drawn["raft"] == drawn["rest"] == {8 * settings.prompts}
+    assert drawn["online"] == {2 * settings.labels}
+    assert (end["step"].drop("best-of-n", level="method") == settings.steps).all(), "as many optimiser steps for all"
+    text = EXPERIMENT.text(settings, found.summary, found.runs) + EXPERIMENT.words(settings, found.summary, found.runs)
+    assert "nan" not in text and found.verdict.sentence
+    for axes in EXPERIMENT.figure(settings, found.summary, found.runs).axes:
+        assert axes.get_xlabel() and axes.get_ylabel() and axes.get_title(loc="left")
+    memory = found.runs[found.runs["when"] == "memory"]
+    if rung == "small" and sys.platform == "linux":
+        assert (memory["own"] > 20).all() and (memory["peak"] > memory["own"]).all()
+        assert set(memory["method"]) == {"dpo", "ppo"} and memory_ratio(found.runs).mean > 0
+    else:
+        assert memory.empty
+
+
+def test_bytes_held_are_counted_by_hand():
+    """A table of 4 × 10 doubles: 320 bytes. Trained: 4 numbers each; frozen: 1. PPO's critic: 4 doubles more."""
+    ground = Ground(Cost(quick=True), 0)
+    assert held_bytes(ground, "sft") == 4 * 320
+    assert held_bytes(ground, "dpo") == held_bytes(ground, "online") == 5 * 320
+    assert held_bytes(ground, "ppo") == 4 * (320 + 32) + 2 * 320
+    assert held_bytes(ground, "rso-rso-sample-rank") == 6 * 320
+    assert [PARTS[m].networks for m in ("sft", "dpo", "ppo")] == [1, 2, 4]
+
+
+def test_the_level_lies_halfway_to_the_optimum():
+    ground = Ground(Cost(quick=True), 0)
+    world = ground._world
+    start = (world.log_ref().exp() * world.rewards()).sum(-1).mean().item()
+    top = (world.optimal(0.5).exp() * world.rewards()).sum(-1).mean().item()
+    assert ground.level == pytest.approx((start, (start + top) / 2))
+    assert ground.best_of[1] == pytest.approx(start), "the best of one is the reference"
+
+
+def test_the_meter_counts_draws_and_stops_where_it_is_told_to():
+    ground = Ground(Cost(quick=True), 0)
+    policy = ground.reference
+    with Meter(policy) as meter:
+        policy.sample(ground._world.prompts, 3)
+        with meter.uncounted():
+            policy.sample(ground._world.prompts, 5)
+        before = meter.seconds
+        with meter.stopped():
+            policy.sample(ground._world.prompts, 5)
+            begin = time.process_time()
+            while time.process_time() - begin < 0.05:
+                torch.ones(10).sum()
+        assert meter.samples == 4 * 3 and 0 <= meter.seconds - before < 0.05
+    assert "sample" not in policy.__dict__, "the policy is left as it was"
+
+
+def made_up(objectives, memory=None, drawn=0):
+    """Rows of six seeds: J of each method with a little noise that differs from method to method."""
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    for seed in range(6):
+        for place, method in enumerate((*TRAINED, "best-of-n")):
+            j = objectives.get(method, 0.0) + 0.01 * torch.randn((), generator=generator).item()
+            samples = {"dpo": drawn, "sft": 0}.get(method, 100)
+            numbers = {"reward": 1.0, "kl": 1.0, "objective": j, "seconds": 1.0 + place, "samples": samples, "step": 10}
+            reach = {"reached": 1, "to_seconds": 1.0, "to_samples": 5, "to_steps": 5, "level": 0.5, "start": 0.0}
+            size = {"held": {"dpo": 5.0, "ppo": 9.0}.get(method, 4.0), "networks": 2, "an_answer": 1}
+            rows.append({"seed": seed, "method": method, "when": "end", **numbers, **reach, **size})
+        for method, own in (memory or {}).items():
+            wobble = 1 + 0.05 * torch.randn((), generator=generator).item()
+            rows.append(
+                {"seed": seed, "method": method, "when": "memory", "own": own * wobble, "peak": 500, "libraries": 1}
+            )
+    return pd.DataFrame(rows)
+
+
+MIXED = {"dpo": 0.5, "sft": 0.0, "online": 1.0, "ppo": 0.5, "rest": 0.5, "raft": 0.5, "rso-rso-sample-rank": 0.5}
+
+
+@pytest.mark.parametrize(
+    "runs, outcome",
+    [
+        (made_up(MIXED), "holds"),
+        (made_up(MIXED, {"dpo": 100, "ppo": 200}), "holds"),
+        (made_up({**MIXED, "dpo": 2.0}), "holds when"),  # above all
+        (made_up({**MIXED, "dpo": -2.0}), "holds when"),  # below all
+        (made_up({}), "holds when"),  # nothing apart
+        (made_up(MIXED, {"dpo": 300, "ppo": 200}), "does not hold"),
+        (made_up(MIXED, drawn=50), "does not hold"),
+        (made_up(MIXED, {"dpo": 200, "ppo": 200}), "not decided"),
+    ],
+)
+def test_the_rule_can_say_everything_it_names(runs, outcome):
+    settings = Cost()
+    found = EXPERIMENT.judge(settings, EXPERIMENT.summarise(settings, runs), runs)
+    assert found.outcome == outcome, found.sentence
+
+
+def test_differences_are_paired_within_the_seed_and_ratios_are_geometric():
+    runs = made_up(MIXED, {"dpo": 100, "ppo": 200})
+    gaps = against(runs)
+    assert set(gaps) == set(TRAINED) - {"dpo"} and gaps["sft"].above and gaps["online"].below
+    assert memory_ratio(runs).mean == pytest.approx(0.5, rel=0.1)
+    exact_share = memory_ratio(made_up(MIXED))
+    assert exact_share.low == exact_share.high == pytest.approx(5 / 9)
+
+
+def test_costs_are_means_over_the_seeds_that_got_there():
+    runs = made_up(MIXED)
+    lost = (runs["method"] == "dpo") & (runs["seed"] > 0)
+    runs.loc[lost, ["to_seconds", "to_samples", "to_steps"]] = math.nan
+    runs.loc[lost, "reached"] = 0
+    runs.loc[runs["method"] == "sft", ["to_seconds", "to_samples", "to_steps"]] = math.nan
+    runs.loc[runs["method"] == "sft", "reached"] = 0
+    summary = EXPERIMENT.summarise(Cost(), runs).set_index("method")
+    assert summary.loc["dpo", "to_seconds"] == 1.0 and summary.loc["dpo", "reached"] == pytest.approx(1 / 6)
+    assert math.isnan(summary.loc["sft", "to_seconds"])
+    text = EXPERIMENT.text(Cost(), summary.reset_index(), runs)
+    assert "nan" not in text and "Never there: SFT" in text and "DPO in 17% of the seeds" in text
+
+
+def test_bad_settings_are_refused():
+    for wrong in ({"responses": 12}, {"labels": 3}, {"rates": (-1.0,)}, {"beta": 0.0}):
+        with pytest.raises(LabError):
+            Cost(**wrong)
+
+
+def test_an_unknown_method_is_named():
+    ground = Ground(Cost(quick=True), 0)
+    with pytest.raises(LabError, match="no method 'drp'"):
+        cost.train("drp", ground, ground.reference.copy(), None, 0.1, Meter())

@@ -1,0 +1,214 @@
+"""Claim 1: the table's fit, its limit, the rule, and quick runs of every rung."""
+
+import math
+
+import pandas as pd
+import pytest
+import torch
+
+from rlhf_lab import exact
+from rlhf_lab.algorithms.dpo import DPO, dpo
+from rlhf_lab.batch import Pairs, Tokens
+from rlhf_lab.checks import LabError
+from rlhf_lab.experiments import enough_labels, experiment
+from rlhf_lab.experiments.enough_labels import (
+    EXPERIMENT,
+    EnoughLabels,
+    fit_tables,
+    has_finite_optimum,
+    limit,
+    slope,
+    table_world,
+    win_counts,
+)
+from rlhf_lab.training import Training, seeded
+
+
+@pytest.mark.parametrize("rung", ["bandit", "tree"])
+def test_newtons_method_ends_where_the_dpo_algorithm_ends(rung):
+    """The same labels as pairs through `dpo` with L-BFGS, another optimiser on another form of the loss."""
+    world = table_world(rung, 3)
+    pairs = world.preferences(4000, seeded(0, 1))
+    counts = win_counts(world, pairs, (4000,))
+    # A label each way for every pair, so that the optimum is finite for certain.
+    size = world.tree.num_responses
+    counts += ~torch.eye(size, dtype=torch.bool)
+    row, winner, loser = counts[0].nonzero(as_tuple=True)
+    every, both = world.tree.responses, torch.stack([winner, loser], -1)
+    listed = Pairs(world.prompts[row], Tokens(every.ids[both], every.mask[both]), counts[0, row, winner, loser])
+    policy = world.reference.copy()
+    dpo(policy, world.reference, listed, DPO(beta=0.5), Training(5, len(listed), optimizer="lbfgs", progress=False))
+    ours = fit_tables(world.log_ref(), counts[0], 0.5)
+    assert ours.exp() == pytest.approx(world.log_probs(policy).exp(), abs=1e-6)
+
+
+def test_population_weights_fit_the_optimal_policy_itself():
+    """Counts in proportion to π_ref π_ref p are infinitely many labels; DPO's optimum there is π* (equation 7)."""
+    world = table_world("bandit", 1)
+    log_ref, reward = world.log_ref(), world.rewards()
+    joint = (log_ref.unsqueeze(-1) + log_ref.unsqueeze(-2)).exp() * exact.preference(reward)
+    joint = joint * ~torch.eye(10, dtype=torch.bool)
+    fitted = fit_tables(log_ref, joint, 0.5)
+    assert exact.kl(fitted, world.optimal(0.5)).max() < 1e-10
+
+
+def test_counts_of_nested_labels_add_up_and_name_the_winner():
+    world = table_world("tree", 0)
+    pairs = world.preferences(500, seeded(2, 1))
+    counts = win_counts(world, pairs, (100, 500))
+    assert counts.sum((-1, -2, -3)).tolist() == [100, 500] and (counts[1] >= counts[0]).all()
+    gold = world.rewards()
+    won = (counts[1] * (gold.unsqueeze(-1) - gold.unsqueeze(-2)).sign()).sum()
+    assert won > 0, "the better response wins more often than it loses"
+
+
+def test_a_finite_optimum_needs_a_cycle_of_wins():
+    """Ford 1957. i > j alone: no. Both ways: yes. A cycle of three: yes. Two pairs that no label joins: no."""
+    one = torch.zeros(2, 2)
+    one[0, 1] = 3
+    assert not has_finite_optimum(one) and has_finite_optimum(one + one.T)
+    cycle = torch.zeros(3, 3)
+    cycle[0, 1] = cycle[1, 2] = cycle[2, 0] = 1
+    assert has_finite_optimum(cycle) and not has_finite_optimum(cycle.triu())
+    apart = torch.block_diag(one + one.T, one + one.T)
+    assert not has_finite_optimum(apart)
+
+
+def test_without_a_finite_optimum_the_policy_is_finite_and_at_the_edge():
+    wins = torch.zeros(3, 3, dtype=torch.float64)
+    wins[0, 1] = wins[1, 0] = wins[0, 2] = 5  # the third response has never won
+    log_p = fit_tables(torch.full((3,), -math.log(3), dtype=torch.float64), wins, 1.0)
+    assert torch.isfinite(log_p).all() and log_p[2].exp() < 1e-4
+    assert log_p[0].item() == pytest.approx(log_p[1].item(), abs=1e-3), "a draw between the first two"
+
+
+def test_the_limit_counts_the_labels_that_each_prompt_really_gets():
+    """Two prompts, one with a nearly certain answer: equal pairs are drawn again, so it gets few of the labels. The
+    share that `preferences` gives is counted and put into the sum in place of the formula's."""
+    from rlhf_lab.worlds import bandit
+
+    log_ref = torch.tensor([[0.9, 0.05, 0.05], [0.3, 0.3, 0.4]], dtype=torch.float64).log()
+    world = bandit.make(log_ref, torch.tensor([[0.0, 1.0, 0.5], [1.0, 0.0, -1.0]], dtype=torch.float64))
+    counts = win_counts(world, world.preferences(200_000, seeded(0, 9)), (200_000,))[0]
+    share = counts.sum((-1, -2)) / counts.sum()
+    prices = exact.label_price(world.log_ref(), world.rewards(), 0.5, counts / counts.sum((-1, -2), keepdim=True))
+    assert limit(world, 0.5) == pytest.approx((prices / share).mean().item(), rel=0.03)
+
+
+def test_simulation_meets_the_closed_form():
+    """One world of three arms, 400 sets of 3,000 labels: the mean of N · regret within four standard errors of it."""
+    from rlhf_lab.worlds import bandit
+
+    world = bandit.random(1, 3, 5)
+    chance = world.log_ref().exp()[0]
+    joint = torch.outer(chance, chance) * ~torch.eye(3, dtype=torch.bool)
+    joint = joint / joint.sum() * exact.preference(world.rewards()[0])
+    drawn = torch.multinomial(2 * joint.flatten() / 2, 400 * 3000, True, generator=seeded(1, 1)).view(400, 3000)
+    wins = torch.nn.functional.one_hot(drawn, 9).sum(1).view(400, 3, 3).double()
+    fitted = fit_tables(world.log_ref().expand(400, 3), wins, 0.5)
+    scaled = 3000 * exact.regret(fitted, world.log_ref().expand(400, 3), world.rewards().expand(400, 3), 0.5)
+    error = scaled.std() / 20
+    assert abs(scaled.mean().item() - limit(world, 0.5)) < 4 * error
+    assert error < 0.1 * limit(world, 0.5), "the interval is narrow enough to say something"
+
+
+@pytest.mark.parametrize("rung", ["bandit", "tree", "small"])
+def test_a_quick_run_of_each_rung_ends_in_a_verdict_and_a_picture(rung, tmp_path):
+    settings = EnoughLabels(rung=rung, quick=True, progress=False, out=tmp_path)
+    found = experiment.experiment_run(EXPERIMENT, settings)
+    experiment.save(EXPERIMENT, found, tmp_path)
+    assert (found.runs["regret"] > -0.5).all() and found.verdict.outcome
+    text = EXPERIMENT.text(settings, found.summary, found.runs) + EXPERIMENT.words(settings, found.summary, found.runs)
+    assert "nan" not in text.replace("finance", "") and found.verdict.sentence
+    for axes in EXPERIMENT.figure(settings, found.summary, found.runs).axes:
+        assert axes.get_xlabel() and axes.get_ylabel() and axes.get_title(loc="left")
+    assert (tmp_path / "result.json").is_file() and (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+def tables(regrets, ratios, settings, seeds=6):
+    """Made-up rows of tables, with a little spread between seeds."""
+    rows = []
+    for seed in range(seeds):
+        wobble = 1 + 0.02 * (seed - (seeds - 1) / 2)
+        for n, regret, ratio in zip(settings.labels, regrets, ratios, strict=True):
+            rows.append(
+                {"seed": seed, "kind": "table", "labels": n, "when": "end", "regret": regret * wobble, "left": 0.1,
+                 "limit": 1 / n, "ratio": ratio * wobble, "finite": 1.0}
+            )  # fmt: skip
+    return rows
+
+
+def verdict(settings, rows):
+    runs = pd.DataFrame(rows)
+    return EXPERIMENT.judge(settings, EXPERIMENT.summarise(settings, runs), runs)
+
+
+@pytest.mark.parametrize(
+    "regrets, ratios, outcome",
+    [
+        ((1, 0.1, 0.01), (1, 1, 1), "holds"),
+        ((1, 0.1, 0.05), (1, 1, 1), "holds when"),  # too slow at the end
+        ((1, 0.1, 0.01), (1, 1, 1.5), "holds when"),  # beside its limit
+        ((0.01, 0.1, 1), (1, 1, 1), "does not hold"),
+        ((1, 1, 1), (1, 1, 1), "not decided"),
+    ],
+)
+def test_the_rule_on_the_bandit_can_say_everything_it_names(regrets, ratios, outcome):
+    settings = EnoughLabels(labels=(100, 1000, 10_000))
+    assert verdict(settings, tables(regrets, ratios, settings)).outcome == outcome
+
+
+@pytest.mark.parametrize("stopped, end, outcome", [(0.1, 0.1, "holds"), (0.1, 1, "holds when"), (1, 1, "holds when")])
+def test_the_rule_on_the_tree_asks_the_transformer_too(stopped, end, outcome):
+    settings = EnoughLabels(rung="tree", labels=(100, 1000, 10_000), net_labels=(100, 1000))
+    rows = tables((1, 0.1, 0.01), (1, 1, 1), settings)
+    for seed in range(4):
+        for n, when, regret in [(100, "end", 1), (100, "stopped", 1), (1000, "end", end), (1000, "stopped", stopped)]:
+            numbers = {"regret": regret * (1 + 0.02 * seed), "left": 1, "loss": 0.6, "held_out": 0.6}
+            rows.append({"seed": seed, "kind": "transformer", "labels": n, "when": when, **numbers})
+    assert verdict(settings, rows).outcome == outcome
+
+
+@pytest.mark.parametrize(
+    "first, last, outcome",
+    [
+        ((0.2, 1.0, 0.8, 1), (1.0, 0.2, 0.05, 1), "holds"),
+        ((0.2, 1.0, 0.8, 1), (1.0, 0.4, 0.3, 1), "holds when"),  # much is left
+        ((0.2, 1.0, 0.8, 1), (1.0, 0.2, 0.05, 0), "holds when"),  # not trusted
+        ((0.2, 1.0, 0.8, 1), (1.0, 1.0, 0.8, 1), "holds when"),  # the estimate does not fall
+        ((1.0, 1.0, 0.8, 1), (0.2, 1.0, 0.8, 1), "does not hold"),
+        ((0.2, 1.0, 0.8, 1), (0.2, 1.0, 0.8, 1), "not decided"),
+    ],
+)
+def test_the_rule_on_text_can_say_everything_it_names(first, last, outcome):
+    settings = EnoughLabels(rung="small", labels=(64, 512))
+    rows = []
+    for seed in range(4):
+        wobble = 1 + 0.02 * seed
+        for n, (j, regret, left, trusted) in zip(settings.labels, (first, last), strict=True):
+            rows.append(
+                {"seed": seed, "kind": "text", "labels": n, "when": "end", "objective": j * wobble, "gain": j,
+                 "gold": j, "reward": j, "kl": 1.0, "regret": regret * wobble, "left": left * wobble, "effective": 30.0,
+                 "trusted": trusted}
+            )  # fmt: skip
+    assert verdict(settings, rows).outcome == outcome
+
+
+def test_the_slope_of_a_power_law_is_its_exponent():
+    settings = EnoughLabels(labels=(100, 1000, 3000, 10_000))
+    rows = tables([5, 1000**-0.7, 3000**-0.7, 10_000**-0.7], [1] * 4, settings)
+    assert slope(settings, pd.DataFrame(rows)).mean == pytest.approx(-0.7)
+
+
+def test_settings_that_make_no_course_are_refused():
+    for wrong in ({"labels": (100,)}, {"labels": (1000, 100)}, {"labels": (3, 100)}, {"beta": -1.0}):
+        with pytest.raises(LabError):
+            EnoughLabels(**wrong)
+
+
+def test_full_settings_are_settled_and_jobs_are_in_the_order_of_seeds():
+    for rung in ("bandit", "tree", "small"):
+        settings = EnoughLabels(rung=rung)
+        seeds = [(job["kind"] != "table", job["seed"]) for job in EXPERIMENT.jobs(settings)]
+        assert settings.seeds > 0 and settings.beta > 0 and seeds == sorted(seeds)
+    assert enough_labels.LEFT < 1

@@ -1,0 +1,189 @@
+"""Claim 6: the filter's limit against its definition, rest's own draws, every verdict, and quick runs."""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+
+import pandas as pd
+import pytest
+import torch
+
+from rlhf_lab import exact
+from rlhf_lab.checks import LabError
+from rlhf_lab.experiments import rest_translation as claim
+from rlhf_lab.experiments.experiment import experiment_run
+from rlhf_lab.experiments.rest_translation import ReSTTranslation, at_equal_kl, filter_limit
+from rlhf_lab.experiments.statistics import Interval
+from rlhf_lab.training import seeded
+
+RUNGS = ("bandit", "tree", "small")
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """One quick run a rung."""
+    made = {}
+
+    def get(rung):
+        if rung not in made:
+            out = tmp_path_factory.mktemp(rung)
+            made[rung] = experiment_run(
+                claim.EXPERIMENT, ReSTTranslation(rung=rung, quick=True, out=out, progress=False)
+            )
+        return made[rung]
+
+    return get
+
+
+def table(seed: int = 0, rows: int = 3, columns: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = seeded(seed)
+    log_ref = torch.randn(rows, columns, generator=generator, dtype=torch.float64).log_softmax(-1)
+    return log_ref, torch.rand(rows, columns, generator=generator, dtype=torch.float64)
+
+
+def test_the_limit_is_the_reference_conditioned_on_passing_and_a_prompt_with_none_stays():
+    """By hand: the second prompt has no response above 0.8, so its last policy is the one of τ = 0.5."""
+    log_ref = torch.tensor([[0.5, 0.3, 0.2], [0.2, 0.2, 0.6]], dtype=torch.float64).log()
+    scaled = torch.tensor([[0.9, 0.85, 0.1], [0.6, 0.7, 0.0]], dtype=torch.float64)
+    start, middle, end = (one.exp() for one in filter_limit(log_ref, scaled, (0.0, 0.5, 0.8)))
+    torch.testing.assert_close(start, log_ref.exp())
+    expected = torch.tensor([[0.625, 0.375, 0.0], [0.5, 0.5, 0.0]], dtype=torch.float64)
+    torch.testing.assert_close(middle, expected)
+    torch.testing.assert_close(end, expected)
+
+
+def test_a_second_round_at_the_same_thresholds_changes_nothing_in_the_limit():
+    """π(·|r > τ) conditioned on r > τ is itself."""
+    log_ref, scaled = table()
+    once = filter_limit(log_ref, scaled, (0.0, 0.3, 0.6))[-1]
+    torch.testing.assert_close(filter_limit(once, scaled, (0.3, 0.6))[-1], once)
+
+
+@pytest.mark.parametrize("beta", [0.2, 1.0, 3.0])
+def test_the_most_reward_at_the_kl_of_an_optimum_is_its_own(beta):
+    """No policy with the KL of π*_β has more reward than π*_β, and π*_β has that."""
+    log_ref, reward = table(1)
+    best = exact.optimal_policy(log_ref, reward, beta)
+    kl = exact.kl(best, log_ref).mean().item()
+    earned = (best.exp() * reward).sum(-1).mean().item()
+    assert at_equal_kl(log_ref, reward, kl) == pytest.approx(earned, abs=1e-8)
+
+
+def test_a_filter_has_less_than_the_optimum_with_its_kl():
+    """Above the threshold the filter keeps π_ref's proportions: with two rewards above it, it is not π*."""
+    log_ref, reward = table(2)
+    policy = filter_limit(log_ref, reward, (0.0, 0.4))[-1]
+    kl = exact.kl(policy, log_ref).mean().item()
+    earned = (policy.exp() * reward).sum(-1).mean().item()
+    assert at_equal_kl(log_ref, reward, kl) > earned + 1e-3
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+def test_a_quick_run_judges_and_speaks_without_holes(found, rung):
+    """All conditions are there, no text holds NaN, and the picture names its axes."""
+    result = found(rung)
+    three = (result.settings, result.summary, result.runs)
+    rows = result.runs
+    assert {"BC", "G1 I0", "G1 I4", "G2 I3", "weighted", "raft", "dpo", "ppo", "best-of-n", "limit 0.95"} <= set(
+        rows["condition"]
+    )
+    assert rows.groupby("condition")["seed"].nunique().eq(result.settings.seeds).all()
+    assert result.verdict.outcome in ("holds", "holds when", "does not hold", "not decided")
+    for words in (claim.text(*three), claim.words(*three), result.verdict.sentence):
+        assert "nan" not in words.lower()
+    for axes in claim.figure(*three).axes:
+        assert axes.get_title(loc="left") and axes.get_xlabel() and "[" in axes.get_ylabel()
+
+
+@pytest.mark.parametrize("rung", ["bandit", "tree"])
+def test_on_exact_rungs_nothing_beats_the_frontier_and_regret_is_by_kl(found, rung):
+    """Gaps to the frontier of proxy and of gold are never negative; the proxy's optimum has none to its own.
+
+    A KL that is zero but for rounding (1e-17) buys its square root in reward: the last bound is 1e-7.
+    """
+    rows = found(rung).runs
+    assert (rows["gap"] > -1e-7).all() and (rows["gold_gap"] > -1e-7).all()
+    assert rows.loc[rows["condition"] == "optimum", "gap"].abs().max() < 1e-7
+    assert (rows.loc[rows["condition"] == "BC", ["kl", "gap", "gold_gap"]].abs() < 1e-7).all().all()
+
+
+def test_the_shared_grown_set_is_the_one_that_rest_draws():
+    """The share that passes the first filters, from `rest`'s history, is that of the samples the other losses get."""
+    settings = ReSTTranslation(rung="bandit", quick=True, progress=False)
+    grown = claim._grown(settings, 0)
+    y, _ = grown.samples
+    both = torch.cat([grown.scaled(grown.run.prompts, y).flatten(), grown.scaled(*grown.original).flatten()])
+    kept = {row["condition"]: row["kept"] for row in claim._rest(grown)}
+    for number, tau in enumerate(settings.thresholds[1:], 1):
+        assert kept[f"G1 I{number}"] == pytest.approx((both > tau).double().mean().item(), abs=1e-6)
+    assert kept["G1 I0"] == 1
+
+
+def test_scores_of_the_thresholds_do_not_know_a_prompts_constant():
+    """A function of the prompt added to r_φ moves no scaled score."""
+    settings = ReSTTranslation(rung="bandit", quick=True, progress=False, seeds=3)
+    before, after = claim._grown.__wrapped__(settings, 0), claim._grown.__wrapped__(settings, 0)
+    plain = before.scaled(before.run.prompts, before.samples[0])
+    with torch.no_grad():
+        for tables in after.run.reward.table.tables:
+            tables += torch.arange(4.0, dtype=tables.dtype).reshape(4, 1, 1)
+    torch.testing.assert_close(after.scaled(after.run.prompts, after.samples[0]), plain)
+
+
+def test_the_rule_gives_every_outcome_it_names():
+    """Made-up statuses of the five parts."""
+    names = ("improve", "grow", "loss", "online", "limit")
+
+    def of(*statuses):
+        return claim.outcome(dict(zip(names, statuses, strict=True)))
+
+    assert of(*["holds"] * 5) == "holds"
+    assert of("refuted", *["holds"] * 4) == "does not hold"
+    assert of("open", *["holds"] * 4) == "not decided"
+    assert of("holds", *["open"] * 4) == "not decided"
+    assert of("holds", "holds", "refuted", "open", "holds") == "holds when"
+    assert of("on the proxy alone", *["holds"] * 4) == "holds when"
+    for statuses in product(("holds", "on the proxy alone", "refuted", "open"), repeat=5):
+        assert of(*statuses) in ("holds", "holds when", "does not hold", "not decided")
+
+
+def test_a_part_is_shown_refuted_open_or_shown_on_the_proxy_alone():
+    """By hand, from intervals above, below and around zero."""
+    up, down, wide = Interval(1, 0.5, 1.5), Interval(-1, -1.5, -0.5), Interval(0.1, -1, 1.2)
+    assert claim.Part("", [up, up], [wide, up]).status == "holds"
+    assert claim.Part("", [up, up], [wide, down]).status == "on the proxy alone"
+    assert claim.Part("", [up, wide], [up, up]).status == "open"
+    assert claim.Part("", [down, up], [up, up]).status == "refuted"
+    assert claim.Part("", [up], [down], False).status == "holds"
+
+
+def test_judge_reads_the_parts_from_rows():
+    """Three seeds of a made-up world in which every part is true by a wide margin."""
+    settings = ReSTTranslation(rung="bandit")
+    values = {"BC": 0, "G1 I0": 1, "G1 I4": 5, "G2 I3": 8, "weighted": 3, "raft": 3, "dpo": 3, "ppo": 4}
+    rows = [
+        {"seed": seed, "condition": name, "proxy": value + 0.01 * seed * value, "gold": value + 0.01 * seed * value}
+        for seed in range(3)
+        for name, value in values.items()
+    ]
+    rows += [{"seed": s, "condition": "limit 0.95", "proxy": 0, "gold": 0, "gap": 1 + 0.01 * s} for s in range(3)]
+    frame = pd.DataFrame(rows)
+    assert claim.judge(settings, frame, frame).outcome == "holds"
+    worse = frame.assign(proxy=frame["proxy"].where(frame["condition"] != "G1 I4", 0.01 * frame["seed"]))
+    assert claim.judge(settings, worse, worse).outcome == "does not hold"
+
+
+def test_bad_settings_are_refused():
+    """Thresholds that fall, an odd number of samples, a negative β."""
+    for bad in ({"thresholds": (0.0, 0.9, 0.7)}, {"samples": 3}, {"beta": -1.0}, {"second": (1.2,)}):
+        with pytest.raises(LabError):
+            ReSTTranslation(**bad)
+
+
+def test_best_of_n_on_text_picks_the_highest_of_each_n(found):
+    """Its KL is the bound log n − (n−1)/n."""
+    result = found("small")
+    kl = result.runs.loc[result.runs["condition"] == "best-of-n", "kl"]
+    n = result.settings.best_of
+    assert kl.tolist() == pytest.approx([math.log(n) - (n - 1) / n] * len(kl))

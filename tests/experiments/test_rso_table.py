@@ -1,0 +1,212 @@
+"""RSO's Table 1 as an experiment: quick runs on each rung, exact win rates, its rule's outcomes."""
+
+import dataclasses
+import math
+
+import pandas as pd
+import pytest
+import torch
+
+from rlhf_lab import exact
+from rlhf_lab.checks import LabError
+from rlhf_lab.experiments import rso_common
+from rlhf_lab.experiments.experiment import experiment_run, save
+from rlhf_lab.experiments.papers import RSO_TABLE_1, RSO_TABLE_2
+from rlhf_lab.experiments.rso_table import EXPERIMENT, ROWS, RSOTable, _bed, comparisons
+from rlhf_lab.experiments.statistics import Interval
+
+ABOVE, BELOW, OPEN = Interval(1, 0.5, 1.5), Interval(-1, -1.5, -0.5), Interval(0.1, -1, 1)
+
+
+@pytest.fixture(scope="module")
+def bandit(tmp_path_factory):
+    out = tmp_path_factory.mktemp("rso-table")
+    settings = RSOTable(rung="bandit", quick=True, out=out, progress=False)
+    found = experiment_run(EXPERIMENT, settings)
+    save(EXPERIMENT, found, out)
+    return found
+
+
+def test_every_row_is_run_on_every_seed_and_searched_as_often(bandit):
+    assert set(bandit.runs["row"]) == {"reference", *ROWS}
+    assert (bandit.runs.groupby("row").size() == 2).all()
+    assert (bandit.search.groupby("row").size() == len(bandit.settings.rates)).all()
+    assert set(bandit.chosen) == set(ROWS) and (bandit.search["seed"] >= 1000).all()
+
+
+def test_the_reference_wins_half_against_itself_and_pays_nothing(bandit):
+    rows = bandit.runs[bandit.runs["row"] == "reference"]
+    assert rows[["proxy_wins", "gold_wins", "judge_wins"]].to_numpy() == pytest.approx(0.5)
+    assert rows["kl"].to_numpy() == pytest.approx(0, abs=1e-12)
+
+
+def test_regret_is_beta_times_the_kl_to_the_optimum(bandit):
+    assert bandit.runs["regret"].to_numpy() == pytest.approx(0.5 * bandit.runs["kl_to_optimal"].to_numpy())
+    assert (bandit.runs["regret"] >= 0).all()
+
+
+def test_the_files_are_there_and_hold_no_nan_in_their_words(bandit):
+    out = bandit.settings.out
+    assert {path.name for path in out.iterdir()} >= {
+        "runs.csv",
+        "summary.csv",
+        "search.csv",
+        "result.json",
+        "figure.png",
+    }
+    three = (bandit.settings, bandit.summary, bandit.runs)
+    for words in (EXPERIMENT.text(*three), EXPERIMENT.words(*three)):
+        assert "nan" not in words.lower()
+    drawing = EXPERIMENT.figure(*three)
+    assert all(ax.get_xlabel() and ax.get_title(loc="left") for ax in drawing.axes)
+
+
+def test_the_tree_runs_too():
+    settings = RSOTable(rung="tree", quick=True, seeds=2, prompts=50, candidates=8, progress=False)
+    found = experiment_run(EXPERIMENT, settings)
+    assert len(found.runs) == 2 * (len(ROWS) + 1)
+    assert (found.runs["regret"] > 0).all()
+
+
+def test_a_language_model_runs_and_is_set_beside_the_paper():
+    settings = RSOTable(rung="small", quick=True, prompts=4, candidates=8, labels=8, test_prompts=2, progress=False)
+    found = experiment_run(EXPERIMENT, settings)
+    table = found.summary.set_index("row")
+    assert table.loc["hinge direct", "paper_judge_wins"] == pytest.approx(0.6054)
+    assert math.isnan(table.loc["reference", "paper_judge_wins"])
+    assert found.runs["judge_wins"].between(0, 1).all()
+    assert "rank correlation" in EXPERIMENT.text(settings, found.summary, found.runs)
+
+
+def test_exact_win_rates_are_those_of_all_pairs():
+    """Enumeration: the mean over y ~ π, y' ~ π_ref of 1[r > r'] + ½ 1[r = r'], and of σ(r − r'); rewards with ties."""
+    log_ref = torch.randn(2, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
+    reward = torch.tensor([[0.0, 1.0, 1.0, -1.0, 0.0, 2.0], [3.0, 3.0, 3.0, 0.5, 0.1, 0.0]], dtype=torch.float64)
+    policy = exact.optimal_policy(log_ref, reward, 0.7)
+    gap = reward.unsqueeze(-1) - reward.unsqueeze(-2)
+    joint = policy.exp().unsqueeze(-1) * log_ref.exp().unsqueeze(-2)
+    wins = ((gap > 0).double() + 0.5 * (gap == 0).double()) * joint
+    mine = (policy.exp() * rso_common.chance_to_win(log_ref, reward)).sum(-1)
+    assert torch.allclose(mine, wins.sum((-1, -2)))
+    pleased = (policy.exp() * rso_common.chance_to_please(log_ref, reward)).sum(-1)
+    assert torch.allclose(pleased, (gap.sigmoid() * joint).sum((-1, -2)))
+
+
+def test_rejected_pairs_follow_the_reward_model_and_gold_pairs_the_gold_reward():
+    """At β = 0.05 accepted responses have nearly the most of whichever reward accepts them."""
+    settings = RSOTable(rung="bandit", quick=True, candidates=64, progress=False)
+    bed = _bed(settings, "bandit", 0)
+    world, learned = bed.run.world, bed.run.learned_rewards
+    for gold, other in ((False, True), (True, False)):
+        reward = {True: world.rewards(), False: learned}
+
+        def mean(which, pairs, reward=reward):
+            rows = pairs.prompts.ids[:, 0] - world.prompts.ids[0, 0]
+            return reward[which][rows.unsqueeze(-1), pairs.responses.ids[..., 0]].mean().item()
+
+        sharp, flat = (bed.pairs(source, 0.05, 8, gold=gold) for source in ("rso-sample-rank", "sft-sample-rank"))
+        assert mean(gold, sharp) > mean(gold, flat) + 0.2, other
+
+
+def _made(values):
+    """Runs with the judge's win rate of each row given, the same for three seeds up to a thousandth."""
+    rows = []
+    for seed in range(3):
+        for row in ("reference", *ROWS):
+            wins = values.get(row, 0.5) + 0.0001 * (seed - 1) * (1 + ROWS.index(row) if row in ROWS else 0)
+            rows.append({"seed": seed, "task": "bandit", "row": row, "judge_wins": wins, "objective": 0.0, "kl": 0.0})
+    return pd.DataFrame(rows)
+
+
+def _ordered(rso, sft, direct, hinge=0.0, cloning=0.4):
+    values = {"raft": cloning, "rest": cloning}
+    for loss in ("sigmoid-norm", "hinge", "hinge-norm"):
+        shift = hinge if loss == "hinge" else 0.0
+        values |= {f"{loss} rso-sample-rank": rso + shift, f"{loss} sft-sample-rank": sft + shift}
+        values[f"{loss} direct"] = direct + shift
+    return values
+
+
+@pytest.mark.parametrize(
+    ("values", "outcome"),
+    [
+        (_ordered(0.8, 0.7, 0.6), "holds"),
+        (_ordered(0.6, 0.7, 0.5), "does not hold"),
+        (_ordered(0.8, 0.7, 0.75), "holds when"),
+        (_ordered(0.8, 0.7, 0.6, hinge=0.1), "holds when"),
+        (_ordered(0.8, 0.7, 0.6, cloning=0.9), "holds when"),
+    ],
+)
+def test_the_rule_on_made_up_tables(values, outcome):
+    settings = RSOTable(rung="bandit", quick=True)
+    assert EXPERIMENT.judge(settings, pd.DataFrame(), _made(values)).outcome == outcome
+
+
+def test_tasks_that_differ_make_a_condition():
+    settings = RSOTable(rung="small", quick=True, tasks=("summaries", "dialogue"))
+    runs = pd.concat(
+        [
+            _made(_ordered(0.8, 0.7, 0.6)).assign(task="summaries"),
+            _made(_ordered(0.6, 0.7, 0.5)).assign(task="dialogue"),
+        ]
+    )
+    verdict = EXPERIMENT.judge(settings, pd.DataFrame(), runs)
+    assert verdict.outcome == "holds when"
+    assert "On summaries, holds" in verdict.sentence and "On dialogue, does not hold" in verdict.sentence
+    assert set(comparisons(runs, "dialogue")) == set(comparisons(runs, "summaries"))
+
+
+@pytest.mark.parametrize(
+    ("intervals", "state"),
+    [
+        ([ABOVE, ABOVE], "yes"),
+        ([ABOVE, OPEN], "mixed"),
+        ([ABOVE, BELOW], "mixed"),
+        ([OPEN, BELOW], "no"),
+        ([OPEN], "open"),
+    ],
+)
+def test_the_state_of_a_part(intervals, state):
+    assert rso_common.state_of(intervals) == state
+
+
+@pytest.mark.parametrize(
+    ("states", "outcome"),
+    [
+        ({"main": "yes", "b": "yes"}, "holds"),
+        ({"main": "no", "b": "yes"}, "does not hold"),
+        ({"main": "open", "b": "no"}, "does not hold"),
+        ({"main": "open", "b": "open"}, "not decided"),
+        ({"main": "open", "b": "mixed"}, "holds when"),
+        ({"main": "yes", "b": "no"}, "holds when"),
+    ],
+)
+def test_the_outcome_of_parts(states, outcome):
+    assert rso_common.compose(states, "main") == outcome
+
+
+def test_the_papers_rows_are_the_experiments_rows():
+    assert all(set(rows) == set(ROWS) for rows in RSO_TABLE_1.values())
+    assert len(RSO_TABLE_2) == 6
+    assert RSO_TABLE_2["rso-8 first-round"].proxy == RSO_TABLE_1["summaries"]["sigmoid-norm rso-sample-rank"].proxy
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"accepted": 7}, "accepted"),
+        ({"rung": "small", "tasks": ("poems",)}, "poems"),
+        ({"tasks": ("summaries",)}, "tasks"),
+        ({"threshold": 1.5}, "threshold"),
+        ({"beta": 0.0}, "beta"),
+    ],
+)
+def test_bad_settings_are_refused(changes, part):
+    with pytest.raises(LabError, match=part):
+        RSOTable(**changes)
+
+
+def test_settings_are_settled_by_rung():
+    kept = {rung: dataclasses.asdict(RSOTable(rung=rung)) for rung in ("bandit", "tree", "small")}
+    assert all(0 not in (one["labels"], one["steps"], one["seeds"]) and one["gamma"] == 0.5 for one in kept.values())
+    assert kept["small"]["tasks"] == ("summaries", "dialogue")

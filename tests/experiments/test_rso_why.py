@@ -1,0 +1,165 @@
+"""Why pairs from π_r should help: exact identities of the design, its fits against independent ones, its rule."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy.optimize import minimize
+
+from rlhf_lab import exact
+from rlhf_lab.checks import LabError
+from rlhf_lab.experiments import rso_why
+from rlhf_lab.experiments.experiment import experiment_run
+from rlhf_lab.experiments.rso_why import DIRECT, EXPERIMENT, RSOWhy, effects, exact_seed
+
+
+@pytest.fixture(scope="module")
+def bandit():
+    return experiment_run(EXPERIMENT, RSOWhy(rung="bandit", quick=True, progress=False))
+
+
+def _table(found):
+    return found.summary.set_index(["policy", "condition"])["regret"]
+
+
+def test_endless_gold_labels_bring_a_table_to_the_optimum_and_a_limited_policy_not(bandit):
+    regret = _table(bandit)
+    assert regret["full", "gold ref inf"] == pytest.approx(0, abs=1e-12)
+    assert regret["full", "gold star inf"] == pytest.approx(0, abs=1e-12)
+    assert regret["limited", "gold ref inf"] > 0.01
+
+
+def test_endless_labels_of_a_table_reward_model_lead_back_to_direct(bandit):
+    """The same class and prior: DPO's fit of the labels is the reward model's, so r_φ's π* is direct's policy."""
+    runs = bandit.runs[bandit.runs["policy"] == "full"].pivot(index="seed", columns="condition", values="regret")
+    assert runs["rm ref inf"].to_numpy() == pytest.approx(runs[DIRECT].to_numpy(), abs=1e-6)
+
+
+def test_effects_add_up(bandit):
+    """direct → sft-sample-rank → rso-sample-rank; and the second step is capacity + statistics."""
+    found = effects(bandit.settings, bandit.runs)
+    runs = bandit.runs.pivot(index="seed", columns=["policy", "condition"], values="objective")
+    for policy in ("full", "limited"):
+        way = (runs[policy, "rm r M"] - runs[policy, DIRECT]).mean()
+        assert found["free labels"][policy].mean + found["pairs from π_r"][policy].mean == pytest.approx(way)
+    parts = found["limited capacity"]["limited"].mean + found["statistics"]["limited"].mean
+    assert parts == pytest.approx(found["pairs from π_r"]["limited"].mean)
+    # A full policy's limit knows nothing of the pairs: statistics is all of it.
+    assert found["statistics"]["full"].mean == pytest.approx(found["pairs from π_r"]["full"].mean)
+
+
+def test_a_fit_is_the_maximum_that_another_optimiser_finds(bandit):
+    """The same posterior written down in numpy and given to scipy's BFGS."""
+    made = exact_seed(bandit.settings, 0)
+    functions, pairs = made.classes["limited"], made.labels
+    matrix = torch.stack([functions.values(one) for one in torch.eye(functions.size, dtype=torch.float64)], -1)
+    rows = (matrix[pairs.prompt, pairs.first] - matrix[pairs.prompt, pairs.second]).numpy()
+    wins = pairs.wins.numpy()
+
+    def loss(theta):
+        gap = rows @ theta
+        return np.mean(np.logaddexp(0, -gap) + (1 - wins) * gap) + 0.5 * theta @ theta / len(wins)
+
+    other = matrix.numpy() @ minimize(loss, np.zeros(functions.size), tol=1e-10).x
+    assert np.allclose(rso_why.fit(functions, pairs).numpy(), other, atol=1e-4)
+
+
+def test_every_pair_is_the_limit_of_many_drawn_ones(bandit):
+    """The share of labels 1 on drawn pairs of one prompt, against its probability, within four standard errors."""
+    made = exact_seed(bandit.settings, 0)
+    drawn = rso_why.draw_pairs(
+        made.source("star"), made.world.rewards(), 40_000, torch.Generator().manual_seed(1), False
+    )
+    assert len(drawn.wins) == 40_000 and (drawn.first != drawn.second).all()
+    gap = made.world.rewards()[drawn.prompt, drawn.first] - made.world.rewards()[drawn.prompt, drawn.second]
+    chance = gap.sigmoid()
+    error = (chance * (1 - chance)).mean().sqrt() / 200
+    assert abs((drawn.wins - chance).mean()) < 4 * error
+    every = rso_why.every_pair(made.source("star"), made.world.rewards())
+    assert every.weight.sum() == pytest.approx(1)
+    # The drawn pairs' mean squared gap is the listed ones', prompts weighed alike.
+    p = made.source("star").exp()
+    same = 1 - p.square().sum(-1)
+    r = made.world.rewards()
+    spread = 2 * ((p * r.square()).sum(-1) - (p * r).sum(-1).square())
+    assert gap.square().mean().item() == pytest.approx((spread / same).mean().item(), rel=0.05)
+
+
+def test_the_trees_limited_policy_cannot_say_what_two_tokens_do_together():
+    made = exact_seed(RSOWhy(rung="tree", quick=True), 0)
+    one, other = made.classes["limited"], rso_why.token_class(made.world, bigrams=True)
+    gold = made.world.rewards()[0]
+    for functions, able in ((one, False), (other, True)):
+        basis = torch.stack([functions.values(e)[0] for e in torch.eye(functions.size, dtype=torch.float64)], -1)
+        basis = torch.cat([basis, torch.ones(len(basis), 1, dtype=torch.float64)], 1)
+        left = gold - basis @ torch.linalg.lstsq(basis, gold.unsqueeze(-1), driver="gelsd").solution[:, 0]
+        assert (left.abs().max() < 1e-6) == able
+
+
+def test_prices_are_label_prices(bandit):
+    """Pairs of π_ref, both responses drawn apart: by `exact.label_price`, with a quarter of the labels a prompt."""
+    made = exact_seed(bandit.settings, 1)
+    total = 0.0
+    for log_ref, reward in zip(made.world.log_ref(), made.world.rewards(), strict=True):
+        weights = torch.outer(log_ref.exp(), log_ref.exp()).fill_diagonal_(0)
+        total += exact.label_price(log_ref, reward, 0.5, weights / weights.sum()).item()
+    assert made.price("ref") == pytest.approx(total / 4 / (bandit.settings.labels / 4))
+
+
+def test_words_text_and_picture(bandit):
+    three = (bandit.settings, bandit.summary, bandit.runs)
+    assert "nan" not in EXPERIMENT.text(*three).lower() + EXPERIMENT.words(*three).lower()
+    axes = EXPERIMENT.figure(*three).axes
+    assert all(ax.get_xlabel() and ax.get_title(loc="left") for ax in axes)
+
+
+def test_the_tree_runs_too():
+    settings = RSOWhy(rung="tree", quick=True, labels=60, soft_pairs=1000, progress=False)
+    found = experiment_run(EXPERIMENT, settings)
+    assert _table(found)["full", "gold ref inf"] == pytest.approx(0, abs=1e-9)
+
+
+def test_a_language_model_runs_and_its_limited_policy_trains_biases_and_norms():
+    settings = RSOWhy(rung="small", quick=True, labels=8, test_prompts=2, progress=False)
+    found = experiment_run(EXPERIMENT, settings)
+    assert len(found.runs) == 2 * 2 * 5 and set(found.chosen) == {"full", "limited"}
+    assert "nan" not in EXPERIMENT.text(settings, found.summary, found.runs).lower()
+    policy = rso_why.limit(rso_why._bed(settings, 0).run.fresh())
+    trained = [p for p in policy.parameters() if p.requires_grad]
+    assert trained and all(p.ndim == 1 for p in trained)
+
+
+def _made(full, limited):
+    rows = []
+    for seed in range(3):
+        for policy, gain in (("full", full), ("limited", limited)):
+            for condition in RSOWhy(rung="small").conditions:
+                value = (gain if condition == "rm r M" else 0.0) + 0.001 * seed * (1 + len(condition))
+                rows.append({"seed": seed, "policy": policy, "condition": condition, "objective": value})
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize(
+    ("full", "limited", "outcome"),
+    [
+        (0.5, 0.5, "holds"),
+        (0.0, 0.5, "holds when"),
+        (-0.5, 0.0, "does not hold"),
+        (-0.5, -0.5, "does not hold"),
+        (0.0, 0.0, "not decided"),
+    ],
+)
+def test_the_rule_on_made_up_tables(full, limited, outcome):
+    verdict = EXPERIMENT.judge(RSOWhy(rung="small"), pd.DataFrame(), _made(full, limited))
+    assert verdict.outcome == outcome
+    if outcome == "holds when":
+        assert "limited policy alone" in verdict.sentence and "limited capacity helps" in verdict.sentence
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [({"labels": 4}, "labels"), ({"accepted": 3}, "accepted"), ({"rung": "small", "task": "poems"}, "poems")],
+)
+def test_bad_settings_are_refused(changes, part):
+    with pytest.raises(LabError, match=part):
+        RSOWhy(**changes)

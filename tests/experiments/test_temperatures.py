@@ -1,0 +1,151 @@
+"""Claim 3: sharpened policies, exact win rates, every outcome of the rule, and a quick run on each rung."""
+
+import itertools
+
+import pandas as pd
+import pytest
+import torch
+
+from rlhf_lab.checks import LabError
+from rlhf_lab.experiments import temperatures as claim
+from rlhf_lab.experiments.experiment import experiment_run
+from rlhf_lab.policies.base import Policy
+from rlhf_lab.training import seeded
+from rlhf_lab.worlds import token_tree
+
+
+def _tables(world):
+    return [table.detach() for table in world.reference.log_tables()]
+
+
+@pytest.mark.parametrize("temperature", [0.25, 0.7, 1.0])
+def test_a_sharpened_table_is_what_sampling_at_that_temperature_draws(temperature):
+    """Against `log_prob(…, temperature)`, which divides the logits itself."""
+    world = token_tree.random(3, 3, 2, seed=1)
+    asked = world.reference.log_prob(world.prompts, world.responses, temperature)
+    assert torch.allclose(claim.sharpened(_tables(world), temperature), asked, atol=1e-12)
+
+
+def test_temperature_0_is_the_greedy_response_and_the_limit_of_small_ones():
+    world = token_tree.random(3, 3, 2, seed=1)
+    greedy = claim.sharpened(_tables(world), 0.0).exp()
+    drawn = world.reference.sample(world.prompts, 1, seeded(0), top_k=1)
+    assert torch.equal(greedy.argmax(-1), world.tree.index(drawn)[:, 0])
+    assert torch.allclose(greedy, claim.sharpened(_tables(world), 1e-3).exp(), atol=1e-6)
+
+
+def test_win_rates_are_sums_over_all_pairs_ties_half():
+    """By a double loop over responses, with rewards that tie."""
+    log_ref = torch.randn(2, 6, dtype=torch.float64, generator=seeded(3)).log_softmax(-1)
+    reward = torch.tensor([[1.0, 0, 1, 2, 0, 3], [0, 0, 0, 0, 0, 0]], dtype=torch.float64)
+    found = claim.beats(log_ref, reward)
+    for x, y in itertools.product(range(2), range(6)):
+        chances = log_ref[x].exp()
+        wanted = sum(
+            chances[z] * (1.0 if reward[x, y] > reward[x, z] else 0.5 if reward[x, y] == reward[x, z] else 0.0)
+            for z in range(6)
+        )
+        assert found[x, y] == pytest.approx(float(wanted))
+
+
+def test_best_of_n_picks_by_the_reward_among_n_draws_for_each_response():
+    class Count(Policy):
+        """Draws 0, 1, 2, … as one-token responses."""
+
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def sample(self, prompts, num_samples, generator=None, temperature=1.0, top_k=None):
+            from rlhf_lab.batch import Tokens
+
+            return Tokens.full(torch.arange(num_samples).view(1, -1, 1).repeat(len(prompts), 1, 1))
+
+    def reward(prompts, responses):
+        return -(responses.ids[..., 0] - 4).abs().double()
+
+    from rlhf_lab.batch import Tokens
+
+    prompts = Tokens.full(torch.zeros(20, 1, dtype=torch.long))
+    best = claim.BestOf(Count(), reward, 3).sample(prompts, 2)
+    assert best.ids[..., 0].tolist() == [[2, 4]] * 20  # of 0, 1, 2 and of 3, 4, 5
+    assert claim.BestOf(Count(), reward, 3).sample(prompts, 1, top_k=1).ids.flatten().tolist() == [0] * 20
+
+
+SETTINGS = claim.Temperatures()
+
+
+def _runs(dpo, ppo, best, spread=0.0):
+    """Rates at temperature 0 and 1 of DPO and PPO, best-of-n's best, the same in each of 4 seeds but for `spread`."""
+    rows = []
+    for seed in range(4):
+        noise = spread * (1 if seed % 2 else -1)
+        for t in SETTINGS.temperatures:
+            rates = {"dpo": dpo[0] + t * (dpo[1] - dpo[0]) + noise * (1 + t), "ppo": ppo[0] + t * (ppo[1] - ppo[0])}
+            rates |= {"reference": 0.4, "sft": 0.45, "best-of-8": best - 0.1, "best-of-128": best - 0.1 * (1 - t)}
+            rows += [
+                {"seed": seed, "method": m, "temperature": t, "gold_wins": w, "reward": w} for m, w in rates.items()
+            ]
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize(
+    ("runs", "outcome", "words"),
+    [
+        (_runs((0.62, 0.6), (0.57, 0.4), 0.6), "holds", "All three"),
+        (_runs((0.62, 0.6), (0.57, 0.4), 0.7), "holds when", "not so: DPO's best wins more"),
+        (_runs((0.5, 0.2), (0.57, 0.4), 0.7), "does not hold", "No part"),
+        (_runs((0.55, 0.45), (0.55, 0.45), 0.56, spread=0.2), "not decided", "Every part"),
+    ],
+)
+def test_each_outcome_of_the_rule_from_runs_that_call_for_it(runs, outcome, words):
+    summary = claim.summarise_runs(SETTINGS, runs)
+    verdict = claim.judge(SETTINGS, summary, runs)
+    assert verdict.outcome == outcome
+    assert words in verdict.sentence
+
+
+def test_the_parts_are_the_differences_that_were_put_in():
+    """DPO .62 → .60, PPO .57 → .40, best-of-128 .60 at temperature 1: +5, 15 and +2 points."""
+    runs = _runs((0.62, 0.6), (0.57, 0.4), 0.6)
+    found = claim.parts(SETTINGS, claim.summarise_runs(SETTINGS, runs), runs)
+    assert (found.ahead.mean, found.steadier.mean, found.beyond.mean) == pytest.approx((0.05, 0.15, 0.02))
+    assert (found.ppo_best, found.dpo_best, found.rival) == (0.0, 0.0, ("best-of-128", 1.0))
+
+
+def _checked(found):
+    three = found.settings, found.summary, found.runs
+    for text in (claim.text(*three), claim.words(*three), found.verdict.sentence):
+        assert "nan" not in text.lower() and len(text) > 40
+    for ax in claim.figure(*three).axes:
+        assert ax.get_title(loc="left") and ax.get_xlabel() and ax.get_ylabel()
+    assert set(found.search["seed"]).isdisjoint(found.runs["seed"])
+
+
+@pytest.mark.parametrize("rung", ["bandit", "tree"])
+def test_a_quick_run_where_the_reference_at_1_ties_with_itself(rung, tmp_path):
+    settings = claim.Temperatures(rung=rung, quick=True, out=tmp_path, progress=False)
+    found = experiment_run(claim.EXPERIMENT, settings)
+    table = found.runs.set_index(["method", "temperature"])["gold_wins"]
+    assert table["reference", 1.0].to_numpy() == pytest.approx(0.5)
+    assert table["best-of-8", 0.0].to_numpy() == pytest.approx(table["reference", 0.0].to_numpy())
+    assert found.runs["gold_wins"].between(0, 1).all()
+    _checked(found)
+
+
+def test_a_quick_run_on_text_asks_gold_and_judge_at_every_temperature(tmp_path):
+    settings = claim.Temperatures(rung="small", quick=True, out=tmp_path, progress=False)
+    found = experiment_run(claim.EXPERIMENT, settings)
+    assert found.runs[["gold_wins", "judge_wins"]].notna().all(axis=None)
+    assert (found.runs.groupby(["method", "temperature"]).size() == 2).all()
+    # One greedy response whatever stands behind it.
+    cold = found.runs[found.runs["temperature"] == 0].set_index(["seed", "method"])["gold_wins"]
+    assert all(cold[seed, "best-of-2"] == cold[seed, "reference"] for seed in range(2))
+    _checked(found)
+
+
+def test_settings_that_cannot_work_are_refused_at_once():
+    with pytest.raises(LabError, match="rise from 0 to 1"):
+        claim.Temperatures(temperatures=(1.0, 0.0))
+    with pytest.raises(LabError, match="at least 2"):
+        claim.Temperatures(best_of=(1,))

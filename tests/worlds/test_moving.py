@@ -1,0 +1,179 @@
+"""Worlds that move: what turns stays as large, labels follow the law, closed forms meet brute force."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from rlhf_lab import exact
+from rlhf_lab.checks import LabError
+from rlhf_lab.training import seeded
+from rlhf_lab.worlds import moving
+from rlhf_lab.worlds.moving import moving_bandit, moving_tree
+
+torch.set_num_threads(1)
+
+
+def test_rewards_that_turn_keep_mean_and_spread_and_end_at_the_other_reward():
+    at = moving_bandit(3, 5, seed=1, kind="drift", rate=math.pi / 48)
+    for t in (0, 7, 24):
+        reward = at.rewards(t)
+        assert reward.mean(-1).tolist() == pytest.approx([0.0] * 3, abs=1e-12)
+        assert reward.square().mean(-1).tolist() == pytest.approx([1.0] * 3)
+    torch.testing.assert_close(at.rewards(24), at.other)
+    # The velocity is the derivative: a difference quotient of the definition.
+    step = 1e-6
+    slope = (at.rewards(7 + step / at.rate) - at.rewards(7 - step / at.rate)) / (2 * step)
+    torch.testing.assert_close(at.velocity(7), slope, atol=1e-8, rtol=0)
+
+
+def test_each_kind_moves_what_it_says_and_nothing_else():
+    still = moving_bandit(4, 5, kind="none")
+    for kind, rate in (("drift", 0.1), ("sudden", 1.0), ("prompts", 0.0), ("policy", 0.0)):
+        at = replace(still, kind=kind, rate=rate)
+        moved = [
+            not torch.equal(at.rewards(20), still.rewards(20)),
+            not torch.equal(at.weights(20), still.weights(20)),
+            at.beta_at(20) != still.beta_at(20),
+        ]
+        assert moved == [kind in ("drift", "sudden"), kind == "prompts", kind == "policy"]
+    sudden = replace(still, kind="sudden", rate=1.0)
+    assert torch.equal(sudden.rewards(12), sudden.first) and not torch.equal(sudden.rewards(13), sudden.first)
+    shifted = replace(still, kind="prompts", share=0.9)
+    assert shifted.weights(0).tolist() == pytest.approx([0.45, 0.45, 0.05, 0.05])
+    assert shifted.weights(24).tolist() == pytest.approx([0.05, 0.05, 0.45, 0.45])
+    assert replace(still, kind="policy", beta=2.0, last_beta=0.5).beta_at(12) == pytest.approx(1.0)
+
+
+def test_regret_is_the_weighted_loss_of_the_objective_and_zero_for_the_moving_optimum():
+    at = moving_bandit(4, 5, kind="prompts", beta=0.7)
+    policy = torch.randn(4, 5, dtype=torch.float64, generator=seeded(1)).log_softmax(-1)
+    lost = [exact.objective(p, at.log_ref, at.rewards(9), 0.7) for p in (at.optimal(9), policy)]
+    assert at.regret(policy, 9) == pytest.approx(float((at.weights(9) * (lost[0] - lost[1])).sum()))
+    assert at.regret(at.optimal(9), 9) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_pairs_that_differ_have_the_law_of_two_draws_given_that_they_differ():
+    """m = (.9, .06, .04): P(i, j) = m_i m_j / (1 − Σ m²); 60,000 draws, five standard errors."""
+    mass = torch.tensor([0.9, 0.06, 0.04], dtype=torch.float64)
+    one, two = moving.different(mass, 60_000, seeded(3))
+    found = torch.bincount(one * 3 + two, minlength=9).view(3, 3).double() / 60_000
+    wanted = mass.unsqueeze(1) * mass * (1 - torch.eye(3)) / (1 - mass.square().sum())
+    error = (wanted * (1 - wanted) / 60_000).sqrt()
+    assert ((found - wanted).abs() <= 5 * error + 1e-12).all()
+    with pytest.raises(LabError, match="same response every time"):
+        moving.different(torch.tensor([1.0, 0.0]), 3)
+
+
+def test_labels_follow_bradley_terry_on_the_rewards_of_their_round():
+    at = moving_bandit(2, 4, seed=3, kind="sudden", rate=math.pi / 2)
+    for t, reward in ((12, at.first), (13, at.other)):
+        asked = at.ask(40_000, t, seeded(t))
+        gap = (reward[asked.prompts, asked.chosen] - reward[asked.prompts, asked.rejected]).abs()
+        agreed = reward[asked.prompts, asked.chosen] > reward[asked.prompts, asked.rejected]
+        p = torch.sigmoid(gap)
+        spread = float((p * (1 - p)).sum().sqrt())
+        assert float(agreed.sum()) == pytest.approx(float(p.sum()), abs=5 * spread)
+        assert (asked.chosen != asked.rejected).all() and len(asked.prompts) == 40_000
+
+
+def test_prompts_are_asked_by_their_weights():
+    at = moving_bandit(4, 4, kind="prompts", share=1.0)
+    assert at.ask(500, 0, seeded(0)).prompts.max() <= 1
+    assert at.ask(500, 24, seeded(0)).prompts.min() >= 2
+
+
+def test_the_price_of_a_table_is_the_label_price():
+    """The linear model with a full basis is a table: another file, another algorithm, the same number."""
+    at = moving_bandit(3, 6, seed=2)
+    mass = at.log_ref.exp()
+    pairs = mass.unsqueeze(-1) * mass.unsqueeze(-2) * (1 - torch.eye(6))
+    pairs = pairs / pairs.sum((-1, -2), keepdim=True)
+    expected = exact.label_price(at.log_ref, at.first, 0.5, pairs)
+    torch.testing.assert_close(moving.price(moving.basis(torch.eye(6)), at.log_ref, at.first, 0.5), expected)
+
+
+def test_being_late_costs_the_drift_cost_times_the_squared_angle():
+    at = moving_bandit(3, 6, seed=2)
+    angle = 1e-3
+    late = exact.optimal_policy(at.log_ref, moving.turned(at.first, at.other, -angle), at.beta)
+    lost = exact.regret(late, at.log_ref, at.first, at.beta)
+    cost = moving.drift_cost(at.log_ref, at.first, at.velocity(0), at.beta)
+    torch.testing.assert_close(lost / angle**2, cost, rtol=1e-2, atol=0)
+
+
+def test_a_basis_spans_its_parts_without_constants():
+    parts = torch.randn(20, 3, dtype=torch.float64, generator=seeded(1))
+    features = moving.basis(torch.cat([parts, parts.sum(1, keepdim=True), torch.ones(20, 1)], 1))
+    assert features.shape == (20, 3)
+    torch.testing.assert_close(features.T @ features / 20, torch.eye(3, dtype=torch.float64))
+    centred = parts - parts.mean(0)
+    torch.testing.assert_close(features @ (features.T @ centred) / 20, centred)
+
+
+@pytest.mark.parametrize(("window", "every"), [(1, 1), (8, 1), (5, 4)])
+def test_a_windows_cost_is_estimation_and_the_mean_squared_age(window, every):
+    """Ages by hand: labels 1 … W rounds old at the fit, the fit 0 … k − 1 rounds old when used."""
+    mean = sum(range(1, window + 1)) / window
+    squares = [(mean + a) ** 2 for a in range(every)]
+    expected = 30 / (7 * window) + 0.01 * sum(squares) / every
+    assert moving.window_regret(30, 0.01, 7, window, every) == pytest.approx(expected)
+
+
+def test_the_best_window_is_the_least_of_a_fine_grid_and_infinite_without_drift():
+    for every in (1, 6):
+        best = moving.best_window(30, 0.002, 50, every)
+        grid = torch.linspace(0.5, 60, 20_001, dtype=torch.float64).tolist()
+        by_hand = min(grid, key=lambda w: moving.window_regret(30, 0.002, 50, w, every))
+        assert best == pytest.approx(by_hand, abs=5e-3)
+    assert moving.best_window(30, 0.0, 50) == math.inf
+
+
+def test_fading_labels_at_their_best_lose_as_much_as_the_best_window_when_both_are_long():
+    """τ = 1/(1 − λ): P/(2nτ) + Dτ² is least at (P/4nD)^⅓, W at (2P/nD)^⅓; both lose 1.5 (P/n)^⅔ (D/2)^⅓."""
+    drift = 1e-9
+    fading = min(moving.forgetting_regret(30, drift, 50, 1 - 1 / tau) for tau in range(10, 3000))
+    window = moving.window_regret(30, drift, 50, moving.best_window(30, drift, 50))
+    assert fading == pytest.approx(window, rel=0.01)
+
+
+def test_the_best_rhythm_is_the_least_of_all_whole_windows_and_rhythms():
+    for cost in (0.0, 0.3, 20.0):
+        found = moving.best_rhythm(30, 0.002, 50, cost)
+        every = {
+            (w, k): moving.window_regret(30, 0.002, 50, w, k) + cost / k for w in range(1, 40) for k in range(1, 60)
+        }
+        assert found[2] == pytest.approx(min(every.values())) and every[found[:2]] == pytest.approx(found[2])
+    with pytest.raises(LabError, match="no rhythm"):
+        moving.best_rhythm(30, 0.0, 50, 1.0)
+
+
+def test_at_the_break_even_drift_both_lose_alike_and_on_either_side_they_do_not():
+    def gap(drift, labels):
+        kept = moving.best_deployed(30, drift, labels, 24)
+        return moving.once_regret(30, drift, labels, 24) - moving.deployed_regret(30, drift, labels, 24, kept)
+
+    for labels in (20, 200):
+        even = moving.break_even(30, labels, 24)
+        assert gap(even, labels) == pytest.approx(0, abs=1e-9)
+        assert gap(0.9 * even, labels) < 0 < gap(1.1 * even, labels)
+    assert moving.break_even(30, 20, 24) == pytest.approx(10 * moving.break_even(30, 200, 24))
+
+
+def test_worlds_that_cannot_move_are_refused():
+    with pytest.raises(LabError, match="at least three responses"):
+        moving_bandit(1, 2)
+    with pytest.raises(LabError, match="only one"):
+        moving_bandit(1, 4, kind="prompts")
+    with pytest.raises(LabError, match="kind must be one of"):
+        moving_bandit(1, 4, kind="sideways")
+    first = moving.standard(torch.randn(1, 4, dtype=torch.float64, generator=seeded(0)))
+    with pytest.raises(LabError, match="multiple of the first"):
+        moving.orthogonal(first, 3 * first + 1)
+
+
+def test_a_trees_second_reward_is_made_of_the_same_parts_and_orthogonal():
+    at = moving_tree(4, 3, 2, seed=1)
+    assert (at.first * at.other).mean(-1).abs().max() < 1e-12
+    assert at.first.shape == (2, 64)
