@@ -105,7 +105,12 @@ class RewardJudge:
             answers = [list(pair) for pair in zip(self._ids(a[rows]), self._ids(b[rows]), strict=True)]
             end = self.tokenizer.eos_token_id
             ended = [[[*ids, end] if end is not None else ids for ids in pair] for pair in answers]
-            scores = self.reward(Tokens.from_lists(self._prompt_ids(prompts[rows])), Tokens.from_lists(ended)).cpu()
+            scores = (
+                self.reward(Tokens.from_lists(self._prompt_ids(prompts[rows])), Tokens.from_lists(ended)).cpu().clone()
+            )
+            same = torch.tensor([one == other for one, other in zip(a[rows], b[rows], strict=True)])
+            # The same text at two places of a batch may differ in the last digit, which would break its tie by a coin.
+            scores[:, 1] = torch.where(same, scores[:, 0], scores[:, 1])
             first += scores[:, 0].tolist()
             second += scores[:, 1].tolist()
         return _preferences(first, second, self.tie)

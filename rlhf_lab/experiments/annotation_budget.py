@@ -302,7 +302,8 @@ def _text_run(settings: AnnotationBudget, seed: int) -> Any:
 
     plan = language.Plan(
         prompts=8 if settings.quick else 64, beta=settings.beta, steps=settings.steps,
-        reward_steps=max(settings.steps * 5 // 4, 2), test_prompts=settings.test_prompts, test_samples=2 if settings.quick else 6,
+        reward_steps=max(settings.steps * 5 // 4, 2), test_prompts=settings.test_prompts,
+        test_samples=2 if settings.quick else 6,
     )  # fmt: skip
     return language.TextRun(language.bench(settings.rung, settings.world), plan, seed)
 

@@ -110,7 +110,7 @@ class NonStatic(Settings):
             "windows": (1, 4) if quick else (1, 2, 3, 4, 6, 8, 12, 16, 24, 32),
             "every": (1, 2) if quick else (1, 2, 4, 8),
             "drifts": (0.08,) if quick else (0.02, 0.04, 0.08),
-            "more": 25 if bandit else 4,
+            "more": 4 if quick or not bandit else 25,
             "fits": 2 if quick else (64 if bandit else 10),
         }
         if not exact_rung:

@@ -492,13 +492,16 @@ def judge(settings: OverOptimisation, summary: pd.DataFrame, rows: pd.DataFrame)
     said = []
     verbs = {
         "turns": "gold falls from its peak to the end while the proxy rises",
+        "falls": "gold falls, but the proxy is not shown to rise meanwhile",
         "stays": f"gold surely falls by less than {MARGIN:.0%} of what it gained",
         "open": "a fall is neither shown nor excluded",
     }
+    seen = {name: "falls" if one.status == "open" and one.fall.above else one.status for name, one in here.items()}
     for status, verb in verbs.items():
-        names = [name for name in METHODS if statuses[name] == status]
+        names = [name for name in METHODS if seen[name] == status]
         if names:
-            said.append(f"{_list([f'{_name(name)} ({here[name].fall})' for name in names])}: {verb}.")
+            falls = [f"{_name(name)} ({here[name].fall}, proxy {here[name].rise})" for name in names]
+            said.append(f"{_list(falls)}: {verb}.")
     more = [name for name in METHODS if (name, "full", many) in found]
     still = [_name(name) for name in more if found[name, "full", many].status == "turns"]
     again = "still turns" if len(still) == 1 else "still turn"
@@ -507,7 +510,8 @@ def judge(settings: OverOptimisation, summary: pd.DataFrame, rows: pd.DataFrame)
     return Verdict(
         outcome(statuses, postponed),  # type: ignore[arg-type]
         f"As far as the roads went, with {few} labels: {' '.join(said)} With {many:,} labels {with_many}; "
-        f"gold's peak is {moved}: {postponed} in √KL. In brackets: the fall in logits of a label.",
+        f"gold's peak is {moved}: {postponed} in √KL. In brackets: the fall of gold and the rise of the proxy from "
+        f"that peak, in logits of a label.",
     )
 
 
@@ -616,6 +620,12 @@ def text(settings: OverOptimisation, summary: pd.DataFrame, rows: pd.DataFrame) 
         if turned
         else f"With a reward model of {few} labels no method's road is shown to turn."
     )
+    fell = [name for name in METHODS if name not in turned and found[name, "full", few].fall.above]
+    if fell:
+        said.append(
+            f"Gold fell on the roads of {_list([_name(n) for n in fell])}, but from gold's peak to the end the proxy "
+            f"is not shown to rise there: this is a fall, not the turn that the rule asks for."
+        )
     for name in METHODS:
         one = found[name, "full", few]
         if one.fall == (0, 0, 0):
@@ -639,7 +649,7 @@ def text(settings: OverOptimisation, summary: pd.DataFrame, rows: pd.DataFrame) 
         )
         + "."
     )
-    if not turned:
+    if not turned and not fell:
         said.append(
             "A promise that is not kept is not yet a fall: where a reward model's errors know nothing of gold, what it "
             "likes best is still better than most, and gold levels off; it falls only where the best-liked are worse."

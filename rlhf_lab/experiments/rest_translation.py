@@ -622,7 +622,7 @@ def figure(settings: ReSTTranslation, summary: pd.DataFrame, rows: pd.DataFrame)
         )  # fmt: skip
         middle.errorbar(
             kl, gain, yerr=[[_error(table.loc[name], "proxy_gain")[i][0] for name in limits] for i in (0, 1)],
-            color=style.colour("rest"), ls=":", marker="o", mfc="white", label=f"limit of the filter{where}",
+            color=style.colour("rest"), ls="none", marker="o", mfc="white", label=f"limit of the filter{where}",
         )  # fmt: skip
         middle.plot([float(table.loc[n, "kl"]) for n in names], [float(table.loc[n, "proxy_gain"]) for n in names],
                     color=style.colour("rest"), marker=style.of("rest").marker, label="ReST as trained")  # fmt: skip
