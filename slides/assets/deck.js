@@ -1,0 +1,127 @@
+// What both views share: language, theme, keys, notes, and reveal.js itself. No library but reveal.js.
+"use strict";
+
+window.Slides = (() => {
+  const root = document.documentElement;
+  const query = new URLSearchParams(location.search);
+  const receiver = query.has("receiver"); // inside the speaker view
+  const printing = query.has("print-pdf") || query.get("view") === "print";
+  const keep = (name, value) => { try { localStorage.setItem(`rlhf-${name}`, value); } catch { /* file:// may refuse */ } };
+  const kept = (name) => { try { return localStorage.getItem(`rlhf-${name}`); } catch { return null; } };
+  let deck = null;
+
+  function language(to) {
+    root.lang = to;
+    document.querySelectorAll("section").forEach((section) => {
+      const from = section.querySelector(`template[data-notes="${to}"]`);
+      const notes = section.querySelector("aside.notes");
+      if (from && notes) notes.innerHTML = from.innerHTML;
+    });
+    document.querySelectorAll("img[data-en]").forEach((image) => { image.alt = image.dataset[to]; });
+    keep("lang", to);
+    dispatchEvent(new CustomEvent("slides-language", { detail: to }));
+  }
+
+  function switchLanguage() {
+    language(root.lang === "en" ? "zh" : "en");
+    // The address says the language, so that a reload, a bookmark and a shared link keep it.
+    const search = new URLSearchParams(location.search);
+    search.set("lang", root.lang);
+    try { history.replaceState(null, "", `?${search}${location.hash}`); } catch { /* not allowed from file:// in some browsers */ }
+    deck?.dispatchEvent({ type: "slidechanged", data: { currentSlide: deck.getCurrentSlide(), indexh: deck.getIndices().h, indexv: 0 } });
+  }
+
+  function theme(to) {
+    root.dataset.theme = to;
+    document.body.dataset.jpThemeLight = String(to !== "dark");
+    keep("theme", to);
+  }
+
+  const KEYS = [
+    ["→ ␣ PgDn", "next", "下一步"], ["← PgUp", "back", "上一步"], ["F", "full screen", "全屏"],
+    ["S", "speaker view", "演讲者视图"], ["L", "中文", "English"], ["T", "light or dark", "明暗主题"],
+    ["C", "the explorer's code", "查看代码"], ["K", "a new kernel, same slide", "换新内核，停在本页"],
+    ["Esc", "overview", "总览"], ["B", "black screen", "黑屏"], ["?", "these keys", "按键说明"],
+  ];
+
+  function panel(kind, fill) {
+    let node = document.querySelector(`.panel.${kind}`);
+    if (!node) {
+      node = Object.assign(document.createElement("div"), { className: `panel ${kind}`, tabIndex: -1 });
+      node.setAttribute("role", "dialog");
+      node.addEventListener("click", (event) => { if (kind === "help" || event.target === node) node.classList.remove("open"); });
+      node.addEventListener("keydown", (event) => { if (event.key === "Escape") { node.classList.remove("open"); event.stopPropagation(); } });
+      document.body.append(node);
+    }
+    if (node.classList.toggle("open")) { fill(node); node.focus(); }
+  }
+
+  function help() {
+    const live = Boolean(window.SlidesLive);
+    panel("help", (node) => {
+      const rows = KEYS.filter(([key]) => live || (key !== "K" && key !== "C"))
+        .map(([key, en, zh]) => `<tr><td><kbd>${key}</kbd></td><td><span lang="en">${en}</span><span lang="zh">${zh}</span></td></tr>`);
+      node.innerHTML = `<table>${rows.join("")}</table>`;
+    });
+  }
+
+  function bar() {
+    const node = Object.assign(document.createElement("nav"), { className: "bar" });
+    node.setAttribute("aria-label", "slides");
+    const add = (text, name, act, kind = "") => {
+      const button = Object.assign(document.createElement("button"), { type: "button", innerHTML: text, title: name, className: kind });
+      button.setAttribute("aria-label", name);
+      button.addEventListener("click", act);
+      node.append(button);
+    };
+    add("‹", "previous", () => deck?.prev(), "pager");
+    add("›", "next", () => deck?.next(), "pager");
+    add('<span lang="en">中文</span><span lang="zh">English</span>', "language", switchLanguage);
+    add("◐", "light or dark", () => theme(root.dataset.theme === "dark" ? "light" : "dark"));
+    add("?", "keys", help, "pager");
+    if (!window.SlidesLive) {
+      const home = Object.assign(document.createElement("a"), { href: "../index.html", textContent: "⌂", title: "all pages" });
+      home.setAttribute("aria-label", "all pages");
+      node.append(home);
+    }
+    document.body.prepend(node);
+    let timer = 0;
+    addEventListener("mousemove", () => {
+      node.classList.add("awake");
+      clearTimeout(timer);
+      timer = setTimeout(() => node.classList.remove("awake"), 1800);
+    });
+  }
+
+  function start() {
+    language(["en", "zh"].includes(query.get("lang")) ? query.get("lang") : kept("lang") ?? "en");
+    const dark = matchMedia("(prefers-color-scheme: dark)").matches;
+    theme(printing ? "light" : query.get("theme") ?? kept("theme") ?? (dark && !window.SlidesLive ? "dark" : "light"));
+    if (!receiver) bar();
+    const narrow = Math.min(innerWidth, screen.width || innerWidth) < 700 && !receiver && !printing;
+    if (narrow) {
+      root.classList.add("phone");
+      return;
+    }
+    deck = new Reveal({
+      width: 1280, height: 720, margin: 0, minScale: 0.1, maxScale: 6, center: false, hash: true, history: false,
+      fragmentInURL: true, controls: false, progress: false, slideNumber: false, transition: "none",
+      backgroundTransition: "none", keyboardCondition: null, pdfSeparateFragments: false, pdfMaxPagesPerSlide: 1,
+      viewDistance: 2, display: "flex", scrollActivationWidth: null, help: false, touch: true,
+      url: window.SlidesLive?.speakerUrl, plugins: window.RevealNotes ? [window.RevealNotes] : [],
+    });
+    window.deck = deck;
+    deck.initialize().then(() => {
+      root.dataset.ready = "yes";
+      dispatchEvent(new CustomEvent("slides-ready"));
+    });
+    if (receiver) return;
+    const keys = { 76: switchLanguage, 84: () => theme(root.dataset.theme === "dark" ? "light" : "dark"), 191: help };
+    for (const [code, act] of Object.entries(keys)) deck.addKeyBinding({ keyCode: Number(code) }, act);
+    addEventListener("keydown", (event) => { if (event.key === "?") help(); });
+    // Arrow keys belong to a slider while it has the focus; they come back to the slides with the next slide's key.
+    deck.on("slidechanged", () => { if (document.activeElement !== document.body) document.activeElement?.blur(); });
+  }
+
+  return { start, panel, language, switchLanguage, theme, get deck() { return deck; }, receiver, printing };
+})();

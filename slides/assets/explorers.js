@@ -1,0 +1,77 @@
+// Explorers without a kernel: every state was computed when the page was built (slides/states.py).
+// `RlhfChart` is rlhf_lab/widgets/chart.js, which draws the same pictures in the notebooks.
+"use strict";
+
+window.StaticExplorers = (() => {
+  const make = (tag, attributes = {}, ...children) => {
+    const node = document.createElement(tag);
+    for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+    node.append(...children);
+    return node;
+  };
+
+  /** Picture number `at`: what all share, with the values that are its own put into their places. */
+  function unfold(states, at) {
+    const picture = structuredClone(states.same);
+    for (const [path, values, which] of states.slots) {
+      if (!path.length) return values[which[at]];
+      let place = picture;
+      for (const key of path.slice(0, -1)) place = place[key];
+      place[path.at(-1)] = values[which[at]];
+    }
+    return picture;
+  }
+
+  function mount(el, states) {
+    const chosen = states.controls.map((control) => control.first);
+    const controls = make("div", { class: "controls" });
+    el.append(controls);
+    const chart = RlhfChart.mount(el, { title: states.title, palette: states.palette });
+    const show = () => {
+      const at = states.controls.reduce((sum, control, i) => sum * control.names.length + chosen[i], 0);
+      chart.show(unfold(states, at));
+    };
+    states.controls.forEach((control, i) => {
+      const label = make("label", {}, make("span", {}, control.label));
+      if (control.kind === "slider") {
+        const range = make("input", { type: "range", min: 0, max: control.names.length - 1, step: 1, value: chosen[i] });
+        const output = make("output", {}, control.names[chosen[i]]);
+        range.setAttribute("aria-valuetext", control.names[chosen[i]]);
+        range.addEventListener("input", () => {
+          chosen[i] = Number(range.value);
+          output.textContent = control.names[chosen[i]];
+          range.setAttribute("aria-valuetext", control.names[chosen[i]]);
+          show();
+        });
+        // The slides' keys must not take the slider's.
+        range.addEventListener("keydown", (event) => {
+          if (["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown", "Home", "End", "PageUp", "PageDown"].includes(event.key)) event.stopPropagation();
+        });
+        label.append(range, output);
+      } else if (control.kind === "choice") {
+        const select = make("select", {}, ...control.names.map((name, j) => make("option", j === chosen[i] ? { selected: "" } : {}, name)));
+        select.addEventListener("change", () => { chosen[i] = select.selectedIndex; show(); });
+        label.append(select);
+      } else {
+        const box = make("input", { type: "checkbox" });
+        box.checked = chosen[i] === 1;
+        box.addEventListener("change", () => { chosen[i] = Number(box.checked); show(); });
+        label.prepend(box);
+      }
+      controls.append(label);
+    });
+    show();
+  }
+
+  function mountAll() {
+    for (const el of document.querySelectorAll("[data-states]")) {
+      const states = window.RlhfStates?.[el.dataset.states];
+      if (states && !el.dataset.mounted) {
+        el.dataset.mounted = "yes";
+        mount(el, states);
+      }
+    }
+  }
+
+  return { mount, mountAll, unfold };
+})();

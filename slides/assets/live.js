@@ -1,0 +1,75 @@
+// The live view: a kernel behind the explorers, and what to do when it is gone.
+"use strict";
+
+window.SlidesLive = { speakerUrl: new URL("static/page/slides/index.html", window.SlidesBase).href };
+
+(() => {
+  const badge = Object.assign(document.createElement("div"), { className: "badge" });
+  badge.setAttribute("role", "status");
+  const say = (state, en, zh) => {
+    if (badge.dataset.state === state) return;
+    badge.dataset.state = state;
+    badge.innerHTML = `<span lang="en">${en}</span><span lang="zh">${zh}</span>`;
+  };
+  document.addEventListener("DOMContentLoaded", () => document.body.append(badge));
+  say("starting", "kernel starting …", "内核启动中……");
+
+  // A pulse through the kernel itself: whatever is wrong with it, no answer is what counts.
+  const PATIENCE = 6000; // ms without an answer
+  let asked = 0, answered = 0, model = null;
+  async function pulse() {
+    const app = window.jupyterapp;
+    const id = document.getElementById("pulse-model")?.textContent.trim();
+    if (!app?.widgetManager || !id) return;
+    if (!model) {
+      try {
+        model = await app.widgetManager.get_model(id);
+      } catch { return; }
+      model.on("msg:custom", (message) => {
+        if (message.pong) {
+          answered = performance.now();
+          say("well", "", "");
+          document.documentElement.dataset.kernel = "well";
+        }
+      });
+    }
+    const now = performance.now();
+    if (answered >= asked) asked = now; // the last question has its answer: this one counts from here
+    else if (now - asked > PATIENCE) {
+      // Still asked: a kernel that was only busy for long comes back by itself.
+      say("gone", "The kernel is gone: press K", "内核已断开：按 K 恢复");
+      document.documentElement.dataset.kernel = "gone";
+    }
+    try { model.send({ ping: 1 }); } catch { /* found out by the missing answer */ }
+  }
+  setInterval(pulse, 1500);
+
+  const revive = () => { location.reload(); };
+  const code = () => {
+    const section = window.deck.getCurrentSlide();
+    const source = document.querySelector(`template[data-code="${section.id}"]`);
+    Slides.panel("code", (node) => {
+      const title = source ? `slides: ${section.id}` : "no code on this slide / 本页没有代码";
+      node.innerHTML = "<h2></h2><pre></pre>";
+      node.firstChild.textContent = title;
+      node.lastChild.textContent = source ? source.content.textContent : "";
+    });
+  };
+  addEventListener("slides-ready", () => {
+    window.deck.addKeyBinding({ keyCode: 75 }, revive);
+    window.deck.addKeyBinding({ keyCode: 67 }, code);
+  });
+  // reveal.js hears no keys while a widget has the focus; these work everywhere but in a text field.
+  addEventListener("keydown", (event) => {
+    const at = document.activeElement;
+    if (event.ctrlKey || event.metaKey || event.altKey || at?.matches?.("input[type=text], textarea, .widget-readout")) return;
+    if (event.key === "PageDown" && !at?.matches?.(".noUi-handle")) return;
+    // A clicker's keys always belong to the slides.
+    if (at && at !== document.body && (event.key === "PageDown" || event.key === "PageUp")) {
+      event.preventDefault();
+      event.stopImmediatePropagation();
+      at.blur();
+      if (event.key === "PageDown") window.deck.next(); else window.deck.prev();
+    }
+  }, true);
+})();

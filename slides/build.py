@@ -1,0 +1,206 @@
+"""What both views are built from: the deck's HTML, computed once and kept until something it is made of changes."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from rlhf_lab.checks import LabError
+from slides import format as f
+from slides import render, states, vendor
+from slides.format import Deck, Explorer, Slide
+
+ROOT = Path(__file__).parents[1]
+BUILD = ROOT / "build" / "slides"
+ASSETS = Path(__file__).parent / "assets"
+WIDGETS = ROOT / "rlhf_lab" / "widgets"
+
+
+def digest(*more: str, experiments: bool = False) -> str:
+    """A checksum of what slides and states are computed from: the lab and the machinery of the slides.
+
+    Args:
+        more: what else decides the result.
+        experiments: the experiments on claims and their kept results too.
+    """
+    found = hashlib.sha256()
+    for path in _sources(experiments):
+        found.update(str(path.relative_to(ROOT)).encode())
+        found.update(path.read_bytes())
+    for one in more:
+        found.update(one.encode())
+    return found.hexdigest()[:20]
+
+
+_ASIDE = ("experiments", "commands", "exercises", "__pycache__")
+
+
+def _sources(experiments: bool) -> Iterator[Path]:
+    for path in sorted((ROOT / "rlhf_lab").rglob("*.py")):
+        if experiments or not set(_ASIDE) & set(path.parts):
+            yield path
+    yield from (ROOT / "slides" / name for name in ("format.py", "render.py", "states.py", "explorers.py"))
+    if experiments:
+        yield from sorted((ROOT / "results").glob("*/*/result.json"))
+        yield from sorted((ROOT / "results").glob("*/*/*.csv"))
+
+
+def kept(name: str, key: str, make: Callable[[], str]) -> str:
+    """The text that `make` gives, from build/slides/cache where it was made before under the same key."""
+    place = BUILD / "cache" / f"{name}-{key}.txt"
+    if place.is_file():
+        return place.read_text(encoding="utf-8")
+    text = make()
+    place.parent.mkdir(parents=True, exist_ok=True)
+    for old in place.parent.glob(f"{name}-{'?' * len(key)}.txt"):
+        old.unlink()
+    place.write_text(text, encoding="utf-8")
+    return text
+
+
+# --- explorers' states ----------------------------------------------------------------------------------------
+
+
+def states_of(slide: Slide, part: Explorer) -> str:
+    """The states of a slide's explorer as JSON."""
+
+    def make() -> str:
+        from slides import explorers
+
+        made = explorers.make(part.name, part.at, part.only)
+        return json.dumps(states.folded(made, part.stops), ensure_ascii=False, separators=(",", ":"))
+
+    of = repr((part.name, sorted(part.at.items()), part.only, part.stops))
+    return kept(f"states-{slide.key}", digest(of, experiments=part.name == "roads"), make)
+
+
+# --- the deck's HTML ------------------------------------------------------------------------------------------
+
+_HOLE = "<!-- explorer of {} -->"
+
+
+def html(deck: Deck, place: render.Place, katex: Any = vendor.katex, **context: Any) -> tuple[str, list[str]]:
+    """All slides with their formulas set, and what could not be shown.
+
+    A slide is drawn again only where something it is made of has changed; the views differ in `place` alone.
+
+    Args:
+        deck: checked.
+        place: HTML of an explorer.
+        katex: sets formulas; `render.raw` leaves them as they are.
+        context: of `render.Context`.
+    """
+    about = render.Context(lambda slide, part: _HOLE.format(slide.key), **context)
+    every = list(deck.slides())
+    drawn = []
+    for number, (block, slide) in enumerate(every, 1):
+        one = functools.partial(render.section, deck, block, slide, number, len(every), about)
+        kinds = {type(part) for part in f.parts_of(slide)}
+        if katex is vendor.katex and f.Derivation in kinds and not kinds & {f.Claim, f.Figure}:
+            of = repr((slide, block.title, number, len(every), sorted(context.items())))
+            drawn.append(kept(f"slide-{slide.key}", digest(of), one))
+        else:
+            drawn.append(one())
+    page = "".join(drawn)
+    if katex is vendor.katex:
+        made = kept("page", hashlib.sha256(page.encode()).hexdigest()[:20], lambda: render.typeset(page, katex))
+    else:
+        made = render.typeset(page, katex)
+    for slide, part in render.explorers_of(deck):
+        made = made.replace(_HOLE.format(slide.key), place(slide, part))
+    return made, about.missing
+
+
+def chart_script() -> str:
+    """rlhf_lab/widgets/chart.js as a plain script: a page opened from disk may not load modules.
+
+    Raises:
+        LabError: the file no longer has the two exports that are taken off here.
+    """
+    source = (WIDGETS / "chart.js").read_text(encoding="utf-8")
+    for was, becomes in (("export function mount(", "function mount("), ("export default {", "const view = {")):
+        if source.count(was) != 1:
+            raise LabError(f"rlhf_lab/widgets/chart.js no longer holds {was!r} once: mend slides/build.py.")
+        source = source.replace(was, becomes)
+    return f'"use strict";\nwindow.RlhfChart = (() => {{\n{source}\nreturn {{ mount, view }};\n}})();\n'
+
+
+def library(target: Path) -> None:
+    """Put everything a page loads into `target`: ours, reveal.js and KaTeX."""
+    target.mkdir(parents=True, exist_ok=True)
+    for folder in ("reveal", "katex"):
+        shutil.rmtree(target / folder, ignore_errors=True)
+        shutil.copytree(vendor.fetch() / folder, target / folder)
+    ours(target)
+
+
+def ours(target: Path) -> None:
+    """Our own style sheets and scripts."""
+    target.mkdir(parents=True, exist_ok=True)
+    for asset in ASSETS.iterdir():
+        if asset.suffix in (".css", ".js"):
+            shutil.copy(asset, target)
+    shutil.copy(WIDGETS / "chart.css", target)
+    (target / "chart.js").write_text(chart_script(), encoding="utf-8")
+
+
+def head(lib: str, title: str) -> str:
+    """The head of a page with slides; `lib` is the way to the libraries."""
+    return f"""<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<link rel="icon" href="data:,">
+<title>{title}</title>
+<link rel="stylesheet" href="{lib}/reveal/reveal.css">
+<link rel="stylesheet" href="{lib}/katex/katex.min.css">
+<link rel="stylesheet" href="{lib}/chart.css">
+<link rel="stylesheet" href="{lib}/deck.css">"""
+
+
+def page(deck_html: str, lib: str, title: str, scripts: list[str]) -> str:
+    """The static page of a deck: opens from disk, without a server."""
+    loads = "\n".join(f'<script defer src="{script}"></script>' for script in scripts)
+    return f"""<!DOCTYPE html>
+<html lang="en" data-theme="light">
+<head>
+{head(lib, title)}
+<script defer src="{lib}/reveal/reveal.js"></script>
+<script defer src="{lib}/reveal/notes.js"></script>
+<script defer src="{lib}/chart.js"></script>
+<script defer src="{lib}/explorers.js"></script>
+<script defer src="{lib}/deck.js"></script>
+<script defer src="{lib}/start.js"></script>
+{loads}
+<script defer src="{lib}/mount.js"></script>
+</head>
+<body>
+<main class="reveal"><div class="slides">
+{deck_html}
+</div></main>
+</body>
+</html>
+"""
+
+
+def static_place(slide: Slide, part: Explorer) -> str:
+    """Where an explorer stands on the page: `assets/explorers.js` puts it there."""
+    return f'<div data-states="{slide.key}"></div>'
+
+
+def write_page(deck: Deck, folder: Path, lib: str, title: str, katex: Any = vendor.katex) -> list[str]:
+    """Write the deck's static page and its explorers' states into `folder`. Returns what could not be shown."""
+    deck_html, missing = html(deck, static_place, katex)
+    (folder / "states").mkdir(parents=True, exist_ok=True)
+    scripts = []
+    for slide, part in render.explorers_of(deck):
+        script = folder / "states" / f"{slide.key}.js"
+        script.write_text(
+            f"(window.RlhfStates ??= {{}})[{json.dumps(slide.key)}] = {states_of(slide, part)};\n", encoding="utf-8"
+        )
+        scripts.append(f"states/{slide.key}.js")
+    (folder / "index.html").write_text(page(deck_html, lib, title, scripts), encoding="utf-8")
+    return missing

@@ -1,0 +1,25 @@
+"""The lecture's blocks, one file each, in the order of the deck."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+from slides.format import Block, Deck, T, check
+
+TITLE = T("Variants of RLHF", "RLHF 的变体")
+
+
+def blocks() -> tuple[Block, ...]:
+    """Every block: the files `bNN_name.py` of this folder, in the order of their numbers."""
+    names = sorted(found.name for found in pkgutil.iter_modules(__path__) if found.name.startswith("b"))
+    return tuple(importlib.import_module(f"{__name__}.{name}").BLOCK for name in names)
+
+
+def deck() -> Deck:
+    """The whole deck, checked.
+
+    Raises:
+        LabError: a slide that cannot be built, by its key.
+    """
+    return check(Deck(TITLE, blocks()))

@@ -1,0 +1,342 @@
+"""HTML of the slides, the same for both views: every text stands there in both languages, and CSS shows one.
+
+The two views differ in what they put where an explorer stands (`place`), and in what is around the slides.
+Formulas are written as `<span class="tex">` first; `typeset` replaces them by what KaTeX makes of them, all in one
+call, so that neither view needs a mathematics library in the page.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rlhf_lab.checks import LabError
+from rlhf_lab.figures import style
+from slides import format as f
+from slides.format import LANGUAGES, Deck, Slide, T
+
+ROOT = Path(__file__).parents[1]
+
+Place = Callable[[Slide, f.Explorer], str]
+"""HTML of an explorer on a slide."""
+
+
+@dataclass
+class Context:
+    """What is needed beside the deck while it is drawn.
+
+    Attributes:
+        place: HTML of an explorer.
+        results: folder of the kept results.
+        missing: what could not be shown because it has not been computed yet, one sentence each.
+        worlds: overrides how many random worlds a derivation is computed on.
+    """
+
+    place: Place
+    results: Path = ROOT / "results"
+    missing: list[str] = field(default_factory=list)
+    worlds: int | None = None
+
+
+# --- text -----------------------------------------------------------------------------------------------------
+
+_SPLIT = re.compile(r"(\$[^$]+\$|`[^`]+`)")
+
+
+def words(text: str) -> str:
+    """One line of light markdown as HTML; mathematics is left for `typeset`."""
+    out = []
+    for piece in _SPLIT.split(text):
+        if piece.startswith("$") and len(piece) > 1:
+            out.append(tex(piece[1:-1]))
+        elif piece.startswith("`") and len(piece) > 1:
+            out.append(f"<code>{html.escape(piece[1:-1])}</code>")
+        else:
+            safe = html.escape(piece, quote=False)
+            safe = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", safe)
+            out.append(re.sub(r"\*(.+?)\*", r"<em>\1</em>", safe))
+    return "".join(out)
+
+
+def both(text: T | str) -> str:
+    """A text in both languages, of which CSS shows one."""
+    if isinstance(text, str):
+        return words(text)
+    return "".join(f'<span lang="{language}">{words(text.of(language))}</span>' for language in LANGUAGES)
+
+
+def tex(source: str, display: bool = False) -> str:
+    """A formula, to be set by `typeset`."""
+    return f'<span class="tex"{" data-display" if display else ""}>{html.escape(source, quote=False)}</span>'
+
+
+_TEX = re.compile(r'<span class="tex"( data-display)?>(.*?)</span>', re.S)
+
+
+def typeset(page: str, katex: Callable[[list[tuple[str, bool]]], list[str]]) -> str:
+    """`page` with its formulas set.
+
+    Args:
+        page: HTML.
+        katex: makes HTML of (LaTeX, displayed) pairs, all at once.
+    """
+    found = list(dict.fromkeys((html.unescape(m[2]), bool(m[1])) for m in _TEX.finditer(page)))
+    done = dict(zip(found, katex(found), strict=True)) if found else {}
+    return _TEX.sub(lambda m: done[(html.unescape(m[2]), bool(m[1]))], page)
+
+
+# --- parts ----------------------------------------------------------------------------------------------------
+
+
+def _step(on: bool, also: str = "") -> str:
+    names = " ".join(filter(None, (also, "fragment" if on else "")))
+    return f' class="{names}"' if names else ""
+
+
+def _text(part: f.Text) -> str:
+    return f"<p{_step(part.step, 'quiet' if part.quiet else '')}>{both(part.text)}</p>"
+
+
+def _bullets(part: f.Bullets) -> str:
+    tag = "ol" if part.ordered else "ul"
+    items = "".join(f"<li{_step(part.steps)}>{both(item)}</li>" for item in part.items)
+    return f"<{tag}>{items}</{tag}>"
+
+
+def _equation(part: f.Equation) -> str:
+    note = f'<div class="note">{both(part.note)}</div>' if part.note else ""
+    return f"<div{_step(part.step, 'equation big' if part.big else 'equation')}>{tex(part.tex, True)}{note}</div>"
+
+
+def _derivation(part: f.Derivation, here: str, context: Context) -> str:
+    from rlhf_lab.derivations import library
+    from rlhf_lab.derivations.tool import _RELATIONS, MUST_FAIL_IN
+
+    known = library()
+    if part.key not in known:
+        raise LabError(f"{here}: there is no derivation {part.key!r}. There are: {', '.join(known)}.")
+    derivation = known[part.key]
+    last = len(derivation.lines) if part.last is None else part.last
+    if not 1 <= part.first <= last <= len(derivation.lines):
+        raise LabError(
+            f"{here}: {part.key!r} has lines 1 to {len(derivation.lines)}; {part.first} to {last} cannot be shown."
+        )
+    shown = list(range(part.first - 1, last))
+    slips = [w for w in derivation.wrong if part.wrong and part.first <= w.instead_of <= last]
+    for what, given, wanted in (("reasons", part.reasons, len(shown)), ("mistakes", part.mistakes, len(slips))):
+        if len(given) != wanted:
+            raise LabError(f"{here}: {part.key!r} shows {wanted} lines that need {what} in Chinese; {len(given)} came.")
+    checked = derivation.check(worlds=context.worlds or part.worlds)
+    if not checked.ok:
+        raise LabError(f"{here}: {part.key!r} does not hold, or a wrong line does: {checked!r}")
+    rows = []
+    for place, number in enumerate(shown):
+        line = derivation.lines[number]
+        relation = f"{_RELATIONS[line.relation]} {line.right}"
+        rows.append(_line(number + 1, line.left, relation, T(line.reason, part.reasons[place]), "✓", "", place > 0))
+    share = dict(zip(derivation.wrong, checked.failing, strict=True))
+    for place, slip in enumerate(slips):
+        line = derivation.lines[slip.instead_of - 1]
+        mark = "✗" if share[slip] >= MUST_FAIL_IN else "?"
+        text = T(slip.mistake, part.mistakes[place])
+        rows.append(_line(0, line.left, f"{_RELATIONS[line.relation]} {slip.right}", text, mark, "wrong", True))
+    worlds = len(checked.errors)
+    computed = T(
+        f"✓ both sides computed on {worlds} random worlds, equal to 1e-10",
+        f"✓ 两边在 {worlds} 个随机世界上算过，相差不超过 1e-10",
+    )
+    lefts = [derivation.lines[number].left for number in shown]
+    wide = " wide" if max(len(re.sub(r"\\[a-zA-Z]+|[{}^_\\ ]", "", left)) for left in lefts) > 22 else ""
+    return f'<div class="derivation{wide}">{"".join(rows)}</div><p class="computed">{both(computed)}</p>'
+
+
+def _line(number: int, left: str, right: str, reason: T, mark: str, kind: str, step: bool) -> str:
+    return (
+        f"<div{_step(step, f'line {kind}'.strip())}>"
+        f'<span class="left">{tex(chr(92) + "displaystyle " + left) if left else ""}</span>'
+        f'<span class="right">{tex(chr(92) + "displaystyle " + right)}</span>'
+        f'<span class="tick" aria-label="{"holds" if mark == "✓" else "does not hold"}">{mark}</span>'
+        f'<span class="reason">{both(reason)}</span></div>'
+    )
+
+
+def _png(data: bytes, alt: T, note: str = "", kind: str = "figure") -> str:
+    """A picture with its words; the bytes are in the page, so that it needs no file beside it."""
+    source = "data:image/png;base64," + base64.b64encode(data).decode()
+    # One picture, two alternative texts: the words belong to the figure, and the picture to neither language.
+    label = "".join(f'<span class="voice" lang="{lang}">{html.escape(alt.of(lang))}</span>' for lang in LANGUAGES)
+    alts = html.escape(alt.en), html.escape(alt.zh)
+    return (
+        f'<figure class="{kind}"><img src="{source}" alt="{alts[0]}" data-en="{alts[0]}" data-zh="{alts[1]}">'
+        f"{label}{note}</figure>"
+    )
+
+
+def _figure(part: f.Figure) -> str:
+    note = f"<figcaption>{both(part.note)}</figcaption>" if part.note else ""
+    return _png(style.png(part.draw(), dpi=200), part.alt, note)
+
+
+def _claim(part: f.Claim, here: str, context: Context) -> str:
+    from rlhf_lab.experiments import kept
+
+    experiment = kept.experiment_of(part.name)
+    folder = context.results / part.name / part.rung
+    source = (
+        f'<p class="paper"><b>{both(T("The source", "文献"))}</b> {both(part.paper)} '
+        f'<span class="where">{html.escape(part.source)}</span></p>'
+    )
+    if not (folder / "result.json").is_file():
+        context.missing.append(f"{here}: no result in results/{part.name}/{part.rung}; run the experiment first.")
+        return f'{source}<p class="here">{both(T("Here: not run yet.", "本课程：尚未运行。"))}</p>'
+    record = kept.read(folder)
+    found = kept.judged(experiment, folder)
+    drawing = experiment.figure(found.settings, found.summary, found.runs)
+    drawing.set_size_inches(*part.size)
+    sentence = T(record["verdict"]["sentence"], filled(part.found, folder, record["verdict"]["outcome"], here))
+    mark = _OUTCOMES[record["verdict"]["outcome"]]
+    return (
+        f'<div class="claim"><div class="words">{source}<p class="here"><b>{both(mark)}</b> {both(sentence)}</p></div>'
+        f"{_png(style.png(drawing, dpi=200), T(' '.join(record['words'].split()), part.alt))}</div>"
+    )
+
+
+_OUTCOMES = {
+    "holds": T("Here: holds.", "本课程：成立。"),
+    "holds when": T("Here: holds in part.", "本课程：部分成立。"),
+    "does not hold": T("Here: does not hold.", "本课程：不成立。"),
+    "not decided": T("Here: not decided.", "本课程：尚无定论。"),
+}
+
+
+def filled(words: str, folder: Path, outcome: str, here: str) -> str:
+    """`words` with `{row.column}` replaced by that cell of summary.csv, two digits, and `{outcome}` by the verdict.
+
+    Raises:
+        LabError: no such row or column.
+    """
+    import pandas as pd
+
+    table = pd.read_csv(folder / "summary.csv")
+
+    def cell(match: re.Match[str]) -> str:
+        name = match[1]
+        if name == "outcome":
+            return outcome
+        row, _, column = name.rpartition(".")
+        rows = table[table.iloc[:, 0].astype(str) == row]
+        if column not in table.columns or len(rows) == 0:
+            raise LabError(
+                f"{here}: {{{name}}} is not in {folder / 'summary.csv'}: rows {list(table.iloc[:, 0])}, columns "
+                f"{list(table.columns)}."
+            )
+        value = rows.iloc[0][column]
+        return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+    return re.sub(r"\{([^{}]+)\}", cell, words)
+
+
+def _table(part: f.Table) -> str:
+    head = "".join(f'<th scope="col">{both(cell)}</th>' for cell in part.head)
+    rows = []
+    for number, row in enumerate(part.rows):
+        cells = "".join(
+            f"<td{' class=number' if isinstance(cell, str) and re.fullmatch(r'[-−+]?[0-9.,]+%?', cell) else ''}>"
+            f"{both(cell)}</td>"
+            for cell in row
+        )
+        rows.append(f"<tr{' class=strong' if number in part.strong else ''}>{cells}</tr>")
+    source = f' <span class="where">{html.escape(part.source)}</span>' if part.source else ""
+    return (
+        f"<table><caption>{both(part.caption)}{source}</caption><thead><tr>{head}</tr></thead>"
+        f"<tbody>{''.join(rows)}</tbody></table>"
+    )
+
+
+def _quote(part: f.Quote) -> str:
+    return f"<blockquote><p>{both(part.text)}</p><cite>{html.escape(part.source)}</cite></blockquote>"
+
+
+def _flow(part: f.Flow) -> str:
+    boxes = []
+    for number, box in enumerate(part.boxes):
+        look = f' style="--light:{style.of(box.style).light};--dark:{style.of(box.style).dark}"' if box.style else ""
+        text = f"<small>{both(box.text)}</small>" if box.text else ""
+        arrow = '<span class="arrow" aria-hidden="true">→</span>' if number else ""
+        boxes.append(
+            f"<div{_step(part.steps and number > 0, 'stop')}>{arrow}"
+            f'<div class="box{" ink" if box.style else ""}"{look}><b>{both(box.title)}</b>{text}</div></div>'
+        )
+    back = f'<div class="back"><span>{both(part.back)}</span></div>' if part.back else ""
+    return f'<div class="flow"><div class="stops">{"".join(boxes)}</div>{back}</div>'
+
+
+def _part(part: f.Part, slide: Slide, here: str, context: Context) -> str:
+    if isinstance(part, f.Derivation):
+        return _derivation(part, here, context)
+    if isinstance(part, f.Claim):
+        return _claim(part, here, context)
+    if isinstance(part, f.Explorer):
+        advice = f'<p class="advice">{both(part.advice)}</p>' if part.advice else ""
+        look = f'style="--rlhf-chart-height:{part.height:g}"'
+        return f'{advice}<div class="explorer" {look}>{context.place(slide, part)}</div>'
+    if isinstance(part, f.Columns):
+        sides = (part.left, part.right)
+        inner = (f"<div>{''.join(_part(one, slide, here, context) for one in side)}</div>" for side in sides)
+        return f'<div class="columns" style="--share:{part.share:g}">{"".join(inner)}</div>'
+    simple: dict[type, Callable[[Any], str]] = {
+        f.Text: _text, f.Bullets: _bullets, f.Equation: _equation, f.Figure: _figure, f.Table: _table,
+        f.Quote: _quote, f.Flow: _flow,
+    }  # fmt: skip
+    return simple[type(part)](part)
+
+
+# --- slides ---------------------------------------------------------------------------------------------------
+
+
+def section(deck: Deck, block: f.Block, slide: Slide, number: int, total: int, context: Context) -> str:
+    """One slide as reveal.js wants it."""
+    here = f"Slide {slide.key!r} (block {block.key!r})"
+    parts = "".join(_part(part, slide, here, context) for part in slide.parts)
+    level = "h1" if slide.kind == "title" else "h2"
+    source = f'<span class="source">{html.escape(slide.source)}</span>' if slide.source else ""
+    return (
+        f'<section id="{slide.key}" class="{slide.kind}" data-block="{block.key}" data-minutes="{slide.minutes:g}" '
+        f'data-timing="{round(slide.minutes * 60)}" aria-labelledby="{slide.key}-title">\n'
+        f'<{level} id="{slide.key}-title">{both(slide.title)}</{level}>\n<div class="body">{parts}</div>\n'
+        f'<footer><span class="where">{both(block.title)}</span>{source}'
+        f'<span class="number">{number}<span class="of"> / {total}</span></span></footer>\n{_notes(slide)}</section>\n'
+    )
+
+
+def _notes(slide: Slide) -> str:
+    """The notes of both languages in store, and the place from which the speaker view reads the present one's."""
+    stored = []
+    for language in LANGUAGES:
+        paragraphs = [f"<p>{words(one.strip())}</p>" for one in slide.notes.of(language).split("\n\n")]
+        minutes = f"{slide.minutes:g} min" if language == "en" else f"{slide.minutes:g} 分钟"
+        stored.append(f'<template data-notes="{language}"><p><b>{minutes}</b></p>{"".join(paragraphs)}</template>')
+    return "".join(stored) + '<aside class="notes"></aside>'
+
+
+def sections(deck: Deck, context: Context) -> str:
+    """All slides."""
+    every = list(deck.slides())
+    return "".join(
+        section(deck, block, slide, number, len(every), context) for number, (block, slide) in enumerate(every, 1)
+    )
+
+
+def explorers_of(deck: Deck) -> list[tuple[Slide, f.Explorer]]:
+    """Every explorer of the deck, in order, with its slide."""
+    return [(slide, part) for _, slide in deck.slides() for part in f.parts_of(slide) if isinstance(part, f.Explorer)]
+
+
+def raw(formulas: Sequence[tuple[str, bool]]) -> list[str]:
+    """Formulas as they are written, for where KaTeX is not there."""
+    return [f"<code>{html.escape(source)}</code>" for source, _ in formulas]

