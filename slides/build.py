@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import inspect
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -50,9 +52,13 @@ def _sources(experiments: bool) -> Iterator[Path]:
         yield from sorted((ROOT / "results").glob("*/*/*.csv"))
 
 
+def _cached(name: str, key: str) -> Path:
+    return BUILD / "cache" / f"{name}-{key}.txt"
+
+
 def kept(name: str, key: str, make: Callable[[], str]) -> str:
     """The text that `make` gives, from build/slides/cache where it was made before under the same key."""
-    place = BUILD / "cache" / f"{name}-{key}.txt"
+    place = _cached(name, key)
     if place.is_file():
         return place.read_text(encoding="utf-8")
     text = make()
@@ -99,13 +105,17 @@ def html(deck: Deck, place: render.Place, katex: Any = vendor.katex, **context: 
     every = list(deck.slides())
     drawn = []
     for number, (block, slide) in enumerate(every, 1):
-        one = functools.partial(render.section, deck, block, slide, number, len(every), about)
+        one = functools.partial(render.section, block, slide, about)
         kinds = {type(part) for part in f.parts_of(slide)}
-        if katex is vendor.katex and f.Derivation in kinds and not kinds & {f.Claim, f.Figure}:
-            of = repr((slide, block.title, number, len(every), sorted(context.items())))
-            drawn.append(kept(f"slide-{slide.key}", digest(of), one))
+        if katex is vendor.katex and kinds & {f.Derivation, f.Claim, f.Figure}:
+            claims = bool(kinds & {f.Claim, f.Figure})
+            key, before = digest(_written(slide), block.title.en, repr(context), experiments=claims), len(about.missing)
+            made = kept(f"slide-{slide.key}", key, one)
+            if len(about.missing) > before:  # not to be kept: it may be there next time
+                _cached(f"slide-{slide.key}", key).unlink()
         else:
-            drawn.append(one())
+            made = one()
+        drawn.append(made.replace(render.NUMBER, f'{number}<span class="of"> / {len(every)}</span>'))
     page = "".join(drawn)
     if katex is vendor.katex:
         made = kept("page", hashlib.sha256(page.encode()).hexdigest()[:20], lambda: render.typeset(page, katex))
@@ -114,6 +124,13 @@ def html(deck: Deck, place: render.Place, katex: Any = vendor.katex, **context: 
     for slide, part in render.explorers_of(deck):
         made = made.replace(_HOLE.format(slide.key), place(slide, part))
     return made, about.missing
+
+
+def _written(slide: Slide) -> str:
+    """All that a slide says, functions that draw by their files' contents."""
+    files = {inspect.getsourcefile(p.draw) for p in f.parts_of(slide) if isinstance(p, f.Figure)}
+    sources = [Path(file).read_text(encoding="utf-8") for file in sorted(filter(None, files))]
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(slide)) + "".join(sources)
 
 
 def chart_script() -> str:

@@ -299,8 +299,12 @@ def _part(part: f.Part, slide: Slide, here: str, context: Context) -> str:
 # --- slides ---------------------------------------------------------------------------------------------------
 
 
-def section(deck: Deck, block: f.Block, slide: Slide, number: int, total: int, context: Context) -> str:
-    """One slide as reveal.js wants it."""
+NUMBER = "<!-- number -->"
+"""Where a slide's number goes: drawn slides are kept, and a slide more in front must not make them stale."""
+
+
+def section(block: f.Block, slide: Slide, context: Context) -> str:
+    """One slide as reveal.js wants it, its number left open."""
     here = f"Slide {slide.key!r} (block {block.key!r})"
     parts = "".join(_part(part, slide, here, context) for part in slide.parts)
     level = "h1" if slide.kind == "title" else "h2"
@@ -310,7 +314,7 @@ def section(deck: Deck, block: f.Block, slide: Slide, number: int, total: int, c
         f'data-timing="{round(slide.minutes * 60)}" aria-labelledby="{slide.key}-title">\n'
         f'<{level} id="{slide.key}-title">{both(slide.title)}</{level}>\n<div class="body">{parts}</div>\n'
         f'<footer><span class="where">{both(block.title)}</span>{source}'
-        f'<span class="number">{number}<span class="of"> / {total}</span></span></footer>\n{_notes(slide)}</section>\n'
+        f'<span class="number">{NUMBER}</span></footer>\n{_notes(slide)}</section>\n'
     )
 
 
@@ -328,7 +332,8 @@ def sections(deck: Deck, context: Context) -> str:
     """All slides."""
     every = list(deck.slides())
     return "".join(
-        section(deck, block, slide, number, len(every), context) for number, (block, slide) in enumerate(every, 1)
+        section(block, slide, context).replace(NUMBER, f'{number}<span class="of"> / {len(every)}</span>')
+        for number, (block, slide) in enumerate(every, 1)
     )
 
 

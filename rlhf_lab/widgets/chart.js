@@ -379,14 +379,17 @@ export function mount(el, { title = "", palette = {} } = {}) {
   }
 
   let seen = "";
-  const watcher = new ResizeObserver(() => {
+  const look = () => {
     size = measure();
     if (size.join() !== seen) {
       seen = size.join();
       draw();
     }
-  });
+  };
+  const watcher = new ResizeObserver(look);
   watcher.observe(figure);
+  // A page that has changed --rlhf-chart-height says so: no size that the browser watches has changed then.
+  figure.addEventListener("rlhf-measure", look);
   return {
     show(picture) {
       current = picture;

@@ -44,10 +44,10 @@ window.Slides = (() => {
     ["Esc", "overview", "总览"], ["B", "black screen", "黑屏"], ["?", "these keys", "按键说明"],
   ];
 
-  function panel(kind, fill) {
-    let node = document.querySelector(`.panel.${kind}`);
+  function sheet(kind, fill) {
+    let node = document.querySelector(`.sheet.${kind}`);
     if (!node) {
-      node = Object.assign(document.createElement("div"), { className: `panel ${kind}`, tabIndex: -1 });
+      node = Object.assign(document.createElement("div"), { className: `sheet ${kind}`, tabIndex: -1 });
       node.setAttribute("role", "dialog");
       node.addEventListener("click", (event) => { if (kind === "help" || event.target === node) node.classList.remove("open"); });
       node.addEventListener("keydown", (event) => { if (event.key === "Escape") { node.classList.remove("open"); event.stopPropagation(); } });
@@ -56,9 +56,34 @@ window.Slides = (() => {
     if (node.classList.toggle("open")) { fill(node); node.focus(); }
   }
 
+  /** Give an explorer's drawing the height that its slide has left: one controls' row more or less is no matter. */
+  function fit(section) {
+    const box = section?.querySelector(".explorer");
+    const chart = box?.querySelector(".rlhf-chart");
+    if (!chart || root.classList.contains("phone")) return;
+    const letter = parseFloat(getComputedStyle(chart).fontSize);
+    const svg = chart.querySelector("svg");
+    const now = svg.clientHeight / letter;
+    if (!now) return;
+    const scale = deck.getScale() || 1;
+    const room = box.clientHeight - (chart.getBoundingClientRect().bottom - box.getBoundingClientRect().top) / scale;
+    const stacked = Math.round(now / (parseFloat(getComputedStyle(chart).getPropertyValue("--rlhf-chart-height")) || now));
+    if (stacked > 1) return; // panels one below the other: no height is right
+    const height = Math.max(9, Math.min(22, Math.floor((now + room / letter) * 10) / 10));
+    if (Math.abs(height - now) < 0.1) return;
+    box.style.setProperty("--rlhf-chart-height", height);
+    chart.dispatchEvent(new Event("rlhf-measure"));
+  }
+
+  function fitSoon() {
+    const section = deck?.getCurrentSlide();
+    fit(section);
+    setTimeout(() => fit(section), 60);
+  }
+
   function help() {
     const live = Boolean(window.SlidesLive);
-    panel("help", (node) => {
+    sheet("help", (node) => {
       const rows = KEYS.filter(([key]) => live || (key !== "K" && key !== "C"))
         .map(([key, en, zh]) => `<tr><td><kbd>${key}</kbd></td><td><span lang="en">${en}</span><span lang="zh">${zh}</span></td></tr>`);
       node.innerHTML = `<table>${rows.join("")}</table>`;
@@ -113,6 +138,20 @@ window.Slides = (() => {
     window.deck = deck;
     deck.initialize().then(() => {
       root.dataset.ready = "yes";
+      // A control may take a second row, numbers may come and go, widgets may arrive late.
+      const sizes = new ResizeObserver(() => fitSoon());
+      document.querySelectorAll(".explorer").forEach((box) => {
+        const found = () => {
+          if (!box.querySelector(".rlhf-chart svg")) return false;
+          box.querySelectorAll(".controls, .widget-box, .rlhf-chart .numbers").forEach((part) => sizes.observe(part));
+          return true;
+        };
+        if (found()) return;
+        const watcher = new MutationObserver(() => { if (found()) { watcher.disconnect(); fitSoon(); } });
+        watcher.observe(box, { childList: true, subtree: true });
+      });
+      if (printing) document.querySelectorAll("section").forEach(fit);
+      fitSoon();
       dispatchEvent(new CustomEvent("slides-ready"));
     });
     if (receiver) return;
@@ -120,8 +159,10 @@ window.Slides = (() => {
     for (const [code, act] of Object.entries(keys)) deck.addKeyBinding({ keyCode: Number(code) }, act);
     addEventListener("keydown", (event) => { if (event.key === "?") help(); });
     // Arrow keys belong to a slider while it has the focus; they come back to the slides with the next slide's key.
+    deck.on("slidechanged", fitSoon);
+    addEventListener("slides-language", fitSoon);
     deck.on("slidechanged", () => { if (document.activeElement !== document.body) document.activeElement?.blur(); });
   }
 
-  return { start, panel, language, switchLanguage, theme, get deck() { return deck; }, receiver, printing };
+  return { start, sheet, language, switchLanguage, theme, get deck() { return deck; }, receiver, printing };
 })();

@@ -48,7 +48,7 @@ window.SlidesLive = { speakerUrl: new URL("static/page/slides/index.html", windo
   const code = () => {
     const section = window.deck.getCurrentSlide();
     const source = document.querySelector(`template[data-code="${section.id}"]`);
-    Slides.panel("code", (node) => {
+    Slides.sheet("code", (node) => {
       const title = source ? `slides: ${section.id}` : "no code on this slide / 本页没有代码";
       node.innerHTML = "<h2></h2><pre></pre>";
       node.firstChild.textContent = title;
