@@ -72,8 +72,9 @@ def kept(name: str, key: str, make: Callable[[], str]) -> str:
 # --- explorers' states ----------------------------------------------------------------------------------------
 
 
-def states_of(slide: Slide, part: Explorer) -> str:
-    """The states of a slide's explorer as JSON."""
+def states_named(part: Explorer) -> str:
+    """The states of an explorer as JSON; one that stands in several places is computed once."""
+    of = repr((part.name, sorted(part.at.items()), part.only, part.stops))
 
     def make() -> str:
         from slides import explorers
@@ -81,8 +82,17 @@ def states_of(slide: Slide, part: Explorer) -> str:
         made = explorers.make(part.name, part.at, part.only)
         return json.dumps(states.folded(made, part.stops), ensure_ascii=False, separators=(",", ":"))
 
-    of = repr((part.name, sorted(part.at.items()), part.only, part.stops))
-    return kept(f"states-{slide.key}", digest(of, experiments=part.name == "roads"), make)
+    same = hashlib.sha256(of.encode()).hexdigest()[:8]
+    return kept(f"states-{part.name}-{same}", digest(of, experiments=part.name in _FROM_EXPERIMENTS), make)
+
+
+_FROM_EXPERIMENTS = ("roads", "non_static", "annotation_budget")
+"""Explorers that stand on rlhf_lab/experiments too."""
+
+
+def states_script(key: str, data: str) -> str:
+    """States as a script: a page opened from disk may not fetch a file of data."""
+    return f"(window.RlhfStates ??= {{}})[{json.dumps(key)}] = {data};\n"
 
 
 # --- the deck's HTML ------------------------------------------------------------------------------------------
@@ -214,10 +224,8 @@ def write_page(deck: Deck, folder: Path, lib: str, title: str, katex: Any = vend
     (folder / "states").mkdir(parents=True, exist_ok=True)
     scripts = []
     for slide, part in render.explorers_of(deck):
-        script = folder / "states" / f"{slide.key}.js"
-        script.write_text(
-            f"(window.RlhfStates ??= {{}})[{json.dumps(slide.key)}] = {states_of(slide, part)};\n", encoding="utf-8"
-        )
+        script = states_script(slide.key, states_named(part))
+        (folder / "states" / f"{slide.key}.js").write_text(script, encoding="utf-8")
         scripts.append(f"states/{slide.key}.js")
     (folder / "index.html").write_text(page(deck_html, lib, title, scripts), encoding="utf-8")
     return missing
