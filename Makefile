@@ -12,6 +12,7 @@ BIN := $(VENV)/bin
 # asks for a new one. It is written last, so an interrupted install leaves none.
 KEY := $(shell (pwd; cat pyproject.toml constraints.txt) | cksum | cut -d ' ' -f 1)
 STAMP := $(VENV)/.installed-$(KEY)
+SLIDES_STAMP := $(VENV)/.slides-$(KEY)
 
 # JupyterLab's own defaults, but without the question about news that covers the first notebook.
 LAB_SETTINGS := $(VENV)/share/jupyter/lab/settings
@@ -24,6 +25,7 @@ MUTANTS_FLAGS ?=
 MODELS_FLAGS ?=
 EXPERIMENTS_FLAGS ?=
 BROWSER_FLAGS ?=
+SLIDES_FLAGS ?=
 
 # Jupyter refuses to run as root unless told to; a container is often root.
 AS_ROOT = $(shell [ "$$(id -u)" = 0 ] && echo --allow-root)
@@ -34,7 +36,7 @@ TWO_CORES := -n 2 --dist loadfile
 NOTEBOOKS := --nbval --nbval-current-env --nbval-sanitize-with tests/notebooks/sanitize.cfg
 
 .DEFAULT_GOAL := help
-.PHONY: help install lab test lint format compare compare-tree experiments claims models corpora smollm2 notebooks student bench browser mutants clean distclean
+.PHONY: help install lab test lint format compare compare-tree experiments claims models corpora smollm2 notebooks student slides practice site slides-browser bench browser mutants clean distclean
 
 help: ## list these targets
 	@echo "rlhf_lab: RLHF and its variants, with the exact optimal policy beside every method."
@@ -89,6 +91,19 @@ notebooks: install ## run every notebook and store its outputs, the same bytes e
 student: install ## the students' notebooks, without solutions and outputs, in build/student/
 	$(BIN)/python tools/make_student.py
 
+slides: $(SLIDES_STAMP) ## open the lecture in presentation: live explorers, no code, speaker view (key ? lists the keys)
+	$(BIN)/python -m slides live $(SLIDES_FLAGS)
+
+practice: $(SLIDES_STAMP) ## run the whole lecture beforehand and say whether this machine is ready for the room
+	$(BIN)/python -m slides practice $(SLIDES_FLAGS)
+
+site: $(SLIDES_STAMP) ## slides, notebooks, claims and glossary as pages that need no server, in build/site/
+	$(BIN)/python -m slides site $(SLIDES_FLAGS)
+
+slides-browser: $(SLIDES_STAMP) ## drive the lecture and the site in a headless browser (needs a Chromium on the machine)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt 'playwright>=1.49'
+	$(BIN)/python tools/slides_check.py $(BROWSER_FLAGS)
+
 bench: install ## side-by-side timings, printed as ratios of one run
 	@set -e; for file in $(filter-out benchmarks/shapes.py,$(wildcard benchmarks/*.py)); do \
 		echo "== $$file"; $(BIN)/python "$$file"; done
@@ -107,6 +122,13 @@ clean: ## remove caches and built files (results/, runs/ and .venv stay)
 
 distclean: clean ## also remove .venv (results/ and runs/ stay)
 	rm -rf $(VENV) rlhf_lab.egg-info
+
+# What the slides need beyond the lab, once: `make slides` has to open within seconds in front of a room.
+$(SLIDES_STAMP): $(STAMP)
+	@rm -f $(VENV)/.slides-*
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input -c constraints.txt -e '.[slides]'
+	$(BIN)/python -m slides build
+	@touch $@
 
 # A .venv that is whole and lies where it was made is brought up to date; any other is made anew.
 $(STAMP):

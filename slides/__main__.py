@@ -1,4 +1,4 @@
-"""Commands of the slides: `python -m slides live | check | preview BLOCK | practice`."""
+"""Commands of the slides: `python -m slides live | build | practice | site | check | preview BLOCK`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _check() -> None:
     made = deck()
     for slide, part in render.explorers_of(made):
         try:
-            explorers.make(part.name, part.at, part.only)
+            explorers.make(part.name, part.at, part.only, part.panels)
         except LabError as error:
             raise LabError(f"Slide {slide.key!r}: {error}") from None
     katex = vendor.katex if vendor.ready() else render.raw
@@ -64,6 +64,7 @@ def main() -> None:
     commands.add_parser("check", help="check the content without building it")
     preview = commands.add_parser("preview", help="one block as a page")
     preview.add_argument("block", help="a file's name without .py, a block's key, or all")
+    commands.add_parser("build", help="build what the live deck shows, so that it opens at once")
     commands.add_parser("practice", help="run the whole deck and say whether this machine is ready")
     commands.add_parser("site", help="write build/site")
     arguments = parser.parse_args()
@@ -73,6 +74,11 @@ def main() -> None:
             _check()
         elif arguments.command == "preview":
             _preview(arguments.block)
+        elif arguments.command == "build":
+            from slides import live as view
+            from slides.deck import TITLE, deck
+
+            view.prepare(deck(), TITLE.en)
         elif arguments.command == "site":
             from slides import site
 

@@ -74,12 +74,12 @@ def kept(name: str, key: str, make: Callable[[], str]) -> str:
 
 def states_named(part: Explorer) -> str:
     """The states of an explorer as JSON; one that stands in several places is computed once."""
-    of = repr((part.name, sorted(part.at.items()), part.only, part.stops))
+    of = repr((part.name, sorted(part.at.items()), part.only, part.panels, part.stops))
 
     def make() -> str:
         from slides import explorers
 
-        made = explorers.make(part.name, part.at, part.only)
+        made = explorers.make(part.name, part.at, part.only, part.panels)
         return json.dumps(states.folded(made, part.stops), ensure_ascii=False, separators=(",", ":"))
 
     same = hashlib.sha256(of.encode()).hexdigest()[:8]
@@ -117,8 +117,8 @@ def html(deck: Deck, place: render.Place, katex: Any = vendor.katex, **context: 
     for number, (block, slide) in enumerate(every, 1):
         one = functools.partial(render.section, block, slide, about)
         kinds = {type(part) for part in f.parts_of(slide)}
-        if katex is vendor.katex and kinds & {f.Derivation, f.Claim, f.Figure}:
-            claims = bool(kinds & {f.Claim, f.Figure})
+        if katex is vendor.katex and kinds & {f.Derivation, f.Figure}:
+            claims = bool(kinds & {f.Figure})
             key, before = digest(_written(slide), block.title.en, repr(context), experiments=claims), len(about.missing)
             made = kept(f"slide-{slide.key}", key, one)
             if len(about.missing) > before:  # not to be kept: it may be there next time
@@ -138,7 +138,9 @@ def html(deck: Deck, place: render.Place, katex: Any = vendor.katex, **context: 
 
 def _written(slide: Slide) -> str:
     """All that a slide says, functions that draw by their files' contents."""
-    files = {inspect.getsourcefile(p.draw) for p in f.parts_of(slide) if isinstance(p, f.Figure)}
+    files = {
+        inspect.getsourcefile(getattr(p.draw, "func", p.draw)) for p in f.parts_of(slide) if isinstance(p, f.Figure)
+    }
     sources = [Path(file).read_text(encoding="utf-8") for file in sorted(filter(None, files))]
     return re.sub(r" at 0x[0-9a-f]+", "", repr(slide)) + "".join(sources)
 
@@ -158,9 +160,9 @@ def chart_script() -> str:
 
 
 def library(target: Path) -> None:
-    """Put everything a page loads into `target`: ours, reveal.js and KaTeX."""
+    """Put everything a page loads into `target`: ours, reveal.js, KaTeX and the font."""
     target.mkdir(parents=True, exist_ok=True)
-    for folder in ("reveal", "katex"):
+    for folder in vendor.FOLDERS.values():
         shutil.rmtree(target / folder, ignore_errors=True)
         shutil.copytree(vendor.fetch() / folder, target / folder)
     ours(target)
@@ -182,6 +184,7 @@ def head(lib: str, title: str) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <link rel="icon" href="data:,">
 <title>{title}</title>
+<link rel="stylesheet" href="{lib}/fonts.css">
 <link rel="stylesheet" href="{lib}/reveal/reveal.css">
 <link rel="stylesheet" href="{lib}/katex/katex.min.css">
 <link rel="stylesheet" href="{lib}/chart.css">

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from rlhf_lab.checks import LabError
+from rlhf_lab.figures.picture import Picture
 from rlhf_lab.training import Training, seeded
 from rlhf_lab.widgets.explorer import Explorer
 from rlhf_lab.worlds import bandit
@@ -180,16 +181,19 @@ FACTORIES: dict[str, Callable[[], Explorer]] = {
 """By the name that a slide says."""
 
 
-def make(name: str, at: Mapping[str, Any] | None = None, only: Sequence[str] = ()) -> Explorer:
+def make(
+    name: str, at: Mapping[str, Any] | None = None, only: Sequence[str] = (), panels: Sequence[int] = ()
+) -> Explorer:
     """A new explorer of this name.
 
     Args:
         name: of a factory.
         at: where controls stand at first, by name.
         only: the controls that are kept; the others stay where they stand. Empty: all.
+        panels: the panels of its picture that are kept, from 0. Empty: all.
 
     Raises:
-        LabError: there is none; a control that it has not; a value that its control cannot take.
+        LabError: there is none; a control or a panel that it has not; a value that its control cannot take.
     """
     if name not in FACTORIES:
         raise LabError(f"There is no explorer {name!r}. There are: {', '.join(FACTORIES)}.")
@@ -197,7 +201,11 @@ def make(name: str, at: Mapping[str, Any] | None = None, only: Sequence[str] = (
     for control in (*at, *only):
         if control not in made.controls:
             raise LabError(f"The explorer {name!r} has no control {control!r}. It has: {', '.join(made.controls)}.")
-    if not at and not only:
+    count = len(made.picture().panels)
+    for panel in panels:
+        if not 0 <= panel < count:
+            raise LabError(f"The explorer {name!r} has panels 0 to {count - 1}, not {panel}.")
+    if not at and not only and not panels:
         return made
     first = {key: at.get(key, control.value) for key, control in made.controls.items()}
     kept = {
@@ -206,4 +214,15 @@ def make(name: str, at: Mapping[str, Any] | None = None, only: Sequence[str] = (
         if not only or key in only
     }
     held = {key: value for key, value in first.items() if key not in kept}
-    return Explorer(functools.partial(made.compute, **held), kept, made.title)
+    compute = functools.partial(made.compute, **held)
+    return Explorer(_with(compute, tuple(panels)) if panels else compute, kept, made.title)
+
+
+def _with(compute: Callable[..., Picture], panels: tuple[int, ...]) -> Callable[..., Picture]:
+    """`compute` with these panels of its pictures alone."""
+
+    def picture(**values: Any) -> Picture:
+        whole = compute(**values)
+        return dataclasses.replace(whole, panels=tuple(whole.panels[i] for i in panels))
+
+    return picture

@@ -106,6 +106,7 @@ class Explorer:
         at: where controls stand at first, by name: `{"view": "gradient"}`. Others stand where the factory puts them.
         only: the controls that are shown; the others stay where they are. Empty: all. A slide is calmer with one or
             two, and the exported page, which holds a picture for every combination, has finer steps.
+        panels: which panels of its picture are shown, from 0. Empty: all. Two fit side by side in a slide's letters.
         stops: on the exported page, at most so many stops of each slider; None: as many as the budget allows.
         height: of the drawing in em of its 24 px letters; leave it unless the slide holds more than the explorer.
     """
@@ -114,6 +115,7 @@ class Explorer:
     advice: T | None = None
     at: Mapping[str, Any] = field(default_factory=dict)
     only: tuple[str, ...] = ()
+    panels: tuple[int, ...] = ()
     stops: int | None = None
     height: float = 15.5
 
@@ -132,31 +134,6 @@ class Figure:
     draw: Callable[[], Drawing]
     alt: T
     note: T | None = None
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A kept result beside what the source says: `results/NAME/RUNG/`, its verdict and its picture.
-
-    Attributes:
-        name: of the experiment, `"dpo-frontier"`.
-        rung: `"bandit"`, `"tree"` or `"small"`.
-        paper: what the source reports, with its numbers.
-        source: where it says so: paper with section, table or figure.
-        alt: the picture in words, in Chinese (in English the result has its own words).
-        found: the verdict in words, in Chinese (in English the result has its own sentence). `{outcome}` stands for
-            the outcome. Numbers must be the result's own: `{…}` with a column of summary.csv as in
-            `{dpo.reward}` takes the cell of column `reward` in the row whose first cell is `dpo`.
-        size: inches, width and height of the picture: smaller makes its letters larger.
-    """
-
-    name: str
-    rung: str
-    paper: T
-    source: str
-    alt: str = ""
-    found: str = ""
-    size: tuple[float, float] = (7.2, 3.5)
 
 
 @dataclass(frozen=True)
@@ -227,7 +204,7 @@ class Columns:
     share: float = 0.5
 
 
-Part = Text | Bullets | Equation | Derivation | Explorer | Figure | Claim | Table | Quote | Flow | Columns
+Part = Text | Bullets | Equation | Derivation | Explorer | Figure | Table | Quote | Flow | Columns
 
 
 @dataclass(frozen=True)
@@ -415,7 +392,7 @@ def _part(part: Part, here: str) -> None:
         for number, row in enumerate(part.rows):
             if len(row) != len(part.head):
                 raise LabError(f"{here}: row {number} has {len(row)} cells for {len(part.head)} columns.")
-    if isinstance(part, Quote | Claim) and not part.source.strip():
+    if isinstance(part, Quote) and not part.source.strip():
         raise LabError(f"{here} needs its source.")
     if isinstance(part, Flow) and not 2 <= len(part.boxes) <= 5:
         raise LabError(f"{here} has {len(part.boxes)} boxes; two to five fit a slide.")
@@ -424,10 +401,6 @@ def _part(part: Part, here: str) -> None:
             raise LabError(f"{here}: share must lie between 0.2 and 0.8, not {part.share}.")
         if any(isinstance(one, Columns) for one in (*part.left, *part.right)):
             raise LabError(f"{here}: columns do not stand in columns.")
-    if isinstance(part, Claim):
-        for name, words in (("alt", part.alt), ("found", part.found)):
-            if not _CHINESE.search(words):
-                raise LabError(f"{here}: {name} is needed in Chinese; the English words are the result's own.")
     if isinstance(part, Derivation):
         for words in (*part.reasons, *part.mistakes):
             if not words.strip():

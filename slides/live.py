@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
+from tqdm.auto import tqdm
 
 from rlhf_lab.checks import LabError
 from slides import build, explorers, render
@@ -51,6 +52,8 @@ def cell_source(part: Explorer) -> str:
         arguments.append(f"at={dict(part.at)!r}")
     if part.only:
         arguments.append(f"only={part.only!r}")
+    if part.panels:
+        arguments.append(f"panels={part.panels!r}")
     return f"explorer = make({', '.join(arguments)})\ndisplay(explorer.widget)"
 
 
@@ -144,9 +147,17 @@ def write(deck: Deck, title: str) -> list[str]:
     return missing
 
 
+def prepare(deck: Deck, title: str) -> None:
+    """Do beforehand what takes long: the deck's HTML, and the policies that two explorers train."""
+    for sentence in write(deck, title):
+        print(f"not shown yet: {sentence}")
+    for _, part in tqdm(render.explorers_of(deck), desc="explorers", leave=False):
+        explorers.make(part.name, part.at, part.only, part.panels)
+
+
 @contextlib.contextmanager
-def server(port: int = 0, kernels: int = 2, log: Path | None = None) -> Iterator[str]:
-    """Voila over the built deck, on this machine only. Gives the address of its page.
+def server(port: int = 0, kernels: int = 2, log: Path | None = None) -> Iterator[tuple[str, int]]:
+    """Voila over the built deck, on this machine only. Gives the address of its page and the server's process.
 
     Args:
         port: 0 takes a free one.
@@ -176,7 +187,7 @@ def server(port: int = 0, kernels: int = 2, log: Path | None = None) -> Iterator
         try:
             url = f"http://127.0.0.1:{port}/{token}/"
             _wait(process, url + f"voila/templates/{TEMPLATE}/static/lib/deck.css", log)
-            yield url
+            yield url, process.pid
         finally:
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -208,7 +219,7 @@ def present(deck: Deck, title: str, port: int, browser: bool, language: str) -> 
     begin = time.monotonic()
     for sentence in write(deck, title):
         print(f"not shown yet: {sentence}")
-    with server(port) as url:
+    with server(port) as (url, _):
         address = f"{url}?lang={language}"
         print(f"The slides are at {address}  ({time.monotonic() - begin:.1f} s). Ctrl-C ends them.", flush=True)
         if browser:

@@ -32,13 +32,11 @@ class Context:
 
     Attributes:
         place: HTML of an explorer.
-        results: folder of the kept results.
         missing: what could not be shown because it has not been computed yet, one sentence each.
         worlds: overrides how many random worlds a derivation is computed on.
     """
 
     place: Place
-    results: Path = ROOT / "results"
     missing: list[str] = field(default_factory=list)
     worlds: int | None = None
 
@@ -59,7 +57,7 @@ def words(text: str) -> str:
         else:
             safe = html.escape(piece, quote=False)
             safe = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", safe)
-            out.append(re.sub(r"\*(.+?)\*", r"<em>\1</em>", safe))
+            out.append(re.sub(r"(?<![\w*])\*(?=\S)(.+?)(?<=\S)\*(?!\w)", r"<em>\1</em>", safe))
     return "".join(out)
 
 
@@ -168,77 +166,17 @@ def _line(number: int, left: str, right: str, reason: T, mark: str, kind: str, s
 def _png(data: bytes, alt: T, note: str = "", kind: str = "figure") -> str:
     """A picture with its words; the bytes are in the page, so that it needs no file beside it."""
     source = "data:image/png;base64," + base64.b64encode(data).decode()
-    # One picture, two alternative texts: the words belong to the figure, and the picture to neither language.
-    label = "".join(f'<span class="voice" lang="{lang}">{html.escape(alt.of(lang))}</span>' for lang in LANGUAGES)
+    # One picture, two alternative texts: the page takes the one of its language.
     alts = html.escape(alt.en), html.escape(alt.zh)
     return (
         f'<figure class="{kind}"><img src="{source}" alt="{alts[0]}" data-en="{alts[0]}" data-zh="{alts[1]}">'
-        f"{label}{note}</figure>"
+        f"{note}</figure>"
     )
 
 
 def _figure(part: f.Figure) -> str:
     note = f"<figcaption>{both(part.note)}</figcaption>" if part.note else ""
     return _png(style.png(part.draw(), dpi=200), part.alt, note)
-
-
-def _claim(part: f.Claim, here: str, context: Context) -> str:
-    from rlhf_lab.experiments import kept
-
-    experiment = kept.experiment_of(part.name)
-    folder = context.results / part.name / part.rung
-    source = (
-        f'<p class="paper"><b>{both(T("The source", "文献"))}</b> {both(part.paper)} '
-        f'<span class="where">{html.escape(part.source)}</span></p>'
-    )
-    if not (folder / "result.json").is_file():
-        context.missing.append(f"{here}: no result in results/{part.name}/{part.rung}; run the experiment first.")
-        return f'{source}<p class="here">{both(T("Here: not run yet.", "本课程：尚未运行。"))}</p>'
-    record = kept.read(folder)
-    found = kept.judged(experiment, folder)
-    drawing = experiment.figure(found.settings, found.summary, found.runs)
-    drawing.set_size_inches(*part.size)
-    sentence = T(record["verdict"]["sentence"], filled(part.found, folder, record["verdict"]["outcome"], here))
-    mark = _OUTCOMES[record["verdict"]["outcome"]]
-    return (
-        f'<div class="claim"><div class="words">{source}<p class="here"><b>{both(mark)}</b> {both(sentence)}</p></div>'
-        f"{_png(style.png(drawing, dpi=200), T(' '.join(record['words'].split()), part.alt))}</div>"
-    )
-
-
-_OUTCOMES = {
-    "holds": T("Here: holds.", "本课程：成立。"),
-    "holds when": T("Here: holds in part.", "本课程：部分成立。"),
-    "does not hold": T("Here: does not hold.", "本课程：不成立。"),
-    "not decided": T("Here: not decided.", "本课程：尚无定论。"),
-}
-
-
-def filled(words: str, folder: Path, outcome: str, here: str) -> str:
-    """`words` with `{row.column}` replaced by that cell of summary.csv, two digits, and `{outcome}` by the verdict.
-
-    Raises:
-        LabError: no such row or column.
-    """
-    import pandas as pd
-
-    table = pd.read_csv(folder / "summary.csv")
-
-    def cell(match: re.Match[str]) -> str:
-        name = match[1]
-        if name == "outcome":
-            return outcome
-        row, _, column = name.rpartition(".")
-        rows = table[table.iloc[:, 0].astype(str) == row]
-        if column not in table.columns or len(rows) == 0:
-            raise LabError(
-                f"{here}: {{{name}}} is not in {folder / 'summary.csv'}: rows {list(table.iloc[:, 0])}, columns "
-                f"{list(table.columns)}."
-            )
-        value = rows.iloc[0][column]
-        return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-    return re.sub(r"\{([^{}]+)\}", cell, words)
 
 
 def _table(part: f.Table) -> str:
@@ -279,8 +217,6 @@ def _flow(part: f.Flow) -> str:
 def _part(part: f.Part, slide: Slide, here: str, context: Context) -> str:
     if isinstance(part, f.Derivation):
         return _derivation(part, here, context)
-    if isinstance(part, f.Claim):
-        return _claim(part, here, context)
     if isinstance(part, f.Explorer):
         advice = f'<p class="advice">{both(part.advice)}</p>' if part.advice else ""
         look = f'style="--rlhf-chart-height:{part.height:g}"'

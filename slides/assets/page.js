@@ -1,4 +1,5 @@
-// Pages that are not slides: formulas, and the theme's button.
+// Pages that are not slides: the theme's button, and what the page's width decides. All of it only helps: the text,
+// its formulas and pictures are there without.
 "use strict";
 (() => {
   const root = document.documentElement;
@@ -6,13 +7,38 @@
     root.dataset.theme = root.dataset.theme === "dark" ? "light" : "dark";
     try { localStorage.setItem("rlhf-theme", root.dataset.theme); } catch { /* file:// may refuse */ }
   });
-  if (window.renderMathInElement) {
-    renderMathInElement(document.querySelector("main"), {
-      delimiters: [
-        { left: "$$", right: "$$", display: true }, { left: "\\begin{align}", right: "\\end{align}", display: true },
-        { left: "\\begin{align*}", right: "\\end{align*}", display: true }, { left: "$", right: "$", display: false },
-      ],
-      ignoredTags: ["script", "noscript", "style", "textarea", "pre", "code", "option"], throwOnError: false, strict: "ignore",
-    });
-  }
+
+  // Beside the text where there is room, folded above it where there is not.
+  const contents = document.querySelector(".contents details");
+  const roomy = matchMedia("(min-width: 78rem)");
+  const unfold = () => { if (contents) contents.open = roomy.matches; };
+  roomy.addEventListener("change", unfold);
+  unfold();
+
+  // What is wider than its place scrolls there; the keyboard must reach it too.
+  const boxes = "pre, .scroll, .katex-display, .katex.wide, figure, table.many td, .derivation td, .derivation td > div";
+  const look = () => {
+    for (const formula of document.querySelectorAll("main .katex")) {
+      if (formula.closest(".katex-display, .scroll td, .derivation, pre")) continue;
+      formula.classList.remove("wide");
+      const room = formula.closest("p, li, td, h1, h2, h3, summary, figcaption, div")?.clientWidth ?? Infinity;
+      if ([...formula.querySelectorAll(".base")].some((part) => part.offsetWidth > room)) formula.classList.add("wide");
+    }
+    // On paper nothing scrolls: a formula wider than A4's 180 mm is set smaller there (letters of 14 px beside 16 or 17).
+    for (const formula of document.querySelectorAll(".katex-display > .katex")) {
+      const wide = formula.parentElement.scrollWidth * 14 / parseFloat(getComputedStyle(document.body).fontSize);
+      if (wide > 660) formula.style.setProperty("--fit", (660 / wide).toFixed(3));
+      else formula.style.removeProperty("--fit");
+    }
+    for (const box of document.querySelectorAll(boxes)) {
+      const scrolls = box.scrollWidth > box.clientWidth + 1 && /auto|scroll/.test(getComputedStyle(box).overflowX);
+      if (scrolls) box.tabIndex = 0;
+      else if (box.hasAttribute("tabindex")) box.removeAttribute("tabindex");
+    }
+  };
+  let waiting = 0;
+  const soon = () => { clearTimeout(waiting); waiting = setTimeout(look, 150); };
+  addEventListener("resize", soon);
+  addEventListener("load", look);
+  document.addEventListener("toggle", soon, true);
 })();

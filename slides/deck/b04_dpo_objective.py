@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from slides.format import Block, Bullets, Derivation, Equation, Explorer, Slide, T, Text, question
+from slides.format import Block, Bullets, Derivation, Equation, Explorer, Slide, T, question
+from slides.verdicts import claim, verdict
 
 BLOCK = Block(
     key="dpo-objective",
@@ -19,7 +20,6 @@ BLOCK = Block(
                     r"\mathcal{L}_\text{DPO}(\pi_\theta;\pi_\text{ref}) = -\,\mathbb{E}_{(x,y_w,y_l)\sim\mathcal{D}}"
                     r"\left[\log\sigma\!\left(\beta\log\frac{\pi_\theta(y_w\mid x)}{\pi_\text{ref}(y_w\mid x)}"
                     r" - \beta\log\frac{\pi_\theta(y_l\mid x)}{\pi_\text{ref}(y_l\mid x)}\right)\right]",
-                    big=True,
                 ),
                 Bullets(
                     T(
@@ -28,22 +28,23 @@ BLOCK = Block(
                         r"隐式奖励 $\hat r_\theta(x,y) = \beta\log\frac{\pi_\theta(y|x)}{\pi_\text{ref}(y|x)}$ 占据了 "
                         r"$r_\phi$ 的位置",
                     ),
-                    T("No reward model, no sampling, no critic", "没有奖励模型，没有采样，没有评论家"),
+                    T("No reward model, no sampling, no critic", "没有奖励模型，没有采样，也没有价值网络"),
                     T(
-                        "Two forward passes of the policy; the reference's are computed once",
-                        "策略做两次前向；参考策略的只需算一次",
+                        "The reference's log-probabilities are computed once",
+                        "参考策略的对数概率只需算一次",
                     ),
                     steps=True,
                 ),
             ),
             notes=T(
-                "Put it beside the reward model's loss of the first block: the same logistic regression, with another "
-                "parametrisation of the reward.\n\nThe log-probabilities are sums over the tokens of the response, "
-                "the end token included. A mean in their place is another objective.",
-                "把它和第一节奖励模型的损失放在一起：同一个逻辑回归，只是奖励换了参数化。\n\n对数概率是回答中所有词元之和，"
-                "包括结束符。换成平均就是另一个目标了。",
+                "Put it beside the reward model's loss: the same logistic regression, with another parametrisation of "
+                "the reward.\n\nThe log-probabilities are sums over the tokens of the response, the end token "
+                "included. A mean in their place is another objective, and it runs without an error. A minute and a "
+                "half.",
+                "把它和奖励模型的损失放在一起：同一个逻辑回归，只是奖励换了参数化。\n\n对数概率是回答中所有词元之和，"
+                "包括结束符。换成平均就是另一个目标了，而且不会报错。一分半钟。",
             ),
-            minutes=3.0,
+            minutes=1.5,
             source="Rafailov et al. 2023, eq. 7",
         ),
         Slide(
@@ -63,12 +64,12 @@ BLOCK = Block(
             ),
             notes=T(
                 "What labels leave open is the entropy of the coin: no method can get below it. What is left is a KL, "
-                "and it is zero at π*.\n\nSo with data without end the minimum is π*. With finite data it is the "
-                "maximum-likelihood estimate, with all its variance; claim 1 shows how fast that goes.",
-                "标注留下的不确定性就是硬币的熵，任何方法都降不下去。剩下的是一个 KL，在 π* 处为零。\n\n"
-                "所以数据无限时最小点就是 π*。数据有限时它是最大似然估计，带着全部方差；论断一展示它收敛得多快。",
+                "and it is zero at π*: the minimum for data without end.\n\nA training loss far below the "
+                "entropy has learned single coins by heart: look at held-out pairs. A minute and a half.",
+                "标注留下的不确定性就是硬币的熵，任何方法都降不下去。剩下的是一个 KL，在 π* 处为零：数据无限时，"
+                "最小点就在那里。\n\n训练损失若远低于这个熵，就是在背硬币的正反面：要看留出的成对数据。一分半钟。",
             ),
-            minutes=3.0,
+            minutes=1.5,
         ),
         Slide(
             key="dpo-finite",
@@ -77,24 +78,61 @@ BLOCK = Block(
                 Explorer(
                     "finite_preferences",
                     advice=T(
-                        "Raise the number of labels. What happens where all labels agree?",
-                        "增加标注数：若所有标注一致会怎样？",
+                        "Raise the number of labels, then turn some of them round.",
+                        "增加标注数，再把一部分标注反过来。",
                     ),
+                    only=("number", "noise"),
                 ),
             ),
             notes=T(
-                "Start with few labels: where every label of a pair says the same, the loss has no minimum, and the "
-                "policy runs to a corner.\n\nRaise the number: the bars settle on π*. Then add wrong labels: the "
-                "loss settles elsewhere, and cDPO and robust DPO were made for that.",
-                "从很少的标注开始：若某一对的标注全部一致，损失没有最小点，策略会跑到角落。\n\n增加数量：柱子稳定到 π*。"
-                "再加入错误标注：损失停在别处，cDPO 和 robust DPO 正是为此设计的。",
+                "Start with few labels: where all labels of an answer agree, the loss has no minimum, and the policy "
+                "runs to a corner.\n\nRaise the number: the bars settle on π*. Then turn labels round: the loss "
+                "settles elsewhere, and cDPO and robust DPO were made for that. Two minutes.",
+                "从很少的标注开始：若某个回答的标注全部一致，损失没有最小点，策略会跑到角落。\n\n增加数量：柱子稳定到 π*。"
+                "再把一部分标注反过来：损失停在别处，cDPO 和 robust DPO 正是为此设计的。两分钟。",
             ),
-            minutes=3.5,
+            minutes=2.0,
+        ),
+        Slide(
+            key="dpo-enough-labels",
+            title=T("Enough labels do lead to π*", "标注足够多，就能到达 π*"),
+            parts=claim(
+                "enough-labels",
+                "bandit",
+                paper=T(
+                    "with endless labels the optimum is π*; how many are enough is not said.",
+                    "标注无限时的最优点就是 π*；多少才够，没有说。",
+                ),
+                source="Rafailov et al. 2023, sec. 4, 5",
+                found=(
+                    verdict(
+                        "enough-labels",
+                        "bandit",
+                        "when the theory's limit need not be met as closely as asked: a table's regret goes from {} at "
+                        "{} labels to {} at {}, with slope {} over the upper numbers, and at the last N · regret is {} "
+                        "of its limit.",
+                        "Regret goes from {0:value} at {1} labels to {2:value} at {3}. Slope: {4}, in theory −1. It ends at "
+                        "{5} of the limit.",
+                        "遗憾从 {1} 个标注时的 {0:value} 降到 {3} 个时的 {2:value}，斜率 {4}，理论值 −1；最后是理论极限的 {5} "
+                        "倍。",
+                    ),
+                ),
+                alt="遗憾随标注数下降，两轴均为对数；虚线是理论极限“价格除以 N”。标注少时在虚线之上，多时与虚线重合。",
+            ),
+            notes=T(
+                "Two hundred random worlds, a table as the policy, the fit carried to its end. The dashed line is the "
+                "theory, computed before a label was drawn.\n\nLook at the left end: with a few hundred labels the "
+                "fitted policy is worse than π_ref, because a fit to the end believes every win. A minute and a half.",
+                "两百个随机世界，策略是表格，拟合到底。虚线是理论，在抽取任何标注之前就已算好。\n\n看左端：只有几百个标注时，"
+                "拟合出的策略比 π_ref 还差，因为拟合到底就会相信每一次输赢。一分半钟。",
+            ),
+            minutes=1.5,
         ),
         Slide(
             key="dpo-gradient",
             title=T(
-                "The gradient: push up, pull down, weighted by how wrong we are", "梯度：推高、压低，权重是错得有多离谱"
+                "The gradient pushes up and pulls down, weighted by how wrong we are",
+                "梯度一推一拉，权重取决于错得多离谱",
             ),
             parts=(
                 Derivation(
@@ -114,105 +152,58 @@ BLOCK = Block(
                 ),
             ),
             notes=T(
-                "Three factors: how wrong, which way, and β.\n\nWithout the weight it is unlikelihood training, and "
-                "the language goes to pieces: the paper shows samples of that.",
-                "三个因子：错多少、往哪边、以及 β。\n\n没有这个权重就成了 unlikelihood 训练，语言会崩坏：论文附录有样例。",
+                "Three factors: how wrong, which way, and β. Without the weight it is unlikelihood training, and the "
+                "language goes to pieces: the paper shows samples of that.\n\nA surprise to name: the margin always "
+                "rises, but the chosen answer's own log-probability may fall, where the two answers share most of "
+                "their tokens. Nothing is broken; notebook 06 derives when. Two minutes.",
+                "三个因子：错多少、往哪边、以及 β。没有这个权重就成了 unlikelihood 训练，语言会崩坏：论文附录有样例。\n\n"
+                "一个常让人吃惊的现象：差距总是增大，但当两个回答的大部分词元相同时，被选中者自己的对数概率可能下降。"
+                "程序没有坏；何时会这样，推导见 06 号笔记本。两分钟。",
             ),
-            minutes=3.0,
+            minutes=2.0,
             source="Rafailov et al. 2023, section 4 and appendix A.4",
         ),
-        Slide(
-            key="dpo-gradient-explorer",
-            title=T("A pair that is ranked right hardly pulls", "已经排对的一对几乎不再用力"),
+        *question(
+            "dpo-question",
+            T(
+                "A pair is ranked right by 4 nats. How hard does it still pull?",
+                "一对回答已经排对，相差 4 纳特。它还用多大的力？",
+            ),
             parts=(
+                Equation(
+                    r"\log\frac{\pi_\theta(y_w\mid x)}{\pi_\text{ref}(y_w\mid x)} = 2,\qquad "
+                    r"\log\frac{\pi_\theta(y_l\mid x)}{\pi_\text{ref}(y_l\mid x)} = -2,\qquad \beta = 0.5",
+                ),
+                Bullets(
+                    T("As hard as ever", "和原来一样大"),
+                    T("A quarter of what it was at the start", "是开始时的四分之一左右"),
+                    T("Not at all: it is done", "不再用力：已经学会了"),
+                    ordered=True,
+                ),
+            ),
+            answer=(
                 Explorer(
                     "dpo_gradient",
                     advice=T(
                         "Move the two log-ratios, then β. Where is the weight one half?",
                         "移动两个对数比，再动 β：权重何处为二分之一？",
                     ),
+                    at={"beta": 0.5, "chosen": 2.0, "rejected": -2.0},
                 ),
             ),
             notes=T(
-                "At equal log-ratios the weight is one half, whatever β is. Move the chosen one up: the weight falls "
-                "towards zero, and the pair is done.\n\nβ has two jobs: it scales the pull, and it decides how soon "
-                "a pair is done. A large β is satisfied early.",
-                "两个对数比相等时，无论 β 是多少，权重都是二分之一。把被选中的调高：权重趋近于零，这一对就完成任务了。\n\n"
-                "β 有两个作用：放大拉力，并决定一对多快满足。β 大，很早就满足。",
-            ),
-            minutes=3.0,
-        ),
-        Slide(
-            key="dpo-chosen-falls",
-            title=T(
-                "The chosen answer may become less likely, and the loss still falls",
-                "被选中的回答可能变得更不可能，而损失仍在下降",
-            ),
-            parts=(
-                Derivation(
-                    "chosen-may-fall",
-                    first=2,
-                    last=4,
-                    reasons=(
-                        "代入 DPO 的梯度",
-                        r"当 $g_w\cdot g_l > \|g_w\|^2$ 时为负：两个回答相像，而被拒绝者的 $g$ 更长",
-                        "与此相反，差距总是增大（同样两步，用于差值）",
-                    ),
-                ),
-                Text(
-                    T(
-                        "Watch the margin *and* the chosen log-probability: one curve alone hides this.",
-                        "既要看差距，*也*要看被选中者的对数概率：只看一条曲线就会漏掉。",
-                    ),
-                    step=True,
-                ),
-            ),
-            notes=T(
-                "A surprise to most people who run DPO for the first time: both log-probabilities go down. Nothing is "
-                "broken.\n\nIt happens where the two answers share most of their tokens: what pulls the rejected one "
-                "down pulls the chosen one down too. Where does the mass go? To answers nobody compared.",
-                "第一次跑 DPO 的人大多会吃惊：两个对数概率都在下降。程序没有坏。\n\n当两个回答的大部分词元相同时就会这样："
-                "压低被拒绝者的同时也压低了被选中者。概率去了哪里？去了没人比较过的回答。",
-            ),
-            minutes=2.5,
-        ),
-        *question(
-            "dpo-question",
-            T(
-                "Your labels come from another model's answers. Is π* still the limit?",
-                "标注的回答来自别的模型，极限还是 π* 吗？",
-            ),
-            parts=(
-                Equation(r"(y_w, y_l) \sim \mu \neq \pi_\text{ref}"),
-                Bullets(
-                    T("Yes, for every μ that compares all answers", "是，只要 μ 比较到所有回答"),
-                    T("No, only for pairs from the reference", "不是，只有来自参考策略的才行"),
-                    T("No, it becomes the optimum of μ", "不是，会变成 μ 的最优策略"),
-                    ordered=True,
-                ),
-            ),
-            answer=(
-                Derivation(
-                    "dpo-minimum",
-                    reasons=(
-                        r"一对的两种标注合在一起；$e_y$ 是 $y$ 的 logit 的单位向量",
-                        r"在 $\pi_\theta = \pi^*$ 处，$p_\theta = p^*$",
-                        "对任何 μ 成立：问哪些对只决定噪声，不决定极限",
-                    ),
-                ),
-            ),
-            notes=T(
-                "This question opens the door to RSO. Let somebody defend the second answer: it is what most papers "
-                "suggest.",
-                "这个问题通向 RSO。让一位同学为第二个选项辩护：多数论文给人的印象就是它。",
+                "They have the formula: σ of minus β times the gap. Half a minute on paper. One minute.",
+                "公式已经有了：σ（负的 β 乘以差距）。在纸上算半分钟。一分钟。",
             ),
             answer_notes=T(
-                "The limit does not depend on μ, if the policy can represent π*. The noise does, and so does what a "
-                "policy does that cannot represent it. Both are the subject of the second lecture.",
-                "如果策略能表示 π*，极限就与 μ 无关。噪声与 μ 有关，表示能力不足的策略停在哪里也与 μ 有关。"
-                "这两点是第二讲的主题。",
+                "The weight is σ(−0.5 · 4) = 0.12; at the start, where both log-ratios are zero, it is one half, "
+                "whatever β is. So about a quarter.\n\nβ has two jobs: it scales the pull, and it decides how soon a "
+                "pair is done. Raise β: this pair is finished. Lower it: every pair pulls alike. Two minutes.",
+                "权重是 σ(−0.5 · 4) = 0.12；开始时两个对数比都是零，无论 β 是多少，权重都是二分之一。所以大约是四分之一。"
+                "\n\nβ 有两个作用：放大拉力，并决定一对多快满足。调大 β，这一对就完成了；调小 β，每一对用力都差不多。两分钟。",
             ),
-            answer_title=T("Yes: the pairs decide the noise, not the limit", "是：成对数据决定噪声，不决定极限"),
+            answer_title=T("A quarter: a pair that is ranked right hardly pulls", "约四分之一：排对的一对几乎不再用力"),
+            minutes=(1.0, 2.0),
         ),
     ),
 )

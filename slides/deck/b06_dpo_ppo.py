@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from slides.format import Block, Bullets, Claim, Columns, Explorer, Slide, T, Table, Text, question
+from slides.format import Block, Bullets, Explorer, Slide, T, Text, question
+from slides.verdicts import claim, verdict
 
 BLOCK = Block(
     key="dpo-ppo",
@@ -11,181 +12,169 @@ BLOCK = Block(
     slides=(
         Slide(
             key="dpo-ppo-map",
-            title=T("One map for every method: what it earned, what it spent", "一张图看所有方法：赚到多少，花了多少"),
+            title=T("One map for all: what was earned, what was spent", "一张图看所有方法：赚到多少，花了多少"),
             parts=(
                 Explorer(
                     "roads",
-                    advice=T("Move the step. Who leaves the frontier, and when?", "移动步数：谁离开了前沿，何时离开？"),
-                ),
-            ),
-            notes=T(
-                "Every method starts at π_ref, the lower left corner. The curve is the exact frontier: nobody can be "
-                "above it. Walk the steps slowly.\n\nTwo ways to lose: below the curve (nats paid for nothing), or "
-                "on the curve but far from the star (stopped early, or sent too far).",
-                "所有方法都从左下角的 π_ref 出发。曲线是精确的前沿，没有策略能在它上面。慢慢移动步数。\n\n"
-                "有两种损失：落在曲线下面（白花了纳特），或在曲线上却离星号很远（停得太早，或走得太远）。",
-            ),
-            minutes=4.0,
-        ),
-        Slide(
-            key="dpo-ppo-paper",
-            title=T("What the paper reports on summaries", "论文在摘要任务上的报告"),
-            parts=(
-                Table(
-                    (T("policy", "策略"), T("wins against the reference summaries", "对参考摘要的胜率")),
-                    (
-                        (T("DPO, temperature 0", "DPO，温度 0"), "61.7%"),
-                        (T("PPO, temperature 0", "PPO，温度 0"), "57.0%"),
-                    ),
-                    T("Reddit TL;DR, judged by GPT-4", "Reddit TL;DR，由 GPT-4 评判"),
-                    source="Rafailov et al. 2023, section 6.2 and figure 2",
-                    strong=(0,),
-                ),
-                Bullets(
-                    T("x: a forum post; y: a summary of its main points", "x 是论坛帖子；y 是要点摘要"),
-                    T(
-                        "DPO keeps its rate as the temperature rises; PPO falls towards the base model",
-                        "温度升高时 DPO 基本不降；PPO 会掉到基础模型的水平",
+                    advice=T(
+                        "Let them train. Who leaves the frontier, and when?", "让它们训练：谁离开了前沿，何时离开？"
                     ),
                 ),
             ),
             notes=T(
-                "Read the caption with them: a judge that is itself a language model, one model size, one data set, no "
-                "intervals over seeds.\n\nWhat would change your mind in either direction?",
-                "和大家一起读标题：评判者本身是语言模型，一个模型规模，一个数据集，没有跨种子的区间。\n\n"
-                "什么样的结果会让你改变看法？",
+                "Every method starts at π_ref, where nothing is earned and nothing spent. The curve is the exact "
+                "frontier: nobody can be above it. Walk from 0 to 100 per cent slowly.\n\nTwo ways to lose: below the "
+                "curve, nats paid for nothing; or on the curve but far from the star, stopped early or sent too far. "
+                "Two minutes.",
+                "所有方法都从 π_ref 出发，那里既无收入也无花费。曲线是精确的前沿，没有策略能在它上面。从 0 慢慢移到 100%。"
+                "\n\n有两种损失：落在曲线下面，白花了纳特；或在曲线上却离星号很远，停得太早或走得太远。两分钟。",
             ),
-            minutes=2.5,
+            minutes=2.0,
         ),
         Slide(
             key="dpo-ppo-frontier",
-            title=T("DPO's frontier against PPO's, measured here", "DPO 与 PPO 的前沿：我们的测量"),
-            parts=(
-                Claim(
-                    "dpo-frontier",
-                    rung="small",
-                    paper=T(
-                        "DPO's points lie above PPO's at every KL, even where PPO has the true reward",
-                        "在每个 KL 上 DPO 的点都高于 PPO，即使 PPO 用的是真实奖励",
-                    ),
-                    source="Rafailov et al. 2023, section 6.1 and figure 2",
-                    alt="情感世界上 DPO 与 PPO 的奖励与 KL 散点及各自的上包络，随 β 变化。",
-                    found="按事先写好的规则，判定为：{outcome}。",
+            title=T(
+                "DPO's frontier is not always the higher one",
+                "DPO 的前沿并不总是更高",
+            ),
+            parts=claim(
+                "dpo-frontier",
+                "tree",
+                paper=T(
+                    "on sentiment DPO has more reward at every KL, even than PPO on the true one.",
+                    "情感任务上，DPO 在每个 KL 都有更高的奖励，即使 PPO 用的是真实奖励。",
                 ),
+                source="Rafailov et al. 2023, fig. 2",
+                found=(
+                    verdict(
+                        "dpo-frontier",
+                        "tree",
+                        "DPO's frontier lies above PPO's at all {} budgets of KL: DPO's lead over PPO in reward lies "
+                        "between {} (at {} nats) and {} (at {} nats).",
+                        "DPO leads at all {0} budgets of KL, by {3} at {4} nats.",
+                        "在全部 {0} 个 KL 预算上 DPO 领先，{4} 纳特处领先 {3}。",
+                    ),
+                    verdict(
+                        "dpo-frontier",
+                        "small",
+                        "PPO's frontier lies above DPO's at {} budgets between {} and {} nats, DPO's nowhere. DPO's "
+                        "lead over PPO in reward lies between {} (at {} nats) and {} (at {} nats).",
+                        "PPO leads at {0} of its budgets ({1} to {2} nats), DPO at none.",
+                        "在 {1} 到 {2} 纳特之间的 {0} 个预算上 PPO 领先，DPO 无一领先。",
+                    ),
+                ),
+                alt="词元树上 DPO 在同样的 KL 预算下比 PPO 多得的奖励，带区间：处处大于零；虚线是与使用真实奖励的 PPO 之差。",
+                panels=(1,),
             ),
             notes=T(
-                "The paper's experiment in small: reviews, a readable gold reward, a sweep of β, the same search for "
-                "both methods. The verdict's rule was written before the run.\n\nWhatever it says, ask how far one "
-                "million weights speak for a billion.",
-                "论文实验的缩小版：影评、可读的金标奖励、扫描 β、两种方法同样规模的搜索。判定规则在运行之前写好。\n\n"
-                "无论结果如何，都要问：一百万参数的结论能代表十亿参数吗？",
+                "The paper's experiment in small, with the same sweep of β, the same labels and the same search for "
+                "every method; the verdict's rule was written before the run. On the bandit the two cross.\n\nThe "
+                "tree is exact; the language model has three seeds and a million weights. Ask what would change your "
+                "mind in either direction. A minute and a half.",
+                "论文实验的缩小版：同样扫描 β，同样的标注，各方法同样规模的搜索；判定规则在运行之前写好。在老虎机上两条前沿相交。"
+                "\n\n词元树是精确的；语言模型只有三个种子、一百万参数。问：什么样的结果会让你改变看法？一分半钟。",
             ),
-            minutes=3.0,
+            minutes=1.5,
         ),
         Slide(
             key="dpo-ppo-temperature",
-            title=T("Summaries over temperatures, measured here", "不同温度下的摘要：我们的测量"),
-            parts=(
-                Claim(
-                    "temperatures",
-                    rung="small",
-                    paper=T(
-                        "DPO 61.7% at temperature 0, PPO 57.0%; DPO falls less",
-                        "温度 0 时 DPO 61.7%，PPO 57.0%；DPO 下降更少",
-                    ),
-                    source="Rafailov et al. 2023, section 6.2",
-                    alt="摘要世界上各策略对目标摘要的胜率随采样温度的变化。",
-                    found="按事先写好的规则，判定为：{outcome}。",
+            title=T("Cold, DPO wins on summaries; the rest is open", "摘要任务：低温时 DPO 胜出，其余尚无定论"),
+            parts=claim(
+                "temperatures",
+                "small",
+                paper=T(
+                    "x a Reddit post, y its summary. At temperature 0 DPO wins 61.7%, PPO 57.0%.",
+                    "x 是 Reddit 帖子，y 是摘要。温度 0 时 DPO 胜 61.7%，PPO 57.0%。",
                 ),
+                source="Rafailov et al. 2023, sec. 6.2",
+                found=(
+                    verdict(
+                        "temperatures",
+                        "small",
+                        "it says no more than: DPO at temperature 0 wins more than PPO at its best (not decided: DPO "
+                        "loses less than PPO from temperature {} to {}; DPO's best wins more than best-of-n's best). "
+                        "By the gold reward DPO at temperature {} is {} points from PPO at {}, its fall from {} to {} "
+                        "is smaller than PPO's by {} points, and its best (at {}) is {} points from best-of-{} at {}.",
+                        "DPO at 0 wins {3} points more than PPO's best. Open: a smaller fall ({7}), more than best-of-n "
+                        "({9}).",
+                        "温度 0 的 DPO 与最好的 PPO 相差 {3} 个百分点。尚无定论：是否降得更少（{7}），是否胜过 best-of-n（{9}）。",
+                    ),
+                ),
+                alt="摘要世界上各策略按金标奖励对目标摘要的胜率，随采样温度从 0 到 1 变化，带区间。",
             ),
             notes=T(
-                "Look at the width of the intervals first, at the order of the curves second.\n\nTemperature zero "
-                "takes the likeliest token each time: for a policy that was sharpened already it changes little.",
-                "先看区间的宽度，再看曲线的次序。\n\n温度为零时每次取最可能的词元：对已经很尖锐的策略影响不大。",
+                "The paper adds that DPO falls less as the temperature rises. Look at the width of the intervals first, at "
+                "the order of the curves second. Even π_ref wins far more "
+                "when it is cold: a low temperature is a second sharpening, on top of the one that was trained."
+                "\n\nOn the exact bandit and tree the three parts come out otherwise: docs/claims.md has all scales. A "
+                "minute and a half.",
+                "论文还说升温时 DPO 降得较少。先看区间的宽度，再看曲线的次序。连 π_ref 在低温下也胜得多：低温是训练之外的第二次锐化。\n\n"
+                "在精确的老虎机和词元树上，三部分的结论各不相同：所有规模见 docs/claims.md。一分半钟。",
             ),
-            minutes=2.5,
-        ),
-        Slide(
-            key="dpo-ppo-conclusion",
-            title=T("Easy to train, saves memory, mixed results", "训练方便，节省显存，效果褒贬不一"),
-            parts=(
-                Columns(
-                    left=(
-                        Text(T("**For DPO**", "**优点**")),
-                        Bullets(
-                            T("no inference while it trains", "不需要一边推理一边训练"),
-                            T(
-                                "two models in memory, not four; one, if the reference's numbers are kept",
-                                "显存里两个模型而不是四个；若存下参考值则只要一个",
-                            ),
-                            steps=True,
-                        ),
-                    ),
-                    right=(
-                        Text(T("**Against**", "**缺点**")),
-                        Bullets(
-                            T("it never sees its own answers", "它从不看自己的回答"),
-                            T("reports of its quality disagree", "关于效果的报告互相矛盾"),
-                            steps=True,
-                        ),
-                    ),
-                ),
-                Text(
-                    T(
-                        "Claim 8 measures all three: seconds, memory, samples, and the spread over seeds at equal reward.",
-                        "第八条论断把三点都测了：时间、内存、样本数，以及同等奖励下各种子间的离散程度。",
-                    ),
-                    step=True,
-                    quiet=True,
-                ),
-            ),
-            notes=T(
-                "This is the deck's own conclusion. The four models of PPO: policy, reference, reward, critic.\n\n"
-                "Mixed results is an honest summary: part of it is the spread over seeds, which few papers print.",
-                "这是讲义自己的结论。PPO 的四个模型：策略、参考、奖励、评论家。\n\n"
-                "“褒贬不一”是诚实的总结：其中一部分来自种子间的差异，而很少有论文给出它。",
-            ),
-            minutes=2.5,
-            source="Lecture, “Compared to PPO: Conclusion”",
+            minutes=1.5,
         ),
         *question(
             "dpo-ppo-question",
-            T("Same labels, same β. Can PPO beat DPO in principle?", "同样的标注，同样的 β，PPO 原则上能胜过 DPO 吗？"),
+            T("One GPU, a thousand labels, one week: DPO or PPO?", "一块 GPU，一千个标注，一周时间：用 DPO 还是 PPO？"),
             parts=(
                 Bullets(
-                    T("No: both have the same optimum", "不能：两者的最优点相同"),
-                    T("Yes: it may ask the reward model about new answers", "能：它可以拿新回答去问奖励模型"),
-                    T("Yes: it has more parameters", "能：它的参数更多"),
+                    T("What does each keep in memory?", "各自要在显存里放什么？"),
+                    T("What does each do besides gradients?", "除了算梯度，各自还要做什么？"),
+                    T("Whose result will be better?", "谁的结果会更好？"),
                     ordered=True,
                 ),
-            ),
-            answer=(
-                Bullets(
+                Text(
                     T(
-                        "With a table for both, the optima are the same function of the labels",
-                        "若两者都是表格，最优点是标注的同一个函数",
+                        "And with a table for a policy: can PPO beat DPO in principle?",
+                        "如果策略是一张表：原则上 PPO 能胜过 DPO 吗？",
                     ),
-                    T(
-                        "A reward model with less freedom than a policy generalises otherwise: it can be asked anywhere",
-                        "自由度比策略小的奖励模型泛化方式不同：可以拿任何回答去问它",
-                    ),
-                    T(
-                        "The policy's own draws are labelled for nothing. Hold that thought for RSO",
-                        "策略自己的样本得到了免费标注。把这个想法留给 RSO",
-                    ),
-                    steps=True,
+                    step=True,
                 ),
             ),
             notes=T(
-                "A debate of two minutes: one half of the room for each of the first two answers.",
-                "两分钟辩论：教室一半支持第一项，一半支持第二项。",
+                "Three short answers from the room: PPO keeps policy, reference, reward model and critic, DPO the first "
+                "two, or one if the reference's numbers are kept; PPO samples while it trains; nobody knows the third."
+                "\n\nFor a table both optima are the same function of the labels. A reward model that generalises can "
+                "label new answers for nothing: hold that thought for RSO. One minute.",
+                "三个简短的回答：PPO 要放策略、参考、奖励模型和价值网络，DPO 只要前两个，存下参考值则只要一个；PPO 边训练边采样；"
+                "第三问没有人知道。\n\n对表格来说，两者的最优点是标注的同一个函数。会泛化的奖励模型可以免费标注新回答：把这个"
+                "想法留给 RSO。一分钟。",
+            ),
+            answer=claim(
+                "cost",
+                "bandit",
+                paper=T(
+                    "easy to train, no inference while training; saves GPU memory; mixed results.",
+                    "训练方便（不需要一边 inference 一边 train）；节省 GPU memory；效果褒贬不一。",
+                ),
+                source="lecture, “Conclusion”",
+                found=(
+                    verdict(
+                        "cost",
+                        "bandit",
+                        "DPO draws {} responses while it trains, PPO {}, and holds {} of PPO's memory; its J ends "
+                        "clearly above SFT, RSO, rso-sample-rank, RAFT and ReST and clearly below online DPO.",
+                        "DPO draws {0} responses in training, PPO {1}; it holds {2:value} of PPO's memory. Its J ends above SFT, "
+                        "RSO, RAFT and ReST, below online DPO.",
+                        "训练时 DPO 采样 {0} 个回答，PPO 采样 {1} 个；内存是 PPO 的 {2:value}。最终 J 高于 SFT、RSO、RAFT 和 "
+                        "ReST，低于在线 DPO。",
+                    ),
+                ),
+                alt="各方法的金标奖励随处理器时间的变化，横轴为对数；虚线是比较成本所用的同等奖励。",
             ),
             answer_notes=T(
-                "The first answer is right for tables, the second for real models. That is the end of the first "
-                "lecture, and the start of the second.",
-                "对表格来说第一项对，对真实模型第二项对。第一讲到此结束，第二讲由此开始。",
+                "Each curve is a method on its way; the dashed line is the equal reward at which costs are read. A "
+                "reward model must be fitted before PPO starts: its curve begins later.\n\nMixed means: above some "
+                "trained methods and below another, beyond the noise of seeds. Few papers print that noise. End of the "
+                "first lecture. A minute and a half.",
+                "每条曲线是一种方法的训练过程；虚线是比较成本所用的同等奖励。PPO 开始前要先拟合奖励模型，所以曲线起步较晚。"
+                "\n\n“褒贬不一”是说：超出种子噪声地高于一些方法，又低于另一种。很少有论文给出这种噪声。第一讲到此结束。一分半钟。",
             ),
-            answer_title=T("On a table, no. With a model that generalises, yes", "对表格不能；对会泛化的模型，可以"),
+            answer_title=T(
+                "Easy to train, saves memory, mixed results",
+                "训练方便、节省显存、效果褒贬不一",
+            ),
+            minutes=(1.0, 1.5),
         ),
     ),
 )

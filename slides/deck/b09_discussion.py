@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from slides.format import Block, Bullets, Claim, Equation, Explorer, Flow, Slide, Step, T, Text, question
+from slides.format import Block, Bullets, Derivation, Explorer, Slide, T, Text, question
+from slides.verdicts import claim, verdict
 
 BLOCK = Block(
     key="discussion",
@@ -13,31 +14,109 @@ BLOCK = Block(
             key="discussion-moves",
             title=T("Three things move while we train", "训练期间有三样东西在变"),
             parts=(
-                Flow(
-                    Step(T("preferences drift", "偏好漂移"), T(r"$r_t$ is not $r_0$", r"$r_t$ 不再是 $r_0$"), "reward"),
-                    Step(T("prompts shift", "提示变化"), T("people ask other things", "人们问别的问题")),
-                    Step(
-                        T("the policy leaves", "策略走远"),
-                        T(r"from where $r_\phi$ was fitted", r"离开了 $r_\phi$ 拟合的地方"),
-                        "policy",
+                Bullets(
+                    T(
+                        r"**The policy** leaves the place where $r_\phi$ was fitted",
+                        r"**策略**离开了 $r_\phi$ 拟合的地方",
                     ),
+                    T(r"**Preferences** drift: $r_t$ is not $r_0$", r"**偏好**在漂移：$r_t$ 不再是 $r_0$"),
+                    T("**Prompts** shift: people ask other things", "**提示**在变：人们问别的问题"),
                     steps=True,
                 ),
                 Text(
                     T(
-                        "The lecture asks it as an open question. On a finite world π*_t is known at each moment, so the answer can be computed.",
-                        "讲义把它作为开放问题。在有限世界里，每个时刻的 π*_t 都已知，所以答案可以算出来。",
+                        r"The lecture leaves it open. On a finite world $\pi^*_t$ is known at each moment, so the answer "
+                        r"can be computed.",
+                        r"讲义把它作为开放问题。在有限世界里，每个时刻的 $\pi^*_t$ 都已知，所以答案可以算出来。",
                     ),
                     step=True,
                 ),
             ),
             notes=T(
-                "The cited work renewed its reward models and policies about every week with fresh comparisons. Ask "
-                "what made a week right, and not a day or a year.",
-                "所引的工作大约每周用新的比较数据更新奖励模型和策略。问：为什么是一周，而不是一天或一年？",
+                "The cited work renewed its preference models and policies about once a week with fresh comparisons. "
+                "Ask what made a week right, and not a day or a year.\n\nThe first of the three happens even where "
+                "nobody changes his mind: begin with it. A minute and a half.",
+                "所引的工作大约每周用新的比较数据更新偏好模型和策略。问：为什么是一周，而不是一天或一年？\n\n"
+                "三者中的第一个，即使没有人改变主意也会发生：就从它讲起。一分半钟。",
             ),
-            minutes=3.0,
+            minutes=1.5,
             source="Bai et al. 2022, section 4.5",
+        ),
+        Slide(
+            key="discussion-over-optimisation",
+            title=T(
+                "Pushed harder, a reward model breaks its promise",
+                "越用力优化，奖励模型许诺的越多，兑现的越少",
+            ),
+            parts=(
+                Explorer(
+                    "over_optimisation",
+                    advice=T(
+                        "Lower β: what is promised, what is earned? Then change the model.",
+                        "减小 β：许诺多少，赚到多少？再换奖励模型。",
+                    ),
+                    at={"which": 1},
+                    panels=(0, 1),
+                ),
+            ),
+            notes=T(
+                "Begin with the model of 250 labels at large β and go left. The promise only rises; gold rises, turns, "
+                "and falls. Stop at the turn.\n\nWith 2,000 labels it turns later and falls little. With 60 it does not "
+                "turn in this draw: where a model's errors are luck, what it likes best may still be good. Read the "
+                "effective samples: far out, few samples carry everything. Two minutes.",
+                "从 250 个标注的模型、大的 β 开始往左移。许诺只升不降；金标先升，转折，再降。在转折处停下。\n\n"
+                "2000 个标注时转折更晚，降得很少。60 个标注时，在这次抽样里没有转折：当模型的错误只是运气，它最喜欢的回答"
+                "可能仍然不错。再读有效样本数：走得远时，少数样本撑起一切。两分钟。",
+            ),
+            minutes=2.0,
+            source="Gao et al. 2023, figure 1",
+        ),
+        Slide(
+            key="discussion-over-optimisation-claim",
+            title=T("A broken promise is not yet a fall", "许诺落空，还不等于下降"),
+            parts=claim(
+                "over-optimisation",
+                "bandit",
+                paper=T(
+                    "the proxy keeps rising, gold turns and falls; more data put it off.",
+                    "代理奖励一直上升，金标先升后降；数据越多，转折越晚。",
+                ),
+                source="Gao et al. 2023, fig. 1",
+                found=(
+                    verdict(
+                        "over-optimisation",
+                        "bandit",
+                        "As far as the roads went, with {} labels: best of n ({}, proxy {}), PPO ({}, proxy {}), DPO "
+                        "({}, proxy {}) and RSO ({}, proxy {}): gold surely falls by less than 10% of what it gained. "
+                        "With {} labels no method is shown to turn; gold's peak is later: {} in √KL. In brackets: the "
+                        "fall of gold and the rise of the proxy from that peak, in logits of a label.",
+                        "With {0} labels no turn is shown; with {9} none either, and gold's peak is later by {10} in √KL.",
+                        "{0} 个标注时未见转折；{9} 个时也没有，金标的峰值更晚，√KL 增加 {10}。",
+                    ),
+                    verdict(
+                        "over-optimisation",
+                        "small",
+                        "As far as the roads went, with {} labels: best of n ({}, proxy {}), DPO ({}, proxy {}) and RSO "
+                        "({}, proxy {}): gold falls, but the proxy is not shown to rise meanwhile. PPO ({}, proxy {}): "
+                        "a fall is neither shown nor excluded. With {} labels best of n still turns; gold's peak is not "
+                        "surely elsewhere: {} in √KL. In brackets: the fall of gold and the rise of the proxy from that "
+                        "peak, in logits of a label.",
+                        "DPO's gold falls by {3}; the proxy is not shown to rise.",
+                        "DPO 的金标下降 {3}，但代理奖励未见上升。",
+                    ),
+                ),
+                alt="金标（实线）与代理（虚线）奖励随 √KL 的变化，奖励模型用 50 个标注拟合：虚线远高于实线，实线变平。",
+                share=0.45,
+            ),
+            notes=T(
+                "Dashed is promised, solid is earned. The rule asks for both at once: gold falls and the proxy rises, "
+                "beyond their intervals.\n\nWhere a reward model's errors know nothing of gold, what it likes best is "
+                "still better than most, and gold levels off. It falls where the best-liked answers are worse. A minute "
+                "and a half.",
+                "虚线是许诺，实线是兑现。规则要求两者同时发生：金标下降，代理上升，且都超出区间。\n\n当奖励模型的错误与金标无关时，"
+                "它最喜欢的回答仍比大多数好，金标只是变平。只有它最喜欢的回答反而更差时，金标才下降。一分半钟。",
+            ),
+            minutes=1.5,
         ),
         Slide(
             key="discussion-non-static",
@@ -46,111 +125,109 @@ BLOCK = Block(
                 Explorer(
                     "non_static",
                     advice=T("Raise the drift. Which window has the least regret?", "加大漂移：哪个窗口的遗憾最小？"),
+                    only=("turn", "window"),
                 ),
             ),
             notes=T(
-                "Without drift the longest window is best: more labels, less noise. Raise the drift: a long window "
-                "averages over worlds that are gone.\n\nThe best window balances the two; notebook 13 derives it.",
-                "没有漂移时窗口越长越好：标注多，噪声小。加大漂移：长窗口平均的是已经过去的世界。\n\n"
-                "最佳窗口在两者间平衡；推导见 13 号笔记本。",
+                "Without drift the longest window is best, and fitting once better still: more labels, less noise. "
+                "Raise the drift: a long window averages over worlds that are gone.\n\nFind the best window by hand, "
+                "then read the formula's below. Notebook 13 derives it: the window shrinks with the cube root of the "
+                "drift squared. Two minutes.",
+                "没有漂移时窗口越长越好，一次拟合更好：标注多，噪声小。加大漂移：长窗口平均的是已经过去的世界。\n\n"
+                "先手动找最佳窗口，再看下面公式给出的值。推导见 13 号笔记本：窗口按漂移平方的立方根缩短。两分钟。",
             ),
-            minutes=4.0,
+            minutes=2.0,
         ),
         Slide(
-            key="discussion-non-static-found",
-            title=T("When does retraining pay?", "何时值得重新训练？"),
-            parts=(
-                Claim(
-                    "non-static",
-                    rung="bandit",
-                    paper=T(
-                        "Weekly renewal improved both data and models; no rhythm was derived",
-                        "每周更新同时改进了数据和模型；没有推导更新的节奏",
-                    ),
-                    source="Bai et al. 2022, section 4.5",
-                    alt="老虎机世界中离线、重新拟合与在线策略的遗憾随时间和漂移的变化。",
-                    found="按事先写好的规则，判定为：{outcome}。",
+            key="discussion-non-static-claim",
+            title=T("Retraining pays once preferences turn far enough", "偏好转得够远，重新训练才划算"),
+            parts=claim(
+                "non-static",
+                "bandit",
+                paper=T(
+                    "weekly renewal improved data and models; no rhythm is derived.",
+                    "每周用新反馈更新，数据和模型都有改进；没有推导更新的节奏。",
                 ),
+                source="Bai et al. 2022, sec. 4.5",
+                found=(
+                    verdict(
+                        "non-static",
+                        "bandit",
+                        "the preferences turn by at least {} rad over the deployment: there the regret of a round is "
+                        "smaller by {}; up to {} rad fitting once is better. With {} times the labels the regret at "
+                        "the closed form's best window is {} of the closed form, which is met (within 10%).",
+                        "From {0} rad on refitting saves {1} of regret a round; up to {2} rad fitting once is better. Closed form "
+                        "met: {4}.",
+                        "从 {0} 弧度起，重新拟合使每轮遗憾减少 {1}；{2} 弧度以内，一次拟合更好。与闭式解相符：{4}。",
+                    ),
+                ),
+                alt="每轮平均遗憾随偏好在 24 轮中转过的角度变化，六种策略；点线是闭式解给出的转折点。",
+                panels=(1,),
             ),
             notes=T(
-                "Read the sentence under the picture aloud, with its numbers. Then ask for the one quantity that a "
-                "team would have to measure to use it: the rate of drift.",
-                "把图下那句话连同数字念出来。然后问：一个团队要用上它，需要测哪个量？漂移的速度。",
+                "All strategies spend the same labels. The dotted line is where the closed form says that the sides "
+                "change.\n\nAsk for the one quantity a team would have to measure to use this: the rate of drift. The "
+                "language model with three seeds decides nothing. A minute and a half.",
+                "所有策略花费的标注数相同。点线是闭式解所说的转折点。\n\n问：一个团队要用上它，需要测哪个量？漂移的速度。"
+                "三个种子的语言模型得不出结论。一分半钟。",
             ),
-            minutes=3.0,
+            minutes=1.5,
         ),
         Slide(
             key="discussion-budget",
             title=T(
-                "Given a budget of labels, how should all of training be designed?",
+                "How should a budget of labels be spent?",
                 "给定人工标注的预算，如何设计整个训练过程？",
             ),
             parts=(
-                Equation(
-                    r"N\cdot\mathbb{E}\big[J(\pi^*) - J(\hat\pi)\big] \;\longrightarrow\; \frac{1}{2\beta}\,\mathrm{tr}\big(\Sigma_{\pi^*}\,I(\mu)^+\big)",
-                    big=True,
+                Derivation(
+                    "label-price",
+                    reasons=(
+                        r"$\sqrt N(\hat r - r) \to \mathcal{N}(0, I(\mu)^+)$，代入二次型；$z$ 为标准正态",
+                        r"$\mathbb{E}[z^\top B z] = \mathrm{tr}\,B$，迹内可以轮换",
+                    ),
                 ),
                 Bullets(
                     T(
-                        "How many demonstrations, how many comparisons, in how many rounds?",
-                        "多少示范、多少比较、分几轮？",
+                        r"Which pairs? Choose μ: from $\pi_\text{ref}$, from $\pi^*$, or where doubt matters",
+                        r"标注哪些对？选择 μ：来自 $\pi_\text{ref}$、来自 $\pi^*$，还是最要紧的不确定之处",
                     ),
-                    T(
-                        "Which pairs: from π_ref, from π*, by the best design, by what has been learned so far?",
-                        "标注哪些对：来自 π_ref、来自 π*、按最优设计，还是按目前所学？",
-                    ),
+                    T("How many demonstrations, in how many rounds?", "多少示范，分几轮？"),
                     T("DPO on the labels, or a reward model first?", "直接用 DPO，还是先训练奖励模型？"),
                     steps=True,
                 ),
             ),
             notes=T(
-                "The deck ends with this sentence. The formula turns it into a design problem: choose μ, the "
-                "distribution over pairs, to make the trace small.\n\nThe best μ depends on the reward, which is what "
-                "one wants to learn. Hence active learning.",
-                "讲义以这句话结束。公式把它变成设计问题：选择成对数据的分布 μ，使迹最小。\n\n"
-                "最优的 μ 依赖于奖励，而奖励正是要学的。于是需要主动学习。",
+                "The lecture ends with this question. N labels cost a regret of price over N; the price is a trace, "
+                "with I(μ) the information of pairs drawn from μ and Σ the covariance of π*. So it is a design "
+                "problem: choose μ to make the trace small.\n\nThe best μ depends on the reward, which is what one "
+                "wants to learn. Hence active learning. Two and a half minutes.",
+                "讲义以这个问题结束。N 个标注留下的遗憾是“价格除以 N”；价格是一个迹，I(μ) 是从 μ 抽取的成对数据的信息量，"
+                "Σ 是 π* 的协方差。于是这是一个设计问题：选择 μ，使迹最小。\n\n最优的 μ 依赖于奖励，而奖励正是要学的。"
+                "于是需要主动学习。两分半钟。",
             ),
-            minutes=3.0,
+            minutes=2.5,
             source="Lecture, “Future Direction”",
         ),
         Slide(
             key="discussion-budget-explorer",
-            title=T("Where the next label teaches most", "下一个标注放在哪里最有用"),
+            title=T("The next label belongs where it changes the policy most", "下一个标注，应放在最能改变策略的地方"),
             parts=(
                 Explorer(
                     "annotation_budget",
-                    advice=T("Lower β, and change the source of pairs.", "减小 β，再换成对数据的来源。"),
+                    advice=T("Change who stands in the pairs, then add labels.", "换成对数据的来源，再增加标注。"),
+                    only=("pairs", "step"),
+                    panels=(0, 1),
                 ),
             ),
             notes=T(
-                "Compare the map of pairs: the reference spends its labels where answers are frequent, the best design "
-                "where they are decisive.",
-                "比较成对数据的分布图：参考策略把标注花在常见的回答上，最优设计花在有决定作用的地方。",
+                "Compare the maps of pairs: the reference spends its labels where answers are frequent, the best "
+                "design where they are decisive, and needs about half as many. The active policy begins with "
+                "nothing and comes close.\n\nFor your own numbers: `rlhf-lab budget` prints a plan. Two minutes.",
+                "比较成对数据的分布：参考策略把标注花在常见的回答上，最优设计花在有决定作用的地方，所需标注约为一半。"
+                "主动策略从零开始，却能接近它。\n\n想代入自己的数字：`rlhf-lab budget` 会打印一份方案。两分钟。",
             ),
-            minutes=3.5,
-        ),
-        Slide(
-            key="discussion-budget-found",
-            title=T("An active labeller comes close to the best design", "主动标注能接近最优设计"),
-            parts=(
-                Claim(
-                    "annotation-budget",
-                    rung="bandit",
-                    paper=T(
-                        "An open question in the lecture: no number to compare with", "讲义中的开放问题：没有可比的数字"
-                    ),
-                    source="Lecture, “Future Direction”",
-                    alt="老虎机上不同成对数据来源的遗憾随标注数的变化，与闭式极限比较。",
-                    found="按事先写好的规则，判定为：{outcome}。",
-                ),
-            ),
-            notes=T(
-                "The dashed lines are the closed form: simulation has to meet them as N grows, or one of the two is "
-                "wrong.\n\nFor your own numbers: `rlhf-lab budget` prints a plan.",
-                "虚线是闭式极限：N 增大时模拟必须与之相合，否则两者之一有错。\n\n"
-                "想代入自己的数字：`rlhf-lab budget` 会打印一份方案。",
-            ),
-            minutes=3.0,
+            minutes=2.0,
         ),
         *question(
             "discussion-question",
@@ -158,49 +235,58 @@ BLOCK = Block(
             parts=(
                 Bullets(
                     T("All now, on pairs from π_ref", "现在全部用在来自 π_ref 的成对数据上"),
-                    T("Half now, half after the policy has moved", "一半现在用，一半等策略移动后再用"),
+                    T("All now, on pairs from what looks like π*", "现在全部用在看起来像 π* 的策略的成对数据上"),
                     T(
                         "In rounds, each where the last one leaves most doubt",
                         "分轮进行，每轮放在上一轮之后最不确定的地方",
                     ),
+                    T("Keep half: a label ages", "留一半：标注会过期"),
                     ordered=True,
                 ),
             ),
-            answer=(
-                Bullets(
-                    T(
-                        "If nothing moves: in rounds, by doubt that matters to the policy",
-                        "如果什么都不变：分轮，按对策略重要的不确定性",
-                    ),
-                    T(
-                        "If preferences drift: keep some for later, a label ages",
-                        "如果偏好漂移：留一些以后用，标注会过期",
-                    ),
-                    T(
-                        "If you know neither: a pilot of fifty tells you the spread of the reward",
-                        "如果都不知道：先用五十个标注试点，估计奖励的离散程度",
-                    ),
-                    steps=True,
+            answer=claim(
+                "annotation-budget",
+                "bandit",
+                paper=T(
+                    "left open by the lecture; RSO draws pairs from an estimate of π*.",
+                    "讲义把它留作开放问题；RSO 从对 π* 的估计中抽取成对数据。",
                 ),
-                Text(
-                    T(
-                        "And then measure: regret, with its interval.",
-                        "然后去测量：遗憾，连同它的区间。",
+                source="Liu et al. 2024",
+                found=(
+                    verdict(
+                        "annotation-budget",
+                        "bandit",
+                        "N · regret over its limit at N = {}: two draws from π_ref {}, two draws from π* {}, best "
+                        "design {}. At {} labels the active policy needs {} times the labels of the best design by its "
+                        "closed form, {} times by its simulation; two draws from π_ref {} times.",
+                        "N · regret over its limit: {1} for π_ref, {2} for π*, {3} for the best design. At {4} labels active "
+                        "asking needs {5} times the design's, π_ref {7}.",
+                        "N · 遗憾与极限之比：π_ref {1}，π* {2}，最优设计 {3}。{4} 个标注时，主动标注所需为最优设计的 {5} 倍，π_ref 为 {7} 倍。",
                     ),
-                    step=True,
                 ),
+                alt="各种成对数据来源所需标注数，以最优设计为单位，随标注数变化：来自 π* 的越来越贵，主动标注接近 1。",
+                panels=(1,),
+                share=0.45,
             ),
             notes=T(
-                "The last question has no single right answer. Let three people defend the three, with the pictures "
-                "of this block.",
-                "最后一个问题没有唯一答案。请三位同学用本节的图分别为三个选项辩护。",
+                "No single right answer. Let four people defend the four, with the pictures of this block. A minute "
+                "and a half.",
+                "没有唯一答案。请四位同学用本节的图分别为四个选项辩护。一分半钟。",
             ),
             answer_notes=T(
-                "End on the line of the title slide: π* is one line, and this course was about how near one gets, and "
-                "how one knows.",
-                "回到标题页那一行结束：π* 只有一行，这门课讲的是能离它多近，以及如何知道。",
+                "If nothing moves: in rounds, by doubt that matters. Pairs from the optimum become the dearest, "
+                "since it hardly gives what must be ruled out. If preferences drift, keep labels for later. If you know neither, a "
+                "pilot of fifty tells the spread of the reward. On the language model six designs at equal money could "
+                "not be told apart.\n\nEnd on the line of the title slide: π* is one line, and this course was about "
+                "how near one gets, and how one knows. Two and a half minutes.",
+                "如果什么都不变：分轮，标注对策略要紧的不确定之处。来自最优策略的成对数据最贵，因为它几乎不给出需要排除的回答。"
+                "如果偏好漂移：留一些以后用。如果都不知道：先用五十个标注试点，估计奖励的离散程度。在语言模型上，同样花费的六种设计"
+                "分不出高下。\n\n回到标题页那一行结束：π* 只有一行，这门课讲的是能离它多近，以及如何知道。两分半钟。",
             ),
-            answer_title=T("It depends on what moves, and that can be measured", "取决于什么在变，而这可以测量"),
+            answer_title=T(
+                "If nothing moves: in rounds, where doubt matters", "如果什么都不变：分轮，标注最要紧的不确定之处"
+            ),
+            minutes=(1.5, 2.5),
         ),
     ),
 )

@@ -1,0 +1,156 @@
+"""The lecture as it is written: its length, its explorers, its claims, its two languages."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import json
+import re
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlhf_lab.experiments import kept
+from rlhf_lab.figures import style
+from slides import explorers, render, verdicts
+from slides import format as f
+from slides.deck import deck
+
+MADE = deck()
+SLIDES = [slide for _, slide in MADE.slides()]
+
+
+def test_two_lectures_of_fifty_minutes_on_45_to_60_slides() -> None:
+    assert 45 <= len(SLIDES) <= 60
+    for lecture in (1, 2):
+        minutes = sum(block.minutes for block in MADE.blocks if block.lecture == lecture)
+        assert 45 <= minutes <= 52, f"lecture {lecture} takes {minutes} minutes"
+
+
+def test_the_blocks_follow_the_lecture() -> None:
+    keys = [block.key for block in MADE.blocks]
+    assert keys == [
+        "review",
+        "optimum",
+        "preference-model",
+        "dpo-objective",
+        "dpo-outline",
+        "dpo-ppo",
+        "rso",
+        "rest",
+        "discussion",
+    ]
+    assert [block.lecture for block in MADE.blocks] == sorted(block.lecture for block in MADE.blocks)
+
+
+def test_after_every_block_stands_a_question_with_its_answer() -> None:
+    for block in MADE.blocks:
+        kinds = [slide.kind for slide in block.slides]
+        assert ("question", "answer") in list(itertools.pairwise(kinds)), block.key
+
+
+def test_every_idea_that_has_an_explorer_shows_it() -> None:
+    shown = {part.name for slide in SLIDES for part in f.parts_of(slide) if isinstance(part, f.Explorer)}
+    assert shown == set(explorers.FACTORIES)
+
+
+def test_every_claim_is_shown_with_its_own_figure() -> None:
+    """Ten claims, eleven experiments: `kept.NAMES` is what docs/claims.md lists."""
+    figures = [part for slide in SLIDES for part in f.parts_of(slide) if isinstance(part, f.Figure)]
+    drawn = {part.draw.args[0] for part in figures if getattr(part.draw, "func", None) is verdicts._draw}
+    assert drawn == set(kept.NAMES)
+
+
+def test_every_verdict_on_a_slide_is_the_kept_results_own() -> None:
+    """A result that reads otherwise than its slide was written for warns when the deck is read; one missing is said."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name in [name for name in sys.modules if name.startswith("slides.deck.b")]:
+            importlib.reload(sys.modules[name])
+    said = [text for slide in SLIDES for part in f.parts_of(slide) for text in f.texts_of(part)]
+    assert not [text for text in said if "not run yet" in text.en or "See docs/claims.md" in text.en]
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """A folder with one result, made up."""
+    folder = tmp_path / "cost" / "bandit"
+    folder.mkdir(parents=True)
+    record = {
+        "verdict": {"outcome": "holds", "sentence": "A takes 1.50 [1.20, -1.8] of B (9 seeds)."},
+        "text": "also 7 nats",
+    }
+    (folder / "result.json").write_text(json.dumps(record))
+    return tmp_path
+
+
+def test_a_verdict_takes_its_numbers_out_of_the_result_in_both_languages(results: Path) -> None:
+    made = verdicts.verdict(
+        "cost",
+        "bandit",
+        "A takes {} of B ({} seeds).",
+        "{0:value}, in full {0}, {2}",
+        "{0}，{1} 个种子",
+        "also {} nats",
+        results,
+    )
+    assert made.en == "**Bandit: holds.** 1.50, in full 1.50 [1.20, −1.8], 7"
+    assert made.zh == "**老虎机：成立**。1.50 [1.20, −1.8]，9 个种子"
+
+
+def test_a_result_that_reads_otherwise_shows_its_outcome_alone_and_warns(results: Path) -> None:
+    with pytest.warns(UserWarning, match="cost on bandit no longer reads"):
+        made = verdicts.verdict("cost", "bandit", "A takes {} of C.", "{0}", "{0}", results=results)
+    assert "holds" in made.en and "1.5" not in made.en + made.zh
+
+
+def test_a_result_that_is_not_there_is_said(results: Path) -> None:
+    made = verdicts.verdict("cost", "tree", "{}", "{0}", "{0}", results=results)
+    assert "not run yet" in made.en and "尚未运行" in made.zh
+
+
+def test_notes_say_something_in_both_languages() -> None:
+    for slide in SLIDES:
+        assert len(slide.notes.en.split()) >= 12, slide.key
+        assert len(re.findall(r"[\u4e00-\u9fff]", slide.notes.zh)) >= 15, slide.key
+
+
+@pytest.fixture(scope="module")
+def page() -> tuple[str, render.Context]:
+    """The whole deck as HTML, formulas as they are written, pictures as a single byte."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(style, "png", lambda drawing, **_: b"0")
+        context = render.Context(lambda slide, part: f"[{part.name}]", worlds=3)
+        made = render.sections(MADE, context)
+    import matplotlib.pyplot as plt
+
+    plt.close("all")
+    return made, context
+
+
+def test_every_derivation_holds_and_every_figure_can_be_drawn(page: tuple[str, Any]) -> None:
+    """Drawing raises where a derivation's tick would be false."""
+    made, context = page
+    assert context.missing == []
+    assert made.count("<section") == len(SLIDES)
+    assert "✓" in made
+
+
+def test_no_text_stands_in_one_language_alone(page: tuple[str, Any]) -> None:
+    """CSS hides one of each pair: as many in English as in Chinese, or a slide would lose words."""
+    made, _ = page
+    body = re.sub(r"<template.*?</template>", "", made, flags=re.S)
+    assert body.count('<span lang="en">') == body.count('<span lang="zh">') > 3 * len(SLIDES)
+
+
+def test_a_star_after_a_letter_is_an_optimum_and_no_emphasis() -> None:
+    assert render.words("π* and J* are *optimal*") == "π* and J* are <em>optimal</em>"
+
+
+def test_no_markdown_and_no_placeholder_is_left(page: tuple[str, Any]) -> None:
+    made, _ = page
+    plain = re.sub(r'<span class="tex".*?</span>|data:image[^"]*|<code>.*?</code>', "", made, flags=re.S)
+    assert not re.search(r"\*\*|\$|(?<!\{)\{[a-z_]+(\.[a-z_]+)?\}", plain)
