@@ -126,7 +126,7 @@ distclean: clean ## also remove .venv (results/ and runs/ stay)
 # What the slides need beyond the lab, once: `make slides` has to open within seconds in front of a room.
 $(SLIDES_STAMP): $(STAMP)
 	@rm -f $(VENV)/.slides-*
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input -c constraints.txt -e '.[slides]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-input -e '.[slides]'
 	$(BIN)/python -m slides build
 	@touch $@
 

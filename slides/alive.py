@@ -7,10 +7,12 @@ the code that was run and of every file of the lab that it loaded.
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import json
 import os
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -46,8 +48,12 @@ def states_of(path: Path, number: int, words: str) -> tuple[str, str]:
     kept = _read(place)
     if kept.get("run") != run or any(_sum(file) != sum_ for file, sum_ in kept["files"].items()):
         place.parent.mkdir(parents=True, exist_ok=True)
+        begin = time.time()
         _execute(path, sources, place)
         kept = {**_read(place), "run": run}
+        for file in kept["files"]:
+            if (ROOT / file).stat().st_mtime > begin:  # which of the two was loaded?
+                kept["files"][file] = "changed meanwhile"
         place.write_text(json.dumps(kept, ensure_ascii=False), encoding="utf-8")
     now = kept["words"]
     stale = "" if now == words else f"{path.name} was stored when its explorer said {words!r}; now it says {now!r}."
@@ -69,7 +75,19 @@ def _read(place: Path) -> dict[str, Any]:
 
 def _sum(file: str) -> str:
     path = ROOT / file
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+    return _checksum(path, path.stat().st_mtime_ns) if path.is_file() else ""
+
+
+@functools.cache
+def _checksum(path: Path, written: int) -> str:
+    """A checksum of a file; of Python's only what runs: words and layout may change without a notebook's run anew."""
+    if path.suffix != ".py":
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    code = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(code):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:]
+    return hashlib.sha256(ast.dump(code).encode()).hexdigest()
 
 
 def with_name(source: str, name: str) -> str:
@@ -133,7 +151,7 @@ def _length(value: Any) -> int:
 
 
 def _loaded(files: Iterable[str | None]) -> list[str]:
-    """The lab's own among these files, as seen from the repository's root."""
+    """Those of these files that decide what the states are, as seen from the repository's root."""
     paths = {Path(file) for file in files if file}
-    own = (ROOT / "rlhf_lab", ROOT / "slides")
-    return sorted(p.relative_to(ROOT).as_posix() for p in paths if any(p.is_relative_to(folder) for folder in own))
+    decides = (ROOT / "rlhf_lab", Path(__file__).with_name("states.py"))
+    return sorted(p.relative_to(ROOT).as_posix() for p in paths if any(p.is_relative_to(one) for one in decides))

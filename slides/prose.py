@@ -83,7 +83,7 @@ def finished(body: str, follow: Follow, here: str) -> tuple[str, tuple[Heading, 
     Raises:
         LabError: a picture without words; no heading of level 1, or several; a formula without its second dollar.
     """
-    soup = BeautifulSoup(body, "html.parser")
+    soup: Any = BeautifulSoup(body, "html.parser")
     mark_formulas(soup, here)
     contents = number_headings(soup, here)
     lead_links(soup, follow)
@@ -110,13 +110,16 @@ _DOLLAR = re.compile(r"\$")
 _FORMULA = re.compile(r"\$\$(.+?)\$\$|\$(.+?)\$", re.S)
 
 
+def _as_it_is(node: Any) -> bool:
+    return node.name in _AS_IT_IS or "tex" in node.get("class", [])
+
+
 def _texts(soup: Any, sign: re.Pattern[str]) -> list[Any]:
     """Text in which `sign` is found, and that is read as text: not code, not a formula's source."""
     return [
         text
         for text in soup.find_all(string=sign)
-        if type(text) is NavigableString
-        and not any(parent.name in _AS_IT_IS or "tex" in parent.get("class", []) for parent in text.parents)
+        if type(text) is NavigableString and not any(map(_as_it_is, text.parents))
     ]
 
 

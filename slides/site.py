@@ -18,6 +18,7 @@ import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 from bs4 import BeautifulSoup
@@ -238,7 +239,7 @@ def _sum(data: str) -> str:
 
 
 def code_style() -> str:
-    """Colours of code. Both styles keep a contrast of 4.5 : 1 on the ground that page.css gives them; paper is light."""
+    """Colours of code, with a contrast of 4.5 : 1 on the grounds that page.css gives them; paper is light."""
     from pygments.formatters import HtmlFormatter
 
     def rules(style: str, where: str) -> str:
@@ -269,7 +270,7 @@ def notebook_page(path: Path, folder: Path, links: Links, shared: States) -> Pag
     drawn = notebook.drawn(stored, path.stem, states)
     place = f"notebooks/{path.stem}.html"
     body, contents = prose.finished(drawn.body, lambda link: links.follow(link, path, place), path.name)
-    soup = BeautifulSoup(body, "html.parser")
+    soup: Any = BeautifulSoup(body, "html.parser")
     prose.link_notebooks(soup, functools.partial(_page_of, path.parent, path.stem))
     for name, data in drawn.pictures.items():
         target = folder / "notebooks" / "pictures" / name
@@ -304,7 +305,7 @@ def doc_page(path: Path, links: Links) -> Page:
     body, contents = prose.finished(
         prose.markdown(source), lambda link: links.follow(link, path, place), f"docs/{path.name}"
     )
-    soup = BeautifulSoup(body, "html.parser")
+    soup: Any = BeautifulSoup(body, "html.parser")
     prose.link_notebooks(soup, lambda number: _from_docs(_page_of(build.ROOT / "notebooks", "", number)))
     for picture in soup.find_all("img"):
         file = build.ROOT / posixpath.normpath(posixpath.join("docs", picture["src"])).removeprefix("files/")

@@ -83,16 +83,23 @@ FAULTS = """(phone) => {
   // Contrast of every text with the ground it stands on.
   const rgb = (text) => { const m = text.match(/[\\d.]+/g)?.map(Number) ?? [0, 0, 0, 0];
                           return text.startsWith('color(srgb') ? m.map((v, i) => i < 3 ? v * 255 : v) : m; };
-  const light = ([r, g, b]) => [r, g, b].map((v) => { v /= 255; return v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; })
+  const linear = (v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+  const light = (colour) => colour.slice(0, 3).map((v) => linear(v / 255))
     .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
-  const ground = (node) => { for (; node; node = node.parentElement) { const c = rgb(getComputedStyle(node).backgroundColor);
-                             if (c.length < 4 || c[3] > 0.5) return c; } return [255, 255, 255]; };
+  const ground = (node) => {
+    for (; node; node = node.parentElement) {
+      const c = rgb(getComputedStyle(node).backgroundColor);
+      if (c.length < 4 || c[3] > 0.5) return c;
+    }
+    return [255, 255, 255];
+  };
   const seen = new Map();
   const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
   for (let node = walker.nextNode(); node; node = walker.nextNode()) {
     const parent = node.parentElement;
     if (!node.data.trim() || parent.closest('.katex-mathml, .voice, .skip, script, style, noscript')) continue;
-    if (node.data.includes('$') && !parent.closest('pre, code')) say(`a dollar is left over: ${node.data.trim().slice(0, 60)}`);
+    const start = node.data.trim().slice(0, 50);
+    if (node.data.includes('$') && !parent.closest('pre, code')) say(`a dollar is left over: ${start}`);
     if (!parent.checkVisibility({ visibilityProperty: true })) continue;
     const style = getComputedStyle(parent);
     const ink = parent.closest('svg') ? style.fill : style.color;
@@ -102,12 +109,12 @@ FAULTS = """(phone) => {
     if (!seen.has(key)) {
       const [a, b] = [light(rgb(ink)), light(ground(parent))].sort((x, y) => y - x);
       seen.set(key, (a + 0.05) / (b + 0.05));
-      if (seen.get(key) < (large ? 3 : 4.5)) say(`contrast ${seen.get(key).toFixed(2)}: "${node.data.trim().slice(0, 40)}" in ${ink}`);
+      if (seen.get(key) < (large ? 3 : 4.5)) say(`contrast ${seen.get(key).toFixed(2)}: "${start}" in ${ink}`);
     }
   }
   return found;
 }"""
-# What cannot be read in an explorer. Boxes of lines that stand under each other touch; letters do not reach their edges.
+# What cannot be read in an explorer. Boxes of lines one under the other touch; letters do not reach the boxes' edges.
 UNREADABLE = """(chart) => {
   const found = [];
   const svg = chart.querySelector('svg');
@@ -115,14 +122,15 @@ UNREADABLE = """(chart) => {
   const em = parseFloat(getComputedStyle(svg).fontSize);
   const texts = [...svg.querySelectorAll('text')].filter((t) => t.textContent.trim()).map((t) => {
     const r = t.getBoundingClientRect();
-    const [x, y] = /rotate/.test(t.getAttribute('transform') ?? '') ? [0.2 * em, 0] : [0, 0.2 * em];
+    const [x, y] = /rotate/.test(t.getAttribute('transform') ?? '') ? [0.28 * em, 0] : [0, 0.28 * em];
     return { words: t.textContent, left: r.left + x, right: r.right - x, top: r.top + y, bottom: r.bottom - y };
   });
+  const shared = (a, b, low, high) => Math.min(a[high], b[high]) - Math.max(a[low], b[low]);
   texts.forEach((a, i) => {
     if (a.left < edge.left - 1 || a.right > edge.right + 1 || a.top < edge.top - 1 || a.bottom > edge.bottom + 1)
       found.push(`the text "${a.words}" is cut off at the chart's edge`);
     for (const b of texts.slice(i + 1))
-      if (Math.min(a.right, b.right) - Math.max(a.left, b.left) > 2 && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 2)
+      if (shared(a, b, 'left', 'right') > 2 && shared(a, b, 'top', 'bottom') > 2)
         found.push(`the texts "${a.words}" and "${b.words}" lie on one another`);
   });
   if (!svg.getAttribute('aria-label')) found.push('an explorer without words');
@@ -135,7 +143,10 @@ LOADED = """async () => {
 }"""
 LINKS = "() => [...document.querySelectorAll('a[href]')].map((node) => node.href)"
 ANCHORS = "() => [...document.querySelectorAll('[id]')].map((node) => node.id)"
-FOCUS = "() => { const s = getComputedStyle(document.activeElement); return s.outlineStyle !== 'none' && parseFloat(s.outlineWidth) >= 2; }"
+FOCUS = """() => {
+  const style = getComputedStyle(document.activeElement);
+  return style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) >= 2;
+}"""
 
 
 PRINTED = """() => {
@@ -171,6 +182,8 @@ def keyboard(page: Any) -> list[str]:
     if page.evaluate("() => document.activeElement.className") != "skip":
         faults.append("the first press of Tab does not lead to the skip link")
     for _ in range(6):
+        if page.evaluate("() => document.activeElement === document.body"):  # a short page: once round
+            break
         if not page.evaluate(FOCUS):
             faults.append(
                 f"no focus to be seen on {page.evaluate('() => document.activeElement.outerHTML.slice(0, 80)')}"

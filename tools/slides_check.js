@@ -109,7 +109,7 @@ window.SlidesCheck = {
       for (const [other, q] of texts.slice(i + 1)) {
         const wide = Math.min(r.right, q.right) - Math.max(r.left, q.left);
         const high = Math.min(r.bottom, q.bottom) - Math.max(r.top, q.top);
-        if (wide > 1 && high > 1) found.push(`the texts "${words}" and "${other}" lie on one another`);
+        if (wide > 2 && high > 0.25 * Math.min(r.bottom - r.top, q.bottom - q.top)) found.push(`the texts "${words}" and "${other}" lie on one another`);
       }
     });
     if (!svg.getAttribute('aria-label')) found.push('a chart without words for a screen reader');

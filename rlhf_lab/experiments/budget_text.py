@@ -78,8 +78,7 @@ class Purse:
 
     def next_prompts(self, number: int) -> Tokens:
         """The next prompts of the training split, each used once."""
-        made = self.run.bench
-        every = made.world.prompts(made.tokenizer, "train", 2048)
+        every = self.run.bench.pool
         rows = (torch.arange(number) + self.first_prompt).remainder(len(every))
         self.first_prompt += number
         order = torch.randperm(len(every), generator=seeded(self.run.seed, 40))

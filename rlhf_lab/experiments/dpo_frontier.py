@@ -18,15 +18,13 @@ import numpy as np
 import torch
 
 from rlhf_lab import evaluation, exact
-from rlhf_lab.algorithms.dpo import DPO, dpo
 from rlhf_lab.algorithms.ppo import PPO, ppo
-from rlhf_lab.algorithms.sft import sft
-from rlhf_lab.batch import Tokens
 from rlhf_lab.checks import LabError, check_beta
 from rlhf_lab.experiments import experiment, language
-from rlhf_lab.experiments.compare import Compare, Run
+from rlhf_lab.experiments.compare import Run
 from rlhf_lab.experiments.experiment import EXACT_RUNGS, Chosen, Experiment, Job, Settings, Verdict
 from rlhf_lab.experiments.statistics import Interval, mean_interval, summarise
+from rlhf_lab.experiments.tables import EPOCHS, table_run, train_table
 from rlhf_lab.experiments.watch import Watch, watching
 from rlhf_lab.policies.base import Policy
 from rlhf_lab.training import Training, seeded
@@ -112,17 +110,7 @@ class _TextSeed(language.TextRun):
 
 @lru_cache(maxsize=1)
 def _exact_seed(settings: DPOFrontier, seed: int) -> Run:
-    """A seed of an exact rung: a world of its own, its labels, its reward model. Policies are tables."""
-    tree = settings.rung == "tree"
-    made = Compare(
-        world="tree" if tree else "bandit",
-        policy="table",
-        labels=settings.labels,
-        world_seed=seed,
-        steps=settings.steps,
-        progress=False,
-    )
-    return Run(made, made.make_world(), seed)
+    return table_run(settings.rung, seed, settings.labels, settings.steps)
 
 
 @lru_cache(maxsize=1)
@@ -196,7 +184,7 @@ def run(settings: DPOFrontier, job: Job, chosen: Chosen) -> list[dict[str, Any]]
 
 def _epochs(text: bool) -> int:
     """PPO's optimiser steps for one round of samples."""
-    return 2 if text else 4
+    return 2 if text else EPOCHS
 
 
 def _see_exact(settings: DPOFrontier, seed: int) -> Callable[[Policy], dict[str, float]]:
@@ -247,21 +235,10 @@ def _text_frontier(settings: DPOFrontier, seed: int) -> list[dict[str, Any]]:
 
 def _train_exact(settings: DPOFrontier, seed: int, method: str, beta: float, rate: float, watch: Watch) -> None:
     state = _exact_seed(settings, seed)
-    world, pairs = state.world, state.pairs
-    training = replace(state.training(METHODS[method]), learning_rate=rate)
-    reward = world.reward if method == "ppo-gold" else state.reward if method == "ppo" else None
     policy = state.fresh()
     watch.follow(policy)
-    if method == "sft":
-        sft(policy, pairs.prompts, Tokens(pairs.responses.ids[:, :1], pairs.responses.mask[:, :1]), training)
-    elif method == "dpo":
-        dpo(policy, world.reference, pairs, DPO(beta=beta), training)
-    else:
-        assert reward is not None
-        rounds = replace(training, steps=max(training.steps // _epochs(False), 1))
-        own = PPO(beta=beta, samples=max(256 // world.num_prompts, 1), epochs=_epochs(False))
-        critic = policy.new_critic(state.reward)
-        ppo(policy, world.reference, reward, critic, world.prompts, own, rounds)
+    reward = state.world.reward if method == "ppo-gold" else None
+    train_table(state, policy, method, beta, replace(state.training(METHODS[method]), learning_rate=rate), reward)
 
 
 def _train_text(settings: DPOFrontier, seed: int, method: str, beta: float, rate: float, watch: Watch) -> None:

@@ -1,8 +1,9 @@
 """How an experiment on a claim is built, run, stopped, gone on with, and kept.
 
-A claim of the lecture is a file of this folder. It says what the source claims, which rule will decide it (written
-before the first run, as a sentence and as the function `judge`), which jobs have to be run, and what their numbers
-come to. This file runs the jobs and keeps what they found:
+A claim of the lecture is a file of this folder, NAME.py; what is too much for one file stands beside it (NAME_told.py:
+its picture, words and text). It says what the source claims, which rule will decide it (written before the first run,
+as a sentence and as the function `judge`), which jobs have to be run, and what their numbers come to. This file runs
+the jobs and keeps what they found:
 
     results/NAME/RUNG/runs.csv      every job's rows
                       summary.csv   means with intervals
@@ -385,4 +386,4 @@ def main(experiment: Experiment, settings: Any) -> None:
         print("This was a quick run: it shows that everything works, and its verdict means nothing.")
     save(experiment, found, out)
     minutes = found.seconds / 60
-    print(f"\n{minutes:.1f} minutes of one core. Tables, result.json and figure.png are in {os.path.relpath(out)}.")
+    print(f"\n{minutes:.1f} minutes. Tables, result.json and figure.png are in {os.path.relpath(out)}.")

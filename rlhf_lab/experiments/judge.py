@@ -22,7 +22,7 @@ from rlhf_lab.algorithms.reward_model import RewardModel, reward_model
 from rlhf_lab.batch import Pairs, Tokens
 from rlhf_lab.checks import LabError
 from rlhf_lab.evaluation.judges import Judge, RewardJudge
-from rlhf_lab.experiments.language import Bench
+from rlhf_lab.experiments.language import Bench, bench
 from rlhf_lab.preferences import first_wins
 from rlhf_lab.training import Training, seeded
 
@@ -50,6 +50,19 @@ def judge(bench: Bench) -> Judge:
         bench: the world, and the reference whose draws it learns from. Its responses pass through strings.
     """
     return fitted(bench)
+
+
+@lru_cache(maxsize=2)
+def judge_of(rung: str, world: str, quick: bool = False) -> Judge:
+    """The judge of a text world on a rung.
+
+    Args:
+        rung: as in `language.bench`.
+        world: which text world.
+        quick: fit it in a second, so that it knows next to nothing: to see that everything works.
+    """
+    made = bench(rung, world)
+    return fitted(made, 24, 2) if quick else judge(made)
 
 
 def fitted(bench: Bench, prompts: int = PROMPTS, steps: int = STEPS, seed: int = SEED) -> RewardJudge:

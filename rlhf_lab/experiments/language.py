@@ -51,6 +51,11 @@ class Bench:
     unit: float
     """Gold reward that is one logit of a label."""
 
+    @cached_property
+    def pool(self) -> Tokens:
+        """The first 2,048 prompts of the training split, tokenised once; seeds draw theirs from these."""
+        return self.world.prompts(self.tokenizer, "train", 2048)
+
     def gold(self, prompts: Tokens, responses: Tokens) -> torch.Tensor:
         """r* = gold / unit of each response, (B, G), float64."""
         return self.world.reward(self.tokenizer)(prompts, responses).double() / self.unit
@@ -137,7 +142,7 @@ class TextRun:
     @cached_property
     def prompts(self) -> Tokens:
         """Prompts for methods that sample, drawn from the training split by this seed."""
-        every = self.bench.world.prompts(self.bench.tokenizer, "train", 2048)
+        every = self.bench.pool
         order = torch.randperm(len(every), generator=seeded(self.seed, 21))
         return every[order[: self.plan.prompts]]
 

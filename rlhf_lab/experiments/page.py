@@ -26,6 +26,7 @@ times larger: a verdict is about these rungs, and the same command runs on other
 hold*: by the rule. *not decided*: the intervals are too wide to say. A dash: not run yet on that rung. Anyone who
 doubts a row can run its command; it shows a progress bar, goes on where it was stopped, and writes to `results/`.
 Nothing was tuned for a method beyond a search of the same size for all, which is in `search.csv` beside the result.
+Times are of one core that had other work to do as well: at most so long.
 
 This page is generated from those results (`make claims`).
 """
@@ -89,7 +90,7 @@ def _claim(found: list[tuple[Experiment, Path, dict[str, Any]]], page: Path) -> 
             f"{record['verdict']['sentence']}\n",
             f"{record['text']}\n",
             f"![{words}]({picture})\n",
-            f"`{record['command']}`: {record['settings']['seeds']} seeds, {minutes:.1f} minutes of one core; "
+            f"`{record['command']}`: {record['settings']['seeds']} seeds, {minutes:.1f} minutes; "
             f"intervals: {record['interval']}. [Rows]({picture.replace('figure.png', 'runs.csv')}), "
             f"[summary]({picture.replace('figure.png', 'summary.csv')}).\n",
         ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,13 +17,19 @@ from torch import Tensor
 from rlhf_lab import exact, preferences, sampling
 from rlhf_lab.batch import Pairs, Tokens, cat, pick_pairs
 from rlhf_lab.evaluation import evaluate
+from rlhf_lab.experiments import language
 from rlhf_lab.experiments.compare import Compare, Run
-from rlhf_lab.experiments.experiment import Outcome
+from rlhf_lab.experiments.experiment import EXACT_RUNGS, Outcome
 from rlhf_lab.experiments.language import TextRun
 from rlhf_lab.experiments.statistics import Interval
 from rlhf_lab.policies.base import Policy, Reward
 from rlhf_lab.training import seeded
 from rlhf_lab.worlds.world import World
+
+if TYPE_CHECKING:
+    from rlhf_lab.experiments.rso_settings import RSOSettings
+    from rlhf_lab.experiments.rso_table import RSOTable
+    from rlhf_lab.experiments.rso_why import RSOWhy
 
 LOSSES = ("sigmoid-norm", "hinge", "hinge-norm")
 SOURCES = ("direct", "sft-sample-rank", "rso-sample-rank")
@@ -62,6 +68,11 @@ class Bed:
             if isinstance(run, Run):
                 return run.world.reward(run.prompts, self.drawn[0]).double()
             return run.bench.gold(run.prompts, self.drawn[0])
+
+    def reach(self, beta: float) -> float:
+        """KL(π_r‖π_ref) in nats, mean over prompts: the candidates weighted by exp(r_φ/β), at most log G of them."""
+        weights = (self.drawn[1] / beta).softmax(-1)
+        return torch.special.xlogy(weights, weights * weights.shape[-1]).sum(-1).mean().item()
 
     @torch.no_grad()
     def _draw(self, reward: Reward) -> tuple[Tokens, Tensor]:
@@ -123,6 +134,32 @@ def exact_run(rung: str, seed: int, labels: int, prompts: int, steps: int, rate:
     run = Run(settings, settings.make_world(), seed)
     run.PROMPTS = prompts  # read through the instance
     return run
+
+
+def bed_of(settings: RSOTable | RSOSettings | RSOWhy, task: str, seed: int) -> Bed:
+    """A seed's bed with the sizes that an experiment's settings give.
+
+    Args:
+        settings: of the experiment. On exact rungs the reward model is fitted at the middle one of its rates.
+        task: text world of a language model.
+        seed: of labels, reward model and draws; on exact rungs of the world too.
+    """
+    if settings.rung in EXACT_RUNGS:
+        rate = sorted(settings.rates)[len(settings.rates) // 2]
+        sizes = settings.labels, settings.prompts, settings.reward_steps
+        run = exact_run(settings.rung, seed, *sizes, rate, settings.batch, settings.beta)
+        return Bed(run, settings.candidates)
+    plan = language.Plan(
+        labels=settings.labels,
+        prompts=settings.prompts,
+        beta=settings.beta,
+        steps=settings.steps,
+        batch=settings.batch,
+        reward_steps=settings.reward_steps,
+        test_prompts=settings.test_prompts,
+        test_samples=settings.test_samples,
+    )
+    return Bed(language.TextRun(language.bench(settings.rung, task), plan, seed), settings.candidates)
 
 
 def chance_to_win(log_ref: Tensor, reward: Tensor) -> Tensor:

@@ -13,8 +13,9 @@ from rlhf_lab.checks import LabError, check_beta
 from rlhf_lab.experiments import experiment, language
 from rlhf_lab.experiments.compare import Run
 from rlhf_lab.experiments.experiment import EXACT_RUNGS, Chosen, Experiment, Job, Settings, Verdict
+from rlhf_lab.experiments.judge import judge_of
 from rlhf_lab.experiments.papers import RSO_TABLE_2
-from rlhf_lab.experiments.rso_common import Bed, State, compose, exact_run, percent, sentence_of, state_of
+from rlhf_lab.experiments.rso_common import Bed, State, bed_of, compose, percent, sentence_of, state_of
 from rlhf_lab.experiments.statistics import Interval, difference, summarise
 from rlhf_lab.figures import style
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from rlhf_lab.evaluation.judges import Judge
 
 SEARCH_SEED = 1000
 SFT = math.inf
@@ -165,38 +165,7 @@ def _jobs(settings: RSOSettings) -> list[Job]:
 @lru_cache(maxsize=1)
 def _bed(settings: RSOSettings, seed: int) -> Bed:
     """What a seed's conditions share, kept while they follow each other."""
-    if settings.rung in EXACT_RUNGS:
-        rate = sorted(settings.rates)[len(settings.rates) // 2]
-        run = exact_run(
-            settings.rung,
-            seed,
-            settings.labels,
-            settings.prompts,
-            settings.reward_steps,
-            rate,
-            settings.batch,
-            settings.beta,
-        )
-        return Bed(run, settings.candidates)
-    plan = language.Plan(
-        labels=settings.labels,
-        prompts=settings.prompts,
-        beta=settings.beta,
-        steps=settings.steps,
-        batch=settings.batch,
-        reward_steps=settings.reward_steps,
-        test_prompts=settings.test_prompts,
-        test_samples=settings.test_samples,
-    )
-    return Bed(language.TextRun(language.bench(settings.rung, settings.task), plan, seed), settings.candidates)
-
-
-@lru_cache(maxsize=2)
-def _judge(rung: str, task: str, quick: bool) -> Judge:
-    from rlhf_lab.experiments import judge
-
-    made = language.bench(rung, task)
-    return judge.fitted(made, 24, 2) if quick else judge.judge(made)
+    return bed_of(settings, settings.task, seed)
 
 
 def _run(settings: RSOSettings, job: Job, chosen: Chosen) -> list[dict[str, Any]]:
@@ -218,7 +187,7 @@ def _run(settings: RSOSettings, job: Job, chosen: Chosen) -> list[dict[str, Any]
         limit = exact.optimal_policy(bed.run.world.log_ref(), bed.run.learned_rewards, one.gamma)
         numbers |= {f"limit_{name}": value for name, value in bed.ruler(limit).items() if name in LIMITS}
     else:
-        judge = None if searching else _judge(settings.rung, settings.task, settings.quick)
+        judge = None if searching else judge_of(settings.rung, settings.task, settings.quick)
         split, reward = "validation" if searching else "test", bed.run.reward
         found = language.measure(bed.run, policy, split=split, proxy=reward, judge=judge, beta=settings.beta)  # type: ignore[arg-type]
         numbers |= found | {"proxy_objective": found["proxy"] - settings.beta * found["kl"]}

@@ -99,8 +99,26 @@ def bootstrap(
     rows = np.asarray(values, dtype=float)
     if len(rows) < 2:
         return Interval(float(statistic(rows)), float("nan"), float("nan"))
-    generator = np.random.default_rng(seed)
-    index = generator.integers(len(rows), size=(draws, len(rows)))
-    again = np.array([statistic(rows[i]) for i in index])
+    again = np.array([statistic(rows[i]) for i in _resampled(len(rows), draws, seed)])
     low, high = np.quantile(again, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(statistic(rows)), float(low), float(high))
+
+
+def bootstrap_median(values: Sequence[float] | np.ndarray, draws: int = 2000, seed: int = 0) -> Interval:
+    """The median with its 95% percentile interval: `bootstrap` of `np.median`, to the last digit, all draws at once.
+
+    Args:
+        values: (n,), resampled with replacement.
+        draws: bootstrap samples.
+        seed: of the resampling.
+    """
+    rows = np.asarray(values, dtype=float)
+    if len(rows) < 2:
+        return Interval(float(np.median(rows)), float("nan"), float("nan"))
+    again = np.median(rows[_resampled(len(rows), draws, seed)], axis=1)
+    return Interval(float(np.median(rows)), *map(float, np.quantile(again, [0.025, 0.975])))
+
+
+def _resampled(rows: int, draws: int, seed: int) -> np.ndarray:
+    """Which rows each draw takes, (draws, rows)."""
+    return np.random.default_rng(seed).integers(rows, size=(draws, rows))

@@ -18,16 +18,15 @@ import torch
 from torch import Tensor
 
 from rlhf_lab import exact
-from rlhf_lab.algorithms.dpo import DPO, dpo
-from rlhf_lab.algorithms.ppo import PPO, ppo
-from rlhf_lab.algorithms.sft import sft
 from rlhf_lab.batch import Tokens, cat
 from rlhf_lab.checks import LabError, check_beta
-from rlhf_lab.evaluation import Judge, evaluate
+from rlhf_lab.evaluation import evaluate
 from rlhf_lab.experiments import experiment, language
-from rlhf_lab.experiments.compare import Compare, Run
+from rlhf_lab.experiments.compare import Run
 from rlhf_lab.experiments.experiment import EXACT_RUNGS, Chosen, Experiment, Job, Settings, Verdict
+from rlhf_lab.experiments.judge import judge_of
 from rlhf_lab.experiments.statistics import Interval, mean_interval, summarise
+from rlhf_lab.experiments.tables import table_run, train_table
 from rlhf_lab.policies.base import Policy, Reward
 from rlhf_lab.policies.tabular import TabularPolicy
 from rlhf_lab.worlds.world import World
@@ -95,18 +94,7 @@ class Temperatures(Settings):
 
 @lru_cache(maxsize=1)
 def _exact_seed(settings: Temperatures, seed: int) -> Run:
-    """A seed of an exact rung: a world of its own, its labels, its reward model. Policies are tables."""
-    tree = settings.rung == "tree"
-    made = Compare(
-        world="tree" if tree else "bandit",
-        policy="table",
-        beta=settings.beta,
-        labels=settings.labels,
-        world_seed=seed,
-        steps=settings.steps,
-        progress=False,
-    )
-    return Run(made, made.make_world(), seed)
+    return table_run(settings.rung, seed, settings.labels, settings.steps, settings.beta)
 
 
 @lru_cache(maxsize=1)
@@ -122,14 +110,6 @@ def _text_seed(settings: Temperatures, seed: int) -> language.TextRun:
     if settings.quick:
         plan = replace(plan, reward_steps=2, batch=4, prompts=8)
     return language.TextRun(language.bench(settings.rung, WORLD), plan, seed)
-
-
-@lru_cache(maxsize=1)
-def _judge(rung: str, quick: bool) -> Judge:
-    from rlhf_lab.experiments import judge
-
-    made = language.bench(rung, WORLD)
-    return judge.fitted(made, 24, 2) if quick else judge.judge(made)
 
 
 def jobs(settings: Temperatures) -> list[Job]:
@@ -223,16 +203,9 @@ def _run_exact(settings: Temperatures, seed: int, method: str, rate: float, tryi
 
 
 def _train_exact(state: Run, method: str, rate: float) -> Policy:
+    policy = state.fresh()
     training = replace(state.training(TRAINED[method]), learning_rate=rate)
-    world, pairs, policy = state.world, state.pairs, state.fresh()
-    if method == "sft":
-        sft(policy, pairs.prompts, Tokens(pairs.responses.ids[:, :1], pairs.responses.mask[:, :1]), training)
-    elif method == "dpo":
-        dpo(policy, world.reference, pairs, DPO(beta=state.settings.beta), training)
-    else:
-        own = PPO(beta=state.settings.beta, samples=max(256 // world.num_prompts, 1))
-        rounds = replace(training, steps=max(training.steps // own.epochs, 1))
-        ppo(policy, world.reference, state.reward, policy.new_critic(state.reward), world.prompts, own, rounds)
+    train_table(state, policy, method, state.settings.beta, training)
     return policy
 
 
@@ -287,7 +260,7 @@ def _run_text(settings: Temperatures, seed: int, method: str, rate: float, tryin
         policies = {method: reference}
     if trying:
         return [{"objective": language.measure(state, policies[method], split="validation")["objective"]}]
-    judge = _judge(settings.rung, settings.quick)
+    judge = judge_of(settings.rung, WORLD, settings.quick)
     rows = []
     for name, policy in policies.items():
         for temperature in settings.temperatures:

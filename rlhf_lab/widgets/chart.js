@@ -337,11 +337,13 @@ export function mount(el, { title = "", palette = {} } = {}) {
   // Asking for a size makes the browser lay out the whole page: asked when it may have changed, not at every draw.
   let size = null;
 
-  // A letter, the room, and the drawing's height in em where the page sets one: a slide has only so much.
+  // A letter, the room, the drawing's height in em where the page sets one (a slide has only so much), and the least
+  // width in em of panels that stand side by side.
   function measure() {
     const look = getComputedStyle(figure);
     const tall = parseFloat(look.getPropertyValue("--rlhf-chart-height"));
-    return [parseFloat(look.fontSize) || 16, figure.clientWidth, tall || 0];
+    const least = parseFloat(look.getPropertyValue("--rlhf-chart-panel"));
+    return [parseFloat(look.fontSize) || 16, figure.clientWidth, tall || 0, least || 21];
   }
 
   function draw() {
@@ -352,7 +354,7 @@ export function mount(el, { title = "", palette = {} } = {}) {
     const panels = current.panels;
     const shares = panels.reduce((sum, panel) => sum + panel.width, 0);
     const gap = 1.6 * em;
-    const row = panels.length > 0 && (width - gap * (panels.length - 1)) / shares >= 21 * em;
+    const row = panels.length > 0 && (width - gap * (panels.length - 1)) / shares >= size[3] * em;
     const each = (size[2] || (row ? 21 : 19)) * em;
     const height = panels.length === 0 ? 0 : row ? each : each * panels.length + gap * (panels.length - 1);
     svg.setAttribute("viewBox", `0 0 ${width} ${height}`);

@@ -290,14 +290,15 @@ BLOCK = Block(
                     verdict(
                         "rso-table",
                         "small",
-                        "On summaries, does not hold. Contradicted: rso-sample-rank above sft-sample-rank; RAFT and "
-                        "ReST below RSO. Not decided: sft-sample-rank above direct; losses with π_ref not worse than "
-                        "hinge. On dialogue, does not hold. In part: sft-sample-rank above direct; losses with π_ref "
-                        "not worse than hinge. Contradicted: rso-sample-rank above sft-sample-rank; RAFT and ReST "
-                        "below RSO.",
-                        "On both tasks pairs of π_r win less than π_sft's (summaries: {0} points), and RAFT and ReST more "
-                        "than RSO.",
-                        "两个任务上，π_r 的成对数据都不如 π_sft 的（摘要：{0} 个百分点），RAFT 和 ReST 胜过 RSO。",
+                        "On summaries, does not hold. Borne out: losses with π_ref not worse than hinge. "
+                        "Contradicted: rso-sample-rank above sft-sample-rank; sft-sample-rank above direct; RAFT and "
+                        "ReST below RSO. On dialogue, does not hold. Contradicted: rso-sample-rank above "
+                        "sft-sample-rank; RAFT and ReST below RSO. Not decided: sft-sample-rank above direct; losses "
+                        "with π_ref not worse than hinge.",
+                        "On both tasks pairs of π_r win less than π_sft's (summaries: {0} points), and RAFT and ReST "
+                        "more than RSO. What π_r accepts is so alike that a label is nearly a coin.",
+                        "两个任务上，π_r 的成对数据都不如 π_sft 的（摘要：{0} 个百分点），RAFT 和 ReST 胜过 RSO。"
+                        "π_r 接受的回答彼此太像，标注近乎抛硬币。",
                         also="rso-sample-rank above sft-sample-rank by {} (sigmoid-norm)",
                     ),
                 ),
@@ -306,11 +307,14 @@ BLOCK = Block(
             ),
             notes=T(
                 "Crosses are the paper's numbers. Do not read this as a refutation: a million weights, a few dozen "
-                "steps, a reward model no larger than the policy, which labelled fewer pairs than people did. It says "
-                "that the order is not a law.\n\nThe exact bandit and tree say the same. What differs from the paper "
-                "is listed in docs/claims.md. Ask which difference they suspect. Two minutes.",
-                "叉是论文的数字。不要把它当成反驳：一百万参数，几十步训练，奖励模型不比策略大，它标注的对数还不如人多。"
-                "它只说明这个次序不是定律。\n\n精确的老虎机和词元树结论相同。与论文的不同之处列在 docs/claims.md 里。"
+                "steps, a reward model no larger than the policy, which labels twice as many pairs as people did. It "
+                "says that the order is not a law, and shows a way in which it fails: the label is drawn from the "
+                "reward model's own probability, and two answers that π_r both accepts have nearly the same "
+                "reward.\n\nThe exact bandit and tree say the same. What differs from the paper is listed in "
+                "docs/claims.md. Ask which difference they suspect. Two minutes.",
+                "叉是论文的数字。不要把它当成反驳：一百万参数，几十步训练，奖励模型不比策略大，它标注的对数是人的两倍。"
+                "它说明这个次序不是定律，也显示了一种失效的方式：标注按奖励模型自己的概率抽取，而 π_r 都接受的两个回答"
+                "奖励几乎相同。\n\n精确的老虎机和词元树结论相同。与论文的不同之处列在 docs/claims.md 里。"
                 "问问大家怀疑是哪一点。两分钟。",
             ),
             minutes=2.0,

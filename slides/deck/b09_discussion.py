@@ -56,7 +56,6 @@ BLOCK = Block(
                         "减小 β：许诺多少，赚到多少？再换奖励模型。",
                     ),
                     at={"which": 1},
-                    panels=(0, 1),
                 ),
             ),
             notes=T(

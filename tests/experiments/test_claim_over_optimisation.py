@@ -13,7 +13,9 @@ from rlhf_lab import exact
 from rlhf_lab.checks import LabError
 from rlhf_lab.experiments import over_optimisation as claim
 from rlhf_lab.experiments.experiment import experiment_run
-from rlhf_lab.experiments.over_optimisation import OverOptimisation, best_of_subsets, later, make_world, turn
+from rlhf_lab.experiments.over_optimisation import OverOptimisation
+from rlhf_lab.experiments.over_optimisation_roads import PartReward, _exact_run, best_of_subsets, make_world
+from rlhf_lab.experiments.over_optimisation_told import later, turn
 from rlhf_lab.experiments.statistics import Interval
 from rlhf_lab.training import seeded
 
@@ -163,7 +165,7 @@ def test_no_road_has_more_proxy_than_the_optimum_with_its_kl(found, rung):
 def test_the_limited_reward_model_sees_only_its_features():
     """On the tree it is additive: fitted to gold by least squares it leaves the bigrams over; features fit shapes."""
     world, features = make_world("tree", 0)
-    model = claim.PartReward(world, features)
+    model = PartReward(world, features)
     with torch.no_grad():
         model.weight.copy_(torch.arange(32, dtype=torch.float64).reshape(1, 32))
         scores = model(world.prompts, world.responses)
@@ -187,7 +189,7 @@ def test_the_bandits_gold_is_mostly_linear_in_the_features():
 def test_best_of_n_on_the_bandit_is_the_exact_one(found):
     """One row recomputed from the run's own reward model."""
     result = found("bandit")
-    run = claim._exact_run(result.settings, 0, result.settings.labels[0], "full")
+    run = _exact_run(result.settings, 0, result.settings.labels[0], "full")
     row = result.runs.query("road == 'best-of-n' and seed == 0 and kind == 'full' and pressure == 8").iloc[0]
     policy = exact.best_of_n(run.world.log_ref(), run.learned_rewards, 8)
     assert row["kl"] == pytest.approx(exact.kl(policy, run.world.log_ref()).mean().item())

@@ -10,9 +10,9 @@ import torch
 from rlhf_lab.algorithms.dpo import DPO, dpo
 from rlhf_lab.batch import Pairs, Tokens
 from rlhf_lab.checks import LabError
-from rlhf_lab.experiments import non_static
 from rlhf_lab.experiments.experiment import experiment_run
-from rlhf_lab.experiments.non_static import EXPERIMENT, Memory, NonStatic, deploy, newton, steady
+from rlhf_lab.experiments.non_static import EXPERIMENT, NonStatic
+from rlhf_lab.experiments.non_static_fits import LOOKS, Memory, deploy, newton, rounds_kept, steady
 from rlhf_lab.training import Training, seeded
 from rlhf_lab.worlds import moving
 from rlhf_lab.worlds.moving import Asked, moving_bandit
@@ -65,9 +65,9 @@ def test_dpo_of_the_lab_finds_what_the_reward_model_and_its_optimum_find():
 
 
 def test_what_each_strategy_keeps():
-    assert non_static._kept("window", 4, 2).tolist() == [[0, 0, 1, 1]]
-    assert non_static._kept("refit-all", 3, 2).tolist() == [[1, 1, 1]]
-    fading = non_static._kept("forgetting", 200, 3)[0]
+    assert rounds_kept("window", 4, 2).tolist() == [[0, 0, 1, 1]]
+    assert rounds_kept("refit-all", 3, 2).tolist() == [[1, 1, 1]]
+    fading = rounds_kept("forgetting", 200, 3)[0]
     age = torch.arange(200, 0, -1).double()
     assert float((fading * age).sum() / fading.sum()) == pytest.approx(2.0)  # a window of 3: ages 1, 2, 3
 
@@ -164,7 +164,7 @@ def test_a_quick_run_gives_a_verdict_a_text_and_a_picture(rung, tmp_path):
         assert (found.runs["regret"] >= 0).all()
         # Before anything has come in but one round of labels, all that fit to π_ref's labels are the same.
         still = found.runs[(found.runs["part"] == "deploy") & (found.runs["turn"] == 0) & (found.runs["seed"] == 0)]
-        assert set(still["strategy"]) == set(non_static.LOOKS)
+        assert set(still["strategy"]) == set(LOOKS)
 
 
 def test_settings_that_make_no_sense_are_refused():

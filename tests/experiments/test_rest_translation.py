@@ -13,7 +13,9 @@ from rlhf_lab import exact
 from rlhf_lab.checks import LabError
 from rlhf_lab.experiments import rest_translation as claim
 from rlhf_lab.experiments.experiment import experiment_run
-from rlhf_lab.experiments.rest_translation import ReSTTranslation, at_equal_kl, filter_limit
+from rlhf_lab.experiments.rest_translation import ReSTTranslation
+from rlhf_lab.experiments.rest_translation_runs import at_equal_kl, filter_limit, grown_of, rest_rows
+from rlhf_lab.experiments.rest_translation_told import Part
 from rlhf_lab.experiments.statistics import Interval
 from rlhf_lab.training import seeded
 
@@ -111,10 +113,10 @@ def test_on_exact_rungs_nothing_beats_the_frontier_and_regret_is_by_kl(found, ru
 def test_the_shared_grown_set_is_the_one_that_rest_draws():
     """The share that passes the first filters, from `rest`'s history, is that of the samples the other losses get."""
     settings = ReSTTranslation(rung="bandit", quick=True, progress=False)
-    grown = claim._grown(settings, 0)
+    grown = grown_of(settings, 0)
     y, _ = grown.samples
     both = torch.cat([grown.scaled(grown.run.prompts, y).flatten(), grown.scaled(*grown.original).flatten()])
-    kept = {row["condition"]: row["kept"] for row in claim._rest(grown)}
+    kept = {row["condition"]: row["kept"] for row in rest_rows(grown)}
     for number, tau in enumerate(settings.thresholds[1:], 1):
         assert kept[f"G1 I{number}"] == pytest.approx((both > tau).double().mean().item(), abs=1e-6)
     assert kept["G1 I0"] == 1
@@ -123,7 +125,7 @@ def test_the_shared_grown_set_is_the_one_that_rest_draws():
 def test_scores_of_the_thresholds_do_not_know_a_prompts_constant():
     """A function of the prompt added to r_φ moves no scaled score."""
     settings = ReSTTranslation(rung="bandit", quick=True, progress=False, seeds=3)
-    before, after = claim._grown.__wrapped__(settings, 0), claim._grown.__wrapped__(settings, 0)
+    before, after = grown_of.__wrapped__(settings, 0), grown_of.__wrapped__(settings, 0)
     plain = before.scaled(before.run.prompts, before.samples[0])
     with torch.no_grad():
         for tables in after.run.reward.table.tables:
@@ -151,11 +153,11 @@ def test_the_rule_gives_every_outcome_it_names():
 def test_a_part_is_shown_refuted_open_or_shown_on_the_proxy_alone():
     """By hand, from intervals above, below and around zero."""
     up, down, wide = Interval(1, 0.5, 1.5), Interval(-1, -1.5, -0.5), Interval(0.1, -1, 1.2)
-    assert claim.Part("", [up, up], [wide, up]).status == "holds"
-    assert claim.Part("", [up, up], [wide, down]).status == "on the proxy alone"
-    assert claim.Part("", [up, wide], [up, up]).status == "open"
-    assert claim.Part("", [down, up], [up, up]).status == "refuted"
-    assert claim.Part("", [up], [down], False).status == "holds"
+    assert Part("", [up, up], [wide, up]).status == "holds"
+    assert Part("", [up, up], [wide, down]).status == "on the proxy alone"
+    assert Part("", [up, wide], [up, up]).status == "open"
+    assert Part("", [down, up], [up, up]).status == "refuted"
+    assert Part("", [up], [down], False).status == "holds"
 
 
 def test_judge_reads_the_parts_from_rows():

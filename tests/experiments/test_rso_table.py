@@ -12,7 +12,7 @@ from rlhf_lab.checks import LabError
 from rlhf_lab.experiments import rso_common
 from rlhf_lab.experiments.experiment import experiment_run, save
 from rlhf_lab.experiments.papers import RSO_TABLE_1, RSO_TABLE_2
-from rlhf_lab.experiments.rso_table import EXPERIMENT, ROWS, RSOTable, _bed, comparisons
+from rlhf_lab.experiments.rso_table import EXPERIMENT, ROWS, RSOTable, _bed, _labels_right, comparisons
 from rlhf_lab.experiments.statistics import Interval
 
 ABOVE, BELOW, OPEN = Interval(1, 0.5, 1.5), Interval(-1, -1.5, -0.5), Interval(0.1, -1, 1)
@@ -75,6 +75,9 @@ def test_a_language_model_runs_and_is_set_beside_the_paper():
     assert table.loc["hinge direct", "paper_judge_wins"] == pytest.approx(0.6054)
     assert math.isnan(table.loc["reference", "paper_judge_wins"])
     assert found.runs["judge_wins"].between(0, 1).all()
+    paired = found.runs["source"].isin(rso_common.SOURCES)
+    assert found.runs.loc[paired, "right"].between(0, 1).all() and found.runs.loc[~paired, "right"].isna().all()
+    assert (found.runs["reach"] > 0).all() and found.runs.groupby("seed")["reach"].nunique().eq(1).all()
     assert "rank correlation" in EXPERIMENT.text(settings, found.summary, found.runs)
 
 
@@ -106,6 +109,31 @@ def test_rejected_pairs_follow_the_reward_model_and_gold_pairs_the_gold_reward()
 
         sharp, flat = (bed.pairs(source, 0.05, 8, gold=gold) for source in ("rso-sample-rank", "sft-sample-rank"))
         assert mean(gold, sharp) > mean(gold, flat) + 0.2, other
+
+
+def test_the_way_to_pi_r_is_the_candidates_entropy_lost():
+    """KL of weights w on G equally likely candidates: log G − H(w). Equal scores: 0. β near 0, no ties: log G."""
+    scores = torch.tensor([[0.0, 1.0, 2.0, -1.0], [0.3, 0.1, 0.0, 0.2]], dtype=torch.float64)
+    bed = rso_common.Bed(run=None, candidates=4)
+    bed.__dict__["drawn"] = (None, scores)
+    entropy = torch.distributions.Categorical(logits=scores / 0.5).entropy().mean().item()
+    assert bed.reach(0.5) == pytest.approx(math.log(4) - entropy)
+    assert bed.reach(1e-4) == pytest.approx(math.log(4))
+    bed.__dict__["drawn"] = (None, torch.zeros(3, 4, dtype=torch.float64))
+    assert bed.reach(0.5) == pytest.approx(0)
+
+
+def test_hard_labels_name_the_larger_score_and_drawn_ones_as_often_as_bradley_terry_says():
+    """A drawn label is right with probability σ(|gap|): the share lies within four standard errors of the mean."""
+    settings = RSOTable(rung="bandit", quick=True, prompts=500, progress=False)
+    bed = _bed(settings, "bandit", 0)
+    assert _labels_right(bed, dataclasses.replace(settings, ranks="hard"), "sft-sample-rank") == 1
+    pairs = bed.pairs("sft-sample-rank", settings.beta, settings.accepted)
+    with torch.no_grad():
+        chance = bed.run.reward(pairs.prompts, pairs.responses).double().diff(dim=-1).abs().sigmoid()
+    error = (chance * (1 - chance)).sum().sqrt().item() / len(pairs)
+    assert abs(_labels_right(bed, settings, "sft-sample-rank") - chance.mean().item()) < 4 * error
+    assert math.isnan(_labels_right(bed, settings, "raft"))
 
 
 def _made(values):

@@ -10,7 +10,8 @@ from rlhf_lab import exact
 from rlhf_lab.checks import LabError
 from rlhf_lab.experiments import rso_why
 from rlhf_lab.experiments.experiment import experiment_run
-from rlhf_lab.experiments.rso_why import DIRECT, EXPERIMENT, RSOWhy, effects, exact_seed
+from rlhf_lab.experiments.rso_why import DIRECT, EXPERIMENT, RSOWhy, effects
+from rlhf_lab.experiments.rso_why_exact import draw_pairs, every_pair, exact_seed, fit, token_class
 
 
 @pytest.fixture(scope="module")
@@ -61,21 +62,19 @@ def test_a_fit_is_the_maximum_that_another_optimiser_finds(bandit):
         return np.mean(np.logaddexp(0, -gap) + (1 - wins) * gap) + 0.5 * theta @ theta / len(wins)
 
     other = matrix.numpy() @ minimize(loss, np.zeros(functions.size), tol=1e-10).x
-    assert np.allclose(rso_why.fit(functions, pairs).numpy(), other, atol=1e-4)
+    assert np.allclose(fit(functions, pairs).numpy(), other, atol=1e-4)
 
 
 def test_every_pair_is_the_limit_of_many_drawn_ones(bandit):
     """The share of labels 1 on drawn pairs of one prompt, against its probability, within four standard errors."""
     made = exact_seed(bandit.settings, 0)
-    drawn = rso_why.draw_pairs(
-        made.source("star"), made.world.rewards(), 40_000, torch.Generator().manual_seed(1), False
-    )
+    drawn = draw_pairs(made.source("star"), made.world.rewards(), 40_000, torch.Generator().manual_seed(1), False)
     assert len(drawn.wins) == 40_000 and (drawn.first != drawn.second).all()
     gap = made.world.rewards()[drawn.prompt, drawn.first] - made.world.rewards()[drawn.prompt, drawn.second]
     chance = gap.sigmoid()
     error = (chance * (1 - chance)).mean().sqrt() / 200
     assert abs((drawn.wins - chance).mean()) < 4 * error
-    every = rso_why.every_pair(made.source("star"), made.world.rewards())
+    every = every_pair(made.source("star"), made.world.rewards())
     assert every.weight.sum() == pytest.approx(1)
     # The drawn pairs' mean squared gap is the listed ones', prompts weighed alike.
     p = made.source("star").exp()
@@ -87,7 +86,7 @@ def test_every_pair_is_the_limit_of_many_drawn_ones(bandit):
 
 def test_the_trees_limited_policy_cannot_say_what_two_tokens_do_together():
     made = exact_seed(RSOWhy(rung="tree", quick=True), 0)
-    one, other = made.classes["limited"], rso_why.token_class(made.world, bigrams=True)
+    one, other = made.classes["limited"], token_class(made.world, bigrams=True)
     gold = made.world.rewards()[0]
     for functions, able in ((one, False), (other, True)):
         basis = torch.stack([functions.values(e)[0] for e in torch.eye(functions.size, dtype=torch.float64)], -1)

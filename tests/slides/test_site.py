@@ -1,6 +1,8 @@
 """The pages beside the slides: links, formulas, headings, pictures, explorers, without node, npm or a browser."""
 
 import json
+import os
+import time
 
 import nbformat.v4 as v4
 import pytest
@@ -308,13 +310,21 @@ def test_kept_states_are_used_until_the_cells_or_a_file_that_was_loaded_change(t
 
     def run(path, sources, place):
         runs.append(sources)
+        if sources[-1] == "busy()":
+            write("x = 2", round(time.time()) + 9)
         files = {"lab.py": alive._sum("lab.py")}
         place.write_text(json.dumps({"words": "W", "states": f"{len(runs)}", "files": files}))
 
     monkeypatch.setattr(alive, "ROOT", tmp_path)
     monkeypatch.setattr(alive, "CACHE", tmp_path / "cache")
     monkeypatch.setattr(alive, "_execute", run)
-    (tmp_path / "lab.py").write_text("1")
+    lab = tmp_path / "lab.py"
+
+    def write(code: str, when: int) -> None:
+        lab.write_text(code)
+        os.utime(lab, (when, when))
+
+    write('"""Words."""\nx = 1  # more', 1)
     path = tmp_path / "01_x.ipynb"
 
     def states(source: str, words: str = "W") -> tuple[str, str]:
@@ -326,8 +336,14 @@ def test_kept_states_are_used_until_the_cells_or_a_file_that_was_loaded_change(t
     assert runs == [["first", "an_explorer()"]]
     assert states("an_explorer()") == ("1", "")
     assert states("an_explorer(2)") == ("2", "")
-    (tmp_path / "lab.py").write_text("2")
-    assert states("an_explorer(2)")[0] == "3"
+    write('"""Other words."""\n\nx = (1)', 2)  # the same code
+    assert states("an_explorer(2)") == ("2", "")
+    write("x = 2", 3)
+    assert states("an_explorer(2)") == ("3", "")
+    before = len(runs)
+    states("busy()")
+    states("busy()")
+    assert len(runs) == before + 2  # a file that changed while the cells ran: nobody knows which was loaded
     assert "01_x.ipynb was stored when its explorer said 'Old'" in states("an_explorer(2)", "Old")[1]
 
 

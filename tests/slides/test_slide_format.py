@@ -11,7 +11,7 @@ from slides import format as f
 from slides.format import Block, Bullets, Columns, Deck, Equation, Explorer, Flow, Quote, Slide, Step, T, Table, Text
 
 WORDS = T("a sentence", "一句话")
-LATIN = T("a long sentence that somebody wrote here", "a long sentence that somebody wrote here")
+LATIN = T(*2 * ("a rather long sentence that somebody wrote down here",))
 TEXT, LIVE = Text(WORDS), Explorer("rejection")
 
 
