@@ -36,7 +36,7 @@ TWO_CORES := -n 2 --dist loadfile
 NOTEBOOKS := --nbval --nbval-current-env --nbval-sanitize-with tests/notebooks/sanitize.cfg
 
 .DEFAULT_GOAL := help
-.PHONY: help install lab test lint format compare compare-tree experiments claims models corpora smollm2 notebooks student slides practice site slides-browser bench browser mutants clean distclean
+.PHONY: help install lab test lint format compare compare-tree experiments claims models corpora smollm2 notebooks student slides practice site slides-browser site-browser bench browser mutants clean distclean
 
 help: ## list these targets
 	@echo "rlhf_lab: RLHF and its variants, with the exact optimal policy beside every method."
@@ -100,9 +100,13 @@ practice: $(SLIDES_STAMP) ## run the whole lecture beforehand and say whether th
 site: $(SLIDES_STAMP) ## slides, notebooks, claims and glossary as pages that need no server, in build/site/
 	$(BIN)/python -m slides site $(SLIDES_FLAGS)
 
-slides-browser: $(SLIDES_STAMP) ## drive the lecture and the site in a headless browser (needs a Chromium on the machine)
+slides-browser: $(SLIDES_STAMP) ## walk through the lecture, live and as a page, in a headless browser (needs a Chromium)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt 'playwright>=1.49'
 	$(BIN)/python tools/slides_check.py $(BROWSER_FLAGS)
+
+site-browser: site ## build the site and open every page of it, wide and on a phone, with the network cut (needs a Chromium)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt 'playwright>=1.49'
+	$(BIN)/python tools/site_check.py $(BROWSER_FLAGS)
 
 bench: install ## side-by-side timings, printed as ratios of one run
 	@set -e; for file in $(filter-out benchmarks/shapes.py,$(wildcard benchmarks/*.py)); do \

@@ -160,8 +160,8 @@ PRINTED = """() => {
 
 def printed(page: Any) -> list[str]:
     """What paper of 180 mm between its margins would cut off."""
-    page.set_viewport_size({"width": 680, "height": 960})
     page.emulate_media(media="print")
+    page.set_viewport_size({"width": 680, "height": 960})
     page.wait_for_timeout(400)
     return [str(fault) for fault in page.evaluate(PRINTED)]
 
@@ -198,7 +198,7 @@ def move(page: Any, box: Any, every: bool) -> list[str]:
     if chart.count() != 1:
         return ["an explorer that is not alive"]
     faults = [str(f) for f in page.evaluate(UNREADABLE, chart.element_handle())]
-    controls = box.locator(".controls input, .controls select").all()
+    controls = box.locator(".movers input, .movers select").all()
     for number, control in enumerate(controls if every else controls[:1]):
         start = chart.locator("svg").inner_html()
         changed = False

@@ -143,7 +143,7 @@ window.Slides = (() => {
       document.querySelectorAll(".explorer").forEach((box) => {
         const found = () => {
           if (!box.querySelector(".rlhf-chart svg")) return false;
-          box.querySelectorAll(".controls, .widget-box, .rlhf-chart .numbers").forEach((part) => sizes.observe(part));
+          box.querySelectorAll(".movers, .widget-box, .rlhf-chart .numbers").forEach((part) => sizes.observe(part));
           return true;
         };
         if (found()) return;
@@ -158,6 +158,16 @@ window.Slides = (() => {
     const keys = { 76: switchLanguage, 84: () => theme(root.dataset.theme === "dark" ? "light" : "dark"), 191: help };
     for (const [code, act] of Object.entries(keys)) deck.addKeyBinding({ keyCode: Number(code) }, act);
     addEventListener("keydown", (event) => { if (event.key === "?") help(); });
+    // A clicker's keys always belong to the slides: from a slider that has the focus too.
+    addEventListener("keydown", (event) => {
+      const at = document.activeElement;
+      if (!["PageDown", "PageUp"].includes(event.key) || event.ctrlKey || event.metaKey || event.altKey) return;
+      if (!at || at === document.body || at.matches("textarea, input[type=text], .sheet")) return;
+      event.preventDefault();
+      event.stopImmediatePropagation();
+      at.blur();
+      if (event.key === "PageDown") deck.next(); else deck.prev();
+    }, true);
     // Arrow keys belong to a slider while it has the focus; they come back to the slides with the next slide's key.
     deck.on("slidechanged", fitSoon);
     addEventListener("slides-language", fitSoon);

@@ -26,7 +26,7 @@ window.StaticExplorers = (() => {
 
   function mount(el, states) {
     const chosen = states.controls.map((control) => control.first);
-    const controls = make("div", { class: "controls" });
+    const controls = make("div", { class: "movers" });
     el.append(controls);
     const chart = RlhfChart.mount(el, { title: states.title, palette: states.palette });
     const show = () => {
@@ -47,7 +47,7 @@ window.StaticExplorers = (() => {
         });
         // The slides' keys must not take the slider's.
         range.addEventListener("keydown", (event) => {
-          if (["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown", "Home", "End", "PageUp", "PageDown"].includes(event.key)) event.stopPropagation();
+          if (["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown", "Home", "End"].includes(event.key)) event.stopPropagation();
         });
         label.append(range, output);
       } else if (control.kind === "choice") {

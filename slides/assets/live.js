@@ -59,17 +59,4 @@ window.SlidesLive = { speakerUrl: new URL("static/page/slides/index.html", windo
     window.deck.addKeyBinding({ keyCode: 75 }, revive);
     window.deck.addKeyBinding({ keyCode: 67 }, code);
   });
-  // reveal.js hears no keys while a widget has the focus; these work everywhere but in a text field.
-  addEventListener("keydown", (event) => {
-    const at = document.activeElement;
-    if (event.ctrlKey || event.metaKey || event.altKey || at?.matches?.("input[type=text], textarea, .widget-readout")) return;
-    if (event.key === "PageDown" && !at?.matches?.(".noUi-handle")) return;
-    // A clicker's keys always belong to the slides.
-    if (at && at !== document.body && (event.key === "PageDown" || event.key === "PageUp")) {
-      event.preventDefault();
-      event.stopImmediatePropagation();
-      at.blur();
-      if (event.key === "PageDown") window.deck.next(); else window.deck.prev();
-    }
-  }, true);
 })();

@@ -18,16 +18,22 @@
   // What is wider than its place scrolls there; the keyboard must reach it too.
   const boxes = "pre, .scroll, .katex-display, .katex.wide, figure, table.many td, .derivation td, .derivation td > div";
   const look = () => {
+    if (matchMedia("print").matches) return;
     for (const formula of document.querySelectorAll("main .katex")) {
       if (formula.closest(".katex-display, .scroll td, .derivation, pre")) continue;
       formula.classList.remove("wide");
       const room = formula.closest("p, li, td, h1, h2, h3, summary, figcaption, div")?.clientWidth ?? Infinity;
       if ([...formula.querySelectorAll(".base")].some((part) => part.offsetWidth > room)) formula.classList.add("wide");
     }
-    // On paper nothing scrolls: a formula wider than A4's 180 mm is set smaller there (letters of 14 px beside 16 or 17).
+    // On paper nothing scrolls: a formula wider than A4's 180 mm is set smaller there, where letters have 14 px.
+    const left = document.querySelector("main > *")?.getBoundingClientRect().left ?? 0;
+    const scale = 14 / parseFloat(getComputedStyle(document.body).fontSize);
     for (const formula of document.querySelectorAll(".katex-display > .katex")) {
-      const wide = formula.parentElement.scrollWidth * 14 / parseFloat(getComputedStyle(document.body).fontSize);
-      if (wide > 660) formula.style.setProperty("--fit", (660 / wide).toFixed(3));
+      const drawn = document.createRange();
+      drawn.selectNodeContents(formula.querySelector(".katex-html") ?? formula);
+      const room = 660 - (formula.parentElement.getBoundingClientRect().left - left) * scale;
+      const fit = room / (drawn.getBoundingClientRect().width * scale);
+      if (fit < 1) formula.style.setProperty("--fit", fit.toFixed(3));
       else formula.style.removeProperty("--fit");
     }
     for (const box of document.querySelectorAll(boxes)) {
