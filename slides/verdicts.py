@@ -139,7 +139,7 @@ def _draw(name: str, rung: str, panels: tuple[int, ...], size: tuple[float, floa
     if shown:
         wide = max(len(label) for label in shown)
         # A long legend would leave no room for the picture: it gets two columns, of smaller letters.
-        many = len(shown) > 6 or (len(shown) > 4 and wide > 18)
+        many = len(shown) > 6 or (len(shown) > 3 and wide > 18)
         across = max(2 if many else 1, min(len(shown), int(size[0] * 10 / (wide + 6))))
         small = (
             {"fontsize": LETTERS - (4 if wide > 22 else 2), "columnspacing": 0.8, "handlelength": 1.2} if many else {}
@@ -148,6 +148,9 @@ def _draw(name: str, rung: str, panels: tuple[int, ...], size: tuple[float, floa
             shown.values(), shown.keys(), loc="outside lower center", ncols=across, frameon=False, **small
         )
         kept_small = set(legend.get_texts()) if many else set()
+    for axes in stay:  # a list of a dozen rows
+        if len(axes.get_yticklabels()) > 8:
+            kept_small |= set(axes.get_yticklabels())
     for text in set(drawing.findobj(Writing)) - kept_small:
         text.set_fontsize(max(text.get_fontsize(), LETTERS))
     return drawing

@@ -303,7 +303,8 @@ BLOCK = Block(
                     ),
                 ),
                 alt="摘要任务十一行方法的胜率：实心点是本课程的评判与区间，空心菱形是金标奖励，叉是论文的数字。",
-                share=0.43,
+                size=(5.8, 4.9),
+                share=0.42,
             ),
             notes=T(
                 "Crosses are the paper's numbers. Do not read this as a refutation: a million weights, a few dozen "
