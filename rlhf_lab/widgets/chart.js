@@ -284,12 +284,12 @@ function drawPanel(panel, palette, left, top, width, height, em, id) {
   if (names.length) {
     names.forEach((lines, i) =>
       lines.forEach((line, j) =>
-        say(line, to.x(i), box.bottom + em * (1.2 + 1.2 * j), { "text-anchor": "middle" })));
+        say(line, to.x(i), box.bottom + em * (1.32 + 1.2 * j), { "text-anchor": "middle" })));
   } else {
     for (const [value, name] of ticksOf(panel.x, Math.floor((box.right - box.left) / (4.5 * em)))) {
       const at = to.x(value);
       group.append(make("path", { d: `M${at},${box.top}L${at},${box.bottom}`, class: "grid" }));
-      say(name, at, box.bottom + 1.2 * em, { "text-anchor": "middle" });
+      say(name, at, box.bottom + 1.32 * em, { "text-anchor": "middle" });
     }
   }
   const middle = (box.left + box.right) / 2;
