@@ -135,4 +135,20 @@ window.SlidesCheck = {
     } else slider.dispatchEvent(new KeyboardEvent('keydown', { key, bubbles: true, cancelable: true }));
   }),
 
+  // On a phone: what lies on the next slide, or makes the page wider than the screen.
+  phone: () => {
+    const found = [];
+    const root = document.documentElement;
+    if (root.scrollWidth > innerWidth + 1) found.push(`the page is ${root.scrollWidth} px wide on a screen of ${innerWidth}`);
+    for (const slide of document.querySelectorAll('section')) {
+      const edge = slide.getBoundingClientRect();
+      let low = 0;
+      for (const node of slide.querySelectorAll('.body > *, .columns > div > *')) {
+        if (node.checkVisibility() && !node.closest('template, aside')) low = Math.max(low, node.getBoundingClientRect().bottom);
+      }
+      if (low > edge.bottom + 2) found.push(`${slide.id} lies on the next slide by ${Math.round(low - edge.bottom)} px`);
+      if (slide.querySelector('.explorer') && !slide.querySelector('.movers')) found.push(`${slide.id}: its explorer has no controls`);
+    }
+    return found;
+  },
 };

@@ -377,11 +377,25 @@ def walk(browser: Any, args: argparse.Namespace, view: str, url: str) -> list[st
     print(f"{view}: {len(made.keys())} slides; first slide after {took:.1f} s")
     rounds(made, args)
     if view == "page":
+        phone(browser, made, url)
         made.move(args.only)
         made.clicker()
         report(made)
     context.close()
     return made.wrong
+
+
+def phone(browser: Any, made: Walk, url: str) -> None:
+    """The page on a narrow screen: slides one below the other, none on the next, nothing wider than the screen."""
+    context = browser.new_context(viewport={"width": 375, "height": 800}, offline=True, is_mobile=True, has_touch=True)
+    page = context.new_page()
+    page.add_init_script(path=str(Path(__file__).with_suffix(".js")))
+    for language in ("en", "zh"):
+        page.goto(f"{url}?lang={language}")
+        page.wait_for_timeout(1500)
+        made.wrong += [f"phone {language}: {fault}" for fault in page.evaluate("() => SlidesCheck.phone()")]
+        page.screenshot(path=str(made.out / f"phone-{language}.png"), full_page=True)
+    context.close()
 
 
 def rounds(made: Walk, args: argparse.Namespace) -> None:
