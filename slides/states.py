@@ -78,8 +78,11 @@ def fold(pictures: list[Any]) -> dict[str, Any]:
 
 def _compare(path: tuple[Any, ...], values: list[Any], slots: list[list[Any]]) -> None:
     first = values[0]
-    if all(value == first and type(value) is type(first) for value in values):
-        return
+    if all(value == first for value in values):
+        # Equal for Python is not yet the same in the page: True is 1, and 1.0 is.
+        wanted = json.dumps(first, sort_keys=True)
+        if all(json.dumps(value, sort_keys=True) == wanted for value in values):
+            return
     if isinstance(first, dict) and all(isinstance(v, dict) and v.keys() == first.keys() for v in values):
         for key in first:
             _compare((*path, key), [value[key] for value in values], slots)
