@@ -25,6 +25,7 @@ from rlhf_lab.commands.train.data import check_data, load_data, token_limits
 from rlhf_lab.commands.train.reward import check_reward, load_reward
 from rlhf_lab.commands.train.settings import WORLD, Sampler
 from rlhf_lab.policies.base import Policy, Reward
+from rlhf_lab.policies.graphs import check_device
 from rlhf_lab.policies.language_model import LanguageModelPolicy
 from rlhf_lab.policies.loading import (
     check_language_model,
@@ -61,7 +62,8 @@ class Sample:
     top_k: int | None = None
     """Draw among the k likeliest tokens only."""
     sampler: Sampler = "lab"
-    """Who draws. vllm (package vllm, Linux and a GPU) draws others than the lab from the same distribution."""
+    """Who draws. graphs (a GPU): the lab, a step's kernels recorded once and replayed as a CUDA graph. vllm (package
+    vllm, Linux and a GPU) draws others than the lab from the same distribution."""
     chat: bool = False
     """Prompts of the command line are a user's turn, written by the model's chat template."""
     reward: str | None = None
@@ -117,7 +119,8 @@ def sample(settings: Sample) -> list[dict[str, Any]]:
     prompts, texts = _prompts(settings, tokenizer, limits)
     done = _claim(settings, settings.out) if settings.out is not None else 0
     model, tokenizer = load_language_model(settings.model, device, revision=settings.model_revision)
-    policy = LanguageModelPolicy(model, tokenizer.eos_token_id, limits[1], len(tokenizer), tokenizer)
+    graphs = settings.sampler == "graphs"
+    policy = LanguageModelPolicy(model, tokenizer.eos_token_id, limits[1], len(tokenizer), tokenizer, graphs)
     reward = None if settings.reward is None else load_reward(settings, policy, tokenizer)
     rows: list[dict[str, Any]] = []
     file = None if settings.out is None else settings.out.open("a", encoding="utf-8")
@@ -145,6 +148,8 @@ def _check(settings: Sample) -> None:
         check_data(settings)
     if settings.sampler == "vllm":
         check_installed()
+    elif settings.sampler == "graphs":
+        check_device(pick_device(settings.device))
     if settings.resume and settings.out is None:
         raise LabError("--resume needs --out, the file to go on with.")
     check_reward(settings)

@@ -14,6 +14,7 @@ takes part, so this works for whatever architecture hands keywords on to its att
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -61,27 +62,46 @@ class SharedPrompt:
         keys, values = self._prompt[id(module)]  # (B, key heads, P, d)
         count, kv_heads, length, _ = keys.shape
         shared = heads // kv_heads
-        if id(module) not in self._own:
-            shape = (count, kv_heads, self.group, self.room, width)
-            self._own[id(module)] = (keys.new_empty(shape), keys.new_empty((*shape[:-1], values.shape[-1])))
-        own_keys, own_values = self._own[id(module)]
-        own_keys[:, :, :, self.step] = key[0].view(kv_heads, count, self.group, -1).transpose(0, 1)
-        own_values[:, :, :, self.step] = value[0].view(kv_heads, count, self.group, -1).transpose(0, 1)
-        own_keys, own_values = (t[:, :, :, : self.step + 1] for t in (own_keys, own_values))
-
+        own_keys, own_values, to_come = self._remember(module, key, value)
         q = query[0].view(kv_heads, shared, count, self.group, width).permute(2, 0, 3, 1, 4).to(keys.dtype)
         q = q * (width**-0.5 if scale is None else scale)
         flat = q.reshape(count, kv_heads, self.group * shared, width)
         past = (flat @ keys.mT).view(count, kv_heads, self.group, shared, length)
         if self._barred is not None:
             past = past.masked_fill(self._barred[:, None, None, None], -torch.inf)
-        scores = torch.cat([past, q @ own_keys.mT], -1)
+        own = q @ own_keys.mT
+        if to_come is not None:
+            own = own.masked_fill(to_come, -torch.inf)
+        scores = torch.cat([past, own], -1)
         weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(values.dtype)
-        seen, new = weights.split([length, self.step + 1], -1)
+        seen, new = weights.split([length, own.shape[-1]], -1)
         out = (seen.reshape(count, kv_heads, self.group * shared, length) @ values).view(*q.shape[:-1], -1)
         out = out + new @ own_values
         out = out.permute(0, 2, 1, 3, 4).reshape(1, count * self.group, heads, -1)
         return out if self.rows is None else out[:, self.rows]
+
+    def _remember(self, module: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Put this step's keys and values, (1, key heads, B·G, d) each, to the responses' own.
+
+        Gives all of them, (B, key heads, G, T, d), and which of the T are yet to come, (T,), or None if none is.
+        """
+        own = self._own_of(module, key, value)
+        for whole, new in zip(own, (key, value), strict=True):
+            whole[:, :, :, self.step] = self._in_grid(new)
+        keys, values = (whole[:, :, :, : self.step + 1] for whole in own)
+        return keys, values, None
+
+    def _own_of(self, module: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """The room for a layer's own keys and values, (B, key heads, G, room, d) each."""
+        if id(module) not in self._own:
+            known, heads = self._prompt[id(module)][0], key.shape[1]
+            shape = (len(known), heads, self.group, self.room)
+            self._own[id(module)] = known.new_empty(*shape, key.shape[-1]), known.new_empty(*shape, value.shape[-1])
+        return self._own[id(module)]
+
+    def _in_grid(self, states: Tensor) -> Tensor:
+        """(1, key heads, B·G, d) as (B, key heads, G, d)."""
+        return states[0].view(states.shape[1], -1, self.group, states.shape[-1]).transpose(0, 1)
 
     def _spread(self, states: Tensor) -> Tensor:
         """(1, heads, n, d) to its places in the whole grid, (1, heads, B·G, d)."""
@@ -113,6 +133,29 @@ def _rows(kept: Tensor, place: Tensor) -> Tensor:
     return kept[0][:, place].transpose(0, 1).contiguous()
 
 
+class PlainStep:
+    """One decoding step of `body`, computed as it comes.
+
+    Attributes:
+        cache: the prompts' and the responses' keys and values.
+        thins: responses that have ended can be left out of it.
+    """
+
+    thins = True
+
+    def __init__(self, body: nn.Module, prompts: Tokens, layout: ragged.Layout, group: int, room: int) -> None:
+        """As `SharedPrompt`."""
+        self._body = body
+        self.cache = SharedPrompt(prompts, layout, group, room)
+
+    def __call__(self, tokens: Tensor, positions: Tensor, step: int) -> Tensor:
+        """States (1, n, H) of `tokens` (n,) at `positions` (n,); each response has `step` tokens before this one."""
+        self.cache.step = step
+        states = ragged.run(self._body, tokens[None], positions[None], self.cache)
+        assert states is not None  # the prompts went the same way
+        return states
+
+
 def prefill(body: nn.Module, prompts: Tokens, device: torch.device) -> tuple[Tensor, ragged.Layout] | None:
     """The states (B, H) at the prompts' last tokens, and the layout that kept keys and values; None as in `run`."""
     layout = ragged.Layout(prompts, Tokens.full(prompts.ids[:, None, :0]), device, keep=True)
@@ -128,6 +171,7 @@ def decode(
     end_token: int | None,
     choose: Any,
     device: torch.device,
+    step_of: Callable[..., Any] = PlainStep,
 ) -> Tokens | None:
     """Draw responses (B, num_samples, T) to `prompts` (B, P); None if the model's attention takes no layout.
 
@@ -139,6 +183,7 @@ def decode(
         end_token: id that ends a response, or None.
         choose: `(states (N, H), number) → ids (N, number)`.
         device: where the model lies.
+        step_of: makes the step; `PlainStep`, or `graphs.GraphStep`.
     """
     start = prefill(body, prompts, device)
     if start is None:
@@ -146,7 +191,8 @@ def decode(
     last, layout = start
     prompts = prompts.to(device)
     count, group = len(prompts), num_samples
-    cache = SharedPrompt(prompts, layout, group, max_new_tokens - 1)
+    compute = step_of(body, prompts, layout, group, max_new_tokens - 1)
+    cache = compute.cache
     layout.kept = None
     ids = torch.zeros(count * group, max_new_tokens, dtype=torch.long, device=device)
     mask = torch.zeros_like(ids, dtype=torch.bool)
@@ -167,17 +213,16 @@ def decode(
                 if widest == 0:
                     break
                 kept = going.nonzero().squeeze(1)
-                if len(kept) * widest < KEEP * alive.numel():
+                if compute.thins and len(kept) * widest < KEEP * alive.numel():
                     columns = (~alive[kept]).int().argsort(dim=1, stable=True)[:, :widest]
                     cache.keep(kept, columns)
                     slot, position, alive, drawn = (t[kept].gather(1, columns) for t in (slot, position, alive, drawn))
-                cache.rows = alive.flatten().nonzero().squeeze(1)
-        cache.step = step
+                if compute.thins:
+                    cache.rows = alive.flatten().nonzero().squeeze(1)
         tokens, places = drawn.flatten(), position.flatten() + step
         if cache.rows is not None:
             tokens, places = tokens[cache.rows], places[cache.rows]
-        hidden = ragged.run(body, tokens[None], places[None], cache)
-        assert hidden is not None
+        hidden = compute(tokens, places, step)
         new = choose(hidden[0], 1)[:, 0]
         new = new if cache.rows is None else torch.zeros_like(drawn).flatten().index_copy(0, cache.rows, new)
         drawn = new.view(slot.shape)

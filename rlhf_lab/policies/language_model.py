@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from rlhf_lab.batch import Tokens
 from rlhf_lab.checks import LabError, check_positive
-from rlhf_lab.policies import ragged
+from rlhf_lab.policies import graphs, ragged
 from rlhf_lab.policies.base import Policy
-from rlhf_lab.policies.decode import decode, decode_with_cache
+from rlhf_lab.policies.decode import PlainStep, decode, decode_with_cache
 from rlhf_lab.policies.drawing import check_top_k, draw_tokens
 from rlhf_lab.policies.head import token_log_probs
 from rlhf_lab.policies.packing import (
@@ -45,6 +45,7 @@ class LanguageModelPolicy(Policy):
         max_new_tokens: longest response that `sample` draws, the end token included.
         vocab_size: ids 0 … vocab_size − 1 can stand in a response, no others.
         tokenizer: kept for whoever needs texts; the policy itself works on ids alone.
+        cuda_graphs: `sample` records a step's kernels once and replays them (`graphs.py`); on a GPU only.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class LanguageModelPolicy(Policy):
         max_new_tokens: int,
         vocab_size: int | None = None,
         tokenizer: Any = None,
+        cuda_graphs: bool = False,
     ) -> None:
         """Wrap `model`.
 
@@ -66,6 +68,7 @@ class LanguageModelPolicy(Policy):
             vocab_size: logits are cut to this many ids before the softmax, for worlds with a few ids and for
                 vocabularies padded to a round number. None: all of the model's.
             tokenizer: saved with the model by `save_pretrained`.
+            cuda_graphs: draw with recorded kernels; `sample` then needs a CUDA device.
 
         Raises:
             LabError: numbers that do not fit each other, or an architecture that does not honour a block mask
@@ -77,6 +80,7 @@ class LanguageModelPolicy(Policy):
         known: int = config.vocab_size
         self.vocab_size: int = known if vocab_size is None else vocab_size
         self.end_token, self.max_new_tokens, self.tokenizer = end_token, max_new_tokens, tokenizer
+        self.cuda_graphs = cuda_graphs
         if not 1 <= self.vocab_size <= known:
             raise LabError(f"vocab_size must be between 1 and the model's {known} ids, not {vocab_size}.")
         if max_new_tokens < 1:
@@ -174,7 +178,8 @@ class LanguageModelPolicy(Policy):
         that have ended stop costing.
 
         Raises:
-            LabError: an empty prompt, or one that leaves no room for `max_new_tokens` in the model's context.
+            LabError: an empty prompt, or one that leaves no room for `max_new_tokens` in the model's context; CUDA
+                graphs asked for where there are none.
         """
         check_positive(temperature, "temperature", "For the likeliest token use a small one, e.g. 1e-3.")
         check_top_k(top_k)
@@ -208,8 +213,14 @@ class LanguageModelPolicy(Policy):
             return draw_tokens(self._logits(states), number, generator, temperature, top_k)
 
         body = body_of(self.model)
+        step_of: Any = PlainStep
+        if self.cuda_graphs:
+            graphs.check_device(self.device)
+            step_of = graphs.GraphStep
         if ragged.install(body):
-            drawn = decode(body, prompts, num_samples, self.max_new_tokens, self.end_token, choose, self.device)
+            drawn = decode(
+                body, prompts, num_samples, self.max_new_tokens, self.end_token, choose, self.device, step_of
+            )
             if drawn is not None:
                 return drawn
             ragged.uninstall(body)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ from rlhf_lab.batch import Tokens
 from rlhf_lab.checks import LabError
 from rlhf_lab.policies.base import Policy
 from rlhf_lab.policies.language_model import LanguageModelPolicy
+
+P = TypeVar("P", bound=LanguageModelPolicy)
 
 
 def with_lora(
@@ -63,7 +65,12 @@ def with_lora(
                 model = get_peft_model(policy.model, settings)
         except ValueError as error:
             raise LabError(f"The adapters do not fit the model: {error}") from error
-    return LoraPolicy(model, policy.end_token, policy.max_new_tokens, policy.vocab_size, policy.tokenizer)
+    return _like(LoraPolicy, policy, model)
+
+
+def _like(kind: type[P], policy: LanguageModelPolicy, model: nn.Module) -> P:
+    """A policy of this kind on `model`, with the settings of `policy`."""
+    return kind(model, policy.end_token, policy.max_new_tokens, policy.vocab_size, policy.tokenizer, policy.cuda_graphs)
 
 
 class LoraPolicy(LanguageModelPolicy):
@@ -84,7 +91,7 @@ class LoraPolicy(LanguageModelPolicy):
         import copy
 
         plain = copy.deepcopy(self.model).merge_and_unload()
-        return LanguageModelPolicy(plain, self.end_token, self.max_new_tokens, self.vocab_size, self.tokenizer)
+        return _like(LanguageModelPolicy, self, plain)
 
     def save_adapter(self, folder: str | Path) -> None:
         """Write the adapters alone, as peft's `from_pretrained` reads them."""
@@ -148,8 +155,7 @@ class AdapterReference(Policy):
 
         plain = copy.deepcopy(self.policy.model).unload()
         plain.requires_grad_(True)
-        source = self.policy
-        return LanguageModelPolicy(plain, source.end_token, source.max_new_tokens, source.vocab_size, source.tokenizer)
+        return _like(LanguageModelPolicy, self.policy, plain)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """The frozen weights that decide this reference's numbers, without the adapters."""

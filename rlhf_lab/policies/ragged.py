@@ -8,14 +8,13 @@ model's `attn_implementation`. The one registered here, "rlhf_lab", reads a `Lay
 each response token sees its prompt and its own past. Without a layout it is the ordinary sdpa attention.
 
 The cost: linear in the tokens that are there, whatever the lengths; in attention P² + ΣT·(P + chunk) a prompt. On
-a CUDA device the same pattern is one block-sparse `flex_attention` (written with care, not yet measured).
+a CUDA device the same pattern is one block-sparse `flex_attention` (`flex.py`; not yet measured).
 
 Left out on purpose: sliding windows and soft caps (`packing.context_of` treats a window as the model's limit).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from rlhf_lab.batch import Tokens
+from rlhf_lab.policies import flex
 
 NAME = "rlhf_lab"
 """The registered attention function."""
@@ -32,7 +32,6 @@ CHUNK = 256
 """Response tokens that share one rectangle of attention; more of them cost more masked-out products."""
 
 _registered: set[str] = set()
-_compiled: dict[str, Callable[..., Any]] = {}
 
 
 class Part(NamedTuple):
@@ -96,7 +95,7 @@ class Layout:
         """Attention over the row: (1, heads, N, d) queries, (1, key heads, N, d) keys; gives (1, N, heads, d)."""
         if self.kept is not None:
             self.kept[id(module)] = (key, value)
-        if query.device.type == "cuda":
+        if flex.available(query.device):
             return self._flex(query, key, value, scale)
         return self._segments(query, key, value, scale)
 
@@ -122,25 +121,9 @@ class Layout:
 
     def _flex(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
         """The whole row at once; blocks of the pattern that are empty cost nothing."""
-        from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-
         if self._blocks is None:
-            text, segment = self._text.to(query.device), self._segment.to(query.device)
-            number = query.shape[2]
-
-            def sees(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
-                own = (segment[k] == 0) | (segment[q] == segment[k])
-                return (q >= k) & (text[q] == text[k]) & own
-
-            self._blocks = create_block_mask(sees, None, None, number, number, device=str(query.device))
-        if query.device.type == "cuda" and "flex" not in _compiled:
-            _compiled["flex"] = torch.compile(flex_attention, dynamic=True)
-        attention: Any = _compiled["flex"] if query.device.type == "cuda" else flex_attention
-        # Rotary embeddings may have widened queries and keys; the kernel wants one number type.
-        query, key = query.to(value.dtype), key.to(value.dtype)
-        grouped = query.shape[1] != key.shape[1]
-        out: Any = attention(query, key, value, block_mask=self._blocks, scale=scale, enable_gqa=grouped)
-        return out.transpose(1, 2)
+            self._blocks = flex.block_mask(self._text, self._segment, query.device)
+        return flex.attend(query, key, value, self._blocks, scale, compiled=query.device.type == "cuda")
 
 
 def _columns(tokens: Tokens) -> tuple[Tensor, Tensor, Tensor, Tensor]:

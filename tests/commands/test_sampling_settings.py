@@ -15,6 +15,7 @@ from tiny_models import one_thread  # noqa: F401
 from rlhf_lab.cli import main
 from rlhf_lab.commands import sample as sample_module
 from rlhf_lab.commands.train import at_once, job
+from rlhf_lab.policies import graphs
 from rlhf_lab.policies.language_model import LanguageModelPolicy
 
 METHODS = {
@@ -165,6 +166,40 @@ def test_without_vllm_it_is_refused_before_anything_is_loaded(
         words = train(method, model, pairs, tmp_path / "run", "--reward", reward)
     assert main([*words, "--sampler", "vllm"]) == 2
     assert "vLLM is not installed: pip install" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+# CUDA graphs.
+
+
+@pytest.mark.parametrize("method", ["ppo", "rso", "sample"])
+def test_graphs_without_a_gpu_are_refused_before_anything_is_loaded(
+    method, model, pairs, reward, tmp_path, monkeypatch, capsys
+):
+    for module in (job, sample_module):
+        monkeypatch.setattr(module, "load_language_model", lambda *a, **k: pytest.fail("the model was loaded"))
+    words = ["sample", "--model", model, "--prompt", "What?", "--device", "cpu"]
+    if method != "sample":
+        words = train(method, model, pairs, tmp_path / "run", "--reward", reward)
+    assert main([*words, "--sampler", "graphs"]) == 2
+    assert "CUDA graphs need a CUDA device" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_that_samples_can_draw_with_recorded_steps(method, model, pairs, reward, tmp_path, monkeypatch):
+    """On the CPU a step is not recorded but computed each time it is replayed, with the buffers of a graph."""
+    made = []
+
+    def computed(run):
+        made.append(out := run())
+        return graphs.Recording(lambda: out.copy_(run()), out)
+
+    monkeypatch.setattr(graphs, "cuda_graph", computed)
+    for module in (graphs, job):
+        monkeypatch.setattr(module, "check_device", lambda device: None)
+    words = train(method, model, pairs, tmp_path / "run", "--reward", reward, "--sampler", "graphs", *METHODS[method])
+    assert main(words) == 0
+    assert made and history(tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["sampler"] == "graphs"
 
 
 # Prompts at a time.

@@ -36,6 +36,7 @@ from rlhf_lab.commands.train.reward import check_reward, load_reward, start_of
 from rlhf_lab.commands.train.settings import Common, PairSettings, record_of
 from rlhf_lab.policies import hub
 from rlhf_lab.policies.base import Policy, Reward
+from rlhf_lab.policies.graphs import check_device
 from rlhf_lab.policies.language_model import LanguageModelPolicy
 from rlhf_lab.policies.loading import (
     check_language_model,
@@ -97,7 +98,7 @@ class Job:
         check_same_tokens(self.tokenizer, tokenizer, self.settings.model, name)
         policy = self.policy
         return LanguageModelPolicy(
-            model, policy.end_token, policy.max_new_tokens, policy.vocab_size, tokenizer
+            model, policy.end_token, policy.max_new_tokens, policy.vocab_size, tokenizer, policy.cuda_graphs
         ).frozen()
 
     def reference_log_probs(self, reference: Policy, data: Pairs | tuple[Tokens, Tokens]) -> Tensor | None:
@@ -119,8 +120,8 @@ class Job:
         Raises:
             LabError: vLLM is not installed.
         """
-        if self.settings.sampler == "lab":
-            return policy
+        if self.settings.sampler != "vllm":
+            return policy  # graphs are the policy's own affair
         if isinstance(policy, AdapterReference):
             policy = policy.copy()  # a model whose adapters are switched off cannot be written down
         assert isinstance(policy, LanguageModelPolicy)
@@ -192,7 +193,8 @@ def run(
 
     with memory.told(settings):
         model, tokenizer = load_language_model(settings.model, device, revision=settings.model_revision)
-    policy = LanguageModelPolicy(model, tokenizer.eos_token_id, limits[1], len(tokenizer), tokenizer)
+    graphs = getattr(settings, "sampler", "lab") == "graphs"
+    policy = LanguageModelPolicy(model, tokenizer.eos_token_id, limits[1], len(tokenizer), tokenizer, graphs)
     if settings.lora_rank is not None:
         policy = with_lora(
             policy, settings.lora_rank, settings.lora_alpha, settings.lora_targets or None, settings.seed
@@ -224,7 +226,10 @@ def run(
 
 def _check_sampler(settings: Any) -> None:
     """Refuse a sampler that is not there, before anything is loaded."""
-    if getattr(settings, "sampler", "lab") == "vllm":
+    sampler = getattr(settings, "sampler", "lab")
+    if sampler == "graphs":
+        check_device(pick_device(settings.device))
+    elif sampler == "vllm":
         if processes.count() > 1:
             raise LabError("The sampler vllm works with one process; with several leave --sampler out.")
         check_installed()

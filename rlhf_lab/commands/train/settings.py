@@ -18,7 +18,7 @@ from rlhf_lab.training import Training, checkpoint
 WORLD = "world:"
 """What a text world's name stands behind, where data are asked for."""
 
-Sampler = Literal["lab", "vllm"]
+Sampler = Literal["lab", "graphs", "vllm"]
 """Who draws responses."""
 
 Flat = tyro.conf.arg(name="")
@@ -139,8 +139,9 @@ class DrawingSettings(Common):
     """The settings of methods that sample."""
 
     sampler: Sampler = "lab"
-    """Who draws responses. vllm (package vllm, Linux and a GPU, one process) has weights of its own, which are
-    brought up to date before it draws; its draws are others than the lab's."""
+    """Who draws responses. graphs (a GPU): the lab, a step's kernels recorded once and replayed as a CUDA graph. vllm
+    (package vllm, Linux and a GPU, one process) has weights of its own, which are brought up to date before it draws;
+    its draws are others than the lab's."""
 
 
 @dataclass(frozen=True, kw_only=True)
