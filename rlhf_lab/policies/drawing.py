@@ -61,10 +61,13 @@ def draw_tokens(
     """
     logits = keep_top_k(logits, top_k)
     top = logits.amax(-1, keepdim=True)
-    chances = ((logits - top) / temperature).exp_() if temperature != 1.0 else (logits - top).exp_()
+    chances = logits - top
+    chances = (chances.div_(temperature) if temperature != 1.0 else chances).exp_()
     rows, width = chances.shape
     size = min(BLOCK, width)
-    chances = pad(chances, (0, -width % size)).view(rows, -1, size)
+    if width % size:
+        chances = pad(chances, (0, -width % size))
+    chances = chances.view(rows, -1, size)
     blocks = chances.sum(-1).double().cumsum(-1)
     if blocks.device.type == "cpu" and not bool(torch.isfinite(blocks[:, -1]).all()):
         raise LabError("Nothing to draw from: the model's logits hold nan or infinity.")

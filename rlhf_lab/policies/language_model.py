@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from rlhf_lab.batch import Tokens
 from rlhf_lab.checks import LabError, check_positive
 from rlhf_lab.policies import graphs, ragged
+from rlhf_lab.policies.allocator import keep_freed_memory
 from rlhf_lab.policies.base import Policy
 from rlhf_lab.policies.decode import PlainStep, decode, decode_with_cache
 from rlhf_lab.policies.drawing import check_top_k, draw_tokens
@@ -90,6 +91,8 @@ class LanguageModelPolicy(Policy):
                 f"end_token {end_token} is not among the ids 0 … {self.vocab_size - 1} that a response can hold. "
                 f"Pass end_token=None for responses of fixed length."
             )
+        if self.device.type == "cpu":
+            keep_freed_memory()
         without_dropout(model)
         one_kernel_gelu(model)
         self._check_packing()
