@@ -2,7 +2,8 @@
 
 Printed for each model: seconds a step (forward, backward, fused AdamW), the share of the card's peak that the needed
 arithmetic reaches, peak memory, and, where trl can be imported, TRL's seconds on the same pairs and the ratio. Without
-a GPU it says so and measures nothing.
+a GPU it says so and measures nothing; `--tiny` runs all of it with models of two narrow layers on whatever is here, to
+see that it works.
 """
 
 import argparse
@@ -24,18 +25,20 @@ PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L
 """Dense bf16 (V100 and T4: fp16) tensor-core peaks from the makers' data sheets, in FLOP/s."""
 
 
-def models(device: str) -> dict[str, Callable[[], Any]]:
-    """Both architectures with random weights of seed 0, no dropout."""
+def models(device: str, tiny: bool = False) -> dict[str, Callable[[], Any]]:
+    """Both architectures with random weights of seed 0, no dropout; `tiny`: two layers of 64."""
     from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
 
     def gpt2() -> Any:
-        config = GPT2Config(attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0, pad_token_id=50_256)
+        small = {"n_layer": 2, "n_embd": 64, "n_head": 2} if tiny else {}
+        config = GPT2Config(attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0, pad_token_id=50_256, **small)
         return GPT2LMHeadModel(config)
 
     def pythia() -> Any:
+        layers, width, heads = (2, 64, 2) if tiny else (24, 1024, 16)
         config = GPTNeoXConfig(
-            vocab_size=50_304, hidden_size=1024, num_hidden_layers=24, num_attention_heads=16,
-            intermediate_size=4096, max_position_embeddings=2048, bos_token_id=0, eos_token_id=0,
+            vocab_size=50_304, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads,
+            intermediate_size=4 * width, max_position_embeddings=2048, bos_token_id=0, eos_token_id=0,
             pad_token_id=1,
         )  # fmt: skip
         return GPTNeoXForCausalLM(config)
@@ -48,6 +51,12 @@ def models(device: str) -> dict[str, Callable[[], Any]]:
         return build
 
     return {"GPT-2 124M": seeded(gpt2), "Pythia-410M": seeded(pythia)}
+
+
+def wait() -> None:
+    """Until the GPU has done what it was told, if there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def lab_step(model: Any, rows: list) -> Callable[[], None]:
@@ -89,18 +98,18 @@ def trl_times(model: Any, rows: list, steps: int) -> list[float] | None:
 
     class Clock(TrainerCallback):
         def on_step_begin(self, *args: object, **kwargs: object) -> None:
-            torch.cuda.synchronize()
+            wait()
             self.start = time.perf_counter()
 
         def on_step_end(self, *args: object, **kwargs: object) -> None:
-            torch.cuda.synchronize()
+            wait()
             times.append(time.perf_counter() - self.start)
 
     settings = DPOConfig(
         output_dir=tempfile.mkdtemp(), per_device_train_batch_size=len(rows), max_steps=steps, report_to=[],
         logging_steps=10_000, save_strategy="no", precompute_ref_log_probs=True, bf16=True,
         gradient_checkpointing=False, beta=0.1, learning_rate=1e-5, optim="adamw_torch_fused", seed=0,
-        disable_tqdm=True,
+        disable_tqdm=True, use_cpu=not torch.cuda.is_available(),
     )  # fmt: skip
     DPOTrainer(
         model=model, args=settings, train_dataset=Dataset.from_list(texts * steps), processing_class=tokenizer,
@@ -114,33 +123,36 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=32, help="pairs in a step")
     parser.add_argument("--steps", type=int, default=13, help="steps of each; the first three are not counted")
+    parser.add_argument("--tiny", action="store_true", help="two narrow layers, on whatever is here: does it work?")
     args = parser.parse_args(arguments)
-    if not torch.cuda.is_available():
+    here = torch.cuda.is_available()
+    if not here and not args.tiny:
         print("no GPU here: not measured")
         return
-    card = torch.cuda.get_device_name()
+    card = torch.cuda.get_device_name() if here else "the CPU"
     peak = next((rate for name, rate in PEAKS.items() if name in card), None)
     rows = pairs("tldr", args.batch)
-    for name, build in models("cuda").items():
-        torch.cuda.reset_peak_memory_stats()
+    for name, build in models("cuda" if here else "cpu", args.tiny).items():
+        if here:
+            torch.cuda.reset_peak_memory_stats()
         model = build()
         config = model.config
         flops = needed_flops(rows, config.num_hidden_layers, config.hidden_size, config.vocab_size)
         step, times = lab_step(model, rows), []
         for _ in range(args.steps):
-            torch.cuda.synchronize()
+            wait()
             start = time.perf_counter()
             step()
-            torch.cuda.synchronize()
+            wait()
             times.append(time.perf_counter() - start)
         seconds = statistics.median(times[3:] or times)
         share = f", {flops / seconds / peak:.0%} of the card's peak" if peak else ""
-        memory = torch.cuda.max_memory_allocated() / 2**30
-        print(
-            f"{name} on {card}, bf16, {args.batch} TL;DR-shaped pairs: {seconds * 1e3:.1f} ms{share}, {memory:.1f} GiB"
-        )
+        memory = f", {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB" if here else ""
+        called = f"{'two narrow layers of ' if args.tiny else ''}{name}"
+        print(f"{called} on {card}, bf16, {args.batch} TL;DR-shaped pairs: {seconds * 1e3:.1f} ms{share}{memory}")
         del model, step
-        torch.cuda.empty_cache()
+        if here:
+            torch.cuda.empty_cache()
         theirs = trl_times(build(), rows, args.steps)
         if theirs is None:
             print("  TRL is not installed here: no ratio")
