@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rlhf_lab.checks import LabError, check_finite, check_float, check_same_shape
+from rlhf_lab.randomness import uniform
 
 Labels = Literal["sampled", "hard"]
 Pairing = Literal["first-round", "tournament"]
@@ -49,7 +50,7 @@ def first_wins(
     gap = reward_1 - reward_2
 
     def coin() -> Tensor:
-        return torch.rand(gap.shape, dtype=torch.float64, generator=generator, device=gap.device)
+        return uniform(gap.shape, generator, gap.device)
 
     if labels == "sampled":
         wins = coin() < torch.sigmoid(gap.double())
@@ -94,7 +95,7 @@ def make_pairs(
     batch, number = rewards.shape
     if pairing == "tournament" and number & (number - 1):
         raise LabError(f"A tournament needs 2, 4, 8, … responses a prompt, not {number}.")
-    shuffle = torch.rand(batch, number, generator=generator, device=rewards.device).argsort(-1)
+    shuffle = uniform((batch, number), generator, rewards.device, torch.float32).argsort(-1)
     rounds, players = [], shuffle
     while players.shape[1] >= 2:
         one, two = players[:, 0::2], players[:, 1::2]

@@ -26,6 +26,7 @@ from rlhf_lab.checks import (
     check_log_distribution,
     check_responses_axis,
 )
+from rlhf_lab.randomness import uniform
 
 
 def _check(rewards: Tensor, num_samples: int, beta: float) -> float:
@@ -75,7 +76,7 @@ def rejection_sample(
     """
     beta = _check(rewards, num_samples, beta)
     batch, candidates = rewards.shape
-    noise = torch.rand(batch, candidates, dtype=torch.float64, generator=generator, device=rewards.device)
+    noise = uniform((batch, candidates), generator, rewards.device)
     # −log(−log u); u = 0 would give −inf, an ordinary last place.
     gumbel = -torch.log(-torch.log(noise))
     gap = rewards.double() - rewards.double().amax(-1, keepdim=True)
@@ -138,7 +139,7 @@ def _algorithm_1_one(
 ) -> list[int]:
     device = generator.device if generator is not None else "cpu"
 
-    def uniform() -> float:
+    def coin() -> float:
         return torch.rand((), dtype=torch.float64, generator=generator, device=device).item()
 
     left = list(range(len(rewards)))
@@ -146,12 +147,12 @@ def _algorithm_1_one(
     while len(accepted) < num_samples:
         r_max = max(rewards[i] for i in left)
         for place in range(len(left)) if not shuffle else range(1):
-            i = left[int(uniform() * len(left))] if shuffle else left[place]
+            i = left[int(coin() * len(left))] if shuffle else left[place]
             if i in accepted:
                 continue
             if maximum == "remaining":
                 r_max = max(rewards[j] for j in left if j not in accepted)
-            if uniform() < _acceptance(rewards[i] - r_max, beta):
+            if coin() < _acceptance(rewards[i] - r_max, beta):
                 accepted.append(i)
                 if len(accepted) == num_samples:
                     break

@@ -351,8 +351,8 @@ TABLE: dict[str, list[tuple[str, str, str, str]]] = {
         (
             "sign",
             "Algorithm 1 accepts where it should reject",
-            "if uniform() < _acceptance(",
-            "if uniform() > _acceptance(",
+            "if coin() < _acceptance(",
+            "if coin() > _acceptance(",
         ),
         (
             "sign",

@@ -161,11 +161,11 @@ def ppo(
                 old = policy.token_log_probs(x, y, settings.temperature)
                 ref = reference.token_log_probs(x, y, settings.temperature)
                 old_values = critic(x, y)
-                score = checked(reward(x, y), name, step).to(old.device)
-                rewards = token_rewards(score, old, ref, y.mask, settings.beta)
-                advantages, returns = gae(rewards, old_values, y.mask, settings.discount, settings.gae_lambda)
+                score, mask = checked(reward(x, y), name, step).to(old.device), y.mask.to(old.device)
+                rewards = token_rewards(score, old, ref, mask, settings.beta)
+                advantages, returns = gae(rewards, old_values, mask, settings.discount, settings.gae_lambda)
                 if settings.whiten:
-                    advantages = whiten(advantages, y.mask)
+                    advantages = whiten(advantages, mask)
             drift = kl.k1(old, ref).sum(-1).mean()
             seen = {"score": score.mean(), "kl": drift, "objective": score.mean() - settings.beta * drift}
             drawn = x, y, old, old_values, advantages, returns
@@ -205,7 +205,7 @@ def clipped_loss(
     Returns:
         the loss, a scalar; and clip_fraction and value_loss.
     """
-    mask = responses.mask
+    mask = responses.mask.to(old.device)
     count = mask.sum()
     new = policy.token_log_probs(prompts, responses, settings.temperature)
     ratio = (new - old).exp()

@@ -29,6 +29,7 @@ from rlhf_lab.algorithms.sft import sft
 from rlhf_lab.batch import Tokens, cat
 from rlhf_lab.checks import LabError, check_finite, check_positive
 from rlhf_lab.policies.base import Policy, Reward
+from rlhf_lab.randomness import uniform
 from rlhf_lab.training import Training, seeded
 
 
@@ -60,7 +61,7 @@ class RAFT:
 def best_of(scores: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Position of the best of each row of scores (B, G), as (B, 1); ties by a fair draw."""
     check_finite(scores, "reward")
-    tie_break = torch.rand(scores.shape, generator=generator, device=scores.device)
+    tie_break = uniform(scores.shape, generator, scores.device, torch.float32)
     top = scores == scores.amax(-1, keepdim=True)
     return torch.where(top, tie_break, -1.0).argmax(-1, keepdim=True)
 

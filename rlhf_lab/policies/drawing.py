@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from rlhf_lab.checks import LabError
+from rlhf_lab.randomness import uniform
 
 BLOCK = 256
 """Tokens whose probabilities are summed before anything is drawn: two short searches instead of a long one."""
@@ -28,12 +29,6 @@ def keep_top_k(logits: Tensor, top_k: int | None) -> Tensor:
         return logits
     least = logits.topk(top_k, dim=-1).values[..., -1:]
     return logits.masked_fill(logits < least, -torch.inf)
-
-
-def uniform(shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device) -> Tensor:
-    """Numbers in [0, 1), float64, made where `generator` lives and moved to `device`."""
-    where = device if generator is None else generator.device
-    return torch.rand(shape, dtype=torch.float64, generator=generator, device=where).to(device)
 
 
 def draw(probabilities: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -175,7 +175,7 @@ class LanguageModelPolicy(Policy):
         temperature: float = 1.0,
         top_k: int | None = None,
     ) -> Tokens:
-        """Draw (B, num_samples, T) responses, as `Policy.sample` says; the mask includes the end token.
+        """Draw (B, num_samples, T) responses, as `Policy.sample` says; they lie where the prompts lie.
 
         Each prompt is computed once, and its keys and values are read once a token for all its samples. Samples
         that have ended stop costing.
@@ -192,7 +192,7 @@ class LanguageModelPolicy(Policy):
         check_prompts(prompts, self.model.config.vocab_size)
         self._check_room(prompts)
         with dropout_off(self.model):
-            return self._decode(prompts, num_samples, generator, temperature, top_k)
+            return self._decode(prompts, num_samples, generator, temperature, top_k).to(prompts.device)
 
     def _check_room(self, prompts: Tokens) -> None:
         limit = context_of(self.model.config)

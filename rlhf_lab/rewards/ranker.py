@@ -75,9 +75,9 @@ class PairwiseRanker(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         # As large as embeddings are at the start of training in these architectures.
-        self.which = nn.Parameter(0.02 * torch.randn(2, width, generator=_generator(31, seed)))
+        which = 0.02 * torch.randn(2, width, generator=_generator(31, seed))
+        self.which = nn.Parameter(which.to(weight.device))
         self.head.to(weight.device, torch.promote_types(weight.dtype, torch.float32))
-        self.which.data = self.which.data.to(weight.device)
         self.requires_grad_(True)
 
     def logits(self, prompts: Tokens, first: Tokens, second: Tokens) -> Tensor:
