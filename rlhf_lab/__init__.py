@@ -26,6 +26,7 @@ _ROOMS = (
     "losses",
     "policies",
     "preferences",
+    "randomness",
     "response_tree",
     "rewards",
     "sampling",

@@ -49,7 +49,7 @@ class Policy(nn.Module):
         temperature: float = 1.0,
         top_k: int | None = None,
     ) -> Tokens:
-        """Draw responses, the mask including the end token.
+        """Draw responses, the mask including the end token. They lie on the device of the prompts.
 
         Args:
             prompts: (B, P).
