@@ -3,7 +3,8 @@
 Weights are counted exactly. Bytes and operations follow Korthikanti et al. 2022 ("Reducing activation recomputation
 in large transformer models", for what a layer keeps) and Kaplan et al. 2020 ("Scaling laws", section 2.1: 2 operations
 a weight and token forward, twice that backward), with the constants of this project's own passes: prompts computed
-once, logits at response places alone. Left out on purpose: fragmentation, and what other programs use.
+once, logits at response places alone. Left out on purpose: what the allocator holds between tensors, and what other
+programs use.
 """
 
 from __future__ import annotations
@@ -284,6 +285,9 @@ def _learning(load: Load) -> dict[str, int]:
         places = load.rows_at_once * method.learned * load.response
         # Logits, which become probabilities and then their gradient in place; one more while they change.
         out["logits"] = min(places * shape.vocab, LOGITS_AT_ONCE) * 2 * FLOAT
+        if load.accumulate > 1 and not load.lora_rank:
+            # From the second part on: the head's gradient of this part, before it is added to what is there.
+            out["gradient of the head"] = shape.embedding() * FLOAT
     if load.bf16:
         out["weights in bf16"] = 2 * (shape.parameters() if method.head else shape.body())
     return out

@@ -1,8 +1,9 @@
 """`rlhf-lab plan`: what a model, a method and a batch need in memory and time, before anything is loaded.
 
 The machine's own speed is measured in a second (products of matrices, and copying). A GPU that is not here is taken
-from its maker's data sheet. Numbers are estimates: memory is meant to be right within a quarter, time within a factor
-of two. Times of GPUs are not yet measured against real runs.
+from its maker's data sheet. Numbers are estimates: memory of tensors is meant to be right within 15%, time within a
+factor of two. What an allocator holds between tensors comes on top, so that not all that is free is counted on. Times
+of GPUs are not yet measured against real runs.
 """
 
 from __future__ import annotations
@@ -159,8 +160,17 @@ class Report:
 
     @property
     def fits(self) -> bool:
-        """Whether they are there. A tenth is left for what fragments."""
-        return self.peak <= 0.9 * self.available
+        """Whether they are there, with `spare` left for what an allocator holds between tensors."""
+        return self.fitting(self.peak)
+
+    def fitting(self, peak: float) -> bool:
+        """Whether so many bytes of tensors would fit."""
+        return peak <= (1 - self.spare) * self.available
+
+    @property
+    def spare(self) -> float:
+        """The share of the memory that is not counted on: a tenth on a GPU, a fifth on a CPU (docs/scaling.md)."""
+        return 0.2 if self.device.name == "CPU" else 0.1
 
 
 def plan(settings: Plan) -> Report:
@@ -326,11 +336,15 @@ def table(settings: Plan, report: Report) -> str:
     if report.fits:
         lines.append(f"It fits, with {_gib(report.available - report.peak)} to spare.")
     else:
-        lines.append("It does not fit (a tenth is kept free). Settings that need less:")
+        kept = "a fifth" if report.spare == 0.2 else "a tenth"
+        lines.append(f"It does not fit ({kept} is kept free). Settings that need less:")
         for name, peak in report.changes.items():
-            verdict = "fits" if peak <= 0.9 * report.available else "not enough"
+            verdict = "fits" if report.fitting(peak) else "not enough"
             lines.append(f"  {name:<58}{_gib(peak):>12}   {verdict}")
-    lines.append("Estimates: memory within a quarter, time within a factor of two; times of GPUs not yet measured.")
+    lines.append(
+        "Estimates: tensors within 15%, and the allocator holds some more; time within a factor of two; times of GPUs "
+        "not yet measured."
+    )
     return "\n".join(lines)
 
 

@@ -130,7 +130,7 @@ class TreeTransformerPolicy(LanguageModelPolicy):
                 mask.append(going)
                 going = going & (token < self.tree.branching)
                 node = torch.where(going, node * self.tree.branching + token, 0)
-        return Tokens(torch.stack(ids, -1), torch.stack(mask, -1))
+        return Tokens(torch.stack(ids, -1), torch.stack(mask, -1)).to(prompts.device)
 
 
 class _Walk:

@@ -116,7 +116,7 @@ class VllmSampler(Policy):
         rows = [[list(answer.token_ids) for answer in request.outputs] for request in found]
         if [len(row) for row in rows] != [num_samples] * len(texts):
             raise LabError("vLLM gave another number of responses than it was asked for.")
-        return Tokens.from_lists(rows).to(self.inner.device)
+        return Tokens.from_lists(rows).to(prompts.device)
 
     def token_log_probs(self, prompts: Tokens, responses: Tokens, temperature: float = 1.0) -> Tensor:
         """See `Policy.token_log_probs`."""

@@ -138,15 +138,17 @@ def test_what_a_layer_keeps_is_what_autograd_saves(kind):
     "rows, prompt, response, flag",
     [(4, 300, 34, ""), (8, 300, 34, "parts"), (8, 300, 34, "checkpointing"), (4, 32, 256, "")],
 )
-def test_memory_of_dpo_is_within_a_quarter_of_what_the_system_measures(rows, prompt, response, flag):
+def test_memory_of_dpo_is_within_15_percent_of_what_the_system_measures(rows, prompt, response, flag):
     """Two steps of a 6 × 384 GPT-2 with a vocabulary of 49,152 in a process of its own; the peak of its memory by the
-    system's count (VmHWM), of which the process and its libraries are measured too."""
+    system's count (VmHWM), of which the process and its libraries are measured too. Each tensor above 256 KiB is
+    mapped on its own: in glibc's heap as it is by default, what lies free between tensors differs by 100 MiB from run
+    to run."""
     script = Path(__file__).with_name("peak_memory.py")
     words = [str(rows), str(prompt), str(response), *filter(None, [flag])]
     done = subprocess.run(
         [sys.executable, str(script), *words],
         capture_output=True, text=True, timeout=300, check=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "262144"},
     )  # fmt: skip
     process, peak = map(int, done.stdout.split())
     load = Load(
@@ -155,7 +157,7 @@ def test_memory_of_dpo_is_within_a_quarter_of_what_the_system_measures(rows, pro
     )  # fmt: skip
     own = sum(memory(load, 0).values())
     print(f"predicted {own / 2**20:.0f} MiB, measured {(peak - process) / 2**20:.0f} MiB")
-    assert own == pytest.approx(peak - process, rel=0.25)
+    assert own == pytest.approx(peak - process, rel=0.15)
 
 
 def test_adam_in_fp32_takes_sixteen_bytes_a_weight_and_the_reference_four():
@@ -254,6 +256,24 @@ def test_time_is_work_over_half_the_rate_and_bytes_over_the_bandwidth():
     assert report.seconds == pytest.approx(operations(load)["learning"] / 0.5e12 + 28 * PUBLISHED["gpt2"] / 1e11)
     both = reckon(Plan(method="sft", batch_size=4, num_devices=4, fsdp=True), device)
     assert both.seconds == pytest.approx(report.seconds / 4)
+
+
+def test_a_fifth_of_main_memory_and_a_tenth_of_a_card_are_kept_free():
+    settings = Plan(model="gpt2", method="sft", batch_size=4)
+    for name, spare in (("CPU", 0.2), ("toy", 0.1)):
+        device = Device(name, fp32=1e12, bf16=2e12, bandwidth=1e11, memory=1e12)
+        peak = reckon(settings, device).peak
+        for factor in (0.99, 1.01):
+            report = reckon(settings, dataclasses.replace(device, memory=factor * peak / (1 - spare)))
+            assert report.fits == (factor > 1)
+
+
+def test_parts_add_the_gradient_of_the_head_once_more():
+    """The first part's gradient stays while the second's is made and added: 50,257 · 768 numbers for GPT-2."""
+    extra = memory(changed(accumulate=4), 0).keys() - memory(changed(), 0).keys()
+    assert extra == {"gradient of the head"}
+    assert memory(changed(accumulate=4), 0)["gradient of the head"] == 50257 * 768 * 4
+    assert memory(changed(accumulate=4, lora_rank=8), 0).keys() == memory(changed(lora_rank=8), 0).keys()
 
 
 def test_the_cpu_is_measured():

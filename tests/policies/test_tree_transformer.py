@@ -1,8 +1,11 @@
 """`TreeTransformerPolicy`: the walk over shared prefixes against the packed way and a plain forward pass."""
 
+import contextlib
+
 import pytest
 import scipy.stats
 import torch
+from pretend_gpu import pretended_gpu
 from tiny_models import one_thread  # noqa: F401
 
 from rlhf_lab.batch import Tokens
@@ -243,3 +246,21 @@ def test_bad_input_gets_one_error_that_names_it(call, message):
     tree = TREES[0]
     with pytest.raises(LabError, match=message):
         call(policy_of("gpt2", tree), tree)
+
+
+@each_kind_and_tree
+def test_on_a_gpu_draws_lie_with_the_prompts_and_numbers_are_those_of_the_cpu(kind, tree):
+    """Pretended where there is none. The generator is the CPU's, as in the commands; prompts are wherever they are."""
+    policy, (prompts, responses) = policy_of(kind, tree), batch_of(tree)
+    expected = policy.token_log_probs(prompts, responses), policy.enumerate(prompts)[1]
+    drawn = policy.sample(prompts, 5, torch.Generator().manual_seed(0))
+    with contextlib.nullcontext("cuda:0") if torch.cuda.is_available() else pretended_gpu() as device:
+        policy.to(device)
+        found = policy.token_log_probs(prompts, responses), policy.enumerate(prompts)[1]
+        assert {f.device.type for f in found} == {"cuda"}
+        for f, e in zip(found, expected, strict=True):
+            assert torch.allclose(f.cpu(), e, atol=1e-4)
+        here = policy.sample(prompts, 5, torch.Generator().manual_seed(0))
+        there = policy.sample(prompts.to(torch.device(device)), 5, torch.Generator().manual_seed(0))
+        assert here.ids.device.type == "cpu" and there.ids.device.type == "cuda"
+        assert torch.equal(here.ids, drawn.ids) and torch.equal(there.ids.cpu(), drawn.ids)

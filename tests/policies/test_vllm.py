@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from pretend_gpu import pretended_gpu
 from tiny_models import one_thread, ragged, tiny  # noqa: F401
 
 from rlhf_lab.batch import Tokens
@@ -43,6 +44,16 @@ def test_our_arguments_reach_the_engine_in_its_words_and_answers_become_tokens()
     assert drawn.tolist() == [[[0], [0, 2], [0, 2, 2]], [[1], [1, 2], [1, 2, 2]]]
     sampler.sample(prompts, 3, torch.Generator().manual_seed(0))
     assert engine.settings[0]["seed"] == first["seed"] and engine.settings[0]["top_k"] == -1
+
+
+@without_vllm
+def test_draws_lie_with_the_prompts_wherever_the_policy_lies():
+    policy, prompts = LanguageModelPolicy(tiny("gpt2"), end_token=2, max_new_tokens=6), Tokens.from_lists([[3], [6]])
+    with pretended_gpu() as device:
+        policy.to(device)
+        for where in (torch.device("cpu"), torch.device(device)):
+            drawn = VllmSampler(policy, Engine()).sample(prompts.to(where), 2, torch.Generator().manual_seed(0))
+            assert drawn.ids.device == where and drawn.tolist() == [[[0], [0, 2]], [[1], [1, 2]]]
 
 
 @without_vllm
