@@ -1,4 +1,6 @@
-"""Peak memory of DPO steps of a 6 × 384 GPT-2, measured by the system: `python peak_memory.py ROWS PROMPT RESPONSE`.
+"""Peak memory of DPO steps of a GPT-2, measured by the system: `python peak_memory.py ROWS PROMPT RESPONSE [FLAG ...]`.
+
+The model has 6 × 384; with the flag `large`, 12 × 768. `parts` takes the batch in two, `checkpointing` computes again.
 
 Prints bytes: at the start of training's own part, and at the peak.
 """
@@ -26,8 +28,9 @@ def main(rows: int, prompt: int, response: int, *flags: str) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     base = peak()
+    layers, heads = (12, 12) if "large" in flags else (6, 6)
     config = GPT2Config(
-        n_layer=6, n_embd=384, n_head=6, n_positions=1024, vocab_size=49152, attn_implementation="sdpa",
+        n_layer=layers, n_embd=64 * heads, n_head=heads, n_positions=1024, vocab_size=49152, attn_implementation="sdpa",
         bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
     policy = LanguageModelPolicy(GPT2LMHeadModel(config), None, response)
