@@ -1,7 +1,7 @@
 """Memory of two DPO steps: what `rlhf-lab plan` predicts beside what the system counts (VmHWM), in MiB.
 
 Each row is run in processes of its own (tests/commands/peak_memory.py), `--times` times with every tensor above 256 KiB
-mapped on its own, which is what tensors need, and as often with glibc's heap as it is by default, which also holds what
+mapped on its own, which is what tensors need, and as often with glibc's heap as a run has it, which also holds what
 lies free between them. One thread; Linux alone. The rows of 12 × 768 are as large as GPT-2 124M, but for 1,105 ids.
 """
 
@@ -11,28 +11,20 @@ import subprocess
 import sys
 from pathlib import Path
 
-from rlhf_lab.commands.needs import METHODS, Load, Shape, memory
-
 SCRIPT = Path(__file__).parents[1] / "tests" / "commands" / "peak_memory.py"
-ROWS = [
-    ((6, 384), 4, 300, 34, ""),
-    ((6, 384), 4, 32, 256, ""),
-    ((6, 384), 8, 300, 34, "parts"),
-    ((6, 384), 8, 300, 34, "checkpointing"),
-    ((12, 768), 8, 300, 34, "parts"),
-    ((12, 768), 8, 300, 34, "checkpointing"),
-]
+ROWS = ["4 300 34", "4 32 256", "8 300 34 parts", "8 300 34 checkpointing"]
+ROWS += ["8 300 34 parts large", "8 300 34 checkpointing large"]
 
 
-def counted(words: list[str], **settings: str) -> float:
-    """MiB that the steps took beyond the process and its libraries."""
+def counted(row: str, **settings: str) -> tuple[float, float]:
+    """MiB predicted for the steps, and MiB that they took beyond the process and its libraries."""
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), *words],
+        [sys.executable, str(SCRIPT), *row.split()],
         capture_output=True, text=True, check=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1", **settings},
     )  # fmt: skip
-    process, peak = map(int, done.stdout.split())
-    return (peak - process) / 2**20
+    predicted, taken = (int(word) / 2**20 for word in done.stdout.split())
+    return predicted, taken
 
 
 def main() -> None:
@@ -42,18 +34,12 @@ def main() -> None:
     times = parser.parse_args().times
     if sys.platform != "linux":
         sys.exit("Only Linux tells a process's peak in /proc: nothing measured.")
-    print("model      pairs       tokens                   predicted      tensors      with the heap's gaps")
-    for (layers, hidden), rows, prompt, response, flag in ROWS:
-        load = Load(
-            Shape("gpt2", layers, hidden, hidden // 64, 49152, 1024), METHODS["dpo"], rows, prompt, response,
-            accumulate=2 if flag == "parts" else 1, checkpointing=flag == "checkpointing",
-        )  # fmt: skip
-        words = [*map(str, (rows, prompt, response)), *filter(None, [flag, "large" if layers == 12 else ""])]
-        tensors = [counted(words, MALLOC_MMAP_THRESHOLD_="262144") for _ in range(times)]
-        heap = [counted(words) for _ in range(times)]
+    print(f"{'pairs, prompt, response':<32}{'predicted':>10}      tensors      with the heap's gaps")
+    for row in ROWS:
+        predicted, tensors = zip(*(counted(row, MALLOC_MMAP_THRESHOLD_="262144") for _ in range(times)), strict=True)
+        heap = [counted(row)[1] for _ in range(times)]
         print(
-            f"{layers:>2} × {hidden}   {rows}   {prompt:>3} + {response:<3}  {flag:<13}"
-            f"{sum(memory(load, 0).values()) / 2**20:>18,.0f}"
+            f"{row:<32}{predicted[0]:>10,.0f}"
             f"   {min(tensors):,.0f} to {max(tensors):,.0f}   {min(heap):,.0f} to {max(heap):,.0f}",
             flush=True,
         )
