@@ -116,7 +116,7 @@ browser: install ## drive the explorers in a headless browser (needs a Chromium 
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
 	$(BIN)/python tools/browser_check.py $(BROWSER_FLAGS)
 
-mutants: install ## break the mathematics on purpose, one bug at a time, and see which test notices (long)
+mutants: install ## break the code on purpose, one bug at a time, and see which test notices (long)
 	$(BIN)/python tools/mutation_run.py $(MUTANTS_FLAGS)
 
 clean: ## remove caches and built files (results/, runs/ and .venv stay)

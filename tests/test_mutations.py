@@ -1,5 +1,6 @@
 """`tools/mutation_run.py` is not stale: every bug it plants still fits the code, and the page tells of these bugs."""
 
+import json
 import re
 import sys
 from collections import Counter
@@ -11,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 import mutation_run  # noqa: E402
-from mutation_run import MUTATIONS, SURVIVED, Run, Stale, Unfit, mutated  # noqa: E402
+from mutation_run import KINDS, MUTATIONS, SURVIVED, TABLES, Run, Stale, Unfit, mutated  # noqa: E402
 
 sys.path.remove(str(ROOT / "tools"))
 
@@ -22,16 +23,23 @@ def test_a_mutation_s_text_stands_once_in_its_file_and_leaves_python_behind(muta
     changed = mutated(text, mutation)
     assert changed != text
     compile(changed, mutation.file, "exec")
+    assert mutation.tests
     assert [name for name in mutation.tests if not (ROOT / "tests" / name).is_file()] == []
+    if mutation.near:
+        file, _, test = mutation.near.partition("::")
+        assert f"def {test}(" in (ROOT / "tests" / file).read_text(encoding="utf-8")
 
 
-def test_there_are_bugs_of_every_kind_in_every_room_of_the_mathematics() -> None:
-    """At least 25 places, in `exact`, `losses`, `kl`, `sampling` and `policies`; no bug twice."""
-    assert len({(m.file, m.old) for m in MUTATIONS}) >= 25
-    assert {re.split(r"[/.]", m.file)[0] for m in MUTATIONS} == {"exact", "losses", "kl", "sampling", "policies"}
+def test_there_are_bugs_of_every_kind_and_each_stands_in_the_table_of_its_subpackage() -> None:
+    """A table is named after the subpackage; `mathematics` are the modules below all others, `commands` has `cli`."""
+    rooms = dict.fromkeys(["exact", "losses", "kl", "sampling", "preferences", "batch", "response_tree"], "mathematics")
+    rooms["cli"] = "commands"
+    for table, mutations in TABLES.items():
+        assert {rooms.get(room := re.split(r"[/.]", m.file)[0], room) for m in mutations} <= {table}
+    assert set(Counter(m.kind for m in MUTATIONS)) <= set(KINDS)
     assert min(Counter(m.kind for m in MUTATIONS).values()) >= 3
-    assert set(Counter(m.kind for m in MUTATIONS)) == {"sign", "swap", "beta", "mean", "mask", "norm"}
     assert set(Counter((m.file, m.old, m.new) for m in MUTATIONS).values()) == {1}
+    assert set(Counter((m.file, m.what) for m in MUTATIONS).values()) == {1}
 
 
 @pytest.mark.parametrize("times", [0, 2])
@@ -68,7 +76,7 @@ def test_a_bug_is_caught_by_the_test_that_fails_survives_blind_ones_and_leaves_t
 ) -> None:
     """Planted in the copy, asked of the near file, then of the rest; the original is not written to."""
     before = {path: path.read_text() for path in small_project.rglob("*.py")}
-    bug = mutation_run.Mutation("sums.py", "sign", "minus", "a + b", "a - b", ("test_blind.py",))
+    bug = mutation_run.Mutation("sign", "minus", "a + b", "a - b", file="sums.py", tests=("test_blind.py",))
     (tmp_path / "work").mkdir()
     run = Run(tmp_path / "work", limit=300)
     assert run.ask(bug, "near") == SURVIVED
@@ -76,6 +84,12 @@ def test_a_bug_is_caught_by_the_test_that_fails_survives_blind_ones_and_leaves_t
     run.confirm({"tests/test_sums.py::test_five"})
     assert {path: path.read_text() for path in small_project.rglob("*.py")} == before
     assert (run.copy / "rlhf_lab" / "sums.py").read_text() == before[small_project / "rlhf_lab" / "sums.py"]
+    # The named test is asked before the files, and the files still are if it passes.
+    named = replace(bug, near="test_sums.py::test_five")
+    assert run.ask(named, "near") == "tests/test_sums.py::test_five"
+    sure = replace(bug, near="test_blind.py::test_zero")
+    assert run.ask(sure, "near") == SURVIVED
+    assert run.ask(sure, "rest") == "tests/test_sums.py::test_five"
     # A test that fails anyway has caught nothing.
     (run.copy / "tests" / "test_sums.py").write_text("def test_five():\n    assert False\n")
     with pytest.raises(Unfit, match="test_five fails without any bug"):
@@ -84,7 +98,38 @@ def test_a_bug_is_caught_by_the_test_that_fails_survives_blind_ones_and_leaves_t
 
 def test_the_page_tells_of_exactly_these_bugs_and_of_no_survivor_without_a_reason() -> None:
     page = (ROOT / "docs" / "mutations.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| (\w+) \| (.+?) \| (.+) \|$", page, re.M)
-    told = [(kind, what) for kind, what, _ in rows if kind != "kind"]
-    assert told == [(m.kind, m.what) for m in MUTATIONS]
-    assert "unexplained" not in page
+    assert list(mutation_run.reported(page)) == [(m.file, m.what) for m in MUTATIONS]
+    assert "**survives**, unexplained" not in page
+
+
+def test_a_page_holds_the_results_that_it_was_written_from_and_counts_them_by_subpackage() -> None:
+    """Every third bug survives: `reported` reads from the page what `report` wrote, and the top table adds up."""
+    results = {
+        mutation_run.key(m): f"tests/{m.tests[0]}::test_x" if i % 3 else SURVIVED for i, m in enumerate(MUTATIONS)
+    }
+    page = mutation_run.report(results, "near")
+    assert mutation_run.reported(page) == {(m.file, m.what): results[mutation_run.key(m)] for m in MUTATIONS}
+    table = re.findall(r"^\| \W*(\w+)\W* \| (\d+) \| (\d+) \(\d+%\) \| (\d+) \| (\d+) \|$", page, re.M)
+    counts = {name: [int(n) for n in numbers] for name, *numbers in table}
+    assert {name: all_[0] for name, all_ in counts.items()} == {
+        **{name: len(bugs) for name, bugs in TABLES.items() if bugs},
+        "all": len(MUTATIONS),
+    }
+    survive = len(range(0, len(MUTATIONS), 3))
+    assert counts["all"][1] == len(MUTATIONS) - survive
+    assert sum(counts["all"][2:]) == survive
+    assert all(n == sum(rest) for n, *rest in counts.values())
+
+
+def test_two_workers_give_the_same_results_and_the_journal_keeps_them(
+    small_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two bugs in one file: each worker has a copy of its own, so neither sees the other's bug."""
+    monkeypatch.setattr(mutation_run, "JOURNAL", tmp_path / "journal" / "mutations.json")
+    minus = mutation_run.Mutation("sign", "minus", "a + b", "a - b", file="sums.py", tests=("test_sums.py",))
+    same = replace(minus, what="b + a", new="b + a")
+    runs = [Run(tmp_path / name, limit=300) for name in ("one", "two")]
+    known: dict[str, str] = {}
+    mutation_run.run_all([minus, same], known, runs, "near")
+    assert known == {mutation_run.key(minus): "tests/test_sums.py::test_five", mutation_run.key(same): SURVIVED}
+    assert json.loads(mutation_run.JOURNAL.read_text()) == known

@@ -1,16 +1,18 @@
-"""Put known bugs into the mathematics, one at a time, and see which test catches each.
+"""Put known bugs into the code, one at a time, and see which test catches each.
 
-    python tools/mutation_run.py [--only TEXT] [--near | --full] [--resume]
+    python tools/mutation_run.py [--only TEXT] [--near | --full] [--resume] [--workers N]
 
-The bugs are those of `mutations.py`. Each is put into a temporary copy of the project; the working tree is never
-touched. First the test files of the mutated module run; where they do not catch it, the rest of `tests/`; with
-`--full` the notebooks too, which is all that `make test` runs. With `--near` the run ends at the module's own files.
-At last every test that caught something runs without any bug, and must pass.
+The bugs are those of the package `mutations`, one table for each subpackage. Each is put into a temporary copy of the
+project; the working tree is never touched. First the test that the bug names runs, if it names one. Then the test
+files of the mutated module run, and where they do not catch it, the rest of `tests/`. With `--full` the notebooks run
+too, which is all that `make test` runs. With `--near` the run ends at the module's own files. At last every test that
+caught something runs without any bug, and must pass.
 
-The report goes to docs/mutations.md; `--only` prints and writes nothing. What is done is kept in
-build/mutations.json: `--resume` goes on from there, and runs survivors again.
+The report goes to docs/mutations.md. With `--only` the other rows are taken from the page as it is, and the page is
+written if every bug has a row then. What is done is saved in build/mutations.json: `--resume` goes on from there, and
+runs survivors again.
 
-Ends with status 1 if a bug survives that `mutations.py` gives no excuse for.
+The script ends with status 1 if a bug survives for which the table gives no excuse.
 """
 
 from __future__ import annotations
@@ -19,21 +21,24 @@ import argparse
 import json
 import multiprocessing
 import os
+import queue
 import re
 import shutil
 import signal
 import sys
 import tempfile
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from multiprocessing.context import ForkServerProcess, SpawnProcess
 from pathlib import Path
 
-from mutations import MUTATIONS, Mutation
+from mutations import KINDS, MUTATIONS, TABLES, Mutation
 
 REPO = Path(__file__).resolve().parent.parent
 REPORT = REPO / "docs" / "mutations.md"
 JOURNAL = REPO / "build" / "mutations.json"
 # Not part of what is tested, or large, or another run's leavings.
-LEFT_OUT = (".git", ".venv", "build", "dist", "results", "runs", "*.egg-info", "__pycache__", ".*_cache", ".hypothesis")
+LEFT_OUT = (".git", ".venv", "build", "dist", "runs", "*.egg-info", "__pycache__", ".*_cache", ".hypothesis")
 NOTEBOOKS = [
     "-p",
     "nbval.plugin",
@@ -80,7 +85,7 @@ def mutated(text: str, mutation: Mutation) -> str:
     if times != 1 or mutation.old == mutation.new:
         raise Stale(
             f"rlhf_lab/{mutation.file}: the text of “{mutation.what}” occurs {times} times, not once:\n"
-            f"    {mutation.old!r}\nThe code has changed since: mend this mutation in tools/mutations.py."
+            f"    {mutation.old!r}\nThe code has changed since: correct this mutation in tools/mutations/."
         )
     return text.replace(mutation.old, mutation.new)
 
@@ -128,40 +133,16 @@ def _pytest_here(copy: str, arguments: list[str], log: str) -> None:
         sys.exit(int(pytest.main([*FLAGS, *arguments])))
 
 
-def run_tests(copy: Path, arguments: list[str], limit: float) -> str:
-    """The first test that fails, "" if none does, in a process of its own.
-
-    Raises:
-        Unfit: pytest itself failed.
-    """
-    forks = "forkserver" in multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if forks else "spawn")
-    if forks:
-        context.set_forkserver_preload(PRELOAD)
-    log = copy.parent / "pytest.log"
-    process = context.Process(target=_pytest_here, args=(str(copy), arguments, str(log)))
-    process.start()
-    try:
-        process.join(limit)
-        if process.is_alive():
-            return f"no end within {limit:g} s"
-    finally:
-        process.kill()  # also where this run is interrupted: a bug may have made a test endless
-        process.join()
-    if process.exitcode == 0:
-        return ""
-    said = log.read_text(encoding="utf-8")
-    failed = re.search(r"^(?:FAILED|ERROR) ([^\s\[]+)", said, re.M)
-    if process.exitcode not in (1, 2) or failed is None:
-        raise Unfit(f"pytest ended with status {process.exitcode}:\n{said[-2000:]}")
-    return failed[1]
-
-
 def stages(mutation: Mutation, how_far: str) -> list[list[str]]:
-    """Arguments of pytest for each stage: the module's own files, then the rest, then the notebooks."""
-    near = [f"tests/{name}" for name in mutation.tests]
-    rest = ["tests", *NOT_ASKED, *(f"--ignore={name}" for name in near)]
-    return [near, rest, NOTEBOOKS][: {"near": 1, "rest": 2, "full": 3}[how_far]]
+    """Arguments of pytest for each stage: the named test, the module's own files, the rest, the notebooks."""
+    own = [f"tests/{name}" for name in mutation.tests]
+    files = [own]
+    asked = [f"--ignore={name}" for name in own]
+    if mutation.near:
+        files = [[f"tests/{mutation.near}"], [*own, f"--deselect=tests/{mutation.near}"]]
+        asked += files[1][-1:]
+    rest = ["tests", *NOT_ASKED, *asked]
+    return {"near": files, "rest": [*files, rest], "full": [*files, rest, NOTEBOOKS]}[how_far]
 
 
 class Run:
@@ -169,9 +150,44 @@ class Run:
 
     def __init__(self, folder: Path, limit: float) -> None:
         self.copy, self.limit = folder / "copy", limit
+        self.process: ForkServerProcess | SpawnProcess | None = None
         shutil.copytree(REPO, self.copy, ignore=shutil.ignore_patterns(*LEFT_OUT), symlinks=True)
         with (self.copy / "tests" / "conftest.py").open("a", encoding="utf-8") as conftest:
             conftest.write(NO_SHRINKING)
+
+    def stop(self) -> None:
+        """End the tests that run now: a bug may have made one endless."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.join()
+
+    def run_tests(self, arguments: list[str]) -> str:
+        """The first test that fails, "" if none does, in a process of its own.
+
+        Raises:
+            Unfit: pytest itself failed.
+        """
+        forks = "forkserver" in multiprocessing.get_all_start_methods()
+        context = multiprocessing.get_context("forkserver" if forks else "spawn")
+        if forks:
+            context.set_forkserver_preload(PRELOAD)
+        log = self.copy.parent / "pytest.log"
+        self.process = context.Process(target=_pytest_here, args=(str(self.copy), arguments, str(log)))
+        self.process.start()
+        try:
+            self.process.join(self.limit)
+            if self.process.is_alive():
+                return f"no end within {self.limit:g} s"
+        finally:
+            self.stop()
+        # 5: every test of the files was deselected, because the bug names the only one.
+        if self.process.exitcode in (0, 5):
+            return ""
+        said = log.read_text(encoding="utf-8")
+        failed = re.search(r"^(?:FAILED|ERROR) ([^\s\[]+)", said, re.M)
+        if self.process.exitcode not in (1, 2) or failed is None:
+            raise Unfit(f"pytest ended with status {self.process.exitcode}:\n{said[-2000:]}")
+        return failed[1]
 
     def ask(self, mutation: Mutation, how_far: str) -> str:
         """Which test catches `mutation`, or `SURVIVED`.
@@ -184,7 +200,7 @@ class Run:
         try:
             path.write_text(mutated(whole, mutation), encoding="utf-8")
             for arguments in stages(mutation, how_far):
-                caught = run_tests(self.copy, arguments, self.limit)
+                caught = self.run_tests(arguments)
                 if caught:
                     return caught
         finally:
@@ -193,9 +209,9 @@ class Run:
 
     def confirm(self, tests: set[str]) -> None:
         """Raise `Unfit` if one of `tests` fails without any bug: it has caught nothing."""
-        failing = run_tests(self.copy, sorted(tests), self.limit) if tests else ""
+        failing = self.run_tests(sorted(tests)) if tests else ""
         if failing:
-            raise Unfit(f"{failing} fails without any bug, so it catches none: mend it, then run again.")
+            raise Unfit(f"{failing} fails without any bug, so it catches none: correct it, then run again.")
 
 
 def key(mutation: Mutation) -> str:
@@ -210,26 +226,24 @@ def verdict(mutation: Mutation, result: str) -> str:
     return f"**survives**: {mutation.excuse}" if mutation.excuse else "**survives**, unexplained"
 
 
+def reported(page: str) -> dict[tuple[str, str], str]:
+    """The results that a report holds, by file and words of the mutation."""
+    results, file = {}, ""
+    for line in page.splitlines():
+        if head := re.match(r"#+ \[`(.+)`\]", line):
+            file = head[1]
+        elif row := re.match(rf"\| (?:{'|'.join(KINDS)}) \| (.+?) \| (.+) \|$", line):
+            cell = row[2]
+            caught = f"tests/{cell[1:-1]}" if cell.startswith("`") else cell
+            results[file, row[1]] = SURVIVED if cell.startswith("**survives**") else caught
+    return results
+
+
 def report(results: dict[str, str], how_far: str) -> str:
     """docs/mutations.md."""
-    caught = sum(results[key(m)] != SURVIVED for m in MUTATIONS)
     left = [m for m in MUTATIONS if results[key(m)] == SURVIVED]
     kinds = Counter(m.kind for m in MUTATIONS)
-    names = {
-        "sign": "a sign flipped",
-        "swap": "two arguments or responses exchanged",
-        "beta": "β, γ, τ or n forgotten",
-        "mean": "a mean for a sum, or a factor lost",
-        "mask": "a mask dropped or shifted",
-        "norm": "a normaliser or a weight forgotten",
-    }
     places = len({(m.file, m.old) for m in MUTATIONS})
-    summary = (
-        f"**{caught} of {len(MUTATIONS)} are caught**, in {places} places of {len({m.file for m in MUTATIONS})} files"
-    )
-    unexplained = sum(not m.excuse for m in left)
-    if left:
-        summary += f"; {len(left)} survive, of which {unexplained} without an explanation"
     asked = {
         "near": "Only the mutated module's own test files were asked; more tests can only catch more.",
         "rest": "The mutated module's own test files were asked first, then the rest of `tests/`.",
@@ -238,28 +252,75 @@ def report(results: dict[str, str], how_far: str) -> str:
     lines = [
         "# Would the tests notice?",
         "",
-        "A test that cannot fail says nothing. Here the mathematics is broken on purpose, one plausible slip at a "
+        "A test that cannot fail says nothing. Here the code is broken on purpose, one plausible slip at a "
         "time, in a copy of the project, and the tests are asked. Each row is one bug and the first test that "
         "fails on it.",
         "",
-        f"{summary}: {', '.join(f'{names[kind]} ({number})' for kind, number in kinds.items())}.",
+        "| subpackage | bugs | caught | survive, explained | survive, unexplained |",
+        "|---|---|---|---|---|",
+    ]
+    for name, table in [*((n, t) for n, t in TABLES.items() if t), ("**all**", MUTATIONS)]:
+        explained = sum(m in left and bool(m.excuse) for m in table)
+        unexplained = sum(m in left and not m.excuse for m in table)
+        caught = len(table) - explained - unexplained
+        lines += [f"| {name} | {len(table)} | {caught} ({caught / len(table):.0%}) | {explained} | {unexplained} |"]
+    lines += [
+        "",
+        f"The bugs are in {places} places of {len({m.file for m in MUTATIONS})} files. Their kinds are "
+        f"{', '.join(f'{words} ({kinds[kind]})' for kind, words in KINDS.items() if kinds[kind])}.",
         f"{asked}",
         "",
-        f"Written by `python tools/mutation_run.py{'' if how_far == 'rest' else f' --{how_far}'}` (`make mutants`); "
-        "the bugs stand in [`tools/mutations.py`](../tools/mutations.py). After a change there, or in the code that it "
-        "points at, run it again.",
+        f"Written by `python tools/mutation_run.py{'' if how_far == 'rest' else f' --{how_far}'}` (`make mutants`). "
+        "The bugs are in the tables of [`tools/mutations/`](../tools/mutations/__init__.py). After a change there, or "
+        "in the code that it points at, run it again; with `--only TEXT` for the bugs that have changed.",
         "",
     ]
-    for file in dict.fromkeys(m.file for m in MUTATIONS):
-        lines += [
-            f"## [`{file}`](../rlhf_lab/{file})",
-            "",
-            "| kind | the bug | caught by |",
-            "|---|---|---|",
-            *(f"| {m.kind} | {m.what} | {verdict(m, results[key(m)])} |" for m in MUTATIONS if m.file == file),
-            "",
-        ]
+    for name, table in TABLES.items():
+        if table:
+            lines += [f"## {name}", ""]
+        for file in dict.fromkeys(m.file for m in table):
+            lines += [
+                f"### [`{file}`](../rlhf_lab/{file})",
+                "",
+                "| kind | the bug | caught by |",
+                "|---|---|---|",
+                *(f"| {m.kind} | {m.what} | {verdict(m, results[key(m)])} |" for m in table if m.file == file),
+                "",
+            ]
     return "\n".join(lines)
+
+
+def run_all(chosen: list[Mutation], known: dict[str, str], runs: list[Run], how_far: str) -> None:
+    """Put each bug into a free copy, and enter the result in `known` and in the journal."""
+    free: queue.Queue[Run] = queue.Queue()
+    for run in runs:
+        free.put(run)
+
+    def ask(mutation: Mutation) -> str:
+        if key(mutation) in known:
+            return known[key(mutation)]
+        run = free.get()
+        try:
+            return run.ask(mutation, how_far)
+        finally:
+            free.put(run)
+
+    with ThreadPoolExecutor(len(runs)) as pool:
+        try:
+            asked = {pool.submit(ask, mutation): mutation for mutation in chosen}
+            for number, done in enumerate(as_completed(asked), 1):
+                mutation = asked[done]
+                known[key(mutation)] = done.result()
+                JOURNAL.parent.mkdir(exist_ok=True)
+                JOURNAL.write_text(json.dumps(known, indent=1))
+                print(f"{number:3}/{len(chosen)}  {mutation.file:27} {mutation.kind:7} {mutation.what}", flush=True)
+                print(f"         {known[key(mutation)]}", flush=True)
+        except BaseException:  # also Ctrl-C
+            pool.shutdown(wait=False, cancel_futures=True)
+            for run in runs:
+                run.limit = 0.0
+                run.stop()
+            raise
 
 
 def main() -> None:
@@ -271,33 +332,30 @@ def main() -> None:
     reach.add_argument("--full", dest="how_far", action="store_const", const="full", help="also the notebooks")
     parser.add_argument("--resume", action="store_true", help="keep what the last run caught, run the others")
     parser.add_argument("--limit", type=float, default=1200.0, help="seconds for one run of pytest")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="copies that are tested at the same time")
     parser.set_defaults(how_far="rest")
     args = parser.parse_args()
 
-    # `kill` as an exception, so that the copy and the process that runs the tests go too.
+    # `kill` as an exception, so that the copies and the processes that run the tests go too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("Stopped."))
     chosen = [m for m in MUTATIONS if args.only in f"{m.file} {m.kind} {m.what}"]
-    known: dict[str, str] = {}
-    if args.resume and JOURNAL.is_file():
-        known = {k: v for k, v in json.loads(JOURNAL.read_text()).items() if v != SURVIVED}
+    known = json.loads(JOURNAL.read_text()) if JOURNAL.is_file() else {}
+    again = {key(m) for m in chosen if not args.resume or known.get(key(m)) == SURVIVED}
+    known = {k: v for k, v in known.items() if k not in again}
     try:
         check_all()
         with tempfile.TemporaryDirectory() as folder:
-            run = Run(Path(folder), args.limit)
-            for number, mutation in enumerate(chosen, 1):
-                if key(mutation) not in known:
-                    known[key(mutation)] = run.ask(mutation, args.how_far)
-                    JOURNAL.parent.mkdir(exist_ok=True)
-                    JOURNAL.write_text(json.dumps(known, indent=1))
-                print(f"{number:3}/{len(chosen)}  {mutation.file:27} {mutation.kind:5} {mutation.what}", flush=True)
-                print(f"         {known[key(mutation)]}", flush=True)
-            run.confirm({known[key(m)] for m in chosen if "::" in known[key(m)]})
+            runs = [Run(Path(folder) / str(worker), args.limit) for worker in range(max(args.workers, 1))]
+            run_all(chosen, known, runs, args.how_far)
+            runs[0].confirm({known[key(m)] for m in chosen if "::" in known[key(m)]})
     except (Stale, Unfit) as error:
         sys.exit(str(error))
     left = [m for m in chosen if known[key(m)] == SURVIVED]
     print(f"{len(chosen) - len(left)} of {len(chosen)} caught.")
-    if len(chosen) == len(MUTATIONS):
-        REPORT.write_text(report(known, args.how_far), encoding="utf-8")
+    page = reported(REPORT.read_text(encoding="utf-8")) if REPORT.is_file() else {}
+    results = {key(m): page[m.file, m.what] for m in MUTATIONS if (m.file, m.what) in page} | known
+    if all(key(m) in results for m in MUTATIONS):
+        REPORT.write_text(report(results, args.how_far), encoding="utf-8")
         print(f"Written: {REPORT.relative_to(REPO)}")
     unexplained = [m for m in left if not m.excuse]
     if unexplained:

@@ -1,0 +1,5 @@
+"""Bugs in `algorithms`."""
+
+from mutations.mutation import Mutation
+
+MUTATIONS: list[Mutation] = []

@@ -1,0 +1,5 @@
+"""Bugs in `derivations`."""
+
+from mutations.mutation import Mutation
+
+MUTATIONS: list[Mutation] = []

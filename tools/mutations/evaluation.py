@@ -1,0 +1,5 @@
+"""Bugs in `evaluation`."""
+
+from mutations.mutation import Mutation
+
+MUTATIONS: list[Mutation] = []

@@ -1,0 +1,5 @@
+"""Bugs in `exercises`."""
+
+from mutations.mutation import Mutation
+
+MUTATIONS: list[Mutation] = []

@@ -1,0 +1,5 @@
+"""Bugs in `experiments`."""
+
+from mutations.mutation import Mutation
+
+MUTATIONS: list[Mutation] = []

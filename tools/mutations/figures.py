@@ -1,0 +1,5 @@
+"""Bugs in `figures`."""
+
+from mutations.mutation import Mutation
+
+MUTATIONS: list[Mutation] = []

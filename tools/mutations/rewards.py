@@ -1,0 +1,5 @@
+"""Bugs in `rewards`."""
+
+from mutations.mutation import Mutation
+
+MUTATIONS: list[Mutation] = []

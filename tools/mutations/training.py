@@ -1,0 +1,5 @@
+"""Bugs in `training`."""
+
+from mutations.mutation import Mutation
+
+MUTATIONS: list[Mutation] = []

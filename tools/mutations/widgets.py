@@ -1,0 +1,5 @@
+"""Bugs in `widgets`."""
+
+from mutations.mutation import Mutation
+
+MUTATIONS: list[Mutation] = []

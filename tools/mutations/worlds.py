@@ -1,0 +1,5 @@
+"""Bugs in `worlds`."""
+
+from mutations.mutation import Mutation
+
+MUTATIONS: list[Mutation] = []
