@@ -281,9 +281,28 @@ def drift_cost(log_ref: Tensor, reward: Tensor, velocity: Tensor, beta: float) -
 
 def basis(parts: Tensor) -> Tensor:
     """Columns that span `parts` (K, m) without constants, orthonormal in the mean over responses, (K, d)."""
-    centred = parts.double() - parts.double().mean(0)
-    u, s, _ = torch.linalg.svd(centred, full_matrices=False)
-    return u[:, s > 1e-9 * s.max()] * len(parts) ** 0.5
+    return orthonormal(parts.double() - parts.double().mean(0)) * len(parts) ** 0.5
+
+
+def orthonormal(columns: Tensor) -> Tensor:
+    """Orthonormal columns that span `columns` (K, m), one after another (Gram–Schmidt), (K, d).
+
+    A column that depends on those before it is left out. This is the Q of the QR decomposition whose R has a positive
+    diagonal, and the only one. The Q of `torch.linalg.qr` has signs, and the singular vectors of `torch.linalg.svd`
+    have signs and (where singular values are equal, as those of a table are) directions, that the mathematics leaves
+    open: each processor gives others.
+    """
+    found: list[Tensor] = []
+    smallest = 1e-9 * columns.norm(dim=0).max()
+    for column in columns.unbind(1):
+        rest = column
+        for _ in range(2):  # the second pass removes what rounding left of the first
+            for other in found:
+                rest = rest - other * (other @ rest)
+        length = rest.norm()
+        if length > smallest:
+            found.append(rest / length)
+    return torch.stack(found, 1)
 
 
 def window_regret(price: float, drift: float, labels: float, window: float, every: float = 1) -> float:

@@ -112,6 +112,32 @@ def test_a_basis_spans_its_parts_without_constants():
     torch.testing.assert_close(features @ (features.T @ centred) / 20, centred)
 
 
+def test_the_basis_of_a_table_is_that_of_gram_and_schmidt_on_every_processor():
+    """Worked by hand for three responses: (2, −1, −1)/√6, then (0, 1, −1)/√2, times √3; nothing of the third is left.
+
+    All singular values of a table are equal, so nothing but rounding decides on the directions of a decomposition by
+    singular values: a change of 1e-12, more than any processor's rounding, turned them at random.
+    """
+    by_hand = torch.tensor([[2, 0], [-1, 1], [-1, -1]], dtype=torch.float64) / torch.tensor([6, 2]).double().sqrt()
+    torch.testing.assert_close(moving.basis(torch.eye(3)), by_hand * 3**0.5)
+    table = torch.eye(6, dtype=torch.float64)
+    shaken = table + 1e-12 * torch.randn(6, 6, dtype=torch.float64, generator=seeded(2))
+    torch.testing.assert_close(moving.basis(shaken), moving.basis(table), rtol=0, atol=1e-10)
+
+
+def test_orthonormal_columns_are_the_qr_decomposition_with_a_positive_diagonal():
+    """Of square and of tall columns, and of columns nearly parallel, where one pass would leave 1e-6."""
+    for rows, count, near in ((5, 5, 1.0), (9, 4, 1.0), (6, 3, 1e-5)):
+        columns = torch.randn(rows, count, dtype=torch.float64, generator=seeded(3, rows))
+        columns = columns[:, :1] + near * columns
+        found = moving.orthonormal(columns)
+        torch.testing.assert_close(found.T @ found, torch.eye(count, dtype=torch.float64), rtol=0, atol=1e-14)
+        upper = found.T @ columns
+        torch.testing.assert_close(upper.tril(-1), torch.zeros_like(upper), rtol=0, atol=1e-14)
+        assert (upper.diagonal() > 0).all()
+        torch.testing.assert_close(found @ upper, columns)
+
+
 @pytest.mark.parametrize(("window", "every"), [(1, 1), (8, 1), (5, 4)])
 def test_a_windows_cost_is_estimation_and_the_mean_squared_age(window, every):
     """Ages by hand: labels 1 … W rounds old at the fit, the fit 0 … k − 1 rounds old when used."""
