@@ -82,8 +82,10 @@ def read(path: Path, settings: type) -> list[str]:
     except UnicodeDecodeError:
         raise LabError(f"The settings file {path} is not UTF-8. Save it as UTF-8.") from None
     try:
-        given = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        given = yaml.load(text, _loader(str(path)))
+    except LabError:
+        raise
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a ValueError: a date such as 2001-99-99
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}" if mark is not None else ""
         raise LabError(f"{path}{place}: not YAML ({getattr(error, 'problem', None) or error}).") from None
@@ -98,6 +100,26 @@ def read(path: Path, settings: type) -> list[str]:
     return words
 
 
+def _loader(source: str) -> Any:
+    """PyYAML's safe loader, which keeps the last of two equal keys; this one refuses them, at every depth."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            seen = set()
+            for key in keys:
+                if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
+                    raise LabError(
+                        f"{source}, line {key.start_mark.line + 1}: `{key.value}` is there more than once. Remove one "
+                        f"of them."
+                    )
+                seen.add(key.value)
+            return super().construct_mapping(node, deep)
+
+    return Loader
+
+
 def _flat(given: dict[Any, Any], known: dict[str, tuple[str, ...]], source: str) -> dict[str, Any]:
     groups = {path[0] for path in known.values() if len(path) > 1}
     out: dict[str, Any] = {}
@@ -105,13 +127,16 @@ def _flat(given: dict[Any, Any], known: dict[str, tuple[str, ...]], source: str)
         name = str(raw).replace("-", "_")
         if name in groups and name not in known and isinstance(value, dict):
             inner = {key: path for key, path in known.items() if path[0] == name}
-            out |= _flat(value, inner, f"{source}, {name}")
+            found = _flat(value, inner, f"{source}, {name}")
         elif name in known and name != "config":
-            out[name] = value
+            found = {name: value}
         else:
             near = difflib.get_close_matches(name, [key for key in known if key != "config"], 3, 0.6)
             mean = f" Do you mean {' or '.join(near)}?" if near else f" There are: {', '.join(sorted(known))}."
             raise LabError(f"{source}: there is no setting {raw!r}.{mean}")
+        if twice := out.keys() & found.keys():
+            raise LabError(f"{source}: `{min(twice)}` is there more than once. Remove one of them.")
+        out |= found
     return out
 
 

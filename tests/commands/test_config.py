@@ -51,6 +51,12 @@ def test_what_the_command_needs_may_come_from_the_file(tmp_path):
         ("beta: {a: 1}", "`beta` has settings of its own"),
         ("trackers: [[a]]", "`trackers` is a list of lists"),
         ("progress: maybe", "`progress` must be true or false, not 'maybe'"),
+        ("steps: 1\nsteps: 2\n", r"settings\.yaml, line 2: `steps` is there more than once"),
+        ("dpo:\n  beta: 1\n  beta: 2\n", r"settings\.yaml, line 3: `beta` is there more than once"),
+        ("learning_rate: 1\nlearning-rate: 2\n", "`learning_rate` is there more than once"),
+        ("beta: 1\ndpo: {beta: 2}\n", "`beta` is there more than once"),
+        ("beta: 2001-99-99\n", "not YAML"),
+        ("beta: " + "[" * 3000, "not YAML"),
         ("a: !!python/object/apply:os.system [echo]", "not YAML"),
     ],
 )
