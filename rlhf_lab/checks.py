@@ -17,6 +17,26 @@ class LabError(ValueError):
     """
 
 
+def check_text(text: str, what: str) -> str:
+    """Return `text` if UTF-8 can encode it, else raise `LabError`.
+
+    A Python string can hold half of a surrogate pair: JSON's `\\ud83d` without its other half gives one, and so does
+    a byte of the command line that is not UTF-8. Tokenizers and files do not accept it.
+
+    Args:
+        text: the text.
+        what: how the message names it, such as "pairs.jsonl, line 3: `prompt`".
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise LabError(
+            f"{what} holds a lone surrogate (U+{ord(text[error.start]):04X}, half of a character or a byte that was "
+            f"not UTF-8) at character {error.start + 1}. No tokenizer can read it; correct or remove that character."
+        ) from None
+    return text
+
+
 def check_positive(value: float, name: str, mend: str = "") -> float:
     """Return `value` as a float if it is a finite number above zero, else raise `LabError`."""
     try:

@@ -19,7 +19,7 @@ import tyro
 from tqdm.auto import tqdm
 
 from rlhf_lab.batch import Tokens
-from rlhf_lab.checks import LabError, check_positive
+from rlhf_lab.checks import LabError, check_positive, check_text
 from rlhf_lab.commands import config
 from rlhf_lab.commands.train.data import check_data, load_data, token_limits
 from rlhf_lab.commands.train.reward import check_reward, load_reward
@@ -83,7 +83,7 @@ class Sample:
     data_revision: str | None = None
     """Branch, tag or commit of a data set on the Hub."""
     data_split: str = "test"
-    """Split of a data set on the Hub or of a world."""
+    """Split of a data set on the Hub, of a world, or of a .json file that has lists by split."""
     data_folder: str | None = None
     """Folder within a data set on the Hub."""
     device: str = "auto"
@@ -162,14 +162,17 @@ def _prompts(settings: Sample, tokenizer: Any, limits: tuple[int, int]) -> tuple
         if settings.progress:
             print("\n".join(data.said), file=sys.stderr)
         return data.prompts, tokenizer.batch_decode(data.prompts.tolist(), skip_special_tokens=True)
-    texts = list(settings.prompts)
+    texts = [check_text(text, f"Prompt {place} of the command line") for place, text in enumerate(settings.prompts, 1)]
     empty = next((number for number, text in enumerate(texts, 1) if not text.strip()), None)
     if empty is not None:
         raise LabError(f"Prompt {empty} of the command line is empty.")
     if settings.chat:
         if getattr(tokenizer, "chat_template", None) is None:
             raise LabError(f"{settings.model} has no chat template: leave --chat out.")
-        texts = [write_turns([{"role": "user", "content": text}], tokenizer) for text in texts]
+        texts = [
+            write_turns([{"role": "user", "content": text}], tokenizer, f"Prompt {number} of the command line")
+            for number, text in enumerate(texts, 1)
+        ]
     return tokenise_prompts(texts, tokenizer, limits[0], "the command line")[0], list(settings.prompts)
 
 

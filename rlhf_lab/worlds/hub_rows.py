@@ -59,7 +59,8 @@ def rows(
     with kept.open("a", encoding="utf-8") as file:
         # Whoever asks stops when there is enough; then this generator is closed here, and the file with it.
         for fields in _stream(name, split, revision, folder, have):
-            file.write(json.dumps(fields, ensure_ascii=False, default=str) + "\n")
+            # As ASCII, which also holds the lone surrogates of a broken text.
+            file.write(json.dumps(fields, default=str) + "\n")
             yield fields
     state["complete"] = True
     _write_state(kept, state)
@@ -100,9 +101,15 @@ def _whole_lines(kept: Path) -> int:
 
 def _stored(kept: Path) -> Iterator[dict[str, Any]]:
     if kept.is_file():
-        with kept.open(encoding="utf-8") as file:
-            for line in file:
-                yield json.loads(line)
+        with kept.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    fields = dict(json.loads(line))
+                except (ValueError, TypeError) as error:
+                    raise LabError(
+                        f"{kept}, line {number}, is damaged ({error}). Remove the file to fetch it anew."
+                    ) from None
+                yield fields
 
 
 def _stream(name: str, split: str, revision: str | None, folder: str | None, skip: int) -> Iterator[dict[str, Any]]:

@@ -24,6 +24,7 @@ from rlhf_lab.worlds.preference_forms import (  # some are named here for those 
     Triple,
     check_columns,
     pair_of,
+    usual_form,
 )
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
 ]  # fmt: skip
 
 HOLDS_END = "the text of a response holds the end token"
+"""With more text behind it: an end token at the text's end is the response's own."""
 EQUAL_AFTER = "equal responses after truncation"
 
 LOOK = 1000
@@ -128,8 +130,9 @@ def load_preferences(source: Source | str, tokenizer: Any = None) -> PreferenceT
     dropped: Counter[str] = Counter()
     forms: Counter[str] = Counter()
     columns: set[str] = set()
-    seen = 0
+    seen, first = 0, ""
     for row in rows_of(source):
+        row = usual_form(row, name)
         seen += 1
         columns |= row.fields.keys()
         if seen == LOOK and not pairs:
@@ -137,6 +140,7 @@ def load_preferences(source: Source | str, tokenizer: Any = None) -> PreferenceT
         form, pair = pair_of(row, name, "prompt" in columns, tokenizer)
         if isinstance(pair, str):
             dropped[pair] += 1
+            first = first or f" (the first is {row.place})"
         else:
             pairs.append(pair)
             forms[form] += 1
@@ -145,7 +149,7 @@ def load_preferences(source: Source | str, tokenizer: Any = None) -> PreferenceT
     if not pairs:
         check_columns(columns, name)
         near = "" if "info" in columns else near_columns(("prompt",), columns)
-        raise LabError(f"No pair is left of the {seen:,} rows of {name}: {counts(dropped)}.{near}")
+        raise LabError(f"No pair is left of the {seen:,} rows of {name}: {counts(dropped)}{first}.{near}")
     prompts, chosen, rejected = (list(column) for column in zip(*pairs, strict=True))
     return PreferenceTexts(prompts, chosen, rejected, dropped, name, " and ".join(sorted(forms)))
 
@@ -159,10 +163,10 @@ def tokenise(
 ) -> tuple[Pairs, TokenReport]:
     """Turn texts into `Pairs` of ids.
 
-    Prompt and response are tokenised apart and joined, so that the boundary between them cannot move. The end
-    token is added once to each response. A prompt that is too long loses its beginning, a response its end (and
-    so its end token: it did not end there). Where the tokenizer opens a text with a token of its own, as Llama's
-    does, the prompt keeps it.
+    Prompt and response are tokenised apart and joined, so that the boundary between them cannot move. Each response
+    ends with one end token, whether or not its text brings one, as texts do that a chat template wrote. A prompt that
+    is too long loses its beginning, a response its end (and so its end token: it did not end there). Where the
+    tokenizer opens a text with a token of its own, as Llama's does, the prompt keeps it.
 
     Args:
         texts: the pairs.
@@ -181,6 +185,7 @@ def tokenise(
     prompts, responses, dropped = [], [], Counter[str]()
     short = {"prompts": 0, "responses": 0}
     for prompt, *pair in zip(*columns, strict=True):
+        pair = [without_end(response, end_token, tokenizer) for response in pair]
         if prompt and prompt[: len(opening)] != opening:
             prompt = opening + prompt
         if end_token is not None and any(end_token in response for response in pair):
@@ -201,7 +206,7 @@ def tokenise(
             short["prompts"] += len(asked) < len(prompt)
             short["responses"] += sum(len(a) < len(b) + len(ending) for a, b in zip(answers, pair, strict=True))
     if not prompts:
-        raise LabError(f"No pair of {texts.source} is left after tokenisation: {counts(dropped)}.")
+        raise LabError(f"No pair of {texts.source} is left after tokenisation: {counts(dropped)}.{way_out(dropped)}")
     longest = max(len(p) + max(map(len, r)) for p, r in zip(prompts, responses, strict=True))
     report = TokenReport(len(prompts), dropped, short["prompts"], short["responses"], longest)
     return Pairs(Tokens.from_lists(prompts), Tokens.from_lists(responses)), report
@@ -223,6 +228,19 @@ def opening_of(tokenizer: Any) -> list[int]:
 def ids_of(texts: list[str], tokenizer: Any) -> list[list[int]]:
     """Ids without special tokens; no warning that a text is longer than the context: truncation is counted."""
     return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def without_end(ids: list[int], end_token: int | None, tokenizer: Any) -> list[int]:
+    """`ids` without an end token that has nothing but white space behind it."""
+    if end_token is None or end_token not in ids:
+        return ids
+    place = ids.index(end_token)
+    return ids if tokenizer.decode(ids[place + 1 :]).strip() else ids[:place]
+
+
+def way_out(dropped: Counter[str]) -> str:
+    """What to do where texts hold the end token; empty where none does."""
+    return " The end token may stand at the end of a response alone." if dropped[HOLDS_END] else ""
 
 
 def last(ids: list[int], limit: int | None, opening: int) -> list[int]:

@@ -13,13 +13,15 @@ import io
 import itertools
 import json
 import zlib
-from collections.abc import Collection, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from rlhf_lab.checks import LabError
+from rlhf_lab.checks import LabError, check_text
 from rlhf_lab.policies import hub
 from rlhf_lab.worlds import hub_rows
 
@@ -51,7 +53,7 @@ class Source:
     name: str
     """A .json, .jsonl, .csv or .parquet file, each also with .gz, or a data set's name on the Hub."""
     split: str = "train"
-    """Split of a data set on the Hub; a file is one split."""
+    """Split of a data set on the Hub, or of a .json file with an object of lists by split; other files have none."""
     revision: str | None = None
     """Branch, tag or commit on the Hub."""
     folder: str | None = None
@@ -109,15 +111,17 @@ def rows_of(source: Source | str) -> Iterator[Row]:
     if not is_local(source.name):
         found_there = hub_rows.rows(source.name, source.split, source.revision, source.folder, online, source.limit)
         for number, fields in enumerate(found_there, 1):
-            yield Row(f"row {number}", fields)
+            yield _checked(Row(f"row {number}", fields), source.name)
         return
     path = Path(source.name).expanduser()
-    read = {".parquet": _parquet, ".json": _json, ".jsonl": _jsonl, ".csv": _csv}[_suffix(path)]
+    readers: dict[str, Callable[[IO[bytes], str], Iterator[Row]]] = {
+        ".parquet": _parquet, ".json": partial(_json, split=source.split), ".jsonl": _jsonl, ".csv": _csv,
+    }  # fmt: skip
     found = False
     with _open(path) as file:
-        for row in read(file, source.name):
+        for row in readers[_suffix(path)](file, source.name):
             found = True
-            yield row
+            yield _checked(row, source.name)
     if not found:
         raise LabError(f"{source.name} holds no rows.")
 
@@ -193,6 +197,62 @@ def _decode(data: bytes, source: str, line: int = 1) -> str:
         ) from None
 
 
+def _checked(row: Row, source: str) -> Row:
+    """`row`, all of whose texts can be encoded."""
+    for name, value in row.fields.items():
+        _check_texts(value, f"{source}, {row.place}: `{name}`")
+    return row
+
+
+def _check_texts(value: Any, what: str) -> None:
+    if isinstance(value, str):
+        check_text(value, what)
+    elif isinstance(value, list):
+        for part in value:
+            _check_texts(part, what)
+    elif isinstance(value, dict):
+        for part in value.values():
+            _check_texts(part, what)
+
+
+def _refuse_repeated(names: Iterable[str], place: str, what: str) -> None:
+    """Refuse two columns or fields of one name, of which a dictionary would keep the last alone."""
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise LabError(f"{place}: the {what} `{repeated[0]}` is there more than once. Rename or remove one of them.")
+
+
+def _parsed(text: str, source: str, line: int, expected: str) -> Any:
+    """The JSON value of `text`, whose first line is the file's line `line`.
+
+    Raises:
+        LabError: it is malformed, or an object has two fields of one name. A `json.JSONDecodeError` for extra data
+            is left to the caller.
+    """
+
+    def one_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        fields = dict(pairs)
+        if len(fields) < len(pairs):
+            _refuse_repeated((name for name, _ in pairs), f"{source}, line {line}" if line else source, "field")
+        return fields
+
+    try:
+        return json.loads(text, object_pairs_hook=one_object)
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data" and not line:
+            raise
+        raise LabError(
+            f"{source}, line {line or error.lineno}: malformed JSON at column {error.colno} ({error.msg}). {expected}"
+        ) from None
+    except RecursionError:
+        place = f"{source}, line {line}" if line else source
+        raise LabError(f"{place}: JSON nested too deeply to be rows of texts.") from None
+    except LabError:
+        raise
+    except ValueError as error:  # a number of thousands of digits
+        raise LabError(f"{source}, line {line or 1}: malformed JSON ({error}). {expected}") from None
+
+
 def _row(fields: Any, place: str, source: str) -> Row:
     if not isinstance(fields, dict):
         raise LabError(f"{source}, {place}: expected an object with named fields, found {type(fields).__name__}.")
@@ -205,39 +265,36 @@ def _jsonl(file: IO[bytes], source: str) -> Iterator[Row]:
         if not line.strip():
             continue
         empty = False
-        try:
-            fields = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise LabError(
-                f"{source}, line {number}: malformed JSON at column {error.colno} ({error.msg}). Each line must "
-                f"be one whole object."
-            ) from None
-        except RecursionError:
-            raise LabError(f"{source}, line {number}: JSON nested too deeply to be a row of texts.") from None
+        fields = _parsed(line, source, number, "Each line must be one whole object.")
         yield _row(fields, f"line {number}", source)
     if empty:
         raise LabError(f"{source} is empty.")
 
 
-def _json(file: IO[bytes], source: str) -> Iterator[Row]:
+def _json(file: IO[bytes], source: str, split: str) -> Iterator[Row]:
     text = _decode(_without_mark(file.read(), source), source)
     if not text.strip():
         raise LabError(f"{source} is empty.")
     try:
-        value = json.loads(text)
+        value = _parsed(text, source, 0, "Expected a list of objects.")
     except json.JSONDecodeError as error:
-        if error.msg == "Extra data" and text.lstrip().startswith("{"):
-            # Objects line by line, under the other ending.
-            yield from _jsonl(io.BytesIO(text.encode()), source)
-            return
-        raise LabError(
-            f"{source}, line {error.lineno}: malformed JSON at column {error.colno} ({error.msg}). Expected a list of "
-            f"objects."
-        ) from None
-    except RecursionError:
-        raise LabError(f"{source}: JSON nested too deeply to be a list of objects.") from None
+        if not text.lstrip().startswith("{"):
+            raise LabError(
+                f"{source}, line {error.lineno}: malformed JSON at column {error.colno} ({error.msg}). Expected a list "
+                f"of objects."
+            ) from None
+        # Objects line by line, under the other ending.
+        yield from _jsonl(io.BytesIO(text.encode()), source)
+        return
     if isinstance(value, dict) and isinstance(value.get("data"), list):
         value = value["data"]
+    if _are_splits(value):
+        if split not in value:
+            raise LabError(
+                f"{source} has the splits {', '.join(value)}, and none of the name '{split}'. Choose one with "
+                f"--data-split."
+            )
+        value = value[split]
     if isinstance(value, dict):
         value = [value]
     if not isinstance(value, list):
@@ -246,11 +303,22 @@ def _json(file: IO[bytes], source: str) -> Iterator[Row]:
         yield _row(fields, f"row {number}", source)
 
 
+def _are_splits(value: Any) -> bool:
+    """Whether a JSON value is an object of lists of rows by split, and not one row whose fields are lists of turns."""
+    return (
+        isinstance(value, dict)
+        and bool(value)
+        and all(isinstance(rows, list) and rows and isinstance(rows[0], dict) for rows in value.values())
+        and not any(rows[0].keys() & {"role", "from"} for rows in value.values())
+    )
+
+
 def _csv(file: IO[bytes], source: str) -> Iterator[Row]:
     reader = csv.DictReader((line for _, line in _lines(file, source)), strict=True)
     limit = csv.field_size_limit(LONGEST_LINE)
     empty = True
     try:
+        _refuse_repeated(reader.fieldnames or [], f"{source}, line 1", "column")
         for fields in reader:
             empty = False
             place = f"line {reader.line_num}"
@@ -275,10 +343,14 @@ def _parquet(file: IO[bytes], source: str) -> Iterator[Row]:
     try:
         # A packed file cannot be read from its end, where parquet has its index.
         whole = io.BytesIO(file.read()) if isinstance(file, gzip.GzipFile) else file
-        batches = pyarrow.parquet.ParquetFile(whole).iter_batches(batch_size=1024)
+        opened = pyarrow.parquet.ParquetFile(whole)
+        _refuse_repeated(opened.schema_arrow.names, source, "column")
+        batches = opened.iter_batches(batch_size=1024)
         rows = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
         for number, fields in enumerate(rows, 1):
             yield Row(f"row {number}", fields)
+    except UnicodeDecodeError as error:
+        raise LabError(f"{source}: a text is not UTF-8 (the byte 0x{error.object[error.start]:02x}).") from None
     except (pyarrow.ArrowException, OSError) as error:
         if isinstance(error, gzip.BadGzipFile):
             raise

@@ -3,7 +3,8 @@
 Forms of targets:
 
 - `prompt` with `completion`, `response`, `answer`, `output`, `target` or `summary`, texts or lists of turns;
-- `messages` (or `conversations`): a list of turns, the last one the assistant's;
+- `messages` (or `conversations`): a list of turns, the last one the assistant's, also in ShareGPT's form;
+- Alpaca's `instruction`, `input`, `output`;
 - Reddit TL;DR's own (`post`, `title`, `subreddit`, `summary`), written as Stiennon et al. 2020 do;
 - any form of preference data (`preference_forms.py`), of which the chosen side is taken.
 
@@ -30,6 +31,8 @@ from rlhf_lab.worlds.preference_data import (
     ids_of,
     last,
     opening_of,
+    way_out,
+    without_end,
 )
 from rlhf_lab.worlds.preference_files import Row, Source, near_columns, rows_of
 
@@ -37,8 +40,6 @@ TARGETS = ("completion", "response", "answer", "output", "target", "summary")
 """Names of the column with the target, the first that is there is taken."""
 
 AGAIN = "prompt that was there before"
-
-_TURNS = ("messages", "conversations", "conversation")
 
 
 @dataclass(frozen=True)
@@ -153,8 +154,9 @@ def _load(source: Source, read: Callable[[Row, set[str]], tuple[str, tuple[str, 
     dropped: Counter[str] = Counter()
     seen_forms: Counter[str] = Counter()
     columns: set[str] = set()
-    seen = 0
+    seen, first = 0, ""
     for row in rows_of(source):
+        row = forms.usual_form(row, name)
         seen += 1
         columns |= row.fields.keys()
         if seen == LOOK and not found:
@@ -162,6 +164,7 @@ def _load(source: Source, read: Callable[[Row, set[str]], tuple[str, tuple[str, 
         form, one = read(row, columns)
         if isinstance(one, str):
             dropped[one] += 1
+            first = first or f" (the first is {row.place})"
         else:
             found.append(one)
             seen_forms[form] += 1
@@ -169,14 +172,14 @@ def _load(source: Source, read: Callable[[Row, set[str]], tuple[str, tuple[str, 
                 break
     if not found:
         _check_columns(columns, name, what)
-        raise LabError(f"No {what} is left of the {seen:,} rows of {name}: {counts(dropped)}.")
+        raise LabError(f"No {what} is left of the {seen:,} rows of {name}: {counts(dropped)}{first}.")
     prompts, targets = (list(column) for column in zip(*found, strict=True))
     return TargetTexts(prompts, targets, dropped, name, " and ".join(sorted(seen_forms)))
 
 
 def _check_columns(columns: set[str], source: str, what: str) -> None:
     pairs = {"chosen", "rejected"} <= columns or columns >= forms.COMPARISON
-    turns = any(name in columns for name in _TURNS)
+    turns = any(name in columns for name in forms.TURNS)
     target = any(name in columns for name in TARGETS)
     if pairs or turns or ("post" in columns and target) or ("prompt" in columns and (target or what == "prompt")):
         return
@@ -193,13 +196,15 @@ def _example(row: Row, source: str, columns: set[str], tokenizer: Any) -> tuple[
     if {"chosen", "rejected"} <= columns or columns >= forms.COMPARISON:
         form, pair = forms.pair_of(row, source, "prompt" in columns, tokenizer)
         return f"chosen side of {form}", pair if isinstance(pair, str) else pair[:2]
-    turns_in = next((name for name in _TURNS if name in columns), None)
+    turns_in = next((name for name in forms.TURNS if name in columns), None)
     target_in = next((name for name in TARGETS if name in columns), None)
+    tools = forms.tools_of(row, source)
     if "prompt" in columns and target_in is not None:
-        return "prompt and target", _of_columns(row, target_in, place, tokenizer)
+        return _of_columns(row, target_in, place, tokenizer, tools)
     if turns_in is not None:
         turns = row.fields.get(turns_in)
-        return "messages", forms.MISSING if turns is None else _of_turns(turns, turns_in, place, tokenizer)
+        found = forms.MISSING if turns is None else _of_turns(turns, turns_in, place, tokenizer, tools)
+        return forms.with_tools("messages", tools, tokenizer), found
     if "post" in columns and target_in is not None:
         summary = row.fields.get(target_in)
         if row.fields.get("post") is None or summary is None:
@@ -209,27 +214,34 @@ def _example(row: Row, source: str, columns: set[str], tokenizer: Any) -> tuple[
     return "", forms.MISSING
 
 
-def _of_columns(row: Row, target_in: str, place: str, tokenizer: Any) -> tuple[str, str] | str:
+def _of_columns(
+    row: Row, target_in: str, place: str, tokenizer: Any, tools: list[Any] | None
+) -> tuple[str, tuple[str, str] | str]:
     prompt, target = row.fields.get("prompt"), row.fields.get(target_in)
+    form = "prompt and target"
     if prompt is None or target is None:
-        return forms.MISSING
+        return form, forms.MISSING
     forms.check_value(prompt, "prompt", place)
     forms.check_value(target, target_in, place)
     if isinstance(prompt, str) and isinstance(target, str):
-        return prompt, target
+        return forms.with_tools(form, tools, tokenizer), (prompt, target)
     before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     after = [{"role": "assistant", "content": target}] if isinstance(target, str) else target
-    return _of_turns([*before, *after], target_in, place, tokenizer)
+    continued = len(after) == 1 and bool(before) and before[-1]["role"] == "assistant"
+    found = _of_turns([*before, *after], target_in, place, tokenizer, tools, continued)
+    return forms.with_tools(f"{form} as messages", tools, tokenizer), found
 
 
-def _of_turns(turns: Any, name: str, place: str, tokenizer: Any) -> tuple[str, str] | str:
+def _of_turns(
+    turns: Any, name: str, place: str, tokenizer: Any, tools: list[Any] | None, continued: bool = False
+) -> tuple[str, str] | str:
     if isinstance(turns, str):
         raise LabError(f"{place}: `{name}` is a text; expected a list of objects with `role` and `content`.")
     forms.check_value(turns, name, place)
     if not turns or turns[-1]["role"] != "assistant":
         return forms.NO_ASSISTANT
-    answer = turns[-1].get("content") or ""
-    return forms.write_turns(turns[:-1], tokenizer), forms.answers([answer], tokenizer)[0]
+    prompt = forms.write_turns(turns[:-1], tokenizer, place, tools, continued)
+    return prompt, forms.answer_of(turns, prompt, tokenizer, place, tools, continued)
 
 
 def _prompt(row: Row, source: str, columns: set[str], tokenizer: Any) -> tuple[str, tuple[str, str] | str]:
@@ -238,7 +250,11 @@ def _prompt(row: Row, source: str, columns: set[str], tokenizer: Any) -> tuple[s
     prompt, chosen = row.fields.get("prompt"), row.fields.get("chosen")
     if prompt is not None and not isinstance(chosen, list):
         forms.check_value(prompt, "prompt", place)
-        return "prompts", (prompt if isinstance(prompt, str) else forms.write_turns(prompt, tokenizer), "")
+        if isinstance(prompt, str):
+            return "prompts", (prompt, "")
+        tools, continued = forms.tools_of(row, source), bool(prompt) and prompt[-1]["role"] == "assistant"
+        text = forms.write_turns(prompt, tokenizer, place, tools, continued)
+        return forms.with_tools("prompts as messages", tools, tokenizer), (text, "")
     if "prompt" not in columns:
         if isinstance(chosen, str):
             cut = forms.cut_dialogue(chosen)
@@ -303,6 +319,7 @@ def tokenise_targets(
     kept: list[int] = []
     both = zip(ids_of(texts.prompts, tokenizer), ids_of(texts.targets, tokenizer), strict=True)
     for place, (prompt, target) in enumerate(both):
+        target = without_end(target, end_token, tokenizer)
         whole = opening + prompt if prompt and prompt[: len(opening)] != opening else prompt
         asked = last(whole, max_prompt_tokens, len(opening))
         answer = (target + ending)[:max_response_tokens]
@@ -319,7 +336,7 @@ def tokenise_targets(
             short["prompts"] += len(asked) < len(whole)
             short["targets"] += len(answer) < len(target) + len(ending)
     if not prompts:
-        raise LabError(f"No example of {texts.source} is left after tokenisation: {counts(dropped)}.")
+        raise LabError(f"No example of {texts.source} is left after tokenisation: {counts(dropped)}.{way_out(dropped)}")
     longest = max(len(p) + len(y) for p, (y,) in zip(prompts, targets, strict=True))
     report = TokenReport(len(prompts), dropped, short["prompts"], short["targets"], longest, "examples")
     return Tokens.from_lists(prompts), Tokens.from_lists(targets), kept, report

@@ -71,6 +71,34 @@ def test_json_lines_under_the_ending_json_and_a_list_under_data_are_read(tmp_pat
     assert load_preferences(str(lines)).chosen == load_preferences(str(nested)).chosen == [" Two.", " Ja, ☂."]
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_json_object_of_lists_is_read_by_split(tmp_path, split):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"train": PLAIN[:1], "test": PLAIN[1:]}))
+    assert load_preferences(Source(str(path), split)).chosen == {"train": [" Two."], "test": [" Ja, ☂."]}[split]
+
+
+def test_one_row_whose_fields_are_turns_is_not_taken_for_splits(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"chosen": turns("Hi", "a"), "rejected": turns("Hi", "b")}))
+    assert load_preferences(str(path)).chosen == [" a"]
+
+
+def test_parquet_with_two_columns_of_one_name_or_with_bytes_that_are_no_text_is_refused(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    path = tmp_path / "a.parquet"
+    column = pyarrow.array(["a"])
+    pyarrow.parquet.write_table(pyarrow.table([column] * 3, names=["prompt", "chosen", "chosen"]), path)
+    with pytest.raises(LabError, match=r"a\.parquet: the column `chosen` is there more than once"):
+        load_preferences(str(path))
+    broken = pyarrow.array([b"caf\xe9"]).view(pyarrow.string())
+    pyarrow.parquet.write_table(pyarrow.table([column, broken, column], names=["prompt", "chosen", "rejected"]), path)
+    with pytest.raises(LabError, match=r"a\.parquet: a text is not UTF-8 \(the byte 0xe9\)"):
+        load_preferences(str(path))
+
+
 EXPECTED = ("\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Help\n\nAssistant:", " Sure.", " No.")
 
 
@@ -212,6 +240,15 @@ def test_the_real_hh_file_is_counted_as_by_an_independent_count():
         ("a.jsonl", b'{"chosen": [{"role": "u", "content": 3}], "rejected": []}\n', "line 1: the `content` of a turn"),
         ("a.jsonl", b'{"chosen": "a", "rejected": []}\n', "line 1: `chosen` and `rejected` are of two kinds"),
         ("a.jsonl", b'{"chosen": "a", "rejected": "b"}\n', "No pair is left of the 1 rows.*last turn is not"),
+        ("a.csv", b"prompt,chosen,chosen,rejected\na,b,c,d\n", "line 1: the column `chosen` is there more than once"),
+        ("a.jsonl", b'{"chosen": "a", "chosen": "b"}\n', "line 1: the field `chosen` is there more than once"),
+        ("a.jsonl", b'{"a": [{"role": "x", "role": "y"}]}\n', "line 1: the field `role` is there more than once"),
+        ("a.json", b'[{"chosen": "a", "chosen": "b"}]', "the field `chosen` is there more than once"),
+        ("a.jsonl", b'{"a": ' + b"9" * 5000 + b"}", "line 1: malformed JSON"),
+        ("a.jsonl", b"[" * 100_000, "line 1: JSON nested too deeply"),
+        ("a.jsonl", b'{}\n{"prompt": "ab\\ud83d"}\n', r"line 2: `prompt` holds a lone .*U\+D83D.*character 3"),
+        ("a.json", b'[{"chosen": [{"content": "\\udc00"}]}]', "row 1: `chosen` holds a lone surrogate"),
+        ("a.json", b'{"test": [{"chosen": "a"}], "dev": [{"chosen": "a"}]}', "splits test, dev, and none .* 'train'"),
     ],
 )  # fmt: skip
 def test_a_broken_file_is_refused_with_its_name_and_line(tmp_path, name, content, message):
@@ -305,11 +342,11 @@ def test_truncation_keeps_a_prompt_s_end_and_a_response_s_beginning_and_is_count
 def test_a_response_that_holds_the_end_token_is_dropped_and_counted():
     tokenizer = tiny_tokenizer(["a"])
     pairs, report = tokenise(
-        texts_of(("a", "b<end>", "c"), ("a", "b", "c")), tokenizer, None, None, tokenizer.eos_token_id
+        texts_of(("a", "b<end>d", "c"), ("a", "b", "c")), tokenizer, None, None, tokenizer.eos_token_id
     )
     assert len(pairs) == 1 and report.dropped == {data.HOLDS_END: 1}
-    with pytest.raises(LabError, match="No pair of test is left.*1 the text of a response holds the end token"):
-        tokenise(texts_of(("a", "b<end>", "c")), tokenizer, None, None, tokenizer.eos_token_id)
+    with pytest.raises(LabError, match="1 the text of a response holds the end token. The end token may stand at the"):
+        tokenise(texts_of(("a", "b<end>d", "c")), tokenizer, None, None, tokenizer.eos_token_id)
 
 
 def test_a_tokenizer_s_opening_token_stands_once_before_the_prompt_and_survives_truncation():

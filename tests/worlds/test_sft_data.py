@@ -100,7 +100,7 @@ def test_targets_are_tokenised_apart_end_once_and_are_cut_with_a_count():
     tokenizer = tiny_tokenizer(["a"], vocab=258)
     end = tokenizer.eos_token_id
     ids = {c: tokenizer(c)["input_ids"][0] for c in "abcdewxyz"}
-    texts = TargetTexts(["abcde", "a", "b", ""], ["wxyz", "wx", "w<end>", "x"], source="test")
+    texts = TargetTexts(["abcde", "a", "b", ""], ["wxyz", "wx", "w<end>x", "x"], source="test")
     prompts, targets, kept, report = tokenise_targets(texts, tokenizer, 3, 4, end)
     assert prompts.tolist() == [[ids[c] for c in "cde"], [ids["a"]]] and kept == [0, 1]
     assert targets.tolist() == [[[ids[c] for c in "wxyz"]], [[ids["w"], ids["x"], end]]]

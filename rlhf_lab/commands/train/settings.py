@@ -70,7 +70,7 @@ class Common:
     data_revision: str | None = None
     """Branch, tag or commit of a data set on the Hub."""
     data_split: str = "train"
-    """Split of a data set on the Hub or of a world."""
+    """Split of a data set on the Hub, of a world, or of a .json file that has lists by split."""
     data_folder: str | None = None
     """Folder within a data set on the Hub, such as harmless-base of Anthropic/hh-rlhf."""
     device: str = "auto"
