@@ -4,10 +4,16 @@ One error type, and the few checks that the pure functions share. Each message n
 and the mend. This module lies below every other one and imports nothing of the lab.
 """
 
+import dataclasses
 import math
+from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 class LabError(ValueError):
@@ -32,9 +38,71 @@ def check_text(text: str, what: str) -> str:
     except UnicodeEncodeError as error:
         raise LabError(
             f"{what} holds a lone surrogate (U+{ord(text[error.start]):04X}, half of a character or a byte that was "
-            f"not UTF-8) at character {error.start + 1}. No tokenizer can read it; correct or remove that character."
+            f"not UTF-8) at character {error.start + 1}. UTF-8 has no code for it; correct or remove that character."
         ) from None
     return text
+
+
+def usable_path(path: str | Path, name: str) -> Path:
+    """`path` with `~` replaced by the home folder.
+
+    Args:
+        path: of a file or folder that may be there or not.
+        name: what it is for, as the message names it, such as "out".
+
+    Raises:
+        LabError: no system can hold it (a NUL byte, a lone surrogate), nobody has that home folder, or it is a
+            symbolic link to what is not there.
+    """
+    text = check_text(str(path), name)
+    if "\0" in text:
+        raise LabError(f"{name} holds a NUL byte ({text!r}), which no path can. Remove it.")
+    try:
+        found = Path(path).expanduser()
+    except RuntimeError:
+        raise LabError(f"{name} {text}: there is no such home folder. Write the path out.") from None
+    if found.is_symlink() and not found.exists():
+        raise LabError(
+            f"{name} {text} is a symbolic link to {found.readlink()}, which is not there. Make that, or give another "
+            f"path."
+        )
+    return found
+
+
+def with_paths(settings: T) -> T:
+    """`settings`, a dataclass, with every path in it made usable, and its names (of models, of data) checked.
+
+    Raises:
+        LabError: as `usable_path`; or a name that holds a NUL byte or a lone surrogate.
+    """
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(settings):  # type: ignore[arg-type]
+        value = getattr(settings, field.name)
+        if isinstance(value, Path):
+            found[field.name] = usable_path(value, field.name)
+        elif isinstance(value, str) and "\0" in check_text(value, field.name):
+            raise LabError(f"{field.name} holds a NUL byte ({value!r}). Remove it.")
+    changed = {name: path for name, path in found.items() if path != getattr(settings, name)}
+    return dataclasses.replace(settings, **changed) if changed else settings  # type: ignore[type-var]
+
+
+def check_folder_free(out: Path, own: Collection[str] = ()) -> None:
+    """Raise `LabError` unless `out` can become a folder of results: it is not there, or holds nothing but `own`.
+
+    Args:
+        out: the folder.
+        own: names of files that may be there. Names that begin with a dot, of locks and of half-written files, may too.
+    """
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise LabError(f"{out} is a file; nothing was changed. Give the path of a new folder.")
+    other = sorted(path.name for path in out.iterdir() if not path.name.startswith(".") and path.name not in own)
+    if other:
+        raise LabError(
+            f"{out} already holds other files ({other[0]}{', …' if len(other) > 1 else ''}); nothing was changed "
+            f"there. Give an empty or new folder."
+        )
 
 
 def check_positive(value: float, name: str, mend: str = "") -> float:
@@ -101,6 +169,25 @@ def check_finite(x: Tensor, name: str) -> Tensor:
         value = x.detach()[bad][0].item()
         raise LabError(f"{name} holds {value} at {first_bad(bad)}; every {name} must be finite.")
     return x
+
+
+def check_weights(weights: Iterable[tuple[str, Tensor]], place: Callable[[str], str]) -> None:
+    """Raise `LabError` unless all weights are finite. Each is read once, and nothing of its size is written.
+
+    Args:
+        weights: their names and values.
+        place: of a weight's name, where it comes from, as the message names it.
+    """
+    for name, value in weights:
+        value = value.detach()
+        # nan and infinity survive a sum. It can also overflow, so a closer look follows.
+        if value.is_floating_point() and not bool(torch.isfinite(value.sum())):
+            bad = value[~torch.isfinite(value)]
+            if len(bad):
+                raise LabError(
+                    f"{place(name)}: the weight {name} holds {bad[0].item()} ({len(bad):,} of its {value.numel():,} "
+                    f"numbers are not finite). Fetch the model again, or train it again with a lower learning rate."
+                )
 
 
 def check_no_nan(x: Tensor, name: str) -> Tensor:

@@ -6,7 +6,9 @@ Nothing heavy is imported before a command is known, so that --help and --versio
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -110,16 +112,22 @@ def usage() -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 2 for what cannot be used, 130 after Ctrl-C."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None and hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without a π is no reason to fail
     try:
         return _dispatch(words)
+    except BrokenPipeError:  # whoever read the output, such as `head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt as stop:
         return _fail(str(stop) or "Stopped before there was anything to save.", STOPPED)
     except (ValueError, OSError) as error:
         from rlhf_lab.checks import LabError
 
-        # Our own sentence, or the system's about a file (no space, no permission). All else is a fault of the lab
-        # and shows where.
-        if isinstance(error, LabError) or (isinstance(error, OSError) and error.filename is not None):
+        # Our own sentence, or the system's about a file (no permission) or the disk. All else is a fault of the lab and
+        # shows where.
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+        if isinstance(error, LabError) or (isinstance(error, OSError) and (error.filename is not None or full)):
             return _fail(str(error), REFUSED)
         raise
 
@@ -159,7 +167,11 @@ def _dispatch(words: list[str]) -> int:
         return _fail(f"no command '{asked}'.{mean} There are: {', '.join(known)}.", REFUSED)
     command = COMMANDS[path]
     module = importlib.import_module(command.module)
-    settings = _settings(getattr(module, command.settings), words[len(path) :], f"rlhf-lab {' '.join(path)}")
+    from rlhf_lab.checks import with_paths
+
+    settings = with_paths(
+        _settings(getattr(module, command.settings), words[len(path) :], f"rlhf-lab {' '.join(path)}")
+    )
     try:
         result = getattr(module, command.function)(settings)
     except (MemoryError, RuntimeError):

@@ -217,7 +217,7 @@ class _Patience:
         if record is not None and processes.anywhere(record.is_file()):
             try:
                 self.scores = {int(k): float(v) for k, v in json.loads(record.read_text(encoding="utf-8")).items()}
-            except (ValueError, AttributeError) as error:
+            except (ValueError, AttributeError, TypeError) as error:
                 raise LabError(f"{record} is damaged ({error}). Remove it: the checks are made again.") from None
 
     def __call__(self, step: int) -> bool:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from rlhf_lab import exact
 from rlhf_lab.algorithms import active
-from rlhf_lab.checks import LabError, check_beta, check_positive
+from rlhf_lab.checks import LabError, check_beta, check_positive, with_paths
 from rlhf_lab.evaluation import mean_interval
 from rlhf_lab.experiments import budget
 from rlhf_lab.training import seeded
@@ -441,13 +441,17 @@ def table(settings: Budget, plan: Plan) -> str:
 
 def plan_budget(settings: Budget) -> Plan:
     """The command: plan, print, and write."""
+    settings = with_paths(settings)
+    out = settings.out
+    if out is not None and out.exists():
+        raise LabError(f"{out} is there already; nothing was changed. Give the name of a new file.")
     plan = budget_plan(settings)
     print(table(settings, plan))
-    if settings.out is not None:
+    if out is not None:
         from rlhf_lab.training.checkpoint import write_json
 
-        settings.out.parent.mkdir(parents=True, exist_ok=True)
+        out.parent.mkdir(parents=True, exist_ok=True)
         given = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(settings).items()}
-        write_json(settings.out, json.loads(json.dumps({"settings": given, "plan": asdict(plan)})))
-        print(f"\nThe plan is in {settings.out}.")
+        write_json(out, json.loads(json.dumps({"settings": given, "plan": asdict(plan)})))
+        print(f"\nThe plan is in {out}.")
     return plan

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_lab.batch import Tokens
-from rlhf_lab.checks import LabError
+from rlhf_lab.checks import LabError, check_folder_free, with_paths
 from rlhf_lab.commands import config
 from rlhf_lab.commands.train.data import Kind, check_data, load_data, load_world, token_limits
 from rlhf_lab.commands.train.reward import check_reward, read_reward
@@ -26,6 +26,7 @@ from rlhf_lab.policies.loading import (
     progress_bars,
 )
 from rlhf_lab.training import checkpoint
+from rlhf_lab.training.lock import FolderLock
 
 JUDGES = ("gold", "reward")
 
@@ -99,9 +100,10 @@ def evaluate(settings: Evaluate) -> TextReport:
     """Run the command: print the table, write the files, return the report.
 
     Raises:
-        LabError: data, a model, the reward or the judge cannot be had; models of different vocabularies; a report is
-            there already.
+        LabError: data, a model, the reward or the judge cannot be had; models of different vocabularies; the folder
+            holds a report or other files.
     """
+    settings = with_paths(settings)
     progress_bars(settings.progress)
     _check(settings)
     device = pick_device(settings.device)
@@ -142,10 +144,15 @@ def evaluate(settings: Evaluate) -> TextReport:
     )
     print(report.table())
     if settings.out is not None:
-        settings.out.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_text(settings.out / "settings.yaml", f"# rlhf-lab evaluate --config\n{config.write(settings)}")
-        checkpoint.write_text(settings.out / "report.txt", report.table() + "\n")
-        checkpoint.write_text(settings.out / "report.json", report.to_json())
+        lock = FolderLock(settings.out)
+        try:
+            check_folder_free(settings.out)  # another run may have written there meanwhile
+            given = f"# rlhf-lab evaluate --config\n{config.write(settings)}"
+            checkpoint.write_text(settings.out / "settings.yaml", given)
+            checkpoint.write_text(settings.out / "report.txt", report.table() + "\n")
+            checkpoint.write_text(settings.out / "report.json", report.to_json())
+        finally:
+            lock.release()
     return report
 
 
@@ -153,8 +160,10 @@ def _check(settings: Evaluate) -> None:
     for name in ("num_samples", "batch_size"):
         if getattr(settings, name) < 1:
             raise LabError(f"{name} must be at least 1, not {getattr(settings, name)}.")
-    if settings.out is not None and ((settings.out / "report.json").exists() or settings.out.is_file()):
-        raise LabError(f"{settings.out} holds a report already; nothing was changed. Give another folder.")
+    if settings.out is not None:
+        if (settings.out / "report.json").exists():
+            raise LabError(f"{settings.out} holds a report already; nothing was changed. Give another folder.")
+        check_folder_free(settings.out)
     check_data(settings)
     check_reward(settings)
     judge = settings.judge

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf_lab.checks import LabError
+from rlhf_lab.checks import LabError, usable_path
 from rlhf_lab.policies.head import LOGITS_AT_ONCE
 
 FLOAT = 4
@@ -129,11 +129,11 @@ def shape_of(model: str) -> Shape:
     """
     from rlhf_lab.policies.loading import SHIPPED, shipped_folder
 
-    path = shipped_folder(model) if model in SHIPPED else Path(model).expanduser()
+    path = shipped_folder(model) if model in SHIPPED else usable_path(model, "model")
     if (path / "config.json").is_file():
         try:
-            config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        except ValueError as error:
+            config = dict(json.loads((path / "config.json").read_text(encoding="utf-8")))
+        except (ValueError, TypeError, OSError) as error:
             raise LabError(f"{path / 'config.json'} is damaged ({error}).") from None
         return _from_config(config, path)
     name = model.split("/")[-1].lower().removesuffix("-deduped")
@@ -148,20 +148,27 @@ def shape_of(model: str) -> Shape:
 
 def _from_config(config: dict[str, Any], path: Path) -> Shape:
     kind = config.get("model_type")
-    try:
-        if kind == "gpt2":
-            return Shape(
-                "gpt2", config["n_layer"], config["n_embd"], config["n_head"], config["vocab_size"],
-                config["n_positions"], config.get("n_inner") or 0,
-            )  # fmt: skip
-        if kind in ("gpt_neox", "llama"):
-            return Shape(
-                kind, config["num_hidden_layers"], config["hidden_size"], config["num_attention_heads"],
-                config["vocab_size"], config["max_position_embeddings"], config["intermediate_size"],
-                config.get("num_key_value_heads") or 0, bool(config.get("tie_word_embeddings", False)),
-            )  # fmt: skip
-    except KeyError as missing:
-        raise LabError(f"{path / 'config.json'} has no {missing}.") from None
+
+    def number(name: str, otherwise: int | None = None) -> int:
+        value = config.get(name, otherwise)
+        value = otherwise if value is None else value
+        if value is None:
+            raise LabError(f"{path / 'config.json'} has no {name!r}.")
+        if not isinstance(value, int) or value < 0:
+            raise LabError(f"{path / 'config.json'}: {name} is {value!r}; expected a whole number.")
+        return value
+
+    if kind == "gpt2":
+        return Shape(
+            "gpt2", number("n_layer"), number("n_embd"), number("n_head"), number("vocab_size"), number("n_positions"),
+            number("n_inner", 0),
+        )  # fmt: skip
+    if kind in ("gpt_neox", "llama"):
+        return Shape(
+            kind, number("num_hidden_layers"), number("hidden_size"), number("num_attention_heads"),
+            number("vocab_size"), number("max_position_embeddings"), number("intermediate_size"),
+            number("num_key_value_heads", 0), bool(config.get("tie_word_embeddings", False)),
+        )  # fmt: skip
     raise LabError(f"The model in {path} is a {kind!r}; plan knows gpt2, gpt_neox (Pythia) and llama (SmolLM2).")
 
 

@@ -1,25 +1,26 @@
 """`rlhf-lab sample`: draw responses from a language model, to prompts of the command line, a file, the Hub or a world.
 
-Without --out they are printed. With it they are written as JSON lines, a response a line, as they come: what was
-interrupted goes on with --resume and ends with the same file, for the draws of a batch are a function of the seed and
-of the batch's place alone.
+Without --out they are printed. With it they are written as JSON lines, a response a line, as they come, under the name
+FILE.part until the last one is there. What was interrupted goes on with --resume and ends with the same file, for the
+draws of a batch are a function of the seed and of the batch's place alone.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import Annotated, Any
 
 import torch
 import tyro
 from tqdm.auto import tqdm
 
 from rlhf_lab.batch import Tokens
-from rlhf_lab.checks import LabError, check_positive, check_text
+from rlhf_lab.checks import LabError, check_positive, check_text, with_paths
 from rlhf_lab.commands import config
 from rlhf_lab.commands.train.data import check_data, load_data, token_limits
 from rlhf_lab.commands.train.reward import check_reward, load_reward
@@ -36,7 +37,7 @@ from rlhf_lab.policies.loading import (
     progress_bars,
 )
 from rlhf_lab.policies.vllm import VllmSampler, check_installed
-from rlhf_lab.training import seeded
+from rlhf_lab.training import checkpoint, seeded
 from rlhf_lab.worlds.preference_forms import write_turns
 from rlhf_lab.worlds.sft_data import tokenise_prompts
 
@@ -110,28 +111,36 @@ def sample(settings: Sample) -> list[dict[str, Any]]:
         LabError: no prompts, or from two places; numbers that cannot be used; a file that is there already; as the
             loaders of data, model and reward.
     """
+    settings = with_paths(settings)
     progress_bars(settings.progress)
     _check(settings)
+    out = settings.out
+    if out is not None:
+        _check_file(settings, out)
     device = pick_device(settings.device)
     check_language_model(settings.model, settings.model_revision)
     tokenizer = load_tokenizer(settings.model, settings.model_revision)
     limits = token_limits(settings, load_config(settings.model, settings.model_revision), tokenizer)
     prompts, texts = _prompts(settings, tokenizer, limits)
-    done = _claim(settings, settings.out) if settings.out is not None else 0
     model, tokenizer = load_language_model(settings.model, device, revision=settings.model_revision)
     graphs = settings.sampler == "graphs"
     policy = LanguageModelPolicy(model, tokenizer.eos_token_id, limits[1], len(tokenizer), tokenizer, graphs)
     reward = None if settings.reward is None else load_reward(settings, policy, tokenizer)
+    drawing = VllmSampler.load(policy, dtype="float32") if settings.sampler == "vllm" else policy
+    done = _claim(settings, out) if out is not None else 0
     rows: list[dict[str, Any]] = []
-    file = None if settings.out is None else settings.out.open("a", encoding="utf-8")
     try:
-        drawing = VllmSampler.load(policy, dtype="float32") if settings.sampler == "vllm" else policy
         for batch in _batches(settings, drawing, policy, reward, prompts, texts, done):
             rows += batch
-            _put(batch, file)
-    finally:
-        if file is not None:
-            file.close()
+            _put(batch, out)
+    except KeyboardInterrupt as stop:
+        if out is not None and not str(stop):
+            stop.args = (f"Stopped. What was drawn is in {_part(out)}; run again with --resume to go on.",)
+        raise
+    if out is not None:
+        if out.exists():
+            raise LabError(f"{out} has been made by another program meanwhile. What was drawn is in {_part(out)}.")
+        os.replace(_part(out), out)
     return rows
 
 
@@ -176,41 +185,71 @@ def _prompts(settings: Sample, tokenizer: Any, limits: tuple[int, int]) -> tuple
     return tokenise_prompts(texts, tokenizer, limits[0], "the command line")[0], list(settings.prompts)
 
 
+def _part(out: Path) -> Path:
+    """The file's name while it is not whole."""
+    return out.with_name(f"{out.name}.part")
+
+
 def _beside(out: Path) -> Path:
     return out.with_name(f"{out.name}.settings.yaml")
 
 
-def _claim(settings: Sample, out: Path) -> int:
-    """Take the file; returns how many whole batches it holds already."""
+def _deciding(settings: Sample) -> dict[str, Any]:
+    """The settings that decide what is drawn."""
     free = {"out", "resume", "config", "progress", "device"}
-    mine = {f.name: config.plain(getattr(settings, f.name)) for f in fields(settings) if f.name not in free}
-    beside = _beside(out)
-    if settings.resume:
-        if not out.is_file() or not beside.is_file():
-            raise LabError(f"Nothing to resume: {out} is not a file that `rlhf-lab sample` began.")
-        import yaml
+    return {f.name: config.plain(getattr(settings, f.name)) for f in fields(settings) if f.name not in free}
 
-        before = yaml.safe_load(beside.read_text(encoding="utf-8"))
-        changed = [name for name in mine if name in before and before[name] != mine[name]]
-        if changed:
-            name = changed[0]
-            raise LabError(f"{out} was begun with {name} = {before[name]!r}, not {mine[name]!r}. Resume it with that.")
-        return _whole_batches(out, settings.batch_size)
-    if out.exists():
-        raise LabError(f"{out} is there already; nothing was changed. Give another name, or --resume to go on with it.")
-    out.parent.mkdir(parents=True, exist_ok=True)
+
+def _check_file(settings: Sample, out: Path) -> None:
+    """Refuse a file that is there, or, to resume, one that these settings did not begin."""
+    part, beside = _part(out), _beside(out)
+    if not settings.resume:
+        for path in (out, part, beside):
+            if path.exists():
+                raise LabError(
+                    f"{path} is there already; nothing was changed. Give another name, or --resume to go on with it."
+                )
+        return
+    if not (part.is_file() or out.is_file()) or not beside.is_file():
+        raise LabError(f"Nothing to resume: {out} is not a file that `rlhf-lab sample` began.")
     import yaml
 
-    beside.write_text(yaml.safe_dump(mine, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    try:
+        before = dict(yaml.safe_load(beside.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+        raise LabError(f"{beside} is damaged ({str(error).splitlines()[0]}); {out} cannot be resumed.") from None
+    for name, value in _deciding(settings).items():
+        if name in before and before[name] != value:
+            raise LabError(f"{out} was begun with {name} = {before[name]!r}, not {value!r}. Resume it with that.")
+
+
+def _claim(settings: Sample, out: Path) -> int:
+    """Take the file; returns how many whole batches it holds already."""
+    part = _part(out)
+    if settings.resume:
+        if not part.exists():
+            os.replace(out, part)
+        return _whole_batches(part)
+    import yaml
+
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        part.open("x").close()
+    except FileExistsError:
+        raise LabError(f"{part} is there already: another run began it. Give another name.") from None
+    except OSError as error:
+        raise LabError(f"{out} cannot be written ({error.strerror or error}). Give another name.") from None
+    given = yaml.safe_dump(_deciding(settings), sort_keys=False, allow_unicode=True)
+    checkpoint.write_text(_beside(out), given)
     return 0
 
 
-def _whole_batches(out: Path, batch_size: int) -> int:
+def _whole_batches(part: Path) -> int:
     """Cut the file after its last whole batch; a batch is known by the number of its last row's prompt."""
-    lines = out.read_bytes().splitlines(keepends=True)
+    lines = part.read_bytes().splitlines(keepends=True)
     ends = [number for number, line in enumerate(lines, 1) if line.endswith(b"\n") and b'"last": true' in line]
     keep = ends[-1] if ends else 0
-    out.write_bytes(b"".join(lines[:keep]))
+    os.truncate(part, sum(map(len, lines[:keep])))
     return len(ends)
 
 
@@ -247,10 +286,13 @@ def _batches(
         yield rows
 
 
-def _put(rows: list[dict[str, Any]], file: IO[str] | None) -> None:
-    if file is not None:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        file.flush()
+def _put(rows: list[dict[str, Any]], out: Path | None) -> None:
+    if out is not None:
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        try:
+            checkpoint.append(_part(out), text)
+        except LabError as error:
+            raise LabError(f"{error} With --resume it goes on behind the batches before.") from None
         return
     for row in rows:
         if row["sample"] == 0:

@@ -27,7 +27,7 @@ import torch
 from tqdm.auto import tqdm
 
 from rlhf_lab.batch import Tokens
-from rlhf_lab.checks import LabError
+from rlhf_lab.checks import LabError, usable_path
 from rlhf_lab.policies.base import Reward
 
 
@@ -224,7 +224,7 @@ class EndpointJudge:
         self.host, self.model, self.key_variable, self.question = parts.netloc, model, key_variable, question
         self.timeout, self.tries, self.pause, self.workers = timeout, tries, pause, workers
         self.max_tokens, self.extra, self.progress = max_tokens, dict(extra or {}), progress
-        self.cache = None if cache is None else Path(cache)
+        self.cache = None if cache is None else usable_path(cache, "cache")
         self.unanswered = 0
         self._lock = threading.Lock()
         self._stop = threading.Event()

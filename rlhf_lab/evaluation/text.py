@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from rlhf_lab import kl
 from rlhf_lab.batch import Tokens
-from rlhf_lab.checks import LabError, check_finite, check_positive
+from rlhf_lab.checks import LabError, check_finite, check_positive, usable_path
 from rlhf_lab.evaluation.judges import GoldJudge, Judge
 from rlhf_lab.evaluation.sampled import Estimate, over_prompts
 from rlhf_lab.evaluation.win_rate import WinRate, win_rate
@@ -116,7 +116,7 @@ class TextReport:
         """The report as JSON; written to `path` too, where one is given."""
         text = json.dumps(self.as_dict(), indent=2, ensure_ascii=False) + "\n"
         if path is not None:
-            Path(path).write_text(text, encoding="utf-8")
+            usable_path(path, "path").write_text(text, encoding="utf-8")
         return text
 
 

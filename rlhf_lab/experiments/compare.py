@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -33,11 +33,12 @@ from rlhf_lab.algorithms.reward_model import RewardModel, reward_model
 from rlhf_lab.algorithms.rso import RSO, Source, make_pairs
 from rlhf_lab.algorithms.sft import sft
 from rlhf_lab.batch import Pairs, Tokens
-from rlhf_lab.checks import LabError, check_beta
+from rlhf_lab.checks import LabError, check_beta, usable_path, with_paths
 from rlhf_lab.evaluation import evaluate
 from rlhf_lab.policies.base import Policy
 from rlhf_lab.training import Training, seeded
-from rlhf_lab.training.checkpoint import claim, write_json
+from rlhf_lab.training.checkpoint import append, claim, read_lines, write_json
+from rlhf_lab.training.lock import FolderLock
 from rlhf_lab.worlds import bandit, token_tree
 from rlhf_lab.worlds.world import World
 
@@ -346,8 +347,14 @@ def compare(settings: Compare) -> Comparison:
     Raises:
         LabError: the folder holds other files or a comparison of other settings.
     """
-    with one_thread(settings.policy == "table"):
-        return _compare(settings)
+    settings = with_paths(settings)
+    with one_thread(settings.policy == "table"), ExitStack() as held:
+        try:
+            return _compare(settings, held)
+        except KeyboardInterrupt as stop:
+            if not str(stop) and settings.out is not None:
+                stop.args = (f"Stopped. What was finished is in {settings.out}; the same command goes on.",)
+            raise
 
 
 @contextmanager
@@ -362,7 +369,7 @@ def one_thread(wanted: bool = True) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _compare(settings: Compare) -> Comparison:
+def _compare(settings: Compare, held: ExitStack) -> Comparison:
     import pandas as pd
 
     from rlhf_lab.experiments.statistics import summarise
@@ -372,9 +379,12 @@ def _compare(settings: Compare) -> Comparison:
     journal = None
     if settings.out is not None:
         claim(settings.out, {"experiment": "compare", "settings": settings}, (settings.out / "run.json").is_file())
+        held.callback(FolderLock(settings.out).release)
         journal = settings.out / "runs.jsonl"
         if journal.is_file():
-            done = {(row["method"], row["seed"]): row for row in _read_journal(journal)}
+            done = {
+                (row["method"], row["seed"]): row for row in read_lines(journal) if {"method", "seed"} <= row.keys()
+            }
     world = settings.make_world()
     rows = []
     todo = [(key, seed) for seed in range(settings.seeds) for key in keys if seed == 0 or not METHODS[key].exact]
@@ -390,8 +400,7 @@ def _compare(settings: Compare) -> Comparison:
             row = {"method": key, "seed": seed, **numbers, "labels": outcome.labels, "samples": outcome.samples}
             done[key, seed] = row
             if journal is not None:
-                with journal.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(row) + "\n")
+                append(journal, json.dumps(row) + "\n")
         rows.append(done[key, seed])
     runs = pd.DataFrame(rows)
     order = {key: place for place, key in enumerate(keys)}
@@ -403,18 +412,9 @@ def _compare(settings: Compare) -> Comparison:
     return Comparison(settings, runs, summary, frontier_of(world, settings.beta))
 
 
-def _read_journal(path: Path) -> list[dict]:
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue  # a line cut short by a kill: that fit is run again
-    return rows
-
-
 def save(comparison: Comparison, out: Path) -> None:
     """Write runs.csv, summary.csv, frontier.csv, comparison.json (with all settings) and comparison.png to `out`."""
+    out = usable_path(out, "out")
     out.mkdir(parents=True, exist_ok=True)
     comparison.runs.to_csv(out / "runs.csv", index=False)
     comparison.summary.to_csv(out / "summary.csv", index=False)

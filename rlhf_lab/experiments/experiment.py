@@ -24,7 +24,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -34,8 +34,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from tqdm.auto import tqdm
 
-from rlhf_lab.checks import LabError
-from rlhf_lab.training.checkpoint import plain, write_json, write_text
+from rlhf_lab.checks import LabError, check_folder_free, usable_path, with_paths
+from rlhf_lab.training.checkpoint import append, plain, read_lines, write_json, write_text
 from rlhf_lab.training.lock import FolderLock
 
 if TYPE_CHECKING:
@@ -47,6 +47,9 @@ Job = dict[str, Any]
 Chosen = dict[str, Any]
 """What the search chose, as JSON knows it; empty where there is none."""
 Outcome = Literal["holds", "holds when", "does not hold", "not decided"]
+
+FILES = ("runs.csv", "summary.csv", "search.csv", "figure.png", "result.json", "unfinished")
+"""What a result's folder holds; `unfinished` while it is not whole."""
 
 EXACT_RUNGS = ("bandit", "tree")
 
@@ -168,15 +171,17 @@ class _Journal:
         note, lines = self.folder / "run.json", self.folder / "jobs.jsonl"
         record = json.loads(json.dumps(plain(record)))
         if note.is_file():
-            before = json.loads(note.read_text(encoding="utf-8"))
-            for key in before["settings"].keys() | record["settings"].keys():
-                old, new = before["settings"].get(key), record["settings"].get(key)
+            before = _settings_in(note)
+            for key in before.keys() | record["settings"].keys():
+                old, new = before.get(key), record["settings"].get(key)
                 if old != new:
                     raise LabError(
                         f"{self.folder} holds an unfinished run with {key} = {old!r}, not {new!r}. Finish that one "
                         f"with its own settings, delete the folder, or give another --out."
                     )
-            self.done = {_key(line["job"]): line for line in _lines(lines)}
+            self.done = {
+                _key(line["job"]): line for line in read_lines(lines) if {"job", "rows", "seconds"} <= line.keys()
+            }
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_json(note, record)
@@ -185,18 +190,43 @@ class _Journal:
         """Write one finished job down."""
         self.done[_key(line["job"])] = line
         if self.folder is not None:
-            with (self.folder / "jobs.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            append(self.folder / "jobs.jsonl", json.dumps(line) + "\n")
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    if not path.is_file():
+def _settings_in(path: Path) -> dict[str, Any]:
+    """The settings that a run's file names.
+
+    Raises:
+        LabError: it is damaged.
+    """
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))["settings"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise LabError(
+            f"{path} is damaged ({type(error).__name__}: {error}). Give another --out, or remove it."
+        ) from None
+
+
+def _refuse_other(experiment: Experiment, settings: Any, out: Path) -> None:
+    """Refuse a folder that holds anything but a result of this experiment, on this rung and with these settings.
+
+    The kept settings may replace any result of the same experiment and rung: that is how kept results are renewed.
+    """
+    check_folder_free(out, FILES)
+    result = out / "result.json"
+    if not result.is_file():
         return
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            continue  # cut short by a kill: that job is run again
+    given, before = json.loads(json.dumps(settings_of(settings))), _settings_in(result)
+    usual = json.loads(json.dumps(settings_of(experiment.settings(rung=settings.rung))))
+    name = json.loads(result.read_text(encoding="utf-8")).get("name")
+    if name != experiment.name:
+        raise LabError(f"{out} holds a result of {name}; nothing was changed. Give another --out.")
+    other = next((key for key in given if before.get(key) != given[key]), None)
+    if other is not None and (given != usual or other == "rung"):
+        raise LabError(
+            f"{out} holds a result with {other} = {before.get(other)!r}, not {given[other]!r}; nothing was changed. "
+            f"Give another --out."
+        )
 
 
 def _key(job: Job) -> str:
@@ -265,13 +295,15 @@ def experiment_run(experiment: Experiment, settings: Any) -> Found:
     written.
 
     Raises:
-        LabError: a rung that the experiment does not know; an unfinished run of other settings in the folder.
+        LabError: a rung that the experiment does not know; an unfinished run of other settings in the folder, or a
+            result of another experiment or of other settings, or files that are no result's.
     """
     import pandas as pd
 
     check_rung(experiment, settings.rung)
+    settings = with_paths(settings)
     if settings.out is not None:
-        settings.out.mkdir(parents=True, exist_ok=True)
+        _refuse_other(experiment, settings, settings.out)
         lock = FolderLock(settings.out)
         try:
             return _run(experiment, settings, _Journal(settings.out / "unfinished"), pd.DataFrame())
@@ -344,6 +376,7 @@ def save(experiment: Experiment, found: Found, out: Path) -> None:
     from rlhf_lab import __version__
     from rlhf_lab.figures import style
 
+    out = usable_path(out, "out")
     out.mkdir(parents=True, exist_ok=True)
     three = (found.settings, found.summary, found.runs)
     write_text(out / "runs.csv", _csv(found.runs))
@@ -375,8 +408,8 @@ def save(experiment: Experiment, found: Found, out: Path) -> None:
 def main(experiment: Experiment, settings: Any) -> None:
     """The command `rlhf-lab experiment NAME`."""
     check_rung(experiment, settings.rung)
-    out = settings.out or default_out(experiment, settings)
-    settings = dataclasses.replace(settings, out=out)
+    settings = with_paths(dataclasses.replace(settings, out=settings.out or default_out(experiment, settings)))
+    out = settings.out
     found = experiment_run(experiment, settings)
     print(f"{experiment.number}. {experiment.title}")
     print(f"Rule: {experiment.rule}\n")

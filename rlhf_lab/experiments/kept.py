@@ -62,8 +62,8 @@ def read(folder: Path) -> dict[str, Any]:
         LabError: it is missing or damaged.
     """
     try:
-        return json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+        return dict(json.loads((folder / "result.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
         raise LabError(f"{folder / 'result.json'} cannot be read ({error}). Run the experiment again.") from None
 
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from rlhf_lab.checks import LabError
+from rlhf_lab.checks import LabError, usable_path
 
 _NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _SECONDS = 10.0
@@ -79,7 +79,7 @@ def answers() -> bool:
 def cache_folder() -> Path:
     """Where the lab keeps what is dear to make again: $RLHF_LAB_CACHE, or the system's place for such things."""
     if told := os.environ.get("RLHF_LAB_CACHE"):
-        return Path(told).expanduser()
+        return usable_path(told, "RLHF_LAB_CACHE")
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "rlhf_lab" / "Cache"
     if sys.platform == "darwin":

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_lab.batch import Tokens
-from rlhf_lab.checks import LabError, check_positive
+from rlhf_lab.checks import LabError, check_positive, usable_path
 from rlhf_lab.policies import graphs, ragged
 from rlhf_lab.policies.allocator import keep_freed_memory
 from rlhf_lab.policies.base import Policy
@@ -233,6 +233,7 @@ class LanguageModelPolicy(Policy):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the model, and the tokenizer if there is one, as `from_pretrained` reads them."""
+        folder = usable_path(folder, "folder")
         self.model.save_pretrained(folder)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)

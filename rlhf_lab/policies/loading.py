@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from rlhf_lab.checks import LabError
+from rlhf_lab.checks import LabError, check_weights, usable_path
 from rlhf_lab.policies import gguf_files, hub
 
 SHIPPED = {"lab-gpt2": "gpt2", "lab-pythia": "pythia"}
@@ -52,7 +52,7 @@ def _place(name_or_path: str, convert: bool = True) -> Path | None:
     """
     if name_or_path in SHIPPED:
         return shipped_folder(name_or_path)
-    path = Path(name_or_path).expanduser()
+    path = usable_path(name_or_path, "model")
     if name_or_path == SMOLLM2 and not path.exists():
         path = gguf_files.smollm2()
     elif path.suffix.lower() == ".gguf":
@@ -78,8 +78,8 @@ def pick_device(name: str = "auto") -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError):
+        torch.ones(1, device=device).sum().item()  # `meta` makes tensors, but computes nothing
+    except Exception:  # whatever a backend that is not there raises
         there = "cpu" + (", cuda" if torch.cuda.is_available() else "; torch finds no GPU here")
         raise LabError(f"The device '{name}' cannot be used. Use one of: auto, {there}.") from None
     return device
@@ -171,7 +171,7 @@ def load_language_model(
     """
     from transformers import AutoModelForCausalLM
 
-    device = pick_device("auto") if device is None else torch.device(device)
+    device = pick_device("auto" if device is None else str(device))
     tokenizer = load_tokenizer(name_or_path, revision)
     load_config(name_or_path, revision)
     model, info = _load(
@@ -195,7 +195,21 @@ def load_language_model(
             f"The tokenizer of {name_or_path} has {len(tokenizer)} tokens, its model knows {model.config.vocab_size}: "
             f"they do not belong together, or tokens were added without model.resize_token_embeddings."
         )
+    check_weights(model.named_parameters(), lambda name: file_of(_place(name_or_path), name, name_or_path))
     return model.to(device).eval(), tokenizer
+
+
+def file_of(folder: Path | None, weight: str, otherwise: str) -> str:
+    """The safetensors file in `folder` that holds a weight, for messages; `otherwise` where it cannot be found."""
+    from safetensors import safe_open
+
+    for file in sorted(folder.glob("*.safetensors")) if folder is not None else []:
+        with safe_open(file, "pt") as opened:
+            names = list(opened.keys())
+        # A body names its weights without the prefix that they have in the whole model.
+        if any(f".{weight}".endswith(f".{name}") or f".{name}".endswith(f".{weight}") for name in names):
+            return str(file)
+    return otherwise
 
 
 def _check_folder(path: Path) -> None:

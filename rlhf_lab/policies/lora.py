@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_lab.batch import Tokens
-from rlhf_lab.checks import LabError
+from rlhf_lab.checks import LabError, usable_path
 from rlhf_lab.policies.base import Policy
 from rlhf_lab.policies.language_model import LanguageModelPolicy
 
@@ -95,7 +95,7 @@ class LoraPolicy(LanguageModelPolicy):
 
     def save_adapter(self, folder: str | Path) -> None:
         """Write the adapters alone, as peft's `from_pretrained` reads them."""
-        self.model.save_pretrained(folder)
+        self.model.save_pretrained(usable_path(folder, "folder"))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the merged model, and the tokenizer if there is one: it loads without peft."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from rlhf_lab.batch import Pairs, Tokens
-from rlhf_lab.checks import LabError
+from rlhf_lab.checks import LabError, usable_path
 from rlhf_lab.policies.base import Policy
 
 VERSION = "1"
@@ -54,7 +54,7 @@ def cached_log_probs(
     if folder is None:
         return _compute(reference, prompts, responses, batch_size, progress)
     key = cache_key(reference, prompts, responses)
-    file = Path(folder) / f"{key}.safetensors"
+    file = usable_path(folder, "folder") / f"{key}.safetensors"
     known = _read(file, key, tuple(responses.shape[:2]))
     if known is None:
         known = _compute(reference, prompts, responses, batch_size, progress)

@@ -17,6 +17,7 @@ from torch.nn.functional import pad
 
 from rlhf_lab.batch import Tokens
 from rlhf_lab.checks import LabError
+from rlhf_lab.policies.loading import pick_device
 from rlhf_lab.policies.packing import body_of, check_batch, dropout_off, packed_states
 from rlhf_lab.rewards import saving
 from rlhf_lab.rewards.vocabulary import check_same_tokenizer
@@ -80,7 +81,7 @@ class _Scored(nn.Module):
             check_same_tokenizer(policy_tokenizer, tokenizer, reward_name=f"the {cls.kind}")
         module = cls(body, tokenizer, copied=False)
         saving.put(module, own, folder)
-        return module.to(device or "cpu").eval()
+        return module.to(pick_device(str(device or "cpu"))).eval()
 
     def _values(self, prompts: Tokens, responses: Tokens) -> Tensor:
         """The head's number, float32 at least, at every place from which a response token is predicted, (B, G, T)."""

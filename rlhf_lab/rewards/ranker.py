@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from rlhf_lab.batch import Tokens
 from rlhf_lab.checks import LabError, check_positive
 from rlhf_lab.policies.base import Policy
+from rlhf_lab.policies.loading import pick_device
 from rlhf_lab.policies.packing import body_of, check_batch, dropout_off
 from rlhf_lab.rewards import saving
 from rlhf_lab.rewards.language_model import at_least_float32
@@ -177,7 +178,7 @@ class PairwiseRanker(nn.Module):
             check_same_tokenizer(policy_tokenizer, tokenizer, reward_name=f"the {cls.kind}")
         ranker = cls(body, record.get("order", "both"), tokenizer, copied=False)
         saving.put(ranker, own, folder)
-        return ranker.to(device or "cpu").eval()
+        return ranker.to(pick_device(str(device or "cpu"))).eval()
 
 
 def swapped(first: Tokens, second: Tokens, turned: Tensor) -> tuple[Tokens, Tokens]:

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlhf_lab.checks import LabError
+from rlhf_lab.checks import LabError, check_weights, usable_path
+from rlhf_lab.policies.loading import file_of
 
 HEAD, RECORD = "head.safetensors", "reward.json"
 
@@ -34,7 +35,7 @@ def save(module: nn.Module, folder: Path | str, kind: str, tokenizer: Any = None
     """
     from safetensors.torch import save_file
 
-    folder = Path(folder)
+    folder = usable_path(folder, "folder")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RECORD).unlink(missing_ok=True)
     body: Any = module.body
@@ -66,7 +67,7 @@ def load(
     from safetensors.torch import load_file
     from transformers import AutoModel, AutoTokenizer
 
-    folder = Path(folder).expanduser()
+    folder = usable_path(folder, "folder")
     if not folder.is_dir():
         raise LabError(f"There is no {kind} in {folder}: it is not a folder.")
     if not (folder / RECORD).is_file():
@@ -95,6 +96,8 @@ def load(
         raise LabError(f"The {kind} in {folder} cannot be read ({type(error).__name__}: {reason}).") from None
     if info["missing_keys"]:
         raise LabError(f"The {kind} in {folder} lacks weights of its body, {sorted(info['missing_keys'])[0]} first.")
+    check_weights(own.items(), lambda name: str(folder / HEAD))
+    check_weights(body.named_parameters(), lambda name: file_of(folder, name, str(folder)))
     return body, own, record, tokenizer
 
 

@@ -22,9 +22,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from rlhf_lab.checks import LabError
+from rlhf_lab.checks import LabError, check_weights
 from rlhf_lab.training import processes
-from rlhf_lab.training.lock import LOCK
+from rlhf_lab.training.lock import LOCK, FolderLock
 
 KEEP = 2
 """Checkpoints kept: the last, and the one before it in case the last is damaged later."""
@@ -65,6 +65,42 @@ def write_text(path: Path, text: str) -> None:
         raise LabError(f"{path} cannot be written ({error.strerror or error}).") from None
 
 
+def append(path: Path, text: str) -> None:
+    """Add whole lines to a file. Half a line at its end, which a kill leaves, is cut off first.
+
+    Raises:
+        LabError: they cannot be written (a full disk, no permission); the file is as it was.
+    """
+    before = None
+    try:
+        with path.open("a+b") as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(end - 1, 0))
+            if file.read(1) not in (b"", b"\n"):
+                file.seek(0)
+                end = file.read().rfind(b"\n") + 1
+                file.truncate(end)
+            before = end
+            file.write(text.encode())
+    except OSError as error:
+        if before is not None:
+            os.truncate(path, before)
+        raise LabError(f"{path} cannot be written ({error.strerror or error}). Make room, and run again.") from None
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects of a file of lines. What is none, such as a line that a kill cut short, is left out."""
+    found = []
+    for line in path.read_bytes().splitlines() if path.is_file() else []:
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            found.append(value)
+    return found
+
+
 def _to_disk(paths: Iterable[Path]) -> None:
     """Wait until files, or folders' lists of names, are on the disk and not in its cache alone."""
     for path in paths:
@@ -103,7 +139,9 @@ def _claim(out: Path, settings: dict[str, Any], resume: bool) -> None:
             raise LabError(f"Nothing to resume in {out}: it holds no run.json. Leave --resume out to start.")
         try:
             before = json.loads(record.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
+            if not isinstance(before, dict):
+                raise ValueError(f"it holds a {type(before).__name__} in place of settings")
+        except (ValueError, OSError) as error:
             raise LabError(f"{record} is damaged ({error}); the run cannot be resumed from it.") from None
         for key, old, new in _differences(before, settings):
             raise LabError(
@@ -111,14 +149,22 @@ def _claim(out: Path, settings: dict[str, Any], resume: bool) -> None:
                 f"give another output folder."
             )
         return
+    _refuse_taken(out, record)
+    lock = FolderLock(out)
+    try:
+        _refuse_taken(out, record)  # by a run that began at the same moment
+        write_json(record, settings)
+    finally:
+        lock.release()
+
+
+def _refuse_taken(out: Path, record: Path) -> None:
     if out.exists() and (not out.is_dir() or any(path.name not in _TRACES for path in out.iterdir())):
         what = "another run" if record.is_file() else "other files"
         raise LabError(
             f"{out} already holds {what}; nothing was changed there. Give an empty or new output folder"
             + (", or --resume to go on with that run." if record.is_file() else ".")
         )
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(record, settings)
 
 
 def _differences(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]:
@@ -221,7 +267,7 @@ def _last_readable(folder: Path, besides: Path | None = None) -> Path | None:
             for name in ("weights.safetensors", "optimizer.safetensors"):
                 with safe_open(path / name, "pt"):  # reads the head and compares it with the file's length
                     pass
-            json.loads((path / "state.json").read_text(encoding="utf-8"))
+            _read_state(path)
         except Exception:
             continue
         return path
@@ -242,15 +288,47 @@ def load(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> d
     try:
         weights = load_file(folder / "weights.safetensors")
         tensors = load_file(folder / "optimizer.safetensors")
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        state = _read_state(folder)
         now = module.state_dict()
+        trained = {name for name, _ in module.named_parameters()}
+        check_weights(
+            ((k, v) for k, v in weights.items() if k in trained), lambda name: str(folder / "weights.safetensors")
+        )
         module.load_state_dict({k: processes.part_like(v, now[k]) if k in now else v for k, v in weights.items()})
+        _unpack(optimizer, tensors, state.pop("optimizer"))
     except Exception as error:
         found = _last_readable(folder.parent, besides=folder)
         mend = f"Remove it to go on from {found}." if found else "There is no earlier one."
         raise LabError(f"The checkpoint {folder} cannot be read ({_reason(error)}). {mend}") from None
-    _unpack(optimizer, tensors, state.pop("optimizer"))
     return state
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    """The checkpoint's numbers: the step, the optimiser's, and what the caller of `save` added.
+
+    Raises:
+        ValueError: it is no JSON, or holds something else.
+    """
+    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    kinds = {"step": int, "optimizer": dict}
+    wrong = not isinstance(state, dict) or any(not isinstance(state.get(name), kind) for name, kind in kinds.items())
+    if wrong or not isinstance(state.get("history", []), list):
+        raise ValueError("state.json does not hold a step, the optimizer's numbers and a history")
+    return state
+
+
+def kept(out: Path | None) -> str:
+    """What a run that was stopped at once has saved in its folder, in a sentence or two."""
+    if out is None or not out.is_dir():
+        return "Nothing was saved."
+    found = sorted(out.rglob("checkpoints/step-*"), key=lambda path: path.stat().st_mtime)
+    if found:
+        return f"{found[-1]} is saved; run again with --resume to go on from there."
+    if any(out.rglob("rows-*.safetensors")):
+        return f"The samples so far are saved in {out}; run again with --resume to go on."
+    if (out / "run.json").is_file():
+        return f"No step was saved yet. {out} holds the settings alone; run again with --resume to start anew."
+    return "Nothing was saved."
 
 
 def _pack(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -44,15 +44,21 @@ class FolderLock:
     """The folder `out`, held by this process until `release`, or until the process ends."""
 
     def __init__(self, out: Path) -> None:
-        """Take the lock; the folder must be there.
+        """Make the folder where it is not there, and take the lock.
 
         Raises:
-            LabError: another process holds it; the message says which.
+            LabError: another process holds it; the message says which. Or the folder cannot be made or written to.
         """
         self.path = out / LOCK
         self.file: IO[str] | None = None
         while self.file is None:
-            file = self.path.open("a+", encoding="utf-8")
+            try:
+                out.mkdir(parents=True, exist_ok=True)
+                file = self.path.open("a+", encoding="utf-8")
+            except OSError as error:
+                raise LabError(
+                    f"{out} cannot be used as an output folder ({error.strerror or error}). Give another one."
+                ) from None
             if not _try(file):
                 file.seek(0)
                 holder = file.read().strip()

@@ -150,7 +150,6 @@ class Loop:
         """Lock the folder, unless it is one that `claim` refuses anyway."""
         usable = out.is_dir() if self.training.resume else not out.exists() or out.is_dir()
         if usable:
-            out.mkdir(parents=True, exist_ok=True)
             self._open.callback(FolderLock(out).release)
 
     def __enter__(self) -> Loop:
@@ -179,7 +178,7 @@ class Loop:
 
     def _ask_to_stop(self, number: int, frame: Any) -> None:
         if self._stop_asked:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(f"{self.name} stopped at once. {checkpoint.kept(self.training.out)}")
         self._stop_asked = True
 
     def __iter__(self) -> Iterator[tuple[int, torch.Generator]]:

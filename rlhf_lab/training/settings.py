@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from rlhf_lab.checks import LabError, check_positive
+from rlhf_lab.checks import LabError, check_positive, usable_path
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,8 @@ class Training:
     """Where logged steps go too, by accelerate's names: tensorboard, wandb, trackio, … The folder `out` is needed."""
 
     def __post_init__(self) -> None:
+        if self.out is not None:
+            object.__setattr__(self, "out", usable_path(self.out, "out"))
         check_positive(self.learning_rate, "learning_rate")
         for name in ("steps", "batch_size", "log_every", "save_every", "accumulate"):
             if getattr(self, name) < 1:

@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from rlhf_lab.checks import LabError, check_text
+from rlhf_lab.checks import LabError, check_text, usable_path
 from rlhf_lab.policies import hub
 from rlhf_lab.worlds import hub_rows
 
@@ -74,7 +74,7 @@ class Source:
 
 def is_local(source: str) -> bool:
     """Whether `source` means a file rather than a name on the Hub."""
-    path = Path(source).expanduser()
+    path = usable_path(source, "data")
     return path.exists() or _suffix(path) in SUFFIXES or not hub.is_hub_name(source)
 
 
@@ -86,7 +86,7 @@ def check_source(source: str, revision: str | None = None) -> bool:
     """
     if not is_local(source):
         return hub.reachable("dataset", source, revision)
-    path = Path(source).expanduser()
+    path = usable_path(source, "data")
     if not path.exists():
         raise LabError(f"There is no data file {source}, and no data set of that name can be on the Hub.")
     if path.is_dir():
@@ -113,7 +113,7 @@ def rows_of(source: Source | str) -> Iterator[Row]:
         for number, fields in enumerate(found_there, 1):
             yield _checked(Row(f"row {number}", fields), source.name)
         return
-    path = Path(source.name).expanduser()
+    path = usable_path(source.name, "data")
     readers: dict[str, Callable[[IO[bytes], str], Iterator[Row]]] = {
         ".parquet": _parquet, ".json": partial(_json, split=source.split), ".jsonl": _jsonl, ".csv": _csv,
     }  # fmt: skip

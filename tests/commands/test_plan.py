@@ -299,6 +299,8 @@ def test_what_cannot_be_is_refused(changes, message):
     [
         ({"model_type": "bert"}, "is a 'bert'"),
         ({"model_type": "gpt2", "n_layer": 2}, "has no 'n_embd'"),
+        ({"model_type": "gpt2", "n_layer": "two"}, "n_layer is 'two'; expected a whole number"),
+        ([], "is damaged|is a None"),
         (None, "damaged"),
     ],
 )

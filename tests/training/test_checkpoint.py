@@ -117,6 +117,37 @@ def test_a_damaged_checkpoint_gives_one_error_that_names_it_and_the_earlier_one(
     checkpoint.load(earlier, *stepped("adam", seed=1)[:2])
 
 
+@pytest.mark.parametrize(
+    "state",
+    [
+        "[]", "3", "{}", '{"step": "2", "optimizer": {}, "history": []}', '{"step": 2, "optimizer": [], "history": []}',
+        '{"step": 2, "optimizer": {}, "history": 3}', '{"step": 2, "optimizer": {"a.step": 1}, "history": []}',
+        '{"step": 2, "optimizer": {"0": 1}, "history": []}', "\ufeff{}", "{\x00}",
+    ],
+)  # fmt: skip
+def test_a_state_of_another_kind_is_one_error_that_names_the_checkpoint_and_the_earlier_one(state, tmp_path):
+    module, optimizer, _ = stepped("adam")
+    earlier = checkpoint.save(tmp_path, 1, module, optimizer, {"history": []})
+    last = checkpoint.save(tmp_path, 2, module, optimizer, {"history": []})
+    (last / "state.json").write_text(state, encoding="utf-8")
+    with pytest.raises(LabError) as caught:
+        checkpoint.load(last, *stepped("adam", seed=1)[:2])
+    message = str(caught.value)
+    assert str(last) in message and f"go on from {earlier}." in message and "\n" not in message
+
+
+def test_a_checkpoint_whose_weights_are_not_finite_is_refused(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    module, optimizer, _ = stepped("adam")
+    folder = checkpoint.save(tmp_path, 1, module, optimizer, {})
+    weights = load_file(folder / "weights.safetensors")
+    weights["weight"][1, 2] = float("nan")
+    save_file(weights, folder / "weights.safetensors")
+    with pytest.raises(LabError, match=r"cannot be read \(.*weights\.safetensors: the weight weight holds nan"):
+        checkpoint.load(folder, *stepped("adam", seed=1)[:2])
+
+
 def test_a_damaged_checkpoint_without_an_earlier_one_says_so(tmp_path):
     module, optimizer, _ = stepped("adam")
     only = checkpoint.save(tmp_path, 1, module, optimizer, {})
@@ -212,9 +243,10 @@ def test_what_does_not_change_the_result_may_differ_on_resume(tmp_path):
 
 
 def test_a_damaged_record_is_named(tmp_path):
-    (tmp_path / "run.json").write_text('{"method": "d')
-    with pytest.raises(LabError, match=r"run.json is damaged"):
-        checkpoint.claim(tmp_path, record(Training(out=tmp_path, resume=True)), resume=True)
+    for content in (b'{"method": "d', b"[1]", b"\xff\xfe"):
+        (tmp_path / "run.json").write_bytes(content)
+        with pytest.raises(LabError, match=r"run.json is damaged"):
+            checkpoint.claim(tmp_path, record(Training(out=tmp_path, resume=True)), resume=True)
 
 
 def test_json_is_replaced_whole_and_keeps_greek_letters(tmp_path):

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from rlhf_lab.batch import Pairs, Tokens
-from rlhf_lab.checks import LabError
+from rlhf_lab.checks import LabError, usable_path
 from rlhf_lab.commands.train.settings import PairSettings
 from rlhf_lab.policies.base import Policy, Reward
 from rlhf_lab.policies.packing import context_of
@@ -73,7 +72,7 @@ def data_mark(settings: Any) -> dict[str, str]:
     for name in ("data", "original"):
         source = getattr(settings, name, None)
         if source is not None and not source.startswith("world:") and is_local(source):
-            with Path(source).expanduser().open("rb") as file:
+            with usable_path(source, name).open("rb") as file:
                 marks[f"{name}_sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
     return marks
 

@@ -20,15 +20,17 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from rlhf_lab.batch import Pairs, Tokens
-from rlhf_lab.checks import LabError
+from rlhf_lab.checks import LabError, with_paths
 from rlhf_lab.commands import config
 from rlhf_lab.commands.train import at_once, card
 from rlhf_lab.commands.train.data import Data, Kind, check_data, data_mark, draw_pairs, load_data, token_limits
@@ -51,6 +53,7 @@ from rlhf_lab.policies.lora import AdapterReference, LoraPolicy, with_lora
 from rlhf_lab.policies.reference_cache import cached_log_probs
 from rlhf_lab.policies.vllm import VllmSampler, check_installed
 from rlhf_lab.training import Training, checkpoint, memory, processes
+from rlhf_lab.training.lock import FolderLock
 
 History = list[dict[str, float]]
 
@@ -166,8 +169,27 @@ def run(
 
     Raises:
         LabError: something in the settings, the folder, the data or the model is not as it must be.
-        KeyboardInterrupt: stopped by Ctrl-C; the last whole step is saved, and the message says how to go on.
+        KeyboardInterrupt: stopped by Ctrl-C; the message says what is saved, and how to go on.
     """
+    settings = with_paths(settings)
+    try:
+        with ExitStack() as held:
+            return _run(settings, method, kind, fit, save, held)
+    except KeyboardInterrupt as stop:
+        if not str(stop):
+            stop.args = (f"{method} stopped. {checkpoint.kept(settings.out)}",)
+        raise
+
+
+def _run(
+    settings: Common,
+    method: str,
+    kind: Kind,
+    fit: Callable[[Job], History],
+    save: Callable[[Job, Path], str] | None,
+    held: ExitStack,
+) -> History:
+    """See `run`; `held` keeps the folder's lock until the result is saved."""
     start = time.perf_counter()
     processes.start()
     progress_bars(processes.shows(settings.progress))
@@ -199,6 +221,7 @@ def run(
         policy = with_lora(
             policy, settings.lora_rank, settings.lora_alpha, settings.lora_targets or None, settings.seed
         )
+    processes.first_only(lambda: _hold(out, held))
     checkpoint.claim(out, record, settings.resume)
     _write(out / "settings.yaml", f"# rlhf-lab train {method} --config THIS-FILE\n{config.write(settings)}")
     try:
@@ -235,6 +258,10 @@ def _check_sampler(settings: Any) -> None:
         check_installed()
 
 
+def _hold(out: Path, held: ExitStack) -> None:
+    held.callback(FolderLock(out).release)
+
+
 def _refuse_taken(out: Path, record: dict[str, Any], resume: bool) -> None:
     """Look at the folder now, take it only when data and model have proved usable: a refused run leaves no trace."""
     if resume or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
@@ -263,7 +290,17 @@ def _save(job: Job, folder: Path, save: Callable[[Job, Path], str] | None) -> st
         os.replace(part, folder)
         return reads
 
-    return processes.first_only(write) or ""
+    def write_or_say() -> str:
+        try:
+            return write()
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(part, ignore_errors=True)
+            raise LabError(
+                f"The result cannot be written to {folder} ({str(error).splitlines()[0]}). "
+                f"{checkpoint.kept(folder.parent)}"
+            ) from None
+
+    return processes.first_only(write_or_say) or ""
 
 
 def _write(path: Path, text: str) -> None:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rlhf_lab.checks import LabError
+from rlhf_lab.checks import LabError, usable_path
 from rlhf_lab.commands.train.data import gold_reward, load_world
 from rlhf_lab.policies.base import Policy, Reward
 from rlhf_lab.policies.language_model import LanguageModelPolicy
@@ -34,7 +34,7 @@ def reward_folder(reward: str) -> Path:
     Raises:
         LabError: there is no such folder, or it holds none.
     """
-    path = Path(reward).expanduser()
+    path = usable_path(reward, "reward")
     for folder in (path, path / "model"):
         if (folder / RECORD).is_file():
             return folder
