@@ -1,8 +1,9 @@
 # The doors of the lab. `make` alone lists them. Works with GNU make 3.81 and later.
 
-# Looked for only when .venv has to be made; name another with `make install PYTHON=/path/to/python3.11`.
-PYTHON ?= $(shell for p in python3.11 python3.12 python3 python; do \
-	if "$$p" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \
+# The newest Python of those for which constraints.txt has been checked. It is looked for only when .venv has to be made;
+# name another one with `make install PYTHON=/path/to/python3.11`.
+PYTHON ?= $(shell for p in python3.14 python3.13 python3.12 python3.11 python3 python; do \
+	if "$$p" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' \
 	>/dev/null 2>&1; then echo "$$p"; break; fi; done)
 
 VENV := .venv
@@ -146,13 +147,13 @@ $(STAMP):
 define MAKE_VENV
 	python='$(PYTHON)'; \
 	if [ -z "$$python" ]; then \
-		echo "rlhf_lab needs Python 3.11 or 3.12 with its venv module, and found none: install one (on Debian or Ubuntu: python3.11 and python3.11-venv), or name it with make install PYTHON=/path/to/python3.11" >&2; \
+		echo "rlhf_lab needs Python 3.11 to 3.14 with its venv module, and found none: install one (on Debian or Ubuntu: python3.11 and python3.11-venv), or name it with make install PYTHON=/path/to/python3.11" >&2; \
 		exit 1; \
 	fi; \
 	version=$$("$$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || version="no working Python"; \
 	case "$$version" in \
-		3.11|3.12) ;; \
-		*) echo "rlhf_lab needs Python 3.11 or 3.12, and $$python is $$version: name another with make install PYTHON=/path/to/python3.11" >&2; exit 1 ;; \
+		3.11|3.12|3.13|3.14) ;; \
+		*) echo "rlhf_lab needs Python 3.11 to 3.14, and $$python is $$version: name another with make install PYTHON=/path/to/python3.11" >&2; exit 1 ;; \
 	esac; \
 	echo "Making $(VENV) with $$python ($$version)"; \
 	"$$python" -m venv --clear $(VENV)

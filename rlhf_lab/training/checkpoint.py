@@ -196,8 +196,7 @@ def _write(folder: Path, weights: dict[str, Tensor], optimizer: dict[str, Tensor
     part = folder.with_name(f".{folder.name}.part")
     try:
         part.parent.mkdir(parents=True, exist_ok=True)
-        for stray in part.parent.glob(".step-*"):
-            shutil.rmtree(stray, ignore_errors=True)
+        _remove_leftovers(part.parent)
         part.mkdir()
         save_file(_storable(weights), part / "weights.safetensors")
         save_file(_storable(optimizer), part / "optimizer.safetensors")
@@ -218,9 +217,19 @@ def _write(folder: Path, weights: dict[str, Tensor], optimizer: dict[str, Tensor
 
 
 def drop_old(folder: Path) -> None:
-    """Delete all checkpoints in `folder` but the last two; also on resuming a run that was killed before it did so."""
+    """Delete all checkpoints in `folder` but the last two, and what a killed process left half written or half deleted.
+
+    It runs after each save, and on resuming: a process that was killed after its last save could not tidy up itself.
+    """
     for old in _in_order(folder)[:-KEEP]:
         _put_aside(old)
+    _remove_leftovers(folder)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Delete the folders that `_write` and `_put_aside` use on the way, if a killed process left any."""
+    for leftover in folder.glob(".step-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _put_aside(folder: Path) -> None:

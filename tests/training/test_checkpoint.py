@@ -280,5 +280,7 @@ def test_a_run_killed_between_saving_its_last_checkpoint_and_deleting_an_old_one
     folder = tmp_path / "run" / "checkpoints"
     assert sorted(path.name for path in folder.iterdir()) == ["step-000004", "step-000006"]
     shutil.copytree(folder / "step-000004", folder / "step-000002")
+    shutil.copytree(folder / "step-000004", folder / ".step-000001.old")
+    (folder / ".step-000005.part").mkdir()
     run(resume=True)
     assert sorted(path.name for path in folder.iterdir()) == ["step-000004", "step-000006"]
