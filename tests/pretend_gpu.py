@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
 
+from rlhf_lab.policies import flex
+
 CUDA = torch.device("cuda", 0)
 aten = torch.ops.aten
 
@@ -150,12 +152,17 @@ _torch_generator = torch.Generator
 
 @contextmanager
 def pretended_gpu() -> Iterator[torch.device]:
-    """Within it, tensors and modules can be moved to the device that it gives, and made there."""
-    before = torch.cuda._lazy_init, torch.tensor, torch.Generator
+    """Within it, tensors and modules can be moved to the device that it gives, and made there.
+
+    No kernel can be compiled for it. A CUDA build of torch brings Triton and a CPU build does not, so the lab is told
+    that there is none: both builds then test the same code.
+    """
+    before = torch.cuda._lazy_init, torch.tensor, torch.Generator, flex.available
     torch.cuda._lazy_init, torch.tensor, torch.Generator = (lambda: None), _tensor, Generators
+    flex.available = lambda device: False
     try:
         with PretendMode():
             yield CUDA
     finally:
-        torch.cuda._lazy_init, torch.tensor, torch.Generator = before
+        torch.cuda._lazy_init, torch.tensor, torch.Generator, flex.available = before
         _there.clear()

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from pretend_gpu import pretended_gpu
 from tiny_models import one_thread, ragged, tiny  # noqa: F401
 
 from rlhf_lab.policies import flex
@@ -48,6 +49,17 @@ def test_blocks_found_from_their_first_and_last_tokens_are_those_found_by_lookin
         assert torch.equal(full, blocks.all(3).all(1)), seed
         some_full += int(full.sum())
     assert some_full or size == 128  # the case is met (rows here are too short for it with the largest blocks)
+
+
+def test_the_blocks_are_found_on_the_cpu_also_for_tokens_that_lie_on_a_gpu():
+    """The same lists of blocks, where the attention is computed."""
+    text, segment = a_row(1)
+    there = flex.block_mask(text, segment, torch.device("cpu"), 16)
+    with pretended_gpu() as gpu:
+        mask = flex.block_mask(text.to(gpu), segment.to(gpu), gpu, 16)
+        for name in ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices"):
+            assert getattr(mask, name).device == gpu
+            assert getattr(mask, name).tolist() == getattr(there, name).tolist(), name
 
 
 def test_the_mask_is_torch_s_own():
