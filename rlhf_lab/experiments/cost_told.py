@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import platform
 from typing import TYPE_CHECKING, Any
 
 from rlhf_lab.experiments.cost_ground import BEST_OF, PARTS, TRAINED
@@ -151,8 +150,9 @@ def text_of(settings: Cost, summary: pd.DataFrame, runs: pd.DataFrame) -> str:
     costs = [
         f"{_short(m)} {final(summary, m, 'to_seconds').mean:.3g} s, "
         f"{final(summary, m, 'to_samples').mean:,.0f} responses"
-        for m in sorted(TRAINED, key=lambda m: final(summary, m, "to_seconds").mean)
-        if reached[m] > 0
+        for m in sorted(  # only these have a time: a NaN among the keys would leave the order to the sorting algorithm
+            (m for m in TRAINED if reached[m] > 0), key=lambda m: final(summary, m, "to_seconds").mean
+        )
     ]
     if costs:
         out += f"To get there it took (reward model included, means of the seeds that did): {'; '.join(costs)}. "
@@ -192,4 +192,4 @@ def text_of(settings: Cost, summary: pd.DataFrame, runs: pd.DataFrame) -> str:
         f"DPO's by "
         f"{final(summary, 'dpo', 'spread')} (standard deviation, bootstrap). "
     )
-    return out + f"Seconds are the processor's, on one thread of one machine ({platform.machine()})."
+    return out + "Seconds are the processor's, on one thread of one machine."
