@@ -17,15 +17,16 @@ from rlhf_lab.evaluation.sampled import mean_interval
 from rlhf_lab.policies.language_model import LanguageModelPolicy
 from rlhf_lab.policies.loading import load_language_model
 from rlhf_lab.rewards.ranker import PairwiseRanker
+from rlhf_lab.rounding import wins
 from rlhf_lab.training import Training, seeded
 from rlhf_lab.worlds import text
 
 
 def accuracy(model: PairwiseRanker, pairs: Pairs) -> float:
-    """The share of pairs whose better response is preferred."""
+    """The share of pairs whose better response is preferred, ties half."""
     sides = [Tokens(pairs.responses.ids[:, i : i + 1], pairs.responses.mask[:, i : i + 1]) for i in (0, 1)]
     with torch.no_grad():
-        return float((model(pairs.prompts, *sides) > 0).double().mean())
+        return float(wins(model(pairs.prompts, *sides), 0.0).double().mean())
 
 
 def main() -> None:

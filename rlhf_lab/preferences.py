@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rlhf_lab.checks import LabError, check_finite, check_float, check_same_shape
 from rlhf_lab.randomness import uniform
+from rlhf_lab.rounding import wins
 
 Labels = Literal["sampled", "hard"]
 Pairing = Literal["first-round", "tournament"]
@@ -31,7 +32,8 @@ def first_wins(
         reward_1: scores of the first responses, any shape, finite.
         reward_2: scores of the second, same shape.
         generator: source of randomness.
-        labels: "sampled" draws from Bradley–Terry; "hard" always prefers the larger score (ties by a coin).
+        labels: "sampled" draws from Bradley–Terry; "hard" always prefers the larger score (ties, also within
+            rounding, by a coin).
         noise: ε in [0, ½]: each label is then turned round with this probability, whatever the scores.
 
     Returns:
@@ -53,12 +55,13 @@ def first_wins(
         return uniform(gap.shape, generator, gap.device)
 
     if labels == "sampled":
-        wins = coin() < torch.sigmoid(gap.double())
+        won = coin() < torch.sigmoid(gap.double())
     elif labels == "hard":
-        wins = torch.where(gap == 0, coin() < 0.5, gap > 0)
+        # 0, ½ or 1 against a number in [0, 1): a win always is above it, a loss never, a tie half the time.
+        won = coin() < wins(reward_1, reward_2)
     else:
         raise LabError(f"labels must be 'sampled' or 'hard', not {labels!r}.")
-    return wins ^ (coin() < noise) if noise else wins
+    return won ^ (coin() < noise) if noise else won
 
 
 @torch.no_grad()
@@ -99,8 +102,8 @@ def make_pairs(
     rounds, players = [], shuffle
     while players.shape[1] >= 2:
         one, two = players[:, 0::2], players[:, 1::2]
-        wins = first_wins(rewards.gather(1, one), rewards.gather(1, two), generator, labels, noise)
-        winners, losers = torch.where(wins, one, two), torch.where(wins, two, one)
+        won = first_wins(rewards.gather(1, one), rewards.gather(1, two), generator, labels, noise)
+        winners, losers = torch.where(won, one, two), torch.where(won, two, one)
         rounds.append(torch.stack([winners, losers], -1))
         if pairing == "first-round":
             break

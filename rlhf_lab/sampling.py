@@ -27,6 +27,7 @@ from rlhf_lab.checks import (
     check_responses_axis,
 )
 from rlhf_lab.randomness import uniform
+from rlhf_lab.rounding import rounding
 
 
 def _check(rewards: Tensor, num_samples: int, beta: float) -> float:
@@ -65,7 +66,7 @@ def rejection_sample(
     Args:
         rewards: (B, G) scores of G candidates from the SFT policy, finite.
         num_samples: how many to accept, 1 … G.
-        beta: β in [0, inf]. At 0 the best, ties in random order; at inf uniform.
+        beta: β in [0, inf]. At 0 the best, ties within rounding in random order; at inf uniform.
         generator: source of randomness, on the rewards' device.
 
     Returns:
@@ -79,9 +80,10 @@ def rejection_sample(
     noise = uniform((batch, candidates), generator, rewards.device)
     # −log(−log u); u = 0 would give −inf, an ordinary last place.
     gumbel = -torch.log(-torch.log(noise))
-    gap = rewards.double() - rewards.double().amax(-1, keepdim=True)
+    best = rewards.amax(-1, keepdim=True)
+    gap = rewards.double() - best.double()
     if beta == 0:
-        score = gap
+        score = torch.where(gap.abs() <= rounding(rewards, best), 0.0, gap)
     elif math.isinf(beta):
         score = gumbel
     else:

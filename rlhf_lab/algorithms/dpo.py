@@ -23,6 +23,7 @@ from rlhf_lab import losses
 from rlhf_lab.batch import Pairs
 from rlhf_lab.checks import LabError, check_positive
 from rlhf_lab.policies.base import Policy
+from rlhf_lab.rounding import MANY, rounding, wins
 from rlhf_lab.training import Loop, Training, processes
 
 PairLoss = Literal[
@@ -138,8 +139,9 @@ def pair_loss(policy: Policy, batch: Pairs, log_ref: Tensor | None, settings: DP
         settings: the loss.
 
     Returns:
-        the loss, a scalar; and loss-free numbers: accuracy and margin of the implicit reward, and its parts:
-        chosen_log_ratio and rejected_log_ratio (chosen_log_prob and rejected_log_prob where there is no log_ref).
+        the loss, a scalar; and loss-free numbers: accuracy (a margin that is 0 within rounding counts ½) and margin of
+        the implicit reward, and its parts: chosen_log_ratio and rejected_log_ratio (chosen_log_prob and
+        rejected_log_prob where there is no log_ref).
     """
     log_prob = policy.log_prob(batch.prompts, batch.responses)
     length = batch.responses.lengths.to(log_prob.device)
@@ -150,10 +152,14 @@ def pair_loss(policy: Policy, batch: Pairs, log_ref: Tensor | None, settings: DP
     with torch.no_grad():
         better, worse = settings.implicit_reward(value.detach(), length).unbind(-1)
         margin = better - worse
+        # How far the last digits of log π and log π_ref may move the margin, through whatever link the loss has.
+        off = rounding(1.0, log_prob, *([] if log_ref is None else [log_ref]), units=MANY)
+        high, low = (settings.implicit_reward(value.detach() + sign * off, length) for sign in (1, -1))
+        doubt = (high - low).sum(-1) / 2
         shown = value.detach() if log_ref is None or settings.needs_reference else value.detach() - log_ref
         kind = "log_prob" if log_ref is None else "log_ratio"
         watched = {
-            "accuracy": mean((margin > 0).to(margin.dtype) + 0.5 * (margin == 0), batch.weight),
+            "accuracy": mean(wins(better, worse, doubt), batch.weight),
             "margin": mean(margin, batch.weight),
             f"chosen_{kind}": mean(shown[..., 0], batch.weight),
             f"rejected_{kind}": mean(shown[..., 1], batch.weight),
@@ -185,7 +191,7 @@ def dpo(
         claimed: the caller has taken the output folder (see `checkpoint.claim`).
 
     Returns:
-        the history: loss, accuracy (how often the implicit reward ranks the pair as labelled), margin (mean
+        the history: loss, accuracy (how often the implicit reward ranks the pair as labelled, ties ½), margin (mean
         difference of implicit rewards), chosen and rejected log-ratios, in nats (log-probabilities where the loss has
         no reference).
 

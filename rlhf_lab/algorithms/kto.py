@@ -23,6 +23,7 @@ from rlhf_lab.algorithms.dpo import mean
 from rlhf_lab.batch import Pairs, Tokens
 from rlhf_lab.checks import LabError, check_beta, check_positive
 from rlhf_lab.policies.base import Policy
+from rlhf_lab.rounding import MANY, rounding, wins
 from rlhf_lab.training import Loop, Training, processes
 
 
@@ -86,7 +87,12 @@ class KTO:
 
 
 def verdict_loss(
-    policy: Policy, batch: Verdicts, log_ref: Tensor, reference_point: Tensor | float, settings: KTO
+    policy: Policy,
+    batch: Verdicts,
+    log_ref: Tensor,
+    reference_point: Tensor | float,
+    settings: KTO,
+    reference_point_doubt: Tensor | float = 0.0,
 ) -> tuple[Tensor, dict]:
     """The mean loss of a batch of verdicts, and what a reader wants to watch.
 
@@ -96,9 +102,11 @@ def verdict_loss(
         log_ref: log π_ref of the responses, (B, G).
         reference_point: z, before it is cut at 0.
         settings: β, λ_D and λ_U.
+        reference_point_doubt: how far rounding may have moved z, which broadcasts as z does; see `rlhf_lab.rounding`.
 
     Returns:
-        the loss, a scalar; and accuracy: how often k lies on the verdict's side of z.
+        the loss, a scalar; and accuracy: how often k lies on the verdict's side of z. Where k equals z within
+        rounding, as at the start, it counts ½.
     """
     log_prob = policy.log_prob(batch.prompts, batch.responses)
     log_ratio = log_prob - log_ref.to(log_prob.device)
@@ -107,7 +115,9 @@ def verdict_loss(
         log_ratio, desirable, reference_point, settings.beta, settings.desirable_weight, settings.undesirable_weight
     )
     z = torch.as_tensor(reference_point, device=log_ratio.device).clamp(min=0)
-    right = ((log_ratio.detach() > z) == desirable).to(loss.dtype)
+    doubt = rounding(1.0, log_prob, log_ref.to(log_prob.device), units=MANY) + reference_point_doubt
+    above = wins(log_ratio, z, doubt)
+    right = torch.where(desirable, above, 1 - above)
     return mean(loss.mean(-1), batch.weight), {"accuracy": mean(right.mean(-1), batch.weight)}
 
 
@@ -155,8 +165,8 @@ def kto(
     away = verdicts.responses[(torch.arange(number) + number // 2) % number]
     other = Tokens(away.ids[:, :1], away.mask[:, :1])
 
-    def loss_of(batch: Verdicts, log_ref: Tensor, z: Tensor) -> tuple[Tensor, dict]:
-        return verdict_loss(policy, batch, log_ref, z, settings)
+    def loss_of(batch: Verdicts, log_ref: Tensor, z: Tensor, doubt: Tensor) -> tuple[Tensor, dict]:
+        return verdict_loss(policy, batch, log_ref, z, settings, doubt)
 
     loop = Loop(name, policy, training, settings, claimed)
     if loop.start < training.steps:
@@ -171,10 +181,12 @@ def kto(
             with torch.no_grad(), loop.autocast():
                 here = processes.by_rows(policy.log_prob, batch.prompts, other[rows])
                 assert known is not None
-                z = mean((here - known_other[rows.to(here.device)]).squeeze(-1), batch.weight)
+                there = known_other[rows.to(here.device)]
+                z = mean((here - there).squeeze(-1), batch.weight)
+                doubt = mean(rounding(1.0, here, there, units=MANY).squeeze(-1), batch.weight)
             # One number for the whole batch, given to each of its rows: parts of a batch share it.
-            each = z.expand(len(rows)).unsqueeze(-1)
-            loop.update(loss_of, (batch, known[rows.to(known.device)], each), batch.weight, reference_point=z)
+            each, off = (number.expand(len(rows)).unsqueeze(-1) for number in (z, doubt))
+            loop.update(loss_of, (batch, known[rows.to(known.device)], each, off), batch.weight, reference_point=z)
     return loop.history
 
 

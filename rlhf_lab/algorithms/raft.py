@@ -30,6 +30,7 @@ from rlhf_lab.batch import Tokens, cat
 from rlhf_lab.checks import LabError, check_finite, check_positive
 from rlhf_lab.policies.base import Policy, Reward
 from rlhf_lab.randomness import uniform
+from rlhf_lab.rounding import wins
 from rlhf_lab.training import Training, seeded
 
 
@@ -59,10 +60,10 @@ class RAFT:
 
 
 def best_of(scores: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Position of the best of each row of scores (B, G), as (B, 1); ties by a fair draw."""
+    """Position of the best of each row of scores (B, G), as (B, 1); ties within rounding by a fair draw."""
     check_finite(scores, "reward")
     tie_break = uniform(scores.shape, generator, scores.device, torch.float32)
-    top = scores == scores.amax(-1, keepdim=True)
+    top = wins(scores, scores.amax(-1, keepdim=True)) == 0.5
     return torch.where(top, tie_break, -1.0).argmax(-1, keepdim=True)
 
 

@@ -19,6 +19,7 @@ from rlhf_lab import losses
 from rlhf_lab.algorithms.dpo import mean
 from rlhf_lab.batch import Pairs
 from rlhf_lab.checks import LabError
+from rlhf_lab.rounding import wins
 from rlhf_lab.training import Loop, Training
 
 
@@ -48,7 +49,8 @@ def order_loss(model: nn.Module, batch: Pairs, chosen_first: Tensor, prior: floa
         prior: λ.
 
     Returns:
-        the loss; and, for the log, the likelihood alone, accuracy, and how often the first is preferred.
+        the loss; and, for the log, the likelihood alone, accuracy, and how often the first is preferred; a logit of 0
+        counts ½.
     """
     chosen_first = chosen_first.to(batch.responses.device)
     index = torch.stack([~chosen_first, chosen_first], -1).long()
@@ -58,8 +60,8 @@ def order_loss(model: nn.Module, batch: Pairs, chosen_first: Tensor, prior: floa
     loss = mean(losses.bradley_terry(right, torch.zeros_like(right)), batch.weight)
     watched = {
         "likelihood_loss": loss.detach(),
-        "accuracy": mean((right > 0).to(right.dtype), batch.weight),
-        "first_preferred": (shown > 0).float().mean(),
+        "accuracy": mean(wins(right, 0.0), batch.weight),
+        "first_preferred": wins(shown, 0.0).mean(),
     }
     return loss + prior * mean(shown.square(), batch.weight), watched
 

@@ -18,6 +18,7 @@ from rlhf_lab import losses
 from rlhf_lab.algorithms.dpo import mean
 from rlhf_lab.batch import Pairs
 from rlhf_lab.checks import LabError
+from rlhf_lab.rounding import MANY, rounding, wins
 from rlhf_lab.training import Loop, Training
 
 
@@ -34,11 +35,11 @@ class RewardModel:
 
 
 def label_loss(model: nn.Module, batch: Pairs, prior: float) -> tuple[Tensor, dict]:
-    """Mean negative log-likelihood of a batch's labels plus λ E[r²]; and likelihood and accuracy alone."""
+    """Mean negative log-likelihood of a batch's labels plus λ E[r²]; and likelihood and accuracy (ties ½) alone."""
     scores = model(batch.prompts, batch.responses)
     chosen, rejected = scores.unbind(-1)
     loss = mean(losses.bradley_terry(chosen, rejected), batch.weight)
-    accuracy = mean((chosen > rejected).to(scores.dtype), batch.weight)
+    accuracy = mean(wins(chosen, rejected, rounding(chosen, rejected, units=MANY)), batch.weight)
     size = mean(scores.square().mean(-1), batch.weight)
     return loss + prior * size, {"likelihood_loss": loss.detach(), "accuracy": accuracy}
 
@@ -62,7 +63,7 @@ def reward_model(
         claimed: the caller has taken the output folder (see `checkpoint.claim`).
 
     Returns:
-        the history: loss (without the prior), and accuracy on the batch.
+        the history: loss (without the prior), and accuracy on the batch: equal scores count ½.
 
     Raises:
         LabError: no pairs; a loss that is not finite.

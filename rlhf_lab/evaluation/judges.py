@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import http.client
 import json
+import math
 import os
 import re
 import threading
@@ -24,11 +25,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from rlhf_lab.batch import Tokens
 from rlhf_lab.checks import LabError, usable_path
 from rlhf_lab.policies.base import Reward
+from rlhf_lab.rounding import MANY, rounding, wins
 
 
 class Judge(Protocol):
@@ -47,13 +50,13 @@ def check_texts(prompts: Sequence[str], a: Sequence[str], b: Sequence[str]) -> N
         raise LabError(f"{len(prompts)} prompts came with {len(a)} and {len(b)} responses; one each is needed.")
 
 
-def _preferences(first: Sequence[float], second: Sequence[float], tie: float) -> list[float]:
-    out = []
-    for row, (x, y) in enumerate(zip(first, second, strict=True)):
-        gap = float(x) - float(y)
-        if gap != gap:
-            raise LabError(f"The reward of comparison {row} is not a number ({x} against {y}).")
-        out.append(0.5 if abs(gap) <= tie else float(gap > 0))
+def _preferences(first: Tensor, second: Tensor, doubt: Tensor) -> list[float]:
+    out = wins(first, second, doubt).tolist()
+    for row, preference in enumerate(out):
+        if math.isnan(preference):
+            raise LabError(
+                f"The reward of comparison {row} is not a number ({first[row].item()} against {second[row].item()})."
+            )
     return out
 
 
@@ -62,7 +65,7 @@ class GoldJudge:
 
     Attributes:
         gold: `world.gold`, a function of (prompts, responses), one number each.
-        tie: differences of at most this are ties.
+        tie: differences of at most this are ties, as are those within rounding of the largest score of a call.
     """
 
     order_free = True
@@ -76,7 +79,10 @@ class GoldJudge:
         scores = self.gold([*prompts, *prompts], [*a, *b])
         if len(scores) != 2 * len(a):
             raise LabError(f"The gold reward returned {len(scores)} scores for {2 * len(a)} texts.")
-        return _preferences(scores[: len(a)], scores[len(a) :], self.tie)
+        values = torch.tensor([float(score) for score in scores], dtype=torch.float64)
+        # A gold reward is a sum of parts, whose rounding a small result does not show; the largest result does.
+        doubt = rounding(values.abs().amax() if len(values) else 0.0) + self.tie
+        return _preferences(values[: len(a)], values[len(a) :], doubt)
 
 
 class RewardJudge:
@@ -87,7 +93,7 @@ class RewardJudge:
         tokenizer: turns texts into the ids that the reward model was trained on. The end token is put behind a
             response, as in training.
         batch_size: texts at a time.
-        tie: differences of at most this are ties.
+        tie: differences of at most this are ties, as are those within rounding.
     """
 
     order_free = True
@@ -99,7 +105,7 @@ class RewardJudge:
     def __call__(self, prompts: Sequence[str], a: Sequence[str], b: Sequence[str]) -> list[float]:
         """See `Judge`."""
         check_texts(prompts, a, b)
-        first, second = [], []
+        out: list[float] = []
         for start in range(0, len(prompts), self.batch_size):
             rows = slice(start, start + self.batch_size)
             answers = [list(pair) for pair in zip(self._ids(a[rows]), self._ids(b[rows]), strict=True)]
@@ -109,11 +115,11 @@ class RewardJudge:
                 self.reward(Tokens.from_lists(self._prompt_ids(prompts[rows])), Tokens.from_lists(ended)).cpu().clone()
             )
             same = torch.tensor([one == other for one, other in zip(a[rows], b[rows], strict=True)])
-            # The same text at two places of a batch may differ in the last digit, which would break its tie by a coin.
+            # The same text at two places of a batch may differ in more than the last digits.
             scores[:, 1] = torch.where(same, scores[:, 0], scores[:, 1])
-            first += scores[:, 0].tolist()
-            second += scores[:, 1].tolist()
-        return _preferences(first, second, self.tie)
+            one, other = scores.unbind(1)
+            out += _preferences(one, other, rounding(one, other, units=MANY) + self.tie)
+        return out
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         return self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]

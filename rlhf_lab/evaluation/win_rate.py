@@ -12,9 +12,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from rlhf_lab.checks import LabError
 from rlhf_lab.evaluation.judges import Judge
 from rlhf_lab.evaluation.sampled import quantile
+from rlhf_lab.rounding import rounding, wins
 
 
 @dataclass(frozen=True)
@@ -84,18 +87,24 @@ def win_rate(
     mean, error = _cluster(list(clusters.values()))
     low, high = _wilson(mean, error, len(clusters), level)
     count = len(values)
+    sides = [_sides([row[1] for row in both]), _sides([row[2] for row in both])]
     return WinRate(
         mean,
         error,
         low,
         high,
-        ties=sum(value == 0.5 for value in values) / count,
+        ties=sum(side == 0.5 for side in _sides(values)) / count,
         comparisons=count,
         prompts=len(clusters),
         unanswered=len(rows) - count,
         position_bias=sum((p + q - 1) / 2 for _, p, q in both) / count,
-        turned=sum((p - 0.5) * (q - 0.5) > 0 for _, p, q in both) / count,
+        turned=sum(p == q != 0.5 for p, q in zip(*sides, strict=True)) / count,
     )
+
+
+def _sides(preferences: list[float]) -> list[float]:
+    """On which side of ½ each preference lies: 1, 0, or ½ where it is ½ within rounding."""
+    return wins(torch.tensor(preferences, dtype=torch.float64), 0.5).tolist()
 
 
 def _comparisons(prompts: Sequence[str], a: Sequence, b: Sequence) -> list[tuple[int, str, str, str]]:
@@ -139,7 +148,8 @@ def _wilson(mean: float, error: float, prompts: int, level: float) -> tuple[floa
     if prompts < 2:
         return 0.0, 1.0
     # Without any spread (all won, all lost, all tied) each prompt stands for one comparison.
-    number = mean * (1 - mean) / error**2 if error > 0 and 0 < mean < 1 else prompts
+    spread = error > float(rounding(mean)) and 0 < mean < 1
+    number = mean * (1 - mean) / error**2 if spread else prompts
     z = quantile(level, prompts - 1)
     centre = (mean + z * z / (2 * number)) / (1 + z * z / number)
     half = z / (1 + z * z / number) * math.sqrt(mean * (1 - mean) / number + z * z / (4 * number**2))

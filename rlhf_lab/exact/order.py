@@ -12,14 +12,15 @@ from torch import Tensor
 
 from rlhf_lab.checks import LabError, first_bad
 from rlhf_lab.exact.policy import _check
+from rlhf_lab.rounding import levels
 
 
 def best_of_n(log_ref: Tensor, reward: Tensor, n: int) -> Tensor:
     r"""Exact log-probabilities of the best of `n` independent draws from π_ref, shape (…, K).
 
     With F(v) = P_ref(r ≤ v), a reward level v wins with probability F(v)^n − F(v−)^n, and the responses of one
-    level share that in proportion to π_ref. KL(best-of-n‖π_ref) is at most log n − (n−1)/n
-    (Beirami et al. 2024).
+    level share that in proportion to π_ref; rewards that are equal within rounding are one level.
+    KL(best-of-n‖π_ref) is at most log n − (n−1)/n (Beirami et al. 2024).
 
     Args:
         log_ref: (…, K).
@@ -33,13 +34,9 @@ def best_of_n(log_ref: Tensor, reward: Tensor, n: int) -> Tensor:
         raise LabError(f"n must be a whole number of at least 1, not {n!r}.")
     _check(log_ref, reward)
     log_ref, reward = torch.broadcast_tensors(log_ref, reward)
-    sorted_reward, order = reward.sort(-1)
-    sorted_log = log_ref.gather(-1, order)
-    rises = sorted_reward[..., 1:] > sorted_reward[..., :-1]
-    level = torch.nn.functional.pad(rises.long().cumsum(-1), (1, 0))
-    gain = _log_win_over_mass(_log_mass(sorted_log, level), int(n))
-    result = sorted_log + gain.gather(-1, level)
-    return torch.zeros_like(result).scatter(-1, order, result)
+    level = levels(reward)
+    gain = _log_win_over_mass(_log_mass(log_ref, level), int(n))
+    return log_ref + gain.gather(-1, level)
 
 
 def _log_mass(log_p: Tensor, level: Tensor) -> Tensor:

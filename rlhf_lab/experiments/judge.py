@@ -21,9 +21,10 @@ import torch
 from rlhf_lab.algorithms.reward_model import RewardModel, reward_model
 from rlhf_lab.batch import Pairs, Tokens
 from rlhf_lab.checks import LabError
-from rlhf_lab.evaluation.judges import Judge, RewardJudge
+from rlhf_lab.evaluation.judges import GoldJudge, Judge, RewardJudge
 from rlhf_lab.experiments.language import Bench, bench
 from rlhf_lab.preferences import first_wins
+from rlhf_lab.rounding import wins
 from rlhf_lab.training import Training, seeded
 
 MODEL = "lab-pythia"
@@ -115,9 +116,9 @@ def agreement(bench: Bench, which: Judge | None = None, prompts: int = 128, seed
     shares, number = [], 0
     for one, other in ((0, 1), (0, 2)):
         a, b = [row[one] for row in answers], [row[other] for row in answers]
-        gaps = [x - y for x, y in zip(bench.world.gold(asked, a), bench.world.gold(asked, b), strict=True)]
-        said = which(asked, a, b)
-        same = [float((p > 0.5) == (gap > 0)) if p != 0.5 else 0.5 for p, gap in zip(said, gaps, strict=True) if gap]
+        true = GoldJudge(bench.world.gold)(asked, a, b)
+        said = wins(torch.tensor(which(asked, a, b), dtype=torch.float64), 0.5).tolist()
+        same = [0.5 if p == 0.5 else float(p == gold) for p, gold in zip(said, true, strict=True) if gold != 0.5]
         if not same:
             raise LabError(f"The gold reward of '{bench.world.name}' sees no difference in {prompts} pairs.")
         shares.append(sum(same) / len(same))
@@ -149,10 +150,10 @@ def _labelled(
     both: list[tuple[str, str]] = []
     for one, other in ((0, 1), (0, 2), (1, 2)):
         first = first_wins(scores[:, one], scores[:, other], generator)
-        for x, ys, wins in zip(asked, answers, first.tolist(), strict=True):
+        for x, ys, won in zip(asked, answers, first.tolist(), strict=True):
             if ys[one] != ys[other]:
                 prompts.append(x)
-                both.append((ys[one], ys[other]) if wins else (ys[other], ys[one]))
+                both.append((ys[one], ys[other]) if won else (ys[other], ys[one]))
 
     def ids(texts: Sequence[str]) -> list[list[int]]:
         return tokenizer(list(texts), add_special_tokens=False)["input_ids"]  # type: ignore[operator]

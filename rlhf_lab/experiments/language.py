@@ -30,6 +30,7 @@ from rlhf_lab.batch import Pairs, Tokens
 from rlhf_lab.checks import LabError
 from rlhf_lab.evaluation.judges import Judge
 from rlhf_lab.policies.base import Policy, Reward
+from rlhf_lab.rounding import rounding, wins
 from rlhf_lab.training import Training, seeded
 from rlhf_lab.worlds import text
 
@@ -364,9 +365,9 @@ def measure(
         out["kl"] = k1.double().mean().item()
     out["objective"] = out["reward"] - (plan.beta if beta is None else beta) * out["kl"]
     if proxy is not None:
-        score = proxy(prompts, y).double().cpu()
+        score = proxy(prompts, y).cpu()
         _, answers = made.world.sft(made.tokenizer, split, plan.test_prompts)
-        out |= {"proxy": score.mean().item(), "proxy_wins": _wins(score, proxy(prompts, answers).double().cpu())}
+        out |= {"proxy": score.double().mean().item(), "proxy_wins": _wins(score, proxy(prompts, answers).cpu())}
     if judge is not None:
         found = evaluation.win_rate(asked, texts, targets, judge)
         out["judge_wins"] = found.mean
@@ -381,7 +382,9 @@ def draw(policy: Policy, prompts: Tokens, number: int, temperature: float, gener
 
 
 def _wins(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    return ((ours > theirs).double() + 0.5 * (ours == theirs).double()).mean().item()
+    """Share of wins, ties half. Scores are sums of parts: the largest of them says how far rounding may have gone."""
+    largest = max(ours.abs().amax().item(), theirs.abs().amax().item())
+    return wins(ours, theirs, rounding(largest, ours)).double().mean().item()
 
 
 def _distinct_2(texts: list[str]) -> float:

@@ -23,6 +23,7 @@ from rlhf_lab.experiments.experiment import EXACT_RUNGS, Outcome
 from rlhf_lab.experiments.language import TextRun
 from rlhf_lab.experiments.statistics import Interval
 from rlhf_lab.policies.base import Policy, Reward
+from rlhf_lab.rounding import levels
 from rlhf_lab.training import seeded
 from rlhf_lab.worlds.world import World
 
@@ -164,12 +165,9 @@ def bed_of(settings: RSOTable | RSOSettings | RSOWhy, task: str, seed: int) -> B
 
 def chance_to_win(log_ref: Tensor, reward: Tensor) -> Tensor:
     """P(r(y) > r(y')) + ½ P(r(y) = r(y')) of every y against y' ~ π_ref, (X, K)."""
-    found = []
-    for theirs, r in zip(log_ref.exp(), reward, strict=True):
-        levels, place = r.unique(return_inverse=True)
-        mass = torch.zeros(len(levels), dtype=theirs.dtype).scatter_add(0, place, theirs)
-        found.append((mass.cumsum(0) - mass / 2)[place])
-    return torch.stack(found)
+    place = levels(reward)
+    mass = torch.zeros_like(log_ref).scatter_add(-1, place, log_ref.exp())
+    return (mass.cumsum(-1) - mass / 2).gather(-1, place)
 
 
 def chance_to_please(log_ref: Tensor, reward: Tensor) -> Tensor:

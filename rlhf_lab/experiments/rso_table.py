@@ -43,6 +43,7 @@ from rlhf_lab.experiments.rso_common import (
 from rlhf_lab.experiments.statistics import Interval, difference, summarise
 from rlhf_lab.figures import style
 from rlhf_lab.policies.base import Policy
+from rlhf_lab.rounding import wins
 from rlhf_lab.training import seeded
 
 if TYPE_CHECKING:
@@ -208,8 +209,8 @@ def _labels_right(bed: Bed, settings: RSOTable, source: str) -> float:
     pairs = bed.pairs(source, settings.beta, settings.accepted, labels=settings.ranks)
     score: Any = bed.run.bench.gold if source == "direct" and isinstance(bed.run, language.TextRun) else bed.run.reward
     with torch.no_grad():
-        gap = score(pairs.prompts, pairs.responses).double().diff(dim=-1)
-    return ((gap < 0).double() + 0.5 * (gap == 0).double()).mean().item()
+        chosen, rejected = score(pairs.prompts, pairs.responses).unbind(-1)
+    return wins(chosen, rejected).double().mean().item()
 
 
 METRICS = ["proxy_wins", "gold_wins", "judge_wins", "reward", "kl", "objective", "regret", "kl_to_optimal", "right"]

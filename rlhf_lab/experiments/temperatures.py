@@ -25,6 +25,7 @@ from rlhf_lab.experiments import experiment, language
 from rlhf_lab.experiments.compare import Run
 from rlhf_lab.experiments.experiment import EXACT_RUNGS, Chosen, Experiment, Job, Settings, Verdict
 from rlhf_lab.experiments.judge import judge_of
+from rlhf_lab.experiments.rso_common import chance_to_win
 from rlhf_lab.experiments.statistics import Interval, mean_interval, summarise
 from rlhf_lab.experiments.tables import table_run, train_table
 from rlhf_lab.policies.base import Policy, Reward
@@ -158,17 +159,6 @@ def sharpened(tables: list[Tensor], temperature: float) -> Tensor:
     return exact.path_sums([(t.double() / temperature).log_softmax(-1) for t in tables])
 
 
-def beats(log_ref: Tensor, reward: Tensor) -> Tensor:
-    """Each response's chance to be better than a draw of π_ref, ties half, (X, K)."""
-    out = torch.empty_like(reward)
-    for x in range(len(reward)):
-        ordered, order = reward[x].sort()
-        mass = torch.nn.functional.pad(log_ref[x].exp()[order].cumsum(0), (1, 0))
-        below = mass[torch.searchsorted(ordered, reward[x])]
-        out[x] = (below + mass[torch.searchsorted(ordered, reward[x], right=True)]) / 2
-    return out
-
-
 def _tables(policy: Policy, world: World) -> list[Tensor]:
     assert isinstance(policy, TabularPolicy)
     with torch.no_grad():
@@ -181,7 +171,7 @@ def _run_exact(settings: Temperatures, seed: int, method: str, rate: float, tryi
     policy = world.reference if method not in TRAINED else _train_exact(state, method, rate)
     if trying:
         return [{"objective": evaluate(policy, world, settings.beta).objective}]
-    wins, reward, tables = beats(world.log_ref(), world.rewards()), world.rewards(), _tables(policy, world)
+    wins, reward, tables = chance_to_win(world.log_ref(), world.rewards()), world.rewards(), _tables(policy, world)
     rows = []
     for temperature in settings.temperatures:
         log_p = sharpened(tables, temperature)

@@ -38,7 +38,7 @@ def test_win_rates_are_sums_over_all_pairs_ties_half():
     """By a double loop over responses, with rewards that tie."""
     log_ref = torch.randn(2, 6, dtype=torch.float64, generator=seeded(3)).log_softmax(-1)
     reward = torch.tensor([[1.0, 0, 1, 2, 0, 3], [0, 0, 0, 0, 0, 0]], dtype=torch.float64)
-    found = claim.beats(log_ref, reward)
+    found = claim.chance_to_win(log_ref, reward)
     for x, y in itertools.product(range(2), range(6)):
         chances = log_ref[x].exp()
         wanted = sum(

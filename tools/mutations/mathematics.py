@@ -147,8 +147,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "mask",
             "best-of-n: equal rewards are ranked",
-            "sorted_reward[..., 1:] > sorted_reward[..., :-1]",
-            "sorted_reward[..., 1:] >= sorted_reward[..., :-1]",
+            "level = levels(reward)",
+            "level = reward.argsort(-1).argsort(-1)",
         ),
         Mutation(
             "mask",
