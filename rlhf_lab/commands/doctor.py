@@ -94,7 +94,7 @@ def _version(name: str) -> str | None:
 def _packages() -> Iterator[Finding]:
     import rlhf_lab
 
-    right = (3, 11) <= sys.version_info[:2]
+    right = sys.version_info[:2] >= (3, 11)
     text = f"{platform.python_version()} at {sys.executable}"
     yield Finding(GOOD if right else BAD, "python", text if right else f"{text}; 3.11 or newer is needed")
     yield Finding(GOOD, "rlhf_lab", f"{rlhf_lab.__version__} at {Path(rlhf_lab.__file__).parent}")
