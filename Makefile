@@ -33,11 +33,12 @@ AS_ROOT = $(shell [ "$$(id -u)" = 0 ] && echo --allow-root)
 
 # Two workers with one thread each, no word to the network, and no progress bars in compared outputs.
 TEST_ENV := OMP_NUM_THREADS=1 TQDM_DISABLE=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
-TWO_CORES := -n 2 --dist loadfile
+# One file stays on one worker. The notebooks, which take longest, come first, so that both workers end together.
+TWO_CORES := -n 2 --dist loadfile --no-loadscope-reorder
 NOTEBOOKS := --nbval --nbval-current-env --nbval-sanitize-with tests/notebooks/sanitize.cfg
 
 .DEFAULT_GOAL := help
-.PHONY: help install lab test lint format compare compare-tree experiments claims models corpora smollm2 notebooks student slides practice site slides-browser site-browser bench browser mutants clean distclean
+.PHONY: help install lab test test-slow lint format compare compare-tree experiments claims models corpora smollm2 notebooks student slides practice site slides-browser site-browser bench browser mutants clean distclean
 
 help: ## list these targets
 	@echo "rlhf_lab: RLHF and its variants, with the exact optimal policy beside every method."
@@ -51,8 +52,11 @@ lab: install ## open JupyterLab on the first notebook, on this machine only, wit
 	$(BIN)/jupyter lab --ip=127.0.0.1 --ServerApp.root_dir="$(CURDIR)" \
 		--LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb $(AS_ROOT) $(LAB_FLAGS)
 
-test: install ## every test, notebooks included, on two cores
-	$(TEST_ENV) $(BIN)/python -m pytest $(TWO_CORES) $(NOTEBOOKS) $(TEST_FLAGS) tests notebooks
+test: install ## the tests, notebooks included, on two cores (some minutes); the slow ones: make test-slow
+	$(TEST_ENV) $(BIN)/python -m pytest $(TWO_CORES) $(NOTEBOOKS) -m "not slow" $(TEST_FLAGS) notebooks tests
+
+test-slow: install ## the tests that take more than ten seconds each
+	$(TEST_ENV) $(BIN)/python -m pytest $(TWO_CORES) -m slow $(TEST_FLAGS) tests
 
 lint: install ## format, lint, types and one-way imports, changing nothing
 	$(BIN)/ruff format --check .

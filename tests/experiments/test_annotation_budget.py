@@ -55,6 +55,7 @@ def test_a_quick_run_on_the_tree():
     assert "knows the reward's form" in texts_and_figure(found)
 
 
+@pytest.mark.slow
 def test_a_quick_run_on_the_small_model_spends_the_same_money_every_time():
     settings = AnnotationBudget(rung="small", quick=True, progress=False, seeds=2)
     found = experiment.experiment_run(EXPERIMENT, settings)

@@ -13,7 +13,7 @@ from rlhf_lab.experiments import cost, experiment
 from rlhf_lab.experiments.cost import EXPERIMENT, PARTS, TRAINED, Cost, Ground, Meter, against, held_bytes, memory_ratio
 
 
-@pytest.mark.parametrize("rung", ["bandit", "tree", "small"])
+@pytest.mark.parametrize("rung", ["bandit", "tree", pytest.param("small", marks=pytest.mark.slow)])
 def test_a_quick_run_of_each_rung_ends_in_a_verdict_and_a_picture(rung, tmp_path, monkeypatch):
     """Memory is made up here, PPO's the larger: each measurement starts a process, and one test below does that."""
     held = {"dpo": 100.0, "ppo": 150.0}
@@ -51,6 +51,7 @@ def test_a_quick_run_of_each_rung_ends_in_a_verdict_and_a_picture(rung, tmp_path
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the system keeps no account of the peak")
+@pytest.mark.slow
 def test_memory_is_measured_in_a_process_of_its_own():
     """ReST needs scores that differ; weights, gradients, moments and states of a million weights are tens of MiB."""
     found = cost._memory(Cost(rung="small", quick=True), 0, "rest")

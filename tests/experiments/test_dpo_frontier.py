@@ -120,6 +120,7 @@ def test_a_quick_run_stays_below_the_exact_frontier_of_its_own_world(rung, tmp_p
     _checked(found)
 
 
+@pytest.mark.slow
 def test_a_quick_run_on_text_measures_every_method_from_the_same_start(tmp_path):
     settings = claim.DPOFrontier(rung="small", quick=True, out=tmp_path, progress=False)
     found = experiment_run(claim.EXPERIMENT, settings)

@@ -112,7 +112,7 @@ def test_simulation_meets_the_closed_form():
     assert error < 0.1 * limit(world, 0.5), "the interval is narrow enough to say something"
 
 
-@pytest.mark.parametrize("rung", ["bandit", "tree", "small"])
+@pytest.mark.parametrize("rung", ["bandit", "tree", pytest.param("small", marks=pytest.mark.slow)])
 def test_a_quick_run_of_each_rung_ends_in_a_verdict_and_a_picture(rung, tmp_path):
     settings = EnoughLabels(rung=rung, quick=True, progress=False, out=tmp_path)
     found = experiment.experiment_run(EXPERIMENT, settings)

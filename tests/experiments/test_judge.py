@@ -37,6 +37,7 @@ def test_agreement_is_1_for_gold_itself_0_for_its_opposite_and_half_for_ties(sum
     assert 0 < same.pairs <= 24
 
 
+@pytest.mark.slow
 def test_a_judge_fitted_to_little_beats_a_coin_and_the_same_seed_gives_the_same_judge(summaries):
     """96 prompts and 16 steps: far less than the judge of the claims, and still above the coin's 0.5."""
     torch.set_num_threads(1)

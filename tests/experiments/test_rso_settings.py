@@ -56,6 +56,7 @@ def test_the_tree_runs_too():
     assert (found.runs["regret"] > 0).all()
 
 
+@pytest.mark.slow
 def test_a_language_model_runs_and_is_set_beside_the_paper():
     settings = RSOSettings(
         rung="small", quick=True, seeds=2, betas=(0.5,), gammas=(0.5,), labels=8, candidates=16, test_prompts=2,

@@ -68,6 +68,7 @@ def test_the_tree_runs_too():
     assert (found.runs["regret"] > 0).all()
 
 
+@pytest.mark.slow
 def test_a_language_model_runs_and_is_set_beside_the_paper():
     settings = RSOTable(rung="small", quick=True, prompts=4, candidates=8, labels=8, test_prompts=2, progress=False)
     found = experiment_run(EXPERIMENT, settings)

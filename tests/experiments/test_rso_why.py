@@ -118,6 +118,7 @@ def test_the_tree_runs_too():
     assert _table(found)["full", "gold ref inf"] == pytest.approx(0, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_a_language_model_runs_and_its_limited_policy_trains_biases_and_norms():
     settings = RSOWhy(rung="small", quick=True, labels=8, test_prompts=2, progress=False)
     found = experiment_run(EXPERIMENT, settings)

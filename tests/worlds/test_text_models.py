@@ -114,6 +114,7 @@ def test_an_unknown_model_is_refused():
         text.shipped("bert")
 
 
+@pytest.mark.slow
 def test_a_quick_build_writes_its_card_and_a_second_one_the_same_weights(tmp_path, capsys):
     """Tokenizer, weights and measured numbers are functions of the recipe alone."""
     spec = importlib.util.spec_from_file_location("build_models", ROOT / "tools" / "build_models.py")
