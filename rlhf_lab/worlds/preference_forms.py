@@ -372,7 +372,7 @@ def _written(turns: list[dict[str, Any]], tokenizer: Any, place: str, tools: lis
     # Parquet gives every turn all fields, empty ones as None, and templates ask whether a field is there.
     said = [{k: v for k, v in turn.items() if v is not None} for turn in turns]
     for turn in said:
-        turn.setdefault("content", None if "tool_calls" in turn else "")
+        turn.setdefault("content", None if turn.get("tool_calls") else "")
     try:
         return tokenizer.apply_chat_template(said, tools=tools, tokenize=False, **how)
     except Exception as error:  # a template raises what it likes

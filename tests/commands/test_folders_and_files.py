@@ -93,6 +93,42 @@ def test_sample_refuses_to_replace_the_settings_beside_another_file(model, tmp_p
     assert "a.settings.yaml is there already" in said and bytes_of(tmp_path) == {"a.settings.yaml": b"mine"}
 
 
+def test_evaluate_refuses_a_folder_before_it_loads_a_model(model, pairs, taken, monkeypatch, capsys):
+    monkeypatch.setattr(evaluate_module, "load_tokenizer", lambda *a, **k: pytest.fail("something was loaded"))
+    assert "already holds other files" in refused(evaluate(model, pairs, taken), capsys)
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({"name": "rso-table", "settings": {"rung": "bandit"}}, "holds a result of rso-table"),
+        ({"name": "rso-why", "settings": {"rung": "tree"}}, "a result with rung = 'tree', not 'bandit'"),
+    ],
+)
+def test_an_experiment_does_not_replace_another_result(record, said, tmp_path, capsys):
+    (tmp_path / "result.json").write_text(json.dumps(record))
+    before = bytes_of(tmp_path)
+    assert said in refused(commands("m", "d", tmp_path)["experiment"], capsys)
+    assert bytes_of(tmp_path) == before
+
+
+def test_an_experiment_s_finished_result_is_replaced_by_the_same_settings_or_the_kept_ones_alone(tmp_path):
+    from dataclasses import replace
+
+    from rlhf_lab.experiments.experiment import _refuse_other, settings_of
+    from rlhf_lab.experiments.kept import experiment_of
+
+    experiment = experiment_of("rso-why")
+    usual = experiment.settings()
+    other = replace(usual, seeds=usual.seeds + 1)
+    record = {"name": experiment.name, "settings": settings_of(other)}
+    (tmp_path / "result.json").write_text(json.dumps(record))
+    _refuse_other(experiment, other, tmp_path)
+    _refuse_other(experiment, usual, tmp_path)
+    with pytest.raises(LabError, match=f"a result with seeds = {other.seeds}, not {other.seeds + 1}"):
+        _refuse_other(experiment, replace(other, seeds=other.seeds + 1), tmp_path)
+
+
 def test_evaluate_looks_again_before_it_writes(model, pairs, tmp_path, monkeypatch, capsys):
     """Another run's file is put into the folder while the report is made."""
     real = evaluate_module.text_report
@@ -410,6 +446,18 @@ def test_a_folder_that_another_process_is_taking_at_this_moment_is_in_use(comman
         lock.release()
     assert "is in use by another run (process 123456789)" in said
     assert not list(out.iterdir())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a second handle of one process cannot lock there")
+def test_a_comparison_that_another_process_is_at_is_not_gone_on_with(tmp_path, capsys):
+    """The folder is there with the same settings, so it would be resumed; but the other process still writes it."""
+    words = commands("m", "d", tmp_path / "run")["compare"]
+    assert main([*words, "--methods", "reference"]) == 0
+    lock = another_process_s(FolderLock(tmp_path / "run"))
+    try:
+        assert "is in use by another run" in refused([*words, "--methods", "reference"], capsys)
+    finally:
+        lock.release()
 
 
 def test_a_run_holds_its_folder_until_the_result_is_saved(model, pairs, tmp_path, monkeypatch):

@@ -205,6 +205,21 @@ def test_a_file_in_the_folder_s_place_is_refused_and_left(tmp_path):
     assert file.read_text() == "mine"
 
 
+def test_a_run_that_claims_the_folder_between_the_look_and_the_lock_keeps_it(tmp_path, monkeypatch):
+    """The other run writes its record at the moment when this one takes the lock."""
+    out = tmp_path / "run"
+
+    class Late(checkpoint.FolderLock):
+        def __init__(self, folder):
+            super().__init__(folder)
+            (folder / "run.json").write_text("another's")
+
+    monkeypatch.setattr(checkpoint, "FolderLock", Late)
+    with pytest.raises(LabError, match="already holds another run"):
+        checkpoint.claim(out, record(Training(out=out)), resume=False)
+    assert snapshot(out) == {"run.json": b"another's"}
+
+
 def test_resuming_where_no_run_is_is_refused_and_makes_nothing(tmp_path):
     out = tmp_path / "nowhere"
     with pytest.raises(LabError, match=r"Nothing to resume .*no run.json"):

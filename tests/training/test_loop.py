@@ -314,7 +314,7 @@ def test_a_second_ctrl_c_stops_at_once_and_leaves_the_earlier_checkpoint(tmp_pat
         ctrl_c()
         ctrl_c()
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match=r"stopped at once\. .*step-000004 is saved; run again with --resume"):
         run(training(out=out), fresh(6, twice))
     assert checkpoint.latest(out).name == "step-000004"
     whole, _ = run(training(), fresh())
