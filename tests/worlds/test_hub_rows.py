@@ -95,3 +95,22 @@ def test_a_data_set_that_is_a_script_is_read_from_its_parquet_copy(the_hub, monk
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert load_preferences("openai/summarize_from_feedback").prompts == [hub_rows.CONVERTED]
+
+
+@pytest.mark.parametrize("line", [b'{"prompt": "a\xff"}', b"{broken", b"3", b"[1]"])
+def test_a_damaged_line_of_what_was_kept_is_named_with_the_file_to_remove(the_hub, line):
+    """Ten pairs are streamed, and kept; then the second line of the kept file is damaged."""
+    load_preferences(Source("some/pairs", limit=10))
+    kept = hub_rows._kept_at("some/pairs", "train", None, None)
+    lines = kept.read_bytes().splitlines()
+    kept.write_bytes(b"\n".join([lines[0], line, *lines[2:]]) + b"\n")
+    with pytest.raises(LabError, match=r"line 2, is damaged .*Remove the file") as caught:
+        load_preferences(Source("some/pairs", limit=10))
+    assert str(kept) in str(caught.value)
+
+
+def test_half_a_character_in_a_row_from_the_hub_is_one_error_with_the_row_now_and_when_it_is_kept(the_hub):
+    the_hub["rows"] = [ROWS[1], ROWS[2] | {"chosen": "\ud83d"}, *ROWS[3:]]
+    for _ in range(2):
+        with pytest.raises(LabError, match=r"some/pairs, row 2: `chosen` holds a lone surrogate"):
+            load_preferences(Source("some/pairs", limit=10))
