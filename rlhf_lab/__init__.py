@@ -29,6 +29,7 @@ _ROOMS = (
     "randomness",
     "response_tree",
     "rewards",
+    "rounding",
     "sampling",
     "training",
     "widgets",

@@ -40,3 +40,4 @@ def test_the_windows_steps_install_what_make_installs() -> None:
     for variable in ("TWO_CORES", "NOTEBOOKS"):
         flags = re.search(rf"^{variable} := (.+)$", makefile, re.M)
         assert flags is not None and flags[1] in windows
+    assert '-m "not slow" $(TEST_FLAGS) notebooks tests' in makefile and '-m "not slow"' in windows
