@@ -139,3 +139,23 @@ def test_a_batch_larger_than_a_row_gives_the_same_numbers(monkeypatch):
         monkeypatch.setattr(packing, "TOKENS_AT_ONCE", 30)
         many = policy.token_log_probs(prompts, responses)
     assert (one - many).abs().max() < 1e-5
+
+
+def test_a_model_s_own_scale_of_attention_is_that_of_its_decoding():
+    """Llama with another scale than 1/√d: each drawn token has the probability that the packed pass gives it."""
+    model = tiny("llama")
+    for layer in model.model.layers:
+        layer.self_attn.scaling = 0.1
+    policy = LanguageModelPolicy(model, end_token=None, max_new_tokens=5)
+    noted = []
+
+    def choose(states, number):
+        log_p = policy._logits(states).log_softmax(-1)
+        drawn = log_p.topk(number, -1).indices
+        noted.append(log_p.gather(1, drawn).flatten())
+        return drawn
+
+    with torch.no_grad():
+        drawn = decode(body_of(policy.model), PROMPTS, 4, 5, None, choose, policy.device)
+        theirs = policy.token_log_probs(PROMPTS, drawn)
+    assert (torch.stack(noted, -1).view(3, 4, 5) - theirs).abs().max() < 1e-4

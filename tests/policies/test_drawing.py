@@ -64,3 +64,26 @@ def test_top_k_on_tables_and_trees_bars_all_but_the_likeliest():
     for each in (policy, walker):
         with pytest.raises(LabError, match="top_k"):
             each.sample(tree.prompts(1), 5, top_k=0)
+
+
+def told(u: float):
+    return lambda shape, generator, device: torch.full(shape, u, dtype=torch.float64)
+
+
+def test_rounding_of_a_block_s_sum_never_runs_past_its_last_token(monkeypatch):
+    """Masses are summed in single precision over a block and in double within it: where the former is the larger, the
+    largest number of the unit interval lies beyond the block. The last token with mass is drawn then."""
+    monkeypatch.setattr(drawing, "uniform", told(1.0 - 2.0**-53))
+    logits = torch.randn(60, 200, generator=torch.Generator().manual_seed(0))
+    chances = (logits - logits.amax(-1, keepdim=True)).exp()
+    assert (chances.sum(-1).double() > chances.double().sum(-1)).any()
+    assert (draw_tokens(logits, 1) == 199).all()
+
+
+def test_masses_of_a_billionth_are_told_apart(monkeypatch):
+    """In single precision 1 + 1e-9 is 1, and the second token (in another block too) could never be drawn."""
+    monkeypatch.setattr(drawing, "uniform", told(1.0 - 5e-10))
+    assert draw(torch.tensor([[1.0, 1e-9]], dtype=torch.float64)).item() == 1
+    logits = torch.full((1, 700), -torch.inf)
+    logits[0, 0], logits[0, 300] = 0.0, -20.723  # e^-20.723 = 1.0e-9
+    assert draw_tokens(logits, 1).item() == 300

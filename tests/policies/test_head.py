@@ -60,3 +60,18 @@ def test_logits_of_a_thousand_nats_overflow_nothing():
     assert torch.allclose(values, torch.tensor([0.0, -1.0, -2000.0]) - log_z)
     values[0].backward()
     assert torch.isfinite(states.grad).all()
+
+
+@pytest.mark.parametrize("at_once", [2**27, 40])
+def test_a_head_that_is_called_knows_the_temperature_and_the_vocabulary(at_once, monkeypatch):
+    """A head of another class than `nn.Linear`, against torch's own log-softmax over the first 9 of 13 ids."""
+    monkeypatch.setattr(head, "LOGITS_AT_ONCE", at_once)
+    torch.manual_seed(0)
+    called = nn.Sequential(nn.Linear(5, 13)).double()
+    states, rows = torch.randn(6, 5, dtype=torch.float64, requires_grad=True), torch.tensor([0, 0, 3, 5])
+    ids, weight = torch.tensor([1, 8, 0, 4]), torch.tensor([1.0, -2.0, 0.5, 3.0], dtype=torch.float64)
+    ours = token_log_probs(called, 9, states, rows, ids, 0.7)
+    plain = (called(states)[:, :9] / 0.7).log_softmax(-1)[rows, ids]
+    assert torch.allclose(ours, plain, atol=1e-12)
+    mine, theirs = (torch.autograd.grad((v * weight).sum(), [states, *called.parameters()]) for v in (ours, plain))
+    assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(mine, theirs, strict=True))

@@ -1,10 +1,12 @@
 """`LanguageModelPolicy` against the plain way (every prompt + response a padded row of its own, all logits)."""
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
 from tiny_models import ARCHITECTURES, one_thread, ragged, tiny  # noqa: F401
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlhf_lab.batch import Tokens
 from rlhf_lab.checks import LabError
@@ -287,3 +289,106 @@ def test_an_architecture_that_ignores_the_block_mask_is_refused():
         block.attn.forward = lambda h, f=forward, **k: f(h, **{**k, "attention_mask": None, KEYWORD: None})
     with pytest.raises(LabError, match="does not honour a block mask"):
         LanguageModelPolicy(model, end_token=0, max_new_tokens=6)
+
+
+def test_the_context_is_the_smallest_of_the_limits_a_sliding_window_among_them():
+    """A block mask says nothing of windows, so that a window of 16 is a context of 16; 0 and None are no limits."""
+    names = ("max_position_embeddings", "n_positions", "sliding_window", "window_size")
+    for name in names:
+        assert packing.context_of(SimpleNamespace(**dict.fromkeys(names, 64) | {name: 16})) == 16
+    assert packing.context_of(SimpleNamespace(max_position_embeddings=64, sliding_window=None, window_size=0)) == 64
+    assert packing.context_of(SimpleNamespace()) is None
+
+
+def test_a_text_longer_than_the_sliding_window_is_refused_and_one_that_fills_it_is_scored():
+    """Three prompt tokens and two or three of a response, in a window of 5 under a context of 48."""
+    model = tiny("llama")
+    policy = LanguageModelPolicy(model, end_token=None, max_new_tokens=2)
+    model.config.sliding_window = 5
+    prompt = Tokens.from_lists([[1, 2, 3]])
+    assert policy.log_prob(prompt, Tokens.from_lists([[[4, 5]]])).isfinite().all()
+    with pytest.raises(LabError, match="has 6 tokens; the model's context holds 5"):
+        policy.log_prob(prompt, Tokens.from_lists([[[4, 5, 6]]]))
+    assert policy.sample(prompt, 1).shape == (1, 1, 2)
+    with pytest.raises(LabError, match="leaves no room for 2 more"):
+        policy.sample(Tokens.from_lists([[1, 2, 3, 4]]), 1)
+
+
+@pytest.mark.parametrize("bad", [-1, 37])
+def test_ids_just_outside_of_the_vocabulary_are_refused_and_those_at_its_ends_are_not(bad):
+    config = tiny("gpt2").config
+    ends, outside = Tokens.from_lists([[0, 36]]), Tokens.from_lists([[0, bad]])
+    packing.check_batch(ends, ends.reshape(1, 1), config)
+    with pytest.raises(LabError, match=f"Prompt 0 holds the id {bad} at place 1"):
+        packing.check_prompts(outside, 37)
+    with pytest.raises(LabError, match=rf"holds the id {bad} at place 1"):
+        packing.check_batch(ends, outside.reshape(1, 1), config)
+
+
+def test_a_batch_in_several_rows_gives_each_response_its_own_numbers(monkeypatch):
+    """Eight tokens at a time: at least one prompt in each row, so that three rows are computed for three prompts."""
+    policy = LanguageModelPolicy(tiny("gpt2"), end_token=0, max_new_tokens=6)
+    prompts, responses = ragged()
+    whole = policy.token_log_probs(prompts, responses)
+    rows = forward_passes(policy.model)
+    monkeypatch.setattr(packing, "TOKENS_AT_ONCE", 8)
+    parts = policy.token_log_probs(prompts, responses)
+    assert len(rows) == 3 and (whole - parts).abs().max() < 1e-5
+
+
+def test_dropout_is_put_back_after_a_while_without_it():
+    """Of a module that drops, every part that was in training mode is again; eval mode stays eval mode."""
+    module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.5))
+    with packing.dropout_off(module):
+        assert torch.equal(module[1](torch.ones(50)), torch.ones(50))
+    assert [part.training for part in module.modules()] == [True] * 3
+    module.eval()
+    with packing.dropout_off(module):
+        pass
+    assert not any(part.training for part in module.modules())
+    attention = torch.nn.Identity()
+    attention.attention_dropout = 0.1
+    with packing.dropout_off(attention):
+        assert not attention.training
+    packing.without_dropout(attention)
+    assert attention.attention_dropout == 0.0
+
+
+def test_grouped_keys_serve_the_heads_that_are_theirs():
+    """Four heads share two heads of keys: heads 0 and 1 the first, 2 and 3 the second, as in the plain model."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "max_position_embeddings": 48}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=37, bos_token_id=0, eos_token_id=0, **heads, **sizes))
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.3 * torch.randn_like(weight))
+    policy = LanguageModelPolicy(model, end_token=0, max_new_tokens=6)
+    prompts, responses = ragged()
+    assert (policy.token_log_probs(prompts, responses) - plain_way(model, prompts, responses)).abs().max() < 1e-4
+
+
+def test_a_critic_of_a_reward_model_has_its_head_and_one_of_the_policy_starts_at_zero():
+    policy = LanguageModelPolicy(tiny("gpt2"), end_token=0, max_new_tokens=6)
+    reward = policy.new_reward_model()
+    with torch.no_grad():
+        reward.head.weight.fill_(0.5)
+    prompts, responses = ragged()
+    with torch.no_grad():
+        ended = Tokens(responses.ids[:, :1, :1], responses.mask[:, :1, :1])
+        score = reward(prompts, ended)
+        # The value before the second token is what the reward model says of a response of one token.
+        two = Tokens(ended.pad_to(2).ids, torch.ones(len(prompts), 1, 2, dtype=torch.bool))
+        values = policy.new_critic(reward)(prompts, two)
+    assert torch.allclose(values[..., 1], score, atol=1e-5) and score.abs().min() > 1e-3
+    assert policy.new_critic()(prompts, responses).abs().max() == 0
+
+
+def test_samples_are_drawn_from_logits_of_single_precision(monkeypatch):
+    """A model in bfloat16: what is drawn from are its head's numbers as float32, before a temperature divides them."""
+    from rlhf_lab.policies import language_model
+
+    seen, real = [], language_model.draw_tokens
+    monkeypatch.setattr(language_model, "draw_tokens", lambda logits, *a: seen.append(logits.dtype) or real(logits, *a))
+    LanguageModelPolicy(tiny("gpt2").to(torch.bfloat16), 0, 4).sample(Tokens.from_lists([[1, 2]]), 3)
+    assert seen and set(seen) == {torch.float32}

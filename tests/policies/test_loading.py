@@ -2,12 +2,14 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 from tiny_models import one_thread, tiny, tiny_tokenizer  # noqa: F401
 
 from rlhf_lab.checks import LabError
+from rlhf_lab.policies import loading
 from rlhf_lab.policies.loading import load_language_model, pick_device
 
 
@@ -109,3 +111,73 @@ def test_a_device_that_is_not_there_is_refused():
     assert pick_device("cpu") == torch.device("cpu")
     with pytest.raises(LabError, match="'cuda:99' cannot be used"):
         pick_device("cuda:99")
+
+
+class Factory:
+    """Stands in for `AutoModelForCausalLM` and the like: remembers how it was asked."""
+
+    asked: list[dict] = []  # noqa: RUF012
+
+    @classmethod
+    def from_pretrained(cls, name, **how):
+        cls.asked.append({"name": name, **how})
+
+
+@pytest.mark.parametrize("online", [True, False])
+def test_a_model_of_the_hub_is_asked_for_at_its_revision_and_without_the_network_in_the_cache_alone(
+    online, monkeypatch
+):
+    monkeypatch.setattr(loading.hub, "reachable", lambda kind, name, revision: online and revision in ("v2", None))
+    Factory.asked = []
+    for revision in ("v2", None):
+        loading._load(Factory, "someone/model", revision, "model")
+    assert [(a["name"], a["revision"], a["local_files_only"], a["trust_remote_code"]) for a in Factory.asked] == [
+        ("someone/model", "v2", not online, False), ("someone/model", "main", not online, False),
+    ]  # fmt: skip
+
+
+def test_a_tokenizer_with_one_token_more_than_the_model_is_refused_and_one_with_as_many_is_not(whole, tmp_path):
+    _, tokenizer = load_language_model(str(whole), "cpu")
+    for more, fits in ((0, True), (1, False)):
+        folder = tmp_path / str(more)
+        tiny("gpt2", vocab=len(tokenizer) - more).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        if fits:
+            assert load_language_model(str(folder), "cpu")[0].config.vocab_size == len(tokenizer)
+            continue
+        with pytest.raises(LabError, match=f"has {len(tokenizer)} tokens, its model knows {len(tokenizer) - 1}"):
+            load_language_model(str(folder), "cpu")
+
+
+def test_the_hub_is_asked_for_the_commit_of_the_revision(monkeypatch):
+    import huggingface_hub
+
+    seen = []
+
+    class Api:
+        def model_info(self, name, revision=None, timeout=None):
+            seen.append((name, revision))
+            return SimpleNamespace(sha=f"commit of {revision}")
+
+        dataset_info = model_info
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    monkeypatch.setattr(loading.hub, "told_offline", lambda: False)
+    assert loading.hub.commit("model", "a/b", "v2") == "commit of v2"
+    assert loading.hub.commit("dataset", "a/c") == "commit of None" and seen == [("a/b", "v2"), ("a/c", None)]
+
+
+def test_working_offline_ends_and_the_environment_forbids_the_network_in_all_its_spellings(monkeypatch):
+    import huggingface_hub.constants as constants
+
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with loading.hub.offline():
+        assert constants.HF_HUB_OFFLINE is True
+    assert constants.HF_HUB_OFFLINE is False and not loading.hub.told_offline()
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
+        for value, forbidden in (("1", True), ("true", True), ("YES", True), ("on", True), ("0", False), ("", False)):
+            monkeypatch.setenv(name, value)
+            assert loading.hub.told_offline() is forbidden
+        monkeypatch.delenv(name)

@@ -213,3 +213,7 @@ def test_two_tokenizers_share_a_vocabulary_or_the_first_difference_is_named():
     assert len(two) == len(one)
     with pytest.raises(LabError, match=r"the token '.*' is (\d+|None) in one and (\d+|None) in the other"):
         check_same_tokens(one, two, "A", "B")
+    other_end = tiny_tokenizer(["some text"])
+    other_end.eos_token = "<s>"
+    with pytest.raises(LabError, match=r"end token '<end>' against '<s>'"):
+        check_same_tokens(one, other_end, "A", "B")

@@ -104,3 +104,34 @@ def test_a_reward_model_starts_from_the_merged_body():
     policy = trained(with_lora(plain(), rank=2), ragged())
     scores = policy.new_reward_model()(Tokens.from_lists([[1]]), Tokens.from_lists([[[2], [3]]]))
     assert scores.shape == (1, 2)
+
+
+def test_the_merged_weights_are_w_plus_alpha_over_r_times_b_a():
+    """W' = W + (α/r) B A at rank 3: by default α = 2r; the layers are those that were named, and no others."""
+    for alpha, scale in ((None, 2.0), (6.0, 2.0), (15.0, 5.0)):
+        policy = with_lora(plain("llama"), rank=3, alpha=alpha, targets=["q_proj"], seed=4)
+        factors = {name: weight for name, weight in policy.named_parameters() if weight.requires_grad}
+        assert all("q_proj" in name for name in factors) and {min(w.shape) for w in factors.values()} == {3}
+        (a, b), _ = ([w for n, w in factors.items() if f"layers.{i}." in n] for i in (0, 1))
+        with torch.no_grad():
+            b.copy_(torch.randn(b.shape, generator=torch.Generator().manual_seed(0)))
+        before = plain("llama").model.model.layers[0].self_attn.q_proj.weight
+        after = policy.merged().model.model.layers[0].self_attn.q_proj.weight
+        assert torch.allclose(after - before, scale * b @ a, atol=1e-5)
+
+
+def test_the_adapters_follow_from_the_seed():
+    first, same, other = ({n: w for n, w in with_lora(plain(), rank=2, seed=s).named_parameters() if "lora_A" in n}
+                          for s in (1, 1, 2))  # fmt: skip
+    assert all(torch.equal(first[n], same[n]) and not torch.equal(first[n], other[n]) for n in first)
+
+
+def test_the_reference_scores_and_samples_at_the_temperature_and_top_k_that_are_asked():
+    data, before = ragged(), plain()
+    reference = trained(with_lora(plain(), rank=2), data).reference()
+    assert torch.allclose(reference.log_prob(*data, 0.5), before.log_prob(*data, 0.5), atol=1e-4)
+    for temperature, top_k in ((0.5, 2), (3.0, None)):
+        a, b = (
+            p.sample(data[0], 20, torch.Generator().manual_seed(0), temperature, top_k) for p in (before, reference)
+        )
+        assert bool(a.equal(b).all())

@@ -90,3 +90,38 @@ def test_without_a_folder_nothing_is_written_and_errors_name_the_mend(policy, tm
     blocked.write_text("")
     with pytest.raises(LabError, match="could not be written"):
         cached_log_probs(policy, (prompts, responses), blocked / "sub", 2)
+
+
+def test_other_prompts_masks_and_architectures_are_another_key(policy, computed, tmp_path):
+    """Each of these has the same ids, shapes or weights as what is there: a prompt with another token; a response
+    that ends in the id 0 where the other is padded; a model whose heads are twice as many with the same weights."""
+    prompts, responses = Tokens.from_lists([[3, 4], [5, 6]]), Tokens.from_lists([[[7, 8]], [[9]]])
+    cached_log_probs(policy, (prompts, responses), tmp_path, 2)
+    moved = Tokens(prompts.ids + torch.tensor([[0, 1], [0, 0]]), prompts.mask)
+    whole = Tokens.full(responses.ids)
+    heads = policy.copy().frozen()
+    heads.model.config.n_head = 4
+    for layer in heads.model.transformer.h:
+        layer.attn.num_heads, layer.attn.head_dim = 4, layer.attn.head_dim // 2
+        layer.attn.scaling = layer.attn.head_dim**-0.5
+    known = {policy.log_prob(prompts, responses)}
+    for reference, data in ((policy, (moved, responses)), (policy, (prompts, whole)), (heads, (prompts, responses))):
+        before = len(computed)
+        found = cached_log_probs(reference, data, tmp_path, 2)
+        assert len(computed) == before + 1
+        expected = reference.log_prob(*data)
+        assert torch.allclose(found, expected, atol=1e-5)
+        assert all((expected - other).abs().max() > 1e-3 for other in known)
+        known.add(expected)
+
+
+def test_a_whole_file_of_another_key_is_not_believed(policy, computed, tmp_path):
+    """Its shape and its own checksum are right, its numbers are those of other prompts."""
+    responses = Tokens.from_lists([[[7, 8]], [[9, 1]]])
+    one, other = Tokens.from_lists([[3], [4]]), Tokens.from_lists([[5], [6]])
+    cached_log_probs(policy, (one, responses), tmp_path, 2)
+    (file,) = tmp_path.iterdir()
+    key = reference_cache.cache_key(policy, other, responses)
+    file.rename(tmp_path / f"{key}.safetensors")
+    found = cached_log_probs(policy, (other, responses), tmp_path, 2)
+    assert len(computed) == 2 and torch.allclose(found, policy.log_prob(other, responses), atol=1e-5)

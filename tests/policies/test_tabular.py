@@ -283,3 +283,21 @@ def test_responses_padded_wider_than_the_tree_is_deep_pass():
     assert wide.shape[-1] == 5 and (wide[..., 3:] == 0).all()
     assert torch.equal(wide[..., :3], policy.token_log_probs(prompts, responses))
     assert policy.new_critic()(prompts, responses.pad_to(5)).shape == wide.shape
+
+
+@each_tree
+def test_one_response_at_a_temperature_is_that_of_plain_python(tree):
+    """A batch of one normalises its own rows of the table and no others: its temperature divides all the same."""
+    logits, last = tables(tree), tree.responses.tolist()[-1]
+    prompt = tree.prompts(2)[torch.tensor([1])]
+    found = TabularPolicy(tree, logits).token_log_probs(prompt, Tokens.from_lists([[last]]), 0.5)
+    assert found[0, 0, : len(last)].tolist() == pytest.approx(by_hand(tree, logits, 1, last, 0.5), abs=1e-12)
+
+
+@each_tree
+def test_enumeration_is_of_the_prompts_that_are_asked_in_their_order(tree):
+    """Rows of an enumeration of prompts 1, 0, 1 are those of prompts 1, 0 and 1 alone, of policy and reward."""
+    policy, reward = TabularPolicy(tree, tables(tree)), TabularReward(tree, tables(tree, seed=1))
+    order, whole = torch.tensor([1, 0, 1]), tree.prompts(2)
+    assert torch.equal(policy.enumerate(whole[order])[1], policy.enumerate(whole)[1][order])
+    assert torch.equal(reward.enumerate(whole[order]), reward.enumerate(whole)[order])

@@ -67,3 +67,20 @@ def test_the_policy_answers_all_else_and_a_missing_vllm_is_named():
         VllmSampler.load(policy)
     with pytest.raises(LabError, match="Prompt 0 is empty"):
         sampler.sample(Tokens.from_lists([[], [2]]), 2)
+
+
+@without_vllm
+def test_the_engine_reads_weights_that_have_changed_and_forgets_the_keys_of_the_old_ones(tmp_path):
+    """Nothing is read before the first change; after it once, however often is drawn."""
+    policy, engine = LanguageModelPolicy(tiny("gpt2"), end_token=2, max_new_tokens=6), Engine()
+    done: list[str] = []
+    engine.collective_rpc, engine.reset_prefix_cache = done.append, lambda: done.append("forgotten")
+    sampler, prompts = VllmSampler(policy, engine), Tokens.from_lists([[3], [6]])
+    sampler._folder = SimpleNamespace(name=str(tmp_path))
+    sampler.sample(prompts, 2)
+    assert done == []
+    with torch.no_grad():
+        next(policy.parameters()).add_(0.5)
+    for _ in range(2):
+        sampler.sample(prompts, 2)
+    assert done == ["reload_weights", "forgotten"] and (tmp_path / "model.safetensors").is_file()
