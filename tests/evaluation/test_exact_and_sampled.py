@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rlhf_lab.checks import LabError
-from rlhf_lab.evaluation import Estimate, estimate, evaluate
+from rlhf_lab.evaluation import Estimate, estimate, evaluate, mean_interval
 from rlhf_lab.evaluation.sampled import over_prompts
 from rlhf_lab.policies.tabular import TabularPolicy
 from rlhf_lab.worlds import bandit, token_tree
@@ -131,3 +131,19 @@ def test_intervals_of_few_prompts_are_student_s():
     assert Estimate(1.0, 0.1, 3).interval() == pytest.approx((1 - 0.3182, 1 + 0.3182), abs=1e-4)
     assert Estimate(1.0, 0.1).interval() == pytest.approx((1 - 0.1960, 1 + 0.1960), abs=1e-4)
     assert Estimate(1.0, 0.1).scaled(-2) == Estimate(-2.0, 0.2)
+
+
+def test_a_scaled_estimate_keeps_its_degrees_of_freedom():
+    assert Estimate(1.0, 0.1, 3).scaled(-2) == Estimate(-2.0, 0.2, 3)
+
+
+@pytest.mark.parametrize(("level", "t"), [(0.95, 3.18245), (0.8, 1.63774)])
+def test_the_interval_of_runs_is_student_s_by_hand(level, t):
+    """1, 2, 3, 4: mean 2.5, variance 5/3 with n − 1, standard error √(5/12); t with 3 degrees of freedom at 0.975 and
+    at 0.9, from a table. One run has no interval."""
+    half = t * (5 / 12) ** 0.5
+    assert mean_interval(np.array([1.0, 2.0, 3.0, 4.0]), level) == pytest.approx(
+        (2.5, 2.5 - half, 2.5 + half), abs=1e-5
+    )
+    mean, low, high = mean_interval(np.array([7.0]))
+    assert mean == 7.0 and math.isnan(low) and math.isnan(high)

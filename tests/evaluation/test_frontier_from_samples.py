@@ -1,11 +1,13 @@
 """Points and the tilted frontier against the exact ones of a finite world."""
 
+import math
+
 import pytest
 import torch
 
 from rlhf_lab import exact
 from rlhf_lab.checks import LabError
-from rlhf_lab.evaluation import evaluate, points, tilted_frontier
+from rlhf_lab.evaluation import Estimate, Point, evaluate, points, tilted_frontier
 from rlhf_lab.policies.tabular import TabularPolicy
 from rlhf_lab.worlds import token_tree
 
@@ -49,3 +51,54 @@ def test_bad_rewards_and_betas_are_named():
         tilted_frontier(torch.full((2, 2), float("nan")), [1.0])
     with pytest.raises(LabError, match="beta"):
         tilted_frontier(torch.zeros(2, 5), [0.0])
+
+
+class Noted:
+    """A policy that writes down the seeds of its generators."""
+
+    device = torch.device("cpu")
+
+    def __init__(self):
+        self.seeds = []
+
+    def sample(self, prompts, number, generator):
+        self.seeds.append(generator.initial_seed())
+        return WORLD.reference.sample(prompts, number, generator)
+
+    def log_prob(self, prompts, responses):
+        return WORLD.reference.log_prob(prompts, responses)
+
+
+def test_blocks_of_prompts_have_random_numbers_of_their_own_and_policies_the_same():
+    one, other = Noted(), Noted()
+    prompts = WORLD.draw_prompts(6, torch.Generator().manual_seed(0))
+    points({"one": one, "other": other}, WORLD.reference, WORLD.reward, prompts, 2, batch_size=2)
+    assert len(set(one.seeds)) == 3 and one.seeds == other.seeds
+
+
+def test_a_point_s_interval_has_the_level_that_is_asked():
+    """z at 50% is 0.6745, at 95% 1.9600."""
+    point = Point("p", Estimate(1.0, 0.1), Estimate(2.0, 0.2))
+    assert (point.row(0.5)["kl_low"], point.row(0.5)["reward_high"]) == pytest.approx((0.93255, 2.1349), abs=1e-4)
+    assert (point.row()["kl_high"], point.row()["reward_low"]) == pytest.approx((1.1960, 1.6080), abs=1e-4)
+
+
+def test_the_tilted_numbers_of_two_samples_by_hand():
+    """Rewards 0 and l = log 3 at β = 1: weights 1 and 3, of mean one ½ and 3/2. Mean reward ¾ l, and its bias: the
+    samples move it by −⅜ l and ⅜ l, so that the covariance of means with the weights, n − 1 = 1, is
+    ½ (⅜ l ½ + ⅜ l ½) = 3/16 l, which is added. log Z = log 2 + ½ Var = log 2 + ½ · ½ (¼ + ¼) = log 2 + ⅛. With rewards
+    2 l at β = 2 all is the same in units of the reward."""
+    log3 = math.log(3)
+    for beta in (1.0, 2.0):
+        (found,) = tilted_frontier(beta * torch.tensor([[0.0, log3], [log3, 0.0]]), [beta])
+        assert found.reward.mean == pytest.approx(beta * (0.75 + 0.1875) * log3)
+        assert found.kl.mean == pytest.approx((0.75 + 0.1875) * log3 - (math.log(2) + 0.125))
+        assert found.effective == pytest.approx(4 / (0.25 + 2.25)) and not found.trusted
+
+
+@pytest.mark.parametrize(("few", "trusted"), [(0, True), (1, True), (2, False)])
+def test_the_frontier_is_trusted_while_at_most_a_twentieth_of_the_prompts_has_too_few(few, trusted):
+    """20 prompts of 30 samples: with equal rewards all 30 count, with one huge reward one does."""
+    rewards = torch.zeros(20, 30)
+    rewards[:few, 0] = 100.0
+    assert tilted_frontier(rewards, [1.0])[0].trusted is trusted

@@ -7,7 +7,8 @@ import torch
 
 from rlhf_lab import exact
 from rlhf_lab.checks import LabError
-from rlhf_lab.evaluation import Draws, distance, distance_to_optimal, evaluate
+from rlhf_lab.evaluation import Draws, Estimate, distance, distance_to_optimal, evaluate
+from rlhf_lab.evaluation.importance import _verdict, covariance, weighted
 from rlhf_lab.policies.tabular import TabularPolicy
 from rlhf_lab.worlds import bandit, token_tree
 
@@ -150,3 +151,98 @@ def test_bad_input_is_one_error_that_names_it():
     one = Draws(good.rewards[:1], good.log_ref[:1], good.log_policy[:1])
     with pytest.raises(LabError, match="at least two prompts"):
         distance_to_optimal(1.0, one)
+
+
+def test_the_covariance_of_means_counts_spread_within_a_source_by_hand():
+    """0, 2 and 10, 12: within a source the variance is 2, of the mean of four (2·2 + 2·2)/4² = ½. Taken as one source
+    it is 104/3, of the mean a quarter of that."""
+    u = torch.tensor([[0.0, 2.0, 10.0, 12.0]], dtype=torch.float64)
+    assert covariance(u, u, [2, 2]).tolist() == pytest.approx([0.5])
+    assert covariance(u, u, [4]).tolist() == pytest.approx([104 / 12])
+    assert covariance(u, -3 * u, [2, 2]).tolist() == pytest.approx([-1.5])
+
+
+def test_a_weighted_mean_of_two_samples_by_hand():
+    """Values 0 and 1 with weights 1 and 3: ¾, and its bias: the samples move it by −⅜ and ⅜, the weights of mean one
+    are ½ and 3/2, and the covariance of the two means is ½ (3/16 + 3/16) = 3/16. Kong: 4²/(1 + 9) = 1.6."""
+    found = weighted(torch.tensor([[0.0, math.log(3)]]).double(), torch.tensor([[0.0, 1.0]]).double(), [2])
+    assert found.mean.item() == pytest.approx(0.75 + 0.1875) and found.effective.item() == pytest.approx(1.6)
+    assert found.moves[0].tolist() == pytest.approx([-0.375, 0.375])
+
+
+def test_unequal_numbers_of_samples_are_weighted_by_their_mixture():
+    """π_ref = (½, ½), π_θ = (¾, ¼). One draw of each response from π_ref, three and one from π_θ: in proportion to
+    q = (2 π_ref + 4 π_θ)/6, so that the mean weight is Z exactly. The correction is half the variance of that mean,
+    computed here by numpy within each source."""
+    reward, ref = torch.tensor([0.3, -0.4]).double(), torch.tensor([0.5, 0.5]).double().log()
+    policy = torch.tensor([0.75, 0.25]).double().log()
+
+    def some(*rows: int) -> Draws:
+        index = torch.tensor(rows)
+        return Draws(reward[index][None], ref[index][None], policy[index][None])
+
+    found = distance_to_optimal(1.0, some(0, 1), some(0, 0, 0, 1), "fixed")
+    z = (ref.exp() * reward.exp()).sum()
+    q = (2 * ref.exp() + 4 * policy.exp()) / 6
+    w = (ref.exp() * reward.exp() / q / z).numpy()
+    sources = [w[[0, 1]], w[[0, 0, 0, 1]]]
+    variance = sum(len(s) * s.var(ddof=1) for s in sources) / 36
+    assert found.log_partition.mean == pytest.approx(math.log(z) + variance / 2)
+    assert found.log_partition.error == pytest.approx(variance**0.5)
+
+
+def test_effective_samples_are_those_of_the_worse_of_the_two_weights():
+    """No reward, so that the weights of π* are one and all four samples count; those of π_θ are 1, 1, 2, 4 in one
+    prompt (Kong: 64/22) and even in the other."""
+    policy = torch.tensor([[1.0, 1.0, 2.0, 4.0], [1.0] * 4]).double().log()
+    found = distance_to_optimal(1.0, Draws(torch.zeros_like(policy), torch.zeros_like(policy), policy), prompts="fixed")
+    assert found.smallest == pytest.approx(64 / 22) and found.effective == pytest.approx((64 / 22 + 4) / 2)
+
+
+def test_errors_of_fixed_prompts_fall_with_their_number_and_are_log_z_s_where_the_policy_is_the_optimum():
+    """Twice the same prompt: an error smaller by √2. Where π_θ = π*, g is log Z for every sample and only log Ẑ errs,
+    in both directions of the KL and, times β, in the regret."""
+    star, beta = BANDIT.optimal(0.7), 0.7
+    one = draws(BANDIT, BANDIT.log_ref(), star, 64, 0)
+    first = Draws(one.rewards[:1], one.log_ref[:1], one.log_policy[:1])
+    twice = Draws(*(torch.cat([t, t]) for t in (first.rewards, first.log_ref, first.log_policy)))
+    alone, both = (distance_to_optimal(beta, d, prompts="fixed") for d in (first, twice))
+    error = alone.log_partition.error
+    assert error > 0.01 and both.log_partition.error == pytest.approx(error / math.sqrt(2))
+    assert both.kl_from_optimal.error == pytest.approx(alone.kl_from_optimal.error / math.sqrt(2))
+    assert alone.kl_from_optimal.error == pytest.approx(error) == pytest.approx(alone.kl_to_optimal.error)
+    assert alone.regret.error == pytest.approx(beta * error)
+
+
+@pytest.mark.parametrize(
+    ("few", "bias", "error", "trusted"),
+    [(1, 0.0, 0.1, True), (2, 0.0, 0.1, False), (0, 0.05, 0.1, True), (0, 0.2, 0.1, False), (0, 0.01, 0.001, True)],
+)
+def test_what_is_trusted(few, bias, error, trusted):
+    """At most a twentieth of 20 prompts below 20 effective samples; a correction of at most the error, or 0.02."""
+    ess = torch.full((20,), 30.0)
+    ess[:few] = 5.0
+    said, why = _verdict(ess, torch.full((20,), bias), Estimate(1.0, error))
+    assert said is trusted and ("correction" in why) is (bias > 0.1)
+
+
+class Noted:
+    """A policy that writes down the seeds of its generators."""
+
+    device = torch.device("cpu")
+
+    def __init__(self):
+        self.seeds = []
+
+    def sample(self, prompts, number, generator):
+        self.seeds.append(generator.initial_seed())
+        return TREE.reference.sample(prompts, number, generator)
+
+    def log_prob(self, prompts, responses):
+        return TREE.reference.log_prob(prompts, responses)
+
+
+def test_every_block_of_either_policy_has_random_numbers_of_its_own():
+    policy, reference = Noted(), Noted()
+    distance(policy, reference, TREE.reward, TREE.draw_prompts(6), 1.0, 4, batch_size=2)
+    assert len(policy.seeds) == len(reference.seeds) == 3 and len({*policy.seeds, *reference.seeds}) == 6

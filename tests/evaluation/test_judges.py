@@ -268,3 +268,66 @@ def test_the_gold_reward_of_a_text_world_judges_its_own_targets():
     assert found.mean > 0.9 and found.low > 0.8
     turned = win_rate(prompts, others, targets, GoldJudge(world.gold))
     assert turned.mean == pytest.approx(1 - found.mean) and turned.error == pytest.approx(found.error)
+
+
+def test_equal_texts_tie_whatever_their_places_and_scores_within_the_tie_too():
+    """A reward that differs by a last digit from place to place, as a model's may."""
+
+    def reward(prompts, responses):
+        return responses.lengths.float() + 1e-3 * torch.arange(2.0) + 1e-3 * torch.arange(len(prompts))[:, None]
+
+    texts = (["x"] * 3, ["aa", "b", "c"], ["aa", "bb", "d"])
+    assert RewardJudge(reward, Bytes())(*texts) == [0.5, 0.0, 0.0]
+    assert RewardJudge(reward, Bytes(), tie=0.5)(*texts) == [0.5, 0.0, 0.5]
+
+
+def test_answers_are_saved_under_model_length_request_and_question():
+    """Each of them changes the key; the same four have the same key."""
+
+    def key(question="q", **more):
+        made = judge("https://judge.example/v1", **{k: v for k, v in more.items() if k != "model"})
+        made.model = more.get("model", made.model)
+        return made._hash(question)
+
+    keys = [key(), key("r"), key(model="other"), key(max_tokens=99), key(extra={"seed": 1}), key(extra={"seed": 2})]
+    assert len(set(keys)) == 6 and key() == keys[0]
+
+
+def test_further_fields_reach_the_request_and_replace_the_lab_s_own(stub):
+    server = stub(longer)
+    judge(server, extra={"seed": 7, "temperature": 0.5}, max_tokens=3)(["x"], ["aa"], ["a"])
+    _, _, body = server.headers_seen[0]
+    assert (body["seed"], body["temperature"], body["max_tokens"]) == (7, 0.5, 3)
+
+
+@pytest.mark.parametrize(("told", "waits"), [("0.5", [0.5, 0.5]), ("0.001", [0.01, 0.02]), ("600", [60.0, 60.0])])
+def test_a_server_s_waiting_time_counts_where_it_is_the_longer_up_to_a_minute(stub, told, waits):
+    """Pauses of 0.01 s, doubled each time, are the least."""
+    server = stub(lambda q, times: (429, "slow down", {"Retry-After": told}) if times < 3 else longer(q, times))
+    made, seen = judge(server), []
+
+    class Waiting:
+        """Stands in for the event that ends a wait."""
+
+        def wait(self, seconds):
+            seen.append(seconds)
+            return False
+
+        def set(self):
+            pass
+
+        clear = set
+
+    made._stop = Waiting()
+    assert made(["x"], ["aa"], ["a"]) == [1.0] and seen == waits
+
+
+@pytest.mark.parametrize(("without", "refused"), [(1, False), (2, True), (5, True)])
+def test_a_fifth_of_the_answers_without_a_verdict_is_too_many(stub, without, refused):
+    server = stub(lambda q, times: "hm" if int(q.split("|")[0]) < without else "A")
+    texts = ([str(i) for i in range(10)], ["a"] * 10, ["b"] * 10)
+    if refused:
+        with pytest.raises(LabError, match=f"{without} of 10 answers"):
+            judge(server, tries=1)(*texts)
+    else:
+        assert judge(server, tries=1)(*texts)[without:] == [1.0] * (10 - without)

@@ -1,6 +1,7 @@
 """The report on texts: exact KL on a tree, hand-worked diversity, and what it says of a language model."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from tiny_models import one_thread, tiny, tiny_tokenizer  # noqa: F401
 from rlhf_lab.batch import Tokens
 from rlhf_lab.checks import LabError
 from rlhf_lab.evaluation import Estimate, evaluate, text_report
-from rlhf_lab.evaluation.text import distinct, self_bleu
+from rlhf_lab.evaluation.text import _gold, _interval, _numbers, distinct, self_bleu
 from rlhf_lab.policies.language_model import LanguageModelPolicy
 from rlhf_lab.policies.tabular import TabularPolicy
 from rlhf_lab.worlds import token_tree
@@ -133,3 +134,60 @@ def test_what_a_report_needs_is_named():
         text_report(OPTIMAL, OPTIMAL, prompts, Words(), lambda x, y: [1.0])
     with pytest.raises(LabError, match="gold reward holds nan"):
         text_report(OPTIMAL, OPTIMAL, prompts, Words(), lambda x, y: [float("nan")] * len(y))
+
+
+def test_at_a_temperature_samples_and_kl_are_those_of_the_divided_logits():
+    """At 0.5 every token's logits are doubled, in both policies: the KL of those two, by enumeration."""
+    divided = [
+        TabularPolicy(WORLD.tree, [2 * table for table in one.logits.tables]) for one in (OPTIMAL, WORLD.reference)
+    ]
+    ours, theirs = (one.enumerate(WORLD.prompts)[1].detach() for one in divided)
+    expected = (ours.exp() * (ours - theirs)).sum(-1).mean().item()
+    found = report(number=1000, temperature=0.5, gold=count_w1)
+    plain = evaluate(OPTIMAL, WORLD, 0.5).kl
+    for estimate in (found.kl_k1, found.kl_k3):
+        assert abs(estimate.mean - expected) < 4 * estimate.error < abs(plain - expected)
+
+
+class Noted(TabularPolicy):
+    """Writes down how it is sampled."""
+
+    def sample(self, prompts, num_samples, generator=None, temperature=1.0, top_k=None):
+        self.asked = (num_samples, temperature, top_k)
+        return super().sample(prompts, num_samples, generator, temperature, top_k)
+
+
+def test_both_policies_are_sampled_with_the_top_k_that_is_asked_and_there_is_no_kl():
+    """With k = 1 a prompt's responses are all the same: self-BLEU is 100 where they have a word at all."""
+    policy, other = (Noted(WORLD.tree, list(WORLD.reference.logits.tables)) for _ in range(2))
+    prompts = WORLD.draw_prompts(6, torch.Generator().manual_seed(0))
+    found = text_report(policy, WORLD.reference, prompts, Words(), count_w1, against=other, temperature=0.7, top_k=1)
+    assert policy.asked == other.asked == (4, 0.7, 1)
+    assert (found.kl_k1, found.kl_k3, found.kl_k1_per_token) == (None, None, None) and found.top_k == 1
+    assert found.against_policy.ties == 1.0
+    free = text_report(policy, WORLD.reference, prompts, Words(), count_w1)
+    assert policy.asked == (4, 1.0, None) and free.kl_k1 is not None
+
+
+def test_a_policy_s_own_end_token_ends_a_response_before_the_tokenizer_s_does():
+    """Responses that end in 2 and in 3: of a policy whose end is 2 the second is cut off; without one the first."""
+    y = Tokens.from_lists([[[1, 2], [1, 3]]])
+    for policy, cut in ((SimpleNamespace(end_token=2), [0, 1]), (object(), [1, 0])):
+        found = _numbers(policy, policy, WORLD.prompts[:1], y, 1.0, None, Words(), with_kl=False)
+        assert found["no_end"].tolist() == [cut] and found["tokens"].tolist() == [[2, 2]]
+
+
+def test_an_interval_ends_where_its_quantity_does():
+    """0.98 ± 1.96 · 0.05 would end above 1, −0.01 below 0; a reward has no ends."""
+    assert _interval("no_end", Estimate(0.98, 0.05)) == pytest.approx((0.882, 1.0), abs=1e-4)
+    assert _interval("kl_k3", Estimate(0.01, 0.02)) == pytest.approx((0.0, 0.0492), abs=1e-4)
+    assert _interval("gold", Estimate(0.98, 0.05))[1] == pytest.approx(1.078, abs=1e-4)
+
+
+def test_each_response_has_the_gold_reward_of_its_own_prompt_and_no_special_token():
+    """Two prompts with two responses each; the reward is the prompt's number."""
+    scores = _gold(lambda prompts, texts: [float(x) for x in prompts], ["1", "2"], [["a", "b"], ["c", "d"]])
+    assert scores.tolist() == [[1.0, 1.0], [2.0, 2.0]]
+    seen: list[str] = []
+    report(number=4, gold=lambda prompts, texts: seen.extend(texts) or [0.0] * len(texts))
+    assert seen and not any("w3" in one for one in seen)

@@ -87,3 +87,19 @@ def test_what_cannot_be_compared_is_named():
         win_rate(["x"], ["a"], ["b"], Fixed([math.nan], [0.0]))
     with pytest.raises(LabError, match="level must lie"):
         win_rate(["x", "y"], ["1", "1"], ["0", "0"], BY_NUMBER, 95)
+
+
+class Longer:
+    """Prefers the longer text, and is asked in both orders."""
+
+    order_free = False
+
+    def __call__(self, prompts, a, b):
+        return [float(len(x) > len(y)) for x, y in zip(a, b, strict=True)]
+
+
+def test_the_second_time_the_sides_are_exchanged():
+    """A judge that always prefers our text does so in both orders: all won, no tie, no bias, nothing turned."""
+    found = win_rate(["x", "y"], ["aa", "bb"], ["a", "b"], Longer())
+    assert (found.mean, found.ties, found.position_bias, found.turned) == (1.0, 0.0, 0.0, 0.0)
+    assert win_rate(["x", "y"], ["a", "b"], ["aa", "bb"], Longer()).mean == 0.0
