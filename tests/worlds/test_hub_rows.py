@@ -114,3 +114,12 @@ def test_half_a_character_in_a_row_from_the_hub_is_one_error_with_the_row_now_an
     for _ in range(2):
         with pytest.raises(LabError, match=r"some/pairs, row 2: `chosen` holds a lone surrogate"):
             load_preferences(Source("some/pairs", limit=10))
+
+
+def test_split_revision_and_folder_are_those_that_are_asked_for_streamed_or_whole(the_hub):
+    for limit in (3, None):
+        the_hub["asked"].clear()
+        list(hub_rows.rows("some/pairs", "validation", "v2", "part", True, limit))
+        (how,) = the_hub["asked"]
+        assert (how["split"], how["revision"], how["data_dir"]) == ("validation", "v2", "part")
+        assert how.get("streaming", False) is (limit is not None)

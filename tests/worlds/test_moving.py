@@ -203,3 +203,27 @@ def test_a_trees_second_reward_is_made_of_the_same_parts_and_orthogonal():
     at = moving_tree(4, 3, 2, seed=1)
     assert (at.first * at.other).mean(-1).abs().max() < 1e-12
     assert at.first.shape == (2, 64)
+
+
+def test_who_answers_is_the_policy_that_is_given():
+    """A policy on arms 1 and 3 alone is never asked about another; π_ref is asked about all of them."""
+    at = moving_bandit(2, 5, seed=4)
+    some = torch.full((2, 5), -math.inf, dtype=torch.float64)
+    some[:, [1, 3]] = math.log(0.5)
+    asked = at.ask(200, 3, seeded(0), some)
+    assert set(asked.chosen.tolist()) | set(asked.rejected.tolist()) == {1, 3}
+    usual = at.ask(400, 3, seeded(0))
+    assert set(usual.chosen.tolist()) | set(usual.rejected.tolist()) == set(range(5))
+
+
+def test_labels_bought_once_cost_their_price_and_the_mean_square_of_the_rounds_since():
+    """P = 6, D = ½, n = 2, T = 3: 6/(2·3) + ½ (1 + 4 + 9)/3."""
+    assert moving.once_regret(6.0, 0.5, 2, 3) == pytest.approx(1 + 7 / 3)
+
+
+def test_each_seed_turns_towards_a_reward_of_its_own():
+    """The part of seed 1's second reward that a draw of seed 0's stream explains is small: with the same draw in both
+    it would be the whole of it (correlation 1 within each prompt)."""
+    at, drawn = moving_bandit(6, 40, seed=1), torch.randn(6, 40, dtype=torch.float64, generator=seeded(0, 103))
+    alike = (moving.orthogonal(at.first, drawn) * at.other).mean(-1)
+    assert alike.abs().max() < 0.9

@@ -480,3 +480,17 @@ def test_a_limit_stops_at_so_many_usable_pairs(tmp_path):
     assert texts.prompts == ["0", "2", "3"] and texts.dropped == {data.EQUAL: 1}
     with pytest.raises(LabError, match="limit must be at least 1"):
         load_preferences(Source(write(tmp_path / "a.jsonl", rows), limit=0))
+
+
+def test_a_cut_prompt_and_two_cut_responses_are_counted_under_their_own_names():
+    tokenizer = tiny_tokenizer(["one two three four five six"])
+    texts = PreferenceTexts(["one two three four"], ["five six one two"], ["six five two one"])
+    _, report = tokenise(texts, tokenizer, 2, 3, tokenizer.eos_token_id)
+    assert (report.truncated_prompts, report.truncated_responses) == (1, 2)
+
+
+def test_a_parquet_file_is_read_to_its_end(tmp_path):
+    """2,500 rows are more than two of the batches in which they are read."""
+    rows = [{"prompt": f"{i}?", "chosen": f" {i}", "rejected": " no"} for i in range(2500)]
+    texts = load_preferences(write(tmp_path / "many.parquet", rows))
+    assert (len(texts), texts.prompts[-1]) == (2500, "2499?")

@@ -106,3 +106,32 @@ def test_targets_are_tokenised_apart_end_once_and_are_cut_with_a_count():
     assert targets.tolist() == [[[ids[c] for c in "wxyz"]], [[ids["w"], ids["x"], end]]]
     assert (report.truncated_prompts, report.truncated_responses, report.longest) == (1, 1, 7)
     assert report.dropped == {data.HOLDS_END: 1, forms.EMPTY_PROMPT: 1} and "2 examples" in report.summary()
+
+
+def test_places_are_those_of_the_texts_that_were_given():
+    """The first holds the end token and the third has no target: what is left are the second and the fourth."""
+    tokenizer = tiny_tokenizer(["one two three"])
+    texts = TargetTexts(["one"] * 4, ["a<end>d", "b", "", "c"])
+    prompts, targets, kept, report = tokenise_targets(texts, tokenizer, None, None, tokenizer.eos_token_id)
+    assert kept == [1, 3] and len(prompts) == len(targets) == report.kept == 2
+
+
+def test_a_long_prompt_alone_keeps_its_end_and_a_short_one_all(tmp_path):
+    tokenizer = tiny_tokenizer(["one two three"])
+    ids = tokenizer("one two three", add_special_tokens=False)["input_ids"]
+    prompts, report = data.tokenise_prompts(["one two three", "one"], tokenizer, 2)
+    assert len(ids) > 2 and prompts.tolist()[0] == ids[-2:] and report.truncated_prompts == 1
+
+
+def test_of_two_columns_with_targets_the_first_of_the_usual_names_is_taken(tmp_path):
+    row = {"summary": " s", "answer": " a", "prompt": "p", "completion": " c"}
+    assert load_targets(lines(tmp_path, row)).targets == [" c"]
+    del row["completion"]
+    assert load_targets(lines(tmp_path, row)).targets == [" a"]
+
+
+def test_a_label_beside_a_pair_makes_no_verdict(tmp_path):
+    pair = {"prompt": "p", "chosen": " a", "rejected": " b", "label": True}
+    assert not data.holds_verdicts(lines(tmp_path, pair))
+    assert data.holds_verdicts(lines(tmp_path, {"prompt": "p", "completion": " a", "label": True}))
+    assert not data.holds_verdicts(lines(tmp_path, {"prompt": "p", "completion": " a"}))

@@ -83,3 +83,9 @@ def test_a_phrase_is_mentioned_as_whole_words_whatever_the_capitals():
     phrases = ("hat", "best friend", "on Monday", "ask for it")
     assert mentioned("That best friends! On monday a Hat.", phrases) == ["hat", "on Monday"]
     assert mentioned("", phrases) == []
+
+
+def test_a_part_of_a_word_is_no_mention_and_of_two_phrases_the_longer_is_found():
+    assert mentioned("A scar, a carpet.", ("car", "carp")) == []
+    assert mentioned("In the garden house.", ("garden", "garden house")) == ["garden house"]
+    assert mentioned("In the garden, in the garden house.", ("garden", "garden house")) == ["garden", "garden house"]

@@ -150,3 +150,12 @@ def test_meaning_to_english_agrees_in_number_and_tense():
     dogs = Meaning("viku", "present", Noun("raka", True), Noun("vosa", True, "duo", "ama"), denied=True)
     assert velu.english(dogs) == ["The dogs do not see two red letters."]
     assert velu.velu(dogs) == "Rakari duo vosarin ama ne viku."
+
+
+def test_every_right_translation_counts_as_exactly_right_in_a_corpus():
+    """Of three responses one is the last of the right orders, one the plainest, one wrong."""
+    world = text.load("translation")
+    prompt = ask("Asha mi kela tamesa vosarin oru ne dovita.")
+    right = world.references(prompt)
+    found = world.corpus([prompt] * 3, [" " + right[-1], " " + right[0], " No."])
+    assert len(right) == 4 and found["exact"] == pytest.approx(2 / 3)

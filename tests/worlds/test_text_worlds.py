@@ -254,3 +254,57 @@ def test_equal_draws_are_dropped_and_counted_and_nothing_left_is_an_error():
         text.load("dialogue").preferences(Parrot(), Letters(), "test", 3, torch.Generator().manual_seed(0))
     with pytest.raises(LabError, match="beta_label"):
         text.load("dialogue").preferences(Parrot(), Letters(), "test", 3, beta_label=0.0)
+
+
+def test_only_the_last_question_of_a_dialogue_is_asked_and_a_score_ends_at_minus_one():
+    """The first turn asks of rice, the last of wine on a scarf. An answer with every wrong value, rude and evasive, is
+    worth less than −1 by the sum of its parts: three or more wrong values at −0.4 each, −0.4 and −0.3."""
+    prompt = "\n\nHuman: How do I cook rice?\n\nAssistant: Just add butter." + STAIN
+    assert dialogue.asked(prompt) == dialogue.asked(STAIN) == {"topic": "stain", "a": "wine", "b": "scarf"}
+    wrong = " ".join(value for value in dialogue.VALUES["stain"][0] if value != dialogue.STAINS["wine"])
+    assert dialogue.score(STAIN, f" It depends. What a silly question. {wrong}") == -1.0
+
+
+class Shouts(Letters):
+    """A tokenizer that needs two ids for a letter."""
+
+    def __call__(self, texts, add_special_tokens=True):
+        return {"input_ids": [[ord(letter) for letter in one for _ in range(2)] for one in texts]}
+
+
+def test_the_longest_texts_are_those_of_any_split_by_the_tokenizer_that_asks(monkeypatch):
+    """Five, three and two examples; the longest prompt and the longest target of all ten, in letters and the end; by
+    a tokenizer that needs two ids a letter twice the letters, and the end."""
+    from rlhf_lab.worlds.text import world as module
+
+    sizes = {"train": 5, "validation": 3, "test": 2}
+    monkeypatch.setattr(module, "SIZES", sizes)
+    made = text.load("summaries", seed=5)
+    every = [example for split in sizes for example in made.examples(split)]
+    prompt, target = (max(len(getattr(one, name)) for one in every) for name in ("prompt", "target"))
+    for tokenizer, times in ((Letters(), 1), (Shouts(), 2)):
+        assert made.max_prompt_tokens(tokenizer) == times * prompt
+        assert made.max_response_tokens(tokenizer) == times * target + 1
+
+
+def test_dropped_pairs_are_counted_over_all_blocks():
+    """70 prompts in two blocks: to each of the first 64 the policy gives one response twice, and to one more."""
+
+    class Same:
+        def sample(self, prompts, number, generator=None):
+            two = [[[97], [97 if len(prompts) == 64 or i == 0 else 98]] for i in range(len(prompts))]
+            return Tokens.from_lists(two)
+
+    pairs, dropped = text.load("sentiment").preferences(Same(), Letters(), "test", 70, progress=False)
+    assert (len(pairs), dropped) == (5, 65)
+
+
+def test_words_decide_a_prompt_s_split_not_its_capitals_or_spaces():
+    """A tenth each by the first byte of SHA-256 of the words in small letters, remainder 0 and 1 of ten."""
+    import hashlib
+
+    for number in range(60):
+        prompt = f"Say {number} Words"
+        digit = hashlib.sha256(f"say {number} words".encode()).digest()[0] % 10
+        expected = "test" if digit == 0 else "validation" if digit == 1 else "train"
+        assert split_of(prompt) == split_of(f" say  {number}\nWORDS ") == expected
