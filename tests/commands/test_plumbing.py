@@ -595,11 +595,13 @@ def test_a_file_that_goes_on_loses_its_half_batch_and_refuses_other_settings(tmp
     settings = settings_of("sample", resume=False, out=tmp_path / "drawn.jsonl")
     assert sample_module._claim(settings, settings.out) == 0
     whole = "".join(json.dumps({"sample": i, **({"last": True} if i % 2 else {})}) + "\n" for i in range(4))
-    settings.out.write_text(whole + '{"sample": 4}\n{"sam')
+    part = sample_module._part(settings.out)
+    part.write_text(whole + '{"sample": 4}\n{"sam')
     again = replace(settings, resume=True, device="cuda", progress=not settings.progress)
-    assert sample_module._claim(again, settings.out) == 2 and settings.out.read_text() == whole
+    sample_module._check_file(again, again.out)
+    assert sample_module._claim(again, again.out) == 2 and part.read_text() == whole
     with pytest.raises(LabError, match=r"begun with temperature = 0\.5, not 0\.9"):
-        sample_module._claim(replace(again, temperature=0.9), settings.out)
+        sample_module._check_file(replace(again, temperature=0.9), again.out)
 
 
 def test_sample_wraps_the_model_cuts_prompts_and_writes_chats_by_the_template(monkeypatch, tmp_path):

@@ -137,3 +137,10 @@ def test_settings_that_cannot_work_are_refused_at_once():
         claim.DPOFrontier(betas=(0.5, -1.0))
     settings = claim.DPOFrontier(rung="small")
     assert dataclasses.replace(settings, seeds=2).betas == settings.betas
+
+
+def test_a_gain_is_taken_over_the_reference_of_the_same_seed():
+    """References at 1 and 5, a method at 3 and 6: gains of 2 and 1."""
+    rows = [(0, "reference", 1.0), (1, "reference", 5.0), (1, "dpo", 6.0), (0, "dpo", 3.0)]
+    found = claim._gains(pd.DataFrame(rows, columns=["seed", "method", "reward"]))
+    assert found["gain"].tolist() == [0.0, 0.0, 1.0, 2.0]

@@ -212,3 +212,22 @@ def test_full_settings_are_settled_and_jobs_are_in_the_order_of_seeds():
         seeds = [(job["kind"] != "table", job["seed"]) for job in EXPERIMENT.jobs(settings)]
         assert settings.seeds > 0 and settings.beta > 0 and seeds == sorted(seeds)
     assert enough_labels.LEFT < 1
+
+
+def test_wins_are_followed_however_long_their_cycle_is():
+    """Of nine responses each has beaten the next, the last the first; without that one label there is no optimum."""
+    cycle = torch.zeros(9, 9)
+    cycle[torch.arange(9), (torch.arange(9) + 1) % 9] = 1
+    assert has_finite_optimum(cycle)
+    cycle[8, 0] = 0
+    assert not has_finite_optimum(cycle)
+
+
+def test_the_first_labels_are_counted_and_the_winner_stands_in_the_row():
+    """Two labels 0 > 1, then three 2 > 0, of one prompt of a bandit."""
+    world = table_world("bandit", 0)
+    both = torch.tensor([[0, 1]] * 2 + [[2, 0]] * 3)
+    pairs = Pairs(world.prompts[torch.zeros(5, dtype=torch.long)], Tokens.full(both.unsqueeze(-1)))
+    first, all_of_them = win_counts(world, pairs, (2, 5))
+    assert first[0, 0, 1] == 2 == first.sum()
+    assert (all_of_them[0, 0, 1], all_of_them[0, 2, 0], all_of_them.sum()) == (2, 3, 5)

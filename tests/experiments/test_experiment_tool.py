@@ -202,3 +202,28 @@ def test_an_interval_prints_itself():
 )
 def test_the_page_puts_rungs_together_without_hiding_any(outcomes, expected):
     assert page.overall(outcomes) == expected
+
+
+def test_the_bootstrap_redraws_whole_rows_by_its_seed():
+    """Of pairs (x, 2x) every sample has a correlation of 1; numbers that were redrawn one by one would not."""
+    rows = np.random.default_rng(0).normal(size=(12, 1)) * [1.0, 2.0]
+    found = bootstrap(rows, lambda r: float(np.corrcoef(r.T)[0, 1]), draws=50)
+    assert tuple(found) == pytest.approx((1.0, 1.0, 1.0))
+    one, same, other = (bootstrap(rows[:, 0], np.mean, draws=50, seed=seed) for seed in (3, 3, 4))
+    assert one == same and one[1:] != other[1:]
+
+
+def test_a_summary_s_interval_has_the_level_that_is_asked():
+    """1, 2, 3, 4: mean 2.5, standard error √(5/12); t with 3 degrees of freedom is 3.182 at 95% and 1.638 at 80%."""
+    runs = pd.DataFrame({"method": ["a"] * 4, "value": [1.0, 2.0, 3.0, 4.0]})
+    for level, t in ((0.95, 3.18245), (0.8, 1.63774)):
+        (row,) = summarise(runs, "method", ["value"], level).to_dict("records")
+        assert (row["value_low"], row["value_high"]) == pytest.approx(
+            (2.5 - t * (5 / 12) ** 0.5, 2.5 + t * (5 / 12) ** 0.5), abs=1e-4
+        )
+        assert row["seeds"] == 4
+
+
+def test_an_interval_that_touches_zero_decides_nothing():
+    assert not Interval(1.0, 0.0, 2.0).above and not Interval(-1.0, -2.0, 0.0).below
+    assert Interval(1.0, 1e-9, 2.0).above and Interval(-1.0, -2.0, -1e-9).below

@@ -57,6 +57,10 @@ def test_a_judge_fitted_to_little_beats_a_coin_and_the_same_seed_gives_the_same_
 def test_labels_follow_the_gold_reward_through_the_blur(summaries):
     """The share of labels that agree with gold is E[σ(|gap|/blur)] over the pairs, within 4 standard errors."""
     asked, answers = third._answers(summaries, "train", 64, 2, 5)
+    # The last prompts of the split, with their targets: runs are labelled on the first ones.
+    last = summaries.world.examples("train")[-64:]
+    assert asked == [example.prompt for example in last]
+    assert [row[-1] for row in answers] == [example.target for example in last]
     from rlhf_lab.policies.loading import load_tokenizer
 
     pairs = third._labelled(summaries, load_tokenizer("lab-pythia"), asked, answers, 5)
@@ -64,6 +68,7 @@ def test_labels_follow_the_gold_reward_through_the_blur(summaries):
     prompts = tokenizer.batch_decode(pairs.prompts.tolist(), skip_special_tokens=True)
     chosen = tokenizer.batch_decode([y[0] for y in pairs.responses.tolist()], skip_special_tokens=True)
     rejected = tokenizer.batch_decode([y[1] for y in pairs.responses.tolist()], skip_special_tokens=True)
+    assert {y[-1] for ys in pairs.responses.tolist() for y in ys} == {tokenizer.eos_token_id}
     gold = torch.tensor([summaries.world.gold(prompts, side) for side in (chosen, rejected)]).double()
     gap = (gold[0] - gold[1]) / (third.BLUR * summaries.unit)
     chance = torch.sigmoid(gap.abs())

@@ -2,10 +2,12 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from rlhf_lab.batch import Tokens
 from rlhf_lab.checks import LabError
 from rlhf_lab.experiments import language
 from rlhf_lab.experiments.language import METHODS, Plan, TextRun, bench, measure
@@ -87,3 +89,55 @@ def test_a_proxy_that_is_gold_wins_as_gold_does(run):
     out = measure(run, run.bench.reference, proxy=run.bench.gold)
     assert out["proxy"] == pytest.approx(out["reward"], abs=1e-5)
     assert out["proxy_wins"] == pytest.approx(out["gold_wins"])
+
+
+class Fixed:
+    """Two prompts, whose responses 1 and 2 (or 3 and 4) have the gold rewards 1, 2, 3, 4; targets earn 2 and 3."""
+
+    unit = 0.5
+
+    def __init__(self):
+        self.world, self.reference, self.tokenizer = self, Shifted(0.25), self
+
+    def prompts(self, tokenizer, split, number):
+        return Tokens.from_lists([[10], [20]])
+
+    def examples(self, split, number):
+        return [SimpleNamespace(prompt="10", target="12"), SimpleNamespace(prompt="20", target="23")]
+
+    def batch_decode(self, rows, skip_special_tokens):
+        return [str(row[0]) for row in rows]
+
+    def gold(self, prompts, responses):
+        assert all(x[0] == y[0] for x, y in zip(prompts, responses, strict=True)), "another prompt's response"
+        return [float(y[1]) for y in responses]
+
+
+class Shifted:
+    """Answers 11, 12 and 23, 24; the log-probability of each is the same."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, log_prob=1.0):
+        self.value, self.how = log_prob, None
+
+    def sample(self, prompts, number, generator, temperature=1.0, top_k=None):
+        self.how = (number, temperature, top_k)
+        return Tokens.from_lists([[[11], [12]][:number], [[23], [24]][:number]])
+
+    def log_prob(self, prompts, responses):
+        return torch.full(responses.shape[:2], self.value)
+
+
+def test_a_measure_by_hand():
+    """Gold 1, 2, 3, 4 in units of ½: mean 5. Against targets of 2 and 3: loss, tie, tie, win, a half. KL 1 − ¼; at
+    β = 2 the objective is 5 − 2 · ¾."""
+    made, policy = Fixed(), Shifted()
+    run = SimpleNamespace(bench=made, plan=Plan(test_prompts=2, test_samples=2, beta=2.0), seed=0)
+    out = measure(run, policy)
+    assert (out["gold"], out["reward"], out["kl"], out["gold_wins"]) == (2.5, 5.0, 0.75, 0.5)
+    assert out["objective"] == pytest.approx(3.5) and measure(run, policy, beta=4.0)["objective"] == pytest.approx(2.0)
+    assert policy.how == (2, 1.0, None)
+    assert math.isnan(measure(run, policy, temperature=0.7)["kl"]) and policy.how == (2, 0.7, None)
+    measure(run, policy, temperature=0)
+    assert policy.how == (1, 1.0, 1)

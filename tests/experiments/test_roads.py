@@ -6,7 +6,7 @@ import torch
 from rlhf_lab.checks import LabError
 from rlhf_lab.evaluation import evaluate
 from rlhf_lab.experiments.compare import METHODS, Compare, Run
-from rlhf_lab.experiments.roads import Recorder, walk
+from rlhf_lab.experiments.roads import Recorder, recording, walk
 from rlhf_lab.figures import roads as pictures
 from rlhf_lab.figures import style
 
@@ -67,3 +67,24 @@ def test_the_pictures_show_every_method_once(walked):
     # The worst method stands at the bottom.
     assert [label.get_text() for label in axes[1].get_yticklabels()] == ["ReST", "DPO"]
     drawing.canvas.draw()
+
+
+def test_a_recorder_begins_anew_with_each_policy_and_hears_nothing_when_it_is_done():
+    """Three steps, every one noted: start and three places. Another policy: its start alone. Outside: no more."""
+    policy, other = WORLD.reference.copy(), WORLD.reference.copy()
+
+    def step(one) -> None:
+        optimizer = torch.optim.SGD(one.parameters(), lr=0.1)
+        one.log_prob(WORLD.prompts, WORLD.responses).sum().backward()
+        optimizer.step()
+
+    with recording(WORLD, 1) as recorder:
+        recorder.watch(policy)
+        for _ in range(3):
+            step(policy)
+        step(other)
+        assert len(recorder.places) == 4
+        recorder.watch(other)
+        assert len(recorder.places) == 1
+    step(other)
+    assert len(recorder.places) == 1
