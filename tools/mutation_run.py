@@ -172,21 +172,22 @@ class Run:
         if forks:
             context.set_forkserver_preload(PRELOAD)
         log = self.copy.parent / "pytest.log"
-        self.process = context.Process(target=_pytest_here, args=(str(self.copy), arguments, str(log)))
-        self.process.start()
+        process = context.Process(target=_pytest_here, args=(str(self.copy), arguments, str(log)))
+        process.start()
+        self.process = process
         try:
-            self.process.join(self.limit)
-            if self.process.is_alive():
+            process.join(self.limit)
+            if process.is_alive():
                 return f"no end within {self.limit:g} s"
         finally:
             self.stop()
         # 5: every test of the files was deselected, because the bug names the only one.
-        if self.process.exitcode in (0, 5):
+        if process.exitcode in (0, 5):
             return ""
         said = log.read_text(encoding="utf-8")
         failed = re.search(r"^(?:FAILED|ERROR) ([^\s\[]+)", said, re.M)
-        if self.process.exitcode not in (1, 2) or failed is None:
-            raise Unfit(f"pytest ended with status {self.process.exitcode}:\n{said[-2000:]}")
+        if process.exitcode not in (1, 2) or failed is None:
+            raise Unfit(f"pytest ended with status {process.exitcode}:\n{said[-2000:]}")
         return failed[1]
 
     def ask(self, mutation: Mutation, how_far: str) -> str:

@@ -178,6 +178,76 @@ def test_the_active_policy_sees_labels_and_nothing_else():
         active.ask_in_rounds(active.choose_actively(log_ref, 0.5), lambda c, g: 2 * c, known, [20], generator=seeded(6))
 
 
+def test_demonstrations_far_from_the_base_are_fitted_all_the_same():
+    """A response that π_0 gives once in a million, demonstrated five times by a careful demonstrator: from r = 0 the
+    likelihood is flat, and a whole Newton step would lead far beyond the maximum. There the slope must be 0."""
+    base = torch.tensor([1e-6, 0.5, 0.5 - 1e-6], dtype=torch.float64).log()
+    shown = active.Demonstrations(torch.tensor([5.0, 0, 0], dtype=torch.float64), base, 0.1)
+    wins = torch.zeros(3, 3, dtype=torch.float64)
+    rewards, _ = active.fit_rewards(wins, 3.0, shown)
+    at = rewards.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(log_posterior(at, wins, 3.0, shown), at)
+    assert slope.abs().max() < 1e-3 and rewards[0] > 1.0
+
+
+def test_batches_begin_with_four_labels_a_response_and_grow_by_one_factor():
+    """1000 labels in 4 rounds for 4 responses: 16 first, the factor is (1000/16)^(1/3) = 3.9685, so 63.5 and 252."""
+    assert active.batches(4, 1000, 4) == [16, 63, 252, 1000]
+    assert active.batches(100, 40, 4) == [10, 16, 25, 40]  # an even share is less than four a response
+
+
+@pytest.mark.parametrize("with_demonstrations", [False, True])
+def test_every_round_is_fitted_to_all_labels_with_the_prior_and_the_demonstrations(with_demonstrations):
+    """The first of each pair always wins; the labels known beforehand count in the fit, and not in what was spent."""
+    base = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64).log()
+    shown = active.Demonstrations(torch.tensor([1.0, 0, 4], dtype=torch.float64), base, 0.7)
+    shown = shown if with_demonstrations else None
+    known = torch.tensor([[0.0, 0, 2], [0, 0, 0], [0, 1, 0]], dtype=torch.float64)
+    each = torch.ones(3, 3, dtype=torch.float64).triu(1)
+
+    def choose(state, number, generator):
+        return each * (number // 3)
+
+    first, second = active.ask_in_rounds(choose, lambda c, g: c, known, [3, 9], 0.5, seeded(0), shown)
+    for state, wins in ((first, known + each), (second, known + 3 * each)):
+        rewards, curvature = active.fit_rewards(wins, 0.5, shown)
+        assert torch.equal(state.wins, wins) and torch.equal(state.rewards, rewards)
+        assert torch.equal(state.curvature, curvature)
+    assert (first.labels, second.labels) == (3, 9)
+
+
+def test_the_active_choice_passes_on_its_settings():
+    """The same as `next_labels` of what is believed over 5 draws; with the estimate alone other pairs are asked."""
+    log_ref = torch.tensor([[0.1, 0.2, 0.3, 0.4]], dtype=torch.float64).log()
+    state = active.Asked(0, wins := random_wins(1, 4, 4, seed=2) / 4, *active.fit_rewards(wins, 3.0))
+    settings = active.Active(explore=0.3, draws=5, at_once=3)
+    found = active.choose_actively(log_ref, 0.4, settings)(state, 40, seeded(1))
+    matters, told = active.believed(state.rewards, state.curvature, log_ref, 0.4, 5, seeded(1))
+    assert torch.equal(found, active.next_labels(matters, told, state.curvature, 40, 0.3, 3))
+    matters, told = active.believed(state.rewards, state.curvature, log_ref, 0.4, 0)
+    assert not torch.equal(found, active.next_labels(matters, told, state.curvature, 40, 0.3, 3))
+
+
+def test_a_design_names_unordered_pairs():
+    """All weight on (2, 0) and (1, 2): half of the labels go to (0, 2), half to (1, 2), none elsewhere."""
+    design = torch.zeros(3, 3, dtype=torch.float64)
+    design[2, 0] = design[1, 2] = 0.5
+    counts = active.choose_by_design(design)(None, 10_000, seeded(0))
+    assert counts[0, 2] + counts[1, 2] == 10_000 == counts.sum()
+    assert abs(float(counts[0, 2]) - 5000) < 4 * 50
+
+
+def test_pairs_of_the_present_policy_follow_the_fitted_rewards_over_beta():
+    """π ∝ π_ref exp(r̂/β) with π_ref = (½, ¼, ¼), r̂ = (0, log 2, 0)/2 and β = ½: π = (½, ½, ¼)/1.25, so the pairs
+    (0,1), (0,2), (1,2) come as 4 : 2 : 2. Of 80,000 labels a share of ½ has a standard deviation of 141."""
+    log_ref = torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64).log()
+    rewards = torch.tensor([0.0, math.log(2) / 2, 0.0], dtype=torch.float64)
+    state = active.Asked(0, torch.zeros(3, 3), rewards, torch.eye(3))
+    counts = active.choose_from_policy(log_ref, 0.5)(state, 80_000, seeded(0))
+    for (i, j), want in (((0, 1), 40_000), ((0, 2), 20_000), ((1, 2), 20_000)):
+        assert abs(float(counts[i, j]) - want) < 4 * 141
+
+
 def test_with_many_labels_the_active_pairs_become_the_best_design():
     world = bandit.lecture()
     log_ref, reward = world.log_ref()[:1], world.rewards()[:1]

@@ -233,6 +233,30 @@ def test_pair_loss_of_each_name_is_its_function_of_what_the_policy_says(loss):
     assert value == pytest.approx(total / len(pairs), rel=1e-12)
 
 
+def test_implicit_rewards_by_hand():
+    """A log-ratio (or log-probability) of −1.5 over three tokens at β = 2: DPO −3; χPO 2 (e^{−1.5} − 1.5); divided by
+    length −1; ORPO's log odds of P = e^{−0.5} a token, −0.5 − log(1 − e^{−0.5})."""
+    value, length = torch.tensor([-1.5], dtype=torch.float64), torch.tensor([3])
+    odds = -0.5 - np.log(1 - np.exp(-0.5))
+    wanted = {
+        **dict.fromkeys(("sigmoid-norm", "cdpo", "robust", "ipo", "hinge-norm", "hinge"), -3.0),
+        **dict.fromkeys(("ipo-mean", "dpo-length", "simpo"), -1.0),
+        "chi": 2 * (np.exp(-1.5) - 1.5),
+        "orpo": odds,
+    }
+    assert wanted.keys() == set(NAMES)
+    for loss, want in wanted.items():
+        assert DPO(loss, 2.0).implicit_reward(value, length).item() == pytest.approx(want, rel=1e-9), loss
+
+
+def test_simpo_asks_for_a_margin_of_half_of_beta_unless_another_is_given():
+    """Means of −1 and −2 at β = 3: 3 − γ, with γ = 1.5 by default; a γ of 0 is one too."""
+    pair = [torch.tensor([v], dtype=torch.float64) for v in (-2.0, -4.0)]
+    for margin, gamma in ((None, 1.5), (0.0, 0.0), (1.0, 1.0)):
+        value = DPO("simpo", 3.0, target_margin=margin)(*pair, torch.tensor([2]), torch.tensor([2])).item()
+        assert value == pytest.approx(np.log1p(np.exp(gamma - 3)))
+
+
 def test_what_cannot_be_fitted_is_refused_by_name():
     pairs, training = BANDIT.preferences(10, seeded(0)), Training(steps=1, progress=False)
     policy = BANDIT.reference.copy()
