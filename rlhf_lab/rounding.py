@@ -76,3 +76,36 @@ def levels(values: Tensor) -> Tensor:
     rises = wins(ordered[..., 1:], ordered[..., :-1], doubt) == 1
     level = torch.nn.functional.pad(rises.long().cumsum(-1), (1, 0))
     return torch.empty_like(level).scatter(-1, order, level)
+
+
+def centred(values: Tensor, doubt: Tensor | float = 0.0) -> Tensor:
+    """Numbers less their mean, along the last axis; exactly 0 where all of a row are equal within rounding.
+
+    Without that rule the rest of the subtraction, one unit in the last place, would be taken for a difference. Adam
+    makes steps of full size of it, and a division by the row's spread makes it a number of about 1.
+
+    Args:
+        values: (…, K).
+        doubt: how far a difference of two of them may be off because of how they came about (see `rounding`), shapes
+            that broadcast with (…, 1); in addition to `FEW` units in the last place of a row's largest.
+    """
+    spread = values.amax(-1, keepdim=True) - values.amin(-1, keepdim=True)
+    alike = spread <= rounding(values).amax(-1, keepdim=True) + doubt
+    return torch.where(alike, 0.0, values - values.mean(-1, keepdim=True))
+
+
+def standardised(values: Tensor, doubt: Tensor | float = 0.0) -> Tensor:
+    """`centred` numbers divided by their standard deviation (correction 0), at every magnitude; 0 without spread."""
+    apart = centred(values, doubt)
+    # Scaled first: the square of a small number could be rounded to 0.
+    size = apart.abs().amax(-1, keepdim=True)
+    apart = apart / torch.where(size > 0, size, 1.0)
+    return apart / torch.where(size > 0, apart.square().mean(-1, keepdim=True).sqrt(), 1.0)
+
+
+def unit_interval(values: Tensor, low: float, high: float) -> Tensor:
+    """(values − low)/(high − low), any shape; 0 where `low` and `high` are equal within rounding of `values`' type."""
+    ends = torch.tensor([low, high], dtype=values.dtype, device=values.device)
+    if not bool(wins(ends[1], ends[0]) == 1):
+        return torch.zeros_like(values)
+    return (values - low) / (high - low)

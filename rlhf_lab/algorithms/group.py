@@ -36,6 +36,7 @@ from rlhf_lab.algorithms.blocks import ask, check_top_k
 from rlhf_lab.batch import Tokens
 from rlhf_lab.checks import LabError, check_beta, check_positive
 from rlhf_lab.policies.base import Policy, Reward
+from rlhf_lab.rounding import MANY, centred, rounding, standardised
 from rlhf_lab.training import Loop, Training
 
 Kind = Literal["rloo", "grpo"]
@@ -108,20 +109,22 @@ class Group:
         return self.epochs == 1 and self.minibatches == 1
 
 
-def advantages(score: Tensor, settings: Group) -> Tensor:
+def advantages(score: Tensor, settings: Group, doubt: Tensor | float = 0.0) -> Tensor:
     """How much better each response is than its group, (B, G) of scores (B, G).
 
     rloo: s_i − mean of the others. grpo: s_i − mean of all. Then, if asked for, divided by the group's standard
-    deviation (correction 0); where all scores of a group are equal the advantages are 0.
+    deviation (correction 0). Where all scores of a group are equal within rounding the advantages are exactly 0;
+    every other group counts fully, whatever the size of its scores.
+
+    Args:
+        score: (B, G).
+        settings: the method.
+        doubt: how far a difference of two scores may be off because of how they came about, (B, 1) or a number; see
+            `rlhf_lab.rounding`.
     """
     group = score.shape[-1]
-    centred = score - score.mean(-1, keepdim=True)
-    if settings.kind == "rloo":
-        centred = centred * (group / (group - 1))
-    if settings.by_std:
-        spread = score.std(-1, correction=0, keepdim=True)
-        centred = centred / (spread + 1e-6)
-    return centred
+    out = standardised(score, doubt) if settings.by_std else centred(score, doubt)
+    return out * (group / (group - 1)) if settings.kind == "rloo" else out
 
 
 def group_loss(
@@ -151,10 +154,11 @@ def group_loss(
     new = policy.token_log_probs(prompts, responses, settings.temperature)
     before = new.detach() if old is None else old
     drift = kl.k1(before, log_ref).sum(-1)
-    signal = score.to(new.dtype)
+    signal, doubt = score.to(new.dtype), rounding(score).to(new.device)
     if settings.kl_term == "reward":
         signal = signal - settings.beta * drift
-    advantage = advantages(signal, settings)
+        doubt = doubt + settings.beta * rounding(1.0, before.sum(-1), log_ref.sum(-1), units=MANY)
+    advantage = advantages(signal, settings, doubt.amax(-1, keepdim=True))
     if settings.kind == "rloo":
         ratio = (new - before).sum(-1).exp()
     else:

@@ -24,6 +24,7 @@ from rlhf_lab.algorithms.group import checked, refuse_lbfgs
 from rlhf_lab.batch import Tokens
 from rlhf_lab.checks import LabError, check_beta, check_positive
 from rlhf_lab.policies.base import Policy, Reward
+from rlhf_lab.rounding import rounding, standardised
 from rlhf_lab.training import Loop, Training
 
 
@@ -110,11 +111,15 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, discount: float, lam: flo
     return out, (out + values) * mask
 
 
-def whiten(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean 0 and variance 1 over the places where `mask` is True."""
-    chosen = values[mask]
-    spread = chosen.std(correction=0)
-    return torch.where(mask, (values - chosen.mean()) / (spread + 1e-8), 0.0)
+def whiten(values: Tensor, mask: Tensor, doubt: Tensor | float = 0.0) -> Tensor:
+    """Mean 0 and variance 1 over the places where `mask` is True; exactly 0 where all of them are equal.
+
+    Args:
+        values: any shape.
+        mask: which of them count, same shape.
+        doubt: how far a difference of two values may be off because of how they came about; see `rlhf_lab.rounding`.
+    """
+    return torch.zeros_like(values).masked_scatter(mask, standardised(values[mask], doubt))
 
 
 def ppo(
@@ -165,7 +170,9 @@ def ppo(
                 rewards = token_rewards(score, old, ref, mask, settings.beta)
                 advantages, returns = gae(rewards, old_values, mask, settings.discount, settings.gae_lambda)
                 if settings.whiten:
-                    advantages = whiten(advantages, mask)
+                    # Advantages are differences of scores, penalties and values, and have the rounding of these.
+                    off = rounding(score).amax() + settings.beta * rounding(1.0, old, ref).amax()
+                    advantages = whiten(advantages, mask, off + rounding(old_values).amax())
             drift = kl.k1(old, ref).sum(-1).mean()
             seen = {"score": score.mean(), "kl": drift, "objective": score.mean() - settings.beta * drift}
             drawn = x, y, old, old_values, advantages, returns

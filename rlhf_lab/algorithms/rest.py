@@ -34,6 +34,7 @@ from rlhf_lab.algorithms.sft import sft
 from rlhf_lab.batch import Tokens, cat
 from rlhf_lab.checks import LabError, check_finite, check_positive
 from rlhf_lab.policies.base import Policy, Reward
+from rlhf_lab.rounding import unit_interval, wins
 from rlhf_lab.training import Training, checkpoint, processes, seeded
 
 
@@ -83,12 +84,12 @@ def passing(scores: Tensor, threshold: float) -> Tensor:
     """F(x, y; τ) = 1[R(x, y) > τ] for scores (B, G).
 
     At τ = 0 on the [0, 1] scale everything is let through, the lowest score too: the paper's first Improve step
-    trains on the whole grown set.
+    trains on the whole grown set. A score that equals τ within rounding does not pass.
 
     Raises:
         LabError: nothing passes.
     """
-    passes = scores > threshold
+    passes = wins(scores, threshold) == 1
     if not bool(passes.any()):
         raise LabError(
             f"No sample passes the threshold {threshold:g}: the best score is {float(scores.max()):g}. Lower the "
@@ -153,7 +154,7 @@ def rest(
             y, r = cat([y, original[1].reshape(old.numel(), 1)]), torch.cat([r, old.flatten()])
         if low is None or high is None:
             low, high = (float(r.min()), float(r.max())) if settings.scale == "minmax" else (0.0, 1.0)
-        scaled = (r - low) / max(high - low, 1e-12)
+        scaled = unit_interval(r, low, high) if settings.scale == "minmax" else r
         for improve, threshold in enumerate(settings.thresholds):
             everything = settings.scale == "minmax" and threshold <= 0
             keep = (torch.ones_like(r, dtype=torch.bool) if everything else passing(scaled, threshold)).cpu()

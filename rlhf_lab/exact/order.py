@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rlhf_lab.checks import LabError, first_bad
 from rlhf_lab.exact.policy import _check
-from rlhf_lab.rounding import levels
+from rlhf_lab.rounding import levels, wins
 
 
 def best_of_n(log_ref: Tensor, reward: Tensor, n: int) -> Tensor:
@@ -76,7 +76,8 @@ def filtered(log_ref: Tensor, reward: Tensor, threshold: Tensor | float) -> Tens
     Args:
         log_ref: (…, K).
         reward: (…, K), finite.
-        threshold: τ, a number or a tensor that broadcasts to (…, 1), in units of reward. The inequality is strict.
+        threshold: τ, a number or a tensor that broadcasts to (…, 1), in units of reward. The inequality is strict,
+            and a reward that equals τ within rounding does not pass.
 
     Raises:
         LabError: nothing with mass passes in some row (its index, best reward and τ are named); inputs as in
@@ -87,7 +88,7 @@ def filtered(log_ref: Tensor, reward: Tensor, threshold: Tensor | float) -> Tens
     if torch.isnan(threshold).any():
         raise LabError("threshold is nan; give a number in units of reward.")
     log_ref, reward = torch.broadcast_tensors(log_ref, reward)
-    passes = (reward > threshold) & (log_ref > -torch.inf)
+    passes = (wins(reward, threshold) == 1) & (log_ref > -torch.inf)
     none = ~passes.any(-1)
     if none.any():
         best = torch.where(log_ref > -torch.inf, reward, -torch.inf).amax(-1)[none][0].item()

@@ -24,6 +24,7 @@ from rlhf_lab.experiments.compare import Compare, Run
 from rlhf_lab.experiments.language import Plan, TextRun, bench, measure
 from rlhf_lab.experiments.watch import watching
 from rlhf_lab.policies.base import Policy
+from rlhf_lab.rounding import unit_interval, wins
 from rlhf_lab.training import Training, seeded
 from rlhf_lab.worlds import bandit, token_tree
 from rlhf_lab.worlds.world import World
@@ -122,7 +123,7 @@ class Grown:
     def scaled(self, prompts: Tokens, responses: Tokens) -> Tensor:
         """r_φ on the scale of the thresholds, (B, G)."""
         low, high = self.range
-        return (self.above(prompts, responses) - low) / max(high - low, 1e-12)
+        return unit_interval(self.above(prompts, responses), low, high)
 
 
 def _keys(prompts: Tokens) -> list[tuple[int, ...]]:
@@ -321,7 +322,7 @@ def filter_limit(log_ref: Tensor, scaled: Tensor, thresholds: tuple[float, ...])
     now, out = log_ref, []
     for tau in thresholds:
         if tau > 0:
-            passes = ((scaled > tau) & (log_ref > -torch.inf)).any(-1)
+            passes = ((wins(scaled, tau) == 1) & (log_ref > -torch.inf)).any(-1)
             reached = exact.filtered(log_ref, torch.where(passes.unsqueeze(-1), scaled, tau + 1.0), tau)
             now = torch.where(passes.unsqueeze(-1), reached, now)
         out.append(now)
@@ -357,7 +358,7 @@ def _limits(grown: Grown) -> list[dict[str, Any]]:
         learned, x = grown.samples[1], grown.run.prompts
         log_ref = torch.full_like(learned, -math.log(learned.shape[1]))
     base = torch.tensor([grown.baseline[key] for key in _keys(x)], dtype=torch.float64)
-    scaled = (learned - base.unsqueeze(-1) - low) / max(high - low, 1e-12)
+    scaled = unit_interval(learned - base.unsqueeze(-1), low, high)
     gold = None if grown.world is not None else grown.run.bench.gold(x, grown.samples[0]).cpu()  # type: ignore[union-attr]
 
     def stand(log_policy: Tensor) -> dict[str, Any]:

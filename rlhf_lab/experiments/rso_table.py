@@ -43,7 +43,7 @@ from rlhf_lab.experiments.rso_common import (
 from rlhf_lab.experiments.statistics import Interval, difference, summarise
 from rlhf_lab.figures import style
 from rlhf_lab.policies.base import Policy
-from rlhf_lab.rounding import wins
+from rlhf_lab.rounding import unit_interval, wins
 from rlhf_lab.training import seeded
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ def fit(bed: Bed, settings: RSOTable, row: str, rate: float) -> Policy:
             sft(policy, prompts, y.take(best), training)
             return policy
         flat = scores.flatten()
-        keep = passing((flat - flat.min()) / (flat.max() - flat.min()).clamp(min=1e-12), settings.threshold)
+        keep = passing(unit_interval(flat, flat.min().item(), flat.max().item()), settings.threshold)
         every = Tokens(y.ids.flatten(0, 1).unsqueeze(1), y.mask.flatten(0, 1).unsqueeze(1))
         sft(policy, prompts.repeat(settings.candidates)[keep], every[keep], training)
         return policy

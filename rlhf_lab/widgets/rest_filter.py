@@ -10,6 +10,7 @@ from torch import Tensor
 from rlhf_lab import exact
 from rlhf_lab.checks import LabError, check_responses_axis
 from rlhf_lab.figures.picture import Axis, Bars, Line, Number, Panel, Picture, Points
+from rlhf_lab.rounding import unit_interval, wins
 from rlhf_lab.widgets.explorer import Choice, Explorer, Slider
 
 DRAWS = (1, 2, 4, 8, 16, 32, 64)
@@ -18,8 +19,7 @@ DRAWS = (1, 2, 4, 8, 16, 32, 64)
 
 def scaled(reward: Tensor) -> Tensor:
     """Rewards to [0, 1] by their range over all prompts, as ReST scales them before it filters; shape kept."""
-    low, high = reward.min(), reward.max()
-    return (reward - low) / (high - low).clamp(min=1e-12)
+    return unit_interval(reward, reward.min().item(), reward.max().item())
 
 
 def filter_limit(log_ref: Tensor, score: Tensor, threshold: float) -> tuple[Tensor, bool]:
@@ -38,7 +38,7 @@ def filter_limit(log_ref: Tensor, score: Tensor, threshold: float) -> tuple[Tens
     """
     if threshold <= 0:
         return log_ref, True
-    passes = (score > threshold) & (log_ref > -torch.inf)
+    passes = (wins(score, threshold) == 1) & (log_ref > -torch.inf)
     return (exact.filtered(log_ref, score, threshold), True) if bool(passes.any()) else (log_ref, False)
 
 
@@ -74,7 +74,8 @@ def rest_filter_picture(
     gain, cost = _place(log_tau, log_ref, reward)
     best_gain, best_cost = _place(log_star, log_ref, reward)
     start, _ = _place(log_ref, log_ref, reward)
-    share = float(log_ref.exp()[score > threshold].sum()) if threshold > 0 else 1.0
+    above = wins(score, threshold) == 1
+    share = float(log_ref.exp()[above].sum()) if threshold > 0 else 1.0
     regret = float(exact.regret(log_tau, log_ref, reward, beta))
     names = tuple(f"{name}\n{_plain(s)}" for name, s in zip(responses, score.tolist(), strict=True))
     bars = Panel(
@@ -100,7 +101,7 @@ def rest_filter_picture(
         ),
     )
     if passes:
-        kept = ", ".join(f"“{n}”" for n, s in zip(responses, score.tolist(), strict=True) if s > threshold)
+        kept = ", ".join(f"“{n}”" for n, passed in zip(responses, above.tolist(), strict=True) if passed)
         what = f"lets {'everything' if threshold <= 0 else kept} through, {100 * share:.0f}% of the samples"
     else:
         what = "lets nothing of this prompt through: it has no part in the loss, and the policy stays at π_ref"

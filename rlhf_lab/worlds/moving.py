@@ -34,6 +34,7 @@ from torch import Tensor
 from rlhf_lab import exact
 from rlhf_lab.checks import LabError, check_beta, check_positive
 from rlhf_lab.preferences import first_wins
+from rlhf_lab.rounding import centred
 from rlhf_lab.training import seeded
 from rlhf_lab.worlds import bandit, token_tree
 from rlhf_lab.worlds.world import World
@@ -43,9 +44,10 @@ KINDS: tuple[Kind, ...] = ("none", "drift", "sudden", "prompts", "policy")
 
 
 def standard(reward: Tensor) -> Tensor:
-    """Each prompt's rewards with mean 0 and variance 1 over its responses, (…, K)."""
-    centred = reward - reward.mean(-1, keepdim=True)
-    return centred / centred.square().mean(-1, keepdim=True).sqrt().clamp(min=1e-12)
+    """Each prompt's rewards with mean 0 and variance 1 over its responses, (…, K); 0 where all are equal."""
+    apart = centred(reward)
+    spread = apart.square().mean(-1, keepdim=True).sqrt()
+    return apart / torch.where(spread > 0, spread, 1.0)
 
 
 def orthogonal(first: Tensor, other: Tensor) -> Tensor:
@@ -56,9 +58,9 @@ def orthogonal(first: Tensor, other: Tensor) -> Tensor:
     """
     if first.shape[-1] < 3:
         raise LabError("Two responses have one difference: rewards that turn need at least three responses.")
-    centred = other - other.mean(-1, keepdim=True)
-    rest = centred - first * (first * centred).mean(-1, keepdim=True)
-    if bool((rest.square().mean(-1) <= 1e-12 * centred.square().mean(-1).clamp(min=1e-300)).any()):
+    away = other - other.mean(-1, keepdim=True)
+    rest = away - first * (first * away).mean(-1, keepdim=True)
+    if bool((rest.square().mean(-1) <= 1e-12 * away.square().mean(-1).clamp(min=1e-300)).any()):
         raise LabError("The second reward is a multiple of the first: there is nothing to turn towards.")
     return standard(rest)
 

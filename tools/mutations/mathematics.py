@@ -153,8 +153,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "mask",
             "filter: r ≥ τ for r > τ",
-            "passes = (reward > threshold)",
-            "passes = (reward >= threshold)",
+            "passes = (wins(reward, threshold) == 1)",
+            "passes = (wins(reward, threshold) >= 0.5)",
         ),
         Mutation(
             "norm",
