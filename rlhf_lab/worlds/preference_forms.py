@@ -237,9 +237,9 @@ def _from_comparison(row: Row, place: str) -> Triple | str:
     if info is None or summaries is None or choice is None:
         return MISSING
     if isinstance(summaries, dict):  # a list of records stored by column
-        texts = list(summaries.get("text") or [])
-    else:
-        texts = [entry.get("text") if isinstance(entry, dict) else entry for entry in summaries]
+        summaries = summaries.get("text")
+    entries = summaries if isinstance(summaries, list) else []
+    texts = [entry.get("text") if isinstance(entry, dict) else entry for entry in entries]
     if not isinstance(info, dict) or len(texts) != 2 or not all(isinstance(text, str) for text in texts):
         raise LabError(f"{place}: expected `info` with the post, and `summaries` with two objects that have a `text`.")
     if choice not in (0, 1) or isinstance(choice, bool):

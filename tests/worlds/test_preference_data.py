@@ -394,8 +394,9 @@ def test_a_comparison_of_an_article_and_one_without_a_choice(tmp_path):
     assert texts.prompts == ["Article:\nNews.\n\nTL;DR:"] and texts.dropped == {data.MISSING: 1}
     with pytest.raises(LabError, match="line 1: `choice` is 2"):
         load_preferences(write(tmp_path / "a.jsonl", [COMPARISON | {"choice": 2}]))
-    with pytest.raises(LabError, match="line 1: expected `info` with the post"):
-        load_preferences(write(tmp_path / "a.jsonl", [COMPARISON | {"summaries": [{"text": "a"}]}]))
+    for summaries in ([{"text": "a"}], 3, {"text": 3}, {"text": ["a"]}, ["a", 3]):
+        with pytest.raises(LabError, match="line 1: expected `info` with the post"):
+            load_preferences(write(tmp_path / "a.jsonl", [COMPARISON | {"summaries": summaries}]))
 
 
 def test_responses_that_differ_in_white_space_alone_are_dropped_and_counted(tmp_path):
