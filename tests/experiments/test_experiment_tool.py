@@ -227,3 +227,9 @@ def test_a_summary_s_interval_has_the_level_that_is_asked():
 def test_an_interval_that_touches_zero_decides_nothing():
     assert not Interval(1.0, 0.0, 2.0).above and not Interval(-1.0, -2.0, 0.0).below
     assert Interval(1.0, 1e-9, 2.0).above and Interval(-1.0, -2.0, -1e-9).below
+
+
+def test_a_result_s_numbers_have_eight_digits():
+    assert tool._csv(pd.DataFrame({"seed": [1], "third": [1 / 3], "large": [2e7 / 3]})).splitlines() == [
+        "seed,third,large", "1,0.33333333,6666666.7",
+    ]  # fmt: skip
