@@ -1,10 +1,13 @@
 """Every option of every command reaches its setting, from the command line and from a file, and goes on to the loop."""
 
 import dataclasses
+import re
+from pathlib import Path
 
 import pytest
 from every_option import KINDS, METHODS, from_words, parsed, value_at, wanted
 
+from rlhf_lab import commands
 from rlhf_lab.commands import config
 from rlhf_lab.training import Training
 
@@ -74,3 +77,13 @@ def test_ppo_has_the_adam_epsilon_of_its_source():
     needed = {"model": "m", "data": "d", "out": "o", "reward": "r"}
     assert from_words("train ppo", needed).training(8).adam_epsilon == 1e-5
     assert from_words("train rloo", needed).training(8).adam_epsilon == 1e-8
+
+
+def test_every_method_that_has_settings_is_a_command_with_these_settings():
+    """A method is a file of `commands/train` with a class Train…: its command has the file's name and that class."""
+    folder = Path(commands.train.__file__).parent
+    found = {
+        f"train {path.stem.replace('_', '-')}": re.findall(r"^class (Train\w+)", path.read_text(encoding="utf-8"), re.M)
+        for path in folder.glob("*.py")
+    }
+    assert {name: [KINDS[name].__name__] for name in METHODS} == {name: kinds for name, kinds in found.items() if kinds}
