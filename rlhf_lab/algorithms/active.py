@@ -377,10 +377,19 @@ def multinomial(weights: Tensor, number: int, generator: torch.Generator | None 
         share = (weights[..., place] / rest[..., place].clamp(min=1e-300)).clamp(0, 1)
         # Rounding of the running sum must not leave labels over at the last place that has weight.
         last = (weights[..., place + 1 :] <= 0).all(-1) if place + 1 < weights.shape[-1] else share >= 0
-        drawn = torch.binomial(left, torch.where(last, 1.0, share), generator=generator)
+        drawn = _binomial(left, torch.where(last, 1.0, share), generator)
         out[..., place] = torch.where(weights[..., place] > 0, drawn, 0.0)
         left = left - out[..., place]
     return out
+
+
+def _binomial(counts: Tensor, chance: Tensor, generator: torch.Generator | None) -> Tensor:
+    """How often each event occurs in `counts` trials, the same on every processor.
+
+    torch takes another algorithm, and another number of random numbers, from counts · chance = 10 on. Simple chances
+    meet this exactly (25 · 0.4), so the last bit would decide, and all later draws would differ. It is rounded away.
+    """
+    return torch.binomial(counts, (chance * 2**40).round() / 2**40, generator=generator)
 
 
 def bradley_terry_labels(reward: Tensor) -> Label:
@@ -388,7 +397,7 @@ def bradley_terry_labels(reward: Tensor) -> Label:
     chance = exact.preference(check_finite(reward, "reward").double())
 
     def label(counts: Tensor, generator: torch.Generator) -> Tensor:
-        won = torch.binomial(counts, chance.expand(counts.shape), generator=generator)
+        won = _binomial(counts, chance.expand(counts.shape), generator)
         return won + (counts - won).transpose(-1, -2)
 
     return label

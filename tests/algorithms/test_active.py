@@ -145,6 +145,20 @@ def test_multinomial_has_the_right_means_and_covariances():
     torch.testing.assert_close(torch.cov(draws.T), want, atol=0.6, rtol=0)
 
 
+def test_draws_do_not_depend_on_the_last_bit_of_a_chance():
+    """25 · 0.4 is exactly where torch takes another algorithm; another processor's 0.4 is a few bits lower."""
+    weights = torch.tensor([0.4, 0.6], dtype=torch.float64)
+    lower = torch.tensor([0.4 - 4e-16, 0.6], dtype=torch.float64)
+    first, second = (active.multinomial(w.expand(50, -1), 25, seeded(6)) for w in (weights, lower))
+    assert torch.equal(first, second)
+    # Labels: σ(log(2/3)) = 0.4.
+    counts = torch.tensor([[0.0, 25.0], [0.0, 0.0]], dtype=torch.float64).expand(50, 2, 2)
+    odds = torch.tensor([math.log(2 / 3), 0.0], dtype=torch.float64)
+    near = [odds + shift * torch.tensor([1.0, 0.0], dtype=torch.float64) for shift in (-4e-16, 0.0, 4e-16)]
+    one, two, three = (active.bradley_terry_labels(r)(counts, seeded(7)) for r in near)
+    assert torch.equal(one, two) and torch.equal(two, three)
+
+
 def test_pairs_of_a_policy_are_two_draws_with_equal_ones_drawn_again_however_sure_it_is():
     p = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)
     want = torch.outer(p, p) * (1 - torch.eye(3))
