@@ -386,10 +386,14 @@ def multinomial(weights: Tensor, number: int, generator: torch.Generator | None 
 def _binomial(counts: Tensor, chance: Tensor, generator: torch.Generator | None) -> Tensor:
     """How often each event occurs in `counts` trials, the same on every processor.
 
-    torch takes another algorithm, and another number of random numbers, from counts · chance = 10 on. Simple chances
-    meet this exactly (25 · 0.4), so the last bit would decide, and all later draws would differ. It is rounded away.
+    torch takes another algorithm, and another number of random numbers, from n p = 10 on, p ≤ 1/2. Simple chances meet
+    this exactly (25 · 0.4), so the last bit would decide, and all later draws would differ. The chances are moved by at
+    most 2⁻³⁹ so that such a product is above 10.
     """
-    return torch.binomial(counts, (chance * 2**40).round() / 2**40, generator=generator)
+    grid = 2.0**-40
+    near = (chance / grid).round() * grid
+    inside = (near > 0) & (near < 1)
+    return torch.binomial(counts, near + torch.where(inside, (0.5 - near).sign() * grid, 0.0), generator=generator)
 
 
 def bradley_terry_labels(reward: Tensor) -> Label:
