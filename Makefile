@@ -38,7 +38,7 @@ TWO_CORES := -n 2 --dist loadfile --no-loadscope-reorder
 NOTEBOOKS := --nbval --nbval-current-env --nbval-sanitize-with tests/notebooks/sanitize.cfg
 
 .DEFAULT_GOAL := help
-.PHONY: help install lab test test-slow lint format compare compare-tree experiments claims models corpora smollm2 notebooks student slides practice site slides-browser site-browser bench browser mutants clean distclean
+.PHONY: help install lab test test-slow portability lint format compare compare-tree experiments claims models corpora smollm2 notebooks student slides practice site slides-browser site-browser bench browser mutants clean distclean
 
 help: ## list these targets
 	@echo "rlhf_lab: RLHF and its variants, with the exact optimal policy beside every method."
@@ -57,6 +57,10 @@ test: install ## the tests, notebooks included, on two cores (some minutes); the
 
 test-slow: install ## the tests that take more than ten seconds each
 	$(TEST_ENV) $(BIN)/python -m pytest $(TWO_CORES) -m slow $(TEST_FLAGS) tests
+
+# `make test` under SSE and AVX2 instructions and with two threads; on Arm, what can be varied there.
+portability: install ## the tests as other processors would run them, on this one (three times make test)
+	$(BIN)/python tools/portability.py $(TEST_FLAGS)
 
 lint: install ## format, lint, types and one-way imports, changing nothing
 	$(BIN)/ruff format --check .
