@@ -80,7 +80,7 @@ def files(folder: Path) -> dict[str, tuple[bytes, int]]:
 
 def test_the_loss_starts_at_log_2_and_falls(finished):
     """At first policy and reference agree, so every log-ratio is 0 and the loss is −log σ(0) = log 2."""
-    history = [json.loads(line) for line in (finished / "history.jsonl").read_text().splitlines()]
+    history = [json.loads(line) for line in (finished / "history.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["step"] for row in history] == list(range(STEPS))
     assert history[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
     assert history[-1]["loss"] < 0.6 * math.log(2)
@@ -116,9 +116,9 @@ def test_the_result_loads_as_a_plain_model_and_prefers_what_was_chosen(given, fi
 
 
 def test_the_folder_says_what_was_done_and_what_was_dropped(given, finished):
-    record = json.loads((finished / "run.json").read_text())
+    record = json.loads((finished / "run.json").read_text(encoding="utf-8"))
     assert record["method"] == "dpo" and record["dpo"]["beta"] == 0.1 and len(record["data_sha256"]) == 64
-    card = (finished / "README.md").read_text()
+    card = (finished / "README.md").read_text(encoding="utf-8")
     for said in ("24 pairs", "1 dialogues part before the last turn", "1 empty response", "| dpo.beta | 0.1 |"):
         assert said in card
 
@@ -156,7 +156,9 @@ def test_ctrl_c_keeps_the_step_in_hand_and_resume_ends_at_the_same_weights(
     assert main(words(given, out, "--resume")) == 0
     ours, theirs = (load_file(folder / "model" / "model.safetensors") for folder in (out, finished))
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
-    assert (out / "history.jsonl").read_text() == (finished / "history.jsonl").read_text()
+    assert (out / "history.jsonl").read_text(encoding="utf-8") == (finished / "history.jsonl").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_a_run_stopped_while_its_model_loads_can_be_resumed(given, finished, tmp_path, monkeypatch):
@@ -220,8 +222,8 @@ def test_limit_takes_the_first_pairs_and_an_epoch_sets_the_steps(given, tmp_path
     del command[i : i + 2]
     assert main(command) == 0
     # Two passes over 5 pairs, two a step: 5 steps.
-    assert len((out / "history.jsonl").read_text().splitlines()) == 5
-    assert "5 pairs of at most" in (out / "README.md").read_text()
+    assert len((out / "history.jsonl").read_text(encoding="utf-8").splitlines()) == 5
+    assert "5 pairs of at most" in (out / "README.md").read_text(encoding="utf-8")
 
 
 def test_without_a_network_a_model_s_name_fails_at_once_in_one_sentence(given, tmp_path):

@@ -95,21 +95,23 @@ def test_every_room_that_the_package_offers_is_there_and_every_room_there_is_off
 def test_package_pyproject_citation_and_changelog_agree_on_the_version() -> None:
     import rlhf_lab
 
-    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    citation = re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.M)
-    changelog = re.search(r"^## \[(\d.+?)\] - \d{4}-\d\d-\d\d$", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    citation = re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.M)
+    changelog = re.search(
+        r"^## \[(\d.+?)\] - \d{4}-\d\d-\d\d$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M
+    )
     assert citation is not None and changelog is not None
     assert {pyproject, citation[1], changelog[1]} == {rlhf_lab.__version__}
 
 
 def test_every_direct_dependency_has_one_plain_pin() -> None:
     """A pin with a local tag (`+cpu`) or a range would install on one machine and not on the next."""
-    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pins = [line for line in lines if line and not line.startswith("#")]
     assert all(re.fullmatch(r"[A-Za-z0-9_-]+==\d+(\.\d+)*", pin) for pin in pins)
     pinned = [re.sub(r"[-_.]+", "-", pin.split("==")[0]).lower() for pin in pins]
     assert len(pinned) == len(set(pinned))
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     wanted = [project["dependencies"], *project["optional-dependencies"].values()]
     # vLLM brings a torch of its own choice and is not part of what `make install` makes.
     free = {"rlhf-lab", "vllm"}
@@ -118,7 +120,7 @@ def test_every_direct_dependency_has_one_plain_pin() -> None:
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make on this machine")
 def test_make_lists_every_target_with_one_line_and_listing_is_what_it_does_by_default() -> None:
-    makefile = (ROOT / "Makefile").read_text()
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     phony = re.search(r"^\.PHONY: (.+)$", makefile, re.M)
     assert phony is not None
     targets = set(phony[1].split())
@@ -129,9 +131,9 @@ def test_make_lists_every_target_with_one_line_and_listing_is_what_it_does_by_de
 
 
 def test_readme_lists_every_make_target() -> None:
-    phony = re.search(r"^\.PHONY: (.+)$", (ROOT / "Makefile").read_text(), re.M)
+    phony = re.search(r"^\.PHONY: (.+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
     assert phony is not None
-    listed = set(re.findall(r"`make ([a-z0-9-]+)", (ROOT / "README.md").read_text()))
+    listed = set(re.findall(r"`make ([a-z0-9-]+)", (ROOT / "README.md").read_text(encoding="utf-8")))
     assert set(phony[1].split()) - {"help"} <= listed
 
 
@@ -179,7 +181,7 @@ def test_the_mathematics_has_the_names_and_arguments_that_others_build_on(name: 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_public_functions_and_classes_say_what_they_do(path: Path) -> None:
-    tree = ast.parse(path.read_text())
+    tree = ast.parse(path.read_text(encoding="utf-8"))
     if tree.body:
         assert ast.get_docstring(tree), "the module has no docstring"
     definitions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def blocks(language: str) -> list[str]:
@@ -33,7 +33,7 @@ def test_files_that_readme_links_to_exist() -> None:
 
 def test_the_windows_steps_install_what_make_installs() -> None:
     """Same constraints, same extras, same pytest arguments: the two ways must not drift apart."""
-    makefile = (ROOT / "Makefile").read_text()
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     windows = "".join(blocks("powershell"))
     extras = re.search(r"--no-input -c constraints\.txt -e '\.(\[.*?\])'", makefile)
     assert extras is not None and f'-c constraints.txt -e ".{extras[1]}"' in windows

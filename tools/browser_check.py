@@ -68,14 +68,14 @@ def jupyterlab(root: Path) -> Iterator[str]:
         # No question about news over the first screen.
         news = Path(home, "settings", "@jupyterlab", "apputils-extension", "notification.jupyterlab-settings")
         news.parent.mkdir(parents=True)
-        news.write_text('{"fetchNews": "false"}')
+        news.write_text('{"fetchNews": "false"}', encoding="utf-8")
         command = [
             sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--expose-app-in-browser",
             f"--ServerApp.root_dir={root}", "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}",
             "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}",
             "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
         ]  # fmt: skip
-        with open(Path(home) / "server.log", "w+") as log:
+        with open(Path(home) / "server.log", "w+", encoding="utf-8") as log:
             server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=env)
             try:
                 for _ in range(240):

@@ -306,7 +306,9 @@ def _free_memory() -> float:
         ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
     ):
         try:
-            free = min(free, float(Path(limit).read_text()) - float(Path(used).read_text()))
+            free = min(
+                free, float(Path(limit).read_text(encoding="utf-8")) - float(Path(used).read_text(encoding="utf-8"))
+            )
         except (OSError, ValueError):  # no such file, or "max"
             continue
     return max(free, 1.0)

@@ -46,7 +46,7 @@ def test_every_derivation_written_in_the_room_is_found():
     room = Path(derivations.__file__).parent
     keys = []
     for path in set(room.glob("*.py")) - {room / "tool.py"}:  # whose docstring's example is no derivation
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Derivation":
                 keys.append(node.args[0].value if node.args else node.keywords[0].value.value)
     assert sorted(keys) == sorted(LIBRARY) and len(set(keys)) == len(keys)

@@ -102,7 +102,7 @@ def test_the_report_is_a_function_of_its_seed_and_prints_and_saves_itself(tmp_pa
     assert "gold reward" in table and "wins against targets" in table and "300 prompts × 4 responses" in table
     assert "proxy" not in table
     saved = json.loads(one.to_json(tmp_path / "report.json"))
-    assert saved == json.loads((tmp_path / "report.json").read_text())
+    assert saved == json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     assert saved["gold"]["mean"] == one.gold.mean and saved["gold"]["low"] < one.gold.mean < saved["gold"]["high"]
     assert saved["proxy"] is None and saved["against_targets"]["comparisons"] == 1200
     assert len(saved["examples"]) == 5 and set(saved["examples"][0]) == {"prompt", "response"}

@@ -58,4 +58,4 @@ def test_kept_results_are_small():
 
 def test_no_result_holds_a_path_of_the_machine_that_made_it():
     for _, folder in KEPT:
-        assert json.loads((folder / "result.json").read_text())["settings"].get("out") is None
+        assert json.loads((folder / "result.json").read_text(encoding="utf-8"))["settings"].get("out") is None

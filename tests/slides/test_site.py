@@ -356,7 +356,7 @@ def test_a_kernel_leaves_an_explorers_states_its_words_and_what_it_loaded(tmp_pa
 
     place = tmp_path / "states.json"
     alive.dump(Explorer(picture, {"up": Toggle(True, "up")}, "Title"), str(place))
-    kept = json.loads(place.read_text())
+    kept = json.loads(place.read_text(encoding="utf-8"))
     assert kept["words"] == "Title: It is True."
     assert json.loads(kept["states"])["count"] == 2
     assert kept["files"]["rlhf_lab/widgets/explorer.py"] == alive._sum("rlhf_lab/widgets/explorer.py")
@@ -392,7 +392,7 @@ def test_the_pages_script_reads_pooled_states(tmp_path):
     small = alive.pooled(states.fold(pictures))
     assert len(small["slots"][0]) == 4
     script = tmp_path / "unfold.js"
-    source = (build.ASSETS / "explorers.js").read_text()
+    source = (build.ASSETS / "explorers.js").read_text(encoding="utf-8")
     script.write_text(
         f"globalThis.window = globalThis; {source}; const s = {json.dumps(small)};"
         "console.log(JSON.stringify([...Array(s.count).keys()].map((i) => window.StaticExplorers.unfold(s, i))));"
@@ -499,7 +499,7 @@ def test_colours_of_code_keep_their_contrast_on_the_pages_own_ground():
         parts = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in parts]
         return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
 
-    sheet = (build.ASSETS / "page.css").read_text()
+    sheet = (build.ASSETS / "page.css").read_text(encoding="utf-8")
     grounds = dict(zip(("light", "dark"), re.findall(r"--soft: (#[0-9a-f]{6})", sheet), strict=False))
     style = dict(zip(("light", "dark"), site.code_style().split("@media screen"), strict=True))
     assert '[data-theme="dark"]' not in style["light"]

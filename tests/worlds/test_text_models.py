@@ -90,7 +90,7 @@ def test_answers_to_test_prompts_are_of_the_grammar_and_differ(shipped, name):
     The bound is the share in the model's own card less five standard deviations of 64 draws, and never below 60%.
     """
     model, tokenizer, folder = shipped
-    measured = json.loads((folder / "metrics.json").read_text())["worlds"][name]["speaks"]
+    measured = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["worlds"][name]["speaks"]
     world = load(name)
     policy = LanguageModelPolicy(model, tokenizer.eos_token_id, 40, tokenizer=tokenizer)
     prompts = world.prompts(tokenizer, "test", 64)
@@ -104,7 +104,7 @@ def test_answers_to_test_prompts_are_of_the_grammar_and_differ(shipped, name):
 
 def test_there_is_room_above_the_reference_and_answers_to_one_prompt_differ_in_worth(shipped):
     """Best of four answers beats their mean in every world: what preferences and RL have to work with."""
-    for name, numbers in json.loads((shipped[2] / "metrics.json").read_text())["worlds"].items():
+    for name, numbers in json.loads((shipped[2] / "metrics.json").read_text(encoding="utf-8"))["worlds"].items():
         assert numbers["gold_best_of"] - numbers["gold"] > 5 * numbers["gold_error"], name
         assert numbers["gold_spread"] > 0.05, name
 
@@ -123,9 +123,9 @@ def test_a_quick_build_writes_its_card_and_a_second_one_the_same_weights(tmp_pat
     spec.loader.exec_module(tool)
     for folder in ("one", "two"):
         tool.build(["gpt2"], tmp_path / folder, tool.QUICK)
-    metrics = json.loads((tmp_path / "one" / "gpt2" / "metrics.json").read_text())
+    metrics = json.loads((tmp_path / "one" / "gpt2" / "metrics.json").read_text(encoding="utf-8"))
     assert set(metrics["worlds"]) == set(text.WORLDS)
-    assert f"{metrics['weights']:,} weights" in (tmp_path / "one" / "gpt2" / "README.md").read_text()
+    assert f"{metrics['weights']:,} weights" in (tmp_path / "one" / "gpt2" / "README.md").read_text(encoding="utf-8")
     capsys.readouterr()
     tool.compare(["gpt2"], tmp_path / "one", tmp_path / "two")
     said = capsys.readouterr().out
