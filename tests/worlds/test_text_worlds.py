@@ -257,8 +257,8 @@ def test_equal_draws_are_dropped_and_counted_and_nothing_left_is_an_error():
 
 
 def test_only_the_last_question_of_a_dialogue_is_asked_and_a_score_ends_at_minus_one():
-    """A turn on rice before one on wine on a scarf, and the other way round. An answer with every wrong value, rude and evasive, is
-    worth less than −1 by the sum of its parts: three or more wrong values at −0.4 each, −0.4 and −0.3."""
+    """A turn on rice before one on wine on a scarf, and the other way round. An answer with every wrong value, rude and
+    evasive, is worth less than −1 by the sum of its parts: three or more wrong values at −0.4 each, −0.4 and −0.3."""
     prompt = "\n\nHuman: How do I cook rice?\n\nAssistant: Just add butter." + STAIN
     assert dialogue.asked(prompt) == dialogue.asked(STAIN) == {"topic": "stain", "a": "wine", "b": "scarf"}
     turned = STAIN + " Use salt.\n\nHuman: How do I cook rice?\n\nAssistant:"
