@@ -82,6 +82,10 @@ def test_the_mask_is_torch_s_own():
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+@pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() == "DEFAULT",
+    reason="torch's code for this kernel calls at::vec::transpose_block, which it has with vector instructions only",
+)
 @pytest.mark.slow
 def test_the_compiled_kernel_gives_the_dense_attention_for_rows_of_many_lengths_without_compiling_anew(monkeypatch):
     """What a GPU runs, compiled here for the CPU (forward only: torch has no backward of it there). Rows of another
