@@ -29,7 +29,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from rlhf_lab.batch import Tokens
-from rlhf_lab.checks import LabError, usable_path
+from rlhf_lab.checks import LabError, check_text, usable_path
 from rlhf_lab.policies.base import Reward
 from rlhf_lab.rounding import MANY, rounding, wins
 
@@ -122,6 +122,8 @@ class RewardJudge:
         return out
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        for number, text in enumerate(texts):
+            check_text(text, f"Text {number}")
         return self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
 
     def _prompt_ids(self, texts: Sequence[str]) -> list[list[int]]:

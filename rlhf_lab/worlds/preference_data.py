@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rlhf_lab.batch import Pairs, Tokens
-from rlhf_lab.checks import LabError
+from rlhf_lab.checks import LabError, check_text
 from rlhf_lab.worlds.preference_files import Source, near_columns, rows_of
 from rlhf_lab.worlds.preference_forms import (  # some are named here for those who count what was dropped
     EMPTY_PROMPT,
@@ -226,7 +226,13 @@ def opening_of(tokenizer: Any) -> list[int]:
 
 
 def ids_of(texts: list[str], tokenizer: Any) -> list[list[int]]:
-    """Ids without special tokens; no warning that a text is longer than the context: truncation is counted."""
+    """Ids without special tokens; no warning that a text is longer than the context: truncation is counted.
+
+    Raises:
+        LabError: a text holds a lone surrogate. Rows that were read have been checked with their place.
+    """
+    for number, text in enumerate(texts):
+        check_text(text, f"Text {number}")
     return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
 
 

@@ -8,7 +8,7 @@ from tiny_models import tiny_tokenizer
 from rlhf_lab.checks import LabError
 from rlhf_lab.worlds import preference_data as data
 from rlhf_lab.worlds.preference_data import PreferenceTexts, load_preferences, tokenise
-from rlhf_lab.worlds.sft_data import TargetTexts, load_prompts, load_targets, tokenise_targets
+from rlhf_lab.worlds.sft_data import TargetTexts, load_prompts, load_targets, tokenise_prompts, tokenise_targets
 
 USER, ANSWER = {"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4."}
 
@@ -194,6 +194,14 @@ def test_texts_that_a_template_wrote_are_taken_and_end_once(behind):
     assert pairs.responses.tolist() == [[[*four, end], [*five, end]]] and not report.dropped
     _, targets, _, _ = tokenise_targets(TargetTexts(["q"], [f"4.<end>{behind}"]), tokenizer, None, None, end)
     assert targets.tolist() == [[[*four, end]]]
+
+
+def test_half_a_character_in_texts_made_in_python_is_one_error_as_well():
+    tokenizer = tiny_tokenizer(["a"])
+    with pytest.raises(LabError, match=r"Text 1 holds a lone surrogate \(U\+D83D.*at character 2"):
+        tokenise(PreferenceTexts(["q", "q"], ["a", "b\ud83d"], ["c", "d"]), tokenizer, None, None, 0)
+    with pytest.raises(LabError, match="Text 0 holds a lone surrogate"):
+        tokenise_prompts(["\udce9"], tokenizer, None)
 
 
 def test_an_end_token_alone_is_an_empty_response():
