@@ -67,6 +67,8 @@ EXERCISES = (
             Case("rewards far apart", {"chosen_reward": _double([-800.0]), "rejected_reward": _double([800.0])}),
         ),
         solution=bradley_terry_loss,
+        differentiate=("chosen_reward", "rejected_reward"),
+        compare="both",
         mistakes=(
             Mistake(
                 "swapped pair",

@@ -1,9 +1,12 @@
 """Exercises of notebook 02: what KL costs and buys."""
 
+import itertools
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from rlhf_lab.exercises.tool import Case, Exercise, Mistake
+from rlhf_lab.exercises.tool import Case, Complaint, Exercise, Measure, Mistake
 
 
 def _double(values: object) -> Tensor:
@@ -12,6 +15,7 @@ def _double(values: object) -> Tensor:
 
 _PI = _double([0.7, 0.2, 0.1]).log()
 _REF = _double([0.3, 0.3, 0.4]).log()
+_SURE = _double([0.04, 0.9, 0.06]).log()
 _TWO_PROMPTS = (_double([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]]).log(), _double([[0.2, 0.2, 0.6], [0.3, 0.5, 0.2]]).log())
 
 
@@ -35,6 +39,51 @@ def kl_term(log_policy: Tensor, log_ref: Tensor) -> Tensor:
     """A loss term of each sample; its mean gradient is that of KL(π‖π_ref)."""
     k = log_policy - log_ref
     return k.detach() * log_policy
+
+
+_BATCHES = (2, 3)
+
+
+def _expected_gradient(term: Callable[..., Tensor], log_policy: Tensor, log_ref: Tensor) -> list[Tensor]:
+    """The expectation of the gradient of a batch's mean term, with respect to the K logits of the policy.
+
+    Enumerated: every batch of two draws and every batch of three, each at its probability. So a term may use the rest
+    of its batch, as a baseline does, and its value and its noise do not matter.
+    """
+    logits = log_policy.clone().requires_grad_(True)
+    found = []
+    for size in _BATCHES:
+        log_p = logits.log_softmax(-1)
+        loss = torch.zeros((), dtype=log_p.dtype)
+        for drawn in map(list, itertools.product(range(len(log_p)), repeat=size)):
+            terms = term(log_p[drawn], log_ref[drawn])
+            if not isinstance(terms, Tensor):
+                raise Complaint("it must return a tensor through which a gradient can flow.")
+            if terms.shape != (size,):
+                raise Complaint(
+                    f"give one value for each sample, here shape ({size},), not {tuple(terms.shape)}: the mean over "
+                    "the samples is the caller's."
+                )
+            loss = loss + log_policy[drawn].sum().exp() * terms.mean()
+        if not loss.requires_grad:
+            raise Complaint(
+                "no gradient reaches log_policy, so nothing can be trained with it: was all of it detached?"
+            )
+        found.append(torch.autograd.grad(loss, logits)[0])
+    return found
+
+
+def _self_in_baseline(got: object, want: list[Tensor]) -> str:
+    """Whether the gradient is the right one times (n − 1)/n in batches of n, as with the batch's mean as a baseline."""
+    if not isinstance(got, list):
+        return ""
+    scaled = [gradient * (size - 1) / size for gradient, size in zip(want, _BATCHES, strict=True)]
+    if not all(torch.allclose(one, other, rtol=1e-5, atol=1e-7) for one, other in zip(got, scaled, strict=True)):
+        return ""
+    return (
+        "One remark: in batches of n your gradient is (n − 1)/n of the right one, because the baseline contains the "
+        "sample itself. The direction is right; with the mean of the other samples the size is right too."
+    )
 
 
 _SAMPLES = {"log_policy": _double([-0.4, -1.2, -2.3]), "log_ref": _double([-1.2, -1.2, -0.9])}
@@ -197,10 +246,15 @@ EXERCISES = (
         objective="write a loss term of a sample whose expected gradient is that of KL(π‖π_ref)",
         difficulty=3,
         minutes=8,
-        cases=(Case("three samples", _SAMPLES),),
+        cases=(
+            Case("samples of a policy over three responses", {"log_policy": _PI, "log_ref": _REF}),
+            Case("a policy that gives one response far too often", {"log_policy": _SURE, "log_ref": _REF}),
+        ),
         solution=kl_term,
-        differentiate=("log_policy",),
-        compare="gradient",
+        measure=Measure(
+            "the expected gradient with respect to the logits, in batches of two and of three", _expected_gradient
+        ),
+        also=_self_in_baseline,
         mistakes=(
             Mistake(
                 "k1 as a loss",
@@ -218,9 +272,14 @@ EXERCISES = (
                 lambda log_policy, log_ref: (log_policy - log_ref) * log_policy,
             ),
             Mistake(
-                "detached too much",
-                "everything is detached: no gradient is left.",
-                lambda log_policy, log_ref: (log_policy - log_ref).detach() * log_policy.detach(),
+                "log π for the log-ratio",
+                "the reference is missing: this is the gradient of the negative entropy, E[log π].",
+                lambda log_policy, log_ref: log_policy.detach() * log_policy,
+            ),
+            Mistake(
+                "weighted twice",
+                "the samples come from π already: weighting each by its probability counts that twice.",
+                lambda log_policy, log_ref: log_policy.exp() * (log_policy - log_ref),
             ),
             Mistake(
                 "sign",

@@ -62,6 +62,19 @@ def _bisect(log_ref: Tensor, reward: Tensor, budget: float, turned: bool = False
     return beta
 
 
+def _underflowed(got: object, want: Tensor) -> str:
+    """Whether `got` is right but for log-probabilities so low that the probability itself is 0 in float64."""
+    if not isinstance(got, Tensor) or got.shape != want.shape:
+        return ""
+    gone = (want < math.log(torch.finfo(want.dtype).smallest_normal * torch.finfo(want.dtype).eps)) & (got == -math.inf)
+    if not gone.any() or not torch.allclose(got[~gone], want[~gone], rtol=1e-5, atol=1e-7):
+        return ""
+    return (
+        "Where a probability rounds to 0, yours gives −∞ for its logarithm: right to rounding as a probability. "
+        "log_softmax keeps the logarithm too."
+    )
+
+
 def _naive(log_ref: Tensor, reward: Tensor, beta: float) -> Tensor:
     tilted = log_ref.exp() * torch.exp(reward / beta)
     return torch.log(tilted / tilted.sum(-1, keepdim=True))
@@ -131,6 +144,7 @@ EXERCISES = (
             Case("a β of a thousandth", {"log_ref": _REF, "reward": _REWARD, "beta": 0.001}),
         ),
         solution=optimal_policy,
+        also=_underflowed,
         mistakes=(
             Mistake(
                 "overflow",
@@ -184,9 +198,19 @@ EXERCISES = (
         objective="compute the value of a prefix from those of its children",
         difficulty=2,
         minutes=6,
-        cases=(Case("two prefixes, two next tokens each", _TREE),),
+        cases=(
+            Case("two prefixes, two next tokens each", _TREE),
+            Case("the same at a β of a thousandth", {**_TREE, "beta": 0.001}),
+        ),
         solution=soft_value,
         mistakes=(
+            Mistake(
+                "overflow",
+                "right on paper, but exp(r/β) overflows at a small β: use torch.logsumexp.",
+                lambda log_ref, reward, next_value, beta: (
+                    beta * (log_ref.exp() * torch.exp((reward + next_value) / beta)).sum(-1).log()
+                ),
+            ),
             Mistake(
                 "hard maximum",
                 "a hard maximum: that is the value at β → 0, where KL costs nothing.",
@@ -243,6 +267,7 @@ EXERCISES = (
             Case("a large budget", {"log_ref": _REF[1], "reward": _REWARD[1], "budget": 0.9}),
         ),
         solution=beta_for_kl,
+        relative=1e-3,
         mistakes=(
             Mistake(
                 "KL turned round",

@@ -48,11 +48,12 @@ def _population(log_policy: Tensor, log_ref: Tensor, reward: Tensor, beta: float
     gap = reward[:, None] - reward[None, :]
     p = (gap > 0).double() if slip == "certain" else torch.sigmoid(-gap if slip == "swapped" else gap)
     apart = ~torch.eye(len(reward), dtype=torch.bool)
-    terms = -2 * p * logsigmoid(margin)
+    terms = -2 * p * (torch.sigmoid(margin).log() if slip == "two steps" else logsigmoid(margin))
     return terms.mean() if slip == "diagonal" else terms[apart].mean() / (2 if slip == "half" else 1)
 
 
 _PAIRS = {"chosen_log_ratio": _double([0.8, -1.1, 0.3]), "rejected_log_ratio": _double([-0.4, 0.6, 0.3])}
+_FAR = {"chosen_log_ratio": _double([-900.0, 700.0]), "rejected_log_ratio": _double([800.0, -600.0])}
 _ONE = {"chosen_log_ratio": _double(-0.5), "rejected_log_ratio": _double(0.7)}
 
 EXERCISES = (
@@ -65,8 +66,11 @@ EXERCISES = (
         cases=(
             Case("three pairs: ranked rightly, ranked wrongly, undecided", {**_PAIRS, "beta": 0.5}),
             Case("one pair that is ranked wrongly, a large β", {**_ONE, "beta": 3.0}),
+            Case("a pair that is ranked very wrongly", {**_FAR, "beta": 1.0}),
         ),
         solution=dpo_loss,
+        differentiate=("chosen_log_ratio", "rejected_log_ratio"),
+        compare="both",
         mistakes=(
             Mistake(
                 "swapped pair",
@@ -103,6 +107,12 @@ EXERCISES = (
                 "β multiplies the chosen log-ratio only: both implicit rewards carry it.",
                 lambda chosen, rejected, beta: -logsigmoid(beta * chosen - rejected),
             ),
+            Mistake(
+                "log of sigmoid in two steps",
+                "right on paper, but for a pair that is ranked very wrongly σ rounds to 0 and the loss is infinite: use "
+                "logsigmoid.",
+                lambda chosen, rejected, beta: -torch.log(torch.sigmoid(beta * (chosen - rejected))),
+            ),
         ),
         hints=(
             "Bradley–Terry with the implicit reward r̂ = β · log-ratio: how likely is it that the chosen one wins?",
@@ -134,8 +144,19 @@ EXERCISES = (
                     "beta": 2.0,
                 },
             ),
+            Case(
+                "a policy that has all but given up two responses",
+                {
+                    "log_policy": _double([0.0, -2000.0, -3000.0]),
+                    "log_ref": _double([0.2, 0.2, 0.6]).log(),
+                    "reward": _double([1.0, 0.0, -0.5]),
+                    "beta": 1.0,
+                },
+            ),
         ),
         solution=population_loss,
+        differentiate=("log_policy",),
+        compare="both",
         mistakes=(
             Mistake(
                 "certain labels",
@@ -167,6 +188,12 @@ EXERCISES = (
                 "half of it: a pair has two possible labels, and their probabilities must add up to one.",
                 partial(_population, slip="half"),
             ),
+            Mistake(
+                "log of sigmoid in two steps",
+                "right on paper, but where the policy has given up a response σ rounds to 0 and the loss is infinite: use "
+                "logsigmoid.",
+                partial(_population, slip="two steps"),
+            ),
         ),
         hints=(
             "For one pair (i, j): i wins with p_ij = σ(r_i − r_j) and costs −log σ(r̂_i − r̂_j); j wins with 1 − p_ij.",
@@ -183,8 +210,11 @@ EXERCISES = (
         cases=(
             Case("three pairs, every fifth label flipped", {**_PAIRS, "beta": 0.5, "epsilon": 0.2}),
             Case("no noise", {**_ONE, "beta": 3.0, "epsilon": 0.0}),
+            Case("a pair that is ranked very wrongly", {**_FAR, "beta": 1.0, "epsilon": 0.2}),
         ),
         solution=robust_loss,
+        differentiate=("chosen_log_ratio", "rejected_log_ratio"),
+        compare="both",
         mistakes=(
             Mistake(
                 "cDPO",
@@ -215,6 +245,15 @@ EXERCISES = (
                 "no beta",
                 "β is missing from the margin.",
                 lambda c, r, beta, e: robust_loss(c, r, 1.0, e),
+            ),
+            Mistake(
+                "log of sigmoid in two steps",
+                "right on paper, but for a pair that is ranked very wrongly σ rounds to 0 and the loss is infinite: use "
+                "logsigmoid.",
+                lambda c, r, beta, e: (
+                    (-(1 - e) * torch.sigmoid(beta * (c - r)).log() + e * torch.sigmoid(beta * (r - c)).log())
+                    / (1 - 2 * e)
+                ),
             ),
         ),
         hints=(

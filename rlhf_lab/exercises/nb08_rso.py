@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from rlhf_lab import exact
-from rlhf_lab.exercises.tool import Case, Exercise, Mistake
+from rlhf_lab.exercises.tool import Case, Exercise, Mistake, as_tensor
 
 
 def _double(values: object) -> Tensor:
@@ -52,9 +52,16 @@ def _judge(answer: object, factor: float) -> str | None:
     """What is wrong with a world that should make RSO's pairs dearer by `factor`."""
     if not isinstance(answer, list) or len(answer) != 3:
         return "return three things: log_sft, reward, beta."
-    log_sft, reward, beta = answer
+    log_sft, reward, beta = map(as_tensor, answer)
+    if log_sft is None or reward is None or beta is None:
+        return "log_sft and reward are tensors of K numbers, beta is one number."
+    if log_sft.ndim != 1 or log_sft.shape != reward.shape or beta.ndim != 0:
+        return (
+            f"log_sft and reward have one number for each response, shape (K,), and beta is one number. Yours have the "
+            f"shapes {tuple(log_sft.shape)}, {tuple(reward.shape)} and {tuple(beta.shape)}."
+        )
     try:
-        ratio = price_ratio(torch.as_tensor(log_sft).double(), torch.as_tensor(reward).double(), float(beta))
+        ratio = price_ratio(log_sft, reward, beta.item())
     except ValueError as error:
         return f"this is no world: {error}"
     if not ratio >= factor:

@@ -89,6 +89,8 @@ EXERCISES = (
             Case("the same at τ = 0.15", _GROWN | {"threshold": 0.15}),
         ),
         solution=improve_loss,
+        differentiate=("log_prob",),
+        compare="both",
         mistakes=(
             Mistake(
                 "not strict",

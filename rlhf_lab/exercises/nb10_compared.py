@@ -197,6 +197,7 @@ EXERCISES = (
             Case("four responses, 1.2 nats", _BANDIT | {"kl": 1.2}),
         ),
         solution=twin_beta,
+        relative=1e-3,
         mistakes=(
             Mistake(
                 "KL turned round",

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_lab.exercises.tool import Case, Exercise, Mistake
+from rlhf_lab.exercises.tool import Case, Exercise, Mistake, as_tensor
 from rlhf_lab.worlds import moving
 
 
@@ -72,9 +72,10 @@ def _least(cost: Callable[[int], float]) -> int:
 
 def _judge(answer: object, price: float, late: float, rounds: int) -> str | None:
     """What is wrong with a world in which fitting once should lose less."""
-    if not isinstance(answer, list) or len(answer) != 2:
+    numbers = as_tensor(answer)
+    if numbers is None or numbers.shape != (2,):
         return "return two numbers: labels a round, and the turn over the deployment in radians."
-    labels, turn = (float(value) for value in answer)
+    labels, turn = numbers.tolist()
     if not labels >= 1:
         return f"{labels:g} labels a round: at least 1 is wanted. Labels come first, then the turn."
     if not 0.5 <= turn <= 3.15:

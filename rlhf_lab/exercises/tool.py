@@ -264,7 +264,10 @@ def _answer(exercise: Exercise, case: Case, function: Callable[..., Any]) -> _An
     names = list(case.inputs)
     inputs = {name: _fresh(value) for name, value in case.inputs.items()}
     if exercise.measure is not None:
-        answer = exercise.measure.function(_guarded(function, names), *inputs.values())
+        try:
+            answer = exercise.measure.function(_guarded(function, names), *inputs.values())
+        except RuntimeError as error:
+            raise Complaint(f"it cannot be differentiated: {' '.join(str(error).split())[:300]}") from None
         return _Answer(_normal(answer), {}, _coarsest(answer))
     leaves = {name: inputs[name].requires_grad_(True) for name in exercise.differentiate}
     # Copies of the leaves are passed, so that a change in place is found and named rather than refused by autograd.
@@ -340,7 +343,9 @@ def _raised(error: Exception, function: Callable[..., Any]) -> str:
     return f"your function raises {type(error).__name__}{where}: {words[:300]}"
 
 
-_NO_GRADIENT = "It is to be trained through, and numbers outside torch carry no gradient: use torch functions throughout."
+_NO_GRADIENT = (
+    "It is to be trained through, and numbers outside torch carry no gradient: use torch functions throughout."
+)
 
 
 def _gradients(answer: Any, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
