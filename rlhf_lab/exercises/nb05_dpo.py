@@ -109,8 +109,8 @@ EXERCISES = (
             ),
             Mistake(
                 "log of sigmoid in two steps",
-                "right on paper, but for a pair that is ranked very wrongly σ rounds to 0 and the loss is infinite: use "
-                "logsigmoid.",
+                "right on paper, but for a pair that is ranked very wrongly σ rounds to 0 and the loss is infinite: "
+                "use logsigmoid.",
                 lambda chosen, rejected, beta: -torch.log(torch.sigmoid(beta * (chosen - rejected))),
             ),
         ),
@@ -190,8 +190,8 @@ EXERCISES = (
             ),
             Mistake(
                 "log of sigmoid in two steps",
-                "right on paper, but where the policy has given up a response σ rounds to 0 and the loss is infinite: use "
-                "logsigmoid.",
+                "right on paper, but where the policy has given up a response σ rounds to 0 and the loss is infinite: "
+                "use logsigmoid.",
                 partial(_population, slip="two steps"),
             ),
         ),
@@ -248,8 +248,8 @@ EXERCISES = (
             ),
             Mistake(
                 "log of sigmoid in two steps",
-                "right on paper, but for a pair that is ranked very wrongly σ rounds to 0 and the loss is infinite: use "
-                "logsigmoid.",
+                "right on paper, but for a pair that is ranked very wrongly σ rounds to 0 and the loss is infinite: "
+                "use logsigmoid.",
                 lambda c, r, beta, e: (
                     (-(1 - e) * torch.sigmoid(beta * (c - r)).log() + e * torch.sigmoid(beta * (r - c)).log())
                     / (1 - 2 * e)

@@ -53,7 +53,8 @@ class Slider:
         low: its least value; above zero where `log` is set.
         high: its greatest value.
         label: what it is, with its unit.
-        step: distance of two stops; of a log slider, in powers of ten. None makes about a hundred stops.
+        step: distance of two stops; of a log slider, in powers of ten. None makes about a hundred stops. It is
+            narrowed or widened a little where `value` would lie between two stops.
         log: equal steps multiply the value instead of adding to it.
         whole: only whole numbers.
     """
@@ -80,16 +81,14 @@ class Slider:
             return ipywidgets.IntSlider(
                 value=round(self.value), min=round(self.low), max=round(self.high), step=round(self.step or 1), **common
             )
-        if self.log:
-            low, high = math.log10(self.low), math.log10(self.high)
-            step = self.step or (high - low) / 100
-            return ipywidgets.FloatLogSlider(
-                value=self.value, min=low, max=high, step=step, readout_format=".3g", **common
-            )
-        step = self.step or (self.high - self.low) / 100
-        return ipywidgets.FloatSlider(
-            value=self.value, min=self.low, max=self.high, step=step, readout_format=".3g", **common
-        )
+        low, high, value = (math.log10(x) if self.log else x for x in (self.low, self.high, self.value))
+        step = self.step or (high - low) / 100
+        # The page counts its stops from the low end and moves a value between two of them to the nearer one. A slider
+        # would then open elsewhere than at `value`, so `value` is made a stop.
+        if value > low:
+            step = (value - low) / max(round((value - low) / step), 1)
+        kind = ipywidgets.FloatLogSlider if self.log else ipywidgets.FloatSlider
+        return kind(value=self.value, min=low, max=high, step=step, readout_format=".3g", **common)
 
     def grid(self, stops: int) -> list[Any]:
         """At most `stops` values from end to end; `value` is always among them."""

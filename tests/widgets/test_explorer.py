@@ -2,7 +2,10 @@
 
 import json
 import math
+import re
+from pathlib import Path
 
+import nbformat
 import pytest
 import torch
 
@@ -218,3 +221,56 @@ def test_a_stored_notebook_gets_a_still_picture_and_the_text_beside_the_live_vie
     assert explorer.text in data["text/plain"] and metadata["image/png"]["alt"] == explorer.text
     again, _ = explorer._repr_mimebundle_()
     assert again["image/png"] == data["image/png"]
+
+
+@pytest.mark.parametrize(
+    "slider",
+    [
+        Slider(0.5, 0.01, 100.0, "β of notebooks 00 and 03", log=True),
+        Slider(100, 10, 30_000, "labels N of notebook 05", log=True),
+        Slider(5.0, 0.5, 50.0, "price of a demonstration", log=True),
+        Slider(0.02, 0.01, 100.0, "near the low end", log=True),
+        Slider(0.01, 0.01, 100.0, "at the low end", log=True),
+        Slider(100.0, 0.01, 100.0, "at the high end", log=True),
+        Slider(0.3, -1, 1, "linear"),
+        Slider(0.705, 0.0, 0.99, "between two stops", step=0.01),
+        Slider(1.0, -3.0, 3.0, "on a stop", step=0.1),
+        Slider(4, 1, 64, "whole", whole=True),
+    ],
+    ids=lambda slider: slider.label,
+)
+def test_a_slider_opens_at_its_value_and_not_at_the_stop_nearest_to_it(slider):
+    """The page counts stops from the low end: low + k · step. β = 0.5 between 0.01 and 100 in a hundred stops was not
+    one of them (10^(−2 + 42.475 · 0.04)), so the slider opened at 10^−0.32 = 0.479.
+    """
+    box = slider.widget()
+    place = math.log10(box.value) if slider.log else box.value
+    stops = (place - box.min) / box.step
+    assert box.value == slider.value and math.isclose(stops, round(stops), abs_tol=1e-9), stops
+    wanted = slider.step or (1 if slider.whole else (box.max - box.min) / 100)
+    assert 0.5 < box.step / wanted < 2
+
+
+def opened(path: Path) -> list[tuple[str, str, float]]:
+    """(text, name, value) of every explorer of a notebook whose call names a number that the text repeats."""
+    cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    beta = next(
+        iter(re.findall(r"\bbeta = (?:[\w.]+\(\), )?([\d.]+)", "\n".join(cell.source for cell in cells))), "nan"
+    )
+    found = []
+    for cell in cells:
+        call = re.search(r"^\w+_explorer\((.*)\)$", cell.source, re.M)
+        for name, number in re.findall(r"(beta|threshold)=([\w.]+)", call.group(1) if call else ""):
+            text = cell.outputs[-1]["data"]["text/plain"]
+            found.append((text, {"beta": "β", "threshold": "τ"}[name], float(beta if number == "beta" else number)))
+    return found
+
+
+def test_the_stored_explorers_open_where_their_cells_say():
+    root = Path(__file__).resolve().parents[2] / "notebooks"
+    found = [one for path in sorted(root.glob("*.ipynb")) for one in opened(path)]
+    assert len(found) >= 6
+    said = [(text, name, value) for text, name, value in found if f"{name} = " in text]
+    assert len(said) >= 6
+    for text, name, value in said:
+        assert value in map(float, re.findall(rf"{name} = (\d+\.?\d*)", text)), text
