@@ -517,7 +517,7 @@ def _place(bad: Tensor) -> str:
 
 
 def _recognised(exercise: Exercise, answers: list[_Answer], by_value: bool) -> Mistake | None:
-    """The mistake that gives these answers on every case: values and gradients, or only the values if they are wrong."""
+    """The mistake that gives these answers on every case: values and gradients, or wrong values alone."""
     for gradients in (True, False) if by_value and exercise.differentiate else (True,):
         for mistake in exercise.mistakes:
             if _is(exercise, mistake, answers, gradients):
