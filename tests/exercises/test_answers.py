@@ -1,6 +1,7 @@
 """What students write, for every exercise: other right forms pass, and each kind of wrong answer is told the truth."""
 
 import copy
+import itertools
 import math
 
 import numpy as np
@@ -145,6 +146,10 @@ RIGHT = {
         lambda p, q, b: 1 / (1 + ((p - q)[None, :] - (p - q)[:, None]).mul(b).exp()),
         lambda p, q, b: (p - q).mul(b).exp()[:, None] / ((p - q).mul(b).exp()[:, None] + (p - q).mul(b).exp()[None, :]),
     ],
+    "nb04.log_z_chain": [
+        lambda f, m, r, b, n: (f.exp() @ torch.linalg.matrix_power((m + r / b).exp(), n - 1)).sum().log(),
+        lambda f, m, r, b, n: (torch.linalg.matrix_power((m + r / b).exp().T, n - 1) @ f.exp()).sum().log(),
+    ],
     "nb05.dpo_loss": [
         lambda c, r, b: softplus(b * (r - c)),
         lambda c, r, b: torch.logaddexp(torch.zeros_like(c), b * (r - c)),
@@ -186,6 +191,16 @@ RIGHT = {
         lambda r, b, u, n: ((r / b).exp() / -u.log()).topk(n, -1).indices,
         lambda r, b, u, n: (u.log() / (r / b).exp()).topk(n).indices,
     ],
+    "nb07.two_accepted": [
+        lambda r, b: torch.stack([following(torch.softmax(r / b, -1), i) for i in range(len(r))]),
+        lambda r, b: torch.tensor(
+            [[0.0 if i == j else second(r / b, i, j) for j in range(len(r))] for i in range(len(r))]
+        ),
+    ],
+    "nb08.first_round": [
+        lambda s: (s.exp()[:, None] * s.exp()).fill_diagonal_(0) / (1 - s.exp().square().sum()),
+        lambda s: (s[:, None] + s).exp().sub(torch.diag((2 * s).exp())) / (1 - (2 * s).exp().sum()),
+    ],
     "nb08.fitted_policy": [
         lambda s, r, b, g: (s + r / g).softmax(-1).log(),
         lambda s, r, b, g: s + r / g - (s + r / g).logsumexp(-1),
@@ -208,6 +223,11 @@ RIGHT = {
         lambda lr, r, t: torch.where(r > t, lr, -torch.inf).softmax(-1),
         lambda lr, r, t: lr.exp() * (r > t) / (lr.exp() * (r > t)).sum(1)[:, None],
         lambda lr, r, t: torch.nn.functional.normalize(lr.exp() * (r > t).double(), p=1, dim=-1),
+    ],
+    "nb09.best_of_n": [lambda *given: by_listing(*given)],
+    "nb09.least_regret": [
+        lambda lr, r, b: min(float(cut_regret(lr, r, b, low)) for low in r.tolist()),
+        lambda lr, r, b: torch.stack([cut_regret(lr, r, b, low) for low in r.tolist()]).min(),
     ],
     "nb10.regret_of_place": [
         lambda kl, r, z, b: b * (z + kl) - r,
@@ -255,18 +275,66 @@ RIGHT = {
             - (p.exp() * (math.cos(a) * r + math.sin(a) * u - b * (p - q))).sum(-1)
         ),
     ],
+    "nb13.window_cost": [
+        lambda p, d, n, w, k: sum(p / (n * w) + d * ((w + 1) / 2 + late) ** 2 for late in range(k)) / k,
+        lambda p, d, n, w, k: p / n / w + d * (((w + k) / 2) ** 2 + (k * k - 1) / 12),
+    ],
+    "nb13.best_window": [
+        lambda p, d, n: 1 + int(torch.tensor([p / n / w + d * (w + 1) ** 2 / 4 for w in range(1, 500)]).argmin()),
+        lambda p, d, n: min(range(1, 400), key=lambda w: p / (n * w) + d * ((w + 1) / 2) ** 2),
+    ],
     "nb13.once_wins": [lambda p, late, n: torch.tensor([2 * p / (late * n), 0.5]), lambda p, late, n: (1.0, 3.0)],
     "nb14.share_labels": [
         lambda p, n: n * p**0.5 / (p**0.5).sum(),
         lambda p, n: torch.tensor([n * x**0.5 / sum(y**0.5 for y in p.tolist()) for x in p.tolist()]),
         lambda p, n: n * (0.5 * p.log()).softmax(-1),
     ],
+    "nb14.worth_of_a_label": [lambda *given: by_update(*given)],
     "nb14.regret_of_both": [
         lambda s, d, i, nd, nl, db, b: (
             torch.trace(diag(s) @ torch.linalg.inv(nd * diag(d) / db**2 + nl * i + torch.ones_like(i))) / (2 * b)
         ),
     ],
 }
+
+
+def following(first, i):
+    """P(i first, j second) for every j: a softmax over those that are left."""
+    left = first.clone()
+    left[i] = 0
+    return first[i] * left / left.sum()
+
+
+def second(scores, i, j):
+    left = [s for k, s in enumerate(scores.tolist()) if k != i]
+    whole = sum(map(math.exp, scores.tolist()))
+    return math.exp(scores[i]) / whole * math.exp(scores[j]) / sum(map(math.exp, left))
+
+
+def by_listing(p, r, n):
+    """Every sequence of n draws, its best at its probability."""
+    out = torch.zeros_like(p)
+    for drawn in itertools.product(range(len(p)), repeat=n):
+        out[max(drawn, key=lambda y: float(r[y]))] += p[list(drawn)].prod()
+    return out
+
+
+def cut_regret(lr, r, b, low):
+    kept = torch.where(r >= low, lr, -torch.inf)
+    mass = kept.logsumexp(-1)
+    return b * (lr + r / b).logsumexp(-1) - ((kept - mass).exp() * r).sum() - b * mass
+
+
+def by_update(m, t, v):
+    """tr(Σ V) before and after one label on each pair, with the inverse taken anew."""
+    size = len(t)
+    out = torch.zeros_like(t)
+    for i in range(size):
+        for j in range(size):
+            b = torch.eye(size, dtype=t.dtype)[i] - torch.eye(size, dtype=t.dtype)[j]
+            after = torch.linalg.inv(torch.linalg.inv(v) + t[i, j] * torch.outer(b, b))
+            out[i, j] = torch.trace(m @ (v - after))
+    return out
 
 
 def newton_free(lr, r, kl, halvings):
@@ -302,6 +370,10 @@ def expected_log(r, x):
 def test_another_right_form_passes(key, number):
     feedback = check(key, RIGHT[key][number])
     assert feedback.passed, feedback
+
+
+def test_every_exercise_has_another_right_form():
+    assert set(RIGHT) == {one.key for one in EXERCISES}
 
 
 def cast(x, to):
