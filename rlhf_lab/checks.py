@@ -2,13 +2,21 @@
 
 One error type, and the few checks that the pure functions share. Each message names the thing, the place
 and the mend. This module lies below every other one and imports nothing of the lab.
+
+The second half is about settings. A field's type says which values it takes, and `check_settings`, which each
+settings class calls in `__post_init__`, is the one place that looks.
 """
 
 import dataclasses
 import math
+import sys
 from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from functools import cache
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, TypeVar
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -217,3 +225,135 @@ def check_log_distribution(log_p: Tensor, name: str) -> Tensor:
             f"Apply torch.log_softmax over the last axis, or take the logarithm of probabilities first."
         )
     return log_p
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers that a setting takes: finite ones from `least` to `most`.
+
+    Attributes:
+        least: the lower end.
+        most: the upper end.
+        above: `least` itself is not allowed.
+        below: `most` itself is not allowed.
+        fix: what to do about a number outside, as a sentence; for where the range alone does not say it.
+    """
+
+    least: float = -math.inf
+    most: float = math.inf
+    above: bool = False
+    below: bool = False
+    fix: str = ""
+
+    def __contains__(self, number: float) -> bool:
+        # Also false for nan, and for a whole number that no float can hold.
+        if not abs(number) <= sys.float_info.max:
+            return False
+        low = number > self.least if self.above else number >= self.least
+        return low and (number < self.most if self.below else number <= self.most)
+
+    def __str__(self) -> str:
+        if math.isfinite(self.least + self.most) and not (self.above or self.below):
+            return f"between {self.least:g} and {self.most:g}"
+        low = f"above {self.least:g}" if self.above else f"of at least {self.least:g}"
+        high = f"below {self.most:g}" if self.below else f"at most {self.most:g}"
+        parts = [low] * math.isfinite(self.least) + [high] * math.isfinite(self.most)
+        return " and ".join(parts)
+
+
+Positive = Annotated[float, Range(0, above=True)]
+NotNegative = Annotated[float, Range(0)]
+Fraction = Annotated[float, Range(0, 1)]
+Finite = Annotated[float, Range()]
+Count = Annotated[int, Range(1)]
+Natural = Annotated[int, Range(0)]
+Seed = Annotated[int, Range(0, 10**18)]
+Temperature = Annotated[float, Range(1e-6, fix="For the likeliest token use a small one, such as 1e-3.")]
+"""Below 1e-6 logits divided by it overflow in float32."""
+
+
+@cache
+def settings_of(kind: Any) -> dict[str, Any]:
+    """The fields of a settings class with their types, `Annotated` and all."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+
+
+def check_settings(settings: Any) -> None:
+    """Check that each field of a settings object has a value of its declared type, and a number one of its `Range`.
+
+    Numbers of other libraries (numpy) become Python's, so that a run's record can be written as JSON.
+
+    Raises:
+        LabError: names the setting, its value, what is allowed and, where the range declares it, the fix.
+    """
+    kind: Any = type(settings)
+    for name, hint in settings_of(kind).items():
+        value = getattr(settings, name)
+        checked = _checked(value, hint, name)
+        if checked is not value:
+            object.__setattr__(settings, name, checked)
+
+
+def _checked(value: Any, hint: Any, name: str, allowed: Range = Range(), optional: str = "") -> Any:
+    """`value` as a setting of the type `hint`, or `LabError`."""
+    kind, inner = get_origin(hint), get_args(hint)
+    if kind is Annotated:
+        # On the command line a setting may have another name.
+        name = next((told for extra in inner[1:] if (told := getattr(extra, "name", ""))), name).replace("-", "_")
+        allowed = next((extra for extra in inner[1:] if isinstance(extra, Range)), allowed)
+        return _checked(value, inner[0], name, allowed, optional)
+    if kind in (Union, UnionType):
+        if value is None and NoneType in inner:
+            return value
+        (only,) = (part for part in inner if part is not NoneType)
+        return _checked(value, only, name, allowed, " or None" if NoneType in inner else "")
+    if kind is Literal:
+        if not any(value == choice and type(value) is type(choice) for choice in inner):
+            choices = ", ".join(map(str, inner[:-1])) + f" or {inner[-1]}"
+            raise LabError(f"{name} must be {choices}{optional}, not {value!r}.")
+        return value
+    if kind is tuple:
+        if not isinstance(value, tuple | list):
+            raise LabError(f"{name} must be a tuple of values, not {value!r}.")
+        parts = tuple(_checked(part, inner[0], f"{name}[{place}]") for place, part in enumerate(value))
+        return value if isinstance(value, tuple) and all(a is b for a, b in zip(parts, value, strict=True)) else parts
+    if hint in (int, float):
+        return _number(value, hint, name, allowed, optional)
+    if not isinstance(value, hint):
+        what = {bool: "True or False", str: "a text"}.get(hint, f"a {hint.__name__}")
+        raise LabError(f"{name} must be {what}{optional}, not {value!r}.")
+    return value
+
+
+def _number(value: Any, kind: type, name: str, allowed: Range, optional: str) -> int | float:
+    whole = kind is int
+    real = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+    if real and type(value) not in (int, float):
+        value = kind(value)
+    if real and value in allowed:
+        return value
+    range_ = f" {allowed}" if str(allowed) else ""
+    what = f"a {'whole' if whole else 'finite'} number{range_}{optional}"
+    fix = allowed.fix
+    if whole and isinstance(value, float) and value.is_integer():
+        fix = f"Write {int(value)}, without a decimal point."
+    raise LabError(f"{name} must be {what}, not {value!r}.{' ' + fix if fix else ''}")
+
+
+def refuse_unused(settings: Any, names: Collection[str], reason: str) -> None:
+    """Refuse settings that were changed but have no effect beside the others.
+
+    Args:
+        settings: the object whose fields `names` are.
+        names: fields that nothing reads.
+        reason: when that is so, to follow "has no effect": `with optimizer='adam'`.
+
+    Raises:
+        LabError: one of them differs from its default.
+    """
+    for field in dataclasses.fields(settings):
+        usual = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        value = getattr(settings, field.name)
+        if field.name in names and value != usual:
+            raise LabError(f"{field.name}={value!r} has no effect {reason}. Leave it out.")

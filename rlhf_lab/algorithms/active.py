@@ -26,7 +26,18 @@ import torch
 from torch import Tensor
 
 from rlhf_lab import exact
-from rlhf_lab.checks import LabError, check_beta, check_finite, check_float, check_log_distribution, check_positive
+from rlhf_lab.checks import (
+    Count,
+    Fraction,
+    LabError,
+    Natural,
+    check_beta,
+    check_finite,
+    check_float,
+    check_log_distribution,
+    check_positive,
+    check_settings,
+)
 
 Label = Callable[[Tensor, torch.Generator], Tensor]
 """(how often to ask each pair i < j, (…, K, K) with zeros elsewhere; generator) → how often row beat column."""
@@ -36,18 +47,15 @@ Label = Callable[[Tensor, torch.Generator], Tensor]
 class Active:
     """How the next labels are chosen."""
 
-    explore: float = 0.05
+    explore: Fraction = 0.05
     """Part of every batch that goes evenly to all pairs."""
-    draws: int = 32
+    draws: Natural = 32
     """Draws of the rewards from what is believed, over which the design is averaged. 0: the estimate alone."""
-    at_once: int = 32
+    at_once: Count = 32
     """Greedy choices in a batch; each places a batch's 1/at_once part on one pair."""
 
     def __post_init__(self) -> None:
-        if self.draws < 0 or self.at_once < 1:
-            raise LabError(f"draws ({self.draws}) must not be negative, and at_once ({self.at_once}) at least 1.")
-        if not 0 <= self.explore <= 1:
-            raise LabError(f"explore must lie in [0, 1], not {self.explore}: it is a part of the labels.")
+        check_settings(self)
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,9 @@ class Demonstrations:
     counts: Tensor
     log_base: Tensor
     beta: float
+
+    def __post_init__(self) -> None:
+        check_positive(self.beta, "the demonstrations' beta")
 
 
 def fit_rewards(

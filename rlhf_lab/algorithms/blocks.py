@@ -50,18 +50,6 @@ def ask(
     return policy.sample(prompts, number, generator, temperature, **cut)
 
 
-def check_top_k(top_k: int | None) -> None:
-    """Raise `LabError` unless `top_k` is None or a whole number of at least 1."""
-    if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
-        raise LabError(f"top_k must be a whole number of at least 1, or None for all tokens, not {top_k!r}.")
-
-
-def check_at_once(prompts_at_once: int | None) -> None:
-    """Raise `LabError` unless it is None or at least 1."""
-    if prompts_at_once is not None and prompts_at_once < 1:
-        raise LabError(f"prompts_at_once must be at least 1, not {prompts_at_once}.")
-
-
 def in_blocks(
     make: Callable[[int, int], Block],
     number: int,

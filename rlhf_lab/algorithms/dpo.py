@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from rlhf_lab import losses
 from rlhf_lab.batch import Pairs
-from rlhf_lab.checks import LabError, check_positive
+from rlhf_lab.checks import LabError, NotNegative, Positive, Range, check_settings
 from rlhf_lab.policies.base import Policy
 from rlhf_lab.rounding import MANY, rounding, wins
 from rlhf_lab.training import Loop, Training, processes
@@ -30,6 +30,12 @@ PairLoss = Literal[
     "sigmoid-norm", "cdpo", "robust", "ipo", "ipo-mean", "hinge-norm", "hinge", "chi", "dpo-length", "simpo", "orpo"
 ]
 """Names of the pair losses. "norm" is RSO's word for *divided by π_ref*; "mean" and "length" say *divided by |y|*."""
+Smoothing = Annotated[
+    float,
+    Range(
+        0, 0.5, below=True, fix="It is the rate of wrong labels; labels that are wrong half of the time say nothing."
+    ),
+]
 SMOOTHED = ("sigmoid-norm", "cdpo", "robust")
 WITHOUT_REFERENCE = ("hinge", "simpo", "orpo")
 BY_LENGTH = ("ipo-mean", "dpo-length", "simpo", "orpo")
@@ -40,26 +46,30 @@ class DPO:
     """Which loss, and how steep."""
 
     loss: PairLoss = "sigmoid-norm"
-    """sigmoid-norm is DPO's own (with label_smoothing it is cdpo). hinge (SLiC), simpo and orpo have no reference;
-    ipo-mean, dpo-length, simpo and orpo divide by length; chi is χPO."""
-    beta: float = 0.1
+    """sigmoid-norm is DPO's own (with label_smoothing it is cdpo). cdpo and robust need a label_smoothing above 0.
+    hinge (SLiC), simpo and orpo have no reference; ipo-mean, dpo-length, simpo and orpo divide by length; chi is χPO.
+    """
+    beta: Positive = 0.1
     """The loss's slope in the log-ratio: β of DPO (then also of the objective), γ of RSO's losses, τ of IPO; of
     SimPO β of a mean over tokens (the paper: 2 to 10); of ORPO λ."""
-    label_smoothing: float = 0.0
-    """ε, the rate of wrong labels that cdpo (sigmoid-norm) or robust DPO assumes."""
-    target_margin: float | None = None
+    label_smoothing: Smoothing = 0.0
+    """ε, the rate of wrong labels that cdpo (sigmoid-norm) or robust DPO assumes, below ½."""
+    target_margin: NotNegative | None = None
     """γ of SimPO, in the units of β log π. None: half of beta."""
-    max_reward: float | None = None
+    max_reward: Positive | None = None
     """R of χPO, which clips differences of implicit rewards at 2R. None: no clip."""
 
     def __post_init__(self) -> None:
-        if self.loss not in get_args(PairLoss):
-            raise LabError(f"loss must be one of {', '.join(get_args(PairLoss))}, not {self.loss!r}.")
-        check_positive(self.beta, "beta")
+        check_settings(self)
         if self.label_smoothing and self.loss not in SMOOTHED:
             raise LabError(
                 f"label_smoothing is for {', '.join(SMOOTHED[:-1])} and {SMOOTHED[-1]}; {self.loss} has none. Set it "
                 f"to 0."
+            )
+        if self.loss in SMOOTHED[1:] and not self.label_smoothing:
+            raise LabError(
+                f"{self.loss} with label_smoothing=0 is plain DPO. Give label_smoothing, the rate of wrong labels, for "
+                f"example 0.1, or take the loss sigmoid-norm."
             )
         if self.target_margin is not None and self.loss != "simpo":
             raise LabError(f"target_margin is for simpo; {self.loss} has none. Leave it out.")

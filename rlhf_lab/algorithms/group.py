@@ -26,15 +26,15 @@ long responses less. Both can be turned off. Left out on purpose: a reward of ea
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
 from rlhf_lab import kl
-from rlhf_lab.algorithms.blocks import ask, check_top_k
+from rlhf_lab.algorithms.blocks import ask
 from rlhf_lab.batch import Tokens
-from rlhf_lab.checks import LabError, check_beta, check_positive
+from rlhf_lab.checks import Count, LabError, Positive, Range, Temperature, check_settings, refuse_unused
 from rlhf_lab.policies.base import Policy, Reward
 from rlhf_lab.rounding import MANY, centred, rounding, standardised
 from rlhf_lab.training import Loop, Training
@@ -49,9 +49,9 @@ class Group:
 
     kind: Kind = "rloo"
     """See the module's head."""
-    beta: float = 0.1
+    beta: Positive = 0.1
     """β of the objective."""
-    samples: int = 8
+    samples: Annotated[int, Range(2, fix="Each response is compared with the others of its prompt.")] = 8
     """G, responses drawn for each prompt of a step."""
     penalty: Penalty | None = None
     """Where the KL term stands: reward (rloo), k3 (grpo), or k2, the one in the loss whose gradient is KL(π_θ‖π_ref)'s.
@@ -60,29 +60,22 @@ class Group:
     """Advantages by the standard deviation of their group. rloo: no; grpo: yes."""
     divide_by_length: bool | None = None
     """Mean over a response's tokens instead of their sum. grpo: yes; rloo knows no tokens."""
-    epochs: int = 1
+    epochs: Count = 1
     """Passes over a step's samples."""
-    minibatches: int = 1
-    """Parts of the step's prompts, one optimiser step each."""
-    clip: float = 0.2
-    """How far the probability ratio may move from 1 before its gradient is cut. In a first pass it is 1."""
-    temperature: float = 1.0
+    minibatches: Count = 1
+    """Parts of the step's prompts, one optimiser step each; at most as many as a step has prompts."""
+    clip: Positive = 0.2
+    """How far the probability ratio may move from 1 before its gradient is cut. In a first pass it is 1, so with one
+    epoch and one minibatch there is nothing to clip, and another value than the default is refused."""
+    temperature: Temperature = 1.0
     """Of sampling; the logits of policy and reference are divided by it too."""
-    top_k: int | None = None
+    top_k: Count | None = None
     """Draw among the k likeliest tokens alone. The gradient does not know of it, and is no longer unbiased."""
 
     def __post_init__(self) -> None:
-        check_beta(self.beta)
-        check_positive(self.temperature, "temperature")
-        check_positive(self.clip, "clip")
-        check_top_k(self.top_k)
-        if self.kind not in ("rloo", "grpo"):
-            raise LabError(f"kind must be rloo or grpo, not {self.kind!r}.")
-        for name, least in (("samples", 2), ("epochs", 1), ("minibatches", 1)):
-            if getattr(self, name) < least:
-                raise LabError(f"{name} must be at least {least}, not {getattr(self, name)}.")
-        if self.penalty not in (None, "reward", "k2", "k3"):
-            raise LabError(f"penalty must be reward, k2 or k3, not {self.penalty!r}.")
+        check_settings(self)
+        if self.one_pass:
+            refuse_unused(self, ["clip"], "where every sample is learned from once: raise epochs or minibatches")
         if self.kind == "rloo" and self.divide_by_length:
             raise LabError("divide_by_length is for grpo: rloo weighs whole responses.")
 
@@ -209,6 +202,7 @@ def group(
     """
     name = name or settings.kind
     refuse_lbfgs(name, training)
+    check_minibatches(settings.minibatches, training, prompts)
 
     def loss_of(x: Tokens, y: Tokens, score: Tensor, log_ref: Tensor, old: Tensor | None = None) -> tuple[Tensor, dict]:
         loss, seen = group_loss(policy, x, y, score, log_ref, old, settings)
@@ -239,6 +233,13 @@ def checked(score: Tensor, name: str, step: int) -> Tensor:
     if not bool(torch.isfinite(score).all()):
         raise LabError(f"{name}: the reward gave a score that is not finite at step {step}.")
     return score.detach()
+
+
+def check_minibatches(minibatches: int, training: Training, prompts: Tokens) -> None:
+    """Raise `LabError` unless a step has a prompt for each of its minibatches."""
+    rows = min(training.batch_size, len(prompts))
+    if minibatches > rows:
+        raise LabError(f"minibatches={minibatches} is more than the {rows} prompts of a step. Give at most {rows}.")
 
 
 def refuse_lbfgs(name: str, training: Training) -> None:

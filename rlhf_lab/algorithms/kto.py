@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from rlhf_lab import losses
 from rlhf_lab.algorithms.dpo import mean
 from rlhf_lab.batch import Pairs, Tokens
-from rlhf_lab.checks import LabError, check_beta, check_positive
+from rlhf_lab.checks import LabError, Positive, check_settings
 from rlhf_lab.policies.base import Policy
 from rlhf_lab.rounding import MANY, rounding, wins
 from rlhf_lab.training import Loop, Training, processes
@@ -73,17 +73,15 @@ class Verdicts:
 class KTO:
     """Settings of KTO."""
 
-    beta: float = 0.1
+    beta: Positive = 0.1
     """β, the slope in the log-ratio."""
-    desirable_weight: float = 1.0
+    desirable_weight: Positive = 1.0
     """λ_D. The paper keeps λ_D n_D / (λ_U n_U) between 1 and 4/3."""
-    undesirable_weight: float = 1.0
+    undesirable_weight: Positive = 1.0
     """λ_U."""
 
     def __post_init__(self) -> None:
-        check_beta(self.beta)
-        check_positive(self.desirable_weight, "desirable_weight")
-        check_positive(self.undesirable_weight, "undesirable_weight")
+        check_settings(self)
 
 
 def verdict_loss(

@@ -18,7 +18,7 @@ import torch
 from rlhf_lab.algorithms.blocks import Block, from_pairs, in_blocks, own, to_pairs
 from rlhf_lab.algorithms.dpo import DPO, dpo
 from rlhf_lab.batch import Pairs, cat_pairs
-from rlhf_lab.checks import LabError
+from rlhf_lab.checks import Count, LabError, check_settings
 from rlhf_lab.policies.base import Policy
 from rlhf_lab.training import Training, seeded
 
@@ -27,19 +27,18 @@ from rlhf_lab.training import Training, seeded
 class Online:
     """How the labels are spread over rounds."""
 
-    rounds: int = 4
+    rounds: Count = 4
     """R. One round is DPO on pairs from the reference."""
-    labels: int = 1000
+    labels: Count = 1000
     """Labels in all, spread evenly."""
     forget: bool = False
     """Fit each round to its own labels only, for an environment that has moved on since."""
-    labels_at_once: int | None = None
+    labels_at_once: Count | None = None
     """Labels collected, and kept on disk, at a time. None: a round's all at once."""
 
     def __post_init__(self) -> None:
-        if self.labels_at_once is not None and self.labels_at_once < 1:
-            raise LabError(f"labels_at_once must be at least 1, not {self.labels_at_once}.")
-        if self.rounds < 1 or self.labels < self.rounds:
+        check_settings(self)
+        if self.labels < self.rounds:
             raise LabError(f"{self.labels} labels cannot be spread over {self.rounds} rounds; give each at least one.")
 
 

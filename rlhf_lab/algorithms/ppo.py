@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_lab import kl
-from rlhf_lab.algorithms.blocks import ask, check_top_k
-from rlhf_lab.algorithms.group import checked, refuse_lbfgs
+from rlhf_lab.algorithms.blocks import ask
+from rlhf_lab.algorithms.group import check_minibatches, checked, refuse_lbfgs
 from rlhf_lab.batch import Tokens
-from rlhf_lab.checks import LabError, check_beta, check_positive
+from rlhf_lab.checks import Count, Fraction, NotNegative, Positive, Temperature, check_settings, refuse_unused
 from rlhf_lab.policies.base import Policy, Reward
 from rlhf_lab.rounding import rounding, standardised
 from rlhf_lab.training import Loop, Training
@@ -32,38 +32,37 @@ from rlhf_lab.training import Loop, Training
 class PPO:
     """Settings of PPO; the defaults are those of the careful public reproductions."""
 
-    beta: float = 0.1
+    beta: Positive = 0.1
     """β of the objective."""
-    samples: int = 8
+    samples: Count = 8
     """G, responses drawn for each prompt of a step."""
-    epochs: int = 4
+    epochs: Count = 4
     """Passes over a step's samples."""
-    minibatches: int = 1
-    """Parts of the step's prompts, one optimiser step each."""
-    clip: float = 0.2
-    """How far the probability ratio may move from 1 before its gradient is cut."""
-    value_clip: float = 0.2
+    minibatches: Count = 1
+    """Parts of the step's prompts, one optimiser step each; at most as many as a step has prompts."""
+    clip: Positive = 0.2
+    """How far the probability ratio may move from 1 before its gradient is cut. With one epoch and one minibatch the
+    ratio is 1, and another value than the default is refused, as it is of value_clip."""
+    value_clip: Positive = 0.2
     """How far a value may move from its old one before its gradient is cut."""
-    value_coefficient: float = 0.1
+    value_coefficient: NotNegative = 0.1
     """Weight of the critic's loss."""
-    discount: float = 1.0
-    """γ of the return. 1 is the objective above."""
-    gae_lambda: float = 0.95
-    """λ of GAE."""
-    temperature: float = 1.0
+    discount: Fraction = 1.0
+    """γ of the return, between 0 and 1. 1 is the objective above."""
+    gae_lambda: Fraction = 0.95
+    """λ of GAE, between 0 and 1."""
+    temperature: Temperature = 1.0
     """Of sampling; the logits of policy and reference are divided by it too."""
-    top_k: int | None = None
+    top_k: Count | None = None
     """Draw among the k likeliest tokens alone. The gradient does not know of it, and is no longer unbiased."""
     whiten: bool = True
     """Advantages to mean 0 and standard deviation 1 over the step's tokens."""
 
     def __post_init__(self) -> None:
-        check_beta(self.beta)
-        check_positive(self.temperature, "temperature")
-        check_top_k(self.top_k)
-        for name in ("samples", "epochs", "minibatches"):
-            if getattr(self, name) < 1:
-                raise LabError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        check_settings(self)
+        if self.epochs == self.minibatches == 1:
+            unused = ["clip", "value_clip"]
+            refuse_unused(self, unused, "where every sample is learned from once: raise epochs or minibatches")
 
 
 def token_rewards(score: Tensor, log_policy: Tensor, log_ref: Tensor, mask: Tensor, beta: float) -> Tensor:
@@ -153,6 +152,7 @@ def ppo(
         LabError: a score or a loss that is not finite; L-BFGS, which would follow one step's samples to the end.
     """
     refuse_lbfgs(name, training)
+    check_minibatches(settings.minibatches, training, prompts)
 
     def loss_of(x: Tokens, y: Tokens, *drawn: Tensor) -> tuple[Tensor, dict]:
         old, old_values, advantages, returns = drawn

@@ -17,8 +17,6 @@ from torch import Tensor
 from rlhf_lab.algorithms.blocks import (
     Block,
     ask,
-    check_at_once,
-    check_top_k,
     from_tokens,
     in_blocks,
     join,
@@ -27,7 +25,7 @@ from rlhf_lab.algorithms.blocks import (
 )
 from rlhf_lab.algorithms.sft import sft
 from rlhf_lab.batch import Tokens, cat
-from rlhf_lab.checks import LabError, check_finite, check_positive
+from rlhf_lab.checks import Count, Temperature, check_finite, check_settings
 from rlhf_lab.policies.base import Policy, Reward
 from rlhf_lab.randomness import uniform
 from rlhf_lab.rounding import wins
@@ -38,25 +36,20 @@ from rlhf_lab.training import Training, seeded
 class RAFT:
     """How many samples, how often."""
 
-    best_of: int = 8
+    best_of: Count = 8
     """K, responses drawn for each prompt of a round."""
-    rounds: int = 1
+    rounds: Count = 1
     """Rounds of sampling from the policy as it is and fine-tuning it; each has the training's steps."""
-    temperature: float = 1.0
+    temperature: Temperature = 1.0
     """Of sampling."""
-    top_k: int | None = None
+    top_k: Count | None = None
     """Draw among the k likeliest tokens alone."""
-    prompts_at_once: int | None = None
+    prompts_at_once: Count | None = None
     """Prompts answered and scored at a time. Fewer need less memory, and are other draws.
     None: 512; on the command line as many as fit into 1 GiB."""
 
     def __post_init__(self) -> None:
-        check_positive(self.temperature, "temperature")
-        check_top_k(self.top_k)
-        check_at_once(self.prompts_at_once)
-        for name in ("best_of", "rounds"):
-            if getattr(self, name) < 1:
-                raise LabError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        check_settings(self)
 
 
 def best_of(scores: Tensor, generator: torch.Generator | None = None) -> Tensor:

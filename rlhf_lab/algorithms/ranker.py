@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from rlhf_lab import losses
 from rlhf_lab.algorithms.dpo import mean
 from rlhf_lab.batch import Pairs
-from rlhf_lab.checks import LabError
+from rlhf_lab.checks import NotNegative, check_settings
 from rlhf_lab.rounding import wins
 from rlhf_lab.training import Loop, Training
 
@@ -29,14 +29,11 @@ class Ranker:
 
     orders: Literal["random", "both"] = "random"
     """random: each pair's order is drawn at each step. both: each step shows both (twice the work, less noise)."""
-    prior: float = 1e-3
+    prior: NotNegative = 1e-3
     """λ ≥ 0: weight of the mean squared logit, as in the reward model. 0 is plain maximum likelihood."""
 
     def __post_init__(self) -> None:
-        if self.orders not in ("random", "both"):
-            raise LabError(f"orders must be 'random' or 'both', not {self.orders!r}.")
-        if not self.prior >= 0:
-            raise LabError(f"prior must not be negative, not {self.prior}.")
+        check_settings(self)
 
 
 def order_loss(model: nn.Module, batch: Pairs, chosen_first: Tensor, prior: float) -> tuple[Tensor, dict]:

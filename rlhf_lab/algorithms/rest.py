@@ -15,6 +15,7 @@ import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -22,8 +23,6 @@ from torch import Tensor
 from rlhf_lab.algorithms.blocks import (
     Block,
     ask,
-    check_at_once,
-    check_top_k,
     from_tokens,
     in_blocks,
     join,
@@ -32,7 +31,7 @@ from rlhf_lab.algorithms.blocks import (
 )
 from rlhf_lab.algorithms.sft import sft
 from rlhf_lab.batch import Tokens, cat
-from rlhf_lab.checks import LabError, check_finite, check_positive
+from rlhf_lab.checks import Count, Finite, LabError, Range, Temperature, check_finite, check_settings, refuse_unused
 from rlhf_lab.policies.base import Policy, Reward
 from rlhf_lab.rounding import unit_interval, wins
 from rlhf_lab.training import Training, checkpoint, processes, seeded
@@ -42,42 +41,39 @@ from rlhf_lab.training import Training, checkpoint, processes, seeded
 class ReST:
     """Settings of ReST."""
 
-    grows: int = 1
+    grows: Count = 1
     """Grow steps."""
-    thresholds: tuple[float, ...] = (0.0, 0.7, 0.8, 0.9)
-    """τ of the Improve steps after each Grow, rising, in the units of `scale`."""
-    samples: int = 64
+    thresholds: tuple[Finite, ...] = (0.0, 0.7, 0.8, 0.9)
+    """τ of the Improve steps after each Grow, rising, in the units of `scale`; with minmax all below 1."""
+    samples: Count = 64
     """Responses that a Grow step draws for each prompt."""
-    scale: str = "minmax"
+    scale: Literal["minmax", "none"] = "minmax"
     """minmax: rewards to [0, 1] by the first grown set's range; none: τ in the reward's own units."""
-    rate_decay: float = 0.5
-    """Factor of the learning rate from one Improve step to the next."""
-    patience: int | None = None
+    rate_decay: Annotated[float, Range(0, 1, above=True)] = 0.5
+    """Factor of the learning rate from one Improve step to the next, at most 1."""
+    patience: Count | None = None
     """With held-out prompts: checks without a better held-out reward after which an Improve step ends."""
-    check_every: int = 20
+    check_every: Count = 20
     """Steps between two such checks."""
-    temperature: float = 1.0
+    temperature: Temperature = 1.0
     """Of sampling."""
-    top_k: int | None = None
+    top_k: Count | None = None
     """Draw among the k likeliest tokens alone."""
-    prompts_at_once: int | None = None
+    prompts_at_once: Count | None = None
     """Prompts answered and scored at a time. Fewer need less memory, and are other draws.
     None: 512; on the command line as many as fit into 1 GiB."""
 
     def __post_init__(self) -> None:
-        check_positive(self.temperature, "temperature")
-        check_top_k(self.top_k)
-        check_at_once(self.prompts_at_once)
-        check_positive(self.rate_decay, "rate_decay")
-        for name in ("grows", "samples", "check_every"):
-            if getattr(self, name) < 1:
-                raise LabError(f"{name} must be at least 1, not {getattr(self, name)}.")
-        if self.patience is not None and self.patience < 1:
-            raise LabError(f"patience must be at least 1, not {self.patience}; None never stops early.")
+        check_settings(self)
+        if self.patience is None:
+            refuse_unused(self, ["check_every"], "without patience, which is what ends an Improve step early")
         if not self.thresholds or list(self.thresholds) != sorted(self.thresholds):
             raise LabError(f"thresholds must rise, not {self.thresholds}: a lower one would let weaker data back in.")
-        if self.scale not in ("minmax", "none"):
-            raise LabError(f"scale must be minmax or none, not {self.scale!r}.")
+        if self.scale == "minmax" and self.thresholds[-1] >= 1:
+            raise LabError(
+                f"thresholds must be below 1 with scale='minmax', not {self.thresholds}: the best sample is at 1, and "
+                f"only what exceeds a threshold passes it. For rewards in their own units set scale='none'."
+            )
 
 
 def passing(scores: Tensor, threshold: float) -> Tensor:

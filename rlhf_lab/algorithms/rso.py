@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 
 from rlhf_lab import preferences, sampling
-from rlhf_lab.algorithms.blocks import Block, ask, check_at_once, check_top_k, from_pairs, in_blocks, own, to_pairs
+from rlhf_lab.algorithms.blocks import Block, ask, from_pairs, in_blocks, own, to_pairs
 from rlhf_lab.algorithms.dpo import DPO, PairLoss, dpo
 from rlhf_lab.batch import Pairs, Tokens, cat_pairs, pick_pairs
-from rlhf_lab.checks import LabError, check_beta, check_finite, check_positive
+from rlhf_lab.checks import Count, LabError, Positive, Temperature, check_finite, check_settings, refuse_unused
 from rlhf_lab.policies.base import Policy, Reward
 from rlhf_lab.training import Training, seeded
 
@@ -39,40 +39,46 @@ class RSO:
 
     source: Source = "rso-sample-rank"
     """See the module's head."""
-    beta: float = 0.5
+    beta: Positive = 0.5
     """β of π_r, in the sampler."""
-    gamma: float | None = None
+    gamma: Positive | None = None
     """γ, the loss's slope (the paper: 0.05). None: β, so that the fit aims at π* of the same β."""
     loss: PairLoss = "sigmoid-norm"
-    """sigmoid-norm, hinge-norm, hinge (and any other of DPO's file)."""
-    candidates: int = 64
+    """sigmoid-norm, hinge-norm, hinge (and any other of DPO's file but cdpo and robust)."""
+    candidates: Count = 64
     """Draws from the reference for each prompt."""
-    accepted: int = 8
-    """How many of them are accepted (sft-sample-rank: taken as they come)."""
-    temperature: float = 1.0
+    accepted: Count = 8
+    """How many of them are accepted (sft-sample-rank: taken as they come). Even; for a tournament 2, 4, 8, …"""
+    temperature: Temperature = 1.0
     """Of sampling candidates (the paper: 0.7). At 1 the accepted ones follow π_r of the reference itself."""
-    top_k: int | None = None
+    top_k: Count | None = None
     """Draw candidates among the k likeliest tokens alone (the paper: 40)."""
     pairing: preferences.Pairing = "first-round"
     """How accepted responses are paired."""
     labels: preferences.Labels = "sampled"
     """sampled: drawn from σ(r_1 − r_2), which the fit inverts to r. hard: the better one always; no finite fit."""
-    prompts_at_once: int | None = None
+    prompts_at_once: Count | None = None
     """Prompts whose candidates are drawn and scored at a time. Fewer need less memory, and are other draws.
     None: 256; on the command line as many as fit into 1 GiB."""
 
     def __post_init__(self) -> None:
-        check_beta(self.beta)
-        check_positive(self.temperature, "temperature")
-        check_top_k(self.top_k)
-        check_at_once(self.prompts_at_once)
-        if self.gamma is not None:
-            check_positive(self.gamma, "gamma")
-        if self.source not in ("direct", "sft-sample-rank", "rso-sample-rank"):
-            raise LabError(f"source must be direct, sft-sample-rank or rso-sample-rank, not {self.source!r}.")
-        if not 2 <= self.accepted <= self.candidates or self.accepted % 2:
+        check_settings(self)
+        if self.loss in ("cdpo", "robust"):
+            raise LabError(f"The loss {self.loss} needs a label_smoothing, which rso has not. Take sigmoid-norm.")
+        drawing = ["candidates", "accepted", "temperature", "top_k", "pairing", "labels", "prompts_at_once"]
+        if self.source == "direct":
+            unused = drawing if self.gamma is None else [*drawing, "beta"]
+            refuse_unused(self, unused, "with the source direct, which draws no responses")
+        elif self.source == "sft-sample-rank":
+            refuse_unused(self, ["candidates"], "with the source sft-sample-rank, which draws as many as accepted says")
+        rejecting = self.source == "rso-sample-rank"
+        if self.accepted % 2 or (rejecting and self.accepted > self.candidates):
+            most = f" and at most candidates ({self.candidates})" if rejecting else ""
+            raise LabError(f"accepted must be even{most}, not {self.accepted}.")
+        if self.pairing == "tournament" and self.accepted & (self.accepted - 1):
             raise LabError(
-                f"accepted must be even and between 2 and candidates ({self.candidates}), not {self.accepted}."
+                f"accepted must be 2, 4, 8, … with pairing='tournament', in which winners meet again until one is "
+                f"left, not {self.accepted}. Change it, or take pairing='first-round'."
             )
 
 

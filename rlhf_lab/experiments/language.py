@@ -221,7 +221,8 @@ def by_rso(source: Source = "rso-sample-rank", loss: PairLoss = "sigmoid-norm", 
     """Pairs made with the reward model, then a pairwise loss. `changes`: other fields of `RSO`."""
 
     def train(run: TextRun, beta: float, training: Training) -> Trained:
-        settings = RSO(**{"source": source, "loss": loss, "beta": beta, "candidates": 32, "accepted": 8, **changes})
+        drawn = {"candidates": 32} if source == "rso-sample-rank" else {}
+        settings = RSO(**{"source": source, "loss": loss, "beta": beta, "accepted": 8, **drawn, **changes})
         reward = run.reward
         begin, policy = time.perf_counter(), run.fresh()
         pairs, _ = make_pairs(run.bench.reference, reward, run.prompts, settings, training.seed)

@@ -5,44 +5,59 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from rlhf_lab.checks import LabError, check_positive, usable_path
+from rlhf_lab.checks import (
+    Count,
+    LabError,
+    Natural,
+    NotNegative,
+    Positive,
+    Range,
+    Seed,
+    check_settings,
+    refuse_unused,
+    usable_path,
+)
+
+Schedule = Literal["constant", "linear", "cosine"]
+Epsilon = Annotated[float, Range(1e-30, fix="Adam divides by it where a gradient is zero.")]
+Clip = Annotated[float, Range(0, above=True, fix="None means that gradients are not clipped; 0 would stop training.")]
 
 
 @dataclass(frozen=True)
 class Training:
     """One training run of any method."""
 
-    steps: int = 300
+    steps: Count = 300
     """Number of optimiser steps (of PPO: rounds of sampling and learning)."""
-    batch_size: int = 64
+    batch_size: Count = 64
     """Prompts (of DPO: pairs) in a step. Numbers above the data's size mean all of it, every step."""
-    learning_rate: float = 1e-2
-    """Peak learning rate."""
-    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    learning_rate: Positive = 1e-2
+    """Peak learning rate. `lbfgs` does not use it: its line search finds the length of each step."""
+    schedule: Schedule = "linear"
     """How the rate falls to zero after the warm-up."""
-    warmup: int = 0
-    """Steps over which the rate rises from zero to its peak."""
+    warmup: Natural = 0
+    """Steps over which the rate rises from zero to its peak; at most `steps`."""
     optimizer: Literal["adam", "adamw", "lbfgs"] = "adam"
     """`lbfgs` is for full-batch problems on tables, where it reaches machine precision."""
-    adam_epsilon: float = 1e-8
-    """Adam's ε."""
-    weight_decay: float = 0.0
-    """Decoupled weight decay, with `adamw`."""
-    max_grad_norm: float | None = None
-    """Clip the gradient's norm to this; None for no clipping."""
+    adam_epsilon: Epsilon = 1e-8
+    """Adam's ε, at least 1e-30, which float32 does not round to zero."""
+    weight_decay: NotNegative = 0.0
+    """Decoupled weight decay. Only `adamw` has it."""
+    max_grad_norm: Clip | None = None
+    """Clip the gradient's norm to this number above 0. None means no clipping; 0 is refused, not taken for None."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: products of matrices in bfloat16 (autocast). Weights, optimiser and losses stay as they are."""
-    accumulate: int = 1
+    accumulate: Count = 1
     """Parts a step's batch is cut into, one in memory at a time. The gradient is the same up to rounding."""
     gradient_checkpointing: bool = False
     """Keep no activations within a language model's layers; compute them again in the backward pass."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of everything that is random in this run."""
-    log_every: int = 10
+    log_every: Count = 10
     """Steps between two entries of the history."""
-    save_every: int = 100
+    save_every: Count = 100
     """Steps between two checkpoints, where `out` is given."""
     out: Path | None = None
     """Folder of the run: settings, history, checkpoints, result. None writes nothing."""
@@ -56,14 +71,17 @@ class Training:
     def __post_init__(self) -> None:
         if self.out is not None:
             object.__setattr__(self, "out", usable_path(self.out, "out"))
-        check_positive(self.learning_rate, "learning_rate")
-        for name in ("steps", "batch_size", "log_every", "save_every", "accumulate"):
-            if getattr(self, name) < 1:
-                raise LabError(f"{name} must be at least 1, not {getattr(self, name)}.")
-        if self.seed < 0:
-            raise LabError(f"seed must not be negative, not {self.seed}.")
-        if self.precision not in ("fp32", "bf16"):
-            raise LabError(f"precision must be fp32 or bf16, not {self.precision!r}.")
+        check_settings(self)
+        if self.warmup > self.steps:
+            raise LabError(
+                f"warmup={self.warmup} is more than the run's {self.steps} steps, so the learning rate would never "
+                f"reach its peak. Lower warmup or raise steps."
+            )
+        if self.optimizer != "adamw":
+            refuse_unused(self, ["weight_decay"], f"with optimizer={self.optimizer!r}; adamw has it")
+        if self.optimizer == "lbfgs":
+            unused = ["schedule", "warmup", "adam_epsilon", "max_grad_norm"]
+            refuse_unused(self, unused, "with optimizer='lbfgs', whose line search finds the length of each step")
         if self.accumulate > self.batch_size:
             raise LabError(
                 f"accumulate={self.accumulate} cannot cut a batch of {self.batch_size} rows into so many parts; give "

@@ -11,7 +11,7 @@ from scipy.optimize import brentq, minimize
 from scipy.special import expit, lambertw, log_expit, logsumexp
 
 from rlhf_lab import exact
-from rlhf_lab.algorithms.dpo import DPO, PairLoss, dpo, pair_loss, reference_log_probs
+from rlhf_lab.algorithms.dpo import DPO, SMOOTHED, PairLoss, dpo, pair_loss, reference_log_probs
 from rlhf_lab.batch import Pairs
 from rlhf_lab.checks import LabError
 from rlhf_lab.training import Training, seeded
@@ -175,10 +175,17 @@ def test_cdpo_is_sigmoid_norm_with_label_smoothing():
 NAMES = list(PairLoss.__args__)
 
 
+def of_family(loss: str, beta: float = 0.1) -> DPO:
+    """The loss by its name, with a rate of wrong labels where it needs one."""
+    return DPO(loss, beta, 0.1 if loss in SMOOTHED[1:] else 0.0)
+
+
 @pytest.mark.parametrize("loss", NAMES)
 def test_each_loss_ranks_sampled_pairs_better_than_at_the_start(loss):
     pairs, policy = RAGGED.preferences(400, seeded(0)), RAGGED.reference.copy()
-    history = dpo(policy, RAGGED.reference, pairs, DPO(loss, BETA), Training(steps=40, progress=False, log_every=1))
+    history = dpo(
+        policy, RAGGED.reference, pairs, of_family(loss, BETA), Training(steps=40, progress=False, log_every=1)
+    )
     assert history[-1]["loss"] < history[0]["loss"]
     assert np.mean([row["accuracy"] for row in history[-10:]]) > 0.55
 
@@ -196,20 +203,20 @@ def test_losses_without_a_reference_never_ask_one(loss):
     ends = []
     for reference in (Silent(), None):
         policy = RAGGED.reference.copy()
-        history = dpo(policy, reference, pairs, DPO(loss, BETA), training)
+        history = dpo(policy, reference, pairs, of_family(loss, BETA), training)
         assert "chosen_log_prob" in history[-1] and "chosen_log_ratio" not in history[-1]
         ends.append(RAGGED.log_probs(policy))
     assert torch.equal(*ends)
 
 
-@pytest.mark.parametrize("loss", [name for name in NAMES if DPO(name).needs_reference])
+@pytest.mark.parametrize("loss", [name for name in NAMES if of_family(name).needs_reference])
 def test_given_reference_log_probs_the_reference_is_not_asked_and_the_bits_are_the_same(loss):
     pairs, training = RAGGED.preferences(50, seeded(0)), Training(steps=5, batch_size=16, progress=False)
     known = reference_log_probs(RAGGED.reference, pairs, 7)
     ends = []
     for reference, given in ((RAGGED.reference, None), (Silent(), known)):
         policy = RAGGED.reference.copy()
-        dpo(policy, reference, pairs, DPO(loss, BETA), training, reference_log_probs=given)
+        dpo(policy, reference, pairs, of_family(loss, BETA), training, reference_log_probs=given)
         ends.append(RAGGED.log_probs(policy))
     assert torch.equal(*ends)
 
@@ -221,7 +228,7 @@ def test_pair_loss_of_each_name_is_its_function_of_what_the_policy_says(loss):
     with torch.no_grad():
         for table in policy.logits.tables:
             table.add_(torch.randn(table.shape, dtype=table.dtype, generator=seeded(4)))
-    settings = DPO(loss, BETA)
+    settings = of_family(loss, BETA)
     log_ref = reference_log_probs(RAGGED.reference, pairs, 20)
     value = pair_loss(policy, pairs, log_ref if settings.needs_reference else None, settings)[0].item()
     total = 0.0
@@ -283,7 +290,7 @@ def test_pairs_keep_their_weights_under_every_divided_loss():
     weighted = Pairs(pairs.prompts, pairs.responses, torch.tensor([1.0, 1, 1, 1, 1, 2], dtype=torch.float64))
     policy = RAGGED.reference.copy()
     for loss in ("simpo", "orpo", "dpo-length", "ipo-mean", "chi"):
-        settings = DPO(loss, BETA)
+        settings = of_family(loss, BETA)
         log_ref = reference_log_probs(RAGGED.reference, pairs, 6) - 0.3 if settings.needs_reference else None
         one = pair_loss(policy, weighted, log_ref, settings)[0]
         two = pair_loss(policy, pairs[twice], None if log_ref is None else log_ref[twice], settings)[0]

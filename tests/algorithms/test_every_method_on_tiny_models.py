@@ -12,7 +12,7 @@ import torch
 from tiny_models import one_thread, tiny  # noqa: F401
 
 from rlhf_lab import preferences
-from rlhf_lab.algorithms.dpo import DPO, PairLoss, dpo
+from rlhf_lab.algorithms.dpo import DPO, SMOOTHED, PairLoss, dpo
 from rlhf_lab.algorithms.group import Group, group
 from rlhf_lab.algorithms.kto import KTO, Verdicts, kto
 from rlhf_lab.algorithms.online import Online, online
@@ -72,10 +72,10 @@ METHODS = {
     ),
 }  # fmt: skip
 METHODS |= {
-    f"dpo {loss}": lambda s, loss=loss: dpo(
-        s.policy, s.reference if DPO(loss).needs_reference else None, s.pairs(), DPO(loss), s.training
+    f"dpo {loss.loss}": lambda s, loss=loss: dpo(
+        s.policy, s.reference if loss.needs_reference else None, s.pairs(), loss, s.training
     )
-    for loss in get_args(PairLoss)
+    for loss in [DPO(name, label_smoothing=0.1 * (name in SMOOTHED[1:])) for name in get_args(PairLoss)]
 }
 
 

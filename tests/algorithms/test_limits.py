@@ -225,7 +225,8 @@ def test_rso_accepted_responses_follow_the_optimal_policy_and_sft_samples_the_re
     prompts = world.prompts.repeat(3000)
     found = {}
     for source, target in (("rso-sample-rank", world.optimal(BETA)), ("sft-sample-rank", world.log_ref())):
-        settings = RSO(source, beta=BETA, candidates=256, accepted=2)
+        drawn = {"candidates": 256} if source == "rso-sample-rank" else {}
+        settings = RSO(source, beta=BETA, accepted=2, **drawn)
         pairs, dropped = make_pairs(world.reference, world.reward, prompts, settings)
         assert len(pairs) + dropped == 3000
         p = target[0].exp()

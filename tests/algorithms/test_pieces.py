@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from rlhf_lab.algorithms.active import Demonstrations
 from rlhf_lab.algorithms.dpo import DPO, pair_loss
+from rlhf_lab.algorithms.group import Group
 from rlhf_lab.algorithms.online import Online
 from rlhf_lab.algorithms.ppo import PPO, gae, token_rewards, whiten
 from rlhf_lab.algorithms.raft import RAFT, best_of
@@ -111,7 +113,13 @@ def test_pair_loss_is_the_weighted_mean_and_its_gradient_agrees_with_finite_diff
         (lambda: DPO(loss="sigmoid"), "loss must be"),
         (lambda: DPO(loss="ipo", label_smoothing=0.1), "label_smoothing"),
         (lambda: DPO(loss="robust", label_smoothing=0.5), "label_smoothing"),
+        (lambda: DPO(loss="cdpo"), "cdpo with label_smoothing=0 is plain DPO"),
+        (lambda: DPO(loss="robust"), "robust with label_smoothing=0 is plain DPO"),
         (lambda: PPO(beta=-1.0), "beta"),
+        (lambda: PPO(epochs=1, clip=0.1), "clip=0.1 has no effect where every sample is learned from once"),
+        (lambda: PPO(epochs=1, value_clip=0.1), "value_clip=0.1 has no effect"),
+        (lambda: Group(clip=0.1), "clip=0.1 has no effect where every sample is learned from once"),
+        (lambda: Group(samples=1), "samples must be a whole number of at least 2"),
         (lambda: PPO(epochs=0), "epochs"),
         (lambda: RAFT(best_of=0), "best_of"),
         (lambda: ReST(thresholds=(0.9, 0.7)), "thresholds must rise"),
@@ -119,6 +127,14 @@ def test_pair_loss_is_the_weighted_mean_and_its_gradient_agrees_with_finite_diff
         (lambda: RSO(accepted=7), "accepted"),
         (lambda: RSO(accepted=128), "accepted"),
         (lambda: RSO(source="sft"), "source"),
+        (lambda: RSO(accepted=6, pairing="tournament"), "accepted must be 2, 4, 8, … with pairing='tournament'"),
+        (lambda: RSO(loss="robust"), "robust needs a label_smoothing"),
+        (lambda: RSO("sft-sample-rank", candidates=128), "candidates=128 has no effect"),
+        (lambda: RSO("direct", temperature=0.7), "temperature=0.7 has no effect with the source direct"),
+        (lambda: RSO("direct", beta=0.1, gamma=0.1), "beta=0.1 has no effect with the source direct"),
+        (lambda: ReST(thresholds=(0.0, 1.0)), "thresholds must be below 1"),
+        (lambda: ReST(check_every=5), "check_every=5 has no effect without patience"),
+        (lambda: Demonstrations(torch.ones(2), torch.zeros(2), 0.0), "demonstrations' beta"),
         (lambda: Online(rounds=10, labels=5), "labels"),
         (lambda: RewardModel(prior=-1.0), "prior"),
     ],
