@@ -11,6 +11,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import rlhf_lab
@@ -140,8 +141,17 @@ def _settings(kind: type, words: list[str], prog: str) -> Any:
 
     file, words = config.split_config(words)
     from_file = config.read(file, kind) if file is not None and "config" in config.flat_fields(kind) else []
+    from rlhf_lab.checks import LabError
+
+    parse = partial(tyro.cli, kind, args=[*from_file, *words], prog=prog)
     try:
-        return tyro.cli(kind, args=[*from_file, *words], prog=prog)
+        return parse(console_outputs=False)
+    except SystemExit as stop:
+        # What a settings class refuses is said in our words; the rest (--help, an unknown option) in tyro's.
+        if isinstance(stop.__context__, LabError):
+            raise stop.__context__ from None
+    try:
+        return parse()
     except SystemExit as stop:
         if from_file and stop.code:
             print(f"rlhf-lab: the settings of {file} stand in front of those of the command line.", file=sys.stderr)

@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_lab.batch import Tokens
-from rlhf_lab.checks import LabError, check_folder_free, with_paths
+from rlhf_lab.checks import (
+    Count,
+    LabError,
+    Seed,
+    Temperature,
+    check_folder_free,
+    check_settings,
+    refuse_unused,
+    with_paths,
+)
 from rlhf_lab.commands import config
 from rlhf_lab.commands.train.data import Kind, check_data, load_data, load_world, token_limits
 from rlhf_lab.commands.train.reward import check_reward, read_reward
@@ -61,21 +70,21 @@ class Evaluate:
     """Environment variable that holds the service's key."""
     judge_cache: Path | None = None
     """File that keeps the service's answers, so that nothing is asked twice."""
-    num_samples: int = 4
+    num_samples: Count = 4
     """Responses to each prompt."""
-    temperature: float = 1.0
+    temperature: Temperature = 1.0
     """Of sampling."""
-    top_k: int | None = None
+    top_k: Count | None = None
     """Draw among the k likeliest tokens only; there is then no KL."""
-    limit: int | None = 128
+    limit: Count | None = 128
     """Prompts."""
-    max_prompt_tokens: int | None = None
+    max_prompt_tokens: Count | None = None
     """Longer prompts lose their beginning. By default 256, the world's longest, or what the context leaves."""
-    max_response_tokens: int | None = None
+    max_response_tokens: Count | None = None
     """Longest response, the end token counted. Default as for prompts."""
-    batch_size: int = 16
+    batch_size: Count = 16
     """Prompts at a time."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the draws."""
     model_revision: str | None = None
     """Branch, tag or commit of the model on the Hub."""
@@ -89,6 +98,12 @@ class Evaluate:
     """cpu, cuda, cuda:1, …; auto takes a GPU if there is one."""
     progress: bool = True
     """Show a progress bar."""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if self.judge is None or "://" not in self.judge:
+            told = ["judge_model", "judge_key_variable", "judge_cache"]
+            refuse_unused(self, told, "where judge is not the URL of a service")
 
     @property
     def world(self) -> str | None:
@@ -157,9 +172,6 @@ def evaluate(settings: Evaluate) -> TextReport:
 
 
 def _check(settings: Evaluate) -> None:
-    for name in ("num_samples", "batch_size"):
-        if getattr(settings, name) < 1:
-            raise LabError(f"{name} must be at least 1, not {getattr(settings, name)}.")
     if settings.out is not None:
         if (settings.out / "report.json").exists():
             raise LabError(f"{settings.out} holds a report already; nothing was changed. Give another folder.")

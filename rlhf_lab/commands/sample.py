@@ -20,7 +20,7 @@ import tyro
 from tqdm.auto import tqdm
 
 from rlhf_lab.batch import Tokens
-from rlhf_lab.checks import LabError, check_positive, check_text, with_paths
+from rlhf_lab.checks import Count, LabError, Seed, Temperature, check_settings, check_text, refuse_unused, with_paths
 from rlhf_lab.commands import config
 from rlhf_lab.commands.train.data import check_data, load_data, token_limits
 from rlhf_lab.commands.train.reward import check_reward, load_reward
@@ -56,11 +56,11 @@ class Sample:
     """File to write, JSON lines; without it the responses are printed."""
     config: Path | None = None
     """YAML file with any of these settings; the command line wins over it."""
-    num_samples: int = 1
+    num_samples: Count = 1
     """Responses to each prompt."""
-    temperature: float = 1.0
+    temperature: Temperature = 1.0
     """Divides the logits. Near 0 the likeliest tokens are drawn."""
-    top_k: int | None = None
+    top_k: Count | None = None
     """Draw among the k likeliest tokens only."""
     sampler: Sampler = "lab"
     """Who draws. graphs (a GPU): the lab, a step's kernels recorded once and replayed as a CUDA graph. vllm (package
@@ -69,15 +69,15 @@ class Sample:
     """Prompts of the command line are a user's turn, written by the model's chat template."""
     reward: str | None = None
     """Score the responses by this: a reward model's folder, or gold (gold:NAME) of a world."""
-    max_prompt_tokens: int | None = None
+    max_prompt_tokens: Count | None = None
     """Longer prompts lose their beginning. By default 256, the world's longest, or what the context leaves."""
-    max_response_tokens: int | None = None
+    max_response_tokens: Count | None = None
     """Longest response, the end token counted. Default as for prompts."""
-    limit: int | None = None
+    limit: Count | None = None
     """The first so many prompts of the data alone."""
-    batch_size: int = 16
+    batch_size: Count = 16
     """Prompts at a time."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the draws."""
     model_revision: str | None = None
     """Branch, tag or commit of a model on the Hub."""
@@ -93,6 +93,14 @@ class Sample:
     """Go on with the file in `out`."""
     progress: bool = True
     """Show a progress bar."""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if self.data is None:
+            told = ["limit", "data_revision", "data_split", "data_folder"]
+            refuse_unused(self, told, "without data, to which it belongs")
+        else:
+            refuse_unused(self, ["chat"], "with data; it is for prompts of the command line")
 
     @property
     def world(self) -> str | None:
@@ -145,12 +153,6 @@ def sample(settings: Sample) -> list[dict[str, Any]]:
 
 
 def _check(settings: Sample) -> None:
-    check_positive(settings.temperature, "temperature")
-    for name in ("num_samples", "batch_size"):
-        if getattr(settings, name) < 1:
-            raise LabError(f"{name} must be at least 1, not {getattr(settings, name)}.")
-    if settings.top_k is not None and settings.top_k < 1:
-        raise LabError(f"top_k must be at least 1, not {settings.top_k}.")
     if (settings.data is None) == (not settings.prompts):
         raise LabError('Give prompts in one of two ways: --prompt "…" "…", or --data FILE.')
     if settings.data is not None:

@@ -98,6 +98,18 @@ def check_source(source: str, revision: str | None = None) -> bool:
     return False
 
 
+def holds_splits(source: str) -> bool:
+    """Whether a local file holds several splits: a .json file with an object of lists by split."""
+    path = Path(source).expanduser()
+    if _suffix(path) != ".json":
+        return False
+    with _open(path) as file:
+        try:
+            return _are_splits(json.loads(file.read()))
+        except (ValueError, RecursionError):  # its reader says what is wrong
+            return False
+
+
 def rows_of(source: Source | str) -> Iterator[Row]:
     """The rows of a local file, or of a data set on the Hub, one after the other.
 

@@ -209,7 +209,7 @@ def test_what_is_left_open_is_as_the_kind_has_it_also_where_the_kind_is_changed_
     ("make", "message"),
     [
         (lambda: Group("reinforce"), "kind"),
-        (lambda: Group(samples=1), "samples must be at least 2"),
+        (lambda: Group(samples=1), "samples must be a whole number of at least 2"),
         (lambda: Group(beta=0.0), "beta"),
         (lambda: Group(penalty="k1"), "penalty"),
         (lambda: Group(divide_by_length=True), "whole responses"),

@@ -27,7 +27,7 @@ def settle(settings: Any, config: Any, limits: tuple[int, int]) -> Any:
     """
     for name, number in _DRAWN.items():
         own = getattr(settings, name, None)
-        if own is not None and own.prompts_at_once is None:
+        if own is not None and own.prompts_at_once is None and getattr(own, "source", "") != "direct":
             fitting = prompts_at_once(config, number(own), limits)
             return replace(settings, **{name: replace(own, prompts_at_once=fitting)})
     return settings

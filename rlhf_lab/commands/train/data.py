@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from rlhf_lab.batch import Pairs, Tokens
-from rlhf_lab.checks import LabError, usable_path
+from rlhf_lab.checks import LabError, refuse_unused, usable_path
 from rlhf_lab.commands.train.settings import PairSettings
 from rlhf_lab.policies.base import Policy, Reward
 from rlhf_lab.policies.packing import context_of
 from rlhf_lab.training import processes, seeded
 from rlhf_lab.worlds import preference_data, sft_data
-from rlhf_lab.worlds.preference_files import Source, check_source, is_local
+from rlhf_lab.worlds.preference_files import Source, check_source, holds_splits, is_local
 
 Kind = Literal["pairs", "targets", "prompts", "verdicts"]
 
@@ -45,16 +45,26 @@ class Data:
     said: list[str] = field(default_factory=list)
 
 
-def check_data(settings: Any) -> None:
+def check_data(settings: Any, split_told: bool = True) -> None:
     """Refuse data that cannot be had, before anything is loaded.
 
+    Args:
+        settings: of a command with data.
+        split_told: `data_split` is meant for these data, and not taken over from others.
+
     Raises:
-        LabError: no such file, world or data set.
+        LabError: no such file, world or data set; settings that these data do not have.
     """
-    if settings.limit is not None and settings.limit < 1:
-        raise LabError(f"limit must be at least 1, not {settings.limit}.")
+    hub_only = ["data_revision", "data_folder"]
     if settings.world is not None:
         load_world(settings.world)
+        refuse_unused(settings, hub_only, "on data of a world; it is for data sets on the Hub")
+    elif is_local(settings.data):
+        check_source(settings.data)
+        refuse_unused(settings, hub_only, "on a local file; it is for data sets on the Hub")
+        if split_told and not holds_splits(settings.data):
+            reason = f"on {settings.data}, a file without splits; only a .json file may have some"
+            refuse_unused(settings, ["data_split"], reason)
     else:
         check_source(settings.data, settings.data_revision)
 
@@ -98,9 +108,6 @@ def token_limits(settings: Any, config: Any, tokenizer: Any) -> tuple[int, int]:
         LabError: together they do not fit in the context.
     """
     prompt, response = settings.max_prompt_tokens, settings.max_response_tokens
-    for name, limit in (("max_prompt_tokens", prompt), ("max_response_tokens", response)):
-        if limit is not None and limit < 1:
-            raise LabError(f"{name} must be at least 1, not {limit}.")
     context = context_of(config)
     if settings.world is not None:
         world = load_world(settings.world)

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from rlhf_lab.algorithms.dpo import DPO, dpo
+from rlhf_lab.checks import Positive
 from rlhf_lab.commands.train.job import History, Job, run
-from rlhf_lab.commands.train.settings import Flat, PairSettings
+from rlhf_lab.commands.train.settings import Flat, PairSettings, refuse_reference
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainDPO(PairSettings):
     """Fit a causal language model to preference pairs by direct preference optimisation, or a loss of its family."""
 
+    caches_reference: ClassVar[bool] = True
+
     dpo: Annotated[DPO, Flat] = field(default_factory=DPO)
-    learning_rate: float = 1e-6
+    learning_rate: Positive = 1e-6
     """Peak learning rate. Small models take larger ones: 1e-4 for the shipped ones."""
     reference: str | None = None
-    """Another model as the reference; by default the model itself, as it starts."""
+    """Another model as the reference; by default the model itself, as it starts. Not for losses without one."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_reference(self, self.dpo.loss, self.dpo.needs_reference)
 
 
 def train_dpo(settings: TrainDPO) -> History:

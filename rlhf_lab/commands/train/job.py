@@ -194,7 +194,6 @@ def _run(
     processes.start()
     progress_bars(processes.shows(settings.progress))
     out = settings.out
-    settings.training(rows=1)
     device = pick_device(settings.device)
     check_data(settings)
     check_reward(settings)

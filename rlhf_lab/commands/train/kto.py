@@ -7,9 +7,10 @@ the chosen one as desirable.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from rlhf_lab.algorithms.kto import KTO, Verdicts, kto
+from rlhf_lab.checks import Positive
 from rlhf_lab.commands.train.job import History, Job, run
 from rlhf_lab.commands.train.settings import Flat, PairSettings
 
@@ -18,8 +19,10 @@ from rlhf_lab.commands.train.settings import Flat, PairSettings
 class TrainKTO(PairSettings):
     """Fit a causal language model to responses that are marked desirable or not (or to both sides of pairs)."""
 
+    caches_reference: ClassVar[bool] = True
+
     kto: Annotated[KTO, Flat] = field(default_factory=KTO)
-    learning_rate: float = 1e-6
+    learning_rate: Positive = 1e-6
     """Peak learning rate. Small models take larger ones: 1e-4 for the shipped ones."""
     reference: str | None = None
     """Another model as the reference; by default the model itself, as it starts."""

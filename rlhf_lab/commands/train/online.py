@@ -11,9 +11,9 @@ from rlhf_lab import preferences
 from rlhf_lab.algorithms.dpo import DPO
 from rlhf_lab.algorithms.online import Online, online
 from rlhf_lab.batch import Pairs, cat_pairs, pick_pairs
-from rlhf_lab.checks import check_finite
+from rlhf_lab.checks import Positive, check_finite
 from rlhf_lab.commands.train.job import History, Job, run
-from rlhf_lab.commands.train.settings import Flat, SamplingSettings
+from rlhf_lab.commands.train.settings import Flat, SamplingSettings, refuse_reference
 from rlhf_lab.policies.base import Policy, Reward
 
 
@@ -23,10 +23,14 @@ class TrainOnline(SamplingSettings):
 
     online: Annotated[Online, Flat] = field(default_factory=Online)
     dpo: Annotated[DPO, Flat] = field(default_factory=DPO)
-    learning_rate: float = 1e-6
+    learning_rate: Positive = 1e-6
     """Peak learning rate. Small models take larger ones: 1e-4 for the shipped ones."""
     reference: str | None = None
-    """Another model as the reference; by default the model itself, as it starts."""
+    """Another model as the reference; by default the model itself, as it starts. Not for losses without one."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_reference(self, self.dpo.loss, self.dpo.needs_reference)
 
 
 def train_online(settings: TrainOnline) -> History:

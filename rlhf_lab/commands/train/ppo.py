@@ -8,6 +8,7 @@ from typing import Annotated
 from rlhf_lab.algorithms.ppo import PPO, ppo
 from rlhf_lab.commands.train.job import History, Job, run, scored_by
 from rlhf_lab.commands.train.settings import Epochs, Flat, SamplingSettings
+from rlhf_lab.training.settings import Epsilon
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +18,7 @@ class TrainPPO(SamplingSettings):
     ppo: Annotated[PPO, Flat] = field(default_factory=PPO)
     epochs: Epochs = 1.0
     """Passes over the prompts, where `steps` is not given."""
-    adam_epsilon: float = 1e-5
+    adam_epsilon: Epsilon = 1e-5
     """Adam's ε."""
     reference: str | None = None
     """Another model as the reference; by default the model itself, as it starts."""

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from rlhf_lab.algorithms.rest import ReST, rest
 from rlhf_lab.batch import Tokens
-from rlhf_lab.checks import LabError
+from rlhf_lab.checks import Count, LabError, Natural, refuse_unused
 from rlhf_lab.commands.train.data import check_data, load_data, original_of
 from rlhf_lab.commands.train.job import History, Job, run
 from rlhf_lab.commands.train.settings import Flat, SamplingSettings
@@ -18,7 +18,7 @@ class TrainReST(SamplingSettings):
     """Train a causal language model by ReST: grow a data set from it, improve it on what passes a rising threshold."""
 
     rest: Annotated[ReST, Flat] = field(default_factory=ReST)
-    held_out: int = 0
+    held_out: Natural = 0
     """Prompts, the last ones, kept apart for `patience` to watch the reward on."""
     original: str | None = None
     """SFT data that stay in the mix, scored and filtered like what is grown: a file, a data set on the Hub, or
@@ -29,20 +29,24 @@ class TrainReST(SamplingSettings):
     """Its branch, tag or commit, if it is on the Hub."""
     original_folder: str | None = None
     """Folder within it, if it is on the Hub."""
-    original_limit: int | None = None
+    original_limit: Count | None = None
     """Its first so many usable rows alone."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rest.patience is None:
+            refuse_unused(self, ["held_out"], "without patience, which watches the reward on those prompts")
+        if self.original is None:
+            apart = [f"original_{name}" for name in ("split", "revision", "folder", "limit")]
+            refuse_unused(self, apart, "without original, the data that it belongs to")
 
 
 def train_rest(settings: TrainReST) -> History:
     """Run the command; see `job.run`. An Improve step has `steps` steps, over responses."""
     if settings.rest.patience is not None and settings.held_out < 1:
         raise LabError("patience needs prompts to watch the reward on: give --held-out, for example 64.")
-    apart = {name: getattr(settings, f"original_{name}") for name in ("split", "revision", "folder", "limit")}
-    told = next((name for name, value in apart.items() if value is not None), None)
-    if settings.original is None and told is not None:
-        raise LabError(f"original_{told} belongs to data that are not there: give --original as well.")
     if settings.original is not None:
-        check_data(original_of(settings))
+        check_data(original_of(settings), settings.original_split is not None)
     return run(settings, "rest", "prompts", _fit)
 
 

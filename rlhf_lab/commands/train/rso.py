@@ -6,16 +6,16 @@ The pairs are written to pairs/ before the fit, as a data set that TRL takes as 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from rlhf_lab.algorithms.dpo import DPO, dpo
 from rlhf_lab.algorithms.rso import RSO, make_pairs
 from rlhf_lab.batch import Pairs
-from rlhf_lab.checks import LabError
+from rlhf_lab.checks import LabError, refuse_unused
 from rlhf_lab.commands.train.card import pairs_card
 from rlhf_lab.commands.train.job import History, Job, run
 from rlhf_lab.commands.train.pairs import save_pairs
-from rlhf_lab.commands.train.settings import DrawingSettings, Flat
+from rlhf_lab.commands.train.settings import DrawingSettings, Flat, refuse_reference
 from rlhf_lab.policies.base import Policy
 from rlhf_lab.training import checkpoint, processes
 
@@ -24,11 +24,19 @@ from rlhf_lab.training import checkpoint, processes
 class TrainRSO(DrawingSettings):
     """Fit a causal language model to pairs of its own responses, accepted and labelled by a reward (RSO)."""
 
+    caches_reference: ClassVar[bool] = True
+
     rso: Annotated[RSO, Flat] = field(default_factory=RSO)
     reward: str | None = None
     """Folder of a trained reward model or ranker, or gold with a world's data. Not for the source direct."""
     reference: str | None = None
     """Another model as the SFT policy, whose samples are the candidates; by default the model itself."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rso.source == "direct":
+            refuse_unused(self, ["reward", "sampler"], "with the source direct, which draws no responses")
+            refuse_reference(self, self.rso.loss, DPO(self.rso.loss).needs_reference)
 
 
 def train_rso(settings: TrainRSO) -> History:

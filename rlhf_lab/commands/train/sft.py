@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rlhf_lab.algorithms.sft import sft
+from rlhf_lab.checks import Positive
 from rlhf_lab.commands.train.job import History, Job, run
 from rlhf_lab.commands.train.settings import Common
 
@@ -13,7 +14,7 @@ from rlhf_lab.commands.train.settings import Common
 class TrainSFT(Common):
     """Fine-tune a causal language model on prompts with targets (of preference pairs: on the chosen responses)."""
 
-    learning_rate: float = 2e-5
+    learning_rate: Positive = 2e-5
     """Peak learning rate. Small models take larger ones: 1e-3 for the shipped ones."""
 
 
