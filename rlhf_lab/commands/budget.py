@@ -13,7 +13,7 @@ import math
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from rlhf_lab import exact
 from rlhf_lab.algorithms import active
-from rlhf_lab.checks import LabError, check_beta, check_positive, with_paths
+from rlhf_lab.checks import Count, LabError, Natural, NotNegative, Positive, Range, Seed, check_settings, with_paths
 from rlhf_lab.evaluation import mean_interval
 from rlhf_lab.experiments import budget
 from rlhf_lab.training import seeded
@@ -41,70 +41,51 @@ FEWEST = 4
 class Budget:
     """How to spend a budget on demonstrations, preferences and machines."""
 
-    money: float | None = None
+    money: Positive | None = None
     """Money in all, in the unit of the prices. Give this or labels."""
-    labels: int | None = None
+    labels: Count | None = None
     """As much money as so many preference labels cost."""
-    price_demonstration: float = 5.0
+    price_demonstration: Positive = 5.0
     """Price of a demonstration."""
-    price_preference: float = 1.0
+    price_preference: Positive = 1.0
     """Price of a preference label."""
-    price_sample: float = 0.0
+    price_sample: NotNegative = 0.0
     """Price of a response drawn from a model."""
-    price_step: float = 0.0
+    price_step: NotNegative = 0.0
     """Price of an optimiser step."""
-    fit_steps: int = 500
+    fit_steps: Natural = 500
     """Optimiser steps of one fit of a policy or of a reward model."""
-    policy_samples: int = 5000
+    policy_samples: Natural = 5000
     """Responses that training on a reward model draws (PPO, RSO); DPO on the labels draws none."""
-    beta: float = 0.5
+    beta: Positive = 0.5
     """β of the objective: reward, in logits of a label, per nat of KL."""
-    prompts: int = 1
+    prompts: Count = 1
     """Prompts that must be learned apart. Where answers to one prompt teach of another, give fewer than there are."""
-    candidates: int | None = None
+    candidates: Annotated[int, Range(2, 64)] | None = None
     """Different responses to a prompt that come into question. Default: 8, or as in the pilot."""
-    spread: float | None = None
+    spread: Positive | None = None
     """Standard deviation of the reward among them, in logits of a label. Default: 1, or fitted to the pilot."""
-    reference_spread: float = 1.0
+    reference_spread: NotNegative = 1.0
     """Standard deviation of log π_ref among them."""
-    demo_beta: float = 1.0
+    demo_beta: Positive = 1.0
     """How carefully demonstrators choose: they draw from π_ref exp(r/demo_beta)/Z."""
-    features: int = 0
+    features: Natural = 0
     """What the policy can tell apart: 0 for everything, else so many features of the responses."""
     pilot: Path | None = None
     """Comparisons made already: .csv or .jsonl with columns prompt (optional), chosen, rejected."""
-    worlds: int = 32
+    worlds: Annotated[int, Range(8)] = 32
     """Random worlds that plans are tried on, half to choose and half to report."""
-    runs: int = 6
+    runs: Annotated[int, Range(2)] = 6
     """Sets of labels in each."""
-    seed: int = 0
+    seed: Seed = 0
     """Of worlds and labels."""
     out: Path | None = None
     """File for the plan as JSON."""
 
     def __post_init__(self) -> None:
+        check_settings(self)
         if (self.money is None) == (self.labels is None):
             raise LabError("Give --money or --labels, one of the two: there is nothing to plan with, or twice.")
-        for name in ("price_preference", "price_demonstration", "demo_beta"):
-            check_positive(getattr(self, name), name)
-        check_beta(self.beta)
-        if self.money is not None:
-            check_positive(self.money, "money")
-        for name in ("price_sample", "price_step", "reference_spread"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise LabError(f"{name} must be a number of at least 0, not {value}.")
-        if self.spread is not None:
-            check_positive(self.spread, "spread")
-        for name, least in (
-            ("prompts", 1), ("worlds", 8), ("runs", 2), ("fit_steps", 0), ("policy_samples", 0), ("features", 0),
-        ):  # fmt: skip
-            if getattr(self, name) < least:
-                raise LabError(f"{name} must be at least {least}, not {getattr(self, name)}.")
-        if self.labels is not None and self.labels < 1:
-            raise LabError(f"labels must be at least 1, not {self.labels}.")
-        if self.candidates is not None and not 2 <= self.candidates <= 64:
-            raise LabError(f"candidates must lie between 2 and 64, not {self.candidates}.")
 
     @property
     def all_money(self) -> float:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from rlhf_lab.checks import LabError, check_positive
+from rlhf_lab.checks import Count, LabError, Positive, check_settings
 from rlhf_lab.commands.needs import METHODS, Load, memory, operations, shape_of, traffic
 
 GIB = 2**30
@@ -59,32 +59,35 @@ class Plan:
         "sft", "reward-model", "ranker", "dpo", "kto", "rso", "raft", "rest", "online", "ppo", "rloo", "grpo"
     ] = "dpo"
     """The method."""
-    batch_size: int = 32
+    batch_size: Count = 32
     """Rows of a step over all devices: prompts, or pairs, as the method has it."""
-    prompt_tokens: int | None = None
+    prompt_tokens: Count | None = None
     """Tokens of a usual long prompt. By default 256, or three quarters of a shorter context."""
-    response_tokens: int | None = None
+    response_tokens: Count | None = None
     """Tokens of a usual long response. By default 64, or a quarter of a shorter context."""
-    samples: int | None = None
+    samples: Count | None = None
     """Responses drawn for a prompt, where the method draws; None for its default."""
-    steps: int = 1000
+    steps: Count = 1000
     """Optimiser steps (of ppo: rounds)."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """As in training."""
-    accumulate: int = 1
+    accumulate: Count = 1
     """As in training."""
     gradient_checkpointing: bool = False
     """As in training."""
-    lora_rank: int | None = None
+    lora_rank: Count | None = None
     """Adapters of this rank; None: all weights are trained."""
     device: str = "auto"
     """auto: the GPU here, else the CPU; cpu; or a card that is not here: t4, v100, l4, rtx4090, a100, h100, h200."""
-    num_devices: int = 1
+    num_devices: Count = 1
     """Devices that train together."""
     fsdp: bool = False
     """Weights, gradients and optimiser state spread over the devices (configs/fsdp.yaml)."""
-    memory_gb: float | None = None
+    memory_gb: Positive | None = None
     """Memory of a device in GiB, instead of what is found."""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     def tokens(self, context: int) -> tuple[int, int]:
         """Tokens of a prompt and of a response, in a context of so many."""
@@ -99,24 +102,25 @@ class Plan:
         Raises:
             LabError: a number that cannot be used; a model that is not known; more tokens than its context holds.
         """
-        for name in ("batch_size", "prompt_tokens", "response_tokens", "steps", "accumulate", "num_devices"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise LabError(f"{name} must be at least 1, not {value}.")
-        if self.lora_rank is not None and self.lora_rank < 1:
-            raise LabError(f"lora_rank must be at least 1, not {self.lora_rank}.")
+        if self.accumulate > self.batch_size:
+            raise LabError(f"accumulate={self.accumulate} cannot cut a batch of {self.batch_size} rows. Lower it.")
         if self.fsdp and self.num_devices == 1:
             raise LabError("fsdp spreads weights over several devices; set num_devices.")
         if self.method not in METHODS:
             raise LabError(f"There is no method {self.method!r}; there are {', '.join(METHODS)}.")
         shape, method = shape_of(self.model), METHODS[self.method]
+        if self.lora_rank is not None and self.method in ("reward-model", "ranker"):
+            raise LabError(f"lora_rank is for policies; {self.method} trains a whole body and its head. Leave it out.")
+        if self.lora_rank is not None and self.lora_rank > shape.hidden:
+            raise LabError(f"lora_rank must be at most {shape.hidden}, the model's hidden size, not {self.lora_rank}.")
         prompt, response = self.tokens(shape.context)
         if prompt + response > shape.context:
             raise LabError(
                 f"{prompt} and {response} tokens are more than the {shape.context} that {self.model}'s context holds."
             )
         if self.samples is not None:
-            if not method.at_once or self.samples < 1:
-                raise LabError(f"samples={self.samples} cannot be used: {self.method} draws none, or it is below 1.")
+            if not method.at_once:
+                raise LabError(f"samples={self.samples} has no effect: {self.method} draws none. Leave it out.")
             factor = self.samples / method.at_once
             learned = self.samples if self.method in ("ppo", "rloo", "grpo") else method.learned
             drawn = method.drawn if self.method == "rest" else method.drawn * factor
@@ -188,7 +192,7 @@ def reckon(settings: Plan, device: Device) -> Report:
     """
     load = settings.load()
     if settings.memory_gb is not None:
-        device = replace(device, memory=check_positive(settings.memory_gb, "memory_gb") * GIB)
+        device = replace(device, memory=settings.memory_gb * GIB)
     needed = memory(load, _process(device))
     report = Report(
         parameters=load.shape.parameters(),

@@ -107,8 +107,15 @@ class LanguageModelPolicy(Policy):
         plain = self.model(ids, attention_mask=torch.ones_like(ids)).logits[:, 1:3, : self.vocab_size].float()
         limit = plain.abs().max().clamp(min=1.0) * (0.1 if self.dtype.itemsize < 4 else 1e-3)
         for _ in range(2):
-            states = packed_states(body, Tokens.full(ids[:1, :2]), Tokens.full(ids[None, :, 2:]))
-            packed = self._logits(states.flat)[states.before[0]]
+            try:
+                states = packed_states(body, Tokens.full(ids[:1, :2]), Tokens.full(ids[None, :, 2:]))
+                packed = self._logits(states.flat)[states.before[0]]
+            except (AttributeError, IndexError, KeyError, TypeError, ValueError, NotImplementedError) as error:
+                # Its code expects another mask, cache or output. A RuntimeError is the device's: no memory, for one.
+                raise LabError(
+                    f"{type(self.model).__name__} cannot compute packed texts ({type(error).__name__}: {error}), so "
+                    f"the lab cannot use it. GPT-2, GPT-NeoX, Llama, Mistral and Qwen can."
+                ) from error
             if not (plain - packed).abs().max() > limit:
                 return
             ragged.uninstall(body)

@@ -21,6 +21,8 @@ from rlhf_lab.policies import gguf_files, hub
 
 SHIPPED = {"lab-gpt2": "gpt2", "lab-pythia": "pythia"}
 """Names of the models that ship, and their folders in `data/models/`."""
+SUPPORTED = "GPT-2, GPT-NeoX (Pythia), Llama, Mistral, Qwen2, Qwen3, Phi-3, OLMo 2 or OPT"
+"""Architectures that were tried, for messages."""
 SMOLLM2 = "smollm2"
 """Name of the real model that a PyPI package brings."""
 
@@ -136,7 +138,7 @@ def load_config(name_or_path: str, revision: str | None = None) -> Any:
     """The model's configuration: its context's length, its vocabulary.
 
     Raises:
-        LabError: it cannot be had, or is not one of a causal language model.
+        LabError: it cannot be had, or is not one of a causal language model whose attention the lab can use.
     """
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -144,7 +146,43 @@ def load_config(name_or_path: str, revision: str | None = None) -> Any:
     config = _load(AutoConfig, name_or_path, revision, "configuration")
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise LabError(f"{name_or_path} is a '{config.model_type}' model, not a causal language model such as GPT-2.")
+    check_architecture(config, name_or_path)
     return config
+
+
+def check_architecture(config: Any, name: str) -> None:
+    """Refuse an architecture that cannot compute several responses behind one prompt, from its configuration alone.
+
+    A response's states must follow from a block mask and positions. That leaves out a state that is carried from token
+    to token, positions that are read off the mask (ALiBi), attention in fixed chunks, and attention that takes no mask
+    of its own. `LanguageModelPolicy` compares the numbers once the weights are there.
+
+    Args:
+        config: the Hugging Face configuration of a causal language model.
+        name: the model's, for the message.
+
+    Raises:
+        LabError: names the architecture, why it cannot be used, and some that can.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    text = config.get_text_config()
+    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    other = set(getattr(text, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if getattr(kind, "_is_stateful", False):
+        why = "it carries a recurrent state from token to token"
+    elif getattr(text, "alibi", False):
+        why = "its attention has ALiBi biases, which take each token's position from its place in the row"
+    elif other:
+        why = f"it has layers of the kind {', '.join(sorted(other))}"
+    elif not getattr(kind, "_supports_sdpa", False):
+        why = "its attention is not computed by torch's scaled_dot_product_attention, which takes a mask"
+    else:
+        return
+    raise LabError(
+        f"{name} is a {kind.__name__}, which the lab cannot use: {why}. Take a model whose attention accepts a block "
+        f"mask, such as {SUPPORTED}."
+    )
 
 
 def load_language_model(

@@ -44,8 +44,7 @@ def with_lora(
     Raises:
         LabError: peft is not installed, a rank below 1, or targets that the model doesn't have.
     """
-    if rank < 1:
-        raise LabError(f"The LoRA rank must be at least 1, not {rank}.")
+    check_rank(rank, policy.model.config)
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
@@ -66,6 +65,16 @@ def with_lora(
         except ValueError as error:
             raise LabError(f"The adapters do not fit the model: {error}") from error
     return _like(LoraPolicy, policy, model)
+
+
+def check_rank(rank: int, config: Any) -> None:
+    """Raise `LabError` unless adapters of `rank` are narrower than, or as wide as, the model of `config`."""
+    width = config.get_text_config().hidden_size
+    if not 1 <= rank <= width:
+        raise LabError(
+            f"lora_rank must be a whole number between 1 and {width}, the model's hidden size, not {rank}: wider "
+            f"adapters have more weights than the layers that they adapt. Usual are 8 to 64."
+        )
 
 
 def _like(kind: type[P], policy: LanguageModelPolicy, model: nn.Module) -> P:

@@ -185,7 +185,7 @@ PATHS = [
     TrainDPO(model="m", data="d", out=Path("a\0b")),
     TrainDPO(model="m\0", data="d", out=Path("a")),
     Sample(model="m", data="d\0", out=Path("a")),
-    Evaluate(model="m", data="d", reference="r", judge_cache=Path("a\0b")),
+    Evaluate(model="m", data="d", reference="r", judge="http://localhost/v1", judge_cache=Path("a\0b")),
 ]
 
 

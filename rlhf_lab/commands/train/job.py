@@ -49,7 +49,7 @@ from rlhf_lab.policies.loading import (
     pick_device,
     progress_bars,
 )
-from rlhf_lab.policies.lora import AdapterReference, LoraPolicy, with_lora
+from rlhf_lab.policies.lora import AdapterReference, LoraPolicy, check_rank, with_lora
 from rlhf_lab.policies.reference_cache import cached_log_probs
 from rlhf_lab.policies.vllm import VllmSampler, check_installed
 from rlhf_lab.training import Training, checkpoint, memory, processes
@@ -204,6 +204,10 @@ def _run(
 
     tokenizer = load_tokenizer(settings.model, settings.model_revision)
     sizes = load_config(settings.model, settings.model_revision)
+    if settings.lora_rank is not None:
+        check_rank(settings.lora_rank, sizes)
+    if (reference := getattr(settings, "reference", None)) is not None:
+        load_config(reference)
     limits = token_limits(settings, sizes, tokenizer)
     settings = at_once.settle(settings, sizes, limits)
     record = {**record_of(settings, method), **data_mark(settings)}

@@ -122,7 +122,8 @@ class Common:
         if not self.caches_reference:
             refuse_unused(self, ["reference_cache"], "for this method, which keeps no log-probabilities of a reference")
         # Without `steps`, how many there are is known when the data are, and only then whether the warm-up fits.
-        self.training(rows=1, warmup=self.warmup if self.steps is not None else 0)
+        warmup = self.warmup if self.steps is not None else 0
+        self.training(rows=1, warmup=warmup, out=None, resume=False, trackers=())
 
     @property
     def world(self) -> str | None:
