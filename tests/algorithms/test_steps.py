@@ -190,7 +190,9 @@ GROUPS = {
 
 
 def by_hand(settings, x, y, score, ref, old, new, rows):
-    """Minus the objective's estimate of some rows: Ahmadian et al. 2024, section 3; Shao et al. 2024, equation 3."""
+    """Minus the objective's estimate of some rows: Ahmadian et al. 2024, section 3; Shao et al. 2024, equation 3.
+
+    A group whose scores are all equal says nothing: its advantages are 0."""
     number, beta, total = settings.samples, settings.beta, 0.0
     for b in rows:
         signal = score[b].tolist()
@@ -204,7 +206,7 @@ def by_hand(settings, x, y, score, ref, old, new, rows):
             else:
                 a = signal[g] - mean
             if settings.divide_by_std or (settings.divide_by_std is None and settings.kind == "grpo"):
-                a = a / (spread + 1e-6)
+                a = a / spread if max(signal) - min(signal) > 1e-9 else 0.0
             length = int(y.mask[b, g].sum())
             k = new[b, g, :length] - ref[b, g, :length]
             ratio = (new[b, g, :length] - old[b, g, :length]).exp()
