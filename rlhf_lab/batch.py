@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from rlhf_lab.checks import LabError
+from rlhf_lab.checks import LabError, first_bad
+
+T = TypeVar("T")
 
 
 def _as_rows(rows: Any, number: int) -> Any:
@@ -30,14 +32,26 @@ def _as_rows(rows: Any, number: int) -> Any:
     return slice(rows % number, rows % number + 1)
 
 
+def unchecked(kind: type[T], **fields: Any) -> T:
+    """A container made of parts of one that was checked already."""
+    out = object.__new__(kind)
+    for name, value in fields.items():
+        object.__setattr__(out, name, value)
+    return out
+
+
+def _tokens(ids: Tensor, mask: Tensor) -> Tokens:
+    return unchecked(Tokens, ids=ids, mask=mask)
+
+
 @dataclass(frozen=True, eq=False)
 class Tokens:
     """Token ids and the mask that says which of them count.
 
     Attributes:
         ids: integer ids, shape (…, T). Where `mask` is False the id is 0 and means nothing.
-        mask: booleans, shape (…, T). True on a prefix of each row: sequences lie at the left. Masks come from
-            lengths, never from ids, so an end token may share its id with padding.
+        mask: booleans, shape (…, T). True on a prefix of each row, which is checked on the CPU: sequences lie
+            at the left. Masks come from lengths, never from ids, so an end token may share its id with padding.
     """
 
     ids: Tensor
@@ -46,6 +60,15 @@ class Tokens:
     def __post_init__(self) -> None:
         if self.ids.shape != self.mask.shape:
             raise LabError(f"ids {tuple(self.ids.shape)} and mask {tuple(self.mask.shape)} differ in shape.")
+        # Looking at a mask on a device would wait for it. What comes from there was made here.
+        if self.mask.device.type == "cpu" and self.mask.shape[-1:] > (1,):
+            late = self.mask[..., 1:] & ~self.mask[..., :-1]
+            if bool(late.any()):
+                row = late.any(-1).nonzero()[0].tolist()
+                raise LabError(
+                    f"The mask of row {', '.join(map(str, row)) or 0} is padded at the left or has a gap. "
+                    f"Tokens lie at the left: pad at the right (tokenizer.padding_side = 'right'), or use from_lists."
+                )
 
     @classmethod
     def full(cls, ids: Tensor) -> Tokens:
@@ -96,7 +119,7 @@ class Tokens:
     def __getitem__(self, rows: Any) -> Tokens:
         """Rows along the first axis; with an integer tensor, rows in that order, repeats allowed."""
         rows = _as_rows(rows, len(self))
-        return Tokens(self.ids[rows], self.mask[rows])
+        return _tokens(self.ids[rows], self.mask[rows])
 
     def take(self, index: Tensor) -> Tokens:
         """Pick responses by `index` (B, m) along the G axis of (B, G, T); gives (B, m, T)."""
@@ -105,15 +128,15 @@ class Tokens:
                 f"take needs responses (B, G, T) and an index (B, m), not {tuple(self.shape)} and {tuple(index.shape)}."
             )
         index = index.to(self.ids.device).unsqueeze(-1).expand(-1, -1, self.ids.shape[-1])
-        return Tokens(self.ids.gather(1, index), self.mask.gather(1, index))
+        return _tokens(self.ids.gather(1, index), self.mask.gather(1, index))
 
     def repeat(self, times: int) -> Tokens:
         """Each row `times` times in a row: (B, …) gives (B·times, …)."""
-        return Tokens(self.ids.repeat_interleave(times, 0), self.mask.repeat_interleave(times, 0))
+        return _tokens(self.ids.repeat_interleave(times, 0), self.mask.repeat_interleave(times, 0))
 
     def reshape(self, *lead: int) -> Tokens:
         """The same sequences under other leading axes."""
-        return Tokens(self.ids.reshape(*lead, self.shape[-1]), self.mask.reshape(*lead, self.shape[-1]))
+        return _tokens(self.ids.reshape(*lead, self.shape[-1]), self.mask.reshape(*lead, self.shape[-1]))
 
     def pad_to(self, length: int) -> Tokens:
         """Widen the last axis to `length` with places that do not count."""
@@ -121,12 +144,12 @@ class Tokens:
         if extra <= 0:
             return self
         pad = (0, extra)
-        return Tokens(torch.nn.functional.pad(self.ids, pad), torch.nn.functional.pad(self.mask, pad))
+        return _tokens(torch.nn.functional.pad(self.ids, pad), torch.nn.functional.pad(self.mask, pad))
 
     def trim(self) -> Tokens:
         """Drop places at the end of the last axis that count in no row (one place at least is kept)."""
         longest = max(int(self.lengths.max()), 1) if self.ids.numel() else 1
-        return Tokens(self.ids[..., :longest], self.mask[..., :longest])
+        return _tokens(self.ids[..., :longest], self.mask[..., :longest])
 
     def equal(self, other: Tokens) -> Tensor:
         """Where two sets of sequences of the same leading shape are the same sequence, shape (…)."""
@@ -137,7 +160,7 @@ class Tokens:
 
     def to(self, device: torch.device | str) -> Tokens:
         """The same tokens on `device`."""
-        return Tokens(self.ids.to(device), self.mask.to(device))
+        return _tokens(self.ids.to(device), self.mask.to(device))
 
     def tolist(self) -> list[Any]:
         """Ragged nested lists of ids, the inverse of `from_lists`."""
@@ -164,6 +187,26 @@ def cat(parts: Sequence[Tokens], dim: int = 0) -> Tokens:
     return Tokens(torch.cat([p.ids for p in parts], dim), torch.cat([p.mask for p in parts], dim))
 
 
+def check_weight(weight: Tensor | None, number: int) -> None:
+    """Raise `LabError` unless `weight` is None or holds `number` finite numbers, none negative and not all zero.
+
+    The values of a tensor on a device are not read, since that would wait for it.
+    """
+    if weight is None:
+        return
+    if weight.shape != (number,):
+        raise LabError(f"weight has shape {tuple(weight.shape)}, expected ({number},).")
+    if weight.device.type != "cpu" or number == 0:
+        return
+    bad = ~((weight >= 0) & (weight < torch.inf))
+    if bool(bad.any()):
+        raise LabError(
+            f"weight holds {weight[bad][0].item()} at {first_bad(bad)}. Weights must be finite and not negative."
+        )
+    if not bool((weight > 0).any()):
+        raise LabError("All weights are zero, so that there is nothing to average over. Leave out rows without weight.")
+
+
 @dataclass(frozen=True, eq=False)
 class Pairs:
     """Preference pairs: N prompts with G = 2 responses each, the chosen one first.
@@ -171,8 +214,8 @@ class Pairs:
     Attributes:
         prompts: (N, P).
         responses: (N, 2, T); `[:, 0]` is chosen, `[:, 1]` rejected.
-        weight: (N,) non-negative weights of the loss's mean, or None for equal ones. Population probabilities
-            go here when all pairs of a finite world are enumerated.
+        weight: (N,) weights of the loss's mean, none negative and not all 0, or None for equal ones. Population
+            probabilities go here when all pairs of a finite world are enumerated.
     """
 
     prompts: Tokens
@@ -185,8 +228,7 @@ class Pairs:
                 f"A pair is one prompt with two responses: {len(self.prompts)} prompts came with responses of "
                 f"shape {tuple(self.responses.shape)}, expected ({len(self.prompts)}, 2, T)."
             )
-        if self.weight is not None and self.weight.shape != (len(self.prompts),):
-            raise LabError(f"weight has shape {tuple(self.weight.shape)}, expected ({len(self.prompts)},).")
+        check_weight(self.weight, len(self.prompts))
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -194,12 +236,14 @@ class Pairs:
     def __getitem__(self, rows: Any) -> Pairs:
         """The pairs of these rows; an integer keeps the batch axis, as in `Tokens`."""
         rows = _as_rows(rows, len(self))
-        return Pairs(self.prompts[rows], self.responses[rows], None if self.weight is None else self.weight[rows])
+        weight = None if self.weight is None else self.weight[rows]
+        # A batch may be of rows without weight alone, which its whole may not.
+        return unchecked(Pairs, prompts=self.prompts[rows], responses=self.responses[rows], weight=weight)
 
     def to(self, device: torch.device | str) -> Pairs:
         """The same pairs on `device`."""
         weight = None if self.weight is None else self.weight.to(device)
-        return Pairs(self.prompts.to(device), self.responses.to(device), weight)
+        return unchecked(Pairs, prompts=self.prompts.to(device), responses=self.responses.to(device), weight=weight)
 
 
 def cat_pairs(parts: Sequence[Pairs]) -> Pairs:

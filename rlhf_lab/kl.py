@@ -69,4 +69,7 @@ def k3(log_policy: Tensor, log_ref: Tensor) -> Tensor:
     Unbiased only where π has mass wherever π_ref has: the correction e^{−k} − 1 averages to zero under that.
     """  # noqa: D205
     k = _log_ratio(log_policy, log_ref)
-    return torch.where(k == torch.inf, torch.inf, torch.expm1(-k) + k)
+    # At both ends the exponential or k alone decides; their sum would be ∞ − ∞.
+    infinite = torch.isinf(k)
+    k = torch.where(infinite, 0.0, k)
+    return torch.where(infinite, torch.inf, torch.expm1(-k) + k)

@@ -350,6 +350,8 @@ def kto(
         check_no_nan(log_ratio, "log_ratio")
     z = torch.as_tensor(reference_point, dtype=log_ratio.dtype, device=log_ratio.device).detach().clamp(min=0.0)
     gap = beta * (log_ratio - z)
+    if gap.device.type == "cpu":
+        check_no_nan(gap, "log_ratio − reference_point (both infinite?)")
     return torch.where(desirable, weights[0] * torch.sigmoid(-gap), weights[1] * torch.sigmoid(gap))
 
 

@@ -5,6 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rlhf_lab.algorithms.dpo import mean
+from rlhf_lab.algorithms.kto import Verdicts
 from rlhf_lab.batch import Pairs, Tokens, cat, cat_pairs, pick_pairs
 from rlhf_lab.checks import LabError
 
@@ -235,3 +237,50 @@ def test_pick_pairs_agrees_with_a_plain_loop(lists, data):
     assert dropped == len(lists) * number - len(expected)
     found = list(zip(pairs.prompts.tolist(), pairs.responses.tolist(), strict=True))
     assert found == expected
+
+
+@pytest.mark.parametrize(
+    "mask, row",
+    [([[True, True], [False, True]], "row 1"), ([[[True, False, True]]], "row 0, 0"), ([False, True], "row 0")],
+)
+def test_a_mask_that_is_no_prefix_is_refused_by_row(mask, row):
+    """Padded at the left, or with a gap: positions and log-probabilities would be those of another sequence."""
+    mask = torch.tensor(mask)
+    with pytest.raises(LabError, match=f"mask of {row} is padded at the left or has a gap.*pad at the right"):
+        Tokens(torch.ones_like(mask, dtype=torch.long), mask)
+
+
+def test_a_mask_on_a_device_is_not_read():
+    """Reading it would wait for the device; the meta device would raise."""
+    assert Tokens.full(torch.zeros(2, 3, dtype=torch.long, device="meta")).shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    "weight, message",
+    [
+        ([1.0, -0.5, 1.0], r"weight holds -0\.5 at index 1"),
+        ([1.0, 1.0, float("nan")], r"weight holds nan at index 2"),
+        ([float("inf"), 1.0, 1.0], r"weight holds inf at index 0"),
+        ([0.0, 0.0, 0.0], "All weights are zero"),
+        ([1.0, 1.0], r"weight has shape \(2,\), expected \(3,\)"),
+    ],
+)
+def test_weights_that_give_no_mean_are_refused(weight, message):
+    prompts = Tokens.from_lists([[1], [2], [3]])
+    responses = Tokens.from_lists([[[1], [2]]] * 3)
+    with pytest.raises(LabError, match=message):
+        Pairs(prompts, responses, torch.tensor(weight))
+    with pytest.raises(LabError, match=message):
+        Verdicts(prompts, responses, torch.tensor([[True, False]] * 3), torch.tensor(weight))
+
+
+def test_a_batch_of_rows_without_weight_is_no_error_and_adds_nothing():
+    """Of a whole with weights (0, 0, 2), rows 0 and 1 make a part whose mean is 0, with a gradient of 0."""
+    pairs = Pairs(
+        Tokens.from_lists([[1], [2], [3]]), Tokens.from_lists([[[1], [2]]] * 3), torch.tensor([0.0, 0.0, 2.0])
+    )
+    value = torch.tensor([5.0, 7.0], requires_grad=True)
+    result = mean(value, pairs[torch.tensor([0, 1])].weight)
+    result.backward()
+    assert result == 0 and (value.grad == 0).all()
+    assert mean(torch.tensor([5.0, 7.0, 3.0]), pairs.weight) == 3

@@ -608,3 +608,19 @@ def test_what_is_no_floating_tensor_is_refused_by_name(bad):
 def test_the_frontier_needs_a_list_of_betas(betas):
     with pytest.raises(LabError, match="betas"):
         exact.frontier(UNIFORM, ZEROS, betas)
+
+
+@pytest.mark.parametrize("beta", [0.5, 1e-3, 1e-300])
+def test_a_response_that_the_reference_cannot_give_has_no_part_however_large_its_reward(beta):
+    """(10³⁰⁸ − 2)/β overflows. π_ref is (½, ½, 0), so π* is that of the first two responses alone, whose log-odds are
+    1/β, with −∞ for the third."""
+    reward = torch.tensor([1.0, 2.0, 1e308], dtype=torch.float64, requires_grad=True)
+    log_ref = torch.tensor([0.5, 0.5, 0.0], dtype=torch.float64).log()
+    found = exact.optimal_policy(log_ref, reward, beta)
+    two = (reward.detach()[:2] / beta - 2 / beta).log_softmax(-1)
+    assert found[:2].tolist() == pytest.approx(two.tolist()) and found[2] == -torch.inf
+    (gradient,) = torch.autograd.grad(found[0], reward)
+    assert not gradient.isnan().any() and gradient[2] == 0
+    assert math.isfinite(exact.regret(log_ref, log_ref, reward.detach(), beta))
+    tree, value = [log_ref.view(1, 1, 3)], [reward.detach().view(1, 1, 3)]
+    assert exact.soft_values(tree, value, beta)[1][0].flatten().tolist() == found.tolist()

@@ -195,3 +195,17 @@ def test_bad_input_is_refused_by_name(name):
         estimator(torch.zeros(2, dtype=torch.long), torch.zeros(2))
     with pytest.raises(LabError, match="log_ref"):
         estimator(torch.zeros(2), [0.0, 0.0])
+
+
+def test_the_estimators_where_one_of_the_two_has_no_mass():
+    """k = log π − log π_ref. k = −∞ (π cannot give y): k1 = −∞, k2 = k3 = +∞, since e^∞ outgrows ∞. k = +∞: all are +∞.
+    The places beside it have finite values and gradients."""
+    inf = torch.inf
+    log_policy = torch.tensor([-inf, -1.0, -2.0], dtype=torch.float64, requires_grad=True)
+    log_ref = torch.tensor([-1.0, -inf, -1.0], dtype=torch.float64)
+    assert kl.k1(log_policy, log_ref).tolist() == [-inf, inf, -1.0]
+    assert kl.k2(log_policy, log_ref).tolist() == [inf, inf, 0.5]
+    found = kl.k3(log_policy, log_ref)
+    assert found.tolist() == pytest.approx([inf, inf, math.e - 2])
+    (gradient,) = torch.autograd.grad(found.sum(), log_policy)
+    assert gradient[2].item() == pytest.approx(1 - math.e) and not gradient.isnan().any()

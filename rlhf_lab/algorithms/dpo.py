@@ -262,7 +262,9 @@ def mean(values: Tensor, weight: Tensor | None) -> Tensor:
     if weight is None:
         return values.mean()
     weight = weight.to(values.device, values.dtype)
-    return (values * weight).sum() / weight.sum()
+    total = weight.sum()
+    # A part of a batch may hold rows without weight alone: it adds nothing, and not 0/0.
+    return (values * weight).sum() / torch.where(total > 0, total, 1.0)
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from rlhf_lab import losses
 from rlhf_lab.algorithms.dpo import mean
-from rlhf_lab.batch import Pairs, Tokens
+from rlhf_lab.batch import Pairs, Tokens, check_weight, unchecked
 from rlhf_lab.checks import LabError, Positive, check_settings
 from rlhf_lab.policies.base import Policy
 from rlhf_lab.rounding import MANY, rounding, wins
@@ -35,7 +35,7 @@ class Verdicts:
         prompts: (N, P).
         responses: (N, G, T).
         desirable: (N, G) booleans.
-        weight: (N,) non-negative weights of the loss's mean, or None for equal ones.
+        weight: (N,) weights of the loss's mean, none negative and not all 0, or None for equal ones.
     """
 
     prompts: Tokens
@@ -51,8 +51,7 @@ class Verdicts:
                 f"prompts, responses {tuple(self.responses.shape)} and {self.desirable.dtype} "
                 f"{tuple(self.desirable.shape)}."
             )
-        if self.weight is not None and self.weight.shape != (len(self.prompts),):
-            raise LabError(f"weight has shape {tuple(self.weight.shape)}, expected ({len(self.prompts)},).")
+        check_weight(self.weight, len(self.prompts))
 
     @classmethod
     def from_pairs(cls, pairs: Pairs) -> Verdicts:
@@ -66,7 +65,8 @@ class Verdicts:
     def __getitem__(self, rows: Any) -> Verdicts:
         """The verdicts of these rows."""
         weight = None if self.weight is None else self.weight[rows]
-        return Verdicts(self.prompts[rows], self.responses[rows], self.desirable[rows], weight)
+        parts = {"prompts": self.prompts[rows], "responses": self.responses[rows], "desirable": self.desirable[rows]}
+        return unchecked(Verdicts, **parts, weight=weight)
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,8 @@ def _tilt(log_ref: Tensor, reward: Tensor, beta: Tensor | float) -> tuple[Tensor
     nothing is lost at large β. m is a constant of the calculus (it cancels), so no gradient runs through it.
     """
     best = torch.where(log_ref > -torch.inf, reward, -torch.inf).detach().amax(-1, keepdim=True)
+    # A response that π_ref cannot give has no part in it, however large its reward: −∞ + ∞ would be NaN.
+    reward = torch.where(log_ref > -torch.inf, reward, best)
     tilted = log_ref + (reward - best) / beta
     return tilted, tilted.logsumexp(-1, keepdim=True), best
 

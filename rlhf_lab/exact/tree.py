@@ -55,6 +55,7 @@ def soft_values(log_ref: Sequence[Tensor], reward: Sequence[Tensor], beta: float
             going_on = _children(child, ref.shape, depth)
             q = r + torch.nn.functional.pad(going_on, (0, ref.shape[-1] - going_on.shape[-1]))
         best = torch.where(ref > -torch.inf, q, -torch.inf).detach().amax(-1, keepdim=True)
+        q = torch.where(ref > -torch.inf, q, best)
         tilted = ref + (q - best) / beta
         total = tilted.logsumexp(-1, keepdim=True)
         child = (best + beta * total).squeeze(-1)

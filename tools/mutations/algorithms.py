@@ -56,7 +56,7 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "norm",
             "a weighted mean divided by the number of pairs",
-            "return (values * weight).sum() / weight.sum()",
+            "return (values * weight).sum() / torch.where(total > 0, total, 1.0)",
             "return (values * weight).mean()",
         ),
         Mutation("swap", "the margin: rejected minus chosen", "margin = better - worse", "margin = worse - better"),
@@ -382,14 +382,14 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "norm",
             "rloo: the mean with oneself in it",
-            "centred = centred * (group / (group - 1))",
-            "centred = centred * 1.0",
+            "return out * (group / (group - 1)) if",
+            "return out * 1.0 if",
         ),
         Mutation(
             "edge",
             "rloo: (G−1)/G for G/(G−1)",
-            "centred = centred * (group / (group - 1))",
-            "centred = centred * ((group - 1) / group)",
+            "return out * (group / (group - 1)) if",
+            "return out * ((group - 1) / group) if",
         ),
         Mutation(
             "sign",
@@ -660,21 +660,21 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "edge",
             "the filter lets rewards at the threshold through",
-            "passes = scores > threshold",
-            "passes = scores >= threshold",
+            "passes = wins(scores, threshold) == 1",
+            "passes = wins(scores, threshold) >= 0.5",
         ),
         Mutation("data", "rewards scaled anew in each Grow step", "if low is None or high is None:", "if True:"),
         Mutation(
             "norm",
             "rewards shifted, not divided by their range",
-            "scaled = (r - low) / max(high - low, 1e-12)",
+            "scaled = unit_interval(r, low, high)",
             "scaled = r - low",
         ),
         Mutation(
             "norm",
             "rewards divided by their range, not shifted",
-            "scaled = (r - low) / max(high - low, 1e-12)",
-            "scaled = r / max(high - low, 1e-12)",
+            "scaled = unit_interval(r, low, high)",
+            "scaled = r / (high - low)",
         ),
         Mutation(
             "setting",

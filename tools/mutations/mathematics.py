@@ -22,8 +22,8 @@ MUTATIONS: list[Mutation] = [
             "mask",
             "the shift m is taken over responses that the reference cannot give",
             "best = torch.where(log_ref > -torch.inf, reward, -torch.inf).detach().amax(-1, keepdim=True)\n"
-            "    tilted = log_ref",
-            "best = reward.detach().amax(-1, keepdim=True)\n    tilted = log_ref",
+            "    # A response",
+            "best = reward.detach().amax(-1, keepdim=True)\n    # A response",
         ),
         Mutation(
             "beta",
