@@ -4,9 +4,10 @@ r"""KTO: fit the policy to verdicts on single responses, desirable or not, with 
     k = log π_θ(y|x)/π_ref(y|x),   z = max(0, mean of log π_θ(y'|x)/π_ref(y'|x))
 
 Ethayarajh et al. 2024, equation 8. y' is a response given to *another* prompt: z stands for KL(π_θ‖π_ref), cheaply
-and with a bias (it is no sample of π_θ), and carries no gradient. Here every row has one fixed such y', the response
-of the row half the data away, so that the reference is asked about it once. What the loss aims at is said at
-`losses.kto`: not π*.
+and with a bias (it is no sample of π_θ), and carries no gradient. Here every row has one fixed such y' (see
+`mismatched`), never of its own prompt, so that the reference computes it once. In a step z is the mean over the rows
+of the batch, weighted as the loss is, whatever the batch's mixture of verdicts. Where
+all rows have one prompt there is no other, and z is 0. What the loss aims at is said at `losses.kto`: not π*.
 """
 
 from __future__ import annotations
@@ -82,6 +83,31 @@ class KTO:
 
     def __post_init__(self) -> None:
         check_settings(self)
+
+
+def mismatched(verdicts: Verdicts) -> Tokens | None:
+    """A response to *another* prompt for every row, (N, 1, T), over all verdicts and all G places alike.
+
+    Rows are put in the order of their prompts, rows of one prompt beside each other in the order of the data. The row
+    at place j of its prompt's block is given a response of the row j places behind that block's end, counted round
+    and never into the block itself. Of that row's G responses it is number i mod G for the i-th row in this order. So
+    it is a function of the data alone. None where all rows have one prompt.
+    """
+    blocks: dict[tuple[int, ...], list[int]] = {}
+    for row, ids in enumerate(verdicts.prompts.tolist()):
+        blocks.setdefault(tuple(ids), []).append(row)
+    if len(blocks) < 2:
+        return None
+    order = [row for rows in blocks.values() for row in rows]
+    number, group = verdicts.responses.shape[:2]
+    source, which = torch.empty(number, dtype=torch.long), torch.empty(number, 1, dtype=torch.long)
+    end = 0
+    for rows in blocks.values():
+        end += len(rows)
+        for j, row in enumerate(rows):
+            source[row] = order[(end + j % (number - len(rows))) % number]
+            which[row, 0] = (end - len(rows) + j) % group
+    return verdicts.responses[source.to(verdicts.responses.device)].take(which)
 
 
 def verdict_loss(
@@ -160,8 +186,7 @@ def kto(
             f"reference_log_probs has shape {tuple(known.shape)}; these verdicts need "
             f"{tuple(verdicts.desirable.shape)}."
         )
-    away = verdicts.responses[(torch.arange(number) + number // 2) % number]
-    other = Tokens(away.ids[:, :1], away.mask[:, :1])
+    other = mismatched(verdicts)
 
     def loss_of(batch: Verdicts, log_ref: Tensor, z: Tensor, doubt: Tensor) -> tuple[Tensor, dict]:
         return verdict_loss(policy, batch, log_ref, z, settings, doubt)
@@ -171,17 +196,20 @@ def kto(
         with loop.autocast():
             if known is None:
                 known = _log_probs(reference, verdicts.prompts, verdicts.responses, training)
-            known_other = _log_probs(reference, verdicts.prompts, other, training)
+            known_other = None if other is None else _log_probs(reference, verdicts.prompts, other, training)
     with loop:
         for _, _generator in loop:
             rows = loop.rows(number)
             batch = verdicts[rows]
             with torch.no_grad(), loop.autocast():
-                here = processes.by_rows(policy.log_prob, batch.prompts, other[rows])
                 assert known is not None
-                there = known_other[rows.to(here.device)]
-                z = mean((here - there).squeeze(-1), batch.weight)
-                doubt = mean(rounding(1.0, here, there, units=MANY).squeeze(-1), batch.weight)
+                if other is None or known_other is None:
+                    z = doubt = known.new_zeros(())
+                else:
+                    here = processes.by_rows(policy.log_prob, batch.prompts, other[rows])
+                    there = known_other[rows.to(here.device)]
+                    z = mean((here - there).squeeze(-1), batch.weight)
+                    doubt = mean(rounding(1.0, here, there, units=MANY).squeeze(-1), batch.weight)
             # One number for the whole batch, given to each of its rows: parts of a batch share it.
             each, off = (number.expand(len(rows)).unsqueeze(-1) for number in (z, doubt))
             loop.update(loss_of, (batch, known[rows.to(known.device)], each, off), batch.weight, reference_point=z)

@@ -7,7 +7,7 @@ from scipy.optimize import minimize
 from scipy.special import expit, logsumexp
 
 from rlhf_lab import exact
-from rlhf_lab.algorithms.kto import KTO, Verdicts, kto, verdict_loss
+from rlhf_lab.algorithms.kto import KTO, Verdicts, kto, mismatched, verdict_loss
 from rlhf_lab.batch import Tokens
 from rlhf_lab.checks import LabError
 from rlhf_lab.training import Training, seeded
@@ -41,23 +41,45 @@ def test_verdict_loss_row_by_row_from_the_papers_formula():
     assert seen["accuracy"].item() == pytest.approx(((k[:, 0] > 0.2).mean() + (k[:, 1] <= 0.2).mean()) / 2)
 
 
+def test_mismatched_responses_are_never_of_the_row_s_own_prompt_and_of_both_verdicts():
+    """Data in blocks: 40 prompts chosen, then the same 40 rejected, so that half the data away is the same prompt. The
+    response's id names its prompt. Also unequal mixtures: one prompt in 6 of 9 rows, and pairs (G = 2)."""
+    for asked, desirable in (
+        ([*range(40), *range(40)], [True] * 40 + [False] * 40),
+        ([0, 0, 1, 0, 0, 0, 2, 0, 1], [True] * 8 + [False]),
+    ):
+        ids = [[[prompt, int(good)]] for prompt, good in zip(asked, desirable, strict=True)]
+        verdicts = Verdicts(
+            Tokens.from_lists([[prompt] for prompt in asked]), Tokens.from_lists(ids), torch.tensor(desirable)[:, None]
+        )
+        found = mismatched(verdicts).ids[:, 0]
+        assert (found[:, 0] != torch.tensor(asked)).all()
+        if len(asked) == 80:
+            assert found[:, 1].sum() == 40 and len({tuple(row) for row in found.tolist()}) == 80
+    both = Tokens.from_lists([[[i, 1], [i, 0]] for i in range(6)])
+    pairs = Verdicts(Tokens.from_lists([[i] for i in range(6)]), both, torch.tensor([[True, False]] * 6))
+    found = mismatched(pairs).ids[:, 0]
+    assert (found[:, 0] != torch.arange(6)).all() and found[:, 1].sum() == 3
+    assert mismatched(pairs[torch.tensor([0, 0])]) is None
+
+
 def test_the_reference_point_is_the_mean_log_ratio_of_other_prompts_responses():
-    """One step with all rows: z recomputed by hand from row i's prompt and the response of row i + N/2."""
+    """One step with all rows: z recomputed row by row from the row's prompt and its mismatched response."""
     pairs = TREE.preferences(9, seeded(0))
     verdicts, policy = Verdicts.from_pairs(pairs), TREE.reference.copy()
     with torch.no_grad():
         for table in policy.logits.tables:
             table.add_(torch.randn(table.shape, dtype=table.dtype, generator=seeded(1)))
     total = 0.0
-    for row in range(9):
-        y = Tokens.from_lists([[pairs.responses.tolist()[(row + 4) % 9][0]]])
+    for row, response in enumerate(mismatched(verdicts).tolist()):
+        y = Tokens.from_lists([response])
         total += (policy.log_prob(pairs.prompts[row], y) - TREE.reference.log_prob(pairs.prompts[row], y)).item()
     history = kto(policy, TREE.reference, verdicts, training=Training(steps=1, progress=False))
     assert history[0]["reference_point"] == pytest.approx(total / 9, rel=1e-9)
 
 
 def test_on_a_bandit_kto_ends_where_scipy_does_and_not_at_the_optimal_policy():
-    """A row's y' is here the same arm with the other verdict, so z = Σ π_ref k = −KL(π_ref‖π), which counts as 0.
+    """There is one prompt, hence no mismatched response, and z is 0.
 
     The minimum of Σ π_ref(y) [λ_D P(D|y) σ(−β k) + λ_U P(U|y) σ(β k)] is found over the logits of π by scipy.
     """
