@@ -17,7 +17,7 @@ import torch
 
 from rlhf_lab import exact
 from rlhf_lab.algorithms import active
-from rlhf_lab.checks import LabError, check_beta
+from rlhf_lab.checks import LabError, Natural, NotNegative, check_beta
 from rlhf_lab.experiments import budget, budget_text, experiment
 from rlhf_lab.experiments.annotation_budget_told import LIMITS, RATIOS, WITHIN, figure, get, text, words
 from rlhf_lab.experiments.experiment import EXACT_RUNGS, Chosen, Experiment, Job, Settings, Verdict
@@ -36,41 +36,41 @@ SHARES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 class AnnotationBudget(Settings):
     """What N labels buy, which pairs to label, and how to split money between kinds of data."""
 
-    beta: float = 0.0
+    beta: NotNegative = 0.0
     """β of the objective in the active part and after. 0: bandit 0.3; tree and text 0.5."""
-    arms: int = 10
+    arms: Natural = 10
     """Responses of a bandit (the limit's part uses 6)."""
-    tokens: int = 0
+    tokens: Natural = 0
     """Tokens of the tree; its responses are three long. 0: 3, which makes 27 responses."""
-    worlds: int = 0
+    worlds: Natural = 0
     """Worlds of each seed, its own. 0: bandit 2, tree 1."""
-    runs: int = 0
+    runs: Natural = 0
     """Sets of labels in each world. 0: bandit 60, tree 30."""
-    limit_runs: int = 0
+    limit_runs: Natural = 0
     """The same where the limit is checked. 0: bandit 400, tree 100."""
-    labels: int = 0
+    labels: Natural = 0
     """Labels at which strategies are judged. 0: bandit 2560, tree 6912."""
-    doublings: int = 0
+    doublings: Natural = 0
     """Batches before that, each as large as all before it. 0: 6."""
-    limit_labels: int = 0
+    limit_labels: Natural = 0
     """The largest N of the limit. 0: bandit 4,096,000, tree 65,536,000."""
-    budget: int = 400
+    budget: Natural = 400
     """Money for demonstrations and labels in the splits of the exact rungs, in labels."""
-    demo_beta: float = 1.0
+    demo_beta: NotNegative = 1.0
     """β_demo of the demonstrator."""
     world: str = "sentiment"
     """Text world of a language model's rung."""
-    money: float = 0.0
+    money: NotNegative = 0.0
     """Money of each strategy on a language model, in labels. 0: 256."""
-    price_demonstration: float = 4.0
+    price_demonstration: NotNegative = 4.0
     """Price of a demonstration on a language model, in labels."""
-    price_sample: float = 0.01
+    price_sample: NotNegative = 0.01
     """Price of a response drawn."""
-    price_step: float = 0.05
+    price_step: NotNegative = 0.05
     """Price of an optimiser step."""
-    steps: int = 0
+    steps: Natural = 0
     """Optimiser steps of a policy's fit on a language model. 0: 24."""
-    test_prompts: int = 0
+    test_prompts: Natural = 0
     """Test prompts of a language model. 0: 64."""
 
     def __post_init__(self) -> None:

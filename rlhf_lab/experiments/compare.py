@@ -33,7 +33,7 @@ from rlhf_lab.algorithms.reward_model import RewardModel, reward_model
 from rlhf_lab.algorithms.rso import RSO, Source, make_pairs
 from rlhf_lab.algorithms.sft import sft
 from rlhf_lab.batch import Pairs, Tokens
-from rlhf_lab.checks import LabError, check_beta, usable_path, with_paths
+from rlhf_lab.checks import LabError, Natural, NotNegative, check_beta, check_settings, usable_path, with_paths
 from rlhf_lab.evaluation import evaluate
 from rlhf_lab.policies.base import Policy
 from rlhf_lab.training import Training, seeded
@@ -57,21 +57,21 @@ class Compare:
     """bandit: 4 prompts × 10 arms. tree: the 4,096 sequences of 4 tokens over 8."""
     policy: Literal["auto", "table", "gpt2", "gpt_neox"] = "auto"
     """What is trained: a table, or (tree) a small transformer of this architecture. auto: table; on the tree gpt2."""
-    seeds: int = 5
+    seeds: Natural = 5
     """Runs of every method, with seeds 0, 1, …"""
-    beta: float = 0.5
+    beta: NotNegative = 0.5
     """β of the objective."""
-    labels: int = 0
+    labels: Natural = 0
     """Preference labels that a method may spend. 0: 2,000; on the tree 20,000."""
-    noise: float = 0.0
+    noise: NotNegative = 0.0
     """Probability that a label is turned round."""
-    world_seed: int = 0
+    world_seed: Natural = 0
     """Which random world."""
-    steps: int = 150
+    steps: Natural = 150
     """Optimiser steps of every fit (of PPO: rounds)."""
-    learning_rate: float = 0.0
+    learning_rate: NotNegative = 0.0
     """Of every fit. 0: 0.05 for tables, 0.003 for transformers."""
-    batch_size: int = 0
+    batch_size: Natural = 0
     """Pairs or responses in a step. 0: 4,096 for tables, 512 for transformers."""
     methods: tuple[str, ...] = ()
     """Which methods, by key (see the table's first column). Default: all."""
@@ -81,6 +81,7 @@ class Compare:
     """Show progress bars."""
 
     def __post_init__(self) -> None:
+        check_settings(self)
         check_beta(self.beta)
         # What was left open is settled here, so that the record of a run holds every number.
         tree = self.world == "tree"

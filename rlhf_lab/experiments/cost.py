@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rlhf_lab.checks import LabError, check_beta
+from rlhf_lab.checks import LabError, Natural, NotNegative, check_beta
 from rlhf_lab.experiments import experiment
 from rlhf_lab.experiments.cost_ground import BEST_OF, PARTS, TRAINED, Ground, Meter, held_bytes, size_of, train
 from rlhf_lab.experiments.cost_told import against, figure, final, memory_ratio, text_of, words
@@ -44,27 +44,27 @@ SEARCH_SEED = 1000
 class Cost(Settings):
     """Seconds, memory, samples and luck of each method, at equal reward."""
 
-    beta: float = 0.5
+    beta: NotNegative = 0.5
     """β of the objective."""
-    labels: int = 0
+    labels: Natural = 0
     """Preference labels. 0: 2,000 on the bandit, 5,000 on the tree, 512 on text."""
-    responses: int = 0
+    responses: Natural = 0
     """R, responses in an optimiser step (two of them are a pair), and drawn at a time. 0: 1,024, 128, 32."""
-    steps: int = 0
+    steps: Natural = 0
     """Optimiser steps of every method. 0: 100 on the bandit, 80 on the tree, 32 on text."""
-    reward_steps: int = 0
+    reward_steps: Natural = 0
     """Optimiser steps of the reward model. 0: 150 on the bandit, 80 else."""
-    prompts: int = 0
+    prompts: Natural = 0
     """Prompts that RSO, RAFT and ReST answer. 0: 500, on text 64."""
-    looks: int = 0
+    looks: Natural = 0
     """How often a policy is looked at on its way. 0: 25 on the bandit, 16 on the tree, 4 on text."""
-    rates: tuple[float, ...] = ()
+    rates: tuple[NotNegative, ...] = ()
     """Learning rates of the search, the same for every method."""
-    test_prompts: int = 64
+    test_prompts: Natural = 64
     """Text: test prompts of each look."""
-    test_samples: int = 2
+    test_samples: Natural = 2
     """Text: responses to each."""
-    memory_steps: int = 0
+    memory_steps: Natural = 0
     """Text: optimiser steps of the runs whose memory is measured. 0: 4."""
     world: str = "sentiment"
     """Text: which world."""

@@ -19,7 +19,7 @@ import torch
 
 from rlhf_lab import evaluation, exact
 from rlhf_lab.algorithms.ppo import PPO, ppo
-from rlhf_lab.checks import LabError, check_beta
+from rlhf_lab.checks import LabError, Natural, NotNegative, check_beta
 from rlhf_lab.experiments import experiment, language
 from rlhf_lab.experiments.compare import Run
 from rlhf_lab.experiments.experiment import EXACT_RUNGS, Chosen, Experiment, Job, Settings, Verdict
@@ -47,21 +47,21 @@ WORLD = "sentiment"
 class DPOFrontier(Settings):
     """Reward against KL for DPO and PPO over β, beside PPO on the gold reward and SFT on chosen responses."""
 
-    betas: tuple[float, ...] = ()
+    betas: tuple[NotNegative, ...] = ()
     """β's of DPO and PPO. Default: .1, .3, 1, 3; on text .1, .5, 2."""
-    gold_betas: tuple[float, ...] = ()
+    gold_betas: tuple[NotNegative, ...] = ()
     """β's of PPO on the gold reward. Default: .1, 1; on text .1."""
-    rates: tuple[float, ...] = ()
+    rates: tuple[NotNegative, ...] = ()
     """Learning rates that the search tries for SFT, DPO and PPO. Default: .02, .05, .15; on text 1e-4, 3e-4, 1e-3."""
-    search_seeds: int = 0
+    search_seeds: Natural = 0
     """Seeds of the search. 0: 2; on text 1."""
-    labels: int = 0
+    labels: Natural = 0
     """Preference labels. 0: 1,000; on the tree 20,000, on text 512."""
-    steps: int = 0
+    steps: Natural = 0
     """Optimiser steps of every run; PPO's samples serve for several. 0: 240; on the tree 400, on text 44."""
-    looks: int = 0
+    looks: Natural = 0
     """Points of each run, evenly spaced, the last at its end. 0: 8; on text 3."""
-    prompts: int = 0
+    prompts: Natural = 0
     """Text: test prompts of a point, with four responses each. 0: 48."""
 
     def __post_init__(self) -> None:

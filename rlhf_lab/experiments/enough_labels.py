@@ -20,7 +20,7 @@ from torch import Tensor
 from rlhf_lab import exact
 from rlhf_lab.algorithms.dpo import DPO, dpo, pair_loss
 from rlhf_lab.batch import Pairs, Tokens
-from rlhf_lab.checks import LabError, check_beta
+from rlhf_lab.checks import LabError, Natural, NotNegative, check_beta
 from rlhf_lab.evaluation import Draws, distance_to_optimal, evaluate
 from rlhf_lab.experiments import experiment, language
 from rlhf_lab.experiments.compare import Compare
@@ -48,25 +48,25 @@ NEWTON = 20
 class EnoughLabels(Settings):
     """DPO on more and more labels: how fast does it come to π*?"""
 
-    beta: float = 0.0
+    beta: NotNegative = 0.0
     """β. 0: 0.5; on text 1, where the distance to π* can be estimated with few enough samples."""
-    labels: tuple[int, ...] = ()
+    labels: tuple[Natural, ...] = ()
     """Numbers of labels, rising. Default: 100 to 100,000 for tables; 64, 360, 2,048 on text."""
-    net_labels: tuple[int, ...] = ()
+    net_labels: tuple[Natural, ...] = ()
     """Tree: numbers of labels for the transformer. Default: 500, 4,000, 32,000."""
-    net_seeds: int = 0
+    net_seeds: Natural = 0
     """Tree: runs of the transformer. 0: 5."""
-    steps: int = 0
+    steps: Natural = 0
     """Optimiser steps of a transformer, the same for every number of labels. 0: 200 on the tree, 128 on text."""
-    batch: int = 0
+    batch: Natural = 0
     """Pairs in such a step. 0: 256 on the tree, 16 on text, where the largest number of labels then is one pass."""
-    rate: float = 0.0
+    rate: NotNegative = 0.0
     """Its learning rate. 0: 0.003 on the tree, 0.0003 on text."""
-    looks: int = 0
+    looks: Natural = 0
     """Tree: how often in its run a transformer is looked at. 0: 10."""
-    prompts: int = 0
+    prompts: Natural = 0
     """Text: test prompts on which the distance to π* is estimated. 0: 32."""
-    samples: int = 0
+    samples: Natural = 0
     """Text: responses to each, drawn from π_ref and again from π_θ. 0: 32."""
     world: str = "sentiment"
     """Text: which world."""

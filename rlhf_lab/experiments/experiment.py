@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from tqdm.auto import tqdm
 
-from rlhf_lab.checks import LabError, check_folder_free, usable_path, with_paths
+from rlhf_lab.checks import LabError, Natural, check_folder_free, check_settings, usable_path, with_paths
 from rlhf_lab.training.checkpoint import append, plain, read_lines, write_json, write_text
 from rlhf_lab.training.lock import FolderLock
 
@@ -60,18 +60,19 @@ class Settings:
 
     rung: str = "bandit"
     """bandit, tree, small (the language model that ships), or a model's name or folder."""
-    seeds: int = 0
+    seeds: Natural = 0
     """Runs with seeds 0, 1, … Each draws its own labels and samples. 0: as many as the kept result has."""
     quick: bool = False
     """A few seconds with far too few runs: to see that everything works. Its verdict means nothing."""
     out: Path | None = None
     """Folder of the result. Default: results/NAME/RUNG; with settings of your own results/NAME/RUNG-own."""
-    workers: int = 1
+    workers: Natural = 1
     """Processes at work, one thread each. The numbers do not depend on it."""
     progress: bool = True
     """Show a progress bar."""
 
     def __post_init__(self) -> None:
+        check_settings(self)
         if self.seeds < 0 or self.workers < 1:
             raise LabError(f"seeds ({self.seeds}) must not be negative, and workers ({self.workers}) at least 1.")
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rlhf_lab.checks import LabError
+from rlhf_lab.checks import LabError, Natural, NotNegative
 from rlhf_lab.experiments import experiment
 from rlhf_lab.experiments.experiment import EXACT_RUNGS, Chosen, Experiment, Job, Settings, Verdict
 from rlhf_lab.experiments.non_static_fits import LOOKS, deploy, scene, steady
@@ -46,30 +46,30 @@ if TYPE_CHECKING:
 class NonStatic(Settings):
     """Drift, shift and sudden change: labels once, or labels every round?"""
 
-    beta: float = 0.5
+    beta: NotNegative = 0.5
     """β of the objective."""
-    labels: int = 0
+    labels: Natural = 0
     """Labels a round. 0: 120 on the bandit, 500 on the tree, 160 on a language model."""
-    rounds: int = 0
+    rounds: Natural = 0
     """Rounds of a deployment. 0: 24; on a language model 3."""
-    turns: tuple[float, ...] = ()
+    turns: tuple[NotNegative, ...] = ()
     """Radians that preferences turn over a deployment. Default: seven from 0 to π/2; on a language model π/2."""
-    windows: tuple[int, ...] = ()
+    windows: tuple[Natural, ...] = ()
     """Windows, in rounds, that are tried against the closed form. Default: 1 to 32."""
-    every: tuple[int, ...] = ()
+    every: tuple[Natural, ...] = ()
     """Rounds between fits that are tried. Default: 1 to 8."""
-    drifts: tuple[float, ...] = ()
+    drifts: tuple[NotNegative, ...] = ()
     """Radians a round at which windows are tried. Default: 0.02, 0.04 and 0.08."""
-    fits: int = 0
+    fits: Natural = 0
     """Fits for each window, spread over one turn of the preferences. 0: 64 on the bandit, 10 on the tree."""
-    more: int = 0
+    more: Natural = 0
     """The windows are tried once more with so many times the labels at the root of that less drift: the best window is
     the same, all errors are smaller, and the closed form must be met. 0: 25 on the bandit, 4 on the tree."""
-    window: int = 8
+    window: Natural = 8
     """Rounds whose labels are kept where no closed form says how many."""
-    cost: float = 0.2
+    cost: NotNegative = 0.2
     """Of one retraining, in reward summed over rounds: for the best rhythm. It takes no new runs."""
-    steps: int = 32
+    steps: Natural = 32
     """Optimiser steps of every DPO fit on a language model."""
 
     def __post_init__(self) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from rlhf_lab.checks import LabError, check_beta
+from rlhf_lab.checks import LabError, Natural, NotNegative, check_beta
 from rlhf_lab.experiments import experiment
 from rlhf_lab.experiments.experiment import Chosen, Experiment, Job, Settings, Verdict
 from rlhf_lab.experiments.over_optimisation_roads import (
@@ -44,27 +44,27 @@ if TYPE_CHECKING:
 class OverOptimisation(Settings):
     """Gold and proxy along the roads of PPO, DPO, RSO and best of n, for reward models of few and of many labels."""
 
-    labels: tuple[int, ...] = ()
+    labels: tuple[Natural, ...] = ()
     """Labels of the reward models, rising. (): 50 200 800 3200; tree 500 2000 8000; a language model 64 512."""
-    noise: float = 0.25
+    noise: NotNegative = 0.25
     """Share of labels turned round for the kind "noisy", exact rungs only."""
-    beta: float = 0.0
+    beta: NotNegative = 0.0
     """β at which PPO, DPO and RSO train: small, so that they go far. 0: 0.05."""
-    steps: int = 0
+    steps: Natural = 0
     """Optimiser steps of DPO and RSO, rounds of PPO. 0: 200; a language model 64, PPO half of it."""
-    places: int = 0
+    places: Natural = 0
     """Places of a trained road, evenly spread over its steps. 0: 20; a language model 4."""
-    rate: float = 0.0
+    rate: NotNegative = 0.0
     """Learning rate of every fit. 0: 0.05; a language model 3e-4."""
-    reward_steps: int = 0
+    reward_steps: Natural = 0
     """Optimiser steps of a reward model. 0: 200; a language model 80."""
-    prompts: int = 0
+    prompts: Natural = 0
     """Prompts that PPO and RSO answer. 0: 500; a language model 64."""
-    most: int = 0
+    most: Natural = 0
     """Largest n of best of n. 0: 4,096 (exact); a language model 64."""
-    test_prompts: int = 0
+    test_prompts: Natural = 0
     """Test prompts of a language model. 0: 64."""
-    test_samples: int = 0
+    test_samples: Natural = 0
     """Responses to each, at every place. 0: 4."""
 
     def __post_init__(self) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from rlhf_lab.checks import LabError, check_beta
+from rlhf_lab.checks import LabError, Natural, NotNegative, check_beta
 from rlhf_lab.experiments import experiment
 from rlhf_lab.experiments.experiment import Chosen, Experiment, Job, Settings, Verdict
 from rlhf_lab.experiments.rest_translation_runs import LOSSES, grown_of, other_rows, ppo_rows, rest_rows, untrained_rows
@@ -25,31 +25,31 @@ if TYPE_CHECKING:
 class ReSTTranslation(Settings):
     """ReST step by step, beside other losses, online RL, best of n, and its own limit."""
 
-    beta: float = 0.5
+    beta: NotNegative = 0.5
     """β of online RL, of the weighted losses and of regret, in the labeller's unit."""
-    labels: int = 0
+    labels: Natural = 0
     """Preference labels under the reward model. 0: 500; tree 4,000; a language model 512."""
-    prompts: int = 0
+    prompts: Natural = 0
     """Prompts that are answered in a Grow step. 0: 500; a language model 64."""
-    samples: int = 16
+    samples: Natural = 16
     """Responses to each."""
-    thresholds: tuple[float, ...] = (0.0, 0.7, 0.8, 0.9, 0.95)
+    thresholds: tuple[NotNegative, ...] = (0.0, 0.7, 0.8, 0.9, 0.95)
     """τ after the first Grow, on [0, 1] by the range of the first grown set; the first takes everything."""
-    second: tuple[float, ...] = (0.8, 0.9, 0.95)
+    second: tuple[NotNegative, ...] = (0.8, 0.9, 0.95)
     """τ after the second Grow, on [0, 1] by the range of the second grown set."""
-    steps: int = 0
+    steps: Natural = 0
     """Optimiser steps of one Improve step. 0: 60; a language model 16. Other losses get those of all Improve steps."""
-    batch: int = 0
+    batch: Natural = 0
     """Responses in an optimiser step. 0: 2,048; a language model 32."""
-    rate: float = 0.0
+    rate: NotNegative = 0.0
     """Learning rate of every fit; ReST halves it from one Improve step to the next. 0: 0.05; a language model 3e-4."""
-    best_of: int = 8
+    best_of: Natural = 8
     """n of best-of-n at test time."""
-    reward_steps: int = 0
+    reward_steps: Natural = 0
     """Optimiser steps of the reward model. 0: 150; a language model 80."""
-    test_prompts: int = 0
+    test_prompts: Natural = 0
     """Test prompts of a language model. 0: 96."""
-    test_samples: int = 4
+    test_samples: Natural = 4
     """Responses to each."""
 
     def __post_init__(self) -> None:

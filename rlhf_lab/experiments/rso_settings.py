@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf_lab import exact
 from rlhf_lab.algorithms.dpo import DPO, dpo
-from rlhf_lab.checks import LabError, check_beta
+from rlhf_lab.checks import LabError, Natural, NotNegative, check_beta
 from rlhf_lab.experiments import experiment, language
 from rlhf_lab.experiments.compare import Run
 from rlhf_lab.experiments.experiment import EXACT_RUNGS, Chosen, Experiment, Job, Settings, Verdict
@@ -54,32 +54,32 @@ class RSOSettings(Settings):
 
     task: str = ""
     """Text world of a language model. Default: summaries."""
-    beta: float = 0.5
+    beta: NotNegative = 0.5
     """β of the objective; also the sampler's and the loss's slope where they are not what varies."""
-    betas: tuple[float, ...] = ()
+    betas: tuple[NotNegative, ...] = ()
     """β's of the sampler; 0 and "no rejection" are always run too. Default: 0, .1, .25, .5, 1, 2; for a language model
     0, .5, 2."""
-    gammas: tuple[float, ...] = ()
+    gammas: tuple[NotNegative, ...] = ()
     """γ's of the loss. Default: .05, .15, .25, .5, 1, 2; for a language model .05, .5, 2."""
-    paper_gamma: float = 0.05
+    paper_gamma: NotNegative = 0.05
     """The γ that the paper uses with β = 0.5; added to `gammas` where it is missing."""
-    labels: int = 0
+    labels: Natural = 0
     """Preference labels. 0: 400 on the bandit, 5,000 on the tree, 384 for a language model."""
-    prompts: int = 0
+    prompts: Natural = 0
     """Prompts that are answered. 0: 500 on the bandit, 2,000 on the tree, 64 for a language model."""
-    candidates: int = 64
+    candidates: Natural = 64
     """Draws of π_ref for each prompt, a power of two."""
-    steps: int = 0
+    steps: Natural = 0
     """Optimiser steps of every fit. 0: 150 for tables, 24 for a language model."""
-    batch: int = 0
+    batch: Natural = 0
     """Pairs in a step. 0: 4,096 for tables, 16 for a language model."""
-    rates: tuple[float, ...] = ()
+    rates: tuple[NotNegative, ...] = ()
     """Learning rates of the search. Default: 0.02, 0.05, 0.15; a language model's: 1e-4, 3e-4, 1e-3."""
-    reward_steps: int = 0
+    reward_steps: Natural = 0
     """Optimiser steps of the reward model. 0: 150 for tables, 80 for a language model."""
-    test_prompts: int = 0
+    test_prompts: Natural = 0
     """Test prompts that a language model answers in the end. 0: 64."""
-    test_samples: int = 0
+    test_samples: Natural = 0
     """Responses to each. 0: 4."""
 
     def __post_init__(self) -> None:

@@ -21,7 +21,7 @@ from rlhf_lab.algorithms.raft import best_of
 from rlhf_lab.algorithms.rest import passing
 from rlhf_lab.algorithms.sft import sft
 from rlhf_lab.batch import Tokens
-from rlhf_lab.checks import LabError, check_beta
+from rlhf_lab.checks import LabError, Natural, NotNegative, check_beta
 from rlhf_lab.experiments import experiment, language
 from rlhf_lab.experiments.compare import Run
 from rlhf_lab.experiments.experiment import EXACT_RUNGS, Chosen, Experiment, Job, Settings, Verdict
@@ -65,34 +65,34 @@ class RSOTable(Settings):
 
     tasks: tuple[str, ...] = ()
     """Text worlds of a language model. Default: summaries and dialogue, for TL;DR and HH."""
-    beta: float = 0.5
+    beta: NotNegative = 0.5
     """β of π_r and of the objective, in logits of a label."""
-    gamma: float = 0.0
+    gamma: NotNegative = 0.0
     """γ, the slope of every loss. 0: β, so that sigmoid-norm aims at π* of the same β (the paper has 0.05)."""
-    labels: int = 0
+    labels: Natural = 0
     """Preference labels. 0: 400 on the bandit, 5,000 on the tree, 256 for a language model."""
-    prompts: int = 0
+    prompts: Natural = 0
     """Prompts that are answered. 0: 500 on the bandit, 2,000 on the tree, 128 for a language model."""
-    candidates: int = 0
+    candidates: Natural = 0
     """Draws of π_ref for each prompt; RAFT keeps the best, ReST those above τ. 0: 64, as in the paper."""
-    accepted: int = 8
+    accepted: Natural = 8
     """Of these, how many are paired: 4 first-round pairs, as in the paper."""
     ranks: Literal["sampled", "hard"] = "sampled"
     """How the reward model labels its pairs: by draws from σ(r₁ − r₂), or hard, the larger score always chosen."""
-    threshold: float = 0.7
+    threshold: NotNegative = 0.7
     """τ of ReST's one Improve step, on rewards scaled to [0, 1]."""
-    steps: int = 0
+    steps: Natural = 0
     """Optimiser steps of every fit. 0: 150 for tables, 32 for a language model."""
-    batch: int = 0
+    batch: Natural = 0
     """Pairs or responses in a step. 0: 4,096 for tables, 16 for a language model."""
-    rates: tuple[float, ...] = ()
+    rates: tuple[NotNegative, ...] = ()
     """Learning rates that the search tries for every row. Default: 0.02, 0.05, 0.15; a language model's: 2e-5,
     6e-5, 1.5e-4, 4e-4, 1e-3."""
-    reward_steps: int = 0
+    reward_steps: Natural = 0
     """Optimiser steps of the reward model. 0: 150 for tables, 48 for a language model."""
-    test_prompts: int = 0
+    test_prompts: Natural = 0
     """Test prompts that a language model answers in the end. 0: 64."""
-    test_samples: int = 0
+    test_samples: Natural = 0
     """Responses to each. 0: 4."""
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from rlhf_lab.algorithms.dpo import DPO, dpo
-from rlhf_lab.checks import LabError, check_beta
+from rlhf_lab.checks import LabError, Natural, NotNegative, check_beta
 from rlhf_lab.experiments import experiment, language
 from rlhf_lab.experiments.experiment import EXACT_RUNGS, Chosen, Experiment, Job, Settings, Verdict
 from rlhf_lab.experiments.rso_common import Bed, bed_of
@@ -49,34 +49,34 @@ class RSOWhy(Settings):
 
     task: str = ""
     """Text world of a language model. Default: summaries."""
-    beta: float = 0.5
+    beta: NotNegative = 0.5
     """β of π_r, of the loss and of the objective, in logits of a label."""
-    labels: int = 0
+    labels: Natural = 0
     """N, labels of the gold reward. 0: 400 on the bandit, 2,000 on the tree, 192 for a language model."""
-    pairs: int = 0
+    pairs: Natural = 0
     """M, pairs that the reward model labels for nothing. 0: ten times as many; for a language model what `prompts` and
     `accepted` come to."""
-    features: int = 3
+    features: Natural = 3
     """Numbers a prompt that the bandit's limited policy can set; a full one sets 10."""
-    soft_pairs: int = 0
+    soft_pairs: Natural = 0
     """Pairs, each with its label's probability, that stand for endless ones on the tree. 0: 100,000."""
-    prompts: int = 0
+    prompts: Natural = 0
     """Prompts that a language model answers for its pairs. 0: 192, as many as its labels are on."""
-    candidates: int = 0
+    candidates: Natural = 0
     """Draws of π_ref for each. 0: 16."""
-    accepted: int = 0
+    accepted: Natural = 0
     """Of these, how many are paired. 0: 4, so that there are twice as many pairs as labels."""
-    steps: int = 0
+    steps: Natural = 0
     """Optimiser steps of a language model's fit. 0: 20."""
-    batch: int = 16
+    batch: Natural = 16
     """Pairs in such a step."""
-    rates: tuple[float, ...] = ()
+    rates: tuple[NotNegative, ...] = ()
     """Learning rates that the search tries for both of a language model's policies. Default: 1e-4, 3e-4, 1e-3, 3e-3."""
-    reward_steps: int = 0
+    reward_steps: Natural = 0
     """Optimiser steps of a language model's reward model. 0: 60."""
-    test_prompts: int = 0
+    test_prompts: Natural = 0
     """Test prompts that a language model answers in the end. 0: 64."""
-    test_samples: int = 0
+    test_samples: Natural = 0
     """Responses to each. 0: 4."""
 
     def __post_init__(self) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rlhf_lab import exact
 from rlhf_lab.batch import Tokens, cat
-from rlhf_lab.checks import LabError, check_beta
+from rlhf_lab.checks import LabError, Natural, NotNegative, check_beta
 from rlhf_lab.evaluation import evaluate
 from rlhf_lab.experiments import experiment, language
 from rlhf_lab.experiments.compare import Run
@@ -51,21 +51,21 @@ Part = Literal["yes", "no", "open"]
 class Temperatures(Settings):
     """Win rates of DPO, PPO, SFT and best of n over sampling temperatures."""
 
-    temperatures: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    temperatures: tuple[NotNegative, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     """Of sampling, rising from 0 to 1. 0 takes the likeliest token each time."""
-    best_of: tuple[int, ...] = ()
+    best_of: tuple[Natural, ...] = ()
     """n of best-of-n, by the reward model. Default: 8, 128; on text 4, 16."""
-    beta: float = 0.5
+    beta: NotNegative = 0.5
     """β of DPO and PPO."""
-    rates: tuple[float, ...] = ()
+    rates: tuple[NotNegative, ...] = ()
     """Learning rates that the search tries for SFT, DPO and PPO. Default: .02, .05, .15; on text 3e-4, 1e-3."""
-    search_seeds: int = 0
+    search_seeds: Natural = 0
     """Seeds of the search. 0: 2; on text 1."""
-    labels: int = 0
+    labels: Natural = 0
     """Preference labels. 0: 1,000; on the tree 20,000, on text 512."""
-    steps: int = 0
+    steps: Natural = 0
     """Optimiser steps of every run; PPO's samples serve for several. 0: 240; on the tree 400, on text 44."""
-    prompts: int = 0
+    prompts: Natural = 0
     """Text: test prompts, each answered once at every temperature. 0: 80."""
 
     def __post_init__(self) -> None:
