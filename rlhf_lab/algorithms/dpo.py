@@ -213,6 +213,7 @@ def dpo(
     def loss_of(batch: Pairs, log_ref: Tensor | None = None) -> tuple[Tensor, dict]:
         return pair_loss(policy, batch, log_ref, settings)
 
+    training.check_rows(name, len(pairs) if isinstance(pairs, Pairs) else None)
     loop = Loop(name, policy, training, settings, claimed)
     dataset = pairs if isinstance(pairs, Pairs) else None
     known = reference_log_probs

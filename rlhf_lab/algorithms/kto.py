@@ -191,6 +191,7 @@ def kto(
     def loss_of(batch: Verdicts, log_ref: Tensor, z: Tensor, doubt: Tensor) -> tuple[Tensor, dict]:
         return verdict_loss(policy, batch, log_ref, z, settings, doubt)
 
+    training.check_rows(name, number)
     loop = Loop(name, policy, training, settings, claimed)
     if loop.start < training.steps:
         with loop.autocast():

@@ -95,6 +95,7 @@ def ranker(
     Raises:
         LabError: no pairs; a loss that is not finite.
     """
+    training.check_rows(name, len(pairs) if settings.orders == "both" else None)
     with Loop(name, model, training, settings, claimed) as loop:
         for _, generator in loop:
             batch = pairs[loop.rows(len(pairs))]

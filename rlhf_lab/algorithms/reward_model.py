@@ -67,6 +67,7 @@ def reward_model(
     Raises:
         LabError: no pairs; a loss that is not finite.
     """
+    training.check_rows(name, len(pairs))
     with Loop(name, model, training, settings, claimed) as loop:
         for _ in loop:
             loop.update(partial(label_loss, model, prior=settings.prior), (pairs[loop.rows(len(pairs))],))

@@ -104,6 +104,26 @@ class Training:
         resume = self.resume and out is not None and (out / "run.json").is_file()
         return replace(self, out=out, resume=resume, seed=self.seed + 7919 * (number + 1), **changes)
 
+    def check_rows(self, name: str, number: int | None) -> None:
+        """Refuse L-BFGS unless every step has the same rows: its memory of gradients is of one function.
+
+        Args:
+            name: of the method.
+            number: rows of the data; None where they are made afresh at each step.
+
+        Raises:
+            LabError: `lbfgs` with batches smaller than the data, or with fresh data.
+        """
+        if self.optimizer != "lbfgs":
+            return
+        if number is None:
+            raise LabError(f"{name} makes fresh data at every step and cannot use optimizer='lbfgs'. Choose 'adam'.")
+        if self.batch_size < number:
+            raise LabError(
+                f"{name}: lbfgs needs all {number} rows in every step, and batch_size is {self.batch_size}. Raise "
+                f"batch_size to {number}, or choose optimizer='adam'."
+            )
+
     def rate_at(self, step: int) -> float:
         """The learning rate's factor in [0, 1] at `step`, counted from 0."""
         if step < self.warmup:

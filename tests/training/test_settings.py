@@ -84,3 +84,22 @@ def test_a_stage_is_resumed_only_where_it_had_begun(tmp_path):
     assert training.stage("begun").resume
     assert not training.stage("never begun").resume
     assert not Training(out=Path(tmp_path)).stage("begun").resume
+
+
+def test_lbfgs_is_refused_where_a_step_does_not_have_all_rows(tmp_path):
+    """Before anything is written; with all rows it goes on, as does Adam with some of them."""
+    from rlhf_lab.algorithms.dpo import dpo
+    from rlhf_lab.training import seeded
+    from rlhf_lab.worlds import bandit
+
+    world = bandit.random(2, 4, seed=0)
+    pairs = world.preferences(12, seeded(0))
+    out = tmp_path / "run"
+    some = Training(steps=1, batch_size=11, optimizer="lbfgs", out=out, progress=False)
+    with pytest.raises(LabError, match="needs all 12 rows in every step, and batch_size is 11"):
+        dpo(world.reference.copy(), world.reference, pairs, training=some)
+    whole = Training(steps=1, batch_size=12, optimizer="lbfgs", progress=False)
+    with pytest.raises(LabError, match="fresh data at every step"):
+        dpo(world.reference.copy(), world.reference, lambda generator: pairs, training=whole)
+    assert not out.exists()
+    assert len(dpo(world.reference.copy(), world.reference, pairs, training=whole)) == 1
