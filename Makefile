@@ -38,7 +38,7 @@ TWO_CORES := -n 2 --dist loadfile --no-loadscope-reorder
 NOTEBOOKS := --nbval --nbval-current-env --nbval-sanitize-with tests/notebooks/sanitize.cfg
 
 .DEFAULT_GOAL := help
-.PHONY: help install lab test test-slow portability lint format compare compare-tree experiments claims models corpora smollm2 notebooks student slides practice site slides-browser site-browser bench browser mutants clean distclean
+.PHONY: help install lab test test-slow portability lint format compare compare-tree experiments claims models corpora smollm2 notebooks student slides practice site slides-browser site-browser bench browser mutants wheel wheel-test clean distclean
 
 help: ## list these targets
 	@echo "rlhf_lab: RLHF and its variants, with the exact optimal policy beside every method."
@@ -127,6 +127,13 @@ browser: install ## drive the explorers in a headless browser (needs a Chromium 
 
 mutants: install ## break the code on purpose, one bug at a time, and see which test notices (long)
 	$(BIN)/python tools/mutation_run.py $(MUTANTS_FLAGS)
+
+wheel: install ## build the wheel and the source archive in dist/
+	rm -rf dist build/lib
+	$(BIN)/python -m build --outdir dist .
+
+wheel-test: wheel ## install the wheel into a fresh virtual environment and use it in an empty folder (some minutes)
+	$(BIN)/python tools/wheel_test.py
 
 clean: ## remove caches and built files (results/, runs/ and .venv stay)
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

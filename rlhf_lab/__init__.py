@@ -31,6 +31,7 @@ _ROOMS = (
     "rewards",
     "rounding",
     "sampling",
+    "shipped",
     "training",
     "widgets",
     "worlds",

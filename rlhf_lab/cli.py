@@ -83,6 +83,7 @@ COMMANDS: dict[tuple[str, ...], _Command] = {
     ),
     ("plan",): _Command("rlhf_lab.commands.plan", "Plan", "plan", "what a run needs in memory and time, beforehand"),
     ("budget",): _Command("rlhf_lab.commands.budget", "Budget", "plan_budget", "how to spend a budget of labels"),
+    ("course",): _Command("rlhf_lab.commands.course", "Course", "course", "write the notebooks to a folder"),
     ("doctor",): _Command("rlhf_lab.commands.doctor", "Doctor", "doctor", "what is installed, cached and reachable"),
 }
 

