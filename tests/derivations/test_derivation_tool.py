@@ -1,5 +1,6 @@
 """The tool that ticks: it ticks what holds, refuses what does not, and never ticks what was not computed."""
 
+import math
 import re
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from rlhf_lab.checks import LabError
 from rlhf_lab.derivations import Derivation, Line, Wrong, finite_differences, gradient, random_world
+from rlhf_lab.derivations.tool import Checked
 from rlhf_lab.training import seeded
 
 
@@ -179,3 +181,33 @@ def test_worlds_are_what_they_say():
         torch.testing.assert_close(w.pair_weights.sum((1, 2)), torch.ones(prompts, dtype=torch.float64))
         again = random_world(seeded(3, i))
         assert torch.equal(w.reward, again.reward) and w.beta == again.beta
+
+
+def chain(*lines: Line, wrong: Wrong) -> Derivation:
+    return Derivation("chain", "A chain", lines, (wrong,), "nobody", lambda generator: None)
+
+
+def test_a_line_that_goes_on_is_compared_with_the_line_above_and_a_mistake_with_its_own_line():
+    """0 ≤ 1 ≤ 3 ≤ 2 breaks in its third line, by 1 of 3; 1 = 1 and 5 = 5, of which the second is mistaken for 1, by 4
+    of 5."""
+    slip = Wrong("1", "taken for one", lambda world: 1.0, instead_of=2)
+    rising = chain(
+        Line("1", "because", lambda world: 1.0, "0", lambda world: 0.0, "≤"),
+        Line("3", "because", lambda world: 3.0, relation="≤"),
+        Line("2", "because", lambda world: 2.0, relation="≤"),
+        wrong=slip,
+    ).check(1)
+    assert rising.errors[0].tolist() == pytest.approx([0.0, 0.0, 1 / 3]) and rising.ticked == [True, True, False]
+    two = chain(
+        Line("1", "because", lambda world: 1.0, "1", lambda world: 1.0),
+        Line("5", "because", lambda world: 5.0, "5", lambda world: 5.0),
+        wrong=slip,
+    ).check(1)
+    assert two.wrong_errors[0].tolist() == pytest.approx([4 / 5]) and two.failing == [1.0]
+
+
+def test_an_error_that_is_no_number_is_neither_a_tick_nor_a_mistake_that_holds():
+    one = chain(Line("1", "because", lambda world: 1.0, "1", lambda world: 1.0), wrong=Wrong("2", "no", lambda w: 2.0))
+    nan = torch.full((2, 1), math.nan, dtype=torch.float64)
+    found = Checked(one, nan, nan, 1, True)
+    assert found.ticked == [False] and found.failing == [1.0]

@@ -11,7 +11,7 @@ import torch
 
 from rlhf_lab import exact
 from rlhf_lab.checks import LabError
-from rlhf_lab.figures import frontier, picture, policies, style
+from rlhf_lab.figures import frontier, learning, picture, policies, style
 
 torch.set_num_threads(1)
 
@@ -209,3 +209,51 @@ def test_the_still_view_draws_every_kind_of_layer():
     assert drawing.axes[0].get_yscale() == "log" and drawing.axes[0].get_legend() is not None
     style.png(drawing, dpi=50)
     style.png(picture.draw(picture.failed("no such thing")), dpi=50)
+
+
+def test_a_point_s_bars_run_from_its_intervals_ends_along_their_own_axes():
+    """KL 1 in [0.9, 1.3], reward 5 in [3, 5.5]: horizontal from 0.9 to 1.3, vertical from 3 to 5.5."""
+    row = {
+        "method": "dpo",
+        "kl": 1.0,
+        "reward": 5.0,
+        "kl_low": 0.9,
+        "kl_high": 1.3,
+        "reward_low": 3.0,
+        "reward_high": 5.5,
+    }
+    _, ax = style.subplots()
+    frontier.method_points(ax, pd.DataFrame([row]))
+    lines = [path for one in ax.collections for path in one.get_segments()]
+    ends = sorted(np.asarray(line).round(9).tolist() for line in lines)
+    assert ends == sorted([[[0.9, 5.0], [1.3, 5.0]], [[1.0, 3.0], [1.0, 5.5]]])
+
+
+def test_an_interval_much_wider_than_the_methods_lie_apart_does_not_set_the_limits():
+    """Rewards 1 and 2, one with an interval from −50 to 50: the axis ends within a few lengths of their distance."""
+    rows = [{"method": name, "kl": kl, "reward": reward} for name, kl, reward in (("dpo", 1.0, 1.0), ("ppo", 2.0, 2.0))]
+    wide = {"kl_low": 0.5, "kl_high": 2.5, "reward_low": -50.0, "reward_high": 50.0}
+    curve = pd.DataFrame({"beta": [0.5, 1.0], "kl": [2.0, 1.0], "reward": [2.0, 1.5]})
+    _, ax = style.subplots()
+    frontier._frame(ax, pd.DataFrame([row | wide for row in rows]), curve, 0.5)
+    low, high = ax.get_ylim()
+    assert low < 1.0 and high > 2.0 and high - low < 3
+
+
+def test_bars_of_two_policies_stand_side_by_side_in_the_order_of_the_policies():
+    """Over each response its two bars of width 0.4 · 0.92, centred at −0.2 and at 0.2; heights are probabilities."""
+    _, ax = style.subplots()
+    log_p = torch.tensor([0.25, 0.75]).double().log()
+    policies.policy_bars(ax, {"reference": log_p, "optimal": log_p.flip(0)})
+    bars = [(b.get_x() + b.get_width() / 2, b.get_height()) for b in ax.patches]
+    flat = [number for bar in bars for number in bar]
+    assert flat == pytest.approx([-0.2, 0.25, 0.8, 0.75, 0.2, 0.75, 1.2, 0.25])
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_learning_curves_begin_at_step_0_on_the_axis_that_is_asked_for(log):
+    _, ax = style.subplots()
+    learning.learning_curves(ax, {"a": ("dpo", None, [3.0, 2.0, 1.0])}, "title", "loss [nats]", log=log)
+    (line,) = ax.lines
+    assert line.get_xdata().tolist() == [0, 1, 2] and line.get_ydata().tolist() == [3.0, 2.0, 1.0]
+    assert ax.get_yscale() == ("log" if log else "linear")
