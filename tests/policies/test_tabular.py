@@ -301,3 +301,17 @@ def test_enumeration_is_of_the_prompts_that_are_asked_in_their_order(tree):
     order, whole = torch.tensor([1, 0, 1]), tree.prompts(2)
     assert torch.equal(policy.enumerate(whole[order])[1], policy.enumerate(whole)[1][order])
     assert torch.equal(reward.enumerate(whole[order]), reward.enumerate(whole)[order])
+
+
+def test_a_frozen_policy_is_in_eval_mode_without_gradients_and_a_copy_trains_weights_of_its_own():
+    """Parts that drop something, where a subclass has them, must not in a reference."""
+    policy = TabularPolicy(TREES[0], tables(TREES[0]))
+    policy.dropout = torch.nn.Dropout(0.5)
+    frozen, copied = policy.frozen(), policy.copy()
+    assert not frozen.dropout.training and not any(weight.requires_grad for weight in frozen.parameters())
+    assert torch.equal(frozen.dropout(torch.ones(64)), torch.ones(64)) and policy.dropout.training
+    with torch.no_grad():
+        next(copied.parameters()).add_(1.0)
+    assert all(weight.requires_grad for weight in copied.parameters())
+    assert not torch.equal(next(copied.parameters()), next(policy.parameters()))
+    assert torch.equal(next(frozen.parameters()), next(policy.parameters()))
