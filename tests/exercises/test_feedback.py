@@ -214,3 +214,20 @@ def test_an_unknown_exercise_is_answered_with_the_nearest():
     with pytest.raises(LabError, match="there are those of nb"):
         check("nb77.x", abs)
     assert exercise("nb05.dpo_loss").dots == "●○○" and "nb05" in notebooks()
+
+
+def test_entries_that_trade_places_have_another_gradient():
+    """The sum of 2x and of 2x in another order have one gradient; each entry's own place decides."""
+    cases = (Case("three numbers", {"x": torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)}),)
+    slips = tuple(Mistake(str(i), f"{i} times", lambda x, i=i: i * x) for i in (3, 4, 5))
+
+    def doubled(x):
+        """Twice x."""
+        return 2 * x
+
+    def told(function):
+        more = {"differentiate": ("x",), "compare": "gradient", "cases": cases, "mistakes": slips}
+        return said(function, solution=doubled, **more)
+
+    assert told(lambda x: x + x).passed
+    assert not told(lambda x: 2 * x.flip(0)).passed and not told(lambda x: 2 * x.roll(1)).passed
