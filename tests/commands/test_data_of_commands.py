@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from every_option import from_words, wanted
+from every_option import from_words, unused_is_no_fault, wanted  # noqa: F401
 from small import write_lines
 from tiny_models import tiny_tokenizer
 

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from every_option import KINDS, METHODS, from_words, parsed, value_at, wanted
+from every_option import KINDS, METHODS, from_words, parsed, unused_is_no_fault, value_at, wanted  # noqa: F401
 
 from rlhf_lab import commands
 from rlhf_lab.commands import config

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from every_option import from_words, wanted
+from every_option import from_words, unused_is_no_fault, wanted  # noqa: F401
 from tiny_models import one_thread, tiny, tiny_tokenizer  # noqa: F401
 
 from rlhf_lab.batch import Pairs, Tokens
@@ -195,7 +195,7 @@ def test_rest_keeps_the_last_prompts_apart_and_the_original_data_in_the_mix(monk
 
     original = Data(prompts=PROMPTS[:3], targets=TARGETS[:3], said=["three"])
     loaded = record(monkeypatch, room, "load_data", original)
-    monkeypatch.setattr(room, "check_data", lambda settings: None)
+    monkeypatch.setattr(room, "check_data", lambda *a: None)
     found = fitted(monkeypatch, policy, "rest", "rest", Data(prompts=PROMPTS), held_out=2)
     loop_is_the_command_s(found, 4 * 128 + 3)
     call = found.call
