@@ -30,9 +30,9 @@ STEPS = [
         "--limit", "40", "--steps", "3", "--out", "runs/dpo",
     ],
     ["rlhf-lab", "course", "course"],
-    ["jupyter", "execute", "course/notebooks/00_start_here.ipynb"],
+    ["jupyter", "execute", "course/00_start_here.ipynb"],
 ]  # fmt: skip
-EXPECTED = ["compare/summary.csv", "runs/dpo/model/model.safetensors", "course/notebooks/14_annotation_budget.ipynb"]
+EXPECTED = ["compare/summary.csv", "runs/dpo/model/model.safetensors", "course/14_annotation_budget.ipynb"]
 
 
 def environment(bin_folder: Path) -> dict[str, str]:
