@@ -15,6 +15,7 @@ KINDS = {
     "setting": "an option lost, ignored or with another default",
     "edge": "a boundary moved, or off by one",
     "data": "rows out of line, or state neither reset nor restored",
+    "dtype": "numbers of too narrow a type",
 }
 
 
