@@ -209,3 +209,10 @@ def test_the_estimators_where_one_of_the_two_has_no_mass():
     assert found.tolist() == pytest.approx([inf, inf, math.e - 2])
     (gradient,) = torch.autograd.grad(found.sum(), log_policy)
     assert gradient[2].item() == pytest.approx(1 - math.e) and not gradient.isnan().any()
+
+
+def test_k3_keeps_its_digits_where_policy_and_reference_are_nearly_equal():
+    """k = 1e-6: k²/2 − k³/6 = 5e-13, of which e^{−k} − 1 + k in doubles would keep four digits."""
+    k = torch.tensor([1e-6, -1e-6], dtype=torch.float64)
+    exact_value = [1e-12 / 2 - 1e-18 / 6, 1e-12 / 2 + 1e-18 / 6]
+    assert kl.k3(k, torch.zeros_like(k)).tolist() == pytest.approx(exact_value, rel=1e-8, abs=0)

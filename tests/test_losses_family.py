@@ -48,6 +48,20 @@ def test_chi_po_by_hand():
     assert value == pytest.approx(0.2120286, abs=1e-6)
 
 
+def test_the_chi_link_goes_on_with_its_logarithm_where_its_first_term_is_cut():
+    """φ at log z = 5 is e⁵ + 5; at log z = 30 the first term is cut at e²⁰, and the second one is not."""
+    value = losses.chi_link(t([5.0, 19.0, 30.0])).tolist()
+    assert value == pytest.approx([math.exp(5) + 5, math.exp(19) + 19, math.exp(20) + 30], rel=1e-12)
+
+
+def test_log_odds_of_a_certain_response_are_large_and_finite():
+    """p is cut one unit in the last place ε below 1: −log(1 − e^{−ε}) = −log ε to first order, with the gradient 0."""
+    certain = t(0.0, grad=True)
+    value = losses.log_odds(certain)
+    assert value.item() == pytest.approx(-math.log(torch.finfo(F64).eps), rel=1e-9)
+    assert torch.autograd.grad(value, certain)[0].item() == 0.0
+
+
 def test_chi_po_clips_the_difference_of_rewards_at_twice_the_largest_one():
     """As above the margin is 1.443; with R = ½ it is clipped at 2R = 1: log(1 + e⁻¹) = 0.313262, and no gradient."""
     chosen = t(math.log(2), grad=True)

@@ -348,3 +348,27 @@ def test_the_acceptance_rate_refuses_bad_input_by_name():
         sampling.acceptance_rate(log_ref, torch.tensor([0, 0, 0, math.nan], dtype=F64), 0.5)
     with pytest.raises(LabError, match="reward"):
         sampling.acceptance_rate(log_ref, torch.zeros(3, dtype=F64), 0.5)
+
+
+def test_the_printed_loop_takes_its_maximum_once_a_pass():
+    """Rewards 1, 0, 0 at β = 1, scanned in order. The first is accepted at once. Against its reward, the maximum of the
+    pass, the second is accepted with e⁻¹; if not, the third is with e⁻¹; if not, the next pass begins with the second,
+    now the best. So the third is there with (1 − e⁻¹) e⁻¹ = 0.2325. With the maximum taken afresh it never is.
+    """
+    rewards = torch.tensor([[1.0, 0.0, 0.0]]).repeat(4000, 1)
+    found = {
+        maximum: sampling.algorithm_1(rewards, 2, 1.0, torch.Generator().manual_seed(0), shuffle=False, maximum=maximum)
+        for maximum in ("pass", "remaining")
+    }
+    assert all((rows[:, 0] == 0).all() for rows in found.values())
+    chance = (1 - math.exp(-1)) * math.exp(-1)
+    assert abs((found["pass"][:, 1] == 2).double().mean() - chance) < 4 * math.sqrt(chance * (1 - chance) / 4000)
+    assert (found["remaining"][:, 1] == 1).all()
+
+
+def test_the_acceptance_rate_is_a_probability_to_the_last_bit():
+    """At β = ∞ it is the sum of the reference, which rounding leaves above 1 for some numbers of responses."""
+    references = [torch.zeros(number).log_softmax(-1) for number in range(2, 100)]
+    assert any(log_ref.exp().sum() > 1 for log_ref in references)
+    for log_ref in references:
+        assert sampling.acceptance_rate(log_ref, torch.zeros(len(log_ref)), math.inf) <= 1

@@ -8,9 +8,9 @@ from scipy.special import expit, logsumexp
 
 from rlhf_lab import exact
 from rlhf_lab.algorithms.kto import KTO, Verdicts, kto, mismatched, verdict_loss
-from rlhf_lab.batch import Tokens
+from rlhf_lab.batch import Pairs, Tokens
 from rlhf_lab.checks import LabError
-from rlhf_lab.training import Training, seeded
+from rlhf_lab.training import Training, rows_at, seeded
 from rlhf_lab.worlds import bandit, token_tree
 
 TREE = token_tree.random(3, 3, 2, seed=1, has_end=True)
@@ -154,3 +154,67 @@ def test_verdicts_that_teach_nothing_are_refused_by_name():
     ):
         with pytest.raises(LabError, match=message):
             call()
+
+
+def test_steps_of_kto_weigh_each_row_in_the_loss_and_in_the_reference_point():
+    """Five prompts, one response: whatever row a mismatched response comes from, it is this one, so that
+    z = Σ w (log π − log π_ref) / Σ w over the batch. The policy is pushed until z is above 0 and counts.
+
+    A second version in plain loops with torch's own Adam must take the same steps, and both must report the same.
+    """
+    world = token_tree.random(3, 3, 5, seed=1, has_end=True)
+    policy = world.reference.copy()
+    with torch.no_grad():
+        for table in policy.logits.tables:
+            table[..., 0] += 1.5
+    twin = policy.copy()
+    y = Tokens.from_lists([[[0, 0, 0]]] * 5)
+    desirable = torch.tensor([[True], [False], [True], [False], [False]])
+    weight = torch.tensor([0.2, 1.0, 3.0, 0.5, 2.0], dtype=torch.float64)
+    settings = KTO(0.7, desirable_weight=1.2, undesirable_weight=0.6)
+    training = Training(
+        steps=3, batch_size=3, learning_rate=0.05, schedule="constant", seed=4, log_every=1, progress=False
+    )
+    history = kto(policy, world.reference, Verdicts(world.prompts, y, desirable, weight), settings, training)
+    adam = torch.optim.Adam(twin.parameters(), lr=0.05)
+    for number in range(3):
+        rows = rows_at(number, 5, 3, 4).tolist()
+        total = sum(float(weight[i]) for i in rows)
+        k = {
+            i: (twin.log_prob(world.prompts[i], y[i]) - world.reference.log_prob(world.prompts[i], y[i])) for i in rows
+        }
+        z = sum(float(weight[i]) * k[i].item() for i in rows) / total
+        assert z > 0.1 and any(k[i].item() < z for i in rows)
+        loss, right = 0.0, 0.0
+        for i in rows:
+            good, share = bool(desirable[i]), float(weight[i]) / total
+            gap = 0.7 * (k[i].squeeze() - z)
+            loss = loss + share * (1.2 * torch.sigmoid(-gap) if good else 0.6 * torch.sigmoid(gap))
+            right += share * ((k[i].item() > z) == good)
+        assert history[number]["reference_point"] == pytest.approx(z)
+        assert history[number]["loss"] == pytest.approx(loss.item())
+        assert history[number]["accuracy"] == pytest.approx(right)
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    for one, other in zip(policy.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
+
+
+def test_verdicts_of_pairs_praise_the_chosen_and_keep_each_rows_weight():
+    pairs = TREE.preferences(4, seeded(0))
+    weight = torch.tensor([0.1, 0.2, 0.3, 0.4])
+    verdicts = Verdicts.from_pairs(Pairs(pairs.prompts, pairs.responses, weight))
+    assert verdicts.desirable.tolist() == [[True, False]] * 4 and torch.equal(verdicts.weight, weight)
+    some = verdicts[torch.tensor([2, 0])]
+    assert torch.equal(some.weight, weight[[2, 0]])
+    assert some.responses.tolist() == [pairs.responses.tolist()[i] for i in (2, 0)]
+    assert some.prompts.tolist() == [pairs.prompts.tolist()[i] for i in (2, 0)]
+
+
+def test_accuracy_counts_a_reference_point_below_zero_as_zero():
+    """k = 0.5 and −0.5 around z = −1: cut at 0, the one is praised and the other is not."""
+    pairs = TREE.preferences(1, seeded(0))
+    log_ref = TREE.reference.log_prob(pairs.prompts, pairs.responses) - torch.tensor([[0.5, -0.5]])
+    _, seen = verdict_loss(TREE.reference, Verdicts.from_pairs(pairs), log_ref, -1.0, KTO())
+    assert seen["accuracy"].item() == 1.0

@@ -301,8 +301,9 @@ def test_rso_fits_its_loss_at_gamma_to_the_pairs_of_its_source(source, pair_fits
     """Reference log-probabilities that were handed in are those of the direct pairs, and of no others. Pairs are drawn
     from the run's seed. Without γ the loss is at β."""
     direct, known = WORLD.preferences(6, seeded(0)), torch.zeros(6, 2)
-    for gamma, slope in ((0.2, 0.2), (None, 0.7)):
-        settings = RSO(source, beta=0.7, gamma=gamma, loss="hinge-norm", candidates=16, accepted=4)
+    sampled = {} if source == "direct" else {"beta": 0.7, "candidates": 16, "accepted": 4}
+    for gamma, slope in ((0.2, 0.2), (None, sampled.get("beta", RSO().beta))):
+        settings = RSO(source, gamma=gamma, loss="hinge-norm", **sampled)
         rso(WORLD.reference.copy(), WORLD.reference, WORLD.reward, PROMPTS, settings, training(), direct,
             reference_log_probs=known)  # fmt: skip
         pairs, loss, stage, given = pair_fits[-1]

@@ -181,7 +181,7 @@ def test_what_stands_beside_a_response_changes_neither_rewards_nor_advantages():
 
 GROUPS = {
     "rloo": Group("rloo", 0.3, 3, epochs=2, minibatches=2, clip=0.1, temperature=0.7, top_k=2),
-    "rloo by std": Group("rloo", 0.3, 3, divide_by_std=True, clip=0.1, temperature=0.7),
+    "rloo by std": Group("rloo", 0.3, 3, divide_by_std=True, temperature=0.7),
     "rloo, minibatches": Group("rloo", 0.3, 3, "k2", minibatches=3, clip=0.1),
     "grpo": Group("grpo", 0.3, 3, epochs=3, minibatches=2, clip=0.1, temperature=0.7),
     "grpo by sum": Group("grpo", 0.3, 3, "reward", False, False, epochs=2, clip=0.1, temperature=0.7),

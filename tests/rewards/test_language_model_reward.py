@@ -129,3 +129,24 @@ def test_a_text_reward_refuses_scores_it_cannot_use(scores, message):
     reward = TextReward(lambda asked, answered: scores, Letters())
     with pytest.raises(LabError, match=message):
         reward(Tokens.from_lists([[1]]), Tokens.from_lists([[[1], [2]]]))
+
+
+@pytest.mark.parametrize("kind", [LanguageModelReward, LanguageModelCritic])
+def test_scores_and_values_of_a_model_in_half_precision_are_float32(kind):
+    module = random_head(kind(tiny("gpt2"))).to(torch.bfloat16)
+    assert module(*ragged()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", [LanguageModelReward, LanguageModelCritic])
+def test_all_weights_are_trained_also_where_the_model_it_starts_from_is_frozen(kind):
+    start = tiny("gpt2").requires_grad_(False)
+    assert all(p.requires_grad for p in kind(start).parameters())
+    assert not any(p.requires_grad for p in start.parameters())
+
+
+@pytest.mark.parametrize("kind", [LanguageModelReward, LanguageModelCritic])
+def test_dropout_is_off_in_training_mode_too(kind):
+    module = random_head(kind(tiny("gpt2"))).train()
+    prompts, responses = ragged()
+    first = module(prompts, responses)
+    assert torch.equal(first, module(prompts, responses)) and torch.equal(first, module.eval()(prompts, responses))

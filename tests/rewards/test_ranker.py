@@ -251,3 +251,57 @@ def test_what_cannot_be_ranked_is_named():
         Ranker("one")  # type: ignore[arg-type]
     with pytest.raises(LabError, match="prior"):
         Ranker(prior=-1.0)
+
+
+def test_dropout_is_off_in_training_mode_too():
+    model = awake(PairwiseRanker(tiny("gpt2"))).train()
+    sides = two_sides()
+    first = model.logits(*sides)
+    assert torch.equal(first, model.logits(*sides)) and torch.equal(first, model.eval().logits(*sides))
+
+
+def test_marks_are_a_function_of_the_seed():
+    first, again, other = (PairwiseRanker(tiny("gpt2"), seed=seed).which for seed in (0, 0, 1))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_baselines_are_drawn_once_for_each_new_prompt_at_the_temperature_asked_for():
+    world = small_world()
+    model = PairwiseRanker(TreeTransformerPolicy(world.tree, 2, width=16, layers=1))
+    calls = []
+
+    class Asked:
+        device = world.reference.device
+
+        def sample(self, prompts, number, generator, temperature):
+            calls.append((prompts.tolist(), number, temperature))
+            return world.reference.sample(prompts, number, generator, temperature)
+
+    reward = BaselineReward(model, Asked(), temperature=0.3)
+    reward.baselines(world.prompts[:1])
+    reward.baselines(world.prompts[torch.tensor([1, 0, 1])])
+    assert calls == [(world.prompts[:1].tolist(), 1, 0.3), (world.prompts[1:].tolist(), 1, 0.3)]
+
+
+def test_each_prompt_is_ranked_against_its_own_baseline():
+    """Scores of two prompts with two responses each, one at a time; the response is the first side."""
+    world = small_world()
+    model = awake(PairwiseRanker(TreeTransformerPolicy(world.tree, 2, width=16, layers=1)))
+    responses = Tokens(world.responses.ids[:, :2], world.responses.mask[:, :2])
+    for order in ("both", "random"):
+        model.order = order
+        for seed in range(3):
+            reward = BaselineReward(model, world.reference, seed)
+            found, base = reward(world.prompts, responses), reward.baselines(world.prompts)
+            again = BaselineReward(model, world.reference, seed)(world.prompts, responses)
+            assert torch.equal(found, again)
+            for row in range(2):
+                for column in range(2):
+                    x, y = world.prompts[row], responses[row].take(torch.tensor([[column]]))
+                    with torch.no_grad():
+                        forth, back = model.logits(x, y, base[row]).item(), -model.logits(x, base[row], y).item()
+                    score = found[row, column].item()
+                    if order == "both":
+                        assert score == pytest.approx((forth + back) / 2, abs=1e-5)
+                    else:
+                        assert min(abs(score - forth), abs(score - back)) < 1e-5

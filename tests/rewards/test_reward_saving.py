@@ -126,3 +126,48 @@ def test_what_is_written_names_no_code_and_no_path(tmp_path):
     made().save_pretrained(tmp_path / "rm")
     config = json.loads((tmp_path / "rm" / "config.json").read_text())
     assert "auto_map" not in config and str(tmp_path) not in json.dumps(config)
+
+
+def test_the_body_is_read_in_the_type_asked_for_and_the_head_stays_float32(tmp_path):
+    made().save_pretrained(tmp_path / "rm")
+    for dtype, found in ((None, torch.float32), (torch.bfloat16, torch.bfloat16)):
+        back = LanguageModelReward.from_pretrained(tmp_path / "rm", dtype=dtype)
+        assert {p.dtype for p in back.body.parameters()} == {found} and back.head.weight.dtype == torch.float32
+
+
+def test_a_model_that_starts_from_another_has_its_tokenizer_unless_one_is_given():
+    ours, other = tiny_tokenizer(TEXTS), tiny_tokenizer(["zebras and quizzes"])
+    start = made(tokenizer=ours)
+    assert LanguageModelCritic(start).tokenizer.get_vocab() == ours.get_vocab()
+    assert LanguageModelCritic(start, other).tokenizer is other
+
+
+def test_a_folder_that_is_being_written_anew_is_not_taken_for_a_whole_one(tmp_path):
+    """The record goes first and comes back last. Here the body cannot be written."""
+    made().save_pretrained(tmp_path / "rm")
+    module = made()
+
+    def full(folder):
+        raise OSError("No space left on device")
+
+    module.body.save_pretrained = full
+    with pytest.raises(OSError, match="No space"):
+        module.save_pretrained(tmp_path / "rm")
+    with pytest.raises(LabError, match="holds no whole reward model"):
+        LanguageModelReward.from_pretrained(tmp_path / "rm")
+
+
+def test_a_body_that_lacks_weights_is_refused(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    made().save_pretrained(tmp_path / "rm")
+    weights = load_file(tmp_path / "rm" / "model.safetensors")
+    weights = {name: value for name, value in weights.items() if "h.1." not in name}
+    save_file(weights, tmp_path / "rm" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(LabError, match=r"lacks weights of its body, h\.1\."):
+        LanguageModelReward.from_pretrained(tmp_path / "rm")
+
+
+def test_a_reward_model_that_knows_just_the_policys_ids_is_taken():
+    policy = LanguageModelPolicy(tiny("gpt2"), end_token=0, max_new_tokens=4)
+    check_reward_fits(policy, LanguageModelReward(tiny("gpt2")))

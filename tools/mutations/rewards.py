@@ -1,5 +1,321 @@
 """Bugs in `rewards`."""
 
-from mutations.mutation import Mutation
+from mutations.mutation import Mutation, in_file
 
-MUTATIONS: list[Mutation] = []
+MUTATIONS: list[Mutation] = [
+    *in_file(
+        "rewards/language_model.py",
+        ["rewards/test_language_model_reward.py", "rewards/test_reward_saving.py"],
+        Mutation(
+            "edge",
+            "the score is read before the last token",
+            "values.gather(-1, responses.lengths[..., None])",
+            "values.gather(-1, responses.lengths[..., None] - 1)",
+        ),
+        Mutation(
+            "mask",
+            "the score at the row's last place, padding or not",
+            "return values.gather(-1, responses.lengths[..., None]).squeeze(-1)",
+            "return values[..., -1]",
+        ),
+        Mutation(
+            "mask",
+            "the place after the last token is added at the mask's end",
+            "pad(responses.mask, (1, 0), value=True))",
+            "pad(responses.mask, (0, 1), value=True))",
+        ),
+        Mutation(
+            "mask",
+            "the critic's values in the padding",
+            "return self._values(prompts, responses) * responses.mask",
+            "return self._values(prompts, responses)",
+        ),
+        Mutation(
+            "data",
+            "the body is shared with the policy's",
+            "take = copy.deepcopy if copied else lambda part: part",
+            "take = lambda part: part",
+        ),
+        Mutation(
+            "data",
+            "the body is copied where it is to be taken",
+            "take = copy.deepcopy if copied else lambda part: part",
+            "take = copy.deepcopy",
+            excuse="The copy computes the same numbers; what is lost is memory.",
+        ),
+        Mutation(
+            "data",
+            "a critic starts from the reward model's body and a head of its own",
+            "self.body, self.head = take(model.body), take(model.head)",
+            "self.body, self.head = take(model.body), nn.Linear(model.head.in_features, 1)",
+        ),
+        Mutation("norm", "the head does not start at zero", "nn.init.zeros_(self.head.weight)", "pass"),
+        Mutation("norm", "the head's bias does not start at zero", "nn.init.zeros_(self.head.bias)", "pass"),
+        Mutation(
+            "setting",
+            "dropout is on",
+            "with dropout_off(self.body):\n            states",
+            "if True:\n            states",
+        ),
+        Mutation(
+            "edge", "empty responses are scored", "empty = responses.lengths == 0", "empty = responses.lengths < 0"
+        ),
+        Mutation("setting", "scores in half precision", "return at_least_float32(self.head(", "return (self.head("),
+        Mutation(
+            "setting",
+            "dtype is lost when a folder is read",
+            "body, own, _, tokenizer = saving.load(folder, cls.kind, dtype)",
+            "body, own, _, tokenizer = saving.load(folder, cls.kind)",
+        ),
+        Mutation(
+            "setting",
+            "the policy's tokenizer is not compared",
+            "if tokenizer is not None and policy_tokenizer is not None:",
+            "if False:",
+        ),
+        Mutation(
+            "data",
+            "a model that was read is in training mode",
+            'return module.to(pick_device(str(device or "cpu"))).eval()',
+            'return module.to(pick_device(str(device or "cpu"))).train()',
+        ),
+        Mutation(
+            "data",
+            "the tokenizer of the model that it starts from is lost",
+            "self.tokenizer = tokenizer if tokenizer is not None else model.tokenizer",
+            "self.tokenizer = tokenizer",
+        ),
+        Mutation(
+            "data", "the body's weights are frozen", "self.requires_grad_(True)", "self.head.requires_grad_(True)"
+        ),
+    ),
+    *in_file(
+        "rewards/ranker.py",
+        ["rewards/test_ranker.py"],
+        Mutation(
+            "sign",
+            "both orders are added, not subtracted",
+            "(self.logits(prompts, first, second) - self.logits(prompts, second, first)) / 2",
+            "(self.logits(prompts, first, second) + self.logits(prompts, second, first)) / 2",
+        ),
+        Mutation(
+            "mean",
+            "both orders without the ½",
+            "- self.logits(prompts, second, first)) / 2",
+            "- self.logits(prompts, second, first))",
+        ),
+        Mutation(
+            "sign",
+            "a turned pair's logit keeps its sign",
+            "return torch.where(turned.to(score.device), -score, score)",
+            "return score",
+        ),
+        Mutation(
+            "edge",
+            "a random order is always the same",
+            "device=generator.device) < 0.5\n        one, two",
+            "device=generator.device) < 0.0\n        one, two",
+        ),
+        Mutation(
+            "mask",
+            "the second response's positions go on after the first's",
+            "position = place + after if number else place",
+            "position = place + after + (one.shape[-1] if number == 2 else 0) if number else place",
+        ),
+        Mutation(
+            "mask",
+            "the responses' positions start at 0",
+            "position = place + after if number else place",
+            "position = place",
+        ),
+        Mutation(
+            "swap",
+            "the two responses' marks exchanged",
+            "added = torch.cat([torch.zeros_like(self.which[:1]), self.which])[segment]",
+            "added = torch.cat([torch.zeros_like(self.which[:1]), self.which.flip(0)])[segment]",
+        ),
+        Mutation(
+            "mask",
+            "the prompt is marked as the first response",
+            "added = torch.cat([torch.zeros_like(self.which[:1]), self.which])[segment]",
+            "added = torch.cat([self.which[:1], self.which])[segment]",
+        ),
+        Mutation(
+            "edge",
+            "the score one token too early",
+            "states[torch.arange(len(ids), device=ids.device), lengths - 1]",
+            "states[torch.arange(len(ids), device=ids.device), lengths - 2]",
+        ),
+        Mutation(
+            "mask",
+            "the score at the longest row's last place",
+            "states[torch.arange(len(ids), device=ids.device), lengths - 1]",
+            "states[:, -1]",
+        ),
+        Mutation(
+            "mask",
+            "padding between prompt and responses is kept",
+            "target = (mask.cumsum(1) - 1).where(mask, longest)",
+            "target = (mask.cumsum(1) - 1).clamp(min=0)",
+        ),
+        Mutation(
+            "edge",
+            "rows beyond the first block are left out",
+            "for i in range(0, len(asked), each)\n",
+            "for i in range(0, each, each)\n",
+        ),
+        Mutation(
+            "data",
+            "blocks: the second responses are those of the first block",
+            "twos[i : i + each])",
+            "twos[: len(ones[i : i + each])])",
+        ),
+        Mutation(
+            "data",
+            "prompts out of line with their responses",
+            "prompts.repeat(group), first.reshape",
+            "prompts[torch.arange(count).repeat(group)], first.reshape",
+        ),
+        Mutation(
+            "setting",
+            "dropout is on",
+            "with dropout_off(self.body):\n            # A mask",
+            "if True:\n            # A mask",
+            near="rewards/test_ranker.py::test_dropout_is_off_in_training_mode_too",
+        ),
+        Mutation(
+            "data",
+            "a new baseline at every call",
+            "for key in keys if key not in self._kept))",
+            "for key in keys))",
+            near="rewards/test_ranker.py::test_baselines_are_drawn_once_for_each_new_prompt_at_the_temperature_asked_for",
+        ),
+        Mutation(
+            "setting",
+            "baselines at temperature 1",
+            "self.policy.sample(Tokens.from_lists(new), 1, generator, self.temperature)",
+            "self.policy.sample(Tokens.from_lists(new), 1, generator, 1.0)",
+            near="rewards/test_ranker.py::test_baselines_are_drawn_once_for_each_new_prompt_at_the_temperature_asked_for",
+        ),
+        Mutation(
+            "setting",
+            "baselines by seed 0",
+            "generator = _generator(32, self.seed, new, device=self.policy.device)",
+            "generator = _generator(32, 0, new, device=self.policy.device)",
+            near="rewards/test_ranker.py::test_a_baseline_is_drawn_once_a_prompt_and_kept",
+        ),
+        Mutation(
+            "swap",
+            "the baseline against the response",
+            "return self.ranker(prompts, responses, both, generator)",
+            "return self.ranker(prompts, both, responses, generator)",
+            near="rewards/test_ranker.py::test_each_prompt_is_ranked_against_its_own_baseline",
+        ),
+        Mutation(
+            "data",
+            "all prompts share the first one's baseline",
+            "[[self._kept[key]] for key in keys]",
+            "[[self._kept[keys[0]]] for key in keys]",
+            near="rewards/test_ranker.py::test_each_prompt_is_ranked_against_its_own_baseline",
+        ),
+        Mutation(
+            "data",
+            "random orders: other ones at each call with the same responses",
+            "generator = _generator(33, self.seed, prompts.tolist(), responses.tolist())",
+            "generator = _generator(33, self.seed, id(prompts))",
+            near="rewards/test_ranker.py::test_each_prompt_is_ranked_against_its_own_baseline",
+        ),
+        Mutation(
+            "setting",
+            "the order is lost when a folder is read",
+            'ranker = cls(body, record.get("order", "both"), tokenizer, copied=False)',
+            'ranker = cls(body, "both", tokenizer, copied=False)',
+            near="rewards/test_ranker.py::test_it_comes_back_from_its_folder_with_the_same_numbers",
+        ),
+        Mutation(
+            "setting",
+            "the order is lost when a folder is written",
+            "saving.save(self, folder, self.kind, self.tokenizer, order=self.order)",
+            "saving.save(self, folder, self.kind, self.tokenizer)",
+            near="rewards/test_ranker.py::test_it_comes_back_from_its_folder_with_the_same_numbers",
+        ),
+        Mutation(
+            "setting",
+            "the marks by seed 0",
+            "generator=_generator(31, seed))",
+            "generator=_generator(31, 0))",
+            near="rewards/test_ranker.py::test_marks_are_a_function_of_the_seed",
+        ),
+    ),
+    *in_file(
+        "rewards/saving.py",
+        ["rewards/test_reward_saving.py"],
+        Mutation("data", "the head is not read", "module.load_state_dict(own, strict=False)", "pass"),
+        Mutation(
+            "setting",
+            "the body is read in float32 whatever dtype says",
+            "dtype=dtype or torch.float32,",
+            "dtype=torch.float32,",
+        ),
+        Mutation("data", "a folder of another kind is read", "if found != kind:", "if False:"),
+        Mutation("data", "a body with missing weights is read", 'if info["missing_keys"]:', "if False:"),
+        Mutation(
+            "data",
+            "the old record stays while the folder is written anew",
+            "(folder / RECORD).unlink(missing_ok=True)",
+            "pass",
+        ),
+        Mutation("data", "the tokenizer is not saved", "tokenizer.save_pretrained(folder)", "pass"),
+        Mutation(
+            "edge",
+            "only names are compared, not shapes",
+            "{n: t.shape for n, t in wanted.items()} != {n: t.shape for n, t in own.items()}",
+            "wanted.keys() != own.keys()",
+        ),
+    ),
+    *in_file(
+        "rewards/text.py",
+        ["rewards/test_language_model_reward.py"],
+        Mutation(
+            "data",
+            "prompts out of line with their responses",
+            "[text for text in self._texts(prompts.tolist()) for _ in range(responses.shape[1])]",
+            "self._texts(prompts.tolist()) * responses.shape[1]",
+        ),
+        Mutation("setting", "special tokens are scored too", "skip_special_tokens=True)", "skip_special_tokens=False)"),
+        Mutation(
+            "data", "too many scores are cut", "if len(scores) != len(answered):", "if len(scores) < len(answered):"
+        ),
+        Mutation(
+            "swap",
+            "responses and prompts exchanged",
+            "self.function(asked, answered)",
+            "self.function(answered, asked)",
+        ),
+        Mutation("edge", "infinite scores pass", "bad = ~torch.isfinite(out)", "bad = torch.isnan(out)"),
+        Mutation(
+            "swap",
+            "the bad score's row and column exchanged",
+            'for response {row % responses.shape[1]} of prompt "\n                f"{row // responses.shape[1]}',
+            'for response {row // responses.shape[1]} of prompt "\n                f"{row % responses.shape[1]}',
+        ),
+    ),
+    *in_file(
+        "rewards/vocabulary.py",
+        ["rewards/test_reward_saving.py"],
+        Mutation(
+            "swap",
+            "the policy may have tokens that the reward model lacks",
+            "other = [token for token, number in ours.items() if theirs.get(token) != number]",
+            "other = [token for token, number in theirs.items() if ours.get(token, number) != number]",
+        ),
+        Mutation("edge", "end tokens are not compared", "if ends[0] != ends[1]:", "if False:"),
+        Mutation("edge", "a reward model of as many ids is refused", "if known < written:", "if known <= written:"),
+        Mutation(
+            "setting",
+            "tokenizers are not compared",
+            "if tokenizers[0] is not None and tokenizers[1] is not None:",
+            "if False:",
+        ),
+    ),
+]

@@ -1,5 +1,497 @@
 """Bugs in `training`."""
 
-from mutations.mutation import Mutation
+from mutations.mutation import Mutation, in_file
 
-MUTATIONS: list[Mutation] = []
+MUTATIONS: list[Mutation] = [
+    *in_file(
+        "training/settings.py",
+        ["training/test_settings.py"],
+        Mutation(
+            "edge",
+            "warm-up from 0: the first step does not move",
+            "return (step + 1) / self.warmup",
+            "return step / self.warmup",
+        ),
+        Mutation(
+            "edge", "the peak of the warm-up is reached twice", "if step < self.warmup:", "if step <= self.warmup:"
+        ),
+        Mutation(
+            "edge",
+            "the linear rate falls over all steps, the warm-up among them",
+            "left = 1.0 - (step - self.warmup) / max(self.steps - self.warmup, 1)",
+            "left = 1.0 - step / self.steps",
+        ),
+        Mutation(
+            "edge",
+            "the linear rate reaches 0 in the last step",
+            "/ max(self.steps - self.warmup, 1)",
+            "/ max(self.steps - self.warmup - 1, 1)",
+        ),
+        Mutation(
+            "mean",
+            "the cosine without its ½",
+            "return 0.5 * (1.0 + math.cos(math.pi * (1.0 - left)))",
+            "return 1.0 + math.cos(math.pi * (1.0 - left))",
+        ),
+        Mutation("sign", "the cosine rises", "math.cos(math.pi * (1.0 - left))", "math.cos(math.pi * left)"),
+        Mutation(
+            "setting", "the constant schedule falls", 'if self.schedule == "constant":', 'if self.schedule == "none":'
+        ),
+        Mutation("data", "stages share one seed", "seed=self.seed + 7919 * (number + 1)", "seed=self.seed + 7919"),
+        Mutation(
+            "data",
+            "the first stage has the run's own seed",
+            "seed=self.seed + 7919 * (number + 1)",
+            "seed=self.seed + 7919 * number",
+        ),
+        Mutation(
+            "setting",
+            "a stage's changes are lost",
+            "resume=resume, seed=self.seed + 7919 * (number + 1), **changes)",
+            "resume=resume, seed=self.seed + 7919 * (number + 1))",
+        ),
+        Mutation(
+            "data",
+            "a stage never resumes",
+            "resume = self.resume and out is not None",
+            "resume = False and out is not None",
+        ),
+        Mutation(
+            "data",
+            "a stage's folder is the run's",
+            "out = None if self.out is None else self.out / name",
+            "out = self.out",
+        ),
+    ),
+    *in_file(
+        "training/loop.py",
+        ["training/test_one_step.py", "training/test_loop.py", "training/test_parts.py"],
+        Mutation("data", "the seed does not enter a stream", "for part in (seed, *path):", "for part in path:"),
+        Mutation("edge", "a batch that straddles two epochs is cut short", "while wanted > 0:", "for _ in range(1):"),
+        Mutation(
+            "data",
+            "each epoch in the order of the first",
+            "generator=seeded(seed, 1, epoch))",
+            "generator=seeded(seed, 1, 0))",
+        ),
+        Mutation(
+            "data",
+            "the order of rows is not shuffled",
+            "order = torch.randperm(num_rows, generator=seeded(seed, 1, epoch))",
+            "order = torch.arange(num_rows)",
+        ),
+        Mutation(
+            "edge",
+            "a batch as large as the data is shuffled",
+            "if batch_size >= num_rows:",
+            "if batch_size > num_rows:",
+        ),
+        Mutation(
+            "data",
+            "the rows of every step are those of step 0",
+            "self._rows = rows_at(self.done, number,",
+            "self._rows = rows_at(0, number,",
+        ),
+        Mutation(
+            "setting",
+            "rows by seed 0, whatever the run's",
+            "self.training.batch_size, self.training.seed)",
+            "self.training.batch_size, 0)",
+        ),
+        Mutation(
+            "setting",
+            "the schedule is ignored",
+            'group["lr"] = self.training.learning_rate * self.training.rate_at(step)',
+            'group["lr"] = self.training.learning_rate',
+        ),
+        Mutation(
+            "edge", "the rate of the step after", "self.training.rate_at(step)", "self.training.rate_at(step + 1)"
+        ),
+        Mutation(
+            "data",
+            "every step draws the same numbers",
+            "yield step, seeded(self.training.seed, 0, step, device=device)",
+            "yield step, seeded(self.training.seed, 0, device=device)",
+        ),
+        Mutation(
+            "data", "a resumed run counts its steps from 0", 'self.start = self.done = state["step"]', "self.start = 0"
+        ),
+        Mutation("data", "the history before the stop is lost", 'self.history = state["history"]', "pass"),
+        Mutation(
+            "edge",
+            "logged from the second step on",
+            "logged = step % self.training.log_every == 0 or last",
+            "logged = self.done % self.training.log_every == 0 or last",
+        ),
+        Mutation(
+            "edge",
+            "the last step is not logged",
+            "logged = step % self.training.log_every == 0 or last",
+            "logged = step % self.training.log_every == 0",
+        ),
+        Mutation(
+            "edge",
+            "the last step is not saved",
+            "self.done % self.training.save_every == 0 or last or stop",
+            "self.done % self.training.save_every == 0 or stop",
+        ),
+        Mutation(
+            "edge",
+            "saved at step 0, not after save_every steps",
+            "self.done % self.training.save_every == 0 or last or stop",
+            "step % self.training.save_every == 0 or last or stop",
+        ),
+        Mutation(
+            "setting",
+            "Ctrl-C: the step in hand is not saved",
+            "self.done % self.training.save_every == 0 or last or stop",
+            "self.done % self.training.save_every == 0 or last",
+        ),
+        Mutation(
+            "data",
+            "the gradient is added to that of the step before",
+            "self.optimizer.zero_grad(set_to_none=True)\n            value, watched",
+            "value, watched",
+        ),
+        Mutation(
+            "edge",
+            "the gradient's elements are clipped, not its norm",
+            "nn.utils.clip_grad_norm_(self.parameters, self.training.max_grad_norm)",
+            "nn.utils.clip_grad_value_(self.parameters, self.training.max_grad_norm)",
+        ),
+        Mutation("setting", "max_grad_norm is ignored", "if self.training.max_grad_norm is not None:", "if False:"),
+        Mutation(
+            "norm",
+            "parts count alike, whatever their rows",
+            "share = len(rows) / number if weight is None",
+            "share = 1 / self.training.accumulate if weight is None",
+        ),
+        Mutation(
+            "norm",
+            "parts: the weights of a batch of pairs are ignored",
+            'weight = next((b.weight for b in batch if getattr(b, "weight", None) is not None), None)',
+            "pass",
+        ),
+        Mutation(
+            "norm",
+            "parts: explicit weights are ignored",
+            "parts = self._parts(batch, weight)",
+            "parts = self._parts(batch, None)",
+        ),
+        Mutation(
+            "norm",
+            "parts: their gradients are summed without shares",
+            "(part if one else part * (share * scale)).backward()",
+            "part.backward()",
+        ),
+        Mutation(
+            "mean",
+            "parts: the loss reported is that of the last one",
+            "value = part * share if value is None else value + part * share",
+            "value = part",
+        ),
+        Mutation(
+            "mean",
+            "parts: metrics are summed without shares",
+            "watched[key] = number * share + watched.get(key, 0.0)",
+            "watched[key] = number + watched.get(key, 0.0)",
+        ),
+        Mutation(
+            "setting",
+            "AdamW without adam_epsilon",
+            "torch.optim.AdamW(parameters, lr=rate, eps=epsilon, weight_decay",
+            "torch.optim.AdamW(parameters, lr=rate, weight_decay",
+        ),
+        Mutation(
+            "setting",
+            "Adam without adam_epsilon",
+            "torch.optim.Adam(parameters, lr=rate, eps=epsilon, fused",
+            "torch.optim.Adam(parameters, lr=rate, fused",
+        ),
+        Mutation(
+            "setting",
+            "AdamW at torch's own weight decay",
+            "eps=epsilon, weight_decay=training.weight_decay, fused=fused)",
+            "eps=epsilon, fused=fused)",
+        ),
+        Mutation(
+            "setting",
+            "weight decay as part of Adam's gradient",
+            "return torch.optim.AdamW(",
+            "return torch.optim.Adam(",
+        ),
+        Mutation(
+            "setting",
+            "the fused kernel for small models too, without a look at the devices",
+            "fused = plain and sum(p.numel() for p in parameters) >= FUSED",
+            "fused = plain",
+            excuse="The fused kernel computes the same step; the threshold decides the speed alone.",
+        ),
+        Mutation(
+            "edge",
+            "a loss that became infinite passes",
+            "and not bool(torch.isfinite(loss)):",
+            "and bool(torch.isnan(loss)):",
+        ),
+        Mutation(
+            "edge",
+            "a gradient that is not finite reaches the weights",
+            "self._refuse_nonfinite_gradient(value)\n        return",
+            "return",
+        ),
+        Mutation(
+            "edge",
+            "a gradient whose sum overflows is refused",
+            "bool(torch.isfinite(g.sum())) or bool(torch.isfinite(g).all())",
+            "bool(torch.isfinite(g.sum()))",
+        ),
+        Mutation(
+            "data",
+            "L-BFGS: after a loss that is not finite the weights stay in the line search",
+            "parameter.copy_(old)",
+            "pass",
+        ),
+        Mutation(
+            "data",
+            "frozen weights are trained",
+            "self.parameters = [p for p in module.parameters() if p.requires_grad]",
+            "self.parameters = [p.requires_grad_() for p in module.parameters()]",
+        ),
+        Mutation("setting", "bf16 is ignored", 'if self.training.precision == "fp32":', "if True:"),
+        Mutation("setting", "gradient_checkpointing is ignored", "if training.gradient_checkpointing:", "if False:"),
+        Mutation(
+            "edge", "a NaN's place is that in its part, not in the batch", "bad.append(first + row)", "bad.append(row)"
+        ),
+        Mutation(
+            "data",
+            "Ctrl-C's handler is not given back",
+            "signal.signal(signal.SIGINT, self._old_handler)\n        self._open",
+            "pass\n        self._open",
+        ),
+        Mutation(
+            "edge",
+            "a second Ctrl-C waits for the step's end too",
+            "if self._stop_asked:\n            raise KeyboardInterrupt",
+            "if False:\n            raise KeyboardInterrupt",
+        ),
+    ),
+    *in_file(
+        "training/checkpoint.py",
+        ["training/test_checkpoint.py", "training/test_parts.py"],
+        Mutation(
+            "edge",
+            "one checkpoint is left, not two",
+            "for old in _in_order(folder)[:-KEEP]:",
+            "for old in _in_order(folder)[: -KEEP + 1]:",
+        ),
+        Mutation(
+            "edge",
+            "checkpoints in the order of their names, a million before 999,999",
+            "key=lambda path: (len(path.name), path.name))",
+            "key=lambda path: path.name)",
+        ),
+        Mutation(
+            "swap",
+            "the oldest for the newest",
+            "return found[-1] if found else None",
+            "return found[0] if found else None",
+        ),
+        Mutation(
+            "setting",
+            "a resumed run may have other seeds",
+            '"out", "resume", "progress", "log_every",',
+            '"out", "resume", "seed", "progress", "log_every",',
+        ),
+        Mutation(
+            "setting",
+            "a resumed run may have another learning rate",
+            '"out", "resume", "progress", "log_every",',
+            '"out", "resume", "learning_rate", "progress", "log_every",',
+        ),
+        Mutation(
+            "setting",
+            "a resumed run must log as often as before",
+            '"out", "resume", "progress", "log_every", "save_every", "trackers"',
+            '"out", "resume", "progress", "save_every", "trackers"',
+        ),
+        Mutation(
+            "data",
+            "settings that the old run lacked are not compared",
+            "for name in sorted(old.keys() | new.keys()):",
+            "for name in sorted(old.keys() & new.keys()):",
+        ),
+        Mutation(
+            "data",
+            "a folder with other files is taken",
+            "any(path.name not in _TRACES for path in out.iterdir())",
+            "(out / 'run.json').is_file()",
+        ),
+        Mutation("data", "the optimiser's numbers are not saved", 'numbers[f"{index}.{key}"] = value', "pass"),
+        Mutation(
+            "data",
+            "L-BFGS's lists are not saved",
+            'tensors |= {f"{index}.{key}.{i}": v for i, v in enumerate(value)}',
+            "pass",
+        ),
+        Mutation(
+            "data",
+            "L-BFGS's directions come back in another order",
+            "[values[i] for i in range(len(values))]",
+            "[values[i] for i in reversed(range(len(values)))]",
+        ),
+        Mutation("data", "the optimiser's state is not loaded", "    optimizer.load_state_dict(state)\n", "    pass\n"),
+        Mutation(
+            "data",
+            "shared weights are written without a copy",
+            "out[name] = value.clone() if place in seen else value",
+            "out[name] = value",
+        ),
+        Mutation(
+            "data",
+            "a half-written checkpoint stays when the disk is full",
+            "shutil.rmtree(part, ignore_errors=True)\n        found",
+            "found",
+        ),
+        Mutation(
+            "data",
+            "what a kill left is not cleared",
+            'for leftover in folder.glob(".step-*"):',
+            'for leftover in folder.glob(".nothing-*"):',
+        ),
+        Mutation(
+            "data",
+            "the old checkpoint of a step is not replaced",
+            "_put_aside(folder)\n        os.replace(part, folder)",
+            "os.replace(part, folder) if not folder.exists() else None",
+        ),
+        Mutation(
+            "edge", "a damaged checkpoint is named as the one to go on from", "if path == besides:", "if path == None:"
+        ),
+    ),
+    *in_file(
+        "training/processes.py",
+        ["training/test_parts.py", "training/test_processes.py"],
+        Mutation(
+            "edge",
+            "rows that do not divide evenly go to no process",
+            "range(first, first + each + (rank() < more))",
+            "range(first, first + each)",
+        ),
+        Mutation(
+            "edge", "shares of rows overlap", "first = rank() * each + min(rank(), more)", "first = rank() * each"
+        ),
+        Mutation("data", "every process writes", "return rank() == 0", "return True"),
+        Mutation(
+            "data",
+            "by_rows: a process's rows at the start of the whole",
+            "whole[mine.start : mine.stop] = part",
+            "whole[: len(mine)] = part",
+        ),
+        Mutation(
+            "norm",
+            "gradients: the last bucket is not summed",
+            "if waiting and (last or sum(g.numel() for g in waiting) >= BUCKET):",
+            "if waiting and sum(g.numel() for g in waiting) >= BUCKET:",
+        ),
+        Mutation(
+            "edge",
+            "gradients: no sum where the last parameter has none",
+            "if parameter.grad is not None and not _is_shard(parameter):\n            waiting.append(parameter.grad)",
+            "if parameter.grad is None or _is_shard(parameter):\n            continue\n        waiting.append(parameter.grad)",
+        ),
+        Mutation(
+            "data",
+            "gradients: summed parts go back in another order",
+            "zip(alike, flat.split([t.numel() for t in alike]), strict=True)",
+            "zip(alike, flat.split([t.numel() for t in alike][::-1]), strict=True)",
+        ),
+        Mutation(
+            "data",
+            "same_start: buffers differ between processes",
+            "for tensor in [*module.parameters(), *module.buffers()]:",
+            "for tensor in module.parameters():",
+        ),
+        Mutation(
+            "edge",
+            "an error on the first process leaves the others waiting",
+            "except Exception as error:  # the others must not wait for ever\n            message[0] = ",
+            "except TypeError as error:  # the others must not wait for ever\n            message[0] = ",
+        ),
+    ),
+    *in_file(
+        "training/memory.py",
+        ["training/test_parts.py"],
+        Mutation(
+            "edge",
+            "errors that are not of memory are said to be",
+            "return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)",
+            "return isinstance(error, RuntimeError)",
+        ),
+        Mutation(
+            "setting",
+            "the advice names no batch size",
+            'if (size := getattr(settings, "batch_size", None)) is not None:',
+            'if (size := getattr(settings, "batch", None)) is not None:',
+        ),
+        Mutation(
+            "setting",
+            "bf16 is advised to whom has it",
+            'fp32 = getattr(settings, "precision", None) == "fp32"',
+            "fp32 = True",
+        ),
+        Mutation(
+            "data",
+            "recomputed: the layers stay wrapped afterwards",
+            "            del layer.forward\n",
+            "            pass\n",
+        ),
+        Mutation(
+            "setting",
+            "recomputed: activations are kept after all",
+            "if writes or not torch.is_grad_enabled():",
+            "if True:",
+        ),
+        Mutation(
+            "data",
+            "recomputed: a layer that writes to a cache writes twice",
+            "if writes or not torch.is_grad_enabled():",
+            "if not torch.is_grad_enabled():",
+        ),
+    ),
+    *in_file(
+        "training/lock.py",
+        ["training/test_parts.py", "training/test_lock.py"],
+        Mutation(
+            "edge",
+            "a locked folder is let in",
+            "except BlockingIOError:\n        return False",
+            "except BlockingIOError:\n        return True",
+        ),
+        Mutation("data", "the lock stays after the run", "self.path.unlink(missing_ok=True)", "pass"),
+        Mutation("data", "the number of the process is not written", "self.file.write(str(os.getpid()))", "pass"),
+        Mutation(
+            "data",
+            "a lock file taken away between opening and locking is held",
+            "return os.fstat(file.fileno()).st_ino == self.path.stat().st_ino",
+            "return True",
+        ),
+    ),
+    *in_file(
+        "training/tracking.py",
+        ["training/test_parts.py"],
+        Mutation(
+            "data",
+            "rows are logged at step 0",
+            "self.accelerator.log(row, step=step)",
+            "self.accelerator.log(row, step=0)",
+        ),
+        Mutation("data", "settings of the inner dictionaries are lost", "out |= _flat(value, whole)", "pass"),
+        Mutation(
+            "data",
+            "settings of the same name overwrite each other",
+            'whole = f"{key}.{name}" if key else name',
+            "whole = name",
+        ),
+        Mutation("data", "trackers are not asked to write what they hold", "tracker.finish()", "pass"),
+    ),
+]
