@@ -49,10 +49,12 @@ def sft(
         the history: loss in nats a response.
 
     Raises:
-        LabError: prompts and responses of different number; a loss that is not finite.
+        LabError: prompts and responses of different number; L-BFGS with batches of fewer prompts than there are; a loss
+            that is not finite.
     """
     if len(prompts) != len(responses) or len(prompts) == 0:
         raise LabError(f"{len(prompts)} prompts came with responses for {len(responses)}; they must match, and exist.")
+    training.check_rows(name, len(prompts))
     with Loop(name, policy, training, claimed=claimed) as loop:
         for step, _ in loop:
             if stop is not None and stop(step):

@@ -103,3 +103,25 @@ def test_lbfgs_is_refused_where_a_step_does_not_have_all_rows(tmp_path):
         dpo(world.reference.copy(), world.reference, lambda generator: pairs, training=whole)
     assert not out.exists()
     assert len(dpo(world.reference.copy(), world.reference, pairs, training=whole)) == 1
+
+
+@pytest.mark.parametrize("method", ["sft", "kto", "reward-model"])
+def test_the_other_methods_with_rows_refuse_lbfgs_on_some_of_them(method, tmp_path):
+    """Twelve rows and batches of eleven; nothing is written."""
+    from rlhf_lab.algorithms.kto import Verdicts, kto
+    from rlhf_lab.algorithms.reward_model import reward_model
+    from rlhf_lab.algorithms.sft import sft
+    from rlhf_lab.training import seeded
+    from rlhf_lab.worlds import bandit
+
+    world = bandit.random(2, 4, seed=0)
+    pairs = world.preferences(12, seeded(0))
+    some = Training(steps=1, batch_size=11, optimizer="lbfgs", out=tmp_path / "run", progress=False)
+    with pytest.raises(LabError, match=r"needs all \d+ rows in every step, and batch_size is 11"):
+        if method == "sft":
+            sft(world.reference.copy(), pairs.prompts, pairs.responses, some)
+        elif method == "kto":
+            kto(world.reference.copy(), world.reference, Verdicts.from_pairs(pairs), training=some)
+        else:
+            reward_model(world.reference.new_reward_model(), pairs, training=some)
+    assert not (tmp_path / "run").exists()
