@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from itertools import combinations
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -14,7 +16,7 @@ from rlhf_lab.checks import LabError
 from rlhf_lab.experiments import over_optimisation as claim
 from rlhf_lab.experiments.experiment import experiment_run
 from rlhf_lab.experiments.over_optimisation import OverOptimisation
-from rlhf_lab.experiments.over_optimisation_roads import PartReward, _exact_run, best_of_subsets, make_world
+from rlhf_lab.experiments.over_optimisation_roads import PartReward, _exact_run, _place, best_of_subsets, make_world
 from rlhf_lab.experiments.over_optimisation_told import later, turn
 from rlhf_lab.experiments.statistics import Interval
 from rlhf_lab.training import seeded
@@ -193,6 +195,27 @@ def test_best_of_n_on_the_bandit_is_the_exact_one(found):
     row = result.runs.query("road == 'best-of-n' and seed == 0 and kind == 'full' and pressure == 8").iloc[0]
     policy = exact.best_of_n(run.world.log_ref(), run.learned_rewards, 8)
     assert row["kl"] == pytest.approx(exact.kl(policy, run.world.log_ref()).mean().item())
+
+
+def test_a_place_s_gold_proxy_and_kl_are_those_worked_by_hand():
+    """π_ref = (½, ½) and π = (¼, ¾) move a quarter of the mass to the second response.
+
+    Gold (0, 1) then gains ¼, and the proxy (3, 0) loses ¾. The KL is ¼ log ½ + ¾ log 1½.
+    """
+    ref, gold, proxy = (torch.tensor([row], dtype=torch.float64) for row in ([0.5, 0.5], [0.0, 1.0], [3.0, 0.0]))
+    run = SimpleNamespace(world=SimpleNamespace(log_ref=ref.log, rewards=lambda: gold), learned_rewards=proxy)
+    here = _place(run, torch.tensor([[0.25, 0.75]], dtype=torch.float64).log())
+    assert here == pytest.approx({"gold": 0.25, "proxy": -0.75, "kl": 0.25 * math.log(0.5) + 0.75 * math.log(1.5)})
+
+
+def test_only_the_noisy_reward_model_learns_from_flipped_labels():
+    """The seed's labels drawn again: with the settings' noise for "noisy", without noise for "full"."""
+    settings = OverOptimisation(rung="bandit", quick=True, noise=0.25, reward_steps=1, progress=False)
+    noisy, full = (_exact_run(settings, 3, 200, kind) for kind in ("noisy", "full"))
+    again = {noise: full.world.preferences(200, seeded(3, 20), noise=noise).responses.ids for noise in (0.0, 0.25)}
+    assert torch.equal(noisy.pairs.responses.ids, again[0.25])
+    assert torch.equal(full.pairs.responses.ids, again[0.0])
+    assert not torch.equal(again[0.25], again[0.0])
 
 
 def test_bad_settings_are_refused():

@@ -3,11 +3,13 @@
 import math
 import sys
 import time
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import torch
 
+from rlhf_lab.batch import Tokens
 from rlhf_lab.checks import LabError
 from rlhf_lab.experiments import cost, experiment
 from rlhf_lab.experiments.cost import EXPERIMENT, PARTS, TRAINED, Cost, Ground, Meter, against, held_bytes, memory_ratio
@@ -75,6 +77,29 @@ def test_the_level_lies_halfway_to_the_optimum():
     top = (world.optimal(0.5).exp() * world.rewards()).sum(-1).mean().item()
     assert ground.level == pytest.approx((start, (start + top) / 2))
     assert ground.best_of[1] == pytest.approx(start), "the best of one is the reference"
+
+
+def test_the_best_of_n_on_text_is_the_gold_reward_of_each_group_s_highest_score():
+    """Two prompts with 16 made-up samples each, in groups of n that lie side by side, with `max` over lists."""
+    scores = torch.rand(2, 16, generator=torch.Generator().manual_seed(0))
+    gold = torch.randn(2, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    x, y = Tokens.full(torch.zeros(2, 1, dtype=torch.long)), Tokens.full(torch.zeros(2, 16, 1, dtype=torch.long))
+    bench = SimpleNamespace(
+        world=SimpleNamespace(prompts=lambda *_: x),
+        tokenizer=None,
+        reference=SimpleNamespace(device="cpu", sample=lambda *_: y),
+        gold=lambda *_: gold,
+    )
+    ground = Ground(Cost(rung="small", quick=True), 0)
+    vars(ground).update(_text=SimpleNamespace(bench=bench), fitted=(lambda *_: scores, 0.0))
+    assert list(ground.best_of) == [1, 2, 4, 8, 16]
+    for n, value in ground.best_of.items():
+        best = [
+            max(zip(s[i : i + n], g[i : i + n], strict=True))[1]
+            for s, g in zip(scores.tolist(), gold.tolist(), strict=True)
+            for i in range(0, 16, n)
+        ]
+        assert value == pytest.approx(sum(best) / len(best))
 
 
 def test_the_meter_counts_draws_and_stops_where_it_is_told_to():

@@ -79,6 +79,19 @@ def test_a_fit_that_never_stops_learning_has_less_regret_late_and_nothing_is_los
         assert found[strategy][-1] < 0.02
 
 
+@pytest.mark.parametrize("strategy", ["window", "online"])
+def test_a_round_s_policy_knows_only_the_labels_of_rounds_before(strategy):
+    """The reward turns by a right angle after round 2 of 4, and only the last round's labels are used.
+
+    With 20,000 labels a fit is nearly exact. Round 3 is then served with the optimum of the old reward, and round 4
+    with that of the new one, whose regret is 0.
+    """
+    at = moving_bandit(1, 4, seed=1, kind="sudden", rate=math.pi / 2, rounds=4)
+    regret = deploy(at, moving.basis(torch.eye(4)), 20_000, 1, 0, (strategy,))[strategy]
+    late = at.regret(at.optimal(2), 3)
+    assert late > 0.4 and regret == pytest.approx([0, 0, late, 0], abs=0.05 * late)
+
+
 def test_the_long_run_meets_the_closed_form_with_many_labels():
     """Regret over formula, mean over 6 worlds with 2 runs of 24 fits each, 4,000 labels a round.
 

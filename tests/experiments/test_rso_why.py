@@ -84,6 +84,47 @@ def test_every_pair_is_the_limit_of_many_drawn_ones(bandit):
     assert gap.square().mean().item() == pytest.approx((spread / same).mean().item(), rel=0.05)
 
 
+def test_endless_pairs_are_as_frequent_as_both_their_responses_together():
+    """Two prompts by hand. p = (.5, .3, .2) gives the pairs .15, .10 and .06, and q = (.8, .1, .1) .08, .08 and .01.
+
+    Each is divided by the sum .48, and its first response wins with probability σ(r_first − r_second).
+    """
+    p = torch.tensor([[0.5, 0.3, 0.2], [0.8, 0.1, 0.1]], dtype=torch.float64)
+    reward = torch.tensor([[0.0, 1.0, 3.0], [2.0, 0.0, 0.0]], dtype=torch.float64)
+    found = every_pair(p.log(), reward)
+    assert (found.weight * 0.48).tolist() == pytest.approx([0.15, 0.10, 0.06, 0.08, 0.08, 0.01])
+    chances = [1 / (1 + np.exp(-gap)) for gap in (-1, -3, -2, 2, 2, 0)]
+    assert found.wins.tolist() == pytest.approx(chances)
+    assert list(zip(found.prompt.tolist(), found.first.tolist(), found.second.tolist(), strict=True)) == [
+        (x, i, j) for x in (0, 1) for i, j in ((0, 1), (0, 2), (1, 2))
+    ]
+
+
+def test_drawn_labels_are_ones_and_zeros_and_soft_ones_are_probabilities():
+    """Of 2,000 drawn labels of one pair with r = (1, 0), σ(1) = 0.731 are ones, within four standard errors."""
+    log_half, reward = (
+        torch.full((1, 2), 0.5, dtype=torch.float64).log(),
+        torch.tensor([[1.0, 0.0]], dtype=torch.float64),
+    )
+    drawn, soft = (draw_pairs(log_half, reward, 2000, torch.Generator().manual_seed(0), s) for s in (False, True))
+    chance = 1 / (1 + np.exp(-1))
+    won = torch.where(soft.first == 0, chance, 1 - chance)
+    assert soft.wins.tolist() == pytest.approx(won.tolist())
+    assert set(drawn.wins.tolist()) == {0.0, 1.0}
+    first = torch.where(drawn.first == 0, drawn.wins, 1 - drawn.wins).mean().item()
+    assert abs(first - chance) < 4 * (chance * (1 - chance) / 2000) ** 0.5
+
+
+def test_pairs_from_the_optimum_are_of_gold_and_those_of_pi_r_of_the_learned_reward(bandit):
+    """log π_ref + r/β, less its log-sum-exp, with gold for "star" and with r_φ for "r"."""
+    made = exact_seed(bandit.settings, 0)
+    log_ref = made.world.log_ref()
+    for name, reward in (("star", made.world.rewards()), ("r", made.learned)):
+        tilted = log_ref + reward / bandit.settings.beta
+        torch.testing.assert_close(made.source(name), tilted - tilted.logsumexp(-1, keepdim=True))
+    assert torch.equal(made.source("ref"), log_ref)
+
+
 def test_the_trees_limited_policy_cannot_say_what_two_tokens_do_together():
     made = exact_seed(RSOWhy(rung="tree", quick=True), 0)
     one, other = made.classes["limited"], token_class(made.world, bigrams=True)

@@ -46,6 +46,13 @@ def test_an_offset_moves_the_bars_and_nothing_else():
     assert "same π*" in after.text and "same π*" in before.text
 
 
+def test_the_model_s_bars_are_the_scaled_rewards_plus_the_offset():
+    """2 · (0, 1, 2) + 1.3 by hand."""
+    picture, _ = numbers(scale=2.0, offset=1.3)
+    bars = {layer.style: layer.height.tolist() for layer in picture.panels[0].layers}
+    assert bars["policy"] == pytest.approx([1.3, 3.3, 5.3])
+
+
 @pytest.mark.parametrize("scale", [0.25, 0.8, 1.5, 4.0])
 def test_a_scale_is_told_by_labels_and_acts_as_another_beta(scale):
     """π* of c·r at β is π* of r at β/c; the label loss is computed with `math`, pair by pair."""

@@ -61,6 +61,12 @@ def test_its_numbers_are_those_of_the_definitions():
     assert numbers["regret"] == pytest.approx(0.5 * log_z - (7 / 6 - 0.5 * math.log(10 / 3)))
 
 
+@pytest.mark.parametrize(("threshold", "share"), [(0.0, 1.0), (0.1, 0.6), (0.25, 0.3), (0.75, 0.1), (1.0, 0.0)])
+def test_the_share_that_passes_leaves_out_scores_at_the_threshold(threshold, share):
+    """Scores 0, ¼, ¾ and 1 with probabilities .4, .3, .2 and .1: only scores above τ count, and at τ = 0 all do."""
+    assert {n.symbol: n.value for n in shown(threshold).numbers}["P(score > τ)"] == pytest.approx(share)
+
+
 def test_no_threshold_and_no_n_lies_above_the_frontier_and_none_reaches_pi_star():
     (kl, reward), every_tau, every_n = roads_of(P.log(), R, scaled(R))
     order = kl.argsort()

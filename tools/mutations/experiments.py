@@ -534,6 +534,13 @@ MUTATIONS: list[Mutation] = [
             "return start, top",
             near="experiments/test_cost.py::test_the_level_lies_halfway_to_the_optimum",
         ),
+        Mutation(
+            "sign",
+            "best of n on text takes the worst",
+            "best = score.view(len(x), -1, n).argmax(-1, keepdim=True)",
+            "best = score.view(len(x), -1, n).argmin(-1, keepdim=True)",
+            near="experiments/test_cost.py::test_the_best_of_n_on_text_is_the_gold_reward_of_each_group_s_highest_score",
+        ),
     ),
     *in_file(
         "experiments/over_optimisation_roads.py",
@@ -552,6 +559,20 @@ MUTATIONS: list[Mutation] = [
             "0.6 * linear + 0.8 * normal(2, 64)",
             near="experiments/test_claim_over_optimisation.py::test_the_bandits_gold_is_mostly_linear_in_the_features",
         ),
+        Mutation(
+            "swap",
+            "gold and proxy are exchanged in a place",
+            '"gold": (gained * run.world.rewards())',
+            '"gold": (gained * run.learned_rewards)',
+            near="experiments/test_claim_over_optimisation.py::test_a_place_s_gold_proxy_and_kl_are_those_worked_by_hand",
+        ),
+        Mutation(
+            "setting",
+            "the noise of labels is lost",
+            'noise=settings.noise if kind == "noisy" else 0.0',
+            "noise=0.0",
+            near="experiments/test_claim_over_optimisation.py::test_only_the_noisy_reward_model_learns_from_flipped_labels",
+        ),
     ),
     *in_file(
         "experiments/rso_why_exact.py",
@@ -562,6 +583,27 @@ MUTATIONS: list[Mutation] = [
             "torch.nn.functional.softplus(-gap) + (1 - pairs.wins) * gap",
             "torch.nn.functional.softplus(-gap) + pairs.wins * gap",
             near="experiments/test_rso_why.py::test_a_fit_is_the_maximum_that_another_optimiser_finds",
+        ),
+        Mutation(
+            "norm",
+            "endless pairs are weighted by one response alone",
+            "weight = (p[:, first] * p[:, second]).flatten()",
+            "weight = p[:, first].flatten()",
+            near="experiments/test_rso_why.py::test_endless_pairs_are_as_frequent_as_both_their_responses_together",
+        ),
+        Mutation(
+            "swap",
+            "pairs from π* are of the learned reward",
+            'reward = self.learned if name == "r" else self.world.rewards()',
+            'reward = self.learned if name != "ref" else self.world.rewards()',
+            near="experiments/test_rso_why.py::test_pairs_from_the_optimum_are_of_gold_and_those_of_pi_r_of_the_learned_reward",
+        ),
+        Mutation(
+            "setting",
+            "labels are soft though drawn ones are asked for",
+            "    if not soft:\n        chance",
+            "    if soft is None:\n        chance",
+            near="experiments/test_rso_why.py::test_drawn_labels_are_ones_and_zeros_and_soft_ones_are_probabilities",
         ),
     ),
     *in_file(
@@ -594,6 +636,20 @@ MUTATIONS: list[Mutation] = [
             "keep = 1 - 2 / (window + 1)",
             "keep = 1 - 1 / (window + 1)",
             near="experiments/test_non_static.py::test_what_each_strategy_keeps",
+        ),
+        Mutation(
+            "data",
+            "the policy of a round knows the labels of that round",
+            "memory.add(at.ask(labels, t - 1, generator))\n        for strategy",
+            "memory.add(at.ask(labels, t, generator))\n        for strategy",
+            near="experiments/test_non_static.py::test_a_round_s_policy_knows_only_the_labels_of_rounds_before",
+        ),
+        Mutation(
+            "data",
+            "the online policy of a round knows the labels of that round",
+            "memory.add(at.ask(labels, t - 1, generator, log_policy))",
+            "memory.add(at.ask(labels, t, generator, log_policy))",
+            near="experiments/test_non_static.py::test_a_round_s_policy_knows_only_the_labels_of_rounds_before",
         ),
     ),
 ]

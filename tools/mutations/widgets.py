@@ -34,6 +34,13 @@ MUTATIONS: list[Mutation] = [
             "exact.kl(exact.optimal_policy(log_ref, model, 1.0), star)",
             near="widgets/test_bradley_terry_explorer.py::test_an_offset_moves_the_bars_and_nothing_else",
         ),
+        Mutation(
+            "mean",
+            "the offset is scaled too",
+            "model = scale * reward + offset",
+            "model = scale * (reward + offset)",
+            near="widgets/test_bradley_terry_explorer.py::test_the_model_s_bars_are_the_scaled_rewards_plus_the_offset",
+        ),
     ),
     *in_file(
         "widgets/dpo_gradient.py",
@@ -101,6 +108,13 @@ MUTATIONS: list[Mutation] = [
             "regret = float(exact.regret(log_tau, log_ref, reward, beta))",
             "regret = float(exact.regret(log_tau, log_ref, reward, 1.0))",
             near="widgets/test_rest_filter_explorer.py::test_its_numbers_are_those_of_the_definitions",
+        ),
+        Mutation(
+            "edge",
+            "a score at the threshold counts in the share",
+            "share = float(log_ref.exp()[above].sum())",
+            "share = float(log_ref.exp()[score >= threshold].sum())",
+            near="widgets/test_rest_filter_explorer.py::test_the_share_that_passes_leaves_out_scores_at_the_threshold",
         ),
     ),
     *in_file(
