@@ -218,6 +218,13 @@ def test_the_filter_by_hand():
     assert found[0].item() == -INF
 
 
+def test_the_best_reward_that_a_refusal_names_is_one_that_the_reference_can_give():
+    """Rewards 0.5 and 3, the second without mass: 0.5 is the highest of which a threshold below lets samples pass."""
+    log_ref, reward = as_tensors([1.0, 0.0], [0.5, 3.0])
+    with pytest.raises(LabError, match="the best reward is 0.5 and the threshold 1 "):
+        exact.filtered(log_ref, reward, 1.0)
+
+
 @given(references(), st.floats(-2.5, 1.9))
 def test_the_filter_is_the_reference_conditioned(problem, threshold):
     p, reward = problem

@@ -550,6 +550,13 @@ def test_kl_refuses_what_does_not_sum_to_one_by_name():
         exact.kl(UNIFORM, torch.zeros(3, dtype=F64))
 
 
+def test_the_implicit_reward_refuses_a_policy_with_mass_where_the_reference_has_none():
+    """β log(½/0) is infinite: no finite reward makes (½, ½) optimal beside a reference of (1, 0)."""
+    half, one = (torch.tensor(p, dtype=torch.float64).log() for p in ([0.5, 0.5], [1.0, 0.0]))
+    with pytest.raises(LabError, match="mass on a response where log_ref is -inf"):
+        exact.implicit_reward(half, one, 1.0)
+
+
 def test_the_implicit_reward_refuses_nan_by_name():
     bad = torch.tensor([math.nan, -1.0, -1.0], dtype=F64)
     with pytest.raises(LabError, match="log_policy"):

@@ -142,6 +142,20 @@ def test_soft_values_take_rewards_of_a_million_and_the_smallest_beta_without_ove
     assert not any(table.isnan().any() for table in log_policy)
 
 
+@pytest.mark.parametrize("huge", [1e6, 1e300])
+def test_a_token_that_the_reference_cannot_give_has_no_part_however_large_its_reward(huge):
+    """π_ref = (½, ½, 0) and r = β (0, log 3, huge): π* = (¼, ¾, 0) and V = β log(½ + ½ · 3) = β log 2.
+
+    With β = 1e-9, huge/β overflows for the larger number and leaves no digit of the other rewards for the smaller.
+    """
+    beta = 1e-9
+    log_ref = torch.tensor([[[0.5, 0.5, 0.0]]], dtype=torch.float64).log()
+    reward = torch.tensor([[[0.0, beta * math.log(3), huge]]], dtype=torch.float64)
+    (value,), (log_policy,) = exact.soft_values([log_ref], [reward], beta)
+    assert value.item() == pytest.approx(beta * math.log(2))
+    assert log_policy.exp().flatten().tolist() == pytest.approx([0.25, 0.75, 0.0])
+
+
 def test_in_float32_the_recursion_stays_float32_and_close_to_float64():
     log_ref, reward = random_tables(4, 3, True, seed=1)
     values, log_policy = exact.soft_values([t.float() for t in log_ref], [t.float() for t in reward], 0.5)
@@ -167,6 +181,18 @@ def test_in_float32_the_recursion_stays_float32_and_close_to_float64():
 def test_what_is_no_tree_of_log_probabilities_and_rewards_is_refused(change, message):
     with pytest.raises(LabError, match=message):
         exact.soft_values(*change(*random_tables(3, 3, False, seed=2)))
+
+
+def test_prefix_tables_undo_path_sums_where_two_tokens_end_a_response():
+    """Tokens 2 and 3 of 4 end a response: leaves 2, 3, then the two prefixes' four tokens each.
+
+    By hand: .1 and .2 end at the root, and its other tokens have .1 + .05 · 3 = .25 and .15 · 3 = .45.
+    """
+    p = torch.tensor([[0.1, 0.2, 0.1, 0.05, 0.05, 0.05, 0.15, 0.15, 0.15, 0.0]], dtype=torch.float64)
+    root, second = exact.prefix_tables(p.log(), [(1, 4), (2, 4)])
+    assert root.exp().flatten().tolist() == pytest.approx([0.25, 0.45, 0.1, 0.2])
+    assert second.exp().flatten().tolist() == pytest.approx([0.4, 0.2, 0.2, 0.2, 1 / 3, 1 / 3, 1 / 3, 0.0])
+    torch.testing.assert_close(exact.path_sums([root, second]).exp(), p)
 
 
 @given(cases, st.booleans())

@@ -579,6 +579,7 @@ def test_bad_input_is_refused_by_name():
         uniform_pairs(2),
         torch.full((3,), 1 / 3, dtype=F64),
         uniform_pairs(3) * 2,
+        uniform_pairs(3) * 0.99,
         torch.zeros(3, 3, dtype=F64),
         torch.tensor([[0, 1.5, 0], [0, 0, -0.5], [0, 0, 0]], dtype=F64),
         torch.tensor([[0, math.nan, 0], [0, 0, 1], [0, 0, 0]], dtype=F64),
@@ -586,7 +587,7 @@ def test_bad_input_is_refused_by_name():
         [[0.0, 1.0, 0.0]] * 3,
         torch.tensor([[0, 1, 0], [0, 0, 0], [0, 0, 0]]),
     ],
-    ids=["two", "vector", "sum 2", "sum 0", "negative", "nan", "inf", "list", "integers"],
+    ids=["two", "vector", "sum 2", "sum 0.99", "sum 0", "negative", "nan", "inf", "list", "integers"],
 )
 def test_weights_that_are_no_distribution_of_pairs_are_refused_by_name(bad):
     log_ref, reward = torch.full((3,), -math.log(3), dtype=F64), torch.zeros(3, dtype=F64)

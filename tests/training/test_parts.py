@@ -147,6 +147,13 @@ def test_checkpointing_of_what_has_no_layers_is_refused():
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_the_fused_kernel_begins_at_a_quarter_of_a_million_weights(optimizer):
+    """512² weights are 2¹⁸, which is where it begins; 511 · 512 and 511 biases are 512² − 1, one weight fewer."""
+    for module, fused in ((torch.nn.Linear(512, 512, bias=False), True), (torch.nn.Linear(512, 511), False)):
+        assert Loop("big", module, settings(optimizer=optimizer)).optimizer.defaults["fused"] is fused
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
 def test_the_fused_optimiser_takes_adam_s_steps_and_resumes_to_the_bit(optimizer, tmp_path):
     """A module of 2¹⁸ weights takes the fused kernel. Beside it, the unfused optimiser of torch to 1e-6; cut after step
     2 of 4 and resumed, the same bits."""

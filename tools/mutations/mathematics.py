@@ -224,7 +224,7 @@ MUTATIONS: list[Mutation] = [
             "prefix tables: early ends in the wrong order",
             "torch.stack(ended[::-1], -1)",
             "torch.stack(ended, -1)",
-            excuse="A tree has one end token, so the list of tokens that end a response has one entry.",
+            near="test_exact_tree.py::test_prefix_tables_undo_path_sums_where_two_tokens_end_a_response",
         ),
         Mutation(
             "mask",

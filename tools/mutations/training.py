@@ -222,10 +222,10 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "setting",
-            "the fused kernel for small models too, without a look at the devices",
+            "the fused kernel for small models too",
             "fused = plain and sum(p.numel() for p in parameters) >= FUSED",
             "fused = plain",
-            excuse="The fused kernel computes the same step; the threshold decides the speed alone.",
+            near="training/test_parts.py::test_the_fused_kernel_begins_at_a_quarter_of_a_million_weights",
         ),
         Mutation(
             "edge",
