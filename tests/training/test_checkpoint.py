@@ -232,6 +232,7 @@ def test_resuming_where_no_run_is_is_refused_and_makes_nothing(tmp_path):
     [
         ({"steps": 8}, Settings(), "training.steps", "7", "8"),
         ({"seed": 4}, Settings(), "training.seed", "0", "4"),
+        ({"learning_rate": 0.5}, Settings(), "training.learning_rate", str(Training().learning_rate), "0.5"),
         ({}, Settings(beta=0.1), "settings.beta", "0.5", "0.1"),
         ({"steps": 8}, Settings(beta=0.1, loss="ipo"), "settings.beta", "0.5", "0.1"),
         ({"max_grad_norm": 1.0}, Settings(), "training.max_grad_norm", "None", "1.0"),

@@ -13,7 +13,7 @@ import threading
 import pytest
 import torch
 
-from rlhf_lab.algorithms.dpo import DPO, dpo
+from rlhf_lab.algorithms.dpo import DPO, dpo, pair_loss
 from rlhf_lab.checks import LabError
 from rlhf_lab.training import Loop, Training, checkpoint, rows_at, seeded
 from rlhf_lab.worlds import bandit
@@ -52,6 +52,24 @@ def fresh(trouble_at: int | None = None, trouble=None):
         return WORLD.preferences(8, generator)
 
     return pairs
+
+
+def troubled(settings: Training, trouble_at: int | None = None, trouble=None):
+    """(policy, history) of a DPO run whose step number `trouble_at` calls `trouble` first.
+
+    Each step has fresh pairs, but L-BFGS, which takes none, all of `FIXED`.
+    """
+    if settings.optimizer != "lbfgs":
+        return run(settings, fresh(trouble_at, trouble))
+    policy = WORLD.reference.copy()
+    with torch.no_grad():
+        log_ref = policy.log_prob(FIXED.prompts, FIXED.responses)
+    with Loop("dpo", policy, settings) as loop:
+        for step, _ in loop:
+            if step == trouble_at:
+                trouble()
+            loop.update(lambda pairs, ref: pair_loss(policy, pairs, ref, DPO(beta=0.5)), batch=(FIXED, log_ref))
+    return policy, loop.history
 
 
 def bits(module: torch.nn.Module) -> list[torch.Tensor]:
@@ -250,11 +268,11 @@ def test_a_run_resumed_after_a_power_cut_ends_in_the_bits_of_one_never_stopped(o
     checkpoint, the run begins again from its start. Weights and history are equal to the bit."""
     steps = {"steps": 7 if optimizer == "lbfgs" else 12, "optimizer": optimizer}
     steps["weight_decay"] = 0.1 if optimizer == "adamw" else 0.0
-    whole, whole_history = run(training(**steps), fresh())
+    whole, whole_history = troubled(training(**steps))
     out = tmp_path / "run"
     with pytest.raises(PowerCut):
-        run(training(**steps, out=out), fresh(stopped_in, power_cut))
-    resumed, history = run(training(**steps, out=out, resume=True), fresh())
+        troubled(training(**steps, out=out), stopped_in, power_cut)
+    resumed, history = troubled(training(**steps, out=out, resume=True))
     assert same(bits(whole), bits(resumed))
     assert history == whole_history
     lines = (out / "history.jsonl").read_text(encoding="utf-8").splitlines()
@@ -290,13 +308,13 @@ def test_ctrl_c_ends_the_step_in_hand_saves_it_and_says_where(optimizer, steps, 
     out = tmp_path / "run"
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt) as caught:
-        run(training(out=out, optimizer=optimizer, steps=steps), fresh(5, ctrl_c))
+        troubled(training(out=out, optimizer=optimizer, steps=steps), 5, ctrl_c)
     assert signal.getsignal(signal.SIGINT) is handler
     message = str(caught.value)
     assert str(out) in message and f"after step 6 of {steps}" in message and "--resume" in message
     assert checkpoint.latest(out).name == "step-000006"
-    resumed, history = run(training(out=out, optimizer=optimizer, steps=steps, resume=True), fresh())
-    whole, whole_history = run(training(optimizer=optimizer, steps=steps), fresh())
+    resumed, history = troubled(training(out=out, optimizer=optimizer, steps=steps, resume=True))
+    whole, whole_history = troubled(training(optimizer=optimizer, steps=steps))
     assert same(bits(whole), bits(resumed)) and history == whole_history
 
 
