@@ -284,3 +284,12 @@ def test_a_batch_of_rows_without_weight_is_no_error_and_adds_nothing():
     result.backward()
     assert result == 0 and (value.grad == 0).all()
     assert mean(torch.tensor([5.0, 7.0, 3.0]), pairs.weight) == 3
+
+
+def test_pairs_go_to_a_device_with_all_that_they_hold():
+    """The device "meta" holds no numbers, but a tensor says that it is there."""
+    tokens = Tokens.full(torch.ones(3, 2, 1, dtype=torch.long))
+    there = Pairs(tokens[:, 0], tokens, torch.ones(3)).to("meta")
+    held = [there.weight, *(part for t in (there.prompts, there.responses) for part in (t.ids, t.mask))]
+    assert [t.device.type for t in held] == ["meta"] * 5
+    assert Pairs(tokens[:, 0], tokens).to("meta").weight is None

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from rlhf_lab.rounding import FEW, MANY, levels, rounding, wins
+from rlhf_lab.rounding import FEW, MANY, centred, levels, rounding, standardised, unit_interval, wins
 
 TYPES = (torch.float32, torch.float64)
 
@@ -67,3 +67,39 @@ def test_levels_are_ranks_of_the_different_numbers():
     )
     assert rows[0, 0] != rows[0, 2] and rows[1, 0] != 0
     assert levels(rows).tolist() == [[1, 0, 1, 2], [1, 2, 1, 0], [0, 1, 2, 0]]
+
+
+def test_centred_and_standardised_numbers_by_hand():
+    """(1, 2, 6) has the mean 3 and, divided by three and not by two, the variance (4 + 1 + 9)/3.
+
+    (10, 20, 60) has ten times the spread, and standardised it is the same.
+    """
+    rows = torch.tensor([[1.0, 2.0, 6.0], [10.0, 20.0, 60.0]], dtype=torch.float64)
+    assert centred(rows).tolist() == [[-2, -1, 3], [-20, -10, 30]]
+    expected = [x / math.sqrt(14 / 3) for x in (-2, -1, 3)]
+    for row in standardised(rows).tolist():
+        assert row == pytest.approx(expected, rel=1e-14)
+    tiny = standardised(rows * 1e-200)  # whose squares would be rounded to 0
+    assert tiny[0].tolist() == pytest.approx(expected, rel=1e-14)
+
+
+@pytest.mark.parametrize("function", [centred, standardised])
+@pytest.mark.parametrize("value", [10.1, 1e-12, -3e5])
+def test_equal_numbers_have_no_spread_at_all(function, value):
+    """Eight times 10.1 in float32 have another mean than 10.1: without the rule, the rest would be left."""
+    assert torch.equal(function(torch.full((2, 8), value)), torch.zeros(2, 8))
+
+
+def test_numbers_within_the_caller_s_doubt_are_alike_and_others_are_not():
+    """The rows spread by 0.5: a doubt of 0.6 takes that for nothing, and one of 0.4 does not."""
+    rows = torch.tensor([[0.0, 0.5], [0.0, 0.5]])
+    assert centred(rows, torch.tensor([[0.6], [0.4]])).tolist() == [[0, 0], [-0.25, 0.25]]
+    assert standardised(rows, torch.tensor([[0.6], [0.4]])).tolist() == [[0, 0], [-1, 1]]
+
+
+def test_the_unit_interval_by_hand_and_without_a_range():
+    """From −1 to 3: (−1 + 1)/4 = 0, (0 + 1)/4 = ¼ and 1. Ends that are equal within rounding give 0."""
+    values = torch.tensor([-1.0, 0.0, 3.0])
+    assert unit_interval(values, -1.0, 3.0).tolist() == [0.0, 0.25, 1.0]
+    for high in (0.3, 0.1 + 0.2):
+        assert unit_interval(torch.full((3,), 0.3, dtype=torch.float64), 0.3, high).tolist() == [0.0] * 3

@@ -172,6 +172,7 @@ class Run:
         if forks:
             context.set_forkserver_preload(PRELOAD)
         log = self.copy.parent / "pytest.log"
+        log.write_text("", encoding="utf-8")  # a process that ends before pytest starts must not leave the last one's
         process = context.Process(target=_pytest_here, args=(str(self.copy), arguments, str(log)))
         process.start()
         self.process = process

@@ -47,6 +47,15 @@ def test_the_score_is_read_at_the_response_s_last_token(kind, max_row, monkeypat
         assert a is None or (a - b).abs().max() < 2e-3 * max(1.0, float(b.abs().max()))
 
 
+@pytest.mark.parametrize("kind", [LanguageModelReward, LanguageModelCritic])
+def test_the_body_is_copied_unless_it_is_to_be_taken(kind):
+    """A second body costs its memory again, so `copied=False` must hold the very weights that it was given."""
+    model = tiny("llama")
+    given = {weight.data_ptr() for weight in packing.body_of(model).parameters()}
+    taken, made = ({w.data_ptr() for w in kind(model, copied=c).body.parameters()} for c in (False, True))
+    assert taken == given and not made & given
+
+
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_the_value_stands_before_its_token_is_chosen(kind):
     """V_t is the head on the state of the token before y_t, so changing y_t changes no value up to t."""

@@ -284,15 +284,18 @@ def test_baselines_are_drawn_once_for_each_new_prompt_at_the_temperature_asked_f
 
 
 def test_each_prompt_is_ranked_against_its_own_baseline():
-    """Scores of two prompts with two responses each, one at a time; the response is the first side."""
+    """Scores of two prompts with two responses each, one at a time; the response is the first side. Each prompt's
+    baseline is asked for alone, so that it cannot be another prompt's; of three seeds, some draw two that differ."""
     world = small_world()
     model = awake(PairwiseRanker(TreeTransformerPolicy(world.tree, 2, width=16, layers=1)))
     responses = Tokens(world.responses.ids[:, :2], world.responses.mask[:, :2])
+    apart = set()
     for order in ("both", "random"):
         model.order = order
         for seed in range(3):
             reward = BaselineReward(model, world.reference, seed)
-            found, base = reward(world.prompts, responses), reward.baselines(world.prompts)
+            found, base = reward(world.prompts, responses), [reward.baselines(world.prompts[x]) for x in range(2)]
+            apart.add(base[0].tolist() != base[1].tolist())
             again = BaselineReward(model, world.reference, seed)(world.prompts, responses)
             assert torch.equal(found, again)
             for row in range(2):
@@ -305,3 +308,4 @@ def test_each_prompt_is_ranked_against_its_own_baseline():
                         assert score == pytest.approx((forth + back) / 2, abs=1e-5)
                     else:
                         assert min(abs(score - forth), abs(score - back)) < 1e-5
+    assert True in apart

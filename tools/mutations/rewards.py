@@ -41,7 +41,7 @@ MUTATIONS: list[Mutation] = [
             "the body is copied where it is to be taken",
             "take = copy.deepcopy if copied else lambda part: part",
             "take = copy.deepcopy",
-            excuse="The copy computes the same numbers; what is lost is memory.",
+            near="rewards/test_language_model_reward.py::test_the_body_is_copied_unless_it_is_to_be_taken",
         ),
         Mutation(
             "data",
