@@ -50,8 +50,9 @@ class Tokens:
 
     Attributes:
         ids: integer ids, shape (…, T). Where `mask` is False the id is 0 and means nothing.
-        mask: booleans, shape (…, T). True on a prefix of each row, which is checked on the CPU: sequences lie
-            at the left. Masks come from lengths, never from ids, so an end token may share its id with padding.
+        mask: booleans, shape (…, T). True on a prefix of each row: sequences lie at the left. A mask on the CPU is
+            checked when it is made, one on another device when a language model first reads it. Masks come from
+            lengths, never from ids, so an end token may share its id with padding.
     """
 
     ids: Tensor
@@ -60,15 +61,19 @@ class Tokens:
     def __post_init__(self) -> None:
         if self.ids.shape != self.mask.shape:
             raise LabError(f"ids {tuple(self.ids.shape)} and mask {tuple(self.mask.shape)} differ in shape.")
-        # Looking at a mask on a device would wait for it. What comes from there was made here.
+        # Looking at a mask on a device would wait for it. A model that computes with it looks at it in any case.
         if self.mask.device.type == "cpu" and self.mask.shape[-1:] > (1,):
-            late = self.mask[..., 1:] & ~self.mask[..., :-1]
-            if bool(late.any()):
-                row = late.any(-1).nonzero()[0].tolist()
-                raise LabError(
-                    f"The mask of row {', '.join(map(str, row)) or 0} is padded at the left or has a gap. "
-                    f"Tokens lie at the left: pad at the right (tokenizer.padding_side = 'right'), or use from_lists."
-                )
+            self.check_places()
+
+    def check_places(self) -> None:
+        """Raise `LabError` unless each row's tokens lie at the left, without a gap. It waits for the mask's device."""
+        late = self.mask[..., 1:] & ~self.mask[..., :-1]
+        if bool(late.any()):
+            row = late.any(-1).nonzero()[0].tolist()
+            raise LabError(
+                f"The mask of row {', '.join(map(str, row)) or 0} is padded at the left or has a gap. "
+                f"Tokens lie at the left: pad at the right (tokenizer.padding_side = 'right'), or use from_lists."
+            )
 
     @classmethod
     def full(cls, ids: Tensor) -> Tokens:

@@ -24,6 +24,7 @@ from rlhf_lab.commands.train.reward import check_reward, read_reward
 from rlhf_lab.commands.train.settings import WORLD
 from rlhf_lab.evaluation.judges import EndpointJudge, GoldJudge, Judge, RewardJudge
 from rlhf_lab.evaluation.text import TextReport, text_report
+from rlhf_lab.policies.end_tokens import end_tokens
 from rlhf_lab.policies.language_model import LanguageModelPolicy
 from rlhf_lab.policies.loading import (
     check_language_model,
@@ -129,7 +130,8 @@ def evaluate(settings: Evaluate) -> TextReport:
     def policy_of(name: str, revision: str | None = None) -> LanguageModelPolicy:
         model, its = load_language_model(name, device, revision=revision)
         check_same_tokens(tokenizer, its, settings.model, name)
-        return LanguageModelPolicy(model, its.eos_token_id, limits[1], len(its), its)
+        ends = end_tokens(model, its)
+        return LanguageModelPolicy(model, ends[0], limits[1], len(its), its, end_tokens=ends)
 
     policy, reference = policy_of(settings.model, settings.model_revision), policy_of(settings.reference)
     against = None if settings.against is None else policy_of(settings.against)

@@ -26,6 +26,7 @@ from rlhf_lab.commands.train.data import check_data, load_data, token_limits
 from rlhf_lab.commands.train.reward import check_reward, load_reward
 from rlhf_lab.commands.train.settings import WORLD, Sampler
 from rlhf_lab.policies.base import Policy, Reward
+from rlhf_lab.policies.end_tokens import end_tokens, without_end
 from rlhf_lab.policies.graphs import check_device
 from rlhf_lab.policies.language_model import LanguageModelPolicy
 from rlhf_lab.policies.loading import (
@@ -132,7 +133,8 @@ def sample(settings: Sample) -> list[dict[str, Any]]:
     prompts, texts = _prompts(settings, tokenizer, limits)
     model, tokenizer = load_language_model(settings.model, device, revision=settings.model_revision)
     graphs = settings.sampler == "graphs"
-    policy = LanguageModelPolicy(model, tokenizer.eos_token_id, limits[1], len(tokenizer), tokenizer, graphs)
+    ends = end_tokens(model, tokenizer)
+    policy = LanguageModelPolicy(model, ends[0], limits[1], len(tokenizer), tokenizer, graphs, ends)
     reward = None if settings.reward is None else load_reward(settings, policy, tokenizer)
     drawing = VllmSampler.load(policy, dtype="float32") if settings.sampler == "vllm" else policy
     done = _claim(settings, out) if out is not None else 0
@@ -277,10 +279,10 @@ def _batches(
             for g, ids in enumerate(group):
                 row = {
                     "prompt": texts[start + b],
-                    "response": tokenizer.decode(ids, skip_special_tokens=True),
+                    "response": tokenizer.decode(without_end(ids, policy.end_tokens), skip_special_tokens=True),
                     "sample": g,
                     "tokens": len(ids),
-                    "ended": bool(ids) and ids[-1] == policy.end_token,
+                    "ended": bool(ids) and ids[-1] in policy.end_tokens,
                 }
                 rows.append(row if scores is None else row | {"reward": scores[b][g]})
         # The mark by which a file that was cut off is known to be whole up to here.

@@ -27,6 +27,8 @@ from rlhf_lab.evaluation.judges import GoldJudge, Judge
 from rlhf_lab.evaluation.sampled import Estimate, over_prompts
 from rlhf_lab.evaluation.win_rate import WinRate, win_rate
 from rlhf_lab.policies.base import Policy, Reward
+from rlhf_lab.policies.decode import goes_on
+from rlhf_lab.policies.end_tokens import without_end
 from rlhf_lab.training import seeded
 
 Gold = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
@@ -212,10 +214,11 @@ def text_report(
         for name, values in block.items():
             columns.setdefault(name, []).append(values.cpu())
         asked += _texts(x, tokenizer)
-        ours += _grouped(y, tokenizer)
+        ours += _grouped(y, tokenizer, _ends(policy, tokenizer))
         if against is not None:
             other = seeded(seed, 14, start, device=against.device)
-            theirs += _grouped(_draw(against, x, num_samples, temperature, top_k, other), tokenizer)
+            z = _draw(against, x, num_samples, temperature, top_k, other)
+            theirs += _grouped(z, tokenizer, _ends(against, tokenizer))
     found = {name: torch.cat(parts) for name, parts in columns.items()}
     length = found["tokens"]
 
@@ -265,10 +268,8 @@ def _numbers(
 ) -> dict[str, Tensor]:
     """What is read off ids, (B, G) each."""
     out = {"tokens": y.lengths.cpu().double()}
-    end = getattr(policy, "end_token", None)
-    end = tokenizer.eos_token_id if end is None else end
     last = y.ids.gather(-1, (y.lengths - 1).clamp(min=0)[..., None]).squeeze(-1)
-    out["no_end"] = ((last != end) | (y.lengths == 0)).cpu().double()
+    out["no_end"] = (goes_on(y.lengths >= 0, last, _ends(policy, tokenizer)) | (y.lengths == 0)).cpu().double()
     if proxy is not None:
         out["proxy"] = check_finite(proxy(x, y), "proxy reward")
     if with_kl:
@@ -277,12 +278,17 @@ def _numbers(
     return out
 
 
-def _texts(rows: Tokens, tokenizer: Any) -> list[str]:
-    return tokenizer.batch_decode(rows.tolist(), skip_special_tokens=True)
+def _ends(policy: Policy, tokenizer: Any) -> tuple[int, ...]:
+    """The ids that end a response of `policy`: its own, or else the tokenizer's."""
+    return getattr(policy, "end_tokens", ()) or tuple(i for i in [tokenizer.eos_token_id] if i is not None)
 
 
-def _grouped(y: Tokens, tokenizer: Any) -> list[list[str]]:
-    flat = _texts(y.reshape(y.shape[0] * y.shape[1]), tokenizer)
+def _texts(rows: Tokens, tokenizer: Any, ends: tuple[int, ...] = ()) -> list[str]:
+    return tokenizer.batch_decode([without_end(ids, ends) for ids in rows.tolist()], skip_special_tokens=True)
+
+
+def _grouped(y: Tokens, tokenizer: Any, ends: tuple[int, ...]) -> list[list[str]]:
+    flat = _texts(y.reshape(y.shape[0] * y.shape[1]), tokenizer, ends)
     return [flat[i : i + y.shape[1]] for i in range(0, len(flat), y.shape[1])]
 
 

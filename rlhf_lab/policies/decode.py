@@ -14,7 +14,7 @@ takes part, so this works for whatever architecture hands keywords on to its att
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -163,12 +163,19 @@ def prefill(body: nn.Module, prompts: Tokens, device: torch.device) -> tuple[Ten
     return None if hidden is None else (hidden[0, layout.first.to(device)], layout)
 
 
+def goes_on(alive: Tensor, drawn: Tensor, ends: Collection[int]) -> Tensor:
+    """`alive`, except where the token in `drawn` is one of `ends`. Both have the same shape."""
+    for end in ends:
+        alive = alive & (drawn != end)
+    return alive
+
+
 def decode(
     body: nn.Module,
     prompts: Tokens,
     num_samples: int,
     max_new_tokens: int,
-    end_token: int | None,
+    ends: Collection[int],
     choose: Any,
     device: torch.device,
     step_of: Callable[..., Any] = PlainStep,
@@ -180,7 +187,7 @@ def decode(
         prompts: each of at least one token.
         num_samples: responses a prompt.
         max_new_tokens: longest response.
-        end_token: id that ends a response, or None.
+        ends: ids that end a response; may be empty.
         choose: `(states (N, H), number) → ids (N, number)`.
         device: where the model lies.
         step_of: makes the step; `PlainStep`, or `graphs.GraphStep`.
@@ -204,8 +211,8 @@ def decode(
         ids[slot, step], mask[slot, step] = drawn.where(alive, 0), alive
         if step + 1 == max_new_tokens:
             break
-        if end_token is not None:
-            alive = alive & (drawn != end_token)
+        if ends:
+            alive = goes_on(alive, drawn, ends)
             # On a device the count is a wait, so it is asked for now and then only.
             if device.type == "cpu" or step % 8 == 7:
                 going = alive.sum(1)
@@ -231,7 +238,7 @@ def decode(
 
 
 def decode_with_cache(
-    body: nn.Module, prompts: Tokens, num_samples: int, max_new_tokens: int, end_token: int | None, choose: Any
+    body: nn.Module, prompts: Tokens, num_samples: int, max_new_tokens: int, ends: Collection[int], choose: Any
 ) -> Tokens:
     """The same through the model's own cache, repeated for each response: for attention that takes no layout."""
     model: Any = body
@@ -249,8 +256,8 @@ def decode_with_cache(
     for step in range(max_new_tokens):
         ids.append(drawn.where(alive, 0))
         mask.append(alive)
-        if end_token is not None:
-            alive = alive & (drawn != end_token)
+        if ends:
+            alive = goes_on(alive, drawn, ends)
             if not alive.any():
                 break
         if step + 1 == max_new_tokens:

@@ -4,13 +4,14 @@
 
 A prompt is computed once however many responses it has, and logits are made only at places from which a
 response token is predicted (`packing.py` and `head.py` say how); samples of one prompt read its keys and values
-together (`decode.py`). Responses end with `end_token`, or at `max_new_tokens`.
+together (`decode.py`). Responses end with one of `end_tokens`, or at `max_new_tokens`.
 
 The same class is a policy over texts and over a token tree's few ids: it never needs a tokenizer.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from rlhf_lab.policies.allocator import keep_freed_memory
 from rlhf_lab.policies.base import Policy
 from rlhf_lab.policies.decode import PlainStep, decode, decode_with_cache
 from rlhf_lab.policies.drawing import check_top_k, draw_tokens
+from rlhf_lab.policies.end_tokens import generation_ends
 from rlhf_lab.policies.head import token_log_probs
 from rlhf_lab.policies.packing import (
     body_of,
@@ -42,7 +44,8 @@ class LanguageModelPolicy(Policy):
 
     Attributes:
         model: the Hugging Face model, trained in place.
-        end_token: id that ends a response, or None where every response has `max_new_tokens` tokens.
+        end_token: id with which given responses end, or None where every response has `max_new_tokens` tokens.
+        end_tokens: all ids that end a sampled response, `end_token` first; empty where it is None.
         max_new_tokens: longest response that `sample` draws, the end token included.
         vocab_size: ids 0 … vocab_size − 1 can stand in a response, no others.
         tokenizer: kept for whoever needs texts; the policy itself works on ids alone.
@@ -57,6 +60,7 @@ class LanguageModelPolicy(Policy):
         vocab_size: int | None = None,
         tokenizer: Any = None,
         cuda_graphs: bool = False,
+        end_tokens: Sequence[int] = (),
     ) -> None:
         """Wrap `model`.
 
@@ -70,6 +74,7 @@ class LanguageModelPolicy(Policy):
                 vocabularies padded to a round number. None: all of the model's.
             tokenizer: saved with the model by `save_pretrained`.
             cuda_graphs: draw with recorded kernels; `sample` then needs a CUDA device.
+            end_tokens: further ids that end a sampled response (`end_tokens.end_tokens` finds a model's).
 
         Raises:
             LabError: numbers that do not fit each other, or an architecture that does not honour a block mask
@@ -82,13 +87,17 @@ class LanguageModelPolicy(Policy):
         self.vocab_size: int = known if vocab_size is None else vocab_size
         self.end_token, self.max_new_tokens, self.tokenizer = end_token, max_new_tokens, tokenizer
         self.cuda_graphs = cuda_graphs
+        self.end_tokens = tuple(dict.fromkeys(i for i in (end_token, *end_tokens) if i is not None))
         if not 1 <= self.vocab_size <= known:
             raise LabError(f"vocab_size must be between 1 and the model's {known} ids, not {vocab_size}.")
         if max_new_tokens < 1:
             raise LabError(f"max_new_tokens must be at least 1, not {max_new_tokens}.")
-        if end_token is not None and not 0 <= end_token < self.vocab_size:
+        if end_token is None and self.end_tokens:
+            raise LabError(f"end_tokens {self.end_tokens} need an end_token. Pass end_token={self.end_tokens[0]}.")
+        unknown = [end for end in self.end_tokens if not 0 <= end < self.vocab_size]
+        if unknown:
             raise LabError(
-                f"end_token {end_token} is not among the ids 0 … {self.vocab_size - 1} that a response can hold. "
+                f"end_token {unknown[0]} is not among the ids 0 … {self.vocab_size - 1} that a response can hold. "
                 f"Pass end_token=None for responses of fixed length."
             )
         if self.device.type == "cpu":
@@ -229,18 +238,24 @@ class LanguageModelPolicy(Policy):
             step_of = graphs.GraphStep
         if ragged.install(body):
             drawn = decode(
-                body, prompts, num_samples, self.max_new_tokens, self.end_token, choose, self.device, step_of
+                body, prompts, num_samples, self.max_new_tokens, self.end_tokens, choose, self.device, step_of
             )
             if drawn is not None:
                 return drawn
             ragged.uninstall(body)
         return decode_with_cache(
-            body, prompts.to(self.device), num_samples, self.max_new_tokens, self.end_token, choose
+            body, prompts.to(self.device), num_samples, self.max_new_tokens, self.end_tokens, choose
         )
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the model, and the tokenizer if there is one, as `from_pretrained` reads them."""
+        """Write the model, and the tokenizer if there is one, as `from_pretrained` reads them.
+
+        Where several tokens end a response, the saved `generation_config` names all of them.
+        """
         folder = usable_path(folder, "folder")
+        settings, known = getattr(self.model, "generation_config", None), generation_ends(self.model)
+        if settings is not None and len(self.end_tokens) > 1 and not set(self.end_tokens) <= set(known):
+            settings.eos_token_id = list(dict.fromkeys([*self.end_tokens, *known]))
         self.model.save_pretrained(folder)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)

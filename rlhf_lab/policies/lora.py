@@ -79,7 +79,10 @@ def check_rank(rank: int, config: Any) -> None:
 
 def _like(kind: type[P], policy: LanguageModelPolicy, model: nn.Module) -> P:
     """A policy of this kind on `model`, with the settings of `policy`."""
-    return kind(model, policy.end_token, policy.max_new_tokens, policy.vocab_size, policy.tokenizer, policy.cuda_graphs)
+    return kind(
+        model, policy.end_token, policy.max_new_tokens, policy.vocab_size, policy.tokenizer, policy.cuda_graphs,
+        policy.end_tokens,
+    )  # fmt: skip
 
 
 class LoraPolicy(LanguageModelPolicy):

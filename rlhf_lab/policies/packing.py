@@ -146,6 +146,8 @@ def check_batch(prompts: Tokens, responses: Tokens, config: Any, num_ids: int | 
 
 
 def _check_ids(tokens: Tokens, limit: int, what: str, where: str) -> None:
+    if tokens.mask.device.type != "cpu":  # one that lies on the CPU was checked when it was made
+        tokens.check_places()
     bad = tokens.mask & ((tokens.ids >= limit) | (tokens.ids < 0))
     if bad.any():
         place = bad.nonzero()[0].tolist()

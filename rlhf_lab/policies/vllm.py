@@ -144,16 +144,16 @@ def sampling_settings(
 ) -> dict[str, Any]:
     """Our arguments in vLLM's words (`vllm.SamplingParams`).
 
-    The end token stays in the response, as the (B, G) rule has it; nothing else is filtered, and nothing that a
-    model's own generation settings say is taken over.
+    The end token stays in the response, as the (B, G) rule has it; nothing else is filtered. Of the model's own
+    generation settings only the end tokens are used, which the policy holds.
     """
     settings: dict[str, Any] = {
         "n": num_samples, "seed": seed, "temperature": temperature, "top_p": 1.0, "min_p": 0.0,
         "top_k": -1 if top_k is None else top_k, "max_tokens": policy.max_new_tokens, "ignore_eos": True,
         "repetition_penalty": 1.0, "detokenize": False,
     }  # fmt: skip
-    if policy.end_token is not None:
-        settings["stop_token_ids"] = [policy.end_token]
+    if policy.end_tokens:
+        settings["stop_token_ids"] = list(policy.end_tokens)
     if policy.vocab_size < policy.model.config.vocab_size:
         settings["allowed_token_ids"] = list(range(policy.vocab_size))
     return settings

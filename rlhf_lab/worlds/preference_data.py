@@ -12,6 +12,7 @@ from typing import Any
 
 from rlhf_lab.batch import Pairs, Tokens
 from rlhf_lab.checks import LabError, check_text
+from rlhf_lab.policies.end_tokens import turn_end
 from rlhf_lab.worlds.preference_files import Source, near_columns, rows_of
 from rlhf_lab.worlds.preference_forms import (  # some are named here for those who count what was dropped
     EMPTY_PROMPT,
@@ -22,6 +23,7 @@ from rlhf_lab.worlds.preference_forms import (  # some are named here for those 
     PART_BEFORE,
     SPACE_ONLY,
     Triple,
+    by_template,
     check_columns,
     pair_of,
     usual_form,
@@ -56,6 +58,7 @@ class PreferenceTexts:
         dropped: reason → number of rows from which no pair was made.
         source: the file or data set.
         form: the form that was found: plain, conversational, AnthropicHH or comparisons.
+        templated: whether the chat template wrote a pair's prompt, one a pair; empty where it wrote none.
     """
 
     prompts: list[str]
@@ -64,6 +67,7 @@ class PreferenceTexts:
     dropped: Counter[str] = field(default_factory=Counter)
     source: str = ""
     form: str = "plain"
+    templated: list[bool] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -72,8 +76,9 @@ class PreferenceTexts:
         """The first `number` pairs, with the counts of the whole file."""
         cut = slice(0, number)
         return PreferenceTexts(
-            self.prompts[cut], self.chosen[cut], self.rejected[cut], self.dropped, self.source, self.form
-        )
+            self.prompts[cut], self.chosen[cut], self.rejected[cut], self.dropped, self.source, self.form,
+            self.templated[cut],
+        )  # fmt: skip
 
     def summary(self) -> str:
         """One line: how many pairs, from where, and what was dropped why."""
@@ -127,6 +132,7 @@ def load_preferences(source: Source | str, tokenizer: Any = None) -> PreferenceT
     source = Source.of(source)
     name = source.name
     pairs: list[Triple] = []
+    templated: list[bool] = []
     dropped: Counter[str] = Counter()
     forms: Counter[str] = Counter()
     columns: set[str] = set()
@@ -143,6 +149,7 @@ def load_preferences(source: Source | str, tokenizer: Any = None) -> PreferenceT
             first = first or f" (the first is {row.place})"
         else:
             pairs.append(pair)
+            templated.append(by_template(form, tokenizer))
             forms[form] += 1
             if len(pairs) == source.limit:
                 break
@@ -151,7 +158,7 @@ def load_preferences(source: Source | str, tokenizer: Any = None) -> PreferenceT
         near = "" if "info" in columns else near_columns(("prompt",), columns)
         raise LabError(f"No pair is left of the {seen:,} rows of {name}: {counts(dropped)}{first}.{near}")
     prompts, chosen, rejected = (list(column) for column in zip(*pairs, strict=True))
-    return PreferenceTexts(prompts, chosen, rejected, dropped, name, " and ".join(sorted(forms)))
+    return PreferenceTexts(prompts, chosen, rejected, dropped, name, " and ".join(sorted(forms)), templated)
 
 
 def tokenise(
@@ -164,7 +171,8 @@ def tokenise(
     """Turn texts into `Pairs` of ids.
 
     Prompt and response are tokenised apart and joined, so that the boundary between them cannot move. Each response
-    ends with one end token, whether or not its text brings one, as texts do that a chat template wrote. A prompt that
+    ends with one end token, whether or not its text brings one, as texts do that a chat template wrote. Behind a
+    prompt that the tokenizer's chat template wrote, it is the one with which the template closes a turn. A prompt that
     is too long loses its beginning, a response its end (and so its end token: it did not end there). Where the
     tokenizer opens a text with a token of its own, as Llama's does, the prompt keeps it.
 
@@ -173,7 +181,7 @@ def tokenise(
         tokenizer: a Hugging Face tokenizer.
         max_prompt_tokens: longest prompt kept whole; None for no limit.
         max_response_tokens: longest response kept whole, the end token included; None for no limit.
-        end_token: id that ends a response; None to add none.
+        end_token: id that ends a response where no chat template wrote its prompt; None to add none.
 
     Raises:
         LabError: a limit below 1, or no pair is left.
@@ -181,18 +189,19 @@ def tokenise(
     check_limits(max_prompt_tokens, max_response_tokens)
     opening = opening_of(tokenizer)
     columns = [ids_of(column, tokenizer) for column in (texts.prompts, texts.chosen, texts.rejected)]
-    ending = [] if end_token is None else [end_token]
+    ends = ends_of(tokenizer, end_token)
     prompts, responses, dropped = [], [], Counter[str]()
     short = {"prompts": 0, "responses": 0}
-    for prompt, *pair in zip(*columns, strict=True):
-        pair = [without_end(response, end_token, tokenizer) for response in pair]
+    for place, (prompt, *both) in enumerate(zip(*columns, strict=True)):
+        templated = bool(texts.templated) and texts.templated[place]
+        pair, endings = zip(*(split_end(response, ends, templated, tokenizer) for response in both), strict=True)
         if prompt and prompt[: len(opening)] != opening:
             prompt = opening + prompt
-        if end_token is not None and any(end_token in response for response in pair):
+        if any(end in response for response in pair for end in ends):
             dropped[HOLDS_END] += 1
             continue
         asked = last(prompt, max_prompt_tokens, len(opening))
-        answers = [(response + ending)[:max_response_tokens] for response in pair]
+        answers = [(ids + ending)[:max_response_tokens] for ids, ending in zip(pair, endings, strict=True)]
         if not asked:
             dropped[EMPTY_PROMPT] += 1
         elif not all(answers) or [] in pair:
@@ -204,7 +213,7 @@ def tokenise(
             prompts.append(asked)
             responses.append(answers)
             short["prompts"] += len(asked) < len(prompt)
-            short["responses"] += sum(len(a) < len(b) + len(ending) for a, b in zip(answers, pair, strict=True))
+            short["responses"] += sum(len(a) < len(b) + bool(ends) for a, b in zip(answers, pair, strict=True))
     if not prompts:
         raise LabError(f"No pair of {texts.source} is left after tokenisation: {counts(dropped)}.{way_out(dropped)}")
     longest = max(len(p) + max(map(len, r)) for p, r in zip(prompts, responses, strict=True))
@@ -236,12 +245,36 @@ def ids_of(texts: list[str], tokenizer: Any) -> list[list[int]]:
     return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
 
 
-def without_end(ids: list[int], end_token: int | None, tokenizer: Any) -> list[int]:
-    """`ids` without an end token that has nothing but white space behind it."""
-    if end_token is None or end_token not in ids:
-        return ids
-    place = ids.index(end_token)
-    return ids if tokenizer.decode(ids[place + 1 :]).strip() else ids[:place]
+def ends_of(tokenizer: Any, end_token: int | None) -> list[int]:
+    """The end of a plain response, then that of a turn that the chat template closes; one id where they are the same.
+
+    Empty where `end_token` is None.
+    """
+    if end_token is None:
+        return []
+    turn = turn_end(tokenizer)
+    return [end_token] if turn in (None, end_token) else [end_token, turn]
+
+
+def split_end(ids: list[int], ends: list[int], templated: bool, tokenizer: Any) -> tuple[list[int], list[int]]:
+    """A response without its end, and the end that it gets.
+
+    Args:
+        ids: the response's text; it may bring an end token that has nothing but white space, or other end tokens,
+            behind it.
+        ends: as `ends_of` returns them.
+        templated: the chat template wrote the prompt. The end is then the template's; else it is the one that the
+            text brings, or the first of `ends`.
+        tokenizer: decodes what stands behind the end token.
+    """
+    usual = ends[-1:] if templated else ends[:1]
+    place = next((i for i, token in enumerate(ids) if token in ends), None)
+    if place is None:
+        return ids, usual
+    behind = [token for token in ids[place + 1 :] if token == ids[place] or token not in ends]
+    if tokenizer.decode(behind).strip():
+        return ids, usual
+    return ids[:place], usual if templated else [ids[place]]
 
 
 def way_out(dropped: Counter[str]) -> str:

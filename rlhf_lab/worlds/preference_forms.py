@@ -297,6 +297,11 @@ def _template(tokenizer: Any) -> bool:
     return getattr(tokenizer, "chat_template", None) is not None
 
 
+def by_template(form: str, tokenizer: Any) -> bool:
+    """Whether the chat template wrote the prompts of rows of this form."""
+    return _template(tokenizer) and ("conversational" in form or "messages" in form)
+
+
 def _knows(tokenizer: Any, word: str) -> bool:
     """Whether the chat template speaks of `word`."""
     return _template(tokenizer) and word in str(tokenizer.chat_template)

@@ -28,11 +28,12 @@ from rlhf_lab.worlds.preference_data import (
     TokenReport,
     check_limits,
     counts,
+    ends_of,
     ids_of,
     last,
     opening_of,
+    split_end,
     way_out,
-    without_end,
 )
 from rlhf_lab.worlds.preference_files import Row, Source, near_columns, rows_of
 
@@ -53,6 +54,7 @@ class TargetTexts:
         source: the file or data set.
         form: the form that was found.
         labels: of verdicts, whether each target is desirable.
+        templated: whether the chat template wrote an example's prompt, one each; empty where it wrote none.
     """
 
     prompts: list[str]
@@ -61,6 +63,7 @@ class TargetTexts:
     source: str = ""
     form: str = ""
     labels: list[bool] = field(default_factory=list)
+    templated: list[bool] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -89,7 +92,7 @@ def load_targets(source: Source | str, tokenizer: Any = None) -> TargetTexts:
             found = forms.EMPTY_PROMPT if not found[0].strip() else found if found[1].strip() else forms.EMPTY_RESPONSE
         return form, found
 
-    return _load(source, example, "example")
+    return _load(source, example, "example", tokenizer)
 
 
 def holds_verdicts(source: Source | str) -> bool:
@@ -120,7 +123,7 @@ def load_verdicts(source: Source | str, tokenizer: Any = None) -> TargetTexts:
         labels.append(known)
         return f"{form} with label", found
 
-    texts = _load(source, verdict, "example")
+    texts = _load(source, verdict, "example", tokenizer)
     return replace(texts, labels=labels)
 
 
@@ -144,13 +147,16 @@ def load_prompts(source: Source | str, tokenizer: Any = None) -> TargetTexts:
         known.add(found[0])
         return form, found
 
-    texts = _load(source, prompt, "prompt")
+    texts = _load(source, prompt, "prompt", tokenizer)
     return TargetTexts(texts.prompts, [], texts.dropped, texts.source, texts.form)
 
 
-def _load(source: Source, read: Callable[[Row, set[str]], tuple[str, tuple[str, str] | str]], what: str) -> TargetTexts:
+def _load(
+    source: Source, read: Callable[[Row, set[str]], tuple[str, tuple[str, str] | str]], what: str, tokenizer: Any
+) -> TargetTexts:
     name = source.name
     found: list[tuple[str, str]] = []
+    templated: list[bool] = []
     dropped: Counter[str] = Counter()
     seen_forms: Counter[str] = Counter()
     columns: set[str] = set()
@@ -167,6 +173,7 @@ def _load(source: Source, read: Callable[[Row, set[str]], tuple[str, tuple[str, 
             first = first or f" (the first is {row.place})"
         else:
             found.append(one)
+            templated.append(forms.by_template(form, tokenizer))
             seen_forms[form] += 1
             if len(found) == source.limit:
                 break
@@ -174,7 +181,7 @@ def _load(source: Source, read: Callable[[Row, set[str]], tuple[str, tuple[str, 
         _check_columns(columns, name, what)
         raise LabError(f"No {what} is left of the {seen:,} rows of {name}: {counts(dropped)}{first}.")
     prompts, targets = (list(column) for column in zip(*found, strict=True))
-    return TargetTexts(prompts, targets, dropped, name, " and ".join(sorted(seen_forms)))
+    return TargetTexts(prompts, targets, dropped, name, " and ".join(sorted(seen_forms)), templated=templated)
 
 
 def _check_columns(columns: set[str], source: str, what: str) -> None:
@@ -311,7 +318,7 @@ def tokenise_targets(
     """
     check_limits(max_prompt_tokens, max_response_tokens)
     opening = opening_of(tokenizer)
-    ending = [] if end_token is None else [end_token]
+    ends = ends_of(tokenizer, end_token)
     prompts: list[list[int]] = []
     targets: list[list[list[int]]] = []
     dropped: Counter[str] = Counter()
@@ -319,11 +326,12 @@ def tokenise_targets(
     kept: list[int] = []
     both = zip(ids_of(texts.prompts, tokenizer), ids_of(texts.targets, tokenizer), strict=True)
     for place, (prompt, target) in enumerate(both):
-        target = without_end(target, end_token, tokenizer)
+        templated = bool(texts.templated) and texts.templated[place]
+        target, ending = split_end(target, ends, templated, tokenizer)
         whole = opening + prompt if prompt and prompt[: len(opening)] != opening else prompt
         asked = last(whole, max_prompt_tokens, len(opening))
         answer = (target + ending)[:max_response_tokens]
-        if end_token is not None and end_token in target:
+        if any(end in target for end in ends):
             dropped[HOLDS_END] += 1
         elif not asked:
             dropped[forms.EMPTY_PROMPT] += 1

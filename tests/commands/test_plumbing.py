@@ -297,7 +297,7 @@ def test_a_named_reference_is_that_model_frozen_and_no_name_is_the_policy_as_it_
     monkeypatch.setattr(job, "load_language_model", lambda name, device: (named.model, TOKENIZER))
     theirs = job_of(policy, reference="other").reference()
     assert torch.equal(theirs.log_prob(PROMPTS, TARGETS), named.log_prob(PROMPTS, TARGETS))
-    assert theirs.end_token == policy.end_token and theirs.vocab_size == policy.vocab_size
+    assert theirs.end_tokens == policy.end_tokens and theirs.vocab_size == policy.vocab_size
     start = job_of(policy, reference=None).reference()
     assert torch.equal(start.log_prob(PROMPTS, TARGETS), policy.log_prob(PROMPTS, TARGETS))
     for frozen in (theirs, start):
@@ -359,9 +359,12 @@ def started(monkeypatch, model: str, pairs: str, out: Path, **changes: Any) -> J
 def test_a_run_wraps_the_model_as_the_settings_say(monkeypatch, pairs, tmp_path):
     """The model knows eight ids more than its tokenizer, which no response may hold. A folder that another run has
     taken is refused before anything is loaded."""
-    tiny("gpt2", vocab=len(TOKENIZER) + 8, context=96, wide=0.05).save_pretrained(tmp_path / "model")
+    model = tiny("gpt2", vocab=len(TOKENIZER) + 8, context=96, wide=0.05)
+    model.generation_config.eos_token_id = [9, TOKENIZER.eos_token_id]
+    model.save_pretrained(tmp_path / "model")
     TOKENIZER.save_pretrained(tmp_path / "model")
     made = started(monkeypatch, str(tmp_path / "model"), pairs, tmp_path / "run")
+    assert made.policy.end_tokens == (TOKENIZER.eos_token_id, 9)
     assert (made.policy.max_new_tokens, made.policy.vocab_size, made.limits) == (7, len(TOKENIZER), (32, 7))
     assert made.policy.end_token == made.tokenizer.eos_token_id and len(made.data.pairs) == 16
     monkeypatch.setattr(job, "load_language_model", lambda *a, **k: pytest.fail("the model was loaded"))
@@ -481,6 +484,8 @@ def measured(monkeypatch):
     """`rlhf-lab evaluate` with models, data and report replaced: what the report is asked for."""
     models = {name: policy_of(seed) for seed, name in enumerate(("measured", "start", "rival"))}
     asked = []
+    for one in models.values():
+        one.model.generation_config.eos_token_id = [9, TOKENIZER.eos_token_id]
 
     def load(name, device, revision=None):
         asked.append((name, revision))
@@ -521,6 +526,7 @@ def test_evaluate_hands_every_number_to_the_report(measured):
     said = {name: policy.log_prob(PROMPTS, TARGETS) for name, policy in found.models.items()}
     for name, policy in (("measured", call.policy), ("start", call.reference), ("rival", call.against)):
         assert torch.equal(policy.log_prob(PROMPTS, TARGETS), said[name]) and policy.max_new_tokens == 6
+        assert policy.end_tokens == (TOKENIZER.eos_token_id, 9)
     assert (call.num_samples, call.temperature, call.top_k, call.seed, call.batch_size) == (8, 0.7, 9, 3, 1)
     assert call.prompts is PROMPTS and call.targets == TOKENIZER.batch_decode([[30 + i] for i in range(6)])
     assert found.asked == [("measured", "some-model_revision"), ("start", None), ("rival", None)]
@@ -590,6 +596,17 @@ def test_sample_draws_each_batch_from_its_own_seed_and_writes_rows_in_order(poli
         assert [row.get("last", False) for row in rows] == [row is batch[-1] for batch in batches for row in batch]
 
 
+def test_a_response_that_a_second_token_ends_has_ended_and_its_text_does_not_hold_that_token():
+    """The token "." ends a response of this policy too, though it is no special token."""
+    words, dot = TOKENIZER("It is three", add_special_tokens=False)["input_ids"], TOKENIZER(".")["input_ids"][-1]
+    policy = policy_of()
+    policy.end_tokens = (TOKENIZER.eos_token_id, dot)
+    drawing = SimpleNamespace(sample=lambda *a: Tokens.from_lists([[[*words, dot], words]]))
+    settings = settings_of("sample", batch_size=1, num_samples=2)
+    ((one, two),) = sample_module._batches(settings, drawing, policy, None, PROMPTS[:1], ["text"], 0)
+    assert one["response"] == two["response"] == "It is three" and (one["ended"], two["ended"]) == (True, False)
+
+
 def test_a_file_that_goes_on_loses_its_half_batch_and_refuses_other_settings(tmp_path):
     """Two whole batches, one row of the third, and half a line."""
     settings = settings_of("sample", resume=False, out=tmp_path / "drawn.jsonl")
@@ -607,6 +624,7 @@ def test_a_file_that_goes_on_loses_its_half_batch_and_refuses_other_settings(tmp
 def test_sample_wraps_the_model_cuts_prompts_and_writes_chats_by_the_template(monkeypatch, tmp_path):
     """A prompt of the command line is cut to --max-prompt-tokens at its beginning; with --chat it is a user's turn."""
     made, plain = [], policy_of()
+    plain.model.generation_config.eos_token_id = [9, TOKENIZER.eos_token_id]
     tokenizer = tiny_tokenizer(["What is one and two? It is three.", "Say it again."], vocab=300)
     tokenizer.chat_template = "{% for m in messages %}[{{ m['content'] }}]{% endfor %}"
     stand_ins = {
@@ -626,5 +644,6 @@ def test_sample_wraps_the_model_cuts_prompts_and_writes_chats_by_the_template(mo
     ids = tokenizer("What is one and two?", add_special_tokens=False)["input_ids"]
     assert len(ids) > 4 and prompts.tolist() == [ids[-4:]] and texts == ["What is one and two?"]
     assert policy.max_new_tokens == 6 and policy.vocab_size == len(tokenizer)
+    assert policy.end_tokens == (tokenizer.eos_token_id, 9)
     sample_module.sample(settings_of("sample", **usual | {"max_prompt_tokens": 40}, chat=True))
     assert made[-1][4].tolist() == [tokenizer("[What is one and two?]", add_special_tokens=False)["input_ids"]]

@@ -10,7 +10,7 @@ from tiny_models import one_thread, tiny, tiny_tokenizer  # noqa: F401
 from rlhf_lab.batch import Tokens
 from rlhf_lab.checks import LabError
 from rlhf_lab.evaluation import Estimate, evaluate, text_report
-from rlhf_lab.evaluation.text import _gold, _interval, _numbers, distinct, self_bleu
+from rlhf_lab.evaluation.text import _gold, _grouped, _interval, _numbers, distinct, self_bleu
 from rlhf_lab.policies.language_model import LanguageModelPolicy
 from rlhf_lab.policies.tabular import TabularPolicy
 from rlhf_lab.worlds import token_tree
@@ -172,9 +172,19 @@ def test_both_policies_are_sampled_with_the_top_k_that_is_asked_and_there_is_no_
 def test_a_policy_s_own_end_token_ends_a_response_before_the_tokenizer_s_does():
     """Responses that end in 2 and in 3: of a policy whose end is 2 the second is cut off; without one the first."""
     y = Tokens.from_lists([[[1, 2], [1, 3]]])
-    for policy, cut in ((SimpleNamespace(end_token=2), [0, 1]), (object(), [1, 0])):
+    for policy, cut in ((SimpleNamespace(end_tokens=(2,)), [0, 1]), (object(), [1, 0])):
         found = _numbers(policy, policy, WORLD.prompts[:1], y, 1.0, None, Words(), with_kl=False)
         assert found["no_end"].tolist() == [cut] and found["tokens"].tolist() == [[2, 2]]
+
+
+def test_every_end_token_ends_a_response_and_is_left_out_of_its_text():
+    """A policy that ends in 2 and in 0, neither a special token: the text goes up to either, the third was cut off."""
+    y = Tokens.from_lists([[[1, 2], [1, 0], [1, 1]]])
+    policy = SimpleNamespace(end_tokens=(2, 0))
+    found = _numbers(policy, policy, WORLD.prompts[:1], y, 1.0, None, Words(), with_kl=False)
+    assert found["no_end"].tolist() == [[0, 0, 1]]
+    one, two = Words().batch_decode([[1], [1, 1]], skip_special_tokens=True)
+    assert _grouped(y, Words(), (2, 0)) == [[one, one, two]]
 
 
 def test_an_interval_ends_where_its_quantity_does():

@@ -29,7 +29,7 @@ def test_each_token_is_drawn_from_the_probabilities_that_token_log_probs_gives_i
         return drawn
 
     with torch.no_grad():
-        drawn = decode(body_of(policy.model), PROMPTS, 4, 6, None, choose, policy.device)
+        drawn = decode(body_of(policy.model), PROMPTS, 4, 6, (), choose, policy.device)
         ours = torch.stack(noted, -1).view(3, 4, 6)
         theirs = policy.token_log_probs(PROMPTS, drawn)
     assert (ours - theirs).abs().max() < 1e-4
@@ -63,7 +63,7 @@ def test_rows_that_have_ended_are_dropped_and_the_others_go_on_as_if_alone(kind,
         lambda m, args, kw: widths.append(args[0].shape[1]), with_kwargs=True
     )
     with torch.no_grad():
-        drawn = decode(body_of(model), prompts, 5, 8, 2, greedy(policy), policy.device).tolist()
+        drawn = decode(body_of(model), prompts, 5, 8, (2,), greedy(policy), policy.device).tolist()
     hook.remove()
     assert drawn == expected
     lengths = {len(y) for ys in expected for y in ys}
@@ -93,8 +93,8 @@ def test_the_way_through_the_model_s_own_cache_draws_the_same(kind, monkeypatch)
     monkeypatch.setattr(decoder, "KEEP", 0.0)
     policy = LanguageModelPolicy(tiny(kind), end_token=0, max_new_tokens=6)
     with torch.no_grad():
-        a = decode(body_of(policy.model), PROMPTS, 3, 6, 0, greedy(policy), policy.device)
-        b = decode_with_cache(body_of(policy.model), PROMPTS, 3, 6, 0, greedy(policy))
+        a = decode(body_of(policy.model), PROMPTS, 3, 6, (0,), greedy(policy), policy.device)
+        b = decode_with_cache(body_of(policy.model), PROMPTS, 3, 6, (0,), greedy(policy))
     assert bool(a.equal(b).all())
 
 
@@ -156,6 +156,6 @@ def test_a_model_s_own_scale_of_attention_is_that_of_its_decoding():
         return drawn
 
     with torch.no_grad():
-        drawn = decode(body_of(policy.model), PROMPTS, 4, 5, None, choose, policy.device)
+        drawn = decode(body_of(policy.model), PROMPTS, 4, 5, (), choose, policy.device)
         theirs = policy.token_log_probs(PROMPTS, drawn)
     assert (torch.stack(noted, -1).view(3, 4, 5) - theirs).abs().max() < 1e-4

@@ -65,8 +65,8 @@ def test_a_replayed_step_draws_what_a_plain_step_draws(kind, monkeypatch):
     policy = LanguageModelPolicy(tiny(kind), end_token=None, max_new_tokens=10)
     body = body_of(policy.model)
     with torch.no_grad():
-        plain = decode(body, PROMPTS, 4, 10, None, greedy(policy), policy.device)
-        replayed = decode(body, PROMPTS, 4, 10, None, greedy(policy), policy.device, recorded)
+        plain = decode(body, PROMPTS, 4, 10, (), greedy(policy), policy.device)
+        replayed = decode(body, PROMPTS, 4, 10, (), greedy(policy), policy.device, recorded)
     assert torch.equal(plain.ids, replayed.ids)
 
 
@@ -83,7 +83,7 @@ def test_every_drawn_token_has_the_probability_that_the_packed_pass_gives_it(kin
         return drawn
 
     with torch.no_grad():
-        drawn = decode(body_of(policy.model), PROMPTS, 5, 7, None, choose, policy.device, recorded)
+        drawn = decode(body_of(policy.model), PROMPTS, 5, 7, (), choose, policy.device, recorded)
         ours = torch.stack(noted, -1).view(3, 5, 7)
         theirs = policy.token_log_probs(PROMPTS, drawn)
     assert (ours - theirs).abs().max() < 1e-4
@@ -95,8 +95,8 @@ def test_responses_that_end_are_masked_and_an_end_of_all_stops_the_steps():
     for seed in range(3, 20):
         policy = LanguageModelPolicy(tiny("gpt2", vocab=11, seed=seed), end_token=2, max_new_tokens=8)
         with torch.no_grad():
-            plain = decode(body_of(policy.model), prompts, 5, 8, 2, greedy(policy), policy.device)
-            replayed = decode(body_of(policy.model), prompts, 5, 8, 2, greedy(policy), policy.device, recorded)
+            plain = decode(body_of(policy.model), prompts, 5, 8, (2,), greedy(policy), policy.device)
+            replayed = decode(body_of(policy.model), prompts, 5, 8, (2,), greedy(policy), policy.device, recorded)
         assert plain.tolist() == replayed.tolist()
         if len({len(y) for ys in plain.tolist() for y in ys}) > 1:
             return
@@ -109,9 +109,9 @@ def test_the_stand_in_finds_a_step_that_has_its_number_burnt_in(monkeypatch):
     policy = LanguageModelPolicy(tiny("gpt2"), end_token=None, max_new_tokens=10)
     body = body_of(policy.model)
     with torch.no_grad():
-        plain = decode(body, PROMPTS, 4, 10, None, greedy(policy), policy.device)
+        plain = decode(body, PROMPTS, 4, 10, (), greedy(policy), policy.device)
         monkeypatch.setattr(FixedRoom, "_remember", frozen)
-        wrong = decode(body, PROMPTS, 4, 10, None, greedy(policy), policy.device, recorded)
+        wrong = decode(body, PROMPTS, 4, 10, (), greedy(policy), policy.device, recorded)
     assert not torch.equal(plain.ids, wrong.ids)
 
 

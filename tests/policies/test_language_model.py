@@ -1,10 +1,12 @@
 """`LanguageModelPolicy` against the plain way (every prompt + response a padded row of its own, all logits)."""
 
+import contextlib
 import itertools
 from types import SimpleNamespace
 
 import pytest
 import torch
+from pretend_gpu import pretended_gpu
 from tiny_models import ARCHITECTURES, one_thread, ragged, tiny  # noqa: F401
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -279,6 +281,24 @@ def test_sampling_refuses_what_it_cannot_do():
 def test_settings_that_do_not_fit_are_refused(settings, message):
     with pytest.raises(LabError, match=message):
         LanguageModelPolicy(tiny("gpt2"), **{"max_new_tokens": 6, **settings})
+
+
+def test_a_mask_on_a_gpu_that_is_padded_at_the_left_is_refused_where_the_model_first_reads_it():
+    """Making the tokens does not wait for the GPU. Scoring them and sampling from them does, and finds the row."""
+    policy = LanguageModelPolicy(tiny("gpt2"), end_token=0, max_new_tokens=6)
+    gpu = contextlib.nullcontext(torch.device("cuda")) if torch.cuda.is_available() else pretended_gpu()
+    with gpu as device:
+        policy.to(device)
+        ids = torch.tensor([[1, 2, 3], [0, 4, 5]], device=device)
+        mask = torch.tensor([[True, True, True], [False, True, True]]).to(device)
+        padded, whole = Tokens(ids, mask), Tokens(ids, torch.ones_like(mask))
+        left = "mask of row 1 is padded at the left"
+        with pytest.raises(LabError, match=left):
+            policy.sample(padded, 2)
+        with pytest.raises(LabError, match=left):
+            policy.log_prob(padded, Tokens(ids[:, None], whole.mask[:, None]))
+        with pytest.raises(LabError, match="mask of row 1, 0 is padded at the left"):
+            policy.log_prob(whole, Tokens(ids[:, None], mask[:, None]))
 
 
 def test_an_architecture_that_ignores_the_block_mask_is_refused():

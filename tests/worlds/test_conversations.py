@@ -196,6 +196,69 @@ def test_texts_that_a_template_wrote_are_taken_and_end_once(behind):
     assert targets.tolist() == [[[*four, end]]]
 
 
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+def chat_tokenizer():
+    """One id a letter; `<end>` ends a text, `<|im_end|>` a turn."""
+    tokenizer = tiny_tokenizer(["a"], vocab=258)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = CHATML
+    return tokenizer
+
+
+@pytest.mark.parametrize("content", ["4.", "4.<|im_end|>", "4.<end>\n", "4.<|im_end|><end>"])
+def test_where_the_chat_template_writes_the_prompt_a_response_ends_once_in_the_template_s_token(tmp_path, content):
+    """Also where the text brings an end token, or two. The whole example is what the template writes of the turns."""
+    tokenizer = chat_tokenizer()
+    answer = ANSWER | {"content": content}
+    end, whole = tokenizer.eos_token_id, tokenizer.apply_chat_template([USER, ANSWER], tokenize=False).rstrip()
+    source = lines(tmp_path, {"messages": [USER, answer]})
+    prompts, targets, _, report = tokenise_targets(load_targets(source, tokenizer), tokenizer, None, None, end)
+    assert tokenizer.decode(prompts.tolist()[0] + targets.tolist()[0][0]) == whole and not report.dropped
+    pairs, _ = tokenise(
+        load_preferences(lines(tmp_path, pair(USER) | {"chosen": [USER, answer]}), tokenizer),
+        tokenizer,
+        None,
+        None,
+        end,
+    )
+    assert [tokenizer.decode(ids) for ids in pairs.responses.tolist()[0]] == ["4.<|im_end|>", "5.<|im_end|>"]
+
+
+def test_each_row_of_a_mixed_file_has_the_end_of_its_own_form(tmp_path):
+    """A conversation, a text, and a text that brings the token with which the template would close a turn."""
+    tokenizer = chat_tokenizer()
+    rows = [
+        {"prompt": [USER], "completion": "4."},
+        {"prompt": "2+2?", "completion": "4."},
+        {"prompt": "2+2?", "completion": "4.<|im_end|>\n"},
+    ]
+    texts = load_targets(lines(tmp_path, *rows), tokenizer)
+    _, targets, _, _ = tokenise_targets(texts, tokenizer, None, None, tokenizer.eos_token_id)
+    assert [tokenizer.decode(y) for (y,) in targets.tolist()] == ["4.<|im_end|>", "4.<end>", "4.<|im_end|>"]
+    rows = [row | {"chosen": row["completion"], "rejected": "5."} for row in rows]
+    texts = load_preferences(
+        lines(tmp_path, *[{k: row[k] for k in ("prompt", "chosen", "rejected")} for row in rows]), tokenizer
+    )
+    assert texts.templated == [True, False, False] and texts.first(1).templated == [True]
+    pairs, _ = tokenise(texts, tokenizer, None, None, tokenizer.eos_token_id)
+    assert [tokenizer.decode(ids) for ids in pairs.responses.tolist()[2]] == ["4.<|im_end|>", "5.<end>"]
+
+
+def test_a_template_s_end_within_a_response_drops_the_pair_and_no_end_is_added_where_none_is_asked(tmp_path):
+    tokenizer = chat_tokenizer()
+    inside = pair(USER) | {"chosen": [USER, ANSWER | {"content": "4.<|im_end|>5."}]}
+    texts = load_preferences(lines(tmp_path, pair(USER), inside), tokenizer)
+    pairs, report = tokenise(texts, tokenizer, None, None, tokenizer.eos_token_id)
+    assert len(pairs) == 1 and report.dropped == {data.HOLDS_END: 1}
+    pairs, _ = tokenise(texts.first(1), tokenizer, None, None, None)
+    assert [tokenizer.decode(ids) for ids in pairs.responses.tolist()[0]] == ["4.", "5."]
+
+
 def test_half_a_character_in_texts_made_in_python_is_one_error_as_well():
     tokenizer = tiny_tokenizer(["a"])
     with pytest.raises(LabError, match=r"Text 1 holds a lone surrogate \(U\+D83D.*at character 2"):

@@ -347,15 +347,15 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "swap",
             "responses are as long as prompts may be",
-            "policy = LanguageModelPolicy(model, tokenizer.eos_token_id, limits[1], len(tokenizer), tokenizer, graphs)",
-            "policy = LanguageModelPolicy(model, tokenizer.eos_token_id, limits[0], len(tokenizer), tokenizer, graphs)",
+            "policy = LanguageModelPolicy(model, ends[0], limits[1], len(tokenizer), tokenizer, graphs, ends)",
+            "policy = LanguageModelPolicy(model, ends[0], limits[0], len(tokenizer), tokenizer, graphs, ends)",
             near="commands/test_plumbing.py::test_a_run_wraps_the_model_as_the_settings_say",
         ),
         Mutation(
             "mask",
             "ids that the tokenizer does not know can be drawn",
-            "policy = LanguageModelPolicy(model, tokenizer.eos_token_id, limits[1], len(tokenizer), tokenizer, graphs)",
-            "policy = LanguageModelPolicy(model, tokenizer.eos_token_id, limits[1], None, tokenizer, graphs)",
+            "policy = LanguageModelPolicy(model, ends[0], limits[1], len(tokenizer), tokenizer, graphs, ends)",
+            "policy = LanguageModelPolicy(model, ends[0], limits[1], None, tokenizer, graphs, ends)",
             near="commands/test_plumbing.py::test_a_run_wraps_the_model_as_the_settings_say",
         ),
         Mutation(
@@ -368,8 +368,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "data",
             "another reference is trained, not frozen",
-            "policy.vocab_size, tokenizer, policy.cuda_graphs\n        ).frozen()",
-            "policy.vocab_size, tokenizer, policy.cuda_graphs\n        )",
+            "policy.end_tokens,\n        ).frozen()",
+            "policy.end_tokens,\n        )",
             near="commands/test_plumbing.py::test_a_named_reference_is_that_model_frozen_and_no_name_is_the_policy_as_it_is",
         ),
         Mutation(
@@ -873,8 +873,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "edge",
             "responses are as long as prompts may be in evaluate",
-            "return LanguageModelPolicy(model, its.eos_token_id, limits[1], len(its), its)",
-            "return LanguageModelPolicy(model, its.eos_token_id, limits[0], len(its), its)",
+            "return LanguageModelPolicy(model, ends[0], limits[1], len(its), its, end_tokens=ends)",
+            "return LanguageModelPolicy(model, ends[0], limits[0], len(its), its, end_tokens=ends)",
             near="commands/test_plumbing.py::test_evaluate_hands_every_number_to_the_report",
         ),
         Mutation(
@@ -940,15 +940,15 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "edge",
             "a response that was cut off is said to have ended",
-            '"ended": bool(ids) and ids[-1] == policy.end_token,',
+            '"ended": bool(ids) and ids[-1] in policy.end_tokens,',
             '"ended": bool(ids),',
             near="commands/test_plumbing.py::test_sample_draws_each_batch_from_its_own_seed_and_writes_rows_in_order",
         ),
         Mutation(
             "swap",
             "responses are as long as prompts may be in sample",
-            "policy = LanguageModelPolicy(model, tokenizer.eos_token_id, limits[1],",
-            "policy = LanguageModelPolicy(model, tokenizer.eos_token_id, limits[0],",
+            "policy = LanguageModelPolicy(model, ends[0], limits[1],",
+            "policy = LanguageModelPolicy(model, ends[0], limits[0],",
             near="commands/test_plumbing.py::test_sample_wraps_the_model_cuts_prompts_and_writes_chats_by_the_template",
         ),
         Mutation(

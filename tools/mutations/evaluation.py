@@ -671,15 +671,15 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "edge",
             "responses with an end token are counted as cut off",
-            'out["no_end"] = ((last != end)',
-            'out["no_end"] = ((last == end)',
+            'out["no_end"] = (goes_on(',
+            'out["no_end"] = (~goes_on(',
             near="evaluation/test_text_report.py::test_kl_reward_and_length_lie_within_their_errors_of_the_exact_ones",
         ),
         Mutation(
             "setting",
             "the tokenizer's end token, though the policy has its own",
-            "end = tokenizer.eos_token_id if end is None else end",
-            "end = tokenizer.eos_token_id",
+            'return getattr(policy, "end_tokens", ()) or tuple(',
+            "return tuple(",
             near="evaluation/test_text_report.py::test_a_policy_s_own_end_token_ends_a_response_before_the_tokenizer_s_does",
         ),
         Mutation(
@@ -790,8 +790,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "edge",
             "a policy that is compared samples without top-k",
-            "_grouped(_draw(against, x, num_samples, temperature, top_k, other), tokenizer)",
-            "_grouped(_draw(against, x, num_samples, temperature, None, other), tokenizer)",
+            "_draw(against, x, num_samples, temperature, top_k, other)",
+            "_draw(against, x, num_samples, temperature, None, other)",
             near="evaluation/test_text_report.py::test_both_policies_are_sampled_with_the_top_k_that_is_asked_and_there_is_no_kl",
         ),
     ),

@@ -440,8 +440,15 @@ MUTATIONS: list[Mutation] = [
             "mask",
             "the end token left out of a sample's mask",
             "drawn.where(alive, 0), alive\n",
-            "drawn.where(alive, 0), alive & (drawn != (-1 if end_token is None else end_token))\n",
+            "drawn.where(alive, 0), goes_on(alive, drawn, ends)\n",
             near="policies/test_decode.py::test_rows_that_have_ended_are_dropped_and_the_others_go_on_as_if_alone",
+        ),
+        Mutation(
+            "mask",
+            "the first of a model's end tokens alone ends a sample",
+            "for end in ends:",
+            "for end in list(ends)[:1]:",
+            near="policies/test_end_tokens.py::test_a_second_end_token_that_is_certain_ends_every_response",
         ),
         Mutation(
             "mask",
@@ -519,6 +526,38 @@ MUTATIONS: list[Mutation] = [
             "position_ids=(position + step)[:, None],",
             "position_ids=position[:, None],",
             near="policies/test_decode.py::test_the_way_through_the_model_s_own_cache_draws_the_same",
+        ),
+    ),
+    *in_file(
+        "policies/end_tokens.py",
+        ["policies/test_end_tokens.py"],
+        Mutation(
+            "mask",
+            "the generation's end tokens are not taken over",
+            "found = [tokenizer.eos_token_id, *generation_ends(model), turn_end(tokenizer)]",
+            "found = [tokenizer.eos_token_id, turn_end(tokenizer)]",
+            near="policies/test_end_tokens.py::test_the_ends_of_a_model_are_the_union_of_three_places",
+        ),
+        Mutation(
+            "mask",
+            "the chat template's end of a turn ends no sample",
+            "found = [tokenizer.eos_token_id, *generation_ends(model), turn_end(tokenizer)]",
+            "found = [tokenizer.eos_token_id, *generation_ends(model)]",
+            near="policies/test_end_tokens.py::test_the_ends_of_a_model_are_the_union_of_three_places",
+        ),
+        Mutation(
+            "edge",
+            "a special token anywhere behind the answer ends a turn",
+            "behind.startswith(token)",
+            "token in behind",
+            near="policies/test_end_tokens.py::test_the_end_of_a_turn_is_the_special_token_right_behind_the_answer",
+        ),
+        Mutation(
+            "edge",
+            "a response's last word is taken for its end",
+            "return ids[:-1] if ids and ids[-1] in ends else ids",
+            "return ids[:-1]",
+            near="policies/test_end_tokens.py::test_the_ends_of_a_model_are_the_union_of_three_places",
         ),
     ),
     *in_file(
@@ -714,8 +753,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "mask",
             "a response ends without its end token being asked for",
-            "drawn = decode(\n                body, prompts, num_samples, self.max_new_tokens, self.end_token, choose",
-            "drawn = decode(\n                body, prompts, num_samples, self.max_new_tokens, None, choose",
+            "drawn = decode(\n                body, prompts, num_samples, self.max_new_tokens, self.end_tokens, choose",
+            "drawn = decode(\n                body, prompts, num_samples, self.max_new_tokens, (), choose",
             near="policies/test_language_model.py::test_samples_follow_the_enumerated_distribution",
         ),
         Mutation(

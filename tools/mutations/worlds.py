@@ -375,22 +375,22 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "edge",
             "a long response loses its beginning",
-            "answers = [(response + ending)[:max_response_tokens] for response in pair]",
-            "answers = [(response + ending)[-(max_response_tokens or 0) :] for response in pair]",
+            "answers = [(ids + ending)[:max_response_tokens] for ids, ending in zip(pair, endings, strict=True)]",
+            "answers = [(ids + ending)[-(max_response_tokens or 0) :] for ids, ending in zip(pair, endings, strict=True)]",
             near="worlds/test_preference_data.py::test_truncation_keeps_a_prompt_s_end_and_a_response_s_beginning_and_is_counted",
         ),
         Mutation(
             "mask",
             "a cut response gets an end token",
-            "answers = [(response + ending)[:max_response_tokens] for response in pair]",
-            "answers = [response[:max_response_tokens] + ending for response in pair]",
+            "answers = [(ids + ending)[:max_response_tokens] for ids, ending in zip(pair, endings, strict=True)]",
+            "answers = [ids[:max_response_tokens] + ending for ids, ending in zip(pair, endings, strict=True)]",
             near="worlds/test_preference_data.py::test_truncation_keeps_a_prompt_s_end_and_a_response_s_beginning_and_is_counted",
         ),
         Mutation(
             "mask",
             "responses have no end token",
-            "ending = [] if end_token is None else [end_token]",
-            "ending: list[int] = []",
+            "ends = ends_of(tokenizer, end_token)",
+            "ends: list[int] = []",
             near="worlds/test_preference_data.py::test_prompt_and_response_are_tokenised_apart_and_the_end_token_is_added_once",
         ),
         Mutation(
@@ -410,9 +410,23 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "edge",
             "a response that holds the end token is kept if the other holds none",
-            "any(end_token in response for response in pair)",
-            "all(end_token in response for response in pair)",
+            "any(end in response for response in pair for end in ends)",
+            "all(end in response for response in pair for end in ends)",
             near="worlds/test_preference_data.py::test_a_response_that_holds_the_end_token_is_dropped_and_counted",
+        ),
+        Mutation(
+            "mask",
+            "targets of a chat template end in the tokenizer's end token",
+            "usual = ends[-1:] if templated else ends[:1]",
+            "usual = ends[:1]",
+            near="worlds/test_conversations.py::test_where_the_chat_template_writes_the_prompt_a_response_ends_once_in_the_template_s_token",
+        ),
+        Mutation(
+            "mask",
+            "the chat template's end of a turn ends plain responses too",
+            "usual = ends[-1:] if templated else ends[:1]",
+            "usual = ends[-1:]",
+            near="worlds/test_conversations.py::test_each_row_of_a_mixed_file_has_the_end_of_its_own_form",
         ),
         Mutation(
             "edge",
@@ -424,7 +438,7 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "edge",
             "a cut end token is not counted as a cut",
-            "sum(len(a) < len(b) + len(ending) for a, b",
+            "sum(len(a) < len(b) + bool(ends) for a, b",
             "sum(len(a) < len(b) for a, b",
             near="worlds/test_preference_data.py::test_truncation_keeps_a_prompt_s_end_and_a_response_s_beginning_and_is_counted",
         ),
@@ -639,8 +653,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "mask",
             "targets have no end token",
-            "ending = [] if end_token is None else [end_token]",
-            "ending: list[int] = []",
+            "ends = ends_of(tokenizer, end_token)",
+            "ends: list[int] = []",
             near="worlds/test_sft_data.py::test_targets_are_tokenised_apart_end_once_and_are_cut_with_a_count",
         ),
         Mutation(

@@ -38,6 +38,7 @@ from rlhf_lab.commands.train.reward import check_reward, load_reward, start_of
 from rlhf_lab.commands.train.settings import Common, PairSettings, record_of
 from rlhf_lab.policies import hub
 from rlhf_lab.policies.base import Policy, Reward
+from rlhf_lab.policies.end_tokens import end_tokens
 from rlhf_lab.policies.graphs import check_device
 from rlhf_lab.policies.language_model import LanguageModelPolicy
 from rlhf_lab.policies.loading import (
@@ -101,8 +102,9 @@ class Job:
         check_same_tokens(self.tokenizer, tokenizer, self.settings.model, name)
         policy = self.policy
         return LanguageModelPolicy(
-            model, policy.end_token, policy.max_new_tokens, policy.vocab_size, tokenizer, policy.cuda_graphs
-        ).frozen()
+            model, policy.end_token, policy.max_new_tokens, policy.vocab_size, tokenizer, policy.cuda_graphs,
+            policy.end_tokens,
+        ).frozen()  # fmt: skip
 
     def reference_log_probs(self, reference: Policy, data: Pairs | tuple[Tokens, Tokens]) -> Tensor | None:
         """log π_ref of given responses, (N, G), computed once and kept in the cache; None: left to the algorithm.
@@ -219,7 +221,8 @@ def _run(
     with memory.told(settings):
         model, tokenizer = load_language_model(settings.model, device, revision=settings.model_revision)
     graphs = getattr(settings, "sampler", "lab") == "graphs"
-    policy = LanguageModelPolicy(model, tokenizer.eos_token_id, limits[1], len(tokenizer), tokenizer, graphs)
+    ends = end_tokens(model, tokenizer)
+    policy = LanguageModelPolicy(model, ends[0], limits[1], len(tokenizer), tokenizer, graphs, ends)
     if settings.lora_rank is not None:
         policy = with_lora(
             policy, settings.lora_rank, settings.lora_alpha, settings.lora_targets or None, settings.seed
