@@ -5,9 +5,11 @@ Nothing heavy is imported before a command is known, so that --help and --versio
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import errno
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -146,7 +148,9 @@ def _settings(kind: type, words: list[str], prog: str) -> Any:
 
     parse = partial(tyro.cli, kind, args=[*from_file, *words], prog=prog)
     try:
-        return parse(console_outputs=False)
+        # tyro prints its box of what a settings class refuses even without console outputs.
+        with contextlib.redirect_stderr(io.StringIO()):
+            return parse(console_outputs=False)
     except SystemExit as stop:
         # What a settings class refuses is said in our words; the rest (--help, an unknown option) in tyro's.
         if isinstance(stop.__context__, LabError):

@@ -9,6 +9,8 @@ scale of what counts as zero is always that of the numbers that were subtracted,
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -33,13 +35,15 @@ def rounding(*numbers: Tensor | float, units: int = FEW) -> Tensor:
     tensors = [n.detach() for n in numbers if isinstance(n, Tensor)]
     kinds = [t.dtype for t in tensors if t.is_floating_point()]
     epsilon = max((torch.finfo(kind).eps for kind in kinds), default=torch.finfo(torch.float64).eps)
+    sizes = [n.detach().abs() if isinstance(n, Tensor) else abs(float(n)) for n in numbers]
+    # Plain numbers stay on the CPU: as tensors they would have to be sent to the device that the others lie on.
+    plain = max((size for size in sizes if not isinstance(size, Tensor) and not math.isinf(size)), default=0.0)
     largest: Tensor | None = None
-    for number in numbers:
-        size = torch.as_tensor(number, device=tensors[0].device if tensors else None).detach().abs()
-        size = torch.where(torch.isinf(size), 0.0, size)
-        largest = size if largest is None else torch.maximum(*torch.broadcast_tensors(largest, size))
-    if largest is None:
-        raise TypeError("rounding needs at least one number.")
+    for size in sizes:
+        if isinstance(size, Tensor):
+            size = size.masked_fill(size.isinf(), 0.0) if size.is_floating_point() else size
+            largest = size if largest is None else torch.maximum(*torch.broadcast_tensors(largest, size))
+    largest = torch.tensor(plain, dtype=torch.float64) if largest is None else largest.clamp(min=plain)
     return largest * (epsilon * (1 if epsilon > 1e-4 else units))
 
 
@@ -56,7 +60,6 @@ def wins(first: Tensor, second: Tensor | float, doubt: Tensor | float = 0.0) -> 
         the type and shape of `first − second`; NaN where one of the two is.
     """
     gap = (first - second).detach()
-    second = torch.as_tensor(second, device=gap.device)
     tie = (gap.abs() <= rounding(first, second) + doubt) | (first == second)
     won = torch.where(tie, 0.5, (gap > 0).to(gap.dtype))
     return torch.where(gap.isnan() & ~tie, torch.nan, won).to(gap.dtype)

@@ -282,7 +282,7 @@ def test_the_cpu_is_measured():
     [
         ({"model": "gpt5"}, "sizes of gpt5 are not known"),
         ({"prompt_tokens": 1000}, "more than the 1024"),
-        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1"),
         ({"samples": 4}, "dpo draws none"),
         ({"fsdp": True}, "set num_devices"),
         ({"lora_rank": 0}, "lora_rank must be"),

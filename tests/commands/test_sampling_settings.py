@@ -81,7 +81,7 @@ def test_original_data_are_limited_and_a_world_s_are_its_targets(model, pairs, r
     [
         (["--original", "nothing.jsonl"], "There is no data file nothing.jsonl"),
         (["--original", "world:weather"], "no text world 'weather'"),
-        (["--original-limit", "3"], "give --original as well"),
+        (["--original-limit", "3"], "original_limit=3 has no effect without original"),
     ],
 )
 def test_original_data_that_cannot_be_had_are_refused_at_once(model, pairs, reward, more, message, tmp_path, capsys):

@@ -929,7 +929,7 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "edge",
             "infinite numbers are near everything",
-            "size = torch.where(torch.isinf(size), 0.0, size)",
+            "size = size.masked_fill(size.isinf(), 0.0) if size.is_floating_point() else size",
             "size = size * 1.0",
         ),
         Mutation(
