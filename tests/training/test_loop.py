@@ -36,16 +36,8 @@ def training(**changes) -> Training:
 
 
 def run(settings: Training, pairs=FIXED, policy=None):
-    """(policy, history) of one DPO run. `dpo` refuses L-BFGS on fresh pairs, but what the loop saves of L-BFGS is
-    tested with them too, so that every step's batch counts."""
+    """(policy, history) of one DPO run."""
     policy = policy or WORLD.reference.copy()
-    if settings.optimizer == "lbfgs":
-        with Loop("dpo", policy, settings, DPO(beta=0.5)) as loop:
-            for _, generator in loop:
-                batch = pairs(generator)
-                log_ref = WORLD.reference.log_prob(batch.prompts, batch.responses).detach()
-                loop.update(lambda *parts: pair_loss(policy, *parts, DPO(beta=0.5)), (batch, log_ref))
-        return policy, loop.history
     return policy, dpo(policy, WORLD.reference, pairs, DPO(beta=0.5), settings)
 
 
