@@ -168,6 +168,7 @@ def test_the_whole_family_of_losses_is_at_hand(loss, model, pairs, tmp_path):
     assert json.loads((tmp_path / "run" / "run.json").read_text())["dpo"]["loss"] == loss
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHIPPED)
 def test_the_shipped_models_train_on_their_worlds(name, tmp_path):
     """SFT and RLOO on gold reward, two steps each. Runs as soon as the models are there."""

@@ -21,7 +21,7 @@ from rlhf_lab.experiments.over_optimisation_told import later, turn
 from rlhf_lab.experiments.statistics import Interval
 from rlhf_lab.training import seeded
 
-RUNGS = ("bandit", "tree", "small")
+RUNGS = ("bandit", "tree", pytest.param("small", marks=pytest.mark.slow))
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from rlhf_lab.experiments.rest_translation_told import Part
 from rlhf_lab.experiments.statistics import Interval
 from rlhf_lab.training import seeded
 
-RUNGS = ("bandit", "tree", "small")
+RUNGS = ("bandit", "tree", pytest.param("small", marks=pytest.mark.slow))
 
 
 @pytest.fixture(scope="module")

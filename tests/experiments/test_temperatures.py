@@ -133,6 +133,7 @@ def test_a_quick_run_where_the_reference_at_1_ties_with_itself(rung, tmp_path):
     _checked(found)
 
 
+@pytest.mark.slow
 def test_a_quick_run_on_text_asks_gold_and_judge_at_every_temperature(tmp_path):
     settings = claim.Temperatures(rung="small", quick=True, out=tmp_path, progress=False)
     found = experiment_run(claim.EXPERIMENT, settings)
