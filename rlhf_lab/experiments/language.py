@@ -69,6 +69,7 @@ def bench(rung: str, world: str, device: str = "auto") -> Bench:
     Raises:
         LabError: an unknown world; a model that cannot be loaded.
     """
+    from rlhf_lab.policies.end_tokens import end_tokens
     from rlhf_lab.policies.language_model import LanguageModelPolicy
     from rlhf_lab.policies.loading import SHIPPED, load_language_model, pick_device, progress_bars
 
@@ -82,7 +83,8 @@ def bench(rung: str, world: str, device: str = "auto") -> Bench:
     made = text.load(world)
     # Room for the longest of some hundred targets and a third more: tokenising all ten thousand takes seconds.
     room = made.sft(tokenizer, "train", 512)[1].shape[-1] * 4 // 3
-    policy = LanguageModelPolicy(model, tokenizer.eos_token_id, max_new_tokens=room, tokenizer=tokenizer)
+    ends = end_tokens(model, tokenizer)
+    policy = LanguageModelPolicy(model, ends[0], max_new_tokens=room, tokenizer=tokenizer, end_tokens=ends)
     if name not in SHIPPED:
         training = Training(steps=SFT_STEPS, batch_size=16, learning_rate=5e-5, warmup=20, progress=False)
         sft(policy, *made.sft(tokenizer, "train"), training)

@@ -938,6 +938,13 @@ MUTATIONS: list[Mutation] = [
             near="commands/test_plumbing.py::test_sample_draws_each_batch_from_its_own_seed_and_writes_rows_in_order",
         ),
         Mutation(
+            "mask",
+            "a sampled text holds the end token that is no special token",
+            "tokenizer.decode(without_end(ids, policy.end_tokens), skip_special_tokens=True)",
+            "tokenizer.decode(ids, skip_special_tokens=True)",
+            near="commands/test_plumbing.py::test_a_response_that_a_second_token_ends_has_ended_and_its_text_does_not_hold_that_token",
+        ),
+        Mutation(
             "edge",
             "a response that was cut off is said to have ended",
             '"ended": bool(ids) and ids[-1] in policy.end_tokens,',

@@ -194,6 +194,13 @@ MUTATIONS: list[Mutation] = [
         "policies/packing.py",
         ["policies/test_language_model.py"],
         Mutation(
+            "edge",
+            "a mask on a GPU is never looked at",
+            "        tokens.check_places()\n",
+            "        pass\n",
+            near="policies/test_language_model.py::test_a_mask_on_a_gpu_that_is_padded_at_the_left_is_refused_where_the_model_first_reads_it",
+        ),
+        Mutation(
             "mask",
             "labels shifted: a token predicted from the one after its predecessor",
             "(-1, rest.shape[1], 1), rest[..., :-1]], -1)",
@@ -702,6 +709,13 @@ MUTATIONS: list[Mutation] = [
         "policies/language_model.py",
         ["policies/test_language_model.py", "policies/test_drawing.py", "policies/test_decode.py"],
         Mutation(
+            "setting",
+            "a saved model has lost the chat template's end token",
+            "settings.eos_token_id = list(dict.fromkeys([*self.end_tokens, *known]))",
+            "settings.eos_token_id = known",
+            near="policies/test_end_tokens.py::test_a_saved_model_has_all_its_ends_and_one_with_a_single_end_is_saved_as_it_was",
+        ),
+        Mutation(
             "edge",
             "a response may run one token past the context",
             "long = prompts.lengths + self.max_new_tokens > (limit or torch.inf)",
@@ -768,6 +782,13 @@ MUTATIONS: list[Mutation] = [
     *in_file(
         "policies/lora.py",
         ["policies/test_lora.py"],
+        Mutation(
+            "setting",
+            "a policy under adapters has the first of its end tokens alone",
+            "        policy.end_tokens,\n",
+            "        (),\n",
+            near="policies/test_end_tokens.py::test_copies_adapters_and_merged_policies_keep_the_ends",
+        ),
         Mutation(
             "setting",
             "--lora-alpha is lost: always twice the rank",
@@ -991,6 +1012,13 @@ MUTATIONS: list[Mutation] = [
     *in_file(
         "policies/vllm.py",
         ["policies/test_vllm.py"],
+        Mutation(
+            "setting",
+            "vLLM is told the first end token alone",
+            "list(policy.end_tokens)",
+            "[policy.end_token]",
+            near="policies/test_end_tokens.py::test_vllm_is_told_every_end",
+        ),
         Mutation(
             "setting",
             "equal prompts get equal draws",

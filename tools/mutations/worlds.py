@@ -423,6 +423,13 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "mask",
+            "a plain response that brings the chat template's end token gets the tokenizer's",
+            "return ids[:place], usual if templated else [ids[place]]",
+            "return ids[:place], usual",
+            near="worlds/test_conversations.py::test_each_row_of_a_mixed_file_has_the_end_of_its_own_form",
+        ),
+        Mutation(
+            "mask",
             "the chat template's end of a turn ends plain responses too",
             "usual = ends[-1:] if templated else ends[:1]",
             "usual = ends[-1:]",
