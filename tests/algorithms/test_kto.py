@@ -136,6 +136,19 @@ def test_given_reference_log_probs_and_parts_of_a_batch_change_nothing_but_round
     torch.testing.assert_close(ends[0], ends[2], rtol=1e-9, atol=1e-9)
 
 
+def test_reference_log_probs_that_are_given_are_used():
+    """Given 1 nat below the reference's, the policy's ratios are k = 1 in every row at the first step, and z is 0.
+
+    With β = 0.7 and λ = (2, 1) the loss is (2 σ(−0.7) + σ(0.7))/2. The chosen are right, and the rejected are not.
+    """
+    verdicts = Verdicts.from_pairs(TREE.preferences(8, seeded(0)))
+    known = TREE.reference.log_prob(verdicts.prompts, verdicts.responses) - 1.0
+    settings, training = KTO(0.7, desirable_weight=2.0, undesirable_weight=1.0), Training(steps=1, progress=False)
+    (row,) = kto(TREE.reference.copy(), TREE.reference, verdicts, settings, training, reference_log_probs=known)
+    assert row["reference_point"] == pytest.approx(0, abs=1e-9) and row["accuracy"] == 0.5
+    assert row["loss"] == pytest.approx((2 * expit(-0.7) + expit(0.7)) / 2)
+
+
 def test_verdicts_that_teach_nothing_are_refused_by_name():
     verdicts = Verdicts.from_pairs(TREE.preferences(4, seeded(0)))
     policy, training = TREE.reference.copy(), Training(steps=1, progress=False)

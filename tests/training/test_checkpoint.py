@@ -78,6 +78,17 @@ def test_the_last_two_checkpoints_are_kept_and_the_newest_is_found(tmp_path):
     assert names == ["step-000100", "step-099999"], "and no half-written folder is left"
 
 
+def test_a_step_that_is_saved_again_replaces_the_first_one(tmp_path):
+    """A run that goes on from an earlier checkpoint comes to a step that was saved before."""
+    first, other = stepped("adam")[:2], stepped("adam", seed=1)[:2]
+    for module, optimizer in (first, other):
+        folder = checkpoint.save(tmp_path, 2, module, optimizer, {})
+    module, optimizer, _ = stepped("adam", seed=2)
+    checkpoint.load(folder, module, optimizer)
+    assert torch.equal(module.weight, other[0].weight) and not torch.equal(module.weight, first[0].weight)
+    assert [path.name for path in folder.parent.iterdir()] == ["step-000002"]
+
+
 def test_the_newest_is_found_by_number_beyond_a_million_steps(tmp_path):
     module, optimizer, _ = stepped("adam")
     for step in (999_998, 999_999, 1_000_000, 1_000_001):
@@ -247,6 +258,19 @@ def test_resuming_with_other_settings_names_the_first_that_differs(training, set
         checkpoint.claim(out, changed, resume=True)
     assert f"{key} = {old}, not {new}" in str(caught.value) and str(out) in str(caught.value)
     assert snapshot(out) == before
+
+
+@pytest.mark.parametrize("which", ["old", "new"])
+def test_a_setting_that_one_of_the_two_runs_does_not_know_counts_as_different(which, tmp_path):
+    """A run of an earlier release knew no seed, for example: whether it was this one cannot be said."""
+    out = tmp_path / "run"
+    made = checkpoint.plain(record(Training(out=out, seed=3)))
+    known = json.loads(json.dumps(made))
+    del known["training"]["seed"]
+    old, new = (known, made) if which == "old" else (made, known)
+    checkpoint.claim(out, old, resume=False)
+    with pytest.raises(LabError, match=r"training.seed = (None, not 3|3, not None)\."):
+        checkpoint.claim(out, new, resume=True)
 
 
 def test_what_does_not_change_the_result_may_differ_on_resume(tmp_path):

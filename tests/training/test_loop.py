@@ -318,6 +318,16 @@ def test_ctrl_c_ends_the_step_in_hand_saves_it_and_says_where(optimizer, steps, 
     assert same(bits(whole), bits(resumed)) and history == whole_history
 
 
+def test_the_last_step_is_saved_though_no_checkpoint_is_due(tmp_path):
+    """Five steps with a checkpoint every fourth: those after steps 4 and 5 are there, and the last is the policy."""
+    out = tmp_path / "run"
+    policy, _ = run(training(out=out, steps=5))
+    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["step-000004", "step-000005"]
+    other = WORLD.reference.copy()
+    checkpoint.load(checkpoint.latest(out), other, torch.optim.Adam(other.parameters()))
+    assert same(bits(policy), bits(other))
+
+
 def test_ctrl_c_in_the_last_step_lets_the_run_end(tmp_path):
     out = tmp_path / "run"
     policy, _ = run(training(out=out), fresh(11, ctrl_c))

@@ -420,7 +420,7 @@ MUTATIONS: list[Mutation] = [
     ),
     *in_file(
         "training/memory.py",
-        ["training/test_parts.py"],
+        ["training/test_memory.py", "training/test_parts.py"],
         Mutation(
             "edge",
             "errors that are not of memory are said to be",
@@ -478,7 +478,7 @@ MUTATIONS: list[Mutation] = [
     ),
     *in_file(
         "training/tracking.py",
-        ["training/test_parts.py"],
+        ["training/test_tracking.py", "training/test_parts.py"],
         Mutation(
             "data",
             "rows are logged at step 0",
