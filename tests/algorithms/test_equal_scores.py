@@ -1,12 +1,15 @@
 """Scores without spread teach nothing: advantages are exactly 0, and a constant reward leaves the policy in place."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from rlhf_lab import exact
-from rlhf_lab.algorithms.group import Group, advantages, group
+from rlhf_lab.algorithms.group import Group, advantages, group, group_loss
 from rlhf_lab.algorithms.ppo import PPO, ppo, whiten
 from rlhf_lab.algorithms.rest import ReST, rest
+from rlhf_lab.batch import Tokens
 from rlhf_lab.checks import LabError
 from rlhf_lab.rounding import centred, standardised, unit_interval
 from rlhf_lab.training import Training
@@ -92,6 +95,29 @@ def test_a_constant_reward_leaves_kl_at_zero_with_group_methods(settings, number
     vary = lambda x, y: number + 0.1 * (y.ids[..., 0] == 0).float()  # noqa: E731
     group(moving, reference, vary, TREE.prompts, settings, Training(steps=6, learning_rate=0.1, progress=False))
     assert exact.kl(TREE.log_probs(moving).double(), TREE.log_ref()).min() > 1e-3, "a reward with spread must move it"
+
+
+@pytest.mark.parametrize("by_std", [False, True])
+def test_the_rounding_of_the_kl_in_the_reward_is_no_spread(by_std):
+    """Four responses with score 0, whose float32 log-probabilities are −300 in all, one of them a unit (3e-5) off.
+
+    A policy that is its reference up to rounding learns nothing. One that has drifted from it by 0.1 nats in one
+    response does: with the penalty −β · 0.1 that response is below its group, and the gradient lowers it.
+    """
+    y = Tokens.full(torch.zeros(1, 4, 3, dtype=torch.long))
+    log_ref = torch.full((1, 4, 3), -100.0)
+    settings = Group("rloo", beta=1.0, divide_by_std=by_std)
+    slopes = []
+    for drift in (3e-5, 0.1):
+        new = log_ref.clone()
+        new[0, 1, 0] += drift
+        assert new[0, 1, 0] != log_ref[0, 1, 0]
+        new.requires_grad_()
+        policy = SimpleNamespace(token_log_probs=lambda *_, new=new: new)
+        loss, _ = group_loss(policy, y[:, 0], y, torch.zeros(1, 4), log_ref, None, settings)
+        slopes.append(torch.autograd.grad(loss, new)[0][0, :, 0])
+    assert (slopes[0] == 0).all()
+    assert slopes[1][1] > 0 and (slopes[1][[0, 2, 3]] < 0).all()
 
 
 @pytest.mark.parametrize("whitened", [True, False])

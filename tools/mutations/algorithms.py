@@ -378,7 +378,7 @@ MUTATIONS: list[Mutation] = [
     ),
     *in_file(
         "algorithms/group.py",
-        [STEPS, "algorithms/test_group.py"],
+        [STEPS, "algorithms/test_group.py", "algorithms/test_equal_scores.py"],
         Mutation(
             "norm",
             "rloo: the mean with oneself in it",
@@ -396,6 +396,7 @@ MUTATIONS: list[Mutation] = [
             "the rounding of the KL in the reward is forgotten",
             "doubt = doubt + settings.beta * rounding(1.0, before.sum(-1), log_ref.sum(-1), units=MANY)",
             "pass",
+            near="algorithms/test_equal_scores.py::test_the_rounding_of_the_kl_in_the_reward_is_no_spread",
         ),
         Mutation(
             "edge",
