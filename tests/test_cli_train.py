@@ -241,11 +241,15 @@ def test_without_a_network_a_model_s_name_fails_at_once_in_one_sentence(given, t
 
 @pytest.mark.parametrize("asked", ["--help", "--version", "train --help"])
 def test_help_and_version_load_neither_torch_nor_transformers(asked):
+    """The words are the program's own, and its terminal has no Greek letters."""
     code = (
-        f"import sys\nfrom rlhf_lab.cli import main\nassert main({asked.split()!r}) == 0\n"
+        f"import sys\nfrom rlhf_lab.cli import main\nsys.argv[1:] = {asked.split()!r}\nassert main() == 0\n"
         "print(*[m for m in ('torch', 'transformers', 'datasets', 'matplotlib') if m in sys.modules], file=sys.stderr)"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, env=ascii_only
+    )
     assert done.stderr.strip() == "" and "rlhf-lab" in done.stdout
 
 
