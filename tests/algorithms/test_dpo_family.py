@@ -265,6 +265,13 @@ def test_simpo_asks_for_a_margin_of_half_of_beta_unless_another_is_given():
         assert value == pytest.approx(np.log1p(np.exp(gamma - 3)))
 
 
+def test_chi_po_clips_at_the_largest_reward_that_its_settings_name():
+    """Ratios 2 and ½ at β = ½: the margin is ½ (2 + log 2 − ½ + log 2) = ¾ + log 2 = 1.443, and R = ½ cuts it to 1."""
+    pair = [torch.tensor([sign * np.log(2.0)], dtype=torch.float64) for sign in (1, -1)]
+    for largest, margin in ((None, 0.75 + np.log(2)), (0.5, 1.0), (2.0, 0.75 + np.log(2))):
+        assert DPO("chi", 0.5, max_reward=largest)(*pair).item() == pytest.approx(np.log1p(np.exp(-margin)))
+
+
 def test_what_cannot_be_fitted_is_refused_by_name():
     pairs, training = BANDIT.preferences(10, seeded(0)), Training(steps=1, progress=False)
     policy = BANDIT.reference.copy()

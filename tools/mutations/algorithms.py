@@ -77,6 +77,7 @@ MUTATIONS: list[Mutation] = [
             "χPO's clip is lost",
             "return losses.chi_po(chosen, rejected, beta, self.max_reward)",
             "return losses.chi_po(chosen, rejected, beta)",
+            near="algorithms/test_dpo_family.py::test_chi_po_clips_at_the_largest_reward_that_its_settings_name",
         ),
         Mutation(
             "setting",
