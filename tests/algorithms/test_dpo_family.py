@@ -265,6 +265,15 @@ def test_simpo_asks_for_a_margin_of_half_of_beta_unless_another_is_given():
         assert value == pytest.approx(np.log1p(np.exp(gamma - 3)))
 
 
+def test_smoothing_by_hand():
+    """Log-ratios ½ and −¼ at β = 2 have the margin 1.5. With ε = 0.1 cDPO is .9 f(1.5) + .1 f(−1.5), where
+    f(u) = log(1 + e^{−u}), and robust DPO is (.9 f(1.5) − .1 f(−1.5))/.8."""
+    pair = [torch.tensor([v], dtype=torch.float64) for v in (0.5, -0.25)]
+    right, wrong = np.log1p(np.exp(-1.5)), np.log1p(np.exp(1.5))
+    for loss, want in (("cdpo", 0.9 * right + 0.1 * wrong), ("robust", (0.9 * right - 0.1 * wrong) / 0.8)):
+        assert DPO(loss, 2.0, label_smoothing=0.1)(*pair).item() == pytest.approx(want)
+
+
 def test_chi_po_clips_at_the_largest_reward_that_its_settings_name():
     """Ratios 2 and ½ at β = ½: the margin is ½ (2 + log 2 − ½ + log 2) = ¾ + log 2 = 1.443, and R = ½ cuts it to 1."""
     pair = [torch.tensor([sign * np.log(2.0)], dtype=torch.float64) for sign in (1, -1)]

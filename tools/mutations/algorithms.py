@@ -68,9 +68,10 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "setting",
-            "cDPO's smoothing is robust DPO's",
+            "robust DPO's smoothing is cDPO's",
             "return losses.robust_dpo(chosen, rejected, beta, self.label_smoothing)",
             "return losses.dpo(chosen, rejected, beta, self.label_smoothing)",
+            near="algorithms/test_dpo_family.py::test_smoothing_by_hand",
         ),
         Mutation(
             "setting",
