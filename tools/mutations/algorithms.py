@@ -694,8 +694,9 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "setting",
             "scale='none' is ignored",
-            '(float(r.min()), float(r.max())) if settings.scale == "minmax" else (0.0, 1.0)',
-            "(float(r.min()), float(r.max()))",
+            '(float(r.min()), float(r.max())) if settings.scale == "minmax" else (0.0, 1.0)\n        scaled = unit_interval(r, low, high) if settings.scale == "minmax" else r\n',
+            "(float(r.min()), float(r.max()))\n        scaled = unit_interval(r, low, high)\n",
+            near="algorithms/test_stages.py::test_without_scaling_a_threshold_is_in_the_rewards_own_units_and_strict",
         ),
         Mutation(
             "edge",
