@@ -95,7 +95,7 @@ def main() -> None:
         start = time.perf_counter()
         venv.create(folder / "venv", with_pip=True)
         bin_folder = folder / "venv" / ("Scripts" if os.name == "nt" else "bin")
-        install = ["python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
+        install = ["python", "-m", "pip", "install", "-qq", "--disable-pip-version-check", "--no-input"]
         subprocess.run(
             [str(bin_folder / install[0]), *install[1:], "-c", str(REPO / "constraints.txt"), str(wheels[0].resolve())],
             check=True,
