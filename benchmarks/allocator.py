@@ -1,4 +1,4 @@
-"""What it saves on a CPU that freed memory is kept for the next tensor (`rlhf_lab/policies/allocator.py`).
+"""What it saves on a CPU that freed memory is kept for the next tensor (`rlhf_lab/policies/transformer/malloc.py`).
 
 Two processes take turns, one with RLHF_LAB_KEEP_MEMORY=0: first at DPO steps, then two others at sampling (GPT-2 of
 6 × 384). Printed: median seconds and page faults of both, peak memory, and the ratio of the seconds. glibc's own

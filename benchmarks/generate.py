@@ -1,7 +1,7 @@
 """Sampling: 64 responses of 32 tokens to one prompt of 300, by `LanguageModelPolicy.sample` and by `generate`.
 
 Both draw from the same distribution (temperature 0.7, no top-k, 32 tokens exactly) and take turns in one process. That
-the drawn tokens have the probabilities that `token_log_probs` gives them is tested in tests/policies/test_decode.py;
+the drawn tokens have the probabilities that `token_log_probs` gives them is tested in tests/policies/test_generate.py;
 here the mean log-probability a token of both sets of responses is printed beside the seconds, with its error.
 On a GPU (`--device cuda`) a third contender takes part: the lab with a step's kernels recorded as a CUDA graph.
 """

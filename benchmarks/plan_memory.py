@@ -1,6 +1,6 @@
 """Memory of two DPO steps: what `rlhf-lab plan` predicts beside what the system counts (VmHWM), in MiB.
 
-Each row is run in processes of its own (tests/commands/peak_memory.py), `--times` times with every tensor above 256 KiB
+Each row is run in processes of its own (tests/cli/peak_memory.py), `--times` times with every tensor above 256 KiB
 mapped on its own, which is what tensors need, and as often with glibc's heap as a run has it, which also holds what
 lies free between them. One thread; Linux alone. The rows of 12 × 768 are as large as GPT-2 124M, but for 1,105 ids.
 """

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rlhf_lab.batch import Tokens
-from rlhf_lab.policies.token_tree import TreeTransformerPolicy
+from rlhf_lab.policies.tree_transformer import TreeTransformerPolicy
 from rlhf_lab.response_tree import ResponseTree
 
 

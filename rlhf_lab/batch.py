@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from rlhf_lab.checks import LabError, first_bad
+from rlhf_lab.errors import LabError, first_bad
 
 T = TypeVar("T")
 

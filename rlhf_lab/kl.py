@@ -21,7 +21,7 @@ an enumerated set is `rlhf_lab.exact.kl`.
 import torch
 from torch import Tensor
 
-from rlhf_lab.checks import check_float, check_no_nan, check_same_shape
+from rlhf_lab.errors import check_float, check_no_nan, check_same_shape
 
 
 def _log_ratio(log_policy: Tensor, log_ref: Tensor) -> Tensor:

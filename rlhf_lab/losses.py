@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from rlhf_lab.checks import LabError, check_beta, check_float, check_no_nan, check_positive, check_same_shape
+from rlhf_lab.errors import LabError, check_beta, check_float, check_no_nan, check_positive, check_same_shape
 
 
 def _difference(chosen: Tensor, rejected: Tensor, name: str) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rlhf_lab.checks import LabError, check_finite, check_float, check_same_shape
+from rlhf_lab.errors import LabError, check_finite, check_float, check_same_shape
 from rlhf_lab.randomness import uniform
 from rlhf_lab.rounding import wins
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rlhf_lab.batch import Tokens
-from rlhf_lab.checks import LabError
+from rlhf_lab.errors import LabError
 
 LARGEST = 50_000_000
 """Responses beyond which enumeration is refused: the ids alone would take gigabytes."""

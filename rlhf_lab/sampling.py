@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rlhf_lab.checks import (
+from rlhf_lab.errors import (
     LabError,
     check_finite,
     check_float,

@@ -6,7 +6,7 @@ import argparse
 import sys
 import time
 
-from rlhf_lab.checks import LabError
+from rlhf_lab.errors import LabError
 
 
 def _check() -> None:
@@ -35,7 +35,7 @@ def _check() -> None:
 def _preview(name: str) -> None:
     from slides import build, render, vendor
     from slides.deck import TITLE, deck
-    from slides.format import Deck
+    from slides.schema import Deck
 
     made = deck()
     blocks = tuple(block for block in made.blocks if name in (block.key, "all")) or None

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from rlhf_lab.checks import LabError
-from slides import format as f
-from slides import render, states, vendor
-from slides.format import Deck, Explorer, Slide
+from rlhf_lab.errors import LabError
+from slides import compressed_states, render, vendor
+from slides import schema as f
+from slides.schema import Deck, Explorer, Slide
 
 ROOT = Path(__file__).parents[1]
 BUILD = ROOT / "build" / "slides"
@@ -46,7 +46,7 @@ def _sources(experiments: bool) -> Iterator[Path]:
     for path in sorted((ROOT / "rlhf_lab").rglob("*.py")):
         if experiments or not set(_ASIDE) & set(path.parts):
             yield path
-    yield from (ROOT / "slides" / name for name in ("format.py", "render.py", "states.py", "explorers.py"))
+    yield from (ROOT / "slides" / name for name in ("format.py", "render.py", "compressed_states.py", "explorers.py"))
     if experiments:
         yield from sorted((ROOT / "results").glob("*/*/result.json"))
         yield from sorted((ROOT / "results").glob("*/*/*.csv"))
@@ -80,7 +80,7 @@ def states_named(part: Explorer) -> str:
         from slides import explorers
 
         made = explorers.make(part.name, part.at, part.only, part.panels)
-        return json.dumps(states.folded(made, part.stops), ensure_ascii=False, separators=(",", ":"))
+        return json.dumps(compressed_states.folded(made, part.stops), ensure_ascii=False, separators=(",", ":"))
 
     same = hashlib.sha256(of.encode()).hexdigest()[:8]
     return kept(f"states-{part.name}-{same}", digest(of, experiments=part.name in _FROM_EXPERIMENTS), make)

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from rlhf_lab.checks import LabError
+from rlhf_lab.errors import LabError
 from rlhf_lab.figures.picture import Picture
 from rlhf_lab.training import Training, seeded
 from rlhf_lab.widgets.explorer import Explorer
@@ -126,8 +126,8 @@ def rest_filter() -> Explorer:
 def roads() -> Explorer:
     """Notebook 10: every method's road on the map of KL and reward, against the frontier (bandit alone)."""
     from rlhf_lab.experiments import compare
-    from rlhf_lab.experiments.roads import walk
-    from rlhf_lab.widgets.roads import roads_explorer, scene
+    from rlhf_lab.experiments.trajectories import walk
+    from rlhf_lab.widgets.trajectories import roads_explorer, scene
 
     settings = compare.Compare(seeds=2, beta=BETA, steps=60, learning_rate=0.1, progress=False)
     world = settings.make_world()
@@ -158,10 +158,10 @@ def over_optimisation() -> Explorer:
 
 def non_static() -> Explorer:
     """Notebook 13: a world that moves; how many labels to keep, how often to fit."""
-    from rlhf_lab.widgets.non_static import non_static_explorer
-    from rlhf_lab.worlds import moving
+    from rlhf_lab.widgets.nonstationary import non_static_explorer
+    from rlhf_lab.worlds import nonstationary
 
-    return non_static_explorer(moving.moving_bandit(num_prompts=4, num_arms=6, seed=0, rounds=24))
+    return non_static_explorer(nonstationary.moving_bandit(num_prompts=4, num_arms=6, seed=0, rounds=24))
 
 
 def annotation_budget() -> Explorer:

@@ -24,9 +24,9 @@ from pathlib import Path
 import nbformat
 from tqdm.auto import tqdm
 
-from rlhf_lab.checks import LabError
+from rlhf_lab.errors import LabError
 from slides import build, explorers, render
-from slides.format import Deck, Explorer, Slide
+from slides.schema import Deck, Explorer, Slide
 
 LIVE = build.BUILD / "live"
 TEMPLATE = "lecture"
@@ -38,7 +38,7 @@ import ipywidgets
 from IPython.display import display
 
 from slides.explorers import make
-from slides.pulse import Pulse
+from slides.heartbeat import Pulse
 
 pulse = Pulse()
 print(pulse.model_id)

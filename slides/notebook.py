@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from rlhf_lab.checks import LabError
-from slides import prose
+from rlhf_lab.errors import LabError
+from slides import markdown_html
 
 PICTURE = "Picture: "
 """How `figures.style.show` begins the text of a picture; an explorer's still begins with the explorer's title."""
@@ -59,11 +59,13 @@ def drawn(notebook: Any, stem: str, states: States) -> Drawn:
     for number, cell in enumerate(notebook.cells):
         here = f"{stem}, cell {number}"
         if cell.cell_type == "markdown":
-            parts.append(f'<div class="text">\n{prose.markdown(cell.source)}</div>')
+            parts.append(f'<div class="text">\n{markdown_html.markdown(cell.source)}</div>')
         elif cell.cell_type == "code" and cell.source.strip():
             shown = _outputs(cell, here, number, stem, states, out)
             output = f'\n<div class="output">{shown}</div>' if shown else ""
-            parts.append(f'<div class="cell" translate="no">{prose.coloured(cell.source, "python")}</div>{output}')
+            parts.append(
+                f'<div class="cell" translate="no">{markdown_html.coloured(cell.source, "python")}</div>{output}'
+            )
     out.body = "\n".join(parts)
     return out
 
@@ -118,7 +120,7 @@ def _outputs(cell: Any, here: str, number: int, stem: str, states: States, out: 
             words = f'<figcaption aria-hidden="true">{words}</figcaption>'
             made[-1] = made[-1].removesuffix("</figure>") + words + "</figure>"
         elif "text/markdown" in data:
-            made.append(prose.markdown(str(data["text/markdown"])))
+            made.append(markdown_html.markdown(str(data["text/markdown"])))
         elif "text/html" in data:
             made.append(_shown_itself(str(data["text/html"]), out))
         elif "text/plain" in data:

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 
 from tqdm.auto import tqdm
 
-from rlhf_lab.checks import LabError
+from rlhf_lab.errors import LabError
 from rlhf_lab.widgets.explorer import Explorer
 from slides import explorers, live, render
 from slides.deck import TITLE, deck
-from slides.format import Deck
+from slides.schema import Deck
 
 FIRST_SLIDE = 20
 """Seconds from the command to the first slide that a room waits for."""

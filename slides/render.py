@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rlhf_lab.checks import LabError
+from rlhf_lab.errors import LabError
 from rlhf_lab.figures import style
-from slides import format as f
-from slides.format import LANGUAGES, Deck, Slide, T
+from slides import schema as f
+from slides.schema import LANGUAGES, Deck, Slide, T
 
 ROOT = Path(__file__).parents[1]
 
@@ -113,7 +113,7 @@ def _equation(part: f.Equation) -> str:
 
 def _derivation(part: f.Derivation, here: str, context: Context) -> str:
     from rlhf_lab.derivations import library
-    from rlhf_lab.derivations.tool import _RELATIONS, MUST_FAIL_IN
+    from rlhf_lab.derivations.derivation import _RELATIONS, MUST_FAIL_IN
 
     known = library()
     if part.key not in known:

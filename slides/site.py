@@ -1,7 +1,8 @@
 """`make site`: slides, notebooks, claims and glossary as pages that open from disk, from one entrance.
 
 Nothing is asked of another host: libraries lie beside the pages, states and pictures in them. Explorers are alive
-from states computed here (`alive.py`), formulas are set here, and a page's own script only helps: without it all text,
+from states computed here (`static_states.py`), formulas are set here, and a page's own script only helps: without it
+all text,
 formulas and pictures are there.
 """
 
@@ -24,10 +25,10 @@ from urllib.parse import unquote
 from bs4 import BeautifulSoup
 from tqdm.auto import tqdm
 
-from rlhf_lab.checks import LabError
-from slides import alive, build, notebook, prose, render, vendor
+from rlhf_lab.errors import LabError
+from slides import build, markdown_html, notebook, render, static_states, vendor
 from slides.deck import TITLE, deck
-from slides.format import Deck
+from slides.schema import Deck
 
 SITE = build.ROOT / "build" / "site"
 DOCS = {
@@ -62,7 +63,7 @@ class Page:
     path: str
     title: str
     body: str
-    contents: tuple[prose.Heading, ...] = ()
+    contents: tuple[markdown_html.Heading, ...] = ()
     states: tuple[str, ...] = ()
     about: str = ""
 
@@ -228,7 +229,7 @@ class States:
             script = f"notebooks/states/{key}.js"
             target = self.folder / script
             target.parent.mkdir(parents=True, exist_ok=True)
-            small = json.dumps(alive.pooled(json.loads(data)), ensure_ascii=False, separators=(",", ":"))
+            small = json.dumps(static_states.pooled(json.loads(data)), ensure_ascii=False, separators=(",", ":"))
             target.write_text(build.states_script(key, small), encoding="utf-8")
             known = self._known[_sum(data)] = key, script
         return known
@@ -260,7 +261,7 @@ def notebook_page(path: Path, folder: Path, links: Links, shared: States) -> Pag
     scripts: list[str] = []
 
     def states(number: int, words: str) -> str:
-        data, stale = alive.states_of(path, number, words)
+        data, stale = static_states.states_of(path, number, words)
         shared.stale += [stale] if stale else []
         key, script = shared.written(f"{path.stem}-{number}", data)
         scripts.append(script)
@@ -269,9 +270,9 @@ def notebook_page(path: Path, folder: Path, links: Links, shared: States) -> Pag
     stored = nbformat.read(path, as_version=4)
     drawn = notebook.drawn(stored, path.stem, states)
     place = f"notebooks/{path.stem}.html"
-    body, contents = prose.finished(drawn.body, lambda link: links.follow(link, path, place), path.name)
+    body, contents = markdown_html.finished(drawn.body, lambda link: links.follow(link, path, place), path.name)
     soup: Any = BeautifulSoup(body, "html.parser")
-    prose.link_notebooks(soup, functools.partial(_page_of, path.parent, path.stem))
+    markdown_html.link_notebooks(soup, functools.partial(_page_of, path.parent, path.stem))
     for name, data in drawn.pictures.items():
         target = folder / "notebooks" / "pictures" / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -283,9 +284,9 @@ def notebook_page(path: Path, folder: Path, links: Links, shared: States) -> Pag
         _many(drawn.exercises, "exercise"),
     ]  # fmt: skip
     about = " · ".join(filter(None, counted))
-    title = prose.plain(first.split("\n")[0].lstrip("# "))
+    title = markdown_html.plain(first.split("\n")[0].lstrip("# "))
     title = title if title[:2].isdigit() else f"{path.stem[:2]} · {title}"
-    return Page(place, title, prose.written(soup), contents, tuple(scripts), about)
+    return Page(place, title, markdown_html.written(soup), contents, tuple(scripts), about)
 
 
 def _many(count: int, what: str) -> str:
@@ -302,11 +303,11 @@ def doc_page(path: Path, links: Links) -> Page:
     """A page of docs/."""
     source = path.read_text(encoding="utf-8")
     place = f"docs/{path.stem}.html"
-    body, contents = prose.finished(
-        prose.markdown(source), lambda link: links.follow(link, path, place), f"docs/{path.name}"
+    body, contents = markdown_html.finished(
+        markdown_html.markdown(source), lambda link: links.follow(link, path, place), f"docs/{path.name}"
     )
     soup: Any = BeautifulSoup(body, "html.parser")
-    prose.link_notebooks(soup, lambda number: _from_docs(_page_of(build.ROOT / "notebooks", "", number)))
+    markdown_html.link_notebooks(soup, lambda number: _from_docs(_page_of(build.ROOT / "notebooks", "", number)))
     for picture in soup.find_all("img"):
         file = build.ROOT / posixpath.normpath(posixpath.join("docs", picture["src"])).removeprefix("files/")
         if not file.is_file():
@@ -315,8 +316,8 @@ def doc_page(path: Path, links: Links) -> Page:
             continue
         wide, high = struct.unpack(">II", file.read_bytes()[16:24])
         picture.attrs |= {"width": str(wide), "height": str(high), "decoding": "async"}
-    title = prose.plain(source.split("\n", 1)[0].lstrip("# "))
-    return Page(place, title, prose.written(soup), contents, about=DOCS[path.stem])
+    title = markdown_html.plain(source.split("\n", 1)[0].lstrip("# "))
+    return Page(place, title, markdown_html.written(soup), contents, about=DOCS[path.stem])
 
 
 def _from_docs(page: str | None) -> str | None:
@@ -326,7 +327,7 @@ def _from_docs(page: str | None) -> str | None:
 def code_page(path: Path) -> Page:
     """A file of the code that some page links."""
     name = path.relative_to(build.ROOT).as_posix()
-    body = f"<h1><code>{name}</code></h1>\n" + prose.coloured(path.read_text(encoding="utf-8"), "python")
+    body = f"<h1><code>{name}</code></h1>\n" + markdown_html.coloured(path.read_text(encoding="utf-8"), "python")
     return Page(f"code/{name}.html", name, f'<div translate="no">{body}</div>')
 
 
@@ -392,7 +393,7 @@ def _top(home: str) -> str:
     )
 
 
-def _contents(lines: Sequence[prose.Heading]) -> str:
+def _contents(lines: Sequence[markdown_html.Heading]) -> str:
     """A table of contents, second level inside the first."""
     if len(lines) < 2:
         return ""

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from rlhf_lab.checks import LabError
+from rlhf_lab.errors import LabError
 
 HERE = Path(__file__).parent
 BUILD = HERE.parent / "build" / "slides"

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
 
-from rlhf_lab.policies import flex
+from rlhf_lab.policies.transformer import flex_attention
 
 CUDA = torch.device("cuda", 0)
 aten = torch.ops.aten
@@ -157,12 +157,12 @@ def pretended_gpu() -> Iterator[torch.device]:
     No kernel can be compiled for it. A CUDA build of torch brings Triton and a CPU build does not, so the lab is told
     that there is none: both builds then test the same code.
     """
-    before = torch.cuda._lazy_init, torch.tensor, torch.Generator, flex.available
+    before = torch.cuda._lazy_init, torch.tensor, torch.Generator, flex_attention.available
     torch.cuda._lazy_init, torch.tensor, torch.Generator = (lambda: None), _tensor, Generators
-    flex.available = lambda device: False
+    flex_attention.available = lambda device: False
     try:
         with PretendMode():
             yield CUDA
     finally:
-        torch.cuda._lazy_init, torch.tensor, torch.Generator, flex.available = before
+        torch.cuda._lazy_init, torch.tensor, torch.Generator, flex_attention.available = before
         _there.clear()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from rlhf_lab.algorithms.dpo import mean
 from rlhf_lab.algorithms.kto import Verdicts
 from rlhf_lab.batch import Pairs, Tokens, cat, cat_pairs, pick_pairs
-from rlhf_lab.checks import LabError
+from rlhf_lab.errors import LabError
 
 sequences = st.lists(st.integers(0, 9), max_size=5)
 rows = st.lists(sequences, min_size=1, max_size=5)

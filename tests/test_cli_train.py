@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tiny_models import one_thread, tiny, tiny_tokenizer  # noqa: F401
 
 from rlhf_lab.algorithms.dpo import DPO
-from rlhf_lab.cli import main
+from rlhf_lab.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 STEPS = 8
@@ -162,7 +162,7 @@ def test_ctrl_c_keeps_the_step_in_hand_and_resume_ends_at_the_same_weights(
 
 
 def test_a_run_stopped_while_its_model_loads_can_be_resumed(given, finished, tmp_path, monkeypatch):
-    from rlhf_lab.commands.train import dpo as train
+    from rlhf_lab.cli.train import dpo as train
 
     def interrupted(*arguments, **named):
         raise KeyboardInterrupt
@@ -195,7 +195,7 @@ def test_a_run_stopped_while_its_model_loads_can_be_resumed(given, finished, tmp
 def test_what_is_wrong_is_said_before_a_model_is_loaded_and_leaves_no_trace(
     given, tmp_path, monkeypatch, capsys, change, message
 ):
-    from rlhf_lab.commands.train import job as train
+    from rlhf_lab.cli.train import runner as train
 
     monkeypatch.setattr(train, "load_language_model", lambda *a, **k: pytest.fail("the model was loaded"))
     assert main(words(given, tmp_path / "run", *change)) == 2
@@ -205,7 +205,7 @@ def test_what_is_wrong_is_said_before_a_model_is_loaded_and_leaves_no_trace(
 
 
 def test_a_malformed_data_file_is_refused_before_a_model_is_loaded(given, tmp_path, monkeypatch, capsys):
-    from rlhf_lab.commands.train import job as train
+    from rlhf_lab.cli.train import runner as train
 
     monkeypatch.setattr(train, "load_language_model", lambda *a, **k: pytest.fail("the model was loaded"))
     bad = tmp_path / "bad.jsonl"

@@ -66,7 +66,7 @@ def in_a_new_python(code: str) -> list[str]:
     [
         "import rlhf_lab",
         "from rlhf_lab import exact, kl, losses, preferences, sampling",
-        "from rlhf_lab import batch, checks, training",
+        "from rlhf_lab import batch, errors, training",
         "from rlhf_lab.algorithms import dpo, ppo",
     ],
 )

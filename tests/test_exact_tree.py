@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_lab import exact
-from rlhf_lab.checks import LabError
+from rlhf_lab.errors import LabError
 from rlhf_lab.response_tree import ResponseTree
 
 BETAS = [1e-3, 0.1, 0.5, 10.0, 1e3]

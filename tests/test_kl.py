@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_lab import kl
-from rlhf_lab.checks import LabError
+from rlhf_lab.errors import LabError
 
 F64 = torch.float64
 PI = torch.tensor([0.7, 0.2, 0.1], dtype=F64)

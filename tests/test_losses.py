@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_lab import losses
-from rlhf_lab.checks import LabError
+from rlhf_lab.errors import LabError
 
 F64 = torch.float64
 ordinary = st.floats(-20, 20, allow_nan=False)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from rlhf_lab import sampling
-from rlhf_lab.checks import LabError
+from rlhf_lab.errors import LabError
 
 F64 = torch.float64
 INF = math.inf

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 import rlhf_lab.algorithms
-import rlhf_lab.commands
+import rlhf_lab.cli
 import rlhf_lab.experiments
-from rlhf_lab.algorithms import active, group, ppo
-from rlhf_lab.checks import LabError, Range, check_settings, refuse_unused, settings_of
+from rlhf_lab.algorithms import active, grpo_rloo, ppo
+from rlhf_lab.errors import LabError, Range, check_settings, refuse_unused, settings_of
 from rlhf_lab.training import Training
 
 
@@ -25,7 +25,7 @@ def modules(package) -> list[str]:
 
 def settings_classes() -> list[type]:
     """The classes that call `check_settings`, themselves or in a base: found in the source, not listed by hand."""
-    packages = (rlhf_lab.algorithms, rlhf_lab.commands, rlhf_lab.experiments)
+    packages = (rlhf_lab.algorithms, rlhf_lab.cli, rlhf_lab.experiments)
     found = {Training}
     for name in [name for package in packages for name in modules(package)]:
         for kind in vars(importlib.import_module(name)).values():
@@ -97,7 +97,7 @@ def test_the_search_finds_the_classes_that_are_known_to_be_settings():
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
 def test_every_number_has_a_range_and_the_default_lies_in_it(kind):
     missing = [name for name, _, allowed, _ in numbers(kind) if allowed is None]
-    assert not missing, f"{kind.__name__}: declare the range of {', '.join(missing)}, as in rlhf_lab/checks.py"
+    assert not missing, f"{kind.__name__}: declare the range of {', '.join(missing)}, as in rlhf_lab/errors.py"
     check_settings(bare(kind))
 
 
@@ -180,7 +180,7 @@ def test_more_minibatches_than_prompts_in_a_step_are_refused():
     world, training = bandit.random(5, 3, seed=0), Training(steps=1, batch_size=3, progress=False)
     policy = world.reference.copy()
     with pytest.raises(LabError, match="minibatches=4 is more than the 3 prompts"):
-        group.group(policy, world.reference, world.reward, world.prompts, group.Group(minibatches=4), training)
+        grpo_rloo.group(policy, world.reference, world.reward, world.prompts, grpo_rloo.Group(minibatches=4), training)
     with pytest.raises(LabError, match="minibatches=4 is more than the 3 prompts"):
         critic = policy.new_critic()
         ppo.ppo(policy, world.reference, world.reward, critic, world.prompts, ppo.PPO(minibatches=4), training)

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from rlhf_lab import shipped
-from rlhf_lab.checks import LabError
-from rlhf_lab.cli import main
-from rlhf_lab.commands import course, doctor
-from rlhf_lab.experiments import kept
+from rlhf_lab.cli import course, doctor
+from rlhf_lab.cli.main import main
+from rlhf_lab.errors import LabError
+from rlhf_lab.experiments import results
 from rlhf_lab.policies.loading import shipped_folder
 
 ROOT = Path(__file__).parents[1]
@@ -117,7 +117,7 @@ def test_what_is_missing_is_named_with_the_way_to_get_it(bare):
 
 def test_saved_results_are_refused_without_a_checkout_and_not_silently_none(bare):
     with pytest.raises(LabError, match=r"^Reading the saved results needs a checkout .*rlhf_lab-\*\.tar\.gz"):
-        next(kept.kept())
+        next(results.kept())
 
 
 def test_doctor_advises_pip_where_there_is_no_make(bare, capsys, monkeypatch):

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from rlhf_lab.experiments import page
+from rlhf_lab.experiments import claims_page
 
 ROOT = Path(__file__).parents[1]
 
@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="compare only")
     check = parser.parse_args().check
     place = ROOT / "docs" / "claims.md"
-    text = page.build(ROOT / "results", place)
+    text = claims_page.build(ROOT / "results", place)
     if not check:
         place.write_text(text, encoding="utf-8")
     elif not place.is_file() or place.read_text(encoding="utf-8") != text:

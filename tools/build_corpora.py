@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from rlhf_lab.worlds import text
-from rlhf_lab.worlds.text.world import SIZES, TextWorld
+from rlhf_lab.worlds.text.text_world import SIZES, TextWorld
 
 FOLDER = Path(__file__).parents[1] / "data" / "corpora"
 SAMPLES = {"train": 16, "validation": 8, "test": 8}

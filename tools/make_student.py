@@ -2,8 +2,8 @@
 
     python tools/make_student.py [notebook.ipynb ...] [--out build/student]
 
-`rlhf_lab/exercises/student.py` says what is taken out. A marker without its partner is refused before anything is
-written. What lies in the folder is overwritten; `rlhf-lab course DIR` writes the same notebooks and keeps what a
+`rlhf_lab/exercises/student_notebooks.py` says what is removed. A marker without its partner is refused before anything
+is written. What lies in the folder is overwritten; `rlhf-lab course DIR` writes the same notebooks and keeps what a
 student has changed.
 """
 
@@ -16,8 +16,8 @@ from pathlib import Path
 
 import nbformat
 
-from rlhf_lab.checks import LabError
-from rlhf_lab.exercises.student import STUB, notebook_text, student_version
+from rlhf_lab.errors import LabError
+from rlhf_lab.exercises.student_notebooks import STUB, notebook_text, student_version
 
 REPO = Path(__file__).resolve().parent.parent
 

@@ -12,7 +12,7 @@ import argparse
 import sys
 
 from rlhf_lab.cli import main as lab
-from rlhf_lab.experiments.kept import NAMES, RUNGS, experiment_of
+from rlhf_lab.experiments.results import NAMES, RUNGS, experiment_of
 
 
 def main() -> None:

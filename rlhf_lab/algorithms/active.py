@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from rlhf_lab import exact
-from rlhf_lab.checks import (
+from rlhf_lab.errors import (
     Count,
     Fraction,
     LabError,

@@ -21,10 +21,10 @@ from tqdm.auto import tqdm
 
 from rlhf_lab import losses
 from rlhf_lab.batch import Pairs
-from rlhf_lab.checks import LabError, NotNegative, Positive, Range, check_settings
+from rlhf_lab.errors import LabError, NotNegative, Positive, Range, check_settings
 from rlhf_lab.policies.base import Policy
 from rlhf_lab.rounding import MANY, rounding, wins
-from rlhf_lab.training import Loop, Training, processes
+from rlhf_lab.training import Loop, Training, distributed
 
 PairLoss = Literal[
     "sigmoid-norm", "cdpo", "robust", "ipo", "ipo-mean", "hinge-norm", "hinge", "chi", "dpo-length", "simpo", "orpo"
@@ -221,7 +221,7 @@ def dpo(
         assert reference is not None
         with loop.autocast():
             each = partial(_reference_of, reference, batch_size=training.batch_size, progress=training.progress)
-            known = processes.by_rows(each, dataset)
+            known = distributed.by_rows(each, dataset)
     with loop:
         for _, generator in loop:
             if dataset is not None:
@@ -277,7 +277,7 @@ def reference_log_probs(reference: Policy, pairs: Pairs, batch_size: int, progre
         range(0, len(pairs), batch_size),
         desc="reference",
         leave=False,
-        disable=not processes.shows(progress) or len(pairs) <= batch_size,
+        disable=not distributed.shows(progress) or len(pairs) <= batch_size,
     )
     parts = [pairs[start : start + batch_size] for start in starts]
     return torch.cat([reference.log_prob(part.prompts, part.responses) for part in parts])

@@ -22,10 +22,10 @@ from tqdm.auto import tqdm
 from rlhf_lab import losses
 from rlhf_lab.algorithms.dpo import mean
 from rlhf_lab.batch import Pairs, Tokens, check_weight, unchecked
-from rlhf_lab.checks import LabError, Positive, check_settings
+from rlhf_lab.errors import LabError, Positive, check_settings
 from rlhf_lab.policies.base import Policy
 from rlhf_lab.rounding import MANY, rounding, wins
-from rlhf_lab.training import Loop, Training, processes
+from rlhf_lab.training import Loop, Training, distributed
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,7 +207,7 @@ def kto(
                 if other is None or known_other is None:
                     z = doubt = known.new_zeros(())
                 else:
-                    here = processes.by_rows(policy.log_prob, batch.prompts, other[rows])
+                    here = distributed.by_rows(policy.log_prob, batch.prompts, other[rows])
                     there = known_other[rows.to(here.device)]
                     z = mean((here - there).squeeze(-1), batch.weight)
                     doubt = mean(rounding(1.0, here, there, units=MANY).squeeze(-1), batch.weight)
@@ -221,9 +221,9 @@ def kto(
 def _log_probs(reference: Policy, prompts: Tokens, responses: Tokens, training: Training) -> Tensor:
     """log π_ref of (N, G) responses, in batches."""
     starts = range(0, len(prompts), training.batch_size)
-    shown = len(starts) > 1 and processes.shows(training.progress)
+    shown = len(starts) > 1 and distributed.shows(training.progress)
     parts = []
     for start in tqdm(starts, desc="reference", leave=False, disable=not shown):
         rows = slice(start, start + training.batch_size)
-        parts.append(processes.by_rows(reference.log_prob, prompts[rows], responses[rows]))
+        parts.append(distributed.by_rows(reference.log_prob, prompts[rows], responses[rows]))
     return torch.cat(parts)

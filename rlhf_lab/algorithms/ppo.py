@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_lab import kl
-from rlhf_lab.algorithms.blocks import ask
-from rlhf_lab.algorithms.group import check_minibatches, checked, refuse_lbfgs
+from rlhf_lab.algorithms.cached_rollouts import ask
+from rlhf_lab.algorithms.grpo_rloo import check_minibatches, checked, refuse_lbfgs
 from rlhf_lab.batch import Tokens
-from rlhf_lab.checks import Count, Fraction, NotNegative, Positive, Temperature, check_settings, refuse_unused
+from rlhf_lab.errors import Count, Fraction, NotNegative, Positive, Temperature, check_settings, refuse_unused
 from rlhf_lab.policies.base import Policy, Reward
 from rlhf_lab.rounding import rounding, standardised
 from rlhf_lab.training import Loop, Training

@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from rlhf_lab.algorithms.blocks import (
+from rlhf_lab.algorithms.cached_rollouts import (
     Block,
     ask,
     from_tokens,
@@ -25,7 +25,7 @@ from rlhf_lab.algorithms.blocks import (
 )
 from rlhf_lab.algorithms.sft import sft
 from rlhf_lab.batch import Tokens, cat
-from rlhf_lab.checks import Count, Temperature, check_finite, check_settings
+from rlhf_lab.errors import Count, Temperature, check_finite, check_settings
 from rlhf_lab.policies.base import Policy, Reward
 from rlhf_lab.randomness import uniform
 from rlhf_lab.rounding import wins

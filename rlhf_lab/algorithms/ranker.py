@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from rlhf_lab import losses
 from rlhf_lab.algorithms.dpo import mean
 from rlhf_lab.batch import Pairs
-from rlhf_lab.checks import NotNegative, check_settings
+from rlhf_lab.errors import NotNegative, check_settings
 from rlhf_lab.rounding import wins
 from rlhf_lab.training import Loop, Training
 

@@ -20,7 +20,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from rlhf_lab.algorithms.blocks import (
+from rlhf_lab.algorithms.cached_rollouts import (
     Block,
     ask,
     from_tokens,
@@ -31,10 +31,10 @@ from rlhf_lab.algorithms.blocks import (
 )
 from rlhf_lab.algorithms.sft import sft
 from rlhf_lab.batch import Tokens, cat
-from rlhf_lab.checks import Count, Finite, LabError, Range, Temperature, check_finite, check_settings, refuse_unused
+from rlhf_lab.errors import Count, Finite, LabError, Range, Temperature, check_finite, check_settings, refuse_unused
 from rlhf_lab.policies.base import Policy, Reward
 from rlhf_lab.rounding import unit_interval, wins
-from rlhf_lab.training import Training, checkpoint, processes, seeded
+from rlhf_lab.training import Training, checkpoint, distributed, seeded
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ class _Patience:
         self.policy, self.reward, self.held_out, self.settings, self.seed = policy, reward, held_out, settings, seed
         self.record = record
         self.scores: dict[int, float] = {}
-        if record is not None and processes.anywhere(record.is_file()):
+        if record is not None and distributed.anywhere(record.is_file()):
             try:
                 self.scores = {int(k): float(v) for k, v in json.loads(record.read_text(encoding="utf-8")).items()}
             except (ValueError, AttributeError, TypeError) as error:
@@ -233,7 +233,7 @@ class _Patience:
             self.scores[step] = float(self.reward(self.held_out, drawn).detach().mean())
             record = self.record
             if record is not None:
-                processes.first_only(lambda: checkpoint.write_json(record, self.scores))
+                distributed.first_only(lambda: checkpoint.write_json(record, self.scores))
         best, waited = -float("inf"), 0
         for _, score in sorted((at, score) for at, score in self.scores.items() if at <= step):
             waited = 0 if score > best else waited + 1

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 
 from rlhf_lab import preferences, sampling
-from rlhf_lab.algorithms.blocks import Block, ask, from_pairs, in_blocks, own, to_pairs
+from rlhf_lab.algorithms.cached_rollouts import Block, ask, from_pairs, in_blocks, own, to_pairs
 from rlhf_lab.algorithms.dpo import DPO, PairLoss, dpo
 from rlhf_lab.batch import Pairs, Tokens, cat_pairs, pick_pairs
-from rlhf_lab.checks import Count, LabError, Positive, Temperature, check_finite, check_settings, refuse_unused
+from rlhf_lab.errors import Count, LabError, Positive, Temperature, check_finite, check_settings, refuse_unused
 from rlhf_lab.policies.base import Policy, Reward
 from rlhf_lab.training import Training, seeded
 

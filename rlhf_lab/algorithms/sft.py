@@ -15,7 +15,7 @@ from functools import partial
 from torch import Tensor
 
 from rlhf_lab.batch import Tokens
-from rlhf_lab.checks import LabError
+from rlhf_lab.errors import LabError
 from rlhf_lab.policies.base import Policy
 from rlhf_lab.training import Loop, Training
 

@@ -1,7 +1,7 @@
 """The lecture's derivations, one file a block, each line of which can be computed. See `tool.py`.
 
-    from rlhf_lab.derivations import optimum
-    optimum.objective_to_optimum.check()
+    from rlhf_lab.derivations import optimal_policy
+    optimal_policy.objective_to_optimum.check()
 
 `library()` gives all of them by key.
 """
@@ -9,11 +9,22 @@
 import importlib
 import pkgutil
 
-from rlhf_lab.checks import LabError
-from rlhf_lab.derivations.tool import Checked, Derivation, Line, Wrong, finite_differences, gradient
-from rlhf_lab.derivations.world import World, random_world
+from rlhf_lab.derivations.derivation import Checked, Derivation, Line, Wrong, finite_differences, gradient
+from rlhf_lab.derivations.random_worlds import World, random_world
+from rlhf_lab.errors import LabError
 
-BLOCKS = ("review", "kl", "optimum", "soft_values", "partition", "dpo", "losses", "rejection", "rest", "labels")
+BLOCKS = (
+    "rlhf_review",
+    "kl",
+    "optimal_policy",
+    "soft_values",
+    "partition",
+    "dpo",
+    "losses",
+    "rejection",
+    "rest",
+    "label_value",
+)
 """The modules of the lecture's blocks, in its order. A file beside them is found without being named here."""
 
 
@@ -23,9 +34,9 @@ def library() -> dict[str, Derivation]:
     Raises:
         LabError: two derivations of one key.
     """
-    files = sorted(found.name for found in pkgutil.iter_modules(__path__) if found.name not in ("tool", "world"))
+    names = {found.name for found in pkgutil.iter_modules(__path__)} - {"derivation", "random_worlds"}
     found: dict[str, Derivation] = {}
-    for block in (*BLOCKS, *(name for name in files if name not in BLOCKS)):
+    for block in (*BLOCKS, *sorted(names - set(BLOCKS))):
         for value in vars(importlib.import_module(f"{__name__}.{block}")).values():
             if isinstance(value, Derivation) and found.setdefault(value.key, value) is not value:
                 raise LabError(f"Two derivations are named {value.key!r}, one of them in derivations/{block}.py.")

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from rlhf_lab import exact
-from rlhf_lab.derivations.tool import Derivation, Line, Wrong
-from rlhf_lab.derivations.world import World, random_world
+from rlhf_lab.derivations.derivation import Derivation, Line, Wrong
+from rlhf_lab.derivations.random_worlds import World, random_world
 
 
 @dataclass(frozen=True)

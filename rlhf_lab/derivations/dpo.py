@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from rlhf_lab import exact, losses
-from rlhf_lab.derivations.tool import Derivation, Line, Wrong, finite_differences, gradient
-from rlhf_lab.derivations.world import World, random_world
+from rlhf_lab.derivations.derivation import Derivation, Line, Wrong, finite_differences, gradient
+from rlhf_lab.derivations.random_worlds import World, random_world
 
 
 def _gaps(table: Tensor) -> Tensor:

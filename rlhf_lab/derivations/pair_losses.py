@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from rlhf_lab import exact, losses
-from rlhf_lab.derivations.tool import Derivation, Line, Wrong, gradient
-from rlhf_lab.derivations.world import World
+from rlhf_lab.derivations.derivation import Derivation, Line, Wrong, gradient
+from rlhf_lab.derivations.random_worlds import World
 
 
 def _at_gamma(w: World) -> Tensor:

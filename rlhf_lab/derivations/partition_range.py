@@ -10,8 +10,8 @@ and a reference that gives the best response a probability of 1/(1 + e^{R/β}) r
 import torch
 from torch import Tensor
 
-from rlhf_lab.derivations.tool import Derivation, Line, Wrong
-from rlhf_lab.derivations.world import World
+from rlhf_lab.derivations.derivation import Derivation, Line, Wrong
+from rlhf_lab.derivations.random_worlds import World
 
 
 def _ends(w: World) -> tuple[Tensor, Tensor]:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from rlhf_lab import exact, sampling
-from rlhf_lab.derivations.tool import Derivation, Line, Wrong
-from rlhf_lab.derivations.world import World
+from rlhf_lab.derivations.derivation import Derivation, Line, Wrong
+from rlhf_lab.derivations.random_worlds import World
 
 
 def _m(w: World) -> Tensor:

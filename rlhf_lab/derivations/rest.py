@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from rlhf_lab import exact
+from rlhf_lab.derivations.derivation import Derivation, Line, Wrong, gradient
+from rlhf_lab.derivations.random_worlds import World
 from rlhf_lab.derivations.rejection import _best_by_listing
-from rlhf_lab.derivations.tool import Derivation, Line, Wrong, gradient
-from rlhf_lab.derivations.world import World
 
 
 def _passes(w: World) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rlhf_lab import exact
-from rlhf_lab.derivations.tool import Derivation, Line, Wrong
+from rlhf_lab.derivations.derivation import Derivation, Line, Wrong
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from rlhf_lab.evaluation.exact import Exact, evaluate
 from rlhf_lab.evaluation.frontier import Point, Tilted, points, tilted_frontier
 from rlhf_lab.evaluation.importance import Distance, Draws, distance, distance_to_optimal
 from rlhf_lab.evaluation.judges import EndpointJudge, GoldJudge, Judge, RewardJudge
+from rlhf_lab.evaluation.language_model_report import TextReport, text_report
 from rlhf_lab.evaluation.sampled import Estimate, Sampled, estimate, mean_interval
-from rlhf_lab.evaluation.text import TextReport, text_report
 from rlhf_lab.evaluation.win_rate import WinRate, win_rate
 
 __all__ = [

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from rlhf_lab import exact
-from rlhf_lab.checks import check_beta
+from rlhf_lab.errors import check_beta
 from rlhf_lab.policies.base import Policy
-from rlhf_lab.worlds.world import World
+from rlhf_lab.worlds.finite_world import World
 
 
 @dataclass(frozen=True)

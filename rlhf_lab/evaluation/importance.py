@@ -30,7 +30,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from rlhf_lab.batch import Tokens
-from rlhf_lab.checks import LabError, check_beta, check_finite
+from rlhf_lab.errors import LabError, check_beta, check_finite
 from rlhf_lab.evaluation.sampled import Estimate, over_prompts
 from rlhf_lab.policies.base import Policy, Reward
 from rlhf_lab.training import seeded

@@ -29,7 +29,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from rlhf_lab.batch import Tokens
-from rlhf_lab.checks import LabError, check_text, usable_path
+from rlhf_lab.errors import LabError, check_text, usable_path
 from rlhf_lab.policies.base import Reward
 from rlhf_lab.rounding import MANY, rounding, wins
 

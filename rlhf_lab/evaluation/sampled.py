@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rlhf_lab import kl
 from rlhf_lab.batch import Tokens
-from rlhf_lab.checks import LabError, check_beta
+from rlhf_lab.errors import LabError, check_beta
 from rlhf_lab.policies.base import Policy, Reward
 
 

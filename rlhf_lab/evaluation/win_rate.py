@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rlhf_lab.checks import LabError
+from rlhf_lab.errors import LabError
 from rlhf_lab.evaluation.judges import Judge
 from rlhf_lab.evaluation.sampled import quantile
 from rlhf_lab.rounding import rounding, wins

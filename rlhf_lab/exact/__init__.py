@@ -6,7 +6,7 @@ Pure functions of tensors. The last axis is the K responses of a prompt; any axe
 and float64. `-inf` is allowed in log-probabilities where a policy has no mass. All are differentiable.
 """
 
-from rlhf_lab.exact.labels import label_price, optimal_pair_design
+from rlhf_lab.exact.label_value import label_price, optimal_pair_design
 from rlhf_lab.exact.order import best_of_n, filtered
 from rlhf_lab.exact.policy import (
     frontier,

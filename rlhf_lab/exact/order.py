@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from rlhf_lab.checks import LabError, first_bad
+from rlhf_lab.errors import LabError, first_bad
 from rlhf_lab.exact.policy import _check
 from rlhf_lab.rounding import levels, wins
 

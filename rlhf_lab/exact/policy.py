@@ -11,7 +11,7 @@ Maximization". Left out on purpose: the expectation over prompts, which is the c
 import torch
 from torch import Tensor
 
-from rlhf_lab.checks import (
+from rlhf_lab.errors import (
     LabError,
     check_beta,
     check_finite,

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rlhf_lab.checks import LabError, check_beta, check_finite, check_log_distribution
+from rlhf_lab.errors import LabError, check_beta, check_finite, check_log_distribution
 
 
 def soft_values(log_ref: Sequence[Tensor], reward: Sequence[Tensor], beta: float) -> tuple[list[Tensor], list[Tensor]]:

@@ -18,8 +18,8 @@ import importlib
 import pkgutil
 from typing import Any
 
-from rlhf_lab.checks import LabError
-from rlhf_lab.exercises.tool import Case, Exercise, Feedback, Mistake, Prose, Seed, judge_answer
+from rlhf_lab.errors import LabError
+from rlhf_lab.exercises.checking import Case, Exercise, Feedback, Mistake, Prose, Seed, judge_answer
 
 
 def notebooks() -> dict[str, str]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rlhf_lab.exercises.tool import Case, Complaint, Exercise, Measure, Mistake
+from rlhf_lab.exercises.checking import Case, Complaint, Exercise, Measure, Mistake
 
 
 def _double(values: object) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from rlhf_lab.exercises.tool import Case, Exercise, Mistake
+from rlhf_lab.exercises.checking import Case, Exercise, Mistake
 
 
 def _double(values: object) -> Tensor:

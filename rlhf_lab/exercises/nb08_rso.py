@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from rlhf_lab import exact
-from rlhf_lab.exercises.tool import Case, Exercise, Mistake, as_tensor
+from rlhf_lab.exercises.checking import Case, Exercise, Mistake, as_tensor
 
 
 def _double(values: object) -> Tensor:

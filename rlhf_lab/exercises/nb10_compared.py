@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from rlhf_lab.exercises.tool import Case, Exercise, Mistake
+from rlhf_lab.exercises.checking import Case, Exercise, Mistake
 
 
 def _double(values: object) -> Tensor:

@@ -1,6 +1,6 @@
 """Exercises of notebook 12: what a real model asks of its data and of its machine."""
 
-from rlhf_lab.exercises.tool import Case, Exercise, Mistake
+from rlhf_lab.exercises.checking import Case, Exercise, Mistake
 
 
 def ended(response: list[int], end: int, limit: int) -> list[int]:

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_lab.exercises.tool import Case, Exercise, Mistake, as_tensor
-from rlhf_lab.worlds import moving
+from rlhf_lab.exercises.checking import Case, Exercise, Mistake, as_tensor
+from rlhf_lab.worlds import nonstationary
 
 
 def _double(values: object) -> Tensor:
@@ -81,9 +81,9 @@ def _judge(answer: object, price: float, late: float, rounds: int) -> str | None
     if not 0.5 <= turn <= 3.15:
         return f"a turn of {turn:g} rad: between 0.5 and π is wanted."
     drift = late * (turn / rounds) ** 2
-    once = moving.once_regret(price, drift, labels, rounds)
-    kept = moving.best_deployed(price, drift, labels, rounds)
-    again = moving.deployed_regret(price, drift, labels, rounds, kept)
+    once = nonstationary.once_regret(price, drift, labels, rounds)
+    kept = nonstationary.best_deployed(price, drift, labels, rounds)
+    again = nonstationary.deployed_regret(price, drift, labels, rounds, kept)
     if once >= again:
         return f"fitting once loses {once:.3g} a round, fitting again on the best window {again:.3g}."
     return None
@@ -246,7 +246,7 @@ EXERCISES = (
         hints=(
             "Fitting once is hurt by drift alone, fitting again by few labels. Which of the two numbers makes labels "
             "scarce?",
-            "`moving.break_even(price, labels, rounds)` is the drift at which both lose alike, `late * (turn / "
+            "`nonstationary.break_even(price, labels, rounds)` is the drift at which both lose alike, `late * (turn / "
             "rounds) ** 2` is yours. Lower `labels` until yours is the smaller.",
         ),
         judge=_judge,

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from rlhf_lab.exercises.tool import Case, Exercise, Mistake
+from rlhf_lab.exercises.checking import Case, Exercise, Mistake
 
 
 def _double(values: object) -> Tensor:

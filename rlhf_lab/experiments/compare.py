@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 
 from rlhf_lab import exact
 from rlhf_lab.algorithms.dpo import DPO, PairLoss, dpo
-from rlhf_lab.algorithms.online import Online, online
+from rlhf_lab.algorithms.iterated_dpo import Online, online
 from rlhf_lab.algorithms.ppo import PPO, ppo
 from rlhf_lab.algorithms.raft import RAFT, raft
 from rlhf_lab.algorithms.rest import ReST, rest
@@ -33,14 +33,14 @@ from rlhf_lab.algorithms.reward_model import RewardModel, reward_model
 from rlhf_lab.algorithms.rso import RSO, Source, make_pairs
 from rlhf_lab.algorithms.sft import sft
 from rlhf_lab.batch import Pairs, Tokens
-from rlhf_lab.checks import LabError, Natural, NotNegative, check_beta, check_settings, usable_path, with_paths
+from rlhf_lab.errors import LabError, Natural, NotNegative, check_beta, check_settings, usable_path, with_paths
 from rlhf_lab.evaluation import evaluate
 from rlhf_lab.policies.base import Policy
 from rlhf_lab.training import Training, seeded
 from rlhf_lab.training.checkpoint import append, claim, read_lines, write_json
 from rlhf_lab.training.lock import FolderLock
 from rlhf_lab.worlds import bandit, token_tree
-from rlhf_lab.worlds.world import World
+from rlhf_lab.worlds.finite_world import World
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -110,7 +110,7 @@ class Compare:
             return bandit.random(4, 10, self.world_seed)
         reference = None
         if self.policy == "gpt2" or self.policy == "gpt_neox":
-            from rlhf_lab.policies.token_tree import TreeTransformerPolicy
+            from rlhf_lab.policies.tree_transformer import TreeTransformerPolicy
             from rlhf_lab.response_tree import ResponseTree
 
             reference = TreeTransformerPolicy(ResponseTree(8, 4), 1, self.policy, seed=self.world_seed)

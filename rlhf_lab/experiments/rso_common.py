@@ -17,20 +17,20 @@ from torch import Tensor
 from rlhf_lab import exact, preferences, sampling
 from rlhf_lab.batch import Pairs, Tokens, cat, pick_pairs
 from rlhf_lab.evaluation import evaluate
-from rlhf_lab.experiments import language
+from rlhf_lab.experiments import setup_text
 from rlhf_lab.experiments.compare import Compare, Run
-from rlhf_lab.experiments.experiment import EXACT_RUNGS, Outcome
-from rlhf_lab.experiments.language import TextRun
+from rlhf_lab.experiments.runner import EXACT_RUNGS, Outcome
+from rlhf_lab.experiments.setup_text import TextRun
 from rlhf_lab.experiments.statistics import Interval
 from rlhf_lab.policies.base import Policy, Reward
 from rlhf_lab.rounding import levels
 from rlhf_lab.training import seeded
-from rlhf_lab.worlds.world import World
+from rlhf_lab.worlds.finite_world import World
 
 if TYPE_CHECKING:
-    from rlhf_lab.experiments.rso_settings import RSOSettings
-    from rlhf_lab.experiments.rso_table import RSOTable
-    from rlhf_lab.experiments.rso_why import RSOWhy
+    from rlhf_lab.experiments.claims.rso_hyperparameters.run import RSOSettings
+    from rlhf_lab.experiments.claims.rso_table.run import RSOTable
+    from rlhf_lab.experiments.claims.rso_why.run import RSOWhy
 
 LOSSES = ("sigmoid-norm", "hinge", "hinge-norm")
 SOURCES = ("direct", "sft-sample-rank", "rso-sample-rank")
@@ -150,7 +150,7 @@ def bed_of(settings: RSOTable | RSOSettings | RSOWhy, task: str, seed: int) -> B
         sizes = settings.labels, settings.prompts, settings.reward_steps
         run = exact_run(settings.rung, seed, *sizes, rate, settings.batch, settings.beta)
         return Bed(run, settings.candidates)
-    plan = language.Plan(
+    plan = setup_text.Plan(
         labels=settings.labels,
         prompts=settings.prompts,
         beta=settings.beta,
@@ -160,7 +160,7 @@ def bed_of(settings: RSOTable | RSOSettings | RSOWhy, task: str, seed: int) -> B
         test_prompts=settings.test_prompts,
         test_samples=settings.test_samples,
     )
-    return Bed(language.TextRun(language.bench(settings.rung, task), plan, seed), settings.candidates)
+    return Bed(setup_text.TextRun(setup_text.bench(settings.rung, task), plan, seed), settings.candidates)
 
 
 def chance_to_win(log_ref: Tensor, reward: Tensor) -> Tensor:

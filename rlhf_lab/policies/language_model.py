@@ -19,15 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_lab.batch import Tokens
-from rlhf_lab.checks import LabError, check_positive, usable_path
-from rlhf_lab.policies import graphs, ragged
-from rlhf_lab.policies.allocator import keep_freed_memory
+from rlhf_lab.errors import LabError, check_positive, usable_path
 from rlhf_lab.policies.base import Policy
-from rlhf_lab.policies.decode import PlainStep, decode, decode_with_cache
-from rlhf_lab.policies.drawing import check_top_k, draw_tokens
 from rlhf_lab.policies.end_tokens import generation_ends
-from rlhf_lab.policies.head import token_log_probs
-from rlhf_lab.policies.packing import (
+from rlhf_lab.policies.transformer import cuda_graph, varlen_attention
+from rlhf_lab.policies.transformer.generate import PlainStep, decode, decode_with_cache
+from rlhf_lab.policies.transformer.malloc import keep_freed_memory
+from rlhf_lab.policies.transformer.shared_prefix_forward import (
     body_of,
     check_batch,
     check_prompts,
@@ -37,6 +35,8 @@ from rlhf_lab.policies.packing import (
     packed_states,
     without_dropout,
 )
+from rlhf_lab.policies.transformer.token_logprobs import token_log_probs
+from rlhf_lab.policies.transformer.token_sampling import check_top_k, draw_tokens
 
 
 class LanguageModelPolicy(Policy):
@@ -49,7 +49,7 @@ class LanguageModelPolicy(Policy):
         max_new_tokens: longest response that `sample` draws, the end token included.
         vocab_size: ids 0 … vocab_size − 1 can stand in a response, no others.
         tokenizer: kept for whoever needs texts; the policy itself works on ids alone.
-        cuda_graphs: `sample` records a step's kernels once and replays them (`graphs.py`); on a GPU only.
+        cuda_graphs: `sample` records a step's kernels once and replays them (`cuda_graph.py`); on a GPU only.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class LanguageModelPolicy(Policy):
 
         Args:
             model: a causal LM with sdpa or eager attention (GPT-2, GPT-NeoX/Pythia and Llama are tested), bare or
-                under peft's adapters. Its dropout is set to 0 and its attention routed through `ragged.py`; weights
+                under peft's adapters. Its dropout is set to 0; its attention is `varlen_attention.py`; weights
                 and configuration stay.
             end_token: id that ends a response; None for responses of exactly `max_new_tokens` tokens.
             max_new_tokens: longest response drawn.
@@ -127,7 +127,7 @@ class LanguageModelPolicy(Policy):
                 ) from error
             if not (plain - packed).abs().max() > limit:
                 return
-            ragged.uninstall(body)
+            varlen_attention.uninstall(body)
         raise LabError(
             f"{type(self.model).__name__} gives other logits for packed texts than for plain rows: its attention "
             f"does not honour a block mask, or its head does more than multiply. GPT-2, GPT-NeoX and Llama do."
@@ -234,15 +234,15 @@ class LanguageModelPolicy(Policy):
         body = body_of(self.model)
         step_of: Any = PlainStep
         if self.cuda_graphs:
-            graphs.check_device(self.device)
-            step_of = graphs.GraphStep
-        if ragged.install(body):
+            cuda_graph.check_device(self.device)
+            step_of = cuda_graph.GraphStep
+        if varlen_attention.install(body):
             drawn = decode(
                 body, prompts, num_samples, self.max_new_tokens, self.end_tokens, choose, self.device, step_of
             )
             if drawn is not None:
                 return drawn
-            ragged.uninstall(body)
+            varlen_attention.uninstall(body)
         return decode_with_cache(
             body, prompts.to(self.device), num_samples, self.max_new_tokens, self.end_tokens, choose
         )

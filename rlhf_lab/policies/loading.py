@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from rlhf_lab import shipped
-from rlhf_lab.checks import LabError, check_weights, usable_path
-from rlhf_lab.policies import gguf_files, hub
+from rlhf_lab.errors import LabError, check_weights, usable_path
+from rlhf_lab.policies import gguf_files, hub_lookup
 
 SHIPPED = {"lab-gpt2": "gpt2", "lab-pythia": "pythia"}
 """Names of the models that ship, and their folders in `data/models/`."""
@@ -59,7 +59,7 @@ def _place(name_or_path: str, convert: bool = True) -> Path | None:
     elif path.suffix.lower() == ".gguf":
         gguf_files.check(path)
     elif not path.exists():
-        if not hub.is_hub_name(name_or_path):
+        if not hub_lookup.is_hub_name(name_or_path):
             raise LabError(f"There is no model folder {name_or_path}, and it is no name on the Hub either.")
         near = difflib.get_close_matches(name_or_path.lower(), [*SHIPPED, SMOLLM2], 1, 0.8)
         if near or name_or_path.startswith("lab-"):
@@ -110,7 +110,7 @@ def check_language_model(name_or_path: str, revision: str | None = None) -> bool
     """
     path = _place(name_or_path, convert=False)
     if path is None:
-        return hub.reachable("model", name_or_path, revision)
+        return hub_lookup.reachable("model", name_or_path, revision)
     if path.suffix.lower() != ".gguf":
         _check_folder(path)
     return False
@@ -283,7 +283,7 @@ def _load(factory: Any, name_or_path: str, revision: str | None, what: str, **mo
         )
     except Exception as error:
         if not local and not online and isinstance(error, OSError):
-            raise hub.unreachable("model", name_or_path) from None
+            raise hub_lookup.unreachable("model", name_or_path) from None
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise LabError(f"The {what} of {name_or_path} cannot be loaded ({type(error).__name__}: {reason})") from None
 

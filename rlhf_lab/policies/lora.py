@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_lab.batch import Tokens
-from rlhf_lab.checks import LabError, usable_path
+from rlhf_lab.errors import LabError, usable_path
 from rlhf_lab.policies.base import Policy
 from rlhf_lab.policies.language_model import LanguageModelPolicy
 

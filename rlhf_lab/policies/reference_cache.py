@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from rlhf_lab.batch import Pairs, Tokens
-from rlhf_lab.checks import LabError, usable_path
+from rlhf_lab.errors import LabError, usable_path
 from rlhf_lab.policies.base import Policy
 
 VERSION = "1"

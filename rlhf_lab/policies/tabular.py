@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_lab.batch import Tokens
-from rlhf_lab.checks import LabError, check_positive
+from rlhf_lab.errors import LabError, check_positive
 from rlhf_lab.exact import path_sums, prefix_tables
 from rlhf_lab.policies.base import Policy
-from rlhf_lab.policies.drawing import check_top_k, draw, keep_top_k
+from rlhf_lab.policies.transformer.token_sampling import check_top_k, draw, keep_top_k
 from rlhf_lab.response_tree import ResponseTree
 
 

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_lab.batch import Tokens
-from rlhf_lab.checks import LabError, check_positive
+from rlhf_lab.errors import LabError, check_positive
 from rlhf_lab.policies.base import Policy
-from rlhf_lab.policies.drawing import check_top_k
 from rlhf_lab.policies.language_model import LanguageModelPolicy
-from rlhf_lab.policies.packing import check_prompts
+from rlhf_lab.policies.transformer.shared_prefix_forward import check_prompts
+from rlhf_lab.policies.transformer.token_sampling import check_top_k
 
 
 class VllmSampler(Policy):

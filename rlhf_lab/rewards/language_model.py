@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from rlhf_lab.batch import Tokens
-from rlhf_lab.checks import LabError
+from rlhf_lab.errors import LabError
 from rlhf_lab.policies.loading import pick_device
-from rlhf_lab.policies.packing import body_of, check_batch, dropout_off, packed_states
+from rlhf_lab.policies.transformer.shared_prefix_forward import body_of, check_batch, dropout_off, packed_states
 from rlhf_lab.rewards import saving
-from rlhf_lab.rewards.vocabulary import check_same_tokenizer
+from rlhf_lab.rewards.shared_vocabulary import check_same_tokenizer
 
 S = TypeVar("S", bound="_Scored")
 

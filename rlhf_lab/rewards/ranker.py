@@ -28,13 +28,13 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_lab.batch import Tokens
-from rlhf_lab.checks import LabError, check_positive
+from rlhf_lab.errors import LabError, check_positive
 from rlhf_lab.policies.base import Policy
 from rlhf_lab.policies.loading import pick_device
-from rlhf_lab.policies.packing import body_of, check_batch, dropout_off
+from rlhf_lab.policies.transformer.shared_prefix_forward import body_of, check_batch, dropout_off
 from rlhf_lab.rewards import saving
 from rlhf_lab.rewards.language_model import at_least_float32
-from rlhf_lab.rewards.vocabulary import check_same_tokenizer
+from rlhf_lab.rewards.shared_vocabulary import check_same_tokenizer
 
 Order = Literal["both", "random"]
 TOKENS_AT_ONCE = 2**14

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlhf_lab.checks import LabError, check_weights, usable_path
+from rlhf_lab.errors import LabError, check_weights, usable_path
 from rlhf_lab.policies.loading import file_of
 
 HEAD, RECORD = "head.safetensors", "reward.json"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rlhf_lab.batch import Tokens
-from rlhf_lab.checks import LabError
+from rlhf_lab.errors import LabError
 
 
 class TextReward:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from importlib.resources import files
 from pathlib import Path
 
-from rlhf_lab.checks import LabError
+from rlhf_lab.errors import LabError
 
 
 def path(name: str) -> Path:

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import IO
 
-from rlhf_lab.checks import LabError
+from rlhf_lab.errors import LabError
 
 LOCK = ".lock"
 """The file that is locked, within the folder. It holds the number of the process."""

@@ -31,10 +31,10 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from rlhf_lab.batch import Tokens
-from rlhf_lab.checks import LabError
-from rlhf_lab.training import checkpoint, memory, processes
+from rlhf_lab.errors import LabError
+from rlhf_lab.training import checkpoint, distributed, memory
+from rlhf_lab.training.config import Training
 from rlhf_lab.training.lock import FolderLock
-from rlhf_lab.training.settings import Training
 from rlhf_lab.training.tracking import Trackers
 
 
@@ -121,16 +121,16 @@ class Loop:
         self._tokens: Tensor | float = 0
         self._stop_asked = self._autocast_used = False
         self._open = ExitStack()
-        processes.start()
+        distributed.start()
         out = training.out
         record = {"method": name, "training": training, "settings": settings}
         try:
             if out is not None:
-                processes.first_only(lambda: self._take(out))
+                distributed.first_only(lambda: self._take(out))
                 if not claimed:
                     checkpoint.claim(out, record, training.resume)
-            processes.same_start(module)
-            self._open.enter_context(processes.sharing(module))
+            distributed.same_start(module)
+            self._open.enter_context(distributed.sharing(module))
             self.parameters = [p for p in module.parameters() if p.requires_grad]
             self.optimizer = _optimizer(self.parameters, training)
             if training.gradient_checkpointing:
@@ -138,7 +138,7 @@ class Loop:
             found = checkpoint.latest(out) if out is not None and training.resume else None
             if found is not None:
                 state = checkpoint.load(found, module, self.optimizer)
-                processes.first_only(lambda: checkpoint.drop_old(found.parent))
+                distributed.first_only(lambda: checkpoint.drop_old(found.parent))
                 self.start = self.done = state["step"]
                 self.history = state["history"]
             self.trackers = Trackers(training, name, checkpoint.plain(record))
@@ -155,7 +155,7 @@ class Loop:
     def __enter__(self) -> Loop:
         self.bar = tqdm(
             total=self.training.steps, initial=self.start, desc=self.name, leave=False,
-            disable=not processes.shows(self.training.progress),
+            disable=not distributed.shows(self.training.progress),
         )  # fmt: skip
         self._since = time.perf_counter()
         self._old_handler = None
@@ -196,7 +196,7 @@ class Loop:
                 self._log(step)
             self.bar.update()
             # Several processes agree on it where they wait for each other anyway.
-            stop = self._stop_asked if processes.count() == 1 else logged and processes.anywhere(self._stop_asked)
+            stop = self._stop_asked if distributed.count() == 1 else logged and distributed.anywhere(self._stop_asked)
             if out is not None and (self.done % self.training.save_every == 0 or last or stop):
                 self._refuse_nonfinite(self._loss, wait=True)
                 self._refuse_nonfinite_weights()
@@ -208,7 +208,7 @@ class Loop:
                 )
         if out is not None:
             lines = "".join(json.dumps(row) + "\n" for row in self.history)
-            processes.first_only(lambda: checkpoint.write_text(out / "history.jsonl", lines))
+            distributed.first_only(lambda: checkpoint.write_text(out / "history.jsonl", lines))
 
     def rows(self, number: int) -> Tensor:
         """The rows of the step in hand, of `number` that there are: see `rows_at`. An error then names them.
@@ -294,15 +294,15 @@ class Loop:
         rows run out a part is row 0 with share 0.
         """
         if batch is None:
-            return [_Part((), 1.0 / processes.count())]
-        number, mine = len(batch[0]), processes.my_rows(len(batch[0]))
-        if processes.count() == 1 and self.training.accumulate == 1:
+            return [_Part((), 1.0 / distributed.count())]
+        number, mine = len(batch[0]), distributed.my_rows(len(batch[0]))
+        if distributed.count() == 1 and self.training.accumulate == 1:
             return [_Part(batch, 1.0)]
         if weight is None:
             weight = next((b.weight for b in batch if getattr(b, "weight", None) is not None), None)
         if weight is not None:
             weight = weight.double() / weight.double().sum()
-        widest = -(-number // processes.count())
+        widest = -(-number // distributed.count())
         out = []
         for rows in torch.arange(mine.start, mine.stop).tensor_split(min(self.training.accumulate, widest)):
             share = len(rows) / number if weight is None else weight[rows.to(weight.device)].sum()
@@ -314,7 +314,7 @@ class Loop:
         """Loss, metrics and gradient of the whole step, from its parts and the other processes'."""
         value, watched = None, dict[str, Any]()
         # FSDP takes the mean over processes, where the parts' shares want the sum.
-        scale = processes.count() if processes.sharded() else 1
+        scale = distributed.count() if distributed.sharded() else 1
         for batch, share, first in parts:
             seen: Metrics = {}
             if callable(loss):
@@ -322,12 +322,12 @@ class Loop:
                     part, seen = loss(*batch)
             else:
                 part = loss
-            if processes.count() == 1:
+            if distributed.count() == 1:
                 self._refuse_nonfinite(part, loss, batch, first)
             one = isinstance(share, float) and share * scale == 1.0
             (part if one else part * (share * scale)).backward()
             part = part.detach()
-            if len(parts) == 1 and processes.count() == 1:
+            if len(parts) == 1 and distributed.count() == 1:
                 value, watched = part, seen
                 break
             value = part * share if value is None else value + part * share
@@ -335,11 +335,11 @@ class Loop:
                 number = number.detach() if isinstance(number, Tensor) else number
                 watched[key] = number * share + watched.get(key, 0.0)
         assert value is not None
-        processes.sum_gradients(self.parameters)
-        if processes.count() > 1:
+        distributed.sum_gradients(self.parameters)
+        if distributed.count() > 1:
             names = list(watched)
             numbers = [value, *(torch.as_tensor(watched[name]).to(value) for name in names)]
-            value, *summed = processes.total(torch.stack(numbers)).unbind()
+            value, *summed = distributed.total(torch.stack(numbers)).unbind()
             watched = dict(zip(names, summed, strict=True))
             self._refuse_nonfinite(value)
         self._refuse_nonfinite_gradient(value)
@@ -375,17 +375,17 @@ class Loop:
         """A finite loss can have a gradient that is not (√ at 0, for one); it must not reach a weight."""
         if loss.device.type != "cpu":
             return
-        grads = [processes.local(p.grad) for p in self.parameters if p.grad is not None]
+        grads = [distributed.local(p.grad) for p in self.parameters if p.grad is not None]
         # A sum reads the gradient once and writes nothing; nan and ∞ survive it. It can overflow: then look closely.
         bad = not all(bool(torch.isfinite(g.sum())) or bool(torch.isfinite(g).all()) for g in grads)
-        if processes.anywhere(bad) if processes.sharded() else bad:
+        if distributed.anywhere(bad) if distributed.sharded() else bad:
             raise LabError(self._nonfinite("the gradient became nan or infinite"))
 
     def _refuse_nonfinite_weights(self) -> None:
         """Where losses are read late, weights that are lost must not be saved as good ones."""
         with torch.no_grad():
-            fine = torch.stack([torch.isfinite(processes.local(p)).all() for p in self.parameters]).all()
-        if processes.anywhere(not bool(fine)):
+            fine = torch.stack([torch.isfinite(distributed.local(p)).all() for p in self.parameters]).all()
+        if distributed.anywhere(not bool(fine)):
             raise LabError(self._nonfinite("the weights became nan or infinite"))
 
     def _nonfinite(self, what: str, bad: list[int] = []) -> str:  # noqa: B006

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from rlhf_lab.checks import LabError
-from rlhf_lab.training.processes import layers_of
+from rlhf_lab.errors import LabError
+from rlhf_lab.training.distributed import layers_of
 
 _SIGNS = ("out of memory", "can't allocate memory", "DefaultCPUAllocator", "ALLOC_FAILED", "Cannot allocate memory")
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from rlhf_lab.checks import LabError
-from rlhf_lab.training.processes import is_first
-from rlhf_lab.training.settings import Training
+from rlhf_lab.errors import LabError
+from rlhf_lab.training.config import Training
+from rlhf_lab.training.distributed import is_first
 
 
 class Trackers:

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rlhf_lab import label_budget
 from rlhf_lab.algorithms import active
-from rlhf_lab.checks import LabError, check_positive, check_responses_axis
-from rlhf_lab.experiments import budget
+from rlhf_lab.errors import LabError, check_positive, check_responses_axis
 from rlhf_lab.figures.picture import Axis, Bars, Line, Number, Panel, Picture, Points, Rule
 from rlhf_lab.training import seeded
 from rlhf_lab.widgets.explorer import Choice, Explorer, Slider
@@ -39,7 +39,7 @@ class Simulated:
         price: by source, the limit of N · regret.
     """
 
-    world: budget.Finite
+    world: label_budget.Finite
     regret: dict[str, Tensor]
     asked: dict[str, Tensor]
     price: dict[str, float]
@@ -47,19 +47,19 @@ class Simulated:
 
 def simulated(log_ref: Tensor, reward: Tensor, beta: float, runs: int = 100, seed: int = 0) -> list[Simulated]:
     """Simulate every source on prompts, (X, K), all at once; one `Simulated` a prompt."""
-    world = budget.Finite(log_ref, reward, beta)
+    world = label_budget.Finite(log_ref, reward, beta)
     many = world.repeat(runs)
     prompts, size = log_ref.shape
     known = torch.zeros(runs * prompts, size, size, dtype=torch.float64)
     label = active.bradley_terry_labels(many.reward)
     out = [
-        Simulated(budget.Finite(x.unsqueeze(0), r.unsqueeze(0), beta), {}, {}, {})
+        Simulated(label_budget.Finite(x.unsqueeze(0), r.unsqueeze(0), beta), {}, {}, {})
         for x, r in zip(log_ref, reward, strict=True)
     ]
-    for i, pairs in enumerate(budget.PAIRS):
-        learns = pairs in budget.IN_THE_LIMIT
+    for i, pairs in enumerate(label_budget.PAIRS):
+        learns = pairs in label_budget.IN_THE_LIMIT
         choose = (
-            budget.choice(many, pairs, budget.QUICKLY)
+            label_budget.choice(many, pairs, label_budget.QUICKLY)
             if learns
             else active.choose_by_design(world.design(pairs).repeat(runs, 1, 1))
         )
@@ -94,22 +94,24 @@ def annotation_budget_picture(
     Raises:
         LabError: no such source or step; a price of zero; names that are not K.
     """
-    if pairs not in budget.PAIRS or not 0 <= step < len(TOTALS):
-        raise LabError(f"pairs must be one of {', '.join(budget.PAIRS)}, and step between 0 and {len(TOTALS) - 1}.")
+    if pairs not in label_budget.PAIRS or not 0 <= step < len(TOTALS):
+        raise LabError(
+            f"pairs must be one of {', '.join(label_budget.PAIRS)}, and step between 0 and {len(TOTALS) - 1}."
+        )
     check_positive(ratio, "ratio")
     world, size, number = known.world, known.world.log_ref.shape[-1], TOTALS[step]
     if len(responses) != size:
         raise LabError(f"{len(responses)} names were given for {size} responses.")
     places = torch.combinations(torch.arange(size))
     names = tuple(f"{i + 1} | {j + 1}" for i, j in places.tolist())
-    look = budget.LOOK[pairs]
+    look = label_budget.LOOK[pairs]
     asked, best = 2 * known.asked[pairs][step], 2 * world.best_design[0]
     who = Panel(
         "Where the labels go",
         Axis("pair of responses, by number", names=names),
         Axis("share of the labels", 0.0, 1.0),
         (
-            Bars(look, asked[places[:, 0], places[:, 1]], budget.SHORT[pairs]),
+            Bars(look, asked[places[:, 0], places[:, 1]], label_budget.SHORT[pairs]),
             Bars("optimal", best[places[:, 0], places[:, 1]], "best design"),
         ),
         width=1.2,
@@ -140,7 +142,7 @@ def annotation_budget_picture(
     first, second = places[int(asked[places[:, 0], places[:, 1]].argmax())].tolist()
     legend = ", ".join(f"{i + 1} {name}" for i, name in enumerate(responses))
     text = (
-        f"{number} labels on {budget.PAIRS[pairs]}, β = {world.beta:g}: most often asked is "
+        f"{number} labels on {label_budget.PAIRS[pairs]}, β = {world.beta:g}: most often asked is "
         f"“{responses[first]}” against “{responses[second]}” (by number: {legend}). They leave a regret of "
         f"{found:.3g} (the closed form: "
         f"{limit:.3g}), as {number / over:.0f} labels of the best design do in the limit. With a demonstration at "
@@ -156,13 +158,13 @@ def annotation_budget_picture(
     return Picture(text, (who, curves, split), numbers)
 
 
-def split_curve(world: budget.Finite, pairs: str, money: float, ratio: float) -> Tensor:
+def split_curve(world: label_budget.Finite, pairs: str, money: float, ratio: float) -> Tensor:
     """The limit of the regret for every share of `SHARES` that buys demonstrations, (21,).
 
     Labels are on the pairs that the source asks in the limit; money is counted in labels.
     """
-    mu = world.design(budget.IN_THE_LIMIT.get(pairs, pairs))
-    return budget.price_of_both(world, SHARES * money / ratio, (1 - SHARES) * money, DEMO_BETA, mu)[0]
+    mu = world.design(label_budget.IN_THE_LIMIT.get(pairs, pairs))
+    return label_budget.price_of_both(world, SHARES * money / ratio, (1 - SHARES) * money, DEMO_BETA, mu)[0]
 
 
 def annotation_budget_explorer(
@@ -194,7 +196,7 @@ def annotation_budget_explorer(
         return annotation_budget_picture(known[prompt, beta], pairs, step, ratio, responses)
 
     controls: dict[str, Slider | Choice] = {
-        "pairs": Choice("active", {name: key for key, name in budget.PAIRS.items()}, "pairs"),
+        "pairs": Choice("active", {name: key for key, name in label_budget.PAIRS.items()}, "pairs"),
         "beta": Choice(BETAS[1], {f"{beta:g}": beta for beta in BETAS}, "β [reward per nat]"),
         "step": Choice(4, {f"{number}": i for i, number in enumerate(TOTALS)}, "labels N"),
         "ratio": Slider(5.0, 0.5, 50.0, "price of a demonstration [labels]", log=True),

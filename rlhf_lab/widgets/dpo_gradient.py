@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from rlhf_lab import losses
-from rlhf_lab.checks import check_beta
+from rlhf_lab.errors import check_beta
 from rlhf_lab.figures.picture import Axis, Line, Number, Panel, Picture, Points, Rule
 from rlhf_lab.widgets.explorer import Explorer, Slider
 

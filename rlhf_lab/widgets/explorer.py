@@ -24,10 +24,10 @@ import anywidget
 import ipywidgets
 import traitlets
 
-from rlhf_lab.checks import LabError, check_positive
+from rlhf_lab.errors import LabError, check_positive
 from rlhf_lab.figures import style
 from rlhf_lab.figures.picture import Picture, draw, failed
-from rlhf_lab.widgets.ahead import Ahead, seen_by_page
+from rlhf_lab.widgets.prefetch import Ahead, seen_by_page
 
 _HERE = Path(__file__).parent
 _WIDE = {"description_width": "initial"}

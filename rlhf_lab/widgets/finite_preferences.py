@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from rlhf_lab import exact
-from rlhf_lab.checks import LabError, check_finite, check_log_distribution, check_responses_axis
+from rlhf_lab.errors import LabError, check_finite, check_log_distribution, check_responses_axis
 from rlhf_lab.figures.picture import Axis, Bars, Line, Number, Panel, Picture, Points
 from rlhf_lab.training import seeded
 from rlhf_lab.widgets.explorer import Explorer, Slider

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rlhf_lab import exact, kl
-from rlhf_lab.checks import LabError, check_responses_axis
+from rlhf_lab.errors import LabError, check_responses_axis
 from rlhf_lab.figures.picture import Axis, Bars, Number, Panel, Picture, Points, Rule
 from rlhf_lab.training import seeded
 from rlhf_lab.widgets.explorer import Choice, Explorer, Slider

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rlhf_lab import exact
-from rlhf_lab.checks import LabError, check_responses_axis
+from rlhf_lab.errors import LabError, check_responses_axis
 from rlhf_lab.figures.picture import Axis, Bars, Line, Number, Panel, Picture, Points
 from rlhf_lab.widgets.explorer import Choice, Explorer, Slider
 

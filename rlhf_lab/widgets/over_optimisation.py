@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlhf_lab.checks import LabError, check_beta, check_finite
+from rlhf_lab.errors import LabError, check_beta, check_finite
 from rlhf_lab.evaluation.frontier import tilted_frontier
 from rlhf_lab.evaluation.importance import ENOUGH
 from rlhf_lab.evaluation.sampled import Estimate, over_prompts

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rlhf_lab import exact
-from rlhf_lab.checks import LabError, check_beta, check_finite, check_log_distribution, check_positive
+from rlhf_lab.errors import LabError, check_beta, check_finite, check_log_distribution, check_positive
 from rlhf_lab.figures.picture import Axis, Band, Line, Number, Panel, Picture, Rule
 from rlhf_lab.training import seeded
 from rlhf_lab.widgets.explorer import Explorer, Slider

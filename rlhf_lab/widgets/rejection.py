@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rlhf_lab import exact, sampling
-from rlhf_lab.checks import LabError, check_responses_axis
+from rlhf_lab.errors import LabError, check_responses_axis
 from rlhf_lab.figures.picture import Axis, Band, Bars, Line, Number, Panel, Picture, Points
 from rlhf_lab.training import seeded
 from rlhf_lab.widgets.explorer import Choice, Explorer, Slider

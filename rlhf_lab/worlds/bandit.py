@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from rlhf_lab.checks import LabError, check_no_nan
+from rlhf_lab.errors import LabError, check_no_nan
 from rlhf_lab.policies.tabular import TabularPolicy, TabularReward
 from rlhf_lab.response_tree import ResponseTree
 from rlhf_lab.training import seeded
-from rlhf_lab.worlds.world import World
+from rlhf_lab.worlds.finite_world import World
 
 
 def make(

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from rlhf_lab import exact
-from rlhf_lab.checks import LabError, check_beta
+from rlhf_lab.errors import LabError, check_beta
 from rlhf_lab.exact import soft_values
 from rlhf_lab.policies.base import Policy
 from rlhf_lab.policies.tabular import TabularPolicy, TabularReward
 from rlhf_lab.response_tree import ResponseTree
 from rlhf_lab.training import seeded
-from rlhf_lab.worlds.world import World
+from rlhf_lab.worlds.finite_world import World
 
 RewardKind = Literal["additive", "ngram", "additive+ngram", "sequence"]
 

@@ -1,4 +1,4 @@
-// Explorers without a kernel: every state was computed when the page was built (slides/states.py).
+// Explorers without a kernel: every state was computed when the page was built (slides/compressed_states.py).
 // `RlhfChart` is rlhf_lab/widgets/chart.js, which draws the same pictures in the notebooks.
 "use strict";
 
@@ -14,7 +14,7 @@ window.StaticExplorers = (() => {
   function unfold(states, at) {
     const picture = structuredClone(states.same);
     for (const [path, values, which, parts] of states.slots) {
-      // With parts, a value is a list of their numbers (slides/alive.py).
+      // With parts, a value is a list of their numbers (slides/static_states.py).
       const value = parts ? values[which[at]].map((number) => parts[number]) : values[which[at]];
       if (!path.length) return value;
       let place = picture;

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from slides.format import Block, Deck, T, check
+from slides.schema import Block, Deck, T, check
 
 TITLE = T("Variants of RLHF", "RLHF 的变体")
 

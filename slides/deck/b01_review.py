@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from slides.format import Block, Bullets, Derivation, Equation, Explorer, Flow, Slide, Step, T, Table, Text, question
+from slides.schema import Block, Bullets, Derivation, Equation, Explorer, Flow, Slide, Step, T, Table, Text, question
 
 BLOCK = Block(
     key="review",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from slides.format import Block, Bullets, Derivation, Equation, Explorer, Slide, T, question
+from slides.schema import Block, Bullets, Derivation, Equation, Explorer, Slide, T, question
 
 BLOCK = Block(
     key="optimum",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from slides.format import Block, Bullets, Derivation, Equation, Slide, T, Text, question
+from slides.schema import Block, Bullets, Derivation, Equation, Slide, T, Text, question
 
 BLOCK = Block(
     key="preference-model",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from slides.format import Block, Bullets, Derivation, Equation, Flow, Slide, Step, T, question
+from slides.schema import Block, Bullets, Derivation, Equation, Flow, Slide, Step, T, question
 
 BLOCK = Block(
     key="dpo-outline",

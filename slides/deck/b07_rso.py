@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from slides.format import (
+from slides.results import claim, verdict
+from slides.schema import (
     Block,
     Bullets,
     Columns,
@@ -17,7 +18,6 @@ from slides.format import (
     Text,
     question,
 )  # fmt: skip
-from slides.verdicts import claim, verdict
 
 BLOCK = Block(
     key="rso",

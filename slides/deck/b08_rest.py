@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from slides.format import Block, Bullets, Derivation, Equation, Explorer, Flow, Slide, Step, T, Text, question
-from slides.verdicts import claim, verdict
+from slides.results import claim, verdict
+from slides.schema import Block, Bullets, Derivation, Equation, Explorer, Flow, Slide, Step, T, Text, question
 
 BLOCK = Block(
     key="rest",

@@ -5,11 +5,10 @@ import math
 import pytest
 import torch
 
-from rlhf_lab import exact
+from rlhf_lab import exact, label_budget
 from rlhf_lab.algorithms import active
 from rlhf_lab.algorithms.dpo import DPO, dpo
-from rlhf_lab.checks import LabError
-from rlhf_lab.experiments import budget
+from rlhf_lab.errors import LabError
 from rlhf_lab.training import Training, seeded
 from rlhf_lab.worlds import bandit
 
@@ -280,11 +279,11 @@ def test_on_random_bandits_active_labels_come_near_the_best_design_and_pairs_of_
 
     A median over 20 of means over 12 squares of normals is uncertain by about a tenth; 1.25 becomes 1.35.
     """
-    world = budget.random_worlds(20, 10, 0.3, 8)
+    world = label_budget.random_worlds(20, 10, 0.3, 8)
     best, totals = world.price("design"), [40, 160, 640, 1280]
     ratio = {}
     for pairs in ("active", "reference"):
-        lost = budget.simulate(world, pairs, totals, 12, seeded(8))[:, -1].mean(0)
+        lost = label_budget.simulate(world, pairs, totals, 12, seeded(8))[:, -1].mean(0)
         ratio[pairs] = float((1280 * lost / best).median())
     assert ratio["active"] < 1.35 and ratio["reference"] > 2
 

@@ -13,7 +13,7 @@ from scipy.special import expit, lambertw, log_expit, logsumexp
 from rlhf_lab import exact
 from rlhf_lab.algorithms.dpo import DPO, SMOOTHED, PairLoss, dpo, pair_loss, reference_log_probs
 from rlhf_lab.batch import Pairs
-from rlhf_lab.checks import LabError
+from rlhf_lab.errors import LabError
 from rlhf_lab.training import Training, seeded
 from rlhf_lab.worlds import bandit, token_tree
 

@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from rlhf_lab import exact
-from rlhf_lab.algorithms.group import Group, advantages, group, group_loss
+from rlhf_lab.algorithms.grpo_rloo import Group, advantages, group, group_loss
 from rlhf_lab.algorithms.ppo import PPO, ppo, whiten
 from rlhf_lab.algorithms.rest import ReST, rest
 from rlhf_lab.batch import Tokens
-from rlhf_lab.checks import LabError
+from rlhf_lab.errors import LabError
 from rlhf_lab.rounding import centred, standardised, unit_interval
 from rlhf_lab.training import Training
 from rlhf_lab.worlds import bandit, token_tree
-from rlhf_lab.worlds.moving import standard
+from rlhf_lab.worlds.nonstationary import standard
 
 CONSTANTS = (10.1, -0.1, 1e-3, 1e-30, 3e8, 0.0)
 KINDS = (Group("grpo"), Group("grpo", divide_by_std=False), Group("rloo"), Group("rloo", divide_by_std=True))

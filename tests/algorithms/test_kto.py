@@ -9,7 +9,7 @@ from scipy.special import expit, logsumexp
 from rlhf_lab import exact
 from rlhf_lab.algorithms.kto import KTO, Verdicts, kto, mismatched, verdict_loss
 from rlhf_lab.batch import Pairs, Tokens
-from rlhf_lab.checks import LabError
+from rlhf_lab.errors import LabError
 from rlhf_lab.training import Training, rows_at, seeded
 from rlhf_lab.worlds import bandit, token_tree
 

@@ -7,7 +7,7 @@ import torch
 
 from rlhf_lab import exact
 from rlhf_lab.algorithms.dpo import DPO, dpo
-from rlhf_lab.algorithms.online import Online, online
+from rlhf_lab.algorithms.iterated_dpo import Online, online
 from rlhf_lab.algorithms.ppo import PPO, ppo
 from rlhf_lab.algorithms.raft import RAFT, raft
 from rlhf_lab.algorithms.rest import ReST, rest
@@ -16,7 +16,7 @@ from rlhf_lab.algorithms.rso import RSO, make_pairs, rso
 from rlhf_lab.algorithms.sft import sft
 from rlhf_lab.batch import Pairs, Tokens
 from rlhf_lab.evaluation import evaluate
-from rlhf_lab.policies.token_tree import TreeTransformerPolicy
+from rlhf_lab.policies.tree_transformer import TreeTransformerPolicy
 from rlhf_lab.response_tree import ResponseTree
 from rlhf_lab.training import Training, seeded
 from rlhf_lab.worlds import bandit, token_tree

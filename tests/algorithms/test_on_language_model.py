@@ -10,9 +10,9 @@ from tiny_models import one_thread, tiny  # noqa: F401
 
 from rlhf_lab import preferences
 from rlhf_lab.algorithms.dpo import DPO, dpo
-from rlhf_lab.algorithms.group import Group, group
+from rlhf_lab.algorithms.grpo_rloo import Group, group
+from rlhf_lab.algorithms.iterated_dpo import Online, online
 from rlhf_lab.algorithms.kto import KTO, Verdicts, kto
-from rlhf_lab.algorithms.online import Online, online
 from rlhf_lab.algorithms.ppo import PPO, ppo
 from rlhf_lab.algorithms.raft import RAFT, raft
 from rlhf_lab.algorithms.rest import ReST, rest

@@ -5,15 +5,15 @@ import torch
 
 from rlhf_lab.algorithms.active import Demonstrations
 from rlhf_lab.algorithms.dpo import DPO, pair_loss
-from rlhf_lab.algorithms.group import Group
-from rlhf_lab.algorithms.online import Online
+from rlhf_lab.algorithms.grpo_rloo import Group
+from rlhf_lab.algorithms.iterated_dpo import Online
 from rlhf_lab.algorithms.ppo import PPO, gae, token_rewards, whiten
 from rlhf_lab.algorithms.raft import RAFT, best_of
 from rlhf_lab.algorithms.rest import ReST, passing
 from rlhf_lab.algorithms.reward_model import RewardModel
 from rlhf_lab.algorithms.rso import RSO, make_pairs, rso
 from rlhf_lab.algorithms.sft import sft
-from rlhf_lab.checks import LabError
+from rlhf_lab.errors import LabError
 from rlhf_lab.training import Training, seeded
 from rlhf_lab.worlds import bandit
 

@@ -7,12 +7,12 @@ the notes are compared with what the paper's algorithm says, worked out from the
 import pytest
 import torch
 
-from rlhf_lab.algorithms import online as online_room
+from rlhf_lab.algorithms import iterated_dpo as online_room
 from rlhf_lab.algorithms import raft as raft_room
 from rlhf_lab.algorithms import rest as rest_room
 from rlhf_lab.algorithms import rso as rso_room
 from rlhf_lab.algorithms.dpo import DPO
-from rlhf_lab.algorithms.online import Online, online
+from rlhf_lab.algorithms.iterated_dpo import Online, online
 from rlhf_lab.algorithms.raft import RAFT, raft
 from rlhf_lab.algorithms.rest import ReST, rest
 from rlhf_lab.algorithms.rso import RSO, make_pairs, rso

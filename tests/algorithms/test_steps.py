@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from rlhf_lab.algorithms.dpo import DPO, dpo
-from rlhf_lab.algorithms.group import Group, checked, group, group_loss
+from rlhf_lab.algorithms.grpo_rloo import Group, checked, group, group_loss
 from rlhf_lab.algorithms.ppo import PPO, clipped_loss, gae, ppo, token_rewards
 from rlhf_lab.algorithms.ranker import Ranker, order_loss, ranker
 from rlhf_lab.algorithms.reward_model import RewardModel, reward_model
 from rlhf_lab.algorithms.sft import sft
 from rlhf_lab.batch import Pairs, Tokens
-from rlhf_lab.checks import LabError
+from rlhf_lab.errors import LabError
 from rlhf_lab.training import Training, rows_at, seeded
 from rlhf_lab.worlds import token_tree
 

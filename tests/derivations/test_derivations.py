@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_lab import derivations
-from rlhf_lab.derivations import library, optimum
+from rlhf_lab.derivations import library, optimal_policy
 
 LIBRARY = library()
 
@@ -37,8 +37,8 @@ def test_a_mutated_line_is_caught(monkeypatch):
     def paid_for_drift(log_policy, log_ref, reward, beta):
         return (log_policy.exp() * (reward + beta * (log_policy - log_ref))).sum(-1)
 
-    monkeypatch.setattr(optimum.exact, "objective", paid_for_drift)
-    assert optimum.objective_to_optimum.check(5).ticked[0] is False
+    monkeypatch.setattr(optimal_policy.exact, "objective", paid_for_drift)
+    assert optimal_policy.objective_to_optimum.check(5).ticked[0] is False
 
 
 def test_every_derivation_written_in_the_room_is_found():

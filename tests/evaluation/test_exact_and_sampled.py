@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf_lab.checks import LabError
+from rlhf_lab.errors import LabError
 from rlhf_lab.evaluation import Estimate, estimate, evaluate, mean_interval
 from rlhf_lab.evaluation.sampled import over_prompts
 from rlhf_lab.policies.tabular import TabularPolicy

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rlhf_lab import exact
-from rlhf_lab.checks import LabError
+from rlhf_lab.errors import LabError
 from rlhf_lab.evaluation import Draws, Estimate, distance, distance_to_optimal, evaluate
 from rlhf_lab.evaluation.importance import _verdict, covariance, weighted
 from rlhf_lab.policies.tabular import TabularPolicy

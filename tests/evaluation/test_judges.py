@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rlhf_lab.batch import Tokens
-from rlhf_lab.checks import LabError
+from rlhf_lab.errors import LabError
 from rlhf_lab.evaluation import EndpointJudge, GoldJudge, RewardJudge, win_rate
 from rlhf_lab.evaluation.judges import read_verdict
 from rlhf_lab.worlds import text

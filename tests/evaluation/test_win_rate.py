@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from rlhf_lab.checks import LabError
+from rlhf_lab.errors import LabError
 from rlhf_lab.evaluation import GoldJudge, win_rate
 
 BY_NUMBER = GoldJudge(lambda prompts, texts: [float(text) for text in texts])

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from rlhf_lab.checks import LabError
+from rlhf_lab.errors import LabError
 from rlhf_lab.exercises import Case, Exercise, Mistake, Seed, check, exercise, hint, notebooks, solution
-from rlhf_lab.exercises.tool import judge_answer
+from rlhf_lab.exercises.checking import judge_answer
 
 A = torch.tensor([[1.0, 2.0, 4.0], [0.5, 0.25, 8.0]], dtype=torch.float64)
 

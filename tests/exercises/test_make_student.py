@@ -6,8 +6,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from rlhf_lab.checks import LabError
-from rlhf_lab.exercises.student import without_solution
+from rlhf_lab.errors import LabError
+from rlhf_lab.exercises.student_notebooks import without_solution
 
 SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "make_student.py"
 spec = importlib.util.spec_from_file_location("make_student", SCRIPT)

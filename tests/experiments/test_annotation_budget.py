@@ -7,11 +7,13 @@ import pandas as pd
 import pytest
 import torch
 
-from rlhf_lab import exact
+from rlhf_lab import exact, label_budget
 from rlhf_lab.algorithms import active
-from rlhf_lab.checks import LabError
-from rlhf_lab.experiments import annotation_budget, budget, budget_text, experiment
-from rlhf_lab.experiments.annotation_budget import EXPERIMENT, AnnotationBudget
+from rlhf_lab.errors import LabError
+from rlhf_lab.experiments import runner
+from rlhf_lab.experiments.claims.annotation_budget import run as annotation_budget
+from rlhf_lab.experiments.claims.annotation_budget import run_text as budget_text
+from rlhf_lab.experiments.claims.annotation_budget.run import EXPERIMENT, AnnotationBudget
 from rlhf_lab.training import seeded
 
 torch.set_num_threads(1)
@@ -19,7 +21,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="module")
 def bandit(tmp_path_factory):
-    return experiment.experiment_run(
+    return runner.experiment_run(
         EXPERIMENT, AnnotationBudget(rung="bandit", quick=True, progress=False, out=tmp_path_factory.mktemp("budget"))
     )
 
@@ -51,14 +53,14 @@ def test_the_class_has_no_better_policy_than_its_best(bandit):
 
 
 def test_a_quick_run_on_the_tree():
-    found = experiment.experiment_run(EXPERIMENT, AnnotationBudget(rung="tree", quick=True, progress=False))
+    found = runner.experiment_run(EXPERIMENT, AnnotationBudget(rung="tree", quick=True, progress=False))
     assert "knows the reward's form" in texts_and_figure(found)
 
 
 @pytest.mark.slow
 def test_a_quick_run_on_the_small_model_spends_the_same_money_every_time():
     settings = AnnotationBudget(rung="small", quick=True, progress=False, seeds=2)
-    found = experiment.experiment_run(EXPERIMENT, settings)
+    found = runner.experiment_run(EXPERIMENT, settings)
     texts_and_figure(found)
     spent = found.runs[found.runs["part"] != "none"]
     assert set(spent["part"]) == set(budget_text.STRATEGIES)
@@ -134,34 +136,34 @@ def test_settings_are_settled_and_bad_ones_refused():
 
 def test_demonstrations_have_the_information_that_monte_carlo_finds():
     """400 runs of 3,000 demonstrations and 3,000 labels: N · regret within 4 standard errors of the closed form."""
-    world = budget.random_worlds(1, 4, 0.5, 3)
+    world = label_budget.random_worlds(1, 4, 0.5, 3)
     demo = exact.optimal_policy(world.log_ref, world.reward, 1.5)
-    what = budget.Purchase(3000, 3000, demo_beta=1.5, pairs="sft")
-    lost = budget.buy(world, what, 400, seeded(11), prior=30.0)[:, 0]
+    what = label_budget.Purchase(3000, 3000, demo_beta=1.5, pairs="sft")
+    lost = label_budget.buy(world, what, 400, seeded(11), prior=30.0)[:, 0]
     number = torch.tensor(3000.0)
-    want = float(budget.price_of_both(world, number, number, 1.5, active.pairs_of(demo))[0])
+    want = float(label_budget.price_of_both(world, number, number, 1.5, active.pairs_of(demo))[0])
     assert abs(float(lost.mean()) - want) < 4 * float(lost.std()) / math.sqrt(400) + 0.02 * want
 
 
 def test_the_price_of_labels_alone_is_the_price_of_a_label():
-    world = budget.random_worlds(3, 5, 0.7, 4)
+    world = label_budget.random_worlds(3, 5, 0.7, 4)
     mu = world.design("uniform")
-    got = budget.price_of_both(world, torch.tensor(0.0), torch.tensor(1.0), 1.0, mu)
+    got = label_budget.price_of_both(world, torch.tensor(0.0), torch.tensor(1.0), 1.0, mu)
     torch.testing.assert_close(got, exact.label_price(world.log_ref, world.reward, 0.7, mu))
 
 
 def test_limited_policies_reach_the_optimum_of_their_objectives():
     """By reward: no small step in the weights raises J. By DPO with all features: the table's own maximum."""
-    world = budget.random_worlds(2, 5, 0.5, 5)
+    world = label_budget.random_worlds(2, 5, 0.5, 5)
     features = torch.randn(2, 5, 2, dtype=torch.float64, generator=seeded(12))
-    best = budget.limited_by_reward(world.log_ref, features, world.reward, 0.5)
+    best = label_budget.limited_by_reward(world.log_ref, features, world.reward, 0.5)
     value = exact.objective(best, world.log_ref, world.reward, 0.5)
     for step in 0.05 * torch.tensor([[1.0, 0], [-1, 0], [0, 1], [0, -1]], dtype=torch.float64):
         moved = (best + features @ step).log_softmax(-1)
         assert (exact.objective(moved, world.log_ref, world.reward, 0.5) < value).all()
     wins = torch.randint(1, 20, (2, 5, 5), generator=seeded(13)).double()
     every = torch.eye(5, dtype=torch.float64).expand(2, -1, -1)
-    direct = budget.limited_by_dpo(world.log_ref, every, wins, 0.5, prior=3.0)
+    direct = label_budget.limited_by_dpo(world.log_ref, every, wins, 0.5, prior=3.0)
     table = exact.optimal_policy(world.log_ref, active.fit_rewards(wins, 3.0)[0], 0.5)
     torch.testing.assert_close(direct, table, atol=1e-4, rtol=0)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rlhf_lab.checks import LabError
+from rlhf_lab.errors import LabError
 from rlhf_lab.evaluation import evaluate
 from rlhf_lab.experiments.compare import METHODS, METRICS, Compare, compare, run
 from rlhf_lab.experiments.statistics import mean_interval

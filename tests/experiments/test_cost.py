@@ -10,9 +10,20 @@ import pytest
 import torch
 
 from rlhf_lab.batch import Tokens
-from rlhf_lab.checks import LabError
-from rlhf_lab.experiments import cost, experiment
-from rlhf_lab.experiments.cost import EXPERIMENT, PARTS, TRAINED, Cost, Ground, Meter, against, held_bytes, memory_ratio
+from rlhf_lab.errors import LabError
+from rlhf_lab.experiments import runner
+from rlhf_lab.experiments.claims.cost import run as cost
+from rlhf_lab.experiments.claims.cost.run import (
+    EXPERIMENT,
+    PARTS,
+    TRAINED,
+    Cost,
+    Ground,
+    Meter,
+    against,
+    held_bytes,
+    memory_ratio,
+)
 
 
 @pytest.mark.parametrize("rung", ["bandit", "tree", pytest.param("small", marks=pytest.mark.slow)])
@@ -26,8 +37,8 @@ def test_a_quick_run_of_each_rung_ends_in_a_verdict_and_a_picture(rung, tmp_path
         cost, "_memory", lambda settings, seed, method: made_up_memory[method] | {"own": held[method] + seed}
     )
     settings = Cost(rung=rung, quick=True, progress=False, out=tmp_path)
-    found = experiment.experiment_run(EXPERIMENT, settings)
-    experiment.save(EXPERIMENT, found, tmp_path)
+    found = runner.experiment_run(EXPERIMENT, settings)
+    runner.save(EXPERIMENT, found, tmp_path)
     assert set(found.chosen) == set(TRAINED) and set(found.chosen.values()) <= set(settings.rates)
     assert len(found.search) == len(TRAINED) * len(settings.rates) and (found.search["seed"] >= 1000).all()
     end = found.runs[found.runs["when"] == "end"].set_index(["seed", "method"])

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from rlhf_lab import exact
-from rlhf_lab.checks import LabError
-from rlhf_lab.experiments import dpo_frontier as claim
-from rlhf_lab.experiments.experiment import experiment_run
+from rlhf_lab.errors import LabError
+from rlhf_lab.experiments.claims.dpo_frontier import run as claim
+from rlhf_lab.experiments.runner import experiment_run
 
 
 @pytest.mark.parametrize("seed", range(5))

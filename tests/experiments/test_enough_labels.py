@@ -9,9 +9,10 @@ import torch
 from rlhf_lab import exact
 from rlhf_lab.algorithms.dpo import DPO, dpo
 from rlhf_lab.batch import Pairs, Tokens
-from rlhf_lab.checks import LabError
-from rlhf_lab.experiments import enough_labels, experiment
-from rlhf_lab.experiments.enough_labels import (
+from rlhf_lab.errors import LabError
+from rlhf_lab.experiments import runner
+from rlhf_lab.experiments.claims.enough_labels import run as enough_labels
+from rlhf_lab.experiments.claims.enough_labels.run import (
     EXPERIMENT,
     EnoughLabels,
     fit_tables,
@@ -115,8 +116,8 @@ def test_simulation_meets_the_closed_form():
 @pytest.mark.parametrize("rung", ["bandit", "tree", pytest.param("small", marks=pytest.mark.slow)])
 def test_a_quick_run_of_each_rung_ends_in_a_verdict_and_a_picture(rung, tmp_path):
     settings = EnoughLabels(rung=rung, quick=True, progress=False, out=tmp_path)
-    found = experiment.experiment_run(EXPERIMENT, settings)
-    experiment.save(EXPERIMENT, found, tmp_path)
+    found = runner.experiment_run(EXPERIMENT, settings)
+    runner.save(EXPERIMENT, found, tmp_path)
     assert (found.runs["regret"] > -0.5).all() and found.verdict.outcome
     text = EXPERIMENT.text(settings, found.summary, found.runs) + EXPERIMENT.words(settings, found.summary, found.runs)
     assert "nan" not in text.replace("finance", "") and found.verdict.sentence

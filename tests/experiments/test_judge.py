@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from rlhf_lab.checks import LabError
+from rlhf_lab.errors import LabError
 from rlhf_lab.evaluation import GoldJudge
-from rlhf_lab.experiments import judge as third
-from rlhf_lab.experiments.language import bench
+from rlhf_lab.experiments import text_judge as third
+from rlhf_lab.experiments.setup_text import bench
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,13 @@ import torch
 
 from rlhf_lab.algorithms.dpo import DPO, dpo
 from rlhf_lab.batch import Pairs, Tokens
-from rlhf_lab.checks import LabError
-from rlhf_lab.experiments.experiment import experiment_run
-from rlhf_lab.experiments.non_static import EXPERIMENT, NonStatic
-from rlhf_lab.experiments.non_static_fits import LOOKS, Memory, deploy, newton, rounds_kept, steady
+from rlhf_lab.errors import LabError
+from rlhf_lab.experiments.claims.non_static.run import EXPERIMENT, NonStatic
+from rlhf_lab.experiments.claims.non_static.strategies import LOOKS, Memory, deploy, newton, rounds_kept, steady
+from rlhf_lab.experiments.runner import experiment_run
 from rlhf_lab.training import Training, seeded
-from rlhf_lab.worlds import moving
-from rlhf_lab.worlds.moving import Asked, moving_bandit
+from rlhf_lab.worlds import nonstationary
+from rlhf_lab.worlds.nonstationary import Asked, moving_bandit
 
 torch.set_num_threads(1)
 
@@ -31,7 +31,7 @@ def test_newton_is_at_rest_where_autograds_gradient_is_zero():
 
 def test_counts_and_lists_of_labels_give_the_same_reward_model():
     at = moving_bandit(2, 5, seed=1)
-    features = moving.basis(torch.eye(5))
+    features = nonstationary.basis(torch.eye(5))
     counted, listed = Memory(features, 2), Memory(features, 2)
     listed.dense = False
     for t in range(3):
@@ -46,7 +46,7 @@ def test_dpo_of_the_lab_finds_what_the_reward_model_and_its_optimum_find():
     """On a table both minimise the same loss (Rafailov et al. 2023); the prior is made negligible on both sides."""
     at = moving_bandit(1, 4, seed=2)
     asked = at.ask(4000, 0, seeded(0))
-    memory = Memory(moving.basis(torch.eye(4)), 1)
+    memory = Memory(nonstationary.basis(torch.eye(4)), 1)
     memory.ridge = 1e-6
     memory.add(asked)
     wanted = at.tilt(memory.fit(torch.ones(1, 1, dtype=torch.float64))[0], 0)
@@ -74,7 +74,7 @@ def test_what_each_strategy_keeps():
 
 def test_a_fit_that_never_stops_learning_has_less_regret_late_and_nothing_is_lost_without_noise():
     at = moving_bandit(1, 4, seed=1, kind="none", rounds=8)
-    found = deploy(at, moving.basis(torch.eye(4)), 3000, 8, 0)
+    found = deploy(at, nonstationary.basis(torch.eye(4)), 3000, 8, 0)
     for strategy in ("refit-all", "online-all", "offline"):
         assert found[strategy][-1] < 0.02
 
@@ -87,7 +87,7 @@ def test_a_round_s_policy_knows_only_the_labels_of_rounds_before(strategy):
     with that of the new one, whose regret is 0.
     """
     at = moving_bandit(1, 4, seed=1, kind="sudden", rate=math.pi / 2, rounds=4)
-    regret = deploy(at, moving.basis(torch.eye(4)), 20_000, 1, 0, (strategy,))[strategy]
+    regret = deploy(at, nonstationary.basis(torch.eye(4)), 20_000, 1, 0, (strategy,))[strategy]
     late = at.regret(at.optimal(2), 3)
     assert late > 0.4 and regret == pytest.approx([0, 0, late, 0], abs=0.05 * late)
 
@@ -98,17 +98,17 @@ def test_the_long_run_meets_the_closed_form_with_many_labels():
     A fit's regret has a few degrees of freedom, so that a world's ratio is off by about 15%; the mean of twelve by
     about 5%, of which three are allowed.
     """
-    features, ratios = moving.basis(torch.eye(5)), {(2, 1): 0.0, (3, 2): 0.0}
+    features, ratios = nonstationary.basis(torch.eye(5)), {(2, 1): 0.0, (3, 2): 0.0}
     for seed in range(6):
         at = moving_bandit(1, 5, seed=seed, kind="drift", rate=0.02)
         angles = torch.arange(24).double()[:, None, None] * math.pi / 24
-        reward, speed = (moving.turned(at.first, at.other, angles + ahead) for ahead in (0, math.pi / 2))
-        price = float(moving.price(features, at.log_ref, reward, 0.5).mean())
-        drift = float(moving.drift_cost(at.log_ref, reward, speed, 0.5).mean()) * 0.02**2
+        reward, speed = (nonstationary.turned(at.first, at.other, angles + ahead) for ahead in (0, math.pi / 2))
+        price = float(nonstationary.price(features, at.log_ref, reward, 0.5).mean())
+        drift = float(nonstationary.drift_cost(at.log_ref, reward, speed, 0.5).mean()) * 0.02**2
         for run in range(2):
             found = steady(at, features, 4000, (2, 3), (1, 2), 24, run)
             for key in ratios:
-                ratios[key] += found[key] / moving.window_regret(price, drift, 4000, *key) / 12
+                ratios[key] += found[key] / nonstationary.window_regret(price, drift, 4000, *key) / 12
     assert list(ratios.values()) == pytest.approx([1.0, 1.0], abs=0.15)
 
 
@@ -195,7 +195,7 @@ def test_the_kept_settings_are_settled_and_a_real_model_goes_the_way_of_small():
 
 
 def test_labels_are_kept_by_round_and_pair():
-    memory = Memory(moving.basis(torch.eye(3)), 2)
+    memory = Memory(nonstationary.basis(torch.eye(3)), 2)
     memory.add(Asked(torch.tensor([0, 1, 1]), torch.tensor([0, 2, 2]), torch.tensor([1, 0, 0])))
     kept = {tuple(pair): memory.rounds[0][:, i].tolist() for i, pair in enumerate(memory.pairs.tolist())}
     assert kept[0, 1] == [1, 0] and kept[2, 0] == [0, 2] and kept[1, 0] == [0, 0]

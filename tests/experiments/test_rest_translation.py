@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from rlhf_lab import exact
-from rlhf_lab.checks import LabError
-from rlhf_lab.experiments import rest_translation as claim
-from rlhf_lab.experiments.experiment import experiment_run
-from rlhf_lab.experiments.rest_translation import ReSTTranslation
-from rlhf_lab.experiments.rest_translation_runs import at_equal_kl, filter_limit, grown_of, rest_rows
-from rlhf_lab.experiments.rest_translation_told import Part
+from rlhf_lab.errors import LabError
+from rlhf_lab.experiments.claims.rest_translation import run as claim
+from rlhf_lab.experiments.claims.rest_translation.report import Part
+from rlhf_lab.experiments.claims.rest_translation.run import ReSTTranslation
+from rlhf_lab.experiments.claims.rest_translation.training import at_equal_kl, filter_limit, grown_of, rest_rows
+from rlhf_lab.experiments.runner import experiment_run
 from rlhf_lab.experiments.statistics import Interval
 from rlhf_lab.training import seeded
 

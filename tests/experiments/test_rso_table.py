@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from rlhf_lab import exact
-from rlhf_lab.checks import LabError
+from rlhf_lab.errors import LabError
 from rlhf_lab.experiments import rso_common
-from rlhf_lab.experiments.experiment import experiment_run, save
-from rlhf_lab.experiments.papers import RSO_TABLE_1, RSO_TABLE_2
-from rlhf_lab.experiments.rso_table import EXPERIMENT, ROWS, RSOTable, _bed, _labels_right, comparisons
+from rlhf_lab.experiments.claims.rso_table.run import EXPERIMENT, ROWS, RSOTable, _bed, _labels_right, comparisons
+from rlhf_lab.experiments.published_results import RSO_TABLE_1, RSO_TABLE_2
+from rlhf_lab.experiments.runner import experiment_run, save
 from rlhf_lab.experiments.statistics import Interval
 
 ABOVE, BELOW, OPEN = Interval(1, 0.5, 1.5), Interval(-1, -1.5, -0.5), Interval(0.1, -1, 1)

@@ -7,11 +7,11 @@ import torch
 from scipy.optimize import minimize
 
 from rlhf_lab import exact
-from rlhf_lab.checks import LabError
-from rlhf_lab.experiments import rso_why
-from rlhf_lab.experiments.experiment import experiment_run
-from rlhf_lab.experiments.rso_why import DIRECT, EXPERIMENT, RSOWhy, effects
-from rlhf_lab.experiments.rso_why_exact import draw_pairs, every_pair, exact_seed, fit, token_class
+from rlhf_lab.errors import LabError
+from rlhf_lab.experiments.claims.rso_why import run as rso_why
+from rlhf_lab.experiments.claims.rso_why.linear_classes import draw_pairs, every_pair, exact_seed, fit, token_class
+from rlhf_lab.experiments.claims.rso_why.run import DIRECT, EXPERIMENT, RSOWhy, effects
+from rlhf_lab.experiments.runner import experiment_run
 
 
 @pytest.fixture(scope="module")

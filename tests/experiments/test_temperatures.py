@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 import torch
 
-from rlhf_lab.checks import LabError
-from rlhf_lab.experiments import temperatures as claim
-from rlhf_lab.experiments.experiment import experiment_run
+from rlhf_lab.errors import LabError
+from rlhf_lab.experiments.claims.temperatures import run as claim
+from rlhf_lab.experiments.runner import experiment_run
 from rlhf_lab.policies.base import Policy
 from rlhf_lab.training import seeded
 from rlhf_lab.worlds import token_tree

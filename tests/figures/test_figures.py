@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rlhf_lab import exact
-from rlhf_lab.checks import LabError
+from rlhf_lab.errors import LabError
 from rlhf_lab.figures import frontier, learning, picture, policies, style
 
 torch.set_num_threads(1)

@@ -5,20 +5,20 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_graphs import recorded
+from test_cuda_graph import recorded
 from test_vllm import Engine, without_vllm
 from tiny_models import ARCHITECTURES, one_thread, tiny, tiny_tokenizer  # noqa: F401
 
 from rlhf_lab.batch import Tokens
-from rlhf_lab.checks import LabError
-from rlhf_lab.policies import decode as decoder
-from rlhf_lab.policies.decode import decode, decode_with_cache
-from rlhf_lab.policies.drawing import draw_tokens
+from rlhf_lab.errors import LabError
 from rlhf_lab.policies.end_tokens import end_tokens, turn_end, without_end
 from rlhf_lab.policies.language_model import LanguageModelPolicy
 from rlhf_lab.policies.loading import load_language_model
 from rlhf_lab.policies.lora import with_lora
-from rlhf_lab.policies.packing import body_of
+from rlhf_lab.policies.transformer import generate as decoder
+from rlhf_lab.policies.transformer.generate import decode, decode_with_cache
+from rlhf_lab.policies.transformer.shared_prefix_forward import body_of
+from rlhf_lab.policies.transformer.token_sampling import draw_tokens
 from rlhf_lab.policies.vllm import VllmSampler
 
 END, TURN = 2, 5

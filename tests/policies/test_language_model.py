@@ -11,10 +11,10 @@ from tiny_models import ARCHITECTURES, one_thread, ragged, tiny  # noqa: F401
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlhf_lab.batch import Tokens
-from rlhf_lab.checks import LabError
-from rlhf_lab.policies import packing
+from rlhf_lab.errors import LabError
 from rlhf_lab.policies.language_model import LanguageModelPolicy
-from rlhf_lab.policies.ragged import KEYWORD
+from rlhf_lab.policies.transformer import shared_prefix_forward
+from rlhf_lab.policies.transformer.varlen_attention import KEYWORD
 
 
 def plain_way(model, prompts: Tokens, responses: Tokens, temperature: float = 1.0, vocab: int | None = None):
@@ -33,7 +33,7 @@ def plain_way(model, prompts: Tokens, responses: Tokens, temperature: float = 1.
 def forward_passes(model) -> list[torch.Size]:
     """A list to which every later forward pass of the body adds the shape of its ids."""
     rows: list[torch.Size] = []
-    packing.body_of(model).register_forward_pre_hook(
+    shared_prefix_forward.body_of(model).register_forward_pre_hook(
         lambda module, args, kwargs: rows.append(args[0].shape), with_kwargs=True
     )
     return rows
@@ -64,7 +64,7 @@ def test_chunks_over_a_shared_cache_give_the_packed_row_s_values_and_gradients(k
     policy = LanguageModelPolicy(model, end_token=0, max_new_tokens=6)
     prompts, responses = ragged(group=7)
     one_row = policy.token_log_probs(prompts, responses)
-    monkeypatch.setattr(packing, "MAX_ROW", 11)
+    monkeypatch.setattr(shared_prefix_forward, "MAX_ROW", 11)
     rows = forward_passes(model)
     chunked = policy.token_log_probs(prompts, responses)
     # The prompts in one pass, then 7 responses of up to 5 computed tokens, two at a time: 1 + 4 passes.
@@ -114,7 +114,7 @@ def test_logits_in_parts_give_the_same_values_and_gradients(monkeypatch):
     wrt = list(model.parameters())
     whole = policy.token_log_probs(prompts, responses)
     whole_gradient = torch.autograd.grad(whole.sum(), wrt)
-    monkeypatch.setattr("rlhf_lab.policies.head.LOGITS_AT_ONCE", 37 * 5)
+    monkeypatch.setattr("rlhf_lab.policies.transformer.token_logprobs.LOGITS_AT_ONCE", 37 * 5)
     parts = policy.token_log_probs(prompts, responses)
     assert torch.allclose(whole, parts, atol=1e-5)
     for a, b in zip(whole_gradient, torch.autograd.grad(parts.sum(), wrt), strict=True):
@@ -315,9 +315,14 @@ def test_the_context_is_the_smallest_of_the_limits_a_sliding_window_among_them()
     """A block mask says nothing of windows, so that a window of 16 is a context of 16; 0 and None are no limits."""
     names = ("max_position_embeddings", "n_positions", "sliding_window", "window_size")
     for name in names:
-        assert packing.context_of(SimpleNamespace(**dict.fromkeys(names, 64) | {name: 16})) == 16
-    assert packing.context_of(SimpleNamespace(max_position_embeddings=64, sliding_window=None, window_size=0)) == 64
-    assert packing.context_of(SimpleNamespace()) is None
+        assert shared_prefix_forward.context_of(SimpleNamespace(**dict.fromkeys(names, 64) | {name: 16})) == 16
+    assert (
+        shared_prefix_forward.context_of(
+            SimpleNamespace(max_position_embeddings=64, sliding_window=None, window_size=0)
+        )
+        == 64
+    )
+    assert shared_prefix_forward.context_of(SimpleNamespace()) is None
 
 
 def test_a_text_longer_than_the_sliding_window_is_refused_and_one_that_fills_it_is_scored():
@@ -338,11 +343,11 @@ def test_a_text_longer_than_the_sliding_window_is_refused_and_one_that_fills_it_
 def test_ids_just_outside_of_the_vocabulary_are_refused_and_those_at_its_ends_are_not(bad):
     config = tiny("gpt2").config
     ends, outside = Tokens.from_lists([[0, 36]]), Tokens.from_lists([[0, bad]])
-    packing.check_batch(ends, ends.reshape(1, 1), config)
+    shared_prefix_forward.check_batch(ends, ends.reshape(1, 1), config)
     with pytest.raises(LabError, match=f"Prompt 0 holds the id {bad} at place 1"):
-        packing.check_prompts(outside, 37)
+        shared_prefix_forward.check_prompts(outside, 37)
     with pytest.raises(LabError, match=rf"holds the id {bad} at place 1"):
-        packing.check_batch(ends, outside.reshape(1, 1), config)
+        shared_prefix_forward.check_batch(ends, outside.reshape(1, 1), config)
 
 
 def test_a_batch_in_several_rows_gives_each_response_its_own_numbers(monkeypatch):
@@ -351,7 +356,7 @@ def test_a_batch_in_several_rows_gives_each_response_its_own_numbers(monkeypatch
     prompts, responses = ragged()
     whole = policy.token_log_probs(prompts, responses)
     rows = forward_passes(policy.model)
-    monkeypatch.setattr(packing, "TOKENS_AT_ONCE", 8)
+    monkeypatch.setattr(shared_prefix_forward, "TOKENS_AT_ONCE", 8)
     parts = policy.token_log_probs(prompts, responses)
     assert len(rows) == 3 and (whole - parts).abs().max() < 1e-5
 
@@ -359,18 +364,18 @@ def test_a_batch_in_several_rows_gives_each_response_its_own_numbers(monkeypatch
 def test_dropout_is_put_back_after_a_while_without_it():
     """Of a module that drops, every part that was in training mode is again; eval mode stays eval mode."""
     module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.5))
-    with packing.dropout_off(module):
+    with shared_prefix_forward.dropout_off(module):
         assert torch.equal(module[1](torch.ones(50)), torch.ones(50))
     assert [part.training for part in module.modules()] == [True] * 3
     module.eval()
-    with packing.dropout_off(module):
+    with shared_prefix_forward.dropout_off(module):
         pass
     assert not any(part.training for part in module.modules())
     attention = torch.nn.Identity()
     attention.attention_dropout = 0.1
-    with packing.dropout_off(attention):
+    with shared_prefix_forward.dropout_off(attention):
         assert not attention.training
-    packing.without_dropout(attention)
+    shared_prefix_forward.without_dropout(attention)
     assert attention.attention_dropout == 0.0
 
 

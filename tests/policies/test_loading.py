@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_models import one_thread, tiny, tiny_tokenizer  # noqa: F401
 
-from rlhf_lab.checks import LabError
+from rlhf_lab.errors import LabError
 from rlhf_lab.policies import loading
 from rlhf_lab.policies.loading import load_language_model, pick_device
 
@@ -163,8 +163,8 @@ def test_the_hub_is_asked_for_the_commit_of_the_revision(monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
     monkeypatch.setattr(loading.hub, "told_offline", lambda: False)
-    assert loading.hub.commit("model", "a/b", "v2") == "commit of v2"
-    assert loading.hub.commit("dataset", "a/c") == "commit of None" and seen == [("a/b", "v2"), ("a/c", None)]
+    assert loading.hub_lookup.commit("model", "a/b", "v2") == "commit of v2"
+    assert loading.hub_lookup.commit("dataset", "a/c") == "commit of None" and seen == [("a/b", "v2"), ("a/c", None)]
 
 
 def test_working_offline_ends_and_the_environment_forbids_the_network_in_all_its_spellings(monkeypatch):
@@ -173,11 +173,11 @@ def test_working_offline_ends_and_the_environment_forbids_the_network_in_all_its
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    with loading.hub.offline():
+    with loading.hub_lookup.offline():
         assert constants.HF_HUB_OFFLINE is True
-    assert constants.HF_HUB_OFFLINE is False and not loading.hub.told_offline()
+    assert constants.HF_HUB_OFFLINE is False and not loading.hub_lookup.told_offline()
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
         for value, forbidden in (("1", True), ("true", True), ("YES", True), ("on", True), ("0", False), ("", False)):
             monkeypatch.setenv(name, value)
-            assert loading.hub.told_offline() is forbidden
+            assert loading.hub_lookup.told_offline() is forbidden
         monkeypatch.delenv(name)

@@ -10,7 +10,7 @@ import torch
 from packaging.version import Version
 from tiny_models import one_thread, tiny, tiny_tokenizer  # noqa: F401
 
-from rlhf_lab.checks import LabError
+from rlhf_lab.errors import LabError
 from rlhf_lab.policies import gguf_files, loading
 from rlhf_lab.policies.loading import (
     SHIPPED,

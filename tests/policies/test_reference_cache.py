@@ -5,7 +5,7 @@ import torch
 from tiny_models import one_thread, ragged, tiny  # noqa: F401
 
 from rlhf_lab.batch import Pairs, Tokens
-from rlhf_lab.checks import LabError
+from rlhf_lab.errors import LabError
 from rlhf_lab.policies import reference_cache
 from rlhf_lab.policies.language_model import LanguageModelPolicy
 from rlhf_lab.policies.reference_cache import cached_log_probs

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_lab.batch import Tokens
-from rlhf_lab.checks import LabError
+from rlhf_lab.errors import LabError
 from rlhf_lab.policies.base import draw
 from rlhf_lab.policies.tabular import TabularPolicy, TabularReward
 from rlhf_lab.response_tree import ResponseTree

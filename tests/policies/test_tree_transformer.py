@@ -9,10 +9,10 @@ from pretend_gpu import pretended_gpu
 from tiny_models import one_thread  # noqa: F401
 
 from rlhf_lab.batch import Tokens
-from rlhf_lab.checks import LabError
+from rlhf_lab.errors import LabError
 from rlhf_lab.policies.language_model import LanguageModelPolicy
-from rlhf_lab.policies.packing import body_of
-from rlhf_lab.policies.token_tree import TreeTransformerPolicy
+from rlhf_lab.policies.transformer.shared_prefix_forward import body_of
+from rlhf_lab.policies.tree_transformer import TreeTransformerPolicy
 from rlhf_lab.response_tree import ResponseTree
 
 KINDS = ["gpt2", "gpt_neox"]

@@ -9,7 +9,7 @@ from pretend_gpu import pretended_gpu
 from tiny_models import one_thread, ragged, tiny  # noqa: F401
 
 from rlhf_lab.batch import Tokens
-from rlhf_lab.checks import LabError
+from rlhf_lab.errors import LabError
 from rlhf_lab.policies.language_model import LanguageModelPolicy
 from rlhf_lab.policies.vllm import VllmSampler
 

@@ -5,9 +5,9 @@ import torch
 from tiny_models import ARCHITECTURES, one_thread, ragged, tiny  # noqa: F401
 
 from rlhf_lab.batch import Tokens
-from rlhf_lab.checks import LabError
-from rlhf_lab.policies import packing
+from rlhf_lab.errors import LabError
 from rlhf_lab.policies.language_model import LanguageModelPolicy
+from rlhf_lab.policies.transformer import shared_prefix_forward
 from rlhf_lab.rewards.language_model import LanguageModelCritic, LanguageModelReward
 from rlhf_lab.rewards.text import TextReward
 
@@ -28,7 +28,7 @@ def plain_states(module, prompt: list[int], response: list[int]):
 @pytest.mark.parametrize("max_row", [4096, 9])
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_the_score_is_read_at_the_response_s_last_token(kind, max_row, monkeypatch):
-    monkeypatch.setattr(packing, "MAX_ROW", max_row)
+    monkeypatch.setattr(shared_prefix_forward, "MAX_ROW", max_row)
     module = random_head(LanguageModelReward(tiny(kind)))
     prompts, responses = ragged()
     scores = module(prompts, responses)
@@ -51,7 +51,7 @@ def test_the_score_is_read_at_the_response_s_last_token(kind, max_row, monkeypat
 def test_the_body_is_copied_unless_it_is_to_be_taken(kind):
     """A second body costs its memory again, so `copied=False` must hold the very weights that it was given."""
     model = tiny("llama")
-    given = {weight.data_ptr() for weight in packing.body_of(model).parameters()}
+    given = {weight.data_ptr() for weight in shared_prefix_forward.body_of(model).parameters()}
     taken, made = ({w.data_ptr() for w in kind(model, copied=c).body.parameters()} for c in (False, True))
     assert taken == given and not made & given
 

@@ -9,11 +9,11 @@ from tiny_models import ARCHITECTURES, one_thread, ragged, tiny, tiny_tokenizer 
 from rlhf_lab.algorithms.ranker import Ranker, both_orders_loss, order_loss, ranker
 from rlhf_lab.algorithms.rso import RSO, make_pairs
 from rlhf_lab.batch import Pairs, Tokens
-from rlhf_lab.checks import LabError
+from rlhf_lab.errors import LabError
 from rlhf_lab.policies.base import Reward
 from rlhf_lab.policies.language_model import LanguageModelPolicy
 from rlhf_lab.policies.tabular import TabularPolicy
-from rlhf_lab.policies.token_tree import TreeTransformerPolicy
+from rlhf_lab.policies.tree_transformer import TreeTransformerPolicy
 from rlhf_lab.response_tree import ResponseTree
 from rlhf_lab.rewards import ranker as room
 from rlhf_lab.rewards.ranker import BaselineReward, PairwiseRanker

@@ -6,11 +6,11 @@ import pytest
 import torch
 from tiny_models import ARCHITECTURES, one_thread, ragged, tiny, tiny_tokenizer  # noqa: F401
 
-from rlhf_lab.checks import LabError
+from rlhf_lab.errors import LabError
 from rlhf_lab.policies.language_model import LanguageModelPolicy
 from rlhf_lab.rewards.language_model import LanguageModelCritic, LanguageModelReward
+from rlhf_lab.rewards.shared_vocabulary import check_reward_fits, check_same_tokenizer
 from rlhf_lab.rewards.text import TextReward
-from rlhf_lab.rewards.vocabulary import check_reward_fits, check_same_tokenizer
 
 TEXTS = ["the cat sat on the mat", "a dog ran in the park"]
 

@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from rlhf_lab.experiments import kept
+from rlhf_lab.experiments import results as saved_results
 from rlhf_lab.figures import style
-from slides import explorers, render, verdicts
-from slides import format as f
+from slides import explorers, render
+from slides import results as slide_results
+from slides import schema as f
 from slides.deck import deck
 
 MADE = deck()
@@ -58,10 +59,10 @@ def test_every_idea_that_has_an_explorer_shows_it() -> None:
 
 
 def test_every_claim_is_shown_with_its_own_figure() -> None:
-    """Ten claims, eleven experiments: `kept.NAMES` is what docs/claims.md lists."""
+    """Ten claims, eleven experiments: `experiments.results.NAMES` is what docs/claims.md lists."""
     figures = [part for slide in SLIDES for part in f.parts_of(slide) if isinstance(part, f.Figure)]
-    drawn = {part.draw.args[0] for part in figures if getattr(part.draw, "func", None) is verdicts._draw}
-    assert drawn == set(kept.NAMES)
+    drawn = {part.draw.args[0] for part in figures if getattr(part.draw, "func", None) is slide_results._draw}
+    assert drawn == set(saved_results.NAMES)
 
 
 def test_every_verdict_on_a_slide_is_the_kept_results_own() -> None:
@@ -88,7 +89,7 @@ def results(tmp_path: Path) -> Path:
 
 
 def test_a_verdict_takes_its_numbers_out_of_the_result_in_both_languages(results: Path) -> None:
-    made = verdicts.verdict(
+    made = slide_results.verdict(
         "cost",
         "bandit",
         "A takes {} of B ({} seeds).",
@@ -103,12 +104,12 @@ def test_a_verdict_takes_its_numbers_out_of_the_result_in_both_languages(results
 
 def test_a_result_that_reads_otherwise_shows_its_outcome_alone_and_warns(results: Path) -> None:
     with pytest.warns(UserWarning, match="cost on bandit no longer reads"):
-        made = verdicts.verdict("cost", "bandit", "A takes {} of C.", "{0}", "{0}", results=results)
+        made = slide_results.verdict("cost", "bandit", "A takes {} of C.", "{0}", "{0}", results=results)
     assert "holds" in made.en and "1.5" not in made.en + made.zh
 
 
 def test_a_result_that_is_not_there_is_said(results: Path) -> None:
-    made = verdicts.verdict("cost", "tree", "{}", "{0}", "{0}", results=results)
+    made = slide_results.verdict("cost", "tree", "{}", "{0}", "{0}", results=results)
     assert "not run yet" in made.en and "尚未运行" in made.zh
 
 

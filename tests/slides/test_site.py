@@ -10,9 +10,9 @@ import pytest
 pytest.importorskip("nbconvert")
 from bs4 import BeautifulSoup
 
-from rlhf_lab.checks import LabError
-from slides import alive, build, notebook, prose, site
-from slides.format import Deck, T
+from rlhf_lab.errors import LabError
+from slides import build, markdown_html, notebook, site, static_states
+from slides.schema import Deck, T
 
 # One pixel, black: the smallest picture there is.
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
@@ -23,15 +23,15 @@ def soup(markup: str) -> BeautifulSoup:
     return BeautifulSoup(markup, "html.parser")
 
 
-def finished(body: str, follow=lambda link: link) -> tuple[str, tuple[prose.Heading, ...]]:
-    return prose.finished(body, follow, "here")
+def finished(body: str, follow=lambda link: link) -> tuple[str, tuple[markdown_html.Heading, ...]]:
+    return markdown_html.finished(body, follow, "here")
 
 
 # --- formulas ---------------------------------------------------------------------------------------------------
 
 
 def test_formulas_of_markdown_are_marked_with_their_source_and_their_kind():
-    made = prose.markdown("If $a<b$ then\n\n$$\\frac{a}{b}$$\n\n`$not$` this.\n")
+    made = markdown_html.markdown("If $a<b$ then\n\n$$\\frac{a}{b}$$\n\n`$not$` this.\n")
     assert '<span class="tex">a&lt;b</span>' in made
     assert '<span class="tex" data-display>\\frac{a}{b}</span>' in made
     assert "<code>$not$</code>" in made
@@ -39,7 +39,7 @@ def test_formulas_of_markdown_are_marked_with_their_source_and_their_kind():
 
 def test_formulas_of_an_objects_own_html_are_marked_where_they_are_text_and_not_where_they_are_code():
     page = soup("<td>$\\displaystyle x_1 &lt; 2$ and $$y$$</td><code>$z$</code><pre>$5</pre>")
-    prose.mark_formulas(page, "here")
+    markdown_html.mark_formulas(page, "here")
     assert [one.get_text() for one in page.select("span.tex")] == ["\\displaystyle x_1 < 2", "y"]
     assert page.find("code").get_text() == "$z$"
     assert page.find("pre").get_text() == "$5"
@@ -48,7 +48,7 @@ def test_formulas_of_an_objects_own_html_are_marked_where_they_are_text_and_not_
 def test_marks_survive_the_way_through_the_parser_as_the_typesetter_looks_for_them():
     from slides import render
 
-    body, _ = finished("<h1>T</h1>" + prose.markdown("$x$ and $$y < z$$"))
+    body, _ = finished("<h1>T</h1>" + markdown_html.markdown("$x$ and $$y < z$$"))
     seen = []
 
     def setter(formulas):
@@ -62,7 +62,7 @@ def test_marks_survive_the_way_through_the_parser_as_the_typesetter_looks_for_th
 
 def test_a_dollar_without_its_partner_is_refused_with_its_place():
     with pytest.raises(LabError, match="here: a dollar without its partner in 'costs 5"):
-        prose.mark_formulas(soup("<p>costs 5$</p>"), "here")
+        markdown_html.mark_formulas(soup("<p>costs 5$</p>"), "here")
 
 
 # --- headings ---------------------------------------------------------------------------------------------------
@@ -73,12 +73,12 @@ def test_a_dollar_without_its_partner_is_refused_with_its_place():
     [("ReST, RAFT and PPO", "rest-raft-and-ppo"), ("What is often confused", "what-is-often-confused"), ("KL", "kl")],
 )
 def test_anchors_are_those_that_the_documents_link(words, anchor):
-    assert prose.slug(words) == anchor
+    assert markdown_html.slug(words) == anchor
 
 
 def test_equal_headings_get_anchors_of_their_own_and_an_id_set_by_hand_is_left_to_its_owner():
     page = soup('<h1>A</h1><a id="c"></a><h2>B</h2><h2>B</h2><h2>C</h2>')
-    lines = prose.number_headings(page, "here")
+    lines = markdown_html.number_headings(page, "here")
     assert [line.anchor for line in lines] == ["b", "b-1", "c"]
     ids = [node["id"] for node in page.find_all(id=True)]
     assert sorted(ids) == sorted(set(ids))
@@ -86,7 +86,7 @@ def test_equal_headings_get_anchors_of_their_own_and_an_id_set_by_hand_is_left_t
 
 def test_a_heading_that_leaves_out_a_level_is_raised():
     page = soup("<h1>A</h1><h3>B</h3><h2>C</h2><h3>D</h3>")
-    lines = prose.number_headings(page, "here")
+    lines = markdown_html.number_headings(page, "here")
     assert [(line.level, line.words) for line in lines] == [(2, "B"), (2, "C"), (3, "D")]
     assert [node.name for node in page.find_all(["h1", "h2", "h3"])] == ["h1", "h2", "h2", "h3"]
 
@@ -94,13 +94,14 @@ def test_a_heading_that_leaves_out_a_level_is_raised():
 @pytest.mark.parametrize("markup", ["<h2>A</h2>", "<h1>A</h1><h1>B</h1>"])
 def test_a_page_has_one_first_heading(markup):
     with pytest.raises(LabError, match="one heading of level 1"):
-        prose.number_headings(soup(markup), "here")
+        markdown_html.number_headings(soup(markup), "here")
 
 
 def test_the_table_of_contents_has_the_second_level_inside_the_first_and_no_link_in_a_link():
     lines = [
-        prose.Heading(2, "a", "A"), prose.Heading(3, "b", '<a href="x">B</a>'), prose.Heading(3, "c", "C"),
-        prose.Heading(2, "d", "D"),
+        markdown_html.Heading(2, "a", "A"), markdown_html.Heading(3, "b", '<a href="x">B</a>'),
+        markdown_html.Heading(3, "c", "C"),
+        markdown_html.Heading(2, "d", "D"),
     ]  # fmt: skip
     page = soup(site._contents(lines))
     top = page.find("details").find("ul").find_all("li", recursive=False)
@@ -150,7 +151,7 @@ def test_notebooks_that_are_mentioned_are_linked_but_not_in_code_headings_or_lin
         "<h2>Notebook 04</h2><p>See notebook 04, notebooks 03 and 05, and notebook 99.</p>"
         '<p><code>notebook 04</code> <a href="x">notebook 04</a></p>'
     )
-    prose.link_notebooks(page, {"03": "3.html", "04": "4.html", "05": "5.html"}.get)
+    markdown_html.link_notebooks(page, {"03": "3.html", "04": "4.html", "05": "5.html"}.get)
     found = [(one["href"], one.get_text()) for one in page.find_all("a")]
     assert found == [("4.html", "notebook 04"), ("3.html", "notebooks 03"), ("5.html", "05"), ("x", "notebook 04")]
     assert "and notebook 99." in page.get_text()
@@ -164,7 +165,7 @@ def test_tables_scroll_by_themselves_and_wide_ones_name_the_column_in_every_cell
     cells = "".join(f"<td>{number}</td>" for number in range(5))
     wide = f"<table><thead><tr>{head}</tr></thead><tbody><tr>{cells}</tr></tbody></table>"
     page = soup(wide + "<table><thead><tr><th>a</th></tr></thead><tbody><tr><td>1</td></tr></tbody></table>")
-    prose.box_tables(page)
+    markdown_html.box_tables(page)
     assert [table.parent["class"] for table in page.find_all("table")] == [["scroll"], ["scroll"]]
     assert [cell["data-name"] for cell in page.find_all("td")[:5]] == list("abcde")
     assert "data-name" not in page.find_all("td")[5].attrs
@@ -177,7 +178,7 @@ def test_a_picture_without_words_is_refused():
 
 
 def test_a_picture_alone_in_its_paragraph_becomes_a_figure():
-    body, _ = finished("<h1>A</h1>" + prose.markdown("![words](a.png)\n\nText ![more](b.png).\n"))
+    body, _ = finished("<h1>A</h1>" + markdown_html.markdown("![words](a.png)\n\nText ![more](b.png).\n"))
     page = soup(body)
     assert [picture.parent.name for picture in page.find_all("img")] == ["figure", "p"]
 
@@ -286,7 +287,7 @@ def test_every_stored_notebook_can_be_shown_and_every_picture_of_it_has_words():
     for path in sorted((build.ROOT / "notebooks").glob("0[05]_*.ipynb")):
         stored = nbformat.read(path, as_version=4)
         out = notebook.drawn(stored, path.stem, lambda number, words: "key")
-        body, contents = prose.finished(out.body, lambda link: link, path.name)
+        body, contents = markdown_html.finished(out.body, lambda link: link, path.name)
         assert len(contents) > 2
         assert len(out.states) == 1
         assert not [
@@ -299,10 +300,10 @@ def test_every_stored_notebook_can_be_shown_and_every_picture_of_it_has_words():
 
 def test_the_last_expression_of_a_cell_gets_a_name_and_the_rest_stays():
     space: dict = {}
-    exec(alive.with_name("a = 2\na + 1  # shown", "it"), space)
+    exec(static_states.with_name("a = 2\na + 1  # shown", "it"), space)
     assert (space["a"], space["it"]) == (2, 3)
     with pytest.raises(LabError, match="does not end with what it shows"):
-        alive.with_name("a = 2", "it")
+        static_states.with_name("a = 2", "it")
 
 
 def test_kept_states_are_used_until_the_cells_or_a_file_that_was_loaded_change(tmp_path, monkeypatch):
@@ -312,12 +313,12 @@ def test_kept_states_are_used_until_the_cells_or_a_file_that_was_loaded_change(t
         runs.append(sources)
         if sources[-1] == "busy()":
             write("x = 2", round(time.time()) + 9)
-        files = {"lab.py": alive._sum("lab.py")}
+        files = {"lab.py": static_states._sum("lab.py")}
         place.write_text(json.dumps({"words": "W", "states": f"{len(runs)}", "files": files}))
 
-    monkeypatch.setattr(alive, "ROOT", tmp_path)
-    monkeypatch.setattr(alive, "CACHE", tmp_path / "cache")
-    monkeypatch.setattr(alive, "_execute", run)
+    monkeypatch.setattr(static_states, "ROOT", tmp_path)
+    monkeypatch.setattr(static_states, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(static_states, "_execute", run)
     lab = tmp_path / "lab.py"
 
     def write(code: str, when: int) -> None:
@@ -330,7 +331,7 @@ def test_kept_states_are_used_until_the_cells_or_a_file_that_was_loaded_change(t
     def states(source: str, words: str = "W") -> tuple[str, str]:
         cells = [v4.new_code_cell("first"), v4.new_markdown_cell("no code"), v4.new_code_cell(source)]
         path.write_text(json.dumps(v4.new_notebook(cells=[*cells, v4.new_code_cell("after")])))
-        return alive.states_of(path, 2, words)
+        return static_states.states_of(path, 2, words)
 
     assert states("an_explorer()") == ("1", "")
     assert runs == [["first", "an_explorer()"]]
@@ -354,16 +355,16 @@ def test_a_kernel_leaves_an_explorers_states_its_words_and_what_it_loaded(tmp_pa
     def picture(up: bool) -> Picture:
         return Picture(f"It is {up}.")
 
-    place = tmp_path / "states.json"
-    alive.dump(Explorer(picture, {"up": Toggle(True, "up")}, "Title"), str(place))
+    place = tmp_path / "compressed_states.json"
+    static_states.dump(Explorer(picture, {"up": Toggle(True, "up")}, "Title"), str(place))
     kept = json.loads(place.read_text(encoding="utf-8"))
     assert kept["words"] == "Title: It is True."
     assert json.loads(kept["states"])["count"] == 2
-    assert kept["files"]["rlhf_lab/widgets/explorer.py"] == alive._sum("rlhf_lab/widgets/explorer.py")
+    assert kept["files"]["rlhf_lab/widgets/explorer.py"] == static_states._sum("rlhf_lab/widgets/explorer.py")
 
 
 def test_layers_that_come_and_go_are_written_once_each_and_come_back():
-    from slides import states
+    from slides import compressed_states
 
     # A line of its own in every fourth picture, a star in every second, a frame in all: lists of 1 to 3 layers.
     layers = [
@@ -371,8 +372,8 @@ def test_layers_that_come_and_go_are_written_once_each_and_come_back():
         for i in range(60)
     ]
     pictures = [{"layers": some, "text": str(i)} for i, some in enumerate(layers)]
-    folded = states.fold(pictures)
-    small = alive.pooled(folded)
+    folded = compressed_states.fold(pictures)
+    small = static_states.pooled(folded)
     slots = {slot[0][0]: slot for slot in small["slots"]}
     assert len(slots["text"]) == 3
     _, values, which, parts = slots["layers"]
@@ -386,10 +387,10 @@ def test_the_pages_script_reads_pooled_states(tmp_path):
 
     if shutil.which("node") is None:
         pytest.skip("needs node")
-    from slides import states
+    from slides import compressed_states
 
     pictures = [{"layers": [{"a": i % 2}, *[{"b": j % 3} for j in range(i % 5)]]} for i in range(40)]
-    small = alive.pooled(states.fold(pictures))
+    small = static_states.pooled(compressed_states.fold(pictures))
     assert len(small["slots"][0]) == 4
     script = tmp_path / "unfold.js"
     source = (build.ASSETS / "explorers.js").read_text(encoding="utf-8")

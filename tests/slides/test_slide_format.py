@@ -6,9 +6,9 @@ import dataclasses
 
 import pytest
 
-from rlhf_lab.checks import LabError
-from slides import format as f
-from slides.format import Block, Bullets, Columns, Deck, Equation, Explorer, Flow, Quote, Slide, Step, T, Table, Text
+from rlhf_lab.errors import LabError
+from slides import schema as f
+from slides.schema import Block, Bullets, Columns, Deck, Equation, Explorer, Flow, Quote, Slide, Step, T, Table, Text
 
 WORDS = T("a sentence", "一句话")
 LATIN = T(*2 * ("a rather long sentence that somebody wrote down here",))

@@ -13,8 +13,8 @@ import pytest
 
 from slides import live, practice, render
 from slides.deck import deck
-from slides.format import Block, Deck, Explorer, Slide, T, Text
-from slides.pulse import Pulse
+from slides.heartbeat import Pulse
+from slides.schema import Block, Deck, Explorer, Slide, T, Text
 
 W = T("words", "词")
 MADE = Deck(
@@ -89,7 +89,7 @@ def test_practice_finds_the_explorer_that_failed_and_passes_the_one_that_came(pa
 
 
 def test_practice_moves_every_control_and_refuses_an_explorer_that_does_not_move() -> None:
-    from rlhf_lab.checks import LabError
+    from rlhf_lab.errors import LabError
     from rlhf_lab.widgets.explorer import Explorer as Live
     from slides import explorers
 

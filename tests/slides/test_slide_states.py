@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slides import build, explorers, states
+from slides import build, compressed_states, explorers
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 3) | st.sampled_from([0.25, 1.5]) | st.sampled_from(["a", "b"]),
@@ -25,16 +25,16 @@ JSON = st.recursive(
 @settings(max_examples=150, deadline=None)
 @given(st.lists(JSON, min_size=1, max_size=6))
 def test_unfolding_gives_back_any_list_of_pictures(pictures: list[Any]) -> None:
-    folded = json.loads(json.dumps(states.fold(pictures)))
-    back = [states.unfolded(folded, i) for i in range(len(pictures))]
+    folded = json.loads(json.dumps(compressed_states.fold(pictures)))
+    back = [compressed_states.unfolded(folded, i) for i in range(len(pictures))]
     assert json.dumps(back, sort_keys=True) == json.dumps(pictures, sort_keys=True)  # true is not 1
 
 
 def test_what_is_equal_in_python_and_not_in_the_page_stays_apart() -> None:
     """`[[False]] == [[0]]`; a page would draw "false" for one and "0" for the other."""
     pictures: list[Any] = [{"a": [[False], 1]}, {"a": [[0], 1]}]
-    folded = json.loads(json.dumps(states.fold(pictures)))
-    assert [json.dumps(states.unfolded(folded, i)) for i in (0, 1)] == [json.dumps(one) for one in pictures]
+    folded = json.loads(json.dumps(compressed_states.fold(pictures)))
+    assert [json.dumps(compressed_states.unfolded(folded, i)) for i in (0, 1)] == [json.dumps(one) for one in pictures]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def small() -> tuple[dict[str, Any], list[Any]]:
     """An explorer's folded states, and its pictures one by one."""
     explorer = explorers.make("optimal_policy")
     whole = explorer.states(4)
-    return json.loads(json.dumps(states.folded(explorer, 4))), whole["pictures"]
+    return json.loads(json.dumps(compressed_states.folded(explorer, 4))), whole["pictures"]
 
 
 def numbers_agree(one: Any, two: Any) -> bool:
@@ -59,22 +59,24 @@ def test_an_explorers_folded_states_are_its_pictures_to_four_digits(small: tuple
     folded, pictures = small
     assert folded["count"] == len(pictures) > 4
     for i, picture in enumerate(pictures):
-        assert numbers_agree(json.loads(json.dumps(picture)), states.unfolded(folded, i))
+        assert numbers_agree(json.loads(json.dumps(picture)), compressed_states.unfolded(folded, i))
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="no node on this machine")
 def test_the_pages_script_unfolds_as_python_does(small: tuple[dict[str, Any], list[Any]], tmp_path: Path) -> None:
     folded, _ = small
-    (tmp_path / "states.json").write_text(json.dumps(folded))
+    (tmp_path / "compressed_states.json").write_text(json.dumps(folded))
     script = (
         "globalThis.window = {}; globalThis.document = {};"
         f"eval(require('fs').readFileSync({json.dumps(str(build.ASSETS / 'explorers.js'))}, 'utf8'));"
         "const s = JSON.parse(require('fs').readFileSync(process.argv[1], 'utf8'));"
         "console.log(JSON.stringify([...Array(s.count).keys()].map((i) => window.StaticExplorers.unfold(s, i))));"
     )
-    done = subprocess.run(["node", "-e", script, str(tmp_path / "states.json")], capture_output=True, text=True)
+    done = subprocess.run(
+        ["node", "-e", script, str(tmp_path / "compressed_states.json")], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == [states.unfolded(folded, i) for i in range(folded["count"])]
+    assert json.loads(done.stdout) == [compressed_states.unfolded(folded, i) for i in range(folded["count"])]
 
 
 def test_every_explorer_fits_the_pages_budget_of_pictures() -> None:
@@ -84,8 +86,10 @@ def test_every_explorer_fits_the_pages_budget_of_pictures() -> None:
         if name == "roads":  # is trained when it is made; its one slider is a step of training
             continue
         made = explorers.make(name)
-        stops = states.stops_for(made)
-        assert math.prod(len(c.grid(stops)) for c in made.controls.values()) <= states.MOST or stops == 4, name
+        stops = compressed_states.stops_for(made)
+        assert math.prod(len(c.grid(stops)) for c in made.controls.values()) <= compressed_states.MOST or stops == 4, (
+            name
+        )
 
 
 def test_the_charts_module_becomes_a_plain_script() -> None:

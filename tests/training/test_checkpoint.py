@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from rlhf_lab.checks import LabError
+from rlhf_lab.errors import LabError
 from rlhf_lab.training import Training, checkpoint
 
 

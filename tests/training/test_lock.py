@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from rlhf_lab.checks import LabError
+from rlhf_lab.errors import LabError
 from rlhf_lab.training import lock
 from rlhf_lab.training.lock import LOCK, FolderLock
 

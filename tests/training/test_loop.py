@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from rlhf_lab.algorithms.dpo import DPO, dpo, pair_loss
-from rlhf_lab.checks import LabError
+from rlhf_lab.errors import LabError
 from rlhf_lab.training import Loop, Training, checkpoint, rows_at, seeded
 from rlhf_lab.worlds import bandit
 

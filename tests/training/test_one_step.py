@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rlhf_lab.batch import Pairs, Tokens
-from rlhf_lab.checks import LabError
+from rlhf_lab.errors import LabError
 from rlhf_lab.training import Loop, Training
 
 

@@ -13,9 +13,9 @@ from tiny_models import one_thread, ragged, tiny  # noqa: F401
 from rlhf_lab.algorithms.dpo import DPO, pair_loss
 from rlhf_lab.algorithms.sft import cloning_loss
 from rlhf_lab.batch import Pairs
-from rlhf_lab.checks import LabError
+from rlhf_lab.errors import LabError
 from rlhf_lab.policies.language_model import LanguageModelPolicy
-from rlhf_lab.training import Loop, Training, checkpoint, memory, processes
+from rlhf_lab.training import Loop, Training, checkpoint, distributed, memory
 from rlhf_lab.training.lock import LOCK, FolderLock
 
 
@@ -473,8 +473,8 @@ def test_the_bar_shows_loss_reward_kl_and_speed_and_the_history_no_speed():
 def test_shares_are_even_and_make_the_whole_in_order(number, count, monkeypatch):
     shares = []
     for me in range(count):
-        monkeypatch.setattr(processes, "count", lambda: count)
-        monkeypatch.setattr(processes, "rank", lambda me=me: me)
-        shares.append(list(processes.my_rows(number)))
+        monkeypatch.setattr(distributed, "count", lambda: count)
+        monkeypatch.setattr(distributed, "rank", lambda me=me: me)
+        shares.append(list(distributed.my_rows(number)))
     assert [row for share in shares for row in share] == list(range(number))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1

@@ -22,9 +22,9 @@ from rlhf_lab.algorithms.dpo import DPO, dpo, pair_loss, reference_log_probs  # 
 from rlhf_lab.algorithms.reward_model import RewardModel, label_loss, reward_model  # noqa: E402
 from rlhf_lab.algorithms.sft import cloning_loss, sft  # noqa: E402
 from rlhf_lab.batch import Pairs  # noqa: E402
-from rlhf_lab.checks import LabError  # noqa: E402
+from rlhf_lab.errors import LabError  # noqa: E402
 from rlhf_lab.policies.language_model import LanguageModelPolicy  # noqa: E402
-from rlhf_lab.training import Loop, Training, checkpoint, processes  # noqa: E402
+from rlhf_lab.training import Loop, Training, checkpoint, distributed  # noqa: E402
 
 ROWS = []
 """How many rows this process computed, one entry a part."""
@@ -38,7 +38,7 @@ def settings(**changes) -> Training:
 
 def policy() -> LanguageModelPolicy:
     # Other weights on each process, to see that they begin with the first one's.
-    return LanguageModelPolicy(tiny("gpt2", wide=0.1, seed=processes.rank()).double(), end_token=0, max_new_tokens=6)
+    return LanguageModelPolicy(tiny("gpt2", wide=0.1, seed=distributed.rank()).double(), end_token=0, max_new_tokens=6)
 
 
 def pairs(weighted: bool = False) -> Pairs:
@@ -69,8 +69,8 @@ def loop_sft(training: Training):
 
 def loop_dpo(training: Training, weighted: bool = False):
     module, data = policy(), pairs(weighted)
-    processes.same_start(module)
-    log_ref = processes.by_rows(lambda p: reference_log_probs(module, p, 4), data)
+    distributed.same_start(module)
+    log_ref = distributed.by_rows(lambda p: reference_log_probs(module, p, 4), data)
     return module, on_the_loop(module, (data, log_ref), lambda b, r: pair_loss(module, b, r, DPO(beta=0.5)), training)
 
 
@@ -86,7 +86,7 @@ def whole_sft(training: Training):
 
 def whole_dpo(training: Training):
     module = policy()
-    processes.same_start(module)
+    distributed.same_start(module)
     return module, dpo(module, module.frozen(), pairs(), DPO(beta=0.5), training)
 
 
@@ -112,24 +112,24 @@ def trainings(folder: Path) -> dict:
 
 
 def run(folder: Path) -> None:
-    processes.start()
+    distributed.start()
     for name, (train, training) in trainings(folder).items():
         ROWS.clear()
         module, history = train(training)
-        if processes.is_first():
+        if distributed.is_first():
             weights = {k: v.clone() for k, v in module.state_dict().items()}
             torch.save({"history": history, "weights": weights, "rows": list(ROWS)}, folder / f"{name}.pt")
     # Half of it in this run, the rest resumed, by as many processes.
     with contextlib.suppress(InterruptedError):
         half(folder, stop=3)
     module, history = half(folder, stop=None)
-    if processes.is_first():
+    if distributed.is_first():
         found = checkpoint.latest(folder / "half")
         torch.save({"history": history, "weights": module.state_dict(), "last": str(found)}, folder / "resumed.pt")
     errors = [message(lambda: nan_in_the_last_row(folder)), message(lambda: loop_sft(settings(out=folder / "run")))]
     errors += [message(lambda: full_disk(folder))]
-    (folder / f"errors-{processes.rank()}.json").write_text(json.dumps(errors))
-    if processes.count() > 1:
+    (folder / f"errors-{distributed.rank()}.json").write_text(json.dumps(errors))
+    if distributed.count() > 1:
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
 
@@ -170,7 +170,7 @@ def full_disk(folder: Path) -> None:
 def half(folder: Path, stop: int | None):
     module, data = policy(), pairs()
     training = settings(out=folder / "half", resume=(folder / "half" / "run.json").is_file())
-    if processes.count() > 1:
+    if distributed.count() > 1:
         torch.distributed.barrier()
     with Loop("wide", module, training) as loop:
         for step, _ in loop:

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from rlhf_lab.checks import LabError
+from rlhf_lab.errors import LabError
 from rlhf_lab.figures.picture import draw
 from rlhf_lab.widgets.bradley_terry import bradley_terry_explorer, bradley_terry_picture, expected_label_loss
 from rlhf_lab.worlds import bandit

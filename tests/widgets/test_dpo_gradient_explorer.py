@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rlhf_lab import losses
-from rlhf_lab.checks import LabError
+from rlhf_lab.errors import LabError
 from rlhf_lab.widgets.dpo_gradient import dpo_gradient_explorer, dpo_gradient_picture
 
 

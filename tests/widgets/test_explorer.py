@@ -9,7 +9,7 @@ import nbformat
 import pytest
 import torch
 
-from rlhf_lab.checks import LabError
+from rlhf_lab.errors import LabError
 from rlhf_lab.figures.picture import Axis, Bars, Line, Number, Panel, Picture, Points, Rule, limits
 from rlhf_lab.widgets.explorer import Choice, Explorer, Slider, Toggle
 from rlhf_lab.widgets.optimal_policy import optimal_policy_explorer, optimal_policy_picture

@@ -10,7 +10,7 @@ import torch
 from rlhf_lab import exact
 from rlhf_lab.algorithms.dpo import DPO, dpo
 from rlhf_lab.batch import Pairs, Tokens
-from rlhf_lab.checks import LabError
+from rlhf_lab.errors import LabError
 from rlhf_lab.training import Training, seeded
 from rlhf_lab.widgets.finite_preferences import (
     draw_wins,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rlhf_lab import exact
-from rlhf_lab.checks import LabError
+from rlhf_lab.errors import LabError
 from rlhf_lab.widgets.over_optimisation import (
     BETAS,
     calibrated,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rlhf_lab import exact, preferences
-from rlhf_lab.checks import LabError
+from rlhf_lab.errors import LabError
 from rlhf_lab.figures.picture import Bars, Line
 from rlhf_lab.training import seeded
 from rlhf_lab.widgets.pair_sources import (

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rlhf_lab import exact
-from rlhf_lab.checks import LabError
+from rlhf_lab.errors import LabError
 from rlhf_lab.widgets import partition
 from rlhf_lab.widgets.optimal_policy import optimal_policy_explorer, optimal_policy_picture
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rlhf_lab import exact
-from rlhf_lab.checks import LabError
+from rlhf_lab.errors import LabError
 from rlhf_lab.figures.picture import Bars, Line, Points
 from rlhf_lab.widgets.rejection import STEPS, Darts, acceptance, darts, rejection_explorer, rejection_picture
 from rlhf_lab.worlds import bandit

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf_lab.checks import LabError
+from rlhf_lab.errors import LabError
 from rlhf_lab.worlds import bandit
 
 

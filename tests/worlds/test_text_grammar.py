@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from rlhf_lab.checks import LabError
+from rlhf_lab.errors import LabError
 from rlhf_lab.worlds.text.grammar import Draw, Grammar, mentioned
 
 SMALL = Grammar({"s": ["The {animal} sleeps.", "The {animal} runs."], "animal": ["cat", "dog"]})

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlhf_lab.checks import LabError
+from rlhf_lab.errors import LabError
 from rlhf_lab.worlds import text
 from rlhf_lab.worlds.text import translation, velu
 from rlhf_lab.worlds.text.velu import Meaning, Noun

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from rlhf_lab.batch import Tokens
-from rlhf_lab.checks import LabError
+from rlhf_lab.errors import LabError
 from rlhf_lab.worlds import text
 from rlhf_lab.worlds.text import dialogue, sentiment, summaries
-from rlhf_lab.worlds.text.world import SIZES, split_of
+from rlhf_lab.worlds.text.text_world import SIZES, split_of
 
 CORPORA = Path(__file__).parents[2] / "data" / "corpora"
 POST = "Post: Hi all. So my aunt sold my bike at the lake on Monday. I am so angry. Should I call the police? TL;DR:"
@@ -277,7 +277,7 @@ class Shouts(Letters):
 def test_the_longest_texts_are_those_of_any_split_by_the_tokenizer_that_asks(monkeypatch):
     """Five, three and two examples; the longest prompt and the longest target of all ten, in letters and the end; by
     a tokenizer that needs two ids a letter twice the letters, and the end."""
-    from rlhf_lab.worlds.text import world as module
+    from rlhf_lab.worlds.text import text_world as module
 
     sizes = {"train": 5, "validation": 3, "test": 2}
     monkeypatch.setattr(module, "SIZES", sizes)

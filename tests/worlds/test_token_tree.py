@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rlhf_lab import exact
-from rlhf_lab.checks import LabError
+from rlhf_lab.errors import LabError
 from rlhf_lab.policies.tabular import TabularPolicy, TabularReward
 from rlhf_lab.response_tree import ResponseTree
 from rlhf_lab.worlds import token_tree

@@ -2,7 +2,7 @@
 
 from mutations import (
     algorithms,
-    commands,
+    cli,
     derivations,
     evaluation,
     exercises,
@@ -30,7 +30,7 @@ TABLES: dict[str, list[Mutation]] = {
     "experiments": experiments.MUTATIONS,
     "widgets": widgets.MUTATIONS,
     "exercises": exercises.MUTATIONS,
-    "commands": commands.MUTATIONS,
+    "cli": cli.MUTATIONS,
 }
 MUTATIONS = [mutation for table in TABLES.values() for mutation in table]
 

@@ -379,8 +379,8 @@ MUTATIONS: list[Mutation] = [
         ),
     ),
     *in_file(
-        "algorithms/group.py",
-        [STEPS, "algorithms/test_group.py", "algorithms/test_equal_scores.py"],
+        "algorithms/grpo_rloo.py",
+        [STEPS, "algorithms/test_grpo_rloo.py", "algorithms/test_equal_scores.py"],
         Mutation(
             "norm",
             "rloo: the mean with oneself in it",
@@ -671,7 +671,7 @@ MUTATIONS: list[Mutation] = [
     ),
     *in_file(
         "algorithms/rest.py",
-        [STAGES, "algorithms/test_pieces.py", "algorithms/test_blocks.py"],
+        [STAGES, "algorithms/test_pieces.py", "algorithms/test_cached_rollouts.py"],
         Mutation(
             "edge",
             "the filter lets rewards at the threshold through",
@@ -844,7 +844,7 @@ MUTATIONS: list[Mutation] = [
     ),
     *in_file(
         "algorithms/raft.py",
-        [STAGES, "algorithms/test_pieces.py", "algorithms/test_blocks.py"],
+        [STAGES, "algorithms/test_pieces.py", "algorithms/test_cached_rollouts.py"],
         Mutation(
             "sign",
             "the worst of the samples",
@@ -911,8 +911,8 @@ MUTATIONS: list[Mutation] = [
         ),
     ),
     *in_file(
-        "algorithms/online.py",
-        [STAGES, "algorithms/test_blocks.py", "algorithms/test_limits.py"],
+        "algorithms/iterated_dpo.py",
+        [STAGES, "algorithms/test_cached_rollouts.py", "algorithms/test_limits.py"],
         Mutation(
             "setting",
             "forget is ignored",
@@ -1076,8 +1076,8 @@ MUTATIONS: list[Mutation] = [
         ),
     ),
     *in_file(
-        "algorithms/blocks.py",
-        ["algorithms/test_blocks.py"],
+        "algorithms/cached_rollouts.py",
+        ["algorithms/test_cached_rollouts.py"],
         Mutation(
             "edge",
             "the last block is as large as the others",

@@ -4,7 +4,7 @@ from mutations.mutation import Mutation, in_file
 
 MUTATIONS: list[Mutation] = [
     *in_file(
-        "exercises/tool.py",
+        "exercises/checking.py",
         ["exercises/test_feedback.py", "exercises/test_exercises.py"],
         Mutation(
             "edge",

@@ -294,8 +294,8 @@ MUTATIONS: list[Mutation] = [
         ),
     ),
     *in_file(
-        "exact/labels.py",
-        ["test_label_price.py"],
+        "exact/label_value.py",
+        ["test_label_value.py"],
         Mutation(
             "swap",
             "price of a label: (i, j) and (j, i) not the same pair",

@@ -301,7 +301,7 @@ MUTATIONS: list[Mutation] = [
         ),
     ),
     *in_file(
-        "rewards/vocabulary.py",
+        "rewards/shared_vocabulary.py",
         ["rewards/test_reward_saving.py"],
         Mutation(
             "swap",

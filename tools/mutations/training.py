@@ -4,8 +4,8 @@ from mutations.mutation import Mutation, in_file
 
 MUTATIONS: list[Mutation] = [
     *in_file(
-        "training/settings.py",
-        ["training/test_settings.py"],
+        "training/config.py",
+        ["training/test_training_config.py"],
         Mutation(
             "edge",
             "warm-up from 0: the first step does not move",
@@ -369,8 +369,8 @@ MUTATIONS: list[Mutation] = [
         ),
     ),
     *in_file(
-        "training/processes.py",
-        ["training/test_parts.py", "training/test_processes.py"],
+        "training/distributed.py",
+        ["training/test_parts.py", "training/test_distributed.py"],
         Mutation(
             "edge",
             "rows that do not divide evenly go to no process",

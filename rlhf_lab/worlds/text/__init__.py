@@ -12,10 +12,10 @@ import difflib
 from collections.abc import Callable
 from pathlib import Path
 
-from rlhf_lab.checks import LabError
+from rlhf_lab.errors import LabError
 from rlhf_lab.worlds.text import dialogue, sentiment, summaries, translation
+from rlhf_lab.worlds.text.text_world import SIZES, Example, TextWorld
 from rlhf_lab.worlds.text.translation import Translation
-from rlhf_lab.worlds.text.world import SIZES, Example, TextWorld
 
 __all__ = ["SIZES", "WORLDS", "Example", "TextWorld", "Translation", "load", "shipped"]
 

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from rlhf_lab.checks import LabError
+from rlhf_lab.errors import LabError
 from rlhf_lab.worlds.text.grammar import Draw, Grammar, mentioned
-from rlhf_lab.worlds.text.world import TextWorld
+from rlhf_lab.worlds.text.text_world import TextWorld
 
 WORTH = {"right": 0.4, "wrong": -0.4, "polite": 0.2, "rude": -0.4, "evasive": -0.3, "word": -0.02}
 FREE_WORDS = 20

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TypeVar
 
-from rlhf_lab.checks import LabError
+from rlhf_lab.errors import LabError
 
 T = TypeVar("T")
 

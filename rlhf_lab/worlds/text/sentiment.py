@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any
 
 from rlhf_lab.worlds.text.grammar import Draw, Grammar
-from rlhf_lab.worlds.text.world import TextWorld
+from rlhf_lab.worlds.text.text_world import TextWorld
 
 KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     # kind: (how one came to it, what can be said of it)

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from rlhf_lab.checks import LabError
+from rlhf_lab.errors import LabError
 from rlhf_lab.worlds.text.grammar import Draw, Grammar, mentioned
-from rlhf_lab.worlds.text.world import TextWorld
+from rlhf_lab.worlds.text.text_world import TextWorld
 
 PRICE_OF_A_WORD = 0.02
 PRICE_OF_A_WRONG_FACT = 0.2

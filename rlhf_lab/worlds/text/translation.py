@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from typing import Any
 
-from rlhf_lab.checks import LabError
+from rlhf_lab.errors import LabError
 from rlhf_lab.worlds.text import velu
 from rlhf_lab.worlds.text.grammar import Draw, Grammar
+from rlhf_lab.worlds.text.text_world import TextWorld
 from rlhf_lab.worlds.text.velu import Meaning, Noun
-from rlhf_lab.worlds.text.world import TextWorld
 
 BEGINNING, END = "Velu: ", "\nEnglish:"
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from rlhf_lab.checks import LabError
+from rlhf_lab.errors import LabError
 from rlhf_lab.worlds.text.grammar import Grammar
 
 Tense = Literal["past", "present", "future"]

@@ -1,0 +1,8 @@
+"""`python -m rlhf_lab.cli` is the command `rlhf-lab`, for launchers that start a module."""
+
+import sys
+
+from rlhf_lab.cli.main import main
+
+if __name__ == "__main__":
+    sys.exit(main())

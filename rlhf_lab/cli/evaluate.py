@@ -1,0 +1,241 @@
+"""`rlhf-lab evaluate`: gold and proxy reward, win rates, KL to the reference, diversity and length, with errors."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlhf_lab.batch import Tokens
+from rlhf_lab.cli import yaml_config
+from rlhf_lab.cli.train.data import Kind, check_data, load_data, load_world, token_limits
+from rlhf_lab.cli.train.reward import check_reward, read_reward
+from rlhf_lab.cli.train.settings import WORLD
+from rlhf_lab.errors import (
+    Count,
+    LabError,
+    Seed,
+    Temperature,
+    check_folder_free,
+    check_settings,
+    refuse_unused,
+    with_paths,
+)
+from rlhf_lab.evaluation.judges import EndpointJudge, GoldJudge, Judge, RewardJudge
+from rlhf_lab.evaluation.language_model_report import TextReport, text_report
+from rlhf_lab.policies.end_tokens import end_tokens
+from rlhf_lab.policies.language_model import LanguageModelPolicy
+from rlhf_lab.policies.loading import (
+    check_language_model,
+    check_same_tokens,
+    load_config,
+    load_language_model,
+    load_tokenizer,
+    pick_device,
+    progress_bars,
+)
+from rlhf_lab.training import checkpoint
+from rlhf_lab.training.lock import FolderLock
+
+JUDGES = ("gold", "reward")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Measure a causal language model on prompts that it was not trained on."""
+
+    model: str
+    """The model to measure: a folder, a .gguf file, lab-gpt2, lab-pythia, smollm2, or a name on the Hub."""
+    data: str
+    """Prompts, with targets if there are any: a file, a data set on the Hub, or world:NAME."""
+    reference: str
+    """The model it was trained from, to which the KL is taken."""
+    out: Path | None = None
+    """Folder for report.json, report.txt and settings.yaml; the table is printed in any case."""
+    config: Path | None = None
+    """YAML file with any of these settings; the command line wins over it."""
+    reward: str | None = None
+    """Proxy reward: the folder of the reward model that was trained against."""
+    gold: str | None = None
+    """World whose gold reward is measured; by default the data's own."""
+    against: str | None = None
+    """Another model, whose responses are compared with this one's."""
+    targets: bool = True
+    """Compare with the data's targets (of preference pairs: with the chosen responses)."""
+    judge: str | None = None
+    """Who compares: gold, reward, or the URL of an OpenAI-compatible service. By default gold, else reward."""
+    judge_model: str = "gpt-4o-mini"
+    """Name of the judging model at that URL."""
+    judge_key_variable: str = "OPENAI_API_KEY"
+    """Environment variable that holds the service's key."""
+    judge_cache: Path | None = None
+    """File that keeps the service's answers, so that nothing is asked twice."""
+    num_samples: Count = 4
+    """Responses to each prompt."""
+    temperature: Temperature = 1.0
+    """Of sampling."""
+    top_k: Count | None = None
+    """Draw among the k likeliest tokens only; there is then no KL."""
+    limit: Count | None = 128
+    """Prompts."""
+    max_prompt_tokens: Count | None = None
+    """Longer prompts lose their beginning. By default 256, the world's longest, or what the context leaves."""
+    max_response_tokens: Count | None = None
+    """Longest response, the end token counted. Default as for prompts."""
+    batch_size: Count = 16
+    """Prompts at a time."""
+    seed: Seed = 0
+    """Of the draws."""
+    model_revision: str | None = None
+    """Branch, tag or commit of the model on the Hub."""
+    data_revision: str | None = None
+    """Branch, tag or commit of a data set on the Hub."""
+    data_split: str = "test"
+    """Split of a data set on the Hub, of a world, or of a .json file that has lists by split."""
+    data_folder: str | None = None
+    """Folder within a data set on the Hub."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, …; auto takes a GPU if there is one."""
+    progress: bool = True
+    """Show a progress bar."""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if self.judge is None or "://" not in self.judge:
+            told = ["judge_model", "judge_key_variable", "judge_cache"]
+            refuse_unused(self, told, "where judge is not the URL of a service")
+
+    @property
+    def world(self) -> str | None:
+        """The text world's name, where the data come from one."""
+        return self.data.removeprefix(WORLD) if self.data.startswith(WORLD) else None
+
+
+def evaluate(settings: Evaluate) -> TextReport:
+    """Run the command: print the table, write the files, return the report.
+
+    Raises:
+        LabError: data, a model, the reward or the judge cannot be had; models of different vocabularies; the folder
+            holds a report or other files.
+    """
+    settings = with_paths(settings)
+    progress_bars(settings.progress)
+    _check(settings)
+    device = pick_device(settings.device)
+    tokenizer = load_tokenizer(settings.model, settings.model_revision)
+    limits = token_limits(settings, load_config(settings.model, settings.model_revision), tokenizer)
+    prompts, targets = _prompts(settings, tokenizer, limits)
+
+    def policy_of(name: str, revision: str | None = None) -> LanguageModelPolicy:
+        model, its = load_language_model(name, device, revision=revision)
+        check_same_tokens(tokenizer, its, settings.model, name)
+        ends = end_tokens(model, its)
+        return LanguageModelPolicy(model, ends[0], limits[1], len(its), its, end_tokens=ends)
+
+    policy, reference = policy_of(settings.model, settings.model_revision), policy_of(settings.reference)
+    against = None if settings.against is None else policy_of(settings.against)
+    gold = None if _gold(settings) is None else load_world(str(_gold(settings))).gold
+    # A ranker's baseline responses are the reference's.
+    proxy = None if settings.reward is None else read_reward(settings.reward, reference, tokenizer, settings.seed)
+    judge = _judge(settings, gold, proxy, tokenizer)
+    if targets is not None and judge is None:
+        _say(settings, "No judge: nothing is compared with the targets. --judge gold, reward or a URL does.")
+        targets = None
+    report = text_report(
+        policy,
+        reference,
+        prompts,
+        tokenizer,
+        gold,
+        proxy,
+        targets,
+        against,
+        judge,
+        settings.num_samples,
+        settings.temperature,
+        settings.top_k,
+        settings.seed,
+        settings.batch_size,
+        progress=settings.progress,
+    )
+    print(report.table())
+    if settings.out is not None:
+        lock = FolderLock(settings.out)
+        try:
+            check_folder_free(settings.out)  # another run may have written there meanwhile
+            given = f"# rlhf-lab evaluate --config\n{yaml_config.write(settings)}"
+            checkpoint.write_text(settings.out / "settings.yaml", given)
+            checkpoint.write_text(settings.out / "report.txt", report.table() + "\n")
+            checkpoint.write_text(settings.out / "report.json", report.to_json())
+        finally:
+            lock.release()
+    return report
+
+
+def _check(settings: Evaluate) -> None:
+    if settings.out is not None:
+        if (settings.out / "report.json").exists():
+            raise LabError(f"{settings.out} holds a report already; nothing was changed. Give another folder.")
+        check_folder_free(settings.out)
+    check_data(settings)
+    check_reward(settings)
+    judge = settings.judge
+    if judge == "gold" and _gold(settings) is None:
+        raise LabError("The judge gold belongs to a world: use --data world:NAME or --gold NAME.")
+    if judge == "reward" and settings.reward is None:
+        raise LabError("The judge reward needs --reward, a reward model's folder.")
+    if judge is not None and judge not in JUDGES and "://" not in judge:
+        raise LabError(f"judge must be gold, reward or a URL, not {judge!r}.")
+    if settings.against is not None and judge is None and _gold(settings) is None and settings.reward is None:
+        raise LabError("Comparing two models needs a judge: --judge gold, reward, or a URL.")
+    for model in (settings.model, settings.reference, settings.against):
+        if model is not None:
+            check_language_model(model, settings.model_revision if model == settings.model else None)
+
+
+def _gold(settings: Evaluate) -> str | None:
+    return settings.gold or settings.world
+
+
+def _prompts(settings: Evaluate, tokenizer: Any, limits: tuple[int, int]) -> tuple[Tokens, list[str] | None]:
+    """Prompts, and their targets as texts where there are some and they are wanted."""
+    kind: Kind = "targets" if settings.targets else "prompts"
+    try:
+        data = load_data(settings, kind, tokenizer, limits)
+    except LabError:
+        if not settings.targets:
+            raise
+        # Perhaps these are prompts alone; if not, this says what is wrong.
+        data = load_data(settings, "prompts", tokenizer, limits)
+    assert data.prompts is not None
+    for line in data.said:
+        _say(settings, line)
+    if data.targets is None:
+        return data.prompts, None
+    rows = [row[0] for row in data.targets.tolist()]
+    return data.prompts, tokenizer.batch_decode(rows, skip_special_tokens=True)
+
+
+def _judge(settings: Evaluate, gold: Any, proxy: Any, tokenizer: Any) -> Judge | None:
+    judge = settings.judge
+    if judge is None:
+        judge = "gold" if gold is not None else "reward" if proxy is not None else None
+    if judge is None:
+        return None
+    if judge == "gold":
+        return GoldJudge(gold)
+    if judge == "reward":
+        return RewardJudge(proxy, tokenizer)
+    return EndpointJudge(
+        judge,
+        settings.judge_model,
+        settings.judge_key_variable,
+        settings.judge_cache,
+        progress=settings.progress,
+    )
+
+
+def _say(settings: Evaluate, text: str) -> None:
+    if settings.progress:
+        print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,28 @@
+"""What `train rloo` and `train grpo` share: both are `algorithms/grpo_rloo.py`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rlhf_lab.algorithms.grpo_rloo import group
+from rlhf_lab.cli.train.runner import History, Job, run
+from rlhf_lab.errors import LabError
+
+
+def run_group(settings: Any, method: str) -> History:
+    """Run one of the two; see `job.run`.
+
+    Raises:
+        LabError: `--kind` says the other one.
+    """
+    if settings.group.kind != method:
+        raise LabError(f"`train {method}` is of the kind {method}; for the other use `train {settings.group.kind}`.")
+    return run(settings, method, "prompts", _fit)
+
+
+def _fit(job: Job) -> History:
+    prompts = job.data.prompts
+    assert prompts is not None
+    training = job.training(len(prompts))
+    policy = job.drawing(job.policy)
+    return group(policy, job.reference(), job.reward(), prompts, job.settings.group, training, claimed=True)

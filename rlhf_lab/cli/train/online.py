@@ -1,0 +1,61 @@
+"""`rlhf-lab train online`: DPO in rounds on fresh labels of the policy's responses (`algorithms/iterated_dpo.py`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import torch
+
+from rlhf_lab import preferences
+from rlhf_lab.algorithms.dpo import DPO
+from rlhf_lab.algorithms.iterated_dpo import Online, online
+from rlhf_lab.batch import Pairs, cat_pairs, pick_pairs
+from rlhf_lab.cli.train.runner import History, Job, run
+from rlhf_lab.cli.train.settings import Flat, SamplingSettings, refuse_reference
+from rlhf_lab.errors import Positive, check_finite
+from rlhf_lab.policies.base import Policy, Reward
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOnline(SamplingSettings):
+    """Fit a causal language model to preferences between its own responses, labelled by a reward, in rounds."""
+
+    online: Annotated[Online, Flat] = field(default_factory=Online)
+    dpo: Annotated[DPO, Flat] = field(default_factory=DPO)
+    learning_rate: Positive = 1e-6
+    """Peak learning rate. Small models take larger ones: 1e-4 for the shipped ones."""
+    reference: str | None = None
+    """Another model as the reference; by default the model itself, as it starts. Not for losses without one."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_reference(self, self.dpo.loss, self.dpo.needs_reference)
+
+
+def train_online(settings: TrainOnline) -> History:
+    """Run the command; see `job.run`. A round has `steps` steps."""
+    return run(settings, "online", "prompts", _fit)
+
+
+def _fit(job: Job) -> History:
+    prompts, settings = job.data.prompts, job.settings
+    assert prompts is not None
+    reward: Reward = job.reward()
+    size = settings.batch_size
+
+    @torch.no_grad()
+    def collect(policy: Policy, number: int, generator: torch.Generator) -> Pairs:
+        """Two responses to each of `number` prompts drawn at random, labelled by Bradley-Terry on the reward."""
+        rows = torch.randint(len(prompts), (number,), generator=generator, device=generator.device).cpu()
+        parts = []
+        for start in range(0, number, size):
+            x = prompts[rows[start : start + size]]
+            y = policy.sample(x, 2, generator)
+            scores = check_finite(reward(x, y).to(generator.device), "reward")
+            parts.append(pick_pairs(x.to(y.device), y, preferences.make_pairs(scores, generator).to(y.device))[0])
+        return cat_pairs(parts)
+
+    rows = settings.online.labels // settings.online.rounds
+    policy = job.drawing(job.policy)
+    return online(policy, job.reference(), collect, settings.dpo, settings.online, job.training(rows), claimed=True)

@@ -1,0 +1,39 @@
+"""`rlhf-lab train ppo`: train a language model on a reward with `algorithms/ppo.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from rlhf_lab.algorithms.ppo import PPO, ppo
+from rlhf_lab.cli.train.runner import History, Job, run, scored_by
+from rlhf_lab.cli.train.settings import Epochs, Flat, SamplingSettings
+from rlhf_lab.training.config import Epsilon
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainPPO(SamplingSettings):
+    """Train a causal language model by proximal policy optimisation on a reward, with a KL penalty per token."""
+
+    ppo: Annotated[PPO, Flat] = field(default_factory=PPO)
+    epochs: Epochs = 1.0
+    """Passes over the prompts, where `steps` is not given."""
+    adam_epsilon: Epsilon = 1e-5
+    """Adam's ε."""
+    reference: str | None = None
+    """Another model as the reference; by default the model itself, as it starts."""
+
+
+def train_ppo(settings: TrainPPO) -> History:
+    """Run the command; see `job.run`."""
+    return run(settings, "ppo", "prompts", _fit)
+
+
+def _fit(job: Job) -> History:
+    prompts = job.data.prompts
+    assert prompts is not None
+    reward = job.reward()
+    critic = scored_by(job.policy, reward)
+    training = job.training(len(prompts))
+    policy = job.drawing(job.policy)
+    return ppo(policy, job.reference(), reward, critic, prompts, job.settings.ppo, training, claimed=True)

@@ -1,0 +1,29 @@
+"""`rlhf-lab train raft`: fine-tune a language model on the best of its own samples with `algorithms/raft.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from rlhf_lab.algorithms.raft import RAFT, raft
+from rlhf_lab.cli.train.runner import History, Job, run
+from rlhf_lab.cli.train.settings import Flat, SamplingSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRAFT(SamplingSettings):
+    """Fine-tune a causal language model on the best of several responses of its own, once or in rounds."""
+
+    raft: Annotated[RAFT, Flat] = field(default_factory=RAFT)
+
+
+def train_raft(settings: TrainRAFT) -> History:
+    """Run the command; see `job.run`. A round has `steps` steps."""
+    return run(settings, "raft", "prompts", _fit)
+
+
+def _fit(job: Job) -> History:
+    prompts = job.data.prompts
+    assert prompts is not None
+    policy = job.drawing(job.policy)
+    return raft(policy, job.reward(), prompts, job.settings.raft, job.training(len(prompts)), claimed=True)

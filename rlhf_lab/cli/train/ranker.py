@@ -1,0 +1,42 @@
+"""`rlhf-lab train ranker`: fit RSO's pairwise ranker with `algorithms/ranker.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from rlhf_lab.algorithms.ranker import Ranker, ranker
+from rlhf_lab.cli.train.runner import History, Job, no_adapters, run
+from rlhf_lab.cli.train.settings import Flat, PairSettings
+from rlhf_lab.rewards.ranker import PairwiseRanker
+
+READS = (
+    "`model/` loads with `rlhf_lab.rewards.ranker.PairwiseRanker.from_pretrained`; --reward takes it, with baseline "
+    "responses of the model that is trained."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRanker(PairSettings):
+    """Fit a pairwise ranker, which reads both responses together, to preference pairs."""
+
+    ranker: Annotated[Ranker, Flat] = field(default_factory=Ranker)
+
+
+def train_ranker(settings: TrainRanker) -> History:
+    """Run the command; see `job.run`."""
+    no_adapters(settings, "ranker")
+    trained: list[PairwiseRanker] = []
+
+    def fit(job: Job) -> History:
+        assert job.data.pairs is not None
+        trained.append(PairwiseRanker(job.policy.model, tokenizer=job.tokenizer, seed=settings.seed))
+        pairs = job.data.pairs
+        return ranker(trained[0], pairs, settings.ranker, job.training(len(pairs)), claimed=True)
+
+    def save(job: Job, folder: Path) -> str:
+        trained[0].save_pretrained(folder)
+        return READS
+
+    return run(settings, "ranker", "pairs", fit, save)

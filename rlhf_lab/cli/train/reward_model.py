@@ -1,0 +1,39 @@
+"""`rlhf-lab train reward-model`: fit a scorer to preference pairs with `algorithms/reward_model.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from rlhf_lab.algorithms.reward_model import RewardModel, reward_model
+from rlhf_lab.cli.train.runner import History, Job, no_adapters, run
+from rlhf_lab.cli.train.settings import Flat, PairSettings
+from rlhf_lab.rewards.language_model import LanguageModelReward
+
+READS = "`model/` loads with `rlhf_lab.rewards.language_model.LanguageModelReward.from_pretrained`; --reward takes it."
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRewardModel(PairSettings):
+    """Fit a reward model (a language model's body with a linear head) to preference pairs by Bradley-Terry."""
+
+    reward_model: Annotated[RewardModel, Flat] = field(default_factory=RewardModel)
+
+
+def train_reward_model(settings: TrainRewardModel) -> History:
+    """Run the command; see `job.run`."""
+    no_adapters(settings, "reward-model")
+    trained: list[LanguageModelReward] = []
+
+    def fit(job: Job) -> History:
+        assert job.data.pairs is not None
+        trained.append(LanguageModelReward(job.policy.model, job.tokenizer))
+        pairs = job.data.pairs
+        return reward_model(trained[0], pairs, settings.reward_model, job.training(len(pairs)), claimed=True)
+
+    def save(job: Job, folder: Path) -> str:
+        trained[0].save_pretrained(folder)
+        return READS
+
+    return run(settings, "reward-model", "pairs", fit, save)

@@ -1,0 +1,27 @@
+"""`rlhf-lab train rloo`: train a language model on a reward, without a critic, with `algorithms/grpo_rloo.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from rlhf_lab.algorithms.grpo_rloo import Group
+from rlhf_lab.cli.train.grpo_rloo import run_group
+from rlhf_lab.cli.train.runner import History
+from rlhf_lab.cli.train.settings import Epochs, Flat, SamplingSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRLOO(SamplingSettings):
+    """Train a causal language model on a reward; each response is weighed against its sisters (RLOO)."""
+
+    group: Annotated[Group, Flat] = field(default_factory=lambda: Group(kind="rloo"))
+    epochs: Epochs = 1.0
+    """Passes over the prompts, where `steps` is not given."""
+    reference: str | None = None
+    """Another model as the reference; by default the model itself, as it starts."""
+
+
+def train_rloo(settings: TrainRLOO) -> History:
+    """Run the command; see `job.run`."""
+    return run_group(settings, "rloo")

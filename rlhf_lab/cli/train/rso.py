@@ -1,0 +1,79 @@
+"""`rlhf-lab train rso`: make preference pairs by rejection sampling and fit to them, with `algorithms/rso.py`.
+
+The pairs are written to pairs/ before the fit, as a data set that TRL takes as well.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar
+
+from rlhf_lab.algorithms.dpo import DPO, dpo
+from rlhf_lab.algorithms.rso import RSO, make_pairs
+from rlhf_lab.batch import Pairs
+from rlhf_lab.cli.train.model_card import pairs_card
+from rlhf_lab.cli.train.pairs import save_pairs
+from rlhf_lab.cli.train.runner import History, Job, run
+from rlhf_lab.cli.train.settings import DrawingSettings, Flat, refuse_reference
+from rlhf_lab.errors import LabError, refuse_unused
+from rlhf_lab.policies.base import Policy
+from rlhf_lab.training import checkpoint, distributed
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRSO(DrawingSettings):
+    """Fit a causal language model to pairs of its own responses, accepted and labelled by a reward (RSO)."""
+
+    caches_reference: ClassVar[bool] = True
+
+    rso: Annotated[RSO, Flat] = field(default_factory=RSO)
+    reward: str | None = None
+    """Folder of a trained reward model or ranker, or gold with a world's data. Not for the source direct."""
+    reference: str | None = None
+    """Another model as the SFT policy, whose samples are the candidates; by default the model itself."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rso.source == "direct":
+            refuse_unused(self, ["reward", "sampler"], "with the source direct, which draws no responses")
+            refuse_reference(self, self.rso.loss, DPO(self.rso.loss).needs_reference)
+
+
+def train_rso(settings: TrainRSO) -> History:
+    """Run the command; see `job.run`."""
+    direct = settings.rso.source == "direct"
+    if direct and settings.world is not None:
+        raise LabError("The source direct takes labelled pairs: give --data a file or a data set of pairs.")
+    if not direct and settings.reward is None:
+        raise LabError(f"The source {settings.rso.source} needs a reward: give --reward FOLDER, or gold for a world.")
+    return run(settings, "rso", "pairs" if direct else "prompts", _fit)
+
+
+def _fit(job: Job) -> History:
+    settings: RSO = job.settings.rso
+    reference = job.reference()
+    pairs = job.data.pairs if settings.source == "direct" else _pairs(job, reference)
+    assert pairs is not None
+    loss = DPO(settings.loss, settings.gamma if settings.gamma is not None else settings.beta)
+    known = job.reference_log_probs(reference, pairs) if loss.needs_reference else None
+    return dpo(job.policy, reference, pairs, loss, job.training(len(pairs)), "rso", known, claimed=True)
+
+
+def _pairs(job: Job, reference: Policy) -> Pairs:
+    prompts, settings = job.data.prompts, job.settings
+    assert prompts is not None
+    # Blocks that are done lie in samples/: a resumed run draws none of them again.
+    pairs, dropped = make_pairs(
+        job.drawing(reference),
+        job.reward(),
+        prompts,
+        settings.rso,
+        settings.seed,
+        progress=settings.progress,
+        folder=settings.out / "samples",
+    )
+    job.say(f"{len(pairs):,} pairs made from {len(prompts):,} prompts; {dropped:,} of equal responses dropped")
+    record = {**checkpoint.plain(settings.rso), "reward": settings.reward, "seed": settings.seed}
+    text = pairs_card(record, settings.model, settings.data, job.said, len(pairs))
+    distributed.first_only(lambda: save_pairs(pairs, job.tokenizer, settings.out / "pairs", text))
+    return pairs

@@ -1,0 +1,29 @@
+"""`rlhf-lab train sft`: fine-tune a language model on targets with `algorithms/sft.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rlhf_lab.algorithms.sft import sft
+from rlhf_lab.cli.train.runner import History, Job, run
+from rlhf_lab.cli.train.settings import Common
+from rlhf_lab.errors import Positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSFT(Common):
+    """Fine-tune a causal language model on prompts with targets (of preference pairs: on the chosen responses)."""
+
+    learning_rate: Positive = 2e-5
+    """Peak learning rate. Small models take larger ones: 1e-3 for the shipped ones."""
+
+
+def train_sft(settings: TrainSFT) -> History:
+    """Run the command; see `job.run`."""
+    return run(settings, "sft", "targets", _fit)
+
+
+def _fit(job: Job) -> History:
+    prompts, targets = job.data.prompts, job.data.targets
+    assert prompts is not None and targets is not None
+    return sft(job.policy, prompts, targets, job.training(len(prompts)), claimed=True)

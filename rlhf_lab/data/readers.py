@@ -1,0 +1,369 @@
+"""Rows of text data from a local file or the Hub, each with the name of the place it came from.
+
+Only reading is done here; `preference_forms.py` and `sft_data.py` say what a row means. Files are read row by row,
+so that a limit on the rows costs no more than those rows. What cannot be read is refused with the file and the line.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import gzip
+import io
+import itertools
+import json
+import zlib
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from rlhf_lab.data import hub
+from rlhf_lab.errors import LabError, check_text, usable_path
+from rlhf_lab.policies import hub_lookup
+
+SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
+
+LONGEST_LINE = 32 * 2**20
+"""Bytes in a line above which the file is refused: a text of that size is a mistake, and would be cut to a few
+hundred tokens anyway."""
+
+_ALSO_CALLED = {
+    "prompt": ("question", "query", "instruction", "input", "context", "post", "x"),
+    "chosen": ("accepted", "preferred", "better", "winner", "win", "good", "positive", "response_chosen", "y_w"),
+    "rejected": ("dispreferred", "worse", "loser", "lose", "bad", "negative", "response_rejected", "y_l"),
+    "completion": ("response", "answer", "output", "target", "reply", "summary", "text", "y"),
+}
+
+
+class Row(NamedTuple):
+    """One row as it was read, and where: `line 7`, `row 7`."""
+
+    place: str
+    fields: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where rows of text are read from, and how many. Loaders take a plain name for the same with all defaults."""
+
+    name: str
+    """A .json, .jsonl, .csv or .parquet file, each also with .gz, or a data set's name on the Hub."""
+    split: str = "train"
+    """Split of a data set on the Hub, or of a .json file with an object of lists by split; other files have none."""
+    revision: str | None = None
+    """Branch, tag or commit on the Hub."""
+    folder: str | None = None
+    """Folder within a data set on the Hub, such as `harmless-base` of Anthropic/hh-rlhf."""
+    limit: int | None = None
+    """Stop at so many usable rows, and read no further: from the Hub they are then streamed, and kept for the next
+    time. Without one a data set on the Hub is downloaded whole."""
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise LabError(f"limit must be at least 1, not {self.limit}.")
+
+    @classmethod
+    def of(cls, source: Source | str) -> Source:
+        """`source` itself, or the one of that name."""
+        return cls(source) if isinstance(source, str) else source
+
+
+def is_local(source: str) -> bool:
+    """Whether `source` means a file rather than a name on the Hub."""
+    path = usable_path(source, "data")
+    return path.exists() or _suffix(path) in SUFFIXES or not hub_lookup.is_hub_name(source)
+
+
+def check_source(source: str, revision: str | None = None) -> bool:
+    """Find out, without loading anything, whether the data can be had; True if the network may be used.
+
+    Raises:
+        LabError: the file is missing, empty or of another kind, or the Hub has no data set of that name.
+    """
+    if not is_local(source):
+        return hub_lookup.reachable("dataset", source, revision)
+    path = usable_path(source, "data")
+    if not path.exists():
+        raise LabError(f"There is no data file {source}, and no data set of that name can be on the Hub.")
+    if path.is_dir():
+        raise LabError(f"{source} is a folder; give one data file in it.")
+    if _suffix(path) not in SUFFIXES:
+        raise LabError(f"{path.name}: unknown kind of file. Known are {', '.join(SUFFIXES)}, each also with .gz.")
+    if path.stat().st_size == 0:
+        raise LabError(f"{source} is empty.")
+    return False
+
+
+def holds_splits(source: str) -> bool:
+    """Whether a local file holds several splits: a .json file with an object of lists by split."""
+    path = Path(source).expanduser()
+    if _suffix(path) != ".json":
+        return False
+    with _open(path) as file:
+        try:
+            return _are_splits(json.loads(file.read()))
+        except (ValueError, RecursionError):  # its reader says what is wrong
+            return False
+
+
+def rows_of(source: Source | str) -> Iterator[Row]:
+    """The rows of a local file, or of a data set on the Hub, one after the other.
+
+    The limit is not applied here: whoever asks stops when there are enough usable rows.
+
+    Raises:
+        LabError: it cannot be had or read; the message names file and line.
+    """
+    source = Source.of(source)
+    online = check_source(source.name, source.revision)
+    if not is_local(source.name):
+        found_there = hub.rows(source.name, source.split, source.revision, source.folder, online, source.limit)
+        for number, fields in enumerate(found_there, 1):
+            yield _checked(Row(f"row {number}", fields), source.name)
+        return
+    path = usable_path(source.name, "data")
+    readers: dict[str, Callable[[IO[bytes], str], Iterator[Row]]] = {
+        ".parquet": _parquet, ".json": partial(_json, split=source.split), ".jsonl": _jsonl, ".csv": _csv,
+    }  # fmt: skip
+    found = False
+    with _open(path) as file:
+        for row in readers[_suffix(path)](file, source.name):
+            found = True
+            yield _checked(row, source.name)
+    if not found:
+        raise LabError(f"{source.name} holds no rows.")
+
+
+def near_columns(wanted: Collection[str], columns: Collection[str]) -> str:
+    """A sentence that proposes which of `columns` to rename to the missing ones of `wanted`; empty without an idea."""
+    lower = {name.lower(): name for name in columns}
+    found = []
+    for name in wanted:
+        if name in columns:
+            continue
+        near = [other for other in _ALSO_CALLED.get(name, ()) if other in lower]
+        near = near or difflib.get_close_matches(name, list(lower), 1, 0.7)
+        if near:
+            found.append(f"`{lower[near[0]]}` to `{name}`")
+    return f" Perhaps rename {' and '.join(found)}." if found else ""
+
+
+def _suffix(path: Path) -> str:
+    return (path.with_suffix("") if path.suffix == ".gz" else path).suffix.lower()
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[IO[bytes]]:
+    """The file's bytes, unpacked. What goes wrong while they are read is said with the file's name."""
+    try:
+        with path.open("rb") as file:
+            if path.suffix == ".gz":
+                with gzip.open(file) as unpacked:
+                    yield unpacked  # type: ignore[misc]
+            else:
+                yield file
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise LabError(f"{path} is not a whole gzip file ({error}). Fetch it again.") from None
+    except OSError as error:
+        raise LabError(f"{path} cannot be read: {error.strerror or error}.") from None
+
+
+def _lines(file: IO[bytes], source: str) -> Iterator[tuple[int, str]]:
+    """Numbered lines as text. Cut at newlines alone: U+2028 may stand inside a JSON string."""
+    number = 0
+    while line := file.readline(LONGEST_LINE + 1):
+        number += 1
+        if len(line) > LONGEST_LINE:
+            raise LabError(
+                f"{source}, line {number}: longer than {LONGEST_LINE // 2**20} MB. Is this one row a line? If the file "
+                f"is one JSON list, give it the ending .json; else cut the text of that line."
+            )
+        if number == 1:
+            line = _without_mark(line, source)
+        yield number, _decode(line, source, number)
+
+
+def _without_mark(data: bytes, source: str) -> bytes:
+    """The file's beginning without UTF-8's byte order mark.
+
+    Raises:
+        LabError: it is UTF-16 or UTF-32, by its mark or by its zero bytes.
+    """
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data[:4096]:
+        raise LabError(f"{source} is not UTF-8 but UTF-16 or binary. Save it as UTF-8 (iconv -f utf-16 -t utf-8).")
+    return data.removeprefix(b"\xef\xbb\xbf")
+
+
+def _decode(data: bytes, source: str, line: int = 1) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line += data[: error.start].count(b"\n")
+        raise LabError(
+            f"{source}, line {line}: the byte 0x{data[error.start]:02x} is not UTF-8. Save the file as UTF-8 "
+            f"(iconv -f latin1 -t utf-8, if it is Latin-1)."
+        ) from None
+
+
+def _checked(row: Row, source: str) -> Row:
+    """`row`, all of whose texts can be encoded."""
+    for name, value in row.fields.items():
+        _check_texts(value, f"{source}, {row.place}: `{name}`")
+    return row
+
+
+def _check_texts(value: Any, what: str) -> None:
+    if isinstance(value, str):
+        check_text(value, what)
+    elif isinstance(value, list):
+        for part in value:
+            _check_texts(part, what)
+    elif isinstance(value, dict):
+        for part in value.values():
+            _check_texts(part, what)
+
+
+def _refuse_repeated(names: Iterable[str], place: str, what: str) -> None:
+    """Refuse two columns or fields of one name, of which a dictionary would keep the last alone."""
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise LabError(f"{place}: the {what} `{repeated[0]}` is there more than once. Rename or remove one of them.")
+
+
+def _parsed(text: str, source: str, line: int, expected: str) -> Any:
+    """The JSON value of `text`, whose first line is the file's line `line`.
+
+    Raises:
+        LabError: it is malformed, or an object has two fields of one name. A `json.JSONDecodeError` for extra data
+            is left to the caller.
+    """
+
+    def one_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        fields = dict(pairs)
+        if len(fields) < len(pairs):
+            _refuse_repeated((name for name, _ in pairs), f"{source}, line {line}" if line else source, "field")
+        return fields
+
+    try:
+        return json.loads(text, object_pairs_hook=one_object)
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data" and not line:
+            raise
+        raise LabError(
+            f"{source}, line {line or error.lineno}: malformed JSON at column {error.colno} ({error.msg}). {expected}"
+        ) from None
+    except RecursionError:
+        place = f"{source}, line {line}" if line else source
+        raise LabError(f"{place}: JSON nested too deeply to be rows of texts.") from None
+    except LabError:
+        raise
+    except ValueError as error:  # a number of thousands of digits
+        raise LabError(f"{source}, line {line or 1}: malformed JSON ({error}). {expected}") from None
+
+
+def _row(fields: Any, place: str, source: str) -> Row:
+    if not isinstance(fields, dict):
+        raise LabError(f"{source}, {place}: expected an object with named fields, found {type(fields).__name__}.")
+    return Row(place, fields)
+
+
+def _jsonl(file: IO[bytes], source: str) -> Iterator[Row]:
+    empty = True
+    for number, line in _lines(file, source):
+        if not line.strip():
+            continue
+        empty = False
+        fields = _parsed(line, source, number, "Each line must be one whole object.")
+        yield _row(fields, f"line {number}", source)
+    if empty:
+        raise LabError(f"{source} is empty.")
+
+
+def _json(file: IO[bytes], source: str, split: str) -> Iterator[Row]:
+    text = _decode(_without_mark(file.read(), source), source)
+    if not text.strip():
+        raise LabError(f"{source} is empty.")
+    try:
+        value = _parsed(text, source, 0, "Expected a list of objects.")
+    except json.JSONDecodeError as error:
+        if not text.lstrip().startswith("{"):
+            raise LabError(
+                f"{source}, line {error.lineno}: malformed JSON at column {error.colno} ({error.msg}). Expected a list "
+                f"of objects."
+            ) from None
+        # Objects line by line, under the other ending.
+        yield from _jsonl(io.BytesIO(text.encode()), source)
+        return
+    if isinstance(value, dict) and isinstance(value.get("data"), list):
+        value = value["data"]
+    if _are_splits(value):
+        if split not in value:
+            raise LabError(
+                f"{source} has the splits {', '.join(value)}, and none of the name '{split}'. Choose one with "
+                f"--data-split."
+            )
+        value = value[split]
+    if isinstance(value, dict):
+        value = [value]
+    if not isinstance(value, list):
+        raise LabError(f"{source}: expected a list of objects, found {type(value).__name__}.")
+    for number, fields in enumerate(value, 1):
+        yield _row(fields, f"row {number}", source)
+
+
+def _are_splits(value: Any) -> bool:
+    """Whether a JSON value is an object of lists of rows by split, and not one row whose fields are lists of turns."""
+    return (
+        isinstance(value, dict)
+        and bool(value)
+        and all(isinstance(rows, list) and rows and isinstance(rows[0], dict) for rows in value.values())
+        and not any(rows[0].keys() & {"role", "from"} for rows in value.values())
+    )
+
+
+def _csv(file: IO[bytes], source: str) -> Iterator[Row]:
+    reader = csv.DictReader((line for _, line in _lines(file, source)), strict=True)
+    limit = csv.field_size_limit(LONGEST_LINE)
+    empty = True
+    try:
+        _refuse_repeated(reader.fieldnames or [], f"{source}, line 1", "column")
+        for fields in reader:
+            empty = False
+            place = f"line {reader.line_num}"
+            if None in fields:
+                raise LabError(
+                    f"{source}, {place}: more cells than the header's {len(reader.fieldnames or [])}. Put quotes round "
+                    f"texts that hold commas."
+                )
+            yield Row(place, dict(fields))
+    except csv.Error as error:
+        raise LabError(f"{source}, line {reader.line_num}: malformed CSV ({error}).") from None
+    finally:
+        csv.field_size_limit(limit)
+    if empty and not any(name.strip() for name in reader.fieldnames or []):
+        raise LabError(f"{source} is empty.")
+
+
+def _parquet(file: IO[bytes], source: str) -> Iterator[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        # A packed file cannot be read from its end, where parquet has its index.
+        whole = io.BytesIO(file.read()) if isinstance(file, gzip.GzipFile) else file
+        opened = pyarrow.parquet.ParquetFile(whole)
+        _refuse_repeated(opened.schema_arrow.names, source, "column")
+        batches = opened.iter_batches(batch_size=1024)
+        rows = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
+        for number, fields in enumerate(rows, 1):
+            yield Row(f"row {number}", fields)
+    except UnicodeDecodeError as error:
+        raise LabError(f"{source}: a text is not UTF-8 (the byte 0x{error.object[error.start]:02x}).") from None
+    except (pyarrow.ArrowException, OSError) as error:
+        if isinstance(error, gzip.BadGzipFile):
+            raise
+        raise LabError(f"{source} is not a readable parquet file ({str(error).splitlines()[0]}).") from None

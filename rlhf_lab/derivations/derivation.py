@@ -1,0 +1,379 @@
+r"""Derivations that run: aligned lines, a reason for each, and a tick only where both sides were computed.
+
+    d = Derivation(
+        "kl-is-an-expectation",
+        "KL is an expectation",
+        lines=(
+            Line(r"\sum_y \pi(y)\log\frac{\pi(y)}{\pi_\text{ref}(y)}", "definition",
+                 lambda w: (w.policy * (w.log_policy - w.log_ref)).sum(-1),
+                 left=r"\mathrm{KL}(\pi\|\pi_\text{ref})", left_value=lambda w: exact.kl(w.log_policy, w.log_ref)),
+        ),
+        wrong=(Wrong(..., "the ratio turned round", lambda w: ...),),
+        source="…",
+    )
+    d.check()            # in a notebook: the equations, with what was computed on each line
+
+A line says *left relation right*. Its left side is the line above, unless it names one of its own. `check` draws
+random worlds, computes both sides of every line in float64 on each of them, and keeps the largest error. A wrong
+line stands for a right one and is compared with the same left side; it must fail.
+
+What is shown is the same on every machine: an error within the tolerance is shown as "≤ 1e-10". The raw numbers
+are in `Checked.errors`.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlhf_lab.derivations.random_worlds import World, random_world
+from rlhf_lab.errors import LabError
+from rlhf_lab.figures import style
+from rlhf_lab.training import seeded
+
+TOLERANCE = 1e-10
+"""The largest error of a line that holds."""
+MUST_FAIL_IN = 0.9
+"""The share of the worlds in which a wrong line must be seen to fail."""
+VISIBLE = 1e-6
+"""The least error that counts as failing: far above rounding, far below anything worth showing."""
+
+Value = Callable[[Any], Tensor | float]
+"""One side of a line: takes a world, gives a number or a tensor."""
+
+_RELATIONS = {"=": "=", "≤": r"\le", "≥": r"\ge"}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line: *left relation right*, and why.
+
+    Attributes:
+        right: LaTeX of the right side, without the relation.
+        reason: why the step is allowed, plain text with `$…$` where needed.
+        value: computes the right side.
+        left: LaTeX of the left side; empty where the line above goes on.
+        left_value: computes the left side; needed exactly where `left` is given.
+        relation: `=`, `≤` or `≥`.
+    """
+
+    right: str
+    reason: str
+    value: Value
+    left: str = ""
+    left_value: Value | None = None
+    relation: str = "="
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """A plausible wrong version of a line.
+
+    Attributes:
+        right: LaTeX of the wrong right side.
+        mistake: what went wrong, in words.
+        value: computes it.
+        instead_of: the number of the line that it replaces, counted from 1.
+    """
+
+    right: str
+    mistake: str
+    value: Value
+    instead_of: int = 1
+
+
+@dataclass(frozen=True)
+class Derivation:
+    """Lines with reasons, at least one plausible mistake, and where it stands in the literature.
+
+    Attributes:
+        key: its name in the library, in small letters and hyphens.
+        title: what is derived.
+        lines: the right way.
+        wrong: at least one plausible wrong line.
+        source: paper and equation, and the lecture's slide.
+        world: draws what the lines are computed on from a generator.
+    """
+
+    key: str
+    title: str
+    lines: tuple[Line, ...]
+    wrong: tuple[Wrong, ...]
+    source: str
+    world: Callable[[torch.Generator], Any] = random_world
+
+    def __post_init__(self) -> None:
+        if not self.lines or not self.wrong:
+            raise LabError(f"Derivation {self.key!r} needs at least one line and at least one wrong line.")
+        if not self.lines[0].left:
+            raise LabError(f"The first line of {self.key!r} continues nothing: give it left and left_value.")
+        for number, line in enumerate(self.lines, 1):
+            if bool(line.left) != (line.left_value is not None):
+                raise LabError(f"Line {number} of {self.key!r} needs both left and left_value, or neither.")
+            if line.relation not in _RELATIONS:
+                raise LabError(f"Line {number} of {self.key!r}: relation must be =, ≤ or ≥, not {line.relation!r}.")
+        for wrong in self.wrong:
+            if not 1 <= wrong.instead_of <= len(self.lines):
+                raise LabError(f"{self.key!r} has no line {wrong.instead_of} to get wrong; it has {len(self.lines)}.")
+
+    def check(self, worlds: int = 200, seed: int = 0, strict: bool = False) -> Checked:
+        """Compute both sides of every line on random worlds.
+
+        Args:
+            worlds: how many, at least 1.
+            seed: of the worlds.
+            strict: raise where a line fails or a wrong line does not.
+
+        Returns:
+            what was found; as a cell's last line it shows itself.
+
+        Raises:
+            LabError: worlds below 1; with `strict`, the first line that is not as it should be.
+        """
+        if worlds < 1:
+            raise LabError(f"worlds must be at least 1, not {worlds}: nothing is ticked that was not computed.")
+        errors = torch.zeros(worlds, len(self.lines), dtype=torch.float64)
+        wrong = torch.zeros(worlds, len(self.wrong), dtype=torch.float64)
+        for i in range(worlds):
+            errors[i], wrong[i] = self._errors(self.world(seeded(seed, i)))
+        checked = Checked(self, errors, wrong, len(self.lines), True)
+        if strict:
+            checked.demand()
+        return checked
+
+    def _errors(self, world: Any) -> tuple[Tensor, Tensor]:
+        """The error of each line and of each wrong line in one world."""
+        lefts: list[Tensor] = []
+        rights: list[Tensor] = []
+        for line in self.lines:
+            lefts.append(_double(line.left_value(world)) if line.left_value is not None else rights[-1])
+            rights.append(_double(line.value(world)))
+        sides = zip(lefts, rights, self.lines, strict=True)
+        errors = [_error(left, right, line.relation) for left, right, line in sides]
+        slips = []
+        for slip in self.wrong:
+            at = slip.instead_of - 1
+            slips.append(_error(lefts[at], _double(slip.value(world)), self.lines[at].relation))
+        return torch.tensor(errors, dtype=torch.float64), torch.tensor(slips, dtype=torch.float64)
+
+    def __repr__(self) -> str:
+        return f"{self.title}: {len(self.lines)} lines, not computed yet; call .check()."
+
+    def _repr_html_(self) -> str:
+        return _table(self, len(self.lines), ["not computed"] * len(self.lines), [])
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What `Derivation.check` found.
+
+    Attributes:
+        derivation: what was computed.
+        errors: (worlds, lines) float64: |left − right| over the larger of 1 and the sides' largest entry; of an
+            inequality, by how much it is broken.
+        wrong_errors: (worlds, wrong lines), the same of the wrong lines.
+        shown: how many lines are shown.
+        wrong_shown: whether the wrong lines are shown.
+    """
+
+    derivation: Derivation
+    errors: Tensor
+    wrong_errors: Tensor
+    shown: int
+    wrong_shown: bool
+
+    @property
+    def ticked(self) -> list[bool]:
+        """For each line, whether it held in every world."""
+        # Written so that a nan fails.
+        return [bool((column <= TOLERANCE).all()) for column in self.errors.T]
+
+    @property
+    def failing(self) -> list[float]:
+        """For each wrong line, the share of the worlds in which it fails."""
+        return [(~(column <= VISIBLE)).double().mean().item() for column in self.wrong_errors.T]
+
+    @property
+    def ok(self) -> bool:
+        """Every line held, and every wrong line was seen to fail."""
+        return all(self.ticked) and all(share >= MUST_FAIL_IN for share in self.failing)
+
+    def demand(self) -> Checked:
+        """Return this if all is `ok`.
+
+        Raises:
+            LabError: names the first line that does not hold, or the first wrong line that is not seen to fail.
+        """
+        key, worlds = self.derivation.key, len(self.errors)
+        for number, (line, ticked) in enumerate(zip(self.derivation.lines, self.ticked, strict=True), 1):
+            if not ticked:
+                largest = self.errors[:, number - 1].max().item()
+                raise LabError(f"{key}, line {number} ({line.reason}) does not hold: error {largest:.2g}.")
+        for wrong, share in zip(self.derivation.wrong, self.failing, strict=True):
+            if share < MUST_FAIL_IN:
+                seen = f"{round(share * worlds)} of {worlds} worlds"
+                raise LabError(f"{key}, wrong line “{wrong.mistake}” fails only in {seen}: it is no mistake there.")
+        return self
+
+    def reveal(self, lines: int, wrong: bool = False) -> Checked:
+        """The first `lines` lines alone, for a slide; with `wrong`, the wrong versions of those lines too.
+
+        Raises:
+            LabError: no such number of lines.
+        """
+        if not 1 <= lines <= len(self.derivation.lines):
+            raise LabError(f"{self.derivation.key!r} has {len(self.derivation.lines)} lines; {lines} cannot be shown.")
+        return replace(self, shown=lines, wrong_shown=wrong)
+
+    def _verdicts(self) -> list[str]:
+        worst = self.errors.amax(0).tolist()
+        return [
+            "✓ ≤ 1e-10" if ticked else f"✗ FAILS by {_two_digits(error)}"
+            for ticked, error in zip(self.ticked, worst, strict=True)
+        ]
+
+    def _slips(self) -> list[tuple[Wrong, str, str]]:
+        """The wrong lines that are shown: each with its typical error, and the worlds in which it fails."""
+        if not self.wrong_shown:
+            return []
+        found, worlds = [], len(self.errors)
+        for wrong, share, column in zip(self.derivation.wrong, self.failing, self.wrong_errors.T, strict=True):
+            if wrong.instead_of <= self.shown:
+                mark = "✗" if share >= MUST_FAIL_IN else "?"
+                typical = f"{mark} by {_two_digits(column.median().item())}"
+                found.append((wrong, typical, f"fails in {round(share * worlds)} of {worlds} worlds"))
+        return found
+
+    def _found(self) -> str:
+        computed = f"both sides computed in float64 on {len(self.errors)} random worlds"
+        bad = self.ticked[: self.shown].count(False)
+        return f"{computed}; {bad} of {self.shown} lines FAIL" if bad else f"{computed}; every line shown holds"
+
+    def __repr__(self) -> str:
+        rows = [f"{self.derivation.title}: {self._found()}."]
+        lines = self.derivation.lines[: self.shown]
+        for number, (line, verdict) in enumerate(zip(lines, self._verdicts(), strict=False), 1):
+            rows.append(f"  {number}  {verdict}  {line.reason}")
+        rows += [f"  not {w.instead_of}  {typical}  {w.mistake} ({worlds})" for w, typical, worlds in self._slips()]
+        return "\n".join(rows)
+
+    def _repr_html_(self) -> str:
+        return _table(self.derivation, self.shown, self._verdicts(), self._slips(), self._found())
+
+
+def gradient(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
+    """∇ of the sum of `function`'s values at `at`, by autograd; rows that do not meet keep their own gradients."""
+    point = at.detach().clone().requires_grad_(True)
+    return torch.autograd.grad(function(point).sum(), point)[0]
+
+
+def finite_differences(function: Callable[[Tensor], Tensor], at: Tensor, step: float = 5e-3) -> Tensor:
+    """The same by central differences of sixth order: no calculus, six evaluations for each entry of a row.
+
+    The error is about step⁶/140 times the seventh derivative, and rounding about 1e-16/step: near 1e-12 for
+    functions of order one.
+
+    Args:
+        function: takes what has the shape of `at`; (…,) values of (…, K), each of its own row alone.
+        at: (…, K).
+        step: the distance of two evaluations.
+    """
+    result = torch.zeros_like(at)
+    for place in range(at.shape[-1]):
+        nudge = torch.zeros_like(at)
+        nudge[..., place] = step
+        for far, weight in ((1, 45.0), (2, -9.0), (3, 1.0)):
+            result[..., place] += weight * (function(at + far * nudge) - function(at - far * nudge)).detach()
+    return result / (60 * step)
+
+
+def _double(value: Tensor | float) -> Tensor:
+    return torch.as_tensor(value).detach().double()
+
+
+def _error(left: Tensor, right: Tensor, relation: str) -> float:
+    """By how much *left relation right* is broken, over the larger of 1 and the largest entry; nan is infinite."""
+    left, right = torch.broadcast_tensors(left, right)
+    gap = left - right
+    broken = {"=": gap.abs(), "≤": gap.clamp(min=0), "≥": (-gap).clamp(min=0)}[relation]
+    scale = max(1.0, left.abs().max().item(), right.abs().max().item())
+    error = (broken / scale).max().item()
+    return error if math.isfinite(error) else math.inf
+
+
+def _two_digits(x: float) -> str:
+    return f"{x:.1e}" if x >= 1000 or 0 < x < 0.001 else f"{x:.2g}"
+
+
+# Text takes the page's own colour, so that it can be read on a dark page too; only marks and rules are coloured.
+_CELL = "padding:0.5em 0.6em;vertical-align:baseline;border:none;text-align:"
+_PLAIN = '<tr style="background:transparent">'
+
+
+def _table(
+    derivation: Derivation,
+    shown: int,
+    verdicts: Sequence[str],
+    slips: Sequence[tuple[Wrong, str, str]],
+    found: str = "nothing computed yet",
+) -> str:
+    """The reason stands below its equation: beside a long one it would be pushed off the page, and the tick too."""
+    rows = []
+    for number, (line, verdict) in enumerate(zip(derivation.lines[:shown], verdicts, strict=False), 1):
+        rows.append(_row(str(number), verdict, line, line.right, line.reason))
+    if slips:
+        rows.append(
+            f'{_PLAIN}<th colspan="4" scope="colgroup" style="{_CELL}left;border-top:2px solid '
+            f'{style.colour("wrong")}">Plausible, and wrong (typical error on the left)</th></tr>'
+        )
+        for wrong, typical, worlds in slips:
+            line = derivation.lines[wrong.instead_of - 1]
+            rows.append(_row(f"not {wrong.instead_of}", typical, line, wrong.right, f"{wrong.mistake} ({worlds})"))
+    head = (
+        f'<th scope="col" style="{_CELL}left">line</th><th scope="col" style="{_CELL}left">computed</th>'
+        f'<th scope="colgroup" colspan="2" style="{_CELL}left">equation, and why</th>'
+    )
+    return (
+        '<table style="border-collapse:collapse;border:none;margin:0.5em 0;font-size:0.95rem">'
+        f'<caption style="text-align:left;font-size:1rem;padding:0.3em 0.6em"><b>{_text(derivation.title)}</b>: '
+        f"{html.escape(found)}.</caption>"
+        f"<thead>{_PLAIN}{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+        f'<p style="font-size:0.85rem;margin:0.2em 0.6em">Source: {_text(derivation.source)}</p>'
+    )
+
+
+def _row(number: str, verdict: str, line: Line, right: str, words: str) -> str:
+    mark, rest = verdict[:1], html.escape(verdict[1:])
+    bad = mark in "✗?"
+    edge = style.colour("wrong") if bad else "transparent"
+    colour = f"color:{edge};" if bad else ""
+    if mark in "✗?✓":
+        seen = f'<span style="{colour}font-weight:bold">{mark}</span>{rest}'
+    else:
+        seen = html.escape(verdict)
+    return (
+        f'{_PLAIN}<td style="{_CELL}left;white-space:nowrap;border-left:4px solid {edge}">{number}</td>'
+        f'<td style="{_CELL}left;white-space:nowrap">{seen}</td>'
+        f'<td style="{_CELL}right;white-space:nowrap">{_math(line.left) if line.left else ""}</td>'
+        f'<td style="{_CELL}left"><div style="white-space:nowrap">{_math(f"{_RELATIONS[line.relation]} {right}")}</div>'
+        f'<div style="padding-top:0.35em">{_text(words)}</div></td></tr>'
+    )
+
+
+def _math(latex: str) -> str:
+    return html.escape(rf"$\displaystyle {latex}$", quote=False)
+
+
+def _text(words: str) -> str:
+    """Words with `$…$` and backticks in them: escaped, mathematics left to MathJax."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(words, quote=False))
+
+
+__all__ = ["TOLERANCE", "Checked", "Derivation", "Line", "World", "Wrong", "finite_differences", "gradient"]

@@ -1,0 +1,331 @@
+r"""Block 2, the optimal policy: from the objective to π*, Gibbs, and the reward written by π*.
+
+Lecture, "Optimal Solution to the KL-constrained Reward Maximization" (three slides) and "Re-organize Preference
+Model". Everything is for one prompt; the expectation over prompts stands outside and changes nothing.
+"""
+
+import torch
+from torch import Tensor
+
+from rlhf_lab import exact
+from rlhf_lab.derivations.derivation import Derivation, Line, Wrong, gradient
+from rlhf_lab.derivations.random_worlds import World
+
+
+def _mean(w: World, inside: Tensor) -> Tensor:
+    """E_π, (X,)."""
+    return (w.policy * inside).sum(-1)
+
+
+objective_to_optimum = Derivation(
+    "objective-to-optimum",
+    "From the objective to π*",
+    lines=(
+        Line(
+            r"\mathbb{E}_{\pi}[r] - \beta\,\mathrm{KL}(\pi\|\pi_\text{ref})",
+            "what is to be maximised over π",
+            lambda w: _mean(w, w.reward) - w.beta * exact.kl(w.log_policy, w.log_ref),
+            left=r"J(\pi)",
+            left_value=lambda w: exact.objective(w.log_policy, w.log_ref, w.reward, w.beta),
+        ),
+        Line(
+            r"\mathbb{E}_{\pi}\Big[r - \beta\log\frac{\pi}{\pi_\text{ref}}\Big]",
+            "KL is an expectation under π too",
+            lambda w: _mean(w, w.reward - w.beta * (w.log_policy - w.log_ref)),
+        ),
+        Line(
+            r"-\beta\,\mathbb{E}_{\pi}\Big[\log\frac{\pi}{\pi_\text{ref}} - \frac{1}{\beta}\,r\Big]",
+            r"take out $-\beta$: the greatest $J$ is the least bracket (the deck writes min, and drops the factor)",
+            lambda w: -w.beta * _mean(w, (w.log_policy - w.log_ref) - w.reward / w.beta),
+        ),
+        Line(
+            r"-\beta\,\mathbb{E}_{\pi}\bigg[\log\frac{\pi}{\frac{1}{Z}\,\pi_\text{ref}\,"
+            r"\exp\big(\frac{1}{\beta} r\big)} - \log Z\bigg]",
+            r"$r/\beta = \log e^{r/\beta}$ goes into the fraction; put in $1/Z$ and take it out as $\log Z$",
+            lambda w: (
+                -w.beta
+                * _mean(w, torch.log(w.policy / (w.ref * torch.exp(w.reward / w.beta) / w.z)) - w.log_z.unsqueeze(-1))
+            ),
+        ),
+        Line(
+            r"-\beta\,\Big(\mathbb{E}_{\pi}\Big[\log\frac{\pi}{\pi^*}\Big] - \log Z\Big)",
+            r"the denominator is a distribution: call it $\pi^*$; $Z(x)$ does not depend on $y$",
+            lambda w: -w.beta * (_mean(w, w.log_policy - w.log_star) - w.log_z),
+        ),
+        Line(
+            r"\beta\log Z - \beta\,\mathrm{KL}(\pi\|\pi^*)",
+            "the expectation of a log-ratio under its numerator is a KL",
+            lambda w: w.beta * w.log_z - w.beta * exact.kl(w.log_policy, w.log_star),
+        ),
+        Line(
+            r"\beta\log Z",
+            "Gibbs: a KL is never negative",
+            lambda w: w.beta * w.log_z,
+            relation="≤",
+        ),
+        Line(
+            r"\beta\log Z",
+            r"and at $\pi = \pi^*$ the KL is zero: the bound is reached",
+            lambda w: w.beta * w.log_z,
+            left=r"J(\pi^*)",
+            left_value=lambda w: exact.objective(w.log_star, w.log_ref, w.reward, w.beta),
+        ),
+    ),
+    wrong=(
+        Wrong(
+            r"\mathbb{E}_{\pi}\Big[r + \beta\log\frac{\pi}{\pi_\text{ref}}\Big]",
+            "a lost sign: drift is paid for",
+            lambda w: _mean(w, w.reward + w.beta * w.log_ratio),
+            2,
+        ),
+        Wrong(
+            r"-\beta\,\mathbb{E}_{\pi}\Big[\log\frac{\pi}{\pi_\text{ref}} - r\Big]",
+            "a forgotten β: taken out of one term only",
+            lambda w: -w.beta * _mean(w, w.log_ratio - w.reward),
+            3,
+        ),
+        Wrong(
+            r"-\beta\,\mathbb{E}_{\pi}\bigg[\log\bigg(\frac{\pi}{\frac{1}{Z}\,\pi_\text{ref}}\,"
+            r"\exp\big(\tfrac{1}{\beta} r\big)\bigg) - \log Z\bigg]",
+            "the exponential beside the fraction and not below the line: the reward's sign is lost",
+            lambda w: -w.beta * _mean(w, w.log_ratio + w.reward / w.beta),
+            4,
+        ),
+        Wrong(
+            r"-\beta\,\Big(\mathbb{E}_{\pi}\Big[\log\frac{\pi}{\pi^*}\Big] + \log Z\Big)",
+            r"the sign of $\log Z$",
+            lambda w: -w.beta * (_mean(w, w.log_policy - w.log_star) + w.log_z),
+            5,
+        ),
+        Wrong(
+            r"\beta\log Z - \beta\,\mathrm{KL}(\pi^*\|\pi)",
+            "the KL turned round",
+            lambda w: w.beta * w.log_z - w.beta * exact.kl(w.log_star, w.log_policy),
+            6,
+        ),
+    ),
+    source="Rafailov et al. 2023, appendix A.1, eqs. 11–14; lecture, “Optimal Solution to the KL-constrained Reward "
+    "Maximization”.",
+)
+
+gibbs = Derivation(
+    "gibbs",
+    "Gibbs' inequality: a KL is never negative, and zero only between equals",
+    lines=(
+        Line(
+            r"-\mathbb{E}_{\pi}\Big[\log\frac{\pi^*}{\pi}\Big]",
+            "turn the fraction, pay with the sign",
+            lambda w: -_mean(w, torch.log(w.star / w.policy)),
+            left=r"\mathrm{KL}(\pi\|\pi^*)",
+            left_value=lambda w: exact.kl(w.log_policy, w.log_star),
+        ),
+        Line(
+            r"-\mathbb{E}_{\pi}\Big[\frac{\pi^*}{\pi} - 1\Big]",
+            r"$\log u \le u - 1$, with equality at $u = 1$ only",
+            lambda w: -_mean(w, w.star / w.policy - 1),
+            relation="≥",
+        ),
+        Line(
+            r"1 - \sum_y \pi^*(y)",
+            r"$\pi\cdot\pi^*/\pi = \pi^*$, and π sums to one",
+            lambda w: 1 - w.star.sum(-1),
+        ),
+        Line(r"0", r"$\pi^*$ sums to one too: that is what $Z$ is for", lambda w: torch.zeros(len(w.reward))),
+    ),
+    wrong=(
+        Wrong(
+            r"\mathbb{E}_{\pi}\Big[\log\frac{\pi^*}{\pi}\Big]",
+            "turned, and not paid with the sign",
+            lambda w: _mean(w, torch.log(w.star / w.policy)),
+            1,
+        ),
+        Wrong(
+            r"\mathrm{KL}(\pi^*\|\pi)",
+            "“a distance is symmetric”: KL is none",
+            lambda w: exact.kl(w.log_star, w.log_policy),
+            1,
+        ),
+        Wrong(
+            r"1 - \sum_y \pi_\text{ref}(y)\,e^{r/\beta}",
+            r"$Z$ forgotten: the tilted reference does not sum to one",
+            lambda w: 1 - w.tilted.sum(-1),
+            3,
+        ),
+    ),
+    source="Gibbs' inequality; lecture, “Optimal Solution …”, third slide.",
+)
+
+regret_is_a_kl = Derivation(
+    "regret-is-a-kl",
+    "What a policy lacks is β KL to π*",
+    lines=(
+        Line(
+            r"\beta\log Z - \big(\beta\log Z - \beta\,\mathrm{KL}(\pi\|\pi^*)\big)",
+            "the derivation of π*, used twice",
+            lambda w: w.beta * w.log_z - (w.beta * w.log_z - w.beta * exact.kl(w.log_policy, w.log_star)),
+            left=r"J(\pi^*) - J(\pi)",
+            left_value=lambda w: (
+                exact.objective(w.log_star, w.log_ref, w.reward, w.beta)
+                - exact.objective(w.log_policy, w.log_ref, w.reward, w.beta)
+            ),
+        ),
+        Line(
+            r"\beta\,\mathrm{KL}(\pi\|\pi^*)",
+            r"the expensive $Z$ cancels",
+            lambda w: w.beta * _mean(w, w.log_policy - w.log_star),
+        ),
+    ),
+    wrong=(
+        Wrong(
+            r"\mathrm{KL}(\pi\|\pi^*)",
+            "a forgotten β: nats are not units of reward",
+            lambda w: exact.kl(w.log_policy, w.log_star),
+            2,
+        ),
+        Wrong(
+            r"\beta\,\mathrm{KL}(\pi^*\|\pi)",
+            "the KL turned round",
+            lambda w: w.beta * exact.kl(w.log_star, w.log_policy),
+            2,
+        ),
+        Wrong(
+            r"\mathbb{E}_{\pi^*}[r] - \mathbb{E}_{\pi}[r]",
+            "the reward alone: the price of the KL is part of J",
+            lambda w: ((w.star - w.policy) * w.reward).sum(-1),
+            2,
+        ),
+    ),
+    source="Rafailov et al. 2023, appendix A.1; lecture, “Optimal Solution …”, second slide.",
+)
+
+reward_from_optimum = Derivation(
+    "reward-from-optimum",
+    "The reward, written by its own optimal policy",
+    lines=(
+        Line(
+            r"\log\pi_\text{ref}(y|x) + \tfrac{1}{\beta}\,r(x,y) - \log Z(x)",
+            r"take the logarithm of $\pi^* = \pi_\text{ref}\,e^{r/\beta}/Z$",
+            lambda w: w.log_ref + w.reward / w.beta - w.log_z.unsqueeze(-1),
+            left=r"\log\pi^*(y|x)",
+            left_value=lambda w: exact.optimal_policy(w.log_ref, w.reward, w.beta),
+        ),
+        Line(
+            r"r(x,y) - \beta\log Z(x)",
+            r"bring $\log\pi_\text{ref}$ over, multiply by β",
+            lambda w: w.reward - w.beta * w.log_z.unsqueeze(-1),
+            left=r"\beta\log\frac{\pi^*(y|x)}{\pi_\text{ref}(y|x)}",
+            left_value=lambda w: exact.implicit_reward(w.log_star, w.log_ref, w.beta),
+        ),
+        Line(
+            r"\beta\log\frac{\pi^*(y|x)}{\pi_\text{ref}(y|x)} + \beta\log Z(x)",
+            r"solve for $r$",
+            lambda w: w.beta * (w.log_star - w.log_ref) + w.beta * w.log_z.unsqueeze(-1),
+            left=r"r(x,y)",
+            left_value=lambda w: w.reward,
+        ),
+    ),
+    wrong=(
+        Wrong(
+            r"\beta\log\frac{\pi_\text{ref}(y|x)}{\pi^*(y|x)} + \beta\log Z(x)",
+            "the ratio swapped",
+            lambda w: w.beta * (w.log_ref - w.log_star) + w.beta * w.log_z.unsqueeze(-1),
+            3,
+        ),
+        Wrong(
+            r"\beta\log\frac{\pi^*(y|x)}{\pi_\text{ref}(y|x)} - \beta\log Z(x)",
+            r"the sign of $\log Z$",
+            lambda w: w.beta * (w.log_star - w.log_ref) - w.beta * w.log_z.unsqueeze(-1),
+            3,
+        ),
+        Wrong(
+            r"\beta\log\frac{\pi^*(y|x)}{\pi_\text{ref}(y|x)} + \log Z(x)",
+            r"a forgotten β before $\log Z$",
+            lambda w: w.beta * (w.log_star - w.log_ref) + w.log_z.unsqueeze(-1),
+            3,
+        ),
+    ),
+    source="Rafailov et al. 2023, eqs. 4 and 5; lecture, “Re-organize Preference Model”.",
+)
+
+
+def _star_of(w: World, inverse: Tensor) -> Tensor:
+    """log π* at β = 1/inverse, `inverse` (X, 1), differentiable."""
+    return (w.log_ref + w.reward * inverse).log_softmax(-1)
+
+
+def _inverse_beta(w: World) -> Tensor:
+    return torch.full((len(w.reward), 1), 1 / w.beta, dtype=torch.float64)
+
+
+def _variance(w: World) -> Tensor:
+    """Var_{π*}(r), (X, 1)."""
+    mean = (w.star * w.reward).sum(-1, keepdim=True)
+    return (w.star * (w.reward - mean).square()).sum(-1, keepdim=True)
+
+
+def _reward_slope(w: World) -> Tensor:
+    """d E_{π*}[r] / d(1/β) by autograd, (X, 1)."""
+    return gradient(lambda i: (_star_of(w, i).exp() * w.reward).sum(-1), _inverse_beta(w))
+
+
+def _kl_slope(w: World) -> Tensor:
+    """d KL(π*‖π_ref) / d(1/β) by autograd, (X, 1)."""
+
+    def divergence(inverse: Tensor) -> Tensor:
+        log_star = _star_of(w, inverse)
+        return (log_star.exp() * (log_star - w.log_ref)).sum(-1)
+
+    return gradient(divergence, _inverse_beta(w))
+
+
+beta_is_the_slope = Derivation(
+    "beta-is-the-slope",
+    "β is the slope of the frontier: the price of a nat",
+    lines=(
+        Line(
+            r"\mathrm{Var}_{\pi^*}(r)",
+            r"π* is an exponential family in $1/\beta$; the left side is autograd's",
+            _variance,
+            left=r"\frac{d\,\mathbb{E}_{\pi^*}[r]}{d(1/\beta)}",
+            left_value=_reward_slope,
+        ),
+        Line(
+            r"\tfrac{1}{\beta}\,\mathrm{Var}_{\pi^*}(r)",
+            r"$\mathrm{KL}(\pi^*\|\pi_\text{ref}) = \tfrac1\beta\mathbb{E}_{\pi^*}[r] - \log Z$, and "
+            r"$\tfrac{d\log Z}{d(1/\beta)} = \mathbb{E}_{\pi^*}[r]$; autograd on the left",
+            lambda w: _variance(w) / w.beta,
+            left=r"\frac{d\,\mathrm{KL}(\pi^*\|\pi_\text{ref})}{d(1/\beta)}",
+            left_value=_kl_slope,
+        ),
+        Line(
+            r"\beta\,\frac{d\,\mathrm{KL}(\pi^*\|\pi_\text{ref})}{d(1/\beta)}",
+            "compare the two: a little more KL buys β times as much reward; autograd on both sides",
+            lambda w: w.beta * _kl_slope(w),
+            left=r"\frac{d\,\mathbb{E}_{\pi^*}[r]}{d(1/\beta)}",
+            left_value=_reward_slope,
+        ),
+    ),
+    wrong=(
+        Wrong(
+            r"\frac{1}{\beta}\,\frac{d\,\mathrm{KL}(\pi^*\|\pi_\text{ref})}{d(1/\beta)}",
+            "the slope turned upside down",
+            lambda w: _kl_slope(w) / w.beta,
+            3,
+        ),
+        Wrong(
+            r"\mathrm{Var}_{\pi_\text{ref}}(r)",
+            "the variance under the reference: true at β → ∞ only",
+            lambda w: (
+                (w.ref * w.reward.square()).sum(-1, keepdim=True) - (w.ref * w.reward).sum(-1, keepdim=True).square()
+            ),
+            1,
+        ),
+        Wrong(
+            r"\mathbb{E}_{\pi^*}[r^2]",
+            "the mean not taken off",
+            lambda w: (w.star * w.reward.square()).sum(-1, keepdim=True),
+            1,
+        ),
+    ),
+    source="Exponential families; the frontier of `rlhf_lab.exact.frontier`.",
+)

@@ -1,0 +1,68 @@
+r"""What supervised fine-tuning minimises: the KL from the demonstrator, and an entropy that nobody can change.
+
+Lecture, "Preliminaries", SFT phase. The rest of the review is in `review.py`.
+"""
+
+import torch
+
+from rlhf_lab import exact
+from rlhf_lab.derivations.derivation import Derivation, Line, Wrong, gradient
+from rlhf_lab.derivations.random_worlds import World
+
+
+def _shown(w: World) -> torch.Tensor:
+    """E_demo[−log π_θ], (X,); the demonstrations come from the world's reference."""
+    return -(w.ref * w.log_policy).sum(-1)
+
+
+def _entropy(w: World) -> torch.Tensor:
+    return -(w.ref * w.log_ref).sum(-1)
+
+
+cloning_is_kl = Derivation(
+    "cloning-is-kl",
+    "SFT: to give the demonstrations more probability is to come nearer to who gave them",
+    lines=(
+        Line(
+            r"\mathbb{E}_{y\sim\pi_\text{demo}}\Big[\log\frac{\pi_\text{demo}(y)}{\pi_\theta(y)}\Big]"
+            r" - \mathbb{E}_{y\sim\pi_\text{demo}}[\log\pi_\text{demo}(y)]",
+            r"add and take off $\log\pi_\text{demo}$",
+            lambda w: (w.ref * (w.log_ref - w.log_policy)).sum(-1) - (w.ref * w.log_ref).sum(-1),
+            left=r"-\,\mathbb{E}_{y\sim\pi_\text{demo}}[\log\pi_\theta(y)]",
+            left_value=_shown,
+        ),
+        Line(
+            r"\mathrm{KL}(\pi_\text{demo}\|\pi_\theta) + H(\pi_\text{demo})",
+            "the entropy H does not depend on θ: only the KL is left to minimise",
+            lambda w: exact.kl(w.log_ref, w.log_policy) + _entropy(w),
+        ),
+        Line(
+            r"\pi_\theta(y) - \pi_\text{demo}(y)",
+            "for a table of logits; the left side is autograd's. It is zero at the demonstrator alone",
+            lambda w: w.policy - w.ref,
+            left=r"\frac{\partial}{\partial\theta_y}\,\mathbb{E}_\text{demo}[-\log\pi_\theta]",
+            left_value=lambda w: gradient(lambda theta: -(w.ref * theta.log_softmax(-1)).sum(-1), w.logits),
+        ),
+    ),
+    wrong=(
+        Wrong(
+            r"\mathrm{KL}(\pi_\theta\|\pi_\text{demo}) + H(\pi_\text{demo})",
+            "the KL turned round: that one needs samples of the learner, and the demonstrator's probabilities",
+            lambda w: exact.kl(w.log_policy, w.log_ref) + _entropy(w),
+            2,
+        ),
+        Wrong(
+            r"\mathrm{KL}(\pi_\text{demo}\|\pi_\theta)",
+            "the entropy forgotten: the loss does not end at zero",
+            lambda w: exact.kl(w.log_ref, w.log_policy),
+            2,
+        ),
+        Wrong(
+            r"\pi_\text{demo}(y) - \pi_\theta(y)",
+            "the sign lost: descent would unlearn the demonstrations",
+            lambda w: w.ref - w.policy,
+            3,
+        ),
+    ),
+    source="Maximum likelihood; Ouyang et al. 2022, section 3.5 (SFT); lecture, “Preliminaries”, SFT phase.",
+)

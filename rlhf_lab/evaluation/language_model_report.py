@@ -1,0 +1,335 @@
+r"""One report of a language model: what it earns, whom it beats, how far it went, how long and how varied it writes.
+
+Every number comes with its standard error over prompts. KL(π‖π_ref) is estimated twice from the same samples: k1
+summed over tokens, and k3 summed over tokens (never negative, usually less noisy; see `rlhf_lab.kl`). Both are
+unbiased for the KL of whole responses, by the chain rule. Diversity is that of a prompt's G responses among
+themselves: distinct-n, the share of n-grams that are different (Li et al. 2016), and self-BLEU, each response's
+BLEU against its sisters (Zhu et al. 2018), which rises as they become alike.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from rlhf_lab import kl
+from rlhf_lab.batch import Tokens
+from rlhf_lab.errors import LabError, check_finite, check_positive, usable_path
+from rlhf_lab.evaluation.judges import GoldJudge, Judge
+from rlhf_lab.evaluation.sampled import Estimate, over_prompts
+from rlhf_lab.evaluation.win_rate import WinRate, win_rate
+from rlhf_lab.policies.base import Policy, Reward
+from rlhf_lab.policies.end_tokens import without_end
+from rlhf_lab.policies.transformer.generate import goes_on
+from rlhf_lab.training import seeded
+
+Gold = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
+
+
+@dataclass(frozen=True)
+class TextReport:
+    """A policy's numbers on texts. What was not asked for is None."""
+
+    prompts: int
+    samples: int
+    """Responses to each prompt."""
+    seed: int
+    temperature: float
+    top_k: int | None
+    gold: Estimate | None
+    """Gold reward of a response."""
+    proxy: Estimate | None
+    """Reward model's score of a response."""
+    against_targets: WinRate | None
+    """Wins against the SFT targets."""
+    against_policy: WinRate | None
+    """Wins against the other policy."""
+    kl_k1: Estimate | None
+    """KL(π‖π_ref) of a response, nats, by k1. None where top_k cuts the distribution: its KL is another one."""
+    kl_k3: Estimate | None
+    """The same by k3."""
+    kl_k1_per_token: Estimate | None
+    """The same over the mean number of tokens, nats a token."""
+    kl_k3_per_token: Estimate | None
+    """The same by k3."""
+    tokens: Estimate
+    """Tokens of a response, the end token included."""
+    words: Estimate
+    """Words of a response, parted by white space."""
+    no_end: Estimate
+    """Share of responses that were cut off before an end token."""
+    distinct_1: Estimate | None
+    """Share of different words among all of a prompt's responses."""
+    distinct_2: Estimate | None
+    """Share of different word pairs."""
+    self_bleu: Estimate | None
+    """0 … 100. None with one response to a prompt."""
+    examples: list[dict[str, str]] = field(default_factory=list)
+    """A few prompts with their first response."""
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """Name, value with its error, and 95% interval of everything that was measured."""
+        out = []
+        for key, name in _NAMES.items():
+            found = getattr(self, key)
+            if isinstance(found, WinRate):
+                out.append((name, f"{found.mean:.3f} ± {found.error:.2g}", f"[{found.low:.3f}, {found.high:.3f}]"))
+            elif isinstance(found, Estimate):
+                low, high = _interval(key, found)
+                out.append((name, str(found), f"[{low:.4g}, {high:.4g}]"))
+        return out
+
+    def table(self) -> str:
+        """The report as a table of plain text."""
+        rows = [("", "mean ± error", "95% interval"), *self.rows()]
+        width = [max(len(row[i]) for row in rows) for i in range(3)]
+        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, width, strict=True)).rstrip() for row in rows]
+        how = f"{self.prompts} prompts × {self.samples} responses, temperature {self.temperature:g}"
+        how += f", top-k {self.top_k}" if self.top_k is not None else ""
+        notes = [f"{how}, seed {self.seed}; errors over prompts"]
+        for key in ("against_targets", "against_policy"):
+            if getattr(self, key) is not None:
+                notes.append(f"{_NAMES[key]}: {getattr(self, key)}")
+        if self.kl_k1 is None:
+            notes.append("no KL: top_k cuts the distribution that was sampled")
+        return "\n".join([*lines, *notes])
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as JSON knows it; estimates with their 95% intervals, what is not a number as None."""
+        out = asdict(self)
+        for key in _NAMES:
+            found = getattr(self, key)
+            if isinstance(found, Estimate):
+                low, high = _interval(key, found)
+                out[key] = {"mean": found.mean, "error": found.error, "low": low, "high": high}
+            if out[key] is not None:
+                out[key] = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in out[key].items()}
+        return out
+
+    def to_json(self, path: Path | str | None = None) -> str:
+        """The report as JSON; written to `path` too, where one is given."""
+        text = json.dumps(self.as_dict(), indent=2, ensure_ascii=False) + "\n"
+        if path is not None:
+            usable_path(path, "path").write_text(text, encoding="utf-8")
+        return text
+
+
+_NAMES = {
+    "gold": "gold reward",
+    "proxy": "proxy reward",
+    "against_targets": "wins against targets",
+    "against_policy": "wins against the other policy",
+    "kl_k1": "KL to the reference, k1 (nats)",
+    "kl_k3": "KL to the reference, k3 (nats)",
+    "kl_k1_per_token": "KL a token, k1",
+    "kl_k3_per_token": "KL a token, k3",
+    "tokens": "tokens",
+    "words": "words",
+    "no_end": "share without end token",
+    "distinct_1": "distinct-1",
+    "distinct_2": "distinct-2",
+    "self_bleu": "self-BLEU",
+}
+
+
+_WITHIN = {"no_end": (0, 1), "distinct_1": (0, 1), "distinct_2": (0, 1), "self_bleu": (0, 100), "kl_k3": (0, math.inf)}
+
+
+def _interval(key: str, found: Estimate) -> tuple[float, float]:
+    """The 95% interval, cut where the quantity cannot go."""
+    least, most = _WITHIN.get(key, (-math.inf, math.inf))
+    low, high = found.interval()
+    return max(low, least), min(high, most)
+
+
+@torch.no_grad()
+def text_report(
+    policy: Policy,
+    reference: Policy,
+    prompts: Tokens,
+    tokenizer: Any = None,
+    gold: Gold | None = None,
+    proxy: Reward | None = None,
+    targets: Sequence[str] | None = None,
+    against: Policy | None = None,
+    judge: Judge | None = None,
+    num_samples: int = 4,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    seed: int = 0,
+    batch_size: int = 32,
+    num_examples: int = 5,
+    progress: bool = False,
+) -> TextReport:
+    """Sample and measure.
+
+    Args:
+        policy: π.
+        reference: π_ref of the KL.
+        prompts: (N, P), at least two.
+        tokenizer: None for the policy's own.
+        gold: gold reward, a function of texts, e.g. `world.gold`.
+        proxy: scores (B, G) of ids: the reward model that was trained against.
+        targets: one text a prompt, e.g. `world.examples(…)[i].target`, that each response is compared with.
+        against: another policy, sampled with the same settings, compared response by response.
+        judge: who compares; None for the gold reward.
+        num_samples: G.
+        temperature: of sampling; both policies' logits are divided by it in the KL too.
+        top_k: of sampling; there is then no KL.
+        seed: the report is a function of it (and of `batch_size`).
+        batch_size: prompts at a time.
+        num_examples: how many prompts to keep with their first response.
+        progress: show a progress bar.
+
+    Raises:
+        LabError: fewer than two prompts; no tokenizer; targets of another number; comparisons without a judge;
+            scores that are not finite.
+    """
+    check_positive(temperature, "temperature")
+    tokenizer = tokenizer if tokenizer is not None else getattr(policy, "tokenizer", None)
+    if tokenizer is None:
+        raise LabError("A report on texts needs a tokenizer: pass tokenizer=….")
+    if len(prompts) < 2:
+        raise LabError("A standard error over prompts needs at least two prompts.")
+    if targets is not None and len(targets) != len(prompts):
+        raise LabError(f"{len(targets)} targets came with {len(prompts)} prompts; one each is needed.")
+    if judge is None and (targets is not None or against is not None):
+        if gold is None:
+            raise LabError("To compare responses, pass a judge=… (see rlhf_lab.evaluation.judges) or gold=….")
+        judge = GoldJudge(gold)
+    columns: dict[str, list[Tensor]] = {}
+    asked, ours, theirs = [], [], []
+    for start in tqdm(range(0, len(prompts), batch_size), desc="report", leave=False, disable=not progress):
+        x = prompts[start : start + batch_size]
+        y = _draw(policy, x, num_samples, temperature, top_k, seeded(seed, 13, start, device=policy.device))
+        block = _numbers(policy, reference, x, y, temperature, proxy, tokenizer, with_kl=top_k is None)
+        for name, values in block.items():
+            columns.setdefault(name, []).append(values.cpu())
+        asked += _texts(x, tokenizer)
+        ours += _grouped(y, tokenizer, _ends(policy, tokenizer))
+        if against is not None:
+            other = seeded(seed, 14, start, device=against.device)
+            z = _draw(against, x, num_samples, temperature, top_k, other)
+            theirs += _grouped(z, tokenizer, _ends(against, tokenizer))
+    found = {name: torch.cat(parts) for name, parts in columns.items()}
+    length = found["tokens"]
+
+    def estimate(name: str, weight: Tensor | None = None) -> Estimate | None:
+        return over_prompts(found[name], weight) if name in found else None
+
+    return TextReport(
+        prompts=len(prompts),
+        samples=num_samples,
+        seed=seed,
+        temperature=temperature,
+        top_k=top_k,
+        gold=None if gold is None else over_prompts(_gold(gold, asked, ours)),
+        proxy=estimate("proxy"),
+        against_targets=None if targets is None or judge is None else win_rate(asked, ours, list(targets), judge),
+        against_policy=None if against is None or judge is None else win_rate(asked, ours, theirs, judge),
+        kl_k1=estimate("k1"),
+        kl_k3=estimate("k3"),
+        kl_k1_per_token=estimate("k1", length),
+        kl_k3_per_token=estimate("k3", length),
+        tokens=over_prompts(length),
+        words=over_prompts(torch.tensor([[float(len(y.split())) for y in ys] for ys in ours])),
+        no_end=over_prompts(found["no_end"]),
+        distinct_1=distinct(ours, 1),
+        distinct_2=distinct(ours, 2),
+        self_bleu=self_bleu(ours) if num_samples > 1 else None,
+        examples=[{"prompt": x, "response": ys[0]} for x, ys in zip(asked[:num_examples], ours, strict=False)],
+    )
+
+
+def _draw(
+    policy: Policy, x: Tokens, number: int, temperature: float, top_k: int | None, generator: torch.Generator
+) -> Tokens:
+    more: dict[str, Any] = {} if top_k is None else {"top_k": top_k}
+    return policy.sample(x, number, generator, temperature, **more)
+
+
+def _numbers(
+    policy: Policy,
+    reference: Policy,
+    x: Tokens,
+    y: Tokens,
+    temperature: float,
+    proxy: Reward | None,
+    tokenizer: Any,
+    with_kl: bool,
+) -> dict[str, Tensor]:
+    """What is read off ids, (B, G) each."""
+    out = {"tokens": y.lengths.cpu().double()}
+    last = y.ids.gather(-1, (y.lengths - 1).clamp(min=0)[..., None]).squeeze(-1)
+    out["no_end"] = (goes_on(y.lengths >= 0, last, _ends(policy, tokenizer)) | (y.lengths == 0)).cpu().double()
+    if proxy is not None:
+        out["proxy"] = check_finite(proxy(x, y), "proxy reward")
+    if with_kl:
+        ours, theirs = (one.token_log_probs(x, y, temperature).cpu().double() for one in (policy, reference))
+        out["k1"], out["k3"] = kl.k1(ours, theirs).sum(-1), kl.k3(ours, theirs).sum(-1)
+    return out
+
+
+def _ends(policy: Policy, tokenizer: Any) -> tuple[int, ...]:
+    """The ids that end a response of `policy`: its own, or else the tokenizer's."""
+    return getattr(policy, "end_tokens", ()) or tuple(i for i in [tokenizer.eos_token_id] if i is not None)
+
+
+def _texts(rows: Tokens, tokenizer: Any, ends: tuple[int, ...] = ()) -> list[str]:
+    return tokenizer.batch_decode([without_end(ids, ends) for ids in rows.tolist()], skip_special_tokens=True)
+
+
+def _grouped(y: Tokens, tokenizer: Any, ends: tuple[int, ...]) -> list[list[str]]:
+    flat = _texts(y.reshape(y.shape[0] * y.shape[1]), tokenizer, ends)
+    return [flat[i : i + y.shape[1]] for i in range(0, len(flat), y.shape[1])]
+
+
+def _gold(gold: Gold, asked: Sequence[str], answers: Sequence[Sequence[str]]) -> Tensor:
+    flat = [y for ys in answers for y in ys]
+    scores = list(gold([x for x, ys in zip(asked, answers, strict=True) for _ in ys], flat))
+    if len(scores) != len(flat):
+        raise LabError(f"The gold reward returned {len(scores)} scores for {len(flat)} texts.")
+    return check_finite(torch.tensor(scores, dtype=torch.float64), "gold reward").view(len(answers), -1)
+
+
+def distinct(answers: Sequence[Sequence[str]], n: int) -> Estimate | None:
+    """Different n-grams of words over all n-grams, both counted within a prompt's responses.
+
+    Args:
+        answers: B lists of G texts.
+        n: words in an n-gram.
+
+    Returns:
+        a number in (0, 1] with its error over prompts, or None if no text has n words.
+    """
+    different, every = [], []
+    for texts in answers:
+        words = [text.split() for text in texts]
+        grams = [tuple(row[i : i + n]) for row in words for i in range(len(row) - n + 1)]
+        different.append(float(len(set(grams))))
+        every.append(float(len(grams)))
+    return over_prompts(torch.tensor(different), torch.tensor(every)) if sum(every) else None
+
+
+def self_bleu(answers: Sequence[Sequence[str]]) -> Estimate:
+    """Sentence BLEU (sacrebleu, 0 … 100) of each response against the other responses to its prompt.
+
+    Args:
+        answers: B lists of G ≥ 2 texts.
+    """
+    from sacrebleu.metrics import BLEU
+
+    bleu = BLEU(effective_order=True)
+    scores = [
+        [bleu.sentence_score(text, [*texts[:i], *texts[i + 1 :]]).score for i, text in enumerate(texts)]
+        for texts in answers
+    ]
+    return over_prompts(torch.tensor(scores, dtype=torch.float64))

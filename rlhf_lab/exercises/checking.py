@@ -1,0 +1,574 @@
+"""What a student's answer is checked with: not only that it is wrong, but what is wrong, and on which input.
+
+An `Exercise` is data: inputs, a solution, and the classic mistakes as functions of their own. `judge_answer` calls the
+student's function on copies of every input, compares with the solution, and, where they differ, looks for the mistake
+that gives the same numbers as the student's function, whatever their dtype. It never lets a student's error through as
+a traceback.
+"""
+
+from __future__ import annotations
+
+import copy
+import html
+import inspect
+import textwrap
+import traceback
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from rlhf_lab.errors import LabError
+from rlhf_lab.figures import style
+
+RELATIVE, ABSOLUTE = 1e-5, 1e-7
+"""How near an answer in float64 must come: far narrower than any mistake."""
+SINGLE_RELATIVE, SINGLE_ABSOLUTE = 1e-4, 1e-5
+"""The same for an answer in float32, which has seven digits and loses some of them on the way."""
+
+
+@dataclass(frozen=True)
+class Seed:
+    """Stands in a case for a `torch.Generator` with this seed, made anew for every call."""
+
+    seed: int
+
+
+@dataclass(frozen=True)
+class Case:
+    """One input.
+
+    Attributes:
+        name: what is special about it, completing “on the input …”.
+        inputs: the arguments in their order, by name. They are passed by position, so a student may rename them.
+    """
+
+    name: str
+    inputs: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A classic wrong answer.
+
+    Attributes:
+        name: two or three words: “swapped pair”, “no mask”.
+        message: what went wrong and where to look; it does not give the line away.
+        function: the wrong answer, with the solution's arguments.
+    """
+
+    name: str
+    message: str
+    function: Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What is compared in place of the answers themselves, where many different answers are right.
+
+    Attributes:
+        name: what the numbers are, beginning a sentence: “the expected gradient”.
+        function: takes the answer, as a function that may be called any number of times, and a case's inputs by
+            position; gives the numbers. It may raise `Complaint`.
+    """
+
+    name: str
+    function: Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """One exercise of a notebook.
+
+    Attributes:
+        key: `nb05.dpo_loss`, the notebook and the function to write.
+        title: as in the notebook's heading.
+        objective: what the student can do afterwards.
+        difficulty: 1, 2 or 3.
+        minutes: for a student who has read the notebook.
+        cases: inputs on which the mistakes all differ, from the solution and from each other.
+        solution: a named function; its source is what `solution` shows.
+        mistakes: at least three.
+        hints: at least two, from a nudge to nearly the line.
+        differentiate: names of the arguments with respect to which the answer is differentiated. Every loss has some:
+            a loss with the right value and no gradient cannot be trained.
+        compare: the answer's `value`; its `gradient` alone, where many values will do; or `both`.
+        judge: for open questions. Takes the answer and the inputs, gives a complaint, or None for a right answer;
+            the solution is then one of many.
+        measure: for answers of which many are right: what is computed from the function and compared.
+        also: takes what was got and what was expected. Gives a remark where an answer that differs is right all the
+            same, else an empty string.
+        relative: how near an answer must come, as a fraction of it.
+    """
+
+    key: str
+    title: str
+    objective: str
+    difficulty: Literal[1, 2, 3]
+    minutes: int
+    cases: tuple[Case, ...]
+    solution: Callable[..., Any]
+    mistakes: tuple[Mistake, ...]
+    hints: tuple[str, ...]
+    differentiate: tuple[str, ...] = ()
+    compare: Literal["value", "gradient", "both"] = "value"
+    judge: Callable[..., str | None] | None = None
+    measure: Measure | None = None
+    also: Callable[[Any, Any], str] | None = None
+    relative: float = RELATIVE
+
+    def __post_init__(self) -> None:
+        if not self.cases or len(self.mistakes) < 3 or len(self.hints) < 2:
+            raise LabError(f"Exercise {self.key!r} needs a case, three mistakes and two hints.")
+        if (self.compare == "value") == bool(self.differentiate):
+            raise LabError(f"Exercise {self.key!r}: differentiate goes with compare='gradient' or 'both'.")
+
+    @property
+    def name(self) -> str:
+        """The name of the function to write."""
+        return self.solution.__name__
+
+    @property
+    def signature(self) -> str:
+        """What is to be written, `dpo_loss(chosen_log_ratio, rejected_log_ratio, beta)`."""
+        return f"{self.name}({', '.join(inspect.signature(self.solution).parameters)})"
+
+    @property
+    def dots(self) -> str:
+        """The difficulty: ●○○, ●●○ or ●●●."""
+        return "●" * self.difficulty + "○" * (3 - self.difficulty)
+
+    @property
+    def heading(self) -> str:
+        """The heading that the notebook gives it."""
+        return f"{self.title} ({self.dots}, {self.minutes} minutes)"
+
+    @property
+    def source(self) -> str:
+        """The solution's code."""
+        return textwrap.dedent(inspect.getsource(self.solution))
+
+
+class Feedback:
+    """What `check` says. Shows itself as a cell's last line.
+
+    Attributes:
+        passed: whether the answer is right.
+        mistake: the name of the mistake that was recognised, or an empty string.
+        lines: what is said, the verdict first.
+    """
+
+    def __init__(self, passed: bool, lines: Sequence[str], mistake: str = "") -> None:
+        self.passed, self.lines, self.mistake = passed, list(lines), mistake
+
+    def __repr__(self) -> str:
+        return "\n".join([f"{'✓' if self.passed else '✗'} {self.lines[0]}", *(f"  {line}" for line in self.lines[1:])])
+
+    def _repr_html_(self) -> str:
+        edge = style.colour("rest" if self.passed else "wrong")
+        first, *rest = map(html.escape, self.lines)
+        body = "".join(f'<div style="margin-top:0.3em">{line}</div>' for line in rest)
+        mark = "✓" if self.passed else "✗"
+        return f'<div style="border-left:4px solid {edge};padding:0.3em 0.8em"><b>{mark} {first}</b>{body}</div>'
+
+
+class Prose:
+    """Markdown to show in a notebook, readable as it stands elsewhere."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __repr__(self) -> str:
+        return self.text
+
+    def _repr_markdown_(self) -> str:
+        return self.text
+
+
+def judge_answer(exercise: Exercise, function: Any) -> Feedback:
+    """Call `function` on every case of `exercise` and say what is right or wrong with it."""
+    refused = _refused(exercise, function)
+    if refused:
+        return Feedback(False, [f"{exercise.key}: {refused}"])
+    answers: list[_Answer] = []
+    for case in exercise.cases:
+        try:
+            answers.append(_answer(exercise, case, function))
+        except Complaint as complaint:
+            return Feedback(False, [f"{exercise.key}: {complaint}", *([] if complaint.bare else [_said(case) + "."])])
+    remarks: dict[str, None] = {}
+    for case, answer in zip(exercise.cases, answers, strict=True):
+        text, by_value, remark = _complaint(exercise, case, answer)
+        if text:
+            known = _recognised(exercise, answers, by_value)
+            message, name = (known.message, known.name) if known else ("not yet.", "")
+            return Feedback(False, [f"{exercise.key}: {message}", _said(case) + ":", text + answer.warning], name)
+        if remark:
+            remarks[remark] = None
+    return Feedback(True, [f"{exercise.key}: right on every input.", *remarks])
+
+
+class Complaint(Exception):
+    """What is wrong with a call that gave nothing to compare. `bare`: not because of the input."""
+
+    def __init__(self, text: str, bare: bool = False) -> None:
+        super().__init__(text)
+        self.bare = bare
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What a function gave on one case: its value, normalised; its gradients by name; the dtype it was computed in."""
+
+    value: Any
+    gradients: dict[str, Tensor]
+    dtype: torch.dtype
+
+    def within(self, exercise: Exercise) -> tuple[float, float]:
+        """How near it must come, relatively and absolutely."""
+        if self.dtype == torch.float64:
+            return exercise.relative, ABSOLUTE
+        return max(exercise.relative, SINGLE_RELATIVE), SINGLE_ABSOLUTE
+
+    @property
+    def warning(self) -> str:
+        """A sentence on a dtype that has too few digits to be judged."""
+        if self.dtype not in (torch.float16, torch.bfloat16):
+            return ""
+        return f" It was computed in {str(self.dtype).removeprefix('torch.')}, which has too few digits: use float64."
+
+
+def _refused(exercise: Exercise, function: Any) -> str:
+    """Why `function` cannot even be called, or an empty string."""
+    if not callable(function):
+        return f"give the function itself, not its result: check({exercise.key!r}, {exercise.name})."
+    first = exercise.cases[0].inputs
+    try:
+        inspect.signature(function).bind(*first.values())
+    except TypeError:
+        return f"it is called with {len(first)} arguments, {exercise.signature}; yours does not take them."
+    except ValueError:  # a builtin that tells nothing of itself: try it
+        pass
+    return ""
+
+
+def _answer(exercise: Exercise, case: Case, function: Callable[..., Any]) -> _Answer:
+    """What `function` gives on `case`, normalised, and its gradients by name.
+
+    Raises:
+        Complaint: it gives nothing that can be compared.
+    """
+    names = list(case.inputs)
+    inputs = {name: _fresh(value) for name, value in case.inputs.items()}
+    if exercise.measure is not None:
+        try:
+            answer = exercise.measure.function(_guarded(function, names), *inputs.values())
+        except RuntimeError as error:
+            raise Complaint(f"it cannot be differentiated: {' '.join(str(error).split())[:300]}") from None
+        return _Answer(_normal(answer), {}, _coarsest(answer))
+    leaves = {name: inputs[name].requires_grad_(True) for name in exercise.differentiate}
+    # Copies of the leaves are passed, so that a change in place is found and named rather than refused by autograd.
+    inputs |= {name: leaf.clone() for name, leaf in leaves.items()}
+    answer = _guarded(function, names)(*inputs.values())
+    gradients = _gradients(answer, leaves) if leaves else {}
+    return _Answer(_normal(answer), gradients, _coarsest(answer))
+
+
+def _guarded(function: Callable[..., Any], names: list[str]) -> Callable[..., Any]:
+    """`function`, with every way of giving nothing to compare turned into a `Complaint`."""
+
+    def call(*given: Any) -> Any:
+        before = [_snapshot(value) for value in given]
+        try:
+            with torch.enable_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                answer = function(*given)
+        except NotImplementedError:
+            raise Complaint("not written yet. Replace the line that raises NotImplementedError.", bare=True) from None
+        except Exception as error:
+            raise Complaint(_raised(error, function)) from None
+        for name, old, new in zip(names, before, given, strict=True):
+            if not _unchanged(old, new):
+                kind = "list" if isinstance(new, list) else "tensor" if isinstance(new, Tensor) else "object"
+                mend = {"list": f"list({name})", "tensor": f"{name}.clone()"}.get(kind, f"copy.copy({name})")
+                raise Complaint(
+                    f"it changes its argument {name} in place. Leave the caller's {kind} as it is: work on a copy, "
+                    f"{mend}."
+                )
+        if answer is None or answer is ...:
+            raise Complaint("it returns nothing: is the return missing?", bare=True)
+        return answer
+
+    return call
+
+
+def _fresh(value: Any) -> Any:
+    """A copy to be given to a function, so that nothing that it does to it outlives the call."""
+    return torch.Generator().manual_seed(value.seed) if isinstance(value, Seed) else copy.deepcopy(value)
+
+
+def _snapshot(value: Any) -> Any:
+    """A copy to compare with afterwards; a generator is meant to change."""
+    if isinstance(value, torch.Generator):
+        return None
+    return value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value)
+
+
+def _unchanged(before: Any, after: Any) -> bool:
+    if isinstance(before, Tensor):
+        if before.shape != after.shape:
+            return False
+        return bool(((before == after) | ((before != before) & (after != after))).all())
+    if isinstance(before, list | tuple):
+        return len(before) == len(after) and all(map(_unchanged, before, after))
+    if isinstance(before, dict):
+        return before.keys() == after.keys() and all(_unchanged(before[key], after[key]) for key in before)
+    return isinstance(after, torch.Generator) or bool(before == after)
+
+
+def _raised(error: Exception, function: Callable[..., Any]) -> str:
+    """The error as one sentence, with the student's own line where it can be found."""
+    code = getattr(function, "__code__", None)
+    where = ""
+    for frame in traceback.extract_tb(error.__traceback__):
+        if code is not None and frame.filename == code.co_filename and frame.line:
+            where = f" in the line “{frame.line.strip()}”"
+    words = " ".join(str(error).split())
+    if "numpy() on Tensor that requires grad" in words:
+        # Torch's own advice is to detach, which would only hide that nothing can be trained.
+        return f"your function leaves torch for numpy{where}. {_NO_GRADIENT}"
+    return f"your function raises {type(error).__name__}{where}: {words[:300]}"
+
+
+_NO_GRADIENT = (
+    "It is to be trained through, and numbers outside torch carry no gradient: use torch functions throughout."
+)
+
+
+def _gradients(answer: Any, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
+    """∂/∂leaf of a weighted sum of the answer's entries; zeros where none flows."""
+    if not isinstance(answer, Tensor):
+        raise Complaint(f"it must return a tensor that can be differentiated, not {_kind(answer)}. {_NO_GRADIENT}")
+    if not answer.requires_grad:
+        return {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
+    # Different weights, so that entries which trade places are noticed.
+    weights = 1 + 0.1 * torch.arange(answer.numel(), dtype=answer.dtype).reshape(answer.shape)
+    try:
+        found = torch.autograd.grad((answer * weights).sum(), list(leaves.values()), allow_unused=True)
+    except RuntimeError as error:
+        raise Complaint(f"it cannot be differentiated: {' '.join(str(error).split())[:300]}") from None
+    pairs = zip(leaves.items(), found, strict=True)
+    return {name: torch.zeros_like(leaf) if got is None else got.detach() for (name, leaf), got in pairs}
+
+
+def _coarsest(x: Any) -> torch.dtype:
+    """The floating dtype with the fewest digits in `x`; float64 where there is none."""
+    if isinstance(x, tuple | list):
+        found = [_coarsest(item) for item in x] or [torch.float64]
+    elif isinstance(x, dict):
+        found = [_coarsest(item) for item in x.values()] or [torch.float64]
+    else:
+        kind = str(getattr(x, "dtype", "float64")).removeprefix("torch.")
+        found = [getattr(torch, kind) if kind in ("float32", "float16", "bfloat16") else torch.float64]
+    return max(found, key=lambda dtype: torch.finfo(dtype).eps)
+
+
+def _normal(x: Any) -> Any:
+    """Tensors in double, detached; arrays as tensors; sequences as lists."""
+    if isinstance(x, Tensor):
+        return x.detach().double() if not x.is_complex() else x.detach()
+    if isinstance(x, bool | int | float | str):
+        return x
+    if isinstance(x, tuple | list):
+        return [_normal(item) for item in x]
+    if isinstance(x, dict):
+        return {key: _normal(value) for key, value in x.items()}
+    if hasattr(x, "__array__"):
+        try:
+            return _normal(torch.as_tensor(x))
+        except (TypeError, ValueError, RuntimeError):  # an array of text, or of objects
+            return x
+    return x
+
+
+def as_tensor(x: Any) -> Tensor | None:
+    """A normalised answer as a tensor, also one that is a number or a list of numbers; None where it is neither."""
+    if isinstance(x, Tensor):
+        return None if x.is_complex() else x
+    if isinstance(x, list):
+        parts = [as_tensor(item) for item in x]
+        whole = [part for part in parts if part is not None]
+        return torch.stack(whole) if whole and len({p.shape for p in whole}) == 1 and len(whole) == len(x) else None
+    try:
+        return torch.tensor(float(x), dtype=torch.float64) if isinstance(x, bool | int | float) else None
+    except OverflowError:  # an integer beyond every float
+        return None
+
+
+def _kind(x: Any) -> str:
+    if isinstance(x, Tensor):
+        whose = "a tensor of complex numbers, of shape" if x.is_complex() else "a tensor of shape"
+        return f"{whose} {tuple(x.shape)}" if x.ndim else "a tensor of a single number"
+    names = {"bool": "True or False", "int": "a number", "float": "a number", "str": "text", "ndarray": "a numpy array"}
+    return names.get(type(x).__name__, f"a {type(x).__name__}")
+
+
+def _complaint(exercise: Exercise, case: Case, answer: _Answer) -> tuple[str, bool, str]:
+    """What is wrong with an answer, or an empty string; whether that shows in its value; a remark on a right one."""
+    if exercise.judge is not None:
+        inputs = {name: _fresh(value) for name, value in case.inputs.items()}
+        try:
+            return exercise.judge(answer.value, *inputs.values()) or "", True, ""
+        except Exception:  # an answer of another kind than the judge was written for
+            expected = _kind(_answer(exercise, case, exercise.solution).value)
+            return f"got {_kind(answer.value)}, expected {expected}.", True, ""
+    want = _answer(exercise, case, exercise.solution)
+    within = answer.within(exercise)
+    if exercise.compare != "gradient":
+        text = _difference(answer.value, want.value, within)
+        if text and exercise.also is not None:
+            remark = exercise.also(answer.value, want.value)
+            if remark:
+                return "", True, remark
+        if text:
+            return (f"{exercise.measure.name}: {text}" if exercise.measure else text), True, ""
+    for name in exercise.differentiate if exercise.compare != "value" else ():
+        got, due = answer.gradients[name], want.gradients[name]
+        if not got.any() and due.any():
+            so = "the values are right, but " if exercise.compare == "both" else ""
+            return f"{so}no gradient reaches {name}, so nothing can be trained with it: was it detached?", False, ""
+        text = _difference(got, due, within)
+        if text:
+            return f"the gradient with respect to {name} (of a weighted sum of the answers): {text}", False, ""
+    return "", True, ""
+
+
+def _difference(got: Any, want: Any, within: tuple[float, float]) -> str:
+    """How `got` differs from `want`, or an empty string."""
+    number = isinstance(want, bool | int | float)
+    if isinstance(got, Tensor) and got.ndim == 0 and number and not got.is_complex():
+        got = got.item()
+    if isinstance(got, bool | int | float) and (number or (isinstance(want, Tensor) and want.ndim == 0)):
+        exact = as_tensor(got)
+        got, want = (exact if exact is not None else got), as_tensor(want)
+    if isinstance(want, Tensor):
+        return _tensor_difference(got, want, within)
+    if isinstance(want, list) and isinstance(got, Tensor) and got.ndim:
+        got = list(got)
+    if isinstance(want, list) and isinstance(got, list) and len(got) == len(want):
+        for place, (one, other) in enumerate(zip(got, want, strict=True), 1):
+            text = _difference(one, other, within)
+            if text:
+                return f"part {place} of {len(want)}: {text}"
+        return ""
+    if isinstance(want, list) and isinstance(got, list):
+        return f"expected {len(want)} parts, got {len(got)}."
+    if isinstance(want, dict) and isinstance(got, dict):
+        if set(got) != set(want):
+            return f"expected the keys {sorted(map(str, want))}, got {sorted(map(str, got))}."
+        texts = ((key, _difference(got[key], value, within)) for key, value in want.items())
+        return next((f"{key}: {text}" for key, text in texts if text), "")
+    if type(got) is not type(want):
+        return f"expected {_kind(want)}, got {_kind(got)}."
+    return "" if got == want else f"expected {want!r}, got {got!r}."
+
+
+def _tensor_difference(got: Any, want: Tensor, within: tuple[float, float]) -> str:
+    numbers = as_tensor(got)
+    if numbers is None:
+        return f"expected {_kind(want)}, got {_kind(got)}."
+    if numbers.shape != want.shape:
+        if not isinstance(got, Tensor) and numbers.ndim == 0:
+            return f"expected {_kind(want)}, {_shown(want)}, got the one number {_shown(numbers)}."
+        return f"expected shape {tuple(want.shape)}, got shape {tuple(numbers.shape)}."
+    if torch.isnan(numbers).any() and not torch.isnan(want).any():
+        return f"got nan{_place(torch.isnan(numbers))}, expected {_shown(want[torch.isnan(numbers)][0])}."
+    near = _close(numbers, want, within)
+    if near.all():
+        return f"the numbers are right, but got {_kind(got)}: wrap it in torch.tensor(…)." if type(got) is list else ""
+    if want.numel() <= 6:
+        return "expected {}, got {}.".format(*_apart(want, numbers, near))
+    gap = torch.where(near, 0.0, torch.nan_to_num((numbers - want).abs(), nan=torch.inf, posinf=torch.inf))
+    worst = torch.zeros_like(near).reshape(-1)
+    worst[gap.argmax()] = True
+    worst = worst.reshape(near.shape)
+    count = f"{int((~near).sum())} of {near.numel()} entries differ, most of all the one{_place(worst)}"
+    return "{}: expected {}, got {}.".format(count, *_apart(want[worst][0], numbers[worst][0], near[worst][0]))
+
+
+def _close(got: Tensor, want: Tensor, within: tuple[float, float]) -> Tensor:
+    return torch.isclose(got, want, rtol=within[0], atol=within[1], equal_nan=True)
+
+
+def _apart(want: Tensor, got: Tensor, near: Tensor) -> tuple[str, str]:
+    """Both in as many digits as it takes to tell them apart wherever they are not near."""
+    for digits in range(4, 18):
+        if all(f"{w:.{digits}g}" != f"{g:.{digits}g}" for w, g in torch.stack([want[~near], got[~near]], -1).tolist()):
+            break
+    return _listed(want.tolist(), digits), _listed(got.tolist(), digits)
+
+
+def _place(bad: Tensor) -> str:
+    where = bad.nonzero()[0].tolist()
+    return f" at index {where[0] if len(where) == 1 else tuple(where)}" if where else ""
+
+
+def _recognised(exercise: Exercise, answers: list[_Answer], by_value: bool) -> Mistake | None:
+    """The mistake that gives these answers on every case: values and gradients, or wrong values alone."""
+    for gradients in (True, False) if by_value and exercise.differentiate else (True,):
+        for mistake in exercise.mistakes:
+            if _is(exercise, mistake, answers, gradients):
+                return mistake
+    return None
+
+
+def _is(exercise: Exercise, mistake: Mistake, answers: list[_Answer], gradients: bool) -> bool:
+    """Whether `mistake` gives these very answers on every case."""
+    for case, answer in zip(exercise.cases, answers, strict=True):
+        try:
+            theirs = _answer(exercise, case, mistake.function)
+        except Complaint:
+            return False
+        within = answer.within(exercise)
+        if exercise.compare != "gradient" and _difference(_in_shape(answer.value, theirs.value), theirs.value, within):
+            return False
+        names = exercise.differentiate if gradients else ()
+        if any(_difference(answer.gradients[name], theirs.gradients[name], within) for name in names):
+            return False
+    return True
+
+
+def _in_shape(got: Any, theirs: Any) -> Any:
+    """`got` in the shape of `theirs` where it differs in axes of length one, or is one number for all entries."""
+    numbers = as_tensor(got) if isinstance(theirs, Tensor) else None
+    if numbers is None:
+        return got
+    if numbers.numel() == 1:
+        return numbers.reshape(()).expand(theirs.shape)
+    return numbers.reshape(theirs.shape) if numbers.squeeze().shape == theirs.squeeze().shape else numbers
+
+
+def _said(case: Case) -> str:
+    """The input in words."""
+    values = ", ".join(f"{name} = {_shown(value)}" for name, value in case.inputs.items())
+    return f"On the input “{case.name}”, {values}"
+
+
+def _shown(x: Any) -> str:
+    """A value in four digits, long tensors by their shape."""
+    if isinstance(x, Seed):
+        return f"a generator with seed {x.seed}"
+    if isinstance(x, Tensor):
+        if x.numel() > 12:
+            return f"a tensor of shape {tuple(x.shape)}"
+        return _listed(x.tolist())
+    return _listed(x) if isinstance(x, list | float) else repr(x)
+
+
+def _listed(x: Any, digits: int = 4) -> str:
+    if isinstance(x, list):
+        return f"[{', '.join(_listed(item, digits) for item in x)}]"
+    return f"{x:.{digits}g}" if isinstance(x, float) else str(x)

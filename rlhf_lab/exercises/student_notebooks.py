@@ -1,0 +1,68 @@
+"""Students' versions of the notebooks: solutions are taken out, outputs are cleared, all else stays.
+
+In a code cell, the lines between `### BEGIN SOLUTION` and `### END SOLUTION` (nbgrader's markers) are replaced by one
+line that raises NotImplementedError, at the same indentation. The markers are removed too. Folded solutions in markdown
+stay, and a student decides whether to open them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rlhf_lab.errors import LabError
+
+BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
+STUB = 'raise NotImplementedError("your code here")'
+
+
+def without_solution(source: str, where: str) -> str:
+    """A cell's source with its solutions replaced by `STUB`.
+
+    Args:
+        source: the cell.
+        where: the cell's name, for the message.
+
+    Raises:
+        LabError: a marker without its partner, a solution inside a solution, or a marker that is misspelt.
+    """
+    kept: list[str] = []
+    inside = False
+    for line in source.split("\n"):
+        word = line.strip()
+        if word in (BEGIN, END):
+            if (word == BEGIN) == inside:
+                raise LabError(f"{where}: “{word}” without its partner.")
+            inside = word == BEGIN
+            if inside:
+                kept.append(line[: len(line) - len(line.lstrip())] + STUB)
+        elif word.upper().lstrip("# ").startswith(("BEGIN SOLUTION", "END SOLUTION")):
+            raise LabError(f"{where}: write the marker as “{BEGIN}” or “{END}”, not “{word}”.")
+        elif not inside:
+            kept.append(line)
+    if inside:
+        raise LabError(f"{where}: “{BEGIN}” without its partner.")
+    return "\n".join(kept)
+
+
+def student_version(notebook: Any, name: str) -> Any:
+    """The notebook as a student gets it; `notebook` itself is changed.
+
+    Args:
+        notebook: as nbformat reads it.
+        name: of its file, for the message.
+
+    Raises:
+        LabError: as `without_solution`.
+    """
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.source = without_solution(cell.source, f"{name}, cell {cell.get('id', '?')}")
+            cell.outputs, cell.execution_count = [], None
+    return notebook
+
+
+def notebook_text(notebook: Any) -> str:
+    """The content of the notebook's file: JSON with one line end at the end."""
+    import nbformat
+
+    return nbformat.writes(notebook).rstrip("\n") + "\n"

@@ -1,0 +1,432 @@
+r"""Claim 1: with enough preference data DPO finds π*, without a reward model and without sampling.
+
+The lecture's outline to the letter: pairs from π_ref, one label each, then the DPO loss. The number of labels N grows,
+everything else stays. On finite worlds the distance J(π*) − J(π_θ) is exact, and for a table its limit is known before
+any label is drawn: labels fall on the pair (i, j) of prompt x with probability s_x · 2 π_ref(i) π_ref(j) / c_x, where
+c_x = 1 − Σ π_ref² (equal pairs are drawn again, with a fresh prompt) and s_x = c_x / Σ c; so that
+
+    N · E[regret]  →  mean over x of  label_price(x) / s_x.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from rlhf_lab import exact
+from rlhf_lab.algorithms.dpo import DPO, dpo, pair_loss
+from rlhf_lab.batch import Pairs, Tokens
+from rlhf_lab.errors import LabError, Natural, NotNegative, check_beta
+from rlhf_lab.evaluation import Draws, distance_to_optimal, evaluate
+from rlhf_lab.experiments import runner, setup_text
+from rlhf_lab.experiments.claims.enough_labels.report import LEFT, UPPER, apart, figure, slope, text_of, value_at, words
+from rlhf_lab.experiments.compare import Compare
+from rlhf_lab.experiments.runner import EXACT_RUNGS, Experiment, Job, Settings, Verdict
+from rlhf_lab.experiments.statistics import summarise
+from rlhf_lab.experiments.step_recorder import watching
+from rlhf_lab.policies.base import Policy
+from rlhf_lab.training import Training, seeded
+from rlhf_lab.worlds import bandit, token_tree
+from rlhf_lab.worlds.finite_world import World
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+Kind = Literal["table", "transformer", "fresh", "text"]
+SLOPE = -0.9
+"""A table's regret falls as fast as the theory says where the slope's interval lies below this; the theory's is −1."""
+NEWTON = 20
+"""Iterations of a table's fit, the same for all: ten reach the optimum where it is finite."""
+
+
+@dataclass(frozen=True)
+class EnoughLabels(Settings):
+    """DPO on more and more labels: how fast does it come to π*?"""
+
+    beta: NotNegative = 0.0
+    """β. 0: 0.5; on text 1, where the distance to π* can be estimated with few enough samples."""
+    labels: tuple[Natural, ...] = ()
+    """Numbers of labels, rising. Default: 100 to 100,000 for tables; 64, 360, 2,048 on text."""
+    net_labels: tuple[Natural, ...] = ()
+    """Tree: numbers of labels for the transformer. Default: 500, 4,000, 32,000."""
+    net_seeds: Natural = 0
+    """Tree: runs of the transformer. 0: 5."""
+    steps: Natural = 0
+    """Optimiser steps of a transformer, the same for every number of labels. 0: 200 on the tree, 128 on text."""
+    batch: Natural = 0
+    """Pairs in such a step. 0: 256 on the tree, 16 on text, where the largest number of labels then is one pass."""
+    rate: NotNegative = 0.0
+    """Its learning rate. 0: 0.003 on the tree, 0.0003 on text."""
+    looks: Natural = 0
+    """Tree: how often in its run a transformer is looked at. 0: 10."""
+    prompts: Natural = 0
+    """Text: test prompts on which the distance to π* is estimated. 0: 32."""
+    samples: Natural = 0
+    """Text: responses to each, drawn from π_ref and again from π_θ. 0: 32."""
+    world: str = "sentiment"
+    """Text: which world."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        tree, text, quick = self.rung == "tree", self.rung not in EXACT_RUNGS, self.quick
+        decades: tuple[int, ...] = (100, 300, 1000, 3000, 10_000, 30_000, 100_000)
+        if quick:
+            decades = (100, 1000, 10_000)
+        defaults: dict[str, Any] = {
+            "beta": 1.0 if text else 0.5,
+            "labels": ((24, 96) if quick else (64, 360, 2048)) if text else decades,
+            "net_labels": ((200, 800) if quick else (500, 4000, 32_000)) if tree else (),
+            "looks": 3 if quick else 10,
+            "net_seeds": (2 if quick else 5) if tree else 0,
+            "seeds": (2 if quick else 3) if text else (3 if quick else 200),
+            "steps": (6 if quick else 128) if text else (12 if quick else 200),
+            "batch": 16 if text else (64 if quick else 256),
+            "rate": 3e-4 if text else 3e-3,
+            "prompts": 4 if quick else 32,
+            "samples": 8 if quick else 32,
+        }
+        for name, value in defaults.items():
+            if not getattr(self, name):
+                object.__setattr__(self, name, value)
+        for name in ("labels", "net_labels"):
+            numbers = tuple(getattr(self, name))
+            object.__setattr__(self, name, numbers)
+            if any(n < 20 for n in numbers) or list(numbers) != sorted(set(numbers)):
+                raise LabError(f"{name} must rise, from 20 labels on, not {numbers}.")
+        if len(self.labels) < 2:
+            raise LabError("How the distance falls takes two numbers of labels at least: --labels 100 1000.")
+        check_beta(self.beta)
+
+
+# ---------------------------------------------------------------------------------------------------------- tables
+
+
+def table_world(rung: str, seed: int) -> World:
+    """A seed's own world: a bandit of 4 prompts × 10 arms, or the tree of 4 tokens to depth 2 (16 responses)."""
+    return bandit.random(4, 10, seed) if rung == "bandit" else token_tree.random(4, 2, 1, seed)
+
+
+def limit(world: World, beta: float) -> float:
+    """lim N · E[regret], mean over prompts, for N labels of `world.preferences`: see the module's head."""
+    log_ref = world.log_ref()
+    chance = log_ref.exp()
+    joint = chance.unsqueeze(-1) * chance.unsqueeze(-2)
+    joint = joint - torch.diag_embed(joint.diagonal(dim1=-2, dim2=-1))
+    different = joint.sum((-1, -2))
+    price = exact.label_price(log_ref, world.rewards(), beta, joint / different[:, None, None])
+    return (price / (different / different.sum())).mean().item()
+
+
+def win_counts(world: World, pairs: Pairs, labels: tuple[int, ...]) -> Tensor:
+    """How often i won against j among the first N labels, (len(labels), X, K, K)."""
+    rows = world.tree.prompt_index(pairs.prompts)
+    winner, loser = world.tree.index(pairs.responses).unbind(-1)
+    size = world.tree.num_responses
+    cell = (rows * size + winner) * size + loser
+    length = world.num_prompts * size * size
+    counts = [torch.bincount(cell[:n], minlength=length) for n in labels]
+    return torch.stack(counts).view(len(labels), world.num_prompts, size, size).double()
+
+
+def fit_tables(log_ref: Tensor, wins: Tensor, beta: float) -> Tensor:
+    r"""log π_θ of the table that minimises the DPO loss, by Newton's method from the reference.
+
+    The loss depends on the table through δ = β log π_θ/π_ref alone, −Σ_ij wins_ij log σ(δ_i − δ_j), whose Hessian is a
+    graph Laplacian. Where no finite table is best (`has_finite_optimum`) the gaps grow by about one an iteration;
+    after `NEWTON` of them the policy is at the simplex's edge but for what a float can hold. Responses that no chain of
+    labels joins keep their place beside each other.
+
+    Args:
+        log_ref: (…, K).
+        wins: how often i won against j, (…, K, K).
+        beta: β > 0.
+
+    Returns:
+        log π_θ, (…, K).
+    """
+    wins = wins / wins.sum((-1, -2), keepdim=True).clamp(min=1)
+    both = wins + wins.transpose(-1, -2)
+    delta = torch.zeros_like(wins[..., 0])
+    # The constant direction changes no policy; the tiny ridge keeps it, and responses without labels, in place.
+    ridge = torch.eye(wins.shape[-1], dtype=wins.dtype) * 1e-13
+    for _ in range(NEWTON):
+        gap = delta.unsqueeze(-1) - delta.unsqueeze(-2)
+        slope = (wins * torch.sigmoid(-gap)).sum(-1) - (wins * torch.sigmoid(-gap)).sum(-2)
+        weight = both * torch.sigmoid(gap) * torch.sigmoid(-gap)
+        laplacian = torch.diag_embed(weight.sum(-1)) - weight
+        step = torch.linalg.solve(laplacian + ridge, slope.unsqueeze(-1)).squeeze(-1)
+        step = step - step.mean(-1, keepdim=True)
+        delta = delta + step / step.abs().amax(-1, keepdim=True).clamp(min=1)
+    return (log_ref + delta / beta).log_softmax(-1)
+
+
+def has_finite_optimum(wins: Tensor) -> Tensor:
+    """Whether some finite table minimises the loss, (…): Ford's condition, (…, K, K) counts.
+
+    In every split of the responses in two, somebody of each part must have beaten somebody of the other: the graph of
+    wins is strongly connected (Ford 1957). Else the loss falls for ever on the way to the simplex's edge.
+    """
+    size = wins.shape[-1]
+    reach = (wins > 0) | torch.eye(size, dtype=torch.bool)
+    for _ in range(max(size - 1, 1).bit_length()):
+        reach = (reach.double() @ reach.double()) > 0
+    return reach.all(-1).all(-1)
+
+
+def _tables(settings: EnoughLabels, seed: int) -> list[dict[str, Any]]:
+    world = table_world(settings.rung, seed)
+    pairs = world.preferences(settings.labels[-1], seeded(seed, 20))
+    counts = win_counts(world, pairs, settings.labels)
+    log_ref, reward, price = world.log_ref(), world.rewards(), limit(world, settings.beta)
+    fitted = fit_tables(log_ref, counts, settings.beta)
+    start = exact.regret(log_ref, log_ref, reward, settings.beta).mean().item()
+    finite = has_finite_optimum(counts).double().mean(-1)
+    rows = []
+    for number, log_p, share in zip(settings.labels, fitted, finite, strict=True):
+        regret = exact.regret(log_p, log_ref, reward, settings.beta).mean().item()
+        rows.append(
+            {
+                "labels": number,
+                "when": "end",
+                "regret": regret,
+                "left": regret / start,
+                "limit": price / number,
+                "ratio": regret * number / price,
+                "finite": share.item(),
+            }
+        )
+    return rows
+
+
+# ----------------------------------------------------------------------------------------------- a transformer, tree
+
+
+@lru_cache(maxsize=1)
+def _net_world() -> World:
+    return Compare(world="tree", policy="gpt2").make_world()
+
+
+def _net(settings: EnoughLabels, job: Job) -> list[dict[str, Any]]:
+    """A transformer on N fixed labels, of which a tenth is held out to say when to stop; or on fresh ones each step."""
+    world, fresh = _net_world(), job["kind"] == "fresh"
+    seed, number = job["seed"], job["labels"]
+    policy, loss = world.reference.copy(), DPO(beta=settings.beta)
+    held = world.preferences(min(max(number // 10, 2), 2048), seeded(seed, 20))
+    data = None if fresh else world.preferences(number - len(held), seeded(seed, 23))
+    start = evaluate(world.reference, world, settings.beta).regret
+    training = Training(
+        steps=settings.steps, batch_size=settings.batch, learning_rate=settings.rate,
+        max_grad_norm=1.0, seed=1000 * seed + 3, progress=False,
+    )  # fmt: skip
+    every = max(settings.steps // settings.looks, 1)
+    log_ref = world.reference.log_prob(held.prompts, held.responses).detach()
+    seen = None if data is None else data[torch.arange(min(len(data), 1024))]
+    seen_ref = None if seen is None else world.reference.log_prob(seen.prompts, seen.responses).detach()
+    rows: list[dict[str, Any]] = []
+
+    def look(policy: Policy, step: int) -> None:
+        if step % every and step != settings.steps:
+            return
+        regret = evaluate(policy, world, settings.beta).regret
+        with torch.no_grad():
+            on_seen = float("nan") if seen is None else pair_loss(policy, seen, seen_ref, loss)[0].item()
+            on_held = pair_loss(policy, held, log_ref, loss)[0].item()
+        numbers = {"regret": regret, "left": regret / start, "loss": on_seen, "held_out": on_held}
+        rows.append({"when": f"step {step}", "step": step, **numbers})
+
+    def fresh_pairs(generator: torch.Generator) -> Pairs:
+        return world.preferences(settings.batch, generator)
+
+    with watching(look) as watch:
+        watch.follow(policy)
+        dpo(policy, world.reference, fresh_pairs if data is None else data, loss, training)
+    stopped = min(rows, key=lambda row: row["held_out"])
+    return [*rows, {**rows[-1], "when": "end"}, {**stopped, "when": "stopped"}]
+
+
+# ------------------------------------------------------------------------------------------------------------- text
+
+
+@lru_cache(maxsize=1)
+def _text(settings: EnoughLabels, seed: int) -> tuple[setup_text.TextRun, Tokens, Tokens, Tensor, Tensor]:
+    """A seed's run, test prompts, responses of π_ref to them, their rewards and log-probabilities."""
+    plan = setup_text.Plan(
+        labels=settings.labels[-1], beta=settings.beta, steps=settings.steps, batch=settings.batch, rate=settings.rate
+    )
+    run = setup_text.TextRun(setup_text.bench(settings.rung, settings.world), plan, seed)
+    made = run.bench
+    x = made.world.prompts(made.tokenizer, "test", settings.prompts)
+    with torch.no_grad():
+        y = made.reference.sample(x, settings.samples, seeded(seed, 31, device=made.reference.device))
+        return run, x, y, made.gold(x, y), made.reference.log_prob(x, y).double().cpu()
+
+
+def _on_text(settings: EnoughLabels, job: Job) -> list[dict[str, Any]]:
+    run, x, y_ref, r_ref, ref_of_ref = _text(settings, job["seed"])
+    made = run.bench
+    pairs = run.pairs[torch.arange(min(job["labels"], len(run.pairs)))]
+    policy = run.fresh()
+    dpo(policy, made.reference, pairs, DPO(beta=settings.beta), run.training(3))
+    return [
+        {"labels": job["labels"], "when": "end", **_text_numbers(settings, run, policy, x, y_ref, r_ref, ref_of_ref)}
+    ]
+
+
+@torch.no_grad()
+def _text_numbers(
+    settings: EnoughLabels,
+    run: setup_text.TextRun,
+    policy: Policy,
+    x: Tokens,
+    y_ref: Tokens,
+    r_ref: Tensor,
+    ref: Tensor,
+) -> dict[str, Any]:
+    made = run.bench
+    y = policy.sample(x, settings.samples, seeded(run.seed, 32, device=policy.device))
+    reward, log_ref = made.gold(x, y), made.reference.log_prob(x, y).double().cpu()
+    log_policy = policy.log_prob(x, y).double().cpu()
+    found = distance_to_optimal(
+        settings.beta,
+        Draws(r_ref, ref, policy.log_prob(x, y_ref).double().cpu()),
+        Draws(reward, log_ref, log_policy),
+        prompts="fixed",
+    )
+    mean, kl = reward.mean().item(), (log_policy - log_ref).mean().item()
+    objective = mean - settings.beta * kl
+    way = found.regret.mean + objective - r_ref.mean().item()
+    return {
+        "gold": mean * made.unit, "reward": mean, "kl": kl, "objective": objective,
+        "gain": objective - r_ref.mean().item(), "regret": found.regret.mean, "left": found.regret.mean / way,
+        "effective": found.effective, "trusted": int(found.trusted),
+    }  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------- experiment
+
+
+def _jobs(settings: EnoughLabels) -> list[Job]:
+    if settings.rung not in EXACT_RUNGS:
+        return [{"seed": s, "kind": "text", "labels": n} for s in range(settings.seeds) for n in settings.labels]
+    jobs: list[Job] = [{"seed": s, "kind": "table"} for s in range(settings.seeds)]
+    for seed in range(settings.net_seeds):
+        jobs += [{"seed": seed, "kind": "transformer", "labels": n} for n in settings.net_labels]
+        jobs.append({"seed": seed, "kind": "fresh", "labels": settings.steps * settings.batch})
+    return jobs
+
+
+def _run(settings: EnoughLabels, job: Job, chosen: dict[str, Any]) -> list[dict[str, Any]]:
+    if job["kind"] == "table":
+        return _tables(settings, job["seed"])
+    return _on_text(settings, job) if job["kind"] == "text" else _net(settings, job)
+
+
+METRICS = ["regret", "left", "limit", "ratio", "finite", "loss", "held_out"]
+TEXT_METRICS = ["objective", "gain", "gold", "reward", "kl", "regret", "left", "effective", "trusted"]
+
+
+def _summarise(settings: EnoughLabels, runs: pd.DataFrame) -> pd.DataFrame:
+    wanted = METRICS if settings.rung in EXACT_RUNGS else TEXT_METRICS
+    return summarise(runs, ["kind", "labels", "when"], [name for name in wanted if name in runs])
+
+
+def _judge(settings: EnoughLabels, summary: pd.DataFrame, runs: pd.DataFrame) -> Verdict:
+    ends = (settings.labels[0], settings.labels[-1])
+    if settings.rung not in EXACT_RUNGS:
+        return _judge_text(settings, summary, ends)
+    falls, steep = apart(summary, "table", ends, "regret"), slope(settings, runs)
+    first, last = (value_at(summary, "table", n, "regret") for n in ends)
+    ratio = value_at(summary, "table", ends[1], "ratio")
+    course = f"a table's regret goes from {first} at {ends[0]:,} labels to {last} at {ends[1]:,}"
+    if falls > 0:
+        return Verdict("does not hold", f"More labels lead away from π*: {course}.")
+    if falls == 0:
+        return Verdict("not decided", f"The intervals meet: {course}.")
+    fast, met = steep.high < SLOPE, ratio.low <= 1 <= ratio.high
+    course += f", with slope {steep} over the upper numbers, and at the last N · regret is {ratio} of its limit"
+    if not (fast and met):
+        missed = "slope" if not fast else "limit"
+        if not fast and not met:
+            missed = "slope and limit"
+        return Verdict("holds when", f"when the theory's {missed} need not be met as closely as asked: {course}.")
+    if settings.rung == "bandit":
+        return Verdict("holds", f"{course[0].upper()}{course[1:]}.")
+    ends = (settings.net_labels[0], settings.net_labels[-1])
+    stopped, run_on = (apart(summary, "transformer", ends, "regret", when) for when in ("stopped", "end"))
+    few, many = (value_at(summary, "transformer", n, "regret", "stopped") for n in ends)
+    net = f"the transformer's, stopped by held-out labels, from {few} at {ends[0]:,} to {many} at {ends[1]:,}"
+    if stopped < 0 and run_on < 0:
+        return Verdict("holds", f"{course[0].upper()}{course[1:]}; {net}.")
+    when = "training stops early, by held-out labels" if stopped < 0 else "the policy is a table"
+    return Verdict("holds when", f"when {when}: {course}; {net}.")
+
+
+def _judge_text(settings: EnoughLabels, summary: pd.DataFrame, ends: tuple[int, int]) -> Verdict:
+    rises, falls = apart(summary, "text", ends, "objective"), apart(summary, "text", ends, "regret")
+    first, last = (value_at(summary, "text", n, "objective") for n in ends)
+    left, trust = value_at(summary, "text", ends[1], "left"), value_at(summary, "text", ends[1], "trusted").mean
+    course = f"J goes from {first} at {ends[0]:,} labels to {last} at {ends[1]:,}"
+    if rises < 0:
+        return Verdict("does not hold", f"More labels make it worse: {course}.")
+    if rises == 0:
+        return Verdict("not decided", f"The intervals meet: {course}.")
+    if falls >= 0:
+        return Verdict("holds when", f"when J alone is asked for: {course}; the estimated regret's intervals meet.")
+    course += f", and {left.mean:.0%} [{left.low:.0%}, {left.high:.0%}] of the way from π_ref to π* is left"
+    if trust < 1:
+        return Verdict("holds when", f"when the estimate of the regret is believed, which it may not be: {course}.")
+    if left.high < LEFT:
+        return Verdict("holds", f"{course}.")
+    return Verdict("holds when", f"when there is more than this run had of labels, steps or both: {course}.")
+
+
+EXPERIMENT = Experiment(
+    number=1,
+    name="enough-labels",
+    title="With enough preference data DPO finds π*, without a reward model or sampling",
+    says="The DPO loss is the maximum likelihood of the preferences with the policy as its own reward model, so its "
+    "optimum "
+    "for the population of labels is π* itself; no reward model is fitted and nothing is sampled while training. How "
+    "many "
+    "labels are enough is not said.",
+    source="Rafailov et al. 2023, sections 4 and 5, equation 7; lecture, “DPO Objective Function” and “DPO Outline”.",
+    asks="How the distance J(π*) − J(π_θ) falls with the number N of labelled pairs from π_ref. Tables, on random "
+    "bandits "
+    "and on a tree of 16 sequences, are set beside the limit that `exact.label_price` computes without a label; a "
+    "small "
+    "transformer on the tree of 4,096 sequences shows what optimisation and capacity leave; on text the distance is "
+    "estimated from weighted samples.",
+    rule=f"Bandit: holds where a table's regret is lower at the largest N than at the smallest (intervals apart), "
+    f"the 95% "
+    f"interval of its slope in N (logarithmic axes, last factor of {UPPER:g}) lies below {SLOPE:g}, and at the "
+    f"largest N the "
+    f"interval of N · regret / limit contains 1; “holds when” where the regret falls and one of the other two fails; "
+    f"does "
+    f"not hold where the regret rises. Tree: the same, and the transformer's regret must be lower at its largest N "
+    f"than at "
+    f"its smallest, both at the end of training and stopped by held-out labels; else “holds when”. Text: J must rise "
+    f"and "
+    f"the estimated regret fall from the smallest to the largest N with intervals apart, the estimate be trusted in "
+    f"all "
+    f"runs at the largest, and its interval leave less than {LEFT:.0%} of the way from π_ref to π*; where J rises but "
+    f"one of these fails, “holds when”; where J falls it does not hold; overlapping intervals decide nothing.",
+    settings=EnoughLabels,
+    rungs=("bandit", "tree", "small"),
+    jobs=_jobs,
+    run=_run,
+    summarise=_summarise,
+    judge=_judge,
+    figure=figure,
+    words=words,
+    text=text_of,
+)
+
+
+def main(settings: EnoughLabels) -> None:
+    """The command `rlhf-lab experiment enough-labels`."""
+    runner.main(EXPERIMENT, settings)

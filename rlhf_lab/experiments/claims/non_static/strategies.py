@@ -1,0 +1,255 @@
+"""Strategies for a finite world that moves: who labels what when, and what is fitted to which labels."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from rlhf_lab import exact
+from rlhf_lab.errors import LabError
+from rlhf_lab.training import seeded
+from rlhf_lab.worlds import nonstationary
+from rlhf_lab.worlds.nonstationary import Asked, MovingWorld
+
+if TYPE_CHECKING:
+    pass
+
+
+LOOKS = {
+    # strategy: (its look in figures/style.py, its name)
+    "offline": ("dpo", "once, all labels at the start"),
+    "refit-all": ("reward", "refit, all labels so far"),
+    "window": ("policy", "refit, newest labels"),
+    "forgetting": ("plug-in", "refit, old labels fade"),
+    "online": ("online", "own responses, newest labels"),
+    "online-all": ("best-of-n", "own responses, all labels"),
+}
+"""How the strategies look and what they are called."""
+
+
+# The reward model: linear in features, fitted by Newton's method
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """A seed's world and features."""
+
+    at: MovingWorld
+    features: Tensor
+    """Φ, (K, d), orthonormal in the mean over responses; they span both rewards."""
+    narrow: Tensor
+    """Half of a random choice of them: a reward model too small for the reward."""
+
+    def cost(self, t: float = 0.0, steps: int = 1) -> tuple[float, float]:
+        """P summed over prompts, and the drift's cost at one radian, means over a turn in `steps` steps from t."""
+        at, prices, costs = self.at, [], []
+        for i in range(steps):
+            angle = t + i * math.pi / max(steps, 1)
+            reward = nonstationary.turned(at.first, at.other, angle)
+            velocity = nonstationary.turned(at.first, at.other, angle + math.pi / 2)
+            log_ref = at.log_ref
+            prices.append(float(nonstationary.price(self.features, log_ref, reward, at.beta).sum()))
+            costs.append(float(nonstationary.drift_cost(log_ref, reward, velocity, at.beta).mean()))
+        return sum(prices) / steps, sum(costs) / steps
+
+
+@lru_cache(maxsize=2)
+def scene(rung: str, size: tuple[int, ...], seed: int, beta: float, rounds: int) -> Scene:
+    """The world of a seed, at rest."""
+    if rung == "bandit":
+        at = nonstationary.moving_bandit(size[0], size[1], seed, kind="none", beta=beta, rounds=rounds)
+        features = nonstationary.basis(torch.eye(size[1]))
+    else:
+        at = nonstationary.moving_tree(size[0], size[1], size[2], seed, kind="none", beta=beta, rounds=rounds)
+        features = nonstationary.basis(_grams(at.world.tree.responses.ids, size[0]))
+    d = features.shape[1]
+    # A random half of the features' space, each as probable as any other, whatever the basis. The stored results of the
+    # narrow reward model were made with bases of an earlier release, which depended on the processor: run again, their
+    # rows come out as other draws from the same distribution. All other rows do not depend on the basis.
+    turn = nonstationary.orthonormal(torch.randn(d, d, dtype=torch.float64, generator=seeded(seed, 105)))
+    return Scene(at, features, features @ turn[:, : (d + 1) // 2])
+
+
+def _grams(ids: Tensor, vocab: int) -> Tensor:
+    """Token by place, and word pairs anywhere, (K, L·V + V²): what additive and bigram rewards are made of."""
+    hot = torch.nn.functional.one_hot
+    places = [hot(ids[:, t], vocab) for t in range(ids.shape[1])]
+    pairs = sum(hot(ids[:, t] * vocab + ids[:, t + 1], vocab * vocab) for t in range(ids.shape[1] - 1))
+    return torch.cat([*places, torch.as_tensor(pairs)], 1)
+
+
+def newton(differences: Tensor, weights: Tensor, ridge: float, start: Tensor | None = None) -> Tensor:
+    """argmin_θ −Σ_m w_m log σ(δ_m·θ) + ½ ridge |θ|², for many weightings of the same pairs.
+
+    Args:
+        differences: δ = φ_chosen − φ_rejected, (M, d).
+        weights: (B, M), non-negative.
+        ridge: above 0: every reward has a finite estimate, of whatever labels.
+        start: (B, d), where to begin.
+
+    Returns:
+        θ, (B, d).
+    """
+    size = differences.shape[1]
+    theta = torch.zeros(len(weights), size, dtype=torch.float64) if start is None else start
+    eye = ridge * torch.eye(size, dtype=torch.float64)
+    outer = None
+    if len(weights) > 1:
+        outer = (differences.unsqueeze(-1) * differences.unsqueeze(-2)).flatten(1)
+    for _ in range(60):
+        p = torch.sigmoid(-(theta @ differences.T))
+        gradient = (weights * p) @ differences - ridge * theta
+        curve = weights * p * (1 - p)
+        if outer is None:
+            hessian = (differences.T @ (differences * curve[0].unsqueeze(-1))).unsqueeze(0) + eye
+        else:
+            hessian = (curve @ outer).view(-1, size, size) + eye
+        step = torch.linalg.solve(hessian, gradient)
+        # A step longer than two logits is cut: far from the optimum the parabola promises too much.
+        reach = (step @ differences.T).abs().amax(-1, keepdim=True)
+        theta = theta + step * (2 / reach.clamp(min=2))
+        if float(reach.max()) < 1e-7:
+            return theta
+    raise LabError("Newton's method did not come to rest: are there labels with enormous weights?")
+
+
+class Memory:
+    """Labels of rounds as they came, and reward models fitted to any weighting of the rounds."""
+
+    def __init__(self, features: Tensor, prompts: int) -> None:
+        """No labels yet. Few responses are kept as counts of pairs, many as a list."""
+        self.features, self.num_prompts = features, prompts
+        self.ridge = float(features.shape[1])  # rewards of variance 1 are expected
+        size = len(features)
+        self.dense = size <= 16
+        self.rounds: list[Any] = []
+        if self.dense:
+            self.pairs = (~torch.eye(size, dtype=torch.bool)).nonzero()
+            self.differences = features[self.pairs[:, 0]] - features[self.pairs[:, 1]]
+        self._last: list[Tensor | None] = [None] * prompts
+
+    def add(self, asked: Asked) -> None:
+        """Labels of the next round."""
+        if not self.dense:
+            self.rounds.append(asked)
+            return
+        size = len(self.features)
+        place = (asked.prompts * size + asked.chosen) * size + asked.rejected
+        counts = torch.bincount(place, minlength=self.num_prompts * size * size).double()
+        counts = counts.view(self.num_prompts, size, size)
+        self.rounds.append(counts[:, self.pairs[:, 0], self.pairs[:, 1]])
+
+    def fit(self, weights: Tensor) -> Tensor:
+        """Reward models, (B, X, K), for weights of the rounds, (B, rounds)."""
+        if self.dense:
+            every = torch.stack(self.rounds)
+            flat = (weights @ every.flatten(1)).view(-1, every.shape[-1])
+            theta = newton(self.differences, flat, self.ridge)
+            return (theta @ self.features.T).view(len(weights), self.num_prompts, -1)
+        return torch.stack([self._fit_list(row) for row in weights])
+
+    def _fit_list(self, weights: Tensor) -> Tensor:
+        used = [(asked, float(w)) for asked, w in zip(self.rounds, weights, strict=True) if w > 1e-6]
+        rewards = []
+        for x in range(self.num_prompts):
+            mine = [(asked, asked.prompts == x, w) for asked, w in used]
+            chosen = torch.cat([asked.chosen[here] for asked, here, _ in mine])
+            rejected = torch.cat([asked.rejected[here] for asked, here, _ in mine])
+            weight = torch.cat([torch.full((int(here.sum()),), w, dtype=torch.float64) for _, here, w in mine])
+            differences = self.features[chosen] - self.features[rejected]
+            theta = newton(differences, weight.unsqueeze(0), self.ridge, self._last[x])
+            self._last[x] = theta
+            rewards.append(self.features @ theta[0])
+        return torch.stack(rewards)
+
+
+def rounds_kept(strategy: str, t: int, window: int) -> Tensor:
+    """Weights of the rounds 0 … t − 1 in the fit that serves round t, (1, t)."""
+    age = torch.arange(t, 0, -1, dtype=torch.float64)
+    if strategy == "forgetting":
+        keep = 1 - 2 / (window + 1)  # the mean age of the labels is the window's
+        return (keep ** (age - 1)).unsqueeze(0)
+    if strategy in ("window", "online"):
+        return (age <= window).double().unsqueeze(0)
+    return torch.ones(1, t, dtype=torch.float64)
+
+
+def deploy(
+    at: MovingWorld, features: Tensor, labels: int, window: int, seed: int, strategies: tuple[str, ...] = tuple(LOOKS)
+) -> dict[str, list[float]]:
+    """The regret of each round 1 … T for each strategy, units of reward.
+
+    Strategies that label the reference's responses share their labels. `offline` has n·T of them, of round 0.
+
+    Args:
+        at: the world in motion.
+        features: of the reward model, (K, d).
+        labels: n a round.
+        window: of `window`, `online` and (by mean age) `forgetting`, rounds.
+        seed: of the labels.
+        strategies: which.
+    """
+    found: dict[str, list[float]] = {}
+    prompts, generator = at.world.num_prompts, seeded(seed, 40)
+    if "offline" in strategies:
+        memory = Memory(features, prompts)
+        memory.add(at.ask(labels * at.rounds, 0, generator))
+        reward = memory.fit(torch.ones(1, 1, dtype=torch.float64))[0]
+        found["offline"] = [at.regret(at.tilt(reward, t), t) for t in range(1, at.rounds + 1)]
+    memory = Memory(features, prompts)
+    for t in range(1, at.rounds + 1):
+        memory.add(at.ask(labels, t - 1, generator))
+        for strategy in strategies:
+            if strategy in ("refit-all", "window", "forgetting"):
+                reward = memory.fit(rounds_kept(strategy, t, window))[0]
+                found.setdefault(strategy, []).append(at.regret(at.tilt(reward, t), t))
+    for number, strategy in enumerate(("online", "online-all")):
+        if strategy not in strategies:
+            continue
+        memory, generator = Memory(features, prompts), seeded(seed, 41 + number)
+        log_policy = at.log_ref
+        for t in range(1, at.rounds + 1):
+            memory.add(at.ask(labels, t - 1, generator, log_policy))
+            log_policy = at.tilt(memory.fit(rounds_kept(strategy, t, window))[0], t)
+            found.setdefault(strategy, []).append(at.regret(log_policy, t))
+    return found
+
+
+def steady(
+    at: MovingWorld,
+    features: Tensor,
+    labels: int,
+    windows: tuple[int, ...],
+    every: tuple[int, ...],
+    fits: int,
+    seed: int,
+) -> dict[tuple[int, int], float]:
+    """The long run's mean regret of a round for each (window, rounds between fits), under drift; units of reward.
+
+    Fits are spread evenly over half a turn, after which the rewards are the old ones with their signs turned round.
+    """
+    memory, generator = Memory(features, at.world.num_prompts), seeded(seed, 50)
+    longest, most = max(windows), max(every)
+    apart = max(round(math.pi / (at.rate * fits)), 1)
+    times = [longest + i * apart for i in range(fits)]
+    for t in range(times[-1]):
+        memory.add(at.ask(labels, t, generator))
+    rounds = torch.arange(times[-1])
+    found: dict[tuple[int, int], float] = {}
+    for window in windows:
+        kept = torch.stack([((rounds < t) & (rounds >= t - window)).double() for t in times])
+        rewards = memory.fit(kept)
+        log_policy = exact.optimal_policy(at.log_ref, rewards, at.beta)
+        late = []
+        for age in range(most):
+            angle = at.rate * (torch.tensor(times, dtype=torch.float64) + age)
+            truth = nonstationary.turned(at.first, at.other, angle[:, None, None])
+            late.append(float(exact.regret(log_policy, at.log_ref, truth, at.beta).mean()))
+        for k in every:
+            found[window, k] = sum(late[:k]) / k
+    return found

@@ -1,0 +1,229 @@
+"""Claim 7: the proxy's reward rises while the gold reward falls, and more labels put off the turn.
+
+A road is a row of places on the way to the most proxy reward: PPO, DPO and RSO while they train at a small β, best of
+n as n grows, and on the exact rungs the optimum of the proxy as β falls, which no method outruns. Everything on the
+exact rungs is enumerated. A turn is a fall of gold from its peak to the road's end. The peak is looked for on the
+other seeds, never on the one whose fall is counted: the highest of many noisy places is high by luck too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from rlhf_lab.errors import LabError, Natural, NotNegative, check_beta
+from rlhf_lab.experiments import runner
+from rlhf_lab.experiments.claims.over_optimisation.report import (
+    KINDS,
+    MARGIN,
+    METHODS,
+    figure,
+    is_exact,
+    later,
+    listed,
+    name_of,
+    text,
+    turns,
+    words,
+)
+from rlhf_lab.experiments.claims.over_optimisation.trajectories import (
+    TRAINED,
+    best_of_n_on_text,
+    exact_roads,
+    trained_exactly,
+    trained_on_text,
+)
+from rlhf_lab.experiments.runner import Chosen, Experiment, Job, Settings, Verdict
+from rlhf_lab.experiments.statistics import Interval, summarise
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class OverOptimisation(Settings):
+    """Gold and proxy along the roads of PPO, DPO, RSO and best of n, for reward models of few and of many labels."""
+
+    labels: tuple[Natural, ...] = ()
+    """Labels of the reward models, rising. (): 50 200 800 3200; tree 500 2000 8000; a language model 64 512."""
+    noise: NotNegative = 0.25
+    """Share of labels turned round for the kind "noisy", exact rungs only."""
+    beta: NotNegative = 0.0
+    """β at which PPO, DPO and RSO train: small, so that they go far. 0: 0.05."""
+    steps: Natural = 0
+    """Optimiser steps of DPO and RSO, rounds of PPO. 0: 200; a language model 64, PPO half of it."""
+    places: Natural = 0
+    """Places of a trained road, evenly spread over its steps. 0: 20; a language model 4."""
+    rate: NotNegative = 0.0
+    """Learning rate of every fit. 0: 0.05; a language model 3e-4."""
+    reward_steps: Natural = 0
+    """Optimiser steps of a reward model. 0: 200; a language model 80."""
+    prompts: Natural = 0
+    """Prompts that PPO and RSO answer. 0: 500; a language model 64."""
+    most: Natural = 0
+    """Largest n of best of n. 0: 4,096 (exact); a language model 64."""
+    test_prompts: Natural = 0
+    """Test prompts of a language model. 0: 64."""
+    test_samples: Natural = 0
+    """Responses to each, at every place. 0: 4."""
+
+    def __post_init__(self) -> None:
+        exactly, tree, quick = self.rung in runner.EXACT_RUNGS, self.rung == "tree", self.quick
+        if not self.labels:
+            usual = ((500, 2000, 8000) if tree else (50, 200, 800, 3200)) if exactly else (64, 512)
+            object.__setattr__(self, "labels", ((50, 200) if exactly else (16, 32)) if quick else usual)
+        defaults: dict[str, Any] = {
+            "seeds": 2 if quick else 12 if self.rung == "bandit" else 5 if tree else 3,
+            "beta": 0.05,
+            "steps": (20 if exactly else 2) if quick else 200 if exactly else 64,
+            "places": (4 if exactly else 1) if quick else 20 if exactly else 4,
+            "rate": 0.05 if exactly else 3e-4,
+            "reward_steps": (20 if exactly else 2) if quick else 200 if exactly else 80,
+            "prompts": (30 if exactly else 4) if quick else 500 if exactly else 64,
+            "most": (64 if exactly else 4) if quick else 4096 if exactly else 64,
+            "test_prompts": 4 if quick else 64,
+            "test_samples": 2 if quick else 4,
+        }
+        for name, value in defaults.items():
+            if getattr(self, name) == 0:
+                object.__setattr__(self, name, value)
+        super().__post_init__()
+        check_beta(self.beta)
+        if len(self.labels) < 2 or list(self.labels) != sorted(set(self.labels)) or self.labels[0] < 8:
+            raise LabError(f"labels must be two numbers or more, rising from 8 or more, not {self.labels}.")
+        if not 0 <= self.noise < 0.5:
+            raise LabError(f"noise must be between 0 and 0.5, not {self.noise}: at 0.5 labels say nothing.")
+        for name in ("steps", "places", "reward_steps", "prompts", "most", "test_prompts", "test_samples"):
+            if getattr(self, name) < 1:
+                raise LabError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        if self.places > max(self.steps // (1 if exactly else 2), 1):
+            raise LabError(f"{self.places} places do not fit into {self.steps} steps.")
+
+
+def jobs(settings: OverOptimisation) -> list[Job]:
+    """Exact roads for every kind and number of labels, and trained ones; RSO for the fewest labels alone on text."""
+    out: list[Job] = []
+    few, many = settings.labels[0], settings.labels[-1]
+    for seed in range(settings.seeds):
+        if is_exact(settings):
+            out += [
+                {"seed": seed, "method": "exact", "labels": n, "kind": kind} for kind in KINDS for n in settings.labels
+            ]
+            out += [
+                {"seed": seed, "method": name, "labels": n, "kind": "full"} for n in (few, many) for name in TRAINED
+            ]
+        else:
+            out += [{"seed": seed, "method": name, "labels": few, "kind": "full"} for name in TRAINED]
+            out += [{"seed": seed, "method": name, "labels": many, "kind": "full"} for name in ("ppo", "dpo")]
+            out += [{"seed": seed, "method": "best-of-n", "labels": 0, "kind": "full"}]
+    return out
+
+
+def run(settings: OverOptimisation, job: Job, chosen: Chosen) -> list[dict[str, Any]]:
+    """A road: one row a place, from π_ref (place 0) to its end."""
+    settings, seed = replace(settings, out=None, workers=1, progress=False), job["seed"]
+    if job["method"] == "exact":
+        return exact_roads(settings, seed, job["labels"], job["kind"])
+    if job["method"] == "best-of-n":
+        return best_of_n_on_text(settings, seed)
+    if is_exact(settings):
+        return trained_exactly(settings, seed, job["labels"], job["method"])
+    return trained_on_text(settings, seed, job["labels"], job["method"])
+
+
+def summarise_rows(settings: OverOptimisation, rows: pd.DataFrame) -> pd.DataFrame:
+    """Means over seeds of every place of every road."""
+    rows = rows.assign(root_kl=rows["kl"].clip(lower=0) ** 0.5)
+    names = ["kl", "root_kl", "gold", "proxy", *[name for name in ("tokens", "distinct") if name in rows.columns]]
+    table = summarise(rows, ["road", "kind", "labels", "place"], names)
+    first = rows.groupby(["road", "kind", "labels", "place"], sort=False)["pressure"].first().reset_index()
+    return table.merge(first, on=["road", "kind", "labels", "place"])
+
+
+def outcome(statuses: dict[str, str], postponed: Interval) -> str:
+    """The rule, from the four methods' statuses at the fewest labels and how far more labels put the peak off."""
+    turned = [name for name, status in statuses.items() if status == "turns"]
+    if len(turned) == len(statuses) and postponed.above:
+        return "holds"
+    if turned:
+        return "holds when"
+    return "does not hold" if all(status == "stays" for status in statuses.values()) else "not decided"
+
+
+def judge(settings: OverOptimisation, summary: pd.DataFrame, rows: pd.DataFrame) -> Verdict:
+    """The verdict."""
+    found, postponed = turns(rows), later(rows, settings)
+    few, many = settings.labels[0], settings.labels[-1]
+    here = {name: found[name, "full", few] for name in METHODS}
+    statuses = {name: one.status for name, one in here.items()}
+    said = []
+    verbs = {
+        "turns": "gold falls from its peak to the end while the proxy rises",
+        "falls": "gold falls, but the proxy is not shown to rise meanwhile",
+        "stays": f"gold surely falls by less than {MARGIN:.0%} of what it gained",
+        "open": "a fall is neither shown nor excluded",
+    }
+    seen = {name: "falls" if one.status == "open" and one.fall.above else one.status for name, one in here.items()}
+    for status, verb in verbs.items():
+        names = [name for name in METHODS if seen[name] == status]
+        if names:
+            falls = [f"{name_of(name)} ({here[name].fall}, proxy {here[name].rise})" for name in names]
+            said.append(f"{listed(falls)}: {verb}.")
+    more = [name for name in METHODS if (name, "full", many) in found]
+    still = [name_of(name) for name in more if found[name, "full", many].status == "turns"]
+    again = "still turns" if len(still) == 1 else "still turn"
+    with_many = f"{listed(still)} {again}" if still else "no method is shown to turn"
+    moved = "later" if postponed.above else "earlier" if postponed.below else "not surely elsewhere"
+    return Verdict(
+        outcome(statuses, postponed),  # type: ignore[arg-type]
+        f"As far as the roads went, with {few} labels: {' '.join(said)} With {many:,} labels {with_many}; "
+        f"gold's peak is {moved}: {postponed} in √KL. In brackets: the fall of gold and the rise of the proxy from "
+        f"that peak, in logits of a label.",
+    )
+
+
+EXPERIMENT = Experiment(
+    number=7,
+    name="over-optimisation",
+    title="Optimised ever harder, the proxy's reward rises while the gold reward falls; more labels put it off",
+    says=(
+        "Against √KL the proxy reward keeps rising while the gold reward rises, turns and falls, for best of n and for "
+        "PPO; with more data for the reward model the turn comes later and higher. Optimising a learned reward of "
+        "summaries too far made summaries that people liked less than those it began with."
+    ),
+    source=(
+        "Gao et al. 2023, Scaling Laws for Reward Model Overoptimization, Figure 1 and the section on data size; "
+        "Stiennon et al. 2020, section 4.3; lecture, reward modelling, and RSO's proxy against gold reward."
+    ),
+    asks=(
+        "PPO, DPO and RSO are watched while they train at a small β, best of n as n grows; gold, proxy and KL at every "
+        "place. On the bandit (2 prompts × 64 arms) and the tree (4,096 responses), one world a seed, all is "
+        "enumerated, and the proxy's exact optimum is set beside, also for reward models with noisy labels and for "
+        "ones that see a part of what gold sees. On a language model: summaries, chosen before any run because gold "
+        "there weighs facts against words and inventions. DPO has no reward model: its proxy is one fitted to the same "
+        "labels."
+    ),
+    rule=(
+        "A road turns if, from gold's highest place to its end, gold falls and the proxy rises, both 95% intervals "
+        "over seeds above zero; the highest place is that of the other seeds' mean, so that it is not picked on "
+        "the seed whose fall is counted. It stays if the fall's interval ends below a tenth of what gold gained "
+        "and the road ends beyond √KL = 1. The claim holds if best of n, PPO, DPO and RSO all turn with the fewest "
+        "labels and, with the most, the √KL of gold's highest place is larger (mean over methods, paired within "
+        "seeds, interval above zero); it does not hold if all four stay; it holds for those that turn if some do; "
+        "otherwise it is not decided."
+    ),
+    settings=OverOptimisation,
+    rungs=("bandit", "tree", "small"),
+    jobs=jobs,
+    run=run,
+    summarise=summarise_rows,
+    judge=judge,
+    figure=figure,
+    words=words,
+    text=text,
+)
+
+
+def main(settings: OverOptimisation) -> None:
+    """The command `rlhf-lab experiment over-optimisation`."""
+    runner.main(EXPERIMENT, settings)

@@ -1,0 +1,274 @@
+"""Claim 4, second part: why should pairs from π_r help? Free labels, the policy's limits, or statistics.
+
+On the exact rungs every fit here is a convex one and is carried to its end: an implicit reward f = β log(π/π_ref) out
+of a linear class, by maximum a posteriori of the labels. A reward model is the same fit with its own class. Nothing of
+the optimiser is then in the answer, and what endless pairs would lead to is computed, not extrapolated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from rlhf_lab.algorithms.dpo import DPO, dpo
+from rlhf_lab.errors import LabError, Natural, NotNegative, check_beta
+from rlhf_lab.experiments import runner, setup_text
+from rlhf_lab.experiments.claims.rso_why.linear_classes import DIRECT, exact_rows
+from rlhf_lab.experiments.claims.rso_why.report import (
+    CAPACITY,
+    FREE,
+    POLICIES,
+    SOURCE,
+    STATISTICS,
+    effects,
+    figure,
+    how,
+    signed,
+    text_of,
+    words,
+)
+from rlhf_lab.experiments.rso_common import Bed, bed_of
+from rlhf_lab.experiments.runner import EXACT_RUNGS, Chosen, Experiment, Job, Settings, Verdict
+from rlhf_lab.experiments.statistics import summarise
+from rlhf_lab.policies.base import Policy
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+SEARCH_SEED = 1000
+MANY = ("rm ref M", "rm r M", "gold ref M", "gold star M")
+ENDLESS = ("rm ref inf", "rm r inf", "gold ref inf", "gold star inf")
+FEW = ("rm ref N", "gold r N", "gold star N")
+
+
+@dataclass(frozen=True)
+class RSOWhy(Settings):
+    """Why should pairs from π_r help: free labels, limited capacity, or statistics?"""
+
+    task: str = ""
+    """Text world of a language model. Default: summaries."""
+    beta: NotNegative = 0.5
+    """β of π_r, of the loss and of the objective, in logits of a label."""
+    labels: Natural = 0
+    """N, labels of the gold reward. 0: 400 on the bandit, 2,000 on the tree, 192 for a language model."""
+    pairs: Natural = 0
+    """M, pairs that the reward model labels for nothing. 0: ten times as many; for a language model what `prompts` and
+    `accepted` come to."""
+    features: Natural = 3
+    """Numbers a prompt that the bandit's limited policy can set; a full one sets 10."""
+    soft_pairs: Natural = 0
+    """Pairs, each with its label's probability, that stand for endless ones on the tree. 0: 100,000."""
+    prompts: Natural = 0
+    """Prompts that a language model answers for its pairs. 0: 192, as many as its labels are on."""
+    candidates: Natural = 0
+    """Draws of π_ref for each. 0: 16."""
+    accepted: Natural = 0
+    """Of these, how many are paired. 0: 4, so that there are twice as many pairs as labels."""
+    steps: Natural = 0
+    """Optimiser steps of a language model's fit. 0: 20."""
+    batch: Natural = 16
+    """Pairs in such a step."""
+    rates: tuple[NotNegative, ...] = ()
+    """Learning rates that the search tries for both of a language model's policies. Default: 1e-4, 3e-4, 1e-3, 3e-3."""
+    reward_steps: Natural = 0
+    """Optimiser steps of a language model's reward model. 0: 60."""
+    test_prompts: Natural = 0
+    """Test prompts that a language model answers in the end. 0: 64."""
+    test_samples: Natural = 0
+    """Responses to each. 0: 4."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_beta(self.beta)
+        text, tree = self.rung not in EXACT_RUNGS, self.rung == "tree"
+        usual: dict[str, Any] = {
+            "seeds": 4 if text else 6 if tree else 40,
+            "task": "summaries" if text else self.rung,
+            "labels": 192 if text else 2000 if tree else 400,
+            "soft_pairs": 100_000,
+            "prompts": 192,
+            "candidates": 16,
+            "accepted": 4,
+            "steps": 20,
+            "rates": (1e-4, 3e-4, 1e-3, 3e-3),
+            "reward_steps": 60,
+            "test_prompts": 64,
+            "test_samples": 4,
+        }
+        if self.quick:
+            usual |= {
+                "seeds": 2,
+                "prompts": 4,
+                "candidates": 8,
+                "accepted": 4,
+                "steps": 1,
+                "rates": (1e-3,),
+                "soft_pairs": 5000,
+            }
+            usual |= {"reward_steps": 2, "test_prompts": 4, "test_samples": 2, "labels": 16 if text else 200}
+        for name, value in usual.items():
+            if getattr(self, name) in (0, (), ""):
+                object.__setattr__(self, name, value)
+        if self.pairs == 0:
+            many = self.prompts * self.accepted // 2 if text else self.labels * (2 if self.quick else 10)
+            object.__setattr__(self, "pairs", many)
+        if self.pairs < 8 or self.labels < 8 or self.features < 1:
+            raise LabError("There must be 8 labels and 8 pairs at least, and a feature.")
+        if not 2 <= self.accepted <= self.candidates or self.accepted % 2:
+            raise LabError(f"accepted must be even and between 2 and candidates ({self.candidates}).")
+        if text and self.task not in setup_text.UNITS:
+            raise LabError(f"Unknown task '{self.task}'. There are: {', '.join(setup_text.UNITS)}.")
+
+    @property
+    def exact(self) -> bool:
+        """Whether the rung is an exact one."""
+        return self.rung in EXACT_RUNGS
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Labeller, source of the responses, number of pairs."""
+        return (DIRECT, *MANY, *ENDLESS, *FEW) if self.exact else (DIRECT, *MANY)
+
+
+# Language models.
+
+
+@lru_cache(maxsize=1)
+def _bed(settings: RSOWhy, seed: int) -> Bed:
+    return bed_of(settings, settings.task, seed)
+
+
+def limit(policy: Policy) -> Policy:
+    """Leave only biases and norms to train, all else as it is (Ben Zaken et al. 2022, BitFit, and norms)."""
+    for parameter in policy.parameters():
+        parameter.requires_grad_(parameter.ndim == 1)
+    return policy
+
+
+def _run_text(settings: RSOWhy, job: Job, chosen: Chosen) -> list[dict[str, Any]]:
+    bed, searching = _bed(settings, job["seed"]), "rate" in job
+    assert isinstance(bed.run, setup_text.TextRun)
+    labeller, source, _ = job["condition"].split(" ")
+    kind = "direct" if job["condition"] == DIRECT else "sft-sample-rank" if source == "ref" else "rso-sample-rank"
+    pairs = bed.pairs(kind, settings.beta, settings.accepted, gold=labeller == "gold")
+    policy = bed.run.fresh()
+    if job["policy"] == "limited":
+        limit(policy)
+    rate = float(job["rate"] if searching else chosen.get(job["policy"], settings.rates[0]))
+    training = replace(bed.run.training(1), learning_rate=rate)
+    dpo(policy, bed.reference, pairs, DPO("sigmoid-norm", settings.beta), training)
+    split, reward = "validation" if searching else "test", bed.run.reward
+    found = setup_text.measure(bed.run, policy, split=split, proxy=reward, beta=settings.beta)  # type: ignore[arg-type]
+    row = {"pairs": len(pairs), "objective": found["objective"], "reward": found["reward"], "kl": found["kl"]}
+    row |= {"gold_wins": found["gold_wins"], "proxy_objective": found["proxy"] - settings.beta * found["kl"]}
+    return [row]
+
+
+def _run(settings: RSOWhy, job: Job, chosen: Chosen) -> list[dict[str, Any]]:
+    return exact_rows(settings, job) if settings.exact else _run_text(settings, job, chosen)
+
+
+def _tries(settings: RSOWhy) -> list[Job]:
+    if settings.exact:
+        return []  # convex fits have no rate
+    return [
+        {"seed": SEARCH_SEED, "policy": policy, "condition": "rm ref M", "rate": rate}
+        for policy in POLICIES
+        for rate in settings.rates
+    ]
+
+
+def _choose(settings: RSOWhy, search: pd.DataFrame) -> Chosen:
+    if not len(search):
+        return {}
+    best = search.loc[search.groupby("policy")["proxy_objective"].idxmax()]
+    return {str(policy): float(rate) for policy, rate in zip(best["policy"], best["rate"], strict=True)}
+
+
+def _jobs(settings: RSOWhy) -> list[Job]:
+    if settings.exact:
+        return [{"seed": seed, "policy": policy} for seed in range(settings.seeds) for policy in POLICIES]
+    return [
+        {"seed": seed, "policy": policy, "condition": condition}
+        for seed in range(settings.seeds)
+        for policy in POLICIES
+        for condition in settings.conditions
+    ]
+
+
+def _summarise(settings: RSOWhy, runs: pd.DataFrame) -> pd.DataFrame:
+    metrics = [name for name in ("objective", "regret", "kl", "reward", "gold_wins", "closed_form") if name in runs]
+    return summarise(runs, ["policy", "condition"], metrics)
+
+
+def _verdict(settings: RSOWhy, summary: pd.DataFrame, runs: pd.DataFrame) -> Verdict:
+    found = effects(settings, runs)
+    helped = [policy for policy, one in found[SOURCE].items() if one.above]
+    hurt = [policy for policy, one in found[SOURCE].items() if one.below]
+    parts = "; ".join(
+        f"{name} {how(found[name])} ("
+        + ", ".join(f"{policy} {signed(one)}" for policy, one in found[name].items())
+        + ")"
+        for name in (FREE, CAPACITY, STATISTICS)
+    )
+    gains = ", ".join(f"{policy} policy {signed(one)}" for policy, one in found[SOURCE].items())
+    sentence = f"Gain of J by pairs from π_r in place of π_ref: {gains}. Explanations: {parts}."
+    if len(helped) == len(POLICIES):
+        return Verdict("holds", sentence)
+    if helped:
+        return Verdict("holds when", f"For the {helped[0]} policy alone. {sentence}")
+    return Verdict("does not hold" if hurt else "not decided", sentence)
+
+
+EXPERIMENT = Experiment(
+    number=4,
+    name="rso-why",
+    title="Why pairs from π_r should help: free labels, a policy that cannot fit everything, or statistics",
+    says=(
+        "The paper argues that the maximum likelihood estimate of the optimal policy needs labelled pairs sampled from "
+        "that policy, and finds AutoSxS wins on TL;DR of 67.72% (direct), 69.02% (sft-sample-rank) and 71.86% "
+        "(rso-sample-rank) with sigmoid-norm. The lecture: statistically rso-sample-rank is closer to π* than the two "
+        "other choices. Neither separates what a reward model's labels bring from where the pairs come from."
+    ),
+    source="Liu et al. 2024 (RSO), abstract and Table 1; lecture, “Preference Data Distribution – Choices”",
+    asks=(
+        "A factorial design: labels of the gold reward or of r_φ (fitted to N gold labels); few or many pairs; from "
+        "π_ref, π_r or π*; a policy that can represent everything, or a limited one. On the exact rungs every fit is "
+        "convex and carried to its end, pairs are drawn from π_r itself, each seed has a world of its own, and the "
+        "limit of endless pairs is computed too, so that the gain by π_r's pairs falls apart into what the limited "
+        "policy's capacity explains and what statistics leave. There the full policy is a table, the limited one has "
+        "three random features a prompt (bandit) or a number for each token in its place, for a reward that also looks "
+        "at neighbours (tree). On the language model the full policy trains all weights, the limited one biases and "
+        "norms alone; one rate for each, the best of four on one search seed by E[r_φ] − β KL on validation prompts. "
+        "Its pairs are on as many prompts as its labels. γ = β = 0.5 throughout."
+    ),
+    rule=(
+        "The gain of J from π_ref's to π_r's pairs (both labelled by r_φ, M pairs), paired within seeds. Holds: its "
+        "interval lies above zero for the full and for the limited policy. Holds when: for one of them. Does not "
+        "hold: for neither, and below zero for one. Not decided: the rest. An explanation (free labels: from N gold "
+        "labels to M labels of r_φ; limited capacity: the gain that is left with endless pairs, on the language "
+        "model the limited policy's gain less the full one's; statistics: what remains) helps where its interval "
+        "lies above zero, hurts where below, and is not decided else."
+    ),
+    settings=RSOWhy,
+    rungs=("bandit", "tree", "small"),
+    jobs=_jobs,
+    run=_run,
+    summarise=_summarise,
+    judge=_verdict,
+    figure=figure,
+    words=words,
+    text=text_of,
+    tries=_tries,
+    choose=_choose,
+)
+
+
+def main(settings: RSOWhy) -> None:
+    """The command `rlhf-lab experiment rso-why`."""
+    runner.main(EXPERIMENT, settings)
+
+
+__all__ = ["EXPERIMENT", "RSOWhy", "effects", "main"]

@@ -1,0 +1,423 @@
+"""How an experiment on a claim is built, run, stopped, gone on with, and kept.
+
+A claim of the lecture is a file of this folder, NAME.py; what is too much for one file stands beside it (NAME_told.py:
+its picture, words and text). It says what the source claims, which rule will decide it (written before the first run,
+as a sentence and as the function `judge`), which jobs have to be run, and what their numbers come to. This file runs
+the jobs and keeps what they found:
+
+    results/NAME/RUNG/runs.csv      every job's rows
+                      summary.csv   means with intervals
+                      search.csv    every try of the search for settings, where there is one
+                      result.json   settings, command, versions, seconds, verdict, text
+                      figure.png
+
+A finished job is written down at once, in the folder `unfinished` beside these files; a run that was stopped goes on
+from there, and the kept result of an earlier run stays as it is until the new one is complete.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from tqdm.auto import tqdm
+
+from rlhf_lab.errors import LabError, Natural, check_folder_free, check_settings, usable_path, with_paths
+from rlhf_lab.training.checkpoint import append, plain, read_lines, write_json, write_text
+from rlhf_lab.training.lock import FolderLock
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+Job = dict[str, Any]
+"""What one job is: names and numbers as JSON knows them, its seed among them."""
+Chosen = dict[str, Any]
+"""What the search chose, as JSON knows it; empty where there is none."""
+Outcome = Literal["holds", "holds when", "does not hold", "not decided"]
+
+FILES = ("runs.csv", "summary.csv", "search.csv", "figure.png", "result.json", "unfinished")
+"""What a result's folder holds; `unfinished` while it is not whole."""
+
+EXACT_RUNGS = ("bandit", "tree")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What every experiment can be told. A claim's own settings are a subclass."""
+
+    rung: str = "bandit"
+    """bandit, tree, small (the language model that ships), or a model's name or folder."""
+    seeds: Natural = 0
+    """Runs with seeds 0, 1, … Each draws its own labels and samples. 0: as many as the kept result has."""
+    quick: bool = False
+    """A few seconds with far too few runs: to see that everything works. Its verdict means nothing."""
+    out: Path | None = None
+    """Folder of the result. Default: results/NAME/RUNG; with settings of your own results/NAME/RUNG-own."""
+    workers: Natural = 1
+    """Processes at work, one thread each. The numbers do not depend on it."""
+    progress: bool = True
+    """Show a progress bar."""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if self.seeds < 0 or self.workers < 1:
+            raise LabError(f"seeds ({self.seeds}) must not be negative, and workers ({self.workers}) at least 1.")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the rule says of a rung's numbers."""
+
+    outcome: Outcome
+    """holds, holds when …, does not hold, or not decided (intervals too wide to say)."""
+    sentence: str
+    """Why, with the numbers and their intervals; for "holds when", when."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A claim and the way to look at it.
+
+    Attributes:
+        number: of the claim, 1 to 10.
+        name: of the command and of the folder.
+        title: the claim in a line.
+        says: what the source says, with its numbers.
+        source: paper with section, table or figure, and the lecture's slide.
+        asks: what is measured here, in a few sentences, and what differs from the source's experiment.
+        rule: when the claim holds, when it does not: the sentence that `judge` carries out.
+        settings: the settings' class; its fields say all numbers, those left open are settled in `__post_init__`.
+        rungs: where it can be run, by name; "small" stands for any language model.
+        jobs: settings → the jobs, in order. A job is independent of all others and knows its seed.
+        run: (settings, job, chosen) → the job's rows: numbers and names, nothing else.
+        summarise: (settings, rows) → one row a condition, with columns x, x_low, x_high for a measured x.
+        judge: (settings, summary, rows) → the verdict.
+        figure: (settings, summary, rows) → the picture. The file names its panels' title and axes with units.
+        words: (settings, summary, rows) → the picture in words: its alternative text, with the numbers.
+        text: (settings, summary, rows) → what was found and why, some sentences of markdown.
+        interval: which interval the summary gives, for the page.
+        tries: settings → the jobs of a search for settings. The same number for every method, on seeds that no
+            result uses.
+        choose: (settings, rows of the tries) → what the search chose.
+    """
+
+    number: int
+    name: str
+    title: str
+    says: str
+    source: str
+    asks: str
+    rule: str
+    settings: type[Settings]
+    rungs: tuple[str, ...]
+    jobs: Callable[[Any], list[Job]]
+    run: Callable[[Any, Job, Chosen], list[dict[str, Any]]]
+    summarise: Callable[[Any, pd.DataFrame], pd.DataFrame]
+    judge: Callable[[Any, pd.DataFrame, pd.DataFrame], Verdict]
+    figure: Callable[[Any, pd.DataFrame, pd.DataFrame], Figure]
+    words: Callable[[Any, pd.DataFrame, pd.DataFrame], str]
+    text: Callable[[Any, pd.DataFrame, pd.DataFrame], str]
+    interval: str = "95% Student-t over seeds"
+    tries: Callable[[Any], list[Job]] | None = None
+    choose: Callable[[Any, pd.DataFrame], Chosen] | None = None
+
+
+@dataclass
+class Found:
+    """What a run came to.
+
+    Attributes:
+        settings: every number of it.
+        runs: the jobs' rows; their first columns are the jobs' own names and numbers.
+        search: the tries' rows; empty without a search.
+        chosen: what the search chose.
+        summary: means with intervals.
+        verdict: by the rule.
+        seconds: of all jobs, added up over workers.
+    """
+
+    settings: Any
+    runs: pd.DataFrame
+    search: pd.DataFrame
+    chosen: Chosen
+    summary: pd.DataFrame
+    verdict: Verdict
+    seconds: float
+
+
+@dataclass
+class _Journal:
+    """Finished jobs of an unfinished run."""
+
+    folder: Path | None
+    done: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def begin(self, record: dict[str, Any]) -> None:
+        """Take up what an earlier run of the same settings left, or start."""
+        if self.folder is None:
+            return
+        note, lines = self.folder / "run.json", self.folder / "jobs.jsonl"
+        record = json.loads(json.dumps(plain(record)))
+        if note.is_file():
+            before = _settings_in(note)
+            for key in before.keys() | record["settings"].keys():
+                old, new = before.get(key), record["settings"].get(key)
+                if old != new:
+                    raise LabError(
+                        f"{self.folder} holds an unfinished run with {key} = {old!r}, not {new!r}. Finish that one "
+                        f"with its own settings, delete the folder, or give another --out."
+                    )
+            self.done = {
+                _key(line["job"]): line for line in read_lines(lines) if {"job", "rows", "seconds"} <= line.keys()
+            }
+        else:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(note, record)
+
+    def add(self, line: dict[str, Any]) -> None:
+        """Write one finished job down."""
+        self.done[_key(line["job"])] = line
+        if self.folder is not None:
+            append(self.folder / "jobs.jsonl", json.dumps(line) + "\n")
+
+
+def _settings_in(path: Path) -> dict[str, Any]:
+    """The settings that a run's file names.
+
+    Raises:
+        LabError: it is damaged.
+    """
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))["settings"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise LabError(
+            f"{path} is damaged ({type(error).__name__}: {error}). Give another --out, or remove it."
+        ) from None
+
+
+def _refuse_other(experiment: Experiment, settings: Any, out: Path) -> None:
+    """Refuse a folder that holds anything but a result of this experiment, on this rung and with these settings.
+
+    The kept settings may replace any result of the same experiment and rung: that is how kept results are renewed.
+    """
+    check_folder_free(out, FILES)
+    result = out / "result.json"
+    if not result.is_file():
+        return
+    given, before = json.loads(json.dumps(settings_of(settings))), _settings_in(result)
+    usual = json.loads(json.dumps(settings_of(experiment.settings(rung=settings.rung))))
+    name = json.loads(result.read_text(encoding="utf-8")).get("name")
+    if name != experiment.name:
+        raise LabError(f"{out} holds a result of {name}; nothing was changed. Give another --out.")
+    other = next((key for key in given if before.get(key) != given[key]), None)
+    if other is not None and (given != usual or other == "rung"):
+        raise LabError(
+            f"{out} holds a result with {other} = {before.get(other)!r}, not {given[other]!r}; nothing was changed. "
+            f"Give another --out."
+        )
+
+
+def _key(job: Job) -> str:
+    return json.dumps(job, sort_keys=True)
+
+
+def _work(run: Callable[..., list[dict[str, Any]]], settings: Any, job: Job, chosen: Chosen) -> dict[str, Any]:
+    """One job, timed, on one thread: what a second thread would change is the last digit, and the time."""
+    torch.set_num_threads(1)
+    begin = time.perf_counter()
+    rows = [plain(row) for row in run(settings, job, chosen)]
+    return {"job": job, "rows": rows, "seconds": time.perf_counter() - begin}
+
+
+def _do(experiment: Experiment, settings: Any, jobs: list[Job], chosen: Chosen, journal: _Journal, what: str) -> None:
+    todo = [job for job in jobs if _key(job) not in journal.done]
+    if len({_key(job) for job in jobs}) < len(jobs):
+        raise LabError(f"{experiment.name} has two jobs that are the same; each must name what it is.")
+    bar = tqdm(
+        total=len(jobs),
+        initial=len(jobs) - len(todo),
+        desc=f"{experiment.name}, {settings.rung}, {what}",
+        disable=not settings.progress,
+    )
+    with bar:
+        if settings.workers == 1:
+            for job in todo:
+                bar.set_postfix_str(", ".join(str(value) for value in job.values()))
+                journal.add(_work(experiment.run, settings, job, chosen))
+                bar.update()
+            return
+        # Spawned, not forked: torch's threads do not survive a fork.
+        with ProcessPoolExecutor(settings.workers, mp_context=get_context("spawn")) as pool:
+            waiting = {pool.submit(_work, experiment.run, settings, job, chosen) for job in todo}
+            try:
+                while waiting:
+                    finished, waiting = wait(waiting, timeout=0.5, return_when=FIRST_EXCEPTION)
+                    for one in finished:
+                        journal.add(one.result())
+                        bar.update()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+
+def _frame(jobs: Iterable[Job], journal: _Journal) -> pd.DataFrame:
+    """All rows, as runs.csv will hold them: a verdict on the file is then the verdict of the run, to the last digit."""
+    import pandas as pd
+
+    rows = []
+    for job in jobs:
+        line = journal.done[_key(job)]
+        # `seconds` belongs to the job, not to a row: it stands in the sum, and never in a table that is compared.
+        rows += [{**{k: v for k, v in job.items() if not isinstance(v, list | dict)}, **row} for row in line["rows"]]
+    return pd.read_csv(io.StringIO(_csv(pd.DataFrame(rows)))) if rows else pd.DataFrame()
+
+
+def _csv(table: pd.DataFrame) -> str:
+    return table.to_csv(index=False, float_format="%.8g")
+
+
+def experiment_run(experiment: Experiment, settings: Any) -> Found:
+    """Run what has not been run yet, and judge.
+
+    With `settings.out` finished jobs are kept in `out/unfinished` and taken from there; without it nothing is
+    written.
+
+    Raises:
+        LabError: a rung that the experiment does not know; an unfinished run of other settings in the folder, or a
+            result of another experiment or of other settings, or files that are no result's.
+    """
+    import pandas as pd
+
+    check_rung(experiment, settings.rung)
+    settings = with_paths(settings)
+    if settings.out is not None:
+        _refuse_other(experiment, settings, settings.out)
+        lock = FolderLock(settings.out)
+        try:
+            return _run(experiment, settings, _Journal(settings.out / "unfinished"), pd.DataFrame())
+        finally:
+            lock.release()
+    return _run(experiment, settings, _Journal(None), pd.DataFrame())
+
+
+def _run(experiment: Experiment, settings: Any, journal: _Journal, search: pd.DataFrame) -> Found:
+    threads = torch.get_num_threads()
+    journal.begin({"experiment": experiment.name, "settings": settings_of(settings)})
+    chosen: Chosen = {}
+    try:
+        if experiment.tries is not None and experiment.choose is not None:
+            tries = experiment.tries(settings)
+            _do(experiment, settings, tries, {}, journal, "search")
+            search = _frame(tries, journal)
+            chosen = plain(experiment.choose(settings, search))
+        jobs = experiment.jobs(settings)
+        _do(experiment, settings, jobs, chosen, journal, f"{len(jobs)} jobs")
+    except KeyboardInterrupt:
+        where = f" What was finished is in {journal.folder}; the same command goes on." if journal.folder else ""
+        raise KeyboardInterrupt(f"Stopped {experiment.name}.{where}") from None
+    finally:
+        torch.set_num_threads(threads)
+    runs = _frame(jobs, journal)
+    summary = experiment.summarise(settings, runs)
+    seconds = sum(line["seconds"] for line in journal.done.values())
+    return Found(settings, runs, search, chosen, summary, experiment.judge(settings, summary, runs), seconds)
+
+
+def settings_of(settings: Any) -> dict[str, Any]:
+    """The settings that decide the numbers, as JSON knows them."""
+    return {k: v for k, v in plain(settings).items() if k not in ("out", "progress", "workers")}
+
+
+def check_rung(experiment: Experiment, rung: str) -> None:
+    """Raise `LabError` for a rung on which the experiment cannot be run."""
+    known = rung in experiment.rungs or (rung not in EXACT_RUNGS and "small" in experiment.rungs)
+    if not known:
+        models = ", or a model's name or folder" if "small" in experiment.rungs else ""
+        raise LabError(
+            f"{experiment.name} is not made for the rung '{rung}'. It runs on {', '.join(experiment.rungs)}{models}."
+        )
+
+
+def default_out(experiment: Experiment, settings: Any) -> Path:
+    """results/NAME/RUNG for the kept settings, results/NAME/RUNG-own for any others."""
+    kept = settings_of(settings) == settings_of(experiment.settings(rung=settings.rung))
+    rung = settings.rung.replace("/", "--").strip(".-") or "model"
+    return Path("results") / experiment.name / (rung if kept else f"{rung}-own")
+
+
+def command_of(experiment: Experiment, settings: Any) -> str:
+    """The command that runs these settings, with those that differ from the defaults."""
+    words = ["rlhf-lab", "experiment", experiment.name, "--rung", settings.rung]
+    usual = settings_of(experiment.settings(rung=settings.rung))
+    for key, value in settings_of(settings).items():
+        if key != "rung" and value != usual[key]:
+            option = "--" + key.replace("_", "-")
+            if isinstance(value, bool):
+                words.append(option if value else option.replace("--", "--no-", 1))
+            else:
+                words += [option, *(map(str, value) if isinstance(value, list) else [str(value)])]
+    return " ".join(words)
+
+
+def save(experiment: Experiment, found: Found, out: Path) -> None:
+    """Write the result's files, the last of them result.json, and drop the journal."""
+    from rlhf_lab import __version__
+    from rlhf_lab.figures import style
+
+    out = usable_path(out, "out")
+    out.mkdir(parents=True, exist_ok=True)
+    three = (found.settings, found.summary, found.runs)
+    write_text(out / "runs.csv", _csv(found.runs))
+    write_text(out / "summary.csv", _csv(found.summary))
+    if len(found.search):
+        write_text(out / "search.csv", _csv(found.search))
+    (out / "figure.png").write_bytes(style.png(experiment.figure(*three), dpi=110))
+    record = {
+        "number": experiment.number,
+        "name": experiment.name,
+        "title": experiment.title,
+        "rung": found.settings.rung,
+        "rule": experiment.rule,
+        "verdict": found.verdict,
+        "text": experiment.text(*three),
+        "words": experiment.words(*three),
+        "interval": experiment.interval,
+        "command": command_of(experiment, found.settings),
+        "seconds": round(found.seconds, 1),
+        "jobs": len(found.runs),
+        "settings": settings_of(found.settings),
+        "chosen": found.chosen,
+        "versions": {"rlhf_lab": __version__, "torch": torch.__version__, "python": sys.version.split()[0]},
+    }
+    write_json(out / "result.json", record)
+    shutil.rmtree(out / "unfinished", ignore_errors=True)
+
+
+def main(experiment: Experiment, settings: Any) -> None:
+    """The command `rlhf-lab experiment NAME`."""
+    check_rung(experiment, settings.rung)
+    settings = with_paths(dataclasses.replace(settings, out=settings.out or default_out(experiment, settings)))
+    out = settings.out
+    found = experiment_run(experiment, settings)
+    print(f"{experiment.number}. {experiment.title}")
+    print(f"Rule: {experiment.rule}\n")
+    print(found.summary.to_string(index=False, float_format=lambda number: f"{number:.4g}"))
+    print(f"\n{found.verdict.outcome.upper()}: {found.verdict.sentence}")
+    if settings.quick:
+        print("This was a quick run: it shows that everything works, and its verdict means nothing.")
+    save(experiment, found, out)
+    minutes = found.seconds / 60
+    print(f"\n{minutes:.1f} minutes. Tables, result.json and figure.png are in {os.path.relpath(out)}.")

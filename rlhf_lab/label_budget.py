@@ -1,0 +1,317 @@
+r"""What a budget of labels buys, by simulation on finite worlds: shared by experiment, planner, explorer, notebook 14.
+
+Everything is in units that compare over worlds: N · regret over the price of the best design. It is the number of
+labels spent over the number that the best design, which knows the rewards, needs in the limit for the same regret.
+
+Demonstrations are draws from π_demo ∝ π_0 exp(r/β_demo). They say of the rewards what log π_demo = log π_0 + r/β_demo
+says, so D of them carry the information D (diag(π_demo) − π_demo π_demoᵀ)/β_demo², and a purchase of both leaves
+
+    regret → tr(Σ (D Σ_demo/β_demo² + N I(μ))⁺) / (2β).
+
+The reference of the objective stays π_0 all the while: SFT on demonstrations is a way to learn, and does not move
+what is to be learned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from rlhf_lab import exact
+from rlhf_lab.algorithms import active
+from rlhf_lab.errors import LabError, check_beta, check_positive
+from rlhf_lab.training import seeded
+
+Pairs = Literal["reference", "uniform", "optimal", "design", "online", "active"]
+PAIRS: dict[str, str] = {
+    "reference": "two draws from π_ref",
+    "uniform": "all pairs evenly",
+    "optimal": "two draws from π* (knows the rewards)",
+    "design": "best design (knows the rewards)",
+    "online": "two draws from the present policy",
+    "active": "active: the next labels that matter most",
+}
+"""Where pairs come from, and what to call it."""
+LOOK = {
+    "reference": "reference", "uniform": "sft", "optimal": "optimal", "design": "best-of-n", "online": "online",
+    "active": "policy",
+}  # fmt: skip
+"""The style of each, see `figures.style`."""
+SHORT = {
+    "reference": "π_ref", "uniform": "evenly", "optimal": "π*", "design": "best design", "online": "present policy",
+    "active": "active",
+}  # fmt: skip
+"""What to call it where there is little room."""
+IN_THE_LIMIT = {"online": "optimal", "active": "design"}
+"""What those that learn come to ask, when they know the rewards in the end."""
+ORACLES = ("optimal", "design")
+"""Those that know the true rewards: bounds, not methods."""
+
+
+@dataclass(frozen=True, eq=False)
+class Finite:
+    """Finite worlds, one a row: log π_ref and r*, (W, K) each, and β of the objective."""
+
+    log_ref: Tensor
+    reward: Tensor
+    beta: float
+
+    def repeat(self, runs: int) -> Finite:
+        """Every world `runs` times, all worlds first: (runs · W, K)."""
+        return Finite(self.log_ref.repeat(runs, 1), self.reward.repeat(runs, 1), self.beta)
+
+    def regret(self, rewards: Tensor) -> Tensor:
+        """What the policy ∝ π_ref exp(r̂/β) loses, (W,)."""
+        log_hat = exact.optimal_policy(self.log_ref, rewards, self.beta)
+        return exact.regret(log_hat, self.log_ref, self.reward, self.beta).clamp(min=0)
+
+    @cached_property
+    def best_design(self) -> Tensor:
+        """The best design, (W, K, K), certified to 0.5%."""
+        return exact.optimal_pair_design(self.log_ref, self.reward, self.beta, tolerance=5e-3)
+
+    def design(self, pairs: str) -> Tensor:
+        """μ of a source of pairs that is fixed beforehand, (W, K, K)."""
+        if pairs == "reference":
+            return active.pairs_of(self.log_ref)
+        if pairs == "optimal":
+            return active.pairs_of(exact.optimal_policy(self.log_ref, self.reward, self.beta))
+        if pairs == "uniform":
+            return active.pairs_of(torch.zeros_like(self.log_ref))
+        if pairs == "design":
+            return self.best_design
+        raise LabError(f"Pairs '{pairs}' are not fixed beforehand; there are {', '.join(PAIRS)}.")
+
+    def price(self, pairs: str) -> Tensor:
+        """The limit of N · regret, (W,); of sources that learn, that of what they come to ask in the end."""
+        pairs = IN_THE_LIMIT.get(pairs, pairs)
+        return exact.label_price(self.log_ref, self.reward, self.beta, self.design(pairs))
+
+
+def choice(world: Finite, pairs: str, settings: active.Active | None = None) -> active.Choose:
+    """How a source chooses its pairs.
+
+    Raises:
+        LabError: an unknown source.
+    """
+    if pairs not in PAIRS:
+        raise LabError(f"There are no pairs '{pairs}'; there are {', '.join(PAIRS)}.")
+    if pairs == "active":
+        return active.choose_actively(world.log_ref, world.beta, settings or active.Active())
+    if pairs == "online":
+        return active.choose_from_policy(world.log_ref, world.beta)
+    return active.choose_by_design(world.design(pairs))
+
+
+def simulate(
+    world: Finite,
+    pairs: str,
+    totals: Sequence[int],
+    runs: int,
+    generator: torch.Generator,
+    prior: float = 3.0,
+    settings: active.Active | None = None,
+) -> Tensor:
+    """Regret after each of `totals` labels, (runs, len(totals), W): labels afresh in each run.
+
+    Args:
+        world: W worlds.
+        pairs: a source, see `PAIRS`.
+        totals: labels after each round; sources that do not learn only draw on.
+        runs: repetitions.
+        generator: of labels and choices.
+        prior: of the fits.
+        settings: of active labels.
+    """
+    many = world.repeat(runs)
+    # The design is found once a world, not once a run.
+    fixed = pairs in PAIRS and pairs not in ("online", "active")
+    choose = active.choose_by_design(world.design(pairs).repeat(runs, 1, 1)) if fixed else choice(many, pairs, settings)
+    size = world.log_ref.shape[-1]
+    known = torch.zeros(len(many.log_ref), size, size, dtype=torch.float64)
+    label = active.bradley_terry_labels(many.reward)
+    states = active.ask_in_rounds(choose, label, known, totals, prior, generator)
+    return torch.stack([many.regret(state.rewards).reshape(runs, -1) for state in states], 1)
+
+
+QUICKLY = active.Active(draws=16, at_once=16)
+"""Active labels with coarser batches, where many purchases are compared."""
+
+# --- demonstrations and preferences --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Purchase:
+    """What is bought for a budget, and how it is used.
+
+    Attributes:
+        demonstrations: D.
+        labels: N.
+        rounds: batches of labels.
+        pairs: "sft": two draws from the SFT policy (what the demonstrations made of π_0); or a source of `PAIRS`.
+        demo_beta: β_demo of the demonstrator.
+        assumed: what the fit takes it for; None: the true one.
+    """
+
+    demonstrations: int
+    labels: int
+    rounds: int = 1
+    pairs: str = "sft"
+    demo_beta: float = 1.0
+    assumed: float | None = None
+
+
+def buy(world: Finite, what: Purchase, runs: int, generator: torch.Generator, prior: float = 3.0) -> Tensor:
+    """Regret after a purchase, (runs, W)."""
+    return world.repeat(runs).regret(bought(world, what, runs, generator, prior).rewards).reshape(runs, -1)
+
+
+def bought(world: Finite, what: Purchase, runs: int, generator: torch.Generator, prior: float = 3.0) -> active.Asked:
+    """What is known after a purchase, every world `runs` times (rows as in `Finite.repeat`).
+
+    Demonstrations first, then labels; the rewards are fitted to both at once (see `active.fit_rewards`).
+    """
+    many = world.repeat(runs)
+    size = world.log_ref.shape[-1]
+    shown = None
+    log_sft = many.log_ref
+    if what.demonstrations:
+        log_demo = exact.optimal_policy(many.log_ref, many.reward, what.demo_beta)
+        counts = active.multinomial(log_demo.exp(), what.demonstrations, generator)
+        shown = active.Demonstrations(counts, many.log_ref, what.assumed or what.demo_beta)
+        log_sft = sft_policy(many.log_ref, counts)
+    known = torch.zeros(len(log_sft), size, size, dtype=torch.float64)
+    if not what.labels:
+        return active.Asked(0, known, *active.fit_rewards(known, prior, shown))
+    choose = (
+        active.choose_by_design(active.pairs_of(log_sft)) if what.pairs == "sft" else choice(many, what.pairs, QUICKLY)
+    )
+    totals = active.batches(size, what.labels, what.rounds)
+    label = active.bradley_terry_labels(many.reward)
+    return active.ask_in_rounds(choose, label, known, totals, prior, generator, shown)[-1]
+
+
+def sft_policy(log_base: Tensor, counts: Tensor) -> Tensor:
+    """log π_sft, (…, K): the demonstrations' shares, with π_0 counted as K demonstrations more.
+
+    A table that only copied the demonstrations would never say what was not shown; a fit that starts from π_0 and is
+    stopped in time still does.
+    """
+    size = log_base.shape[-1]
+    return ((counts + size * log_base.exp()) / (counts.sum(-1, keepdim=True) + size)).log()
+
+
+def price_of_both(world: Finite, demonstrations: Tensor, labels: Tensor, demo_beta: float, mu: Tensor) -> Tensor:
+    """The limit of the regret after D demonstrations and N labels on pairs drawn from μ, (W, …).
+
+    Args:
+        world: W worlds.
+        demonstrations: D, (…).
+        labels: N, of the same shape; D and N not both zero.
+        demo_beta: β_demo.
+        mu: (W, K, K).
+    """
+    beta, demo_beta = check_beta(world.beta), check_positive(demo_beta, "demo_beta")
+    star = exact.optimal_policy(world.log_ref, world.reward, beta).exp()
+    demo = exact.optimal_policy(world.log_ref, world.reward, demo_beta).exp()
+    p = exact.preference(world.reward)
+    edges = (mu + mu.transpose(-1, -2)) * p * (1 - p)
+    told = torch.diag_embed(edges.sum(-1)) - edges
+    shown = active.covariance(demo) / demo_beta**2
+    out = []
+    for d, n in zip(demonstrations.flatten().tolist(), labels.flatten().tolist(), strict=True):
+        both = d * shown + n * told
+        # A shift of all rewards is in neither, and matters to neither: filled, it makes the matrix invertible.
+        filled = both + both.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None] / star.shape[-1]
+        error = torch.linalg.solve(filled, active.covariance(star))
+        out.append(error.diagonal(dim1=-2, dim2=-1).sum(-1) / (2 * beta))
+    return torch.stack(out, -1).reshape(len(star), *demonstrations.shape)
+
+
+# --- a policy that cannot say everything -----------------------------------------------------------------------
+
+
+def limited_by_dpo(
+    log_ref: Tensor, features: Tensor, wins: Tensor, beta: float, prior: float = 3.0, steps: int = 100
+) -> Tensor:
+    """DPO straight on the labels in the class log π = log π_ref + φ·w + const; log π, (R, K).
+
+    Args:
+        log_ref: (R, K).
+        features: φ, (R, K, d).
+        wins: (R, K, K).
+        beta: β.
+        prior: of β φ·w for a feature of size 1: what keeps separable labels finite.
+        steps: of Newton's method.
+    """
+    asked = wins + wins.transpose(-1, -2)
+    eye = torch.eye(features.shape[-1], dtype=torch.float64) / prior**2
+    weight = torch.zeros(features.shape[0], features.shape[-1], dtype=torch.float64)
+    for _ in range(steps):
+        scores = (features @ weight.unsqueeze(-1)).squeeze(-1)
+        p = exact.preference(scores)
+        slope = features.transpose(-1, -2) @ (wins.sum(-1) - (asked * p).sum(-1)).unsqueeze(-1)
+        slope = slope.squeeze(-1) - weight / prior**2
+        edges = asked * p * (1 - p)
+        bend = features.transpose(-1, -2) @ (torch.diag_embed(edges.sum(-1)) - edges) @ features + eye
+        step = torch.linalg.solve(bend, slope)
+        gain = float((step * slope).sum(-1).max())
+        weight = weight + step / step.abs().amax(-1, keepdim=True).clamp(min=1.0)
+        if gain < 1e-8:
+            break
+    return (log_ref + (features @ weight.unsqueeze(-1)).squeeze(-1) / beta).log_softmax(-1)
+
+
+def limited_by_reward(
+    log_ref: Tensor, features: Tensor, reward: Tensor, beta: float, steps: int = 250, starts: int = 6
+) -> Tensor:
+    """The class's best policy for a given reward by natural gradient steps on J: endless free samples; log π, (R, K).
+
+    The natural gradient of J at w is the least-squares fit of φ to (r/β − φ·w), weighted by the policy itself. J has
+    several maxima in w where a class is small and β too: of some starts (the reference, and others at random, always
+    the same) the best is taken. What is best is judged by the reward that was given, not by the true one.
+    """
+    number, _, width = features.shape
+    log_ref, features, reward = (t.repeat(starts, *[1] * (t.ndim - 1)) for t in (log_ref, features, reward))
+    far = torch.arange(starts).repeat_interleave(number) > 0
+    weight = 3 * far[:, None, None] * torch.randn(len(far), width, 1, dtype=torch.float64, generator=seeded(0, 406))
+    eye = 1e-9 * torch.eye(width, dtype=torch.float64)
+
+    def policy_of(weight: Tensor) -> Tensor:
+        return (log_ref + (features @ weight).squeeze(-1)).log_softmax(-1)
+
+    log_policy = policy_of(weight)
+    for _ in range(steps):
+        policy = log_policy.exp().unsqueeze(-1)
+        centred = features - (policy * features).sum(-2, keepdim=True)
+        left = (reward / beta).unsqueeze(-1) - features @ weight
+        left = left - (policy * left).sum(-2, keepdim=True)
+        weighted = policy * centred
+        step = torch.linalg.solve(centred.transpose(-1, -2) @ weighted + eye, weighted.transpose(-1, -2) @ left)
+        # No log-probability ratio moves by more than 1 at once.
+        size = (features @ step).abs().amax((-1, -2))[:, None, None] / 2
+        weight = weight + 0.5 * step / size.clamp(min=1.0)
+        log_policy = policy_of(weight)
+    value = exact.objective(log_policy, log_ref, reward, beta).reshape(starts, number)
+    chosen = value.argmax(0) * number + torch.arange(number)
+    return log_policy[chosen]
+
+
+def reward_in_features(features: Tensor, wins: Tensor, prior: float = 3.0) -> Tensor:
+    """A reward model r = φ·w fitted to labels, (R, K)."""
+    flat = torch.zeros(features.shape[:-1], dtype=torch.float64)
+    return limited_by_dpo(flat.log_softmax(-1), features, wins, 1.0, prior)
+
+
+def random_worlds(
+    number: int, size: int, beta: float, seed: int, spread: float = 1.0, reference: float = 1.0
+) -> Finite:
+    """Normal rewards of standard deviation `spread`, normal reference logits of standard deviation `reference`."""
+    generator = seeded(seed, 404)
+    log_ref = (reference * torch.randn(number, size, dtype=torch.float64, generator=generator)).log_softmax(-1)
+    return Finite(log_ref, spread * torch.randn(number, size, dtype=torch.float64, generator=generator), beta)

@@ -1,0 +1,229 @@
+"""Claims on a slide: one panel of a kept result's picture, and its verdict in a few words beside the paper's.
+
+The verdicts of `results/` are exact and long: up to a hundred words, and pictures of three panels. A slide takes a
+panel and three lines. So each claim's slide is written for the *shape* of its result's sentence, with `{}` where a
+number stands; the numbers come out of the result, in both languages. A sentence of another shape says something else,
+and then the slide must be written anew: until then it shows the outcome alone, with a warning, and never a wrong
+number.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import textwrap
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from slides.schema import Columns, Figure, Part, T, Text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Drawing
+
+RESULTS = Path(__file__).parents[1] / "results"
+
+OUTCOMES = {
+    "holds": T("holds", "成立"),
+    "holds when": T("holds in part", "部分成立"),
+    "does not hold": T("does not hold", "不成立"),
+    "not decided": T("not decided", "尚无定论"),
+}
+LETTERS = 14
+"""Points: 24 px and more at the width that a slide gives the picture."""
+RUNGS = {
+    "bandit": T("Bandit", "老虎机"),
+    "tree": T("Token tree", "词元树"),
+    "small": T("Language model", "语言模型"),
+}
+
+_NUMBER = r"[-+−]?\d+(?:,\d{3})*(?:\.\d+)?(?:e[-+]?\d+)?%?"
+_FIELD = rf"({_NUMBER}(?: \[{_NUMBER}, {_NUMBER}\])?)"
+
+
+class _Said(str):
+    """A number of a verdict, with its interval if it has one: `{0}` gives both, `{0:value}` the number alone."""
+
+    def __format__(self, spec: str) -> str:
+        text = str(self).split(" [")[0] if spec == "value" else str(self)
+        return re.sub(r"(?<![\w.])-(?=\d)", "−", text)
+
+
+def verdict(name: str, rung: str, sentence: str, en: str, zh: str, also: str = "", results: Path = RESULTS) -> T:
+    """The verdict of a kept result in words for a slide, with its outcome and its scale in front.
+
+    Args:
+        name: of the experiment, `"dpo-frontier"`.
+        rung: `"bandit"`, `"tree"` or `"small"`.
+        sentence: the result's own sentence with `{}` for each number, with or without its interval.
+        en: what the slide says; `{0}` is the sentence's first number with its interval, `{0:value}` without.
+        zh: the same in Chinese.
+        also: a piece of the result's longer text in the same form; its numbers follow those of the sentence.
+        results: folder of the kept results.
+
+    Returns:
+        the words; the outcome alone, with a warning, where the result's sentence has another shape.
+    """
+    place = results / name / rung / "result.json"
+    if not place.is_file():
+        return T(f"**{RUNGS[rung].en}:** not run yet.", f"**{RUNGS[rung].zh}**：尚未运行。")
+    record = json.loads(place.read_text(encoding="utf-8"))
+    said = record["verdict"]["sentence"]
+    outcome, where = OUTCOMES[record["verdict"]["outcome"]], RUNGS[rung]
+    numbers: list[_Said] = []
+    for shape, text, match in ((sentence, said, re.fullmatch), (also, record["text"], re.search)):
+        found = match(_FIELD.join(re.escape(piece) for piece in shape.split("{}")), text) if shape else None
+        if found is None and shape:
+            warnings.warn(
+                f"The verdict of {name} on {rung} no longer reads as its slide was written for. It says: {text!r}; "
+                f"the slide expects: {shape!r}. Write the slide's words anew in slides/deck.",
+                stacklevel=2,
+            )
+            return T(
+                f"**{where.en}: {outcome.en}.** See docs/claims.md.",
+                f"**{where.zh}：{outcome.zh}**。见 docs/claims.md。",
+            )
+        numbers += [_Said(one) for one in found.groups()] if found else []
+    return T(
+        f"**{where.en}: {outcome.en}.** {en.format(*numbers)}",
+        f"**{where.zh}：{outcome.zh}**。{zh.format(*numbers)}",
+    )
+
+
+def picture(
+    name: str,
+    rung: str,
+    panels: tuple[int, ...] = (0,),
+    size: tuple[float, float] = (5.0, 4.3),
+    stacked: bool = False,
+) -> Callable[[], Drawing]:
+    """A function that draws these panels of a kept result's picture, their legends in one place below.
+
+    Args:
+        name: of the experiment.
+        rung: its scale.
+        panels: which of the picture's axes stay, from 0.
+        size: width and height in inches: smaller makes the letters larger.
+        stacked: panels stand one below the other.
+    """
+
+    return functools.partial(_draw, name, rung, panels, size, stacked)
+
+
+def _draw(name: str, rung: str, panels: tuple[int, ...], size: tuple[float, float], stacked: bool) -> Drawing:
+    from matplotlib.gridspec import GridSpec
+    from matplotlib.text import Text as Writing
+
+    from rlhf_lab.experiments import results
+
+    experiment = results.experiment_of(name)
+    folder = RESULTS / name / rung
+    found = results.judged(experiment, folder)
+    drawing = experiment.figure(found.settings, found.summary, found.runs)
+    every = list(drawing.axes)
+    stay = [every[number] for number in panels]
+    entries, elsewhere = _legends(drawing, stay)
+    grid = GridSpec(len(stay), 1, drawing) if stacked else GridSpec(1, len(stay), drawing)
+    for axes in every:
+        if axes not in stay:
+            axes.remove()
+    for place, axes in enumerate(stay):
+        axes.set_subplotspec(grid[place])
+        axes.tick_params(labelleft=True, labelbottom=not stacked or place == len(stay) - 1)
+        _fit(axes, size, len(stay) if stacked else 1, 1 if stacked else len(stay))
+    shown = {label: handle for label, handle in entries.items() if label not in elsewhere}
+    drawing.set_size_inches(*size)
+    kept_small: set[Any] = set()
+    if shown:
+        wide = max(len(label) for label in shown)
+        # A long legend would leave no room for the picture: it gets two columns, of smaller letters.
+        many = len(shown) > 6 or (len(shown) > 3 and wide > 18)
+        across = max(2 if many else 1, min(len(shown), int(size[0] * 10 / (wide + 6))))
+        small = (
+            {"fontsize": LETTERS - (4 if wide > 22 else 2), "columnspacing": 0.8, "handlelength": 1.2} if many else {}
+        )
+        legend = drawing.legend(
+            shown.values(), shown.keys(), loc="outside lower center", ncols=across, frameon=False, **small
+        )
+        kept_small = set(legend.get_texts()) if many else set()
+    for axes in stay:  # a list of a dozen rows
+        if len(axes.get_yticklabels()) > 8:
+            kept_small |= set(axes.get_yticklabels())
+    for text in set(drawing.findobj(Writing)) - kept_small:
+        text.set_fontsize(max(text.get_fontsize(), LETTERS))
+    return drawing
+
+
+def _fit(axes: Any, size: tuple[float, float], rows: int, columns: int) -> None:
+    """Break the names of the axes where they would run out of the smaller picture, and thin its ticks."""
+    from matplotlib.ticker import AutoLocator, MaxNLocator
+
+    high, wide = int(size[1] * 6.3 / rows), int(size[0] * 7.2 / columns)
+    axes.set_ylabel(textwrap.fill(" ".join(axes.get_ylabel().split()), high))
+    label = " ".join(axes.get_xlabel().split())
+    axes.set_xlabel(textwrap.fill(label, wide), loc="right" if len(label) > 0.6 * wide else "center")
+    title = " ".join(axes.get_title(loc="left").split())
+    words = [tick.get_text() for tick in axes.get_yticklabels()]
+    names = max((len(word) for word in words if "$" not in word), default=0)
+    axes.set_title("", loc="left")
+    side = "right" if names > 10 else "left"  # beside long names a title of the left would run out at the right
+    axes.set_title(textwrap.fill(title, int(wide * 0.95)), loc=side, pad=8, fontweight="bold")
+    if isinstance(axes.xaxis.get_major_locator(), AutoLocator):
+        axes.xaxis.set_major_locator(MaxNLocator(3 if names > 10 else 5))
+
+
+def _legends(drawing: Drawing, stay: list[Any]) -> tuple[dict[str, Any], set[str]]:
+    """Every entry of the picture's legends, which are taken off; and the labels that only other panels draw."""
+    entries: dict[str, Any] = {}
+    own = {label for axes in stay for label in axes.get_legend_handles_labels()[1]}
+    others = {label for axes in drawing.axes if axes not in stay for label in axes.get_legend_handles_labels()[1]}
+    for legend in [*(axes.get_legend() for axes in drawing.axes), *drawing.legends]:
+        if legend is not None:
+            for handle, text in zip(legend.legend_handles, legend.get_texts(), strict=True):
+                entries.setdefault(text.get_text(), handle)
+            legend.remove()
+    for axes in stay:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            if label in entries:
+                entries[label] = handle
+    return entries, others - own
+
+
+def claim(
+    name: str,
+    rung: str,
+    paper: T,
+    source: str,
+    found: tuple[T, ...],
+    alt: str,
+    panels: tuple[int, ...] = (0,),
+    size: tuple[float, float] = (5.0, 4.3),
+    stacked: bool = False,
+    share: float = 0.44,
+) -> tuple[Part, ...]:
+    """The parts of a claim's slide: the source's words and ours at the left, the picture at the right.
+
+    Args:
+        name: of the experiment.
+        rung: the scale whose picture is shown.
+        paper: what the source reports, with its numbers.
+        source: where.
+        found: verdicts of one scale or two, see `verdict`.
+        alt: the picture in words, in Chinese; in English the result has its own.
+        panels: see `picture`.
+        size: see `picture`.
+        stacked: see `picture`.
+        share: of the width that the words take.
+    """
+    words = (
+        Text(T(f"**Paper:** {paper.en} ({source})", f"**文献**：{paper.zh}（{source}）")),
+        *(Text(one) for one in found),
+    )
+    place = RESULTS / name / rung / "result.json"
+    if not place.is_file():
+        return words
+    record = json.loads(place.read_text(encoding="utf-8"))
+    shown = Figure(picture(name, rung, panels, size, stacked), T(" ".join(record["words"].split()), alt))
+    return (Columns(left=words, right=(shown,), share=share),)

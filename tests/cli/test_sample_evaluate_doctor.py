@@ -1,0 +1,177 @@
+"""`rlhf-lab sample`, `evaluate` and `doctor`."""
+
+import json
+
+import pytest
+from small import make, write_lines
+from tiny_models import one_thread  # noqa: F401
+
+from rlhf_lab.cli import doctor as doctor_module
+from rlhf_lab.cli.main import main
+from rlhf_lab.policies import hub_lookup
+
+
+def sample(model, *more):
+    return ["sample", "--model", model, "--device", "cpu", "--max-response-tokens", "6", "--no-progress", *more]
+
+
+def lines(path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_sample_prints_each_prompt_with_its_responses(model, capsys):
+    assert main(sample(model, "--prompt", "What is 1?", "And 2?", "--num-samples", "2")) == 0
+    said = capsys.readouterr().out
+    assert said.count("=== ") == 2 and said.count("--- 1\n") == 2 and said.count("--- 2\n") == 2
+
+
+def test_sample_writes_a_line_for_each_response_and_the_same_ones_again(model, pairs, tmp_path):
+    """16 prompts, 3 samples each: 48 lines, in order. The seed decides; another one draws others."""
+    words = ("--data", pairs, "--num-samples", "3", "--batch-size", "5")
+    for name, seed in (("a", "0"), ("b", "0"), ("c", "1")):
+        assert main(sample(model, *words, "--seed", seed, "--out", str(tmp_path / name))) == 0
+    rows = lines(tmp_path / "a")
+    assert len(rows) == 48 and [row["sample"] for row in rows] == [0, 1, 2] * 16
+    assert {row["prompt"] for row in rows} == {f"\n\nHuman: What is {i} and {i % 5}?\n\nAssistant:" for i in range(16)}
+    assert all(1 <= row["tokens"] <= 6 and isinstance(row["ended"], bool) for row in rows)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes() != (tmp_path / "c").read_bytes()
+
+
+def test_sample_that_was_cut_off_goes_on_and_ends_with_the_same_file(model, pairs, tmp_path, capsys):
+    """The file is cut in the middle of its second batch's lines, as a killed process leaves it."""
+    words = ("--data", pairs, "--num-samples", "2", "--batch-size", "4")
+    assert main(sample(model, *words, "--out", str(tmp_path / "a"))) == 0
+    whole = (tmp_path / "a").read_bytes()
+    (tmp_path / "a").write_bytes(whole[: len(whole) * 2 // 5])
+    assert main(sample(model, *words, "--out", str(tmp_path / "a"))) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert main(sample(model, *words, "--out", str(tmp_path / "a"), "--resume", "--temperature", "2")) == 2
+    assert "temperature = 1.0, not 2.0" in capsys.readouterr().err
+    assert main(sample(model, *words, "--out", str(tmp_path / "a"), "--resume")) == 0
+    assert (tmp_path / "a").read_bytes() == whole
+
+
+def test_sample_with_one_likeliest_token_is_the_same_for_every_seed(model, capsys):
+    """With top_k 1 nothing is left to chance."""
+    said = []
+    for seed in ("0", "1"):
+        assert main(sample(model, "--prompt", "What is 1?", "--top-k", "1", "--seed", seed)) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]
+
+
+def test_sample_scores_by_a_reward_model(model, pairs, reward, tmp_path):
+    assert main(sample(model, "--data", pairs, "--limit", "3", "--reward", reward, "--out", str(tmp_path / "a"))) == 0
+    assert all(isinstance(row["reward"], float) for row in lines(tmp_path / "a"))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "Give prompts in one of two ways"),
+        (["--prompt", "a", "--data", "b.jsonl"], "Give prompts in one of two ways"),
+        (["--prompt", "a", "  "], "Prompt 2 of the command line is empty"),
+        (["--prompt", "a", "--temperature", "0"], "temperature must be"),
+        (["--prompt", "a", "--top-k", "0"], "top_k must be a whole number of at least 1"),
+        (["--prompt", "a", "--resume"], "--resume needs --out"),
+        (["--prompt", "a", "--chat"], "has no chat template"),
+        (["--prompt", "a", "caf\udce9"], "Prompt 2 of the command line holds a lone surrogate (U+DCE9"),
+        (["--prompt", "a", "--max-prompt-tokens", "95"], "context of"),
+        (["--prompt", "a", "--reward", "gold"], "The reward gold belongs to a world"),
+        (["--prompt", "a", "--out", "nothing", "--resume"], "Nothing to resume"),
+    ],
+)
+def test_sample_refuses_what_it_cannot_use(model, words, message, capsys):
+    assert main(sample(model, *words)) == 2
+    said = capsys.readouterr().err
+    assert message in said and "Traceback" not in said and "Value error" not in said
+
+
+def evaluate(model, data, *more):
+    return [
+        "evaluate", "--model", model, "--reference", model, "--data", data, "--device", "cpu", "--num-samples", "2",
+        "--max-response-tokens", "6", "--limit", "6", "--no-progress", *more,
+    ]  # fmt: skip
+
+
+def test_evaluate_writes_its_numbers_and_a_model_is_no_way_from_itself(model, pairs, reward, tmp_path, capsys):
+    """KL(π‖π) = 0 by either estimator, to the bit: the log-ratios are zero. The proxy judges against the targets."""
+    out = tmp_path / "report"
+    assert main(evaluate(model, pairs, "--reward", reward, "--out", str(out))) == 0
+    assert "proxy reward" in capsys.readouterr().out
+    report = json.loads((out / "report.json").read_text())
+    assert report["kl_k1"]["mean"] == 0 == report["kl_k3"]["mean"]
+    assert report["prompts"] == 6 and report["samples"] == 2 and report["gold"] is None
+    assert 0 <= report["against_targets"]["mean"] <= 1 and report["against_targets"]["comparisons"] == 12
+    assert (out / "report.txt").read_text().count("\n") > 8
+    assert main(evaluate(model, pairs, "--out", str(out))) == 2
+    assert "holds a report already" in capsys.readouterr().err
+    again = ["evaluate", "--config", str(out / "settings.yaml"), "--out", str(tmp_path / "again")]
+    assert main(again) == 0
+    assert (tmp_path / "again" / "report.json").read_bytes() == (out / "report.json").read_bytes()
+
+
+def test_evaluate_compares_two_models_response_by_response(model, pairs, reward, tmp_path):
+    """Six prompts with two responses each are twelve comparisons; the interval holds the mean."""
+    other = make(tmp_path / "other", texts=None)
+    assert main(evaluate(model, pairs, "--reward", reward, "--against", other, "--out", str(tmp_path / "r"))) == 0
+    wins = json.loads((tmp_path / "r" / "report.json").read_text())["against_policy"]
+    assert wins["comparisons"] == 12 and 0 <= wins["low"] <= wins["mean"] <= wins["high"] <= 1
+
+
+def test_evaluate_takes_prompts_alone(model, tmp_path, capsys):
+    data = write_lines(tmp_path / "prompts.jsonl", [{"prompt": f"What is {i}?"} for i in range(5)])
+    assert main(evaluate(model, data)) == 0
+    assert "wins against" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--judge", "gold"], "The judge gold belongs to a world"),
+        (["--judge", "reward"], "The judge reward needs --reward"),
+        (["--judge", "me"], "judge must be gold, reward or a URL"),
+        (["--gold", "weather"], "weather"),
+        (["--reward", "nothing"], "There is no reward folder nothing"),
+        (["--num-samples", "0"], "num_samples must be a whole number of at least 1"),
+    ],
+)
+def test_evaluate_refuses_what_it_cannot_use(model, pairs, words, message, capsys):
+    assert main(evaluate(model, pairs, *words)) == 2
+    said = capsys.readouterr().err
+    assert message in said and "Traceback" not in said and "Value error" not in said
+
+
+def test_models_of_two_vocabularies_are_refused(model, pairs, tmp_path, capsys):
+    other = make(tmp_path / "other", vocab=290)
+    words = ["evaluate", "--model", model, "--reference", other, "--data", pairs, "--device", "cpu", "--no-progress"]
+    assert main([*words, "--max-response-tokens", "6"]) == 2
+    assert "do not share a vocabulary" in capsys.readouterr().err
+
+
+def test_doctor_names_packages_machine_models_and_says_by_its_code_what_is_missing(capsys, monkeypatch, tmp_path):
+
+    monkeypatch.setattr(hub_lookup, "answers", lambda: False)
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_TOKEN", "hf_secretsecretsecret")
+    monkeypatch.setenv("RLHF_LAB_CACHE", str(tmp_path))
+    code = main(["doctor"])
+    said = capsys.readouterr().out
+    for words in ("transformers", "memory", "lab-gpt2", "smollm2", "A first run", "the Hub cannot be reached"):
+        assert words in said
+    assert "hf_secret" not in said
+    assert code == (1 if "!!" in said else 0)
+
+
+def test_doctor_says_so_where_it_cannot_look_and_goes_on(capsys, monkeypatch):
+    def broken():
+        raise RuntimeError("no such thing here")
+        yield
+
+    monkeypatch.setattr(doctor_module, "_machine", broken)
+    monkeypatch.setattr(doctor_module, "_version", lambda name: None if name == "scipy" else "99")
+    assert main(["doctor", "--no-hub"]) == 1
+    said = capsys.readouterr().out
+    assert "could not be found out (RuntimeError: no such thing here)" in said
+    assert "scipy            is not installed" in said and "A first run" in said and "Missing: scipy" in said

@@ -1,0 +1,61 @@
+"""What the repository says of the claims is what the kept rows say, and the page is made of that."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rlhf_lab.experiments import claims_page, results
+from rlhf_lab.experiments.runner import command_of, settings_of
+
+ROOT = Path(__file__).parents[2]
+KEPT = list(results.kept(ROOT / "results"))
+IDS = [f"{experiment.name}-{folder.name}" for experiment, folder in KEPT]
+
+
+@pytest.mark.parametrize(("experiment", "folder"), KEPT, ids=IDS)
+def test_verdict_text_and_words_are_those_of_the_rows(experiment, folder):
+    found, record = results.judged(experiment, folder), results.read(folder)
+    three = (found.settings, found.summary, found.runs)
+    assert record["verdict"] == {"outcome": found.verdict.outcome, "sentence": found.verdict.sentence}
+    assert record["text"] == experiment.text(*three)
+    assert record["words"] == experiment.words(*three)
+    assert record["rule"] == experiment.rule
+    assert "nan" not in (record["text"] + record["words"] + record["verdict"]["sentence"]).lower().split()
+
+
+@pytest.mark.parametrize(("experiment", "folder"), KEPT, ids=IDS)
+def test_kept_settings_are_the_full_ones_and_the_command_gives_them(experiment, folder):
+    """Anyone who doubts a row can run its command: it must name the settings that made the row."""
+    found, record = results.judged(experiment, folder), results.read(folder)
+    assert settings_of(found.settings) == settings_of(experiment.settings(rung=folder.name))
+    assert record["command"] == command_of(experiment, found.settings)
+    assert not found.settings.quick
+
+
+def test_every_experiment_has_a_kept_result_on_each_of_its_rungs():
+    """Ten claims, and for each of them a result wherever its experiment can be run: docs/claims.md has no dash."""
+    every = {name: results.experiment_of(name) for name in results.NAMES}
+    wanted = {(name, rung) for name, experiment in every.items() for rung in experiment.rungs}
+    assert {(experiment.name, folder.name) for experiment, folder in KEPT} == wanted
+    assert {experiment.number for experiment in every.values()} == set(range(1, 11))
+    assert all(set(experiment.rungs) <= set(results.RUNGS) for experiment in every.values())
+
+
+def test_no_result_is_kept_for_a_rung_that_its_experiment_does_not_know():
+    assert all(folder.name in experiment.rungs for experiment, folder in KEPT)
+
+
+def test_the_page_is_made_of_the_kept_results():
+    place = ROOT / "docs" / "claims.md"
+    assert place.read_text(encoding="utf-8") == claims_page.build(ROOT / "results", place), "run `make claims`"
+
+
+def test_kept_results_are_small():
+    size = sum(path.stat().st_size for _, folder in KEPT for path in folder.iterdir())
+    assert size < 15_000_000
+
+
+def test_no_result_holds_a_path_of_the_machine_that_made_it():
+    for _, folder in KEPT:
+        assert json.loads((folder / "result.json").read_text(encoding="utf-8"))["settings"].get("out") is None
