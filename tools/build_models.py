@@ -132,9 +132,11 @@ class Rows:
             yield self.padded(cut[place])
 
     def steps(self, size: int, epochs: float) -> int:
+        """The number of batches of this size in so many epochs."""
         return max(1, round(epochs * math.ceil(len(self.ids) / size)))
 
     def padded(self, rows: list[int]) -> tuple[Tensor, Tensor]:
+        """Token ids of these rows, padded with −1 to one length, and the lengths of their prompts."""
         longest = max(len(self.ids[row]) for row in rows)
         ids = torch.full((len(rows), longest), -1)
         for i, row in enumerate(rows):

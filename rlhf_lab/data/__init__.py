@@ -1,0 +1,1 @@
+"""Preference and SFT data sets: file formats, readers, conversions and the Hugging Face Hub."""

@@ -1,0 +1,1 @@
+"""Experiments on the lecture's empirical claims: set-ups, runner, saved results and reports."""

@@ -1,0 +1,1 @@
+"""Matplotlib figures and their common style."""

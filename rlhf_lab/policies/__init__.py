@@ -1,0 +1,1 @@
+"""Policies: tables of logits, a small transformer over token trees, and causal language models."""

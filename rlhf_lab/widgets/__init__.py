@@ -1,0 +1,1 @@
+"""Interactive explorers: each is a pure compute function, controls and one figure."""

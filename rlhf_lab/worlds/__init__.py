@@ -1,0 +1,1 @@
+"""Environments that supply prompts, responses and gold rewards: bandits, token trees and text."""

@@ -1,0 +1,1 @@
+"""Forward passes, sampling and token log-probabilities of transformer language models."""

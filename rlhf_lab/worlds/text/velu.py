@@ -71,10 +71,12 @@ class Noun:
     adjective: str = ""
 
     def velu(self, case: str) -> str:
+        """The noun phrase in Velu, in this case."""
         word = self.stem + PLURAL * self.plural + case
         return " ".join(part for part in (self.whose, word, self.adjective) if part)
 
     def english(self) -> str:
+        """The noun phrase in English."""
         words = (WHOSE.get(self.whose, "the"), ADJECTIVES.get(self.adjective, ""), NOUNS[self.stem] + "s" * self.plural)
         return " ".join(word for word in words if word)
 

@@ -1,0 +1,1 @@
+"""Given a budget of human labels, how should training be designed?"""

@@ -1,0 +1,1 @@
+"""Does DPO's frontier of gold reward against KL dominate PPO's?"""

@@ -1,0 +1,1 @@
+"""Does DPO converge to π* as the number of labels grows, and how fast?"""

@@ -1,0 +1,1 @@
+"""What do static preference labels cost when the environment is not static?"""

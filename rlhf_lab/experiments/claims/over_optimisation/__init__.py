@@ -1,0 +1,1 @@
+"""Does the proxy reward rise while the gold reward falls, and do more labels delay that?"""

@@ -1,0 +1,1 @@
+"""Do ReST's Improve and Grow steps raise the reward on translation?"""

@@ -1,0 +1,1 @@
+"""Why should preference pairs from π_r help?"""

@@ -1,0 +1,1 @@
+"""Is DPO more robust to the sampling temperature than PPO and best-of-n?"""
