@@ -79,13 +79,13 @@ def in_blocks(
     if at_once < 1:
         raise LabError(f"At least 1 prompt is needed at a time, not {at_once}.")
     starts = range(0, number, at_once)
-    shown = len(starts) > 1 and distributed.shows(progress)
+    shown = len(starts) > 1 and distributed.shows_progress(progress)
     blocks = []
     for start in tqdm(starts, desc=description, leave=False, disable=not shown):
         stop = min(start + at_once, number)
         path = None if folder is None else folder / f"rows-{start:07d}-{stop:07d}.safetensors"
         # All processes do the same, even where one of them sees the file first.
-        if path is not None and distributed.anywhere(path.is_file()):
+        if path is not None and distributed.any_rank(path.is_file()):
             blocks.append(_read(path))
             continue
         block = {name: value.detach().cpu() for name, value in make(start, stop).items()}
@@ -121,7 +121,7 @@ def _keep(path: Path, block: Block) -> None:
                 f"room, then --resume goes on with the blocks before it."
             ) from None
 
-    distributed.first_only(write)
+    distributed.on_main_process(write)
 
 
 def join(blocks: list[Block], name: str) -> Tensor:

@@ -221,7 +221,7 @@ def dpo(
         assert reference is not None
         with loop.autocast():
             each = partial(_reference_of, reference, batch_size=training.batch_size, progress=training.progress)
-            known = distributed.by_rows(each, dataset)
+            known = distributed.map_rows(each, dataset)
     with loop:
         for _, generator in loop:
             if dataset is not None:
@@ -277,7 +277,7 @@ def reference_log_probs(reference: Policy, pairs: Pairs, batch_size: int, progre
         range(0, len(pairs), batch_size),
         desc="reference",
         leave=False,
-        disable=not distributed.shows(progress) or len(pairs) <= batch_size,
+        disable=not distributed.shows_progress(progress) or len(pairs) <= batch_size,
     )
     parts = [pairs[start : start + batch_size] for start in starts]
     return torch.cat([reference.log_prob(part.prompts, part.responses) for part in parts])

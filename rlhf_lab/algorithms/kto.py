@@ -110,7 +110,7 @@ def mismatched(verdicts: Verdicts) -> Tokens | None:
     return verdicts.responses[source.to(verdicts.responses.device)].take(which)
 
 
-def verdict_loss(
+def kto_loss(
     policy: Policy,
     batch: Verdicts,
     log_ref: Tensor,
@@ -189,7 +189,7 @@ def kto(
     other = mismatched(verdicts)
 
     def loss_of(batch: Verdicts, log_ref: Tensor, z: Tensor, doubt: Tensor) -> tuple[Tensor, dict]:
-        return verdict_loss(policy, batch, log_ref, z, settings, doubt)
+        return kto_loss(policy, batch, log_ref, z, settings, doubt)
 
     training.check_rows(name, number)
     loop = Loop(name, policy, training, settings, claimed)
@@ -207,7 +207,7 @@ def kto(
                 if other is None or known_other is None:
                     z = doubt = known.new_zeros(())
                 else:
-                    here = distributed.by_rows(policy.log_prob, batch.prompts, other[rows])
+                    here = distributed.map_rows(policy.log_prob, batch.prompts, other[rows])
                     there = known_other[rows.to(here.device)]
                     z = mean((here - there).squeeze(-1), batch.weight)
                     doubt = mean(rounding(1.0, here, there, units=MANY).squeeze(-1), batch.weight)
@@ -221,9 +221,9 @@ def kto(
 def _log_probs(reference: Policy, prompts: Tokens, responses: Tokens, training: Training) -> Tensor:
     """log π_ref of (N, G) responses, in batches."""
     starts = range(0, len(prompts), training.batch_size)
-    shown = len(starts) > 1 and distributed.shows(training.progress)
+    shown = len(starts) > 1 and distributed.shows_progress(training.progress)
     parts = []
     for start in tqdm(starts, desc="reference", leave=False, disable=not shown):
         rows = slice(start, start + training.batch_size)
-        parts.append(distributed.by_rows(reference.log_prob, prompts[rows], responses[rows]))
+        parts.append(distributed.map_rows(reference.log_prob, prompts[rows], responses[rows]))
     return torch.cat(parts)

@@ -44,7 +44,7 @@ class RAFT:
     """Of sampling."""
     top_k: Count | None = None
     """Draw among the k likeliest tokens alone."""
-    prompts_at_once: Count | None = None
+    sampling_batch_size: Count | None = None
     """Prompts answered and scored at a time. Fewer need less memory, and are other draws.
     None: 512; on the command line as many as fit into 1 GiB."""
 
@@ -93,7 +93,7 @@ def raft(
         blocks = in_blocks(
             partial(_best_of_block, policy, reward, prompts, settings, training, turn),
             len(prompts),
-            settings.prompts_at_once or 512,
+            settings.sampling_batch_size or 512,
             None if out is None else out / "samples" / f"round-{turn}",
             f"{name} {turn + 1}: samples",
             training.progress,

@@ -59,7 +59,7 @@ class ReST:
     """Of sampling."""
     top_k: Count | None = None
     """Draw among the k likeliest tokens alone."""
-    prompts_at_once: Count | None = None
+    sampling_batch_size: Count | None = None
     """Prompts answered and scored at a time. Fewer need less memory, and are other draws.
     None: 512; on the command line as many as fit into 1 GiB."""
 
@@ -138,7 +138,7 @@ def rest(
         blocks = in_blocks(
             partial(_grown_block, policy, reward, prompts, settings, training, grow),
             len(prompts),
-            settings.prompts_at_once or 512,
+            settings.sampling_batch_size or 512,
             None if out is None else out / "samples" / f"grow-{grow}",
             f"{name} {grow + 1}: samples",
             training.progress,
@@ -196,7 +196,7 @@ def _scored(reward: Reward, prompts: Tokens, responses: Tokens, settings: ReST, 
     def block(start: int, stop: int) -> Block:
         return {"scores": check_finite(reward(prompts[start:stop], responses[start:stop]).detach(), "reward")}
 
-    return join(in_blocks(block, len(prompts), settings.prompts_at_once or 512, None, "scores", progress), "scores")
+    return join(in_blocks(block, len(prompts), settings.sampling_batch_size or 512, None, "scores", progress), "scores")
 
 
 class _Patience:
@@ -211,7 +211,7 @@ class _Patience:
         self.policy, self.reward, self.held_out, self.settings, self.seed = policy, reward, held_out, settings, seed
         self.record = record
         self.scores: dict[int, float] = {}
-        if record is not None and distributed.anywhere(record.is_file()):
+        if record is not None and distributed.any_rank(record.is_file()):
             try:
                 self.scores = {int(k): float(v) for k, v in json.loads(record.read_text(encoding="utf-8")).items()}
             except (ValueError, AttributeError, TypeError) as error:
@@ -233,7 +233,7 @@ class _Patience:
             self.scores[step] = float(self.reward(self.held_out, drawn).detach().mean())
             record = self.record
             if record is not None:
-                distributed.first_only(lambda: checkpoint.write_json(record, self.scores))
+                distributed.on_main_process(lambda: checkpoint.write_json(record, self.scores))
         best, waited = -float("inf"), 0
         for _, score in sorted((at, score) for at, score in self.scores.items() if at <= step):
             waited = 0 if score > best else waited + 1

@@ -33,7 +33,7 @@ class RewardModel:
         check_settings(self)
 
 
-def label_loss(model: nn.Module, batch: Pairs, prior: float) -> tuple[Tensor, dict]:
+def bradley_terry_loss(model: nn.Module, batch: Pairs, prior: float) -> tuple[Tensor, dict]:
     """Mean negative log-likelihood of a batch's labels plus λ E[r²]; and likelihood and accuracy (ties ½) alone."""
     scores = model(batch.prompts, batch.responses)
     chosen, rejected = scores.unbind(-1)
@@ -70,5 +70,5 @@ def reward_model(
     training.check_rows(name, len(pairs))
     with Loop(name, model, training, settings, claimed) as loop:
         for _ in loop:
-            loop.update(partial(label_loss, model, prior=settings.prior), (pairs[loop.rows(len(pairs))],))
+            loop.update(partial(bradley_terry_loss, model, prior=settings.prior), (pairs[loop.rows(len(pairs))],))
     return loop.history

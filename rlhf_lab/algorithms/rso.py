@@ -57,7 +57,7 @@ class RSO:
     """How accepted responses are paired."""
     labels: preferences.Labels = "sampled"
     """sampled: drawn from σ(r_1 − r_2), which the fit inverts to r. hard: the better one always; no finite fit."""
-    prompts_at_once: Count | None = None
+    sampling_batch_size: Count | None = None
     """Prompts whose candidates are drawn and scored at a time. Fewer need less memory, and are other draws.
     None: 256; on the command line as many as fit into 1 GiB."""
 
@@ -65,7 +65,7 @@ class RSO:
         check_settings(self)
         if self.loss in ("cdpo", "robust"):
             raise LabError(f"The loss {self.loss} needs a label_smoothing, which rso has not. Take sigmoid-norm.")
-        drawing = ["candidates", "accepted", "temperature", "top_k", "pairing", "labels", "prompts_at_once"]
+        drawing = ["candidates", "accepted", "temperature", "top_k", "pairing", "labels", "sampling_batch_size"]
         if self.source == "direct":
             unused = drawing if self.gamma is None else [*drawing, "beta"]
             refuse_unused(self, unused, "with the source direct, which draws no responses")
@@ -100,7 +100,7 @@ def make_pairs(
         prompts: (N, P); each gives `accepted`/2 pairs (a tournament: accepted − 1).
         settings: RSO's own; `source` may not be direct.
         seed: of everything drawn here.
-        batch_size: prompts at a time, in place of the settings' `prompts_at_once`.
+        batch_size: prompts at a time, in place of the settings' `sampling_batch_size`.
         progress: show a progress bar.
         folder: where the pairs of each finished block of prompts are kept, and looked for first.
 
@@ -117,7 +117,7 @@ def make_pairs(
             reference, reward, prompts[start:stop], settings, seeded(seed, 5, start, device=reference.device)
         ),
         len(prompts),
-        batch_size or settings.prompts_at_once or 256,
+        batch_size or settings.sampling_batch_size or 256,
         folder,
         "pairs",
         progress,

@@ -20,7 +20,7 @@ from rlhf_lab.policies.base import Policy
 from rlhf_lab.training import Loop, Training
 
 
-def cloning_loss(policy: Policy, prompts: Tokens, responses: Tokens) -> tuple[Tensor, dict]:
+def sft_loss(policy: Policy, prompts: Tokens, responses: Tokens) -> tuple[Tensor, dict]:
     """−mean log π_θ(y|x) over B prompts with G responses each, in nats a response; and nothing more to watch."""
     return -policy.log_prob(prompts, responses).mean(), {}
 
@@ -60,5 +60,5 @@ def sft(
             if stop is not None and stop(step):
                 break
             rows = loop.rows(len(prompts))
-            loop.update(partial(cloning_loss, policy), (prompts[rows], responses[rows]))
+            loop.update(partial(sft_loss, policy), (prompts[rows], responses[rows]))
     return loop.history

@@ -192,7 +192,7 @@ def _dispatch(words: list[str]) -> int:
     except (MemoryError, RuntimeError):
         from rlhf_lab.training import memory
 
-        with memory.told(settings):
+        with memory.oom_hint(settings):
             raise
     # `doctor` says by its exit code what it found.
     return result if isinstance(result, int) else 0

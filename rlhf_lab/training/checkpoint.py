@@ -128,7 +128,7 @@ def claim(out: Path, settings: dict[str, Any], resume: bool) -> None:
         LabError: the folder holds another run or other files; or `resume` finds no run, or one of other
             settings, of which the first that differs is named.
     """
-    distributed.first_only(lambda: _claim(out, settings, resume))
+    distributed.on_main_process(lambda: _claim(out, settings, resume))
 
 
 def _claim(out: Path, settings: dict[str, Any], resume: bool) -> None:
@@ -185,10 +185,10 @@ def save(out: Path, step: int, module: nn.Module, optimizer: torch.optim.Optimiz
             names the last good one, which is as it was.
     """
     # Parts that other processes hold are put together on all of them; one writes.
-    weights = {k: distributed.whole(v) for k, v in module.state_dict().items()}
+    weights = {k: distributed.full_tensor(v) for k, v in module.state_dict().items()}
     tensors, numbers = _pack(optimizer)
     folder = out / "checkpoints" / f"step-{step:06d}"
-    distributed.first_only(lambda: _write(folder, weights, tensors, {"step": step, "optimizer": numbers, **extra}))
+    distributed.on_main_process(lambda: _write(folder, weights, tensors, {"step": step, "optimizer": numbers, **extra}))
     return folder
 
 
@@ -303,7 +303,7 @@ def load(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> d
         check_weights(
             ((k, v) for k, v in weights.items() if k in trained), lambda name: str(folder / "weights.safetensors")
         )
-        module.load_state_dict({k: distributed.part_like(v, now[k]) if k in now else v for k, v in weights.items()})
+        module.load_state_dict({k: distributed.shard_like(v, now[k]) if k in now else v for k, v in weights.items()})
         _unpack(optimizer, tensors, state.pop("optimizer"))
     except Exception as error:
         found = _last_readable(folder.parent, besides=folder)
@@ -345,7 +345,7 @@ def _pack(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str
     for index, entries in optimizer.state_dict()["state"].items():
         for key, value in entries.items():
             if isinstance(value, Tensor):
-                tensors[f"{index}.{key}"] = distributed.whole(value)
+                tensors[f"{index}.{key}"] = distributed.full_tensor(value)
             elif isinstance(value, list) and value and all(isinstance(v, Tensor) for v in value):
                 # L-BFGS remembers its last directions in lists.
                 tensors |= {f"{index}.{key}.{i}": v for i, v in enumerate(value)}
@@ -365,7 +365,7 @@ def _unpack(optimizer: torch.optim.Optimizer, tensors: dict, numbers: dict) -> N
             lists.setdefault((int(index), key), {})[int(place[0])] = value
         else:
             if isinstance(value, Tensor):
-                value = distributed.part_like(value, parameters[int(index)])
+                value = distributed.shard_like(value, parameters[int(index)])
             state["state"].setdefault(int(index), {})[key] = value
     for (number, key), values in lists.items():
         state["state"].setdefault(number, {})[key] = [values[i] for i in range(len(values))]

@@ -34,7 +34,7 @@ BUCKET = 2**25
 """Numbers summed over processes at a time."""
 
 
-def start() -> None:
+def init_process_group() -> None:
     """Join the other processes, if this one was launched with others; and take the accelerator that is ours.
 
     A command calls it before it loads a model, so that `cuda` means this process's own GPU.
@@ -45,41 +45,41 @@ def start() -> None:
         PartialState()
 
 
-def count() -> int:
+def world_size() -> int:
     """How many processes train together; 1 when alone."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
     """Which of them this is, from 0."""
-    return dist.get_rank() if count() > 1 else 0
+    return dist.get_rank() if world_size() > 1 else 0
 
 
-def is_first() -> bool:
+def is_main_process() -> bool:
     """Whether this process writes files and shows progress."""
     return rank() == 0
 
 
-def shows(progress: bool) -> bool:
+def shows_progress(progress: bool) -> bool:
     """Whether this process shows progress: the first one, where it was asked for."""
-    return progress and is_first()
+    return progress and is_main_process()
 
 
-def sharded() -> bool:
+def uses_fsdp() -> bool:
     """Whether the launcher asked for FSDP."""
-    return count() > 1 and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in {"1", "true", "yes"}
+    return world_size() > 1 and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in {"1", "true", "yes"}
 
 
-def first_only(function: Callable[[], T]) -> T | None:
+def on_main_process(function: Callable[[], T]) -> T | None:
     """Run `function` on the first process while the others wait; None on the others.
 
     Raises:
         LabError: on every process, where it was raised on the first: nobody is left waiting.
     """
-    if count() == 1:
+    if world_size() == 1:
         return function()
     value, message = None, [None]
-    if is_first():
+    if is_main_process():
         try:
             value = function()
         except LabError as error:
@@ -97,52 +97,52 @@ def _device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
 
 
-def total(value: Tensor) -> Tensor:
+def all_reduce_sum(value: Tensor) -> Tensor:
     """The sum of `value` over the processes, on all of them, where `value` lies."""
-    if count() == 1:
+    if world_size() == 1:
         return value
     shared = value.detach().to(_device(), copy=True)
     dist.all_reduce(shared)
     return shared.to(value.device)
 
 
-def anywhere(flag: bool) -> bool:
+def any_rank(flag: bool) -> bool:
     """Whether `flag` is True on any process."""
-    return flag if count() == 1 else bool(total(torch.tensor(float(flag))) > 0)
+    return flag if world_size() == 1 else bool(all_reduce_sum(torch.tensor(float(flag))) > 0)
 
 
-def my_rows(number: int) -> range:
+def local_rows(number: int) -> range:
     """This process's share of the rows 0 … number − 1: whole, in order, as even as can be."""
-    each, more = divmod(number, count())
+    each, more = divmod(number, world_size())
     first = rank() * each + min(rank(), more)
     return range(first, first + each + (rank() < more))
 
 
 @torch.no_grad()
-def by_rows(function: Callable[..., Tensor], *batch: Any) -> Tensor:
+def map_rows(function: Callable[..., Tensor], *batch: Any) -> Tensor:
     """`function(*batch)`, each process computing its own rows, put together on all of them.
 
     Args:
         function: gives a tensor whose first axis is the batch's rows, each row a function of its own row alone.
         *batch: what it is called with: tensors, `Tokens` or `Pairs` of one length.
     """
-    if count() == 1 or sharded():
+    if world_size() == 1 or uses_fsdp():
         return function(*batch)
     number = len(batch[0])
-    mine = my_rows(number)
+    mine = local_rows(number)
     # A process without rows computes one all the same, for its shape.
     rows = torch.tensor(list(mine) or [0])
     part = function(*(b[rows] for b in batch))
     whole = part.new_zeros((number, *part.shape[1:]))
     if len(mine):
         whole[mine.start : mine.stop] = part
-    return total(whole)
+    return all_reduce_sum(whole)
 
 
 @torch.no_grad()
-def same_start(module: nn.Module) -> None:
+def broadcast_parameters(module: nn.Module) -> None:
     """The first process's weights and buffers to all."""
-    if count() == 1:
+    if world_size() == 1:
         return
     for tensor in [*module.parameters(), *module.buffers()]:
         if not _is_shard(tensor):
@@ -152,9 +152,9 @@ def same_start(module: nn.Module) -> None:
 
 
 @torch.no_grad()
-def sum_gradients(parameters: list[nn.Parameter]) -> None:
+def all_reduce_gradients(parameters: list[nn.Parameter]) -> None:
     """Sum the gradients over the processes, in place. Those of a sharded parameter are summed already."""
-    if count() == 1:
+    if world_size() == 1:
         return
     waiting: list[Tensor] = []
     for number, parameter in enumerate(parameters):
@@ -170,7 +170,7 @@ def _sum_in_place(tensors: list[Tensor]) -> None:
     for dtype in dict.fromkeys(t.dtype for t in tensors):  # in an order that all processes share
         alike = [t for t in tensors if t.dtype == dtype]
         flat = torch.cat([t.flatten() for t in alike])
-        flat = total(flat)
+        flat = all_reduce_sum(flat)
         for tensor, part in zip(alike, flat.split([t.numel() for t in alike]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
@@ -182,12 +182,12 @@ def _is_shard(tensor: Tensor) -> bool:
     return hasattr(tensor, "full_tensor")
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """The tensor of which this process holds a part; all processes must ask. Any other tensor as it is."""
     return tensor.full_tensor() if _is_shard(tensor) else tensor  # type: ignore[attr-defined]
 
 
-def part_like(value: Tensor, like: Tensor) -> Tensor:
+def shard_like(value: Tensor, like: Tensor) -> Tensor:
     """The part of `value` that this process holds of `like`."""
     if not _is_shard(like) or value.shape != like.shape:
         return value
@@ -196,25 +196,25 @@ def part_like(value: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)  # type: ignore[attr-defined]
 
 
-def local(tensor: Tensor) -> Tensor:
+def local_tensor(tensor: Tensor) -> Tensor:
     """The numbers that this process holds of a tensor."""
     return tensor.to_local() if _is_shard(tensor) else tensor  # type: ignore[attr-defined]
 
 
-def layers_of(module: nn.Module) -> list[nn.Module]:
+def transformer_layers(module: nn.Module) -> list[nn.Module]:
     """The transformer layers within `module`, by the mark that transformers puts on them."""
     mark = "GradientCheckpointingLayer"
     return [m for m in module.modules() if any(kind.__name__ == mark for kind in type(m).__mro__)]
 
 
 @contextmanager
-def sharing(module: nn.Module) -> Iterator[None]:
+def fully_sharded(module: nn.Module) -> Iterator[None]:
     """Within it each process holds a part of the weights, if the launcher asked for FSDP; after it, all of them.
 
     Afterwards the policies and rewards in `module` are the same objects, and ordinary ones to whoever samples,
     evaluates, copies or saves them. (What was taken out of them before, such as `policy.model`, is not.)
     """
-    if not sharded():
+    if not uses_fsdp():
         yield
         return
     tops = list(module.children()) if isinstance(module, nn.ModuleDict) else [module]
@@ -229,7 +229,7 @@ def sharing(module: nn.Module) -> Iterator[None]:
     for top, (twin, places) in zip(tops, plain, strict=True):
         with torch.no_grad():
             for name, parameter in top.named_parameters():
-                places[name].data = whole(parameter.detach())
+                places[name].data = full_tensor(parameter.detach())
             for name, buffer in top.named_buffers():
                 twin.get_buffer(name).copy_(buffer)
         top.__class__, top.__dict__ = type(twin), twin.__dict__
@@ -249,8 +249,8 @@ def _shard(top: nn.Module) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-    mesh = init_device_mesh(_device().type, (count(),))
-    for unit in [*layers_of(top), top]:
+    mesh = init_device_mesh(_device().type, (world_size(),))
+    for unit in [*transformer_layers(top), top]:
         fully_shard(unit, mesh=mesh)
     # Policies compute in methods that are not called forward.
     for method in ("token_log_probs", "sample"):

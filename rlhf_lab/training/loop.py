@@ -121,24 +121,24 @@ class Loop:
         self._tokens: Tensor | float = 0
         self._stop_asked = self._autocast_used = False
         self._open = ExitStack()
-        distributed.start()
+        distributed.init_process_group()
         out = training.out
         record = {"method": name, "training": training, "settings": settings}
         try:
             if out is not None:
-                distributed.first_only(lambda: self._take(out))
+                distributed.on_main_process(lambda: self._take(out))
                 if not claimed:
                     checkpoint.claim(out, record, training.resume)
-            distributed.same_start(module)
-            self._open.enter_context(distributed.sharing(module))
+            distributed.broadcast_parameters(module)
+            self._open.enter_context(distributed.fully_sharded(module))
             self.parameters = [p for p in module.parameters() if p.requires_grad]
             self.optimizer = _optimizer(self.parameters, training)
             if training.gradient_checkpointing:
-                self._open.enter_context(memory.recomputed(module, name))
+                self._open.enter_context(memory.checkpoint_activations(module, name))
             found = checkpoint.latest(out) if out is not None and training.resume else None
             if found is not None:
                 state = checkpoint.load(found, module, self.optimizer)
-                distributed.first_only(lambda: checkpoint.drop_old(found.parent))
+                distributed.on_main_process(lambda: checkpoint.drop_old(found.parent))
                 self.start = self.done = state["step"]
                 self.history = state["history"]
             self.trackers = Trackers(training, name, checkpoint.plain(record))
@@ -155,7 +155,7 @@ class Loop:
     def __enter__(self) -> Loop:
         self.bar = tqdm(
             total=self.training.steps, initial=self.start, desc=self.name, leave=False,
-            disable=not distributed.shows(self.training.progress),
+            disable=not distributed.shows_progress(self.training.progress),
         )  # fmt: skip
         self._since = time.perf_counter()
         self._old_handler = None
@@ -196,7 +196,9 @@ class Loop:
                 self._log(step)
             self.bar.update()
             # Several processes agree on it where they wait for each other anyway.
-            stop = self._stop_asked if distributed.count() == 1 else logged and distributed.anywhere(self._stop_asked)
+            stop = (
+                self._stop_asked if distributed.world_size() == 1 else logged and distributed.any_rank(self._stop_asked)
+            )
             if out is not None and (self.done % self.training.save_every == 0 or last or stop):
                 self._refuse_nonfinite(self._loss, wait=True)
                 self._refuse_nonfinite_weights()
@@ -208,7 +210,7 @@ class Loop:
                 )
         if out is not None:
             lines = "".join(json.dumps(row) + "\n" for row in self.history)
-            distributed.first_only(lambda: checkpoint.write_text(out / "history.jsonl", lines))
+            distributed.on_main_process(lambda: checkpoint.write_text(out / "history.jsonl", lines))
 
     def rows(self, number: int) -> Tensor:
         """The rows of the step in hand, of `number` that there are: see `rows_at`. An error then names them.
@@ -294,15 +296,15 @@ class Loop:
         rows run out a part is row 0 with share 0.
         """
         if batch is None:
-            return [_Part((), 1.0 / distributed.count())]
-        number, mine = len(batch[0]), distributed.my_rows(len(batch[0]))
-        if distributed.count() == 1 and self.training.accumulate == 1:
+            return [_Part((), 1.0 / distributed.world_size())]
+        number, mine = len(batch[0]), distributed.local_rows(len(batch[0]))
+        if distributed.world_size() == 1 and self.training.accumulate == 1:
             return [_Part(batch, 1.0)]
         if weight is None:
             weight = next((b.weight for b in batch if getattr(b, "weight", None) is not None), None)
         if weight is not None:
             weight = weight.double() / weight.double().sum()
-        widest = -(-number // distributed.count())
+        widest = -(-number // distributed.world_size())
         out = []
         for rows in torch.arange(mine.start, mine.stop).tensor_split(min(self.training.accumulate, widest)):
             share = len(rows) / number if weight is None else weight[rows.to(weight.device)].sum()
@@ -314,7 +316,7 @@ class Loop:
         """Loss, metrics and gradient of the whole step, from its parts and the other processes'."""
         value, watched = None, dict[str, Any]()
         # FSDP takes the mean over processes, where the parts' shares want the sum.
-        scale = distributed.count() if distributed.sharded() else 1
+        scale = distributed.world_size() if distributed.uses_fsdp() else 1
         for batch, share, first in parts:
             seen: Metrics = {}
             if callable(loss):
@@ -322,12 +324,12 @@ class Loop:
                     part, seen = loss(*batch)
             else:
                 part = loss
-            if distributed.count() == 1:
+            if distributed.world_size() == 1:
                 self._refuse_nonfinite(part, loss, batch, first)
             one = isinstance(share, float) and share * scale == 1.0
             (part if one else part * (share * scale)).backward()
             part = part.detach()
-            if len(parts) == 1 and distributed.count() == 1:
+            if len(parts) == 1 and distributed.world_size() == 1:
                 value, watched = part, seen
                 break
             value = part * share if value is None else value + part * share
@@ -335,11 +337,11 @@ class Loop:
                 number = number.detach() if isinstance(number, Tensor) else number
                 watched[key] = number * share + watched.get(key, 0.0)
         assert value is not None
-        distributed.sum_gradients(self.parameters)
-        if distributed.count() > 1:
+        distributed.all_reduce_gradients(self.parameters)
+        if distributed.world_size() > 1:
             names = list(watched)
             numbers = [value, *(torch.as_tensor(watched[name]).to(value) for name in names)]
-            value, *summed = distributed.total(torch.stack(numbers)).unbind()
+            value, *summed = distributed.all_reduce_sum(torch.stack(numbers)).unbind()
             watched = dict(zip(names, summed, strict=True))
             self._refuse_nonfinite(value)
         self._refuse_nonfinite_gradient(value)
@@ -375,17 +377,17 @@ class Loop:
         """A finite loss can have a gradient that is not (√ at 0, for one); it must not reach a weight."""
         if loss.device.type != "cpu":
             return
-        grads = [distributed.local(p.grad) for p in self.parameters if p.grad is not None]
+        grads = [distributed.local_tensor(p.grad) for p in self.parameters if p.grad is not None]
         # A sum reads the gradient once and writes nothing; nan and ∞ survive it. It can overflow: then look closely.
         bad = not all(bool(torch.isfinite(g.sum())) or bool(torch.isfinite(g).all()) for g in grads)
-        if distributed.anywhere(bad) if distributed.sharded() else bad:
+        if distributed.any_rank(bad) if distributed.uses_fsdp() else bad:
             raise LabError(self._nonfinite("the gradient became nan or infinite"))
 
     def _refuse_nonfinite_weights(self) -> None:
         """Where losses are read late, weights that are lost must not be saved as good ones."""
         with torch.no_grad():
-            fine = torch.stack([torch.isfinite(distributed.local(p)).all() for p in self.parameters]).all()
-        if distributed.anywhere(not bool(fine)):
+            fine = torch.stack([torch.isfinite(distributed.local_tensor(p)).all() for p in self.parameters]).all()
+        if distributed.any_rank(not bool(fine)):
             raise LabError(self._nonfinite("the weights became nan or infinite"))
 
     def _nonfinite(self, what: str, bad: list[int] = []) -> str:  # noqa: B006

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from rlhf_lab.errors import LabError
-from rlhf_lab.training.distributed import layers_of
+from rlhf_lab.training.distributed import transformer_layers
 
 _SIGNS = ("out of memory", "can't allocate memory", "DefaultCPUAllocator", "ALLOC_FAILED", "Cannot allocate memory")
 
@@ -45,7 +45,7 @@ def advice(settings: Any) -> str:
 
 
 @contextmanager
-def told(settings: Any) -> Iterator[None]:
+def oom_hint(settings: Any) -> Iterator[None]:
     """Within it too little memory ends as one sentence with `advice`, where no loop has said it already.
 
     Raises:
@@ -57,13 +57,13 @@ def told(settings: Any) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         own = [settings, *getattr(settings, "__dict__", {}).values()]
-        drawn = next((part.prompts_at_once for part in own if hasattr(part, "prompts_at_once")), None)
-        fewer = f" While it samples: fewer prompts_at_once (now {drawn})." if drawn is not None else ""
+        drawn = next((part.sampling_batch_size for part in own if hasattr(part, "sampling_batch_size")), None)
+        fewer = f" While it samples: fewer sampling_batch_size (now {drawn})." if drawn is not None else ""
         raise LabError(f"Out of memory outside of the training steps. {advice(settings)}{fewer}") from None
 
 
 @contextmanager
-def recomputed(module: nn.Module, name: str) -> Iterator[None]:
+def checkpoint_activations(module: nn.Module, name: str) -> Iterator[None]:
     """Within it the layers of the language models in `module` keep their input alone for the backward pass.
 
     Chen et al. 2016, "Training deep nets with sublinear memory cost". The numbers are the same to the bit: the same
@@ -73,11 +73,11 @@ def recomputed(module: nn.Module, name: str) -> Iterator[None]:
     Raises:
         LabError: there is no transformer layer in `module`.
     """
-    layers: list[Any] = layers_of(module)
+    layers: list[Any] = transformer_layers(module)
     if not layers:
         raise LabError(f"{name}: gradient_checkpointing is for language models of transformers; leave it off here.")
     for layer in layers:
-        layer.forward = _Recomputed(layer.forward)
+        layer.forward = _CheckpointedForward(layer.forward)
     try:
         yield
     finally:
@@ -85,7 +85,7 @@ def recomputed(module: nn.Module, name: str) -> Iterator[None]:
             del layer.forward
 
 
-class _Recomputed:
+class _CheckpointedForward:
     """A layer's forward pass under `torch.utils.checkpoint`."""
 
     def __init__(self, forward: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from rlhf_lab.errors import LabError
 from rlhf_lab.training.config import Training
-from rlhf_lab.training.distributed import is_first
+from rlhf_lab.training.distributed import is_main_process
 
 
 class Trackers:
@@ -38,7 +38,7 @@ class Trackers:
                 raise LabError(f"There is no tracker {tracker!r}; accelerate knows {', '.join(LOGGER_TYPE_TO_CLASS)}.")
             if tracker not in there:
                 raise LabError(f"The tracker {tracker} is not installed here: `pip install {tracker}`.")
-        if not is_first():
+        if not is_main_process():
             return
         self.accelerator = Accelerator(log_with=list(training.trackers), project_dir=str(training.out))
         self.accelerator.init_trackers(name.replace(" ", "-"), config=_flat(record))

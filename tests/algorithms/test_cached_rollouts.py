@@ -93,8 +93,8 @@ def test_top_k_is_passed_on_only_where_it_is_given():
     for settings in (RAFT, ReST, RSO):
         with pytest.raises(LabError, match="top_k"):
             settings(top_k=0)
-        with pytest.raises(LabError, match="prompts_at_once"):
-            settings(prompts_at_once=0)
+        with pytest.raises(LabError, match="sampling_batch_size"):
+            settings(sampling_batch_size=0)
 
 
 class Stopped(Exception):
@@ -127,16 +127,16 @@ def collecting(reward):
 
 
 METHODS = {
-    "raft": lambda p, r, t: raft(p, r, PROMPTS, RAFT(4, rounds=2, prompts_at_once=8), t),
+    "raft": lambda p, r, t: raft(p, r, PROMPTS, RAFT(4, rounds=2, sampling_batch_size=8), t),
     "rest": lambda p, r, t: rest(
-        p, r, PROMPTS, ReST(grows=2, thresholds=(0.2, 0.5), samples=4, prompts_at_once=8), t
+        p, r, PROMPTS, ReST(grows=2, thresholds=(0.2, 0.5), samples=4, sampling_batch_size=8), t
     ),
     "rest with patience": lambda p, r, t: rest(
         p, r, PROMPTS,
-        ReST(thresholds=(0.2, 0.5), samples=4, prompts_at_once=8, patience=1, check_every=2), t,
+        ReST(thresholds=(0.2, 0.5), samples=4, sampling_batch_size=8, patience=1, check_every=2), t,
         held_out=PROMPTS[:4],
     ),
-    "rso": lambda p, r, t: rso(p, WORLD.reference, r, PROMPTS, RSO(candidates=8, accepted=2, prompts_at_once=8), t),
+    "rso": lambda p, r, t: rso(p, WORLD.reference, r, PROMPTS, RSO(candidates=8, accepted=2, sampling_batch_size=8), t),
     "online": lambda p, r, t: online(
         p, WORLD.reference, collecting(r), DPO(beta=0.5), Online(rounds=2, labels=40, labels_at_once=8), t
     ),
@@ -179,7 +179,7 @@ def test_blocks_of_rso_follow_the_same_distribution_whatever_their_size():
     """Frequencies of accepted responses from blocks of 7 and of 1000 prompts, within 4 σ of each other."""
     found = []
     for size in (7, 1000):
-        settings = RSO(candidates=16, accepted=2, prompts_at_once=size)
+        settings = RSO(candidates=16, accepted=2, sampling_batch_size=size)
         pairs, _ = make_pairs(WORLD.reference, WORLD.reward, WORLD.prompts.repeat(500), settings, seed=size)
         index = WORLD.tree.index(pairs.responses).flatten()
         found.append(torch.bincount(index, minlength=5).double() / len(index))

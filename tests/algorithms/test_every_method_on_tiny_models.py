@@ -59,13 +59,14 @@ METHODS = {
     "grpo": lambda s: group(
         s.policy, s.reference, s.reward, PROMPTS, Group("grpo", samples=3, epochs=2, minibatches=2), s.training
     ),
-    "raft": lambda s: raft(s.policy, s.reward, PROMPTS, RAFT(3, rounds=2, prompts_at_once=3, top_k=6), s.training),
+    "raft": lambda s: raft(s.policy, s.reward, PROMPTS, RAFT(3, rounds=2, sampling_batch_size=3, top_k=6), s.training),
     "rest": lambda s: rest(
-        s.policy, s.reward, PROMPTS, ReST(samples=4, thresholds=(0.0, 0.3), prompts_at_once=3, top_k=6), s.training,
+        s.policy, s.reward, PROMPTS, ReST(samples=4, thresholds=(0.0, 0.3), sampling_batch_size=3, top_k=6), s.training,
         (PROMPTS, s.policy.sample(PROMPTS, 1, seeded(9))),
     ),
     "rso": lambda s: rso(
-        s.policy, s.reference, s.reward, PROMPTS, RSO(candidates=8, accepted=4, prompts_at_once=3, top_k=6), s.training
+        s.policy, s.reference, s.reward, PROMPTS,
+        RSO(candidates=8, accepted=4, sampling_batch_size=3, top_k=6), s.training,
     ),
     "online": lambda s: online(
         s.policy, s.reference, lambda p, n, g: s.pairs(p, g), DPO(), Online(2, 8), s.training

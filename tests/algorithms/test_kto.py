@@ -7,7 +7,7 @@ from scipy.optimize import minimize
 from scipy.special import expit, logsumexp
 
 from rlhf_lab import exact
-from rlhf_lab.algorithms.kto import KTO, Verdicts, kto, mismatched, verdict_loss
+from rlhf_lab.algorithms.kto import KTO, Verdicts, kto, kto_loss, mismatched
 from rlhf_lab.batch import Pairs, Tokens
 from rlhf_lab.errors import LabError
 from rlhf_lab.training import Training, rows_at, seeded
@@ -34,7 +34,7 @@ def test_verdict_loss_row_by_row_from_the_papers_formula():
         for table in policy.logits.tables:
             table.add_(torch.randn(table.shape, dtype=table.dtype, generator=seeded(1)))
     log_ref = TREE.reference.log_prob(pairs.prompts, pairs.responses)
-    loss, seen = verdict_loss(policy, verdicts, log_ref, 0.2, KTO(0.7, 1.2, 0.8))
+    loss, seen = kto_loss(policy, verdicts, log_ref, 0.2, KTO(0.7, 1.2, 0.8))
     k = (policy.log_prob(pairs.prompts, pairs.responses) - log_ref).detach().numpy()
     wanted = 1.2 - 1.2 * expit(0.7 * (k[:, 0] - 0.2)) + 0.8 - 0.8 * expit(0.7 * (0.2 - k[:, 1]))
     assert loss.item() == pytest.approx(wanted.mean() / 2, rel=1e-12)
@@ -229,5 +229,5 @@ def test_accuracy_counts_a_reference_point_below_zero_as_zero():
     """k = 0.5 and −0.5 around z = −1: cut at 0, the one is praised and the other is not."""
     pairs = TREE.preferences(1, seeded(0))
     log_ref = TREE.reference.log_prob(pairs.prompts, pairs.responses) - torch.tensor([[0.5, -0.5]])
-    _, seen = verdict_loss(TREE.reference, Verdicts.from_pairs(pairs), log_ref, -1.0, KTO())
+    _, seen = kto_loss(TREE.reference, Verdicts.from_pairs(pairs), log_ref, -1.0, KTO())
     assert seen["accuracy"].item() == 1.0

@@ -91,7 +91,7 @@ def test_each_improve_step_of_rest_gets_the_rows_above_its_threshold_beside_thei
         return factor[0] * WORLD.reward(x, y)
 
     settings = ReST(
-        grows=2, thresholds=(0.0, 0.6, 0.8), samples=5, rate_decay=0.5, temperature=0.8, top_k=2, prompts_at_once=3
+        grows=2, thresholds=(0.0, 0.6, 0.8), samples=5, rate_decay=0.5, temperature=0.8, top_k=2, sampling_batch_size=3
     )
     inner = rest_room.in_blocks
 
@@ -174,7 +174,7 @@ def test_patience_counts_checks_without_a_new_best_reward(scores, patience, stop
     """Checks at steps 0, 2, 4, … of an Improve step; the same numbers are drawn at each, for the held-out prompts."""
     policy, held_out = Asked(WORLD.reference.copy()), PROMPTS[1:3]
     settings = ReST(
-        thresholds=(0.0,), samples=6, patience=patience, check_every=2, temperature=0.8, top_k=2, prompts_at_once=4
+        thresholds=(0.0,), samples=6, patience=patience, check_every=2, temperature=0.8, top_k=2, sampling_batch_size=4
     )
     reward = Scripted(0.0, *scores)
     rest(policy, reward, PROMPTS, settings, training(), held_out=held_out)
@@ -204,7 +204,7 @@ def test_a_resumed_improve_step_counts_the_checks_up_to_its_own_step(tmp_path):
 
 def test_each_round_of_raft_keeps_the_best_of_k_of_every_prompt(fits):
     policy = Asked(WORLD.reference.copy())
-    settings = RAFT(best_of=5, rounds=2, temperature=0.8, top_k=2, prompts_at_once=3)
+    settings = RAFT(best_of=5, rounds=2, temperature=0.8, top_k=2, sampling_batch_size=3)
     history = raft(policy, WORLD.reward, PROMPTS, settings, training())
     assert [call[1] for call in policy.calls] == [5] * 4 and [call[3:5] for call in policy.calls] == [(0.8, 2)] * 4
     assert [call[0] for call in policy.calls] == [PROMPTS[:3].tolist(), PROMPTS[3:].tolist()] * 2
@@ -273,7 +273,7 @@ def test_rso_samples_accepts_and_labels_as_its_settings_say(monkeypatch):
     monkeypatch.setattr(rso_room.preferences, "make_pairs", pair)
     settings = RSO(
         beta=0.7, gamma=0.2, candidates=16, accepted=4, temperature=0.8, top_k=2, pairing="tournament",
-        labels="hard", prompts_at_once=3,
+        labels="hard", sampling_batch_size=3,
     )  # fmt: skip
     pairs, dropped = make_pairs(reference, WORLD.reward, PROMPTS, settings, seed=3)
     assert [call[1] for call in reference.calls] == [16] * 2 and [c[3:5] for c in reference.calls] == [(0.8, 2)] * 2

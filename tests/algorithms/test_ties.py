@@ -8,10 +8,10 @@ import torch
 
 from rlhf_lab import exact, preferences, sampling
 from rlhf_lab.algorithms.dpo import DPO, WITHOUT_REFERENCE, PairLoss, pair_loss
-from rlhf_lab.algorithms.kto import KTO, Verdicts, verdict_loss
+from rlhf_lab.algorithms.kto import KTO, Verdicts, kto_loss
 from rlhf_lab.algorithms.raft import best_of
 from rlhf_lab.algorithms.ranker import order_loss
-from rlhf_lab.algorithms.reward_model import label_loss
+from rlhf_lab.algorithms.reward_model import bradley_terry_loss
 from rlhf_lab.batch import Pairs, Tokens
 from rlhf_lab.evaluation import win_rate
 from rlhf_lab.evaluation.judges import GoldJudge, RewardJudge
@@ -65,20 +65,20 @@ def test_kto_counts_k_near_z_as_half_right_for_both_verdicts():
     """k = ±rounding with z = 0; then z off by the rounding of long responses, beside short ones, if that is said."""
     verdicts = Verdicts.from_pairs(pairs())
     for sign in (1, -1):
-        _, seen = verdict_loss(giving(REFERENCE + sign * off_by(10)), verdicts, REFERENCE, 0.0, KTO())
+        _, seen = kto_loss(giving(REFERENCE + sign * off_by(10)), verdicts, REFERENCE, 0.0, KTO())
         assert seen["accuracy"] == 0.5
     z = torch.full((4, 1), 1e-4)
     same = giving(REFERENCE.clone())
-    assert verdict_loss(same, verdicts, REFERENCE, z, KTO(), 1e-4)[1]["accuracy"] == 0.5
+    assert kto_loss(same, verdicts, REFERENCE, z, KTO(), 1e-4)[1]["accuracy"] == 0.5
     # Without it 1e-4 nats above k are enough to be right about the rejected one of the short pair.
     short = verdicts[torch.tensor([2])]
-    seen = verdict_loss(giving(REFERENCE[2:3]), short, REFERENCE[2:3], z[:1], KTO())[1]
+    seen = kto_loss(giving(REFERENCE[2:3]), short, REFERENCE[2:3], z[:1], KTO())[1]
     assert seen["accuracy"] == 0.5 * (0 + 1)
     # k above z: right about the chosen one, wrong about the rejected one; and the other way round.
     up = giving(REFERENCE + torch.tensor([0.1, -0.1]))
-    assert verdict_loss(up, verdicts, REFERENCE, 0.0, KTO())[1]["accuracy"] == 1
+    assert kto_loss(up, verdicts, REFERENCE, 0.0, KTO())[1]["accuracy"] == 1
     down = giving(REFERENCE + torch.tensor([-0.1, 0.1]))
-    assert verdict_loss(down, verdicts, REFERENCE, 0.0, KTO())[1]["accuracy"] == 0
+    assert kto_loss(down, verdicts, REFERENCE, 0.0, KTO())[1]["accuracy"] == 0
 
 
 @pytest.mark.parametrize("size", [1e-3, 10.1])
@@ -87,9 +87,9 @@ def test_the_reward_model_s_equal_scores_are_half_right_at_every_magnitude(size)
     one = torch.tensor(size)
     up = torch.nextafter(one, torch.tensor(torch.inf))
     scores = torch.stack([torch.stack(row) for row in ((one, one), (one, up), (1.01 * one, one), (one, 1.01 * one))])
-    _, seen = label_loss(lambda prompts, responses: scores, pairs(), 0.0)
+    _, seen = bradley_terry_loss(lambda prompts, responses: scores, pairs(), 0.0)
     assert seen["accuracy"].item() == 0.5
-    _, seen = label_loss(lambda prompts, responses: scores[[1, 2]], pairs(2), 0.0)
+    _, seen = bradley_terry_loss(lambda prompts, responses: scores[[1, 2]], pairs(2), 0.0)
     assert seen["accuracy"].item() == 0.75
 
 

@@ -295,7 +295,7 @@ def test_ctrl_c_while_samples_are_drawn_for_a_method_says_that_they_are_kept(
         return real(self, *arguments, **named)
 
     monkeypatch.setattr(LanguageModelPolicy, "sample", once)
-    more = ("--reward", reward, "--best-of", "2", "--prompts-at-once", "4")
+    more = ("--reward", reward, "--best-of", "2", "--sampling-batch-size", "4")
     assert main(train("raft", model, pairs, tmp_path / "run", *more)) == 130
     assert "The samples so far are saved" in capsys.readouterr().err
 

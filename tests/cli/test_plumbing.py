@@ -391,11 +391,11 @@ def test_prompts_at_a_time_follow_what_is_drawn_and_what_was_given_stays():
     """Three rows of logits of one response are 100 bytes less than 128 MiB: 8 prompts with one response each fit into
     1 GiB, and 4 with two."""
     config = SimpleNamespace(num_attention_heads=1, num_hidden_layers=1, hidden_size=1, vocab_size=(2**27 - 100) // 12)
-    fit = [sampling_batch.prompts_at_once(config, number, (1, 1)) for number in (1, 2, 4)]
+    fit = [sampling_batch.sampling_batch_size(config, number, (1, 1)) for number in (1, 2, 4)]
     assert fit == [8, 4, 2]
     # 16 MiB of keys and values (2 · 2²⁰ · 4 bytes for each of two tokens) and 12 MiB of logits.
     both = SimpleNamespace(num_attention_heads=1, num_hidden_layers=1, hidden_size=2**20, vocab_size=2**20)
-    assert sampling_batch.prompts_at_once(both, 1, (1, 1)) == 1024 // 28 == 36
+    assert sampling_batch.sampling_batch_size(both, 1, (1, 1)) == 1024 // 28 == 36
     for command, changes, number in (
         ("train rso", {"candidates": 4, "accepted": 2, "source": "rso-sample-rank"}, 4),
         ("train rso", {"candidates": 4, "accepted": 2, "source": "sft-sample-rank"}, 2),
@@ -403,9 +403,9 @@ def test_prompts_at_a_time_follow_what_is_drawn_and_what_was_given_stays():
         ("train rest", {"samples": 2, "thresholds": (0.0, 0.5, 0.6, 0.7)}, 2),
     ):
         name = command.split()[1]
-        open_ = sampling_batch.settle(settings_of(command, **changes, prompts_at_once=None), config, (1, 1))
-        assert getattr(open_, name).prompts_at_once == 8 // number
-        given = settings_of(command, **changes, prompts_at_once=7)
+        open_ = sampling_batch.settle(settings_of(command, **changes, sampling_batch_size=None), config, (1, 1))
+        assert getattr(open_, name).sampling_batch_size == 8 // number
+        given = settings_of(command, **changes, sampling_batch_size=7)
         assert sampling_batch.settle(given, config, (1, 1)) == given
 
 

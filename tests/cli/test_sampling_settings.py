@@ -215,19 +215,19 @@ def test_prompts_at_a_time_are_those_whose_keys_values_and_logits_fit_into_a_gib
     """GPT-2, 64 candidates of 53 tokens to 512 of a prompt: 2 · 12 · 768 · 4 bytes of keys and values a token, three
     rows of 50,257 logits a candidate."""
     each = (512 + 64 * 53) * 2 * 12 * 768 * 4 + 3 * 64 * 50257 * 4 + 9 * 64 * 53
-    assert sampling_batch.prompts_at_once(config(), 64, (512, 53)) == 2**30 // each == 3
-    assert sampling_batch.prompts_at_once(config(num_key_value_heads=1), 64, (512, 53)) > 3
-    assert sampling_batch.prompts_at_once(config(2, 32, 2, 300), 2, (8, 8)) == 512
-    assert sampling_batch.prompts_at_once(config(48, 1600, 25), 64, (512, 512)) == 1
+    assert sampling_batch.sampling_batch_size(config(), 64, (512, 53)) == 2**30 // each == 3
+    assert sampling_batch.sampling_batch_size(config(num_key_value_heads=1), 64, (512, 53)) > 3
+    assert sampling_batch.sampling_batch_size(config(2, 32, 2, 300), 2, (8, 8)) == 512
+    assert sampling_batch.sampling_batch_size(config(48, 1600, 25), 64, (512, 512)) == 1
 
 
 @pytest.mark.parametrize("method", ["rso", "raft", "rest"])
 def test_prompts_at_a_time_are_recorded_and_what_was_given_is_left_alone(method, model, pairs, reward, tmp_path):
-    for more, expected in (([], 512), (["--prompts-at-once", "7"], 7)):
+    for more, expected in (([], 512), (["--sampling-batch-size", "7"], 7)):
         out = tmp_path / f"run-{expected}"
         assert main(train(method, model, pairs, out, "--reward", reward, *METHODS[method], *more)) == 0
-        assert json.loads((out / "run.json").read_text())[method]["prompts_at_once"] == expected
-        assert f"prompts_at_once: {expected}" in (out / "settings.yaml").read_text()
+        assert json.loads((out / "run.json").read_text())[method]["sampling_batch_size"] == expected
+        assert f"sampling_batch_size: {expected}" in (out / "settings.yaml").read_text()
 
 
 # Memory.
@@ -244,11 +244,11 @@ def test_out_of_memory_before_the_first_step_is_one_sentence_and_leaves_no_folde
         monkeypatch.setattr(runner, "load_language_model", full)
     else:
         monkeypatch.setattr(LanguageModelPolicy, "sample", full)
-    words = train("raft", model, pairs, tmp_path / "run", "--reward", reward, "--prompts-at-once", "9")
+    words = train("raft", model, pairs, tmp_path / "run", "--reward", reward, "--sampling-batch-size", "9")
     assert main(words) == 2
     said = capsys.readouterr().err
     assert "Traceback" not in said and "a smaller batch_size (now 4)" in said and "precision=bf16" in said
-    assert "fewer prompts_at_once (now 9)" in said and "rlhf-lab plan" in said
+    assert "fewer sampling_batch_size (now 9)" in said and "rlhf-lab plan" in said
     assert not (tmp_path / "run").exists()
 
 

@@ -93,7 +93,7 @@ def test_ctrl_c_in_a_method_of_rounds_and_resume_end_at_the_same_weights(model, 
     more = ("--reward", reward, "--best-of", "2", "--rounds", "2")
     assert main(train("raft", model, pairs, tmp_path / "whole", *more)) == 0
 
-    calls, loss = [], sft.cloning_loss
+    calls, loss = [], sft.sft_loss
 
     def stop_in_the_second_round(*arguments):
         calls.append(1)
@@ -102,7 +102,7 @@ def test_ctrl_c_in_a_method_of_rounds_and_resume_end_at_the_same_weights(model, 
         return loss(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sft, "cloning_loss", stop_in_the_second_round)
+        patch.setattr(sft, "sft_loss", stop_in_the_second_round)
         assert main(train("raft", model, pairs, tmp_path / "run", *more)) == 130
     assert not (tmp_path / "run" / "model").exists() and len(calls) == 3
 

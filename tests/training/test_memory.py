@@ -40,12 +40,12 @@ def test_a_layer_is_computed_again_unless_it_writes_to_a_cache():
             cache.written.append(x.detach())
         return x.sin()
 
-    recomputed, x, cache = memory._Recomputed(layer), torch.ones(2, requires_grad=True), Cache()
-    recomputed(x).sum().backward()
+    checkpointed, x, cache = memory._CheckpointedForward(layer), torch.ones(2, requires_grad=True), Cache()
+    checkpointed(x).sum().backward()
     assert len(calls) == 2 and torch.equal(x.grad, torch.ones(2).cos())
     with torch.no_grad():
-        recomputed(x)
+        checkpointed(x)
     assert len(calls) == 3
-    recomputed(x, cache).sum().backward()
-    recomputed(x, cache=cache).sum().backward()
+    checkpointed(x, cache).sum().backward()
+    checkpointed(x, cache=cache).sum().backward()
     assert len(calls) == 5 and cache.get_seq_length() == 2

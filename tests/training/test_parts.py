@@ -11,7 +11,7 @@ import torch
 from tiny_models import one_thread, ragged, tiny  # noqa: F401
 
 from rlhf_lab.algorithms.dpo import DPO, pair_loss
-from rlhf_lab.algorithms.sft import cloning_loss
+from rlhf_lab.algorithms.sft import sft_loss
 from rlhf_lab.batch import Pairs
 from rlhf_lab.errors import LabError
 from rlhf_lab.policies.language_model import LanguageModelPolicy
@@ -68,7 +68,7 @@ def test_parts_are_computed_one_after_the_other():
 
     def loss(x, y):
         sizes.append(len(x))
-        return cloning_loss(module, x, y)
+        return sft_loss(module, x, y)
 
     with Loop("sft", module, settings(steps=1, accumulate=3)) as loop:
         for _ in loop:
@@ -473,8 +473,8 @@ def test_the_bar_shows_loss_reward_kl_and_speed_and_the_history_no_speed():
 def test_shares_are_even_and_make_the_whole_in_order(number, count, monkeypatch):
     shares = []
     for me in range(count):
-        monkeypatch.setattr(distributed, "count", lambda: count)
+        monkeypatch.setattr(distributed, "world_size", lambda: count)
         monkeypatch.setattr(distributed, "rank", lambda me=me: me)
-        shares.append(list(distributed.my_rows(number)))
+        shares.append(list(distributed.local_rows(number)))
     assert [row for share in shares for row in share] == list(range(number))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1

@@ -19,8 +19,8 @@ torch.set_num_threads(1)
 from tiny_models import ragged, tiny  # noqa: E402
 
 from rlhf_lab.algorithms.dpo import DPO, dpo, pair_loss, reference_log_probs  # noqa: E402
-from rlhf_lab.algorithms.reward_model import RewardModel, label_loss, reward_model  # noqa: E402
-from rlhf_lab.algorithms.sft import cloning_loss, sft  # noqa: E402
+from rlhf_lab.algorithms.reward_model import RewardModel, bradley_terry_loss, reward_model  # noqa: E402
+from rlhf_lab.algorithms.sft import sft, sft_loss  # noqa: E402
 from rlhf_lab.batch import Pairs  # noqa: E402
 from rlhf_lab.errors import LabError  # noqa: E402
 from rlhf_lab.policies.language_model import LanguageModelPolicy  # noqa: E402
@@ -62,21 +62,19 @@ def on_the_loop(module, data: tuple, loss, training: Training) -> list[dict]:
 
 def loop_sft(training: Training):
     module, data = policy(), pairs()
-    return module, on_the_loop(
-        module, (data.prompts, data.responses), lambda x, y: cloning_loss(module, x, y), training
-    )
+    return module, on_the_loop(module, (data.prompts, data.responses), lambda x, y: sft_loss(module, x, y), training)
 
 
 def loop_dpo(training: Training, weighted: bool = False):
     module, data = policy(), pairs(weighted)
-    distributed.same_start(module)
-    log_ref = distributed.by_rows(lambda p: reference_log_probs(module, p, 4), data)
+    distributed.broadcast_parameters(module)
+    log_ref = distributed.map_rows(lambda p: reference_log_probs(module, p, 4), data)
     return module, on_the_loop(module, (data, log_ref), lambda b, r: pair_loss(module, b, r, DPO(beta=0.5)), training)
 
 
 def loop_reward(training: Training):
     module, data = policy().new_reward_model().double(), pairs()
-    return module, on_the_loop(module, (data,), lambda b: label_loss(module, b, 1e-3), training)
+    return module, on_the_loop(module, (data,), lambda b: bradley_terry_loss(module, b, 1e-3), training)
 
 
 def whole_sft(training: Training):
@@ -86,7 +84,7 @@ def whole_sft(training: Training):
 
 def whole_dpo(training: Training):
     module = policy()
-    distributed.same_start(module)
+    distributed.broadcast_parameters(module)
     return module, dpo(module, module.frozen(), pairs(), DPO(beta=0.5), training)
 
 
@@ -112,24 +110,24 @@ def trainings(folder: Path) -> dict:
 
 
 def run(folder: Path) -> None:
-    distributed.start()
+    distributed.init_process_group()
     for name, (train, training) in trainings(folder).items():
         ROWS.clear()
         module, history = train(training)
-        if distributed.is_first():
+        if distributed.is_main_process():
             weights = {k: v.clone() for k, v in module.state_dict().items()}
             torch.save({"history": history, "weights": weights, "rows": list(ROWS)}, folder / f"{name}.pt")
     # Half of it in this run, the rest resumed, by as many processes.
     with contextlib.suppress(InterruptedError):
         half(folder, stop=3)
     module, history = half(folder, stop=None)
-    if distributed.is_first():
+    if distributed.is_main_process():
         found = checkpoint.latest(folder / "half")
         torch.save({"history": history, "weights": module.state_dict(), "last": str(found)}, folder / "resumed.pt")
     errors = [message(lambda: nan_in_the_last_row(folder)), message(lambda: loop_sft(settings(out=folder / "run")))]
     errors += [message(lambda: full_disk(folder))]
     (folder / f"errors-{distributed.rank()}.json").write_text(json.dumps(errors))
-    if distributed.count() > 1:
+    if distributed.world_size() > 1:
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
 
@@ -170,14 +168,14 @@ def full_disk(folder: Path) -> None:
 def half(folder: Path, stop: int | None):
     module, data = policy(), pairs()
     training = settings(out=folder / "half", resume=(folder / "half" / "run.json").is_file())
-    if distributed.count() > 1:
+    if distributed.world_size() > 1:
         torch.distributed.barrier()
     with Loop("wide", module, training) as loop:
         for step, _ in loop:
             if step == stop:
                 raise InterruptedError
             rows = loop.rows(len(data))
-            loop.update(lambda x, y: cloning_loss(module, x, y), batch=(data.prompts[rows], data.responses[rows]))
+            loop.update(lambda x, y: sft_loss(module, x, y), batch=(data.prompts[rows], data.responses[rows]))
     return module, loop.history
 
 

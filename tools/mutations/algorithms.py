@@ -582,8 +582,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "setting",
             "the prior is ignored",
-            "partial(label_loss, model, prior=settings.prior)",
-            "partial(label_loss, model, prior=1e-3)",
+            "partial(bradley_terry_loss, model, prior=settings.prior)",
+            "partial(bradley_terry_loss, model, prior=1e-3)",
         ),
         Mutation(
             "data",
@@ -793,8 +793,8 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "setting",
-            "prompts_at_once is ignored",
-            "partial(_grown_block, policy, reward, prompts, settings, training, grow),\n            len(prompts),\n            settings.prompts_at_once or 512,",
+            "sampling_batch_size is ignored",
+            "partial(_grown_block, policy, reward, prompts, settings, training, grow),\n            len(prompts),\n            settings.sampling_batch_size or 512,",
             "partial(_grown_block, policy, reward, prompts, settings, training, grow),\n            len(prompts),\n            512,",
         ),
         Mutation(
@@ -1099,7 +1099,7 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "data",
             "a saved block is drawn again",
-            "if path is not None and processes.anywhere(path.is_file()):",
+            "if path is not None and distributed.any_rank(path.is_file()):",
             "if False:",
         ),
         Mutation(

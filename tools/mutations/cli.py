@@ -421,7 +421,7 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "setting",
             "a number that was given is replaced",
-            "if own is not None and own.prompts_at_once is None and getattr",
+            "if own is not None and own.sampling_batch_size is None and getattr",
             "if own is not None and getattr",
             near="cli/test_plumbing.py::test_dpo_gets_pairs_loss_reference_and_the_saved_log_probabilities",
         ),

@@ -383,7 +383,7 @@ MUTATIONS: list[Mutation] = [
         Mutation("data", "every process writes", "return rank() == 0", "return True"),
         Mutation(
             "data",
-            "by_rows: a process's rows at the start of the whole",
+            "map_rows: a process's rows at the start of the whole",
             "whole[mine.start : mine.stop] = part",
             "whole[: len(mine)] = part",
         ),
@@ -407,7 +407,7 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "data",
-            "same_start: buffers differ between processes",
+            "broadcast_parameters: buffers differ between processes",
             "for tensor in [*module.parameters(), *module.buffers()]:",
             "for tensor in module.parameters():",
         ),
@@ -441,19 +441,19 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "data",
-            "recomputed: the layers stay wrapped afterwards",
+            "checkpoint_activations: the layers stay wrapped afterwards",
             "            del layer.forward\n",
             "            pass\n",
         ),
         Mutation(
             "setting",
-            "recomputed: activations are kept after all",
+            "checkpoint_activations: activations are kept after all",
             "if writes or not torch.is_grad_enabled():",
             "if True:",
         ),
         Mutation(
             "data",
-            "recomputed: a layer that writes to a cache writes twice",
+            "checkpoint_activations: a layer that writes to a cache writes twice",
             "if writes or not torch.is_grad_enabled():",
             "if not torch.is_grad_enabled():",
         ),

@@ -181,7 +181,7 @@ def draw_pairs(settings: PairSettings, policy: Policy, tokenizer: Any) -> Data:
         seeded(settings.seed, 11, device=policy.device),
         settings.label_beta,
         settings.label_noise,
-        distributed.shows(settings.progress),
+        distributed.shows_progress(settings.progress),
     )
     said = f"{settings.data}: {len(pairs):,} pairs drawn from {settings.model}, {dropped:,} of equal responses dropped"
     return Data(pairs=pairs, said=[said])

@@ -75,5 +75,5 @@ def _pairs(job: Job, reference: Policy) -> Pairs:
     job.say(f"{len(pairs):,} pairs made from {len(prompts):,} prompts; {dropped:,} of equal responses dropped")
     record = {**checkpoint.plain(settings.rso), "reward": settings.reward, "seed": settings.seed}
     text = pairs_card(record, settings.model, settings.data, job.said, len(pairs))
-    distributed.first_only(lambda: save_pairs(pairs, job.tokenizer, settings.out / "pairs", text))
+    distributed.on_main_process(lambda: save_pairs(pairs, job.tokenizer, settings.out / "pairs", text))
     return pairs

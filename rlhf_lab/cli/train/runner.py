@@ -111,7 +111,7 @@ class Job:
 
         Several processes share the work in the algorithm instead.
         """
-        if distributed.count() > 1:
+        if distributed.world_size() > 1:
             return None
         settings: Common = self.settings
         folder = (settings.reference_cache or hub_lookup.cache_folder() / "reference") / settings.precision
@@ -193,8 +193,8 @@ def _run(
 ) -> History:
     """See `run`; `held` keeps the folder's lock until the result is saved."""
     start = time.perf_counter()
-    distributed.start()
-    progress_bars(distributed.shows(settings.progress))
+    distributed.init_process_group()
+    progress_bars(distributed.shows_progress(settings.progress))
     out = settings.out
     device = pick_device(settings.device)
     check_data(settings)
@@ -218,7 +218,7 @@ def _run(
     for line in data.said:
         _say(settings, line)
 
-    with memory.told(settings):
+    with memory.oom_hint(settings):
         model, tokenizer = load_language_model(settings.model, device, revision=settings.model_revision)
     graphs = getattr(settings, "sampler", "lab") == "graphs"
     ends = end_tokens(model, tokenizer)
@@ -227,11 +227,11 @@ def _run(
         policy = with_lora(
             policy, settings.lora_rank, settings.lora_alpha, settings.lora_targets or None, settings.seed
         )
-    distributed.first_only(lambda: _hold(out, held))
+    distributed.on_main_process(lambda: _hold(out, held))
     checkpoint.claim(out, record, settings.resume)
     _write(out / "settings.yaml", f"# rlhf-lab train {method} --config THIS-FILE\n{yaml_config.write(settings)}")
     try:
-        with memory.told(settings):
+        with memory.oom_hint(settings):
             if settings.world is not None and isinstance(settings, PairSettings):
                 data = draw_pairs(settings, policy, tokenizer)
                 _say(settings, data.said[0])
@@ -241,7 +241,7 @@ def _run(
         _give_back(out)
         raise
     if isinstance(policy, LoraPolicy):
-        distributed.first_only(partial(policy.save_adapter, out / "adapters"))
+        distributed.on_main_process(partial(policy.save_adapter, out / "adapters"))
     reads = _save(job, out / "model", save)
     _write(out / "history.jsonl", "".join(json.dumps(row) + "\n" for row in history))
     seconds = time.perf_counter() - start
@@ -261,7 +261,7 @@ def _check_sampler(settings: Any) -> None:
     if sampler == "graphs":
         check_device(pick_device(settings.device))
     elif sampler == "vllm":
-        if distributed.count() > 1:
+        if distributed.world_size() > 1:
             raise LabError("The sampler vllm works with one process; with several leave --sampler out.")
         check_installed()
 
@@ -279,7 +279,7 @@ def _refuse_taken(out: Path, record: dict[str, Any], resume: bool) -> None:
 def _give_back(out: Path) -> None:
     """Leave no trace of a run that was refused before its first step, so that the next may have the folder."""
     mine = {"run.json", "settings.yaml"}
-    if distributed.is_first() and {path.name for path in out.iterdir() if not path.name.startswith(".")} <= mine:
+    if distributed.is_main_process() and {path.name for path in out.iterdir() if not path.name.startswith(".")} <= mine:
         shutil.rmtree(out)
 
 
@@ -308,16 +308,16 @@ def _save(job: Job, folder: Path, save: Callable[[Job, Path], str] | None) -> st
                 f"{checkpoint.kept(folder.parent)}"
             ) from None
 
-    return distributed.first_only(write_or_say) or ""
+    return distributed.on_main_process(write_or_say) or ""
 
 
 def _write(path: Path, text: str) -> None:
-    if distributed.is_first():
+    if distributed.is_main_process():
         checkpoint.write_text(path, text)
 
 
 def _say(settings: Common, text: str) -> None:
-    if distributed.shows(settings.progress):
+    if distributed.shows_progress(settings.progress):
         print(text, file=sys.stderr, flush=True)
 
 

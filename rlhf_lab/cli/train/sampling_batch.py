@@ -18,7 +18,7 @@ MOST = 512
 
 
 def settle(settings: Any, config: Any, limits: tuple[int, int]) -> Any:
-    """`settings` with `prompts_at_once` a number, where they have that setting and it is None.
+    """`settings` with `sampling_batch_size` a number, where they have that setting and it is None.
 
     Args:
         settings: of a `train` command.
@@ -27,9 +27,9 @@ def settle(settings: Any, config: Any, limits: tuple[int, int]) -> Any:
     """
     for name, number in _DRAWN.items():
         own = getattr(settings, name, None)
-        if own is not None and own.prompts_at_once is None and getattr(own, "source", "") != "direct":
-            fitting = prompts_at_once(config, number(own), limits)
-            return replace(settings, **{name: replace(own, prompts_at_once=fitting)})
+        if own is not None and own.sampling_batch_size is None and getattr(own, "source", "") != "direct":
+            fitting = sampling_batch_size(config, number(own), limits)
+            return replace(settings, **{name: replace(own, sampling_batch_size=fitting)})
     return settings
 
 
@@ -41,7 +41,7 @@ _DRAWN = {
 """Methods that draw beforehand, and how many responses each prompt gets."""
 
 
-def prompts_at_once(config: Any, responses: int, limits: tuple[int, int]) -> int:
+def sampling_batch_size(config: Any, responses: int, limits: tuple[int, int]) -> int:
     """Prompts whose responses fit into `ROOM` while they are drawn; at least 1, at most `MOST`."""
     heads = config.num_attention_heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads

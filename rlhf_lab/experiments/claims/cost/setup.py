@@ -207,16 +207,16 @@ def train(method: str, ground: Ground, policy: Policy, model: nn.Module | None, 
         ppo(policy, reference, model, critic, ground.prompts, settings, fit(2, many // 4, steps // 2))
     elif method == "rso-rso-sample-rank":
         assert model is not None
-        rso = RSO(beta=beta, candidates=32, accepted=8, prompts_at_once=max(many // 32, 1))
+        rso = RSO(beta=beta, candidates=32, accepted=8, sampling_batch_size=max(many // 32, 1))
         pairs, _ = make_pairs(reference, model, ground.prompts, rso, 1000 * ground.seed + 10)
         dpo(policy, reference, pairs, DPO(beta=beta), fit(10, many // 2))
     elif method == "raft":
         assert model is not None
-        raft(policy, model, ground.prompts, RAFT(best_of=8, prompts_at_once=max(many // 8, 1)), fit(7, many))
+        raft(policy, model, ground.prompts, RAFT(best_of=8, sampling_batch_size=max(many // 8, 1)), fit(7, many))
     elif method == "rest":
         assert model is not None
         thresholds = (0.0, 0.7)
-        rest_settings = ReST(samples=8, thresholds=thresholds, prompts_at_once=max(many // 8, 1))
+        rest_settings = ReST(samples=8, thresholds=thresholds, sampling_batch_size=max(many // 8, 1))
         rest(policy, model, ground.prompts, rest_settings, fit(8, many, steps // len(thresholds)))
     elif method == "online":
 
