@@ -1,1 +1,1 @@
-"""The lecture as slides: data in two languages (`format`, `deck`), and what makes a live deck and a page of it."""
+"""The lecture slides: their content (`schema`, `deck`), and the programs that turn it into a live view and pages."""

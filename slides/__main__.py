@@ -10,7 +10,7 @@ from rlhf_lab.errors import LabError
 
 
 def _check() -> None:
-    """The format, and every derivation, explorer and claim that is named, with formulas if KaTeX is there."""
+    """Check the content: its format, the derivations, explorers and claims it names, and formulas if KaTeX is there."""
     from slides import build, explorers, render, vendor
     from slides.deck import deck
 
@@ -50,22 +50,22 @@ def _preview(name: str) -> None:
     folder.joinpath("index.html").write_text(build.page(page, "lib", TITLE.en, []), encoding="utf-8")
     for sentence in context.missing:
         print(f"not shown yet: {sentence}")
-    print(f"{folder / 'index.html'}  (explorers are left out here: make slides)")
+    print(f"{folder / 'index.html'}  (without explorers; see them with make slides)")
 
 
 def main() -> None:
-    """Read the command line and do it."""
+    """Run the command that the command line names."""
     parser = argparse.ArgumentParser(prog="slides", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    live = commands.add_parser("live", help="build and open the live deck")
+    live = commands.add_parser("live", help="build and open the live slides")
     live.add_argument("--port", type=int, default=0)
     live.add_argument("--no-browser", action="store_true")
     live.add_argument("--lang", choices=["en", "zh"], default="en")
     commands.add_parser("check", help="check the content without building it")
     preview = commands.add_parser("preview", help="one block as a page")
     preview.add_argument("block", help="a file's name without .py, a block's key, or all")
-    commands.add_parser("build", help="build what the live deck shows, so that it opens at once")
-    commands.add_parser("practice", help="run the whole deck and say whether this machine is ready")
+    commands.add_parser("build", help="build the live slides beforehand, so that they open immediately")
+    commands.add_parser("practice", help="run the whole lecture and report whether this machine is ready")
     commands.add_parser("site", help="write build/site")
     arguments = parser.parse_args()
     begin = time.monotonic()

@@ -1,4 +1,4 @@
-"""What both views are built from: the deck's HTML, computed once and kept until something it is made of changes."""
+"""Builds what both views share: the HTML of the slides, cached until one of its sources changes, and the libraries."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 from rlhf_lab.errors import LabError
 from slides import compressed_states, render, vendor
 from slides import schema as f
-from slides.schema import Deck, Explorer, Slide
+from slides.schema import Deck, ExplorerPart, Slide
 
 ROOT = Path(__file__).parents[1]
 BUILD = ROOT / "build" / "slides"
@@ -24,11 +24,11 @@ WIDGETS = ROOT / "rlhf_lab" / "widgets"
 
 
 def digest(*more: str, experiments: bool = False) -> str:
-    """A checksum of what slides and states are computed from: the lab and the machinery of the slides.
+    """A checksum of the sources from which slides and states are computed: the package and the slides' own modules.
 
     Args:
-        more: what else decides the result.
-        experiments: the experiments on claims and their kept results too.
+        more: further strings on which the result depends.
+        experiments: whether the result also depends on the experiments and their saved results.
     """
     found = hashlib.sha256()
     for path in _sources(experiments):
@@ -39,14 +39,14 @@ def digest(*more: str, experiments: bool = False) -> str:
     return found.hexdigest()[:20]
 
 
-_ASIDE = ("experiments", "commands", "exercises", "__pycache__")
+_ASIDE = ("experiments", "cli", "exercises", "__pycache__")
 
 
 def _sources(experiments: bool) -> Iterator[Path]:
     for path in sorted((ROOT / "rlhf_lab").rglob("*.py")):
         if experiments or not set(_ASIDE) & set(path.parts):
             yield path
-    yield from (ROOT / "slides" / name for name in ("format.py", "render.py", "compressed_states.py", "explorers.py"))
+    yield from (ROOT / "slides" / name for name in ("schema.py", "render.py", "compressed_states.py", "explorers.py"))
     if experiments:
         yield from sorted((ROOT / "results").glob("*/*/result.json"))
         yield from sorted((ROOT / "results").glob("*/*/*.csv"))
@@ -57,7 +57,7 @@ def _cached(name: str, key: str) -> Path:
 
 
 def kept(name: str, key: str, make: Callable[[], str]) -> str:
-    """The text that `make` gives, from build/slides/cache where it was made before under the same key."""
+    """The text that `make` returns, or the one in build/slides/cache that was made under the same key."""
     place = _cached(name, key)
     if place.is_file():
         return place.read_text(encoding="utf-8")
@@ -72,8 +72,8 @@ def kept(name: str, key: str, make: Callable[[], str]) -> str:
 # --- explorers' states ----------------------------------------------------------------------------------------
 
 
-def states_named(part: Explorer) -> str:
-    """The states of an explorer as JSON; one that stands in several places is computed once."""
+def states_named(part: ExplorerPart) -> str:
+    """The states of an explorer as JSON; an explorer that is shown in several places is computed once."""
     of = repr((part.name, sorted(part.at.items()), part.only, part.panels, part.stops))
 
     def make() -> str:
@@ -86,12 +86,12 @@ def states_named(part: Explorer) -> str:
     return kept(f"states-{part.name}-{same}", digest(of, experiments=part.name in _FROM_EXPERIMENTS), make)
 
 
-_FROM_EXPERIMENTS = ("roads", "non_static", "annotation_budget")
-"""Explorers that stand on rlhf_lab/experiments too."""
+_FROM_EXPERIMENTS = ("trajectories", "non_static", "annotation_budget")
+"""Explorers that also use rlhf_lab/experiments."""
 
 
 def states_script(key: str, data: str) -> str:
-    """States as a script: a page opened from disk may not fetch a file of data."""
+    """States as a script, because a page that is opened from disk may not fetch data files."""
     return f"(window.RlhfStates ??= {{}})[{json.dumps(key)}] = {data};\n"
 
 
@@ -101,15 +101,15 @@ _HOLE = "<!-- explorer of {} -->"
 
 
 def html(deck: Deck, place: render.Place, katex: Any = vendor.katex, **context: Any) -> tuple[str, list[str]]:
-    """All slides with their formulas set, and what could not be shown.
+    """The HTML of all slides with rendered formulas, and messages about what could not be shown.
 
-    A slide is drawn again only where something it is made of has changed; the views differ in `place` alone.
+    A slide is rendered again only if one of its sources has changed. The two views differ only in `place`.
 
     Args:
-        deck: checked.
-        place: HTML of an explorer.
-        katex: sets formulas; `render.raw` leaves them as they are.
-        context: of `render.Context`.
+        deck: the checked slides.
+        place: returns the HTML of an explorer.
+        katex: renders formulas; `render.raw` leaves them as LaTeX.
+        context: further arguments of `render.Context`.
     """
     about = render.Context(lambda slide, part: _HOLE.format(slide.key), **context)
     every = list(deck.slides())
@@ -117,11 +117,11 @@ def html(deck: Deck, place: render.Place, katex: Any = vendor.katex, **context: 
     for number, (block, slide) in enumerate(every, 1):
         one = functools.partial(render.section, block, slide, about)
         kinds = {type(part) for part in f.parts_of(slide)}
-        if katex is vendor.katex and kinds & {f.Derivation, f.Figure}:
+        if katex is vendor.katex and kinds & {f.DerivationPart, f.Figure}:
             claims = bool(kinds & {f.Figure})
             key, before = digest(_written(slide), block.title.en, repr(context), experiments=claims), len(about.missing)
             made = kept(f"slide-{slide.key}", key, one)
-            if len(about.missing) > before:  # not to be kept: it may be there next time
+            if len(about.missing) > before:  # do not cache: the missing result may exist next time
                 _cached(f"slide-{slide.key}", key).unlink()
         else:
             made = one()
@@ -137,7 +137,7 @@ def html(deck: Deck, place: render.Place, katex: Any = vendor.katex, **context: 
 
 
 def _written(slide: Slide) -> str:
-    """All that a slide says, functions that draw by their files' contents."""
+    """All content of a slide as text; functions that draw are represented by the contents of their files."""
     files = {
         inspect.getsourcefile(getattr(p.draw, "func", p.draw)) for p in f.parts_of(slide) if isinstance(p, f.Figure)
     }
@@ -146,21 +146,21 @@ def _written(slide: Slide) -> str:
 
 
 def chart_script() -> str:
-    """rlhf_lab/widgets/chart.js as a plain script: a page opened from disk may not load modules.
+    """rlhf_lab/widgets/chart.js as a plain script, because a page that is opened from disk may not load modules.
 
     Raises:
-        LabError: the file no longer has the two exports that are taken off here.
+        LabError: if the file does not contain the two exports that are removed here.
     """
     source = (WIDGETS / "chart.js").read_text(encoding="utf-8")
     for was, becomes in (("export function mount(", "function mount("), ("export default {", "const view = {")):
         if source.count(was) != 1:
-            raise LabError(f"rlhf_lab/widgets/chart.js no longer holds {was!r} once: mend slides/build.py.")
+            raise LabError(f"rlhf_lab/widgets/chart.js must contain {was!r} exactly once. Adapt slides/build.py.")
         source = source.replace(was, becomes)
     return f'"use strict";\nwindow.RlhfChart = (() => {{\n{source}\nreturn {{ mount, view }};\n}})();\n'
 
 
 def library(target: Path) -> None:
-    """Put everything a page loads into `target`: ours, reveal.js, KaTeX and the font."""
+    """Copy everything that a page loads into `target`: our own files, reveal.js, KaTeX and the font."""
     target.mkdir(parents=True, exist_ok=True)
     for folder in vendor.FOLDERS.values():
         shutil.rmtree(target / folder, ignore_errors=True)
@@ -169,7 +169,7 @@ def library(target: Path) -> None:
 
 
 def ours(target: Path) -> None:
-    """Our own style sheets and scripts."""
+    """Copy our own style sheets and scripts into `target`."""
     target.mkdir(parents=True, exist_ok=True)
     for asset in ASSETS.iterdir():
         if asset.suffix in (".css", ".js"):
@@ -179,7 +179,7 @@ def ours(target: Path) -> None:
 
 
 def head(lib: str, title: str) -> str:
-    """The head of a page with slides; `lib` is the way to the libraries."""
+    """The HTML head of a page with slides; `lib` is the relative path of the libraries."""
     return f"""<meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <link rel="icon" href="data:,">
@@ -192,7 +192,7 @@ def head(lib: str, title: str) -> str:
 
 
 def page(deck_html: str, lib: str, title: str, scripts: list[str]) -> str:
-    """The static page of a deck: opens from disk, without a server."""
+    """The static page of the slides, which opens from disk without a server."""
     loads = "\n".join(f'<script defer src="{script}"></script>' for script in scripts)
     return f"""<!DOCTYPE html>
 <html lang="en" data-theme="light">
@@ -216,13 +216,13 @@ def page(deck_html: str, lib: str, title: str, scripts: list[str]) -> str:
 """
 
 
-def static_place(slide: Slide, part: Explorer) -> str:
-    """Where an explorer stands on the page: `assets/explorers.js` puts it there."""
+def static_place(slide: Slide, part: ExplorerPart) -> str:
+    """The placeholder of an explorer on the static page, which `assets/explorers.js` fills."""
     return f'<div data-states="{slide.key}"></div>'
 
 
 def write_page(deck: Deck, folder: Path, lib: str, title: str, katex: Any = vendor.katex) -> list[str]:
-    """Write the deck's static page and its explorers' states into `folder`. Returns what could not be shown."""
+    """Write the static page and its explorers' states into `folder`. Returns messages about what could not be shown."""
     deck_html, missing = html(deck, static_place, katex)
     (folder / "states").mkdir(parents=True, exist_ok=True)
     scripts = []

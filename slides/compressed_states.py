@@ -1,14 +1,14 @@
-"""An explorer's states, small enough to travel: what all pictures share is written once.
+"""Compressed states of an explorer: what all its pictures share is stored once.
 
-`Explorer.states()` gives a picture for every combination of the controls. Most of a picture is the same in all of
-them (titles, axes, the frontier's curve), and most of the rest takes few values (what depends on one control alone
-takes as many as that control has stops). So a set of pictures becomes
+`Explorer.states()` returns a picture for every combination of the controls. Most of a picture is the same in all of
+them (titles, axes, the curve of the frontier). Most of the rest takes few values: a part that depends on one control
+takes as many values as that control has stops. So a set of pictures becomes
 
     {"same": the first picture,
-     "slots": [[path, values, which], …]}     path: where in the picture; values: the different ones found there;
-                                              which: for each picture, the number of its value
+     "slots": [[path, values, which], …]}     path: position in the picture; values: the different values there;
+                                              which: for each picture, the index of its value
 
-and `unfolded` gives every picture back. `assets/explorers.js` does the same in the page.
+and `unfolded` restores every picture. `assets/explorers.js` does the same in the page.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from typing import Any
 from rlhf_lab.widgets.explorer import Explorer, Slider
 
 MOST = 1500
-"""Pictures of one explorer on the exported page."""
+"""Maximum number of pictures of one explorer on the static page."""
 DIGITS = 4
-"""Significant digits of a drawn number: finer than a projector's pixels."""
+"""Significant digits of a drawn number, which is finer than a projector's pixels."""
 STOPS = 41
-"""The most stops of one slider."""
+"""Maximum number of stops of one slider."""
 
 
 def stops_for(explorer: Explorer, most: int = MOST) -> int:
-    """The most stops a slider may have, at least 4, so that there are at most about `most` pictures."""
+    """The largest number of stops of a slider, at least 4, with which there are at most about `most` pictures."""
     for stops in range(STOPS, 4, -1):
         if math.prod(len(control.grid(stops)) for control in explorer.controls.values()) <= most:
             return stops
@@ -37,11 +37,11 @@ def stops_for(explorer: Explorer, most: int = MOST) -> int:
 
 
 def folded(explorer: Explorer, stops: int | None = None) -> dict[str, Any]:
-    """The explorer's states as the page wants them: `Explorer.states` with `same` and `slots` for its pictures.
+    """The compressed states of an explorer: `Explorer.states` with `same` and `slots` in place of its pictures.
 
     Args:
-        explorer: any.
-        stops: at most so many of each slider; None: as many as `MOST` allows.
+        explorer: any explorer.
+        stops: maximum number of stops of each slider; None for as many as `MOST` allows.
     """
     states = explorer.states(stops or stops_for(explorer))
     pictures = [_rounded(picture) for picture in states.pop("pictures")]
@@ -52,7 +52,7 @@ def folded(explorer: Explorer, stops: int | None = None) -> dict[str, Any]:
 
 
 def _rounded(value: Any) -> Any:
-    """`value` with its numbers at `DIGITS` digits."""
+    """`value` with its numbers rounded to `DIGITS` significant digits."""
     if isinstance(value, dict):
         return {key: _rounded(one) for key, one in value.items()}
     if isinstance(value, list):
@@ -64,7 +64,7 @@ def _rounded(value: Any) -> Any:
 
 
 def fold(pictures: list[Any]) -> dict[str, Any]:
-    """`same` and `slots` of some pictures."""
+    """The parts `same` and `slots` of a list of pictures."""
     slots: list[list[Any]] = []
     _compare((), pictures, slots)
     same = copy.deepcopy(pictures[0])
@@ -79,7 +79,7 @@ def fold(pictures: list[Any]) -> dict[str, Any]:
 def _compare(path: tuple[Any, ...], values: list[Any], slots: list[list[Any]]) -> None:
     first = values[0]
     if all(value == first for value in values):
-        # Equal for Python is not yet the same in the page: True is 1, and 1.0 is.
+        # Python treats True, 1 and 1.0 as equal, but the page does not.
         wanted = json.dumps(first, sort_keys=True)
         if all(json.dumps(value, sort_keys=True) == wanted for value in values):
             return
@@ -96,7 +96,7 @@ def _compare(path: tuple[Any, ...], values: list[Any], slots: list[list[Any]]) -
 
 
 def _alike(values: list[Any]) -> bool:
-    """Lists of equally many things that have an inside; a list of numbers is compared as one."""
+    """Whether these are lists of equal length of dicts or lists. A list of numbers is compared as a whole."""
     lengths = {len(value) if isinstance(value, list) else -1 for value in values}
     return len(lengths) == 1 and all(isinstance(one, dict | list) for value in values for one in value)
 
@@ -108,7 +108,7 @@ def _put(tree: Any, path: Any, value: Any) -> None:
 
 
 def unfolded(states: dict[str, Any], number: int) -> Any:
-    """Picture `number` of what `fold` made."""
+    """Picture `number` of the result of `fold`."""
     picture = copy.deepcopy(states["same"])
     for path, values, which in states["slots"]:
         if not path:

@@ -1,7 +1,7 @@
-"""The explorers of the slides: the notebooks' own, by name, on the worlds that the notebooks use.
+"""The explorers of the slides, by name: the notebooks' explorers on the notebooks' worlds.
 
-A slide says `Explorer("optimal_policy")`; the function of that name here builds it. Both views build the same object:
-the live lecture shows it, the exported page computes its states.
+A slide names an explorer with `ExplorerPart("optimal_policy")`, and the function of that name builds it. Both views
+build the same object: the live view shows it, and the static page stores its states.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ from rlhf_lab.widgets.explorer import Explorer
 from rlhf_lab.worlds import bandit
 
 BETA = 0.5
-"""β of the lecture's bandit in every notebook."""
+"""β that every notebook uses for the lecture's bandit."""
 
 
 def _bandit() -> tuple[Any, Any, Any, Any]:
-    """log π_ref, rewards, names of the responses, names of the prompts."""
+    """log π_ref, the rewards, the names of the responses and the names of the prompts."""
     world = bandit.lecture()
     return world.log_ref(), world.rewards(), world.response_names(), world.prompt_names
 
 
 def _once(name: str, train: Callable[[], Any]) -> Any:
-    """What `train` gives, from build/slides/cache where it was trained before by the same lab.
+    """The result of `train`, from build/slides/cache if the same code has already trained it.
 
-    A kernel that starts in front of a room cannot train for ten seconds first.
+    A kernel that starts during a lecture has no time to train for ten seconds.
     """
     from slides import build
 
-    place = build.BUILD / "cache" / f"trained-{name}-{build.digest(experiments=name == 'roads')}.pickle"
+    place = build.BUILD / "cache" / f"trained-{name}-{build.digest(experiments=name == 'trajectories')}.pickle"
     with contextlib.suppress(Exception):  # missing, or of another version of a library: train again
         return pickle.loads(place.read_bytes())
     made = train()
     place.parent.mkdir(parents=True, exist_ok=True)
     for old in place.parent.glob(f"trained-{name}-*.pickle"):
         old.unlink(missing_ok=True)
-    # Two kernels may train at once; neither may find half a file.
+    # Two kernels may train at the same time, and neither may read an incomplete file.
     part = place.with_suffix(f".{os.getpid()}")
     part.write_bytes(pickle.dumps(made))
     part.replace(place)
@@ -54,7 +54,7 @@ def _once(name: str, train: Callable[[], Any]) -> Any:
 
 
 def bradley_terry() -> Explorer:
-    """Notebook 01: an offset that no label can see, a scale that every label sees."""
+    """Notebook 01: labels do not depend on an offset of the reward, but they depend on its scale."""
     from rlhf_lab.widgets.bradley_terry import bradley_terry_explorer
 
     log_ref, reward, responses, _ = _bandit()
@@ -62,7 +62,7 @@ def bradley_terry() -> Explorer:
 
 
 def kl_estimators() -> Explorer:
-    """Notebook 02: k1, k2, k3, their means and spreads, and what their gradients estimate."""
+    """Notebook 02: k1, k2 and k3, their means and standard deviations, and what their gradients estimate."""
     from rlhf_lab.widgets.kl_estimators import kl_estimators_explorer
 
     log_ref, reward, responses, _ = _bandit()
@@ -70,7 +70,7 @@ def kl_estimators() -> Explorer:
 
 
 def optimal_policy() -> Explorer:
-    """Notebook 03: π* under a slider for β, and where it stands on the frontier."""
+    """Notebook 03: π* as a function of β, and its point on the frontier of reward against KL."""
     from rlhf_lab.widgets.optimal_policy import optimal_policy_explorer
 
     log_ref, reward, responses, prompts = _bandit()
@@ -78,14 +78,14 @@ def optimal_policy() -> Explorer:
 
 
 def partition() -> Explorer:
-    """Notebook 04: how many samples an estimate of Z needs as β falls and the reward's range grows."""
+    """Notebook 04: the number of samples that an estimate of Z needs, by β and by the range of the reward."""
     from rlhf_lab.widgets.partition import partition_explorer
 
     return partition_explorer()
 
 
 def finite_preferences() -> Explorer:
-    """Notebook 05: DPO's exact optimum on N labels beside π*."""
+    """Notebook 05: the policy to which DPO converges with N labels, beside π*."""
     from rlhf_lab.widgets.finite_preferences import finite_preferences_explorer
 
     log_ref, reward, responses, _ = _bandit()
@@ -93,7 +93,7 @@ def finite_preferences() -> Explorer:
 
 
 def dpo_gradient() -> Explorer:
-    """Notebook 06: the weight of a pair in DPO's gradient, and what it pulls."""
+    """Notebook 06: the weight of a pair in DPO's gradient, and the effect of the gradient on the logits."""
     from rlhf_lab.widgets.dpo_gradient import dpo_gradient_explorer
 
     return dpo_gradient_explorer(beta=0.5, chosen=-1.0, rejected=1.0)
@@ -108,7 +108,7 @@ def rejection() -> Explorer:
 
 
 def pair_sources() -> Explorer:
-    """Notebook 08: direct, sft-sample-rank, rso-sample-rank: where pairs come from, and what a label is worth."""
+    """Notebook 08: the pair sources direct, sft-sample-rank and rso-sample-rank, and the value of a label for each."""
     from rlhf_lab.widgets.pair_sources import pair_sources_explorer
 
     log_ref, reward, responses, prompts = _bandit()
@@ -123,8 +123,8 @@ def rest_filter() -> Explorer:
     return rest_filter_explorer(log_ref, reward, responses, prompts, threshold=0.7, beta=BETA)
 
 
-def roads() -> Explorer:
-    """Notebook 10: every method's road on the map of KL and reward, against the frontier (bandit alone)."""
+def trajectories() -> Explorer:
+    """Notebook 10: the training trajectory of every method in the plane of KL and reward (on the bandit only)."""
     from rlhf_lab.experiments import compare
     from rlhf_lab.experiments.trajectories import walk
     from rlhf_lab.widgets.trajectories import roads_explorer, scene
@@ -132,12 +132,12 @@ def roads() -> Explorer:
     settings = compare.Compare(seeds=2, beta=BETA, steps=60, learning_rate=0.1, progress=False)
     world = settings.make_world()
     methods = ["sft", "ppo", "dpo", "rso-rso-sample-rank", "raft", "rest", "online"]
-    walked = _once("roads", lambda: walk(settings, world, methods, every=6))
+    walked = _once("trajectories", lambda: walk(settings, world, methods, every=6))
     return roads_explorer({"bandit": scene(world.log_ref(), world.rewards(), walked, BETA)})
 
 
 def over_optimisation() -> Explorer:
-    """Notebook 11's, on a bandit of thirty responses: reward models of few and of many labels, optimised harder."""
+    """Notebook 11's explorer on a bandit of thirty responses: over-optimisation with few and with many labels."""
     from rlhf_lab.algorithms.reward_model import RewardModel, reward_model
     from rlhf_lab.widgets.over_optimisation import over_optimisation_explorer
 
@@ -147,7 +147,7 @@ def over_optimisation() -> Explorer:
     def fitted() -> dict[str, torch.Tensor]:
         scores = {}
         for labels in (2000, 250, 60):
-            model = world.reference.new_reward_model()
+            model: Any = world.reference.new_reward_model()
             schedule = Training(steps=2, batch_size=labels, optimizer="lbfgs", learning_rate=1.0, progress=False)
             reward_model(model, world.preferences(labels, seeded(0, 1)), RewardModel(prior=1e-2), schedule)
             scores[f"{labels} labels"] = model.enumerate(world.prompts).detach().double().gather(-1, drawn)
@@ -157,7 +157,7 @@ def over_optimisation() -> Explorer:
 
 
 def non_static() -> Explorer:
-    """Notebook 13: a world that moves; how many labels to keep, how often to fit."""
+    """Notebook 13: a non-stationary environment, the number of labels to keep, and how often to refit."""
     from rlhf_lab.widgets.nonstationary import non_static_explorer
     from rlhf_lab.worlds import nonstationary
 
@@ -165,7 +165,7 @@ def non_static() -> Explorer:
 
 
 def annotation_budget() -> Explorer:
-    """Notebook 14: which pairs get the labels, and what regret they leave."""
+    """Notebook 14: which pairs are labelled, and the regret that results."""
     from rlhf_lab.widgets.annotation_budget import annotation_budget_explorer
 
     return annotation_budget_explorer(*_bandit())
@@ -175,10 +175,10 @@ FACTORIES: dict[str, Callable[[], Explorer]] = {
     factory.__name__: factory
     for factory in (
         bradley_terry, kl_estimators, optimal_policy, partition, finite_preferences, dpo_gradient, rejection,
-        pair_sources, rest_filter, roads, over_optimisation, non_static, annotation_budget,
+        pair_sources, rest_filter, trajectories, over_optimisation, non_static, annotation_budget,
     )
 }  # fmt: skip
-"""By the name that a slide says."""
+"""The factories by the names that slides use."""
 
 
 def make(
@@ -187,13 +187,13 @@ def make(
     """A new explorer of this name.
 
     Args:
-        name: of a factory.
-        at: where controls stand at first, by name.
-        only: the controls that are kept; the others stay where they stand. Empty: all.
-        panels: the panels of its picture that are kept, from 0. Empty: all.
+        name: name of a factory.
+        at: initial values of controls, by name.
+        only: the controls that are shown; the others are fixed at their initial values. Empty means all.
+        panels: the panels of its picture that are shown, from 0. Empty means all.
 
     Raises:
-        LabError: there is none; a control or a panel that it has not; a value that its control cannot take.
+        LabError: if there is no such explorer, control or panel, or a control cannot take the given value.
     """
     if name not in FACTORIES:
         raise LabError(f"There is no explorer {name!r}. There are: {', '.join(FACTORIES)}.")
@@ -219,7 +219,7 @@ def make(
 
 
 def _with(compute: Callable[..., Picture], panels: tuple[int, ...]) -> Callable[..., Picture]:
-    """`compute` with these panels of its pictures alone."""
+    """`compute` with only these panels of its pictures."""
 
     def picture(**values: Any) -> Picture:
         whole = compute(**values)

@@ -1,4 +1,4 @@
-"""A widget that answers: how the page knows that the kernel is alive."""
+"""A widget that answers the page's pings, so that the page notices when the kernel has died."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 import anywidget
 
 
-class Pulse(anywidget.AnyWidget):
-    """Answers every `{"ping": n}` of the page with `{"pong": n}`. It is never shown."""
+class Heartbeat(anywidget.AnyWidget):
+    """Answers every `{"ping": n}` of the page with `{"pong": n}`. It is invisible."""
 
     _esm = "export default { render() {} };"
 

@@ -1,8 +1,8 @@
-"""The live deck: one notebook with the explorers, served by Voila with a template that is the deck.
+"""The live view of the slides: a notebook with the explorers, served by Voila with the slides as its template.
 
-The page holds all slides and opens at once; the notebook's cells run in a kernel that was started beforehand, and
-each puts its explorer into its slide. Every slide's text comes with the page, so that a kernel that dies takes the
-explorers with it and nothing else.
+The page contains all slides and opens immediately. The cells of the notebook run in a kernel that was started
+beforehand, and each output is moved into its slide. The text of every slide is part of the page, so if the kernel
+dies, only the explorers stop working.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from tqdm.auto import tqdm
 
 from rlhf_lab.errors import LabError
 from slides import build, explorers, render
-from slides.schema import Deck, Explorer, Slide
+from slides.schema import Deck, ExplorerPart, Slide
 
 LIVE = build.BUILD / "live"
 TEMPLATE = "lecture"
 STARTING = 60
-"""Seconds that the server may take to answer."""
+"""Maximum seconds until the server answers."""
 
 _SETUP = """\
 import ipywidgets
 from IPython.display import display
 
 from slides.explorers import make
-from slides.heartbeat import Pulse
+from slides.heartbeat import Heartbeat
 
-pulse = Pulse()
-print(pulse.model_id)
+heartbeat = Heartbeat()
+print(heartbeat.model_id)
 """
 
 
-def cell_source(part: Explorer) -> str:
+def cell_source(part: ExplorerPart) -> str:
     """The code that shows an explorer."""
     arguments = [repr(part.name)]
     if part.at:
@@ -58,22 +58,23 @@ def cell_source(part: Explorer) -> str:
 
 
 def notebook(deck: Deck) -> nbformat.NotebookNode:
-    """The deck's notebook: what is set up, and a cell for each explorer, marked with its slide's key."""
+    """The notebook behind the slides: a set-up cell, and a cell for each explorer, tagged with its slide's key."""
     cells = [nbformat.v4.new_code_cell(_SETUP, id="setup", metadata={"slide": ""})]
     for slide, part in render.explorers_of(deck):
         cells.append(nbformat.v4.new_code_cell(cell_source(part), id=slide.key[:64], metadata={"slide": slide.key}))
     spec = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    return nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": spec})
+    made: nbformat.NotebookNode = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": spec})
+    return made
 
 
-def _code(slide: Slide, part: Explorer) -> str:
-    """What the key C shows: the cell, the factory, and the function whose picture it is."""
+def _code(slide: Slide, part: ExplorerPart) -> str:
+    """The code that the key C shows: the cell and the factory of the explorer."""
     factory = inspect.getsource(explorers.FACTORIES[part.name])
     return f"{cell_source(part)}\n\n\n# slides/explorers.py\n{factory}"
 
 
-def place(slide: Slide, part: Explorer) -> str:
-    """Where the explorer's cell puts its output."""
+def place(slide: Slide, part: ExplorerPart) -> str:
+    """The placeholder into which the output of the explorer's cell is moved."""
     import html
 
     return (
@@ -83,7 +84,7 @@ def place(slide: Slide, part: Explorer) -> str:
 
 
 def template(deck_html: str, title: str) -> str:
-    """The Voila template: the deck first, then the cells' outputs, each moved into its slide."""
+    """The Voila template: first the slides, then the outputs of the cells, each of which is moved into its slide."""
     lib = f"{{{{ resources.base_url }}}}voila/templates/{TEMPLATE}/static/lib"
     raw = deck_html.replace("{% endraw %}", "{ % endraw % }")
     return f"""<!DOCTYPE html>
@@ -112,7 +113,7 @@ def template(deck_html: str, title: str) -> str:
 <div class="rendered" data-for="{{{{ cell.metadata.get('slide', '') }}}}">
 {{%- for output in cell.outputs -%}}
 {{%- if output.output_type == "stream" and output.name == "stdout" -%}}
-<script type="text/plain" id="pulse-model">{{{{ output.text | trim }}}}</script>
+<script type="text/plain" id="heartbeat-model">{{{{ output.text | trim }}}}</script>
 {{%- elif output.output_type in ("display_data", "execute_result") -%}}
 <script type="application/vnd.voila.cell-output+json">{{{{ output | tojson }}}}</script>
 {{%- elif output.output_type == "error" -%}}
@@ -132,14 +133,14 @@ def template(deck_html: str, title: str) -> str:
 
 
 def write(deck: Deck, title: str) -> list[str]:
-    """Write notebook, template and libraries under build/slides/live. Returns what could not be shown."""
+    """Write notebook, template and libraries to build/slides/live. Returns messages about what could not be shown."""
     deck_html, missing = build.html(deck, place)
     home = LIVE / "share" / "voila" / "templates" / TEMPLATE
     static = home / "static"
     build.library(static / "lib")
     (home / "index.html.j2").write_text(template(deck_html, title), encoding="utf-8")
     (home / "conf.json").write_text('{"base_template": "base"}\n')
-    # The speaker view shows the deck twice more: the static page, so that it needs no kernels of its own.
+    # The speaker view shows the slides twice more. It uses the static page, which needs no kernel.
     page, _ = build.html(deck, lambda slide, part: "")
     (static / "page" / "slides").mkdir(parents=True, exist_ok=True)
     (static / "page" / "slides" / "index.html").write_text(build.page(page, "../../lib", title, []), encoding="utf-8")
@@ -148,7 +149,7 @@ def write(deck: Deck, title: str) -> list[str]:
 
 
 def prepare(deck: Deck, title: str) -> None:
-    """Do beforehand what takes long: the deck's HTML, and the policies that two explorers train."""
+    """Build in advance what takes long: the HTML of the slides, and the policies that two explorers train."""
     for sentence in write(deck, title):
         print(f"not shown yet: {sentence}")
     for _, part in tqdm(render.explorers_of(deck), desc="explorers", leave=False):
@@ -157,15 +158,15 @@ def prepare(deck: Deck, title: str) -> None:
 
 @contextlib.contextmanager
 def server(port: int = 0, kernels: int = 2, log: Path | None = None) -> Iterator[tuple[str, int]]:
-    """Voila over the built deck, on this machine only. Gives the address of its page and the server's process.
+    """Serve the built slides with Voila on this machine only. Yields the page's address and the server's process id.
 
     Args:
-        port: 0 takes a free one.
-        kernels: kept ready: the first serves the page, the next is there if it dies.
-        log: where the server's words go.
+        port: port number; 0 chooses a free one.
+        kernels: number of kernels that are started in advance. The second replaces the first if it dies.
+        log: file for the server's output.
 
     Raises:
-        LabError: it does not start.
+        LabError: if the server does not start.
     """
     if port == 0:
         with socket.socket() as probe:
@@ -179,7 +180,7 @@ def server(port: int = 0, kernels: int = 2, log: Path | None = None) -> Iterator
     ]  # fmt: skip
     path = os.pathsep.join(filter(None, (str(LIVE / "share"), os.environ.get("JUPYTER_PATH", ""))))
     root = os.pathsep.join(filter(None, (str(build.ROOT), os.environ.get("PYTHONPATH", ""))))
-    # One thread a kernel: two that share two cores would wait for one another.
+    # One thread per kernel, because two kernels on two cores would otherwise slow each other down.
     env = {**os.environ, "JUPYTER_PATH": path, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
     log = log or LIVE / "server.log"
     with log.open("w", encoding="utf-8") as out:
@@ -206,22 +207,23 @@ def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
             break
         time.sleep(0.1)
     said = log.read_text(encoding="utf-8").strip().splitlines()
-    raise LabError(f"Voila did not start; its last words (all of them in {log}): {said[-1] if said else 'none'}")
+    last = said[-1] if said else "none"
+    raise LabError(f"Voila did not start. The last line of its output is: {last}. The whole output is in {log}.")
 
 
 def clear() -> None:
-    """Drop what was built for the live view."""
+    """Delete what was built for the live view."""
     shutil.rmtree(LIVE, ignore_errors=True)
 
 
 def present(deck: Deck, title: str, port: int, browser: bool, language: str) -> None:
-    """Build if needed, serve, open the browser, and wait for Ctrl-C."""
+    """Build the slides if needed, serve them, open the browser, and wait for Ctrl-C."""
     begin = time.monotonic()
     for sentence in write(deck, title):
         print(f"not shown yet: {sentence}")
     with server(port) as (url, _):
         address = f"{url}?lang={language}"
-        print(f"The slides are at {address}  ({time.monotonic() - begin:.1f} s). Ctrl-C ends them.", flush=True)
+        print(f"The slides are at {address}  ({time.monotonic() - begin:.1f} s). Press Ctrl-C to stop.", flush=True)
         if browser:
             webbrowser.open(address)
         with contextlib.suppress(KeyboardInterrupt):

@@ -1,7 +1,7 @@
-"""Markdown and stored HTML as the body of a page: formulas, headings, links and tables as a page needs them.
+"""Converts Markdown and stored HTML into the body of a page, with its formulas, headings, links and tables.
 
-Formulas become `<span class="tex">` here, as on the slides, and are set at the end, all pages at once
-(`render.typeset`): a page then needs no mathematics library, and a formula that KaTeX cannot read ends the export.
+Formulas become `<span class="tex">`, as on the slides. `render.typeset` renders those of all pages in one call at the
+end, so a page needs no mathematics library, and a formula that KaTeX cannot read stops the export.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from rlhf_lab.errors import LabError
 from slides import render
 
 Follow = Callable[[str], str | None]
-"""Where a link leads on the site; None: nowhere, its words stay as words."""
+"""Returns the target of a link on the site; None if there is none, in which case the link becomes plain text."""
 
 
 class _Renderer(IPythonRenderer):
-    """Jupyter's markdown, formulas marked instead of left between dollars, code with its language's colours."""
+    """Jupyter's Markdown renderer, with marked formulas and syntax highlighting."""
 
     def __init__(self) -> None:
         super().__init__(escape=False, exclude_anchor_links=True)
@@ -42,12 +42,12 @@ class _Renderer(IPythonRenderer):
 
 
 def markdown(source: str) -> str:
-    """Markdown as Jupyter reads it, as HTML with its formulas marked."""
+    """Convert Jupyter's Markdown into HTML with marked formulas."""
     return str(MarkdownWithMath(renderer=_Renderer()).render(source))
 
 
 def coloured(code: str, language: str) -> str:
-    """Code in colours, `<div class="highlight"><pre>`."""
+    """Code with syntax highlighting, as `<div class="highlight"><pre>`."""
     from pygments import highlight
     from pygments.formatters import HtmlFormatter
     from pygments.lexers import get_lexer_by_name
@@ -60,12 +60,12 @@ def coloured(code: str, language: str) -> str:
     return str(highlight(code.rstrip(), lexer, HtmlFormatter(wrapcode=True)))
 
 
-# --- what a body goes through -----------------------------------------------------------------------------------
+# --- steps that finish a body -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Heading:
-    """One line of a table of contents: level 2 or 3, its anchor, its words as HTML."""
+    """One entry of a table of contents: its level (2 or 3), its anchor, and its text as HTML."""
 
     level: int
     anchor: str
@@ -73,15 +73,16 @@ class Heading:
 
 
 def finished(body: str, follow: Follow, here: str) -> tuple[str, tuple[Heading, ...]]:
-    """A body as a page needs it, and what its table of contents says.
+    """The finished body of a page, and the entries of its table of contents.
 
     Args:
-        body: HTML; formulas marked or between dollars.
-        follow: says where each link of the body leads.
-        here: the page's name, for an error.
+        body: HTML whose formulas are marked or stand between dollar signs.
+        follow: returns the target of each link.
+        here: name of the page, for error messages.
 
     Raises:
-        LabError: a picture without words; no heading of level 1, or several; a formula without its second dollar.
+        LabError: if a picture has no alternative text, there is no heading of level 1 or more than one, or a dollar
+            sign is unpaired.
     """
     soup: Any = BeautifulSoup(body, "html.parser")
     mark_formulas(soup, here)
@@ -96,69 +97,69 @@ def finished(body: str, follow: Follow, here: str) -> tuple[str, tuple[Heading, 
         ):
             picture.parent.name = "figure"
         if not str(picture.get("alt", "")).strip():
-            raise LabError(f"{here}: the picture {str(picture.get('src'))[:80]!r} has no words.")
+            raise LabError(f"{here}: the picture {str(picture.get('src'))[:80]!r} has no alternative text.")
     return written(soup), contents
 
 
 def written(soup: Any) -> str:
-    """HTML again, its formulas marked as `render.typeset` finds them."""
+    """The tree as HTML, with formulas marked as `render.typeset` expects them."""
     return str(soup).replace(' data-display=""', " data-display")
 
 
-_AS_IT_IS = ("code", "pre", "script", "style", "noscript")
+_VERBATIM = ("code", "pre", "script", "style", "noscript")
 _DOLLAR = re.compile(r"\$")
 _FORMULA = re.compile(r"\$\$(.+?)\$\$|\$(.+?)\$", re.S)
 
 
-def _as_it_is(node: Any) -> bool:
-    return node.name in _AS_IT_IS or "tex" in node.get("class", [])
+def _verbatim(node: Any) -> bool:
+    return node.name in _VERBATIM or "tex" in node.get("class", [])
 
 
 def _texts(soup: Any, sign: re.Pattern[str]) -> list[Any]:
-    """Text in which `sign` is found, and that is read as text: not code, not a formula's source."""
+    """Text nodes that contain `sign` and are prose: neither code nor the source of a formula."""
     return [
         text
         for text in soup.find_all(string=sign)
-        if type(text) is NavigableString and not any(map(_as_it_is, text.parents))
+        if type(text) is NavigableString and not any(map(_verbatim, text.parents))
     ]
 
 
 def mark_formulas(soup: Any, here: str) -> None:
-    """Mark formulas that stand between dollars, as in the tables that the lab's objects show of themselves.
+    """Mark formulas between dollar signs, as in the HTML representations of the package's objects.
 
     Raises:
-        LabError: a dollar is left over.
+        LabError: if a dollar sign is unpaired.
     """
     for text in _texts(soup, _DOLLAR):
         safe = html.escape(str(text), quote=False)
         made = _FORMULA.sub(lambda m: render.tex(html.unescape(m[1] or m[2]), bool(m[1])), safe)
         new = BeautifulSoup(made, "html.parser")
         if _texts(new, _DOLLAR):
-            raise LabError(f"{here}: a dollar without its partner in {str(text)[:80]!r}.")
+            raise LabError(f"{here}: unpaired dollar sign in {str(text)[:80]!r}.")
         text.replace_with(new)
 
 
 def slug(words: str) -> str:
-    """The anchor of a heading as code forges make it: `ReST, RAFT and PPO` is `rest-raft-and-ppo`."""
+    """The anchor of a heading, as GitHub forms it: `ReST, RAFT and PPO` becomes `rest-raft-and-ppo`."""
     return re.sub(r"[^\w\- ]", "", words.strip().lower()).replace(" ", "-")
 
 
 def number_headings(soup: Any, here: str) -> tuple[Heading, ...]:
-    """Give every heading an anchor of its own, and no more than one level below the one before it.
+    """Give every heading a unique anchor and a level at most one below that of the previous heading.
 
     Returns:
-        those of levels 2 and 3.
+        the headings of levels 2 and 3.
 
     Raises:
-        LabError: the first heading is not of level 1, or not the only one of it.
+        LabError: if the first heading is not of level 1, or another one is.
     """
     found, used, before = [], set[str](), 0
     by_hand = {node["id"] for node in soup.find_all(id=True)}
     for node in soup.find_all(re.compile("^h[1-6]$")):
         level = int(node.name[1])
         if (level == 1) != (before == 0):
-            raise LabError(f"{here}: a page has one heading of level 1, its first; see {node.get_text()!r}.")
-        level = min(level, before + 1)  # who moves by headings must not fall through a missing level
+            raise LabError(f"{here}: the first heading of a page, and no other, has level 1. See {node.get_text()!r}.")
+        level = min(level, before + 1)  # screen readers navigate by headings, so no level may be skipped
         node.name = f"h{level}"
         before, plain = level, slug(node.get_text())
         anchor = next(one for n in range(len(used) + 1) if (one := plain + (f"-{n}" if n else "")) not in used)
@@ -171,7 +172,7 @@ def number_headings(soup: Any, here: str) -> tuple[Heading, ...]:
 
 
 def lead_links(soup: Any, follow: Follow) -> None:
-    """Lead every link where it leads on the site; pictures too."""
+    """Replace the target of every link and picture by its target on the site."""
     for node in soup.find_all(href=True):
         to = follow(node["href"])
         if to is not None:
@@ -185,13 +186,13 @@ def lead_links(soup: Any, follow: Follow) -> None:
 
 
 MANY = 5
-"""Columns that no phone shows side by side."""
+"""Number of columns from which a table is too wide for a phone."""
 
 
 def box_tables(soup: Any) -> None:
-    """Put each table into a box that scrolls by itself, and say which of its cells are heads.
+    """Put each table into a box that scrolls, and mark its header cells.
 
-    A table of many columns is shown on a phone one row under the other, so every cell gets its column's name.
+    On a phone a table of many columns is shown as a list, so every cell gets the name of its column.
     """
     for table in soup.find_all("table"):
         heads = table.select("thead th")
@@ -216,8 +217,8 @@ def link_notebooks(soup: Any, where: Callable[[str], str | None]) -> None:
     """Turn “notebook 04” and “notebooks 03 and 04” in running text into links.
 
     Args:
-        soup: changed in place.
-        where: the page of the notebook with this number; None: no link.
+        soup: the page, which is changed in place.
+        where: returns the page of the notebook with this number, or None for no link.
     """
     for text in _texts(soup, _NOTEBOOKS):
         if any(parent.name in ("a", "summary", "h1", "h2", "h3", "h4") for parent in text.parents):
@@ -231,10 +232,10 @@ def _linked(words: str, where: Callable[[str], str | None]) -> str:
         to = where(match["number"])
         return f'<a href="{to}">{match[0]}</a>' if to else match[0]
 
-    # The first number takes its word with it: more to aim at.
+    # The first link includes the word "notebook", which makes it easier to click.
     return re.sub(r"(?:[Nn]otebooks? )?(?P<number>\d\d)", link, words)
 
 
 def plain(markup: str) -> str:
-    """The words of a line of markdown, without marks."""
+    """The text of a line of Markdown, without markup."""
     return BeautifulSoup(markdown(markup), "html.parser").get_text().strip()

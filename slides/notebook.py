@@ -1,4 +1,4 @@
-"""A stored notebook as the body of a page: its text, code, outputs, pictures as files, explorers by their states."""
+"""Converts a stored notebook into the body of a page: text, code, outputs, picture files and explorers' states."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from rlhf_lab.errors import LabError
 from slides import markdown_html
 
 PICTURE = "Picture: "
-"""How `figures.style.show` begins the text of a picture; an explorer's still begins with the explorer's title."""
+"""Prefix of a picture's text from `figures.style.show`; the text of an explorer's picture begins with its title."""
 WORDS = "In words: "
-"""How the same begins the line below it, which says the picture's words to everyone."""
+"""Prefix of the visible line below such a picture, which repeats its alternative text."""
 
 
 @dataclass
 class Drawn:
-    """A notebook's body and what came out of it on the way.
+    """The body of a notebook's page, and what was found in the notebook.
 
     Attributes:
-        body: HTML, formulas marked.
+        body: HTML with marked formulas.
         states: keys of the explorers' states, in order.
-        derivations: how many derivations it shows, each whole.
-        exercises: how many exercises it checks.
-        pictures: names and bytes of the pictures' files.
+        derivations: number of complete derivations that it shows.
+        exercises: number of exercises that it checks.
+        pictures: names and contents of the picture files.
     """
 
     body: str = ""
@@ -40,19 +40,19 @@ class Drawn:
 
 
 States = Callable[[int, str], str]
-"""Takes a cell's number and its explorer's first words; gives the key of its states."""
+"""Takes the number of a cell and its explorer's initial text, and returns the key of the explorer's states."""
 
 
 def drawn(notebook: Any, stem: str, states: States) -> Drawn:
-    """Draw a notebook.
+    """Convert a notebook.
 
     Args:
-        notebook: as nbformat reads it, with its outputs.
-        stem: its file's name, which its pictures' names begin with.
-        states: gives the key of an explorer's states.
+        notebook: notebook with outputs, as read by nbformat.
+        stem: name of its file, with which the names of its pictures begin.
+        states: returns the key of an explorer's states.
 
     Raises:
-        LabError: an output that a page cannot show; a picture without words; an error among the outputs.
+        LabError: if an output cannot be shown on a page or is an error, or a picture has no alternative text.
     """
     out = Drawn()
     parts = []
@@ -71,7 +71,7 @@ def drawn(notebook: Any, stem: str, states: States) -> Drawn:
 
 
 def shows_explorer(cell: Any, output: Any) -> bool:
-    """Whether this output of the cell is an explorer's still: the cell ends with a call of some `…_explorer`."""
+    """Whether this output is the picture of an explorer: the cell ends with a call of some `…_explorer`."""
     data = output.get("data", {})
     if "image/png" not in data or str(data.get("text/plain", "")).startswith(PICTURE):
         return False
@@ -83,15 +83,15 @@ def shows_explorer(cell: Any, output: Any) -> bool:
 
 
 def alt(output: Any, here: str) -> str:
-    """A picture's words: its alternative text, or the text that is stored beside it.
+    """The alternative text of a picture, or the text that is stored beside it.
 
     Raises:
-        LabError: it has none.
+        LabError: if there is neither.
     """
     stored = output.get("metadata", {}).get("image/png", {}).get("alt", "")
     found = str(stored or output["data"].get("text/plain", "")).removeprefix(PICTURE).strip()
-    if not found or found.startswith("<"):  # <Figure size 640x480 with 1 Axes> says nothing
-        raise LabError(f"{here}: a picture without words. Show it with `figures.style.show`.")
+    if not found or found.startswith("<"):  # <Figure size 640x480 with 1 Axes> is no description
+        raise LabError(f"{here}: a picture has no alternative text. Show it with `figures.style.show`.")
     return found
 
 
@@ -115,7 +115,7 @@ def _outputs(cell: Any, here: str, number: int, stem: str, states: States, out: 
         elif "image/png" in data:
             made.append(f"<figure>{_picture(output, here, f'{stem}-{number}-{len(made)}', out)}</figure>")
         elif "text/markdown" in data and text.startswith(WORDS) and made and made[-1].endswith("</figure>"):
-            # The picture's own words, for everyone. Who hears the page has heard them: they are its alternative text.
+            # Screen readers have already read this text, which is also the alternative text, so it is hidden from them.
             words = html.escape(text.removeprefix(WORDS).strip())
             words = f'<figcaption aria-hidden="true">{words}</figcaption>'
             made[-1] = made[-1].removesuffix("</figure>") + words + "</figure>"
@@ -126,19 +126,19 @@ def _outputs(cell: Any, here: str, number: int, stem: str, states: States, out: 
         elif "text/plain" in data:
             made.append(_said(text))
         else:
-            raise LabError(f"{here}: an output that is none of text, HTML, markdown and PNG: {sorted(data)}.")
+            raise LabError(f"{here}: an output is neither text nor HTML, Markdown or PNG: {sorted(data)}.")
     return "\n".join(made)
 
 
 def _said(text: str) -> str:
-    """What was printed, terminals' colours as classes."""
+    """Printed text; terminal colours become CSS classes."""
     from nbconvert.filters import ansi2html
 
     return f"<pre>{ansi2html(text.rstrip())}</pre>"
 
 
 def _shown_itself(markup: str, out: Drawn) -> str:
-    """An object's own HTML: a derivation's table, an exercise's verdict."""
+    """The HTML representation of an object: the table of a derivation, or the result of an exercise."""
     if "equation, and why</th>" in markup:
         out.derivations += 1
         return f'<div class="derivation">{markup}</div>'
@@ -148,7 +148,7 @@ def _shown_itself(markup: str, out: Drawn) -> str:
 
 
 def _picture(output: Any, here: str, name: str, out: Drawn) -> str:
-    """The picture as a file beside the page, with its place kept free while it loads."""
+    """The picture as a file beside the page, with its size, so that the layout is stable while it loads."""
     data = base64.b64decode(output["data"]["image/png"])
     out.pictures[f"{name}.png"] = data
     wide, high = struct.unpack(">II", data[16:24])

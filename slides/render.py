@@ -1,8 +1,8 @@
-"""HTML of the slides, the same for both views: every text stands there in both languages, and CSS shows one.
+"""Renders the slides as HTML, which both views share. It contains every text in both languages, and CSS shows one.
 
-The two views differ in what they put where an explorer stands (`place`), and in what is around the slides.
-Formulas are written as `<span class="tex">` first; `typeset` replaces them by what KaTeX makes of them, all in one
-call, so that neither view needs a mathematics library in the page.
+The two views differ in the HTML of an explorer (`place`) and in the page around the slides. Formulas are first written
+as `<span class="tex">`. Then `typeset` renders all of them in one call of KaTeX, so neither view needs a mathematics
+library in the page.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from slides.schema import LANGUAGES, Deck, Slide, T
 
 ROOT = Path(__file__).parents[1]
 
-Place = Callable[[Slide, f.Explorer], str]
-"""HTML of an explorer on a slide."""
+Place = Callable[[Slide, f.ExplorerPart], str]
+"""Returns the HTML of an explorer on a slide."""
 
 
 @dataclass
 class Context:
-    """What is needed beside the deck while it is drawn.
+    """Settings and messages of one rendering.
 
     Attributes:
-        place: HTML of an explorer.
-        missing: what could not be shown because it has not been computed yet, one sentence each.
-        worlds: overrides how many random worlds a derivation is computed on.
+        place: returns the HTML of an explorer.
+        missing: messages about results that cannot be shown because they have not been computed yet.
+        worlds: overrides the number of random worlds on which a derivation is computed.
     """
 
     place: Place
@@ -47,7 +47,7 @@ _SPLIT = re.compile(r"(\$[^$]+\$|`[^`]+`)")
 
 
 def words(text: str) -> str:
-    """One line of light markdown as HTML; mathematics is left for `typeset`."""
+    """One line of light Markdown as HTML; `typeset` renders the formulas later."""
     out = []
     for piece in _SPLIT.split(text):
         if piece.startswith("$") and len(piece) > 1:
@@ -62,14 +62,14 @@ def words(text: str) -> str:
 
 
 def both(text: T | str) -> str:
-    """A text in both languages, of which CSS shows one."""
+    """A text in both languages; CSS shows one of them."""
     if isinstance(text, str):
         return words(text)
     return "".join(f'<span lang="{language}">{words(text.of(language))}</span>' for language in LANGUAGES)
 
 
 def tex(source: str, display: bool = False) -> str:
-    """A formula, to be set by `typeset`."""
+    """A marked formula, which `typeset` renders."""
     return f'<span class="tex"{" data-display" if display else ""}>{html.escape(source, quote=False)}</span>'
 
 
@@ -77,11 +77,11 @@ _TEX = re.compile(r'<span class="tex"( data-display)?>(.*?)</span>', re.S)
 
 
 def typeset(page: str, katex: Callable[[list[tuple[str, bool]]], list[str]]) -> str:
-    """`page` with its formulas set.
+    """`page` with its formulas rendered.
 
     Args:
-        page: HTML.
-        katex: makes HTML of (LaTeX, displayed) pairs, all at once.
+        page: HTML with marked formulas.
+        katex: returns the HTML of a list of pairs (LaTeX, displayed).
     """
     found = list(dict.fromkeys((html.unescape(m[2]), bool(m[1])) for m in _TEX.finditer(page)))
     done = dict(zip(found, katex(found), strict=True)) if found else {}
@@ -111,7 +111,7 @@ def _equation(part: f.Equation) -> str:
     return f"<div{_step(part.step, 'equation big' if part.big else 'equation')}>{tex(part.tex, True)}{note}</div>"
 
 
-def _derivation(part: f.Derivation, here: str, context: Context) -> str:
+def _derivation(part: f.DerivationPart, here: str, context: Context) -> str:
     from rlhf_lab.derivations import library
     from rlhf_lab.derivations.derivation import _RELATIONS, MUST_FAIL_IN
 
@@ -128,10 +128,12 @@ def _derivation(part: f.Derivation, here: str, context: Context) -> str:
     slips = [w for w in derivation.wrong if part.wrong and part.first <= w.instead_of <= last]
     for what, given, wanted in (("reasons", part.reasons, len(shown)), ("mistakes", part.mistakes, len(slips))):
         if len(given) != wanted:
-            raise LabError(f"{here}: {part.key!r} shows {wanted} lines that need {what} in Chinese; {len(given)} came.")
+            raise LabError(
+                f"{here}: {part.key!r} shows {wanted} lines, which need as many {what} in Chinese, not {len(given)}."
+            )
     checked = derivation.check(worlds=context.worlds or part.worlds)
     if not checked.ok:
-        raise LabError(f"{here}: {part.key!r} does not hold, or a wrong line does: {checked!r}")
+        raise LabError(f"{here}: a line of {part.key!r} does not hold, or a wrong version of it does: {checked!r}")
     rows = []
     for place, number in enumerate(shown):
         line = derivation.lines[number]
@@ -164,9 +166,9 @@ def _line(number: int, left: str, right: str, reason: T, mark: str, kind: str, s
 
 
 def _png(data: bytes, alt: T, note: str = "", kind: str = "figure") -> str:
-    """A picture with its words; the bytes are in the page, so that it needs no file beside it."""
+    """A picture with its alternative text. Its bytes are in the page, which therefore needs no further file."""
     source = "data:image/png;base64," + base64.b64encode(data).decode()
-    # One picture, two alternative texts: the page takes the one of its language.
+    # The page uses the alternative text of its language.
     alts = html.escape(alt.en), html.escape(alt.zh)
     return (
         f'<figure class="{kind}"><img src="{source}" alt="{alts[0]}" data-en="{alts[0]}" data-zh="{alts[1]}">'
@@ -215,9 +217,9 @@ def _flow(part: f.Flow) -> str:
 
 
 def _part(part: f.Part, slide: Slide, here: str, context: Context) -> str:
-    if isinstance(part, f.Derivation):
+    if isinstance(part, f.DerivationPart):
         return _derivation(part, here, context)
-    if isinstance(part, f.Explorer):
+    if isinstance(part, f.ExplorerPart):
         advice = f'<p class="advice">{both(part.advice)}</p>' if part.advice else ""
         look = f'style="--rlhf-chart-height:{part.height:g}"'
         return f'{advice}<div class="explorer" {look}>{context.place(slide, part)}</div>'
@@ -236,11 +238,11 @@ def _part(part: f.Part, slide: Slide, here: str, context: Context) -> str:
 
 
 NUMBER = "<!-- number -->"
-"""Where a slide's number goes: drawn slides are kept, and a slide more in front must not make them stale."""
+"""Placeholder of a slide's number, so that cached slides stay valid when a slide is inserted before them."""
 
 
 def section(block: f.Block, slide: Slide, context: Context) -> str:
-    """One slide as reveal.js wants it, its number left open."""
+    """The HTML of one slide for reveal.js, with a placeholder for its number."""
     here = f"Slide {slide.key!r} (block {block.key!r})"
     parts = "".join(_part(part, slide, here, context) for part in slide.parts)
     level = "h1" if slide.kind == "title" else "h2"
@@ -255,7 +257,7 @@ def section(block: f.Block, slide: Slide, context: Context) -> str:
 
 
 def _notes(slide: Slide) -> str:
-    """The notes of both languages in store, and the place from which the speaker view reads the present one's."""
+    """The notes in both languages, and the element from which the speaker view reads the current ones."""
     stored = []
     for language in LANGUAGES:
         paragraphs = [f"<p>{words(one.strip())}</p>" for one in slide.notes.of(language).split("\n\n")]
@@ -265,7 +267,7 @@ def _notes(slide: Slide) -> str:
 
 
 def sections(deck: Deck, context: Context) -> str:
-    """All slides."""
+    """The HTML of all slides."""
     every = list(deck.slides())
     return "".join(
         section(block, slide, context).replace(NUMBER, f'{number}<span class="of"> / {len(every)}</span>')
@@ -273,11 +275,13 @@ def sections(deck: Deck, context: Context) -> str:
     )
 
 
-def explorers_of(deck: Deck) -> list[tuple[Slide, f.Explorer]]:
-    """Every explorer of the deck, in order, with its slide."""
-    return [(slide, part) for _, slide in deck.slides() for part in f.parts_of(slide) if isinstance(part, f.Explorer)]
+def explorers_of(deck: Deck) -> list[tuple[Slide, f.ExplorerPart]]:
+    """Every explorer of the slides, in order, with its slide."""
+    return [
+        (slide, part) for _, slide in deck.slides() for part in f.parts_of(slide) if isinstance(part, f.ExplorerPart)
+    ]
 
 
 def raw(formulas: Sequence[tuple[str, bool]]) -> list[str]:
-    """Formulas as they are written, for where KaTeX is not there."""
+    """Formulas as LaTeX source, for use without KaTeX."""
     return [f"<code>{html.escape(source)}</code>" for source, _ in formulas]

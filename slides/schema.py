@@ -1,7 +1,7 @@
-"""What a slide is made of: plain data, with every text in two languages side by side.
+"""Data classes of the lecture slides (deck, block, slide and its parts) and the checks on them.
 
-A block of the lecture is a file `slides/deck/bNN_name.py` with one `BLOCK`; see `slides/README.md` for how to write
-one. Nothing here draws: `slides/render.py` makes HTML out of these parts, once for both views.
+Every text is stored in two languages. A block of the lecture is a file `slides/deck/bNN_name.py` with one `BLOCK`;
+`slides/README.md` explains how to write one. `slides/render.py` turns these parts into HTML for both views.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class T:
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph. With `step`, it appears at a press of the key; `quiet` sets it in the second colour."""
+    """A paragraph. With `step`, it appears at the next key press; with `quiet`, it has the secondary colour."""
 
     text: T
     step: bool = False
@@ -43,7 +43,7 @@ class Text:
 
 @dataclass(frozen=True, init=False)
 class Bullets:
-    """Points in a list: `Bullets(T(…), T(…), steps=True)`. With `steps`, one at a time; `ordered` numbers them."""
+    """A list: `Bullets(T(…), T(…), steps=True)`. With `steps`, items appear one at a time; `ordered` numbers them."""
 
     items: tuple[T, ...]
     steps: bool
@@ -60,10 +60,10 @@ class Equation:
     r"""A displayed equation, LaTeX as KaTeX knows it, without dollars.
 
     Attributes:
-        tex: the same in both languages; words inside (`\text{…}`) stay English, so put words into `note`.
-        note: a line under it.
-        step: it appears at a press of the key.
-        big: set larger: the slide's one equation.
+        tex: the same in both languages. Words inside (`\text{…}`) stay English, so put words into `note`.
+        note: a line below the equation.
+        step: whether it appears at the next key press.
+        big: whether it is set larger, as the main equation of its slide.
     """
 
     tex: str
@@ -73,18 +73,17 @@ class Equation:
 
 
 @dataclass(frozen=True)
-class Derivation:
-    """Lines of a derivation of the lab, one a press, each with its reason and its computed tick.
+class DerivationPart:
+    """Lines of a derivation of `rlhf_lab.derivations`, one per key press, each with its reason and a computed tick.
 
     Attributes:
         key: the derivation's key in `rlhf_lab.derivations.library()`.
-        reasons: the reasons of the lines shown, in Chinese and in their order (the English ones are the
-            derivation's own). One for each line shown.
+        reasons: the Chinese reasons, one for each line shown, in order. The English reasons come from the derivation.
         first: the first line shown, counted from 1.
-        last: the last line shown; None: to the end.
-        wrong: also show the plausible wrong versions of these lines, with the error that was computed.
-        mistakes: their mistakes in Chinese, one for each wrong line shown.
-        worlds: random worlds on which both sides are computed at build.
+        last: the last line shown; None for the last line of the derivation.
+        wrong: also show the plausible wrong versions of these lines, with the computed error.
+        mistakes: the Chinese descriptions of the mistakes, one for each wrong line shown.
+        worlds: the number of random worlds on which both sides are computed when the slides are built.
     """
 
     key: str
@@ -97,18 +96,18 @@ class Derivation:
 
 
 @dataclass(frozen=True)
-class Explorer:
-    """An explorer, live in the lecture and from computed states on the page.
+class ExplorerPart:
+    """An explorer: live in the lecture, and drawn from precomputed states on the static page.
 
     Attributes:
-        name: of a factory in `slides/explorers.py`.
-        advice: what to move, in a few words; shown above the controls.
-        at: where controls stand at first, by name: `{"view": "gradient"}`. Others stand where the factory puts them.
-        only: the controls that are shown; the others stay where they are. Empty: all. A slide is calmer with one or
-            two, and the exported page, which holds a picture for every combination, has finer steps.
-        panels: which panels of its picture are shown, from 0. Empty: all. Two fit side by side in a slide's letters.
-        stops: on the exported page, at most so many stops of each slider; None: as many as the budget allows.
-        height: of the drawing in em of its 24 px letters; leave it unless the slide holds more than the explorer.
+        name: name of a factory in `slides/explorers.py`.
+        advice: a short text above the controls, which says what to move.
+        at: initial values of controls by name: `{"view": "gradient"}`. Other controls have the factory's values.
+        only: the controls that are shown; the others are fixed. Empty means all. With one or two controls a slide is
+            easier to read, and the static page, which stores a picture for every combination, has finer steps.
+        panels: the panels of the picture that are shown, from 0. Empty means all. Two panels fit side by side.
+        stops: maximum number of stops of each slider on the static page; None for as many as the budget allows.
+        height: height of the drawing in em (24 px). Change it only if the slide holds more than the explorer.
     """
 
     name: str
@@ -122,13 +121,13 @@ class Explorer:
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture drawn at build: a function that returns a matplotlib figure of the course's look.
+    """A picture that is drawn when the slides are built, by a function that returns a matplotlib figure.
 
     Attributes:
-        draw: called without arguments. Draw it about 7 × 3.5 inches with `rlhf_lab.figures.style`: the letters are
-            then as large as the slide's. It must give the same picture each time.
-        alt: what it shows, with the numbers that it is there to show.
-        note: a line under it.
+        draw: called without arguments. With `rlhf_lab.figures.style` and about 7 × 3.5 inches, the text is as large
+            as the slide's. It must return the same picture each time.
+        alt: alternative text: what the picture shows, with its main numbers.
+        note: a line below the picture.
     """
 
     draw: Callable[[], Drawing]
@@ -138,14 +137,14 @@ class Figure:
 
 @dataclass(frozen=True)
 class Table:
-    """A small table: at most seven rows or so, or it cannot be read from the last row.
+    """A small table: about seven rows at most, so that it can be read from the back of the room.
 
     Attributes:
-        head: the columns' names.
+        head: the names of the columns.
         rows: cells; a plain string is the same in both languages.
-        caption: what it shows.
-        source: where the numbers are from, if they are not ours.
-        strong: numbers of rows, from 0, that are set bold.
+        caption: what the table shows.
+        source: the publication from which the numbers are taken, if any.
+        strong: indices of the rows that are set bold, from 0.
     """
 
     head: tuple[T | str, ...]
@@ -157,7 +156,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Quote:
-    """A source's own words, short; in Chinese with our translation of them. `source` says where."""
+    """A short quotation, with our translation in Chinese. `source` is where it was published."""
 
     text: T
     source: str
@@ -168,9 +167,9 @@ class Step:
     """One box of a `Flow`.
 
     Attributes:
-        title: a word or three.
-        text: a line below it.
-        style: key of `figures/style.py` whose colour the box carries; empty: neutral.
+        title: one to three words.
+        text: a line below the title.
+        style: key of `figures/style.py` that gives the colour of the box; empty for a neutral colour.
     """
 
     title: T
@@ -182,7 +181,7 @@ class Step:
 class Flow:
     """Boxes with arrows from left to right: `Flow(Step(…), Step(…), back=T("repeat", "重复"))`.
 
-    `back` adds an arrow from the last to the first with these words; `steps` shows one box at a press.
+    `back` adds an arrow with this text from the last box to the first; `steps` shows one box per key press.
     """
 
     boxes: tuple[Step, ...]
@@ -197,29 +196,29 @@ class Flow:
 
 @dataclass(frozen=True)
 class Columns:
-    """Two columns of parts. `share` is the left one's part of the width."""
+    """Two columns of parts. `share` is the fraction of the width that the left one takes."""
 
     left: tuple[Part, ...]
     right: tuple[Part, ...]
     share: float = 0.5
 
 
-Part = Text | Bullets | Equation | Derivation | Explorer | Figure | Table | Quote | Flow | Columns
+Part = Text | Bullets | Equation | DerivationPart | ExplorerPart | Figure | Table | Quote | Flow | Columns
 
 
 @dataclass(frozen=True)
 class Slide:
-    """One idea.
+    """One slide, which presents one idea.
 
     Attributes:
-        key: its name in links and screenshots, small letters, digits and hyphens; unique in the whole deck.
-        title: a sentence that says the idea, where possible.
+        key: its name in links and screenshots: lower-case letters, digits and hyphens, unique in the whole lecture.
+        title: where possible, a sentence that states the idea.
         parts: from top to bottom.
-        notes: what to say, what to move, what to expect as a question. Paragraphs are separated by a blank line.
-        minutes: how long, with the room's questions.
-        kind: "slide"; "title" for a deck's or block's opening, set large; "question" and "answer" are made by
-            `question`.
-        source: a line at the slide's foot.
+        notes: speaker notes: what to say, what to move, which questions to expect. A blank line separates paragraphs.
+        minutes: planned time, including the students' questions.
+        kind: "slide"; "title" for the opening of the lecture or of a block, set large; "question" and "answer" are
+            made by `question`.
+        source: a line in the footer.
     """
 
     key: str
@@ -241,17 +240,17 @@ def question(
     answer_title: T | None = None,
     minutes: tuple[float, float] = (2.0, 1.5),
 ) -> tuple[Slide, Slide]:
-    """A question for the room and, on the next slide, its answer: `*question(…)` in a block's slides.
+    """A question to the students and, on the next slide, its answer: `*question(…)` among the slides of a block.
 
     Args:
-        key: of the question; the answer's is `key-answer`.
+        key: key of the question's slide; the answer's slide has the key `key-answer`.
         ask: the question, as the title.
-        parts: what belongs to it: choices as ordered bullets, an equation, an explorer.
-        answer: what the answer's slide shows.
-        notes: of the question: how to put it, what the room usually says.
-        answer_notes: of the answer.
+        parts: further parts of the question: choices as ordered bullets, an equation, an explorer.
+        answer: the parts of the answer's slide.
+        notes: speaker notes of the question: how to ask it, and which answers are common.
+        answer_notes: speaker notes of the answer.
         answer_title: the answer in a sentence; None repeats the question.
-        minutes: of both.
+        minutes: planned time of each slide.
     """
     return (
         Slide(key, ask, parts, notes, minutes[0], "question"),
@@ -264,10 +263,10 @@ class Block:
     """A part of the lecture: a file of `slides/deck/`.
 
     Attributes:
-        key: as a slide's.
-        title: stands in the footer of its slides and in the contents.
+        key: as for a slide.
+        title: shown in the footer of its slides and in the table of contents.
         slides: in order.
-        lecture: 1 or 2: in which of the two fifty minutes.
+        lecture: 1 or 2, the lecture of fifty minutes to which the block belongs.
     """
 
     key: str
@@ -277,13 +276,13 @@ class Block:
 
     @property
     def minutes(self) -> float:
-        """Of all its slides."""
+        """Planned time of all its slides."""
         return sum(slide.minutes for slide in self.slides)
 
 
 @dataclass(frozen=True)
 class Deck:
-    """All blocks in order."""
+    """The whole lecture: all blocks in order."""
 
     title: T
     blocks: tuple[Block, ...]
@@ -306,9 +305,9 @@ def check(deck: Deck) -> Deck:
     """Return `deck` if it can be built.
 
     Raises:
-        LabError: names the slide and what is wrong with it: a key that occurs twice or is none, a language that is
-            missing, a picture without words, a dollar sign without its partner, a slide without notes or time,
-            a question without its answer, and what else `slides/README.md` asks for.
+        LabError: names the slide and its fault: a key that is invalid or occurs twice, a missing language, a picture
+            without alternative text, an unpaired dollar sign, a slide without notes or time, a question without its
+            answer, or another rule of `slides/README.md` that is broken.
     """
     seen: dict[str, str] = {}
     if not deck.blocks:
@@ -328,15 +327,15 @@ def check(deck: Deck) -> Deck:
             if slide.kind == "question":
                 after = block.slides[i + 1] if i + 1 < len(block.slides) else None
                 if after is None or after.kind != "answer":
-                    raise LabError(f"{here} is a question whose answer is not the next slide: use question(…).")
+                    raise LabError(f"{here} is a question, but the next slide is not its answer. Use question(…).")
     return deck
 
 
 def _name(key: str, here: str, seen: dict[str, str]) -> None:
     if not _KEY.fullmatch(key):
-        raise LabError(f"{here}: the key must be small letters, digits and hyphens.")
+        raise LabError(f"{here}: the key must consist of lower-case letters, digits and hyphens.")
     if key in seen:
-        raise LabError(f"{here}: the key is taken by {seen[key]}. Every key of slides and blocks is unique.")
+        raise LabError(f"{here}: the key is already used by {seen[key]}. Every key of slides and blocks is unique.")
     seen[key] = here
 
 
@@ -349,15 +348,15 @@ def _slide(slide: Slide, here: str) -> None:
         raise LabError(f"{here}: minutes must be above 0 and at most 15, not {slide.minutes}.")
     if not slide.parts and slide.kind != "title":
         raise LabError(f"{here} has no parts.")
-    explorers = [part for part in parts_of(slide) if isinstance(part, Explorer)]
+    explorers = [part for part in parts_of(slide) if isinstance(part, ExplorerPart)]
     if len(explorers) > 1:
-        raise LabError(f"{here} has {len(explorers)} explorers: one idea a slide.")
+        raise LabError(f"{here} has {len(explorers)} explorers; a slide may have one.")
     for part in parts_of(slide):
         _part(part, f"{here}, {type(part).__name__}")
 
 
 def parts_of(slide: Slide) -> Iterator[Part]:
-    """Every part of a slide, those in columns too."""
+    """Every part of a slide, including those in columns."""
     for part in slide.parts:
         yield part
         if isinstance(part, Columns):
@@ -366,7 +365,7 @@ def parts_of(slide: Slide) -> Iterator[Part]:
 
 
 def texts_of(part: Any) -> Iterator[T]:
-    """Every text in both languages that stands in a part itself, its columns excepted."""
+    """Every text of a part, without the parts inside its columns."""
     if isinstance(part, T):
         yield part
     elif isinstance(part, tuple):
@@ -385,7 +384,7 @@ def _part(part: Part, here: str) -> None:
     if isinstance(part, Bullets) and not part.items:
         raise LabError(f"{here} has no items.")
     if isinstance(part, Equation) and (not part.tex.strip() or "$" in part.tex):
-        raise LabError(f"{here}: LaTeX without dollars, not {part.tex!r}.")
+        raise LabError(f"{here}: tex must be LaTeX without dollar signs, not {part.tex!r}.")
     if isinstance(part, Figure) and not callable(part.draw):
         raise LabError(f"{here}: draw must be a function without arguments.")
     if isinstance(part, Table):
@@ -400,8 +399,8 @@ def _part(part: Part, here: str) -> None:
         if not 0.2 <= part.share <= 0.8:
             raise LabError(f"{here}: share must lie between 0.2 and 0.8, not {part.share}.")
         if any(isinstance(one, Columns) for one in (*part.left, *part.right)):
-            raise LabError(f"{here}: columns do not stand in columns.")
-    if isinstance(part, Derivation):
+            raise LabError(f"{here}: columns cannot contain columns.")
+    if isinstance(part, DerivationPart):
         for words in (*part.reasons, *part.mistakes):
             if not words.strip():
                 raise LabError(f"{here} ({part.key}): an empty reason.")
@@ -414,12 +413,12 @@ def _both(text: T, here: str) -> None:
         if not isinstance(words, str) or not words.strip():
             raise LabError(f"{here}: the text in {language} is missing ({text!r}).")
         _dollars(words, here)
-    # A name or a formula is the same in both; a sentence is not.
+    # A name or a formula may be the same in both languages, but a sentence may not.
     plain = re.sub(r"\$[^$]*\$|`[^`]*`", "", text.zh)
     if not _CHINESE.search(plain) and len(re.findall(r"[A-Za-z]{2,}", plain)) > 6:
-        raise LabError(f"{here}: the Chinese text holds no Chinese: {text.zh!r}.")
+        raise LabError(f"{here}: the Chinese text contains no Chinese characters: {text.zh!r}.")
 
 
 def _dollars(words: str, here: str) -> None:
     if words.count("$") % 2:
-        raise LabError(f"{here}: a dollar sign without its partner in {words!r}.")
+        raise LabError(f"{here}: unpaired dollar sign in {words!r}.")

@@ -1,9 +1,8 @@
-"""`make site`: slides, notebooks, claims and glossary as pages that open from disk, from one entrance.
+"""The static site (`make site`): slides, notebooks, claims and glossary as pages that open from disk.
 
-Nothing is asked of another host: libraries lie beside the pages, states and pictures in them. Explorers are alive
-from states computed here (`static_states.py`), formulas are set here, and a page's own script only helps: without it
-all text,
-formulas and pictures are there.
+No page loads anything from another host. Explorers respond to their controls with states that are computed in advance
+(`static_states.py`), and formulas are rendered in advance. Without JavaScript a page still shows all its text, formulas
+and pictures.
 """
 
 from __future__ import annotations
@@ -32,17 +31,17 @@ from slides.schema import Deck
 
 SITE = build.ROOT / "build" / "site"
 DOCS = {
-    "claims": "Each claim of the lecture as an experiment: the rule written beforehand, the numbers, the verdict",
-    "glossary": "Words and what they mean",
-    "notation": "Every symbol: how it is said, its unit, its name in the code, where it stands",
+    "claims": "Each claim of the lecture as an experiment: the decision rule, the numbers, the outcome",
+    "glossary": "Terms and their definitions",
+    "notation": "Every symbol: its pronunciation, its unit, its name in the code, where it is used",
     "commands": "The command line: train, sample, evaluate, compare, rerun an experiment",
-    "scaling": "One GPU, several, and going on after an interruption",
-    "benchmarks": "Speed and memory beside another library, measured on one machine",
-    "mutations": "Bugs put in on purpose, and which test notices",
+    "scaling": "Training on one GPU or several, and resuming after an interruption",
+    "benchmarks": "Speed and memory compared with another library, measured on one machine",
+    "mutations": "Bugs that were inserted on purpose, and the tests that detect them",
 }
-"""Pages of docs/ that are published, those that are there, each with a line for the entrance."""
+"""Pages of docs/ that are published if they exist, each with its description on the front page."""
 LIMIT = 60 * 2**20
-"""Bytes that the whole site may have."""
+"""Maximum size of the whole site in bytes."""
 _COPIED = (".png", ".csv")
 _CUT = "\0"
 
@@ -52,12 +51,12 @@ class Page:
     """A page of the site.
 
     Attributes:
-        path: from the site's root, with slashes.
-        title: plain words.
+        path: path from the root of the site, with slashes.
+        title: plain text.
         body: HTML.
-        contents: what its table of contents lists.
-        states: scripts with explorers' states, from the site's root.
-        about: a line for the entrance.
+        contents: entries of its table of contents.
+        states: scripts with explorers' states, as paths from the root of the site.
+        about: its description on the front page.
     """
 
     path: str
@@ -69,24 +68,24 @@ class Page:
 
     @property
     def up(self) -> str:
-        """The way to the site's root."""
+        """The relative path to the root of the site."""
         return "../" * self.path.count("/")
 
 
 @dataclass
 class Links:
-    """Where a link of a file in the repository leads on the site, and what has to be there for it.
+    """Translates links between files of the repository into links of the site, and collects the linked files.
 
     Attributes:
-        wanted: files of the repository that some page links or shows: tables, pictures, source.
-        missing: what a page should show and is not there, one sentence each.
+        wanted: files of the repository that a page links or shows: tables, pictures, source code.
+        missing: messages about pictures that do not exist.
     """
 
     wanted: set[Path] = field(default_factory=set)
     missing: list[str] = field(default_factory=list)
 
     def place(self, file: Path) -> str | None:
-        """The place of a file of the repository on the site, from its root; None: it is not published."""
+        """The path of a file of the repository on the site, or None if it is not published."""
         name = file.relative_to(build.ROOT).as_posix()
         if name.startswith("docs/") and file.suffix == ".md":
             return f"docs/{file.stem}.html" if file.stem in DOCS else None
@@ -98,7 +97,7 @@ class Links:
         return None
 
     def follow(self, link: str, source: Path, page: str) -> str | None:
-        """Where `link`, which stands in the file `source`, leads from `page`; None: nowhere."""
+        """The target, seen from `page`, of a link in the file `source`; None if it is not on the site."""
         if link.startswith("#") or re.match(r"[a-z]+:", link):
             return link
         name, _, anchor = link.partition("#")
@@ -115,11 +114,12 @@ def write(folder: Path = SITE, slides: bool = True) -> None:
     """Write the whole site.
 
     Args:
-        folder: emptied first.
-        slides: False leaves the slides out, and with them the look for dead links.
+        folder: target folder, which is emptied first.
+        slides: whether to include the slides and to check for dead links.
 
     Raises:
-        LabError: npm's libraries cannot be had; something that a page cannot show; the site is larger than it may be.
+        LabError: if npm's libraries cannot be downloaded, a page contains something that cannot be shown, or the site
+            exceeds its maximum size.
     """
     vendor.fetch()
     folder = folder.resolve()
@@ -158,10 +158,10 @@ def write(folder: Path = SITE, slides: bool = True) -> None:
 
 
 def audit(folder: Path) -> None:
-    """See that every link of every page leads somewhere, and that nothing is loaded from another host.
+    """Check that every link has a target on the site and that nothing is loaded from another host.
 
     Raises:
-        LabError: names the first few that do not.
+        LabError: names the first links that fail.
     """
     pages = {path: path.read_text(encoding="utf-8") for path in folder.rglob("*.html")}
     ids = {path: set(re.findall(r'\bid="([^"]+)"', text)) for path, text in pages.items()}
@@ -178,19 +178,19 @@ def audit(folder: Path) -> None:
             target = (path.parent / unquote(name.split("?")[0])).resolve() if name else path.resolve()
             anchor = unquote(anchor.removeprefix("/"))
             if not target.is_file() or (anchor and target in ids and anchor not in ids[target]):
-                wrong.append(f"{here} leads to {link}, which is not there")
+                wrong.append(f"{here} links to {link}, which does not exist")
     for sheet in folder.rglob("*.css"):
         if re.search(r"(url\(|@import)\s*[\"']?(https?:)?//", sheet.read_text(encoding="utf-8")):
             wrong.append(f"{sheet.relative_to(folder)} loads from another host")
     if wrong:
-        raise LabError("The site is not whole: " + "; ".join(wrong[:8]) + (" …" if len(wrong) > 8 else ""))
+        raise LabError("The site is incomplete: " + "; ".join(wrong[:8]) + (" …" if len(wrong) > 8 else ""))
 
 
 def sizes(folder: Path, limit: int = LIMIT) -> int:
-    """Print what each part of the site weighs, and return the bytes of all.
+    """Print the size of each part of the site, and return the total in bytes.
 
     Raises:
-        LabError: more than `limit`.
+        LabError: if the total exceeds `limit`.
     """
     parts: dict[str, int] = {}
     for file in folder.rglob("*"):
@@ -206,24 +206,24 @@ def sizes(folder: Path, limit: int = LIMIT) -> int:
 
 
 class States:
-    """The explorers' states of all pages: what two pages show is one file."""
+    """The explorers' states of all pages; states that several pages show are stored in one file."""
 
     def __init__(self, folder: Path) -> None:
-        """Nothing is there yet.
+        """Start without states.
 
         Args:
-            folder: the site's.
+            folder: folder of the site.
         """
         self.folder = folder
         self.stale: list[str] = []
         self._known: dict[str, tuple[str, str]] = {}
 
     def there(self, key: str, data: str, script: str) -> None:
-        """Say that states are in a script of the site already."""
+        """Register states that a script of the site already contains."""
         self._known.setdefault(_sum(data), (key, script))
 
     def written(self, key: str, data: str) -> tuple[str, str]:
-        """The key and the script of these states; written under `key` if no page has them yet."""
+        """The key and the script of these states, which are written under `key` if no page has them yet."""
         known = self._known.get(_sum(data))
         if known is None:
             script = f"notebooks/states/{key}.js"
@@ -240,7 +240,7 @@ def _sum(data: str) -> str:
 
 
 def code_style() -> str:
-    """Colours of code, with a contrast of 4.5 : 1 on the grounds that page.css gives them; paper is light."""
+    """Style sheet for code, with a contrast of at least 4.5 : 1 on page.css's backgrounds; printed pages are light."""
     from pygments.formatters import HtmlFormatter
 
     def rules(style: str, where: str) -> str:
@@ -255,7 +255,7 @@ def code_style() -> str:
 
 
 def notebook_page(path: Path, folder: Path, links: Links, shared: States) -> Page:
-    """A stored notebook as a page; its pictures and its explorers' states are written beside it."""
+    """Convert a stored notebook into a page, and write its pictures and its explorers' states."""
     import nbformat
 
     scripts: list[str] = []
@@ -294,13 +294,13 @@ def _many(count: int, what: str) -> str:
 
 
 def _page_of(folder: Path, but: str, number: str) -> str | None:
-    """The page of notebook `number`, seen from a page beside it; None for the page itself."""
+    """The page of notebook `number`, relative to another notebook's page; None for the page itself."""
     found = [path.stem for path in folder.glob(f"{number}_*.ipynb")]
     return f"{found[0]}.html" if found and found[0] != but else None
 
 
 def doc_page(path: Path, links: Links) -> Page:
-    """A page of docs/."""
+    """Convert a Markdown file of docs/ into a page."""
     source = path.read_text(encoding="utf-8")
     place = f"docs/{path.stem}.html"
     body, contents = markdown_html.finished(
@@ -311,7 +311,9 @@ def doc_page(path: Path, links: Links) -> Page:
     for picture in soup.find_all("img"):
         file = build.ROOT / posixpath.normpath(posixpath.join("docs", picture["src"])).removeprefix("files/")
         if not file.is_file():
-            links.missing.append(f"{place}: {file.name} of {picture['src']} is not there; its words are shown alone.")
+            links.missing.append(
+                f"{place}: {file.name} of {picture['src']} does not exist; its alternative text is shown."
+            )
             picture.replace_with(picture["alt"])
             continue
         wide, high = struct.unpack(">II", file.read_bytes()[16:24])
@@ -325,7 +327,7 @@ def _from_docs(page: str | None) -> str | None:
 
 
 def code_page(path: Path) -> Page:
-    """A file of the code that some page links."""
+    """The page of a source file that another page links."""
     name = path.relative_to(build.ROOT).as_posix()
     body = f"<h1><code>{name}</code></h1>\n" + markdown_html.coloured(path.read_text(encoding="utf-8"), "python")
     return Page(f"code/{name}.html", name, f'<div translate="no">{body}</div>')
@@ -335,7 +337,7 @@ def code_page(path: Path) -> Page:
 
 
 def framed_all(*groups: Sequence[Page]) -> list[str]:
-    """All pages with what is around them, their formulas set in one call."""
+    """All pages with navigation and rendered formulas; the formulas are rendered in one call."""
     made = []
     for pages in groups:
         for number, page in enumerate(pages):
@@ -348,7 +350,7 @@ def framed_all(*groups: Sequence[Page]) -> list[str]:
 
 
 def head(title: str, up: str, more: str = "") -> str:
-    """The head of a page that is not slides."""
+    """The HTML head of a page without slides."""
     return f"""<!DOCTYPE html>
 <html lang="en" data-theme="light">
 <head>
@@ -366,7 +368,7 @@ def head(title: str, up: str, more: str = "") -> str:
 
 
 def framed(page: Page, before: Page | None = None, after: Page | None = None) -> str:
-    """A page with what is around it: the way to all others, its contents, the pages before and after it."""
+    """A page with its navigation: links to all pages, table of contents, previous and next page."""
     up = page.up
     styles = ["katex/katex.min.css", "chart.css", "code.css"] if "code/" not in page.path else ["code.css"]
     more = "".join(f'<link rel="stylesheet" href="{up}lib/{name}">\n' for name in styles)
@@ -394,7 +396,7 @@ def _top(home: str) -> str:
 
 
 def _contents(lines: Sequence[markdown_html.Heading]) -> str:
-    """A table of contents, second level inside the first."""
+    """A table of contents with two levels."""
     if len(lines) < 2:
         return ""
     made = ""
@@ -426,7 +428,7 @@ def _beside(page: Page, before: Page | None, after: Page | None) -> str:
 
 
 def entrance(made: Deck, notebooks: Sequence[Page], docs: Iterable[Page]) -> str:
-    """The one page from which all others are reached."""
+    """The front page, which links all others."""
     blocks = "".join(
         f'<li><a href="slides/index.html?lang=en#/{b.slides[0].key}">{html.escape(b.title.en)}</a>'
         f'<a lang="zh" href="slides/index.html?lang=zh#/{b.slides[0].key}">{html.escape(b.title.zh)}</a>'
@@ -445,8 +447,8 @@ def entrance(made: Deck, notebooks: Sequence[Page], docs: Iterable[Page]) -> str
 {_top("<span>rlhf_lab</span>")}
 <main id="main" tabindex="-1">
 <h1>{html.escape(made.title.en)} <span lang="zh">{html.escape(made.title.zh)}</span></h1>
-<p>A lecture and its notebooks in which every equation runs and the exact optimal policy stands beside what each method
-learned. Sliders move on every page; nothing has to be installed.</p>
+<p>A lecture and its notebooks. Every equation is executable code, and each learned policy is compared with the exact
+optimal policy. The sliders work on every page, and nothing has to be installed.</p>
 <p class="doors"><a href="slides/index.html?lang=en">Open the slides</a>
 <a lang="zh" href="slides/index.html?lang=zh">打开幻灯片</a>
 <a class="second" href="slides/index.html?lang=en&amp;print-pdf">Slides for printing</a></p>

@@ -1,7 +1,7 @@
-"""States of a notebook's explorers: the notebook is run up to the cell, and its own explorer is asked for them.
+"""States of the explorers in notebooks, computed by running the notebook up to the explorer's cell.
 
-That takes up to a minute for a notebook, so what came out is kept in build/slides/cache, together with checksums of
-the code that was run and of every file of the lab that it loaded.
+This takes up to a minute per notebook. The result is therefore cached in build/slides/cache, together with checksums
+of the code that was run and of every file of the package that it loaded.
 """
 
 from __future__ import annotations
@@ -23,23 +23,22 @@ ROOT = Path(__file__).parents[1]
 CACHE = ROOT / "build" / "slides" / "cache"
 
 _TAIL = """
-from slides import static_states as _alive
-_alive.dump(_explorer_of_cell, {place!r})
+from slides import static_states as _static_states
+_static_states.dump(_explorer_of_cell, {place!r})
 """
 
 
 def states_of(path: Path, number: int, words: str) -> tuple[str, str]:
-    """The states of the explorer that cell `number` of the notebook ends with.
+    """The states of the explorer with which cell `number` of the notebook ends.
 
     Args:
-        path: of the notebook.
-        number: of the cell, from 0.
-        words: what the explorer says at first in the stored notebook.
+        path: path of the notebook.
+        number: index of the cell, from 0.
+        words: the explorer's initial text in the stored notebook.
 
     Returns:
-        JSON as `slides.compressed_states.folded` makes it, and a sentence where the explorer says something else than
-        the
-        stored notebook, empty where not.
+        JSON from `slides.compressed_states.folded`, and a message if the explorer's text differs from the stored
+        one (otherwise an empty string).
     """
     import nbformat
 
@@ -53,16 +52,16 @@ def states_of(path: Path, number: int, words: str) -> tuple[str, str]:
         _execute(path, sources, place)
         kept = {**_read(place), "run": run}
         for file in kept["files"]:
-            if (ROOT / file).stat().st_mtime > begin:  # which of the two was loaded?
+            if (ROOT / file).stat().st_mtime > begin:  # unknown which version was loaded
                 kept["files"][file] = "changed meanwhile"
         place.write_text(json.dumps(kept, ensure_ascii=False), encoding="utf-8")
     now = kept["words"]
-    stale = "" if now == words else f"{path.name} was stored when its explorer said {words!r}; now it says {now!r}."
+    stale = "" if now == words else f"{path.name} was stored when its explorer's text was {words!r}; now it is {now!r}."
     return kept["states"], stale
 
 
 def _data() -> str:
-    """A checksum of what ships in data/: models and texts that a notebook may load."""
+    """A checksum of the models and texts in data/, which a notebook may load."""
     files = sorted(path for path in (ROOT / "data").rglob("*") if path.is_file())
     return " ".join(f"{path.relative_to(ROOT).as_posix()} {_sum(str(path))}" for path in files)
 
@@ -81,7 +80,7 @@ def _sum(file: str) -> str:
 
 @functools.cache
 def _checksum(path: Path, written: int) -> str:
-    """A checksum of a file; of Python's only what runs: words and layout may change without a notebook's run anew."""
+    """A checksum of a file. For Python it ignores docstrings, comments and layout, which do not change the states."""
     if path.suffix != ".py":
         return hashlib.sha256(path.read_bytes()).hexdigest()
     code = ast.parse(path.read_text(encoding="utf-8"))
@@ -92,20 +91,20 @@ def _checksum(path: Path, written: int) -> str:
 
 
 def with_name(source: str, name: str) -> str:
-    """A cell's code with its last expression, which Jupyter would show, given a name instead.
+    """The code of a cell with its last expression, which Jupyter would show, assigned to a name instead.
 
     Raises:
-        LabError: it ends with something else than an expression.
+        LabError: if the cell does not end with an expression.
     """
     code = ast.parse(source)
     if not code.body or not isinstance(last := code.body[-1], ast.Expr):
-        raise LabError("The cell does not end with what it shows.")
+        raise LabError("The cell does not end with an expression, so it shows no explorer.")
     code.body[-1] = ast.Assign([ast.Name(name, ast.Store())], last.value)
     return ast.unparse(ast.fix_missing_locations(code))
 
 
 def _execute(path: Path, sources: list[str], place: Path) -> None:
-    """Run the cells in a kernel as Jupyter would; the last one leaves its explorer's states in `place`."""
+    """Run the cells in a Jupyter kernel; the last one writes its explorer's states to `place`."""
     import nbformat.v4 as v4
     from nbclient import NotebookClient
 
@@ -120,7 +119,7 @@ def _execute(path: Path, sources: list[str], place: Path) -> None:
 
 
 def dump(explorer: Any, place: str) -> None:
-    """In the kernel: write the explorer's states, its first words, and which of the lab's files were loaded."""
+    """Called in the kernel: write the explorer's states, its initial text, and the loaded files of the package."""
     from slides import compressed_states
 
     words = f"{explorer.title}: {explorer.text}"
@@ -131,10 +130,10 @@ def dump(explorer: Any, place: str) -> None:
 
 
 def pooled(states: dict[str, Any]) -> dict[str, Any]:
-    """States in which lists of unequal length share their parts: each part is written once, in a slot's fourth place.
+    """States in which lists of different lengths share their elements, which are stored in the slot's fourth entry.
 
-    A picture whose layers come and go has no two lists of layers alike, and few layers that no other has.
-    `assets/explorers.js` reads both.
+    If layers of a picture appear and disappear, most lists of layers differ, but they consist of the same few layers.
+    `assets/explorers.js` reads both forms.
     """
     slots = []
     for path, values, which in states["slots"]:
@@ -152,7 +151,7 @@ def _length(value: Any) -> int:
 
 
 def _loaded(files: Iterable[str | None]) -> list[str]:
-    """Those of these files that decide what the states are, as seen from the repository's root."""
+    """Those of these files on which the states depend, as paths from the root of the repository."""
     paths = {Path(file) for file in files if file}
     decides = (ROOT / "rlhf_lab", Path(__file__).with_name("compressed_states.py"))
     return sorted(p.relative_to(ROOT).as_posix() for p in paths if any(p.is_relative_to(one) for one in decides))

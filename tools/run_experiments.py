@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from rlhf_lab.cli import main as lab
+from rlhf_lab.cli.main import main as lab
 from rlhf_lab.experiments.results import NAMES, RUNGS, experiment_of
 
 

@@ -14,12 +14,12 @@ window.SlidesLive = { speakerUrl: new URL("static/page/slides/index.html", windo
   document.addEventListener("DOMContentLoaded", () => document.body.append(badge));
   say("starting", "kernel starting …", "内核启动中……");
 
-  // A pulse through the kernel itself: whatever is wrong with it, no answer is what counts.
+  // A heartbeat through the kernel itself: whatever is wrong with it, no answer is what counts.
   const PATIENCE = 6000; // ms without an answer
   let asked = 0, answered = 0, model = null;
-  async function pulse() {
+  async function heartbeat() {
     const app = window.jupyterapp;
-    const id = document.getElementById("pulse-model")?.textContent.trim();
+    const id = document.getElementById("heartbeat-model")?.textContent.trim();
     if (!app?.widgetManager || !id) return;
     if (!model) {
       try {
@@ -42,7 +42,7 @@ window.SlidesLive = { speakerUrl: new URL("static/page/slides/index.html", windo
     }
     try { model.send({ ping: 1 }); } catch { /* found out by the missing answer */ }
   }
-  setInterval(pulse, 1500);
+  setInterval(heartbeat, 1500);
 
   const revive = () => { location.reload(); };
   const code = () => {

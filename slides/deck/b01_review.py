@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from slides.schema import Block, Bullets, Derivation, Equation, Explorer, Flow, Slide, Step, T, Table, Text, question
+from slides.schema import (
+    Block,
+    Bullets,
+    DerivationPart,
+    Equation,
+    ExplorerPart,
+    Flow,
+    Slide,
+    Step,
+    T,
+    Table,
+    Text,
+    question,
+)
 
 BLOCK = Block(
     key="review",
@@ -92,7 +105,7 @@ BLOCK = Block(
                 "A label is a coin whose bias is a difference of rewards", "一次标注是一枚硬币，偏向由奖励之差决定"
             ),
             parts=(
-                Derivation(
+                DerivationPart(
                     "bradley-terry",
                     reasons=(
                         "Bradley 与 Terry 的二选一模型",
@@ -162,7 +175,7 @@ BLOCK = Block(
                 "The leash is measured on samples, and three rulers disagree", "缰绳的长度靠样本估计，三把尺子各不相同"
             ),
             parts=(
-                Explorer(
+                ExplorerPart(
                     "kl_estimators",
                     advice=T(
                         "Drift further: whose spread grows? Then show the gradients.",
@@ -201,7 +214,7 @@ BLOCK = Block(
                 ),
             ),
             answer=(
-                Explorer(
+                ExplorerPart(
                     "bradley_terry",
                     advice=T(
                         "Move f, then c. Which one moves the labels, and which moves π*?",

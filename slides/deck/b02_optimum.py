@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from slides.schema import Block, Bullets, Derivation, Equation, Explorer, Slide, T, question
+from slides.schema import Block, Bullets, DerivationPart, Equation, ExplorerPart, Slide, T, question
 
 BLOCK = Block(
     key="optimum",
@@ -13,7 +13,7 @@ BLOCK = Block(
             key="optimum-objective",
             title=T("Reward and price belong under one expectation", "奖励与代价可以写进同一个期望"),
             parts=(
-                Derivation(
+                DerivationPart(
                     "objective-to-optimum",
                     last=3,
                     reasons=(
@@ -37,7 +37,7 @@ BLOCK = Block(
             key="optimum-partition",
             title=T("Make the denominator a distribution, and pay with log Z", "让分母成为分布，代价是 log Z"),
             parts=(
-                Derivation(
+                DerivationPart(
                     "objective-to-optimum",
                     first=4,
                     last=6,
@@ -66,7 +66,7 @@ BLOCK = Block(
             key="optimum-gibbs",
             title=T("A KL is never negative, so the best policy is known", "KL 非负，于是最优策略就知道了"),
             parts=(
-                Derivation(
+                DerivationPart(
                     "gibbs",
                     reasons=(
                         "把分式倒过来，符号作为代价",
@@ -98,7 +98,7 @@ BLOCK = Block(
             key="optimum-explorer",
             title=T("π* tilts the reference towards reward; β says how far", "π* 把参考策略推向奖励，β 决定推多远"),
             parts=(
-                Explorer(
+                ExplorerPart(
                     "optimal_policy",
                     advice=T(
                         "Move β from right to left. When does the best answer win?",
@@ -132,7 +132,7 @@ BLOCK = Block(
                 ),
             ),
             answer=(
-                Explorer(
+                ExplorerPart(
                     "partition",
                     advice=T("Lower β: how many samples does an estimate of Z need?", "减小 β：估计 Z 需要多少样本？"),
                     only=("doublings", "beta"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from slides.schema import Block, Bullets, Derivation, Equation, Slide, T, Text, question
+from slides.schema import Block, Bullets, DerivationPart, Equation, Slide, T, Text, question
 
 BLOCK = Block(
     key="preference-model",
@@ -13,7 +13,7 @@ BLOCK = Block(
             key="preference-reward",
             title=T("Turn the line round: the reward, written by its own optimum", "反过来读：由最优策略写出奖励"),
             parts=(
-                Derivation(
+                DerivationPart(
                     "reward-from-optimum",
                     reasons=(
                         r"对 $\pi^* = \pi_\text{ref}\,e^{r/\beta}/Z$ 取对数",
@@ -45,7 +45,7 @@ BLOCK = Block(
             key="preference-z-cancels",
             title=T("In a comparison the constant cancels", "一作比较，常数就约去了"),
             parts=(
-                Derivation(
+                DerivationPart(
                     "z-cancels",
                     reasons=(
                         r"Bradley–Terry 模型，奖励由 $\pi^*$ 写出",
@@ -82,7 +82,7 @@ BLOCK = Block(
                 ),
             ),
             answer=(
-                Derivation(
+                DerivationPart(
                     "z-stays",
                     reasons=("Bradley–Terry 可以比较任意两个奖励", r"每个提示带来自己的 $Z$"),
                     wrong=True,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from slides.results import claim, verdict
-from slides.schema import Block, Bullets, Derivation, Equation, Explorer, Slide, T, question
+from slides.schema import Block, Bullets, DerivationPart, Equation, ExplorerPart, Slide, T, question
 
 BLOCK = Block(
     key="dpo-objective",
@@ -51,7 +51,7 @@ BLOCK = Block(
             key="dpo-likelihood",
             title=T("It is a likelihood, and π* has the greatest", "它是一个似然，而 π* 使它最大"),
             parts=(
-                Derivation(
+                DerivationPart(
                     "dpo-is-likelihood",
                     last=4,
                     reasons=(
@@ -75,7 +75,7 @@ BLOCK = Block(
             key="dpo-finite",
             title=T("With few labels the optimum of the loss is far from π*", "标注少时，损失的最优点离 π* 很远"),
             parts=(
-                Explorer(
+                ExplorerPart(
                     "finite_preferences",
                     advice=T(
                         "Raise the number of labels, then turn some of them round.",
@@ -135,7 +135,7 @@ BLOCK = Block(
                 "梯度一推一拉，权重取决于错得多离谱",
             ),
             parts=(
-                Derivation(
+                DerivationPart(
                     "dpo-gradient",
                     last=3,
                     reasons=(
@@ -182,7 +182,7 @@ BLOCK = Block(
                 ),
             ),
             answer=(
-                Explorer(
+                ExplorerPart(
                     "dpo_gradient",
                     advice=T(
                         "Move the two log-ratios, then β. Where is the weight one half?",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from slides.schema import Block, Bullets, Derivation, Equation, Flow, Slide, Step, T, question
+from slides.schema import Block, Bullets, DerivationPart, Equation, Flow, Slide, Step, T, question
 
 BLOCK = Block(
     key="dpo-outline",
@@ -80,7 +80,7 @@ BLOCK = Block(
                 ),
             ),
             answer=(
-                Derivation(
+                DerivationPart(
                     "dpo-minimum",
                     reasons=(
                         r"一对的两种标注合在一起；$e_y$ 是 $y$ 的 logit 的单位向量；左边是自动微分",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from slides.results import claim, verdict
-from slides.schema import Block, Bullets, Explorer, Slide, T, Text, question
+from slides.schema import Block, Bullets, ExplorerPart, Slide, T, Text, question
 
 BLOCK = Block(
     key="dpo-ppo",
@@ -14,8 +14,8 @@ BLOCK = Block(
             key="dpo-ppo-map",
             title=T("One map for all: what was earned, what was spent", "一张图看所有方法：赚到多少，花了多少"),
             parts=(
-                Explorer(
-                    "roads",
+                ExplorerPart(
+                    "trajectories",
                     advice=T(
                         "Let them train. Who leaves the frontier, and when?", "让它们训练：谁离开了前沿，何时离开？"
                     ),

@@ -7,9 +7,9 @@ from slides.schema import (
     Block,
     Bullets,
     Columns,
-    Derivation,
+    DerivationPart,
     Equation,
-    Explorer,
+    ExplorerPart,
     Flow,
     Slide,
     Step,
@@ -150,7 +150,7 @@ BLOCK = Block(
             key="rso-acceptance",
             title=T("Z comes back as a waiting time", "Z 以等待时间的形式回来了"),
             parts=(
-                Derivation(
+                DerivationPart(
                     "acceptance",
                     reasons=(
                         r"先抽，再与 $u \sim U[0,1]$ 比较；左边是 `sampling.acceptance_rate`",
@@ -176,7 +176,7 @@ BLOCK = Block(
                 "被接受的样本分布精确，代价是被拒绝的那些",
             ),
             parts=(
-                Explorer(
+                ExplorerPart(
                     "rejection",
                     advice=T(
                         "Let the draws come, then lower β: sharper, and dearer.",
@@ -324,7 +324,7 @@ BLOCK = Block(
             key="rso-pairs-explorer",
             title=T("What a pair teaches can be computed, and β decides", "一对数据教会多少可以算出来，取决于 β"),
             parts=(
-                Explorer(
+                ExplorerPart(
                     "pair_sources",
                     advice=T("Change the source, then lower β.", "换一种来源，再减小 β。"),
                     only=("source", "beta"),

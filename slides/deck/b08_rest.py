@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from slides.results import claim, verdict
-from slides.schema import Block, Bullets, Derivation, Equation, Explorer, Flow, Slide, Step, T, Text, question
+from slides.schema import Block, Bullets, DerivationPart, Equation, ExplorerPart, Flow, Slide, Step, T, Text, question
 
 BLOCK = Block(
     key="rest",
@@ -95,7 +95,7 @@ BLOCK = Block(
                 "One filter ends at the filtered reference, not at π*", "一次过滤的终点是过滤后的参考策略，不是 π*"
             ),
             parts=(
-                Derivation(
+                DerivationPart(
                     "filter-limit",
                     reasons=(
                         "带示性函数的期望等于概率乘以条件期望",
@@ -118,7 +118,7 @@ BLOCK = Block(
             key="rest-explorer",
             title=T("A step is no tilt: raise τ and compare", "阶梯不是倾斜：抬高 τ 比一比"),
             parts=(
-                Explorer(
+                ExplorerPart(
                     "rest_filter",
                     advice=T("Raise τ. What would π* earn for the same nats?", "抬高 τ：同样的纳特，π* 能赚多少？"),
                     only=("threshold", "beta"),

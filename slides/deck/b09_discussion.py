@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from slides.results import claim, verdict
-from slides.schema import Block, Bullets, Derivation, Explorer, Slide, T, Text, question
+from slides.schema import Block, Bullets, DerivationPart, ExplorerPart, Slide, T, Text, question
 
 BLOCK = Block(
     key="discussion",
@@ -49,7 +49,7 @@ BLOCK = Block(
                 "越用力优化，奖励模型许诺的越多，兑现的越少",
             ),
             parts=(
-                Explorer(
+                ExplorerPart(
                     "over_optimisation",
                     advice=T(
                         "Lower β: what is promised, what is earned? Then change the model.",
@@ -121,7 +121,7 @@ BLOCK = Block(
             key="discussion-non-static",
             title=T("Old labels are many and stale, new ones few and right", "旧标注多而过时，新标注少而准确"),
             parts=(
-                Explorer(
+                ExplorerPart(
                     "non_static",
                     advice=T("Raise the drift. Which window has the least regret?", "加大漂移：哪个窗口的遗憾最小？"),
                     only=("turn", "window"),
@@ -179,7 +179,7 @@ BLOCK = Block(
                 "给定人工标注的预算，如何设计整个训练过程？",
             ),
             parts=(
-                Derivation(
+                DerivationPart(
                     "label-price",
                     reasons=(
                         r"$\sqrt N(\hat r - r) \to \mathcal{N}(0, I(\mu)^+)$，代入二次型；$z$ 为标准正态",
@@ -212,7 +212,7 @@ BLOCK = Block(
             key="discussion-budget-explorer",
             title=T("The next label belongs where it changes the policy most", "下一个标注，应放在最能改变策略的地方"),
             parts=(
-                Explorer(
+                ExplorerPart(
                     "annotation_budget",
                     advice=T("Change who stands in the pairs, then add labels.", "换成对数据的来源，再增加标注。"),
                     only=("pairs", "step"),

@@ -54,7 +54,7 @@ def test_after_every_block_stands_a_question_with_its_answer() -> None:
 
 
 def test_every_idea_that_has_an_explorer_shows_it() -> None:
-    shown = {part.name for slide in SLIDES for part in f.parts_of(slide) if isinstance(part, f.Explorer)}
+    shown = {part.name for slide in SLIDES for part in f.parts_of(slide) if isinstance(part, f.ExplorerPart)}
     assert shown == set(explorers.FACTORIES)
 
 

@@ -8,11 +8,25 @@ import pytest
 
 from rlhf_lab.errors import LabError
 from slides import schema as f
-from slides.schema import Block, Bullets, Columns, Deck, Equation, Explorer, Flow, Quote, Slide, Step, T, Table, Text
+from slides.schema import (
+    Block,
+    Bullets,
+    Columns,
+    Deck,
+    Equation,
+    ExplorerPart,
+    Flow,
+    Quote,
+    Slide,
+    Step,
+    T,
+    Table,
+    Text,
+)
 
 WORDS = T("a sentence", "一句话")
 LATIN = T(*2 * ("a rather long sentence that somebody wrote down here",))
-TEXT, LIVE = Text(WORDS), Explorer("rejection")
+TEXT, LIVE = Text(WORDS), ExplorerPart("rejection")
 
 
 def slide(key: str = "one", *parts: f.Part, **more: object) -> Slide:
@@ -32,17 +46,17 @@ def test_a_sound_deck_is_returned_as_it_came() -> None:
 
 REFUSED = {
     "two slides of one key": (deck(slide("one"), slide("one")), "taken"),
-    "a key with a space": (deck(slide("two words")), "small letters"),
-    "no Chinese": (deck(slide("one", Text(LATIN))), "no Chinese"),
+    "a key with a space": (deck(slide("two words")), "lower-case letters"),
+    "no Chinese": (deck(slide("one", Text(LATIN))), "no Chinese characters"),
     "an empty language": (deck(slide("one", Text(T("", "有")))), "text in en is missing"),
     "half a formula": (deck(slide("one", Text(T("costs $5", "五元")))), "dollar"),
-    "dollars in an equation": (deck(slide("one", Equation("$x$"))), "without dollars"),
+    "dollars in an equation": (deck(slide("one", Equation("$x$"))), "without dollar signs"),
     "no notes": (deck(slide("one", notes=T(" ", "有"))), "notes"),
     "no time": (deck(slide("one", minutes=0)), "minutes"),
-    "two explorers": (deck(slide("one", Explorer("rejection"), Explorer("roads"))), "2 explorers"),
+    "two explorers": (deck(slide("one", ExplorerPart("rejection"), ExplorerPart("trajectories"))), "2 explorers"),
     "an explorer in each column": (deck(slide("one", Columns((LIVE,), (LIVE,)))), "2 explorers"),
-    "columns in columns": (deck(slide("one", Columns((Columns((TEXT,), (TEXT,)),), (TEXT,)))), "columns do not stand"),
-    "a question without its answer": (deck(slide("one", kind="question"), slide("two")), "answer is not the next"),
+    "columns in columns": (deck(slide("one", Columns((Columns((TEXT,), (TEXT,)),), (TEXT,)))), "cannot contain columns"),
+    "a question without its answer": (deck(slide("one", kind="question"), slide("two")), "next slide is not its answer"),
     "a row too short": (deck(slide("one", Table(("a", "b"), (("1",),), WORDS))), "1 cells for 2 columns"),
     "a flow of one box": (deck(slide("one", Flow(Step(WORDS)))), "1 boxes"),
     "a quotation without source": (deck(slide("one", Quote(WORDS, " "))), "source"),

@@ -1,4 +1,4 @@
-"""The live view without its server: the notebook it runs, the template that places what the cells give, the pulse."""
+"""The live view without its server: its notebook, the template that places the cells' outputs, and the heartbeat."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 
 from slides import live, practice, render
 from slides.deck import deck
-from slides.heartbeat import Pulse
-from slides.schema import Block, Deck, Explorer, Slide, T, Text
+from slides.heartbeat import Heartbeat
+from slides.schema import Block, Deck, ExplorerPart, Slide, T, Text
 
 W = T("words", "词")
 MADE = Deck(
@@ -25,8 +25,8 @@ MADE = Deck(
             W,
             (
                 Slide("plain", W, (Text(T("braces {{ 7 * 6 }} and {% endraw %}", "括号 {{ 7 * 6 }}")),), W),
-                Slide("alive", W, (Explorer("optimal_policy", at={"beta": 0.3}, only=("beta",)),), W),
-                Slide("broken", W, (Explorer("rejection"),), W),
+                Slide("alive", W, (ExplorerPart("optimal_policy", at={"beta": 0.3}, only=("beta",)),), W),
+                Slide("broken", W, (ExplorerPart("rejection"),), W),
             ),
         ),
     ),
@@ -39,7 +39,7 @@ def output(kind: str, **more: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def page() -> str:
-    """The template as Voila fills it, with the outputs of a kernel of ours: a pulse, a widget, an error."""
+    """The template as Voila fills it, with the outputs of a kernel of ours: a heartbeat, a widget, an error."""
     widget = {"output_type": "display_data", "data": {"application/vnd.jupyter.widget-view+json": {"model_id": "w"}}}
     outputs = {
         "": [output("stream", name="stdout", text="p-1\n")],
@@ -83,20 +83,20 @@ def test_each_explorers_widget_is_sent_to_its_own_slide(page: str) -> None:
 
 def test_practice_finds_the_explorer_that_failed_and_passes_the_one_that_came(page: str) -> None:
     report = practice.Report()
-    practice.look(page, MADE, report)
+    practice.inspect_page(page, MADE, report)
     assert len(report.wrong) == 1 and "'broken'" in report.wrong[0] and "LabError" in report.wrong[0]
-    assert report.verdict.startswith("NOT READY")
+    assert report.conclusion.startswith("NOT READY")
 
 
 def test_practice_moves_every_control_and_refuses_an_explorer_that_does_not_move() -> None:
     from rlhf_lab.errors import LabError
-    from rlhf_lab.widgets.explorer import Explorer as Live
+    from rlhf_lab.widgets.explorer import Explorer
     from slides import explorers
 
     moving = explorers.make("optimal_policy", only=("beta",))
     assert len(practice.move(moving)) == len(moving.controls["beta"].grid(practice.STOPS))
-    still = Live(lambda beta: moving.picture(beta=0.5), dict(moving.controls), "stands still")
-    with pytest.raises(LabError, match="stays the same"):
+    still = Explorer(lambda beta: moving.picture(beta=0.5), dict(moving.controls), "stands still")
+    with pytest.raises(LabError, match="none of its controls"):
         practice.move(still)
 
 
@@ -109,14 +109,14 @@ def test_the_notebook_of_the_whole_deck_is_valid_and_names_explorers_that_can_be
     for cell in notebook.cells:
         compile(cell.source, cell.metadata["slide"], "exec")
     for slide, part in render.explorers_of(made):
-        if part.name not in ("roads", "over_optimisation"):  # trained when they are made
+        if part.name not in ("trajectories", "over_optimisation"):  # trained when they are made
             explorer = explorers.make(part.name, part.at, part.only, part.panels)
             assert set(explorer.controls) >= set(part.only), slide.key
 
 
-def test_the_pulse_answers_what_the_page_asks_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    pulse, said = Pulse(), []
-    monkeypatch.setattr(pulse, "send", said.append)
-    pulse._answer(pulse, {"ping": 3}, [])
-    pulse._answer(pulse, {"other": 3}, [])
+def test_the_heartbeat_answers_the_pages_pings_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    heartbeat, said = Heartbeat(), []
+    monkeypatch.setattr(heartbeat, "send", said.append)
+    heartbeat._answer(heartbeat, {"ping": 3}, [])
+    heartbeat._answer(heartbeat, {"other": 3}, [])
     assert said == [{"pong": 3}]

@@ -83,7 +83,7 @@ def test_every_explorer_fits_the_pages_budget_of_pictures() -> None:
     import math
 
     for name in explorers.FACTORIES:
-        if name == "roads":  # is trained when it is made; its one slider is a step of training
+        if name == "trajectories":  # is trained when it is made; its one slider is a step of training
             continue
         made = explorers.make(name)
         stops = compressed_states.stops_for(made)
