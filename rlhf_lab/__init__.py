@@ -1,48 +1,25 @@
-"""RLHF and its variants, with the exact optimal policy beside every method.
+"""RLHF and its variants, with the exact optimal policy for comparison with every method.
 
-`import rlhf_lab` loads nothing else. Each room loads when it is first named, so that `rlhf_lab.exact` costs
-an `import torch` and no more, and transformers, datasets, matplotlib and widgets wait until something needs
-them.
+`import rlhf_lab` imports nothing else. Each subpackage is imported at its first use as an attribute: `rlhf_lab.exact`
+imports torch only, and transformers, datasets, matplotlib and ipywidgets are imported when something needs them.
 """
 
 from __future__ import annotations
 
 import importlib
+import pkgutil
 from types import ModuleType
 
 __version__ = "0.1.0"
 
-_ROOMS = (
-    "algorithms",
-    "batch",
-    "checks",
-    "derivations",
-    "evaluation",
-    "exact",
-    "exercises",
-    "experiments",
-    "figures",
-    "kl",
-    "losses",
-    "policies",
-    "preferences",
-    "randomness",
-    "response_tree",
-    "rewards",
-    "rounding",
-    "sampling",
-    "shipped",
-    "training",
-    "widgets",
-    "worlds",
-)
+_SUBPACKAGES = sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "cli")
 
 
 def __getattr__(name: str) -> ModuleType:
-    if name in _ROOMS:
+    if name in _SUBPACKAGES:
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_ROOMS])
+    return sorted([*globals(), *_SUBPACKAGES])

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from rlhf_lab.errors import LabError, first_bad
+from rlhf_lab.errors import LabError, first_true_index
 
 T = TypeVar("T")
 
@@ -206,7 +206,7 @@ def check_weight(weight: Tensor | None, number: int) -> None:
     bad = ~((weight >= 0) & (weight < torch.inf))
     if bool(bad.any()):
         raise LabError(
-            f"weight holds {weight[bad][0].item()} at {first_bad(bad)}. Weights must be finite and not negative."
+            f"weight holds {weight[bad][0].item()} at {first_true_index(bad)}. Weights must be finite and not negative."
         )
     if not bool((weight > 0).any()):
         raise LabError("All weights are zero, so that there is nothing to average over. Leave out rows without weight.")

@@ -1,7 +1,7 @@
 """What every room says when it is given something it cannot use.
 
 One error type, and the few checks that the pure functions share. Each message names the thing, the place
-and the mend. This module lies below every other one and imports nothing of the lab.
+and the fix. This module lies below every other one and imports nothing of the lab.
 
 The second half is about settings. A field's type says which values it takes, and `check_settings`, which each
 settings class calls in `__post_init__`, is the one place that looks.
@@ -25,13 +25,13 @@ T = TypeVar("T")
 
 
 class LabError(ValueError):
-    """A mistake in what the lab was given. Its message says what, where and how to mend it.
+    """A mistake in what the lab was given. Its message says what, where and how to fix it.
 
     The command line prints the message alone; a notebook shows it as the last line of a short traceback.
     """
 
 
-def check_text(text: str, what: str) -> str:
+def check_utf8(text: str, what: str) -> str:
     """Return `text` if UTF-8 can encode it, else raise `LabError`.
 
     A Python string can hold half of a surrogate pair: JSON's `\\ud83d` without its other half gives one, and so does
@@ -51,7 +51,7 @@ def check_text(text: str, what: str) -> str:
     return text
 
 
-def usable_path(path: str | Path, name: str) -> Path:
+def check_path(path: str | Path, name: str) -> Path:
     """`path` with `~` replaced by the home folder.
 
     Args:
@@ -62,7 +62,7 @@ def usable_path(path: str | Path, name: str) -> Path:
         LabError: no system can hold it (a NUL byte, a lone surrogate), nobody has that home folder, or it is a
             symbolic link to what is not there.
     """
-    text = check_text(str(path), name)
+    text = check_utf8(str(path), name)
     if "\0" in text:
         raise LabError(f"{name} holds a NUL byte ({text!r}), which no path can. Remove it.")
     try:
@@ -77,24 +77,24 @@ def usable_path(path: str | Path, name: str) -> Path:
     return found
 
 
-def with_paths(settings: T) -> T:
+def check_paths(settings: T) -> T:
     """`settings`, a dataclass, with every path in it made usable, and its names (of models, of data) checked.
 
     Raises:
-        LabError: as `usable_path`; or a name that holds a NUL byte or a lone surrogate.
+        LabError: as `check_path`; or a name that holds a NUL byte or a lone surrogate.
     """
     found: dict[str, Any] = {}
     for field in dataclasses.fields(settings):  # type: ignore[arg-type]
         value = getattr(settings, field.name)
         if isinstance(value, Path):
-            found[field.name] = usable_path(value, field.name)
-        elif isinstance(value, str) and "\0" in check_text(value, field.name):
+            found[field.name] = check_path(value, field.name)
+        elif isinstance(value, str) and "\0" in check_utf8(value, field.name):
             raise LabError(f"{field.name} holds a NUL byte ({value!r}). Remove it.")
     changed = {name: path for name, path in found.items() if path != getattr(settings, name)}
     return dataclasses.replace(settings, **changed) if changed else settings  # type: ignore[type-var]
 
 
-def check_folder_free(out: Path, own: Collection[str] = ()) -> None:
+def check_output_folder(out: Path, own: Collection[str] = ()) -> None:
     """Raise `LabError` unless `out` can become a folder of results: it is not there, or holds nothing but `own`.
 
     Args:
@@ -113,14 +113,14 @@ def check_folder_free(out: Path, own: Collection[str] = ()) -> None:
         )
 
 
-def check_positive(value: float, name: str, mend: str = "") -> float:
+def check_positive(value: float, name: str, fix: str = "") -> float:
     """Return `value` as a float if it is a finite number above zero, else raise `LabError`."""
     try:
         number = float(value)
     except (TypeError, ValueError):
         raise LabError(f"{name} must be a number above 0, not {value!r}.") from None
     if not (math.isfinite(number) and number > 0):
-        raise LabError(f"{name} must be a finite number above 0, not {number}.{' ' + mend if mend else ''}")
+        raise LabError(f"{name} must be a finite number above 0, not {number}.{' ' + fix if fix else ''}")
     return number
 
 
@@ -164,7 +164,7 @@ def check_responses_axis(**tensors: Tensor) -> None:
     check_same_shape(**tensors)
 
 
-def first_bad(bad: Tensor) -> str:
+def first_true_index(bad: Tensor) -> str:
     """Say where `bad`, a boolean tensor, is first True, as an index a reader can type."""
     where = bad.nonzero()[0].tolist()
     return f"index {tuple(where)}" if len(where) != 1 else f"index {where[0]}"
@@ -175,7 +175,7 @@ def check_finite(x: Tensor, name: str) -> Tensor:
     bad = ~torch.isfinite(x.detach())
     if bad.any():
         value = x.detach()[bad][0].item()
-        raise LabError(f"{name} holds {value} at {first_bad(bad)}; every {name} must be finite.")
+        raise LabError(f"{name} holds {value} at {first_true_index(bad)}; every {name} must be finite.")
     return x
 
 
@@ -202,7 +202,7 @@ def check_no_nan(x: Tensor, name: str) -> Tensor:
     """Return `x` if none of it is NaN (infinities pass), else raise `LabError` that names the first place."""
     bad = torch.isnan(x.detach())
     if bad.any():
-        raise LabError(f"{name} holds nan at {first_bad(bad)}.")
+        raise LabError(f"{name} holds nan at {first_true_index(bad)}.")
     return x
 
 
@@ -219,7 +219,7 @@ def check_log_distribution(log_p: Tensor, name: str) -> Tensor:
     bad = ~(total.abs() < (1e-4 if values.dtype == torch.float64 else 1e-3))
     if bad.any():
         mass = total[bad][0].exp().item()
-        place = f" at {first_bad(bad)}" if bad.ndim else ""
+        place = f" at {first_true_index(bad)}" if bad.ndim else ""
         raise LabError(
             f"{name} are not log-probabilities: they sum to {mass:.6g} instead of 1{place}. "
             f"Apply torch.log_softmax over the last axis, or take the logarithm of probabilities first."
@@ -239,30 +239,30 @@ class Range:
         fix: what to do about a number outside, as a sentence; for where the range alone does not say it.
     """
 
-    least: float = -math.inf
-    most: float = math.inf
-    above: bool = False
-    below: bool = False
+    minimum: float = -math.inf
+    maximum: float = math.inf
+    exclusive_minimum: bool = False
+    exclusive_maximum: bool = False
     fix: str = ""
 
     def __contains__(self, number: float) -> bool:
         # Also false for nan, and for a whole number that no float can hold.
         if not abs(number) <= sys.float_info.max:
             return False
-        low = number > self.least if self.above else number >= self.least
-        return low and (number < self.most if self.below else number <= self.most)
+        low = number > self.minimum if self.exclusive_minimum else number >= self.minimum
+        return low and (number < self.maximum if self.exclusive_maximum else number <= self.maximum)
 
     def __str__(self) -> str:
-        if math.isfinite(self.least + self.most) and not (self.above or self.below):
-            return f"between {self.least:g} and {self.most:g}"
-        low = f"above {self.least:g}" if self.above else f"of at least {self.least:g}"
-        high = f"below {self.most:g}" if self.below else f"at most {self.most:g}"
-        parts = [low] * math.isfinite(self.least) + [high] * math.isfinite(self.most)
+        if math.isfinite(self.minimum + self.maximum) and not (self.exclusive_minimum or self.exclusive_maximum):
+            return f"between {self.minimum:g} and {self.maximum:g}"
+        low = f"above {self.minimum:g}" if self.exclusive_minimum else f"of at least {self.minimum:g}"
+        high = f"below {self.maximum:g}" if self.exclusive_maximum else f"at most {self.maximum:g}"
+        parts = [low] * math.isfinite(self.minimum) + [high] * math.isfinite(self.maximum)
         return " and ".join(parts)
 
 
-Positive = Annotated[float, Range(0, above=True)]
-NotNegative = Annotated[float, Range(0)]
+Positive = Annotated[float, Range(0, exclusive_minimum=True)]
+NonNegative = Annotated[float, Range(0)]
 Fraction = Annotated[float, Range(0, 1)]
 Finite = Annotated[float, Range()]
 Count = Annotated[int, Range(1)]
@@ -273,7 +273,7 @@ Temperature = Annotated[float, Range(1e-6, fix="For the likeliest token use a sm
 
 
 @cache
-def settings_of(kind: Any) -> dict[str, Any]:
+def field_types(kind: Any) -> dict[str, Any]:
     """The fields of a settings class with their types, `Annotated` and all."""
     hints = get_type_hints(kind, include_extras=True)
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
@@ -288,7 +288,7 @@ def check_settings(settings: Any) -> None:
         LabError: names the setting, its value, what is allowed and, where the range declares it, the fix.
     """
     kind: Any = type(settings)
-    for name, hint in settings_of(kind).items():
+    for name, hint in field_types(kind).items():
         value = getattr(settings, name)
         checked = _checked(value, hint, name)
         if checked is not value:

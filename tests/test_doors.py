@@ -79,13 +79,13 @@ def test_the_package_alone_does_not_even_load_torch_and_its_rooms_open_when_name
     assert in_a_new_python(code) == ["False", "True"]
 
 
-def test_every_room_that_the_package_offers_is_there_and_every_room_there_is_offered() -> None:
+def test_every_subpackage_can_be_reached_as_an_attribute() -> None:
     import rlhf_lab
 
     on_disk = {p.stem for p in PACKAGE.glob("*.py")} | {p.parent.name for p in PACKAGE.glob("*/__init__.py")}
-    assert set(rlhf_lab._ROOMS) == on_disk - {"__init__", "__main__", "cli", "commands"}
-    for room in rlhf_lab._ROOMS:
-        assert getattr(rlhf_lab, room).__name__ == f"rlhf_lab.{room}"
+    assert set(rlhf_lab._SUBPACKAGES) == on_disk - {"__init__", "__main__", "cli", "commands"}
+    for name in rlhf_lab._SUBPACKAGES:
+        assert getattr(rlhf_lab, name).__name__ == f"rlhf_lab.{name}"
     with pytest.raises(AttributeError, match="no attribute 'nowhere'"):
         _ = rlhf_lab.nowhere
 

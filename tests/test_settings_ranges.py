@@ -15,7 +15,7 @@ import rlhf_lab.algorithms
 import rlhf_lab.cli
 import rlhf_lab.experiments
 from rlhf_lab.algorithms import active, grpo_rloo, ppo
-from rlhf_lab.errors import LabError, Range, check_settings, refuse_unused, settings_of
+from rlhf_lab.errors import LabError, Range, check_settings, field_types, refuse_unused
 from rlhf_lab.training import Training
 
 
@@ -57,7 +57,7 @@ def numbers(kind: type) -> list[tuple[str, Any, Range | None, bool]]:
         else:
             assert kind_of is Literal or hint is NoneType or inspect.isclass(hint), (kind, name, hint)
 
-    for name, hint in settings_of(kind).items():
+    for name, hint in field_types(kind).items():
         look(name, hint, None, False)
     return out
 
@@ -66,13 +66,13 @@ def outside(number: type, allowed: Range) -> list[Any]:
     """Values of the wrong kind, not finite, and just outside both ends of the range."""
     wrong: list[Any] = [math.nan, math.inf, -math.inf, "3", True]
     if number is int:
-        wrong += [1.5, 3.0, allowed.least - 1]
-    elif math.isfinite(allowed.least):
-        wrong.append(allowed.least if allowed.above else math.nextafter(allowed.least, -math.inf))
+        wrong += [1.5, 3.0, allowed.minimum - 1]
+    elif math.isfinite(allowed.minimum):
+        wrong.append(allowed.minimum if allowed.exclusive_minimum else math.nextafter(allowed.minimum, -math.inf))
         wrong.append(-1.0)
-    if math.isfinite(allowed.most):
-        wrong.append(allowed.most + 1 if number is int else math.nextafter(allowed.most, math.inf))
-        wrong += [allowed.most] * allowed.below
+    if math.isfinite(allowed.maximum):
+        wrong.append(allowed.maximum + 1 if number is int else math.nextafter(allowed.maximum, math.inf))
+        wrong += [allowed.maximum] * allowed.exclusive_maximum
     return wrong
 
 
@@ -82,7 +82,7 @@ def bare(kind: type) -> Any:
     for field in dataclasses.fields(kind):
         value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         if value is dataclasses.MISSING:
-            hint = settings_of(kind)[field.name]
+            hint = field_types(kind)[field.name]
             value = hint("x")  # a required field is a text or a path
         object.__setattr__(made, field.name, value)
     return made
@@ -114,7 +114,7 @@ def test_every_number_outside_its_range_is_refused_by_its_name(kind):
 
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
 def test_words_and_truth_values_of_another_kind_are_refused_by_name(kind):
-    for name, hint in settings_of(kind).items():
+    for name, hint in field_types(kind).items():
         if bool in (hint, *get_args(hint)):
             made = bare(kind)
             object.__setattr__(made, name, "no")
@@ -142,7 +142,7 @@ def test_a_method_checks_its_settings_when_they_are_made(kind):
 class Example:
     """Settings of a test."""
 
-    rate: Annotated[float, Range(0, 1, above=True, fix="Try 0.5.")] = 0.5
+    rate: Annotated[float, Range(0, 1, exclusive_minimum=True, fix="Try 0.5.")] = 0.5
     count: Annotated[int, Range(1)] | None = None
 
     def __post_init__(self) -> None:

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from rlhf_lab import losses
 from rlhf_lab.batch import Pairs
-from rlhf_lab.errors import LabError, NotNegative, Positive, Range, check_settings
+from rlhf_lab.errors import LabError, NonNegative, Positive, Range, check_settings
 from rlhf_lab.policies.base import Policy
 from rlhf_lab.rounding import MANY, rounding, wins
 from rlhf_lab.training import Loop, Training, distributed
@@ -33,7 +33,10 @@ PairLoss = Literal[
 Smoothing = Annotated[
     float,
     Range(
-        0, 0.5, below=True, fix="It is the rate of wrong labels; labels that are wrong half of the time say nothing."
+        0,
+        0.5,
+        exclusive_maximum=True,
+        fix="It is the rate of wrong labels; labels that are wrong half of the time say nothing.",
     ),
 ]
 SMOOTHED = ("sigmoid-norm", "cdpo", "robust")
@@ -54,7 +57,7 @@ class DPO:
     SimPO β of a mean over tokens (the paper: 2 to 10); of ORPO λ."""
     label_smoothing: Smoothing = 0.0
     """ε, the rate of wrong labels that cdpo (sigmoid-norm) or robust DPO assumes, below ½."""
-    target_margin: NotNegative | None = None
+    target_margin: NonNegative | None = None
     """γ of SimPO, in the units of β log π. None: half of beta."""
     max_reward: Positive | None = None
     """R of χPO, which clips differences of implicit rewards at 2R. None: no clip."""

@@ -22,7 +22,7 @@ from rlhf_lab import kl
 from rlhf_lab.algorithms.cached_rollouts import ask
 from rlhf_lab.algorithms.grpo_rloo import check_minibatches, checked, refuse_lbfgs
 from rlhf_lab.batch import Tokens
-from rlhf_lab.errors import Count, Fraction, NotNegative, Positive, Temperature, check_settings, refuse_unused
+from rlhf_lab.errors import Count, Fraction, NonNegative, Positive, Temperature, check_settings, refuse_unused
 from rlhf_lab.policies.base import Policy, Reward
 from rlhf_lab.rounding import rounding, standardised
 from rlhf_lab.training import Loop, Training
@@ -45,7 +45,7 @@ class PPO:
     ratio is 1, and another value than the default is refused, as it is of value_clip."""
     value_clip: Positive = 0.2
     """How far a value may move from its old one before its gradient is cut."""
-    value_coefficient: NotNegative = 0.1
+    value_coefficient: NonNegative = 0.1
     """Weight of the critic's loss."""
     discount: Fraction = 1.0
     """γ of the return, between 0 and 1. 1 is the objective above."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from rlhf_lab import losses
 from rlhf_lab.algorithms.dpo import mean
 from rlhf_lab.batch import Pairs
-from rlhf_lab.errors import NotNegative, check_settings
+from rlhf_lab.errors import NonNegative, check_settings
 from rlhf_lab.rounding import wins
 from rlhf_lab.training import Loop, Training
 
@@ -29,7 +29,7 @@ class Ranker:
 
     orders: Literal["random", "both"] = "random"
     """random: each pair's order is drawn at each step. both: each step shows both (twice the work, less noise)."""
-    prior: NotNegative = 1e-3
+    prior: NonNegative = 1e-3
     """λ ≥ 0: weight of the mean squared logit, as in the reward model. 0 is plain maximum likelihood."""
 
     def __post_init__(self) -> None:

@@ -49,7 +49,7 @@ class ReST:
     """Responses that a Grow step draws for each prompt."""
     scale: Literal["minmax", "none"] = "minmax"
     """minmax: rewards to [0, 1] by the first grown set's range; none: τ in the reward's own units."""
-    rate_decay: Annotated[float, Range(0, 1, above=True)] = 0.5
+    rate_decay: Annotated[float, Range(0, 1, exclusive_minimum=True)] = 0.5
     """Factor of the learning rate from one Improve step to the next, at most 1."""
     patience: Count | None = None
     """With held-out prompts: checks without a better held-out reward after which an Improve step ends."""

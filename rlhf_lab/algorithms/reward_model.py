@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from rlhf_lab import losses
 from rlhf_lab.algorithms.dpo import mean
 from rlhf_lab.batch import Pairs
-from rlhf_lab.errors import NotNegative, check_settings
+from rlhf_lab.errors import NonNegative, check_settings
 from rlhf_lab.rounding import MANY, rounding, wins
 from rlhf_lab.training import Loop, Training
 
@@ -26,7 +26,7 @@ from rlhf_lab.training import Loop, Training
 class RewardModel:
     """Settings of the fit."""
 
-    prior: NotNegative = 1e-3
+    prior: NonNegative = 1e-3
     """λ ≥ 0: weight of the mean squared reward. 0 is plain maximum likelihood."""
 
     def __post_init__(self) -> None:

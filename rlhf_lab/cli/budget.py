@@ -22,7 +22,7 @@ from torch import Tensor
 from rlhf_lab import exact, label_budget
 from rlhf_lab.algorithms import active
 from rlhf_lab.data.readers import rows_of
-from rlhf_lab.errors import Count, LabError, Natural, NotNegative, Positive, Range, Seed, check_settings, with_paths
+from rlhf_lab.errors import Count, LabError, Natural, NonNegative, Positive, Range, Seed, check_paths, check_settings
 from rlhf_lab.evaluation import mean_interval
 from rlhf_lab.training import seeded
 
@@ -48,9 +48,9 @@ class Budget:
     """Price of a demonstration."""
     price_preference: Positive = 1.0
     """Price of a preference label."""
-    price_sample: NotNegative = 0.0
+    price_sample: NonNegative = 0.0
     """Price of a response drawn from a model."""
-    price_step: NotNegative = 0.0
+    price_step: NonNegative = 0.0
     """Price of an optimiser step."""
     fit_steps: Natural = 500
     """Optimiser steps of one fit of a policy or of a reward model."""
@@ -64,7 +64,7 @@ class Budget:
     """Different responses to a prompt that come into question. Default: 8, or as in the pilot."""
     spread: Positive | None = None
     """Standard deviation of the reward among them, in logits of a label. Default: 1, or fitted to the pilot."""
-    reference_spread: NotNegative = 1.0
+    reference_spread: NonNegative = 1.0
     """Standard deviation of log π_ref among them."""
     demo_beta: Positive = 1.0
     """How carefully demonstrators choose: they draw from π_ref exp(r/demo_beta)/Z."""
@@ -427,7 +427,7 @@ def table(settings: Budget, plan: Plan) -> str:
 
 def plan_budget(settings: Budget) -> Plan:
     """The command: plan, print, and write."""
-    settings = with_paths(settings)
+    settings = check_paths(settings)
     out = settings.out
     if out is not None and out.exists():
         raise LabError(f"{out} is there already; nothing was changed. Give the name of a new file.")

@@ -198,11 +198,11 @@ def _hub(ask: bool) -> Iterator[Finding]:
     from rlhf_lab.policies import hub_lookup
 
     yield Finding(GOOD if get_token() else NOTE, "login", "a token is there" if get_token() else "none; few need one")
-    if hub_lookup.told_offline():
+    if hub_lookup.is_offline():
         yield Finding(NOTE, "network", "forbidden by an environment variable (HF_HUB_OFFLINE or one like it)")
     elif not ask:
         yield Finding(NOTE, "network", "not asked")
-    elif hub_lookup.answers():
+    elif hub_lookup.hub_responds():
         yield Finding(GOOD, "network", "the Hub answers")
     else:
         yield Finding(NOTE, "network", "the Hub cannot be reached: what is above works, and local files")

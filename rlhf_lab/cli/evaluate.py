@@ -17,23 +17,23 @@ from rlhf_lab.errors import (
     LabError,
     Seed,
     Temperature,
-    check_folder_free,
+    check_output_folder,
+    check_paths,
     check_settings,
     refuse_unused,
-    with_paths,
 )
 from rlhf_lab.evaluation.judges import EndpointJudge, GoldJudge, Judge, RewardJudge
 from rlhf_lab.evaluation.language_model_report import TextReport, text_report
-from rlhf_lab.policies.end_tokens import end_tokens
+from rlhf_lab.policies.end_tokens import find_end_tokens
 from rlhf_lab.policies.language_model import LanguageModelPolicy
 from rlhf_lab.policies.loading import (
-    check_language_model,
-    check_same_tokens,
+    check_model_available,
+    check_same_vocabulary,
     load_config,
     load_language_model,
     load_tokenizer,
     pick_device,
-    progress_bars,
+    show_progress_bars,
 )
 from rlhf_lab.training import checkpoint
 from rlhf_lab.training.lock import FolderLock
@@ -119,8 +119,8 @@ def evaluate(settings: Evaluate) -> TextReport:
         LabError: data, a model, the reward or the judge cannot be had; models of different vocabularies; the folder
             holds a report or other files.
     """
-    settings = with_paths(settings)
-    progress_bars(settings.progress)
+    settings = check_paths(settings)
+    show_progress_bars(settings.progress)
     _check(settings)
     device = pick_device(settings.device)
     tokenizer = load_tokenizer(settings.model, settings.model_revision)
@@ -129,8 +129,8 @@ def evaluate(settings: Evaluate) -> TextReport:
 
     def policy_of(name: str, revision: str | None = None) -> LanguageModelPolicy:
         model, its = load_language_model(name, device, revision=revision)
-        check_same_tokens(tokenizer, its, settings.model, name)
-        ends = end_tokens(model, its)
+        check_same_vocabulary(tokenizer, its, settings.model, name)
+        ends = find_end_tokens(model, its)
         return LanguageModelPolicy(model, ends[0], limits[1], len(its), its, end_tokens=ends)
 
     policy, reference = policy_of(settings.model, settings.model_revision), policy_of(settings.reference)
@@ -163,7 +163,7 @@ def evaluate(settings: Evaluate) -> TextReport:
     if settings.out is not None:
         lock = FolderLock(settings.out)
         try:
-            check_folder_free(settings.out)  # another run may have written there meanwhile
+            check_output_folder(settings.out)  # another run may have written there meanwhile
             given = f"# rlhf-lab evaluate --config\n{yaml_config.write(settings)}"
             checkpoint.write_text(settings.out / "settings.yaml", given)
             checkpoint.write_text(settings.out / "report.txt", report.table() + "\n")
@@ -177,7 +177,7 @@ def _check(settings: Evaluate) -> None:
     if settings.out is not None:
         if (settings.out / "report.json").exists():
             raise LabError(f"{settings.out} holds a report already; nothing was changed. Give another folder.")
-        check_folder_free(settings.out)
+        check_output_folder(settings.out)
     check_data(settings)
     check_reward(settings)
     judge = settings.judge
@@ -191,7 +191,7 @@ def _check(settings: Evaluate) -> None:
         raise LabError("Comparing two models needs a judge: --judge gold, reward, or a URL.")
     for model in (settings.model, settings.reference, settings.against):
         if model is not None:
-            check_language_model(model, settings.model_revision if model == settings.model else None)
+            check_model_available(model, settings.model_revision if model == settings.model else None)
 
 
 def _gold(settings: Evaluate) -> str | None:

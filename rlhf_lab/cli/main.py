@@ -182,9 +182,9 @@ def _dispatch(words: list[str]) -> int:
         return _fail(f"no command '{asked}'.{mean} There are: {', '.join(known)}.", REFUSED)
     command = COMMANDS[path]
     module = importlib.import_module(command.module)
-    from rlhf_lab.errors import with_paths
+    from rlhf_lab.errors import check_paths
 
-    settings = with_paths(
+    settings = check_paths(
         _settings(getattr(module, command.settings), words[len(path) :], f"rlhf-lab {' '.join(path)}")
     )
     try:

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf_lab.errors import LabError, usable_path
-from rlhf_lab.policies.transformer.token_logprobs import LOGITS_AT_ONCE
+from rlhf_lab.errors import LabError, check_path
+from rlhf_lab.policies.transformer.token_logprobs import MAX_LOGITS
 
 FLOAT = 4
 """Bytes of a weight, a gradient and each of Adam's two moments: always float32."""
@@ -129,7 +129,7 @@ def shape_of(model: str) -> Shape:
     """
     from rlhf_lab.policies.loading import SHIPPED, shipped_folder
 
-    path = shipped_folder(model) if model in SHIPPED else usable_path(model, "model")
+    path = shipped_folder(model) if model in SHIPPED else check_path(model, "model")
     if (path / "config.json").is_file():
         try:
             config = dict(json.loads((path / "config.json").read_text(encoding="utf-8")))
@@ -291,7 +291,7 @@ def _learning(load: Load) -> dict[str, int]:
     if method.head:
         places = load.rows_at_once * method.learned * load.response
         # Logits, which become probabilities and then their gradient in place; one more while they change.
-        out["logits"] = min(places * shape.vocab, LOGITS_AT_ONCE) * 2 * FLOAT
+        out["logits"] = min(places * shape.vocab, MAX_LOGITS) * 2 * FLOAT
         if load.accumulate > 1 and not load.lora_rank:
             # From the second part on: the head's gradient of this part, before it is added to what is there.
             out["gradient of the head"] = shape.embedding() * FLOAT

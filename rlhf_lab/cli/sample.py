@@ -26,20 +26,20 @@ from rlhf_lab.cli.train.reward import check_reward, load_reward
 from rlhf_lab.cli.train.settings import WORLD, Sampler
 from rlhf_lab.data.formats import write_turns
 from rlhf_lab.data.sft import tokenise_prompts
-from rlhf_lab.errors import Count, LabError, Seed, Temperature, check_settings, check_text, refuse_unused, with_paths
+from rlhf_lab.errors import Count, LabError, Seed, Temperature, check_paths, check_settings, check_utf8, refuse_unused
 from rlhf_lab.policies.base import Policy, Reward
-from rlhf_lab.policies.end_tokens import end_tokens, without_end
+from rlhf_lab.policies.end_tokens import find_end_tokens, strip_end_token
 from rlhf_lab.policies.language_model import LanguageModelPolicy
 from rlhf_lab.policies.loading import (
-    check_language_model,
+    check_model_available,
     load_config,
     load_language_model,
     load_tokenizer,
     pick_device,
-    progress_bars,
+    show_progress_bars,
 )
 from rlhf_lab.policies.transformer.cuda_graph import check_device
-from rlhf_lab.policies.vllm import VllmSampler, check_installed
+from rlhf_lab.policies.vllm import VllmSampler, check_vllm_installed
 from rlhf_lab.training import checkpoint, seeded
 
 
@@ -120,20 +120,20 @@ def sample(settings: Sample) -> list[dict[str, Any]]:
         LabError: no prompts, or from two places; numbers that cannot be used; a file that is there already; as the
             loaders of data, model and reward.
     """
-    settings = with_paths(settings)
-    progress_bars(settings.progress)
+    settings = check_paths(settings)
+    show_progress_bars(settings.progress)
     _check(settings)
     out = settings.out
     if out is not None:
         _check_file(settings, out)
     device = pick_device(settings.device)
-    check_language_model(settings.model, settings.model_revision)
+    check_model_available(settings.model, settings.model_revision)
     tokenizer = load_tokenizer(settings.model, settings.model_revision)
     limits = token_limits(settings, load_config(settings.model, settings.model_revision), tokenizer)
     prompts, texts = _prompts(settings, tokenizer, limits)
     model, tokenizer = load_language_model(settings.model, device, revision=settings.model_revision)
     graphs = settings.sampler == "graphs"
-    ends = end_tokens(model, tokenizer)
+    ends = find_end_tokens(model, tokenizer)
     policy = LanguageModelPolicy(model, ends[0], limits[1], len(tokenizer), tokenizer, graphs, ends)
     reward = None if settings.reward is None else load_reward(settings, policy, tokenizer)
     drawing = VllmSampler.load(policy, dtype="float32") if settings.sampler == "vllm" else policy
@@ -160,7 +160,7 @@ def _check(settings: Sample) -> None:
     if settings.data is not None:
         check_data(settings)
     if settings.sampler == "vllm":
-        check_installed()
+        check_vllm_installed()
     elif settings.sampler == "graphs":
         check_device(pick_device(settings.device))
     if settings.resume and settings.out is None:
@@ -175,7 +175,7 @@ def _prompts(settings: Sample, tokenizer: Any, limits: tuple[int, int]) -> tuple
         if settings.progress:
             print("\n".join(data.said), file=sys.stderr)
         return data.prompts, tokenizer.batch_decode(data.prompts.tolist(), skip_special_tokens=True)
-    texts = [check_text(text, f"Prompt {place} of the command line") for place, text in enumerate(settings.prompts, 1)]
+    texts = [check_utf8(text, f"Prompt {place} of the command line") for place, text in enumerate(settings.prompts, 1)]
     empty = next((number for number, text in enumerate(texts, 1) if not text.strip()), None)
     if empty is not None:
         raise LabError(f"Prompt {empty} of the command line is empty.")
@@ -279,7 +279,7 @@ def _batches(
             for g, ids in enumerate(group):
                 row = {
                     "prompt": texts[start + b],
-                    "response": tokenizer.decode(without_end(ids, policy.end_tokens), skip_special_tokens=True),
+                    "response": tokenizer.decode(strip_end_token(ids, policy.end_tokens), skip_special_tokens=True),
                     "sample": g,
                     "tokens": len(ids),
                     "ended": bool(ids) and ids[-1] in policy.end_tokens,

@@ -13,7 +13,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from rlhf_lab.errors import LabError, usable_path
+from rlhf_lab.errors import LabError, check_path
 
 NOT_SAVED = ("config", "resume")
 """Settings of one call and not of the run."""
@@ -61,9 +61,9 @@ def split_config(words: list[str]) -> tuple[Path | None, list[str]]:
     """The file behind `--config`, and the words as they are (tyro reads the option too, to keep and explain it)."""
     for place, word in enumerate(words):
         if word == "--config" and place + 1 < len(words):
-            return usable_path(words[place + 1], "config"), words
+            return check_path(words[place + 1], "config"), words
         if word.startswith("--config="):
-            return usable_path(word.partition("=")[2], "config"), words
+            return check_path(word.partition("=")[2], "config"), words
     return None, words
 
 

@@ -41,7 +41,7 @@ def rows(
         yield from _whole(name, split, revision, folder, online)
         return
     kept = _kept_at(name, split, revision, folder)
-    commit = hub_lookup.commit("dataset", name, revision) if online else None
+    commit = hub_lookup.hub_commit("dataset", name, revision) if online else None
     state = _read_state(kept)
     if commit is not None and state["commit"] != commit:
         kept.unlink(missing_ok=True)
@@ -153,11 +153,11 @@ def _load(
     try:
         if online:
             return load(revision)
-        with hub_lookup.offline():
+        with hub_lookup.offline_mode():
             return load(revision)
     except Exception as error:
         if not online:
-            raise hub_lookup.unreachable("dataset", name) from None
+            raise hub_lookup.not_available("dataset", name) from None
         raise LabError(f"The data set '{name}' (split '{split}') cannot be loaded: {_first_line(error)}") from None
 
 

@@ -26,8 +26,8 @@ from rlhf_lab.data.formats import (  # some are named here for those who count w
     usual_form,
 )
 from rlhf_lab.data.readers import Source, near_columns, rows_of
-from rlhf_lab.errors import LabError, check_text
-from rlhf_lab.policies.end_tokens import turn_end
+from rlhf_lab.errors import LabError, check_utf8
+from rlhf_lab.policies.end_tokens import chat_turn_end
 
 __all__ = [
     "EMPTY_PROMPT", "EMPTY_RESPONSE", "EQUAL", "EQUAL_AFTER", "HOLDS_END", "MISSING", "NO_ASSISTANT", "PART_BEFORE",
@@ -241,7 +241,7 @@ def ids_of(texts: list[str], tokenizer: Any) -> list[list[int]]:
         LabError: a text holds a lone surrogate. Rows that were read have been checked with their place.
     """
     for number, text in enumerate(texts):
-        check_text(text, f"Text {number}")
+        check_utf8(text, f"Text {number}")
     return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
 
 
@@ -252,7 +252,7 @@ def ends_of(tokenizer: Any, end_token: int | None) -> list[int]:
     """
     if end_token is None:
         return []
-    turn = turn_end(tokenizer)
+    turn = chat_turn_end(tokenizer)
     return [end_token] if turn in (None, end_token) else [end_token, turn]
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from rlhf_lab.data import hub
-from rlhf_lab.errors import LabError, check_text, usable_path
+from rlhf_lab.errors import LabError, check_path, check_utf8
 from rlhf_lab.policies import hub_lookup
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
@@ -74,7 +74,7 @@ class Source:
 
 def is_local(source: str) -> bool:
     """Whether `source` means a file rather than a name on the Hub."""
-    path = usable_path(source, "data")
+    path = check_path(source, "data")
     return path.exists() or _suffix(path) in SUFFIXES or not hub_lookup.is_hub_name(source)
 
 
@@ -85,8 +85,8 @@ def check_source(source: str, revision: str | None = None) -> bool:
         LabError: the file is missing, empty or of another kind, or the Hub has no data set of that name.
     """
     if not is_local(source):
-        return hub_lookup.reachable("dataset", source, revision)
-    path = usable_path(source, "data")
+        return hub_lookup.can_download("dataset", source, revision)
+    path = check_path(source, "data")
     if not path.exists():
         raise LabError(f"There is no data file {source}, and no data set of that name can be on the Hub.")
     if path.is_dir():
@@ -125,7 +125,7 @@ def rows_of(source: Source | str) -> Iterator[Row]:
         for number, fields in enumerate(found_there, 1):
             yield _checked(Row(f"row {number}", fields), source.name)
         return
-    path = usable_path(source.name, "data")
+    path = check_path(source.name, "data")
     readers: dict[str, Callable[[IO[bytes], str], Iterator[Row]]] = {
         ".parquet": _parquet, ".json": partial(_json, split=source.split), ".jsonl": _jsonl, ".csv": _csv,
     }  # fmt: skip
@@ -218,7 +218,7 @@ def _checked(row: Row, source: str) -> Row:
 
 def _check_texts(value: Any, what: str) -> None:
     if isinstance(value, str):
-        check_text(value, what)
+        check_utf8(value, what)
     elif isinstance(value, list):
         for part in value:
             _check_texts(part, what)

@@ -29,7 +29,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from rlhf_lab.batch import Tokens
-from rlhf_lab.errors import LabError, check_text, usable_path
+from rlhf_lab.errors import LabError, check_path, check_utf8
 from rlhf_lab.policies.base import Reward
 from rlhf_lab.rounding import MANY, rounding, wins
 
@@ -123,7 +123,7 @@ class RewardJudge:
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         for number, text in enumerate(texts):
-            check_text(text, f"Text {number}")
+            check_utf8(text, f"Text {number}")
         return self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
 
     def _prompt_ids(self, texts: Sequence[str]) -> list[list[int]]:
@@ -232,7 +232,7 @@ class EndpointJudge:
         self.host, self.model, self.key_variable, self.question = parts.netloc, model, key_variable, question
         self.timeout, self.tries, self.pause, self.workers = timeout, tries, pause, workers
         self.max_tokens, self.extra, self.progress = max_tokens, dict(extra or {}), progress
-        self.cache = None if cache is None else usable_path(cache, "cache")
+        self.cache = None if cache is None else check_path(cache, "cache")
         self.unanswered = 0
         self._lock = threading.Lock()
         self._stop = threading.Event()

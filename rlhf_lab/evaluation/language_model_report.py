@@ -22,13 +22,13 @@ from tqdm.auto import tqdm
 
 from rlhf_lab import kl
 from rlhf_lab.batch import Tokens
-from rlhf_lab.errors import LabError, check_finite, check_positive, usable_path
+from rlhf_lab.errors import LabError, check_finite, check_path, check_positive
 from rlhf_lab.evaluation.judges import GoldJudge, Judge
 from rlhf_lab.evaluation.sampled import Estimate, over_prompts
 from rlhf_lab.evaluation.win_rate import WinRate, win_rate
 from rlhf_lab.policies.base import Policy, Reward
-from rlhf_lab.policies.end_tokens import without_end
-from rlhf_lab.policies.transformer.generate import goes_on
+from rlhf_lab.policies.end_tokens import strip_end_token
+from rlhf_lab.policies.transformer.generate import still_generating
 from rlhf_lab.training import seeded
 
 Gold = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
@@ -118,7 +118,7 @@ class TextReport:
         """The report as JSON; written to `path` too, where one is given."""
         text = json.dumps(self.as_dict(), indent=2, ensure_ascii=False) + "\n"
         if path is not None:
-            usable_path(path, "path").write_text(text, encoding="utf-8")
+            check_path(path, "path").write_text(text, encoding="utf-8")
         return text
 
 
@@ -269,7 +269,7 @@ def _numbers(
     """What is read off ids, (B, G) each."""
     out = {"tokens": y.lengths.cpu().double()}
     last = y.ids.gather(-1, (y.lengths - 1).clamp(min=0)[..., None]).squeeze(-1)
-    out["no_end"] = (goes_on(y.lengths >= 0, last, _ends(policy, tokenizer)) | (y.lengths == 0)).cpu().double()
+    out["no_end"] = (still_generating(y.lengths >= 0, last, _ends(policy, tokenizer)) | (y.lengths == 0)).cpu().double()
     if proxy is not None:
         out["proxy"] = check_finite(proxy(x, y), "proxy reward")
     if with_kl:
@@ -284,7 +284,7 @@ def _ends(policy: Policy, tokenizer: Any) -> tuple[int, ...]:
 
 
 def _texts(rows: Tokens, tokenizer: Any, ends: tuple[int, ...] = ()) -> list[str]:
-    return tokenizer.batch_decode([without_end(ids, ends) for ids in rows.tolist()], skip_special_tokens=True)
+    return tokenizer.batch_decode([strip_end_token(ids, ends) for ids in rows.tolist()], skip_special_tokens=True)
 
 
 def _grouped(y: Tokens, tokenizer: Any, ends: tuple[int, ...]) -> list[list[str]]:

@@ -25,7 +25,7 @@ from rlhf_lab.errors import (
     check_float,
     check_responses_axis,
     check_same_shape,
-    first_bad,
+    first_true_index,
 )
 from rlhf_lab.exact.policy import optimal_policy
 
@@ -175,7 +175,7 @@ def _check_weights(pair_weights: Tensor, log_star: Tensor) -> None:
     check_same_shape(log_ref=log_star.unsqueeze(-1), pair_weights=pair_weights)
     check_finite(pair_weights, "pair_weights")
     if (pair_weights < 0).any():
-        raise LabError(f"pair_weights is negative at {first_bad(pair_weights < 0)}; they are probabilities.")
+        raise LabError(f"pair_weights is negative at {first_true_index(pair_weights < 0)}; they are probabilities.")
     total = pair_weights.detach().sum((-1, -2))
     bad = (total - 1).abs() > 1e-3
     if bad.any():

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from rlhf_lab.errors import LabError, first_bad
+from rlhf_lab.errors import LabError, first_true_index
 from rlhf_lab.exact.policy import _check
 from rlhf_lab.rounding import levels, wins
 
@@ -93,7 +93,7 @@ def filtered(log_ref: Tensor, reward: Tensor, threshold: Tensor | float) -> Tens
     if none.any():
         best = torch.where(log_ref > -torch.inf, reward, -torch.inf).amax(-1)[none][0].item()
         tau = torch.broadcast_to(threshold, reward.shape)[..., 0][none][0].item()
-        place = f" at {first_bad(none)}" if none.ndim else ""
+        place = f" at {first_true_index(none)}" if none.ndim else ""
         raise LabError(
             f"No response passes the filter{place}: the best reward is {best:g} and the threshold {tau:g} "
             f"(r > threshold is strict). Lower the threshold."

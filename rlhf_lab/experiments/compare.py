@@ -33,7 +33,7 @@ from rlhf_lab.algorithms.reward_model import RewardModel, reward_model
 from rlhf_lab.algorithms.rso import RSO, Source, make_pairs
 from rlhf_lab.algorithms.sft import sft
 from rlhf_lab.batch import Pairs, Tokens
-from rlhf_lab.errors import LabError, Natural, NotNegative, check_beta, check_settings, usable_path, with_paths
+from rlhf_lab.errors import LabError, Natural, NonNegative, check_beta, check_path, check_paths, check_settings
 from rlhf_lab.evaluation import evaluate
 from rlhf_lab.policies.base import Policy
 from rlhf_lab.training import Training, seeded
@@ -59,17 +59,17 @@ class Compare:
     """What is trained: a table, or (tree) a small transformer of this architecture. auto: table; on the tree gpt2."""
     seeds: Natural = 5
     """Runs of every method, with seeds 0, 1, …"""
-    beta: NotNegative = 0.5
+    beta: NonNegative = 0.5
     """β of the objective."""
     labels: Natural = 0
     """Preference labels that a method may spend. 0: 2,000; on the tree 20,000."""
-    noise: NotNegative = 0.0
+    noise: NonNegative = 0.0
     """Probability that a label is turned round."""
     world_seed: Natural = 0
     """Which random world."""
     steps: Natural = 150
     """Optimiser steps of every fit (of PPO: rounds)."""
-    learning_rate: NotNegative = 0.0
+    learning_rate: NonNegative = 0.0
     """Of every fit. 0: 0.05 for tables, 0.003 for transformers."""
     batch_size: Natural = 0
     """Pairs or responses in a step. 0: 4,096 for tables, 512 for transformers."""
@@ -348,7 +348,7 @@ def compare(settings: Compare) -> Comparison:
     Raises:
         LabError: the folder holds other files or a comparison of other settings.
     """
-    settings = with_paths(settings)
+    settings = check_paths(settings)
     with one_thread(settings.policy == "table"), ExitStack() as held:
         try:
             return _compare(settings, held)
@@ -415,7 +415,7 @@ def _compare(settings: Compare, held: ExitStack) -> Comparison:
 
 def save(comparison: Comparison, out: Path) -> None:
     """Write runs.csv, summary.csv, frontier.csv, comparison.json (with all settings) and comparison.png to `out`."""
-    out = usable_path(out, "out")
+    out = check_path(out, "out")
     out.mkdir(parents=True, exist_ok=True)
     comparison.runs.to_csv(out / "runs.csv", index=False)
     comparison.summary.to_csv(out / "summary.csv", index=False)

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from tqdm.auto import tqdm
 
-from rlhf_lab.errors import LabError, Natural, check_folder_free, check_settings, usable_path, with_paths
+from rlhf_lab.errors import LabError, Natural, check_output_folder, check_path, check_paths, check_settings
 from rlhf_lab.training.checkpoint import append, plain, read_lines, write_json, write_text
 from rlhf_lab.training.lock import FolderLock
 
@@ -213,7 +213,7 @@ def _refuse_other(experiment: Experiment, settings: Any, out: Path) -> None:
 
     The kept settings may replace any result of the same experiment and rung: that is how kept results are renewed.
     """
-    check_folder_free(out, FILES)
+    check_output_folder(out, FILES)
     result = out / "result.json"
     if not result.is_file():
         return
@@ -302,7 +302,7 @@ def experiment_run(experiment: Experiment, settings: Any) -> Found:
     import pandas as pd
 
     check_rung(experiment, settings.rung)
-    settings = with_paths(settings)
+    settings = check_paths(settings)
     if settings.out is not None:
         _refuse_other(experiment, settings, settings.out)
         lock = FolderLock(settings.out)
@@ -377,7 +377,7 @@ def save(experiment: Experiment, found: Found, out: Path) -> None:
     from rlhf_lab import __version__
     from rlhf_lab.figures import style
 
-    out = usable_path(out, "out")
+    out = check_path(out, "out")
     out.mkdir(parents=True, exist_ok=True)
     three = (found.settings, found.summary, found.runs)
     write_text(out / "runs.csv", _csv(found.runs))
@@ -409,7 +409,7 @@ def save(experiment: Experiment, found: Found, out: Path) -> None:
 def main(experiment: Experiment, settings: Any) -> None:
     """The command `rlhf-lab experiment NAME`."""
     check_rung(experiment, settings.rung)
-    settings = with_paths(dataclasses.replace(settings, out=settings.out or default_out(experiment, settings)))
+    settings = check_paths(dataclasses.replace(settings, out=settings.out or default_out(experiment, settings)))
     out = settings.out
     found = experiment_run(experiment, settings)
     print(f"{experiment.number}. {experiment.title}")

@@ -69,13 +69,13 @@ def bench(rung: str, world: str, device: str = "auto") -> Bench:
     Raises:
         LabError: an unknown world; a model that cannot be loaded.
     """
-    from rlhf_lab.policies.end_tokens import end_tokens
+    from rlhf_lab.policies.end_tokens import find_end_tokens
     from rlhf_lab.policies.language_model import LanguageModelPolicy
-    from rlhf_lab.policies.loading import SHIPPED, load_language_model, pick_device, progress_bars
+    from rlhf_lab.policies.loading import SHIPPED, load_language_model, pick_device, show_progress_bars
 
     if world not in UNITS:
         raise LabError(f"There is no text world '{world}'; there are {', '.join(UNITS)}.")
-    progress_bars(False)
+    show_progress_bars(False)
     name = "lab-gpt2" if rung == "small" else rung
     # The small model is at home on one core: numbers of a result come from the same kind of machine everywhere.
     place = "cpu" if rung == "small" else str(pick_device(device))
@@ -83,7 +83,7 @@ def bench(rung: str, world: str, device: str = "auto") -> Bench:
     made = text.load(world)
     # Room for the longest of some hundred targets and a third more: tokenising all ten thousand takes seconds.
     room = made.sft(tokenizer, "train", 512)[1].shape[-1] * 4 // 3
-    ends = end_tokens(model, tokenizer)
+    ends = find_end_tokens(model, tokenizer)
     policy = LanguageModelPolicy(model, ends[0], max_new_tokens=room, tokenizer=tokenizer, end_tokens=ends)
     if name not in SHIPPED:
         training = Training(steps=SFT_STEPS, batch_size=16, learning_rate=5e-5, warmup=20, progress=False)

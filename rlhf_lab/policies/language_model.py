@@ -19,24 +19,24 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_lab.batch import Tokens
-from rlhf_lab.errors import LabError, check_positive, usable_path
+from rlhf_lab.errors import LabError, check_path, check_positive
 from rlhf_lab.policies.base import Policy
-from rlhf_lab.policies.end_tokens import generation_ends
+from rlhf_lab.policies.end_tokens import generation_end_tokens
 from rlhf_lab.policies.transformer import cuda_graph, varlen_attention
-from rlhf_lab.policies.transformer.generate import PlainStep, decode, decode_with_cache
+from rlhf_lab.policies.transformer.generate import EagerStep, generate, generate_with_repeated_cache
 from rlhf_lab.policies.transformer.malloc import keep_freed_memory
 from rlhf_lab.policies.transformer.shared_prefix_forward import (
     body_of,
     check_batch,
     check_prompts,
-    context_of,
+    context_length,
     dropout_off,
-    one_kernel_gelu,
-    packed_states,
-    without_dropout,
+    fuse_gelu,
+    remove_dropout,
+    shared_prefix_states,
 )
 from rlhf_lab.policies.transformer.token_logprobs import token_log_probs
-from rlhf_lab.policies.transformer.token_sampling import check_top_k, draw_tokens
+from rlhf_lab.policies.transformer.token_sampling import check_top_k, sample_tokens
 
 
 class LanguageModelPolicy(Policy):
@@ -102,22 +102,22 @@ class LanguageModelPolicy(Policy):
             )
         if self.device.type == "cpu":
             keep_freed_memory()
-        without_dropout(model)
-        one_kernel_gelu(model)
-        self._check_packing()
+        remove_dropout(model)
+        fuse_gelu(model)
+        self._check_shared_prefix()
 
     @torch.no_grad()
-    def _check_packing(self) -> None:
+    def _check_shared_prefix(self) -> None:
         """Compare packed tokens with the model's own answer on two plain rows, the fast way first."""
         ids = torch.tensor([[0, 1, 1, 0], [0, 1, 0, 1]], device=self.device) % self.vocab_size
-        if (context_of(self.model.config) or 4) < 4:
+        if (context_length(self.model.config) or 4) < 4:
             return
         body = body_of(self.model)
         plain = self.model(ids, attention_mask=torch.ones_like(ids)).logits[:, 1:3, : self.vocab_size].float()
         limit = plain.abs().max().clamp(min=1.0) * (0.1 if self.dtype.itemsize < 4 else 1e-3)
         for _ in range(2):
             try:
-                states = packed_states(body, Tokens.full(ids[:1, :2]), Tokens.full(ids[None, :, 2:]))
+                states = shared_prefix_states(body, Tokens.full(ids[:1, :2]), Tokens.full(ids[None, :, 2:]))
                 packed = self._logits(states.flat)[states.before[0]]
             except (AttributeError, IndexError, KeyError, TypeError, ValueError, NotImplementedError) as error:
                 # Its code expects another mask, cache or output. A RuntimeError is the device's: no memory, for one.
@@ -171,7 +171,7 @@ class LanguageModelPolicy(Policy):
         check_positive(temperature, "temperature")
         check_batch(prompts, responses, self.model.config, self.vocab_size)
         with dropout_off(self.model):
-            states = packed_states(body_of(self.model), prompts, responses)
+            states = shared_prefix_states(body_of(self.model), prompts, responses)
         # Where the tokens are is worked out where the mask lies: on the CPU nothing then waits on the device.
         where = responses.mask.flatten().nonzero().squeeze(1)
         ids = responses.ids.flatten()[where].to(self.device)
@@ -206,12 +206,12 @@ class LanguageModelPolicy(Policy):
             raise LabError(f"num_samples must be at least 1, not {num_samples}.")
         prompts = prompts.trim()
         check_prompts(prompts, self.model.config.vocab_size)
-        self._check_room(prompts)
+        self._check_context(prompts)
         with dropout_off(self.model):
             return self._decode(prompts, num_samples, generator, temperature, top_k).to(prompts.device)
 
-    def _check_room(self, prompts: Tokens) -> None:
-        limit = context_of(self.model.config)
+    def _check_context(self, prompts: Tokens) -> None:
+        limit = context_length(self.model.config)
         long = prompts.lengths + self.max_new_tokens > (limit or torch.inf)
         if long.any():
             row = int(long.nonzero()[0])
@@ -229,21 +229,21 @@ class LanguageModelPolicy(Policy):
         top_k: int | None,
     ) -> Tokens:
         def choose(states: Tensor, number: int) -> Tensor:
-            return draw_tokens(self._logits(states), number, generator, temperature, top_k)
+            return sample_tokens(self._logits(states), number, generator, temperature, top_k)
 
         body = body_of(self.model)
-        step_of: Any = PlainStep
+        step_of: Any = EagerStep
         if self.cuda_graphs:
             cuda_graph.check_device(self.device)
-            step_of = cuda_graph.GraphStep
+            step_of = cuda_graph.CudaGraphStep
         if varlen_attention.install(body):
-            drawn = decode(
+            drawn = generate(
                 body, prompts, num_samples, self.max_new_tokens, self.end_tokens, choose, self.device, step_of
             )
             if drawn is not None:
                 return drawn
             varlen_attention.uninstall(body)
-        return decode_with_cache(
+        return generate_with_repeated_cache(
             body, prompts.to(self.device), num_samples, self.max_new_tokens, self.end_tokens, choose
         )
 
@@ -252,8 +252,8 @@ class LanguageModelPolicy(Policy):
 
         Where several tokens end a response, the saved `generation_config` names all of them.
         """
-        folder = usable_path(folder, "folder")
-        settings, known = getattr(self.model, "generation_config", None), generation_ends(self.model)
+        folder = check_path(folder, "folder")
+        settings, known = getattr(self.model, "generation_config", None), generation_end_tokens(self.model)
         if settings is not None and len(self.end_tokens) > 1 and not set(self.end_tokens) <= set(known):
             settings.eos_token_id = list(dict.fromkeys([*self.end_tokens, *known]))
         self.model.save_pretrained(folder)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from rlhf_lab import shipped
-from rlhf_lab.errors import LabError, check_weights, usable_path
+from rlhf_lab.errors import LabError, check_path, check_weights
 from rlhf_lab.policies import gguf_files, hub_lookup
 
 SHIPPED = {"lab-gpt2": "gpt2", "lab-pythia": "pythia"}
@@ -44,7 +44,7 @@ def shipped_folder(name: str) -> Path:
         raise LabError(f"The model {name} is missing. {error}{builds}") from None
 
 
-def _place(name_or_path: str, convert: bool = True) -> Path | None:
+def _local_path(name_or_path: str, convert: bool = True) -> Path | None:
     """The folder (or file) that a name or path stands for on this machine; None for a name on the Hub.
 
     Args:
@@ -53,11 +53,11 @@ def _place(name_or_path: str, convert: bool = True) -> Path | None:
     """
     if name_or_path in SHIPPED:
         return shipped_folder(name_or_path)
-    path = usable_path(name_or_path, "model")
+    path = check_path(name_or_path, "model")
     if name_or_path == SMOLLM2 and not path.exists():
-        path = gguf_files.smollm2()
+        path = gguf_files.smollm2_file()
     elif path.suffix.lower() == ".gguf":
-        gguf_files.check(path)
+        gguf_files.check_gguf_file(path)
     elif not path.exists():
         if not hub_lookup.is_hub_name(name_or_path):
             raise LabError(f"There is no model folder {name_or_path}, and it is no name on the Hub either.")
@@ -66,7 +66,7 @@ def _place(name_or_path: str, convert: bool = True) -> Path | None:
             mean = near[0] if near else " or ".join(SHIPPED)
             raise LabError(f"There is no model '{name_or_path}'. Do you mean {mean}?")
         return None
-    return gguf_files.converted(path) if convert and path.suffix.lower() == ".gguf" else path
+    return gguf_files.converted_folder(path) if convert and path.suffix.lower() == ".gguf" else path
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -86,7 +86,7 @@ def pick_device(name: str = "auto") -> torch.device:
     return device
 
 
-def progress_bars(shown: bool) -> None:
+def show_progress_bars(shown: bool) -> None:
     """Whether transformers and datasets show bars of their own while they load."""
     import datasets
     import transformers
@@ -99,7 +99,7 @@ def progress_bars(shown: bool) -> None:
         datasets.disable_progress_bars()
 
 
-def check_language_model(name_or_path: str, revision: str | None = None) -> bool:
+def check_model_available(name_or_path: str, revision: str | None = None) -> bool:
     """Find out, without loading anything, whether a model can be had.
 
     Returns:
@@ -108,9 +108,9 @@ def check_language_model(name_or_path: str, revision: str | None = None) -> bool
     Raises:
         LabError: there is no such folder, it lacks a file, or the Hub has none of that name.
     """
-    path = _place(name_or_path, convert=False)
+    path = _local_path(name_or_path, convert=False)
     if path is None:
-        return hub_lookup.reachable("model", name_or_path, revision)
+        return hub_lookup.can_download("model", name_or_path, revision)
     if path.suffix.lower() != ".gguf":
         _check_folder(path)
     return False
@@ -232,11 +232,13 @@ def load_language_model(
             f"The tokenizer of {name_or_path} has {len(tokenizer)} tokens, its model knows {model.config.vocab_size}: "
             f"they do not belong together, or tokens were added without model.resize_token_embeddings."
         )
-    check_weights(model.named_parameters(), lambda name: file_of(_place(name_or_path), name, name_or_path))
+    check_weights(
+        model.named_parameters(), lambda name: file_with_weight(_local_path(name_or_path), name, name_or_path)
+    )
     return model.to(device).eval(), tokenizer
 
 
-def file_of(folder: Path | None, weight: str, otherwise: str) -> str:
+def file_with_weight(folder: Path | None, weight: str, otherwise: str) -> str:
     """The safetensors file in `folder` that holds a weight, for messages; `otherwise` where it cannot be found."""
     from safetensors import safe_open
 
@@ -270,8 +272,8 @@ def _check_folder(path: Path) -> None:
 
 
 def _load(factory: Any, name_or_path: str, revision: str | None, what: str, **more: Any) -> Any:
-    online = check_language_model(name_or_path, revision)
-    path = _place(name_or_path)
+    online = check_model_available(name_or_path, revision)
+    path = _local_path(name_or_path)
     local = path is not None
     try:
         return factory.from_pretrained(
@@ -283,12 +285,12 @@ def _load(factory: Any, name_or_path: str, revision: str | None, what: str, **mo
         )
     except Exception as error:
         if not local and not online and isinstance(error, OSError):
-            raise hub_lookup.unreachable("model", name_or_path) from None
+            raise hub_lookup.not_available("model", name_or_path) from None
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise LabError(f"The {what} of {name_or_path} cannot be loaded ({type(error).__name__}: {reason})") from None
 
 
-def check_same_tokens(ours: Any, theirs: Any, our_name: str, their_name: str) -> None:
+def check_same_vocabulary(ours: Any, theirs: Any, our_name: str, their_name: str) -> None:
     """Refuse two tokenizers of which one text has not the same ids: ids of one model mean nothing to the other.
 
     Raises:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_lab.batch import Tokens
-from rlhf_lab.errors import LabError, usable_path
+from rlhf_lab.errors import LabError, check_path
 from rlhf_lab.policies.base import Policy
 from rlhf_lab.policies.language_model import LanguageModelPolicy
 
@@ -44,7 +44,7 @@ def with_lora(
     Raises:
         LabError: peft is not installed, a rank below 1, or targets that the model doesn't have.
     """
-    check_rank(rank, policy.model.config)
+    check_lora_rank(rank, policy.model.config)
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
@@ -67,7 +67,7 @@ def with_lora(
     return _like(LoraPolicy, policy, model)
 
 
-def check_rank(rank: int, config: Any) -> None:
+def check_lora_rank(rank: int, config: Any) -> None:
     """Raise `LabError` unless adapters of `rank` are narrower than, or as wide as, the model of `config`."""
     width = config.get_text_config().hidden_size
     if not 1 <= rank <= width:
@@ -107,7 +107,7 @@ class LoraPolicy(LanguageModelPolicy):
 
     def save_adapter(self, folder: str | Path) -> None:
         """Write the adapters alone, as peft's `from_pretrained` reads them."""
-        self.model.save_pretrained(usable_path(folder, "folder"))
+        self.model.save_pretrained(check_path(folder, "folder"))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the merged model, and the tokenizer if there is one: it loads without peft."""

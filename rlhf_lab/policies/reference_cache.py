@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from rlhf_lab.batch import Pairs, Tokens
-from rlhf_lab.errors import LabError, usable_path
+from rlhf_lab.errors import LabError, check_path
 from rlhf_lab.policies.base import Policy
 
 VERSION = "1"
@@ -26,7 +26,7 @@ VERSION = "1"
 
 
 @torch.no_grad()
-def cached_log_probs(
+def cached_reference_log_probs(
     reference: Policy,
     data: Pairs | tuple[Tokens, Tokens],
     folder: str | Path | None,
@@ -54,7 +54,7 @@ def cached_log_probs(
     if folder is None:
         return _compute(reference, prompts, responses, batch_size, progress)
     key = cache_key(reference, prompts, responses)
-    file = usable_path(folder, "folder") / f"{key}.safetensors"
+    file = check_path(folder, "folder") / f"{key}.safetensors"
     known = _read(file, key, tuple(responses.shape[:2]))
     if known is None:
         known = _compute(reference, prompts, responses, batch_size, progress)

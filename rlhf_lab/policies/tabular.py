@@ -17,7 +17,7 @@ from rlhf_lab.batch import Tokens
 from rlhf_lab.errors import LabError, check_positive
 from rlhf_lab.exact import path_sums, prefix_tables
 from rlhf_lab.policies.base import Policy
-from rlhf_lab.policies.transformer.token_sampling import check_top_k, draw, keep_top_k
+from rlhf_lab.policies.transformer.token_sampling import check_top_k, keep_top_k, sample_index
 from rlhf_lab.response_tree import ResponseTree
 
 
@@ -131,7 +131,7 @@ class TabularPolicy(Policy):
         going = torch.ones_like(node, dtype=torch.bool)
         ids, mask = [], []
         for table in self.logits.tables:
-            token = draw((keep_top_k(table[rows, node], top_k) / temperature).softmax(-1), generator)
+            token = sample_index((keep_top_k(table[rows, node], top_k) / temperature).softmax(-1), generator)
             ids.append(torch.where(going, token, 0))
             mask.append(going)
             going = going & (token < self.tree.branching)
@@ -147,11 +147,11 @@ class TabularPolicy(Policy):
         if reward_model is None:
             return TabularCritic(self.tree, [torch.zeros_like(t[..., :1]) for t in self.logits.tables])
         assert isinstance(reward_model, TabularReward)
-        values = expected_values(self.log_tables(), list(reward_model.table.tables))
+        values = state_values(self.log_tables(), list(reward_model.table.tables))
         return TabularCritic(self.tree, [v.unsqueeze(-1) for v in values])
 
 
-def expected_values(log_policy: Sequence[Tensor], reward: Sequence[Tensor]) -> list[Tensor]:
+def state_values(log_policy: Sequence[Tensor], reward: Sequence[Tensor]) -> list[Tensor]:
     """V_π(s) = E_π[reward still to come | s] of every prefix, (X, c^t) a depth, by backward induction."""
     values: list[Tensor] = []
     below: Tensor | None = None

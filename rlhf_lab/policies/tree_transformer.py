@@ -18,7 +18,7 @@ from rlhf_lab.errors import LabError, check_positive
 from rlhf_lab.exact import path_sums
 from rlhf_lab.policies.language_model import LanguageModelPolicy
 from rlhf_lab.policies.transformer.shared_prefix_forward import body_of, dropout_off
-from rlhf_lab.policies.transformer.token_sampling import check_top_k, draw, keep_top_k
+from rlhf_lab.policies.transformer.token_sampling import check_top_k, keep_top_k, sample_index
 from rlhf_lab.response_tree import ResponseTree
 
 Architecture = Literal["gpt2", "gpt_neox"]
@@ -124,7 +124,7 @@ class TreeTransformerPolicy(LanguageModelPolicy):
                 if not going.any():
                     break
                 table, place = walk.step((rows * self.tree.branching**t + node)[going])
-                drawn = draw(keep_top_k(table, top_k).exp()[place], generator)
+                drawn = sample_index(keep_top_k(table, top_k).exp()[place], generator)
                 token = torch.zeros_like(node).masked_scatter(going, drawn)
                 ids.append(token)
                 mask.append(going)

@@ -36,7 +36,7 @@ class VllmSampler(Policy):
             engine: a `vllm.LLM`, or anything with its `generate(prompts, sampling_params)`.
         """
         super().__init__()
-        self.inner = policy
+        self.policy = policy
         self._engine = engine
         self._folder: TemporaryDirectory[str] | None = None
         self._served = self._weights()
@@ -70,7 +70,7 @@ class VllmSampler(Policy):
         """
         if self._folder is None:
             raise LabError("This engine was not started here: whoever started it gives it the new weights.")
-        self.inner.save_pretrained(Path(self._folder.name))
+        self.policy.save_pretrained(Path(self._folder.name))
         try:
             self._engine.collective_rpc("reload_weights")
             # The keys and values of prompts that it kept are those of the old weights.
@@ -84,7 +84,7 @@ class VllmSampler(Policy):
 
     def _weights(self) -> list[tuple[int, int]]:
         """Changes with every change of the policy's weights: where each lies, and how often it was written to."""
-        return [(p.data_ptr(), p._version) for p in self.inner.parameters()]
+        return [(p.data_ptr(), p._version) for p in self.policy.parameters()]
 
     @torch.no_grad()
     def sample(
@@ -100,12 +100,12 @@ class VllmSampler(Policy):
         check_top_k(top_k)
         if num_samples < 1:
             raise LabError(f"num_samples must be at least 1, not {num_samples}.")
-        check_prompts(prompts, self.inner.model.config.vocab_size)
+        check_prompts(prompts, self.policy.model.config.vocab_size)
         if self._folder is not None and self._weights() != self._served:
             self.refresh()
         where = torch.device("cpu") if generator is None else generator.device
         seed = int(torch.randint(2**31 - 1, (), generator=generator, device=where))
-        settings = sampling_settings(self.inner, num_samples, seed, temperature, top_k)
+        settings = vllm_sampling_params(self.policy, num_samples, seed, temperature, top_k)
         texts = [{"prompt_token_ids": ids} for ids in prompts.tolist()]
         try:
             from vllm import SamplingParams
@@ -120,26 +120,26 @@ class VllmSampler(Policy):
 
     def token_log_probs(self, prompts: Tokens, responses: Tokens, temperature: float = 1.0) -> Tensor:
         """See `Policy.token_log_probs`."""
-        return self.inner.token_log_probs(prompts, responses, temperature)
+        return self.policy.token_log_probs(prompts, responses, temperature)
 
     def copy(self) -> LanguageModelPolicy:  # type: ignore[override]
         """A trainable copy of the policy, which samples for itself."""
-        return self.inner.copy()
+        return self.policy.copy()
 
     def frozen(self) -> LanguageModelPolicy:  # type: ignore[override]
         """A frozen copy of the policy, which samples for itself."""
-        return self.inner.frozen()
+        return self.policy.frozen()
 
     def new_reward_model(self) -> nn.Module:
         """See `LanguageModelPolicy.new_reward_model`."""
-        return self.inner.new_reward_model()
+        return self.policy.new_reward_model()
 
     def new_critic(self, reward_model: nn.Module | None = None) -> nn.Module:
         """See `LanguageModelPolicy.new_critic`."""
-        return self.inner.new_critic(reward_model)
+        return self.policy.new_critic(reward_model)
 
 
-def sampling_settings(
+def vllm_sampling_params(
     policy: LanguageModelPolicy, num_samples: int, seed: int, temperature: float, top_k: int | None
 ) -> dict[str, Any]:
     """Our arguments in vLLM's words (`vllm.SamplingParams`).
@@ -164,7 +164,7 @@ def _one_each(settings: dict[str, Any], count: int) -> list[dict[str, Any]]:
     return [{**settings, "seed": (settings["seed"] + 1_000_003 * i) % (2**31 - 1)} for i in range(count)]
 
 
-def check_installed() -> None:
+def check_vllm_installed() -> None:
     """Raise `LabError` where there is no vLLM."""
     _library()
 

@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 from rlhf_lab.batch import Tokens
 from rlhf_lab.errors import LabError
 from rlhf_lab.policies.loading import pick_device
-from rlhf_lab.policies.transformer.shared_prefix_forward import body_of, check_batch, dropout_off, packed_states
+from rlhf_lab.policies.transformer.shared_prefix_forward import body_of, check_batch, dropout_off, shared_prefix_states
 from rlhf_lab.rewards import saving
 from rlhf_lab.rewards.shared_vocabulary import check_same_tokenizer
 
@@ -80,13 +80,13 @@ class _Scored(nn.Module):
         if tokenizer is not None and policy_tokenizer is not None:
             check_same_tokenizer(policy_tokenizer, tokenizer, reward_name=f"the {cls.kind}")
         module = cls(body, tokenizer, copied=False)
-        saving.put(module, own, folder)
+        saving.load_head(module, own, folder)
         return module.to(pick_device(str(device or "cpu"))).eval()
 
     def _values(self, prompts: Tokens, responses: Tokens) -> Tensor:
         """The head's number, float32 at least, at every place from which a response token is predicted, (B, G, T)."""
         with dropout_off(self.body):
-            states = packed_states(self.body, prompts, responses)
+            states = shared_prefix_states(self.body, prompts, responses)
         return at_least_float32(self.head(states.flat.to(self.head.weight.dtype)).squeeze(-1))[states.before]
 
 

@@ -37,7 +37,7 @@ from rlhf_lab.rewards.language_model import at_least_float32
 from rlhf_lab.rewards.shared_vocabulary import check_same_tokenizer
 
 Order = Literal["both", "random"]
-TOKENS_AT_ONCE = 2**14
+MAX_TOKENS_PER_PASS = 2**14
 """Tokens in one forward pass where no gradient is wanted."""
 
 
@@ -105,7 +105,7 @@ class PairwiseRanker(nn.Module):
         count, group = first.shape[:2]
         asked, ones, twos = prompts.repeat(group), first.reshape(count * group), second.reshape(count * group)
         width = prompts.shape[-1] + first.shape[-1] + second.shape[-1]
-        each = len(asked) if torch.is_grad_enabled() else max(TOKENS_AT_ONCE // width, 1)
+        each = len(asked) if torch.is_grad_enabled() else max(MAX_TOKENS_PER_PASS // width, 1)
         parts = [
             self._scores(asked[i : i + each], ones[i : i + each], twos[i : i + each])
             for i in range(0, len(asked), each)
@@ -156,7 +156,7 @@ class PairwiseRanker(nn.Module):
         if generator is None:
             raise LabError("A ranker whose order is random needs a generator: pass generator=….")
         turned = torch.rand(first.shape[:2], generator=generator, device=generator.device) < 0.5
-        one, two = swapped(first, second, turned)
+        one, two = swap_where(first, second, turned)
         score = self.logits(prompts, one, two)
         return torch.where(turned.to(score.device), -score, score)
 
@@ -177,11 +177,11 @@ class PairwiseRanker(nn.Module):
         if tokenizer is not None and policy_tokenizer is not None:
             check_same_tokenizer(policy_tokenizer, tokenizer, reward_name=f"the {cls.kind}")
         ranker = cls(body, record.get("order", "both"), tokenizer, copied=False)
-        saving.put(ranker, own, folder)
+        saving.load_head(ranker, own, folder)
         return ranker.to(pick_device(str(device or "cpu"))).eval()
 
 
-def swapped(first: Tokens, second: Tokens, turned: Tensor) -> tuple[Tokens, Tokens]:
+def swap_where(first: Tokens, second: Tokens, turned: Tensor) -> tuple[Tokens, Tokens]:
     """The two sides (B, G, T), exchanged where `turned` (B, G) is True."""
     length = max(first.shape[-1], second.shape[-1])
     a, b = first.pad_to(length), second.pad_to(length)
@@ -218,7 +218,7 @@ class BaselineReward:
 
     @property
     def body(self) -> Any:
-        """The ranker's body: what `check_reward_fits` looks at."""
+        """The ranker's body: what `check_reward_vocabulary` looks at."""
         return self.ranker.body
 
     @property

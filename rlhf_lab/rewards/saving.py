@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlhf_lab.errors import LabError, check_weights, usable_path
-from rlhf_lab.policies.loading import file_of
+from rlhf_lab.errors import LabError, check_path, check_weights
+from rlhf_lab.policies.loading import file_with_weight
 
 HEAD, RECORD = "head.safetensors", "reward.json"
 
@@ -35,7 +35,7 @@ def save(module: nn.Module, folder: Path | str, kind: str, tokenizer: Any = None
     """
     from safetensors.torch import save_file
 
-    folder = usable_path(folder, "folder")
+    folder = check_path(folder, "folder")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RECORD).unlink(missing_ok=True)
     body: Any = module.body
@@ -67,7 +67,7 @@ def load(
     from safetensors.torch import load_file
     from transformers import AutoModel, AutoTokenizer
 
-    folder = usable_path(folder, "folder")
+    folder = check_path(folder, "folder")
     if not folder.is_dir():
         raise LabError(f"There is no {kind} in {folder}: it is not a folder.")
     if not (folder / RECORD).is_file():
@@ -97,11 +97,11 @@ def load(
     if info["missing_keys"]:
         raise LabError(f"The {kind} in {folder} lacks weights of its body, {sorted(info['missing_keys'])[0]} first.")
     check_weights(own.items(), lambda name: str(folder / HEAD))
-    check_weights(body.named_parameters(), lambda name: file_of(folder, name, str(folder)))
+    check_weights(body.named_parameters(), lambda name: file_with_weight(folder, name, str(folder)))
     return body, own, record, tokenizer
 
 
-def put(module: nn.Module, own: dict[str, Tensor], folder: Path | str) -> None:
+def load_head(module: nn.Module, own: dict[str, Tensor], folder: Path | str) -> None:
     """Copy the tensors that are not the body's into `module`.
 
     Raises:

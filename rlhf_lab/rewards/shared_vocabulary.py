@@ -43,7 +43,7 @@ def check_same_tokenizer(
         )
 
 
-def check_reward_fits(
+def check_reward_vocabulary(
     policy: Any, reward: Any, policy_name: str = "the policy", reward_name: str = "the reward model"
 ) -> None:
     """Raise `LabError` if `reward` was made for another vocabulary than `policy` writes in.

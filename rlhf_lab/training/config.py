@@ -11,18 +11,20 @@ from rlhf_lab.errors import (
     Count,
     LabError,
     Natural,
-    NotNegative,
+    NonNegative,
     Positive,
     Range,
     Seed,
+    check_path,
     check_settings,
     refuse_unused,
-    usable_path,
 )
 
 Schedule = Literal["constant", "linear", "cosine"]
 Epsilon = Annotated[float, Range(1e-30, fix="Adam divides by it where a gradient is zero.")]
-Clip = Annotated[float, Range(0, above=True, fix="None means that gradients are not clipped; 0 would stop training.")]
+Clip = Annotated[
+    float, Range(0, exclusive_minimum=True, fix="None means that gradients are not clipped; 0 would stop training.")
+]
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Training:
     """`lbfgs` is for full-batch problems on tables, where it reaches machine precision."""
     adam_epsilon: Epsilon = 1e-8
     """Adam's ε, at least 1e-30, which float32 does not round to zero."""
-    weight_decay: NotNegative = 0.0
+    weight_decay: NonNegative = 0.0
     """Decoupled weight decay. Only `adamw` has it."""
     max_grad_norm: Clip | None = None
     """Clip the gradient's norm to this number above 0. None means no clipping; 0 is refused, not taken for None."""
@@ -70,7 +72,7 @@ class Training:
 
     def __post_init__(self) -> None:
         if self.out is not None:
-            object.__setattr__(self, "out", usable_path(self.out, "out"))
+            object.__setattr__(self, "out", check_path(self.out, "out"))
         check_settings(self)
         if self.warmup > self.steps:
             raise LabError(

@@ -10,7 +10,7 @@ from rlhf_lab.cli.main import main
 from rlhf_lab.errors import LabError
 from rlhf_lab.policies.language_model import LanguageModelPolicy
 from rlhf_lab.policies.loading import check_architecture
-from rlhf_lab.policies.lora import check_rank
+from rlhf_lab.policies.lora import check_lora_rank
 
 SIZES = {"vocab_size": 37, "hidden_size": 32, "num_hidden_layers": 2, "bos_token_id": 0, "eos_token_id": 0}
 HEADS = SIZES | {"num_attention_heads": 2, "intermediate_size": 48}
@@ -104,7 +104,7 @@ def test_a_reference_of_such_an_architecture_is_refused_as_early(tmp_path, capsy
 
 
 def test_adapters_are_at_most_as_wide_as_the_model():
-    check_rank(32, USABLE["gpt2"]())
+    check_lora_rank(32, USABLE["gpt2"]())
     for rank in (0, 33, 100_000):
         with pytest.raises(LabError, match=f"between 1 and 32, the model's hidden size, not {rank}"):
-            check_rank(rank, USABLE["gpt2"]())
+            check_lora_rank(rank, USABLE["gpt2"]())

@@ -18,7 +18,7 @@ from rlhf_lab.cli.main import main
 from rlhf_lab.cli.sample import Sample
 from rlhf_lab.cli.train import runner
 from rlhf_lab.cli.train.dpo import TrainDPO, train_dpo
-from rlhf_lab.errors import LabError, with_paths
+from rlhf_lab.errors import LabError, check_paths
 from rlhf_lab.experiments.compare import Compare
 from rlhf_lab.policies.loading import load_language_model, pick_device
 from rlhf_lab.rewards.language_model import LanguageModelReward
@@ -179,7 +179,7 @@ def test_a_tilde_in_python_is_the_home_folder(home, model, pairs):
     settings = TrainDPO(model=model, data=pairs, out=Path("~/b"), steps=1, device="cpu", progress=False)
     train_dpo(settings)
     assert (home / "b" / "run.json").is_file() and not (home.parent / "~").exists()
-    assert with_paths(Compare(**QUICK, out=Path("~/c"))).out == home / "c"
+    assert check_paths(Compare(**QUICK, out=Path("~/c"))).out == home / "c"
 
 
 PATHS = [
@@ -193,7 +193,7 @@ PATHS = [
 @pytest.mark.parametrize("settings", PATHS, ids=["out", "model", "data", "judge_cache"])
 def test_a_nul_byte_in_a_path_or_a_name_is_one_error_that_says_where(settings, request):
     with pytest.raises(LabError, match=rf"{request.node.callspec.id} holds a NUL byte"):
-        with_paths(settings)
+        check_paths(settings)
 
 
 def test_the_commands_ask_for_usable_paths_and_the_loop_does_too(model, pairs, tmp_path, capsys):

@@ -315,7 +315,7 @@ def test_reference_log_probabilities_are_kept_apart_by_precision_and_computed_in
         seen.append((reference, data, folder, batch_size, torch.is_autocast_enabled("cpu")))
         return KNOWN
 
-    monkeypatch.setattr(runner, "cached_log_probs", cached)
+    monkeypatch.setattr(runner, "cached_reference_log_probs", cached)
     made = job_of(policy, precision=precision, reference_cache=tmp_path, batch_size=3)
     assert made.reference_log_probs(REFERENCE, PAIRS) is KNOWN
     assert seen == [(REFERENCE, PAIRS, tmp_path / precision, 3, precision == "bf16")]
@@ -492,7 +492,7 @@ def measured(monkeypatch):
         return models[name].model, TOKENIZER
 
     config = models["measured"].model.config
-    for name, gives in (("check_language_model", False), ("check_data", None), ("check_reward", None)):
+    for name, gives in (("check_model_available", False), ("check_data", None), ("check_reward", None)):
         monkeypatch.setattr(evaluate_module, name, lambda *a, gives=gives: gives)
     monkeypatch.setattr(evaluate_module, "load_tokenizer", lambda name, revision=None: TOKENIZER)
     monkeypatch.setattr(evaluate_module, "load_config", lambda name, revision=None: config)
@@ -628,7 +628,7 @@ def test_sample_wraps_the_model_cuts_prompts_and_writes_chats_by_the_template(mo
     tokenizer = tiny_tokenizer(["What is one and two? It is three.", "Say it again."], vocab=300)
     tokenizer.chat_template = "{% for m in messages %}[{{ m['content'] }}]{% endfor %}"
     stand_ins = {
-        "check_language_model": False,
+        "check_model_available": False,
         "check_reward": None,
         "load_tokenizer": tokenizer,
         "load_config": plain.model.config,

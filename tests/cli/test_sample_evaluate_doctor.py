@@ -151,7 +151,7 @@ def test_models_of_two_vocabularies_are_refused(model, pairs, tmp_path, capsys):
 
 def test_doctor_names_packages_machine_models_and_says_by_its_code_what_is_missing(capsys, monkeypatch, tmp_path):
 
-    monkeypatch.setattr(hub_lookup, "answers", lambda: False)
+    monkeypatch.setattr(hub_lookup, "hub_responds", lambda: False)
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_TOKEN", "hf_secretsecretsecret")

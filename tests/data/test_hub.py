@@ -33,7 +33,7 @@ def the_hub(monkeypatch, tmp_path):
     """The Hub has ROWS at the commit `one`, and can be changed by the test."""
     state = {"commit": "one", "rows": ROWS, "breaks": None, "read": [], "asked": []}
     monkeypatch.setenv("RLHF_LAB_CACHE", str(tmp_path))
-    monkeypatch.setattr(hub, "commit", lambda *question: state["commit"])
+    monkeypatch.setattr(hub_lookup, "hub_commit", lambda *question: state["commit"])
 
     def load_dataset(name, **how):
         state["asked"].append(how)

@@ -292,7 +292,7 @@ def test_a_hub_data_set_is_asked_for_with_its_revision_split_and_folder(monkeypa
     import datasets
 
     asked = []
-    monkeypatch.setattr(hub_lookup, "reachable", lambda *question: asked.append(question) or True)
+    monkeypatch.setattr(hub_lookup, "can_download", lambda *question: asked.append(question) or True)
     monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: asked.append((a, k)) or PLAIN)
     texts = load_preferences(Source("some/pairs", "test", revision="abc", folder="harmless-base"))
     assert asked == [

@@ -11,8 +11,8 @@ from rlhf_lab.batch import Tokens
 from rlhf_lab.errors import LabError
 from rlhf_lab.policies.language_model import LanguageModelPolicy
 from rlhf_lab.policies.transformer import generate as decoder
-from rlhf_lab.policies.transformer.cuda_graph import FixedRoom, GraphStep, Recording
-from rlhf_lab.policies.transformer.generate import decode
+from rlhf_lab.policies.transformer.cuda_graph import CudaGraphStep, Recording, StaticKVCache
+from rlhf_lab.policies.transformer.generate import generate
 from rlhf_lab.policies.transformer.shared_prefix_forward import body_of
 
 REFUSED = ("_local_scalar_dense", "nonzero", "lift_fresh", "masked_select", "is_nonzero", "unique", "equal.default")
@@ -54,19 +54,19 @@ def stand_in(run) -> Recording:
 
 
 def recorded(body, prompts, layout, group, room):
-    return GraphStep(body, prompts, layout, group, room, record=stand_in)
+    return CudaGraphStep(body, prompts, layout, group, room, record=stand_in)
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_a_replayed_step_draws_what_a_plain_step_draws(kind, monkeypatch):
     """Greedy, ten steps, prompts of three lengths; in the plain way too no row is left out. What was recorded is the
     second step alone: a number of that step burnt in (keys so far, positions) would show at the third."""
-    monkeypatch.setattr(decoder, "KEEP", 0.0)
+    monkeypatch.setattr(decoder, "COMPACT_BELOW", 0.0)
     policy = LanguageModelPolicy(tiny(kind), end_token=None, max_new_tokens=10)
     body = body_of(policy.model)
     with torch.no_grad():
-        plain = decode(body, PROMPTS, 4, 10, (), greedy(policy), policy.device)
-        replayed = decode(body, PROMPTS, 4, 10, (), greedy(policy), policy.device, recorded)
+        plain = generate(body, PROMPTS, 4, 10, (), greedy(policy), policy.device)
+        replayed = generate(body, PROMPTS, 4, 10, (), greedy(policy), policy.device, recorded)
     assert torch.equal(plain.ids, replayed.ids)
 
 
@@ -83,7 +83,7 @@ def test_every_drawn_token_has_the_probability_that_the_packed_pass_gives_it(kin
         return drawn
 
     with torch.no_grad():
-        drawn = decode(body_of(policy.model), PROMPTS, 5, 7, (), choose, policy.device, recorded)
+        drawn = generate(body_of(policy.model), PROMPTS, 5, 7, (), choose, policy.device, recorded)
         ours = torch.stack(noted, -1).view(3, 5, 7)
         theirs = policy.token_log_probs(PROMPTS, drawn)
     assert (ours - theirs).abs().max() < 1e-4
@@ -95,8 +95,8 @@ def test_responses_that_end_are_masked_and_an_end_of_all_stops_the_steps():
     for seed in range(3, 20):
         policy = LanguageModelPolicy(tiny("gpt2", vocab=11, seed=seed), end_token=2, max_new_tokens=8)
         with torch.no_grad():
-            plain = decode(body_of(policy.model), prompts, 5, 8, (2,), greedy(policy), policy.device)
-            replayed = decode(body_of(policy.model), prompts, 5, 8, (2,), greedy(policy), policy.device, recorded)
+            plain = generate(body_of(policy.model), prompts, 5, 8, (2,), greedy(policy), policy.device)
+            replayed = generate(body_of(policy.model), prompts, 5, 8, (2,), greedy(policy), policy.device, recorded)
         assert plain.tolist() == replayed.tolist()
         if len({len(y) for ys in plain.tolist() for y in ys}) > 1:
             return
@@ -105,18 +105,18 @@ def test_responses_that_end_are_masked_and_an_end_of_all_stops_the_steps():
 
 def test_the_stand_in_finds_a_step_that_has_its_number_burnt_in(monkeypatch):
     """The mistake a graph invites: the plain cache, whose step is a number of Python's."""
-    monkeypatch.setattr(decoder, "KEEP", 0.0)
+    monkeypatch.setattr(decoder, "COMPACT_BELOW", 0.0)
     policy = LanguageModelPolicy(tiny("gpt2"), end_token=None, max_new_tokens=10)
     body = body_of(policy.model)
     with torch.no_grad():
-        plain = decode(body, PROMPTS, 4, 10, (), greedy(policy), policy.device)
-        monkeypatch.setattr(FixedRoom, "_remember", frozen)
-        wrong = decode(body, PROMPTS, 4, 10, (), greedy(policy), policy.device, recorded)
+        plain = generate(body, PROMPTS, 4, 10, (), greedy(policy), policy.device)
+        monkeypatch.setattr(StaticKVCache, "_remember", frozen)
+        wrong = generate(body, PROMPTS, 4, 10, (), greedy(policy), policy.device, recorded)
     assert not torch.equal(plain.ids, wrong.ids)
 
 
 def frozen(self, module, key, value):
-    """As `SharedPrompt._remember`, at the step of the moment."""
+    """As `SharedPromptCache._remember`, at the step of the moment."""
     self.seen = [*getattr(self, "seen", []), id(module)]
     step = self.seen.count(id(module)) - 1
     own = self._own_of(module, key, value)
@@ -141,7 +141,7 @@ def test_graphs_on_a_cpu_are_refused_by_name():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_on_a_gpu_the_graph_draws_what_plain_steps_draw(kind, monkeypatch):
-    monkeypatch.setattr(decoder, "KEEP", 0.0)
+    monkeypatch.setattr(decoder, "COMPACT_BELOW", 0.0)
     policy = LanguageModelPolicy(tiny(kind).cuda(), end_token=None, max_new_tokens=10)
     plain = policy.sample(PROMPTS, 4, torch.Generator().manual_seed(0))
     policy.cuda_graphs = True

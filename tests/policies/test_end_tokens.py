@@ -11,14 +11,14 @@ from tiny_models import ARCHITECTURES, one_thread, tiny, tiny_tokenizer  # noqa:
 
 from rlhf_lab.batch import Tokens
 from rlhf_lab.errors import LabError
-from rlhf_lab.policies.end_tokens import end_tokens, turn_end, without_end
+from rlhf_lab.policies.end_tokens import chat_turn_end, find_end_tokens, strip_end_token
 from rlhf_lab.policies.language_model import LanguageModelPolicy
 from rlhf_lab.policies.loading import load_language_model
 from rlhf_lab.policies.lora import with_lora
 from rlhf_lab.policies.transformer import generate as decoder
-from rlhf_lab.policies.transformer.generate import decode, decode_with_cache
+from rlhf_lab.policies.transformer.generate import generate, generate_with_repeated_cache
 from rlhf_lab.policies.transformer.shared_prefix_forward import body_of
-from rlhf_lab.policies.transformer.token_sampling import draw_tokens
+from rlhf_lab.policies.transformer.token_sampling import sample_tokens
 from rlhf_lab.policies.vllm import VllmSampler
 
 END, TURN = 2, 5
@@ -59,15 +59,15 @@ def sampler_of(path: str, policy: LanguageModelPolicy):
         return policy.sample
 
     def choose_with(generator):
-        return lambda states, number: draw_tokens(policy._logits(states), number, generator, 1.0, None)
+        return lambda states, number: sample_tokens(policy._logits(states), number, generator, 1.0, None)
 
     def draw(prompts, number, generator):
         body, choose = body_of(policy.model), choose_with(generator)
         longest, ends = policy.max_new_tokens, policy.end_tokens
         with torch.no_grad():
             if path == "cache":
-                return decode_with_cache(body, prompts, number, longest, ends, choose)
-            return decode(body, prompts, number, longest, ends, choose, policy.device, recorded)
+                return generate_with_repeated_cache(body, prompts, number, longest, ends, choose)
+            return generate(body, prompts, number, longest, ends, choose, policy.device, recorded)
 
     return draw
 
@@ -98,17 +98,17 @@ def test_responses_stop_at_the_first_of_two_ends_and_its_probability_is_counted(
 
 @pytest.mark.parametrize("keep", [0.0, 0.99])
 def test_a_further_end_that_is_never_drawn_changes_no_bit(keep, monkeypatch):
-    monkeypatch.setattr(decoder, "KEEP", keep)
+    monkeypatch.setattr(decoder, "COMPACT_BELOW", keep)
     model = tiny("gpt2", vocab=11)
 
-    def draw(*further):
+    def sample_index(*further):
         policy = LanguageModelPolicy(model, END, 8, end_tokens=further)
         return policy.sample(PROMPTS, 5, torch.Generator().manual_seed(0), top_k=2).tolist()
 
-    drawn = draw()
+    drawn = sample_index()
     never = set(range(11)) - {i for ys in drawn for y in ys for i in y}
     assert never and len({len(y) for ys in drawn for y in ys}) > 1
-    assert draw(never.pop()) == drawn
+    assert sample_index(never.pop()) == drawn
 
 
 @without_vllm
@@ -152,7 +152,7 @@ def test_the_first_end_is_that_of_targets_and_none_of_many_is_refused():
 )
 def test_the_end_of_a_turn_is_the_special_token_right_behind_the_answer(template, expected):
     tokenizer = chat_tokenizer(template)
-    assert turn_end(tokenizer) == (None if expected is None else tokenizer.convert_tokens_to_ids(expected))
+    assert chat_turn_end(tokenizer) == (None if expected is None else tokenizer.convert_tokens_to_ids(expected))
 
 
 def test_the_ends_of_a_model_are_the_union_of_three_places():
@@ -163,12 +163,12 @@ def test_the_ends_of_a_model_are_the_union_of_three_places():
     def model(eos):
         return SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=eos))
 
-    assert end_tokens(model(7), tokenizer) == (end, 7, turn)
-    assert end_tokens(model([turn, 999, end, 9]), tokenizer) == (end, turn, 9)
-    assert end_tokens(model(None), tokenizer) == (end, turn)
-    assert end_tokens(SimpleNamespace(generation_config=None), chat_tokenizer(None)) == (end,)
-    assert without_end([3, turn], (end, turn)) == [3] and without_end([turn, 3], (end, turn)) == [turn, 3]
-    assert without_end([], (end,)) == []
+    assert find_end_tokens(model(7), tokenizer) == (end, 7, turn)
+    assert find_end_tokens(model([turn, 999, end, 9]), tokenizer) == (end, turn, 9)
+    assert find_end_tokens(model(None), tokenizer) == (end, turn)
+    assert find_end_tokens(SimpleNamespace(generation_config=None), chat_tokenizer(None)) == (end,)
+    assert strip_end_token([3, turn], (end, turn)) == [3] and strip_end_token([turn, 3], (end, turn)) == [turn, 3]
+    assert strip_end_token([], (end,)) == []
 
 
 def test_a_saved_model_has_all_its_ends_and_one_with_a_single_end_is_saved_as_it_was(tmp_path):
@@ -177,12 +177,12 @@ def test_a_saved_model_has_all_its_ends_and_one_with_a_single_end_is_saved_as_it
     turn = tokenizer.convert_tokens_to_ids("<|im_end|>")
     model = tiny("gpt2", vocab=len(tokenizer))
     model.generation_config.eos_token_id = [0, 9]
-    ends = end_tokens(model, tokenizer)
+    ends = find_end_tokens(model, tokenizer)
     assert ends == (0, 9, turn)
     LanguageModelPolicy(model, 0, 6, tokenizer=tokenizer, end_tokens=ends).save_pretrained(tmp_path / "a")
     assert json.loads((tmp_path / "a/generation_config.json").read_text())["eos_token_id"] == [0, 9, turn]
     again, its = load_language_model(str(tmp_path / "a"), "cpu")
-    assert end_tokens(again, its) == ends
+    assert find_end_tokens(again, its) == ends
     LanguageModelPolicy(again, 0, 6, tokenizer=its, end_tokens=ends).save_pretrained(tmp_path / "b")
     assert (tmp_path / "a/generation_config.json").read_text() == (tmp_path / "b/generation_config.json").read_text()
     plain = tiny("gpt2")

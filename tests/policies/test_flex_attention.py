@@ -40,7 +40,7 @@ def test_blocks_found_from_their_first_and_last_tokens_are_those_found_by_lookin
     some_full = 0
     for seed in range(60):
         text, segment = a_row(seed)
-        some, full = flex_attention.seen_blocks(text, segment, size)
+        some, full = flex_attention.visible_blocks(text, segment, size)
         n = len(some)
         whole = torch.zeros(n * size, n * size, dtype=torch.bool)
         whole[: len(text), : len(text)] = by_pairs(text, segment)
@@ -103,7 +103,7 @@ def test_the_compiled_kernel_gives_the_dense_attention_for_rows_of_many_lengths_
         with torch.no_grad():
             dense = policy.token_log_probs(prompts, responses)
             with monkeypatch.context() as patch:
-                patch.setattr(row.Layout, "_segments", compiled)
+                patch.setattr(row.VarlenLayout, "_segments", compiled)
                 sparse = policy.token_log_probs(prompts, responses)
         assert (dense - sparse).abs().max() < 1e-4
         compilations.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])

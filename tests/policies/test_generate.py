@@ -9,7 +9,7 @@ from rlhf_lab.errors import LabError
 from rlhf_lab.policies.language_model import LanguageModelPolicy
 from rlhf_lab.policies.transformer import generate as decoder
 from rlhf_lab.policies.transformer import shared_prefix_forward
-from rlhf_lab.policies.transformer.generate import decode, decode_with_cache
+from rlhf_lab.policies.transformer.generate import generate, generate_with_repeated_cache
 from rlhf_lab.policies.transformer.shared_prefix_forward import body_of
 
 PROMPTS = Tokens.from_lists([[3, 4, 1, 9, 2], [5], [7, 8, 30]])
@@ -29,7 +29,7 @@ def test_each_token_is_drawn_from_the_probabilities_that_token_log_probs_gives_i
         return drawn
 
     with torch.no_grad():
-        drawn = decode(body_of(policy.model), PROMPTS, 4, 6, (), choose, policy.device)
+        drawn = generate(body_of(policy.model), PROMPTS, 4, 6, (), choose, policy.device)
         ours = torch.stack(noted, -1).view(3, 4, 6)
         theirs = policy.token_log_probs(PROMPTS, drawn)
     assert (ours - theirs).abs().max() < 1e-4
@@ -50,7 +50,7 @@ def test_rows_that_have_ended_are_dropped_and_the_others_go_on_as_if_alone(kind,
     """The expected responses come from the plain model, one row at a time. Some end early, so that later steps must
     have fewer rows than 3 · 5, whether or not the grid is cut down too. Which random models end unevenly depends on
     how a version of transformers draws weights; the first of some is taken."""
-    monkeypatch.setattr(decoder, "KEEP", keep)
+    monkeypatch.setattr(decoder, "COMPACT_BELOW", keep)
     prompts = Tokens.from_lists([[3, 4, 1, 9, 2], [5], [7, 8]])
     for seed in range(3, 20):
         model = tiny(kind, vocab=11, seed=seed).eval()
@@ -63,7 +63,7 @@ def test_rows_that_have_ended_are_dropped_and_the_others_go_on_as_if_alone(kind,
         lambda m, args, kw: widths.append(args[0].shape[1]), with_kwargs=True
     )
     with torch.no_grad():
-        drawn = decode(body_of(model), prompts, 5, 8, (2,), greedy(policy), policy.device).tolist()
+        drawn = generate(body_of(model), prompts, 5, 8, (2,), greedy(policy), policy.device).tolist()
     hook.remove()
     assert drawn == expected
     lengths = {len(y) for ys in expected for y in ys}
@@ -90,11 +90,11 @@ def by_hand(model, prompts: Tokens) -> list[list[list[int]]]:
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_the_way_through_the_model_s_own_cache_draws_the_same(kind, monkeypatch):
     """The way of models whose attention takes no layout. No row is dropped, so both draw alike."""
-    monkeypatch.setattr(decoder, "KEEP", 0.0)
+    monkeypatch.setattr(decoder, "COMPACT_BELOW", 0.0)
     policy = LanguageModelPolicy(tiny(kind), end_token=0, max_new_tokens=6)
     with torch.no_grad():
-        a = decode(body_of(policy.model), PROMPTS, 3, 6, (0,), greedy(policy), policy.device)
-        b = decode_with_cache(body_of(policy.model), PROMPTS, 3, 6, (0,), greedy(policy))
+        a = generate(body_of(policy.model), PROMPTS, 3, 6, (0,), greedy(policy), policy.device)
+        b = generate_with_repeated_cache(body_of(policy.model), PROMPTS, 3, 6, (0,), greedy(policy))
     assert bool(a.equal(b).all())
 
 
@@ -136,7 +136,7 @@ def test_a_batch_larger_than_a_row_gives_the_same_numbers(monkeypatch):
     prompts, responses = ragged(count=7)
     with torch.no_grad():
         one = policy.token_log_probs(prompts, responses)
-        monkeypatch.setattr(shared_prefix_forward, "TOKENS_AT_ONCE", 30)
+        monkeypatch.setattr(shared_prefix_forward, "MAX_TOKENS_PER_PASS", 30)
         many = policy.token_log_probs(prompts, responses)
     assert (one - many).abs().max() < 1e-5
 
@@ -156,6 +156,6 @@ def test_a_model_s_own_scale_of_attention_is_that_of_its_decoding():
         return drawn
 
     with torch.no_grad():
-        drawn = decode(body_of(policy.model), PROMPTS, 4, 5, (), choose, policy.device)
+        drawn = generate(body_of(policy.model), PROMPTS, 4, 5, (), choose, policy.device)
         theirs = policy.token_log_probs(PROMPTS, drawn)
     assert (torch.stack(noted, -1).view(3, 4, 5) - theirs).abs().max() < 1e-4

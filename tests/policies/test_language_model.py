@@ -64,7 +64,7 @@ def test_chunks_over_a_shared_cache_give_the_packed_row_s_values_and_gradients(k
     policy = LanguageModelPolicy(model, end_token=0, max_new_tokens=6)
     prompts, responses = ragged(group=7)
     one_row = policy.token_log_probs(prompts, responses)
-    monkeypatch.setattr(shared_prefix_forward, "MAX_ROW", 11)
+    monkeypatch.setattr(shared_prefix_forward, "MAX_PADDED_ROW", 11)
     rows = forward_passes(model)
     chunked = policy.token_log_probs(prompts, responses)
     # The prompts in one pass, then 7 responses of up to 5 computed tokens, two at a time: 1 + 4 passes.
@@ -114,7 +114,7 @@ def test_logits_in_parts_give_the_same_values_and_gradients(monkeypatch):
     wrt = list(model.parameters())
     whole = policy.token_log_probs(prompts, responses)
     whole_gradient = torch.autograd.grad(whole.sum(), wrt)
-    monkeypatch.setattr("rlhf_lab.policies.transformer.token_logprobs.LOGITS_AT_ONCE", 37 * 5)
+    monkeypatch.setattr("rlhf_lab.policies.transformer.token_logprobs.MAX_LOGITS", 37 * 5)
     parts = policy.token_log_probs(prompts, responses)
     assert torch.allclose(whole, parts, atol=1e-5)
     for a, b in zip(whole_gradient, torch.autograd.grad(parts.sum(), wrt), strict=True):
@@ -315,14 +315,14 @@ def test_the_context_is_the_smallest_of_the_limits_a_sliding_window_among_them()
     """A block mask says nothing of windows, so that a window of 16 is a context of 16; 0 and None are no limits."""
     names = ("max_position_embeddings", "n_positions", "sliding_window", "window_size")
     for name in names:
-        assert shared_prefix_forward.context_of(SimpleNamespace(**dict.fromkeys(names, 64) | {name: 16})) == 16
+        assert shared_prefix_forward.context_length(SimpleNamespace(**dict.fromkeys(names, 64) | {name: 16})) == 16
     assert (
-        shared_prefix_forward.context_of(
+        shared_prefix_forward.context_length(
             SimpleNamespace(max_position_embeddings=64, sliding_window=None, window_size=0)
         )
         == 64
     )
-    assert shared_prefix_forward.context_of(SimpleNamespace()) is None
+    assert shared_prefix_forward.context_length(SimpleNamespace()) is None
 
 
 def test_a_text_longer_than_the_sliding_window_is_refused_and_one_that_fills_it_is_scored():
@@ -356,7 +356,7 @@ def test_a_batch_in_several_rows_gives_each_response_its_own_numbers(monkeypatch
     prompts, responses = ragged()
     whole = policy.token_log_probs(prompts, responses)
     rows = forward_passes(policy.model)
-    monkeypatch.setattr(shared_prefix_forward, "TOKENS_AT_ONCE", 8)
+    monkeypatch.setattr(shared_prefix_forward, "MAX_TOKENS_PER_PASS", 8)
     parts = policy.token_log_probs(prompts, responses)
     assert len(rows) == 3 and (whole - parts).abs().max() < 1e-5
 
@@ -375,7 +375,7 @@ def test_dropout_is_put_back_after_a_while_without_it():
     attention.attention_dropout = 0.1
     with shared_prefix_forward.dropout_off(attention):
         assert not attention.training
-    shared_prefix_forward.without_dropout(attention)
+    shared_prefix_forward.remove_dropout(attention)
     assert attention.attention_dropout == 0.0
 
 
@@ -413,7 +413,9 @@ def test_samples_are_drawn_from_logits_of_single_precision(monkeypatch):
     """A model in bfloat16: what is drawn from are its head's numbers as float32, before a temperature divides them."""
     from rlhf_lab.policies import language_model
 
-    seen, real = [], language_model.draw_tokens
-    monkeypatch.setattr(language_model, "draw_tokens", lambda logits, *a: seen.append(logits.dtype) or real(logits, *a))
+    seen, real = [], language_model.sample_tokens
+    monkeypatch.setattr(
+        language_model, "sample_tokens", lambda logits, *a: seen.append(logits.dtype) or real(logits, *a)
+    )
     LanguageModelPolicy(tiny("gpt2").to(torch.bfloat16), 0, 4).sample(Tokens.from_lists([[1, 2]]), 3)
     assert seen and set(seen) == {torch.float32}

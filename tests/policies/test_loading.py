@@ -127,7 +127,9 @@ class Factory:
 def test_a_model_of_the_hub_is_asked_for_at_its_revision_and_without_the_network_in_the_cache_alone(
     online, monkeypatch
 ):
-    monkeypatch.setattr(loading.hub, "reachable", lambda kind, name, revision: online and revision in ("v2", None))
+    monkeypatch.setattr(
+        loading.hub_lookup, "can_download", lambda kind, name, revision: online and revision in ("v2", None)
+    )
     Factory.asked = []
     for revision in ("v2", None):
         loading._load(Factory, "someone/model", revision, "model")
@@ -162,9 +164,12 @@ def test_the_hub_is_asked_for_the_commit_of_the_revision(monkeypatch):
         dataset_info = model_info
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
-    monkeypatch.setattr(loading.hub, "told_offline", lambda: False)
-    assert loading.hub_lookup.commit("model", "a/b", "v2") == "commit of v2"
-    assert loading.hub_lookup.commit("dataset", "a/c") == "commit of None" and seen == [("a/b", "v2"), ("a/c", None)]
+    monkeypatch.setattr(loading.hub_lookup, "is_offline", lambda: False)
+    assert loading.hub_lookup.hub_commit("model", "a/b", "v2") == "commit of v2"
+    assert loading.hub_lookup.hub_commit("dataset", "a/c") == "commit of None" and seen == [
+        ("a/b", "v2"),
+        ("a/c", None),
+    ]
 
 
 def test_working_offline_ends_and_the_environment_forbids_the_network_in_all_its_spellings(monkeypatch):
@@ -173,11 +178,11 @@ def test_working_offline_ends_and_the_environment_forbids_the_network_in_all_its
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    with loading.hub_lookup.offline():
+    with loading.hub_lookup.offline_mode():
         assert constants.HF_HUB_OFFLINE is True
-    assert constants.HF_HUB_OFFLINE is False and not loading.hub_lookup.told_offline()
+    assert constants.HF_HUB_OFFLINE is False and not loading.hub_lookup.is_offline()
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
         for value, forbidden in (("1", True), ("true", True), ("YES", True), ("on", True), ("0", False), ("", False)):
             monkeypatch.setenv(name, value)
-            assert loading.hub_lookup.told_offline() is forbidden
+            assert loading.hub_lookup.is_offline() is forbidden
         monkeypatch.delenv(name)

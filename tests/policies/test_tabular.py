@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from rlhf_lab.batch import Tokens
 from rlhf_lab.errors import LabError
-from rlhf_lab.policies.base import draw
 from rlhf_lab.policies.tabular import TabularPolicy, TabularReward
+from rlhf_lab.policies.transformer.token_sampling import sample_index
 from rlhf_lab.response_tree import ResponseTree
 
 F64 = torch.float64
@@ -128,7 +128,7 @@ def test_draw_inverts_the_distribution_function():
     Rows need not sum to one."""
     p = torch.rand(1000, 7, dtype=F64, generator=seeded(1))
     p[:, 0] = 0
-    found = draw(p, seeded(5))
+    found = sample_index(p, seeded(5))
     u = torch.rand(1000, dtype=F64, generator=seeded(5))
     cdf = p.cumsum(-1) / p.sum(-1, keepdim=True)
     assert torch.equal(found, torch.searchsorted(cdf, u.unsqueeze(-1), right=True).squeeze(-1))
@@ -137,7 +137,7 @@ def test_draw_inverts_the_distribution_function():
 @pytest.mark.parametrize("row", [[math.nan, 1.0], [0.0, 0.0]])
 def test_draw_refuses_rows_without_a_distribution(row):
     with pytest.raises(LabError, match="Nothing to draw from"):
-        draw(torch.tensor([[0.5, 0.5], row]))
+        sample_index(torch.tensor([[0.5, 0.5], row]))
 
 
 @each_tree

@@ -14,7 +14,7 @@ from rlhf_lab.policies.transformer.token_logprobs import token_log_probs
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_values_and_gradients_equal_autograd_s(bias, vocab, at_once, temperature, monkeypatch):
     """Some rows are picked several times, one of them with the same id twice, one row never."""
-    monkeypatch.setattr(token_logprobs, "LOGITS_AT_ONCE", at_once)
+    monkeypatch.setattr(token_logprobs, "MAX_LOGITS", at_once)
     torch.manual_seed(0)
     linear = nn.Linear(5, 13, bias=bias).double()
     states = torch.randn(11, 5, dtype=torch.float64, requires_grad=True)
@@ -65,7 +65,7 @@ def test_logits_of_a_thousand_nats_overflow_nothing():
 @pytest.mark.parametrize("at_once", [2**27, 40])
 def test_a_head_that_is_called_knows_the_temperature_and_the_vocabulary(at_once, monkeypatch):
     """A head of another class than `nn.Linear`, against torch's own log-softmax over the first 9 of 13 ids."""
-    monkeypatch.setattr(token_logprobs, "LOGITS_AT_ONCE", at_once)
+    monkeypatch.setattr(token_logprobs, "MAX_LOGITS", at_once)
     torch.manual_seed(0)
     called = nn.Sequential(nn.Linear(5, 13)).double()
     states, rows = torch.randn(6, 5, dtype=torch.float64, requires_grad=True), torch.tensor([0, 0, 3, 5])

@@ -5,7 +5,7 @@ import torch
 
 from rlhf_lab.errors import LabError
 from rlhf_lab.policies.transformer import token_sampling
-from rlhf_lab.policies.transformer.token_sampling import draw, draw_tokens, keep_top_k
+from rlhf_lab.policies.transformer.token_sampling import keep_top_k, sample_index, sample_tokens
 
 
 @pytest.mark.parametrize("width", [3, 256, 700])
@@ -15,7 +15,7 @@ def test_frequencies_are_the_softmax_of_the_logits_over_the_temperature(width):
     logits = torch.randn(2, width, generator=g)
     logits[:, width // 2] = -torch.inf
     exact = (logits.double() / 0.7).softmax(-1)
-    drawn = draw_tokens(logits, 20_000, g, temperature=0.7)
+    drawn = sample_tokens(logits, 20_000, g, temperature=0.7)
     for row in range(2):
         counts = torch.bincount(drawn[row], minlength=width)
         some = exact[row] > 0
@@ -34,8 +34,8 @@ def test_the_ends_of_the_unit_interval_draw_tokens_with_mass(u, monkeypatch):
     logits = torch.full((1, 700), -torch.inf)
     logits[0, [300, 500]] = 0.0
     expected = 300 if u == 0 else 500
-    assert draw_tokens(logits, 1).item() == expected
-    assert draw(logits.softmax(-1)).item() == expected
+    assert sample_tokens(logits, 1).item() == expected
+    assert sample_index(logits.softmax(-1)).item() == expected
 
 
 def test_ties_with_the_kth_token_are_kept():
@@ -46,9 +46,9 @@ def test_ties_with_the_kth_token_are_kept():
 
 def test_logits_that_are_not_numbers_are_refused():
     with pytest.raises(LabError, match="Nothing to draw from"):
-        draw_tokens(torch.tensor([[0.0, torch.nan]]), 1)
+        sample_tokens(torch.tensor([[0.0, torch.nan]]), 1)
     with pytest.raises(LabError, match="Nothing to draw from"):
-        draw(torch.tensor([[0.0, torch.nan]]))
+        sample_index(torch.tensor([[0.0, torch.nan]]))
 
 
 def test_top_k_on_tables_and_trees_bars_all_but_the_likeliest():
@@ -79,13 +79,13 @@ def test_rounding_of_a_block_s_sum_never_runs_past_its_last_token(monkeypatch):
     logits = torch.randn(60, 200, generator=torch.Generator().manual_seed(0))
     chances = (logits - logits.amax(-1, keepdim=True)).exp()
     assert (chances.sum(-1).double() > chances.double().sum(-1)).any()
-    assert (draw_tokens(logits, 1) == 199).all()
+    assert (sample_tokens(logits, 1) == 199).all()
 
 
 def test_masses_of_a_billionth_are_told_apart(monkeypatch):
     """In single precision 1 + 1e-9 is 1, and the second token (in another block too) could never be drawn."""
     monkeypatch.setattr(token_sampling, "uniform", told(1.0 - 5e-10))
-    assert draw(torch.tensor([[1.0, 1e-9]], dtype=torch.float64)).item() == 1
+    assert sample_index(torch.tensor([[1.0, 1e-9]], dtype=torch.float64)).item() == 1
     logits = torch.full((1, 700), -torch.inf)
     logits[0, 0], logits[0, 300] = 0.0, -20.723  # e^-20.723 = 1.0e-9
-    assert draw_tokens(logits, 1).item() == 300
+    assert sample_tokens(logits, 1).item() == 300

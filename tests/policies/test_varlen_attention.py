@@ -15,9 +15,9 @@ def test_many_responses_in_chunks_give_the_values_and_gradients_of_one_rectangle
     policy = LanguageModelPolicy(tiny(kind), end_token=0, max_new_tokens=6)
     prompts, responses = ragged(group=7)
     wrt = list(policy.parameters())
-    monkeypatch.setattr(row, "CHUNK", 10_000)
+    monkeypatch.setattr(row, "CHUNK_TOKENS", 10_000)
     whole = policy.token_log_probs(prompts, responses)
-    monkeypatch.setattr(row, "CHUNK", 6)
+    monkeypatch.setattr(row, "CHUNK_TOKENS", 6)
     chunks = policy.token_log_probs(prompts, responses)
     assert (whole - chunks).abs().max() < 1e-5
     weight = torch.randn(whole.shape, generator=torch.Generator().manual_seed(0))
@@ -53,7 +53,7 @@ def test_the_block_sparse_pattern_is_the_dense_one(kind, monkeypatch):
             asked.append(1)
             return self._flex(*args)
 
-        monkeypatch.setattr(row.Layout, "_segments", flex)
+        monkeypatch.setattr(row.VarlenLayout, "_segments", flex)
         sparse = policy.token_log_probs(prompts, responses)
     assert asked and (dense - sparse).abs().max() < 1e-4
 

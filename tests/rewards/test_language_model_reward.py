@@ -28,7 +28,7 @@ def plain_states(module, prompt: list[int], response: list[int]):
 @pytest.mark.parametrize("max_row", [4096, 9])
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_the_score_is_read_at_the_response_s_last_token(kind, max_row, monkeypatch):
-    monkeypatch.setattr(shared_prefix_forward, "MAX_ROW", max_row)
+    monkeypatch.setattr(shared_prefix_forward, "MAX_PADDED_ROW", max_row)
     module = random_head(LanguageModelReward(tiny(kind)))
     prompts, responses = ragged()
     scores = module(prompts, responses)

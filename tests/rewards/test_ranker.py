@@ -85,7 +85,7 @@ def test_both_orders_make_it_antisymmetric_to_the_bit_and_blocks_change_nothing(
         forth, back = model(prompts, first, second), model(prompts, second, first)
         assert torch.equal(forth, -back) and forth.abs().max() > 0.1
         assert not model(prompts, first, first).any()
-        monkeypatch.setattr(room, "TOKENS_AT_ONCE", 40)
+        monkeypatch.setattr(room, "MAX_TOKENS_PER_PASS", 40)
         assert (model(prompts, first, second) - forth).abs().max() < 1e-5
 
 

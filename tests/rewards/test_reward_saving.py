@@ -9,7 +9,7 @@ from tiny_models import ARCHITECTURES, one_thread, ragged, tiny, tiny_tokenizer 
 from rlhf_lab.errors import LabError
 from rlhf_lab.policies.language_model import LanguageModelPolicy
 from rlhf_lab.rewards.language_model import LanguageModelCritic, LanguageModelReward
-from rlhf_lab.rewards.shared_vocabulary import check_reward_fits, check_same_tokenizer
+from rlhf_lab.rewards.shared_vocabulary import check_reward_vocabulary, check_same_tokenizer
 from rlhf_lab.rewards.text import TextReward
 
 TEXTS = ["the cat sat on the mat", "a dog ran in the park"]
@@ -113,13 +113,13 @@ def test_more_tokens_on_the_reward_model_s_side_do_no_harm_fewer_do_and_ends_mus
 def test_a_reward_is_checked_against_its_policy_by_tokenizer_or_by_ids():
     tokenizer = tiny_tokenizer(TEXTS)
     policy = LanguageModelPolicy(tiny("gpt2", vocab=300), 0, 6, tokenizer=tokenizer)
-    check_reward_fits(policy, policy.new_reward_model())
-    check_reward_fits(policy, made(tokenizer=tokenizer))
-    check_reward_fits(policy, TextReward(lambda x, y: [0.0] * len(y), tokenizer))
+    check_reward_vocabulary(policy, policy.new_reward_model())
+    check_reward_vocabulary(policy, made(tokenizer=tokenizer))
+    check_reward_vocabulary(policy, TextReward(lambda x, y: [0.0] * len(y), tokenizer))
     with pytest.raises(LabError, match="different tokenizers"):
-        check_reward_fits(policy, made(tokenizer=tiny_tokenizer(["zebras and quizzes"])))
+        check_reward_vocabulary(policy, made(tokenizer=tiny_tokenizer(["zebras and quizzes"])))
     with pytest.raises(LabError, match=r"the policy writes ids 0 … 299, the reward model knows 0 … 36"):
-        check_reward_fits(policy, LanguageModelReward(tiny("gpt2")))
+        check_reward_vocabulary(policy, LanguageModelReward(tiny("gpt2")))
 
 
 def test_what_is_written_names_no_code_and_no_path(tmp_path):
@@ -170,4 +170,4 @@ def test_a_body_that_lacks_weights_is_refused(tmp_path):
 
 def test_a_reward_model_that_knows_just_the_policys_ids_is_taken():
     policy = LanguageModelPolicy(tiny("gpt2"), end_token=0, max_new_tokens=4)
-    check_reward_fits(policy, LanguageModelReward(tiny("gpt2")))
+    check_reward_vocabulary(policy, LanguageModelReward(tiny("gpt2")))

@@ -940,7 +940,7 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "mask",
             "a sampled text holds the end token that is no special token",
-            "tokenizer.decode(without_end(ids, policy.end_tokens), skip_special_tokens=True)",
+            "tokenizer.decode(strip_end_token(ids, policy.end_tokens), skip_special_tokens=True)",
             "tokenizer.decode(ids, skip_special_tokens=True)",
             near="cli/test_plumbing.py::test_a_response_that_a_second_token_ends_has_ended_and_its_text_does_not_hold_that_token",
         ),

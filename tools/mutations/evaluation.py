@@ -671,8 +671,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "edge",
             "responses with an end token are counted as cut off",
-            'out["no_end"] = (goes_on(',
-            'out["no_end"] = (~goes_on(',
+            'out["no_end"] = (still_generating(',
+            'out["no_end"] = (~still_generating(',
             near="evaluation/test_language_model_report.py::test_kl_reward_and_length_lie_within_their_errors_of_the_exact_ones",
         ),
         Mutation(

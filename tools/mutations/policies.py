@@ -76,15 +76,15 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "setting",
             "top-k is ignored by a table's samples",
-            "draw((keep_top_k(table[rows, node], top_k) / temperature).softmax(-1), generator)",
-            "draw((table[rows, node] / temperature).softmax(-1), generator)",
+            "sample_index((keep_top_k(table[rows, node], top_k) / temperature).softmax(-1), generator)",
+            "sample_index((table[rows, node] / temperature).softmax(-1), generator)",
             near="policies/test_token_sampling.py::test_top_k_on_tables_and_trees_bars_all_but_the_likeliest",
         ),
         Mutation(
             "setting",
             "the temperature is ignored by a table's samples",
-            "draw((keep_top_k(table[rows, node], top_k) / temperature).softmax(-1), generator)",
-            "draw(keep_top_k(table[rows, node], top_k).softmax(-1), generator)",
+            "sample_index((keep_top_k(table[rows, node], top_k) / temperature).softmax(-1), generator)",
+            "sample_index(keep_top_k(table[rows, node], top_k).softmax(-1), generator)",
             near="policies/test_tabular.py::test_samples_follow_the_enumerated_probabilities",
         ),
         Mutation(
@@ -157,8 +157,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "setting",
             "top-k is ignored by a tree's samples",
-            "draw(keep_top_k(table, top_k).exp()[place], generator)",
-            "draw(table.exp()[place], generator)",
+            "sample_index(keep_top_k(table, top_k).exp()[place], generator)",
+            "sample_index(table.exp()[place], generator)",
             near="policies/test_token_sampling.py::test_top_k_on_tables_and_trees_bars_all_but_the_likeliest",
         ),
         Mutation(
@@ -447,7 +447,7 @@ MUTATIONS: list[Mutation] = [
             "mask",
             "the end token left out of a sample's mask",
             "drawn.where(alive, 0), alive\n",
-            "drawn.where(alive, 0), goes_on(alive, drawn, ends)\n",
+            "drawn.where(alive, 0), still_generating(alive, drawn, ends)\n",
             near="policies/test_generate.py::test_rows_that_have_ended_are_dropped_and_the_others_go_on_as_if_alone",
         ),
         Mutation(
@@ -541,15 +541,15 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "mask",
             "the generation's end tokens are not taken over",
-            "found = [tokenizer.eos_token_id, *generation_ends(model), turn_end(tokenizer)]",
-            "found = [tokenizer.eos_token_id, turn_end(tokenizer)]",
+            "found = [tokenizer.eos_token_id, *generation_end_tokens(model), chat_turn_end(tokenizer)]",
+            "found = [tokenizer.eos_token_id, chat_turn_end(tokenizer)]",
             near="policies/test_end_tokens.py::test_the_ends_of_a_model_are_the_union_of_three_places",
         ),
         Mutation(
             "mask",
             "the chat template's end of a turn ends no sample",
-            "found = [tokenizer.eos_token_id, *generation_ends(model), turn_end(tokenizer)]",
-            "found = [tokenizer.eos_token_id, *generation_ends(model)]",
+            "found = [tokenizer.eos_token_id, *generation_end_tokens(model), chat_turn_end(tokenizer)]",
+            "found = [tokenizer.eos_token_id, *generation_end_tokens(model)]",
             near="policies/test_end_tokens.py::test_the_ends_of_a_model_are_the_union_of_three_places",
         ),
         Mutation(
@@ -739,15 +739,15 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "setting",
             "samples of a language model ignore top-k",
-            "draw_tokens(self._logits(states), number, generator, temperature, top_k)",
-            "draw_tokens(self._logits(states), number, generator, temperature)",
+            "sample_tokens(self._logits(states), number, generator, temperature, top_k)",
+            "sample_tokens(self._logits(states), number, generator, temperature)",
             near="policies/test_generate.py::test_top_k_is_what_transformers_means_by_it",
         ),
         Mutation(
             "setting",
             "samples of a language model ignore the temperature",
-            "draw_tokens(self._logits(states), number, generator, temperature, top_k)",
-            "draw_tokens(self._logits(states), number, generator, 1.0, top_k)",
+            "sample_tokens(self._logits(states), number, generator, temperature, top_k)",
+            "sample_tokens(self._logits(states), number, generator, 1.0, top_k)",
             near="policies/test_language_model.py::test_samples_follow_the_enumerated_distribution",
         ),
         Mutation(
@@ -767,8 +767,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "mask",
             "a response ends without its end token being asked for",
-            "drawn = decode(\n                body, prompts, num_samples, self.max_new_tokens, self.end_tokens, choose",
-            "drawn = decode(\n                body, prompts, num_samples, self.max_new_tokens, (), choose",
+            "drawn = generate(\n                body, prompts, num_samples, self.max_new_tokens, self.end_tokens, choose",
+            "drawn = generate(\n                body, prompts, num_samples, self.max_new_tokens, (), choose",
             near="policies/test_language_model.py::test_samples_follow_the_enumerated_distribution",
         ),
         Mutation(
@@ -1004,8 +1004,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "data",
             "a GGUF file that was replaced is taken from the cache",
-            "{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{OLDEST}",
-            "{path.resolve()}|{OLDEST}",
+            "{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{OLDEST_TRANSFORMERS}",
+            "{path.resolve()}|{OLDEST_TRANSFORMERS}",
             near="policies/test_loading_names.py::test_a_gguf_file_is_converted_once_and_again_when_it_changed",
         ),
     ),

@@ -13,9 +13,9 @@ from rlhf_lab.batch import Pairs, Tokens
 from rlhf_lab.cli.train.settings import PairSettings
 from rlhf_lab.data import preferences, sft
 from rlhf_lab.data.readers import Source, check_source, holds_splits, is_local
-from rlhf_lab.errors import LabError, refuse_unused, usable_path
+from rlhf_lab.errors import LabError, check_path, refuse_unused
 from rlhf_lab.policies.base import Policy, Reward
-from rlhf_lab.policies.transformer.shared_prefix_forward import context_of
+from rlhf_lab.policies.transformer.shared_prefix_forward import context_length
 from rlhf_lab.training import distributed, seeded
 
 Kind = Literal["pairs", "targets", "prompts", "verdicts"]
@@ -82,7 +82,7 @@ def data_mark(settings: Any) -> dict[str, str]:
     for name in ("data", "original"):
         source = getattr(settings, name, None)
         if source is not None and not source.startswith("world:") and is_local(source):
-            with usable_path(source, name).open("rb") as file:
+            with check_path(source, name).open("rb") as file:
                 marks[f"{name}_sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
     return marks
 
@@ -108,7 +108,7 @@ def token_limits(settings: Any, config: Any, tokenizer: Any) -> tuple[int, int]:
         LabError: together they do not fit in the context.
     """
     prompt, response = settings.max_prompt_tokens, settings.max_response_tokens
-    context = context_of(config)
+    context = context_length(config)
     if settings.world is not None:
         world = load_world(settings.world)
         prompt = prompt or world.max_prompt_tokens(tokenizer)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_lab.cli.train.data import gold_reward, load_world
-from rlhf_lab.errors import LabError, usable_path
+from rlhf_lab.errors import LabError, check_path
 from rlhf_lab.policies.base import Policy, Reward
 from rlhf_lab.policies.language_model import LanguageModelPolicy
 from rlhf_lab.policies.lora import LoraPolicy
@@ -34,7 +34,7 @@ def reward_folder(reward: str) -> Path:
     Raises:
         LabError: there is no such folder, or it holds none.
     """
-    path = usable_path(reward, "reward")
+    path = check_path(reward, "reward")
     for folder in (path, path / "model"):
         if (folder / RECORD).is_file():
             return folder

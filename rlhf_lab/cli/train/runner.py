@@ -35,24 +35,24 @@ from rlhf_lab.cli.train import model_card, sampling_batch
 from rlhf_lab.cli.train.data import Data, Kind, check_data, data_mark, draw_pairs, load_data, token_limits
 from rlhf_lab.cli.train.reward import check_reward, load_reward, start_of
 from rlhf_lab.cli.train.settings import Common, PairSettings, record_of
-from rlhf_lab.errors import LabError, with_paths
+from rlhf_lab.errors import LabError, check_paths
 from rlhf_lab.policies import hub_lookup
 from rlhf_lab.policies.base import Policy, Reward
-from rlhf_lab.policies.end_tokens import end_tokens
+from rlhf_lab.policies.end_tokens import find_end_tokens
 from rlhf_lab.policies.language_model import LanguageModelPolicy
 from rlhf_lab.policies.loading import (
-    check_language_model,
-    check_same_tokens,
+    check_model_available,
+    check_same_vocabulary,
     load_config,
     load_language_model,
     load_tokenizer,
     pick_device,
-    progress_bars,
+    show_progress_bars,
 )
-from rlhf_lab.policies.lora import AdapterReference, LoraPolicy, check_rank, with_lora
-from rlhf_lab.policies.reference_cache import cached_log_probs
+from rlhf_lab.policies.lora import AdapterReference, LoraPolicy, check_lora_rank, with_lora
+from rlhf_lab.policies.reference_cache import cached_reference_log_probs
 from rlhf_lab.policies.transformer.cuda_graph import check_device
-from rlhf_lab.policies.vllm import VllmSampler, check_installed
+from rlhf_lab.policies.vllm import VllmSampler, check_vllm_installed
 from rlhf_lab.training import Training, checkpoint, distributed, memory
 from rlhf_lab.training.lock import FolderLock
 
@@ -99,7 +99,7 @@ class Job:
         if name is None:
             return start_of(self.policy)
         model, tokenizer = load_language_model(name, self.device)
-        check_same_tokens(self.tokenizer, tokenizer, self.settings.model, name)
+        check_same_vocabulary(self.tokenizer, tokenizer, self.settings.model, name)
         policy = self.policy
         return LanguageModelPolicy(
             model, policy.end_token, policy.max_new_tokens, policy.vocab_size, tokenizer, policy.cuda_graphs,
@@ -117,7 +117,7 @@ class Job:
         folder = (settings.reference_cache or hub_lookup.cache_folder() / "reference") / settings.precision
         # As in the loop: the policy's log-ratio to it starts at zero.
         with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-            return cached_log_probs(reference, data, folder, settings.batch_size, settings.progress)
+            return cached_reference_log_probs(reference, data, folder, settings.batch_size, settings.progress)
 
     def drawing(self, policy: Policy) -> Policy:
         """`policy`, whose responses come from where `--sampler` says. Training it trains `policy`.
@@ -173,7 +173,7 @@ def run(
         LabError: something in the settings, the folder, the data or the model is not as it must be.
         KeyboardInterrupt: stopped by Ctrl-C; the message says what is saved, and how to go on.
     """
-    settings = with_paths(settings)
+    settings = check_paths(settings)
     try:
         with ExitStack() as held:
             return _run(settings, method, kind, fit, save, held)
@@ -194,7 +194,7 @@ def _run(
     """See `run`; `held` keeps the folder's lock until the result is saved."""
     start = time.perf_counter()
     distributed.init_process_group()
-    progress_bars(distributed.shows_progress(settings.progress))
+    show_progress_bars(distributed.shows_progress(settings.progress))
     out = settings.out
     device = pick_device(settings.device)
     check_data(settings)
@@ -202,12 +202,12 @@ def _run(
     _check_sampler(settings)
     for name in (settings.model, getattr(settings, "reference", None)):
         if name is not None:
-            check_language_model(name, settings.model_revision if name == settings.model else None)
+            check_model_available(name, settings.model_revision if name == settings.model else None)
 
     tokenizer = load_tokenizer(settings.model, settings.model_revision)
     sizes = load_config(settings.model, settings.model_revision)
     if settings.lora_rank is not None:
-        check_rank(settings.lora_rank, sizes)
+        check_lora_rank(settings.lora_rank, sizes)
     if (reference := getattr(settings, "reference", None)) is not None:
         load_config(reference)
     limits = token_limits(settings, sizes, tokenizer)
@@ -221,7 +221,7 @@ def _run(
     with memory.oom_hint(settings):
         model, tokenizer = load_language_model(settings.model, device, revision=settings.model_revision)
     graphs = getattr(settings, "sampler", "lab") == "graphs"
-    ends = end_tokens(model, tokenizer)
+    ends = find_end_tokens(model, tokenizer)
     policy = LanguageModelPolicy(model, ends[0], limits[1], len(tokenizer), tokenizer, graphs, ends)
     if settings.lora_rank is not None:
         policy = with_lora(
@@ -263,7 +263,7 @@ def _check_sampler(settings: Any) -> None:
     elif sampler == "vllm":
         if distributed.world_size() > 1:
             raise LabError("The sampler vllm works with one process; with several leave --sampler out.")
-        check_installed()
+        check_vllm_installed()
 
 
 def _hold(out: Path, held: ExitStack) -> None:

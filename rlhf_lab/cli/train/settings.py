@@ -15,7 +15,7 @@ import tyro
 from rlhf_lab.errors import (
     Count,
     Natural,
-    NotNegative,
+    NonNegative,
     Positive,
     Range,
     Seed,
@@ -63,7 +63,7 @@ class Common:
     """Steps over which the rate rises from zero; at most as many as the run has."""
     schedule: Schedule = "linear"
     """How the rate falls to zero after the warm-up."""
-    weight_decay: NotNegative = 0.0
+    weight_decay: NonNegative = 0.0
     """Decoupled weight decay of AdamW."""
     adam_epsilon: Epsilon = 1e-8
     """Adam's ε."""

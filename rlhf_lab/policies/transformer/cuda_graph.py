@@ -3,7 +3,7 @@
 A step of GPT-2 at a few dozen rows is some 300 kernels of a few microseconds, and launching them from Python takes
 several times as long as running them. A CUDA graph launches all at once. What it replays has fixed addresses and fixed
 numbers, so a step must be the same for every token: inputs are copied into buffers that stay, the number of tokens so
-far is a tensor, and room for all keys is read at each step, with those to come barred (`FixedRoom`). Responses that
+far is a tensor, and room for all keys is read at each step, with those to come barred (`StaticKVCache`). Responses that
 have ended stay in the grid. Drawing the token is outside of the graph: it needs the generator.
 
 Not yet measured on a GPU, so nobody gets it unasked (`LanguageModelPolicy.cuda_graphs`, `--sampler graphs`). On a CPU
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from rlhf_lab.batch import Tokens
 from rlhf_lab.errors import LabError
 from rlhf_lab.policies.transformer import varlen_attention
-from rlhf_lab.policies.transformer.generate import SharedPrompt
+from rlhf_lab.policies.transformer.generate import SharedPromptCache
 
 
 class Recording(NamedTuple):
@@ -49,15 +49,15 @@ def cuda_graph(run: Callable[[], Tensor]) -> Recording:
     return Recording(graph.replay, out)
 
 
-class FixedRoom(SharedPrompt):
-    """`SharedPrompt` whose every step is the same operations: the step's number lies in a tensor.
+class StaticKVCache(SharedPromptCache):
+    """`SharedPromptCache` whose every step is the same operations: the step's number lies in a tensor.
 
     Attributes:
         at: (1,), tokens that each response has in its own keys before this step.
     """
 
-    def __init__(self, prompts: Tokens, layout: varlen_attention.Layout, group: int, room: int) -> None:
-        """As `SharedPrompt`."""
+    def __init__(self, prompts: Tokens, layout: varlen_attention.VarlenLayout, group: int, room: int) -> None:
+        """As `SharedPromptCache`."""
         super().__init__(prompts, layout, group, room)
         self.at = torch.zeros(1, dtype=torch.long, device=prompts.device)
         self._places = torch.arange(room, device=prompts.device)
@@ -77,7 +77,7 @@ class FixedRoom(SharedPrompt):
         return own
 
 
-class GraphStep:
+class CudaGraphStep:
     """One decoding step of `body`: the first is run, the second recorded and replayed, the others replayed.
 
     Attributes:
@@ -90,7 +90,7 @@ class GraphStep:
         self,
         body: nn.Module,
         prompts: Tokens,
-        layout: varlen_attention.Layout,
+        layout: varlen_attention.VarlenLayout,
         group: int,
         room: int,
         record: Recorder | None = None,
@@ -99,13 +99,13 @@ class GraphStep:
 
         Args:
             body: the transformer without its head.
-            prompts: (B, P), as `SharedPrompt` takes it, like the next three.
+            prompts: (B, P), as `SharedPromptCache` takes it, like the next three.
             layout: of a pass over the prompts alone.
             group: G.
             room: tokens for which keys are preallocated.
             record: a stand-in for `cuda_graph`.
         """
-        self.cache = FixedRoom(prompts, layout, group, room)
+        self.cache = StaticKVCache(prompts, layout, group, room)
         self._body, self._record = body, record or cuda_graph
         self._tokens = torch.zeros(1, len(prompts) * group, dtype=torch.long, device=prompts.device)
         self._positions = torch.zeros_like(self._tokens)
@@ -127,7 +127,7 @@ class GraphStep:
         return self._recording.out
 
     def _run(self) -> Tensor:
-        states = varlen_attention.run(self._body, self._tokens, self._positions, self.cache)
+        states = varlen_attention.forward_with_layout(self._body, self._tokens, self._positions, self.cache)
         assert states is not None  # the prompts went the same way
         return states
 

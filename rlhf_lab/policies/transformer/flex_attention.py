@@ -27,7 +27,7 @@ def available(device: torch.device) -> bool:
     return device.type == "cuda" and importlib.util.find_spec("triton") is not None
 
 
-def seen_blocks(text: Tensor, segment: Tensor, size: int = BLOCK) -> tuple[Tensor, Tensor]:
+def visible_blocks(text: Tensor, segment: Tensor, size: int = BLOCK) -> tuple[Tensor, Tensor]:
     """Blocks of which something is seen, and among them those of which everything is.
 
     Args:
@@ -67,14 +67,14 @@ def block_mask(text: Tensor, segment: Tensor, device: torch.device, size: int = 
     """The row's `BlockMask` on `device`: a token sees its prompt and its own response up to itself.
 
     Args:
-        text: (N,), as in `seen_blocks`. It is read on the CPU; one that lies elsewhere is copied there.
-        segment: (N,), as in `seen_blocks`, likewise.
+        text: (N,), as in `visible_blocks`. It is read on the CPU; one that lies elsewhere is copied there.
+        segment: (N,), as in `visible_blocks`, likewise.
         device: where attention is computed.
         size: tokens in a block.
     """
     from torch.nn.attention.flex_attention import BlockMask
 
-    some, full = seen_blocks(text.cpu(), segment.cpu(), size)
+    some, full = visible_blocks(text.cpu(), segment.cpu(), size)
     part = some & ~full
     blocks = [_listed(which).to(device) for which in (part.sum(1), _first(part), full.sum(1), _first(full))]
     there_text, there_segment = text.to(device), segment.to(device)

@@ -8,7 +8,7 @@ the same keys in one matrix product,
 q of all G responses against one K_prompt, and against each one's own, preallocated K_own. Responses that have ended
 are left out of the row that the model computes; their keys are dropped where a good share of them has ended.
 
-`SharedPrompt` is the layout that a decoding step hands to `varlen_attention.py`; no cache of transformers
+`SharedPromptCache` is the layout that a decoding step hands to `varlen_attention.py`; no cache of transformers
 takes part, so this works for whatever architecture hands keywords on to its attention.
 """
 
@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from rlhf_lab.batch import Tokens
 from rlhf_lab.policies.transformer import varlen_attention
 
-KEEP = 0.8
+COMPACT_BELOW = 0.8
 """The grid of B × G responses is cut down when what goes on fits into less than this share of it."""
 
 
-class SharedPrompt:
+class SharedPromptCache:
     """The layout of a decoding step: B prompts' keys and values, and each of B × G responses' own.
 
     Attributes:
@@ -36,7 +36,7 @@ class SharedPrompt:
         used: an attention layer has asked for it.
     """
 
-    def __init__(self, prompts: Tokens, layout: varlen_attention.Layout, group: int, room: int) -> None:
+    def __init__(self, prompts: Tokens, layout: varlen_attention.VarlenLayout, group: int, room: int) -> None:
         """Take the keys and values that `layout` kept.
 
         Args:
@@ -133,7 +133,7 @@ def _rows(kept: Tensor, place: Tensor) -> Tensor:
     return kept[0][:, place].transpose(0, 1).contiguous()
 
 
-class PlainStep:
+class EagerStep:
     """One decoding step of `body`, computed as it comes.
 
     Attributes:
@@ -144,35 +144,37 @@ class PlainStep:
     thins = True
 
     def __init__(
-        self, body: nn.Module, prompts: Tokens, layout: varlen_attention.Layout, group: int, room: int
+        self, body: nn.Module, prompts: Tokens, layout: varlen_attention.VarlenLayout, group: int, room: int
     ) -> None:
-        """As `SharedPrompt`."""
+        """As `SharedPromptCache`."""
         self._body = body
-        self.cache = SharedPrompt(prompts, layout, group, room)
+        self.cache = SharedPromptCache(prompts, layout, group, room)
 
     def __call__(self, tokens: Tensor, positions: Tensor, step: int) -> Tensor:
         """States (1, n, H) of `tokens` (n,) at `positions` (n,); each response has `step` tokens before this one."""
         self.cache.step = step
-        states = varlen_attention.run(self._body, tokens[None], positions[None], self.cache)
+        states = varlen_attention.forward_with_layout(self._body, tokens[None], positions[None], self.cache)
         assert states is not None  # the prompts went the same way
         return states
 
 
-def prefill(body: nn.Module, prompts: Tokens, device: torch.device) -> tuple[Tensor, varlen_attention.Layout] | None:
+def prefill(
+    body: nn.Module, prompts: Tokens, device: torch.device
+) -> tuple[Tensor, varlen_attention.VarlenLayout] | None:
     """The states (B, H) at the prompts' last tokens, and the layout that kept keys and values; None as in `run`."""
-    layout = varlen_attention.Layout(prompts, Tokens.full(prompts.ids[:, None, :0]), device, keep=True)
-    hidden = varlen_attention.run(body, layout.ids, layout.positions, layout)
+    layout = varlen_attention.VarlenLayout(prompts, Tokens.full(prompts.ids[:, None, :0]), device, keep=True)
+    hidden = varlen_attention.forward_with_layout(body, layout.ids, layout.positions, layout)
     return None if hidden is None else (hidden[0, layout.first.to(device)], layout)
 
 
-def goes_on(alive: Tensor, drawn: Tensor, ends: Collection[int]) -> Tensor:
+def still_generating(alive: Tensor, drawn: Tensor, ends: Collection[int]) -> Tensor:
     """`alive`, except where the token in `drawn` is one of `ends`. Both have the same shape."""
     for end in ends:
         alive = alive & (drawn != end)
     return alive
 
 
-def decode(
+def generate(
     body: nn.Module,
     prompts: Tokens,
     num_samples: int,
@@ -180,7 +182,7 @@ def decode(
     ends: Collection[int],
     choose: Any,
     device: torch.device,
-    step_of: Callable[..., Any] = PlainStep,
+    step_of: Callable[..., Any] = EagerStep,
 ) -> Tokens | None:
     """Draw responses (B, num_samples, T) to `prompts` (B, P); None if the model's attention takes no layout.
 
@@ -192,7 +194,7 @@ def decode(
         ends: ids that end a response; may be empty.
         choose: `(states (N, H), number) → ids (N, number)`.
         device: where the model lies.
-        step_of: makes the step; `PlainStep`, or `graphs.GraphStep`.
+        step_of: makes the step; `EagerStep`, or `graphs.CudaGraphStep`.
     """
     start = prefill(body, prompts, device)
     if start is None:
@@ -214,7 +216,7 @@ def decode(
         if step + 1 == max_new_tokens:
             break
         if ends:
-            alive = goes_on(alive, drawn, ends)
+            alive = still_generating(alive, drawn, ends)
             # On a device the count is a wait, so it is asked for now and then only.
             if device.type == "cpu" or step % 8 == 7:
                 going = alive.sum(1)
@@ -222,7 +224,7 @@ def decode(
                 if widest == 0:
                     break
                 kept = going.nonzero().squeeze(1)
-                if compute.thins and len(kept) * widest < KEEP * alive.numel():
+                if compute.thins and len(kept) * widest < COMPACT_BELOW * alive.numel():
                     columns = (~alive[kept]).int().argsort(dim=1, stable=True)[:, :widest]
                     cache.keep(kept, columns)
                     slot, position, alive, drawn = (t[kept].gather(1, columns) for t in (slot, position, alive, drawn))
@@ -239,7 +241,7 @@ def decode(
     return Tokens(ids[:, :longest].view(count, group, -1), mask[:, :longest].view(count, group, -1))
 
 
-def decode_with_cache(
+def generate_with_repeated_cache(
     body: nn.Module, prompts: Tokens, num_samples: int, max_new_tokens: int, ends: Collection[int], choose: Any
 ) -> Tokens:
     """The same through the model's own cache, repeated for each response: for attention that takes no layout."""
@@ -259,7 +261,7 @@ def decode_with_cache(
         ids.append(drawn.where(alive, 0))
         mask.append(alive)
         if ends:
-            alive = goes_on(alive, drawn, ends)
+            alive = still_generating(alive, drawn, ends)
             if not alive.any():
                 break
         if step + 1 == max_new_tokens:

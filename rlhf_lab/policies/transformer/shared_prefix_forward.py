@@ -9,8 +9,8 @@ with positions that start again after the prompt; each response sees the prompt 
 transformer then has, at each place, the same state as in the plain way.
 
 Models whose attention is written out ("eager"), or that don't hand keywords on to their attention, take the second
-way: a padded row a prompt under a block mask; and where such a row would have more than `MAX_ROW` tokens, the prompt
-goes once into a key–value cache, which gradients flow through, and the responses follow in chunks that read it.
+way: a padded row a prompt under a block mask; and where such a row would have more than `MAX_PADDED_ROW` tokens, the
+prompt goes once into a key–value cache, which gradients flow through, and the responses follow in chunks that read it.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from rlhf_lab.batch import Tokens
 from rlhf_lab.errors import LabError
 from rlhf_lab.policies.transformer import varlen_attention
 
-MAX_ROW = 4096
+MAX_PADDED_ROW = 4096
 """Tokens in a padded row above which the responses are computed in chunks over a shared cache."""
-TOKENS_AT_ONCE = 16_384
+MAX_TOKENS_PER_PASS = 16_384
 """Tokens in a row without padding. A larger batch is computed in several rows, the same number for number."""
 
 
@@ -50,7 +50,7 @@ class States(NamedTuple):
 def dropout_off(module: nn.Module) -> Iterator[None]:
     """No dropout in `module` for a while: parts that would drop something are put in eval mode, and back again.
 
-    A part silenced by `without_dropout` stays as it is: transformers checkpoints gradients only in training mode.
+    A part silenced by `remove_dropout` stays as it is: transformers checkpoints gradients only in training mode.
     """
     training = [part for part in module.modules() if part.training]
     if not any(_drops(part) for part in training):
@@ -64,7 +64,7 @@ def dropout_off(module: nn.Module) -> Iterator[None]:
             part.training = True
 
 
-def without_dropout(module: nn.Module) -> None:
+def remove_dropout(module: nn.Module) -> None:
     """Set every dropout probability in `module` to 0, for good. The configuration that is saved keeps its own."""
     for part in module.modules():
         for name in _drops(part):
@@ -78,7 +78,7 @@ def _drops(part: nn.Module) -> list[str]:
     return [name for name, value in values.items() if isinstance(value, float) and value > 0]
 
 
-def one_kernel_gelu(module: nn.Module) -> None:
+def fuse_gelu(module: nn.Module) -> None:
     """GPT-2's GELU by tanh, which transformers writes out in eight steps, as torch's one kernel: the same function.
 
     The eight keep their results for the backward pass, at the model's widest place.
@@ -96,7 +96,7 @@ def body_of(model: nn.Module) -> nn.Module:
     return getattr(model, getattr(model, "base_model_prefix", ""), model)
 
 
-def context_of(config: Any) -> int | None:
+def context_length(config: Any) -> int | None:
     """Longest sequence that the architecture of `config` treats as one, or None if it names no limit.
 
     A sliding attention window counts as the limit: a block mask says nothing about windows.
@@ -135,7 +135,7 @@ def check_batch(prompts: Tokens, responses: Tokens, config: Any, num_ids: int | 
         )
     what = "the model's vocabulary" if num_ids in (None, config.vocab_size) else "the policy's vocab_size"
     _check_ids(responses, num_ids or config.vocab_size, "Response", what)
-    limit = context_of(config)
+    limit = context_length(config)
     total = prompts.lengths[:, None] + responses.lengths
     if limit is not None and bool((total > limit).any()):
         row, column = (total > limit).nonzero()[0].tolist()
@@ -157,7 +157,7 @@ def _check_ids(tokens: Tokens, limit: int, what: str, where: str) -> None:
         )
 
 
-def packed_states(body: nn.Module, prompts: Tokens, responses: Tokens) -> States:
+def shared_prefix_states(body: nn.Module, prompts: Tokens, responses: Tokens) -> States:
     """Hidden states of every place from which a response token is predicted.
 
     A response's last token is not computed, for nothing follows it; to have its own state too, as a reward
@@ -169,17 +169,17 @@ def packed_states(body: nn.Module, prompts: Tokens, responses: Tokens) -> States
         responses: (B, G, T).
     """
     if varlen_attention.install(body):
-        states = _ragged_states(body, prompts, responses)
+        states = _varlen_states(body, prompts, responses)
         if states is not None:
             return states
         varlen_attention.uninstall(body)
     prompts, responses = prompts.to(_device(body)), responses.to(_device(body))
-    inputs = varlen_attention.inputs_of(responses)
+    inputs = varlen_attention.without_last_token(responses)
     longest = int((prompts.lengths + inputs.lengths.sum(-1)).max())
-    if longest <= MAX_ROW or responses.shape[1] == 1:
-        flat, places = _one_row(body, prompts, inputs)
+    if longest <= MAX_PADDED_ROW or responses.shape[1] == 1:
+        flat, places = _padded_row_states(body, prompts, inputs)
     else:
-        flat, places = _shared_cache(body, prompts, inputs)
+        flat, places = _cached_prompt_states(body, prompts, inputs)
     first, rest = places
     return States(flat, _before(first, rest, responses.mask))
 
@@ -194,17 +194,17 @@ def _before(first: Tensor, rest: Tensor, mask: Tensor) -> Tensor:
     return before.where(mask, 0)
 
 
-def _ragged_states(body: nn.Module, prompts: Tokens, responses: Tokens) -> States | None:
-    """Rows without padding, of up to `TOKENS_AT_ONCE` tokens; None if the model's attention takes no layout."""
+def _varlen_states(body: nn.Module, prompts: Tokens, responses: Tokens) -> States | None:
+    """Rows without padding, of up to `MAX_TOKENS_PER_PASS` tokens; None if the model's attention takes no layout."""
     device = _device(body)
-    inputs, mask = varlen_attention.inputs_of(responses), responses.mask
+    inputs, mask = varlen_attention.without_last_token(responses), responses.mask
     ends = (prompts.lengths + inputs.lengths.sum(-1)).cumsum(0).tolist()
     flat, before, start, made = [], [], 0, 0
     while start < len(ends):
-        room = TOKENS_AT_ONCE + (ends[start - 1] if start else 0)
+        room = MAX_TOKENS_PER_PASS + (ends[start - 1] if start else 0)
         stop = max(start + 1, sum(end <= room for end in ends))
-        layout = varlen_attention.Layout(prompts[start:stop], inputs[start:stop], device)
-        hidden = varlen_attention.run(body, layout.ids, layout.positions, layout)
+        layout = varlen_attention.VarlenLayout(prompts[start:stop], inputs[start:stop], device)
+        hidden = varlen_attention.forward_with_layout(body, layout.ids, layout.positions, layout)
         if hidden is None:
             return None
         # Only the places from which a token is predicted: a prompt's last token, and every computed response token.
@@ -221,9 +221,9 @@ def _ragged_states(body: nn.Module, prompts: Tokens, responses: Tokens) -> State
     return States(whole, torch.cat(before).to(device))
 
 
-def _one_row(body: nn.Module, prompts: Tokens, inputs: Tokens) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+def _padded_row_states(body: nn.Module, prompts: Tokens, inputs: Tokens) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """All responses in the prompt's row. Returns flat states, and in it the places of prompts and inputs."""
-    row = _Row.of(inputs, prompts)
+    row = _PaddedRow.of(inputs, prompts)
     out = _run(body, row.ids, row.positions, row.mask(body) if inputs.shape[1] > 1 else None)
     wanted = row.number() >= prompts.lengths[:, None] - 1
     wanted &= row.segment >= 0
@@ -233,8 +233,8 @@ def _one_row(body: nn.Module, prompts: Tokens, inputs: Tokens) -> tuple[Tensor, 
     return out.last_hidden_state[wanted], (first, rest)
 
 
-def _shared_cache(body: nn.Module, prompts: Tokens, inputs: Tokens) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """The prompt once, then the responses in chunks of at most `MAX_ROW` tokens that read its keys and values."""
+def _cached_prompt_states(body: nn.Module, prompts: Tokens, inputs: Tokens) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """The prompt once, then responses in chunks of at most `MAX_PADDED_ROW` tokens that read its keys and values."""
     from transformers import DynamicCache
 
     out = _run(body, prompts.ids, None, None, use_cache=True)
@@ -242,13 +242,13 @@ def _shared_cache(body: nn.Module, prompts: Tokens, inputs: Tokens) -> tuple[Ten
     flat = [out.last_hidden_state.gather(1, last[:, None, None].expand(-1, 1, out.last_hidden_state.shape[-1]))[:, 0]]
     keys_values = [(layer.keys, layer.values) for layer in out.past_key_values.layers]
     rest, count = [], len(prompts)
-    each = max(MAX_ROW // max(int(inputs.lengths.max()), 1), 1)
+    each = max(MAX_PADDED_ROW // max(int(inputs.lengths.max()), 1), 1)
     for start in range(0, inputs.shape[1], each):
         chunk = Tokens(inputs.ids[:, start : start + each], inputs.mask[:, start : start + each])
         if not bool(chunk.mask.any()):
             rest.append(torch.zeros_like(chunk.ids))
             continue
-        row = _Row.of(chunk, None)
+        row = _PaddedRow.of(chunk, None)
         cache = DynamicCache()
         for layer, (key, value) in enumerate(keys_values):
             cache.update(key, value, layer)
@@ -267,7 +267,7 @@ def _shared_cache(body: nn.Module, prompts: Tokens, inputs: Tokens) -> tuple[Ten
     return torch.cat(flat), (torch.arange(len(prompts), device=prompts.device), torch.cat(rest, 1))
 
 
-class _Row(NamedTuple):
+class _PaddedRow(NamedTuple):
     """Sequences laid end to end, one row a prompt.
 
     Attributes:
@@ -283,7 +283,7 @@ class _Row(NamedTuple):
     places: Tensor
 
     @classmethod
-    def of(cls, inputs: Tokens, prompts: Tokens | None) -> _Row:
+    def of(cls, inputs: Tokens, prompts: Tokens | None) -> _PaddedRow:
         count, group, width = inputs.shape
         step = torch.arange(width, device=inputs.device).expand(count, group, width)
         which = torch.arange(1, group + 1, device=inputs.device)[:, None].expand(count, group, width)

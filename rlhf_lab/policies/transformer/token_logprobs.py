@@ -6,7 +6,7 @@ probabilities in place, and with the upstream gradient g of each picked token th
 
     ∂/∂logits = Σ_j g_j · onehot(y_j) − (Σ_j g_j) · softmax(logits)          (j: the tokens picked in the row)
 
-Up to `LOGITS_AT_ONCE` numbers are kept for the backward pass (three matrix products in all); beyond that they are
+Up to `MAX_LOGITS` numbers are kept for the backward pass (three matrix products in all); beyond that they are
 made again in parts (four).
 """
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-LOGITS_AT_ONCE = 2**27
+MAX_LOGITS = 2**27
 """Logits held at a time. More are made in parts, and made again in the backward pass instead of being kept."""
 
 
@@ -56,7 +56,7 @@ def _has_hooks(head: nn.Module) -> bool:
 
 
 def _parts(count: int, vocab: int) -> list[slice]:
-    each = max(LOGITS_AT_ONCE // vocab, 1)
+    each = max(MAX_LOGITS // vocab, 1)
     return [slice(start, min(start + each, count)) for start in range(0, count, each)]
 
 

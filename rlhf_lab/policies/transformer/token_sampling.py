@@ -31,7 +31,7 @@ def keep_top_k(logits: Tensor, top_k: int | None) -> Tensor:
     return logits.masked_fill(logits < least, -torch.inf)
 
 
-def draw(probabilities: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def sample_index(probabilities: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """One index for each row of `probabilities` (…, V), shape (…): the inverse of the distribution function.
 
     For a few tokens and many rows this is several times faster than `torch.multinomial`.
@@ -42,7 +42,7 @@ def draw(probabilities: Tensor, generator: torch.Generator | None = None) -> Ten
     return _search(cdf, uniform(tuple(cdf.shape[:-1]), generator, cdf.device) * cdf[..., -1])
 
 
-def draw_tokens(
+def sample_tokens(
     logits: Tensor,
     number: int,
     generator: torch.Generator | None = None,

@@ -4,13 +4,13 @@
 
 A transformer's matrix products see each token alone, so they don't mind that neighbours in the row belong to
 other texts; only attention must know. transformers hands attention to whatever function is registered under the
-model's `attn_implementation`. The one registered here, "rlhf_lab", reads a `Layout` that comes along as a keyword:
+model's `attn_implementation`. The one registered here, "rlhf_lab", reads a `VarlenLayout` that comes as a keyword:
 each response token sees its prompt and its own past. Without a layout it is the ordinary sdpa attention.
 
 The cost: linear in the tokens that are there, whatever the lengths; in attention P² + ΣT·(P + chunk) a prompt. On
 a CUDA device the same pattern is one block-sparse `flex_attention` (`flex_attention.py`; not yet measured).
 
-Left out on purpose: sliding windows and soft caps (`packing.context_of` treats a window as the model's limit).
+Left out on purpose: sliding windows and soft caps (`packing.context_length` treats a window as the model's limit).
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ NAME = "rlhf_lab"
 """The registered attention function."""
 KEYWORD = "rlhf_lab_layout"
 """The keyword under which a model's forward pass hands the layout to its attention."""
-CHUNK = 256
+CHUNK_TOKENS = 256
 """Response tokens that share one rectangle of attention; more of them cost more masked-out products."""
 
 _registered: set[str] = set()
 
 
-class Part(NamedTuple):
+class PromptSpan(NamedTuple):
     """One prompt's stretch of the row.
 
     Attributes:
@@ -50,7 +50,7 @@ class Part(NamedTuple):
     masks: tuple[Tensor | None, ...]
 
 
-class Layout:
+class VarlenLayout:
     """Who sees whom in a row without padding. Made once for a batch, read by every layer.
 
     Attributes:
@@ -81,11 +81,11 @@ class Layout:
         self.device = device
         self.kept: dict[int, tuple[Tensor, Tensor]] | None = {} if keep else None
         self._lengths = prompts.lengths.tolist(), inputs.lengths.tolist()
-        self._parts: dict[torch.dtype, list[Part]] = {}
+        self._parts: dict[torch.dtype, list[PromptSpan]] = {}
         self._blocks: Any = None
         self.used = False
 
-    def parts(self, dtype: torch.dtype) -> list[Part]:
+    def parts(self, dtype: torch.dtype) -> list[PromptSpan]:
         """The prompts' stretches, with masks of this number type."""
         if dtype not in self._parts:
             self._parts[dtype] = [_part(p, t, dtype, self.device) for p, t in zip(*self._lengths, strict=True)]
@@ -135,10 +135,10 @@ def _columns(tokens: Tokens) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return tokens.ids, tokens.mask, order, segment
 
 
-def _part(prompt: int, responses: list[int], dtype: torch.dtype, device: torch.device) -> Part:
+def _part(prompt: int, responses: list[int], dtype: torch.dtype, device: torch.device) -> PromptSpan:
     groups: list[list[int]] = [[]]
     for length in responses:
-        if groups[-1] and sum(groups[-1]) + length > CHUNK:
+        if groups[-1] and sum(groups[-1]) + length > CHUNK_TOKENS:
             groups.append([])
         groups[-1].append(length)
     groups = [group for group in groups if sum(group)] or [[]]
@@ -154,7 +154,7 @@ def _part(prompt: int, responses: list[int], dtype: torch.dtype, device: torch.d
         seen = ((q == k) | (k == 0)).tril(k.shape[1] - q.shape[0])
         masks.append(torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, -torch.inf).to(device))
     chunks = tuple(sum(group) for group in groups)
-    return Part(prompt + sum(chunks), prompt, chunks, tuple(masks))
+    return PromptSpan(prompt + sum(chunks), prompt, chunks, tuple(masks))
 
 
 def attention(
@@ -203,7 +203,7 @@ def uninstall(body: nn.Module) -> None:
         config._attn_implementation = "sdpa"
 
 
-def run(body: nn.Module, ids: Tensor, positions: Tensor, layout: Any) -> Tensor | None:
+def forward_with_layout(body: nn.Module, ids: Tensor, positions: Tensor, layout: Any) -> Tensor | None:
     """Last hidden states (1, N, H) of a row under `layout`; None if no layer asked for the layout."""
     layout.used = False
     mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=ids.device)  # a 4-D mask is handed on untouched
@@ -216,6 +216,6 @@ def run(body: nn.Module, ids: Tensor, positions: Tensor, layout: Any) -> Tensor 
     return out.last_hidden_state if layout.used else None
 
 
-def inputs_of(responses: Tokens) -> Tokens:
+def without_last_token(responses: Tokens) -> Tokens:
     """The response tokens that must be computed: all but each one's last, for nothing follows that."""
     return Tokens(responses.ids, pad(responses.mask[..., 1:], (0, 1)))

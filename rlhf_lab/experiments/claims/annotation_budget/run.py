@@ -17,7 +17,7 @@ import torch
 
 from rlhf_lab import exact, label_budget
 from rlhf_lab.algorithms import active
-from rlhf_lab.errors import LabError, Natural, NotNegative, check_beta
+from rlhf_lab.errors import LabError, Natural, NonNegative, check_beta
 from rlhf_lab.experiments import runner
 from rlhf_lab.experiments.claims.annotation_budget import run_text as budget_text
 from rlhf_lab.experiments.claims.annotation_budget.report import LIMITS, RATIOS, WITHIN, figure, get, text, words
@@ -37,7 +37,7 @@ SHARES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 class AnnotationBudget(Settings):
     """What N labels buy, which pairs to label, and how to split money between kinds of data."""
 
-    beta: NotNegative = 0.0
+    beta: NonNegative = 0.0
     """β of the objective in the active part and after. 0: bandit 0.3; tree and text 0.5."""
     arms: Natural = 10
     """Responses of a bandit (the limit's part uses 6)."""
@@ -57,17 +57,17 @@ class AnnotationBudget(Settings):
     """The largest N of the limit. 0: bandit 4,096,000, tree 65,536,000."""
     budget: Natural = 400
     """Money for demonstrations and labels in the splits of the exact rungs, in labels."""
-    demo_beta: NotNegative = 1.0
+    demo_beta: NonNegative = 1.0
     """β_demo of the demonstrator."""
     world: str = "sentiment"
     """Text world of a language model's rung."""
-    money: NotNegative = 0.0
+    money: NonNegative = 0.0
     """Money of each strategy on a language model, in labels. 0: 256."""
-    price_demonstration: NotNegative = 4.0
+    price_demonstration: NonNegative = 4.0
     """Price of a demonstration on a language model, in labels."""
-    price_sample: NotNegative = 0.01
+    price_sample: NonNegative = 0.01
     """Price of a response drawn."""
-    price_step: NotNegative = 0.05
+    price_step: NonNegative = 0.05
     """Price of an optimiser step."""
     steps: Natural = 0
     """Optimiser steps of a policy's fit on a language model. 0: 24."""

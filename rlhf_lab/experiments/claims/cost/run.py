@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rlhf_lab.errors import LabError, Natural, NotNegative, check_beta
+from rlhf_lab.errors import LabError, Natural, NonNegative, check_beta
 from rlhf_lab.experiments import runner
 from rlhf_lab.experiments.claims.cost.report import against, figure, final, memory_ratio, text_of, words
 from rlhf_lab.experiments.claims.cost.setup import BEST_OF, PARTS, TRAINED, Ground, Meter, held_bytes, size_of, train
@@ -44,7 +44,7 @@ SEARCH_SEED = 1000
 class Cost(Settings):
     """Seconds, memory, samples and luck of each method, at equal reward."""
 
-    beta: NotNegative = 0.5
+    beta: NonNegative = 0.5
     """β of the objective."""
     labels: Natural = 0
     """Preference labels. 0: 2,000 on the bandit, 5,000 on the tree, 512 on text."""
@@ -58,7 +58,7 @@ class Cost(Settings):
     """Prompts that RSO, RAFT and ReST answer. 0: 500, on text 64."""
     looks: Natural = 0
     """How often a policy is looked at on its way. 0: 25 on the bandit, 16 on the tree, 4 on text."""
-    rates: tuple[NotNegative, ...] = ()
+    rates: tuple[NonNegative, ...] = ()
     """Learning rates of the search, the same for every method."""
     test_prompts: Natural = 64
     """Text: test prompts of each look."""

@@ -19,7 +19,7 @@ import torch
 
 from rlhf_lab import evaluation, exact
 from rlhf_lab.algorithms.ppo import PPO, ppo
-from rlhf_lab.errors import LabError, Natural, NotNegative, check_beta
+from rlhf_lab.errors import LabError, Natural, NonNegative, check_beta
 from rlhf_lab.experiments import runner, setup_text
 from rlhf_lab.experiments.compare import Run
 from rlhf_lab.experiments.runner import EXACT_RUNGS, Chosen, Experiment, Job, Settings, Verdict
@@ -47,11 +47,11 @@ WORLD = "sentiment"
 class DPOFrontier(Settings):
     """Reward against KL for DPO and PPO over β, beside PPO on the gold reward and SFT on chosen responses."""
 
-    betas: tuple[NotNegative, ...] = ()
+    betas: tuple[NonNegative, ...] = ()
     """β's of DPO and PPO. Default: .1, .3, 1, 3; on text .1, .5, 2."""
-    gold_betas: tuple[NotNegative, ...] = ()
+    gold_betas: tuple[NonNegative, ...] = ()
     """β's of PPO on the gold reward. Default: .1, 1; on text .1."""
-    rates: tuple[NotNegative, ...] = ()
+    rates: tuple[NonNegative, ...] = ()
     """Learning rates that the search tries for SFT, DPO and PPO. Default: .02, .05, .15; on text 1e-4, 3e-4, 1e-3."""
     search_seeds: Natural = 0
     """Seeds of the search. 0: 2; on text 1."""

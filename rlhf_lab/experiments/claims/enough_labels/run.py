@@ -20,7 +20,7 @@ from torch import Tensor
 from rlhf_lab import exact
 from rlhf_lab.algorithms.dpo import DPO, dpo, pair_loss
 from rlhf_lab.batch import Pairs, Tokens
-from rlhf_lab.errors import LabError, Natural, NotNegative, check_beta
+from rlhf_lab.errors import LabError, Natural, NonNegative, check_beta
 from rlhf_lab.evaluation import Draws, distance_to_optimal, evaluate
 from rlhf_lab.experiments import runner, setup_text
 from rlhf_lab.experiments.claims.enough_labels.report import LEFT, UPPER, apart, figure, slope, text_of, value_at, words
@@ -48,7 +48,7 @@ NEWTON = 20
 class EnoughLabels(Settings):
     """DPO on more and more labels: how fast does it come to π*?"""
 
-    beta: NotNegative = 0.0
+    beta: NonNegative = 0.0
     """β. 0: 0.5; on text 1, where the distance to π* can be estimated with few enough samples."""
     labels: tuple[Natural, ...] = ()
     """Numbers of labels, rising. Default: 100 to 100,000 for tables; 64, 360, 2,048 on text."""
@@ -60,7 +60,7 @@ class EnoughLabels(Settings):
     """Optimiser steps of a transformer, the same for every number of labels. 0: 200 on the tree, 128 on text."""
     batch: Natural = 0
     """Pairs in such a step. 0: 256 on the tree, 16 on text, where the largest number of labels then is one pass."""
-    rate: NotNegative = 0.0
+    rate: NonNegative = 0.0
     """Its learning rate. 0: 0.003 on the tree, 0.0003 on text."""
     looks: Natural = 0
     """Tree: how often in its run a transformer is looked at. 0: 10."""

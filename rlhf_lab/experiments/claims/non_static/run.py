@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rlhf_lab.errors import LabError, Natural, NotNegative
+from rlhf_lab.errors import LabError, Natural, NonNegative
 from rlhf_lab.experiments import runner
 from rlhf_lab.experiments.claims.non_static.report import (
     CHANGES,
@@ -46,19 +46,19 @@ if TYPE_CHECKING:
 class NonStatic(Settings):
     """Drift, shift and sudden change: labels once, or labels every round?"""
 
-    beta: NotNegative = 0.5
+    beta: NonNegative = 0.5
     """β of the objective."""
     labels: Natural = 0
     """Labels a round. 0: 120 on the bandit, 500 on the tree, 160 on a language model."""
     rounds: Natural = 0
     """Rounds of a deployment. 0: 24; on a language model 3."""
-    turns: tuple[NotNegative, ...] = ()
+    turns: tuple[NonNegative, ...] = ()
     """Radians that preferences turn over a deployment. Default: seven from 0 to π/2; on a language model π/2."""
     windows: tuple[Natural, ...] = ()
     """Windows, in rounds, that are tried against the closed form. Default: 1 to 32."""
     every: tuple[Natural, ...] = ()
     """Rounds between fits that are tried. Default: 1 to 8."""
-    drifts: tuple[NotNegative, ...] = ()
+    drifts: tuple[NonNegative, ...] = ()
     """Radians a round at which windows are tried. Default: 0.02, 0.04 and 0.08."""
     fits: Natural = 0
     """Fits for each window, spread over one turn of the preferences. 0: 64 on the bandit, 10 on the tree."""
@@ -67,7 +67,7 @@ class NonStatic(Settings):
     the same, all errors are smaller, and the closed form must be met. 0: 25 on the bandit, 4 on the tree."""
     window: Natural = 8
     """Rounds whose labels are kept where no closed form says how many."""
-    cost: NotNegative = 0.2
+    cost: NonNegative = 0.2
     """Of one retraining, in reward summed over rounds: for the best rhythm. It takes no new runs."""
     steps: Natural = 32
     """Optimiser steps of every DPO fit on a language model."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from rlhf_lab.errors import LabError, Natural, NotNegative, check_beta
+from rlhf_lab.errors import LabError, Natural, NonNegative, check_beta
 from rlhf_lab.experiments import runner
 from rlhf_lab.experiments.claims.over_optimisation.report import (
     KINDS,
@@ -46,15 +46,15 @@ class OverOptimisation(Settings):
 
     labels: tuple[Natural, ...] = ()
     """Labels of the reward models, rising. (): 50 200 800 3200; tree 500 2000 8000; a language model 64 512."""
-    noise: NotNegative = 0.25
+    noise: NonNegative = 0.25
     """Share of labels turned round for the kind "noisy", exact rungs only."""
-    beta: NotNegative = 0.0
+    beta: NonNegative = 0.0
     """β at which PPO, DPO and RSO train: small, so that they go far. 0: 0.05."""
     steps: Natural = 0
     """Optimiser steps of DPO and RSO, rounds of PPO. 0: 200; a language model 64, PPO half of it."""
     places: Natural = 0
     """Places of a trained road, evenly spread over its steps. 0: 20; a language model 4."""
-    rate: NotNegative = 0.0
+    rate: NonNegative = 0.0
     """Learning rate of every fit. 0: 0.05; a language model 3e-4."""
     reward_steps: Natural = 0
     """Optimiser steps of a reward model. 0: 200; a language model 80."""

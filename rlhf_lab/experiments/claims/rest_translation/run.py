@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from rlhf_lab.errors import LabError, Natural, NotNegative, check_beta
+from rlhf_lab.errors import LabError, Natural, NonNegative, check_beta
 from rlhf_lab.experiments import runner
 from rlhf_lab.experiments.claims.rest_translation.report import figure, parts, text, words
 from rlhf_lab.experiments.claims.rest_translation.training import (
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 class ReSTTranslation(Settings):
     """ReST step by step, beside other losses, online RL, best of n, and its own limit."""
 
-    beta: NotNegative = 0.5
+    beta: NonNegative = 0.5
     """β of online RL, of the weighted losses and of regret, in the labeller's unit."""
     labels: Natural = 0
     """Preference labels under the reward model. 0: 500; tree 4,000; a language model 512."""
@@ -40,15 +40,15 @@ class ReSTTranslation(Settings):
     """Prompts that are answered in a Grow step. 0: 500; a language model 64."""
     samples: Natural = 16
     """Responses to each."""
-    thresholds: tuple[NotNegative, ...] = (0.0, 0.7, 0.8, 0.9, 0.95)
+    thresholds: tuple[NonNegative, ...] = (0.0, 0.7, 0.8, 0.9, 0.95)
     """τ after the first Grow, on [0, 1] by the range of the first grown set; the first takes everything."""
-    second: tuple[NotNegative, ...] = (0.8, 0.9, 0.95)
+    second: tuple[NonNegative, ...] = (0.8, 0.9, 0.95)
     """τ after the second Grow, on [0, 1] by the range of the second grown set."""
     steps: Natural = 0
     """Optimiser steps of one Improve step. 0: 60; a language model 16. Other losses get those of all Improve steps."""
     batch: Natural = 0
     """Responses in an optimiser step. 0: 2,048; a language model 32."""
-    rate: NotNegative = 0.0
+    rate: NonNegative = 0.0
     """Learning rate of every fit; ReST halves it from one Improve step to the next. 0: 0.05; a language model 3e-4."""
     best_of: Natural = 8
     """n of best-of-n at test time."""

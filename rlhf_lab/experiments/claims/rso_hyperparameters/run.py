@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf_lab import exact
 from rlhf_lab.algorithms.dpo import DPO, dpo
-from rlhf_lab.errors import LabError, Natural, NotNegative, check_beta
+from rlhf_lab.errors import LabError, Natural, NonNegative, check_beta
 from rlhf_lab.experiments import runner, setup_text
 from rlhf_lab.experiments.compare import Run
 from rlhf_lab.experiments.published_results import RSO_TABLE_2
@@ -54,14 +54,14 @@ class RSOSettings(Settings):
 
     task: str = ""
     """Text world of a language model. Default: summaries."""
-    beta: NotNegative = 0.5
+    beta: NonNegative = 0.5
     """β of the objective; also the sampler's and the loss's slope where they are not what varies."""
-    betas: tuple[NotNegative, ...] = ()
+    betas: tuple[NonNegative, ...] = ()
     """β's of the sampler; 0 and "no rejection" are always run too. Default: 0, .1, .25, .5, 1, 2; for a language model
     0, .5, 2."""
-    gammas: tuple[NotNegative, ...] = ()
+    gammas: tuple[NonNegative, ...] = ()
     """γ's of the loss. Default: .05, .15, .25, .5, 1, 2; for a language model .05, .5, 2."""
-    paper_gamma: NotNegative = 0.05
+    paper_gamma: NonNegative = 0.05
     """The γ that the paper uses with β = 0.5; added to `gammas` where it is missing."""
     labels: Natural = 0
     """Preference labels. 0: 400 on the bandit, 5,000 on the tree, 384 for a language model."""
@@ -73,7 +73,7 @@ class RSOSettings(Settings):
     """Optimiser steps of every fit. 0: 150 for tables, 24 for a language model."""
     batch: Natural = 0
     """Pairs in a step. 0: 4,096 for tables, 16 for a language model."""
-    rates: tuple[NotNegative, ...] = ()
+    rates: tuple[NonNegative, ...] = ()
     """Learning rates of the search. Default: 0.02, 0.05, 0.15; a language model's: 1e-4, 3e-4, 1e-3."""
     reward_steps: Natural = 0
     """Optimiser steps of the reward model. 0: 150 for tables, 80 for a language model."""

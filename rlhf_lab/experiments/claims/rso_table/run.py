@@ -21,7 +21,7 @@ from rlhf_lab.algorithms.raft import best_of
 from rlhf_lab.algorithms.rest import passing
 from rlhf_lab.algorithms.sft import sft
 from rlhf_lab.batch import Tokens
-from rlhf_lab.errors import LabError, Natural, NotNegative, check_beta
+from rlhf_lab.errors import LabError, Natural, NonNegative, check_beta
 from rlhf_lab.experiments import runner, setup_text
 from rlhf_lab.experiments.compare import Run
 from rlhf_lab.experiments.published_results import RSO_TABLE_1
@@ -65,9 +65,9 @@ class RSOTable(Settings):
 
     tasks: tuple[str, ...] = ()
     """Text worlds of a language model. Default: summaries and dialogue, for TL;DR and HH."""
-    beta: NotNegative = 0.5
+    beta: NonNegative = 0.5
     """β of π_r and of the objective, in logits of a label."""
-    gamma: NotNegative = 0.0
+    gamma: NonNegative = 0.0
     """γ, the slope of every loss. 0: β, so that sigmoid-norm aims at π* of the same β (the paper has 0.05)."""
     labels: Natural = 0
     """Preference labels. 0: 400 on the bandit, 5,000 on the tree, 256 for a language model."""
@@ -79,13 +79,13 @@ class RSOTable(Settings):
     """Of these, how many are paired: 4 first-round pairs, as in the paper."""
     ranks: Literal["sampled", "hard"] = "sampled"
     """How the reward model labels its pairs: by draws from σ(r₁ − r₂), or hard, the larger score always chosen."""
-    threshold: NotNegative = 0.7
+    threshold: NonNegative = 0.7
     """τ of ReST's one Improve step, on rewards scaled to [0, 1]."""
     steps: Natural = 0
     """Optimiser steps of every fit. 0: 150 for tables, 32 for a language model."""
     batch: Natural = 0
     """Pairs or responses in a step. 0: 4,096 for tables, 16 for a language model."""
-    rates: tuple[NotNegative, ...] = ()
+    rates: tuple[NonNegative, ...] = ()
     """Learning rates that the search tries for every row. Default: 0.02, 0.05, 0.15; a language model's: 2e-5,
     6e-5, 1.5e-4, 4e-4, 1e-3."""
     reward_steps: Natural = 0

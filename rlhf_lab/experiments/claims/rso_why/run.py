@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from rlhf_lab.algorithms.dpo import DPO, dpo
-from rlhf_lab.errors import LabError, Natural, NotNegative, check_beta
+from rlhf_lab.errors import LabError, Natural, NonNegative, check_beta
 from rlhf_lab.experiments import runner, setup_text
 from rlhf_lab.experiments.claims.rso_why.linear_classes import DIRECT, exact_rows
 from rlhf_lab.experiments.claims.rso_why.report import (
@@ -49,7 +49,7 @@ class RSOWhy(Settings):
 
     task: str = ""
     """Text world of a language model. Default: summaries."""
-    beta: NotNegative = 0.5
+    beta: NonNegative = 0.5
     """β of π_r, of the loss and of the objective, in logits of a label."""
     labels: Natural = 0
     """N, labels of the gold reward. 0: 400 on the bandit, 2,000 on the tree, 192 for a language model."""
@@ -70,7 +70,7 @@ class RSOWhy(Settings):
     """Optimiser steps of a language model's fit. 0: 20."""
     batch: Natural = 16
     """Pairs in such a step."""
-    rates: tuple[NotNegative, ...] = ()
+    rates: tuple[NonNegative, ...] = ()
     """Learning rates that the search tries for both of a language model's policies. Default: 1e-4, 3e-4, 1e-3, 3e-3."""
     reward_steps: Natural = 0
     """Optimiser steps of a language model's reward model. 0: 60."""

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rlhf_lab import exact
 from rlhf_lab.batch import Tokens, cat
-from rlhf_lab.errors import LabError, Natural, NotNegative, check_beta
+from rlhf_lab.errors import LabError, Natural, NonNegative, check_beta
 from rlhf_lab.evaluation import evaluate
 from rlhf_lab.experiments import runner, setup_text
 from rlhf_lab.experiments.compare import Run
@@ -51,13 +51,13 @@ Part = Literal["yes", "no", "open"]
 class Temperatures(Settings):
     """Win rates of DPO, PPO, SFT and best of n over sampling temperatures."""
 
-    temperatures: tuple[NotNegative, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    temperatures: tuple[NonNegative, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     """Of sampling, rising from 0 to 1. 0 takes the likeliest token each time."""
     best_of: tuple[Natural, ...] = ()
     """n of best-of-n, by the reward model. Default: 8, 128; on text 4, 16."""
-    beta: NotNegative = 0.5
+    beta: NonNegative = 0.5
     """β of DPO and PPO."""
-    rates: tuple[NotNegative, ...] = ()
+    rates: tuple[NonNegative, ...] = ()
     """Learning rates that the search tries for SFT, DPO and PPO. Default: .02, .05, .15; on text 3e-4, 1e-3."""
     search_seeds: Natural = 0
     """Seeds of the search. 0: 2; on text 1."""
