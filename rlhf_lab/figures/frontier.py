@@ -6,12 +6,13 @@ exactly that KL has the most reward. A method's distance to it is therefore all 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rlhf_lab.errors import LabError
 from rlhf_lab.figures import style
+from rlhf_lab.figures.statistical import check_columns, interval_lines, interval_points
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,12 +20,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def _columns(table: pd.DataFrame, name: str, *wanted: str) -> None:
-    missing = [column for column in wanted if column not in table.columns]
-    if missing:
-        raise LabError(f"{name} has no column {', '.join(missing)}; it has {', '.join(map(str, table.columns))}.")
-    if len(table) == 0:
-        raise LabError(f"{name} has no rows.")
+def optimum(curve: pd.DataFrame, beta: float) -> tuple[float, float]:
+    """KL and reward of π* at `beta`, interpolated in log β between the rows of the frontier `curve`."""
+    logs = np.log(curve["beta"].to_numpy(float))
+    order = np.argsort(logs)
+    kl, reward = (np.interp(np.log(beta), logs[order], curve[c].to_numpy(float)[order]) for c in ("kl", "reward"))
+    return float(kl), float(reward)
 
 
 @style.use()
@@ -36,42 +37,18 @@ def frontier(ax: Axes, curve: pd.DataFrame, beta: float | None = None) -> None:
         curve: columns `beta`, `kl` (nats), `reward`, one row for each β (`rlhf_lab.exact.frontier`).
         beta: where the star stands; None draws none.
     """
-    _columns(curve, "curve", "beta", "kl", "reward")
+    check_columns(curve, "curve", "beta", "kl", "reward")
     curve = curve.sort_values("kl")
     look = style.of("optimal")
     ax.plot(curve["kl"], curve["reward"], color=look.light, lw=2, zorder=2)
     if beta is not None:
-        logs = np.log(curve["beta"].to_numpy(float))
-        order = np.argsort(logs)
-        x, y = (np.interp(np.log(beta), logs[order], curve[c].to_numpy(float)[order]) for c in ("kl", "reward"))
-        # Hollow and in front: the best methods land on it and stay in view.
-        ax.plot(x, y, look.marker, color=look.light, ms=20, mew=1.8, mfc="none", zorder=6)
+        # The star is hollow and in front, so that the best methods, which lie on it, stay in view.
+        ax.plot(*optimum(curve, beta), look.marker, color=look.light, ms=20, mew=1.8, mfc="none", zorder=6)
     ax.set(
         title="Reward bought with KL",
         xlabel="KL(π‖π_ref) [nats]",
         ylabel="expected reward E[r] [reward]",
     )
-
-
-def _error(row: pd.Series, metric: str) -> np.ndarray:
-    """(2, 1) distances below and above, never negative (a rounded interval may end on the point)."""
-    value = float(row[metric])
-    low, high = (float(row.get(f"{metric}_{end}", value)) for end in ("low", "high"))
-    sides = [[max(value - low, 0.0)], [max(high - value, 0.0)]]
-    return np.nan_to_num(np.array(sides))
-
-
-def _marker(look: style.Style) -> dict[str, Any]:
-    if look.marker in style.OPEN_MARKERS:
-        return {
-            "marker": look.marker,
-            "linestyle": "none",
-            "color": look.light,
-            "markersize": 9,
-            "markeredgewidth": 2.4,
-        }
-    edge = {"markeredgecolor": "white", "markeredgewidth": 0.8}
-    return {"marker": look.marker, "linestyle": "none", "color": look.light, "markersize": 9, **edge}
 
 
 @style.use()
@@ -83,15 +60,11 @@ def method_points(ax: Axes, summary: pd.DataFrame) -> None:
         summary: one row for each method; columns `method`, `kl`, `reward`, and, where there are intervals,
             `kl_low`, `kl_high`, `reward_low`, `reward_high`.
     """
-    _columns(summary, "summary", "method", "kl", "reward")
-    for _, row in summary.iterrows():
-        look = style.of(str(row["method"]))
-        if row["method"] == "optimal":
-            continue  # the star on the frontier
-        ax.errorbar(
-            [float(row["kl"])], [float(row["reward"])], xerr=_error(row, "kl"), yerr=_error(row, "reward"),
-            elinewidth=1.6, zorder=4, **_marker(look),
-        )  # fmt: skip
+    check_columns(summary, "summary", "method", "kl", "reward")
+    shown = summary[summary["method"] != "optimal"]  # π* is the star on the frontier
+    points = {"linestyle": "none", "markersize": 9, "zorder": 4}
+    interval_lines(ax, shown, "kl", "reward", "method", legend=False, lines=points)
+    interval_lines(ax, shown, "kl", "reward", "method", along="x", legend=False, lines=points)
 
 
 @style.use()
@@ -107,23 +80,16 @@ def regret_by_method(ax: Axes, summary: pd.DataFrame) -> None:
     """
     from matplotlib import ticker
 
-    _columns(summary, "summary", "method", "regret")
-    rows = summary[(summary["regret"] > 0) & (summary["method"] != "optimal")].sort_values("regret", ascending=False)
+    check_columns(summary, "summary", "method", "regret")
+    rows = summary[(summary["regret"] > 0) & (summary["method"] != "optimal")].sort_values("regret")
     if len(rows) == 0:
         raise LabError("No method has a regret above zero: there is nothing to show.")
     smallest = float(rows["regret"].min())
-    names = []
-    for place, (_, row) in enumerate(rows.iterrows()):
-        look = style.of(str(row["method"]))
-        error = _error(row, "regret")
+    if "regret_low" in rows.columns:
         # On a log axis an interval that reaches zero is drawn to the axis' left end.
-        error[0] = np.minimum(error[0], float(row["regret"]) - smallest * 0.05)
-        ax.errorbar(
-            [float(row["regret"])], [place], xerr=error, elinewidth=2.4, capsize=3,
-            zorder=4, **_marker(look),
-        )  # fmt: skip
-        names.append(str(row["label"]) if "label" in rows.columns else look.label)
-    ax.set_yticks(range(len(rows)), names)
+        rows = rows.assign(regret_low=rows["regret_low"].clip(lower=smallest * 0.05))
+    names = dict(zip(rows["method"], rows["label"], strict=True)) if "label" in rows.columns else None
+    interval_points(ax, rows, "method", "regret", names=names)
     ax.set_xscale("log")
     ax.set_xlim(left=smallest * 0.3)
     low, high = ax.get_xlim()
@@ -132,7 +98,6 @@ def regret_by_method(ax: Axes, summary: pd.DataFrame) -> None:
     ax.xaxis.set_major_locator(ticker.LogLocator(subs=steps))
     ax.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
     ax.xaxis.set_minor_formatter(ticker.NullFormatter())
-    ax.set_ylim(-0.7, len(rows) - 0.3)
     ax.set(title="What each method leaves on the table", xlabel="regret J(π*) − J(π) [reward, log scale]")
 
 
@@ -151,7 +116,7 @@ def comparison_figure(summary: pd.DataFrame, frontier_curve: pd.DataFrame, beta:
     Raises:
         LabError: a missing column, no rows, or a method without a style.
     """
-    _columns(summary, "summary", "method", "kl", "reward", "regret")
+    check_columns(summary, "summary", "method", "kl", "reward", "regret")
     from matplotlib.lines import Line2D
 
     drawing = style.figure(12.4, 5.6)

@@ -35,6 +35,9 @@ def policy_bars(
     Raises:
         LabError: no policy; log-probabilities that do not sum to one; lengths that differ.
     """
+    import pandas as pd
+    import seaborn as sns
+
     if not policies:
         raise LabError("policies is empty: give at least one, such as {'reference': log_ref}.")
     number = len(next(iter(policies.values())))
@@ -42,12 +45,15 @@ def policy_bars(
     for key, values in [*policies.items(), *([("reward", reward)] if reward is not None else [])]:
         if values.shape != (len(names),):
             raise LabError(f"{key} has shape {tuple(values.shape)}; there are {len(names)} responses.")
-    width = 0.8 / len(policies)
-    for j, (key, log_p) in enumerate(policies.items()):
-        look = style.of(key)
-        height = check_log_distribution(log_p, key).detach().exp().cpu().numpy()
-        left = [i - 0.4 + (j + 0.5) * width for i in range(number)]
-        ax.bar(left, height, width * 0.92, color=look.light, label=look.label)
+    heights = {
+        style.label(key): check_log_distribution(log_p, key).detach().exp().cpu().numpy()
+        for key, log_p in policies.items()
+    }
+    frame = pd.DataFrame(heights, index=range(number)).melt(var_name="policy", value_name="p", ignore_index=False)
+    palette = {style.label(key): style.colour(key) for key in policies}
+    sns.barplot(
+        frame, x=frame.index, y="p", hue="policy", palette=palette, saturation=1, gap=0.08, errorbar=None, ax=ax
+    )
     if reward is not None:
         # + 0.0 turns a rounded −0.0 into 0.0.
         names = [

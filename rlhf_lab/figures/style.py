@@ -21,7 +21,7 @@ import base64
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from rlhf_lab.errors import LabError
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LIGHT_PAGE, DARK_PAGE = "#FFFFFF", "#111111"
+
+OPEN_MARKERS = frozenset("x+_123")
+"""Markers made of strokes, which have no inside."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class Style:
         dark: the same hue, lighter, for a dark page.
         marker: its marker, in matplotlib's letters; the explorers draw the same shapes.
         dash: its line, in matplotlib's names.
+        hollow: draw the marker's outline only.
     """
 
     label: str
@@ -49,6 +53,20 @@ class Style:
     dark: str
     marker: str
     dash: str = "-"
+    hollow: bool = False
+
+    def line(self) -> dict[str, Any]:
+        """The style as settings of a matplotlib line with markers on a light page."""
+        # Markers made of strokes have no inside: an edge in the page's colour would hide them.
+        plain = self.hollow or self.marker in OPEN_MARKERS
+        return {
+            "color": self.light,
+            "linestyle": self.dash,
+            "marker": self.marker,
+            "markerfacecolor": LIGHT_PAGE if self.hollow else self.light,
+            "markeredgecolor": self.light if plain else LIGHT_PAGE,
+            "markeredgewidth": 1.8 if plain else 0.8,
+        }
 
 
 STYLES: dict[str, Style] = {
@@ -87,8 +105,8 @@ MAIN = ("reference", "optimal", "policy", "ppo", "dpo", "rso-rso-sample-rank", "
 _FAMILY = {"rso": "rso-rso-sample-rank", "dpo-sigmoid-norm": "dpo", "dpo-sigmoid": "dpo"}
 
 
-def of(key: str) -> Style:
-    """The style of `key`, the machine name of a policy or method.
+def of(key: str, **changes: Any) -> Style:
+    """The style of `key`, the machine name of a policy or method, with `changes` such as `label="DPO, β = 2"`.
 
     A variant that has no entry of its own (`"rest-4-steps"`) looks like its nearest relative (`"rest"`) and
     keeps its own name; `"rso"` alone is RSO's full version.
@@ -97,7 +115,7 @@ def of(key: str) -> Style:
         LabError: neither the key nor any beginning of it is known.
     """
     if key in STYLES:
-        return STYLES[key]
+        return replace(STYLES[key], **changes)
     parts = key.split("-")
     for cut in range(len(parts), 0, -1):
         head = "-".join(parts[:cut])
@@ -105,12 +123,8 @@ def of(key: str) -> Style:
         if head in STYLES:
             parent = STYLES[head]
             name = parent.label if cut == len(parts) else f"{parent.label}, {' '.join(parts[cut:])}"
-            return Style(name, parent.light, parent.dark, parent.marker, parent.dash)
+            return replace(parent, **{"label": name, **changes})
     raise LabError(f"No style for {key!r}. Known: {', '.join(STYLES)}. Add new entries to figures/style.py.")
-
-
-OPEN_MARKERS = frozenset("x+_123")
-"""Markers made of strokes: they have no inside, so an edge in the page's colour would wipe them out."""
 
 
 def colour(key: str, dark: bool = False) -> str:

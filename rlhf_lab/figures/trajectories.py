@@ -1,23 +1,24 @@
-"""Roads below the frontier: where every method went, and how its regret splits."""
+"""Training trajectories of each method below the exact frontier, and the two parts of each method's regret."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from rlhf_lab.errors import LabError
 from rlhf_lab.figures import style
-from rlhf_lab.figures.frontier import frontier
+from rlhf_lab.figures.frontier import frontier, optimum
+from rlhf_lab.figures.statistical import interval_bars
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
 
-class Road(Protocol):
-    """What is drawn of a run: `experiments.roads.Road` is one."""
+class Trajectory(Protocol):
+    """The places of one run during training: its method, and KL and reward (S,) from the start to the end."""
 
     method: str
     kl: np.ndarray
@@ -25,45 +26,48 @@ class Road(Protocol):
 
 
 @style.use()
-def roads_on_frontier(
-    ax: Axes, roads: Sequence[Road], curve: pd.DataFrame, beta: float, names: Mapping[str, str] | None = None
+def trajectories_on_frontier(
+    ax: Axes,
+    trajectories: Sequence[Trajectory],
+    curve: pd.DataFrame,
+    beta: float,
+    names: Mapping[str, str] | None = None,
 ) -> None:
-    """Draw every road as a thin line and its end as the method's marker, below the exact frontier.
+    """Draw every trajectory as a thin line that ends in the method's marker, below the exact frontier.
 
     Args:
         ax: where to draw.
-        roads: of several methods and seeds.
+        trajectories: of several methods and seeds.
         curve: columns `beta`, `kl` (nats), `reward`: π* along β.
-        beta: where the star stands.
-        names: names for the legend by method; the style's own where one is missing.
+        beta: the β whose π* is marked by a star.
+        names: names for the legend by method; the style's label where one is missing.
 
     Raises:
-        LabError: no road.
+        LabError: no trajectory.
     """
-    if not roads:
-        raise LabError("roads is empty: record some with experiments.roads.walk.")
+    if not trajectories:
+        raise LabError("trajectories is empty: record some with `record` of experiments.trajectories.")
     frontier(ax, curve, beta)
     seen: set[str] = set()
-    for road in roads:
-        look = style.of(road.method)
-        ax.plot(road.kl, road.reward, color=look.light, lw=1.1, alpha=0.6, zorder=3)
-        label = None if road.method in seen else (names or {}).get(road.method, look.label)
-        seen.add(road.method)
-        ax.plot(
-            [road.kl[-1]], [road.reward[-1]], look.marker, color=look.light, ms=9, mec="white", mew=0.8, zorder=5,
-            ls="", label=label,
-        )  # fmt: skip
-    start = style.of("reference")
-    ax.plot([roads[0].kl[0]], [roads[0].reward[0]], start.marker, color=start.light, ms=9, zorder=5, label=start.label)
-    furthest = max(float(road.kl.max()) for road in roads)
-    gains = [float(end) for road in roads for end in (road.reward.min(), road.reward.max())]
-    logs = np.log(curve["beta"].to_numpy(float))
-    order = np.argsort(logs)
-    star = [np.interp(np.log(beta), logs[order], curve[c].to_numpy(float)[order]) for c in ("kl", "reward")]
+    for one in trajectories:
+        look = style.of(one.method)
+        label = None if one.method in seen else (names or {}).get(one.method, look.label)
+        seen.add(one.method)
+        ax.plot(one.kl, one.reward, color=look.light, lw=1.1, alpha=0.6, zorder=3)
+        ax.plot(one.kl[-1:], one.reward[-1:], ms=9, zorder=5, label=label, **{**look.line(), "linestyle": "none"})
+    first, start = trajectories[0], style.of("reference")
+    ax.plot(first.kl[:1], first.reward[:1], start.marker, color=start.light, ms=9, zorder=5, label=start.label)
+    _limits(ax, trajectories, optimum(curve, beta))
+    ax.legend(loc="lower right", ncols=2)
+
+
+def _limits(ax: Axes, trajectories: Sequence[Trajectory], star: tuple[float, float]) -> None:
+    """Set limits that show every trajectory and π*, with little room beside them."""
+    furthest = max(float(one.kl.max()) for one in trajectories)
+    gains = [float(end) for one in trajectories for end in (one.reward.min(), one.reward.max())]
     low, high = min(gains), max([*gains, star[1]])
     ax.set_xlim(-0.03 * furthest, 1.08 * max(furthest, star[0]))
     ax.set_ylim(low - 0.06 * (high - low), high + 0.12 * (high - low))
-    ax.legend(loc="lower right", ncols=2)
 
 
 @style.use()
@@ -76,32 +80,24 @@ def regret_split(
         ax: where to draw.
         parts: by method, the two parts of every seed in units of reward. The bar shows means, its line the 95%
             interval of their sum over seeds.
-        names: names by method; the style's own where one is missing.
+        names: names by method; the style's label where one is missing.
 
     Raises:
         LabError: no method.
     """
-    from rlhf_lab.evaluation import mean_interval
+    import pandas as pd
 
     if not parts:
         raise LabError("parts is empty: give at least one method.")
-    order = sorted(parts, key=lambda key: float(np.mean(np.add(*parts[key]))), reverse=True)
-    labels = []
-    for place, key in enumerate(order):
-        look = style.of(key)
-        below, off = (np.asarray(values, float) for values in parts[key])
-        _, low, high = mean_interval(below + off)
-        first, second = below.mean(), off.mean()
-        ax.barh(place, first, color=look.light, height=0.6)
-        ax.barh(place, second, left=first, color=look.light, alpha=0.35, height=0.6, hatch="//", edgecolor="white")
-        if low == low:
-            ax.plot([max(low, 0.0), high], [place, place], color="#222222", lw=1.6, zorder=5)
-        labels.append((names or {}).get(key, look.label))
-    ax.set_yticks(range(len(order)), labels)
-    ax.grid(visible=False, axis="y")
+    order = sorted(parts, key=lambda key: float(np.mean(np.add(*parts[key]))))
+    rows = [{"method": key, "below": a, "regret": a + b} for key in order for a, b in zip(*parts[key], strict=True)]
+    frame = pd.DataFrame(rows)
+    hatched: dict[str, Any] = {"alpha": 0.35, "hatch": "//", "edgecolor": "white"}
+    interval_bars(ax, frame, "regret", "method", bars=hatched)
+    interval_bars(ax, frame, "below", "method", bars={"errorbar": None})
+    ax.set_yticks(range(len(order)), [(names or {}).get(key, style.label(key)) for key in order])
     ax.bar(0, 0, color="#555555", label="lost below the frontier")
-    ax.bar(0, 0, color="#555555", alpha=0.35, hatch="//", edgecolor="white", label="wrong place on it")
-    ax.set_xlim(left=0)
-    ax.set(title="Where the regret comes from", xlabel="regret J(π*) − J(π) [reward]")
+    ax.bar(0, 0, color="#555555", label="wrong place on it", **hatched)
+    ax.set(xlim=(0, None), ylabel="", title="Where the regret comes from", xlabel="regret J(π*) − J(π) [reward]")
     # Below the axes: bars and intervals may reach anywhere.
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)

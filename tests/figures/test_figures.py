@@ -113,7 +113,7 @@ def test_the_comparisons_picture_has_titles_labels_units_and_a_row_for_each_meth
     assert right.get_xscale() == "log"
     names = [tick.get_text() for tick in right.get_yticklabels()]
     assert set(names) == {style.label(key) for key in summary["method"] if key != "optimal"}
-    assert names[0] == "π_ref"  # the worst lies at the bottom
+    assert names[-1] == "π_ref" and right.yaxis_inverted()  # the worst lies at the bottom
     assert left.get_legend() is not None
 
 
@@ -245,7 +245,7 @@ def test_bars_of_two_policies_stand_side_by_side_in_the_order_of_the_policies():
     _, ax = style.subplots()
     log_p = torch.tensor([0.25, 0.75]).double().log()
     policies.policy_bars(ax, {"reference": log_p, "optimal": log_p.flip(0)})
-    bars = [(b.get_x() + b.get_width() / 2, b.get_height()) for b in ax.patches]
+    bars = [(b.get_x() + b.get_width() / 2, b.get_height()) for group in ax.containers for b in group]
     flat = [number for bar in bars for number in bar]
     assert flat == pytest.approx([-0.2, 0.25, 0.8, 0.75, 0.2, 0.75, 1.2, 0.25])
 
