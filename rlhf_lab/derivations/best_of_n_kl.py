@@ -30,7 +30,8 @@ def _kl(w: World) -> Tensor:
 def _as_stretches(w: World) -> Tensor:
     below, upto = _stretches(w)
     won = upto**w.n - below**w.n
-    return torch.special.xlogy(won, won / (upto - below)).sum(-1)
+    divergence: Tensor = torch.special.xlogy(won, won / (upto - below)).sum(-1)
+    return divergence
 
 
 def _density_kl(w: World, low: Tensor, high: Tensor) -> Tensor:

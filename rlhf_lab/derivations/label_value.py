@@ -6,6 +6,8 @@ The delta method in three steps: the regret's curvature, the labels' information
 Lecture, "Future Direction": given a budget of labels, how to design the whole training? One prompt, the first.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -14,9 +16,10 @@ from rlhf_lab.derivations.derivation import Derivation, Line, Wrong, gradient
 from rlhf_lab.derivations.random_worlds import World
 
 
-def _hessian(function: object, at: Tensor) -> Tensor:
+def _hessian(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
     """Second derivatives by autograd, (K, K)."""
-    return torch.autograd.functional.hessian(function, at.clone())  # type: ignore[no-untyped-call, arg-type]
+    second: Tensor = torch.autograd.functional.hessian(function, at.clone())
+    return second
 
 
 def _plug_in_regret(w: World, estimate: Tensor) -> Tensor:
@@ -149,13 +152,15 @@ def _asked_loss(w: World, estimate: Tensor) -> Tensor:
 def _pseudo_inverse(w: World) -> Tensor:
     """I(μ)⁺, (K, K). Along the shift 1, and only there, I(μ) is zero: filled before, taken off after the inverse."""
     shift = torch.full_like(_information(w), 1 / w.reward.shape[-1])
-    return torch.linalg.inv(_information(w) + shift) - shift
+    inverse: Tensor = torch.linalg.inv(_information(w) + shift)
+    return inverse - shift
 
 
 def _root(w: World) -> Tensor:
     """A with A Aᵀ = I(μ)⁺, (K, K), by eigenvectors: r̂ − r is A times independent standard normals, over √N."""
     values, vectors = torch.linalg.eigh(_pseudo_inverse(w))
-    return vectors * values.clamp(min=0).sqrt()
+    root: Tensor = vectors * values.clamp(min=0).sqrt()
+    return root
 
 
 label_price = Derivation(

@@ -78,7 +78,7 @@ def _absorbed(w: World) -> Tensor:
     """P(the first accepted is y), as an absorbing Markov chain of offers, by a linear system, (X, K)."""
     size = w.reward.shape[-1]
     go_on = (1 - _accept(w)).unsqueeze(-1) * w.ref.unsqueeze(-2)  # y is refused, y' is offered next
-    ends = torch.linalg.solve(torch.eye(size, dtype=torch.float64) - go_on, torch.diag_embed(_accept(w)))
+    ends: Tensor = torch.linalg.solve(torch.eye(size, dtype=torch.float64) - go_on, torch.diag_embed(_accept(w)))
     return (w.ref.unsqueeze(-2) @ ends).squeeze(-2)
 
 

@@ -30,7 +30,8 @@ def _kept(w: World) -> Tensor:
 
 def _entropy(w: World) -> Tensor:
     """H of it, (X,)."""
-    return -torch.special.xlogy(_kept(w), _kept(w)).sum(-1)
+    entropy: Tensor = -torch.special.xlogy(_kept(w), _kept(w)).sum(-1)
+    return entropy
 
 
 def _cloning(w: World, log_policy: Tensor) -> Tensor:

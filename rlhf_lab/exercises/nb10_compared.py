@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,7 +35,7 @@ def twin_beta(log_ref: Tensor, reward: Tensor, kl: float) -> float:
             low = beta  # too far from home: a nat must cost more
         else:
             high = beta
-    return (low * high) ** 0.5
+    return float((low * high) ** 0.5)
 
 
 def regret_in_two(
@@ -67,10 +68,10 @@ def _search(log_ref: Tensor, reward: Tensor, kl: float, slip: str) -> float:
             low = beta
         else:
             high = beta
-    return (low * high) ** 0.5
+    return float((low * high) ** 0.5)
 
 
-def _parts(log_policy: Tensor, log_ref: Tensor, reward: Tensor, beta: float, twin: float, slip: str) -> tuple:
+def _parts(log_policy: Tensor, log_ref: Tensor, reward: Tensor, beta: float, twin: float, slip: str) -> tuple[Any, ...]:
     """`regret_in_two` with one slip."""
     log_star = (log_ref + reward / beta).log_softmax(-1)
     log_twin = (log_ref + reward / twin).log_softmax(-1)

@@ -18,7 +18,7 @@ def response_kl(log_policy: Tensor, log_ref: Tensor, mask: Tensor) -> Tensor:
 def error_over_prompts(scores: Tensor) -> Tensor:
     """Standard error of the mean of `scores` (B, G) if prompts were drawn, and then G responses to each."""
     means = scores.mean(1)
-    return means.std() / len(means) ** 0.5
+    return means.std() / len(means) ** 0.5  # type: ignore[no-any-return]
 
 
 def gold_under_tilt(proxy: Tensor, gold: Tensor, beta: float) -> Tensor:

@@ -93,7 +93,8 @@ def _matters(star: Tensor) -> Tensor:
 
 def _inverse(edges: object, labels: float) -> Tensor:
     laplacian = labels * _laplacian(edges)
-    return torch.linalg.inv(laplacian + torch.eye(len(laplacian), dtype=torch.float64) / 9)
+    inverse: Tensor = torch.linalg.inv(laplacian + torch.eye(len(laplacian), dtype=torch.float64) / 9)
+    return inverse
 
 
 EXERCISES = (

@@ -65,4 +65,4 @@ def notebook_text(notebook: Any) -> str:
     """The content of the notebook's file: JSON with one line end at the end."""
     import nbformat
 
-    return nbformat.writes(notebook).rstrip("\n") + "\n"
+    return str(nbformat.writes(notebook)).rstrip("\n") + "\n"
