@@ -38,7 +38,7 @@ from rlhf_lab.policies.loading import (
     pick_device,
     show_progress_bars,
 )
-from rlhf_lab.policies.transformer.cuda_graph import check_device
+from rlhf_lab.policies.transformer.cuda_graph import check_cuda_device
 from rlhf_lab.policies.vllm import VllmSampler, check_vllm_installed
 from rlhf_lab.training import checkpoint, seeded
 
@@ -162,7 +162,7 @@ def _check(settings: Sample) -> None:
     if settings.sampler == "vllm":
         check_vllm_installed()
     elif settings.sampler == "graphs":
-        check_device(pick_device(settings.device))
+        check_cuda_device(pick_device(settings.device))
     if settings.resume and settings.out is None:
         raise LabError("--resume needs --out, the file to go on with.")
     check_reward(settings)

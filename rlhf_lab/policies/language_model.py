@@ -232,13 +232,13 @@ class LanguageModelPolicy(Policy):
             return sample_tokens(self._logits(states), number, generator, temperature, top_k)
 
         body = body_of(self.model)
-        step_of: Any = EagerStep
+        make_step: Any = EagerStep
         if self.cuda_graphs:
-            cuda_graph.check_device(self.device)
-            step_of = cuda_graph.CudaGraphStep
+            cuda_graph.check_cuda_device(self.device)
+            make_step = cuda_graph.CudaGraphStep
         if varlen_attention.install(body):
             drawn = generate(
-                body, prompts, num_samples, self.max_new_tokens, self.end_tokens, choose, self.device, step_of
+                body, prompts, num_samples, self.max_new_tokens, self.end_tokens, choose, self.device, make_step
             )
             if drawn is not None:
                 return drawn

@@ -195,7 +195,7 @@ def test_every_method_that_samples_can_draw_with_recorded_steps(method, model, p
 
     monkeypatch.setattr(cuda_graph, "cuda_graph", computed)
     for module in (cuda_graph, runner):
-        monkeypatch.setattr(module, "check_device", lambda device: None)
+        monkeypatch.setattr(module, "check_cuda_device", lambda device: None)
     words = train(method, model, pairs, tmp_path / "run", "--reward", reward, "--sampler", "graphs", *METHODS[method])
     assert main(words) == 0
     assert made and history(tmp_path / "run")

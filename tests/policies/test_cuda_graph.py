@@ -53,8 +53,8 @@ def stand_in(run) -> Recording:
     return Recording(replay, out)
 
 
-def recorded(body, prompts, layout, group, room):
-    return CudaGraphStep(body, prompts, layout, group, room, record=stand_in)
+def recorded(body, prompts, layout, group, capacity):
+    return CudaGraphStep(body, prompts, layout, group, capacity, record=stand_in)
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)

@@ -103,7 +103,7 @@ def test_the_compiled_kernel_gives_the_dense_attention_for_rows_of_many_lengths_
         with torch.no_grad():
             dense = policy.token_log_probs(prompts, responses)
             with monkeypatch.context() as patch:
-                patch.setattr(row.VarlenLayout, "_segments", compiled)
+                patch.setattr(row.VarlenLayout, "_attend_dense", compiled)
                 sparse = policy.token_log_probs(prompts, responses)
         assert (dense - sparse).abs().max() < 1e-4
         compilations.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])

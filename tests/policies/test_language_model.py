@@ -241,12 +241,12 @@ X, Y = Tokens.from_lists([[1], [2]]), Tokens.from_lists([[[1], [2]], [[3], [4, 5
     ("prompts", "responses", "message"),
     [
         (Tokens.from_lists([[1], []]), Y, "Prompt 1 is empty"),
-        (Tokens.from_lists([[1], [2] * 47]), Y, "Prompt 1 with its response 1 has 49 tokens.*holds 48"),
-        (Tokens.from_lists([[1], [99]]), Y, "Prompt 1 holds the id 99 at place 0.*0 … 36"),
+        (Tokens.from_lists([[1], [2] * 47]), Y, "Prompt 1 with its response 1 has 49 tokens.*length is 48"),
+        (Tokens.from_lists([[1], [99]]), Y, "Prompt 1 contains the id 99 at index 0.*0 … 36"),
         (
             X,
             Tokens.from_lists([[[1], [2]], [[3], [4, 31]]]),
-            r"Response \(1, 1\) holds the id 31.*vocab_size.*0 … 29",
+            r"Response \(1, 1\) contains the id 31.*vocab_size.*0 … 29",
         ),
         (X, Y[:1], r"responses must have shape \(B, G, T\) with B = 2"),
         (X[:0], Y[:0], "at least one row"),
@@ -332,7 +332,7 @@ def test_a_text_longer_than_the_sliding_window_is_refused_and_one_that_fills_it_
     model.config.sliding_window = 5
     prompt = Tokens.from_lists([[1, 2, 3]])
     assert policy.log_prob(prompt, Tokens.from_lists([[[4, 5]]])).isfinite().all()
-    with pytest.raises(LabError, match="has 6 tokens; the model's context holds 5"):
+    with pytest.raises(LabError, match="has 6 tokens, but the model.s maximum length is 5"):
         policy.log_prob(prompt, Tokens.from_lists([[[4, 5, 6]]]))
     assert policy.sample(prompt, 1).shape == (1, 1, 2)
     with pytest.raises(LabError, match="leaves no room for 2 more"):
@@ -344,9 +344,9 @@ def test_ids_just_outside_of_the_vocabulary_are_refused_and_those_at_its_ends_ar
     config = tiny("gpt2").config
     ends, outside = Tokens.from_lists([[0, 36]]), Tokens.from_lists([[0, bad]])
     shared_prefix_forward.check_batch(ends, ends.reshape(1, 1), config)
-    with pytest.raises(LabError, match=f"Prompt 0 holds the id {bad} at place 1"):
+    with pytest.raises(LabError, match=f"Prompt 0 contains the id {bad} at index 1"):
         shared_prefix_forward.check_prompts(outside, 37)
-    with pytest.raises(LabError, match=rf"holds the id {bad} at place 1"):
+    with pytest.raises(LabError, match=rf"contains the id {bad} at index 1"):
         shared_prefix_forward.check_batch(ends, outside.reshape(1, 1), config)
 
 

@@ -136,7 +136,7 @@ def test_draw_inverts_the_distribution_function():
 
 @pytest.mark.parametrize("row", [[math.nan, 1.0], [0.0, 0.0]])
 def test_draw_refuses_rows_without_a_distribution(row):
-    with pytest.raises(LabError, match="Nothing to draw from"):
+    with pytest.raises(LabError, match="contains nan or sums to 0"):
         sample_index(torch.tensor([[0.5, 0.5], row]))
 
 

@@ -51,9 +51,9 @@ def test_the_block_sparse_pattern_is_the_dense_one(kind, monkeypatch):
 
         def flex(self, *args):
             asked.append(1)
-            return self._flex(*args)
+            return self._attend_flex(*args)
 
-        monkeypatch.setattr(row.VarlenLayout, "_segments", flex)
+        monkeypatch.setattr(row.VarlenLayout, "_attend_dense", flex)
         sparse = policy.token_log_probs(prompts, responses)
     assert asked and (dense - sparse).abs().max() < 1e-4
 

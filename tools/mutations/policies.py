@@ -488,8 +488,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "mask",
             "a prompt's keys begin one place early",
-            "start = layout.first.to(prompts.device) - lengths + 1",
-            "start = (layout.first.to(prompts.device) - lengths).clamp(min=0)",
+            "start = layout.last_prompt_index.to(prompts.device) - lengths + 1",
+            "start = (layout.last_prompt_index.to(prompts.device) - lengths).clamp(min=0)",
             near="policies/test_generate.py::test_each_token_is_drawn_from_the_probabilities_that_token_log_probs_gives_it",
         ),
         Mutation(
@@ -523,8 +523,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "data",
             "the first token goes to the responses in another order",
-            "drawn = choose(last, num_samples).flatten()",
-            "drawn = choose(last, num_samples).T.flatten()",
+            "drawn = sample_next(last, num_samples).flatten()",
+            "drawn = sample_next(last, num_samples).T.flatten()",
             near="policies/test_generate.py::test_the_way_through_the_model_s_own_cache_draws_the_same",
         ),
         Mutation(
@@ -1068,8 +1068,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "setting",
             "the user's own setting of malloc is overruled",
-            "if any(os.environ.get(name) for name in said) or",
-            "if all(os.environ.get(name) for name in said) or",
+            "if any(os.environ.get(name) for name in variables) or",
+            "if all(os.environ.get(name) for name in variables) or",
             near="policies/test_malloc.py::test_a_user_s_own_setting_of_malloc_wins",
         ),
         Mutation(

@@ -51,7 +51,7 @@ from rlhf_lab.policies.loading import (
 )
 from rlhf_lab.policies.lora import AdapterReference, LoraPolicy, check_lora_rank, with_lora
 from rlhf_lab.policies.reference_cache import cached_reference_log_probs
-from rlhf_lab.policies.transformer.cuda_graph import check_device
+from rlhf_lab.policies.transformer.cuda_graph import check_cuda_device
 from rlhf_lab.policies.vllm import VllmSampler, check_vllm_installed
 from rlhf_lab.training import Training, checkpoint, distributed, memory
 from rlhf_lab.training.lock import FolderLock
@@ -259,7 +259,7 @@ def _check_sampler(settings: Any) -> None:
     """Refuse a sampler that is not there, before anything is loaded."""
     sampler = getattr(settings, "sampler", "lab")
     if sampler == "graphs":
-        check_device(pick_device(settings.device))
+        check_cuda_device(pick_device(settings.device))
     elif sampler == "vllm":
         if distributed.world_size() > 1:
             raise LabError("The sampler vllm works with one process; with several leave --sampler out.")

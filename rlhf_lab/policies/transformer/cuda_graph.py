@@ -1,14 +1,17 @@
-"""Decoding on a GPU without waiting for Python: a step's kernels are recorded once and replayed.
+"""Generation with CUDA graphs (experimental): the kernels of a decoding step are recorded once and replayed.
 
-A step of GPT-2 at a few dozen rows is some 300 kernels of a few microseconds, and launching them from Python takes
-several times as long as running them. A CUDA graph launches all at once. What it replays has fixed addresses and fixed
-numbers, so a step must be the same for every token: inputs are copied into buffers that stay, the number of tokens so
-far is a tensor, and room for all keys is read at each step, with those to come barred (`StaticKVCache`). Responses that
-have ended stay in the grid. Drawing the token is outside of the graph: it needs the generator.
+A decoding step of GPT-2 with a few dozen rows launches about 300 kernels of a few microseconds each, and launching them
+from Python takes several times as long as running them. A CUDA graph launches all of them with one call.
 
-Not yet measured on a GPU, so nobody gets it unasked (`LanguageModelPolicy.cuda_graphs`, `--sampler graphs`). On a CPU
-the tests record the very operations, refuse what a capture refuses (reading a number back, making a tensor of Python
-numbers), replay them blindly, and compare.
+A graph replays kernels with fixed addresses and fixed numbers, so that every step has to perform the same operations.
+Therefore the inputs are copied into buffers that are allocated once, the number of tokens before the step is a tensor,
+and every step reads the memory for all keys, with a mask for those that are not written yet (`StaticKVCache`).
+Responses that have ended are computed until all have ended. The next token is sampled outside of the graph, because
+this needs the generator.
+
+Experimental: this has not run on a GPU yet. It is used only if `LanguageModelPolicy.cuda_graphs` is set, which
+`--sampler graphs` does. The tests imitate a capture on the CPU. They record the operations, refuse what a capture
+refuses (reading a number back, creating a tensor from Python numbers), replay them, and compare the results.
 """
 
 from __future__ import annotations
@@ -26,11 +29,11 @@ from rlhf_lab.policies.transformer.generate import SharedPromptCache
 
 
 class Recording(NamedTuple):
-    """What was recorded of a function.
+    """A recorded function.
 
     Attributes:
-        replay: do the same again, on what the same tensors then hold.
-        out: the tensor that holds the result after each replay.
+        replay: runs the recorded operations again, on the present contents of the same tensors.
+        out: the tensor that contains the result after each replay.
     """
 
     replay: Callable[[], None]
@@ -38,11 +41,11 @@ class Recording(NamedTuple):
 
 
 Recorder = Callable[[Callable[[], Tensor]], Recording]
-"""Records a function of no arguments, without having run it."""
+"""Records a function without arguments."""
 
 
-def cuda_graph(run: Callable[[], Tensor]) -> Recording:
-    """Record `run` as a CUDA graph; its memory is given back with the graph."""
+def record_cuda_graph(run: Callable[[], Tensor]) -> Recording:
+    """Record `run` as a CUDA graph, which frees its memory when it is deleted."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         out = run()
@@ -50,17 +53,17 @@ def cuda_graph(run: Callable[[], Tensor]) -> Recording:
 
 
 class StaticKVCache(SharedPromptCache):
-    """`SharedPromptCache` whose every step is the same operations: the step's number lies in a tensor.
+    """A `SharedPromptCache` of fixed size, in which every step performs the same operations.
 
     Attributes:
-        at: (1,), tokens that each response has in its own keys before this step.
+        at: (1,), the number of tokens that each response has before this step.
     """
 
-    def __init__(self, prompts: Tokens, layout: varlen_attention.VarlenLayout, group: int, room: int) -> None:
-        """As `SharedPromptCache`."""
-        super().__init__(prompts, layout, group, room)
+    def __init__(self, prompts: Tokens, layout: varlen_attention.VarlenLayout, group: int, capacity: int) -> None:
+        """See `SharedPromptCache`."""
+        super().__init__(prompts, layout, group, capacity)
         self.at = torch.zeros(1, dtype=torch.long, device=prompts.device)
-        self._places = torch.arange(room, device=prompts.device)
+        self._places = torch.arange(capacity, device=prompts.device)
 
     def _remember(self, module: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         own = self._own_of(module, key, value)
@@ -73,18 +76,21 @@ class StaticKVCache(SharedPromptCache):
         own = super()._own_of(module, key, value)
         if not known:
             for whole in own:
-                whole.zero_()  # what is barred is multiplied all the same, by 0, and 0 · nan would be nan
+                whole.zero_()  # masked values are multiplied by 0, and 0 · nan would be nan
         return own
 
 
 class CudaGraphStep:
-    """One decoding step of `body`: the first is run, the second recorded and replayed, the others replayed.
+    """A decoding step as a CUDA graph (experimental).
+
+    The first step runs the model directly, the second one records the graph, and all further steps replay it.
 
     Attributes:
-        thins: False; what is recorded has a fixed number of rows.
+        cache: keys and values of prompts and responses.
+        drops_ended: False, because the graph has a fixed number of rows.
     """
 
-    thins = False
+    drops_ended = False
 
     def __init__(
         self,
@@ -92,35 +98,38 @@ class CudaGraphStep:
         prompts: Tokens,
         layout: varlen_attention.VarlenLayout,
         group: int,
-        room: int,
+        capacity: int,
         record: Recorder | None = None,
     ) -> None:
-        """Take the buffers for `group` responses to each of `prompts` (B, P).
+        """Allocate the buffers.
 
         Args:
             body: the transformer without its head.
-            prompts: (B, P), as `SharedPromptCache` takes it, like the next three.
-            layout: of a pass over the prompts alone.
-            group: G.
-            room: tokens for which keys are preallocated.
-            record: a stand-in for `cuda_graph`.
+            prompts: (B, P) on the model's device.
+            layout: the layout of `generate.prefill`.
+            group: G, the number of responses per prompt.
+            capacity: number of tokens per response for which memory is preallocated.
+            record: records the step; None for `record_cuda_graph`. Tests pass an imitation.
         """
-        self.cache = StaticKVCache(prompts, layout, group, room)
-        self._body, self._record = body, record or cuda_graph
+        self.cache = StaticKVCache(prompts, layout, group, capacity)
+        self._body, self._record = body, record or record_cuda_graph
         self._tokens = torch.zeros(1, len(prompts) * group, dtype=torch.long, device=prompts.device)
         self._positions = torch.zeros_like(self._tokens)
         self._recording: Recording | None = None
         self._warm = False
 
     def __call__(self, tokens: Tensor, positions: Tensor, step: int) -> Tensor:
-        """States (1, n, H) of `tokens` (n,) at `positions` (n,). They are overwritten by the next step."""
+        """Compute the states (1, n, H) of `tokens` (n,) at `positions` (n,), after `step` tokens of each response.
+
+        The next step overwrites the returned tensor.
+        """
         self._tokens.copy_(tokens[None])
         self._positions.copy_(positions[None])
         self.cache.at.fill_(step)
         if not self._warm:
-            # Whatever is made at a first use (libraries' handles, the room for keys) must be there before recording.
+            # What is created at first use (libraries' handles, memory for keys) must exist before the recording.
             self._warm = True
-            return self._beside()
+            return self._run_on_side_stream()
         if self._recording is None:
             self._recording = self._record(self._run)
         self._recording.replay()
@@ -128,11 +137,11 @@ class CudaGraphStep:
 
     def _run(self) -> Tensor:
         states = varlen_attention.forward_with_layout(self._body, self._tokens, self._positions, self.cache)
-        assert states is not None  # the prompts went the same way
+        assert states is not None  # the same layers used the layout in `prefill`
         return states
 
-    def _beside(self) -> Tensor:
-        """Run on a stream of its own, as the captured step will."""
+    def _run_on_side_stream(self) -> Tensor:
+        """Run on a separate stream, as PyTorch requires of the run before a capture."""
         if self._tokens.device.type != "cuda":
             return self._run()
         here, beside = torch.cuda.current_stream(), torch.cuda.Stream()
@@ -144,7 +153,7 @@ class CudaGraphStep:
         return states
 
 
-def check_device(device: torch.device) -> None:
-    """Raise `LabError` unless `device` has CUDA graphs."""
+def check_cuda_device(device: torch.device) -> None:
+    """Raise `LabError` unless `device` is a CUDA device."""
     if device.type != "cuda":
-        raise LabError(f"CUDA graphs need a CUDA device, and the model lies on {device}. Leave them out.")
+        raise LabError(f"CUDA graphs need a CUDA device, but the model is on {device}. Use another sampler.")

@@ -1,10 +1,12 @@
-"""The attention of a row without padding on a GPU: one block-sparse `flex_attention` for the whole row.
+"""Variable-length attention on a GPU by one block-sparse `flex_attention` call for the whole row (experimental).
 
-Which blocks of 128 × 128 tokens hold anything is worked out from the first and last token of each block, on the CPU
-and in N²/128² steps; torch's own `create_block_mask` would look at all N² pairs of tokens on the device (10 GB for a
-row of 100,000). What is seen within a block is decided token by token in the kernel.
+The attention pattern (see `varlen_attention.py`) is divided into blocks of 128 × 128 pairs of tokens. Which blocks are
+empty is computed on the CPU from the first and last token of each block, in N²/128² steps. torch's `create_block_mask`
+would evaluate all N² pairs of tokens on the device, which takes 10 GB for a row of 100,000 tokens. Inside a partly
+visible block, the kernel evaluates the pattern for each pair.
 
-Not yet measured on a GPU; the pattern, and on machines with a C++ compiler the compiled kernel, are tested on a CPU.
+Experimental: this has not run on a GPU yet. The pattern is tested on a CPU, and so is the compiled kernel on machines
+with a C++ compiler.
 """
 
 from __future__ import annotations
@@ -17,45 +19,47 @@ import torch
 from torch import Tensor
 
 BLOCK = 128
-"""Tokens in a block."""
+"""Number of tokens in a block."""
 
 _compiled: dict[str, Callable[..., Any]] = {}
 
 
 def available(device: torch.device) -> bool:
-    """Whether the kernel can be compiled for this device: a CUDA device, and Triton is installed."""
+    """Whether the kernel can be compiled for this device, which needs a CUDA device and Triton."""
     return device.type == "cuda" and importlib.util.find_spec("triton") is not None
 
 
 def visible_blocks(text: Tensor, segment: Tensor, size: int = BLOCK) -> tuple[Tensor, Tensor]:
-    """Blocks of which something is seen, and among them those of which everything is.
+    """Find the blocks that are visible in part, and those that are visible completely.
 
     Args:
-        text: (N,), the number of the prompt that each token belongs to, rising.
-        segment: (N,), 0 for a prompt's token, 1 … G for those of its responses; rising within a text.
-        size: tokens in a block.
+        text: (N,), the number of the prompt that each token belongs to, in increasing order.
+        segment: (N,), 0 for a prompt's tokens and 1 … G for those of its responses, in increasing order in each text.
+        size: number of tokens in a block.
 
     Returns:
-        (n, n) booleans for n = ⌈N / size⌉: query block i sees something, or everything, of key block j. A block that
-        the row does not fill is never seen whole.
+        Two boolean (n, n) tensors with n = ⌈N / size⌉. Entry (i, j) of the first says whether any token of query block
+        i attends to any token of key block j. The second says whether all tokens attend to all tokens. It is never
+        True for an incomplete block at the end of the row.
     """
     number = len(text)
     start = torch.arange(0, number, size)
     stop = (start + size - 1).clamp(max=number - 1)
     new = torch.zeros(number, dtype=torch.long)
     new[1:] = (text[1:] != text[:-1]) | (segment[1:] != segment[:-1])
-    run = new.cumsum(0)  # a number for each prompt and each response, in the row's order
+    run = new.cumsum(0)  # numbers the prompts and responses in the order of the row
     q_text, q_run = (t[start][:, None] for t in (text, run))  # of a query block's first token
     q_last_text, q_last_run = (t[stop][:, None] for t in (text, run))
     k_first, k_text, k_run = (t[start][None] for t in (segment, text, run))
     k_last, k_last_text, k_last_run = (t[stop][None] for t in (segment, text, run))
     earlier = start[None] < start[:, None]
-    # An earlier block can share one text with a later one, its own last and the other's first. Of that text it holds
-    # prompt tokens if the text begins in it, or if its own first token is one.
+    # An earlier and a later block can have only one text in common, which is the earlier block's last and the later
+    # one's first. The earlier block contains prompt tokens of that text if the text starts in the block, or if the
+    # block's first token is a prompt token.
     prompt = (k_last_text == q_text) & ((k_text != k_last_text) | (k_first == 0))
     some = (earlier & (prompt | (k_last_run == q_run))) | torch.eye(len(start), dtype=torch.bool)
 
-    one_text = (k_text == q_text) & (k_text == q_last_text)  # with `earlier`: all of both
+    one_text = (k_text == q_text) & (k_text == q_last_text)  # with `earlier`, both blocks are in one text
     same_run = (k_last_run == q_run) & (k_last_run == q_last_run)
     prompt_before = (k_first == 0) & (k_last_run - k_run == 1)
     all_seen = (k_last == 0) | (same_run & ((k_run == k_last_run) | prompt_before))
@@ -64,13 +68,13 @@ def visible_blocks(text: Tensor, segment: Tensor, size: int = BLOCK) -> tuple[Te
 
 
 def block_mask(text: Tensor, segment: Tensor, device: torch.device, size: int = BLOCK) -> Any:
-    """The row's `BlockMask` on `device`: a token sees its prompt and its own response up to itself.
+    """The `BlockMask` of a row, in which a token attends to its prompt and to its response up to itself.
 
     Args:
-        text: (N,), as in `visible_blocks`. It is read on the CPU; one that lies elsewhere is copied there.
-        segment: (N,), as in `visible_blocks`, likewise.
+        text: (N,), as in `visible_blocks`. It is copied to the CPU if it is on another device.
+        segment: (N,), as in `visible_blocks`; copied likewise.
         device: where attention is computed.
-        size: tokens in a block.
+        size: number of tokens in a block.
     """
     from torch.nn.attention.flex_attention import BlockMask
 
@@ -89,7 +93,7 @@ def block_mask(text: Tensor, segment: Tensor, device: torch.device, size: int = 
 
 
 def _first(mask: Tensor) -> Tensor:
-    """(n, n): the columns of each row, those that are set first and in order."""
+    """The column indices of each row, (n, n): first those where `mask` is True, in order."""
     return (~mask).int().argsort(dim=1, stable=True)
 
 
@@ -98,13 +102,26 @@ def _listed(blocks: Tensor) -> Tensor:
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Any, scale: float | None, compiled: bool = True) -> Tensor:
-    """(1, heads, N, d) queries over (1, key heads, N, d) keys; gives (1, N, heads, d)."""
+    """Compute attention with a block mask.
+
+    Args:
+        query: (1, heads, N, d).
+        key: (1, key heads, N, d).
+        value: (1, key heads, N, d).
+        mask: from `block_mask`.
+        scale: factor of the scores; None for 1/√d.
+        compiled: compile the kernel; tests on a CPU pass False.
+
+    Returns:
+        (1, N, heads, d).
+    """
     from torch.nn.attention.flex_attention import flex_attention
 
     if compiled and "flex" not in _compiled:
         _compiled["flex"] = torch.compile(flex_attention, dynamic=True)
     attention: Any = _compiled["flex"] if compiled else flex_attention
-    # Rotary embeddings may have widened queries and keys; the kernel wants one number type.
+    # Rotary embeddings may have changed queries and keys to a wider dtype; the kernel needs one dtype.
     query, key = query.to(value.dtype), key.to(value.dtype)
     grouped = query.shape[1] != key.shape[1]
-    return attention(query, key, value, block_mask=mask, scale=scale, enable_gqa=grouped).transpose(1, 2)
+    out: Tensor = attention(query, key, value, block_mask=mask, scale=scale, enable_gqa=grouped)
+    return out.transpose(1, 2)

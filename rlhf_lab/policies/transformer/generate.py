@@ -1,15 +1,17 @@
-"""Many responses to one prompt, token by token: the prompt's keys and values are computed once and read once.
+"""Generation of many responses per prompt, in which the responses share the prompt's keys and values.
 
-`generate` repeats the prompt's cache for each response and grows it by copying. Here all responses of a prompt ask
-the same keys in one matrix product,
+The `generate` method of transformers repeats the prompt's cache for each response, and copies the whole cache to append
+a token. Here a prompt's keys and values are stored once. In each step, the queries q of all G responses of a prompt are
+multiplied with K_prompt in one matrix product, and with the keys K_own of their own response:
 
     scores = [ q·K_promptᵀ | q·K_ownᵀ ],   attention = softmax(scores) [ V_prompt ; V_own ]
 
-q of all G responses against one K_prompt, and against each one's own, preallocated K_own. Responses that have ended
-are left out of the row that the model computes; their keys are dropped where a good share of them has ended.
+K_own and V_own are preallocated. Responses that have ended are not computed any more, and when many of them have
+ended, their keys and values are removed.
 
-`SharedPromptCache` is the layout that a decoding step hands to `varlen_attention.py`; no cache of transformers
-takes part, so this works for whatever architecture hands keywords on to its attention.
+In a decoding step, `SharedPromptCache` takes the place of the layout in `varlen_attention.py`. No cache of
+transformers is used, so that this works for every architecture that hands keyword arguments on to its attention. For
+the others there is `generate_with_repeated_cache`.
 """
 
 from __future__ import annotations
@@ -24,39 +26,52 @@ from rlhf_lab.batch import Tokens
 from rlhf_lab.policies.transformer import varlen_attention
 
 COMPACT_BELOW = 0.8
-"""The grid of B × G responses is cut down when what goes on fits into less than this share of it."""
+"""Ended responses are removed from the cache when the remaining ones fill less than this fraction of its rows."""
 
 
 class SharedPromptCache:
-    """The layout of a decoding step: B prompts' keys and values, and each of B × G responses' own.
+    """Keys and values of B prompts, and of B × G responses; the layout of a decoding step.
 
     Attributes:
-        step: tokens that each response has in its own keys before this step.
-        rows: (n,), the responses that take part in this step, as numbers in the flat grid; None for all.
-        used: an attention layer has asked for it.
+        step: number of tokens that each response has before this step.
+        rows: (n,), indices into the B·G responses of those that are computed in this step; None for all.
+        used: whether an attention layer has used the cache.
     """
 
-    def __init__(self, prompts: Tokens, layout: varlen_attention.VarlenLayout, group: int, room: int) -> None:
-        """Take the keys and values that `layout` kept.
+    def __init__(self, prompts: Tokens, layout: varlen_attention.VarlenLayout, group: int, capacity: int) -> None:
+        """Start with the prompts' keys and values from `prefill`.
 
         Args:
             prompts: (B, P) on the model's device.
-            layout: of a pass over the prompts alone, with `keep=True`.
-            group: G, responses a prompt.
-            room: tokens for which keys are preallocated.
+            layout: the layout of `prefill`.
+            group: G, the number of responses per prompt.
+            capacity: number of tokens per response for which memory is preallocated.
         """
-        assert layout.kept is not None
-        self.group, self.room, self.step, self.used = group, room, 0, False
+        assert layout.keys_values is not None
+        self.group, self.capacity, self.step, self.used = group, capacity, 0, False
         self.rows: Tensor | None = None
         lengths = prompts.lengths
-        start = layout.first.to(prompts.device) - lengths + 1
+        start = layout.last_prompt_index.to(prompts.device) - lengths + 1
         place = (start[:, None] + torch.arange(prompts.shape[1], device=prompts.device)).where(prompts.mask, 0)
-        self._prompt = {k: (_rows(keys, place), _rows(values, place)) for k, (keys, values) in layout.kept.items()}
+        self._prompt = {
+            k: (_rows(keys, place), _rows(values, place)) for k, (keys, values) in layout.keys_values.items()
+        }
         self._own: dict[int, tuple[Tensor, Tensor]] = {}
         self._barred = None if bool(prompts.mask.all()) else ~prompts.mask
 
     def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
-        """One new token of n responses: (1, heads, n, d) queries; gives (1, n, heads, d)."""
+        """Compute the attention of one new token for each of n responses.
+
+        Args:
+            module: the attention layer.
+            query: (1, heads, n, d).
+            key: (1, key heads, n, d), which is added to the cache.
+            value: (1, key heads, n, d), which is added to the cache.
+            scale: factor of the scores; None for 1/√d.
+
+        Returns:
+            (1, n, heads, d).
+        """
         query, key, value = self._spread(query), self._spread(key), self._spread(value)
         heads, width = query.shape[1], query.shape[-1]
         keys, values = self._prompt[id(module)]  # (B, key heads, P, d)
@@ -81,9 +96,9 @@ class SharedPromptCache:
         return out if self.rows is None else out[:, self.rows]
 
     def _remember(self, module: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Put this step's keys and values, (1, key heads, B·G, d) each, to the responses' own.
+        """Add this step's keys and values, (1, key heads, B·G, d) each, to those of the responses.
 
-        Gives all of them, (B, key heads, G, T, d), and which of the T are yet to come, (T,), or None if none is.
+        Returns all of them, (B, key heads, G, T, d) each, and a mask (T,) of those that are not written yet, or None.
         """
         own = self._own_of(module, key, value)
         for whole, new in zip(own, (key, value), strict=True):
@@ -92,19 +107,19 @@ class SharedPromptCache:
         return keys, values, None
 
     def _own_of(self, module: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """The room for a layer's own keys and values, (B, key heads, G, room, d) each."""
+        """The memory for the responses' keys and values of a layer, (B, key heads, G, capacity, d) each."""
         if id(module) not in self._own:
             known, heads = self._prompt[id(module)][0], key.shape[1]
-            shape = (len(known), heads, self.group, self.room)
+            shape = (len(known), heads, self.group, self.capacity)
             self._own[id(module)] = known.new_empty(*shape, key.shape[-1]), known.new_empty(*shape, value.shape[-1])
         return self._own[id(module)]
 
     def _in_grid(self, states: Tensor) -> Tensor:
-        """(1, key heads, B·G, d) as (B, key heads, G, d)."""
+        """Reshape (1, key heads, B·G, d) to (B, key heads, G, d)."""
         return states[0].view(states.shape[1], -1, self.group, states.shape[-1]).transpose(0, 1)
 
     def _spread(self, states: Tensor) -> Tensor:
-        """(1, heads, n, d) to its places in the whole grid, (1, heads, B·G, d)."""
+        """Write the n computed rows (1, heads, n, d) to their indices among all responses, (1, heads, B·G, d)."""
         if self.rows is None:
             return states
         count = len(next(iter(self._prompt.values()))[0])
@@ -112,7 +127,7 @@ class SharedPromptCache:
         return whole.index_copy(2, self.rows, states)
 
     def keep(self, prompts: Tensor, responses: Tensor) -> None:
-        """Go on with these prompts (B',) and, of each, these responses (B', G')."""
+        """Keep only these prompts (B',) and, of each, these responses (B', G')."""
         for key, (keys, values) in self._prompt.items():
             if len(prompts) < len(keys):
                 self._prompt[key] = keys[prompts], values[prompts]
@@ -127,48 +142,60 @@ class SharedPromptCache:
 
 
 def _rows(kept: Tensor, place: Tensor) -> Tensor:
-    """(1, heads, N, d) at places (B, P): (B, heads, P, d)."""
+    """Select the indices `place` (B, P) from (1, heads, N, d): (B, heads, P, d)."""
     if place.shape[0] == 1:
         return kept
     return kept[0][:, place].transpose(0, 1).contiguous()
 
 
 class EagerStep:
-    """One decoding step of `body`, computed as it comes.
+    """A decoding step that runs the model directly, without CUDA graphs.
 
     Attributes:
-        cache: the prompts' and the responses' keys and values.
-        thins: responses that have ended can be left out of it.
+        cache: keys and values of prompts and responses.
+        drops_ended: whether responses that have ended can be left out.
     """
 
-    thins = True
+    drops_ended = True
 
     def __init__(
-        self, body: nn.Module, prompts: Tokens, layout: varlen_attention.VarlenLayout, group: int, room: int
+        self, body: nn.Module, prompts: Tokens, layout: varlen_attention.VarlenLayout, group: int, capacity: int
     ) -> None:
-        """As `SharedPromptCache`."""
+        """See `SharedPromptCache`; `body` is the transformer without its head."""
         self._body = body
-        self.cache = SharedPromptCache(prompts, layout, group, room)
+        self.cache = SharedPromptCache(prompts, layout, group, capacity)
 
     def __call__(self, tokens: Tensor, positions: Tensor, step: int) -> Tensor:
-        """States (1, n, H) of `tokens` (n,) at `positions` (n,); each response has `step` tokens before this one."""
+        """Compute the states (1, n, H) of `tokens` (n,) at `positions` (n,), after `step` tokens of each response."""
         self.cache.step = step
         states = varlen_attention.forward_with_layout(self._body, tokens[None], positions[None], self.cache)
-        assert states is not None  # the prompts went the same way
+        assert states is not None  # the same layers used the layout in `prefill`
         return states
 
 
 def prefill(
     body: nn.Module, prompts: Tokens, device: torch.device
 ) -> tuple[Tensor, varlen_attention.VarlenLayout] | None:
-    """The states (B, H) at the prompts' last tokens, and the layout that kept keys and values; None as in `run`."""
-    layout = varlen_attention.VarlenLayout(prompts, Tokens.full(prompts.ids[:, None, :0]), device, keep=True)
+    """Compute the prompts.
+
+    Args:
+        body: the transformer without its head.
+        prompts: (B, P), each of at least one token.
+        device: the model's device.
+
+    Returns:
+        The states (B, H) of the prompts' last tokens, and a layout with the prompts' keys and values; None if the
+        model's attention does not use a layout.
+    """
+    layout = varlen_attention.VarlenLayout(
+        prompts, Tokens.full(prompts.ids[:, None, :0]), device, store_keys_values=True
+    )
     hidden = varlen_attention.forward_with_layout(body, layout.ids, layout.positions, layout)
-    return None if hidden is None else (hidden[0, layout.first.to(device)], layout)
+    return None if hidden is None else (hidden[0, layout.last_prompt_index.to(device)], layout)
 
 
 def still_generating(alive: Tensor, drawn: Tensor, ends: Collection[int]) -> Tensor:
-    """`alive`, except where the token in `drawn` is one of `ends`. Both have the same shape."""
+    """`alive`, set to False where the token in `drawn` is one of `ends`. Both tensors have the same shape."""
     for end in ends:
         alive = alive & (drawn != end)
     return alive
@@ -180,21 +207,24 @@ def generate(
     num_samples: int,
     max_new_tokens: int,
     ends: Collection[int],
-    choose: Any,
+    sample_next: Any,
     device: torch.device,
-    step_of: Callable[..., Any] = EagerStep,
+    make_step: Callable[..., Any] = EagerStep,
 ) -> Tokens | None:
-    """Draw responses (B, num_samples, T) to `prompts` (B, P); None if the model's attention takes no layout.
+    """Sample responses to prompts.
 
     Args:
         body: the transformer without its head.
-        prompts: each of at least one token.
-        num_samples: responses a prompt.
-        max_new_tokens: longest response.
+        prompts: (B, P), each of at least one token.
+        num_samples: number of responses per prompt.
+        max_new_tokens: maximum number of tokens of a response.
         ends: ids that end a response; may be empty.
-        choose: `(states (N, H), number) → ids (N, number)`.
-        device: where the model lies.
-        step_of: makes the step; `EagerStep`, or `graphs.CudaGraphStep`.
+        sample_next: samples the next tokens, `(states (N, H), number) → ids (N, number)`.
+        device: the model's device.
+        make_step: `EagerStep` or `cuda_graph.CudaGraphStep`.
+
+    Returns:
+        (B, num_samples, T); None if the model's attention does not use a layout.
     """
     start = prefill(body, prompts, device)
     if start is None:
@@ -202,39 +232,39 @@ def generate(
     last, layout = start
     prompts = prompts.to(device)
     count, group = len(prompts), num_samples
-    compute = step_of(body, prompts, layout, group, max_new_tokens - 1)
+    compute = make_step(body, prompts, layout, group, max_new_tokens - 1)
     cache = compute.cache
-    layout.kept = None
+    layout.keys_values = None
     ids = torch.zeros(count * group, max_new_tokens, dtype=torch.long, device=device)
     mask = torch.zeros_like(ids, dtype=torch.bool)
     slot = torch.arange(count * group, device=device).view(count, group)
     position = prompts.lengths[:, None].expand(count, group)
     alive = torch.ones_like(slot, dtype=torch.bool)
-    drawn = choose(last, group)
+    drawn = sample_next(last, group)
     for step in range(max_new_tokens):
         ids[slot, step], mask[slot, step] = drawn.where(alive, 0), alive
         if step + 1 == max_new_tokens:
             break
         if ends:
             alive = still_generating(alive, drawn, ends)
-            # On a device the count is a wait, so it is asked for now and then only.
+            # On a GPU, reading the number back waits for the device, so this is done in every eighth step only.
             if device.type == "cpu" or step % 8 == 7:
                 going = alive.sum(1)
                 widest = int(going.max())
                 if widest == 0:
                     break
                 kept = going.nonzero().squeeze(1)
-                if compute.thins and len(kept) * widest < COMPACT_BELOW * alive.numel():
+                if compute.drops_ended and len(kept) * widest < COMPACT_BELOW * alive.numel():
                     columns = (~alive[kept]).int().argsort(dim=1, stable=True)[:, :widest]
                     cache.keep(kept, columns)
                     slot, position, alive, drawn = (t[kept].gather(1, columns) for t in (slot, position, alive, drawn))
-                if compute.thins:
+                if compute.drops_ended:
                     cache.rows = alive.flatten().nonzero().squeeze(1)
         tokens, places = drawn.flatten(), position.flatten() + step
         if cache.rows is not None:
             tokens, places = tokens[cache.rows], places[cache.rows]
         hidden = compute(tokens, places, step)
-        new = choose(hidden[0], 1)[:, 0]
+        new = sample_next(hidden[0], 1)[:, 0]
         new = new if cache.rows is None else torch.zeros_like(drawn).flatten().index_copy(0, cache.rows, new)
         drawn = new.view(slot.shape)
     longest = max(int(mask.sum(1).max()), 1)
@@ -242,14 +272,20 @@ def generate(
 
 
 def generate_with_repeated_cache(
-    body: nn.Module, prompts: Tokens, num_samples: int, max_new_tokens: int, ends: Collection[int], choose: Any
+    body: nn.Module, prompts: Tokens, num_samples: int, max_new_tokens: int, ends: Collection[int], sample_next: Any
 ) -> Tokens:
-    """The same through the model's own cache, repeated for each response: for attention that takes no layout."""
+    """Sample responses with the model's own cache, repeated for each response.
+
+    For models whose attention does not use a layout. Arguments as in `generate`.
+
+    Returns:
+        (B, num_samples, T).
+    """
     model: Any = body
-    # Prompts lie at the left: under a causal mask what follows a prompt's end cannot reach it.
+    # Padding follows the prompts, so that a causal model does not attend to it.
     out = model(prompts.ids, attention_mask=torch.ones_like(prompts.ids), use_cache=True)
     last = out.last_hidden_state[torch.arange(len(prompts), device=prompts.device), prompts.lengths - 1]
-    drawn = choose(last, num_samples).flatten()
+    drawn = sample_next(last, num_samples).flatten()
     cache = out.past_key_values
     if max_new_tokens > 1:
         cache.batch_repeat_interleave(num_samples)
@@ -274,6 +310,6 @@ def generate_with_repeated_cache(
             past_key_values=cache,
             use_cache=True,
         )
-        drawn = choose(out.last_hidden_state[:, -1], 1)[:, 0]
+        drawn = sample_next(out.last_hidden_state[:, -1], 1)[:, 0]
     shape = (len(prompts), num_samples, len(ids))
     return Tokens(torch.stack(ids, -1).view(shape), torch.stack(mask, -1).view(shape))

@@ -1,10 +1,9 @@
-"""Freed memory is kept for the next tensor: on Linux the C library else gives it back at once, and fetches it anew.
+"""A setting of glibc's malloc with which freed memory is reused, which makes sampling on a CPU faster.
 
-glibc returns what is free at the end of its heap to the system as soon as some dozens of MB lie there. While a language
-model samples, tensors of that size come and go at every token, and each new one is mapped in page by page;
-`benchmarks/allocator.py` prints what keeping them saves. The two numbers below are glibc's own, see `man mallopt`;
-nothing is computed differently. A process so keeps up to 2 GiB of what it once used. Blocks above 32 MB are given back
-at once, as ever.
+On Linux, glibc returns freed memory at the end of its heap to the system as soon as it exceeds some dozens of MB. While
+a language model samples, tensors of that size are allocated and freed for every token, and the system maps each new one
+page by page. With this setting a process retains up to 2 GiB of freed memory. Blocks above 32 MiB are still returned
+immediately. `benchmarks/allocator.py` measures the difference. `man mallopt` describes the two options.
 """
 
 from __future__ import annotations
@@ -15,29 +14,33 @@ import platform
 from functools import cache
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
-"""glibc's numbers for the two settings (malloc.h)."""
-KEPT = 2**31 - 1
-"""Bytes that may lie free at the end of the heap; the most that the interface can be told."""
-LARGE = 32 * 2**20
-"""Blocks above it are mapped one by one; the most that glibc allows."""
+"""glibc's numbers of the two options (malloc.h)."""
+TRIM_BYTES = 2**31 - 1
+"""Free bytes at the end of the heap that are not returned to the system; the maximum of the interface."""
+MMAP_BYTES = 32 * 2**20
+"""Size of a block above which it is mapped separately; the maximum that glibc allows."""
 
 
 @cache
 def keep_freed_memory() -> bool:
-    """Tell glibc, once in a process, to keep what is freed. Says whether it was told.
+    """Tell glibc to retain freed memory, once in a process.
 
-    It isn't where there is another C library, where another allocator is preloaded, where the user has set malloc's
-    behaviour by the environment (GLIBC_TUNABLES, MALLOC_TRIM_THRESHOLD_, MALLOC_MMAP_THRESHOLD_), or where
+    Nothing is changed if the C library is not glibc, if another allocator is preloaded (LD_PRELOAD), if the user has
+    configured malloc by the environment (GLIBC_TUNABLES, MALLOC_TRIM_THRESHOLD_, MALLOC_MMAP_THRESHOLD_), or if
     RLHF_LAB_KEEP_MEMORY is 0.
+
+    Returns:
+        Whether the setting was made.
     """
     if os.environ.get("RLHF_LAB_KEEP_MEMORY") == "0":
         return False
-    said = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "LD_PRELOAD")
-    if any(os.environ.get(name) for name in said) or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
+    variables = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "LD_PRELOAD")
+    if any(os.environ.get(name) for name in variables) or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
         return False
     if platform.libc_ver()[0] != "glibc":
         return False
     libc = ctypes.CDLL(None)
     return all(
-        libc.mallopt(setting, number) == 1 for setting, number in ((TRIM_THRESHOLD, KEPT), (MMAP_THRESHOLD, LARGE))
+        libc.mallopt(option, number) == 1
+        for option, number in ((TRIM_THRESHOLD, TRIM_BYTES), (MMAP_THRESHOLD, MMAP_BYTES))
     )

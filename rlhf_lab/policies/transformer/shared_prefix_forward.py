@@ -1,16 +1,27 @@
-"""One prompt, many responses, computed once: the forward pass that log-probabilities, rewards and critics share.
+"""The shared-prefix forward pass: hidden states of many responses per prompt, with every prompt computed once.
 
-The plain way writes prompt + response as a row of its own, so a prompt with G responses is computed G times, and
-pads every row to the longest. Here the batch is one row that holds each token once (`varlen_attention.py`):
+Log-probabilities, reward models and critics all use it. Suppose that a prompt x has two responses, a and b. The usual
+batch repeats the prompt in every row and pads the rows to equal length (·):
 
-    [ x¹ | y¹¹ | y¹² | … | x² | y²¹ | … ]
+    x x x a a
+    x x x b ·
 
-with positions that start again after the prompt; each response sees the prompt and its own past. A causal
-transformer then has, at each place, the same state as in the plain way.
+The shared-prefix batch has the prompt once and no padding. Positions (second line) continue after the prompt in each
+response, and each response attends to the prompt and to itself, but not to the other response:
 
-Models whose attention is written out ("eager"), or that don't hand keywords on to their attention, take the second
-way: a padded row a prompt under a block mask; and where such a row would have more than `MAX_PADDED_ROW` tokens, the
-prompt goes once into a key–value cache, which gradients flow through, and the responses follow in chunks that read it.
+    x x x a a b
+    0 1 2 3 4 3
+
+A causal transformer computes the same hidden state for each token in both batches. The state from which a response
+token is predicted is that of the token before it. For a response's first token this is the prompt's last token.
+
+There are three ways to compute the states, and `shared_prefix_states` chooses between them:
+
+1. All prompts of the batch are in one row, with the attention of `varlen_attention.py`. This is the usual way.
+2. Models whose attention is "eager", or which do not hand keyword arguments on to their attention, get one padded row
+   per prompt and a block mask.
+3. If such a row would have more than `MAX_PADDED_ROW` tokens, the prompt's keys and values are computed once and put
+   into a cache, through which gradients flow. The responses are then computed in chunks that read the cache.
 """
 
 from __future__ import annotations
@@ -27,19 +38,20 @@ from rlhf_lab.errors import LabError
 from rlhf_lab.policies.transformer import varlen_attention
 
 MAX_PADDED_ROW = 4096
-"""Tokens in a padded row above which the responses are computed in chunks over a shared cache."""
+"""Maximum number of tokens in a padded row. With more, the responses are computed in chunks over a shared cache."""
 MAX_TOKENS_PER_PASS = 16_384
-"""Tokens in a row without padding. A larger batch is computed in several rows, the same number for number."""
+"""Maximum number of tokens in a row without padding. A larger batch is computed in several rows."""
 
 
 class States(NamedTuple):
-    """Hidden states of a batch, each place once.
+    """Hidden states of a batch. Responses of one prompt share the state of the prompt's last token.
 
     Attributes:
         flat: (M, H), the last layer's states at every prompt's last token and at every response token that
             was computed.
-        before: (B, G, T), the row of `flat` from which response token t is predicted: the prompt's last token
-            for t = 0, token t−1 after it. 0, and meaningless, where the response has no token t.
+        before: (B, G, T), the row of `flat` from which response token t is predicted. This is the state of the
+            prompt's last token for t = 0, and of token t−1 for t > 0. It is 0, and meaningless, where the response
+            has no token t.
     """
 
     flat: Tensor
@@ -48,9 +60,10 @@ class States(NamedTuple):
 
 @contextmanager
 def dropout_off(module: nn.Module) -> Iterator[None]:
-    """No dropout in `module` for a while: parts that would drop something are put in eval mode, and back again.
+    """Switch dropout off inside the `with` block, by eval mode.
 
-    A part silenced by `remove_dropout` stays as it is: transformers checkpoints gradients only in training mode.
+    If all dropout probabilities are 0 (`remove_dropout`), the mode does not change, because transformers uses gradient
+    checkpointing in training mode only.
     """
     training = [part for part in module.modules() if part.training]
     if not any(_drops(part) for part in training):
@@ -65,23 +78,24 @@ def dropout_off(module: nn.Module) -> Iterator[None]:
 
 
 def remove_dropout(module: nn.Module) -> None:
-    """Set every dropout probability in `module` to 0, for good. The configuration that is saved keeps its own."""
+    """Set every dropout probability in `module` to 0. The configuration, which is saved with it, does not change."""
     for part in module.modules():
         for name in _drops(part):
             setattr(part, name, 0.0)
 
 
 def _drops(part: nn.Module) -> list[str]:
-    """Names of the probabilities with which this part drops something: p of `nn.Dropout`, `attention_dropout`, …"""
+    """Names of the dropout probabilities of one module that are above 0: `p` of `nn.Dropout`, `attention_dropout`, …"""
     names = [name for name in vars(part) if "drop" in name] + (["p"] if hasattr(part, "p") else [])
     values = {name: getattr(part, name) for name in names}
     return [name for name, value in values.items() if isinstance(value, float) and value > 0]
 
 
 def fuse_gelu(module: nn.Module) -> None:
-    """GPT-2's GELU by tanh, which transformers writes out in eight steps, as torch's one kernel: the same function.
+    """Replace GPT-2's tanh-approximated GELU by torch's fused kernel, which computes the same function.
 
-    The eight keep their results for the backward pass, at the model's widest place.
+    The implementation in transformers has eight operations, each of which stores its result for the backward pass at
+    the model's widest layer.
     """
     for part in module.modules():
         for name, child in part.named_children():
@@ -90,16 +104,16 @@ def fuse_gelu(module: nn.Module) -> None:
 
 
 def body_of(model: nn.Module) -> nn.Module:
-    """The transformer below a Hugging Face model's language-model head, adapters (peft) and all."""
+    """The body of a Hugging Face model: the transformer without the language-model head, but with peft's adapters."""
     if hasattr(model, "get_base_model"):
         model = model.get_base_model()  # type: ignore[operator]
     return getattr(model, getattr(model, "base_model_prefix", ""), model)
 
 
 def context_length(config: Any) -> int | None:
-    """Longest sequence that the architecture of `config` treats as one, or None if it names no limit.
+    """Maximum sequence length of a model with this configuration, in tokens; None if the configuration has no limit.
 
-    A sliding attention window counts as the limit: a block mask says nothing about windows.
+    A sliding attention window counts as the limit, because the block mask does not implement windows.
     """
     names = ("max_position_embeddings", "n_positions", "sliding_window", "window_size")
     limits = [getattr(config, name, None) for name in names]
@@ -107,26 +121,26 @@ def context_length(config: Any) -> int | None:
 
 
 def check_prompts(prompts: Tokens, known_ids: int) -> None:
-    """Raise `LabError` for prompts that are not (B, P), that are empty, or whose ids the model does not know."""
+    """Raise `LabError` if prompts are not (B, P), if one is empty, or if an id is not in the model's vocabulary."""
     if prompts.ids.ndim != 2 or len(prompts) == 0:
         raise LabError(f"prompts must have shape (B, P) with at least one row, not {tuple(prompts.shape)}.")
     empty = prompts.lengths == 0
     if empty.any():
         raise LabError(
-            f"Prompt {int(empty.nonzero()[0])} is empty: the first response token is predicted from the prompt's "
-            f"last one. Give it a token, e.g. the beginning-of-text token."
+            f"Prompt {int(empty.nonzero()[0])} is empty, but the first response token is predicted from the prompt's "
+            f"last token. Add a token to it, for example the beginning-of-text token."
         )
     _check_ids(prompts, known_ids, "Prompt", "the model's vocabulary")
 
 
 def check_batch(prompts: Tokens, responses: Tokens, config: Any, num_ids: int | None = None) -> None:
-    """Raise `LabError` for a batch that a model of `config` cannot score; the message names the row.
+    """Raise `LabError` for a batch that a model with this configuration cannot score. The message names the row.
 
     Args:
         prompts: (B, P), each of at least one token.
         responses: (B, G, T).
         config: the Hugging Face configuration of the model.
-        num_ids: ids that may stand in a response: 0 … num_ids − 1; None for the model's whole vocabulary.
+        num_ids: a response may contain the ids 0 … num_ids − 1; None for the model's whole vocabulary.
     """
     check_prompts(prompts, config.vocab_size)
     if responses.ids.ndim != 3 or responses.shape[0] != len(prompts):
@@ -140,33 +154,39 @@ def check_batch(prompts: Tokens, responses: Tokens, config: Any, num_ids: int | 
     if limit is not None and bool((total > limit).any()):
         row, column = (total > limit).nonzero()[0].tolist()
         raise LabError(
-            f"Prompt {row} with its response {column} has {int(total[row, column])} tokens; the model's context "
-            f"holds {limit}. Truncate or drop that row."
+            f"Prompt {row} with its response {column} has {int(total[row, column])} tokens, but the model's maximum "
+            f"length is {limit}. Truncate or remove that row."
         )
 
 
 def _check_ids(tokens: Tokens, limit: int, what: str, where: str) -> None:
-    if tokens.mask.device.type != "cpu":  # one that lies on the CPU was checked when it was made
+    if tokens.mask.device.type != "cpu":  # tokens on the CPU were checked when they were created
         tokens.check_places()
     bad = tokens.mask & ((tokens.ids >= limit) | (tokens.ids < 0))
     if bad.any():
         place = bad.nonzero()[0].tolist()
         raise LabError(
-            f"{what} {place[0] if len(place) == 2 else tuple(place[:-1])} holds the id {int(tokens.ids[bad][0])} at "
-            f"place {place[-1]}; {where} has ids 0 … {limit - 1}."
+            f"{what} {place[0] if len(place) == 2 else tuple(place[:-1])} contains the id {int(tokens.ids[bad][0])} "
+            f"at index {place[-1]}, but {where} has the ids 0 … {limit - 1}."
         )
 
 
 def shared_prefix_states(body: nn.Module, prompts: Tokens, responses: Tokens) -> States:
-    """Hidden states of every place from which a response token is predicted.
+    """The hidden states from which the response tokens are predicted.
 
-    A response's last token is not computed, for nothing follows it; to have its own state too, as a reward
-    model does, widen the response by one place (see `rewards.language_model`).
+    The state of a response's last token is not computed, because no token is predicted from it. A reward model, which
+    needs this state, extends each response by one token first (see `rewards.language_model`).
 
     Args:
-        body: the transformer without its head; it takes a (B, 1, Q, K) attention mask.
+        body: the transformer without its head. It must accept a (B, 1, Q, K) attention mask.
         prompts: (B, P), each of at least one token.
         responses: (B, G, T).
+
+    Returns:
+        The states, with gradients.
+
+    Raises:
+        LabError: the model's attention implementation accepts no block mask.
     """
     if varlen_attention.install(body):
         states = _varlen_states(body, prompts, responses)
@@ -189,31 +209,31 @@ def _device(body: nn.Module) -> torch.device:
 
 
 def _before(first: Tensor, rest: Tensor, mask: Tensor) -> Tensor:
-    """(B, G, T) places from which tokens are predicted: `first` (B,) for the first, then `rest`'s (B, G, T)."""
+    """Rows (B, G, T) from which tokens are predicted: `first` (B,) for the first token, then `rest` (B, G, T)."""
     before = torch.cat([first[:, None, None].expand(-1, rest.shape[1], 1), rest[..., :-1]], -1)
     return before.where(mask, 0)
 
 
 def _varlen_states(body: nn.Module, prompts: Tokens, responses: Tokens) -> States | None:
-    """Rows without padding, of up to `MAX_TOKENS_PER_PASS` tokens; None if the model's attention takes no layout."""
+    """Way 1: rows of up to `MAX_TOKENS_PER_PASS` tokens without padding; None if the attention ignores the layout."""
     device = _device(body)
     inputs, mask = varlen_attention.without_last_token(responses), responses.mask
     ends = (prompts.lengths + inputs.lengths.sum(-1)).cumsum(0).tolist()
     flat, before, start, made = [], [], 0, 0
     while start < len(ends):
-        room = MAX_TOKENS_PER_PASS + (ends[start - 1] if start else 0)
-        stop = max(start + 1, sum(end <= room for end in ends))
+        limit = MAX_TOKENS_PER_PASS + (ends[start - 1] if start else 0)
+        stop = max(start + 1, sum(end <= limit for end in ends))
         layout = varlen_attention.VarlenLayout(prompts[start:stop], inputs[start:stop], device)
         hidden = varlen_attention.forward_with_layout(body, layout.ids, layout.positions, layout)
         if hidden is None:
             return None
-        # Only the places from which a token is predicted: a prompt's last token, and every computed response token.
+        # Tokens are predicted from a prompt's last token and from every computed response token.
         wanted = torch.zeros(hidden.shape[1], dtype=torch.bool, device=prompts.device)
-        wanted[layout.first] = True
-        wanted[layout.places[inputs.mask[start:stop]]] = True
+        wanted[layout.last_prompt_index] = True
+        wanted[layout.response_index[inputs.mask[start:stop]]] = True
         number = wanted.cumsum(0) - 1
         rows = wanted.nonzero().squeeze(1).to(device)
-        places = _before(number[layout.first], number[layout.places], mask[start:stop])
+        places = _before(number[layout.last_prompt_index], number[layout.response_index], mask[start:stop])
         flat.append(hidden[0].index_select(0, rows))
         before.append((places + made).where(mask[start:stop], 0))
         start, made = stop, made + len(rows)
@@ -222,7 +242,7 @@ def _varlen_states(body: nn.Module, prompts: Tokens, responses: Tokens) -> State
 
 
 def _padded_row_states(body: nn.Module, prompts: Tokens, inputs: Tokens) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """All responses in the prompt's row. Returns flat states, and in it the places of prompts and inputs."""
+    """Way 2: one padded row per prompt. Returns the states, and in them the rows of prompts' ends and of inputs."""
     row = _PaddedRow.of(inputs, prompts)
     out = _run(body, row.ids, row.positions, row.mask(body) if inputs.shape[1] > 1 else None)
     wanted = row.number() >= prompts.lengths[:, None] - 1
@@ -234,7 +254,7 @@ def _padded_row_states(body: nn.Module, prompts: Tokens, inputs: Tokens) -> tupl
 
 
 def _cached_prompt_states(body: nn.Module, prompts: Tokens, inputs: Tokens) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """The prompt once, then responses in chunks of at most `MAX_PADDED_ROW` tokens that read its keys and values."""
+    """Way 3: prompts first, then chunks of at most `MAX_PADDED_ROW` tokens that read the prompts' keys and values."""
     from transformers import DynamicCache
 
     out = _run(body, prompts.ids, None, None, use_cache=True)
@@ -268,13 +288,13 @@ def _cached_prompt_states(body: nn.Module, prompts: Tokens, inputs: Tokens) -> t
 
 
 class _PaddedRow(NamedTuple):
-    """Sequences laid end to end, one row a prompt.
+    """One padded row per prompt, with its responses one after the other.
 
     Attributes:
-        ids: (B, L), 0 where nothing lies.
-        positions: (B, L), the place within the prompt + response that the token belongs to.
-        segment: (B, L): 0 prompt, 1 … G responses, −1 nothing.
-        places: (B, G, T), where in the row each input token lies (0 where there is none).
+        ids: (B, L), 0 in padding.
+        positions: (B, L), the position of the token in its prompt + response.
+        segment: (B, L): 0 for the prompt, 1 … G for the responses, −1 for padding.
+        places: (B, G, T), the index in the row of each input token, 0 where there is none.
     """
 
     ids: Tensor
@@ -300,7 +320,7 @@ class _PaddedRow(NamedTuple):
         )
         place = (mask.cumsum(1) - 1).clamp(min=0)
         length = int(mask.sum(1).max())
-        # What does not count is sent to a place past the end, which is cut off again.
+        # Masked tokens are written to an extra last column, which is then removed.
         target = place.where(mask, length)
 
         def lay(values: Tensor, empty: int) -> Tensor:
@@ -310,13 +330,13 @@ class _PaddedRow(NamedTuple):
         return cls(lay(ids, 0), lay(position, 0), lay(segment, -1), place.view(count, group, width))
 
     def number(self) -> Tensor:
-        """Column numbers, (1, L)."""
+        """Column indices, (1, L)."""
         return torch.arange(self.ids.shape[1], device=self.ids.device)[None]
 
     def mask(self, body: nn.Module, cached: Tensor | None = None) -> Tensor:
-        """The block mask, (B, 1, L, L), or (B, 1, L, P + L) behind `cached` keys of mask (B, P).
+        """The block mask, (B, 1, L, L), or (B, 1, L, P + L) after cached keys, of which `cached` is the mask (B, P).
 
-        A place where nothing lies sees itself, so that no row of the softmax is empty.
+        Padding attends to itself, so that no row of the softmax is empty.
         """
         query, key = self.segment[:, :, None], self.segment[:, None, :]
         past = self.number().mT >= self.number()
@@ -327,7 +347,7 @@ class _PaddedRow(NamedTuple):
 
 
 def _as_attention_mask(allowed: Tensor, body: nn.Module) -> Tensor:
-    """Boolean for the sdpa kernels; for the written-out attention, which adds it, 0 and the lowest number."""
+    """The mask as the attention implementation expects it: boolean for sdpa, additive for eager attention."""
     kind = getattr(body.config, "_attn_implementation", "eager")
     if kind in ("sdpa", varlen_attention.NAME):
         return allowed
@@ -336,7 +356,7 @@ def _as_attention_mask(allowed: Tensor, body: nn.Module) -> Tensor:
         return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(
             ~allowed, torch.finfo(dtype).min
         )
-    raise LabError(f"The attention '{kind}' takes no block mask. Load the model with attn_implementation='sdpa'.")
+    raise LabError(f"The attention '{kind}' accepts no block mask. Load the model with attn_implementation='sdpa'.")
 
 
 def _run(
@@ -347,8 +367,8 @@ def _run(
     use_cache: bool = False,
     **more: Any,
 ) -> Any:
-    """The body's forward pass. Without a mask the rows are plain causal ones, padding at their right."""
+    """The body's forward pass. Without a mask, attention is causal and any padding is at the end of the rows."""
     if mask is None:
-        # Ones rather than None: the kernel for plain causal rows, and no warning about padding.
+        # With a mask of ones, transformers uses the causal kernel and does not warn about padding.
         return body(ids, attention_mask=torch.ones_like(ids), use_cache=use_cache, **more)
     return body(ids, attention_mask=mask, position_ids=positions, use_cache=use_cache, **more)

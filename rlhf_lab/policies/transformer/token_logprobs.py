@@ -1,13 +1,14 @@
-"""log softmax(h W / τ)[y] for chosen places and ids, without keeping what it doesn't need.
+"""Log-probabilities of selected tokens, log softmax(h W / τ)[y], with little memory.
 
-Logits over 49 thousand ids are the widest numbers of a step. Written with torch's own functions, each of
-log-softmax, gather and their backward passes makes another copy. Here there is one buffer: logits become
-probabilities in place, and with the upstream gradient g of each picked token the gradient is
+With a vocabulary of 49 thousand ids, the logits are the largest tensors of a training step. Written with torch's
+functions, log-softmax, gather and their backward passes each allocate a further tensor of that size. Here there is one
+buffer, in which the logits become probabilities in place. If g_j is the upstream gradient of selected token j of a row,
+the gradient with respect to the row's logits is
 
-    ∂/∂logits = Σ_j g_j · onehot(y_j) − (Σ_j g_j) · softmax(logits)          (j: the tokens picked in the row)
+    Σ_j g_j · onehot(y_j) − (Σ_j g_j) · softmax(logits)
 
-Up to `MAX_LOGITS` numbers are kept for the backward pass (three matrix products in all); beyond that they are
-made again in parts (four).
+Up to `MAX_LOGITS` probabilities are stored for the backward pass, which then needs three matrix products in all. More
+logits are computed in parts, and again in the backward pass, which needs four.
 """
 
 from __future__ import annotations
@@ -20,21 +21,24 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 MAX_LOGITS = 2**27
-"""Logits held at a time. More are made in parts, and made again in the backward pass instead of being kept."""
+"""Maximum number of logits in memory. More are computed in parts, and computed again in the backward pass."""
 
 
 def token_log_probs(
     head: nn.Module, vocab: int, states: Tensor, rows: Tensor, ids: Tensor, temperature: float
 ) -> Tensor:
-    """log softmax(head(states)[:, :vocab] / temperature)[rows, ids], shape (J,), in float32 at least.
+    """Compute log softmax(head(states)[:, :vocab] / temperature)[rows, ids].
 
     Args:
-        head: the language-model head. A plain `nn.Linear` takes the short way, anything else the general one.
-        vocab: logits beyond this id don't exist.
+        head: the language-model head. Only an `nn.Linear` without hooks uses the memory-saving implementation.
+        vocab: number of ids; further logits are ignored.
         states: (M, H).
-        rows: (J,) rows of `states`; a row may be named several times.
-        ids: (J,) the ids whose log-probability is asked.
-        temperature: of the softmax.
+        rows: (J,) rows of `states`; a row may occur several times.
+        ids: (J,) the id of the selected token in each of these rows.
+        temperature: τ, by which the logits are divided.
+
+    Returns:
+        (J,) in nats, float32 or float64.
     """
     if type(head) is nn.Linear and not _has_hooks(head):
         weight: Tensor = head.weight
@@ -51,7 +55,7 @@ def token_log_probs(
 
 
 def _has_hooks(head: nn.Module) -> bool:
-    """Someone watches this module's calls (an adapter, a test, a sharded weight): then it is called."""
+    """Whether something depends on calls of this module (an adapter, a sharded weight), so that it must be called."""
     return bool(head._forward_hooks or head._forward_pre_hooks or head._backward_hooks)
 
 
@@ -70,7 +74,7 @@ class _Picked(torch.autograd.Function):
         for part in parts:
             logits = _logits(states[part], weight, bias, scale)
             tops.append(logits.amax(-1, keepdim=True))
-            logits.sub_(tops[-1])  # before anything is picked: close numbers of a thousand nats lose their digits
+            logits.sub_(tops[-1])  # before selection: differences of numbers near 1000 nats lose digits
             if len(parts) == 1:
                 picked = logits[rows, ids]
             else:
@@ -115,7 +119,7 @@ class _Picked(torch.autograd.Function):
 
 
 def _logits(states: Tensor, weight: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-    """A fresh (M, V) in float32 at least, already divided by the temperature."""
+    """A new tensor of logits (M, V), float32 or float64, multiplied by `scale`, which is 1/τ."""
     logits = states @ weight.T
     if logits.dtype.itemsize < 4:
         logits = logits.float()
@@ -125,13 +129,14 @@ def _logits(states: Tensor, weight: Tensor, bias: Tensor | None, scale: float) -
 
 
 def _general(head: nn.Module, vocab: int, states: Tensor, rows: Tensor, ids: Tensor, temperature: float) -> Tensor:
-    """The same by calling the head, in parts that are made again in the backward pass when they are many."""
+    """The same with any head. If there are several parts, each is computed again in the backward pass."""
 
     def one(states: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
         logits = head(states)[..., :vocab]
         logits = logits if logits.dtype == torch.float64 else logits.float()
         logits = logits / temperature if temperature != 1.0 else logits
-        return logits[rows, ids] - logits.logsumexp(-1)[rows]
+        chosen: Tensor = logits[rows, ids] - logits.logsumexp(-1)[rows]
+        return chosen
 
     parts = _parts(len(states), vocab)
     if len(parts) <= 1:

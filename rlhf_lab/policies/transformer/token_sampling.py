@@ -1,7 +1,7 @@
-"""Drawing the next token: temperature, top-k, and one index out of a wide distribution.
+"""Sampling of the next token, with temperature and top-k.
 
-The temperature divides the logits first, then all but the k likeliest tokens are barred (ties with the k-th stay),
-as transformers' `generate` does it.
+As in the `generate` method of transformers, only the k most likely tokens can be sampled, and those that are as likely
+as the k-th.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from rlhf_lab.errors import LabError
 from rlhf_lab.randomness import uniform
 
 BLOCK = 256
-"""Tokens whose probabilities are summed before anything is drawn: two short searches instead of a long one."""
+"""Number of tokens in a block. Sampling selects a block, then a token in it: two short searches, not a long one."""
 
 
 def check_top_k(top_k: int | None) -> None:
@@ -24,7 +24,7 @@ def check_top_k(top_k: int | None) -> None:
 
 
 def keep_top_k(logits: Tensor, top_k: int | None) -> Tensor:
-    """Logits (…, V) with −∞ for every token less likely than the `top_k`-th; ties with it are kept."""
+    """Logits (…, V) with −∞ for every token that is less likely than the `top_k`-th. Ties with it are not changed."""
     if top_k is None or top_k >= logits.shape[-1]:
         return logits
     least = logits.topk(top_k, dim=-1).values[..., -1:]
@@ -32,13 +32,23 @@ def keep_top_k(logits: Tensor, top_k: int | None) -> Tensor:
 
 
 def sample_index(probabilities: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """One index for each row of `probabilities` (…, V), shape (…): the inverse of the distribution function.
+    """Sample one index for each row of probabilities, by inversion of the cumulative distribution function.
 
-    For a few tokens and many rows this is several times faster than `torch.multinomial`.
+    With a few tokens and many rows this is several times faster than `torch.multinomial`.
+
+    Args:
+        probabilities: (…, V); rows need not sum to 1.
+        generator: the source of randomness.
+
+    Returns:
+        (…) indices.
+
+    Raises:
+        LabError: a row contains nan or has no mass (checked on the CPU only).
     """
     cdf = probabilities.double().cumsum(-1)
     if cdf.device.type == "cpu" and not bool((cdf[..., -1] > 0).all()):
-        raise LabError("Nothing to draw from: a row of probabilities holds nan or no mass. Are the logits finite?")
+        raise LabError("A row of probabilities contains nan or sums to 0. Check that the logits are finite.")
     return _search(cdf, uniform(tuple(cdf.shape[:-1]), generator, cdf.device) * cdf[..., -1])
 
 
@@ -49,10 +59,23 @@ def sample_tokens(
     temperature: float = 1.0,
     top_k: int | None = None,
 ) -> Tensor:
-    """`number` token ids, with replacement, from each row of logits (N, V): (N, number).
+    """Sample token ids from each row of logits, with replacement.
 
-    A distribution function over a vocabulary is found in two steps, first the block of tokens, then the token, so
-    only sums over blocks and one block a draw are accumulated. Both in float64; no wait on a device.
+    Sampling first selects a block of tokens, then a token in it, so that cumulative sums are needed only over blocks
+    and within one block per sample. Both sums are in float64. Nothing waits for the device.
+
+    Args:
+        logits: (N, V).
+        number: how many ids to sample from each row.
+        generator: the source of randomness.
+        temperature: the logits are divided by it.
+        top_k: see `keep_top_k`.
+
+    Returns:
+        (N, number) ids.
+
+    Raises:
+        LabError: logits contain nan or infinity (checked on the CPU only).
     """
     logits = keep_top_k(logits, top_k)
     top = logits.amax(-1, keepdim=True)
@@ -65,7 +88,7 @@ def sample_tokens(
     chances = chances.view(rows, -1, size)
     blocks = chances.sum(-1).double().cumsum(-1)
     if blocks.device.type == "cpu" and not bool(torch.isfinite(blocks[:, -1]).all()):
-        raise LabError("Nothing to draw from: the model's logits hold nan or infinity.")
+        raise LabError("No token can be sampled, because the model's logits contain nan or infinity.")
     target = uniform((rows, number), generator, logits.device) * blocks[:, -1:]
     block = _search(blocks[:, None].expand(-1, number, -1), target)
     before = pad(blocks, (1, 0)).gather(1, block)
@@ -74,9 +97,9 @@ def sample_tokens(
 
 
 def _search(cdf: Tensor, target: Tensor) -> Tensor:
-    """The first index whose `cdf` (…, V) exceeds `target` (…); never one without mass."""
-    # Strictly below the total, so that rounding cannot run past the last index that has mass; strictly above is
-    # asked of the distribution function, so that one without mass at the front is passed over when target is 0.
+    """The first index at which `cdf` (…, V) exceeds `target` (…). It always has positive probability."""
+    # The target is less than the total, so that rounding cannot select an index after the last one with mass. The
+    # comparison is strict, so that an index without mass at the start is not selected when the target is 0.
     total = cdf[..., -1]
     target = target.clamp(min=0.0).minimum(torch.nextafter(total, torch.zeros_like(total)))
     return (cdf <= target.unsqueeze(-1)).sum(-1)
