@@ -1,8 +1,8 @@
-"""What it saves on a CPU that freed memory is kept for the next tensor (`rlhf_lab/policies/transformer/malloc.py`).
+"""Benchmark of memory reuse on a CPU (`rlhf_lab/policies/transformer/malloc.py`): new tensors reuse freed memory.
 
-Two processes take turns, one with RLHF_LAB_KEEP_MEMORY=0: first at DPO steps, then two others at sampling (GPT-2 of
-6 × 384). Printed: median seconds and page faults of both, peak memory, and the ratio of the seconds. glibc's own
-thresholds rise with what a process has freed before, so that a process that does both gains less.
+Two processes alternate, one of them with RLHF_LAB_KEEP_MEMORY=0. They first run DPO steps, and then two other processes
+sample (GPT-2 of 6 × 384). The output contains the median seconds and page faults of both, their peak memory, and the
+ratio of the seconds. glibc raises its thresholds when a process frees memory, so a process that does both gains less.
 """
 
 import argparse
@@ -20,7 +20,7 @@ WORK = {"step": "DPO step, 4 TL;DR-shaped pairs", "sample": "64 responses of 32 
 
 
 def run(what: str, threads: int) -> None:
-    """One contender: at each line of its input a step or a sample; prints seconds, page faults, and its peak in MB."""
+    """One process: for each input line, run a step or sample, and print seconds, page faults and peak memory in MB."""
     import torch
 
     from rlhf_lab.algorithms.dpo import DPO, pair_loss
@@ -58,26 +58,26 @@ def run(what: str, threads: int) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Let both take turns, and print."""
+    """Run both kinds of work and print the comparison."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--times", type=int, default=6, help="turns of each; the first is not counted")
+    parser.add_argument("--times", type=int, default=6, help="repetitions of each; the first is not counted")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--run", choices=["step", "sample"], help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     if args.run is not None:
         run(args.run, args.threads)
         return
-    for what, said in WORK.items():
-        kept, back = compare([sys.executable, __file__, "--run", what, "--threads", str(args.threads)], args.times)
+    for what, name in WORK.items():
+        reused, freed = compare([sys.executable, __file__, "--run", what, "--threads", str(args.threads)], args.times)
         print(
-            f"{said}, medians of {max(args.times - 1, 1)}: kept {kept[0]:.2f} s, {kept[1]:,.0f} page faults, peak "
-            f"{kept[2]:.0f} MB; given back {back[0]:.2f} s, {back[1]:,.0f}, {back[2]:.0f} MB: ratio "
-            f"{back[0] / kept[0]:.2f}×"
+            f"{name}, medians of {max(args.times - 1, 1)}: memory reused {reused[0]:.2f} s, {reused[1]:,.0f} page "
+            f"faults, peak {reused[2]:.0f} MB; returned {freed[0]:.2f} s, {freed[1]:,.0f}, {freed[2]:.0f} MB; ratio "
+            f"{freed[0] / reused[0]:.2f}×"
         )
 
 
 def compare(command: list[str], times: int) -> list[list[float]]:
-    """Let two processes take turns; for each, kept first, the medians of its numbers."""
+    """Run two processes alternately. Returns the medians of their numbers, first with memory reuse, then without."""
     both = [
         subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,

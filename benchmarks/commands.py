@@ -1,8 +1,8 @@
-"""What each command of docs/commands.md takes on this machine: seconds and peak memory, as a table in Markdown.
+"""Benchmark of the commands of docs/commands.md: seconds and peak memory on this machine, as a Markdown table.
 
     python benchmarks/commands.py [--model lab-gpt2] [--world sentiment] [--only dpo …]
 
-Each command is a process of its own, so the imports are counted. Later ones use what earlier ones made.
+Each command runs in a new process, so its time includes imports. Later commands use the output of earlier ones.
 """
 
 from __future__ import annotations

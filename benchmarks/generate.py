@@ -1,9 +1,9 @@
-"""Sampling: 64 responses of 32 tokens to one prompt of 300, by `LanguageModelPolicy.sample` and by `generate`.
+"""Benchmark of sampling 64 responses of 32 tokens to a prompt of 300: `LanguageModelPolicy.sample` against `generate`.
 
-Both draw from the same distribution (temperature 0.7, no top-k, 32 tokens exactly) and take turns in one process. That
-the drawn tokens have the probabilities that `token_log_probs` gives them is tested in tests/policies/test_generate.py;
-here the mean log-probability a token of both sets of responses is printed beside the seconds, with its error.
-On a GPU (`--device cuda`) a third contender takes part: the lab with a step's kernels recorded as a CUDA graph.
+Both sample from the same distribution (temperature 0.7, no top-k, exactly 32 tokens) and alternate in one process.
+tests/policies/test_generate.py tests that the sampled tokens have the probabilities that `token_log_probs` returns.
+Here the mean log-probability per token of both sets of responses is printed with its standard error. On a GPU
+(`--device cuda`) a third variant takes part, which records the kernels of a step as a CUDA graph.
 """
 
 import argparse
@@ -23,14 +23,18 @@ from rlhf_lab.policies.loading import pick_device
 
 
 def main(arguments: Sequence[str] | None = None) -> float:
-    """Time both in turn, print medians and their ratio; returns the ratio."""
+    """Time both alternately, and print the medians and their ratio. Returns the ratio."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--responses", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--prompt", type=int, default=300)
-    parser.add_argument("--times", type=int, default=3, help="samples of each way; the lab makes one more to warm up")
+    parser.add_argument(
+        "--times", type=int, default=3, help="repetitions of each variant; the lab's run once more for warm-up"
+    )
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--device", default="cpu", help="cuda: the model and all three ways on the GPU, in bf16")
+    parser.add_argument(
+        "--device", default="cpu", help="cuda runs the model and all three variants on the GPU, in bf16"
+    )
     parser.add_argument("--quick", action="store_true", help="8 responses of 8 tokens, once")
     args = parser.parse_args(arguments)
     if args.quick:
@@ -38,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> float:
     torch.set_num_threads(args.threads)
     device = pick_device(args.device)
     model = gpt2().eval().to(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
-    model.generation_config.eos_token_id = None  # 32 tokens exactly, as ours
+    model.generation_config.eos_token_id = None  # exactly 32 tokens, as with the lab's sampling
     policy = LanguageModelPolicy(copy.deepcopy(model), end_token=None, max_new_tokens=args.tokens)
     ids = torch.randint(500, VOCAB, (1, args.prompt), generator=torch.Generator().manual_seed(0))
     prompts = Tokens.full(ids)
@@ -53,7 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> float:
             ids, attention_mask=torch.ones_like(ids), do_sample=True, num_return_sequences=args.responses,
             max_new_tokens=args.tokens, temperature=0.7, top_k=0, pad_token_id=1,
         )  # fmt: skip
-        return out[None, :, args.prompt :]
+        found: Tensor = out[None, :, args.prompt :]
+        return found
 
     ways: dict[str, Callable[[int], Tensor]] = {"lab": lab, "generate": lambda turn: peer()}
     if device.type == "cuda":
@@ -88,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> float:
             responses = torch.cat(sets[:1], 1)[:, :16]
             mean = policy.log_prob(prompts, Tokens.full(responses), 0.7)[0] / args.tokens
         error = float(mean.std()) / len(mean) ** 0.5
-        print(f"  mean log-probability a token, {name}: {float(mean.mean()):.3f} ± {error:.3f} nats")
+        print(f"  mean log-probability per token, {name}: {float(mean.mean()):.3f} ± {error:.3f} nats")
     return ratio
 
 

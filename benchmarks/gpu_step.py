@@ -1,9 +1,9 @@
-"""One DPO step on a GPU in bf16: GPT-2 124M and Pythia-410M with random weights, TL;DR-shaped pairs, against TRL.
+"""Benchmark of a DPO step on a GPU in bf16: GPT-2 124M and Pythia-410M with random weights, against TRL.
 
-Printed for each model: seconds a step (forward, backward, fused AdamW), the share of the card's peak that the needed
-arithmetic reaches, peak memory, and, where trl can be imported, TRL's seconds on the same pairs and the ratio. Without
-a GPU it says so and measures nothing; `--tiny` runs all of it with models of two narrow layers on whatever is here, to
-see that it works.
+The pairs have the lengths of TL;DR. For each model the output contains the seconds per step (forward, backward, fused
+AdamW), the fraction of the GPU's peak that the required operations reach, and peak memory. If trl can be imported,
+TRL's seconds on the same pairs and the ratio follow. Without a GPU nothing is measured. `--tiny` runs the program with
+two narrow layers on any device, as a test.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from shapes import needed_flops, pairs
+from shapes import Pair, needed_flops, pairs
 
 from rlhf_lab.algorithms.dpo import DPO, pair_loss
 from rlhf_lab.batch import Pairs, Tokens
@@ -22,15 +22,15 @@ from rlhf_lab.policies.language_model import LanguageModelPolicy
 
 PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12,
          "4090": 165e12, "3090": 71e12, "V100": 125e12, "T4": 65e12}  # fmt: skip
-"""Dense bf16 (V100 and T4: fp16) tensor-core peaks from the makers' data sheets, in FLOP/s."""
+"""Dense bf16 (V100 and T4: fp16) tensor-core peaks from the manufacturers' data sheets, in FLOP/s."""
 
 
 def models(device: str, tiny: bool = False) -> dict[str, Callable[[], Any]]:
-    """Both architectures with random weights of seed 0, no dropout; `tiny`: two layers of 64."""
+    """Both architectures with random weights (seed 0) and no dropout; with `tiny`, two layers of width 64."""
     from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
 
     def gpt2() -> Any:
-        small = {"n_layer": 2, "n_embd": 64, "n_head": 2} if tiny else {}
+        small: dict[str, Any] = {"n_layer": 2, "n_embd": 64, "n_head": 2} if tiny else {}
         config = GPT2Config(attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0, pad_token_id=50_256, **small)
         return GPT2LMHeadModel(config)
 
@@ -54,13 +54,13 @@ def models(device: str, tiny: bool = False) -> dict[str, Callable[[], Any]]:
 
 
 def wait() -> None:
-    """Until the GPU has done what it was told, if there is one."""
+    """Wait until the GPU has finished, if there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
-def lab_step(model: Any, rows: list) -> Callable[[], None]:
-    """A function that makes one step of the lab's."""
+def lab_step(model: Any, rows: list[Pair]) -> Callable[[], None]:
+    """A function that runs one training step of this package."""
     policy = LanguageModelPolicy(model, end_token=None, max_new_tokens=64)
     batch = Pairs(Tokens.from_lists([x for x, _, _ in rows]), Tokens.from_lists([[c, r] for _, c, r in rows]))
     fused = policy.device.type == "cuda"
@@ -78,8 +78,8 @@ def lab_step(model: Any, rows: list) -> Callable[[], None]:
     return step
 
 
-def trl_times(model: Any, rows: list, steps: int) -> list[float] | None:
-    """Seconds of each of TRL's steps, reference precomputed; None where TRL isn't installed."""
+def trl_times(model: Any, rows: list[Pair], steps: int) -> list[float] | None:
+    """Seconds of each of TRL's steps, with a precomputed reference; None if TRL is not installed."""
     try:
         from datasets import Dataset
         from tokenizers import Tokenizer, pre_tokenizers
@@ -119,15 +119,15 @@ def trl_times(model: Any, rows: list, steps: int) -> list[float] | None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure and print."""
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch", type=int, default=32, help="pairs in a step")
+    parser.add_argument("--batch", type=int, default=32, help="pairs per step")
     parser.add_argument("--steps", type=int, default=13, help="steps of each; the first three are not counted")
-    parser.add_argument("--tiny", action="store_true", help="two narrow layers, on whatever is here: does it work?")
+    parser.add_argument("--tiny", action="store_true", help="a test with two narrow layers on any device")
     args = parser.parse_args(arguments)
     here = torch.cuda.is_available()
     if not here and not args.tiny:
-        print("no GPU here: not measured")
+        print("There is no GPU, so nothing is measured.")
         return
     card = torch.cuda.get_device_name() if here else "the CPU"
     peak = next((rate for name, rate in PEAKS.items() if name in card), None)
@@ -155,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             torch.cuda.empty_cache()
         theirs = trl_times(build(), rows, args.steps)
         if theirs is None:
-            print("  TRL is not installed here: no ratio")
+            print("  TRL is not installed, so there is no ratio.")
         else:
             other = statistics.median(theirs[3:] or theirs)
             print(f"  TRL {other * 1e3:.1f} ms: ratio {other / seconds:.1f}×")

@@ -1,8 +1,9 @@
-"""Memory of two DPO steps: what `rlhf-lab plan` predicts beside what the system counts (VmHWM), in MiB.
+"""Memory of two DPO steps: the prediction of `rlhf-lab plan` and the peak that the system reports (VmHWM), in MiB.
 
-Each row is run in processes of its own (tests/cli/peak_memory.py), `--times` times with every tensor above 256 KiB
-mapped on its own, which is what tensors need, and as often with glibc's heap as a run has it, which also holds what
-lies free between them. One thread; Linux alone. The rows of 12 × 768 are as large as GPT-2 124M, but for 1,105 ids.
+Each row runs in separate processes (tests/cli/peak_memory.py), `--times` times in each of two settings. In the first,
+every tensor above 256 KiB has its own memory mapping, which gives the need of the tensors. In the second, glibc's heap
+is used as in normal runs, which also counts gaps between tensors. The benchmark uses one thread and needs Linux. The
+models of 12 × 768 are as large as GPT-2 124M, except that their vocabulary has 1,105 tokens.
 """
 
 import argparse
@@ -11,13 +12,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPT = Path(__file__).parents[1] / "tests" / "commands" / "peak_memory.py"
+import pandas as pd
+
+SCRIPT = Path(__file__).parents[1] / "tests" / "cli" / "peak_memory.py"
 ROWS = ["4 300 34", "4 32 256", "8 300 34 parts", "8 300 34 checkpointing"]
 ROWS += ["8 300 34 parts large", "8 300 34 checkpointing large"]
 
 
 def counted(row: str, **settings: str) -> tuple[float, float]:
-    """MiB predicted for the steps, and MiB that they took beyond the process and its libraries."""
+    """The predicted MiB of the steps, and the MiB that they used beyond the process and its libraries."""
     done = subprocess.run(
         [sys.executable, str(SCRIPT), *row.split()],
         capture_output=True, text=True, check=True,
@@ -28,21 +31,26 @@ def counted(row: str, **settings: str) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Run each row, and print it."""
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--times", type=int, default=1, help="processes of each kind for a row")
+    parser.add_argument("--times", type=int, default=1, help="processes per row and setting")
     times = parser.parse_args().times
     if sys.platform != "linux":
-        sys.exit("Only Linux tells a process's peak in /proc: nothing measured.")
-    print(f"{'pairs, prompt, response':<32}{'predicted':>10}      tensors      with the heap's gaps")
+        sys.exit("Only Linux reports the peak memory of a process in /proc, so nothing is measured.")
+    table = []
     for row in ROWS:
         predicted, tensors = zip(*(counted(row, MALLOC_MMAP_THRESHOLD_="262144") for _ in range(times)), strict=True)
         heap = [counted(row)[1] for _ in range(times)]
-        print(
-            f"{row:<32}{predicted[0]:>10,.0f}"
-            f"   {min(tensors):,.0f} to {max(tensors):,.0f}   {min(heap):,.0f} to {max(heap):,.0f}",
-            flush=True,
-        )
+        table.append([row, predicted[0], min(tensors), max(tensors), min(heap), max(heap)])
+    columns = [
+        "pairs, prompt, response",
+        "predicted",
+        "tensors, min",
+        "tensors, max",
+        "with gaps, min",
+        "with gaps, max",
+    ]
+    print(pd.DataFrame(table, columns=columns).to_string(index=False, float_format="{:,.0f}".format))
 
 
 if __name__ == "__main__":

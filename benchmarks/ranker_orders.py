@@ -1,8 +1,8 @@
-"""RSO's pairwise ranker fitted with each pair's order drawn at random, and with both orders shown at every step.
+"""Accuracy of RSO's pairwise ranker when each training pair is shown in a random order, and when it is shown in both.
 
-The shipped model, pairs drawn from it on a text world, labelled by the better gold reward. Printed: how often
-the better response is preferred among pairs that were not learned from, as the ranker is used (both orders averaged);
-after the same steps, and after half of them for `both`, which is the same work; and what `both` gains over `random`,
+The pairs are sampled from the shipped model on a text world and labelled by the higher gold reward. The output
+contains the accuracy on held-out pairs, where the ranker averages both orders. It is given after equal numbers of
+steps, and for `both` also after half of them, which costs the same. The last lines give the difference to `random`,
 paired within seeds, with its 95% interval.
 """
 
@@ -23,17 +23,17 @@ from rlhf_lab.worlds import text
 
 
 def accuracy(model: PairwiseRanker, pairs: Pairs) -> float:
-    """The share of pairs whose better response is preferred, ties half."""
+    """The fraction of pairs whose better response is preferred; ties count half."""
     sides = [Tokens(pairs.responses.ids[:, i : i + 1], pairs.responses.mask[:, i : i + 1]) for i in (0, 1)]
     with torch.no_grad():
         return float(wins(model(pairs.prompts, *sides), 0.0).double().mean())
 
 
 def main() -> None:
-    """Fit, count, print."""
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--world", default="sentiment")
-    parser.add_argument("--pairs", type=int, default=1000, help="pairs to learn from")
+    parser.add_argument("--pairs", type=int, default=1000, help="training pairs")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=3e-4)
@@ -47,7 +47,7 @@ def main() -> None:
     runs = {"random": options.steps, "both": options.steps, "both, half the steps": options.steps // 2}
     found: dict[str, list[float]] = {name: [] for name in runs}
     for seed in range(options.seeds):
-        # A labeller who sees clearly: the better one nearly always wins.
+        # The labels are almost noise-free: the better response nearly always wins.
         draw = (policy, tokenizer, "train", options.pairs + 400, seeded(seed), 1e-3, 0.0, False)
         pairs, _ = world.preferences(*draw)
         unseen, known = pairs[torch.arange(300)], pairs[torch.arange(300, len(pairs))]

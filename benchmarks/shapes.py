@@ -1,6 +1,6 @@
-"""What every contender is given: pairs with the lengths of TL;DR or AnthropicHH, the same model, the needed arithmetic.
+"""Common inputs of the benchmarks: pairs with the lengths of TL;DR or AnthropicHH, a model, and the required FLOPs.
 
-It imports nothing of the lab, so that a peer in an environment of its own can read it too.
+The module imports nothing of the package, so that another library can use it in a separate environment.
 """
 
 import random
@@ -15,10 +15,10 @@ def pairs(shape: str, count: int, seed: int = 0) -> list[Pair]:
     """`count` triples (prompt, chosen, rejected) of random ids in [500, VOCAB).
 
     Args:
-        shape: "tldr", prompts of about 300 tokens and responses of about 34; or "hh", log-normal lengths with long
-            tails, prompts of about 100 and responses of about 45.
-        count: how many.
-        seed: of the lengths and ids.
+        shape: "tldr" for prompts of about 300 tokens and responses of about 34; "hh" for log-normal lengths with long
+            tails, prompts of about 100 tokens and responses of about 45.
+        count: number of pairs.
+        seed: seed of the lengths and ids.
     """
     draw = random.Random(seed)
 
@@ -42,24 +42,25 @@ def pairs(shape: str, count: int, seed: int = 0) -> list[Pair]:
 
 
 def gpt2() -> Any:
-    """The model that everyone trains: GPT-2 architecture, 6 layers of 384, no dropout, seed 0."""
+    """The common model: GPT-2 with 6 layers of width 384, without dropout, from seed 0."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
+    attention: dict[str, Any] = {"attn_implementation": "sdpa"}
     config = GPT2Config(
         vocab_size=VOCAB, n_layer=LAYERS, n_embd=WIDTH, n_head=6, n_positions=1024, attn_pdrop=0.0, embd_pdrop=0.0,
-        resid_pdrop=0.0, bos_token_id=0, eos_token_id=0, pad_token_id=1, attn_implementation="sdpa",
+        resid_pdrop=0.0, bos_token_id=0, eos_token_id=0, pad_token_id=1, **attention,
     )  # fmt: skip
     return GPT2LMHeadModel(config)
 
 
 def needed_flops(batch: list[Pair], layers: int = LAYERS, width: int = WIDTH, vocab: int = VOCAB) -> float:
-    """Floating-point operations that one DPO step's matrix products need: a multiplication and an addition are two.
+    """Floating-point operations of the matrix products of one DPO step; a multiply-add counts as two.
 
-    Every distinct token once, except each response's last, which predicts nothing; attention only where a token may
-    look; logits only where a response token is predicted; forward 1, backward 2. Norms, softmax, the optimiser and the
-    embedding are not counted.
+    Every distinct token counts once, except the last one of each response, which predicts nothing. Attention counts
+    only where it is not masked, and logits only where a response token is predicted. The backward pass counts twice the
+    forward pass. Norms, softmax, the optimizer and the embedding are not counted.
     """
     linear = attention = logits = 0
     for prompt, chosen, rejected in batch:

@@ -1,17 +1,17 @@
-"""From a slider's move to the changed picture, in JupyterLab, beside the plain ways.
+"""Benchmark of explorers in JupyterLab: the time from a slider's move to the changed picture, against `interact`.
 
     python benchmarks/slider.py [--moves 30] [--chromium PATH]
 
-Opens a scratch notebook in headless Chromium and moves one slider of each of its cells:
+It opens a temporary notebook in headless Chromium and moves one slider of each of its cells:
 
-- `label`: a bare text label, the floor of a round trip browser → kernel → browser;
-- `explorer`: `optimal_policy_explorer`, this course's own, which computes the next stops ahead;
-- `leaps`: the same with nothing computed ahead, moved to places drawn at random: the plain way there and back;
-- `interact`: plain `interact` with a new matplotlib figure of the same bars and curve.
+- `label`: a text label, which gives the minimum time of a round trip browser → kernel → browser;
+- `explorer`: this course's `optimal_policy_explorer`, which computes the neighbouring stops in advance;
+- `leaps`: the same explorer without advance computation, moved to random positions;
+- `interact`: `ipywidgets.interact` with a new matplotlib figure of the same bars and curve.
 
-All but the leaps are moved by the arrow key, a stop at a time, as a hand does. A move is timed until the browser has
-painted a frame with the changed output in it. Medians, 90th percentiles, and ratios to the label, all from one run:
-compare the ratios between machines, not the times.
+All sliders except that of `leaps` are moved by the arrow key, one stop at a time. A move is timed until the browser has
+painted a frame with the changed output. The output contains medians, 90th percentiles, and ratios to the label. Compare
+the ratios, not the times, between machines.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 from browser_check import FLAGS, find_chromium, jupyterlab, open_and_run
@@ -64,8 +65,8 @@ def show(beta):
     plt.show()
 """,
 }
-# Pressed and timed inside the page: the browser's own clock, no driver in between. What counts as changed is the
-# cell's output without the slider's own read-out, which changes before the kernel has heard of the move.
+# The key is pressed and timed inside the page, by the browser's clock. The slider's own read-out does not count as a
+# change, because it changes before the kernel receives the message.
 TIME_ONE = """
 async ([cell, key]) => {
   const handle = cell.querySelector('.noUi-handle');
@@ -74,8 +75,8 @@ async ([cell, key]) => {
     .filter(n => !n.closest('.widget-slider')).map(n => n.src || n.innerHTML || n.textContent).join('|');
   const before = state();
   const start = performance.now();
-  // A mutation of the cell is looked at when it happens; the time is taken when the frame that shows it is painted:
-  // a frame's callbacks run before its painting, and a message posted from one is delivered after it.
+  // The observer notices a changed cell. The time is taken when the frame that shows the change has been painted:
+  // a frame's callbacks run before it is painted, and a message that is posted from one is delivered afterwards.
   const changed = new Promise((done) => {
     const observer = new MutationObserver(() => {
       const now = state();
@@ -104,7 +105,7 @@ async ([cell, key]) => {
 
 
 def measure(page: Any, index: int, moves: int, leap: bool) -> list[float]:
-    """Milliseconds of each move of the slider in cell `index`: by one stop, or by leaps."""
+    """Milliseconds of each move of the slider in cell `index`, by one stop or to random positions."""
     cell = page.locator(".jp-Notebook .jp-Cell").nth(index)
     cell.scroll_into_view_if_needed()
     page.wait_for_timeout(1000)
@@ -114,7 +115,7 @@ def measure(page: Any, index: int, moves: int, leap: bool) -> list[float]:
         key = "leap" if leap else "ArrowRight" if i % 40 < 20 else "ArrowLeft"
         took = page.evaluate(TIME_ONE, [cell.element_handle(), key])
         if took is None:
-            sys.exit(f"Cell {index}: the slider moved and nothing changed within five seconds.")
+            sys.exit(f"Cell {index}: nothing changed within five seconds after the slider had moved.")
         if i >= 3:  # the first moves warm up kernel and page
             times.append(took)
         page.wait_for_timeout(150)
@@ -145,10 +146,15 @@ def main() -> None:
             times = {name: measure(page, i + 1, args.moves, name == "leaps") for i, name in enumerate(CELLS)}
             browser.close()
     floor = statistics.median(times["label"])
-    print(f"{'':10} {'median ms':>10} {'90% ms':>8} {'× label':>8}   ({args.moves} moves each)")
-    for name, values in times.items():
-        middle, most = statistics.median(values), statistics.quantiles(values, n=10)[-1]
-        print(f"{name:10} {middle:10.0f} {most:8.0f} {middle / floor:8.2f}")
+    table = pd.DataFrame(
+        {
+            "median ms": {name: statistics.median(values) for name, values in times.items()},
+            "90% ms": {name: statistics.quantiles(values, n=10)[-1] for name, values in times.items()},
+        }
+    )
+    table["ratio to label"] = table["median ms"] / floor
+    print(f"{args.moves} moves of each slider")
+    print(table.round(2).to_string())
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""log π(y|x) of every sequence of a tree under a small transformer: shared prefixes once, against each sequence alone.
+"""Benchmark of log π(y|x) of every sequence of a token tree: shared prefixes against separate sequences.
 
-The tree has V = 8 and L = 4: 4,096 sequences with 585 prefixes between them; the model is a GPT-2 of 2 layers of 64.
-The plain ways run the Hugging Face model on rows of prompt + sequence and take log-softmax and gather of all its
-logits: in one batch of all rows, in batches of 256, and, for the first 256 sequences, one row at a time. All ways
-take turns in one run, without gradients, and their values are compared.
+The tree has V = 8 and L = 4, which gives 4,096 sequences with 585 prefixes. The model is a GPT-2 of 2 layers of width
+64. The other variants run the Hugging Face model on rows of prompt + sequence, with log-softmax and gather of all
+logits: in one batch, in batches of 256, and, for the first 256 sequences, one row at a time. All variants alternate in
+one run without gradients, and their values are compared.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -20,7 +21,7 @@ from rlhf_lab.response_tree import ResponseTree
 
 
 def plain(policy: TreeTransformerPolicy, prompt: Tokens, responses: Tensor, batch: int) -> Tensor:
-    """(K,) the textbook way: rows of prompt + sequence, all logits, log-softmax, gather, sum."""
+    """log π(y|x), of shape (K,), the simple way: rows of prompt + sequence, all logits, log-softmax, gather, sum."""
     out = []
     for ids in responses.split(batch):
         rows = torch.cat([prompt.ids.expand(len(ids), -1), ids], -1)
@@ -31,7 +32,7 @@ def plain(policy: TreeTransformerPolicy, prompt: Tokens, responses: Tensor, batc
 
 
 def timed(way: Callable[[], Tensor]) -> tuple[float, Tensor]:
-    """Seconds of one call, and what it found."""
+    """Seconds of one call, and its result."""
     start = time.perf_counter()
     found = way()
     return time.perf_counter() - start, found
@@ -39,14 +40,14 @@ def timed(way: Callable[[], Tensor]) -> tuple[float, Tensor]:
 
 @torch.no_grad()
 def main(arguments: Sequence[str] | None = None) -> float:
-    """Time all ways in turn, print medians and their ratios; returns the ratio to batches of 256."""
+    """Time all variants alternately, and print the medians and their ratios. Returns the ratio to batches of 256."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--vocab-size", type=int, default=8)
     parser.add_argument("--depth", type=int, default=4)
-    parser.add_argument("--times", type=int, default=9, help="calls of each way")
+    parser.add_argument("--times", type=int, default=9, help="calls of each variant")
     parser.add_argument("--alone", type=int, default=256, help="sequences that are scored one row at a time")
-    parser.add_argument("--threads", type=int, default=1, help="layers of 64 gain nothing from more")
-    parser.add_argument("--quick", action="store_true", help="a tree of 64 sequences, one call of each way")
+    parser.add_argument("--threads", type=int, default=1, help="more threads do not help layers of width 64")
+    parser.add_argument("--quick", action="store_true", help="a tree of 64 sequences, one call of each variant")
     args = parser.parse_args(arguments)
     if args.quick:
         args.depth, args.times, args.alone = 2, 1, 16
@@ -62,27 +63,28 @@ def main(arguments: Sequence[str] | None = None) -> float:
         "one at a time": (lambda: plain(policy, prompt, responses[:alone], 1), number / alone),
     }
     for way, _ in ways.values():
-        way()  # the first call pays for loading
+        way()  # warm-up
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(args.times):
         found = {}
-        # The order turns round every time, so that no way always finds the memory warm.
+        # The order is reversed every time, so that no variant always finds warm memory.
         for name in list(ways)[:: -1 if turn % 2 else 1]:
             took, found[name] = timed(ways[name][0])
             seconds[name].append(took * ways[name][1])
         difference = max(float((found["enumerate"][: len(v)] - v).abs().max()) for v in found.values())
         if difference > 1e-4:
-            raise SystemExit(f"The ways differ by {difference:.1e} nats.")
+            raise SystemExit(f"The variants differ by {difference:.1e} nats.")
     medians = {name: statistics.median(taken) for name, taken in seconds.items()}
     prefixes = sum(nodes for nodes, _ in tree.shapes)
     print(
         f"{number:,} sequences (V = {args.vocab_size}, L = {args.depth}), {prefixes:,} prefixes, GPT-2 of 2 × 64, "
         f"threads: {args.threads}, median of {args.times}, values equal to {difference:.0e} nats"
     )
-    for name, taken in medians.items():
-        ratio = taken / medians["enumerate"]
-        scaled = f"   ({alone} sequences, scaled to {number:,})" if ways[name][1] != 1 else ""
-        print(f"  {name:<18} {1e3 * taken:10.1f} ms   {ratio:7.1f}× enumerate's time{scaled}")
+    table = pd.DataFrame({"ms": medians}) * 1e3
+    table["ratio"] = table["ms"] / table["ms"]["enumerate"]
+    print(table.to_string(float_format="{:,.1f}".format))
+    if alone < number:
+        print(f"  {alone} sequences were scored one at a time, and their time was scaled to {number:,}.")
     return medians["batches of 256"] / medians["enumerate"]
 
 

@@ -1,10 +1,9 @@
-"""One DPO step (forward, backward, AdamW) of the lab against TRL's `DPOTrainer`, in turn, on the same pairs.
+"""Benchmark of one DPO step (forward, backward, AdamW) against TRL's `DPOTrainer` on the same pairs.
 
-TRL runs at its best settings here: reference log-probabilities precomputed, no gradient checkpointing, the model's
-own loss, no logging. It lives in an environment of its own, made at the first run or given by `--peer-venv`. Both
-contenders are processes that wait between steps, so that a step of one never runs beside a step of the other, and
-both meet the same noise. Printed: median seconds, their ratio, peak memory, and the share of the machine's own
-matrix-product rate that the needed arithmetic reaches.
+TRL runs with its fastest settings here: precomputed reference log-probabilities, no gradient checkpointing, no logging.
+It is installed in a separate environment, which is created at the first run or given by `--peer-venv`. Both libraries
+run in processes that wait between steps, so their steps alternate and never overlap. The output contains the median
+seconds, their ratio, peak memory, and the fraction of the machine's matrix-product rate that the step reaches.
 """
 
 import argparse
@@ -17,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from shapes import gpt2, needed_flops, pairs
 
@@ -25,18 +25,18 @@ PEER = ["torch", "transformers", "trl==1.16.*", "datasets"]
 
 
 def wait() -> None:
-    """Say that a step may begin, and wait for the word."""
+    """Announce that a step may begin, and wait for the permission."""
     print("ready", flush=True)
     sys.stdin.readline()
 
 
 def peak() -> float:
-    """Most memory this process has held, in MB."""
+    """Peak memory of this process in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def run_trl(shape: str, steps: int, batch: int, precision: str) -> None:
-    """TRL's side; runs in its own environment."""
+    """Run TRL's steps, in the environment in which it is installed."""
     os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
     import copy
 
@@ -45,7 +45,7 @@ def run_trl(shape: str, steps: int, batch: int, precision: str) -> None:
     from transformers import PreTrainedTokenizerFast, TrainerCallback
     from trl import DPOConfig, DPOTrainer
 
-    # One word, one token, so that texts and ids are the same thing.
+    # Each word is one token, so texts correspond to ids.
     words = {"<eos>": 0, "<pad>": 1, **{f"w{i}": i for i in range(2, 49_152)}}
     inner = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -78,7 +78,7 @@ def run_trl(shape: str, steps: int, batch: int, precision: str) -> None:
 
 
 def run_lab(shape: str, steps: int, batch: int, precision: str) -> None:
-    """The lab's side: the loop and the loss that `rlhf-lab train dpo` uses."""
+    """Run this package's steps, with the loop and the loss of `rlhf-lab train dpo`."""
     from functools import partial
 
     import torch
@@ -99,7 +99,7 @@ def run_lab(shape: str, steps: int, batch: int, precision: str) -> None:
     square = torch.randn(2048, 2048)
     loss = DPO(beta=0.1)
 
-    def under(policy_: LanguageModelPolicy, chunk: Pairs, log_ref: torch.Tensor) -> tuple[torch.Tensor, dict]:
+    def under(policy_: LanguageModelPolicy, chunk: Pairs, log_ref: torch.Tensor) -> tuple[torch.Tensor, dict[str, Any]]:
         with lower:
             return pair_loss(policy_, chunk, log_ref, loss)
 
@@ -117,7 +117,7 @@ def run_lab(shape: str, steps: int, batch: int, precision: str) -> None:
 
 
 def peer_python(folder: Path | None) -> Path:
-    """The Python of an environment with TRL; made in the user's cache if none is given."""
+    """The Python of an environment with TRL, which is created in the user's cache if none is given."""
     folder = folder or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rlhf_lab" / "trl-venv"
     python = folder / "bin" / "python"
     if not python.exists():
@@ -129,7 +129,7 @@ def peer_python(folder: Path | None) -> Path:
 
 
 class Contender:
-    """A process that makes one step whenever it is told to."""
+    """A process that runs one step on demand."""
 
     def __init__(self, python: Path | str, name: str, args: argparse.Namespace) -> None:
         command = [str(python), __file__, "--run", name, "--shape", args.shape, "--steps", str(args.steps)]
@@ -140,15 +140,15 @@ class Contender:
         )
 
     def line(self, wanted: Callable[[str], bool]) -> str:
-        """The next line of its output that is meant for us; others are its own affair."""
+        """The next line of its output for which `wanted` is true."""
         assert self.process.stdout is not None
         for line in self.process.stdout:
             if wanted(line):
                 return line
-        raise SystemExit("A contender ended before its last step; run it alone (--run) to see why.")
+        raise SystemExit("A process ended before its last step. Run it alone (--run) to see why.")
 
     def step(self) -> None:
-        """Let it make a step, and note what it says."""
+        """Let it run a step, and record the numbers that it prints."""
         self.line(lambda line: line.strip() == "ready")
         assert self.process.stdin is not None
         self.process.stdin.write("go\n")
@@ -156,7 +156,7 @@ class Contender:
         self.rows.append([float(x) for x in self.line(_numbers).split()])
 
     def column(self, i: int) -> list[float]:
-        """One number of every step but the first, in which memory is touched for the first time."""
+        """One number of every step except the first, which allocates memory."""
         return [row[i] for row in self.rows[1:] or self.rows]
 
 
@@ -168,15 +168,15 @@ def _numbers(line: str) -> bool:
 
 
 def main(arguments: Sequence[str] | None = None) -> float:
-    """Run both in turn, print what was found; returns the ratio of the medians."""
+    """Run both alternately and print the comparison. Returns the ratio of the medians."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", default="tldr", choices=["tldr", "hh"])
-    parser.add_argument("--steps", type=int, default=4, help="steps of each; the first is not counted")
-    parser.add_argument("--batch", type=int, default=4, help="pairs in a step")
+    parser.add_argument("--steps", type=int, default=4, help="steps of each library; the first is not counted")
+    parser.add_argument("--batch", type=int, default=4, help="pairs per step")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--peer-venv", type=Path, help="an environment with torch, transformers, trl and datasets")
-    parser.add_argument("--alone", action="store_true", help="the lab's side only, without TRL")
+    parser.add_argument("--alone", action="store_true", help="run this package only, without TRL")
     parser.add_argument("--run", choices=["trl", "lab"], help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     if args.run is not None:
@@ -199,9 +199,9 @@ def main(arguments: Sequence[str] | None = None) -> float:
         f"{max(args.steps - 1, 1)}: lab {seconds[0]:.2f} s, peak memory {max(lab.column(1)):.0f} MB"
     )
     print(
-        f"  needed arithmetic {statistics.median(lab.column(3)) / 1e9:.0f} GFLOP a step at "
+        f"  required operations: {statistics.median(lab.column(3)) / 1e9:.0f} GFLOP per step at "
         f"{statistics.median(shares):.0%} of this machine's matrix-product rate "
-        f"({statistics.median(lab.column(2)) / 1e9:.0f} GFLOP/s beside it)"
+        f"({statistics.median(lab.column(2)) / 1e9:.0f} GFLOP/s, measured after each step)"
     )
     if args.alone:
         return 0.0

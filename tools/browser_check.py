@@ -1,20 +1,20 @@
-"""Look at the notebooks as a student does: JupyterLab in a real browser, all cells run, every control moved.
+"""Check the notebooks in JupyterLab in a real browser: run all cells and move every control of every explorer.
 
     python tools/browser_check.py [--notebooks 00 03 07] [--out build/browser] [--theme light|dark|both] [--pages]
 
-Without `--notebooks`, every notebook that holds an explorer. For each: runs all cells, then moves each control of
-each explorer (sliders by keyboard, every entry of a drop-down, both states of a tick box), and ends all sliders at
-their low and at their high end. It fails where
+The default is every notebook that contains an explorer. For each one the check runs all cells. It then moves each
+control of each explorer (sliders by keyboard, every entry of a drop-down, both states of a tick box), and finally sets
+all sliders to their low and to their high end. It fails if
 
-- an output holds an error, or the browser's console or the kernel's stderr says one;
-- a control is moved and the picture stays the same at every setting of it;
-- a picture says that it failed, has no words for a screen reader, or has text that is cut off or lies on other text;
+- an output, the browser's console or the kernel's stderr contains an error;
+- no setting of a control changes the picture;
+- a picture reports a failure, has no alternative text, or has text that is cut off or overlaps other text;
 - a control's label or read-out is cut off.
 
-Screenshots of each explorer (at its start, at the low end, at the high end) land in `--out`, to be looked at;
-`--pages` adds the whole notebook, screen by screen.
+Screenshots of each explorer (initial state, low end, high end) are saved in `--out` for inspection. `--pages` adds
+the whole notebook, screen by screen.
 
-Needs `pip install playwright` and a Chromium (`--chromium`, or one found on the PATH).
+The check needs `pip install playwright` and a Chromium (`--chromium`, or one on the PATH).
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ from typing import Any
 
 REPO = Path(__file__).resolve().parent.parent
 RUN_WITHIN = 600
-"""Seconds that all cells of a notebook may take in the browser; two busy cores are slow."""
+"""Maximum seconds for all cells of a notebook in the browser. The limit allows for two busy cores."""
 FLAGS = [
     "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
-# What JupyterLab itself logs on a healthy page of a bare machine. Nothing of ours belongs here.
+# Messages that JupyterLab itself logs on a page without faults. Messages of this project do not belong here.
 HARMLESS = ("favicon",)
 
 
 def find_chromium(given: str | None) -> str:
-    """The path of a Chromium or Chrome, or a clean end that says how to get one."""
+    """The path of a Chromium or Chrome. Without one, exit with a message that says how to install it."""
     for name in filter(None, (given, "chromium", "chromium-browser", "google-chrome", "chrome")):
         found = shutil.which(name)
         if found:
@@ -57,7 +57,7 @@ def find_chromium(given: str | None) -> str:
 
 @contextlib.contextmanager
 def jupyterlab(root: Path) -> Iterator[str]:
-    """A JupyterLab on loopback over `root`, with no settings but its own. Gives the URL of its page, token in it."""
+    """Run JupyterLab on loopback in the folder `root` with default settings. Yields its URL with the token."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -65,7 +65,7 @@ def jupyterlab(root: Path) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as home:
         env = {**os.environ, "JUPYTER_CONFIG_DIR": f"{home}/config", "JUPYTERLAB_SETTINGS_DIR": f"{home}/settings"}
         env |= {"JUPYTERLAB_WORKSPACES_DIR": f"{home}/workspaces", "IPYTHONDIR": f"{home}/ipython"}
-        # No question about news over the first screen.
+        # Without this setting a question about news covers the first screen.
         news = Path(home, "settings", "@jupyterlab", "apputils-extension", "notification.jupyterlab-settings")
         news.parent.mkdir(parents=True)
         news.write_text('{"fetchNews": "false"}', encoding="utf-8")
@@ -93,14 +93,14 @@ def jupyterlab(root: Path) -> Iterator[str]:
 
 
 def open_and_run(page: Any, url: str, name: str) -> None:
-    """Open the notebook `name` and run all its cells; returns when the last one is done."""
+    """Open the notebook `name`, run all its cells, and return when the last one has finished."""
     page.goto(url.format(name), wait_until="domcontentloaded")
     page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
     ready = """() => { const w = window.jupyterapp?.shell.currentWidget;
                        return w?.sessionContext?.session?.kernel?.status === 'idle'; }"""
     page.wait_for_function(ready, timeout=90_000)
     page.evaluate("async () => { await window.jupyterapp.commands.execute('notebook:run-all-cells'); }")
-    # After an error the cells below it never run; what went wrong is then read from the outputs.
+    # After an error the cells below it never run. The error is then read from the outputs.
     left = """() => { const w = window.jupyterapp.shell.currentWidget;
                       const cells = [...w.content.model.cells];
                       const failed = cells.some(c => c.type === 'code' && [...Array(c.outputs.length).keys()]
@@ -112,8 +112,8 @@ def open_and_run(page: Any, url: str, name: str) -> None:
     try:
         page.wait_for_function(f"() => ({left})().length === 0", timeout=RUN_WITHIN * 1000)
     except Exception as error:
-        raise RuntimeError(f"cells not done after {RUN_WITHIN} s: {', '.join(page.evaluate(left))}") from error
-    # From here on what a moved control makes the kernel complain of, which no output shows.
+        raise RuntimeError(f"cells not finished after {RUN_WITHIN} s: {', '.join(page.evaluate(left))}") from error
+    # From here on, record errors of the kernel that moved controls cause; no output shows them.
     page.evaluate(
         """() => { window.rlhfHeard = [];
                    window.jupyterapp.shell.currentWidget.sessionContext.iopubMessage.connect((_, m) => {
@@ -125,16 +125,16 @@ def open_and_run(page: Any, url: str, name: str) -> None:
 
 
 def charts(page: Any) -> list[Any]:
-    """All explorers' charts of the open notebook, brought onto the page from top to bottom."""
+    """The charts of all explorers of the open notebook, after scrolling through all its cells."""
     # JupyterLab attaches cells as they come into view.
     count = page.locator(".jp-Notebook .jp-Cell").count()
     for i in range(count):
         with contextlib.suppress(Exception):
             page.locator(".jp-Notebook .jp-Cell").nth(i).scroll_into_view_if_needed(timeout=2000)
-    return page.locator(".rlhf-chart").all()
+    return list(page.locator(".rlhf-chart").all())
 
 
-# Which texts of a chart nobody can read: cut by the chart's edge, or lying on one another. Plus cut-off labels.
+# Finds unreadable texts of a chart, which the chart's edge cuts off or which overlap, and cut-off labels.
 UNREADABLE = """([box, chart]) => {
   const found = [];
   const svg = chart.querySelector('svg');
@@ -145,17 +145,17 @@ UNREADABLE = """([box, chart]) => {
     if (r.left < edge.left - 1 || r.right > edge.right + 1 || r.top < edge.top - 1 || r.bottom > edge.bottom + 1)
       found.push(`the text "${words}" is cut off at the chart's edge`);
     for (const [other, q] of texts.slice(i + 1)) {
-      // Boxes of lines that stand one under the other touch; letters do not reach the boxes' edges.
+      // The boxes of consecutive lines touch, but the letters do not reach the edges of the boxes.
       const wide = Math.min(r.right, q.right) - Math.max(r.left, q.left);
       const high = Math.min(r.bottom, q.bottom) - Math.max(r.top, q.top);
       if (wide > 2 && high > 0.4 * Math.min(r.height, q.height, r.width, q.width))
-        found.push(`the texts "${words}" and "${other}" lie on one another`);
+        found.push(`the texts "${words}" and "${other}" overlap`);
     }
   });
   for (const label of box.querySelectorAll('.widget-label, .widget-readout'))
     if (label.scrollWidth > label.clientWidth + 1) found.push(`the label "${label.textContent}" is cut off`);
-  if (!svg.getAttribute('aria-label')) found.push('no words for a screen reader');
-  if (chart.classList.contains('failed')) found.push(`it says: ${svg.getAttribute('aria-label')}`);
+  if (!svg.getAttribute('aria-label')) found.push('no text for a screen reader');
+  if (chart.classList.contains('failed')) found.push(`it reports: ${svg.getAttribute('aria-label')}`);
   return found;
 }"""
 SETTLED = "([chart, drawn]) => Number(chart.dataset.drawn) > drawn"
@@ -165,14 +165,14 @@ class Shown:
     """One explorer on the page.
 
     Attributes:
-        faults: what was found wrong with it, each once, in the order of finding.
-        count: how many controls it has.
+        faults: the faults that were found, each once, in order.
+        count: number of its controls.
     """
 
     def __init__(self, page: Any, chart: Any) -> None:
         chart.scroll_into_view_if_needed()
         self.page, self.chart, self.faults = page, chart, dict[str, None]()
-        # Its own box: the nearest ancestor that also holds its controls.
+        # Its box is the nearest ancestor that also contains its controls.
         self.box = chart.locator("xpath=ancestor::*[contains(@class,'widget-vbox')][1]")
         self.sliders = self.box.locator(".noUi-handle").all()
         self.menus = self.box.locator("select").all()
@@ -180,11 +180,11 @@ class Shown:
         self.count = len(self.sliders) + len(self.menus) + len(self.ticks)
 
     def picture(self) -> str:
-        """The present picture, and nothing of the words around it."""
+        """The current picture, without the text around it."""
         return str(self.chart.locator("svg").inner_html())
 
     def act(self, do: Callable[[], Any], state: Callable[[], Any]) -> None:
-        """Move a control and wait for the picture, where `state`, what the control says, changed."""
+        """Move a control and, if `state` (the control's value) has changed, wait for the picture."""
         before, drawn = state(), int(self.chart.get_attribute("data-drawn"))
         do()
         self.page.wait_for_timeout(50)
@@ -193,47 +193,47 @@ class Shown:
         with contextlib.suppress(Exception):  # an equal picture is not sent again
             self.page.wait_for_function(SETTLED, arg=[self.chart.element_handle(), drawn], timeout=5000)
         self.page.wait_for_timeout(200)
-        self.look()
+        self.inspect()
 
-    def look(self) -> None:
-        """Note what cannot be read as it stands."""
+    def inspect(self) -> None:
+        """Record the texts that cannot be read at the moment."""
         seen = self.page.evaluate(UNREADABLE, [self.box.element_handle(), self.chart.element_handle()])
         self.faults.update(dict.fromkeys(seen))
 
     def press(self, slider: Any, key: str) -> None:
-        """A key on a slider."""
-        # The place on the scale: the text for screen readers is rounded.
+        """Press a key on a slider."""
+        # The state is the position on the scale, because the text for screen readers is rounded.
         self.act(lambda: slider.press(key), lambda: slider.evaluate("h => h.parentElement.style.transform"))
 
     def choose(self, menu: Any, index: int) -> None:
-        """An entry of a drop-down: its keys belong to the browser, which opens the menu outside the page."""
+        """Choose an entry of a drop-down. Its keys cannot be used, because the browser opens it outside the page."""
         self.act(lambda: menu.select_option(index=index), lambda: menu.evaluate("m => m.selectedIndex"))
 
     def flip(self, tick: Any, key: str) -> None:
-        """A key on a tick box."""
+        """Press a key on a tick box."""
         self.act(lambda: tick.press(key), tick.is_checked)
 
     def move_all(self) -> None:
-        """Move each control alone and back; its picture must change at one of its settings at least."""
+        """Move each control alone and back. At least one of its settings must change the picture."""
         for i, slider in enumerate(self.sliders):
             start = self.picture()
-            # One step and back. A slider that stands at its high end steps down; wide moves only where need be.
+            # One step and back. A slider at its high end moves down. Larger moves follow if these change nothing.
             for keys in (("ArrowRight", "ArrowLeft"), ("ArrowLeft", "ArrowRight"), ("Home", "End", "PageDown")):
                 if self.changes(start, self.press, slider, keys):
                     break
             else:
-                self.faults[f"slider {i + 1} moved, the picture stayed the same"] = None
+                self.faults[f"slider {i + 1} does not change the picture"] = None
         for i, menu in enumerate(self.menus):
             first, entries = menu.evaluate("m => [m.selectedIndex, m.options.length]")
             others = [j for j in range(entries) if j != first]
             if not self.changes(self.picture(), self.choose, menu, (*others, first)):
-                self.faults[f"drop-down {i + 1} moved, the picture stayed the same"] = None
+                self.faults[f"drop-down {i + 1} does not change the picture"] = None
         for i, tick in enumerate(self.ticks):
             if not self.changes(self.picture(), self.flip, tick, ("Space", "Space")):
-                self.faults[f"tick box {i + 1} moved, the picture stayed the same"] = None
+                self.faults[f"tick box {i + 1} does not change the picture"] = None
 
     def changes(self, start: str, do: Callable[..., None], control: Any, settings: Sequence[Any]) -> bool:
-        """Bring a control to each of `settings`; whether any gave another picture than `start`."""
+        """Apply each of `settings` to a control, and return whether any picture differed from `start`."""
         changed = False
         for setting in settings:
             do(control, setting)
@@ -241,20 +241,20 @@ class Shown:
         return changed
 
     def end(self, key: str) -> None:
-        """All sliders at one end (`Home` or `End`), drop-downs at their first or last entry."""
+        """Set all sliders to one end (`Home` or `End`) and all drop-downs to their first or last entry."""
         for menu in self.menus:
             self.choose(menu, 0 if key == "Home" else menu.evaluate("m => m.options.length - 1"))
         for slider in self.sliders:
             self.press(slider, key)
 
     def save(self, path: Path) -> None:
-        """A screenshot of controls and picture."""
-        self.look()
+        """Save a screenshot of the controls and the picture."""
+        self.inspect()
         self.box.screenshot(path=str(path))
 
 
 def screens(page: Any, out: Path, stem: str) -> None:
-    """The notebook from top to bottom, one picture a screen."""
+    """Save screenshots of the whole notebook, one per screen."""
     place = "document.querySelector('.jp-WindowedPanel-outer')"
     page.evaluate(f"() => {place}.scrollTo(0, 0)")
     for number in range(1, 40):
@@ -269,7 +269,7 @@ def screens(page: Any, out: Path, stem: str) -> None:
 
 
 def check(page: Any, url: str, name: str, out: Path, theme: str, pages: bool) -> list[str]:
-    """Everything for one notebook. Returns what is wrong with it."""
+    """Run all checks on one notebook. Returns its faults."""
     problems: list[str] = []
     heard: list[str] = []
     page.on("console", lambda m: heard.append(m.text) if m.type == "error" else None)
@@ -290,7 +290,7 @@ def check(page: Any, url: str, name: str, out: Path, theme: str, pages: bool) ->
                .flatMap(c => c.sharedModel.getOutputs()).filter(o => o.output_type === 'error')
                .map(o => `${o.ename}: ${o.evalue}`)"""
     )
-    problems += [f"an output holds {error}" for error in errors]
+    problems += [f"an output contains {error}" for error in errors]
     found = charts(page)
     print(f"{name} ({theme}): {len(found)} explorers", flush=True)
     if not found:
@@ -316,17 +316,17 @@ def check(page: Any, url: str, name: str, out: Path, theme: str, pages: bool) ->
 
 
 def chosen(names: list[str] | None) -> list[Path]:
-    """The notebooks meant by `names`: paths, or beginnings of names such as 03; without names, all with an explorer.
+    """The notebooks that `names` selects; without names, all that contain an explorer.
 
     Args:
-        names: what the command line says after `--notebooks`.
+        names: paths or prefixes of file names such as 03, from the option `--notebooks`.
 
     Returns:
-        Their paths, sorted where not named.
+        Their paths.
     """
     every = sorted((REPO / "notebooks").glob("*.ipynb"))
     if names is None:
-        return [path for path in every if holds_explorer(path)]
+        return [path for path in every if contains_explorer(path)]
     found = []
     for name in names:
         meant = [Path(name)] if name.endswith(".ipynb") else [path for path in every if path.name.startswith(name)]
@@ -336,16 +336,16 @@ def chosen(names: list[str] | None) -> list[Path]:
     return found
 
 
-def holds_explorer(path: Path) -> bool:
+def contains_explorer(path: Path) -> bool:
     """Whether a code cell of the notebook makes an explorer."""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     return any("_explorer(" in "".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
 
 
 def main() -> None:
-    """Run the check from the command line; ends with status 1 where something is wrong."""
+    """Run the check from the command line. The exit status is 1 if there are faults."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--notebooks", nargs="+", help="numbers or paths; without it, all that hold an explorer")
+    parser.add_argument("--notebooks", nargs="+", help="numbers or paths; the default is all that contain an explorer")
     parser.add_argument("--out", type=Path, default=REPO / "build" / "browser")
     parser.add_argument("--chromium", help="path or name of the browser")
     parser.add_argument("--theme", choices=["light", "dark", "both"], default="light")
@@ -369,7 +369,7 @@ def main() -> None:
                 for theme in ("light", "dark") if args.theme == "both" else (args.theme,):
                     page = browser.new_page(viewport={"width": 1280, "height": 900})
                     problems = check(page, url, path.name, args.out, theme, args.pages)
-                    with contextlib.suppress(Exception):  # eleven kernels with torch are too many for a small machine
+                    with contextlib.suppress(Exception):  # a small machine cannot run eleven kernels with torch
                         page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
                     page.close()
                     bad += len(problems)
@@ -377,7 +377,7 @@ def main() -> None:
                         print(f"  WRONG {problem}", flush=True)
             browser.close()
     print(f"screenshots in {args.out}")
-    print("all well" if not bad else f"{bad} problems")
+    print("no faults" if not bad else f"{bad} faults")
     sys.exit(1 if bad else 0)
 
 

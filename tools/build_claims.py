@@ -1,4 +1,4 @@
-"""Write docs/claims.md from the kept results. `--check` writes nothing and fails where the page is not theirs."""
+"""Write docs/claims.md from the saved results. With `--check`, only compare the page with them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def main() -> None:
-    """Read the command line and write or compare."""
+    """Write the page, or compare it, from the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="compare only")
     check = parser.parse_args().check
@@ -21,7 +21,7 @@ def main() -> None:
     if not check:
         place.write_text(text, encoding="utf-8")
     elif not place.is_file() or place.read_text(encoding="utf-8") != text:
-        sys.exit("docs/claims.md is not what the kept results say: run `make claims`.")
+        sys.exit("docs/claims.md does not match the saved results. Run `make claims`.")
 
 
 if __name__ == "__main__":

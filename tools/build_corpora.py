@@ -1,9 +1,9 @@
 """Write samples of the text worlds' corpora, and a card for each, into data/corpora/.
 
     python tools/build_corpora.py            # all four
-    python tools/build_corpora.py --check    # write nothing; fail if what is there is not what the grammars give
+    python tools/build_corpora.py --check    # write nothing; fail if a file differs from what the grammars generate
 
-The corpora themselves are not stored: `rlhf_lab.worlds.text` makes them by seed when they are first asked for.
+The corpora themselves are not stored, because `rlhf_lab.worlds.text` generates them from a seed when they are needed.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def sample(world: TextWorld) -> str:
 
 
 def card(world: TextWorld) -> str:
-    """The card, its numbers counted now."""
+    """The card of a world, with freshly computed numbers."""
     rows = []
     for split in SIZES:
         examples = world.examples(split)
@@ -123,7 +123,7 @@ def card(world: TextWorld) -> str:
 
 
 def main() -> None:
-    """Write, or compare."""
+    """Write the files, or compare them, from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a file differs")
     args = parser.parse_args()
@@ -137,7 +137,7 @@ def main() -> None:
             elif not file.is_file() or file.read_text(encoding="utf-8") != content:
                 differ.append(str(file))
     if differ:
-        sys.exit(f"Not what the grammars give: {', '.join(differ)}. Run python tools/build_corpora.py.")
+        sys.exit(f"Files differ from what the grammars generate: {', '.join(differ)}. Run tools/build_corpora.py.")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""Build the two small language models that ship with the lab, from nothing, and say how well they speak.
+"""Train the two small language models that ship with the package from random weights, and measure their quality.
 
     python tools/build_models.py                    # both, into data/models/
     python tools/build_models.py --only gpt2 --out elsewhere
-    python tools/build_models.py --check            # rebuild in a temporary folder and compare with what is there
+    python tools/build_models.py --check            # rebuild in a temporary folder and compare with the shipped ones
 
-Corpora come from the grammars of `rlhf_lab.worlds.text` (seed 0, train splits only). One tokenizer is trained on them;
-each model is pre-trained on whole texts (prompt and target), then fine-tuned on targets given prompts, which makes it
-the SFT policy of the lecture: as mixed in quality as its data. What is measured goes to metrics.json and to the card
-README.md beside the weights. Two runs on one machine with as many threads give the same weights; other machines
-round otherwise, and `--check` says by how much.
+The corpora come from the grammars of `rlhf_lab.worlds.text` (seed 0, train splits only). One tokenizer is trained on
+them. Each model is pre-trained on whole texts (prompt and target) and then fine-tuned on targets given prompts. The
+result is the SFT policy of the lecture, whose quality is as mixed as that of its data. The measurements are written
+to metrics.json and to the model card README.md beside the weights. Two runs on one machine with the same number of
+threads give the same weights. Other machines round differently, and `--check` reports the difference.
 """
 
 from __future__ import annotations
@@ -45,28 +45,28 @@ load = cache(text.load)
 
 @dataclass(frozen=True)
 class Recipe:
-    """Numbers of the recipe; they are written into metrics.json."""
+    """Hyperparameters, which are also written to metrics.json."""
 
     seed: int = 0
     examples: int = text.SIZES["train"]  # of each world
     vocabulary: int = 1280
     pretraining_epochs: float = 1
-    translation_times: int = 2  # in an epoch of pre-training: the hardest of the four, and the shortest texts
+    translation_times: int = 2  # per epoch of pre-training, because its texts are the hardest and the shortest
     sft_epochs: float = 2
     batch: int = 16  # texts
-    pretraining_rate: float = 2e-3  # AdamW, warmed up over 50 steps, then a cosine to a tenth
+    pretraining_rate: float = 2e-3  # AdamW with 50 steps of warm-up, then cosine decay to a tenth
     sft_rate: float = 1e-3
     weight_decay: float = 0.05
-    held_out: int = text.SIZES["test"]  # test targets of each world whose loss is measured
-    measured: int = 128  # test prompts of each world that are answered
-    answers: int = 4  # samples of each
+    held_out: int = text.SIZES["test"]  # test targets of each world for the held-out loss
+    measured: int = 128  # test prompts of each world for which responses are sampled
+    answers: int = 4  # responses per prompt
 
 
 QUICK = Recipe(examples=64, pretraining_epochs=0.2, sft_epochs=0.1, held_out=16, measured=4, answers=2)
 
 
 def train_tokenizer(texts: list[str], vocabulary: int) -> Any:
-    """Byte-level BPE (Sennrich et al. 2016; bytes as in GPT-2), so that any text goes there and back unchanged."""
+    """Train a byte-level BPE (Sennrich et al. 2016; bytes as in GPT-2), which decodes any encoded text unchanged."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -91,7 +91,7 @@ def train_tokenizer(texts: list[str], vocabulary: int) -> Any:
 
 
 def new_model(name: str, tokenizer: Any, seed: int) -> Any:
-    """About a million weights: 4 layers of width 128, 4 heads."""
+    """A model of about a million weights: 4 layers of width 128 with 4 heads."""
     from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
 
     common: dict[str, Any] = {
@@ -103,9 +103,9 @@ def new_model(name: str, tokenizer: Any, seed: int) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if name == "gpt2":
-            drops = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-            # The same function as GPT-2's "gelu_new", in one kernel.
-            sizes = {"n_layer": 4, "n_embd": 128, "n_head": 4, "n_positions": CONTEXT}
+            drops: dict[str, Any] = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+            # The same function as GPT-2's "gelu_new", but computed in one kernel.
+            sizes: dict[str, Any] = {"n_layer": 4, "n_embd": 128, "n_head": 4, "n_positions": CONTEXT}
             return GPT2LMHeadModel(GPT2Config(activation_function="gelu_pytorch_tanh", **sizes, **drops, **common))
         sizes = {"num_hidden_layers": 4, "hidden_size": 128, "num_attention_heads": 4, "intermediate_size": 512}
         return GPTNeoXForCausalLM(GPTNeoXConfig(max_position_embeddings=CONTEXT, **sizes, **common))
@@ -113,13 +113,13 @@ def new_model(name: str, tokenizer: Any, seed: int) -> Any:
 
 @dataclass
 class Rows:
-    """Texts as ids, each with the number of its tokens that are the prompt's."""
+    """Texts as token ids, each with the length of its prompt."""
 
     ids: list[list[int]]
     prompt: list[int]
 
     def batches(self, size: int, epochs: float, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Ids (B, T), padded at the right with −1, and prompt lengths (B,): in random order, like lengths together."""
+        """Ids (B, T), padded on the right with −1, and prompt lengths (B,), in random order grouped by length."""
         generator = torch.Generator().manual_seed(seed)
         for step in range(self.steps(size, epochs)):
             place = step % self.steps(size, 1)
@@ -132,7 +132,7 @@ class Rows:
             yield self.padded(cut[place])
 
     def steps(self, size: int, epochs: float) -> int:
-        """The number of batches of this size in so many epochs."""
+        """The number of batches of this size in this number of epochs."""
         return max(1, round(epochs * math.ceil(len(self.ids) / size)))
 
     def padded(self, rows: list[int]) -> tuple[Tensor, Tensor]:
@@ -145,7 +145,7 @@ class Rows:
 
 
 def rows_of(tokenizer: Any, worlds: list[text.TextWorld], split: str, limit: int | None) -> Rows:
-    """Prompt + target + end token, the two tokenised apart as everywhere in the lab."""
+    """Prompt + target + end token; prompt and target are tokenised separately, as everywhere in the package."""
     ids, prompt = [], []
     for world in worlds:
         prompts, targets = world.sft(tokenizer, split, limit)
@@ -156,9 +156,12 @@ def rows_of(tokenizer: Any, worlds: list[text.TextWorld], split: str, limit: int
 
 
 def token_losses(model: Any, ids: Tensor, prompt: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """−log p of every token after the first, (B, T−1), 0 where there is none; where one is; where it is the target's.
+    """Losses and masks of all tokens after the first, each of shape (B, T−1).
 
-    Padding stands at the right, where causal attention does not look.
+    Padding is on the right, where causal attention ignores it.
+
+    Returns:
+        −log p of each token (0 for padding), the mask of tokens, and the mask of tokens that belong to targets.
     """
     logits = model(input_ids=ids[:, :-1].clamp(min=0), use_cache=False).logits
     next_ = ids[:, 1:]
@@ -168,7 +171,7 @@ def token_losses(model: Any, ids: Tensor, prompt: Tensor) -> tuple[Tensor, Tenso
 
 
 def train(model: Any, rows: Rows, epochs: float, rate: float, targets_only: bool, recipe: Recipe, name: str) -> int:
-    """One phase, in place; gives the number of tokens read."""
+    """Train one phase in place. Returns the number of processed tokens."""
     steps = rows.steps(recipe.batch, epochs)
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
@@ -205,7 +208,7 @@ def train(model: Any, rows: Rows, epochs: float, rate: float, targets_only: bool
 
 @torch.no_grad()
 def target_loss(model: Any, rows: Rows) -> float:
-    """Held-out −log π(y|x), the mean over targets, in nats a target."""
+    """Mean held-out −log π(y|x) over targets, in nats per target."""
     total = 0.0
     for begin in range(0, len(rows.ids), 128):
         ids, prompt = rows.padded(list(range(begin, min(begin + 128, len(rows.ids)))))
@@ -215,7 +218,7 @@ def target_loss(model: Any, rows: Rows) -> float:
 
 
 def measure(model: Any, tokenizer: Any, recipe: Recipe) -> dict[str, dict[str, float]]:
-    """What each world's test prompts get: see the keys, which the card explains."""
+    """Metrics on each world's test prompts, which the model card explains."""
     from rlhf_lab.policies.language_model import LanguageModelPolicy
 
     found: dict[str, dict[str, float]] = {}
@@ -257,16 +260,16 @@ def measure(model: Any, tokenizer: Any, recipe: Recipe) -> dict[str, dict[str, f
 
 
 def split_rows(tokens: Tokens, size: int) -> list[Tokens]:
-    """Rows in groups of `size`."""
+    """Split the rows into groups of `size`."""
     return [tokens[begin : begin + size] for begin in range(0, len(tokens), size)]
 
 
 HALF_WAY = "pretrained.json"
-"""Lies in a model's folder between the two phases."""
+"""File in a model's folder that marks a finished pre-training."""
 
 
 def pretraining_of(recipe: Recipe) -> dict[str, Any]:
-    """What of the recipe decides the weights after pre-training."""
+    """The hyperparameters that determine the weights after pre-training."""
     return {
         key: value
         for key, value in asdict(recipe).items()
@@ -275,12 +278,12 @@ def pretraining_of(recipe: Recipe) -> dict[str, Any]:
 
 
 def half_way_of(model: Any, folder: Path, recipe: Recipe) -> dict[str, Any] | None:
-    """Give `model` the weights that pre-training by the same recipe left in `folder`; None if there are none."""
+    """Load the weights that pre-training with the same hyperparameters saved in `folder`; None if there are none."""
     from safetensors.torch import load_model
 
     if not (folder / HALF_WAY).is_file():
         return None
-    found = json.loads((folder / HALF_WAY).read_text(encoding="utf-8"))
+    found: dict[str, Any] = json.loads((folder / HALF_WAY).read_text(encoding="utf-8"))
     if found["recipe"] != pretraining_of(recipe):
         return None
     load_model(model, folder / "model.safetensors")
@@ -329,7 +332,7 @@ def build(names: list[str], out: Path, recipe: Recipe, resume: bool = False) -> 
 
 
 def measure_again(name: str, folder: Path) -> None:
-    """Measure a model that is there, and write its card anew."""
+    """Measure an existing model and rewrite its card."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
@@ -339,13 +342,13 @@ def measure_again(name: str, folder: Path) -> None:
 
 
 def write_metrics(folder: Path, metrics: dict[str, Any], worlds: dict[str, dict[str, float]]) -> None:
-    """metrics.json: how the model was made, and what was measured."""
+    """Write metrics.json: how the model was trained, and its metrics."""
     found = json.dumps(_rounded({**metrics, "worlds": worlds}), indent=1, ensure_ascii=False)
     (folder / "metrics.json").write_text(found + "\n", encoding="utf-8")
 
 
 def save(model: Any, tokenizer: Any, folder: Path) -> None:
-    """As `from_pretrained` reads it, readable by all."""
+    """Save model and tokenizer for `from_pretrained`, readable by all users."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     for file in folder.iterdir():
@@ -368,53 +371,55 @@ tags: [rlhf_lab, sft, teaching]
 
 # lab-{name}
 
-A {architecture} model of {weights:,} weights (4 layers of width 128, context {context}, {vocabulary:,} tokens),
-made for teaching: it speaks the four text worlds of `rlhf_lab` and nothing else. It is the SFT policy, the reference
-π_ref, from which every method of the course starts. Written by `tools/build_models.py`, numbers included.
+This is a {architecture} model of {weights:,} weights (4 layers of width 128, context {context}, {vocabulary:,} tokens).
+It was trained for teaching and knows only the four text worlds of `rlhf_lab`. It is the SFT policy, the reference
+π_ref from which every method of the course starts. `tools/build_models.py` wrote this card with its numbers.
 
     from rlhf_lab.policies.loading import load_language_model
     model, tokenizer = load_language_model("lab-{name}")
 
 ## How it was made
 
-`make models`, or `python tools/build_models.py --only {name}`. Nothing was downloaded: texts come from the grammars of
-this repository (seed 0; see `data/corpora/`), {examples:,} prompts of each world, train splits only.
+Run `make models`, or `python tools/build_models.py --only {name}`. Nothing is downloaded. The texts come from the
+grammars of this repository (seed 0; see `data/corpora/`), with {examples:,} prompts of each world from the train split.
 
 | phase | loss on | tokens read | epochs | peak rate | seconds |
 |---|---|---|---|---|---|
 | pre-training | texts, translation {translation_times} times | {pre:,} | {pre_epochs} | {pre_rate} | {pre_seconds} |
 | SFT | targets | {sft:,} | {sft_epochs} | {sft_rate} | {sft_seconds} |
 
-AdamW, batches of {batch} texts, seed {seed}, float32, torch {torch} on {machine} with {threads} thread(s), beside other
-work. `python tools/build_models.py --check` rebuilds it and says how far the result differs: another
-build on the same kind of machine, with as many threads, has given the same weights to the last bit.
+The optimizer is AdamW with batches of {batch} texts, seed {seed} and float32, in torch {torch} on {machine} with
+{threads} thread(s), while other programs were running. `python tools/build_models.py --check` rebuilds the model and
+reports the differences. Another build on the same kind of machine, with the same number of threads, gave bit-identical
+weights.
 
-## What it does on test prompts
+## Metrics on test prompts
 
-{measured} prompts of each world that it never saw, {answers} answers each at temperature 1. Losses: all prompts.
+The responses were sampled at temperature 1: {answers} responses to each of {measured} unseen prompts of each world. The
+losses are means over all test prompts.
 
-| world | loss | grammar | speaks | gold of answers | of SFT targets | best of {answers} | spread | distinct |
+| world | loss | grammar | valid | gold of responses | of SFT targets | best of {answers} | spread | distinct |
 |---|---|---|---|---|---|---|---|---|
 {rows}
 
-- loss: held-out −log π(y|x) in nats a target. grammar: what the grammar that wrote the targets pays for them, given the
-  prompt's facts, counted by derivation: close to the lowest loss that any model can have.
-- speaks: share of answers that the grammar of targets could have written, right or wrong.
-- gold: mean gold reward of the answers (± its standard error), beside that of the targets it learned from, and of the
-  best of {answers} answers. spread: standard deviation of the gold reward between answers to one prompt: what a method
-  that prefers some answers to others has to work with. distinct: share of different answers among {answers}.
+- loss: held-out −log π(y|x) in nats per target. grammar: the mean −log p of a target's derivation under the grammar
+  that generated it, given the facts of the prompt, which is close to the lowest possible loss.
+- valid: fraction of responses that the grammar of targets can generate, whether correct or not.
+- gold: mean gold reward of the responses (± its standard error), of the SFT targets, and of the best of {answers}
+  responses. spread: standard deviation of the gold reward between responses to one prompt, which preferences can
+  exploit. distinct: fraction of different responses among {answers}.
 
-Translation, by sacrebleu: {translation}.
+Translation, measured with sacrebleu: {translation}.
 
 ## Limits
 
-It knows a few hundred words. Asked anything outside its worlds it babbles. Its targets are of mixed quality on purpose:
-some are sour, wrong, rude or long-winded.
+The model knows a few hundred words. Its responses to prompts outside its worlds are meaningless. Its targets are of
+mixed quality on purpose: some are negative, wrong, rude or long-winded.
 """
 
 
 def write_card(name: str, folder: Path) -> None:
-    """README.md from metrics.json and nothing else."""
+    """Write README.md from metrics.json alone."""
     m = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     recipe = m["recipe"]
     line = (
@@ -435,7 +440,7 @@ def write_card(name: str, folder: Path) -> None:
         sft_seconds=m["seconds"]["sft"],
         rows="\n".join(line.format(world=world, **numbers) for world, numbers in m["worlds"].items()),
         translation=f"BLEU {translation['bleu']:.1f}, chrF {translation['chrf']:.1f}, "
-        f"{translation['exact']:.1%} exactly right",
+        f"{translation['exact']:.1%} exactly correct",
         **m["made_with"],
         **{key: value for key, value in recipe.items()},
     )
@@ -443,18 +448,18 @@ def write_card(name: str, folder: Path) -> None:
 
 
 def compare(names: list[str], shipped: Path, rebuilt: Path) -> None:
-    """Print how far rebuilt models are from the shipped ones."""
+    """Print the differences between rebuilt and shipped models."""
     from safetensors.torch import load_file
 
     for name in names:
         one, two = shipped / name, rebuilt / name
         for file in ("model.safetensors", "tokenizer.json", "metrics.json"):
             if not (one / file).is_file():
-                raise LabError(f"There is no {one / file} to compare with: run this without --check first.")
+                raise LabError(f"There is no {one / file} to compare with. Run this without --check first.")
         same = (one / "tokenizer.json").read_bytes() == (two / "tokenizer.json").read_bytes()
         a, b = load_file(one / "model.safetensors"), load_file(two / "model.safetensors")
         far = max(float((a[key] - b[key]).abs().max()) for key in a) if a.keys() == b.keys() else math.inf
-        print(f"{name}: tokenizer {'the same bytes' if same else 'DIFFERS'}, largest weight difference {far:.3g}")
+        print(f"{name}: tokenizer {'identical' if same else 'DIFFERS'}, largest difference of weights {far:.3g}")
         before, after = (json.loads((folder / "metrics.json").read_text(encoding="utf-8")) for folder in (one, two))
         for world in before["worlds"]:
             old, new = before["worlds"][world], after["worlds"][world]
@@ -466,15 +471,17 @@ def compare(names: list[str], shipped: Path, rebuilt: Path) -> None:
 
 
 def main() -> None:
-    """Read the command line and build, or build elsewhere and compare."""
+    """Build the models, or compare or measure them, from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=MODELS, help="one model instead of both")
-    parser.add_argument("--out", type=Path, default=ROOT / "data" / "models", help="where the folders go")
+    parser.add_argument("--out", type=Path, default=ROOT / "data" / "models", help="folder for the models")
     parser.add_argument("--check", action="store_true", help="rebuild in a temporary folder and compare with --out")
-    parser.add_argument("--measure", action="store_true", help="build nothing: measure again what is in --out")
+    parser.add_argument("--measure", action="store_true", help="build nothing, but measure the models in --out again")
     parser.add_argument("--resume", action="store_true", help="skip the pre-training that an earlier run has done")
-    parser.add_argument("--quick", action="store_true", help="a few steps on a few texts, to see that it runs")
-    parser.add_argument("--threads", type=int, default=1, help="of torch; part of what makes two runs the same")
+    parser.add_argument("--quick", action="store_true", help="a few steps on a few texts, as a test")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="threads of torch; equal numbers are needed for equal weights"
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     names, recipe = [args.only] if args.only else list(MODELS), QUICK if args.quick else Recipe()

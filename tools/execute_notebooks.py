@@ -1,14 +1,14 @@
-"""Run the notebooks from top to bottom and store what they show, the same bytes every time.
+"""Run the notebooks and store their outputs reproducibly: repeated runs give the same bytes.
 
     python tools/execute_notebooks.py [notebook.ipynb ...] [--check]
 
-Each notebook runs in a fresh kernel with settings of its own. What is stored is normalised, so that a change in
-the repository is a change in the course: no times, no user's metadata, streams joined as they were printed,
-counts from 1. A widget is stored as the still picture and the text that it carries for that purpose: its live
-half means nothing without the kernel that made it, and its model's name is random.
+Each notebook runs in a fresh kernel with its own settings. The stored outputs are normalised, so that a difference
+between versions means a change of the course: they contain no times and no user's metadata, streams are joined, and
+execution counts start at 1. A widget is stored as its picture and its text, because its live part is useless without
+the kernel that made it, and its model's name is random.
 
 A notebook that raises, warns, or prints a memory address or a path of this machine is refused. `--check` writes
-nothing, says which files would change, and ends with status 1 if any would.
+nothing, reports which files would change, and exits with status 1 if any would.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from nbclient.exceptions import CellExecutionError
 
 REPO = Path(__file__).resolve().parent.parent
 WIDGET = "application/vnd.jupyter.widget-view+json"
-# What editors and earlier runs leave in a cell's metadata. Tags, slide types and exercise marks stay.
+# Metadata of cells that editors and earlier runs add. Tags, slide types and exercise marks are kept.
 NOISE = {"execution", "ExecuteTime", "papermill", "vscode", "scrolled", "collapsed", "trusted", "editable"}
 UNSTABLE = re.compile(r"\b0x[0-9a-fA-F]{6,}\b")
 
 
 class Refused(Exception):
-    """The notebook shows something that must not be stored."""
+    """Raised if a notebook's output contains something that must not be stored."""
 
 
 def execute(path: Path, timeout: float) -> nbformat.NotebookNode:
-    """The notebook with fresh, normalised outputs."""
+    """Run a notebook and return it with normalised outputs."""
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
         if cell.cell_type == "code":
@@ -51,7 +51,7 @@ def execute(path: Path, timeout: float) -> nbformat.NotebookNode:
         resources={"metadata": {"path": str(path.parent)}},
         record_timing=False,
         store_widget_state=False,
-        # The kernel's word on unencrypted loopback sockets is not for this tool's reader.
+        # Suppress the kernel's warning about unencrypted loopback sockets.
         extra_arguments=["--IPKernelApp.log_level=40"],
     )
     client.execute()
@@ -59,10 +59,10 @@ def execute(path: Path, timeout: float) -> nbformat.NotebookNode:
 
 
 def normalise(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Take out of an executed notebook everything that differs from run to run. See the module's docstring.
+    """Remove everything from an executed notebook that differs between runs. See the module's docstring.
 
     Raises:
-        Refused: a warning, an address or a path is among the outputs.
+        Refused: if an output contains a warning, a memory address or a path.
     """
     notebook.metadata = nbformat.from_dict(
         {
@@ -71,7 +71,7 @@ def normalise(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         }
     )
     notebook.nbformat, notebook.nbformat_minor = 4, 5
-    count, seen = 0, set()
+    count, seen = 0, set[str]()
     for cell in notebook.cells:
         cell.metadata = nbformat.from_dict({k: v for k, v in cell.metadata.items() if k not in NOISE})
         if not cell.get("id") or cell.id in seen:
@@ -90,7 +90,7 @@ def normalise(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def _joined(outputs: list[Any]) -> list[Any]:
-    """Neighbouring pieces of one stream as one: where they were cut depends on the machine's mood."""
+    """Join consecutive pieces of the same stream, because the points at which they are cut vary between runs."""
     joined: list[Any] = []
     for out in outputs:
         if joined and out.output_type == "stream" == joined[-1].output_type and out.name == joined[-1].name:
@@ -101,7 +101,7 @@ def _joined(outputs: list[Any]) -> list[Any]:
 
 
 def _output(out: Any) -> Any:
-    """One output as it is stored, or None for one that leaves nothing behind (a progress bar)."""
+    """One output in its stored form, or None if nothing of it is stored (a progress bar)."""
     if "data" not in out:
         return out
     if WIDGET in out.data:
@@ -120,20 +120,20 @@ def _refuse(out: Any, where: str) -> None:
     for text in texts:
         found = UNSTABLE.search(text)
         if found:
-            raise Refused(f"cell {where} shows a memory address, {found.group()}: give the object a __repr__")
+            raise Refused(f"cell {where} shows a memory address, {found.group()}. Give the object a __repr__.")
         for folder in (str(REPO), str(Path.home()) if len(str(Path.home())) > 4 else str(REPO)):
             if folder in text:
                 raise Refused(f"cell {where} shows a path of this machine, {folder}")
 
 
 def as_bytes(notebook: nbformat.NotebookNode) -> bytes:
-    """The file's content."""
+    """The content of the notebook's file."""
     nbformat.validate(notebook)
-    return (nbformat.writes(notebook).rstrip("\n") + "\n").encode()
+    return (str(nbformat.writes(notebook)).rstrip("\n") + "\n").encode()
 
 
 def without_pictures(content: bytes) -> bytes:
-    """The file without its images, to say whether results changed or only pixels."""
+    """The file without its images, to distinguish changed results from changed pixels."""
     return re.sub(rb'"image/png": "[^"]*"', b'"image/png": ""', content)
 
 
@@ -141,15 +141,15 @@ def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("notebooks", nargs="*", type=Path, help="default: notebooks/*.ipynb")
-    parser.add_argument("--check", action="store_true", help="write nothing; say which files would change")
-    parser.add_argument("--timeout", type=float, default=600, help="seconds a cell may take")
+    parser.add_argument("--check", action="store_true", help="write nothing; report which files would change")
+    parser.add_argument("--timeout", type=float, default=600, help="maximum seconds per cell")
     args = parser.parse_args()
     paths = args.notebooks or sorted((REPO / "notebooks").glob("*.ipynb"))
     if not paths:
         sys.exit("There are no notebooks in notebooks/.")
     wrong = 0
     with tempfile.TemporaryDirectory() as home:
-        # The user's IPython start-up files and matplotlib's settings have no place in what is stored.
+        # The user's IPython start-up files and matplotlib settings must not influence the stored outputs.
         os.environ |= {"IPYTHONDIR": home, "MPLCONFIGDIR": os.environ.get("MPLCONFIGDIR", home)}
         os.environ |= {"PYTHONHASHSEED": "0", "PYTHONWARNINGS": "default", "JUPYTER_PLATFORM_DIRS": "1"}
         for path in paths:
@@ -163,15 +163,15 @@ def main() -> None:
             took = time.perf_counter() - start
             stored = path.read_bytes()
             if fresh == stored:
-                verdict = "unchanged"
+                change = "unchanged"
             else:
-                verdict = "only pictures differ" if without_pictures(fresh) == without_pictures(stored) else "differs"
+                change = "only pictures differ" if without_pictures(fresh) == without_pictures(stored) else "differs"
                 if args.check:
                     wrong += 1
                 else:
                     path.write_bytes(fresh)
-                    verdict += ", written"
-            print(f"{path.name}: {verdict} ({took:.1f} s)", flush=True)
+                    change += ", written"
+            print(f"{path.name}: {change} ({took:.1f} s)", flush=True)
     sys.exit(1 if wrong else 0)
 
 

@@ -1,10 +1,10 @@
-"""Write the students' notebooks: solutions taken out, outputs cleared, all else as it is.
+"""Write the students' notebooks, which contain neither solutions nor outputs.
 
     python tools/make_student.py [notebook.ipynb ...] [--out build/student]
 
-`rlhf_lab/exercises/student_notebooks.py` says what is removed. A marker without its partner is refused before anything
-is written. What lies in the folder is overwritten; `rlhf-lab course DIR` writes the same notebooks and keeps what a
-student has changed.
+`rlhf_lab/exercises/student_notebooks.py` documents what is removed. An unpaired marker is an error, and then nothing
+is written. Existing files in the folder are overwritten. `rlhf-lab course DIR` writes the same notebooks but preserves
+a student's changes.
 """
 
 from __future__ import annotations

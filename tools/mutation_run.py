@@ -1,18 +1,18 @@
-"""Put known bugs into the code, one at a time, and see which test catches each.
+"""Mutation testing: insert known bugs into the code, one at a time, and find the test that detects each.
 
     python tools/mutation_run.py [--only TEXT] [--near | --full] [--resume] [--workers N]
 
-The bugs are those of the package `mutations`, one table for each subpackage. Each is put into a temporary copy of the
-project; the working tree is never touched. First the test that the bug names runs, if it names one. Then the test
-files of the mutated module run, and where they do not catch it, the rest of `tests/`. With `--full` the notebooks run
-too, which is all that `make test` runs. With `--near` the run ends at the module's own files. At last every test that
-caught something runs without any bug, and must pass.
+The package `mutations` lists the bugs, with one table for each subpackage. Each bug is inserted into a temporary copy
+of the project, so the working tree is never changed. First runs the test that the bug names, if any. Then the test
+files of the mutated module run and, if they do not detect the bug, the rest of `tests/`. With `--full` the notebooks
+run too, as in `make test`. With `--near` only the module's own test files run. Finally every test that detected a bug
+runs on the unchanged code, where it must pass.
 
-The report goes to docs/mutations.md. With `--only` the other rows are taken from the page as it is; a bug without a row
-there is listed as not run yet. What is done is saved in build/mutations.json: `--resume` goes on from there, and
-runs survivors again.
+The report is written to docs/mutations.md. With `--only` the other rows of the page are kept; a bug without a row
+is listed as not run yet. Results are saved in build/mutations.json. `--resume` continues from there and repeats the
+bugs that survived.
 
-The script ends with status 1 if a bug survives for which the table gives no excuse.
+The exit status is 1 if a bug survives for which the table gives no excuse.
 """
 
 from __future__ import annotations
@@ -31,13 +31,14 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from multiprocessing.context import ForkServerProcess, SpawnProcess
 from pathlib import Path
+from typing import Any
 
 from mutations import KINDS, MUTATIONS, TABLES, Mutation
 
 REPO = Path(__file__).resolve().parent.parent
 REPORT = REPO / "docs" / "mutations.md"
 JOURNAL = REPO / "build" / "mutations.json"
-# Not part of what is tested, or large, or another run's leavings.
+# Files that are not tested, are large, or are left from other runs.
 LEFT_OUT = (".git", ".venv", "build", "dist", "runs", "*.egg-info", "__pycache__", ".*_cache", ".hypothesis")
 NOTEBOOKS = [
     "-p",
@@ -48,16 +49,16 @@ NOTEBOOKS = [
     "tests/notebooks/sanitize.cfg",
     "notebooks",
 ]
-# Whether a test fails is asked, not why.
+# Only whether a test fails matters here, so tracebacks are switched off.
 FLAGS = ["-x", "-q", "-rfE", "--tb=no", "--assert=plain", "-p", "no:cacheprovider"]
-# It says that every mutation still fits the code, which is never so where one was applied.
+# This file checks that every mutation fits the code, which is false once a mutation has been applied.
 NOT_ASKED = ["--ignore=tests/test_mutations.py"]
 SURVIVED, NOT_RUN = "survived", "not run yet"
-# Loaded once, not for every bug.
+# Modules that are loaded once instead of for every bug.
 PRELOAD = ["torch", "pytest", "hypothesis", "scipy.stats", "mpmath", "transformers"] + [
     f"transformers.models.{name}.modeling_{name}" for name in ("gpt2", "gpt_neox", "llama")
 ]
-# Which test fails is asked here, not what the smallest input is on which it does.
+# Only the failing test matters, so hypothesis need not search for the smallest failing input.
 NO_SHRINKING = """
 
 from hypothesis import Phase
@@ -68,37 +69,37 @@ settings.load_profile("mutants")
 
 
 class Stale(Exception):
-    """A mutation's text does not stand exactly once in its file."""
+    """Raised if the old text of a mutation does not occur exactly once in its file."""
 
 
 class Unfit(Exception):
-    """The tests cannot be asked: one fails without any bug, or pytest itself does."""
+    """Raised if the tests are unusable: one fails without any bug, or pytest itself fails."""
 
 
 def mutated(text: str, mutation: Mutation) -> str:
-    """`text` with the bug in it.
+    """`text` with the bug inserted.
 
     Raises:
-        Stale: the old text does not occur exactly once, or the bug changes nothing.
+        Stale: if the old text does not occur exactly once, or the bug changes nothing.
     """
     times = text.count(mutation.old)
     if times != 1 or mutation.old == mutation.new:
         raise Stale(
             f"rlhf_lab/{mutation.file}: the text of “{mutation.what}” occurs {times} times, not once:\n"
-            f"    {mutation.old!r}\nThe code has changed since: correct this mutation in tools/mutations/."
+            f"    {mutation.old!r}\nThe code has changed. Correct this mutation in tools/mutations/."
         )
     return text.replace(mutation.old, mutation.new)
 
 
 def check_all(root: Path = REPO) -> None:
-    """Raise `Stale` if a mutation does not fit the code below `root`, or does not leave Python behind."""
+    """Raise `Stale` if a mutation does not fit the code below `root`, or `SyntaxError` if its result is not Python."""
     for mutation in MUTATIONS:
         text = mutated((root / "rlhf_lab" / mutation.file).read_text(encoding="utf-8"), mutation)
         compile(text, mutation.file, "exec")
 
 
 def environment(copy: Path) -> dict[str, str]:
-    """One thread, no network, the same examples every time, and the copy's package before the installed one."""
+    """Environment variables for the tests: one thread, no network, fixed examples, and the copy's package first."""
     return {
         "OMP_NUM_THREADS": "1",
         "TQDM_DISABLE": "1",
@@ -106,16 +107,16 @@ def environment(copy: Path) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "HF_DATASETS_OFFLINE": "1",
         "CI": "1",
-        # A plugin's import costs more than most tests; those that are needed are named.
+        # Importing a plugin takes longer than most tests, so only the needed plugins are named.
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
         "PYTHONPATH": str(copy),
-        # Two mutations of one size within one second would share their compiled file.
+        # Two mutations of equal size within one second would otherwise share a compiled file.
         "PYTHONDONTWRITEBYTECODE": "1",
     }
 
 
 def _pytest_here(copy: str, arguments: list[str], log: str) -> None:
-    """Run pytest in this process, which is a new one, and end it with pytest's status."""
+    """Run pytest in this new process, and exit with pytest's status."""
     with open(log, "w", encoding="utf-8") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -128,13 +129,13 @@ def _pytest_here(copy: str, arguments: list[str], log: str) -> None:
         import rlhf_lab
 
         if not Path(rlhf_lab.__file__).resolve().is_relative_to(Path(copy).resolve()):
-            print(f"Tests would import {rlhf_lab.__file__}, not the copy.")
+            print(f"The tests would import {rlhf_lab.__file__}, not the copy.")
             sys.exit(99)
         sys.exit(int(pytest.main([*FLAGS, *arguments])))
 
 
 def stages(mutation: Mutation, how_far: str) -> list[list[str]]:
-    """Arguments of pytest for each stage: the named test, the module's own files, the rest, the notebooks."""
+    """Arguments of pytest for each stage: the named test, the module's test files, the rest, the notebooks."""
     own = [f"tests/{name}" for name in mutation.tests]
     files = [own]
     asked = [f"--ignore={name}" for name in own]
@@ -146,7 +147,7 @@ def stages(mutation: Mutation, how_far: str) -> list[list[str]]:
 
 
 class Run:
-    """A copy of the project, into which bugs are put."""
+    """A copy of the project into which bugs are inserted."""
 
     def __init__(self, folder: Path, limit: float) -> None:
         self.copy, self.limit = folder / "copy", limit
@@ -156,23 +157,25 @@ class Run:
             conftest.write(NO_SHRINKING)
 
     def stop(self) -> None:
-        """End the tests that run now: a bug may have made one endless."""
+        """Stop the running tests, one of which a bug may have made endless."""
         if self.process is not None:
             self.process.kill()
             self.process.join()
 
     def run_tests(self, arguments: list[str]) -> str:
-        """The first test that fails, "" if none does, in a process of its own.
+        """Run tests in a new process. Returns the first one that fails, or "" if none does.
 
         Raises:
-            Unfit: pytest itself failed.
+            Unfit: if pytest itself failed.
         """
         forks = "forkserver" in multiprocessing.get_all_start_methods()
-        context = multiprocessing.get_context("forkserver" if forks else "spawn")
+        context: Any = multiprocessing.get_context("forkserver" if forks else "spawn")
         if forks:
             context.set_forkserver_preload(PRELOAD)
         log = self.copy.parent / "pytest.log"
-        log.write_text("", encoding="utf-8")  # a process that ends before pytest starts must not leave the last one's
+        log.write_text(
+            "", encoding="utf-8"
+        )  # if the process dies before pytest starts, the previous log must not be read
         process = context.Process(target=_pytest_here, args=(str(self.copy), arguments, str(log)))
         process.start()
         self.process = process
@@ -182,21 +185,22 @@ class Run:
                 return f"no end within {self.limit:g} s"
         finally:
             self.stop()
-        # 5: every test of the files was deselected, because the bug names the only one.
+        # Status 5 means that every test of the files was deselected, because the bug names the only one.
         if process.exitcode in (0, 5):
             return ""
         said = log.read_text(encoding="utf-8")
         failed = re.search(r"^(?:FAILED|ERROR) ([^\s\[]+)", said, re.M)
-        # 4: the file of the one test that was asked for cannot be imported.
+        # Status 4 means that the file of the named test cannot be imported.
         if process.exitcode not in (1, 2, 4) or failed is None:
             raise Unfit(f"pytest ended with status {process.exitcode}:\n{said[-2000:]}")
         return failed[1]
 
     def ask(self, mutation: Mutation, how_far: str) -> str:
-        """Which test catches `mutation`, or `SURVIVED`.
+        """The test that detects `mutation`, or `SURVIVED`.
 
         Raises:
-            Stale, Unfit: as above.
+            Stale: if the mutation does not fit the code.
+            Unfit: if pytest itself failed.
         """
         path = self.copy / "rlhf_lab" / mutation.file
         whole = path.read_text(encoding="utf-8")
@@ -211,56 +215,56 @@ class Run:
         return SURVIVED
 
     def confirm(self, tests: set[str]) -> None:
-        """Raise `Unfit` if one of `tests` fails without any bug: it has caught nothing."""
+        """Raise `Unfit` if one of `tests` fails without any bug, because it then detects nothing."""
         failing = self.run_tests(sorted(tests)) if tests else ""
         if failing:
-            raise Unfit(f"{failing} fails without any bug, so it catches none: correct it, then run again.")
+            raise Unfit(f"{failing} fails without any bug, so it detects none. Correct it and run again.")
 
 
 def key(mutation: Mutation) -> str:
-    """What a journal knows a mutation by: if its text changes, it is another."""
+    """The key of a mutation in the journal. A mutation with a different text is a different one."""
     return "\n".join([mutation.file, mutation.old, mutation.new])
 
 
-def verdict(mutation: Mutation, result: str) -> str:
-    """One cell of the report."""
+def cell(mutation: Mutation, result: str) -> str:
+    """The report's cell for a result."""
     if result != SURVIVED:
         return f"`{result.removeprefix('tests/')}`" if "::" in result else result
     return f"**survives**: {mutation.excuse}" if mutation.excuse else "**survives**, unexplained"
 
 
 def reported(page: str) -> dict[tuple[str, str], str]:
-    """The results that a report holds, by file and words of the mutation."""
+    """The results in a report, by file and description of the mutation."""
     results: dict[tuple[str, str], str] = {}
     file = ""
     for line in page.splitlines():
         if head := re.match(r"#+ \[`(.+)`\]", line):
             file = head[1]
         elif row := re.match(rf"\| (?:{'|'.join(KINDS)}) \| (.+?) \| (.+) \|$", line):
-            cell = row[2]
-            caught = f"tests/{cell[1:-1]}" if cell.startswith("`") else cell
-            if cell != NOT_RUN:
-                results[file, row[1]] = SURVIVED if cell.startswith("**survives**") else caught
+            found = row[2]
+            caught = f"tests/{found[1:-1]}" if found.startswith("`") else found
+            if found != NOT_RUN:
+                results[file, row[1]] = SURVIVED if found.startswith("**survives**") else caught
     return results
 
 
 def report(results: dict[str, str], how_far: str) -> str:
-    """docs/mutations.md; a mutation that `results` lacks has not been run yet."""
+    """The text of docs/mutations.md. Mutations that are missing in `results` are listed as not run yet."""
     results = {key(m): NOT_RUN for m in MUTATIONS} | results
     left = [m for m in MUTATIONS if results[key(m)] == SURVIVED]
     kinds = Counter(m.kind for m in MUTATIONS)
     places = len({(m.file, m.old) for m in MUTATIONS})
     asked = {
-        "near": "Only the mutated module's own test files were asked; more tests can only catch more.",
-        "rest": "The mutated module's own test files were asked first, then the rest of `tests/`.",
-        "full": "The mutated module's own test files were asked first, then the rest of `tests/`, then the notebooks.",
+        "near": "Only the test files of the mutated module were run, so the whole suite may detect more.",
+        "rest": "The test files of the mutated module were run first, then the rest of `tests/`.",
+        "full": "The test files of the mutated module were run first, then the rest of `tests/`, then the notebooks.",
     }[how_far]
     lines = [
-        "# Would the tests notice?",
+        "# Mutation tests",
         "",
-        "A test that cannot fail says nothing. Here the code is broken on purpose, one plausible slip at a "
-        "time, in a copy of the project, and the tests are asked. Each row is one bug and the first test that "
-        "fails on it.",
+        "A test that cannot fail checks nothing. Therefore plausible bugs are inserted into a copy of the code, "
+        "one at a time, and the tests are run. Each row of the tables below names one bug and the first test that "
+        "fails because of it.",
         "",
         "| subpackage | bugs | caught | survive, explained | survive, unexplained | not run yet |",
         "|---|---|---|---|---|---|",
@@ -278,9 +282,10 @@ def report(results: dict[str, str], how_far: str) -> str:
         f"{', '.join(f'{words} ({kinds[kind]})' for kind, words in KINDS.items() if kinds[kind])}.",
         f"{asked}",
         "",
-        f"Written by `python tools/mutation_run.py{'' if how_far == 'rest' else f' --{how_far}'}` (`make mutants`). "
-        "The bugs are in the tables of [`tools/mutations/`](../tools/mutations/__init__.py). After a change there, or "
-        "in the code that it points at, run it again; with `--only TEXT` for the bugs that have changed.",
+        f"This page is written by `python tools/mutation_run.py{'' if how_far == 'rest' else f' --{how_far}'}` "
+        "(`make mutants`). The tables of [`tools/mutations/`](../tools/mutations/__init__.py) list the bugs. After a "
+        "change of a table, or of the code to which it refers, run the program again. The option `--only TEXT` "
+        "restricts it to some bugs.",
         "",
     ]
     for name, table in TABLES.items():
@@ -292,14 +297,14 @@ def report(results: dict[str, str], how_far: str) -> str:
                 "",
                 "| kind | the bug | caught by |",
                 "|---|---|---|",
-                *(f"| {m.kind} | {m.what} | {verdict(m, results[key(m)])} |" for m in table if m.file == file),
+                *(f"| {m.kind} | {m.what} | {cell(m, results[key(m)])} |" for m in table if m.file == file),
                 "",
             ]
     return "\n".join(lines)
 
 
 def run_all(chosen: list[Mutation], known: dict[str, str], runs: list[Run], how_far: str) -> None:
-    """Put each bug into a free copy, and enter the result in `known` and in the journal."""
+    """Insert each bug into a free copy, and record the result in `known` and in the journal."""
     free: queue.Queue[Run] = queue.Queue()
     for run in runs:
         free.put(run)
@@ -332,19 +337,27 @@ def run_all(chosen: list[Mutation], known: dict[str, str], runs: list[Run], how_
 
 
 def main() -> None:
-    """Run from the command line."""
+    """Run the mutation tests from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--only", default="", metavar="TEXT", help="mutations whose file or words hold TEXT")
+    parser.add_argument(
+        "--only", default="", metavar="TEXT", help="only mutations whose file or description contains TEXT"
+    )
     reach = parser.add_mutually_exclusive_group()
-    reach.add_argument("--near", dest="how_far", action="store_const", const="near", help="the module's own tests")
-    reach.add_argument("--full", dest="how_far", action="store_const", const="full", help="also the notebooks")
-    parser.add_argument("--resume", action="store_true", help="keep what the last run caught, run the others")
-    parser.add_argument("--limit", type=float, default=1200.0, help="seconds for one run of pytest")
-    parser.add_argument("--workers", type=int, default=1, metavar="N", help="copies that are tested at the same time")
+    reach.add_argument(
+        "--near", dest="how_far", action="store_const", const="near", help="run the module's own tests only"
+    )
+    reach.add_argument("--full", dest="how_far", action="store_const", const="full", help="run the notebooks too")
+    parser.add_argument(
+        "--resume", action="store_true", help="keep the bugs that the last run detected, and run the others"
+    )
+    parser.add_argument("--limit", type=float, default=1200.0, help="maximum seconds for one run of pytest")
+    parser.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="number of copies that are tested in parallel"
+    )
     parser.set_defaults(how_far="rest")
     args = parser.parse_args()
 
-    # `kill` as an exception, so that the copies and the processes that run the tests go too.
+    # Turn SIGTERM into an exception, so that the copies and the test processes are removed too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("Stopped."))
     chosen = [m for m in MUTATIONS if args.only in f"{m.file} {m.kind} {m.what}"]
     known = json.loads(JOURNAL.read_text()) if JOURNAL.is_file() else {}
@@ -359,14 +372,14 @@ def main() -> None:
     except (Stale, Unfit) as error:
         sys.exit(str(error))
     left = [m for m in chosen if known[key(m)] == SURVIVED]
-    print(f"{len(chosen) - len(left)} of {len(chosen)} caught.")
+    print(f"{len(chosen) - len(left)} of {len(chosen)} detected.")
     page = reported(REPORT.read_text(encoding="utf-8")) if REPORT.is_file() else {}
     results = {key(m): page[m.file, m.what] for m in MUTATIONS if (m.file, m.what) in page} | known
     REPORT.write_text(report(results, args.how_far), encoding="utf-8")
     print(f"Written: {REPORT.relative_to(REPO)}")
     unexplained = [m for m in left if not m.excuse]
     if unexplained:
-        sys.exit("Not caught, and not explained:\n" + "\n".join(f"  {m.file}: {m.what}" for m in unexplained))
+        sys.exit("Not detected and not explained:\n" + "\n".join(f"  {m.file}: {m.what}" for m in unexplained))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Run the tests as other processors would run them, on this machine.
+"""Run the tests on this machine with the instruction sets of other processors.
 
     python tools/portability.py [pytest's flags and files]        or: make portability TEST_FLAGS="-x -k kl"
 
@@ -6,15 +6,15 @@ Another processor has other vector instructions, so it adds numbers in another o
 that depends on them passes on one machine and fails on the next. This command runs the tests under several settings,
 one after another:
 
-- x86: with SSE instructions only, and with AVX2 only, each on one thread. The libraries (torch, MKL, oneDNN) are told
-  by environment variables not to use what the processor has beyond that. MKL may ignore its variable on AMD.
-- every processor: as it is, with two threads and with a fixed order of Python's sets.
+- x86: with SSE instructions only, and with AVX2 only, each on one thread. Environment variables tell the libraries
+  (torch, MKL, oneDNN) not to use further instructions. MKL may ignore its variable on AMD.
+- every processor: all its instructions, with two threads and with a fixed order of Python's sets.
 - other processors than x86 (Arm): torch without vector instructions, on one thread. Nothing else can be varied there.
 
 It cannot imitate another operating system, another Python or another processor's libraries: the workflow in .github
 runs the tests on those. Each setting takes as long as `make test`; without files the tests are all of `make test`.
 
-The exit status is 0 if all settings passed, 1 otherwise. A summary stands at the end.
+The exit status is 0 if all settings passed, 1 otherwise. The output ends with a summary.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ EVERYTHING = ["notebooks", "tests"]
 
 
 def settings(machine: str) -> dict[str, dict[str, str]]:
-    """Name and environment variables of each setting for a processor as `platform.machine()` names it."""
+    """Name and environment variables of each setting for the processor type that `platform.machine()` returns."""
     two = {"OMP_NUM_THREADS": "2", "PYTHONHASHSEED": "0"}
     if machine.lower() in ("x86_64", "amd64", "i686"):
         return {
@@ -65,7 +65,7 @@ def settings(machine: str) -> dict[str, dict[str, str]]:
 
 
 def command(flags: list[str]) -> list[str]:
-    """What runs the tests: pytest as `make test` calls it, with `flags` added. Files among them replace all tests."""
+    """The command of `make test` with `flags` added. If `flags` name files, only these are tested."""
     files = [flag for flag in flags if (REPO / flag.split("::")[0]).exists()]
     return [
         sys.executable, "-m", "pytest", "-q", *TWO_CORES, *NOTEBOOKS, "-m", "not slow", *flags,
@@ -74,13 +74,13 @@ def command(flags: list[str]) -> list[str]:
 
 
 def summary(output: str) -> str:
-    """pytest's last line of counts, without colours and bars; a sentence where there is none."""
+    """pytest's last line of counts without colours and bars, or a sentence if there is none."""
     found = re.findall(r"^=*\s*(.*\b\d+ (?:passed|failed|errors?|deselected)\b.*?)\s*=*$", output, re.M)
     return re.sub(r"\x1b\[[0-9;]*m", "", found[-1]) if found else "pytest ended without a result"
 
 
 def run(name: str, variables: dict[str, str], flags: list[str]) -> tuple[bool, str]:
-    """Run the tests once, show what failed, and return whether all passed, with a line that says so."""
+    """Run the tests once and print the failures. Returns whether all passed, and a line of the summary."""
     print(f"== {name}: {' '.join(f'{key}={value}' for key, value in variables.items())}", flush=True)
     start = time.perf_counter()
     done = subprocess.run(

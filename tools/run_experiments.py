@@ -1,9 +1,9 @@
-"""Run the experiments on the lecture's claims, every one on every rung, with the settings whose results are kept.
+"""Run the experiments on the lecture's claims at every scale, with the settings of the saved results.
 
     python tools/run_experiments.py --workers 8
     python tools/run_experiments.py --only rso-table --rung small
 
-A run that was stopped goes on where it was when this is called again. Results land in results/NAME/RUNG.
+A run that was stopped resumes when the command is repeated. Results are saved in results/NAME/SCALE.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from rlhf_lab.experiments.results import NAMES, RUNGS, experiment_of
 
 
 def main() -> None:
-    """Read the command line and run one after the other."""
+    """Run the chosen experiments one after the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=NAMES, nargs="+", default=NAMES, help="these experiments instead of all")
-    parser.add_argument("--rung", choices=RUNGS, nargs="+", default=RUNGS, help="these rungs instead of all")
-    parser.add_argument("--workers", type=int, default=1, help="processes at work in each experiment")
+    parser.add_argument("--only", choices=NAMES, nargs="+", default=NAMES, help="experiments to run; default: all")
+    parser.add_argument("--rung", choices=RUNGS, nargs="+", default=RUNGS, help="scales to run; default: all")
+    parser.add_argument("--workers", type=int, default=1, help="number of processes per experiment")
     args = parser.parse_args()
     for name in args.only:
         for rung in args.rung:

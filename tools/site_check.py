@@ -1,22 +1,22 @@
-"""Open every page of the exported site that is not slides, from disk and without a network, as readers would.
+"""Check every page of the static site except the slides, opened from disk in a browser without a network.
 
     python tools/site_check.py [--site build/site] [--only 05_dpo claims] [--out build/site-check] [--full]
 
-Each page at 1280 and at 375 px, light and dark. It fails where
+Each page is opened 1280 and 375 px wide, in the light and in the dark theme. The check fails if
 
-- the console says an error, a file is missing, or the page asks another host for anything;
-- the page scrolls sideways; a box that scrolls cannot be reached by keyboard; on a phone, something to press is
-  smaller than 24 px;
-- a formula was not set, a dollar is left over, a picture has no words or does not load;
-- letters have a contrast below 4.5 : 1 (large ones: 3 : 1), headings leave out a level, an id stands twice;
-- an explorer is not there, says that it failed, has a control that moves without the picture changing, or text that
-  is cut off or lies on other text;
-- the first press of Tab does not lead to the skip link, or a focus cannot be seen;
+- the console reports an error, a file is missing, or the page requests anything from another host;
+- the page scrolls horizontally, a scrollable box cannot be reached by keyboard, or a control on a phone is smaller
+  than 24 px;
+- a formula is not rendered, a dollar sign is left over, or a picture has no alternative text or does not load;
+- text has a contrast below 4.5 : 1 (large text: 3 : 1), headings skip a level, or an id occurs twice;
+- an explorer is missing, reports a failure, has a control that does not change the picture, or has text that is cut
+  off or overlaps other text;
+- the first press of Tab does not reach the skip link, or a focus is invisible;
 - something is wider than a printed page;
-- a link leads to a file or a place that is not there.
+- the target of a link does not exist.
 
-Screenshots land in `--out`: the top of each page and each explorer; `--full` adds whole pages. Slides are looked at
-by tools/slides_check.py. Needs playwright and a Chromium (`--chromium`, or one found on the PATH).
+Screenshots of the top of each page and of each explorer are saved in `--out`; `--full` adds whole pages.
+tools/slides_check.py checks the slides. The check needs playwright and a Chromium (`--chromium`, or one on the PATH).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ REPO = Path(__file__).resolve().parent.parent
 WIDTHS = (1280, 375)
 THEMES = ("light", "dark")
 
-# What is wrong with the open page, as sentences. `phone`: also look at the size of what is pressed.
+# Returns the faults of the open page as sentences. With `phone`, it also checks the size of controls.
 FAULTS = """(phone) => {
   const found = [];
   const say = (text) => { if (found.length < 40 && !found.includes(text)) found.push(text); };
@@ -53,13 +53,13 @@ FAULTS = """(phone) => {
   }
   if (!root.lang) say('the page has no language');
   if (!document.title) say('the page has no title');
-  if (document.querySelector('.katex-error, span.tex')) say('a formula was not set');
+  if (document.querySelector('.katex-error, span.tex')) say('a formula is not rendered');
   for (const picture of document.images) {
-    if (!picture.alt.trim()) say(`no words: ${picture.src}`);
+    if (!picture.alt.trim()) say(`no alternative text: ${picture.src}`);
     if (!picture.naturalWidth) say(`does not load: ${picture.src}`);
   }
   const ids = [...document.querySelectorAll('[id]')].map((node) => node.id);
-  ids.filter((id, i) => ids.indexOf(id) !== i).forEach((id) => say(`the id ${id} stands twice`));
+  ids.filter((id, i) => ids.indexOf(id) !== i).forEach((id) => say(`the id ${id} occurs twice`));
   let level = 0;
   for (const head of document.querySelectorAll('h1, h2, h3, h4, h5, h6')) {
     const now = Number(head.tagName[1]);
@@ -80,7 +80,7 @@ FAULTS = """(phone) => {
         && /auto|scroll/.test(getComputedStyle(box).overflowX))
       say(`scrolls, but not by keyboard: <${box.tagName} class="${box.className}"> ${words(box)}`);
   }
-  // Contrast of every text with the ground it stands on.
+  // Contrast of every text with its background.
   const rgb = (text) => { const m = text.match(/[\\d.]+/g)?.map(Number) ?? [0, 0, 0, 0];
                           return text.startsWith('color(srgb') ? m.map((v, i) => i < 3 ? v * 255 : v) : m; };
   const linear = (v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
@@ -114,7 +114,7 @@ FAULTS = """(phone) => {
   }
   return found;
 }"""
-# What cannot be read in an explorer. Boxes of lines one under the other touch; letters do not reach the boxes' edges.
+# Finds unreadable text in an explorer. Boxes of consecutive lines touch, but letters do not reach the boxes' edges.
 UNREADABLE = """(chart) => {
   const found = [];
   const svg = chart.querySelector('svg');
@@ -131,10 +131,10 @@ UNREADABLE = """(chart) => {
       found.push(`the text "${a.words}" is cut off at the chart's edge`);
     for (const b of texts.slice(i + 1))
       if (shared(a, b, 'left', 'right') > 2 && shared(a, b, 'top', 'bottom') > 2)
-        found.push(`the texts "${a.words}" and "${b.words}" lie on one another`);
+        found.push(`the texts "${a.words}" and "${b.words}" overlap`);
   });
-  if (!svg.getAttribute('aria-label')) found.push('an explorer without words');
-  if (chart.classList.contains('failed')) found.push(`an explorer says: ${svg.getAttribute('aria-label')}`);
+  if (!svg.getAttribute('aria-label')) found.push('an explorer without text for a screen reader');
+  if (chart.classList.contains('failed')) found.push(`an explorer reports: ${svg.getAttribute('aria-label')}`);
   return found;
 }"""
 LOADED = """async () => {
@@ -159,15 +159,15 @@ PRINTED = """() => {
 
 
 def printed(page: Any) -> list[str]:
-    """What paper of 180 mm between its margins would cut off."""
+    """Parts of the page that would be cut off on paper with 180 mm between its margins."""
     page.emulate_media(media="print")
     page.set_viewport_size({"width": 680, "height": 960})
     page.wait_for_timeout(400)
     return [str(fault) for fault in page.evaluate(PRINTED)]
 
 
-def look(page: Any, phone: bool) -> list[str]:
-    """What is wrong with the page as it stands, folded parts opened."""
+def inspect_page(page: Any, phone: bool) -> list[str]:
+    """The faults of the current page, after its folded parts have been opened."""
     page.evaluate(LOADED)
     page.evaluate("() => { for (const fold of document.querySelectorAll('main details')) fold.open = true; }")
     page.wait_for_timeout(300)
@@ -175,28 +175,28 @@ def look(page: Any, phone: bool) -> list[str]:
 
 
 def keyboard(page: Any) -> list[str]:
-    """The skip link first, and a focus that can be seen on it and on what follows."""
+    """Faults of keyboard navigation: the skip link must come first, and every focus must be visible."""
     faults = []
     page.evaluate("() => { document.activeElement.blur(); scrollTo(0, 0); }")
     page.keyboard.press("Tab")
     if page.evaluate("() => document.activeElement.className") != "skip":
-        faults.append("the first press of Tab does not lead to the skip link")
+        faults.append("the first press of Tab does not reach the skip link")
     for _ in range(6):
-        if page.evaluate("() => document.activeElement === document.body"):  # a short page: once round
+        if page.evaluate("() => document.activeElement === document.body"):  # a short page has been traversed
             break
         if not page.evaluate(FOCUS):
             faults.append(
-                f"no focus to be seen on {page.evaluate('() => document.activeElement.outerHTML.slice(0, 80)')}"
+                f"the focus is invisible on {page.evaluate('() => document.activeElement.outerHTML.slice(0, 80)')}"
             )
         page.keyboard.press("Tab")
     return faults
 
 
 def move(page: Any, box: Any, every: bool) -> list[str]:
-    """Move an explorer's first control, or every one; its picture must change."""
+    """Move an explorer's first control, or all of them. Each must change the picture."""
     chart = box.locator(".rlhf-chart")
     if chart.count() != 1:
-        return ["an explorer that is not alive"]
+        return ["an explorer is missing"]
     faults = [str(f) for f in page.evaluate(UNREADABLE, chart.element_handle())]
     controls = box.locator(".movers input, .movers select").all()
     for number, control in enumerate(controls if every else controls[:1]):
@@ -208,13 +208,13 @@ def move(page: Any, box: Any, every: bool) -> list[str]:
             changed = changed or chart.locator("svg").inner_html() != start
         name = control.evaluate("(node) => node.closest('label').textContent.slice(0, 40)")
         if not changed:
-            faults.append(f"control {number + 1} ({name!r}) moved, the picture stayed the same")
+            faults.append(f"control {number + 1} ({name!r}) does not change the picture")
         faults += [str(f) for f in page.evaluate(UNREADABLE, chart.element_handle())]
     return list(dict.fromkeys(faults))
 
 
 def settings(control: Any) -> list[Any]:
-    """What brings a control somewhere else and, at the end, back to where it stood or to an end."""
+    """Actions that move a control and finally return it to its initial value or to an end."""
     kind = control.evaluate("(node) => node.type")
     if kind == "range":
         return [lambda key=key: control.press(key) for key in ("ArrowRight", "ArrowLeft", "End", "Home")]
@@ -226,12 +226,12 @@ def settings(control: Any) -> list[Any]:
 
 
 def dead(links: dict[str, set[str]], anchors: dict[str, set[str]], site: Path) -> list[str]:
-    """Links of the pages that lead nowhere.
+    """Links whose targets do not exist.
 
     Args:
-        links: by page, where its links lead, as addresses.
-        anchors: by page's address, its ids.
-        site: the folder that may not be left.
+        links: the addresses of each page's links, by page.
+        anchors: the ids of each page, by its address.
+        site: folder in which all targets must be.
     """
     from urllib.parse import unquote, urlsplit
 
@@ -243,28 +243,28 @@ def dead(links: dict[str, set[str]], anchors: dict[str, set[str]], site: Path) -
                 continue
             file = Path(unquote(parts.path))
             if not file.is_file() or not file.is_relative_to(site):
-                faults.append(f"{page}: the link {target} leads nowhere")
+                faults.append(f"{page}: the link {target} has no target")
             elif parts.fragment and not parts.fragment.startswith("/"):
                 known = anchors.get(file.as_uri())
                 if known is not None and unquote(parts.fragment) not in known:
-                    faults.append(f"{page}: there is no place {target}")
+                    faults.append(f"{page}: there is no anchor {target}")
             elif parts.fragment and f'id="{parts.fragment[1:]}"' not in file.read_text(encoding="utf-8"):
                 faults.append(f"{page}: there is no slide {target}")
     return faults
 
 
 def run(site: Path, out: Path, chromium: str, only: Sequence[str] = (), full: bool = False) -> list[str]:
-    """Look at the whole site.
+    """Check the whole site.
 
     Args:
-        site: the folder with index.html.
-        out: where screenshots go.
-        chromium: the browser's path.
-        only: parts of pages' names; empty: all.
-        full: whole pages as pictures too.
+        site: folder with index.html.
+        out: folder for screenshots.
+        chromium: path of the browser.
+        only: parts of the names of the pages to check; empty for all.
+        full: whether to save screenshots of whole pages too.
 
     Returns:
-        what is wrong, each with its page.
+        the faults, each with its page.
     """
     from playwright.sync_api import sync_playwright
 
@@ -277,7 +277,7 @@ def run(site: Path, out: Path, chromium: str, only: Sequence[str] = (), full: bo
     anchors: dict[str, set[str]] = {}
     moved = 0
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=[*FLAGS, "--no-sandbox"])
+        browser: Any = playwright.chromium.launch(executable_path=chromium, args=[*FLAGS, "--no-sandbox"])
         for width in WIDTHS:
             for theme in THEMES:
                 context = browser.new_context(
@@ -290,7 +290,7 @@ def run(site: Path, out: Path, chromium: str, only: Sequence[str] = (), full: bo
                     page = context.new_page()
                     page.on("console", lambda m, w=wrong: w.append(f"console: {m.text}") if m.type == "error" else None)
                     page.on("pageerror", lambda e, w=wrong: w.append(f"error: {e}"))
-                    page.on("requestfailed", lambda r, w=wrong: w.append(f"not to be had: {r.url}"))
+                    page.on("requestfailed", lambda r, w=wrong: w.append(f"not loaded: {r.url}"))
                     page.on("request", lambda r, w=wrong: _foreign(r.url, w))
                     page.goto(path.as_uri())
                     shot = out / f"{name.removesuffix('.html').replace('/', '-')}-{width}-{theme}"
@@ -298,7 +298,7 @@ def run(site: Path, out: Path, chromium: str, only: Sequence[str] = (), full: bo
                     if full:
                         page.evaluate(LOADED)
                         page.screenshot(path=f"{shot}-full.png", full_page=True)
-                    wrong += look(page, width < 500)
+                    wrong += inspect_page(page, width < 500)
                     if width > 500:
                         wrong += keyboard(page)
                     for number, box in enumerate(page.locator(".explorer").all()):
@@ -316,13 +316,14 @@ def run(site: Path, out: Path, chromium: str, only: Sequence[str] = (), full: bo
         browser.close()
     faults += dead(links, anchors, site)
     count = sum(map(len, links.values()))
-    print(f"{len(pages)} pages, {len(WIDTHS) * len(THEMES)} ways each; {moved} explorers moved; {count} links followed")
+    ways = len(WIDTHS) * len(THEMES)
+    print(f"{len(pages)} pages, each in {ways} settings; {moved} explorers moved; {count} links followed")
     return faults
 
 
 def _foreign(url: str, wrong: list[str]) -> None:
     if not url.startswith(("file:", "data:", "blob:")):
-        wrong.append(f"asks for {url}")
+        wrong.append(f"requests {url}")
 
 
 def main() -> None:
@@ -330,18 +331,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--site", type=Path, default=REPO / "build" / "site")
     parser.add_argument("--out", type=Path, default=REPO / "build" / "site-check")
-    parser.add_argument("--only", nargs="*", default=[], help="parts of pages' names")
-    parser.add_argument("--full", action="store_true", help="whole pages as pictures too")
+    parser.add_argument("--only", nargs="*", default=[], help="parts of the names of the pages to check")
+    parser.add_argument("--full", action="store_true", help="also save screenshots of whole pages")
     parser.add_argument("--chromium")
     args = parser.parse_args()
     if not (args.site / "index.html").is_file():
-        sys.exit(f"There is no {args.site / 'index.html'}: run make site first.")
+        sys.exit(f"There is no {args.site / 'index.html'}. Run make site first.")
     begin = time.monotonic()
     faults = run(args.site, args.out, find_chromium(args.chromium), args.only, args.full)
     for fault in faults:
         print(f"WRONG {fault}")
     print(f"screenshots in {args.out}; {time.monotonic() - begin:.0f} s")
-    print("all well" if not faults else f"{len(faults)} problems")
+    print("no faults" if not faults else f"{len(faults)} faults")
     sys.exit(1 if faults else 0)
 
 

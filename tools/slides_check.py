@@ -1,22 +1,22 @@
-"""Walk through the lecture as a room sees it: the live deck with its kernel, and the exported page without any.
+"""Check the lecture slides in a browser: the live view with its kernel, and the static page without one.
 
     python tools/slides_check.py                      # live and page, both languages, both sizes
     python tools/slides_check.py --view page --size 1280x720 --only optimum-gibbs --shots
     python tools/slides_check.py --preview build/slides/preview/index.html --shots
 
-On every slide, with everything revealed, in every language and at every size that is asked for, it fails where
+Every slide is checked with everything revealed, in the chosen languages, sizes and themes. The check fails if
 
-- something overflows the slide, scrolls, is cut, or lies on the foot; a formula is wider than its place;
-- letters are smaller than 24 px of the slide's 1280 × 720, or their contrast is below 4.5 : 1;
-- a picture has no words, or a chart has text that is cut off or lies on other text;
-- an explorer is missing, says that it failed, or has a control that moves without the picture changing;
-- the page or the browser's console says an error, or the page asks another host for anything.
+- something overflows the slide, scrolls, is cut off or overlaps the footer, or a formula is too wide;
+- text is smaller than 24 px (of a slide of 1280 × 720), or its contrast is below 4.5 : 1;
+- a picture has no alternative text, or a chart has text that is cut off or overlaps other text;
+- an explorer is missing, reports a failure, or has a control that does not change the picture;
+- the page or the browser's console reports an error, or the page requests anything from another host.
 
-Live, it also opens the speaker view, measures the time from a slider to its picture, kills the kernel, presses K and
-sees that the deck comes back on the same slide with its explorers alive. Screenshots land in `--out`; `--shots`
-makes one of every slide.
+In the live view it also opens the speaker view, measures the time from a slider to its picture, kills the kernel,
+presses K and checks that the same slide comes back with working explorers. Screenshots are saved in `--out`; `--shots`
+saves one of every slide.
 
-Needs playwright and a Chromium (`--chromium`, or one found on the PATH). `make slides-browser` runs it.
+The check needs playwright and a Chromium (`--chromium`, or one on the PATH). `make slides-browser` runs it.
 """
 
 from __future__ import annotations
@@ -39,20 +39,18 @@ REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO))
 
 LEAST = 24
-"""px of the slide's own 1280 × 720: what the last row can read."""
+"""Minimum size of text in px of a slide of 1280 × 720, which can be read from the back of the room."""
 PICTURE_WITHIN = 50
-"""Milliseconds from a slider to its picture, at the median."""
-SLIDE_WITHIN = {"page": 3.0, "live": 20.0}
-"""Seconds from opening to the first slide, said and not enforced: machines differ."""
-ALIVE_WITHIN = 120
-"""Seconds in which every explorer of the live deck must be there, on two busy cores."""
+"""Target for the median time from a slider to its picture, in milliseconds."""
+EXPLORERS_WITHIN = 120
+"""Maximum seconds until every explorer of the live view is shown, on two busy cores."""
 
 
 class Walk:
-    """One page with the deck in a browser.
+    """A page with the slides in a browser.
 
     Attributes:
-        wrong: what was found, each with where.
+        wrong: the faults, each with its place.
         felt: milliseconds from slider to picture, by slide.
     """
 
@@ -67,17 +65,17 @@ class Walk:
         page.on("request", self._asked)
 
     def _heard(self, text: str) -> None:
-        # Voila brings a JupyterLab of its own and warns, in every page, that it is older than the one beside it.
+        # Voila contains its own JupyterLab and warns on every page that it is older than the installed one.
         known = ("favicon", "shared singleton module", "of shared module @jupyterlab")
         if not self.expected and not any(words in text for words in known):
             self.wrong.append(f"{self.view}: console: {text[:300]}")
 
     def _asked(self, request: Any) -> None:
         if not request.url.startswith(("file:", "data:", "blob:", "http://127.0.0.1:", "about:")):
-            self.wrong.append(f"{self.view}: asked {request.url[:120]}")
+            self.wrong.append(f"{self.view}: requested {request.url[:120]}")
 
     def open(self, url: str) -> float:
-        """Open the deck; seconds until its first slide is drawn."""
+        """Open the slides. Returns the seconds until the first one is drawn."""
         begin = time.monotonic()
         self.page.goto(url, wait_until="commit")
         self.page.wait_for_function("() => document.documentElement.dataset.ready === 'yes'", timeout=60_000)
@@ -85,25 +83,25 @@ class Walk:
         return time.monotonic() - begin
 
     def keys(self) -> list[str]:
-        """Of all slides, in order."""
+        """The keys of all slides, in order."""
         return list(self.page.evaluate("() => window.deck.getSlides().map((s) => s.id)"))
 
     def go(self, number: int, revealed: bool = True) -> None:
-        """To slide `number` from 0, everything on it revealed."""
+        """Go to slide `number`, counted from 0, and reveal everything on it."""
         steps = 1000 if revealed else -1
         self.page.evaluate(f"() => {{ window.deck.slide({number}, 0, {steps}); }}")
         self.page.wait_for_timeout(160)
 
-    def alive(self) -> None:
-        """Wait until every explorer of the live deck is there; those that are not are wrong."""
+    def wait_for_explorers(self) -> None:
+        """Wait until every explorer of the live view is shown."""
         ready = """() => [...document.querySelectorAll('.explorer')].every((e) => e.querySelector('.rlhf-chart svg')
                    || e.querySelector('.failed')) && document.documentElement.dataset.kernel === 'well'"""
         with contextlib.suppress(Exception):
-            self.page.wait_for_function(ready, timeout=ALIVE_WITHIN * 1000)
+            self.page.wait_for_function(ready, timeout=EXPLORERS_WITHIN * 1000)
         self.page.wait_for_timeout(500)
 
-    def look(self, only: list[str], size: str, language: str, theme: str, shots: bool) -> None:
-        """Every slide (or those of `only`) once, everything revealed."""
+    def inspect(self, only: list[str], size: str, language: str, theme: str, shots: bool) -> None:
+        """Check every slide (or those of `only`) once, with everything revealed."""
         width, height = (int(v) for v in size.split("x"))
         self.page.set_viewport_size({"width": width, "height": height})
         self.page.evaluate(f"() => {{ Slides.language('{language}'); Slides.theme('{theme}'); window.deck.layout(); }}")
@@ -132,7 +130,7 @@ class Walk:
                 self.page.screenshot(path=str(folder / f"{number + 1:02}-{key}.png"))
 
     def move(self, only: list[str]) -> None:
-        """Move every control of every explorer; time the sliders."""
+        """Move every control of every explorer and time the sliders."""
         for number, key in enumerate(self.keys()):
             if only and not any(key.startswith(one) for one in only):
                 continue
@@ -151,7 +149,7 @@ class Walk:
                     self.page.wait_for_timeout(120)
                     if took is not None:
                         times.append(took)
-                if not times:  # a step of a fine slider may change nothing that is drawn: the ends must
+                if not times:  # one step of a fine slider may change nothing visible, but its ends must
                     before = box.query_selector("svg").inner_html()
                     for press in ("Home", "End"):
                         slider.press(press)
@@ -160,7 +158,7 @@ class Walk:
                             times.append(float("nan"))
                             break
                 if not times:
-                    self.wrong.append(f"{self.view}: {key}: slider {i + 1} moved, the picture stayed the same")
+                    self.wrong.append(f"{self.view}: {key}: slider {i + 1} does not change the picture")
                 self.felt.setdefault(key, []).extend(t for t in times if t == t)
             for i, other in enumerate(others):
                 before, changed = box.query_selector("svg").inner_html(), False
@@ -176,10 +174,10 @@ class Walk:
                 if is_menu:
                     other.select_option(index=first)
                 if not changed:
-                    self.wrong.append(f"{self.view}: {key}: control {i + 1} moved, the picture stayed the same")
+                    self.wrong.append(f"{self.view}: {key}: control {i + 1} does not change the picture")
 
     def clicker(self) -> None:
-        """Page Down goes on, Page Up goes back, from a focused slider too."""
+        """Check that Page Down and Page Up turn the slides, also while a slider has the focus."""
         self.go(0, revealed=False)
         self.page.keyboard.press("PageDown")
         self.page.wait_for_timeout(150)
@@ -201,7 +199,7 @@ class Walk:
                 self.wrong.append(f"{self.view}: Page Down on a focused slider does not turn the slide")
 
     def speaker(self) -> None:
-        """The speaker view: notes, time, this slide and the next."""
+        """Check the speaker view: notes, clock, current and next slide."""
         self.go(3, revealed=False)
         with self.page.expect_popup(timeout=20_000) as opened:
             self.page.keyboard.press("s")
@@ -232,7 +230,7 @@ class Walk:
         popup.close()
 
     def revive(self, server: int) -> None:
-        """Kill the kernel behind the page; the badge says so; K brings it back to the same slide, alive."""
+        """Kill the kernel of the page, and check that the badge reports it and that K restores the same slide."""
         number = self.page.evaluate("() => window.deck.getSlides().findIndex((s) => s.querySelector('.explorer'))")
         self.go(number)
         before = self.page.evaluate("() => [window.deck.getIndices().h, window.deck.getCurrentSlide().id]")
@@ -253,23 +251,23 @@ class Walk:
         self.page.wait_for_timeout(700)
         self.page.wait_for_function("() => document.documentElement.dataset.ready === 'yes'", timeout=60_000)
         back = time.monotonic() - begin
-        self.alive()
+        self.wait_for_explorers()
         whole = time.monotonic() - begin
         after = self.page.evaluate("() => [window.deck.getIndices().h, window.deck.getCurrentSlide().id]")
         if after != before:
-            self.wrong.append(f"live: after K the deck stands on {after}, not on {before}")
+            self.wrong.append(f"live: after K the slide is {after}, not {before}")
         if self.page.evaluate("() => document.documentElement.dataset.kernel") != "well":
             self.wrong.append("live: after K there is no kernel")
         self.expected = ""
         self.move([str(before[1])])
         print(
             f"kernel killed: noticed after {noticed:.1f} s; "
-            f"after K the slide stands there in {back:.1f} s, every explorer in {whole:.1f} s"
+            f"after K the slide was back in {back:.1f} s, every explorer in {whole:.1f} s"
         )
 
 
 def kill_kernels(server: int, config: str) -> int:
-    """SIGKILL to the kernel that the page uses: the server's child whose connection file bears its number."""
+    """Send SIGKILL to the page's kernel, the child of the server whose connection file contains the kernel's id."""
     import json
 
     import psutil
@@ -286,7 +284,7 @@ def kill_kernels(server: int, config: str) -> int:
 
 @contextlib.contextmanager
 def chromium(given: str | None) -> Iterator[Any]:
-    """A headless browser."""
+    """Run a headless browser."""
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:
@@ -302,7 +300,7 @@ def chromium(given: str | None) -> Iterator[Any]:
 
 
 def sheet(folder: Path, across: int = 3, width: int = 640) -> None:
-    """Contact sheets of the screenshots in `folder`, nine a sheet, beside it."""
+    """Save contact sheets of the screenshots in `folder`, nine per sheet, beside it."""
     from PIL import Image
 
     shots = sorted(folder.glob("*.png"))
@@ -316,15 +314,15 @@ def sheet(folder: Path, across: int = 3, width: int = 640) -> None:
 
 
 def main() -> None:
-    """Read the command line, walk, and end with status 1 where something is wrong."""
+    """Run the check from the command line. The exit status is 1 if there are faults."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--view", choices=["live", "page", "both"], default="both")
-    parser.add_argument("--preview", type=Path, help="walk through this page only, explorers left out")
+    parser.add_argument("--preview", type=Path, help="check only this page, without explorers")
     parser.add_argument("--lang", nargs="+", choices=["en", "zh"], default=["en", "zh"])
     parser.add_argument("--size", nargs="+", default=["1280x720", "1920x1080"])
     parser.add_argument("--theme", nargs="+", choices=["light", "dark"], default=["light", "dark"])
-    parser.add_argument("--only", nargs="+", default=[], help="slides whose keys begin so")
-    parser.add_argument("--shots", action="store_true", help="a screenshot of every slide, and contact sheets")
+    parser.add_argument("--only", nargs="+", default=[], help="prefixes of the keys of the slides to check")
+    parser.add_argument("--shots", action="store_true", help="save a screenshot of every slide, and contact sheets")
     parser.add_argument("--out", type=Path, default=REPO / "build" / "slides-check")
     parser.add_argument("--chromium", help="path or name of the browser")
     args = parser.parse_args()
@@ -341,12 +339,12 @@ def main() -> None:
     for one in wrong:
         print(f"WRONG {one}")
     print(f"screenshots in {args.out}")
-    print("all well" if not wrong else f"{len(wrong)} problems")
+    print("no faults" if not wrong else f"{len(wrong)} faults")
     sys.exit(1 if wrong else 0)
 
 
 def exported() -> Path:
-    """The slides of `make site`, if it was made; else the slides alone, written now."""
+    """The slides of `make site` if they exist; otherwise write the slides alone."""
     from slides import build
     from slides.deck import TITLE, deck
 
@@ -361,7 +359,7 @@ def exported() -> Path:
 
 
 def combinations(args: argparse.Namespace) -> Iterator[tuple[str, str, str]]:
-    """Size, language and theme: all languages at all sizes in the first theme, the other theme once."""
+    """Combinations of size, language and theme: all of them in the first theme, and one in each other theme."""
     for language in args.lang:
         for size in args.size:
             yield size, language, args.theme[0]
@@ -370,7 +368,7 @@ def combinations(args: argparse.Namespace) -> Iterator[tuple[str, str, str]]:
 
 
 def walk(browser: Any, args: argparse.Namespace, view: str, url: str) -> list[str]:
-    """The page that needs no server, with the network cut."""
+    """Check the static page without a network. Returns its faults."""
     context = browser.new_context(viewport={"width": 1280, "height": 720}, offline=True)
     made = Walk(context.new_page(), view, args.out)
     took = made.open(f"{url}?lang=en")
@@ -386,7 +384,7 @@ def walk(browser: Any, args: argparse.Namespace, view: str, url: str) -> list[st
 
 
 def phone(browser: Any, made: Walk, url: str) -> None:
-    """The page on a narrow screen: slides one below the other, none on the next, nothing wider than the screen."""
+    """Check the page on a narrow screen, where slides follow one another and nothing may be wider than the screen."""
     context = browser.new_context(viewport={"width": 375, "height": 800}, offline=True, is_mobile=True, has_touch=True)
     page = context.new_page()
     page.add_init_script(path=str(Path(__file__).with_suffix(".js")))
@@ -399,9 +397,9 @@ def phone(browser: Any, made: Walk, url: str) -> None:
 
 
 def rounds(made: Walk, args: argparse.Namespace) -> None:
-    """Look at all slides in every combination."""
+    """Check all slides in every combination."""
     for size, language, theme in combinations(args):
-        made.look(args.only, size, language, theme, args.shots)
+        made.inspect(args.only, size, language, theme, args.shots)
         if args.shots:
             sheet(args.out / f"{made.view}-{language}-{size}-{theme}")
     made.page.set_viewport_size({"width": 1280, "height": 720})
@@ -409,7 +407,7 @@ def rounds(made: Walk, args: argparse.Namespace) -> None:
 
 
 def report(made: Walk) -> None:
-    """Say how long the hand waits."""
+    """Print the times from a slider's move to its picture."""
     every = [t for times in made.felt.values() for t in times]
     if not every:
         return
@@ -418,12 +416,12 @@ def report(made: Walk) -> None:
     print(
         f"{made.view}: slider to picture, {len(every)} moves on {len(made.felt)} slides: median {median:.0f} ms, "
         f"slowest slide {slowest} {statistics.median(made.felt[slowest]):.0f} ms, worst move {max(every):.0f} ms"
-        + ("" if median <= PICTURE_WITHIN else f"  (above the {PICTURE_WITHIN} ms asked for)")
+        + ("" if median <= PICTURE_WITHIN else f"  (above the target of {PICTURE_WITHIN} ms)")
     )
 
 
 def live(browser: Any, args: argparse.Namespace) -> list[str]:
-    """The lecture with its kernel."""
+    """Check the live view with its kernel. Returns its faults."""
     from slides import live as view
     from slides.deck import TITLE, deck
 
@@ -434,7 +432,7 @@ def live(browser: Any, args: argparse.Namespace) -> list[str]:
         made = Walk(context.new_page(), "live", args.out)
         made.open(f"{url}?lang=en")
         print(f"live: command to first slide {time.monotonic() - begin:.1f} s", flush=True)
-        made.alive()
+        made.wait_for_explorers()
         print(f"live: every explorer after {time.monotonic() - begin:.1f} s", flush=True)
         rounds(made, args)
         made.move(args.only)

@@ -1,12 +1,12 @@
-"""Install the wheel as a stranger would, and use it: in a fresh virtual environment, from an empty folder.
+"""Install the wheel in a fresh virtual environment and use it from an empty folder.
 
     python tools/wheel_test.py [--wheel dist/rlhf_lab-*.whl] [--keep FOLDER]
 
-It installs the wheel with the versions of constraints.txt, and then runs, without the checkout: `rlhf-lab compare`,
-`rlhf-lab train dpo --model lab-gpt2`, `rlhf-lab course`, and the first notebook that `course` wrote. Before that it
-compares the wheel's files with those of the wheel that the source archive builds, where both are in `dist/`.
-Installing everything takes some minutes, so `.ci/run` calls it and `make test` does not. The exit status is that of the
-first step that fails.
+It installs the wheel with the versions of constraints.txt. Without access to the checkout it then runs `rlhf-lab
+compare`, `rlhf-lab train dpo --model lab-gpt2`, `rlhf-lab course`, and the first notebook that `course` wrote. If
+`dist/` also contains the source archive, it first compares the wheel with the one that the archive builds. Because
+installing everything takes some minutes, `.ci/run` calls it but `make test` does not. The exit status is 1 if a step
+fails.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ EXPECTED = ["compare/summary.csv", "runs/dpo/model/model.safetensors", "course/1
 
 
 def environment(bin_folder: Path) -> dict[str, str]:
-    """The caller's, but nothing in it leads to a checkout, and no hub is asked for anything."""
+    """The caller's environment variables without paths to the checkout, and with access to the Hub switched off."""
     kept = {k: v for k, v in os.environ.items() if k not in {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"}}
     return kept | {
         "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
@@ -48,10 +48,10 @@ def environment(bin_folder: Path) -> dict[str, str]:
 
 
 def run(words: list[str], folder: Path, env: dict[str, str]) -> None:
-    """Run a program of the new environment, say how long it took, and stop at the first that fails."""
+    """Run a program of the new environment and print its time. Exit if it fails."""
     program = shutil.which(words[0], path=env["PATH"])
     if program is None:
-        sys.exit(f"The wheel brought no program {words[0]}.")
+        sys.exit(f"The wheel did not install the program {words[0]}.")
     start = time.perf_counter()
     done = subprocess.run([program, *words[1:]], cwd=folder, env=env, capture_output=True, text=True)
     print(f"{time.perf_counter() - start:6.1f} s  {' '.join(words)}", flush=True)
@@ -60,7 +60,7 @@ def run(words: list[str], folder: Path, env: dict[str, str]) -> None:
 
 
 def same_files(wheel: Path, folder: Path) -> None:
-    """Stop if the wheel that the source archive builds holds other files than `wheel`."""
+    """Exit if the wheel that the source archive builds differs from `wheel`."""
     archives = sorted(wheel.parent.glob("rlhf_lab-*.tar.gz"))
     if len(archives) != 1:
         print("There is no source archive beside the wheel, so the two were not compared.")
@@ -84,11 +84,11 @@ def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--wheel", type=Path, help="default: the one wheel in dist/")
-    parser.add_argument("--keep", type=Path, help="an empty folder to work in, which stays; default: a temporary one")
+    parser.add_argument("--keep", type=Path, help="an empty folder to work in, which is kept; default: a temporary one")
     args = parser.parse_args()
     wheels = [args.wheel] if args.wheel else sorted((REPO / "dist").glob("rlhf_lab-*.whl"))
     if len(wheels) != 1 or not wheels[0].is_file():
-        sys.exit(f"One wheel is needed, and there are {len(wheels)} in dist/: run `make wheel`, or give --wheel FILE.")
+        sys.exit(f"dist/ contains {len(wheels)} wheels, not one. Run `make wheel`, or name the file with --wheel FILE.")
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.keep or Path(temporary)
         same_files(wheels[0].resolve(), Path(temporary))

@@ -1,4 +1,4 @@
-"""The bugs that `mutation_run.py` puts into the code, one at a time: a table for each subpackage."""
+"""The bugs that `mutation_run.py` inserts into the code, with one table for each subpackage."""
 
 from mutations import (
     algorithms,

@@ -157,7 +157,7 @@ MUTATIONS: list[Mutation] = [
             "fresh pairs: log π_ref of other pairs than those of the loss",
             "log_ref = _reference_of(reference, batch, max(len(batch), 1))",
             "log_ref = _reference_of(reference, pairs(generator), max(len(batch), 1))",
-        ),  # type: ignore[operator]
+        ),
     ),
     *in_file(
         "algorithms/ppo.py",

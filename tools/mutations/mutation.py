@@ -1,4 +1,4 @@
-"""What a mutation is: one bug in one place, written as a tired hand would really write it."""
+"""The data class of a mutation: one plausible bug in one place."""
 
 from __future__ import annotations
 
@@ -6,35 +6,35 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 KINDS = {
-    "sign": "a sign flipped",
-    "swap": "two arguments or responses exchanged",
-    "beta": "β, γ, τ or n forgotten",
-    "mean": "a mean for a sum, or a factor lost",
-    "mask": "a mask dropped or shifted",
-    "norm": "a normaliser or a weight forgotten",
-    "setting": "an option lost, ignored or with another default",
-    "edge": "a boundary moved, or off by one",
-    "data": "rows out of line, or state neither reset nor restored",
-    "dtype": "numbers of too narrow a type",
+    "sign": "a flipped sign",
+    "swap": "two exchanged arguments or responses",
+    "beta": "a missing β, γ, τ or n",
+    "mean": "a mean in place of a sum, or a missing factor",
+    "mask": "a missing or shifted mask",
+    "norm": "a missing normaliser or weight",
+    "setting": "an option that is ignored or has a wrong default",
+    "edge": "a shifted boundary, or an error by one",
+    "data": "misaligned rows, or state that is not reset or restored",
+    "dtype": "a number type of too low precision",
 }
 
 
 @dataclass(frozen=True)
 class Mutation:
-    """One bug: an exact piece of a file, which must occur there once, and what stands in its place."""
+    """One bug: a piece of a file, which must occur there exactly once, and its replacement."""
 
     kind: str
     """One of `KINDS`."""
     what: str
-    """In words, for the report."""
+    """Description for the report."""
     old: str
     new: str
     near: str = ""
-    """One test, `file.py::test_name` below `tests/`, that is run before the whole files: it saves time."""
+    """One test, `file.py::test_name` below `tests/`, which is run before the whole files to save time."""
     excuse: str = ""
-    """Only for a mutation that no test can catch, because the mutated code computes the same thing: why that is so."""
+    """Why no test can detect the mutation: the mutated code computes the same result. Empty for all others."""
     file: str = ""
-    """Below `rlhf_lab/`."""
+    """Path below `rlhf_lab/`."""
     tests: tuple[str, ...] = ()
     """The module's own test files below `tests/`, which are run before the others."""
 
