@@ -28,9 +28,9 @@ MUTATIONS: list[Mutation] = [
             "(prompts[rows], responses[: len(rows)])",
         ),
         Mutation(
-            "setting", "stop is never asked", "if stop is not None and stop(step):", "if stop is not None and False:"
+            "setting", "stop is never called", "if stop is not None and stop(step):", "if stop is not None and False:"
         ),
-        Mutation("edge", "stop is asked for the step before", "stop(step):", "stop(step - 1):"),
+        Mutation("edge", "stop is called for the previous step", "stop(step):", "stop(step - 1):"),
     ),
     *in_file(
         "algorithms/dpo.py",
@@ -43,7 +43,7 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "norm",
-            "the loss forgets the pairs' weights",
+            "the loss ignores the pairs' weights",
             "return mean(loss, batch.weight), watched",
             "return mean(loss, None), watched",
         ),
@@ -142,7 +142,7 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "data",
-            "reference log-probabilities that were handed in are computed again",
+            "given reference log-probabilities are computed again",
             "and settings.needs_reference and known is None and",
             "and settings.needs_reference and",
         ),
@@ -176,7 +176,7 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "mask",
-            "the penalty also where no token is",
+            "the penalty also at padding",
             "penalty = -beta * kl.k1(log_policy, log_ref) * mask",
             "penalty = -beta * kl.k1(log_policy, log_ref)",
         ),
@@ -325,7 +325,7 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "edge",
-            "clip_fraction counts what moved up alone",
+            "clip_fraction counts only ratios above the range",
             "((ratio.detach() - 1).abs() > settings.clip) & mask",
             "((ratio.detach() - 1) > settings.clip) & mask",
         ),
@@ -367,7 +367,7 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "mean",
-            "kl reported a token, not a response",
+            "kl is reported per token, not per response",
             "drift = kl.k1(old, ref).sum(-1).mean()",
             "drift = kl.k1(old, ref).mean()",
         ),
@@ -383,7 +383,7 @@ MUTATIONS: list[Mutation] = [
         [STEPS, "algorithms/test_grpo_rloo.py", "algorithms/test_equal_scores.py"],
         Mutation(
             "norm",
-            "rloo: the mean with oneself in it",
+            "rloo: the mean includes the response itself",
             'return out * (group / (group - 1)) if settings.kind == "rloo" else out',
             "return out",
         ),
@@ -420,7 +420,7 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "data",
-            "the KL in the reward of the policy as it is, not as it drew",
+            "the KL in the reward uses the current policy, not the sampling policy",
             "drift = kl.k1(before, log_ref).sum(-1)",
             "drift = kl.k1(new.detach(), log_ref).sum(-1)",
         ),
@@ -519,7 +519,7 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "edge",
-            "several minibatches taken for one pass",
+            "several minibatches count as one pass",
             "return self.epochs == 1 and self.minibatches == 1",
             "return self.epochs == 1",
         ),
@@ -538,7 +538,7 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "edge",
-            "clip_fraction counts what moved up alone",
+            "clip_fraction counts only ratios above the range",
             "beyond = ((ratio.detach() - 1).abs() > settings.clip)",
             "beyond = ((ratio.detach() - 1) > settings.clip)",
         ),
@@ -560,13 +560,13 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "swap",
-            "the rejected response is to score higher",
+            "the rejected response is trained to score higher",
             "losses.bradley_terry(chosen, rejected)",
             "losses.bradley_terry(rejected, chosen)",
         ),
         Mutation(
             "norm",
-            "the prior forgets the weights",
+            "the prior ignores the weights",
             "size = mean(scores.square().mean(-1), batch.weight)",
             "size = mean(scores.square().mean(-1), None)",
         ),
@@ -587,7 +587,7 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "data",
-            "the likelihood reported with the prior in it",
+            "the reported likelihood includes the prior",
             '{"likelihood_loss": loss.detach(),',
             '{"likelihood_loss": (loss + prior * size).detach(),',
         ),
@@ -603,7 +603,7 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "sign",
-            "the label is not turned with the order",
+            "the label is not flipped with the order",
             "right = torch.where(chosen_first.to(shown.device), shown, -shown)",
             "right = shown",
         ),
@@ -615,7 +615,7 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "norm",
-            "the prior forgets the weights",
+            "the prior ignores the weights",
             "return loss + prior * mean(shown.square(), batch.weight), watched",
             "return loss + prior * shown.square().mean(), watched",
         ),
@@ -643,12 +643,12 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "data",
-            "one coin for the whole batch",
+            "one random order for the whole batch",
             "coin = torch.rand(len(batch), generator=generator, device=generator.device) < 0.5",
             "coin = (torch.rand(1, generator=generator, device=generator.device) < 0.5).expand(len(batch))",
         ),
         Mutation(
-            "edge", "the chosen is always first", "device=generator.device) < 0.5", "device=generator.device) < 1.5"
+            "edge", "the chosen response is always first", "device=generator.device) < 0.5", "device=generator.device) < 1.5"
         ),
         Mutation(
             "sign",
@@ -664,7 +664,7 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "norm",
-            "accuracy forgets the weights",
+            "accuracy ignores the weights",
             '"accuracy": mean(wins(right, 0.0), batch.weight)',
             '"accuracy": wins(right, 0.0).mean()',
         ),
@@ -674,7 +674,7 @@ MUTATIONS: list[Mutation] = [
         [STAGES, "algorithms/test_pieces.py", "algorithms/test_cached_rollouts.py"],
         Mutation(
             "edge",
-            "the filter lets rewards at the threshold through",
+            "rewards at the threshold pass the filter",
             "passes = wins(scores, threshold) == 1",
             "passes = wins(scores, threshold) >= 0.5",
         ),
@@ -706,7 +706,7 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "setting",
-            "τ ≤ 0 lets all rewards through, whatever the scale",
+            "all rewards pass for τ ≤ 0, whatever the scale",
             'everything = settings.scale == "minmax" and threshold <= 0',
             "everything = threshold <= 0",
         ),
@@ -718,7 +718,7 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "data",
-            "the rate goes on falling in the next Grow step",
+            "the rate keeps falling in the next Grow step",
             "training.learning_rate * settings.rate_decay**improve,",
             "training.learning_rate * settings.rate_decay**number,",
         ),
@@ -766,7 +766,7 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "data",
-            "scores of the original data before those of the grown",
+            "scores of the original data precede those of the sampled data",
             "torch.cat([r, old.flatten()])",
             "torch.cat([old.flatten(), r])",
         ),
@@ -775,19 +775,19 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "data",
-            "the filter keeps prompts, and responses as they come",
+            "the filter selects prompts, but takes responses in order",
             "rows = sft(policy, x[keep], y[keep], stage",
             "rows = sft(policy, x[keep], y[: int(keep.sum())], stage",
         ),
         Mutation(
             "setting",
-            "grown at temperature 1",
+            "samples of the Grow step at temperature 1",
             "grown = ask(policy, x, settings.samples, generator, settings.temperature, settings.top_k)",
             "grown = ask(policy, x, settings.samples, generator, 1.0, settings.top_k)",
         ),
         Mutation(
             "setting",
-            "grown without top-k",
+            "samples of the Grow step without top-k",
             "grown = ask(policy, x, settings.samples, generator, settings.temperature, settings.top_k)",
             "grown = ask(policy, x, settings.samples, generator, settings.temperature)",
         ),
@@ -817,13 +817,13 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "data",
-            "patience: what was waited is never reset",
+            "patience: the counter is never reset",
             "waited = 0 if score > best else waited + 1",
             "waited = waited if score > best else waited + 1",
         ),
         Mutation(
             "data",
-            "patience: other draws at every check",
+            "patience: different samples at every check",
             "generator = seeded(self.seed, 4, device=self.policy.device)",
             "generator = seeded(self.seed, 4, step, device=self.policy.device)",
         ),
@@ -837,7 +837,7 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "mean",
-            "kept: their number, not their share",
+            "the number of kept samples, not their fraction",
             '"kept": float(keep.float().mean())',
             '"kept": float(keep.float().sum())',
         ),
@@ -857,7 +857,7 @@ MUTATIONS: list[Mutation] = [
             "return torch.where(top, tie_break, -1.0).argmax(-1, keepdim=True)",
             "return top.float().argmax(-1, keepdim=True)",
         ),
-        Mutation("data", "the best is looked for over all prompts", "scores.amax(-1, keepdim=True)", "scores.amax()"),
+        Mutation("data", "the best is taken over all prompts", "scores.amax(-1, keepdim=True)", "scores.amax()"),
         Mutation(
             "data",
             "the first sample is kept in place of the best",
@@ -921,7 +921,7 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "data",
-            "every round forgets the labels before it",
+            "every round ignores the labels before it",
             "seen = [fresh] if settings.forget else [*seen, fresh]",
             "seen = [fresh]",
         ),
@@ -933,7 +933,7 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "edge",
-            "what cannot be spread evenly is not spent",
+            "labels that cannot be spread evenly are not used",
             "number = (settings.labels - spent) // (settings.rounds - turn)",
             "number = settings.labels // settings.rounds",
         ),
@@ -970,7 +970,7 @@ MUTATIONS: list[Mutation] = [
         Mutation("setting", "labels_at_once is ignored", "settings.labels_at_once or number,", "number,"),
         Mutation(
             "edge",
-            "a block asks for its end, not its length",
+            "a block uses its end as its length",
             "collect(policy, stop - start, generator)",
             "collect(policy, stop, generator)",
         ),
@@ -980,7 +980,7 @@ MUTATIONS: list[Mutation] = [
         [STAGES, "algorithms/test_pieces.py", "algorithms/test_limits.py"],
         Mutation(
             "swap",
-            "sft-sample-rank accepts by the reward, rso-sample-rank takes what comes",
+            "sft-sample-rank and rso-sample-rank are exchanged",
             'if settings.source == "rso-sample-rank":',
             'if settings.source != "rso-sample-rank":',
         ),
@@ -1150,7 +1150,7 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "edge",
-            "Newton's step is not held back",
+            "Newton's step is not limited",
             "step = step / step.abs().amax(-1, keepdim=True).clamp(min=1.0)",
             "step = step * 1.0",
         ),
@@ -1186,7 +1186,7 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "beta",
-            "what is believed of π* without β",
+            "the posterior of π* without β",
             "star = (log_ref + rewards / beta).softmax(-1)",
             "star = (log_ref + rewards).softmax(-1)",
         ),
@@ -1204,7 +1204,7 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "edge",
-            "explored labels are not taken from the rest",
+            "explored labels are counted twice",
             "left, choices = number - spread, min(number - spread, at_once)",
             "left, choices = number, min(number, at_once)",
         ),
@@ -1263,7 +1263,7 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "beta",
-            "pairs of the present policy without β",
+            "pairs of the current policy without β",
             "pairs_of((log_ref + state.rewards / beta).log_softmax(-1))",
             "pairs_of((log_ref + state.rewards).log_softmax(-1))",
         ),
@@ -1275,16 +1275,16 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "norm",
-            "multinomial: shares of all, not of what is left",
+            "multinomial: fractions of all labels, not of the remaining ones",
             "share = (weights[..., place] / rest[..., place].clamp(min=1e-300)).clamp(0, 1)",
             "share = (weights[..., place] / rest[..., 0].clamp(min=1e-300)).clamp(0, 1)",
         ),
         Mutation(
-            "swap", "the labeller prefers the worse", "chance.expand(counts.shape)", "(1 - chance).expand(counts.shape)"
+            "swap", "the labeller prefers the worse response", "chance.expand(counts.shape)", "(1 - chance).expand(counts.shape)"
         ),
         Mutation(
             "swap",
-            "lost labels are entered as won",
+            "losses count as wins",
             "return won + (counts - won).transpose(-1, -2)",
             "return won + (counts - won)",
         ),
@@ -1348,19 +1348,19 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "swap",
-            "verdicts of pairs: the rejected is desirable",
+            "KTO labels of pairs: the rejected response is desirable",
             "torch.tensor([True, False], device",
             "torch.tensor([False, True], device",
         ),
         Mutation(
             "data",
-            "verdicts of pairs lose their weights",
+            "KTO labels of pairs lose their weights",
             "return cls(pairs.prompts, pairs.responses, desirable, pairs.weight)",
             "return cls(pairs.prompts, pairs.responses, desirable)",
         ),
         Mutation(
             "data",
-            "rows of verdicts keep the first rows' verdicts",
+            "rows of KTO data keep the first rows' labels",
             '"desirable": self.desirable[rows]}',
             '"desirable": self.desirable[: len(self.prompts[rows])]}',
         ),
@@ -1370,6 +1370,6 @@ MUTATIONS: list[Mutation] = [
             "starts = range(0, len(prompts), training.batch_size)",
             "starts = range(0, max(len(prompts) - training.batch_size + 1, 1), training.batch_size)",
         ),
-        Mutation("data", "log π_ref that was handed in is computed again", "if known is None:", "if True:"),
+        Mutation("data", "given log π_ref is computed again", "if known is None:", "if True:"),
     ),
 ]

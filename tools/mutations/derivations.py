@@ -8,7 +8,7 @@ MUTATIONS: list[Mutation] = [
         ["derivations/test_derivation.py"],
         Mutation(
             "edge",
-            "a line with nan is ticked",
+            "a line with NaN is ticked",
             "return [bool((column <= TOLERANCE).all()) for column in self.errors.T]",
             "return [not bool((column > TOLERANCE).any()) for column in self.errors.T.nan_to_num()]",
             near="derivations/test_derivation.py::test_an_error_that_is_no_number_is_neither_a_tick_nor_a_mistake_that_holds",
@@ -57,14 +57,14 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "data",
-            "a line that goes on is compared with the first line",
+            "a continued line is compared with the first line",
             "rights[-1])\n",
             "rights[0])\n",
             near="derivations/test_derivation.py::test_a_line_that_goes_on_is_compared_with_the_line_above_and_a_mistake_with_its_own_line",
         ),
         Mutation(
             "edge",
-            "a mistake is compared with the line before its own",
+            "a mistake is compared with the line before it",
             "at = slip.instead_of - 1\n",
             "at = slip.instead_of - 2\n",
             near="derivations/test_derivation.py::test_a_line_that_goes_on_is_compared_with_the_line_above_and_a_mistake_with_its_own_line",

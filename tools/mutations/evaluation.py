@@ -89,14 +89,14 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "data",
-            "a scaled estimate forgets its degrees of freedom",
+            "a scaled estimate ignores its degrees of freedom",
             "self.error * abs(factor), self.freedom)",
             "self.error * abs(factor))",
             near="evaluation/test_exact_and_sampled.py::test_a_scaled_estimate_keeps_its_degrees_of_freedom",
         ),
         Mutation(
             "sign",
-            "the sampled objective is paid for KL",
+            "the sampled objective adds KL",
             "over_prompts(score - beta * ratio)",
             "over_prompts(score + beta * ratio)",
             near="evaluation/test_exact_and_sampled.py::test_estimates_lie_within_their_errors_of_the_exact_numbers",
@@ -149,7 +149,7 @@ MUTATIONS: list[Mutation] = [
         ["evaluation/test_frontier_from_samples.py"],
         Mutation(
             "sign",
-            "the bias of log Z is added, not taken off",
+            "the bias of log Z is added, not subtracted",
             "log_z = log_z + 0.5 * covariance(",
             "log_z = log_z - 0.5 * covariance(",
             near="evaluation/test_frontier_from_samples.py::test_the_tilted_numbers_of_two_samples_by_hand",
@@ -177,7 +177,7 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "edge",
-            "the frontier is trusted where few prompts have enough samples",
+            "the frontier is trusted although few prompts have enough samples",
             "ess, below <= SHARE)",
             "ess, below <= 1 - SHARE)",
             near="evaluation/test_frontier_from_samples.py::test_the_frontier_is_trusted_while_at_most_a_twentieth_of_the_prompts_has_too_few",
@@ -251,7 +251,7 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "norm",
-            "the mixture's shares are equal though the numbers of samples are not",
+            "the mixture's shares are equal although the numbers of samples are not",
             "s + math.log(n / number) for s, n in",
             "s - math.log(len(sizes)) for s, n in",
             near="evaluation/test_importance.py::test_unequal_numbers_of_samples_are_weighted_by_their_mixture",
@@ -363,7 +363,7 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "edge",
-            "trusted though more than a twentieth of the prompts have too few",
+            "trusted although more than a twentieth of the prompts have too few",
             "    if below > SHARE:",
             "    if below > 0.5:",
             near="evaluation/test_importance.py::test_what_is_trusted",
@@ -430,14 +430,14 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "edge",
-            "the verdict is read from the first line",
+            "the judgement is read from the first line",
             "_VERDICT.fullmatch(lines[-1]",
             "_VERDICT.fullmatch(lines[0]",
             near="evaluation/test_judges.py::test_a_verdict_is_read_from_the_last_line_or_not_at_all",
         ),
         Mutation(
             "swap",
-            "A and B are exchanged in the verdict",
+            "A and B are exchanged in the judgement",
             '{"a": 1.0, "b": 0.0, "tie": 0.5}',
             '{"a": 0.0, "b": 1.0, "tie": 0.5}',
             near="evaluation/test_judges.py::test_a_verdict_is_read_from_the_last_line_or_not_at_all",
@@ -451,7 +451,7 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "data",
-            "answers of another model are taken from the cache",
+            "responses of another model are taken from the cache",
             "[self.model, self.max_tokens, self.extra, question]",
             "[self.max_tokens, self.extra, question]",
             near="evaluation/test_judges.py::test_answers_are_saved_under_model_length_request_and_question",
@@ -486,7 +486,7 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "edge",
-            "too many requests are not tried again",
+            "requests are not repeated after status 429",
             "_RETRY = {408, 409, 425, 429,",
             "_RETRY = {408, 409, 425,",
             near="evaluation/test_judges.py::test_overload_is_waited_for_and_the_answer_kept",
@@ -507,21 +507,21 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "edge",
-            "half of the answers may hold no verdict",
+            "half of the judge's answers may contain no judgement",
             "max(len(keys) / 5, min(2, len(keys)))",
             "max(len(keys) / 2, min(2, len(keys)))",
             near="evaluation/test_judges.py::test_a_fifth_of_the_answers_without_a_verdict_is_too_many",
         ),
         Mutation(
             "data",
-            "an answer without a verdict counts as a tie",
+            "an answer without a judgement counts as a tie",
             'return [float("nan") if verdict is None else verdict for verdict in verdicts]',
             "return [0.5 if verdict is None else verdict for verdict in verdicts]",
             near="evaluation/test_judges.py::test_answers_without_a_verdict_are_asked_again_then_left_out_and_counted",
         ),
         Mutation(
             "data",
-            "a half-written line is glued to the next answer",
+            "an incomplete line is joined to the next answer",
             '                    file.truncate(file.read().rfind(b"\\n") + 1)\n',
             "                    file.read()\n",
             near="evaluation/test_judges.py::test_an_interrupted_run_goes_on_from_its_cache_and_a_half_line_is_asked_again",
@@ -539,7 +539,7 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "sign",
-            "the second order's preference is not turned",
+            "the second order's preference is not reversed",
             "values = [(p + 1 - q) / 2 for _, p, q in both]",
             "values = [(p + q) / 2 for _, p, q in both]",
             near="evaluation/test_win_rate.py::test_wins_ties_and_the_cluster_error_by_hand",
@@ -609,21 +609,21 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "sign",
-            "the position bias turned round",
+            "the position bias has its sign flipped",
             "position_bias=sum((p + q - 1) / 2 for",
             "position_bias=sum((1 - p - q) / 2 for",
             near="evaluation/test_win_rate.py::test_both_orders_are_averaged_and_the_bias_reported",
         ),
         Mutation(
             "sign",
-            "verdicts that stay are counted as turned",
+            "consistent judgements are counted as reversed",
             "turned=sum(p == q != 0.5 for p, q in",
             "turned=sum(p != q for p, q in",
             near="evaluation/test_win_rate.py::test_wins_ties_and_the_cluster_error_by_hand",
         ),
         Mutation(
             "mask",
-            "comparisons without a verdict are ties",
+            "comparisons without a judgement are ties",
             "zip(rows, first, second, strict=True) if not math.isnan(p + q)]",
             "zip(rows, first, second, strict=True)]\n"
             "    both = [(row, *(0.5 if math.isnan(v) else v for v in pair)) for row, *pair in both]",
@@ -631,14 +631,14 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "data",
-            "one target meets only the first response",
+            "a single target is compared with the first response only",
             "left, right = (side * (max(len(left), len(right)) if len(side) == 1 else 1) for side in (left, right))",
             "left, right = left[:1], right[:1]",
             near="evaluation/test_win_rate.py::test_one_target_meets_every_response_and_unanswered_ones_leave_uneven_prompts",
         ),
         Mutation(
             "swap",
-            "a judge that is free of order gives the first order twice",
+            "an order-independent judge is asked twice in the first order",
             "second = [1 - p for p in first] if",
             "second = list(first) if",
             near="evaluation/test_win_rate.py::test_wins_ties_and_the_cluster_error_by_hand",
@@ -649,7 +649,7 @@ MUTATIONS: list[Mutation] = [
         ["evaluation/test_language_model_report.py"],
         Mutation(
             "setting",
-            "the report's KL forgets the temperature",
+            "the report's KL ignores the temperature",
             "(one.token_log_probs(x, y, temperature).cpu()",
             "(one.token_log_probs(x, y).cpu()",
             near="evaluation/test_language_model_report.py::test_at_a_temperature_samples_and_kl_are_those_of_the_divided_logits",
@@ -677,14 +677,14 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "setting",
-            "the tokenizer's end token, though the policy has its own",
+            "the tokenizer's end token, although the policy has its own",
             'return getattr(policy, "end_tokens", ()) or tuple(',
             "return tuple(",
             near="evaluation/test_language_model_report.py::test_a_policy_s_own_end_token_ends_a_response_before_the_tokenizer_s_does",
         ),
         Mutation(
             "norm",
-            "KL a token is KL a response",
+            "the KL per token is the KL per response",
             'kl_k1_per_token=estimate("k1", length),',
             'kl_k1_per_token=estimate("k1"),',
             near="evaluation/test_language_model_report.py::test_kl_reward_and_length_lie_within_their_errors_of_the_exact_ones",
@@ -782,7 +782,7 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "setting",
-            "a report with top-k tells the KL of another distribution",
+            "a report with top-k gives the KL of another distribution",
             "with_kl=top_k is None)",
             "with_kl=True)",
             near="evaluation/test_language_model_report.py::test_both_policies_are_sampled_with_the_top_k_that_is_asked_and_there_is_no_kl",

@@ -8,14 +8,14 @@ MUTATIONS: list[Mutation] = [
         ["exercises/test_feedback.py", "exercises/test_exercises.py"],
         Mutation(
             "edge",
-            "an answer wrong by a thousandth passes",
+            "an answer with a relative error of 0.001 passes",
             "RELATIVE, ABSOLUTE = 1e-5, 1e-7",
             "RELATIVE, ABSOLUTE = 1e-2, 1e-2",
             near="exercises/test_exercises.py::test_each_classic_mistake_gets_its_own_message",
         ),
         Mutation(
             "data",
-            "entries that trade places have the same gradient",
+            "permuted entries have the same gradient",
             "weights = 1 + 0.1 * torch.arange(answer.numel(), dtype=answer.dtype).reshape(answer.shape)",
             "weights = torch.ones_like(answer)",
             near="exercises/test_feedback.py::test_entries_that_trade_places_have_another_gradient",
@@ -36,7 +36,7 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "edge",
-            "a right answer of another shape passes",
+            "a correct answer of another shape passes",
             "    if numbers.shape != want.shape:\n",
             "    if numbers.numel() != want.numel():\n",
             near="exercises/test_feedback.py::test_every_broken_answer_gets_a_sentence_and_no_traceback",
@@ -65,7 +65,7 @@ MUTATIONS: list[Mutation] = [
         ["exercises/test_solutions_in_notebooks.py", "exercises/test_exercises.py"],
         Mutation(
             "sign",
-            "solution: k3 with k's sign turned",
+            "solution: k3 with k's sign flipped",
             "return torch.exp(-k) - 1 + k",
             "return torch.exp(k) - 1 - k",
             near="exercises/test_solutions_in_notebooks.py::test_the_notebook_s_solution_passes_as_an_answer",
@@ -167,7 +167,7 @@ MUTATIONS: list[Mutation] = [
         ["exercises/test_solutions_in_notebooks.py", "exercises/test_exercises.py"],
         Mutation(
             "sign",
-            "solution: the place is paid for its KL",
+            "solution: the point adds its KL",
             "return beta * log_z - (reward - beta * kl)",
             "return beta * log_z - (reward + beta * kl)",
             near="exercises/test_solutions_in_notebooks.py::test_the_notebook_s_solution_passes_as_an_answer",

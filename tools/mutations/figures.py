@@ -15,7 +15,7 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "data",
-            "π* is looked up among β's that are not sorted",
+            "π* is looked up in an unsorted list of β",
             "order = np.argsort(logs)",
             "order = np.arange(len(logs))",
             near="figures/test_figures.py::test_the_star_stands_on_the_frontier_at_beta",
@@ -36,7 +36,7 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "edge",
-            "an interval that would drown the points is drawn whole",
+            "an interval that exceeds the axes is drawn whole",
             "max(np.nanmin(values), low - 0.15 * room), min(np.nanmax(values), high + 0.15 * room)",
             "np.nanmin(values), np.nanmax(values)",
             near="figures/test_figures.py::test_an_interval_much_wider_than_the_methods_lie_apart_does_not_set_the_limits",
@@ -100,14 +100,14 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "data",
-            "bars of the second policy stand on those of the first",
+            "bars of the second policy are stacked on those of the first",
             'hue="policy", palette=palette,',
             'hue="policy", palette=palette, dodge=False,',
             near="figures/test_figures.py::test_bars_of_two_policies_stand_side_by_side_in_the_order_of_the_policies",
         ),
         Mutation(
             "sign",
-            "the description tells log-probabilities",
+            "the description contains log-probabilities",
             "values = torch.as_tensor(log_p).detach().exp().tolist()",
             "values = torch.as_tensor(log_p).detach().tolist()",
             near="figures/test_figures.py::test_policy_bars_have_the_policies_heights_and_all_labels",
@@ -150,7 +150,7 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "edge",
-            "an end of 0 that was set is taken for none",
+            "a limit of 0 counts as none",
             "low = (low if grounded and low == 0 else low - room) if axis.low is None else axis.low",
             "low = (low if grounded and low == 0 else low - room) if not axis.low else axis.low",
             near="widgets/test_explorer.py::test_picture_data_is_json_without_nan_and_fits_all_finite_points",

@@ -8,19 +8,19 @@ MUTATIONS: list[Mutation] = [
         ["test_exact.py"],
         Mutation(
             "sign",
-            "π* shuns reward: π_ref exp(−r/β)",
+            "π* with the sign of the reward flipped: π_ref exp(−r/β)",
             "tilted = log_ref + (reward - best) / beta",
             "tilted = log_ref - (reward - best) / beta",
         ),
         Mutation(
             "beta",
-            "π* forgets β: π_ref exp(r)",
+            "π* ignores β: π_ref exp(r)",
             "tilted = log_ref + (reward - best) / beta",
             "tilted = log_ref + (reward - best)",
         ),
         Mutation(
             "mask",
-            "the shift m is taken over responses that the reference cannot give",
+            "the shift m includes responses without reference probability",
             "best = torch.where(log_ref > -torch.inf, reward, -torch.inf).detach().amax(-1, keepdim=True)\n"
             "    # A response",
             "best = reward.detach().amax(-1, keepdim=True)\n    # A response",
@@ -60,7 +60,7 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "beta",
-            "objective: KL at price 1",
+            "objective: KL with β = 1",
             ".sum(-1) - beta * _kl(log_policy, log_ref)",
             ".sum(-1) - _kl(log_policy, log_ref)",
         ),
@@ -130,7 +130,7 @@ MUTATIONS: list[Mutation] = [
             "outside = ~empty & (log_q == -torch.inf)",
             "outside = log_q == -torch.inf",
         ),
-        Mutation("edge", "KL is not asked whether q is normalised", 'check_log_distribution(log_q, "log_q")', "pass"),
+        Mutation("edge", "KL does not check whether q is normalised", 'check_log_distribution(log_q, "log_q")', "pass"),
         Mutation(
             "setting",
             "frontier: every point at the first β",
@@ -155,7 +155,7 @@ MUTATIONS: list[Mutation] = [
         ["test_exact_tree.py"],
         Mutation(
             "sign",
-            "soft values: the better token gets less",
+            "soft values: the better token gets less probability",
             "tilted = ref + (q - best) / beta",
             "tilted = ref - (q - best) / beta",
         ),
@@ -179,7 +179,7 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "mean",
-            "prefix tables: a mean of what lies below",
+            "prefix tables: a mean over the responses below a prefix",
             "below = joint.logsumexp(-1)",
             "below = joint.mean(-1)",
         ),
@@ -191,7 +191,7 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "mask",
-            "soft values: the shift over tokens that the reference cannot give",
+            "soft values: the shift includes tokens without reference probability",
             "best = torch.where(ref > -torch.inf, q, -torch.inf).detach().amax(-1, keepdim=True)",
             "best = q.detach().amax(-1, keepdim=True)",
         ),
@@ -215,7 +215,7 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "edge",
-            "path sums: responses that end early left of their place",
+            "path sums: responses that end early are misaligned",
             "leaves += [joint[..., a] for a in range(branching, table.shape[-1])]",
             "leaves = [joint[..., a] for a in range(branching, table.shape[-1])] + leaves",
         ),
@@ -238,13 +238,13 @@ MUTATIONS: list[Mutation] = [
         ["test_best_of_n_and_filter.py"],
         Mutation(
             "beta",
-            "best-of-n forgets n below the winner",
+            "best-of-n without n for the lower-ranked responses",
             "0.0, n * log_cdf + log_share",
             "0.0, log_cdf + log_share",
         ),
         Mutation(
             "mask",
-            "best-of-n: equal rewards are ranked",
+            "best-of-n: equal rewards get different ranks",
             "level = levels(reward)",
             "level = reward.argsort(-1).argsort(-1)",
         ),
@@ -256,7 +256,7 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "norm",
-            "filter: what passes does not sum to 1",
+            "filter: the filtered distribution does not sum to 1",
             "return kept - kept.logsumexp(-1, keepdim=True)",
             "return kept",
         ),
@@ -282,13 +282,13 @@ MUTATIONS: list[Mutation] = [
         Mutation("edge", "best-of-n takes n = 0", "int(n) != n or n < 1:", "int(n) != n or n < 0:"),
         Mutation(
             "mask",
-            "filter: what the reference cannot give is let through",
+            "filter: responses without reference probability pass",
             "passes = (wins(reward, threshold) == 1) & (log_ref > -torch.inf)",
             "passes = wins(reward, threshold) == 1",
         ),
         Mutation(
             "edge",
-            "filter: the best reward named is one that the reference cannot give",
+            "filter: the maximum reward includes responses without reference probability",
             "best = torch.where(log_ref > -torch.inf, reward, -torch.inf).amax(-1)[none][0].item()",
             "best = reward.amax(-1)[none][0].item()",
         ),
@@ -298,14 +298,14 @@ MUTATIONS: list[Mutation] = [
         ["test_label_value.py"],
         Mutation(
             "swap",
-            "price of a label: (i, j) and (j, i) not the same pair",
+            "value of a label: (i, j) and (j, i) count as different pairs",
             "edges = (pair_weights + pair_weights.transpose(-1, -2)) * _info",
             "edges = (pair_weights + pair_weights) * _info",
         ),
-        Mutation("beta", "price of a label without β", "torch.inf, price / (2 * beta))", "torch.inf, price / 2)"),
+        Mutation("beta", "value of a label without β", "torch.inf, price / (2 * beta))", "torch.inf, price / 2)"),
         Mutation(
             "mean",
-            "price of a label: the ½ of the quadratic form lost",
+            "value of a label: the ½ of the quadratic form is missing",
             "torch.inf, price / (2 * beta))",
             "torch.inf, price / beta)",
         ),
@@ -318,25 +318,25 @@ MUTATIONS: list[Mutation] = [
         Mutation("sign", "Σ = diag(π*) + π*π*ᵀ", ".sum(-1) - torch.einsum(", ".sum(-1) + torch.einsum("),
         Mutation(
             "setting",
-            "float32 inside: gaps of 30 lose their labels' information",
+            "float32 inside: reward gaps of 30 have no information",
             "* _information(reward.double())",
             "* _information(reward.float()).double()",
         ),
         Mutation(
             "edge",
-            "a response that π* needs and no chain joins costs nothing",
+            "a response of π* without a chain of comparisons has finite cost",
             "cut_off = ((star > 0) & ~reached).any(-1)",
             "cut_off = ((star > 0) & ~reached).all(-1)",
         ),
         Mutation(
             "edge",
-            "islands that π* does not need cost infinitely much",
+            "unconnected responses with zero weight under π* have infinite cost",
             "cut_off = ((star > 0) & ~reached).any(-1)",
             "cut_off = (~reached).any(-1)",
         ),
         Mutation(
             "edge",
-            "a chain of two comparisons joins nobody",
+            "a chain of two comparisons does not connect its ends",
             "for _ in range(joined.shape[-1]):\n        wider",
             "for _ in range(1):\n        wider",
         ),
@@ -369,7 +369,7 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "mask",
-            "elimination: the ground's share of a response that leaves is lost",
+            "elimination: an eliminated response's edge to the ground is lost",
             "ground = ground[..., :k] + chance * ground[..., k].unsqueeze(-1)",
             "ground = ground[..., :k]",
         ),
@@ -379,20 +379,20 @@ MUTATIONS: list[Mutation] = [
         ["test_losses.py", "test_losses_family.py"],
         Mutation(
             "sign",
-            "χPO takes the χ² part off",
+            "χPO subtracts the χ² part",
             "return log_ratio.clamp(max=20.0).exp() + log_ratio",
             "return log_ratio - log_ratio.clamp(max=20.0).exp()",
         ),
-        Mutation("norm", "a response's mean is its sum", "return value / length", "return value"),
+        Mutation("norm", "a response's mean log-probability is its sum", "return value / length", "return value"),
         Mutation(
             "sign",
-            "SimPO's margin is given away, not asked for",
+            "SimPO's target margin has the wrong sign",
             "beta * (chosen - rejected) - target_margin",
             "beta * (chosen - rejected) + target_margin",
         ),
         Mutation(
             "sign",
-            "ORPO clones no chosen response",
+            "ORPO without its SFT loss",
             "return -chosen - weight * logsigmoid",
             "return chosen - weight * logsigmoid",
         ),
@@ -402,10 +402,10 @@ MUTATIONS: list[Mutation] = [
             "log_odds(chosen) - log_odds(rejected)",
             "log_odds(rejected) - log_odds(chosen)",
         ),
-        Mutation("beta", "KTO forgets β", "gap = beta * (log_ratio - z)", "gap = log_ratio - z"),
+        Mutation("beta", "KTO ignores β", "gap = beta * (log_ratio - z)", "gap = log_ratio - z"),
         Mutation(
             "swap",
-            "KTO praises the undesirable",
+            "KTO rewards undesirable responses",
             "weights[0] * torch.sigmoid(-gap), weights[1] * torch.sigmoid(gap)",
             "weights[0] * torch.sigmoid(gap), weights[1] * torch.sigmoid(-gap)",
         ),
@@ -488,7 +488,7 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "sign",
-            "DPO's gradient weight: large where the pair is right",
+            "DPO's gradient weight: large for correctly ranked pairs",
             "return torch.sigmoid(-margin)",
             "return torch.sigmoid(margin)",
         ),
@@ -591,7 +591,7 @@ MUTATIONS: list[Mutation] = [
         ["test_kl.py"],
         Mutation(
             "sign",
-            "k turned round: drift is paid for",
+            "k with its sign flipped",
             "return log_policy - log_ref",
             "return log_ref - log_policy",
         ),
@@ -603,16 +603,16 @@ MUTATIONS: list[Mutation] = [
     *in_file(
         "sampling.py",
         ["test_sampling.py"],
-        Mutation("beta", "rejection sampling forgets β", "score = gap / beta + gumbel", "score = gap + gumbel"),
+        Mutation("beta", "rejection sampling ignores β", "score = gap / beta + gumbel", "score = gap + gumbel"),
         Mutation(
             "sign",
-            "rejection sampling prefers the worse",
+            "rejection sampling prefers lower rewards",
             "score = gap / beta + gumbel",
             "score = gumbel - gap / beta",
         ),
         Mutation(
             "sign",
-            "Gumbel noise upside down",
+            "Gumbel noise with its sign flipped",
             "gumbel = -torch.log(-torch.log(noise))",
             "gumbel = torch.log(-torch.log(noise))",
         ),
@@ -624,11 +624,11 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "sign",
-            "Algorithm 1: the least reward for the largest, so that all are accepted alike",
+            "Algorithm 1: the minimum reward in place of the maximum, so that all are accepted",
             "r_max = max(rewards[j] for j in left if j not in accepted)",
             "r_max = min(rewards[j] for j in left if j not in accepted)",
         ),
-        Mutation("beta", "Algorithm 1 forgets β", "math.exp(min(gap / beta, 0.0))", "math.exp(min(gap, 0.0))"),
+        Mutation("beta", "Algorithm 1 ignores β", "math.exp(min(gap / beta, 0.0))", "math.exp(min(gap, 0.0))"),
         Mutation(
             "mean",
             "acceptance rate: a mean over responses, not over the reference",
@@ -637,7 +637,7 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "mask",
-            "acceptance rate: r_max over what the reference cannot give",
+            "acceptance rate: r_max includes responses without reference probability",
             "best = torch.where(log_ref > -torch.inf, reward, -torch.inf).amax(-1, keepdim=True)",
             "best = reward.amax(-1, keepdim=True)",
         ),
@@ -649,13 +649,13 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "edge",
-            "β = 0 with noise: not the best",
+            "β = 0 with noise, which does not return the best",
             "score = torch.where(gap.abs() <= rounding(rewards, best), 0.0, gap)",
             "score = torch.where(gap.abs() <= rounding(rewards, best), 0.0, gap) + gumbel",
         ),
         Mutation(
             "data",
-            "ties at β = 0 come out by position",
+            "ties at β = 0 are resolved by position",
             "order = gumbel.argsort(dim=-1, descending=True)",
             "order = torch.arange(candidates, device=rewards.device).expand(batch, -1)",
         ),
@@ -706,7 +706,7 @@ MUTATIONS: list[Mutation] = [
         ["test_preferences.py"],
         Mutation(
             "swap",
-            "labels of Bradley–Terry turned round",
+            "Bradley–Terry labels are flipped",
             "won = coin() < torch.sigmoid(gap.double())",
             "won = coin() < torch.sigmoid(-gap.double())",
         ),
@@ -722,7 +722,7 @@ MUTATIONS: list[Mutation] = [
         Mutation("setting", "noise is ignored", "return won ^ (coin() < noise) if noise else won", "return won"),
         Mutation(
             "edge",
-            "noise makes a coin of a label instead of flipping it",
+            "noise replaces a label by a random one instead of flipping it",
             "return won ^ (coin() < noise) if noise else won",
             "return torch.where(coin() < noise, coin() < 0.5, won) if noise else won",
         ),
@@ -736,7 +736,7 @@ MUTATIONS: list[Mutation] = [
         Mutation("setting", "a tournament ends after its first round", 'if pairing == "first-round":', "if True:"),
         Mutation(
             "data",
-            "responses are paired as they come",
+            "responses are paired in order",
             "shuffle = uniform((batch, number), generator, rewards.device, torch.float32).argsort(-1)",
             "shuffle = torch.arange(number, device=rewards.device).expand(batch, -1)",
         ),
@@ -758,7 +758,7 @@ MUTATIONS: list[Mutation] = [
         ["test_batch.py"],
         Mutation(
             "mask",
-            "from_lists: a mask from ids, so that an id of 0 is padding",
+            "from_lists: the mask is computed from ids, so an id of 0 counts as padding",
             "mask[i, : len(seq)] = True",
             "mask[i, : len(seq)] = ids[i, : len(seq)] != 0",
         ),
@@ -791,14 +791,14 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "mask",
-            "equal compares ids that do not count",
+            "equal compares ids of padding",
             "torch.where(a.mask, a.ids, -1) == torch.where(b.mask, b.ids, -1)",
             "a.ids == b.ids",
         ),
         Mutation("edge", "equal: one common token is enough", "return same_token.all(-1)", "return same_token.any(-1)"),
         Mutation(
             "edge",
-            "a row of the last place is empty",
+            "indexing with −1 gives an empty row",
             "return slice(rows % number, rows % number + 1)",
             "return slice(rows, rows + 1)",
         ),
@@ -834,7 +834,7 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "edge",
-            "pick_pairs: how many stayed, not how many were dropped",
+            "pick_pairs: counts the kept pairs, not the dropped ones",
             "return pairs[~same], int(same.sum())",
             "return pairs[~same], int((~same).sum())",
         ),
@@ -874,11 +874,11 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "edge",
-            "nodes by the vocabulary, not by the tokens that go on",
+            "nodes by the vocabulary, not by the tokens that continue",
             "node[..., t - 1] * self.branching + step[..., t - 1]",
             "node[..., t - 1] * self.vocab_size + step[..., t - 1]",
         ),
-        Mutation("mask", "nodes: what does not count is not 0", "return node * responses.mask", "return node"),
+        Mutation("mask", "nodes: masked entries are not 0", "return node * responses.mask", "return node"),
         Mutation(
             "edge",
             "index: full responses counted by the branching",
@@ -897,7 +897,7 @@ MUTATIONS: list[Mutation] = [
             "self.vocab_size + torch.arange(number)",
             "self.vocab_size + 1 + torch.arange(number)",
         ),
-        Mutation("edge", "a response may go on after its end", "if bool(goes_on.any()):", "if False:"),
+        Mutation("edge", "a response may continue after its end token", "if bool(goes_on.any()):", "if False:"),
         Mutation(
             "edge",
             "an id of V passes",
@@ -906,7 +906,7 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "mask",
-            "ids that do not count are checked",
+            "ids of padding are checked",
             "(ids >= self.vocab_size))[mask].any()",
             "(ids >= self.vocab_size)).any()",
         ),
@@ -928,7 +928,7 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "edge",
-            "infinite numbers are near everything",
+            "infinite numbers count as equal to all others",
             "size = size.masked_fill(size.isinf(), 0.0) if size.is_floating_point() else size",
             "size = size * 1.0",
         ),
@@ -938,7 +938,7 @@ MUTATIONS: list[Mutation] = [
             "largest * (epsilon * (1 if epsilon > 1e-4 else units))",
             "largest * epsilon",
         ),
-        Mutation("edge", "half precision counts many units", "(1 if epsilon > 1e-4 else units)", "units"),
+        Mutation("edge", "half precision uses too large a unit", "(1 if epsilon > 1e-4 else units)", "units"),
         Mutation(
             "edge",
             "no tie within rounding",
@@ -947,16 +947,16 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "setting",
-            "the caller's doubt is ignored",
+            "the caller's error bound is ignored",
             "rounding(first, second) + doubt) |",
             "rounding(first, second)) |",
         ),
-        Mutation("swap", "the smaller wins", "torch.where(tie, 0.5, (gap > 0)", "torch.where(tie, 0.5, (gap < 0)"),
-        Mutation("edge", "a tie counts as won", "torch.where(tie, 0.5,", "torch.where(tie, 1.0,"),
-        Mutation("edge", "two infinite numbers are no tie", "+ doubt) | (first == second)", "+ doubt)"),
+        Mutation("swap", "the smaller score wins", "torch.where(tie, 0.5, (gap > 0)", "torch.where(tie, 0.5, (gap < 0)"),
+        Mutation("edge", "a tie counts as a win", "torch.where(tie, 0.5,", "torch.where(tie, 1.0,"),
+        Mutation("edge", "two equal infinite numbers are no tie", "+ doubt) | (first == second)", "+ doubt)"),
         Mutation(
             "mask",
-            "NaN counts as lost",
+            "NaN counts as a loss",
             "return torch.where(gap.isnan() & ~tie, torch.nan, won).to(gap.dtype)",
             "return won.to(gap.dtype)",
         ),
@@ -974,19 +974,19 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "mean",
-            "centred: the sum taken off, not the mean",
+            "centred: the sum is subtracted, not the mean",
             "torch.where(alike, 0.0, values - values.mean(-1, keepdim=True))",
             "torch.where(alike, 0.0, values - values.sum(-1, keepdim=True))",
         ),
         Mutation(
             "edge",
-            "centred: equal scores leave the rest of the subtraction",
+            "centred: equal scores leave rounding errors",
             "return torch.where(alike, 0.0, values - values.mean(-1, keepdim=True))",
             "return values - values.mean(-1, keepdim=True)",
         ),
         Mutation(
             "setting",
-            "centred: the caller's doubt is ignored",
+            "centred: the caller's error bound is ignored",
             "alike = spread <= rounding(values).amax(-1, keepdim=True) + doubt",
             "alike = spread <= rounding(values).amax(-1, keepdim=True)",
         ),
@@ -1003,7 +1003,7 @@ MUTATIONS: list[Mutation] = [
             "apart.square().mean(-1, keepdim=True), 1.0)",
         ),
         Mutation(
-            "edge", "unit interval: no range is divided by", "if not bool(wins(ends[1], ends[0]) == 1):", "if False:"
+            "edge", "unit interval: not divided by the range", "if not bool(wins(ends[1], ends[0]) == 1):", "if False:"
         ),
         Mutation(
             "norm", "unit interval: not shifted", "return (values - low) / (high - low)", "return values / (high - low)"

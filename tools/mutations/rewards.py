@@ -45,7 +45,7 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "data",
-            "a critic starts from the reward model's body and a head of its own",
+            "a critic starts from the reward model's body with a new head",
             "self.body, self.head = take(model.body), take(model.head)",
             "self.body, self.head = take(model.body), nn.Linear(model.head.in_features, 1)",
         ),
@@ -106,7 +106,7 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "sign",
-            "a turned pair's logit keeps its sign",
+            "the logit of a reversed pair keeps its sign",
             "return torch.where(turned.to(score.device), -score, score)",
             "return score",
         ),
@@ -257,11 +257,11 @@ MUTATIONS: list[Mutation] = [
             "dtype=dtype or torch.float32,",
             "dtype=torch.float32,",
         ),
-        Mutation("data", "a folder of another kind is read", "if found != kind:", "if False:"),
-        Mutation("data", "a body with missing weights is read", 'if info["missing_keys"]:', "if False:"),
+        Mutation("data", "a folder of another kind is accepted", "if found != kind:", "if False:"),
+        Mutation("data", "a body with missing weights is accepted", 'if info["missing_keys"]:', "if False:"),
         Mutation(
             "data",
-            "the old record stays while the folder is written anew",
+            "the old record stays while the folder is rewritten",
             "(folder / RECORD).unlink(missing_ok=True)",
             "pass",
         ),
@@ -295,7 +295,7 @@ MUTATIONS: list[Mutation] = [
         Mutation("edge", "infinite scores pass", "bad = ~torch.isfinite(out)", "bad = torch.isnan(out)"),
         Mutation(
             "swap",
-            "the bad score's row and column exchanged",
+            "the invalid score's row and column are exchanged",
             'for response {row % responses.shape[1]} of prompt "\n                f"{row // responses.shape[1]}',
             'for response {row // responses.shape[1]} of prompt "\n                f"{row % responses.shape[1]}',
         ),
@@ -310,7 +310,7 @@ MUTATIONS: list[Mutation] = [
             "other = [token for token, number in theirs.items() if ours.get(token, number) != number]",
         ),
         Mutation("edge", "end tokens are not compared", "if ends[0] != ends[1]:", "if False:"),
-        Mutation("edge", "a reward model of as many ids is refused", "if known < written:", "if known <= written:"),
+        Mutation("edge", "a reward model with the same number of ids is refused", "if known < written:", "if known <= written:"),
         Mutation(
             "setting",
             "tokenizers are not compared",

@@ -8,7 +8,7 @@ MUTATIONS: list[Mutation] = [
         ["training/test_training_config.py"],
         Mutation(
             "edge",
-            "warm-up from 0: the first step does not move",
+            "warm-up from 0, so the first step changes nothing",
             "return (step + 1) / self.warmup",
             "return step / self.warmup",
         ),
@@ -143,7 +143,7 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "setting",
-            "Ctrl-C: the step in hand is not saved",
+            "Ctrl-C: the current step is not saved",
             "self.done % self.training.save_every == 0 or last or stop",
             "self.done % self.training.save_every == 0 or last",
         ),
@@ -162,7 +162,7 @@ MUTATIONS: list[Mutation] = [
         Mutation("setting", "max_grad_norm is ignored", "if self.training.max_grad_norm is not None:", "if False:"),
         Mutation(
             "norm",
-            "parts count alike, whatever their rows",
+            "parts have equal weights, whatever their number of rows",
             "share = len(rows) / number if weight is None",
             "share = 1 / self.training.accumulate if weight is None",
         ),
@@ -264,7 +264,7 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "data",
-            "Ctrl-C's handler is not given back",
+            "Ctrl-C's previous handler is not restored",
             "signal.signal(signal.SIGINT, self._old_handler)\n        self._open",
             "pass\n        self._open",
         ),
@@ -292,7 +292,7 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "swap",
-            "the oldest for the newest",
+            "the oldest checkpoint in place of the newest",
             "return found[-1] if found else None",
             "return found[0] if found else None",
         ),
@@ -322,7 +322,7 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "data",
-            "a folder with other files is taken",
+            "a folder with other files is accepted",
             "any(path.name not in _TRACES for path in out.iterdir())",
             "(out / 'run.json').is_file()",
         ),
@@ -354,7 +354,7 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "data",
-            "what a kill left is not cleared",
+            "files that a killed run left are not removed",
             'for leftover in folder.glob(".step-*"):',
             'for leftover in folder.glob(".nothing-*"):',
         ),
@@ -365,7 +365,7 @@ MUTATIONS: list[Mutation] = [
             "os.replace(part, folder) if not folder.exists() else None",
         ),
         Mutation(
-            "edge", "a damaged checkpoint is named as the one to go on from", "if path == besides:", "if path == None:"
+            "edge", "a damaged checkpoint is named as the one to resume from", "if path == besides:", "if path == None:"
         ),
     ),
     *in_file(
@@ -423,19 +423,19 @@ MUTATIONS: list[Mutation] = [
         ["training/test_memory.py", "training/test_parts.py"],
         Mutation(
             "edge",
-            "errors that are not of memory are said to be",
+            "errors of other kinds are reported as memory errors",
             "return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)",
             "return isinstance(error, RuntimeError)",
         ),
         Mutation(
             "setting",
-            "the advice names no batch size",
+            "the advice contains no batch size",
             'if (size := getattr(settings, "batch_size", None)) is not None:',
             'if (size := getattr(settings, "batch", None)) is not None:',
         ),
         Mutation(
             "setting",
-            "bf16 is advised to whom has it",
+            "bf16 is recommended to runs that use it",
             'fp32 = getattr(settings, "precision", None) == "fp32"',
             "fp32 = True",
         ),
@@ -447,7 +447,7 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "setting",
-            "checkpoint_activations: activations are kept after all",
+            "checkpoint_activations: activations are still stored",
             "if writes or not torch.is_grad_enabled():",
             "if True:",
         ),
@@ -463,7 +463,7 @@ MUTATIONS: list[Mutation] = [
         ["training/test_parts.py", "training/test_lock.py"],
         Mutation(
             "edge",
-            "a locked folder is let in",
+            "a locked folder is accepted",
             "except BlockingIOError:\n        return False",
             "except BlockingIOError:\n        return True",
         ),
@@ -471,7 +471,7 @@ MUTATIONS: list[Mutation] = [
         Mutation("data", "the number of the process is not written", "self.file.write(str(os.getpid()))", "pass"),
         Mutation(
             "data",
-            "a lock file taken away between opening and locking is held",
+            "a lock file that was removed between opening and locking counts as held",
             "return os.fstat(file.fileno()).st_ino == self.path.stat().st_ino",
             "return True",
         ),
@@ -492,6 +492,6 @@ MUTATIONS: list[Mutation] = [
             'whole = f"{key}.{name}" if key else name',
             "whole = name",
         ),
-        Mutation("data", "trackers are not asked to write what they hold", "tracker.finish()", "pass"),
+        Mutation("data", "trackers are not flushed", "tracker.finish()", "pass"),
     ),
 ]

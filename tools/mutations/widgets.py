@@ -54,14 +54,14 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "beta",
-            "the pull without β",
+            "the gradient without β",
             'Number("β × weight", beta * weight, "per nat")',
             'Number("β × weight", weight, "per nat")',
             near="widgets/test_dpo_gradient_explorer.py::test_the_pull_is_the_derivative_of_the_loss_by_autograd",
         ),
         Mutation(
             "sign",
-            "the margin is rejected less chosen",
+            "the margin is rejected minus chosen",
             "    gap = chosen - rejected\n\n    gaps",
             "    gap = rejected - chosen\n\n    gaps",
             near="widgets/test_dpo_gradient_explorer.py::test_the_point_lies_on_both_curves",
@@ -136,7 +136,7 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "swap",
-            "what is promised and what is earned are exchanged",
+            "proxy reward and gold reward are exchanged",
             "for values in (gold, promise))",
             "for values in (promise, gold))",
             near="widgets/test_over_optimisation_explorer.py::test_gold_and_kl_under_the_tilt_are_those_of_enumeration",

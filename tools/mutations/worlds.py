@@ -40,14 +40,14 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "edge",
-            "the first whole window of an n-gram earns nothing",
+            "the first complete window of an n-gram has no reward",
             "        if t < n - 1:\n",
             "        if t < n:\n",
             near="worlds/test_token_tree.py::test_ngram_reward_is_the_sum_over_all_full_windows",
         ),
         Mutation(
             "data",
-            "every place is paid by the first place's weights",
+            "every position uses the first position's weights",
             "per_token[:, t, None, :]",
             "per_token[:, 0, None, :]",
             near="worlds/test_token_tree.py::test_additive_reward_is_the_sum_over_tokens",
@@ -61,7 +61,7 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "data",
-            "rewards of short responses are given to the first ones again",
+            "rewards of short responses overwrite those of the first ones",
             "                start += nodes\n",
             "                start += 0\n",
             near="worlds/test_token_tree.py::test_sequence_reward_is_the_number_of_each_response_paid_on_its_last_token",
@@ -216,21 +216,21 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "swap",
-            "labels of a moving world are flipped",
+            "labels of a non-stationary world are flipped",
             "torch.where(wins, one, two), torch.where(wins, two, one)",
             "torch.where(wins, two, one), torch.where(wins, one, two)",
             near="worlds/test_nonstationary.py::test_labels_follow_bradley_terry_on_the_rewards_of_their_round",
         ),
         Mutation(
             "swap",
-            "the reference answers, whatever policy is given",
+            "the reference samples the responses, whatever policy is given",
             "mass = (self.log_ref if log_policy is None else log_policy).exp()",
             "mass = self.log_ref.exp()",
             near="worlds/test_nonstationary.py::test_who_answers_is_the_policy_that_is_given",
         ),
         Mutation(
             "data",
-            "labels are of the first round's reward",
+            "labels use the first round's reward",
             "reward, parts = self.rewards(t), []",
             "reward, parts = self.rewards(0), []",
             near="worlds/test_nonstationary.py::test_labels_follow_bradley_terry_on_the_rewards_of_their_round",
@@ -265,7 +265,7 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "mean",
-            "the price of a label is twice too high",
+            "the value of a label is doubled",
             "solved.diagonal(dim1=-2, dim2=-1).sum(-1) / (2 * beta)",
             "solved.diagonal(dim1=-2, dim2=-1).sum(-1) / beta",
             near="worlds/test_nonstationary.py::test_the_price_of_a_table_is_the_label_price",
@@ -342,7 +342,7 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "norm",
-            "prompts are drawn evenly",
+            "prompts are sampled uniformly",
             "torch.multinomial(self.weights(t), number,",
             "torch.multinomial(torch.ones_like(self.weights(t)), number,",
             near="worlds/test_nonstationary.py::test_prompts_are_asked_by_their_weights",
@@ -402,7 +402,7 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "mask",
-            "the opening token is put in front twice",
+            "the opening token is added twice",
             "if prompt and prompt[: len(opening)] != opening:",
             "if prompt:",
             near="data/test_preference_data.py::test_a_tokenizer_s_opening_token_stands_once_before_the_prompt_and_survives_truncation",
@@ -529,7 +529,7 @@ MUTATIONS: list[Mutation] = [
         ["data/test_preference_data.py", "data/test_sft_data.py"],
         Mutation(
             "swap",
-            "of two summaries the worse one is chosen",
+            "the worse of two summaries is chosen",
             "(texts[choice], texts[1 - choice])",
             "(texts[1 - choice], texts[choice])",
             near="data/test_preference_data.py::test_comparisons_of_summaries_become_pairs",
@@ -550,14 +550,14 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "edge",
-            "dialogues that part early are compared by their last answers",
+            "dialogues that differ early are compared by their last responses",
             "if one[0] == two[0] else PART_BEFORE",
             "if one[0] else PART_BEFORE",
             near="data/test_preference_data.py::test_dialogues_are_cut_before_the_last_answer_and_each_unusable_one_is_counted_by_its_reason",
         ),
         Mutation(
             "edge",
-            "a dialogue that a human ends is taken",
+            "a dialogue that a human ends is accepted",
             "if cut < 0 or HUMAN in text[cut:]:",
             "if cut < 0:",
             near="data/test_preference_data.py::test_dialogues_are_cut_before_the_last_answer_and_each_unusable_one_is_counted_by_its_reason",
@@ -592,7 +592,7 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "edge",
-            "conversations that part early are compared by their last answers",
+            "conversations that differ early are compared by their last responses",
             "    if key[0] != key[1]:\n        return PART_BEFORE\n",
             "",
             near="data/test_preference_data.py::test_plain_and_conversational_rows_are_dropped_for_the_same_reasons",
@@ -638,21 +638,21 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "swap",
-            "labels of verdicts are flipped",
+            "KTO labels are flipped",
             '{"true": True, "1": True, "false": False, "0": False}',
             '{"true": False, "1": False, "false": True, "0": True}',
             near="data/test_sft_data.py::test_verdicts_have_a_label_that_is_true_or_false",
         ),
         Mutation(
             "data",
-            "places of the examples that are left are counted anew",
+            "indices of the remaining examples are renumbered",
             "kept.append(place)",
             "kept.append(len(kept))",
             near="data/test_sft_data.py::test_places_are_those_of_the_texts_that_were_given",
         ),
         Mutation(
             "data",
-            "a prompt that stands twice is taken twice",
+            "a prompt that occurs twice is used twice",
             "        if found[0] in known:\n            return form, AGAIN\n",
             "",
             near="data/test_sft_data.py::test_prompts_stand_once_and_a_limit_stops_the_reading",
@@ -729,7 +729,7 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "edge",
-            "pairs with a label are read as verdicts",
+            "pairs with a label are read as KTO data",
             'return "label" in first.fields and "chosen" not in first.fields',
             'return "label" in first.fields',
             near="data/test_sft_data.py::test_a_label_beside_a_pair_makes_no_verdict",
@@ -740,7 +740,7 @@ MUTATIONS: list[Mutation] = [
         ["data/test_hub.py"],
         Mutation(
             "data",
-            "a stream that goes on begins at its first row again",
+            "a resumed stream restarts at its first row",
             "for fields in _stream(name, split, revision, folder, have):",
             "for fields in _stream(name, split, revision, folder, 0):",
             near="data/test_hub.py::test_a_limit_streams_no_more_than_it_needs_and_the_next_time_nothing",
@@ -775,14 +775,14 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "data",
-            "half a line is taken for a row",
+            "half a line counts as a row",
             '            if not line.endswith(b"\\n"):\n                break\n',
             "",
             near="data/test_hub.py::test_half_a_line_that_a_killed_process_left_is_cut_off",
         ),
         Mutation(
             "edge",
-            "a stream that was cut short is taken for whole",
+            "an interrupted stream counts as complete",
             'if state["complete"] or not online:',
             "if have or not online:",
             near="data/test_hub.py::test_a_limit_streams_no_more_than_it_needs_and_the_next_time_nothing",
@@ -856,7 +856,7 @@ MUTATIONS: list[Mutation] = [
             "if self._lengths is None:",
             near="worlds/test_text_worlds.py::test_the_longest_texts_are_those_of_any_split_by_the_tokenizer_that_asks",
         ),
-        Mutation("data", "a prompt can stand in a world twice", "            seen.add(prompt)\n", ""),
+        Mutation("data", "a prompt can occur twice in a world", "            seen.add(prompt)\n", ""),
         Mutation("edge", "a fifth each to validation and test", ".digest()[0] % 10", ".digest()[0] % 5"),
         Mutation(
             "edge",
@@ -898,7 +898,7 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "edge",
-            "a beginning of a text is taken for the whole",
+            "a prefix of a text counts as the whole text",
             "return len(text) in ends(start, 0)",
             "return bool(ends(start, 0))",
             near="worlds/test_text_grammar.py::test_a_text_is_recognised_only_whole_and_only_of_the_grammar",
@@ -912,7 +912,7 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "edge",
-            "capitals hide a word",
+            "a capitalised word is not recognised",
             '))})\\b", re.IGNORECASE)',
             '))})\\b")',
             near="worlds/test_text_grammar.py::test_a_phrase_is_mentioned_as_whole_words_whatever_the_capitals",
@@ -930,19 +930,19 @@ MUTATIONS: list[Mutation] = [
         ["worlds/test_text_worlds.py"],
         Mutation(
             "norm",
-            "the share of the summary's facts, not of the post's",
+            "the fraction of the summary's facts, not of the post's",
             "covered = len(said & facts) / len(facts)",
             "covered = len(said & facts) / max(len(said), 1)",
         ),
         Mutation(
             "swap",
-            "facts left out are paid for, not facts made up",
+            "missing facts are penalised, not invented ones",
             "PRICE_OF_A_WRONG_FACT * len(said - facts)",
             "PRICE_OF_A_WRONG_FACT * len(facts - said)",
         ),
-        Mutation("sign", "long summaries earn more", "covered - words - wrong)", "covered + words - wrong)"),
+        Mutation("sign", "long summaries get a bonus", "covered - words - wrong)", "covered + words - wrong)"),
         Mutation(
-            "mean", "words are letters", "PRICE_OF_A_WORD * len(response.split())", "PRICE_OF_A_WORD * len(response)"
+            "mean", "the length counts letters, not words", "PRICE_OF_A_WORD * len(response.split())", "PRICE_OF_A_WORD * len(response)"
         ),
         Mutation(
             "edge",
@@ -961,10 +961,10 @@ MUTATIONS: list[Mutation] = [
             'WORTH["right"] if value == right else WORTH["wrong"]',
             'WORTH["wrong"] if value == right else WORTH["right"]',
         ),
-        Mutation("edge", "every word costs", "max(0, len(response.split()) - FREE_WORDS)", "len(response.split())"),
+        Mutation("edge", "every word is penalised", "max(0, len(response.split()) - FREE_WORDS)", "len(response.split())"),
         Mutation(
             "edge",
-            "short answers earn by their brevity",
+            "short responses get a bonus",
             "max(0, len(response.split()) - FREE_WORDS)",
             "(len(response.split()) - FREE_WORDS)",
         ),
