@@ -78,7 +78,7 @@ compare: install ## every method on one bandit against the exact optimum: table 
 compare-tree: install ## the same on the token tree
 	$(BIN)/rlhf-lab compare --world tree $(COMPARE_FLAGS) --out results/compare-tree
 
-experiments: install ## run every experiment on the lecture's claims again, on every rung, into results/ (hours)
+experiments: install ## run every experiment on the lecture's claims again, on every scale, into results/ (hours)
 	$(BIN)/python tools/run_experiments.py $(EXPERIMENTS_FLAGS)
 
 claims: install ## write docs/claims.md from the kept results

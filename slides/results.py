@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 RESULTS = Path(__file__).parents[1] / "results"
 
 OUTCOMES = {
-    "holds": T("holds", "成立"),
-    "holds when": T("holds in part", "部分成立"),
-    "does not hold": T("does not hold", "不成立"),
-    "not decided": T("not decided", "尚无定论"),
+    "supported": T("supported", "成立"),
+    "partly supported": T("holds in part", "部分成立"),
+    "not supported": T("not supported", "不成立"),
+    "inconclusive": T("inconclusive", "尚无定论"),
 }
 LETTERS = 14
 """Points: 24 px and more at the width that a slide gives the picture."""
-RUNGS = {
+SCALES = {
     "bandit": T("Bandit", "老虎机"),
     "tree": T("Token tree", "词元树"),
     "small": T("Language model", "语言模型"),
@@ -51,12 +51,12 @@ class _Said(str):
         return re.sub(r"(?<![\w.])-(?=\d)", "−", text)
 
 
-def verdict(name: str, rung: str, sentence: str, en: str, zh: str, also: str = "", results: Path = RESULTS) -> T:
+def verdict(name: str, scale: str, sentence: str, en: str, zh: str, also: str = "", results: Path = RESULTS) -> T:
     """The verdict of a kept result in words for a slide, with its outcome and its scale in front.
 
     Args:
         name: of the experiment, `"dpo-frontier"`.
-        rung: `"bandit"`, `"tree"` or `"small"`.
+        scale: `"bandit"`, `"tree"` or `"small"`.
         sentence: the result's own sentence with `{}` for each number, with or without its interval.
         en: what the slide says; `{0}` is the sentence's first number with its interval, `{0:value}` without.
         zh: the same in Chinese.
@@ -66,18 +66,18 @@ def verdict(name: str, rung: str, sentence: str, en: str, zh: str, also: str = "
     Returns:
         the words; the outcome alone, with a warning, where the result's sentence has another shape.
     """
-    place = results / name / rung / "result.json"
+    place = results / name / scale / "result.json"
     if not place.is_file():
-        return T(f"**{RUNGS[rung].en}:** not run yet.", f"**{RUNGS[rung].zh}**：尚未运行。")
+        return T(f"**{SCALES[scale].en}:** not run yet.", f"**{SCALES[scale].zh}**：尚未运行。")
     record = json.loads(place.read_text(encoding="utf-8"))
     said = record["verdict"]["sentence"]
-    outcome, where = OUTCOMES[record["verdict"]["outcome"]], RUNGS[rung]
+    outcome, where = OUTCOMES[record["verdict"]["outcome"]], SCALES[scale]
     numbers: list[_Said] = []
     for shape, text, match in ((sentence, said, re.fullmatch), (also, record["text"], re.search)):
         found = match(_FIELD.join(re.escape(piece) for piece in shape.split("{}")), text) if shape else None
         if found is None and shape:
             warnings.warn(
-                f"The verdict of {name} on {rung} no longer reads as its slide was written for. It says: {text!r}; "
+                f"The verdict of {name} on {scale} no longer reads as its slide was written for. It says: {text!r}; "
                 f"the slide expects: {shape!r}. Write the slide's words anew in slides/deck.",
                 stacklevel=2,
             )
@@ -94,7 +94,7 @@ def verdict(name: str, rung: str, sentence: str, en: str, zh: str, also: str = "
 
 def picture(
     name: str,
-    rung: str,
+    scale: str,
     panels: tuple[int, ...] = (0,),
     size: tuple[float, float] = (5.0, 4.3),
     stacked: bool = False,
@@ -103,23 +103,23 @@ def picture(
 
     Args:
         name: of the experiment.
-        rung: its scale.
+        scale: its scale.
         panels: which of the picture's axes stay, from 0.
         size: width and height in inches: smaller makes the letters larger.
         stacked: panels stand one below the other.
     """
 
-    return functools.partial(_draw, name, rung, panels, size, stacked)
+    return functools.partial(_draw, name, scale, panels, size, stacked)
 
 
-def _draw(name: str, rung: str, panels: tuple[int, ...], size: tuple[float, float], stacked: bool) -> Drawing:
+def _draw(name: str, scale: str, panels: tuple[int, ...], size: tuple[float, float], stacked: bool) -> Drawing:
     from matplotlib.gridspec import GridSpec
     from matplotlib.text import Text as Writing
 
     from rlhf_lab.experiments import results
 
     experiment = results.experiment_of(name)
-    folder = RESULTS / name / rung
+    folder = RESULTS / name / scale
     found = results.judged(experiment, folder)
     drawing = experiment.figure(found.settings, found.summary, found.runs)
     every = list(drawing.axes)
@@ -193,7 +193,7 @@ def _legends(drawing: Drawing, stay: list[Any]) -> tuple[dict[str, Any], set[str
 
 def claim(
     name: str,
-    rung: str,
+    scale: str,
     paper: T,
     source: str,
     found: tuple[T, ...],
@@ -207,7 +207,7 @@ def claim(
 
     Args:
         name: of the experiment.
-        rung: the scale whose picture is shown.
+        scale: the scale whose picture is shown.
         paper: what the source reports, with its numbers.
         source: where.
         found: verdicts of one scale or two, see `verdict`.
@@ -221,9 +221,9 @@ def claim(
         Text(T(f"**Paper:** {paper.en} ({source})", f"**文献**：{paper.zh}（{source}）")),
         *(Text(one) for one in found),
     )
-    place = RESULTS / name / rung / "result.json"
+    place = RESULTS / name / scale / "result.json"
     if not place.is_file():
         return words
     record = json.loads(place.read_text(encoding="utf-8"))
-    shown = Figure(picture(name, rung, panels, size, stacked), T(" ".join(record["words"].split()), alt))
+    shown = Figure(picture(name, scale, panels, size, stacked), T(" ".join(record["words"].split()), alt))
     return (Columns(left=words, right=(shown,), share=share),)

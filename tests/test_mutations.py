@@ -31,11 +31,11 @@ def test_a_mutation_s_text_stands_once_in_its_file_and_leaves_python_behind(muta
 
 
 def test_there_are_bugs_of_every_kind_and_each_stands_in_the_table_of_its_subpackage() -> None:
-    """A table is named after the subpackage; `mathematics` are the modules below all others, `commands` has `cli`."""
+    """A table is named after the subpackage; `mathematics` has the modules below all others."""
     rooms = dict.fromkeys(
         ["exact", "losses", "kl", "sampling", "preferences", "batch", "response_tree", "rounding"], "mathematics"
     )
-    rooms["cli"] = "commands"
+    rooms |= {"data": "worlds", "label_budget": "experiments"}
     for table, mutations in TABLES.items():
         assert {rooms.get(room := re.split(r"[/.]", m.file)[0], room) for m in mutations} <= {table}
     assert set(Counter(m.kind for m in MUTATIONS)) <= set(KINDS)

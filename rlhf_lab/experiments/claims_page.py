@@ -1,6 +1,6 @@
-"""docs/claims.md: every claim with what its source says, what was found on each rung, and the verdict.
+"""docs/claims.md: every claim with what its source says, what was found on each scale, and the verdict.
 
-The page is made of the kept results alone (`results/NAME/RUNG/`), by `make claims`; a test compares.
+The page is made of the kept results alone (`results/NAME/SCALE/`), by `make claims`; a test compares.
 """
 
 from __future__ import annotations
@@ -9,26 +9,27 @@ import os
 from pathlib import Path
 from typing import Any
 
-from rlhf_lab.experiments.results import RUNGS, kept, read
+from rlhf_lab.experiments.results import SCALES, kept, read
 from rlhf_lab.experiments.runner import Experiment
+from rlhf_lab.experiments.verdicts import OUTCOMES, SECTIONS, Verdict, fill, read_notes
 
-RUNG_NAMES = {"bandit": "bandit", "tree": "token tree", "small": "small language model"}
+SCALE_NAMES = {"bandit": "bandit", "tree": "token tree", "small": "small language model"}
 
-HEAD = """# The lecture's claims, looked at
+HEAD = """# The lecture's claims, tested
 
-Each claim of the lecture is an experiment: settings, seeds, a rule that was written before the first run, a table
-with intervals, a verdict. On the **bandit** and the **token tree** the optimal policy π\\* is exact, and so is every
-distance to it. On the **small language model** (`lab-gpt2`, about a million weights, four text worlds with a gold
-reward that anyone can read) numbers are estimates. None of this says what would come out for a model a thousand
-times larger: a verdict is about these rungs, and the same command runs on others (`--rung gpt2`).
+Each claim of the lecture is an experiment with settings, seeds, a rule that was written before the first run, a
+table with intervals, and a verdict. On the **bandit** and the **token tree** the optimal policy π\\* is exact, and
+so is every distance to it. On the **small language model** (`lab-gpt2`, which has about a million weights, on four
+text worlds with a gold reward) the numbers are estimates. A verdict is about these scales. It does not say what
+would happen with a model a thousand times larger, but the same command runs on one (`--scale gpt2`).
 
-*holds*: by the rule, on that rung. *holds when*: in part, or under a condition that the sentence names. *does not
-hold*: by the rule. *not decided*: the intervals are too wide to say. A dash: not run yet on that rung. Anyone who
-doubts a row can run its command; it shows a progress bar, goes on where it was stopped, and writes to `results/`.
-Nothing was tuned for a method beyond a search of the same size for all, which is in `search.csv` beside the result.
-Times are of one core that had other work to do as well: at most so long.
+The rule of each claim decides between four outcomes: *supported*, *partly supported* (in part, or under a
+condition that the notes name), *not supported*, and *inconclusive* (the intervals are too wide to decide). A dash
+means that the claim has not been run on that scale. The command of a row runs it again: it shows a progress bar,
+continues after an interruption, and writes to `results/`. Every method was tuned by the same search, which is
+stored in `search.csv` beside the result. Times were measured on one shared core and are upper bounds.
 
-This page is generated from those results (`make claims`).
+This page is generated from the saved results (`make claims`).
 """
 
 
@@ -49,23 +50,29 @@ def build(root: Path, page: Path) -> str:
 
 
 def overall(outcomes: dict[str, str]) -> str:
-    """One verdict out of those of the rungs: the same everywhere, or which where."""
-    different = list(dict.fromkeys(outcomes.values()))
-    if len(different) == 1:
-        return different[0] + (" in part, everywhere" if different[0] == "holds when" else "")
-    where = {"holds": [], "holds when": [], "does not hold": [], "not decided": []}  # type: dict[str, list[str]]
-    for rung, outcome in outcomes.items():
-        where[outcome].append(RUNG_NAMES.get(rung, rung))
-    words = {"holds": "holds", "holds when": "in part", "does not hold": "does not hold", "not decided": "not decided"}
-    return "; ".join(f"{words[outcome]}: {', '.join(rungs)}" for outcome, rungs in where.items() if rungs)
+    """Return the outcome of a claim over all scales: one if all agree, otherwise each with its scales."""
+    scales = {outcome: [SCALE_NAMES.get(s, s) for s, one in outcomes.items() if one == outcome] for outcome in OUTCOMES}
+    found = {outcome: names for outcome, names in scales.items() if names}
+    if len(found) == 1:
+        return next(iter(found))
+    return "; ".join(f"{outcome}: {', '.join(names)}" for outcome, names in found.items())
+
+
+def words_of(folder: Path, record: dict[str, Any]) -> tuple[str, str, str]:
+    """Return the finding, the explanation and the alternative text of a saved result, with its numbers."""
+    if "numbers" not in record["verdict"]:
+        return record["verdict"]["sentence"], record["text"], record["words"]
+    notes, verdict = read_notes(folder / "notes.md"), Verdict.from_record(record["verdict"])
+    finding, explanation, figure = (fill(notes.sections[name], verdict, record["settings"]) for name in SECTIONS)
+    return finding, explanation, figure
 
 
 def _table(claims: dict[str, list[tuple[Experiment, Path, dict[str, Any]]]]) -> str:
-    lines = ["| | claim | " + " | ".join(RUNG_NAMES.values()) + " |", "|---|---|" + "---|" * len(RUNGS)]
+    lines = ["| | claim | " + " | ".join(SCALE_NAMES.values()) + " |", "|---|---|" + "---|" * len(SCALES)]
     for found in claims.values():
         experiment = found[0][0]
         outcomes = {folder.name: record["verdict"]["outcome"] for _, folder, record in found}
-        cells = [outcomes.get(rung, "–") for rung in RUNGS]
+        cells = [outcomes.get(scale, "–") for scale in SCALES]
         lines.append(f"| {experiment.number} | [{experiment.title}](#{experiment.name}) | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -75,20 +82,21 @@ def _claim(found: list[tuple[Experiment, Path, dict[str, Any]]], page: Path) -> 
     outcomes = {folder.name: record["verdict"]["outcome"] for _, folder, record in found}
     out = [
         f'<a id="{experiment.name}"></a>\n\n## {experiment.number}. {experiment.title}\n',
-        f"**The source.** {experiment.says} *({experiment.source})*\n",
-        f"**Here.** {experiment.asks}\n",
+        f"**The source.** {experiment.claim} *({experiment.source})*\n",
+        f"**Here.** {experiment.setup}\n",
         f"**Rule, written before the run.** {experiment.rule}\n",
         f"**Verdict: {overall(outcomes)}.**\n",
     ]
     for _, folder, record in found:
-        rung = RUNG_NAMES.get(folder.name, folder.name)
+        scale = SCALE_NAMES.get(folder.name, folder.name)
         picture = Path(os.path.relpath(folder / "figure.png", page.parent)).as_posix()
         minutes = record["seconds"] / 60
-        words = " ".join(record["words"].split()).replace("[", "(").replace("]", ")")
+        finding, explanation, figure = words_of(folder, record)
+        words = " ".join(figure.split()).replace("[", "(").replace("]", ")")
         out += [
-            f"### On the {rung}: {record['verdict']['outcome']}\n",
-            f"{record['verdict']['sentence']}\n",
-            f"{record['text']}\n",
+            f"### On the {scale}: {record['verdict']['outcome']}\n",
+            f"{finding}\n",
+            f"{explanation}\n",
             f"![{words}]({picture})\n",
             f"`{record['command']}`: {record['settings']['seeds']} seeds, {minutes:.1f} minutes; "
             f"intervals: {record['interval']}. [Rows]({picture.replace('figure.png', 'runs.csv')}), "

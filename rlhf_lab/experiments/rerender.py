@@ -1,6 +1,6 @@
-"""`python -m rlhf_lab.experiments.rerender [NAME [RUNG]]`: draw and judge kept results again from their rows.
+"""`python -m rlhf_lab.experiments.rerender [NAME [SCALE]]`: draw saved results again from their rows.
 
-For a change of a picture or a sentence. Numbers stay as they were run; for new ones run the experiment.
+Use it after a change of a picture or of a decision rule. The rows stay as they are.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from rlhf_lab.experiments.results import kept, redraw
 
 
 def main(words: list[str]) -> None:
-    """Redraw every kept result, or those of a name, or of a name and a rung."""
+    """Redraw every saved result, or those of one experiment, or the one of an experiment on one scale."""
     for experiment, folder in kept():
         if words in ([], [experiment.name], [experiment.name, folder.name]):
             found = redraw(experiment, folder)
-            print(f"{experiment.name}, {folder.name}: {found.verdict.outcome}: {found.verdict.sentence}")
+            print(f"{experiment.name}, {folder.name}: {found.verdict.outcome}")
 
 
 if __name__ == "__main__":

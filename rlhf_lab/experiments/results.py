@@ -17,11 +17,11 @@ from rlhf_lab import shipped
 from rlhf_lab.errors import LabError
 from rlhf_lab.experiments.claims import PACKAGES, module_of
 from rlhf_lab.experiments.runner import Experiment, Found, save
+from rlhf_lab.experiments.settings import SCALES as SCALES
+from rlhf_lab.experiments.settings import Settings
 
 NAMES = tuple(PACKAGES)
 """The experiments in the order of the claims."""
-RUNGS = ("bandit", "tree", "small")
-"""The rungs whose results are kept, in order."""
 
 
 def experiment_of(name: str) -> Experiment:
@@ -37,7 +37,7 @@ def experiment_of(name: str) -> Experiment:
 
 
 def kept(root: Path | None = None) -> Iterator[tuple[Experiment, Path]]:
-    """Every kept result: its experiment and its folder, by claim and rung.
+    """Every kept result: its experiment and its folder, by claim and scale.
 
     Args:
         root: the folder of the results; None for those of the checkout.
@@ -48,9 +48,9 @@ def kept(root: Path | None = None) -> Iterator[tuple[Experiment, Path]]:
     if root is None:
         root = shipped.checkout("Reading the saved results") / "results"
     for name in NAMES:
-        for rung in RUNGS:
-            if (root / name / rung / "result.json").is_file():
-                yield experiment_of(name), root / name / rung
+        for scale in SCALES:
+            if (root / name / scale / "result.json").is_file():
+                yield experiment_of(name), root / name / scale
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -88,14 +88,16 @@ def judged(experiment: Experiment, folder: Path) -> Found:
 
     record = read(folder)
     try:
-        settings = _settings(experiment.settings, record["settings"])
+        kind: Any = experiment.settings
+        new = issubclass(kind, Settings)
+        settings = kind.from_record(record["settings"]) if new else _settings(kind, record["settings"])
     except (TypeError, KeyError) as error:
         raise LabError(f"{folder} was made with other settings than {experiment.name} has now ({error}).") from None
     runs = pd.read_csv(folder / "runs.csv")
     search = pd.read_csv(folder / "search.csv") if (folder / "search.csv").is_file() else pd.DataFrame()
     summary = experiment.summarise(settings, runs)
-    verdict = experiment.judge(settings, summary, runs)
-    return Found(settings, runs, search, record["chosen"], summary, verdict, record["seconds"])
+    verdict = experiment.decide(settings, summary, runs)
+    return Found(settings, runs, search, record["best_config"], summary, verdict, record["seconds"])
 
 
 def redraw(experiment: Experiment, folder: Path) -> Found:

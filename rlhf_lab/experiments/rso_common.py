@@ -19,7 +19,7 @@ from rlhf_lab.batch import Pairs, Tokens, cat, pick_pairs
 from rlhf_lab.evaluation import evaluate
 from rlhf_lab.experiments import setup_text
 from rlhf_lab.experiments.compare import Compare, Run
-from rlhf_lab.experiments.runner import EXACT_RUNGS, Outcome
+from rlhf_lab.experiments.runner import EXACT_SCALES, Outcome
 from rlhf_lab.experiments.setup_text import TextRun
 from rlhf_lab.experiments.statistics import Interval
 from rlhf_lab.policies.base import Policy, Reward
@@ -57,7 +57,7 @@ class Bed:
 
     @cached_property
     def ruler(self) -> Ruler:
-        """The exact measure of this seed; exact rungs only."""
+        """The exact measure of this seed; exact scales only."""
         assert isinstance(self.run, Run)
         return Ruler(self.run.world, self.run.learned_rewards, self.run.settings.beta)
 
@@ -119,10 +119,12 @@ class Bed:
         return pick_pairs(self.run.prompts, y.take(index), chosen)[0]
 
 
-def exact_run(rung: str, seed: int, labels: int, prompts: int, steps: int, rate: float, batch: int, beta: float) -> Run:
-    """A seed of an exact rung: a world of its own, its labels, its reward model (a table, as the policy is)."""
+def exact_run(
+    scale: str, seed: int, labels: int, prompts: int, steps: int, rate: float, batch: int, beta: float
+) -> Run:
+    """A seed of an exact scale: a world of its own, its labels, its reward model (a table, as the policy is)."""
     settings = Compare(
-        world="tree" if rung == "tree" else "bandit",
+        world="tree" if scale == "tree" else "bandit",
         policy="table",
         labels=labels,
         steps=steps,
@@ -141,14 +143,14 @@ def bed_of(settings: RSOTable | RSOSettings | RSOWhy, task: str, seed: int) -> B
     """A seed's bed with the sizes that an experiment's settings give.
 
     Args:
-        settings: of the experiment. On exact rungs the reward model is fitted at the middle one of its rates.
+        settings: of the experiment. On exact scales the reward model is fitted at the middle one of its rates.
         task: text world of a language model.
-        seed: of labels, reward model and draws; on exact rungs of the world too.
+        seed: of labels, reward model and draws; on exact scales of the world too.
     """
-    if settings.rung in EXACT_RUNGS:
+    if settings.scale in EXACT_SCALES:
         rate = sorted(settings.rates)[len(settings.rates) // 2]
         sizes = settings.labels, settings.prompts, settings.reward_steps
-        run = exact_run(settings.rung, seed, *sizes, rate, settings.batch, settings.beta)
+        run = exact_run(settings.scale, seed, *sizes, rate, settings.batch, settings.beta)
         return Bed(run, settings.candidates)
     plan = setup_text.Plan(
         labels=settings.labels,
@@ -160,7 +162,7 @@ def bed_of(settings: RSOTable | RSOSettings | RSOWhy, task: str, seed: int) -> B
         test_prompts=settings.test_prompts,
         test_samples=settings.test_samples,
     )
-    return Bed(setup_text.TextRun(setup_text.bench(settings.rung, task), plan, seed), settings.candidates)
+    return Bed(setup_text.TextRun(setup_text.bench(settings.scale, task), plan, seed), settings.candidates)
 
 
 def chance_to_win(log_ref: Tensor, reward: Tensor) -> Tensor:
@@ -177,7 +179,7 @@ def chance_to_please(log_ref: Tensor, reward: Tensor) -> Tensor:
 
 @dataclass(eq=False)
 class Ruler:
-    """What the policies of one seed of an exact rung are measured by."""
+    """What the policies of one seed of an exact scale are measured by."""
 
     world: World
     learned: Tensor
@@ -236,11 +238,11 @@ def compose(states: Mapping[str, State], main: str) -> Outcome:
     """
     said = list(states.values())
     if all(one == "yes" for one in said):
-        return "holds"
+        return "supported"
     standing = any(one in ("yes", "mixed") for one in said)
     if states[main] == "no" or (not standing and "no" in said):
-        return "does not hold"
-    return "holds when" if standing else "not decided"
+        return "not supported"
+    return "partly supported" if standing else "inconclusive"
 
 
 def sentence_of(states: Mapping[str, State]) -> str:

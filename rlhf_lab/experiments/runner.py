@@ -1,18 +1,17 @@
-"""How an experiment on a claim is built, run, stopped, gone on with, and kept.
+"""Running an experiment on a claim: jobs, search for settings, resuming, the verdict, and the result's files.
 
-A claim of the lecture is a file of this folder, NAME.py; what is too much for one file stands beside it (NAME_told.py:
-its picture, words and text). It says what the source claims, which rule will decide it (written before the first run,
-as a sentence and as the function `judge`), which jobs have to be run, and what their numbers come to. This file runs
-the jobs and keeps what they found:
+A claim is a package of `experiments/claims`: its settings with the rule's thresholds (`settings.py`), its jobs
+(`run.py`), and the decision and the picture (`report.py`). This module runs the jobs and stores what they found:
 
-    results/NAME/RUNG/runs.csv      every job's rows
-                      summary.csv   means with intervals
-                      search.csv    every try of the search for settings, where there is one
-                      result.json   settings, command, versions, seconds, verdict, text
-                      figure.png
+    results/NAME/SCALE/runs.csv      the rows of every job
+                       summary.csv   means with intervals
+                       search.csv    every trial of the search for settings, where there is one
+                       result.json   settings, command, versions, seconds, the verdict with its numbers
+                       figure.png
+                       notes.md      the words, written by hand (`verdicts.py`)
 
-A finished job is written down at once, in the folder `unfinished` beside these files; a run that was stopped goes on
-from there, and the kept result of an earlier run stays as it is until the new one is complete.
+A finished job is written to the folder `unfinished` at once. A run that was stopped continues from there, and an
+earlier result stays in place until the new one is complete.
 """
 
 from __future__ import annotations
@@ -29,12 +28,14 @@ from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm.auto import tqdm
 
 from rlhf_lab.errors import LabError, Natural, check_output_folder, check_path, check_paths, check_settings
+from rlhf_lab.experiments.settings import EXACT_SCALES as EXACT_SCALES
+from rlhf_lab.experiments.verdicts import Outcome, Verdict, fill
 from rlhf_lab.training.checkpoint import append, plain, read_lines, write_json, write_text
 from rlhf_lab.training.lock import FolderLock
 
@@ -44,28 +45,24 @@ if TYPE_CHECKING:
 
 Job = dict[str, Any]
 """What one job is: names and numbers as JSON knows them, its seed among them."""
-Chosen = dict[str, Any]
+BestConfig = dict[str, Any]
 """What the search chose, as JSON knows it; empty where there is none."""
-Outcome = Literal["holds", "holds when", "does not hold", "not decided"]
-
-FILES = ("runs.csv", "summary.csv", "search.csv", "figure.png", "result.json", "unfinished")
-"""What a result's folder holds; `unfinished` while it is not whole."""
-
-EXACT_RUNGS = ("bandit", "tree")
+FILES = ("runs.csv", "summary.csv", "search.csv", "figure.png", "result.json", "notes.md", "unfinished")
+"""The files of a result's folder. `unfinished` is there while a run is not complete."""
 
 
 @dataclass(frozen=True)
 class Settings:
     """What every experiment can be told. A claim's own settings are a subclass."""
 
-    rung: str = "bandit"
+    scale: str = "bandit"
     """bandit, tree, small (the language model that ships), or a model's name or folder."""
     seeds: Natural = 0
     """Runs with seeds 0, 1, … Each draws its own labels and samples. 0: as many as the kept result has."""
     quick: bool = False
     """A few seconds with far too few runs: to see that everything works. Its verdict means nothing."""
     out: Path | None = None
-    """Folder of the result. Default: results/NAME/RUNG; with settings of your own results/NAME/RUNG-own."""
+    """Folder of the result. Default: results/NAME/SCALE; with settings of your own results/NAME/SCALE-own."""
     workers: Natural = 1
     """Processes at work, one thread each. The numbers do not depend on it."""
     progress: bool = True
@@ -78,13 +75,11 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What the rule says of a rung's numbers."""
+class Worded:
+    """A verdict in words, of the claims whose numbers are not named yet."""
 
     outcome: Outcome
-    """holds, holds when …, does not hold, or not decided (intervals too wide to say)."""
     sentence: str
-    """Why, with the numbers and their intervals; for "holds when", when."""
 
 
 @dataclass(frozen=True)
@@ -95,44 +90,43 @@ class Experiment:
         number: of the claim, 1 to 10.
         name: of the command and of the folder.
         title: the claim in a line.
-        says: what the source says, with its numbers.
+        claim: what the source says, with its numbers.
         source: paper with section, table or figure, and the lecture's slide.
-        asks: what is measured here, in a few sentences, and what differs from the source's experiment.
-        rule: when the claim holds, when it does not: the sentence that `judge` carries out.
-        settings: the settings' class; its fields say all numbers, those left open are settled in `__post_init__`.
-        rungs: where it can be run, by name; "small" stands for any language model.
+        setup: what is measured here, in a few sentences, and what differs from the source's experiment.
+        rule: when the claim is supported and when it is not. `decide` carries it out.
+        settings: the class of the settings.
+        scales: the scales on which it can be run; "small" stands for any language model.
         jobs: settings → the jobs, in order. A job is independent of all others and knows its seed.
-        run: (settings, job, chosen) → the job's rows: numbers and names, nothing else.
+        run: (settings, job, best_config) → the job's rows: numbers and names, nothing else.
         summarise: (settings, rows) → one row a condition, with columns x, x_low, x_high for a measured x.
-        judge: (settings, summary, rows) → the verdict.
+        decide: (settings, summary, rows) → the verdict.
         figure: (settings, summary, rows) → the picture. The file names its panels' title and axes with units.
-        words: (settings, summary, rows) → the picture in words: its alternative text, with the numbers.
-        text: (settings, summary, rows) → what was found and why, some sentences of markdown.
+        words, text: of claims without `notes.md`: the alternative text of the picture, and the explanation.
         interval: which interval the summary gives, for the page.
-        tries: settings → the jobs of a search for settings. The same number for every method, on seeds that no
+        search_trials: settings → the jobs of a search for settings. The same number for every method, on seeds that no
             result uses.
-        choose: (settings, rows of the tries) → what the search chose.
+        select_best: (settings, rows of the search_trials) → what the search chose.
     """
 
     number: int
     name: str
     title: str
-    says: str
+    claim: str
     source: str
-    asks: str
+    setup: str
     rule: str
     settings: type[Settings]
-    rungs: tuple[str, ...]
+    scales: tuple[str, ...]
     jobs: Callable[[Any], list[Job]]
-    run: Callable[[Any, Job, Chosen], list[dict[str, Any]]]
+    run: Callable[[Any, Job, BestConfig], list[dict[str, Any]]]
     summarise: Callable[[Any, pd.DataFrame], pd.DataFrame]
-    judge: Callable[[Any, pd.DataFrame, pd.DataFrame], Verdict]
+    decide: Callable[[Any, pd.DataFrame, pd.DataFrame], Verdict | Worded]
     figure: Callable[[Any, pd.DataFrame, pd.DataFrame], Figure]
-    words: Callable[[Any, pd.DataFrame, pd.DataFrame], str]
-    text: Callable[[Any, pd.DataFrame, pd.DataFrame], str]
+    words: Callable[[Any, pd.DataFrame, pd.DataFrame], str] | None = None
+    text: Callable[[Any, pd.DataFrame, pd.DataFrame], str] | None = None
     interval: str = "95% Student-t over seeds"
-    tries: Callable[[Any], list[Job]] | None = None
-    choose: Callable[[Any, pd.DataFrame], Chosen] | None = None
+    search_trials: Callable[[Any], list[Job]] | None = None
+    select_best: Callable[[Any, pd.DataFrame], BestConfig] | None = None
 
 
 @dataclass
@@ -143,7 +137,7 @@ class Found:
         settings: every number of it.
         runs: the jobs' rows; their first columns are the jobs' own names and numbers.
         search: the tries' rows; empty without a search.
-        chosen: what the search chose.
+        best_config: what the search chose.
         summary: means with intervals.
         verdict: by the rule.
         seconds: of all jobs, added up over workers.
@@ -152,9 +146,9 @@ class Found:
     settings: Any
     runs: pd.DataFrame
     search: pd.DataFrame
-    chosen: Chosen
+    best_config: BestConfig
     summary: pd.DataFrame
-    verdict: Verdict
+    verdict: Verdict | Worded
     seconds: float
 
 
@@ -209,21 +203,21 @@ def _settings_in(path: Path) -> dict[str, Any]:
 
 
 def _refuse_other(experiment: Experiment, settings: Any, out: Path) -> None:
-    """Refuse a folder that holds anything but a result of this experiment, on this rung and with these settings.
+    """Refuse a folder that holds anything but a result of this experiment, on this scale and with these settings.
 
-    The kept settings may replace any result of the same experiment and rung: that is how kept results are renewed.
+    The kept settings may replace any result of the same experiment and scale: that is how kept results are renewed.
     """
     check_output_folder(out, FILES)
     result = out / "result.json"
     if not result.is_file():
         return
     given, before = json.loads(json.dumps(settings_of(settings))), _settings_in(result)
-    usual = json.loads(json.dumps(settings_of(experiment.settings(rung=settings.rung))))
+    usual = json.loads(json.dumps(settings_of(experiment.settings(scale=settings.scale))))
     name = json.loads(result.read_text(encoding="utf-8")).get("name")
     if name != experiment.name:
         raise LabError(f"{out} holds a result of {name}; nothing was changed. Give another --out.")
     other = next((key for key in given if before.get(key) != given[key]), None)
-    if other is not None and (given != usual or other == "rung"):
+    if other is not None and (given != usual or other == "scale"):
         raise LabError(
             f"{out} holds a result with {other} = {before.get(other)!r}, not {given[other]!r}; nothing was changed. "
             f"Give another --out."
@@ -234,34 +228,36 @@ def _key(job: Job) -> str:
     return json.dumps(job, sort_keys=True)
 
 
-def _work(run: Callable[..., list[dict[str, Any]]], settings: Any, job: Job, chosen: Chosen) -> dict[str, Any]:
+def _work(run: Callable[..., list[dict[str, Any]]], settings: Any, job: Job, best_config: BestConfig) -> dict[str, Any]:
     """One job, timed, on one thread: what a second thread would change is the last digit, and the time."""
     torch.set_num_threads(1)
     begin = time.perf_counter()
-    rows = [plain(row) for row in run(settings, job, chosen)]
+    rows = [plain(row) for row in run(settings, job, best_config)]
     return {"job": job, "rows": rows, "seconds": time.perf_counter() - begin}
 
 
-def _do(experiment: Experiment, settings: Any, jobs: list[Job], chosen: Chosen, journal: _Journal, what: str) -> None:
+def _do(
+    experiment: Experiment, settings: Any, jobs: list[Job], best_config: BestConfig, journal: _Journal, what: str
+) -> None:
     todo = [job for job in jobs if _key(job) not in journal.done]
     if len({_key(job) for job in jobs}) < len(jobs):
         raise LabError(f"{experiment.name} has two jobs that are the same; each must name what it is.")
     bar = tqdm(
         total=len(jobs),
         initial=len(jobs) - len(todo),
-        desc=f"{experiment.name}, {settings.rung}, {what}",
+        desc=f"{experiment.name}, {settings.scale}, {what}",
         disable=not settings.progress,
     )
     with bar:
         if settings.workers == 1:
             for job in todo:
                 bar.set_postfix_str(", ".join(str(value) for value in job.values()))
-                journal.add(_work(experiment.run, settings, job, chosen))
+                journal.add(_work(experiment.run, settings, job, best_config))
                 bar.update()
             return
         # Spawned, not forked: torch's threads do not survive a fork.
         with ProcessPoolExecutor(settings.workers, mp_context=get_context("spawn")) as pool:
-            waiting = {pool.submit(_work, experiment.run, settings, job, chosen) for job in todo}
+            waiting = {pool.submit(_work, experiment.run, settings, job, best_config) for job in todo}
             try:
                 while waiting:
                     finished, waiting = wait(waiting, timeout=0.5, return_when=FIRST_EXCEPTION)
@@ -296,12 +292,12 @@ def experiment_run(experiment: Experiment, settings: Any) -> Found:
     written.
 
     Raises:
-        LabError: a rung that the experiment does not know; an unfinished run of other settings in the folder, or a
+        LabError: a scale that the experiment does not know; an unfinished run of other settings in the folder, or a
             result of another experiment or of other settings, or files that are no result's.
     """
     import pandas as pd
 
-    check_rung(experiment, settings.rung)
+    check_scale(experiment, settings.scale)
     settings = check_paths(settings)
     if settings.out is not None:
         _refuse_other(experiment, settings, settings.out)
@@ -316,15 +312,15 @@ def experiment_run(experiment: Experiment, settings: Any) -> Found:
 def _run(experiment: Experiment, settings: Any, journal: _Journal, search: pd.DataFrame) -> Found:
     threads = torch.get_num_threads()
     journal.begin({"experiment": experiment.name, "settings": settings_of(settings)})
-    chosen: Chosen = {}
+    best_config: BestConfig = {}
     try:
-        if experiment.tries is not None and experiment.choose is not None:
-            tries = experiment.tries(settings)
-            _do(experiment, settings, tries, {}, journal, "search")
-            search = _frame(tries, journal)
-            chosen = plain(experiment.choose(settings, search))
+        if experiment.search_trials is not None and experiment.select_best is not None:
+            search_trials = experiment.search_trials(settings)
+            _do(experiment, settings, search_trials, {}, journal, "search")
+            search = _frame(search_trials, journal)
+            best_config = plain(experiment.select_best(settings, search))
         jobs = experiment.jobs(settings)
-        _do(experiment, settings, jobs, chosen, journal, f"{len(jobs)} jobs")
+        _do(experiment, settings, jobs, best_config, journal, f"{len(jobs)} jobs")
     except KeyboardInterrupt:
         where = f" What was finished is in {journal.folder}; the same command goes on." if journal.folder else ""
         raise KeyboardInterrupt(f"Stopped {experiment.name}.{where}") from None
@@ -333,7 +329,7 @@ def _run(experiment: Experiment, settings: Any, journal: _Journal, search: pd.Da
     runs = _frame(jobs, journal)
     summary = experiment.summarise(settings, runs)
     seconds = sum(line["seconds"] for line in journal.done.values())
-    return Found(settings, runs, search, chosen, summary, experiment.judge(settings, summary, runs), seconds)
+    return Found(settings, runs, search, best_config, summary, experiment.decide(settings, summary, runs), seconds)
 
 
 def settings_of(settings: Any) -> dict[str, Any]:
@@ -341,29 +337,29 @@ def settings_of(settings: Any) -> dict[str, Any]:
     return {k: v for k, v in plain(settings).items() if k not in ("out", "progress", "workers")}
 
 
-def check_rung(experiment: Experiment, rung: str) -> None:
-    """Raise `LabError` for a rung on which the experiment cannot be run."""
-    known = rung in experiment.rungs or (rung not in EXACT_RUNGS and "small" in experiment.rungs)
+def check_scale(experiment: Experiment, scale: str) -> None:
+    """Raise `LabError` for a scale on which the experiment cannot be run."""
+    known = scale in experiment.scales or (scale not in EXACT_SCALES and "small" in experiment.scales)
     if not known:
-        models = ", or a model's name or folder" if "small" in experiment.rungs else ""
+        models = ", or a model's name or folder" if "small" in experiment.scales else ""
         raise LabError(
-            f"{experiment.name} is not made for the rung '{rung}'. It runs on {', '.join(experiment.rungs)}{models}."
+            f"{experiment.name} is not made for the scale '{scale}'. It runs on {', '.join(experiment.scales)}{models}."
         )
 
 
 def default_out(experiment: Experiment, settings: Any) -> Path:
-    """results/NAME/RUNG for the kept settings, results/NAME/RUNG-own for any others."""
-    kept = settings_of(settings) == settings_of(experiment.settings(rung=settings.rung))
-    rung = settings.rung.replace("/", "--").strip(".-") or "model"
-    return Path("results") / experiment.name / (rung if kept else f"{rung}-own")
+    """results/NAME/SCALE for the kept settings, results/NAME/SCALE-own for any others."""
+    kept = settings_of(settings) == settings_of(experiment.settings(scale=settings.scale))
+    scale = settings.scale.replace("/", "--").strip(".-") or "model"
+    return Path("results") / experiment.name / (scale if kept else f"{scale}-own")
 
 
 def command_of(experiment: Experiment, settings: Any) -> str:
     """The command that runs these settings, with those that differ from the defaults."""
-    words = ["rlhf-lab", "experiment", experiment.name, "--rung", settings.rung]
-    usual = settings_of(experiment.settings(rung=settings.rung))
+    words = ["rlhf-lab", "experiment", experiment.name, "--scale", settings.scale]
+    usual = settings_of(experiment.settings(scale=settings.scale))
     for key, value in settings_of(settings).items():
-        if key != "rung" and value != usual[key]:
+        if key != "scale" and value != usual[key]:
             option = "--" + key.replace("_", "-")
             if isinstance(value, bool):
                 words.append(option if value else option.replace("--", "--no-", 1))
@@ -389,35 +385,52 @@ def save(experiment: Experiment, found: Found, out: Path) -> None:
         "number": experiment.number,
         "name": experiment.name,
         "title": experiment.title,
-        "rung": found.settings.rung,
+        "scale": found.settings.scale,
         "rule": experiment.rule,
-        "verdict": found.verdict,
-        "text": experiment.text(*three),
-        "words": experiment.words(*three),
+        "verdict": found.verdict.record() if isinstance(found.verdict, Verdict) else found.verdict,
         "interval": experiment.interval,
         "command": command_of(experiment, found.settings),
         "seconds": round(found.seconds, 1),
         "jobs": len(found.runs),
         "settings": settings_of(found.settings),
-        "chosen": found.chosen,
+        "best_config": found.best_config,
         "versions": {"rlhf_lab": __version__, "torch": torch.__version__, "python": sys.version.split()[0]},
     }
+    if experiment.text is not None and experiment.words is not None:
+        record |= {"text": experiment.text(*three), "words": experiment.words(*three)}
     write_json(out / "result.json", record)
     shutil.rmtree(out / "unfinished", ignore_errors=True)
 
 
+def numbers_of(verdict: Verdict) -> pd.DataFrame:
+    """Return the numbers of a verdict as a table: name, value with its interval, and the threshold, if there is one."""
+    import pandas as pd
+
+    return pd.DataFrame(
+        {
+            "number": list(verdict.numbers),
+            "value": [fill(f"{{{name}}}", verdict, {}) for name in verdict.numbers],
+            "threshold": [verdict.thresholds.get(name, "") for name in verdict.numbers],
+        }
+    )
+
+
 def main(experiment: Experiment, settings: Any) -> None:
     """The command `rlhf-lab experiment NAME`."""
-    check_rung(experiment, settings.rung)
+    check_scale(experiment, settings.scale)
     settings = check_paths(dataclasses.replace(settings, out=settings.out or default_out(experiment, settings)))
     out = settings.out
     found = experiment_run(experiment, settings)
     print(f"{experiment.number}. {experiment.title}")
     print(f"Rule: {experiment.rule}\n")
     print(found.summary.to_string(index=False, float_format=lambda number: f"{number:.4g}"))
-    print(f"\n{found.verdict.outcome.upper()}: {found.verdict.sentence}")
+    print(f"\nOutcome: {found.verdict.outcome}.")
+    if isinstance(found.verdict, Verdict):
+        print(numbers_of(found.verdict).to_string(index=False))
+    else:
+        print(found.verdict.sentence)
     if settings.quick:
-        print("This was a quick run: it shows that everything works, and its verdict means nothing.")
+        print("This was a quick run. It shows that everything works; its outcome means nothing.")
     save(experiment, found, out)
     minutes = found.seconds / 60
     print(f"\n{minutes:.1f} minutes. Tables, result.json and figure.png are in {os.path.relpath(out)}.")

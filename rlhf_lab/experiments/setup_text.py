@@ -3,7 +3,7 @@
 A bench is one text world with one reference. A seed draws its own labels (two responses of π_ref to each prompt, one
 Bradley–Terry label each) and fits its own reward model to them; every method then gets the same labels or the same
 reward model, the same prompts, as many optimiser steps. Rewards are counted in the labeller's unit: r* = gold / unit,
-so that r* differs by about 1 between two responses of π_ref, as on the exact rungs, and β means the same on both.
+so that r* differs by about 1 between two responses of π_ref, as on the exact scales, and β means the same on both.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ class Bench:
 
 
 @lru_cache(maxsize=2)
-def bench(rung: str, world: str, device: str = "auto") -> Bench:
-    """The bench of a rung: `small` is the shipped lab-gpt2, any other name a model that is first fitted to the targets.
+def bench(scale: str, world: str, device: str = "auto") -> Bench:
+    """The bench of a scale: `small` is the shipped lab-gpt2, any other name a model fitted to the targets first.
 
     Raises:
         LabError: an unknown world; a model that cannot be loaded.
@@ -76,9 +76,9 @@ def bench(rung: str, world: str, device: str = "auto") -> Bench:
     if world not in UNITS:
         raise LabError(f"There is no text world '{world}'; there are {', '.join(UNITS)}.")
     show_progress_bars(False)
-    name = "lab-gpt2" if rung == "small" else rung
+    name = "lab-gpt2" if scale == "small" else scale
     # The small model is at home on one core: numbers of a result come from the same kind of machine everywhere.
-    place = "cpu" if rung == "small" else str(pick_device(device))
+    place = "cpu" if scale == "small" else str(pick_device(device))
     model, tokenizer = load_language_model(name, device=place, dtype=torch.float32)
     made = text.load(world)
     # Room for the longest of some hundred targets and a third more: tokenising all ten thousand takes seconds.

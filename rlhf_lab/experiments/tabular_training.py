@@ -1,4 +1,4 @@
-"""Tables on the exact rungs, as several experiments train them: a seed has a world of its own."""
+"""Tables on the exact scales, as several experiments train them: a seed has a world of its own."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ EPOCHS = 4
 """PPO's optimiser steps for one round of samples."""
 
 
-def table_run(rung: str, seed: int, labels: int, steps: int, beta: float = 0.5) -> Run:
-    """A seed of an exact rung: a world of its own, its labels, its reward model. Policies are tables.
+def table_run(scale: str, seed: int, labels: int, steps: int, beta: float = 0.5) -> Run:
+    """A seed of an exact scale: a world of its own, its labels, its reward model. Policies are tables.
 
     Args:
-        rung: bandit or tree.
+        scale: bandit or tree.
         seed: of world, labels and reward model.
         labels: preference labels.
         steps: optimiser steps of every fit.
         beta: of the objective.
     """
     made = Compare(
-        world="tree" if rung == "tree" else "bandit",
+        world="tree" if scale == "tree" else "bandit",
         policy="table",
         beta=beta,
         labels=labels,

@@ -54,15 +54,15 @@ def judge(bench: Bench) -> Judge:
 
 
 @lru_cache(maxsize=2)
-def judge_of(rung: str, world: str, quick: bool = False) -> Judge:
-    """The judge of a text world on a rung.
+def judge_of(scale: str, world: str, quick: bool = False) -> Judge:
+    """The judge of a text world on a scale.
 
     Args:
-        rung: as in `language.bench`.
+        scale: as in `language.bench`.
         world: which text world.
         quick: fit it in a second, so that it knows next to nothing: to see that everything works.
     """
-    made = bench(rung, world)
+    made = bench(scale, world)
     return fitted(made, 24, 2) if quick else judge(made)
 
 

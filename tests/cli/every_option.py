@@ -31,7 +31,7 @@ TOLD: dict[str, dict[str, Any]] = {
     "train grpo": {"kind": "grpo", "penalty": "k2"},
     "budget": {"labels": None, "candidates": 5},
 }
-EVERYWHERE: dict[str, Any] = {"rung": "tree", "resume": False, "batch_size": 24}
+EVERYWHERE: dict[str, Any] = {"scale": "tree", "resume": False, "batch_size": 24}
 
 
 @pytest.fixture(autouse=True)
@@ -88,7 +88,7 @@ def wanted(command: str) -> dict[str, Any]:
     """A value for every option of the command, none of them the default but for those in `TOLD`."""
     kind, told = KINDS[command], {**EVERYWHERE, **TOLD.get(command, {})}
     # An experiment settles what was left open, so its defaults are those of an object.
-    usual = kind(rung=told["rung"]) if command.startswith("experiment") else None
+    usual = kind(scale=told["scale"]) if command.startswith("experiment") else None
     out = {}
     for name, path in yaml_config.flat_fields(kind).items():
         hint, default = field_at(kind, path)

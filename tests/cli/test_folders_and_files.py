@@ -102,8 +102,8 @@ def test_evaluate_refuses_a_folder_before_it_loads_a_model(model, pairs, taken, 
 @pytest.mark.parametrize(
     ("record", "said"),
     [
-        ({"name": "rso-table", "settings": {"rung": "bandit"}}, "holds a result of rso-table"),
-        ({"name": "rso-why", "settings": {"rung": "tree"}}, "a result with rung = 'tree', not 'bandit'"),
+        ({"name": "rso-table", "settings": {"scale": "bandit"}}, "holds a result of rso-table"),
+        ({"name": "rso-why", "settings": {"scale": "tree"}}, "a result with scale = 'tree', not 'bandit'"),
     ],
 )
 def test_an_experiment_does_not_replace_another_result(record, said, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Question 10: quick runs on each rung, and the pieces against independent calculations."""
+"""Question 10: quick runs on each scale, and the pieces against independent calculations."""
 
 import dataclasses
 import math
@@ -22,7 +22,7 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="module")
 def bandit(tmp_path_factory):
     return runner.experiment_run(
-        EXPERIMENT, AnnotationBudget(rung="bandit", quick=True, progress=False, out=tmp_path_factory.mktemp("budget"))
+        EXPERIMENT, AnnotationBudget(scale="bandit", quick=True, progress=False, out=tmp_path_factory.mktemp("budget"))
     )
 
 
@@ -37,7 +37,7 @@ def texts_and_figure(found):
 
 def test_a_quick_run_on_the_bandit_has_every_part_and_can_be_told(bandit):
     assert set(bandit.runs["part"]) == set(annotation_budget.PARTS)
-    assert bandit.verdict.outcome in ("holds", "holds when", "does not hold", "not decided")
+    assert bandit.verdict.outcome in ("supported", "partly supported", "not supported", "inconclusive")
     text = texts_and_figure(bandit)
     assert "Demonstrations" in text and "DPO or reward model first" in text
 
@@ -53,13 +53,13 @@ def test_the_class_has_no_better_policy_than_its_best(bandit):
 
 
 def test_a_quick_run_on_the_tree():
-    found = runner.experiment_run(EXPERIMENT, AnnotationBudget(rung="tree", quick=True, progress=False))
+    found = runner.experiment_run(EXPERIMENT, AnnotationBudget(scale="tree", quick=True, progress=False))
     assert "knows the reward's form" in texts_and_figure(found)
 
 
 @pytest.mark.slow
 def test_a_quick_run_on_the_small_model_spends_the_same_money_every_time():
-    settings = AnnotationBudget(rung="small", quick=True, progress=False, seeds=2)
+    settings = AnnotationBudget(scale="small", quick=True, progress=False, seeds=2)
     found = runner.experiment_run(EXPERIMENT, settings)
     texts_and_figure(found)
     spent = found.runs[found.runs["part"] != "none"]
@@ -71,7 +71,7 @@ def test_a_quick_run_on_the_small_model_spends_the_same_money_every_time():
 
 
 def made_up(limit=(0.98, 1.02), active_ratio=(1.0, 1.1), simulated=(0.9, 1.1)):
-    settings = AnnotationBudget(rung="bandit")
+    settings = AnnotationBudget(scale="bandit")
     rows = [
         {"part": "limit", "what": "N regret / price", "pairs": pairs, "labels": settings.limit_totals[-1],
          "value": sum(limit) / 2, "value_low": limit[0], "value_high": limit[1]}
@@ -90,13 +90,13 @@ def made_up(limit=(0.98, 1.02), active_ratio=(1.0, 1.1), simulated=(0.9, 1.1)):
 @pytest.mark.parametrize(
     ("table", "outcome"),
     [
-        ({}, "holds"),
-        ({"active_ratio": (1.1, 1.3)}, "not decided"),
-        ({"active_ratio": (1.3, 1.5)}, "holds when"),
-        ({"simulated": (1.3, 1.5)}, "holds when"),
-        ({"limit": (1.01, 1.05)}, "holds when"),
-        ({"limit": (1.01, 1.05), "active_ratio": (1.1, 1.3)}, "not decided"),
-        ({"limit": (0.8, 0.95), "active_ratio": (1.4, 1.5)}, "does not hold"),
+        ({}, "supported"),
+        ({"active_ratio": (1.1, 1.3)}, "inconclusive"),
+        ({"active_ratio": (1.3, 1.5)}, "partly supported"),
+        ({"simulated": (1.3, 1.5)}, "partly supported"),
+        ({"limit": (1.01, 1.05)}, "partly supported"),
+        ({"limit": (1.01, 1.05), "active_ratio": (1.1, 1.3)}, "inconclusive"),
+        ({"limit": (0.8, 0.95), "active_ratio": (1.4, 1.5)}, "not supported"),
     ],
 )
 def test_the_rule_gives_each_outcome(table, outcome):
@@ -107,14 +107,14 @@ def test_the_rule_gives_each_outcome(table, outcome):
 @pytest.mark.parametrize(
     ("intervals", "outcome"),
     [
-        ({"uncertain": (0.1, 0.3)}, "holds"),
-        ({"uncertain": (0.1, 0.3), "reward-rso": (-0.3, -0.1)}, "holds when"),
-        ({"reward-rso": (-0.3, -0.1)}, "does not hold"),
-        ({}, "not decided"),
+        ({"uncertain": (0.1, 0.3)}, "supported"),
+        ({"uncertain": (0.1, 0.3), "reward-rso": (-0.3, -0.1)}, "partly supported"),
+        ({"reward-rso": (-0.3, -0.1)}, "not supported"),
+        ({}, "inconclusive"),
     ],
 )
 def test_the_rule_on_a_language_model_gives_each_outcome(intervals, outcome):
-    settings = AnnotationBudget(rung="small")
+    settings = AnnotationBudget(scale="small")
     rows = []
     for key in budget_text.STRATEGIES:
         if key != "random":
@@ -126,7 +126,7 @@ def test_the_rule_on_a_language_model_gives_each_outcome(intervals, outcome):
 
 
 def test_settings_are_settled_and_bad_ones_refused():
-    full = EXPERIMENT.settings(rung="bandit")
+    full = EXPERIMENT.settings(scale="bandit")
     assert full.seeds * full.worlds >= 20 and full.beta == 0.3 and full.arms == 10
     assert full.totals[-1] == full.labels and full.limit_totals[-1] == full.limit_labels
     for bad in ({"beta": -1.0}, {"labels": 3}, {"price_demonstration": 0.0}, {"arms": 2}, {"runs": -1}):
@@ -170,7 +170,7 @@ def test_limited_policies_reach_the_optimum_of_their_objectives():
 
 def test_the_features_of_the_tree_span_its_reward():
     """Least squares of the tree's reward on tokens by place and neighbours leaves nothing."""
-    world, _ = annotation_budget._world(dataclasses.replace(AnnotationBudget(rung="tree"), tokens=3), 0)
+    world, _ = annotation_budget._world(dataclasses.replace(AnnotationBudget(scale="tree"), tokens=3), 0)
     from rlhf_lab.response_tree import ResponseTree
 
     features = annotation_budget._bigrams(ResponseTree(3, 3).responses.ids)

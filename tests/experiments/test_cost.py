@@ -1,4 +1,4 @@
-"""Claim 8: what is counted is what was spent, the rule, and quick runs of every rung."""
+"""Claim 8: what is counted is what was spent, the rule, and quick runs of every scale."""
 
 import math
 import sys
@@ -26,8 +26,8 @@ from rlhf_lab.experiments.claims.cost.run import (
 )
 
 
-@pytest.mark.parametrize("rung", ["bandit", "tree", pytest.param("small", marks=pytest.mark.slow)])
-def test_a_quick_run_of_each_rung_ends_in_a_verdict_and_a_picture(rung, tmp_path, monkeypatch):
+@pytest.mark.parametrize("scale", ["bandit", "tree", pytest.param("small", marks=pytest.mark.slow)])
+def test_a_quick_run_of_each_scale_ends_in_a_verdict_and_a_picture(scale, tmp_path, monkeypatch):
     """Memory is made up here, PPO's the larger: each measurement starts a process, and one test below does that."""
     held = {"dpo": 100.0, "ppo": 150.0}
     made_up_memory = {
@@ -36,7 +36,7 @@ def test_a_quick_run_of_each_rung_ends_in_a_verdict_and_a_picture(rung, tmp_path
     monkeypatch.setattr(
         cost, "_memory", lambda settings, seed, method: made_up_memory[method] | {"own": held[method] + seed}
     )
-    settings = Cost(rung=rung, quick=True, progress=False, out=tmp_path)
+    settings = Cost(scale=scale, quick=True, progress=False, out=tmp_path)
     found = runner.experiment_run(EXPERIMENT, settings)
     runner.save(EXPERIMENT, found, tmp_path)
     assert set(found.chosen) == set(TRAINED) and set(found.chosen.values()) <= set(settings.rates)
@@ -55,7 +55,7 @@ def test_a_quick_run_of_each_rung_ends_in_a_verdict_and_a_picture(rung, tmp_path
     for axes in EXPERIMENT.figure(settings, found.summary, found.runs).axes:
         assert axes.get_xlabel() and axes.get_ylabel() and axes.get_title(loc="left")
     memory = found.runs[found.runs["when"] == "memory"]
-    if rung == "small":
+    if scale == "small":
         # By hand: the geometric mean of 100/150 and 101/151.
         ratio = math.sqrt(100 / 150 * 101 / 151)
         assert set(memory["method"]) == {"dpo", "ppo"} and memory_ratio(found.runs).mean == pytest.approx(ratio)
@@ -67,7 +67,7 @@ def test_a_quick_run_of_each_rung_ends_in_a_verdict_and_a_picture(rung, tmp_path
 @pytest.mark.slow
 def test_memory_is_measured_in_a_process_of_its_own():
     """ReST needs scores that differ; weights, gradients, moments and states of a million weights are tens of MiB."""
-    found = cost._memory(Cost(rung="small", quick=True), 0, "rest")
+    found = cost._memory(Cost(scale="small", quick=True), 0, "rest")
     assert 20 < found["own"] == pytest.approx(found["peak"] - found["libraries"])
 
 
@@ -101,7 +101,7 @@ def test_the_best_of_n_on_text_is_the_gold_reward_of_each_group_s_highest_score(
         reference=SimpleNamespace(device="cpu", sample=lambda *_: y),
         gold=lambda *_: gold,
     )
-    ground = Ground(Cost(rung="small", quick=True), 0)
+    ground = Ground(Cost(scale="small", quick=True), 0)
     vars(ground).update(_text=SimpleNamespace(bench=bench), fitted=(lambda *_: scores, 0.0))
     assert list(ground.best_of) == [1, 2, 4, 8, 16]
     for n, value in ground.best_of.items():
@@ -156,19 +156,19 @@ MIXED = {"dpo": 0.5, "sft": 0.0, "online": 1.0, "ppo": 0.5, "rest": 0.5, "raft":
 @pytest.mark.parametrize(
     "runs, outcome",
     [
-        (made_up(MIXED), "holds"),
-        (made_up(MIXED, {"dpo": 100, "ppo": 200}), "holds"),
-        (made_up({**MIXED, "dpo": 2.0}), "holds when"),  # above all
-        (made_up({**MIXED, "dpo": -2.0}), "holds when"),  # below all
-        (made_up({}), "holds when"),  # nothing apart
-        (made_up(MIXED, {"dpo": 300, "ppo": 200}), "does not hold"),
-        (made_up(MIXED, drawn=50), "does not hold"),
-        (made_up(MIXED, {"dpo": 200, "ppo": 200}), "not decided"),
+        (made_up(MIXED), "supported"),
+        (made_up(MIXED, {"dpo": 100, "ppo": 200}), "supported"),
+        (made_up({**MIXED, "dpo": 2.0}), "partly supported"),  # above all
+        (made_up({**MIXED, "dpo": -2.0}), "partly supported"),  # below all
+        (made_up({}), "partly supported"),  # nothing apart
+        (made_up(MIXED, {"dpo": 300, "ppo": 200}), "not supported"),
+        (made_up(MIXED, drawn=50), "not supported"),
+        (made_up(MIXED, {"dpo": 200, "ppo": 200}), "inconclusive"),
     ],
 )
 def test_the_rule_can_say_everything_it_names(runs, outcome):
     settings = Cost()
-    found = EXPERIMENT.judge(settings, EXPERIMENT.summarise(settings, runs), runs)
+    found = EXPERIMENT.decide(settings, EXPERIMENT.summarise(settings, runs), runs)
     assert found.outcome == outcome, found.sentence
 
 

@@ -1,4 +1,4 @@
-"""Claim 2: the envelope, the comparison at equal KL, every outcome of the rule, and a quick run on each rung."""
+"""Claim 2: the envelope, the comparison at equal KL, every outcome of the rule, and a quick run on each scale."""
 
 import dataclasses
 import itertools
@@ -63,10 +63,10 @@ def _runs(lead, spread=0.0, seeds=4):
 @pytest.mark.parametrize(
     ("lead", "spread", "outcome", "words"),
     [
-        (lambda kl: 0.2 * kl**0.5, 0.0, "holds", "all 8 budgets"),
-        (lambda kl: -0.2 * kl**0.5, 0.0, "does not hold", "PPO's frontier lies above"),
-        (lambda kl: 0.3 * (kl**0.5 - 0.6), 0.0, "holds when", "PPO's lies above DPO's"),
-        (lambda kl: 0.05, 0.4, "not decided", "None"),
+        (lambda kl: 0.2 * kl**0.5, 0.0, "supported", "all 8 budgets"),
+        (lambda kl: -0.2 * kl**0.5, 0.0, "not supported", "PPO's frontier lies above"),
+        (lambda kl: 0.3 * (kl**0.5 - 0.6), 0.0, "partly supported", "PPO's lies above DPO's"),
+        (lambda kl: 0.05, 0.4, "inconclusive", "None"),
     ],
 )
 def test_each_outcome_of_the_rule_from_runs_that_call_for_it(lead, spread, outcome, words):
@@ -105,14 +105,14 @@ def _checked(found):
         assert ax.get_title(loc="left") and ax.get_xlabel() and ax.get_ylabel()
 
 
-@pytest.mark.parametrize("rung", ["bandit", "tree"])
-def test_a_quick_run_stays_below_the_exact_frontier_of_its_own_world(rung, tmp_path):
-    settings = claim.DPOFrontier(rung=rung, quick=True, out=tmp_path, progress=False)
+@pytest.mark.parametrize("scale", ["bandit", "tree"])
+def test_a_quick_run_stays_below_the_exact_frontier_of_its_own_world(scale, tmp_path):
+    settings = claim.DPOFrontier(scale=scale, quick=True, out=tmp_path, progress=False)
     found = experiment_run(claim.EXPERIMENT, settings)
     assert set(found.search["seed"]).isdisjoint(found.runs["seed"])
     assert found.search.groupby("method")["rate"].nunique().nunique() == 1
     trained = found.runs[found.runs["method"].isin(claim.METHODS)]
-    assert (trained.groupby(["seed", "method", "beta"]).size() == settings.looks).all()
+    assert (trained.groupby(["seed", "method", "beta"]).size() == settings.evaluations).all()
     for seed, part in trained.groupby("seed"):
         best = found.runs[(found.runs["seed"] == seed) & (found.runs["method"] == "optimal")].sort_values("kl")
         # Between two points of a concave curve the line lies below it: by little, the curve has 41.
@@ -122,7 +122,7 @@ def test_a_quick_run_stays_below_the_exact_frontier_of_its_own_world(rung, tmp_p
 
 @pytest.mark.slow
 def test_a_quick_run_on_text_measures_every_method_from_the_same_start(tmp_path):
-    settings = claim.DPOFrontier(rung="small", quick=True, out=tmp_path, progress=False)
+    settings = claim.DPOFrontier(scale="small", quick=True, out=tmp_path, progress=False)
     found = experiment_run(claim.EXPERIMENT, settings)
     assert set(found.runs["method"]) == {"reference", "optimal", *claim.METHODS}
     assert (found.runs[found.runs["method"] == "reference"]["kl"] == 0).all()
@@ -132,10 +132,10 @@ def test_a_quick_run_on_text_measures_every_method_from_the_same_start(tmp_path)
 
 def test_settings_that_cannot_work_are_refused_at_once():
     with pytest.raises(LabError, match="looked at"):
-        claim.DPOFrontier(steps=4, looks=8)
+        claim.DPOFrontier(steps=4, evaluations=8)
     with pytest.raises(LabError, match="beta"):
         claim.DPOFrontier(betas=(0.5, -1.0))
-    settings = claim.DPOFrontier(rung="small")
+    settings = claim.DPOFrontier(scale="small")
     assert dataclasses.replace(settings, seeds=2).betas == settings.betas
 
 

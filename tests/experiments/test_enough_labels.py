@@ -1,4 +1,4 @@
-"""Claim 1: the table's fit, its limit, the rule, and quick runs of every rung."""
+"""Claim 1: the table's fit, its limit, the rule, and quick runs of every scale."""
 
 import math
 
@@ -25,10 +25,10 @@ from rlhf_lab.experiments.claims.enough_labels.run import (
 from rlhf_lab.training import Training, seeded
 
 
-@pytest.mark.parametrize("rung", ["bandit", "tree"])
-def test_newtons_method_ends_where_the_dpo_algorithm_ends(rung):
+@pytest.mark.parametrize("scale", ["bandit", "tree"])
+def test_newtons_method_ends_where_the_dpo_algorithm_ends(scale):
     """The same labels as pairs through `dpo` with L-BFGS, another optimiser on another form of the loss."""
-    world = table_world(rung, 3)
+    world = table_world(scale, 3)
     pairs = world.preferences(4000, seeded(0, 1))
     counts = win_counts(world, pairs, (4000,))
     # A label each way for every pair, so that the optimum is finite for certain.
@@ -113,9 +113,9 @@ def test_simulation_meets_the_closed_form():
     assert error < 0.1 * limit(world, 0.5), "the interval is narrow enough to say something"
 
 
-@pytest.mark.parametrize("rung", ["bandit", "tree", pytest.param("small", marks=pytest.mark.slow)])
-def test_a_quick_run_of_each_rung_ends_in_a_verdict_and_a_picture(rung, tmp_path):
-    settings = EnoughLabels(rung=rung, quick=True, progress=False, out=tmp_path)
+@pytest.mark.parametrize("scale", ["bandit", "tree", pytest.param("small", marks=pytest.mark.slow)])
+def test_a_quick_run_of_each_scale_ends_in_a_verdict_and_a_picture(scale, tmp_path):
+    settings = EnoughLabels(scale=scale, quick=True, progress=False, out=tmp_path)
     found = runner.experiment_run(EXPERIMENT, settings)
     runner.save(EXPERIMENT, found, tmp_path)
     assert (found.runs["regret"] > -0.5).all() and found.verdict.outcome
@@ -141,17 +141,17 @@ def tables(regrets, ratios, settings, seeds=6):
 
 def verdict(settings, rows):
     runs = pd.DataFrame(rows)
-    return EXPERIMENT.judge(settings, EXPERIMENT.summarise(settings, runs), runs)
+    return EXPERIMENT.decide(settings, EXPERIMENT.summarise(settings, runs), runs)
 
 
 @pytest.mark.parametrize(
     "regrets, ratios, outcome",
     [
-        ((1, 0.1, 0.01), (1, 1, 1), "holds"),
-        ((1, 0.1, 0.05), (1, 1, 1), "holds when"),  # too slow at the end
-        ((1, 0.1, 0.01), (1, 1, 1.5), "holds when"),  # beside its limit
-        ((0.01, 0.1, 1), (1, 1, 1), "does not hold"),
-        ((1, 1, 1), (1, 1, 1), "not decided"),
+        ((1, 0.1, 0.01), (1, 1, 1), "supported"),
+        ((1, 0.1, 0.05), (1, 1, 1), "partly supported"),  # too slow at the end
+        ((1, 0.1, 0.01), (1, 1, 1.5), "partly supported"),  # beside its limit
+        ((0.01, 0.1, 1), (1, 1, 1), "not supported"),
+        ((1, 1, 1), (1, 1, 1), "inconclusive"),
     ],
 )
 def test_the_rule_on_the_bandit_can_say_everything_it_names(regrets, ratios, outcome):
@@ -159,9 +159,11 @@ def test_the_rule_on_the_bandit_can_say_everything_it_names(regrets, ratios, out
     assert verdict(settings, tables(regrets, ratios, settings)).outcome == outcome
 
 
-@pytest.mark.parametrize("stopped, end, outcome", [(0.1, 0.1, "holds"), (0.1, 1, "holds when"), (1, 1, "holds when")])
+@pytest.mark.parametrize(
+    "stopped, end, outcome", [(0.1, 0.1, "supported"), (0.1, 1, "partly supported"), (1, 1, "partly supported")]
+)
 def test_the_rule_on_the_tree_asks_the_transformer_too(stopped, end, outcome):
-    settings = EnoughLabels(rung="tree", labels=(100, 1000, 10_000), net_labels=(100, 1000))
+    settings = EnoughLabels(scale="tree", labels=(100, 1000, 10_000), net_labels=(100, 1000))
     rows = tables((1, 0.1, 0.01), (1, 1, 1), settings)
     for seed in range(4):
         for n, when, regret in [(100, "end", 1), (100, "stopped", 1), (1000, "end", end), (1000, "stopped", stopped)]:
@@ -173,16 +175,16 @@ def test_the_rule_on_the_tree_asks_the_transformer_too(stopped, end, outcome):
 @pytest.mark.parametrize(
     "first, last, outcome",
     [
-        ((0.2, 1.0, 0.8, 1), (1.0, 0.2, 0.05, 1), "holds"),
-        ((0.2, 1.0, 0.8, 1), (1.0, 0.4, 0.3, 1), "holds when"),  # much is left
-        ((0.2, 1.0, 0.8, 1), (1.0, 0.2, 0.05, 0), "holds when"),  # not trusted
-        ((0.2, 1.0, 0.8, 1), (1.0, 1.0, 0.8, 1), "holds when"),  # the estimate does not fall
-        ((1.0, 1.0, 0.8, 1), (0.2, 1.0, 0.8, 1), "does not hold"),
-        ((0.2, 1.0, 0.8, 1), (0.2, 1.0, 0.8, 1), "not decided"),
+        ((0.2, 1.0, 0.8, 1), (1.0, 0.2, 0.05, 1), "supported"),
+        ((0.2, 1.0, 0.8, 1), (1.0, 0.4, 0.3, 1), "partly supported"),  # much is left
+        ((0.2, 1.0, 0.8, 1), (1.0, 0.2, 0.05, 0), "partly supported"),  # not trusted
+        ((0.2, 1.0, 0.8, 1), (1.0, 1.0, 0.8, 1), "partly supported"),  # the estimate does not fall
+        ((1.0, 1.0, 0.8, 1), (0.2, 1.0, 0.8, 1), "not supported"),
+        ((0.2, 1.0, 0.8, 1), (0.2, 1.0, 0.8, 1), "inconclusive"),
     ],
 )
 def test_the_rule_on_text_can_say_everything_it_names(first, last, outcome):
-    settings = EnoughLabels(rung="small", labels=(64, 512))
+    settings = EnoughLabels(scale="small", labels=(64, 512))
     rows = []
     for seed in range(4):
         wobble = 1 + 0.02 * seed
@@ -208,8 +210,8 @@ def test_settings_that_make_no_course_are_refused():
 
 
 def test_full_settings_are_settled_and_jobs_are_in_the_order_of_seeds():
-    for rung in ("bandit", "tree", "small"):
-        settings = EnoughLabels(rung=rung)
+    for scale in ("bandit", "tree", "small"):
+        settings = EnoughLabels(scale=scale)
         seeds = [(job["kind"] != "table", job["seed"]) for job in EXPERIMENT.jobs(settings)]
         assert settings.seeds > 0 and settings.beta > 0 and seeds == sorted(seeds)
     assert enough_labels.LEFT < 1

@@ -1,4 +1,4 @@
-"""Question 9: the exact machinery against other ways, the judge on made-up tables, a quick run on each rung."""
+"""Question 9: the exact machinery against other ways, the judge on made-up tables, a quick run on each scale."""
 
 import math
 from dataclasses import replace
@@ -128,26 +128,26 @@ def made_up(gains, ratio=1.0):
 @pytest.mark.parametrize(
     ("gains", "outcome"),
     [
-        ({0.0: 0.1, 1.0: 0.2}, "holds"),
-        ({0.0: -0.1, 0.5: 0.0, 1.0: 0.2}, "holds when"),
-        ({0.0: -0.1, 1.0: -0.2}, "does not hold"),
-        ({0.0: 0.2, 1.0: -0.2}, "not decided"),
-        ({0.0: 0.0, 1.0: 0.0015}, "not decided"),
+        ({0.0: 0.1, 1.0: 0.2}, "supported"),
+        ({0.0: -0.1, 0.5: 0.0, 1.0: 0.2}, "partly supported"),
+        ({0.0: -0.1, 1.0: -0.2}, "not supported"),
+        ({0.0: 0.2, 1.0: -0.2}, "inconclusive"),
+        ({0.0: 0.0, 1.0: 0.0015}, "inconclusive"),
     ],
 )
 def test_the_judge_can_come_to_every_outcome(gains, outcome):
-    settings = NonStatic(rung="bandit", turns=tuple(gains))
-    verdict = EXPERIMENT.judge(settings, pd.DataFrame(), made_up(gains))
+    settings = NonStatic(scale="bandit", turns=tuple(gains))
+    verdict = EXPERIMENT.decide(settings, pd.DataFrame(), made_up(gains))
     assert verdict.outcome == outcome and "nan" not in verdict.sentence
-    if outcome == "holds when":
+    if outcome == "partly supported":
         assert "at least 1 rad" in verdict.sentence
     assert "not met" not in verdict.sentence
-    assert "not met" in EXPERIMENT.judge(settings, pd.DataFrame(), made_up(gains, ratio=1.3)).sentence
+    assert "not met" in EXPERIMENT.decide(settings, pd.DataFrame(), made_up(gains, ratio=1.3)).sentence
 
 
 @pytest.mark.parametrize(
     ("drift", "still", "outcome"),
-    [(0.5, 0.5, "holds"), (0.5, 0.0, "holds when"), (-0.5, 0.5, "does not hold"), (0.0, 0.5, "not decided")],
+    [(0.5, 0.5, "supported"), (0.5, 0.0, "partly supported"), (-0.5, 0.5, "not supported"), (0.0, 0.5, "inconclusive")],
 )
 def test_the_judge_of_language_models_can_come_to_every_outcome(drift, still, outcome):
     rows = []
@@ -155,12 +155,12 @@ def test_the_judge_of_language_models_can_come_to_every_outcome(drift, still, ou
         for change, strategy, gain in (("drift", "online", drift), ("none", "online-all", still)):
             for name, value in (("offline", 0.0), (strategy, gain + 0.01 * (seed - 1.5))):
                 rows.append({"change": change, "strategy": name, "seed": seed, "round": 1, "objective": value})
-    assert EXPERIMENT.judge(NonStatic(rung="small"), pd.DataFrame(), pd.DataFrame(rows)).outcome == outcome
+    assert EXPERIMENT.decide(NonStatic(scale="small"), pd.DataFrame(), pd.DataFrame(rows)).outcome == outcome
 
 
-@pytest.mark.parametrize("rung", ["bandit", "tree", "small"])
-def test_a_quick_run_gives_a_verdict_a_text_and_a_picture(rung, tmp_path):
-    settings = NonStatic(rung=rung, quick=True, progress=False, out=tmp_path)
+@pytest.mark.parametrize("scale", ["bandit", "tree", "small"])
+def test_a_quick_run_gives_a_verdict_a_text_and_a_picture(scale, tmp_path):
+    settings = NonStatic(scale=scale, quick=True, progress=False, out=tmp_path)
     found = experiment_run(EXPERIMENT, settings)
     three = (found.settings, found.summary, found.runs)
     for said in (EXPERIMENT.text(*three), EXPERIMENT.words(*three)):
@@ -168,7 +168,7 @@ def test_a_quick_run_gives_a_verdict_a_text_and_a_picture(rung, tmp_path):
     drawing = EXPERIMENT.figure(*three)
     assert len(drawing.axes) == 3 and all(ax.get_title(loc="left") for ax in drawing.axes)
     assert drawing.axes[0].get_xlabel() and drawing.axes[0].get_ylabel()
-    if rung == "small":
+    if scale == "small":
         assert found.runs["kl"].notna().all() and found.runs.groupby(["change", "strategy"]).ngroups == 9
         # All strategies but `offline` share round 1 of the drift.
         first = found.runs[(found.runs["change"] == "drift") & (found.runs["round"] == 1) & (found.runs["seed"] == 0)]
@@ -190,7 +190,7 @@ def test_settings_that_make_no_sense_are_refused():
 
 
 def test_the_kept_settings_are_settled_and_a_real_model_goes_the_way_of_small():
-    assert NonStatic(rung="gpt2").turns == NonStatic(rung="small").turns
+    assert NonStatic(scale="gpt2").turns == NonStatic(scale="small").turns
     assert replace(NonStatic(), seeds=3).labels == 120
 
 

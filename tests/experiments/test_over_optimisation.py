@@ -27,19 +27,19 @@ from rlhf_lab.experiments.runner import experiment_run
 from rlhf_lab.experiments.statistics import Interval
 from rlhf_lab.training import seeded
 
-RUNGS = ("bandit", "tree", pytest.param("small", marks=pytest.mark.slow))
+SCALES = ("bandit", "tree", pytest.param("small", marks=pytest.mark.slow))
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """One quick run a rung."""
+    """One quick run a scale."""
     made = {}
 
-    def get(rung):
-        if rung not in made:
-            settings = OverOptimisation(rung=rung, quick=True, out=tmp_path_factory.mktemp(rung), progress=False)
-            made[rung] = experiment_run(claim.EXPERIMENT, settings)
-        return made[rung]
+    def get(scale):
+        if scale not in made:
+            settings = OverOptimisation(scale=scale, quick=True, out=tmp_path_factory.mktemp(scale), progress=False)
+            made[scale] = experiment_run(claim.EXPERIMENT, settings)
+        return made[scale]
 
     return get
 
@@ -115,11 +115,11 @@ def test_the_rule_gives_every_outcome_it_names():
     def of(statuses, postponed=put_off):
         return claim.outcome(dict(zip(names, statuses, strict=True)), postponed)
 
-    assert of(["turns"] * 4) == "holds"
-    assert of(["turns"] * 4, wide) == "holds when"
-    assert of(["turns", "stays", "open", "stays"]) == "holds when"
-    assert of(["stays"] * 4) == "does not hold"
-    assert of(["open", "stays", "stays", "stays"]) == "not decided"
+    assert of(["turns"] * 4) == "supported"
+    assert of(["turns"] * 4, wide) == "partly supported"
+    assert of(["turns", "stays", "open", "stays"]) == "partly supported"
+    assert of(["stays"] * 4) == "not supported"
+    assert of(["open", "stays", "stays", "stays"]) == "inconclusive"
 
 
 def test_later_compares_each_seeds_own_highest_places():
@@ -133,34 +133,34 @@ def test_later_compares_each_seeds_own_highest_places():
     assert moved.mean == pytest.approx(1) and moved.above
 
 
-@pytest.mark.parametrize("rung", RUNGS)
-def test_a_quick_run_judges_and_speaks_without_holes(found, rung):
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_quick_run_judges_and_speaks_without_holes(found, scale):
     """Every road begins at π_ref with nothing gained, no text holds NaN, and the picture names its axes."""
-    result = found(rung)
+    result = found(scale)
     three = (result.settings, result.summary, result.runs)
     assert set(claim.METHODS) <= set(result.runs["road"])
     start = result.runs[result.runs["place"] == 0]
     assert start[["gold", "proxy"]].abs().max().max() < 1e-9 and start["kl"].abs().max() < 1e-4
-    assert result.verdict.outcome in ("holds", "holds when", "does not hold", "not decided")
+    assert result.verdict.outcome in ("supported", "partly supported", "not supported", "inconclusive")
     for words in (claim.text(*three), claim.words(*three), result.verdict.sentence):
         assert "nan" not in words.lower()
     for axes in claim.figure(*three).axes:
         assert axes.get_title(loc="left") and axes.get_xlabel() and "[" in axes.get_ylabel()
 
 
-@pytest.mark.parametrize("rung", ["bandit", "tree"])
-def test_the_optimums_proxy_only_rises_along_its_road(found, rung):
+@pytest.mark.parametrize("scale", ["bandit", "tree"])
+def test_the_optimums_proxy_only_rises_along_its_road(found, scale):
     """E[r_φ] under π_ref exp(r_φ/β)/Z falls in β: its derivative in 1/β is a variance."""
-    rows = found(rung).runs
+    rows = found(scale).runs
     for _, part in rows[rows["road"] == "optimum"].groupby(["seed", "kind", "labels"]):
         part = part.sort_values("place")
         assert (part["proxy"].diff().dropna() > -1e-9).all() and (part["kl"].diff().dropna() > -1e-9).all()
 
 
-@pytest.mark.parametrize("rung", ["bandit", "tree"])
-def test_no_road_has_more_proxy_than_the_optimum_with_its_kl(found, rung):
+@pytest.mark.parametrize("scale", ["bandit", "tree"])
+def test_no_road_has_more_proxy_than_the_optimum_with_its_kl(found, scale):
     """The optimum's road is the frontier of the proxy; best of n and trained policies lie on it or below."""
-    rows = found(rung).runs
+    rows = found(scale).runs
     for (_, _), part in rows[rows["kind"] == "full"].groupby(["seed", "labels"]):
         best = part[part["road"] == "optimum"].sort_values("kl")
         for _, other in part[part["road"] != "optimum"].iterrows():
@@ -216,7 +216,7 @@ def test_a_place_s_gold_proxy_and_kl_are_those_worked_by_hand():
 
 def test_only_the_noisy_reward_model_learns_from_flipped_labels():
     """The seed's labels drawn again: with the settings' noise for "noisy", without noise for "full"."""
-    settings = OverOptimisation(rung="bandit", quick=True, noise=0.25, reward_steps=1, progress=False)
+    settings = OverOptimisation(scale="bandit", quick=True, noise=0.25, reward_steps=1, progress=False)
     noisy, full = (_exact_run(settings, 3, 200, kind) for kind in ("noisy", "full"))
     again = {noise: full.world.preferences(200, seeded(3, 20), noise=noise).responses.ids for noise in (0.0, 0.25)}
     assert torch.equal(noisy.pairs.responses.ids, again[0.25])

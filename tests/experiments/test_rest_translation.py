@@ -19,21 +19,21 @@ from rlhf_lab.experiments.runner import experiment_run
 from rlhf_lab.experiments.statistics import Interval
 from rlhf_lab.training import seeded
 
-RUNGS = ("bandit", "tree", pytest.param("small", marks=pytest.mark.slow))
+SCALES = ("bandit", "tree", pytest.param("small", marks=pytest.mark.slow))
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """One quick run a rung."""
+    """One quick run a scale."""
     made = {}
 
-    def get(rung):
-        if rung not in made:
-            out = tmp_path_factory.mktemp(rung)
-            made[rung] = experiment_run(
-                claim.EXPERIMENT, ReSTTranslation(rung=rung, quick=True, out=out, progress=False)
+    def get(scale):
+        if scale not in made:
+            out = tmp_path_factory.mktemp(scale)
+            made[scale] = experiment_run(
+                claim.EXPERIMENT, ReSTTranslation(scale=scale, quick=True, out=out, progress=False)
             )
-        return made[rung]
+        return made[scale]
 
     return get
 
@@ -81,30 +81,30 @@ def test_a_filter_has_less_than_the_optimum_with_its_kl():
     assert at_equal_kl(log_ref, reward, kl) > earned + 1e-3
 
 
-@pytest.mark.parametrize("rung", RUNGS)
-def test_a_quick_run_judges_and_speaks_without_holes(found, rung):
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_quick_run_judges_and_speaks_without_holes(found, scale):
     """All conditions are there, no text holds NaN, and the picture names its axes."""
-    result = found(rung)
+    result = found(scale)
     three = (result.settings, result.summary, result.runs)
     rows = result.runs
     assert {"BC", "G1 I0", "G1 I4", "G2 I3", "weighted", "raft", "dpo", "ppo", "best-of-n", "limit 0.95"} <= set(
         rows["condition"]
     )
     assert rows.groupby("condition")["seed"].nunique().eq(result.settings.seeds).all()
-    assert result.verdict.outcome in ("holds", "holds when", "does not hold", "not decided")
+    assert result.verdict.outcome in ("supported", "partly supported", "not supported", "inconclusive")
     for words in (claim.text(*three), claim.words(*three), result.verdict.sentence):
         assert "nan" not in words.lower()
     for axes in claim.figure(*three).axes:
         assert axes.get_title(loc="left") and axes.get_xlabel() and "[" in axes.get_ylabel()
 
 
-@pytest.mark.parametrize("rung", ["bandit", "tree"])
-def test_on_exact_rungs_nothing_beats_the_frontier_and_regret_is_by_kl(found, rung):
+@pytest.mark.parametrize("scale", ["bandit", "tree"])
+def test_on_exact_scales_nothing_beats_the_frontier_and_regret_is_by_kl(found, scale):
     """Gaps to the frontier of proxy and of gold are never negative; the proxy's optimum has none to its own.
 
     A KL that is zero but for rounding (1e-17) buys its square root in reward: the last bound is 1e-7.
     """
-    rows = found(rung).runs
+    rows = found(scale).runs
     assert (rows["gap"] > -1e-7).all() and (rows["gold_gap"] > -1e-7).all()
     assert rows.loc[rows["condition"] == "optimum", "gap"].abs().max() < 1e-7
     assert (rows.loc[rows["condition"] == "BC", ["kl", "gap", "gold_gap"]].abs() < 1e-7).all().all()
@@ -112,7 +112,7 @@ def test_on_exact_rungs_nothing_beats_the_frontier_and_regret_is_by_kl(found, ru
 
 def test_the_shared_grown_set_is_the_one_that_rest_draws():
     """The share that passes the first filters, from `rest`'s history, is that of the samples the other losses get."""
-    settings = ReSTTranslation(rung="bandit", quick=True, progress=False)
+    settings = ReSTTranslation(scale="bandit", quick=True, progress=False)
     grown = grown_of(settings, 0)
     y, _ = grown.samples
     both = torch.cat([grown.scaled(grown.run.prompts, y).flatten(), grown.scaled(*grown.original).flatten()])
@@ -124,7 +124,7 @@ def test_the_shared_grown_set_is_the_one_that_rest_draws():
 
 def test_scores_of_the_thresholds_do_not_know_a_prompts_constant():
     """A function of the prompt added to r_φ moves no scaled score."""
-    settings = ReSTTranslation(rung="bandit", quick=True, progress=False, seeds=3)
+    settings = ReSTTranslation(scale="bandit", quick=True, progress=False, seeds=3)
     before, after = grown_of.__wrapped__(settings, 0), grown_of.__wrapped__(settings, 0)
     plain = before.scaled(before.run.prompts, before.samples[0])
     with torch.no_grad():
@@ -140,29 +140,29 @@ def test_the_rule_gives_every_outcome_it_names():
     def of(*statuses):
         return claim.outcome(dict(zip(names, statuses, strict=True)))
 
-    assert of(*["holds"] * 5) == "holds"
-    assert of("refuted", *["holds"] * 4) == "does not hold"
-    assert of("open", *["holds"] * 4) == "not decided"
-    assert of("holds", *["open"] * 4) == "not decided"
-    assert of("holds", "holds", "refuted", "open", "holds") == "holds when"
-    assert of("on the proxy alone", *["holds"] * 4) == "holds when"
-    for statuses in product(("holds", "on the proxy alone", "refuted", "open"), repeat=5):
-        assert of(*statuses) in ("holds", "holds when", "does not hold", "not decided")
+    assert of(*["supported"] * 5) == "supported"
+    assert of("refuted", *["supported"] * 4) == "not supported"
+    assert of("open", *["supported"] * 4) == "inconclusive"
+    assert of("supported", *["open"] * 4) == "inconclusive"
+    assert of("supported", "supported", "refuted", "open", "supported") == "partly supported"
+    assert of("on the proxy alone", *["supported"] * 4) == "partly supported"
+    for statuses in product(("supported", "on the proxy alone", "refuted", "open"), repeat=5):
+        assert of(*statuses) in ("supported", "partly supported", "not supported", "inconclusive")
 
 
 def test_a_part_is_shown_refuted_open_or_shown_on_the_proxy_alone():
     """By hand, from intervals above, below and around zero."""
     up, down, wide = Interval(1, 0.5, 1.5), Interval(-1, -1.5, -0.5), Interval(0.1, -1, 1.2)
-    assert Part("", [up, up], [wide, up]).status == "holds"
+    assert Part("", [up, up], [wide, up]).status == "supported"
     assert Part("", [up, up], [wide, down]).status == "on the proxy alone"
     assert Part("", [up, wide], [up, up]).status == "open"
     assert Part("", [down, up], [up, up]).status == "refuted"
-    assert Part("", [up], [down], False).status == "holds"
+    assert Part("", [up], [down], False).status == "supported"
 
 
 def test_judge_reads_the_parts_from_rows():
     """Three seeds of a made-up world in which every part is true by a wide margin."""
-    settings = ReSTTranslation(rung="bandit")
+    settings = ReSTTranslation(scale="bandit")
     values = {"BC": 0, "G1 I0": 1, "G1 I4": 5, "G2 I3": 8, "weighted": 3, "raft": 3, "dpo": 3, "ppo": 4}
     rows = [
         {"seed": seed, "condition": name, "proxy": value + 0.01 * seed * value, "gold": value + 0.01 * seed * value}
@@ -171,9 +171,9 @@ def test_judge_reads_the_parts_from_rows():
     ]
     rows += [{"seed": s, "condition": "limit 0.95", "proxy": 0, "gold": 0, "gap": 1 + 0.01 * s} for s in range(3)]
     frame = pd.DataFrame(rows)
-    assert claim.judge(settings, frame, frame).outcome == "holds"
+    assert claim.judge(settings, frame, frame).outcome == "supported"
     worse = frame.assign(proxy=frame["proxy"].where(frame["condition"] != "G1 I4", 0.01 * frame["seed"]))
-    assert claim.judge(settings, worse, worse).outcome == "does not hold"
+    assert claim.judge(settings, worse, worse).outcome == "not supported"
 
 
 def test_bad_settings_are_refused():

@@ -28,22 +28,22 @@ def test_verdict_text_and_words_are_those_of_the_rows(experiment, folder):
 def test_kept_settings_are_the_full_ones_and_the_command_gives_them(experiment, folder):
     """Anyone who doubts a row can run its command: it must name the settings that made the row."""
     found, record = results.judged(experiment, folder), results.read(folder)
-    assert settings_of(found.settings) == settings_of(experiment.settings(rung=folder.name))
+    assert settings_of(found.settings) == settings_of(experiment.settings(scale=folder.name))
     assert record["command"] == command_of(experiment, found.settings)
     assert not found.settings.quick
 
 
-def test_every_experiment_has_a_kept_result_on_each_of_its_rungs():
+def test_every_experiment_has_a_kept_result_on_each_of_its_scales():
     """Ten claims, and for each of them a result wherever its experiment can be run: docs/claims.md has no dash."""
     every = {name: results.experiment_of(name) for name in results.NAMES}
-    wanted = {(name, rung) for name, experiment in every.items() for rung in experiment.rungs}
+    wanted = {(name, scale) for name, experiment in every.items() for scale in experiment.scales}
     assert {(experiment.name, folder.name) for experiment, folder in KEPT} == wanted
     assert {experiment.number for experiment in every.values()} == set(range(1, 11))
-    assert all(set(experiment.rungs) <= set(results.RUNGS) for experiment in every.values())
+    assert all(set(experiment.scales) <= set(results.SCALES) for experiment in every.values())
 
 
-def test_no_result_is_kept_for_a_rung_that_its_experiment_does_not_know():
-    assert all(folder.name in experiment.rungs for experiment, folder in KEPT)
+def test_no_result_is_kept_for_a_scale_that_its_experiment_does_not_know():
+    assert all(folder.name in experiment.scales for experiment, folder in KEPT)
 
 
 def test_the_page_is_made_of_the_kept_results():

@@ -1,4 +1,4 @@
-"""RSO's β, γ and ranking as an experiment: quick runs on each rung, known limits, its rule's outcomes."""
+"""RSO's β, γ and ranking as an experiment: quick runs on each scale, known limits, its rule's outcomes."""
 
 import math
 
@@ -12,7 +12,7 @@ from rlhf_lab.experiments.runner import experiment_run
 
 @pytest.fixture(scope="module")
 def bandit():
-    return experiment_run(EXPERIMENT, RSOSettings(rung="bandit", quick=True, progress=False))
+    return experiment_run(EXPERIMENT, RSOSettings(scale="bandit", quick=True, progress=False))
 
 
 def test_every_condition_is_run_once_a_seed(bandit):
@@ -51,7 +51,7 @@ def test_words_text_and_picture(bandit):
 
 
 def test_the_tree_runs_too():
-    settings = RSOSettings(rung="tree", quick=True, prompts=20, betas=(0.5,), gammas=(0.5,), progress=False)
+    settings = RSOSettings(scale="tree", quick=True, prompts=20, betas=(0.5,), gammas=(0.5,), progress=False)
     found = experiment_run(EXPERIMENT, settings)
     assert (found.runs["regret"] > 0).all()
 
@@ -59,7 +59,7 @@ def test_the_tree_runs_too():
 @pytest.mark.slow
 def test_a_language_model_runs_and_is_set_beside_the_paper():
     settings = RSOSettings(
-        rung="small", quick=True, seeds=2, betas=(0.5,), gammas=(0.5,), labels=8, candidates=16, test_prompts=2,
+        scale="small", quick=True, seeds=2, betas=(0.5,), gammas=(0.5,), labels=8, candidates=16, test_prompts=2,
         progress=False,
     )  # fmt: skip
     found = experiment_run(EXPERIMENT, settings)
@@ -71,7 +71,7 @@ def test_a_language_model_runs_and_is_set_beside_the_paper():
 
 def test_without_any_pair_the_policy_stays_where_it_is():
     """At β = 0 the top 8 of 64 draws of one prompt are often one arm alone: no pair, so π_ref itself."""
-    settings = RSOSettings(rung="bandit", quick=True, prompts=1, betas=(0.0,), gammas=(0.5,), seeds=6, progress=False)
+    settings = RSOSettings(scale="bandit", quick=True, prompts=1, betas=(0.0,), gammas=(0.5,), seeds=6, progress=False)
     found = experiment_run(EXPERIMENT, settings)
     none = found.runs[found.runs["pairs"] == 0]
     assert len(none) > 0 and none["kl"].to_numpy() == pytest.approx(0, abs=1e-12)
@@ -103,21 +103,21 @@ def _proxy(tournament=0.1):
 @pytest.mark.parametrize(
     ("wins", "proxy", "outcome"),
     [
-        (_wins(), _proxy(), "holds"),
-        (_wins(steep=-0.1), _proxy(), "holds when"),
-        (_wins(), _proxy(-0.1), "holds when"),
-        (_wins(inside=-0.1), _proxy(), "does not hold"),
-        (_wins(inside=0.0, steep=0.0), _proxy(-0.1), "does not hold"),
-        (_wins(inside=0.0, steep=0.0), _proxy(0.0), "not decided"),
+        (_wins(), _proxy(), "supported"),
+        (_wins(steep=-0.1), _proxy(), "partly supported"),
+        (_wins(), _proxy(-0.1), "partly supported"),
+        (_wins(inside=-0.1), _proxy(), "not supported"),
+        (_wins(inside=0.0, steep=0.0), _proxy(-0.1), "not supported"),
+        (_wins(inside=0.0, steep=0.0), _proxy(0.0), "inconclusive"),
     ],
 )
 def test_the_rule_on_made_up_tables(wins, proxy, outcome):
-    settings = RSOSettings(rung="bandit", quick=True)
-    assert EXPERIMENT.judge(settings, pd.DataFrame(), _made(settings, wins, proxy)).outcome == outcome
+    settings = RSOSettings(scale="bandit", quick=True)
+    assert EXPERIMENT.decide(settings, pd.DataFrame(), _made(settings, wins, proxy)).outcome == outcome
 
 
 def test_what_the_rule_compares_is_always_run():
-    settings = RSOSettings(rung="bandit", betas=(1.0,), gammas=(1.0,))
+    settings = RSOSettings(scale="bandit", betas=(1.0,), gammas=(1.0,))
     assert settings.betas == (0.0, 0.5, 1.0) and settings.gammas == (0.05, 0.5, 1.0)
     assert settings.samplers[-1] == SFT and math.isinf(SFT)
     assert len({one.key for one in settings.conditions}) == len(settings.conditions)
@@ -128,7 +128,7 @@ def test_what_the_rule_compares_is_always_run():
     [
         ({"candidates": 48}, "candidates"),
         ({"gammas": (-1.0,)}, "gammas"),
-        ({"rung": "small", "task": "poems"}, "poems"),
+        ({"scale": "small", "task": "poems"}, "poems"),
     ],
 )
 def test_bad_settings_are_refused(changes, part):

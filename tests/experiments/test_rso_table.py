@@ -1,4 +1,4 @@
-"""RSO's Table 1 as an experiment: quick runs on each rung, exact win rates, its rule's outcomes."""
+"""RSO's Table 1 as an experiment: quick runs on each scale, exact win rates, its rule's outcomes."""
 
 import dataclasses
 import math
@@ -21,7 +21,7 @@ ABOVE, BELOW, OPEN = Interval(1, 0.5, 1.5), Interval(-1, -1.5, -0.5), Interval(0
 @pytest.fixture(scope="module")
 def bandit(tmp_path_factory):
     out = tmp_path_factory.mktemp("rso-table")
-    settings = RSOTable(rung="bandit", quick=True, out=out, progress=False)
+    settings = RSOTable(scale="bandit", quick=True, out=out, progress=False)
     found = experiment_run(EXPERIMENT, settings)
     save(EXPERIMENT, found, out)
     return found
@@ -62,7 +62,7 @@ def test_the_files_are_there_and_hold_no_nan_in_their_words(bandit):
 
 
 def test_the_tree_runs_too():
-    settings = RSOTable(rung="tree", quick=True, seeds=2, prompts=50, candidates=8, progress=False)
+    settings = RSOTable(scale="tree", quick=True, seeds=2, prompts=50, candidates=8, progress=False)
     found = experiment_run(EXPERIMENT, settings)
     assert len(found.runs) == 2 * (len(ROWS) + 1)
     assert (found.runs["regret"] > 0).all()
@@ -70,7 +70,7 @@ def test_the_tree_runs_too():
 
 @pytest.mark.slow
 def test_a_language_model_runs_and_is_set_beside_the_paper():
-    settings = RSOTable(rung="small", quick=True, prompts=4, candidates=8, labels=8, test_prompts=2, progress=False)
+    settings = RSOTable(scale="small", quick=True, prompts=4, candidates=8, labels=8, test_prompts=2, progress=False)
     found = experiment_run(EXPERIMENT, settings)
     table = found.summary.set_index("row")
     assert table.loc["hinge direct", "paper_judge_wins"] == pytest.approx(0.6054)
@@ -98,7 +98,7 @@ def test_exact_win_rates_are_those_of_all_pairs():
 
 def test_rejected_pairs_follow_the_reward_model_and_gold_pairs_the_gold_reward():
     """At β = 0.05 accepted responses have nearly the most of whichever reward accepts them."""
-    settings = RSOTable(rung="bandit", quick=True, candidates=64, progress=False)
+    settings = RSOTable(scale="bandit", quick=True, candidates=64, progress=False)
     bed = _bed(settings, "bandit", 0)
     world, learned = bed.run.world, bed.run.learned_rewards
     for gold, other in ((False, True), (True, False)):
@@ -126,7 +126,7 @@ def test_the_way_to_pi_r_is_the_candidates_entropy_lost():
 
 def test_hard_labels_name_the_larger_score_and_drawn_ones_as_often_as_bradley_terry_says():
     """A drawn label is right with probability σ(|gap|): the share lies within four standard errors of the mean."""
-    settings = RSOTable(rung="bandit", quick=True, prompts=500, progress=False)
+    settings = RSOTable(scale="bandit", quick=True, prompts=500, progress=False)
     bed = _bed(settings, "bandit", 0)
     assert _labels_right(bed, dataclasses.replace(settings, ranks="hard"), "sft-sample-rank") == 1
     pairs = bed.pairs("sft-sample-rank", settings.beta, settings.accepted)
@@ -159,28 +159,28 @@ def _ordered(rso, sft, direct, hinge=0.0, cloning=0.4):
 @pytest.mark.parametrize(
     ("values", "outcome"),
     [
-        (_ordered(0.8, 0.7, 0.6), "holds"),
-        (_ordered(0.6, 0.7, 0.5), "does not hold"),
-        (_ordered(0.8, 0.7, 0.75), "holds when"),
-        (_ordered(0.8, 0.7, 0.6, hinge=0.1), "holds when"),
-        (_ordered(0.8, 0.7, 0.6, cloning=0.9), "holds when"),
+        (_ordered(0.8, 0.7, 0.6), "supported"),
+        (_ordered(0.6, 0.7, 0.5), "not supported"),
+        (_ordered(0.8, 0.7, 0.75), "partly supported"),
+        (_ordered(0.8, 0.7, 0.6, hinge=0.1), "partly supported"),
+        (_ordered(0.8, 0.7, 0.6, cloning=0.9), "partly supported"),
     ],
 )
 def test_the_rule_on_made_up_tables(values, outcome):
-    settings = RSOTable(rung="bandit", quick=True)
-    assert EXPERIMENT.judge(settings, pd.DataFrame(), _made(values)).outcome == outcome
+    settings = RSOTable(scale="bandit", quick=True)
+    assert EXPERIMENT.decide(settings, pd.DataFrame(), _made(values)).outcome == outcome
 
 
 def test_tasks_that_differ_make_a_condition():
-    settings = RSOTable(rung="small", quick=True, tasks=("summaries", "dialogue"))
+    settings = RSOTable(scale="small", quick=True, tasks=("summaries", "dialogue"))
     runs = pd.concat(
         [
             _made(_ordered(0.8, 0.7, 0.6)).assign(task="summaries"),
             _made(_ordered(0.6, 0.7, 0.5)).assign(task="dialogue"),
         ]
     )
-    verdict = EXPERIMENT.judge(settings, pd.DataFrame(), runs)
-    assert verdict.outcome == "holds when"
+    verdict = EXPERIMENT.decide(settings, pd.DataFrame(), runs)
+    assert verdict.outcome == "partly supported"
     assert "On summaries, holds" in verdict.sentence and "On dialogue, does not hold" in verdict.sentence
     assert set(comparisons(runs, "dialogue")) == set(comparisons(runs, "summaries"))
 
@@ -202,12 +202,12 @@ def test_the_state_of_a_part(intervals, state):
 @pytest.mark.parametrize(
     ("states", "outcome"),
     [
-        ({"main": "yes", "b": "yes"}, "holds"),
-        ({"main": "no", "b": "yes"}, "does not hold"),
-        ({"main": "open", "b": "no"}, "does not hold"),
-        ({"main": "open", "b": "open"}, "not decided"),
-        ({"main": "open", "b": "mixed"}, "holds when"),
-        ({"main": "yes", "b": "no"}, "holds when"),
+        ({"main": "yes", "b": "yes"}, "supported"),
+        ({"main": "no", "b": "yes"}, "not supported"),
+        ({"main": "open", "b": "no"}, "not supported"),
+        ({"main": "open", "b": "open"}, "inconclusive"),
+        ({"main": "open", "b": "mixed"}, "partly supported"),
+        ({"main": "yes", "b": "no"}, "partly supported"),
     ],
 )
 def test_the_outcome_of_parts(states, outcome):
@@ -224,7 +224,7 @@ def test_the_papers_rows_are_the_experiments_rows():
     ("changes", "part"),
     [
         ({"accepted": 7}, "accepted"),
-        ({"rung": "small", "tasks": ("poems",)}, "poems"),
+        ({"scale": "small", "tasks": ("poems",)}, "poems"),
         ({"tasks": ("summaries",)}, "tasks"),
         ({"threshold": 1.5}, "threshold"),
         ({"beta": 0.0}, "beta"),
@@ -235,7 +235,7 @@ def test_bad_settings_are_refused(changes, part):
         RSOTable(**changes)
 
 
-def test_settings_are_settled_by_rung():
-    kept = {rung: dataclasses.asdict(RSOTable(rung=rung)) for rung in ("bandit", "tree", "small")}
+def test_settings_are_settled_by_scale():
+    kept = {scale: dataclasses.asdict(RSOTable(scale=scale)) for scale in ("bandit", "tree", "small")}
     assert all(0 not in (one["labels"], one["steps"], one["seeds"]) and one["gamma"] == 0.5 for one in kept.values())
     assert kept["small"]["tasks"] == ("summaries", "dialogue")

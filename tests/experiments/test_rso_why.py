@@ -16,7 +16,7 @@ from rlhf_lab.experiments.runner import experiment_run
 
 @pytest.fixture(scope="module")
 def bandit():
-    return experiment_run(EXPERIMENT, RSOWhy(rung="bandit", quick=True, progress=False))
+    return experiment_run(EXPERIMENT, RSOWhy(scale="bandit", quick=True, progress=False))
 
 
 def _table(found):
@@ -126,7 +126,7 @@ def test_pairs_from_the_optimum_are_of_gold_and_those_of_pi_r_of_the_learned_rew
 
 
 def test_the_trees_limited_policy_cannot_say_what_two_tokens_do_together():
-    made = exact_seed(RSOWhy(rung="tree", quick=True), 0)
+    made = exact_seed(RSOWhy(scale="tree", quick=True), 0)
     one, other = made.classes["limited"], token_class(made.world, bigrams=True)
     gold = made.world.rewards()[0]
     for functions, able in ((one, False), (other, True)):
@@ -154,14 +154,14 @@ def test_words_text_and_picture(bandit):
 
 
 def test_the_tree_runs_too():
-    settings = RSOWhy(rung="tree", quick=True, labels=60, soft_pairs=1000, progress=False)
+    settings = RSOWhy(scale="tree", quick=True, labels=60, soft_pairs=1000, progress=False)
     found = experiment_run(EXPERIMENT, settings)
     assert _table(found)["full", "gold ref inf"] == pytest.approx(0, abs=1e-9)
 
 
 @pytest.mark.slow
 def test_a_language_model_runs_and_its_limited_policy_trains_biases_and_norms():
-    settings = RSOWhy(rung="small", quick=True, labels=8, test_prompts=2, progress=False)
+    settings = RSOWhy(scale="small", quick=True, labels=8, test_prompts=2, progress=False)
     found = experiment_run(EXPERIMENT, settings)
     assert len(found.runs) == 2 * 2 * 5 and set(found.chosen) == {"full", "limited"}
     assert "nan" not in EXPERIMENT.text(settings, found.summary, found.runs).lower()
@@ -174,7 +174,7 @@ def _made(full, limited):
     rows = []
     for seed in range(3):
         for policy, gain in (("full", full), ("limited", limited)):
-            for condition in RSOWhy(rung="small").conditions:
+            for condition in RSOWhy(scale="small").conditions:
                 value = (gain if condition == "rm r M" else 0.0) + 0.001 * seed * (1 + len(condition))
                 rows.append({"seed": seed, "policy": policy, "condition": condition, "objective": value})
     return pd.DataFrame(rows)
@@ -183,23 +183,23 @@ def _made(full, limited):
 @pytest.mark.parametrize(
     ("full", "limited", "outcome"),
     [
-        (0.5, 0.5, "holds"),
-        (0.0, 0.5, "holds when"),
-        (-0.5, 0.0, "does not hold"),
-        (-0.5, -0.5, "does not hold"),
-        (0.0, 0.0, "not decided"),
+        (0.5, 0.5, "supported"),
+        (0.0, 0.5, "partly supported"),
+        (-0.5, 0.0, "not supported"),
+        (-0.5, -0.5, "not supported"),
+        (0.0, 0.0, "inconclusive"),
     ],
 )
 def test_the_rule_on_made_up_tables(full, limited, outcome):
-    verdict = EXPERIMENT.judge(RSOWhy(rung="small"), pd.DataFrame(), _made(full, limited))
+    verdict = EXPERIMENT.decide(RSOWhy(scale="small"), pd.DataFrame(), _made(full, limited))
     assert verdict.outcome == outcome
-    if outcome == "holds when":
+    if outcome == "partly supported":
         assert "limited policy alone" in verdict.sentence and "limited capacity helps" in verdict.sentence
 
 
 @pytest.mark.parametrize(
     ("changes", "part"),
-    [({"labels": 4}, "labels"), ({"accepted": 3}, "accepted"), ({"rung": "small", "task": "poems"}, "poems")],
+    [({"labels": 4}, "labels"), ({"accepted": 3}, "accepted"), ({"scale": "small", "task": "poems"}, "poems")],
 )
 def test_bad_settings_are_refused(changes, part):
     with pytest.raises(LabError, match=part):

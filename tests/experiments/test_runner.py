@@ -29,12 +29,12 @@ class Toy(tool.Settings):
 CALLS: list[dict] = []
 
 
-def toss(settings, job, chosen):
+def toss(settings, job, best_config):
     CALLS.append(job)
     if job.get("try"):
         return [{"error": abs(job["rate"] - 0.5)}]
     noise = np.random.default_rng(job["seed"]).normal() / 1000
-    return [{"value": settings.bias + noise + chosen.get("rate", 0.0), "third": 1 / 3}]
+    return [{"value": settings.bias + noise + best_config.get("rate", 0.0), "third": 1 / 3}]
 
 
 def picture(settings, summary, rows):
@@ -46,21 +46,21 @@ def picture(settings, summary, rows):
 
 def say(settings, summary, rows):
     row = summary.iloc[0]
-    return tool.Verdict("holds" if row["value_low"] > 0 else "does not hold", f"mean {row['value']:.4g}")
+    return tool.Worded("supported" if row["value_low"] > 0 else "not supported", f"mean {row['value']:.4g}")
 
 
 TOY = tool.Experiment(
-    number=1, name="toy", title="A toy", says="Says.", source="Nobody", asks="Asks.", rule="Above zero.",
-    settings=Toy, rungs=("bandit", "small"),
+    number=1, name="toy", title="A toy", claim="Says.", source="Nobody", setup="Asks.", rule="Above zero.",
+    settings=Toy, scales=("bandit", "small"),
     jobs=lambda s: [{"seed": seed, "method": "coin"} for seed in range(s.seeds)],
-    run=toss, summarise=lambda s, rows: summarise(rows, "method", ["value"]), judge=say, figure=picture,
+    run=toss, summarise=lambda s, rows: summarise(rows, "method", ["value"]), decide=say, figure=picture,
     words=lambda s, summary, rows: f"Mean {summary['value'].iloc[0]:.4g}.",
     text=lambda s, summary, rows: f"Found {summary['value'].iloc[0]:.4g}.",
 )  # fmt: skip
 SEARCHED = replace(
     TOY,
-    tries=lambda s: [{"seed": 1000, "try": True, "rate": rate} for rate in (0.1, 0.4, 0.9)],
-    choose=lambda s, rows: {"rate": float(rows.loc[rows["error"].idxmin(), "rate"])},
+    search_trials=lambda s: [{"seed": 1000, "try": True, "rate": rate} for rate in (0.1, 0.4, 0.9)],
+    select_best=lambda s, rows: {"rate": float(rows.loc[rows["error"].idxmin(), "rate"])},
 )
 
 
@@ -76,8 +76,8 @@ def quiet(**changes):
 def test_a_run_gives_a_row_a_job_and_a_verdict_by_the_rule():
     found = tool.experiment_run(TOY, quiet(bias=1.0))
     assert list(found.runs["seed"]) == [0, 1, 2, 3, 4] and set(found.runs["method"]) == {"coin"}
-    assert found.verdict.outcome == "holds"
-    assert tool.experiment_run(TOY, quiet(bias=-1.0)).verdict.outcome == "does not hold"
+    assert found.verdict.outcome == "supported"
+    assert tool.experiment_run(TOY, quiet(bias=-1.0)).verdict.outcome == "not supported"
 
 
 def test_workers_change_nothing():
@@ -88,10 +88,10 @@ def test_workers_change_nothing():
 def test_a_stopped_run_goes_on_where_it_was_and_ends_with_the_same_rows(tmp_path):
     whole = tool.experiment_run(TOY, quiet())
 
-    def stops(settings, job, chosen):
+    def stops(settings, job, best_config):
         if job["seed"] == 3:
             raise KeyboardInterrupt
-        return toss(settings, job, chosen)
+        return toss(settings, job, best_config)
 
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt, match="goes on"):
@@ -116,11 +116,11 @@ def test_an_unfinished_run_of_other_settings_is_refused_by_name_and_kept(tmp_pat
 def test_the_search_is_run_first_recorded_and_used(tmp_path):
     settings = quiet(out=tmp_path)
     found = tool.experiment_run(SEARCHED, settings)
-    assert found.chosen == {"rate": 0.4}  # the nearest to 0.5
+    assert found.best_config == {"rate": 0.4}  # the nearest to 0.5
     assert found.runs["value"].mean() == pytest.approx(0.4, abs=0.01)
     tool.save(SEARCHED, found, tmp_path)
     assert list(pd.read_csv(tmp_path / "search.csv")["rate"]) == [0.1, 0.4, 0.9]
-    assert json.loads((tmp_path / "result.json").read_text())["chosen"] == {"rate": 0.4}
+    assert json.loads((tmp_path / "result.json").read_text())["best_config"] == {"rate": 0.4}
 
 
 def test_files_hold_the_numbers_and_are_judged_the_same_again(tmp_path, monkeypatch):
@@ -132,19 +132,19 @@ def test_files_hold_the_numbers_and_are_judged_the_same_again(tmp_path, monkeypa
     assert again.verdict == found.verdict
     pd.testing.assert_frame_equal(again.summary, found.summary)
     record = json.loads((tmp_path / "result.json").read_text())
-    assert record["command"] == "rlhf-lab experiment toy --rung bandit" and record["settings"]["seeds"] == 5
+    assert record["command"] == "rlhf-lab experiment toy --scale bandit" and record["settings"]["seeds"] == 5
 
 
 def test_the_command_says_which_settings_were_changed():
     assert tool.command_of(TOY, quiet(bias=0.5, seeds=3, quick=True)).endswith("--seeds 3 --quick --bias 0.5")
     assert str(tool.default_out(TOY, quiet())).replace("\\", "/") == "results/toy/bandit"
     assert tool.default_out(TOY, quiet(seeds=3)).name == "bandit-own"
-    assert tool.default_out(TOY, quiet(rung="EleutherAI/pythia-70m")).name == "EleutherAI--pythia-70m"
+    assert tool.default_out(TOY, quiet(scale="EleutherAI/pythia-70m")).name == "EleutherAI--pythia-70m"
 
 
-def test_a_rung_that_is_not_there_and_settings_out_of_range_are_refused():
-    with pytest.raises(LabError, match="not made for the rung 'tree'.*bandit, small"):
-        tool.experiment_run(TOY, quiet(rung="tree"))
+def test_a_scale_that_is_not_there_and_settings_out_of_range_are_refused():
+    with pytest.raises(LabError, match="not made for the scale 'tree'.*bandit, small"):
+        tool.experiment_run(TOY, quiet(scale="tree"))
     with pytest.raises(LabError, match="workers"):
         quiet(workers=0)
     twice = replace(TOY, jobs=lambda s: [{"seed": 0}, {"seed": 0}])
@@ -194,13 +194,13 @@ def test_an_interval_prints_itself():
 @pytest.mark.parametrize(
     ("outcomes", "expected"),
     [
-        ({"bandit": "holds", "tree": "holds"}, "holds"),
-        ({"bandit": "does not hold"}, "does not hold"),
-        ({"bandit": "holds", "small": "not decided"}, "holds: bandit; not decided: small language model"),
-        ({"bandit": "holds when", "tree": "does not hold"}, "in part: bandit; does not hold: token tree"),
+        ({"bandit": "supported", "tree": "supported"}, "supported"),
+        ({"bandit": "not supported"}, "not supported"),
+        ({"bandit": "supported", "small": "inconclusive"}, "holds: bandit; not decided: small language model"),
+        ({"bandit": "partly supported", "tree": "not supported"}, "in part: bandit; does not hold: token tree"),
     ],
 )
-def test_the_page_puts_rungs_together_without_hiding_any(outcomes, expected):
+def test_the_page_puts_scales_together_without_hiding_any(outcomes, expected):
     assert claims_page.overall(outcomes) == expected
 
 

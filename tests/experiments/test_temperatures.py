@@ -1,4 +1,4 @@
-"""Claim 3: sharpened policies, exact win rates, every outcome of the rule, and a quick run on each rung."""
+"""Claim 3: sharpened policies, exact win rates, every outcome of the rule, and a quick run on each scale."""
 
 import itertools
 
@@ -92,10 +92,10 @@ def _runs(dpo, ppo, best, spread=0.0):
 @pytest.mark.parametrize(
     ("runs", "outcome", "words"),
     [
-        (_runs((0.62, 0.6), (0.57, 0.4), 0.6), "holds", "All three"),
-        (_runs((0.62, 0.6), (0.57, 0.4), 0.7), "holds when", "not so: DPO's best wins more"),
-        (_runs((0.5, 0.2), (0.57, 0.4), 0.7), "does not hold", "No part"),
-        (_runs((0.55, 0.45), (0.55, 0.45), 0.56, spread=0.2), "not decided", "Every part"),
+        (_runs((0.62, 0.6), (0.57, 0.4), 0.6), "supported", "All three"),
+        (_runs((0.62, 0.6), (0.57, 0.4), 0.7), "partly supported", "not so: DPO's best wins more"),
+        (_runs((0.5, 0.2), (0.57, 0.4), 0.7), "not supported", "No part"),
+        (_runs((0.55, 0.45), (0.55, 0.45), 0.56, spread=0.2), "inconclusive", "Every part"),
     ],
 )
 def test_each_outcome_of_the_rule_from_runs_that_call_for_it(runs, outcome, words):
@@ -122,9 +122,9 @@ def _checked(found):
     assert set(found.search["seed"]).isdisjoint(found.runs["seed"])
 
 
-@pytest.mark.parametrize("rung", ["bandit", "tree"])
-def test_a_quick_run_where_the_reference_at_1_ties_with_itself(rung, tmp_path):
-    settings = claim.Temperatures(rung=rung, quick=True, out=tmp_path, progress=False)
+@pytest.mark.parametrize("scale", ["bandit", "tree"])
+def test_a_quick_run_where_the_reference_at_1_ties_with_itself(scale, tmp_path):
+    settings = claim.Temperatures(scale=scale, quick=True, out=tmp_path, progress=False)
     found = experiment_run(claim.EXPERIMENT, settings)
     table = found.runs.set_index(["method", "temperature"])["gold_wins"]
     assert table["reference", 1.0].to_numpy() == pytest.approx(0.5)
@@ -135,7 +135,7 @@ def test_a_quick_run_where_the_reference_at_1_ties_with_itself(rung, tmp_path):
 
 @pytest.mark.slow
 def test_a_quick_run_on_text_asks_gold_and_judge_at_every_temperature(tmp_path):
-    settings = claim.Temperatures(rung="small", quick=True, out=tmp_path, progress=False)
+    settings = claim.Temperatures(scale="small", quick=True, out=tmp_path, progress=False)
     found = experiment_run(claim.EXPERIMENT, settings)
     assert found.runs[["gold_wins", "judge_wins"]].notna().all(axis=None)
     assert (found.runs.groupby(["method", "temperature"]).size() == 2).all()

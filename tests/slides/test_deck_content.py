@@ -81,7 +81,7 @@ def results(tmp_path: Path) -> Path:
     folder = tmp_path / "cost" / "bandit"
     folder.mkdir(parents=True)
     record = {
-        "verdict": {"outcome": "holds", "sentence": "A takes 1.50 [1.20, -1.8] of B (9 seeds)."},
+        "verdict": {"outcome": "supported", "sentence": "A takes 1.50 [1.20, -1.8] of B (9 seeds)."},
         "text": "also 7 nats",
     }
     (folder / "result.json").write_text(json.dumps(record))
@@ -105,7 +105,7 @@ def test_a_verdict_takes_its_numbers_out_of_the_result_in_both_languages(results
 def test_a_result_that_reads_otherwise_shows_its_outcome_alone_and_warns(results: Path) -> None:
     with pytest.warns(UserWarning, match="cost on bandit no longer reads"):
         made = slide_results.verdict("cost", "bandit", "A takes {} of C.", "{0}", "{0}", results=results)
-    assert "holds" in made.en and "1.5" not in made.en + made.zh
+    assert "supported" in made.en and "1.5" not in made.en + made.zh
 
 
 def test_a_result_that_is_not_there_is_said(results: Path) -> None:

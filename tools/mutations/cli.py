@@ -4,7 +4,7 @@ from mutations.mutation import Mutation, in_file
 
 MUTATIONS: list[Mutation] = [
     *in_file(
-        "cli.py",
+        "cli/main.py",
         ["cli/test_options.py", "cli/test_config.py", "cli/test_doctor.py"],
         Mutation(
             "setting",
@@ -16,8 +16,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "setting",
             "the settings file is not read",
-            'if file is not None and "config" in config.flat_fields(kind) else []',
-            'if file is None and "config" in config.flat_fields(kind) else []',
+            'if file is not None and "config" in yaml_config.flat_fields(kind) else []',
+            'if file is None and "config" in yaml_config.flat_fields(kind) else []',
             near="cli/test_options.py::test_every_option_reaches_its_setting_and_the_file_of_the_settings_says_the_same",
         ),
         Mutation(
@@ -273,8 +273,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "mask",
             "pairs from a file have no end token",
-            "preference_data.tokenise(texts, tokenizer, *limits, end)",
-            "preference_data.tokenise(texts, tokenizer, *limits, None)",
+            "preferences.tokenise(texts, tokenizer, *limits, end)",
+            "preferences.tokenise(texts, tokenizer, *limits, None)",
             near="cli/test_data_of_commands.py::test_pairs_and_targets_of_a_file_are_cut_to_their_limits_and_end",
         ),
         Mutation(

@@ -519,8 +519,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "setting",
             "the command of a result leaves its own settings out",
-            'if key != "rung" and value != usual[key]:',
-            'if key == "rung":',
+            'if key != "scale" and value != usual[key]:',
+            'if key == "scale":',
             near="experiments/test_runner.py::test_files_hold_the_numbers_and_are_judged_the_same_again",
         ),
     ),

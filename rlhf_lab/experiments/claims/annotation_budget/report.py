@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rlhf_lab import label_budget
 from rlhf_lab.errors import LabError
 from rlhf_lab.experiments.claims.annotation_budget import run_text as budget_text
-from rlhf_lab.experiments.runner import EXACT_RUNGS
+from rlhf_lab.experiments.runner import EXACT_SCALES
 from rlhf_lab.experiments.statistics import Interval
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def figure(settings: AnnotationBudget, summary: pd.DataFrame, rows: pd.DataFrame
     """The limit, the sources, the split; on a language model J by strategy."""
     from rlhf_lab.figures import style
 
-    if settings.rung not in EXACT_RUNGS:
+    if settings.scale not in EXACT_SCALES:
         return _figure_text(settings, summary)
     drawing, axes = style.subplots(1, 3, width=15, height=5.2)
     with style.use():
@@ -122,7 +122,7 @@ def _figure_text(settings: AnnotationBudget, summary: pd.DataFrame) -> Figure:
 
 def words(settings: AnnotationBudget, summary: pd.DataFrame, rows: pd.DataFrame) -> str:
     """The picture in words."""
-    if settings.rung not in EXACT_RUNGS:
+    if settings.scale not in EXACT_SCALES:
         each = "; ".join(
             f"{name} {get(summary, key, 'objective')}" for key, (name, _, _) in budget_text.STRATEGIES.items()
         )
@@ -149,7 +149,7 @@ def words(settings: AnnotationBudget, summary: pd.DataFrame, rows: pd.DataFrame)
 
 def text(settings: AnnotationBudget, summary: pd.DataFrame, rows: pd.DataFrame) -> str:
     """What was found, and why."""
-    if settings.rung not in EXACT_RUNGS:
+    if settings.scale not in EXACT_SCALES:
         return _text_of_text(settings, summary)
     last, ratio = settings.totals[-1], "labels / best design's"
 
@@ -200,7 +200,7 @@ def text(settings: AnnotationBudget, summary: pd.DataFrame, rows: pd.DataFrame) 
         f"{reward_ends}, the best policy found in that class {floor}. DPO matches the labelled pairs where they "
         f"lie, the other way weighs errors by the policy itself.",
     ]
-    if settings.rung == "tree":
+    if settings.scale == "tree":
         known = get(summary, "learners", "table's regret / known form's", learner="structured-reward")
         parts.append(
             f"A reward model that knows the reward's form (tokens by place, and neighbours) leaves a regret {known} "

@@ -21,7 +21,7 @@ from rlhf_lab.errors import LabError, Natural, NonNegative, check_beta
 from rlhf_lab.experiments import runner
 from rlhf_lab.experiments.claims.annotation_budget import run_text as budget_text
 from rlhf_lab.experiments.claims.annotation_budget.report import LIMITS, RATIOS, WITHIN, figure, get, text, words
-from rlhf_lab.experiments.runner import EXACT_RUNGS, Chosen, Experiment, Job, Settings, Verdict
+from rlhf_lab.experiments.runner import EXACT_SCALES, BestConfig, Experiment, Job, Settings, Worded
 from rlhf_lab.experiments.statistics import Interval, bootstrap, bootstrap_median, mean_interval
 from rlhf_lab.training import seeded
 
@@ -56,11 +56,11 @@ class AnnotationBudget(Settings):
     limit_labels: Natural = 0
     """The largest N of the limit. 0: bandit 4,096,000, tree 65,536,000."""
     budget: Natural = 400
-    """Money for demonstrations and labels in the splits of the exact rungs, in labels."""
+    """Money for demonstrations and labels in the splits of the exact scales, in labels."""
     demo_beta: NonNegative = 1.0
     """β_demo of the demonstrator."""
     world: str = "sentiment"
-    """Text world of a language model's rung."""
+    """Text world of a language model's scale."""
     money: NonNegative = 0.0
     """Money of each strategy on a language model, in labels. 0: 256."""
     price_demonstration: NonNegative = 4.0
@@ -75,8 +75,8 @@ class AnnotationBudget(Settings):
     """Test prompts of a language model. 0: 64."""
 
     def __post_init__(self) -> None:
-        tree, quick = self.rung == "tree", self.quick
-        text = self.rung not in EXACT_RUNGS
+        tree, quick = self.scale == "tree", self.quick
+        text = self.scale not in EXACT_SCALES
         usual = {
             "seeds": 2 if quick else 3 if text else 6 if tree else 20,
             "beta": 0.5 if tree or text else 0.3,
@@ -141,14 +141,14 @@ class AnnotationBudget(Settings):
 
 def jobs(settings: AnnotationBudget) -> list[Job]:
     """Each part for each seed; on a language model each strategy for each seed."""
-    if settings.rung in EXACT_RUNGS:
+    if settings.scale in EXACT_SCALES:
         return [{"seed": seed, "part": part} for seed in range(settings.seeds) for part in PARTS]
     return [{"seed": seed, "part": key} for seed in range(settings.seeds) for key in ("none", *budget_text.STRATEGIES)]
 
 
-def run(settings: AnnotationBudget, job: Job, chosen: Chosen) -> list[dict[str, Any]]:
+def run(settings: AnnotationBudget, job: Job, best_config: BestConfig) -> list[dict[str, Any]]:
     """One part of one seed."""
-    if settings.rung in EXACT_RUNGS:
+    if settings.scale in EXACT_SCALES:
         return PARTS[job["part"]](settings, job["seed"])
     return [_on_text(settings, job["seed"], job["part"])]
 
@@ -156,7 +156,7 @@ def run(settings: AnnotationBudget, job: Job, chosen: Chosen) -> list[dict[str, 
 @lru_cache(maxsize=2)
 def _world(settings: AnnotationBudget, seed: int, limit: bool = False) -> tuple[label_budget.Finite, torch.Tensor]:
     """The seed's own worlds, and the features of a policy that cannot say everything, (W, K, d)."""
-    if settings.rung == "bandit":
+    if settings.scale == "bandit":
         beta = 0.5 if limit else settings.beta
         world = label_budget.random_worlds(settings.worlds, 6 if limit else settings.arms, beta, seed)
         generator = seeded(seed, 405)
@@ -261,7 +261,7 @@ def _learners(settings: AnnotationBudget, seed: int) -> list[dict[str, Any]]:
             "limited-dpo": label_budget.limited_by_dpo(many.log_ref, wide, state.wins, many.beta),
             "limited-reward": label_budget.limited_by_reward(many.log_ref, wide, state.rewards, many.beta),
         }
-        if settings.rung == "tree":
+        if settings.scale == "tree":
             from rlhf_lab.response_tree import ResponseTree
 
             known_form = _bigrams(ResponseTree(settings.tokens, 3).responses.ids).expand(len(many.log_ref), -1, -1)
@@ -304,7 +304,7 @@ def _text_run(settings: AnnotationBudget, seed: int) -> Any:
         reward_steps=max(settings.steps * 5 // 4, 2), test_prompts=settings.test_prompts,
         test_samples=2 if settings.quick else 6,
     )  # fmt: skip
-    return setup_text.TextRun(setup_text.bench(settings.rung, settings.world), plan, seed)
+    return setup_text.TextRun(setup_text.bench(settings.scale, settings.world), plan, seed)
 
 
 def _on_text(settings: AnnotationBudget, seed: int, key: str) -> dict[str, Any]:
@@ -333,7 +333,7 @@ def summarise(settings: AnnotationBudget, rows: pd.DataFrame) -> pd.DataFrame:
         out.append({"part": part, **names, "what": what, "value": value, "value_low": low, "value_high": high,
                     "seeds": seeds})  # fmt: skip
 
-    if settings.rung not in EXACT_RUNGS:
+    if settings.scale not in EXACT_SCALES:
         start = rows[rows["part"] == "random"].set_index("seed")["objective"]
         keys = [key for key in rows["part"].unique() if key != "random"]
         for key, group in rows.groupby("part", sort=False):
@@ -389,7 +389,7 @@ def summarise(settings: AnnotationBudget, rows: pd.DataFrame) -> pd.DataFrame:
     add("learners", "best of the class", mean_interval(one["floor"].to_numpy()), len(one), learner="limited")
     add("learners", "limited DPO less limited reward", mean_interval((one["regret"] - other["regret"]).to_numpy()),
         len(one), learner="limited", labels=settings.totals[-1])  # fmt: skip
-    if settings.rung == "tree":
+    if settings.scale == "tree":
         last = part[part["labels"] == settings.totals[-1]].pivot(index="seed", columns="learner", values="regret")
         times = mean_interval(np.log((last["full"] / last["structured-reward"]).to_numpy()))
         add("learners", "table's regret / known form's", tuple(np.exp(times)), len(last), learner="structured-reward",
@@ -415,9 +415,9 @@ RULE = (
 )
 
 
-def judge(settings: AnnotationBudget, summary: pd.DataFrame, rows: pd.DataFrame) -> Verdict:
+def judge(settings: AnnotationBudget, summary: pd.DataFrame, rows: pd.DataFrame) -> Worded:
     """The rule."""
-    if settings.rung not in EXACT_RUNGS:
+    if settings.scale not in EXACT_SCALES:
         return _judge_text(settings, summary)
     n = settings.limit_totals[-1]
     limits = {key: get(summary, "limit", "N regret / price", pairs=key, labels=n) for key in LIMITS}
@@ -437,17 +437,19 @@ def judge(settings: AnnotationBudget, summary: pd.DataFrame, rows: pd.DataFrame)
         f"{get(summary, 'sources', 'labels / best design' + chr(39) + 's', pairs='reference', labels=last)} times."
     )
     if met and near:
-        return Verdict("holds", sentence)
+        return Worded("supported", sentence)
     if met and far:
-        return Verdict(
-            "holds when", "The limit is met, but not by an active policy: when rewards are known. " + sentence
+        return Worded(
+            "partly supported", "The limit is met, but not by an active policy: when rewards are known. " + sentence
         )
     if missed and near:
-        return Verdict("holds when", "The active policy is near the best design, but a limit is missed. " + sentence)
-    return Verdict("does not hold" if missed and far else "not decided", sentence)
+        return Worded(
+            "partly supported", "The active policy is near the best design, but a limit is missed. " + sentence
+        )
+    return Worded("not supported" if missed and far else "inconclusive", sentence)
 
 
-def _judge_text(settings: AnnotationBudget, summary: pd.DataFrame) -> Verdict:
+def _judge_text(settings: AnnotationBudget, summary: pd.DataFrame) -> Worded:
     found = {key: get(summary, key, "over random pairs") for key in budget_text.STRATEGIES if key != "random"}
     above = [key for key, value in found.items() if value.above]
     below = [key for key, value in found.items() if value.below]
@@ -456,32 +458,32 @@ def _judge_text(settings: AnnotationBudget, summary: pd.DataFrame) -> Verdict:
         return "; ".join(f"{budget_text.STRATEGIES[key][0]} {found[key]}" for key in keys)
 
     if above and below:
-        return Verdict("holds when", f"When the money goes to {named(above)} (gain in J). Worse: {named(below)}.")
+        return Worded("partly supported", f"When the money goes to {named(above)} (gain in J). Worse: {named(below)}.")
     if above:
-        return Verdict("holds", f"Gain in J over DPO on random pairs at equal money: {named(above)}.")
+        return Worded("supported", f"Gain in J over DPO on random pairs at equal money: {named(above)}.")
     words = f"J over DPO on random pairs at equal money: {named(list(found))}."
-    return Verdict("does not hold" if below else "not decided", words)
+    return Worded("not supported" if below else "inconclusive", words)
 
 
 EXPERIMENT = Experiment(
     number=10,
     name="annotation-budget",
     title="Given a budget of human labels, the whole training can be designed",
-    says="The lecture asks it and leaves it open: given a budget of human annotation, how should the whole training be "
-    "designed? RSO's answer in part is to draw pairs from an estimate of π*.",
+    claim="The lecture asks it and leaves it open: given a budget of human annotation, how should the whole training "
+    "be designed? RSO's answer in part is to draw pairs from an estimate of π*.",
     source="Lecture, “Future Direction” (last slide); Liu et al. 2023 (RSO), sections 1 and 3.2, for pairs from π*.",
-    asks="On finite worlds: whether N labels leave the regret that the closed form (the price of a label) says; how "
+    setup="On finite worlds: whether N labels leave the regret that the closed form (the price of a label) says; how "
     "many labels each source of pairs needs over the best design, among them an active policy that does not know the "
     "rewards; how to split money between demonstrations and preferences; DPO or reward model first; how many rounds. "
     "Each seed draws its own worlds. On a language model: six ways to spend the same money, people and "
     "machines included.",
     rule=RULE,
     settings=AnnotationBudget,
-    rungs=("bandit", "tree", "small"),
+    scales=("bandit", "tree", "small"),
     jobs=jobs,
     run=run,
     summarise=summarise,
-    judge=judge,
+    decide=judge,
     figure=figure,
     words=words,
     text=text,

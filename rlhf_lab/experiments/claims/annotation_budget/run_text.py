@@ -1,4 +1,4 @@
-"""Spending one sum of money on a language model: the strategies of `annotation-budget` on the rung "small".
+"""Spending one sum of money on a language model: the strategies of `annotation-budget` on the scale "small".
 
 Each strategy spends all of the money: what it does not pay for demonstrations, samples and training steps it has for
 preference labels. A demonstration is a draw from π_demo ∝ π_ref exp(r*/β_demo), by rejection from π_ref's responses.

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from rlhf_lab.experiments.claims.cost.setup import BEST_OF, PARTS, TRAINED
-from rlhf_lab.experiments.runner import EXACT_RUNGS
+from rlhf_lab.experiments.runner import EXACT_SCALES
 from rlhf_lab.experiments.statistics import Interval, difference, mean_interval
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def _panel_of_memory(axes: Any, settings: Cost, summary: pd.DataFrame) -> None:
     from rlhf_lab.figures import style
 
     places = range(len(TRAINED))
-    unit = 1024 if settings.rung in EXACT_RUNGS else 1
+    unit = 1024 if settings.scale in EXACT_SCALES else 1
     held = [final(summary, m, "held").mean * unit for m in TRAINED]
     axes.bar(places, held, 0.6, color=[style.colour(m) for m in TRAINED])
     found = summary[summary["when"] == "memory"]
@@ -137,7 +137,7 @@ def _held(settings: Cost, summary: pd.DataFrame, method: str) -> str:
 
 def text_of(settings: Cost, summary: pd.DataFrame, runs: pd.DataFrame) -> str:
     """The short text below the verdict, every number of it from the summary or the rows."""
-    exactly = settings.rung in EXACT_RUNGS
+    exactly = settings.scale in EXACT_SCALES
     level, start = final(summary, "dpo", "level").mean, final(summary, "dpo", "start").mean
     goal = "π*'s" if exactly else f"the best of {BEST_OF}'s"
     out = (

@@ -27,7 +27,7 @@ from rlhf_lab.errors import LabError, Natural, NonNegative, check_beta
 from rlhf_lab.experiments import runner
 from rlhf_lab.experiments.claims.cost.report import against, figure, final, memory_ratio, text_of, words
 from rlhf_lab.experiments.claims.cost.setup import BEST_OF, PARTS, TRAINED, Ground, Meter, held_bytes, size_of, train
-from rlhf_lab.experiments.runner import EXACT_RUNGS, Chosen, Experiment, Job, Settings, Verdict
+from rlhf_lab.experiments.runner import EXACT_SCALES, BestConfig, Experiment, Job, Settings, Worded
 from rlhf_lab.experiments.statistics import bootstrap, mean_interval, summarise
 from rlhf_lab.experiments.step_recorder import watching
 from rlhf_lab.policies.base import Policy
@@ -56,7 +56,7 @@ class Cost(Settings):
     """Optimiser steps of the reward model. 0: 150 on the bandit, 80 else."""
     prompts: Natural = 0
     """Prompts that RSO, RAFT and ReST answer. 0: 500, on text 64."""
-    looks: Natural = 0
+    evaluations: Natural = 0
     """How often a policy is looked at on its way. 0: 25 on the bandit, 16 on the tree, 4 on text."""
     rates: tuple[NonNegative, ...] = ()
     """Learning rates of the search, the same for every method."""
@@ -71,7 +71,7 @@ class Cost(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        kind = self.rung if self.rung in EXACT_RUNGS else "text"
+        kind = self.scale if self.scale in EXACT_SCALES else "text"
         full: dict[str, tuple[Any, Any, Any]] = {
             "seeds": (10, 5, 3),
             "labels": (2000, 5000, 512),
@@ -79,7 +79,7 @@ class Cost(Settings):
             "steps": (100, 80, 32),
             "reward_steps": (150, 80, 80),
             "prompts": (500, 500, 64),
-            "looks": (25, 16, 4),
+            "evaluations": (25, 16, 4),
             "rates": ((0.02, 0.05, 0.15), (0.001, 0.003), (0.0003, 0.001)),
             "memory_steps": (1, 1, 4),
         }
@@ -90,7 +90,7 @@ class Cost(Settings):
             "steps": (8, 2, 2),
             "reward_steps": (8, 2, 2),
             "prompts": (32, 4, 2),
-            "looks": (4, 1, 1),
+            "evaluations": (4, 1, 1),
             "rates": ((0.05, 0.15), (0.003,), (0.001,)),
             "memory_steps": (1, 1, 2),
         }
@@ -114,13 +114,13 @@ def _ground(settings: Cost, seed: int, split: str = "test") -> Ground:
 # --------------------------------------------------------------------------------------------------------------- jobs
 
 
-def _tries(settings: Cost) -> list[Job]:
+def _search_trials(settings: Cost) -> list[Job]:
     return [{"seed": SEARCH_SEED, "method": m, "rate": rate} for m in TRAINED for rate in settings.rates]
 
 
-def _choose(settings: Cost, tries: pd.DataFrame) -> Chosen:
+def _select_best(settings: Cost, search_trials: pd.DataFrame) -> BestConfig:
     """The rate with the highest J at the end, gold reward, on the search's seed."""
-    best = tries.loc[tries.groupby("method")["objective"].idxmax()]
+    best = search_trials.loc[search_trials.groupby("method")["objective"].idxmax()]
     return dict(zip(best["method"], best["rate"], strict=True))
 
 
@@ -128,32 +128,32 @@ def _jobs(settings: Cost) -> list[Job]:
     jobs: list[Job] = []
     for seed in range(settings.seeds):
         jobs += [{"seed": seed, "method": m} for m in (*TRAINED, "best-of-n")]
-        if settings.rung not in EXACT_RUNGS:
+        if settings.scale not in EXACT_SCALES:
             measured = TRAINED if seed == 0 and not settings.quick else ("dpo", "ppo")
             jobs += [{"seed": seed, "method": m, "measure": "memory"} for m in measured]
     return jobs
 
 
-def _run(settings: Cost, job: Job, chosen: Chosen) -> list[dict[str, Any]]:
+def _run(settings: Cost, job: Job, best_config: BestConfig) -> list[dict[str, Any]]:
     if job.get("measure") == "memory":
         return [_memory(settings, job["seed"], job["method"])]
     if "rate" in job:
         ground = _ground(settings, job["seed"], "validation")
-        return [_course(settings, ground, job["method"], job["rate"], looks=1)[-1]]
+        return [_course(settings, ground, job["method"], job["rate"], evaluations=1)[-1]]
     ground = _ground(settings, job["seed"])
     if job["method"] == "best-of-n":
         return [_best_of_n(ground)]
-    return _course(settings, ground, job["method"], chosen[job["method"]], settings.looks)
+    return _course(settings, ground, job["method"], best_config[job["method"]], settings.evaluations)
 
 
-def _course(settings: Cost, ground: Ground, method: str, rate: float, looks: int) -> list[dict[str, Any]]:
+def _course(settings: Cost, ground: Ground, method: str, rate: float, evaluations: int) -> list[dict[str, Any]]:
     parts = PARTS[method]
     model, before = ground.fitted if parts.reward else (None, 0.0)
     searching = ground.split == "validation"
     start, level = (math.nan, math.nan) if searching else ground.level
     _ = ground.pairs, ground.prompts  # drawn before the clock starts: they are the same for all
     policy = ground.reference.copy()
-    every = max(settings.steps // looks, 1)
+    every = max(settings.steps // evaluations, 1)
     rows: list[dict[str, Any]] = []
     meter = Meter(policy, ground.reference)
 
@@ -292,7 +292,7 @@ def _names(methods: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def _judge(settings: Cost, summary: pd.DataFrame, runs: pd.DataFrame) -> Verdict:
+def _judge(settings: Cost, summary: pd.DataFrame, runs: pd.DataFrame) -> Worded:
     ratio, gaps = memory_ratio(runs), against(runs)
     drawn = {m: final(summary, m, "samples").mean for m in ("dpo", "ppo")}
     easy = drawn["dpo"] == 0 and drawn["ppo"] > 0
@@ -305,25 +305,25 @@ def _judge(settings: Cost, summary: pd.DataFrame, runs: pd.DataFrame) -> Verdict
     place += [f"clearly below {_names(behind)}"] if behind else []
     result = f"its J ends {' and '.join(place)}" if place else "its J is clearly apart from no other method's"
     if not easy or ratio.low > 1:
-        return Verdict("does not hold", f"{cost}; {result}.")
+        return Worded("not supported", f"{cost}; {result}.")
     if not ratio.high < 1:
-        return Verdict("not decided", f"The interval of the memory's ratio reaches 1: {cost}; {result}.")
+        return Worded("inconclusive", f"The interval of the memory's ratio reaches 1: {cost}; {result}.")
     if ahead and behind:
-        return Verdict("holds", f"{cost}; {result}.")
+        return Worded("supported", f"{cost}; {result}.")
     if ahead or behind:
-        return Verdict("holds when", f"when “mixed” is left out, for here the results are not: {cost}; {result}.")
-    return Verdict("holds when", f"when “mixed” is left out, which these seeds do not decide: {cost}; {result}.")
+        return Worded("partly supported", f"when “mixed” is left out, for here the results are not: {cost}; {result}.")
+    return Worded("partly supported", f"when “mixed” is left out, which these seeds do not decide: {cost}; {result}.")
 
 
 EXPERIMENT = Experiment(
     number=8,
     name="cost",
     title="DPO is easy to train and saves memory; its results are mixed",
-    says="“Advantage: easy to train (no inference while training), saves GPU memory. Disadvantage: mixed results.” "
+    claim="“Advantage: easy to train (no inference while training), saves GPU memory. Disadvantage: mixed results.” "
     "No number is "
     "given.",
     source="Lecture, “Compared to PPO”, “Conclusion”; Rafailov et al. 2023, sections 1 and 4.",
-    asks="Seconds, responses drawn, labels, memory, and the spread over seeds of SFT, DPO, PPO, RSO, RAFT, ReST and "
+    setup="Seconds, responses drawn, labels, memory, and the spread over seeds of SFT, DPO, PPO, RSO, RAFT, ReST and "
     "online "
     "DPO, with best-of-n beside them, which pays when it answers. Costs are read where a method first reaches the same "
     "gold reward: halfway from π_ref to π* on finite worlds, to the best of 8 by the reward model on text. All take "
@@ -335,17 +335,17 @@ EXPERIMENT = Experiment(
     "that of another (paired 95% intervals). All three: holds. The first two alone: “holds when”. One of the first two "
     "clearly the other way: does not hold. A memory ratio whose interval reaches 1: not decided.",
     settings=Cost,
-    rungs=("bandit", "tree", "small"),
+    scales=("bandit", "tree", "small"),
     jobs=_jobs,
     run=_run,
     summarise=_summarise,
-    judge=_judge,
+    decide=_judge,
     figure=figure,
     words=words,
     text=text_of,
     interval="95% Student-t over seeds; of the spread, percentile bootstrap",
-    tries=_tries,
-    choose=_choose,
+    search_trials=_search_trials,
+    select_best=_select_best,
 )
 
 

@@ -27,7 +27,7 @@ from rlhf_lab.errors import LabError
 from rlhf_lab.evaluation import evaluate
 from rlhf_lab.experiments import setup_text
 from rlhf_lab.experiments.compare import Compare
-from rlhf_lab.experiments.runner import EXACT_RUNGS
+from rlhf_lab.experiments.runner import EXACT_SCALES
 from rlhf_lab.policies.base import Policy
 from rlhf_lab.training import Training, seeded
 
@@ -74,7 +74,7 @@ PARTS = {
 
 @dataclass(eq=False)
 class Ground:
-    """One seed on one rung."""
+    """One seed on one scale."""
 
     settings: Cost
     seed: int
@@ -82,18 +82,18 @@ class Ground:
 
     @cached_property
     def _world(self) -> Any:
-        return Compare(world="bandit" if self.settings.rung == "bandit" else "tree").make_world()
+        return Compare(world="bandit" if self.settings.scale == "bandit" else "tree").make_world()
 
     @cached_property
     def _text(self) -> setup_text.TextRun:
         s = self.settings
         plan = setup_text.Plan(labels=s.labels, prompts=s.prompts, beta=s.beta)
-        return setup_text.TextRun(setup_text.bench(s.rung, s.world), plan, self.seed)
+        return setup_text.TextRun(setup_text.bench(s.scale, s.world), plan, self.seed)
 
     @property
     def on_text(self) -> bool:
-        """Whether the rung is a language model."""
-        return self.settings.rung not in EXACT_RUNGS
+        """Whether the scale is a language model."""
+        return self.settings.scale not in EXACT_SCALES
 
     @property
     def reference(self) -> Policy:
@@ -126,7 +126,7 @@ class Ground:
         """r_φ, frozen, and the seconds of its fit."""
         pairs, begin = self.pairs, time.process_time()
         model, s = self.reference.new_reward_model(), self.settings
-        rate = {"bandit": 0.05, "tree": 0.003}.get(s.rung, 1e-3)
+        rate = {"bandit": 0.05, "tree": 0.003}.get(s.scale, 1e-3)
         training = self.training(22, s.reward_steps, s.responses // 2, rate)
         reward_model(model, pairs, RewardModel(), training)
         return model.requires_grad_(False), time.process_time() - begin
@@ -264,7 +264,7 @@ class Meter:
 
     @property
     def seconds(self) -> float:
-        """Of the processor, since the beginning, without the looks."""
+        """Of the processor, since the beginning, without the evaluations."""
         return time.process_time() - self._begin - self._spent
 
     @contextmanager

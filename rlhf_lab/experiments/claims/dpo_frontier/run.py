@@ -22,7 +22,7 @@ from rlhf_lab.algorithms.ppo import PPO, ppo
 from rlhf_lab.errors import LabError, Natural, NonNegative, check_beta
 from rlhf_lab.experiments import runner, setup_text
 from rlhf_lab.experiments.compare import Run
-from rlhf_lab.experiments.runner import EXACT_RUNGS, Chosen, Experiment, Job, Settings, Verdict
+from rlhf_lab.experiments.runner import EXACT_SCALES, BestConfig, Experiment, Job, Settings, Worded
 from rlhf_lab.experiments.statistics import Interval, mean_interval, summarise
 from rlhf_lab.experiments.step_recorder import Watch, watching
 from rlhf_lab.experiments.tabular_training import EPOCHS, table_run, train_table
@@ -59,14 +59,14 @@ class DPOFrontier(Settings):
     """Preference labels. 0: 1,000; on the tree 20,000, on text 512."""
     steps: Natural = 0
     """Optimiser steps of every run; PPO's samples serve for several. 0: 240; on the tree 400, on text 44."""
-    looks: Natural = 0
+    evaluations: Natural = 0
     """Points of each run, evenly spaced, the last at its end. 0: 8; on text 3."""
     prompts: Natural = 0
     """Text: test prompts of a point, with four responses each. 0: 48."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        text, tree, quick = self.rung not in EXACT_RUNGS, self.rung == "tree", self.quick
+        text, tree, quick = self.scale not in EXACT_SCALES, self.scale == "tree", self.quick
         defaults: dict[str, Any] = {
             "seeds": 2 if quick else 3 if text else 5 if tree else 10,
             "betas": ((0.5,) if quick else (0.1, 0.5, 2.0)) if text else (0.1, 0.3, 1.0, 3.0),
@@ -75,7 +75,7 @@ class DPOFrontier(Settings):
             "search_seeds": 1 if text or quick else 2,
             "labels": (16 if quick else 512) if text else 200 if quick else 20_000 if tree else 1000,
             "steps": (2 if quick else 44) if text else 8 if quick else 400 if tree else 240,
-            "looks": 2 if quick else 3 if text else 8,
+            "evaluations": 2 if quick else 3 if text else 8,
             "prompts": 4 if quick else 48,
         }
         for name, value in defaults.items():
@@ -83,8 +83,8 @@ class DPOFrontier(Settings):
                 object.__setattr__(self, name, value)
         for beta in (*self.betas, *self.gold_betas):
             check_beta(beta)
-        if self.looks < 1 or self.steps < self.looks:
-            raise LabError(f"A run of {self.steps} steps cannot be looked at {self.looks} times.")
+        if self.evaluations < 1 or self.steps < self.evaluations:
+            raise LabError(f"A run of {self.steps} steps cannot be looked at {self.evaluations} times.")
         if self.prompts < 2 or self.labels < 8 or not all(rate > 0 for rate in self.rates):
             raise LabError("The frontier needs at least 2 prompts, 8 labels, and learning rates above 0.")
 
@@ -110,7 +110,7 @@ class _TextSeed(setup_text.TextRun):
 
 @lru_cache(maxsize=1)
 def _exact_seed(settings: DPOFrontier, seed: int) -> Run:
-    return table_run(settings.rung, seed, settings.labels, settings.steps)
+    return table_run(settings.scale, seed, settings.labels, settings.steps)
 
 
 @lru_cache(maxsize=1)
@@ -120,7 +120,7 @@ def _text_seed(settings: DPOFrontier, seed: int) -> _TextSeed:
         plan = replace(plan, reward_steps=2, batch=4, prompts=8, test_samples=2)
     else:
         plan = replace(plan, reward_steps=100)
-    return _TextSeed(setup_text.bench(settings.rung, WORLD), plan, seed)
+    return _TextSeed(setup_text.bench(settings.scale, WORLD), plan, seed)
 
 
 def jobs(settings: DPOFrontier) -> list[Job]:
@@ -128,7 +128,7 @@ def jobs(settings: DPOFrontier) -> list[Job]:
     out: list[Job] = []
     for seed in range(settings.seeds):
         out.append({"seed": seed, "method": "reference", "beta": 0.0})
-        if settings.rung in EXACT_RUNGS or seed == 0:
+        if settings.scale in EXACT_SCALES or seed == 0:
             out.append({"seed": seed, "method": "optimal", "beta": 0.0})
         out.append({"seed": seed, "method": "sft", "beta": 0.0})
         for method, betas in (("dpo", settings.betas), ("ppo", settings.betas), ("ppo-gold", settings.gold_betas)):
@@ -136,7 +136,7 @@ def jobs(settings: DPOFrontier) -> list[Job]:
     return out
 
 
-def tries(settings: DPOFrontier) -> list[Job]:
+def search_trials(settings: DPOFrontier) -> list[Job]:
     """The same rates for each method, at the middle β. PPO on the gold reward takes PPO's."""
     return [
         {"seed": SEARCH + seed, "method": method, "beta": settings.middle, "rate": rate}
@@ -146,17 +146,17 @@ def tries(settings: DPOFrontier) -> list[Job]:
     ]
 
 
-def choose(settings: DPOFrontier, rows: pd.DataFrame) -> Chosen:
+def select_best(settings: DPOFrontier, rows: pd.DataFrame) -> BestConfig:
     """The rate with the largest objective at the end, mean over search seeds, by method."""
     ends = rows[rows["look"] == rows.groupby(["seed", "method", "rate"])["look"].transform("max")]
     means = ends.groupby(["method", "rate"])["objective"].mean()
     return {method: float(means[method].idxmax()) for method in ("sft", "dpo", "ppo")}
 
 
-def run(settings: DPOFrontier, job: Job, chosen: Chosen) -> list[dict[str, Any]]:
+def run(settings: DPOFrontier, job: Job, best_config: BestConfig) -> list[dict[str, Any]]:
     """One run's points, or the curve that no policy passes."""
     method, seed, beta = job["method"], job["seed"], job["beta"]
-    text = settings.rung not in EXACT_RUNGS
+    text = settings.scale not in EXACT_SCALES
     if method == "optimal":
         return _text_frontier(settings, seed) if text else _exact_frontier(settings, seed)
     split = "validation" if "rate" in job else "test"
@@ -164,13 +164,13 @@ def run(settings: DPOFrontier, job: Job, chosen: Chosen) -> list[dict[str, Any]]
     if method == "reference":
         start = _text_seed(settings, seed).bench.reference if text else _exact_seed(settings, seed).world.reference
         return [{"look": 0, "trusted": 1, **see(start)}]
-    rate = job.get("rate") or chosen["ppo" if method == "ppo-gold" else method]
+    rate = job.get("rate") or best_config["ppo" if method == "ppo-gold" else method]
     rows: list[dict[str, Any]] = []
     # A run of PPO has whole rounds: its last look is at its own last step.
     steps = settings.steps if not method.startswith("ppo") else settings.steps // _epochs(text) * _epochs(text)
-    when = {round(steps * (number + 1) / settings.looks): number + 1 for number in range(settings.looks)}
+    when = {round(steps * (number + 1) / settings.evaluations): number + 1 for number in range(settings.evaluations)}
     if "rate" in job:
-        when = {steps: settings.looks}
+        when = {steps: settings.evaluations}
 
     def look(policy: Policy, step: int) -> None:
         if step in when:
@@ -333,7 +333,7 @@ def summarise_runs(settings: DPOFrontier, runs: pd.DataFrame) -> pd.DataFrame:
     heights = {
         method: np.array([envelope(*_points(runs, seed, method), budgets) for seed in seeds])
         for method in (*METHODS, "optimal")
-        if settings.rung in EXACT_RUNGS or method != "optimal"
+        if settings.scale in EXACT_SCALES or method != "optimal"
     }
     if "optimal" not in heights:  # estimated once, for all seeds
         kl, reward = _points(runs, seeds[0], "optimal")
@@ -353,7 +353,7 @@ def _leads(summary: pd.DataFrame, method: str) -> list[tuple[float, Interval]]:
     return [(row["kl"], Interval(row["lead"], row["lead_low"], row["lead_high"])) for _, row in part.iterrows()]
 
 
-def judge(settings: DPOFrontier, summary: pd.DataFrame, runs: pd.DataFrame) -> Verdict:
+def judge(settings: DPOFrontier, summary: pd.DataFrame, runs: pd.DataFrame) -> Worded:
     """See the rule."""
     leads = _leads(summary, "ppo")
     above = [kl for kl, lead in leads if lead.above]
@@ -364,14 +364,14 @@ def judge(settings: DPOFrontier, summary: pd.DataFrame, runs: pd.DataFrame) -> V
         f"{most[0]:.2g} nats)"
     )
     if len(above) == len(leads):
-        return Verdict("holds", f"DPO's frontier lies above PPO's at all {len(leads)} budgets of KL: {ends}.")
+        return Worded("supported", f"DPO's frontier lies above PPO's at all {len(leads)} budgets of KL: {ends}.")
     if above:
         where = _where(above)
         rest = f"; PPO's lies above DPO's {_where(below)}" if below else "; elsewhere the interval holds 0"
-        return Verdict("holds when", f"DPO's frontier lies above PPO's {where}{rest}. {ends}.")
+        return Worded("partly supported", f"DPO's frontier lies above PPO's {where}{rest}. {ends}.")
     if below:
-        return Verdict("does not hold", f"PPO's frontier lies above DPO's {_where(below)}, DPO's nowhere. {ends}.")
-    return Verdict("not decided", f"At none of {len(leads)} budgets of KL does the interval leave 0 out. {ends}.")
+        return Worded("not supported", f"PPO's frontier lies above DPO's {_where(below)}, DPO's nowhere. {ends}.")
+    return Worded("inconclusive", f"At none of {len(leads)} budgets of KL does the interval leave 0 out. {ends}.")
 
 
 def _where(budgets: list[float]) -> str:
@@ -393,7 +393,7 @@ def figure(settings: DPOFrontier, summary: pd.DataFrame, runs: pd.DataFrame) -> 
     with style.use():
         budget = summary[summary["what"] == "budget"]
         best = budget[budget["method"] == "optimal"]
-        exactly = settings.rung in EXACT_RUNGS
+        exactly = settings.scale in EXACT_SCALES
         word = "the best any policy can do" if exactly else "the best, estimated from π_ref's draws"
         left.plot([0, *best["kl"]], [0, *best["gain"]], color=style.colour("optimal"), label=word, zorder=3)
         # Points of other worlds have another frontier: beside the mean of all they would lie above it.
@@ -451,7 +451,7 @@ def words(settings: DPOFrontier, summary: pd.DataFrame, runs: pd.DataFrame) -> s
 
 def text(settings: DPOFrontier, summary: pd.DataFrame, runs: pd.DataFrame) -> str:
     """What was found."""
-    exactly = settings.rung in EXACT_RUNGS
+    exactly = settings.scale in EXACT_SCALES
     last, middle = BUDGETS - 1, BUDGETS // 2
     top = float(_row(summary, "dpo", last)["kl"])
     out = [
@@ -518,13 +518,13 @@ EXPERIMENT = Experiment(
     number=2,
     name="dpo-frontier",
     title="DPO's frontier of reward and KL lies above PPO's",
-    says=(
+    claim=(
         "In controlled sentiment generation DPO has the highest expected reward at every KL: its frontier strictly "
         "dominates PPO's, even PPO's on the true reward (22 runs: β of .05, .1, 1, 5 for DPO, target KL of 3, 6, 9, "
         "12 for PPO)."
     ),
     source="Rafailov et al. 2023, section 6.1 and Figure 2, left; lecture, “Compared to PPO”",
-    asks=(
+    setup=(
         "DPO and PPO over the same β's, on the same labels; beside them PPO on the gold reward (the paper's PPO-GT) "
         "and SFT on the chosen responses (Preferred-FT). Each run is looked at several times on its way. Every method "
         "gets as many optimiser steps and the same small search for its learning rate. PPO keeps a fixed β where the "
@@ -540,16 +540,16 @@ EXPERIMENT = Experiment(
         "below 0 somewhere and above 0 nowhere; else it is not decided."
     ),
     settings=DPOFrontier,
-    rungs=("bandit", "tree", "small"),
+    scales=("bandit", "tree", "small"),
     jobs=jobs,
     run=run,
     summarise=summarise_runs,
-    judge=judge,
+    decide=judge,
     figure=figure,
     words=words,
     text=text,
-    tries=tries,
-    choose=choose,
+    search_trials=search_trials,
+    select_best=select_best,
 )
 
 

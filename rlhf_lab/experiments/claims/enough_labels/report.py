@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rlhf_lab.evaluation import mean_interval
-from rlhf_lab.experiments.runner import EXACT_RUNGS
+from rlhf_lab.experiments.runner import EXACT_SCALES
 from rlhf_lab.experiments.statistics import Interval
 
 if TYPE_CHECKING:
@@ -48,9 +48,9 @@ def figure(settings: EnoughLabels, summary: pd.DataFrame, runs: pd.DataFrame) ->
     """The result's picture. Arguments: its settings, its summary, its rows; returns a matplotlib figure."""
     from rlhf_lab.figures import style
 
-    if settings.rung not in EXACT_RUNGS:
+    if settings.scale not in EXACT_SCALES:
         return _text_figure(settings, summary)
-    tree = settings.rung == "tree"
+    tree = settings.scale == "tree"
     with style.use():
         drawing, axes = style.subplots(1, 3 if tree else 2, 14.5 if tree else 10.5, 4.4, squeeze=False)
         one, two = axes[0][:2]
@@ -130,7 +130,7 @@ def _text_figure(settings: EnoughLabels, summary: pd.DataFrame) -> Figure:
 
 def words(settings: EnoughLabels, summary: pd.DataFrame, runs: pd.DataFrame) -> str:
     """The picture in words, for who cannot see it; numbers from the summary and the rows."""
-    kind = "text" if settings.rung not in EXACT_RUNGS else "table"
+    kind = "text" if settings.scale not in EXACT_SCALES else "table"
     course = "; ".join(f"{n:,} labels: {value_at(summary, kind, n, 'regret')}" for n in settings.labels)
     out = f"Regret of DPO against the number of labels, both axes logarithmic: {course}."
     if kind == "text":
@@ -147,7 +147,7 @@ def words(settings: EnoughLabels, summary: pd.DataFrame, runs: pd.DataFrame) -> 
 
 def text_of(settings: EnoughLabels, summary: pd.DataFrame, runs: pd.DataFrame) -> str:
     """The short text below the verdict, every number of it from the summary or the rows."""
-    if settings.rung not in EXACT_RUNGS:
+    if settings.scale not in EXACT_SCALES:
         return _text_on_text(settings, summary)
     steep, ends = slope(settings, runs), (settings.labels[0], settings.labels[-1])
     first, last = (value_at(summary, "table", n, "regret") for n in ends)
@@ -155,7 +155,7 @@ def text_of(settings: EnoughLabels, summary: pd.DataFrame, runs: pd.DataFrame) -
     finite = [value_at(summary, "table", n, "finite").mean for n in settings.labels]
     sure = next((n for n, share in zip(settings.labels, finite, strict=True) if share > 0.99), None)
     met = "which its interval contains" if ratio.low <= 1 <= ratio.high else "which its interval leaves out"
-    size = "4 prompts with 10 arms each" if settings.rung == "bandit" else "16 sequences"
+    size = "4 prompts with 10 arms each" if settings.scale == "bandit" else "16 sequences"
     out = (
         f"Each of {settings.seeds} seeds has a random world of its own ({size}, β = {settings.beta:g}), labels drawn "
         f"as the lecture says, and a table fitted by Newton's method from π_ref. The regret goes from {first} at "

@@ -25,7 +25,7 @@ from rlhf_lab.evaluation import Draws, distance_to_optimal, evaluate
 from rlhf_lab.experiments import runner, setup_text
 from rlhf_lab.experiments.claims.enough_labels.report import LEFT, UPPER, apart, figure, slope, text_of, value_at, words
 from rlhf_lab.experiments.compare import Compare
-from rlhf_lab.experiments.runner import EXACT_RUNGS, Experiment, Job, Settings, Verdict
+from rlhf_lab.experiments.runner import EXACT_SCALES, Experiment, Job, Settings, Worded
 from rlhf_lab.experiments.statistics import summarise
 from rlhf_lab.experiments.step_recorder import watching
 from rlhf_lab.policies.base import Policy
@@ -62,7 +62,7 @@ class EnoughLabels(Settings):
     """Pairs in such a step. 0: 256 on the tree, 16 on text, where the largest number of labels then is one pass."""
     rate: NonNegative = 0.0
     """Its learning rate. 0: 0.003 on the tree, 0.0003 on text."""
-    looks: Natural = 0
+    evaluations: Natural = 0
     """Tree: how often in its run a transformer is looked at. 0: 10."""
     prompts: Natural = 0
     """Text: test prompts on which the distance to π* is estimated. 0: 32."""
@@ -73,7 +73,7 @@ class EnoughLabels(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        tree, text, quick = self.rung == "tree", self.rung not in EXACT_RUNGS, self.quick
+        tree, text, quick = self.scale == "tree", self.scale not in EXACT_SCALES, self.quick
         decades: tuple[int, ...] = (100, 300, 1000, 3000, 10_000, 30_000, 100_000)
         if quick:
             decades = (100, 1000, 10_000)
@@ -81,7 +81,7 @@ class EnoughLabels(Settings):
             "beta": 1.0 if text else 0.5,
             "labels": ((24, 96) if quick else (64, 360, 2048)) if text else decades,
             "net_labels": ((200, 800) if quick else (500, 4000, 32_000)) if tree else (),
-            "looks": 3 if quick else 10,
+            "evaluations": 3 if quick else 10,
             "net_seeds": (2 if quick else 5) if tree else 0,
             "seeds": (2 if quick else 3) if text else (3 if quick else 200),
             "steps": (6 if quick else 128) if text else (12 if quick else 200),
@@ -106,9 +106,9 @@ class EnoughLabels(Settings):
 # ---------------------------------------------------------------------------------------------------------- tables
 
 
-def table_world(rung: str, seed: int) -> World:
+def table_world(scale: str, seed: int) -> World:
     """A seed's own world: a bandit of 4 prompts × 10 arms, or the tree of 4 tokens to depth 2 (16 responses)."""
-    return bandit.random(4, 10, seed) if rung == "bandit" else token_tree.random(4, 2, 1, seed)
+    return bandit.random(4, 10, seed) if scale == "bandit" else token_tree.random(4, 2, 1, seed)
 
 
 def limit(world: World, beta: float) -> float:
@@ -179,7 +179,7 @@ def has_finite_optimum(wins: Tensor) -> Tensor:
 
 
 def _tables(settings: EnoughLabels, seed: int) -> list[dict[str, Any]]:
-    world = table_world(settings.rung, seed)
+    world = table_world(settings.scale, seed)
     pairs = world.preferences(settings.labels[-1], seeded(seed, 20))
     counts = win_counts(world, pairs, settings.labels)
     log_ref, reward, price = world.log_ref(), world.rewards(), limit(world, settings.beta)
@@ -223,7 +223,7 @@ def _net(settings: EnoughLabels, job: Job) -> list[dict[str, Any]]:
         steps=settings.steps, batch_size=settings.batch, learning_rate=settings.rate,
         max_grad_norm=1.0, seed=1000 * seed + 3, progress=False,
     )  # fmt: skip
-    every = max(settings.steps // settings.looks, 1)
+    every = max(settings.steps // settings.evaluations, 1)
     log_ref = world.reference.log_prob(held.prompts, held.responses).detach()
     seen = None if data is None else data[torch.arange(min(len(data), 1024))]
     seen_ref = None if seen is None else world.reference.log_prob(seen.prompts, seen.responses).detach()
@@ -258,7 +258,7 @@ def _text(settings: EnoughLabels, seed: int) -> tuple[setup_text.TextRun, Tokens
     plan = setup_text.Plan(
         labels=settings.labels[-1], beta=settings.beta, steps=settings.steps, batch=settings.batch, rate=settings.rate
     )
-    run = setup_text.TextRun(setup_text.bench(settings.rung, settings.world), plan, seed)
+    run = setup_text.TextRun(setup_text.bench(settings.scale, settings.world), plan, seed)
     made = run.bench
     x = made.world.prompts(made.tokenizer, "test", settings.prompts)
     with torch.no_grad():
@@ -311,7 +311,7 @@ def _text_numbers(
 
 
 def _jobs(settings: EnoughLabels) -> list[Job]:
-    if settings.rung not in EXACT_RUNGS:
+    if settings.scale not in EXACT_SCALES:
         return [{"seed": s, "kind": "text", "labels": n} for s in range(settings.seeds) for n in settings.labels]
     jobs: list[Job] = [{"seed": s, "kind": "table"} for s in range(settings.seeds)]
     for seed in range(settings.net_seeds):
@@ -331,71 +331,75 @@ TEXT_METRICS = ["objective", "gain", "gold", "reward", "kl", "regret", "left", "
 
 
 def _summarise(settings: EnoughLabels, runs: pd.DataFrame) -> pd.DataFrame:
-    wanted = METRICS if settings.rung in EXACT_RUNGS else TEXT_METRICS
+    wanted = METRICS if settings.scale in EXACT_SCALES else TEXT_METRICS
     return summarise(runs, ["kind", "labels", "when"], [name for name in wanted if name in runs])
 
 
-def _judge(settings: EnoughLabels, summary: pd.DataFrame, runs: pd.DataFrame) -> Verdict:
+def _judge(settings: EnoughLabels, summary: pd.DataFrame, runs: pd.DataFrame) -> Worded:
     ends = (settings.labels[0], settings.labels[-1])
-    if settings.rung not in EXACT_RUNGS:
+    if settings.scale not in EXACT_SCALES:
         return _judge_text(settings, summary, ends)
     falls, steep = apart(summary, "table", ends, "regret"), slope(settings, runs)
     first, last = (value_at(summary, "table", n, "regret") for n in ends)
     ratio = value_at(summary, "table", ends[1], "ratio")
     course = f"a table's regret goes from {first} at {ends[0]:,} labels to {last} at {ends[1]:,}"
     if falls > 0:
-        return Verdict("does not hold", f"More labels lead away from π*: {course}.")
+        return Worded("not supported", f"More labels lead away from π*: {course}.")
     if falls == 0:
-        return Verdict("not decided", f"The intervals meet: {course}.")
+        return Worded("inconclusive", f"The intervals meet: {course}.")
     fast, met = steep.high < SLOPE, ratio.low <= 1 <= ratio.high
     course += f", with slope {steep} over the upper numbers, and at the last N · regret is {ratio} of its limit"
     if not (fast and met):
         missed = "slope" if not fast else "limit"
         if not fast and not met:
             missed = "slope and limit"
-        return Verdict("holds when", f"when the theory's {missed} need not be met as closely as asked: {course}.")
-    if settings.rung == "bandit":
-        return Verdict("holds", f"{course[0].upper()}{course[1:]}.")
+        return Worded("partly supported", f"when the theory's {missed} need not be met as closely as asked: {course}.")
+    if settings.scale == "bandit":
+        return Worded("supported", f"{course[0].upper()}{course[1:]}.")
     ends = (settings.net_labels[0], settings.net_labels[-1])
     stopped, run_on = (apart(summary, "transformer", ends, "regret", when) for when in ("stopped", "end"))
     few, many = (value_at(summary, "transformer", n, "regret", "stopped") for n in ends)
     net = f"the transformer's, stopped by held-out labels, from {few} at {ends[0]:,} to {many} at {ends[1]:,}"
     if stopped < 0 and run_on < 0:
-        return Verdict("holds", f"{course[0].upper()}{course[1:]}; {net}.")
+        return Worded("supported", f"{course[0].upper()}{course[1:]}; {net}.")
     when = "training stops early, by held-out labels" if stopped < 0 else "the policy is a table"
-    return Verdict("holds when", f"when {when}: {course}; {net}.")
+    return Worded("partly supported", f"when {when}: {course}; {net}.")
 
 
-def _judge_text(settings: EnoughLabels, summary: pd.DataFrame, ends: tuple[int, int]) -> Verdict:
+def _judge_text(settings: EnoughLabels, summary: pd.DataFrame, ends: tuple[int, int]) -> Worded:
     rises, falls = apart(summary, "text", ends, "objective"), apart(summary, "text", ends, "regret")
     first, last = (value_at(summary, "text", n, "objective") for n in ends)
     left, trust = value_at(summary, "text", ends[1], "left"), value_at(summary, "text", ends[1], "trusted").mean
     course = f"J goes from {first} at {ends[0]:,} labels to {last} at {ends[1]:,}"
     if rises < 0:
-        return Verdict("does not hold", f"More labels make it worse: {course}.")
+        return Worded("not supported", f"More labels make it worse: {course}.")
     if rises == 0:
-        return Verdict("not decided", f"The intervals meet: {course}.")
+        return Worded("inconclusive", f"The intervals meet: {course}.")
     if falls >= 0:
-        return Verdict("holds when", f"when J alone is asked for: {course}; the estimated regret's intervals meet.")
+        return Worded(
+            "partly supported", f"when J alone is asked for: {course}; the estimated regret's intervals meet."
+        )
     course += f", and {left.mean:.0%} [{left.low:.0%}, {left.high:.0%}] of the way from π_ref to π* is left"
     if trust < 1:
-        return Verdict("holds when", f"when the estimate of the regret is believed, which it may not be: {course}.")
+        return Worded(
+            "partly supported", f"when the estimate of the regret is believed, which it may not be: {course}."
+        )
     if left.high < LEFT:
-        return Verdict("holds", f"{course}.")
-    return Verdict("holds when", f"when there is more than this run had of labels, steps or both: {course}.")
+        return Worded("supported", f"{course}.")
+    return Worded("partly supported", f"when there is more than this run had of labels, steps or both: {course}.")
 
 
 EXPERIMENT = Experiment(
     number=1,
     name="enough-labels",
     title="With enough preference data DPO finds π*, without a reward model or sampling",
-    says="The DPO loss is the maximum likelihood of the preferences with the policy as its own reward model, so its "
+    claim="The DPO loss is the maximum likelihood of the preferences with the policy as its own reward model, so its "
     "optimum "
     "for the population of labels is π* itself; no reward model is fitted and nothing is sampled while training. How "
     "many "
     "labels are enough is not said.",
     source="Rafailov et al. 2023, sections 4 and 5, equation 7; lecture, “DPO Objective Function” and “DPO Outline”.",
-    asks="How the distance J(π*) − J(π_θ) falls with the number N of labelled pairs from π_ref. Tables, on random "
+    setup="How the distance J(π*) − J(π_θ) falls with the number N of labelled pairs from π_ref. Tables, on random "
     "bandits "
     "and on a tree of 16 sequences, are set beside the limit that `exact.label_price` computes without a label; a "
     "small "
@@ -416,11 +420,11 @@ EXPERIMENT = Experiment(
     f"runs at the largest, and its interval leave less than {LEFT:.0%} of the way from π_ref to π*; where J rises but "
     f"one of these fails, “holds when”; where J falls it does not hold; overlapping intervals decide nothing.",
     settings=EnoughLabels,
-    rungs=("bandit", "tree", "small"),
+    scales=("bandit", "tree", "small"),
     jobs=_jobs,
     run=_run,
     summarise=_summarise,
-    judge=_judge,
+    decide=_judge,
     figure=figure,
     words=words,
     text=text_of,

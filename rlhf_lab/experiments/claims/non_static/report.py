@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from rlhf_lab.experiments.claims.non_static.strategies import LOOKS
-from rlhf_lab.experiments.runner import EXACT_RUNGS
+from rlhf_lab.experiments.runner import EXACT_SCALES
 from rlhf_lab.experiments.statistics import Interval, difference
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def _mean(summary: pd.DataFrame, change: str, turn: float, strategy: str, column
 
 def text(settings: NonStatic, summary: pd.DataFrame, runs: pd.DataFrame) -> str:
     """What was found and why."""
-    if settings.rung not in EXACT_RUNGS:
+    if settings.scale not in EXACT_SCALES:
         return _text_language(settings, summary, runs)
     n, rounds, most = settings.labels, settings.rounds, max(settings.turns)
     gains = {turn: gain(runs, "drift", turn) for turn in sorted(settings.turns)}
@@ -192,7 +192,7 @@ def figure(settings: NonStatic, summary: pd.DataFrame, runs: pd.DataFrame) -> Fi
     """Exact: window against closed form, drift against regret, other changes. Language: J by round, and differences."""
     from rlhf_lab.figures import style
 
-    if settings.rung not in EXACT_RUNGS:
+    if settings.scale not in EXACT_SCALES:
         return _figure_language(settings, summary, runs)
     drawing, axes = style.subplots(1, 3, width=17, height=5.2)
     with style.use():
@@ -308,7 +308,7 @@ def _figure_language(settings: NonStatic, summary: pd.DataFrame, runs: pd.DataFr
 
 def words(settings: NonStatic, summary: pd.DataFrame, runs: pd.DataFrame) -> str:
     """The picture in words."""
-    if settings.rung not in EXACT_RUNGS:
+    if settings.scale not in EXACT_SCALES:
         parts = []
         for change, strategies in LANGUAGE.items():
             numbers = []

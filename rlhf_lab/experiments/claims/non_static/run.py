@@ -34,7 +34,7 @@ from rlhf_lab.experiments.claims.non_static.report import (
 )
 from rlhf_lab.experiments.claims.non_static.run_text import run_language
 from rlhf_lab.experiments.claims.non_static.strategies import LOOKS, deploy, scene, steady
-from rlhf_lab.experiments.runner import EXACT_RUNGS, Chosen, Experiment, Job, Settings, Verdict
+from rlhf_lab.experiments.runner import EXACT_SCALES, BestConfig, Experiment, Job, Settings, Worded
 from rlhf_lab.experiments.statistics import summarise
 from rlhf_lab.worlds import nonstationary
 
@@ -73,12 +73,12 @@ class NonStatic(Settings):
     """Optimiser steps of every DPO fit on a language model."""
 
     def __post_init__(self) -> None:
-        exact_rung = self.rung in EXACT_RUNGS
-        bandit, quick = self.rung == "bandit", self.quick
+        exact_scale = self.scale in EXACT_SCALES
+        bandit, quick = self.scale == "bandit", self.quick
         usual: dict[str, Any] = {
-            "seeds": 2 if quick else (12 if bandit else 5 if exact_rung else 3),
-            "labels": 16 if quick and not exact_rung else (120 if bandit else 500 if exact_rung else 160),
-            "rounds": (8 if quick else 24) if exact_rung else (2 if quick else 3),
+            "seeds": 2 if quick else (12 if bandit else 5 if exact_scale else 3),
+            "labels": 16 if quick and not exact_scale else (120 if bandit else 500 if exact_scale else 160),
+            "rounds": (8 if quick else 24) if exact_scale else (2 if quick else 3),
             "turns": (0.0, math.pi / 2) if quick else (0.0, 0.1, 0.2, 0.4, 0.8, 1.2, math.pi / 2),
             "windows": (1, 4) if quick else (1, 2, 3, 4, 6, 8, 12, 16, 24, 32),
             "every": (1, 2) if quick else (1, 2, 4, 8),
@@ -86,7 +86,7 @@ class NonStatic(Settings):
             "more": 4 if quick or not bandit else 25,
             "fits": 2 if quick else (64 if bandit else 10),
         }
-        if not exact_rung:
+        if not exact_scale:
             usual |= {"turns": (math.pi / 2,), "windows": (1,), "every": (1,), "drifts": (0.0,), "fits": 1, "more": 1}
         for name, value in usual.items():
             if not getattr(self, name):
@@ -96,15 +96,15 @@ class NonStatic(Settings):
         super().__post_init__()
         if self.rounds < 1 or self.labels < 8 or self.fits < 1 or min(*self.windows, *self.every, self.window) < 1:
             raise LabError("A world that moves needs a round, 8 labels a round, and windows of at least one round.")
-        if exact_rung and self.rounds % PIECES:
+        if exact_scale and self.rounds % PIECES:
             raise LabError(f"rounds must be a multiple of {PIECES}, not {self.rounds}: so the curves are averaged.")
-        if exact_rung and max(self.drifts) * (max(self.windows) + max(self.every)) > 12:
+        if exact_scale and max(self.drifts) * (max(self.windows) + max(self.every)) > 12:
             raise LabError("drifts times windows is more than two turns: such a window knows nothing of any round.")
 
 
 def _size(settings: NonStatic) -> tuple[int, ...]:
-    """What random world a rung is: prompts and arms, or vocabulary, length, prompts."""
-    if settings.rung == "bandit":
+    """What random world a scale is: prompts and arms, or vocabulary, length, prompts."""
+    if settings.scale == "bandit":
         return (4, 6)
     return (4, 3, 2) if settings.quick else (6, 4, 2)
 
@@ -113,10 +113,10 @@ def _size(settings: NonStatic) -> tuple[int, ...]:
 
 
 def jobs(settings: NonStatic) -> list[Job]:
-    """On exact rungs a seed's deployments and long runs; on a language model a seed's deployments by strategy."""
+    """On exact scales a seed's deployments and long runs; on a language model a seed's deployments by strategy."""
     out: list[Job] = []
     for seed in range(settings.seeds):
-        if settings.rung not in EXACT_RUNGS:
+        if settings.scale not in EXACT_SCALES:
             for change, strategies in LANGUAGE.items():
                 out += [{"part": "deploy", "change": change, "strategy": s, "seed": seed} for s in strategies]
             continue
@@ -130,11 +130,11 @@ def jobs(settings: NonStatic) -> list[Job]:
     return out
 
 
-def run(settings: NonStatic, job: Job, chosen: Chosen) -> list[dict[str, Any]]:
+def run(settings: NonStatic, job: Job, best_config: BestConfig) -> list[dict[str, Any]]:
     """One job's rows."""
-    if settings.rung not in EXACT_RUNGS:
+    if settings.scale not in EXACT_SCALES:
         return run_language(settings, job)
-    made = scene(settings.rung, _size(settings), job["seed"], settings.beta, settings.rounds)
+    made = scene(settings.scale, _size(settings), job["seed"], settings.beta, settings.rounds)
     n, rounds = settings.labels, settings.rounds
     if job["part"] == "steady":
         price, late = made.cost(steps=8)
@@ -178,10 +178,10 @@ def run(settings: NonStatic, job: Job, chosen: Chosen) -> list[dict[str, Any]]:
 
 
 def summary_of(settings: NonStatic, runs: pd.DataFrame) -> pd.DataFrame:
-    """One row a condition; see the columns' names. On exact rungs of two kinds, by `part`."""
+    """One row a condition; see the columns' names. On exact scales of two kinds, by `part`."""
     import pandas as pd
 
-    if settings.rung not in EXACT_RUNGS:
+    if settings.scale not in EXACT_SCALES:
         metrics = ["objective", "reward", "kl", "gold", "words"]
         by = ["change", "strategy"]
         each = runs.groupby([*by, "seed"], sort=False)[metrics].mean().reset_index()
@@ -203,9 +203,9 @@ def summary_of(settings: NonStatic, runs: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([short, long], ignore_index=True)
 
 
-def judge(settings: NonStatic, summary: pd.DataFrame, runs: pd.DataFrame) -> Verdict:
+def judge(settings: NonStatic, summary: pd.DataFrame, runs: pd.DataFrame) -> Worded:
     """The rule, see `RULE`."""
-    if settings.rung not in EXACT_RUNGS:
+    if settings.scale not in EXACT_SCALES:
         return _judge_language(runs)
     gains = {turn: gain(runs, "drift", turn) for turn in sorted(settings.turns)}
     better = [turn for turn, found in gains.items() if found.below]
@@ -220,34 +220,36 @@ def judge(settings: NonStatic, summary: pd.DataFrame, runs: pd.DataFrame) -> Ver
     # The first drift from which on every interval lies below zero.
     start = next((i for i in range(len(turns)) if all(gains[turn].below for turn in turns[i:])), None)
     if start == 0:
-        return Verdict("holds", f"Refitting on the newest labels has the smaller regret at every drift tried. {form}")
+        return Worded(
+            "supported", f"Refitting on the newest labels has the smaller regret at every drift tried. {form}"
+        )
     if start is not None:
         before = f"; up to {max(worse):.2g} rad fitting once is better" if worse else ""
         found = gains[turns[start]]
-        return Verdict(
-            "holds when",
+        return Worded(
+            "partly supported",
             f"the preferences turn by at least {turns[start]:.2g} rad over the deployment: there the regret of a round "
             f"is smaller by {-found.mean:.2g} [{-found.high:.2g}, {-found.low:.2g}]{before}. {form}",
         )
     if better:
-        return Verdict("not decided", f"Refitting is better at some drifts, but not from one of them on. {form}")
+        return Worded("inconclusive", f"Refitting is better at some drifts, but not from one of them on. {form}")
     if worse:
-        return Verdict("does not hold", f"At no drift is the regret of refitting smaller, at some it is larger. {form}")
-    return Verdict("not decided", f"At no drift does the interval of the difference leave out zero. {form}")
+        return Worded("not supported", f"At no drift is the regret of refitting smaller, at some it is larger. {form}")
+    return Worded("inconclusive", f"At no drift does the interval of the difference leave out zero. {form}")
 
 
-def _judge_language(runs: pd.DataFrame) -> Verdict:
+def _judge_language(runs: pd.DataFrame) -> Worded:
     drift, still = language_gain(runs, "drift", "online"), language_gain(runs, "none", "online-all")
     told = (
         f"Online less offline in J, mean over the rounds: {drift} where the taste turns, {still} where nothing moves."
     )
     if drift.above and still.above:
-        return Verdict("holds", told)
+        return Worded("supported", told)
     if drift.above:
-        return Verdict("holds when", f"preferences drift. {told}")
+        return Worded("partly supported", f"preferences drift. {told}")
     if drift.below:
-        return Verdict("does not hold", told)
-    return Verdict("not decided", told)
+        return Worded("not supported", told)
+    return Worded("inconclusive", told)
 
 
 RULE = (
@@ -265,21 +267,21 @@ EXPERIMENT = Experiment(
     number=9,
     name="non-static",
     title="A world that moves: fresh labels every round beat as many labels at the start",
-    says="Preference models and policies that are renewed weekly with fresh human feedback efficiently improve data "
+    claim="Preference models and policies that are renewed weekly with fresh human feedback efficiently improve data "
     "and models (Bai et al. 2022, abstract). When that pays, and at what rhythm, the lecture leaves open.",
     source="Bai et al. 2022 (arXiv 2204.05862), abstract and section 4.5; lecture, “Non-static Environment”.",
-    asks="Worlds whose preferences drift or turn at once, whose prompts shift, and whose policy moves on, with an "
+    setup="Worlds whose preferences drift or turn at once, whose prompts shift, and whose policy moves on, with an "
     "exact moving π*. Strategies of equal label budgets: fitted once; refitted to all, to the newest, to fading "
     "labels; labels of the policy's own responses. Regret of every round, and the best window and rhythm against a "
     "closed form. The source's models have up to 52B parameters and what moves there is the policy; here the change is "
     "a law that we set.",
     rule=RULE,
     settings=NonStatic,
-    rungs=("bandit", "tree", "small"),
+    scales=("bandit", "tree", "small"),
     jobs=jobs,
     run=run,
     summarise=summary_of,
-    judge=judge,
+    decide=judge,
     figure=figure,
     words=words,
     text=text,

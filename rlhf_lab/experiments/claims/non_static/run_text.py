@@ -34,11 +34,11 @@ class Style:
 
 
 @lru_cache(maxsize=2)
-def reference_style(rung: str) -> Style:
+def reference_style(scale: str) -> Style:
     """Measured on 64 validation prompts, four responses each."""
     from rlhf_lab.experiments.setup_text import bench
 
-    made = bench(rung, "sentiment")
+    made = bench(scale, "sentiment")
     prompts = made.world.prompts(made.tokenizer, "validation", 64)
     drawn = made.reference.sample(prompts, 4, seeded(0, 60, device=made.reference.device))
     words = _words([made.tokenizer.batch_decode(ys, skip_special_tokens=True) for ys in drawn.tolist()])
@@ -62,13 +62,13 @@ class TextDeployment:
         from rlhf_lab.experiments.setup_text import Plan, TextRun, bench
 
         self.settings, self.seed = settings, seed
-        self.bench: Bench = bench(settings.rung, "sentiment")
+        self.bench: Bench = bench(settings.scale, "sentiment")
         if settings.quick:
             short: Any = self.bench.reference.copy()
             short.max_new_tokens = 8
             self.bench = replace(self.bench, reference=short.frozen())
         self.run: TextRun = TextRun(self.bench, Plan(beta=settings.beta, steps=settings.steps), seed)
-        self.style = reference_style(settings.rung)
+        self.style = reference_style(settings.scale)
         self._answers: dict[Any, tuple[Tensor, Tensor, float]] = {}
         self._policies: dict[Any, Policy] = {}
         self._labels: dict[Any, Pairs] = {}

@@ -59,9 +59,9 @@ class Scene:
 
 
 @lru_cache(maxsize=2)
-def scene(rung: str, size: tuple[int, ...], seed: int, beta: float, rounds: int) -> Scene:
+def scene(scale: str, size: tuple[int, ...], seed: int, beta: float, rounds: int) -> Scene:
     """The world of a seed, at rest."""
-    if rung == "bandit":
+    if scale == "bandit":
         at = nonstationary.moving_bandit(size[0], size[1], seed, kind="none", beta=beta, rounds=rounds)
         features = nonstationary.basis(torch.eye(size[1]))
     else:

@@ -27,7 +27,7 @@ KINDS = {
     "noisy": "the same, some labels turned round",
     "limited": "sees a part of what gold sees",
 }
-"""Reward models of the exact rungs."""
+"""Reward models of the exact scales."""
 MARGIN = 0.1
 """A road does not turn if its fall is surely less than this share of what gold gained on it."""
 FAR = 1.0
@@ -35,8 +35,8 @@ FAR = 1.0
 
 
 def is_exact(settings: OverOptimisation) -> bool:
-    """Whether the rung's distances are exact."""
-    return settings.rung in runner.EXACT_RUNGS
+    """Whether the scale's distances are exact."""
+    return settings.scale in runner.EXACT_SCALES
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def _line(ax: Any, part: pd.DataFrame, metric: str, colour: str, **looks: Any) -
 
 
 def figure(settings: OverOptimisation, summary: pd.DataFrame, rows: pd.DataFrame) -> Figure:
-    """Gold and proxy against √KL with few labels; how labels move gold; on exact rungs how the error's kind does."""
+    """Gold and proxy against √KL with few labels; how labels move gold; on exact scales how the error's kind does."""
     from matplotlib.lines import Line2D
 
     exactly, few, many = is_exact(settings), settings.labels[0], settings.labels[-1]

@@ -1,8 +1,8 @@
 """Claim 7: the proxy's reward rises while the gold reward falls, and more labels put off the turn.
 
 A road is a row of places on the way to the most proxy reward: PPO, DPO and RSO while they train at a small β, best of
-n as n grows, and on the exact rungs the optimum of the proxy as β falls, which no method outruns. Everything on the
-exact rungs is enumerated. A turn is a fall of gold from its peak to the road's end. The peak is looked for on the
+n as n grows, and on the exact scales the optimum of the proxy as β falls, which no method outruns. Everything on the
+exact scales is enumerated. A turn is a fall of gold from its peak to the road's end. The peak is looked for on the
 other seeds, never on the one whose fall is counted: the highest of many noisy places is high by luck too.
 """
 
@@ -33,7 +33,7 @@ from rlhf_lab.experiments.claims.over_optimisation.trajectories import (
     trained_exactly,
     trained_on_text,
 )
-from rlhf_lab.experiments.runner import Chosen, Experiment, Job, Settings, Verdict
+from rlhf_lab.experiments.runner import BestConfig, Experiment, Job, Settings, Worded
 from rlhf_lab.experiments.statistics import Interval, summarise
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class OverOptimisation(Settings):
     labels: tuple[Natural, ...] = ()
     """Labels of the reward models, rising. (): 50 200 800 3200; tree 500 2000 8000; a language model 64 512."""
     noise: NonNegative = 0.25
-    """Share of labels turned round for the kind "noisy", exact rungs only."""
+    """Share of labels turned round for the kind "noisy", exact scales only."""
     beta: NonNegative = 0.0
     """β at which PPO, DPO and RSO train: small, so that they go far. 0: 0.05."""
     steps: Natural = 0
@@ -68,12 +68,12 @@ class OverOptimisation(Settings):
     """Responses to each, at every place. 0: 4."""
 
     def __post_init__(self) -> None:
-        exactly, tree, quick = self.rung in runner.EXACT_RUNGS, self.rung == "tree", self.quick
+        exactly, tree, quick = self.scale in runner.EXACT_SCALES, self.scale == "tree", self.quick
         if not self.labels:
             usual = ((500, 2000, 8000) if tree else (50, 200, 800, 3200)) if exactly else (64, 512)
             object.__setattr__(self, "labels", ((50, 200) if exactly else (16, 32)) if quick else usual)
         defaults: dict[str, Any] = {
-            "seeds": 2 if quick else 12 if self.rung == "bandit" else 5 if tree else 3,
+            "seeds": 2 if quick else 12 if self.scale == "bandit" else 5 if tree else 3,
             "beta": 0.05,
             "steps": (20 if exactly else 2) if quick else 200 if exactly else 64,
             "places": (4 if exactly else 1) if quick else 20 if exactly else 4,
@@ -119,7 +119,7 @@ def jobs(settings: OverOptimisation) -> list[Job]:
     return out
 
 
-def run(settings: OverOptimisation, job: Job, chosen: Chosen) -> list[dict[str, Any]]:
+def run(settings: OverOptimisation, job: Job, best_config: BestConfig) -> list[dict[str, Any]]:
     """A road: one row a place, from π_ref (place 0) to its end."""
     settings, seed = replace(settings, out=None, workers=1, progress=False), job["seed"]
     if job["method"] == "exact":
@@ -144,13 +144,13 @@ def outcome(statuses: dict[str, str], postponed: Interval) -> str:
     """The rule, from the four methods' statuses at the fewest labels and how far more labels put the peak off."""
     turned = [name for name, status in statuses.items() if status == "turns"]
     if len(turned) == len(statuses) and postponed.above:
-        return "holds"
+        return "supported"
     if turned:
-        return "holds when"
-    return "does not hold" if all(status == "stays" for status in statuses.values()) else "not decided"
+        return "partly supported"
+    return "not supported" if all(status == "stays" for status in statuses.values()) else "inconclusive"
 
 
-def judge(settings: OverOptimisation, summary: pd.DataFrame, rows: pd.DataFrame) -> Verdict:
+def judge(settings: OverOptimisation, summary: pd.DataFrame, rows: pd.DataFrame) -> Worded:
     """The verdict."""
     found, postponed = turns(rows), later(rows, settings)
     few, many = settings.labels[0], settings.labels[-1]
@@ -174,7 +174,7 @@ def judge(settings: OverOptimisation, summary: pd.DataFrame, rows: pd.DataFrame)
     again = "still turns" if len(still) == 1 else "still turn"
     with_many = f"{listed(still)} {again}" if still else "no method is shown to turn"
     moved = "later" if postponed.above else "earlier" if postponed.below else "not surely elsewhere"
-    return Verdict(
+    return Worded(
         outcome(statuses, postponed),  # type: ignore[arg-type]
         f"As far as the roads went, with {few} labels: {' '.join(said)} With {many:,} labels {with_many}; "
         f"gold's peak is {moved}: {postponed} in √KL. In brackets: the fall of gold and the rise of the proxy from "
@@ -186,7 +186,7 @@ EXPERIMENT = Experiment(
     number=7,
     name="over-optimisation",
     title="Optimised ever harder, the proxy's reward rises while the gold reward falls; more labels put it off",
-    says=(
+    claim=(
         "Against √KL the proxy reward keeps rising while the gold reward rises, turns and falls, for best of n and for "
         "PPO; with more data for the reward model the turn comes later and higher. Optimising a learned reward of "
         "summaries too far made summaries that people liked less than those it began with."
@@ -195,7 +195,7 @@ EXPERIMENT = Experiment(
         "Gao et al. 2023, Scaling Laws for Reward Model Overoptimization, Figure 1 and the section on data size; "
         "Stiennon et al. 2020, section 4.3; lecture, reward modelling, and RSO's proxy against gold reward."
     ),
-    asks=(
+    setup=(
         "PPO, DPO and RSO are watched while they train at a small β, best of n as n grows; gold, proxy and KL at every "
         "place. On the bandit (2 prompts × 64 arms) and the tree (4,096 responses), one world a seed, all is "
         "enumerated, and the proxy's exact optimum is set beside, also for reward models with noisy labels and for "
@@ -213,11 +213,11 @@ EXPERIMENT = Experiment(
         "otherwise it is not decided."
     ),
     settings=OverOptimisation,
-    rungs=("bandit", "tree", "small"),
+    scales=("bandit", "tree", "small"),
     jobs=jobs,
     run=run,
     summarise=summarise_rows,
-    judge=judge,
+    decide=judge,
     figure=figure,
     words=words,
     text=text,

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 WORLD = "summaries"
-"""Chosen before any run: its gold weighs facts against words and against inventions, so a reward model that has
+"""BestConfig before any run: its gold weighs facts against words and against inventions, so a reward model that has
 learned one side of the bargain can be led past the best. On sentiment more is nearly always better."""
 TRAINED = {"ppo": "PPO", "dpo": "DPO", "rso": "RSO"}
 KEYS = {"ppo": "ppo", "dpo": "dpo", "rso": "rso-rso-sample-rank"}
@@ -63,13 +63,13 @@ class PartReward(nn.Module):
         return torch.einsum("bgtf,bf->bg", seen, self.weight[rows])
 
 
-def make_world(rung: str, seed: int) -> tuple[World, Tensor]:
+def make_world(scale: str, seed: int) -> tuple[World, Tensor]:
     """A seed's world, and the features (X, L, V, F) that the limited reward model sees.
 
     Bandit: 2 prompts × 64 arms, gold of unit variance, four fifths of its standard deviation linear in 8 features of
     the arm. Tree: tokens at their places, where gold has bigrams too.
     """
-    if rung == "tree":
+    if scale == "tree":
         world = token_tree.random(8, 4, 1, seed)
         return world, torch.eye(32, dtype=torch.float64).reshape(1, 4, 8, 32)
     generator = seeded(seed, 50)
@@ -111,9 +111,9 @@ class _TextRoad(TextRun):
 
 @lru_cache(maxsize=8)
 def _exact_run(settings: OverOptimisation, seed: int, labels: int, kind: str) -> _Road:
-    world, features = make_world(settings.rung, seed)
+    world, features = make_world(settings.scale, seed)
     given = Compare(
-        world="tree" if settings.rung == "tree" else "bandit", policy="table", beta=settings.beta, labels=labels,
+        world="tree" if settings.scale == "tree" else "bandit", policy="table", beta=settings.beta, labels=labels,
         noise=settings.noise if kind == "noisy" else 0.0, steps=settings.reward_steps, learning_rate=settings.rate,
         batch_size=2048, progress=False,
     )  # fmt: skip
@@ -136,7 +136,7 @@ def _text_run(settings: OverOptimisation, seed: int, labels: int) -> _TextRoad:
         labels=labels, prompts=settings.prompts, beta=settings.beta, steps=settings.steps, rate=settings.rate,
         reward_steps=settings.reward_steps, test_prompts=settings.test_prompts, test_samples=settings.test_samples,
     )  # fmt: skip
-    run = _TextRoad(bench(settings.rung, WORLD), plan, seed)
+    run = _TextRoad(bench(settings.scale, WORLD), plan, seed)
     assert run.reward is not None  # fitted here: whoever asks for it first may be within `no_grad`
     return run
 

@@ -35,7 +35,7 @@ class Part:
             return "refuted"
         if not all(one.above for one in self.proxy):
             return "open"
-        return "on the proxy alone" if self.proxy_alone and any(one.below for one in self.gold) else "holds"
+        return "on the proxy alone" if self.proxy_alone and any(one.below for one in self.gold) else "supported"
 
 
 def parts(settings: ReSTTranslation, rows: pd.DataFrame) -> dict[str, Part]:
@@ -120,7 +120,7 @@ def figure(settings: ReSTTranslation, summary: pd.DataFrame, rows: pd.DataFrame)
         kl = [float(table.loc[name, "kl"]) for name in limits]
         gain = [float(table.loc[name, "proxy_gain"]) for name in limits]
         best = [f"frontier {share:g}" for share in FRONTIER]
-        where = "" if settings.rung in runner.EXACT_RUNGS else " (grown samples)"
+        where = "" if settings.scale in runner.EXACT_SCALES else " (grown samples)"
         middle.plot(
             [float(table.loc[name, "kl"]) for name in best], [float(table.loc[name, "proxy_gain"]) for name in best],
             color=style.colour("optimal"), label=f"π* of r_φ{where}",
@@ -168,10 +168,15 @@ def text(settings: ReSTTranslation, summary: pd.DataFrame, rows: pd.DataFrame) -
     table: Any = summary.set_index("condition")
     found = parts(settings, rows)
     first, second = last_step(settings)
-    exactly = settings.rung in runner.EXACT_RUNGS
+    exactly = settings.scale in runner.EXACT_SCALES
     last = f"limit {settings.thresholds[-1]:g}"
     gold = found["improve"].gold[0]
-    went = {"holds": "rose", "on the proxy alone": "rose", "refuted": "fell", "open": "cannot be told to have moved"}
+    went = {
+        "supported": "rose",
+        "on the proxy alone": "rose",
+        "refuted": "fell",
+        "open": "cannot be told to have moved",
+    }
 
     gaps = {tau: float(table.loc[f"limit {tau:g}", "gap"]) for tau in settings.thresholds}
     widest = max(gaps.items(), key=lambda item: item[1])

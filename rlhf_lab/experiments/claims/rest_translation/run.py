@@ -2,7 +2,7 @@
 
 Every condition of a seed has the same labels, reward model, prompts and grown samples of π_ref. The limit of the
 filter, π_ref conditioned on r > τ, is set beside the optimum of the same reward that spends as much KL: on the exact
-rungs over all responses, on a language model over the grown samples, taken as all responses there are.
+scales over all responses, on a language model over the grown samples, taken as all responses there are.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rlhf_lab.experiments.claims.rest_translation.training import (
     rest_rows,
     untrained_rows,
 )
-from rlhf_lab.experiments.runner import Chosen, Experiment, Job, Settings, Verdict
+from rlhf_lab.experiments.runner import BestConfig, Experiment, Job, Settings, Worded
 from rlhf_lab.experiments.statistics import summarise
 
 if TYPE_CHECKING:
@@ -60,10 +60,10 @@ class ReSTTranslation(Settings):
     """Responses to each."""
 
     def __post_init__(self) -> None:
-        exactly = self.rung in runner.EXACT_RUNGS
-        tree, quick = self.rung == "tree", self.quick
+        exactly = self.scale in runner.EXACT_SCALES
+        tree, quick = self.scale == "tree", self.quick
         defaults: dict[str, Any] = {
-            "seeds": 2 if quick else 20 if self.rung == "bandit" else 5 if tree else 3,
+            "seeds": 2 if quick else 20 if self.scale == "bandit" else 5 if tree else 3,
             "labels": (200 if exactly else 32) if quick else (4000 if tree else 500) if exactly else 512,
             "prompts": (50 if exactly else 8) if quick else 500 if exactly else 64,
             "steps": (5 if exactly else 1) if quick else 60 if exactly else 16,
@@ -100,7 +100,7 @@ def jobs(settings: ReSTTranslation) -> list[Job]:
     return [{"seed": seed, "part": part} for seed in range(settings.seeds) for part in parts]
 
 
-def run(settings: ReSTTranslation, job: Job, chosen: Chosen) -> list[dict[str, Any]]:
+def run(settings: ReSTTranslation, job: Job, best_config: BestConfig) -> list[dict[str, Any]]:
     """The rows of one seed and part."""
     grown = grown_of(replace(settings, out=None, workers=1, progress=False), job["seed"])
     ways = {"untrained": untrained_rows, "rest": rest_rows, "ppo": ppo_rows}
@@ -130,37 +130,37 @@ def with_gains(rows: pd.DataFrame) -> pd.DataFrame:
 def outcome(found: dict[str, str]) -> str:
     """The rule, from the parts' statuses by name."""
     if found["improve"] == "refuted":
-        return "does not hold"
+        return "not supported"
     if found["improve"] == "open":
-        return "not decided"
-    if all(status == "holds" for status in found.values()):
-        return "holds"
+        return "inconclusive"
+    if all(status == "supported" for status in found.values()):
+        return "supported"
     others = [status for name, status in found.items() if name != "improve"]
-    if found["improve"] == "holds" and all(status in ("holds", "open") for status in others):
+    if found["improve"] == "supported" and all(status in ("supported", "open") for status in others):
         # Nothing speaks against it; the claim as a whole is not shown either.
-        return "holds when" if any(status == "holds" for status in others) else "not decided"
-    return "holds when"
+        return "partly supported" if any(status == "supported" for status in others) else "inconclusive"
+    return "partly supported"
 
 
-def judge(settings: ReSTTranslation, summary: pd.DataFrame, rows: pd.DataFrame) -> Verdict:
+def judge(settings: ReSTTranslation, summary: pd.DataFrame, rows: pd.DataFrame) -> Worded:
     """The verdict, and every part's differences."""
     found = parts(settings, rows)
     verdict = outcome({name: part.status for name, part in found.items()})
-    words = {"holds": "Shown", "on the proxy alone": "Shown for the proxy, while gold fell", "refuted": "Refuted",
+    words = {"supported": "Shown", "on the proxy alone": "Shown for the proxy, while gold fell", "refuted": "Refuted",
              "open": "Not decided"}  # fmt: skip
     said = []
     for status, word in words.items():
         here = [f"{part.says} ({'; '.join(map(str, part.proxy))})" for part in found.values() if part.status == status]
         if here:
             said.append(f"{word}: {', '.join(here)}.")
-    return Verdict(verdict, " ".join(said) + " In brackets: differences in r_φ, paired within seeds.")  # type: ignore[arg-type]
+    return Worded(verdict, " ".join(said) + " In brackets: differences in r_φ, paired within seeds.")  # type: ignore[arg-type]
 
 
 EXPERIMENT = Experiment(
     number=6,
     name="rest-translation",
     title="ReST: Improve steps under rising thresholds raise the reward, a second Grow raises it further",
-    says=(
+    claim=(
         "On IWSLT translation the reward rises from 70.9 (behaviour cloning) to 71.9 with one Grow, to 77.8 with four "
         "Improve steps, and to 83.1 with a second Grow and three more; online RL reaches 71.6. Behaviour cloning is "
         "the best loss of those tried. Nothing is said of what the filter converges to."
@@ -169,7 +169,7 @@ EXPERIMENT = Experiment(
         "Gulcehre et al. 2023, Reinforced Self-Training (ReST) for Language Modeling, Algorithm 1 and section 4; "
         "lecture, Reinforced Self-Training, Experiments, Task: Translation."
     ),
-    asks=(
+    setup=(
         "Small: translation from Velu, π_ref in the place of behaviour cloning, a reward model fitted to preference "
         "labels in the place of the learned metric, chrF against every right translation as gold. Bandit and tree: "
         "random worlds, one a seed, tables, all exact. On one grown set: cloning of everything, four Improve steps, a "
@@ -188,11 +188,11 @@ EXPERIMENT = Experiment(
         "else it holds for the parts named."
     ),
     settings=ReSTTranslation,
-    rungs=("bandit", "tree", "small"),
+    scales=("bandit", "tree", "small"),
     jobs=jobs,
     run=run,
     summarise=summarise_rows,
-    judge=judge,
+    decide=judge,
     figure=figure,
     words=words,
     text=text,

@@ -132,9 +132,9 @@ def _keys(prompts: Tokens) -> list[tuple[int, ...]]:
 
 @lru_cache(maxsize=2)
 def grown_of(settings: ReSTTranslation, seed: int) -> Grown:
-    """A seed's world, its reward model and what was grown from it, on any rung."""
-    if settings.rung in runner.EXACT_RUNGS:
-        tree = settings.rung == "tree"
+    """A seed's world, its reward model and what was grown from it, on any scale."""
+    if settings.scale in runner.EXACT_SCALES:
+        tree = settings.scale == "tree"
         world = token_tree.random(8, 4, 1, seed) if tree else bandit.random(4, 10, seed)
         given = Compare(
             world="tree" if tree else "bandit", policy="table", beta=settings.beta, labels=max(settings.labels, 8),
@@ -147,7 +147,7 @@ def grown_of(settings: ReSTTranslation, seed: int) -> Grown:
         labels=settings.labels, prompts=settings.prompts, beta=settings.beta, rate=settings.rate,
         reward_steps=settings.reward_steps, test_prompts=settings.test_prompts, test_samples=settings.test_samples,
     )  # fmt: skip
-    return _fitted(Grown(settings, TextRun(bench(settings.rung, WORLD), plan, seed)))
+    return _fitted(Grown(settings, TextRun(bench(settings.scale, WORLD), plan, seed)))
 
 
 def _fitted(grown: Grown) -> Grown:

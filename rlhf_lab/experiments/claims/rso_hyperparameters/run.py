@@ -14,7 +14,7 @@ from rlhf_lab.experiments import runner, setup_text
 from rlhf_lab.experiments.compare import Run
 from rlhf_lab.experiments.published_results import RSO_TABLE_2
 from rlhf_lab.experiments.rso_common import Bed, State, bed_of, compose, percent, sentence_of, state_of
-from rlhf_lab.experiments.runner import EXACT_RUNGS, Chosen, Experiment, Job, Settings, Verdict
+from rlhf_lab.experiments.runner import EXACT_SCALES, BestConfig, Experiment, Job, Settings, Worded
 from rlhf_lab.experiments.statistics import Interval, difference, summarise
 from rlhf_lab.experiments.text_judge import judge_of
 from rlhf_lab.figures import style
@@ -85,10 +85,10 @@ class RSOSettings(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_beta(self.beta)
-        text, tree = self.rung not in EXACT_RUNGS, self.rung == "tree"
+        text, tree = self.scale not in EXACT_SCALES, self.scale == "tree"
         usual: dict[str, Any] = {
             "seeds": 4 if text else 5 if tree else 20,
-            "task": "summaries" if text else self.rung,
+            "task": "summaries" if text else self.scale,
             "betas": (0.0, 0.5, 2.0) if text else (0.0, 0.1, 0.25, 0.5, 1.0, 2.0),
             "gammas": (0.05, 0.5, 2.0) if text else (0.05, 0.15, 0.25, 0.5, 1.0, 2.0),
             "labels": 384 if text else 5000 if tree else 400,
@@ -149,11 +149,11 @@ class RSOSettings(Settings):
         return list(dict.fromkeys([*every, *self.rankings.values()]))
 
 
-def _tries(settings: RSOSettings) -> list[Job]:
+def _search_trials(settings: RSOSettings) -> list[Job]:
     return [{"seed": SEARCH_SEED, "condition": settings.base.key, "rate": rate} for rate in settings.rates]
 
 
-def _choose(settings: RSOSettings, search: pd.DataFrame) -> Chosen:
+def _select_best(settings: RSOSettings, search: pd.DataFrame) -> BestConfig:
     best = int(search["proxy_objective"].to_numpy().argmax())
     return {"rate": float(search["rate"].to_numpy()[best])}
 
@@ -168,9 +168,9 @@ def _bed(settings: RSOSettings, seed: int) -> Bed:
     return bed_of(settings, settings.task, seed)
 
 
-def _run(settings: RSOSettings, job: Job, chosen: Chosen) -> list[dict[str, Any]]:
+def _run(settings: RSOSettings, job: Job, best_config: BestConfig) -> list[dict[str, Any]]:
     searching = "rate" in job
-    rate = float(job["rate"] if searching else chosen.get("rate", settings.rates[0]))
+    rate = float(job["rate"] if searching else best_config.get("rate", settings.rates[0]))
     one = next(condition for condition in settings.conditions if condition.key == job["condition"])
     bed = _bed(settings, job["seed"])
     source = "sft-sample-rank" if math.isinf(one.beta) else "rso-sample-rank"
@@ -187,7 +187,7 @@ def _run(settings: RSOSettings, job: Job, chosen: Chosen) -> list[dict[str, Any]
         limit = exact.optimal_policy(bed.run.world.log_ref(), bed.run.learned_rewards, one.gamma)
         numbers |= {f"limit_{name}": value for name, value in bed.ruler(limit).items() if name in LIMITS}
     else:
-        judge = None if searching else judge_of(settings.rung, settings.task, settings.quick)
+        judge = None if searching else judge_of(settings.scale, settings.task, settings.quick)
         split, reward = "validation" if searching else "test", bed.run.reward
         found = setup_text.measure(bed.run, policy, split=split, proxy=reward, judge=judge, beta=settings.beta)  # type: ignore[arg-type]
         numbers |= found | {"proxy_objective": found["proxy"] - settings.beta * found["kl"]}
@@ -242,14 +242,14 @@ def _states(settings: RSOSettings, runs: pd.DataFrame) -> dict[str, State]:
     return {name: state_of(list(parts.values())) for name, parts in comparisons(settings, runs).items()}
 
 
-def _verdict(settings: RSOSettings, summary: pd.DataFrame, runs: pd.DataFrame) -> Verdict:
+def _verdict(settings: RSOSettings, summary: pd.DataFrame, runs: pd.DataFrame) -> Worded:
     states = _states(settings, runs)
-    return Verdict(compose(states, INSIDE), sentence_of(states))
+    return Worded(compose(states, INSIDE), sentence_of(states))
 
 
 def _figure(settings: RSOSettings, summary: pd.DataFrame, runs: pd.DataFrame) -> Figure:
     """Differences to one condition, paired within seeds: worlds differ by more than settings do."""
-    who = "labeller" if settings.rung in EXACT_RUNGS else "judge"
+    who = "labeller" if settings.scale in EXACT_SCALES else "judge"
     samplers = ["none" if math.isinf(beta) else f"{beta:g}" for beta in settings.samplers]
     first = next(iter(settings.rankings.values()))
     columns = [
@@ -316,12 +316,12 @@ def _words(settings: RSOSettings, summary: pd.DataFrame, runs: pd.DataFrame) -> 
     )
     gammas = "; ".join(f"γ {gamma:g}: {row(Condition(settings.beta, gamma))}" for gamma in settings.gammas)
     ranks = "; ".join(f"{name}: {row(one)}" for name, one in settings.rankings.items())
-    who = "labeller" if settings.rung in EXACT_RUNGS else "judge"
+    who = "labeller" if settings.scale in EXACT_SCALES else "judge"
     return f"Wins in percent by the {who} and by the reward model, and J. {betas}. {gammas}. {ranks}."
 
 
 def _text(settings: RSOSettings, summary: pd.DataFrame, runs: pd.DataFrame) -> str:
-    exact_rung = settings.rung in EXACT_RUNGS
+    exact_scale = settings.scale in EXACT_SCALES
     found = comparisons(settings, runs)
     rows = settings.rankings
     table: Any = summary.set_index("condition")
@@ -332,12 +332,12 @@ def _text(settings: RSOSettings, summary: pd.DataFrame, runs: pd.DataFrame) -> s
     def listed(part: str) -> str:
         return ", ".join(f"{percent(one)} ({name})" for name, one in found[part].items())
 
-    who = "labeller" if exact_rung else "judge"
+    who = "labeller" if exact_scale else "judge"
     ends = " and by ".join(f"{percent(one)} points from those of {name}" for name, one in found[INSIDE].items())
     out = [f"The {who}'s wins with pairs of π_r at β = {settings.beta:g} differ by {ends}."]
     j_end = less(settings.base, Condition(SFT, settings.beta), "objective")
     out.append(f"In J they differ from those without rejection by {j_end}.")
-    if exact_rung:
+    if exact_scale:
         spread = table.loc[[Condition(beta, settings.beta).key for beta in settings.samplers], "objective"]
         best = settings.samplers[int(spread.to_numpy().argmax())]
         out.append(
@@ -363,7 +363,7 @@ def _text(settings: RSOSettings, summary: pd.DataFrame, runs: pd.DataFrame) -> s
             f"So much alike they are after {settings.steps} steps, whose size Adam makes independent of the slope: "
             "this is no test of where the two would end."
         )
-    if exact_rung:
+    if exact_scale:
         out.append(
             f"The limit at γ = {settings.paper_gamma:g} lies {table.loc[steep.key, 'limit_kl']:.2f} nats from π_ref, "
             f"that at γ = β {table.loc[flat.key, 'limit_kl']:.2f}."
@@ -392,7 +392,7 @@ EXPERIMENT = Experiment(
     number=5,
     name="rso-settings",
     title="RSO's β and γ have a best place in the middle, and a tournament ranks better than a first round",
-    says=(
+    claim=(
         "The paper accepts 8 of 64 candidates at β = 0.5 and fits at γ = 0.05. Its Figure 3, wins by the reward "
         "model on TL;DR: of β = 0, 0.05, 0.5, 5 the best is 0.5 (at γ = 0.05), of γ = 0.005, 0.05, 0.5 the best is "
         "0.05 (at β = 0.5). Table 2, wins by reward model and AutoSxS: sft-8 88.63% and 68.51% with first-round "
@@ -404,12 +404,12 @@ EXPERIMENT = Experiment(
         "Liu et al. 2024 (RSO), section 5.2, Figure 3 and Table 2; lecture, “How to sample from π_r? Rejection "
         "Sampling!”"
     ),
-    asks=(
+    setup=(
         "sigmoid-norm on 8 of 64 candidates, with β of the sampler from 0 (the top 8) to none rejected while γ = "
         "0.5, with γ from 0.05 up while β = 0.5, and Table 2's six rows. All of a seed's rows share labels, reward "
         "model and candidates, and have as many optimiser steps, whatever the number of pairs; labels are drawn from "
         "σ(r₁ − r₂) of the reward model. J is counted at β = "
-        "0.5. On the exact rungs policies are tables, each seed has a world of its own, the judge is the gold "
+        "0.5. On the exact scales policies are tables, each seed has a world of its own, the judge is the gold "
         "labeller (who prefers by Bradley–Terry) and wins are against draws of π_ref; else they are against the SFT "
         "target, on summaries. The learning rate is one for all: the best of three at the base setting on one search "
         "seed, by E[r_φ] − β KL."
@@ -423,16 +423,16 @@ EXPERIMENT = Experiment(
         "is contradicted. Not decided: no part is decided. Holds when: the rest."
     ),
     settings=RSOSettings,
-    rungs=("bandit", "tree", "small"),
+    scales=("bandit", "tree", "small"),
     jobs=_jobs,
     run=_run,
     summarise=_summarise,
-    judge=_verdict,
+    decide=_verdict,
     figure=_figure,
     words=_words,
     text=_text,
-    tries=_tries,
-    choose=_choose,
+    search_trials=_search_trials,
+    select_best=_select_best,
 )
 
 

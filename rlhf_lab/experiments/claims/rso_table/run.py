@@ -38,7 +38,7 @@ from rlhf_lab.experiments.rso_common import (
     state_of,
     style_key,
 )
-from rlhf_lab.experiments.runner import EXACT_RUNGS, Chosen, Experiment, Job, Settings, Verdict
+from rlhf_lab.experiments.runner import EXACT_SCALES, BestConfig, Experiment, Job, Settings, Worded
 from rlhf_lab.experiments.statistics import Interval, difference, summarise
 from rlhf_lab.experiments.text_judge import judge_of
 from rlhf_lab.figures import style
@@ -98,10 +98,10 @@ class RSOTable(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_beta(self.beta)
-        text, tree = self.rung not in EXACT_RUNGS, self.rung == "tree"
+        text, tree = self.scale not in EXACT_SCALES, self.scale == "tree"
         usual: dict[str, Any] = {
             "seeds": 4 if text else 5 if tree else 20,
-            "tasks": ("summaries", "dialogue") if text else (self.rung,),
+            "tasks": ("summaries", "dialogue") if text else (self.scale,),
             "gamma": self.beta,
             "labels": 256 if text else 5000 if tree else 400,
             "prompts": 128 if text else 2000 if tree else 500,
@@ -121,8 +121,8 @@ class RSOTable(Settings):
         for name, value in usual.items():
             if getattr(self, name) in (0, ()):
                 object.__setattr__(self, name, value)
-        if not text and self.tasks != (self.rung,):
-            raise LabError(f"tasks are for language models; the rung '{self.rung}' has none.")
+        if not text and self.tasks != (self.scale,):
+            raise LabError(f"tasks are for language models; the scale '{self.scale}' has none.")
         if unknown := [task for task in self.tasks if text and task not in setup_text.UNITS]:
             raise LabError(f"Unknown tasks {', '.join(unknown)}. There are: {', '.join(setup_text.UNITS)}.")
         if self.gamma < 0 or min(self.rates) <= 0:
@@ -133,13 +133,13 @@ class RSOTable(Settings):
             raise LabError(f"threshold must lie in [0, 1), not {self.threshold}.")
 
 
-def _tries(settings: RSOTable) -> list[Job]:
+def _search_trials(settings: RSOTable) -> list[Job]:
     # On text the search is run on the first task and serves all: it costs as much as a seed of a task.
     task = settings.tasks[0]
     return [{"seed": SEARCH_SEED, "task": task, "row": row, "rate": rate} for row in ROWS for rate in settings.rates]
 
 
-def _choose(settings: RSOTable, search: pd.DataFrame) -> Chosen:
+def _select_best(settings: RSOTable, search: pd.DataFrame) -> BestConfig:
     best = search.loc[search.groupby("row")["proxy_objective"].idxmax()]
     return {str(row): float(rate) for row, rate in zip(best["row"], best["rate"], strict=True)}
 
@@ -182,10 +182,10 @@ def fit(bed: Bed, settings: RSOTable, row: str, rate: float) -> Policy:
     return policy
 
 
-def _run(settings: RSOTable, job: Job, chosen: Chosen) -> list[dict[str, Any]]:
+def _run(settings: RSOTable, job: Job, best_config: BestConfig) -> list[dict[str, Any]]:
     row, task = job["row"], job["task"]
     searching = "rate" in job
-    rate = float(job["rate"] if searching else chosen.get(row, settings.rates[0]))
+    rate = float(job["rate"] if searching else best_config.get(row, settings.rates[0]))
     bed = _bed(settings, task, job["seed"])
     policy = fit(bed, settings, row, rate)
     loss, _, source = row.partition(" ")
@@ -194,7 +194,7 @@ def _run(settings: RSOTable, job: Job, chosen: Chosen) -> list[dict[str, Any]]:
         numbers = bed.ruler(policy)
     else:
         split = "validation" if searching else "test"
-        judge = None if searching else judge_of(settings.rung, task, settings.quick)
+        judge = None if searching else judge_of(settings.scale, task, settings.quick)
         reward: Any = bed.run.reward
         numbers = setup_text.measure(bed.run, policy, split=split, proxy=reward, judge=judge, beta=settings.beta)
         numbers["proxy_objective"] = numbers["proxy"] - settings.beta * numbers["kl"]
@@ -266,7 +266,7 @@ def _states(runs: pd.DataFrame, task: str) -> dict[str, State]:
     return {name: state_of(list(parts.values())) for name, parts in comparisons(runs, task).items()}
 
 
-def _judge_verdict(settings: RSOTable, summary: pd.DataFrame, runs: pd.DataFrame) -> Verdict:
+def _judge_verdict(settings: RSOTable, summary: pd.DataFrame, runs: pd.DataFrame) -> Worded:
     states = {task: _states(runs, task) for task in settings.tasks}
     outcomes = {task: compose(parts, RSO_OVER_SFT) for task, parts in states.items()}
     many = len(states) > 1
@@ -275,9 +275,9 @@ def _judge_verdict(settings: RSOTable, summary: pd.DataFrame, runs: pd.DataFrame
     )
     found = set(outcomes.values())
     if len(found) == 1:
-        return Verdict(found.pop(), sentence)
+        return Worded(found.pop(), sentence)
     # One task may hold where another does not, or is not decided: that is a condition.
-    return Verdict("holds when" if found & {"holds", "holds when"} else "not decided", sentence)
+    return Worded("partly supported" if found & {"supported", "partly supported"} else "inconclusive", sentence)
 
 
 def _row_label(row: Any) -> str:
@@ -285,8 +285,8 @@ def _row_label(row: Any) -> str:
 
 
 def _figure(settings: RSOTable, summary: pd.DataFrame, runs: pd.DataFrame) -> Figure:
-    exact = settings.rung in EXACT_RUNGS
-    panels = [(task, False) for task in settings.tasks] + ([(settings.rung, True)] if exact else [])
+    exact = settings.scale in EXACT_SCALES
+    panels = [(task, False) for task in settings.tasks] + ([(settings.scale, True)] if exact else [])
     drawing, axes = style.subplots(1, len(panels), 6.6 * max(len(panels), 1) + 1.6, 6.2, sharey=True, squeeze=False)
     with style.use():
         for ax, (task, by_regret) in zip(axes[0], panels, strict=True):
@@ -325,7 +325,7 @@ def _wins_panel(ax: Any, table: pd.DataFrame, task: str) -> None:
     left, right = ax.get_xlim()
     ax.set_xlim(max(left, 0), min(right, 100))
     ax.axvline(50, color="#999999", lw=1.2, ls="--", zorder=1)
-    against = "π_ref's own draws" if task in EXACT_RUNGS else "the SFT target"
+    against = "π_ref's own draws" if task in EXACT_SCALES else "the SFT target"
     ax.set(title=f"Wins on {task}", xlabel=f"responses preferred to {against} [%]")
 
 
@@ -358,7 +358,7 @@ def _legend(drawing: Figure, exact: bool, panels: int) -> None:
 
 
 def _words(settings: RSOTable, summary: pd.DataFrame, runs: pd.DataFrame) -> str:
-    who = "labeller" if settings.rung in EXACT_RUNGS else "judge"
+    who = "labeller" if settings.scale in EXACT_SCALES else "judge"
     parts = []
     for task in settings.tasks:
         table = summary[summary["task"] == task]
@@ -373,7 +373,7 @@ def _words(settings: RSOTable, summary: pd.DataFrame, runs: pd.DataFrame) -> str
 
 
 def _text(settings: RSOTable, summary: pd.DataFrame, runs: pd.DataFrame) -> str:
-    exact = settings.rung in EXACT_RUNGS
+    exact = settings.scale in EXACT_SCALES
     who = "labeller" if exact else "judge"
     out = []
     for task in settings.tasks:
@@ -404,7 +404,7 @@ def _text(settings: RSOTable, summary: pd.DataFrame, runs: pd.DataFrame) -> str:
 def _rate_sentence(settings: RSOTable, runs: pd.DataFrame) -> str:
     """Where the search put the rows on its grid, and how many pairs there are beside the labels."""
     rates = runs[runs["row"].isin(ROWS)].groupby("row")["rate"].first()
-    text = settings.rung not in EXACT_RUNGS
+    text = settings.scale not in EXACT_SCALES
     lowest, highest = (int((rates == edge).sum()) for edge in (min(settings.rates), max(settings.rates)))
     pairs = settings.prompts * settings.accepted // 2
     said = (
@@ -478,24 +478,24 @@ EXPERIMENT = Experiment(
     number=4,
     name="rso-table",
     title="Pairs from π_r, labelled by a reward model, beat pairs from π_sft, and these beat the labels themselves",
-    says=(
+    claim=(
         "On TL;DR by AutoSxS, wins against the SFT target: RSO (sigmoid-norm, rso-sample-rank) 71.86%, "
         "sft-sample-rank 69.02%, direct (DPO) 67.72%; SLiC's hinge with the same three 69.26%, 67.34%, 60.54%; RAFT "
         "53.77%, ReST 34.36%. On HH: 40.98%, 39.56%, 24.01%; RAFT 24.99%, ReST 15.58%. In every loss the order is "
         "the same, by reward model, gold reward and AutoSxS."
     ),
     source="Liu et al. 2024 (RSO), Table 1; lecture, “Statistical Rejection Sampling Improves Preference Optimization”",
-    asks=(
+    setup=(
         "All eleven rows, from the same labels, the same reward model and the same 64 draws of π_ref a prompt, with as "
         "many optimiser steps: wins by the reward model, by gold and by a judge that shares neither weights nor labels "
-        "with it, and what the paper could not show: KL, J, and on exact rungs the regret. Summaries and dialogue "
+        "with it, and what the paper could not show: KL, J, and on exact scales the regret. Summaries and dialogue "
         "stand in for TL;DR and HH. Different from the paper: its direct pairs are decodes of other policies, ours are "
         "π_ref's, so that direct and sft-sample-rank differ by the labeller alone; its reward model has fourteen times "
         "its policy's weights, ours as many; it keeps the checkpoint that the reward model likes best, we the last "
         "one; the slope γ is β (0.5 in logits of a label) for all rows, not 0.05, so that sigmoid-norm aims at π*; the "
         "reward model's labels are drawn from σ(r₁ − r₂) (`--ranks hard` always prefers the larger score); candidates "
         "are drawn at temperature 1; and everything is small: a language model takes a few dozen steps on a few "
-        "hundred pairs. On the exact rungs policies are tables, each seed has a world of its own, wins are against "
+        "hundred pairs. On the exact scales policies are tables, each seed has a world of its own, wins are against "
         "π_ref's own draws, and the judge is the gold labeller, who prefers by Bradley–Terry. Learning rate: the same "
         "few for every row on one search seed (on text: summaries, validation prompts), by the largest E[r_φ] − β KL."
     ),
@@ -510,16 +510,16 @@ EXPERIMENT = Experiment(
         "in part or whole, it holds when."
     ),
     settings=RSOTable,
-    rungs=("bandit", "tree", "small"),
+    scales=("bandit", "tree", "small"),
     jobs=_jobs,
     run=_run,
     summarise=_summarise,
-    judge=_judge_verdict,
+    decide=_judge_verdict,
     figure=_figure,
     words=_words,
     text=_text,
-    tries=_tries,
-    choose=_choose,
+    search_trials=_search_trials,
+    select_best=_select_best,
 )
 
 

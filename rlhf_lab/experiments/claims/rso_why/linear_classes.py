@@ -1,4 +1,4 @@
-"""Linear classes and fits carried to their end, for the exact rungs of the experiment on why RSO should help."""
+"""Linear classes and fits carried to their end, for the exact scales of the experiment on why RSO should help."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LISTED = 64
 """Responses up to which every pair is listed."""
 
 
-# The exact rungs: linear classes, fitted to the end.
+# The exact scales: linear classes, fitted to the end.
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ class ExactSeed:
 @lru_cache(maxsize=1)
 def exact_seed(settings: RSOWhy, seed: int) -> ExactSeed:
     """What a seed's conditions share; every seed has a world of its own."""
-    if settings.rung == "tree":
+    if settings.scale == "tree":
         world = token_tree.random(8, 4, 1, seed)
         classes = {"full": table_class(world), "limited": token_class(world, bigrams=False)}
         of_reward = token_class(world, bigrams=True)
@@ -230,13 +230,13 @@ def exact_seed(settings: RSOWhy, seed: int) -> ExactSeed:
 
 
 def exact_rows(settings: RSOWhy, job: Job) -> list[dict[str, Any]]:
-    """The rows of one job on an exact rung."""
+    """The rows of one job on an exact scale."""
     made, rows = exact_seed(settings, job["seed"]), []
     for condition in settings.conditions:
         found = evaluate(made.fitted(job["policy"], condition), made.world, settings.beta)
         row = {"condition": condition, "objective": found.objective, "regret": found.regret, "kl": found.kl}
         if (
-            settings.rung == "bandit"
+            settings.scale == "bandit"
             and job["policy"] == "full"
             and condition.startswith("gold")
             and condition[-1] == "N"

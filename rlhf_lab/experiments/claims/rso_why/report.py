@@ -28,7 +28,7 @@ QUALITY, SOURCE_GOLD = "gold labels for r_φ's", "pairs from π*, gold labels"
 def effects(settings: RSOWhy, runs: pd.DataFrame) -> dict[str, dict[str, Interval]]:
     """Gains of J by effect and policy, paired within seeds.
 
-    free labels + pairs from π_r is the whole way from direct to rso-sample-rank. On exact rungs pairs from π_r =
+    free labels + pairs from π_r is the whole way from direct to rso-sample-rank. On exact scales pairs from π_r =
     limited capacity (what is left with endless pairs) + statistics (the rest). On text capacity is how much more the
     limited policy gains from π_r than the full one, and statistics is what the full one gains.
     """
@@ -191,7 +191,7 @@ def text_of(settings: RSOWhy, summary: pd.DataFrame, runs: pd.DataFrame) -> str:
         f"nothing, J changes by {both(FREE)}; from π_ref's pairs to π_r's by {both(SOURCE)}."
     ]
     if settings.exact:
-        same = settings.rung == "bandit"
+        same = settings.scale == "bandit"
         out.append(
             "The bandit's reward model is a table, as the full policy is: endless labels of it lead back to the very "
             "policy that direct has already (J differs by "

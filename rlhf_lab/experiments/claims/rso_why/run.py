@@ -1,6 +1,6 @@
 """Claim 4, second part: why should pairs from π_r help? Free labels, the policy's limits, or statistics.
 
-On the exact rungs every fit here is a convex one and is carried to its end: an implicit reward f = β log(π/π_ref) out
+On the exact scales every fit here is a convex one and is carried to its end: an implicit reward f = β log(π/π_ref) out
 of a linear class, by maximum a posteriori of the labels. A reward model is the same fit with its own class. Nothing of
 the optimiser is then in the answer, and what endless pairs would lead to is computed, not extrapolated.
 """
@@ -29,7 +29,7 @@ from rlhf_lab.experiments.claims.rso_why.report import (
     words,
 )
 from rlhf_lab.experiments.rso_common import Bed, bed_of
-from rlhf_lab.experiments.runner import EXACT_RUNGS, Chosen, Experiment, Job, Settings, Verdict
+from rlhf_lab.experiments.runner import EXACT_SCALES, BestConfig, Experiment, Job, Settings, Worded
 from rlhf_lab.experiments.statistics import summarise
 from rlhf_lab.policies.base import Policy
 
@@ -82,10 +82,10 @@ class RSOWhy(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_beta(self.beta)
-        text, tree = self.rung not in EXACT_RUNGS, self.rung == "tree"
+        text, tree = self.scale not in EXACT_SCALES, self.scale == "tree"
         usual: dict[str, Any] = {
             "seeds": 4 if text else 6 if tree else 40,
-            "task": "summaries" if text else self.rung,
+            "task": "summaries" if text else self.scale,
             "labels": 192 if text else 2000 if tree else 400,
             "soft_pairs": 100_000,
             "prompts": 192,
@@ -123,8 +123,8 @@ class RSOWhy(Settings):
 
     @property
     def exact(self) -> bool:
-        """Whether the rung is an exact one."""
-        return self.rung in EXACT_RUNGS
+        """Whether the scale is an exact one."""
+        return self.scale in EXACT_SCALES
 
     @property
     def conditions(self) -> tuple[str, ...]:
@@ -147,7 +147,7 @@ def limit(policy: Policy) -> Policy:
     return policy
 
 
-def _run_text(settings: RSOWhy, job: Job, chosen: Chosen) -> list[dict[str, Any]]:
+def _run_text(settings: RSOWhy, job: Job, best_config: BestConfig) -> list[dict[str, Any]]:
     bed, searching = _bed(settings, job["seed"]), "rate" in job
     assert isinstance(bed.run, setup_text.TextRun)
     labeller, source, _ = job["condition"].split(" ")
@@ -156,7 +156,7 @@ def _run_text(settings: RSOWhy, job: Job, chosen: Chosen) -> list[dict[str, Any]
     policy = bed.run.fresh()
     if job["policy"] == "limited":
         limit(policy)
-    rate = float(job["rate"] if searching else chosen.get(job["policy"], settings.rates[0]))
+    rate = float(job["rate"] if searching else best_config.get(job["policy"], settings.rates[0]))
     training = replace(bed.run.training(1), learning_rate=rate)
     dpo(policy, bed.reference, pairs, DPO("sigmoid-norm", settings.beta), training)
     split, reward = "validation" if searching else "test", bed.run.reward
@@ -166,11 +166,11 @@ def _run_text(settings: RSOWhy, job: Job, chosen: Chosen) -> list[dict[str, Any]
     return [row]
 
 
-def _run(settings: RSOWhy, job: Job, chosen: Chosen) -> list[dict[str, Any]]:
-    return exact_rows(settings, job) if settings.exact else _run_text(settings, job, chosen)
+def _run(settings: RSOWhy, job: Job, best_config: BestConfig) -> list[dict[str, Any]]:
+    return exact_rows(settings, job) if settings.exact else _run_text(settings, job, best_config)
 
 
-def _tries(settings: RSOWhy) -> list[Job]:
+def _search_trials(settings: RSOWhy) -> list[Job]:
     if settings.exact:
         return []  # convex fits have no rate
     return [
@@ -180,7 +180,7 @@ def _tries(settings: RSOWhy) -> list[Job]:
     ]
 
 
-def _choose(settings: RSOWhy, search: pd.DataFrame) -> Chosen:
+def _select_best(settings: RSOWhy, search: pd.DataFrame) -> BestConfig:
     if not len(search):
         return {}
     best = search.loc[search.groupby("policy")["proxy_objective"].idxmax()]
@@ -203,7 +203,7 @@ def _summarise(settings: RSOWhy, runs: pd.DataFrame) -> pd.DataFrame:
     return summarise(runs, ["policy", "condition"], metrics)
 
 
-def _verdict(settings: RSOWhy, summary: pd.DataFrame, runs: pd.DataFrame) -> Verdict:
+def _verdict(settings: RSOWhy, summary: pd.DataFrame, runs: pd.DataFrame) -> Worded:
     found = effects(settings, runs)
     helped = [policy for policy, one in found[SOURCE].items() if one.above]
     hurt = [policy for policy, one in found[SOURCE].items() if one.below]
@@ -216,26 +216,26 @@ def _verdict(settings: RSOWhy, summary: pd.DataFrame, runs: pd.DataFrame) -> Ver
     gains = ", ".join(f"{policy} policy {signed(one)}" for policy, one in found[SOURCE].items())
     sentence = f"Gain of J by pairs from π_r in place of π_ref: {gains}. Explanations: {parts}."
     if len(helped) == len(POLICIES):
-        return Verdict("holds", sentence)
+        return Worded("supported", sentence)
     if helped:
-        return Verdict("holds when", f"For the {helped[0]} policy alone. {sentence}")
-    return Verdict("does not hold" if hurt else "not decided", sentence)
+        return Worded("partly supported", f"For the {helped[0]} policy alone. {sentence}")
+    return Worded("not supported" if hurt else "inconclusive", sentence)
 
 
 EXPERIMENT = Experiment(
     number=4,
     name="rso-why",
     title="Why pairs from π_r should help: free labels, a policy that cannot fit everything, or statistics",
-    says=(
+    claim=(
         "The paper argues that the maximum likelihood estimate of the optimal policy needs labelled pairs sampled from "
         "that policy, and finds AutoSxS wins on TL;DR of 67.72% (direct), 69.02% (sft-sample-rank) and 71.86% "
         "(rso-sample-rank) with sigmoid-norm. The lecture: statistically rso-sample-rank is closer to π* than the two "
         "other choices. Neither separates what a reward model's labels bring from where the pairs come from."
     ),
     source="Liu et al. 2024 (RSO), abstract and Table 1; lecture, “Preference Data Distribution – Choices”",
-    asks=(
+    setup=(
         "A factorial design: labels of the gold reward or of r_φ (fitted to N gold labels); few or many pairs; from "
-        "π_ref, π_r or π*; a policy that can represent everything, or a limited one. On the exact rungs every fit is "
+        "π_ref, π_r or π*; a policy that can represent everything, or a limited one. On the exact scales every fit is "
         "convex and carried to its end, pairs are drawn from π_r itself, each seed has a world of its own, and the "
         "limit of endless pairs is computed too, so that the gain by π_r's pairs falls apart into what the limited "
         "policy's capacity explains and what statistics leave. There the full policy is a table, the limited one has "
@@ -253,16 +253,16 @@ EXPERIMENT = Experiment(
         "lies above zero, hurts where below, and is not decided else."
     ),
     settings=RSOWhy,
-    rungs=("bandit", "tree", "small"),
+    scales=("bandit", "tree", "small"),
     jobs=_jobs,
     run=_run,
     summarise=_summarise,
-    judge=_verdict,
+    decide=_verdict,
     figure=figure,
     words=words,
     text=text_of,
-    tries=_tries,
-    choose=_choose,
+    search_trials=_search_trials,
+    select_best=_select_best,
 )
 
 

@@ -24,7 +24,7 @@ from rlhf_lab.evaluation import evaluate
 from rlhf_lab.experiments import runner, setup_text
 from rlhf_lab.experiments.compare import Run
 from rlhf_lab.experiments.rso_common import chance_to_win
-from rlhf_lab.experiments.runner import EXACT_RUNGS, Chosen, Experiment, Job, Settings, Verdict
+from rlhf_lab.experiments.runner import EXACT_SCALES, BestConfig, Experiment, Job, Settings, Worded
 from rlhf_lab.experiments.statistics import Interval, mean_interval, summarise
 from rlhf_lab.experiments.tabular_training import table_run, train_table
 from rlhf_lab.experiments.text_judge import judge_of
@@ -70,7 +70,7 @@ class Temperatures(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        text, tree, quick = self.rung not in EXACT_RUNGS, self.rung == "tree", self.quick
+        text, tree, quick = self.scale not in EXACT_SCALES, self.scale == "tree", self.quick
         if quick and self.temperatures == (0.0, 0.25, 0.5, 0.75, 1.0):
             object.__setattr__(self, "temperatures", (0.0, 0.5, 1.0))
         defaults: dict[str, Any] = {
@@ -95,7 +95,7 @@ class Temperatures(Settings):
 
 @lru_cache(maxsize=1)
 def _exact_seed(settings: Temperatures, seed: int) -> Run:
-    return table_run(settings.rung, seed, settings.labels, settings.steps, settings.beta)
+    return table_run(settings.scale, seed, settings.labels, settings.steps, settings.beta)
 
 
 @lru_cache(maxsize=1)
@@ -110,7 +110,7 @@ def _text_seed(settings: Temperatures, seed: int) -> setup_text.TextRun:
     )
     if settings.quick:
         plan = replace(plan, reward_steps=2, batch=4, prompts=8)
-    return setup_text.TextRun(setup_text.bench(settings.rung, WORLD), plan, seed)
+    return setup_text.TextRun(setup_text.bench(settings.scale, WORLD), plan, seed)
 
 
 def jobs(settings: Temperatures) -> list[Job]:
@@ -119,7 +119,7 @@ def jobs(settings: Temperatures) -> list[Job]:
     return [{"seed": seed, "method": method} for seed in range(settings.seeds) for method in methods]
 
 
-def tries(settings: Temperatures) -> list[Job]:
+def search_trials(settings: Temperatures) -> list[Job]:
     """The same rates for each method."""
     return [
         {"seed": SEARCH + seed, "method": method, "rate": rate}
@@ -129,17 +129,17 @@ def tries(settings: Temperatures) -> list[Job]:
     ]
 
 
-def choose(settings: Temperatures, rows: pd.DataFrame) -> Chosen:
+def select_best(settings: Temperatures, rows: pd.DataFrame) -> BestConfig:
     """The rate with the largest objective J at temperature 1, mean over search seeds, by method."""
     means = rows.groupby(["method", "rate"])["objective"].mean()
     return {method: float(means[method].idxmax()) for method in TRAINED}
 
 
-def run(settings: Temperatures, job: Job, chosen: Chosen) -> list[dict[str, Any]]:
+def run(settings: Temperatures, job: Job, best_config: BestConfig) -> list[dict[str, Any]]:
     """A method's row at each temperature; for a try its objective alone."""
     method, seed = job["method"], job["seed"]
-    rate = job["rate"] if "rate" in job else chosen.get(method, 0.0)
-    work = _run_exact if settings.rung in EXACT_RUNGS else _run_text
+    rate = job["rate"] if "rate" in job else best_config.get(method, 0.0)
+    work = _run_exact if settings.scale in EXACT_SCALES else _run_text
     return work(settings, seed, method, rate, "rate" in job)
 
 
@@ -250,7 +250,7 @@ def _run_text(settings: Temperatures, seed: int, method: str, rate: float, tryin
         policies = {method: reference}
     if trying:
         return [{"objective": setup_text.measure(state, policies[method], split="validation")["objective"]}]
-    judge = judge_of(settings.rung, WORLD, settings.quick)
+    judge = judge_of(settings.scale, WORLD, settings.quick)
     rows = []
     for name, policy in policies.items():
         for temperature in settings.temperatures:
@@ -264,8 +264,8 @@ def _run_text(settings: Temperatures, seed: int, method: str, rate: float, tryin
 
 
 def metrics(settings: Temperatures) -> list[str]:
-    """What is measured on the rung."""
-    return ["gold_wins", "gain"] if settings.rung in EXACT_RUNGS else ["gold_wins", "judge_wins", "gain", "tokens"]
+    """What is measured on the scale."""
+    return ["gold_wins", "gain"] if settings.scale in EXACT_SCALES else ["gold_wins", "judge_wins", "gain", "tokens"]
 
 
 def summarise_runs(settings: Temperatures, runs: pd.DataFrame) -> pd.DataFrame:
@@ -341,7 +341,7 @@ def _points(gap: Interval) -> str:
     return f"{100 * gap.mean:+.1f} [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}] points"
 
 
-def judge(settings: Temperatures, summary: pd.DataFrame, runs: pd.DataFrame) -> Verdict:
+def judge(settings: Temperatures, summary: pd.DataFrame, runs: pd.DataFrame) -> Worded:
     """See the rule."""
     found = parts(settings, summary, runs)
     said = found.said()
@@ -352,19 +352,19 @@ def judge(settings: Temperatures, summary: pd.DataFrame, runs: pd.DataFrame) -> 
     )
     listed = {answer: [name for name, value in said.items() if value == answer] for answer in ("yes", "no", "open")}
     if len(listed["yes"]) == len(said):
-        return Verdict("holds", f"All three parts do. {numbers}.")
+        return Worded("supported", f"All three parts do. {numbers}.")
     if listed["yes"]:
         rest = [f"not so: {'; '.join(listed['no'])}"] * bool(listed["no"])
         rest += [f"not decided: {'; '.join(listed['open'])}"] * bool(listed["open"])
-        return Verdict(
-            "holds when", f"it says no more than: {'; '.join(listed['yes'])} ({'. '.join(rest)}). {numbers}."
+        return Worded(
+            "partly supported", f"it says no more than: {'; '.join(listed['yes'])} ({'. '.join(rest)}). {numbers}."
         )
     if listed["no"]:
         rest = [f" (not decided: {'; '.join(listed['open'])})"] * bool(listed["open"])
-        return Verdict(
-            "does not hold", f"No part does, and not so: {'; '.join(listed['no'])}{''.join(rest)}. {numbers}."
+        return Worded(
+            "not supported", f"No part does, and not so: {'; '.join(listed['no'])}{''.join(rest)}. {numbers}."
         )
-    return Verdict("not decided", f"Every part's interval holds 0. {numbers}.")
+    return Worded("inconclusive", f"Every part's interval holds 0. {numbers}.")
 
 
 # ---------------------------------------------------------------------------------------------------------- picture
@@ -379,12 +379,12 @@ def _methods(settings: Temperatures) -> list[str]:
 
 
 def figure(settings: Temperatures, summary: pd.DataFrame, runs: pd.DataFrame) -> Figure:
-    """Win rates over temperature: by gold; and by the judge on text, the expected reward on exact rungs."""
+    """Win rates over temperature: by gold; and by the judge on text, the expected reward on exact scales."""
     from matplotlib.ticker import PercentFormatter
 
     from rlhf_lab.figures import style
 
-    exactly = settings.rung in EXACT_RUNGS
+    exactly = settings.scale in EXACT_SCALES
     drawing, axes = style.subplots(1, 2, 12.4, 5.4)
     panels = [("gold_wins", "Win rate by the gold reward", "preferred to the opponent [% of comparisons]")]
     panels.append(
@@ -436,7 +436,7 @@ def words(settings: Temperatures, summary: pd.DataFrame, runs: pd.DataFrame) -> 
         )
 
     out = f"Win rate in percent at temperatures {ends[0]:g} and {ends[1]:g}, by the gold reward: {told('gold_wins')}."
-    if settings.rung in EXACT_RUNGS:
+    if settings.scale in EXACT_SCALES:
         rewards = "; ".join(
             f"{_name(m)} {table.loc[(m, ends[0]), 'gain']:.2f} and {table.loc[(m, ends[1]), 'gain']:.2f}"
             for m in _methods(settings)
@@ -447,7 +447,7 @@ def words(settings: Temperatures, summary: pd.DataFrame, runs: pd.DataFrame) -> 
 
 def text(settings: Temperatures, summary: pd.DataFrame, runs: pd.DataFrame) -> str:
     """What was found."""
-    exactly = settings.rung in EXACT_RUNGS
+    exactly = settings.scale in EXACT_SCALES
     found = parts(settings, summary, runs)
     table: Any = summary.set_index(["method", "temperature"])
     opponent = "a draw of π_ref" if exactly else "the target"
@@ -503,13 +503,13 @@ EXPERIMENT = Experiment(
     number=3,
     name="temperatures",
     title="DPO beats PPO and best-of-n at their best temperatures, and minds the temperature less",
-    says=(
+    claim=(
         "On TL;DR, DPO's summaries win 61.7% against the reference summaries at temperature 0, PPO's 57.0% at its best "
         "temperature, which is 0 too; DPO is much more robust to the temperature than PPO, and its best exceeds the "
         "best of N = 128."
     ),
     source="Rafailov et al. 2023, section 6.2 and Figure 2, right; lecture, “Compared to PPO”",
-    asks=(
+    setup=(
         "π_ref, SFT on the chosen responses (Preferred-FT), DPO, PPO and best-of-n of π_ref by the same reward model, "
         "at temperatures from 0 to 1. Labels, reward model, prompts and steps are shared within a seed; each learning "
         "rate comes from the same small search. On text: win rate against the summaries world's targets, by the gold "
@@ -526,16 +526,16 @@ EXPERIMENT = Experiment(
         "else it is not decided."
     ),
     settings=Temperatures,
-    rungs=("bandit", "tree", "small"),
+    scales=("bandit", "tree", "small"),
     jobs=jobs,
     run=run,
     summarise=summarise_runs,
-    judge=judge,
+    decide=judge,
     figure=figure,
     words=words,
     text=text,
-    tries=tries,
-    choose=choose,
+    search_trials=search_trials,
+    select_best=select_best,
 )
 
 

@@ -1,0 +1,111 @@
+"""Settings of the experiments: every number of a run, with defaults that depend on the scale.
+
+A claim's settings are a frozen dataclass that lists its fields, and a table of their defaults:
+
+    @dataclass(frozen=True, init=False)
+    class Cost(Settings):
+        labels: Natural
+        \"\"\"Preference labels.\"\"\"
+
+        DEFAULTS: ClassVar[Defaults] = {"seeds": PerScale(10, 6, 4), "labels": PerScale(2000, 2000, 384)}
+        QUICK: ClassVar[Defaults] = {"seeds": 2, "labels": PerScale(100, 100, 32)}
+
+`Cost(scale="tree", labels=50)` takes the number of labels from the call and every other number from the table.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Self
+
+from rlhf_lab.errors import LabError, Natural, check_settings
+
+__all__ = ["EXACT_SCALES", "SCALES", "Defaults", "PerScale", "Settings"]
+
+EXACT_SCALES = ("bandit", "tree")
+"""The scales on which π* is exact."""
+SCALES = (*EXACT_SCALES, "small")
+"""The scales whose results are saved; `small` is the language model that ships with the package."""
+
+
+class PerScale(NamedTuple):
+    """A default that depends on the scale. Every language model has that of `small`."""
+
+    bandit: Any = None
+    tree: Any = None
+    small: Any = None
+
+
+Defaults = Mapping[str, Any]
+"""Field → its default: a `PerScale`, or one value for all scales."""
+
+
+@dataclass(frozen=True, init=False)
+class Settings:
+    """The settings that all experiments have."""
+
+    scale: str = "bandit"
+    """The scale: bandit, tree, small (the language model that ships), or a model's name or folder."""
+    quick: bool = False
+    """Run for a few seconds with far too few samples, to see that everything works. The outcome means nothing."""
+    seeds: Natural = 1
+    """Number of runs, with seeds 0, 1, … Each run draws its own labels and samples."""
+    out: Path | None = None
+    """Folder of the result. Default: results/NAME/SCALE, or results/NAME/SCALE-own where a setting was changed."""
+    workers: Natural = 1
+    """Number of processes, with one thread each. The numbers do not depend on it."""
+    progress: bool = True
+    """Show a progress bar."""
+
+    DEFAULTS: ClassVar[Defaults] = {}
+    QUICK: ClassVar[Defaults] = {}
+
+    def __init__(self, **given: Any) -> None:
+        """Take the given fields, fill the others from the table of the scale, and check all.
+
+        Raises:
+            LabError: a number out of its range.
+            TypeError: an unknown field, or one that neither the call nor the table names.
+        """
+        fields = {field.name: field for field in dataclasses.fields(self)}
+        if unknown := given.keys() - fields.keys():
+            raise TypeError(f"{type(self).__name__} has no setting {', '.join(sorted(unknown))}.")
+        values = {name: f.default for name, f in fields.items() if f.default is not dataclasses.MISSING} | given
+        scale, quick = values["scale"], values["quick"]
+        values = {**values, **self.defaults(scale, quick), **given}
+        if missing := fields.keys() - values.keys():
+            raise TypeError(f"{type(self).__name__} has no default for {', '.join(sorted(missing))}.")
+        for name in fields:
+            value = values[name]
+            object.__setattr__(self, name, tuple(value) if isinstance(value, list) else value)
+        check_settings(self)
+        if self.seeds < 1 or self.workers < 1:
+            raise LabError(f"seeds ({self.seeds}) and workers ({self.workers}) must be at least 1.")
+        self.check()
+
+    @classmethod
+    def defaults(cls, scale: str, quick: bool = False) -> dict[str, Any]:
+        """Return the defaults of a scale. A quick run has those of `QUICK` in place of the same ones in `DEFAULTS`."""
+        column = SCALES.index(scale) if scale in EXACT_SCALES else SCALES.index("small")
+        table = {**cls.DEFAULTS, **(cls.QUICK if quick else {})}
+        return {name: value[column] if isinstance(value, PerScale) else value for name, value in table.items()}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Self:
+        """Return the settings that a `result.json` holds. JSON's lists become tuples."""
+        return cls(**{name: _tuples(value) for name, value in record.items()})
+
+    @property
+    def exact(self) -> bool:
+        """Whether π* is exact on this scale."""
+        return self.scale in EXACT_SCALES
+
+    def check(self) -> None:
+        """Raise `LabError` where settings contradict each other. Ranges of single numbers are checked before."""
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
