@@ -19,9 +19,10 @@ from rlhf_lab.batch import Pairs, Tokens, cat, pick_pairs
 from rlhf_lab.evaluation import evaluate
 from rlhf_lab.experiments import setup_text
 from rlhf_lab.experiments.compare import Compare, Run
-from rlhf_lab.experiments.runner import EXACT_SCALES, Outcome
+from rlhf_lab.experiments.runner import EXACT_SCALES
 from rlhf_lab.experiments.setup_text import TextRun
 from rlhf_lab.experiments.statistics import Interval
+from rlhf_lab.experiments.verdicts import Outcome
 from rlhf_lab.policies.base import Policy, Reward
 from rlhf_lab.rounding import levels
 from rlhf_lab.training import seeded

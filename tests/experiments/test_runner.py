@@ -196,8 +196,11 @@ def test_an_interval_prints_itself():
     [
         ({"bandit": "supported", "tree": "supported"}, "supported"),
         ({"bandit": "not supported"}, "not supported"),
-        ({"bandit": "supported", "small": "inconclusive"}, "holds: bandit; not decided: small language model"),
-        ({"bandit": "partly supported", "tree": "not supported"}, "in part: bandit; does not hold: token tree"),
+        ({"bandit": "supported", "small": "inconclusive"}, "supported: bandit; inconclusive: small language model"),
+        (
+            {"bandit": "partly supported", "tree": "not supported"},
+            "partly supported: bandit; not supported: token tree",
+        ),
     ],
 )
 def test_the_page_puts_scales_together_without_hiding_any(outcomes, expected):

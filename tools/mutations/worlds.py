@@ -484,8 +484,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "setting",
             "the split of a data set is lost",
-            "hub_rows.rows(source.name, source.split, source.revision,",
-            'hub_rows.rows(source.name, "train", source.revision,',
+            "hub.rows(source.name, source.split, source.revision,",
+            'hub.rows(source.name, "train", source.revision,',
             near="data/test_preference_data.py::test_a_hub_data_set_is_asked_for_with_its_revision_split_and_folder",
         ),
         Mutation(
