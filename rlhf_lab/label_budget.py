@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rlhf_lab import exact
+from rlhf_lab import bradley_terry, exact
 from rlhf_lab.algorithms import active
 from rlhf_lab.errors import LabError, check_beta, check_positive
 from rlhf_lab.training import seeded
@@ -78,11 +78,11 @@ class Finite:
     def design(self, pairs: str) -> Tensor:
         """μ of a source of pairs that is fixed beforehand, (W, K, K)."""
         if pairs == "reference":
-            return active.pairs_of(self.log_ref)
+            return bradley_terry.pair_distribution(self.log_ref)
         if pairs == "optimal":
-            return active.pairs_of(exact.optimal_policy(self.log_ref, self.reward, self.beta))
+            return bradley_terry.pair_distribution(exact.optimal_policy(self.log_ref, self.reward, self.beta))
         if pairs == "uniform":
-            return active.pairs_of(torch.zeros_like(self.log_ref))
+            return bradley_terry.pair_distribution(torch.zeros_like(self.log_ref))
         if pairs == "design":
             return self.best_design
         raise LabError(f"Pairs '{pairs}' are not fixed beforehand; there are {', '.join(PAIRS)}.")
@@ -174,7 +174,7 @@ def buy(world: Finite, what: Purchase, runs: int, generator: torch.Generator, pr
 def bought(world: Finite, what: Purchase, runs: int, generator: torch.Generator, prior: float = 3.0) -> active.Asked:
     """What is known after a purchase, every world `runs` times (rows as in `Finite.repeat`).
 
-    Demonstrations first, then labels; the rewards are fitted to both at once (see `active.fit_rewards`).
+    Demonstrations first, then labels; the rewards are fitted to both at once (see `bradley_terry.fit_rewards`).
     """
     many = world.repeat(runs)
     size = world.log_ref.shape[-1]
@@ -183,13 +183,15 @@ def bought(world: Finite, what: Purchase, runs: int, generator: torch.Generator,
     if what.demonstrations:
         log_demo = exact.optimal_policy(many.log_ref, many.reward, what.demo_beta)
         counts = active.multinomial(log_demo.exp(), what.demonstrations, generator)
-        shown = active.Demonstrations(counts, many.log_ref, what.assumed or what.demo_beta)
+        shown = bradley_terry.Demonstrations(counts, many.log_ref, what.assumed or what.demo_beta)
         log_sft = sft_policy(many.log_ref, counts)
     known = torch.zeros(len(log_sft), size, size, dtype=torch.float64)
     if not what.labels:
-        return active.Asked(0, known, *active.fit_rewards(known, prior, shown))
+        return active.Asked(0, known, *bradley_terry.fit_rewards(known, prior, shown))
     choose = (
-        active.choose_by_design(active.pairs_of(log_sft)) if what.pairs == "sft" else choice(many, what.pairs, QUICKLY)
+        active.choose_by_design(bradley_terry.pair_distribution(log_sft))
+        if what.pairs == "sft"
+        else choice(many, what.pairs, QUICKLY)
     )
     totals = active.batches(size, what.labels, what.rounds)
     label = active.bradley_terry_labels(many.reward)
@@ -221,14 +223,14 @@ def price_of_both(world: Finite, demonstrations: Tensor, labels: Tensor, demo_be
     demo = exact.optimal_policy(world.log_ref, world.reward, demo_beta).exp()
     p = exact.preference(world.reward)
     edges = (mu + mu.transpose(-1, -2)) * p * (1 - p)
-    told = torch.diag_embed(edges.sum(-1)) - edges
-    shown = active.covariance(demo) / demo_beta**2
+    told = bradley_terry.laplacian(edges)
+    shown = bradley_terry.covariance(demo) / demo_beta**2
     out = []
     for d, n in zip(demonstrations.flatten().tolist(), labels.flatten().tolist(), strict=True):
         both = d * shown + n * told
         # A shift of all rewards is in neither, and matters to neither: filled, it makes the matrix invertible.
         filled = both + both.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None] / star.shape[-1]
-        error = torch.linalg.solve(filled, active.covariance(star))
+        error = torch.linalg.solve(filled, bradley_terry.covariance(star))
         out.append(error.diagonal(dim1=-2, dim2=-1).sum(-1) / (2 * beta))
     return torch.stack(out, -1).reshape(len(star), *demonstrations.shape)
 
@@ -236,9 +238,7 @@ def price_of_both(world: Finite, demonstrations: Tensor, labels: Tensor, demo_be
 # --- a policy that cannot say everything -----------------------------------------------------------------------
 
 
-def limited_by_dpo(
-    log_ref: Tensor, features: Tensor, wins: Tensor, beta: float, prior: float = 3.0, steps: int = 100
-) -> Tensor:
+def limited_by_dpo(log_ref: Tensor, features: Tensor, wins: Tensor, beta: float, prior: float = 3.0) -> Tensor:
     """DPO straight on the labels in the class log π = log π_ref + φ·w + const; log π, (R, K).
 
     Args:
@@ -247,24 +247,8 @@ def limited_by_dpo(
         wins: (R, K, K).
         beta: β.
         prior: of β φ·w for a feature of size 1: what keeps separable labels finite.
-        steps: of Newton's method.
     """
-    asked = wins + wins.transpose(-1, -2)
-    eye = torch.eye(features.shape[-1], dtype=torch.float64) / prior**2
-    weight = torch.zeros(features.shape[0], features.shape[-1], dtype=torch.float64)
-    for _ in range(steps):
-        scores = (features @ weight.unsqueeze(-1)).squeeze(-1)
-        p = exact.preference(scores)
-        slope = features.transpose(-1, -2) @ (wins.sum(-1) - (asked * p).sum(-1)).unsqueeze(-1)
-        slope = slope.squeeze(-1) - weight / prior**2
-        edges = asked * p * (1 - p)
-        bend = features.transpose(-1, -2) @ (torch.diag_embed(edges.sum(-1)) - edges) @ features + eye
-        step = torch.linalg.solve(bend, slope)
-        gain = float((step * slope).sum(-1).max())
-        weight = weight + step / step.abs().amax(-1, keepdim=True).clamp(min=1.0)
-        if gain < 1e-8:
-            break
-    return (log_ref + (features @ weight.unsqueeze(-1)).squeeze(-1) / beta).log_softmax(-1)
+    return (log_ref + reward_in_features(features, wins, prior) / beta).log_softmax(-1)
 
 
 def limited_by_reward(
@@ -304,8 +288,8 @@ def limited_by_reward(
 
 def reward_in_features(features: Tensor, wins: Tensor, prior: float = 3.0) -> Tensor:
     """A reward model r = φ·w fitted to labels, (R, K)."""
-    flat = torch.zeros(features.shape[:-1], dtype=torch.float64)
-    return limited_by_dpo(flat.log_softmax(-1), features, wins, 1.0, prior)
+    weight = bradley_terry.fit_features(features, wins, prior)
+    return (features @ weight.unsqueeze(-1)).squeeze(-1)
 
 
 def random_worlds(

@@ -33,7 +33,8 @@ def test_a_mutation_s_text_stands_once_in_its_file_and_leaves_python_behind(muta
 def test_there_are_bugs_of_every_kind_and_each_stands_in_the_table_of_its_subpackage() -> None:
     """A table is named after the subpackage; `mathematics` has the modules below all others."""
     rooms = dict.fromkeys(
-        ["exact", "losses", "kl", "sampling", "preferences", "batch", "response_tree", "rounding"], "mathematics"
+        ["exact", "bradley_terry", "losses", "kl", "sampling", "preferences", "batch", "response_tree", "rounding"],
+        "mathematics",
     )
     rooms |= {"data": "worlds", "label_budget": "experiments"}
     for table, mutations in TABLES.items():

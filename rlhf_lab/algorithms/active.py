@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from rlhf_lab import exact
+from rlhf_lab.bradley_terry import Demonstrations, check_wins, fit_rewards, laplacian, pair_distribution
 from rlhf_lab.errors import (
     Count,
     Fraction,
@@ -35,7 +36,6 @@ from rlhf_lab.errors import (
     check_finite,
     check_float,
     check_log_distribution,
-    check_positive,
     check_settings,
 )
 
@@ -56,80 +56,6 @@ class Active:
 
     def __post_init__(self) -> None:
         check_settings(self)
-
-
-@dataclass(frozen=True)
-class Demonstrations:
-    """What demonstrations say of the rewards: D draws from π_demo ∝ π_0 exp(r/β_demo).
-
-    Attributes:
-        counts: how often each response was demonstrated, (…, K).
-        log_base: log π_0, (…, K).
-        beta: β_demo > 0, how carefully the demonstrator chooses: small is careful.
-    """
-
-    counts: Tensor
-    log_base: Tensor
-    beta: float
-
-    def __post_init__(self) -> None:
-        check_positive(self.beta, "the demonstrations' beta")
-
-
-def fit_rewards(
-    wins: Tensor, prior: float = 3.0, demonstrations: Demonstrations | None = None, tolerance: float = 1e-8
-) -> tuple[Tensor, Tensor]:
-    r"""The most likely rewards under a normal prior, and the curvature there, by Newton's method.
-
-    Args:
-        wins: how often row was preferred to column, (…, K, K), not negative; the diagonal is ignored.
-        prior: s of the prior N(0, s²) of each reward; it also fixes the constant that labels leave open.
-        demonstrations: adds their likelihood.
-        tolerance: what the last step may still gain, in nats of log-likelihood (1e-8: a 1e-4th of a standard error).
-
-    Returns:
-        r̂, (…, K) float64, and H, (…, K, K), positive definite: the rewards are about N(r̂, H⁻¹).
-
-    Raises:
-        LabError: wins not square, negative or not finite; prior not above zero; no convergence.
-    """
-    wins = _check_counts(wins, "wins")
-    prior = check_positive(prior, "prior")
-    size = wins.shape[-1]
-    eye = torch.eye(size, dtype=torch.float64)
-    wins = wins * (1 - eye)
-    asked = wins + wins.transpose(-1, -2)
-    won = wins.sum(-1)
-    rewards = torch.zeros(wins.shape[:-1], dtype=torch.float64)
-    for _ in range(200):
-        p = exact.preference(rewards)
-        slope = won - (asked * p).sum(-1) - rewards / prior**2
-        edges = asked * p * (1 - p)
-        curvature = torch.diag_embed(edges.sum(-1)) - edges + eye / prior**2
-        if demonstrations is not None:
-            more, bend = _demonstrated(rewards, demonstrations)
-            slope, curvature = slope + more, curvature + bend
-        # Far from the maximum a logistic curve is flat and Newton's step too long: no reward moves by more than 1.
-        step = torch.linalg.solve(curvature, slope)
-        gain = float((step * slope).sum(-1).max())
-        step = step / step.abs().amax(-1, keepdim=True).clamp(min=1.0)
-        rewards = rewards + step
-        if gain < tolerance:
-            return rewards, curvature
-    raise LabError("The fit of the rewards did not converge in 200 steps of Newton's method. Lower prior.")
-
-
-def _demonstrated(rewards: Tensor, shown: Demonstrations) -> tuple[Tensor, Tensor]:
-    """Gradient and curvature of Σ counts log softmax(log π_0 + r/β_demo)."""
-    likely = (shown.log_base + rewards / shown.beta).softmax(-1)
-    number = shown.counts.sum(-1, keepdim=True)
-    slope = (shown.counts - number * likely) / shown.beta
-    return slope, number.unsqueeze(-1) * covariance(likely) / shown.beta**2
-
-
-def covariance(probability: Tensor) -> Tensor:
-    """diag(π) − ππᵀ, (…, K, K)."""
-    return torch.diag_embed(probability) - probability.unsqueeze(-1) * probability.unsqueeze(-2)
 
 
 def believed(
@@ -205,7 +131,8 @@ def next_labels(
     spread = int(number * explore)
     if spread:
         counts = counts + apportion(above.double() / above.sum(), spread)
-    inverse = torch.linalg.inv(curvature + _laplacian(counts * information))
+    edges = counts * information
+    inverse = torch.linalg.inv(curvature + laplacian(edges + edges.transpose(-1, -2)))
     left, choices = number - spread, min(number - spread, at_once)
     matters, inverse, information = (t.reshape(-1, size, size) for t in (matters, inverse, information))
     counts, rows = counts.reshape(-1, size, size).clone(), torch.arange(inverse.shape[0])
@@ -228,12 +155,6 @@ def _between(matrix: Tensor) -> Tensor:
     """bᵀ M b of every pair, b = e_i − e_j: (…, K, K)."""
     diagonal = matrix.diagonal(dim1=-2, dim2=-1)
     return diagonal.unsqueeze(-1) + diagonal.unsqueeze(-2) - matrix - matrix.transpose(-1, -2)
-
-
-def _laplacian(edges: Tensor) -> Tensor:
-    """Σ e_ij b_ij b_ijᵀ over all entries, (…, K, K)."""
-    both = edges + edges.transpose(-1, -2)
-    return torch.diag_embed(both.sum(-1)) - both
 
 
 def apportion(weights: Tensor, number: int) -> Tensor:
@@ -316,7 +237,7 @@ def ask_in_rounds(
     out: list[Asked] = []
     for total in totals:
         fresh = choose(state, total - state.labels, generator)
-        won = _check_counts(label(fresh, generator), "the labels")
+        won = check_wins(label(fresh, generator), "the labels")
         if not torch.equal(won + won.transpose(-1, -2), fresh + fresh.transpose(-1, -2)):
             raise LabError("The labels are not as many as were asked for, pair by pair.")
         wins = state.wins + won
@@ -366,16 +287,11 @@ def choose_from_policy(log_ref: Tensor, beta: float) -> Choose:
     beta = check_beta(beta)
 
     def choose(state: Asked, number: int, generator: torch.Generator) -> Tensor:
-        return choose_by_design(pairs_of((log_ref + state.rewards / beta).log_softmax(-1)))(state, number, generator)
+        return choose_by_design(pair_distribution((log_ref + state.rewards / beta).log_softmax(-1)))(
+            state, number, generator
+        )
 
     return choose
-
-
-def pairs_of(log_policy: Tensor) -> Tensor:
-    """How often two draws from a policy, equal ones drawn again, are the pair (i, j): (…, K, K), summing to 1."""
-    log_pair = log_policy.unsqueeze(-1) + log_policy.unsqueeze(-2)
-    log_pair = log_pair.masked_fill(torch.eye(log_policy.shape[-1], dtype=torch.bool), -torch.inf)
-    return log_pair.flatten(-2).softmax(-1).reshape(log_pair.shape)
 
 
 def multinomial(weights: Tensor, number: int, generator: torch.Generator | None = None) -> Tensor:
@@ -416,12 +332,3 @@ def bradley_terry_labels(reward: Tensor) -> Label:
         return won + (counts - won).transpose(-1, -2)
 
     return label
-
-
-def _check_counts(counts: Tensor, name: str) -> Tensor:
-    counts = check_finite(counts.double(), name)
-    if counts.ndim < 2 or counts.shape[-1] != counts.shape[-2]:
-        raise LabError(f"{name} must have shape (…, K, K), not {tuple(counts.shape)}.")
-    if (counts < 0).any():
-        raise LabError(f"{name} must not be negative.")
-    return counts

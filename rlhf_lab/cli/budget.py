@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlhf_lab import exact, label_budget
+from rlhf_lab import bradley_terry, exact, label_budget
 from rlhf_lab.algorithms import active
 from rlhf_lab.data.readers import rows_of
 from rlhf_lab.errors import Count, LabError, Natural, NonNegative, Positive, Range, Seed, check_paths, check_settings
@@ -159,7 +159,7 @@ def spread_of(wins: list[Tensor]) -> tuple[float, float, float]:
     for spread in SPREADS:
         total = 0.0
         for matrix in wins:
-            rewards, curvature = active.fit_rewards(matrix, spread)
+            rewards, curvature = bradley_terry.fit_rewards(matrix, spread)
             likely = (matrix * torch.nn.functional.logsigmoid(rewards.unsqueeze(-1) - rewards)).sum()
             volume = torch.logdet(curvature) + 2 * len(rewards) * math.log(spread)
             total += float(likely - rewards.square().sum() / (2 * spread**2) - volume / 2)
@@ -176,7 +176,7 @@ def next_pairs(pilot: Pilot, beta: float, spread: float, number: int = 10) -> li
     """
     found = []
     for prompt, names, wins in zip(pilot.prompts, pilot.responses, pilot.wins, strict=True):
-        rewards, curvature = active.fit_rewards(wins, spread)
+        rewards, curvature = bradley_terry.fit_rewards(wins, spread)
         even = torch.zeros(len(names), dtype=torch.float64).log_softmax(-1)
         matters, told = active.believed(rewards, curvature, even, beta, 256, seeded(0, 60))
         gain = active.gains(matters, told, torch.linalg.inv(curvature)) / (2 * beta)

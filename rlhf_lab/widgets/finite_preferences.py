@@ -13,157 +13,16 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
 
-from rlhf_lab import exact
+from rlhf_lab import bradley_terry, exact
 from rlhf_lab.errors import LabError, check_finite, check_log_distribution, check_responses_axis
 from rlhf_lab.figures.picture import Axis, Bars, Line, Number, Panel, Picture, Points
 from rlhf_lab.training import seeded
 from rlhf_lab.widgets.explorer import Explorer, Slider
 
-RIDGE = 1e-6
-"""Weight of ½Σr̂² in the fit: it decides what labels leave open, and moves what they decide by about 1e-6."""
 MOST = 30_000
 """Labels of the longest data set of the explorer."""
 _GRID = (10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, MOST)
-
-
-def reference_pairs(log_ref: Tensor) -> Tensor:
-    """μ of two different responses drawn from π_ref, (…, K, K): what `World.preferences` asks about."""
-    both = (log_ref.unsqueeze(-1) + log_ref.unsqueeze(-2)).exp()
-    both = both * (1 - torch.eye(both.shape[-1], dtype=both.dtype))
-    return both / both.sum((-1, -2), keepdim=True)
-
-
-def expected_wins(reward: Tensor, pair_weights: Tensor, noise: float = 0.0) -> Tensor:
-    """What a single label adds to the table of wins on average, (…, K, K), summing to 1.
-
-    Args:
-        reward: the true rewards, (…, K).
-        pair_weights: μ, (…, K, K), summing to 1, with a zero diagonal.
-        noise: ε, the chance that a label is turned round.
-    """
-    p = exact.preference(reward)
-    asked = pair_weights + pair_weights.transpose(-1, -2)  # (i, j) and (j, i) are one question
-    return asked * ((1 - noise) * p + noise * (1 - p))
-
-
-def draw_wins(
-    reward: Tensor,
-    pair_weights: Tensor,
-    numbers: Sequence[int],
-    generator: torch.Generator,
-    noise: float = 0.0,
-) -> Tensor:
-    """How often each response beat each other one among the first labels of one stream.
-
-    Larger data sets contain the smaller ones, and more noise turns the same labels and more: moving one control
-    changes one thing.
-
-    Args:
-        reward: r, (K,); labels are drawn with σ(r_i − r_j).
-        pair_weights: μ, (K, K), non-negative, summing to 1.
-        numbers: sizes of the data sets.
-        generator: source of randomness.
-        noise: ε in [0, ½].
-
-    Returns:
-        (len(numbers), K, K) float64; entry [n, i, j] counts the labels i ≻ j.
-
-    Raises:
-        LabError: noise out of range; a number below 1.
-    """
-    return _count(_draw_labels(reward, pair_weights, max(numbers), generator, noise), numbers, reward.shape[-1])
-
-
-def _draw_labels(reward: Tensor, pair_weights: Tensor, number: int, generator: torch.Generator, noise: float) -> Tensor:
-    """One code i·K + j for each label i ≻ j, (number,)."""
-    if not 0 <= noise <= 0.5:
-        raise LabError(f"noise must lie in [0, 0.5], not {noise}: it is the probability that a label is wrong.")
-    size = reward.shape[-1]
-    u = torch.rand(3, number, dtype=torch.float64, generator=generator)
-    cdf = pair_weights.double().flatten().cumsum(0)
-    pair = torch.searchsorted(cdf, u[0] * cdf[-1], right=True).clamp(max=size * size - 1)
-    one, two = pair // size, pair % size
-    first = (u[1] < torch.sigmoid(reward[one] - reward[two])) ^ (u[2] < noise)
-    return torch.where(first, one * size + two, two * size + one)
-
-
-def _count(codes: Tensor, numbers: Sequence[int], size: int) -> Tensor:
-    if min(numbers) < 1:
-        raise LabError(f"A data set needs at least one label, not {min(numbers)}.")
-    return (
-        torch.stack([torch.bincount(codes[:n], minlength=size * size) for n in numbers]).double().view(-1, size, size)
-    )
-
-
-def fit_wins(wins: Tensor, ridge: float = RIDGE, steps: int = 100) -> Tensor:
-    r"""The rewards that minimise Σ_ij wins_ij · (−log σ(r_i − r_j)) + ½ ridge Σ r², by damped Newton steps.
-
-    Fractional and even negative entries are allowed, as long as wins_ij + wins_ji ≥ 0, which keeps the sum
-    convex. So cDPO and robust DPO are the same fit on other tables: (1−ε) W + ε Wᵀ and ((1−ε) W − ε Wᵀ)/(1−2ε).
-
-    The ridge matters only where the labels decide nothing: a response never asked about keeps a reward of 0, and
-    one that never lost goes up to about log(1/ridge) instead of to infinity.
-
-    Args:
-        wins: (…, K, K), any scale: counts or probabilities.
-        ridge: above 0, against wins scaled to sum to 1.
-        steps: at most so many.
-
-    Returns:
-        (…, K) float64, each row with mean 0.
-
-    Raises:
-        LabError: wins not finite, not square, all zero, or a pair with a negative sum.
-    """
-    wins = check_finite(wins.double(), "wins")
-    if wins.ndim < 2 or wins.shape[-1] != wins.shape[-2]:
-        raise LabError(f"wins must be (…, K, K), not {tuple(wins.shape)}.")
-    asked = wins + wins.transpose(-1, -2)
-    total = asked.sum((-1, -2), keepdim=True) / 2
-    if bool((asked < 0).any()) or not bool((total > 0).all()):
-        raise LabError("wins needs at least one label, and wins_ij + wins_ji must not be negative.")
-    wins, asked = wins / total, asked / total
-    eye = torch.eye(wins.shape[-1], dtype=torch.float64)
-
-    def value(r: Tensor) -> Tensor:
-        return (wins * softplus(r.unsqueeze(-2) - r.unsqueeze(-1))).sum((-1, -2)) + ridge / 2 * r.square().sum(-1)
-
-    r = torch.zeros(wins.shape[:-1], dtype=torch.float64)
-    here = value(r)
-    for _ in range(steps):
-        loses = torch.sigmoid(r.unsqueeze(-2) - r.unsqueeze(-1))  # σ(r_j − r_i): the believed chance that i loses
-        pull = wins * loses
-        slope = pull.sum(-2) - pull.sum(-1) + ridge * r
-        edges = asked * loses * (1 - loses)
-        bend = torch.diag_embed(edges.sum(-1)) - edges + ridge * eye
-        move = -torch.linalg.solve(bend, slope.unsqueeze(-1)).squeeze(-1)
-        # A Newton step may overshoot far from the optimum; halve it, row by row, until the sum is no larger.
-        scale = torch.ones_like(here)
-        for _ in range(40):
-            there = value(r + scale.unsqueeze(-1) * move)
-            worse = there > here + 1e-13 * here.abs()
-            if not bool(worse.any()):
-                break
-            scale = torch.where(worse, scale / 2, scale)
-        scale = torch.where(there > here + 1e-13 * here.abs(), 0.0, scale)
-        r = r + scale.unsqueeze(-1) * move
-        here = value(r)
-        if float((scale * move.abs().amax(-1)).max()) < 1e-9:  # quadratic convergence: the next step is rounding
-            break
-    return r - r.mean(-1, keepdim=True)
-
-
-def has_maximum(wins: Tensor) -> bool:
-    """Whether the likelihood of (K, K) `wins` has a maximum: every response beats every other one at some remove.
-
-    Ford 1957. Otherwise some margin of DPO has no end.
-    """
-    reach = (wins > 0) | torch.eye(wins.shape[-1], dtype=torch.bool)
-    for _ in range(wins.shape[-1]):
-        reach = (reach.double() @ reach.double()) > 0
-    return bool(reach.all())
 
 
 def finite_preferences_explorer(
@@ -188,25 +47,25 @@ def finite_preferences_explorer(
         raise LabError(f"log_ref must be (K,) with K names, not {tuple(log_ref.shape)} with {len(responses)}.")
     if bool((log_ref == -torch.inf).any()):
         raise LabError("log_ref holds -inf: a response that is never drawn is never labelled. Leave it out.")
-    asked = reference_pairs(log_ref)
+    asked = bradley_terry.pair_distribution(log_ref)
 
     @lru_cache(maxsize=16)
-    def stream(seed: int, noise: float) -> Tensor:
-        return _draw_labels(reward, asked, MOST, seeded(seed), noise)
+    def stream(seed: int, noise: float) -> tuple[Tensor, Tensor]:
+        return bradley_terry.draw_labels(reward, asked, MOST, seeded(seed), noise)
 
     @lru_cache(maxsize=64)
     def road(seed: int, noise: float) -> Tensor:
         """r̂ on the first 10, 20, … labels of this draw, (len(_GRID), K)."""
-        return fit_wins(_count(stream(seed, noise), _GRID, len(log_ref)))
+        return bradley_terry.maximum_likelihood(bradley_terry.win_counts(*stream(seed, noise), len(log_ref), _GRID))
 
     @lru_cache(maxsize=512)
     def fitted(seed: int, noise: float, labels: int) -> tuple[Tensor, bool]:
-        wins = _count(stream(seed, noise), (labels,), len(log_ref))[0]
-        return fit_wins(wins), has_maximum(wins)
+        wins = bradley_terry.win_counts(*stream(seed, noise), len(log_ref), (labels,))[0]
+        return bradley_terry.maximum_likelihood(wins), bool(bradley_terry.has_finite_optimum(wins))
 
     @lru_cache(maxsize=64)
     def limit(noise: float) -> Tensor:
-        return fit_wins(expected_wins(reward, asked, noise))
+        return bradley_terry.maximum_likelihood(bradley_terry.expected_wins(reward, asked, noise))
 
     @lru_cache(maxsize=128)
     def price(b: float) -> float:

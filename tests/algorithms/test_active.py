@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from rlhf_lab import exact, label_budget
+from rlhf_lab import bradley_terry, exact, label_budget
 from rlhf_lab.algorithms import active
 from rlhf_lab.algorithms.dpo import DPO, dpo
 from rlhf_lab.errors import LabError
@@ -19,50 +19,12 @@ def random_wins(*shape, seed=0):
     return torch.randint(0, 9, shape, generator=seeded(seed)).double()
 
 
-def log_posterior(rewards, wins, prior, shown=None):
-    """The objective of the fit, written out pair by pair."""
-    total = -rewards.square().sum() / (2 * prior**2)
-    for i in range(len(rewards)):
-        for j in range(len(rewards)):
-            if i != j:
-                total = total + wins[i, j] * torch.nn.functional.logsigmoid(rewards[i] - rewards[j])
-    if shown is not None:
-        total = total + (shown.counts * (shown.log_base + rewards / shown.beta).log_softmax(-1)).sum()
-    return total
-
-
-@pytest.mark.parametrize("with_demonstrations", [False, True])
-def test_the_fit_is_a_maximum_and_its_curvature_is_autograds_hessian(with_demonstrations):
-    wins = random_wins(4, 4)
-    base = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64).log()
-    shown = (
-        active.Demonstrations(torch.tensor([3.0, 0, 5, 1], dtype=torch.float64), base, 0.7)
-        if with_demonstrations
-        else None
-    )
-    rewards, curvature = active.fit_rewards(wins, 2.0, shown)
-    at = rewards.clone().requires_grad_()
-    (slope,) = torch.autograd.grad(log_posterior(at, wins, 2.0, shown), at)
-    assert slope.abs().max() < 1e-3  # nats per unit, where the curvature is above 0.25: within 0.004 of the maximum
-    hessian = torch.autograd.functional.hessian(lambda r: -log_posterior(r, wins, 2.0, shown), rewards)
-    torch.testing.assert_close(curvature, hessian, atol=1e-3, rtol=1e-3)
-
-
-def test_the_fit_of_separable_labels_is_finite_and_batches_are_independent():
-    wins = torch.zeros(2, 3, 3, dtype=torch.float64)
-    wins[0, 0, 1] = wins[0, 1, 2] = 500.0
-    wins[1, 2, 0] = 1.0
-    both, _ = active.fit_rewards(wins, 3.0)
-    assert torch.isfinite(both).all() and both[0, 0] > both[0, 1] > both[0, 2]
-    torch.testing.assert_close(active.fit_rewards(wins[1], 3.0)[0], both[1], atol=1e-5, rtol=1e-5)
-
-
 def test_gains_are_what_the_trace_loses_when_a_label_is_added():
     """Independent way: add w b bᵀ to H, invert, take the trace again."""
     generator = seeded(1)
     root = torch.randn(4, 4, dtype=torch.float64, generator=generator)
     curvature = root @ root.T + torch.eye(4, dtype=torch.float64)
-    matters = active.covariance(torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64))
+    matters = bradley_terry.covariance(torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64))
     told = torch.rand(4, 4, dtype=torch.float64, generator=generator)
     told = told + told.T
     found = active.gains(matters, told, torch.linalg.inv(curvature))
@@ -78,7 +40,7 @@ def test_gains_are_what_the_trace_loses_when_a_label_is_added():
 
 def test_one_label_goes_to_the_pair_with_the_largest_gain_and_many_come_near_the_best_of_all_splits():
     """K = 3 has three pairs: every split of 12 labels can be tried; greedy loses less than 1% to the best."""
-    rewards, curvature = active.fit_rewards(random_wins(3, 3, seed=5), 3.0)
+    rewards, curvature = bradley_terry.fit_rewards(random_wins(3, 3, seed=5), 3.0)
     log_ref = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64).log()
     matters, told = active.believed(rewards, curvature, log_ref, 0.4, 64, seeded(2))
     pairs = [(0, 1), (0, 2), (1, 2)]
@@ -101,7 +63,7 @@ def test_one_label_goes_to_the_pair_with_the_largest_gain_and_many_come_near_the
 
 @pytest.mark.parametrize(("number", "explore"), [(1, 0.0), (7, 0.5), (100, 0.05), (333, 1.0)])
 def test_next_labels_are_whole_above_the_diagonal_and_as_many_as_asked(number, explore):
-    rewards, curvature = active.fit_rewards(random_wins(5, 4, 4), 3.0)
+    rewards, curvature = bradley_terry.fit_rewards(random_wins(5, 4, 4), 3.0)
     log_ref = torch.zeros(5, 4, dtype=torch.float64).log_softmax(-1)
     matters, told = active.believed(rewards, curvature, log_ref, 0.5, 8, seeded(0))
     counts = active.next_labels(matters, told, curvature, number, explore)
@@ -113,7 +75,7 @@ def test_next_labels_are_whole_above_the_diagonal_and_as_many_as_asked(number, e
 
 def test_what_is_believed_are_means_over_the_normal_posterior():
     """K = 2: only d = r_0 − r_1 matters, normal with variance bᵀ H⁻¹ b. Simpson's rule on it instead of draws."""
-    rewards, curvature = active.fit_rewards(torch.tensor([[0.0, 6.0], [3.0, 0.0]], dtype=torch.float64), 2.0)
+    rewards, curvature = bradley_terry.fit_rewards(torch.tensor([[0.0, 6.0], [3.0, 0.0]], dtype=torch.float64), 2.0)
     log_ref = torch.tensor([0.3, 0.7], dtype=torch.float64).log()
     matters, told = active.believed(rewards, curvature, log_ref, 0.5, 40_000, seeded(3))
     inverse = torch.linalg.inv(curvature)
@@ -158,15 +120,6 @@ def test_draws_do_not_depend_on_the_last_bit_of_a_chance():
     assert torch.equal(one, two) and torch.equal(two, three)
 
 
-def test_pairs_of_a_policy_are_two_draws_with_equal_ones_drawn_again_however_sure_it_is():
-    p = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)
-    want = torch.outer(p, p) * (1 - torch.eye(3))
-    torch.testing.assert_close(active.pairs_of(p.log()), want / want.sum())
-    sure = torch.tensor([0.0, -800.0, -801.0], dtype=torch.float64).log_softmax(-1)
-    got = active.pairs_of(sure)
-    assert float(got[0, 1] / got[0, 2]) == pytest.approx(math.e) and float(got.sum()) == pytest.approx(1.0)
-
-
 @pytest.mark.parametrize(("size", "labels", "rounds"), [(10, 500, 1), (10, 500, 8), (4, 9, 9), (27, 100, 5)])
 def test_batches_grow_and_end_at_the_labels(size, labels, rounds):
     totals = active.batches(size, labels, rounds)
@@ -191,18 +144,6 @@ def test_the_active_policy_sees_labels_and_nothing_else():
         active.ask_in_rounds(active.choose_actively(log_ref, 0.5), lambda c, g: 2 * c, known, [20], generator=seeded(6))
 
 
-def test_demonstrations_far_from_the_base_are_fitted_all_the_same():
-    """A response that π_0 gives once in a million, demonstrated five times by a careful demonstrator: from r = 0 the
-    likelihood is flat, and a whole Newton step would lead far beyond the maximum. There the slope must be 0."""
-    base = torch.tensor([1e-6, 0.5, 0.5 - 1e-6], dtype=torch.float64).log()
-    shown = active.Demonstrations(torch.tensor([5.0, 0, 0], dtype=torch.float64), base, 0.1)
-    wins = torch.zeros(3, 3, dtype=torch.float64)
-    rewards, _ = active.fit_rewards(wins, 3.0, shown)
-    at = rewards.clone().requires_grad_()
-    (slope,) = torch.autograd.grad(log_posterior(at, wins, 3.0, shown), at)
-    assert slope.abs().max() < 1e-3 and rewards[0] > 1.0
-
-
 def test_batches_begin_with_four_labels_a_response_and_grow_by_one_factor():
     """1000 labels in 4 rounds for 4 responses: 16 first, the factor is (1000/16)^(1/3) = 3.9685, so 63.5 and 252."""
     assert active.batches(4, 1000, 4) == [16, 63, 252, 1000]
@@ -213,7 +154,7 @@ def test_batches_begin_with_four_labels_a_response_and_grow_by_one_factor():
 def test_every_round_is_fitted_to_all_labels_with_the_prior_and_the_demonstrations(with_demonstrations):
     """The first of each pair always wins; the labels known beforehand count in the fit, and not in what was spent."""
     base = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64).log()
-    shown = active.Demonstrations(torch.tensor([1.0, 0, 4], dtype=torch.float64), base, 0.7)
+    shown = bradley_terry.Demonstrations(torch.tensor([1.0, 0, 4], dtype=torch.float64), base, 0.7)
     shown = shown if with_demonstrations else None
     known = torch.tensor([[0.0, 0, 2], [0, 0, 0], [0, 1, 0]], dtype=torch.float64)
     each = torch.ones(3, 3, dtype=torch.float64).triu(1)
@@ -223,7 +164,7 @@ def test_every_round_is_fitted_to_all_labels_with_the_prior_and_the_demonstratio
 
     first, second = active.ask_in_rounds(choose, lambda c, g: c, known, [3, 9], 0.5, seeded(0), shown)
     for state, wins in ((first, known + each), (second, known + 3 * each)):
-        rewards, curvature = active.fit_rewards(wins, 0.5, shown)
+        rewards, curvature = bradley_terry.fit_rewards(wins, 0.5, shown)
         assert torch.equal(state.wins, wins) and torch.equal(state.rewards, rewards)
         assert torch.equal(state.curvature, curvature)
     assert (first.labels, second.labels) == (3, 9)
@@ -232,7 +173,7 @@ def test_every_round_is_fitted_to_all_labels_with_the_prior_and_the_demonstratio
 def test_the_active_choice_passes_on_its_settings():
     """The same as `next_labels` of what is believed over 5 draws; with the estimate alone other pairs are asked."""
     log_ref = torch.tensor([[0.1, 0.2, 0.3, 0.4]], dtype=torch.float64).log()
-    state = active.Asked(0, wins := random_wins(1, 4, 4, seed=2) / 4, *active.fit_rewards(wins, 3.0))
+    state = active.Asked(0, wins := random_wins(1, 4, 4, seed=2) / 4, *bradley_terry.fit_rewards(wins, 3.0))
     settings = active.Active(explore=0.3, draws=5, at_once=3)
     found = active.choose_actively(log_ref, 0.4, settings)(state, 40, seeded(1))
     matters, told = active.believed(state.rewards, state.curvature, log_ref, 0.4, 5, seeded(1))
@@ -299,7 +240,7 @@ def test_dpo_on_labels_is_the_plug_in_of_the_fitted_rewards():
     wins = torch.zeros(4, 4, dtype=torch.float64).index_put_(
         (index[:, 0], index[:, 1]), torch.tensor(1.0).double(), True
     )
-    rewards, _ = active.fit_rewards(wins, 1e3)
+    rewards, _ = bradley_terry.fit_rewards(wins, 1e3)
     want = exact.optimal_policy(world.log_ref()[0], rewards, 0.5)
     torch.testing.assert_close(world.log_probs(policy)[0].exp(), want.exp(), atol=2e-3, rtol=0)
 
@@ -307,9 +248,9 @@ def test_dpo_on_labels_is_the_plug_in_of_the_fitted_rewards():
 def test_bad_input_is_refused_in_words():
     one = torch.zeros(1, 3, dtype=torch.float64).log_softmax(-1)
     with pytest.raises(LabError, match="negative"):
-        active.fit_rewards(-torch.ones(3, 3))
+        bradley_terry.fit_rewards(-torch.ones(3, 3))
     with pytest.raises(LabError, match="shape"):
-        active.fit_rewards(torch.ones(3, 2))
+        bradley_terry.fit_rewards(torch.ones(3, 2))
     with pytest.raises(LabError, match="only one"):
         active.choose_actively(torch.zeros(1, 1, dtype=torch.float64), 0.5)
     with pytest.raises(LabError, match="must grow"):

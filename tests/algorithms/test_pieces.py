@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from rlhf_lab.algorithms.active import Demonstrations
 from rlhf_lab.algorithms.dpo import DPO, pair_loss
 from rlhf_lab.algorithms.grpo_rloo import Group
 from rlhf_lab.algorithms.iterated_dpo import Online
@@ -13,6 +12,7 @@ from rlhf_lab.algorithms.rest import ReST, passing
 from rlhf_lab.algorithms.reward_model import RewardModel
 from rlhf_lab.algorithms.rso import RSO, make_pairs, rso
 from rlhf_lab.algorithms.sft import sft
+from rlhf_lab.bradley_terry import Demonstrations
 from rlhf_lab.errors import LabError
 from rlhf_lab.training import Training, seeded
 from rlhf_lab.worlds import bandit

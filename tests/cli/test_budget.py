@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 
+from rlhf_lab import bradley_terry
 from rlhf_lab.algorithms import active
 from rlhf_lab.cli import main as cli
 from rlhf_lab.cli.budget import SPREADS, Budget, budget_plan, next_pairs, read_pilot, spread_of, table, ways
@@ -103,7 +104,7 @@ def test_the_next_pair_is_the_one_that_lowers_the_price_most(tmp_path):
     """Independent way: add each label to the curvature, invert, and take the trace again."""
     pilot = read_pilot(write(tmp_path / "pilot.csv", pilot_rows(prompts=1, each=40)))
     first = next_pairs(pilot, 0.5, 1.0)[0]
-    rewards, curvature = active.fit_rewards(pilot.wins[0], 1.0)
+    rewards, curvature = bradley_terry.fit_rewards(pilot.wins[0], 1.0)
     even = torch.zeros(5, dtype=torch.float64).log_softmax(-1)
     matters, told = active.believed(rewards, curvature, even, 0.5, 256, seeded(0, 60))
     worth = {}

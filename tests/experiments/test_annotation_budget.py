@@ -7,8 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from rlhf_lab import exact, label_budget
-from rlhf_lab.algorithms import active
+from rlhf_lab import bradley_terry, exact, label_budget
 from rlhf_lab.errors import LabError
 from rlhf_lab.experiments import runner
 from rlhf_lab.experiments.claims.annotation_budget import run as annotation_budget
@@ -141,7 +140,7 @@ def test_demonstrations_have_the_information_that_monte_carlo_finds():
     what = label_budget.Purchase(3000, 3000, demo_beta=1.5, pairs="sft")
     lost = label_budget.buy(world, what, 400, seeded(11), prior=30.0)[:, 0]
     number = torch.tensor(3000.0)
-    want = float(label_budget.price_of_both(world, number, number, 1.5, active.pairs_of(demo))[0])
+    want = float(label_budget.price_of_both(world, number, number, 1.5, bradley_terry.pair_distribution(demo))[0])
     assert abs(float(lost.mean()) - want) < 4 * float(lost.std()) / math.sqrt(400) + 0.02 * want
 
 
@@ -164,7 +163,7 @@ def test_limited_policies_reach_the_optimum_of_their_objectives():
     wins = torch.randint(1, 20, (2, 5, 5), generator=seeded(13)).double()
     every = torch.eye(5, dtype=torch.float64).expand(2, -1, -1)
     direct = label_budget.limited_by_dpo(world.log_ref, every, wins, 0.5, prior=3.0)
-    table = exact.optimal_policy(world.log_ref, active.fit_rewards(wins, 3.0)[0], 0.5)
+    table = exact.optimal_policy(world.log_ref, bradley_terry.fit_rewards(wins, 3.0)[0], 0.5)
     torch.testing.assert_close(direct, table, atol=1e-4, rtol=0)
 
 

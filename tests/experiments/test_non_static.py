@@ -11,22 +11,13 @@ from rlhf_lab.algorithms.dpo import DPO, dpo
 from rlhf_lab.batch import Pairs, Tokens
 from rlhf_lab.errors import LabError
 from rlhf_lab.experiments.claims.non_static.run import EXPERIMENT, NonStatic
-from rlhf_lab.experiments.claims.non_static.strategies import LOOKS, Memory, deploy, newton, rounds_kept, steady
+from rlhf_lab.experiments.claims.non_static.strategies import LOOKS, Memory, deploy, rounds_kept, steady
 from rlhf_lab.experiments.runner import experiment_run
 from rlhf_lab.training import Training, seeded
 from rlhf_lab.worlds import nonstationary
 from rlhf_lab.worlds.nonstationary import Asked, moving_bandit
 
 torch.set_num_threads(1)
-
-
-def test_newton_is_at_rest_where_autograds_gradient_is_zero():
-    differences = torch.randn(40, 3, dtype=torch.float64, generator=seeded(1))
-    weights = torch.rand(4, 40, dtype=torch.float64, generator=seeded(2))
-    theta = newton(differences, weights, 2.0).requires_grad_(True)
-    loss = -(weights * torch.nn.functional.logsigmoid(theta @ differences.T)).sum() + theta.square().sum()
-    (gradient,) = torch.autograd.grad(loss, theta)
-    assert gradient.abs().max() < 1e-6
 
 
 def test_counts_and_lists_of_labels_give_the_same_reward_model():
@@ -47,7 +38,7 @@ def test_dpo_of_the_lab_finds_what_the_reward_model_and_its_optimum_find():
     at = moving_bandit(1, 4, seed=2)
     asked = at.ask(4000, 0, seeded(0))
     memory = Memory(nonstationary.basis(torch.eye(4)), 1)
-    memory.ridge = 1e-6
+    memory.prior = 1e3
     memory.add(asked)
     wanted = at.tilt(memory.fit(torch.ones(1, 1, dtype=torch.float64))[0], 0)
     pairs = Pairs(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from rlhf_lab import exact, label_budget
+from rlhf_lab import bradley_terry, exact, label_budget
 from rlhf_lab.algorithms import active
 from rlhf_lab.errors import LabError, Natural, NonNegative, check_beta
 from rlhf_lab.experiments import runner
@@ -220,7 +220,7 @@ def _split(settings: AnnotationBudget, seed: int) -> list[dict[str, Any]]:
             shown = int(share * settings.budget / ratio + 1e-9)
             labels = 0 if share == 1 else round(settings.budget - shown * ratio)
             bought, asked = torch.tensor(float(shown)), torch.tensor(float(labels))
-            mu = active.pairs_of(demo if shown else world.log_ref)
+            mu = bradley_terry.pair_distribution(demo if shown else world.log_ref)
             limit = label_budget.price_of_both(world, bought, asked, settings.demo_beta, mu)
             # Of demonstrations alone also: what if the demonstrator is half as careful as he is taken for?
             for way in ("sft", "active", "misjudged") if share == 1 else ("sft", "active"):
@@ -249,7 +249,7 @@ def _learners(settings: AnnotationBudget, seed: int) -> list[dict[str, Any]]:
     size = world.log_ref.shape[-1]
     known = torch.zeros(len(many.log_ref), size, size, dtype=torch.float64)
     label = active.bradley_terry_labels(many.reward)
-    choose = active.choose_by_design(active.pairs_of(many.log_ref))
+    choose = active.choose_by_design(bradley_terry.pair_distribution(many.log_ref))
     totals = settings.totals[:: 2 if settings.doublings % 2 == 0 else 1]
     states = active.ask_in_rounds(choose, label, known, totals, 3.0, seeded(seed, 53))
     best = label_budget.limited_by_reward(world.log_ref, features, world.reward, world.beta)

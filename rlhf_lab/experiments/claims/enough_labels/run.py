@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from rlhf_lab import exact
+from rlhf_lab import bradley_terry, exact
 from rlhf_lab.algorithms.dpo import DPO, dpo, pair_loss
 from rlhf_lab.batch import Pairs, Tokens
 from rlhf_lab.errors import LabError, Natural, NonNegative, check_beta
@@ -124,58 +124,25 @@ def limit(world: World, beta: float) -> float:
 
 def win_counts(world: World, pairs: Pairs, labels: tuple[int, ...]) -> Tensor:
     """How often i won against j among the first N labels, (len(labels), X, K, K)."""
-    rows = world.tree.prompt_index(pairs.prompts)
     winner, loser = world.tree.index(pairs.responses).unbind(-1)
+    prompt = world.tree.prompt_index(pairs.prompts)
     size = world.tree.num_responses
-    cell = (rows * size + winner) * size + loser
-    length = world.num_prompts * size * size
-    counts = [torch.bincount(cell[:n], minlength=length) for n in labels]
-    return torch.stack(counts).view(len(labels), world.num_prompts, size, size).double()
+    return bradley_terry.win_counts(winner, loser, size, labels, prompt, world.num_prompts)
 
 
 def fit_tables(log_ref: Tensor, wins: Tensor, beta: float) -> Tensor:
-    r"""log π_θ of the table that minimises the DPO loss, by Newton's method from the reference.
+    """log π_θ of the table of logits that minimises the DPO loss on labels, (…, K).
 
-    The loss depends on the table through δ = β log π_θ/π_ref alone, −Σ_ij wins_ij log σ(δ_i − δ_j), whose Hessian is a
-    graph Laplacian. Where no finite table is best (`has_finite_optimum`) the gaps grow by about one an iteration;
-    after `NEWTON` of them the policy is at the simplex's edge but for what a float can hold. Responses that no chain of
-    labels joins keep their place beside each other.
+    The number of Newton steps is the same for every table. Where no finite table is best, the rewards of responses
+    that never won fall by about 1 in a step, and after `NEWTON` steps their probability is negligible. The ridge is as
+    small as rounding allows, so that it does not move the optimum.
 
     Args:
         log_ref: (…, K).
         wins: how often i won against j, (…, K, K).
         beta: β > 0.
-
-    Returns:
-        log π_θ, (…, K).
     """
-    wins = wins / wins.sum((-1, -2), keepdim=True).clamp(min=1)
-    both = wins + wins.transpose(-1, -2)
-    delta = torch.zeros_like(wins[..., 0])
-    # The constant direction changes no policy; the tiny ridge keeps it, and responses without labels, in place.
-    ridge = torch.eye(wins.shape[-1], dtype=wins.dtype) * 1e-13
-    for _ in range(NEWTON):
-        gap = delta.unsqueeze(-1) - delta.unsqueeze(-2)
-        slope = (wins * torch.sigmoid(-gap)).sum(-1) - (wins * torch.sigmoid(-gap)).sum(-2)
-        weight = both * torch.sigmoid(gap) * torch.sigmoid(-gap)
-        laplacian = torch.diag_embed(weight.sum(-1)) - weight
-        step = torch.linalg.solve(laplacian + ridge, slope.unsqueeze(-1)).squeeze(-1)
-        step = step - step.mean(-1, keepdim=True)
-        delta = delta + step / step.abs().amax(-1, keepdim=True).clamp(min=1)
-    return (log_ref + delta / beta).log_softmax(-1)
-
-
-def has_finite_optimum(wins: Tensor) -> Tensor:
-    """Whether some finite table minimises the loss, (…): Ford's condition, (…, K, K) counts.
-
-    In every split of the responses in two, somebody of each part must have beaten somebody of the other: the graph of
-    wins is strongly connected (Ford 1957). Else the loss falls for ever on the way to the simplex's edge.
-    """
-    size = wins.shape[-1]
-    reach = (wins > 0) | torch.eye(size, dtype=torch.bool)
-    for _ in range(max(size - 1, 1).bit_length()):
-        reach = (reach.double() @ reach.double()) > 0
-    return reach.all(-1).all(-1)
+    return exact.optimal_policy(log_ref, bradley_terry.maximum_likelihood(wins, 0.0, NEWTON, 0.0), beta)
 
 
 def _tables(settings: EnoughLabels, seed: int) -> list[dict[str, Any]]:
@@ -185,7 +152,7 @@ def _tables(settings: EnoughLabels, seed: int) -> list[dict[str, Any]]:
     log_ref, reward, price = world.log_ref(), world.rewards(), limit(world, settings.beta)
     fitted = fit_tables(log_ref, counts, settings.beta)
     start = exact.regret(log_ref, log_ref, reward, settings.beta).mean().item()
-    finite = has_finite_optimum(counts).double().mean(-1)
+    finite = bradley_terry.has_finite_optimum(counts).double().mean(-1)
     rows = []
     for number, log_p, share in zip(settings.labels, fitted, finite, strict=True):
         regret = exact.regret(log_p, log_ref, reward, settings.beta).mean().item()

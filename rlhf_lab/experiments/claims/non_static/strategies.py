@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from rlhf_lab import exact
-from rlhf_lab.errors import LabError
+from rlhf_lab import bradley_terry, exact
 from rlhf_lab.training import seeded
 from rlhf_lab.worlds import nonstationary
 from rlhf_lab.worlds.nonstationary import Asked, MovingWorld
@@ -32,7 +31,10 @@ LOOKS = {
 """How the strategies look and what they are called."""
 
 
-# The reward model: linear in features, fitted by Newton's method
+# The reward model: linear in features
+
+TOLERANCE = 1e-16
+"""Of the fits: the result does not depend on where a fit began."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,54 +85,16 @@ def _grams(ids: Tensor, vocab: int) -> Tensor:
     return torch.cat([*places, torch.as_tensor(pairs)], 1)
 
 
-def newton(differences: Tensor, weights: Tensor, ridge: float, start: Tensor | None = None) -> Tensor:
-    """argmin_θ −Σ_m w_m log σ(δ_m·θ) + ½ ridge |θ|², for many weightings of the same pairs.
-
-    Args:
-        differences: δ = φ_chosen − φ_rejected, (M, d).
-        weights: (B, M), non-negative.
-        ridge: above 0: every reward has a finite estimate, of whatever labels.
-        start: (B, d), where to begin.
-
-    Returns:
-        θ, (B, d).
-    """
-    size = differences.shape[1]
-    theta = torch.zeros(len(weights), size, dtype=torch.float64) if start is None else start
-    eye = ridge * torch.eye(size, dtype=torch.float64)
-    outer = None
-    if len(weights) > 1:
-        outer = (differences.unsqueeze(-1) * differences.unsqueeze(-2)).flatten(1)
-    for _ in range(60):
-        p = torch.sigmoid(-(theta @ differences.T))
-        gradient = (weights * p) @ differences - ridge * theta
-        curve = weights * p * (1 - p)
-        if outer is None:
-            hessian = (differences.T @ (differences * curve[0].unsqueeze(-1))).unsqueeze(0) + eye
-        else:
-            hessian = (curve @ outer).view(-1, size, size) + eye
-        step = torch.linalg.solve(hessian, gradient)
-        # A step longer than two logits is cut: far from the optimum the parabola promises too much.
-        reach = (step @ differences.T).abs().amax(-1, keepdim=True)
-        theta = theta + step * (2 / reach.clamp(min=2))
-        if float(reach.max()) < 1e-7:
-            return theta
-    raise LabError("Newton's method did not come to rest: are there labels with enormous weights?")
-
-
 class Memory:
     """Labels of rounds as they came, and reward models fitted to any weighting of the rounds."""
 
     def __init__(self, features: Tensor, prompts: int) -> None:
         """No labels yet. Few responses are kept as counts of pairs, many as a list."""
         self.features, self.num_prompts = features, prompts
-        self.ridge = float(features.shape[1])  # rewards of variance 1 are expected
+        self.prior = features.shape[1] ** -0.5  # rewards of variance 1 are expected
         size = len(features)
         self.dense = size <= 16
         self.rounds: list[Any] = []
-        if self.dense:
-            self.pairs = (~torch.eye(size, dtype=torch.bool)).nonzero()
-            self.differences = features[self.pairs[:, 0]] - features[self.pairs[:, 1]]
         self._last: list[Tensor | None] = [None] * prompts
 
     def add(self, asked: Asked) -> None:
@@ -139,18 +103,17 @@ class Memory:
             self.rounds.append(asked)
             return
         size = len(self.features)
-        place = (asked.prompts * size + asked.chosen) * size + asked.rejected
-        counts = torch.bincount(place, minlength=self.num_prompts * size * size).double()
-        counts = counts.view(self.num_prompts, size, size)
-        self.rounds.append(counts[:, self.pairs[:, 0], self.pairs[:, 1]])
+        self.rounds.append(
+            bradley_terry.win_counts(asked.chosen, asked.rejected, size, None, asked.prompts, self.num_prompts)
+        )
 
     def fit(self, weights: Tensor) -> Tensor:
         """Reward models, (B, X, K), for weights of the rounds, (B, rounds)."""
         if self.dense:
             every = torch.stack(self.rounds)
-            flat = (weights @ every.flatten(1)).view(-1, every.shape[-1])
-            theta = newton(self.differences, flat, self.ridge)
-            return (theta @ self.features.T).view(len(weights), self.num_prompts, -1)
+            wins = (weights @ every.flatten(1)).view(len(weights), *every.shape[1:])
+            theta = bradley_terry.fit_features(self.features, wins, self.prior, TOLERANCE)
+            return theta @ self.features.T
         return torch.stack([self._fit_list(row) for row in weights])
 
     def _fit_list(self, weights: Tensor) -> Tensor:
@@ -162,9 +125,9 @@ class Memory:
             rejected = torch.cat([asked.rejected[here] for asked, here, _ in mine])
             weight = torch.cat([torch.full((int(here.sum()),), w, dtype=torch.float64) for _, here, w in mine])
             differences = self.features[chosen] - self.features[rejected]
-            theta = newton(differences, weight.unsqueeze(0), self.ridge, self._last[x])
+            theta = bradley_terry.fit_listed(differences, weight, self.prior, self._last[x], TOLERANCE)
             self._last[x] = theta
-            rewards.append(self.features @ theta[0])
+            rewards.append(self.features @ theta)
         return torch.stack(rewards)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rlhf_lab import exact
+from rlhf_lab.bradley_terry import Comparisons, fit_function
 from rlhf_lab.evaluation import evaluate
 from rlhf_lab.experiments.runner import Job
 from rlhf_lab.training import seeded
@@ -85,18 +86,7 @@ def token_class(world: World, bigrams: bool) -> LinearClass:
     )
 
 
-@dataclass(frozen=True)
-class Labelled:
-    """Pairs with the probability that the first of them is the better one (a label: 1 or 0)."""
-
-    prompt: Tensor
-    first: Tensor
-    second: Tensor
-    wins: Tensor
-    weight: Tensor | None = None
-
-
-def draw_pairs(log_source: Tensor, reward: Tensor, number: int, generator: torch.Generator, soft: bool) -> Labelled:
+def draw_pairs(log_source: Tensor, reward: Tensor, number: int, generator: torch.Generator, soft: bool) -> Comparisons:
     """`number` pairs of different responses from `log_source`, (X, K), labelled by σ of the reward's difference."""
     p, parts, have = log_source.exp(), [], 0
     for _ in range(200):
@@ -113,10 +103,10 @@ def draw_pairs(log_source: Tensor, reward: Tensor, number: int, generator: torch
     chance = torch.sigmoid(reward[prompt, first] - reward[prompt, second])
     if not soft:
         chance = (torch.rand(len(chance), dtype=torch.float64, generator=generator) < chance).double()
-    return Labelled(prompt, first, second, chance)
+    return Comparisons(prompt, first, second, chance)
 
 
-def every_pair(log_source: Tensor, reward: Tensor) -> Labelled:
+def every_pair(log_source: Tensor, reward: Tensor) -> Comparisons:
     """What endless pairs are: each with its population probability."""
     prompts, size = log_source.shape
     first, second = torch.triu_indices(size, size, 1)
@@ -124,40 +114,13 @@ def every_pair(log_source: Tensor, reward: Tensor) -> Labelled:
     weight = (p[:, first] * p[:, second]).flatten()
     chance = torch.sigmoid(reward[:, first] - reward[:, second]).flatten()
     rows = torch.arange(prompts).repeat_interleave(len(first))
-    return Labelled(rows, first.repeat(prompts), second.repeat(prompts), chance, weight / weight.sum())
+    return Comparisons(rows, first.repeat(prompts), second.repeat(prompts), chance, weight / weight.sum())
 
 
-def fit(functions: LinearClass, pairs: Labelled, prior: bool = True) -> Tensor:
+def fit(functions: LinearClass, pairs: Comparisons, prior: bool = True) -> Tensor:
     """f of maximum posterior (maximum likelihood without `prior`), (X, K): a convex problem, solved to its end."""
-    theta = torch.zeros(functions.size, dtype=torch.float64, requires_grad=True)
-    weight = pairs.weight if pairs.weight is not None else torch.full_like(pairs.wins, 1 / len(pairs.wins))
     # Without labels' noise the prior's share is that of a label in a million: it only fixes what no pair says.
-    share = 1 / len(pairs.wins) if prior else 1e-6
-
-    def loss() -> Tensor:
-        f = functions.values(theta)
-        gap = f[pairs.prompt, pairs.first] - f[pairs.prompt, pairs.second]
-        miss = torch.nn.functional.softplus(-gap) + (1 - pairs.wins) * gap
-        return (weight * miss).sum() + share * 0.5 * (theta.square() / functions.variance).sum()
-
-    optimizer = torch.optim.LBFGS(
-        [theta],
-        max_iter=300,
-        history_size=20,
-        tolerance_grad=1e-8,
-        tolerance_change=1e-12,
-        line_search_fn="strong_wolfe",
-    )
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        value = loss()
-        value.backward()  # type: ignore[no-untyped-call]
-        return value
-
-    optimizer.step(closure)  # type: ignore[arg-type]
-    with torch.no_grad():
-        return functions.values(theta)
+    return fit_function(functions.values, functions.variance, pairs, 1 / len(pairs.wins) if prior else 1e-6)
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,7 +131,7 @@ class ExactSeed:
     seed: int
     world: World
     classes: dict[str, LinearClass]
-    labels: Labelled
+    labels: Comparisons
     learned: Tensor
     """r_φ, (X, K)."""
 
