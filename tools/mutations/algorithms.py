@@ -1213,9 +1213,9 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "beta",
-            "pairs of the current policy without β",
-            "pairs_of((log_ref + state.rewards / beta).log_softmax(-1))",
-            "pairs_of((log_ref + state.rewards).log_softmax(-1))",
+            "pairs of the present policy without β",
+            "pair_distribution((log_ref + state.rewards / beta).log_softmax(-1))",
+            "pair_distribution((log_ref + state.rewards).log_softmax(-1))",
         ),
         Mutation(
             "norm",
