@@ -311,7 +311,8 @@ def fit_features(features: Tensor, wins: Tensor, prior: float = 3.0, tolerance: 
         return slope, across @ curvature @ features + precision * eye
 
     start = torch.zeros(*wins.shape[:-2], features.shape[-1], dtype=torch.float64)
-    return _converged(derivatives, start, tolerance)[0]
+    # The size of a step is the change of the rewards, whatever the scale of the features.
+    return _converged(derivatives, start, tolerance, lambda step: (features @ step.unsqueeze(-1)).abs().amax(-2))[0]
 
 
 def fit_listed(
@@ -342,16 +343,34 @@ def fit_listed(
         return (weights * lost) @ differences - precision * weight, curvature
 
     start = torch.zeros(differences.shape[-1], dtype=torch.float64) if start is None else start
-    return _converged(derivatives, start, tolerance)[0]
+    return _converged(
+        derivatives, start, tolerance, lambda step: (differences @ step).abs().amax(-1, keepdim=True) / 2
+    )[0]
 
 
 def _newton(
-    derivatives: Derivatives, start: Tensor, max_steps: int, tolerance: float, centre: bool = False
+    derivatives: Derivatives,
+    start: Tensor,
+    max_steps: int,
+    tolerance: float,
+    centre: bool = False,
+    size: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, bool]:
-    """Maximise a concave function by Newton's method; return the point, the curvature, and whether it converged.
+    """Maximise a concave function by Newton's method.
 
-    Far from the maximum the logistic curve is flat and a whole Newton step is too long, so no component moves by more
-    than 1 in a step.
+    Far from the maximum the logistic curve is flat and a whole Newton step is too long. A step whose size exceeds 1 is
+    therefore scaled to size 1.
+
+    Args:
+        derivatives: the function's gradient and negative Hessian.
+        start: where to begin, (…, d).
+        max_steps: how many steps to take at most.
+        tolerance: what the last step may still gain.
+        centre: whether the mean is taken out of every step.
+        size: step (…, d) → its size (…, 1); by default the largest absolute component.
+
+    Returns:
+        the point, the curvature before the last step, and whether the search converged.
     """
     point, curvature = start, start
     for _ in range(max_steps):
@@ -360,15 +379,17 @@ def _newton(
         gain = float((step * slope).sum(-1).max())
         if centre:
             step = step - step.mean(-1, keepdim=True)
-        step = step / step.abs().amax(-1, keepdim=True).clamp(min=1.0)
-        point = point + step
+        length = step.abs().amax(-1, keepdim=True) if size is None else size(step)
+        point = point + step / length.clamp(min=1.0)
         if gain < tolerance:
             return point, curvature, True
     return point, curvature, False
 
 
-def _converged(derivatives: Derivatives, start: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
-    point, curvature, converged = _newton(derivatives, start, 200, tolerance)
+def _converged(
+    derivatives: Derivatives, start: Tensor, tolerance: float, size: Callable[[Tensor], Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
+    point, curvature, converged = _newton(derivatives, start, 200, tolerance, size=size)
     if not converged:
         raise LabError("The fit of the rewards did not converge in 200 steps of Newton's method. Lower prior.")
     return point, curvature
@@ -474,9 +495,9 @@ def fit_function(rewards: Callable[[Tensor], Tensor], variance: Tensor, pairs: C
         gap = fitted[pairs.prompt, pairs.first] - fitted[pairs.prompt, pairs.second]
         miss = torch.nn.functional.softplus(-gap) + (1 - pairs.wins) * gap
         value = (weight * miss).sum() + penalty * 0.5 * (theta.square() / variance).sum()
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         return value
 
-    optimizer.step(closure)  # type: ignore[arg-type]
+    optimizer.step(closure)
     with torch.no_grad():
         return rewards(theta)

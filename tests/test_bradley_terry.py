@@ -10,6 +10,7 @@ from rlhf_lab.algorithms.dpo import DPO, dpo
 from rlhf_lab.batch import Pairs, Tokens
 from rlhf_lab.bradley_terry import (
     Demonstrations,
+    draw_labels,
     draw_wins,
     expected_wins,
     fit_features,
@@ -155,6 +156,15 @@ def test_larger_data_sets_contain_the_smaller_ones_and_labels_follow_bradley_ter
     # Each share is a mean of 20,000 draws: within five standard errors of its expectation.
     want = expected_wins(REWARD, mu)
     assert ((wins[1] / 20_000 - want).abs() < 5 * (want * (1 - want) / 20_000).sqrt() + 1e-12).all()
+
+
+def test_noise_flips_as_many_labels_as_it_says_and_none_without_it():
+    """The same draws with and without noise: 20,000 labels, of which 0.2 ± 5 standard errors (0.014) are flipped."""
+    mu = pair_distribution(REF)
+    clean, noisy = (draw_labels(REWARD, mu, 20_000, seeded(0), noise) for noise in (0.0, 0.2))
+    flipped = clean[0] != noisy[0]
+    assert abs(flipped.double().mean().item() - 0.2) < 0.014
+    assert torch.equal(clean[0][flipped], noisy[1][flipped]) and torch.equal(clean[1][~flipped], noisy[1][~flipped])
 
 
 def test_labels_that_decide_nothing_leave_the_reference():

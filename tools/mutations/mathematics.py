@@ -411,8 +411,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "edge",
             "Newton's step is not held back",
-            "step = step / step.abs().amax(-1, keepdim=True).clamp(min=1.0)",
-            "step = step * 1.0",
+            "point = point + step / length.clamp(min=1.0)",
+            "point = point + step",
         ),
         Mutation(
             "beta",
