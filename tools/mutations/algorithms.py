@@ -648,7 +648,10 @@ MUTATIONS: list[Mutation] = [
             "coin = (torch.rand(1, generator=generator, device=generator.device) < 0.5).expand(len(batch))",
         ),
         Mutation(
-            "edge", "the chosen response is always first", "device=generator.device) < 0.5", "device=generator.device) < 1.5"
+            "edge",
+            "the chosen response is always first",
+            "device=generator.device) < 0.5",
+            "device=generator.device) < 1.5",
         ),
         Mutation(
             "sign",
@@ -1224,7 +1227,10 @@ MUTATIONS: list[Mutation] = [
             "share = (weights[..., place] / rest[..., 0].clamp(min=1e-300)).clamp(0, 1)",
         ),
         Mutation(
-            "swap", "the labeller prefers the worse response", "chance.expand(counts.shape)", "(1 - chance).expand(counts.shape)"
+            "swap",
+            "the labeller prefers the worse response",
+            "chance.expand(counts.shape)",
+            "(1 - chance).expand(counts.shape)",
         ),
         Mutation(
             "swap",

@@ -1083,7 +1083,9 @@ MUTATIONS: list[Mutation] = [
             "rounding(first, second) + doubt) |",
             "rounding(first, second)) |",
         ),
-        Mutation("swap", "the smaller score wins", "torch.where(tie, 0.5, (gap > 0)", "torch.where(tie, 0.5, (gap < 0)"),
+        Mutation(
+            "swap", "the smaller score wins", "torch.where(tie, 0.5, (gap > 0)", "torch.where(tie, 0.5, (gap < 0)"
+        ),
         Mutation("edge", "a tie counts as a win", "torch.where(tie, 0.5,", "torch.where(tie, 1.0,"),
         Mutation("edge", "two equal infinite numbers are no tie", "+ doubt) | (first == second)", "+ doubt)"),
         Mutation(

@@ -310,7 +310,12 @@ MUTATIONS: list[Mutation] = [
             "other = [token for token, number in theirs.items() if ours.get(token, number) != number]",
         ),
         Mutation("edge", "end tokens are not compared", "if ends[0] != ends[1]:", "if False:"),
-        Mutation("edge", "a reward model with the same number of ids is refused", "if known < written:", "if known <= written:"),
+        Mutation(
+            "edge",
+            "a reward model with the same number of ids is refused",
+            "if known < written:",
+            "if known <= written:",
+        ),
         Mutation(
             "setting",
             "tokenizers are not compared",

@@ -942,7 +942,10 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation("sign", "long summaries get a bonus", "covered - words - wrong)", "covered + words - wrong)"),
         Mutation(
-            "mean", "the length counts letters, not words", "PRICE_OF_A_WORD * len(response.split())", "PRICE_OF_A_WORD * len(response)"
+            "mean",
+            "the length counts letters, not words",
+            "PRICE_OF_A_WORD * len(response.split())",
+            "PRICE_OF_A_WORD * len(response)",
         ),
         Mutation(
             "edge",
@@ -961,7 +964,9 @@ MUTATIONS: list[Mutation] = [
             'WORTH["right"] if value == right else WORTH["wrong"]',
             'WORTH["wrong"] if value == right else WORTH["right"]',
         ),
-        Mutation("edge", "every word is penalised", "max(0, len(response.split()) - FREE_WORDS)", "len(response.split())"),
+        Mutation(
+            "edge", "every word is penalised", "max(0, len(response.split()) - FREE_WORDS)", "len(response.split())"
+        ),
         Mutation(
             "edge",
             "short responses get a bonus",
