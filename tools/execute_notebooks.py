@@ -2,7 +2,7 @@
 
     python tools/execute_notebooks.py [notebook.ipynb ...] [--check]
 
-Each notebook runs in a fresh kernel with its own settings. The stored outputs are normalised, so that a difference
+Each notebook runs in a fresh kernel with default settings. The stored outputs are normalised, so that a difference
 between versions means a change of the course: they contain no times and no user's metadata, streams are joined, and
 execution counts start at 1. A widget is stored as its picture and its text, because its live part is useless without
 the kernel that made it, and its model's name is random.

@@ -8,7 +8,7 @@ files of the mutated module run and, if they do not detect the bug, the rest of 
 run too, as in `make test`. With `--near` only the module's own test files run. Finally every test that detected a bug
 runs on the unchanged code, where it must pass.
 
-The report is written to docs/mutations.md. With `--only` the other rows of the page are kept; a bug without a row
+The report is written to docs/mutations.md. With `--only` the other rows of the page do not change; a bug without a row
 is listed as not run yet. Results are saved in build/mutations.json. `--resume` continues from there and repeats the
 bugs that survived.
 
