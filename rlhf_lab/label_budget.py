@@ -25,6 +25,7 @@ from torch import Tensor
 from rlhf_lab import bradley_terry, exact
 from rlhf_lab.algorithms import active
 from rlhf_lab.errors import LabError, check_beta, check_positive
+from rlhf_lab.randomness import Stream
 from rlhf_lab.training import seeded
 
 Pairs = Literal["reference", "uniform", "optimal", "design", "online", "active"]
@@ -263,7 +264,11 @@ def limited_by_reward(
     number, _, width = features.shape
     log_ref, features, reward = (t.repeat(starts, *[1] * (t.ndim - 1)) for t in (log_ref, features, reward))
     far = torch.arange(starts).repeat_interleave(number) > 0
-    weight = 3 * far[:, None, None] * torch.randn(len(far), width, 1, dtype=torch.float64, generator=seeded(0, 406))
+    weight = (
+        3
+        * far[:, None, None]
+        * torch.randn(len(far), width, 1, dtype=torch.float64, generator=seeded(0, Stream.NATURAL_GRADIENT_STARTS))
+    )
     eye = 1e-9 * torch.eye(width, dtype=torch.float64)
 
     def policy_of(weight: Tensor) -> Tensor:
@@ -296,6 +301,6 @@ def random_worlds(
     number: int, size: int, beta: float, seed: int, spread: float = 1.0, reference: float = 1.0
 ) -> Finite:
     """Normal rewards of standard deviation `spread`, normal reference logits of standard deviation `reference`."""
-    generator = seeded(seed, 404)
+    generator = seeded(seed, Stream.BUDGET_WORLDS)
     log_ref = (reference * torch.randn(number, size, dtype=torch.float64, generator=generator)).log_softmax(-1)
     return Finite(log_ref, spread * torch.randn(number, size, dtype=torch.float64, generator=generator), beta)

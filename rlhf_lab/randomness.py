@@ -1,9 +1,161 @@
-"""Random numbers where a generator lives, for tensors that may lie elsewhere."""
+"""Random numbers: the names of all streams, and uniform numbers made on the generator's device.
+
+Nothing in this package draws from a global random state. `rlhf_lab.training.seeded(seed, Stream.NAME, …)` makes a
+generator whose numbers depend on the seed, the stream and further indices only, so that one part of a run can change
+without changing the random numbers of another.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+
+class Stream:
+    """The number of each random stream, the second argument of `seeded`.
+
+    The numbers are fixed, because saved results were made with them. Streams that never meet in one run may have the
+    same number. New streams take a number that is not used yet.
+    """
+
+    STEP = 0
+    """Everything random in one optimiser step: sampled responses, dropout."""
+    ROW_ORDER = 1
+    """The order of the training rows in each epoch."""
+    RAFT_RESPONSES = 2
+    """RAFT's responses of each turn."""
+    REST_GROW = 3
+    """ReST's responses of each Grow step."""
+    REST_CHECK = 4
+    """ReST's responses to held-out prompts, from which the end of an Improve step is decided."""
+    RSO_CANDIDATES = 5
+    """RSO's candidates, their acceptance, pairing and labels."""
+    ITERATED_DPO = 6
+    """The responses, pairs and labels of each turn of iterated DPO."""
+    IMPORTANCE_SAMPLES = 11
+    """Responses for importance estimates of the distance to π*."""
+    FRONTIER_SAMPLES = 12
+    """Responses of π_ref for the sampled frontier."""
+    REPORT_RESPONSES = 13
+    """The evaluated policy's responses in a report."""
+    REPORT_OPPONENT = 14
+    """The responses of the policy that a report compares with."""
+    COMMAND_PAIRS = 11
+    """Labelled pairs that `rlhf-lab train` draws from a text world."""
+    COMMAND_SAMPLE = 15
+    """Responses of `rlhf-lab sample`."""
+    BUDGET_BELIEF = 60
+    """`rlhf-lab budget`: draws from the posterior of a pilot's rewards."""
+    BUDGET_PLANS = 61
+    """`rlhf-lab budget`: simulated purchases of each plan."""
+    BUDGET_FEATURES = 62
+    """`rlhf-lab budget`: features of a policy class that cannot represent everything."""
+    BUDGET_DIRECT = 63
+    """`rlhf-lab budget`: labels for DPO on that class."""
+    BUDGET_REWARD_MODEL = 64
+    """`rlhf-lab budget`: labels for a reward model and the same class."""
+    LABELS = 20
+    """The labelled pairs of an experiment."""
+    PROMPTS = 21
+    """The prompts from which an experiment's methods sample."""
+    TEST_RESPONSES = 30
+    """Responses to test prompts, from which a policy is evaluated."""
+    BEST_OF_N = 33
+    """Draws and ties of best-of-n in the claims on cost and on RSO's table."""
+    REWARD_HEAD = 34
+    """Weights of an untrained reward head, in the memory measurement."""
+    TRAINING_LABELS = 23
+    """A transformer's training labels, where `LABELS` are held out."""
+    REFERENCE_RESPONSES = 31
+    """π_ref's responses for the estimated distance to π*."""
+    POLICY_RESPONSES = 32
+    """The trained policy's responses for the estimated distance to π*."""
+    CANDIDATES = 31
+    """Candidates of π_ref that the RSO experiments share."""
+    CANDIDATE_PAIRS = 32
+    """Acceptance, pairing and labels of those candidates."""
+    FRONTIER_TILT = 33
+    """Draws of π_ref that are reweighted to estimate the frontier on text."""
+    JUDGE_RESPONSES = 1
+    """Responses on which a learned judge of texts is trained and tested."""
+    JUDGE_LABELS = 2
+    """Labels for that judge."""
+    WHY_FEATURES = 51
+    """Random features of a limited policy class."""
+    WHY_LABELS = 52
+    """Labels of the reward model in the claim on why RSO helps."""
+    WHY_PAIRS = 53
+    """The pairs to which a policy of that claim is fitted."""
+    WHY_SOFT_PAIRS = 54
+    """The pairs that stand for infinitely many, with label probabilities."""
+    OVER_OPTIMISATION_WORLD = 50
+    """Features and rewards of the world on which over-optimisation is shown."""
+    OVER_OPTIMISATION_BEST_OF_N = 61
+    """Draws for best-of-n on text."""
+    SFT_TARGETS = 42
+    """SFT targets on a finite world, drawn from π_ref."""
+    OTHER_LOSS = 44
+    """Pairs and labels of the losses that are compared with ReST's."""
+    NARROW_FEATURES = 105
+    """The random half of the features that a narrow reward model has."""
+    SHARED_LABELS = 40
+    """Labels on π_ref's responses that several strategies share."""
+    ONLINE_LABELS = 41
+    """Labels on a strategy's own responses; the strategy's index is added."""
+    STEADY_LABELS = 50
+    """Labels of the long run under drift."""
+    STYLE_RESPONSES = 60
+    """Responses of π_ref from which its usual length is measured."""
+    ROUND_PROMPTS = 61
+    """Prompts and labels of a round, on text."""
+    ROUND_RESPONSES = 62
+    """Responses of a round, on text."""
+    ROUND_TEST_PROMPTS = 63
+    """Test prompts of a round, on text."""
+    ROUND_TEST_RESPONSES = 64
+    """Responses to them."""
+    BUDGET_WORLD_FEATURES = 405
+    """Features of a policy class that cannot represent everything."""
+    BUDGET_LIMIT = 50
+    """Simulated labels that are compared with the limit of many labels."""
+    BUDGET_SOURCES = 51
+    """Simulated labels for each source of pairs."""
+    BUDGET_SPLIT = 52
+    """Simulated purchases of demonstrations and labels."""
+    BUDGET_LEARNERS = 53
+    """Simulated labels for each learner."""
+    BUDGET_ROUNDS = 54
+    """Simulated labels in different numbers of rounds."""
+    STRATEGY_PROMPTS = 40
+    """The order in which a strategy of the annotation budget uses prompts, on text."""
+    STRATEGY_RESPONSES = 41
+    """Responses of a strategy."""
+    STRATEGY_LABELS = 42
+    """Labels of a strategy."""
+    STRATEGY_HALVES = 43
+    """Division of the labels between two reward models."""
+    STRATEGY_REJECTION = 44
+    """Rejection sampling of the responses to label."""
+    STRATEGY_DEMONSTRATIONS = 46
+    """Simulated demonstrations."""
+    NATURAL_GRADIENT_STARTS = 406
+    """Starting points of the search for a limited class's best policy."""
+    BUDGET_WORLDS = 404
+    """Random worlds for the planning of annotation budgets."""
+    TREE_WORLD = 202
+    """Rewards and reference of a random token tree."""
+    BANDIT_WORLD = 101
+    """Rewards and reference of a random bandit."""
+    SECOND_REWARD = 103
+    """The second reward, towards which a moving bandit's reward turns."""
+    PARTITION_DRAWS = 404
+    """Draws in the explorer of the partition function."""
+    KL_DRAWS = 404
+    """Draws in the explorer of the KL estimators."""
+    REJECTION_DRAWS = 707
+    """Draws in the explorer of rejection sampling."""
+    BUDGET_CURVES = 70
+    """Simulated labels in the explorer of the annotation budget."""
 
 
 def uniform(

@@ -20,6 +20,7 @@ from rlhf_lab.algorithms.dpo import DPO, dpo
 from rlhf_lab.batch import Pairs, cat_pairs
 from rlhf_lab.errors import Count, LabError, check_settings
 from rlhf_lab.policies.base import Policy
+from rlhf_lab.randomness import Stream
 from rlhf_lab.training import Training, seeded
 
 
@@ -107,5 +108,5 @@ def _collect_block(
     stop: int,
 ) -> Block:
     # The first block's generator is the round's own.
-    generator = seeded(seed, 6, turn, *([start] if start else []), device=policy.device)
+    generator = seeded(seed, Stream.ITERATED_DPO, turn, *([start] if start else []), device=policy.device)
     return from_pairs(collect(policy, stop - start, generator))

@@ -27,7 +27,7 @@ from rlhf_lab.algorithms.sft import sft
 from rlhf_lab.batch import Tokens, cat
 from rlhf_lab.errors import Count, Temperature, check_finite, check_settings
 from rlhf_lab.policies.base import Policy, Reward
-from rlhf_lab.randomness import uniform
+from rlhf_lab.randomness import Stream, uniform
 from rlhf_lab.rounding import wins
 from rlhf_lab.training import Training, seeded
 
@@ -117,7 +117,7 @@ def _best_of_block(
     stop: int,
 ) -> Block:
     # The first block's generator is the round's own.
-    generator = seeded(training.seed, 2, turn, *([start] if start else []), device=policy.device)
+    generator = seeded(training.seed, Stream.RAFT_RESPONSES, turn, *([start] if start else []), device=policy.device)
     x = prompts[start:stop]
     candidates = ask(policy, x, settings.best_of, generator, settings.temperature, settings.top_k)
     scores = reward(x, candidates).detach()

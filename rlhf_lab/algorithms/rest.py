@@ -33,6 +33,7 @@ from rlhf_lab.algorithms.sft import sft
 from rlhf_lab.batch import Tokens, cat
 from rlhf_lab.errors import Count, Finite, LabError, Range, Temperature, check_finite, check_settings, refuse_unused
 from rlhf_lab.policies.base import Policy, Reward
+from rlhf_lab.randomness import Stream
 from rlhf_lab.rounding import unit_interval, wins
 from rlhf_lab.training import Training, checkpoint, distributed, seeded
 
@@ -182,7 +183,7 @@ def _grown_block(
     stop: int,
 ) -> Block:
     # The first block's generator is the Grow step's own.
-    generator = seeded(training.seed, 3, grow, *([start] if start else []), device=policy.device)
+    generator = seeded(training.seed, Stream.REST_GROW, grow, *([start] if start else []), device=policy.device)
     x = prompts[start:stop]
     grown = ask(policy, x, settings.samples, generator, settings.temperature, settings.top_k)
     scores = check_finite(reward(x, grown).detach(), "reward")
@@ -221,7 +222,7 @@ class _Patience:
         if step % self.settings.check_every:
             return False
         if step not in self.scores:
-            generator = seeded(self.seed, 4, device=self.policy.device)
+            generator = seeded(self.seed, Stream.REST_CHECK, device=self.policy.device)
             drawn = ask(
                 self.policy,
                 self.held_out,

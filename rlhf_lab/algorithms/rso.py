@@ -28,6 +28,7 @@ from rlhf_lab.algorithms.dpo import DPO, PairLoss, dpo
 from rlhf_lab.batch import Pairs, Tokens, cat_pairs, pick_pairs
 from rlhf_lab.errors import Count, LabError, Positive, Temperature, check_finite, check_settings, refuse_unused
 from rlhf_lab.policies.base import Policy, Reward
+from rlhf_lab.randomness import Stream
 from rlhf_lab.training import Training, seeded
 
 Source = Literal["direct", "sft-sample-rank", "rso-sample-rank"]
@@ -114,7 +115,11 @@ def make_pairs(
         raise LabError("The source 'direct' makes no pairs: pass the labelled ones.")
     blocks = in_blocks(
         lambda start, stop: _pairs_of_block(
-            reference, reward, prompts[start:stop], settings, seeded(seed, 5, start, device=reference.device)
+            reference,
+            reward,
+            prompts[start:stop],
+            settings,
+            seeded(seed, Stream.RSO_CANDIDATES, start, device=reference.device),
         ),
         len(prompts),
         batch_size or settings.sampling_batch_size or 256,

@@ -24,6 +24,7 @@ from rlhf_lab.algorithms import active
 from rlhf_lab.data.readers import rows_of
 from rlhf_lab.errors import Count, LabError, Natural, NonNegative, Positive, Range, Seed, check_paths, check_settings
 from rlhf_lab.evaluation import mean_interval
+from rlhf_lab.randomness import Stream
 from rlhf_lab.training import seeded
 
 SHARES = (0.0, 0.1, 0.25, 0.5, 0.75)
@@ -178,7 +179,7 @@ def next_pairs(pilot: Pilot, beta: float, spread: float, number: int = 10) -> li
     for prompt, names, wins in zip(pilot.prompts, pilot.responses, pilot.wins, strict=True):
         rewards, curvature = bradley_terry.fit_rewards(wins, spread)
         even = torch.zeros(len(names), dtype=torch.float64).log_softmax(-1)
-        matters, told = active.believed(rewards, curvature, even, beta, 256, seeded(0, 60))
+        matters, told = active.believed(rewards, curvature, even, beta, 256, seeded(0, Stream.BUDGET_BELIEF))
         gain = active.gains(matters, told, torch.linalg.inv(curvature)) / (2 * beta)
         for i, j in torch.combinations(torch.arange(len(names))).tolist():
             asked = int(wins[i, j] + wins[j, i])
@@ -308,7 +309,9 @@ def budget_plan(settings: Budget) -> Plan:
     lost = []
     for i, way in enumerate(tried):
         what = label_budget.Purchase(way.demonstrations, way.labels, way.rounds, way.pairs, settings.demo_beta)
-        lost.append(label_budget.buy(world, what, settings.runs, seeded(settings.seed, 61, i), prior).mean(0))
+        lost.append(
+            label_budget.buy(world, what, settings.runs, seeded(settings.seed, Stream.BUDGET_PLANS, i), prior).mean(0)
+        )
     regret = torch.stack(lost).numpy()  # (ways, worlds)
     half = settings.worlds // 2
     best = int(regret[:, :half].mean(1).argmin())
@@ -341,7 +344,10 @@ def _learner(
     if not settings.features or settings.features >= settings.candidates - 1:
         return "either", None
     features = torch.randn(
-        *world.log_ref.shape, settings.features, dtype=torch.float64, generator=seeded(settings.seed, 62)
+        *world.log_ref.shape,
+        settings.features,
+        dtype=torch.float64,
+        generator=seeded(settings.seed, Stream.BUDGET_FEATURES),
     )
     many, wide = world.repeat(settings.runs), features.repeat(settings.runs, 1, 1)
 
@@ -353,10 +359,10 @@ def _learner(
     paid = settings.fit_steps * settings.price_step + settings.policy_samples * settings.price_sample
     fewer = max(int(plain.labels - paid / settings.price_preference / settings.prompts), 1)
     direct = label_budget.bought(
-        world, label_budget.Purchase(0, plain.labels), settings.runs, seeded(settings.seed, 63), prior
+        world, label_budget.Purchase(0, plain.labels), settings.runs, seeded(settings.seed, Stream.BUDGET_DIRECT), prior
     )
     scored = label_budget.bought(
-        world, label_budget.Purchase(0, fewer), settings.runs, seeded(settings.seed, 64), prior
+        world, label_budget.Purchase(0, fewer), settings.runs, seeded(settings.seed, Stream.BUDGET_REWARD_MODEL), prior
     )
     one = left(label_budget.limited_by_dpo(many.log_ref, wide, direct.wins, many.beta, prior))
     other = left(label_budget.limited_by_reward(many.log_ref, wide, scored.rewards, many.beta))

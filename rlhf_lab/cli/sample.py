@@ -40,6 +40,7 @@ from rlhf_lab.policies.loading import (
 )
 from rlhf_lab.policies.transformer.cuda_graph import check_cuda_device
 from rlhf_lab.policies.vllm import VllmSampler, check_vllm_installed
+from rlhf_lab.randomness import Stream
 from rlhf_lab.training import checkpoint, seeded
 
 
@@ -270,7 +271,7 @@ def _batches(
     tokenizer = policy.tokenizer
     for start in tqdm(starts, desc="sample", leave=False, disable=not settings.progress or len(starts) < 2):
         x = prompts[start : start + settings.batch_size]
-        generator = seeded(settings.seed, 15, start, device=policy.device)
+        generator = seeded(settings.seed, Stream.COMMAND_SAMPLE, start, device=policy.device)
         y = drawing.sample(x, settings.num_samples, generator, settings.temperature, settings.top_k)
         with torch.no_grad():
             scores = None if reward is None else reward(x, y).tolist()

@@ -26,6 +26,7 @@ from rlhf_lab.errors import LabError, check_beta, check_finite
 from rlhf_lab.evaluation.importance import ENOUGH, SHARE, covariance, weighted
 from rlhf_lab.evaluation.sampled import Estimate, over_prompts
 from rlhf_lab.policies.base import Policy, Reward
+from rlhf_lab.randomness import Stream
 from rlhf_lab.training import seeded
 
 
@@ -75,7 +76,7 @@ def points(
         ratios, scores = [], []
         for start in range(0, len(prompts), batch_size):
             x = prompts[start : start + batch_size]
-            y = policy.sample(x, num_samples, seeded(seed, 12, start, device=policy.device))
+            y = policy.sample(x, num_samples, seeded(seed, Stream.FRONTIER_SAMPLES, start, device=policy.device))
             ratios.append(kl.k1(policy.log_prob(x, y), reference.log_prob(x, y)).cpu())
             scores.append(check_finite(reward(x, y), "reward").cpu())
         out.append(Point(name, over_prompts(torch.cat(ratios)), over_prompts(torch.cat(scores))))

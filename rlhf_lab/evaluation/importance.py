@@ -33,6 +33,7 @@ from rlhf_lab.batch import Tokens
 from rlhf_lab.errors import LabError, check_beta, check_finite
 from rlhf_lab.evaluation.sampled import Estimate, over_prompts
 from rlhf_lab.policies.base import Policy, Reward
+from rlhf_lab.randomness import Stream
 from rlhf_lab.training import seeded
 
 ENOUGH = 20.0
@@ -250,7 +251,9 @@ def distance(
     for start in tqdm(range(0, len(prompts), batch_size), desc="distance", leave=False, disable=not progress):
         x = prompts[start : start + batch_size]
         for number, (name, source) in enumerate((("reference", reference), ("policy", policy))):
-            y = source.sample(x, num_samples, seeded(seed, 11, number, start, device=source.device))
+            y = source.sample(
+                x, num_samples, seeded(seed, Stream.IMPORTANCE_SAMPLES, number, start, device=source.device)
+            )
             scored = (reward(x, y), reference.log_prob(x, y), policy.log_prob(x, y))
             drawn[name].append((scored[0].cpu(), scored[1].cpu(), scored[2].cpu()))
     both = [Draws(*(torch.cat(column) for column in zip(*parts, strict=True))) for parts in drawn.values()]

@@ -29,6 +29,7 @@ from rlhf_lab.evaluation.win_rate import WinRate, win_rate
 from rlhf_lab.policies.base import Policy, Reward
 from rlhf_lab.policies.end_tokens import strip_end_token
 from rlhf_lab.policies.transformer.generate import still_generating
+from rlhf_lab.randomness import Stream
 from rlhf_lab.training import seeded
 
 Gold = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
@@ -209,14 +210,21 @@ def text_report(
     asked, ours, theirs = [], [], []
     for start in tqdm(range(0, len(prompts), batch_size), desc="report", leave=False, disable=not progress):
         x = prompts[start : start + batch_size]
-        y = _draw(policy, x, num_samples, temperature, top_k, seeded(seed, 13, start, device=policy.device))
+        y = _draw(
+            policy,
+            x,
+            num_samples,
+            temperature,
+            top_k,
+            seeded(seed, Stream.REPORT_RESPONSES, start, device=policy.device),
+        )
         block = _numbers(policy, reference, x, y, temperature, proxy, tokenizer, with_kl=top_k is None)
         for name, values in block.items():
             columns.setdefault(name, []).append(values.cpu())
         asked += _texts(x, tokenizer)
         ours += _grouped(y, tokenizer, _ends(policy, tokenizer))
         if against is not None:
-            other = seeded(seed, 14, start, device=against.device)
+            other = seeded(seed, Stream.REPORT_OPPONENT, start, device=against.device)
             z = _draw(against, x, num_samples, temperature, top_k, other)
             theirs += _grouped(z, tokenizer, _ends(against, tokenizer))
     found = {name: torch.cat(parts) for name, parts in columns.items()}

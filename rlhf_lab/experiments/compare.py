@@ -36,6 +36,7 @@ from rlhf_lab.batch import Pairs, Tokens
 from rlhf_lab.errors import LabError, Natural, NonNegative, check_beta, check_path, check_paths, check_settings
 from rlhf_lab.evaluation import evaluate
 from rlhf_lab.policies.base import Policy
+from rlhf_lab.randomness import Stream
 from rlhf_lab.training import Training, seeded
 from rlhf_lab.training.checkpoint import append, claim, read_lines, write_json
 from rlhf_lab.training.lock import FolderLock
@@ -131,12 +132,12 @@ class Run:
     @cached_property
     def pairs(self) -> Pairs:
         """The labelled pairs: from the reference, labelled by the gold reward."""
-        return self.world.preferences(self.settings.labels, seeded(self.seed, 20), noise=self.settings.noise)
+        return self.world.preferences(self.settings.labels, seeded(self.seed, Stream.LABELS), noise=self.settings.noise)
 
     @cached_property
     def prompts(self) -> Tokens:
         """Prompts for methods that sample."""
-        return self.world.draw_prompts(self.PROMPTS, seeded(self.seed, 21))
+        return self.world.draw_prompts(self.PROMPTS, seeded(self.seed, Stream.PROMPTS))
 
     @cached_property
     def reward(self) -> nn.Module:

@@ -24,6 +24,7 @@ from rlhf_lab.experiments.setup_text import TextRun
 from rlhf_lab.experiments.statistics import Interval
 from rlhf_lab.experiments.verdicts import Outcome
 from rlhf_lab.policies.base import Policy, Reward
+from rlhf_lab.randomness import Stream
 from rlhf_lab.rounding import levels
 from rlhf_lab.training import seeded
 from rlhf_lab.worlds.finite_world import World
@@ -78,7 +79,7 @@ class Bed:
 
     @torch.no_grad()
     def _draw(self, reward: Reward) -> tuple[Tokens, Tensor]:
-        generator = seeded(self.run.seed, 31, device=self.reference.device)
+        generator = seeded(self.run.seed, Stream.CANDIDATES, device=self.reference.device)
         prompts, found, scores = self.run.prompts, [], []
         size = len(prompts) if isinstance(self.run, Run) else _CHUNK
         for start in range(0, len(prompts), size):
@@ -109,7 +110,7 @@ class Bed:
         """
         if source == "direct":
             return self.run.pairs
-        (y, scores), generator = self.drawn, seeded(self.run.seed, 32)
+        (y, scores), generator = self.drawn, seeded(self.run.seed, Stream.CANDIDATE_PAIRS)
         if gold:
             scores = self.gold_scores
         if source == "rso-sample-rank":

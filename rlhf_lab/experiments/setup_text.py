@@ -30,6 +30,7 @@ from rlhf_lab.batch import Pairs, Tokens
 from rlhf_lab.errors import LabError
 from rlhf_lab.evaluation.judges import Judge
 from rlhf_lab.policies.base import Policy, Reward
+from rlhf_lab.randomness import Stream
 from rlhf_lab.rounding import rounding, wins
 from rlhf_lab.training import Training, seeded
 from rlhf_lab.worlds import text
@@ -135,7 +136,7 @@ class TextRun:
             self.bench.tokenizer,
             "train",
             self.plan.labels,
-            seeded(self.seed, 20, device=self.bench.reference.device),
+            seeded(self.seed, Stream.LABELS, device=self.bench.reference.device),
             beta_label=self.bench.unit,
             noise=self.plan.noise,
             progress=False,
@@ -146,7 +147,7 @@ class TextRun:
     def prompts(self) -> Tokens:
         """Prompts for methods that sample, drawn from the training split by this seed."""
         every = self.bench.pool
-        order = torch.randperm(len(every), generator=seeded(self.seed, 21))
+        order = torch.randperm(len(every), generator=seeded(self.seed, Stream.PROMPTS))
         return every[order[: self.plan.prompts]]
 
     @cached_property
@@ -346,7 +347,7 @@ def measure(
     targets = [example.target for example in examples]
     asked = [example.prompt for example in examples]
     samples = 1 if temperature == 0 else plan.test_samples
-    generator = seeded(run.seed, 30, device=policy.device)
+    generator = seeded(run.seed, Stream.TEST_RESPONSES, device=policy.device)
     y = draw(policy, prompts, samples, temperature, generator)
     texts = [made.tokenizer.batch_decode(ys, skip_special_tokens=True) for ys in y.tolist()]
     flat = [one for ones in texts for one in ones]

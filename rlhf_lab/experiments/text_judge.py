@@ -24,6 +24,7 @@ from rlhf_lab.errors import LabError
 from rlhf_lab.evaluation.judges import GoldJudge, Judge, RewardJudge
 from rlhf_lab.experiments.setup_text import Bench, bench
 from rlhf_lab.preferences import first_wins
+from rlhf_lab.randomness import Stream
 from rlhf_lab.rounding import wins
 from rlhf_lab.training import Training, seeded
 
@@ -130,7 +131,7 @@ def _answers(bench: Bench, split: str, number: int, draws: int, seed: int) -> tu
     """Prompts, and for each of them `draws` texts of π_ref and the target."""
     examples = bench.world.examples(split)[-number:]
     every = bench.world.prompts(bench.tokenizer, split)[-number:]
-    generator = seeded(seed, 1, device=bench.reference.device)
+    generator = seeded(seed, Stream.JUDGE_RESPONSES, device=bench.reference.device)
     texts: list[list[str]] = []
     for start in range(0, len(every), 64):
         drawn = bench.reference.sample(every[start : start + 64].trim(), draws, generator).tolist()
@@ -145,7 +146,7 @@ def _labelled(
     """One label for every two different answers to a prompt, in the judge's own tokens."""
     scores = torch.tensor([bench.world.gold([x] * len(ys), ys) for x, ys in zip(asked, answers, strict=True)])
     scores = scores.double() / (BLUR * bench.unit)
-    generator = seeded(seed, 2)
+    generator = seeded(seed, Stream.JUDGE_LABELS)
     prompts: list[str] = []
     both: list[tuple[str, str]] = []
     for one, other in ((0, 1), (0, 2), (1, 2)):

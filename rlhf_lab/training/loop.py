@@ -32,6 +32,7 @@ from tqdm.auto import tqdm
 
 from rlhf_lab.batch import Tokens
 from rlhf_lab.errors import LabError
+from rlhf_lab.randomness import Stream
 from rlhf_lab.training import checkpoint, distributed, memory
 from rlhf_lab.training.config import Training
 from rlhf_lab.training.lock import FolderLock
@@ -66,7 +67,7 @@ def rows_at(step: int, num_rows: int, batch_size: int, seed: int) -> Tensor:
     parts, wanted = [], batch_size
     while wanted > 0:
         epoch, start = divmod(first, num_rows)
-        order = torch.randperm(num_rows, generator=seeded(seed, 1, epoch))
+        order = torch.randperm(num_rows, generator=seeded(seed, Stream.ROW_ORDER, epoch))
         part = order[start : start + wanted]
         parts.append(part)
         first, wanted = first + len(part), wanted - len(part)
@@ -188,7 +189,7 @@ class Loop:
                 group["lr"] = self.training.learning_rate * self.training.rate_at(step)
             device = self.parameters[0].device
             self._rows = None
-            yield step, seeded(self.training.seed, 0, step, device=device)
+            yield step, seeded(self.training.seed, Stream.STEP, step, device=device)
             self.done = step + 1
             last = self.done == self.training.steps
             logged = step % self.training.log_every == 0 or last

@@ -18,6 +18,7 @@ from rlhf_lab import label_budget
 from rlhf_lab.algorithms import active
 from rlhf_lab.errors import LabError, check_positive, check_responses_axis
 from rlhf_lab.figures.picture import Axis, Bars, Line, Number, Panel, Picture, Points, Rule
+from rlhf_lab.randomness import Stream
 from rlhf_lab.training import seeded
 from rlhf_lab.widgets.explorer import Choice, Explorer, Slider
 
@@ -63,7 +64,7 @@ def simulated(log_ref: Tensor, reward: Tensor, beta: float, runs: int = 100, see
             if learns
             else active.choose_by_design(world.design(pairs).repeat(runs, 1, 1))
         )
-        states = active.ask_in_rounds(choose, label, known, TOTALS, 3.0, seeded(seed, 70, i))
+        states = active.ask_in_rounds(choose, label, known, TOTALS, 3.0, seeded(seed, Stream.BUDGET_CURVES, i))
         regret = torch.stack([many.regret(state.rewards).reshape(runs, prompts).mean(0) for state in states])
         shares = torch.stack(
             [state.counts.reshape(runs, prompts, size, size).mean(0) / state.labels for state in states]

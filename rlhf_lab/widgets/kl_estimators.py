@@ -12,6 +12,7 @@ from torch import Tensor
 from rlhf_lab import exact, kl
 from rlhf_lab.errors import LabError, check_responses_axis
 from rlhf_lab.figures.picture import Axis, Bars, Number, Panel, Picture, Points, Rule
+from rlhf_lab.randomness import Stream
 from rlhf_lab.training import seeded
 from rlhf_lab.widgets.explorer import Choice, Explorer, Slider
 
@@ -77,7 +78,7 @@ def kl_values_picture(
         the picture; the intervals are the exact mean ± 1.96 standard deviations of a mean of N draws.
     """
     truth = float(exact.kl(log_policy, log_ref))
-    drawn = torch.multinomial(log_policy.exp(), samples, replacement=True, generator=seeded(seed, 404))
+    drawn = torch.multinomial(log_policy.exp(), samples, replacement=True, generator=seeded(seed, Stream.KL_DRAWS))
     layers: list[Rule | Points] = [Rule("optimal", truth, "y", "KL(π‖π_ref)")]
     told, spread, got = [], {}, []
     for place, (name, estimate) in enumerate(ESTIMATORS.items()):

@@ -17,6 +17,7 @@ from torch import Tensor
 from rlhf_lab import exact
 from rlhf_lab.errors import LabError, check_beta, check_finite, check_log_distribution, check_positive
 from rlhf_lab.figures.picture import Axis, Band, Line, Number, Panel, Picture, Rule
+from rlhf_lab.randomness import Stream
 from rlhf_lab.training import seeded
 from rlhf_lab.widgets.explorer import Explorer, Slider
 
@@ -108,7 +109,9 @@ def draw(log_ref: Tensor, runs: int = 200, seed: int = 0, doublings: int = DOUBL
             f"and {doublings}."
         )
     ends = log_ref.double().exp().cumsum(-1)
-    uniform = torch.rand(runs, 2**doublings, dtype=torch.float64, generator=seeded(seed, 404)) * ends[-1]
+    uniform = (
+        torch.rand(runs, 2**doublings, dtype=torch.float64, generator=seeded(seed, Stream.PARTITION_DRAWS)) * ends[-1]
+    )
     drawn = torch.searchsorted(ends, uniform, right=True).clamp(max=len(log_ref) - 1)
     counts, sofar, start = [], torch.zeros(runs, len(log_ref), dtype=torch.float64), 0
     for k in range(doublings + 1):

@@ -19,6 +19,7 @@ from torch import Tensor
 from rlhf_lab import exact, sampling
 from rlhf_lab.errors import LabError, check_responses_axis
 from rlhf_lab.figures.picture import Axis, Band, Bars, Line, Number, Panel, Picture, Points
+from rlhf_lab.randomness import Stream
 from rlhf_lab.training import seeded
 from rlhf_lab.widgets.explorer import Choice, Explorer, Slider
 
@@ -48,7 +49,7 @@ class Darts:
 
 def darts(seed: int) -> Darts:
     """The darts of `seed`."""
-    numbers = torch.rand(3, STEPS, dtype=torch.float64, generator=seeded(seed, 707))
+    numbers = torch.rand(3, STEPS, dtype=torch.float64, generator=seeded(seed, Stream.REJECTION_DRAWS))
     return Darts(*numbers)
 
 

@@ -6,6 +6,7 @@ import torch
 
 from rlhf_lab.errors import LabError, check_no_nan
 from rlhf_lab.policies.tabular import TabularPolicy, TabularReward
+from rlhf_lab.randomness import Stream
 from rlhf_lab.response_tree import ResponseTree
 from rlhf_lab.training import seeded
 from rlhf_lab.worlds.finite_world import World
@@ -48,7 +49,7 @@ def random(num_prompts: int = 4, num_arms: int = 10, seed: int = 0, reward_scale
     """Reference logits and rewards normal, the rewards with standard deviation `reward_scale`."""
     if num_prompts < 1 or num_arms < 2:
         raise LabError(f"A bandit needs a prompt and two arms at least, not {num_prompts} and {num_arms}.")
-    generator = seeded(seed, 101)
+    generator = seeded(seed, Stream.BANDIT_WORLD)
     shape = (num_prompts, num_arms)
     log_ref = torch.randn(shape, dtype=torch.float64, generator=generator)
     reward = torch.randn(shape, dtype=torch.float64, generator=generator) * reward_scale

@@ -34,6 +34,7 @@ from torch import Tensor
 from rlhf_lab import exact
 from rlhf_lab.errors import LabError, check_beta, check_positive
 from rlhf_lab.preferences import first_wins
+from rlhf_lab.randomness import Stream
 from rlhf_lab.rounding import centred
 from rlhf_lab.training import seeded
 from rlhf_lab.worlds import bandit, token_tree
@@ -222,7 +223,7 @@ def moving_bandit(num_prompts: int = 4, num_arms: int = 6, seed: int = 0, **chan
     """A random bandit in motion; `changes` are fields of `MovingWorld`."""
     world = bandit.random(num_prompts, num_arms, seed)
     first = standard(world.rewards())
-    drawn = torch.randn(first.shape, dtype=torch.float64, generator=seeded(seed, 103))
+    drawn = torch.randn(first.shape, dtype=torch.float64, generator=seeded(seed, Stream.SECOND_REWARD))
     return MovingWorld(world, first, orthogonal(first, drawn), **changes)  # type: ignore[arg-type]
 
 

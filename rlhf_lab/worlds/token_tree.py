@@ -16,6 +16,7 @@ from rlhf_lab.errors import LabError, check_beta
 from rlhf_lab.exact import soft_values
 from rlhf_lab.policies.base import Policy
 from rlhf_lab.policies.tabular import TabularPolicy, TabularReward
+from rlhf_lab.randomness import Stream
 from rlhf_lab.response_tree import ResponseTree
 from rlhf_lab.training import seeded
 from rlhf_lab.worlds.finite_world import World
@@ -115,7 +116,7 @@ def random(
         reference: a policy over this tree that can enumerate; default a table of normal logits.
     """
     tree = ResponseTree(vocab_size, depth, has_end)
-    generator = seeded(seed, 202)
+    generator = seeded(seed, Stream.TREE_WORLD)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, dtype=torch.float64, generator=generator)

@@ -740,14 +740,14 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "data",
             "the same draws in every Grow step",
-            "generator = seeded(training.seed, 3, grow, *([start]",
-            "generator = seeded(training.seed, 3, 0, *([start]",
+            "generator = seeded(training.seed, Stream.REST_GROW, grow, *([start]",
+            "generator = seeded(training.seed, Stream.REST_GROW, 0, *([start]",
         ),
         Mutation(
             "data",
             "every block draws the same numbers",
-            "generator = seeded(training.seed, 3, grow, *([start] if start else []), device=policy.device)",
-            "generator = seeded(training.seed, 3, grow, device=policy.device)",
+            "generator = seeded(training.seed, Stream.REST_GROW, grow, *([start] if start else []), device=policy.device)",
+            "generator = seeded(training.seed, Stream.REST_GROW, grow, device=policy.device)",
         ),
         Mutation(
             "data",
@@ -827,8 +827,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "data",
             "patience: different samples at every check",
-            "generator = seeded(self.seed, 4, device=self.policy.device)",
-            "generator = seeded(self.seed, 4, step, device=self.policy.device)",
+            "generator = seeded(self.seed, Stream.REST_CHECK, device=self.policy.device)",
+            "generator = seeded(self.seed, Stream.REST_CHECK, step, device=self.policy.device)",
         ),
         Mutation("data", "patience: checks of later steps count for a resumed run", "if at <= step):", "if True):"),
         Mutation("setting", "patience: a check at every step", "if step % self.settings.check_every:", "if step % 1:"),
@@ -882,8 +882,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "data",
             "the same draws in every round",
-            "generator = seeded(training.seed, 2, turn, *([start]",
-            "generator = seeded(training.seed, 2, 0, *([start]",
+            "generator = seeded(training.seed, Stream.RAFT_RESPONSES, turn, *([start]",
+            "generator = seeded(training.seed, Stream.RAFT_RESPONSES, 0, *([start]",
         ),
         Mutation(
             "data",
@@ -894,8 +894,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "data",
             "every block draws the same numbers",
-            "2, turn, *([start] if start else []), device",
-            "2, turn, device",
+            "Stream.RAFT_RESPONSES, turn, *([start] if start else []), device",
+            "Stream.RAFT_RESPONSES, turn, device",
         ),
         Mutation(
             "setting", "one round, whatever rounds says", "for turn in range(settings.rounds):", "for turn in range(1):"
@@ -955,8 +955,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "data",
             "every block draws the same numbers",
-            "seeded(seed, 6, turn, *([start] if start else []), device",
-            "seeded(seed, 6, turn, device",
+            "seeded(seed, Stream.ITERATED_DPO, turn, *([start] if start else []), device",
+            "seeded(seed, Stream.ITERATED_DPO, turn, device",
         ),
         Mutation(
             "data",
@@ -1044,8 +1044,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "data",
             "every block draws the same numbers",
-            "seeded(seed, 5, start, device=reference.device)",
-            "seeded(seed, 5, 0, device=reference.device)",
+            "seeded(seed, Stream.RSO_CANDIDATES, start, device=reference.device)",
+            "seeded(seed, Stream.RSO_CANDIDATES, 0, device=reference.device)",
         ),
         Mutation(
             "setting",
@@ -1074,8 +1074,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "data",
             "blocks answer the first prompts again and again",
-            "reference, reward, prompts[start:stop], settings, seeded",
-            "reference, reward, prompts[: stop - start], settings, seeded",
+            "prompts[start:stop],\n            settings,\n            seeded",
+            "prompts[: stop - start],\n            settings,\n            seeded",
         ),
     ),
     *in_file(

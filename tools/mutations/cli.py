@@ -224,8 +224,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "setting",
             "pairs of a world ignore --seed",
-            "seeded(settings.seed, 11, device=policy.device)",
-            "seeded(0, 11, device=policy.device)",
+            "seeded(settings.seed, Stream.COMMAND_PAIRS, device=policy.device)",
+            "seeded(0, Stream.COMMAND_PAIRS, device=policy.device)",
             near="cli/test_data_of_commands.py::test_pairs_of_a_world_follow_split_number_seed_blur_and_noise",
         ),
         Mutation(
@@ -905,15 +905,15 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "setting",
             "--seed is lost in sample",
-            "seeded(settings.seed, 15, start, device=policy.device)",
-            "seeded(0, 15, start, device=policy.device)",
+            "seeded(settings.seed, Stream.COMMAND_SAMPLE, start, device=policy.device)",
+            "seeded(0, Stream.COMMAND_SAMPLE, start, device=policy.device)",
             near="cli/test_plumbing.py::test_sample_draws_each_batch_from_its_own_seed_and_writes_rows_in_order",
         ),
         Mutation(
             "setting",
             "every batch is drawn with the same random numbers",
-            "seeded(settings.seed, 15, start, device=policy.device)",
-            "seeded(settings.seed, 15, device=policy.device)",
+            "seeded(settings.seed, Stream.COMMAND_SAMPLE, start, device=policy.device)",
+            "seeded(settings.seed, Stream.COMMAND_SAMPLE, device=policy.device)",
             near="cli/test_plumbing.py::test_sample_draws_each_batch_from_its_own_seed_and_writes_rows_in_order",
         ),
         Mutation(

@@ -185,8 +185,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "setting",
             "every block of prompts is sampled from the same random numbers",
-            "seeded(seed, 12, start, device=policy.device)",
-            "seeded(seed, 12, device=policy.device)",
+            "seeded(seed, Stream.FRONTIER_SAMPLES, start, device=policy.device)",
+            "seeded(seed, Stream.FRONTIER_SAMPLES, device=policy.device)",
             near="evaluation/test_frontier_from_samples.py::test_blocks_of_prompts_have_random_numbers_of_their_own_and_policies_the_same",
         ),
         Mutation(
@@ -206,8 +206,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "data",
             "the second policy is sampled with other random numbers than the first",
-            "y = policy.sample(x, num_samples, seeded(seed, 12, start, device=policy.device))",
-            "y = policy.sample(x, num_samples, seeded(seed, 12 + len(out), start, device=policy.device))",
+            "y = policy.sample(x, num_samples, seeded(seed, Stream.FRONTIER_SAMPLES, start, device=policy.device))",
+            "y = policy.sample(x, num_samples, seeded(seed, Stream.FRONTIER_SAMPLES + len(out), start, device=policy.device))",
             near="evaluation/test_frontier_from_samples.py::test_blocks_of_prompts_have_random_numbers_of_their_own_and_policies_the_same",
         ),
         Mutation(
@@ -315,15 +315,15 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "setting",
             "both policies are sampled with the same random numbers",
-            "seeded(seed, 11, number, start, device=source.device)",
-            "seeded(seed, 11, start, device=source.device)",
+            "seeded(seed, Stream.IMPORTANCE_SAMPLES, number, start, device=source.device)",
+            "seeded(seed, Stream.IMPORTANCE_SAMPLES, start, device=source.device)",
             near="evaluation/test_importance.py::test_every_block_of_either_policy_has_random_numbers_of_its_own",
         ),
         Mutation(
             "setting",
             "every block of prompts is sampled with the same random numbers",
-            "seeded(seed, 11, number, start, device=source.device)",
-            "seeded(seed, 11, number, device=source.device)",
+            "seeded(seed, Stream.IMPORTANCE_SAMPLES, number, start, device=source.device)",
+            "seeded(seed, Stream.IMPORTANCE_SAMPLES, number, device=source.device)",
             near="evaluation/test_importance.py::test_every_block_of_either_policy_has_random_numbers_of_its_own",
         ),
         Mutation(
@@ -713,15 +713,15 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "setting",
             "the report's blocks are sampled with the same random numbers",
-            "seeded(seed, 13, start, device=policy.device)",
-            "seeded(seed, 13, device=policy.device)",
+            "seeded(seed, Stream.REPORT_RESPONSES, start, device=policy.device)",
+            "seeded(seed, Stream.REPORT_RESPONSES, device=policy.device)",
             near="evaluation/test_language_model_report.py::test_kl_reward_and_length_lie_within_their_errors_of_the_exact_ones",
         ),
         Mutation(
             "setting",
             "the other policy is sampled with this one's random numbers",
-            "other = seeded(seed, 14, start,",
-            "other = seeded(seed, 13, start,",
+            "other = seeded(seed, Stream.REPORT_OPPONENT, start,",
+            "other = seeded(seed, Stream.REPORT_RESPONSES, start,",
             near="evaluation/test_language_model_report.py::test_wins_against_targets_and_another_policy_are_counted_by_the_judge",
         ),
         Mutation(

@@ -410,8 +410,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "setting",
             "label noise is lost in the comparison",
-            "seeded(self.seed, 20), noise=self.settings.noise)",
-            "seeded(self.seed, 20))",
+            "seeded(self.seed, Stream.LABELS), noise=self.settings.noise)",
+            "seeded(self.seed, Stream.LABELS))",
             near="experiments/test_compare_parts.py::test_labels_are_drawn_by_number_seed_and_noise",
         ),
         Mutation(
@@ -424,8 +424,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "setting",
             "every seed has the same labels",
-            "self.world.preferences(self.settings.labels, seeded(self.seed, 20)",
-            "self.world.preferences(self.settings.labels, seeded(0, 20)",
+            "self.world.preferences(self.settings.labels, seeded(self.seed, Stream.LABELS)",
+            "self.world.preferences(self.settings.labels, seeded(0, Stream.LABELS)",
             near="experiments/test_compare.py::test_seeds_draw_their_own_labels_and_the_same_seed_gives_the_same_numbers",
         ),
         Mutation(

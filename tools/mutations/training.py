@@ -71,13 +71,13 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "data",
             "each epoch in the order of the first",
-            "generator=seeded(seed, 1, epoch))",
-            "generator=seeded(seed, 1, 0))",
+            "generator=seeded(seed, Stream.ROW_ORDER, epoch))",
+            "generator=seeded(seed, Stream.ROW_ORDER, 0))",
         ),
         Mutation(
             "data",
             "the order of rows is not shuffled",
-            "order = torch.randperm(num_rows, generator=seeded(seed, 1, epoch))",
+            "order = torch.randperm(num_rows, generator=seeded(seed, Stream.ROW_ORDER, epoch))",
             "order = torch.arange(num_rows)",
         ),
         Mutation(
@@ -110,8 +110,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "data",
             "every step draws the same numbers",
-            "yield step, seeded(self.training.seed, 0, step, device=device)",
-            "yield step, seeded(self.training.seed, 0, device=device)",
+            "yield step, seeded(self.training.seed, Stream.STEP, step, device=device)",
+            "yield step, seeded(self.training.seed, Stream.STEP, device=device)",
         ),
         Mutation(
             "data", "a resumed run counts its steps from 0", 'self.start = self.done = state["step"]', "self.start = 0"

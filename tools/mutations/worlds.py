@@ -16,8 +16,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "setting",
             "every seed gives one bandit",
-            "generator = seeded(seed, 101)",
-            "generator = seeded(0, 101)",
+            "generator = seeded(seed, Stream.BANDIT_WORLD)",
+            "generator = seeded(0, Stream.BANDIT_WORLD)",
             near="worlds/test_bandit.py::test_random_bandits_are_functions_of_their_seed",
         ),
         Mutation(
@@ -90,8 +90,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "setting",
             "every seed gives one tree",
-            "generator = seeded(seed, 202)",
-            "generator = seeded(0, 202)",
+            "generator = seeded(seed, Stream.TREE_WORLD)",
+            "generator = seeded(0, Stream.TREE_WORLD)",
             near="worlds/test_token_tree.py::test_random_trees_are_functions_of_their_seed_and_leave_the_global_generator_alone",
         ),
     ),
@@ -350,8 +350,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "setting",
             "every seed turns towards one reward",
-            "generator=seeded(seed, 103)",
-            "generator=seeded(0, 103)",
+            "generator=seeded(seed, Stream.SECOND_REWARD)",
+            "generator=seeded(0, Stream.SECOND_REWARD)",
             near="worlds/test_nonstationary.py::test_each_seed_turns_towards_a_reward_of_its_own",
         ),
     ),

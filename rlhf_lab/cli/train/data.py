@@ -16,6 +16,7 @@ from rlhf_lab.data.readers import Source, check_source, holds_splits, is_local
 from rlhf_lab.errors import LabError, check_path, refuse_unused
 from rlhf_lab.policies.base import Policy, Reward
 from rlhf_lab.policies.transformer.shared_prefix_forward import context_length
+from rlhf_lab.randomness import Stream
 from rlhf_lab.training import distributed, seeded
 
 Kind = Literal["pairs", "targets", "prompts", "verdicts"]
@@ -178,7 +179,7 @@ def draw_pairs(settings: PairSettings, policy: Policy, tokenizer: Any) -> Data:
         tokenizer,
         settings.data_split,
         number,
-        seeded(settings.seed, 11, device=policy.device),
+        seeded(settings.seed, Stream.COMMAND_PAIRS, device=policy.device),
         settings.label_beta,
         settings.label_noise,
         distributed.shows_progress(settings.progress),

@@ -23,6 +23,7 @@ from rlhf_lab.experiments.claims.annotation_budget import run_text as budget_tex
 from rlhf_lab.experiments.claims.annotation_budget.report import LIMITS, RATIOS, WITHIN, figure, get, text, words
 from rlhf_lab.experiments.runner import EXACT_SCALES, BestConfig, Experiment, Job, Settings, Worded
 from rlhf_lab.experiments.statistics import Interval, bootstrap, bootstrap_median, mean_interval
+from rlhf_lab.randomness import Stream
 from rlhf_lab.training import seeded
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ def _world(settings: AnnotationBudget, seed: int, limit: bool = False) -> tuple[
     if settings.scale == "bandit":
         beta = 0.5 if limit else settings.beta
         world = label_budget.random_worlds(settings.worlds, 6 if limit else settings.arms, beta, seed)
-        generator = seeded(seed, 405)
+        generator = seeded(seed, Stream.BUDGET_WORLD_FEATURES)
         features = torch.randn(*world.log_ref.shape, 3, dtype=torch.float64, generator=generator)
         return world, features
     from rlhf_lab.worlds import token_tree
@@ -188,7 +189,9 @@ def _limit(settings: AnnotationBudget, seed: int) -> list[dict[str, Any]]:
     world, _ = _world(settings, seed, limit=True)
     rows = []
     for i, pairs in enumerate(LIMITS):
-        lost = label_budget.simulate(world, pairs, settings.limit_totals, settings.limit_runs, seeded(seed, 50, i))
+        lost = label_budget.simulate(
+            world, pairs, settings.limit_totals, settings.limit_runs, seeded(seed, Stream.BUDGET_LIMIT, i)
+        )
         price = world.price(pairs)
         for n, regret in zip(settings.limit_totals, lost.mean(0), strict=True):
             rows.append({"pairs": pairs, "labels": n, "ratio": (n * regret / price).mean().item()})
@@ -200,7 +203,9 @@ def _sources(settings: AnnotationBudget, seed: int) -> list[dict[str, Any]]:
     best = world.price("design")
     rows = []
     for i, pairs in enumerate(label_budget.PAIRS):
-        lost = label_budget.simulate(world, pairs, settings.totals, settings.runs, seeded(seed, 51, i)).mean(0)
+        lost = label_budget.simulate(
+            world, pairs, settings.totals, settings.runs, seeded(seed, Stream.BUDGET_SOURCES, i)
+        ).mean(0)
         exactly = (
             world.price(pairs) / best if pairs not in label_budget.IN_THE_LIMIT else torch.full_like(best, torch.nan)
         )
@@ -231,7 +236,9 @@ def _split(settings: AnnotationBudget, seed: int) -> list[dict[str, Any]]:
                     demo_beta=settings.demo_beta,
                     assumed=settings.demo_beta / 2 if way == "misjudged" else None,
                 )  # fmt: skip
-                lost = label_budget.buy(world, what, max(settings.runs // 2, 2), seeded(seed, 52, round(10 * share)))
+                lost = label_budget.buy(
+                    world, what, max(settings.runs // 2, 2), seeded(seed, Stream.BUDGET_SPLIT, round(10 * share))
+                )
                 row = {
                     "pairs": way,
                     "demo_price": ratio,
@@ -251,7 +258,7 @@ def _learners(settings: AnnotationBudget, seed: int) -> list[dict[str, Any]]:
     label = active.bradley_terry_labels(many.reward)
     choose = active.choose_by_design(bradley_terry.pair_distribution(many.log_ref))
     totals = settings.totals[:: 2 if settings.doublings % 2 == 0 else 1]
-    states = active.ask_in_rounds(choose, label, known, totals, 3.0, seeded(seed, 53))
+    states = active.ask_in_rounds(choose, label, known, totals, 3.0, seeded(seed, Stream.BUDGET_LEARNERS))
     best = label_budget.limited_by_reward(world.log_ref, features, world.reward, world.beta)
     floor = exact.regret(best, world.log_ref, world.reward, world.beta).mean().item()
     rows = []
@@ -280,7 +287,9 @@ def _rounds(settings: AnnotationBudget, seed: int) -> list[dict[str, Any]]:
     for rounds in settings.rounds:
         for i, pairs in enumerate(("active", "online")):
             totals = active.batches(world.log_ref.shape[-1], labels, rounds)
-            lost = label_budget.simulate(world, pairs, totals, max(settings.runs // 2, 2), seeded(seed, 54, rounds, i))
+            lost = label_budget.simulate(
+                world, pairs, totals, max(settings.runs // 2, 2), seeded(seed, Stream.BUDGET_ROUNDS, rounds, i)
+            )
             ratio = (labels * lost[:, -1].mean(0) / best).mean().item()
             rows.append({"pairs": pairs, "rounds": rounds, "labels": labels, "ratio": ratio})
     return rows

@@ -22,6 +22,7 @@ from rlhf_lab.errors import LabError
 from rlhf_lab.experiments.setup_text import TextRun
 from rlhf_lab.policies.base import Policy
 from rlhf_lab.preferences import first_wins
+from rlhf_lab.randomness import Stream
 from rlhf_lab.training import seeded
 
 CHUNK = 64
@@ -81,19 +82,19 @@ class Purse:
         every = self.run.bench.pool
         rows = (torch.arange(number) + self.first_prompt).remainder(len(every))
         self.first_prompt += number
-        order = torch.randperm(len(every), generator=seeded(self.run.seed, 40))
+        order = torch.randperm(len(every), generator=seeded(self.run.seed, Stream.STRATEGY_PROMPTS))
         return every[order[rows]]
 
     def candidates(self, policy: Policy, prompts: Tokens, number: int, stream: int) -> list[tuple[Tokens, Tokens]]:
         """(prompts, `number` responses to each) in chunks."""
-        generator = seeded(self.run.seed, 41, stream, device=policy.device)
+        generator = seeded(self.run.seed, Stream.STRATEGY_RESPONSES, stream, device=policy.device)
         parts = torch.arange(len(prompts)).split(CHUNK)
         self.spent.samples += len(prompts) * number
         return [(prompts[p].trim(), policy.sample(prompts[p].trim(), number, generator).to("cpu")) for p in parts]
 
     def label(self, drawn: list[tuple[Tokens, Tokens]], places: list[torch.Tensor], stream: int) -> Pairs:
         """Labels on the responses at `places`, (B, 2) each. Equal responses are not shown, and not paid."""
-        generator, parts = seeded(self.run.seed, 42, stream), []
+        generator, parts = seeded(self.run.seed, Stream.STRATEGY_LABELS, stream), []
         for (prompts, responses), pair in zip(drawn, places, strict=True):
             both = responses.take(pair)
             score = self.run.bench.gold(prompts, both)
@@ -138,7 +139,7 @@ def uncertain(purse: Purse, candidates: int = 4) -> Policy:
     number = purse.labels_left(1 + candidates / 2, plan.steps + 2 * plan.reward_steps)
     first = purse.random_pairs(run.bench.reference, number // 2, 1)
     # Two halves of the labels, two models: what they agree on was in the labels, what they differ on was not.
-    order = torch.randperm(len(first), generator=seeded(run.seed, 43))
+    order = torch.randperm(len(first), generator=seeded(run.seed, Stream.STRATEGY_HALVES))
     models = [purse.fit_reward(first[half], 50 + i) for i, half in enumerate(order.tensor_split(2))]
     drawn = purse.candidates(run.bench.reference, purse.next_prompts(number - number // 2), candidates, 2)
     places = []
@@ -158,7 +159,7 @@ def by_reward(purse: Purse, candidates: int = 8) -> Policy:
     first = purse.random_pairs(run.bench.reference, number // 2, 1)
     model = purse.fit_reward(first, 50)
     drawn = purse.candidates(run.bench.reference, purse.next_prompts(number - number // 2), candidates, 2)
-    generator = seeded(run.seed, 44)
+    generator = seeded(run.seed, Stream.STRATEGY_REJECTION)
     with torch.no_grad():
         places = [sampling.rejection_sample(model(x, y).double(), 2, purse.beta, generator) for x, y in drawn]
     return purse.fit_dpo(run.fresh(), cat_pairs([first, purse.label(drawn, places, 2)]), 2, plan.steps)
@@ -202,7 +203,7 @@ def demonstrations_first(share: float, demo_beta: float = 1.0, candidates: int =
         before = purse.spent.samples
         drawn = purse.candidates(run.bench.reference, purse.next_prompts(number), candidates, 3)
         purse.spent.samples = before  # a demonstrator draws no samples: this is how we imitate one
-        generator = seeded(run.seed, 46)
+        generator = seeded(run.seed, Stream.STRATEGY_DEMONSTRATIONS)
         shown: list[Pairs] = []
         for x, y in drawn:
             chosen = sampling.rejection_sample(run.bench.gold(x, y), 1, demo_beta, generator)

@@ -31,6 +31,7 @@ from rlhf_lab.experiments.runner import EXACT_SCALES, BestConfig, Experiment, Jo
 from rlhf_lab.experiments.statistics import bootstrap, mean_interval, summarise
 from rlhf_lab.experiments.step_recorder import watching
 from rlhf_lab.policies.base import Policy
+from rlhf_lab.randomness import Stream
 from rlhf_lab.training import seeded
 
 if TYPE_CHECKING:
@@ -251,7 +252,7 @@ def measured(told: dict[str, Any], seed: int, method: str) -> tuple[float, float
     # responses alike, and none of them would pass ReST's threshold.
     model = reference.new_reward_model().requires_grad_(False) if PARTS[method].reward else None
     if model is not None:
-        torch.nn.init.normal_(model.head.weight, generator=seeded(seed, 34))  # type: ignore[arg-type, union-attr]
+        torch.nn.init.normal_(model.head.weight, generator=seeded(seed, Stream.REWARD_HEAD))  # type: ignore[arg-type, union-attr]
     policy = reference.copy()
     _forget_peak()
     meter = Meter()

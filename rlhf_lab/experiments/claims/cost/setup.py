@@ -29,6 +29,7 @@ from rlhf_lab.experiments import setup_text
 from rlhf_lab.experiments.compare import Compare
 from rlhf_lab.experiments.runner import EXACT_SCALES
 from rlhf_lab.policies.base import Policy
+from rlhf_lab.randomness import Stream
 from rlhf_lab.training import Training, seeded
 
 if TYPE_CHECKING:
@@ -104,7 +105,9 @@ class Ground:
     def pairs(self) -> Pairs:
         """The labelled pairs."""
         return (
-            self._text.pairs if self.on_text else self._world.preferences(self.settings.labels, seeded(self.seed, 20))
+            self._text.pairs
+            if self.on_text
+            else self._world.preferences(self.settings.labels, seeded(self.seed, Stream.LABELS))
         )
 
     @cached_property
@@ -112,7 +115,7 @@ class Ground:
         """Prompts for methods that sample."""
         if self.on_text:
             return self._text.prompts
-        return self._world.draw_prompts(self.settings.prompts, seeded(self.seed, 21))
+        return self._world.draw_prompts(self.settings.prompts, seeded(self.seed, Stream.PROMPTS))
 
     def collect(self, policy: Policy, number: int, generator: torch.Generator) -> Pairs:
         """`number` labels of the policy's own responses."""
@@ -163,7 +166,7 @@ class Ground:
         made = self._text.bench
         x = made.world.prompts(made.tokenizer, self.split, self.settings.test_prompts)
         with torch.no_grad():
-            y = made.reference.sample(x, 2 * BEST_OF, seeded(self.seed, 33, device=made.reference.device))
+            y = made.reference.sample(x, 2 * BEST_OF, seeded(self.seed, Stream.BEST_OF_N, device=made.reference.device))
             score, gold = model(x, y).double().cpu(), made.gold(x, y)
         out = {}
         for n in sizes:  # disjoint groups of n: every draw is used for each n

@@ -27,6 +27,7 @@ from rlhf_lab.experiments.statistics import Interval, mean_interval, summarise
 from rlhf_lab.experiments.step_recorder import Watch, watching
 from rlhf_lab.experiments.tabular_training import EPOCHS, table_run, train_table
 from rlhf_lab.policies.base import Policy
+from rlhf_lab.randomness import Stream
 from rlhf_lab.training import Training, seeded
 
 if TYPE_CHECKING:
@@ -221,7 +222,7 @@ def _text_frontier(settings: DPOFrontier, seed: int) -> list[dict[str, Any]]:
     """By tilting draws of π_ref for the same test prompts; `trusted` says how far that can be believed."""
     made = _text_seed(settings, seed).bench
     prompts = made.world.prompts(made.tokenizer, "test", settings.prompts)
-    generator = seeded(seed, 33, device=made.reference.device)
+    generator = seeded(seed, Stream.FRONTIER_TILT, device=made.reference.device)
     number = 8 if settings.quick else 48
     with torch.no_grad():
         parts = [prompts[i : i + 16] for i in range(0, len(prompts), 16)]

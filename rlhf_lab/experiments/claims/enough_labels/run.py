@@ -29,6 +29,7 @@ from rlhf_lab.experiments.runner import EXACT_SCALES, Experiment, Job, Settings,
 from rlhf_lab.experiments.statistics import summarise
 from rlhf_lab.experiments.step_recorder import watching
 from rlhf_lab.policies.base import Policy
+from rlhf_lab.randomness import Stream
 from rlhf_lab.training import Training, seeded
 from rlhf_lab.worlds import bandit, token_tree
 from rlhf_lab.worlds.finite_world import World
@@ -147,7 +148,7 @@ def fit_tables(log_ref: Tensor, wins: Tensor, beta: float) -> Tensor:
 
 def _tables(settings: EnoughLabels, seed: int) -> list[dict[str, Any]]:
     world = table_world(settings.scale, seed)
-    pairs = world.preferences(settings.labels[-1], seeded(seed, 20))
+    pairs = world.preferences(settings.labels[-1], seeded(seed, Stream.LABELS))
     counts = win_counts(world, pairs, settings.labels)
     log_ref, reward, price = world.log_ref(), world.rewards(), limit(world, settings.beta)
     fitted = fit_tables(log_ref, counts, settings.beta)
@@ -183,8 +184,8 @@ def _net(settings: EnoughLabels, job: Job) -> list[dict[str, Any]]:
     world, fresh = _net_world(), job["kind"] == "fresh"
     seed, number = job["seed"], job["labels"]
     policy, loss = world.reference.copy(), DPO(beta=settings.beta)
-    held = world.preferences(min(max(number // 10, 2), 2048), seeded(seed, 20))
-    data = None if fresh else world.preferences(number - len(held), seeded(seed, 23))
+    held = world.preferences(min(max(number // 10, 2), 2048), seeded(seed, Stream.LABELS))
+    data = None if fresh else world.preferences(number - len(held), seeded(seed, Stream.TRAINING_LABELS))
     start = evaluate(world.reference, world, settings.beta).regret
     training = Training(
         steps=settings.steps, batch_size=settings.batch, learning_rate=settings.rate,
@@ -229,7 +230,9 @@ def _text(settings: EnoughLabels, seed: int) -> tuple[setup_text.TextRun, Tokens
     made = run.bench
     x = made.world.prompts(made.tokenizer, "test", settings.prompts)
     with torch.no_grad():
-        y = made.reference.sample(x, settings.samples, seeded(seed, 31, device=made.reference.device))
+        y = made.reference.sample(
+            x, settings.samples, seeded(seed, Stream.REFERENCE_RESPONSES, device=made.reference.device)
+        )
         return run, x, y, made.gold(x, y), made.reference.log_prob(x, y).double().cpu()
 
 
@@ -255,7 +258,7 @@ def _text_numbers(
     ref: Tensor,
 ) -> dict[str, Any]:
     made = run.bench
-    y = policy.sample(x, settings.samples, seeded(run.seed, 32, device=policy.device))
+    y = policy.sample(x, settings.samples, seeded(run.seed, Stream.POLICY_RESPONSES, device=policy.device))
     reward, log_ref = made.gold(x, y), made.reference.log_prob(x, y).double().cpu()
     log_policy = policy.log_prob(x, y).double().cpu()
     found = distance_to_optimal(

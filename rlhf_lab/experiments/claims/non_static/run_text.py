@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rlhf_lab.experiments.runner import Job
+from rlhf_lab.randomness import Stream
 from rlhf_lab.training import seeded
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def reference_style(scale: str) -> Style:
 
     made = bench(scale, "sentiment")
     prompts = made.world.prompts(made.tokenizer, "validation", 64)
-    drawn = made.reference.sample(prompts, 4, seeded(0, 60, device=made.reference.device))
+    drawn = made.reference.sample(prompts, 4, seeded(0, Stream.STYLE_RESPONSES, device=made.reference.device))
     words = _words([made.tokenizer.batch_decode(ys, skip_special_tokens=True) for ys in drawn.tolist()])
     return Style(float(words.mean()), float(words.var(1).mean().sqrt()))
 
@@ -123,9 +124,9 @@ class TextDeployment:
         from rlhf_lab.batch import cat_pairs, pick_pairs
         from rlhf_lab.preferences import first_wins
 
-        plain = seeded(self.seed, 61, t, stream)
+        plain = seeded(self.seed, Stream.ROUND_PROMPTS, t, stream)
         prompts, asked = self.prompts("train", number, self.share(change, t), plain)
-        generator = seeded(self.seed, 62, t, stream, device=policy.device)
+        generator = seeded(self.seed, Stream.ROUND_RESPONSES, t, stream, device=policy.device)
         parts = []
         for begin in range(0, len(prompts), 64):
             few, names = prompts[begin : begin + 64], asked[begin : begin + 64]
@@ -156,8 +157,8 @@ class TextDeployment:
         share = self.share(change, t)
         if (key, share) not in self._answers:
             number = 8 if self.settings.quick else 48
-            prompts, asked = self.prompts("test", number, share, seeded(self.seed, 63))
-            y = policy.sample(prompts, 4, seeded(self.seed, 64, device=policy.device))
+            prompts, asked = self.prompts("test", number, share, seeded(self.seed, Stream.ROUND_TEST_PROMPTS))
+            y = policy.sample(prompts, 4, seeded(self.seed, Stream.ROUND_TEST_RESPONSES, device=policy.device))
             k1 = policy.log_prob(prompts, y) - self.bench.reference.log_prob(prompts, y)
             self._answers[key, share] = (*self.golds(asked, y), float(k1.double().mean()))
         gold, words, kl = self._answers[key, share]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rlhf_lab import bradley_terry, exact
+from rlhf_lab.randomness import Stream
 from rlhf_lab.training import seeded
 from rlhf_lab.worlds import nonstationary
 from rlhf_lab.worlds.nonstationary import Asked, MovingWorld
@@ -73,7 +74,9 @@ def scene(scale: str, size: tuple[int, ...], seed: int, beta: float, rounds: int
     # A random half of the features' space, each as probable as any other, whatever the basis. The stored results of the
     # narrow reward model were made with bases of an earlier release, which depended on the processor: run again, their
     # rows come out as other draws from the same distribution. All other rows do not depend on the basis.
-    turn = nonstationary.orthonormal(torch.randn(d, d, dtype=torch.float64, generator=seeded(seed, 105)))
+    turn = nonstationary.orthonormal(
+        torch.randn(d, d, dtype=torch.float64, generator=seeded(seed, Stream.NARROW_FEATURES))
+    )
     return Scene(at, features, features @ turn[:, : (d + 1) // 2])
 
 
@@ -158,7 +161,7 @@ def deploy(
         strategies: which.
     """
     found: dict[str, list[float]] = {}
-    prompts, generator = at.world.num_prompts, seeded(seed, 40)
+    prompts, generator = at.world.num_prompts, seeded(seed, Stream.SHARED_LABELS)
     if "offline" in strategies:
         memory = Memory(features, prompts)
         memory.add(at.ask(labels * at.rounds, 0, generator))
@@ -174,7 +177,7 @@ def deploy(
     for number, strategy in enumerate(("online", "online-all")):
         if strategy not in strategies:
             continue
-        memory, generator = Memory(features, prompts), seeded(seed, 41 + number)
+        memory, generator = Memory(features, prompts), seeded(seed, Stream.ONLINE_LABELS + number)
         log_policy = at.log_ref
         for t in range(1, at.rounds + 1):
             memory.add(at.ask(labels, t - 1, generator, log_policy))
@@ -196,7 +199,7 @@ def steady(
 
     Fits are spread evenly over half a turn, after which the rewards are the old ones with their signs turned round.
     """
-    memory, generator = Memory(features, at.world.num_prompts), seeded(seed, 50)
+    memory, generator = Memory(features, at.world.num_prompts), seeded(seed, Stream.STEADY_LABELS)
     longest, most = max(windows), max(every)
     apart = max(round(math.pi / (at.rate * fits)), 1)
     times = [longest + i * apart for i in range(fits)]

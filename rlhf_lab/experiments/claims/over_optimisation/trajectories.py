@@ -20,6 +20,7 @@ from rlhf_lab.experiments.compare import Compare, Run
 from rlhf_lab.experiments.setup_text import Plan, TextRun, bench, measure
 from rlhf_lab.experiments.step_recorder import Watch, watching
 from rlhf_lab.policies.base import Policy
+from rlhf_lab.randomness import Stream
 from rlhf_lab.training import seeded
 from rlhf_lab.worlds import bandit, token_tree
 from rlhf_lab.worlds.finite_world import World
@@ -72,7 +73,7 @@ def make_world(scale: str, seed: int) -> tuple[World, Tensor]:
     if scale == "tree":
         world = token_tree.random(8, 4, 1, seed)
         return world, torch.eye(32, dtype=torch.float64).reshape(1, 4, 8, 32)
-    generator = seeded(seed, 50)
+    generator = seeded(seed, Stream.OVER_OPTIMISATION_WORLD)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, dtype=torch.float64, generator=generator)
@@ -237,7 +238,9 @@ def best_of_n_on_text(settings: OverOptimisation, seed: int) -> list[dict[str, A
     parts: list[tuple[Tensor, dict[int, Tensor]]] = []
     for start in range(0, len(x), 16):
         rows = x[start : start + 16]
-        y = made.reference.sample(rows, settings.most, seeded(seed, 61, start, device=made.reference.device))
+        y = made.reference.sample(
+            rows, settings.most, seeded(seed, Stream.OVER_OPTIMISATION_BEST_OF_N, start, device=made.reference.device)
+        )
         scores = {n: check_finite(one.reward(rows, y), "reward").double().cpu() for n, one in runs.items()}
         parts.append((made.gold(rows, y).cpu(), scores))
     gold = torch.cat([part[0] for part in parts])

@@ -24,6 +24,7 @@ from rlhf_lab.experiments.compare import Compare, Run
 from rlhf_lab.experiments.setup_text import Plan, TextRun, bench, measure
 from rlhf_lab.experiments.step_recorder import watching
 from rlhf_lab.policies.base import Policy
+from rlhf_lab.randomness import Stream
 from rlhf_lab.rounding import unit_interval, wins
 from rlhf_lab.training import Training, seeded
 from rlhf_lab.worlds import bandit, token_tree
@@ -80,7 +81,7 @@ class Grown:
     def samples(self) -> tuple[Tokens, Tensor]:
         """The first Grow step's responses (N, G, T), those that `rest` draws too, and r_φ of each, (N, G)."""
         # The generator of `rest`'s first block of its first Grow step.
-        generator = seeded(self.training(1, 40).seed, 3, 0, device=self.reference.device)
+        generator = seeded(self.training(1, 40).seed, Stream.REST_GROW, 0, device=self.reference.device)
         y = self.reference.sample(self.run.prompts, self.settings.samples, generator)
         return y, self.run.reward(self.run.prompts, y).double().cpu()
 
@@ -90,7 +91,7 @@ class Grown:
         """SFT data: targets of the text world; on a finite world what they teach, draws of π_ref."""
         x = self.run.prompts
         if isinstance(self.run, Run):
-            return x, self.reference.sample(x, 1, seeded(self.run.seed, 42))
+            return x, self.reference.sample(x, 1, seeded(self.run.seed, Stream.SFT_TARGETS))
         prompts, targets = self.run.bench.world.sft(self.run.bench.tokenizer, "train", 2048)
         places = {key: i for i, key in enumerate(_keys(prompts))}
         return x, targets[torch.tensor([places[key] for key in _keys(x)])]
@@ -209,7 +210,7 @@ def other_rows(part: str) -> Callable[[Grown], list[dict[str, Any]]]:
 
     def fit(grown: Grown) -> list[dict[str, Any]]:
         settings, (y, scores) = grown.settings, grown.samples
-        generator = seeded(grown.run.seed, 44)
+        generator = seeded(grown.run.seed, Stream.OTHER_LOSS)
         policy, x = grown.run.fresh(), grown.run.prompts
         training = grown.training(settings.steps * len(settings.thresholds), 45)
         if part == "dpo":

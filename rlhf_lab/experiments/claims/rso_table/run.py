@@ -43,6 +43,7 @@ from rlhf_lab.experiments.statistics import Interval, difference, summarise
 from rlhf_lab.experiments.text_judge import judge_of
 from rlhf_lab.figures import style
 from rlhf_lab.policies.base import Policy
+from rlhf_lab.randomness import Stream
 from rlhf_lab.rounding import unit_interval, wins
 from rlhf_lab.training import seeded
 
@@ -168,7 +169,7 @@ def fit(bed: Bed, settings: RSOTable, row: str, rate: float) -> Policy:
     if row in ("raft", "rest"):
         (y, scores), prompts = bed.drawn, bed.run.prompts
         if row == "raft":
-            best = best_of(scores, seeded(bed.run.seed, 33))
+            best = best_of(scores, seeded(bed.run.seed, Stream.BEST_OF_N))
             sft(policy, prompts, y.take(best), training)
             return policy
         flat = scores.flatten()

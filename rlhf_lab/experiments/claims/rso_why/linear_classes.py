@@ -14,6 +14,7 @@ from rlhf_lab import exact
 from rlhf_lab.bradley_terry import Comparisons, fit_function
 from rlhf_lab.evaluation import evaluate
 from rlhf_lab.experiments.runner import Job
+from rlhf_lab.randomness import Stream
 from rlhf_lab.training import seeded
 from rlhf_lab.worlds import bandit, token_tree
 from rlhf_lab.worlds.finite_world import World
@@ -57,7 +58,7 @@ def table_class(world: World) -> LinearClass:
 def feature_class(world: World, features: int, seed: int) -> LinearClass:
     """Random features of the responses, shared by all prompts; each prompt has weights of its own."""
     shape = (world.tree.num_responses, features)
-    phi = torch.randn(shape, dtype=torch.float64, generator=seeded(seed, 51)) / features**0.5
+    phi = torch.randn(shape, dtype=torch.float64, generator=seeded(seed, Stream.WHY_FEATURES)) / features**0.5
     size = world.num_prompts * features
     ones = torch.ones(size, dtype=torch.float64)
     return LinearClass(size, lambda theta: theta.view(world.num_prompts, features) @ phi.T, ones)
@@ -155,7 +156,7 @@ class ExactSeed:
         elif number == "inf" and log_ref.shape[1] <= LISTED:
             f = fit(functions, every_pair(self.source(source), reward), prior=False)
         elif number == "inf":
-            generator = seeded(self.seed, 54)
+            generator = seeded(self.seed, Stream.WHY_SOFT_PAIRS)
             f = fit(
                 functions,
                 draw_pairs(self.source(source), reward, self.settings.soft_pairs, generator, True),
@@ -163,7 +164,7 @@ class ExactSeed:
             )
         else:
             how_many = self.settings.pairs if number == "M" else self.settings.labels
-            pairs = draw_pairs(self.source(source), reward, how_many, seeded(self.seed, 53), False)
+            pairs = draw_pairs(self.source(source), reward, how_many, seeded(self.seed, Stream.WHY_PAIRS), False)
             f = fit(functions, pairs)
         return (log_ref + f / beta).log_softmax(-1)
 
@@ -188,7 +189,7 @@ def exact_seed(settings: RSOWhy, seed: int) -> ExactSeed:
         world = bandit.random(4, 10, seed)
         classes = {"full": table_class(world), "limited": feature_class(world, settings.features, seed)}
         of_reward = classes["full"]
-    labels = draw_pairs(world.log_ref(), world.rewards(), settings.labels, seeded(seed, 52), False)
+    labels = draw_pairs(world.log_ref(), world.rewards(), settings.labels, seeded(seed, Stream.WHY_LABELS), False)
     return ExactSeed(settings, seed, world, classes, labels, fit(of_reward, labels))
 
 
