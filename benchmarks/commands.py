@@ -32,7 +32,8 @@ COMMANDS = {
     "raft": f"train raft --model MODEL --data DATA --reward OUT/reward --limit 200 --out OUT/raft {FAST}",
     "rest": f"train rest --model MODEL --data DATA --reward OUT/reward --limit 100 --out OUT/rest --samples 8 "
     f"--steps 20 {FAST}",
-    "online": f"train online --model MODEL --data DATA --reward gold --out OUT/online --labels 400 {FAST}",
+    "iterated-dpo": f"train iterated-dpo --model MODEL --data DATA --reward gold --out OUT/iterated-dpo "
+    f"--labels 400 {FAST}",
     "sample": "sample --model OUT/dpo/model --data DATA --limit 64 --num-samples 4 --out OUT/samples.jsonl",
     "evaluate": "evaluate --model OUT/dpo/model --reference MODEL --data DATA --reward OUT/reward --limit 64 "
     "--out OUT/report",

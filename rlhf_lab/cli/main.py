@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import rlhf_lab
+from rlhf_lab.cli import old_names
 from rlhf_lab.experiments.claims import module_of
 
 
@@ -71,7 +72,7 @@ COMMANDS: dict[tuple[str, ...], _Command] = {
             _train("rso", "TrainRSO", "make pairs by rejection sampling, and fit a language model to them"),
             _train("raft", "TrainRAFT", "fine-tune a language model on the best of its samples"),
             _train("rest", "TrainReST", "grow data from a language model, improve it on those above a threshold"),
-            _train("online", "TrainOnline", "DPO in rounds, on fresh labels of the model's own responses"),
+            _train("iterated-dpo", "TrainIteratedDPO", "DPO in rounds, on new labels of the model's responses"),
             _train("rloo", "TrainRLOO", "train a language model on a reward against its own other samples"),
             _train("grpo", "TrainGRPO", "the same with each prompt's rewards normalised"),
         ]
@@ -142,6 +143,7 @@ def _settings(kind: type, words: list[str], prog: str) -> Any:
 
     from rlhf_lab.cli import yaml_config
 
+    words = old_names.new_options(words, yaml_config.option_types(kind))
     file, words = yaml_config.split_config(words)
     from_file = yaml_config.read(file, kind) if file is not None and "config" in yaml_config.flat_fields(kind) else []
     from rlhf_lab.errors import LabError
@@ -170,6 +172,7 @@ def _dispatch(words: list[str]) -> int:
     if words[0] == "--version":
         print(f"rlhf-lab {rlhf_lab.__version__}")
         return 0
+    words = old_names.new_command(words, COMMANDS)
     path = next((path for path in COMMANDS if tuple(words[: len(path)]) == path), None)
     if path is None:
         if any(group[0] == words[0] for group in COMMANDS) and (len(words) < 2 or words[1] in ("--help", "-h")):

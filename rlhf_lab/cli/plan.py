@@ -56,7 +56,7 @@ class Plan:
     model: str = "gpt2"
     """gpt2 … gpt2-xl, pythia-70m … pythia-12b, smollm2, lab-gpt2, lab-pythia, or a folder with a config.json."""
     method: Literal[
-        "sft", "reward-model", "ranker", "dpo", "kto", "rso", "raft", "rest", "online", "ppo", "rloo", "grpo"
+        "sft", "reward-model", "ranker", "dpo", "kto", "rso", "raft", "rest", "iterated-dpo", "ppo", "rloo", "grpo"
     ] = "dpo"
     """The method."""
     batch_size: Count = 32

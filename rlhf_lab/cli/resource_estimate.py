@@ -202,7 +202,7 @@ METHODS = {
     "rso": Method(2, drawn=16, at_once=64, reference=True, reward=True, row="pairs"),  # 64 drawn for 4 pairs
     "raft": Method(1, drawn=8, at_once=8, reward=True),
     "rest": Method(1, drawn=1, at_once=64, reward=True, row="responses"),
-    "online": Method(2, drawn=2, at_once=2, reference=True, reward=True, row="pairs"),
+    "iterated-dpo": Method(2, drawn=2, at_once=2, reference=True, reward=True, row="pairs"),
     "ppo": Method(8, drawn=8, at_once=8, reference=True, reward=True, critic=True, epochs=4),
     "rloo": Method(8, drawn=8, at_once=8, reference=True, reward=True),
     "grpo": Method(8, drawn=8, at_once=8, reference=True, reward=True),

@@ -13,22 +13,27 @@ import typing
 from pathlib import Path
 from typing import Any
 
+from rlhf_lab.cli import old_names
 from rlhf_lab.errors import LabError, check_path
 
 NOT_SAVED = ("config", "resume")
 """Settings of one call and not of the run."""
 
 
-def flags(settings: type) -> set[str]:
-    """Names of the options that are said without a value: `--progress`, `--no-progress`."""
-    out = set()
+def option_types(settings: type) -> dict[str, Any]:
+    """Return the type of each option of a command, by the option's name."""
+    out = {}
     for name, path in flat_fields(settings).items():
         kind: Any = settings
         for part in path:
             kind = typing.get_type_hints(kind)[part]
-        if kind is bool:
-            out.add(name)
+        out[name] = kind
     return out
+
+
+def flags(settings: type) -> set[str]:
+    """Return the names of the options that take no value, such as `--progress` and `--no-progress`."""
+    return {name for name, kind in option_types(settings).items() if kind is bool}
 
 
 def flat_fields(settings: Any) -> dict[str, tuple[str, ...]]:
@@ -124,7 +129,7 @@ def _flat(given: dict[Any, Any], known: dict[str, tuple[str, ...]], source: str)
     groups = {path[0] for path in known.values() if len(path) > 1}
     out: dict[str, Any] = {}
     for raw, value in given.items():
-        name = str(raw).replace("-", "_")
+        name = old_names.new_name(str(raw).replace("-", "_"), groups | known.keys(), source)
         if name in groups and name not in known and isinstance(value, dict):
             inner = {key: path for key, path in known.items() if path[0] == name}
             found = _flat(value, inner, f"{source}, {name}")

@@ -25,7 +25,7 @@ TOLD: dict[str, dict[str, Any]] = {
     "experiment rso-settings": {"gammas": (0.025, 0.05, 0.25, 0.5, 1.0)},
     "compare": {"world": "tree", "policy": "gpt2", "labels": 64, "methods": ("dpo", "raft")},
     "train dpo": {"loss": "simpo", "label_smoothing": 0.0, "max_reward": None, "reference": None},
-    "train online": {"loss": "chi", "label_smoothing": 0.0, "target_margin": None},
+    "train iterated-dpo": {"loss": "chi", "label_smoothing": 0.0, "target_margin": None},
     "train rest": {"scale": "none"},
     "train rloo": {"kind": "rloo", "penalty": "k3", "divide_by_length": None},
     "train grpo": {"kind": "grpo", "penalty": "k2"},

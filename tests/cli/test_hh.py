@@ -22,7 +22,7 @@ METHODS = {
     "rso": ("prompts", "ranker", ["--candidates", "4", "--accepted", "2"]),
     "raft": ("prompts", "reward", ["--best-of", "2"]),
     "rest": ("prompts", "reward", ["--samples", "2", "--thresholds", "0", "0.3"]),
-    "online": ("prompts", "reward", ["--labels", "8", "--rounds", "2"]),
+    "iterated-dpo": ("prompts", "reward", ["--labels", "8", "--rounds", "2"]),
     "rloo": ("prompts", "reward", ["--samples", "2"]),
     "grpo": ("prompts", "reward", ["--samples", "2"]),
 }

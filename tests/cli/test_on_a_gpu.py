@@ -25,9 +25,9 @@ METHODS = {
     "rso, direct": ["--source", "direct"],
     "raft": ["--best-of", "2", "--rounds", "2"],
     "rest": ["--samples", "2", "--thresholds", "0", "0.3"],
-    "online": ["--labels", "8", "--rounds", "2"],
+    "iterated-dpo": ["--labels", "8", "--rounds", "2"],
 }
-REWARDED = ("ppo", "rloo", "grpo", "rso", "raft", "rest", "online")
+REWARDED = ("ppo", "rloo", "grpo", "rso", "raft", "rest", "iterated-dpo")
 
 
 @pytest.fixture

@@ -81,7 +81,7 @@ def test_ppo_has_the_adam_epsilon_of_its_source():
 
 def test_every_method_that_has_settings_is_a_command_with_these_settings():
     """A method is a file of `cli/train` with a class Train…: its command has the file's name and that class."""
-    folder = Path(cli.train.__file__).parent
+    folder = Path(cli.__file__).parent / "train"
     found = {
         f"train {path.stem.replace('_', '-')}": re.findall(r"^class (Train\w+)", path.read_text(encoding="utf-8"), re.M)
         for path in folder.glob("*.py")

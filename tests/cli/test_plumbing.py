@@ -146,7 +146,7 @@ def test_sft_gets_prompts_and_targets(monkeypatch, policy):
 
 @pytest.mark.parametrize("method", ["rloo", "grpo"])
 def test_group_methods_get_their_settings_and_refuse_the_other_kind(monkeypatch, policy, method):
-    found = fitted(monkeypatch, policy, method, "group", Data(prompts=PROMPTS), "group")
+    found = fitted(monkeypatch, policy, method, "group", Data(prompts=PROMPTS), "grpo_rloo")
     loop_is_the_command_s(found, 6)
     call = found.call
     assert call.settings == found.settings.group and call.settings.kind == method == found.method
@@ -212,14 +212,14 @@ def test_rest_keeps_the_last_prompts_apart_and_the_original_data_in_the_mix(monk
     assert alone.call.original is None
 
 
-def test_online_training_counts_a_round_s_labels_and_labels_its_own_responses(monkeypatch, policy):
+def test_iterated_dpo_counts_a_round_s_labels_and_labels_its_own_responses(monkeypatch, policy):
     """2,000 labels in 8 rounds are 250 a round. `collect` asks for 7 in batches of 3: seven prompts by the generator,
     each with two draws, of which the reward (the first response id) prefers one nearly always at this scale."""
-    found = fitted(monkeypatch, policy, "online", "online", Data(prompts=PROMPTS), batch_size=3)
+    found = fitted(monkeypatch, policy, "iterated-dpo", "online", Data(prompts=PROMPTS), batch_size=3)
     call = found.call
     assert call.training == found.settings.training(250) and call.training.steps == 250
     assert (call.policy, call.reference) == ((DRAWING, policy), REFERENCE)
-    assert call.loss == found.settings.dpo and call.settings == found.settings.online
+    assert call.loss == found.settings.dpo and call.settings == found.settings.iterated_dpo
 
     class Two:
         """Two responses to a prompt, with the prompt's own second id in the first and 1 in the second."""
@@ -228,7 +228,7 @@ def test_online_training_counts_a_round_s_labels_and_labels_its_own_responses(mo
             return Tokens.from_lists([[[ids[1], 0], [1, 0]] for ids in prompts.tolist()])
 
     monkeypatch.setattr(Job, "reward", lambda self: lambda x, y: 100.0 * y.ids[..., 0].double())
-    again = fitted_online(monkeypatch, found)
+    again = fitted_iterated_dpo(monkeypatch, found)
     pairs = again.call.collect(Two(), 7, torch.Generator().manual_seed(0))
     assert len(pairs) == 7
     assert pairs.responses.ids[:, 0, 0].tolist() == pairs.prompts.ids[:, 1].tolist()
@@ -237,7 +237,7 @@ def test_online_training_counts_a_round_s_labels_and_labels_its_own_responses(mo
     assert pairs.prompts.tolist() == PROMPTS[drawn].tolist()
 
 
-def fitted_online(monkeypatch, found: Any) -> Any:
+def fitted_iterated_dpo(monkeypatch, found: Any) -> Any:
     called = record(monkeypatch, found.room, "online", [])
     found.room._fit(found.job)
     return SimpleNamespace(call=called.last)
@@ -319,7 +319,7 @@ def test_reference_log_probabilities_are_kept_apart_by_precision_and_computed_in
     made = job_of(policy, precision=precision, reference_cache=tmp_path, batch_size=3)
     assert made.reference_log_probs(REFERENCE, PAIRS) is KNOWN
     assert seen == [(REFERENCE, PAIRS, tmp_path / precision, 3, precision == "bf16")]
-    monkeypatch.setattr(runner.hub, "cache_folder", lambda: Path("lab"))
+    monkeypatch.setattr(runner.hub_lookup, "cache_folder", lambda: Path("lab"))
     job_of(policy, precision=precision, reference_cache=None).reference_log_probs(REFERENCE, PAIRS)
     assert seen[1][2] == Path("lab") / "reference" / precision
 

@@ -23,7 +23,7 @@ METHODS = {
     "rso": ["--candidates", "4", "--accepted", "2"],
     "raft": ["--best-of", "2", "--rounds", "2"],
     "rest": ["--samples", "2", "--thresholds", "0", "0.3"],
-    "online": ["--labels", "8", "--rounds", "2"],
+    "iterated-dpo": ["--labels", "8", "--rounds", "2"],
     "rloo": ["--samples", "2"],
     "grpo": ["--samples", "2"],
 }

@@ -18,7 +18,7 @@ WHAT = {
     "rso": "A language model fitted to pairs from statistical rejection sampling (RSO)",
     "raft": "A language model fine-tuned on the best of its own samples (RAFT)",
     "rest": "A language model trained by reinforced self-training (ReST)",
-    "online": "A language model fitted to preferences between its own responses, in rounds",
+    "iterated-dpo": "A language model fitted to preferences between its own responses, in rounds",
     "rloo": "A language model trained on a reward by RLOO",
     "grpo": "A language model trained on a reward by GRPO",
 }

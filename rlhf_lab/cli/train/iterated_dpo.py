@@ -1,4 +1,7 @@
-"""`rlhf-lab train online`: DPO in rounds on fresh labels of the policy's responses (`algorithms/iterated_dpo.py`)."""
+"""`rlhf-lab train iterated-dpo`: DPO in rounds, each on new labels of the policy's responses.
+
+The algorithm is `algorithms/iterated_dpo.py`.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,10 @@ from rlhf_lab.policies.base import Policy, Reward
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOnline(SamplingSettings):
+class TrainIteratedDPO(SamplingSettings):
     """Fit a causal language model to preferences between its own responses, labelled by a reward, in rounds."""
 
-    online: Annotated[Online, Flat] = field(default_factory=Online)
+    iterated_dpo: Annotated[Online, Flat] = field(default_factory=Online)
     dpo: Annotated[DPO, Flat] = field(default_factory=DPO)
     learning_rate: Positive = 1e-6
     """Peak learning rate. Small models take larger ones: 1e-4 for the shipped ones."""
@@ -33,9 +36,9 @@ class TrainOnline(SamplingSettings):
         refuse_reference(self, self.dpo.loss, self.dpo.needs_reference)
 
 
-def train_online(settings: TrainOnline) -> History:
+def train_iterated_dpo(settings: TrainIteratedDPO) -> History:
     """Run the command; see `job.run`. A round has `steps` steps."""
-    return run(settings, "online", "prompts", _fit)
+    return run(settings, "iterated-dpo", "prompts", _fit)
 
 
 def _fit(job: Job) -> History:
@@ -56,6 +59,8 @@ def _fit(job: Job) -> History:
             parts.append(pick_pairs(x.to(y.device), y, preferences.make_pairs(scores, generator).to(y.device))[0])
         return cat_pairs(parts)
 
-    rows = settings.online.labels // settings.online.rounds
+    rows = settings.iterated_dpo.labels // settings.iterated_dpo.rounds
     policy = job.drawing(job.policy)
-    return online(policy, job.reference(), collect, settings.dpo, settings.online, job.training(rows), claimed=True)
+    return online(
+        policy, job.reference(), collect, settings.dpo, settings.iterated_dpo, job.training(rows), claimed=True
+    )
