@@ -84,7 +84,9 @@ COMMANDS: dict[tuple[str, ...], _Command] = {
         "evaluate",
         "rewards, win rates, KL, diversity, length, with errors",
     ),
-    ("plan",): _Command("rlhf_lab.cli.plan", "Plan", "plan", "what a run needs in memory and time, beforehand"),
+    ("plan",): _Command(
+        "rlhf_lab.cli.plan", "ResourcePlan", "plan", "estimate the memory and the time that a run needs"
+    ),
     ("budget",): _Command("rlhf_lab.cli.budget", "Budget", "plan_budget", "how to spend a budget of labels"),
     ("course",): _Command("rlhf_lab.cli.course", "Course", "course", "write the notebooks to a folder"),
     ("doctor",): _Command("rlhf_lab.cli.doctor", "Doctor", "doctor", "what is installed, cached and reachable"),

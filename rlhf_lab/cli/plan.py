@@ -1,19 +1,21 @@
-"""`rlhf-lab plan`: what a model, a method and a batch need in memory and time, before anything is loaded.
+"""`rlhf-lab plan`: estimate the memory and the time that a training run needs, before anything is loaded.
 
-The machine's own speed is measured in a second (products of matrices, and copying). A GPU that is not here is taken
-from its maker's data sheet. Numbers are estimates: memory of tensors is meant to be right within 15%, time within a
-factor of two. What an allocator holds between tensors comes on top, so that not all that is free is counted on. Times
-of GPUs are not yet measured against real runs.
+The speed of this machine is measured in about a second, with matrix products and copies. The speed of a GPU that this
+machine does not have is taken from its data sheet. The estimates aim to be within 15% for the memory of tensors and
+within a factor of two for time. The allocator holds further memory between tensors, so a part of the free memory is
+kept in reserve. Times on GPUs have not been compared with real runs yet.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from textwrap import indent
 from typing import Any, Literal
 
-from rlhf_lab.cli.resource_estimate import METHODS, Load, memory, operations, shape_of, traffic
+from rlhf_lab.cli.resource_estimate import METHODS, Workload, memory, operations, shape_of, traffic
 from rlhf_lab.errors import Count, LabError, Positive, check_settings
 
 GIB = 2**30
@@ -21,22 +23,24 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Device:
-    """A device's speed and memory."""
+    """The speed and the memory of a device."""
 
     name: str
     fp32: float
-    """Operations a second in float32 products, as torch runs them by default."""
+    """Operations per second of float32 matrix products, as torch computes them by default."""
     bf16: float
-    """In bfloat16 products."""
+    """Operations per second of bfloat16 matrix products."""
     bandwidth: float
-    """Bytes a second that can be read."""
+    """Memory bandwidth in bytes per second."""
     memory: float
-    """Bytes there are for us."""
+    """Bytes available to the run."""
     measured: bool = False
+    """Whether the numbers were measured, not taken from a data sheet."""
 
 
 CARDS = {
-    # NVIDIA's data sheets, dense: float32 without tensor cores, bfloat16 with (V100 and T4 have none: float32's).
+    # From NVIDIA's data sheets, without sparsity. float32 is without tensor cores and bfloat16 with them. V100 and T4
+    # have no bfloat16, so their float32 rate is given.
     "t4": Device("T4", 8.1e12, 8.1e12, 0.32e12, 15 * GIB),
     "v100": Device("V100 32 GB", 15.7e12, 15.7e12, 0.9e12, 31 * GIB),
     "l4": Device("L4", 30.3e12, 121e12, 0.3e12, 22 * GIB),
@@ -46,105 +50,113 @@ CARDS = {
     "h200": Device("H200", 67e12, 989e12, 4.8e12, 139 * GIB),
 }
 EFFICIENCY = 0.5
-"""Part of the products' own rate that a step reaches: the aim of this project's passes, see docs/benchmarks.md."""
+"""Share of the rate of matrix products that a training step is assumed to reach; see docs/benchmarks.md."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """Say what a run needs in memory and time, beforehand."""
+class ResourcePlan:
+    """Estimate the memory and the time that a training run needs."""
 
     model: str = "gpt2"
-    """gpt2 … gpt2-xl, pythia-70m … pythia-12b, smollm2, lab-gpt2, lab-pythia, or a folder with a config.json."""
+    """Model: gpt2 … gpt2-xl, pythia-70m … pythia-12b, smollm2, lab-gpt2, lab-pythia, or a folder with a config.json."""
     method: Literal[
         "sft", "reward-model", "ranker", "dpo", "kto", "rso", "raft", "rest", "iterated-dpo", "ppo", "rloo", "grpo"
     ] = "dpo"
-    """The method."""
+    """Training method."""
     batch_size: Count = 32
-    """Rows of a step over all devices: prompts, or pairs, as the method has it."""
+    """Rows of a step over all devices. A row is a prompt, a pair or a response, depending on the method."""
     prompt_tokens: Count | None = None
-    """Tokens of a usual long prompt. By default 256, or three quarters of a shorter context."""
+    """Tokens of a typical long prompt. Default: 256, or three quarters of the context if the context is short."""
     response_tokens: Count | None = None
-    """Tokens of a usual long response. By default 64, or a quarter of a shorter context."""
+    """Tokens of a typical long response. Default: 64, or a quarter of the context if the context is short."""
     samples: Count | None = None
-    """Responses drawn for a prompt, where the method draws; None for its default."""
+    """Responses sampled for each prompt, for methods that sample. Default: that of the method."""
     steps: Count = 1000
-    """Optimiser steps (of ppo: rounds)."""
+    """Optimiser steps. For PPO, the number of rounds."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """As in training."""
+    """Precision of matrix products, as in `rlhf-lab train`."""
     accumulate: Count = 1
-    """As in training."""
+    """Number of parts into which a batch is split, as in `rlhf-lab train`."""
     gradient_checkpointing: bool = False
-    """As in training."""
+    """Whether activations are recomputed in the backward pass, as in `rlhf-lab train`."""
     lora_rank: Count | None = None
-    """Adapters of this rank; None: all weights are trained."""
+    """Rank of LoRA adapters. Default: all weights are trained."""
     device: str = "auto"
-    """auto: the GPU here, else the CPU; cpu; or a card that is not here: t4, v100, l4, rtx4090, a100, h100, h200."""
+    """Device: auto (this machine's GPU if it has one, else its CPU), cpu, or one of t4, v100, l4, rtx4090, a100, h100,
+    h200, whose data sheet is used."""
     num_devices: Count = 1
-    """Devices that train together."""
+    """Number of devices that train together."""
     fsdp: bool = False
-    """Weights, gradients and optimiser state spread over the devices (configs/fsdp.yaml)."""
+    """Spread weights, gradients and optimiser state over the devices (configs/fsdp.yaml)."""
     memory_gb: Positive | None = None
-    """Memory of a device in GiB, instead of what is found."""
+    """Memory of each device in GiB. Default: the memory that was found."""
 
     def __post_init__(self) -> None:
         check_settings(self)
 
     def tokens(self, context: int) -> tuple[int, int]:
-        """Tokens of a prompt and of a response, in a context of so many."""
+        """Return the numbers of tokens of a prompt and of a response.
+
+        Args:
+            context: number of tokens in the model's context.
+        """
         return (
             min(256, context * 3 // 4) if self.prompt_tokens is None else self.prompt_tokens,
             min(64, context // 4) if self.response_tokens is None else self.response_tokens,
         )
 
-    def load(self) -> Load:
-        """The run as `needs` counts it.
+    def workload(self) -> Workload:
+        """Return the run in the form that `resource_estimate` takes.
 
         Raises:
-            LabError: a number that cannot be used; a model that is not known; more tokens than its context holds.
+            LabError: a setting cannot be used, the model is not known, or its context is too short.
         """
         if self.accumulate > self.batch_size:
-            raise LabError(f"accumulate={self.accumulate} cannot cut a batch of {self.batch_size} rows. Lower it.")
+            raise LabError(f"accumulate={self.accumulate} cannot split a batch of {self.batch_size} rows. Lower it.")
         if self.fsdp and self.num_devices == 1:
-            raise LabError("fsdp spreads weights over several devices; set num_devices.")
+            raise LabError("fsdp spreads weights over several devices. Set num_devices to at least 2.")
         if self.method not in METHODS:
-            raise LabError(f"There is no method {self.method!r}; there are {', '.join(METHODS)}.")
+            raise LabError(f"There is no method {self.method!r}. The methods are {', '.join(METHODS)}.")
         shape, method = shape_of(self.model), METHODS[self.method]
         if self.lora_rank is not None and self.method in ("reward-model", "ranker"):
-            raise LabError(f"lora_rank is for policies; {self.method} trains a whole body and its head. Leave it out.")
+            raise LabError(f"lora_rank cannot be used with {self.method}, which trains all weights. Leave it out.")
         if self.lora_rank is not None and self.lora_rank > shape.hidden:
             raise LabError(f"lora_rank must be at most {shape.hidden}, the model's hidden size, not {self.lora_rank}.")
         prompt, response = self.tokens(shape.context)
         if prompt + response > shape.context:
             raise LabError(
-                f"{prompt} and {response} tokens are more than the {shape.context} that {self.model}'s context holds."
+                f"{prompt} prompt tokens and {response} response tokens are more than the {shape.context} tokens of "
+                f"{self.model}'s context. Lower one of them."
             )
         if self.samples is not None:
-            if not method.at_once:
-                raise LabError(f"samples={self.samples} has no effect: {self.method} draws none. Leave it out.")
-            factor = self.samples / method.at_once
-            learned = self.samples if self.method in ("ppo", "rloo", "grpo") else method.learned
-            drawn = method.drawn if self.method == "rest" else method.drawn * factor
-            method = replace(method, at_once=self.samples, learned=learned, drawn=drawn)
-        return Load(
+            if not method.samples_per_prompt:
+                raise LabError(
+                    f"samples={self.samples} has no effect, because {self.method} does not sample. Leave it out."
+                )
+            factor = self.samples / method.samples_per_prompt
+            responses = self.samples if self.method in ("ppo", "rloo", "grpo") else method.responses
+            sampled = method.sampled if self.method == "rest" else method.sampled * factor
+            method = replace(method, samples_per_prompt=self.samples, responses=responses, sampled=sampled)
+        return Workload(
             shape, method, self.batch_size, prompt, response, self.precision == "bf16",
             self.accumulate, self.gradient_checkpointing, self.lora_rank or 0, self.num_devices, self.fsdp,
         )  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Report:
-    """What a plan came to.
+class ResourceReport:
+    """The estimate for a run.
 
     Attributes:
-        parameters: weights of the model.
-        trained: weights that are trained.
-        memory: bytes on each device, by what they are for.
-        available: bytes that a device has for us.
-        operations: floating-point operations of a step.
-        seconds: of a step.
-        steps: how many.
-        device: what was reckoned with.
-        changes: settings that would help, each with the bytes it would take.
+        parameters: number of weights of the model.
+        trained: number of trained weights.
+        memory: bytes on each device, by purpose.
+        available: bytes that are available on a device.
+        operations: floating-point operations of a step, by purpose.
+        seconds: time of a step.
+        steps: number of steps.
+        device: the device that the estimate is for.
+        changes: settings that need less memory, each with its peak in bytes. Empty if the run fits.
     """
 
     parameters: int
@@ -159,42 +171,42 @@ class Report:
 
     @property
     def peak(self) -> int:
-        """Bytes on each device at the worst moment."""
+        """Largest number of bytes on a device at any time."""
         return sum(self.memory.values())
 
     @property
     def fits(self) -> bool:
-        """Whether they are there, with `spare` left for what an allocator holds between tensors."""
+        """Whether the run fits into the memory with `reserve` left over."""
         return self.fitting(self.peak)
 
     def fitting(self, peak: float) -> bool:
-        """Whether so many bytes of tensors would fit."""
-        return peak <= (1 - self.spare) * self.available
+        """Return whether `peak` bytes of tensors fit."""
+        return peak <= (1 - self.reserve) * self.available
 
     @property
-    def spare(self) -> float:
-        """The share of the memory that is not counted on: a tenth on a GPU, a fifth on a CPU (docs/scaling.md)."""
+    def reserve(self) -> float:
+        """Share of the memory kept for the allocator: a tenth on a GPU, a fifth on a CPU (docs/scaling.md)."""
         return 0.2 if self.device.name == "CPU" else 0.1
 
 
-def plan(settings: Plan) -> Report:
-    """Reckon, print the table, and return what it says."""
-    report = reckon(settings, machine(settings.device))
+def plan(settings: ResourcePlan) -> ResourceReport:
+    """Run the command: estimate, print the table and return the estimate."""
+    report = estimate(settings, machine(settings.device))
     print(table(settings, report))
     return report
 
 
-def reckon(settings: Plan, device: Device) -> Report:
-    """Needs of a run on a device.
+def estimate(settings: ResourcePlan, device: Device) -> ResourceReport:
+    """Return the estimate of a run on a device.
 
     Raises:
-        LabError: see `Plan.load`.
+        LabError: see `ResourcePlan.workload`.
     """
-    load = settings.load()
+    load = settings.workload()
     if settings.memory_gb is not None:
         device = replace(device, memory=settings.memory_gb * GIB)
     needed = memory(load, _process(device))
-    report = Report(
+    report = ResourceReport(
         parameters=load.shape.parameters(),
         trained=load.trained,
         memory=needed,
@@ -209,19 +221,19 @@ def reckon(settings: Plan, device: Device) -> Report:
 
 
 def _process(device: Device) -> int:
-    """Bytes before anything is computed: torch and transformers in main memory, or a CUDA context on a card."""
+    """Bytes before anything is computed, for torch and transformers in main memory or for the CUDA context on a GPU."""
     return int((0.45 if device.name == "CPU" else 0.6) * GIB)
 
 
-def _seconds(load: Load, device: Device) -> float:
-    """Products at half their own rate, and beside them what memory must move."""
+def _seconds(load: Workload, device: Device) -> float:
+    """Time of a step: operations at `EFFICIENCY` of the device's rate, plus the memory traffic."""
     rate = device.bf16 if load.bf16 else device.fp32
     work = sum(operations(load).values()) / (EFFICIENCY * rate)
     return (work + traffic(load) / device.bandwidth) / load.devices
 
 
-def _changes(settings: Plan, device: Device) -> dict[str, int]:
-    """Settings that need less memory, each with its peak: one at a time, then together."""
+def _changes(settings: ResourcePlan, device: Device) -> dict[str, int]:
+    """Settings that need less memory, each with its peak: first one change at a time, then several together."""
     each: list[tuple[str, dict[str, Any]]] = []
     if settings.batch_size > settings.accumulate * settings.num_devices:
         each.append((f"accumulate={settings.batch_size // settings.num_devices}", {
@@ -230,10 +242,10 @@ def _changes(settings: Plan, device: Device) -> dict[str, int]:
         each.append(("gradient_checkpointing", {"gradient_checkpointing": True}))
     if settings.precision == "fp32":
         each.append(("precision=bf16", {"precision": "bf16"}))
-    load = settings.load()
+    load = settings.workload()
     half = max(load.prompt // 2, 1), max(load.response // 2, 1)
     each.append(("prompts and responses half as long", {"prompt_tokens": half[0], "response_tokens": half[1]}))
-    if METHODS[settings.method].at_once and settings.batch_size > 1:
+    if METHODS[settings.method].samples_per_prompt and settings.batch_size > 1:
         each.append(("batch_size=1", {"batch_size": 1, "accumulate": 1}))
     if settings.lora_rank is None:
         each.append(("lora_rank=16", {"lora_rank": 16}))
@@ -242,11 +254,11 @@ def _changes(settings: Plan, device: Device) -> dict[str, int]:
         each.append((f"num_devices={number} with fsdp", {"num_devices": number, "fsdp": True}))
 
     def peak(change: dict[str, Any]) -> int:
-        return sum(memory(replace(settings, **change).load(), _process(device)).values())
+        return sum(memory(replace(settings, **change).workload(), _process(device)).values())
 
     now, found = peak({}), dict[str, tuple[dict[str, Any], int]]()
     for name, change in each:
-        # bf16, for one, needs more where weights outweigh activations: it keeps a copy of them.
+        # A change can also need more memory. bf16 does if weights outweigh activations, since it keeps a copy of them.
         if (needed := peak(change)) < now:
             found[name] = change, needed
     usual = [name for name in found if name.startswith(("accumulate", "gradient", "precision"))]
@@ -258,10 +270,10 @@ def _changes(settings: Plan, device: Device) -> dict[str, int]:
 
 
 def machine(name: str = "auto") -> Device:
-    """The device's speed and memory: measured if it is here, else from its data sheet.
+    """Return the speed and memory of a device, from its data sheet or, for a device of this machine, measured.
 
     Raises:
-        LabError: neither here nor known.
+        LabError: this machine has no such device, and the name is not in `CARDS`.
     """
     if name in CARDS:
         return CARDS[name]
@@ -271,7 +283,7 @@ def machine(name: str = "auto") -> Device:
 
 
 def _measure(device: Any) -> Device:
-    """A second of products and copies."""
+    """Measure matrix products and copies for about a second."""
     import torch
 
     def rate(function: Any, amount: float, budget: float = 0.25) -> float:
@@ -301,7 +313,7 @@ def _measure(device: Any) -> Device:
 
 
 def _free_memory() -> float:
-    """Main memory that is free, within the limit that a container sets."""
+    """Bytes of free main memory, within the limit of the container."""
     import psutil
 
     free = float(psutil.virtual_memory().available)
@@ -318,40 +330,58 @@ def _free_memory() -> float:
     return max(free, 1.0)
 
 
-def table(settings: Plan, report: Report) -> str:
-    """The report as a person reads it."""
-    device, method, load = report.device, METHODS[settings.method], settings.load()
-    several = f"{settings.num_devices} × " if settings.num_devices > 1 else ""
-    spread = ", weights spread by FSDP" if settings.fsdp else ""
+def table(settings: ResourcePlan, report: ResourceReport) -> str:
+    """Return the estimate as text."""
+    method, load = METHODS[settings.method], settings.workload()
     trained = "" if report.trained >= report.parameters * 0.5 else f", {report.trained:,} of them trained"
+    seconds, all_seconds = _time(report.seconds), _time(report.seconds * report.steps)
     lines = [
         f"{settings.model}: {report.parameters:,} weights{trained}; {settings.method}, {settings.batch_size} "
-        f"{method.row} of {load.prompt} + {load.response} tokens a step, {settings.precision}",
-        f"on {several}{device.name}{spread} ({'measured' if device.measured else 'data sheet'}: "
-        f"{_si(device.fp32)}FLOP/s in fp32, {_si(device.bf16)}FLOP/s in bf16, {_si(device.bandwidth)}B/s)",
+        f"{method.row} of {load.prompt} + {load.response} tokens in a step, {settings.precision}",
+        _device_line(settings, report.device),
         "",
         f"memory{' of each device' if settings.num_devices > 1 else ''}",
-        *(f"  {name:<36}{_gib(value):>12}" for name, value in report.memory.items()),
-        f"  {'all':<36}{_gib(report.peak):>12}   of {_gib(report.available)} free",
+        _columns({**report.memory, "sum": report.peak}, _gib),
+        f"  {_gib(report.available)} are available.",
         "",
-        "work of a step",
-        *(f"  {name:<36}{_si(value):>9}FLOP" for name, value in report.operations.items()),
-        f"  {'time':<36}{_time(report.seconds):>12}   {settings.steps:,} steps: {_time(report.seconds * report.steps)}",
+        "operations of a step",
+        _columns(report.operations, lambda value: f"{_si(value)}FLOP"),
+        f"  A step takes {seconds}, and {settings.steps:,} steps take {all_seconds}.",
         "",
     ]
     if report.fits:
-        lines.append(f"It fits, with {_gib(report.available - report.peak)} to spare.")
+        lines.append(f"The run fits. {_gib(report.available - report.peak)} remain free.")
     else:
-        kept = "a fifth" if report.spare == 0.2 else "a tenth"
-        lines.append(f"It does not fit ({kept} is kept free). Settings that need less:")
-        for name, peak in report.changes.items():
-            verdict = "fits" if report.fitting(peak) else "not enough"
-            lines.append(f"  {name:<58}{_gib(peak):>12}   {verdict}")
+        reserve = "a fifth" if report.reserve == 0.2 else "a tenth"
+        lines.append(f"The run does not fit, because {reserve} of the memory is kept free. These settings need less:")
+        fits = {name: "fits" if report.fitting(peak) else "does not fit" for name, peak in report.changes.items()}
+        lines.append(_columns(report.changes, _gib, fits))
     lines.append(
-        "Estimates: tensors within 15%, and the allocator holds some more; time within a factor of two; times of GPUs "
-        "not yet measured."
+        "These are estimates, within 15% for tensors, to which the allocator adds, and a factor of two for time. "
+        "Times on GPUs have not been measured yet."
     )
     return "\n".join(lines)
+
+
+def _device_line(settings: ResourcePlan, device: Device) -> str:
+    several = f"{settings.num_devices} × " if settings.num_devices > 1 else ""
+    sharded = ", weights spread by FSDP" if settings.fsdp else ""
+    return (
+        f"on {several}{device.name}{sharded} ({'measured' if device.measured else 'data sheet'}: "
+        f"{_si(device.fp32)}FLOP/s in fp32, {_si(device.bf16)}FLOP/s in bf16, {_si(device.bandwidth)}B/s)"
+    )
+
+
+def _columns(
+    values: Mapping[str, float], written: Callable[[float], str], notes: Mapping[str, str] | None = None
+) -> str:
+    """Names, values and, if given, notes in aligned columns."""
+    import pandas as pd
+
+    columns = {"value": [written(value) for value in values.values()]}
+    if notes is not None:
+        columns["note"] = [notes[name] for name in values]
+    return indent(pd.DataFrame(columns, index=list(values)).to_string(header=False), "  ")
 
 
 def _gib(value: float) -> str:

@@ -16,7 +16,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from rlhf_lab.algorithms.dpo import DPO, dpo
 from rlhf_lab.batch import Pairs, Tokens
-from rlhf_lab.cli.resource_estimate import METHODS, Load, Shape, memory
+from rlhf_lab.cli.resource_estimate import METHODS, Shape, Workload, memory
 from rlhf_lab.policies.language_model import LanguageModelPolicy
 from rlhf_lab.training import Training
 
@@ -33,7 +33,7 @@ def main(rows: int, prompt: int, response: int, *flags: str) -> None:
     base = peak()
     layers, heads = (12, 12) if "large" in flags else (6, 6)
     shape = Shape("gpt2", layers, 64 * heads, heads, 49152, 1024)
-    load = Load(
+    load = Workload(
         shape, METHODS["dpo"], rows, prompt, response,
         accumulate=2 if "parts" in flags else 1, checkpointing="checkpointing" in flags,
     )  # fmt: skip

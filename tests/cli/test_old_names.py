@@ -7,7 +7,7 @@ import pytest
 
 from rlhf_lab.cli import old_names, yaml_config
 from rlhf_lab.cli.main import COMMANDS, _settings, main
-from rlhf_lab.cli.plan import Plan
+from rlhf_lab.cli.plan import ResourcePlan
 from rlhf_lab.cli.train.iterated_dpo import TrainIteratedDPO
 
 
@@ -79,7 +79,7 @@ def test_an_option_that_was_not_renamed_keeps_its_name_and_its_values(capsys):
 
 @pytest.mark.parametrize("words", [["--method", "online"], ["--method=online"]])
 def test_an_old_value_becomes_the_new_one(words, capsys):
-    assert _settings(Now, words, "p").method == _settings(Plan, words, "p").method == "iterated-dpo"
+    assert _settings(Now, words, "p").method == _settings(ResourcePlan, words, "p").method == "iterated-dpo"
     assert all("`--method online` is now called `--method iterated-dpo`" in line for line in notices(capsys))
 
 

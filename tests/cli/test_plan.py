@@ -13,8 +13,8 @@ from tiny_models import one_thread, ragged, tiny  # noqa: F401
 
 from rlhf_lab.cli import main as cli
 from rlhf_lab.cli import resource_estimate
-from rlhf_lab.cli.plan import CARDS, GIB, Device, Plan, machine, plan, reckon
-from rlhf_lab.cli.resource_estimate import KNOWN, METHODS, Load, Shape, memory, operations, shape_of, traffic
+from rlhf_lab.cli.plan import CARDS, GIB, Device, ResourcePlan, estimate, machine, plan
+from rlhf_lab.cli.resource_estimate import KNOWN, METHODS, Shape, Workload, memory, operations, shape_of, traffic
 from rlhf_lab.errors import LabError
 from rlhf_lab.policies.language_model import LanguageModelPolicy
 
@@ -127,9 +127,9 @@ def test_what_a_layer_keeps_is_what_autograd_saves(kind):
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             policy.log_prob(Tokens.full(x[0]), Tokens.full(x[1])).sum()
         held[layers] = sum(storages.values())
-    load = Load(shape, METHODS["dpo"], 3, 100, 16)
+    load = Workload(shape, METHODS["dpo"], 3, 100, 16)
     measured = (held[6] - held[2]) / (4 * 3 * load.row_tokens * 4)
-    assert shape.kept() == pytest.approx(measured, rel=0.15)
+    assert shape.saved_numbers() == pytest.approx(measured, rel=0.15)
 
 
 @pytest.mark.slow
@@ -160,7 +160,7 @@ def test_adam_in_fp32_takes_sixteen_bytes_a_weight_and_the_reference_four():
     copies. DPO's frozen reference 4 more; its activations and logits are not of the weights."""
     sizes = {"rows": 1, "prompt": 1, "response": 1}
     for method, bytes_each in (("sft", 16), ("dpo", 20)):
-        parts = memory(Load(KNOWN["gpt2-xl"], METHODS[method], **sizes), process=0)
+        parts = memory(Workload(KNOWN["gpt2-xl"], METHODS[method], **sizes), process=0)
         of_weights = {k: v for k, v in parts.items() if k not in ("activations", "logits", "process and libraries")}
         assert sum(of_weights.values()) == bytes_each * PUBLISHED["gpt2-xl"]
 
@@ -169,18 +169,18 @@ def test_operations_are_six_a_weight_and_token_plus_attention_and_the_head():
     """Kaplan et al. 2020: 6 N operations a token with N the layers' weights. By hand for SFT on GPT-2: one prompt of
     100 tokens and a response of 11, of which the last is not computed: 110 tokens through 12 · 7,077,888 weights, 11
     rows of logits; attention 2 · 12 · 768 · 111 forward."""
-    load = Load(KNOWN["gpt2"], METHODS["sft"], rows=1, prompt=100, response=11)
+    load = Workload(KNOWN["gpt2"], METHODS["sft"], rows=1, prompt=100, response=11)
     forward = 110 * (2 * 12 * 7_077_888 + 2 * 12 * 768 * 111) + 11 * 2 * 50257 * 768
     assert operations(load) == {"learning": 3 * forward}
 
 
 def test_a_pair_costs_its_prompt_once():
-    long = Load(KNOWN["gpt2"], METHODS["dpo"], rows=1, prompt=900, response=10)
+    long = Workload(KNOWN["gpt2"], METHODS["dpo"], rows=1, prompt=900, response=10)
     assert long.row_tokens == 900 + 2 * 9
 
 
 def changed(**changes):
-    return Load(KNOWN["gpt2"], METHODS["dpo"], 32, 256, 64, **changes)
+    return Workload(KNOWN["gpt2"], METHODS["dpo"], 32, 256, 64, **changes)
 
 
 def test_each_setting_changes_what_it_is_for():
@@ -203,27 +203,30 @@ def test_each_setting_changes_what_it_is_for():
 
 
 def test_sampling_reads_all_weights_for_each_token_and_keeps_keys_and_values_of_the_prompt_once():
-    load = Load(KNOWN["gpt2"], METHODS["ppo"], rows=2, prompt=100, response=16)
-    assert resource_estimate.drawing(load)["keys and values while sampling"] == 2 * (100 + 8 * 16) * 2 * 12 * 768 * 4
+    load = Workload(KNOWN["gpt2"], METHODS["ppo"], rows=2, prompt=100, response=16)
+    assert (
+        resource_estimate.sampling_memory(load)["keys and values while sampling"]
+        == 2 * (100 + 8 * 16) * 2 * 12 * 768 * 4
+    )
     adam = 4 * 28 * PUBLISHED["gpt2"]
     assert traffic(load) - adam > 16 * 4 * PUBLISHED["gpt2"]
 
 
 def test_the_whole_plan_fits_or_says_what_would(capsys):
-    report = plan(Plan(model="pythia-12b", method="dpo", device="h100", batch_size=8))
+    report = plan(ResourcePlan(model="pythia-12b", method="dpo", device="h100", batch_size=8))
     shown = capsys.readouterr().out
     assert not report.fits and report.peak > 79 * GIB
-    assert "It does not fit" in shown and "11,846,072,320 weights" in shown and "lora_rank=16" in shown
+    assert "The run does not fit" in shown and "11,846,072,320 weights" in shown and "lora_rank=16" in shown
     for name, peak in report.changes.items():
         assert name in shown and peak < report.peak
-    small = plan(Plan(model="pythia-70m", device="a100", batch_size=8))
-    assert small.fits and "It fits" in capsys.readouterr().out and small.changes == {}
+    small = plan(ResourcePlan(model="pythia-70m", device="a100", batch_size=8))
+    assert small.fits and "The run fits" in capsys.readouterr().out and small.changes == {}
 
 
 def test_what_is_said_to_fit_does():
     """Each change, made, gives the peak that was promised."""
-    settings = Plan(model="gpt2-large", device="l4", batch_size=16)
-    report = reckon(settings, CARDS["l4"])
+    settings = ResourcePlan(model="gpt2-large", device="l4", batch_size=16)
+    report = estimate(settings, CARDS["l4"])
     made = {
         "gradient_checkpointing": {"gradient_checkpointing": True},
         "accumulate=16": {"accumulate": 16},
@@ -232,34 +235,34 @@ def test_what_is_said_to_fit_does():
     }
     assert not report.fits
     for name, change in made.items():
-        assert reckon(dataclasses.replace(settings, **change), CARDS["l4"]).peak == report.changes[name]
+        assert estimate(dataclasses.replace(settings, **change), CARDS["l4"]).peak == report.changes[name]
 
 
 @pytest.mark.parametrize("method", list(METHODS))
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_every_method_can_be_planned(method, precision):
-    report = reckon(Plan(method=method, precision=precision), CARD)
+    report = estimate(ResourcePlan(method=method, precision=precision), CARD)
     assert report.peak > 0 and report.seconds > 0 and all(v >= 0 for v in report.memory.values())
-    two = reckon(Plan(method=method, precision=precision, batch_size=64), CARD)
+    two = estimate(ResourcePlan(method=method, precision=precision, batch_size=64), CARD)
     assert two.seconds > report.seconds and two.peak > report.peak
 
 
 def test_time_is_work_over_half_the_rate_and_bytes_over_the_bandwidth():
     device = Device("toy", fp32=1e12, bf16=2e12, bandwidth=1e11, memory=1e12)
-    report = reckon(Plan(method="sft", batch_size=4), device)
-    load = Plan(method="sft", batch_size=4).load()
+    report = estimate(ResourcePlan(method="sft", batch_size=4), device)
+    load = ResourcePlan(method="sft", batch_size=4).workload()
     assert report.seconds == pytest.approx(operations(load)["learning"] / 0.5e12 + 28 * PUBLISHED["gpt2"] / 1e11)
-    both = reckon(Plan(method="sft", batch_size=4, num_devices=4, fsdp=True), device)
+    both = estimate(ResourcePlan(method="sft", batch_size=4, num_devices=4, fsdp=True), device)
     assert both.seconds == pytest.approx(report.seconds / 4)
 
 
 def test_a_fifth_of_main_memory_and_a_tenth_of_a_card_are_kept_free():
-    settings = Plan(model="gpt2", method="sft", batch_size=4)
-    for name, spare in (("CPU", 0.2), ("toy", 0.1)):
+    settings = ResourcePlan(model="gpt2", method="sft", batch_size=4)
+    for name, reserve in (("CPU", 0.2), ("toy", 0.1)):
         device = Device(name, fp32=1e12, bf16=2e12, bandwidth=1e11, memory=1e12)
-        peak = reckon(settings, device).peak
+        peak = estimate(settings, device).peak
         for factor in (0.99, 1.01):
-            report = reckon(settings, dataclasses.replace(device, memory=factor * peak / (1 - spare)))
+            report = estimate(settings, dataclasses.replace(device, memory=factor * peak / (1 - reserve)))
             assert report.fits == (factor > 1)
 
 
@@ -283,24 +286,24 @@ def test_the_cpu_is_measured():
         ({"model": "gpt5"}, "sizes of gpt5 are not known"),
         ({"prompt_tokens": 1000}, "more than the 1024"),
         ({"batch_size": 0}, "batch_size must be a whole number of at least 1"),
-        ({"samples": 4}, "dpo draws none"),
-        ({"fsdp": True}, "set num_devices"),
+        ({"samples": 4}, "dpo does not sample"),
+        ({"fsdp": True}, "Set num_devices"),
         ({"lora_rank": 0}, "lora_rank must be"),
         ({"memory_gb": -1.0}, "memory_gb must be"),
     ],
 )
 def test_what_cannot_be_is_refused(changes, message):
     with pytest.raises(LabError, match=message):
-        reckon(Plan(**changes), CARD)
+        estimate(ResourcePlan(**changes), CARD)
 
 
 @pytest.mark.parametrize(
     "config, message",
     [
-        ({"model_type": "bert"}, "is a 'bert'"),
+        ({"model_type": "bert"}, "architecture 'bert'"),
         ({"model_type": "gpt2", "n_layer": 2}, "has no 'n_embd'"),
         ({"model_type": "gpt2", "n_layer": "two"}, "n_layer is 'two'; expected a whole number"),
-        ([], "is damaged|is a None"),
+        ([], "is damaged|architecture None"),
         (None, "damaged"),
     ],
 )
@@ -321,5 +324,8 @@ def test_the_command_prints_its_table(capsys):
 
 def test_without_lengths_a_plan_takes_ones_that_the_models_context_holds():
     """gpt2's context of 1,024 holds the usual 256 + 64; the shipped models' 192 hold three quarters and one."""
-    assert (Plan(model="gpt2").load().prompt, Plan(model="gpt2").load().response) == (256, 64)
-    assert (Plan(model="lab-gpt2").load().prompt, Plan(model="lab-gpt2").load().response) == (144, 48)
+    assert (ResourcePlan(model="gpt2").workload().prompt, ResourcePlan(model="gpt2").workload().response) == (256, 64)
+    assert (ResourcePlan(model="lab-gpt2").workload().prompt, ResourcePlan(model="lab-gpt2").workload().response) == (
+        144,
+        48,
+    )

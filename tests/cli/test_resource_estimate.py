@@ -5,17 +5,26 @@ from dataclasses import replace
 
 import pytest
 
-from rlhf_lab.cli.plan import GIB, Device, Plan, Report, reckon
-from rlhf_lab.cli.resource_estimate import METHODS, Load, Shape, drawing, memory, operations, shape_of, traffic
+from rlhf_lab.cli.plan import GIB, Device, ResourcePlan, ResourceReport, estimate
+from rlhf_lab.cli.resource_estimate import (
+    METHODS,
+    Shape,
+    Workload,
+    memory,
+    operations,
+    sampling_memory,
+    shape_of,
+    traffic,
+)
 from rlhf_lab.errors import LabError
 
 GPT2 = Shape("gpt2", 2, 8, 2, 10, 16)
 """Width of the MLP 32; a layer's matrices have 8·24 + 8·8 + 8·32 + 32·8 = 768 weights and 72 biases."""
 LLAMA = Shape("llama", 2, 8, 4, 10, 16, inner=16, kv_heads=2, tied=False)
 """Keys of width 4; 2·8·8 + 2·8·4 + 3·8·16 = 576 weights in a layer, and no biases."""
-DPO = Load(GPT2, METHODS["dpo"], rows=4, prompt=6, response=3)
+DPO = Workload(GPT2, METHODS["dpo"], rows=4, prompt=6, response=3)
 """A row: its prompt and two responses less their last tokens, 6 + 2·2 = 10."""
-RLOO = Load(GPT2, METHODS["rloo"], rows=4, prompt=6, response=3)
+RLOO = Workload(GPT2, METHODS["rloo"], rows=4, prompt=6, response=3)
 
 
 def test_weights_by_hand():
@@ -61,17 +70,17 @@ def test_parts_of_a_batch_adapters_checkpoints_and_several_devices_by_hand():
     assert (apart["gradients"], apart["Adam's moments"]) == (weights, 2 * weights)
 
 
-def test_drawing_by_hand_and_the_larger_of_drawing_and_learning_is_the_peak():
+def test_sampling_by_hand_and_the_larger_of_sampling_and_training_is_the_peak():
     """Eight responses to each of four prompts: 6 + 8·3 tokens a row with keys and values of 2 layers of width 8. With
     grouped heads of half the width it is half of it. RLOO learns from what it draws, which needs more; of RSO's 64
-    candidates two are learned from, and drawing needs more."""
-    assert drawing(RLOO) == {
+    candidates two are learned from, and sampling needs more."""
+    assert sampling_memory(RLOO) == {
         "keys and values while sampling": 4 * 30 * 2 * 2 * 8 * 4,
         "candidates": 9 * 4 * 8 * 3,
         "next token's logits": 3 * 4 * 8 * 10 * 4,
     }
-    assert drawing(replace(RLOO, shape=LLAMA))["keys and values while sampling"] == 4 * 30 * 2 * 2 * 4 * 4
-    assert drawing(DPO) == {}
+    assert sampling_memory(replace(RLOO, shape=LLAMA))["keys and values while sampling"] == 4 * 30 * 2 * 2 * 4 * 4
+    assert sampling_memory(DPO) == {}
     learns, draws = memory(RLOO, 0), memory(replace(RLOO, method=METHODS["rso"], response=9), 0)
     assert "activations" in learns and "candidates" not in learns
     assert "candidates" in draws and "activations" not in draws
@@ -114,57 +123,57 @@ def test_sizes_are_read_from_their_own_places_in_a_config(tmp_path):
 DEVICE = Device("card", fp32=1e12, bf16=4e12, bandwidth=1e11, memory=8 * GIB)
 
 
-def plan(**changes) -> Plan:
-    return Plan(**{"model": "gpt2", "method": "dpo", "batch_size": 4, **changes})
+def plan(**changes) -> ResourcePlan:
+    return ResourcePlan(**{"model": "gpt2", "method": "dpo", "batch_size": 4, **changes})
 
 
-def test_a_plan_s_options_reach_the_load():
+def test_a_plan_s_options_reach_the_workload():
     load = plan(accumulate=2, lora_rank=5, gradient_checkpointing=True, precision="bf16", num_devices=3, fsdp=True,
-                prompt_tokens=9, response_tokens=7).load()  # fmt: skip
+                prompt_tokens=9, response_tokens=7).workload()  # fmt: skip
     assert (load.rows, load.prompt, load.response, load.accumulate, load.lora_rank) == (4, 9, 7, 2, 5)
     assert (load.checkpointing, load.bf16, load.devices, load.sharded) == (True, True, 3, True)
-    more = plan(method="ppo", samples=5).load().method
-    assert (more.at_once, more.learned, more.drawn) == (5, 5, 5)
-    few = plan(method="rso", samples=32).load().method
-    assert (few.at_once, few.learned, few.drawn) == (32, 2, 8)
+    more = plan(method="ppo", samples=5).workload().method
+    assert (more.samples_per_prompt, more.responses, more.sampled) == (5, 5, 5)
+    few = plan(method="rso", samples=32).workload().method
+    assert (few.samples_per_prompt, few.responses, few.sampled) == (32, 2, 8)
     assert plan().tokens(2000) == (256, 64) and plan().tokens(100) == (75, 25)
-    assert plan(prompt_tokens=1000, response_tokens=24).load().prompt == 1000
-    with pytest.raises(LabError, match="1000 and 25 tokens are more than the 1024"):
-        plan(prompt_tokens=1000, response_tokens=25).load()
+    assert plan(prompt_tokens=1000, response_tokens=24).workload().prompt == 1000
+    with pytest.raises(LabError, match="1000 prompt tokens and 25 response tokens are more than the 1024"):
+        plan(prompt_tokens=1000, response_tokens=25).workload()
 
 
 def test_a_plan_s_time_is_products_at_half_their_rate_and_what_memory_moves():
     for changes, rate in (({}, 1e12), ({"precision": "bf16"}, 4e12)):
         settings = plan(**changes)
-        load = settings.load()
+        load = settings.workload()
         one = sum(operations(load).values()) / (0.5 * rate) + traffic(load) / 1e11
-        assert reckon(settings, DEVICE).seconds == pytest.approx(one)
+        assert estimate(settings, DEVICE).seconds == pytest.approx(one)
     two = plan(num_devices=2)
-    load = two.load()
+    load = two.workload()
     both = (sum(operations(load).values()) / 0.5e12 + traffic(load) / 1e11) / 2
-    assert reckon(two, DEVICE).seconds == pytest.approx(both)
+    assert estimate(two, DEVICE).seconds == pytest.approx(both)
 
 
 def test_a_plan_fits_where_a_tenth_of_a_card_or_a_fifth_of_the_memory_stays_free():
-    def report(name: str, peak: int) -> Report:
-        return Report(1, 1, {"all": peak}, 1000.0, {}, 1.0, 1, replace(DEVICE, name=name), {})
+    def report(name: str, peak: int) -> ResourceReport:
+        return ResourceReport(1, 1, {"all": peak}, 1000.0, {}, 1.0, 1, replace(DEVICE, name=name), {})
 
     assert [report("card", peak).fits for peak in (900, 901)] == [True, False]
     assert [report("CPU", peak).fits for peak in (800, 801)] == [True, False]
-    assert reckon(plan(memory_gb=3.0), DEVICE).available == 3 * GIB
+    assert estimate(plan(memory_gb=3.0), DEVICE).available == 3 * GIB
 
 
 def test_proposed_changes_need_less_each_by_its_own_plan():
     """Of what does not fit into a hundredth of a GiB every proposal's peak is that of the plan with the change."""
     settings = plan(memory_gb=0.01)
-    found = reckon(settings, DEVICE)
+    found = estimate(settings, DEVICE)
     assert not found.fits and found.changes
     assert all(peak < found.peak for peak in found.changes.values())
-    assert found.changes["lora_rank=16"] == reckon(replace(settings, lora_rank=16), DEVICE).peak
+    assert found.changes["lora_rank=16"] == estimate(replace(settings, lora_rank=16), DEVICE).peak
     assert (
-        found.changes["gradient_checkpointing"] == reckon(replace(settings, gradient_checkpointing=True), DEVICE).peak
+        found.changes["gradient_checkpointing"] == estimate(replace(settings, gradient_checkpointing=True), DEVICE).peak
     )
     # Weights outweigh the activations of a row of three tokens: a copy of them in bf16 would only add to that.
     short = plan(memory_gb=0.01, batch_size=1, prompt_tokens=2, response_tokens=1)
-    assert reckon(replace(short, precision="bf16"), DEVICE).peak > reckon(short, DEVICE).peak
-    assert not any("bf16" in name for name in reckon(short, DEVICE).changes)
+    assert estimate(replace(short, precision="bf16"), DEVICE).peak > estimate(short, DEVICE).peak
+    assert not any("bf16" in name for name in estimate(short, DEVICE).changes)

@@ -211,7 +211,7 @@ def _run(
     if (reference := getattr(settings, "reference", None)) is not None:
         load_config(reference)
     limits = token_limits(settings, sizes, tokenizer)
-    settings = sampling_batch.settle(settings, sizes, limits)
+    settings = sampling_batch.with_sampling_batch(settings, sizes, limits)
     record = {**record_of(settings, method), **data_mark(settings)}
     _refuse_taken(out, record, settings.resume)
     data = load_data(settings, kind, tokenizer, limits)

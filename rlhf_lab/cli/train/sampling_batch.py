@@ -1,50 +1,51 @@
-"""How many prompts are answered at a time, where the method leaves it open: as many as fit into 1 GiB.
+"""The default of `sampling_batch_size`: as many prompts at the same time as fit into 1 GiB while they are sampled.
 
-It decides the draws, so it may depend on nothing but model and settings (not on the machine, nor on what else runs
-there), and it is written into run.json and settings.yaml like a setting that was given.
+The number of prompts decides the random numbers of each sample. It may therefore depend only on the model and the
+settings, not on the machine or on other programs. It is written to run.json and settings.yaml like a given setting.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from rlhf_lab.cli.resource_estimate import Load, Method, Shape, drawing
+from rlhf_lab.cli.resource_estimate import MethodCost, Shape, Workload, sampling_memory
 
-ROOM = 2**30
-"""Bytes for keys, values and logits of the responses that are drawn at a time."""
+MEMORY = 2**30
+"""Bytes for the keys, values and logits of the responses that are sampled at the same time."""
 MOST = 512
-"""Prompts at a time however small they are."""
+"""Largest number of prompts."""
 
 
-def settle(settings: Any, config: Any, limits: tuple[int, int]) -> Any:
-    """`settings` with `sampling_batch_size` a number, where they have that setting and it is None.
+def with_sampling_batch(settings: Any, config: Any, limits: tuple[int, int]) -> Any:
+    """Return `settings` with a number for `sampling_batch_size`, if it is a setting of the method and not given.
 
     Args:
         settings: of a `train` command.
         config: the model's configuration.
-        limits: the longest prompt and response, in tokens.
+        limits: maximum lengths of a prompt and of a response, in tokens.
     """
-    for name, number in _DRAWN.items():
-        own = getattr(settings, name, None)
-        if own is not None and own.sampling_batch_size is None and getattr(own, "source", "") != "direct":
-            fitting = sampling_batch_size(config, number(own), limits)
-            return replace(settings, **{name: replace(own, sampling_batch_size=fitting)})
+    for name, responses in _RESPONSES.items():
+        group = getattr(settings, name, None)
+        if group is not None and group.sampling_batch_size is None and getattr(group, "source", "") != "direct":
+            fitting = sampling_batch_size(config, responses(group), limits)
+            return replace(settings, **{name: replace(group, sampling_batch_size=fitting)})
     return settings
 
 
-_DRAWN = {
+_RESPONSES: dict[str, Callable[[Any], int]] = {
     "rso": lambda rso: rso.candidates if rso.source == "rso-sample-rank" else rso.accepted,
     "raft": lambda raft: raft.best_of,
     "rest": lambda rest: rest.samples,
 }
-"""Methods that draw beforehand, and how many responses each prompt gets."""
+"""Responses to each prompt, for methods that sample before they train."""
 
 
 def sampling_batch_size(config: Any, responses: int, limits: tuple[int, int]) -> int:
-    """Prompts whose responses fit into `ROOM` while they are drawn; at least 1, at most `MOST`."""
+    """Return how many prompts fit into `MEMORY` while `responses` responses to each are sampled, from 1 to `MOST`."""
     heads = config.num_attention_heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     shape = Shape("", config.num_hidden_layers, config.hidden_size, heads, config.vocab_size, 0, kv_heads=kv_heads)
-    each = drawing(Load(shape, Method(1, at_once=responses), 1, *limits))
-    return max(1, min(ROOM // sum(each.values()), MOST))
+    each = sampling_memory(Workload(shape, MethodCost(1, samples_per_prompt=responses), 1, *limits))
+    return max(1, min(MEMORY // sum(each.values()), MOST))
