@@ -269,7 +269,7 @@ def report(results: dict[str, str], how_far: str) -> str:
         "| subpackage | bugs | caught | survive, explained | survive, unexplained | not run yet |",
         "|---|---|---|---|---|---|",
     ]
-    for name, table in [*((n, t) for n, t in TABLES.items() if t), ("**all**", MUTATIONS)]:
+    for name, table in [*((f"`{n}`", t) for n, t in TABLES.items() if t), ("**all**", MUTATIONS)]:
         explained = sum(m in left and bool(m.excuse) for m in table)
         unexplained = sum(m in left and not m.excuse for m in table)
         waiting = sum(results[key(m)] == NOT_RUN for m in table)

@@ -403,7 +403,9 @@ def test_prompts_at_a_time_follow_what_is_drawn_and_what_was_given_stays():
         ("train rest", {"samples": 2, "thresholds": (0.0, 0.5, 0.6, 0.7)}, 2),
     ):
         name = command.split()[1]
-        open_ = sampling_batch.with_sampling_batch(settings_of(command, **changes, sampling_batch_size=None), config, (1, 1))
+        open_ = sampling_batch.with_sampling_batch(
+            settings_of(command, **changes, sampling_batch_size=None), config, (1, 1)
+        )
         assert getattr(open_, name).sampling_batch_size == 8 // number
         given = settings_of(command, **changes, sampling_batch_size=7)
         assert sampling_batch.with_sampling_batch(given, config, (1, 1)) == given

@@ -3,6 +3,7 @@
 from mutations import (
     algorithms,
     cli,
+    data,
     derivations,
     evaluation,
     exercises,
@@ -24,6 +25,7 @@ TABLES: dict[str, list[Mutation]] = {
     "training": training.MUTATIONS,
     "algorithms": algorithms.MUTATIONS,
     "worlds": worlds.MUTATIONS,
+    "data": data.MUTATIONS,
     "evaluation": evaluation.MUTATIONS,
     "figures": figures.MUTATIONS,
     "derivations": derivations.MUTATIONS,
