@@ -243,7 +243,7 @@ def test_without_a_network_a_model_s_name_fails_at_once_in_one_sentence(given, t
 def test_help_and_version_load_neither_torch_nor_transformers(asked):
     """The words are the program's own, and its terminal has no Greek letters."""
     code = (
-        f"import sys\nfrom rlhf_lab.cli import main\nsys.argv[1:] = {asked.split()!r}\nassert main() == 0\n"
+        f"import sys\nfrom rlhf_lab.cli.main import main\nsys.argv[1:] = {asked.split()!r}\nassert main() == 0\n"
         "print(*[m for m in ('torch', 'transformers', 'datasets', 'matplotlib') if m in sys.modules], file=sys.stderr)"
     )
     ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}

@@ -1,1 +1,1 @@
-"""What stands behind the words of the command line. Each module loads when its command is called."""
+"""The commands of `rlhf-lab`, one module each. A module is imported when its command is run."""

@@ -1,4 +1,4 @@
-"""`python -m rlhf_lab.cli` is the command `rlhf-lab`, for launchers that start a module."""
+"""Run `rlhf-lab` as `python -m rlhf_lab.cli`, for launchers that start a module."""
 
 import sys
 

@@ -1,6 +1,7 @@
-"""The command `rlhf-lab`. Each command's settings are a typed dataclass, from which tyro makes its options.
+"""The program `rlhf-lab`: a table of its commands, and the function that runs one of them.
 
-Nothing heavy is imported before a command is known, so that --help and --version answer at once.
+The settings of each command are a typed dataclass, from which tyro makes the options. Libraries that load slowly are
+imported only when a command needs them, so that --help and --version answer immediately.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from rlhf_lab.experiments.claims import module_of
 
 
 class _Command(NamedTuple):
-    """Where a command's settings and function are, and what it does in a line."""
+    """The module of a command, the names of its settings class and of its function, and its line of help."""
 
     module: str
     settings: str
@@ -44,95 +45,105 @@ COMMANDS: dict[tuple[str, ...], _Command] = {
         "rlhf_lab.experiments.compare",
         "Compare",
         "run",
-        "train every method on one world; a table and a picture beside the exact optimum",
+        "train every method on one world and compare the results with the exact optimum",
     ),
     **dict(
         [
-            _experiment("enough-labels", "EnoughLabels", "claim 1: with enough pairs DPO finds π*"),
-            _experiment("dpo-frontier", "DPOFrontier", "claim 2: DPO's frontier of reward and KL against PPO's"),
-            _experiment("temperatures", "Temperatures", "claim 3: DPO, PPO, SFT, best of n over temperatures"),
-            _experiment("rso-table", "RSOTable", "claim 4: RSO's table 1, losses times sources of pairs"),
-            _experiment("rso-why", "RSOWhy", "claim 4: why should pairs from π_r help?"),
-            _experiment("rso-settings", "RSOSettings", "claim 5: RSO's β and γ, first round against tournament"),
-            _experiment("rest-translation", "ReSTTranslation", "claim 6: ReST on translation, and what it goes to"),
-            _experiment("over-optimisation", "OverOptimisation", "claim 7: proxy rises while gold falls"),
-            _experiment("cost", "Cost", "claim 8: seconds, memory, samples, and spread over seeds"),
-            _experiment("non-static", "NonStatic", "question 9: a world that moves, and when retraining pays"),
-            _experiment("annotation-budget", "AnnotationBudget", "question 10: how to spend N labels"),
+            _experiment("enough-labels", "EnoughLabels", "claim 1: DPO converges to π* with enough pairs"),
+            _experiment("dpo-frontier", "DPOFrontier", "claim 2: reward and KL of DPO and PPO"),
+            _experiment("temperatures", "Temperatures", "claim 3: DPO, PPO, SFT and best of n at several temperatures"),
+            _experiment("rso-table", "RSOTable", "claim 4: table 1 of RSO, losses by sources of pairs"),
+            _experiment("rso-why", "RSOWhy", "claim 4: the reason why pairs from π_r should help"),
+            _experiment("rso-settings", "RSOSettings", "claim 5: β and γ of RSO, first-round or tournament ranking"),
+            _experiment(
+                "rest-translation", "ReSTTranslation", "claim 6: ReST on translation, and the policy it converges to"
+            ),
+            _experiment(
+                "over-optimisation", "OverOptimisation", "claim 7: the proxy reward rises while the gold reward falls"
+            ),
+            _experiment("cost", "Cost", "claim 8: time, memory, samples and spread over seeds"),
+            _experiment("non-static", "NonStatic", "question 9: when to retrain in a world that changes"),
+            _experiment("annotation-budget", "AnnotationBudget", "question 10: how to use N labels"),
         ]
     ),
     **dict(
         [
-            _train("sft", "TrainSFT", "fine-tune a language model on targets"),
+            _train("sft", "TrainSFT", "fine-tune a language model on target responses (SFT)"),
             _train("reward-model", "TrainRewardModel", "fit a reward model to preference pairs"),
-            _train("ranker", "TrainRanker", "fit RSO's pairwise ranker to preference pairs"),
-            _train("dpo", "TrainDPO", "fit a language model to preference pairs, by any loss of DPO's family"),
-            _train("kto", "TrainKTO", "fit a language model to responses marked good or bad"),
-            _train("ppo", "TrainPPO", "train a language model on a reward, with a critic"),
-            _train("rso", "TrainRSO", "make pairs by rejection sampling, and fit a language model to them"),
-            _train("raft", "TrainRAFT", "fine-tune a language model on the best of its samples"),
-            _train("rest", "TrainReST", "grow data from a language model, improve it on those above a threshold"),
-            _train("iterated-dpo", "TrainIteratedDPO", "DPO in rounds, on new labels of the model's responses"),
-            _train("rloo", "TrainRLOO", "train a language model on a reward against its own other samples"),
-            _train("grpo", "TrainGRPO", "the same with each prompt's rewards normalised"),
+            _train("ranker", "TrainRanker", "fit a pairwise ranker, as RSO uses it, to preference pairs"),
+            _train("dpo", "TrainDPO", "train a language model on preference pairs with DPO or a related loss"),
+            _train("kto", "TrainKTO", "train a language model on responses labelled good or bad"),
+            _train("ppo", "TrainPPO", "train a language model on a reward with PPO"),
+            _train("rso", "TrainRSO", "make preference pairs by rejection sampling and train a language model on them"),
+            _train("raft", "TrainRAFT", "fine-tune a language model on its best samples"),
+            _train(
+                "rest", "TrainReST", "sample from a language model and train it on samples above a rising threshold"
+            ),
+            _train(
+                "iterated-dpo",
+                "TrainIteratedDPO",
+                "train with DPO in rounds, each on newly labelled responses of the model",
+            ),
+            _train("rloo", "TrainRLOO", "train a language model on a reward with RLOO, without a critic"),
+            _train("grpo", "TrainGRPO", "train a language model on a reward with GRPO, without a critic"),
         ]
     ),
-    ("sample",): _Command("rlhf_lab.cli.sample", "Sample", "sample", "draw responses from a language model"),
+    ("sample",): _Command("rlhf_lab.cli.sample", "Sample", "sample", "sample responses from a language model"),
     ("evaluate",): _Command(
         "rlhf_lab.cli.evaluate",
         "Evaluate",
         "evaluate",
-        "rewards, win rates, KL, diversity, length, with errors",
+        "measure reward, win rate, KL, diversity and length, with standard errors",
     ),
     ("plan",): _Command(
         "rlhf_lab.cli.plan", "ResourcePlan", "plan", "estimate the memory and the time that a run needs"
     ),
-    ("budget",): _Command("rlhf_lab.cli.budget", "Budget", "plan_budget", "how to spend a budget of labels"),
-    ("course",): _Command("rlhf_lab.cli.course", "Course", "course", "write the notebooks to a folder"),
-    ("doctor",): _Command("rlhf_lab.cli.doctor", "Doctor", "doctor", "what is installed, cached and reachable"),
+    ("budget",): _Command("rlhf_lab.cli.budget", "Budget", "plan_budget", "plan how to use a budget for labels"),
+    ("course",): _Command("rlhf_lab.cli.course", "Course", "course", "write the course's notebooks to a folder"),
+    ("doctor",): _Command("rlhf_lab.cli.doctor", "Doctor", "doctor", "check what is installed, cached and reachable"),
 }
 
 STOPPED = 130
-"""Exit code after Ctrl-C, as shells have it."""
+"""Exit code after Ctrl-C, as in shells."""
 REFUSED = 2
-"""Exit code where what was given cannot be used."""
+"""Exit code if the arguments or the files cannot be used."""
 
 
 def usage() -> str:
-    """What `rlhf-lab --help` prints."""
+    """Return the text of `rlhf-lab --help`."""
     width = max(len(" ".join(words)) for words in COMMANDS)
     lines = [f"  {' '.join(words):<{width}}  {command.help}" for words, command in COMMANDS.items()]
     return "\n".join(
         [
             "usage: rlhf-lab [--help] [--version] COMMAND [options]",
             "",
-            "RLHF and its variants, with the exact optimal policy beside every method.",
+            "RLHF and its variants, each compared with the exact optimal policy.",
             "",
             "commands:",
             *lines,
             "",
-            "rlhf-lab COMMAND --help tells a command's options.",
+            "rlhf-lab COMMAND --help explains the options of a command.",
         ]
     )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 2 for what cannot be used, 130 after Ctrl-C."""
+    """Run one command and return the exit code: 0, 2 if it cannot be run as given, or 130 after Ctrl-C."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if arguments is None and hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without a π is no reason to fail
+        sys.stdout.reconfigure(errors="backslashreplace")  # the terminal may lack letters such as π
     try:
         return _dispatch(words)
-    except BrokenPipeError:  # whoever read the output, such as `head`, has enough
+    except BrokenPipeError:  # the reader of the output, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt as stop:
-        return _fail(str(stop) or "Stopped before there was anything to save.", STOPPED)
+        return _fail(str(stop) or "Stopped. There was nothing to save yet.", STOPPED)
     except (ValueError, OSError) as error:
         from rlhf_lab.errors import LabError
 
-        # Our own sentence, or the system's about a file (no permission) or the disk. All else is a fault of the lab and
-        # shows where.
+        # A LabError, or a system error about a file or the disk, is shown in one line. Anything else is a bug of the
+        # lab and keeps its traceback.
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
         if isinstance(error, LabError) or (isinstance(error, OSError) and (error.filename is not None or full)):
             return _fail(str(error), REFUSED)
@@ -140,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _settings(kind: type, words: list[str], prog: str) -> Any:
-    """The settings out of the words, with those of `--config FILE` in front, which the command line overrides."""
+    """Parse the options of a command. Those of `--config FILE` come first, so the command line overrides them."""
     import tyro
 
     from rlhf_lab.cli import yaml_config
@@ -152,18 +163,21 @@ def _settings(kind: type, words: list[str], prog: str) -> Any:
 
     parse = partial(tyro.cli, kind, args=[*from_file, *words], prog=prog)
     try:
-        # tyro prints its box of what a settings class refuses even without console outputs.
+        # tyro prints the error of a settings class even with console_outputs=False.
         with contextlib.redirect_stderr(io.StringIO()):
             return parse(console_outputs=False)
     except SystemExit as stop:
-        # What a settings class refuses is said in our words; the rest (--help, an unknown option) in tyro's.
+        # An error of a settings class is shown in our words. tyro shows the rest: --help and unknown options.
         if isinstance(stop.__context__, LabError):
             raise stop.__context__ from None
     try:
         return parse()
     except SystemExit as stop:
         if from_file and stop.code:
-            print(f"rlhf-lab: the settings of {file} stand in front of those of the command line.", file=sys.stderr)
+            print(
+                f"rlhf-lab: this includes the settings of {file}, which come before those of the command line.",
+                file=sys.stderr,
+            )
         raise
 
 
@@ -181,10 +195,10 @@ def _dispatch(words: list[str]) -> int:
             print(usage())
             return 0 if len(words) > 1 else REFUSED
         known = [" ".join(group) for group in COMMANDS]
-        asked = " ".join(words[: 2 if words[0] in ("train", "experiment") else 1])
-        near = difflib.get_close_matches(asked, known, 1)
-        mean = f" Do you mean '{near[0]}'?" if near else ""
-        return _fail(f"no command '{asked}'.{mean} There are: {', '.join(known)}.", REFUSED)
+        given = " ".join(words[: 2 if words[0] in ("train", "experiment") else 1])
+        near = difflib.get_close_matches(given, known, 1)
+        hint = f" Do you mean '{near[0]}'?" if near else ""
+        return _fail(f"there is no command '{given}'.{hint} The commands are: {', '.join(known)}.", REFUSED)
     command = COMMANDS[path]
     module = importlib.import_module(command.module)
     from rlhf_lab.errors import check_paths
@@ -199,7 +213,7 @@ def _dispatch(words: list[str]) -> int:
 
         with memory.oom_hint(settings):
             raise
-    # `doctor` says by its exit code what it found.
+    # `doctor` reports its result by the exit code.
     return result if isinstance(result, int) else 0
 
 

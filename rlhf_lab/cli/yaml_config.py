@@ -1,8 +1,8 @@
-"""Settings from a YAML file, and back into one.
+"""Read the settings of a command from a YAML file, and write them to one.
 
-The file's keys are the command's own options, with `_` or `-`: what can be said as `--learning-rate 1e-5` can be said
-as `learning_rate: 1e-5`. Settings of a method may also stand in a group of their own (`dpo: {beta: 0.1}`). The file
-becomes words in front of those of the command line, so the command line wins.
+The keys of the file are the options of the command, with `_` or `-`. The option `--learning-rate 1e-5` is written as
+`learning_rate: 1e-5`. The settings of a method may also be in a group (`dpo: {beta: 0.1}`). The options of the
+command line override the file.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rlhf_lab.cli import old_names
 from rlhf_lab.errors import LabError, check_path
 
 NOT_SAVED = ("config", "resume")
-"""Settings of one call and not of the run."""
+"""Settings of one call, which do not belong to the run."""
 
 
 def option_types(settings: type) -> dict[str, Any]:
@@ -37,33 +37,35 @@ def flags(settings: type) -> set[str]:
 
 
 def flat_fields(settings: Any) -> dict[str, tuple[str, ...]]:
-    """The options' names and where in `settings` (a dataclass, or its type) each is found.
+    """Return the options of a command: each option's name, and the path of its field in the settings.
 
-    A field that is itself a dataclass with an empty name for tyro gives its own fields. Two of one name would be one
-    option for two things.
+    The fields of a nested dataclass become options of the command if the dataclass has an empty name for tyro.
+
+    Args:
+        settings: a settings object or its class.
 
     Raises:
-        LabError: two options of one name.
+        LabError: two options have the same name.
     """
     kind = settings if isinstance(settings, type) else type(settings)
     hints = typing.get_type_hints(kind, include_extras=True)
     out: dict[str, tuple[str, ...]] = {}
     for field in dataclasses.fields(kind):
         names = [getattr(extra, "name", None) for extra in getattr(hints[field.name], "__metadata__", ())]
-        told = next((name for name in names if name is not None), None)
+        given = next((name for name in names if name is not None), None)
         inner = typing.get_args(hints[field.name])[0] if names else hints[field.name]
-        if dataclasses.is_dataclass(inner) and told == "":
+        if dataclasses.is_dataclass(inner) and given == "":
             found = {name: (field.name, *path) for name, path in flat_fields(inner).items()}
         else:
-            found = {(told or field.name).replace("-", "_"): (field.name,)}
+            found = {(given or field.name).replace("-", "_"): (field.name,)}
         if twice := out.keys() & found.keys():
-            raise LabError(f"{kind.__name__} has two settings of the name {min(twice)}.")
+            raise LabError(f"{kind.__name__} has two settings with the name {min(twice)}. Rename one of them.")
         out |= found
     return out
 
 
 def split_config(words: list[str]) -> tuple[Path | None, list[str]]:
-    """The file behind `--config`, and the words as they are (tyro reads the option too, to keep and explain it)."""
+    """Return the file of `--config` and all words. The option stays, because it is a setting like the others."""
     for place, word in enumerate(words):
         if word == "--config" and place + 1 < len(words):
             return check_path(words[place + 1], "config"), words
@@ -73,17 +75,21 @@ def split_config(words: list[str]) -> tuple[Path | None, list[str]]:
 
 
 def read(path: Path, settings: type) -> list[str]:
-    """The file's settings as words of a command line.
+    """Return the settings of a file as options of a command line.
+
+    Args:
+        path: the YAML file.
+        settings: the command's settings class.
 
     Raises:
-        LabError: the file is not there, is not YAML, or holds a key that the command does not know.
+        LabError: the file cannot be read, is not YAML, or has a key that the command does not know.
     """
     import yaml
 
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise LabError(f"The settings file {path} cannot be read: {error.strerror}.") from None
+        raise LabError(f"The settings file {path} cannot be read: {error.strerror}. Check the path.") from None
     except UnicodeDecodeError:
         raise LabError(f"The settings file {path} is not UTF-8. Save it as UTF-8.") from None
     try:
@@ -93,31 +99,33 @@ def read(path: Path, settings: type) -> list[str]:
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a ValueError: a date such as 2001-99-99
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}" if mark is not None else ""
-        raise LabError(f"{path}{place}: not YAML ({getattr(error, 'problem', None) or error}).") from None
+        raise LabError(
+            f"{path}{place}: not YAML ({getattr(error, 'problem', None) or error}). Correct the file."
+        ) from None
     if given is None:
         return []
     if not isinstance(given, dict):
         raise LabError(f"{path}: expected `name: value` lines, found a {type(given).__name__}.")
-    known, alone = flat_fields(settings), flags(settings)
+    known, switches = flat_fields(settings), flags(settings)
     words: list[str] = []
     for name, value in _flat(given, known, str(path)).items():
-        words += _words(name, value, name in alone, str(path))
+        words += _words(name, value, name in switches, str(path))
     return words
 
 
 def _loader(source: str) -> Any:
-    """PyYAML's safe loader, which keeps the last of two equal keys; this one refuses them, at every depth."""
+    """A safe loader of PyYAML that also refuses duplicate keys, of which PyYAML would keep the last."""
     import yaml
 
-    class Loader(yaml.SafeLoader):
+    class Loader(yaml.SafeLoader):  # type: ignore[misc, unused-ignore]
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
             keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
             seen = set()
             for key in keys:
                 if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
                     raise LabError(
-                        f"{source}, line {key.start_mark.line + 1}: `{key.value}` is there more than once. Remove one "
-                        f"of them."
+                        f"{source}, line {key.start_mark.line + 1}: `{key.value}` appears more than once. Remove "
+                        f"one of them."
                     )
                 seen.add(key.value)
             return super().construct_mapping(node, deep)
@@ -137,10 +145,10 @@ def _flat(given: dict[Any, Any], known: dict[str, tuple[str, ...]], source: str)
             found = {name: value}
         else:
             near = difflib.get_close_matches(name, [key for key in known if key != "config"], 3, 0.6)
-            mean = f" Do you mean {' or '.join(near)}?" if near else f" There are: {', '.join(sorted(known))}."
-            raise LabError(f"{source}: there is no setting {raw!r}.{mean}")
+            hint = f" Do you mean {' or '.join(near)}?" if near else f" The settings are: {', '.join(sorted(known))}."
+            raise LabError(f"{source}: there is no setting {raw!r}.{hint}")
         if twice := out.keys() & found.keys():
-            raise LabError(f"{source}: `{min(twice)}` is there more than once. Remove one of them.")
+            raise LabError(f"{source}: `{min(twice)}` appears more than once. Remove one of them.")
         out |= found
     return out
 
@@ -153,15 +161,15 @@ def _words(name: str, value: Any, flag: bool, source: str) -> list[str]:
         return [option if value else "--no-" + option[2:]]
     if isinstance(value, list):
         if any(isinstance(part, dict | list) for part in value):
-            raise LabError(f"{source}: `{name}` is a list of lists; expected a list of plain values.")
+            raise LabError(f"{source}: `{name}` is a nested list; expected a list of plain values.")
         return [option, *map(str, value)]
     if isinstance(value, dict):
-        raise LabError(f"{source}: `{name}` has settings of its own; expected one value.")
+        raise LabError(f"{source}: `{name}` is a group of settings; expected one value.")
     return [f"{option}={value}"]
 
 
 def write(settings: Any) -> str:
-    """`settings` as YAML that `read` takes back."""
+    """Return `settings` as YAML that `read` can read."""
     import yaml
 
     values = {}
@@ -171,11 +179,11 @@ def write(settings: Any) -> str:
             value = getattr(value, part)
         if name not in NOT_SAVED:
             values[name] = plain(value)
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    return str(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
 def plain(value: Any) -> Any:
-    """`value` as YAML writes it: lists, and what is no number or truth value as text."""
+    """Return `value` as YAML can write it: tuples become lists, and other objects become text."""
     if isinstance(value, tuple | list):
         return [plain(part) for part in value]
     return value if isinstance(value, str | int | float | bool) or value is None else str(value)

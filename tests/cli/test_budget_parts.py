@@ -90,7 +90,7 @@ def planned(monkeypatch, regrets: list[list[float]]) -> command.Plan:
         return torch.tensor([[first] * 4 + [last] * 4] * runs, dtype=torch.float64)
 
     monkeypatch.setattr(command, "ways", lambda settings, size: tried)
-    monkeypatch.setattr(command.budget, "buy", buy)
+    monkeypatch.setattr(command.label_budget, "buy", buy)
     return budget_plan(Budget(labels=10, worlds=8, runs=2))
 
 
@@ -118,12 +118,14 @@ def test_the_learner_with_the_smaller_regret_is_advised_and_a_reward_model_s_sam
         seen.append(what.labels)
         return real(world, simulation.Purchase(0, 4), runs, generator, prior)
 
-    monkeypatch.setattr(command.budget, "bought", bought)
+    monkeypatch.setattr(command.label_budget, "bought", bought)
     world = simulation.random_worlds(8, 5, 0.5, 0)
     many = world.repeat(2)
     star = exact.optimal_policy(many.log_ref, many.reward, 0.5)
-    monkeypatch.setattr(command.budget, "limited_by_dpo", lambda *a: star if better == "dpo" else many.log_ref)
-    monkeypatch.setattr(command.budget, "limited_by_reward", lambda *a: star if better == "reward" else many.log_ref)
+    monkeypatch.setattr(command.label_budget, "limited_by_dpo", lambda *a: star if better == "dpo" else many.log_ref)
+    monkeypatch.setattr(
+        command.label_budget, "limited_by_reward", lambda *a: star if better == "reward" else many.log_ref
+    )
     settings = Budget(
         money=1000, candidates=5, features=2, runs=2, fit_steps=10, price_step=0.5, policy_samples=20,
         price_sample=0.75, price_preference=2.0,

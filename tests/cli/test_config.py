@@ -44,17 +44,17 @@ def test_what_the_command_needs_may_come_from_the_file(tmp_path):
     [
         ("learning_rat: 1", r"there is no setting 'learning_rat'. Do you mean learning_rate\?"),
         ("dpo: {betta: 1}", r"settings\.yaml, dpo: there is no setting 'betta'. Do you mean beta"),
-        ("xyz: 1", "There are: accumulate, adam_epsilon"),
+        ("xyz: 1", "The settings are: accumulate, adam_epsilon"),
         ("config: other.yaml", "there is no setting 'config'"),
         ("beta: [1", r"settings\.yaml, line 1: not YAML"),
         ("- beta", "expected `name: value` lines, found a list"),
-        ("beta: {a: 1}", "`beta` has settings of its own"),
-        ("trackers: [[a]]", "`trackers` is a list of lists"),
+        ("beta: {a: 1}", "`beta` is a group of settings"),
+        ("trackers: [[a]]", "`trackers` is a nested list"),
         ("progress: maybe", "`progress` must be true or false, not 'maybe'"),
-        ("steps: 1\nsteps: 2\n", r"settings\.yaml, line 2: `steps` is there more than once"),
-        ("dpo:\n  beta: 1\n  beta: 2\n", r"settings\.yaml, line 3: `beta` is there more than once"),
-        ("learning_rate: 1\nlearning-rate: 2\n", "`learning_rate` is there more than once"),
-        ("beta: 1\ndpo: {beta: 2}\n", "`beta` is there more than once"),
+        ("steps: 1\nsteps: 2\n", r"settings\.yaml, line 2: `steps` appears more than once"),
+        ("dpo:\n  beta: 1\n  beta: 2\n", r"settings\.yaml, line 3: `beta` appears more than once"),
+        ("learning_rate: 1\nlearning-rate: 2\n", "`learning_rate` appears more than once"),
+        ("beta: 1\ndpo: {beta: 2}\n", "`beta` appears more than once"),
         ("beta: 2001-99-99\n", "not YAML"),
         ("beta: " + "[" * 3000, "not YAML"),
         ("a: !!python/object/apply:os.system [echo]", "not YAML"),
@@ -79,7 +79,7 @@ def test_a_value_of_the_wrong_kind_ends_with_a_word_about_the_file(tmp_path, cap
     file.write_text("beta: high\n")
     with pytest.raises(SystemExit):
         main(["train", "dpo", *NEEDED, "--config", str(file)])
-    assert f"the settings of {file} stand in front" in capsys.readouterr().err
+    assert f"this includes the settings of {file}" in capsys.readouterr().err
 
 
 def changed(value, name):

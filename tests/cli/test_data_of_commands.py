@@ -10,7 +10,7 @@ from small import write_lines
 from tiny_models import tiny_tokenizer
 
 from rlhf_lab.cli.train import data
-from rlhf_lab.cli.train.data import data_mark, draw_pairs, load_data, original_of, token_limits
+from rlhf_lab.cli.train.data import data_mark, load_data, original_of, sample_pairs, token_limits
 from rlhf_lab.data import preferences, sft
 from rlhf_lab.errors import LabError
 
@@ -145,8 +145,8 @@ def test_pairs_of_a_world_follow_split_number_seed_blur_and_noise(world):
     policy = SimpleNamespace(device=torch.device("cpu"))
     settings = settings_of("train dpo", data="world:w", data_split="validation", limit=7, seed=5)
     settings = data.replace(settings, label_beta=0.5, label_noise=0.25)
-    draw_pairs(settings, policy, TOKENIZER)
-    draw_pairs(data.replace(settings, limit=None), policy, TOKENIZER)
+    sample_pairs(settings, policy, TOKENIZER)
+    sample_pairs(data.replace(settings, limit=None), policy, TOKENIZER)
     seed = data.seeded(5, 11).initial_seed()
     assert world.asked == [(policy, "validation", number, seed, 0.5, 0.25) for number in (7, 1000)]
     assert data.seeded(0, 11).initial_seed() != seed

@@ -98,5 +98,5 @@ def test_a_settings_file_may_have_old_names_too(tmp_path, capsys):
 def test_a_settings_file_with_both_names_is_refused(tmp_path):
     file = tmp_path / "settings.yaml"
     file.write_text("rung: tree\nscale: bandit\n", encoding="utf-8")
-    with pytest.raises(ValueError, match="`scale` is there more than once"):
+    with pytest.raises(ValueError, match="`scale` appears more than once"):
         yaml_config.read(file, Now)

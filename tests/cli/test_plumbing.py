@@ -161,7 +161,7 @@ def test_group_methods_get_their_settings_and_refuse_the_other_kind(monkeypatch,
 def test_ppo_gets_its_settings_and_a_critic_that_starts_from_the_reward_model(monkeypatch, policy):
     from rlhf_lab.cli.train import ppo as room
 
-    monkeypatch.setattr(room, "scored_by", lambda policy, reward: ("critic", policy, reward))
+    monkeypatch.setattr(room, "new_critic", lambda policy, reward: ("critic", policy, reward))
     found = fitted(monkeypatch, policy, "ppo", "ppo", Data(prompts=PROMPTS))
     loop_is_the_command_s(found, 6)
     call = found.call
@@ -175,7 +175,10 @@ def test_a_critic_scores_as_the_reward_model_where_the_reward_is_one(policy):
     scorer = LanguageModelReward(policy.model)
     with torch.no_grad():
         scorer.head.weight.fill_(0.5)
-    from_reward, from_gold = runner.scored_by(policy, scorer), runner.scored_by(policy, lambda x, y: torch.zeros(1, 1))
+    from_reward, from_gold = (
+        runner.new_critic(policy, scorer),
+        runner.new_critic(policy, lambda x, y: torch.zeros(1, 1)),
+    )
     with torch.no_grad():
         assert from_reward(PROMPTS, TARGETS).abs().min(-1).values.max() > 1e-3
         assert from_gold(PROMPTS, TARGETS).abs().max() == 0
@@ -455,7 +458,7 @@ def test_under_lora_the_start_is_the_model_without_its_adapters():
         for name, weight in policy.named_parameters():
             if "lora_B" in name:
                 weight.fill_(0.3)
-    assert torch.allclose(reward.start_of(policy).log_prob(PROMPTS, TARGETS), before, atol=1e-5)
+    assert torch.allclose(reward.frozen_start(policy).log_prob(PROMPTS, TARGETS), before, atol=1e-5)
 
 
 # --- what is written --------------------------------------------------------------------------------------------------

@@ -298,8 +298,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "setting",
             "--reference is ignored",
-            "        if name is None:\n            return start_of(self.policy)\n",
-            "        if name is None or name:\n            return start_of(self.policy)\n",
+            "        if name is None:\n            return frozen_start(self.policy)\n",
+            "        if name is None or name:\n            return frozen_start(self.policy)\n",
             near="cli/test_plumbing.py::test_a_named_reference_is_that_model_frozen_and_no_name_is_the_policy_as_it_is",
         ),
         Mutation(
@@ -445,16 +445,16 @@ MUTATIONS: list[Mutation] = [
         ["cli/test_plumbing.py"],
         Mutation(
             "data",
-            "a ranker's baseline is sampled from the policy during training",
-            "return BaselineReward(ranker, start_of(policy), seed)",
+            "a ranker's baseline is drawn from the policy as it trains",
+            "return BaselineReward(ranker, frozen_start(policy), seed)",
             "return BaselineReward(ranker, policy, seed)",
             near="cli/test_plumbing.py::test_a_ranker_s_baseline_is_the_policy_as_it_starts_with_the_run_s_seed",
         ),
         Mutation(
             "setting",
             "a ranker's baseline ignores --seed",
-            "return BaselineReward(ranker, start_of(policy), seed)",
-            "return BaselineReward(ranker, start_of(policy))",
+            "return BaselineReward(ranker, frozen_start(policy), seed)",
+            "return BaselineReward(ranker, frozen_start(policy))",
             near="cli/test_plumbing.py::test_a_ranker_s_baseline_is_the_policy_as_it_starts_with_the_run_s_seed",
         ),
         Mutation(

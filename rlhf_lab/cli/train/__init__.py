@@ -1,1 +1,1 @@
-"""`rlhf-lab train METHOD`: each of `algorithms/`, unchanged, on a language model. One short file a method."""
+"""`rlhf-lab train METHOD`: each algorithm of `rlhf_lab.algorithms` on a language model, one module per method."""

@@ -1,4 +1,4 @@
-"""Data for a method: pairs, examples with targets, or prompts; from a file, the Hub or a text world; as ids."""
+"""Load the data of `--data` as token ids: pairs, labels, targets or prompts from a file, the Hub or a text world."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from rlhf_lab.training import distributed, seeded
 Kind = Literal["pairs", "targets", "prompts", "verdicts"]
 
 TOKENS = 256
-"""Longest prompt and longest response where neither the user nor a world says otherwise."""
+"""Default maximum length of a prompt and of a response, in tokens."""
 WORLD_PAIRS = 1000
-"""Pairs drawn in a world where no limit says otherwise."""
+"""Default number of pairs sampled in a world."""
 
 
 @dataclass
 class Data:
-    """What a method learns from. Only what its kind needs is there.
+    """The data of a method. Fields that the kind of data does not have are None.
 
     Attributes:
         pairs: preference pairs.
-        prompts: (N, P).
-        targets: (N, 1, T).
-        labels: of verdicts, whether each target is desirable, (N, 1) booleans.
-        said: what was found, dropped and cut, a line each.
+        prompts: prompts, (N, P).
+        targets: target or labelled responses, (N, 1, T).
+        labels: whether each labelled response is desirable, (N, 1) booleans.
+        said: lines of text about the rows that were read, dropped and truncated.
     """
 
     pairs: Pairs | None = None
@@ -46,15 +46,15 @@ class Data:
     said: list[str] = field(default_factory=list)
 
 
-def check_data(settings: Any, split_told: bool = True) -> None:
-    """Refuse data that cannot be had, before anything is loaded.
+def check_data(settings: Any, split_given: bool = True) -> None:
+    """Raise `LabError` if the data do not exist or a setting does not fit them. Nothing is loaded.
 
     Args:
         settings: of a command with data.
-        split_told: `data_split` is meant for these data, and not taken over from others.
+        split_given: whether `data_split` was given for these data, and not taken from other data.
 
     Raises:
-        LabError: no such file, world or data set; settings that these data do not have.
+        LabError: there is no such file, world or data set, or a setting has no effect on these data.
     """
     hub_only = ["data_revision", "data_folder"]
     if settings.world is not None:
@@ -63,22 +63,22 @@ def check_data(settings: Any, split_told: bool = True) -> None:
     elif is_local(settings.data):
         check_source(settings.data)
         refuse_unused(settings, hub_only, "on a local file; it is for data sets on the Hub")
-        if split_told and not holds_splits(settings.data):
-            reason = f"on {settings.data}, a file without splits; only a .json file may have some"
+        if split_given and not holds_splits(settings.data):
+            reason = f"on {settings.data}, a file without splits; only a .json file can have splits"
             refuse_unused(settings, ["data_split"], reason)
     else:
         check_source(settings.data, settings.data_revision)
 
 
 def load_world(name: str) -> Any:
-    """A text world by its name; the error for another name lists those that are there."""
+    """Return the text world with this name."""
     from rlhf_lab.worlds import text
 
     return text.load(name)
 
 
 def data_mark(settings: Any) -> dict[str, str]:
-    """The SHA-256 of the local files that are read, for run.json; nothing for other data."""
+    """Return the SHA-256 of the local data files, for run.json. Other data have none."""
     marks = {}
     for name in ("data", "original"):
         source = getattr(settings, name, None)
@@ -89,7 +89,7 @@ def data_mark(settings: Any) -> dict[str, str]:
 
 
 def original_of(settings: Any) -> Any:
-    """`settings` with the data that `--original` names in place of `--data`; None where it names none."""
+    """Return `settings` with the data of `--original` in place of `--data`, or None without `--original`."""
     if settings.original is None:
         return None
     return replace(
@@ -103,10 +103,12 @@ def original_of(settings: Any) -> Any:
 
 
 def token_limits(settings: Any, config: Any, tokenizer: Any) -> tuple[int, int]:
-    """The longest prompt and response in tokens: as told, else as the world or the model's context has it.
+    """Return the maximum lengths of a prompt and of a response in tokens.
+
+    They are given by the settings, by the world or by the model's context.
 
     Raises:
-        LabError: together they do not fit in the context.
+        LabError: the two together do not fit into the context.
     """
     prompt, response = settings.max_prompt_tokens, settings.max_response_tokens
     context = context_length(config)
@@ -119,17 +121,17 @@ def token_limits(settings: Any, config: Any, tokenizer: Any) -> tuple[int, int]:
     prompt = prompt or max(min(TOKENS, room - response), 1)
     if context is not None and prompt + response > context:
         raise LabError(
-            f"max_prompt_tokens {prompt} and max_response_tokens {response} are {prompt + response} together; the "
-            f"context of {settings.model} holds {context}. Lower one of them."
+            f"max_prompt_tokens={prompt} and max_response_tokens={response} are {prompt + response} tokens together. "
+            f"The context of {settings.model} holds {context}. Lower one of them."
         )
     return prompt, response
 
 
 def load_data(settings: Any, kind: Kind, tokenizer: Any, limits: tuple[int, int]) -> Data:
-    """Read and tokenise. Pairs of a world are not read but drawn, see `draw_pairs`.
+    """Read and tokenise the data. Pairs of a world are not read but sampled, see `sample_pairs`.
 
     Raises:
-        LabError: as the loaders of `rlhf_lab.worlds`.
+        LabError: as the loaders of `rlhf_lab.data`.
     """
     if settings.world is not None:
         return Data() if kind in ("pairs", "verdicts") else _from_world(settings, kind, tokenizer, limits)
@@ -158,21 +160,23 @@ def _from_world(settings: Any, kind: Kind, tokenizer: Any, limits: tuple[int, in
         prompts, targets = world.sft(tokenizer, settings.data_split, settings.limit)
         longest = int(targets.lengths.max())
         if longest > limits[1]:
-            raise LabError(f"A target of {settings.data} has {longest} tokens; raise max_response_tokens to that.")
+            raise LabError(
+                f"A target of {settings.data} has {longest} tokens. Raise max_response_tokens to this number."
+            )
         data = Data(prompts=prompts, targets=targets)
     else:
         prompts = world.prompts(tokenizer, settings.data_split, settings.limit)
         data = Data(prompts=prompts)
     longest = int(prompts.lengths.max())
     if longest > limits[0]:
-        raise LabError(f"A prompt of {settings.data} has {longest} tokens; raise max_prompt_tokens to that.")
+        raise LabError(f"A prompt of {settings.data} has {longest} tokens. Raise max_prompt_tokens to this number.")
     what = "examples" if kind == "targets" else "prompts"
     data.said.append(f"{settings.data}, split {settings.data_split}: {len(prompts):,} {what}")
     return data
 
 
-def draw_pairs(settings: PairSettings, policy: Policy, tokenizer: Any) -> Data:
-    """Pairs of a world: two responses of the policy to each prompt, labelled by Bradley-Terry on the gold reward."""
+def sample_pairs(settings: PairSettings, policy: Policy, tokenizer: Any) -> Data:
+    """Sample two responses of the policy to each prompt of a world, labelled by Bradley-Terry on the gold reward."""
     number = settings.limit or WORLD_PAIRS
     pairs, dropped = load_world(str(settings.world)).preferences(
         policy,
@@ -184,10 +188,13 @@ def draw_pairs(settings: PairSettings, policy: Policy, tokenizer: Any) -> Data:
         settings.label_noise,
         distributed.shows_progress(settings.progress),
     )
-    said = f"{settings.data}: {len(pairs):,} pairs drawn from {settings.model}, {dropped:,} of equal responses dropped"
+    said = (
+        f"{settings.data}: {len(pairs):,} pairs sampled from {settings.model}, {dropped:,} with equal responses dropped"
+    )
     return Data(pairs=pairs, said=[said])
 
 
 def gold_reward(name: str, tokenizer: Any) -> Reward:
-    """The gold reward of a text world, on ids."""
-    return load_world(name).reward(tokenizer)
+    """Return the gold reward of a text world, as a function of token ids."""
+    reward: Reward = load_world(name).reward(tokenizer)
+    return reward

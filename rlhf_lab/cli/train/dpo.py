@@ -1,4 +1,4 @@
-"""`rlhf-lab train dpo`: fit a language model to preference pairs with `algorithms/dpo.py` and any of its losses."""
+"""`rlhf-lab train dpo`: train a language model on preference pairs with `algorithms/dpo.py`, by any of its losses."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from rlhf_lab.errors import Positive
 
 @dataclass(frozen=True, kw_only=True)
 class TrainDPO(PairSettings):
-    """Fit a causal language model to preference pairs by direct preference optimisation, or a loss of its family."""
+    """Train a causal language model on preference pairs with DPO or a related loss."""
 
     caches_reference: ClassVar[bool] = True
 
     dpo: Annotated[DPO, Flat] = field(default_factory=DPO)
     learning_rate: Positive = 1e-6
-    """Peak learning rate. Small models take larger ones: 1e-4 for the shipped ones."""
+    """Peak learning rate. Small models need larger ones, for example 1e-4 for lab-gpt2."""
     reference: str | None = None
-    """Another model as the reference; by default the model itself, as it starts. Not for losses without one."""
+    """Reference model. Default: the model itself before training. Not for losses without a reference."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -29,7 +29,7 @@ class TrainDPO(PairSettings):
 
 
 def train_dpo(settings: TrainDPO) -> History:
-    """Run the command; see `job.run`."""
+    """Run the command; see `runner.run`."""
     return run(settings, "dpo", "pairs", _fit)
 
 

@@ -13,15 +13,15 @@ from rlhf_lab.cli.train.settings import Epochs, Flat, SamplingSettings
 
 @dataclass(frozen=True, kw_only=True)
 class TrainGRPO(SamplingSettings):
-    """Train a causal language model on a reward; each group's rewards are normalised (GRPO)."""
+    """Train a causal language model on a reward with GRPO, which normalises the rewards of each prompt."""
 
     group: Annotated[Group, Flat] = field(default_factory=lambda: Group(kind="grpo"))
     epochs: Epochs = 1.0
-    """Passes over the prompts, where `steps` is not given."""
+    """Number of passes over the prompts, if `steps` is not given."""
     reference: str | None = None
-    """Another model as the reference; by default the model itself, as it starts."""
+    """Reference model. Default: the model itself before training."""
 
 
 def train_grpo(settings: TrainGRPO) -> History:
-    """Run the command; see `job.run`."""
+    """Run the command; see `runner.run`."""
     return run_group(settings, "grpo")

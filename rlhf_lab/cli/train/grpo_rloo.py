@@ -1,4 +1,4 @@
-"""What `train rloo` and `train grpo` share: both are `algorithms/grpo_rloo.py`."""
+"""The common part of `rlhf-lab train rloo` and `rlhf-lab train grpo`, which both use `algorithms/grpo_rloo.py`."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from rlhf_lab.errors import LabError
 
 
 def run_group(settings: Any, method: str) -> History:
-    """Run one of the two; see `job.run`.
+    """Run one of the two commands; see `runner.run`.
 
     Raises:
-        LabError: `--kind` says the other one.
+        LabError: `--kind` names the other method.
     """
     if settings.group.kind != method:
-        raise LabError(f"`train {method}` is of the kind {method}; for the other use `train {settings.group.kind}`.")
+        raise LabError(
+            f"`train {method}` needs kind={method}. For {settings.group.kind}, use `train {settings.group.kind}`."
+        )
     return run(settings, method, "prompts", _fit)
 
 

@@ -22,14 +22,17 @@ from rlhf_lab.policies.base import Policy, Reward
 
 @dataclass(frozen=True, kw_only=True)
 class TrainIteratedDPO(SamplingSettings):
-    """Fit a causal language model to preferences between its own responses, labelled by a reward, in rounds."""
+    """Train a causal language model with DPO in rounds.
+
+    In each round the model's responses are sampled and labelled by a reward.
+    """
 
     iterated_dpo: Annotated[Online, Flat] = field(default_factory=Online)
     dpo: Annotated[DPO, Flat] = field(default_factory=DPO)
     learning_rate: Positive = 1e-6
-    """Peak learning rate. Small models take larger ones: 1e-4 for the shipped ones."""
+    """Peak learning rate. Small models need larger ones, for example 1e-4 for lab-gpt2."""
     reference: str | None = None
-    """Another model as the reference; by default the model itself, as it starts. Not for losses without one."""
+    """Reference model. Default: the model itself before training. Not for losses without a reference."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -37,7 +40,7 @@ class TrainIteratedDPO(SamplingSettings):
 
 
 def train_iterated_dpo(settings: TrainIteratedDPO) -> History:
-    """Run the command; see `job.run`. A round has `steps` steps."""
+    """Run the command; see `runner.run`. Each round has `steps` steps."""
     return run(settings, "iterated-dpo", "prompts", _fit)
 
 
@@ -49,7 +52,7 @@ def _fit(job: Job) -> History:
 
     @torch.no_grad()
     def collect(policy: Policy, number: int, generator: torch.Generator) -> Pairs:
-        """Two responses to each of `number` prompts drawn at random, labelled by Bradley-Terry on the reward."""
+        """Sample `number` prompts and two responses to each, labelled by the Bradley-Terry model on the reward."""
         rows = torch.randint(len(prompts), (number,), generator=generator, device=generator.device).cpu()
         parts = []
         for start in range(0, number, size):

@@ -1,7 +1,7 @@
-"""`rlhf-lab train kto`: fit a language model to verdicts on single responses with `algorithms/kto.py`.
+"""`rlhf-lab train kto`: train a language model on labels of single responses with `algorithms/kto.py`.
 
-Data with the columns prompt, completion and label are such verdicts; of preference pairs both responses are taken,
-the chosen one as desirable.
+Data with the columns prompt, completion and label contain such labels. From preference pairs, both responses are used:
+the chosen one is desirable and the rejected one is not.
 """
 
 from __future__ import annotations
@@ -17,19 +17,22 @@ from rlhf_lab.errors import Positive
 
 @dataclass(frozen=True, kw_only=True)
 class TrainKTO(PairSettings):
-    """Fit a causal language model to responses that are marked desirable or not (or to both sides of pairs)."""
+    """Train a causal language model with KTO on responses that are labelled desirable or undesirable.
+
+    From preference pairs, the chosen responses are desirable and the rejected ones are undesirable.
+    """
 
     caches_reference: ClassVar[bool] = True
 
     kto: Annotated[KTO, Flat] = field(default_factory=KTO)
     learning_rate: Positive = 1e-6
-    """Peak learning rate. Small models take larger ones: 1e-4 for the shipped ones."""
+    """Peak learning rate. Small models need larger ones, for example 1e-4 for lab-gpt2."""
     reference: str | None = None
-    """Another model as the reference; by default the model itself, as it starts."""
+    """Reference model. Default: the model itself before training."""
 
 
 def train_kto(settings: TrainKTO) -> History:
-    """Run the command; see `job.run`."""
+    """Run the command; see `runner.run`."""
     return run(settings, "kto", "verdicts", _fit)
 
 

@@ -1,4 +1,4 @@
-"""The README of an output folder: what was done, with what, to what, and what came out. Read by the Hub as well."""
+"""Model cards: the README.md of an output folder, which the Hub can read too."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 import rlhf_lab
 
 WHAT = {
-    "sft": "A language model fine-tuned on targets",
-    "reward-model": "A reward model fitted to preferences by Bradley-Terry",
-    "ranker": "A pairwise ranker fitted to preferences",
-    "dpo": "A language model fitted to preferences by DPO",
-    "kto": "A language model fitted to desirable and undesirable responses by KTO",
-    "ppo": "A language model trained on a reward by PPO",
-    "rso": "A language model fitted to pairs from statistical rejection sampling (RSO)",
-    "raft": "A language model fine-tuned on the best of its own samples (RAFT)",
+    "sft": "A language model fine-tuned on target responses (SFT)",
+    "reward-model": "A reward model fitted to preference pairs by the Bradley-Terry likelihood",
+    "ranker": "A pairwise ranker fitted to preference pairs",
+    "dpo": "A language model trained on preference pairs with DPO",
+    "kto": "A language model trained on desirable and undesirable responses with KTO",
+    "ppo": "A language model trained on a reward with PPO",
+    "rso": "A language model trained on pairs from statistical rejection sampling (RSO)",
+    "raft": "A language model fine-tuned on its best samples (RAFT)",
     "rest": "A language model trained by reinforced self-training (ReST)",
-    "iterated-dpo": "A language model fitted to preferences between its own responses, in rounds",
-    "rloo": "A language model trained on a reward by RLOO",
-    "grpo": "A language model trained on a reward by GRPO",
+    "iterated-dpo": "A language model trained with DPO in rounds on its labelled responses",
+    "rloo": "A language model trained on a reward with RLOO",
+    "grpo": "A language model trained on a reward with GRPO",
 }
 
 
@@ -35,18 +35,18 @@ def model_card(
     seconds: float,
     loads_with: str,
 ) -> str:
-    """The card, with the Hub's metadata on top.
+    """Return the model card, with the Hub's metadata on top.
 
     Args:
-        method: the command's word.
-        record: the settings, as run.json has them.
-        model: what it started from.
-        data: where the data came from.
-        said: what was found out about the data, a line each.
-        history: of the training.
-        device: where it ran.
-        seconds: how long it took since it was started or resumed.
-        loads_with: a sentence that says how to read the result.
+        method: the name of the method on the command line.
+        record: the settings, as in run.json.
+        model: the model before training.
+        data: the source of the data.
+        said: lines about the data.
+        history: the history of the training.
+        device: the device of the run.
+        seconds: time since the run was started or resumed.
+        loads_with: a sentence on how to load the result.
     """
     import torch
     import transformers
@@ -58,10 +58,10 @@ def model_card(
             *_metadata(method, model, data),
             f"# {WHAT[method]}",
             "",
-            f"`{model}`, with data from `{data}`, by `rlhf-lab train {method}` of rlhf_lab {rlhf_lab.__version__} "
-            f"(torch {torch.__version__}, transformers {transformers.__version__}, {device}; {seconds:,.0f} s).",
+            f"Made from `{model}` with data from `{data}` by `rlhf-lab train {method}` (rlhf_lab "
+            f"{rlhf_lab.__version__}, torch {torch.__version__}, transformers {transformers.__version__}, {device}; {seconds:,.0f} s).",
             loads_with,
-            "`rlhf-lab train " + method + " --config settings.yaml --out NEW` does the same again.",
+            f"`rlhf-lab train {method} --config settings.yaml --out NEW` repeats the run.",
             "",
             "## Data",
             *[f"- {line}" for line in said],
@@ -74,15 +74,15 @@ def model_card(
             "## Last step",
             *[f"- {name}: {value}" for name, value in last.items()],
             "",
-            "Nothing was evaluated: this says what was done, not how good it is (`rlhf-lab evaluate` measures). The "
-            "licences of the model and the data hold for the result.",
+            "The model has not been evaluated. `rlhf-lab evaluate` measures it. The licences of the original model and "
+            "of the data apply to the result.",
             "",
         ]
     )
 
 
 def pairs_card(settings: dict[str, Any], model: str, data: str, said: Sequence[str], count: int) -> str:
-    """The card of a set of preference pairs that the lab made."""
+    """Return the card of a data set of preference pairs that the lab made."""
     rows = [f"| {name} | {value} |" for name, value in flat(settings) if value is not None]
     return "\n".join(
         [
@@ -96,9 +96,9 @@ def pairs_card(settings: dict[str, Any], model: str, data: str, said: Sequence[s
             "---",
             "# Preference pairs",
             "",
-            f"{count:,} pairs in the columns `prompt`, `chosen`, `rejected`, as TRL's trainers take them. Both "
-            f"responses were drawn from `{model}` for prompts of `{data}` and labelled by a reward, not by a person "
-            f"(rlhf_lab {rlhf_lab.__version__}). `datasets.load_dataset(FOLDER)` reads them.",
+            f"{count:,} pairs in the columns `prompt`, `chosen` and `rejected`, which TRL's trainers can read. Both "
+            f"responses were sampled from `{model}` for prompts of `{data}` and labelled by a reward, not by a person "
+            f"(rlhf_lab {rlhf_lab.__version__}). `datasets.load_dataset(FOLDER)` reads the pairs.",
             "",
             *[f"- {line}" for line in said],
             "",
@@ -111,7 +111,7 @@ def pairs_card(settings: dict[str, Any], model: str, data: str, said: Sequence[s
 
 
 def _metadata(method: str, model: str, data: str) -> list[str]:
-    """The Hub's YAML head; only names that are the Hub's are given as such."""
+    """Return the YAML header for the Hub. It contains only names of models and data sets on the Hub."""
     from rlhf_lab.data.readers import is_local
     from rlhf_lab.policies.hub_lookup import is_hub_name
     from rlhf_lab.policies.loading import SHIPPED, SMOLLM2
@@ -125,7 +125,7 @@ def _metadata(method: str, model: str, data: str) -> list[str]:
 
 
 def flat(record: dict[str, Any], key: str = "") -> list[tuple[str, Any]]:
-    """Nested settings as (name.of.it, value)."""
+    """Return nested settings as pairs (dotted name, value)."""
     out = []
     for name, value in record.items():
         whole = f"{key}.{name}" if key else name

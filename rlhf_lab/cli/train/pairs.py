@@ -1,8 +1,7 @@
-"""Preference pairs that a method made, in the form of the ecosystem: a data set with prompt, chosen, rejected.
+"""Write preference pairs that a method made, as a data set with the columns prompt, chosen and rejected.
 
-pairs/pairs.parquet      the texts; `datasets.load_dataset(FOLDER)` and TRL's trainers take them
-pairs/ids.safetensors    the ids as they were drawn, from which a resumed run goes on
-pairs/README.md          what they are
+pairs/pairs.parquet    the texts, which `datasets.load_dataset(FOLDER)` and TRL's trainers read
+pairs/README.md        the data set's card
 """
 
 from __future__ import annotations
@@ -16,18 +15,18 @@ from rlhf_lab.batch import Pairs, Tokens
 
 
 def save_pairs(pairs: Pairs, tokenizer: Any, folder: Path, card: str) -> None:
-    """Write a data set of pairs, all of it or nothing.
+    """Write a data set of pairs, completely or not at all.
 
     Args:
         pairs: N pairs.
-        tokenizer: writes their texts, special tokens left out.
-        folder: where to.
-        card: the README's text.
+        tokenizer: decodes them, without special tokens.
+        folder: the folder to write.
+        card: the text of the README.
     """
     import datasets
 
     def texts(rows: Tokens) -> list[str]:
-        return tokenizer.batch_decode(rows.tolist(), skip_special_tokens=True)
+        return list(tokenizer.batch_decode(rows.tolist(), skip_special_tokens=True))
 
     chosen, rejected = (
         Tokens(pairs.responses.ids[:, place], pairs.responses.mask[:, place]).to("cpu") for place in (0, 1)

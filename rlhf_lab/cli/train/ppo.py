@@ -6,26 +6,26 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from rlhf_lab.algorithms.ppo import PPO, ppo
-from rlhf_lab.cli.train.runner import History, Job, run, scored_by
+from rlhf_lab.cli.train.runner import History, Job, new_critic, run
 from rlhf_lab.cli.train.settings import Epochs, Flat, SamplingSettings
 from rlhf_lab.training.config import Epsilon
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainPPO(SamplingSettings):
-    """Train a causal language model by proximal policy optimisation on a reward, with a KL penalty per token."""
+    """Train a causal language model on a reward with PPO, with a critic and a KL penalty per token."""
 
     ppo: Annotated[PPO, Flat] = field(default_factory=PPO)
     epochs: Epochs = 1.0
-    """Passes over the prompts, where `steps` is not given."""
+    """Number of passes over the prompts, if `steps` is not given."""
     adam_epsilon: Epsilon = 1e-5
-    """Adam's ε."""
+    """The ε of Adam."""
     reference: str | None = None
-    """Another model as the reference; by default the model itself, as it starts."""
+    """Reference model. Default: the model itself before training."""
 
 
 def train_ppo(settings: TrainPPO) -> History:
-    """Run the command; see `job.run`."""
+    """Run the command; see `runner.run`."""
     return run(settings, "ppo", "prompts", _fit)
 
 
@@ -33,7 +33,7 @@ def _fit(job: Job) -> History:
     prompts = job.data.prompts
     assert prompts is not None
     reward = job.reward()
-    critic = scored_by(job.policy, reward)
+    critic = new_critic(job.policy, reward)
     training = job.training(len(prompts))
     policy = job.drawing(job.policy)
     return ppo(policy, job.reference(), reward, critic, prompts, job.settings.ppo, training, claimed=True)

@@ -1,4 +1,4 @@
-"""`rlhf-lab train raft`: fine-tune a language model on the best of its own samples with `algorithms/raft.py`."""
+"""`rlhf-lab train raft`: fine-tune a language model on its best samples with `algorithms/raft.py`."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from rlhf_lab.cli.train.settings import Flat, SamplingSettings
 
 @dataclass(frozen=True, kw_only=True)
 class TrainRAFT(SamplingSettings):
-    """Fine-tune a causal language model on the best of several responses of its own, once or in rounds."""
+    """Fine-tune a causal language model on the best of several sampled responses, once or in rounds (RAFT)."""
 
     raft: Annotated[RAFT, Flat] = field(default_factory=RAFT)
 
 
 def train_raft(settings: TrainRAFT) -> History:
-    """Run the command; see `job.run`. A round has `steps` steps."""
+    """Run the command; see `runner.run`. Each round has `steps` steps."""
     return run(settings, "raft", "prompts", _fit)
 
 

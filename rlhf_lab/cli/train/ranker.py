@@ -1,4 +1,4 @@
-"""`rlhf-lab train ranker`: fit RSO's pairwise ranker with `algorithms/ranker.py`."""
+"""`rlhf-lab train ranker`: fit the pairwise ranker of RSO with `algorithms/ranker.py`."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from rlhf_lab.cli.train.settings import Flat, PairSettings
 from rlhf_lab.rewards.ranker import PairwiseRanker
 
 READS = (
-    "`model/` loads with `rlhf_lab.rewards.ranker.PairwiseRanker.from_pretrained`; --reward takes it, with baseline "
-    "responses of the model that is trained."
+    "`model/` can be loaded with `rlhf_lab.rewards.ranker.PairwiseRanker.from_pretrained`. Give this folder to "
+    "--reward, which then scores each response against baseline responses of the model that is trained."
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainRanker(PairSettings):
-    """Fit a pairwise ranker, which reads both responses together, to preference pairs."""
+    """Fit a pairwise ranker, which reads both responses of a pair together, to preference pairs."""
 
     ranker: Annotated[Ranker, Flat] = field(default_factory=Ranker)
 
 
 def train_ranker(settings: TrainRanker) -> History:
-    """Run the command; see `job.run`."""
+    """Run the command; see `runner.run`."""
     no_adapters(settings, "ranker")
     trained: list[PairwiseRanker] = []
 

@@ -1,4 +1,4 @@
-"""`rlhf-lab train rest`: reinforced self-training of a language model with `algorithms/rest.py`."""
+"""`rlhf-lab train rest`: reinforced self-training (ReST) of a language model with `algorithms/rest.py`."""
 
 from __future__ import annotations
 
@@ -15,36 +15,39 @@ from rlhf_lab.errors import Count, LabError, Natural, refuse_unused
 
 @dataclass(frozen=True, kw_only=True)
 class TrainReST(SamplingSettings):
-    """Train a causal language model by ReST: grow a data set from it, improve it on what passes a rising threshold."""
+    """Train a causal language model with ReST.
+
+    The Grow step samples responses from the model. The Improve steps train it on responses above a rising threshold.
+    """
 
     rest: Annotated[ReST, Flat] = field(default_factory=ReST)
     held_out: Natural = 0
-    """Prompts, the last ones, kept apart for `patience` to watch the reward on."""
+    """Number of prompts, the last ones, that are not trained on. `patience` measures the reward on them."""
     original: str | None = None
-    """SFT data that stay in the mix, scored and filtered like what is grown: a file, a data set on the Hub, or
-    world:NAME, in the forms that `train sft` reads."""
+    """SFT data that are added to the sampled responses, and scored and filtered like them: a file, a data set on the
+    Hub, or world:NAME, in the formats of `train sft`."""
     original_split: str | None = None
-    """Its split; by default that of `data`."""
+    """Split of `original`. Default: that of `data`."""
     original_revision: str | None = None
-    """Its branch, tag or commit, if it is on the Hub."""
+    """Branch, tag or commit of `original` on the Hub."""
     original_folder: str | None = None
-    """Folder within it, if it is on the Hub."""
+    """Folder inside `original` on the Hub."""
     original_limit: Count | None = None
-    """Its first so many usable rows alone."""
+    """Use only this number of rows of `original`, the first usable ones."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.rest.patience is None:
-            refuse_unused(self, ["held_out"], "without patience, which watches the reward on those prompts")
+            refuse_unused(self, ["held_out"], "without patience, which measures the reward on these prompts")
         if self.original is None:
             apart = [f"original_{name}" for name in ("split", "revision", "folder", "limit")]
-            refuse_unused(self, apart, "without original, the data that it belongs to")
+            refuse_unused(self, apart, "without original, to which it belongs")
 
 
 def train_rest(settings: TrainReST) -> History:
-    """Run the command; see `job.run`. An Improve step has `steps` steps, over responses."""
+    """Run the command; see `runner.run`. Each Improve step has `steps` optimiser steps."""
     if settings.rest.patience is not None and settings.held_out < 1:
-        raise LabError("patience needs prompts to watch the reward on: give --held-out, for example 64.")
+        raise LabError("patience measures the reward on held-out prompts. Give --held-out, for example 64.")
     if settings.original is not None:
         check_data(original_of(settings), settings.original_split is not None)
     return run(settings, "rest", "prompts", _fit)
@@ -55,10 +58,12 @@ def _fit(job: Job) -> History:
     assert prompts is not None
     number = len(prompts) - settings.held_out
     if number < 1:
-        raise LabError(f"held_out {settings.held_out} leaves none of {len(prompts)} prompts to train on.")
+        raise LabError(
+            f"held_out={settings.held_out} leaves none of the {len(prompts)} prompts for training. Lower it."
+        )
     apart = prompts[number:] if settings.held_out else None
     original = _original(job)
-    # One epoch of an Improve step would see every response if all passed.
+    # An epoch of an Improve step has this many rows if every response passes the threshold.
     rows = number * settings.rest.samples + (0 if original is None else len(original[0]))
     return rest(
         job.drawing(job.policy),
@@ -73,11 +78,11 @@ def _fit(job: Job) -> History:
 
 
 def _original(job: Job) -> tuple[Tokens, Tokens] | None:
-    """The SFT data that stay in the mix, cut to the same limits as all else."""
-    theirs = original_of(job.settings)
-    if theirs is None:
+    """Load the data of `--original`, with the same limits on tokens as the other data."""
+    settings = original_of(job.settings)
+    if settings is None:
         return None
-    data = load_data(theirs, "targets", job.tokenizer, job.limits)
+    data = load_data(settings, "targets", job.tokenizer, job.limits)
     assert data.prompts is not None and data.targets is not None
     for line in data.said:
         job.say(f"original: {line}")

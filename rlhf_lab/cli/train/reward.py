@@ -1,4 +1,4 @@
-"""What `--reward` names: a trained reward model or ranker in a folder, or a world's gold reward."""
+"""Load the reward of `--reward`: a trained reward model or ranker from a folder, or the gold reward of a world."""
 
 from __future__ import annotations
 
@@ -19,32 +19,34 @@ GOLD = "gold"
 
 
 def _gold_world(reward: str, world: str | None) -> str | None:
-    """The world whose gold reward is meant; None where `reward` is a folder."""
+    """Return the name of the world whose gold reward is meant, or None if `reward` is a folder."""
     if reward != GOLD and not reward.startswith(f"{GOLD}:"):
         return None
     name = reward.partition(":")[2] or world
     if name is None:
-        raise LabError("The reward gold belongs to a world: use --data world:NAME, or name it, --reward gold:NAME.")
+        raise LabError("The reward gold needs a world. Use --data world:NAME, or --reward gold:NAME.")
     return name
 
 
 def reward_folder(reward: str) -> Path:
-    """The folder that holds the reward itself: the one given, or model/ in it, where it is a run's output.
+    """Return the folder that contains the reward: the given one, or its subfolder model/ if it is a run's output.
 
     Raises:
-        LabError: there is no such folder, or it holds none.
+        LabError: the folder does not exist or contains no reward.
     """
     path = check_path(reward, "reward")
     for folder in (path, path / "model"):
         if (folder / RECORD).is_file():
             return folder
     if not path.exists():
-        raise LabError(f"There is no reward folder {reward}: give what `rlhf-lab train reward-model` wrote, or gold.")
-    raise LabError(f"{reward} holds no reward model: give the folder that `rlhf-lab train reward-model` wrote.")
+        raise LabError(
+            f"There is no reward folder {reward}. Give the output folder of `rlhf-lab train reward-model`, or gold."
+        )
+    raise LabError(f"{reward} contains no reward model. Give the output folder of `rlhf-lab train reward-model`.")
 
 
 def check_reward(settings: Any) -> None:
-    """Refuse a reward that cannot be had, before anything is loaded."""
+    """Raise `LabError` if the reward does not exist. Nothing is loaded."""
     reward = getattr(settings, "reward", None)
     if reward is None:
         return
@@ -56,10 +58,10 @@ def check_reward(settings: Any) -> None:
 
 
 def load_reward(settings: Any, policy: LanguageModelPolicy, tokenizer: Any) -> Reward:
-    """The reward on ids.
+    """Return the reward of `--reward`, as a function of token ids.
 
     Raises:
-        LabError: it cannot be loaded, or was trained with another tokenizer than the policy's.
+        LabError: the reward cannot be loaded, or it was trained with another tokenizer than the policy's.
     """
     world = _gold_world(settings.reward, settings.world)
     if world is not None:
@@ -67,13 +69,13 @@ def load_reward(settings: Any, policy: LanguageModelPolicy, tokenizer: Any) -> R
     return read_reward(settings.reward, policy, tokenizer, settings.seed)
 
 
-def start_of(policy: LanguageModelPolicy) -> Policy:
-    """The policy as it is before training, frozen: under LoRA the same weights without adapters, else a copy."""
+def frozen_start(policy: LanguageModelPolicy) -> Policy:
+    """Return the frozen policy before training: under LoRA the same weights without adapters, otherwise a copy."""
     return policy.reference() if isinstance(policy, LoraPolicy) else policy.frozen()
 
 
 def read_reward(name: str, policy: LanguageModelPolicy, tokenizer: Any, seed: int = 0) -> Reward:
-    """The reward in a folder. A ranker becomes one by baseline responses that the policy, as it is now, draws.
+    """Return the reward in a folder. A ranker scores a response against baseline responses sampled from the policy.
 
     Raises:
         LabError: as `load_reward`.
@@ -82,9 +84,9 @@ def read_reward(name: str, policy: LanguageModelPolicy, tokenizer: Any, seed: in
     try:
         kind = json.loads((folder / RECORD).read_text(encoding="utf-8")).get("kind")
     except (OSError, ValueError, AttributeError) as error:
-        raise LabError(f"{folder / RECORD} is damaged ({type(error).__name__}); train the reward again.") from None
+        raise LabError(f"{folder / RECORD} is damaged ({type(error).__name__}). Train the reward again.") from None
     if kind == PairwiseRanker.kind:
         ranker = PairwiseRanker.from_pretrained(folder, tokenizer, policy.device)
-        return BaselineReward(ranker, start_of(policy), seed)
+        return BaselineReward(ranker, frozen_start(policy), seed)
     reward = LanguageModelReward.from_pretrained(folder, tokenizer, policy.device)
     return reward.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""`rlhf-lab train reward-model`: fit a scorer to preference pairs with `algorithms/reward_model.py`."""
+"""`rlhf-lab train reward-model`: fit a reward model to preference pairs with `algorithms/reward_model.py`."""
 
 from __future__ import annotations
 
@@ -11,18 +11,24 @@ from rlhf_lab.cli.train.runner import History, Job, no_adapters, run
 from rlhf_lab.cli.train.settings import Flat, PairSettings
 from rlhf_lab.rewards.language_model import LanguageModelReward
 
-READS = "`model/` loads with `rlhf_lab.rewards.language_model.LanguageModelReward.from_pretrained`; --reward takes it."
+READS = (
+    "`model/` can be loaded with `rlhf_lab.rewards.language_model.LanguageModelReward.from_pretrained`. Give this "
+    "folder to --reward."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainRewardModel(PairSettings):
-    """Fit a reward model (a language model's body with a linear head) to preference pairs by Bradley-Terry."""
+    """Fit a reward model to preference pairs by the Bradley-Terry likelihood.
+
+    The reward model is a language model with a linear head in place of its output layer.
+    """
 
     reward_model: Annotated[RewardModel, Flat] = field(default_factory=RewardModel)
 
 
 def train_reward_model(settings: TrainRewardModel) -> History:
-    """Run the command; see `job.run`."""
+    """Run the command; see `runner.run`."""
     no_adapters(settings, "reward-model")
     trained: list[LanguageModelReward] = []
 

@@ -13,15 +13,18 @@ from rlhf_lab.cli.train.settings import Epochs, Flat, SamplingSettings
 
 @dataclass(frozen=True, kw_only=True)
 class TrainRLOO(SamplingSettings):
-    """Train a causal language model on a reward; each response is weighed against its sisters (RLOO)."""
+    """Train a causal language model on a reward with RLOO.
+
+    The baseline of a response is the mean reward of the other responses to its prompt.
+    """
 
     group: Annotated[Group, Flat] = field(default_factory=lambda: Group(kind="rloo"))
     epochs: Epochs = 1.0
-    """Passes over the prompts, where `steps` is not given."""
+    """Number of passes over the prompts, if `steps` is not given."""
     reference: str | None = None
-    """Another model as the reference; by default the model itself, as it starts."""
+    """Reference model. Default: the model itself before training."""
 
 
 def train_rloo(settings: TrainRLOO) -> History:
-    """Run the command; see `job.run`."""
+    """Run the command; see `runner.run`."""
     return run_group(settings, "rloo")

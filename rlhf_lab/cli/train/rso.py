@@ -1,6 +1,6 @@
-"""`rlhf-lab train rso`: make preference pairs by rejection sampling and fit to them, with `algorithms/rso.py`.
+"""`rlhf-lab train rso`: train on pairs from rejection sampling, with `algorithms/rso.py`.
 
-The pairs are written to pairs/ before the fit, as a data set that TRL takes as well.
+The pairs are written to pairs/ before training, as a data set that TRL can read too.
 """
 
 from __future__ import annotations
@@ -14,38 +14,44 @@ from rlhf_lab.batch import Pairs
 from rlhf_lab.cli.train.model_card import pairs_card
 from rlhf_lab.cli.train.pairs import save_pairs
 from rlhf_lab.cli.train.runner import History, Job, run
-from rlhf_lab.cli.train.settings import DrawingSettings, Flat, refuse_reference
+from rlhf_lab.cli.train.settings import Flat, SamplerSettings, refuse_reference
 from rlhf_lab.errors import LabError, refuse_unused
 from rlhf_lab.policies.base import Policy
 from rlhf_lab.training import checkpoint, distributed
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainRSO(DrawingSettings):
-    """Fit a causal language model to pairs of its own responses, accepted and labelled by a reward (RSO)."""
+class TrainRSO(SamplerSettings):
+    """Train a causal language model with RSO.
+
+    Pairs are made of the model's responses, which are accepted by rejection sampling and labelled by a reward.
+    """
 
     caches_reference: ClassVar[bool] = True
 
     rso: Annotated[RSO, Flat] = field(default_factory=RSO)
     reward: str | None = None
-    """Folder of a trained reward model or ranker, or gold with a world's data. Not for the source direct."""
+    """Reward: the folder of a trained reward model or ranker, or gold for the gold reward of the data's world. Not with
+    the source direct."""
     reference: str | None = None
-    """Another model as the SFT policy, whose samples are the candidates; by default the model itself."""
+    """SFT model, which is the reference and gives the candidates. Default: the model itself before training."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.rso.source == "direct":
-            refuse_unused(self, ["reward", "sampler"], "with the source direct, which draws no responses")
+            refuse_unused(self, ["reward", "sampler"], "with the source direct, which samples no responses")
             refuse_reference(self, self.rso.loss, DPO(self.rso.loss).needs_reference)
 
 
 def train_rso(settings: TrainRSO) -> History:
-    """Run the command; see `job.run`."""
+    """Run the command; see `runner.run`."""
     direct = settings.rso.source == "direct"
     if direct and settings.world is not None:
-        raise LabError("The source direct takes labelled pairs: give --data a file or a data set of pairs.")
+        raise LabError("The source direct needs labelled pairs. Give a file or a data set of pairs to --data.")
     if not direct and settings.reward is None:
-        raise LabError(f"The source {settings.rso.source} needs a reward: give --reward FOLDER, or gold for a world.")
+        raise LabError(
+            f"The source {settings.rso.source} needs a reward. Give --reward FOLDER, or --reward gold for a world."
+        )
     return run(settings, "rso", "pairs" if direct else "prompts", _fit)
 
 
@@ -62,7 +68,7 @@ def _fit(job: Job) -> History:
 def _pairs(job: Job, reference: Policy) -> Pairs:
     prompts, settings = job.data.prompts, job.settings
     assert prompts is not None
-    # Blocks that are done lie in samples/: a resumed run draws none of them again.
+    # Finished batches of samples are stored in samples/, so a resumed run does not sample them again.
     pairs, dropped = make_pairs(
         job.drawing(reference),
         job.reward(),
@@ -72,7 +78,7 @@ def _pairs(job: Job, reference: Policy) -> Pairs:
         progress=settings.progress,
         folder=settings.out / "samples",
     )
-    job.say(f"{len(pairs):,} pairs made from {len(prompts):,} prompts; {dropped:,} of equal responses dropped")
+    job.say(f"{len(pairs):,} pairs made from {len(prompts):,} prompts; {dropped:,} with equal responses were dropped")
     record = {**checkpoint.plain(settings.rso), "reward": settings.reward, "seed": settings.seed}
     text = pairs_card(record, settings.model, settings.data, job.said, len(pairs))
     distributed.on_main_process(lambda: save_pairs(pairs, job.tokenizer, settings.out / "pairs", text))

@@ -1,15 +1,15 @@
-"""One run of `rlhf-lab train`, whatever the method: check, load, train, save.
+"""The steps of `rlhf-lab train` that all methods share: check the settings, load model and data, train, save.
 
-What can be known to be wrong is said first: the settings, the output folder, the data, the model's name and its
-context. Only then is the model loaded. The output folder afterwards:
+The settings, the output folder, the data, the model's name and its context are checked before the model is loaded. The
+output folder contains in the end:
 
-    run.json         settings, and the data's SHA-256
-    settings.yaml    the same, as --config takes them
-    history.jsonl    loss and what else the method watches
-    checkpoints/     from which --resume goes on (of methods in rounds: a folder a round)
-    model/           weights and tokenizer; from_pretrained reads them
-    pairs/           preference pairs, where the method made some
-    README.md        what was done with what
+    run.json         settings and the SHA-256 of the data
+    settings.yaml    the settings in the form that --config reads
+    history.jsonl    loss and other numbers of the training
+    checkpoints/     the states from which --resume continues; methods with rounds have one folder per round
+    model/           weights and tokenizer, for from_pretrained
+    pairs/           preference pairs, if the method made some
+    README.md        a model card
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from torch import Tensor
 from rlhf_lab.batch import Pairs, Tokens
 from rlhf_lab.cli import yaml_config
 from rlhf_lab.cli.train import model_card, sampling_batch
-from rlhf_lab.cli.train.data import Data, Kind, check_data, data_mark, draw_pairs, load_data, token_limits
-from rlhf_lab.cli.train.reward import check_reward, load_reward, start_of
+from rlhf_lab.cli.train.data import Data, Kind, check_data, data_mark, load_data, sample_pairs, token_limits
+from rlhf_lab.cli.train.reward import check_reward, frozen_start, load_reward
 from rlhf_lab.cli.train.settings import Common, PairSettings, record_of
 from rlhf_lab.errors import LabError, check_paths
 from rlhf_lab.policies import hub_lookup
@@ -58,21 +58,21 @@ from rlhf_lab.training.lock import FolderLock
 
 History = list[dict[str, float]]
 
-POLICY = "`model/` loads with `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained`."
+POLICY = "`model/` can be loaded with `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained`."
 
 
 class Job:
-    """What a method's `fit` works with.
+    """Everything that the `fit` function of a method needs.
 
     Attributes:
-        settings: the command's.
-        method: the command's word.
-        tokenizer: the model's.
-        policy: π_θ, to be trained in place.
-        data: of the kind that the method asked for.
-        limits: the longest prompt and response, in tokens.
-        device: where the policy lies.
-        said: what the card shall say about the data.
+        settings: the settings of the command.
+        method: the name of the method on the command line.
+        tokenizer: the tokenizer of the model.
+        policy: π_θ, which is trained in place.
+        data: data of the kind that the method needs.
+        limits: maximum lengths of a prompt and of a response, in tokens.
+        device: device of the policy.
+        said: lines about the data for the model card.
     """
 
     def __init__(
@@ -84,20 +84,21 @@ class Job:
         data: Data,
         limits: tuple[int, int],
     ) -> None:
+        """Keep the arguments as attributes; the policy and the data give the others."""
         self.settings, self.method, self.policy, self.tokenizer, self.data = settings, method, policy, tokenizer, data
         self.limits = limits
         self.device = policy.device
         self.said = list(data.said)
 
     def reference(self) -> Policy:
-        """π_ref, frozen: the model that `--reference` names, or the policy as it is now (under LoRA: without adapters).
+        """Return π_ref, frozen: the model of `--reference`, or the policy itself before training.
 
         Raises:
-            LabError: its vocabulary is not the policy's.
+            LabError: the vocabulary of the model differs from the policy's.
         """
         name = getattr(self.settings, "reference", None)
         if name is None:
-            return start_of(self.policy)
+            return frozen_start(self.policy)
         model, tokenizer = load_language_model(name, self.device)
         check_same_vocabulary(self.tokenizer, tokenizer, self.settings.model, name)
         policy = self.policy
@@ -107,45 +108,46 @@ class Job:
         ).frozen()  # fmt: skip
 
     def reference_log_probs(self, reference: Policy, data: Pairs | tuple[Tokens, Tokens]) -> Tensor | None:
-        """log π_ref of given responses, (N, G), computed once and kept in the cache; None: left to the algorithm.
+        """Return log π_ref of given responses, (N, G), computed once and stored in the cache.
 
-        Several processes share the work in the algorithm instead.
+        With several processes this returns None. The algorithm then computes them, and the processes share the work.
         """
         if distributed.world_size() > 1:
             return None
         settings: Common = self.settings
         folder = (settings.reference_cache or hub_lookup.cache_folder() / "reference") / settings.precision
-        # As in the loop: the policy's log-ratio to it starts at zero.
+        # The same precision as in the training loop, so that the policy's log-ratio to the reference starts at zero.
         with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
             return cached_reference_log_probs(reference, data, folder, settings.batch_size, settings.progress)
 
     def drawing(self, policy: Policy) -> Policy:
-        """`policy`, whose responses come from where `--sampler` says. Training it trains `policy`.
+        """Return `policy` with the sampler of `--sampler`. Training the result trains `policy`.
 
         Raises:
             LabError: vLLM is not installed.
         """
         if self.settings.sampler != "vllm":
-            return policy  # graphs are the policy's own affair
+            return policy  # the policy itself uses CUDA graphs
         if isinstance(policy, AdapterReference):
-            policy = policy.copy()  # a model whose adapters are switched off cannot be written down
+            policy = policy.copy()  # a model with disabled adapters cannot be written to a file
         assert isinstance(policy, LanguageModelPolicy)
         return VllmSampler.load(policy, dtype="bfloat16" if self.settings.precision == "bf16" else "float32")
 
     def reward(self) -> Reward:
-        """What `--reward` names.
+        """Return the reward of `--reward`.
 
         Raises:
-            LabError: it cannot be loaded, or belongs to another tokenizer.
+            LabError: the reward cannot be loaded, or it belongs to another tokenizer.
         """
         return load_reward(self.settings, self.policy, self.tokenizer)
 
     def training(self, rows: int, **changes: Any) -> Training:
-        """The loop's settings for so many rows of data."""
-        return self.settings.training(rows, **changes)
+        """Return the settings of the training loop for `rows` rows of data."""
+        training: Training = self.settings.training(rows, **changes)
+        return training
 
     def say(self, text: str) -> None:
-        """A line for the card, and for whoever watches."""
+        """Add a line to the model card and print it."""
         self.said.append(text)
         _say(self.settings, text)
 
@@ -160,18 +162,19 @@ def run(
     """Run a method.
 
     Args:
-        settings: the command's.
-        method: its word.
-        kind: of data it learns from.
-        fit: trains `job.policy`, or something of its own, and gives the history.
-        save: writes the result into a folder and says how to read it; by default the policy is saved.
+        settings: the settings of the command.
+        method: the name of the method on the command line.
+        kind: the kind of data that the method learns from.
+        fit: function that trains `job.policy`, or another model, and returns the history.
+        save: function that writes the result to a folder and returns a sentence on how to read it. By default the
+            policy is saved.
 
     Returns:
         the history.
 
     Raises:
-        LabError: something in the settings, the folder, the data or the model is not as it must be.
-        KeyboardInterrupt: stopped by Ctrl-C; the message says what is saved, and how to go on.
+        LabError: the settings, the folder, the data or the model cannot be used.
+        KeyboardInterrupt: stopped by Ctrl-C. The message tells what is saved and how to continue.
     """
     settings = check_paths(settings)
     try:
@@ -191,25 +194,13 @@ def _run(
     save: Callable[[Job, Path], str] | None,
     held: ExitStack,
 ) -> History:
-    """See `run`; `held` keeps the folder's lock until the result is saved."""
+    """Run a method; `held` keeps the lock of the output folder until the result is saved."""
     start = time.perf_counter()
     distributed.init_process_group()
     show_progress_bars(distributed.shows_progress(settings.progress))
     out = settings.out
     device = pick_device(settings.device)
-    check_data(settings)
-    check_reward(settings)
-    _check_sampler(settings)
-    for name in (settings.model, getattr(settings, "reference", None)):
-        if name is not None:
-            check_model_available(name, settings.model_revision if name == settings.model else None)
-
-    tokenizer = load_tokenizer(settings.model, settings.model_revision)
-    sizes = load_config(settings.model, settings.model_revision)
-    if settings.lora_rank is not None:
-        check_lora_rank(settings.lora_rank, sizes)
-    if (reference := getattr(settings, "reference", None)) is not None:
-        load_config(reference)
+    tokenizer, sizes = _check(settings)
     limits = token_limits(settings, sizes, tokenizer)
     settings = sampling_batch.with_sampling_batch(settings, sizes, limits)
     record = {**record_of(settings, method), **data_mark(settings)}
@@ -217,7 +208,44 @@ def _run(
     data = load_data(settings, kind, tokenizer, limits)
     for line in data.said:
         _say(settings, line)
+    policy, tokenizer = _load_policy(settings, device, limits)
+    distributed.on_main_process(lambda: _hold(out, held))
+    checkpoint.claim(out, record, settings.resume)
+    _write(out / "settings.yaml", f"# rlhf-lab train {method} --config THIS-FILE\n{yaml_config.write(settings)}")
+    try:
+        with memory.oom_hint(settings):
+            if settings.world is not None and isinstance(settings, PairSettings):
+                data = sample_pairs(settings, policy, tokenizer)
+                _say(settings, data.said[0])
+            job = Job(settings, method, policy, tokenizer, data, limits)
+            history = fit(job)
+    except LabError:
+        _remove_unstarted(out)
+        raise
+    _save_result(job, record, history, save, start)
+    return history
 
+
+def _check(settings: Any) -> tuple[Any, Any]:
+    """Check data, reward, sampler and models before anything large is loaded; return the tokenizer and the config."""
+    check_data(settings)
+    check_reward(settings)
+    _check_sampler(settings)
+    reference = getattr(settings, "reference", None)
+    for name in (settings.model, reference):
+        if name is not None:
+            check_model_available(name, settings.model_revision if name == settings.model else None)
+    tokenizer = load_tokenizer(settings.model, settings.model_revision)
+    sizes = load_config(settings.model, settings.model_revision)
+    if settings.lora_rank is not None:
+        check_lora_rank(settings.lora_rank, sizes)
+    if reference is not None:
+        load_config(reference)
+    return tokenizer, sizes
+
+
+def _load_policy(settings: Any, device: torch.device, limits: tuple[int, int]) -> tuple[LanguageModelPolicy, Any]:
+    """Load the model; return it as a policy, with LoRA adapters if wanted, and its tokenizer."""
     with memory.oom_hint(settings):
         model, tokenizer = load_language_model(settings.model, device, revision=settings.model_revision)
     graphs = getattr(settings, "sampler", "lab") == "graphs"
@@ -227,42 +255,38 @@ def _run(
         policy = with_lora(
             policy, settings.lora_rank, settings.lora_alpha, settings.lora_targets or None, settings.seed
         )
-    distributed.on_main_process(lambda: _hold(out, held))
-    checkpoint.claim(out, record, settings.resume)
-    _write(out / "settings.yaml", f"# rlhf-lab train {method} --config THIS-FILE\n{yaml_config.write(settings)}")
-    try:
-        with memory.oom_hint(settings):
-            if settings.world is not None and isinstance(settings, PairSettings):
-                data = draw_pairs(settings, policy, tokenizer)
-                _say(settings, data.said[0])
-            job = Job(settings, method, policy, tokenizer, data, limits)
-            history = fit(job)
-    except LabError:
-        _give_back(out)
-        raise
-    if isinstance(policy, LoraPolicy):
-        distributed.on_main_process(partial(policy.save_adapter, out / "adapters"))
+    return policy, tokenizer
+
+
+def _save_result(
+    job: Job,
+    record: dict[str, Any],
+    history: History,
+    save: Callable[[Job, Path], str] | None,
+    start: float,
+) -> None:
+    """Write the trained model, the history and the README."""
+    settings, out = job.settings, job.settings.out
+    if isinstance(job.policy, LoraPolicy):
+        distributed.on_main_process(partial(job.policy.save_adapter, out / "adapters"))
     reads = _save(job, out / "model", save)
     _write(out / "history.jsonl", "".join(json.dumps(row) + "\n" for row in history))
     seconds = time.perf_counter() - start
-    _write(
-        out / "README.md",
-        model_card.model_card(
-            method, record, settings.model, settings.data, job.said, history, str(device), seconds, reads
-        ),
+    card = model_card.model_card(
+        job.method, record, settings.model, settings.data, job.said, history, str(job.device), seconds, reads
     )
-    _say(settings, f"Done in {seconds:,.0f} s: {out / 'model'}")
-    return history
+    _write(out / "README.md", card)
+    _say(settings, f"Done in {seconds:,.0f} s. The result is in {out / 'model'}.")
 
 
 def _check_sampler(settings: Any) -> None:
-    """Refuse a sampler that is not there, before anything is loaded."""
+    """Raise `LabError` if the sampler cannot be used here. Nothing is loaded."""
     sampler = getattr(settings, "sampler", "lab")
     if sampler == "graphs":
         check_cuda_device(pick_device(settings.device))
     elif sampler == "vllm":
         if distributed.world_size() > 1:
-            raise LabError("The sampler vllm works with one process; with several leave --sampler out.")
+            raise LabError("The sampler vllm works with one process only. Leave --sampler out.")
         check_vllm_installed()
 
 
@@ -271,20 +295,20 @@ def _hold(out: Path, held: ExitStack) -> None:
 
 
 def _refuse_taken(out: Path, record: dict[str, Any], resume: bool) -> None:
-    """Look at the folder now, take it only when data and model have proved usable: a refused run leaves no trace."""
+    """Check the folder without writing to it, so that a run that is refused later leaves no files."""
     if resume or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
         checkpoint.claim(out, record, resume)
 
 
-def _give_back(out: Path) -> None:
-    """Leave no trace of a run that was refused before its first step, so that the next may have the folder."""
-    mine = {"run.json", "settings.yaml"}
-    if distributed.is_main_process() and {path.name for path in out.iterdir() if not path.name.startswith(".")} <= mine:
+def _remove_unstarted(out: Path) -> None:
+    """Remove the folder of a run that was refused before its first step, so that the next run can use it."""
+    ours = {"run.json", "settings.yaml"}
+    if distributed.is_main_process() and {path.name for path in out.iterdir() if not path.name.startswith(".")} <= ours:
         shutil.rmtree(out)
 
 
 def _save(job: Job, folder: Path, save: Callable[[Job, Path], str] | None) -> str:
-    """Write the folder under another name first, so that a half-written one is never there under its own."""
+    """Write the folder under a temporary name and rename it, so that it never exists half-written."""
     part = folder.with_name(f".{folder.name}.part")
 
     def write() -> str:
@@ -298,7 +322,7 @@ def _save(job: Job, folder: Path, save: Callable[[Job, Path], str] | None) -> st
         os.replace(part, folder)
         return reads
 
-    def write_or_say() -> str:
+    def write_or_raise() -> str:
         try:
             return write()
         except (OSError, SafetensorError) as error:
@@ -308,7 +332,7 @@ def _save(job: Job, folder: Path, save: Callable[[Job, Path], str] | None) -> st
                 f"{checkpoint.kept(folder.parent)}"
             ) from None
 
-    return distributed.on_main_process(write_or_say) or ""
+    return distributed.on_main_process(write_or_raise) or ""
 
 
 def _write(path: Path, text: str) -> None:
@@ -321,14 +345,14 @@ def _say(settings: Common, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def scored_by(policy: Policy, reward: Reward) -> Any:
-    """The critic of `policy`, started from the reward model where the reward is one on a language model's body."""
+def new_critic(policy: Policy, reward: Reward) -> Any:
+    """Return a critic for `policy`, which starts from the reward model if the reward is a language model."""
     from rlhf_lab.rewards.language_model import LanguageModelReward
 
     return policy.new_critic(reward if isinstance(reward, LanguageModelReward) else None)
 
 
 def no_adapters(settings: Common, method: str) -> None:
-    """Refuse LoRA where a head is trained on a whole body."""
+    """Raise `LabError` for LoRA with a method that trains all weights."""
     if settings.lora_rank is not None:
-        raise LabError(f"lora_rank is for policies; {method} trains a whole body and its head. Leave it out.")
+        raise LabError(f"lora_rank cannot be used with {method}, which trains all weights. Leave it out.")

@@ -1,6 +1,6 @@
-"""What every `rlhf-lab train METHOD` can be told: the model, the data, the output folder, the loop, the machine.
+"""The settings that all `rlhf-lab train` commands share: model, data, output folder, training loop and device.
 
-A method's settings are these and its algorithm's own dataclass, whose fields become options of the same rank.
+The settings of a method are these and the dataclass of its algorithm, whose fields also become options.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from rlhf_lab.training import Training, checkpoint
 from rlhf_lab.training.config import Clip, Epsilon, Schedule
 
 WORLD = "world:"
-"""What a text world's name stands behind, where data are asked for."""
+"""Prefix of `--data` for the name of a text world."""
 
 Sampler = Literal["lab", "graphs", "vllm"]
-"""Who draws responses."""
+"""Implementation of sampling."""
 
 Flat = tyro.conf.arg(name="")
-"""A method's own settings stand beside the others."""
+"""Marks a nested dataclass whose fields become options without a prefix."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,78 +40,79 @@ class Common:
     """The settings of all methods."""
 
     caches_reference: ClassVar[bool] = False
-    """Whether the method keeps the reference's log-probabilities of given data, in `reference_cache`."""
+    """Whether the method stores the reference's log-probabilities of its data in `reference_cache`."""
 
     model: str
     """Model to start from: a folder, a .gguf file, lab-gpt2, lab-pythia, smollm2, or a name on the Hub."""
     data: str
-    """A .json, .jsonl, .csv or .parquet file (also .gz), a data set's name on the Hub, or world:NAME (sentiment,
-    summaries, dialogue, translation)."""
+    """Training data: a .json, .jsonl, .csv or .parquet file (also .gz), a data set on the Hub, or world:NAME for a text
+    world (sentiment, summaries, dialogue, translation)."""
     out: Path
-    """Folder for the result. One that holds another run is refused."""
+    """Output folder. It must be empty or new, unless a run is resumed."""
     config: Path | None = None
-    """YAML file with any of these settings; the command line wins over it."""
+    """YAML file with any of these settings. Options of the command line override it."""
     steps: Count | None = None
-    """Optimiser steps; by default as many as `epochs` needs."""
+    """Number of optimiser steps. Default: as many as `epochs` needs."""
     epochs: Positive = 1.0
-    """Passes over the data, where `steps` is not given."""
+    """Number of passes over the data, if `steps` is not given."""
     batch_size: Count = 32
-    """Rows of data (pairs, examples or prompts) in a step."""
+    """Rows of data (pairs, examples or prompts) in each optimiser step."""
     learning_rate: Positive = 1e-5
-    """Peak learning rate. Small models take larger ones: 1e-3 for the shipped ones."""
+    """Peak learning rate. Small models need larger ones, for example 1e-3 for lab-gpt2."""
     warmup: Natural = 0
-    """Steps over which the rate rises from zero; at most as many as the run has."""
+    """Number of steps over which the learning rate rises from zero, at most the number of all steps."""
     schedule: Schedule = "linear"
-    """How the rate falls to zero after the warm-up."""
+    """How the learning rate changes after the warm-up."""
     weight_decay: NonNegative = 0.0
     """Decoupled weight decay of AdamW."""
     adam_epsilon: Epsilon = 1e-8
     """Adam's ε."""
     max_grad_norm: Clip | None = 10.0
-    """Clip the gradient's norm to this number above 0; None for no clipping. 0 is refused, not taken for None."""
+    """Clip the norm of the gradient to this positive number. None disables clipping."""
     max_prompt_tokens: Count | None = None
-    """Longer prompts lose their beginning. By default 256, the world's longest, or what the context leaves."""
+    """Maximum length of a prompt. Longer prompts lose their beginning. Default: the longest prompt of the world, or 256
+    tokens if the context has room for them."""
     max_response_tokens: Count | None = None
-    """Longer responses lose their end, and none longer is drawn. The end token is counted. Default as for prompts."""
+    """Maximum length of a response, with its end token. Longer responses lose their end. Default: as for prompts."""
     limit: Count | None = None
-    """Use the first so many usable rows alone; data from the Hub are then streamed. For pairs of a world: how many
-    to draw (default 1,000)."""
+    """Use only this number of rows, the first usable ones. Data from the Hub are then streamed. For pairs of a world:
+    the number of pairs to sample (default 1,000)."""
     seed: Seed = 0
-    """Of everything that is random in this run."""
+    """Random seed of the run."""
     model_revision: str | None = None
-    """Branch, tag or commit of a model on the Hub."""
+    """Branch, tag or commit of the model on the Hub."""
     data_revision: str | None = None
-    """Branch, tag or commit of a data set on the Hub."""
+    """Branch, tag or commit of the data set on the Hub."""
     data_split: str = "train"
-    """Split of a data set on the Hub, of a world, or of a .json file that has lists by split."""
+    """Split of the data set, of the world, or of a .json file with several splits."""
     data_folder: str | None = None
-    """Folder within a data set on the Hub, such as harmless-base of Anthropic/hh-rlhf."""
+    """Folder inside the data set on the Hub, such as harmless-base of Anthropic/hh-rlhf."""
     device: str = "auto"
-    """cpu, cuda, cuda:1, …; auto takes a GPU if there is one."""
+    """Device: cpu, cuda, cuda:1, …, or auto, which uses a GPU if there is one."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: products of matrices in bfloat16; weights and optimiser stay in float32."""
+    """Precision of matrix products. With bf16, weights and optimiser stay in float32."""
     accumulate: Count = 1
-    """Parts a step's batch is cut into for memory; the gradient is the same."""
+    """Number of parts into which each batch is split to save memory. The gradient is the same."""
     gradient_checkpointing: bool = False
-    """Less memory for more time: activations are computed again in the backward pass."""
+    """Recompute activations in the backward pass. This saves memory and costs time."""
     lora_rank: Count | None = None
-    """Train low-rank adapters of this rank (package peft) instead of all weights; model/ holds the merged result. At
-    most the model's hidden size."""
+    """Train LoRA adapters of this rank (package peft) in place of all weights. The folder model/ contains the merged
+    weights. At most the hidden size of the model."""
     lora_alpha: Positive | None = None
-    """Scale of the adapters, with `lora_rank`; by default twice the rank."""
+    """Scale of the adapters, with `lora_rank`. Default: twice the rank."""
     lora_targets: tuple[str, ...] = ()
-    """Names of the layers that get adapters, with `lora_rank`; by default those usual for the architecture."""
+    """Names of the layers that get adapters, with `lora_rank`. Default: the usual layers of the architecture."""
     reference_cache: Path | None = None
-    """Folder for the reference's log-probabilities of given data, which are computed once; by default the lab's. For
-    dpo, kto and rso."""
+    """Folder in which dpo, kto and rso store the log-probabilities of the reference model, so that they are computed
+    once. Default: a folder in the cache of the lab."""
     log_every: Count = 10
-    """Steps between two entries of history.jsonl."""
+    """Number of steps between two rows of history.jsonl."""
     save_every: Count = 100
-    """Steps between two checkpoints."""
+    """Number of steps between two checkpoints."""
     trackers: tuple[str, ...] = ()
-    """Where logged steps go too: tensorboard, wandb, trackio, … None by default."""
+    """Trackers that also receive the logged numbers: tensorboard, wandb, trackio, … Default: none."""
     resume: bool = False
-    """Go on with the run in `out`, which was stopped."""
+    """Continue the stopped run in `out`."""
     progress: bool = True
     """Show a progress bar."""
 
@@ -120,25 +121,27 @@ class Common:
         if self.lora_rank is None:
             refuse_unused(self, ["lora_alpha", "lora_targets"], "without lora_rank")
         if not self.caches_reference:
-            refuse_unused(self, ["reference_cache"], "for this method, which keeps no log-probabilities of a reference")
-        # Without `steps`, how many there are is known when the data are, and only then whether the warm-up fits.
+            refuse_unused(
+                self, ["reference_cache"], "for this method, which stores no log-probabilities of a reference"
+            )
+        # Without `steps`, the number of steps depends on the data, so the warm-up is checked later.
         warmup = self.warmup if self.steps is not None else 0
         self.training(rows=1, warmup=warmup, out=None, resume=False, trackers=())
 
     @property
     def world(self) -> str | None:
-        """The text world's name, where the data come from one."""
+        """Name of the text world, or None if the data are not from a world."""
         return self.data.removeprefix(WORLD) if self.data.startswith(WORLD) else None
 
     def training(self, rows: int, **changes: Any) -> Training:
-        """The loop's settings, the number of steps worked out from the number of rows.
+        """Return the settings of the training loop.
 
         Args:
-            rows: of data that one epoch sees.
-            changes: settings of the loop that this command does not leave to its user.
+            rows: number of rows in one epoch, from which the number of steps follows.
+            changes: settings of the loop that replace those of the user.
 
         Raises:
-            LabError: a number that cannot be used.
+            LabError: a number cannot be used.
         """
         each = max(min(self.batch_size, rows), 1)
         steps = self.steps if self.steps is not None else max(round(self.epochs * rows / each), 1)
@@ -152,46 +155,51 @@ class PairSettings(Common):
     """The settings of methods that learn from preference pairs."""
 
     label_noise: Annotated[float, Range(0, 0.5)] = 0.0
-    """With a world's data: how often a label is flipped, at most ½."""
+    """Probability that a label is flipped, at most 0.5. Only for data of a world."""
     label_beta: Positive = 1.0
-    """With a world's data: the gold reward is divided by it before the labels are drawn from Bradley-Terry."""
+    """Divides the gold reward before labels are sampled from the Bradley-Terry model. Only for data of a world."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.world is None:
-            refuse_unused(self, ["label_noise", "label_beta"], "on data that have labels; they are for data of a world")
+            refuse_unused(
+                self, ["label_noise", "label_beta"], "on data that already have labels; it is for data of a world"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
-class DrawingSettings(Common):
-    """The settings of methods that sample."""
+class SamplerSettings(Common):
+    """The settings of methods that may sample responses."""
 
     sampler: Sampler = "lab"
-    """Who draws responses. graphs (a GPU): the lab, a step's kernels recorded once and replayed as a CUDA graph. vllm
-    (package vllm, Linux and a GPU, one process) has weights of its own, which are brought up to date before it draws;
-    its draws are others than the lab's."""
+    """Implementation of sampling. lab: the lab's own. graphs: the lab's own with CUDA graphs, on a GPU (experimental).
+    vllm: the package vllm, on Linux with a GPU and one process (experimental). vllm samples other responses from the
+    same distribution."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingSettings(DrawingSettings):
-    """The settings of methods that sample and are told a reward."""
+class SamplingSettings(SamplerSettings):
+    """The settings of methods that sample responses and score them with a reward."""
 
     reward: str
-    """Folder of a trained reward model or ranker, or gold with a world's data (gold:NAME with other data)."""
+    """Reward: the folder of a trained reward model or ranker, or gold for the gold reward of the data's world
+    (gold:NAME with other data)."""
 
 
 Epochs = Annotated[Positive, tyro.conf.arg(name="data-epochs")]
-"""For a method that has epochs of its own."""
+"""For a method whose algorithm also has a setting `epochs`."""
 
 
 def refuse_reference(settings: Any, loss: str, needed: bool) -> None:
-    """Raise `LabError` where a reference, or a cache for it, is named and the loss needs none."""
+    """Raise `LabError` if a reference model, or a cache for it, is given and the loss needs none."""
     if not needed:
-        refuse_unused(settings, ["reference", "reference_cache"], f"with the loss {loss}, which has no reference")
+        refuse_unused(
+            settings, ["reference", "reference_cache"], f"with the loss {loss}, which uses no reference model"
+        )
 
 
 def record_of(settings: Common, method: str) -> dict[str, Any]:
-    """What run.json holds, and what a resumed run must agree with. The device may differ."""
+    """Return the content of run.json, which a resumed run must agree with. The device may differ."""
     record = {"method": method, **checkpoint.plain(settings)}
     for name in ("device", "config"):
         del record[name]

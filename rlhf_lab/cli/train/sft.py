@@ -1,4 +1,4 @@
-"""`rlhf-lab train sft`: fine-tune a language model on targets with `algorithms/sft.py`."""
+"""`rlhf-lab train sft`: fine-tune a language model on target responses with `algorithms/sft.py`."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from rlhf_lab.errors import Positive
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSFT(Common):
-    """Fine-tune a causal language model on prompts with targets (of preference pairs: on the chosen responses)."""
+    """Fine-tune a causal language model on prompts with target responses (SFT).
+
+    From preference pairs, the chosen responses are used.
+    """
 
     learning_rate: Positive = 2e-5
-    """Peak learning rate. Small models take larger ones: 1e-3 for the shipped ones."""
+    """Peak learning rate. Small models need larger ones, for example 1e-3 for lab-gpt2."""
 
 
 def train_sft(settings: TrainSFT) -> History:
-    """Run the command; see `job.run`."""
+    """Run the command; see `runner.run`."""
     return run(settings, "sft", "targets", _fit)
 
 
