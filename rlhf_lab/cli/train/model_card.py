@@ -59,7 +59,8 @@ def model_card(
             f"# {WHAT[method]}",
             "",
             f"Made from `{model}` with data from `{data}` by `rlhf-lab train {method}` (rlhf_lab "
-            f"{rlhf_lab.__version__}, torch {torch.__version__}, transformers {transformers.__version__}, {device}; {seconds:,.0f} s).",
+            f"{rlhf_lab.__version__}, torch {torch.__version__}, transformers {transformers.__version__}, {device}; "
+            f"{seconds:,.0f} s).",
             loads_with,
             f"`rlhf-lab train {method} --config settings.yaml --out NEW` repeats the run.",
             "",
