@@ -119,7 +119,7 @@ def test_the_folder_says_what_was_done_and_what_was_dropped(given, finished):
     record = json.loads((finished / "run.json").read_text(encoding="utf-8"))
     assert record["method"] == "dpo" and record["dpo"]["beta"] == 0.1 and len(record["data_sha256"]) == 64
     card = (finished / "README.md").read_text(encoding="utf-8")
-    for said in ("24 pairs", "1 dialogues part before the last turn", "1 empty response", "| dpo.beta | 0.1 |"):
+    for said in ("24 pairs", "1 dialogues differ before the last turn", "1 empty response", "| dpo.beta | 0.1 |"):
         assert said in card
 
 
@@ -188,7 +188,7 @@ def test_a_run_stopped_while_its_model_loads_can_be_resumed(given, finished, tmp
         (["--device", "warp"], "The device 'warp' cannot be used"),
         (["--data", "nothing.jsonl"], "There is no data file nothing.jsonl"),
         (["--model", "./nothing"], "There is no model folder ./nothing"),
-        (["--max-prompt-tokens", "60"], "60 and max_response_tokens 24 are 84 together; the context of"),
+        (["--max-prompt-tokens", "60"], "60 and max_response_tokens=24 are 84 tokens together. The context of"),
         (["--resume"], "Nothing to resume"),
     ],
 )

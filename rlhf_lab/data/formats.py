@@ -1,18 +1,20 @@
-"""What a row of preference data means: a prompt with a chosen and a rejected response, in four forms.
+"""Formats of rows: turn a row of data into a prompt with a chosen and a rejected response.
 
-- **plain**: columns `prompt`, `chosen`, `rejected`, each a text;
-- **conversational**: `chosen` and `rejected` are lists of `{"role": …, "content": …}`; `prompt` is such a list, a
-  text, or not there, where the two hold the whole conversation;
+Four formats of preference data are recognised:
+
+- **plain**: the columns `prompt`, `chosen` and `rejected` are texts.
+- **conversational**: `chosen` and `rejected` are lists of `{"role": …, "content": …}`. `prompt` is such a list or a
+  text. Without a `prompt`, both lists contain the whole conversation.
 - **AnthropicHH** (Bai et al., 2022, "Training a helpful and harmless assistant with RLHF"): `chosen` and `rejected`
-  are whole dialogues whose turns open with "\\n\\nHuman:" and "\\n\\nAssistant:";
+  are whole dialogues, whose turns begin with "\\n\\nHuman:" and "\\n\\nAssistant:".
 - **comparisons** (Stiennon et al., 2020, "Learning to summarize from human feedback"): `info` with a post, two
-  `summaries`, and `choice`, the better one's place. Prompts are written in that paper's form, see `post_prompt`.
+  `summaries`, and `choice`, the index of the better one. Prompts are written as in the paper, see `post_prompt`.
 
-In every form the response is the last turn of the assistant, and the prompt is all that stands before it. A `prompt`
-whose last turn is the assistant's is continued: the response follows that turn without a new one being opened.
+In every format the response is the last turn of the assistant, and the prompt is the text before it. If the last turn
+of `prompt` is the assistant's, the response continues this turn.
 
-Two further forms are turned into these by `usual_form`: **ShareGPT** (turns with `from` and `value`) and **Alpaca**
-(`instruction`, `input`, `output`). A column `tools` is handed to the chat template.
+`standard_row` turns two further formats into these: **ShareGPT** (turns with `from` and `value`) and **Alpaca**
+(`instruction`, `input`, `output`, `history`). A column `tools` is passed to the chat template.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from rlhf_lab.errors import LabError
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 
 MISSING = "a field is missing"
-PART_BEFORE = "dialogues part before the last turn"
+PART_BEFORE = "dialogues differ before the last turn"
 NO_ASSISTANT = "last turn is not the assistant's"
 EMPTY_PROMPT = "empty prompt"
 EMPTY_RESPONSE = "empty response"
@@ -35,13 +37,13 @@ EQUAL = "equal responses"
 SPACE_ONLY = "responses differ only in white space"
 
 TURNS = ("messages", "conversations", "conversation")
-"""Names of a column that holds a whole conversation."""
+"""Names of a column that contains a whole conversation."""
 
 _ROLES = {
     "human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "assistant": "assistant",
     "system": "system", "tool": "tool", "observation": "tool", "function_response": "tool",
 }  # fmt: skip
-"""ShareGPT's names of who speaks, and the usual ones."""
+"""Role of a turn, by the speaker's name in ShareGPT data."""
 
 COMPARISON = {"info", "summaries", "choice"}
 
@@ -50,22 +52,23 @@ Triple = tuple[str, str, str]
 
 
 def check_columns(columns: Collection[str], source: str) -> None:
-    """Refuse data without the columns of any form.
+    """Raise `LabError` for data whose columns belong to no format.
 
-    Raises:
-        LabError: names the columns that are there, those that are expected, and what to rename.
+    Args:
+        columns: names of the columns.
+        source: file or data set, for the message.
     """
     if {"chosen", "rejected"} <= set(columns) or set(columns) >= COMPARISON:
         return
     wanted = ("chosen", "rejected") if "prompt" in columns else ("prompt", "chosen", "rejected")
     raise LabError(
-        f"{source} has the columns {', '.join(sorted(columns))}; expected `chosen` and `rejected`, and `prompt` unless "
-        f"these are whole dialogues. Rename the columns.{near_columns(wanted, columns)}"
+        f"{source} has the columns {', '.join(sorted(columns))}. Expected are `chosen` and `rejected`, and `prompt` "
+        f"unless these are whole dialogues. Rename the columns.{near_columns(wanted, columns)}"
     )
 
 
 def pair_of(row: Row, source: str, has_prompt: bool, tokenizer: Any) -> tuple[str, Triple | str]:
-    """The row's form, and its (prompt, chosen, rejected) or the reason why there is none.
+    """Return the format of a row, and its (prompt, chosen, rejected) or the reason why it is dropped.
 
     Args:
         row: the row.
@@ -74,7 +77,7 @@ def pair_of(row: Row, source: str, has_prompt: bool, tokenizer: Any) -> tuple[st
         tokenizer: writes conversational prompts if it has a chat template.
 
     Raises:
-        LabError: a field of another type than its form has; the message names file and row.
+        LabError: a field has the wrong type. The message names file and row.
     """
     if row.fields.keys() >= COMPARISON and "chosen" not in row.fields:
         form, pair = "comparisons", _from_comparison(row, f"{source}, {row.place}")
@@ -84,18 +87,22 @@ def pair_of(row: Row, source: str, has_prompt: bool, tokenizer: Any) -> tuple[st
     return form, pair if isinstance(pair, str) else _unusable(*pair) or pair
 
 
-def usual_form(row: Row, source: str) -> Row:
-    """A row of ShareGPT's or Alpaca's form as `messages`, or as `prompt` with what answers it; any other as it is.
+def standard_row(row: Row, source: str) -> Row:
+    """Return a row of ShareGPT's or Alpaca's format as turns with `role` and `content`, and any other row unchanged.
 
     - ShareGPT: turns with `from` and `value` become turns with `role` and `content`. A conversation beside `chosen`
       and `rejected` is their prompt.
-    - Alpaca: `instruction`, and `input` behind an empty line, are a user's turn; `output`, or `chosen` and `rejected`,
-      answer it.
+    - Alpaca: `instruction`, an empty line and `input` are a turn of the user. `output`, or `chosen` and `rejected`, is
+      the answer. `history`, a list of pairs of an instruction and an answer, becomes the turns before it.
 
-    In both, a text in a column `system` is the conversation's first turn.
+    In both formats, a text in a column `system` becomes the first turn.
+
+    Args:
+        row: the row.
+        source: file or data set, for messages.
 
     Raises:
-        LabError: a turn of ShareGPT's form is not a text, or by an unknown speaker.
+        LabError: a field has the wrong type, or the speaker of a turn is unknown.
     """
     fields = dict(row.fields)
     place = f"{source}, {row.place}"
@@ -111,17 +118,45 @@ def usual_form(row: Row, source: str) -> Row:
     if turns_in is not None and "chosen" in fields and "prompt" not in fields:
         fields["prompt"] = fields.pop(turns_in)
     elif "instruction" in fields and "prompt" not in fields and fields.keys() & {"output", "chosen"}:
-        asked, more = fields.pop("instruction"), fields.pop("input", None)
-        for name, value in (("instruction", asked), ("input", more)):
-            if not isinstance(value, str | None):
-                raise LabError(f"{place}: `{name}` is of type {type(value).__name__}; expected a text.")
-        text = None if asked is None else f"{asked}\n\n{more}" if more and more.strip() else asked
-        fields["prompt"] = text if text is None else [{"role": "user", "content": text}] if text.strip() else ""
+        fields["prompt"] = _from_alpaca(fields, place)
         known = True
     system, begins = fields.get("system"), next((name for name in ("prompt", *TURNS) if name in fields), None)
     if known and isinstance(system, str) and system.strip() and begins is not None and fields[begins]:
         fields[begins] = [{"role": "system", "content": system}, *fields[begins]]
     return Row(row.place, fields)
+
+
+def _from_alpaca(fields: dict[str, Any], place: str) -> list[dict[str, str]] | str | None:
+    """Take `instruction`, `input` and `history` out of a row, and return the turns before the answer."""
+    instruction, more, history = (fields.pop(name, None) for name in ("instruction", "input", "history"))
+    for name, value in (("instruction", instruction), ("input", more)):
+        if not isinstance(value, str | None):
+            raise LabError(f"{place}: `{name}` is of type {type(value).__name__}; expected a text.")
+    turns = []
+    for pair in _history(history, place):
+        turns += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
+    if instruction is None:
+        return None
+    text = f"{instruction}\n\n{more}" if more and more.strip() else instruction
+    return [*turns, {"role": "user", "content": text}] if text.strip() else ""
+
+
+def _history(history: Any, place: str) -> list[tuple[str, str]]:
+    """The earlier pairs of an instruction and an answer in a row of Alpaca's format: a list, or its JSON text."""
+    if isinstance(history, str):
+        try:
+            history = json.loads(history) if history.strip() else None
+        except ValueError as error:
+            raise LabError(f"{place}: `history` is not JSON ({error}). Correct it, or remove the column.") from None
+    if history is None:
+        return []
+    good = isinstance(history, list) and all(
+        isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(text, str) for text in pair)
+        for pair in history
+    )
+    if not good:
+        raise LabError(f"{place}: `history` must be a list of pairs [instruction, answer] of texts.")
+    return [(pair[0], pair[1]) for pair in history]
 
 
 def _from_sharegpt(turn: Any, name: str, place: str) -> dict[str, Any]:
@@ -130,24 +165,26 @@ def _from_sharegpt(turn: Any, name: str, place: str) -> dict[str, Any]:
     role = _ROLES.get(str(turn.get("from")).lower())
     if role is None:
         raise LabError(
-            f"{place}: a turn of `{name}` is from {turn.get('from')!r}; known are {', '.join(_ROLES)}. Rename it, or "
-            f"write the turns with `role` and `content`."
+            f"{place}: a turn of `{name}` is from {turn.get('from')!r}. Known speakers are {', '.join(_ROLES)}. Rename "
+            f"it, or write the turns with `role` and `content`."
         )
     return {"role": role, "content": turn["value"]}
 
 
 def tools_of(row: Row, source: str) -> list[Any] | None:
-    """The functions in the row's column `tools`, a list or its JSON text; None where there are none.
+    """Return the functions in the column `tools`, which is a list or its JSON text, or None if there are none.
 
     Raises:
-        LabError: it is neither.
+        LabError: the column is neither.
     """
     tools = row.fields.get("tools")
     if isinstance(tools, str):
         try:
             tools = json.loads(tools or "null")
         except ValueError as error:
-            raise LabError(f"{source}, {row.place}: `tools` is not JSON ({error}).") from None
+            raise LabError(
+                f"{source}, {row.place}: `tools` is not JSON ({error}). Correct it, or remove the column."
+            ) from None
     if not tools:
         return None
     if not isinstance(tools, list):
@@ -159,11 +196,13 @@ def tools_of(row: Row, source: str) -> list[Any] | None:
 
 
 def with_tools(form: str, tools: list[Any] | None, tokenizer: Any) -> str:
-    """The name of a row's form, with what became of its column `tools`."""
+    """Return the name of a row's format, with a note on whether its `tools` are used."""
     if not tools:
         return form
     written = form.endswith(("conversational", "messages")) and _knows(tokenizer, "tools")
-    return f"{form} with tools" if written else f"{form}, whose `tools` are not used: no chat template writes them"
+    return (
+        f"{form} with tools" if written else f"{form}, whose `tools` are not used, because no chat template writes them"
+    )
 
 
 def _unusable(prompt: str, chosen: str, rejected: str) -> str | None:
@@ -186,7 +225,7 @@ def _from_columns(row: Row, source: str, has_prompt: bool, tokenizer: Any) -> tu
     prompt: Any = values.get("prompt")
     chosen, rejected = values["chosen"], values["rejected"]
     if isinstance(chosen, str) != isinstance(rejected, str):
-        raise LabError(f"{source}, {row.place}: `chosen` and `rejected` are of two kinds, a text and a list of turns.")
+        raise LabError(f"{source}, {row.place}: `chosen` and `rejected` must both be texts, or both be lists of turns.")
     place, tools = f"{source}, {row.place}", tools_of(row, source)
     if not isinstance(chosen, str):
         return "conversational", _from_conversations(prompt, chosen, rejected, tokenizer, place, tools)
@@ -202,15 +241,15 @@ def _from_columns(row: Row, source: str, has_prompt: bool, tokenizer: Any) -> tu
 
 
 def check_value(value: Any, name: str, place: str) -> None:
-    """Refuse a field that is neither a text nor a list of turns."""
+    """Raise `LabError` for a field that is neither a text nor a list of turns."""
     if isinstance(value, str):
         return
     if isinstance(value, list):
         for turn in value:
             if not isinstance(turn, dict) or not isinstance(turn.get("role"), str):
-                raise LabError(f"{place}: a turn of `{name}` is not an object with `role` and `content`.")
+                raise LabError(f"{place}: a turn of `{name}` must be an object with `role` and `content`.")
             if not isinstance(turn.get("content"), str | None):
-                raise LabError(f"{place}: the `content` of a turn of `{name}` is not a text.")
+                raise LabError(f"{place}: the `content` of a turn of `{name}` must be a text.")
         return
     raise LabError(
         f"{place}: `{name}` is of type {type(value).__name__}; expected a text, or a list of objects with `role` and "
@@ -219,16 +258,16 @@ def check_value(value: Any, name: str, place: str) -> None:
 
 
 def post_prompt(info: dict[str, Any], place: str) -> str:
-    """The prompt of a summary: a Reddit post with its title and subreddit, or an article.
+    """Return the prompt for a summary: a Reddit post with its title and subreddit, or an article.
 
     Raises:
-        LabError: neither a post nor an article is there.
+        LabError: there is neither a post nor an article.
     """
     post, article = info.get("post"), info.get("article")
     if isinstance(article, str) and article.strip() and not post:
         return f"Article:\n{article}\n\nTL;DR:"
     if not isinstance(post, str):
-        raise LabError(f"{place}: neither `post` nor `article` is a text.")
+        raise LabError(f"{place}: neither `post` nor `article` is a text. A comparison needs one of them.")
     return f"SUBREDDIT: r/{info.get('subreddit') or ''}\n\nTITLE: {info.get('title') or ''}\n\nPOST: {post}\n\nTL;DR:"
 
 
@@ -236,25 +275,25 @@ def _from_comparison(row: Row, place: str) -> Triple | str:
     info, summaries, choice = (row.fields[name] for name in ("info", "summaries", "choice"))
     if info is None or summaries is None or choice is None:
         return MISSING
-    if isinstance(summaries, dict):  # a list of records stored by column
+    if isinstance(summaries, dict):  # a list of records that is stored by column
         summaries = summaries.get("text")
     entries = summaries if isinstance(summaries, list) else []
     texts = [entry.get("text") if isinstance(entry, dict) else entry for entry in entries]
     if not isinstance(info, dict) or len(texts) != 2 or not all(isinstance(text, str) for text in texts):
-        raise LabError(f"{place}: expected `info` with the post, and `summaries` with two objects that have a `text`.")
+        raise LabError(f"{place}: expected `info` with a post, and `summaries` with two objects that have a `text`.")
     if choice not in (0, 1) or isinstance(choice, bool):
-        raise LabError(f"{place}: `choice` is {choice!r}; it says which of the two summaries is better, 0 or 1.")
-    better, worse = (spaced(text) for text in (texts[choice], texts[1 - choice]))
+        raise LabError(f"{place}: `choice` is {choice!r}. It must be 0 or 1, the index of the better summary.")
+    better, worse = (with_space(text) for text in (texts[choice], texts[1 - choice]))
     return post_prompt(info, place), better, worse
 
 
-def spaced(text: str) -> str:
-    """The response behind the space that follows "TL;DR:"; nothing stays nothing."""
+def with_space(text: str) -> str:
+    """Return the response with the space that follows "TL;DR:", or an empty text if it is empty."""
     return " " + text.strip() if text.strip() else ""
 
 
 def cut_dialogue(text: str) -> tuple[str, str] | None:
-    """AnthropicHH's form: the dialogue up to its last "\\n\\nAssistant:" and the answer; None if a human is last."""
+    """Split a dialogue of AnthropicHH's format after its last "\\n\\nAssistant:"; None if a human has the last turn."""
     cut = text.rfind(ASSISTANT)
     if cut < 0 or HUMAN in text[cut:]:
         return None
@@ -269,15 +308,15 @@ def _from_dialogues(chosen: str, rejected: str) -> Triple | str:
 
 
 def _from_conversations(
-    prompt: Any, chosen: list, rejected: list, tokenizer: Any, place: str, tools: list[Any] | None
+    prompt: Any, chosen: list[Any], rejected: list[Any], tokenizer: Any, place: str, tools: list[Any] | None
 ) -> Triple | str:
-    """Lists of turns: all but the last are the prompt, in which chosen and rejected must agree."""
+    """Lists of turns. All but the last turn are the prompt, which must be the same in chosen and rejected."""
     if not chosen or not rejected:
         return EMPTY_RESPONSE
     before = [] if prompt is None else [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     whole = []
     for turns in (chosen, rejected):
-        # A whole conversation beside an explicit prompt repeats it; a lone answer does not.
+        # Beside an explicit prompt, a whole conversation repeats it, and an answer alone does not.
         repeats = turns[: len(before)] == before or (isinstance(prompt, str) and turns[0]["role"] != "assistant")
         whole.append(turns if repeats else [*before, *turns])
     if any(turns[-1]["role"] != "assistant" for turns in whole):
@@ -293,45 +332,47 @@ def _from_conversations(
     return text, one, two
 
 
-def _template(tokenizer: Any) -> bool:
+def _has_template(tokenizer: Any) -> bool:
     return getattr(tokenizer, "chat_template", None) is not None
 
 
 def by_template(form: str, tokenizer: Any) -> bool:
-    """Whether the chat template wrote the prompts of rows of this form."""
-    return _template(tokenizer) and ("conversational" in form or "messages" in form)
+    """Return whether the chat template wrote the prompts of rows of this format."""
+    return _has_template(tokenizer) and ("conversational" in form or "messages" in form)
 
 
 def _knows(tokenizer: Any, word: str) -> bool:
-    """Whether the chat template speaks of `word`."""
-    return _template(tokenizer) and word in str(tokenizer.chat_template)
+    """Whether the chat template contains `word`."""
+    return _has_template(tokenizer) and word in str(tokenizer.chat_template)
 
 
 def answers(texts: list[str], tokenizer: Any, continued: bool = False) -> tuple[str, ...]:
-    """Responses, behind the space that follows "\n\nAssistant:" where no chat template writes the turns.
+    """Return responses as they follow the prompt. Without a chat template a space separates them from "Assistant:".
 
     Args:
         texts: the responses.
         tokenizer: as for `write_turns`.
-        continued: they continue a turn of the prompt, and nothing is put before them.
+        continued: whether they continue a turn of the prompt. Then there is no space.
     """
-    lead = "" if continued or _template(tokenizer) else " "
+    lead = "" if continued or _has_template(tokenizer) else " "
     return tuple(lead + text if text.strip() else "" for text in texts)
 
 
 def answer_of(
     turns: list[dict[str, Any]], prompt: str, tokenizer: Any, place: str, tools: list[Any] | None, continued: bool
 ) -> str:
-    """The text of the last of `turns`, as it stands behind `prompt`, which `write_turns` wrote of the others.
+    """Return the text of the last turn, as it follows `prompt`, which `write_turns` made of the other turns.
 
     Raises:
-        LabError: it calls a tool, and the chat template does not write that call behind the prompt.
+        LabError: the turn calls a tool, and the chat template does not write this call after the prompt.
     """
     if not turns[-1].get("tool_calls"):
         return answers([turns[-1].get("content") or ""], tokenizer, continued)[0]
     whole = _written(turns, tokenizer, place, tools)
     if continued or not whole.startswith(prompt):
-        raise LabError(f"{place}: the chat template does not write the answer's tool calls behind its prompt.")
+        raise LabError(
+            f"{place}: the chat template does not write the answer's tool calls after its prompt. Remove the row."
+        )
     return whole[len(prompt) :].rstrip()
 
 
@@ -342,21 +383,21 @@ def write_turns(
     tools: list[Any] | None = None,
     continued: bool = False,
 ) -> str:
-    """The prompt's text, up to where the assistant's answer begins.
+    """Return the text of a prompt, up to the beginning of the assistant's answer.
 
     Args:
         turns: the conversation before the answer.
-        tokenizer: its chat template writes the turns; without one, AnthropicHH's form does.
+        tokenizer: its chat template writes the turns. Without one, they are written in AnthropicHH's format.
         place: file and row, for messages.
-        tools: functions that the template is told of.
-        continued: the last turn is the assistant's, and the answer goes on with it.
+        tools: functions that are passed to the template.
+        continued: whether the last turn is the assistant's and the answer continues it.
 
     Raises:
-        LabError: the chat template refuses the turns, or there is none that could write a tool call.
+        LabError: the chat template refuses the turns, or a turn calls a tool and no template can write the call.
     """
     if not turns:
         return ""
-    if _template(tokenizer) or any(turn.get("tool_calls") for turn in turns):
+    if _has_template(tokenizer) or any(turn.get("tool_calls") for turn in turns):
         how = "continue_final_message" if continued else "add_generation_prompt"
         return _written(turns, tokenizer, place, tools, **{how: True})
     names = {"user": HUMAN, "human": HUMAN, "assistant": ASSISTANT}
@@ -370,19 +411,19 @@ def write_turns(
 def _written(turns: list[dict[str, Any]], tokenizer: Any, place: str, tools: list[Any] | None, **how: bool) -> str:
     if any(turn.get("tool_calls") for turn in turns) and not _knows(tokenizer, "tool_calls"):
         raise LabError(
-            f"{place}: a turn calls a tool, and {'the' if _template(tokenizer) else 'there is no'} chat template "
-            f"{'does not write' if _template(tokenizer) else 'to write'} such calls. Give a model whose template does, "
-            f"or remove the row."
+            f"{place}: a turn calls a tool, and {'the' if _has_template(tokenizer) else 'there is no'} chat template "
+            f"{'does not write' if _has_template(tokenizer) else 'to write'} such calls. Use a model whose template "
+            f"writes them, or remove the row."
         )
-    # Parquet gives every turn all fields, empty ones as None, and templates ask whether a field is there.
-    said = [{k: v for k, v in turn.items() if v is not None} for turn in turns]
-    for turn in said:
+    # In Parquet every turn has all fields, with None for missing ones. Templates check whether a field exists.
+    present = [{k: v for k, v in turn.items() if v is not None} for turn in turns]
+    for turn in present:
         turn.setdefault("content", None if turn.get("tool_calls") else "")
     try:
-        return tokenizer.apply_chat_template(said, tools=tools, tokenize=False, **how)
-    except Exception as error:  # a template raises what it likes
+        return str(tokenizer.apply_chat_template(present, tools=tools, tokenize=False, **how))
+    except Exception as error:  # a template may raise any exception
         words = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__).strip()
         raise LabError(
-            f"{place}: the chat template refuses the conversation ({words}). Change its turns to what the template "
-            f"accepts, remove it, or give the tokenizer another chat_template."
+            f"{place}: the chat template refuses the conversation ({words}). Change its turns as the template "
+            f"needs, remove the row, or set another chat_template in the tokenizer."
         ) from None

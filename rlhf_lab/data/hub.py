@@ -1,8 +1,8 @@
-"""Rows of a data set on the Hub: streamed when a few are wanted, downloaded whole when all are.
+"""Rows of a data set on the Hub. They are streamed if a limit is given, and otherwise downloaded completely.
 
-What was streamed is kept as JSON lines in the lab's cache (`hub_lookup.cache_folder`), under the data set's name, the
-revision that was asked for, split, folder and commit. A stream that broke goes on behind the rows it brought. Without
-a network what was kept, or what the `datasets` library has in its own cache, is used.
+Streamed rows are stored as JSON lines in the lab's cache (`hub_lookup.cache_folder`), by name, revision, split, folder
+and commit of the data set. An interrupted stream continues after the stored rows. Without a network, the stored rows
+are used, or else the cache of the `datasets` library.
 """
 
 from __future__ import annotations
@@ -18,96 +18,96 @@ from rlhf_lab.errors import LabError
 from rlhf_lab.policies import hub_lookup
 
 CONVERTED = "refs/convert/parquet"
-"""The branch where the Hub keeps a Parquet copy of a data set whose own form is a script, which is never run."""
+"""The branch of the Hub with a Parquet copy of a data set that is defined by a script. Scripts are never run."""
 
 
 def rows(
     name: str, split: str, revision: str | None, folder: str | None, online: bool, limit: int | None
 ) -> Iterator[dict[str, Any]]:
-    """The rows of one split, as dictionaries.
+    """Yield the rows of one split, as dictionaries.
 
     Args:
-        name: of the data set.
-        split: such as `train`; the library's slices (`train[:1%]`) work without a limit.
-        revision: branch, tag or commit; None is the default branch.
-        folder: folder within the data set.
+        name: name of the data set.
+        split: a split such as `train`, or without a limit a slice such as `train[:1%]`.
+        revision: branch, tag or commit. None means the default branch.
+        folder: folder inside the data set.
         online: whether the network may be used.
-        limit: None where all rows will be wanted; with a number they are streamed, until no more are asked for.
+        limit: if a number is given, rows are streamed until the caller stops. None downloads all rows.
 
     Raises:
-        LabError: it cannot be had.
+        LabError: the data set cannot be loaded.
     """
     if limit is None or "[" in split:
         yield from _whole(name, split, revision, folder, online)
         return
-    kept = _kept_at(name, split, revision, folder)
+    stored = _stored_file(name, split, revision, folder)
     commit = hub_lookup.hub_commit("dataset", name, revision) if online else None
-    state = _read_state(kept)
+    state = _read_state(stored)
     if commit is not None and state["commit"] != commit:
-        kept.unlink(missing_ok=True)
+        stored.unlink(missing_ok=True)
         state = {"commit": commit, "complete": False}
-        _write_state(kept, state)
-    # Complete lines only: a process that was killed may have left half of one.
-    have = _whole_lines(kept)
+        _write_state(stored, state)
+    # A process that was killed may have left half a line, which is removed.
+    have = _complete_lines(stored)
     if not online and have == 0:
-        # Nothing was streamed before; perhaps the whole set was downloaded.
+        # Nothing was streamed before. The whole data set may be in the cache of `datasets`.
         yield from _whole(name, split, revision, folder, online)
         return
-    yield from _stored(kept)
+    yield from _stored_rows(stored)
     if state["complete"] or not online:
         return
-    with kept.open("a", encoding="utf-8") as file:
-        # Whoever asks stops when there is enough; then this generator is closed here, and the file with it.
+    with stored.open("a", encoding="utf-8") as file:
+        # The caller stops when it has enough rows. Python then closes this generator and the file.
         for fields in _stream(name, split, revision, folder, have):
-            # As ASCII, which also holds the lone surrogates of a broken text.
+            # ASCII can also represent the lone surrogates of a broken text.
             file.write(json.dumps(fields, default=str) + "\n")
             yield fields
     state["complete"] = True
-    _write_state(kept, state)
+    _write_state(stored, state)
 
 
-def _kept_at(name: str, split: str, revision: str | None, folder: str | None) -> Path:
+def _stored_file(name: str, split: str, revision: str | None, folder: str | None) -> Path:
     parts = (name.replace("/", "--"), revision or "main", f"{folder or 'all'}-{split}.jsonl")
     return hub_lookup.cache_folder().joinpath("data", *(re.sub(r"[^\w.-]", "-", part) for part in parts))
 
 
-def _read_state(kept: Path) -> dict[str, Any]:
+def _read_state(stored: Path) -> dict[str, Any]:
     try:
-        state = json.loads(kept.with_suffix(".state.json").read_text(encoding="utf-8"))
+        state = json.loads(stored.with_suffix(".state.json").read_text(encoding="utf-8"))
         return {"commit": state["commit"], "complete": bool(state["complete"])}
     except (OSError, ValueError, KeyError, TypeError):
         return {"commit": None, "complete": False}
 
 
-def _write_state(kept: Path, state: dict[str, Any]) -> None:
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    kept.with_suffix(".state.json").write_text(json.dumps(state) + "\n", encoding="utf-8")
+def _write_state(stored: Path, state: dict[str, Any]) -> None:
+    stored.parent.mkdir(parents=True, exist_ok=True)
+    stored.with_suffix(".state.json").write_text(json.dumps(state) + "\n", encoding="utf-8")
 
 
-def _whole_lines(kept: Path) -> int:
-    """How many whole lines are kept; half a line at the end is cut off."""
-    if not kept.is_file():
+def _complete_lines(stored: Path) -> int:
+    """Remove half a line at the end of the file, and return the number of lines."""
+    if not stored.is_file():
         return 0
     count = end = 0
-    with kept.open("rb") as file:
+    with stored.open("rb") as file:
         for line in file:
             if not line.endswith(b"\n"):
                 break
             count, end = count + 1, end + len(line)
-    if end < kept.stat().st_size:
-        os.truncate(kept, end)
+    if end < stored.stat().st_size:
+        os.truncate(stored, end)
     return count
 
 
-def _stored(kept: Path) -> Iterator[dict[str, Any]]:
-    if kept.is_file():
-        with kept.open("rb") as file:
+def _stored_rows(stored: Path) -> Iterator[dict[str, Any]]:
+    if stored.is_file():
+        with stored.open("rb") as file:
             for number, line in enumerate(file, 1):
                 try:
                     fields = dict(json.loads(line))
                 except (ValueError, TypeError) as error:
                     raise LabError(
-                        f"{kept}, line {number}, is damaged ({error}). Remove the file to fetch it anew."
+                        f"{stored}, line {number}, is damaged ({error}). Remove this file to download it again."
                     ) from None
                 yield fields
 
@@ -122,8 +122,8 @@ def _stream(name: str, split: str, revision: str | None, folder: str | None, ski
         raise
     except Exception as error:
         raise LabError(
-            f"The stream of '{name}' broke ({type(error).__name__}: {_first_line(error)}). What came is kept; run the "
-            f"command again to go on."
+            f"The download of '{name}' was interrupted ({type(error).__name__}: {_first_line(error)}). The rows so far "
+            f"are stored. Run the command again to continue."
         ) from None
 
 
@@ -135,7 +135,7 @@ def _whole(name: str, split: str, revision: str | None, folder: str | None, onli
 def _load(
     name: str, split: str, revision: str | None, folder: str | None, online: bool, streaming: bool = False
 ) -> Any:
-    """`datasets.load_dataset`, without its code execution, and without half a minute of retries when offline."""
+    """Call `datasets.load_dataset` without running code of the data set, and without retries when offline."""
     import datasets
 
     more: dict[str, Any] = {"data_dir": folder} if folder else {}

@@ -1,7 +1,7 @@
-"""Preference data as the ecosystem writes it, turned into prompts with a chosen and a rejected response.
+"""Load preference pairs from a file or the Hub as texts, and tokenise them.
 
-`preference_forms.py` says which forms are read, from a file or from the Hub (`preference_files.py`). Rows from which
-no pair can be made are dropped, counted and explained; a row that is malformed is an error.
+`formats.py` lists the formats of rows, and `readers.py` reads the files. Rows from which no pair can be made are
+dropped and counted by reason. A malformed row is an error.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rlhf_lab.batch import Pairs, Tokens
-from rlhf_lab.data.formats import (  # some are named here for those who count what was dropped
+from rlhf_lab.data.formats import (  # the reasons are imported by callers that count dropped rows
     EMPTY_PROMPT,
     EMPTY_RESPONSE,
     EQUAL,
@@ -23,7 +23,7 @@ from rlhf_lab.data.formats import (  # some are named here for those who count w
     by_template,
     check_columns,
     pair_of,
-    usual_form,
+    standard_row,
 )
 from rlhf_lab.data.readers import Source, near_columns, rows_of
 from rlhf_lab.errors import LabError, check_utf8
@@ -34,31 +34,31 @@ __all__ = [
     "SPACE_ONLY", "PreferenceTexts", "Source", "TokenReport", "load_preferences", "tokenise",
 ]  # fmt: skip
 
-HOLDS_END = "the text of a response holds the end token"
-"""With more text behind it: an end token at the text's end is the response's own."""
+HOLDS_END = "the text of a response contains the end token"
+"""The end token is followed by more text. At the end of a text it is allowed."""
 EQUAL_AFTER = "equal responses after truncation"
 
 LOOK = 1000
-"""Rows after which data without the expected columns are given up."""
+"""Number of rows after which data without the expected columns are refused."""
 
 
 def counts(dropped: Counter[str]) -> str:
-    """`3 with an empty prompt, 1 …`, or `none`."""
+    """Return the numbers of dropped rows by reason as text, or `none`."""
     return ", ".join(f"{number:,} {reason}" for reason, number in sorted(dropped.items())) or "none"
 
 
 @dataclass(frozen=True)
 class PreferenceTexts:
-    """Preference pairs as texts. prompt + response is the whole text: nothing stands between them.
+    """Preference pairs as texts. The whole text is prompt + response, with nothing between them.
 
     Attributes:
-        prompts: one text a pair.
+        prompts: the prompt of each pair.
         chosen: the preferred response of each pair.
-        rejected: the other response.
-        dropped: reason → number of rows from which no pair was made.
+        rejected: the other response of each pair.
+        dropped: number of rows from which no pair was made, by reason.
         source: the file or data set.
-        form: the form that was found: plain, conversational, AnthropicHH or comparisons.
-        templated: whether the chat template wrote a pair's prompt, one a pair; empty where it wrote none.
+        form: the format of the rows: plain, conversational, AnthropicHH or comparisons.
+        templated: whether the chat template wrote the prompt of each pair. Empty if it wrote none.
     """
 
     prompts: list[str]
@@ -73,7 +73,7 @@ class PreferenceTexts:
         return len(self.prompts)
 
     def first(self, number: int) -> PreferenceTexts:
-        """The first `number` pairs, with the counts of the whole file."""
+        """Return the first `number` pairs, with the counts of all rows."""
         cut = slice(0, number)
         return PreferenceTexts(
             self.prompts[cut], self.chosen[cut], self.rejected[cut], self.dropped, self.source, self.form,
@@ -81,7 +81,7 @@ class PreferenceTexts:
         )  # fmt: skip
 
     def summary(self) -> str:
-        """One line: how many pairs, from where, and what was dropped why."""
+        """Return a line with the source, the number of pairs, and the numbers of dropped rows."""
         return (
             f"{self.source} ({self.form}): {len(self):,} pairs; dropped {self.dropped.total():,} rows: "
             f"{counts(self.dropped)}"
@@ -90,15 +90,15 @@ class PreferenceTexts:
 
 @dataclass(frozen=True)
 class TokenReport:
-    """What happened to pairs (or examples, or prompts) on their way to tokens.
+    """How many pairs (or examples, or prompts) were kept, dropped and truncated by tokenisation.
 
     Attributes:
-        kept: pairs that are left.
-        dropped: reason → number of pairs.
-        truncated_prompts: kept pairs whose prompt lost tokens at its beginning.
-        truncated_responses: responses of kept pairs that lost their end, and with it the end token.
-        longest: most tokens in a kept prompt + response.
-        what: what was counted.
+        kept: number of pairs that were kept.
+        dropped: number of dropped pairs, by reason.
+        truncated_prompts: number of kept pairs whose prompt lost its beginning.
+        truncated_responses: number of responses in kept pairs that lost their end, with the end token.
+        longest: largest number of tokens in a kept prompt + response.
+        what: what is counted.
     """
 
     kept: int
@@ -109,7 +109,7 @@ class TokenReport:
     what: str = "pairs"
 
     def summary(self) -> str:
-        """One line for a person."""
+        """Return the numbers as a line of text."""
         return (
             f"{self.kept:,} {self.what} of at most {self.longest:,} tokens; {self.truncated_prompts:,} prompts and "
             f"{self.truncated_responses:,} responses truncated; dropped {self.dropped.total():,} {self.what}: "
@@ -121,13 +121,13 @@ def load_preferences(source: Source | str, tokenizer: Any = None) -> PreferenceT
     """Read preference pairs from a file or from the Hub.
 
     Args:
-        source: where from, and how many.
-        tokenizer: with a chat template, conversational prompts are written by it; without one, or without a
-            tokenizer, in AnthropicHH's form.
+        source: the file or data set, and the number of pairs.
+        tokenizer: its chat template writes conversational prompts. Without a template, or without a tokenizer, they are
+            written in AnthropicHH's format.
 
     Raises:
-        LabError: the source cannot be reached or read, columns are missing, a row is malformed, or no pair is
-            left. The message names file and row.
+        LabError: the source cannot be read, columns are missing, a row is malformed, or every row was dropped. The
+            message names file and row.
     """
     source = Source.of(source)
     name = source.name
@@ -138,7 +138,7 @@ def load_preferences(source: Source | str, tokenizer: Any = None) -> PreferenceT
     columns: set[str] = set()
     seen, first = 0, ""
     for row in rows_of(source):
-        row = usual_form(row, name)
+        row = standard_row(row, name)
         seen += 1
         columns |= row.fields.keys()
         if seen == LOOK and not pairs:
@@ -156,7 +156,7 @@ def load_preferences(source: Source | str, tokenizer: Any = None) -> PreferenceT
     if not pairs:
         check_columns(columns, name)
         near = "" if "info" in columns else near_columns(("prompt",), columns)
-        raise LabError(f"No pair is left of the {seen:,} rows of {name}: {counts(dropped)}{first}.{near}")
+        raise LabError(f"None of the {seen:,} rows of {name} gives a pair: {counts(dropped)}{first}.{near}")
     prompts, chosen, rejected = (list(column) for column in zip(*pairs, strict=True))
     return PreferenceTexts(prompts, chosen, rejected, dropped, name, " and ".join(sorted(forms)), templated)
 
@@ -168,23 +168,23 @@ def tokenise(
     max_response_tokens: int | None,
     end_token: int | None,
 ) -> tuple[Pairs, TokenReport]:
-    """Turn texts into `Pairs` of ids.
+    """Turn texts into `Pairs` of token ids.
 
-    Prompt and response are tokenised apart and joined, so that the boundary between them cannot move. Each response
-    ends with one end token, whether or not its text brings one, as texts do that a chat template wrote. Behind a
-    prompt that the tokenizer's chat template wrote, it is the one with which the template closes a turn. A prompt that
-    is too long loses its beginning, a response its end (and so its end token: it did not end there). Where the
-    tokenizer opens a text with a token of its own, as Llama's does, the prompt keeps it.
+    Prompt and response are tokenised separately, so that the boundary between them is fixed. Each response ends with
+    exactly one end token, even if its text already contains one. After a prompt that the chat template wrote, this is
+    the token with which the template closes a turn. A prompt that is too long loses its beginning. A response that is
+    too long loses its end and its end token. If the tokenizer opens every text with a special token, as Llama's does,
+    the prompt keeps this token.
 
     Args:
         texts: the pairs.
         tokenizer: a Hugging Face tokenizer.
-        max_prompt_tokens: longest prompt kept whole; None for no limit.
-        max_response_tokens: longest response kept whole, the end token included; None for no limit.
-        end_token: id that ends a response where no chat template wrote its prompt; None to add none.
+        max_prompt_tokens: maximum length of a prompt. None means no limit.
+        max_response_tokens: maximum length of a response with its end token. None means no limit.
+        end_token: id of the token that ends a response if no chat template wrote its prompt. None adds no end token.
 
     Raises:
-        LabError: a limit below 1, or no pair is left.
+        LabError: a limit is below 1, or every pair was dropped.
     """
     check_limits(max_prompt_tokens, max_response_tokens)
     opening = opening_of(tokenizer)
@@ -207,7 +207,7 @@ def tokenise(
         elif not all(answers) or [] in pair:
             dropped[EMPTY_RESPONSE] += 1
         elif answers[0] == answers[1]:
-            # Two texts can also have the same ids; both come to the same pair that says nothing.
+            # Different texts can have the same ids. Such a pair contains no preference either.
             dropped[EQUAL_AFTER] += 1
         else:
             prompts.append(asked)
@@ -215,40 +215,43 @@ def tokenise(
             short["prompts"] += len(asked) < len(prompt)
             short["responses"] += sum(len(a) < len(b) + bool(ends) for a, b in zip(answers, pair, strict=True))
     if not prompts:
-        raise LabError(f"No pair of {texts.source} is left after tokenisation: {counts(dropped)}.{way_out(dropped)}")
+        raise LabError(
+            f"No pair of {texts.source} remains after tokenisation: {counts(dropped)}.{end_token_hint(dropped)}"
+        )
     longest = max(len(p) + max(map(len, r)) for p, r in zip(prompts, responses, strict=True))
     report = TokenReport(len(prompts), dropped, short["prompts"], short["responses"], longest)
     return Pairs(Tokens.from_lists(prompts), Tokens.from_lists(responses)), report
 
 
 def check_limits(max_prompt_tokens: int | None, max_response_tokens: int | None) -> None:
-    """Refuse limits below one token."""
+    """Raise `LabError` for limits below one token."""
     for name, limit in (("max_prompt_tokens", max_prompt_tokens), ("max_response_tokens", max_response_tokens)):
         if limit is not None and limit < 1:
             raise LabError(f"{name} must be at least 1, not {limit}.")
 
 
 def opening_of(tokenizer: Any) -> list[int]:
-    """The token with which this tokenizer opens every text, as Llama's does; or nothing."""
-    first = tokenizer("a")["input_ids"][:1]
+    """Return the special token with which the tokenizer opens every text, as a list that may be empty."""
+    first: list[int] = tokenizer("a")["input_ids"][:1]
     return first if first == [tokenizer.bos_token_id] else []
 
 
 def ids_of(texts: list[str], tokenizer: Any) -> list[list[int]]:
-    """Ids without special tokens; no warning that a text is longer than the context: truncation is counted.
+    """Return the ids of texts without special tokens and without a warning about their length.
 
     Raises:
-        LabError: a text holds a lone surrogate. Rows that were read have been checked with their place.
+        LabError: a text contains a lone surrogate.
     """
     for number, text in enumerate(texts):
         check_utf8(text, f"Text {number}")
-    return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    return ids
 
 
 def ends_of(tokenizer: Any, end_token: int | None) -> list[int]:
-    """The end of a plain response, then that of a turn that the chat template closes; one id where they are the same.
+    """Return the end token of a plain response and that of a chat template's turn, or one id if they are equal.
 
-    Empty where `end_token` is None.
+    The list is empty if `end_token` is None.
     """
     if end_token is None:
         return []
@@ -257,33 +260,33 @@ def ends_of(tokenizer: Any, end_token: int | None) -> list[int]:
 
 
 def split_end(ids: list[int], ends: list[int], templated: bool, tokenizer: Any) -> tuple[list[int], list[int]]:
-    """A response without its end, and the end that it gets.
+    """Return a response without its end token, and the end token that it gets.
 
     Args:
-        ids: the response's text; it may bring an end token that has nothing but white space, or other end tokens,
-            behind it.
-        ends: as `ends_of` returns them.
-        templated: the chat template wrote the prompt. The end is then the template's; else it is the one that the
-            text brings, or the first of `ends`.
-        tokenizer: decodes what stands behind the end token.
+        ids: the ids of the response. They may contain an end token that is followed only by white space or by other end
+            tokens.
+        ends: the result of `ends_of`.
+        templated: whether the chat template wrote the prompt. If so, the response gets the template's end token.
+            Otherwise it gets the end token in its text, or the first of `ends`.
+        tokenizer: decodes the ids after the end token.
     """
     usual = ends[-1:] if templated else ends[:1]
     place = next((i for i, token in enumerate(ids) if token in ends), None)
     if place is None:
         return ids, usual
-    behind = [token for token in ids[place + 1 :] if token == ids[place] or token not in ends]
-    if tokenizer.decode(behind).strip():
+    after = [token for token in ids[place + 1 :] if token == ids[place] or token not in ends]
+    if tokenizer.decode(after).strip():
         return ids, usual
     return ids[:place], usual if templated else [ids[place]]
 
 
-def way_out(dropped: Counter[str]) -> str:
-    """What to do where texts hold the end token; empty where none does."""
-    return " The end token may stand at the end of a response alone." if dropped[HOLDS_END] else ""
+def end_token_hint(dropped: Counter[str]) -> str:
+    """Return a sentence for texts that contain the end token, or an empty text if there are none."""
+    return " The end token may only be the last token of a response." if dropped[HOLDS_END] else ""
 
 
 def last(ids: list[int], limit: int | None, opening: int) -> list[int]:
-    """The end of `ids`, at most `limit` of them, behind the `opening` tokens that every text has."""
+    """Return the first `opening` ids and the last ones, at most `limit` in all."""
     if limit is None or len(ids) <= limit:
         return ids
     kept = ids[:opening][:limit]

@@ -1,7 +1,7 @@
-"""Rows of text data from a local file or the Hub, each with the name of the place it came from.
+"""Read rows from a .json, .jsonl, .csv or .parquet file, or from a data set on the Hub.
 
-Only reading is done here; `preference_forms.py` and `sft_data.py` say what a row means. Files are read row by row,
-so that a limit on the rows costs no more than those rows. What cannot be read is refused with the file and the line.
+`formats.py` interprets the rows. Files are read row by row, so a limit reads only the rows that it needs. An error
+names the file and the line.
 """
 
 from __future__ import annotations
@@ -28,8 +28,7 @@ from rlhf_lab.policies import hub_lookup
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 
 LONGEST_LINE = 32 * 2**20
-"""Bytes in a line above which the file is refused: a text of that size is a mistake, and would be cut to a few
-hundred tokens anyway."""
+"""Largest number of bytes in a line. A longer text is a mistake, and only a few hundred of its tokens would be used."""
 
 _ALSO_CALLED = {
     "prompt": ("question", "query", "instruction", "input", "context", "post", "x"),
@@ -40,7 +39,7 @@ _ALSO_CALLED = {
 
 
 class Row(NamedTuple):
-    """One row as it was read, and where: `line 7`, `row 7`."""
+    """The fields of one row, and its place in the file, such as `line 7` or `row 7`."""
 
     place: str
     fields: dict[str, Any]
@@ -48,19 +47,19 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """Where rows of text are read from, and how many. Loaders take a plain name for the same with all defaults."""
+    """The source of rows, and how many are needed. Loaders accept a name alone in place of a `Source` with defaults."""
 
     name: str
-    """A .json, .jsonl, .csv or .parquet file, each also with .gz, or a data set's name on the Hub."""
+    """A .json, .jsonl, .csv or .parquet file (also .gz), or the name of a data set on the Hub."""
     split: str = "train"
-    """Split of a data set on the Hub, or of a .json file with an object of lists by split; other files have none."""
+    """Split of a data set on the Hub or of a .json file with several splits. Other files have no splits."""
     revision: str | None = None
     """Branch, tag or commit on the Hub."""
     folder: str | None = None
-    """Folder within a data set on the Hub, such as `harmless-base` of Anthropic/hh-rlhf."""
+    """Folder inside a data set on the Hub, such as `harmless-base` of Anthropic/hh-rlhf."""
     limit: int | None = None
-    """Stop at so many usable rows, and read no further: from the Hub they are then streamed, and kept for the next
-    time. Without one a data set on the Hub is downloaded whole."""
+    """Stop after this number of usable rows. From the Hub, rows are then streamed and stored for the next time. Without
+    a limit, a data set on the Hub is downloaded completely."""
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
@@ -68,61 +67,63 @@ class Source:
 
     @classmethod
     def of(cls, source: Source | str) -> Source:
-        """`source` itself, or the one of that name."""
+        """Return `source` itself, or a `Source` with that name."""
         return cls(source) if isinstance(source, str) else source
 
 
 def is_local(source: str) -> bool:
-    """Whether `source` means a file rather than a name on the Hub."""
+    """Return whether `source` is a file and not a name on the Hub."""
     path = check_path(source, "data")
     return path.exists() or _suffix(path) in SUFFIXES or not hub_lookup.is_hub_name(source)
 
 
 def check_source(source: str, revision: str | None = None) -> bool:
-    """Find out, without loading anything, whether the data can be had; True if the network may be used.
+    """Check that the data exist, without loading them. Returns whether the network may be used.
 
     Raises:
-        LabError: the file is missing, empty or of another kind, or the Hub has no data set of that name.
+        LabError: the file is missing, empty or of an unknown type, or the Hub has no data set with that name.
     """
     if not is_local(source):
         return hub_lookup.can_download("dataset", source, revision)
     path = check_path(source, "data")
     if not path.exists():
-        raise LabError(f"There is no data file {source}, and no data set of that name can be on the Hub.")
+        raise LabError(
+            f"There is no data file {source}, and the name cannot belong to a data set on the Hub. Check the path."
+        )
     if path.is_dir():
-        raise LabError(f"{source} is a folder; give one data file in it.")
+        raise LabError(f"{source} is a folder. Give one data file in it.")
     if _suffix(path) not in SUFFIXES:
-        raise LabError(f"{path.name}: unknown kind of file. Known are {', '.join(SUFFIXES)}, each also with .gz.")
+        raise LabError(f"{path.name}: unknown type of file. Known types are {', '.join(SUFFIXES)}, each also with .gz.")
     if path.stat().st_size == 0:
         raise LabError(f"{source} is empty.")
     return False
 
 
 def holds_splits(source: str) -> bool:
-    """Whether a local file holds several splits: a .json file with an object of lists by split."""
+    """Return whether a local file has several splits, as a .json file with an object of lists can have."""
     path = Path(source).expanduser()
     if _suffix(path) != ".json":
         return False
     with _open(path) as file:
         try:
             return _are_splits(json.loads(file.read()))
-        except (ValueError, RecursionError):  # its reader says what is wrong
+        except (ValueError, RecursionError):  # the reader will report what is wrong
             return False
 
 
 def rows_of(source: Source | str) -> Iterator[Row]:
-    """The rows of a local file, or of a data set on the Hub, one after the other.
+    """Yield the rows of a local file or of a data set on the Hub.
 
-    The limit is not applied here: whoever asks stops when there are enough usable rows.
+    The limit is not applied here. The caller stops when it has enough usable rows.
 
     Raises:
-        LabError: it cannot be had or read; the message names file and line.
+        LabError: the data cannot be read. The message names file and line.
     """
     source = Source.of(source)
     online = check_source(source.name, source.revision)
     if not is_local(source.name):
-        found_there = hub.rows(source.name, source.split, source.revision, source.folder, online, source.limit)
-        for number, fields in enumerate(found_there, 1):
+        fields_of_rows = hub.rows(source.name, source.split, source.revision, source.folder, online, source.limit)
+        for number, fields in enumerate(fields_of_rows, 1):
             yield _checked(Row(f"row {number}", fields), source.name)
         return
     path = check_path(source.name, "data")
@@ -135,11 +136,16 @@ def rows_of(source: Source | str) -> Iterator[Row]:
             found = True
             yield _checked(row, source.name)
     if not found:
-        raise LabError(f"{source.name} holds no rows.")
+        raise LabError(f"{source.name} contains no rows.")
 
 
 def near_columns(wanted: Collection[str], columns: Collection[str]) -> str:
-    """A sentence that proposes which of `columns` to rename to the missing ones of `wanted`; empty without an idea."""
+    """Return a sentence that proposes how to rename columns, or an empty text without a proposal.
+
+    Args:
+        wanted: names of the needed columns.
+        columns: names of the columns in the data.
+    """
     lower = {name.lower(): name for name in columns}
     found = []
     for name in wanted:
@@ -158,7 +164,7 @@ def _suffix(path: Path) -> str:
 
 @contextmanager
 def _open(path: Path) -> Iterator[IO[bytes]]:
-    """The file's bytes, unpacked. What goes wrong while they are read is said with the file's name."""
+    """Open a file, unpacked if it is a gzip file. Errors while it is read name the file."""
     try:
         with path.open("rb") as file:
             if path.suffix == ".gz":
@@ -167,20 +173,20 @@ def _open(path: Path) -> Iterator[IO[bytes]]:
             else:
                 yield file
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise LabError(f"{path} is not a whole gzip file ({error}). Fetch it again.") from None
+        raise LabError(f"{path} is not a complete gzip file ({error}). Download it again.") from None
     except OSError as error:
-        raise LabError(f"{path} cannot be read: {error.strerror or error}.") from None
+        raise LabError(f"{path} cannot be read: {error.strerror or error}. Check its permissions.") from None
 
 
 def _lines(file: IO[bytes], source: str) -> Iterator[tuple[int, str]]:
-    """Numbered lines as text. Cut at newlines alone: U+2028 may stand inside a JSON string."""
+    """Yield numbered lines as text. They end only at newlines, because a JSON string may contain U+2028."""
     number = 0
     while line := file.readline(LONGEST_LINE + 1):
         number += 1
         if len(line) > LONGEST_LINE:
             raise LabError(
-                f"{source}, line {number}: longer than {LONGEST_LINE // 2**20} MB. Is this one row a line? If the file "
-                f"is one JSON list, give it the ending .json; else cut the text of that line."
+                f"{source}, line {number}: longer than {LONGEST_LINE // 2**20} MB. If the file is one JSON list, "
+                f"give it the ending .json. Otherwise shorten the text of that line."
             )
         if number == 1:
             line = _without_mark(line, source)
@@ -188,13 +194,13 @@ def _lines(file: IO[bytes], source: str) -> Iterator[tuple[int, str]]:
 
 
 def _without_mark(data: bytes, source: str) -> bytes:
-    """The file's beginning without UTF-8's byte order mark.
+    """Remove the byte order mark of UTF-8 from the beginning of a file.
 
     Raises:
-        LabError: it is UTF-16 or UTF-32, by its mark or by its zero bytes.
+        LabError: a byte order mark or zero bytes show that the file is UTF-16, UTF-32 or binary.
     """
     if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data[:4096]:
-        raise LabError(f"{source} is not UTF-8 but UTF-16 or binary. Save it as UTF-8 (iconv -f utf-16 -t utf-8).")
+        raise LabError(f"{source} is UTF-16 or binary, not UTF-8. Save it as UTF-8 (iconv -f utf-16 -t utf-8).")
     return data.removeprefix(b"\xef\xbb\xbf")
 
 
@@ -210,7 +216,7 @@ def _decode(data: bytes, source: str, line: int = 1) -> str:
 
 
 def _checked(row: Row, source: str) -> Row:
-    """`row`, all of whose texts can be encoded."""
+    """Return `row` if all its texts can be encoded as UTF-8."""
     for name, value in row.fields.items():
         _check_texts(value, f"{source}, {row.place}: `{name}`")
     return row
@@ -228,18 +234,24 @@ def _check_texts(value: Any, what: str) -> None:
 
 
 def _refuse_repeated(names: Iterable[str], place: str, what: str) -> None:
-    """Refuse two columns or fields of one name, of which a dictionary would keep the last alone."""
+    """Raise `LabError` for two columns or fields with the same name."""
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
-        raise LabError(f"{place}: the {what} `{repeated[0]}` is there more than once. Rename or remove one of them.")
+        raise LabError(f"{place}: the {what} `{repeated[0]}` appears more than once. Rename or remove one of them.")
 
 
 def _parsed(text: str, source: str, line: int, expected: str) -> Any:
-    """The JSON value of `text`, whose first line is the file's line `line`.
+    """Return the JSON value of `text`.
+
+    Args:
+        text: the JSON text.
+        source: file, for messages.
+        line: the line of the file at which the text begins, or 0 if the text is the whole file.
+        expected: a sentence on the expected structure, for messages.
 
     Raises:
-        LabError: it is malformed, or an object has two fields of one name. A `json.JSONDecodeError` for extra data
-            is left to the caller.
+        LabError: the text is malformed, or an object has two fields with the same name.
+        json.JSONDecodeError: the whole file contains more than one value.
     """
 
     def one_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -258,7 +270,7 @@ def _parsed(text: str, source: str, line: int, expected: str) -> Any:
         ) from None
     except RecursionError:
         place = f"{source}, line {line}" if line else source
-        raise LabError(f"{place}: JSON nested too deeply to be rows of texts.") from None
+        raise LabError(f"{place}: the JSON is nested too deeply. Expected are rows of texts.") from None
     except LabError:
         raise
     except ValueError as error:  # a number of thousands of digits
@@ -277,7 +289,7 @@ def _jsonl(file: IO[bytes], source: str) -> Iterator[Row]:
         if not line.strip():
             continue
         empty = False
-        fields = _parsed(line, source, number, "Each line must be one whole object.")
+        fields = _parsed(line, source, number, "Each line must be one complete object.")
         yield _row(fields, f"line {number}", source)
     if empty:
         raise LabError(f"{source} is empty.")
@@ -295,7 +307,7 @@ def _json(file: IO[bytes], source: str, split: str) -> Iterator[Row]:
                 f"{source}, line {error.lineno}: malformed JSON at column {error.colno} ({error.msg}). Expected a list "
                 f"of objects."
             ) from None
-        # Objects line by line, under the other ending.
+        # The file contains one object per line, like a .jsonl file.
         yield from _jsonl(io.BytesIO(text.encode()), source)
         return
     if isinstance(value, dict) and isinstance(value.get("data"), list):
@@ -303,8 +315,7 @@ def _json(file: IO[bytes], source: str, split: str) -> Iterator[Row]:
     if _are_splits(value):
         if split not in value:
             raise LabError(
-                f"{source} has the splits {', '.join(value)}, and none of the name '{split}'. Choose one with "
-                f"--data-split."
+                f"{source} has the splits {', '.join(value)}, but no split '{split}'. Choose one with --data-split."
             )
         value = value[split]
     if isinstance(value, dict):
@@ -316,7 +327,7 @@ def _json(file: IO[bytes], source: str, split: str) -> Iterator[Row]:
 
 
 def _are_splits(value: Any) -> bool:
-    """Whether a JSON value is an object of lists of rows by split, and not one row whose fields are lists of turns."""
+    """Whether a JSON value is an object with a list of rows for each split, and not one row with lists of turns."""
     return (
         isinstance(value, dict)
         and bool(value)
@@ -336,8 +347,8 @@ def _csv(file: IO[bytes], source: str) -> Iterator[Row]:
             place = f"line {reader.line_num}"
             if None in fields:
                 raise LabError(
-                    f"{source}, {place}: more cells than the header's {len(reader.fieldnames or [])}. Put quotes round "
-                    f"texts that hold commas."
+                    f"{source}, {place}: more cells than the header's {len(reader.fieldnames or [])}. Put texts "
+                    f"with commas in quotes."
                 )
             yield Row(place, dict(fields))
     except csv.Error as error:
@@ -353,7 +364,7 @@ def _parquet(file: IO[bytes], source: str) -> Iterator[Row]:
     import pyarrow.parquet
 
     try:
-        # A packed file cannot be read from its end, where parquet has its index.
+        # The index of a parquet file is at its end, which a gzip file cannot reach directly.
         whole = io.BytesIO(file.read()) if isinstance(file, gzip.GzipFile) else file
         opened = pyarrow.parquet.ParquetFile(whole)
         _refuse_repeated(opened.schema_arrow.names, source, "column")
@@ -362,8 +373,12 @@ def _parquet(file: IO[bytes], source: str) -> Iterator[Row]:
         for number, fields in enumerate(rows, 1):
             yield Row(f"row {number}", fields)
     except UnicodeDecodeError as error:
-        raise LabError(f"{source}: a text is not UTF-8 (the byte 0x{error.object[error.start]:02x}).") from None
+        raise LabError(
+            f"{source}: a text is not UTF-8 (the byte 0x{error.object[error.start]:02x}). Save it as UTF-8."
+        ) from None
     except (pyarrow.ArrowException, OSError) as error:
         if isinstance(error, gzip.BadGzipFile):
             raise
-        raise LabError(f"{source} is not a readable parquet file ({str(error).splitlines()[0]}).") from None
+        raise LabError(
+            f"{source} is not a readable parquet file ({str(error).splitlines()[0]}). Save it again."
+        ) from None

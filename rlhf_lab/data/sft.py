@@ -1,15 +1,15 @@
-"""Prompts with targets for supervised fine-tuning, and prompts alone for methods that sample.
+"""Load and tokenise prompts with target responses (SFT), labelled responses (KTO), and prompts alone.
 
-Forms of targets:
+Formats of targets:
 
-- `prompt` with `completion`, `response`, `answer`, `output`, `target` or `summary`, texts or lists of turns;
-- `messages` (or `conversations`): a list of turns, the last one the assistant's, also in ShareGPT's form;
-- Alpaca's `instruction`, `input`, `output`;
-- Reddit TL;DR's own (`post`, `title`, `subreddit`, `summary`), written as Stiennon et al. 2020 do;
-- any form of preference data (`preference_forms.py`), of which the chosen side is taken.
+- `prompt` with `completion`, `response`, `answer`, `output`, `target` or `summary`, each a text or a list of turns.
+- `messages` (or `conversations`): a list of turns that ends with the assistant's, also in ShareGPT's format.
+- Alpaca: `instruction`, `input`, `output` and `history`.
+- Reddit TL;DR: `post`, `title`, `subreddit` and `summary`, written as in Stiennon et al. 2020.
+- Any format of preference data (see `formats.py`), of which the chosen responses are used.
 
-Prompts alone are read from all of these, and from a column `prompt` with nothing beside it. Verdicts on single
-responses are prompts with targets and a column `label`, true where the response is desirable, as TRL has it.
+Prompts alone are read from all of these formats, and from data that have only the column `prompt`. Labelled responses
+are prompts with targets and a column `label`, which is true if the response is desirable, as in TRL.
 """
 
 from __future__ import annotations
@@ -27,34 +27,34 @@ from rlhf_lab.data.preferences import (
     TokenReport,
     check_limits,
     counts,
+    end_token_hint,
     ends_of,
     ids_of,
     last,
     opening_of,
     split_end,
-    way_out,
 )
 from rlhf_lab.data.readers import Row, Source, near_columns, rows_of
 from rlhf_lab.errors import LabError
 
 TARGETS = ("completion", "response", "answer", "output", "target", "summary")
-"""Names of the column with the target, the first that is there is taken."""
+"""Names of the column with the target. The first one that exists is used."""
 
-AGAIN = "prompt that was there before"
+AGAIN = "repeated prompt"
 
 
 @dataclass(frozen=True)
 class TargetTexts:
-    """Prompts and, for SFT, their targets. prompt + target is the whole text: nothing stands between them.
+    """Prompts and their targets as texts. The whole text is prompt + target, with nothing between them.
 
     Attributes:
-        prompts: one text an example.
-        targets: one text an example; empty where only prompts were asked for.
-        dropped: reason → number of rows of which nothing was made.
+        prompts: the prompt of each example.
+        targets: the target of each example. Empty if only prompts were loaded.
+        dropped: number of dropped rows, by reason.
         source: the file or data set.
-        form: the form that was found.
-        labels: of verdicts, whether each target is desirable.
-        templated: whether the chat template wrote an example's prompt, one each; empty where it wrote none.
+        form: the format of the rows.
+        labels: for labelled responses, whether each target is desirable.
+        templated: whether the chat template wrote the prompt of each example. Empty if it wrote none.
     """
 
     prompts: list[str]
@@ -69,7 +69,7 @@ class TargetTexts:
         return len(self.prompts)
 
     def summary(self) -> str:
-        """One line: how many, from where, and what was dropped why."""
+        """Return a line with the source, the number of examples, and the numbers of dropped rows."""
         what = "examples" if self.targets else "prompts"
         return (
             f"{self.source} ({self.form}): {len(self):,} {what}; dropped {self.dropped.total():,} rows: "
@@ -78,12 +78,11 @@ class TargetTexts:
 
 
 def load_targets(source: Source | str, tokenizer: Any = None) -> TargetTexts:
-    """Read prompts with targets; the arguments are those of `load_preferences`.
+    """Read prompts with targets. The arguments are those of `load_preferences`.
 
     Raises:
-        LabError: the source cannot be reached or read, columns are missing, a row is malformed, or nothing is left.
+        LabError: the source cannot be read, columns are missing, a row is malformed, or every row was dropped.
     """
-
     source = Source.of(source)
 
     def example(row: Row, columns: set[str]) -> tuple[str, tuple[str, str] | str]:
@@ -96,16 +95,16 @@ def load_targets(source: Source | str, tokenizer: Any = None) -> TargetTexts:
 
 
 def holds_verdicts(source: Source | str) -> bool:
-    """Whether the first row has a `label` and no pair."""
+    """Return whether the first row has a `label` and is not a pair."""
     first = next(rows_of(replace(Source.of(source), limit=1)))
     return "label" in first.fields and "chosen" not in first.fields
 
 
 def load_verdicts(source: Source | str, tokenizer: Any = None) -> TargetTexts:
-    """Read responses with a verdict each; the arguments are those of `load_preferences`.
+    """Read labelled responses. The arguments are those of `load_preferences`.
 
     Raises:
-        LabError: as `load_targets`; a label that is neither true nor false.
+        LabError: as `load_targets`, or a label is neither true nor false.
     """
     source = Source.of(source)
     labels: list[bool] = []
@@ -128,7 +127,7 @@ def load_verdicts(source: Source | str, tokenizer: Any = None) -> TargetTexts:
 
 
 def load_prompts(source: Source | str, tokenizer: Any = None) -> TargetTexts:
-    """Read prompts alone, each once; the arguments are those of `load_preferences`.
+    """Read prompts alone, without repetitions. The arguments are those of `load_preferences`.
 
     Raises:
         LabError: as `load_targets`.
@@ -162,7 +161,7 @@ def _load(
     columns: set[str] = set()
     seen, first = 0, ""
     for row in rows_of(source):
-        row = forms.usual_form(row, name)
+        row = forms.standard_row(row, name)
         seen += 1
         columns |= row.fields.keys()
         if seen == LOOK and not found:
@@ -179,7 +178,8 @@ def _load(
                 break
     if not found:
         _check_columns(columns, name, what)
-        raise LabError(f"No {what} is left of the {seen:,} rows of {name}: {counts(dropped)}{first}.")
+        article = "an" if what == "example" else "a"
+        raise LabError(f"None of the {seen:,} rows of {name} gives {article} {what}: {counts(dropped)}{first}.")
     prompts, targets = (list(column) for column in zip(*found, strict=True))
     return TargetTexts(prompts, targets, dropped, name, " and ".join(sorted(seen_forms)), templated=templated)
 
@@ -192,7 +192,7 @@ def _check_columns(columns: set[str], source: str, what: str) -> None:
         return
     wanted = ["prompt"] if what == "prompt" else ["prompt", "completion"]
     raise LabError(
-        f"{source} has the columns {', '.join(sorted(columns))}; expected `prompt`"
+        f"{source} has the columns {', '.join(sorted(columns))}. Expected are `prompt`"
         + ("" if what == "prompt" else f" with one of {', '.join(f'`{name}`' for name in TARGETS)}")
         + f", or `messages`, or preference pairs. Rename the columns.{near_columns(wanted, columns)}"
     )
@@ -217,7 +217,7 @@ def _example(row: Row, source: str, columns: set[str], tokenizer: Any) -> tuple[
         if row.fields.get("post") is None or summary is None:
             return "TL;DR", forms.MISSING
         forms.check_value(summary, target_in, place)
-        return "TL;DR", (forms.post_prompt(row.fields, place), forms.spaced(str(summary)))
+        return "TL;DR", (forms.post_prompt(row.fields, place), forms.with_space(str(summary)))
     return "", forms.MISSING
 
 
@@ -252,7 +252,7 @@ def _of_turns(
 
 
 def _prompt(row: Row, source: str, columns: set[str], tokenizer: Any) -> tuple[str, tuple[str, str] | str]:
-    """The row's form and its prompt with nothing behind it, or the reason why there is none."""
+    """Return the format of a row and its prompt with an empty target, or the reason why there is none."""
     place = f"{source}, {row.place}"
     prompt, chosen = row.fields.get("prompt"), row.fields.get("chosen")
     if prompt is not None and not isinstance(chosen, list):
@@ -278,10 +278,10 @@ def _prompt(row: Row, source: str, columns: set[str], tokenizer: Any) -> tuple[s
 def tokenise_prompts(
     prompts: list[str], tokenizer: Any, max_prompt_tokens: int | None, source: str = "the prompts"
 ) -> tuple[Tokens, TokenReport]:
-    """Prompts as ids (N, P), cut as `preference_data.tokenise` cuts them.
+    """Return prompts as ids (N, P), truncated as by `preferences.tokenise`, and a report.
 
     Raises:
-        LabError: a limit below 1, or no prompt is left.
+        LabError: the limit is below 1, or every prompt was dropped.
     """
     check_limits(max_prompt_tokens, None)
     opening = opening_of(tokenizer)
@@ -297,7 +297,7 @@ def tokenise_prompts(
         kept.append(asked)
         short += len(asked) < len(whole)
     if not kept:
-        raise LabError(f"No prompt of {source} is left after tokenisation: {counts(dropped)}.")
+        raise LabError(f"No prompt of {source} remains after tokenisation: {counts(dropped)}.")
     return Tokens.from_lists(kept), TokenReport(len(kept), dropped, short, 0, max(map(len, kept)), "prompts")
 
 
@@ -308,13 +308,13 @@ def tokenise_targets(
     max_response_tokens: int | None,
     end_token: int | None,
 ) -> tuple[Tokens, Tokens, list[int], TokenReport]:
-    """Tokenised apart, cut and ended as `preference_data.tokenise` does.
+    """Tokenise prompts and targets separately, truncated and ended as by `preferences.tokenise`.
 
     Returns:
-        prompts (N, P), targets (N, 1, T), the places in `texts` of those that are left, and what happened.
+        prompts (N, P), targets (N, 1, T), the indices in `texts` of the kept examples, and a report.
 
     Raises:
-        LabError: a limit below 1, or no example is left.
+        LabError: a limit is below 1, or every example was dropped.
     """
     check_limits(max_prompt_tokens, max_response_tokens)
     opening = opening_of(tokenizer)
@@ -344,7 +344,9 @@ def tokenise_targets(
             short["prompts"] += len(asked) < len(whole)
             short["targets"] += len(answer) < len(target) + len(ending)
     if not prompts:
-        raise LabError(f"No example of {texts.source} is left after tokenisation: {counts(dropped)}.{way_out(dropped)}")
+        raise LabError(
+            f"No example of {texts.source} remains after tokenisation: {counts(dropped)}.{end_token_hint(dropped)}"
+        )
     longest = max(len(p) + len(y) for p, (y,) in zip(prompts, targets, strict=True))
     report = TokenReport(len(prompts), dropped, short["prompts"], short["targets"], longest, "examples")
     return Tokens.from_lists(prompts), Tokens.from_lists(targets), kept, report

@@ -30,7 +30,7 @@ def refused(words: list[str], capsys) -> str:
         ({"chosen": " No."}, "1 equal responses"),
         ({"chosen": "  No. "}, "1 responses differ only in white space"),
         ({"chosen": " aaaaaaaaaaX", "rejected": " aaaaaaaaaaY"}, "1 equal responses after truncation"),
-        ({"chosen": " a<end>b"}, "1 the text of a response holds the end token"),
+        ({"chosen": " a<end>b"}, "1 the text of a response contains the end token"),
         ({"rejected": None}, "1 a field is missing"),
     ],
 )
@@ -105,10 +105,10 @@ def test_resuming_nothing_is_refused_and_leaves_no_folder(method, model, pairs, 
     ("method", "more", "message"),
     [
         ("ppo", ["--reward", "nothing"], "There is no reward folder nothing"),
-        ("ppo", ["--reward", "gold"], "The reward gold belongs to a world"),
+        ("ppo", ["--reward", "gold"], "The reward gold needs a world"),
         ("ppo", ["--reward", "gold:weather"], "no text world 'weather'"),
-        ("rloo", ["--reward", "gold:sentiment", "--kind", "grpo"], "`train rloo` is of the kind rloo"),
-        ("rest", ["--reward", "gold:sentiment", "--patience", "2"], "give --held-out"),
+        ("rloo", ["--reward", "gold:sentiment", "--kind", "grpo"], "`train rloo` needs kind=rloo"),
+        ("rest", ["--reward", "gold:sentiment", "--patience", "2"], "Give --held-out"),
         ("dpo", ["--data", "world:weather"], "no text world 'weather'"),
         ("dpo", ["--model", "lab-gtp2"], "Do you mean lab-gpt2"),
         ("dpo", ["--lora-rank", "0"], "lora_rank must be a whole number of at least 1"),
@@ -140,7 +140,7 @@ def test_resuming_nothing_is_refused_and_leaves_no_folder(method, model, pairs, 
             ["--data", "world:sentiment", "--data-folder", "a"],
             "data_folder='a' has no effect on data of a world",
         ),
-        ("dpo", ["--label-noise", "0.1"], "label_noise=0.1 has no effect on data that have labels"),
+        ("dpo", ["--label-noise", "0.1"], "label_noise=0.1 has no effect on data that already have labels"),
         ("dpo", ["--data", "world:sentiment", "--label-noise", "0.6"], "label_noise must be a finite number between"),
         ("dpo", ["--loss", "simpo", "--reference", "lab-gpt2"], "has no effect with the loss simpo"),
         ("dpo", ["--loss", "orpo", "--reference-cache", "a"], "has no effect with the loss orpo"),
@@ -172,7 +172,9 @@ def test_settings_that_do_not_fit_are_refused_with_the_mend(method, more, messag
 
 
 def test_a_folder_that_is_no_reward_and_a_critic_are_told_apart(model, pairs, reward, tmp_path, capsys):
-    assert "holds no reward model" in refused(train("ppo", model, pairs, tmp_path / "run", "--reward", model), capsys)
+    assert "contains no reward model" in refused(
+        train("ppo", model, pairs, tmp_path / "run", "--reward", model), capsys
+    )
     from pathlib import Path
 
     record = Path(reward) / "model" / "reward.json"

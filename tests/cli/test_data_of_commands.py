@@ -92,7 +92,7 @@ def test_limits_on_tokens_are_those_told_or_share_the_context():
     assert limits(None, None, 2000) == (256, 256) and limits(None, None, None) == (256, 256)
     assert limits(30, None, 2000) == (30, 256) and limits(20, 12, 100) == (20, 12)
     assert limits(60, 40, 100) == (60, 40)
-    with pytest.raises(LabError, match="101 together; the context of some-model holds 100"):
+    with pytest.raises(LabError, match="101 tokens together. The context of some-model holds 100"):
         limits(60, 41, 100)
 
 
@@ -136,7 +136,7 @@ def test_a_world_gives_its_own_limits_split_and_number_of_rows(world):
     load_data(settings, "prompts", TOKENIZER, (5, 3))
     assert world.asked == [("sft", "validation", 7), ("prompts", "validation", 7)]
     for kind, short, name in (("targets", (5, 2), "response"), ("prompts", (4, 3), "prompt")):
-        with pytest.raises(LabError, match=f"raise max_{name}_tokens"):
+        with pytest.raises(LabError, match=f"Raise max_{name}_tokens"):
             load_data(settings, kind, TOKENIZER, short)
 
 

@@ -77,7 +77,7 @@ def test_sample_scores_by_a_reward_model(model, pairs, reward, tmp_path):
         (["--prompt", "a", "--chat"], "has no chat template"),
         (["--prompt", "a", "caf\udce9"], "Prompt 2 of the command line holds a lone surrogate (U+DCE9"),
         (["--prompt", "a", "--max-prompt-tokens", "95"], "context of"),
-        (["--prompt", "a", "--reward", "gold"], "The reward gold belongs to a world"),
+        (["--prompt", "a", "--reward", "gold"], "The reward gold needs a world"),
         (["--prompt", "a", "--out", "nothing", "--resume"], "Nothing to resume"),
     ],
 )

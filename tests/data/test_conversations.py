@@ -107,7 +107,7 @@ def test_a_tool_call_that_nothing_would_write_is_refused_with_its_row(tmp_path, 
 
 def test_dialogues_whose_calls_differ_part_there_and_the_first_row_is_named(tmp_path):
     row = {"chosen": [USER, call("Paris"), SUNNY, ANSWER], "rejected": [USER, call("Rome"), SUNNY, ANSWER]}
-    with pytest.raises(LabError, match=r"1 dialogues part before the last turn \(the first is line 1\)"):
+    with pytest.raises(LabError, match=r"1 dialogues differ before the last turn \(the first is line 1\)"):
         load_preferences(lines(tmp_path, row), tokenizer_of(CALLS))
 
 
@@ -309,6 +309,16 @@ def test_pairs_of_sharegpt_s_and_alpaca_s_form_are_conversations(tmp_path, row, 
         ({"instruction": "hi", "input": "", "output": "yes"}, "<user>hi</><assistant>"),
         ({"instruction": "hi", "input": "you", "output": "yes"}, "<user>hi\n\nyou</><assistant>"),
         ({"instruction": "hi", "output": "yes"}, "<user>hi</><assistant>"),
+        (
+            {"instruction": "hi", "output": "yes", "history": [["a", "b"], ["c", "d"]]},
+            "<user>a</><assistant>b</><user>c</><assistant>d</><user>hi</><assistant>",
+        ),
+        (
+            {"instruction": "hi", "input": "you", "output": "yes", "history": '[["a", "b"]]'},
+            "<user>a</><assistant>b</><user>hi\n\nyou</><assistant>",
+        ),
+        ({"instruction": "hi", "output": "yes", "history": []}, "<user>hi</><assistant>"),
+        ({"instruction": "hi", "output": "yes", "history": ""}, "<user>hi</><assistant>"),
     ],
 )
 def test_targets_of_sharegpt_s_and_alpaca_s_form_are_written_by_the_chat_template(tmp_path, row, prompt):
@@ -319,10 +329,14 @@ def test_targets_of_sharegpt_s_and_alpaca_s_form_are_written_by_the_chat_templat
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"conversations": [{"from": "narrator", "value": "a"}, GPT]}, "is from 'narrator'; known are human"),
+        ({"conversations": [{"from": "narrator", "value": "a"}, GPT]}, "is from 'narrator'. Known speakers are human"),
         ({"conversations": [{"from": "human", "value": 3}, GPT]}, "`from` and a text as `value`"),
         ({"conversations": [HUMAN, "yes"]}, "`from` and a text as `value`"),
         ({"instruction": 3, "output": "yes"}, "`instruction` is of type int"),
+        ({"instruction": "hi", "output": "yes", "history": [["a"]]}, "`history` must be a list of pairs"),
+        ({"instruction": "hi", "output": "yes", "history": [["a", None]]}, "`history` must be a list of pairs"),
+        ({"instruction": "hi", "output": "yes", "history": {"a": "b"}}, "`history` must be a list of pairs"),
+        ({"instruction": "hi", "output": "yes", "history": "[a"}, "`history` is not JSON"),
     ],
 )
 def test_a_broken_row_of_these_forms_is_refused_with_its_place(tmp_path, row, message):

@@ -56,7 +56,9 @@ def test_a_limit_streams_no_more_than_it_needs_and_the_next_time_nothing(the_hub
 
 def test_a_stream_that_breaks_goes_on_where_it_broke(the_hub):
     the_hub["breaks"] = 5
-    with pytest.raises(LabError, match=r"The stream of 'some/pairs' broke \(ConnectionError: the line is dead\)"):
+    with pytest.raises(
+        LabError, match=r"The download of 'some/pairs' was interrupted \(ConnectionError: the line is dead\)"
+    ):
         load_preferences(Source("some/pairs", limit=10))
     the_hub["breaks"] = None
     assert len(load_preferences(Source("some/pairs", limit=10))) == 10
@@ -101,10 +103,10 @@ def test_a_data_set_that_is_a_script_is_read_from_its_parquet_copy(the_hub, monk
 def test_a_damaged_line_of_what_was_kept_is_named_with_the_file_to_remove(the_hub, line):
     """Ten pairs are streamed, and kept; then the second line of the kept file is damaged."""
     load_preferences(Source("some/pairs", limit=10))
-    kept = hub._kept_at("some/pairs", "train", None, None)
+    kept = hub._stored_file("some/pairs", "train", None, None)
     lines = kept.read_bytes().splitlines()
     kept.write_bytes(b"\n".join([lines[0], line, *lines[2:]]) + b"\n")
-    with pytest.raises(LabError, match=r"line 2, is damaged .*Remove the file") as caught:
+    with pytest.raises(LabError, match=r"line 2, is damaged .*Remove this file") as caught:
         load_preferences(Source("some/pairs", limit=10))
     assert str(kept) in str(caught.value)
 

@@ -91,7 +91,7 @@ def test_parquet_with_two_columns_of_one_name_or_with_bytes_that_are_no_text_is_
     path = tmp_path / "a.parquet"
     column = pyarrow.array(["a"])
     pyarrow.parquet.write_table(pyarrow.table([column] * 3, names=["prompt", "chosen", "chosen"]), path)
-    with pytest.raises(LabError, match=r"a\.parquet: the column `chosen` is there more than once"):
+    with pytest.raises(LabError, match=r"a\.parquet: the column `chosen` appears more than once"):
         load_preferences(str(path))
     broken = pyarrow.array([b"caf\xe9"]).view(pyarrow.string())
     pyarrow.parquet.write_table(pyarrow.table([column, broken, column], names=["prompt", "chosen", "rejected"]), path)
@@ -174,7 +174,7 @@ def test_dialogues_are_cut_before_the_last_answer_and_each_unusable_one_is_count
     reasons = [reason for _, reason in DIALOGUES if reason]
     assert texts.dropped == {reason: reasons.count(reason) for reason in reasons}
     assert texts.form == "AnthropicHH"
-    for words in ("1 pairs", "dropped 9 rows", "2 dialogues part before the last turn", "2 empty response"):
+    for words in ("1 pairs", "dropped 9 rows", "2 dialogues differ before the last turn", "2 empty response"):
         assert words in texts.summary()
 
 
@@ -221,34 +221,34 @@ def test_the_real_hh_file_is_counted_as_by_an_independent_count():
         ("a.jsonl", b"", r"a\.jsonl is empty"),
         ("a.jsonl", b"\n \n", r"a\.jsonl is empty"),
         ("a.jsonl.gz", gzip.compress(b"", mtime=0), r"a\.jsonl\.gz is empty"),
-        ("a.json", b"[]", "holds no rows"),
-        ("a.csv", b"prompt,chosen,rejected\n", "holds no rows"),
+        ("a.json", b"[]", "contains no rows"),
+        ("a.csv", b"prompt,chosen,rejected\n", "contains no rows"),
         ("a.jsonl", b'{"chosen": "a", "rejected": "b"}\n\n{"chosen": "a"\n', "line 3: malformed JSON"),
         ("a.json", b'[{"chosen": "a"},\n {"chosen" "b"}]', "line 2: malformed JSON"),
         ("a.jsonl", b"[1, 2]\n", "line 1: expected an object with named fields, found list"),
         ("a.json", b"3", "expected a list of objects, found int"),
-        ("a.jsonl", b'{"question": "a", "answer": "b"}\n', "columns answer, question; expected `chosen` and"),
-        ("a.csv", b"prompt,good,bad\n1,2,3\n", "columns bad, good, prompt; expected"),
+        ("a.jsonl", b'{"question": "a", "answer": "b"}\n', "columns answer, question. Expected are `chosen` and"),
+        ("a.csv", b"prompt,good,bad\n1,2,3\n", "columns bad, good, prompt. Expected"),
         ("a.csv", b"prompt,chosen,rejected\na,b,c\na,b, c, d\n", "line 3: more cells than the header's 3"),
         ("a.jsonl", b'{"chosen": "a"}\n{"chosen": "caf\xe9"}\n', "line 2: the byte 0xe9 is not UTF-8"),
-        ("a.jsonl.gz", b"not gzip", "not a whole gzip file"),
-        ("a.jsonl.gz", gzip.compress(b'{"chosen": "a"}' * 99, mtime=0)[:-12], "not a whole gzip file"),
+        ("a.jsonl.gz", b"not gzip", "not a complete gzip file"),
+        ("a.jsonl.gz", gzip.compress(b'{"chosen": "a"}' * 99, mtime=0)[:-12], "not a complete gzip file"),
         ("a.parquet", b"not parquet", "not a readable parquet file"),
-        ("a.txt", b"text", r"a\.txt: unknown kind of file. Known are \.json, \.jsonl, \.csv, \.parquet"),
+        ("a.txt", b"text", r"a\.txt: unknown type of file. Known types are \.json, \.jsonl, \.csv, \.parquet"),
         ("a.jsonl", b'{"prompt": "a", "chosen": "a", "rejected": 3}\n', "line 1: `rejected` is of type int"),
-        ("a.jsonl", b'{"chosen": [{"role": "user"}, 3], "rejected": []}\n', "line 1: a turn of `chosen` is not an"),
+        ("a.jsonl", b'{"chosen": [{"role": "user"}, 3], "rejected": []}\n', "line 1: a turn of `chosen` must be an"),
         ("a.jsonl", b'{"chosen": [{"role": "u", "content": 3}], "rejected": []}\n', "line 1: the `content` of a turn"),
-        ("a.jsonl", b'{"chosen": "a", "rejected": []}\n', "line 1: `chosen` and `rejected` are of two kinds"),
-        ("a.jsonl", b'{"chosen": "a", "rejected": "b"}\n', "No pair is left of the 1 rows.*last turn is not"),
-        ("a.csv", b"prompt,chosen,chosen,rejected\na,b,c,d\n", "line 1: the column `chosen` is there more than once"),
-        ("a.jsonl", b'{"chosen": "a", "chosen": "b"}\n', "line 1: the field `chosen` is there more than once"),
-        ("a.jsonl", b'{"a": [{"role": "x", "role": "y"}]}\n', "line 1: the field `role` is there more than once"),
-        ("a.json", b'[{"chosen": "a", "chosen": "b"}]', "the field `chosen` is there more than once"),
+        ("a.jsonl", b'{"chosen": "a", "rejected": []}\n', "line 1: `chosen` and `rejected` must both be"),
+        ("a.jsonl", b'{"chosen": "a", "rejected": "b"}\n', "None of the 1 rows.*last turn is not"),
+        ("a.csv", b"prompt,chosen,chosen,rejected\na,b,c,d\n", "line 1: the column `chosen` appears more than once"),
+        ("a.jsonl", b'{"chosen": "a", "chosen": "b"}\n', "line 1: the field `chosen` appears more than once"),
+        ("a.jsonl", b'{"a": [{"role": "x", "role": "y"}]}\n', "line 1: the field `role` appears more than once"),
+        ("a.json", b'[{"chosen": "a", "chosen": "b"}]', "the field `chosen` appears more than once"),
         ("a.jsonl", b'{"a": ' + b"9" * 5000 + b"}", "line 1: malformed JSON"),
-        ("a.jsonl", b"[" * 100_000, "line 1: JSON nested too deeply"),
+        ("a.jsonl", b"[" * 100_000, "line 1: the JSON is nested too deeply"),
         ("a.jsonl", b'{}\n{"prompt": "ab\\ud83d"}\n', r"line 2: `prompt` holds a lone .*U\+D83D.*character 3"),
         ("a.json", b'[{"chosen": [{"content": "\\udc00"}]}]', "row 1: `chosen` holds a lone surrogate"),
-        ("a.json", b'{"test": [{"chosen": "a"}], "dev": [{"chosen": "a"}]}', "splits test, dev, and none .* 'train'"),
+        ("a.json", b'{"test": [{"chosen": "a"}], "dev": [{"chosen": "a"}]}', "splits test, dev, but no split 'train'"),
     ],
 )  # fmt: skip
 def test_a_broken_file_is_refused_with_its_name_and_line(tmp_path, name, content, message):
@@ -345,7 +345,9 @@ def test_a_response_that_holds_the_end_token_is_dropped_and_counted():
         texts_of(("a", "b<end>d", "c"), ("a", "b", "c")), tokenizer, None, None, tokenizer.eos_token_id
     )
     assert len(pairs) == 1 and report.dropped == {data.HOLDS_END: 1}
-    with pytest.raises(LabError, match="1 the text of a response holds the end token. The end token may stand at the"):
+    with pytest.raises(
+        LabError, match="1 the text of a response contains the end token. The end token may only be the"
+    ):
         tokenise(texts_of(("a", "b<end>d", "c")), tokenizer, None, None, tokenizer.eos_token_id)
 
 
@@ -395,7 +397,7 @@ def test_a_comparison_of_an_article_and_one_without_a_choice(tmp_path):
     with pytest.raises(LabError, match="line 1: `choice` is 2"):
         load_preferences(write(tmp_path / "a.jsonl", [COMPARISON | {"choice": 2}]))
     for summaries in ([{"text": "a"}], 3, {"text": 3}, {"text": ["a"]}, ["a", 3]):
-        with pytest.raises(LabError, match="line 1: expected `info` with the post"):
+        with pytest.raises(LabError, match="line 1: expected `info` with a post"):
             load_preferences(write(tmp_path / "a.jsonl", [COMPARISON | {"summaries": summaries}]))
 
 

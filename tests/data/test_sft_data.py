@@ -82,11 +82,11 @@ def test_verdicts_have_a_label_that_is_true_or_false(tmp_path):
     ("load", "row", "message"),
     [
         (load_targets, {"question": "a", "reply": "b"}, "Perhaps rename `question` to `prompt` and `reply` to"),
-        (load_targets, {"prompt": "a"}, "expected `prompt` with one of `completion`"),
+        (load_targets, {"prompt": "a"}, "Expected are `prompt` with one of `completion`"),
         (load_prompts, {"promt": "a"}, "Perhaps rename `promt` to `prompt`"),
         (load_targets, {"prompt": 3, "completion": "b"}, "line 1: `prompt` is of type int"),
         (load_targets, {"messages": "text"}, "line 1: `messages` is a text; expected a list"),
-        (load_targets, {"prompt": "", "completion": "b"}, "No example is left of the 1 rows.*1 empty prompt"),
+        (load_targets, {"prompt": "", "completion": "b"}, "None of the 1 rows.*1 empty prompt"),
     ],
 )
 def test_what_cannot_be_read_is_refused_with_its_place_or_the_names_to_change(tmp_path, load, row, message):

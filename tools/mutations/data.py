@@ -227,15 +227,15 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "setting",
             "responses begin with a space where a template writes the turns",
-            'lead = "" if continued or _template(tokenizer) else " "',
+            'lead = "" if continued or _has_template(tokenizer) else " "',
             'lead = "" if continued else " "',
             near="data/test_preference_data.py::test_a_chat_template_writes_conversational_prompts",
         ),
         Mutation(
             "swap",
             "chosen and rejected conversations are exchanged",
-            "for turns in (chosen, rejected):\n        # A whole",
-            "for turns in (rejected, chosen):\n        # A whole",
+            "for turns in (chosen, rejected):\n        # Beside an",
+            "for turns in (rejected, chosen):\n        # Beside an",
             near="data/test_preference_data.py::test_one_row_whose_fields_are_turns_is_not_taken_for_splits",
         ),
         Mutation(
