@@ -413,14 +413,14 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "mean",
-            "a prompt's share of the memory",
+            "a prompt's fraction of the memory",
             "min(MEMORY // sum(each.values()), MOST)",
             "min(MEMORY // max(each.values()), MOST)",
             near="cli/test_plumbing.py::test_prompts_at_a_time_follow_what_is_drawn_and_what_was_given_stays",
         ),
         Mutation(
             "setting",
-            "a number that was given is replaced",
+            "a given number is replaced",
             "if group is not None and group.sampling_batch_size is None and getattr",
             "if group is not None and getattr",
             near="cli/test_plumbing.py::test_dpo_gets_pairs_loss_reference_and_the_saved_log_probabilities",
@@ -445,7 +445,7 @@ MUTATIONS: list[Mutation] = [
         ["cli/test_plumbing.py"],
         Mutation(
             "data",
-            "a ranker's baseline is drawn from the policy as it trains",
+            "a ranker's baseline is sampled from the policy during training",
             "return BaselineReward(ranker, frozen_start(policy), seed)",
             "return BaselineReward(ranker, policy, seed)",
             near="cli/test_plumbing.py::test_a_ranker_s_baseline_is_the_policy_as_it_starts_with_the_run_s_seed",

@@ -50,7 +50,7 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "mask",
-            "the opening token is put in front twice",
+            "the opening token is added twice",
             "if prompt and prompt[: len(opening)] != opening:",
             "if prompt:",
             near="data/test_preference_data.py::test_a_tokenizer_s_opening_token_stands_once_before_the_prompt_and_survives_truncation",
@@ -177,7 +177,7 @@ MUTATIONS: list[Mutation] = [
         ["data/test_preference_data.py", "data/test_sft_data.py"],
         Mutation(
             "swap",
-            "of two summaries the worse one is chosen",
+            "the worse of two summaries is chosen",
             "(texts[choice], texts[1 - choice])",
             "(texts[1 - choice], texts[choice])",
             near="data/test_preference_data.py::test_comparisons_of_summaries_become_pairs",
@@ -198,14 +198,14 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "edge",
-            "dialogues that part early are compared by their last answers",
+            "dialogues that differ early are compared by their last responses",
             "if one[0] == two[0] else PART_BEFORE",
             "if one[0] else PART_BEFORE",
             near="data/test_preference_data.py::test_dialogues_are_cut_before_the_last_answer_and_each_unusable_one_is_counted_by_its_reason",
         ),
         Mutation(
             "edge",
-            "a dialogue that a human ends is taken",
+            "a dialogue that a human ends is accepted",
             "if cut < 0 or HUMAN in text[cut:]:",
             "if cut < 0:",
             near="data/test_preference_data.py::test_dialogues_are_cut_before_the_last_answer_and_each_unusable_one_is_counted_by_its_reason",
@@ -240,7 +240,7 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "edge",
-            "conversations that part early are compared by their last answers",
+            "conversations that differ early are compared by their last responses",
             "    if key[0] != key[1]:\n        return PART_BEFORE\n",
             "",
             near="data/test_preference_data.py::test_plain_and_conversational_rows_are_dropped_for_the_same_reasons",
@@ -286,21 +286,21 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "swap",
-            "labels of verdicts are flipped",
+            "KTO labels are flipped",
             '{"true": True, "1": True, "false": False, "0": False}',
             '{"true": False, "1": False, "false": True, "0": True}',
             near="data/test_sft_data.py::test_verdicts_have_a_label_that_is_true_or_false",
         ),
         Mutation(
             "data",
-            "places of the examples that are left are counted anew",
+            "indices of the remaining examples are renumbered",
             "kept.append(place)",
             "kept.append(len(kept))",
             near="data/test_sft_data.py::test_places_are_those_of_the_texts_that_were_given",
         ),
         Mutation(
             "data",
-            "a prompt that stands twice is taken twice",
+            "a prompt that occurs twice is used twice",
             "        if found[0] in known:\n            return form, AGAIN\n",
             "",
             near="data/test_sft_data.py::test_prompts_stand_once_and_a_limit_stops_the_reading",
@@ -377,7 +377,7 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "edge",
-            "pairs with a label are read as verdicts",
+            "pairs with a label are read as KTO data",
             'return "label" in first.fields and "chosen" not in first.fields',
             'return "label" in first.fields',
             near="data/test_sft_data.py::test_a_label_beside_a_pair_makes_no_verdict",
@@ -388,7 +388,7 @@ MUTATIONS: list[Mutation] = [
         ["data/test_hub.py"],
         Mutation(
             "data",
-            "a stream that goes on begins at its first row again",
+            "a resumed stream restarts at its first row",
             "for fields in _stream(name, split, revision, folder, have):",
             "for fields in _stream(name, split, revision, folder, 0):",
             near="data/test_hub.py::test_a_limit_streams_no_more_than_it_needs_and_the_next_time_nothing",
@@ -423,14 +423,14 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "data",
-            "half a line is taken for a row",
+            "half a line counts as a row",
             '            if not line.endswith(b"\\n"):\n                break\n',
             "",
             near="data/test_hub.py::test_half_a_line_that_a_killed_process_left_is_cut_off",
         ),
         Mutation(
             "edge",
-            "a stream that was cut short is taken for whole",
+            "an interrupted stream counts as complete",
             'if state["complete"] or not online:',
             "if have or not online:",
             near="data/test_hub.py::test_a_limit_streams_no_more_than_it_needs_and_the_next_time_nothing",
