@@ -19,7 +19,7 @@ Pairing = Literal["first-round", "tournament"]
 
 
 @torch.no_grad()
-def first_wins(
+def sample_preferences(
     reward_1: Tensor,
     reward_2: Tensor,
     generator: torch.Generator | None = None,
@@ -81,8 +81,8 @@ def make_pairs(
         rewards: (B, G) scores that decide the labels, G even (for a tournament, a power of two).
         generator: source of randomness.
         pairing: see above.
-        labels: as in `first_wins`.
-        noise: as in `first_wins`.
+        labels: as in `sample_preferences`.
+        noise: as in `sample_preferences`.
 
     Returns:
         (B, n, 2) int64 positions along G, the chosen one first.
@@ -102,7 +102,7 @@ def make_pairs(
     rounds, players = [], shuffle
     while players.shape[1] >= 2:
         one, two = players[:, 0::2], players[:, 1::2]
-        won = first_wins(rewards.gather(1, one), rewards.gather(1, two), generator, labels, noise)
+        won = sample_preferences(rewards.gather(1, one), rewards.gather(1, two), generator, labels, noise)
         winners, losers = torch.where(won, one, two), torch.where(won, two, one)
         rounds.append(torch.stack([winners, losers], -1))
         if pairing == "first-round":

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_lab.errors import LabError
-from rlhf_lab.preferences import first_wins, make_pairs
+from rlhf_lab.preferences import make_pairs, sample_preferences
 
 N = 200_000
 
@@ -28,7 +28,7 @@ def assert_frequency(wins: torch.Tensor, p: float) -> None:
 def test_sampled_labels_follow_bradley_terry_and_noise_turns_them_round(gap, noise):
     """P(first) = (1 − ε) σ(Δ) + ε (1 − σ(Δ)) = (1 − 2ε) σ(Δ) + ε."""
     p = (1 - 2 * noise) / (1 + math.exp(-gap)) + noise
-    wins = first_wins(torch.full((N,), gap + 7.0), torch.full((N,), 7.0), seeded(), noise=noise)
+    wins = sample_preferences(torch.full((N,), gap + 7.0), torch.full((N,), 7.0), seeded(), noise=noise)
     assert wins.dtype == torch.bool and wins.shape == (N,)
     assert_frequency(wins, p)
 
@@ -36,28 +36,28 @@ def test_sampled_labels_follow_bradley_terry_and_noise_turns_them_round(gap, noi
 @pytest.mark.parametrize("noise", [0.0, 0.2])
 def test_hard_labels_prefer_the_larger_score_but_for_noise_and_toss_a_coin_on_ties(noise):
     scores = torch.tensor([2.0, 1.0, 1.0]).repeat(N, 1), torch.tensor([1.0, 2.0, 1.0]).repeat(N, 1)
-    wins = first_wins(*scores, seeded(1), labels="hard", noise=noise)
+    wins = sample_preferences(*scores, seeded(1), labels="hard", noise=noise)
     for column, p in enumerate([1 - noise, noise, 0.5]):
         assert_frequency(wins[:, column], p)
 
 
 def test_labels_of_one_call_are_independent():
     """Of two neighbouring fair labels both are won a quarter of the time."""
-    wins = first_wins(torch.zeros(N, 2), torch.zeros(N, 2), seeded(2))
+    wins = sample_preferences(torch.zeros(N, 2), torch.zeros(N, 2), seeded(2))
     assert_frequency(wins.all(-1), 0.25)
 
 
 def test_scores_far_apart_leave_no_doubt_and_no_nan():
     big = torch.full((1000,), 1e6)
-    assert first_wins(big, -big, seeded()).all()
-    assert not first_wins(-big, big, seeded()).any()
+    assert sample_preferences(big, -big, seeded()).all()
+    assert not sample_preferences(-big, big, seeded()).any()
 
 
 def test_labels_are_a_function_of_the_generator_alone():
     a, b = torch.randn(100, generator=seeded(5)), torch.randn(100, generator=seeded(6))
     before = torch.get_rng_state()
-    assert torch.equal(first_wins(a, b, seeded(3), noise=0.1), first_wins(a, b, seeded(3), noise=0.1))
-    assert not torch.equal(first_wins(a, b, seeded(3)), first_wins(a, b, seeded(4)))
+    assert torch.equal(sample_preferences(a, b, seeded(3), noise=0.1), sample_preferences(a, b, seeded(3), noise=0.1))
+    assert not torch.equal(sample_preferences(a, b, seeded(3)), sample_preferences(a, b, seeded(4)))
     assert torch.equal(make_pairs(a.view(10, 10), seeded(3)), make_pairs(a.view(10, 10), seeded(3)))
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -65,14 +65,14 @@ def test_labels_are_a_function_of_the_generator_alone():
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: first_wins(torch.tensor([math.nan]), torch.zeros(1)), "reward_1 holds nan"),
-        (lambda: first_wins(torch.zeros(1), torch.tensor([math.inf])), "reward_2 holds inf"),
-        (lambda: first_wins(torch.zeros(2), torch.zeros(3)), "Shapes that do not match"),
-        (lambda: first_wins(torch.zeros(2).long(), torch.zeros(2)), "reward_1 must hold floating-point"),
-        (lambda: first_wins(torch.zeros(2), torch.zeros(2), noise=0.6), "noise must lie in"),
-        (lambda: first_wins(torch.zeros(2), torch.zeros(2), noise=-0.1), "noise must lie in"),
-        (lambda: first_wins(torch.zeros(2), torch.zeros(2), noise=math.nan), "noise must lie in"),
-        (lambda: first_wins(torch.zeros(2), torch.zeros(2), labels="soft"), "labels must be"),
+        (lambda: sample_preferences(torch.tensor([math.nan]), torch.zeros(1)), "reward_1 holds nan"),
+        (lambda: sample_preferences(torch.zeros(1), torch.tensor([math.inf])), "reward_2 holds inf"),
+        (lambda: sample_preferences(torch.zeros(2), torch.zeros(3)), "Shapes that do not match"),
+        (lambda: sample_preferences(torch.zeros(2).long(), torch.zeros(2)), "reward_1 must hold floating-point"),
+        (lambda: sample_preferences(torch.zeros(2), torch.zeros(2), noise=0.6), "noise must lie in"),
+        (lambda: sample_preferences(torch.zeros(2), torch.zeros(2), noise=-0.1), "noise must lie in"),
+        (lambda: sample_preferences(torch.zeros(2), torch.zeros(2), noise=math.nan), "noise must lie in"),
+        (lambda: sample_preferences(torch.zeros(2), torch.zeros(2), labels="soft"), "labels must be"),
         (lambda: make_pairs(torch.zeros(2, 3)), "even G"),
         (lambda: make_pairs(torch.zeros(2, 0)), "even G"),
         (lambda: make_pairs(torch.zeros(4)), "even G"),

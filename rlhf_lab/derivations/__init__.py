@@ -10,7 +10,7 @@ import importlib
 import pkgutil
 
 from rlhf_lab.derivations.derivation import Checked, Derivation, Line, Wrong, finite_differences, gradient
-from rlhf_lab.derivations.random_worlds import World, random_world
+from rlhf_lab.derivations.random_worlds import RandomWorld, random_world
 from rlhf_lab.errors import LabError
 
 BLOCKS = (
@@ -48,7 +48,7 @@ __all__ = [
     "Checked",
     "Derivation",
     "Line",
-    "World",
+    "RandomWorld",
     "Wrong",
     "finite_differences",
     "gradient",

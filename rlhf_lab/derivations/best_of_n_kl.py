@@ -12,29 +12,29 @@ from torch import Tensor
 
 from rlhf_lab import exact
 from rlhf_lab.derivations.derivation import Derivation, Line, Wrong
-from rlhf_lab.derivations.random_worlds import World
+from rlhf_lab.derivations.random_worlds import RandomWorld
 
 
-def _stretches(w: World) -> tuple[Tensor, Tensor]:
+def _stretches(w: RandomWorld) -> tuple[Tensor, Tensor]:
     """(F₋, F) of every response, (X, K) each, by comparing every reward with every other."""
     mass = w.ref.unsqueeze(-2)
     above, own = w.reward.unsqueeze(-1), w.reward.unsqueeze(-2)
     return (mass * (own < above)).sum(-1), (mass * (own <= above)).sum(-1)
 
 
-def _kl(w: World) -> Tensor:
+def _kl(w: RandomWorld) -> Tensor:
     """KL(best-of-n‖π_ref), (X,)."""
     return exact.kl(exact.best_of_n(w.log_ref, w.reward, w.n), w.log_ref)
 
 
-def _as_stretches(w: World) -> Tensor:
+def _as_stretches(w: RandomWorld) -> Tensor:
     below, upto = _stretches(w)
     won = upto**w.n - below**w.n
     divergence: Tensor = torch.special.xlogy(won, won / (upto - below)).sum(-1)
     return divergence
 
 
-def _density_kl(w: World, low: Tensor, high: Tensor) -> Tensor:
+def _density_kl(w: RandomWorld, low: Tensor, high: Tensor) -> Tensor:
     """∫ g log g du from low to high, g = n u^{n−1}, by Gauss–Legendre: no antiderivative is trusted.
 
     The integrand's only rough place is u = 0, where u^{n−1} log u has an unbounded derivative; u = s⁴ smooths it.
@@ -54,7 +54,7 @@ def _legendre(number: int) -> tuple[Tensor, Tensor]:
     return values, 2 * vectors[0] ** 2
 
 
-def _bound(w: World) -> Tensor:
+def _bound(w: RandomWorld) -> Tensor:
     return torch.full((len(w.ref),), math.log(w.n) - (w.n - 1) / w.n, dtype=torch.float64)
 
 

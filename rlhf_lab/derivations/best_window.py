@@ -13,11 +13,11 @@ from torch import Tensor
 
 from rlhf_lab import exact
 from rlhf_lab.derivations.derivation import Derivation, Line, Wrong
-from rlhf_lab.derivations.random_worlds import World, random_world
+from rlhf_lab.derivations.random_worlds import RandomWorld, random_world
 
 
 @dataclass(frozen=True)
-class Drifting(World):
+class Drifting(RandomWorld):
     """A world whose rewards drift.
 
     Attributes:
@@ -39,7 +39,7 @@ def drifting(generator: torch.Generator) -> Drifting:
     while w.reward.shape[-1] < 3:
         w = random_world(generator)
     draw = torch.rand(3, dtype=torch.float64, generator=generator).tolist()
-    kept = {field.name: getattr(w, field.name) for field in fields(World)}
+    kept = {field.name: getattr(w, field.name) for field in fields(RandomWorld)}
     velocity = torch.randn(w.reward.shape, dtype=torch.float64, generator=generator)
     return Drifting(
         **kept, velocity=velocity, omega=0.01 * 10 ** draw[0], labels=10 ** (1 + draw[1]), window=2 + int(8 * draw[2])

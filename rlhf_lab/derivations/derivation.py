@@ -33,7 +33,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_lab.derivations.random_worlds import World, random_world
+from rlhf_lab.derivations.random_worlds import RandomWorld, random_world
 from rlhf_lab.errors import LabError
 from rlhf_lab.figures import style
 from rlhf_lab.training import seeded
@@ -376,4 +376,4 @@ def _text(words: str) -> str:
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(words, quote=False))
 
 
-__all__ = ["TOLERANCE", "Checked", "Derivation", "Line", "World", "Wrong", "finite_differences", "gradient"]
+__all__ = ["TOLERANCE", "Checked", "Derivation", "Line", "RandomWorld", "Wrong", "finite_differences", "gradient"]

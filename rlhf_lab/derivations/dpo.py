@@ -11,7 +11,7 @@ from torch.nn.functional import logsigmoid
 
 from rlhf_lab import exact, losses
 from rlhf_lab.derivations.derivation import Derivation, Line, Wrong, finite_differences, gradient
-from rlhf_lab.derivations.random_worlds import World, random_world
+from rlhf_lab.derivations.random_worlds import RandomWorld, random_world
 
 
 def _gaps(table: Tensor) -> Tensor:
@@ -19,18 +19,18 @@ def _gaps(table: Tensor) -> Tensor:
     return table.unsqueeze(-1) - table.unsqueeze(-2)
 
 
-def _implicit(w: World) -> Tensor:
+def _implicit(w: RandomWorld) -> Tensor:
     """r̂ = β log π_θ/π_ref, (X, K)."""
     return w.beta * w.log_ratio
 
 
-def _over_labels(w: World, values: Tensor) -> Tensor:
+def _over_labels(w: RandomWorld, values: Tensor) -> Tensor:
     """The mean over asked pairs and their labels: Σ_ij μ_ij (p_ij value_ij + p_ji value_ji), (X,)."""
     of_winner = exact.preference(w.reward) * values  # value_ij: i is the chosen one
     return (w.pair_weights * (of_winner + of_winner.transpose(-1, -2))).sum((-1, -2))
 
 
-def _population_loss(w: World, log_policy: Tensor) -> Tensor:
+def _population_loss(w: RandomWorld, log_policy: Tensor) -> Tensor:
     """ℒ_DPO with every pair and both labels at their probabilities, by `losses.dpo`, (X,)."""
     ratio = log_policy - w.log_ref
     return _over_labels(w, losses.dpo(ratio.unsqueeze(-1), ratio.unsqueeze(-2), w.beta))
@@ -146,31 +146,31 @@ dpo_minimum = Derivation(
 )
 
 
-def _population_gradient(w: World, believed: Tensor) -> Tensor:
+def _population_gradient(w: RandomWorld, believed: Tensor) -> Tensor:
     """−β Σ_{i<j} (μ_ij + μ_ji)(p*_ij − believed_ij)(e_i − e_j), (X, K)."""
     pull = w.pair_weights * (exact.preference(w.reward) - believed)
     # Each unordered pair is listed twice, once from either side, with pulls of opposite sign.
     return -w.beta * (pull - pull.transpose(-1, -2)).sum(-1)
 
 
-def _margin(w: World, log_policy: Tensor) -> Tensor:
+def _margin(w: RandomWorld, log_policy: Tensor) -> Tensor:
     """u = r̂_w − r̂_l, (X, 1)."""
     chosen, rejected = w.of_pair(w.beta * (log_policy - w.log_ref))
     return (chosen - rejected).unsqueeze(-1)
 
 
-def _score(w: World, y: Tensor) -> Tensor:
+def _score(w: RandomWorld, y: Tensor) -> Tensor:
     """∇_θ log π_θ(y|x) by autograd, (X, K)."""
     rows = torch.arange(len(y))
     return gradient(lambda theta: theta.log_softmax(-1)[rows, y], w.logits)
 
 
-def _scores_apart(w: World) -> Tensor:
+def _scores_apart(w: RandomWorld) -> Tensor:
     """∇ log π(y_w) − ∇ log π(y_l), (X, K)."""
     return _score(w, w.chosen) - _score(w, w.rejected)
 
 
-def _pair_loss(w: World, theta: Tensor) -> Tensor:
+def _pair_loss(w: RandomWorld, theta: Tensor) -> Tensor:
     chosen, rejected = w.of_pair(theta.log_softmax(-1) - w.log_ref)
     return losses.dpo(chosen, rejected, w.beta)
 
@@ -252,7 +252,7 @@ class Shared:
         theta: (3,).
     """
 
-    world: World
+    world: RandomWorld
     features: Tensor
     theta: Tensor
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rlhf_lab import exact, losses
 from rlhf_lab.derivations.derivation import Derivation, Line, Wrong, gradient
-from rlhf_lab.derivations.random_worlds import World, random_world
+from rlhf_lab.derivations.random_worlds import RandomWorld, random_world
 
 
 def mean_offset(log_ref: Tensor, reward: Tensor, lengths: Tensor, beta: float) -> Tensor:
@@ -42,7 +42,7 @@ class Lengths:
         lengths: |y|, (X, K), from 1 to 4; not all of a prompt's are alike.
     """
 
-    world: World
+    world: RandomWorld
     lengths: Tensor
 
     @cached_property

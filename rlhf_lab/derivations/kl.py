@@ -11,33 +11,33 @@ from torch import Tensor
 
 from rlhf_lab import exact, kl
 from rlhf_lab.derivations.derivation import Derivation, Line, Wrong, gradient
-from rlhf_lab.derivations.random_worlds import World
+from rlhf_lab.derivations.random_worlds import RandomWorld
 
 Estimator = Callable[[Tensor, Tensor], Tensor]
 
 
-def _mean(w: World, estimator: Estimator) -> Tensor:
+def _mean(w: RandomWorld, estimator: Estimator) -> Tensor:
     """E_π of an estimator's value, (X,)."""
     return (w.policy * estimator(w.log_policy, w.log_ref)).sum(-1)
 
 
-def _loss_gradient(w: World, estimator: Estimator) -> Tensor:
+def _loss_gradient(w: RandomWorld, estimator: Estimator) -> Tensor:
     """The expected gradient in a loss: the samples are drawn from π and then held fixed, (X, K)."""
     fixed = w.policy
     return gradient(lambda theta: (fixed * estimator(theta.log_softmax(-1), w.log_ref)).sum(-1), w.logits)
 
 
-def _forward(w: World) -> Tensor:
+def _forward(w: RandomWorld) -> Tensor:
     """∇ KL(π_θ‖π_ref) by autograd."""
     return gradient(lambda theta: exact.kl(theta.log_softmax(-1), w.log_ref), w.logits)
 
 
-def _backward(w: World) -> Tensor:
+def _backward(w: RandomWorld) -> Tensor:
     """∇ KL(π_ref‖π_θ) by autograd."""
     return gradient(lambda theta: exact.kl(w.log_ref, theta.log_softmax(-1)), w.logits)
 
 
-def _scores(w: World, weight: Tensor) -> Tensor:
+def _scores(w: RandomWorld, weight: Tensor) -> Tensor:
     """E_π[weight ∇ log π] for a table of logits, (X, K)."""
     weighted = w.policy * weight
     return weighted - w.policy * weighted.sum(-1, keepdim=True)

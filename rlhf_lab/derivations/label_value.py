@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rlhf_lab import exact, losses
 from rlhf_lab.derivations.derivation import Derivation, Line, Wrong, gradient
-from rlhf_lab.derivations.random_worlds import World
+from rlhf_lab.derivations.random_worlds import RandomWorld
 
 
 def _hessian(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
@@ -22,19 +22,19 @@ def _hessian(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
     return second
 
 
-def _plug_in_regret(w: World, estimate: Tensor) -> Tensor:
+def _plug_in_regret(w: RandomWorld, estimate: Tensor) -> Tensor:
     """Regret of π̂ ∝ π_ref exp(r̂/β) in the first prompt."""
     log_hat = (w.log_ref[0] + estimate / w.beta).log_softmax(-1)
     return exact.regret(log_hat, w.log_ref[0], w.reward[0], w.beta)
 
 
-def _covariance(w: World) -> Tensor:
+def _covariance(w: RandomWorld) -> Tensor:
     """Σ = diag(π*) − π*π*ᵀ, (K, K)."""
     star = w.star[0]
     return torch.diag(star) - star.unsqueeze(-1) * star
 
 
-def _divergence(w: World, estimate: Tensor) -> Tensor:
+def _divergence(w: RandomWorld, estimate: Tensor) -> Tensor:
     """β KL(π̂‖π*), written out."""
     log_hat = (w.log_ref[0] + estimate / w.beta).log_softmax(-1)
     return w.beta * (log_hat.exp() * (log_hat - w.log_star[0])).sum()
@@ -88,13 +88,13 @@ def _laplacian(edges: Tensor) -> Tensor:
     return torch.diag(edges.sum(-1)) - edges
 
 
-def _edges(w: World) -> Tensor:
+def _edges(w: RandomWorld) -> Tensor:
     """(μ_ij + μ_ji) p_ij (1 − p_ij), (K, K): (i, j) and (j, i) are one question."""
     p = exact.preference(w.reward[0])
     return (w.pair_weights[0] + w.pair_weights[0].T) * p * (1 - p)
 
 
-def _information(w: World) -> Tensor:
+def _information(w: RandomWorld) -> Tensor:
     return _laplacian(_edges(w))
 
 
@@ -142,21 +142,21 @@ fisher_information = Derivation(
 )
 
 
-def _asked_loss(w: World, estimate: Tensor) -> Tensor:
+def _asked_loss(w: RandomWorld, estimate: Tensor) -> Tensor:
     """The expected loss of one label: a pair (i, j) is asked with μ_ij, and i wins with p_ij, j with p_ji."""
     p = exact.preference(w.reward[0])
     loss = losses.bradley_terry(estimate.unsqueeze(-1), estimate.unsqueeze(-2))
     return (w.pair_weights[0] * (p * loss + p.T * loss.T)).sum()
 
 
-def _pseudo_inverse(w: World) -> Tensor:
+def _pseudo_inverse(w: RandomWorld) -> Tensor:
     """I(μ)⁺, (K, K). Along the shift 1, and only there, I(μ) is zero: filled before, taken off after the inverse."""
     shift = torch.full_like(_information(w), 1 / w.reward.shape[-1])
     inverse: Tensor = torch.linalg.inv(_information(w) + shift)
     return inverse - shift
 
 
-def _root(w: World) -> Tensor:
+def _root(w: RandomWorld) -> Tensor:
     """A with A Aᵀ = I(μ)⁺, (K, K), by eigenvectors: r̂ − r is A times independent standard normals, over √N."""
     values, vectors = torch.linalg.eigh(_pseudo_inverse(w))
     root: Tensor = vectors * values.clamp(min=0).sqrt()

@@ -9,32 +9,32 @@ from torch import Tensor
 
 from rlhf_lab import losses
 from rlhf_lab.derivations.derivation import Derivation, Line, Wrong, gradient
-from rlhf_lab.derivations.random_worlds import World
+from rlhf_lab.derivations.random_worlds import RandomWorld
 
 
-def _ratios(w: World) -> tuple[Tensor, Tensor]:
+def _ratios(w: RandomWorld) -> tuple[Tensor, Tensor]:
     """log-ratio of y_w and of y_l, (X,) each."""
     return w.of_pair(w.log_ratio)
 
 
-def _delta(w: World) -> Tensor:
+def _delta(w: RandomWorld) -> Tensor:
     """Δ, (X,)."""
     chosen, rejected = _ratios(w)
     return chosen - rejected
 
 
-def _right(w: World) -> Tensor:
+def _right(w: RandomWorld) -> Tensor:
     """ℒ(w,l)."""
     return losses.dpo(*_ratios(w), w.beta)
 
 
-def _swapped(w: World) -> Tensor:
+def _swapped(w: RandomWorld) -> Tensor:
     """ℒ(l,w)."""
     chosen, rejected = _ratios(w)
     return losses.dpo(rejected, chosen, w.beta)
 
 
-def _preference(w: World) -> Tensor:
+def _preference(w: RandomWorld) -> Tensor:
     """p = p*(y_w ≻ y_l), from the true reward, (X,)."""
     better, worse = w.of_pair(w.reward)
     return torch.sigmoid(better - worse)
@@ -102,12 +102,12 @@ cdpo = Derivation(
 )
 
 
-def _robust(w: World, first: Tensor, second: Tensor) -> Tensor:
+def _robust(w: RandomWorld, first: Tensor, second: Tensor) -> Tensor:
     """((1−ε) first − ε second) / (1 − 2ε)."""
     return ((1 - w.epsilon) * first - w.epsilon * second) / (1 - 2 * w.epsilon)
 
 
-def _over_flips(w: World, unflipped: Tensor, flipped: Tensor) -> Tensor:
+def _over_flips(w: RandomWorld, unflipped: Tensor, flipped: Tensor) -> Tensor:
     """The mean over a label's flip."""
     return (1 - w.epsilon) * unflipped + w.epsilon * flipped
 
@@ -173,7 +173,7 @@ robust_is_unbiased = Derivation(
 )
 
 
-def _ipo_loss(w: World, delta: Tensor) -> Tensor:
+def _ipo_loss(w: RandomWorld, delta: Tensor) -> Tensor:
     """E over the label: p ℒ(w,l) + (1−p) ℒ(l,w), (X,)."""
     zero, p = torch.zeros_like(delta), _preference(w)
     return p * losses.ipo(delta, zero, w.tau) + (1 - p) * losses.ipo(zero, delta, w.tau)

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from rlhf_lab import exact
 from rlhf_lab.derivations.derivation import Derivation, Line, Wrong, gradient
-from rlhf_lab.derivations.random_worlds import World
+from rlhf_lab.derivations.random_worlds import RandomWorld
 
 
-def _mean(w: World, inside: Tensor) -> Tensor:
+def _mean(w: RandomWorld, inside: Tensor) -> Tensor:
     """E_π, (X,)."""
     return (w.policy * inside).sum(-1)
 
@@ -248,27 +248,27 @@ reward_from_optimum = Derivation(
 )
 
 
-def _star_of(w: World, inverse: Tensor) -> Tensor:
+def _star_of(w: RandomWorld, inverse: Tensor) -> Tensor:
     """log π* at β = 1/inverse, `inverse` (X, 1), differentiable."""
     return (w.log_ref + w.reward * inverse).log_softmax(-1)
 
 
-def _inverse_beta(w: World) -> Tensor:
+def _inverse_beta(w: RandomWorld) -> Tensor:
     return torch.full((len(w.reward), 1), 1 / w.beta, dtype=torch.float64)
 
 
-def _variance(w: World) -> Tensor:
+def _variance(w: RandomWorld) -> Tensor:
     """Var_{π*}(r), (X, 1)."""
     mean = (w.star * w.reward).sum(-1, keepdim=True)
     return (w.star * (w.reward - mean).square()).sum(-1, keepdim=True)
 
 
-def _reward_slope(w: World) -> Tensor:
+def _reward_slope(w: RandomWorld) -> Tensor:
     """d E_{π*}[r] / d(1/β) by autograd, (X, 1)."""
     return gradient(lambda i: (_star_of(w, i).exp() * w.reward).sum(-1), _inverse_beta(w))
 
 
-def _kl_slope(w: World) -> Tensor:
+def _kl_slope(w: RandomWorld) -> Tensor:
     """d KL(π*‖π_ref) / d(1/β) by autograd, (X, 1)."""
 
     def divergence(inverse: Tensor) -> Tensor:

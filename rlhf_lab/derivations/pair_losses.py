@@ -1,6 +1,7 @@
 r"""Block 3, what RSO's losses aim at: γ sets the target of sigmoid-norm, whoever gave the pairs; hinge-norm has none.
 
-β is of the sampler (`World.beta`), γ of the loss (`World.tau`): two numbers. μ here are first-round pairs of π_r.
+β is of the sampler (`RandomWorld.beta`), γ of the loss (`RandomWorld.tau`): two numbers. μ here are first-round pairs of
+π_r.
 """
 
 import torch
@@ -8,15 +9,15 @@ from torch import Tensor
 
 from rlhf_lab import exact, losses
 from rlhf_lab.derivations.derivation import Derivation, Line, Wrong, gradient
-from rlhf_lab.derivations.random_worlds import World
+from rlhf_lab.derivations.random_worlds import RandomWorld
 
 
-def _at_gamma(w: World) -> Tensor:
+def _at_gamma(w: RandomWorld) -> Tensor:
     """log π_γ, π_γ ∝ π_sft exp(r/γ), (X, K)."""
     return (w.log_ref + w.reward / w.tau).log_softmax(-1)
 
 
-def _gradient_at(w: World, log_policy: Tensor) -> Tensor:
+def _gradient_at(w: RandomWorld, log_policy: Tensor) -> Tensor:
     """∇_θ of the expected sigmoid-norm loss at slope γ on pairs from π_r, at a policy, by autograd, (X, K)."""
     labels = w.star.unsqueeze(-1) * w.star.unsqueeze(-2) * exact.preference(w.reward)
 
@@ -27,7 +28,7 @@ def _gradient_at(w: World, log_policy: Tensor) -> Tensor:
     return gradient(loss, log_policy)
 
 
-def _gap(w: World, table: Tensor) -> Tensor:
+def _gap(w: RandomWorld, table: Tensor) -> Tensor:
     """An entry of y_w minus that of y_l, (X,)."""
     one, other = w.of_pair(table)
     return one - other
@@ -78,19 +79,19 @@ gamma_is_the_target = Derivation(
 )
 
 
-def _chance(w: World) -> Tensor:
+def _chance(w: RandomWorld) -> Tensor:
     """p*(y_w ≻ y_l), (X,)."""
     return torch.sigmoid(_gap(w, w.reward))
 
 
-def _hinge(w: World, delta: Tensor) -> Tensor:
+def _hinge(w: RandomWorld, delta: Tensor) -> Tensor:
     """E over the label of hinge-norm at a difference of log-ratios Δ, (X,)."""
     zero = torch.zeros_like(delta)
     right, turned = losses.hinge_norm(delta, zero, w.tau), losses.hinge_norm(zero, delta, w.tau)
     return _chance(w) * right + (1 - _chance(w)) * turned
 
 
-def _least(w: World) -> Tensor:
+def _least(w: RandomWorld) -> Tensor:
     """2 min(p, 1 − p), (X,)."""
     return 2 * torch.minimum(_chance(w), 1 - _chance(w))
 

@@ -9,15 +9,15 @@ from torch import Tensor
 
 from rlhf_lab import exact
 from rlhf_lab.derivations.derivation import Derivation, Line, Wrong
-from rlhf_lab.derivations.random_worlds import World
+from rlhf_lab.derivations.random_worlds import RandomWorld
 
 
-def _implicit(w: World) -> Tensor:
+def _implicit(w: RandomWorld) -> Tensor:
     """β log π*/π_ref, (X, K)."""
     return w.beta * (w.log_star - w.log_ref)
 
 
-def _with_z(w: World) -> Tensor:
+def _with_z(w: RandomWorld) -> Tensor:
     """exp(β log π*/π_ref + β log Z), (X, K)."""
     return torch.exp(_implicit(w) + w.beta * w.log_z.unsqueeze(-1))
 
@@ -122,19 +122,19 @@ z_stays = Derivation(
 )
 
 
-def _two_draws(w: World) -> tuple[Tensor, Tensor]:
+def _two_draws(w: RandomWorld) -> tuple[Tensor, Tensor]:
     """All pairs of draws from π_ref: their probability and the mean of their exp(r/β), (X, K, K) each."""
     weight = torch.exp(w.reward / w.beta)
     return w.ref.unsqueeze(-1) * w.ref.unsqueeze(-2), (weight.unsqueeze(-1) + weight.unsqueeze(-2)) / 2
 
 
-def _relative_variance(w: World) -> Tensor:
+def _relative_variance(w: RandomWorld) -> Tensor:
     """Var(Ẑ)/Z² of the mean of two draws, by listing all that can be drawn, (X,)."""
     chance, estimate = _two_draws(w)
     return (chance * (estimate - w.z.unsqueeze(-1)).square()).sum((-1, -2)) / w.z.squeeze(-1).square()
 
 
-def _second_moment(w: World) -> Tensor:
+def _second_moment(w: RandomWorld) -> Tensor:
     """E_ref[exp(2r/β)] / Z², (X,)."""
     return (w.ref * torch.exp(2 * w.reward / w.beta)).sum(-1) / w.z.squeeze(-1).square()
 

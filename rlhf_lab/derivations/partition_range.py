@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from rlhf_lab.derivations.derivation import Derivation, Line, Wrong
-from rlhf_lab.derivations.random_worlds import World
+from rlhf_lab.derivations.random_worlds import RandomWorld
 
 
-def _ends(w: World) -> tuple[Tensor, Tensor]:
+def _ends(w: RandomWorld) -> tuple[Tensor, Tensor]:
     """a and b, (X,) each."""
     weight = torch.exp(w.reward / w.beta)
     return weight.amin(-1), weight.amax(-1)
 
 
-def _range(w: World) -> Tensor:
+def _range(w: RandomWorld) -> Tensor:
     """R/β, (X,)."""
     return (w.reward.amax(-1) - w.reward.amin(-1)) / w.beta
 
@@ -32,7 +32,7 @@ def _one_draw(log_ref: Tensor, reward: Tensor, beta: float) -> Tensor:
     return (ref * (weight / z - 1).square()).sum(-1)
 
 
-def _two(w: World, best: Tensor) -> Tensor:
+def _two(w: RandomWorld, best: Tensor) -> Tensor:
     """The same of a world of two responses a range R apart, where the better one has probability `best`, (X,)."""
     log_ref = torch.stack([1 - best, best], -1).log()
     reward = torch.stack([w.reward.amin(-1), w.reward.amax(-1)], -1)

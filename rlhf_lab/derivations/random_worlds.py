@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class World:
+class RandomWorld:
     """X prompts, K responses.
 
     Attributes:
@@ -96,7 +96,7 @@ class World:
         return table[rows, self.chosen], table[rows, self.rejected]
 
 
-def random_world(generator: torch.Generator) -> World:
+def random_world(generator: torch.Generator) -> RandomWorld:
     """A world by its generator: same generator, same world."""
 
     def normal(*shape: int) -> Tensor:
@@ -115,7 +115,7 @@ def random_world(generator: torch.Generator) -> World:
     weights = weights + weights.transpose(-1, -2)
     ranked = reward.sort(-1).values
     below = whole(1, size - 1)  # so many responses do not pass
-    return World(
+    return RandomWorld(
         log_ref=normal(prompts, size).log_softmax(-1),
         reward=reward,
         beta=4.0 ** uniform(-1, 1),

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from rlhf_lab import exact
 from rlhf_lab.derivations.derivation import Derivation, Line, Wrong
-from rlhf_lab.derivations.random_worlds import World, random_world
+from rlhf_lab.derivations.random_worlds import RandomWorld, random_world
 
 
 @dataclass(frozen=True)
-class Twins(World):
+class Twins(RandomWorld):
     """A world whose policy has a twin on the frontier.
 
     Attributes:
@@ -49,7 +49,7 @@ def twins(generator: torch.Generator) -> Twins:
         middle = (low + high) / 2
         spent = _kl((w.log_ref + w.reward * torch.exp(-middle)).log_softmax(-1), w.log_ref).unsqueeze(-1)
         low, high = torch.where(spent > wanted, middle, low), torch.where(spent > wanted, high, middle)
-    kept = {field.name: getattr(w, field.name) for field in fields(World)} | {"logits": log_policy}
+    kept = {field.name: getattr(w, field.name) for field in fields(RandomWorld)} | {"logits": log_policy}
     return Twins(**kept, twin_beta=((low + high) / 2).exp())
 
 

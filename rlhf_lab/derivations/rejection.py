@@ -9,15 +9,15 @@ from torch import Tensor
 
 from rlhf_lab import exact, sampling
 from rlhf_lab.derivations.derivation import Derivation, Line, Wrong
-from rlhf_lab.derivations.random_worlds import World
+from rlhf_lab.derivations.random_worlds import RandomWorld
 
 
-def _m(w: World) -> Tensor:
+def _m(w: RandomWorld) -> Tensor:
     """M = max_y π_r/π_sft, (X, 1)."""
     return (w.star / w.ref).amax(-1, keepdim=True)
 
 
-def _accept(w: World) -> Tensor:
+def _accept(w: RandomWorld) -> Tensor:
     """exp((r − r_max)/β), (X, K)."""
     return torch.exp((w.reward - w.reward.amax(-1, keepdim=True)) / w.beta)
 
@@ -74,7 +74,7 @@ acceptance = Derivation(
 )
 
 
-def _absorbed(w: World) -> Tensor:
+def _absorbed(w: RandomWorld) -> Tensor:
     """P(the first accepted is y), as an absorbing Markov chain of offers, by a linear system, (X, K)."""
     size = w.reward.shape[-1]
     go_on = (1 - _accept(w)).unsqueeze(-1) * w.ref.unsqueeze(-2)  # y is refused, y' is offered next
@@ -82,7 +82,7 @@ def _absorbed(w: World) -> Tensor:
     return (w.ref.unsqueeze(-2) @ ends).squeeze(-2)
 
 
-def _after_many_rounds(w: World, rounds: int = 40) -> Tensor:
+def _after_many_rounds(w: RandomWorld, rounds: int = 40) -> Tensor:
     """P(the first accepted is y), adding up 2^`rounds` rounds in which it can come, (X, K)."""
     one = w.ref * _accept(w)  # accepted in the first round
     still = 1 - one.sum(-1, keepdim=True)  # nothing accepted so far
@@ -147,7 +147,7 @@ def _normalised(weights: Tensor) -> Tensor:
     return weights / weights.sum(-1, keepdim=True)
 
 
-def _weights(w: World) -> Tensor:
+def _weights(w: RandomWorld) -> Tensor:
     """exp(r/β) of the first prompt's candidates, (K,): what one round accepts them in proportion to."""
     return torch.exp(w.reward[0] / w.beta)
 
@@ -155,14 +155,14 @@ def _weights(w: World) -> Tensor:
 _GRID = torch.linspace(-8.0, 45.0, 2401, dtype=torch.float64)
 
 
-def _race(w: World) -> tuple[Tensor, Tensor, Tensor]:
+def _race(w: RandomWorld) -> tuple[Tensor, Tensor, Tensor]:
     """Of each candidate's noisy score r/β + Gumbel on a grid of scores: P(below), P(above), density, (K, grid)."""
     shift = (_weights(w).log() - _weights(w).log().mean()).unsqueeze(-1)
     away = torch.exp(-(_GRID - shift))
     return torch.exp(-away), -torch.expm1(-away), away * torch.exp(-away)
 
 
-def _first_by_integral(w: World) -> Tensor:
+def _first_by_integral(w: RandomWorld) -> Tensor:
     """P(candidate i has the highest noisy score), by the trapezoid rule on the densities, (K,)."""
     below, _, density = _race(w)
     size = len(below)
@@ -170,7 +170,7 @@ def _first_by_integral(w: World) -> Tensor:
     return (density * others).sum(-1) * (_GRID[1] - _GRID[0])
 
 
-def _two_by_integral(w: World) -> Tensor:
+def _two_by_integral(w: RandomWorld) -> Tensor:
     """P(i has the highest, j the second highest noisy score): i above, j at, the rest below, (K, K)."""
     below, above, density = _race(w)
     size = len(below)
@@ -183,7 +183,7 @@ def _two_by_integral(w: World) -> Tensor:
     return chance
 
 
-def _in_turn(w: World, replace: bool = False) -> Tensor:
+def _in_turn(w: RandomWorld, replace: bool = False) -> Tensor:
     """w_i/W · w_j/(W − w_i), (K, K), zero diagonal; with `replace`, w_i/W · w_j/W with its diagonal."""
     p = _weights(w) / _weights(w).sum()
     if replace:
@@ -192,7 +192,7 @@ def _in_turn(w: World, replace: bool = False) -> Tensor:
     return chance - torch.diag(chance.diagonal())
 
 
-def _by_rejection(w: World) -> Tensor:
+def _by_rejection(w: RandomWorld) -> Tensor:
     """Two acceptances of Algorithm 1 with r_max over what is left, candidates drawn uniformly, (K, K)."""
     reward, size = w.reward[0], w.reward.shape[-1]
     chance = torch.zeros(size, size, dtype=torch.float64)
@@ -253,7 +253,7 @@ gumbel_top_k = Derivation(
 )
 
 
-def _best_by_listing(w: World) -> Tensor:
+def _best_by_listing(w: RandomWorld) -> Tensor:
     """P(best of n draws = y) by listing all K^n draws, (X, K)."""
     size = w.reward.shape[-1]
     chance = torch.zeros_like(w.reward)
@@ -264,7 +264,7 @@ def _best_by_listing(w: World) -> Tensor:
     return chance
 
 
-def _cdf(w: World) -> tuple[Tensor, Tensor]:
+def _cdf(w: RandomWorld) -> tuple[Tensor, Tensor]:
     """F(y) = P_ref(r ≤ r(y)) and F⁻(y) = P_ref(r < r(y)), (X, K) each."""
     other = w.reward.unsqueeze(-2)
     own = w.reward.unsqueeze(-1)

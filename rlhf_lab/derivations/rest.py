@@ -9,32 +9,32 @@ from torch import Tensor
 
 from rlhf_lab import exact
 from rlhf_lab.derivations.derivation import Derivation, Line, Wrong, gradient
-from rlhf_lab.derivations.random_worlds import World
+from rlhf_lab.derivations.random_worlds import RandomWorld
 from rlhf_lab.derivations.rejection import _best_by_listing
 
 
-def _passes(w: World) -> Tensor:
+def _passes(w: RandomWorld) -> Tensor:
     """F(x,y;τ), (X, K)."""
     return (w.reward > w.threshold).double()
 
 
-def _share(w: World) -> Tensor:
+def _share(w: RandomWorld) -> Tensor:
     """P_ref(r > τ), (X, 1)."""
     return (w.ref * _passes(w)).sum(-1, keepdim=True)
 
 
-def _kept(w: World) -> Tensor:
+def _kept(w: RandomWorld) -> Tensor:
     """π_ref(·| r > τ), (X, K)."""
     return w.ref * _passes(w) / _share(w)
 
 
-def _entropy(w: World) -> Tensor:
+def _entropy(w: RandomWorld) -> Tensor:
     """H of it, (X,)."""
     entropy: Tensor = -torch.special.xlogy(_kept(w), _kept(w)).sum(-1)
     return entropy
 
 
-def _cloning(w: World, log_policy: Tensor) -> Tensor:
+def _cloning(w: RandomWorld, log_policy: Tensor) -> Tensor:
     """E_ref[F log π], (X,)."""
     return (w.ref * _passes(w) * log_policy).sum(-1)
 
@@ -97,7 +97,7 @@ filter_limit = Derivation(
 )
 
 
-def _higher(w: World) -> Tensor:
+def _higher(w: RandomWorld) -> Tensor:
     """A second threshold that only the best response passes, (X, 1)."""
     top = w.reward.sort(-1).values
     return torch.maximum(w.threshold, (top[:, -1:] + top[:, -2:-1]) / 2)
@@ -144,7 +144,7 @@ def _normalised(weights: Tensor) -> Tensor:
     return weights / weights.sum(-1, keepdim=True)
 
 
-def _best_log_likelihood(w: World, log_policy: Tensor) -> Tensor:
+def _best_log_likelihood(w: RandomWorld, log_policy: Tensor) -> Tensor:
     """E[log π_θ(best of n draws)], over all draws, (X,)."""
     return (_best_by_listing(w) * log_policy).sum(-1)
 

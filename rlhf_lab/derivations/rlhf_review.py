@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rlhf_lab import exact, losses
 from rlhf_lab.derivations.derivation import Derivation, Line, Wrong, finite_differences, gradient
-from rlhf_lab.derivations.random_worlds import World
+from rlhf_lab.derivations.random_worlds import RandomWorld
 
 
 def _gaps(reward: Tensor) -> Tensor:
@@ -120,17 +120,17 @@ reward_up_to_f = Derivation(
 )
 
 
-def _pair_loss(w: World, reward: Tensor) -> Tensor:
+def _pair_loss(w: RandomWorld, reward: Tensor) -> Tensor:
     return losses.bradley_terry(*w.of_pair(reward))
 
 
-def _pair_direction(w: World) -> Tensor:
+def _pair_direction(w: RandomWorld) -> Tensor:
     """+1 at y_w, −1 at y_l, (X, K)."""
     size = w.reward.shape[-1]
     return torch.nn.functional.one_hot(w.chosen, size) - torch.nn.functional.one_hot(w.rejected, size)
 
 
-def _won(w: World) -> Tensor:
+def _won(w: RandomWorld) -> Tensor:
     """r_w − r_l, (X, 1)."""
     chosen, rejected = w.of_pair(w.reward)
     return (chosen - rejected).unsqueeze(-1)
@@ -176,18 +176,18 @@ reward_gradient = Derivation(
 )
 
 
-def _log_jacobian(w: World) -> Tensor:
+def _log_jacobian(w: RandomWorld) -> Tensor:
     """∂ log π(y)/∂θ_k for a table of logits: 1[y = k] − π(k), (X, K, K)."""
     size = w.logits.shape[-1]
     return torch.eye(size, dtype=torch.float64) - w.policy.unsqueeze(-2)
 
 
-def _expected_score(w: World, weight: Tensor) -> Tensor:
+def _expected_score(w: RandomWorld, weight: Tensor) -> Tensor:
     """E_π[weight(y) ∇ log π(y)], (X, K)."""
     return ((w.policy * weight).unsqueeze(-1) * _log_jacobian(w)).sum(-2)
 
 
-def _advantage(w: World) -> Tensor:
+def _advantage(w: RandomWorld) -> Tensor:
     """r − β log π/π_ref, the reward with the price of KL in it, (X, K)."""
     return w.reward - w.beta * w.log_ratio
 
@@ -245,7 +245,7 @@ policy_gradient = Derivation(
 )
 
 
-def _surrogate(w: World, log_policy: Tensor, old: Tensor) -> Tensor:
+def _surrogate(w: RandomWorld, log_policy: Tensor, old: Tensor) -> Tensor:
     """E_old[(π_θ/π_old) r], (X,)."""
     return (old.exp() * (log_policy - old).exp() * w.reward).sum(-1)
 

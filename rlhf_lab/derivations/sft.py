@@ -7,15 +7,15 @@ import torch
 
 from rlhf_lab import exact
 from rlhf_lab.derivations.derivation import Derivation, Line, Wrong, gradient
-from rlhf_lab.derivations.random_worlds import World
+from rlhf_lab.derivations.random_worlds import RandomWorld
 
 
-def _shown(w: World) -> torch.Tensor:
+def _shown(w: RandomWorld) -> torch.Tensor:
     """E_demo[−log π_θ], (X,); the demonstrations come from the world's reference."""
     return -(w.ref * w.log_policy).sum(-1)
 
 
-def _entropy(w: World) -> torch.Tensor:
+def _entropy(w: RandomWorld) -> torch.Tensor:
     return -(w.ref * w.log_ref).sum(-1)
 
 

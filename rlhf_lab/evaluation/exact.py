@@ -12,7 +12,7 @@ from torch import Tensor
 from rlhf_lab import exact
 from rlhf_lab.errors import check_beta
 from rlhf_lab.policies.base import Policy
-from rlhf_lab.worlds.finite_world import World
+from rlhf_lab.worlds.finite_world import FiniteWorld
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Exact:
     """KL(π‖π*), nats: regret / β."""
 
 
-def evaluate(policy: Policy | Tensor, world: World, beta: float) -> Exact:
+def evaluate(policy: Policy | Tensor, world: FiniteWorld, beta: float) -> Exact:
     """Exact numbers of `policy` under the gold reward.
 
     Args:

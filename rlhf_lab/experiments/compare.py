@@ -41,7 +41,7 @@ from rlhf_lab.training import Training, seeded
 from rlhf_lab.training.checkpoint import append, claim, read_lines, write_json
 from rlhf_lab.training.lock import FolderLock
 from rlhf_lab.worlds import bandit, token_tree
-from rlhf_lab.worlds.finite_world import World
+from rlhf_lab.worlds.finite_world import FiniteWorld
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -105,7 +105,7 @@ class Compare:
         if unknown:
             raise LabError(f"Unknown methods {', '.join(unknown)}. There are: {', '.join(METHODS)}.")
 
-    def make_world(self) -> World:
+    def make_world(self) -> FiniteWorld:
         """The world of these settings."""
         if self.world == "bandit":
             return bandit.random(4, 10, self.world_seed)
@@ -123,7 +123,7 @@ class Run:
     """One seed of the comparison: what its methods share."""
 
     settings: Compare
-    world: World
+    world: FiniteWorld
     seed: int
 
     PROMPTS = 500
@@ -331,7 +331,7 @@ def _plus_minus(row: pd.Series, metric: str) -> str:
     return f" ± {half:.4f}" if half == half and half > 0 else ""
 
 
-def frontier_of(world: World, beta: float) -> pd.DataFrame:
+def frontier_of(world: FiniteWorld, beta: float) -> pd.DataFrame:
     """The exact frontier of the world, means over prompts, for 200 β's around `beta`."""
     import pandas as pd
 

@@ -27,7 +27,7 @@ from rlhf_lab.policies.base import Policy, Reward
 from rlhf_lab.randomness import Stream
 from rlhf_lab.rounding import levels
 from rlhf_lab.training import seeded
-from rlhf_lab.worlds.finite_world import World
+from rlhf_lab.worlds.finite_world import FiniteWorld
 
 if TYPE_CHECKING:
     from rlhf_lab.experiments.claims.rso_hyperparameters.run import RSOSettings
@@ -183,7 +183,7 @@ def chance_to_please(log_ref: Tensor, reward: Tensor) -> Tensor:
 class Ruler:
     """What the policies of one seed of an exact scale are measured by."""
 
-    world: World
+    world: FiniteWorld
     learned: Tensor
     """r_φ of every response, (X, K)."""
     beta: float

@@ -23,7 +23,7 @@ from rlhf_lab.batch import Pairs, Tokens
 from rlhf_lab.errors import LabError
 from rlhf_lab.evaluation.judges import GoldJudge, Judge, RewardJudge
 from rlhf_lab.experiments.setup_text import Bench, bench
-from rlhf_lab.preferences import first_wins
+from rlhf_lab.preferences import sample_preferences
 from rlhf_lab.randomness import Stream
 from rlhf_lab.rounding import wins
 from rlhf_lab.training import Training, seeded
@@ -150,7 +150,7 @@ def _labelled(
     prompts: list[str] = []
     both: list[tuple[str, str]] = []
     for one, other in ((0, 1), (0, 2), (1, 2)):
-        first = first_wins(scores[:, one], scores[:, other], generator)
+        first = sample_preferences(scores[:, one], scores[:, other], generator)
         for x, ys, won in zip(asked, answers, first.tolist(), strict=True):
             if ys[one] != ys[other]:
                 prompts.append(x)

@@ -20,7 +20,7 @@ from rlhf_lab import exact
 from rlhf_lab.errors import LabError
 from rlhf_lab.experiments.compare import METHODS, Compare, Run, one_thread
 from rlhf_lab.policies.base import Policy
-from rlhf_lab.worlds.finite_world import World
+from rlhf_lab.worlds.finite_world import FiniteWorld
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Recorder:
         places: (KL, reward) so far.
     """
 
-    def __init__(self, world: World, every: int) -> None:
+    def __init__(self, world: FiniteWorld, every: int) -> None:
         """Watch policies of `world`, once in `every` optimiser steps."""
         if every < 1:
             raise LabError(f"every must be at least 1 step, not {every}.")
@@ -84,7 +84,7 @@ class Recorder:
 
 
 @contextmanager
-def recording(world: World, every: int) -> Iterator[Recorder]:
+def recording(world: FiniteWorld, every: int) -> Iterator[Recorder]:
     """Within it, every optimiser step of the policy given to `watch` is seen."""
     recorder = Recorder(world, every)
     handle = register_optimizer_step_post_hook(recorder)
@@ -115,7 +115,7 @@ class RecordedRun(Run):
 
 
 def walk(
-    settings: Compare, world: World, methods: Sequence[str], every: int = 5, prompts: int = Run.PROMPTS
+    settings: Compare, world: FiniteWorld, methods: Sequence[str], every: int = 5, prompts: int = Run.PROMPTS
 ) -> list[Road]:
     """The road of every method on `world`, for seeds 0 … `settings.seeds` − 1.
 

@@ -9,7 +9,7 @@ from rlhf_lab.policies.tabular import TabularPolicy, TabularReward
 from rlhf_lab.randomness import Stream
 from rlhf_lab.response_tree import ResponseTree
 from rlhf_lab.training import seeded
-from rlhf_lab.worlds.finite_world import World
+from rlhf_lab.worlds.finite_world import FiniteWorld
 
 
 def make(
@@ -18,7 +18,7 @@ def make(
     name: str = "bandit",
     prompt_names: list[str] | None = None,
     response_names: list[str] | None = None,
-) -> World:
+) -> FiniteWorld:
     """A bandit from its numbers.
 
     Args:
@@ -42,10 +42,10 @@ def make(
     tree = ResponseTree(arms, 1)
     reference = TabularPolicy(tree, [log_ref.unsqueeze(1)]).frozen()
     gold = TabularReward(tree, [reward.double().unsqueeze(1)]).frozen()
-    return World(name, tree, reference, gold, prompts, prompt_names or [], response_names or [])
+    return FiniteWorld(name, tree, reference, gold, prompts, prompt_names or [], response_names or [])
 
 
-def random(num_prompts: int = 4, num_arms: int = 10, seed: int = 0, reward_scale: float = 1.0) -> World:
+def random(num_prompts: int = 4, num_arms: int = 10, seed: int = 0, reward_scale: float = 1.0) -> FiniteWorld:
     """Reference logits and rewards normal, the rewards with standard deviation `reward_scale`."""
     if num_prompts < 1 or num_arms < 2:
         raise LabError(f"A bandit needs a prompt and two arms at least, not {num_prompts} and {num_arms}.")
@@ -56,7 +56,7 @@ def random(num_prompts: int = 4, num_arms: int = 10, seed: int = 0, reward_scale
     return make(log_ref, reward, f"random bandit, {num_prompts} × {num_arms}, seed {seed}")
 
 
-def lecture() -> World:
+def lecture() -> FiniteWorld:
     """A hand-made world to read: two prompts, four answers each, and a reward that disagrees with the reference.
 
     The reference likes to hedge; the labeller likes a short true answer. No number hides in a seed.

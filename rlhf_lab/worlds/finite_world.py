@@ -17,7 +17,7 @@ from rlhf_lab.response_tree import ResponseTree
 
 
 @dataclass(eq=False)
-class World:
+class FiniteWorld:
     """What is asked, and what is right.
 
     Attributes:
@@ -99,8 +99,8 @@ class World:
             number: how many labels.
             generator: source of randomness.
             policy: who answers; the reference by default (the lecture's D = {(x, y_w, y_l)}).
-            noise: ε, see `preferences.first_wins`.
-            labels: see `preferences.first_wins`.
+            noise: ε, see `preferences.sample_preferences`.
+            labels: see `preferences.sample_preferences`.
 
         Returns:
             `number` pairs.
@@ -123,7 +123,7 @@ class World:
             answers = Tokens(both.ids[rows, column], both.mask[rows, column])
             asked = self.prompts[rows]
             scores = self.reward(asked, answers).detach()
-            first = preferences.first_wins(scores[:, 0], scores[:, 1], generator, labels, noise)
+            first = preferences.sample_preferences(scores[:, 0], scores[:, 1], generator, labels, noise)
             index = torch.stack([(~first).long(), first.long()], -1).unsqueeze(1)
             pairs, _ = pick_pairs(asked, answers, index)
             pairs = pairs[torch.randperm(len(pairs), generator=generator)]

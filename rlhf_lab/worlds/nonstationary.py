@@ -33,12 +33,12 @@ from torch import Tensor
 
 from rlhf_lab import exact
 from rlhf_lab.errors import LabError, check_beta, check_positive
-from rlhf_lab.preferences import first_wins
+from rlhf_lab.preferences import sample_preferences
 from rlhf_lab.randomness import Stream
 from rlhf_lab.rounding import centred
 from rlhf_lab.training import seeded
 from rlhf_lab.worlds import bandit, token_tree
-from rlhf_lab.worlds.finite_world import World
+from rlhf_lab.worlds.finite_world import FiniteWorld
 
 Kind = Literal["none", "drift", "sudden", "prompts", "policy"]
 KINDS: tuple[Kind, ...] = ("none", "drift", "sudden", "prompts", "policy")
@@ -97,7 +97,7 @@ class MovingWorld:
             in round T, where the kind is "prompts". Elsewhere all prompts are equally likely.
     """
 
-    world: World
+    world: FiniteWorld
     first: Tensor
     other: Tensor
     kind: Kind = "drift"
@@ -193,7 +193,7 @@ class MovingWorld:
             if not count:
                 continue
             one, two = different(mass[x], count, generator)
-            wins = first_wins(reward[x][one], reward[x][two], generator)
+            wins = sample_preferences(reward[x][one], reward[x][two], generator)
             here = torch.full_like(one, x)
             parts.append(Asked(here, torch.where(wins, one, two), torch.where(wins, two, one)))
         return Asked(*(torch.cat(columns) for columns in zip(*parts, strict=True)))

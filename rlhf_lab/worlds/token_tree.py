@@ -19,7 +19,7 @@ from rlhf_lab.policies.tabular import TabularPolicy, TabularReward
 from rlhf_lab.randomness import Stream
 from rlhf_lab.response_tree import ResponseTree
 from rlhf_lab.training import seeded
-from rlhf_lab.worlds.finite_world import World
+from rlhf_lab.worlds.finite_world import FiniteWorld
 
 RewardKind = Literal["additive", "ngram", "additive+ngram", "sequence"]
 
@@ -83,14 +83,14 @@ def make(
     name: str = "token tree",
     prompt_names: list[str] | None = None,
     token_names: list[str] | None = None,
-) -> World:
+) -> FiniteWorld:
     """A token-tree world from a reference policy that can enumerate, and reward tables (sums of the above)."""
     for depth, table in enumerate(reward_tables):
         if not torch.isfinite(table).all():
             raise LabError(f"The reward table of depth {depth} is not finite.")
     gold = TabularReward(tree, [t.double() for t in reward_tables]).frozen()
     prompts = reward_tables[0].shape[0]
-    return World(name, tree, reference.frozen(), gold, prompts, prompt_names or [], token_names or [])
+    return FiniteWorld(name, tree, reference.frozen(), gold, prompts, prompt_names or [], token_names or [])
 
 
 def random(
@@ -102,7 +102,7 @@ def random(
     reward_scale: float = 1.0,
     has_end: bool = False,
     reference: Policy | None = None,
-) -> World:
+) -> FiniteWorld:
     """A random tree; by default the 4,096-sequence one.
 
     Args:
@@ -140,7 +140,7 @@ def random(
     return make(tree, reference, tables, name)
 
 
-def lecture() -> World:
+def lecture() -> FiniteWorld:
     """A hand-made tree to read aloud: three words and a full stop, up to three tokens, a bigram reward.
 
     The labeller likes "thank you", dislikes the same word twice, and likes to see the sentence ended.
@@ -158,15 +158,15 @@ def lecture() -> World:
     return make(tree, TabularPolicy(tree, logits), tables, "lecture tree", ["Reply politely."], names)
 
 
-def million(seed: int = 0) -> World:
+def million(seed: int = 0) -> FiniteWorld:
     """V = 8, L = 7: 2,097,152 responses, and an exact π* in a second."""
     return random(8, 7, seed=seed)
 
 
-def optimal_by_recursion(world: World, beta: float) -> tuple[TabularPolicy, Tensor]:
+def optimal_by_recursion(world: FiniteWorld, beta: float) -> tuple[TabularPolicy, Tensor]:
     """π* token by token, never listing a response: the policy, and log Z(x), (X,).
 
-    Needs a reference that is a table (or one that can give `log_tables`). Agrees with `World.optimal`.
+    Needs a reference that is a table (or one that can give `log_tables`). Agrees with `FiniteWorld.optimal`.
     """
     beta = check_beta(beta)
     reference: Any = world.reference

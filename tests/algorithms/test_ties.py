@@ -109,9 +109,9 @@ def test_hard_labels_and_the_best_of_several_draw_among_what_rounding_alone_tell
         torch.tensor([[0.1 + 0.2, 0.3, 0.0]], dtype=torch.float64).expand(4000, 3),
         pytest.approx(0.5, abs=0.032),
     )
-    wins = preferences.first_wins(equal[:, 0], equal[:, 1], seeded(0), "hard")
+    wins = preferences.sample_preferences(equal[:, 0], equal[:, 1], seeded(0), "hard")
     assert wins.double().mean().item() == half
-    assert preferences.first_wins(equal[:, 0] + 1e-4, equal[:, 1], seeded(0), "hard").all()
+    assert preferences.sample_preferences(equal[:, 0] + 1e-4, equal[:, 1], seeded(0), "hard").all()
     for picked in (best_of(equal, seeded(1)), sampling.rejection_sample(equal, 1, 0.0, seeded(2))):
         assert (picked == 0).double().mean().item() == half and (picked < 2).all()
     picked = best_of(equal + torch.tensor([0.0, 1e-4, 0.0], dtype=torch.float64), seeded(1))

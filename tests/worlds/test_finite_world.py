@@ -1,4 +1,4 @@
-"""`World`: the preferences it hands out, in distribution, against every pair's probability worked out by loops."""
+"""`FiniteWorld`: its preferences in distribution, against the probability of each pair, computed with loops."""
 
 import math
 

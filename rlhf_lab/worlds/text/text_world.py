@@ -15,7 +15,7 @@ import torch
 
 from rlhf_lab.batch import Pairs, Tokens, cat_pairs, pick_pairs
 from rlhf_lab.errors import LabError, check_positive
-from rlhf_lab.preferences import first_wins
+from rlhf_lab.preferences import sample_preferences
 from rlhf_lab.worlds.text.grammar import Draw
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ class TextWorld:
             num_pairs: how many pairs are drawn.
             generator: source of randomness.
             beta_label: how blurred the labeller sees, in units of the gold reward. Small: the better one nearly always.
-            noise: probability that a label is turned round after that, see `preferences.first_wins`.
+            noise: probability that a label is turned round after that, see `preferences.sample_preferences`.
             progress: show a progress bar.
 
         Returns:
@@ -199,7 +199,7 @@ class TextWorld:
             prompts = known[rows].trim()
             responses = policy.sample(prompts, 2, generator).to("cpu")
             scores = reward(prompts, responses) / beta_label
-            first = first_wins(scores[:, 0], scores[:, 1], generator, noise=noise)
+            first = sample_preferences(scores[:, 0], scores[:, 1], generator, noise=noise)
             index = torch.stack([(~first).long(), first.long()], -1).unsqueeze(1)
             pairs, same = pick_pairs(prompts, responses, index)
             dropped += same

@@ -21,7 +21,7 @@ from rlhf_lab.batch import Pairs, Tokens, cat_pairs, pick_pairs
 from rlhf_lab.errors import LabError
 from rlhf_lab.experiments.setup_text import TextRun
 from rlhf_lab.policies.base import Policy
-from rlhf_lab.preferences import first_wins
+from rlhf_lab.preferences import sample_preferences
 from rlhf_lab.randomness import Stream
 from rlhf_lab.training import seeded
 
@@ -98,7 +98,7 @@ class Purse:
         for (prompts, responses), pair in zip(drawn, places, strict=True):
             both = responses.take(pair)
             score = self.run.bench.gold(prompts, both)
-            first = first_wins(score[:, 0], score[:, 1], generator)
+            first = sample_preferences(score[:, 0], score[:, 1], generator)
             index = torch.stack([(~first).long(), first.long()], -1).unsqueeze(1)
             parts.append(pick_pairs(prompts, both, index)[0])
         pairs = cat_pairs([part for part in parts if len(part)])

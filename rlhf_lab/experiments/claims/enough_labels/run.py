@@ -32,7 +32,7 @@ from rlhf_lab.policies.base import Policy
 from rlhf_lab.randomness import Stream
 from rlhf_lab.training import Training, seeded
 from rlhf_lab.worlds import bandit, token_tree
-from rlhf_lab.worlds.finite_world import World
+from rlhf_lab.worlds.finite_world import FiniteWorld
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -107,12 +107,12 @@ class EnoughLabels(Settings):
 # ---------------------------------------------------------------------------------------------------------- tables
 
 
-def table_world(scale: str, seed: int) -> World:
+def table_world(scale: str, seed: int) -> FiniteWorld:
     """A seed's own world: a bandit of 4 prompts × 10 arms, or the tree of 4 tokens to depth 2 (16 responses)."""
     return bandit.random(4, 10, seed) if scale == "bandit" else token_tree.random(4, 2, 1, seed)
 
 
-def limit(world: World, beta: float) -> float:
+def limit(world: FiniteWorld, beta: float) -> float:
     """lim N · E[regret], mean over prompts, for N labels of `world.preferences`: see the module's head."""
     log_ref = world.log_ref()
     chance = log_ref.exp()
@@ -123,7 +123,7 @@ def limit(world: World, beta: float) -> float:
     return (price / (different / different.sum())).mean().item()
 
 
-def win_counts(world: World, pairs: Pairs, labels: tuple[int, ...]) -> Tensor:
+def win_counts(world: FiniteWorld, pairs: Pairs, labels: tuple[int, ...]) -> Tensor:
     """How often i won against j among the first N labels, (len(labels), X, K, K)."""
     winner, loser = world.tree.index(pairs.responses).unbind(-1)
     prompt = world.tree.prompt_index(pairs.prompts)
@@ -175,7 +175,7 @@ def _tables(settings: EnoughLabels, seed: int) -> list[dict[str, Any]]:
 
 
 @lru_cache(maxsize=1)
-def _net_world() -> World:
+def _net_world() -> FiniteWorld:
     return Compare(world="tree", policy="gpt2").make_world()
 
 

@@ -122,7 +122,7 @@ class TextDeployment:
     def label(self, policy: Policy, change: str, t: int, number: int, stream: int) -> Pairs:
         """Labels of round t on the policy's own responses. Pairs of equal responses are dropped."""
         from rlhf_lab.batch import cat_pairs, pick_pairs
-        from rlhf_lab.preferences import first_wins
+        from rlhf_lab.preferences import sample_preferences
 
         plain = seeded(self.seed, Stream.ROUND_PROMPTS, t, stream)
         prompts, asked = self.prompts("train", number, self.share(change, t), plain)
@@ -132,7 +132,7 @@ class TextDeployment:
             few, names = prompts[begin : begin + 64], asked[begin : begin + 64]
             y = policy.sample(few, 2, generator).to("cpu")
             scores = self.reward(*self.golds(names, y), self.angle(change, t))
-            first = first_wins(scores[:, 0], scores[:, 1], plain)
+            first = sample_preferences(scores[:, 0], scores[:, 1], plain)
             index = torch.stack([(~first).long(), first.long()], -1).unsqueeze(1)
             parts.append(pick_pairs(few, y, index)[0])
         return cat_pairs([part for part in parts if len(part)])

@@ -23,7 +23,7 @@ from rlhf_lab.policies.base import Policy
 from rlhf_lab.randomness import Stream
 from rlhf_lab.training import seeded
 from rlhf_lab.worlds import bandit, token_tree
-from rlhf_lab.worlds.finite_world import World
+from rlhf_lab.worlds.finite_world import FiniteWorld
 
 if TYPE_CHECKING:
     from rlhf_lab.experiments.claims.over_optimisation.run import OverOptimisation
@@ -50,7 +50,7 @@ def sizes(most: int) -> list[int]:
 class PartReward(nn.Module):
     """r(x, y) = Σ_t Φ[x, t, y_t] · w[x]: a reward model that sees features of single tokens, and nothing else."""
 
-    def __init__(self, world: World, features: Tensor) -> None:
+    def __init__(self, world: FiniteWorld, features: Tensor) -> None:
         """`features`: (X, L, V, F)."""
         super().__init__()
         self.world, self.features = world, features
@@ -64,7 +64,7 @@ class PartReward(nn.Module):
         return torch.einsum("bgtf,bf->bg", seen, self.weight[rows])
 
 
-def make_world(scale: str, seed: int) -> tuple[World, Tensor]:
+def make_world(scale: str, seed: int) -> tuple[FiniteWorld, Tensor]:
     """A seed's world, and the features (X, L, V, F) that the limited reward model sees.
 
     Bandit: 2 prompts × 64 arms, gold of unit variance, four fifths of its standard deviation linear in 8 features of

@@ -28,7 +28,7 @@ from rlhf_lab.randomness import Stream
 from rlhf_lab.rounding import unit_interval, wins
 from rlhf_lab.training import Training, seeded
 from rlhf_lab.worlds import bandit, token_tree
-from rlhf_lab.worlds.finite_world import World
+from rlhf_lab.worlds.finite_world import FiniteWorld
 
 if TYPE_CHECKING:
     from rlhf_lab.experiments.claims.rest_translation.run import ReSTTranslation
@@ -64,7 +64,7 @@ class Grown:
         return self.run.world.reference if isinstance(self.run, Run) else self.run.bench.reference
 
     @property
-    def world(self) -> World | None:
+    def world(self) -> FiniteWorld | None:
         """The finite world, where there is one."""
         return self.run.world if isinstance(self.run, Run) else None
 

@@ -17,7 +17,7 @@ from rlhf_lab.experiments.runner import Job
 from rlhf_lab.randomness import Stream
 from rlhf_lab.training import seeded
 from rlhf_lab.worlds import bandit, token_tree
-from rlhf_lab.worlds.finite_world import World
+from rlhf_lab.worlds.finite_world import FiniteWorld
 
 if TYPE_CHECKING:
     from rlhf_lab.experiments.claims.rso_why.run import RSOWhy
@@ -43,7 +43,7 @@ class LinearClass:
     """Prior variance of each number of θ, (size,)."""
 
 
-def table_class(world: World) -> LinearClass:
+def table_class(world: FiniteWorld) -> LinearClass:
     """A number for every response (bandit), or for every prefix (tree): anything can be represented."""
     shapes = [(world.num_prompts, *shape) for shape in world.tree.shapes]
     sizes = [torch.Size(shape).numel() for shape in shapes]
@@ -55,7 +55,7 @@ def table_class(world: World) -> LinearClass:
     return LinearClass(sum(sizes), values, torch.full((sum(sizes),), 1 / len(sizes), dtype=torch.float64))
 
 
-def feature_class(world: World, features: int, seed: int) -> LinearClass:
+def feature_class(world: FiniteWorld, features: int, seed: int) -> LinearClass:
     """Random features of the responses, shared by all prompts; each prompt has weights of its own."""
     shape = (world.tree.num_responses, features)
     phi = torch.randn(shape, dtype=torch.float64, generator=seeded(seed, Stream.WHY_FEATURES)) / features**0.5
@@ -64,7 +64,7 @@ def feature_class(world: World, features: int, seed: int) -> LinearClass:
     return LinearClass(size, lambda theta: theta.view(world.num_prompts, features) @ phi.T, ones)
 
 
-def token_class(world: World, bigrams: bool) -> LinearClass:
+def token_class(world: FiniteWorld, bigrams: bool) -> LinearClass:
     """On the tree: a number for every token in every place, and with `bigrams` for every two that follow each other.
 
     The tree's gold reward is of this form, both kinds in equal parts.
@@ -130,7 +130,7 @@ class ExactSeed:
 
     settings: RSOWhy
     seed: int
-    world: World
+    world: FiniteWorld
     classes: dict[str, LinearClass]
     labels: Comparisons
     learned: Tensor

@@ -30,7 +30,7 @@ from rlhf_lab.experiments.tabular_training import table_run, train_table
 from rlhf_lab.experiments.text_judge import judge_of
 from rlhf_lab.policies.base import Policy, Reward
 from rlhf_lab.policies.tabular import TabularPolicy
-from rlhf_lab.worlds.finite_world import World
+from rlhf_lab.worlds.finite_world import FiniteWorld
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -159,7 +159,7 @@ def sharpened(tables: list[Tensor], temperature: float) -> Tensor:
     return exact.path_sums([(t.double() / temperature).log_softmax(-1) for t in tables])
 
 
-def _tables(policy: Policy, world: World) -> list[Tensor]:
+def _tables(policy: Policy, world: FiniteWorld) -> list[Tensor]:
     assert isinstance(policy, TabularPolicy)
     with torch.no_grad():
         return [table.double().log_softmax(-1) for table in policy.log_tables()]
