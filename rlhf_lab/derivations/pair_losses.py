@@ -1,7 +1,7 @@
 r"""Block 3, what RSO's losses aim at: γ sets the target of sigmoid-norm, whoever gave the pairs; hinge-norm has none.
 
-β is of the sampler (`RandomWorld.beta`), γ of the loss (`RandomWorld.tau`): two numbers. μ here are first-round pairs of
-π_r.
+β belongs to the sampler (`RandomWorld.beta`) and γ to the loss (`RandomWorld.tau`): they are two numbers. μ here is the
+distribution of first-round pairs of π_r.
 """
 
 import torch
