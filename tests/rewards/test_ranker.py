@@ -123,7 +123,7 @@ def test_it_learns_the_log_odds_of_a_bradley_terry_labeller():
     world = small_world()
     model = PairwiseRanker(TreeTransformerPolicy(world.tree, 2, width=32))
     pairs = world.all_pairs()
-    settings = Training(steps=300, batch_size=len(pairs), learning_rate=3e-3, warmup=10, progress=False)
+    settings = Training(steps=150, batch_size=len(pairs), learning_rate=5e-3, warmup=10, progress=False)
     history = ranker(model, pairs, Ranker("both", prior=0.0), settings)
     gold = world.rewards()
     true = (gold[:, :, None] - gold[:, None, :]).flatten(1)
