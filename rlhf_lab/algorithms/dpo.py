@@ -185,10 +185,9 @@ def dpo(
     reference: Policy | None,
     pairs: Pairs | Callable[[torch.Generator], Pairs],
     settings: DPO = DPO(),
-    training: Training = Training(),  # noqa: B008
+    training: Training = Training(),
     name: str = "dpo",
     reference_log_probs: Tensor | None = None,
-    claimed: bool = False,
 ) -> list[dict[str, float]]:
     """Train `policy` in place on preference pairs.
 
@@ -199,9 +198,8 @@ def dpo(
         pairs: N labelled pairs; or a function that makes fresh ones from a step's generator.
         settings: the loss.
         training: steps, batch size in pairs, rate, seed.
-        name: what the progress bar says.
+        name: text of the progress bar.
         reference_log_probs: log π_ref of both responses of every pair, (N, 2), if they are known already.
-        claimed: the caller has taken the output folder (see `checkpoint.claim`).
 
     Returns:
         the history: loss, accuracy (how often the implicit reward ranks the pair as labelled, ties ½), margin (mean
@@ -217,7 +215,7 @@ def dpo(
         return pair_loss(policy, batch, log_ref, settings)
 
     training.check_rows(name, len(pairs) if isinstance(pairs, Pairs) else None)
-    loop = Loop(name, policy, training, settings, claimed)
+    loop = Loop(name, policy, training, settings)
     dataset = pairs if isinstance(pairs, Pairs) else None
     known = reference_log_probs
     if dataset is not None and settings.needs_reference and known is None and loop.start < training.steps:

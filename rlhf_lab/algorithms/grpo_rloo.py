@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from rlhf_lab import kl
-from rlhf_lab.algorithms.cached_rollouts import ask
+from rlhf_lab.algorithms.cached_rollouts import sample
 from rlhf_lab.batch import Tokens
 from rlhf_lab.errors import Count, LabError, Positive, Range, Temperature, check_settings, refuse_unused
 from rlhf_lab.policies.base import Policy, Reward
@@ -178,9 +178,8 @@ def group(
     reward: Reward,
     prompts: Tokens,
     settings: Group = Group(),
-    training: Training = Training(),  # noqa: B008
+    training: Training = Training(),
     name: str | None = None,
-    claimed: bool = False,
 ) -> list[dict[str, float]]:
     """Train `policy` in place on its own samples.
 
@@ -191,8 +190,7 @@ def group(
         prompts: (N, P); a step draws `training.batch_size` of them.
         settings: which method, and how.
         training: here a step is one round of sampling and `epochs` passes of learning.
-        name: what the progress bar says; the kind by default.
-        claimed: the caller has taken the output folder (see `checkpoint.claim`).
+        name: text of the progress bar; the kind by default.
 
     Returns:
         the history: loss, score, kl (k1, nats a response), objective, clip_fraction.
@@ -209,11 +207,11 @@ def group(
         mean = score.mean()
         return loss, {"score": mean, "objective": mean - settings.beta * seen["kl"], **seen}
 
-    with Loop(name, policy, training, settings, claimed) as loop:
+    with Loop(name, policy, training, settings) as loop:
         for step, generator in loop:
             x = prompts[loop.rows(len(prompts))]
             with torch.no_grad(), loop.autocast():
-                y = ask(policy, x, settings.samples, generator, settings.temperature, settings.top_k)
+                y = sample(policy, x, settings.samples, generator, settings.temperature, settings.top_k)
                 score = checked(reward(x, y), name, step)
                 log_ref = reference.token_log_probs(x, y, settings.temperature)
                 old = None if settings.one_pass else policy.token_log_probs(x, y, settings.temperature)

@@ -150,10 +150,9 @@ def kto(
     reference: Policy,
     verdicts: Verdicts,
     settings: KTO = KTO(),
-    training: Training = Training(),  # noqa: B008
+    training: Training = Training(),
     name: str = "kto",
     reference_log_probs: Tensor | None = None,
-    claimed: bool = False,
 ) -> list[dict[str, float]]:
     """Train `policy` in place on verdicts.
 
@@ -163,10 +162,9 @@ def kto(
         verdicts: N rows, two at least; `Verdicts.from_pairs` makes them of preference pairs.
         settings: KTO's own.
         training: steps, batch size in rows, rate, seed.
-        name: what the progress bar says.
+        name: text of the progress bar.
         reference_log_probs: log π_ref of the responses, (N, G), if they are known already. Those of the mismatched
             responses are computed all the same.
-        claimed: the caller has taken the output folder (see `checkpoint.claim`).
 
     Returns:
         the history: loss, accuracy, and reference_point z in nats, before it is cut at 0.
@@ -192,7 +190,7 @@ def kto(
         return kto_loss(policy, batch, log_ref, z, settings, doubt)
 
     training.check_rows(name, number)
-    loop = Loop(name, policy, training, settings, claimed)
+    loop = Loop(name, policy, training, settings)
     if loop.start < training.steps:
         with loop.autocast():
             if known is None:

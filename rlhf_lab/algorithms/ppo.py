@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_lab import kl
-from rlhf_lab.algorithms.cached_rollouts import ask
+from rlhf_lab.algorithms.cached_rollouts import sample
 from rlhf_lab.algorithms.grpo_rloo import check_minibatches, checked, refuse_lbfgs
 from rlhf_lab.batch import Tokens
 from rlhf_lab.errors import Count, Fraction, NonNegative, Positive, Temperature, check_settings, refuse_unused
@@ -128,9 +128,8 @@ def ppo(
     critic: nn.Module,
     prompts: Tokens,
     settings: PPO = PPO(),
-    training: Training = Training(),  # noqa: B008
+    training: Training = Training(),
     name: str = "ppo",
-    claimed: bool = False,
 ) -> list[dict[str, float]]:
     """Train `policy` (and `critic`) in place on its own samples.
 
@@ -142,8 +141,7 @@ def ppo(
         prompts: (N, P); a step draws `training.batch_size` of them.
         settings: PPO's own.
         training: here a step is one round of sampling and `epochs` passes of learning.
-        name: what the progress bar says.
-        claimed: the caller has taken the output folder (see `checkpoint.claim`).
+        name: text of the progress bar.
 
     Returns:
         the history: loss, score, kl (k1, nats a response), objective, clip_fraction, value_loss.
@@ -158,11 +156,11 @@ def ppo(
         old, old_values, advantages, returns = drawn
         return clipped_loss(policy, critic, x, y, old, old_values, advantages, returns, settings)
 
-    with Loop(name, nn.ModuleDict({"policy": policy, "critic": critic}), training, settings, claimed) as loop:
+    with Loop(name, nn.ModuleDict({"policy": policy, "critic": critic}), training, settings) as loop:
         for step, generator in loop:
             x = prompts[loop.rows(len(prompts))]
             with torch.no_grad(), loop.autocast():
-                y = ask(policy, x, settings.samples, generator, settings.temperature, settings.top_k)
+                y = sample(policy, x, settings.samples, generator, settings.temperature, settings.top_k)
                 old = policy.token_log_probs(x, y, settings.temperature)
                 ref = reference.token_log_probs(x, y, settings.temperature)
                 old_values = critic(x, y)

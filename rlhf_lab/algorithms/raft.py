@@ -1,51 +1,42 @@
-r"""RAFT: sample K responses a prompt, keep the best, fine-tune on it. Again, if asked.
+r"""RAFT: sample K responses to each prompt, keep the best one, fine-tune on it; repeat for several rounds.
 
     y_best = argmax_{k ≤ K} r(x, y_k),  y_k ~ π,      then SFT on (x, y_best)
 
-Dong et al. 2023; lecture, RSO's table. In the limit of data one round is best-of-K of the policy it sampled from
-(`exact.best_of_n`), whose KL to it is at most log K − (K−1)/K. There is no β: K takes its place.
+Dong et al. 2023; lecture, RSO's table. In the limit of data one round gives best-of-K of the policy that was sampled
+(`exact.best_of_n`), whose KL to that policy is at most log K − (K−1)/K. RAFT has no β; K takes its place.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from rlhf_lab.algorithms.cached_rollouts import (
-    Block,
-    ask,
-    from_tokens,
-    in_blocks,
-    join,
-    own,
-    to_tokens,
-)
+from rlhf_lab.algorithms.cached_rollouts import claim_output, sample_and_score
 from rlhf_lab.algorithms.sft import sft
-from rlhf_lab.batch import Tokens, cat
+from rlhf_lab.batch import Tokens
 from rlhf_lab.errors import Count, Temperature, check_finite, check_settings
 from rlhf_lab.policies.base import Policy, Reward
 from rlhf_lab.randomness import Stream, uniform
 from rlhf_lab.rounding import wins
-from rlhf_lab.training import Training, seeded
+from rlhf_lab.training import Training
 
 
 @dataclass(frozen=True)
 class RAFT:
-    """How many samples, how often."""
+    """Settings of RAFT."""
 
     best_of: Count = 8
-    """K, responses drawn for each prompt of a round."""
+    """K, responses sampled for each prompt in a round."""
     rounds: Count = 1
-    """Rounds of sampling from the policy as it is and fine-tuning it; each has the training's steps."""
+    """Rounds of sampling from the current policy and fine-tuning it. Each round has the training's number of steps."""
     temperature: Temperature = 1.0
-    """Of sampling."""
+    """Sampling temperature."""
     top_k: Count | None = None
-    """Draw among the k likeliest tokens alone."""
+    """Sample among the k likeliest tokens only."""
     sampling_batch_size: Count | None = None
-    """Prompts answered and scored at a time. Fewer need less memory, and are other draws.
+    """Prompts whose responses are sampled and scored together. It changes the memory needed and the samples drawn.
     None: 512; on the command line as many as fit into 1 GiB."""
 
     def __post_init__(self) -> None:
@@ -53,7 +44,10 @@ class RAFT:
 
 
 def best_of(scores: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Position of the best of each row of scores (B, G), as (B, 1); ties within rounding by a fair draw."""
+    """Return the position of the best response in each row of scores (B, G), as (B, 1).
+
+    Scores that are equal within rounding are a tie, which is decided by a fair draw.
+    """
     check_finite(scores, "reward")
     tie_break = uniform(scores.shape, generator, scores.device, torch.float32)
     top = wins(scores, scores.amax(-1, keepdim=True)) == 0.5
@@ -65,61 +59,35 @@ def raft(
     reward: Reward,
     prompts: Tokens,
     settings: RAFT = RAFT(),
-    training: Training = Training(),  # noqa: B008
+    training: Training = Training(),
     name: str = "raft",
-    claimed: bool = False,
 ) -> list[dict[str, float]]:
     """Train `policy` in place on the best of its own samples.
 
     Args:
-        policy: π_θ, where it starts from (the SFT policy).
+        policy: π_θ at its starting point (the SFT policy).
         reward: scores (B, G).
-        prompts: (N, P); each gets K samples and one target a round. Repeat them for more data.
+        prompts: (N, P); each gets K samples and one target in a round. Repeat them for more data.
         settings: RAFT's own.
         training: the SFT of every round.
-        name: what the progress bar says.
-        claimed: the caller has taken the output folder (see `checkpoint.claim`).
+        name: text of the progress bar.
 
     Returns:
-        the history of all rounds: loss; `round` and the mean score of samples and of kept ones.
+        the history of all rounds: loss, `round`, the mean score of all samples and of the best ones (kept_score).
 
     Raises:
-        LabError: no prompts; scores that are not finite; a loss that is not finite.
+        LabError: there are no prompts; a score or the loss is not finite.
     """
-    out = own(name, training, settings, claimed)
     history: list[dict[str, float]] = []
-    for turn in range(settings.rounds):
-        stage = training.stage(f"round-{turn}", turn)
-        blocks = in_blocks(
-            partial(_best_of_block, policy, reward, prompts, settings, training, turn),
-            len(prompts),
-            settings.sampling_batch_size or 512,
-            None if out is None else out / "samples" / f"round-{turn}",
-            f"{name} {turn + 1}: samples",
-            training.progress,
-        )
-        kept, scores = cat([to_tokens("kept", block) for block in blocks]), join(blocks, "scores")
-        rows = sft(policy, prompts, kept, stage, f"{name} {turn + 1}")
-        seen = {"round": turn, "score": float(scores.mean()), "kept_score": float(join(blocks, "kept_score").mean())}
-        history += [row | seen for row in rows]
+    with claim_output(name, training, settings) as out:
+        for turn in range(settings.rounds):
+            folder = None if out is None else out / "samples" / f"round-{turn}"
+            stream, title = (Stream.RAFT_RESPONSES, turn), f"{name} {turn + 1}"
+            best = sample_and_score(
+                policy, reward, prompts, settings.best_of, settings, training, stream, folder, title, select=best_of
+            )
+            rows = sft(policy, prompts, best.responses, training.stage(f"round-{turn}", turn), title)
+            kept = best.scores.gather(1, best.selected)
+            seen = {"round": turn, "score": float(best.scores.mean()), "kept_score": float(kept.mean())}
+            history += [row | seen for row in rows]
     return history
-
-
-@torch.no_grad()
-def _best_of_block(
-    policy: Policy,
-    reward: Reward,
-    prompts: Tokens,
-    settings: RAFT,
-    training: Training,
-    turn: int,
-    start: int,
-    stop: int,
-) -> Block:
-    # The first block's generator is the round's own.
-    generator = seeded(training.seed, Stream.RAFT_RESPONSES, turn, *([start] if start else []), device=policy.device)
-    x = prompts[start:stop]
-    candidates = ask(policy, x, settings.best_of, generator, settings.temperature, settings.top_k)
-    scores = reward(x, candidates).detach()
-    kept = best_of(scores, generator)
-    return from_tokens("kept", candidates.take(kept)) | {"scores": scores, "kept_score": scores.gather(1, kept)}

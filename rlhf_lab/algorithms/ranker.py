@@ -75,9 +75,8 @@ def ranker(
     model: nn.Module,
     pairs: Pairs,
     settings: Ranker = Ranker(),
-    training: Training = Training(),  # noqa: B008
+    training: Training = Training(),
     name: str = "ranker",
-    claimed: bool = False,
 ) -> list[dict[str, float]]:
     """Train `model`, a `rlhf_lab.rewards.ranker.PairwiseRanker`, in place on labelled pairs.
 
@@ -86,8 +85,7 @@ def ranker(
         pairs: N labelled pairs.
         settings: orders and prior.
         training: steps, batch size in pairs, rate, seed.
-        name: what the progress bar says.
-        claimed: the caller has already taken the output folder.
+        name: text of the progress bar.
 
     Returns:
         the history: loss, its part without the prior, accuracy, and how often what is shown first is preferred.
@@ -96,7 +94,7 @@ def ranker(
         LabError: no pairs; a loss that is not finite.
     """
     training.check_rows(name, len(pairs) if settings.orders == "both" else None)
-    with Loop(name, model, training, settings, claimed) as loop:
+    with Loop(name, model, training, settings) as loop:
         for _, generator in loop:
             batch = pairs[loop.rows(len(pairs))]
             if settings.orders == "both":

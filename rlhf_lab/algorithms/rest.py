@@ -1,34 +1,25 @@
-r"""Reinforced self-training: Grow a data set from the policy, Improve the policy on the part above a threshold.
+r"""Reinforced self-training (ReST): Grow a data set by sampling the policy, Improve the policy on its best part.
 
     Grow      D_g = { (x, y) : x ~ D, y ~ π_θ(y|x) },  scored by R(x, y)
     Improve   J(θ) = E_{(x,y)~D_g} [ F(x, y; τ) ℒ(x, y; θ) ],   F(x, y; τ) = 1[R(x, y) > τ]
 
-Gulcehre et al. 2023, Algorithm 1; lecture, "Reinforced Self-Training Algorithm". Grow is rare and dear; the
-Improve steps after it are several, with rising τ and a falling rate, each from the weights that the one before left.
-ℒ is behaviour cloning, the loss that the paper found best. In the limit of data one filter gives π_ref conditioned
-on R > τ (`exact.filtered`), which is not π*: above the threshold nothing is preferred to anything.
+Gulcehre et al. 2023, Algorithm 1; lecture, "Reinforced Self-Training Algorithm". A Grow step is rare and expensive.
+Several Improve steps follow it, with rising thresholds τ and falling learning rates, each starting from the weights of
+the one before. ℒ is behaviour cloning, which the paper found to be the best loss. In the limit of data one filter gives
+π_ref conditioned on R > τ (`exact.filtered`). This is not π*, because all responses above the threshold count equally.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
-from rlhf_lab.algorithms.cached_rollouts import (
-    Block,
-    ask,
-    from_tokens,
-    in_blocks,
-    join,
-    own,
-    to_tokens,
-)
+from rlhf_lab.algorithms.cached_rollouts import Shard, claim_output, in_shards, join, sample, sample_and_score
 from rlhf_lab.algorithms.sft import sft
 from rlhf_lab.batch import Tokens, cat
 from rlhf_lab.errors import Count, Finite, LabError, Range, Temperature, check_finite, check_settings, refuse_unused
@@ -37,31 +28,33 @@ from rlhf_lab.randomness import Stream
 from rlhf_lab.rounding import unit_interval, wins
 from rlhf_lab.training import Training, checkpoint, distributed, seeded
 
+History = list[dict[str, float]]
+
 
 @dataclass(frozen=True)
 class ReST:
     """Settings of ReST."""
 
     grows: Count = 1
-    """Grow steps."""
+    """Number of Grow steps."""
     thresholds: tuple[Finite, ...] = (0.0, 0.7, 0.8, 0.9)
-    """τ of the Improve steps after each Grow, rising, in the units of `scale`; with minmax all below 1."""
+    """τ of the Improve steps after each Grow step, rising, in the units of `scale`; below 1 with minmax."""
     samples: Count = 64
-    """Responses that a Grow step draws for each prompt."""
+    """Responses that a Grow step samples for each prompt."""
     scale: Literal["minmax", "none"] = "minmax"
-    """minmax: rewards to [0, 1] by the first grown set's range; none: τ in the reward's own units."""
+    """minmax: rewards are mapped to [0, 1] by the range of the first Grow step. none: τ has the reward's own units."""
     rate_decay: Annotated[float, Range(0, 1, exclusive_minimum=True)] = 0.5
     """Factor of the learning rate from one Improve step to the next, at most 1."""
     patience: Count | None = None
-    """With held-out prompts: checks without a better held-out reward after which an Improve step ends."""
+    """With held-out prompts: an Improve step ends after this many checks without a better held-out reward."""
     check_every: Count = 20
-    """Steps between two such checks."""
+    """Training steps between two such checks."""
     temperature: Temperature = 1.0
-    """Of sampling."""
+    """Sampling temperature."""
     top_k: Count | None = None
-    """Draw among the k likeliest tokens alone."""
+    """Sample among the k likeliest tokens only."""
     sampling_batch_size: Count | None = None
-    """Prompts answered and scored at a time. Fewer need less memory, and are other draws.
+    """Prompts whose responses are sampled and scored together. It changes the memory needed and the samples drawn.
     None: 512; on the command line as many as fit into 1 GiB."""
 
     def __post_init__(self) -> None:
@@ -69,22 +62,23 @@ class ReST:
         if self.patience is None:
             refuse_unused(self, ["check_every"], "without patience, which is what ends an Improve step early")
         if not self.thresholds or list(self.thresholds) != sorted(self.thresholds):
-            raise LabError(f"thresholds must rise, not {self.thresholds}: a lower one would let weaker data back in.")
+            raise LabError(
+                f"thresholds must rise, not {self.thresholds}: a lower threshold would admit worse samples again."
+            )
         if self.scale == "minmax" and self.thresholds[-1] >= 1:
             raise LabError(
-                f"thresholds must be below 1 with scale='minmax', not {self.thresholds}: the best sample is at 1, and "
-                f"only what exceeds a threshold passes it. For rewards in their own units set scale='none'."
+                f"thresholds must be below 1 with scale='minmax', not {self.thresholds}: the best sample has the "
+                f"scaled reward 1, and only samples above the threshold pass. For unscaled rewards set scale='none'."
             )
 
 
-def passing(scores: Tensor, threshold: float) -> Tensor:
-    """F(x, y; τ) = 1[R(x, y) > τ] for scores (B, G).
+def reward_filter(scores: Tensor, threshold: float) -> Tensor:
+    """F(x, y; τ) = 1[R(x, y) > τ] of scores of any shape.
 
-    At τ = 0 on the [0, 1] scale everything is let through, the lowest score too: the paper's first Improve step
-    trains on the whole grown set. A score that equals τ within rounding does not pass.
+    A score that equals τ within rounding does not pass.
 
     Raises:
-        LabError: nothing passes.
+        LabError: no sample passes.
     """
     passes = wins(scores, threshold) == 1
     if not bool(passes.any()):
@@ -100,110 +94,93 @@ def rest(
     reward: Reward,
     prompts: Tokens,
     settings: ReST = ReST(),
-    training: Training = Training(),  # noqa: B008
+    training: Training = Training(),
     original: tuple[Tokens, Tokens] | None = None,
     held_out: Tokens | None = None,
     name: str = "rest",
-    claimed: bool = False,
-) -> list[dict[str, float]]:
-    """Train `policy` in place on the samples of it that pass the filter.
+) -> History:
+    """Train `policy` in place on those of its own samples that pass the filter.
 
     Args:
-        policy: π_θ, where it starts from (the SFT policy).
+        policy: π_θ at its starting point (the SFT policy).
         reward: R, scores (B, G).
-        prompts: (N, P), each sampled `settings.samples` times a Grow step.
+        prompts: (N, P), each sampled `settings.samples` times in a Grow step.
         settings: ReST's own.
-        training: of each Improve step; batch size counts responses.
-        original: prompts (M, P) and responses (M, G', T) of the SFT data, which stay in the mix, filtered too.
-        held_out: prompts on which `patience` watches the mean reward.
-        name: what the progress bar says.
-        claimed: the caller has taken the output folder (see `checkpoint.claim`).
+        training: of each Improve step; the batch size counts responses.
+        original: prompts (M, P) and responses (M, G', T) of the SFT data, which are filtered and trained on too.
+        held_out: prompts on which `patience` measures the mean reward.
+        name: text of the progress bar.
 
     Returns:
-        the history of all Improve steps: loss, grow, improve, threshold, kept (fraction that passed).
+        the history of all Improve steps: loss, grow, improve, threshold, kept (the fraction that passed).
 
     Raises:
-        LabError: no prompts; nothing passes a threshold; scores that are not finite.
+        LabError: there are no prompts; no sample passes a threshold; a score is not finite.
     """
-    if settings.patience is not None and held_out is None:
-        raise LabError("patience needs held_out prompts to watch the reward on.")
-    if original is not None and len(original[0]) != len(original[1]):
-        raise LabError(
-            f"original has {len(original[0])} prompts and responses for {len(original[1])}; they must match."
-        )
-    out = own(name, training, settings, claimed)
-    old = None if original is None else _scored(reward, *original, settings, training.progress)
-    history: list[dict[str, float]] = []
-    low = high = None
-    for grow in range(settings.grows):
-        blocks = in_blocks(
-            partial(_grown_block, policy, reward, prompts, settings, training, grow),
-            len(prompts),
-            settings.sampling_batch_size or 512,
-            None if out is None else out / "samples" / f"grow-{grow}",
-            f"{name} {grow + 1}: samples",
-            training.progress,
-        )
-        grown, scores = cat([to_tokens("grown", block) for block in blocks]), join(blocks, "scores")
-        x, y, r = prompts.repeat(settings.samples), grown.reshape(scores.numel(), 1), scores.flatten()
-        if original is not None and old is not None:
-            x = cat([x, original[0].repeat(old.shape[1])])
-            y, r = cat([y, original[1].reshape(old.numel(), 1)]), torch.cat([r, old.flatten()])
-        if low is None or high is None:
-            low, high = (float(r.min()), float(r.max())) if settings.scale == "minmax" else (0.0, 1.0)
-        scaled = unit_interval(r, low, high) if settings.scale == "minmax" else r
-        for improve, threshold in enumerate(settings.thresholds):
-            everything = settings.scale == "minmax" and threshold <= 0
-            keep = (torch.ones_like(r, dtype=torch.bool) if everything else passing(scaled, threshold)).cpu()
-            number = grow * len(settings.thresholds) + improve
-            stage = training.stage(
-                f"grow-{grow}-improve-{improve}",
-                number,
-                learning_rate=training.learning_rate * settings.rate_decay**improve,
+    _check_data(settings, original, held_out)
+    with claim_output(name, training, settings) as out:
+        old = None if original is None else _rows(*original, _score(reward, *original, settings, training.progress))
+        history: History = []
+        reward_range: tuple[float, float] | None = None
+        watched = None if settings.patience is None else held_out
+        for grow in range(settings.grows):
+            folder = None if out is None else out / "samples" / f"grow-{grow}"
+            stream, title = (Stream.REST_GROW, grow), f"{name} {grow + 1}"
+            grown = sample_and_score(
+                policy, reward, prompts, settings.samples, settings, training, stream, folder, title
             )
-            stop = None
-            if settings.patience is not None and held_out is not None:
+            x, y, r = _rows(prompts, grown.responses, grown.scores)
+            if old is not None:
+                x, y, r = cat([x, old[0]]), cat([y, old[1]]), torch.cat([r, old[2]])
+            reward_range = reward_range or (float(r.min()), float(r.max()))
+            scaled = unit_interval(r, *reward_range) if settings.scale == "minmax" else r
+            for improve, threshold in enumerate(settings.thresholds):
+                # The paper's first Improve step, τ = 0, trains on all samples, so the lowest reward passes too.
+                all_pass = settings.scale == "minmax" and threshold <= 0
+                keep = (torch.ones_like(r, dtype=torch.bool) if all_pass else reward_filter(scaled, threshold)).cpu()
+                stage = training.stage(
+                    f"grow-{grow}-improve-{improve}",
+                    grow * len(settings.thresholds) + improve,
+                    learning_rate=training.learning_rate * settings.rate_decay**improve,
+                )
                 record = None if out is None else out / f"held-out-grow-{grow}-improve-{improve}.json"
-                stop = _Patience(policy, reward, held_out, settings, training.seed, record)
-            rows = sft(policy, x[keep], y[keep], stage, f"{name} {grow + 1}.{improve + 1}", stop)
-            seen = {"grow": grow, "improve": improve, "threshold": threshold, "kept": float(keep.float().mean())}
-            history += [row | seen for row in rows]
+                stop = None if watched is None else _Patience(policy, reward, watched, settings, training.seed, record)
+                rows = sft(policy, x[keep], y[keep], stage, f"{title}.{improve + 1}", stop)
+                seen = {"grow": grow, "improve": improve, "threshold": threshold, "kept": float(keep.float().mean())}
+                history += [row | seen for row in rows]
     return history
 
 
-@torch.no_grad()
-def _grown_block(
-    policy: Policy,
-    reward: Reward,
-    prompts: Tokens,
-    settings: ReST,
-    training: Training,
-    grow: int,
-    start: int,
-    stop: int,
-) -> Block:
-    # The first block's generator is the Grow step's own.
-    generator = seeded(training.seed, Stream.REST_GROW, grow, *([start] if start else []), device=policy.device)
-    x = prompts[start:stop]
-    grown = ask(policy, x, settings.samples, generator, settings.temperature, settings.top_k)
-    scores = check_finite(reward(x, grown).detach(), "reward")
-    return from_tokens("grown", grown) | {"scores": scores}
+def _check_data(settings: ReST, original: tuple[Tokens, Tokens] | None, held_out: Tokens | None) -> None:
+    if settings.patience is not None and held_out is None:
+        raise LabError("patience needs held_out prompts, on which the reward is measured. Pass held_out.")
+    if original is not None and len(original[0]) != len(original[1]):
+        raise LabError(
+            f"original has {len(original[0])} prompts and responses for {len(original[1])}; the numbers must be equal."
+        )
+
+
+def _rows(prompts: Tokens, responses: Tokens, scores: Tensor) -> tuple[Tokens, Tokens, Tensor]:
+    """One row for each of the N·G responses: its prompt, the response as (N·G, 1, T), and its score."""
+    return prompts.repeat(scores.shape[1]), responses.reshape(scores.numel(), 1), scores.flatten()
 
 
 @torch.no_grad()
-def _scored(reward: Reward, prompts: Tokens, responses: Tokens, settings: ReST, progress: bool) -> Tensor:
-    """Scores of given responses, (N, G)."""
+def _score(reward: Reward, prompts: Tokens, responses: Tokens, settings: ReST, progress: bool) -> Tensor:
+    """The scores of given responses, (N, G)."""
 
-    def block(start: int, stop: int) -> Block:
+    def make(start: int, stop: int) -> Shard:
         return {"scores": check_finite(reward(prompts[start:stop], responses[start:stop]).detach(), "reward")}
 
-    return join(in_blocks(block, len(prompts), settings.sampling_batch_size or 512, None, "scores", progress), "scores")
+    size = settings.sampling_batch_size or 512
+    return join(in_shards(make, len(prompts), size, None, "scores", progress), "scores")
 
 
 class _Patience:
-    """Says stop when the held-out reward has not risen for `patience` checks. The same draws at every check.
+    """Decides before a training step whether the held-out reward has stopped rising for `patience` checks.
 
-    Checks are written to `record`, so that a resumed run has been as patient as one never interrupted.
+    Every check samples with the same generator. The checks are written to `record`, so that a resumed run decides as
+    one that was never interrupted.
     """
 
     def __init__(
@@ -216,22 +193,18 @@ class _Patience:
             try:
                 self.scores = {int(k): float(v) for k, v in json.loads(record.read_text(encoding="utf-8")).items()}
             except (ValueError, AttributeError, TypeError) as error:
-                raise LabError(f"{record} is damaged ({error}). Remove it: the checks are made again.") from None
+                raise LabError(
+                    f"{record} is damaged ({error}). Remove it and run again with --resume: the checks are repeated."
+                ) from None
 
     def __call__(self, step: int) -> bool:
-        if step % self.settings.check_every:
+        settings = self.settings
+        if step % settings.check_every:
             return False
         if step not in self.scores:
             generator = seeded(self.seed, Stream.REST_CHECK, device=self.policy.device)
-            drawn = ask(
-                self.policy,
-                self.held_out,
-                self.settings.samples,
-                generator,
-                self.settings.temperature,
-                self.settings.top_k,
-            )
-            self.scores[step] = float(self.reward(self.held_out, drawn).detach().mean())
+            y = sample(self.policy, self.held_out, settings.samples, generator, settings.temperature, settings.top_k)
+            self.scores[step] = float(self.reward(self.held_out, y).detach().mean())
             record = self.record
             if record is not None:
                 distributed.on_main_process(lambda: checkpoint.write_json(record, self.scores))
@@ -239,4 +212,4 @@ class _Patience:
         for _, score in sorted((at, score) for at, score in self.scores.items() if at <= step):
             waited = 0 if score > best else waited + 1
             best = max(best, score)
-        return waited >= (self.settings.patience or 0)
+        return waited >= (settings.patience or 0)

@@ -47,9 +47,8 @@ def reward_model(
     model: nn.Module,
     pairs: Pairs,
     settings: RewardModel = RewardModel(),
-    training: Training = Training(),  # noqa: B008
+    training: Training = Training(),
     name: str = "reward model",
-    claimed: bool = False,
 ) -> list[dict[str, float]]:
     """Train `model`, r_φ(prompts, responses) → (B, G), in place on labelled pairs.
 
@@ -58,8 +57,7 @@ def reward_model(
         pairs: N labelled pairs.
         settings: the prior.
         training: steps, batch size in pairs, rate, seed.
-        name: what the progress bar says.
-        claimed: the caller has taken the output folder (see `checkpoint.claim`).
+        name: text of the progress bar.
 
     Returns:
         the history: loss (without the prior), and accuracy on the batch: equal scores count ½.
@@ -68,7 +66,7 @@ def reward_model(
         LabError: no pairs; a loss that is not finite.
     """
     training.check_rows(name, len(pairs))
-    with Loop(name, model, training, settings, claimed) as loop:
+    with Loop(name, model, training, settings) as loop:
         for _ in loop:
             loop.update(partial(bradley_terry_loss, model, prior=settings.prior), (pairs[loop.rows(len(pairs))],))
     return loop.history

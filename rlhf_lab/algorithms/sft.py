@@ -29,10 +29,9 @@ def sft(
     policy: Policy,
     prompts: Tokens,
     responses: Tokens,
-    training: Training = Training(),  # noqa: B008
+    training: Training = Training(),
     name: str = "sft",
     stop: Callable[[int], bool] | None = None,
-    claimed: bool = False,
 ) -> list[dict[str, float]]:
     """Train `policy` in place to give `responses`.
 
@@ -41,9 +40,8 @@ def sft(
         prompts: (N, P).
         responses: (N, G, T): G targets a prompt, all equally weighted.
         training: steps, batch size in prompts, rate, seed.
-        name: what the progress bar says.
+        name: text of the progress bar.
         stop: asked before each step with its number; True ends the run early.
-        claimed: the caller has taken the output folder (see `checkpoint.claim`).
 
     Returns:
         the history: loss in nats a response.
@@ -55,7 +53,7 @@ def sft(
     if len(prompts) != len(responses) or len(prompts) == 0:
         raise LabError(f"{len(prompts)} prompts came with responses for {len(responses)}; they must match, and exist.")
     training.check_rows(name, len(prompts))
-    with Loop(name, policy, training, claimed=claimed) as loop:
+    with Loop(name, policy, training) as loop:
         for step, _ in loop:
             if stop is not None and stop(step):
                 break

@@ -38,8 +38,8 @@ from rlhf_lab.evaluation import evaluate
 from rlhf_lab.policies.base import Policy
 from rlhf_lab.randomness import Stream
 from rlhf_lab.training import Training, seeded
-from rlhf_lab.training.checkpoint import append, claim, read_lines, write_json
-from rlhf_lab.training.lock import FolderLock
+from rlhf_lab.training.checkpoint import append, read_lines, write_json
+from rlhf_lab.training.output_folder import claim_output
 from rlhf_lab.worlds import bandit, token_tree
 from rlhf_lab.worlds.finite_world import FiniteWorld
 
@@ -380,8 +380,8 @@ def _compare(settings: Compare, held: ExitStack) -> Comparison:
     done: dict[tuple[str, int], dict] = {}
     journal = None
     if settings.out is not None:
-        claim(settings.out, {"experiment": "compare", "settings": settings}, (settings.out / "run.json").is_file())
-        held.callback(FolderLock(settings.out).release)
+        record = {"experiment": "compare", "settings": settings}
+        held.enter_context(claim_output(settings.out, record, (settings.out / "run.json").is_file()))
         journal = settings.out / "runs.jsonl"
         if journal.is_file():
             done = {

@@ -1,4 +1,4 @@
-"""The one loop under every method: see `loop.py`, `settings.py`, `checkpoint.py`."""
+"""The training loop that every method shares, its settings, checkpoints, output folders and processes."""
 
 from rlhf_lab.training.config import Training
 from rlhf_lab.training.loop import Loop, rows_at, seeded

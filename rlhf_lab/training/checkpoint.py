@@ -24,7 +24,6 @@ from torch import Tensor, nn
 
 from rlhf_lab.errors import LabError, check_weights
 from rlhf_lab.training import distributed
-from rlhf_lab.training.lock import LOCK, FolderLock
 
 KEEP = 2
 """Checkpoints kept: the last, and the one before it in case the last is damaged later."""
@@ -111,70 +110,6 @@ def _to_disk(paths: Iterable[Path]) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
-
-
-# What may differ between a run and its resumption. The two settings of memory change the numbers by rounding at most.
-_MAY_DIFFER = {
-    "out", "resume", "progress", "log_every", "save_every", "trackers", "accumulate", "gradient_checkpointing",
-}  # fmt: skip
-# What a run stopped before its beginning may have left in its folder.
-_TRACES = {LOCK, ".run.json.part"}
-
-
-def claim(out: Path, settings: dict[str, Any], resume: bool) -> None:
-    """Take the folder `out` for a run of `settings`, or refuse it with nothing changed.
-
-    Raises:
-        LabError: the folder holds another run or other files; or `resume` finds no run, or one of other
-            settings, of which the first that differs is named.
-    """
-    distributed.on_main_process(lambda: _claim(out, settings, resume))
-
-
-def _claim(out: Path, settings: dict[str, Any], resume: bool) -> None:
-    record = out / "run.json"
-    settings = plain(settings)
-    if resume:
-        if not record.is_file():
-            raise LabError(f"Nothing to resume in {out}: it holds no run.json. Leave --resume out to start.")
-        try:
-            before = json.loads(record.read_text(encoding="utf-8"))
-            if not isinstance(before, dict):
-                raise ValueError(f"it holds a {type(before).__name__} in place of settings")
-        except (ValueError, OSError) as error:
-            raise LabError(f"{record} is damaged ({error}); the run cannot be resumed from it.") from None
-        for key, old, new in _differences(before, settings):
-            raise LabError(
-                f"{out} holds a run with {key} = {old!r}, not {new!r}. Resume it with its own settings, or "
-                f"give another output folder."
-            )
-        return
-    _refuse_taken(out, record)
-    lock = FolderLock(out)
-    try:
-        _refuse_taken(out, record)  # by a run that began at the same moment
-        write_json(record, settings)
-    finally:
-        lock.release()
-
-
-def _refuse_taken(out: Path, record: Path) -> None:
-    if out.exists() and (not out.is_dir() or any(path.name not in _TRACES for path in out.iterdir())):
-        what = "another run" if record.is_file() else "other files"
-        raise LabError(
-            f"{out} already holds {what}; nothing was changed there. Give an empty or new output folder"
-            + (", or --resume to go on with that run." if record.is_file() else ".")
-        )
-
-
-def _differences(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        out = []
-        for name in sorted(old.keys() | new.keys()):
-            if name not in _MAY_DIFFER:
-                out += _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
-        return out
-    return [] if old == new else [(key, old, new)]
 
 
 def save(out: Path, step: int, module: nn.Module, optimizer: torch.optim.Optimizer, extra: dict) -> Path:

@@ -1,93 +1,71 @@
-"""One process at a time in a run's folder.
+"""A lock on a run's output folder: at most one process writes there at a time.
 
-The lock is the system's (`flock`), so it ends with the process that holds it, however that ends: a run that was
-killed leaves nothing behind that must be cleared by hand. Left out on purpose: file systems over a network that know
-no locks, where nothing is checked.
+The lock is the operating system's, taken through the library filelock. It ends with the process that holds it, so a
+run that was killed leaves nothing that must be removed by hand. Within one process the lock is re-entrant. Left out
+on purpose: network file systems without locks, where nothing is checked.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+from contextlib import suppress
 from pathlib import Path
-from typing import IO
+
+from filelock import FileLock, Timeout
 
 from rlhf_lab.errors import LabError
 
 LOCK = ".lock"
-"""The file that is locked, within the folder. It holds the number of the process."""
-
-
-def _try(file: IO[str]) -> bool:
-    """Lock an open file, or return False if another process has done so."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        import msvcrt
-
-        try:
-            # A byte that nobody writes, so that the number can still be read by others.
-            file.seek(1024)
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-        except OSError:
-            return False
-        return True
-    try:
-        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # the file system knows no locks
-        return True
-    return True
+"""The locked file in the folder."""
+PROCESS = ".lock.pid"
+"""A file in the folder with the number of the process that holds the lock, for the message to other processes."""
+_NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
 
 
 class FolderLock:
-    """The folder `out`, held by this process until `release`, or until the process ends."""
+    """A lock on the folder `out`, held until `release` or until the process ends."""
 
     def __init__(self, out: Path) -> None:
-        """Make the folder where it is not there, and take the lock.
+        """Create the folder if it does not exist, and take the lock.
 
         Raises:
-            LabError: another process holds it; the message says which. Or the folder cannot be made or written to.
+            LabError: another process holds the lock, or the folder cannot be created or written to.
         """
-        self.path = out / LOCK
-        self.file: IO[str] | None = None
-        while self.file is None:
-            try:
-                out.mkdir(parents=True, exist_ok=True)
-                file = self.path.open("a+", encoding="utf-8")
-            except OSError as error:
-                raise LabError(
-                    f"{out} cannot be used as an output folder ({error.strerror or error}). Give another one."
-                ) from None
-            if not _try(file):
-                file.seek(0)
-                holder = file.read().strip()
-                file.close()
-                if holder == str(os.getpid()):
-                    return  # another run of this process, which is allowed to know what it does
-                raise LabError(
-                    f"{out} is in use by another run" + (f" (process {holder})" if holder else "") + ". Wait for it, "
-                    "stop it, or give another output folder."
-                )
-            if not self._still_there(file):  # taken away between opening and locking
-                file.close()
-                continue
-            self.file = file
-        self.file.truncate(0)
-        self.file.write(str(os.getpid()))
-        self.file.flush()
-
-    def _still_there(self, file: IO[str]) -> bool:
+        self.out = out
+        self._lock: FileLock | None = None
         try:
-            return os.fstat(file.fileno()).st_ino == self.path.stat().st_ino
+            out.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(out / LOCK, is_singleton=True, thread_local=False)
+            # A run that ends at this moment removes the file; the second attempt then finds the folder free.
+            lock.acquire(timeout=0.1, poll_interval=0.02)
+            (out / PROCESS).write_text(str(os.getpid()), encoding="utf-8")
+        except Timeout:
+            raise LabError(
+                f"{out} is in use by another run{self._holder()}. Wait for that run, stop it, or give another output "
+                f"folder."
+            ) from None
+        except OSError as error:
+            if error.errno in _NO_LOCKS:
+                return
+            raise LabError(
+                f"{out} cannot be used as an output folder ({error.strerror or error}). Give another one."
+            ) from None
+        self._lock = lock
+
+    def _holder(self) -> str:
+        try:
+            return f" (process {(self.out / PROCESS).read_text(encoding='utf-8')})"
         except OSError:
-            return False
+            return ""
 
     def release(self) -> None:
-        """Give the folder back and leave no trace. May be called twice."""
-        if self.file is None:
+        """Release the lock and remove its files. A second call does nothing."""
+        lock, self._lock = self._lock, None
+        if lock is None:
             return
-        if os.name != "nt":  # Windows deletes no open file; there the empty mark stays
-            self.path.unlink(missing_ok=True)
-        self.file.close()
-        self.file = None
+        if lock.lock_counter == 1:  # not while another run of this process holds the folder
+            for name in (PROCESS, LOCK):
+                with suppress(OSError):  # Windows deletes no open file; the empty file stays there
+                    (self.out / name).unlink()
+        lock.release()

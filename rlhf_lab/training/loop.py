@@ -33,9 +33,8 @@ from tqdm.auto import tqdm
 from rlhf_lab.batch import Tokens
 from rlhf_lab.errors import LabError
 from rlhf_lab.randomness import Stream
-from rlhf_lab.training import checkpoint, distributed, memory
+from rlhf_lab.training import checkpoint, distributed, memory, output_folder
 from rlhf_lab.training.config import Training
-from rlhf_lab.training.lock import FolderLock
 from rlhf_lab.training.tracking import Trackers
 
 
@@ -99,9 +98,7 @@ class Loop:
         history: one dictionary of numbers for each logged step.
     """
 
-    def __init__(
-        self, name: str, module: nn.Module, training: Training, settings: Any = None, claimed: bool = False
-    ) -> None:
+    def __init__(self, name: str, module: nn.Module, training: Training, settings: Any = None) -> None:
         """Prepare a run, and refuse an output folder that holds another one before any work is done.
 
         Args:
@@ -109,7 +106,6 @@ class Loop:
             module: what is trained and saved.
             training: the shared settings.
             settings: the method's own settings, saved with the run.
-            claimed: the caller has already taken the output folder (see `checkpoint.claim`).
         """
         self.name, self.module, self.training = name, module, training
         if not any(p.requires_grad for p in module.parameters()):
@@ -126,10 +122,8 @@ class Loop:
         out = training.out
         record = {"method": name, "training": training, "settings": settings}
         try:
-            if out is not None:
-                distributed.on_main_process(lambda: self._take(out))
-                if not claimed:
-                    checkpoint.claim(out, record, training.resume)
+            if out is not None and not output_folder.is_claimed(out):
+                self._open.enter_context(output_folder.hold(out, record, training.resume))
             distributed.broadcast_parameters(module)
             self._open.enter_context(distributed.fully_sharded(module))
             self.parameters = [p for p in module.parameters() if p.requires_grad]
@@ -146,12 +140,6 @@ class Loop:
         except BaseException:
             self._open.close()
             raise
-
-    def _take(self, out: Any) -> None:
-        """Lock the folder, unless it is one that `claim` refuses anyway."""
-        usable = out.is_dir() if self.training.resume else not out.exists() or out.is_dir()
-        if usable:
-            self._open.callback(FolderLock(out).release)
 
     def __enter__(self) -> Loop:
         self.bar = tqdm(

@@ -1,9 +1,20 @@
-"""Drawing in blocks: what a block is, what is kept on disk, and that a resumed method ends with the same bits."""
+"""Drawing in shards: what a shard is, what is kept on disk, and that a resumed method ends with the same bits."""
+
+import json
 
 import pytest
 import torch
 
-from rlhf_lab.algorithms.cached_rollouts import ask, from_pairs, from_tokens, in_blocks, join, to_pairs, to_tokens
+from rlhf_lab.algorithms.cached_rollouts import (
+    claim_output,
+    from_pairs,
+    from_tokens,
+    in_shards,
+    join,
+    sample,
+    to_pairs,
+    to_tokens,
+)
 from rlhf_lab.algorithms.dpo import DPO
 from rlhf_lab.algorithms.iterated_dpo import Online, online
 from rlhf_lab.algorithms.raft import RAFT, raft
@@ -18,19 +29,19 @@ WORLD = bandit.random(2, 5, seed=0)
 PROMPTS = WORLD.prompts.repeat(15)
 
 
-def test_blocks_cover_every_row_once_and_in_order():
+def test_shards_cover_every_row_once_and_in_order():
     asked = []
 
     def make(start, stop):
         asked.append((start, stop))
         return {"row": torch.arange(start, stop)}
 
-    blocks = in_blocks(make, 10, 4)
+    shards = in_shards(make, 10, 4)
     assert asked == [(0, 4), (4, 8), (8, 10)]
-    assert join(blocks, "row").tolist() == list(range(10))
+    assert join(shards, "row").tolist() == list(range(10))
 
 
-def test_finished_blocks_are_read_and_not_made_again(tmp_path):
+def test_finished_shards_are_read_and_not_made_again(tmp_path):
     made = []
 
     def make(start, stop):
@@ -41,33 +52,33 @@ def test_finished_blocks_are_read_and_not_made_again(tmp_path):
 
     fail = True
     with pytest.raises(RuntimeError):
-        in_blocks(make, 6, 2, tmp_path / "a")
+        in_shards(make, 6, 2, tmp_path / "a")
     fail = False
-    blocks = in_blocks(make, 6, 2, tmp_path / "a")
+    shards = in_shards(make, 6, 2, tmp_path / "a")
     assert made == [(0, 2), (2, 4), (4, 6)]
-    fresh = in_blocks(make, 6, 2)
-    for kept, new in zip(blocks, fresh, strict=True):
+    fresh = in_shards(make, 6, 2)
+    for kept, new in zip(shards, fresh, strict=True):
         assert kept.keys() == new.keys() and all(torch.equal(kept[k], new[k]) for k in kept)
 
 
-def test_a_damaged_block_is_named_and_removing_it_mends_the_run(tmp_path):
-    in_blocks(lambda a, b: {"x": torch.arange(a, b)}, 4, 2, tmp_path)
+def test_a_damaged_shard_is_named_and_removing_it_mends_the_run(tmp_path):
+    in_shards(lambda a, b: {"x": torch.arange(a, b)}, 4, 2, tmp_path)
     path = tmp_path / "rows-0000002-0000004.safetensors"
     path.write_bytes(path.read_bytes()[:20])
     with pytest.raises(LabError, match=r"rows-0000002-0000004\.safetensors cannot be read"):
-        in_blocks(lambda a, b: {"x": torch.arange(a, b)}, 4, 2, tmp_path)
+        in_shards(lambda a, b: {"x": torch.arange(a, b)}, 4, 2, tmp_path)
     path.unlink()
-    assert join(in_blocks(lambda a, b: {"x": torch.arange(a, b)}, 4, 2, tmp_path), "x").tolist() == [0, 1, 2, 3]
+    assert join(in_shards(lambda a, b: {"x": torch.arange(a, b)}, 4, 2, tmp_path), "x").tolist() == [0, 1, 2, 3]
 
 
-def test_tokens_and_pairs_survive_the_way_through_a_block(tmp_path):
+def test_tokens_and_pairs_survive_the_way_through_a_shard(tmp_path):
     tokens = Tokens.from_lists([[[1, 2], [3]], [[4], [5, 6]]])
     pairs = Pairs(Tokens.from_lists([[1], [2, 3]]), tokens, torch.tensor([0.25, 0.75]))
     for given in (pairs, Pairs(pairs.prompts, pairs.responses), pairs[torch.zeros(0).long()]):
         folder = tmp_path / f"{len(given)}-{given.weight is None}"
-        in_blocks(lambda a, b, given=given: from_pairs(given), 1, 1, folder)
-        (block,) = in_blocks(lambda a, b: pytest.fail("made again"), 1, 1, folder)
-        back = to_pairs(block)
+        in_shards(lambda a, b, given=given: from_pairs(given), 1, 1, folder)
+        (shard,) = in_shards(lambda a, b: pytest.fail("made again"), 1, 1, folder)
+        back = to_pairs(shard)
         assert back.responses.tolist() == given.responses.tolist() and back.prompts.tolist() == given.prompts.tolist()
         assert (back.weight is None) == (given.weight is None)
     assert to_tokens("y", from_tokens("y", tokens)).tolist() == tokens.tolist()
@@ -75,9 +86,9 @@ def test_tokens_and_pairs_survive_the_way_through_a_block(tmp_path):
 
 def test_no_rows_and_no_room_are_refused():
     with pytest.raises(LabError, match="no prompts"):
-        in_blocks(lambda a, b: {}, 0, 4)
-    with pytest.raises(LabError, match="at a time"):
-        in_blocks(lambda a, b: {}, 4, 0)
+        in_shards(lambda a, b: {}, 0, 4)
+    with pytest.raises(LabError, match="at least 1 prompt"):
+        in_shards(lambda a, b: {}, 4, 0)
 
 
 def test_top_k_is_passed_on_only_where_it_is_given():
@@ -87,8 +98,8 @@ def test_top_k_is_passed_on_only_where_it_is_given():
         def sample(self, prompts, number, generator, temperature, **more):
             seen.append(more)
 
-    ask(Policy(), PROMPTS, 1, seeded(0))
-    ask(Policy(), PROMPTS, 1, seeded(0), top_k=3)
+    sample(Policy(), PROMPTS, 1, seeded(0))
+    sample(Policy(), PROMPTS, 1, seeded(0), top_k=3)
     assert seen == [{}, {"top_k": 3}]
     for settings in (RAFT, ReST, RSO):
         with pytest.raises(LabError, match="top_k"):
@@ -144,7 +155,7 @@ METHODS = {
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
-def test_a_method_stopped_between_blocks_resumes_to_the_same_bits_and_draws_nothing_twice(method, tmp_path):
+def test_a_method_stopped_between_shards_resumes_to_the_same_bits_and_draws_nothing_twice(method, tmp_path):
     whole, policy = Counting(), WORLD.reference.copy()
     history = method(policy, whole, training())
     for dies_after in {1, 3, whole.calls - 1}:
@@ -170,13 +181,27 @@ def test_a_method_takes_its_folder_and_refuses_that_of_other_settings(tmp_path):
 
 
 def test_a_folder_that_the_caller_claimed_is_not_claimed_again(tmp_path):
-    (tmp_path / "run.json").write_text("{}")
-    raft(WORLD.reference.copy(), Counting(), PROMPTS, RAFT(4), training(tmp_path), claimed=True)
-    assert (tmp_path / "round-0" / "run.json").is_file() and (tmp_path / "run.json").read_text() == "{}"
+    with claim_output("mine", training(tmp_path), {}):
+        raft(WORLD.reference.copy(), Counting(), PROMPTS, RAFT(4), training(tmp_path))
+    assert (tmp_path / "round-0" / "run.json").is_file()
+    assert json.loads((tmp_path / "run.json").read_text())["method"] == "mine"
 
 
-def test_blocks_of_rso_follow_the_same_distribution_whatever_their_size():
-    """Frequencies of accepted responses from blocks of 7 and of 1000 prompts, within 4 σ of each other."""
+def test_a_claim_ends_with_its_block_and_is_of_one_folder(tmp_path):
+    """After the block, and for another folder within it, a method claims for itself, and refuses what it finds."""
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    with claim_output("mine", training(tmp_path / "a"), {}):
+        with pytest.raises(LabError, match="other files"):
+            raft(WORLD.reference.copy(), Counting(), PROMPTS, RAFT(4), training(tmp_path / "other"))
+        assert (tmp_path / "a" / ".lock").is_file()
+    assert not (tmp_path / "a" / ".lock").exists()
+    with pytest.raises(LabError, match="another run"):
+        raft(WORLD.reference.copy(), Counting(), PROMPTS, RAFT(4), training(tmp_path / "a"))
+
+
+def test_shards_of_rso_follow_the_same_distribution_whatever_their_size():
+    """Frequencies of accepted responses from shards of 7 and of 1000 prompts, within 4 σ of each other."""
     found = []
     for size in (7, 1000):
         settings = RSO(candidates=16, accepted=2, sampling_batch_size=size)

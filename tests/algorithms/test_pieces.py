@@ -8,7 +8,7 @@ from rlhf_lab.algorithms.grpo_rloo import Group
 from rlhf_lab.algorithms.iterated_dpo import Online
 from rlhf_lab.algorithms.ppo import PPO, gae, token_rewards, whiten
 from rlhf_lab.algorithms.raft import RAFT, best_of
-from rlhf_lab.algorithms.rest import ReST, passing
+from rlhf_lab.algorithms.rest import ReST, reward_filter
 from rlhf_lab.algorithms.reward_model import RewardModel
 from rlhf_lab.algorithms.rso import RSO, make_pairs, rso
 from rlhf_lab.algorithms.sft import sft
@@ -71,9 +71,9 @@ def test_best_of_takes_the_maximum_and_breaks_ties_evenly():
 
 
 def test_filter_is_strict_and_refuses_to_pass_nothing():
-    assert passing(torch.tensor([0.5, 0.7, 0.8]), 0.7).tolist() == [False, False, True]
+    assert reward_filter(torch.tensor([0.5, 0.7, 0.8]), 0.7).tolist() == [False, False, True]
     with pytest.raises(LabError, match=r"best score is 0\.8"):
-        passing(torch.tensor([0.5, 0.8]), 0.8)
+        reward_filter(torch.tensor([0.5, 0.8]), 0.8)
 
 
 def test_pair_loss_is_the_weighted_mean_and_its_gradient_agrees_with_finite_differences():
@@ -128,7 +128,7 @@ def test_pair_loss_is_the_weighted_mean_and_its_gradient_agrees_with_finite_diff
         (lambda: RSO(accepted=128), "accepted"),
         (lambda: RSO(source="sft"), "source"),
         (lambda: RSO(accepted=6, pairing="tournament"), "accepted must be 2, 4, 8, … with pairing='tournament'"),
-        (lambda: RSO(loss="robust"), "robust needs a label_smoothing"),
+        (lambda: RSO(loss="robust"), "robust needs label_smoothing"),
         (lambda: RSO("sft-sample-rank", candidates=128), "candidates=128 has no effect"),
         (lambda: RSO("direct", temperature=0.7), "temperature=0.7 has no effect with the source direct"),
         (lambda: RSO("direct", beta=0.1, gamma=0.1), "beta=0.1 has no effect with the source direct"),

@@ -59,7 +59,7 @@ def pair_fits(monkeypatch):
     """What `dpo` of online and RSO is called with."""
     notes = []
 
-    def fit(policy, reference, pairs, loss, stage, name, reference_log_probs=None, claimed=False):
+    def fit(policy, reference, pairs, loss, stage, name, reference_log_probs=None):
         notes.append((pairs, loss, stage, reference_log_probs))
         with torch.no_grad():  # the next round's policy is another one
             for table in policy.logits.tables:

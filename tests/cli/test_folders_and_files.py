@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from locked_folder import held_by_another_process
 from safetensors.torch import load_file, save_file
 from small import make, train, write_lines
 from tiny_models import one_thread  # noqa: F401
@@ -22,8 +23,7 @@ from rlhf_lab.errors import LabError, check_paths
 from rlhf_lab.experiments.compare import Compare
 from rlhf_lab.policies.loading import load_language_model, pick_device
 from rlhf_lab.rewards.language_model import LanguageModelReward
-from rlhf_lab.training import Training, checkpoint
-from rlhf_lab.training.lock import FolderLock
+from rlhf_lab.training import Training, checkpoint, output_folder
 
 QUICK = {"labels": 60, "steps": 2, "batch_size": 16, "seeds": 1, "progress": False}
 
@@ -418,7 +418,7 @@ def test_the_loser_of_two_runs_that_start_together_gets_a_plain_message_and_the_
 
     def meanwhile(*arguments, **named):
         out.mkdir()
-        checkpoint.claim(out, {"method": "other"}, resume=False)
+        output_folder.claim(out, {"method": "other"}, resume=False)
         return real(*arguments, **named)
 
     monkeypatch.setattr(runner, "load_language_model", meanwhile)
@@ -427,37 +427,21 @@ def test_the_loser_of_two_runs_that_start_together_gets_a_plain_message_and_the_
     assert [path.name for path in out.iterdir()] == ["run.json"]
 
 
-def another_process_s(lock: FolderLock) -> FolderLock:
-    """The lock, with the number of another process in it."""
-    lock.file.truncate(0)
-    lock.file.write("123456789")
-    lock.file.flush()
-    return lock
-
-
-@pytest.mark.skipif(os.name == "nt", reason="a second handle of one process cannot lock there")
 @pytest.mark.parametrize("command", ["train", "compare", "experiment"])
 def test_a_folder_that_another_process_is_taking_at_this_moment_is_in_use(command, model, pairs, tmp_path, capsys):
     out = tmp_path / "run"
-    lock = another_process_s(FolderLock(out))
-    try:
+    with held_by_another_process(out):
         said = refused(commands(model, pairs, out)[command], capsys)
-    finally:
-        lock.release()
     assert "is in use by another run (process 123456789)" in said
-    assert not list(out.iterdir())
+    assert sorted(path.name for path in out.iterdir()) == [".lock", ".lock.pid"]
 
 
-@pytest.mark.skipif(os.name == "nt", reason="a second handle of one process cannot lock there")
 def test_a_comparison_that_another_process_is_at_is_not_gone_on_with(tmp_path, capsys):
     """The folder is there with the same settings, so it would be resumed; but the other process still writes it."""
     words = commands("m", "d", tmp_path / "run")["compare"]
     assert main([*words, "--methods", "reference"]) == 0
-    lock = another_process_s(FolderLock(tmp_path / "run"))
-    try:
+    with held_by_another_process(tmp_path / "run"):
         assert "is in use by another run" in refused([*words, "--methods", "reference"], capsys)
-    finally:
-        lock.release()
 
 
 def test_a_run_holds_its_folder_until_the_result_is_saved(model, pairs, tmp_path, monkeypatch):
@@ -467,7 +451,7 @@ def test_a_run_holds_its_folder_until_the_result_is_saved(model, pairs, tmp_path
     seen, real = [], LanguageModelPolicy.save_pretrained
 
     def look(self, folder):
-        seen.append((tmp_path / "run" / ".lock").read_text())
+        seen.append((tmp_path / "run" / ".lock.pid").read_text())
         real(self, folder)
 
     monkeypatch.setattr(LanguageModelPolicy, "save_pretrained", look)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 import pytest
+from locked_folder import held_by_another_process
 
 from rlhf_lab.errors import LabError
 from rlhf_lab.experiments import claims_page, results
@@ -153,16 +154,8 @@ def test_a_scale_that_is_not_there_and_settings_out_of_range_are_refused():
 
 
 def test_two_runs_cannot_share_a_folder(tmp_path):
-    from rlhf_lab.training.lock import FolderLock
-
-    lock = FolderLock(tmp_path)
-    lock.file.seek(0)
-    lock.file.truncate()
-    lock.file.write("123456789")  # another process's number
-    lock.file.flush()
-    with pytest.raises(LabError, match="in use"):
+    with held_by_another_process(tmp_path), pytest.raises(LabError, match="in use"):
         tool.experiment_run(TOY, quiet(out=tmp_path))
-    lock.release()
 
 
 def test_differences_are_paired_within_the_seed():

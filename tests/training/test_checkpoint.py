@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rlhf_lab.errors import LabError
-from rlhf_lab.training import Training, checkpoint
+from rlhf_lab.training import Training, checkpoint, output_folder
 
 
 def snapshot(folder):
@@ -189,7 +189,7 @@ def test_a_new_or_empty_folder_is_claimed_and_holds_the_settings(tmp_path):
     for out in (tmp_path / "deep" / "new", tmp_path / "empty"):
         if out.name == "empty":
             out.mkdir()
-        checkpoint.claim(out, record(Training(out=out, steps=7)), resume=False)
+        output_folder.claim(out, record(Training(out=out, steps=7)), resume=False)
         assert [p.name for p in out.iterdir()] == ["run.json"]
         written = json.loads((out / "run.json").read_text(encoding="utf-8"))
         assert written["training"]["steps"] == 7 and written["settings"] == {"beta": 0.5, "loss": "sigmoid-norm"}
@@ -202,7 +202,7 @@ def test_a_folder_in_use_is_refused_and_left_as_it_is_to_the_byte(content, what,
     (tmp_path / "below").mkdir()
     before = snapshot(tmp_path)
     with pytest.raises(LabError) as caught:
-        checkpoint.claim(tmp_path, record(Training(out=tmp_path)), resume=False)
+        output_folder.claim(tmp_path, record(Training(out=tmp_path)), resume=False)
     assert str(tmp_path) in str(caught.value) and what in str(caught.value)
     assert ("--resume" in str(caught.value)) == (what == "another run")
     assert snapshot(tmp_path) == before
@@ -212,7 +212,7 @@ def test_a_file_in_the_folder_s_place_is_refused_and_left(tmp_path):
     file = tmp_path / "out"
     file.write_text("mine")
     with pytest.raises(LabError, match="already holds other files"):
-        checkpoint.claim(file, record(Training(out=file)), resume=False)
+        output_folder.claim(file, record(Training(out=file)), resume=False)
     assert file.read_text() == "mine"
 
 
@@ -220,21 +220,21 @@ def test_a_run_that_claims_the_folder_between_the_look_and_the_lock_keeps_it(tmp
     """The other run writes its record at the moment when this one takes the lock."""
     out = tmp_path / "run"
 
-    class Late(checkpoint.FolderLock):
+    class Late(output_folder.FolderLock):
         def __init__(self, folder):
             super().__init__(folder)
             (folder / "run.json").write_text("another's")
 
-    monkeypatch.setattr(checkpoint, "FolderLock", Late)
+    monkeypatch.setattr(output_folder, "FolderLock", Late)
     with pytest.raises(LabError, match="already holds another run"):
-        checkpoint.claim(out, record(Training(out=out)), resume=False)
+        output_folder.claim(out, record(Training(out=out)), resume=False)
     assert snapshot(out) == {"run.json": b"another's"}
 
 
 def test_resuming_where_no_run_is_is_refused_and_makes_nothing(tmp_path):
     out = tmp_path / "nowhere"
     with pytest.raises(LabError, match=r"Nothing to resume .*no run.json"):
-        checkpoint.claim(out, record(Training(out=out, resume=True)), resume=True)
+        output_folder.claim(out, record(Training(out=out, resume=True)), resume=True)
     assert not out.exists()
 
 
@@ -251,11 +251,11 @@ def test_resuming_where_no_run_is_is_refused_and_makes_nothing(tmp_path):
 )
 def test_resuming_with_other_settings_names_the_first_that_differs(training, settings, key, old, new, tmp_path):
     out = tmp_path / "run"
-    checkpoint.claim(out, record(Training(out=out, steps=7)), resume=False)
+    output_folder.claim(out, record(Training(out=out, steps=7)), resume=False)
     before = snapshot(out)
     changed = record(Training(out=out, **{"steps": 7, "resume": True, **training}), settings)
     with pytest.raises(LabError) as caught:
-        checkpoint.claim(out, changed, resume=True)
+        output_folder.claim(out, changed, resume=True)
     assert f"{key} = {old}, not {new}" in str(caught.value) and str(out) in str(caught.value)
     assert snapshot(out) == before
 
@@ -268,17 +268,17 @@ def test_a_setting_that_one_of_the_two_runs_does_not_know_counts_as_different(wh
     known = json.loads(json.dumps(made))
     del known["training"]["seed"]
     old, new = (known, made) if which == "old" else (made, known)
-    checkpoint.claim(out, old, resume=False)
+    output_folder.claim(out, old, resume=False)
     with pytest.raises(LabError, match=r"training.seed = (None, not 3|3, not None)\."):
-        checkpoint.claim(out, new, resume=True)
+        output_folder.claim(out, new, resume=True)
 
 
 def test_what_does_not_change_the_result_may_differ_on_resume(tmp_path):
     out = tmp_path / "run"
-    checkpoint.claim(out, record(Training(out=out)), resume=False)
+    output_folder.claim(out, record(Training(out=out)), resume=False)
     before = snapshot(out)
     changed = Training(out=out, resume=True, progress=False, log_every=3, save_every=2)
-    checkpoint.claim(out, record(changed), resume=True)
+    output_folder.claim(out, record(changed), resume=True)
     assert snapshot(out) == before
 
 
@@ -286,7 +286,7 @@ def test_a_damaged_record_is_named(tmp_path):
     for content in (b'{"method": "d', b"[1]", b"\xff\xfe"):
         (tmp_path / "run.json").write_bytes(content)
         with pytest.raises(LabError, match=r"run.json is damaged"):
-            checkpoint.claim(tmp_path, record(Training(out=tmp_path, resume=True)), resume=True)
+            output_folder.claim(tmp_path, record(Training(out=tmp_path, resume=True)), resume=True)
 
 
 def test_json_is_replaced_whole_and_keeps_greek_letters(tmp_path):

@@ -16,7 +16,7 @@ from rlhf_lab.batch import Pairs
 from rlhf_lab.errors import LabError
 from rlhf_lab.policies.language_model import LanguageModelPolicy
 from rlhf_lab.training import Loop, Training, checkpoint, distributed, memory
-from rlhf_lab.training.lock import LOCK, FolderLock
+from rlhf_lab.training.lock import LOCK, PROCESS, FolderLock
 
 
 def settings(**changes) -> Training:
@@ -388,7 +388,7 @@ def test_a_second_process_is_refused_while_the_first_lives_and_let_in_when_it_is
         module = torch.nn.Linear(2, 2)
         with pytest.raises(LabError, match=f"in use by another run \\(process {first.pid}\\)"):
             Loop("x", module, settings(out=tmp_path))
-        assert sorted(p.name for p in tmp_path.iterdir()) == [LOCK]
+        assert sorted(p.name for p in tmp_path.iterdir()) == [LOCK, PROCESS]
     finally:
         first.kill()
         first.wait()
@@ -396,7 +396,7 @@ def test_a_second_process_is_refused_while_the_first_lives_and_let_in_when_it_is
     with Loop("x", module, settings(out=tmp_path)) as loop:
         for _ in loop:
             loop.update(module.weight.square().sum())
-            assert (tmp_path / LOCK).read_text() == str(os.getpid())
+            assert (tmp_path / PROCESS).read_text() == str(os.getpid())
     assert not (tmp_path / LOCK).exists() and (tmp_path / "run.json").is_file()
 
 

@@ -517,8 +517,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "data",
             "the reference's saved log-probabilities are not used",
-            "training, reference_log_probs=known, claimed=True)",
-            "training, claimed=True)",
+            "training, reference_log_probs=known)",
+            "training)",
             near="cli/test_plumbing.py::test_dpo_gets_pairs_loss_reference_and_the_saved_log_probabilities",
         ),
         Mutation(

@@ -296,36 +296,6 @@ MUTATIONS: list[Mutation] = [
             "return found[-1] if found else None",
             "return found[0] if found else None",
         ),
-        Mutation(
-            "setting",
-            "a resumed run may have other seeds",
-            '"out", "resume", "progress", "log_every",',
-            '"out", "resume", "seed", "progress", "log_every",',
-        ),
-        Mutation(
-            "setting",
-            "a resumed run may have another learning rate",
-            '"out", "resume", "progress", "log_every",',
-            '"out", "resume", "learning_rate", "progress", "log_every",',
-        ),
-        Mutation(
-            "setting",
-            "a resumed run must log as often as before",
-            '"out", "resume", "progress", "log_every", "save_every", "trackers"',
-            '"out", "resume", "progress", "save_every", "trackers"',
-        ),
-        Mutation(
-            "data",
-            "settings that the old run lacked are not compared",
-            "for name in sorted(old.keys() | new.keys()):",
-            "for name in sorted(old.keys() & new.keys()):",
-        ),
-        Mutation(
-            "data",
-            "a folder with other files is accepted",
-            "any(path.name not in _TRACES for path in out.iterdir())",
-            "(out / 'run.json').is_file()",
-        ),
         Mutation("data", "the optimiser's numbers are not saved", 'numbers[f"{index}.{key}"] = value', "pass"),
         Mutation(
             "data",
@@ -366,6 +336,53 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "edge", "a damaged checkpoint is named as the one to resume from", "if path == besides:", "if path == None:"
+        ),
+    ),
+    *in_file(
+        "training/output_folder.py",
+        ["training/test_checkpoint.py", "algorithms/test_cached_rollouts.py", "training/test_parts.py"],
+        Mutation(
+            "setting",
+            "a resumed run may have other seeds",
+            '"out", "resume", "progress", "log_every",',
+            '"out", "resume", "seed", "progress", "log_every",',
+        ),
+        Mutation(
+            "setting",
+            "a resumed run may have another learning rate",
+            '"out", "resume", "progress", "log_every",',
+            '"out", "resume", "learning_rate", "progress", "log_every",',
+        ),
+        Mutation(
+            "setting",
+            "a resumed run must log as often as before",
+            '"out", "resume", "progress", "log_every", "save_every", "trackers"',
+            '"out", "resume", "progress", "save_every", "trackers"',
+        ),
+        Mutation(
+            "data",
+            "settings that the old run lacked are not compared",
+            "for name in sorted(old.keys() | new.keys()):",
+            "for name in sorted(old.keys() & new.keys()):",
+        ),
+        Mutation(
+            "data",
+            "a folder with other files is accepted",
+            "any(path.name not in _TRACES for path in out.iterdir())",
+            "(out / 'run.json').is_file()",
+        ),
+        Mutation(
+            "setting",
+            "a claim is not known to the code within its block",
+            "token = _CLAIMED.set(_CLAIMED.get() | {out.resolve()})",
+            "token = _CLAIMED.set(_CLAIMED.get())",
+        ),
+        Mutation("data", "a claim outlives its block", "_CLAIMED.reset(token)", "pass"),
+        Mutation(
+            "data",
+            "a claimed folder stays locked",
+            "        if lock is not None:\n            lock.release()",
+            "        pass",
         ),
     ),
     *in_file(
@@ -464,16 +481,21 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "edge",
             "a locked folder is accepted",
-            "except BlockingIOError:\n        return False",
-            "except BlockingIOError:\n        return True",
+            "        except Timeout:\n            raise LabError(",
+            "        except Timeout:\n            return\n            raise LabError(",
         ),
-        Mutation("data", "the lock stays after the run", "self.path.unlink(missing_ok=True)", "pass"),
-        Mutation("data", "the number of the process is not written", "self.file.write(str(os.getpid()))", "pass"),
+        Mutation("data", "the lock stays after the run", "(self.out / name).unlink()", "pass"),
         Mutation(
             "data",
-            "a lock file that was removed between opening and locking counts as held",
-            "return os.fstat(file.fileno()).st_ino == self.path.stat().st_ino",
-            "return True",
+            "the number of the process is not written",
+            '.write_text(str(os.getpid()), encoding="utf-8")',
+            ".touch()",
+        ),
+        Mutation(
+            "data",
+            "an inner run of the process removes the files of the outer run's lock",
+            "if lock.lock_counter == 1:",
+            "if lock.lock_counter:",
         ),
     ),
     *in_file(

@@ -39,4 +39,4 @@ def _fit(job: Job) -> History:
     reference = job.reference() if loss.needs_reference else None
     known = None if reference is None else job.reference_log_probs(reference, pairs)
     training = job.training(len(pairs))
-    return dpo(job.policy, reference, pairs, loss, training, reference_log_probs=known, claimed=True)
+    return dpo(job.policy, reference, pairs, loss, training, reference_log_probs=known)

@@ -27,4 +27,4 @@ def _fit(job: Job) -> History:
     assert prompts is not None
     training = job.training(len(prompts))
     policy = job.drawing(job.policy)
-    return group(policy, job.reference(), job.reward(), prompts, job.settings.group, training, claimed=True)
+    return group(policy, job.reference(), job.reward(), prompts, job.settings.group, training)

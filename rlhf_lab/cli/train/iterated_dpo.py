@@ -64,6 +64,4 @@ def _fit(job: Job) -> History:
 
     rows = settings.iterated_dpo.labels // settings.iterated_dpo.rounds
     policy = job.drawing(job.policy)
-    return online(
-        policy, job.reference(), collect, settings.dpo, settings.iterated_dpo, job.training(rows), claimed=True
-    )
+    return online(policy, job.reference(), collect, settings.dpo, settings.iterated_dpo, job.training(rows))

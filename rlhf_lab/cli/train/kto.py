@@ -46,4 +46,4 @@ def _fit(job: Job) -> History:
     reference = job.reference()
     known = job.reference_log_probs(reference, (verdicts.prompts, verdicts.responses))
     training = job.training(len(verdicts))
-    return kto(job.policy, reference, verdicts, job.settings.kto, training, reference_log_probs=known, claimed=True)
+    return kto(job.policy, reference, verdicts, job.settings.kto, training, reference_log_probs=known)

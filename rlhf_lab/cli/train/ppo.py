@@ -36,4 +36,4 @@ def _fit(job: Job) -> History:
     critic = new_critic(job.policy, reward)
     training = job.training(len(prompts))
     policy = job.drawing(job.policy)
-    return ppo(policy, job.reference(), reward, critic, prompts, job.settings.ppo, training, claimed=True)
+    return ppo(policy, job.reference(), reward, critic, prompts, job.settings.ppo, training)

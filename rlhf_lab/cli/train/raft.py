@@ -26,4 +26,4 @@ def _fit(job: Job) -> History:
     prompts = job.data.prompts
     assert prompts is not None
     policy = job.drawing(job.policy)
-    return raft(policy, job.reward(), prompts, job.settings.raft, job.training(len(prompts)), claimed=True)
+    return raft(policy, job.reward(), prompts, job.settings.raft, job.training(len(prompts)))

@@ -33,7 +33,7 @@ def train_ranker(settings: TrainRanker) -> History:
         assert job.data.pairs is not None
         trained.append(PairwiseRanker(job.policy.model, tokenizer=job.tokenizer, seed=settings.seed))
         pairs = job.data.pairs
-        return ranker(trained[0], pairs, settings.ranker, job.training(len(pairs)), claimed=True)
+        return ranker(trained[0], pairs, settings.ranker, job.training(len(pairs)))
 
     def save(job: Job, folder: Path) -> str:
         trained[0].save_pretrained(folder)

@@ -73,7 +73,6 @@ def _fit(job: Job) -> History:
         job.training(rows),
         original,
         apart,
-        claimed=True,
     )
 
 

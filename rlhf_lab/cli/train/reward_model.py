@@ -36,7 +36,7 @@ def train_reward_model(settings: TrainRewardModel) -> History:
         assert job.data.pairs is not None
         trained.append(LanguageModelReward(job.policy.model, job.tokenizer))
         pairs = job.data.pairs
-        return reward_model(trained[0], pairs, settings.reward_model, job.training(len(pairs)), claimed=True)
+        return reward_model(trained[0], pairs, settings.reward_model, job.training(len(pairs)))
 
     def save(job: Job, folder: Path) -> str:
         trained[0].save_pretrained(folder)

@@ -62,7 +62,7 @@ def _fit(job: Job) -> History:
     assert pairs is not None
     loss = DPO(settings.loss, settings.gamma if settings.gamma is not None else settings.beta)
     known = job.reference_log_probs(reference, pairs) if loss.needs_reference else None
-    return dpo(job.policy, reference, pairs, loss, job.training(len(pairs)), "rso", known, claimed=True)
+    return dpo(job.policy, reference, pairs, loss, job.training(len(pairs)), "rso", known)
 
 
 def _pairs(job: Job, reference: Policy) -> Pairs:

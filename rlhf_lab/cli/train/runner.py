@@ -53,8 +53,7 @@ from rlhf_lab.policies.lora import AdapterReference, LoraPolicy, check_lora_rank
 from rlhf_lab.policies.reference_cache import cached_reference_log_probs
 from rlhf_lab.policies.transformer.cuda_graph import check_cuda_device
 from rlhf_lab.policies.vllm import VllmSampler, check_vllm_installed
-from rlhf_lab.training import Training, checkpoint, distributed, memory
-from rlhf_lab.training.lock import FolderLock
+from rlhf_lab.training import Training, checkpoint, distributed, memory, output_folder
 
 History = list[dict[str, float]]
 
@@ -209,8 +208,7 @@ def _run(
     for line in data.said:
         _say(settings, line)
     policy, tokenizer = _load_policy(settings, device, limits)
-    distributed.on_main_process(lambda: _hold(out, held))
-    checkpoint.claim(out, record, settings.resume)
+    held.enter_context(output_folder.claim_output(out, record, settings.resume))
     _write(out / "settings.yaml", f"# rlhf-lab train {method} --config THIS-FILE\n{yaml_config.write(settings)}")
     try:
         with memory.oom_hint(settings):
@@ -290,14 +288,10 @@ def _check_sampler(settings: Any) -> None:
         check_vllm_installed()
 
 
-def _hold(out: Path, held: ExitStack) -> None:
-    held.callback(FolderLock(out).release)
-
-
 def _refuse_taken(out: Path, record: dict[str, Any], resume: bool) -> None:
     """Check the folder without writing to it, so that a run that is refused later leaves no files."""
     if resume or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
-        checkpoint.claim(out, record, resume)
+        output_folder.claim(out, record, resume)
 
 
 def _remove_unstarted(out: Path) -> None:

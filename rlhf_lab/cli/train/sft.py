@@ -29,4 +29,4 @@ def train_sft(settings: TrainSFT) -> History:
 def _fit(job: Job) -> History:
     prompts, targets = job.data.prompts, job.data.targets
     assert prompts is not None and targets is not None
-    return sft(job.policy, prompts, targets, job.training(len(prompts)), claimed=True)
+    return sft(job.policy, prompts, targets, job.training(len(prompts)))

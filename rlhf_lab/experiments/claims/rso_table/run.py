@@ -18,7 +18,7 @@ import torch
 
 from rlhf_lab.algorithms.dpo import DPO, dpo
 from rlhf_lab.algorithms.raft import best_of
-from rlhf_lab.algorithms.rest import passing
+from rlhf_lab.algorithms.rest import reward_filter
 from rlhf_lab.algorithms.sft import sft
 from rlhf_lab.batch import Tokens
 from rlhf_lab.errors import LabError, Natural, NonNegative, check_beta
@@ -173,7 +173,7 @@ def fit(bed: Bed, settings: RSOTable, row: str, rate: float) -> Policy:
             sft(policy, prompts, y.take(best), training)
             return policy
         flat = scores.flatten()
-        keep = passing(unit_interval(flat, flat.min().item(), flat.max().item()), settings.threshold)
+        keep = reward_filter(unit_interval(flat, flat.min().item(), flat.max().item()), settings.threshold)
         every = Tokens(y.ids.flatten(0, 1).unsqueeze(1), y.mask.flatten(0, 1).unsqueeze(1))
         sft(policy, prompts.repeat(settings.candidates)[keep], every[keep], training)
         return policy
