@@ -93,14 +93,14 @@ def test_each_improve_step_of_rest_gets_the_rows_above_its_threshold_beside_thei
     settings = ReST(
         grows=2, thresholds=(0.0, 0.6, 0.8), samples=5, rate_decay=0.5, temperature=0.8, top_k=2, sampling_batch_size=3
     )
-    inner = rest_room.in_blocks
+    inner = rest_room.sample_and_score
 
-    def louder(make, number, at_once, folder, description, *more):
-        factor[0] = 3.0 if description == "rest 2: samples" else 1.0
-        return inner(make, number, at_once, folder, description, *more)
+    def louder(*arguments):
+        factor[0] = 3.0 if arguments[-1] == "rest 2" else 1.0
+        return inner(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rest_room, "in_blocks", louder)
+        patch.setattr(rest_room, "sample_and_score", louder)
         history = rest(policy, reward, PROMPTS, settings, training(), original)
 
     assert [(number, temperature, top_k) for _, number, _, temperature, top_k, _ in policy.calls] == [(5, 0.8, 2)] * 4
