@@ -20,14 +20,28 @@ Divided by the number of tokens |y|, which is always in the name or in the argum
     simpo                      −log σ(β log π_θ(y_w)/|y_w| − β log π_θ(y_l)/|y_l| − γ): no reference
     orpo                       −log π_θ(y_w)/|y_w| − λ log σ(log odds_w − log odds_l): no reference
 
+Policy gradients, of tokens or of whole responses, and supervised fine-tuning:
+
+    clipped_surrogate          −min(ρ A, clip(ρ, 1 ± ε) A),  ρ = π_θ/π_old: PPO, RLOO and GRPO
+    clipped_value_loss         ½ max((V − R)², (V_old + clip(V − V_old, ±ε) − R)²): PPO's critic
+    group_advantages           s − mean of the group, divided by its standard deviation if asked for: RLOO and GRPO
+    sft                        −log π_θ(y|x)
+    masked_mean, weighted_mean the means over tokens and over examples that the methods take of these
+
 "norm" is RSO's word and means *divided by π_sft*. Elsewhere a "normalised" loss divides by length.
 """
+
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from rlhf_lab.errors import LabError, check_beta, check_float, check_no_nan, check_positive, check_same_shape
+from rlhf_lab.rounding import centred, standardised
+
+Divisor = Literal["nothing", "population std", "sample std"]
+"""What the advantages of a group are divided by; see `group_advantages`."""
 
 
 def _difference(chosen: Tensor, rejected: Tensor, name: str) -> Tensor:
@@ -366,6 +380,120 @@ def bradley_terry(chosen_reward: Tensor, rejected_reward: Tensor) -> Tensor:
         LabError: NaN; shapes that do not match.
     """
     return -logsigmoid(_difference(chosen_reward, rejected_reward, "reward"))
+
+
+def sft(log_prob: Tensor) -> Tensor:
+    r"""−log π_θ(y|x), the negative log-likelihood of a response. Lecture, "Preliminaries", ℒ_SFT.
+
+    Args:
+        log_prob: log π_θ(y|x), summed over the response's tokens, any shape, nats.
+
+    Returns:
+        nats a response, in the shape of `log_prob`; not negative.
+    """
+    return -log_prob
+
+
+def clipped_surrogate(log_ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
+    r"""−min( ρ A, clip(ρ, 1 − ε, 1 + ε) A ) with ρ = π_θ/π_old: minus the clipped surrogate objective.
+
+    Schulman et al. 2017 (PPO), equation 7. Where A > 0 the gradient is cut once ρ > 1 + ε, where A < 0 once ρ < 1 − ε;
+    a move in the wrong direction is never cut. At ρ = 1 the gradient is −A ∇log π_θ. PPO and GRPO (Shao et al. 2024,
+    equation 3) call it with the ratio of each token. RLOO calls it with the ratio of the whole response.
+
+    Args:
+        log_ratio: log π_θ − log π_old of each action, any shape, nats.
+        advantage: A, a shape that broadcasts with `log_ratio`. No gradient should run through it.
+        clip: ε > 0.
+
+    Returns:
+        values of the broadcast shape.
+    """
+    ratio = log_ratio.exp()
+    return -torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
+
+
+def clipped_value_loss(value: Tensor, old_value: Tensor, returns: Tensor, clip: float) -> Tensor:
+    r"""½ max( (V − R)², (V_old + clip(V − V_old, −ε, ε) − R)² ): the critic's loss with a limited change of V.
+
+    The value clip of OpenAI's implementations of PPO (Huang et al. 2022, "The 37 implementation details of PPO", detail
+    9). It takes the larger of two squared errors, so it bounds the loss from below. The gradient is that of ½ (V − R)²,
+    except where the clipped error is the larger one: there it is 0.
+
+    Args:
+        value: V, any shape.
+        old_value: V before the update, same shape.
+        returns: R, same shape.
+        clip: ε > 0, in the units of the values.
+
+    Returns:
+        non-negative values of the same shape.
+    """
+    near = old_value + (value - old_value).clamp(-clip, clip)
+    return torch.maximum((value - returns).square(), (near - returns).square()) / 2
+
+
+def group_advantages(
+    scores: Tensor,
+    leave_one_out: bool,
+    divide_by: Divisor = "nothing",
+    doubt: Tensor | float = 0.0,
+) -> Tensor:
+    r"""The advantage of each response over its group, A_i = (s_i − b_i) / d.
+
+    The baseline b_i is the mean of the other responses' scores (`leave_one_out`: RLOO, Ahmadian et al. 2024, section 3)
+    or the mean of all (GRPO). Since s_i − mean_{j≠i} s_j = G/(G−1) (s_i − mean_j s_j), the two differ by a factor.
+    There are two conventions for the standard deviation, and their advantages differ by the factor √((G−1)/G):
+
+    - "population std" divides by √(Σ (s_j − mean)²/G);
+    - "sample std" divides by √(Σ (s_j − mean)²/(G−1)) + 10⁻⁶, as in Stanford's CS336, assignment 5 (2025), and in every
+      code that calls `torch.std` with its default.
+
+    Where all scores of a group are equal within rounding the advantages are exactly 0; see `rounding.centred`.
+
+    Args:
+        scores: s, (…, G).
+        leave_one_out: whether a response's own score is left out of its baseline.
+        divide_by: d.
+        doubt: how far a difference of two scores may be off because of rounding in what they were computed from, (…, 1)
+            or a number; see `rlhf_lab.rounding`.
+
+    Returns:
+        (…, G). Their sum over a group is 0.
+    """
+    if divide_by == "population std":
+        out = standardised(scores, doubt)
+    else:
+        out = centred(scores, doubt)
+        if divide_by == "sample std":
+            out = out / (scores.std(-1, keepdim=True) + 1e-6)
+    group = scores.shape[-1]
+    return out * (group / (group - 1)) if leave_one_out else out
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean of `values` over the places where `mask` is True, a scalar.
+
+    Args:
+        values: any shape.
+        mask: booleans, same shape; at least one is True.
+    """
+    return (values * mask).sum() / mask.sum()
+
+
+def weighted_mean(values: Tensor, weight: Tensor | None) -> Tensor:
+    """Return Σ w_i v_i / Σ w_i, a scalar; the plain mean without weights, and 0 where all weights are 0.
+
+    Args:
+        values: (B,).
+        weight: w ≥ 0, (B,), or None.
+    """
+    if weight is None:
+        return values.mean()
+    weight = weight.to(values.device, values.dtype)
+    total = weight.sum()
+    # One part of a batch may contain only rows of weight 0. It adds nothing to the step, where 0/0 would destroy it.
+    return (values * weight).sum() / torch.where(total > 0, total, 1.0)
 
 
 def dpo_gradient_weight(chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, beta: float) -> Tensor:
