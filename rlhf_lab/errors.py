@@ -1,10 +1,9 @@
-"""What every room says when it is given something it cannot use.
+"""The package's error type, `LabError`, and checks of arguments and settings that raise it.
 
-One error type, and the few checks that the pure functions share. Each message names the thing, the place
-and the fix. This module lies below every other one and imports nothing of the lab.
+Each message says what is wrong, where, and how to fix it. This module is below all others and imports none of them.
 
-The second half is about settings. A field's type says which values it takes, and `check_settings`, which each
-settings class calls in `__post_init__`, is the one place that looks.
+The second half is about settings classes. The type of a field says which values are allowed, and `check_settings`,
+which each settings class calls in `__post_init__`, checks them.
 """
 
 import dataclasses
@@ -25,63 +24,72 @@ T = TypeVar("T")
 
 
 class LabError(ValueError):
-    """A mistake in what the lab was given. Its message says what, where and how to fix it.
+    """An error in the input. The message says what is wrong, where, and how to fix it.
 
-    The command line prints the message alone; a notebook shows it as the last line of a short traceback.
+    The command line prints only the message. A notebook shows it as the last line of a short traceback.
     """
 
 
 def check_utf8(text: str, what: str) -> str:
     """Return `text` if UTF-8 can encode it, else raise `LabError`.
 
-    A Python string can hold half of a surrogate pair: JSON's `\\ud83d` without its other half gives one, and so does
-    a byte of the command line that is not UTF-8. Tokenizers and files do not accept it.
+    A Python string can contain one half of a surrogate pair. It comes from JSON's `\\ud83d` without its other half, or
+    from a byte of the command line that is not UTF-8. Tokenizers and files do not accept it.
 
     Args:
         text: the text.
-        what: how the message names it, such as "pairs.jsonl, line 3: `prompt`".
+        what: its name in the message, such as "pairs.jsonl, line 3: `prompt`".
     """
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise LabError(
-            f"{what} holds a lone surrogate (U+{ord(text[error.start]):04X}, half of a character or a byte that was "
-            f"not UTF-8) at character {error.start + 1}. UTF-8 has no code for it; correct or remove that character."
+            f"{what} contains a lone surrogate (U+{ord(text[error.start]):04X}, half of a character or a byte that was "
+            f"not UTF-8) at character {error.start + 1}. UTF-8 has no code for it. Correct or remove that character."
         ) from None
     return text
 
 
 def check_path(path: str | Path, name: str) -> Path:
-    """`path` with `~` replaced by the home folder.
+    """Check a path and replace `~` by the home folder.
 
     Args:
-        path: of a file or folder that may be there or not.
-        name: what it is for, as the message names it, such as "out".
+        path: of a file or folder, which need not exist.
+        name: its name in the message, such as "out".
+
+    Returns:
+        The path.
 
     Raises:
-        LabError: no system can hold it (a NUL byte, a lone surrogate), nobody has that home folder, or it is a
-            symbolic link to what is not there.
+        LabError: the path contains a NUL byte or a lone surrogate, there is no such home folder, or the path is a
+            symbolic link to a file that does not exist.
     """
     text = check_utf8(str(path), name)
     if "\0" in text:
-        raise LabError(f"{name} holds a NUL byte ({text!r}), which no path can. Remove it.")
+        raise LabError(f"{name} contains a NUL byte ({text!r}), which is not allowed in a path. Remove it.")
     try:
         found = Path(path).expanduser()
     except RuntimeError:
-        raise LabError(f"{name} {text}: there is no such home folder. Write the path out.") from None
+        raise LabError(f"There is no home folder for {name} {text}. Write the full path.") from None
     if found.is_symlink() and not found.exists():
         raise LabError(
-            f"{name} {text} is a symbolic link to {found.readlink()}, which is not there. Make that, or give another "
-            f"path."
+            f"{name} {text} is a symbolic link to {found.readlink()}, which does not exist. Create that, or give "
+            f"another path."
         )
     return found
 
 
 def check_paths(settings: T) -> T:
-    """`settings`, a dataclass, with every path in it made usable, and its names (of models, of data) checked.
+    """Check all paths and strings in a settings object.
+
+    Args:
+        settings: a dataclass.
+
+    Returns:
+        The settings, in which `~` is replaced in all paths.
 
     Raises:
-        LabError: as `check_path`; or a name that holds a NUL byte or a lone surrogate.
+        LabError: as in `check_path`, or a string contains a NUL byte or a lone surrogate.
     """
     found: dict[str, Any] = {}
     for field in dataclasses.fields(settings):  # type: ignore[arg-type]
@@ -89,17 +97,17 @@ def check_paths(settings: T) -> T:
         if isinstance(value, Path):
             found[field.name] = check_path(value, field.name)
         elif isinstance(value, str) and "\0" in check_utf8(value, field.name):
-            raise LabError(f"{field.name} holds a NUL byte ({value!r}). Remove it.")
+            raise LabError(f"{field.name} contains a NUL byte ({value!r}). Remove it.")
     changed = {name: path for name, path in found.items() if path != getattr(settings, name)}
     return dataclasses.replace(settings, **changed) if changed else settings  # type: ignore[type-var]
 
 
 def check_output_folder(out: Path, own: Collection[str] = ()) -> None:
-    """Raise `LabError` unless `out` can become a folder of results: it is not there, or holds nothing but `own`.
+    """Raise `LabError` unless `out` can be used as an output folder: it does not exist, or contains no other files.
 
     Args:
         out: the folder.
-        own: names of files that may be there. Names that begin with a dot, of locks and of half-written files, may too.
+        own: names of files that it may contain. Names that begin with a dot (locks, temporary files) are allowed too.
     """
     if not out.exists():
         return
@@ -108,13 +116,19 @@ def check_output_folder(out: Path, own: Collection[str] = ()) -> None:
     other = sorted(path.name for path in out.iterdir() if not path.name.startswith(".") and path.name not in own)
     if other:
         raise LabError(
-            f"{out} already holds other files ({other[0]}{', …' if len(other) > 1 else ''}); nothing was changed "
+            f"{out} already contains other files ({other[0]}{', …' if len(other) > 1 else ''}); nothing was changed "
             f"there. Give an empty or new folder."
         )
 
 
 def check_positive(value: float, name: str, fix: str = "") -> float:
-    """Return `value` as a float if it is a finite number above zero, else raise `LabError`."""
+    """Return `value` as a float if it is a finite number above zero, else raise `LabError`.
+
+    Args:
+        value: the number.
+        name: its name in the message.
+        fix: a sentence at the end of the message.
+    """
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -125,21 +139,20 @@ def check_positive(value: float, name: str, fix: str = "") -> float:
 
 
 def check_beta(beta: float) -> float:
-    """Return `beta` as a float if it is usable as the weight of the KL term, else raise `LabError`."""
+    """Return `beta`, the KL penalty per nat, as a float if it is finite and above 0, else raise `LabError`."""
     return check_positive(
         beta,
         "beta",
-        "It is the price of one nat of KL to the reference; for the limit beta → 0 use best_of_n "
-        "or a small beta such as 1e-3.",
+        "It is the KL penalty per nat. For the limit beta → 0 use best_of_n or a small beta such as 1e-3.",
     )
 
 
 def check_float(x: Tensor, name: str) -> Tensor:
-    """Return `x` if it is a float32 or float64 tensor (half precision passes too), else raise `LabError`."""
+    """Return `x` if it is a floating-point tensor of any precision, else raise `LabError`."""
     if not isinstance(x, Tensor):
-        raise LabError(f"{name} must be a torch tensor, not {type(x).__name__}: wrap it in torch.tensor(...).")
+        raise LabError(f"{name} must be a torch tensor, not {type(x).__name__}. Wrap it in torch.tensor(...).")
     if not x.is_floating_point():
-        raise LabError(f"{name} must hold floating-point numbers, not {x.dtype}: call {name}.double().")
+        raise LabError(f"{name} must contain floating-point numbers, not {x.dtype}. Call {name}.double().")
     return x
 
 
@@ -149,68 +162,69 @@ def check_same_shape(**tensors: Tensor) -> None:
         torch.broadcast_shapes(*(t.shape for t in tensors.values()))
     except RuntimeError:
         shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in tensors.items())
-        raise LabError(f"Shapes that do not match: {shapes}. They must be equal or broadcast.") from None
+        raise LabError(f"The shapes do not match: {shapes}. They must be equal or broadcast.") from None
 
 
 def check_responses_axis(**tensors: Tensor) -> None:
-    """Raise `LabError` unless all named tensors share a last axis of K ≥ 1 responses and broadcast before it."""
+    """Raise `LabError` unless all tensors have the same last axis of K ≥ 1 responses and their other axes broadcast."""
     for name, t in tensors.items():
         check_float(t, name)
         if t.ndim == 0 or t.shape[-1] == 0:
-            raise LabError(f"{name} has shape {tuple(t.shape)}: its last axis must hold at least one response.")
+            raise LabError(f"{name} has shape {tuple(t.shape)}, but its last axis must have at least one response.")
     if len({t.shape[-1] for t in tensors.values()}) > 1:
         shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in tensors.items())
-        raise LabError(f"Shapes that do not match: {shapes}. The last axis is the K responses of a prompt.")
+        raise LabError(f"The shapes do not match: {shapes}. The last axis is the K responses of a prompt.")
     check_same_shape(**tensors)
 
 
 def first_true_index(bad: Tensor) -> str:
-    """Say where `bad`, a boolean tensor, is first True, as an index a reader can type."""
+    """The first index at which a boolean tensor is True, as text for a message."""
     where = bad.nonzero()[0].tolist()
     return f"index {tuple(where)}" if len(where) != 1 else f"index {where[0]}"
 
 
 def check_finite(x: Tensor, name: str) -> Tensor:
-    """Return `x` if all of it is finite, else raise `LabError` that names the first bad place."""
+    """Return `x` if all its values are finite, else raise `LabError` with the first index where one is not."""
     bad = ~torch.isfinite(x.detach())
     if bad.any():
         value = x.detach()[bad][0].item()
-        raise LabError(f"{name} holds {value} at {first_true_index(bad)}; every {name} must be finite.")
+        raise LabError(f"{name} contains {value} at {first_true_index(bad)}. Every {name} must be finite.")
     return x
 
 
 def check_weights(weights: Iterable[tuple[str, Tensor]], place: Callable[[str], str]) -> None:
-    """Raise `LabError` unless all weights are finite. Each is read once, and nothing of its size is written.
+    """Raise `LabError` unless all weights are finite. Each is read once, without a temporary tensor of its size.
 
     Args:
         weights: their names and values.
-        place: of a weight's name, where it comes from, as the message names it.
+        place: a function from a weight's name to the file that contains it, for the message.
     """
     for name, value in weights:
         value = value.detach()
-        # nan and infinity survive a sum. It can also overflow, so a closer look follows.
+        # The sum is not finite if a value is not. It can also overflow, so the values are then checked one by one.
         if value.is_floating_point() and not bool(torch.isfinite(value.sum())):
             bad = value[~torch.isfinite(value)]
             if len(bad):
                 raise LabError(
-                    f"{place(name)}: the weight {name} holds {bad[0].item()} ({len(bad):,} of its {value.numel():,} "
-                    f"numbers are not finite). Fetch the model again, or train it again with a lower learning rate."
+                    f"{place(name)}: the weight {name} contains {bad[0].item()} ({len(bad):,} of its "
+                    f"{value.numel():,} values are not finite). Download the model again, or train it again with a "
+                    f"lower learning rate."
                 )
 
 
 def check_no_nan(x: Tensor, name: str) -> Tensor:
-    """Return `x` if none of it is NaN (infinities pass), else raise `LabError` that names the first place."""
+    """Return `x` if it contains no NaN (infinities are allowed), else raise `LabError` with the first index."""
     bad = torch.isnan(x.detach())
     if bad.any():
-        raise LabError(f"{name} holds nan at {first_true_index(bad)}.")
+        raise LabError(f"{name} contains nan at {first_true_index(bad)}. Remove or correct it.")
     return x
 
 
 def check_log_distribution(log_p: Tensor, name: str) -> Tensor:
-    """Return `log_p` if exp of it sums to one over the last axis (`-inf` allowed), else raise `LabError`.
+    """Return `log_p` if its exp sums to one over the last axis (`-inf` is allowed), else raise `LabError`.
 
-    The tolerance is 1e-4 in float64 and 1e-3 below it: wide enough for a sum over a million terms, narrow
-    enough to catch raw logits, plain probabilities and a forgotten normalisation.
+    The tolerance is 1e-4 in float64 and 1e-3 in lower precision. This allows for the rounding of a sum over a million
+    terms, and detects logits, probabilities without the logarithm, and values that are not normalised.
     """
     check_float(log_p, name)
     check_no_nan(log_p, name)
@@ -221,22 +235,22 @@ def check_log_distribution(log_p: Tensor, name: str) -> Tensor:
         mass = total[bad][0].exp().item()
         place = f" at {first_true_index(bad)}" if bad.ndim else ""
         raise LabError(
-            f"{name} are not log-probabilities: they sum to {mass:.6g} instead of 1{place}. "
-            f"Apply torch.log_softmax over the last axis, or take the logarithm of probabilities first."
+            f"{name} are not log-probabilities, because their exp sums to {mass:.6g} instead of 1{place}. "
+            f"Apply torch.log_softmax over the last axis, or take the logarithm of the probabilities."
         )
     return log_p
 
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers that a setting takes: finite ones from `least` to `most`.
+    """The finite numbers between two limits, which are the allowed values of a setting.
 
     Attributes:
-        least: the lower end.
-        most: the upper end.
-        above: `least` itself is not allowed.
-        below: `most` itself is not allowed.
-        fix: what to do about a number outside, as a sentence; for where the range alone does not say it.
+        minimum: the lower limit.
+        maximum: the upper limit.
+        exclusive_minimum: whether `minimum` itself is excluded.
+        exclusive_maximum: whether `maximum` itself is excluded.
+        fix: a sentence that says what to do about another number, if the range does not make it clear.
     """
 
     minimum: float = -math.inf
@@ -246,7 +260,7 @@ class Range:
     fix: str = ""
 
     def __contains__(self, number: float) -> bool:
-        # Also false for nan, and for a whole number that no float can hold.
+        # The comparison is also false for nan, and for an integer above the largest float.
         if not abs(number) <= sys.float_info.max:
             return False
         low = number > self.minimum if self.exclusive_minimum else number >= self.minimum
@@ -262,30 +276,40 @@ class Range:
 
 
 Positive = Annotated[float, Range(0, exclusive_minimum=True)]
+"""A number above 0."""
 NonNegative = Annotated[float, Range(0)]
+"""A number of at least 0."""
 Fraction = Annotated[float, Range(0, 1)]
+"""A number from 0 to 1."""
 Finite = Annotated[float, Range()]
+"""Any finite number."""
 Count = Annotated[int, Range(1)]
+"""A whole number of at least 1."""
 Natural = Annotated[int, Range(0)]
+"""A whole number of at least 0."""
 Seed = Annotated[int, Range(0, 10**18)]
-Temperature = Annotated[float, Range(1e-6, fix="For the likeliest token use a small one, such as 1e-3.")]
-"""Below 1e-6 logits divided by it overflow in float32."""
+"""A seed of a random generator."""
+Temperature = Annotated[float, Range(1e-6, fix="To get the most likely token, use a small one such as 1e-3.")]
+"""With less than 1e-6, logits divided by the temperature overflow in float32."""
 
 
 @cache
 def field_types(kind: Any) -> dict[str, Any]:
-    """The fields of a settings class with their types, `Annotated` and all."""
+    """The fields of a settings class with their types, including `Annotated`."""
     hints = get_type_hints(kind, include_extras=True)
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
 
 
 def check_settings(settings: Any) -> None:
-    """Check that each field of a settings object has a value of its declared type, and a number one of its `Range`.
+    """Check that the value of each field has the declared type and, if it is a number, is in the declared `Range`.
 
-    Numbers of other libraries (numpy) become Python's, so that a run's record can be written as JSON.
+    Numbers of other libraries (numpy) are converted to Python numbers, so that the settings can be written as JSON.
+
+    Args:
+        settings: a dataclass, which is changed in place.
 
     Raises:
-        LabError: names the setting, its value, what is allowed and, where the range declares it, the fix.
+        LabError: a value is not allowed. The message says what is allowed, and the range's `fix`.
     """
     kind: Any = type(settings)
     for name, hint in field_types(kind).items():
@@ -296,11 +320,11 @@ def check_settings(settings: Any) -> None:
 
 
 def _checked(value: Any, hint: Any, name: str, allowed: Range = Range(), optional: str = "") -> Any:
-    """`value` as a setting of the type `hint`, or `LabError`."""
+    """Return `value` as a setting of the type `hint`, or raise `LabError`."""
     kind, inner = get_origin(hint), get_args(hint)
     if kind is Annotated:
         # On the command line a setting may have another name.
-        name = next((told for extra in inner[1:] if (told := getattr(extra, "name", ""))), name).replace("-", "_")
+        name = next((other for extra in inner[1:] if (other := getattr(extra, "name", ""))), name).replace("-", "_")
         allowed = next((extra for extra in inner[1:] if isinstance(extra, Range)), allowed)
         return _checked(value, inner[0], name, allowed, optional)
     if kind in (Union, UnionType):
@@ -332,7 +356,8 @@ def _number(value: Any, kind: type, name: str, allowed: Range, optional: str) ->
     if real and type(value) not in (int, float):
         value = kind(value)
     if real and value in allowed:
-        return value
+        number: int | float = value
+        return number
     range_ = f" {allowed}" if str(allowed) else ""
     what = f"a {'whole' if whole else 'finite'} number{range_}{optional}"
     fix = allowed.fix
@@ -342,15 +367,15 @@ def _number(value: Any, kind: type, name: str, allowed: Range, optional: str) ->
 
 
 def refuse_unused(settings: Any, names: Collection[str], reason: str) -> None:
-    """Refuse settings that were changed but have no effect beside the others.
+    """Refuse settings that were changed but have no effect.
 
     Args:
-        settings: the object whose fields `names` are.
-        names: fields that nothing reads.
-        reason: when that is so, to follow "has no effect": `with optimizer='adam'`.
+        settings: a dataclass.
+        names: its fields that have no effect, given the other settings.
+        reason: why they have none, for the message after "has no effect", such as `with optimizer='adam'`.
 
     Raises:
-        LabError: one of them differs from its default.
+        LabError: the value of one of them differs from its default.
     """
     for field in dataclasses.fields(settings):
         usual = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()

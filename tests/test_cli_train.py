@@ -127,7 +127,7 @@ def test_a_second_run_into_the_same_folder_is_refused_and_changes_nothing(given,
     before = files(finished)
     assert main(words(given, finished)) == 2
     said = capsys.readouterr().err.strip()
-    assert said.startswith(f"rlhf-lab: {finished} already holds another run") and "\n" not in said
+    assert said.startswith(f"rlhf-lab: {finished} already contains another run") and "\n" not in said
     assert files(finished) == before
 
 

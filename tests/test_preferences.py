@@ -65,10 +65,10 @@ def test_labels_are_a_function_of_the_generator_alone():
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: sample_preferences(torch.tensor([math.nan]), torch.zeros(1)), "reward_1 holds nan"),
-        (lambda: sample_preferences(torch.zeros(1), torch.tensor([math.inf])), "reward_2 holds inf"),
-        (lambda: sample_preferences(torch.zeros(2), torch.zeros(3)), "Shapes that do not match"),
-        (lambda: sample_preferences(torch.zeros(2).long(), torch.zeros(2)), "reward_1 must hold floating-point"),
+        (lambda: sample_preferences(torch.tensor([math.nan]), torch.zeros(1)), "reward_1 contains nan"),
+        (lambda: sample_preferences(torch.zeros(1), torch.tensor([math.inf])), "reward_2 contains inf"),
+        (lambda: sample_preferences(torch.zeros(2), torch.zeros(3)), "shapes do not match"),
+        (lambda: sample_preferences(torch.zeros(2).long(), torch.zeros(2)), "reward_1 must contain floating-point"),
         (lambda: sample_preferences(torch.zeros(2), torch.zeros(2), noise=0.6), "noise must lie in"),
         (lambda: sample_preferences(torch.zeros(2), torch.zeros(2), noise=-0.1), "noise must lie in"),
         (lambda: sample_preferences(torch.zeros(2), torch.zeros(2), noise=math.nan), "noise must lie in"),
@@ -78,7 +78,7 @@ def test_labels_are_a_function_of_the_generator_alone():
         (lambda: make_pairs(torch.zeros(4)), "even G"),
         (lambda: make_pairs(torch.zeros(2, 6), pairing="tournament"), "2, 4, 8"),
         (lambda: make_pairs(torch.zeros(2, 4), pairing="ladder"), "pairing must be"),
-        (lambda: make_pairs(torch.tensor([[0.0, math.nan]])), "holds nan"),
+        (lambda: make_pairs(torch.tensor([[0.0, math.nan]])), "contains nan"),
     ],
 )
 def test_bad_input_gets_one_error_that_names_it(call, message):

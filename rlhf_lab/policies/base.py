@@ -1,7 +1,8 @@
-"""What every policy answers, from a table of three arms to Pythia.
+"""The interface of all policies and rewards, from a bandit with three arms to Pythia.
 
-`log_prob(prompts, responses)` gives log π(y|x) as (B, G); `token_log_probs` the same before the sum, (B, G, T);
-`sample(prompts, num_samples)` draws responses (B, G, T). Finite policies also answer `enumerate`.
+`log_prob(prompts, responses)` returns log π(y|x), (B, G). `token_log_probs` returns its terms by token, (B, G, T).
+`sample(prompts, num_samples)` returns responses (B, G, T). Policies over a finite set of responses also have
+`enumerate`, which returns all responses and their log-probabilities.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ P = TypeVar("P", bound="Policy")
 
 
 class Policy(nn.Module):
-    """π_θ(y|x) under the (B, G) rule. Subclasses write `token_log_probs` and `sample`."""
+    """A policy π_θ(y|x) under the (B, G) rule. Subclasses implement `token_log_probs` and `sample`."""
 
     def token_log_probs(self, prompts: Tokens, responses: Tokens, temperature: float = 1.0) -> Tensor:
-        """log π(y_t | x, y_<t) for every response token.
+        """Compute log π(y_t | x, y_<t) of every response token.
 
         Args:
             prompts: (B, P).
@@ -34,7 +35,16 @@ class Policy(nn.Module):
         raise NotImplementedError
 
     def log_prob(self, prompts: Tokens, responses: Tokens, temperature: float = 1.0) -> Tensor:
-        """log π(y|x), summed over the response's tokens, shape (B, G), in nats."""
+        """Compute log π(y|x), the sum over the response's tokens.
+
+        Args:
+            prompts: (B, P).
+            responses: (B, G, T).
+            temperature: as in `token_log_probs`.
+
+        Returns:
+            (B, G) in nats.
+        """
         return self.token_log_probs(prompts, responses, temperature).sum(-1)
 
     @torch.no_grad()
@@ -46,55 +56,58 @@ class Policy(nn.Module):
         temperature: float = 1.0,
         top_k: int | None = None,
     ) -> Tokens:
-        """Draw responses, the mask including the end token. They lie on the device of the prompts.
+        """Sample responses.
 
         Args:
             prompts: (B, P).
             num_samples: G, at least 1.
-            generator: where the randomness comes from; it may live on another device than the policy.
-            temperature: divides the logits, > 0.
-            top_k: only the k likeliest tokens can be drawn (ties with the k-th too); None for all. The responses
-                then no longer follow the π that `log_prob` speaks of.
+            generator: the source of randomness. Its device may differ from the policy's.
+            temperature: the logits are divided by it, > 0.
+            top_k: sample only from the k most likely tokens (and those as likely as the k-th); None for all. The
+                distribution of the responses is then not the one that `log_prob` computes.
 
         Returns:
-            (B, G, T).
+            (B, G, T) on the prompts' device. The mask includes the end token.
         """
         raise NotImplementedError
 
     def copy(self: P) -> P:
-        """A trainable copy that shares no weight with this policy."""
+        """Return a trainable copy that shares no weights with this policy."""
         twin = copy.deepcopy(self)
         twin.requires_grad_(True)
         return twin
 
     def frozen(self: P) -> P:
-        """A copy for use as the reference: no gradient, in eval mode (no dropout)."""
+        """Return a copy without gradients and in eval mode (no dropout), for use as the reference policy."""
         twin = copy.deepcopy(self)
         twin.requires_grad_(False)
         return twin.eval()
 
     def new_reward_model(self) -> nn.Module:
-        """A fresh r_φ over the same responses, `(prompts, responses) → (B, G)`."""
+        """Return a new reward model r_φ for this policy's responses, `(prompts, responses) → (B, G)`."""
         raise NotImplementedError
 
     def new_critic(self, reward_model: nn.Module | None = None) -> nn.Module:
-        """A fresh V over the same prefixes, `(prompts, responses) → (B, G, T)`.
+        """Return a new critic V for this policy's responses, `(prompts, responses) → (B, G, T)`.
 
-        The value at place t is the one *before* token t is chosen. Where it can, the critic starts from
-        `reward_model`.
+        Args:
+            reward_model: the critic is initialised from it; None for a new critic.
+
+        Returns:
+            A module whose value at index t is that *before* token t is chosen.
         """
         raise NotImplementedError
 
     @property
     def device(self) -> torch.device:
-        """Where the weights lie."""
+        """The device of the weights."""
         return next(self.parameters()).device
 
 
 @runtime_checkable
 class Reward(Protocol):
-    """Anything that scores responses: a gold reward of a world, or a learned r_φ."""
+    """A function that scores responses: the gold reward of a world, or a learned reward model r_φ."""
 
     def __call__(self, prompts: Tokens, responses: Tokens) -> Tensor:
-        """Scores of shape (B, G)."""
+        """Return scores (B, G) of responses (B, G, T) to prompts (B, P)."""
         ...

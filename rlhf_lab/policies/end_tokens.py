@@ -1,7 +1,7 @@
-"""The tokens that end a response: often more than one.
+"""The tokens that end a response, of which a model may have several.
 
-A chat model closes its turn with one token (`<|im_end|>`, `<|eot_id|>`) and a text with another (`<|endoftext|>`).
-Sampling must stop at either of them; otherwise the model goes on with the user's next turn.
+A chat model ends its turn with one token (`<|im_end|>`, `<|eot_id|>`) and a text with another (`<|endoftext|>`).
+Sampling must stop at either of them. Otherwise the model continues with the user's next turn.
 """
 
 from __future__ import annotations
@@ -13,20 +13,24 @@ _ANSWER = "The answer is yes."
 
 
 def chat_turn_end(tokenizer: Any) -> int | None:
-    """The special token with which the tokenizer's chat template closes a turn of the assistant.
+    """Find the special token with which the tokenizer's chat template ends a turn of the assistant.
 
-    The template writes a conversation of two turns. The token is the special one that directly follows the answer's
-    text, white space aside.
+    The template is applied to a conversation of two turns. The result is the special token that follows the text of the
+    answer, possibly after white space.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
 
     Returns:
-        its id; None if there is no chat template, it refuses the conversation, or no special token follows.
+        The token's id; None if there is no chat template, if it refuses the conversation, or if no special token
+        follows the answer.
     """
     if getattr(tokenizer, "chat_template", None) is None:
         return None
     turns = [{"role": "user", "content": "Is it so?"}, {"role": "assistant", "content": _ANSWER}]
     try:
         whole = tokenizer.apply_chat_template(turns, tokenize=False)
-    except Exception:  # a template raises what it likes; where it is needed, `write_turns` reports its words
+    except Exception:  # a template may raise any error; `write_turns` reports it when the template is needed
         return None
     _, found, behind = whole.rpartition(_ANSWER)
     behind = behind.lstrip()
@@ -36,20 +40,25 @@ def chat_turn_end(tokenizer: Any) -> int | None:
 
 
 def generation_end_tokens(model: Any) -> list[int]:
-    """`eos_token_id` of the model's `generation_config`, which is an id, a list of ids, or absent."""
+    """The ids in `eos_token_id` of the model's `generation_config`, where it is one id, a list of ids, or missing."""
     ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
 
 
 def find_end_tokens(model: Any, tokenizer: Any) -> tuple[int, ...]:
-    """All ids that end a response: the tokenizer's end token first, then the generation's and the chat template's.
+    """All ids that end a response: those of the tokenizer, of the generation configuration and of the chat template.
 
-    Ids that the tokenizer does not have are left out: no response holds them.
+    Args:
+        model: a Hugging Face model.
+        tokenizer: its tokenizer.
+
+    Returns:
+        The ids, with the tokenizer's end token first. Ids that the tokenizer does not have are left out.
     """
     found = [tokenizer.eos_token_id, *generation_end_tokens(model), chat_turn_end(tokenizer)]
     return tuple(dict.fromkeys(i for i in found if i is not None and 0 <= i < len(tokenizer)))
 
 
 def strip_end_token(ids: list[int], ends: Collection[int]) -> list[int]:
-    """The ids of a response up to the token that ends it, if one of `ends` does."""
+    """The ids of a response without its last token, if that is one of `ends`."""
     return ids[:-1] if ids and ids[-1] in ends else ids

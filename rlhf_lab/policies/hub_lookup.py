@@ -1,7 +1,7 @@
-"""Is it on this machine, on the Hub, or nowhere? Asked once, quickly, before anything is loaded.
+"""Finds out whether a model or data set can be downloaded from the Hugging Face Hub, or only read from the cache.
 
-The libraries below retry for half a minute when there is no network, and print as they do. Here one question
-with a short time limit decides: reachable, or offline, where what an earlier run downloaded can still be used.
+Without a network, the Hugging Face libraries retry for half a minute and print messages. Here one request with a short
+time limit decides, before anything is loaded, whether the Hub can be reached. If it cannot, the cache is used.
 """
 
 from __future__ import annotations
@@ -21,24 +21,40 @@ _SECONDS = 10.0
 
 
 def is_hub_name(text: str) -> bool:
-    """Whether `text` can be a repository's name on the Hub: `name` or `owner/name`."""
+    """Whether `text` has the form of a repository's name on the Hub, which is `name` or `owner/name`."""
     return _NAME.fullmatch(text) is not None and not text.startswith(".")
 
 
 def can_download(kind: Literal["model", "dataset"], name: str, revision: str | None = None) -> bool:
-    """Ask the Hub for `name`: True if it is there, False if the Hub cannot be reached.
+    """Whether a repository can be downloaded now.
+
+    Args:
+        kind: what the repository contains.
+        name: of the repository.
+        revision: branch, tag or commit; None for the main branch.
+
+    Returns:
+        True if the Hub has the repository, False if the Hub cannot be reached.
 
     Raises:
-        LabError: the Hub answers that there is no such repository or revision, or that it may not be read.
+        LabError: the Hub has no such repository or revision, or refuses access to it.
     """
     return hub_commit(kind, name, revision) is not None
 
 
 def hub_commit(kind: Literal["model", "dataset"], name: str, revision: str | None = None) -> str | None:
-    """The commit that `name` at `revision` stands for on the Hub now, or None if the Hub cannot be reached.
+    """The present commit of a repository at a revision.
+
+    Args:
+        kind: what the repository contains.
+        name: of the repository.
+        revision: branch, tag or commit; None for the main branch.
+
+    Returns:
+        The commit's hash; None if the Hub cannot be reached.
 
     Raises:
-        LabError: as `can_download`.
+        LabError: as in `can_download`.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
@@ -50,21 +66,21 @@ def hub_commit(kind: Literal["model", "dataset"], name: str, revision: str | Non
         return ask(name, revision=revision, timeout=_SECONDS).sha or "unknown"
     except GatedRepoError:
         raise LabError(
-            f"The {kind} '{name}' asks for its terms to be accepted: do so on its page on the Hub, then run "
+            f"The {kind} '{name}' requires that you accept its terms. Accept them on its page on the Hub, then run "
             f"`hf auth login` here."
         ) from None
     except RevisionNotFoundError:
         raise LabError(f"The {kind} '{name}' has no revision '{revision}' on the Hub.") from None
     except RepositoryNotFoundError:
         raise LabError(
-            f"There is no {kind} '{name}' on the Hub that you may read, and no file or folder of that name here."
+            f"The Hub has no {kind} '{name}' that you can access, and there is no file or folder of that name here."
         ) from None
-    except Exception:  # no route, no name, a proxy's refusal, a time-out, a server in trouble: no answer
+    except Exception:  # the Hub cannot be reached (no network, a proxy, a time-out, a server error)
         return None
 
 
 def hub_responds() -> bool:
-    """Whether the Hub answers at all; asks for no repository and sends no token."""
+    """Whether the Hub can be reached. The request names no repository and sends no token."""
     from huggingface_hub import constants, get_session
 
     if is_offline():
@@ -77,9 +93,9 @@ def hub_responds() -> bool:
 
 
 def cache_folder() -> Path:
-    """Where the lab keeps what is dear to make again: $RLHF_LAB_CACHE, or the system's place for such things."""
-    if told := os.environ.get("RLHF_LAB_CACHE"):
-        return check_path(told, "RLHF_LAB_CACHE")
+    """The folder for results that are expensive to compute again: $RLHF_LAB_CACHE, or the system's cache folder."""
+    if given := os.environ.get("RLHF_LAB_CACHE"):
+        return check_path(given, "RLHF_LAB_CACHE")
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "rlhf_lab" / "Cache"
     if sys.platform == "darwin":
@@ -88,21 +104,21 @@ def cache_folder() -> Path:
 
 
 def not_available(kind: Literal["model", "dataset"], name: str) -> LabError:
-    """The error for what is neither here, nor in the cache, nor to be had from the Hub now."""
-    mend = (
+    """The error for a model or data set that is not on this machine while the Hub cannot be reached."""
+    alternative = (
         "a folder with config.json, *.safetensors and tokenizer files"
         if kind == "model"
         else "a local .json, .jsonl, .csv or .parquet file"
     )
     return LabError(
-        f"The {kind} '{name}' is not on this machine and the Hugging Face Hub cannot be reached: connect to the "
-        f"network, or give the path of {mend}."
+        f"The {kind} '{name}' is not on this machine and the Hugging Face Hub cannot be reached. Connect to the "
+        f"network, or give the path of {alternative}."
     )
 
 
 @contextmanager
 def offline_mode() -> Iterator[None]:
-    """The libraries look in their cache alone, and do not try the network."""
+    """Make the Hugging Face libraries use only their cache inside the `with` block."""
     import huggingface_hub.constants as hub
 
     switches: list[Any] = [hub]
@@ -123,6 +139,6 @@ def offline_mode() -> Iterator[None]:
 
 
 def is_offline() -> bool:
-    """Whether the environment forbids the network, by one of the libraries' own variables."""
+    """Whether an environment variable of the Hugging Face libraries forbids the network."""
     names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
     return any(os.environ.get(name, "").upper() in {"1", "ON", "YES", "TRUE"} for name in names)

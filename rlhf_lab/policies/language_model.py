@@ -1,12 +1,13 @@
-"""π_θ(y|x) from any causal language model of Hugging Face transformers, under the (B, G) rule.
+"""A causal language model of Hugging Face transformers as a policy.
 
-    log π(y|x) = Σ_t log softmax(h(x, y_<t) W)[y_t],  the end token included
+    log π(y|x) = Σ_t log softmax(h(x, y_<t) W)[y_t],  including the end token
 
-A prompt is computed once however many responses it has, and logits are made only at places from which a
-response token is predicted (`packing.py` and `head.py` say how); samples of one prompt read its keys and values
-together (`decode.py`). Responses end with one of `end_tokens`, or at `max_new_tokens`.
+A prompt is computed once for all its responses (`transformer/shared_prefix_forward.py`). Logits are computed only at
+the tokens from which a response token is predicted (`transformer/token_logprobs.py`). In generation, all responses of
+a prompt share its keys and values (`transformer/generate.py`). Responses end with one of `end_tokens`, or after
+`max_new_tokens`.
 
-The same class is a policy over texts and over a token tree's few ids: it never needs a tokenizer.
+The class works on token ids and needs no tokenizer, so that it is also used on token trees.
 """
 
 from __future__ import annotations
@@ -44,12 +45,12 @@ class LanguageModelPolicy(Policy):
 
     Attributes:
         model: the Hugging Face model, trained in place.
-        end_token: id with which given responses end, or None where every response has `max_new_tokens` tokens.
-        end_tokens: all ids that end a sampled response, `end_token` first; empty where it is None.
-        max_new_tokens: longest response that `sample` draws, the end token included.
-        vocab_size: ids 0 … vocab_size − 1 can stand in a response, no others.
-        tokenizer: kept for whoever needs texts; the policy itself works on ids alone.
-        cuda_graphs: `sample` records a step's kernels once and replays them (`cuda_graph.py`); on a GPU only.
+        end_token: the id that ends a response, or None if every response has exactly `max_new_tokens` tokens.
+        end_tokens: all ids that end a sampled response, with `end_token` first; empty if `end_token` is None.
+        max_new_tokens: maximum length of a sampled response, including the end token.
+        vocab_size: responses contain the ids 0 … vocab_size − 1 only.
+        tokenizer: stored for users of the policy, which works on ids itself.
+        cuda_graphs: sample with CUDA graphs (experimental, see `transformer/cuda_graph.py`).
     """
 
     def __init__(
@@ -62,23 +63,23 @@ class LanguageModelPolicy(Policy):
         cuda_graphs: bool = False,
         end_tokens: Sequence[int] = (),
     ) -> None:
-        """Wrap `model`.
+        """Create a policy on `model`.
 
         Args:
-            model: a causal LM with sdpa or eager attention (GPT-2, GPT-NeoX/Pythia and Llama are tested), bare or
-                under peft's adapters. Its dropout is set to 0; its attention is `varlen_attention.py`; weights
-                and configuration stay.
-            end_token: id that ends a response; None for responses of exactly `max_new_tokens` tokens.
-            max_new_tokens: longest response drawn.
-            vocab_size: logits are cut to this many ids before the softmax, for worlds with a few ids and for
-                vocabularies padded to a round number. None: all of the model's.
+            model: a causal LM with sdpa or eager attention (GPT-2, GPT-NeoX/Pythia and Llama are tested), with or
+                without peft's adapters. Its dropout is set to 0, and its attention is replaced by that of
+                `varlen_attention.py`. Weights and configuration do not change.
+            end_token: the id that ends a response; None for responses of exactly `max_new_tokens` tokens.
+            max_new_tokens: maximum length of a sampled response.
+            vocab_size: only the logits of the first `vocab_size` ids enter the softmax, for token trees and for
+                vocabularies that are padded to a round number. None uses all of them.
             tokenizer: saved with the model by `save_pretrained`.
-            cuda_graphs: draw with recorded kernels; `sample` then needs a CUDA device.
-            end_tokens: further ids that end a sampled response (`end_tokens.end_tokens` finds a model's).
+            cuda_graphs: sample with CUDA graphs (experimental); `sample` then needs a CUDA device.
+            end_tokens: further ids that end a sampled response (see `end_tokens.find_end_tokens`).
 
         Raises:
-            LabError: numbers that do not fit each other, or an architecture that does not honour a block mask
-                (found out by a row of a few tokens).
+            LabError: arguments that are inconsistent, or an architecture that ignores the block mask, which is tested
+                with a few tokens.
         """
         super().__init__()
         self.model: Any = model
@@ -97,7 +98,7 @@ class LanguageModelPolicy(Policy):
         unknown = [end for end in self.end_tokens if not 0 <= end < self.vocab_size]
         if unknown:
             raise LabError(
-                f"end_token {unknown[0]} is not among the ids 0 … {self.vocab_size - 1} that a response can hold. "
+                f"end_token {unknown[0]} is not among the ids 0 … {self.vocab_size - 1} that a response can contain. "
                 f"Pass end_token=None for responses of fixed length."
             )
         if self.device.type == "cpu":
@@ -108,7 +109,7 @@ class LanguageModelPolicy(Policy):
 
     @torch.no_grad()
     def _check_shared_prefix(self) -> None:
-        """Compare packed tokens with the model's own answer on two plain rows, the fast way first."""
+        """Compare shared-prefix logits with the model's logits of two separate rows. Try varlen attention first."""
         ids = torch.tensor([[0, 1, 1, 0], [0, 1, 0, 1]], device=self.device) % self.vocab_size
         if (context_length(self.model.config) or 4) < 4:
             return
@@ -120,30 +121,33 @@ class LanguageModelPolicy(Policy):
                 states = shared_prefix_states(body, Tokens.full(ids[:1, :2]), Tokens.full(ids[None, :, 2:]))
                 packed = self._logits(states.flat)[states.before[0]]
             except (AttributeError, IndexError, KeyError, TypeError, ValueError, NotImplementedError) as error:
-                # Its code expects another mask, cache or output. A RuntimeError is the device's: no memory, for one.
+                # The model's code expects another mask, cache or output. A RuntimeError would come from the device.
                 raise LabError(
-                    f"{type(self.model).__name__} cannot compute packed texts ({type(error).__name__}: {error}), so "
-                    f"the lab cannot use it. GPT-2, GPT-NeoX, Llama, Mistral and Qwen can."
+                    f"{type(self.model).__name__} cannot compute responses that share a prompt "
+                    f"({type(error).__name__}: {error}). Use GPT-2, GPT-NeoX, Llama, Mistral or Qwen."
                 ) from error
             if not (plain - packed).abs().max() > limit:
                 return
             varlen_attention.uninstall(body)
         raise LabError(
-            f"{type(self.model).__name__} gives other logits for packed texts than for plain rows: its attention "
-            f"does not honour a block mask, or its head does more than multiply. GPT-2, GPT-NeoX and Llama do."
+            f"{type(self.model).__name__} computes other logits for responses that share a prompt than for separate "
+            f"rows, because its attention ignores a block mask or its head is not linear. Use GPT-2, GPT-NeoX or Llama."
         )
 
     def gradient_checkpointing(self, on: bool = True) -> None:
-        """Compute each layer again in the backward pass instead of keeping what it made.
+        """Switch gradient checkpointing on or off: layers are computed again in the backward pass, not stored.
 
-        Less memory, a third more work, the same gradients. It acts while the policy is in training mode.
+        It needs less memory and a third more computation, and gives the same gradients. It is active in training mode.
+
+        Args:
+            on: whether to switch it on.
 
         Raises:
-            LabError: the architecture can't.
+            LabError: the architecture does not support it.
         """
         if not getattr(self.model, "supports_gradient_checkpointing", False):
             raise LabError(f"{type(self.model).__name__} has no gradient checkpointing. Use smaller batches instead.")
-        # transformers renamed the method on its way to version 6.
+        # transformers 6 renames the method.
         name = "activation" if hasattr(self.model, "activation_checkpointing_enable") else "gradient"
         if on:
             getattr(self.model, f"{name}_checkpointing_enable")({"use_reentrant": False})
@@ -153,26 +157,26 @@ class LanguageModelPolicy(Policy):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Number type of the weights."""
+        """The dtype of the weights."""
         return next(self.parameters()).dtype
 
     def _logits(self, states: Tensor) -> Tensor:
-        """(…, H) to logits (…, vocab_size), float32 at least."""
-        logits = self.model.get_output_embeddings()(states)[..., : self.vocab_size]
+        """Logits (…, vocab_size) of states (…, H), float32 or float64."""
+        logits: Tensor = self.model.get_output_embeddings()(states)[..., : self.vocab_size]
         return logits if logits.dtype == torch.float64 else logits.float()
 
     def token_log_probs(self, prompts: Tokens, responses: Tokens, temperature: float = 1.0) -> Tensor:
-        """log π(y_t | x, y_<t), (B, G, T), 0 where there is no token. Dropout is off; gradients flow.
+        """Compute log π(y_t | x, y_<t) with gradients and without dropout; see `Policy.token_log_probs`.
 
         Raises:
-            LabError: an empty prompt, a row longer than the model's context, ids outside the vocabulary. The
+            LabError: an empty prompt, a row longer than the model's maximum length, or ids outside the vocabulary. The
                 message names the row.
         """
         check_positive(temperature, "temperature")
         check_batch(prompts, responses, self.model.config, self.vocab_size)
         with dropout_off(self.model):
             states = shared_prefix_states(body_of(self.model), prompts, responses)
-        # Where the tokens are is worked out where the mask lies: on the CPU nothing then waits on the device.
+        # The indices are computed on the mask's device. If this is the CPU, nothing waits for the GPU.
         where = responses.mask.flatten().nonzero().squeeze(1)
         ids = responses.ids.flatten()[where].to(self.device)
         where = where.to(self.device)
@@ -191,16 +195,16 @@ class LanguageModelPolicy(Policy):
         temperature: float = 1.0,
         top_k: int | None = None,
     ) -> Tokens:
-        """Draw (B, num_samples, T) responses, as `Policy.sample` says; they lie where the prompts lie.
+        """Sample responses; see `Policy.sample`.
 
-        Each prompt is computed once, and its keys and values are read once a token for all its samples. Samples
-        that have ended stop costing.
+        Each prompt is computed once, and all its samples share its keys and values. Samples that have ended are not
+        computed any more.
 
         Raises:
-            LabError: an empty prompt, or one that leaves no room for `max_new_tokens` in the model's context; CUDA
-                graphs asked for where there are none.
+            LabError: an empty prompt, a prompt that with `max_new_tokens` exceeds the model's maximum length, or
+                `cuda_graphs` without a CUDA device.
         """
-        check_positive(temperature, "temperature", "For the likeliest token use a small one, e.g. 1e-3.")
+        check_positive(temperature, "temperature", "To get the most likely token, use a small one such as 1e-3.")
         check_top_k(top_k)
         if num_samples < 1:
             raise LabError(f"num_samples must be at least 1, not {num_samples}.")
@@ -216,8 +220,8 @@ class LanguageModelPolicy(Policy):
         if long.any():
             row = int(long.nonzero()[0])
             raise LabError(
-                f"Prompt {row} has {int(prompts.lengths[row])} tokens, which leaves no room for {self.max_new_tokens} "
-                f"more: the model's context holds {limit}. Shorten the prompt or lower max_new_tokens."
+                f"Prompt {row} has {int(prompts.lengths[row])} tokens. With {self.max_new_tokens} more it exceeds the "
+                f"model's maximum length of {limit}. Shorten the prompt or lower max_new_tokens."
             )
 
     def _decode(
@@ -228,7 +232,7 @@ class LanguageModelPolicy(Policy):
         temperature: float,
         top_k: int | None,
     ) -> Tokens:
-        def choose(states: Tensor, number: int) -> Tensor:
+        def sample_next(states: Tensor, number: int) -> Tensor:
             return sample_tokens(self._logits(states), number, generator, temperature, top_k)
 
         body = body_of(self.model)
@@ -238,19 +242,22 @@ class LanguageModelPolicy(Policy):
             make_step = cuda_graph.CudaGraphStep
         if varlen_attention.install(body):
             drawn = generate(
-                body, prompts, num_samples, self.max_new_tokens, self.end_tokens, choose, self.device, make_step
+                body, prompts, num_samples, self.max_new_tokens, self.end_tokens, sample_next, self.device, make_step
             )
             if drawn is not None:
                 return drawn
             varlen_attention.uninstall(body)
         return generate_with_repeated_cache(
-            body, prompts.to(self.device), num_samples, self.max_new_tokens, self.end_tokens, choose
+            body, prompts.to(self.device), num_samples, self.max_new_tokens, self.end_tokens, sample_next
         )
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the model, and the tokenizer if there is one, as `from_pretrained` reads them.
+        """Write the model, and the tokenizer if there is one, in the format of `from_pretrained`.
 
-        Where several tokens end a response, the saved `generation_config` names all of them.
+        If several tokens end a response, the saved `generation_config` lists all of them.
+
+        Args:
+            folder: created if it does not exist.
         """
         folder = check_path(folder, "folder")
         settings, known = getattr(self.model, "generation_config", None), generation_end_tokens(self.model)
@@ -261,13 +268,13 @@ class LanguageModelPolicy(Policy):
             self.tokenizer.save_pretrained(folder)
 
     def new_reward_model(self) -> nn.Module:
-        """A reward model on a copy of this policy's body, with a linear head that starts at zero."""
+        """Return a reward model on a copy of this policy's body, with a linear head whose weights are zero."""
         from rlhf_lab.rewards.language_model import LanguageModelReward
 
         return LanguageModelReward(self.model)
 
     def new_critic(self, reward_model: nn.Module | None = None) -> nn.Module:
-        """A critic on a copy of `reward_model`'s body and head, or else of this policy's body."""
+        """Return a critic on a copy of `reward_model`'s body and head, or on a copy of this policy's body."""
         from rlhf_lab.rewards.language_model import LanguageModelCritic
 
         return LanguageModelCritic(self.model if reward_model is None else reward_model)

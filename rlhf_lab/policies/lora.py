@@ -1,9 +1,9 @@
-"""Low-rank adapters (LoRA, Hu et al. 2021, arXiv:2106.09685) through peft, and the reference that they give for free.
+"""Low-rank adapters (LoRA, Hu et al. 2021, arXiv:2106.09685) by peft, and the reference policy without them.
 
     W' = W + (α/r) B A,     A ∈ ℝ^{r×in} random, B ∈ ℝ^{out×r} zero, W frozen
 
-With B = 0 the policy starts at π_ref, and π_ref is at any time the same model with its adapters switched off: no
-second copy of the weights.
+With B = 0 the policy starts at π_ref. Later, π_ref is the same model with its adapters switched off, so that no second
+copy of the weights is needed.
 """
 
 from __future__ import annotations
@@ -31,18 +31,22 @@ def with_lora(
     targets: Sequence[str] | str | None = None,
     seed: int = 0,
 ) -> LoraPolicy:
-    """A policy whose weights are `policy`'s, frozen and shared, under trainable adapters that change nothing yet.
+    """Add trainable adapters to a policy, whose weights are frozen. At first the adapters change nothing (B = 0).
 
     Args:
         policy: the language model to adapt; its model object is wrapped, not copied.
-        rank: r, the adapters' inner width.
-        alpha: the adapters' product is scaled by alpha / rank; None for 2·rank.
-        targets: names of the linear layers to adapt; "all-linear" for all; None for what peft knows to be usual for
-            the architecture.
-        seed: of the adapters' A matrices.
+        rank: r, the inner width of the adapters.
+        alpha: the product BA is scaled by alpha / rank; None for 2·rank.
+        targets: names of the linear layers to adapt; "all-linear" for all of them; None for peft's default for the
+            architecture.
+        seed: of the initial values of A.
+
+    Returns:
+        The policy with adapters.
 
     Raises:
-        LabError: peft is not installed, a rank below 1, or targets that the model doesn't have.
+        LabError: peft is not installed, the rank is not between 1 and the hidden size, or the model does not have the
+            targets.
     """
     check_lora_rank(rank, policy.model.config)
     try:
@@ -53,13 +57,13 @@ def with_lora(
     scale: Any = 2 * rank if alpha is None else alpha
     settings = LoraConfig(r=rank, lora_alpha=scale, lora_dropout=0.0, target_modules=chosen, task_type="CAUSAL_LM")
     if any(type(m).__name__ == "Conv1D" for m in policy.model.modules()):
-        settings.fan_in_fan_out = True  # GPT-2 stores its weights the other way around
-    # peft initialises from the global generator, which is put back as it was.
+        settings.fan_in_fan_out = True  # GPT-2 stores its weights transposed
+    # peft initialises from the global generator, whose state is restored afterwards.
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         try:
             with warnings.catch_warnings():
-                # peft asks transformers by a name that is going out of use; no user can do anything about it.
+                # peft uses a deprecated name of transformers, which users cannot change.
                 warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
                 model = get_peft_model(policy.model, settings)
         except ValueError as error:
@@ -68,17 +72,17 @@ def with_lora(
 
 
 def check_lora_rank(rank: int, config: Any) -> None:
-    """Raise `LabError` unless adapters of `rank` are narrower than, or as wide as, the model of `config`."""
+    """Raise `LabError` unless `rank` is between 1 and the hidden size of a model with this configuration."""
     width = config.get_text_config().hidden_size
     if not 1 <= rank <= width:
         raise LabError(
-            f"lora_rank must be a whole number between 1 and {width}, the model's hidden size, not {rank}: wider "
-            f"adapters have more weights than the layers that they adapt. Usual are 8 to 64."
+            f"lora_rank must be a whole number between 1 and {width}, the model's hidden size, not {rank}. Adapters of "
+            f"higher rank have more weights than the layers that they adapt. Common values are 8 to 64."
         )
 
 
 def _like(kind: type[P], policy: LanguageModelPolicy, model: nn.Module) -> P:
-    """A policy of this kind on `model`, with the settings of `policy`."""
+    """A policy of this class on `model`, with the settings of `policy`."""
     return kind(
         model, policy.end_token, policy.max_new_tokens, policy.vocab_size, policy.tokenizer, policy.cuda_graphs,
         policy.end_tokens,
@@ -86,61 +90,61 @@ def _like(kind: type[P], policy: LanguageModelPolicy, model: nn.Module) -> P:
 
 
 class LoraPolicy(LanguageModelPolicy):
-    """A `LanguageModelPolicy` on a peft model: the adapters train, everything below them is frozen."""
+    """A `LanguageModelPolicy` on a peft model, of which only the adapters are trained."""
 
     def reference(self) -> AdapterReference:
-        """π_ref: this very model with its adapters off."""
+        """Return π_ref, which is this model with its adapters switched off."""
         return AdapterReference(self)
 
     def copy(self) -> LoraPolicy:
-        """A copy with adapters and frozen weights of its own; what is frozen here is frozen there."""
+        """Return a copy that shares no weights with this policy. The same weights are frozen."""
         import copy
 
         return copy.deepcopy(self)
 
     def merged(self) -> LanguageModelPolicy:
-        """A plain policy with the adapters' product added to the weights, on a copy."""
+        """Return a policy without adapters, on a copy of the model with the adapters' product added to its weights."""
         import copy
 
         plain = copy.deepcopy(self.model).merge_and_unload()
         return _like(LanguageModelPolicy, self, plain)
 
     def save_adapter(self, folder: str | Path) -> None:
-        """Write the adapters alone, as peft's `from_pretrained` reads them."""
+        """Write the adapters only, in the format of peft's `from_pretrained`."""
         self.model.save_pretrained(check_path(folder, "folder"))
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the merged model, and the tokenizer if there is one: it loads without peft."""
+        """Write the merged model, which can be loaded without peft, and the tokenizer if there is one."""
         self.merged().save_pretrained(folder)
 
     def new_reward_model(self) -> nn.Module:
-        """A reward model on a copy of the merged body."""
+        """Return a reward model on a copy of the merged body."""
         return self.merged().new_reward_model()
 
     def new_critic(self, reward_model: nn.Module | None = None) -> nn.Module:
-        """A critic on a copy of `reward_model`'s body and head, or else of the merged body."""
+        """Return a critic on a copy of `reward_model`'s body and head, or on a copy of the merged body."""
         return self.merged().new_critic(reward_model)
 
 
 class AdapterReference(Policy):
-    """π_ref as a view of a `LoraPolicy` with its adapters off. It holds no weights of its own and trains none."""
+    """π_ref as a view of a `LoraPolicy` with its adapters switched off. It has no separate weights."""
 
     cache_note = "adapters off"
 
     def __init__(self, policy: LoraPolicy) -> None:
-        """A view of `policy`, which may go on training."""
+        """Create a view of `policy`, whose training may continue."""
         super().__init__()
-        # In a tuple, so that the policy's weights are not registered as this module's.
+        # The policy is in a tuple, so that its weights are not registered as those of this module.
         self._policy = (policy,)
 
     @property
     def policy(self) -> LoraPolicy:
-        """The policy that is looked through."""
+        """The policy with adapters."""
         return self._policy[0]
 
     @torch.no_grad()
     def token_log_probs(self, prompts: Tokens, responses: Tokens, temperature: float = 1.0) -> Tensor:
-        """See `Policy.token_log_probs`; without gradients."""
+        """Compute log π_ref(y_t | x, y_<t) without gradients; see `Policy.token_log_probs`."""
         with self.policy.model.disable_adapter():
             return self.policy.token_log_probs(prompts, responses, temperature)
 
@@ -153,16 +157,16 @@ class AdapterReference(Policy):
         temperature: float = 1.0,
         top_k: int | None = None,
     ) -> Tokens:
-        """See `Policy.sample`."""
+        """Sample from π_ref; see `Policy.sample`."""
         with self.policy.model.disable_adapter():
             return self.policy.sample(prompts, num_samples, generator, temperature, top_k)
 
     def frozen(self) -> AdapterReference:
-        """Itself: it is frozen already."""
+        """Return the same object, because it is frozen already."""
         return self
 
     def copy(self) -> LanguageModelPolicy:  # type: ignore[override]
-        """A trainable plain policy with these weights: the model without its adapters, copied."""
+        """Return a trainable policy with the weights of π_ref, on a copy of the model without its adapters."""
         import copy
 
         plain = copy.deepcopy(self.policy.model).unload()
@@ -170,11 +174,11 @@ class AdapterReference(Policy):
         return _like(LanguageModelPolicy, self.policy, plain)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """The frozen weights that decide this reference's numbers, without the adapters."""
+        """Return the weights of π_ref, without those of the adapters."""
         whole = self.policy.model.state_dict()
         return {name: value for name, value in whole.items() if "lora_" not in name}
 
     @property
     def device(self) -> torch.device:
-        """Where the weights lie."""
+        """The device of the weights."""
         return self.policy.device

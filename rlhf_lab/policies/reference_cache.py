@@ -1,8 +1,8 @@
-"""Reference log-probabilities on disk, so that a run which starts again doesn't compute them again.
+"""Cache on disk for the reference policy's log-probabilities, so that they are computed only once for the same data.
 
-The file's name is a SHA-256 of everything they depend on: the reference's weights and architecture, the ids and masks
-of prompts and responses, and a version of this code. A file that is damaged, or of another shape, is computed again
-and written anew; a write is atomic, so a run killed in the middle leaves the old file or none.
+The name of a file is the SHA-256 of everything that determines the numbers: the reference's weights and architecture,
+the ids and masks of prompts and responses, and a version of this code. If a file is damaged or has another shape, the
+numbers are computed and written again. Writing is atomic, so that an interrupted run leaves the old file or none.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rlhf_lab.errors import LabError, check_path
 from rlhf_lab.policies.base import Policy
 
 VERSION = "1"
-"""Part of the key: a change in how log-probabilities are made must not find the old ones."""
+"""Part of the key. It must change when the computation of log-probabilities changes."""
 
 
 @torch.no_grad()
@@ -33,24 +33,24 @@ def cached_reference_log_probs(
     batch_size: int,
     progress: bool = False,
 ) -> Tensor:
-    """log π_ref(y|x) of every response, computed once for these weights and this data.
+    """Read log π_ref(y|x) of every response from the cache, or compute and store it.
 
     Args:
         reference: the frozen policy.
         data: pairs; or prompts (N, P) and responses (N, G, T).
-        folder: where the numbers are kept; None keeps nothing.
-        batch_size: prompts computed at once.
-        progress: show a bar.
+        folder: of the cache; None stores nothing.
+        batch_size: number of prompts in a batch.
+        progress: show a progress bar.
 
     Returns:
-        (N, G) in nats, on the CPU; (N, 2) for pairs, the chosen one first.
+        (N, G) in nats, on the CPU; (N, 2) for pairs, with the chosen response first.
 
     Raises:
-        LabError: no data, or a folder that can't be written.
+        LabError: there is no data, or the folder cannot be written.
     """
     prompts, responses = (data.prompts, data.responses) if isinstance(data, Pairs) else data
     if len(prompts) == 0:
-        raise LabError("There is nothing to compute reference log-probabilities of: no pairs, no prompts.")
+        raise LabError("There are no pairs or prompts of which to compute reference log-probabilities. Give some data.")
     if folder is None:
         return _compute(reference, prompts, responses, batch_size, progress)
     key = cache_key(reference, prompts, responses)
@@ -63,11 +63,20 @@ def cached_reference_log_probs(
 
 
 def cache_key(reference: nn.Module, prompts: Tokens, responses: Tokens) -> str:
-    """SHA-256, in hex, of the reference's class, settings and weights, and of the data."""
+    """The SHA-256 of the reference's class, settings and weights, and of the data.
+
+    Args:
+        reference: the frozen policy.
+        prompts: (N, P). Padding does not change the key.
+        responses: (N, G, T), likewise.
+
+    Returns:
+        64 hexadecimal digits.
+    """
     digest = hashlib.sha256(f"{VERSION} {type(reference).__name__} {_settings(reference)}".encode())
     for name, tensor in sorted(reference.state_dict().items()):
         _add(digest, name, tensor)
-    # Padding is no part of the data.
+    # Padding is not part of the data.
     for name, tokens in (("prompts", prompts.trim()), ("responses", responses.trim())):
         _add(digest, f"{name} mask", tokens.mask)
         _add(digest, name, tokens.ids.where(tokens.mask, 0))
@@ -75,7 +84,7 @@ def cache_key(reference: nn.Module, prompts: Tokens, responses: Tokens) -> str:
 
 
 def _settings(reference: nn.Module) -> str:
-    """What besides weights decides a policy's numbers: its architecture, where it has one, and its ids."""
+    """What determines a policy's numbers besides its weights: its configuration, if it has one, and its vocabulary."""
     config: Any = getattr(getattr(reference, "model", None), "config", None)
     parts = [config.to_json_string(use_diff=False)] if hasattr(config, "to_json_string") else []
     return " ".join([*parts, str(getattr(reference, "vocab_size", "")), str(getattr(reference, "cache_note", ""))])
@@ -84,7 +93,7 @@ def _settings(reference: nn.Module) -> str:
 def _add(digest: Any, name: str, tensor: Tensor) -> None:
     tensor = tensor.detach().cpu().contiguous()
     digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-    # As bytes: numpy knows no bfloat16.
+    # The tensor is converted to bytes, because numpy has no bfloat16.
     digest.update(tensor.flatten().view(torch.uint8).numpy() if tensor.numel() else b"")
 
 
@@ -99,7 +108,7 @@ def _compute(reference: Policy, prompts: Tokens, responses: Tokens, batch_size: 
 
 
 def _read(file: Path, key: str, shape: tuple[int, ...]) -> Tensor | None:
-    """The kept numbers, or None where there are none that can be trusted."""
+    """The stored numbers, or None if there is no undamaged file."""
     from safetensors import SafetensorError, safe_open
 
     if not file.exists():
@@ -135,5 +144,5 @@ def _write(file: Path, key: str, values: Tensor) -> None:
             part.unlink(missing_ok=True)
         raise LabError(
             f"The reference log-probabilities could not be written to {file.parent}: {error}. Free some space or pass "
-            f"another folder; folder=None keeps nothing."
+            f"another folder. With folder=None they are not stored."
         ) from error

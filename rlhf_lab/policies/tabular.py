@@ -1,9 +1,9 @@
-r"""Policies, values and rewards that are tables: one row of logits for every prompt and prefix.
+r"""Tabular policies, critics and rewards, with one row of logits for every prompt and prefix.
 
     log π(y|x) = Σ_t log softmax(θ[x, y_<t])_{y_t}
 
-On a bandit the tree has depth one and this is the softmax over a row of K logits. A table can be any policy, so
-where it fails to reach π* the method is to blame, not the model.
+On a bandit the tree has depth one, and this is the softmax over a row of K logits. A table can represent every policy.
+If training does not converge to π*, the reason is therefore the method and not the model.
 """
 
 from __future__ import annotations
@@ -22,13 +22,17 @@ from rlhf_lab.response_tree import ResponseTree
 
 
 class PrefixTable(nn.Module):
-    """One trainable table a depth, (X, c^t, V), and the look-up of a batch of responses in it."""
+    """One trainable table per depth, (X, c^t, V), and the look-up of a batch of responses in it."""
 
     def __init__(self, tree: ResponseTree, tables: Sequence[Tensor]) -> None:
-        """Tables of the tree's shapes; they are copied.
+        """Copy the tables.
+
+        Args:
+            tree: the response set.
+            tables: one per depth, (X, c^t, V).
 
         Raises:
-            LabError: tables of other shapes.
+            LabError: the shapes do not fit the tree.
         """
         super().__init__()
         found, wanted = [tuple(t.shape[1:]) for t in tables], tree.shapes
@@ -39,18 +43,32 @@ class PrefixTable(nn.Module):
 
     @property
     def num_prompts(self) -> int:
-        """X: how many prompts the table has rows for."""
-        return self.tables[0].shape[0]
+        """X, the number of prompts."""
+        return int(self.tables[0].shape[0])
 
     def rows(self, prompts: Tokens) -> Tensor:
-        """The row of each prompt, (B,)."""
+        """The index of each prompt's row, (B,).
+
+        Raises:
+            LabError: the table has no row for a prompt.
+        """
         index = self.tree.prompt_index(prompts)
         if len(index) and int(index.max()) >= self.num_prompts:
-            raise LabError(f"Prompt {int(index.max())} is unknown to a table of {self.num_prompts} prompts.")
+            raise LabError(f"Prompt {int(index.max())} is not in the table, which has {self.num_prompts} prompts.")
         return index
 
     def forward(self, prompts: Tokens, responses: Tokens, log_softmax: bool = False, scale: float = 1.0) -> Tensor:
-        """The entry of every token, (B, G, T), 0 where the mask is False. Optionally of log_softmax(table/scale)."""
+        """Look up the entry of every token.
+
+        Args:
+            prompts: (B, 1).
+            responses: (B, G, T).
+            log_softmax: look up in log_softmax(table / scale) instead of in the table.
+            scale: the temperature.
+
+        Returns:
+            (B, G, T), 0 where the mask is False.
+        """
         self.tree.check(responses)
         rows = self.rows(prompts).unsqueeze(-1)
         nodes = self.tree.nodes(responses)
@@ -71,17 +89,18 @@ class PrefixTable(nn.Module):
 
 
 class TabularPolicy(Policy):
-    """π_θ as a table of logits on every prefix of the tree, for every prompt."""
+    """A policy π_θ whose parameters are a table of logits for every prompt and every prefix of the tree."""
 
     def __init__(self, tree: ResponseTree, logits: Sequence[Tensor]) -> None:
-        """A policy with these logits.
+        """Create a policy with these logits.
 
         Args:
             tree: the response set.
-            logits: one table a depth, (X, c^t, V); for a bandit a list of one, (X, 1, K). `-inf` bars a token.
+            logits: one table per depth, (X, c^t, V); for a bandit one table, (X, 1, K). A token with the logit `-inf`
+                has probability 0.
 
         Raises:
-            LabError: tables of other shapes.
+            LabError: the shapes do not fit the tree.
         """
         super().__init__()
         self.tree = tree
@@ -89,25 +108,31 @@ class TabularPolicy(Policy):
 
     @classmethod
     def from_log_probs(cls, tree: ResponseTree, log_p: Tensor) -> TabularPolicy:
-        """The policy with these log-probabilities of whole responses, (X, K): π*, for one."""
+        """Create the policy that has these log-probabilities of whole responses.
+
+        Args:
+            tree: the response set.
+            log_p: (X, K), for example log π*.
+        """
         return cls(tree, prefix_tables(log_p, tree.shapes))
 
     @classmethod
     def uniform(cls, tree: ResponseTree, num_prompts: int) -> TabularPolicy:
-        """Every token equally likely everywhere."""
+        """Create the policy in which all tokens are equally likely after every prefix."""
         return cls(tree, [torch.zeros(num_prompts, *shape, dtype=torch.float64) for shape in tree.shapes])
 
     def token_log_probs(self, prompts: Tokens, responses: Tokens, temperature: float = 1.0) -> Tensor:
-        """See `Policy.token_log_probs`."""
+        """Compute log π(y_t | x, y_<t); see `Policy.token_log_probs`."""
         check_positive(temperature, "temperature")
-        return self.logits(prompts, responses, log_softmax=True, scale=temperature)
+        values: Tensor = self.logits(prompts, responses, log_softmax=True, scale=temperature)
+        return values
 
     def log_tables(self) -> list[Tensor]:
-        """log π(a|s), one table a depth, (X, c^t, V)."""
+        """Log π(a|s), one table per depth, (X, c^t, V)."""
         return [table.log_softmax(-1) for table in self.logits.tables]
 
     def enumerate(self, prompts: Tokens) -> tuple[Tokens, Tensor]:
-        """Every response, (B, K, L), and its log-probability, (B, K)."""
+        """All responses, (B, K, L), and their log-probabilities, (B, K), for prompts (B, 1)."""
         rows = self.logits.rows(prompts)
         log_p = path_sums([table[rows].log_softmax(-1) for table in self.logits.tables])
         every = self.tree.responses
@@ -123,7 +148,7 @@ class TabularPolicy(Policy):
         temperature: float = 1.0,
         top_k: int | None = None,
     ) -> Tokens:
-        """See `Policy.sample`."""
+        """Sample responses; see `Policy.sample`."""
         check_positive(temperature, "temperature")
         check_top_k(top_k)
         rows = self.logits.rows(prompts).unsqueeze(-1)
@@ -139,11 +164,11 @@ class TabularPolicy(Policy):
         return Tokens(torch.stack(ids, -1), torch.stack(mask, -1))
 
     def new_reward_model(self) -> TabularReward:
-        """A learned reward of zeros, with an entry for every prefix and token."""
+        """Return a trainable reward of zeros, with an entry for every prefix and token."""
         return TabularReward(self.tree, [torch.zeros_like(t) for t in self.logits.tables])
 
     def new_critic(self, reward_model: nn.Module | None = None) -> TabularCritic:
-        """V of every prefix: zeros, or what `reward_model` expects of this policy's responses from there on."""
+        """Return a critic of zeros, or of the expected `reward_model` still to come under this policy."""
         if reward_model is None:
             return TabularCritic(self.tree, [torch.zeros_like(t[..., :1]) for t in self.logits.tables])
         assert isinstance(reward_model, TabularReward)
@@ -152,7 +177,15 @@ class TabularPolicy(Policy):
 
 
 def state_values(log_policy: Sequence[Tensor], reward: Sequence[Tensor]) -> list[Tensor]:
-    """V_π(s) = E_π[reward still to come | s] of every prefix, (X, c^t) a depth, by backward induction."""
+    """Compute V_π(s) = E_π[reward still to come | s] of every prefix by backward induction.
+
+    Args:
+        log_policy: log π(a|s), one table per depth, (X, c^t, V).
+        reward: the reward of each token, in tables of the same shapes.
+
+    Returns:
+        One table per depth, (X, c^t).
+    """
     values: list[Tensor] = []
     below: Tensor | None = None
     for table, r in zip(reversed(log_policy), reversed(reward), strict=True):
@@ -166,43 +199,49 @@ def state_values(log_policy: Sequence[Tensor], reward: Sequence[Tensor]) -> list
 
 
 class TabularReward(nn.Module):
-    """r(x, y) = Σ_t table[x, y_<t, y_t]: gold rewards of finite worlds, and learned ones.
+    """A reward r(x, y) = Σ_t table[x, y_<t, y_t], used as gold reward of finite worlds and as learned reward.
 
-    With an entry for every prefix it can be any reward; siblings share the entries of their common prefix, so a
-    learned one knows something of a response that it has never seen.
+    With an entry for every prefix and token it can represent every reward. Responses with a common prefix share its
+    entries, so that a learned reward generalises to responses that were not in the data.
     """
 
     def __init__(self, tree: ResponseTree, tables: Sequence[Tensor]) -> None:
-        """Tables as in `PrefixTable`."""
+        """See `PrefixTable`."""
         super().__init__()
         self.tree = tree
         self.table = PrefixTable(tree, tables)
 
     def forward(self, prompts: Tokens, responses: Tokens) -> Tensor:
-        """Scores (B, G)."""
-        return self.table(prompts, responses).sum(-1)
+        """Return scores (B, G) of responses (B, G, T)."""
+        scores: Tensor = self.table(prompts, responses).sum(-1)
+        return scores
 
     def enumerate(self, prompts: Tokens) -> Tensor:
-        """Scores of every response, (B, K)."""
+        """Return the scores of all responses, (B, K)."""
         rows = self.table.rows(prompts)
         return path_sums([table[rows] for table in self.table.tables])
 
     def frozen(self) -> TabularReward:
-        """A copy without gradients, for use as a gold reward."""
+        """Return a copy without gradients, for use as a gold reward."""
         return TabularReward(self.tree, list(self.table.tables)).requires_grad_(False)
 
 
 class TabularCritic(nn.Module):
-    """V(x, y_<t) as a table, (X, c^t, 1) a depth."""
+    """A critic V(x, y_<t), one table per depth, (X, c^t, 1)."""
 
     def __init__(self, tree: ResponseTree, tables: Sequence[Tensor]) -> None:
-        """Tables of shape (X, c^t, 1)."""
+        """Copy the tables.
+
+        Args:
+            tree: the response set.
+            tables: one per depth, (X, c^t, 1).
+        """
         super().__init__()
         self.tree = tree
         self.tables = nn.ParameterList([nn.Parameter(t.detach().clone()) for t in tables])
 
     def forward(self, prompts: Tokens, responses: Tokens) -> Tensor:
-        """The value before each token is chosen, (B, G, T), 0 where the mask is False."""
+        """Return the value before each token is chosen, (B, G, T), 0 where the mask is False."""
         rows = self.tree.prompt_index(prompts).unsqueeze(-1)
         nodes = self.tree.nodes(responses)
         length = min(responses.shape[-1], self.tree.depth)

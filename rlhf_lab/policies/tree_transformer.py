@@ -1,9 +1,10 @@
-"""A real small transformer as the policy over a token tree, with every shared prefix computed once.
+"""A small transformer as a policy over a token tree, in which every shared prefix is computed once.
 
-Responses of a tree share prefixes: 4,096 sequences of four tokens over eight have 585 prefixes between them. The
-model walks the tree depth by depth; each distinct prefix of the batch is one token of one forward pass, and takes
-its past from its parent's keys and values. Twenty thousand sampled pairs then cost no more than the whole tree,
-and enumeration is exact log π(y|x) for every response. The numbers are those of `LanguageModelPolicy`.
+The responses of a tree share prefixes. For example, the 4,096 sequences of four tokens from a vocabulary of eight have
+only 585 different prefixes. The model is evaluated depth by depth. Each distinct prefix of the batch is one row of one
+forward pass, which reads the keys and values of the prefix without its last token from the cache. A batch of twenty
+thousand pairs therefore costs no more than the whole tree, and `enumerate` computes log π(y|x) of every response. The
+numbers are the same as those of `LanguageModelPolicy`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ Architecture = Literal["gpt2", "gpt_neox"]
 
 
 class TreeTransformerPolicy(LanguageModelPolicy):
-    """A GPT-2- or GPT-NeoX-architecture model over the ids of a token tree (and one id for each prompt)."""
+    """A model of the GPT-2 or GPT-NeoX architecture over the ids of a token tree, with one more id for each prompt."""
 
     def __init__(
         self,
@@ -37,15 +38,15 @@ class TreeTransformerPolicy(LanguageModelPolicy):
         heads: int = 2,
         seed: int = 0,
     ) -> None:
-        """A randomly initialised model.
+        """Create a randomly initialised model.
 
         Args:
             tree: the response set.
-            num_prompts: X; prompt x is the single id V + x.
+            num_prompts: X. Prompt x is the single id V + x.
             architecture: "gpt2" or "gpt_neox" (Pythia's).
-            layers: transformer blocks.
+            layers: number of transformer blocks.
             width: hidden size, a multiple of `heads`.
-            heads: attention heads.
+            heads: number of attention heads.
             seed: of the initial weights.
 
         Raises:
@@ -56,45 +57,45 @@ class TreeTransformerPolicy(LanguageModelPolicy):
         self.tree = tree
 
     def _rows(self, prompts: Tokens) -> Tensor:
-        """The number of each prompt, (B, 1)."""
+        """The index of each prompt, (B, 1)."""
         rows = self.tree.prompt_index(prompts.to(self.device)).unsqueeze(-1)
         known = self.model.config.vocab_size - self.tree.vocab_size
         if len(rows) and int(rows.max()) >= known:
-            raise LabError(f"Prompt {int(rows.max())} is unknown to a model of {known} prompts.")
+            raise LabError(f"Prompt {int(rows.max())} is unknown to the model, which has {known} prompts.")
         return rows
 
     def token_log_probs(self, prompts: Tokens, responses: Tokens, temperature: float = 1.0) -> Tensor:
-        """See `Policy.token_log_probs`; each distinct prefix in the batch is computed once."""
+        """Compute log π(y_t | x, y_<t), each distinct prefix of the batch once; see `Policy.token_log_probs`."""
         check_positive(temperature, "temperature")
         prompts, responses = prompts.to(self.device), responses.to(self.device)
         self.tree.check(responses)
         rows = self._rows(prompts)
         nodes, out = self.tree.nodes(responses), []
         with dropout_off(self.model):
-            walk = _Walk(self, temperature)
+            walker = _PrefixWalker(self, temperature)
             for t in range(min(responses.shape[-1], self.tree.depth)):
                 here = responses.mask[..., t]
                 codes = (rows * self.tree.branching**t + nodes[..., t])[here]
-                table, place = walk.step(codes)
+                table, place = walker.step(codes)
                 values = table[place, responses.ids[..., t][here]]
                 out.append(values.new_zeros(here.shape).masked_scatter(here, values))
         out += [torch.zeros_like(out[0])] * (responses.shape[-1] - len(out))
         return torch.stack(out, -1)
 
     def log_tables(self, prompts: Tokens) -> list[Tensor]:
-        """log π(a|s) of every prefix for these prompts, one table a depth, (B, c^t, V)."""
+        """Log π(a|s) of every prefix for these prompts (B, 1), one table per depth, (B, c^t, V)."""
         rows = self._rows(prompts)
         tables = []
         with dropout_off(self.model):
-            walk = _Walk(self, 1.0)
+            walker = _PrefixWalker(self, 1.0)
             for nodes, tokens in self.tree.shapes:
                 codes = rows * nodes + torch.arange(nodes, device=self.device)
-                table, place = walk.step(codes.flatten())
+                table, place = walker.step(codes.flatten())
                 tables.append(table[place].view(len(prompts), nodes, tokens))
         return tables
 
     def enumerate(self, prompts: Tokens) -> tuple[Tokens, Tensor]:
-        """Every response, (B, K, L), and its log-probability, (B, K)."""
+        """All responses, (B, K, L), and their log-probabilities, (B, K), for prompts (B, 1)."""
         log_p = path_sums(self.log_tables(prompts))
         every = self.tree.responses.to(self.device)
         lead = (len(prompts), *every.shape)
@@ -109,7 +110,7 @@ class TreeTransformerPolicy(LanguageModelPolicy):
         temperature: float = 1.0,
         top_k: int | None = None,
     ) -> Tokens:
-        """See `Policy.sample`; samples that have drawn the same prefix so far share its computation."""
+        """Sample responses; those with a common prefix share its computation. See `Policy.sample`."""
         check_positive(temperature, "temperature")
         check_top_k(top_k)
         if num_samples < 1:
@@ -119,11 +120,11 @@ class TreeTransformerPolicy(LanguageModelPolicy):
         going = torch.ones_like(node, dtype=torch.bool)
         ids, mask = [], []
         with dropout_off(self.model):
-            walk = _Walk(self, temperature)
+            walker = _PrefixWalker(self, temperature)
             for t in range(self.tree.depth):
                 if not going.any():
                     break
-                table, place = walk.step((rows * self.tree.branching**t + node)[going])
+                table, place = walker.step((rows * self.tree.branching**t + node)[going])
                 drawn = sample_index(keep_top_k(table, top_k).exp()[place], generator)
                 token = torch.zeros_like(node).masked_scatter(going, drawn)
                 ids.append(token)
@@ -133,8 +134,8 @@ class TreeTransformerPolicy(LanguageModelPolicy):
         return Tokens(torch.stack(ids, -1), torch.stack(mask, -1)).to(prompts.device)
 
 
-class _Walk:
-    """Down the tree, one depth a step. A prefix's code is x·c^t + node; its parent's is the code over c."""
+class _PrefixWalker:
+    """Evaluates the model depth by depth. A prefix has the code x·c^t + node, and its parent the code divided by c."""
 
     def __init__(self, policy: TreeTransformerPolicy, temperature: float) -> None:
         self.policy, self.temperature = policy, temperature
@@ -143,7 +144,7 @@ class _Walk:
         self.depth = 0
 
     def step(self, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """log π(·|prefix) of the distinct prefixes among `codes` (N,), and the row of each code in it."""
+        """Log π(·|prefix) of the distinct prefixes among `codes` (N,), and each code's row among these."""
         policy, branching = self.policy, self.policy.tree.branching
         distinct, place = codes.unique(return_inverse=True)
         if self.codes is None:
@@ -166,11 +167,11 @@ class _Walk:
 def _new_model(
     architecture: str, tree: ResponseTree, num_prompts: int, layers: int, width: int, heads: int, seed: int
 ) -> Any:
-    # transformers is heavy; a world of tables never loads it.
+    # transformers is imported late, because importing it is slow and tabular policies do not need it.
     from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
 
     ids, positions = tree.vocab_size + num_prompts, tree.depth + 2
-    # transformers initialises from the global generators, which are put back as they were.
+    # transformers initialises from the global generators, whose states are restored afterwards.
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         if architecture == "gpt2":

@@ -1,11 +1,13 @@
-"""Samples from vLLM behind the same `sample`: an engine of its own draws, the policy scores and trains.
+"""Sampling with vLLM (experimental): a vLLM engine samples, and the policy computes log-probabilities and is trained.
 
-    pip install 'rlhf-lab[vllm]'           (Linux and a GPU; not tested on the machine where this was written)
+    pip install 'rlhf-lab[vllm]'           (Linux and a GPU)
 
-vLLM has its own copy of the weights: `VllmSampler.load(policy)` writes the policy to a folder and starts an engine on
-it. Before it draws it sees whether the policy has changed since, and if so has the engine read the folder anew.
-Log-probabilities come from the policy, so losses see one model, and differences between the two engines' arithmetic
-show up where importance ratios are looked at.
+vLLM has a separate copy of the weights. `VllmSampler.load(policy)` writes the policy to a folder and starts an engine
+on it. If the policy has changed before the next call of `sample`, the folder is written again and the engine reloads
+it. All log-probabilities are computed by the policy. Differences between the arithmetic of the two implementations are
+therefore visible in the importance ratios.
+
+Experimental: this has been tested with an imitation of the engine only, and not yet with vLLM on a GPU.
 """
 
 from __future__ import annotations
@@ -26,14 +28,14 @@ from rlhf_lab.policies.transformer.token_sampling import check_top_k
 
 
 class VllmSampler(Policy):
-    """A policy that samples with vLLM and answers everything else with `policy`."""
+    """A policy that samples with vLLM (experimental) and uses `policy` for everything else."""
 
     def __init__(self, policy: LanguageModelPolicy, engine: Any) -> None:
         """Use a running engine.
 
         Args:
-            policy: whose weights the engine serves.
-            engine: a `vllm.LLM`, or anything with its `generate(prompts, sampling_params)`.
+            policy: the policy whose weights the engine has.
+            engine: a `vllm.LLM`, or an object with the same `generate(prompts, sampling_params)`.
         """
         super().__init__()
         self.policy = policy
@@ -47,7 +49,7 @@ class VllmSampler(Policy):
 
         Args:
             policy: the policy to sample from.
-            options: handed on to `vllm.LLM`, for example gpu_memory_utilization or tensor_parallel_size.
+            options: keyword arguments of `vllm.LLM`, for example gpu_memory_utilization or tensor_parallel_size.
 
         Raises:
             LabError: vLLM is not installed.
@@ -56,34 +58,36 @@ class VllmSampler(Policy):
         folder = TemporaryDirectory(prefix="rlhf-lab-vllm-")
         path = Path(folder.name)
         policy.save_pretrained(path)
-        # What a model's own generation settings say is not taken over; ids go in and come out.
+        # The model's generation settings are not used. Prompts and responses are ids.
         options = {"skip_tokenizer_init": True, "generation_config": "vllm", **options}
         sampler = cls(policy, vllm.LLM(model=str(path), **options))
         sampler._folder = folder
         return sampler
 
-    def refresh(self) -> None:
-        """Have the engine read the policy's weights as they are now. `sample` does it where they have changed.
+    def update_weights(self) -> None:
+        """Make the engine load the policy's present weights. `sample` calls this if they have changed.
 
         Raises:
-            LabError: the engine was not started by `load`, or cannot read weights while it runs.
+            LabError: the engine was not started by `load`, or it cannot load weights while it runs.
         """
         if self._folder is None:
-            raise LabError("This engine was not started here: whoever started it gives it the new weights.")
+            raise LabError(
+                "This engine was not started by `VllmSampler.load`. Load the new weights where it was started."
+            )
         self.policy.save_pretrained(Path(self._folder.name))
         try:
             self._engine.collective_rpc("reload_weights")
-            # The keys and values of prompts that it kept are those of the old weights.
+            # The cached keys and values of prompts were computed with the old weights.
             self._engine.reset_prefix_cache()
         except Exception as error:
             raise LabError(
-                f"vLLM did not take the new weights ({type(error).__name__}: {error}). It must be a version that can "
-                f"reload them while it runs; or sample with the policy itself."
+                f"vLLM did not load the new weights ({type(error).__name__}: {error}). Use a version of vLLM that can "
+                f"reload weights while it runs, or sample with the policy itself."
             ) from error
         self._served = self._weights()
 
     def _weights(self) -> list[tuple[int, int]]:
-        """Changes with every change of the policy's weights: where each lies, and how often it was written to."""
+        """The address and version counter of each weight, which show whether the policy has changed."""
         return [(p.data_ptr(), p._version) for p in self.policy.parameters()]
 
     @torch.no_grad()
@@ -95,14 +99,14 @@ class VllmSampler(Policy):
         temperature: float = 1.0,
         top_k: int | None = None,
     ) -> Tokens:
-        """See `Policy.sample`. The generator gives vLLM a seed, so the draws follow from it there too."""
+        """Sample with vLLM; see `Policy.sample`. The generator determines vLLM's seeds, and so the responses."""
         check_positive(temperature, "temperature")
         check_top_k(top_k)
         if num_samples < 1:
             raise LabError(f"num_samples must be at least 1, not {num_samples}.")
         check_prompts(prompts, self.policy.model.config.vocab_size)
         if self._folder is not None and self._weights() != self._served:
-            self.refresh()
+            self.update_weights()
         where = torch.device("cpu") if generator is None else generator.device
         seed = int(torch.randint(2**31 - 1, (), generator=generator, device=where))
         settings = vllm_sampling_params(self.policy, num_samples, seed, temperature, top_k)
@@ -110,24 +114,24 @@ class VllmSampler(Policy):
         try:
             from vllm import SamplingParams
         except ImportError:
-            # A stand-in engine takes the settings as they are.
+            # The imitation of an engine in the tests accepts a dictionary.
             SamplingParams = dict
         found = self._engine.generate(texts, [SamplingParams(**s) for s in _one_each(settings, len(texts))])
         rows = [[list(answer.token_ids) for answer in request.outputs] for request in found]
         if [len(row) for row in rows] != [num_samples] * len(texts):
-            raise LabError("vLLM gave another number of responses than it was asked for.")
+            raise LabError("vLLM returned another number of responses than requested. Sample with the policy itself.")
         return Tokens.from_lists(rows).to(prompts.device)
 
     def token_log_probs(self, prompts: Tokens, responses: Tokens, temperature: float = 1.0) -> Tensor:
-        """See `Policy.token_log_probs`."""
+        """Compute log π(y_t | x, y_<t) with the policy; see `Policy.token_log_probs`."""
         return self.policy.token_log_probs(prompts, responses, temperature)
 
     def copy(self) -> LanguageModelPolicy:  # type: ignore[override]
-        """A trainable copy of the policy, which samples for itself."""
+        """Return a trainable copy of the policy, which does not use vLLM."""
         return self.policy.copy()
 
     def frozen(self) -> LanguageModelPolicy:  # type: ignore[override]
-        """A frozen copy of the policy, which samples for itself."""
+        """Return a frozen copy of the policy, which does not use vLLM."""
         return self.policy.frozen()
 
     def new_reward_model(self) -> nn.Module:
@@ -142,10 +146,20 @@ class VllmSampler(Policy):
 def vllm_sampling_params(
     policy: LanguageModelPolicy, num_samples: int, seed: int, temperature: float, top_k: int | None
 ) -> dict[str, Any]:
-    """Our arguments in vLLM's words (`vllm.SamplingParams`).
+    """Translate the arguments of `sample` to those of `vllm.SamplingParams`.
 
-    The end token stays in the response, as the (B, G) rule has it; nothing else is filtered. Of the model's own
-    generation settings only the end tokens are used, which the policy holds.
+    The response includes the end token, as the (B, G) rule requires. Of the model's generation settings only the end
+    tokens are used, which the policy has.
+
+    Args:
+        policy: the policy.
+        num_samples: number of responses per prompt.
+        seed: of the first prompt.
+        temperature: the logits are divided by it.
+        top_k: sample from the k most likely tokens only; None for all.
+
+    Returns:
+        Keyword arguments of `vllm.SamplingParams`.
     """
     settings: dict[str, Any] = {
         "n": num_samples, "seed": seed, "temperature": temperature, "top_p": 1.0, "min_p": 0.0,
@@ -160,12 +174,12 @@ def vllm_sampling_params(
 
 
 def _one_each(settings: dict[str, Any], count: int) -> list[dict[str, Any]]:
-    """The settings for each prompt, with a seed of its own: equal prompts must not get equal draws."""
+    """The settings for each prompt, with different seeds, so that equal prompts get different responses."""
     return [{**settings, "seed": (settings["seed"] + 1_000_003 * i) % (2**31 - 1)} for i in range(count)]
 
 
 def check_vllm_installed() -> None:
-    """Raise `LabError` where there is no vLLM."""
+    """Raise `LabError` unless vLLM is installed."""
     _library()
 
 
@@ -174,6 +188,6 @@ def _library() -> Any:
         import vllm
     except ImportError as error:
         raise LabError(
-            "vLLM is not installed: pip install 'rlhf-lab[vllm]' (Linux and a GPU), or sample with the policy itself."
+            "vLLM is not installed. Run pip install 'rlhf-lab[vllm]' (Linux and a GPU), or leave the sampler out."
         ) from error
     return vllm

@@ -1,8 +1,8 @@
-"""Scores and values from a language model's body: a linear head on the states of the packed forward pass.
+"""A reward model and a critic, each a linear head on the hidden states of a language model's body.
 
-The reward r_φ(x, y) is read at the response's last token; the critic's V(x, y_<t) at the token *before* y_t
-(the prompt's last one for t = 0), so it is known before y_t is chosen. Starting the critic from the reward
-model is what Stiennon et al. (2020), "Learning to summarize from human feedback", found needed.
+The reward r_φ(x, y) is the head's output at the response's last token. The critic's V(x, y_<t) is its output at the
+token *before* y_t, which is the prompt's last token for t = 0, so that it does not depend on y_t. Stiennon et al.
+(2020), "Learning to summarize from human feedback", initialise the critic from the reward model.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ S = TypeVar("S", bound="_Scored")
 
 
 def at_least_float32(values: Tensor) -> Tensor:
-    """Half precision widened; float64 stays, so that a model in it gives the same digits on every machine."""
+    """Convert half precision to float32. Float64 is not changed."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 class _Scored(nn.Module):
-    """A body and a linear head. The head starts at zero: no generator is needed, and scores start equal."""
+    """A body and a linear head. The head is initialised with zeros, so that no generator is needed."""
 
     kind: ClassVar[str]
 
@@ -54,7 +54,11 @@ class _Scored(nn.Module):
         self.requires_grad_(True)
 
     def save_pretrained(self, folder: Path | str) -> None:
-        """Write body, head and tokenizer (if there is one) to `folder`; see `rlhf_lab.rewards.saving`."""
+        """Write body, head and tokenizer (if there is one) to `folder`; see `rlhf_lab.rewards.saving`.
+
+        Args:
+            folder: created if it does not exist.
+        """
         saving.save(self, folder, self.kind, self.tokenizer)
 
     @classmethod
@@ -65,16 +69,20 @@ class _Scored(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> S:
-        """Read what `save_pretrained` wrote.
+        """Load a model that `save_pretrained` wrote.
 
         Args:
-            folder: where it lies.
+            folder: of the model.
             policy_tokenizer: the tokenizer of the policy whose responses will be scored; None checks nothing.
-            device: where to put it; None for the CPU.
-            dtype: number type of the body's weights; None for float32.
+            device: of the model; None for the CPU.
+            dtype: of the body's weights; None for float32.
+
+        Returns:
+            The model in eval mode.
 
         Raises:
-            LabError: it is not there, not whole, of another kind, or was trained with another tokenizer.
+            LabError: there is no such folder, it is incomplete, it contains another kind of model, or the model was
+                trained with another tokenizer.
         """
         body, own, _, tokenizer = saving.load(folder, cls.kind, dtype)
         if tokenizer is not None and policy_tokenizer is not None:
@@ -84,32 +92,35 @@ class _Scored(nn.Module):
         return module.to(pick_device(str(device or "cpu"))).eval()
 
     def _values(self, prompts: Tokens, responses: Tokens) -> Tensor:
-        """The head's number, float32 at least, at every place from which a response token is predicted, (B, G, T)."""
+        """The head's output before every response token, (B, G, T), float32 or float64."""
         with dropout_off(self.body):
             states = shared_prefix_states(self.body, prompts, responses)
         return at_least_float32(self.head(states.flat.to(self.head.weight.dtype)).squeeze(-1))[states.before]
 
 
 class LanguageModelReward(_Scored):
-    """r_φ(x, y), read at the response's last token by a linear head on a copy of a language model's body.
+    """A reward model r_φ(x, y): a linear head at the response's last token, on a copy of a language model's body.
 
     Args:
-        model: a causal LM, or another reward model or critic to start from.
-        tokenizer: kept for `save_pretrained` and for checks against a policy's; scoring works on ids alone.
-        copied: False takes `model`'s body as its own.
+        model: a causal LM, or a reward model or critic from which to initialise.
+        tokenizer: stored for `save_pretrained` and for checks against a policy's. Scoring works on ids.
+        copied: False uses `model`'s body itself instead of a copy.
     """
 
     kind = "reward model"
 
     def forward(self, prompts: Tokens, responses: Tokens) -> Tensor:
-        """Scores of shape (B, G), float32 at least. Dropout is off; gradients flow.
+        """Compute scores with gradients and without dropout.
 
         Args:
             prompts: (B, P).
             responses: (B, G, T), each of at least one token.
 
+        Returns:
+            (B, G), float32 or float64.
+
         Raises:
-            LabError: an empty prompt or response, or a row longer than the model's context.
+            LabError: an empty prompt or response, or a row longer than the model's maximum length.
         """
         device = self.head.weight.device
         prompts, responses = prompts.to(device), responses.to(device)
@@ -117,18 +128,18 @@ class LanguageModelReward(_Scored):
         empty = responses.lengths == 0
         if empty.any():
             row, column = empty.nonzero()[0].tolist()
-            raise LabError(f"Response {column} of prompt {row} is empty: there is no last token to read a score at.")
-        # One place more, that stands for "what would come next": it is predicted from the last token.
+            raise LabError(f"Response {column} of prompt {row} is empty, but the score is computed at its last token.")
+        # Each response is extended by one token, because the state of the last token is then computed too.
         longer = Tokens(pad(responses.ids, (0, 1)), pad(responses.mask, (1, 0), value=True))
         values = self._values(prompts, longer)
         return values.gather(-1, responses.lengths[..., None]).squeeze(-1)
 
 
 class LanguageModelCritic(_Scored):
-    """V(x, y_<t), the value before token t is chosen.
+    """A critic V(x, y_<t), the value before token t is chosen.
 
     Args:
-        model: a causal LM, whose body is copied under a new head, or a reward model, copied with its head.
+        model: a causal LM, whose body is copied and gets a new head, or a reward model, which is copied with its head.
         tokenizer: as in `LanguageModelReward`.
         copied: as in `LanguageModelReward`.
     """
@@ -136,11 +147,14 @@ class LanguageModelCritic(_Scored):
     kind = "critic"
 
     def forward(self, prompts: Tokens, responses: Tokens) -> Tensor:
-        """Values of shape (B, G, T), float32 at least, 0 where there is no token. Dropout is off; gradients flow.
+        """Compute values with gradients and without dropout.
 
         Args:
             prompts: (B, P).
             responses: (B, G, T).
+
+        Returns:
+            (B, G, T), float32 or float64, 0 where there is no token.
         """
         device = self.head.weight.device
         prompts, responses = prompts.to(device), responses.to(device)

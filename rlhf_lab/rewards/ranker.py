@@ -1,20 +1,20 @@
-r"""The pairwise ranker ρ(x, y₁, y₂) = P(y₁ ≻ y₂), which reads both responses together, and the reward made of it.
+r"""The pairwise ranker ρ(x, y₁, y₂) = P(y₁ ≻ y₂), which reads both responses together, and the reward made from it.
 
-RSO trains such a ranker instead of a scorer (Liu et al. 2023, section 3.1, after SLiC-HF), and turns it into a
-reward by a baseline response y_b drawn from the SFT policy (their equation 8):
+RSO trains such a ranker instead of a reward model (Liu et al. 2023, section 3.1, after SLiC-HF). With a baseline
+response y_b sampled from the SFT policy it becomes a reward (their equation 8):
 
     r(x, y) = logit ρ(x, y, y_b)
 
-Under a Bradley–Terry labeller logit ρ = r*(x, y₁) − r*(x, y₂), so this is r*(x, y) up to a number of each prompt,
-which no method sees. But nothing makes a ranker a difference of two scores: it can say that A beats B, B beats C and
-C beats A, and its reward then depends on y_b.
+If preferences follow a Bradley–Terry model, logit ρ = r*(x, y₁) − r*(x, y₂). The reward is then r*(x, y) up to a
+constant for each prompt, which no method depends on. In general, however, a ranker is not a difference of two scores.
+It can prefer A to B, B to C and C to A, and then its reward depends on y_b.
 
-One row holds everything, [x | y₁ | y₂], and the score is read at y₂'s last token, which has seen all of it. There are
-no separating ids (a token tree has none to spare): y₂ starts at the place where y₁ started, so that a row needs no
-more context than one response does, and a learned vector added to each response's embeddings says which it is.
+The model reads one row [x | y₁ | y₂], and the score is computed at y₂'s last token. No separating ids are used, because
+a token tree has no spare ids. The positions of y₂ start where those of y₁ start, so that a row needs no more positions
+than one response. A learned vector, which is added to the embeddings, distinguishes the responses.
 
-The raw logit f(y₁, y₂) need not be −f(y₂, y₁). Training shows both orders. At use the order is averaged over,
-(f(y₁, y₂) − f(y₂, y₁))/2, or drawn for each pair, as in the paper.
+The logit f(y₁, y₂) need not equal −f(y₂, y₁). Both orders are used in training. Afterwards the ranker averages over the
+orders, (f(y₁, y₂) − f(y₂, y₁))/2, or samples one for each pair, as in the paper.
 """
 
 from __future__ import annotations
@@ -38,16 +38,17 @@ from rlhf_lab.rewards.shared_vocabulary import check_same_tokenizer
 
 Order = Literal["both", "random"]
 MAX_TOKENS_PER_PASS = 2**14
-"""Tokens in one forward pass where no gradient is wanted."""
+"""Maximum number of tokens in a forward pass without gradients."""
 
 
 class PairwiseRanker(nn.Module):
-    """logit ρ(x, y₁, y₂) on a copy of a language model's body.
+    """A ranker that computes logit ρ(x, y₁, y₂) on a copy of a language model's body.
 
     Attributes:
-        order: at use, "both" averages over the two orders (twice the work, antisymmetric to the last bit); "random"
-            draws one for each pair.
-        tokenizer: kept for `save_pretrained` and for checks against a policy's; ranking works on ids alone.
+        order: "both" averages over the two orders, which costs twice as much and is exactly antisymmetric; "random"
+            samples one order for each pair.
+        tokenizer: stored for `save_pretrained` and for checks against a policy's. Ranking works on ids.
+        which: two learned vectors, which are added to the embeddings of the first and of the second response.
     """
 
     kind = "pairwise ranker"
@@ -55,14 +56,14 @@ class PairwiseRanker(nn.Module):
     def __init__(
         self, model: nn.Module, order: Order = "both", tokenizer: Any = None, seed: int = 0, copied: bool = True
     ) -> None:
-        """A new ranker, which finds all responses equal.
+        """Create a ranker for which all responses are equally good.
 
         Args:
-            model: a causal LM (GPT-2, GPT-NeoX and Llama are tested), or a model that has one as `.model`.
+            model: a causal LM (GPT-2, GPT-NeoX and Llama are tested), or a policy with an attribute `model`.
             order: see the class.
             tokenizer: see the class.
-            seed: of the vectors that tell the responses apart.
-            copied: False takes `model`'s body as its own.
+            seed: of the vectors that distinguish the responses.
+            copied: False uses `model`'s body itself instead of a copy.
         """
         super().__init__()
         if order not in get_args(Order):
@@ -75,45 +76,50 @@ class PairwiseRanker(nn.Module):
         self.head = nn.Linear(width, 1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
-        # As large as embeddings are at the start of training in these architectures.
+        # The standard deviation is that of the initial embeddings in these architectures.
         which = 0.02 * torch.randn(2, width, generator=_generator(31, seed))
         self.which = nn.Parameter(which.to(weight.device))
         self.head.to(weight.device, torch.promote_types(weight.dtype, torch.float32))
         self.requires_grad_(True)
 
     def logits(self, prompts: Tokens, first: Tokens, second: Tokens) -> Tensor:
-        """f(x, y₁, y₂) as shown, (B, G), float32. Dropout is off; gradients flow.
+        """Compute f(x, y₁, y₂) in the given order, with gradients and without dropout.
 
         Args:
             prompts: (B, P).
             first: y₁, (B, G, T₁), each of at least one token.
-            second: y₂, (B, G, T₂), the same.
+            second: y₂, (B, G, T₂), each of at least one token.
+
+        Returns:
+            (B, G), float32 or float64.
 
         Raises:
-            LabError: an empty prompt or response, or one too long for the model; sides of other shapes.
+            LabError: an empty prompt or response, a response that is too long for the model, or sides of different
+                shapes.
         """
         device = self.head.weight.device
         prompts, first, second = prompts.to(device), first.to(device), second.to(device)
         if first.shape[:-1] != second.shape[:-1]:
-            raise LabError(f"The two sides differ: {tuple(first.shape[:-1])} and {tuple(second.shape[:-1])} responses.")
+            shapes = f"{tuple(first.shape[:-1])} and {tuple(second.shape[:-1])}"
+            raise LabError(f"The two sides have different numbers of responses, {shapes}. Give equally many.")
         for side in (first, second):
             check_batch(prompts, side, self.body.config)
             empty = side.lengths == 0
             if empty.any():
                 row, column = empty.nonzero()[0].tolist()
-                raise LabError(f"Response {column} of prompt {row} is empty: there is nothing to rank.")
+                raise LabError(f"Response {column} of prompt {row} is empty and cannot be ranked. Remove it.")
         count, group = first.shape[:2]
-        asked, ones, twos = prompts.repeat(group), first.reshape(count * group), second.reshape(count * group)
+        repeated, ones, twos = prompts.repeat(group), first.reshape(count * group), second.reshape(count * group)
         width = prompts.shape[-1] + first.shape[-1] + second.shape[-1]
-        each = len(asked) if torch.is_grad_enabled() else max(MAX_TOKENS_PER_PASS // width, 1)
+        each = len(repeated) if torch.is_grad_enabled() else max(MAX_TOKENS_PER_PASS // width, 1)
         parts = [
-            self._scores(asked[i : i + each], ones[i : i + each], twos[i : i + each])
-            for i in range(0, len(asked), each)
+            self._scores(repeated[i : i + each], ones[i : i + each], twos[i : i + each])
+            for i in range(0, len(repeated), each)
         ]
         return torch.cat(parts).view(count, group)
 
     def _scores(self, x: Tokens, one: Tokens, two: Tokens) -> Tensor:
-        """(N,) scores of N rows [x | y₁ | y₂]."""
+        """Compute the scores (N,) of N rows [x | y₁ | y₂]."""
         after = x.lengths[:, None]
         columns = []
         for number, part in enumerate((x, one, two)):
@@ -123,7 +129,8 @@ class PairwiseRanker(nn.Module):
         mask = torch.cat([x.mask, one.mask, two.mask], 1)
         lengths = mask.sum(1)
         longest = int(lengths.max())
-        target = (mask.cumsum(1) - 1).where(mask, longest)  # what does not count goes past the end, and is cut off
+        # Masked tokens are written to an extra last column, which is then removed.
+        target = (mask.cumsum(1) - 1).where(mask, longest)
 
         def lay(values: tuple[Tensor, ...]) -> Tensor:
             flat = torch.cat(values, 1)
@@ -133,7 +140,7 @@ class PairwiseRanker(nn.Module):
         added = torch.cat([torch.zeros_like(self.which[:1]), self.which])[segment]
         embedded = self.body.get_input_embeddings()(ids)
         with dropout_off(self.body):
-            # A mask of ones: places past a row's end lie at the right, where a causal model does not look.
+            # The mask is all ones: padding follows the tokens, so that a causal model does not attend to it.
             states = self.body(
                 inputs_embeds=embedded + added.to(embedded.dtype),
                 attention_mask=torch.ones_like(ids),
@@ -146,15 +153,24 @@ class PairwiseRanker(nn.Module):
     def forward(
         self, prompts: Tokens, first: Tokens, second: Tokens, generator: torch.Generator | None = None
     ) -> Tensor:
-        """logit ρ(x, y₁, y₂), (B, G): by both orders, or by one drawn from `generator`.
+        """Compute logit ρ(x, y₁, y₂) from both orders, or from one that is sampled with `generator`.
+
+        Args:
+            prompts: (B, P).
+            first: y₁, (B, G, T₁).
+            second: y₂, (B, G, T₂).
+            generator: needed if the order is "random".
+
+        Returns:
+            (B, G).
 
         Raises:
-            LabError: as `logits`; the order is "random" and there is no generator.
+            LabError: as in `logits`, or the order is "random" and there is no generator.
         """
         if self.order == "both":
             return (self.logits(prompts, first, second) - self.logits(prompts, second, first)) / 2
         if generator is None:
-            raise LabError("A ranker whose order is random needs a generator: pass generator=….")
+            raise LabError("A ranker with order='random' needs a generator. Pass generator=….")
         turned = torch.rand(first.shape[:2], generator=generator, device=generator.device) < 0.5
         one, two = swap_where(first, second, turned)
         score = self.logits(prompts, one, two)
@@ -172,7 +188,7 @@ class PairwiseRanker(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> PairwiseRanker:
-        """Read what `save_pretrained` wrote. Arguments and errors as in `LanguageModelReward.from_pretrained`."""
+        """Load a ranker that `save_pretrained` wrote; see `LanguageModelReward.from_pretrained`."""
         body, own, record, tokenizer = saving.load(folder, cls.kind, dtype)
         if tokenizer is not None and policy_tokenizer is not None:
             check_same_tokenizer(policy_tokenizer, tokenizer, reward_name=f"the {cls.kind}")
@@ -182,7 +198,16 @@ class PairwiseRanker(nn.Module):
 
 
 def swap_where(first: Tokens, second: Tokens, turned: Tensor) -> tuple[Tokens, Tokens]:
-    """The two sides (B, G, T), exchanged where `turned` (B, G) is True."""
+    """Exchange the two sides where a mask is True.
+
+    Args:
+        first: (B, G, T₁).
+        second: (B, G, T₂).
+        turned: (B, G) boolean.
+
+    Returns:
+        The two sides after the exchange, (B, G, T) each, with T = max(T₁, T₂).
+    """
     length = max(first.shape[-1], second.shape[-1])
     a, b = first.pad_to(length), second.pad_to(length)
     turned = turned.to(a.device)[..., None]
@@ -193,32 +218,32 @@ def swap_where(first: Tokens, second: Tokens, turned: Tensor) -> tuple[Tokens, T
 
 
 class BaselineReward:
-    """r(x, y) = logit ρ(x, y, y_b), with one y_b ~ π_sft a prompt, drawn when the prompt is first met and then kept.
+    """A reward r(x, y) = logit ρ(x, y, y_b), with one baseline y_b ~ π_sft for each prompt.
 
-    What is drawn is a function of the seed and of the new prompts of a call: equal calls in equal order give equal
-    rewards.
+    A baseline is sampled when its prompt occurs for the first time, and is then stored. It depends only on the seed and
+    on the new prompts of the call, so that the same calls in the same order give the same rewards.
 
     Attributes:
         ranker: ρ.
-        policy: π_sft, which answers with the baselines.
+        policy: π_sft, from which the baselines are sampled.
     """
 
     def __init__(self, ranker: PairwiseRanker, policy: Policy, seed: int = 0, temperature: float = 1.0) -> None:
-        """Draws nothing yet.
+        """Create the reward. No baseline is sampled yet.
 
         Args:
             ranker: a trained ranker.
             policy: π_sft.
-            seed: of the baselines, and of the order where the ranker's is random.
-            temperature: of sampling baselines.
+            seed: of the baselines, and of the order if the ranker's order is "random".
+            temperature: with which baselines are sampled.
         """
         check_positive(temperature, "temperature")
         self.ranker, self.policy, self.seed, self.temperature = ranker, policy, seed, temperature
-        self._kept: dict[tuple[int, ...], list[int]] = {}
+        self._baselines: dict[tuple[int, ...], list[int]] = {}
 
     @property
     def body(self) -> Any:
-        """The ranker's body: what `check_reward_vocabulary` looks at."""
+        """The ranker's body, whose vocabulary `check_reward_vocabulary` reads."""
         return self.ranker.body
 
     @property
@@ -228,21 +253,28 @@ class BaselineReward:
 
     @torch.no_grad()
     def baselines(self, prompts: Tokens) -> Tokens:
-        """The baseline of each prompt, (B, 1, T)."""
+        """Return the baseline of each prompt (B, P), (B, 1, T)."""
         keys = [tuple(ids) for ids in prompts.tolist()]
-        new = list(dict.fromkeys(key for key in keys if key not in self._kept))
+        new = list(dict.fromkeys(key for key in keys if key not in self._baselines))
         if new:
             generator = _generator(32, self.seed, new, device=self.policy.device)
             drawn = self.policy.sample(Tokens.from_lists(new), 1, generator, self.temperature).tolist()
-            self._kept.update(zip(new, (row[0] for row in drawn), strict=True))
-        return Tokens.from_lists([[self._kept[key]] for key in keys])
+            self._baselines.update(zip(new, (row[0] for row in drawn), strict=True))
+        return Tokens.from_lists([[self._baselines[key]] for key in keys])
 
     @torch.no_grad()
     def __call__(self, prompts: Tokens, responses: Tokens) -> Tensor:
-        """Rewards (B, G), float32, on the responses' device.
+        """Compute rewards.
+
+        Args:
+            prompts: (B, P).
+            responses: (B, G, T).
+
+        Returns:
+            (B, G), float32 or float64, on the responses' device.
 
         Raises:
-            LabError: as `PairwiseRanker.logits`.
+            LabError: as in `PairwiseRanker.logits`.
         """
         group = responses.shape[1]
         base = self.baselines(prompts).to(responses.device)
@@ -250,10 +282,11 @@ class BaselineReward:
         generator = None
         if self.ranker.order == "random":
             generator = _generator(33, self.seed, prompts.tolist(), responses.tolist())
-        return self.ranker(prompts, responses, both, generator).to(responses.device)
+        rewards: Tensor = self.ranker(prompts, responses, both, generator)
+        return rewards.to(responses.device)
 
 
 def _generator(*values: Any, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator that is a function of numbers and lists of ids."""
+    """A generator whose seed is a function of numbers and lists of ids."""
     digest = hashlib.sha256(repr(values).encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))

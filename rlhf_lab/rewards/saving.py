@@ -1,11 +1,11 @@
-"""Folders of models with a head: the body as `transformers` writes it, what stands on it, and the tokenizer.
+"""Saves and loads models with a head: reward models, critics and rankers.
 
-    config.json, model.safetensors    the body; AutoModel.from_pretrained(folder) reads it too
-    head.safetensors                  head, and whatever else is not the body's
-    reward.json                       what it is; written last, so that half a folder is known as one
-    tokenizer.json, …                 the tokenizer, where there is one
+    config.json, model.safetensors    the body, which AutoModel.from_pretrained(folder) can read
+    head.safetensors                  the head, and all other parameters outside the body
+    reward.json                       the kind of model; written last, so that an incomplete folder is recognised
+    tokenizer.json, …                 the tokenizer, if there is one
 
-Nothing is pickled, and no code of the folder is run.
+Nothing is pickled, and no code from the folder is run.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ def save(module: nn.Module, folder: Path | str, kind: str, tokenizer: Any = None
     """Write `module`, which has a `body`, to `folder`.
 
     Args:
-        module: body, and parameters of its own.
-        folder: made if it is not there.
-        kind: what the folder holds: "reward model", "critic", "pairwise ranker".
-        tokenizer: saved beside it.
-        record: further plain values for `reward.json`.
+        module: a module with an attribute `body`, and further parameters.
+        folder: created if it does not exist.
+        kind: "reward model", "critic" or "pairwise ranker".
+        tokenizer: saved in the same folder.
+        record: further values for `reward.json`.
     """
     from safetensors.torch import save_file
 
@@ -51,28 +51,28 @@ def save(module: nn.Module, folder: Path | str, kind: str, tokenizer: Any = None
 def load(
     folder: Path | str, kind: str, dtype: torch.dtype | None = None
 ) -> tuple[Any, dict[str, Tensor], dict[str, Any], Any]:
-    """Read what `save` wrote.
+    """Load what `save` wrote.
 
     Args:
-        folder: as `save` left it.
-        kind: what it must hold.
-        dtype: number type of the body's weights; None for float32.
+        folder: a folder written by `save`.
+        kind: the kind of model that is expected.
+        dtype: of the body's weights; None for float32.
 
     Returns:
-        the body, the other tensors, the record, and the tokenizer (None if none was saved).
+        The body, the other tensors, the record, and the tokenizer (None if none was saved).
 
     Raises:
-        LabError: no such folder, another kind, or a file that is missing, cut short or of another shape.
+        LabError: there is no such folder, it contains another kind of model, or a file is missing or damaged.
     """
     from safetensors.torch import load_file
     from transformers import AutoModel, AutoTokenizer
 
     folder = check_path(folder, "folder")
     if not folder.is_dir():
-        raise LabError(f"There is no {kind} in {folder}: it is not a folder.")
+        raise LabError(f"There is no {kind} in {folder}, because it is not a folder. Correct the path.")
     if not (folder / RECORD).is_file():
         raise LabError(
-            f"{folder} holds no whole {kind}: {RECORD} is missing. Give the folder that save_pretrained wrote."
+            f"{folder} contains no complete {kind}: {RECORD} is missing. Give the folder that save_pretrained wrote."
         )
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
@@ -80,7 +80,7 @@ def load(
     except (ValueError, KeyError, TypeError) as error:
         raise LabError(f"{folder / RECORD} is damaged ({type(error).__name__}: {error}).") from None
     if found != kind:
-        raise LabError(f"{folder} holds a {found}, not a {kind}.")
+        raise LabError(f"{folder} contains a {found}, not a {kind}. Give another folder.")
     try:
         own = load_file(folder / HEAD)
         body, info = AutoModel.from_pretrained(
@@ -95,21 +95,29 @@ def load(
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise LabError(f"The {kind} in {folder} cannot be read ({type(error).__name__}: {reason}).") from None
     if info["missing_keys"]:
-        raise LabError(f"The {kind} in {folder} lacks weights of its body, {sorted(info['missing_keys'])[0]} first.")
+        raise LabError(
+            f"Weights are missing in the body of the {kind} in {folder}, for example "
+            f"{sorted(info['missing_keys'])[0]}. Save it again with save_pretrained."
+        )
     check_weights(own.items(), lambda name: str(folder / HEAD))
     check_weights(body.named_parameters(), lambda name: file_with_weight(folder, name, str(folder)))
     return body, own, record, tokenizer
 
 
 def load_head(module: nn.Module, own: dict[str, Tensor], folder: Path | str) -> None:
-    """Copy the tensors that are not the body's into `module`.
+    """Copy the tensors outside the body into `module`.
+
+    Args:
+        module: with a body of the same size.
+        own: the tensors, from `load`.
+        folder: where they were loaded from, for the message.
 
     Raises:
-        LabError: names or shapes that are not the module's.
+        LabError: the names or shapes differ from those of the module.
     """
     wanted = {name: t for name, t in module.state_dict().items() if not name.startswith("body.")}
     if {n: t.shape for n, t in wanted.items()} != {n: t.shape for n, t in own.items()}:
         raise LabError(
-            f"{Path(folder) / HEAD} holds {sorted(own)}, which does not fit its body (needs {sorted(wanted)})."
+            f"{Path(folder) / HEAD} contains {sorted(own)}, which does not fit its body (expected {sorted(wanted)})."
         )
     module.load_state_dict(own, strict=False)

@@ -1,4 +1,4 @@
-"""A reward model reads a policy's ids. If they mean other words to it, its scores mean nothing."""
+"""Checks that a reward model has the same vocabulary as the policy whose token ids it scores."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def check_same_tokenizer(
 ) -> None:
     """Raise `LabError` unless every token of the policy has the same id in the reward model's vocabulary.
 
-    Tokens that only the reward model has do no harm. How text is cut into tokens is not compared: a reward model is
-    given ids.
+    The reward model may have further tokens. How text is split into tokens is not compared, because a reward model
+    reads ids.
 
     Args:
         policy_tokenizer: a Hugging Face tokenizer.
-        reward_tokenizer: the tokenizer that the reward model was trained with.
-        policy_name: how to name the one in the message.
-        reward_name: how to name the other.
+        reward_tokenizer: the tokenizer with which the reward model was trained.
+        policy_name: the policy's name in the message.
+        reward_name: the reward model's name in the message.
     """
     ours, theirs = policy_tokenizer.get_vocab(), reward_tokenizer.get_vocab()
     other = [token for token, number in ours.items() if theirs.get(token) != number]
@@ -31,31 +31,31 @@ def check_same_tokenizer(
         token = min(other, key=ours.__getitem__)
         there = f"has the id {theirs[token]}" if token in theirs else "is unknown"
         raise LabError(
-            f"{names[0]} and {names[1]} have different tokenizers: {len(other)} of {len(ours)} tokens differ; "
-            f"{token!r}, {ours[token]} in the one, {there} in the other. Train a reward model on this policy's "
-            f"tokenizer, or score texts through rlhf_lab.rewards.text.TextReward."
+            f"{names[0]} and {names[1]} have different tokenizers: {len(other)} of {len(ours)} tokens differ. "
+            f"{token!r} has the id {ours[token]} in the first and {there} in the second. Train a reward model with "
+            f"this policy's tokenizer, or score texts with rlhf_lab.rewards.text.TextReward."
         )
     ends = policy_tokenizer.eos_token_id, reward_tokenizer.eos_token_id
     if ends[0] != ends[1]:
         raise LabError(
-            f"{names[0]} ends a text with the id {ends[0]}, {names[1]} with {ends[1]}: they have different tokenizers. "
-            f"Set the same eos_token in both."
+            f"{names[0]} and {names[1]} have different end tokens, {ends[0]} and {ends[1]}. Set the same eos_token in "
+            f"both."
         )
 
 
 def check_reward_vocabulary(
     policy: Any, reward: Any, policy_name: str = "the policy", reward_name: str = "the reward model"
 ) -> None:
-    """Raise `LabError` if `reward` was made for another vocabulary than `policy` writes in.
+    """Raise `LabError` if `reward` was trained with another vocabulary than that of `policy`.
 
-    By their tokenizers where both have one, else by the number of ids. Rewards that read texts, and tables, have
-    neither, and pass.
+    The tokenizers are compared if both have one, and otherwise the numbers of ids. Rewards that read texts and tabular
+    rewards have no vocabulary and are accepted.
 
     Args:
         policy: a policy, with or without a `tokenizer`.
-        reward: anything that scores responses.
-        policy_name: how to name the one in the message.
-        reward_name: how to name the other.
+        reward: any reward.
+        policy_name: the policy's name in the message.
+        reward_name: the reward model's name in the message.
     """
     body = getattr(reward, "body", None)
     if body is None:
@@ -66,8 +66,8 @@ def check_reward_vocabulary(
     known, written = body.config.vocab_size, getattr(policy, "vocab_size", 0)
     if known < written:
         raise LabError(
-            f"{policy_name} writes ids 0 … {written - 1}, {reward_name} knows 0 … {known - 1}: it was made for another "
-            f"vocabulary. Train a reward model on this policy's body."
+            f"{policy_name} has the ids 0 … {written - 1}, but {reward_name} has only 0 … {known - 1}. Train a reward "
+            f"model on this policy's body."
         )
 
 

@@ -1,11 +1,10 @@
-"""Finds the files that ship with the lab and are not Python: models, cards of the corpora, notebooks, configurations.
+"""Paths of the files that ship with the package and are not Python: models, data cards, notebooks, configurations.
 
-In a checkout they lie in the top-level folders `data/`, `notebooks/` and `configs/`. In an installed wheel they lie in
-this package, under the same names; `setup.py` copies them there when the wheel is built. One rule holds everywhere: the
-copy in the package comes first, and without one the checkout around the package is used. An editable install has no
-copy, so that it always reads the checkout.
+In a checkout these files are in the top-level folders `data/`, `notebooks/` and `configs/`. In an installed wheel they
+are in this package under the same names, because `setup.py` copies them when the wheel is built. If the package
+contains a copy, it is used. Otherwise the checkout that contains the package is used. An editable install has no copy.
 
-What only a checkout has (saved results, documentation, tools, the slides) is reached through `checkout`.
+Saved results, documentation, tools and slides are in a checkout only, and `checkout` returns its path.
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ from rlhf_lab.errors import LabError
 
 
 def path(name: str) -> Path:
-    """The file or folder that ships under a name such as `data/models/gpt2` or `notebooks`.
+    """The path of a file or folder that ships with the package.
 
     Args:
-        name: its path in the checkout, with `/`.
+        name: its path in the checkout with `/`, such as `data/models/gpt2` or `notebooks`.
 
     Raises:
-        LabError: it is in neither place, or the package is in a zip file, where no model can be read.
+        LabError: it is neither in the package nor in a checkout, or the package is in a zip file.
     """
     copy = files(__name__) / name
     if isinstance(copy, Path) and copy.exists():
@@ -31,16 +30,16 @@ def path(name: str) -> Path:
     if in_checkout() and (_around() / name).exists():
         return _around() / name
     raise LabError(
-        f"{name} ships with rlhf_lab, but {_around() if in_checkout() else _package()} does not hold it. Install a "
+        f"{name} ships with rlhf_lab, but is not in {_around() if in_checkout() else _package()}. Install a "
         f"complete wheel (`python -m build` in a checkout builds one), or a complete checkout with `pip install -e .`."
     )
 
 
 def checkout(what: str = "This") -> Path:
-    """The checkout around the package, for what a wheel does not bring.
+    """The path of the checkout that contains the package, for files that are not in a wheel.
 
     Args:
-        what: what is looked for there, as the beginning of the sentence that refuses.
+        what: what needs the checkout, as the subject of the error message.
 
     Raises:
         LabError: the package is not in a checkout.
@@ -48,14 +47,14 @@ def checkout(what: str = "This") -> Path:
     if not in_checkout():
         raise LabError(
             f"{what} needs a checkout of the project, and rlhf_lab is installed without one ({_package()}). Clone the "
-            f"project, or unpack the source that was built beside the wheel (rlhf_lab-*.tar.gz). Run `make install` "
-            f"there, and then the command."
+            f"project, or unpack its source distribution (rlhf_lab-*.tar.gz). Run `make install` there, and then the "
+            f"command."
         )
     return _around()
 
 
 def in_checkout() -> bool:
-    """Whether the package lies in a checkout, so that `make` and its targets are there."""
+    """Whether the package is in a checkout, where `make` and its targets can be used."""
     return (_around() / "pyproject.toml").is_file() and (_around() / "Makefile").is_file()
 
 

@@ -116,7 +116,7 @@ def _refuse_taken(out: Path, record: Path) -> None:
     if out.exists() and (not out.is_dir() or any(path.name not in _TRACES for path in out.iterdir())):
         what = "another run" if record.is_file() else "other files"
         raise LabError(
-            f"{out} already holds {what}; nothing was changed there. Give an empty or new output folder"
+            f"{out} already contains {what}; nothing was changed there. Give an empty or new output folder"
             + (", or --resume to go on with that run." if record.is_file() else ".")
         )
 

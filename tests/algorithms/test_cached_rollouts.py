@@ -172,7 +172,7 @@ def test_a_method_stopped_between_shards_resumes_to_the_same_bits_and_draws_noth
 
 def test_a_method_takes_its_folder_and_refuses_that_of_other_settings(tmp_path):
     raft(WORLD.reference.copy(), Counting(), PROMPTS, RAFT(4), training(tmp_path / "a"))
-    with pytest.raises(LabError, match="already holds another run"):
+    with pytest.raises(LabError, match="already contains another run"):
         raft(WORLD.reference.copy(), Counting(), PROMPTS, RAFT(4), training(tmp_path / "a"))
     with pytest.raises(LabError, match="best_of"):
         raft(WORLD.reference.copy(), Counting(), PROMPTS, RAFT(5), training(tmp_path / "a", resume=True))

@@ -34,7 +34,7 @@ REFUSED = {
     "mamba": (lambda: hf.MambaConfig(**SIZES), "recurrent state"),
     "llama4": (
         lambda: hf.Llama4TextConfig(**GROUPED, intermediate_size_mlp=48, num_local_experts=2, pad_token_id=0),
-        "layers of the kind chunked_attention",
+        "layers of type chunked_attention",
     ),
     "qwen3_next": (lambda: hf.Qwen3NextConfig(**GROUPED, num_experts=4, num_experts_per_tok=2), "recurrent state"),
     "gpt_neo": (
@@ -72,13 +72,13 @@ def test_an_architecture_that_cannot_be_used_is_refused_by_its_configuration(nam
     assert "some-model is a " in str(error.value) and "such as GPT-2" in str(error.value)
 
 
-def test_code_that_breaks_on_packed_texts_is_one_sentence_too():
+def test_code_that_breaks_on_a_shared_prefix_is_one_sentence_too():
     """Llama 4 with full attention alone passes by its configuration, and its output is of another kind."""
     config = REFUSED["llama4"][0]()
     config.layer_types = ["full_attention"] * 2
     check_architecture(config, "some-model")
     model = hf.Llama4ForCausalLM._from_config(config, attn_implementation="sdpa").eval()
-    with pytest.raises(LabError, match="Llama4ForCausalLM cannot compute packed texts"):
+    with pytest.raises(LabError, match="Llama4ForCausalLM cannot compute responses that share a prompt"):
         LanguageModelPolicy(model, 0, 4)
 
 
@@ -90,7 +90,7 @@ def test_a_command_refuses_it_before_data_are_read_and_leaves_no_folder(tmp_path
     data = tmp_path / "a.jsonl"
     data.write_text("{")
     assert main(train("dpo", folder, str(data), tmp_path / "run")) == 2
-    assert "is a BloomForCausalLM, which the lab cannot use" in capsys.readouterr().err
+    assert "is a BloomForCausalLM, which the lab does not support" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

@@ -75,7 +75,7 @@ def test_a_folder_with_something_else_is_refused_by_every_command_and_left_to_th
     command, model, pairs, taken, capsys
 ):
     before = bytes_of(taken)
-    assert "already holds other files" in refused(commands(model, pairs, taken)[command], capsys)
+    assert "already contains other files" in refused(commands(model, pairs, taken)[command], capsys)
     assert bytes_of(taken) == before
 
 
@@ -96,7 +96,7 @@ def test_sample_refuses_to_replace_the_settings_beside_another_file(model, tmp_p
 
 def test_evaluate_refuses_a_folder_before_it_loads_a_model(model, pairs, taken, monkeypatch, capsys):
     monkeypatch.setattr(evaluate_module, "load_tokenizer", lambda *a, **k: pytest.fail("something was loaded"))
-    assert "already holds other files" in refused(evaluate(model, pairs, taken), capsys)
+    assert "already contains other files" in refused(evaluate(model, pairs, taken), capsys)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_evaluate_looks_again_before_it_writes(model, pairs, tmp_path, monkeypat
         return real(*arguments, **named)
 
     monkeypatch.setattr(evaluate_module, "text_report", meanwhile)
-    assert "already holds other files" in refused(evaluate(model, pairs, tmp_path / "out"), capsys)
+    assert "already contains other files" in refused(evaluate(model, pairs, tmp_path / "out"), capsys)
     assert bytes_of(tmp_path / "out") == {"report.txt": b"another's"}
 
 
@@ -192,17 +192,17 @@ PATHS = [
 
 @pytest.mark.parametrize("settings", PATHS, ids=["out", "model", "data", "judge_cache"])
 def test_a_nul_byte_in_a_path_or_a_name_is_one_error_that_says_where(settings, request):
-    with pytest.raises(LabError, match=rf"{request.node.callspec.id} holds a NUL byte"):
+    with pytest.raises(LabError, match=rf"{request.node.callspec.id} contains a NUL byte"):
         check_paths(settings)
 
 
 def test_the_commands_ask_for_usable_paths_and_the_loop_does_too(model, pairs, tmp_path, capsys):
-    with pytest.raises(LabError, match="out holds a NUL byte"):
+    with pytest.raises(LabError, match="out contains a NUL byte"):
         Training(out=tmp_path / "a\0b")
     for words in commands(model, pairs, Path(f"{tmp_path}/a\0b")).values():
-        assert "out holds a NUL byte" in refused(words, capsys)
-    assert "out holds a lone surrogate" in refused(train("dpo", model, pairs, tmp_path / "caf\udce9"), capsys)
-    assert "no such home folder" in refused(train("dpo", "~nobody-of-that-name/m", pairs, tmp_path / "x"), capsys)
+        assert "out contains a NUL byte" in refused(words, capsys)
+    assert "out contains a lone surrogate" in refused(train("dpo", model, pairs, tmp_path / "caf\udce9"), capsys)
+    assert "There is no home folder" in refused(train("dpo", "~nobody-of-that-name/m", pairs, tmp_path / "x"), capsys)
     assert not list(tmp_path.iterdir())
 
 
@@ -212,7 +212,7 @@ def test_a_symbolic_link_to_nothing_is_one_error_that_says_where_it_leads(option
     link = tmp_path / "link.jsonl"
     link.symlink_to(tmp_path / "gone")
     said = refused([*train("dpo", model, pairs, tmp_path / "run"), option, str(link)], capsys)
-    assert f"link.jsonl is a symbolic link to {tmp_path / 'gone'}, which is not there" in said
+    assert f"link.jsonl is a symbolic link to {tmp_path / 'gone'}, which does not exist" in said
     assert not (tmp_path / "run").exists() and not (tmp_path / "gone").exists()
 
 
@@ -422,7 +422,7 @@ def test_the_loser_of_two_runs_that_start_together_gets_a_plain_message_and_the_
         return real(*arguments, **named)
 
     monkeypatch.setattr(runner, "load_language_model", meanwhile)
-    assert "already holds another run; nothing was changed" in refused(train("dpo", model, pairs, out), capsys)
+    assert "already contains another run; nothing was changed" in refused(train("dpo", model, pairs, out), capsys)
     assert json.loads((out / "run.json").read_text()) == {"method": "other"}
     assert [path.name for path in out.iterdir()] == ["run.json"]
 
@@ -470,7 +470,7 @@ def test_a_model_with_a_weight_that_is_not_finite_is_refused_by_file_and_weight(
     weights[name][3, 2] = value
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     said = refused(train("dpo", str(folder), pairs, tmp_path / "run"), capsys)
-    assert f"{folder / 'model.safetensors'}: the weight {name} holds {value} (1 of its" in said
+    assert f"{folder / 'model.safetensors'}: the weight {name} contains {value} (1 of its" in said
     assert not (tmp_path / "run").exists()
 
 
@@ -487,7 +487,7 @@ def test_a_reward_model_with_a_weight_that_is_not_finite_is_refused_by_file(
     weights[name].view(-1)[0] = float("inf")
     save_file(weights, broken / file, {"format": "pt"})
     said = refused(train("rloo", model, pairs, tmp_path / "run", "--reward", str(broken)), capsys)
-    assert f"{broken / file}: the weight" in said and "holds inf" in said
+    assert f"{broken / file}: the weight" in said and "contains inf" in said
     assert not (tmp_path / "run").exists()
 
 
@@ -498,7 +498,7 @@ def test_weights_whose_sum_overflows_are_finite_all_the_same(tmp_path):
     big = torch.full((2,), 3e38)
     assert torch.isinf(big.sum())
     check_weights([("w", big), ("ids", torch.tensor([1]))], lambda name: "file")
-    with pytest.raises(LabError, match=r"file: the weight w holds nan \(1 of its 2"):
+    with pytest.raises(LabError, match=r"file: the weight w contains nan \(1 of its 2"):
         check_weights([("w", torch.tensor([1.0, float("nan")]))], lambda name: "file")
 
 

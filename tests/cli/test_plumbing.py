@@ -22,6 +22,7 @@ from rlhf_lab.cli.train.pairs import save_pairs
 from rlhf_lab.cli.train.runner import Job
 from rlhf_lab.errors import LabError
 from rlhf_lab.evaluation.judges import EndpointJudge, GoldJudge, RewardJudge
+from rlhf_lab.policies import loading
 from rlhf_lab.policies.language_model import LanguageModelPolicy
 from rlhf_lab.rewards.language_model import LanguageModelReward
 from rlhf_lab.rewards.ranker import BaselineReward, PairwiseRanker
@@ -383,6 +384,9 @@ def test_a_run_s_revision_and_adapters_are_those_of_the_settings(monkeypatch, mo
 
     monkeypatch.setattr(runner, "load_language_model", load)
     monkeypatch.setattr(runner, "with_lora", lambda *a: pytest.fail(f"{a[1:]}"))
+    # A local folder takes the place of a model on the Hub. A revision of a local model would be refused.
+    for module in (runner, loading):
+        monkeypatch.setattr(module, "check_model_available", lambda *a: False)
     more = {"lora_rank": 3, "lora_alpha": 5.0, "lora_targets": ("c_attn",), "seed": 11, "model_revision": "main"}
     with pytest.raises(pytest.fail.Exception, match=r"\(3, 5.0, \('c_attn',\), 11\)"):
         started(monkeypatch, model, pairs, tmp_path / "run", **more)

@@ -165,7 +165,7 @@ def test_without_vllm_it_is_refused_before_anything_is_loaded(
     if method != "sample":
         words = train(method, model, pairs, tmp_path / "run", "--reward", reward)
     assert main([*words, "--sampler", "vllm"]) == 2
-    assert "vLLM is not installed: pip install" in capsys.readouterr().err and not (tmp_path / "run").exists()
+    assert "vLLM is not installed. Run pip install" in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
 # CUDA graphs.

@@ -261,9 +261,9 @@ def test_a_template_s_end_within_a_response_drops_the_pair_and_no_end_is_added_w
 
 def test_half_a_character_in_texts_made_in_python_is_one_error_as_well():
     tokenizer = tiny_tokenizer(["a"])
-    with pytest.raises(LabError, match=r"Text 1 holds a lone surrogate \(U\+D83D.*at character 2"):
+    with pytest.raises(LabError, match=r"Text 1 contains a lone surrogate \(U\+D83D.*at character 2"):
         tokenise(PreferenceTexts(["q", "q"], ["a", "b\ud83d"], ["c", "d"]), tokenizer, None, None, 0)
-    with pytest.raises(LabError, match="Text 0 holds a lone surrogate"):
+    with pytest.raises(LabError, match="Text 0 contains a lone surrogate"):
         tokenise_prompts(["\udce9"], tokenizer, None)
 
 

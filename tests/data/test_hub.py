@@ -114,7 +114,7 @@ def test_a_damaged_line_of_what_was_kept_is_named_with_the_file_to_remove(the_hu
 def test_half_a_character_in_a_row_from_the_hub_is_one_error_with_the_row_now_and_when_it_is_kept(the_hub):
     the_hub["rows"] = [ROWS[1], ROWS[2] | {"chosen": "\ud83d"}, *ROWS[3:]]
     for _ in range(2):
-        with pytest.raises(LabError, match=r"some/pairs, row 2: `chosen` holds a lone surrogate"):
+        with pytest.raises(LabError, match=r"some/pairs, row 2: `chosen` contains a lone surrogate"):
             load_preferences(Source("some/pairs", limit=10))
 
 

@@ -246,8 +246,8 @@ def test_the_real_hh_file_is_counted_as_by_an_independent_count():
         ("a.json", b'[{"chosen": "a", "chosen": "b"}]', "the field `chosen` appears more than once"),
         ("a.jsonl", b'{"a": ' + b"9" * 5000 + b"}", "line 1: malformed JSON"),
         ("a.jsonl", b"[" * 100_000, "line 1: the JSON is nested too deeply"),
-        ("a.jsonl", b'{}\n{"prompt": "ab\\ud83d"}\n', r"line 2: `prompt` holds a lone .*U\+D83D.*character 3"),
-        ("a.json", b'[{"chosen": [{"content": "\\udc00"}]}]', "row 1: `chosen` holds a lone surrogate"),
+        ("a.jsonl", b'{}\n{"prompt": "ab\\ud83d"}\n', r"line 2: `prompt` contains a lone .*U\+D83D.*character 3"),
+        ("a.json", b'[{"chosen": [{"content": "\\udc00"}]}]', "row 1: `chosen` contains a lone surrogate"),
         ("a.json", b'{"test": [{"chosen": "a"}], "dev": [{"chosen": "a"}]}', "splits test, dev, but no split 'train'"),
     ],
 )  # fmt: skip

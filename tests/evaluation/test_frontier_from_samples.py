@@ -47,7 +47,7 @@ def test_the_tilted_frontier_is_the_exact_one_where_it_is_trusted_and_says_where
 def test_bad_rewards_and_betas_are_named():
     with pytest.raises(LabError, match="two prompts"):
         tilted_frontier(torch.zeros(1, 5), [1.0])
-    with pytest.raises(LabError, match="rewards holds nan"):
+    with pytest.raises(LabError, match="rewards contains nan"):
         tilted_frontier(torch.full((2, 2), float("nan")), [1.0])
     with pytest.raises(LabError, match="beta"):
         tilted_frontier(torch.zeros(2, 5), [0.0])

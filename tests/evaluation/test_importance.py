@@ -146,7 +146,7 @@ def test_bad_input_is_one_error_that_names_it():
         distance_to_optimal(1.0, good, Draws(good.rewards[:2], good.log_ref[:2], good.log_policy[:2]))
     with pytest.raises(LabError, match=r"all be \(B, G\)"):
         Draws(good.rewards, good.log_ref[:2], good.log_policy)
-    with pytest.raises(LabError, match="log_policy holds -inf"):
+    with pytest.raises(LabError, match="log_policy contains -inf"):
         Draws(good.rewards, good.log_ref, torch.full_like(good.rewards, -math.inf))
     one = Draws(good.rewards[:1], good.log_ref[:1], good.log_policy[:1])
     with pytest.raises(LabError, match="at least two prompts"):

@@ -84,7 +84,7 @@ def test_a_damaged_file_is_computed_again_and_mended(policy, computed, tmp_path,
 def test_without_a_folder_nothing_is_written_and_errors_name_the_mend(policy, tmp_path):
     prompts, responses = ragged()
     assert cached_reference_log_probs(policy, (prompts, responses), None, 2).shape == (3, 4)
-    with pytest.raises(LabError, match="nothing to compute"):
+    with pytest.raises(LabError, match="no pairs or prompts"):
         cached_reference_log_probs(policy, (prompts[:0], responses[:0]), None, 2)
     blocked = tmp_path / "file"
     blocked.write_text("")

@@ -260,9 +260,9 @@ def test_copies_share_no_weight_and_frozen_ones_take_no_gradient():
     [
         (lambda p, t: TabularPolicy(t, tables(t)[:-1]), "do not fit a tree"),
         (lambda p, t: TabularPolicy(t, [torch.zeros(2 + d, *s) for d, s in enumerate(t.shapes)]), "do not fit a tree"),
-        (lambda p, t: p.log_prob(t.prompts(3), every(t, 3)[1]), "Prompt 2 is unknown to a table of 2"),
-        (lambda p, t: p.sample(t.prompts(3), 1), "Prompt 2 is unknown to a table of 2"),
-        (lambda p, t: p.enumerate(t.prompts(3)), "Prompt 2 is unknown to a table of 2"),
+        (lambda p, t: p.log_prob(t.prompts(3), every(t, 3)[1]), "Prompt 2 is not in the table, which has 2"),
+        (lambda p, t: p.sample(t.prompts(3), 1), "Prompt 2 is not in the table, which has 2"),
+        (lambda p, t: p.enumerate(t.prompts(3)), "Prompt 2 is not in the table, which has 2"),
         (lambda p, t: p.sample(Tokens.full(torch.tensor([[0]])), 1), "is a response token"),
         (lambda p, t: p.log_prob(t.prompts(1), Tokens.from_lists([[[0, 1]]])), "shorter than 3 tokens"),
         (lambda p, t: p.log_prob(*every(t), temperature=0.0), "temperature must be"),

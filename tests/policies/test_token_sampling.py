@@ -45,9 +45,9 @@ def test_ties_with_the_kth_token_are_kept():
 
 
 def test_logits_that_are_not_numbers_are_refused():
-    with pytest.raises(LabError, match="contains nan or sums to 0"):
-        sample_tokens(torch.tensor([[0.0, torch.nan]]), 1)
     with pytest.raises(LabError, match="contain nan or infinity"):
+        sample_tokens(torch.tensor([[0.0, torch.nan]]), 1)
+    with pytest.raises(LabError, match="contains nan or sums to 0"):
         sample_index(torch.tensor([[0.0, torch.nan]]))
 
 

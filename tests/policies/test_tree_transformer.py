@@ -231,10 +231,10 @@ def test_responses_padded_wider_than_the_tree_is_deep_pass():
     "call, message",
     [
         (lambda p, t: TreeTransformerPolicy(t, 2, "llama"), "architecture must be 'gpt2' or 'gpt_neox'"),
-        (lambda p, t: p.enumerate(t.prompts(3)), "Prompt 2 is unknown to a model of 2 prompts"),
-        (lambda p, t: p.sample(t.prompts(3), 1), "Prompt 2 is unknown to a model of 2 prompts"),
+        (lambda p, t: p.enumerate(t.prompts(3)), "Prompt 2 is unknown to the model, which has 2 prompts"),
+        (lambda p, t: p.sample(t.prompts(3), 1), "Prompt 2 is unknown to the model, which has 2 prompts"),
         (lambda p, t: p.log_prob(t.prompts(3), Tokens(*[x[:3, None] for x in (t.responses.ids, t.responses.mask)])),
-         "Prompt 2 is unknown to a model of 2 prompts"),
+         "Prompt 2 is unknown to the model, which has 2 prompts"),
         (lambda p, t: p.enumerate(Tokens.full(torch.tensor([[1]]))), "is a response token"),
         (lambda p, t: p.log_prob(t.prompts(1), Tokens.from_lists([[[0, 1]]])), "shorter than 3 tokens"),
         (lambda p, t: p.log_prob(t.prompts(1), Tokens.from_lists([[[0, 1, 4]]])), "outside 0 … 3"),

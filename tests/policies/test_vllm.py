@@ -63,7 +63,7 @@ def test_the_policy_answers_all_else_and_a_missing_vllm_is_named():
     prompts, responses = ragged()
     assert torch.equal(sampler.log_prob(prompts, responses), policy.log_prob(prompts, responses))
     assert len(list(sampler.parameters())) == len(list(policy.parameters()))
-    with pytest.raises(LabError, match="vLLM is not installed: pip install"):
+    with pytest.raises(LabError, match="vLLM is not installed. Run pip install"):
         VllmSampler.load(policy)
     with pytest.raises(LabError, match="Prompt 0 is empty"):
         sampler.sample(Tokens.from_lists([[], [2]]), 2)

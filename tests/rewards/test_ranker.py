@@ -241,7 +241,7 @@ def test_what_cannot_be_ranked_is_named():
     x, y = Tokens.from_lists([[1]]), Tokens.from_lists([[[1], [2]]])
     with pytest.raises(LabError, match="Response 1 of prompt 0 is empty"):
         model(x, y, Tokens.from_lists([[[1], []]]))
-    with pytest.raises(LabError, match="The two sides differ"):
+    with pytest.raises(LabError, match="The two sides have different numbers"):
         model(x, y, Tokens.from_lists([[[1]]]))
     with pytest.raises(LabError, match="49 tokens"):
         model(x, y, Tokens.from_lists([[[1], [2] * 48]]))

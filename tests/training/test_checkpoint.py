@@ -155,7 +155,7 @@ def test_a_checkpoint_whose_weights_are_not_finite_is_refused(tmp_path):
     weights = load_file(folder / "weights.safetensors")
     weights["weight"][1, 2] = float("nan")
     save_file(weights, folder / "weights.safetensors")
-    with pytest.raises(LabError, match=r"cannot be read \(.*weights\.safetensors: the weight weight holds nan"):
+    with pytest.raises(LabError, match=r"cannot be read \(.*weights\.safetensors: the weight weight contains nan"):
         checkpoint.load(folder, *stepped("adam", seed=1)[:2])
 
 
@@ -211,7 +211,7 @@ def test_a_folder_in_use_is_refused_and_left_as_it_is_to_the_byte(content, what,
 def test_a_file_in_the_folder_s_place_is_refused_and_left(tmp_path):
     file = tmp_path / "out"
     file.write_text("mine")
-    with pytest.raises(LabError, match="already holds other files"):
+    with pytest.raises(LabError, match="already contains other files"):
         output_folder.claim(file, record(Training(out=file)), resume=False)
     assert file.read_text() == "mine"
 
@@ -226,7 +226,7 @@ def test_a_run_that_claims_the_folder_between_the_look_and_the_lock_keeps_it(tmp
             (folder / "run.json").write_text("another's")
 
     monkeypatch.setattr(output_folder, "FolderLock", Late)
-    with pytest.raises(LabError, match="already holds another run"):
+    with pytest.raises(LabError, match="already contains another run"):
         output_folder.claim(out, record(Training(out=out)), resume=False)
     assert snapshot(out) == {"run.json": b"another's"}
 

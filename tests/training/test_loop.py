@@ -383,7 +383,7 @@ def test_a_second_run_in_the_folder_is_refused_before_any_work_and_changes_nothi
     run(training(out=out))
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
     policy = WORLD.reference.copy()
-    with pytest.raises(LabError, match="already holds another run"):
+    with pytest.raises(LabError, match="already contains another run"):
         run(training(out=out), fresh(0, power_cut), policy=policy)
     with pytest.raises(LabError, match=r"training.learning_rate = 0.05, not 0.5"):
         run(training(out=out, resume=True, learning_rate=0.5), fresh(0, power_cut), policy=policy)

@@ -102,5 +102,5 @@ def test_what_one_process_finds_wrong_all_of_them_say(together):
     assert first == second
     nan, taken, full = first
     assert "loss became nan at step 0, whose batch is rows 0, 1, 2, 3, 4 of the data" in nan
-    assert "already holds another run" in taken
+    assert "already contains another run" in taken
     assert "No space left" in full and "last good checkpoint is" in full and "step-000002" in full

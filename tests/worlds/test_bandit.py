@@ -79,8 +79,8 @@ def test_the_lecture_bandit_has_names_for_all_and_a_reference_that_disagrees_wit
         (torch.zeros(3), torch.zeros(3), "must both be"),
         (torch.zeros(1, 2), torch.tensor([[0.0, math.inf]]), "reward must be finite"),
         (torch.zeros(1, 2), torch.tensor([[0.0, math.nan]]), "reward must be finite"),
-        (torch.tensor([[0.0, math.nan]]), torch.zeros(1, 2), "log_ref holds nan"),
-        (torch.tensor([[-math.inf, -math.inf]]), torch.zeros(1, 2), "log_ref holds nan"),
+        (torch.tensor([[0.0, math.nan]]), torch.zeros(1, 2), "log_ref contains nan"),
+        (torch.tensor([[-math.inf, -math.inf]]), torch.zeros(1, 2), "log_ref contains nan"),
     ],
 )
 def test_numbers_that_make_no_bandit_are_refused(log_ref, reward, message):

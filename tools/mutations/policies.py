@@ -62,8 +62,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "mean",
             "a reward model's score: the mean over tokens",
-            "return self.table(prompts, responses).sum(-1)",
-            "return self.table(prompts, responses).mean(-1)",
+            "scores: Tensor = self.table(prompts, responses).sum(-1)",
+            "scores: Tensor = self.table(prompts, responses).mean(-1)",
             near="policies/test_tabular.py::test_reward_enumerate_is_the_reward_of_every_response",
         ),
         Mutation(
@@ -164,8 +164,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "setting",
             "the temperature is ignored by a tree's samples",
-            "            walk = _Walk(self, temperature)\n            for t in range(self.tree.depth):",
-            "            walk = _Walk(self, 1.0)\n            for t in range(self.tree.depth):",
+            "            walker = _PrefixWalker(self, temperature)\n            for t in range(self.tree.depth):",
+            "            walker = _PrefixWalker(self, 1.0)\n            for t in range(self.tree.depth):",
             near="policies/test_tree_transformer.py::test_samples_follow_the_enumerated_probabilities",
         ),
         Mutation(
@@ -725,8 +725,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "mask",
             "ids beyond vocab_size can be drawn",
-            "logits = self.model.get_output_embeddings()(states)[..., : self.vocab_size]",
-            "logits = self.model.get_output_embeddings()(states)",
+            "logits: Tensor = self.model.get_output_embeddings()(states)[..., : self.vocab_size]",
+            "logits: Tensor = self.model.get_output_embeddings()(states)",
             near="policies/test_language_model.py::test_vocab_size_cuts_the_logits_before_the_softmax",
         ),
         Mutation(
@@ -766,9 +766,9 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "mask",
-            "a response ends without its end token being scored",
-            "drawn = generate(\n                body, prompts, num_samples, self.max_new_tokens, self.end_tokens, choose",
-            "drawn = generate(\n                body, prompts, num_samples, self.max_new_tokens, (), choose",
+            "a response ends without its end token being asked for",
+            "drawn = generate(\n                body, prompts, num_samples, self.max_new_tokens, self.end_tokens, sample_next",
+            "drawn = generate(\n                body, prompts, num_samples, self.max_new_tokens, (), sample_next",
             near="policies/test_language_model.py::test_samples_follow_the_enumerated_distribution",
         ),
         Mutation(

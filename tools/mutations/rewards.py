@@ -161,7 +161,7 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "edge",
             "rows beyond the first block are left out",
-            "for i in range(0, len(asked), each)\n",
+            "for i in range(0, len(repeated), each)\n",
             "for i in range(0, each, each)\n",
         ),
         Mutation(
@@ -179,14 +179,14 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "setting",
             "dropout is on",
-            "with dropout_off(self.body):\n            # A mask",
-            "if True:\n            # A mask",
+            "with dropout_off(self.body):\n            # The mask",
+            "if True:\n            # The mask",
             near="rewards/test_ranker.py::test_dropout_is_off_in_training_mode_too",
         ),
         Mutation(
             "data",
             "a new baseline at every call",
-            "for key in keys if key not in self._kept))",
+            "for key in keys if key not in self._baselines))",
             "for key in keys))",
             near="rewards/test_ranker.py::test_baselines_are_drawn_once_for_each_new_prompt_at_the_temperature_asked_for",
         ),
@@ -207,15 +207,15 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "swap",
             "the baseline against the response",
-            "return self.ranker(prompts, responses, both, generator)",
-            "return self.ranker(prompts, both, responses, generator)",
+            "rewards: Tensor = self.ranker(prompts, responses, both, generator)",
+            "rewards: Tensor = self.ranker(prompts, both, responses, generator)",
             near="rewards/test_ranker.py::test_each_prompt_is_ranked_against_its_own_baseline",
         ),
         Mutation(
             "data",
             "all prompts share the first one's baseline",
-            "[[self._kept[key]] for key in keys]",
-            "[[self._kept[keys[0]]] for key in keys]",
+            "[[self._baselines[key]] for key in keys]",
+            "[[self._baselines[keys[0]]] for key in keys]",
             near="rewards/test_ranker.py::test_each_prompt_is_ranked_against_its_own_baseline",
         ),
         Mutation(
@@ -284,13 +284,16 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation("setting", "special tokens are scored too", "skip_special_tokens=True)", "skip_special_tokens=False)"),
         Mutation(
-            "data", "too many scores are cut", "if len(scores) != len(answered):", "if len(scores) < len(answered):"
+            "data",
+            "too many scores are cut",
+            "if len(scores) != len(response_texts):",
+            "if len(scores) < len(response_texts):",
         ),
         Mutation(
             "swap",
             "responses and prompts exchanged",
-            "self.function(asked, answered)",
-            "self.function(answered, asked)",
+            "self.function(prompt_texts, response_texts)",
+            "self.function(response_texts, prompt_texts)",
         ),
         Mutation("edge", "infinite scores pass", "bad = ~torch.isfinite(out)", "bad = torch.isnan(out)"),
         Mutation(
