@@ -78,7 +78,7 @@ def test_a_reward_model_of_another_tokenizer_is_refused(model, pairs, tmp_path, 
 def test_a_reference_of_another_vocabulary_is_refused(model, pairs, tmp_path, capsys):
     other = make(tmp_path / "other", vocab=280)
     said = refused(train("dpo", model, pairs, tmp_path / "run", "--reference", other), capsys)
-    assert "do not share a vocabulary" in said
+    assert "have different vocabularies" in said
 
 
 def test_another_reference_of_the_same_vocabulary_is_used(model, pairs, tmp_path):

@@ -146,7 +146,7 @@ def test_models_of_two_vocabularies_are_refused(model, pairs, tmp_path, capsys):
     other = make(tmp_path / "other", vocab=290)
     words = ["evaluate", "--model", model, "--reference", other, "--data", pairs, "--device", "cpu", "--no-progress"]
     assert main([*words, "--max-response-tokens", "6"]) == 2
-    assert "do not share a vocabulary" in capsys.readouterr().err
+    assert "have different vocabularies" in capsys.readouterr().err
 
 
 def test_doctor_names_packages_machine_models_and_says_by_its_code_what_is_missing(capsys, monkeypatch, tmp_path):

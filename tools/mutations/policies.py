@@ -766,7 +766,7 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "mask",
-            "a response ends without its end token being asked for",
+            "a response ends without its end token being scored",
             "drawn = generate(\n                body, prompts, num_samples, self.max_new_tokens, self.end_tokens, sample_next",
             "drawn = generate(\n                body, prompts, num_samples, self.max_new_tokens, (), sample_next",
             near="policies/test_language_model.py::test_samples_follow_the_enumerated_distribution",
