@@ -127,13 +127,13 @@ def trajectories() -> Explorer:
     """Notebook 10: the training trajectory of every method in the plane of KL and reward (on the bandit only)."""
     from rlhf_lab.experiments import compare
     from rlhf_lab.experiments.trajectories import walk
-    from rlhf_lab.widgets.trajectories import roads_explorer, scene
+    from rlhf_lab.widgets.trajectories import recorded_world, trajectories_explorer
 
     settings = compare.Compare(seeds=2, beta=BETA, steps=60, learning_rate=0.1, progress=False)
     world = settings.make_world()
     methods = ["sft", "ppo", "dpo", "rso-rso-sample-rank", "raft", "rest", "online"]
     walked = _once("trajectories", lambda: walk(settings, world, methods, every=6))
-    return roads_explorer({"bandit": scene(world.log_ref(), world.rewards(), walked, BETA)})
+    return trajectories_explorer({"bandit": recorded_world(world.log_ref(), world.rewards(), walked, BETA)})
 
 
 def over_optimisation() -> Explorer:

@@ -72,7 +72,7 @@ class Bars:
 
 
 @dataclass(frozen=True)
-class Line:
+class Curve:
     """A line through points."""
 
     style: str
@@ -119,7 +119,7 @@ class Rule:
     dash: str = "--"
 
 
-Layer = Bars | Line | Band | Points | Rule
+Layer = Bars | Curve | Band | Points | Rule
 
 
 @dataclass(frozen=True)
@@ -299,7 +299,7 @@ def draw_panel(ax: Axes, panel: Panel) -> None:
             heights = _floats(layer.height)
             at = [i - 0.4 + (bars.index(layer) + 0.5) * span for i in range(len(heights))]
             ax.bar(at, heights, span * 0.92, color=look.light, label=name)
-        elif isinstance(layer, Line):
+        elif isinstance(layer, Curve):
             dash = look.dash if layer.dash is None else layer.dash
             ax.plot(_floats(layer.x), _floats(layer.y), dash, color=look.light, label=name)
         elif isinstance(layer, Band):

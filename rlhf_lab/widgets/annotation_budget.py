@@ -1,8 +1,8 @@
-r"""The annotation budget: which pairs get the labels, what N of them leave, and how much to spend on demonstrations.
+r"""Explorer of the annotation budget: which pairs to label, the regret with N labels, the share for demonstrations.
 
     regret → tr(Σ (D Σ_demo/β_demo² + N I(μ))⁺) / (2β)
 
-Simulated regrets are computed once, when the explorer is made; a move of a control looks them up. Lecture, "Future
+Simulated regrets are computed once, when the explorer is made; moving a control looks them up. Lecture, "Future
 Direction".
 """
 
@@ -17,14 +17,14 @@ from torch import Tensor
 from rlhf_lab import label_budget
 from rlhf_lab.algorithms import active
 from rlhf_lab.errors import LabError, check_positive, check_responses_axis
-from rlhf_lab.figures.picture import Axis, Bars, Line, Number, Panel, Picture, Points, Rule
+from rlhf_lab.figures.picture import Axis, Bars, Curve, Number, Panel, Picture, Points, Rule
 from rlhf_lab.randomness import Stream
 from rlhf_lab.training import seeded
 from rlhf_lab.widgets.explorer import Choice, Explorer, Slider
 
 BETAS = (0.3, 0.5, 1.0)
 TOTALS = tuple(20 * 2**k for k in range(8))
-"""Labels at which regrets are simulated."""
+"""Numbers of labels at which regrets are simulated."""
 SHARES = torch.linspace(0, 1, 21, dtype=torch.float64)
 DEMO_BETA = 1.0
 
@@ -36,7 +36,7 @@ class Simulated:
     Attributes:
         world: the prompt.
         regret: by source, mean over runs after each of `TOTALS`, (8,).
-        asked: by source, share of the labels on each pair after each of `TOTALS`, (8, K, K), symmetric.
+        asked: by source, the share of the labels on each pair after each of `TOTALS`, (8, K, K), symmetric.
         price: by source, the limit of N · regret.
     """
 
@@ -47,7 +47,7 @@ class Simulated:
 
 
 def simulated(log_ref: Tensor, reward: Tensor, beta: float, runs: int = 100, seed: int = 0) -> list[Simulated]:
-    """Simulate every source on prompts, (X, K), all at once; one `Simulated` a prompt."""
+    """Simulate every source on all prompts, (X, K), and return one `Simulated` for each prompt."""
     world = label_budget.Finite(log_ref, reward, beta)
     many = world.repeat(runs)
     prompts, size = log_ref.shape
@@ -79,21 +79,21 @@ def simulated(log_ref: Tensor, reward: Tensor, beta: float, runs: int = 100, see
 def annotation_budget_picture(
     known: Simulated, pairs: str, step: int, ratio: float, responses: Sequence[str]
 ) -> Picture:
-    """Which pairs `pairs` labels, what the labels leave, and what the split with demonstrations does.
+    """Draw the pairs that `pairs` labels, the regret with N labels, and the regret by the share for demonstrations.
 
     Args:
         known: `simulated` of one prompt at one β.
-        pairs: a source, see `experiments.budget.PAIRS`.
+        pairs: a source, see `label_budget.PAIRS`.
         step: N is `TOTALS[step]`.
-        ratio: price of a demonstration in labels, above zero.
+        ratio: cost of a demonstration in labels, above zero.
         responses: K names.
 
     Returns:
-        the picture; its numbers are N, the simulated regret, the closed form's, how many times the labels of the best
-        design that is, and the best share of the money for demonstrations.
+        the picture; its numbers are N, the simulated regret, the regret by the closed form, the number of labels
+        relative to the best design, and the best share of the budget for demonstrations.
 
     Raises:
-        LabError: no such source or step; a price of zero; names that are not K.
+        LabError: an unknown source or step; a cost of zero; a number of names other than K.
     """
     if pairs not in label_budget.PAIRS or not 0 <= step < len(TOTALS):
         raise LabError(
@@ -120,12 +120,12 @@ def annotation_budget_picture(
     limit, found = known.price[pairs] / number, float(known.regret[pairs][step])
     over = number * found / known.price["design"]
     curves = Panel(
-        "What N labels leave",
+        "Regret with N labels",
         Axis("labels N", TOTALS[0] / 1.2, TOTALS[-1] * 1.2, log=True),
         Axis("expected regret [reward]", 1e-3, 3.0, log=True),
         (
-            Line("optimal", TOTALS, known.price["design"] / torch.tensor(TOTALS), "best", ":"),
-            Line(look, TOTALS, known.price[pairs] / torch.tensor(TOTALS), "limit", "--"),
+            Curve("optimal", TOTALS, known.price["design"] / torch.tensor(TOTALS), "best", ":"),
+            Curve(look, TOTALS, known.price[pairs] / torch.tensor(TOTALS), "limit", "--"),
             Points(look, TOTALS, known.regret[pairs], "simulated"),
             Rule("reference", number, "x", ""),
         ),
@@ -135,34 +135,34 @@ def annotation_budget_picture(
     share = float(SHARES[at])
     split = Panel(
         "Demonstrations",
-        Axis("share of the money", -0.05, 1.05),
+        Axis("share of the budget", -0.05, 1.05),
         Axis("regret, limit [reward]", 1e-3, 3.0, log=True),
-        (Line(look, SHARES, left, ""), Points(look, [share], [float(left[at])], "", big=True)),
+        (Curve(look, SHARES, left, ""), Points(look, [share], [float(left[at])], "", big=True)),
         width=0.8,
     )
     first, second = places[int(asked[places[:, 0], places[:, 1]].argmax())].tolist()
     legend = ", ".join(f"{i + 1} {name}" for i, name in enumerate(responses))
     text = (
-        f"{number} labels on {label_budget.PAIRS[pairs]}, β = {world.beta:g}: most often asked is "
-        f"“{responses[first]}” against “{responses[second]}” (by number: {legend}). They leave a regret of "
-        f"{found:.3g} (the closed form: "
-        f"{limit:.3g}), as {number / over:.0f} labels of the best design do in the limit. With a demonstration at "
-        f"{ratio:.3g} labels, {100 * share:.0f}% of the money is best spent on them."
+        f"With {number} labels on {label_budget.PAIRS[pairs]} at β = {world.beta:g}, the pair labelled most often is "
+        f"“{responses[first]}” against “{responses[second]}” (by number: {legend}). The regret is {found:.3g}; the "
+        f"closed form gives {limit:.3g}. In the limit, {number / over:.0f} labels of the best design have the same "
+        f"regret. If a demonstration costs {ratio:.3g} labels, {100 * share:.0f}% of the budget is best spent on "
+        f"demonstrations."
     )
     numbers = (
         Number("N", number, "labels", 0),
         Number("regret", found, "reward"),
         Number("limit", limit, "reward"),
-        Number("labels / best design's", over, "", 2),
+        Number("labels / best design", over, "", 2),
         Number("best share", share, "", 2),
     )
     return Picture(text, (who, curves, split), numbers)
 
 
 def split_curve(world: label_budget.Finite, pairs: str, money: float, ratio: float) -> Tensor:
-    """The limit of the regret for every share of `SHARES` that buys demonstrations, (21,).
+    """The limit of the regret for every share of the budget (`SHARES`) spent on demonstrations, (21,).
 
-    Labels are on the pairs that the source asks in the limit; money is counted in labels.
+    Labels are on the pairs that the source labels in the limit. The budget is counted in labels.
     """
     mu = world.design(label_budget.IN_THE_LIMIT.get(pairs, pairs))
     return label_budget.price_of_both(world, SHARES * money / ratio, (1 - SHARES) * money, DEMO_BETA, mu)[0]
@@ -171,14 +171,14 @@ def split_curve(world: label_budget.Finite, pairs: str, money: float, ratio: flo
 def annotation_budget_explorer(
     log_ref: Tensor, reward: Tensor, responses: Sequence[str], prompts: Sequence[str] = (), runs: int = 100
 ) -> Explorer:
-    """The annotation budget under live controls for the source of pairs, β, N, and the price of a demonstration.
+    """Show the annotation budget with controls for the source of pairs, β, N, and the cost of a demonstration.
 
     Args:
         log_ref: log π_ref, (K,) or (X, K), nats.
         reward: r*, of the same shape.
         responses: K names.
-        prompts: X names; needed where there are several prompts.
-        runs: simulated sets of labels, for each prompt, β and source.
+        prompts: X names; required for several prompts.
+        runs: number of simulated label sets for each prompt, β and source.
 
     Raises:
         LabError: shapes or numbers of names that do not match.
@@ -188,7 +188,7 @@ def annotation_budget_explorer(
     names = list(prompts) or [""]
     if len(names) != len(log_ref) or len(responses) != log_ref.shape[-1]:
         raise LabError(
-            f"log_ref holds {log_ref.shape[0]} prompts and {log_ref.shape[1]} responses; names of {len(names)} prompts "
+            f"log_ref has {log_ref.shape[0]} prompts and {log_ref.shape[1]} responses; names of {len(names)} prompts "
             f"and {len(responses)} responses were given."
         )
     known = {(prompt, beta): one for beta in BETAS for prompt, one in enumerate(simulated(log_ref, reward, beta, runs))}
@@ -200,7 +200,7 @@ def annotation_budget_explorer(
         "pairs": Choice("active", {name: key for key, name in label_budget.PAIRS.items()}, "pairs"),
         "beta": Choice(BETAS[1], {f"{beta:g}": beta for beta in BETAS}, "β [reward per nat]"),
         "step": Choice(4, {f"{number}": i for i, number in enumerate(TOTALS)}, "labels N"),
-        "ratio": Slider(5.0, 0.5, 50.0, "price of a demonstration [labels]", log=True),
+        "ratio": Slider(5.0, 0.5, 50.0, "cost of a demonstration [labels]", log=True),
     }
     if len(names) > 1:
         controls["prompt"] = Choice(0, {name: i for i, name in enumerate(names)}, "prompt")

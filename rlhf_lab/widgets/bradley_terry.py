@@ -1,4 +1,4 @@
-"""Reward and preference: what the labels of a Bradley–Terry labeller can tell of a reward, and what they cannot."""
+"""Explorer of the Bradley–Terry model: which changes of a reward model its labels can detect, and which not."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rlhf_lab import exact, losses
 from rlhf_lab.errors import LabError, check_finite, check_positive, check_responses_axis
-from rlhf_lab.figures.picture import Axis, Bars, Line, Number, Panel, Picture, Points
+from rlhf_lab.figures.picture import Axis, Bars, Curve, Number, Panel, Picture, Points
 from rlhf_lab.widgets.explorer import Choice, Explorer, Slider
 
 
@@ -20,11 +20,11 @@ def expected_label_loss(log_ref: Tensor, reward: Tensor, model: Tensor) -> float
 
     Args:
         log_ref: log π_ref of one prompt, (K,), nats.
-        reward: r that the labeller has in mind, (K,).
+        reward: r of the labeller, (K,).
         model: r_φ, (K,).
 
     Returns:
-        nats a label. Least where `model` is `reward` plus any constant.
+        nats a label. The minimum is at `reward` plus any constant.
     """
     pair = (log_ref.unsqueeze(-1) + log_ref.unsqueeze(-2)).exp() * exact.preference(reward)
     pair = pair * (1 - torch.eye(len(reward), dtype=pair.dtype))
@@ -42,33 +42,33 @@ def bradley_terry_picture(
     responses: Sequence[str],
     beta: float = 0.5,
 ) -> Picture:
-    """A reward model r_φ = scale · r + offset beside the reward r, and the preferences that both predict.
+    """Draw a reward model r_φ = scale · r + offset beside the reward r, and the preferences that both predict.
 
     Args:
-        log_ref: log π_ref of one prompt, (K,), nats; says which pairs are labelled, and what π* starts from.
+        log_ref: log π_ref of one prompt, (K,), nats; the distribution of the labelled pairs and the reference of π*.
         reward: r(x, ·) that the labels follow, (K,).
         offset: f(x), added to every reward of the prompt.
         scale: c > 0, multiplies every reward.
-        first: y_1 of the pair that is looked at.
+        first: y_1 of the pair shown.
         second: y_2, another response.
         responses: K names.
-        beta: β of the π* that either reward asks for.
+        beta: β of the optimal policy of either reward.
 
     Returns:
-        the picture; its numbers are p(y_1 ≻ y_2) under both, how much worse r_φ explains the labels, and how far
-        its π* lies from π*.
+        the picture; its numbers are p(y_1 ≻ y_2) under both, by how much the loss of r_φ exceeds its minimum, and the
+        KL of its optimal policy to π*.
 
     Raises:
-        LabError: a response that does not exist or is compared with itself; scale not above zero.
+        LabError: a response that does not exist or is compared with itself; a scale that is not above zero.
     """
     check_responses_axis(log_ref=log_ref, reward=reward)
     check_finite(reward, "reward")
     check_positive(scale, "scale")
     size = len(reward)
     if len(responses) != size:
-        raise LabError(f"{len(responses)} names came for {size} responses.")
+        raise LabError(f"{len(responses)} names were given for {size} responses.")
     if not (0 <= first < size and 0 <= second < size) or first == second:
-        raise LabError(f"The pair ({first}, {second}) is none: take two different numbers from 0 to {size - 1}.")
+        raise LabError(f"({first}, {second}) is not a pair. Choose two different numbers from 0 to {size - 1}.")
     model = scale * reward + offset
     gap, model_gap = float(reward[first] - reward[second]), float(model[first] - model[second])
     p, model_p = (float(torch.sigmoid(torch.tensor(g, dtype=torch.float64))) for g in (gap, model_gap))
@@ -78,40 +78,40 @@ def bradley_terry_picture(
 
     ends = float(reward.abs().max()) * 2 + 3
     bars = Panel(
-        "Two rewards …",
+        "Two rewards",
         Axis("response y", names=tuple(responses)),
         Axis("reward", -ends, ends),
-        (Bars("optimal", reward, "r, the labeller's"), Bars("policy", model, "c·r + f, the model's")),
+        (Bars("optimal", reward, "r of the labeller"), Bars("policy", model, "c·r + f of the model")),
         width=1.2,
     )
     wide = 1.05 * 2 * float(reward.max() - reward.min()) + 0.5
     axis = torch.linspace(-wide, wide, 101, dtype=torch.float64)
     curve = Panel(
-        "… and the labels they predict",
+        "The labels that they predict",
         Axis("r(y₁) − r(y₂) [reward]", -wide, wide),
         Axis("p(y₁ ≻ y₂)", 0.0, 1.0),
         (
-            Line("reference", axis, torch.sigmoid(axis), "σ"),
+            Curve("reference", axis, torch.sigmoid(axis), "σ"),
             Points("policy", [min(max(model_gap, -wide), wide)], [model_p], "c·r + f", big=True),
             Points("optimal", [gap], [p], "r", big=True),
         ),
     )
     pair = f"“{responses[first]}” beats “{responses[second]}”"
     if abs(worse) < 1e-9:
-        verdict = "No number of labels can tell the two rewards apart, and they have the same π*."
+        verdict = "No number of labels can distinguish the two rewards, and they have the same π*."
     else:
         verdict = (
-            f"The model explains a label by {worse:.3f} nats worse than the labeller's own reward, and its π* is "
-            f"{moved:.2f} nats from the right one."
+            f"The model's loss per label is {worse:.3f} nats above that of the labeller's reward, and the KL of its "
+            f"optimal policy to π* is {moved:.2f} nats."
         )
     text = (
-        f"With f = {_signed(offset)} and c = {scale:.3g}, {pair} in {100 * p:.0f}% of the labels; the model says "
+        f"With f = {_signed(offset)} and c = {scale:.3g}, {pair} in {100 * p:.0f}% of the labels; the model predicts "
         f"{100 * model_p:.0f}%. {verdict}"
     )
     numbers = (
         Number("p(y₁ ≻ y₂)", p),
-        Number("the model's", model_p),
-        Number("loss above its least", max(worse, 0.0), "nats a label"),
+        Number("p of the model", model_p),
+        Number("loss above its minimum", max(worse, 0.0), "nats a label"),
         Number("KL of its π* to π*", max(moved, 0.0), "nats"),
     )
     return Picture(text, (bars, curve), numbers)
@@ -124,14 +124,14 @@ def _signed(number: float) -> str:
 def bradley_terry_explorer(
     log_ref: Tensor, reward: Tensor, responses: Sequence[str], beta: float = 0.5, offset: float = 1.0
 ) -> Explorer:
-    """A reward model moved by an offset and a scale: which of the two do labels, and π*, feel?
+    """Show a reward model with sliders for an offset and a scale, and their effect on labels and π*.
 
     Args:
         log_ref: log π_ref of one prompt, (K,), nats, K ≥ 2.
         reward: r(x, ·), (K,).
         responses: K names.
         beta: β of the π* compared.
-        offset: where the slider of f stands at first, in [−3, 3].
+        offset: f at the start, in [−3, 3].
 
     Raises:
         LabError: shapes or numbers of names that do not match; fewer than two responses.

@@ -174,7 +174,7 @@ const DRAW = {
     });
   },
 
-  line(layer, look, to, em) {
+  curve(layer, look, to, em) {
     let path = "";
     let pen = "M";
     layer.x.forEach((x, i) => {

@@ -1,11 +1,11 @@
-"""An explorer: controls, one pure function from their values to a picture, one view.
+"""Explorers: interactive pictures made of controls, a pure function from their values to a picture, and a view.
 
     def picture(beta: float, prompt: int) -> Picture: ...
 
     Explorer(picture, {"beta": Slider(0.5, 0.01, 100, log=True, label="β"), "prompt": Choice(...)}, title="…")
 
-The function is where the mathematics is and is tested as a function. The explorer only calls it with what the
-controls say, at once when one moves, and hands the result to the view. Nothing lives in a notebook's globals: a
+The function contains the mathematics and is tested as a function. Whenever a control moves, the explorer calls it with
+the values of all controls and passes the result to the view. Nothing is stored in the notebook's global variables, so a
 later cell may use any name again.
 """
 
@@ -34,7 +34,7 @@ _WIDE = {"description_width": "initial"}
 
 
 class Chart(anywidget.AnyWidget):
-    """The view: draws the picture it is given, in the browser. See `chart.js`."""
+    """The view, which draws a picture in the browser. See `chart.js`."""
 
     _esm = _HERE / "chart.js"
     _css = _HERE / "chart.css"
@@ -49,12 +49,12 @@ class Slider:
     """A number between `low` and `high`.
 
     Attributes:
-        value: where it stands at first.
-        low: its least value; above zero where `log` is set.
-        high: its greatest value.
-        label: what it is, with its unit.
-        step: distance of two stops; of a log slider, in powers of ten. None makes about a hundred stops. It is
-            narrowed or widened a little where `value` would lie between two stops.
+        value: the value at the start.
+        low: the minimum; above zero if `log` is set.
+        high: the maximum.
+        label: name and unit.
+        step: distance between two stops; for a log slider, in powers of ten. None makes about a hundred stops. The
+            step is changed a little if `value` would lie between two stops.
         log: equal steps multiply the value instead of adding to it.
         whole: only whole numbers.
     """
@@ -74,7 +74,7 @@ class Slider:
             check_positive(self.low, f"The low end of the log slider {self.label!r}")
 
     def widget(self) -> ipywidgets.Widget:
-        """A new ipywidget; arrow keys, Page Up/Down, Home and End move it."""
+        """A new ipywidget, which arrow keys, Page Up, Page Down, Home and End move."""
         wide = ipywidgets.Layout(width="26em", max_width="100%")
         common = {"description": self.label, "continuous_update": True, "style": _WIDE, "layout": wide}
         if self.whole:
@@ -123,13 +123,13 @@ class Choice:
         )
 
     def grid(self, stops: int) -> list[Any]:
-        """All values: a choice is never thinned out."""
+        """All values, whatever `stops` is."""
         return list(self.options.values())
 
 
 @dataclass(frozen=True)
 class Toggle:
-    """Yes or no."""
+    """A checkbox: yes or no."""
 
     value: bool
     label: str
@@ -147,27 +147,27 @@ Control = Slider | Choice | Toggle
 
 
 class Explorer:
-    """Controls, a pure function of them, and the picture it gives. Shows itself as a cell's last line.
+    """Controls, a pure function of their values, and its picture. As a cell's last line it displays itself.
 
     Attributes:
         controls: the specifications, by the function's argument names.
         inputs: the ipywidgets, by the same names; setting `inputs["beta"].value` moves the picture.
         chart: the view.
-        widget: all of it, for placing in a larger layout.
+        widget: controls and view together, for use in a larger layout.
     """
 
     def __init__(
         self, compute: Callable[..., Picture], controls: Mapping[str, Control], title: str, advice: str = ""
     ) -> None:
-        """Build the explorer in its first state.
+        """Build the explorer with the initial values of its controls.
 
         Args:
-            compute: takes every control by name, returns a `Picture`. It must be pure: same values, same
-                picture. A `LabError` it raises becomes a picture that says so; any other error is a bug, and
-                is raised.
-            controls: by argument name, in the order in which they are to stand.
+            compute: takes the value of every control by name and returns a `Picture`. It must be pure: the same
+                values give the same picture. The message of a `LabError` is shown in place of the picture. Any
+                other error is a bug and is raised.
+            controls: by argument name, in the order in which they are shown.
             title: above the picture.
-            advice: one line above the controls: what to try.
+            advice: one line above the controls that says what to try.
 
         Raises:
             LabError: no control.
@@ -176,7 +176,7 @@ class Explorer:
             raise LabError("An explorer needs at least one control.")
         self.compute, self.controls, self.title = compute, dict(controls), title
         self.inputs: dict[str, Any] = {name: control.widget() for name, control in controls.items()}
-        # Which model the page has to look at for each control, and under which name it keeps the value.
+        # For each control, the model that the page reads and the name under which the model stores the value.
         seen = [
             [name, box.model_id, "index" if isinstance(box, ipywidgets.Dropdown) else "value"]
             for name, box in self.inputs.items()
@@ -191,11 +191,11 @@ class Explorer:
 
     @property
     def values(self) -> dict[str, Any]:
-        """What the controls say now."""
+        """The present values of the controls."""
         return {name: box.value for name, box in self.inputs.items()}
 
     def picture(self, **values: Any) -> Picture:
-        """The picture at `values`; controls that are not named keep the value they have now."""
+        """The picture at `values`. Controls that are not named keep their present values."""
         try:
             return self.compute(**{**self.values, **values})
         except LabError as error:
@@ -212,7 +212,7 @@ class Explorer:
         return {**self.picture(**values).to_dict(), "at": at}
 
     def _update(self, name: str, change: Any) -> None:
-        # One assignment, one message to the browser: picture, numbers and words change together.
+        # A single assignment sends a single message, so that picture, numbers and words change together.
         self.chart.picture = self._message(self.values)
         self._ahead.moved(name)
 
@@ -258,18 +258,18 @@ class Explorer:
         }
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
-        """The live widget, and a still picture with its text for where no kernel runs."""
+        """The live widget, and a static picture with its text for pages without a kernel."""
         bundle = dict(self.widget._repr_mimebundle_() or {})
         now = self.picture()
         bundle["image/png"] = base64.b64encode(
-            style.png(draw(now, f"{self.title} (a still: run the cell to move it)"), dpi=96)
+            style.png(draw(now, f"{self.title} (static: run the cell to use the controls)"), dpi=96)
         ).decode()
         bundle["text/plain"] = f"{self.title}: {now.text}"
         return bundle, {"image/png": {"alt": now.text}}
 
 
 def palette() -> dict[str, dict[str, str]]:
-    """The visual language as data for the view."""
+    """The styles as data for the view."""
     return {
         key: {"light": look.light, "dark": look.dark, "marker": look.marker, "dash": look.dash}
         for key, look in style.STYLES.items()

@@ -1,8 +1,8 @@
-r"""Finite preference data: what DPO's exact optimum on N labels is, against π*.
+r"""Explorer of finite preference data: DPO's exact optimum on N labels, compared with π*.
 
 A table can be any policy, so on a table DPO's optimum needs no training: r̂ = β log π_θ/π_ref is free up to a
 constant, the loss is Bradley–Terry's likelihood of r̂, and the best policy is π̂ ∝ π_ref exp(r̂/β) with r̂ the
-maximum-likelihood rewards of the labels. The rewards do not depend on β; only the way from them to π̂ does.
+maximum-likelihood rewards of the labels. The rewards do not depend on β; only the step from them to π̂ does.
 Rafailov et al. 2023, section 5; Bradley & Terry 1952; Ford 1957 (when the maximum exists).
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rlhf_lab import bradley_terry, exact
 from rlhf_lab.errors import LabError, check_finite, check_log_distribution, check_responses_axis
-from rlhf_lab.figures.picture import Axis, Bars, Line, Number, Panel, Picture, Points
+from rlhf_lab.figures.picture import Axis, Bars, Curve, Number, Panel, Picture, Points
 from rlhf_lab.training import seeded
 from rlhf_lab.widgets.explorer import Explorer, Slider
 
@@ -28,14 +28,14 @@ _GRID = (10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, MOST)
 def finite_preferences_explorer(
     log_ref: Tensor, reward: Tensor, responses: Sequence[str], beta: float = 0.5, number: int = 100
 ) -> Explorer:
-    """DPO's exact optimum on N labels beside π*, with sliders for N, the draw, noise and β.
+    """Show DPO's exact optimum on N labels beside π*, with sliders for N, the seed, the noise and β.
 
     Args:
         log_ref: log π_ref of one prompt, (K,), nats.
-        reward: true rewards, (K,), that draw the labels.
+        reward: true rewards, (K,), from which the labels are drawn.
         responses: K names.
-        beta: where the slider for β stands at first, in [0.05, 5].
-        number: the first number of labels, in [10, 30,000].
+        beta: β at the start, in [0.05, 5].
+        number: number of labels at the start, in [10, 30,000].
 
     Raises:
         LabError: log_ref not normalised, reward not finite, numbers of names that do not match.
@@ -46,7 +46,7 @@ def finite_preferences_explorer(
     if log_ref.ndim != 1 or len(responses) != len(log_ref):
         raise LabError(f"log_ref must be (K,) with K names, not {tuple(log_ref.shape)} with {len(responses)}.")
     if bool((log_ref == -torch.inf).any()):
-        raise LabError("log_ref holds -inf: a response that is never drawn is never labelled. Leave it out.")
+        raise LabError("log_ref contains -inf. A response that is never drawn is never labelled; leave it out.")
     asked = bradley_terry.pair_distribution(log_ref)
 
     @lru_cache(maxsize=16)
@@ -54,7 +54,7 @@ def finite_preferences_explorer(
         return bradley_terry.draw_labels(reward, asked, MOST, seeded(seed), noise)
 
     @lru_cache(maxsize=64)
-    def road(seed: int, noise: float) -> Tensor:
+    def trajectory(seed: int, noise: float) -> Tensor:
         """r̂ on the first 10, 20, … labels of this draw, (len(_GRID), K)."""
         return bradley_terry.maximum_likelihood(bradley_terry.win_counts(*stream(seed, noise), len(log_ref), _GRID))
 
@@ -81,7 +81,7 @@ def finite_preferences_explorer(
         r_hat, finite = fitted(seed, noise, labels)
         log_star, log_hat = exact.optimal_policy(log_ref, reward, beta), exact.optimal_policy(log_ref, r_hat, beta)
         now, rate = float(lost(r_hat, beta)), price(beta)
-        # Clean labels end at π* itself; the fit's ridge would leave a 1e-10 to be shown.
+        # Labels without noise converge to π*; the ridge of the fit would show 1e-10 instead of 0.
         end = float(lost(limit(noise), beta)) if noise else 0.0
         sizes = torch.tensor(_GRID, dtype=torch.float64)
         bars = Panel(
@@ -95,29 +95,29 @@ def finite_preferences_explorer(
             ),
             width=1.1,
         )
-        layers: tuple[Line | Points, ...] = (
-            Line("optimal", sizes, rate / sizes, "price / N"),
-            Line("dpo", sizes, lost(road(seed, noise), beta).clamp(min=_LEAST), "this draw"),
+        layers: tuple[Curve | Points, ...] = (
+            Curve("optimal", sizes, rate / sizes, "price / N"),
+            Curve("dpo", sizes, lost(trajectory(seed, noise), beta).clamp(min=_LEAST), "this seed"),
             Points("policy", [labels], [max(now, _LEAST)], "now", big=True),
         )
         if noise:
-            layers += (Line("wrong", sizes, torch.full_like(sizes, max(end, _LEAST)), "N → ∞"),)
+            layers += (Curve("wrong", sizes, torch.full_like(sizes, max(end, _LEAST)), "N → ∞"),)
         curve = Panel(
-            "What the labels leave of the regret",
+            "Regret with N labels",
             Axis("labels N", 10, MOST, log=True),
             Axis("regret J(π*) − J(π) [reward]", _LEAST, 10.0, log=True),
             layers,
         )
         top = int(log_hat.argmax())
         best = int(log_star.argmax())
-        turned = f", {noise:.0%} of them turned round" if noise else ""
+        turned = f", {noise:.0%} of them flipped" if noise else ""
         text = (
-            f"{labels} labels (draw {seed}{turned}), β = {beta:.3g}: DPO’s exact optimum gives “{responses[top]}” "
-            f"{float(log_hat[top].exp()):.2f}; π* gives “{responses[best]}” {float(log_star[best].exp()):.2f}. "
-            f"Its regret is {now:.3g}; the price of a label promises {rate / labels:.3g} on average over draws of "
-            f"clean labels. "
-            + ("" if finite else "Some response never won or never lost here, so some margin of DPO has no end. ")
-            + (f"With this noise the regret ends at {end:.3g}, however many labels." if noise else "")
+            f"With {labels} labels (seed {seed}{turned}) at β = {beta:.3g}, DPO’s exact optimum gives "
+            f"“{responses[top]}” {float(log_hat[top].exp()):.2f}; π* gives “{responses[best]}” "
+            f"{float(log_star[best].exp()):.2f}. Its regret is {now:.3g}. For labels without noise, the closed form "
+            f"gives {rate / labels:.3g} on average. "
+            + ("" if finite else "Some response never won or never lost, so some margin of DPO is unbounded. ")
+            + (f"With this noise the regret converges to {end:.3g}, however many labels there are." if noise else "")
         ).strip()
         numbers = (
             Number("regret", now, "reward"),
@@ -131,17 +131,17 @@ def finite_preferences_explorer(
         compute,
         {
             "number": Slider(number, 10, MOST, "labels N", log=True),
-            "seed": Slider(0, 0, 20, "draw (seed)", whole=True),
-            "noise": Slider(0.0, 0.0, 0.4, "labels turned round ε", step=0.02),
+            "seed": Slider(0, 0, 20, "seed", whole=True),
+            "noise": Slider(0.0, 0.0, 0.4, "share of flipped labels ε", step=0.02),
             "beta": Slider(beta, 0.05, 5.0, "β [reward per nat]", log=True),
         },
-        "What finite preference data can teach",
-        "Draw again at 50 labels, then at 5,000. Turn some labels round: do more labels help? What does β change?",
+        "DPO on finite preference data",
+        "Change the seed at 50 labels, then at 5,000. Flip some labels: do more labels help? What does β change?",
     )
 
 
 _LEAST = 1e-5
-"""Regrets below it are drawn at the lower edge."""
+"""Lower regrets are drawn at the lower edge."""
 
 
 def _signed(number: float) -> str:

@@ -1,4 +1,4 @@
-"""KL estimators: what k1, k2 and k3 are worth as numbers, and where they pull as losses."""
+"""Explorer of the KL estimators k1, k2 and k3: their bias and variance as values, their gradients as losses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rlhf_lab.widgets.explorer import Choice, Explorer, Slider
 
 ESTIMATORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"k1": kl.k1, "k2": kl.k2, "k3": kl.k3}
 LOOKS = {"k1": "ppo", "k2": "rest", "k3": "dpo"}
-"""The colour that each estimator borrows: k1 is PPO's penalty; the other two stand out from it."""
+"""The style of each estimator: k1 has that of PPO, whose penalty it is."""
 
 
 def moments(log_policy: Tensor, log_ref: Tensor, name: str) -> tuple[float, float]:
@@ -49,11 +49,11 @@ def expected_loss_gradient(log_policy: Tensor, log_ref: Tensor, name: str) -> Te
     return torch.autograd.grad(loss, logits)[0]
 
 
-def divergence_gradient(log_policy: Tensor, log_ref: Tensor, turned_round: bool = False) -> Tensor:
-    """∇KL(π‖π_ref) in the logits of a table, or with `turned_round` ∇KL(π_ref‖π), by autograd, (K,)."""
+def divergence_gradient(log_policy: Tensor, log_ref: Tensor, reverse: bool = False) -> Tensor:
+    """∇KL(π‖π_ref) in the logits of a table, or with `reverse` ∇KL(π_ref‖π), by autograd, (K,)."""
     logits = log_policy.detach().clone().requires_grad_(True)
     now = logits.log_softmax(-1)
-    value = exact.kl(log_ref, now) if turned_round else exact.kl(now, log_ref)
+    value = exact.kl(log_ref, now) if reverse else exact.kl(now, log_ref)
     return torch.autograd.grad(value, logits)[0]
 
 
@@ -65,13 +65,13 @@ def drifted(log_ref: Tensor, reward: Tensor, drift: float) -> Tensor:
 def kl_values_picture(
     log_policy: Tensor, log_ref: Tensor, samples: int, seed: int, responses: Sequence[str]
 ) -> Picture:
-    """k1, k2, k3 as numbers: their means over `samples` draws beside the exact KL(π‖π_ref).
+    """Draw the means of k1, k2 and k3 over `samples` draws beside the exact KL(π‖π_ref).
 
     Args:
         log_policy: log π, (K,), nats, finite.
         log_ref: log π_ref, (K,), finite.
         samples: N, draws from π.
-        seed: of the draws.
+        seed: seed of the draws.
         responses: K names.
 
     Returns:
@@ -96,9 +96,9 @@ def kl_values_picture(
         width=1.2,
     )
     text = (
-        f"KL(π‖π_ref) = {truth:.3f} nats. From {samples} draws: {', '.join(told)}. One value of k1 has a standard "
-        f"deviation of {spread['k1']:.2f} nats, one of k3 {spread['k3']:.2f}; "
-        f"k2 aims at {moments(log_policy, log_ref, 'k2')[0]:.3f}."
+        f"KL(π‖π_ref) is {truth:.3f} nats. The means of {samples} draws are: {', '.join(told)}. The standard deviation "
+        f"of a single value is {spread['k1']:.2f} nats for k1 and {spread['k3']:.2f} for k3. The expectation of k2 is "
+        f"{moments(log_policy, log_ref, 'k2')[0]:.3f}."
     )
     numbers = (
         Number("KL(π‖π_ref)", truth, "nats"),
@@ -110,7 +110,7 @@ def kl_values_picture(
 
 
 def kl_gradients_picture(log_policy: Tensor, log_ref: Tensor, responses: Sequence[str]) -> Picture:
-    """k1, k2, k3 as losses: their expected gradients beside those of the two divergences.
+    """Draw the expected gradients of k1, k2 and k3 as losses beside those of the two divergences.
 
     Args:
         log_policy: log π, (K,), nats, finite.
@@ -120,7 +120,7 @@ def kl_gradients_picture(log_policy: Tensor, log_ref: Tensor, responses: Sequenc
     forward, back = divergence_gradient(log_policy, log_ref), divergence_gradient(log_policy, log_ref, True)
     got = {name: expected_loss_gradient(log_policy, log_ref, name) for name in ESTIMATORS}
     at = torch.arange(len(responses), dtype=torch.float64)
-    pulls = Panel(
+    gradients = Panel(
         "Expected gradients in a loss",
         Axis("logit of response y", names=tuple(responses)),
         Axis("∂/∂θ_y [nats]"),
@@ -135,9 +135,10 @@ def kl_gradients_picture(log_policy: Tensor, log_ref: Tensor, responses: Sequenc
     )
     far = {name: float((got[name] - target).abs().max()) for name, target in (("k2", forward), ("k3", back))}
     text = (
-        f"Expected gradients as losses: k1 pulls by at most {float(got['k1'].abs().max()):.3f}, not at all; k2 differs "
-        f"from ∇KL(π‖π_ref) by at most {far['k2']:.3f}, k3 from ∇KL(π_ref‖π) by {far['k3']:.3f}. The two divergences' "
-        f"own gradients differ by up to {float((forward - back).abs().max()):.3f} nats."
+        f"As a loss, k1 has an expected gradient of at most {float(got['k1'].abs().max()):.3f}. The gradient of k2 "
+        f"differs from ∇KL(π‖π_ref) by at most {far['k2']:.3f}, that of k3 from ∇KL(π_ref‖π) by at most "
+        f"{far['k3']:.3f}. The gradients of the two divergences differ by up to "
+        f"{float((forward - back).abs().max()):.3f} nats."
     )
     numbers = (
         Number("|∇KL(π‖π_ref)|", float(forward.norm()), "nats"),
@@ -145,7 +146,7 @@ def kl_gradients_picture(log_policy: Tensor, log_ref: Tensor, responses: Sequenc
         Number("|k2|", float(got["k2"].norm()), "nats"),
         Number("|k3|", float(got["k3"].norm()), "nats"),
     )
-    return Picture(text, (_bars(log_policy, log_ref, responses), pulls), numbers)
+    return Picture(text, (_bars(log_policy, log_ref, responses), gradients), numbers)
 
 
 def _bars(log_policy: Tensor, log_ref: Tensor, responses: Sequence[str]) -> Panel:
@@ -168,14 +169,14 @@ def kl_estimators_explorer(
     drift: float = 1.0,
     view: Literal["value", "gradient"] = "value",
 ) -> Explorer:
-    """k1, k2, k3 of a policy that drifts away from its reference along a reward.
+    """Show k1, k2 and k3 of a policy that drifts away from its reference along a reward.
 
     Args:
         log_ref: log π_ref of one prompt, (K,), nats, finite everywhere.
         reward: the direction of the drift, (K,), finite.
         responses: K names.
-        drift: where the slider stands at first, in [−3, 3]; at 1/β the policy is π*.
-        view: what is shown first.
+        drift: the drift at the start, in [−3, 3]; at 1/β the policy is π*.
+        view: the view at the start.
 
     Raises:
         LabError: shapes or numbers of names that do not match; a response without reference mass.
@@ -187,7 +188,7 @@ def kl_estimators_explorer(
             f"{len(responses)}."
         )
     if not torch.isfinite(log_ref).all():
-        raise LabError("log_ref must be finite: k3 is unbiased only where both policies have mass.")
+        raise LabError("log_ref must be finite. The estimator k3 is unbiased only where both policies have mass.")
     log_ref, reward = log_ref.detach().double(), reward.detach().double()
 
     def compute(drift: float, view: str, samples: int, seed: int) -> Picture:
@@ -200,6 +201,6 @@ def kl_estimators_explorer(
         "drift": Slider(drift, -3.0, 3.0, "drift 1/β [nats per reward]", step=0.1),
         "view": Choice(view, {"values": "value", "gradients as losses": "gradient"}, "show"),
         "samples": Choice(64, {str(n): n for n in (1, 4, 16, 64, 256, 1024)}, "draws N"),
-        "seed": Slider(0, 0, 9, "draw again", whole=True),
+        "seed": Slider(0, 0, 9, "seed", whole=True),
     }
     return Explorer(compute, controls, "Estimators of KL(π‖π_ref)")

@@ -1,9 +1,9 @@
-r"""A world that moves: what fitting once, fitting again, and labels of one's own responses are expected to lose.
+r"""Explorer of a non-static world: the expected regret of fitting once, again, and to labels of own responses.
 
 No label is drawn. For n labels of each of some rounds s with information I_s about θ, r = Φθ, a fit with prior
 precision λ has, to leading order, the mean (A + λ)⁻¹ Σ n I_s θ_s and the covariance (A + λ)⁻¹ A (A + λ)⁻¹, A = Σ n I_s.
-The expected regret of a round is the exact regret of the optimum for that mean, which knows how old the labels are,
-plus tr(Σ cov)/(2β), which knows how few they are. See `worlds/nonstationary.py`.
+The expected regret of a round has two terms: the exact regret of the optimum for that mean, which depends on the age of
+the labels, and tr(Σ cov)/(2β), which depends on their number. See `worlds/nonstationary.py`.
 """
 
 from __future__ import annotations
@@ -18,37 +18,37 @@ from torch import Tensor
 
 from rlhf_lab import exact
 from rlhf_lab.errors import LabError
-from rlhf_lab.figures.picture import Axis, Line, Number, Panel, Picture
+from rlhf_lab.figures.picture import Axis, Curve, Number, Panel, Picture
 from rlhf_lab.widgets.explorer import Choice, Explorer, Slider
 from rlhf_lab.worlds import nonstationary
 from rlhf_lab.worlds.nonstationary import MovingWorld
 
 KINDS = {
     "preferences drift": "drift",
-    "preferences turn at once": "sudden",
+    "preferences change suddenly": "sudden",
     "prompts shift": "prompts",
-    "policy moves on": "policy",
-    "nothing moves": "none",
+    "policy moves": "policy",
+    "nothing changes": "none",
 }
-"""What may move, by the name shown."""
-ROADS = {
-    # strategy: (its look, its name)
+"""What can change, by the name shown."""
+STRATEGIES = {
+    # strategy: (style, name)
     "once": ("dpo", "once"),
     "again": ("policy", "again"),
     "own": ("online", "own responses"),
 }
 LOW, HIGH = 1e-3, 3.0
-"""Ends of the axis of regret."""
+"""Ends of the regret axis."""
 
 
 class Motion:
-    """What does not depend on how often one fits: rewards, weights, β, optima and information of every round.
+    """Rewards, weights, β, optima and information of every round, none of which depends on how often one fits.
 
     Rounds 0 … T along the first axis.
     """
 
     def __init__(self, at: MovingWorld, features: Tensor) -> None:
-        """Of a world in motion and the features Φ (K, d) of its reward model."""
+        """Compute them for the world `at` and the features Φ (K, d) of its reward model."""
         rounds = range(at.rounds + 1)
         self.at, self.features, self.ridge = at, features, float(features.shape[1])
         self.reward = torch.stack([at.rewards(t) for t in rounds])
@@ -57,7 +57,7 @@ class Motion:
         self.optimal = (at.log_ref + self.reward / self.beta).log_softmax(-1)
         self.theta = self.reward @ features / len(features)
         p = exact.preference(self.reward)
-        self.told = p * (1 - p)  # what a label of each pair tells
+        self.variance = p * (1 - p)  # of a label of each pair
         self.information = nonstationary.pair_information(features, at.log_ref.exp(), self.reward)
         self.spread = nonstationary.spread(features, self.optimal)
 
@@ -67,7 +67,7 @@ class Motion:
 
     def informs(self, mass: Tensor, t: int) -> Tensor:
         """`nonstationary.pair_information` of round t for pairs drawn from `mass` (X, K)."""
-        edges = mass.unsqueeze(-1) * mass.unsqueeze(-2) * self.told[t]
+        edges = mass.unsqueeze(-1) * mass.unsqueeze(-2) * self.variance[t]
         both = self.features * edges.sum(-1, keepdim=True) - edges @ self.features
         return 2 * self.features.T @ both / (1 - mass.square().sum(-1))[:, None, None]
 
@@ -88,8 +88,8 @@ class Motion:
         """Mean and covariance of a fit; (…, X, d) and (…, X, d, d).
 
         Args:
-            labels: Σ of information that came in, by round, (…, s, X, d, d).
-            theta: the truth of those rounds, (s, X, d).
+            labels: summed information of the labels, by round, (…, s, X, d, d).
+            theta: the true θ of those rounds, (s, X, d).
         """
         total = labels.sum(-4)
         said = (labels @ theta.unsqueeze(-1)).sum(-4).squeeze(-1)
@@ -98,13 +98,13 @@ class Motion:
 
 
 def expected_regrets(motion: Motion, labels: float, window: int, every: int = 1) -> dict[str, Tensor]:
-    """Expected regret of the rounds 1 … T, (T,), for each of `ROADS`; units of reward.
+    """Expected regret of the rounds 1 … T, (T,), for each of `STRATEGIES`; units of reward.
 
     Args:
-        motion: the world in motion.
-        labels: n a round. `once` has all n·T in round 0.
-        window: W: `again` and `own` are fitted to the labels of the last W rounds.
-        every: k: they are fitted in the rounds 1, 1 + k, …
+        motion: the world.
+        labels: n per round. `once` has all n·T in round 0.
+        window: W. `again` and `own` are fitted to the labels of the last W rounds.
+        every: k. They are fitted in the rounds 1, 1 + k, …
 
     Raises:
         LabError: numbers below 1.
@@ -135,45 +135,50 @@ def expected_regrets(motion: Motion, labels: float, window: int, every: int = 1)
 
 
 def non_static_picture(motion: Motion, labels: float, window: int, every: int = 1) -> Picture:
-    """Expected regret by round and added up, for the three strategies.
+    """Draw the expected regret by round and its running sum for the three strategies.
 
     Args:
-        motion: the world in motion.
-        labels: n a round.
-        window: W, rounds of labels that a fit sees.
-        every: k, rounds between fits.
+        motion: the world.
+        labels: n per round.
+        window: W, the number of rounds whose labels a fit uses.
+        every: k, the number of rounds between fits.
 
     Returns:
-        the picture; its numbers are the mean regrets and, under drift, the best window.
+        the picture; its numbers are the mean regrets and, if preferences drift, the best window.
     """
     at = motion.at
     found = expected_regrets(motion, labels, window, every)
     rounds = torch.arange(1, at.rounds + 1, dtype=torch.float64)
     means = {key: float(values.mean()) for key, values in found.items()}
-    lines = tuple(Line(ROADS[key][0], rounds, values, ROADS[key][1]) for key, values in found.items())
-    sums = tuple(Line(ROADS[key][0], rounds, values.cumsum(0), "") for key, values in found.items())
+    lines = tuple(Curve(STRATEGIES[key][0], rounds, values, STRATEGIES[key][1]) for key, values in found.items())
+    sums = tuple(Curve(STRATEGIES[key][0], rounds, values.cumsum(0), "") for key, values in found.items())
     time = Axis("round t", 0.0, float(at.rounds))
     panels = (
         Panel("Regret against the moving π*", time, Axis("expected regret [reward]", LOW, HIGH, log=True), lines),
-        Panel("Added up", time, Axis("regret so far [reward]", LOW, HIGH * at.rounds, log=True), sums),
+        Panel("Sum over rounds", time, Axis("regret so far [reward]", LOW, HIGH * at.rounds, log=True), sums),
     )
     best = min(means, key=lambda key: means[key])
-    said = ", ".join(f"{ROADS[key][1]} {means[key]:.3f}" for key in means)
+    said = ", ".join(f"{STRATEGIES[key][1]} {means[key]:.3f}" for key in means)
     again = "every round" if every == 1 else f"every {every} rounds"
-    what = f"{labels:.0f} labels a round, fits {again} to the last {window}" + (" round" if window == 1 else " rounds")
-    numbers = [Number(f"mean, {ROADS[key][1]}", means[key]) for key in means]
+    what = f"{labels:.0f} labels per round, fits {again} to the last {window}" + (
+        " round" if window == 1 else " rounds"
+    )
+    numbers = [Number(f"mean, {STRATEGIES[key][1]}", means[key]) for key in means]
     hint = ""
     if at.kind == "drift" and at.rate > 0:
         price, drift = _costs(motion)
         wanted = nonstationary.best_window(price, drift, labels, every)
         numbers.append(Number("best W", wanted, "rounds", 1))
-        hint = f" In the long run the best window is {wanted:.1f} rounds by the closed form."
-    text = f"{_moved(at)} {what}. Mean regret of a round, fitted: {said}. The least: {ROADS[best][1]}.{hint}"
+        hint = f" By the closed form, the best window in the long run is {wanted:.1f} rounds."
+    text = (
+        f"{_moved(at)} There are {what}. The mean regret of a round by strategy is: {said}. “{STRATEGIES[best][1]}” "
+        f"has the lowest.{hint}"
+    )
     return Picture(text, panels, tuple(numbers))
 
 
 def _costs(motion: Motion) -> tuple[float, float]:
-    """P, summed over prompts, and D, in round 0 and by its reward."""
+    """P, summed over prompts, and D, for the reward of round 0."""
     at = motion.at
     price = nonstationary.price(motion.features, at.log_ref, motion.reward[0], at.beta).sum()
     late = nonstationary.drift_cost(at.log_ref, motion.reward[0], at.velocity(0), at.beta).mean()
@@ -183,32 +188,33 @@ def _costs(motion: Motion) -> tuple[float, float]:
 def _moved(at: MovingWorld) -> str:
     angle = at.rate * (at.rounds if at.kind == "drift" else 1)
     return {
-        "none": "Nothing moves.",
+        "none": "Nothing changes.",
         "drift": f"Preferences turn by {angle:.2f} rad over {at.rounds} rounds.",
-        "sudden": f"Preferences turn by {angle:.2f} rad at once after round {at.rounds // 2}.",
-        "prompts": f"{at.share:.0%} of the prompts belong to one half of the list at first, to the other in the end.",
-        "policy": f"The policy moves on: β falls from {at.beta:.2g} to {at.last_beta:.2g}.",
+        "sudden": f"Preferences turn by {angle:.2f} rad suddenly after round {at.rounds // 2}.",
+        "prompts": f"At first {at.share:.0%} of the prompts come from one half of the list, in the end from the other "
+        "half.",
+        "policy": f"The policy moves: β falls from {at.beta:.2g} to {at.last_beta:.2g}.",
     }[at.kind]
 
 
 def non_static_explorer(
     at: MovingWorld, features: Tensor | None = None, turn: float = 0.8, labels: float = 120.0, window: int = 8
 ) -> Explorer:
-    """What moves, how fast, how many labels, how many of them kept, how often fitted.
+    """Show a non-static world with controls for the change, its size, the labels, the window and the refits.
 
     Args:
-        at: a small world; its kind and rate are set by the controls.
-        features: Φ of the reward model, (K, d); a table where none are given.
-        turn: radians that preferences turn over the deployment, where they turn, at first.
-        labels: a round, at first.
-        window: rounds of labels that a fit sees, at first.
+        at: a small world. The controls set its kind and rate.
+        features: Φ of the reward model, (K, d); None is a table.
+        turn: the turn of preferences over the deployment at the start, radians.
+        labels: labels per round at the start.
+        window: rounds whose labels a fit uses, at the start.
 
     Raises:
-        LabError: more responses than a table can hold information matrices for.
+        LabError: more than 200 responses.
     """
     size = at.first.shape[-1]
     if size > 200:
-        raise LabError(f"{size} responses are too many for an explorer; give it a bandit.")
+        raise LabError(f"{size} responses are too many for this explorer. Give it a bandit with at most 200.")
     phi = nonstationary.basis(torch.eye(size)) if features is None else features
 
     @functools.lru_cache(maxsize=64)
@@ -221,13 +227,11 @@ def non_static_explorer(
         return non_static_picture(motion(kind, turn if turns else 0.0), labels, window, every)
 
     controls: dict[str, Slider | Choice] = {
-        "kind": Choice("drift", KINDS, "what moves"),
+        "kind": Choice("drift", KINDS, "what changes"),
         "turn": Slider(turn, 0.0, round(math.pi, 2), "turn of preferences over the deployment [rad]", step=0.02),
-        "labels": Slider(labels, 10.0, 3000.0, "labels n [a round]", log=True),
-        "window": Slider(window, 1, at.rounds, "window W [rounds of labels kept]", whole=True),
-        "every": Slider(1, 1, 12, "fitted every k [rounds]", whole=True),
+        "labels": Slider(labels, 10.0, 3000.0, "labels n [per round]", log=True),
+        "window": Slider(window, 1, at.rounds, "window W [rounds of labels used]", whole=True),
+        "every": Slider(1, 1, 12, "refit every k [rounds]", whole=True),
     }
-    advice = (
-        "Find the turn at which fitting again begins to pay; then the window that loses least. Now double the labels."
-    )
-    return Explorer(compute, controls, "A world that moves", advice)
+    advice = "Find the turn at which fitting again becomes better, then the window with the lowest regret. Now double
+    the labels." return Explorer(compute, controls, "A non-static world", advice)

@@ -1,4 +1,4 @@
-"""π* under β: how the price of KL decides how far the best policy moves away from the reference."""
+"""Explorer of the optimal policy π*: how β, the KL penalty per nat, decides its distance from the reference."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rlhf_lab import exact
 from rlhf_lab.errors import LabError, check_responses_axis
-from rlhf_lab.figures.picture import Axis, Bars, Line, Number, Panel, Picture, Points
+from rlhf_lab.figures.picture import Axis, Bars, Curve, Number, Panel, Picture, Points
 from rlhf_lab.widgets.explorer import Choice, Explorer, Slider
 
 
@@ -27,15 +27,15 @@ def optimal_policy_picture(
     prompt: str = "",
     curve: tuple[Tensor, Tensor] | None = None,
 ) -> Picture:
-    """π_ref and π* as bars, and the place of π* on the exact frontier.
+    """Draw π_ref and π* as bars, and π* as a point on the exact frontier.
 
     Args:
         log_ref: log π_ref(·|x) of one prompt, (K,), nats.
         reward: r(x, ·), (K,).
-        beta: β > 0, units of reward for a nat.
+        beta: β > 0, reward per nat.
         responses: K names.
         prompt: the name of x, for the text.
-        curve: `frontier_curve(log_ref, reward)`, where the caller has it already: it does not depend on β.
+        curve: `frontier_curve(log_ref, reward)`, which does not depend on β; None computes it.
 
     Returns:
         the picture; its numbers are E_π*[r], KL(π*‖π_ref), J(π*) and log Z.
@@ -58,12 +58,12 @@ def optimal_policy_picture(
         (Bars("reference", ref, "π_ref"), Bars("optimal", star, "π*")),
         width=1.2,
     )
-    road = Panel(
-        "Reward bought with KL",
+    plane = Panel(
+        "Reward against KL",
         Axis("KL(π‖π_ref) [nats]"),
         Axis("expected reward [reward]"),
         (
-            Line("optimal", curve_kl, curve_reward, "π* for every β"),
+            Curve("optimal", curve_kl, curve_reward, "π* for every β"),
             Points("reference", [0.0], [before], "π_ref"),
             Points("optimal", [cost], [gain], "π* now", big=True),
         ),
@@ -72,8 +72,8 @@ def optimal_policy_picture(
     where = f" for the prompt “{prompt}”" if prompt else ""
     text = (
         f"At β = {beta:.3g}{where}, π* gives “{responses[top]}” a probability of {float(star[top]):.2f} "
-        f"(π_ref: {float(ref[top]):.2f}). It expects a reward of {_plain(gain)} instead of {_plain(before)} and pays "
-        f"{cost:.2f} nats of KL for it."
+        f"(π_ref: {float(ref[top]):.2f}). Its expected reward is {_plain(gain)} instead of {_plain(before)}, at a KL "
+        f"of {cost:.2f} nats."
     )
     numbers = (
         Number("E[r]", gain, "reward"),
@@ -81,7 +81,7 @@ def optimal_policy_picture(
         Number("J(π*)", value, "reward"),
         Number("log Z", log_z, "nats"),
     )
-    return Picture(text, (bars, road), numbers)
+    return Picture(text, (bars, plane), numbers)
 
 
 def _plain(number: float) -> str:
@@ -100,14 +100,14 @@ def optimal_policy_explorer(
     prompts: Sequence[str] = (),
     beta: float = 0.5,
 ) -> Explorer:
-    """π* under a live slider for β, for one prompt or several.
+    """Show π* with a slider for β, for one prompt or several.
 
     Args:
         log_ref: log π_ref, (K,) or (X, K), nats.
         reward: r, of the same shape.
         responses: K names, or X lists of K names.
-        prompts: X names; needed where there are several prompts.
-        beta: where the slider stands at first, in [0.01, 100].
+        prompts: X names; required for several prompts.
+        beta: β at the start, in [0.01, 100].
 
     Raises:
         LabError: shapes or numbers of names that do not match.
@@ -124,7 +124,7 @@ def optimal_policy_explorer(
             f"lists of {sorted({len(names) for names in lists})} names of responses."
         )
 
-    curve_kl, curve_reward = frontier_curve(log_ref, reward)  # once: only the star moves with β
+    curve_kl, curve_reward = frontier_curve(log_ref, reward)  # computed once: only the star depends on β
 
     def compute(beta: float, prompt: int = 0) -> Picture:
         named, curve = (titles[prompt] if prompts else ""), (curve_kl[prompt], curve_reward[prompt])

@@ -1,7 +1,7 @@
-r"""Over-optimisation: what the gold reward earns while a policy is tilted ever further towards a reward model.
+r"""Explorer of over-optimisation: the gold reward of the optimal policy of a proxy reward model as β falls.
 
-Nothing is trained. Samples of π_ref, weighted by exp(r_proxy/β), stand for π_r ∝ π_ref exp(r_proxy/β): the policy
-that optimises the proxy perfectly. As β falls, the proxy's own reward can only rise; the gold reward rises, stops, or
+Nothing is trained. Samples of π_ref, weighted by exp(r_proxy/β), represent π_r ∝ π_ref exp(r_proxy/β), which is the
+optimal policy of the proxy. As β falls, the proxy reward can only rise; the gold reward rises, stops, or
 falls (Gao et al. 2023, "Scaling laws for reward model overoptimization", where best-of-n and PPO do the tilting).
 """
 
@@ -17,35 +17,35 @@ from rlhf_lab.errors import LabError, check_beta, check_finite
 from rlhf_lab.evaluation.frontier import tilted_frontier
 from rlhf_lab.evaluation.importance import ENOUGH
 from rlhf_lab.evaluation.sampled import Estimate, over_prompts
-from rlhf_lab.figures.picture import Axis, Band, Line, Number, Panel, Picture, Points, Rule
+from rlhf_lab.figures.picture import Axis, Band, Curve, Number, Panel, Picture, Points, Rule
 from rlhf_lab.widgets.explorer import Choice, Explorer, Slider
 
 BETAS = tuple(float(b) for b in torch.logspace(1.5, -1.5, 31, dtype=torch.float64))
-"""The β of the roads, from hardly tilted to greatly; units of the proxy for a nat."""
+"""The β of the curves, from weak to strong optimisation; proxy reward per nat."""
 
 
 @dataclass(frozen=True)
 class Tilt:
-    """The proxy's optimum at one β, from samples of the reference; means over prompts."""
+    """The optimal policy of the proxy at one β, from samples of the reference; means over prompts."""
 
     beta: float
     kl: Estimate
     """KL(π_r‖π_ref), nats."""
     gold: Estimate
-    """What it earns."""
+    """Its gold reward."""
     promised: Estimate
-    """What the proxy says that it earns, see `calibrated`."""
+    """The gold reward that the proxy predicts for it, see `calibrated`."""
     effective: float
     """Effective samples of a prompt, mean over prompts."""
     trusted: bool
-    """Whether enough prompts have enough of them."""
+    """Whether enough prompts have enough effective samples."""
 
 
 def calibrated(proxy: Tensor, gold: Tensor) -> Tensor:
-    """The proxy in units of gold: the line through the samples of the reference that predicts gold best.
+    """The proxy in units of the gold reward, by least squares on samples of the reference.
 
-    A reward model is known up to a function of the prompt, so both are centred within prompts, and gold's mean over
-    all is put back: on the reference itself the two agree in the mean.
+    A reward model is known up to a function of the prompt. Both are therefore centred within prompts, and the mean of
+    the gold reward is added again, so that both have the same mean on the reference.
 
     Args:
         proxy: (B, G).
@@ -60,11 +60,11 @@ def calibrated(proxy: Tensor, gold: Tensor) -> Tensor:
 
 
 def tilt(proxy: Tensor, gold: Tensor, betas: Sequence[float]) -> list[Tilt]:
-    """The proxy's optimum at each β.
+    """The optimal policy of the proxy at each β.
 
     Args:
         proxy: r_φ of G samples y ~ π_ref for each of B prompts, (B, G).
-        gold: their gold reward, (B, G).
+        gold: their gold rewards, (B, G).
         betas: each above 0, in units of the proxy.
 
     Raises:
@@ -86,7 +86,7 @@ def _check(proxy: Tensor, gold: Tensor) -> None:
     check_finite(gold, "gold")
     if proxy.shape != gold.shape or proxy.ndim != 2 or min(proxy.shape) < 2:
         raise LabError(
-            f"proxy and gold must be (B, G) alike, two prompts and two samples at least, not {tuple(proxy.shape)} and "
+            f"proxy and gold must have the same shape (B, G) with B ≥ 2 and G ≥ 2, not {tuple(proxy.shape)} and "
             f"{tuple(gold.shape)}."
         )
 
@@ -95,70 +95,77 @@ def over_optimisation_picture(
     proxy: Tensor,
     gold: Tensor,
     beta: float,
-    road: Sequence[Tilt] | None = None,
+    curve: Sequence[Tilt] | None = None,
     best: Sequence[tuple[float, float]] | None = None,
     furthest: float | None = None,
 ) -> Picture:
-    """What the proxy promises and what gold earns, against KL; and how many samples still carry the weight.
+    """Draw the predicted and the true gold reward against KL, and the number of effective samples against β.
 
     Args:
         proxy: (B, G), scores of samples of the reference.
         gold: (B, G).
-        beta: β > 0 in units of the proxy.
-        road: `tilt(proxy, gold, BETAS)`, where it is at hand.
-        best: `frontier(gold)`, where it is at hand.
-        furthest: where the axis of KL ends, nats; None fits it to the road.
+        beta: β > 0, proxy reward per nat.
+        curve: `tilt(proxy, gold, BETAS)`; None computes it.
+        best: `frontier(gold)`; None computes it.
+        furthest: end of the KL axis, nats; None fits it to the curve.
 
     Returns:
-        the picture; its numbers are KL, gold, what was promised, and effective samples.
+        the picture; its numbers are KL, gold reward, predicted gold reward, and effective samples.
     """
     check_beta(beta)
-    road = tilt(proxy, gold, BETAS) if road is None else road
+    curve = tilt(proxy, gold, BETAS) if curve is None else curve
     best = frontier(gold) if best is None else best
     (here,) = tilt(proxy, gold, [beta])
-    xs = [t.kl.mean for t in road]
-    low, high = zip(*(t.gold.interval() for t in road), strict=True)
+    xs = [t.kl.mean for t in curve]
+    low, high = zip(*(t.gold.interval() for t in curve), strict=True)
     ends = here.gold.interval()
     earned = Panel(
-        "What it promises, what it earns",
+        "Predicted and true gold reward",
         Axis("KL(π_r‖π_ref) [nats]", 0.0, furthest),
         Axis("gold reward [reward]", float(gold.mean()) - 0.2 * float(gold.std()), float(gold.max())),
         (
             Band("policy", xs, low, high, ""),
-            Line("optimal", [kl for kl, _ in best], [reward for _, reward in best], "π* of gold"),
-            Line("reward", xs, [t.promised.mean for t in road], "proxy's promise", dash="--"),
-            Line("policy", xs, [t.gold.mean for t in road], "gold of π_r"),
+            Curve("optimal", [kl for kl, _ in best], [reward for _, reward in best], "π* of gold"),
+            Curve("reward", xs, [t.promised.mean for t in curve], "predicted by proxy", dash="--"),
+            Curve("policy", xs, [t.gold.mean for t in curve], "gold reward of π_r"),
             Points("policy", [here.kl.mean], [here.gold.mean], "", [ends[0]], [ends[1]], big=True),
         ),
         width=1.4,
     )
     trust = Panel(
-        "Samples that carry the weight",
+        "Effective samples",
         Axis("β [proxy per nat]", BETAS[-1], BETAS[0], log=True),
-        Axis("effective samples of a prompt", 0.0, float(gold.shape[1])),
+        Axis("effective samples per prompt", 0.0, float(gold.shape[1])),
         (
-            Line("reference", [t.beta for t in road], [t.effective for t in road], ""),
+            Curve("reference", [t.beta for t in curve], [t.effective for t in curve], ""),
             Points("policy", [beta], [here.effective], "", big=True),
             Rule("wrong", ENOUGH, "y", ""),
         ),
     )
-    verdict = "" if here.trusted else f" Fewer than {ENOUGH:g} samples carry the weight of a prompt: do not trust this."
+    verdict = (
+        ""
+        if here.trusted
+        else f" There are fewer than {ENOUGH:g} effective samples per prompt, so these numbers are unreliable."
+    )
     text = (
-        f"At β = {beta:.3g} the proxy's optimum is {here.kl.mean:.2f} nats from π_ref. The proxy promises a gold "
-        f"reward of {_plain(here.promised.mean)}; it is {_plain(here.gold.mean)}, 95% interval {_plain(ends[0])} to "
-        f"{_plain(ends[1])}.{verdict}"
+        f"At β = {beta:.3g} the optimal policy of the proxy is {here.kl.mean:.2f} nats from π_ref. The proxy predicts "
+        f"a gold reward of {_plain(here.promised.mean)}; the true one is {_plain(here.gold.mean)}, with the 95% "
+        f"interval {_plain(ends[0])} to {_plain(ends[1])}.{verdict}"
     )
     numbers = (
         Number("KL(π_r‖π_ref)", here.kl.mean, "nats"),
         Number("E[gold]", here.gold.mean, "reward"),
-        Number("promised", here.promised.mean, "reward"),
+        Number("predicted", here.promised.mean, "reward"),
         Number("effective samples", here.effective, digits=1),
     )
     return Picture(text, (earned, trust), numbers)
 
 
 def frontier(gold: Tensor) -> list[tuple[float, float]]:
-    """(KL, E[gold]) of gold's own optimum along β, in steps as `BETAS` in gold's standard deviations, while trusted."""
+    """(KL, E[gold]) of the gold reward's optimum along β, where the estimate is reliable.
+
+    The values of β are `BETAS` times the standard deviation of the gold reward.
+    """
     scale = float(gold.double().std()) or 1.0
     found = tilted_frontier(gold, [scale * beta for beta in BETAS])
     return [(t.kl.mean, t.reward.mean) for t in found if t.trusted] or [(0.0, float(gold.double().mean()))]
@@ -169,29 +176,29 @@ def _plain(number: float) -> str:
 
 
 def over_optimisation_explorer(proxies: Mapping[str, Tensor], gold: Tensor, beta: float = 1.0) -> Explorer:
-    """Tilting the reference towards a proxy, live.
+    """Show the optimal policy of a proxy, with a slider for β.
 
     Args:
-        proxies: scores (B, G) of the same samples by name of the reward model.
+        proxies: scores (B, G) of the same samples, by the name of the reward model.
         gold: (B, G).
-        beta: where β stands at first, between the ends of `BETAS`.
+        beta: β at the start, between the ends of `BETAS`.
 
     Raises:
         LabError: no proxy; shapes that differ.
     """
     if not proxies:
-        raise LabError("proxies is empty: give the scores of a reward model at least.")
+        raise LabError("proxies is empty. Give the scores of at least one reward model.")
     scores = list(proxies.values())
-    best, roads = frontier(gold), [tilt(score, gold, BETAS) for score in scores]
-    furthest = 1.05 * max(t.kl.mean for road in roads for t in road)
+    best, curves = frontier(gold), [tilt(score, gold, BETAS) for score in scores]
+    furthest = 1.05 * max(t.kl.mean for curve in curves for t in curve)
 
     def compute(beta: float, which: int = 0) -> Picture:
-        return over_optimisation_picture(scores[which], gold, beta, roads[which], best, furthest or None)
+        return over_optimisation_picture(scores[which], gold, beta, curves[which], best, furthest or None)
 
     controls: dict[str, Slider | Choice] = {
         "beta": Slider(beta, BETAS[-1], BETAS[0], "β [proxy per nat]", log=True),
     }
     if len(scores) > 1:
         controls["which"] = Choice(0, {name: i for i, name in enumerate(proxies)}, "reward model")
-    advice = "Lower β: the promise can only rise. Where does gold stop following it?"
-    return Explorer(compute, controls, "A reward model, optimised ever harder", advice)
+    advice = "Lower β: the prediction can only rise. Where does the gold reward stop following it?"
+    return Explorer(compute, controls, "Over-optimisation of a reward model", advice)

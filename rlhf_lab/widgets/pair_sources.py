@@ -1,11 +1,11 @@
-r"""Pair sources of RSO: who stands in a preference pair, and what a label on such a pair is worth.
+r"""Explorer of RSO's pair sources: which responses form the pairs, and how much a label on such a pair is worth.
 
-    direct            pairs of an unknown mixture; here half π_sft, half a policy that answers at random
+    direct            pairs of an unknown mixture; here half π_sft, half the uniform policy
     sft-sample-rank   both responses from π_sft
     rso-sample-rank   both from π_r ∝ π_sft exp(r/β)
 
-What a label is worth is `exact.label_price`: N labels leave an expected regret of price/N. It does not ask who gives
-the label; only labels that cost something make it matter. Lecture, "Preference Data Distribution – Choices".
+The value of a label follows from `exact.label_price`: with N labels the expected regret is price/N. It does not depend
+on who gives the label. Lecture, "Preference Data Distribution – Choices".
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from torch import Tensor
 
 from rlhf_lab import exact
 from rlhf_lab.errors import LabError, check_log_distribution, check_responses_axis
-from rlhf_lab.figures.picture import Axis, Bars, Line, Number, Panel, Picture, Points, Rule
+from rlhf_lab.figures.picture import Axis, Bars, Curve, Number, Panel, Picture, Points, Rule
 from rlhf_lab.widgets.explorer import Choice, Explorer, Slider
 
 SOURCES = ("direct", "sft-sample-rank", "rso-sample-rank")
-"""The deck's three, in its order."""
+"""The three sources of the lecture slides, in their order."""
 Source = Literal["direct", "sft-sample-rank", "rso-sample-rank"]
 BETAS = tuple(float(f"{10**e:.3g}") for e in torch.linspace(math.log10(0.25), math.log10(4), 13).tolist())
-"""Where the curves of the price are computed."""
+"""The β at which the curves are computed."""
 
 
 def source_policy(source: str, log_sft: Tensor, reward: Tensor, beta: float) -> Tensor:
@@ -53,7 +53,7 @@ def source_policy(source: str, log_sft: Tensor, reward: Tensor, beta: float) -> 
 
 
 def pair_weights(log_source: Tensor, reward: Tensor, rounds: int = 1) -> Tensor:
-    r"""How often a label is spent on each pair, for independent draws paired off, (…, K, K).
+    r"""The share of labels on each pair when independent draws are paired, (…, K, K).
 
     One round is first-round pairing. With more, 2^rounds draws play a tournament: a winner follows
     w(i) = 2 m(i) Σ_j m(j) p(i ≻ j) where m is what the round's players follow, and the next round pairs two winners.
@@ -61,7 +61,7 @@ def pair_weights(log_source: Tensor, reward: Tensor, rounds: int = 1) -> Tensor:
 
     Args:
         log_source: log-probabilities of the responses that are paired, (…, K).
-        reward: r, (…, K); decides who wins.
+        reward: r, (…, K); decides the winners.
         rounds: 1 or more.
 
     Returns:
@@ -81,16 +81,16 @@ def pair_weights(log_source: Tensor, reward: Tensor, rounds: int = 1) -> Tensor:
     total = total * (1 - torch.eye(total.shape[-1], dtype=total.dtype))
     mass = total.sum((-1, -2), keepdim=True)
     if bool((mass <= 0).any()):
-        raise LabError("The source gives one response only: there is nothing to compare.")
+        raise LabError("The source gives only one response, so there is nothing to compare.")
     return total / mass
 
 
 @dataclass(frozen=True)
 class Prices:
-    """Prices of a label at every β of `BETAS`, for one prompt and one kind of pairing.
+    """`exact.label_price` at every β of `BETAS`, for one prompt and one kind of pairing.
 
     Attributes:
-        best: of the best design, (13,), reward × labels.
+        best: for the best design, (13,), reward × labels.
         of: by source, (13,) each.
     """
 
@@ -99,7 +99,7 @@ class Prices:
 
 
 def best_prices(log_sft: Tensor, reward: Tensor) -> Tensor:
-    """The least possible price of a label at every β of `BETAS`, (13,), to a tenth of a percent. log_sft is (K,)."""
+    """The minimum of `exact.label_price` over all designs at every β of `BETAS`, (13,), to 0.1%. log_sft is (K,)."""
     found = []
     for beta in BETAS:
         design = exact.optimal_pair_design(log_sft, reward, beta, tolerance=1e-3)
@@ -108,7 +108,7 @@ def best_prices(log_sft: Tensor, reward: Tensor) -> Tensor:
 
 
 def price_curves(log_sft: Tensor, reward: Tensor, rounds: int, best: Tensor | None = None) -> Prices:
-    """`Prices` of one prompt, (K,). `best` is `best_prices`, where the caller has them already."""
+    """`Prices` of one prompt, (K,). `best` is `best_prices`; None computes it."""
     curves: dict[str, Tensor] = {}
     for source in SOURCES:
         prices = []
@@ -128,20 +128,20 @@ def pair_sources_picture(
     responses: Sequence[str],
     prices: Prices | None = None,
 ) -> Picture:
-    """Who stands in the pairs of `source`, and by how much its labels are dearer than the best ones.
+    """Draw the responses in the pairs of `source`, and how many more labels it needs than the best design.
 
     Args:
         log_sft: log π_sft of one prompt, (K,), nats.
-        reward: r(x, ·), (K,); accepts and labels.
+        reward: r(x, ·), (K,), used for acceptance and for labels.
         beta: β > 0 of the objective and of π_r.
         source: one of `SOURCES`.
         rounds: 1 for first-round pairing, more for tournaments of 2^rounds.
         responses: K names.
-        prices: `price_curves(log_sft, reward, rounds)`, where the caller has them already.
+        prices: `price_curves(log_sft, reward, rounds)`; None computes them.
 
     Returns:
-        the picture; its numbers are the price of a label, how many labels an expected regret of 0.01 takes, how often
-        the better response wins, and what a label tells of the difference of two rewards, mean p(1 − p).
+        the picture; its numbers are the limit of N × regret, the number of labels for an expected regret of 0.01, how
+        often the better response wins, and the mean of p(1 − p), the information in a label.
 
     Raises:
         LabError: as `source_policy`, `pair_weights` and `exact.label_price`.
@@ -152,9 +152,9 @@ def pair_sources_picture(
     price = float(exact.label_price(log_sft, reward, beta, weights))
     wins = exact.preference(reward)
     sure = float((weights * torch.maximum(wins, wins.T)).sum())
-    told = float((weights * wins * (1 - wins)).sum())
+    information = float((weights * wins * (1 - wins)).sum())
     who = Panel(
-        "Who stands in the pairs",
+        "Responses in the pairs",
         Axis("response y", names=tuple(responses)),
         Axis("share", 0.0, 1.0),
         (
@@ -163,27 +163,27 @@ def pair_sources_picture(
             Bars("optimal", log_star.exp(), "π*"),
         ),
     )
-    lines = [Line(f"rso-{name}", BETAS, curve / prices.best, name.split("-")[0]) for name, curve in prices.of.items()]
-    dear = float(torch.stack([curve / prices.best for curve in prices.of.values()]).max())
+    lines = [Curve(f"rso-{name}", BETAS, curve / prices.best, name.split("-")[0]) for name, curve in prices.of.items()]
+    highest = float(torch.stack([curve / prices.best for curve in prices.of.values()]).max())
     at = _between(beta, prices.of[source] / prices.best)
     cost = Panel(
-        "Labels needed, over the best design's",
+        "Labels needed, relative to the best design",
         Axis("β [reward per nat]", 0.0, BETAS[-1]),
-        Axis("times as many labels", 1.0, max(3.0, 1.1 * dear)),
+        Axis("ratio of numbers of labels", 1.0, max(3.0, 1.1 * highest)),
         (*lines, Rule("optimal", beta, "x", "", ":"), Points(f"rso-{source}", [beta], [at], "", big=True)),
     )
     top = int(weights.sum(-1).argmax())
     pairing = "first-round pairs" if rounds == 1 else f"tournaments of {2**rounds}"
     text = (
-        f"{source} at β = {beta:.3g}, {pairing}: “{responses[top]}” stands in the pairs most often. The better "
-        f"response wins {100 * sure:.0f}% of the labels. An expected regret of 0.01 takes about {100 * price:.0f} "
-        f"labels, {at:.2f} times as many as the best choice of pairs."
+        f"With {source} at β = {beta:.3g} and {pairing}, “{responses[top]}” is the most frequent response in the "
+        f"pairs. The better response wins {100 * sure:.0f}% of the labels. An expected regret of 0.01 needs about "
+        f"{100 * price:.0f} labels, {at:.2f} times as many as the best design."
     )
     numbers = (
-        Number("price", price, "reward × labels", 2),
+        Number("N × regret", price, "reward × labels", 2),
         Number("N for regret 0.01", 100 * price, "labels", 0),
-        Number("better one wins", sure),
-        Number("mean p(1 − p)", told),
+        Number("P(better wins)", sure),
+        Number("mean p(1 − p)", information),
     )
     return Picture(text, (who, cost), numbers)
 
@@ -205,15 +205,15 @@ def pair_sources_explorer(
     beta: float = 0.5,
     source: Source = "rso-sample-rank",
 ) -> Explorer:
-    """Pair sources under live controls for the source, β, and the pairing.
+    """Show the pair sources with controls for the source, β and the pairing.
 
     Args:
         log_sft: log π_sft, (K,) or (X, K), nats.
         reward: r, of the same shape.
         responses: K names.
-        prompts: X names; needed where there are several prompts.
-        beta: where its slider stands at first, in [0.25, 4].
-        source: the source at first.
+        prompts: X names; required for several prompts.
+        beta: β at the start, in [0.25, 4].
+        source: the source at the start.
 
     Raises:
         LabError: shapes or numbers of names that do not match.
@@ -223,10 +223,10 @@ def pair_sources_explorer(
     names = list(prompts) or [""]
     if len(names) != len(log_sft) or len(responses) != log_sft.shape[-1]:
         raise LabError(
-            f"log_sft holds {log_sft.shape[0]} prompts and {log_sft.shape[1]} responses; names of {len(names)} prompts "
+            f"log_sft has {log_sft.shape[0]} prompts and {log_sft.shape[1]} responses; names of {len(names)} prompts "
             f"and {len(responses)} responses were given."
         )
-    # All at once: a move of a control must not wait for a convex problem.
+    # Computed in advance, so that moving a control does not wait for a convex problem.
     best = [best_prices(p, r) for p, r in zip(log_sft, reward, strict=True)]
     known = {
         (prompt, rounds): price_curves(log_sft[prompt], reward[prompt], rounds, best[prompt])

@@ -1,9 +1,9 @@
-r"""Monte Carlo Z: how far estimates of log Z scatter, against the exact one.
+r"""Explorer of Monte Carlo estimates of the partition function: their spread around the exact log Z.
 
     Ẑ = (1/n) Σ_i exp(r(y_i)/β),  y_i ~ π_ref          Var(Ẑ)/Z² = χ²(π*‖π_ref)/n
 
-The estimates of all n are made from the same draws, and the draws depend neither on β nor on the reward: they are
-made once, and a move of a slider costs one small product of matrices.
+The estimates for all n use the same draws, which depend neither on β nor on the reward. They are drawn once, and moving
+a slider costs one small matrix product.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rlhf_lab import exact
 from rlhf_lab.errors import LabError, check_beta, check_finite, check_log_distribution, check_positive
-from rlhf_lab.figures.picture import Axis, Band, Line, Number, Panel, Picture, Rule
+from rlhf_lab.figures.picture import Axis, Band, Curve, Number, Panel, Picture, Rule
 from rlhf_lab.randomness import Stream
 from rlhf_lab.training import seeded
 from rlhf_lab.widgets.explorer import Explorer, Slider
@@ -26,11 +26,11 @@ DOUBLINGS = 14
 
 
 def word_levels(words: int = 20, good: float = 0.25) -> tuple[Tensor, Tensor]:
-    r"""A world of 2^words responses in words + 1 numbers: π_ref of each number of good words, and its score.
+    r"""A world of 2^words responses, grouped by the number of good words: π_ref and score of each group.
 
     Every word is good with probability `good` under the reference, and the reward is R times the share of good
     words. All responses with the same number of good words have the same reward, so the sum over 2^words
-    responses is one over words + 1 levels: Z = (1 − good + good·exp(R/(words·β)))^words.
+    responses is a sum over words + 1 levels: Z = (1 − good + good·exp(R/(words·β)))^words.
 
     Args:
         words: L, 1 to 1000.
@@ -51,7 +51,7 @@ def word_levels(words: int = 20, good: float = 0.25) -> tuple[Tensor, Tensor]:
 
 
 def relative_variance(log_ref: Tensor, reward: Tensor, beta: float) -> Tensor:
-    r"""Var(exp(r/β))/Z² of one draw from π_ref: Z_{β/2}/Z_β² − 1 = χ²(π*‖π_ref). Over n for a mean of n draws.
+    r"""Var(exp(r/β))/Z² of one draw from π_ref: Z_{β/2}/Z_β² − 1 = χ²(π*‖π_ref). Divide by n for a mean of n draws.
 
     Args:
         log_ref: log π_ref, (…, K), nats.
@@ -59,7 +59,7 @@ def relative_variance(log_ref: Tensor, reward: Tensor, beta: float) -> Tensor:
         beta: β > 0.
 
     Returns:
-        (…), ≥ 0; infinite where it does not fit a float64.
+        (…), ≥ 0; infinite if it overflows float64.
 
     Raises:
         LabError: as `exact.log_partition`.
@@ -70,7 +70,7 @@ def relative_variance(log_ref: Tensor, reward: Tensor, beta: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Draws:
-    """How often each response was drawn: independent runs of up to 2^m draws from π_ref.
+    """Counts of each response in independent runs of up to 2^m draws from π_ref.
 
     Attributes:
         counts: (m + 1, runs, K) float64: after 1, 2, 4, …, 2^m draws of each run.
@@ -86,12 +86,12 @@ class Draws:
     def estimates(self, reward: Tensor, beta: float) -> Tensor:
         """log Ẑ of every run after every number of draws, (m + 1, runs), nats. `reward` is (K,)."""
         beta = check_beta(beta)
-        best = reward.max()  # taken off, so that nothing overflows; it comes back in the logarithm
+        best = reward.max()  # subtracted against overflow, and added again to the logarithm
         total = self.counts @ torch.exp((reward - best) / beta)
         if total.min() > 1e-290:
             log_total = best / beta + total.log()
         else:
-            # A run that never saw a good response may round to log 0; in logarithms it does not, but takes longer.
+            # The sum of a run without a good response may underflow. The sum in logarithms does not, but is slower.
             log_total = torch.logsumexp(self.counts.log() + reward / beta, -1)
         return log_total - self.numbers.log().unsqueeze(-1)
 
@@ -125,11 +125,11 @@ def draw(log_ref: Tensor, runs: int = 200, seed: int = 0, doublings: int = DOUBL
 def partition_picture(
     log_ref: Tensor, score: Tensor, draws: Draws, doublings: int, beta: float, reward_range: float
 ) -> Picture:
-    """Estimates of log Z by number of samples, and why: where the samples fall, and where Z comes from.
+    """Draw the estimates of log Z by number of samples, and the distributions of the samples and of the terms of Z.
 
     Args:
         log_ref: log π_ref of the responses (or of levels of equal reward), (K,).
-        score: (K,), in [0, 1]; the reward is `reward_range` times it. In rising order for the right panel.
+        score: (K,), in [0, 1], in ascending order; the reward is `reward_range` times it.
         draws: from `draw(log_ref)`.
         doublings: k, for n = 2^k samples, as far as the draws go.
         beta: β > 0, reward per nat.
@@ -137,7 +137,7 @@ def partition_picture(
 
     Returns:
         the picture; its numbers are the exact log Z, the median estimate, the exact relative standard deviation of
-        Ẑ, and the samples that bring it to 10%.
+        Ẑ, and the number of samples for 10%.
 
     Raises:
         LabError: β or R not above zero; no such number of doublings.
@@ -156,8 +156,8 @@ def partition_picture(
         Axis("samples n", 1.0, float(n[-1]), log=True),
         Axis("log Ẑ − log Z [nats]", -8.0, 3.0),
         (
-            Band("reward", n, low, high, "9 of 10 estimates"),
-            Line("reward", n, middle, "median"),
+            Band("reward", n, low, high, "90% of estimates"),
+            Curve("reward", n, middle, "median"),
             Rule("optimal", 0.0, "y", "exact", "-"),
             Rule("reward", now, "x", f"n = {now:,}", ":"),
         ),
@@ -165,20 +165,20 @@ def partition_picture(
     log_star = exact.optimal_policy(log_ref, reward, beta)
     top = max(float(log_ref.max().exp()), float(log_star.max().exp()))
     why = Panel(
-        "Samples, and what Z is made of",
+        "Samples and terms of Z",
         Axis("reward r [reward]"),
         Axis("share", 0.0, max(0.3, 1.1 * top)),
         (
-            Line("reference", reward, log_ref.exp(), "samples, π_ref"),
-            Line("optimal", reward, log_star.exp(), "terms of Z, π*"),
+            Curve("reference", reward, log_ref.exp(), "samples, π_ref"),
+            Curve("optimal", reward, log_star.exp(), "terms of Z, π*"),
         ),
     )
     error = math.sqrt(variance / now)
     needed = max(1.0, 100 * variance)
     words = (
-        f"With R/β = {reward_range / beta:.3g} and n = {now} samples, nine of ten estimates of log Z lie between "
+        f"With R/β = {reward_range / beta:.3g} and n = {now} samples, 90% of the estimates of log Z are between "
         f"{_signed(float(low[at]))} and {_signed(float(high[at]))} nats of the exact {log_z:.2f}. "
-        f"The relative standard deviation of Ẑ is {error:.2g}; to bring it to 10% takes n = {_count(needed)}."
+        f"The relative standard deviation of Ẑ is {error:.2g}; 10% requires n = {_count(needed)}."
     )
     numbers = (
         Number("log Z", log_z, "nats", 2),
@@ -205,15 +205,15 @@ def partition_explorer(
     runs: int = 200,
     seed: int = 0,
 ) -> Explorer:
-    """Monte Carlo Z under live sliders for the number of samples, β, and the range of the reward.
+    """Show Monte Carlo estimates of Z with sliders for the number of samples, β, and the range of the reward.
 
     Args:
         log_ref: log π_ref, (K,), K ≤ 400; None for a million responses of twenty words (`word_levels`).
         score: r over its range, (K,), from 0 to 1; None with `log_ref` None.
-        beta: where its slider stands at first, in [0.25, 8].
-        reward_range: where its slider stands at first, in [1, 8].
-        runs: how many estimates.
-        seed: of the draws.
+        beta: β at the start, in [0.25, 8].
+        reward_range: R at the start, in [1, 8].
+        runs: number of estimates.
+        seed: seed of the draws.
 
     Raises:
         LabError: one of log_ref and score without the other; shapes that differ; too many responses; a score
@@ -226,12 +226,12 @@ def partition_explorer(
     log_ref, score = log_ref.detach().double(), score.detach().double()
     if log_ref.ndim != 1 or log_ref.shape != score.shape or len(log_ref) > 400:
         raise LabError(
-            f"log_ref {tuple(log_ref.shape)} and score {tuple(score.shape)} must both be (K,) with K ≤ 400; put "
-            f"responses of equal reward together."
+            f"log_ref {tuple(log_ref.shape)} and score {tuple(score.shape)} must both be (K,) with K ≤ 400. "
+            f"Merge responses of equal reward."
         )
     check_finite(score, "score")
     if float(score.min()) < 0 or float(score.max()) > 1:
-        raise LabError("score must lie in [0, 1]: the explorer multiplies it by the range of the reward.")
+        raise LabError("score must be in [0, 1]. The explorer multiplies it by the range of the reward.")
     order = score.argsort(stable=True)
     log_ref, score = log_ref[order], score[order]
     draws = draw(log_ref, runs, seed)
@@ -244,4 +244,4 @@ def partition_explorer(
         "beta": Slider(beta, 0.25, 8.0, "β [reward per nat]", log=True),
         "reward_range": Slider(reward_range, 1.0, 8.0, "range R of the reward [reward]", step=0.5),
     }
-    return Explorer(compute, controls, "Z by Monte Carlo")
+    return Explorer(compute, controls, "Monte Carlo estimates of Z")

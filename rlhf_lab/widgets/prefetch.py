@@ -1,9 +1,8 @@
-"""Pictures computed before they are asked for, while the hand rests.
+"""Computes the pictures of an explorer's next stops in advance, while no control moves.
 
-A slider's next stop is nearly always beside its last one. When nothing has moved for a moment, the pictures a few
-stops away are computed by the explorer's own function and sent to the page, which shows one the instant a control
-stands there (`chart.js`); the kernel's answer to the move itself then finds it already drawn. A move that leaps
-further takes the plain way there and back.
+A slider usually moves to a neighbouring stop. When no control has moved for a moment, the pictures a few stops away are
+computed by the explorer's function and sent to the page. The page shows such a picture as soon as a control reaches its
+stop (`chart.js`), before the kernel has answered. A longer move waits for the kernel.
 """
 
 from __future__ import annotations
@@ -16,13 +15,13 @@ from typing import Any
 import ipywidgets
 
 PAUSE = 0.04
-"""Seconds of rest before anything is computed ahead."""
+"""Seconds without a move before anything is computed in advance."""
 REACH = 5
-"""Stops to either side. Page Up and Page Down move a slider by five."""
+"""Number of stops to either side. Page Up and Page Down move a slider by five."""
 
 
 def stops_near(box: ipywidgets.Widget, reach: int = REACH) -> list[Any]:
-    """Values that `box` takes a few moves away from the one it has, nearest first."""
+    """The values that `box` can reach in a few moves, nearest first."""
     if isinstance(box, ipywidgets.Checkbox):
         return [not box.value]
     if isinstance(box, ipywidgets.Dropdown):
@@ -37,26 +36,27 @@ def stops_near(box: ipywidgets.Widget, reach: int = REACH) -> list[Any]:
 
 
 def seen_by_page(box: ipywidgets.Widget, value: Any) -> Any:
-    """What the page knows of `box` at `value`: a drop-down's place in its list, everything else itself."""
+    """How the page stores `value` of `box`: a drop-down's value as its index, any other value unchanged."""
     return list(box._options_values).index(value) if isinstance(box, ipywidgets.Dropdown) else value
 
 
 class Ahead:
-    """One picture at a time, so that a move in between waits for one at most."""
+    """Computes one picture at a time, so that a move waits for at most one of them."""
 
     def __init__(self, inputs: dict[str, Any], compute: Callable[[dict[str, Any]], None]) -> None:
-        """Watch nothing yet; `moved` starts the clock.
+        """Store the controls. Nothing is computed until `moved` is called.
 
         Args:
             inputs: the explorer's controls by name.
-            compute: makes the picture at these values, and sends it.
+            compute: computes the picture at the given values and sends it.
         """
         self.inputs, self.compute = inputs, compute
         self._todo: list[dict[str, Any]] = []
         self._handle: asyncio.Handle | None = None
 
     def moved(self, name: str) -> None:
-        """The control `name` has moved: forget what was planned, plan anew. Without an event loop, nothing."""
+        """Plan the pictures around the present values, after control `name` moved. Without an event loop, do "
+        "nothing."""
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
@@ -74,7 +74,7 @@ class Ahead:
         try:
             self.compute(self._todo.pop(0))
         except Exception:
-            # Nobody has asked yet. If somebody goes there, the error is raised where it is seen.
+            # The picture has not been requested. If it is, the error is raised again and shown.
             self._todo = []
             return
         self._handle = loop.call_soon(self._one, loop)

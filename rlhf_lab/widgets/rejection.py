@@ -1,11 +1,11 @@
-r"""Rejection sampling, one draw at a time: darts thrown under M·π_sft, and those under π_r are kept.
+r"""Explorer of rejection sampling, one draw at a time: points under M·π_sft are accepted if they are under π_r.
 
-A draw is a response y ~ π_sft and u ~ U[0,1]. Its dart lies in y's column at the height u·M·π_sft(y), and it is
-accepted when that is below π_r(y): u < π_r(y)/(M π_sft(y)) = exp((r(y) − r_max)/β). Lecture, "How to sample from
+A draw is a response y ~ π_sft and u ~ U[0,1]. It is shown as a point in the column of y at the height u·M·π_sft(y), and
+it is accepted if that is below π_r(y): u < π_r(y)/(M π_sft(y)) = exp((r(y) − r_max)/β). Lecture, "How to sample from
 π_r? Rejection Sampling!". In the code π_sft is the reference.
 
-The uniform numbers behind the darts are drawn once a seed. They depend neither on β nor on the step, so the same
-darts stay where they are in their column while the curves move over them.
+The uniform numbers are drawn once for each seed and depend neither on β nor on the step. The points therefore stay in
+place while the curves change with β.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rlhf_lab import exact, sampling
 from rlhf_lab.errors import LabError, check_responses_axis
-from rlhf_lab.figures.picture import Axis, Band, Bars, Line, Number, Panel, Picture, Points
+from rlhf_lab.figures.picture import Axis, Band, Bars, Curve, Number, Panel, Picture, Points
 from rlhf_lab.randomness import Stream
 from rlhf_lab.training import seeded
 from rlhf_lab.widgets.explorer import Choice, Explorer, Slider
@@ -34,7 +34,7 @@ class Darts:
     Attributes:
         offer: picks y from π_sft by its cumulative sum.
         u: is compared with the acceptance.
-        aside: where in y's column the dart is drawn; of no meaning.
+        aside: horizontal position of the point in its column; it has no meaning.
     """
 
     offer: Tensor
@@ -48,13 +48,13 @@ class Darts:
 
 
 def darts(seed: int) -> Darts:
-    """The darts of `seed`."""
+    """Draw the uniform numbers of `seed`."""
     numbers = torch.rand(3, STEPS, dtype=torch.float64, generator=seeded(seed, Stream.REJECTION_DRAWS))
     return Darts(*numbers)
 
 
 def acceptance(log_sft: Tensor, reward: Tensor, beta: float) -> Tensor:
-    """exp((r − r_max)/β), (K,): π_r over M π_sft. r_max is over what π_sft can draw.
+    """exp((r − r_max)/β) = π_r/(M π_sft), (K,). r_max is the maximum over the support of π_sft.
 
     Raises:
         LabError: as `exact.optimal_policy`.
@@ -66,15 +66,15 @@ def acceptance(log_sft: Tensor, reward: Tensor, beta: float) -> Tensor:
 def envelope_panel(
     log_sft: Tensor, reward: Tensor, beta: float, responses: Sequence[str], title: str = "", width: float = 1.0
 ) -> Panel:
-    """M·π_sft over π_r, one column a response; the area between them is the share of draws thrown away.
+    """Draw M·π_sft above π_r, one column for each response. The area between them is the share of rejected draws.
 
     Args:
         log_sft: log π_sft, (K,), nats.
         reward: r, (K,).
         beta: β > 0, reward per nat.
         responses: K names.
-        title: above the panel; empty says M.
-        width: its share of the row.
+        title: above the panel; the default names M·π_sft.
+        width: the panel's share of the row.
 
     Raises:
         LabError: as `exact.optimal_policy`.
@@ -89,13 +89,13 @@ def envelope_panel(
 
     over, under, zero = columns(m * log_sft.exp()), columns(target), torch.zeros(x.numel())
     return Panel(
-        title or "Darts under M·π_sft",
+        title or "Draws under M·π_sft",
         Axis("response y", names=tuple(responses)),
         Axis("probability, and M times it", 0.0, 1.05 * float(over.max())),
         (
             Band("optimal", x.flatten(), zero, under, ""),
-            Line("reference", x.flatten(), over, "M·π_sft", "-"),
-            Line("optimal", x.flatten(), under, "π_r", "-"),
+            Curve("reference", x.flatten(), over, "M·π_sft", "-"),
+            Curve("optimal", x.flatten(), under, "π_r", "-"),
         ),
         width,
     )
@@ -104,22 +104,22 @@ def envelope_panel(
 def rejection_picture(
     log_sft: Tensor, reward: Tensor, beta: float, thrown: Darts, step: int, responses: Sequence[str]
 ) -> Picture:
-    """The first `step` draws: which were accepted, and whether the accepted ones look like π_r.
+    """Draw the first `step` draws with their acceptance, and the accepted shares beside π_r.
 
     Args:
         log_sft: log π_sft of one prompt, (K,), nats.
         reward: r(x, ·), (K,).
         beta: β > 0, reward per nat.
         thrown: from `darts(seed)`.
-        step: how many draws, 1 … `STEPS`.
+        step: number of draws, 1 to `STEPS`.
         responses: K names.
 
     Returns:
-        the picture; its numbers are those of the last draw (u and its acceptance), how many were accepted, M,
+        the picture; its numbers are u and the acceptance probability of the last draw, the number accepted, M,
         and the exact rate 1/M.
 
     Raises:
-        LabError: as `exact.optimal_policy`; no such step.
+        LabError: as `exact.optimal_policy`; a step out of range.
     """
     if not 1 <= step <= STEPS:
         raise LabError(f"step must be in 1 … {STEPS}, not {step}.")
@@ -141,7 +141,7 @@ def rejection_picture(
         Points(last, x[-1:], height[-1:], "last draw", big=True),
     )
     shares = Panel(
-        "What was accepted",
+        "Accepted responses",
         Axis("response y", names=tuple(responses)),
         Axis("probability", 0.0, 1.0),
         (
@@ -153,8 +153,9 @@ def rejection_picture(
     name, at, odds = responses[int(y[-1])], float(u[-1]), float(chance[y[-1]])
     verdict = f"{at:.3f} < {odds:.3f}: accepted" if bool(taken[-1]) else f"{at:.3f} ≥ {odds:.3f}: rejected"
     text = (
-        f"Draw {step} at β = {beta:.3g}: π_sft offers “{name}”, u against acceptance is {verdict}. So far {number} of "
-        f"{step} draws were accepted, {number / step:.2f}; the exact rate is 1/M = {rate:.3g}."
+        f"Draw {step} at β = {beta:.3g} is “{name}”. Its u compared with its acceptance probability is {verdict}. So "
+        f"far {number} of {step} draws were accepted, a share of {number / step:.2f}; the exact rate is 1/M = "
+        f"{rate:.3g}."
     )
     numbers = (
         Number("u", at),
@@ -174,15 +175,15 @@ def rejection_explorer(
     beta: float = 0.5,
     step: int = 30,
 ) -> Explorer:
-    """Rejection sampling under live controls for the step, β, and the seed.
+    """Show rejection sampling with controls for the number of draws, β and the seed.
 
     Args:
         log_sft: log π_sft, (K,) or (X, K), nats.
         reward: r, of the same shape.
         responses: K names.
-        prompts: X names; needed where there are several prompts.
-        beta: where its slider stands at first, in [0.05, 20].
-        step: how many draws at first, 1 … 200.
+        prompts: X names; required for several prompts.
+        beta: β at the start, in [0.05, 20].
+        step: number of draws at the start, 1 to 200.
 
     Raises:
         LabError: shapes or numbers of names that do not match.
@@ -192,7 +193,7 @@ def rejection_explorer(
     names = list(prompts) or [""]
     if len(names) != len(log_sft) or len(responses) != log_sft.shape[-1]:
         raise LabError(
-            f"log_sft holds {log_sft.shape[0]} prompts and {log_sft.shape[1]} responses; names of {len(names)} prompts "
+            f"log_sft has {log_sft.shape[0]} prompts and {log_sft.shape[1]} responses; names of {len(names)} prompts "
             f"and {len(responses)} responses were given."
         )
     known: dict[int, Darts] = {}

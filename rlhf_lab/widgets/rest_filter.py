@@ -1,4 +1,4 @@
-"""ReST's filter under a rising threshold: where it ends, beside π_ref, π* and best-of-n."""
+"""Explorer of ReST's reward filter: its limit under a rising threshold, beside π_ref, π* and best-of-n."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from torch import Tensor
 
 from rlhf_lab import exact
 from rlhf_lab.errors import LabError, check_responses_axis
-from rlhf_lab.figures.picture import Axis, Bars, Line, Number, Panel, Picture, Points
+from rlhf_lab.figures.picture import Axis, Bars, Curve, Number, Panel, Picture, Points
 from rlhf_lab.rounding import unit_interval, wins
 from rlhf_lab.widgets.explorer import Choice, Explorer, Slider
 
 DRAWS = (1, 2, 4, 8, 16, 32, 64)
-"""The n of best-of-n that the picture shows."""
+"""The n of best-of-n in the picture."""
 
 
 def scaled(reward: Tensor) -> Tensor:
-    """Rewards to [0, 1] by their range over all prompts, as ReST scales them before it filters; shape kept."""
+    """Rewards scaled to [0, 1] by their range over all prompts, as ReST does before it filters; the same shape."""
     return unit_interval(reward, reward.min().item(), reward.max().item())
 
 
 def filter_limit(log_ref: Tensor, score: Tensor, threshold: float) -> tuple[Tensor, bool]:
-    """Where cloning what passes the filter ends for one prompt, with data without end.
+    """The limit of fine-tuning on the samples that pass the filter, for one prompt and infinite data.
 
-    At τ = 0 everything passes, the lowest score too, as in `algorithms.rest`. Where nothing passes, the prompt
-    has no part in the loss, and its policy stays where it was.
+    At τ = 0 every sample passes, including the lowest score, as in `algorithms.rest`. If no sample passes, the prompt
+    does not contribute to the loss, and its policy does not change.
 
     Args:
         log_ref: log π_ref(·|x), (K,), nats.
@@ -34,7 +34,7 @@ def filter_limit(log_ref: Tensor, score: Tensor, threshold: float) -> tuple[Tens
         threshold: τ in [0, 1].
 
     Returns:
-        the log-probabilities, (K,), and whether anything passes.
+        the log-probabilities, (K,), and whether any response passes.
     """
     if threshold <= 0:
         return log_ref, True
@@ -51,16 +51,16 @@ def rest_filter_picture(
     responses: Sequence[str],
     curves: tuple[tuple[Tensor, Tensor], ...] | None = None,
 ) -> Picture:
-    """π_ref, the filter's limit π_τ and π* as bars; their places, and those of best-of-n, below the frontier.
+    """Draw π_ref, the filter's limit π_τ and π* as bars, and their KL and reward with those of best-of-n.
 
     Args:
         log_ref: log π_ref(·|x) of one prompt, (K,), nats.
-        reward: r(x, ·), (K,), in its own units: of the frontier.
-        score: the same scaled to [0, 1], (K,): what the filter looks at.
+        reward: r(x, ·), (K,), not scaled; the reward of the frontier.
+        score: the reward scaled to [0, 1], (K,), which the filter compares with τ.
         threshold: τ in [0, 1], in units of `score`.
-        beta: β > 0, units of reward for a nat.
+        beta: β > 0, reward per nat.
         responses: K names.
-        curves: what `roads_of` gives, where it is at hand.
+        curves: `curves_of(log_ref, reward, score)`; None computes them.
 
     Returns:
         the picture; its numbers are the share that passes, E[r], KL(π_τ‖π_ref) and the regret at β.
@@ -70,7 +70,7 @@ def rest_filter_picture(
     """
     log_tau, passes = filter_limit(log_ref, score, threshold)
     log_star = exact.optimal_policy(log_ref, reward, beta)
-    frontier, every_tau, every_n = curves if curves is not None else roads_of(log_ref, reward, score)
+    frontier, every_tau, every_n = curves if curves is not None else curves_of(log_ref, reward, score)
     gain, cost = _place(log_tau, log_ref, reward)
     best_gain, best_cost = _place(log_star, log_ref, reward)
     start, _ = _place(log_ref, log_ref, reward)
@@ -85,14 +85,14 @@ def rest_filter_picture(
         (Bars("reference", log_ref.exp()), Bars("rest", log_tau.exp(), "π_τ"), Bars("optimal", log_star.exp())),
         width=1.2,
     )
-    road = Panel(
-        "What each pays for its reward",
+    plane = Panel(
+        "Reward against KL",
         Axis("KL(π‖π_ref) [nats]"),
         Axis("expected reward [reward]"),
         (
-            Line("optimal", *frontier, "π*, every β"),
-            Line("best-of-n", *every_n, "best-of-n", dash=":"),
-            Line("rest", *every_tau, "π_τ, every τ", dash="--"),
+            Curve("optimal", *frontier, "π*, every β"),
+            Curve("best-of-n", *every_n, "best-of-n", dash=":"),
+            Curve("rest", *every_tau, "π_τ, every τ", dash="--"),
             Points("reference", [0.0], [start], ""),
             Points("best-of-n", *every_n, ""),
             Points("rest", *every_tau, ""),
@@ -102,12 +102,12 @@ def rest_filter_picture(
     )
     if passes:
         kept = ", ".join(f"“{n}”" for n, passed in zip(responses, above.tolist(), strict=True) if passed)
-        what = f"lets {'everything' if threshold <= 0 else kept} through, {100 * share:.0f}% of the samples"
+        what = f"passes {'every response' if threshold <= 0 else kept}, {100 * share:.0f}% of the samples"
     else:
-        what = "lets nothing of this prompt through: it has no part in the loss, and the policy stays at π_ref"
+        what = "passes no response of this prompt, which does not contribute to the loss, and the policy stays at π_ref"
     text = (
-        f"At τ = {threshold:.2f} the filter {what}. Cloning that gives E[r] = {_plain(gain)} for {cost:.2f} nats; "
-        f"π* at β = {beta:.3g} has {_plain(best_gain)} for {best_cost:.2f}. The filter's regret is {_plain(regret)}."
+        f"At τ = {threshold:.2f} the filter {what}. Its limit has E[r] = {_plain(gain)} at a KL of {cost:.2f} nats; "
+        f"π* at β = {beta:.3g} has {_plain(best_gain)} at {best_cost:.2f}. The regret of the limit is {_plain(regret)}."
     )
     numbers = (
         Number("P(score > τ)", share),
@@ -115,10 +115,10 @@ def rest_filter_picture(
         Number("KL(π_τ‖π_ref)", cost, "nats"),
         Number("regret", regret, "reward"),
     )
-    return Picture(text, (bars, road), numbers)
+    return Picture(text, (bars, plane), numbers)
 
 
-def roads_of(log_ref: Tensor, reward: Tensor, score: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
+def curves_of(log_ref: Tensor, reward: Tensor, score: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
     """(KL, E[r]) of π* along β, of the filter at every threshold where it changes, and of best-of-n along n.
 
     Args:
@@ -158,15 +158,15 @@ def rest_filter_explorer(
     threshold: float = 0.7,
     beta: float = 0.5,
 ) -> Explorer:
-    """The filter with a rising threshold, live.
+    """Show the filter's limit with sliders for the threshold and β.
 
     Args:
         log_ref: log π_ref, (K,) or (X, K), nats.
         reward: r, of the same shape.
         responses: K names, the same for every prompt.
-        prompts: X names; x1, x2, … where none are given.
-        threshold: where τ stands at first, in [0, 0.99].
-        beta: where β stands at first, in [0.05, 10].
+        prompts: X names; x1, x2, … if none are given.
+        threshold: τ at the start, in [0, 0.99].
+        beta: β at the start, in [0.05, 10].
 
     Raises:
         LabError: shapes or numbers of names that do not match.
@@ -181,8 +181,8 @@ def rest_filter_explorer(
             f"{len(responses)} names of responses."
         )
     score = scaled(reward)
-    # What no control moves is computed once for each prompt.
-    curves = [roads_of(log_ref[x], reward[x], score[x]) for x in range(rows)]
+    # The curves depend on no control and are computed once for each prompt.
+    curves = [curves_of(log_ref[x], reward[x], score[x]) for x in range(rows)]
 
     def compute(threshold: float, beta: float, prompt: int = 0) -> Picture:
         x = prompt
@@ -194,5 +194,5 @@ def rest_filter_explorer(
     }
     if rows > 1:
         controls["prompt"] = Choice(0, {name: i for i, name in enumerate(titles)}, "prompt x")
-    advice = "Raise τ, and watch the green road: does it ever meet the star?"
+    advice = "Raise τ and watch the green curve: does it ever reach the star?"
     return Explorer(compute, controls, "ReST's filter under a rising threshold", advice)

@@ -195,7 +195,7 @@ def test_the_look_ends_with_its_context():
 
 def test_the_still_view_draws_every_kind_of_layer():
     layers = (
-        picture.Line("dpo", [0, 1], [1, 2], dash="--"),
+        picture.Curve("dpo", [0, 1], [1, 2], dash="--"),
         picture.Band("dpo", [0, 1], [0.5, 1], [1.5, 3]),
         picture.Points("ppo", [0.5], [1], low=[0.5], high=[2]),
         picture.Rule("optimal", 1.0, axis="y", label="goal"),

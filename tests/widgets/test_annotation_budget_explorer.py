@@ -5,7 +5,7 @@ import torch
 
 from rlhf_lab import exact, label_budget
 from rlhf_lab.errors import LabError
-from rlhf_lab.figures.picture import Bars, Line, Points
+from rlhf_lab.figures.picture import Bars, Curve, Points
 from rlhf_lab.widgets.annotation_budget import (
     BETAS,
     SHARES,
@@ -61,7 +61,7 @@ def test_the_curve_of_the_split_is_the_price_of_a_label_at_one_end_and_has_its_m
     assert float(curve[0]) == pytest.approx(float(world.price("uniform")) / 320)
     split = annotation_budget_picture(known[0], "uniform", 4, 3.0, NAMES).panels[2]
     line, point = split.layers
-    assert isinstance(line, Line) and isinstance(point, Points)
+    assert isinstance(line, Curve) and isinstance(point, Points)
     assert point.x[0] == float(SHARES[int(curve.argmin())])
 
 

@@ -50,8 +50,8 @@ def test_every_combination_of_controls_gives_a_picture_and_one_direction_of_word
     assert len(states["pictures"]) == math.prod(len(c["names"]) for c in states["controls"])
     assert all(len(p["panels"]) == 2 and not p["failed"] and "nan" not in p["text"] for p in states["pictures"])
     json.dumps(states, allow_nan=False)
-    assert "against its label" in dpo_gradient_picture(0.5, -1.0, 1.0).text
-    assert "as labelled" in dpo_gradient_picture(0.5, 1.0, -1.0).text
+    assert "ranked incorrectly" in dpo_gradient_picture(0.5, -1.0, 1.0).text
+    assert "ranked correctly" in dpo_gradient_picture(0.5, 1.0, -1.0).text
 
 
 def test_moving_beta_moves_the_picture_and_a_bad_beta_is_refused():

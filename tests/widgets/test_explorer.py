@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rlhf_lab.errors import LabError
-from rlhf_lab.figures.picture import Axis, Bars, Line, Number, Panel, Picture, Points, Rule, limits
+from rlhf_lab.figures.picture import Axis, Bars, Curve, Number, Panel, Picture, Points, Rule, limits
 from rlhf_lab.widgets.explorer import Choice, Explorer, Slider, Toggle
 from rlhf_lab.widgets.optimal_policy import optimal_policy_explorer, optimal_policy_picture
 
@@ -22,7 +22,7 @@ NAMES = ["first", "second", "third"]
 
 
 def simple(x: float, n: int = 1, kind: str = "a", on: bool = False) -> Picture:
-    layers = (Line("policy", [0, 1, 2], [0, x, math.nan]), Points("dpo", [x], [n]), Rule("reward", x, label="here"))
+    layers = (Curve("policy", [0, 1, 2], [0, x, math.nan]), Points("dpo", [x], [n]), Rule("reward", x, label="here"))
     panel = Panel(f"kind {kind}", Axis("x [nats]"), Axis("y [reward]", 0.0, 10.0), layers)
     return Picture(f"x is {x:.2f}, n is {n}, {kind}, {on}", (panel,), (Number("x", x, "nats"),))
 

@@ -89,7 +89,7 @@ def test_each_kind_of_change_is_named_in_the_text():
 
 
 def test_a_tree_is_too_large_and_numbers_below_one_are_refused():
-    with pytest.raises(LabError, match="too many for an explorer"):
+    with pytest.raises(LabError, match="too many for this explorer"):
         non_static_explorer(moving_tree(6, 4, 2))
     with pytest.raises(LabError, match="at least 1"):
         expected_regrets(Motion(AT, PHI), 10, 0)

@@ -7,7 +7,7 @@ import torch
 
 from rlhf_lab import exact, preferences
 from rlhf_lab.errors import LabError
-from rlhf_lab.figures.picture import Bars, Line
+from rlhf_lab.figures.picture import Bars, Curve
 from rlhf_lab.training import seeded
 from rlhf_lab.widgets.pair_sources import (
     BETAS,
@@ -64,7 +64,7 @@ def test_the_numbers_are_the_price_of_a_label_and_its_hundredfold():
     mu = SFT[0].exp().unsqueeze(-1) * SFT[0].exp() * (1 - torch.eye(4))
     want = float(exact.label_price(SFT[0], REWARD[0], beta, mu / mu.sum()))
     numbers = {number.symbol: number.value for number in picture.numbers}
-    assert numbers["price"] == pytest.approx(want, rel=1e-10)
+    assert numbers["N × regret"] == pytest.approx(want, rel=1e-10)
     assert numbers["N for regret 0.01"] == pytest.approx(100 * want, rel=1e-10)
     p = torch.sigmoid(REWARD[0].unsqueeze(-1) - REWARD[0])
     assert numbers["mean p(1 − p)"] == pytest.approx(float((mu / mu.sum() * p * p.T).sum()), rel=1e-10)
@@ -85,7 +85,7 @@ def test_at_large_beta_pairs_from_pi_r_are_pairs_from_pi_sft():
 
 def test_the_picture_shows_each_source_in_its_own_colour_and_the_curve_that_was_computed():
     picture = pair_sources_picture(SFT[1], REWARD[1], 1.0, "direct", 2, NAMES)
-    lines = layers(picture, 1, Line)
+    lines = layers(picture, 1, Curve)
     assert [lines[name].style for name in ("direct", "sft", "rso")] == [f"rso-{source}" for source in SOURCES]
     i = 5
     weights = pair_weights(source_policy("direct", SFT[1], REWARD[1], BETAS[i]), REWARD[1], 2)

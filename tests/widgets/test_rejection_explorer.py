@@ -7,7 +7,7 @@ import torch
 
 from rlhf_lab import exact
 from rlhf_lab.errors import LabError
-from rlhf_lab.figures.picture import Bars, Line, Points
+from rlhf_lab.figures.picture import Bars, Curve, Points
 from rlhf_lab.widgets.rejection import STEPS, Darts, acceptance, darts, rejection_explorer, rejection_picture
 from rlhf_lab.worlds import bandit
 
@@ -35,8 +35,8 @@ def test_every_combination_of_the_controls_gives_a_picture():
 def test_the_envelope_is_m_times_pi_sft_touches_pi_r_and_never_lies_under_it():
     for beta in (0.05, 0.5, 20.0):
         picture = rejection_picture(SFT[0], REWARD[0], beta, darts(0), 1, NAMES)
-        over = torch.tensor(layer(picture, 0, Line, "M·π_sft").y.tolist()).reshape(4, 4)[:, 1]
-        under = torch.tensor(layer(picture, 0, Line, "π_r").y.tolist()).reshape(4, 4)[:, 1]
+        over = torch.tensor(layer(picture, 0, Curve, "M·π_sft").y.tolist()).reshape(4, 4)[:, 1]
+        under = torch.tensor(layer(picture, 0, Curve, "π_r").y.tolist()).reshape(4, 4)[:, 1]
         # By definition: the least m with m π_sft ≥ π_r everywhere.
         ratio = exact.optimal_policy(SFT[0], REWARD[0], beta).exp() / SFT[0].exp()
         torch.testing.assert_close(over.double(), ratio.max() * SFT[0].exp(), rtol=1e-5, atol=0)

@@ -9,10 +9,10 @@ import torch
 from rlhf_lab import exact
 from rlhf_lab.errors import LabError
 from rlhf_lab.widgets.rest_filter import (
+    curves_of,
     filter_limit,
     rest_filter_explorer,
     rest_filter_picture,
-    roads_of,
     scaled,
 )
 
@@ -68,7 +68,7 @@ def test_the_share_that_passes_leaves_out_scores_at_the_threshold(threshold, sha
 
 
 def test_no_threshold_and_no_n_lies_above_the_frontier_and_none_reaches_pi_star():
-    (kl, reward), every_tau, every_n = roads_of(P.log(), R, scaled(R))
+    (kl, reward), every_tau, every_n = curves_of(P.log(), R, scaled(R))
     order = kl.argsort()
     for costs, gains in (every_tau, every_n):
         for cost, gain in zip(costs.tolist(), gains.tolist(), strict=True):
@@ -83,7 +83,7 @@ def test_a_prompt_of_which_nothing_passes_stays_at_the_reference_and_the_words_s
     log_ref = torch.tensor([[0.5, 0.5], [0.7, 0.3]], dtype=torch.float64).log()
     explorer = rest_filter_explorer(log_ref, reward, ["a", "b"], threshold=0.5)
     explorer.inputs["prompt"].value = 1
-    assert "nothing of this prompt" in explorer.text
+    assert "no response of this prompt" in explorer.text
     assert explorer.chart.picture["panels"][0]["layers"][1]["height"] == pytest.approx([0.7, 0.3])
 
 
