@@ -1,4 +1,4 @@
-"""The lecture's derivations, one file a block, each line of which can be computed. See `tool.py`.
+"""The lecture's derivations, whose lines are computed on random worlds. See `derivation.py`.
 
     from rlhf_lab.derivations import optimal_policy
     optimal_policy.objective_to_optimum.check()
@@ -25,14 +25,14 @@ BLOCKS = (
     "rest",
     "label_value",
 )
-"""The modules of the lecture's blocks, in its order. A file beside them is found without being named here."""
+"""The modules of the lecture's blocks, in its order. Other files of this folder need not be listed."""
 
 
 def library() -> dict[str, Derivation]:
-    """Every derivation by its key: the lecture's blocks in their order, then what other files hold.
+    """Every derivation by its key: first the lecture's blocks in their order, then those of other files.
 
     Raises:
-        LabError: two derivations of one key.
+        LabError: two derivations have the same key.
     """
     names = {found.name for found in pkgutil.iter_modules(__path__)} - {"derivation", "random_worlds"}
     found: dict[str, Derivation] = {}

@@ -1,7 +1,7 @@
-r"""What best-of-n costs: its KL to the reference and the bound log n − (n−1)/n. For notebook 09.
+r"""The KL of best-of-n to the reference and its bound log n − (n−1)/n. For notebook 09.
 
-Write F(v) = P_ref(r ≤ v). A response y whose reward no other response shares owns the stretch (F₋, F] of the unit
-interval, of length π_ref(y); the best of n draws falls on it with probability F^n − F₋^n = ∫ n u^{n−1} du over it.
+Write F(v) = P_ref(r ≤ v). A response y with a unique reward corresponds to the part (F₋, F] of the unit
+interval, of length π_ref(y). The best of n draws is y with probability F^n − F₋^n, the integral of n u^{n−1} over it.
 Beirami et al. 2024, "Theoretical guarantees on the alignment of best-of-n policy", theorem 1.
 """
 
@@ -35,9 +35,9 @@ def _as_stretches(w: RandomWorld) -> Tensor:
 
 
 def _density_kl(w: RandomWorld, low: Tensor, high: Tensor) -> Tensor:
-    """∫ g log g du from low to high, g = n u^{n−1}, by Gauss–Legendre: no antiderivative is trusted.
+    """∫ g log g du from low to high, g = n u^{n−1}, by Gauss–Legendre quadrature, without an antiderivative.
 
-    The integrand's only rough place is u = 0, where u^{n−1} log u has an unbounded derivative; u = s⁴ smooths it.
+    At u = 0 the derivative of u^{n−1} log u is unbounded; the substitution u = s⁴ makes the integrand smooth.
     """
     nodes, weights = _legendre(64)
     low, high = low.unsqueeze(-1) ** 0.25, high.unsqueeze(-1) ** 0.25
@@ -60,7 +60,7 @@ def _bound(w: RandomWorld) -> Tensor:
 
 price_of_n = Derivation(
     "price-of-n",
-    "Best-of-n costs at most log n − (n−1)/n nats",
+    "The KL of best-of-n is at most log n − (n−1)/n nats",
     lines=(
         Line(
             r"\sum_y (F_y^n - F_{y-}^n)\,\log\frac{F_y^n - F_{y-}^n}{F_y - F_{y-}}",
@@ -72,13 +72,13 @@ price_of_n = Derivation(
         ),
         Line(
             r"\sum_y \int_{F_{y-}}^{F_y} n u^{n-1}\log\big(n u^{n-1}\big)\,du",
-            r"Jensen: $t\log t$ is convex, and $F_y^n - F_{y-}^n$ is the integral of $n u^{n-1}$ over $y$'s stretch",
+            r"Jensen: $t\log t$ is convex, and $F_y^n - F_{y-}^n$ is the integral of $n u^{n-1}$ over the part of $y$",
             lambda w: _density_kl(w, *_stretches(w)).sum(-1),
             relation="≤",
         ),
         Line(
             r"\log n + (n-1)\int_0^1 n u^{n-1}\log u\,du",
-            "the stretches fill the unit interval",
+            "the parts fill the unit interval",
             lambda w: _density_kl(w, torch.zeros(len(w.ref)).double(), torch.ones(len(w.ref)).double()),
         ),
         Line(
@@ -90,19 +90,19 @@ price_of_n = Derivation(
     wrong=(
         Wrong(
             r"\log n - \tfrac{n-1}{n}",
-            "the bound taken for the value: it is exact only where no response has any mass to speak of",
+            "the bound is taken for the value; it is exact only if every response has a small probability",
             _bound,
             1,
         ),
         Wrong(
             r"\log n - \tfrac{n}{n-1}",
-            "the fraction turned over",
+            "the fraction is inverted",
             lambda w: _bound(w) + (w.n - 1) / w.n - w.n / (w.n - 1),
             4,
         ),
         Wrong(
             r"\log n",
-            "log n alone: it bounds, but by a whole nat too much for large n",
+            "this is log n alone, which is a bound but too large by one nat for large n",
             lambda w: torch.full_like(_bound(w), math.log(w.n)),
             4,
         ),

@@ -1,7 +1,7 @@
-r"""How long a label stays useful while preferences drift: the best window. For notebook 13.
+r"""The best window of labels while preferences drift. For notebook 13.
 
-Rewards drift, r_{t−a} = cos(ωa) r − sin(ωa) u: a rounds ago the reward lay a little behind, against its velocity u. A
-reward model is fitted to n labels a round of the last W rounds, and its optimum is deployed in round t.
+Rewards drift, r_{t−a} = cos(ωa) r − sin(ωa) u: a rounds ago the reward was rotated backwards, against its velocity u. A
+reward model is fitted to n labels per round of the last W rounds, and its optimal policy is deployed in round t.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class Drifting(RandomWorld):
 
     Attributes:
         velocity: u = dr/d(ωt), (X, K).
-        omega: ω, radians a round.
-        labels: n, labels a round.
-        window: W, whole, rounds.
+        omega: ω, radians per round.
+        labels: n, labels per round.
+        window: W, a whole number of rounds.
     """
 
     velocity: Tensor
@@ -34,7 +34,7 @@ class Drifting(RandomWorld):
 
 
 def drifting(generator: torch.Generator) -> Drifting:
-    """A random world; the first prompt is used, with three responses at least, so that its rewards can turn."""
+    """A random world with at least three responses, so that rewards can rotate; only the first prompt is used."""
     w = random_world(generator)
     while w.reward.shape[-1] < 3:
         w = random_world(generator)
@@ -59,7 +59,7 @@ def _regret_of(w: Drifting, estimate: Tensor) -> Tensor:
 
 
 def _ago(w: Drifting, turned: Tensor) -> Tensor:
-    """The reward before it turned by `turned` radians."""
+    """The reward before it was rotated by `turned` radians."""
     return turned.cos() * w.reward[0] - turned.sin() * w.velocity[0]
 
 
@@ -70,7 +70,7 @@ def _variance(w: Drifting) -> Tensor:
 
 
 def _window_mean(w: Drifting, omega: Tensor) -> Tensor:
-    """The mean reward over the last W rounds: what a fit to slowly drifting labels finds."""
+    """The mean reward over the last W rounds, which is the limit of a fit to slowly drifting labels."""
     return torch.stack([_ago(w, omega * age) for age in range(1, w.window + 1)]).mean(0)
 
 
@@ -99,27 +99,27 @@ def _root(w: Drifting, power: float = 2.0, factor: float = 2.0) -> Tensor:
 
 
 def _share(w: Drifting) -> Tensor:
-    """What drift costs over what estimation costs, at the best window."""
+    """The regret from drift divided by that from estimation, at the best window."""
     best = _root(w)
     return _drift(w) * ((best + 1) / 2) ** 2 / (_price(w) / (w.labels * best))
 
 
 best_window = Derivation(
     "best-window",
-    "How many rounds of labels to keep",
+    "The best number of rounds of labels",
     world=drifting,
     lines=(
         Line(
             r"\frac{1}{\beta}\,\mathrm{Var}_{\pi^*}(u)",
-            r"a policy that is late by an angle $a$ has its logits off by $a\,u/\beta$; KL's curvature is Σ, and "
-            r"$u^\top\Sigma u$ is a variance. Autograd twice on the left",
+            r"the logits of a policy that is late by an angle $a$ are off by $a\,u/\beta$; the KL has the curvature "
+            r"Σ, and $u^\top\Sigma u$ is a variance. Autograd computes the left side",
             lambda w: _variance(w) / w.beta,
             left=r"\frac{d^2}{da^2}\Big|_0\, \mathrm{regret}\big(\pi^*_{r\cos a - u\sin a}\big)",
             left_value=lambda w: _curvature(lambda a: _regret_of(w, _ago(w, a))),
         ),
         Line(
             r"\Big(\frac{W+1}{2}\Big)^2\,\frac{1}{\beta}\,\mathrm{Var}_{\pi^*}(u)",
-            r"labels of the last $W$ rounds are $1, \dots, W$ rounds old; the fit lies at their mean age",
+            r"the labels of the last $W$ rounds are $1, \dots, W$ rounds old, and the fit has their mean age",
             lambda w: ((w.window + 1) / 2) ** 2 * _variance(w) / w.beta,
             left=r"\frac{d^2}{d\omega^2}\Big|_0\, \mathrm{regret}\big(\pi^*_{\bar r_W}\big),"
             r"\quad \bar r_W = \frac1W\sum_{a=1}^W r_{t-a}",
@@ -135,7 +135,8 @@ best_window = Derivation(
         ),
         Line(
             r"\frac12\cdot\frac{W_*+1}{W_*}",
-            r"put $P/(nW_*) = D\,W_*(W_*+1)/2$ in: at the best window drift costs about half of what estimation does",
+            r"substitute $P/(nW_*) = D\,W_*(W_*+1)/2$: at the best window the regret from drift is about half of that "
+            "from estimation",
             lambda w: (_root(w) + 1) / (2 * _root(w)),
             left=r"D\Big(\frac{W_*+1}{2}\Big)^2\Big/\frac{P}{nW_*}",
             left_value=_share,
@@ -144,37 +145,37 @@ best_window = Derivation(
     wrong=(
         Wrong(
             r"\frac1\beta\,\mathbb{E}_{\pi^*}[u^2]",
-            "the mean not taken off: a drift that lifts all rewards alike would cost something",
+            "the mean is not subtracted, so that a drift of all rewards by the same amount would cause regret",
             lambda w: (w.star[0] * w.velocity[0].square()).sum() / w.beta,
             1,
         ),
         Wrong(
             r"\beta\,\mathrm{Var}_{\pi^*}(u)",
-            r"β on the wrong side: small β makes the policy sharp, and lateness dear",
+            r"β is on the wrong side; with a small β the policy is sharp, and a delay causes more regret",
             lambda w: w.beta * _variance(w),
             1,
         ),
         Wrong(
             r"\frac{(W+1)(2W+1)}{6}\,\frac1\beta\,\mathrm{Var}_{\pi^*}(u)",
-            "the squared ages averaged: that would be the cost of W policies, one for each age, not of one fit",
+            "the squared ages are averaged, which is the regret of W policies, one for each age, and not of one fit",
             lambda w: (w.window + 1) * (2 * w.window + 1) / 6 * _variance(w) / w.beta,
             2,
         ),
         Wrong(
             r"\Big(\frac{W-1}{2}\Big)^2\,\frac1\beta\,\mathrm{Var}_{\pi^*}(u)",
-            "ages counted from 0: the labels of round t are not there yet when round t begins",
+            "the ages are counted from 0, but the labels of round t do not exist yet when round t begins",
             lambda w: ((w.window - 1) / 2) ** 2 * _variance(w) / w.beta,
             2,
         ),
         Wrong(
             r"0,\quad W_*(W_*+1) = \frac{2P}{nD}",
-            "a square root for a cube root: estimation's slope is $1/W^2$, not $1/W$",
+            "this has a square root instead of a cube root; the slope of the estimation term is $1/W^2$, not $1/W$",
             lambda w: _slope(w, _root(w)) - _slope(w, _root(w, 1.0)),
             3,
         ),
         Wrong(
             r"1",
-            "both parts equal, as where a falling and a rising line cross: the minimum lies elsewhere",
+            "the two parts are set equal, but their sum has its minimum elsewhere",
             lambda w: torch.ones((), dtype=torch.float64),
             4,
         ),
@@ -185,7 +186,7 @@ best_window = Derivation(
 
 
 def _slope(w: Drifting, window: Tensor) -> Tensor:
-    """The total's derivative in W, over that of estimation alone: a number of order one."""
+    """The derivative of the total with respect to W, divided by that of the estimation term."""
     at = window.detach().clone().requires_grad_(True)
     (slope,) = torch.autograd.grad(_total(w, at), at)
     return slope / (_price(w) / (w.labels * window**2))

@@ -1,4 +1,4 @@
-r"""Derivations that run: aligned lines, a reason for each, and a tick only where both sides were computed.
+r"""Derivations as data: aligned equations with reasons, whose two sides are computed on random worlds and compared.
 
     d = Derivation(
         "kl-is-an-expectation",
@@ -8,16 +8,16 @@ r"""Derivations that run: aligned lines, a reason for each, and a tick only wher
                  lambda w: (w.policy * (w.log_policy - w.log_ref)).sum(-1),
                  left=r"\mathrm{KL}(\pi\|\pi_\text{ref})", left_value=lambda w: exact.kl(w.log_policy, w.log_ref)),
         ),
-        wrong=(Wrong(..., "the ratio turned round", lambda w: ...),),
+        wrong=(Wrong(..., "The ratio is inverted.", lambda w: ...),),
         source="…",
     )
     d.check()            # in a notebook: the equations, with what was computed on each line
 
-A line says *left relation right*. Its left side is the line above, unless it names one of its own. `check` draws
-random worlds, computes both sides of every line in float64 on each of them, and keeps the largest error. A wrong
-line stands for a right one and is compared with the same left side; it must fail.
+A line has the form *left relation right*. Its left side is the right side of the line above, unless `left` is given.
+`check` draws random worlds, computes both sides of every line in float64 on each of them, and stores the largest error.
+A wrong line replaces a correct one and is compared with the same left side; it must fail.
 
-What is shown is the same on every machine: an error within the tolerance is shown as "≤ 1e-10". The raw numbers
+The display is the same on every machine: an error within the tolerance is shown as "≤ 1e-10". The raw numbers
 are in `Checked.errors`.
 """
 
@@ -39,28 +39,28 @@ from rlhf_lab.figures import style
 from rlhf_lab.training import seeded
 
 TOLERANCE = 1e-10
-"""The largest error of a line that holds."""
+"""The maximum error of a line that is true."""
 MUST_FAIL_IN = 0.9
-"""The share of the worlds in which a wrong line must be seen to fail."""
+"""The share of the worlds in which a wrong line must fail."""
 VISIBLE = 1e-6
-"""The least error that counts as failing: far above rounding, far below anything worth showing."""
+"""The minimum error that counts as a failure, far above rounding errors."""
 
 Value = Callable[[Any], Tensor | float]
-"""One side of a line: takes a world, gives a number or a tensor."""
+"""One side of a line: a function from a world to a number or a tensor."""
 
 _RELATIONS = {"=": "=", "≤": r"\le", "≥": r"\ge"}
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line: *left relation right*, and why.
+    """One line of a derivation, *left relation right*, with its reason.
 
     Attributes:
         right: LaTeX of the right side, without the relation.
         reason: why the step is allowed, plain text with `$…$` where needed.
         value: computes the right side.
-        left: LaTeX of the left side; empty where the line above goes on.
-        left_value: computes the left side; needed exactly where `left` is given.
+        left: LaTeX of the left side; empty if it is the right side of the line above.
+        left_value: computes the left side; required exactly if `left` is given.
         relation: `=`, `≤` or `≥`.
     """
 
@@ -78,8 +78,8 @@ class Wrong:
 
     Attributes:
         right: LaTeX of the wrong right side.
-        mistake: what went wrong, in words.
-        value: computes it.
+        mistake: the mistake in words.
+        value: computes the wrong right side.
         instead_of: the number of the line that it replaces, counted from 1.
     """
 
@@ -91,15 +91,15 @@ class Wrong:
 
 @dataclass(frozen=True)
 class Derivation:
-    """Lines with reasons, at least one plausible mistake, and where it stands in the literature.
+    """A derivation: lines with reasons, at least one plausible mistake, and a source.
 
     Attributes:
-        key: its name in the library, in small letters and hyphens.
+        key: its name in the library, in lower-case letters and hyphens.
         title: what is derived.
-        lines: the right way.
+        lines: the correct lines.
         wrong: at least one plausible wrong line.
         source: paper and equation, and the lecture's slide.
-        world: draws what the lines are computed on from a generator.
+        world: draws a world from a generator.
     """
 
     key: str
@@ -127,15 +127,15 @@ class Derivation:
         """Compute both sides of every line on random worlds.
 
         Args:
-            worlds: how many, at least 1.
-            seed: of the worlds.
-            strict: raise where a line fails or a wrong line does not.
+            worlds: number of worlds, at least 1.
+            seed: seed of the worlds.
+            strict: raise if a line fails or a wrong line does not.
 
         Returns:
-            what was found; as a cell's last line it shows itself.
+            the result; as a cell's last line it displays itself.
 
         Raises:
-            LabError: worlds below 1; with `strict`, the first line that is not as it should be.
+            LabError: worlds below 1; with `strict`, the first line that fails or the first wrong line that does not.
         """
         if worlds < 1:
             raise LabError(f"worlds must be at least 1, not {worlds}: nothing is ticked that was not computed.")
@@ -172,14 +172,14 @@ class Derivation:
 
 @dataclass(frozen=True)
 class Checked:
-    """What `Derivation.check` found.
+    """The result of `Derivation.check`.
 
     Attributes:
         derivation: what was computed.
-        errors: (worlds, lines) float64: |left − right| over the larger of 1 and the sides' largest entry; of an
-            inequality, by how much it is broken.
-        wrong_errors: (worlds, wrong lines), the same of the wrong lines.
-        shown: how many lines are shown.
+        errors: (worlds, lines) float64: |left − right| divided by the larger of 1 and the sides' largest entry; for an
+            inequality, the violation.
+        wrong_errors: (worlds, wrong lines), the same for the wrong lines.
+        shown: number of lines that are shown.
         wrong_shown: whether the wrong lines are shown.
     """
 
@@ -202,14 +202,14 @@ class Checked:
 
     @property
     def ok(self) -> bool:
-        """Every line held, and every wrong line was seen to fail."""
+        """Whether every line is true and every wrong line fails."""
         return all(self.ticked) and all(share >= MUST_FAIL_IN for share in self.failing)
 
     def demand(self) -> Checked:
         """Return this if all is `ok`.
 
         Raises:
-            LabError: names the first line that does not hold, or the first wrong line that is not seen to fail.
+            LabError: names the first line that fails, or the first wrong line that does not.
         """
         key, worlds = self.derivation.key, len(self.errors)
         for number, (line, ticked) in enumerate(zip(self.derivation.lines, self.ticked, strict=True), 1):
@@ -223,7 +223,7 @@ class Checked:
         return self
 
     def reveal(self, lines: int, wrong: bool = False) -> Checked:
-        """The first `lines` lines alone, for a slide; with `wrong`, the wrong versions of those lines too.
+        """Show only the first `lines` lines, for a slide; with `wrong`, also the wrong versions of those lines.
 
         Raises:
             LabError: no such number of lines.
@@ -269,21 +269,21 @@ class Checked:
 
 
 def gradient(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
-    """∇ of the sum of `function`'s values at `at`, by autograd; rows that do not meet keep their own gradients."""
+    """∇ of the sum of `function`'s values at `at`, by autograd, which gives independent rows their own gradients."""
     point = at.detach().clone().requires_grad_(True)
     return torch.autograd.grad(function(point).sum(), point)[0]
 
 
 def finite_differences(function: Callable[[Tensor], Tensor], at: Tensor, step: float = 5e-3) -> Tensor:
-    """The same by central differences of sixth order: no calculus, six evaluations for each entry of a row.
+    """∇ of the sum of `function`'s values by central differences of sixth order, six evaluations for each entry.
 
     The error is about step⁶/140 times the seventh derivative, and rounding about 1e-16/step: near 1e-12 for
     functions of order one.
 
     Args:
-        function: takes what has the shape of `at`; (…,) values of (…, K), each of its own row alone.
+        function: maps a tensor of the shape of `at`, (…, K), to (…,); each value depends on its row only.
         at: (…, K).
-        step: the distance of two evaluations.
+        step: the distance between two evaluations.
     """
     result = torch.zeros_like(at)
     for place in range(at.shape[-1]):
@@ -299,7 +299,7 @@ def _double(value: Tensor | float) -> Tensor:
 
 
 def _error(left: Tensor, right: Tensor, relation: str) -> float:
-    """By how much *left relation right* is broken, over the larger of 1 and the largest entry; nan is infinite."""
+    """The violation of *left relation right*, divided by the larger of 1 and the largest entry; infinite for nan."""
     left, right = torch.broadcast_tensors(left, right)
     gap = left - right
     broken = {"=": gap.abs(), "≤": gap.clamp(min=0), "≥": (-gap).clamp(min=0)}[relation]
@@ -324,14 +324,14 @@ def _table(
     slips: Sequence[tuple[Wrong, str, str]],
     found: str = "nothing computed yet",
 ) -> str:
-    """The reason stands below its equation: beside a long one it would be pushed off the page, and the tick too."""
+    """The reason is below its equation. Beside a long equation it would be pushed off the page."""
     rows = []
     for number, (line, verdict) in enumerate(zip(derivation.lines[:shown], verdicts, strict=False), 1):
         rows.append(_row(str(number), verdict, line, line.right, line.reason))
     if slips:
         rows.append(
             f'{_PLAIN}<th colspan="4" scope="colgroup" style="{_CELL}left;border-top:2px solid '
-            f'{style.colour("wrong")}">Plausible, and wrong (typical error on the left)</th></tr>'
+            f'{style.colour("wrong")}">Plausible but wrong (typical error on the left)</th></tr>'
         )
         for wrong, typical, worlds in slips:
             line = derivation.lines[wrong.instead_of - 1]
@@ -372,7 +372,7 @@ def _math(latex: str) -> str:
 
 
 def _text(words: str) -> str:
-    """Words with `$…$` and backticks in them: escaped, mathematics left to MathJax."""
+    """Text with `$…$` and backticks as HTML; MathJax sets the mathematics."""
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(words, quote=False))
 
 

@@ -1,6 +1,6 @@
-r"""Block 2, DPO: the loss as maximum likelihood, its minimum, its gradient, and what happens to the chosen response.
+r"""Block 2, DPO: the loss as maximum likelihood, its minimum, its gradient, and its effect on the chosen response.
 
-Lecture, "DPO Objective Function". θ is a table of logits here, so that every gradient has a place to be compared.
+Lecture, "DPO Objective Function". Here θ is a table of logits.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ def _implicit(w: RandomWorld) -> Tensor:
 
 
 def _over_labels(w: RandomWorld, values: Tensor) -> Tensor:
-    """The mean over asked pairs and their labels: Σ_ij μ_ij (p_ij value_ij + p_ji value_ji), (X,)."""
+    """The mean over labelled pairs and their labels: Σ_ij μ_ij (p_ij value_ij + p_ji value_ji), (X,)."""
     of_winner = exact.preference(w.reward) * values  # value_ij: i is the chosen one
     return (w.pair_weights * (of_winner + of_winner.transpose(-1, -2))).sum((-1, -2))
 
@@ -40,12 +40,12 @@ _R_HAT = r"\hat r_\theta = \beta\log\tfrac{\pi_\theta}{\pi_\text{ref}}"
 
 dpo_is_likelihood = Derivation(
     "dpo-is-likelihood",
-    "DPO's loss is a likelihood, and π* has the greatest",
+    "DPO's loss is a likelihood, and π* maximises it",
     lines=(
         Line(
             r"-\mathbb{E}\Big[\log\sigma\Big(\beta\log\frac{\pi_\theta(y_w|x)}{\pi_\text{ref}(y_w|x)}"
             r" - \beta\log\frac{\pi_\theta(y_l|x)}{\pi_\text{ref}(y_l|x)}\Big)\Big]",
-            "the deck's formula, with every label at its probability; the left side is `losses.dpo`",
+            "the lecture's formula, with every label weighted by its probability; the left side is `losses.dpo`",
             lambda w: -_over_labels(w, logsigmoid(_gaps(_implicit(w)))),
             left=r"\mathcal{L}_\text{DPO}(\theta)",
             left_value=lambda w: _population_loss(w, w.log_policy),
@@ -57,7 +57,7 @@ dpo_is_likelihood = Derivation(
         ),
         Line(
             r"\mathbb{E}\big[H(p^*)\big] + \mathbb{E}\big[\mathrm{KL}(p^*\|p_\theta)\big]",
-            r"a cross-entropy: what labels leave open, and what $p_\theta$ gets wrong",
+            r"a cross-entropy is the entropy of the labels plus the KL to the model",
             lambda w: (
                 -_over_labels(w, exact.preference(w.reward).log())
                 + _over_labels(w, (exact.preference(w.reward) / exact.preference(_implicit(w))).log())
@@ -71,7 +71,8 @@ dpo_is_likelihood = Derivation(
         ),
         Line(
             r"\mathbb{E}\big[H(p^*)\big]",
-            r"at $\pi^*$ the reward $\hat r$ is $r$ up to a function of $x$, so $p_\theta = p^*$: the bound is reached",
+            r"at $\pi^*$ the reward $\hat r$ is $r$ up to a function of $x$, so $p_\theta = p^*$: the minimum is "
+            "attained",
             lambda w: -_over_labels(w, exact.preference(w.reward).log()),
             left=r"\mathcal{L}_\text{DPO}(\pi^*)",
             left_value=lambda w: _population_loss(w, w.log_star),
@@ -81,26 +82,26 @@ dpo_is_likelihood = Derivation(
         Wrong(
             r"-\mathbb{E}\Big[\log\sigma\Big(\beta\log\frac{\pi_\theta(y_l|x)}{\pi_\text{ref}(y_l|x)}"
             r" - \beta\log\frac{\pi_\theta(y_w|x)}{\pi_\text{ref}(y_w|x)}\Big)\Big]",
-            "chosen and rejected swapped",
+            "chosen and rejected are swapped",
             lambda w: -_over_labels(w, logsigmoid(-_gaps(_implicit(w)))),
             1,
         ),
         Wrong(
             r"-\mathbb{E}\Big[\log\sigma\big(\beta\log\pi_\theta(y_w|x) - \beta\log\pi_\theta(y_l|x)\big)\Big]",
-            "the reference forgotten",
+            "the reference is missing",
             lambda w: -_over_labels(w, logsigmoid(w.beta * _gaps(w.log_policy))),
             1,
         ),
         Wrong(
             r"-\mathbb{E}\Big[\log\sigma\Big(\log\frac{\pi_\theta(y_w|x)}{\pi_\text{ref}(y_w|x)}"
             r" - \log\frac{\pi_\theta(y_l|x)}{\pi_\text{ref}(y_l|x)}\Big)\Big]",
-            "a forgotten β",
+            "β is missing",
             lambda w: -_over_labels(w, logsigmoid(_gaps(w.log_ratio))),
             1,
         ),
         Wrong(
             r"-\mathbb{E}\big[p_\theta(y_w \succ y_l)\big]",
-            "the logarithm forgotten: the mean probability is not a likelihood",
+            "the logarithm is missing; the mean probability is not a log-likelihood",
             lambda w: -_over_labels(w, exact.preference(_implicit(w))),
             2,
         ),
@@ -110,11 +111,12 @@ dpo_is_likelihood = Derivation(
 
 dpo_minimum = Derivation(
     "dpo-minimum",
-    "At π* DPO's gradient is zero, whatever pairs are asked about",
+    "At π* DPO's gradient is zero, whatever pairs are labelled",
     lines=(
         Line(
             r"-\beta\,\mathbb{E}_{\mu}\big[(p^*_{12} - p_{\theta,12})\,(e_{y_1} - e_{y_2})\big]",
-            r"both labels of a pair taken together; $e_y$ is the unit vector of $y$'s logit; autograd on the left",
+            r"the two labels of a pair are combined; $e_y$ is the unit vector of the logit of $y$. Autograd computes "
+            "the left side",
             lambda w: _population_gradient(w, exact.preference(_implicit(w))),
             left=r"\nabla_\theta\mathcal{L}_\text{DPO}(\theta)",
             left_value=lambda w: gradient(lambda theta: _population_loss(w, theta.log_softmax(-1)), w.logits),
@@ -126,18 +128,18 @@ dpo_minimum = Derivation(
             left=r"\nabla_\theta\mathcal{L}_\text{DPO}\,\Big|_{\pi_\theta = \pi^*}",
             left_value=lambda w: gradient(lambda theta: _population_loss(w, theta.log_softmax(-1)), w.log_star),
         ),
-        Line(r"0", "for every μ: which pairs are asked decides the noise, not the limit", lambda w: 0.0),
+        Line(r"0", "this is true for every μ, so the labelled pairs affect the noise but not the limit", lambda w: 0.0),
     ),
     wrong=(
         Wrong(
             r"-\beta\,\mathbb{E}_{\mu}\big[p^*_{12}\,(e_{y_1} - e_{y_2})\big]",
-            "what is already learned not taken off: the pull would never end",
+            "the model's probability is not subtracted, so the gradient would never vanish",
             lambda w: _population_gradient(w, torch.zeros_like(w.pair_weights)),
             1,
         ),
         Wrong(
             r"-\mathbb{E}_{\mu}\big[(p^*_{12} - p_{\theta,12})\,(e_{y_1} - e_{y_2})\big]",
-            "a forgotten β",
+            "β is missing",
             lambda w: _population_gradient(w, exact.preference(_implicit(w))) / w.beta,
             1,
         ),
@@ -179,11 +181,11 @@ _PULL = r"\big[\nabla\log\pi_\theta(y_w|x) - \nabla\log\pi_\theta(y_l|x)\big]"
 
 dpo_gradient = Derivation(
     "dpo-gradient",
-    "DPO's gradient: wrongly ranked pairs pull most",
+    "DPO's gradient has the largest weight on incorrectly ranked pairs",
     lines=(
         Line(
             r"-\frac{\sigma'(u)}{\sigma(u)}\,\nabla_\theta u,\quad u = \hat r_\theta(x,y_w) - \hat r_\theta(x,y_l)",
-            "chain rule; the left side is autograd's",
+            "chain rule; autograd computes the left side",
             lambda w: (
                 -torch.sigmoid(_margin(w, w.log_policy))
                 * torch.sigmoid(-_margin(w, w.log_policy))
@@ -208,32 +210,32 @@ dpo_gradient = Derivation(
         ),
         Line(
             r"\text{finite differences}",
-            "no calculus at all, only the loss evaluated nearby",
+            "finite differences of the loss, without calculus",
             lambda w: finite_differences(lambda theta: _pair_loss(w, theta), w.logits),
         ),
     ),
     wrong=(
         Wrong(
             rf"-\beta\,\sigma\big(\hat r_\theta(x,y_w) - \hat r_\theta(x,y_l)\big)\,{_PULL}",
-            "the weight swapped: pairs ranked rightly would pull most",
+            "the weight is swapped, so that correctly ranked pairs would count most",
             lambda w: -w.beta * torch.sigmoid(_margin(w, w.log_policy)) * _scores_apart(w),
             3,
         ),
         Wrong(
             rf"\beta\,\sigma\big(\hat r_\theta(x,y_l) - \hat r_\theta(x,y_w)\big)\,{_PULL}",
-            "a lost sign: descent would unlearn",
+            "the sign is lost, so that gradient descent would raise the loss",
             lambda w: w.beta * torch.sigmoid(-_margin(w, w.log_policy)) * _scores_apart(w),
             3,
         ),
         Wrong(
             rf"-\sigma\big(\hat r_\theta(x,y_l) - \hat r_\theta(x,y_w)\big)\,{_PULL}",
-            "a forgotten β: the weight is not all of the factor",
+            "β is missing; the weight is only a part of the factor",
             lambda w: -torch.sigmoid(-_margin(w, w.log_policy)) * _scores_apart(w),
             3,
         ),
         Wrong(
             r"-\beta\,\sigma\big(\hat r_\theta(x,y_l) - \hat r_\theta(x,y_w)\big)\,\nabla\log\pi_\theta(y_w|x)",
-            "the rejected response's half forgotten",
+            "the term of the rejected response is missing",
             lambda w: -w.beta * torch.sigmoid(-_margin(w, w.log_policy)) * _score(w, w.chosen),
             3,
         ),
@@ -244,7 +246,7 @@ dpo_gradient = Derivation(
 
 @dataclass(frozen=True)
 class Shared:
-    """A policy whose responses share their weights: logits φ(y)·θ, the simplest case of a network.
+    """A policy whose responses share parameters: logits φ(y)·θ, the simplest case of a network.
 
     Attributes:
         world: the prompts, of which the first is used.
@@ -294,7 +296,7 @@ class Shared:
 
 
 def random_shared(generator: torch.Generator) -> Shared:
-    """A random world with three random features a response."""
+    """A random world with three random features per response."""
     world = random_world(generator)
     size = world.reward.shape[-1]
     features = torch.randn(size, 3, dtype=torch.float64, generator=generator)
@@ -307,24 +309,25 @@ chosen_may_fall = Derivation(
     lines=(
         Line(
             r"-\nabla\log\pi_\theta(y_w)\cdot\nabla\mathcal{L}",
-            "a small step of gradient descent moves every function by this; the gradients are autograd's",
+            "the rate of change of a function along gradient descent; autograd computes the gradients",
             lambda s: s.speed(),
             left=r"\frac{d}{dt}\log\pi_\theta(y_w)",
             left_value=lambda s: _by_steps(s),
         ),
         Line(
             r"\beta\sigma(-u)\; g_w\cdot(g_w - g_l),\quad g_y = \nabla\log\pi_\theta(y)",
-            "DPO's gradient put in",
+            "substitute DPO's gradient",
             lambda s: s.weight * (s.chosen_score @ (s.chosen_score - s.rejected_score)),
         ),
         Line(
             r"\beta\sigma(-u)\,\big(\|g_w\|^2 - g_w\cdot g_l\big)",
-            r"negative where $g_w\cdot g_l > \|g_w\|^2$: two responses alike, the rejected one's $g$ the longer",
+            r"this is negative if $g_w\cdot g_l > \|g_w\|^2$: the two gradients are similar, and that of the rejected "
+            "response is longer",
             lambda s: s.weight * (s.chosen_score.square().sum() - (s.chosen_score * s.rejected_score).sum()),
         ),
         Line(
             r"\beta\sigma(-u)\,\|g_w - g_l\|^2",
-            "the margin, against that, always rises (the same two steps, for the difference)",
+            "the margin, in contrast, always rises (the same two steps for the difference)",
             lambda s: s.weight * (s.chosen_score - s.rejected_score).square().sum(),
             left=r"\frac{d}{dt}\big[\log\pi_\theta(y_w) - \log\pi_\theta(y_l)\big]",
             left_value=lambda s: _by_steps(s, margin=True),
@@ -333,13 +336,14 @@ chosen_may_fall = Derivation(
     wrong=(
         Wrong(
             r"\beta\sigma(-u)\,\|g_w\|^2",
-            "“the chosen one is pushed up”: so is, and is pulled down, what it shares with the rejected one",
+            "“the chosen response is pushed up” ignores the parameters that it shares with the rejected one, which are "
+            "pushed down too",
             lambda s: s.weight * s.chosen_score.square().sum(),
             3,
         ),
         Wrong(
             r"\beta\sigma(-u)\,\big(\|g_w\|^2 + g_w\cdot g_l\big)",
-            "a lost sign",
+            "the sign is lost",
             lambda s: s.weight * (s.chosen_score.square().sum() + (s.chosen_score * s.rejected_score).sum()),
             3,
         ),
@@ -350,7 +354,7 @@ chosen_may_fall = Derivation(
 
 
 def _by_steps(s: Shared, margin: bool = False) -> Tensor:
-    """The rate of change along −∇ of the loss, from small steps both ways and no derivative of log π."""
+    """The rate of change along −∇ of the loss, by central differences."""
     w = s.world
     ratio_loss = gradient(
         lambda theta: losses.dpo(

@@ -1,8 +1,8 @@
-r"""Block 2, sum or mean: where DPO's loss ends if log-probabilities are averaged over tokens instead of summed.
+r"""Block 2, sum or mean: the minimum of DPO's loss if log-probabilities are averaged over tokens instead of summed.
 
-    r̂(y) = β/|y| · log π_θ(y)/π_ref(y)   has its likelihood's maximum at   π_mean = π_ref exp(|y| (r + c)/β),
+    r̂(y) = β/|y| · log π_θ(y)/π_ref(y)   maximises the likelihood at   π_mean = π_ref exp(|y| (r + c)/β),
 
-with c(x) such that the probabilities sum to one. Only where all responses have one token is that π*.
+with c(x) such that the probabilities sum to one. This is π* only if every response has one token.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from rlhf_lab.derivations.random_worlds import RandomWorld, random_world
 
 
 def mean_offset(log_ref: Tensor, reward: Tensor, lengths: Tensor, beta: float) -> Tensor:
-    """c(x), (…, 1): the number that makes π_ref exp(|y| (r + c)/β) sum to one, by bisection.
+    """c(x), (…, 1), for which π_ref exp(|y| (r + c)/β) sums to one, by bisection.
 
     Args:
         log_ref: log π_ref, (…, K).
@@ -39,7 +39,7 @@ class Lengths:
 
     Attributes:
         world: prompts, rewards, pairs.
-        lengths: |y|, (X, K), from 1 to 4; not all of a prompt's are alike.
+        lengths: |y|, (X, K), from 1 to 4; a prompt has at least two different lengths.
     """
 
     world: RandomWorld
@@ -66,7 +66,7 @@ class Lengths:
 
 
 def random_lengths(generator: torch.Generator) -> Lengths:
-    """A random world with lengths from 1 to 4, the first response's differing from the second's."""
+    """A random world with lengths from 1 to 4; the first two responses have different lengths."""
     world = random_world(generator)
     lengths = torch.randint(1, 5, world.reward.shape, generator=generator)
     lengths[:, 1] = lengths[:, 0] % 4 + 1
@@ -81,12 +81,12 @@ _PER_TOKEN = r"\tfrac{\beta}{|y|}\log\tfrac{\pi_\text{mean}(y)}{\pi_\text{ref}(y
 
 mean_optimum = Derivation(
     "mean-optimum",
-    "Where DPO ends if it takes means instead of sums",
+    "The minimum of DPO's loss with means instead of sums",
     lines=(
         Line(
             r"1",
             r"$c(x)$ is chosen so that $\pi_\text{mean} = \pi_\text{ref}\,e^{|y|(r+c)/\beta}$ is a policy; "
-            "it stands where $-\\beta\\log Z$ stood, but inside the length's factor",
+            "it replaces $-\\beta\\log Z$, but is multiplied by the length",
             lambda s: 1.0,
             left=r"\sum_y \pi_\text{ref}(y)\,e^{|y|\,(r(y) + c)/\beta}",
             left_value=lambda s: s.log_mean.exp().sum(-1),
@@ -100,7 +100,7 @@ mean_optimum = Derivation(
         ),
         Line(
             r"p^*(y_1\succ y_2)",
-            "in a pair $c$ cancels, so the labels are predicted rightly",
+            "$c$ cancels within a pair, so the labels are predicted correctly",
             lambda s: exact.preference(s.world.reward),
             left=r"\sigma\big(\hat r_\text{mean}(y_1) - \hat r_\text{mean}(y_2)\big)",
             left_value=lambda s: torch.sigmoid(
@@ -109,14 +109,15 @@ mean_optimum = Derivation(
         ),
         Line(
             r"0",
-            "and a likelihood has its maximum there; autograd on the left",
+            "so the likelihood has its maximum there; autograd computes the left side",
             lambda s: 0.0,
             left=r"\nabla_\theta\mathcal{L}_\text{mean}\,\Big|_{\pi_\theta = \pi_\text{mean}}",
             left_value=lambda s: gradient(lambda theta: s.loss(theta.log_softmax(-1)), s.log_mean),
         ),
         Line(
             r"\frac{(|y|-1)\,r(y) + |y|\,c}{\beta} + \log Z",
-            r"against $\log\pi^* = \log\pi_\text{ref} + r/\beta - \log Z$: zero only if all lengths are 1",
+            r"compare with $\log\pi^* = \log\pi_\text{ref} + r/\beta - \log Z$: the difference is zero only if all "
+            "lengths are 1",
             lambda s: (
                 ((s.lengths - 1) * s.world.reward + s.lengths * s.offset) / s.world.beta + s.world.log_z.unsqueeze(-1)
             ),
@@ -127,23 +128,24 @@ mean_optimum = Derivation(
     wrong=(
         Wrong(
             r"\frac{r(y) + c}{|y|}",
-            "the length on the wrong side",
+            "the length is on the wrong side",
             lambda s: (s.world.reward + s.offset) / s.lengths,
             2,
         ),
         Wrong(
             r"0",
-            "“a mean is only a sum on another scale”: one scale for each length, and so another policy",
+            "“a mean is only a sum on another scale”, but the scale depends on the length, which gives another policy",
             lambda s: torch.zeros_like(s.log_mean),
             5,
         ),
         Wrong(
             r"\frac{(|y|-1)\,r(y)}{\beta}",
-            "the normaliser forgotten, as if $c$ could be left out as $Z$ could",
+            "the normaliser is missing; $c$ cannot be left out as $Z$ can",
             lambda s: (s.lengths - 1) * s.world.reward / s.world.beta,
             5,
         ),
     ),
-    source="Our own, from Rafailov et al. 2023, section 4; Meng et al. 2024 (SimPO) take means, without a reference.",
+    source="Derived here from Rafailov et al. 2023, section 4; Meng et al. 2024 (SimPO) take means, without a "
+    "reference.",
     world=random_lengths,
 )

@@ -1,4 +1,4 @@
-r"""Block 1, the KL term: what k1, k2 and k3 estimate as values, and what they do as losses.
+r"""Block 1, the KL term: the expectations of k1, k2 and k3 as values, and their gradients as losses.
 
 With k = log π − log π_ref and y ~ π: k1 = k, k2 = k²/2, k3 = e^{−k} − 1 + k. Schulman 2020, "Approximating KL
 divergence". The expectations are sums over all responses; nothing is sampled.
@@ -22,7 +22,7 @@ def _mean(w: RandomWorld, estimator: Estimator) -> Tensor:
 
 
 def _loss_gradient(w: RandomWorld, estimator: Estimator) -> Tensor:
-    """The expected gradient in a loss: the samples are drawn from π and then held fixed, (X, K)."""
+    """The expected gradient as a loss, for samples that are drawn from π and then fixed, (X, K)."""
     fixed = w.policy
     return gradient(lambda theta: (fixed * estimator(theta.log_softmax(-1), w.log_ref)).sum(-1), w.logits)
 
@@ -45,7 +45,7 @@ def _scores(w: RandomWorld, weight: Tensor) -> Tensor:
 
 kl_values = Derivation(
     "kl-values",
-    "What k1 and k3 are worth on average",
+    "The expectations of k1 and k3",
     lines=(
         Line(
             r"\mathbb{E}_{y\sim\pi}[k],\quad k = \log\tfrac{\pi(y)}{\pi_\text{ref}(y)}",
@@ -56,37 +56,37 @@ kl_values = Derivation(
         ),
         Line(
             r"\mathbb{E}_{y\sim\pi}[k] + \mathbb{E}_{y\sim\pi}\Big[\tfrac{\pi_\text{ref}(y)}{\pi(y)}\Big] - 1",
-            r"$\mathbb{E}_\pi[\pi_\text{ref}/\pi] = \sum_y\pi_\text{ref} = 1$: a control variate for nothing",
+            r"$\mathbb{E}_\pi[\pi_\text{ref}/\pi] = \sum_y\pi_\text{ref} = 1$: a free control variate",
             lambda w: _mean(w, kl.k1) + (w.policy * (w.ref / w.policy)).sum(-1) - 1,
         ),
         Line(
             r"\mathbb{E}_{y\sim\pi}\big[e^{-k} - 1 + k\big]",
-            r"$\pi_\text{ref}/\pi = e^{-k}$: that is k3, and no term of it is negative",
+            r"$\pi_\text{ref}/\pi = e^{-k}$: this is k3, which is never negative",
             lambda w: _mean(w, kl.k3),
         ),
     ),
     wrong=(
         Wrong(
             r"\mathbb{E}_{y\sim\pi}\Big[\log\tfrac{\pi_\text{ref}(y)}{\pi(y)}\Big]",
-            "the ratio turned round: the penalty becomes a prize for drift",
+            "the ratio is inverted, so that the penalty rewards drift",
             lambda w: -_mean(w, kl.k1),
             1,
         ),
         Wrong(
             r"\mathbb{E}_{y\sim\pi_\text{ref}}[k]",
-            "samples of the reference: that is minus the other KL",
+            "the samples are from the reference, which gives minus the reverse KL",
             lambda w: (w.ref * w.log_ratio).sum(-1),
             1,
         ),
         Wrong(
             r"\mathbb{E}_{y\sim\pi}\big[\tfrac12 k^2\big]",
-            "k2 is biased: right only to second order in k",
+            "k2 is biased; it is correct only to second order in k",
             lambda w: _mean(w, kl.k2),
             3,
         ),
         Wrong(
             r"\mathbb{E}_{y\sim\pi}\big[e^{k} - 1 - k\big]",
-            "k3 with the ratio turned round, under the same samples",
+            "this is k3 with the inverted ratio, for the same samples",
             lambda w: (w.policy * (w.log_ratio.exp() - 1 - w.log_ratio)).sum(-1),
             3,
         ),
@@ -96,11 +96,11 @@ kl_values = Derivation(
 
 kl_gradient_k1 = Derivation(
     "kl-gradient-k1",
-    "k1 in a loss does nothing on average",
+    "k1 as a loss has the expected gradient zero",
     lines=(
         Line(
             r"\mathbb{E}_{y\sim\pi}[\nabla\log\pi]",
-            r"$\pi_\text{ref}$ does not depend on θ; the left side is autograd's, samples held fixed",
+            r"$\pi_\text{ref}$ does not depend on θ; autograd computes the left side with fixed samples",
             lambda w: _scores(w, torch.ones_like(w.logits)),
             left=r"\mathbb{E}_{y\sim\pi}[\nabla k_1]",
             left_value=lambda w: _loss_gradient(w, kl.k1),
@@ -110,12 +110,12 @@ kl_gradient_k1 = Derivation(
             r"$\pi\nabla\log\pi = \nabla\pi$",
             lambda w: gradient(lambda theta: theta.softmax(-1).sum(-1), w.logits),
         ),
-        Line(r"0", "probabilities always sum to one", lambda w: torch.zeros_like(w.logits)),
+        Line(r"0", "probabilities sum to one", lambda w: torch.zeros_like(w.logits)),
     ),
     wrong=(
         Wrong(
             r"\nabla\,\mathrm{KL}(\pi\|\pi_\text{ref})",
-            "“the right value has the right gradient”: the samples depend on θ too",
+            "“the correct value has the correct gradient” ignores that the samples depend on θ too",
             _forward,
             3,
         ),
@@ -125,11 +125,11 @@ kl_gradient_k1 = Derivation(
 
 kl_gradient_k2 = Derivation(
     "kl-gradient-k2",
-    "k2 in a loss pulls along KL(π‖π_ref)",
+    "k2 as a loss has the gradient of KL(π‖π_ref)",
     lines=(
         Line(
             r"\mathbb{E}_{y\sim\pi}[k\,\nabla\log\pi]",
-            r"$\nabla\tfrac12k^2 = k\nabla k$; the left side is autograd's, samples held fixed",
+            r"$\nabla\tfrac12k^2 = k\nabla k$; autograd computes the left side with fixed samples",
             lambda w: _scores(w, w.log_ratio),
             left=r"\mathbb{E}_{y\sim\pi}[\nabla k_2]",
             left_value=lambda w: _loss_gradient(w, kl.k2),
@@ -143,34 +143,34 @@ kl_gradient_k2 = Derivation(
         ),
         Line(
             r"\nabla\sum_y \pi\,k = \nabla\,\mathrm{KL}(\pi\|\pi_\text{ref})",
-            "product rule, read backwards; autograd once more",
+            "product rule in reverse; autograd computes this side too",
             _forward,
         ),
     ),
     wrong=(
         Wrong(
             r"\nabla\,\mathrm{KL}(\pi_\text{ref}\|\pi)",
-            "the other KL",
+            "this is the gradient of the reverse KL",
             _backward,
             3,
         ),
         Wrong(
             r"2\,\mathbb{E}_{y\sim\pi}[k\,\nabla\log\pi]",
-            "the ½ forgotten",
+            "the ½ is missing",
             lambda w: 2 * _scores(w, w.log_ratio),
             1,
         ),
     ),
-    source="As the gradient of k1.",
+    source="As for the gradient of k1.",
 )
 
 kl_gradient_k3 = Derivation(
     "kl-gradient-k3",
-    "k3 in a loss pulls along the other KL",
+    "k3 as a loss has the gradient of the reverse KL",
     lines=(
         Line(
             r"\mathbb{E}_{y\sim\pi}\big[(1 - e^{-k})\,\nabla\log\pi\big]",
-            r"$\nabla(e^{-k} - 1 + k) = (1 - e^{-k})\nabla k$; the left side is autograd's, samples held fixed",
+            r"$\nabla(e^{-k} - 1 + k) = (1 - e^{-k})\nabla k$; autograd computes the left side with fixed samples",
             lambda w: _scores(w, 1 - (-w.log_ratio).exp()),
             left=r"\mathbb{E}_{y\sim\pi}[\nabla k_3]",
             left_value=lambda w: _loss_gradient(w, kl.k3),
@@ -182,54 +182,54 @@ kl_gradient_k3 = Derivation(
         ),
         Line(
             r"\nabla\,\mathrm{KL}(\pi_\text{ref}\|\pi)",
-            r"the part of that KL which depends on θ; autograd once more",
+            r"the part of this KL that depends on θ; autograd computes this side too",
             _backward,
         ),
     ),
     wrong=(
         Wrong(
             r"\nabla\,\mathrm{KL}(\pi\|\pi_\text{ref})",
-            "“unbiased value, so unbiased gradient”",
+            "“an unbiased value has an unbiased gradient” is false",
             _forward,
             3,
         ),
         Wrong(
             r"\mathbb{E}_{y\sim\pi}\big[(1 + e^{-k})\,\nabla\log\pi\big]",
-            "a lost sign in the chain rule",
+            "a sign is lost in the chain rule",
             lambda w: _scores(w, 1 + (-w.log_ratio).exp()),
             1,
         ),
     ),
-    source="As the gradient of k1.",
+    source="As for the gradient of k1.",
 )
 
 kl_in_the_reward = Derivation(
     "kl-in-the-reward",
-    "k1 in the reward does pull along KL(π‖π_ref)",
+    "k1 in the reward has the gradient of KL(π‖π_ref)",
     lines=(
         Line(
             r"\mathbb{E}_{y\sim\pi}\big[k\,\nabla\log\pi\big] + \mathbb{E}_{y\sim\pi}[\nabla k]",
-            "the samples move with θ, and so does k; the left side is autograd's",
+            "both the samples and k depend on θ; autograd computes the left side",
             lambda w: _scores(w, w.log_ratio) + _loss_gradient(w, kl.k1),
             left=r"\nabla\,\mathrm{KL}(\pi\|\pi_\text{ref})",
             left_value=_forward,
         ),
         Line(
             r"\mathbb{E}_{y\sim\pi}\big[\mathrm{sg}(k)\,\nabla\log\pi\big]",
-            "the second term is zero; sg: k is a number here, detached as a reward is",
+            "the second term is zero; sg means that k is detached, as a reward is",
             lambda w: gradient(lambda theta: (w.policy * w.log_ratio * theta.log_softmax(-1)).sum(-1), w.logits),
         ),
     ),
     wrong=(
         Wrong(
             r"\mathbb{E}_{y\sim\pi}\big[-\mathrm{sg}(k)\,\nabla\log\pi\big]",
-            "a lost sign: it pays for drift",
+            "the sign is lost, so that drift is rewarded",
             lambda w: -_scores(w, w.log_ratio),
             2,
         ),
         Wrong(
             r"\mathbb{E}_{y\sim\pi_\text{ref}}\big[\mathrm{sg}(k)\,\nabla\log\pi\big]",
-            "samples of the reference",
+            "the samples are from the reference",
             lambda w: gradient(lambda theta: (w.ref * w.log_ratio * theta.log_softmax(-1)).sum(-1), w.logits),
             2,
         ),

@@ -1,9 +1,9 @@
-r"""Block 5, the price of a label: what N Bradley–Terry labels leave of the regret, to leading order in 1/N.
+r"""Block 5, the value of a label: the expected regret with N Bradley–Terry labels, to leading order in 1/N.
 
     N · E[J(π*) − J(π̂)] → tr(Σ I(μ)⁺) / (2β),   Σ = diag(π*) − π*π*ᵀ
 
 The delta method in three steps: the regret's curvature, the labels' information, and the mean of a quadratic form.
-Lecture, "Future Direction": given a budget of labels, how to design the whole training? One prompt, the first.
+Lecture, "Future Direction": given a budget of labels, how to design the whole training? Only the first prompt is used.
 """
 
 from collections.abc import Callable
@@ -42,39 +42,41 @@ def _divergence(w: RandomWorld, estimate: Tensor) -> Tensor:
 
 regret_curvature = Derivation(
     "regret-curvature",
-    "Near the truth the regret is a quadratic form",
+    "Near the true reward the regret is a quadratic form",
     lines=(
         Line(
             r"0",
-            r"$\hat\pi\propto\pi_\text{ref}e^{\hat r/\beta}$ is best at $\hat r = r$; autograd on the left",
+            r"$\hat\pi\propto\pi_\text{ref}e^{\hat r/\beta}$ is optimal at $\hat r = r$; autograd computes the left "
+            "side",
             lambda w: torch.zeros_like(w.reward[0]),
             left=r"\nabla_{\hat r}\big[J(\pi^*) - J(\hat\pi)\big]_{\hat r = r}",
             left_value=lambda w: gradient(lambda r: _plug_in_regret(w, r), w.reward[0]),
         ),
         Line(
             r"\nabla^2_{\hat r}\,\beta\,\mathrm{KL}(\hat\pi\|\pi^*)\,\Big|_{\hat r = r}",
-            "regret is β times a KL; second derivatives by autograd on both sides",
+            "the regret is β times a KL; autograd computes the second derivatives of both sides",
             lambda w: _hessian(lambda r: _divergence(w, r), w.reward[0]),
             left=r"\nabla^2_{\hat r}\big[J(\pi^*) - J(\hat\pi)\big]_{\hat r = r}",
             left_value=lambda w: _hessian(lambda r: _plug_in_regret(w, r), w.reward[0]),
         ),
         Line(
             r"\frac{1}{\beta}\,\Sigma,\quad \Sigma = \mathrm{diag}(\pi^*) - \pi^*\pi^{*\top}",
-            r"KL's curvature in the logits is Σ; the logits are $\hat r/\beta$, twice: $\beta\cdot\beta^{-2}$",
+            r"the curvature of the KL in the logits is Σ, and the logits are $\hat r/\beta$, which gives "
+            r"$\beta\cdot\beta^{-2}$",
             lambda w: _covariance(w) / w.beta,
         ),
     ),
     wrong=(
-        Wrong(r"\beta\,\Sigma", "the chain rule's $1/\\beta^2$ forgotten", lambda w: w.beta * _covariance(w), 3),
+        Wrong(r"\beta\,\Sigma", "the factor $1/\\beta^2$ is missing", lambda w: w.beta * _covariance(w), 3),
         Wrong(
             r"\frac{1}{\beta}\,\mathrm{diag}(\pi^*)",
-            "the normaliser forgotten: a shift of all rewards would cost something",
+            "the normaliser is missing, so that a shift of all rewards would cause regret",
             lambda w: torch.diag(w.star[0]) / w.beta,
             3,
         ),
         Wrong(
             r"\frac{1}{2\beta}\,\Sigma",
-            "the ½ of the quadratic form put into its matrix",
+            "the ½ of the quadratic form is included in its matrix",
             lambda w: _covariance(w) / (2 * w.beta),
             3,
         ),
@@ -89,7 +91,7 @@ def _laplacian(edges: Tensor) -> Tensor:
 
 
 def _edges(w: RandomWorld) -> Tensor:
-    """(μ_ij + μ_ji) p_ij (1 − p_ij), (K, K): (i, j) and (j, i) are one question."""
+    """(μ_ij + μ_ji) p_ij (1 − p_ij), (K, K): (i, j) and (j, i) are the same comparison."""
     p = exact.preference(w.reward[0])
     return (w.pair_weights[0] + w.pair_weights[0].T) * p * (1 - p)
 
@@ -100,25 +102,26 @@ def _information(w: RandomWorld) -> Tensor:
 
 fisher_information = Derivation(
     "fisher-information",
-    "What one label tells: a weighted graph Laplacian",
+    "The information of one label is a weighted graph Laplacian",
     lines=(
         Line(
             r"0",
-            "at the truth the expected gradient vanishes; autograd on the left",
+            "at the true reward the expected gradient vanishes; autograd computes the left side",
             lambda w: torch.zeros_like(w.reward[0]),
             left=r"\nabla_{r}\,\mathbb{E}\big[-\log\sigma(r_w - r_l)\big]",
             left_value=lambda w: gradient(lambda r: _asked_loss(w, r), w.reward[0]),
         ),
         Line(
             r"\sum_{i<j}(\mu_{ij} + \mu_{ji})\,p_{ij}(1 - p_{ij})\,b_{ij}b_{ij}^\top,\quad b_{ij} = e_i - e_j",
-            r"$\sigma' = \sigma(1-\sigma)$, and a pair knows only the difference; autograd's Hessian on the left",
+            r"$\sigma' = \sigma(1-\sigma)$, and a pair depends only on the difference; autograd computes the Hessian "
+            "on the left",
             _information,
             left=r"\nabla^2_{r}\,\mathbb{E}\big[-\log\sigma(r_w - r_l)\big]",
             left_value=lambda w: _hessian(lambda r: _asked_loss(w, r), w.reward[0]),
         ),
         Line(
             r"0",
-            "a shift of all rewards changes no label: nothing is learned in that direction",
+            "a shift of all rewards changes no label, so nothing is learned in that direction",
             lambda w: torch.zeros_like(w.reward[0]),
             left=r"I(\mu)\,\mathbf{1}",
             left_value=lambda w: _information(w) @ torch.ones_like(w.reward[0]),
@@ -127,13 +130,13 @@ fisher_information = Derivation(
     wrong=(
         Wrong(
             r"\sum_{i<j}(\mu_{ij} + \mu_{ji})\,b_{ij}b_{ij}^\top",
-            r"$p(1-p)$ forgotten: labels known beforehand would teach as much as any",
+            r"$p(1-p)$ is missing, so that predictable labels would be as informative as any others",
             lambda w: _laplacian(w.pair_weights[0] + w.pair_weights[0].T),
             2,
         ),
         Wrong(
             r"\sum_{i<j}\mu_{ij}\,p_{ij}(1 - p_{ij})\,b_{ij}b_{ij}^\top",
-            "a pair asked in the other order not counted",
+            "pairs in the other order are not counted",
             lambda w: _information(w) / 2,
             2,
         ),
@@ -143,14 +146,14 @@ fisher_information = Derivation(
 
 
 def _asked_loss(w: RandomWorld, estimate: Tensor) -> Tensor:
-    """The expected loss of one label: a pair (i, j) is asked with μ_ij, and i wins with p_ij, j with p_ji."""
+    """The expected loss of one label: the pair (i, j) has probability μ_ij; i wins with p_ij, j with p_ji."""
     p = exact.preference(w.reward[0])
     loss = losses.bradley_terry(estimate.unsqueeze(-1), estimate.unsqueeze(-2))
     return (w.pair_weights[0] * (p * loss + p.T * loss.T)).sum()
 
 
 def _pseudo_inverse(w: RandomWorld) -> Tensor:
-    """I(μ)⁺, (K, K). Along the shift 1, and only there, I(μ) is zero: filled before, taken off after the inverse."""
+    """I(μ)⁺, (K, K). I(μ) is zero only along the shift 1, which is added before and removed after the inverse."""
     shift = torch.full_like(_information(w), 1 / w.reward.shape[-1])
     inverse: Tensor = torch.linalg.inv(_information(w) + shift)
     return inverse - shift
@@ -165,37 +168,38 @@ def _root(w: RandomWorld) -> Tensor:
 
 label_price = Derivation(
     "label-price",
-    "The price of a label",
+    "The limit of N times the regret",
     lines=(
         Line(
             r"\tfrac12\,\mathbb{E}\big[z^\top A^\top\,\tfrac1\beta\Sigma\,A z\big],\quad AA^\top = I(\mu)^+",
-            r"$\sqrt N(\hat r - r) \to \mathcal{N}(0, I(\mu)^+)$, put into the quadratic form; $z$ standard normal",
+            r"$\sqrt N(\hat r - r) \to \mathcal{N}(0, I(\mu)^+)$, substituted into the quadratic form; $z$ is standard "
+            "normal",
             lambda w: (_root(w).T @ _covariance(w) @ _root(w)).diagonal().sum() / (2 * w.beta),
             left=r"\lim_{N\to\infty} N\,\mathbb{E}\big[J(\pi^*) - J(\hat\pi)\big]",
             left_value=lambda w: exact.label_price(w.log_ref[0], w.reward[0], w.beta, w.pair_weights[0]),
         ),
         Line(
             r"\frac{1}{2\beta}\,\mathrm{tr}\big(\Sigma\,I(\mu)^+\big)",
-            r"$\mathbb{E}[z^\top B z] = \mathrm{tr}\,B$, and a trace may be turned round",
+            r"$\mathbb{E}[z^\top B z] = \mathrm{tr}\,B$, and a trace is invariant under cyclic permutation",
             lambda w: torch.trace(_covariance(w) @ _pseudo_inverse(w)) / (2 * w.beta),
         ),
     ),
     wrong=(
         Wrong(
             r"\frac{1}{\beta}\,\mathrm{tr}\big(\Sigma\,I(\mu)^+\big)",
-            "the ½ of the Taylor expansion forgotten",
+            "the ½ of the Taylor expansion is missing",
             lambda w: torch.trace(_covariance(w) @ _pseudo_inverse(w)) / w.beta,
             2,
         ),
         Wrong(
             r"\frac{1}{2\beta}\,\mathrm{tr}\big(I(\mu)^+\big)",
-            "Σ forgotten: as if all rewards mattered alike to the policy",
+            "Σ is missing, as if all rewards affected the policy equally",
             lambda w: torch.trace(_pseudo_inverse(w)) / (2 * w.beta),
             2,
         ),
         Wrong(
             r"\frac{\beta}{2}\,\mathrm{tr}\big(\Sigma\,I(\mu)^+\big)",
-            "β on the wrong side of the fraction",
+            "β is on the wrong side of the fraction",
             lambda w: torch.trace(_covariance(w) @ _pseudo_inverse(w)) * w.beta / 2,
             2,
         ),

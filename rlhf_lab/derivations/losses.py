@@ -1,7 +1,7 @@
 r"""Block 2, the relatives of DPO's loss under noisy and under certain labels: cDPO, robust DPO, IPO.
 
-A label is flipped with probability ε; ℒ(w,l) is DPO's loss of a pair, Δ its difference of log-ratios. The prompts'
-pairs are taken one by one, so every line is a vector over them.
+A label is flipped with probability ε; ℒ(w,l) is DPO's loss of a pair, Δ its difference of log-ratios. Every
+line is a vector over the prompts' pairs.
 """
 
 import torch
@@ -42,7 +42,7 @@ def _preference(w: RandomWorld) -> Tensor:
 
 cdpo = Derivation(
     "cdpo",
-    "cDPO: smoothed labels, and a margin that ends",
+    "cDPO: smoothed labels and a finite margin",
     lines=(
         Line(
             r"-(1-\varepsilon)\log\sigma(\beta\Delta) - \varepsilon\log\sigma(-\beta\Delta)",
@@ -61,14 +61,14 @@ cdpo = Derivation(
         ),
         Line(
             r"-\beta\,\big(\sigma(-\beta\Delta) - \varepsilon\big)",
-            "differentiate; the left side is autograd's",
+            "differentiate; autograd computes the left side",
             lambda w: -w.beta * (torch.sigmoid(-w.beta * _delta(w)) - w.epsilon),
             left=r"\frac{d}{d\Delta}\mathcal{L}_\text{cDPO}",
             left_value=lambda w: gradient(lambda d: losses.dpo(d, torch.zeros_like(d), w.beta, w.epsilon), _delta(w)),
         ),
         Line(
             r"0",
-            r"at $\beta\Delta = \log\tfrac{1-\varepsilon}{\varepsilon}$: finite even where the label is certain",
+            r"at $\beta\Delta = \log\tfrac{1-\varepsilon}{\varepsilon}$: finite even if the label is certain",
             lambda w: 0.0,
             left=r"\frac{d}{d\Delta}\mathcal{L}_\text{cDPO}\,"
             r"\Big|_{\beta\Delta = \log\frac{1-\varepsilon}{\varepsilon}}",
@@ -81,19 +81,19 @@ cdpo = Derivation(
     wrong=(
         Wrong(
             r"-\varepsilon\log\sigma(\beta\Delta) - (1-\varepsilon)\log\sigma(-\beta\Delta)",
-            "ε and 1 − ε swapped: it believes the flipped label",
+            "ε and 1 − ε are swapped, so that the flipped label is believed",
             lambda w: (1 - w.epsilon) * _swapped(w) + w.epsilon * _right(w),
             1,
         ),
         Wrong(
             r"\mathcal{L}(w,l) - \varepsilon\,\beta\Delta",
-            "a lost sign: noise would drive the margin up",
+            "the sign is lost, so that noise would raise the margin",
             lambda w: _right(w) - w.epsilon * w.beta * _delta(w),
             2,
         ),
         Wrong(
             r"-\beta\,\sigma(-\beta\Delta)",
-            "DPO's own derivative: ε forgotten",
+            "this is the derivative of DPO; ε is missing",
             lambda w: -w.beta * torch.sigmoid(-w.beta * _delta(w)),
             3,
         ),
@@ -108,17 +108,17 @@ def _robust(w: RandomWorld, first: Tensor, second: Tensor) -> Tensor:
 
 
 def _over_flips(w: RandomWorld, unflipped: Tensor, flipped: Tensor) -> Tensor:
-    """The mean over a label's flip."""
+    """The mean over the flip of a label."""
     return (1 - w.epsilon) * unflipped + w.epsilon * flipped
 
 
 robust_is_unbiased = Derivation(
     "robust-is-unbiased",
-    "Robust DPO: noise is taken off, on average",
+    "Robust DPO: an unbiased loss under noise",
     lines=(
         Line(
             r"\frac{(1-\varepsilon)\,\mathcal{L}(w,l) - \varepsilon\,\mathcal{L}(l,w)}{1 - 2\varepsilon}",
-            "definition: what a flipped label adds is taken off",
+            "definition: the contribution of flipped labels is subtracted",
             lambda w: _robust(w, _right(w), _swapped(w)),
             left=r"\mathcal{L}_\text{rob}(w,l)",
             left_value=lambda w: losses.robust_dpo(*_ratios(w), w.beta, w.epsilon),
@@ -152,19 +152,19 @@ robust_is_unbiased = Derivation(
     wrong=(
         Wrong(
             r"\frac{(1-\varepsilon)\,\mathcal{L}(w,l) + \varepsilon\,\mathcal{L}(l,w)}{1 - 2\varepsilon}",
-            "a lost sign: cDPO's mixture, scaled",
+            "the sign is lost; this is cDPO's mixture, scaled",
             lambda w: _over_flips(w, _right(w), _swapped(w)) / (1 - 2 * w.epsilon),
             1,
         ),
         Wrong(
             r"(1-\varepsilon)\,\mathcal{L}(w,l) - \varepsilon\,\mathcal{L}(l,w)",
-            r"the divisor $1 - 2\varepsilon$ forgotten",
+            r"the divisor $1 - 2\varepsilon$ is missing",
             lambda w: (1 - w.epsilon) * _right(w) - w.epsilon * _swapped(w),
             1,
         ),
         Wrong(
             r"\mathcal{L}_\text{cDPO}(w,l)",
-            "“cDPO is unbiased too”: smoothing a flipped label smooths twice",
+            "“cDPO is unbiased too” ignores that a flipped label is smoothed twice",
             lambda w: losses.dpo(*_ratios(w), w.beta, w.epsilon),
             4,
         ),
@@ -181,7 +181,7 @@ def _ipo_loss(w: RandomWorld, delta: Tensor) -> Tensor:
 
 ipo = Derivation(
     "ipo",
-    "IPO: a target for the margin that certainty does not drive to infinity",
+    "IPO: a finite target for the margin, even under certain labels",
     lines=(
         Line(
             r"p\Big(\Delta - \frac{1}{2\tau}\Big)^2 + (1-p)\Big(\Delta + \frac{1}{2\tau}\Big)^2",
@@ -195,14 +195,14 @@ ipo = Derivation(
         ),
         Line(
             r"2\Delta - \frac{2p - 1}{\tau}",
-            "differentiate; the left side is autograd's",
+            "differentiate; autograd computes the left side",
             lambda w: 2 * _delta(w) - (2 * _preference(w) - 1) / w.tau,
             left=r"\frac{d}{d\Delta}\mathbb{E}[\mathcal{L}_\text{IPO}]",
             left_value=lambda w: gradient(lambda d: _ipo_loss(w, d), _delta(w)),
         ),
         Line(
             r"0",
-            r"at $\Delta = \frac{p - 1/2}{\tau}$, never beyond $\frac{1}{2\tau}$, even where $p = 1$",
+            r"at $\Delta = \frac{p - 1/2}{\tau}$, at most $\frac{1}{2\tau}$, even if $p = 1$",
             lambda w: 0.0,
             left=r"\frac{d}{d\Delta}\mathbb{E}[\mathcal{L}_\text{IPO}]\,\Big|_{\Delta = (p - \frac12)/\tau}",
             left_value=lambda w: gradient(lambda d: _ipo_loss(w, d), (_preference(w) - 0.5) / w.tau),
@@ -225,20 +225,20 @@ ipo = Derivation(
     wrong=(
         Wrong(
             r"2\Delta - \frac{1}{\tau}",
-            "the label's noise forgotten: as if every label were certain",
+            "the noise of the label is missing, as if every label were certain",
             lambda w: 2 * _delta(w) - 1 / w.tau,
             2,
         ),
         Wrong(
             r"2\Delta - 2\tau(2p - 1)",
-            r"τ on the wrong side of the fraction, and the ½ lost",
+            r"τ is on the wrong side of the fraction, and the ½ is lost",
             lambda w: 2 * _delta(w) - 2 * w.tau * (2 * _preference(w) - 1),
             2,
         ),
         Wrong(
             r"\frac{d}{d\Delta}\mathbb{E}[\mathcal{L}_\text{IPO}]\,"
             r"\Big|_{\Delta = \frac1\tau\log\frac{p}{1-p}}",
-            "DPO's minimum taken for IPO's",
+            "DPO's minimum is taken for IPO's",
             lambda w: gradient(lambda d: _ipo_loss(w, d), torch.logit(_preference(w)) / w.tau),
             3,
         ),

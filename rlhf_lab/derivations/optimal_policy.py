@@ -1,7 +1,7 @@
 r"""Block 2, the optimal policy: from the objective to π*, Gibbs, and the reward written by π*.
 
 Lecture, "Optimal Solution to the KL-constrained Reward Maximization" (three slides) and "Re-organize Preference
-Model". Everything is for one prompt; the expectation over prompts stands outside and changes nothing.
+Model". Everything is for one prompt; the expectation over prompts does not change the derivation.
 """
 
 import torch
@@ -23,7 +23,7 @@ objective_to_optimum = Derivation(
     lines=(
         Line(
             r"\mathbb{E}_{\pi}[r] - \beta\,\mathrm{KL}(\pi\|\pi_\text{ref})",
-            "what is to be maximised over π",
+            "the objective, to be maximised over π",
             lambda w: _mean(w, w.reward) - w.beta * exact.kl(w.log_policy, w.log_ref),
             left=r"J(\pi)",
             left_value=lambda w: exact.objective(w.log_policy, w.log_ref, w.reward, w.beta),
@@ -35,13 +35,14 @@ objective_to_optimum = Derivation(
         ),
         Line(
             r"-\beta\,\mathbb{E}_{\pi}\Big[\log\frac{\pi}{\pi_\text{ref}} - \frac{1}{\beta}\,r\Big]",
-            r"take out $-\beta$: the greatest $J$ is the least bracket (the deck writes min, and drops the factor)",
+            r"factor out $-\beta$: the maximum of $J$ is the minimum of the bracket (the lecture writes min and drops "
+            "the factor)",
             lambda w: -w.beta * _mean(w, (w.log_policy - w.log_ref) - w.reward / w.beta),
         ),
         Line(
             r"-\beta\,\mathbb{E}_{\pi}\bigg[\log\frac{\pi}{\frac{1}{Z}\,\pi_\text{ref}\,"
             r"\exp\big(\frac{1}{\beta} r\big)} - \log Z\bigg]",
-            r"$r/\beta = \log e^{r/\beta}$ goes into the fraction; put in $1/Z$ and take it out as $\log Z$",
+            r"$r/\beta = \log e^{r/\beta}$ goes into the fraction; insert $1/Z$ and compensate with $\log Z$",
             lambda w: (
                 -w.beta
                 * _mean(w, torch.log(w.policy / (w.ref * torch.exp(w.reward / w.beta) / w.z)) - w.log_z.unsqueeze(-1))
@@ -65,7 +66,7 @@ objective_to_optimum = Derivation(
         ),
         Line(
             r"\beta\log Z",
-            r"and at $\pi = \pi^*$ the KL is zero: the bound is reached",
+            r"and at $\pi = \pi^*$ the KL is zero, so the bound is attained",
             lambda w: w.beta * w.log_z,
             left=r"J(\pi^*)",
             left_value=lambda w: exact.objective(w.log_star, w.log_ref, w.reward, w.beta),
@@ -74,32 +75,32 @@ objective_to_optimum = Derivation(
     wrong=(
         Wrong(
             r"\mathbb{E}_{\pi}\Big[r + \beta\log\frac{\pi}{\pi_\text{ref}}\Big]",
-            "a lost sign: drift is paid for",
+            "the sign is lost, so that drift is rewarded",
             lambda w: _mean(w, w.reward + w.beta * w.log_ratio),
             2,
         ),
         Wrong(
             r"-\beta\,\mathbb{E}_{\pi}\Big[\log\frac{\pi}{\pi_\text{ref}} - r\Big]",
-            "a forgotten β: taken out of one term only",
+            "β was factored out of one term only",
             lambda w: -w.beta * _mean(w, w.log_ratio - w.reward),
             3,
         ),
         Wrong(
             r"-\beta\,\mathbb{E}_{\pi}\bigg[\log\bigg(\frac{\pi}{\frac{1}{Z}\,\pi_\text{ref}}\,"
             r"\exp\big(\tfrac{1}{\beta} r\big)\bigg) - \log Z\bigg]",
-            "the exponential beside the fraction and not below the line: the reward's sign is lost",
+            "the exponential is beside the fraction instead of in the denominator, so the sign of the reward is lost",
             lambda w: -w.beta * _mean(w, w.log_ratio + w.reward / w.beta),
             4,
         ),
         Wrong(
             r"-\beta\,\Big(\mathbb{E}_{\pi}\Big[\log\frac{\pi}{\pi^*}\Big] + \log Z\Big)",
-            r"the sign of $\log Z$",
+            r"the sign of $\log Z$ is wrong",
             lambda w: -w.beta * (_mean(w, w.log_policy - w.log_star) + w.log_z),
             5,
         ),
         Wrong(
             r"\beta\log Z - \beta\,\mathrm{KL}(\pi^*\|\pi)",
-            "the KL turned round",
+            "the arguments of the KL are swapped",
             lambda w: w.beta * w.log_z - w.beta * exact.kl(w.log_star, w.log_policy),
             6,
         ),
@@ -110,11 +111,11 @@ objective_to_optimum = Derivation(
 
 gibbs = Derivation(
     "gibbs",
-    "Gibbs' inequality: a KL is never negative, and zero only between equals",
+    "Gibbs' inequality: a KL is never negative, and it is zero only for equal distributions",
     lines=(
         Line(
             r"-\mathbb{E}_{\pi}\Big[\log\frac{\pi^*}{\pi}\Big]",
-            "turn the fraction, pay with the sign",
+            "invert the fraction, which changes the sign",
             lambda w: -_mean(w, torch.log(w.star / w.policy)),
             left=r"\mathrm{KL}(\pi\|\pi^*)",
             left_value=lambda w: exact.kl(w.log_policy, w.log_star),
@@ -130,24 +131,24 @@ gibbs = Derivation(
             r"$\pi\cdot\pi^*/\pi = \pi^*$, and π sums to one",
             lambda w: 1 - w.star.sum(-1),
         ),
-        Line(r"0", r"$\pi^*$ sums to one too: that is what $Z$ is for", lambda w: torch.zeros(len(w.reward))),
+        Line(r"0", r"$\pi^*$ sums to one too, because of $Z$", lambda w: torch.zeros(len(w.reward))),
     ),
     wrong=(
         Wrong(
             r"\mathbb{E}_{\pi}\Big[\log\frac{\pi^*}{\pi}\Big]",
-            "turned, and not paid with the sign",
+            "the fraction is inverted without changing the sign",
             lambda w: _mean(w, torch.log(w.star / w.policy)),
             1,
         ),
         Wrong(
             r"\mathrm{KL}(\pi^*\|\pi)",
-            "“a distance is symmetric”: KL is none",
+            "“a distance is symmetric”, but the KL is not",
             lambda w: exact.kl(w.log_star, w.log_policy),
             1,
         ),
         Wrong(
             r"1 - \sum_y \pi_\text{ref}(y)\,e^{r/\beta}",
-            r"$Z$ forgotten: the tilted reference does not sum to one",
+            r"$Z$ is missing; the tilted reference does not sum to one",
             lambda w: 1 - w.tilted.sum(-1),
             3,
         ),
@@ -157,11 +158,11 @@ gibbs = Derivation(
 
 regret_is_a_kl = Derivation(
     "regret-is-a-kl",
-    "What a policy lacks is β KL to π*",
+    "The regret of a policy is β KL to π*",
     lines=(
         Line(
             r"\beta\log Z - \big(\beta\log Z - \beta\,\mathrm{KL}(\pi\|\pi^*)\big)",
-            "the derivation of π*, used twice",
+            "the derivation of π* is used twice",
             lambda w: w.beta * w.log_z - (w.beta * w.log_z - w.beta * exact.kl(w.log_policy, w.log_star)),
             left=r"J(\pi^*) - J(\pi)",
             left_value=lambda w: (
@@ -171,26 +172,26 @@ regret_is_a_kl = Derivation(
         ),
         Line(
             r"\beta\,\mathrm{KL}(\pi\|\pi^*)",
-            r"the expensive $Z$ cancels",
+            r"the intractable $Z$ cancels",
             lambda w: w.beta * _mean(w, w.log_policy - w.log_star),
         ),
     ),
     wrong=(
         Wrong(
             r"\mathrm{KL}(\pi\|\pi^*)",
-            "a forgotten β: nats are not units of reward",
+            "β is missing; nats are not units of reward",
             lambda w: exact.kl(w.log_policy, w.log_star),
             2,
         ),
         Wrong(
             r"\beta\,\mathrm{KL}(\pi^*\|\pi)",
-            "the KL turned round",
+            "the arguments of the KL are swapped",
             lambda w: w.beta * exact.kl(w.log_star, w.log_policy),
             2,
         ),
         Wrong(
             r"\mathbb{E}_{\pi^*}[r] - \mathbb{E}_{\pi}[r]",
-            "the reward alone: the price of the KL is part of J",
+            "this is the reward alone, but the KL penalty is part of J",
             lambda w: ((w.star - w.policy) * w.reward).sum(-1),
             2,
         ),
@@ -200,7 +201,7 @@ regret_is_a_kl = Derivation(
 
 reward_from_optimum = Derivation(
     "reward-from-optimum",
-    "The reward, written by its own optimal policy",
+    "The reward in terms of its optimal policy",
     lines=(
         Line(
             r"\log\pi_\text{ref}(y|x) + \tfrac{1}{\beta}\,r(x,y) - \log Z(x)",
@@ -211,7 +212,7 @@ reward_from_optimum = Derivation(
         ),
         Line(
             r"r(x,y) - \beta\log Z(x)",
-            r"bring $\log\pi_\text{ref}$ over, multiply by β",
+            r"move $\log\pi_\text{ref}$ to the left and multiply by β",
             lambda w: w.reward - w.beta * w.log_z.unsqueeze(-1),
             left=r"\beta\log\frac{\pi^*(y|x)}{\pi_\text{ref}(y|x)}",
             left_value=lambda w: exact.implicit_reward(w.log_star, w.log_ref, w.beta),
@@ -227,19 +228,19 @@ reward_from_optimum = Derivation(
     wrong=(
         Wrong(
             r"\beta\log\frac{\pi_\text{ref}(y|x)}{\pi^*(y|x)} + \beta\log Z(x)",
-            "the ratio swapped",
+            "the ratio is inverted",
             lambda w: w.beta * (w.log_ref - w.log_star) + w.beta * w.log_z.unsqueeze(-1),
             3,
         ),
         Wrong(
             r"\beta\log\frac{\pi^*(y|x)}{\pi_\text{ref}(y|x)} - \beta\log Z(x)",
-            r"the sign of $\log Z$",
+            r"the sign of $\log Z$ is wrong",
             lambda w: w.beta * (w.log_star - w.log_ref) - w.beta * w.log_z.unsqueeze(-1),
             3,
         ),
         Wrong(
             r"\beta\log\frac{\pi^*(y|x)}{\pi_\text{ref}(y|x)} + \log Z(x)",
-            r"a forgotten β before $\log Z$",
+            r"β is missing before $\log Z$",
             lambda w: w.beta * (w.log_star - w.log_ref) + w.log_z.unsqueeze(-1),
             3,
         ),
@@ -280,11 +281,11 @@ def _kl_slope(w: RandomWorld) -> Tensor:
 
 beta_is_the_slope = Derivation(
     "beta-is-the-slope",
-    "β is the slope of the frontier: the price of a nat",
+    "β is the slope of the frontier, reward per nat",
     lines=(
         Line(
             r"\mathrm{Var}_{\pi^*}(r)",
-            r"π* is an exponential family in $1/\beta$; the left side is autograd's",
+            r"π* is an exponential family in $1/\beta$; autograd computes the left side",
             _variance,
             left=r"\frac{d\,\mathbb{E}_{\pi^*}[r]}{d(1/\beta)}",
             left_value=_reward_slope,
@@ -292,14 +293,14 @@ beta_is_the_slope = Derivation(
         Line(
             r"\tfrac{1}{\beta}\,\mathrm{Var}_{\pi^*}(r)",
             r"$\mathrm{KL}(\pi^*\|\pi_\text{ref}) = \tfrac1\beta\mathbb{E}_{\pi^*}[r] - \log Z$, and "
-            r"$\tfrac{d\log Z}{d(1/\beta)} = \mathbb{E}_{\pi^*}[r]$; autograd on the left",
+            r"$\tfrac{d\log Z}{d(1/\beta)} = \mathbb{E}_{\pi^*}[r]$; autograd computes the left side",
             lambda w: _variance(w) / w.beta,
             left=r"\frac{d\,\mathrm{KL}(\pi^*\|\pi_\text{ref})}{d(1/\beta)}",
             left_value=_kl_slope,
         ),
         Line(
             r"\beta\,\frac{d\,\mathrm{KL}(\pi^*\|\pi_\text{ref})}{d(1/\beta)}",
-            "compare the two: a little more KL buys β times as much reward; autograd on both sides",
+            "divide the two: an increase of the KL raises the reward by β times as much; autograd computes both",
             lambda w: w.beta * _kl_slope(w),
             left=r"\frac{d\,\mathbb{E}_{\pi^*}[r]}{d(1/\beta)}",
             left_value=_reward_slope,
@@ -308,13 +309,13 @@ beta_is_the_slope = Derivation(
     wrong=(
         Wrong(
             r"\frac{1}{\beta}\,\frac{d\,\mathrm{KL}(\pi^*\|\pi_\text{ref})}{d(1/\beta)}",
-            "the slope turned upside down",
+            "the slope is inverted",
             lambda w: _kl_slope(w) / w.beta,
             3,
         ),
         Wrong(
             r"\mathrm{Var}_{\pi_\text{ref}}(r)",
-            "the variance under the reference: true at β → ∞ only",
+            "this is the variance under the reference, which is correct only for β → ∞",
             lambda w: (
                 (w.ref * w.reward.square()).sum(-1, keepdim=True) - (w.ref * w.reward).sum(-1, keepdim=True).square()
             ),
@@ -322,7 +323,7 @@ beta_is_the_slope = Derivation(
         ),
         Wrong(
             r"\mathbb{E}_{\pi^*}[r^2]",
-            "the mean not taken off",
+            "the mean is not subtracted",
             lambda w: (w.star * w.reward.square()).sum(-1, keepdim=True),
             1,
         ),

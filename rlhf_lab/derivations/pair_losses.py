@@ -1,7 +1,6 @@
-r"""Block 3, what RSO's losses aim at: γ sets the target of sigmoid-norm, whoever gave the pairs; hinge-norm has none.
+r"""Block 3, the minima of RSO's losses: γ sets the target of sigmoid-norm for any pairs; hinge-norm has none.
 
-β belongs to the sampler (`RandomWorld.beta`) and γ to the loss (`RandomWorld.tau`): they are two numbers. μ here is the
-distribution of first-round pairs of π_r.
+β belongs to the sampler (`RandomWorld.beta`) and γ to the loss (`RandomWorld.tau`). The pairs μ are first-round pairs of π_r.
 """
 
 import torch
@@ -36,18 +35,18 @@ def _gap(w: RandomWorld, table: Tensor) -> Tensor:
 
 gamma_is_the_target = Derivation(
     "gamma-is-the-target",
-    "γ decides where sigmoid-norm ends, β only who is asked",
+    "γ determines the minimum of sigmoid-norm, β only the pairs",
     lines=(
         Line(
             r"0",
-            r"at $\pi_\gamma \propto \pi_\text{sft}\,e^{r/\gamma}$, on pairs from $\pi_r$ at another β; autograd's",
+            r"at $\pi_\gamma \propto \pi_\text{sft}\,e^{r/\gamma}$, on pairs from $\pi_r$ at another β; by autograd",
             lambda w: torch.zeros_like(w.reward),
             left=r"\nabla_\theta\,\mathbb{E}_{y_1, y_2\sim\pi_r}[\mathcal{L}_\gamma]\,\Big|_{\pi_\theta = \pi_\gamma}",
             left_value=lambda w: _gradient_at(w, _at_gamma(w)),
         ),
         Line(
             r"r(y_1) - r(y_2)",
-            "there the loss's own reward is the reward: labels and model agree on every pair",
+            "there the implicit reward is the reward, so labels and model agree on every pair",
             lambda w: _gap(w, w.reward),
             left=r"\gamma\log\frac{\pi_\gamma(y_1)}{\pi_\text{sft}(y_1)}"
             r" - \gamma\log\frac{\pi_\gamma(y_2)}{\pi_\text{sft}(y_2)}",
@@ -55,7 +54,7 @@ gamma_is_the_target = Derivation(
         ),
         Line(
             r"\frac{\gamma}{\beta}\,\big(r(y_1) - r(y_2)\big)",
-            r"and at $\pi_r$ it is not, unless γ = β",
+            r"at $\pi_r$ it is not, unless γ = β",
             lambda w: w.tau / w.beta * _gap(w, w.reward),
             left=r"\gamma\log\frac{\pi_r(y_1)}{\pi_\text{sft}(y_1)} - \gamma\log\frac{\pi_r(y_2)}{\pi_\text{sft}(y_2)}",
             left_value=lambda w: w.tau * _gap(w, w.log_star - w.log_ref),
@@ -64,13 +63,13 @@ gamma_is_the_target = Derivation(
     wrong=(
         Wrong(
             r"\nabla_\theta\,\mathbb{E}_{y_1, y_2\sim\pi_r}[\mathcal{L}_\gamma]\,\Big|_{\pi_\theta = \pi_r}",
-            r"“pairs from $\pi_r$ lead to $\pi_r$”: there the gradient is not zero",
+            r"“pairs from $\pi_r$ lead to $\pi_r$”, but the gradient there is not zero",
             lambda w: _gradient_at(w, w.log_star),
             1,
         ),
         Wrong(
             r"r(y_1) - r(y_2)",
-            "β and γ taken for one number",
+            "β and γ are confused",
             lambda w: _gap(w, w.reward),
             3,
         ),
@@ -98,7 +97,7 @@ def _least(w: RandomWorld) -> Tensor:
 
 hinge_forgets_how_much = Derivation(
     "hinge-forgets-how-much",
-    "Hinge-norm learns who is better, not by how much",
+    "Hinge-norm learns which response is better, not by how much",
     lines=(
         Line(
             r"p\,\max(0, 1-\gamma\Delta) + (1-p)\,\max(0, 1+\gamma\Delta)",
@@ -112,21 +111,22 @@ hinge_forgets_how_much = Derivation(
         ),
         Line(
             r"-\gamma\,(2p-1)",
-            r"for $|\Delta| < 1/\gamma$: the same pull at every Δ; autograd on the left, at $0.3/\gamma$",
+            r"for $|\Delta| < 1/\gamma$: the same slope at every Δ; autograd computes the left side at $0.3/\gamma$",
             lambda w: -w.tau * (2 * _chance(w) - 1),
             left=r"\frac{d}{d\Delta}\mathbb{E}[\mathcal{L}_\text{hinge-norm}]",
             left_value=lambda w: gradient(lambda d: _hinge(w, d), torch.full_like(_chance(w), 0.3 / w.tau)),
         ),
         Line(
             r"2\min(p, 1-p)",
-            r"so the least value is at the kink, $\Delta = \pm1/\gamma$, the sign that of $p-\frac12$",
+            r"so the minimum is at the kink $\Delta = \pm1/\gamma$, with the sign of $p-\frac12$",
             _least,
             left=r"\mathbb{E}[\mathcal{L}_\text{hinge-norm}]\,\Big|_{\Delta = \pm 1/\gamma}",
             left_value=lambda w: _hinge(w, torch.sign(_chance(w) - 0.5) / w.tau),
         ),
         Line(
             r"2\min(p, 1-p)",
-            "and no other Δ is better, here that of a random policy: a 51% preference gets the margin of a 99% one",
+            "and no other Δ has a lower loss, for example that of a random policy: a preference of 51% gets the same "
+            "margin as one of 99%",
             _least,
             left=r"\mathbb{E}[\mathcal{L}_\text{hinge-norm}(\Delta)]",
             left_value=lambda w: _hinge(w, _gap(w, w.log_ratio)),
@@ -136,13 +136,13 @@ hinge_forgets_how_much = Derivation(
     wrong=(
         Wrong(
             r"-\gamma\,\big(p - \sigma(\gamma\Delta)\big)",
-            "sigmoid-norm's pull, which ends where the margin matches the label's odds",
+            "this is the slope of sigmoid-norm, which vanishes where the margin matches the odds of the label",
             lambda w: -w.tau * (_chance(w) - torch.sigmoid(torch.tensor(0.3, dtype=torch.float64))),
             2,
         ),
         Wrong(
             r"\mathbb{E}[\mathcal{L}_\text{hinge-norm}]\,\Big|_{\Delta = \frac1\gamma\log\frac{p}{1-p}}",
-            "“it ends at the log-odds, as sigmoid-norm does”",
+            "“its minimum is at the log-odds, like that of sigmoid-norm”",
             lambda w: _hinge(w, torch.logit(_chance(w)) / w.tau),
             3,
         ),

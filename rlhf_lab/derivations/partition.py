@@ -1,4 +1,4 @@
-r"""Block 2, the partition function: how it cancels, where it does not, and what it costs to estimate.
+r"""Block 2, the partition function: where it cancels, where it does not, and the error of its Monte Carlo estimate.
 
 Lecture, "Re-organize Preference Model" and the last line of "Optimal Solution …": "it is still expensive to
 estimate the partition function Z(x)".
@@ -37,45 +37,45 @@ z_cancels = Derivation(
         Line(
             rf"\frac{{\exp\big({_FIRST} + \beta\log Z(x)\big)}}"
             rf"{{\exp\big({_FIRST} + \beta\log Z(x)\big) + \exp\big({_SECOND} + \beta\log Z(x)\big)}}",
-            "Bradley–Terry, with the reward written by π*",
+            "Bradley–Terry, with the reward in terms of π*",
             lambda w: _with_z(w).unsqueeze(-1) / (_with_z(w).unsqueeze(-1) + _with_z(w).unsqueeze(-2)),
             left=r"p^*(y_1 \succ y_2|x)",
             left_value=lambda w: exact.preference(w.reward),
         ),
         Line(
             rf"\frac{{1}}{{1 + \exp\big({_SECOND} - {_FIRST}\big)}}",
-            r"divide by the numerator: $\beta\log Z(x)$ stands in both exponents and goes",
+            r"divide by the numerator: $\beta\log Z(x)$ is in both exponents and cancels",
             lambda w: 1 / (1 + torch.exp(-_gaps(_implicit(w)))),
         ),
         Line(
             rf"\sigma\big({_FIRST} - {_SECOND}\big)",
-            r"$\sigma(u) = 1/(1 + e^{-u})$: no reward and no $Z$ is left",
+            r"$\sigma(u) = 1/(1 + e^{-u})$: the expression contains neither the reward nor $Z$",
             lambda w: torch.sigmoid(_gaps(_implicit(w))),
         ),
     ),
     wrong=(
         Wrong(
             rf"\sigma\big({_SECOND} - {_FIRST}\big)",
-            "the pair swapped on the way into σ",
+            "the pair is swapped",
             lambda w: torch.sigmoid(-_gaps(_implicit(w))),
             3,
         ),
         Wrong(
             r"\sigma\big(\log\frac{\pi^*(y_1|x)}{\pi_\text{ref}(y_1|x)}"
             r" - \log\frac{\pi^*(y_2|x)}{\pi_\text{ref}(y_2|x)}\big)",
-            "a forgotten β",
+            "β is missing",
             lambda w: torch.sigmoid(_gaps(_implicit(w)) / w.beta),
             3,
         ),
         Wrong(
             r"\sigma\big(\beta\log\pi^*(y_1|x) - \beta\log\pi^*(y_2|x)\big)",
-            r"the reference cancels with $Z$, says the hurried reader; it does not",
+            r"the reference does not cancel with $Z$",
             lambda w: torch.sigmoid(w.beta * _gaps(w.log_star)),
             3,
         ),
         Wrong(
             rf"\frac{{1}}{{1 + \exp\big({_SECOND} - {_FIRST} + \beta\log Z(x)\big)}}",
-            r"one $\log Z$ left standing",
+            r"one $\log Z$ remains",
             lambda w: 1 / (1 + torch.exp(-_gaps(_implicit(w)) + w.beta * w.log_z[:, None, None])),
             2,
         ),
@@ -91,7 +91,7 @@ def _across(table: Tensor) -> Tensor:
 
 z_stays = Derivation(
     "z-stays",
-    "Between answers to two prompts Z does not cancel",
+    "Between responses to two prompts Z does not cancel",
     lines=(
         Line(
             r"\sigma\big(r(x_1,y_1) - r(x_2,y_2)\big)",
@@ -105,7 +105,7 @@ z_stays = Derivation(
         Line(
             r"\sigma\Big(\beta\log\frac{\pi^*(y_1|x_1)}{\pi_\text{ref}(y_1|x_1)}"
             r" - \beta\log\frac{\pi^*(y_2|x_2)}{\pi_\text{ref}(y_2|x_2)} + \beta\log\frac{Z(x_1)}{Z(x_2)}\Big)",
-            r"each prompt brings its own $Z$",
+            r"each prompt has its own $Z$",
             lambda w: torch.sigmoid(_across(_implicit(w)) + w.beta * (w.log_z[0] - w.log_z[1])),
         ),
     ),
@@ -113,7 +113,7 @@ z_stays = Derivation(
         Wrong(
             r"\sigma\Big(\beta\log\frac{\pi^*(y_1|x_1)}{\pi_\text{ref}(y_1|x_1)}"
             r" - \beta\log\frac{\pi^*(y_2|x_2)}{\pi_\text{ref}(y_2|x_2)}\Big)",
-            "DPO's formula, used across prompts",
+            "DPO's formula is applied across prompts",
             lambda w: torch.sigmoid(_across(_implicit(w))),
             2,
         ),
@@ -129,7 +129,7 @@ def _two_draws(w: RandomWorld) -> tuple[Tensor, Tensor]:
 
 
 def _relative_variance(w: RandomWorld) -> Tensor:
-    """Var(Ẑ)/Z² of the mean of two draws, by listing all that can be drawn, (X,)."""
+    """Var(Ẑ)/Z² of the mean of two draws, by enumeration of all draws, (X,)."""
     chance, estimate = _two_draws(w)
     return (chance * (estimate - w.z.unsqueeze(-1)).square()).sum((-1, -2)) / w.z.squeeze(-1).square()
 
@@ -141,18 +141,18 @@ def _second_moment(w: RandomWorld) -> Tensor:
 
 z_variance = Derivation(
     "z-variance",
-    "What a Monte Carlo estimate of Z costs (n draws from π_ref; computed for n = 2)",
+    "The variance of a Monte Carlo estimate of Z (n draws from π_ref; computed for n = 2)",
     lines=(
         Line(
             r"\frac{1}{n}\bigg(\frac{\mathbb{E}_{\pi_\text{ref}}[e^{2r/\beta}]}{Z^2} - 1\bigg)",
-            "independent draws; on the left, everything that can be drawn is listed",
+            "the draws are independent; the left side enumerates all of them",
             lambda w: (_second_moment(w) - 1) / 2,
             left=r"\frac{\mathrm{Var}(\hat Z)}{Z^2},\;\; \hat Z = \tfrac1n\sum_i e^{r(y_i)/\beta}",
             left_value=_relative_variance,
         ),
         Line(
             r"\frac{1}{n}\bigg(\frac{Z_{\beta/2}}{Z_\beta^2} - 1\bigg)",
-            r"$\mathbb{E}_{\pi_\text{ref}}[e^{2r/\beta}]$ is the partition function at half of β",
+            r"$\mathbb{E}_{\pi_\text{ref}}[e^{2r/\beta}]$ is the partition function at β/2",
             lambda w: (
                 (
                     torch.exp(
@@ -166,12 +166,12 @@ z_variance = Derivation(
         ),
         Line(
             r"\frac{1}{n}\,\chi^2(\pi^*\|\pi_\text{ref})",
-            r"$e^{r/\beta}/Z = \pi^*/\pi_\text{ref}$: the further π* is from the reference, the worse",
+            r"$e^{r/\beta}/Z = \pi^*/\pi_\text{ref}$: the variance grows with the distance of π* from the reference",
             lambda w: ((w.star.square() / w.ref).sum(-1) - 1) / 2,
         ),
         Line(
             r"\frac{1}{n}\Big(e^{\mathrm{KL}(\pi^*\|\pi_\text{ref})} - 1\Big)",
-            "Jensen: draws needed grow at least exponentially in the KL",
+            "Jensen: the required number of draws grows at least exponentially with the KL",
             lambda w: torch.expm1(exact.kl(w.log_star, w.log_ref)) / 2,
             relation="≥",
         ),
@@ -179,19 +179,19 @@ z_variance = Derivation(
     wrong=(
         Wrong(
             r"\frac{\mathbb{E}_{\pi_\text{ref}}[e^{2r/\beta}]}{Z^2} - 1",
-            r"the $1/n$ forgotten: the variance of one draw, not of their mean",
+            r"the $1/n$ is missing; this is the variance of one draw, not of their mean",
             lambda w: _second_moment(w) - 1,
             1,
         ),
         Wrong(
             r"\frac{1}{n}\,\frac{\mathbb{E}_{\pi_\text{ref}}[e^{2r/\beta}]}{Z^2}",
-            "the mean's square not taken off",
+            "the square of the mean is not subtracted",
             lambda w: _second_moment(w) / 2,
             1,
         ),
         Wrong(
             r"\frac{1}{n}\bigg(\frac{Z_{2\beta}}{Z_\beta^2} - 1\bigg)",
-            r"$2r/\beta$ read as a doubled β",
+            r"$2r/\beta$ is misread as a doubled β",
             lambda w: (
                 (
                     torch.exp(

@@ -1,10 +1,10 @@
-r"""Block 2, the worst that a Monte Carlo estimate of Z can be, by the range of the reward over β.
+r"""Block 2, the worst-case variance of a Monte Carlo estimate of Z, by the range of the reward over β.
 
 With a = min_y e^{r/β} and b = max_y e^{r/β}, b/a = e^{R/β} where R is the range of the reward:
 
     Var(e^{r/β})/Z² ≤ (b − a)²/(4ab) = sinh²(R/2β)          (Kantorovich's inequality)
 
-and a reference that gives the best response a probability of 1/(1 + e^{R/β}) reaches it.
+and equality holds for a reference that gives the best response a probability of 1/(1 + e^{R/β}).
 """
 
 import torch
@@ -53,7 +53,7 @@ z_variance_range = Derivation(
         ),
         Line(
             r"\frac{(b-a)^2}{4ab}",
-            r"a parabola in $1/Z$: it is greatest at $1/Z = (a+b)/2ab$",
+            r"this is a parabola in $1/Z$ with its maximum at $1/Z = (a+b)/2ab$",
             lambda w: (_ends(w)[1] - _ends(w)[0]).square() / (4 * _ends(w)[0] * _ends(w)[1]),
             relation="≤",
         ),
@@ -64,7 +64,7 @@ z_variance_range = Derivation(
         ),
         Line(
             r"\sinh^2\!\Big(\frac{R}{2\beta}\Big)",
-            r"the bound is reached: two responses, the good one as rare as $1/(1 + e^{R/\beta})$",
+            r"the bound is attained by two responses, if the better one has probability $1/(1 + e^{R/\beta})$",
             lambda w: torch.sinh(_range(w) / 2).square(),
             left=r"\chi^2 \text{ at } \pi_\text{ref}(y_\text{best}) = \tfrac{1}{1 + e^{R/\beta}}",
             left_value=lambda w: _two(w, torch.sigmoid(-_range(w))),
@@ -73,20 +73,19 @@ z_variance_range = Derivation(
     wrong=(
         Wrong(
             r"\sinh^2\!\Big(\frac{R}{\beta}\Big)",
-            "the half lost: the range counts once, not twice",
+            "the factor ½ is lost",
             lambda w: torch.sinh(_range(w)).square(),
             3,
         ),
         Wrong(
             r"\sinh^2\!\Big(\frac{\beta R}{2}\Big)",
-            "β on the wrong side",
+            "β is on the wrong side",
             lambda w: torch.sinh(_range(w) * w.beta**2 / 2).square(),
             3,
         ),
         Wrong(
             r"\tanh^2\!\Big(\frac{R}{2\beta}\Big)",
-            r"what a fair coin gives, $\pi_\text{ref} = \tfrac12$ each: never above one, because the good response "
-            "is not rare",
+            r"the value for $\pi_\text{ref} = \tfrac12$ each is at most one, because the better response is not rare",
             lambda w: _two(w, torch.full_like(_range(w), 0.5)),
             4,
         ),

@@ -1,7 +1,7 @@
-r"""Regret taken apart: reward lost below the frontier, and the wrong place on it. For notebook 10.
+r"""The decomposition of the regret: reward lost below the frontier, and the wrong place on it. For notebook 10.
 
-Every policy π that costs less than "always the best" has a twin on the frontier: π*_β' with the same KL to the
-reference. The twin earns at least as much. What π lacks at β is then the sum of two KLs, as in Pythagoras.
+Every policy π with a smaller KL than "always the best response" has a twin on the frontier: π*_β' with the same KL to
+the reference. The reward of the twin is at least as high. The regret of π at β is the sum of two KLs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Twins(RandomWorld):
     """A world whose policy has a twin on the frontier.
 
     Attributes:
-        twin_beta: β' of it, (X, 1).
+        twin_beta: β' of the twin, (X, 1).
     """
 
     twin_beta: Tensor
@@ -37,7 +37,7 @@ def _kl(p: Tensor, q: Tensor) -> Tensor:
 
 
 def twins(generator: torch.Generator) -> Twins:
-    """A random world; its policy is drawn towards the reference until it has a twin, found by bisection on log β'."""
+    """A random world; its policy is moved towards the reference until it has a twin, found by bisection on log β'."""
     w = random_world(generator)
     log_policy = w.log_policy
     for _ in range(60):
@@ -69,12 +69,12 @@ def _place(w: Twins) -> Tensor:
 
 regret_in_two = Derivation(
     "regret-in-two",
-    "Regret is what was lost below the frontier plus what the wrong place on it costs",
+    "The regret is the loss below the frontier plus the loss from the wrong place on it",
     world=twins,
     lines=(
         Line(
             r"\big[J(\pi^*) - J(\pi^*_{\beta'})\big] + \big[J(\pi^*_{\beta'}) - J(\pi)\big]",
-            r"insert the twin: $\pi^*_{\beta'}$ is on the frontier, with the KL that $\pi$ has",
+            r"insert the twin $\pi^*_{\beta'}$, which is on the frontier and has the KL of $\pi$",
             lambda w: (
                 (_value(w, w.log_star, w.beta) - _value(w, w.twin, w.beta))
                 + (_value(w, w.twin, w.beta) - _value(w, w.log_policy, w.beta))
@@ -84,7 +84,7 @@ regret_in_two = Derivation(
         ),
         Line(
             r"\big[J(\pi^*) - J(\pi^*_{\beta'})\big] + \big[\mathbb{E}_{\pi^*_{\beta'}}[r] - \mathbb{E}_\pi[r]\big]",
-            "both pay the same KL, so at any β only their rewards differ",
+            "both have the same KL, so for any β only their rewards differ",
             lambda w: (
                 _value(w, w.log_star, w.beta)
                 - _value(w, w.twin, w.beta)
@@ -93,26 +93,26 @@ regret_in_two = Derivation(
         ),
         Line(
             r"\beta\,\mathrm{KL}(\pi^*_{\beta'}\|\pi^*_\beta) + \beta'\,\mathrm{KL}(\pi\|\pi^*_{\beta'})",
-            r"regret is β KL to the optimum; the second bracket is the regret of $\pi$ at the price $\beta'$",
+            r"the regret is β KL to the optimum; the second bracket is the regret of $\pi$ at $\beta'$",
             lambda w: _place(w) + w.twin_beta.squeeze(-1) * exact.kl(w.log_policy, w.twin),
         ),
     ),
     wrong=(
         Wrong(
             r"\beta\,\mathrm{KL}(\pi^*_{\beta'}\|\pi^*_\beta) + \beta\,\mathrm{KL}(\pi\|\pi^*_{\beta'})",
-            "β at both places: below the frontier a nat is priced at β′, the slope there",
+            "β is used twice, but below the frontier the slope is β′",
             lambda w: _place(w) + w.beta * exact.kl(w.log_policy, w.twin),
             3,
         ),
         Wrong(
             r"\beta\,\mathrm{KL}(\pi^*_\beta\|\pi^*_{\beta'}) + \beta'\,\mathrm{KL}(\pi\|\pi^*_{\beta'})",
-            "the first KL turned round",
+            "the arguments of the first KL are swapped",
             lambda w: w.beta * exact.kl(w.log_star, w.twin) + w.twin_beta.squeeze(-1) * exact.kl(w.log_policy, w.twin),
             3,
         ),
         Wrong(
             r"\mathbb{E}_{\pi^*_{\beta'}}[r] - \mathbb{E}_\pi[r]",
-            "“regret is the distance below the curve”: true only at the star's own KL",
+            "“the regret is the distance below the curve” is true only at the KL of π*",
             lambda w: _earned(w, w.twin) - _earned(w, w.log_policy),
             2,
         ),

@@ -1,4 +1,4 @@
-r"""Block 3, statistical rejection sampling: why it is exact, what it costs, and its Gumbel form.
+r"""Block 3, statistical rejection sampling: its exactness, its acceptance rate, and its Gumbel form.
 
 π_r ∝ π_sft exp(r/β); a draw y of π_sft is accepted when u < π_r(y)/(M π_sft(y)) = exp((r(y) − r_max)/β). In the
 code π_sft is the reference. Lecture, "How to sample from π_r? Rejection Sampling!".
@@ -28,7 +28,7 @@ acceptance = Derivation(
     lines=(
         Line(
             r"\sum_y \pi_\text{sft}(y)\,\frac{\pi_r(y)}{M\,\pi_\text{sft}(y)}",
-            r"draw, then compare with $u \sim U[0,1]$; the left side is `sampling.acceptance_rate`",
+            r"a draw is compared with $u \sim U[0,1]$; the left side is `sampling.acceptance_rate`",
             lambda w: (w.ref * (w.star / (_m(w) * w.ref))).sum(-1),
             left=r"P(\text{accept})",
             left_value=lambda w: sampling.acceptance_rate(w.log_ref, w.reward, w.beta),
@@ -40,32 +40,32 @@ acceptance = Derivation(
         ),
         Line(
             r"Z\,e^{-r_\text{max}/\beta}",
-            r"$\pi_r/\pi_\text{sft} = e^{r/\beta}/Z$ is greatest where $r$ is",
+            r"$\pi_r/\pi_\text{sft} = e^{r/\beta}/Z$ is maximal where $r$ is maximal",
             lambda w: w.z.squeeze(-1) * torch.exp(-w.reward.amax(-1) / w.beta),
         ),
         Line(
             r"\mathbb{E}_{\pi_\text{sft}}\big[e^{(r - r_\text{max})/\beta}\big]",
-            r"$Z$ is an expectation under $\pi_\text{sft}$: small β, small acceptance",
+            r"$Z$ is an expectation under $\pi_\text{sft}$; a small β gives a small acceptance rate",
             lambda w: (w.ref * _accept(w)).sum(-1),
         ),
     ),
     wrong=(
-        Wrong(r"M", "upside down: a probability above one", lambda w: _m(w).squeeze(-1), 2),
+        Wrong(r"M", "the fraction is inverted, which gives a probability above one", lambda w: _m(w).squeeze(-1), 2),
         Wrong(
             r"\frac{1}{M},\quad M = \max_y\frac{\pi_\text{sft}(y)}{\pi_r(y)}",
-            "the ratio swapped: the envelope lies under the wrong curve",
+            "the ratio is inverted; the envelope is that of the wrong distribution",
             lambda w: 1 / (w.ref / w.star).amax(-1),
             2,
         ),
         Wrong(
             r"\mathbb{E}_{\pi_r}\big[e^{(r - r_\text{max})/\beta}\big]",
-            "the mean under the target, from which nobody can draw yet",
+            "this is the mean under the target, from which we cannot draw yet",
             lambda w: (w.star * _accept(w)).sum(-1),
             4,
         ),
         Wrong(
             r"\mathbb{E}_{\pi_\text{sft}}\big[e^{\beta(r - r_\text{max})}\big]",
-            "β on the wrong side of the fraction",
+            "β is on the wrong side of the fraction",
             lambda w: (w.ref * torch.exp(w.beta * (w.reward - w.reward.amax(-1, keepdim=True)))).sum(-1),
             4,
         ),
@@ -75,7 +75,7 @@ acceptance = Derivation(
 
 
 def _absorbed(w: RandomWorld) -> Tensor:
-    """P(the first accepted is y), as an absorbing Markov chain of offers, by a linear system, (X, K)."""
+    """P(the first accepted is y) of the absorbing Markov chain of draws, by a linear system, (X, K)."""
     size = w.reward.shape[-1]
     go_on = (1 - _accept(w)).unsqueeze(-1) * w.ref.unsqueeze(-2)  # y is refused, y' is offered next
     ends: Tensor = torch.linalg.solve(torch.eye(size, dtype=torch.float64) - go_on, torch.diag_embed(_accept(w)))
@@ -83,7 +83,7 @@ def _absorbed(w: RandomWorld) -> Tensor:
 
 
 def _after_many_rounds(w: RandomWorld, rounds: int = 40) -> Tensor:
-    """P(the first accepted is y), adding up 2^`rounds` rounds in which it can come, (X, K)."""
+    """P(the first accepted is y), summed over the first 2^`rounds` draws, (X, K)."""
     one = w.ref * _accept(w)  # accepted in the first round
     still = 1 - one.sum(-1, keepdim=True)  # nothing accepted so far
     total = one
@@ -94,11 +94,12 @@ def _after_many_rounds(w: RandomWorld, rounds: int = 40) -> Tensor:
 
 accepted_are_exact = Derivation(
     "accepted-are-exact",
-    "What is accepted follows π_r exactly",
+    "Accepted draws follow π_r exactly",
     lines=(
         Line(
             r"\sum_{t=1}^{\infty} P(\text{reject})^{t-1}\,\pi_\text{sft}(y)\,e^{(r(y) - r_\text{max})/\beta}",
-            "it comes in round t if nothing came before (added up to t = 2⁴⁰; the left side solves the Markov chain)",
+            "y is accepted at draw t if no earlier draw was accepted (summed up to t = 2⁴⁰; the left side solves the "
+            "Markov chain)",
             _after_many_rounds,
             left=r"P(\text{first accepted} = y)",
             left_value=_absorbed,
@@ -122,19 +123,19 @@ accepted_are_exact = Derivation(
     wrong=(
         Wrong(
             r"\propto\;\pi_\text{sft}(y)\,e^{\beta(r(y) - r_\text{max})}",
-            "accepted with β on the wrong side",
+            "β is on the wrong side in the acceptance",
             lambda w: (w.log_ref + w.beta * w.reward).softmax(-1),
             4,
         ),
         Wrong(
             r"\propto\;\pi_\text{sft}(y)\,\min\big(1, e^{r(y)/\beta}\big)",
-            r"$r_\text{max}$ forgotten: everything above zero is accepted alike",
+            r"$r_\text{max}$ is missing, so that every reward above zero is accepted equally",
             lambda w: _normalised(w.ref * torch.exp(w.reward / w.beta).clamp(max=1.0)),
             4,
         ),
         Wrong(
             r"\propto\;e^{(r(y) - r_\text{max})/\beta}",
-            r"the draw forgotten: $\pi_\text{sft}$ decides what is offered",
+            r"the factor $\pi_\text{sft}$ of the draws is missing",
             lambda w: (w.reward / w.beta).softmax(-1),
             4,
         ),
@@ -148,7 +149,7 @@ def _normalised(weights: Tensor) -> Tensor:
 
 
 def _weights(w: RandomWorld) -> Tensor:
-    """exp(r/β) of the first prompt's candidates, (K,): what one round accepts them in proportion to."""
+    """exp(r/β) of the first prompt's candidates, (K,), proportional to their acceptance probabilities."""
     return torch.exp(w.reward[0] / w.beta)
 
 
@@ -193,7 +194,7 @@ def _in_turn(w: RandomWorld, replace: bool = False) -> Tensor:
 
 
 def _by_rejection(w: RandomWorld) -> Tensor:
-    """Two acceptances of Algorithm 1 with r_max over what is left, candidates drawn uniformly, (K, K)."""
+    """Two acceptances of Algorithm 1, with r_max over the remaining candidates, which are drawn uniformly, (K, K)."""
     reward, size = w.reward[0], w.reward.shape[-1]
     chance = torch.zeros(size, size, dtype=torch.float64)
     first = torch.exp((reward - reward.amax()) / w.beta)
@@ -206,18 +207,18 @@ def _by_rejection(w: RandomWorld) -> Tensor:
 
 gumbel_top_k = Derivation(
     "gumbel-top-k",
-    "Gumbel-top-k is the sampler: two accepted candidates",
+    "Gumbel-top-k is equivalent to rejection sampling: two accepted candidates",
     lines=(
         Line(
             r"\frac{w_i}{\sum_k w_k},\quad w_k = e^{r_k/\beta}",
-            r"the Gumbel-max trick; the left side integrates the densities numerically",
+            r"the Gumbel-max trick; the left side is a numerical integral of the densities",
             lambda w: _weights(w) / _weights(w).sum(),
             left=r"P\big(i = \arg\max_k\,(\tfrac{r_k}{\beta} + G_k)\big)",
             left_value=_first_by_integral,
         ),
         Line(
             r"\frac{w_i}{\sum_k w_k}\cdot\frac{w_j}{\sum_{k\ne i} w_k}",
-            "the second largest is the largest of the rest, whatever the largest was; integrated on the left",
+            "the second largest is the largest of the remaining ones; the left side is integrated numerically",
             _in_turn,
             left=r"P(i \text{ highest},\; j \text{ second})",
             left_value=_two_by_integral,
@@ -225,26 +226,26 @@ gumbel_top_k = Derivation(
         Line(
             r"\frac{e^{(r_i - r_\text{max})/\beta}}{\sum_k e^{(r_k - r_\text{max})/\beta}}\cdot"
             r"\frac{e^{(r_j - r'_\text{max})/\beta}}{\sum_{k\ne i} e^{(r_k - r'_\text{max})/\beta}}",
-            r"rejection sampling with $r_\text{max}$ taken afresh among those left: any maximum cancels",
+            r"rejection sampling with $r_\text{max}$ over the remaining candidates; any maximum cancels",
             _by_rejection,
         ),
     ),
     wrong=(
         Wrong(
             r"\frac{w_i}{\sum_k w_k}\cdot\frac{w_j}{\sum_k w_k}",
-            "with replacement: the same candidate could be accepted twice",
+            "this is with replacement, so that the same candidate could be accepted twice",
             lambda w: _in_turn(w, replace=True),
             2,
         ),
         Wrong(
             r"\frac{w_i}{\sum_k w_k},\quad w_k = e^{\beta r_k}",
-            "β on the wrong side of the fraction",
+            "β is on the wrong side of the fraction",
             lambda w: (w.beta * w.reward[0]).softmax(-1),
             1,
         ),
         Wrong(
             r"\frac{w_i}{\sum_k w_k},\quad w_k = \pi_\text{sft}(k)\,e^{r_k/\beta}",
-            r"$\pi_\text{sft}$ counted twice: the candidates were drawn from it already",
+            r"$\pi_\text{sft}$ is counted twice; the candidates were drawn from it already",
             lambda w: w.star[0],
             1,
         ),
@@ -254,7 +255,7 @@ gumbel_top_k = Derivation(
 
 
 def _best_by_listing(w: RandomWorld) -> Tensor:
-    """P(best of n draws = y) by listing all K^n draws, (X, K)."""
+    """P(best of n draws = y) by enumeration of all K^n draws, (X, K)."""
     size = w.reward.shape[-1]
     chance = torch.zeros_like(w.reward)
     draws = torch.cartesian_prod(*[torch.arange(size)] * w.n)
@@ -274,23 +275,23 @@ def _cdf(w: RandomWorld) -> tuple[Tensor, Tensor]:
 
 best_of_n = Derivation(
     "best-of-n",
-    "Best-of-n: its probabilities, and what it costs in KL",
+    "Best-of-n: its probabilities and its KL",
     lines=(
         Line(
             r"P(\text{all } r(y_i) \le r(y)) - P(\text{all } r(y_i) < r(y))",
-            "the best is y if none is better and not all are worse; on the left all draws are listed",
+            "the best is y if no draw is better and not all are worse; the left side enumerates all draws",
             lambda w: exact.best_of_n(w.log_ref, w.reward, w.n).exp(),
             left=r"P(\text{best of } n = y)",
             left_value=_best_by_listing,
         ),
         Line(
             r"F(y)^n - F^-(y)^n",
-            r"independent draws; $F(y) = P_{\pi_\text{ref}}(r \le r(y))$, and $F^-$ with $<$ (no ties here)",
+            r"the draws are independent; $F(y) = P_{\pi_\text{ref}}(r \le r(y))$, and $F^-$ with $<$ (no ties here)",
             lambda w: _cdf(w)[0] ** w.n - _cdf(w)[1] ** w.n,
         ),
         Line(
             r"\log n - \frac{n-1}{n}",
-            "an upper bound, not a value: it is near only where no response has much mass",
+            "this is an upper bound; it is tight only if every response has a small probability",
             lambda w: torch.tensor(w.n, dtype=torch.float64).log() - (w.n - 1) / w.n,
             left=r"\mathrm{KL}(\text{best-of-}n\|\pi_\text{ref})",
             left_value=lambda w: exact.kl(exact.best_of_n(w.log_ref, w.reward, w.n), w.log_ref),
@@ -300,19 +301,19 @@ best_of_n = Derivation(
     wrong=(
         Wrong(
             r"n\,\pi_\text{ref}(y)\,F(y)^{n-1}",
-            "the formula for a density: in a finite set draws can repeat",
+            "this is the formula for a density, but draws from a finite set can repeat",
             lambda w: w.n * w.ref * _cdf(w)[0] ** (w.n - 1),
             2,
         ),
         Wrong(
             r"F(y)^n",
-            r"$F^-$ not taken off",
+            r"$F^-$ is not subtracted",
             lambda w: _cdf(w)[0] ** w.n,
             2,
         ),
         Wrong(
             r"\pi^*(y)\text{ at some }\beta\text{, here }\beta = 1/n",
-            "“best-of-n is π* for a suitable β”: it knows only the order of the rewards",
+            "“best-of-n is π* for a suitable β”, but it depends only on the order of the rewards",
             lambda w: (w.log_ref + w.n * w.reward).softmax(-1),
             2,
         ),

@@ -41,11 +41,11 @@ def _cloning(w: RandomWorld, log_policy: Tensor) -> Tensor:
 
 filter_limit = Derivation(
     "filter-limit",
-    "One filter ends at the filtered reference",
+    "One filter converges to the filtered reference",
     lines=(
         Line(
             r"P(r > \tau)\;\mathbb{E}_{\pi_\text{ref}}\big[\log\pi_\theta(y)\,\big|\,r > \tau\big]",
-            "an expectation with an indicator in it is a probability times a conditional one",
+            "an expectation with an indicator is a probability times a conditional expectation",
             lambda w: (_share(w) * _kept(w) * w.log_policy).sum(-1),
             left=r"\mathbb{E}_{\pi_\text{ref}}\big[F(x,y;\tau)\log\pi_\theta(y)\big]",
             left_value=lambda w: _cloning(w, w.log_policy),
@@ -61,13 +61,13 @@ filter_limit = Derivation(
         ),
         Line(
             r"-P(r > \tau)\,H(\pi_\tau)",
-            r"Gibbs: reached at $\pi_\theta = \pi_\tau$ and nowhere else",
+            r"Gibbs: the bound is attained only at $\pi_\theta = \pi_\tau$",
             lambda w: -_share(w).squeeze(-1) * _entropy(w),
             relation="≤",
         ),
         Line(
             r"P(r > \tau)\,(\pi_\tau - \pi_\theta)",
-            "the same by the gradient in a table's logits; autograd on the left",
+            "the gradient in the logits of a table; autograd computes the left side",
             lambda w: _share(w) * (_kept(w) - w.policy),
             left=r"\nabla_\theta\,\mathbb{E}_{\pi_\text{ref}}\big[F\log\pi_\theta\big]",
             left_value=lambda w: gradient(lambda theta: _cloning(w, theta.log_softmax(-1)), w.logits),
@@ -76,19 +76,19 @@ filter_limit = Derivation(
     wrong=(
         Wrong(
             r"\mathbb{E}_{\pi_\text{ref}}\big[\log\pi_\theta(y)\,\big|\,r > \tau\big]",
-            "the share that passes forgotten (it weighs prompts against each other)",
+            "the share that passes is missing (it determines the weights of the prompts)",
             lambda w: (_kept(w) * w.log_policy).sum(-1),
             1,
         ),
         Wrong(
             r"P(r > \tau)\,(\pi^* - \pi_\theta)",
-            "“filtering leads to π*”: above the threshold it keeps the reference's proportions",
+            "“filtering leads to π*”, but above the threshold the proportions of the reference remain",
             lambda w: _share(w) * (w.star - w.policy),
             4,
         ),
         Wrong(
             r"\pi_\text{ref}\,F - \pi_\theta",
-            "the filter's output not normalised",
+            "the filtered reference is not normalised",
             lambda w: w.ref * _passes(w) - w.policy,
             4,
         ),
@@ -98,14 +98,14 @@ filter_limit = Derivation(
 
 
 def _higher(w: RandomWorld) -> Tensor:
-    """A second threshold that only the best response passes, (X, 1)."""
+    """A second threshold, which only the best response passes, (X, 1)."""
     top = w.reward.sort(-1).values
     return torch.maximum(w.threshold, (top[:, -1:] + top[:, -2:-1]) / 2)
 
 
 rising_thresholds = Derivation(
     "rising-thresholds",
-    "Rising thresholds end where the last one would have ended alone",
+    "Rising thresholds have the same limit as the last threshold alone",
     lines=(
         Line(
             r"\pi_\text{ref}(y\,|\,r > \tau_1 \text{ and } r > \tau_2)",
@@ -118,14 +118,14 @@ rising_thresholds = Derivation(
         ),
         Line(
             r"\pi_\text{ref}(y\,|\,r > \tau_2)",
-            r"$\tau_1 \le \tau_2$: the first condition follows from the second (with data without end)",
+            r"$\tau_1 \le \tau_2$: the first condition follows from the second (for infinite data)",
             lambda w: exact.filtered(w.log_ref, w.reward, _higher(w)).exp(),
         ),
     ),
     wrong=(
         Wrong(
             r"\pi^*(y)",
-            "“rising thresholds lead to π*”: they lead to the best response alone",
+            "“rising thresholds lead to π*”, but they lead to the best response alone",
             lambda w: w.star,
             2,
         ),
@@ -151,24 +151,24 @@ def _best_log_likelihood(w: RandomWorld, log_policy: Tensor) -> Tensor:
 
 raft = Derivation(
     "raft",
-    "RAFT ends at best-of-n, and twice n at the best of n²",
+    "RAFT converges to best-of-n, and after two rounds to best-of-n²",
     lines=(
         Line(
             r"\mathbb{E}\big[e_{y^\star} - \pi_\theta\big]",
             r"$y^\star$ is the best of n draws, $\nabla\log\pi_\theta(y) = e_y - \pi_\theta$ in a table; autograd "
-            "on the left, all draws listed",
+            "and enumeration of all draws give the left side",
             lambda w: _best_by_listing(w) - w.policy,
             left=r"\nabla_\theta\,\mathbb{E}\big[\log\pi_\theta(y^\star)\big]",
             left_value=lambda w: gradient(lambda theta: _best_log_likelihood(w, theta.log_softmax(-1)), w.logits),
         ),
         Line(
             r"\text{best-of-}n - \pi_\theta",
-            "so it ends where the policy is best-of-n",
+            "so the gradient vanishes where the policy is best-of-n",
             lambda w: exact.best_of_n(w.log_ref, w.reward, w.n).exp() - w.policy,
         ),
         Line(
             r"\text{best-of-}n^2 \text{ of } \pi_\text{ref}",
-            r"a second round: $(F^n)^n = F^{n^2}$. Rounds without end leave the best response alone",
+            r"a second round gives $(F^n)^n = F^{n^2}$; with more rounds only the best response remains",
             lambda w: exact.best_of_n(w.log_ref, w.reward, w.n**2).exp(),
             left=r"\text{best-of-}n \text{ of best-of-}n",
             left_value=lambda w: exact.best_of_n(exact.best_of_n(w.log_ref, w.reward, w.n), w.reward, w.n).exp(),
@@ -177,13 +177,13 @@ raft = Derivation(
     wrong=(
         Wrong(
             r"\pi^* - \pi_\theta",
-            "“the best samples lead to π*”",
+            "“the best samples lead to π*” is false",
             lambda w: w.star - w.policy,
             2,
         ),
         Wrong(
             r"\text{best-of-}(n+1) \text{ of } \pi_\text{ref}",
-            "rounds do not add one draw each",
+            "a round does not add just one draw",
             lambda w: exact.best_of_n(w.log_ref, w.reward, w.n + 1).exp(),
             3,
         ),

@@ -1,4 +1,4 @@
-r"""Block 1, RLHF reviewed: Bradley–Terry, what it leaves open, and the two gradients behind PPO.
+r"""Block 1, review of RLHF: Bradley–Terry, its undetermined function of the prompt, and the two gradients behind PPO.
 
 Lecture, "Review of RLHF: Preliminaries".
 """
@@ -27,7 +27,7 @@ def _column(reward: Tensor) -> Tensor:
 
 bradley_terry = Derivation(
     "bradley-terry",
-    "Bradley–Terry: only the difference of two rewards counts",
+    "Bradley–Terry depends only on the difference of two rewards",
     lines=(
         Line(
             r"\frac{\exp(r(x,y_1))}{\exp(r(x,y_1)) + \exp(r(x,y_2))}",
@@ -50,13 +50,13 @@ bradley_terry = Derivation(
     wrong=(
         Wrong(
             r"\sigma\big(r(x,y_2) - r(x,y_1)\big)",
-            "the pair swapped: the worse answer wins more often",
+            "the pair is swapped, so that the worse response wins more often",
             lambda w: torch.sigmoid(-_gaps(w.reward)),
             3,
         ),
         Wrong(
             r"\frac{r(x,y_1)}{r(x,y_1) + r(x,y_2)}",
-            "the rewards themselves, not their exponentials",
+            "the exponentials are missing",
             lambda w: _row(w.reward) / (_row(w.reward) + _column(w.reward)),
             1,
         ),
@@ -66,7 +66,7 @@ bradley_terry = Derivation(
 
 reward_up_to_f = Derivation(
     "reward-up-to-f",
-    "A reward is known only up to a function of the prompt",
+    "A reward is determined only up to a function of the prompt",
     lines=(
         Line(
             r"\sigma\big(r(x,y_1) + f(x) - r(x,y_2) - f(x)\big)",
@@ -77,7 +77,7 @@ reward_up_to_f = Derivation(
         ),
         Line(
             r"p_r(y_1 \succ y_2 \mid x)",
-            r"$f(x)$ cancels: no label tells $r$ from $r + f$",
+            r"$f(x)$ cancels, so no label distinguishes $r$ from $r + f$",
             lambda w: exact.preference(w.reward),
         ),
         Line(
@@ -92,26 +92,26 @@ reward_up_to_f = Derivation(
         ),
         Line(
             r"\pi^*_r(y|x)",
-            r"$e^{f(x)/\beta}$ leaves the sum and cancels: what is not known does not matter",
+            r"$e^{f(x)/\beta}$ factors out of the sum and cancels",
             lambda w: exact.optimal_policy(w.log_ref, w.reward, w.beta).exp(),
         ),
     ),
     wrong=(
         Wrong(
             r"p_{2r}(y_1 \succ y_2 \mid x)",
-            "“up to a scale, too”: a factor makes every label more certain",
+            "“up to a scale, too” is false; a factor above 1 makes every label more certain",
             lambda w: exact.preference(2 * w.reward),
             2,
         ),
         Wrong(
             r"\pi^*_{2r}(y|x)",
-            r"the scale again: it halves β",
+            r"a scale changes the policy; the factor 2 halves β",
             lambda w: exact.optimal_policy(w.log_ref, 2 * w.reward, w.beta).exp(),
             4,
         ),
         Wrong(
             r"\pi^*_{r + f(y)}(y|x)",
-            "an offset that depends on the response: that is another reward",
+            "an offset that depends on the response gives another reward",
             lambda w: exact.optimal_policy(w.log_ref, w.reward + w.logits, w.beta).exp(),
             4,
         ),
@@ -138,11 +138,11 @@ def _won(w: RandomWorld) -> Tensor:
 
 reward_gradient = Derivation(
     "reward-gradient",
-    "The reward model's gradient: a pair counts by how wrongly it is ranked",
+    "The reward model's gradient weights a pair by how incorrectly it is ranked",
     lines=(
         Line(
             r"-\frac{\sigma'(r_w - r_l)}{\sigma(r_w - r_l)}\,\nabla(r_w - r_l)",
-            "chain rule; the left side is autograd's",
+            "chain rule; autograd computes the left side",
             lambda w: -torch.sigmoid(_won(w)) * torch.sigmoid(-_won(w)) / torch.sigmoid(_won(w)) * _pair_direction(w),
             left=r"\nabla\big[-\log\sigma(r_w - r_l)\big]",
             left_value=lambda w: gradient(lambda r: _pair_loss(w, r), w.reward),
@@ -154,20 +154,20 @@ reward_gradient = Derivation(
         ),
         Line(
             r"\text{finite differences}",
-            "no calculus at all, only the loss evaluated nearby",
+            "finite differences of the loss, without calculus",
             lambda w: finite_differences(lambda r: _pair_loss(w, r), w.reward),
         ),
     ),
     wrong=(
         Wrong(
             r"-\sigma(r_w - r_l)\,\nabla(r_w - r_l)",
-            "the weight's sign lost: pairs ranked rightly would count most",
+            "the sign in the weight is lost, so that correctly ranked pairs would count most",
             lambda w: -torch.sigmoid(_won(w)) * _pair_direction(w),
             2,
         ),
         Wrong(
             r"+\sigma(r_l - r_w)\,\nabla(r_w - r_l)",
-            "the minus lost: descent would lower the chosen one's reward",
+            "the minus is lost, so that gradient descent would lower the reward of the chosen response",
             lambda w: torch.sigmoid(-_won(w)) * _pair_direction(w),
             2,
         ),
@@ -188,7 +188,7 @@ def _expected_score(w: RandomWorld, weight: Tensor) -> Tensor:
 
 
 def _advantage(w: RandomWorld) -> Tensor:
-    """r − β log π/π_ref, the reward with the price of KL in it, (X, K)."""
+    """r − β log π/π_ref, the reward with the KL penalty, (X, K)."""
     return w.reward - w.beta * w.log_ratio
 
 
@@ -199,7 +199,7 @@ policy_gradient = Derivation(
         Line(
             r"\sum_y \nabla\pi_\theta(y)\,\Big[r - \beta\log\tfrac{\pi_\theta}{\pi_\text{ref}}\Big]"
             r" - \beta\,\mathbb{E}_{\pi_\theta}[\nabla\log\pi_\theta]",
-            "product rule; the left side is autograd's",
+            "product rule; autograd computes the left side",
             lambda w: _expected_score(w, _advantage(w)) - w.beta * _expected_score(w, torch.ones_like(w.reward)),
             left=r"\nabla_\theta J(\pi_\theta)",
             left_value=lambda w: gradient(
@@ -215,28 +215,28 @@ policy_gradient = Derivation(
         Line(
             r"\mathbb{E}_{\pi_\theta}\Big[\big(r - \beta\log\tfrac{\pi_\theta}{\pi_\text{ref}} - b(x)\big)"
             r"\nabla\log\pi_\theta\Big]",
-            "any baseline that does not depend on y changes nothing but the variance",
+            "a baseline that does not depend on y changes only the variance",
             lambda w: _expected_score(w, _advantage(w) - w.offset),
         ),
     ),
     wrong=(
         Wrong(
             r"\mathbb{E}_{\pi_\theta}\big[r\,\nabla\log\pi_\theta\big]",
-            "the KL forgotten: that is the gradient of the reward alone",
+            "the KL is missing; this is the gradient of the reward alone",
             lambda w: _expected_score(w, w.reward),
             2,
         ),
         Wrong(
             r"\mathbb{E}_{\pi_\theta}\Big[\big(r + \beta\log\tfrac{\pi_\theta}{\pi_\text{ref}}\big)"
             r"\nabla\log\pi_\theta\Big]",
-            "a lost sign: it pays for drift",
+            "the sign is lost, so that drift is rewarded",
             lambda w: _expected_score(w, w.reward + w.beta * w.log_ratio),
             2,
         ),
         Wrong(
             r"\mathbb{E}_{\pi_\theta}\Big[\big(r - \beta\log\tfrac{\pi_\theta}{\pi_\text{ref}} - b(x,y)\big)"
             r"\nabla\log\pi_\theta\Big]",
-            "a baseline that depends on the response is not free",
+            "a baseline that depends on the response changes the gradient",
             lambda w: _expected_score(w, _advantage(w) - w.log_ref),
             3,
         ),
@@ -252,7 +252,7 @@ def _surrogate(w: RandomWorld, log_policy: Tensor, old: Tensor) -> Tensor:
 
 importance_ratio = Derivation(
     "importance-ratio",
-    "PPO's ratio: samples of the old policy speak for the new one",
+    "PPO's ratio reweights samples of the old policy",
     lines=(
         Line(
             r"\sum_y \pi_\text{old}(y)\,\frac{\pi_\theta(y)}{\pi_\text{old}(y)}\,r(y)",
@@ -263,12 +263,13 @@ importance_ratio = Derivation(
         ),
         Line(
             r"\mathbb{E}_{\pi_\text{old}}\big[\rho\,r\big],\quad \rho = e^{\log\pi_\theta - \log\pi_\text{old}}",
-            "the expectation is now over what was sampled",
+            "the expectation is now over the sampled responses",
             lambda w: _surrogate(w, w.log_policy, w.log_ref),
         ),
         Line(
             r"\mathbb{E}_{\pi_\theta}\big[r\,\nabla\log\pi_\theta\big]",
-            r"at $\theta = \theta_\text{old}$ the surrogate has the policy's own gradient (autograd on the left)",
+            r"at $\theta = \theta_\text{old}$ the surrogate has the gradient of the policy (autograd computes the left "
+            "side)",
             lambda w: _expected_score(w, w.reward),
             left=r"\nabla_\theta\,\mathbb{E}_{\pi_\text{old}}[\rho\,r]\,\Big|_{\theta = \theta_\text{old}}",
             left_value=lambda w: gradient(lambda theta: _surrogate(w, theta.log_softmax(-1), w.log_policy), w.logits),
@@ -277,16 +278,16 @@ importance_ratio = Derivation(
     wrong=(
         Wrong(
             r"\mathbb{E}_{\pi_\text{old}}\big[r\big]",
-            "the ratio forgotten: that is the old policy's reward",
+            "the ratio is missing; this is the reward of the old policy",
             lambda w: (w.ref * w.reward).sum(-1),
             2,
         ),
         Wrong(
             r"\mathbb{E}_{\pi_\text{old}}\big[\rho\,r\big],\quad \rho = e^{\log\pi_\text{old} - \log\pi_\theta}",
-            "the ratio turned round",
+            "the ratio is inverted",
             lambda w: (w.ref * (w.log_ref - w.log_policy).exp() * w.reward).sum(-1),
             2,
         ),
     ),
-    source="Schulman et al. 2017, eqs. 6 and 7 (without the clipping, which is a choice and no identity).",
+    source="Schulman et al. 2017, eqs. 6 and 7 (without the clipping, which is not an identity).",
 )

@@ -19,7 +19,7 @@ class Tree:
     """All sequences of `depth` tokens over a small vocabulary, with a reward for every token.
 
     Attributes:
-        log_ref: log π_ref(a|s), one table (1, V^t, V) a depth.
+        log_ref: log π_ref(a|s), one table (1, V^t, V) for each depth.
         reward: r(s, a), the same shapes.
         beta: β.
     """
@@ -30,7 +30,7 @@ class Tree:
 
     @property
     def all_log_ref(self) -> Tensor:
-        """log π_ref(y) of every sequence, (1, V^L), each added up along its own path."""
+        """log π_ref(y) of every sequence, (1, V^L), summed along each path."""
         return _along_paths(self.log_ref)
 
     @property
@@ -45,7 +45,7 @@ class Tree:
 
 
 def _along_paths(tables: list[Tensor]) -> Tensor:
-    """The sum of a table's entries along every path, one path at a time."""
+    """The sum of a table's entries along every path."""
     size, depth = tables[0].shape[-1], len(tables)
     totals = []
     for number in range(size**depth):
@@ -59,7 +59,7 @@ def _along_paths(tables: list[Tensor]) -> Tensor:
 
 
 def random_tree(generator: torch.Generator) -> Tree:
-    """Two or three tokens, two or three deep."""
+    """Draw a tree with two or three tokens and a depth of two or three."""
     size, depth = (int(torch.randint(2, 4, (), generator=generator)) for _ in range(2))
 
     def tables() -> list[Tensor]:
@@ -71,9 +71,9 @@ def random_tree(generator: torch.Generator) -> Tree:
 
 
 def _backwards(tree: Tree, hard: bool = False, uniform: bool = False) -> list[Tensor]:
-    """V of every prefix, (1, V^t) a depth, and zeros at the leaves: the recursion written out.
+    """V of every prefix by the recursion, (1, V^t) for each depth, with zeros at the leaves.
 
-    `hard` takes the maximum in place of the soft one, `uniform` forgets the reference.
+    `hard` replaces the soft maximum by the maximum, `uniform` leaves out the reference.
     """
     size, depth = tree.reward[0].shape[-1], len(tree.reward)
     values = [torch.zeros(1, size**depth, dtype=torch.float64)]
@@ -95,7 +95,7 @@ def _policy(tree: Tree, values: list[Tensor]) -> Tensor:
 
 
 def _myopic(tree: Tree) -> Tensor:
-    """Every token tilted by its own reward alone."""
+    """Every token tilted by the reward of this token only."""
     steps = zip(tree.log_ref, tree.reward, strict=True)
     return _along_paths([(log_ref + r / tree.beta).log_softmax(-1) for log_ref, r in steps])
 
@@ -106,18 +106,18 @@ def _lookahead(tree: Tree) -> tuple[list[Tensor], list[Tensor]]:
 
 soft_value_recursion = Derivation(
     "soft-value-recursion",
-    "The same π*, token by token",
+    "π* token by token",
     lines=(
         Line(
             r"\beta\log\sum_a \pi_\text{ref}(a|s_0)\,e^{(r(s_0,a) + V(s_0 a))/\beta}",
-            "the recursion, from the leaves to the root",
+            "the recursion from the leaves to the root",
             lambda t: _backwards(t)[0][:, 0],
             left=r"V(s_0)",
             left_value=lambda t: _lookahead(t)[0][0][:, 0],
         ),
         Line(
             r"\beta\log\sum_y \pi_\text{ref}(y)\,e^{r(y)/\beta} = \beta\log Z",
-            r"unrolled, the nested sums are one sum over all sequences",
+            r"unrolled, the nested sums become one sum over all sequences",
             lambda t: t.beta * t.log_z,
         ),
         Line(
@@ -130,38 +130,38 @@ soft_value_recursion = Derivation(
         ),
         Line(
             r"\log\pi_\text{ref}(y) + \tfrac{1}{\beta}\big(r(y) - V(s_0)\big)",
-            "the values telescope: every one but the first is added once and taken off once",
+            "the sum telescopes: every value except the first is added once and subtracted once",
             lambda t: t.all_log_ref + (t.all_reward - _backwards(t)[0][:, :1]) / t.beta,
         ),
         Line(
             r"\log\pi^*(y)",
-            r"$V(s_0) = \beta\log Z$: the bandit's formula, over whole sequences",
+            r"$V(s_0) = \beta\log Z$; this is the formula of the bandit, over whole sequences",
             lambda t: exact.optimal_policy(t.all_log_ref, t.all_reward, t.beta),
         ),
     ),
     wrong=(
         Wrong(
             r"\max_a\big(r(s_0,a) + V(s_0 a)\big)",
-            "a hard maximum: right at β → 0 only",
+            "this is a hard maximum, which is correct only for β → 0",
             lambda t: _backwards(t, hard=True)[0][:, 0],
             1,
         ),
         Wrong(
             r"\beta\log\sum_a e^{(r(s_0,a) + V(s_0 a))/\beta}",
-            "the reference forgotten: maximum entropy, no KL",
+            "the reference is missing; this has an entropy bonus instead of the KL",
             lambda t: _backwards(t, uniform=True)[0][:, 0],
             1,
         ),
         Wrong(
             r"\sum_t\log\frac{\pi_\text{ref}(a_t|s_t)\,e^{r(s_t,a_t)/\beta}}"
             r"{\sum_a \pi_\text{ref}(a|s_t)\,e^{r(s_t,a)/\beta}}",
-            "each token tilted by its own reward, blind to what comes after",
+            "each token is tilted by its reward only, without the value of what follows",
             _myopic,
             5,
         ),
         Wrong(
             r"\log\pi_\text{ref}(y) + \tfrac{1}{\beta}\,r(y)",
-            r"$V(s_0)$ forgotten: it does not sum to one",
+            r"$V(s_0)$ is missing, so it does not sum to one",
             lambda t: t.all_log_ref + t.all_reward / t.beta,
             4,
         ),

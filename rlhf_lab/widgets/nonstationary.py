@@ -233,5 +233,8 @@ def non_static_explorer(
         "window": Slider(window, 1, at.rounds, "window W [rounds of labels used]", whole=True),
         "every": Slider(1, 1, 12, "refit every k [rounds]", whole=True),
     }
-    advice = "Find the turn at which fitting again becomes better, then the window with the lowest regret. Now double
-    the labels." return Explorer(compute, controls, "A non-static world", advice)
+    advice = (
+        "Find the turn at which fitting again becomes better, then the window with the lowest regret. Now double the "
+        "labels."
+    )
+    return Explorer(compute, controls, "A non-static world", advice)

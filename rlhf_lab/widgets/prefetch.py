@@ -55,8 +55,7 @@ class Ahead:
         self._handle: asyncio.Handle | None = None
 
     def moved(self, name: str) -> None:
-        """Plan the pictures around the present values, after control `name` moved. Without an event loop, do "
-        "nothing."""
+        """Plan the pictures around the present values, since control `name` moved; needs an event loop."""
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:

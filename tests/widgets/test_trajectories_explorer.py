@@ -80,7 +80,7 @@ def test_every_combination_of_the_controls_gives_a_picture():
 def test_what_cannot_be_shown_is_refused():
     with pytest.raises(LabError, match="no trajectory"):
         recorded_world(REF, REWARD, [], 0.5)
-    with pytest.raises(LabError, match=r"\[2, 3\] places"):
+    with pytest.raises(LabError, match=r"lengths \[2, 3\]"):
         recorded_world(REF, REWARD, [WALKED[0], road("dpo", 1, [0.0, 1.0])], 0.5)
     with pytest.raises(LabError, match="worlds is empty"):
         trajectories_explorer({})
