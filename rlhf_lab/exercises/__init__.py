@@ -1,4 +1,4 @@
-"""The exercises of the notebooks: checks that say what is wrong, hints in steps, solutions.
+"""The exercises of the notebooks: checks that name the mistake, hints in steps, and solutions.
 
 In a notebook:
 
@@ -8,7 +8,7 @@ In a notebook:
     hint("nb05.dpo_loss", 1)             # the first hint; 2 is the next
     solution("nb05.dpo_loss")            # a solution
 
-One file a notebook, `nb05_dpo.py`, each with a tuple `EXERCISES`. See `tool.py` for what an exercise is.
+There is one file for each notebook, such as `nb05_dpo.py`, with a tuple `EXERCISES`. `checking.py` defines `Exercise`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def of_notebook(number: str) -> tuple[Exercise, ...]:
     """
     modules = notebooks()
     if number not in modules:
-        raise LabError(f"There are no exercises of {number!r}; there are those of {', '.join(modules)}.")
+        raise LabError(f"There are no exercises of {number!r}. Notebooks with exercises: {', '.join(modules)}.")
     exercises: tuple[Exercise, ...] = importlib.import_module(f"{__name__}.{modules[number]}").EXERCISES
     return exercises
 
@@ -45,7 +45,7 @@ def exercise(key: str) -> Exercise:
     """The exercise named `key`, `nb05.dpo_loss`.
 
     Raises:
-        LabError: there is none of that name; it names the nearest ones.
+        LabError: there is no exercise of that name. The message suggests similar names.
     """
     found = {one.key: one for one in of_notebook(str(key).split(".")[0])}
     if key not in found:
@@ -55,7 +55,7 @@ def exercise(key: str) -> Exercise:
 
 
 def check(key: str, function: Any) -> Feedback:
-    """Whether `function` answers the exercise `key`; if not, what is wrong, on which input, expected and got."""
+    """Check `function` as an answer to the exercise `key`, and describe what is wrong and on which input."""
     return judge_answer(exercise(key), function)
 
 
@@ -63,11 +63,11 @@ def hint(key: str, step: int = 1) -> Prose:
     """Hint number `step` of the exercise `key`, counted from 1.
 
     Raises:
-        LabError: there are fewer hints than that.
+        LabError: there are fewer hints.
     """
     hints = exercise(key).hints
     if not 1 <= step <= len(hints):
-        raise LabError(f"{key} has {len(hints)} hints: ask for a step from 1 to {len(hints)}, not {step}.")
+        raise LabError(f"{key} has {len(hints)} hints. Choose a step from 1 to {len(hints)}, not {step}.")
     return Prose(f"**Hint {step} of {len(hints)}.** {hints[step - 1]}")
 
 

@@ -1,9 +1,8 @@
-"""What a student's answer is checked with: not only that it is wrong, but what is wrong, and on which input.
+"""Checks students' answers to the exercises and names the mistake and the input on which it shows.
 
-An `Exercise` is data: inputs, a solution, and the classic mistakes as functions of their own. `judge_answer` calls the
-student's function on copies of every input, compares with the solution, and, where they differ, looks for the mistake
-that gives the same numbers as the student's function, whatever their dtype. It never lets a student's error through as
-a traceback.
+An `Exercise` is data: inputs, a solution, and the classic mistakes as functions. `judge_answer` calls the student's
+function on copies of every input and compares the results with the solution. If they differ, it looks for the mistake
+that gives the same numbers, whatever their dtype. An error in the student's function never becomes a traceback.
 """
 
 from __future__ import annotations
@@ -25,25 +24,25 @@ from rlhf_lab.errors import LabError
 from rlhf_lab.figures import style
 
 RELATIVE, ABSOLUTE = 1e-5, 1e-7
-"""How near an answer in float64 must come: far narrower than any mistake."""
+"""Relative and absolute tolerance of an answer in float64, far below the effect of any mistake."""
 SINGLE_RELATIVE, SINGLE_ABSOLUTE = 1e-4, 1e-5
-"""The same for an answer in float32, which has seven digits and loses some of them on the way."""
+"""The tolerances of an answer in float32, which has seven digits and loses some of them to rounding."""
 
 
 @dataclass(frozen=True)
 class Seed:
-    """Stands in a case for a `torch.Generator` with this seed, made anew for every call."""
+    """Represents a `torch.Generator` with this seed in a case; every call gets a new one."""
 
     seed: int
 
 
 @dataclass(frozen=True)
 class Case:
-    """One input.
+    """One input of an exercise.
 
     Attributes:
-        name: what is special about it, completing “on the input …”.
-        inputs: the arguments in their order, by name. They are passed by position, so a student may rename them.
+        name: what is special about it; completes “on the input …”.
+        inputs: the arguments by name, in order. They are passed by position, so a student may rename them.
     """
 
     name: str
@@ -52,12 +51,12 @@ class Case:
 
 @dataclass(frozen=True)
 class Mistake:
-    """A classic wrong answer.
+    """A common wrong answer.
 
     Attributes:
-        name: two or three words: “swapped pair”, “no mask”.
-        message: what went wrong and where to look; it does not give the line away.
-        function: the wrong answer, with the solution's arguments.
+        name: two or three words, such as “swapped pair” or “no mask”.
+        message: what is wrong and where to look, without the solution.
+        function: the wrong answer, with the arguments of the solution.
     """
 
     name: str
@@ -67,12 +66,12 @@ class Mistake:
 
 @dataclass(frozen=True)
 class Measure:
-    """What is compared in place of the answers themselves, where many different answers are right.
+    """A quantity that is compared instead of the answers, for exercises with many correct answers.
 
     Attributes:
-        name: what the numbers are, beginning a sentence: “the expected gradient”.
-        function: takes the answer, as a function that may be called any number of times, and a case's inputs by
-            position; gives the numbers. It may raise `Complaint`.
+        name: the name of the numbers at the start of a sentence, such as “the expected gradient”.
+        function: takes the student's function, which may be called any number of times, and the inputs of a case by
+            position; returns the numbers. It may raise `Complaint`.
     """
 
     name: str
@@ -86,22 +85,22 @@ class Exercise:
     Attributes:
         key: `nb05.dpo_loss`, the notebook and the function to write.
         title: as in the notebook's heading.
-        objective: what the student can do afterwards.
+        objective: what the student learns to do.
         difficulty: 1, 2 or 3.
-        minutes: for a student who has read the notebook.
-        cases: inputs on which the mistakes all differ, from the solution and from each other.
-        solution: a named function; its source is what `solution` shows.
+        minutes: estimated time of a student who has read the notebook.
+        cases: inputs on which all mistakes differ from the solution and from each other.
+        solution: a named function, whose source `solution` shows.
         mistakes: at least three.
-        hints: at least two, from a nudge to nearly the line.
+        hints: at least two, from a first idea to nearly the solution.
         differentiate: names of the arguments with respect to which the answer is differentiated. Every loss has some:
             a loss with the right value and no gradient cannot be trained.
-        compare: the answer's `value`; its `gradient` alone, where many values will do; or `both`.
-        judge: for open questions. Takes the answer and the inputs, gives a complaint, or None for a right answer;
-            the solution is then one of many.
-        measure: for answers of which many are right: what is computed from the function and compared.
-        also: takes what was got and what was expected. Gives a remark where an answer that differs is right all the
-            same, else an empty string.
-        relative: how near an answer must come, as a fraction of it.
+        compare: the `value` of the answer, its `gradient` (if many values are correct), or `both`.
+        judge: for open questions. Takes the answer and the inputs and returns a complaint, or None for a correct
+            answer.
+        measure: for exercises with many correct answers: the quantity that is compared.
+        also: takes the actual and the expected result. Returns a remark if a different answer is also correct, else an
+            empty string.
+        relative: relative tolerance of the answer.
     """
 
     key: str
@@ -124,7 +123,7 @@ class Exercise:
         if not self.cases or len(self.mistakes) < 3 or len(self.hints) < 2:
             raise LabError(f"Exercise {self.key!r} needs a case, three mistakes and two hints.")
         if (self.compare == "value") == bool(self.differentiate):
-            raise LabError(f"Exercise {self.key!r}: differentiate goes with compare='gradient' or 'both'.")
+            raise LabError(f"Exercise {self.key!r}: differentiate requires compare='gradient' or 'both', and the reverse.")
 
     @property
     def name(self) -> str:
@@ -133,7 +132,7 @@ class Exercise:
 
     @property
     def signature(self) -> str:
-        """What is to be written, `dpo_loss(chosen_log_ratio, rejected_log_ratio, beta)`."""
+        """The call of the function to write, such as `dpo_loss(chosen_log_ratio, rejected_log_ratio, beta)`."""
         return f"{self.name}({', '.join(inspect.signature(self.solution).parameters)})"
 
     @property
@@ -143,7 +142,7 @@ class Exercise:
 
     @property
     def heading(self) -> str:
-        """The heading that the notebook gives it."""
+        """The exercise's heading in the notebook."""
         return f"{self.title} ({self.dots}, {self.minutes} minutes)"
 
     @property
@@ -153,12 +152,12 @@ class Exercise:
 
 
 class Feedback:
-    """What `check` says. Shows itself as a cell's last line.
+    """The result of `check`, which displays itself as a cell's last line.
 
     Attributes:
-        passed: whether the answer is right.
-        mistake: the name of the mistake that was recognised, or an empty string.
-        lines: what is said, the verdict first.
+        passed: whether the answer is correct.
+        mistake: the name of the recognised mistake, or an empty string.
+        lines: the lines of the message, the verdict first.
     """
 
     def __init__(self, passed: bool, lines: Sequence[str], mistake: str = "") -> None:
@@ -176,7 +175,7 @@ class Feedback:
 
 
 class Prose:
-    """Markdown to show in a notebook, readable as it stands elsewhere."""
+    """Markdown text that a notebook renders and a terminal prints."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -189,7 +188,7 @@ class Prose:
 
 
 def judge_answer(exercise: Exercise, function: Any) -> Feedback:
-    """Call `function` on every case of `exercise` and say what is right or wrong with it."""
+    """Call `function` on every case of `exercise` and report what is correct or wrong."""
     refused = _refused(exercise, function)
     if refused:
         return Feedback(False, [f"{exercise.key}: {refused}"])
@@ -212,7 +211,7 @@ def judge_answer(exercise: Exercise, function: Any) -> Feedback:
 
 
 class Complaint(Exception):
-    """What is wrong with a call that gave nothing to compare. `bare`: not because of the input."""
+    """A call gave nothing to compare. `bare`: the input is not the reason and is not shown."""
 
     def __init__(self, text: str, bare: bool = False) -> None:
         super().__init__(text)
@@ -221,45 +220,45 @@ class Complaint(Exception):
 
 @dataclass(frozen=True)
 class _Answer:
-    """What a function gave on one case: its value, normalised; its gradients by name; the dtype it was computed in."""
+    """The result of a function on one case: the normalised value, gradients by name, and the dtype of the computation."""
 
     value: Any
     gradients: dict[str, Tensor]
     dtype: torch.dtype
 
     def within(self, exercise: Exercise) -> tuple[float, float]:
-        """How near it must come, relatively and absolutely."""
+        """The relative and the absolute tolerance."""
         if self.dtype == torch.float64:
             return exercise.relative, ABSOLUTE
         return max(exercise.relative, SINGLE_RELATIVE), SINGLE_ABSOLUTE
 
     @property
     def warning(self) -> str:
-        """A sentence on a dtype that has too few digits to be judged."""
+        """A warning about a dtype with too few digits."""
         if self.dtype not in (torch.float16, torch.bfloat16):
             return ""
-        return f" It was computed in {str(self.dtype).removeprefix('torch.')}, which has too few digits: use float64."
+        return f" It was computed in {str(self.dtype).removeprefix('torch.')}, which has too few digits. Use float64."
 
 
 def _refused(exercise: Exercise, function: Any) -> str:
-    """Why `function` cannot even be called, or an empty string."""
+    """The reason why `function` cannot be called, or an empty string."""
     if not callable(function):
-        return f"give the function itself, not its result: check({exercise.key!r}, {exercise.name})."
+        return f"give the function, not its result: check({exercise.key!r}, {exercise.name})."
     first = exercise.cases[0].inputs
     try:
         inspect.signature(function).bind(*first.values())
     except TypeError:
-        return f"it is called with {len(first)} arguments, {exercise.signature}; yours does not take them."
-    except ValueError:  # a builtin that tells nothing of itself: try it
+        return f"the function is called with {len(first)} arguments, {exercise.signature}. Yours does not accept them."
+    except ValueError:  # some builtins have no signature: the call itself decides
         pass
     return ""
 
 
 def _answer(exercise: Exercise, case: Case, function: Callable[..., Any]) -> _Answer:
-    """What `function` gives on `case`, normalised, and its gradients by name.
+    """Call `function` on `case` and return the normalised result with its gradients.
 
     Raises:
-        Complaint: it gives nothing that can be compared.
+        Complaint: the result cannot be compared.
     """
     names = list(case.inputs)
     inputs = {name: _fresh(value) for name, value in case.inputs.items()}
@@ -267,7 +266,7 @@ def _answer(exercise: Exercise, case: Case, function: Callable[..., Any]) -> _An
         try:
             answer = exercise.measure.function(_guarded(function, names), *inputs.values())
         except RuntimeError as error:
-            raise Complaint(f"it cannot be differentiated: {' '.join(str(error).split())[:300]}") from None
+            raise Complaint(f"the result cannot be differentiated: {' '.join(str(error).split())[:300]}") from None
         return _Answer(_normal(answer), {}, _coarsest(answer))
     leaves = {name: inputs[name].requires_grad_(True) for name in exercise.differentiate}
     # Copies of the leaves are passed, so that a change in place is found and named rather than refused by autograd.
@@ -278,7 +277,7 @@ def _answer(exercise: Exercise, case: Case, function: Callable[..., Any]) -> _An
 
 
 def _guarded(function: Callable[..., Any], names: list[str]) -> Callable[..., Any]:
-    """`function`, with every way of giving nothing to compare turned into a `Complaint`."""
+    """Wrap `function` so that every result that cannot be compared raises a `Complaint`."""
 
     def call(*given: Any) -> Any:
         before = [_snapshot(value) for value in given]
@@ -287,31 +286,31 @@ def _guarded(function: Callable[..., Any], names: list[str]) -> Callable[..., An
                 warnings.simplefilter("ignore")
                 answer = function(*given)
         except NotImplementedError:
-            raise Complaint("not written yet. Replace the line that raises NotImplementedError.", bare=True) from None
+            raise Complaint("the function is not written yet. Replace the line that raises NotImplementedError.", bare=True) from None
         except Exception as error:
             raise Complaint(_raised(error, function)) from None
         for name, old, new in zip(names, before, given, strict=True):
             if not _unchanged(old, new):
                 kind = "list" if isinstance(new, list) else "tensor" if isinstance(new, Tensor) else "object"
-                mend = {"list": f"list({name})", "tensor": f"{name}.clone()"}.get(kind, f"copy.copy({name})")
+                copied = {"list": f"list({name})", "tensor": f"{name}.clone()"}.get(kind, f"copy.copy({name})")
                 raise Complaint(
-                    f"it changes its argument {name} in place. Leave the caller's {kind} as it is: work on a copy, "
-                    f"{mend}."
+                    f"the function changes its argument {name} in place. Do not change the caller's {kind}; work on a "
+                    f"copy, {copied}."
                 )
         if answer is None or answer is ...:
-            raise Complaint("it returns nothing: is the return missing?", bare=True)
+            raise Complaint("the function returns nothing. Is the return missing?", bare=True)
         return answer
 
     return call
 
 
 def _fresh(value: Any) -> Any:
-    """A copy to be given to a function, so that nothing that it does to it outlives the call."""
+    """A copy for a call, so that changes do not persist after it."""
     return torch.Generator().manual_seed(value.seed) if isinstance(value, Seed) else copy.deepcopy(value)
 
 
 def _snapshot(value: Any) -> Any:
-    """A copy to compare with afterwards; a generator is meant to change."""
+    """A copy for a later comparison; None for a generator, which may change."""
     if isinstance(value, torch.Generator):
         return None
     return value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value)
@@ -330,7 +329,7 @@ def _unchanged(before: Any, after: Any) -> bool:
 
 
 def _raised(error: Exception, function: Callable[..., Any]) -> str:
-    """The error as one sentence, with the student's own line where it can be found."""
+    """The error as one sentence, with the student's line if it can be found."""
     code = getattr(function, "__code__", None)
     where = ""
     for frame in traceback.extract_tb(error.__traceback__):
@@ -338,34 +337,34 @@ def _raised(error: Exception, function: Callable[..., Any]) -> str:
             where = f" in the line “{frame.line.strip()}”"
     words = " ".join(str(error).split())
     if "numpy() on Tensor that requires grad" in words:
-        # Torch's own advice is to detach, which would only hide that nothing can be trained.
-        return f"your function leaves torch for numpy{where}. {_NO_GRADIENT}"
+        # Torch suggests to detach, which would hide that nothing can be trained.
+        return f"your function converts a tensor to numpy{where}. {_NO_GRADIENT}"
     return f"your function raises {type(error).__name__}{where}: {words[:300]}"
 
 
 _NO_GRADIENT = (
-    "It is to be trained through, and numbers outside torch carry no gradient: use torch functions throughout."
+    "The result must be differentiable, and numbers outside torch have no gradient. Use torch functions throughout."
 )
 
 
 def _gradients(answer: Any, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
-    """∂/∂leaf of a weighted sum of the answer's entries; zeros where none flows."""
+    """∂/∂leaf of a weighted sum of the answer's entries; zeros where no gradient arrives."""
     if not isinstance(answer, Tensor):
-        raise Complaint(f"it must return a tensor that can be differentiated, not {_kind(answer)}. {_NO_GRADIENT}")
+        raise Complaint(f"the function must return a tensor that can be differentiated, not {_kind(answer)}. {_NO_GRADIENT}")
     if not answer.requires_grad:
         return {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
-    # Different weights, so that entries which trade places are noticed.
+    # The weights differ, so that swapped entries are detected.
     weights = 1 + 0.1 * torch.arange(answer.numel(), dtype=answer.dtype).reshape(answer.shape)
     try:
         found = torch.autograd.grad((answer * weights).sum(), list(leaves.values()), allow_unused=True)
     except RuntimeError as error:
-        raise Complaint(f"it cannot be differentiated: {' '.join(str(error).split())[:300]}") from None
+        raise Complaint(f"the result cannot be differentiated: {' '.join(str(error).split())[:300]}") from None
     pairs = zip(leaves.items(), found, strict=True)
     return {name: torch.zeros_like(leaf) if got is None else got.detach() for (name, leaf), got in pairs}
 
 
 def _coarsest(x: Any) -> torch.dtype:
-    """The floating dtype with the fewest digits in `x`; float64 where there is none."""
+    """The floating-point dtype with the fewest digits in `x`; float64 if there is none."""
     if isinstance(x, tuple | list):
         found = [_coarsest(item) for item in x] or [torch.float64]
     elif isinstance(x, dict):
@@ -395,7 +394,7 @@ def _normal(x: Any) -> Any:
 
 
 def as_tensor(x: Any) -> Tensor | None:
-    """A normalised answer as a tensor, also one that is a number or a list of numbers; None where it is neither."""
+    """A normalised answer (tensor, number or list of numbers) as a tensor; None for anything else."""
     if isinstance(x, Tensor):
         return None if x.is_complex() else x
     if isinstance(x, list):
@@ -404,7 +403,7 @@ def as_tensor(x: Any) -> Tensor | None:
         return torch.stack(whole) if whole and len({p.shape for p in whole}) == 1 and len(whole) == len(x) else None
     try:
         return torch.tensor(float(x), dtype=torch.float64) if isinstance(x, bool | int | float) else None
-    except OverflowError:  # an integer beyond every float
+    except OverflowError:  # an integer too large for a float
         return None
 
 
@@ -417,12 +416,12 @@ def _kind(x: Any) -> str:
 
 
 def _complaint(exercise: Exercise, case: Case, answer: _Answer) -> tuple[str, bool, str]:
-    """What is wrong with an answer, or an empty string; whether that shows in its value; a remark on a right one."""
+    """The complaint about an answer or an empty string, whether its value shows it, and a remark on a correct one."""
     if exercise.judge is not None:
         inputs = {name: _fresh(value) for name, value in case.inputs.items()}
         try:
             return exercise.judge(answer.value, *inputs.values()) or "", True, ""
-        except Exception:  # an answer of another kind than the judge was written for
+        except Exception:  # an answer of a type that the judge does not expect
             expected = _kind(_answer(exercise, case, exercise.solution).value)
             return f"got {_kind(answer.value)}, expected {expected}.", True, ""
     want = _answer(exercise, case, exercise.solution)
@@ -438,8 +437,8 @@ def _complaint(exercise: Exercise, case: Case, answer: _Answer) -> tuple[str, bo
     for name in exercise.differentiate if exercise.compare != "value" else ():
         got, due = answer.gradients[name], want.gradients[name]
         if not got.any() and due.any():
-            so = "the values are right, but " if exercise.compare == "both" else ""
-            return f"{so}no gradient reaches {name}, so nothing can be trained with it: was it detached?", False, ""
+            so = "the values are correct, but " if exercise.compare == "both" else ""
+            return f"{so}no gradient reaches {name}, so nothing can be trained. Was it detached?", False, ""
         text = _difference(got, due, within)
         if text:
             return f"the gradient with respect to {name} (of a weighted sum of the answers): {text}", False, ""
@@ -447,7 +446,7 @@ def _complaint(exercise: Exercise, case: Case, answer: _Answer) -> tuple[str, bo
 
 
 def _difference(got: Any, want: Any, within: tuple[float, float]) -> str:
-    """How `got` differs from `want`, or an empty string."""
+    """Describe how `got` differs from `want`; an empty string if it does not."""
     number = isinstance(want, bool | int | float)
     if isinstance(got, Tensor) and got.ndim == 0 and number and not got.is_complex():
         got = got.item()
@@ -482,20 +481,20 @@ def _tensor_difference(got: Any, want: Tensor, within: tuple[float, float]) -> s
         return f"expected {_kind(want)}, got {_kind(got)}."
     if numbers.shape != want.shape:
         if not isinstance(got, Tensor) and numbers.ndim == 0:
-            return f"expected {_kind(want)}, {_shown(want)}, got the one number {_shown(numbers)}."
+            return f"expected {_kind(want)}, {_shown(want)}, got a single number, {_shown(numbers)}."
         return f"expected shape {tuple(want.shape)}, got shape {tuple(numbers.shape)}."
     if torch.isnan(numbers).any() and not torch.isnan(want).any():
         return f"got nan{_place(torch.isnan(numbers))}, expected {_shown(want[torch.isnan(numbers)][0])}."
     near = _close(numbers, want, within)
     if near.all():
-        return f"the numbers are right, but got {_kind(got)}: wrap it in torch.tensor(…)." if type(got) is list else ""
+        return f"the numbers are correct, but got {_kind(got)}. Wrap it in torch.tensor(…)." if type(got) is list else ""
     if want.numel() <= 6:
         return "expected {}, got {}.".format(*_apart(want, numbers, near))
     gap = torch.where(near, 0.0, torch.nan_to_num((numbers - want).abs(), nan=torch.inf, posinf=torch.inf))
     worst = torch.zeros_like(near).reshape(-1)
     worst[gap.argmax()] = True
     worst = worst.reshape(near.shape)
-    count = f"{int((~near).sum())} of {near.numel()} entries differ, most of all the one{_place(worst)}"
+    count = f"{int((~near).sum())} of {near.numel()} entries differ, most of all the entry{_place(worst)}"
     return "{}: expected {}, got {}.".format(count, *_apart(want[worst][0], numbers[worst][0], near[worst][0]))
 
 
@@ -504,7 +503,7 @@ def _close(got: Tensor, want: Tensor, within: tuple[float, float]) -> Tensor:
 
 
 def _apart(want: Tensor, got: Tensor, near: Tensor) -> tuple[str, str]:
-    """Both in as many digits as it takes to tell them apart wherever they are not near."""
+    """Both with enough digits to show every difference above the tolerance."""
     for digits in range(4, 18):
         if all(f"{w:.{digits}g}" != f"{g:.{digits}g}" for w, g in torch.stack([want[~near], got[~near]], -1).tolist()):
             break
@@ -526,7 +525,7 @@ def _recognised(exercise: Exercise, answers: list[_Answer], by_value: bool) -> M
 
 
 def _is(exercise: Exercise, mistake: Mistake, answers: list[_Answer], gradients: bool) -> bool:
-    """Whether `mistake` gives these very answers on every case."""
+    """Whether `mistake` gives the same answers on every case."""
     for case, answer in zip(exercise.cases, answers, strict=True):
         try:
             theirs = _answer(exercise, case, mistake.function)
@@ -542,7 +541,7 @@ def _is(exercise: Exercise, mistake: Mistake, answers: list[_Answer], gradients:
 
 
 def _in_shape(got: Any, theirs: Any) -> Any:
-    """`got` in the shape of `theirs` where it differs in axes of length one, or is one number for all entries."""
+    """`got` in the shape of `theirs`, if only axes of length one differ or `got` is a single number."""
     numbers = as_tensor(got) if isinstance(theirs, Tensor) else None
     if numbers is None:
         return got
@@ -558,7 +557,7 @@ def _said(case: Case) -> str:
 
 
 def _shown(x: Any) -> str:
-    """A value in four digits, long tensors by their shape."""
+    """A value with four digits; long tensors by their shape."""
     if isinstance(x, Seed):
         return f"a generator with seed {x.seed}"
     if isinstance(x, Tensor):

@@ -30,7 +30,7 @@ EXERCISES = (
         mistakes=(
             Mistake(
                 "reference",
-                "this is still π_ref: the reward is not in it yet.",
+                "this is still π_ref; the reward is missing.",
                 lambda log_ref, reward, beta: log_ref,
             ),
             Mistake(
@@ -50,7 +50,7 @@ EXERCISES = (
             ),
             Mistake(
                 "π_ref forgotten",
-                "π_ref is missing: without it the answer is the optimum for a uniform reference.",
+                "π_ref is missing; without it this is the optimum for a uniform reference.",
                 lambda log_ref, reward, beta: torch.log_softmax(reward / beta, -1),
             ),
             Mistake(
@@ -65,7 +65,7 @@ EXERCISES = (
             ),
             Mistake(
                 "one Z for all prompts",
-                "there is one Z for all prompts here: every prompt has its own Z(x), a sum over its responses.",
+                "this has one Z for all prompts, but every prompt has its own Z(x), a sum over its responses.",
                 lambda log_ref, reward, beta: (
                     log_ref + reward / beta - torch.logsumexp((log_ref + reward / beta).flatten(), 0)
                 ),
@@ -77,12 +77,12 @@ EXERCISES = (
             ),
             Mistake(
                 "π_ref for log π_ref",
-                "π_ref is added where log π_ref belongs: in logarithms the product becomes a sum of logarithms.",
+                "π_ref is added instead of log π_ref. In logarithms the product becomes a sum of logarithms.",
                 lambda log_ref, reward, beta: torch.log_softmax(log_ref.exp() + reward / beta, -1),
             ),
         ),
         hints=(
-            "In logarithms the product becomes a sum: log π* = log π_ref + r/β − log Z. What subtracts log Z for you?",
+            "In logarithms the product becomes a sum: log π* = log π_ref + r/β − log Z. Which function subtracts log Z?",
             "`torch.log_softmax(…, -1)` subtracts the logarithm of the sum of exponentials, and that sum is Z(x).",
         ),
     ),

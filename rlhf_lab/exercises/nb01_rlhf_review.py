@@ -1,4 +1,4 @@
-"""Exercises of notebook 01: RLHF reviewed."""
+"""Exercises of notebook 01: review of RLHF."""
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ def bradley_terry_loss(chosen_reward: Tensor, rejected_reward: Tensor) -> Tensor
 
 
 def reward_distance(first: Tensor, second: Tensor) -> Tensor:
-    """How far two rewards (X, K) are apart, after the best f(x), for each prompt: (X,)."""
+    """Distance of two rewards (X, K) for each prompt, minimised over functions f(x) of the prompt: (X,)."""
     difference = first - second
     difference = difference - difference.mean(-1, keepdim=True)  # the best f(x) is the mean
     return difference.square().mean(-1).sqrt()
@@ -56,7 +56,7 @@ EXERCISES = (
     Exercise(
         key="nb01.bradley_terry_loss",
         title="The reward model's loss",
-        objective="write ℒ_R with the winner in its place",
+        objective="write ℒ_R with chosen and rejected responses in the correct places",
         difficulty=1,
         minutes=3,
         cases=(
@@ -72,22 +72,22 @@ EXERCISES = (
         mistakes=(
             Mistake(
                 "swapped pair",
-                "chosen and rejected have changed places: the loss would fall as the loser's score rises.",
+                "chosen and rejected are swapped: the loss would fall as the rejected response's score rises.",
                 lambda chosen, rejected: -logsigmoid(rejected - chosen).mean(),
             ),
             Mistake(
                 "sign",
-                "the minus is lost: this is the log-likelihood, and a loss is to be minimised.",
+                "the minus is lost: this is the log-likelihood, but a loss is minimised.",
                 lambda chosen, rejected: logsigmoid(chosen - rejected).mean(),
             ),
             Mistake(
                 "sum for mean",
-                "a sum over the pairs where their mean is asked for: the loss would grow with the batch.",
+                "this is the sum over the pairs instead of their mean; it would grow with the batch.",
                 lambda chosen, rejected: -logsigmoid(chosen - rejected).sum(),
             ),
             Mistake(
                 "no mean",
-                "one value for each pair: the mean over the pairs is missing.",
+                "this gives one value for each pair; the mean over the pairs is missing.",
                 lambda chosen, rejected: -logsigmoid(chosen - rejected),
             ),
             Mistake(
@@ -97,19 +97,19 @@ EXERCISES = (
             ),
             Mistake(
                 "log of sigmoid in two steps",
-                "right on paper, but σ of a large negative number rounds to 0 and its logarithm is −∞: use logsigmoid.",
+                "this is correct on paper, but σ of a large negative number rounds to 0 and its logarithm is −∞: use logsigmoid.",
                 lambda chosen, rejected: -torch.log(torch.sigmoid(chosen - rejected)).mean(),
             ),
         ),
         hints=(
-            "The label's probability is σ(chosen − rejected). What do you take of a probability to get a loss?",
-            "`torch.nn.functional.logsigmoid` is log σ, safe for large arguments. Minus its mean over the pairs.",
+            "The label's probability is σ(chosen − rejected). How does one turn a probability into a loss?",
+            "`torch.nn.functional.logsigmoid` is log σ without overflow. The loss is minus its mean over the pairs.",
         ),
     ),
     Exercise(
         key="nb01.reward_distance",
         title="How far are two reward models apart?",
-        objective="compare rewards without being fooled by what labels can't tell",
+        objective="compare rewards up to the function of the prompt that labels cannot determine",
         difficulty=2,
         minutes=6,
         cases=(
@@ -128,7 +128,7 @@ EXERCISES = (
                 },
             ),
             Case(
-                "equal up to a scale, which labels do tell",
+                "equal up to a scale, which labels determine",
                 {"first": _double([[1.0, 2.0, 4.0]]), "second": _double([[2.0, 4.0, 8.0]])},
             ),
         ),
@@ -136,49 +136,49 @@ EXERCISES = (
         mistakes=(
             Mistake(
                 "offset kept",
-                "the function of x is still in it: two models that predict the same labels would be called different.",
+                "the function of x is still included: two models that predict the same labels would have a distance.",
                 lambda first, second: (first - second).square().mean(-1).sqrt(),
             ),
             Mistake(
                 "one offset for all prompts",
-                "one constant was taken off for all prompts: every prompt has an f(x) of its own.",
+                "one constant was subtracted for all prompts: every prompt has its own f(x).",
                 lambda first, second: (first - second - (first - second).mean()).square().mean(-1).sqrt(),
             ),
             Mistake(
                 "wrong axis",
-                "centred over the prompts: that takes off a function of the response, which labels do tell.",
+                "this is centred over the prompts, which subtracts a function of the response. Labels determine that function.",
                 lambda first, second: (first - second - (first - second).mean(0)).square().mean(-1).sqrt(),
             ),
             Mistake(
                 "scale removed",
-                "the scale is taken out too: a factor changes the labels' probabilities, so it must count.",
+                "the scale is removed too, but a factor changes the labels' probabilities, so it must count.",
                 lambda first, second: (_standard(first) - _standard(second)).square().mean(-1).sqrt(),
             ),
             Mistake(
                 "K − 1",
-                "divided by K − 1: `std` does so by default. The root mean square over K responses divides by K.",
+                "this is divided by K − 1, as `std` does by default. The root mean square over K responses divides by K.",
                 lambda first, second: (first - second).std(-1),
             ),
             Mistake(
                 "no root",
-                "the mean square, without its root: the unit would be reward squared.",
+                "this is the mean square without its root; its unit is reward squared.",
                 lambda first, second: (first - second).var(-1, correction=0),
             ),
             Mistake(
                 "mean over prompts",
-                "one number for all prompts: give one for each.",
+                "this is one number for all prompts. Give one for each.",
                 lambda first, second: (first - second).std(-1, correction=0).mean(),
             ),
         ),
         hints=(
-            "Which constant c makes the mean square of (difference − c) smallest? Each prompt has its own.",
-            "The mean of the difference over the responses: subtract `difference.mean(-1, keepdim=True)` first.",
+            "Which constant c minimises the mean square of (difference − c)? Each prompt has its own c.",
+            "It is the mean of the difference over the responses. Subtract `difference.mean(-1, keepdim=True)` first.",
         ),
     ),
     Exercise(
         key="nb01.token_rewards",
         title="PPO's reward of each token",
-        objective="put penalty and score where they belong: signs, β, mask, last token",
+        objective="compute penalty and score of each token with correct signs, β, mask and last token",
         difficulty=2,
         minutes=8,
         cases=(Case("two responses, the second one shorter", _TOKENS),),
@@ -186,7 +186,7 @@ EXERCISES = (
         mistakes=(
             Mistake(
                 "sign of the penalty",
-                "the penalty's sign is lost: tokens would be paid for leaving the reference.",
+                "the sign of the penalty is lost: leaving the reference would be rewarded.",
                 lambda score, p, ref, mask, beta: _put(beta * (p - ref) * mask, score, _last(mask)),
             ),
             Mistake(
@@ -208,38 +208,38 @@ EXERCISES = (
             ),
             Mistake(
                 "score one too far",
-                "the score is one place off: counted from 0, the last of n tokens is number n − 1.",
+                "the score is one place too far: counted from 0, the last of n tokens is number n − 1.",
                 lambda score, p, ref, mask, beta: _put(
                     -beta * (p - ref) * mask, score, mask.sum(-1, keepdim=True).clamp(max=mask.shape[-1] - 1)
                 ),
             ),
             Mistake(
                 "score on every token",
-                "the whole score stands on every token: a response would be paid once for each of its tokens.",
+                "the whole score is on every token: a response would get it once for each of its tokens.",
                 lambda score, p, ref, mask, beta: (score.unsqueeze(-1) - beta * (p - ref)) * mask,
             ),
             Mistake(
                 "mean for sum",
-                "the penalty is divided by the length: its sum over the tokens has to be −β times the whole log-ratio.",
+                "the penalty is divided by the length, but its sum over the tokens must be −β times the whole log-ratio.",
                 lambda score, p, ref, mask, beta: _put(
                     -beta * (p - ref) * mask / mask.sum(-1, keepdim=True), score, _last(mask)
                 ),
             ),
             Mistake(
                 "forgot the score",
-                "the score is missing: only the penalty is there.",
+                "the score is missing; this is the penalty alone.",
                 lambda score, p, ref, mask, beta: -beta * (p - ref) * mask,
             ),
         ),
         hints=(
-            "Two parts: −β times the log-ratio at every real token, and the score at one place. Which place?",
+            "There are two parts: −β times the log-ratio at every real token, and the score at one place. Which place?",
             "`mask.sum(-1, keepdim=True) - 1` is the position of the last token; `scatter_add` adds at a position.",
         ),
     ),
     Exercise(
         key="nb01.clipped_surrogate",
         title="The clip",
-        objective="write PPO's pessimistic objective and know which side of it is cut",
+        objective="write PPO's pessimistic objective and know which side of it is clipped",
         difficulty=3,
         minutes=8,
         cases=(
@@ -258,43 +258,43 @@ EXERCISES = (
         mistakes=(
             Mistake(
                 "max for min",
-                "the maximum where the minimum belongs: an optimist, who is paid for what the clip should cut.",
+                "this is the maximum instead of the minimum: it rewards the steps that the clip should limit.",
                 lambda ratio, a, clip: torch.maximum(ratio * a, ratio.clamp(1 - clip, 1 + clip) * a),
             ),
             Mistake(
                 "only the clip",
-                "the clipped term alone: a step that did harm gets no gradient, so it can never be undone.",
+                "this is the clipped term alone: a harmful step gets no gradient, so it cannot be undone.",
                 lambda ratio, a, clip: ratio.clamp(1 - clip, 1 + clip) * a,
             ),
             Mistake(
                 "no clip",
-                "no clip at all: this is the plain importance-weighted advantage.",
+                "the clip is missing: this is the plain importance-weighted advantage.",
                 lambda ratio, a, clip: ratio * a,
             ),
             Mistake(
                 "loss, not objective",
-                "the sign is turned: this is the loss. Asked for is what PPO maximises.",
+                "the sign is wrong: this is the loss, but the exercise asks for the objective that PPO maximises.",
                 lambda ratio, a, clip: -clipped_surrogate(ratio, a, clip),
             ),
             Mistake(
                 "minimum of the ratios",
-                "the minimum is over the ratios: it belongs over the products: a negative advantage turns the order.",
+                "this is the minimum of the ratios instead of the products; a negative advantage reverses the order.",
                 lambda ratio, a, clip: torch.minimum(ratio, ratio.clamp(1 - clip, 1 + clip)) * a,
             ),
             Mistake(
                 "clipped around zero",
-                "clipped to ±ε around 0: the ratio lives around 1.",
+                "this is clipped to ±ε around 0, but the ratio is near 1.",
                 lambda ratio, a, clip: torch.minimum(ratio * a, ratio.clamp(-clip, clip) * a),
             ),
             Mistake(
                 "mean",
-                "averaged: give the objective of each token, the mean is the loop's.",
+                "this is averaged. Give the objective of each token; the training loop takes the mean.",
                 lambda ratio, a, clip: clipped_surrogate(ratio, a, clip).mean(),
             ),
         ),
         hints=(
-            "Two candidates: the plain product, and that with the ratio held within 1 ± ε. Which takes a pessimist?",
-            "`ratio.clamp(1 - clip, 1 + clip)`; multiply both by the advantage first, then take the smaller.",
+            "There are two candidates: the plain product, and that with the ratio within 1 ± ε. Which is pessimistic?",
+            "`ratio.clamp(1 - clip, 1 + clip)`; multiply both by the advantage first, then take the minimum.",
         ),
     ),
 )

@@ -1,4 +1,4 @@
-"""Exercises of notebook 02: what KL costs and buys."""
+"""Exercises of notebook 02: the KL divergence and its estimators."""
 
 import itertools
 from collections.abc import Callable
@@ -47,8 +47,8 @@ _BATCHES = (2, 3)
 def _expected_gradient(term: Callable[..., Tensor], log_policy: Tensor, log_ref: Tensor) -> list[Tensor]:
     """The expectation of the gradient of a batch's mean term, with respect to the K logits of the policy.
 
-    Enumerated: every batch of two draws and every batch of three, each at its probability. So a term may use the rest
-    of its batch, as a baseline does, and its value and its noise do not matter.
+    Every batch of two draws and every batch of three is enumerated with its probability. A term may therefore use the
+    rest of its batch, as a baseline does, and its value and its noise do not matter.
     """
     logits = log_policy.clone().requires_grad_(True)
     found = []
@@ -58,31 +58,31 @@ def _expected_gradient(term: Callable[..., Tensor], log_policy: Tensor, log_ref:
         for drawn in map(list, itertools.product(range(len(log_p)), repeat=size)):
             terms = term(log_p[drawn], log_ref[drawn])
             if not isinstance(terms, Tensor):
-                raise Complaint("it must return a tensor through which a gradient can flow.")
+                raise Complaint("the function must return a tensor that can be differentiated.")
             if terms.shape != (size,):
                 raise Complaint(
-                    f"give one value for each sample, here shape ({size},), not {tuple(terms.shape)}: the mean over "
-                    "the samples is the caller's."
+                    f"give one value for each sample, here shape ({size},), not {tuple(terms.shape)}. The caller takes "
+                    "the mean over the samples."
                 )
             loss = loss + log_policy[drawn].sum().exp() * terms.mean()
         if not loss.requires_grad:
             raise Complaint(
-                "no gradient reaches log_policy, so nothing can be trained with it: was all of it detached?"
+                "no gradient reaches log_policy, so nothing can be trained. Was all of it detached?"
             )
         found.append(torch.autograd.grad(loss, logits)[0])
     return found
 
 
 def _self_in_baseline(got: object, want: list[Tensor]) -> str:
-    """Whether the gradient is the right one times (n − 1)/n in batches of n, as with the batch's mean as a baseline."""
+    """A remark if the gradient is (n − 1)/n times the correct one in batches of n, as with the mean as a baseline."""
     if not isinstance(got, list):
         return ""
     scaled = [gradient * (size - 1) / size for gradient, size in zip(want, _BATCHES, strict=True)]
     if not all(torch.allclose(one, other, rtol=1e-5, atol=1e-7) for one, other in zip(got, scaled, strict=True)):
         return ""
     return (
-        "One remark: in batches of n your gradient is (n − 1)/n of the right one, because the baseline contains the "
-        "sample itself. The direction is right; with the mean of the other samples the size is right too."
+        "In batches of n your gradient is (n − 1)/n of the correct one, because the baseline contains the sample itself. "
+        "The direction is correct; with the mean of the other samples the size is correct too."
     )
 
 
@@ -107,8 +107,8 @@ EXERCISES = (
         solution=kl,
         mistakes=(
             Mistake(
-                "KL turned round",
-                "this is KL(q‖p). The distribution that the mean is taken under is the first argument.",
+                "swapped KL",
+                "this is KL(q‖p). The expectation is under the first argument.",
                 lambda log_p, log_q: (log_q.exp() * (log_q - log_p)).sum(-1),
             ),
             Mistake(
@@ -118,33 +118,33 @@ EXERCISES = (
             ),
             Mistake(
                 "mean for sum",
-                "a mean over the responses where a sum belongs: p already holds the weights, nothing is divided by K.",
+                "this is a mean over the responses instead of a sum: the weights are p, and nothing is divided by K.",
                 lambda log_p, log_q: (log_p.exp() * (log_p - log_q)).mean(-1),
             ),
             Mistake(
                 "wrong axis",
-                "summed over the wrong axis: the responses are the last axis, every prompt keeps its own KL.",
+                "the sum is over the wrong axis. The responses are the last axis, and every prompt has its own KL.",
                 lambda log_p, log_q: (log_p.exp() * (log_p - log_q)).sum(0),
             ),
             Mistake(
                 "summed over everything",
-                "one number for all prompts: sum over the last axis only, every prompt keeps its own KL.",
+                "this is one number for all prompts. Sum over the last axis only; every prompt has its own KL.",
                 lambda log_p, log_q: (log_p.exp() * (log_p - log_q)).sum(),
             ),
             Mistake(
                 "no weights",
-                "the log-ratios are added up without weights: an expectation under p multiplies each by p.",
+                "the log-ratios are summed without weights, but an expectation under p multiplies each by p.",
                 lambda log_p, log_q: (log_p - log_q).sum(-1),
             ),
             Mistake(
                 "forgot exp",
-                "log p stands where p belongs: the weights of a mean are probabilities.",
+                "the weights are log p instead of p: the weights of an expectation are probabilities.",
                 lambda log_p, log_q: (log_p * (log_p - log_q)).sum(-1),
             ),
         ),
         hints=(
             "An expectation over a finite set is a sum of probability times value. Which values, whose probabilities?",
-            "The values are `log_p - log_q`, the probabilities `log_p.exp()`. Over which axis do the responses lie?",
+            "The values are `log_p - log_q`, the probabilities `log_p.exp()`. Which axis has the responses?",
         ),
     ),
     Exercise(
@@ -160,23 +160,23 @@ EXERCISES = (
         solution=k3,
         mistakes=(
             Mistake(
-                "ratio turned round",
-                "the ratio is turned round: with samples from π, k is log π − log π_ref.",
+                "inverted ratio",
+                "the ratio is inverted: with samples from π, k is log π − log π_ref.",
                 lambda log_policy, log_ref: torch.exp(log_policy - log_ref) - 1 - (log_policy - log_ref),
             ),
             Mistake(
                 "forgot the minus one",
-                "it does not vanish where π equals π_ref: a constant is missing.",
+                "the estimate is not zero where π equals π_ref: a constant is missing.",
                 lambda log_policy, log_ref: torch.exp(log_ref - log_policy) + (log_policy - log_ref),
             ),
             Mistake(
                 "sign of k",
-                "the sign of k outside the exponential is lost: then the mean is not KL.",
+                "the sign of k outside the exponential is lost: the mean is not the KL.",
                 lambda log_policy, log_ref: torch.exp(log_ref - log_policy) - 1 - (log_policy - log_ref),
             ),
             Mistake(
                 "k1",
-                "this is k1: unbiased too, but it can be negative. Add what makes it non-negative and has mean zero.",
+                "this is k1, which is unbiased too but can be negative. Add a term with mean zero that makes it non-negative.",
                 lambda log_policy, log_ref: log_policy - log_ref,
             ),
             Mistake(
@@ -186,7 +186,7 @@ EXERCISES = (
             ),
             Mistake(
                 "mean over samples",
-                "averaged over the samples: an estimator gives one value for each sample, the mean is the caller's.",
+                "this is averaged over the samples. Give one value for each sample; the caller takes the mean.",
                 lambda log_policy, log_ref: k3(log_policy, log_ref).mean(),
             ),
         ),
@@ -198,7 +198,7 @@ EXERCISES = (
     Exercise(
         key="nb02.response_k1",
         title="From tokens to a response",
-        objective="add up a penalty over a response's own tokens, and over no others",
+        objective="sum a penalty over the tokens of a response and over no others",
         difficulty=2,
         minutes=5,
         cases=(Case("two responses, the second one shorter", _TOKENS),),
@@ -211,27 +211,27 @@ EXERCISES = (
             ),
             Mistake(
                 "mean for sum",
-                "divided by the response's length: log π(y|x) is the sum over tokens, so its log-ratio is a sum too.",
+                "this is divided by the length: log π(y|x) is the sum over tokens, so its log-ratio is a sum too.",
                 lambda log_policy, log_ref, mask: ((log_policy - log_ref) * mask).sum(-1) / mask.sum(-1),
             ),
             Mistake(
                 "mean over padding",
-                "a mean over all positions, padding included: sum, and let the mask take padding out.",
+                "this is a mean over all positions with padding. Take the sum, and exclude padding by the mask.",
                 lambda log_policy, log_ref, mask: ((log_policy - log_ref) * mask).mean(-1),
             ),
             Mistake(
                 "wrong axis",
-                "summed over the responses: the tokens are the last axis of (B, G, T).",
+                "the sum is over the responses, but the tokens are the last axis of (B, G, T).",
                 lambda log_policy, log_ref, mask: ((log_policy - log_ref) * mask).sum(1),
             ),
             Mistake(
                 "sign",
-                "the ratio is turned round: this would pay for drift.",
+                "the ratio is inverted: this would reward drift.",
                 lambda log_policy, log_ref, mask: ((log_ref - log_policy) * mask).sum(-1),
             ),
             Mistake(
-                "mask turned round",
-                "the mask is turned round: it is True on the response's tokens.",
+                "inverted mask",
+                "the mask is inverted: it is True on the response's tokens.",
                 lambda log_policy, log_ref, mask: ((log_policy - log_ref) * ~mask).sum(-1),
             ),
         ),
@@ -242,7 +242,7 @@ EXERCISES = (
     ),
     Exercise(
         key="nb02.kl_term",
-        title="A term that pulls the right way",
+        title="A term with the right gradient",
         objective="write a loss term of a sample whose expected gradient is that of KL(π‖π_ref)",
         difficulty=3,
         minutes=8,
@@ -258,17 +258,17 @@ EXERCISES = (
         mistakes=(
             Mistake(
                 "k1 as a loss",
-                "k1 as a loss: its gradient is ∇log π, which has mean zero. On average it does nothing.",
+                "this is k1 as a loss: its gradient is ∇log π, which has mean zero, so on average it has no effect.",
                 lambda log_policy, log_ref: log_policy - log_ref,
             ),
             Mistake(
                 "k3 as a loss",
-                "k3 as a loss: its expected gradient is that of the other divergence, KL(π_ref‖π).",
+                "this is k3 as a loss: its expected gradient is that of the reverse KL, KL(π_ref‖π).",
                 k3,
             ),
             Mistake(
                 "forgot detaching",
-                "k is not detached: the product rule adds log π · ∇k, which has no place here.",
+                "k is not detached: the product rule adds log π · ∇k, which is wrong here.",
                 lambda log_policy, log_ref: (log_policy - log_ref) * log_policy,
             ),
             Mistake(
@@ -278,7 +278,7 @@ EXERCISES = (
             ),
             Mistake(
                 "weighted twice",
-                "the samples come from π already: weighting each by its probability counts that twice.",
+                "the samples come from π already; weighting each by its probability counts it twice.",
                 lambda log_policy, log_ref: log_policy.exp() * (log_policy - log_ref),
             ),
             Mistake(
@@ -288,7 +288,7 @@ EXERCISES = (
             ),
             Mistake(
                 "forgot the half",
-                "twice too strong: k² has the gradient 2k ∇k.",
+                "this is too large by a factor of two: k² has the gradient 2k ∇k.",
                 lambda log_policy, log_ref: (log_policy - log_ref).square(),
             ),
         ),

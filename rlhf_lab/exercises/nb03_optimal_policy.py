@@ -48,7 +48,7 @@ def beta_for_kl(log_ref: Tensor, reward: Tensor, budget: float) -> float:
 
 
 def _bisect(log_ref: Tensor, reward: Tensor, budget: float, turned: bool = False, flipped: bool = False) -> float:
-    """`beta_for_kl` with the KL turned round, or with the halves taken the wrong way."""
+    """`beta_for_kl` with swapped KL arguments, or with the wrong half of the interval."""
     low, high = 1e-4, 1e4
     for _ in range(100):
         beta = math.sqrt(low * high)
@@ -63,7 +63,7 @@ def _bisect(log_ref: Tensor, reward: Tensor, budget: float, turned: bool = False
 
 
 def _underflowed(got: object, want: Tensor) -> str:
-    """Whether `got` is right but for log-probabilities so low that the probability itself is 0 in float64."""
+    """A remark if `got` is wrong only where the probability rounds to 0 in float64."""
     if not isinstance(got, Tensor) or got.shape != want.shape:
         return ""
     gone = (want < math.log(torch.finfo(want.dtype).smallest_normal * torch.finfo(want.dtype).eps)) & (got == -math.inf)
@@ -91,7 +91,7 @@ EXERCISES = (
     Exercise(
         key="nb03.regret",
         title="What a policy lacks",
-        objective="write the regret of a policy as a KL, with its price",
+        objective="write the regret of a policy as β times a KL",
         difficulty=1,
         minutes=4,
         cases=(Case("two prompts", {"log_policy": _POLICY, "log_star": _STAR, "beta": 0.5}),),
@@ -99,32 +99,32 @@ EXERCISES = (
         mistakes=(
             Mistake(
                 "missing β",
-                "nats, not reward: the regret is the KL times its price β.",
+                "this is in nats, not reward: the regret is β times the KL.",
                 lambda log_policy, log_star, beta: (log_policy.exp() * (log_policy - log_star)).sum(-1),
             ),
             Mistake(
-                "KL turned round",
-                "this is β KL(π*‖π). J is a mean under π, so the KL that is left is one under π too.",
+                "swapped KL",
+                "this is β KL(π*‖π). J is a mean under π, so this KL is an expectation under π too.",
                 lambda log_policy, log_star, beta: beta * (log_star.exp() * (log_star - log_policy)).sum(-1),
             ),
             Mistake(
                 "sign",
-                "the sign is lost: nothing beats π*, so a regret is never negative.",
+                "the sign is lost: no policy is better than π*, so a regret is never negative.",
                 lambda log_policy, log_star, beta: beta * (log_policy.exp() * (log_star - log_policy)).sum(-1),
             ),
             Mistake(
                 "mean for sum",
-                "a mean over the responses where a sum belongs: the probabilities are the weights already.",
+                "this is a mean over the responses instead of a sum: the probabilities are the weights already.",
                 lambda log_policy, log_star, beta: beta * (log_policy.exp() * (log_policy - log_star)).mean(-1),
             ),
             Mistake(
                 "wrong axis",
-                "summed over the prompts: the responses are the last axis, every prompt has a regret of its own.",
+                "the sum is over the prompts. The responses are the last axis, and every prompt has its own regret.",
                 lambda log_policy, log_star, beta: beta * (log_policy.exp() * (log_policy - log_star)).sum(0),
             ),
             Mistake(
                 "divided by β",
-                "divided by β where it multiplies: β is the price of a nat, in units of reward.",
+                "this is divided by β instead of multiplied: β is the KL penalty per nat, in units of reward.",
                 lambda log_policy, log_star, beta: (log_policy.exp() * (log_policy - log_star)).sum(-1) / beta,
             ),
         ),
@@ -136,34 +136,34 @@ EXERCISES = (
     Exercise(
         key="nb03.optimal_policy",
         title="π* at any β",
-        objective="write π* so that it survives β → 0, where exp(r/β) does not fit a number",
+        objective="write π* without overflow for β → 0, where exp(r/β) is too large for a float",
         difficulty=2,
         minutes=5,
         cases=(
             Case("two prompts", {"log_ref": _REF, "reward": _REWARD, "beta": 0.5}),
-            Case("a β of a thousandth", {"log_ref": _REF, "reward": _REWARD, "beta": 0.001}),
+            Case("a β of 0.001", {"log_ref": _REF, "reward": _REWARD, "beta": 0.001}),
         ),
         solution=optimal_policy,
         also=_underflowed,
         mistakes=(
             Mistake(
                 "overflow",
-                "right on paper, but exp(r/β) overflows at a small β and ∞/∞ is not a number. Stay in logarithms.",
+                "this is correct on paper, but exp(r/β) overflows at a small β and ∞/∞ is not a number. Stay in logarithms.",
                 _naive,
             ),
             Mistake(
                 "sign",
-                "the reward's sign is lost: this policy looks for the worst response.",
+                "the reward's sign is lost: this policy prefers the worst response.",
                 lambda log_ref, reward, beta: torch.log_softmax(log_ref - reward / beta, -1),
             ),
             Mistake(
                 "multiplied by β",
-                "the reward is multiplied by β: then a high price would move the policy further, not less.",
+                "the reward is multiplied by β: then a large β would move the policy further, not less.",
                 lambda log_ref, reward, beta: torch.log_softmax(log_ref + reward * beta, -1),
             ),
             Mistake(
                 "missing β",
-                "β is missing: without it the reward weighs the same at every price.",
+                "β is missing: the reward would have the same weight at every β.",
                 lambda log_ref, reward, beta: torch.log_softmax(log_ref + reward, -1),
             ),
             Mistake(
@@ -173,23 +173,23 @@ EXERCISES = (
             ),
             Mistake(
                 "missing Z",
-                "it does not sum to one: log Z is missing.",
+                "the probabilities do not sum to one: log Z is missing.",
                 lambda log_ref, reward, beta: log_ref + reward / beta,
             ),
             Mistake(
                 "wrong axis",
-                "normalised over the prompts: Z(x) is a sum over responses, the last axis.",
+                "this is normalised over the prompts, but Z(x) is a sum over responses, the last axis.",
                 lambda log_ref, reward, beta: torch.log_softmax(log_ref + reward / beta, 0),
             ),
             Mistake(
                 "probabilities",
-                "these are probabilities; log-probabilities were asked for.",
+                "these are probabilities; log-probabilities are required.",
                 lambda log_ref, reward, beta: torch.softmax(log_ref + reward / beta, -1),
             ),
         ),
         hints=(
-            "Take the logarithm of π_ref exp(r/β)/Z. Which of the three terms can you write down at once?",
-            "log Z is the logsumexp of the other two over the responses; `torch.log_softmax` takes it off for you.",
+            "Take the logarithm of π_ref exp(r/β)/Z. Which of the three terms can you write down immediately?",
+            "log Z is the logsumexp of the other two over the responses; `torch.log_softmax` subtracts it.",
         ),
     ),
     Exercise(
@@ -200,35 +200,35 @@ EXERCISES = (
         minutes=6,
         cases=(
             Case("two prefixes, two next tokens each", _TREE),
-            Case("the same at a β of a thousandth", {**_TREE, "beta": 0.001}),
+            Case("the same at a β of 0.001", {**_TREE, "beta": 0.001}),
         ),
         solution=soft_value,
         mistakes=(
             Mistake(
                 "overflow",
-                "right on paper, but exp(r/β) overflows at a small β: use torch.logsumexp.",
+                "this is correct on paper, but exp(r/β) overflows at a small β: use torch.logsumexp.",
                 lambda log_ref, reward, next_value, beta: (
                     beta * (log_ref.exp() * torch.exp((reward + next_value) / beta)).sum(-1).log()
                 ),
             ),
             Mistake(
                 "hard maximum",
-                "a hard maximum: that is the value at β → 0, where KL costs nothing.",
+                "this is a hard maximum, the value for β → 0, where there is no KL penalty.",
                 lambda log_ref, reward, next_value, beta: (reward + next_value).amax(-1),
             ),
             Mistake(
                 "plain mean",
-                "the plain mean under the reference: that is the value at β → ∞, of a policy that never moves.",
+                "this is the mean under the reference, the value for β → ∞, where the policy stays at the reference.",
                 lambda log_ref, reward, next_value, beta: (log_ref.exp() * (reward + next_value)).sum(-1),
             ),
             Mistake(
                 "missing reference",
-                "the reference is missing: every next token counts the same.",
+                "the reference is missing: every next token has the same weight.",
                 lambda log_ref, reward, next_value, beta: beta * torch.logsumexp((reward + next_value) / beta, -1),
             ),
             Mistake(
-                "blind to what comes after",
-                "the children's values are missing: this prefix looks one token ahead and no further.",
+                "no later values",
+                "the children's values are missing: this value includes only one token.",
                 lambda log_ref, reward, next_value, beta: beta * torch.logsumexp(log_ref + reward / beta, -1),
             ),
             Mistake(
@@ -238,28 +238,28 @@ EXERCISES = (
             ),
             Mistake(
                 "β under the reward alone",
-                "β divides the reward alone: what comes after is reward too, and is divided by β as well.",
+                "β divides the reward alone, but the later value is reward too and must be divided by β as well.",
                 lambda log_ref, reward, next_value, beta: (
                     beta * torch.logsumexp(log_ref + reward / beta + next_value, -1)
                 ),
             ),
             Mistake(
                 "wrong axis",
-                "summed over the prefixes: next tokens are the last axis.",
+                "the sum is over the prefixes, but next tokens are the last axis.",
                 lambda log_ref, reward, next_value, beta: (
                     beta * torch.logsumexp(log_ref + (reward + next_value) / beta, 0)
                 ),
             ),
         ),
         hints=(
-            "It is β log Z of a bandit whose responses are the next tokens. What does a next token earn in all?",
-            "It earns r(s, a) + V(s·a). Write β log Σ_a π_ref(a|s) exp(that/β) with `torch.logsumexp`.",
+            "It is β log Z of a bandit whose responses are the next tokens. What is the total reward of a next token?",
+            "It is r(s, a) + V(s·a). Write β log Σ_a π_ref(a|s) exp(that/β) with `torch.logsumexp`.",
         ),
     ),
     Exercise(
         key="nb03.beta_for_kl",
         title="Which β spends a given KL?",
-        objective="turn a budget of KL into a β, as one does before training",
+        objective="turn a KL budget into a β before training",
         difficulty=3,
         minutes=10,
         cases=(
@@ -270,13 +270,13 @@ EXERCISES = (
         relative=1e-3,
         mistakes=(
             Mistake(
-                "KL turned round",
-                "this β spends KL(π_ref‖π*); the objective's price is on KL(π*‖π_ref).",
+                "swapped KL",
+                "this is the β for KL(π_ref‖π*), but the objective has KL(π*‖π_ref).",
                 lambda log_ref, reward, budget: _bisect(log_ref, reward, budget, turned=True),
             ),
             Mistake(
                 "the wrong half",
-                "it runs into an end of the interval: a larger β spends less, so raise β where too much is spent.",
+                "the search ends at an end of the interval: a larger β gives a smaller KL, so raise β if the KL is too large.",
                 lambda log_ref, reward, budget: _bisect(log_ref, reward, budget, flipped=True),
             ),
             Mistake(
@@ -286,7 +286,7 @@ EXERCISES = (
             ),
             Mistake(
                 "the approximation",
-                "√(Var_ref(r)/(2·budget)), the approximation for large β: only a start. Close in on the exact one.",
+                "√(Var_ref(r)/(2·budget)) is only the approximation for large β. Find the exact value.",
                 lambda log_ref, reward, budget: math.sqrt(
                     float((log_ref.exp() * (reward - (log_ref.exp() * reward).sum()).square()).sum()) / 2 / budget
                 ),
@@ -294,8 +294,8 @@ EXERCISES = (
         ),
         hints=(
             "KL(π*‖π_ref) falls from −log π_ref(best) to 0 while β rises. A falling function is solved by bisection.",
-            "Keep low = 1e-4 and high = 1e4. Try β = √(low · high); if it spends more than the budget, it is the new "
-            "low, else the new high. A hundred times.",
+            "Keep low = 1e-4 and high = 1e4. Try β = √(low · high); if its KL exceeds the budget, it is the new "
+            "low, else the new high. Repeat a hundred times.",
         ),
     ),
 )

@@ -31,7 +31,7 @@ def preference(log_policy: Tensor, log_ref: Tensor, beta: float) -> Tensor:
 
 
 def log_z_chain(log_first: Tensor, log_next: Tensor, reward: Tensor, beta: float, length: int) -> Tensor:
-    """log Z over all V^length sequences, listing none of them."""
+    """log Z over all V^length sequences, without enumeration."""
     log_sum = log_first
     for _ in range(length - 1):
         log_sum = torch.logsumexp(log_sum.unsqueeze(-1) + log_next + reward / beta, 0)
@@ -83,22 +83,22 @@ EXERCISES = (
         mistakes=(
             Mistake(
                 "logarithm inside",
-                "the mean of r/β: the logarithm is taken after the mean, not before. (Jensen: this is never larger.)",
+                "this is the mean of r/β, but the logarithm is taken after the mean. (By Jensen, this is never larger.)",
                 lambda reward, beta: (reward / beta).mean(-1),
             ),
             Mistake(
                 "sum for mean",
-                "the sum over the samples, not their mean: log n is to be taken off.",
+                "this is the sum over the samples instead of their mean: subtract log n.",
                 lambda reward, beta: torch.logsumexp(reward / beta, -1),
             ),
             Mistake(
                 "overflow",
-                "right on paper, but exp(r/β) overflows at a small β: use torch.logsumexp.",
+                "this is correct on paper, but exp(r/β) overflows at a small β: use torch.logsumexp.",
                 lambda reward, beta: torch.exp(reward / beta).mean(-1).log(),
             ),
             Mistake(
                 "multiplied by β",
-                "the reward is multiplied by β; it is divided by it.",
+                "the reward is multiplied by β instead of divided.",
                 lambda reward, beta: torch.logsumexp(reward * beta, -1) - math.log(reward.shape[-1]),
             ),
             Mistake(
@@ -108,40 +108,40 @@ EXERCISES = (
             ),
             Mistake(
                 "wrong axis",
-                "averaged over the prompts: samples are the last axis, every prompt has its own Z.",
+                "this is averaged over the prompts. Samples are the last axis, and every prompt has its own Z.",
                 lambda reward, beta: torch.logsumexp(reward / beta, 0) - math.log(reward.shape[0]),
             ),
             Mistake(
                 "Z for log Z",
-                "this is Ẑ; its logarithm was asked for.",
+                "this is Ẑ; its logarithm is required.",
                 lambda reward, beta: torch.exp(reward / beta).mean(-1),
             ),
         ),
         hints=(
             "Z is an expectation under π_ref. What is the expectation's estimate from samples of π_ref?",
-            "log((1/n) Σ exp(r/β)): `torch.logsumexp` does the logarithm of the sum, and log n comes off.",
+            "log((1/n) Σ exp(r/β)): `torch.logsumexp` is the logarithm of the sum, from which log n is subtracted.",
         ),
     ),
     Exercise(
         key="nb04.samples_needed",
         title="How many samples?",
-        objective="turn the variance formula into the price of an estimate",
+        objective="turn the variance formula into the required number of samples",
         difficulty=2,
         minutes=7,
         cases=(
             Case("ten percent", {"log_ref": _REF, "reward": _REWARD, "beta": 0.5, "accuracy": 0.1}),
-            Case("a quarter, at a smaller β", {"log_ref": _REF, "reward": _REWARD, "beta": 0.2, "accuracy": 0.25}),
+            Case("an accuracy of a quarter, at a smaller β", {"log_ref": _REF, "reward": _REWARD, "beta": 0.2, "accuracy": 0.25}),
         ),
         solution=samples_needed,
         mistakes=(
             Mistake(
                 "accuracy not squared",
-                "divided by the accuracy, not by its square: standard deviations fall with √n.",
+                "this is divided by the accuracy instead of its square: standard deviations fall with √n.",
                 lambda log_ref, reward, beta, accuracy: samples_needed(log_ref, reward, beta, accuracy) * accuracy,
             ),
             Mistake(
-                "mean's square not taken off",
-                "E[w²]/Z² is the second moment; the variance is one less.",
+                "square of the mean missing",
+                "E[w²]/Z² is the second moment; the variance is smaller by one.",
                 lambda log_ref, reward, beta, accuracy: (
                     samples_needed(log_ref, reward, beta, accuracy) + 1 / accuracy**2
                 ),
@@ -162,7 +162,7 @@ EXERCISES = (
             ),
             Mistake(
                 "not relative",
-                "the plain variance: `accuracy` is relative to Z, so divide by Z².",
+                "this is the plain variance, but `accuracy` is relative to Z, so divide by Z².",
                 lambda log_ref, reward, beta, accuracy: (
                     samples_needed(log_ref, reward, beta, accuracy)
                     * torch.exp(2 * torch.logsumexp(log_ref + reward / beta, -1))
@@ -170,7 +170,7 @@ EXERCISES = (
             ),
             Mistake(
                 "divided by Z once",
-                "divided by Z, not by Z²: the second moment has the unit of Z².",
+                "this is divided by Z instead of Z²: the second moment has the unit of Z².",
                 lambda log_ref, reward, beta, accuracy: (
                     (
                         torch.exp(
@@ -184,7 +184,7 @@ EXERCISES = (
             ),
             Mistake(
                 "wrong axis",
-                "summed over the prompts: responses are the last axis.",
+                "the sum is over the prompts, but responses are the last axis.",
                 lambda log_ref, reward, beta, accuracy: (
                     (
                         torch.exp(
@@ -205,7 +205,7 @@ EXERCISES = (
     Exercise(
         key="nb04.preference",
         title="A preference without a Z",
-        objective="compute what people prefer from π* and π_ref alone",
+        objective="compute preferences from π* and π_ref alone",
         difficulty=2,
         minutes=5,
         cases=(
@@ -233,12 +233,12 @@ EXERCISES = (
             ),
             Mistake(
                 "divided by β",
-                "divided by β: r = β log(π*/π_ref) + β log Z, so β multiplies.",
+                "this is divided by β instead of multiplied: r = β log(π*/π_ref) + β log Z.",
                 lambda log_policy, log_ref, beta: preference(log_policy, log_ref, 1 / beta),
             ),
             Mistake(
                 "ratio of policies",
-                "π(i)/(π(i) + π(j)) is how often the policy says i rather than j, not how often people prefer i.",
+                "π(i)/(π(i) + π(j)) is how often the policy gives i rather than j, not how often people prefer i.",
                 lambda log_policy, log_ref, beta: torch.sigmoid(log_policy.unsqueeze(-1) - log_policy.unsqueeze(-2)),
             ),
         ),
@@ -250,7 +250,7 @@ EXERCISES = (
     Exercise(
         key="nb04.log_z_chain",
         title="Z without a list",
-        objective="sum over V^L sequences in L·V² steps, and see what that takes",
+        objective="sum over V^L sequences in L·V² steps, and see which structure this needs",
         difficulty=3,
         minutes=12,
         cases=(
@@ -262,7 +262,7 @@ EXERCISES = (
         mistakes=(
             Mistake(
                 "one step too many",
-                "one step too many: the first token is there already, so length − 1 steps are left.",
+                "this is one step too many: the first token is given, so length − 1 steps remain.",
                 lambda log_first, log_next, reward, beta, length: _chain(log_first, log_next, reward, beta, length),
             ),
             Mistake(
@@ -275,14 +275,14 @@ EXERCISES = (
             ),
             Mistake(
                 "maximum for sum",
-                "this is the single largest term of Z (Viterbi): a sum was asked for.",
+                "this is the single largest term of Z (Viterbi), but Z is a sum.",
                 lambda log_first, log_next, reward, beta, length: _chain(
                     log_first, log_next, reward, beta, length - 1, best=True
                 ),
             ),
             Mistake(
                 "missing β",
-                "β is missing under the reward.",
+                "β is missing: the reward is divided by β.",
                 lambda log_first, log_next, reward, beta, length: _chain(log_first, log_next, reward, 1.0, length - 1),
             ),
             Mistake(
@@ -294,14 +294,14 @@ EXERCISES = (
             ),
             Mistake(
                 "tables transposed",
-                "the tables are transposed: row is the token before, column the next one.",
+                "the tables are transposed: the row is the previous token, the column the next one.",
                 lambda log_first, log_next, reward, beta, length: _chain(
                     log_first, log_next.T, reward.T, beta, length - 1
                 ),
             ),
         ),
         hints=(
-            "All that the future needs to know of a prefix is its last token. How many last tokens are there?",
+            "The future depends on a prefix only through its last token. How many last tokens are there?",
             "Keep, for each last token b, the log of the sum over all prefixes ending in b. A next token c adds "
             "log_next[b, c] + reward[b, c]/β; then sum b out with `torch.logsumexp(…, 0)`.",
         ),

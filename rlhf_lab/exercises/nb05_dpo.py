@@ -35,21 +35,21 @@ def robust_loss(chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, beta: floa
 
 
 def ipo_margin(p: Tensor, tau: float) -> Tensor:
-    """The Δ at which IPO's mean loss is least, where the chosen response wins with probability p."""
+    """The Δ that minimises IPO's mean loss if the chosen response wins with probability p."""
     return (p - 0.5) / tau
 
 
-def _population(log_policy: Tensor, log_ref: Tensor, reward: Tensor, beta: float, slip: str) -> Tensor:
-    """`population_loss` with one slip."""
-    implicit = beta * (log_policy - (0.0 if slip == "reference" else log_ref))
-    if slip == "beta":
+def _population(log_policy: Tensor, log_ref: Tensor, reward: Tensor, beta: float, mistake: str) -> Tensor:
+    """`population_loss` with one mistake."""
+    implicit = beta * (log_policy - (0.0 if mistake == "reference" else log_ref))
+    if mistake == "beta":
         implicit = log_policy - log_ref
     margin = implicit[:, None] - implicit[None, :]
     gap = reward[:, None] - reward[None, :]
-    p = (gap > 0).double() if slip == "certain" else torch.sigmoid(-gap if slip == "swapped" else gap)
+    p = (gap > 0).double() if mistake == "certain" else torch.sigmoid(-gap if mistake == "swapped" else gap)
     apart = ~torch.eye(len(reward), dtype=torch.bool)
-    terms = -2 * p * (torch.sigmoid(margin).log() if slip == "two steps" else logsigmoid(margin))
-    return terms.mean() if slip == "diagonal" else terms[apart].mean() / (2 if slip == "half" else 1)
+    terms = -2 * p * (torch.sigmoid(margin).log() if mistake == "two steps" else logsigmoid(margin))
+    return terms.mean() if mistake == "diagonal" else terms[apart].mean() / (2 if mistake == "half" else 1)
 
 
 _PAIRS = {"chosen_log_ratio": _double([0.8, -1.1, 0.3]), "rejected_log_ratio": _double([-0.4, 0.6, 0.3])}
@@ -60,13 +60,13 @@ EXERCISES = (
     Exercise(
         key="nb05.dpo_loss",
         title="DPO's loss in one line",
-        objective="write DPO's loss from log-ratios, one value a pair",
+        objective="write DPO's loss from log-ratios, one value for each pair",
         difficulty=1,
         minutes=4,
         cases=(
-            Case("three pairs: ranked rightly, ranked wrongly, undecided", {**_PAIRS, "beta": 0.5}),
-            Case("one pair that is ranked wrongly, a large β", {**_ONE, "beta": 3.0}),
-            Case("a pair that is ranked very wrongly", {**_FAR, "beta": 1.0}),
+            Case("three pairs: ranked correctly, ranked incorrectly, undecided", {**_PAIRS, "beta": 0.5}),
+            Case("one pair that is ranked incorrectly, a large β", {**_ONE, "beta": 3.0}),
+            Case("a pair that is ranked very incorrectly", {**_FAR, "beta": 1.0}),
         ),
         solution=dpo_loss,
         differentiate=("chosen_log_ratio", "rejected_log_ratio"),
@@ -89,40 +89,40 @@ EXERCISES = (
             ),
             Mistake(
                 "forgot log",
-                "the logarithm is missing: −σ is no likelihood.",
+                "the logarithm is missing: −σ is not a log-likelihood.",
                 lambda chosen, rejected, beta: -torch.sigmoid(beta * (chosen - rejected)),
             ),
             Mistake(
                 "mean over pairs",
-                "averaged over the pairs: give one value a pair, the mean is the caller's.",
+                "this is averaged over the pairs: give one value for each pair; the caller takes the mean.",
                 lambda chosen, rejected, beta: -logsigmoid(beta * (chosen - rejected)).mean(),
             ),
             Mistake(
                 "beta outside",
-                "β stands outside σ: it scales the implicit reward, and belongs into the argument.",
+                "β is outside σ, but it scales the implicit reward, which is the argument.",
                 lambda chosen, rejected, beta: -beta * logsigmoid(chosen - rejected),
             ),
             Mistake(
                 "beta on one side",
-                "β multiplies the chosen log-ratio only: both implicit rewards carry it.",
+                "β multiplies the chosen log-ratio only: both implicit rewards contain it.",
                 lambda chosen, rejected, beta: -logsigmoid(beta * chosen - rejected),
             ),
             Mistake(
                 "log of sigmoid in two steps",
-                "right on paper, but for a pair that is ranked very wrongly σ rounds to 0 and the loss is infinite: "
+                "this is correct on paper, but for a pair that is ranked very incorrectly σ rounds to 0 and the loss is infinite: "
                 "use logsigmoid.",
                 lambda chosen, rejected, beta: -torch.log(torch.sigmoid(beta * (chosen - rejected))),
             ),
         ),
         hints=(
             "Bradley–Terry with the implicit reward r̂ = β · log-ratio: how likely is it that the chosen one wins?",
-            "The loss is minus the logarithm of σ(r̂_w − r̂_l). `torch.nn.functional.logsigmoid` keeps its digits.",
+            "The loss is minus the logarithm of σ(r̂_w − r̂_l). `torch.nn.functional.logsigmoid` is numerically stable.",
         ),
     ),
     Exercise(
         key="nb05.population_loss",
         title="DPO with infinitely many labels",
-        objective="write the loss that DPO would have with every pair and every label at its probability",
+        objective="write DPO's loss with every pair and every label weighted by its probability",
         difficulty=2,
         minutes=8,
         cases=(
@@ -145,7 +145,7 @@ EXERCISES = (
                 },
             ),
             Case(
-                "a policy that has all but given up two responses",
+                "a policy with almost no probability for two responses",
                 {
                     "log_policy": _double([0.0, -2000.0, -3000.0]),
                     "log_ref": _double([0.2, 0.2, 0.6]).log(),
@@ -161,42 +161,42 @@ EXERCISES = (
             Mistake(
                 "certain labels",
                 "the better response always wins here. Bradley–Terry labels are noisy: it wins with σ(r_1 − r_2).",
-                partial(_population, slip="certain"),
+                partial(_population, mistake="certain"),
             ),
             Mistake(
                 "swapped labels",
                 "the labels are swapped: the worse response wins more often.",
-                partial(_population, slip="swapped"),
+                partial(_population, mistake="swapped"),
             ),
             Mistake(
                 "no reference",
                 "the reference is missing: the implicit reward is β log π_θ/π_ref.",
-                partial(_population, slip="reference"),
+                partial(_population, mistake="reference"),
             ),
             Mistake(
                 "no beta",
                 "β is missing from the implicit reward.",
-                partial(_population, slip="beta"),
+                partial(_population, mistake="beta"),
             ),
             Mistake(
                 "diagonal",
-                "a response compared with itself is counted: leave the diagonal out of the mean.",
-                partial(_population, slip="diagonal"),
+                "comparisons of a response with itself are counted. Leave the diagonal out of the mean.",
+                partial(_population, mistake="diagonal"),
             ),
             Mistake(
                 "half the labels",
-                "half of it: a pair has two possible labels, and their probabilities must add up to one.",
-                partial(_population, slip="half"),
+                "this is half of the loss: a pair has two possible labels, whose probabilities must sum to one.",
+                partial(_population, mistake="half"),
             ),
             Mistake(
                 "log of sigmoid in two steps",
-                "right on paper, but where the policy has given up a response σ rounds to 0 and the loss is infinite: "
+                "this is correct on paper, but where the policy has almost no probability for a response σ rounds to 0 and the loss is infinite: "
                 "use logsigmoid.",
-                partial(_population, slip="two steps"),
+                partial(_population, mistake="two steps"),
             ),
         ),
         hints=(
-            "For one pair (i, j): i wins with p_ij = σ(r_i − r_j) and costs −log σ(r̂_i − r̂_j); j wins with 1 − p_ij.",
+            "For one pair (i, j): i wins with p_ij = σ(r_i − r_j), with the loss −log σ(r̂_i − r̂_j); j wins with 1 − p_ij.",
             "With (K, K) tables `p` and `margin`, the entries (i, j) and (j, i) are the two labels of one pair: sum "
             "`-p * logsigmoid(margin)` off the diagonal, and divide by the number of pairs, K(K − 1)/2.",
         ),
@@ -210,7 +210,7 @@ EXERCISES = (
         cases=(
             Case("three pairs, every fifth label flipped", {**_PAIRS, "beta": 0.5, "epsilon": 0.2}),
             Case("no noise", {**_ONE, "beta": 3.0, "epsilon": 0.0}),
-            Case("a pair that is ranked very wrongly", {**_FAR, "beta": 1.0, "epsilon": 0.2}),
+            Case("a pair that is ranked very incorrectly", {**_FAR, "beta": 1.0, "epsilon": 0.2}),
         ),
         solution=robust_loss,
         differentiate=("chosen_log_ratio", "rejected_log_ratio"),
@@ -223,12 +223,12 @@ EXERCISES = (
             ),
             Mistake(
                 "no divisor",
-                "the divisor is missing: over flips this averages to a fraction of the clean loss.",
+                "the divisor is missing: the mean over flips is a fraction of the clean loss.",
                 lambda c, r, beta, e: (1 - e) * dpo_loss(c, r, beta) - e * dpo_loss(r, c, beta),
             ),
             Mistake(
                 "swapped pair",
-                "the two losses are swapped: most labels are right, so the larger weight is for the label as given.",
+                "the two losses are swapped: most labels are correct, so the larger weight belongs to the label as given.",
                 lambda c, r, beta, e: robust_loss(r, c, beta, e),
             ),
             Mistake(
@@ -238,7 +238,7 @@ EXERCISES = (
             ),
             Mistake(
                 "mean over pairs",
-                "averaged over the pairs: give one value a pair, the mean is the caller's.",
+                "this is averaged over the pairs: give one value for each pair; the caller takes the mean.",
                 lambda c, r, beta, e: robust_loss(c, r, beta, e).mean(),
             ),
             Mistake(
@@ -248,7 +248,7 @@ EXERCISES = (
             ),
             Mistake(
                 "log of sigmoid in two steps",
-                "right on paper, but for a pair that is ranked very wrongly σ rounds to 0 and the loss is infinite: "
+                "this is correct on paper, but for a pair that is ranked very incorrectly σ rounds to 0 and the loss is infinite: "
                 "use logsigmoid.",
                 lambda c, r, beta, e: (
                     (-(1 - e) * torch.sigmoid(beta * (c - r)).log() + e * torch.sigmoid(beta * (r - c)).log())
@@ -258,13 +258,13 @@ EXERCISES = (
         ),
         hints=(
             "Look for a ℒ(w,l) + b ℒ(l,w) whose mean over flips, (1−ε) of it plus ε of it swapped, is ℒ(w,l).",
-            "The swapped terms must cancel: a ε + b (1−ε) = 0. Then scale so that the other ones add up to one.",
+            "The swapped terms must cancel: a ε + b (1−ε) = 0. Then scale so that the others sum to one.",
         ),
     ),
     Exercise(
         key="nb05.ipo_margin",
         title="Where IPO stops",
-        objective="find the margin at which IPO's mean loss is least, and see that it is finite",
+        objective="find the margin that minimises IPO's mean loss, and see that it is finite",
         difficulty=2,
         minutes=6,
         cases=(
@@ -275,22 +275,22 @@ EXERCISES = (
         mistakes=(
             Mistake(
                 "DPO's margin",
-                "this is where DPO stops, the log-odds: infinite for a certain preference. IPO's loss is a square.",
+                "this is the minimum of DPO, the log-odds, which is infinite for a certain preference. IPO's loss is a square.",
                 lambda p, tau: torch.logit(p) / tau,
             ),
             Mistake(
                 "label noise forgotten",
-                "this is the target of a single label, 1/(2τ). The mean over labels pulls both ways.",
+                "this is the target of a single label, 1/(2τ). The mean is over both labels.",
                 lambda p, tau: torch.full_like(p, 1 / (2 * tau)),
             ),
             Mistake(
                 "factor of two",
-                "twice too far: the derivative of a square brings a 2 that has to be divided out.",
+                "this is too large by a factor of two: the derivative of a square has a factor 2.",
                 lambda p, tau: (2 * p - 1) / tau,
             ),
             Mistake(
                 "tau on the wrong side",
-                "τ is on the wrong side: a larger τ, a heavier KL, must give a smaller margin.",
+                "τ is on the wrong side: a larger τ, a stronger KL penalty, must give a smaller margin.",
                 lambda p, tau: (p - 0.5) * tau,
             ),
             Mistake(
@@ -300,7 +300,7 @@ EXERCISES = (
             ),
             Mistake(
                 "not centred",
-                "an even preference must give no margin at all: p is not measured from ½.",
+                "a preference of ½ must give the margin 0: subtract ½ from p.",
                 lambda p, tau: p / tau,
             ),
         ),

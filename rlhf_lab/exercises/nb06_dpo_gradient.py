@@ -24,7 +24,7 @@ def dpo_gradient(logits: Tensor, log_ref: Tensor, chosen: int, rejected: int, be
 
 
 def chosen_speed(chosen_score: Tensor, rejected_score: Tensor, beta: float, weight: float) -> Tensor:
-    """How fast log π_θ(y_w) moves down the gradient of one pair's loss: a single number."""
+    """The rate of change of log π_θ(y_w) along gradient descent on one pair's loss: a single number."""
     return beta * weight * (chosen_score @ (chosen_score - rejected_score))
 
 
@@ -33,19 +33,19 @@ def response_log_prob(token_log_probs: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, token_log_probs, 0.0).sum(-1)
 
 
-def _slipped(logits: Tensor, log_ref: Tensor, chosen: int, rejected: int, beta: float, slip: str) -> Tensor:
-    """`dpo_gradient` with one slip."""
+def _mistaken(logits: Tensor, log_ref: Tensor, chosen: int, rejected: int, beta: float, mistake: str) -> Tensor:
+    """`dpo_gradient` with one mistake."""
     log_policy = torch.log_softmax(logits, -1)
-    log_ratio = log_policy if slip == "reference" else log_policy - log_ref
+    log_ratio = log_policy if mistake == "reference" else log_policy - log_ref
     margin = beta * (log_ratio[chosen] - log_ratio[rejected])
-    weight = torch.sigmoid(margin if slip == "weight" else -margin)
-    if slip == "none":
+    weight = torch.sigmoid(margin if mistake == "weight" else -margin)
+    if mistake == "none":
         weight = torch.ones_like(weight)
     size = len(logits)
     up, down = (one_hot(torch.tensor(y), size).to(logits) for y in (chosen, rejected))
-    if slip == "half":
+    if mistake == "half":
         down = log_policy.exp()
-    factor = {"beta": 1.0, "sign": -beta}.get(slip, beta)
+    factor = {"beta": 1.0, "sign": -beta}.get(mistake, beta)
     return -factor * weight * (up - down)
 
 
@@ -60,7 +60,7 @@ EXERCISES = (
         minutes=8,
         cases=(
             Case(
-                "three responses, ranked wrongly",
+                "three responses, ranked incorrectly",
                 {
                     "logits": _double([0.2, 1.0, -0.3]),
                     "log_ref": _double([0.5, 0.3, 0.2]).log(),
@@ -70,7 +70,7 @@ EXERCISES = (
                 },
             ),
             Case(
-                "four responses, ranked rightly, a large β",
+                "four responses, ranked correctly, a large β",
                 {
                     "logits": _double([-0.4, 0.1, 0.9, 0.0]),
                     "log_ref": _double([0.25, 0.25, 0.1, 0.4]).log(),
@@ -85,41 +85,41 @@ EXERCISES = (
             Mistake(
                 "sign",
                 "the sign is lost: this is the direction of learning, minus the gradient.",
-                partial(_slipped, slip="sign"),
+                partial(_mistaken, mistake="sign"),
             ),
             Mistake(
                 "no beta",
                 "β in front is missing: the weight is only a part of the factor.",
-                partial(_slipped, slip="beta"),
+                partial(_mistaken, mistake="beta"),
             ),
             Mistake(
                 "swapped weight",
-                "the weight is swapped: it must be large where the pair is ranked wrongly.",
-                partial(_slipped, slip="weight"),
+                "the weight is swapped: it must be large if the pair is ranked incorrectly.",
+                partial(_mistaken, mistake="weight"),
             ),
             Mistake(
                 "no weight",
-                "the weight is missing: every pair pulls alike here, learned or not.",
-                partial(_slipped, slip="none"),
+                "the weight is missing: every pair has the same weight here, learned or not.",
+                partial(_mistaken, mistake="none"),
             ),
             Mistake(
                 "rejected forgotten",
-                "only the chosen response's score is here: the rejected one's is subtracted.",
-                partial(_slipped, slip="half"),
+                "this has only the score of the chosen response; subtract that of the rejected one.",
+                partial(_mistaken, mistake="half"),
             ),
             Mistake(
                 "no reference",
-                "the weight forgets the reference: r̂ is β log π_θ/π_ref.",
-                partial(_slipped, slip="reference"),
+                "the weight does not contain the reference: r̂ is β log π_θ/π_ref.",
+                partial(_mistaken, mistake="reference"),
             ),
             Mistake(
                 "mean over responses",
-                "one number: give the derivative with respect to each logit, K of them.",
+                "this is one number. Give the K derivatives with respect to the logits.",
                 lambda *a: dpo_gradient(*a).abs().mean(),
             ),
         ),
         hints=(
-            "On a table ∇log π(y) = e_y − π, with e_y the unit vector of y. What is left of π in the difference?",
+            "On a table ∇log π(y) = e_y − π, with e_y the unit vector of y. What remains of π in the difference?",
             "−β σ(r̂_l − r̂_w) (e_w − e_l): two entries are not zero, of opposite sign and equal size.",
         ),
     ),
@@ -130,9 +130,9 @@ EXERCISES = (
         difficulty=2,
         minutes=6,
         cases=(
-            Case("two responses alike, the rejected one's gradient longer", {**_SCORES, "beta": 0.5, "weight": 0.5}),
+            Case("similar gradients, the rejected one longer", {**_SCORES, "beta": 0.5, "weight": 0.5}),
             Case(
-                "two responses that share nothing",
+                "orthogonal gradients",
                 {
                     "chosen_score": _double([1.0, 0.0]),
                     "rejected_score": _double([0.0, 2.0]),
@@ -145,29 +145,29 @@ EXERCISES = (
         mistakes=(
             Mistake(
                 "the margin's speed",
-                "this is how fast the margin log π(y_w) − log π(y_l) moves. It never falls; the chosen one's own may.",
+                "this is how fast the margin log π(y_w) − log π(y_l) moves. The margin never falls, but the chosen log-probability may.",
                 lambda w, r, b, v: b * v * ((w - r) @ (w - r)),
             ),
             Mistake(
                 "sign",
-                "the sign is lost: descent goes against the gradient of the loss.",
+                "the sign is lost: gradient descent moves against the gradient of the loss.",
                 lambda w, r, b, v: -b * v * (w @ (w - r)),
             ),
             Mistake(
                 "lost minus",
-                "the rejected response's part has the wrong sign: its score is subtracted.",
+                "the term of the rejected response has the wrong sign; subtract its score.",
                 lambda w, r, b, v: b * v * (w @ (w + r)),
             ),
             Mistake(
                 "rejected forgotten",
-                "the rejected response is forgotten: its push moves the chosen one too, where they share weights.",
+                "the rejected response is missing: its gradient moves the chosen one too if they share parameters.",
                 lambda w, r, b, v: b * v * (w @ w),
             ),
             Mistake("no beta", "β is missing.", lambda w, r, b, v: v * (w @ (w - r))),
             Mistake("no weight", "the weight σ(r̂_l − r̂_w) is missing.", lambda w, r, b, v: b * (w @ (w - r))),
             Mistake(
                 "swapped pair",
-                "chosen and rejected are swapped: this is minus the speed of the rejected response.",
+                "chosen and rejected are swapped: this is minus the rate of change of the rejected response.",
                 lambda w, r, b, v: b * v * (r @ (r - w)),
             ),
         ),
@@ -184,7 +184,7 @@ EXERCISES = (
         minutes=4,
         cases=(
             Case(
-                "two prompts, two responses each, of 1 to 3 tokens; what stands at padded places is rubbish",
+                "two prompts, two responses each, of 1 to 3 tokens; padded places contain arbitrary numbers",
                 {
                     "token_log_probs": _double(
                         [[[-0.5, -1.0, -0.2], [-2.0, -0.7, -9.0]], [[-0.1, -0.4, -7.0], [-1.5, -8.0, -6.0]]]
@@ -216,23 +216,23 @@ EXERCISES = (
                 lambda t, m: t.sum(-1),
             ),
             Mistake(
-                "mask turned round",
-                "the mask is turned round: it is True where a token counts.",
+                "inverted mask",
+                "the mask is inverted: it is True where a token counts.",
                 lambda t, m: torch.where(m, 0.0, t).sum(-1),
             ),
             Mistake(
                 "mean over padding",
-                "averaged, and over the padded length at that: sum instead.",
+                "this is a mean, over the padded length. Take the sum.",
                 lambda t, m: torch.where(m, t, 0.0).mean(-1),
             ),
             Mistake(
                 "wrong axis",
-                "summed over the wrong axis: the last one holds the tokens.",
+                "the sum is over the wrong axis. The tokens are the last axis.",
                 lambda t, m: torch.where(m, t, 0.0).sum(1),
             ),
             Mistake(
                 "multiplied by the mask",
-                "right where padded places are finite, but 0 · ∞ is nan: choose with torch.where.",
+                "this is correct if padded places are finite, but 0 · ∞ is nan. Select with torch.where.",
                 lambda t, m: (t * m).sum(-1),
             ),
         ),

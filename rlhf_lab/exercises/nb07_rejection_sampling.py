@@ -34,20 +34,20 @@ def two_accepted(reward: Tensor, beta: float) -> Tensor:
     return both * (1 - torch.eye(len(reward), dtype=reward.dtype))
 
 
-def _rate(log_sft: Tensor, reward: Tensor, beta: float, slip: str) -> Tensor:
-    """`acceptance_rate` with one slip."""
-    gap = reward - (0.0 if slip == "maximum" else reward.amax(-1, keepdim=True))
-    chance = torch.exp(gap * beta if slip == "beta" else gap / beta)
-    if slip == "uniform":
+def _rate(log_sft: Tensor, reward: Tensor, beta: float, mistake: str) -> Tensor:
+    """`acceptance_rate` with one mistake."""
+    gap = reward - (0.0 if mistake == "maximum" else reward.amax(-1, keepdim=True))
+    chance = torch.exp(gap * beta if mistake == "beta" else gap / beta)
+    if mistake == "uniform":
         return chance.mean(-1)
-    if slip == "target":
+    if mistake == "target":
         return ((log_sft + reward / beta).softmax(-1) * chance).sum(-1)
     rate = (log_sft.exp() * chance).sum(-1)
-    return 1 / rate if slip == "upside down" else rate
+    return 1 / rate if mistake == "upside down" else rate
 
 
-def _top(reward: Tensor, beta: float, uniform: Tensor, number: int, slip: str) -> Tensor:
-    """`gumbel_top_k` with one slip."""
+def _top(reward: Tensor, beta: float, uniform: Tensor, number: int, mistake: str) -> Tensor:
+    """`gumbel_top_k` with one mistake."""
     gumbel = -torch.log(-torch.log(uniform))
     scores = {
         "sign": reward / beta - gumbel,
@@ -57,24 +57,24 @@ def _top(reward: Tensor, beta: float, uniform: Tensor, number: int, slip: str) -
         "none": reward / beta,
         "lowest": -(reward / beta + gumbel),
     }
-    return scores[slip].topk(number, -1).indices
+    return scores[mistake].topk(number, -1).indices
 
 
-def _two(reward: Tensor, beta: float, slip: str) -> Tensor:
-    """`two_accepted` with one slip."""
-    first = torch.softmax(reward * beta if slip == "beta" else reward / beta, -1)
+def _two(reward: Tensor, beta: float, mistake: str) -> Tensor:
+    """`two_accepted` with one mistake."""
+    first = torch.softmax(reward * beta if mistake == "beta" else reward / beta, -1)
     apart = 1 - torch.eye(len(reward), dtype=reward.dtype)
-    if slip == "replacement":
+    if mistake == "replacement":
         return first[:, None] * first[None, :]
-    if slip == "zeroed":
+    if mistake == "zeroed":
         return first[:, None] * first[None, :] * apart
     both = first[:, None] * first[None, :] / (1 - first[:, None])
-    if slip == "diagonal":
+    if mistake == "diagonal":
         return both
-    if slip == "transposed":
+    if mistake == "transposed":
         return (both * apart).T
     both = both * apart
-    return both + both.T if slip == "sets" else both
+    return both + both.T if mistake == "sets" else both
 
 
 _REWARDS = _double([[0.0, 1.0, 0.4, -0.7], [2.0, -1.0, 0.5, 1.9]])
@@ -85,7 +85,7 @@ EXERCISES = (
     Exercise(
         key="nb07.acceptance",
         title="The chance of a candidate",
-        objective="write what u is compared with, for candidates of several prompts at once",
+        objective="write the acceptance probability for candidates of several prompts at the same time",
         difficulty=1,
         minutes=4,
         cases=(
@@ -96,22 +96,22 @@ EXERCISES = (
         mistakes=(
             Mistake(
                 "no maximum",
-                "r_max is missing: exp(r/β) is no probability, every candidate above zero would be taken.",
+                "r_max is missing: exp(r/β) is not a probability, and every candidate with a positive reward would be accepted.",
                 lambda r, beta: torch.exp(r / beta),
             ),
             Mistake(
                 "wrong axis",
-                "the maximum is taken over prompts or over everything: each prompt has its own M, over its candidates.",
+                "the maximum is over several prompts, but each prompt has its own M, over its candidates.",
                 lambda r, beta: torch.exp((r - r.max()) / beta),
             ),
             Mistake(
                 "maximum over prompts",
-                "the maximum runs along the prompts: candidates lie along the last axis.",
+                "the maximum is over the prompts. The candidates are the last axis.",
                 lambda r, beta: torch.exp((r - r.amax(0, keepdim=True)) / beta),
             ),
             Mistake(
                 "beta on the wrong side",
-                "β multiplies the gap. It is a price per nat: reward is divided by it.",
+                "β multiplies the gap, but the reward is divided by β.",
                 lambda r, beta: torch.exp((r - r.amax(-1, keepdim=True)) * beta),
             ),
             Mistake(
@@ -121,12 +121,12 @@ EXERCISES = (
             ),
             Mistake(
                 "sign",
-                "the sign is turned round: the best candidate must be accepted with probability one, the others less.",
+                "the sign is wrong: the best candidate must be accepted with probability one, the others with less.",
                 lambda r, beta: torch.exp((r.amax(-1, keepdim=True) - r) / beta),
             ),
             Mistake(
                 "softmax",
-                "these sum to one over the candidates. An acceptance is not a share: the best one's is exactly one.",
+                "these sum to one over the candidates, but the acceptance probability of the best candidate is exactly one.",
                 lambda r, beta: torch.softmax(r / beta, -1),
             ),
         ),
@@ -159,17 +159,17 @@ EXERCISES = (
         mistakes=(
             Mistake(
                 "upside down",
-                "this is M, the mean number of draws for one sample; the rate is its inverse and never above one.",
+                "this is M, the mean number of draws for one sample; the rate is its inverse and at most one.",
                 lambda log_sft, r, beta: _rate(log_sft, r, beta, "upside down"),
             ),
             Mistake(
                 "π_sft forgotten",
-                "all responses count alike here: draws come from π_sft, so the mean is weighted with it.",
+                "all responses have the same weight here, but draws come from π_sft, which gives the weights.",
                 lambda log_sft, r, beta: _rate(log_sft, r, beta, "uniform"),
             ),
             Mistake(
                 "mean under the target",
-                "the mean is taken under π_r. What is offered comes from π_sft; π_r is what comes out.",
+                "the mean is under π_r, but the draws come from π_sft; only the accepted ones follow π_r.",
                 lambda log_sft, r, beta: _rate(log_sft, r, beta, "target"),
             ),
             Mistake(
@@ -179,17 +179,17 @@ EXERCISES = (
             ),
             Mistake(
                 "beta on the wrong side",
-                "β multiplies the gap: a low price must make acceptance rarer, not more frequent.",
+                "β multiplies the gap, but a small β must make acceptance rarer, not more frequent.",
                 lambda log_sft, r, beta: _rate(log_sft, r, beta, "beta"),
             ),
             Mistake(
                 "log-probabilities as weights",
-                "the weights are log-probabilities: take `.exp()` before you average.",
+                "the weights are log-probabilities. Take `.exp()` before you average.",
                 lambda log_sft, r, beta: (log_sft * acceptance(r, beta)).sum(-1),
             ),
         ),
         hints=(
-            "Of the draws that are y, the share exp((r(y) − r_max)/β) is accepted. How often is a draw y?",
+            "Of the draws equal to y, the share exp((r(y) − r_max)/β) is accepted. How often is a draw y?",
             "An expectation under π_sft: `(log_sft.exp() * …).sum(-1)`, with your answer to the first exercise inside.",
         ),
     ),
@@ -218,17 +218,17 @@ EXERCISES = (
             ),
             Mistake(
                 "no beta",
-                "β is missing: the noise is of size one, so the rewards must be in nats, r/β.",
+                "β is missing: the noise is of order one, so the rewards must be in nats, r/β.",
                 lambda r, beta, u, n: _top(r, beta, u, n, "beta"),
             ),
             Mistake(
                 "beta on the wrong side",
-                "β multiplies the reward: a low price must let the reward decide, not the noise.",
+                "β multiplies the reward, but with a small β the reward must decide, not the noise.",
                 lambda r, beta, u, n: _top(r, beta, u, n, "upside down"),
             ),
             Mistake(
                 "uniform noise",
-                "the noise is uniform: only Gumbel noise gives probabilities in proportion to exp(r/β).",
+                "the noise is uniform: only Gumbel noise gives probabilities proportional to exp(r/β).",
                 lambda r, beta, u, n: _top(r, beta, u, n, "noise"),
             ),
             Mistake(
@@ -250,7 +250,7 @@ EXERCISES = (
     Exercise(
         key="nb07.two_accepted",
         title="Who comes first, who second",
-        objective="derive the exact law that a sampler without replacement must be tested against",
+        objective="derive the exact distribution against which a sampler without replacement is tested",
         difficulty=3,
         minutes=10,
         cases=(
@@ -261,27 +261,27 @@ EXERCISES = (
         mistakes=(
             Mistake(
                 "with replacement",
-                "these are two draws with replacement: whoever is accepted leaves, and cannot come second too.",
+                "these are two draws with replacement, but an accepted candidate is removed and cannot be accepted again.",
                 lambda r, beta: _two(r, beta, "replacement"),
             ),
             Mistake(
                 "not renormalised",
-                "the diagonal is zero, but the rest does not add up to one: those left share what the first leaves.",
+                "the diagonal is zero, but the rest does not sum to one: the second probabilities must be renormalised.",
                 lambda r, beta: _two(r, beta, "zeroed"),
             ),
             Mistake(
                 "diagonal",
-                "the diagonal is not zero: a candidate cannot come first and second.",
+                "the diagonal is not zero: a candidate cannot be both first and second.",
                 lambda r, beta: _two(r, beta, "diagonal"),
             ),
             Mistake(
                 "transposed",
-                "rows and columns are swapped: row i is who comes first.",
+                "rows and columns are swapped: row i is the first accepted candidate.",
                 lambda r, beta: _two(r, beta, "transposed"),
             ),
             Mistake(
                 "order lost",
-                "both orders are added up: (i, j) and (j, i) are different events here, and the table sums to one.",
+                "both orders are added, but (i, j) and (j, i) are different events, and the table sums to one.",
                 lambda r, beta: _two(r, beta, "sets"),
             ),
             Mistake(
@@ -291,7 +291,7 @@ EXERCISES = (
             ),
         ),
         hints=(
-            "The first is a softmax of r/β over all. The second is a softmax over those left: what is its denominator?",
+            "The first is a softmax of r/β over all. The second is a softmax over the remaining ones. What is its denominator?",
             "P(j second | i first) = p_j/(1 − p_i) for j ≠ i. As a table: "
             "`p[:, None] * p[None, :] / (1 - p[:, None])`, and then the diagonal.",
         ),

@@ -14,12 +14,12 @@ def _double(values: object) -> Tensor:
 
 
 def fitted_policy(log_sft: Tensor, reward: Tensor, beta: float, gamma: float) -> Tensor:
-    """log π where sigmoid-norm at slope γ ends, on endless labelled pairs from π_r at β."""
+    """The limit of sigmoid-norm at slope γ, as log π, for infinitely many labelled pairs from π_r at β."""
     return torch.log_softmax(log_sft + reward / gamma, -1)
 
 
 def first_round(log_source: Tensor) -> Tensor:
-    """How often a label is spent on the ordered pair (i, j), (K, K), equal responses dropped."""
+    """The share of labels on the ordered pair (i, j), (K, K), without pairs of equal responses."""
     p = log_source.exp()
     pairs = p[:, None] * p[None, :] * (1 - torch.eye(len(p), dtype=p.dtype))
     return pairs / pairs.sum()
@@ -49,7 +49,7 @@ def price_ratio(log_sft: Tensor, reward: Tensor, beta: float) -> float:
 
 
 def _judge(answer: object, factor: float) -> str | None:
-    """What is wrong with a world that should make RSO's pairs dearer by `factor`."""
+    """The complaint about a world in which RSO's pairs should need `factor` times the labels, or None."""
     if not isinstance(answer, list) or len(answer) != 3:
         return "return three things: log_sft, reward, beta."
     log_sft, reward, beta = map(as_tensor, answer)
@@ -69,33 +69,33 @@ def _judge(answer: object, factor: float) -> str | None:
     return None
 
 
-def _first(log_source: Tensor, slip: str) -> Tensor:
-    """`first_round` with one slip."""
-    p = log_source if slip == "log" else log_source.exp()
+def _first(log_source: Tensor, mistake: str) -> Tensor:
+    """`first_round` with one mistake."""
+    p = log_source if mistake == "log" else log_source.exp()
     pairs = p[:, None] * p[None, :]
     apart = 1 - torch.eye(len(p), dtype=p.dtype)
-    if slip == "diagonal":
+    if mistake == "diagonal":
         return pairs
-    if slip == "not renormalised":
+    if mistake == "not renormalised":
         return pairs * apart
-    if slip == "replacement":
+    if mistake == "replacement":
         return pairs * apart / (1 - p[:, None])
-    if slip == "uniform":
+    if mistake == "uniform":
         return apart / apart.sum()
     pairs = pairs * apart
-    return pairs / (pairs.sum() / 2 if slip == "twice" else pairs.sum())
+    return pairs / (pairs.sum() / 2 if mistake == "twice" else pairs.sum())
 
 
-def _information(reward: Tensor, pairs: Tensor, slip: str) -> Tensor:
-    """`information` with one slip."""
+def _information(reward: Tensor, pairs: Tensor, mistake: str) -> Tensor:
+    """`information` with one mistake."""
     p = torch.sigmoid(reward[:, None] - reward[None, :])
-    both = pairs if slip == "one order" else pairs + pairs.T
-    told = {"even": torch.ones_like(p), "wins": p}.get(slip, p * (1 - p))
+    both = pairs if mistake == "one order" else pairs + pairs.T
+    told = {"even": torch.ones_like(p), "wins": p}.get(mistake, p * (1 - p))
     edges = both * told * (1 - torch.eye(len(reward), dtype=reward.dtype))
-    if slip == "edges":
+    if mistake == "edges":
         return edges
     laplacian = torch.diag(edges.sum(-1)) - edges
-    return -laplacian if slip == "sign" else torch.diag(edges.sum(-1)) if slip == "diagonal" else laplacian
+    return -laplacian if mistake == "sign" else torch.diag(edges.sum(-1)) if mistake == "diagonal" else laplacian
 
 
 def _world(reward: object, beta: float) -> tuple[Tensor, Tensor, float]:
@@ -111,7 +111,7 @@ EXERCISES = (
     Exercise(
         key="nb08.fitted_policy",
         title="β or γ?",
-        objective="say which of RSO's two numbers decides where the fit ends",
+        objective="say which of RSO's two numbers determines the limit of the fit",
         difficulty=1,
         minutes=4,
         cases=(
@@ -122,12 +122,12 @@ EXERCISES = (
         mistakes=(
             Mistake(
                 "beta taken for gamma",
-                "this is π_r, from which the pairs come. The fit ends where its own reward is r: look at section 2.",
+                "this is π_r, from which the pairs come. At the limit of the fit the implicit reward is r; see section 2.",
                 lambda s, r, beta, gamma: (s + r / beta).log_softmax(-1),
             ),
             Mistake(
                 "tilted twice",
-                "the tilt is applied twice, by the sampler and by the loss. Who is asked does not move the end.",
+                "the tilt is applied twice, by the sampler and by the loss. The distribution of the pairs does not change the limit.",
                 lambda s, r, beta, gamma: (s + r / beta + r / gamma).log_softmax(-1),
             ),
             Mistake(
@@ -153,13 +153,13 @@ EXERCISES = (
         ),
         hints=(
             "At the minimum, γ log π/π_sft differs from r by a constant only. Solve for log π.",
-            "It is the formula of π* with γ in β's place; β does not appear.",
+            "It is the formula of π* with γ instead of β.",
         ),
     ),
     Exercise(
         key="nb08.first_round",
         title="Who meets whom",
-        objective="write how often two responses are put before a labeller",
+        objective="write how often two responses are compared by a labeller",
         difficulty=2,
         minutes=6,
         cases=(
@@ -170,22 +170,22 @@ EXERCISES = (
         mistakes=(
             Mistake(
                 "diagonal",
-                "equal responses are still paired: they say nothing and are dropped.",
+                "pairs of equal responses are included, but they contain no information and are dropped.",
                 lambda log_source: _first(log_source, "diagonal"),
             ),
             Mistake(
                 "not renormalised",
-                "the table does not sum to one: a dropped pair is replaced by another one, it costs no label.",
+                "the table does not sum to one: a dropped pair needs no label and is replaced by another one.",
                 lambda log_source: _first(log_source, "not renormalised"),
             ),
             Mistake(
                 "second drawn again",
-                "the second is redrawn until it differs: then rare firsts count too much. Drop such a pair whole.",
+                "the second response is redrawn until it differs, which gives rare first responses too much weight. Drop the whole pair.",
                 lambda log_source: _first(log_source, "replacement"),
             ),
             Mistake(
                 "uniform",
-                "all pairs count alike: responses meet as often as the source gives them.",
+                "all pairs have the same weight, but the frequency of a pair depends on the source.",
                 lambda log_source: _first(log_source, "uniform"),
             ),
             Mistake(
@@ -195,19 +195,19 @@ EXERCISES = (
             ),
             Mistake(
                 "sums to two",
-                "the table sums to two: (i, j) and (j, i) are both in it, and together they are one pair.",
+                "the table sums to two: (i, j) and (j, i) are both included, and together they are one pair.",
                 lambda log_source: _first(log_source, "twice"),
             ),
         ),
         hints=(
-            "Two independent draws are (i, j) with probability p_i p_j. What of i = j?",
+            "Two independent draws are (i, j) with probability p_i p_j. What happens for i = j?",
             "`p[:, None] * p[None, :]`, times zero on the diagonal, over its sum.",
         ),
     ),
     Exercise(
         key="nb08.information",
         title="What a label tells",
-        objective="build the information matrix of preference labels, whose inverse is the price",
+        objective="build the information matrix of preference labels, whose inverse gives the regret",
         difficulty=2,
         minutes=8,
         cases=(
@@ -218,37 +218,37 @@ EXERCISES = (
         mistakes=(
             Mistake(
                 "all labels alike",
-                "p(1 − p) is missing: a label that is known beforehand tells nothing.",
+                "p(1 − p) is missing: a label that is certain beforehand contains no information.",
                 lambda r, pairs: _information(r, pairs, "even"),
             ),
             Mistake(
                 "p for p(1 − p)",
-                "p stands where p(1 − p) belongs: the variance of a label, the same from either side of the pair.",
+                "this has p instead of p(1 − p), the variance of a label, which is the same for both orders of the pair.",
                 lambda r, pairs: _information(r, pairs, "wins"),
             ),
             Mistake(
                 "one order",
-                "(i, j) and (j, i) are the same question: their weights add up.",
+                "(i, j) and (j, i) are the same comparison, so their weights must be added.",
                 lambda r, pairs: _information(r, pairs, "one order"),
             ),
             Mistake(
                 "sign",
-                "the sign is turned round: information on the diagonal is positive.",
+                "the sign is wrong: information on the diagonal is positive.",
                 lambda r, pairs: _information(r, pairs, "sign"),
             ),
             Mistake(
                 "no diagonal",
-                "these are the edges only. Each b bᵀ has ones on the diagonal too: rows must sum to zero.",
+                "these are only the off-diagonal entries. Each b bᵀ has ones on the diagonal too, and rows must sum to zero.",
                 lambda r, pairs: _information(r, pairs, "edges"),
             ),
             Mistake(
                 "diagonal only",
-                "the off-diagonal is missing: a label tells of a difference, not of two rewards.",
+                "the off-diagonal is missing: a label depends on a difference, not on two rewards.",
                 lambda r, pairs: _information(r, pairs, "diagonal"),
             ),
         ),
         hints=(
-            "For one pair, b bᵀ with b = e_i − e_j is +1 on two places of the diagonal and −1 off it. Add them up.",
+            "For one pair, b bᵀ with b = e_i − e_j is +1 at two places of the diagonal and −1 at two places off it. Sum over all pairs.",
             "With symmetric `edges`, the sum is `torch.diag(edges.sum(-1)) - edges`.",
         ),
     ),

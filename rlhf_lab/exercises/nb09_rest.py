@@ -17,7 +17,7 @@ def improve_loss(score: Tensor, log_prob: Tensor, threshold: float) -> Tensor:
 
 
 def filter_limit(log_ref: Tensor, reward: Tensor, threshold: float) -> Tensor:
-    """The probabilities (X, K) at which cloning what passes the filter ends."""
+    """The limit (X, K) of behaviour cloning on the samples that pass the filter, as probabilities."""
     kept = log_ref.exp() * (reward > threshold)
     return kept / kept.sum(-1, keepdim=True)
 
@@ -29,7 +29,7 @@ def best_of_n(p_ref: Tensor, reward: Tensor, n: int) -> Tensor:
 
 
 def least_regret(log_ref: Tensor, reward: Tensor, beta: float) -> float:
-    """The least regret at β that any threshold reaches; a single prompt, (K,)."""
+    """The minimum regret at β over all thresholds; a single prompt, (K,)."""
     log_star = (log_ref + reward / beta).log_softmax(-1)
     regrets = []
     for lowest in reward:  # the lowest reward that is let through
@@ -50,7 +50,7 @@ def _cdf(p_ref: Tensor, reward: Tensor) -> Tensor:
 
 
 def _regrets(log_ref: Tensor, reward: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-    """Regret and expected reward of every threshold, the one that lets everything through first, (K,) each."""
+    """Regret and expected reward of every threshold, from the one that passes every response, (K,) each."""
     log_star = (log_ref + reward / beta).log_softmax(-1)
     regrets, gains = [], []
     for lowest in reward.sort().values:
@@ -61,7 +61,7 @@ def _regrets(log_ref: Tensor, reward: Tensor, beta: float) -> tuple[Tensor, Tens
 
 
 def _forward(log_ref: Tensor, reward: Tensor, beta: float) -> float:
-    """The least β KL(π*‖π_τ), finite only where everything passes."""
+    """The minimum of β KL(π*‖π_τ), which is finite only if every response passes."""
     star = (log_ref + reward / beta).softmax(-1)
     return beta * (star * (star.log() - log_ref)).sum().item()
 
@@ -81,7 +81,7 @@ EXERCISES = (
     Exercise(
         key="nb09.improve_loss",
         title="The loss of an Improve step",
-        objective="turn the slide's J(θ) into code, with its filter and its expectation over the grown set",
+        objective="write the slide's J(θ) as code, with its filter and its expectation over the set sampled in the Grow step",
         difficulty=1,
         minutes=5,
         cases=(
@@ -98,13 +98,13 @@ EXERCISES = (
                 lambda s, lp, t: -((s >= t) * lp).mean(),
             ),
             Mistake(
-                "filter turned round",
-                "the filter keeps what it should drop: F is 1 above the threshold.",
+                "inverted filter",
+                "the filter is inverted: F is 1 above the threshold.",
                 lambda s, lp, t: -((s <= t) * lp).mean(),
             ),
             Mistake(
                 "sign",
-                "the minus is missing: behaviour cloning's loss is −log π_θ. Minimising this would unlearn the data.",
+                "the minus is missing: behaviour cloning's loss is −log π_θ. Minimising this would lower the probability of the data.",
                 lambda s, lp, t: ((s > t) * lp).mean(),
             ),
             Mistake(
@@ -115,29 +115,29 @@ EXERCISES = (
             ),
             Mistake(
                 "sum for mean",
-                "summed over the samples: the slide has an expectation, so the mean.",
+                "this is the sum over the samples, but the slide has an expectation, which is the mean.",
                 lambda s, lp, t: -((s > t) * lp).sum(),
             ),
             Mistake(
                 "no filter",
-                "the filter is missing: this clones every sample, which leads nowhere but back to the policy.",
+                "the filter is missing: this clones every sample, which gives the same policy again.",
                 lambda s, lp, t: -lp.mean(),
             ),
             Mistake(
                 "weighed by the score",
-                "the samples that pass are weighed by their score. F is 0 or 1: above τ nothing is preferred.",
+                "the samples that pass are weighted by their score, but F is 0 or 1.",
                 lambda s, lp, t: -((s > t) * s * lp).mean(),
             ),
         ),
         hints=(
-            "F is a mask: `score > threshold` gives True and False. What does a False times a number give?",
-            "Multiply the mask with `-log_prob`, and take the mean over all samples, the ones that failed too.",
+            "F is a mask: `score > threshold` gives True and False. What is False times a number?",
+            "Multiply the mask by `-log_prob`, and take the mean over all samples, including those that failed.",
         ),
     ),
     Exercise(
         key="nb09.filter_limit",
         title="Where one filter ends",
-        objective="write the policy to which cloning filtered samples converges, and see that no β is in it",
+        objective="write the policy to which cloning filtered samples converges, and see that it does not depend on β",
         difficulty=1,
         minutes=5,
         cases=(
@@ -153,32 +153,32 @@ EXERCISES = (
             ),
             Mistake(
                 "not normalised",
-                "the rows do not sum to one: divide by what is left of the reference, P_ref(r > τ).",
+                "the rows do not sum to one. Divide by P_ref(r > τ).",
                 lambda lr, r, t: lr.exp() * (r > t),
             ),
             Mistake(
                 "wrong axis",
-                "normalised over the prompts. Each prompt has its own distribution: sum over the last axis.",
+                "this is normalised over the prompts. Each prompt has its own distribution, so sum over the last axis.",
                 lambda lr, r, t: _limit(lr, r > t, 0),
             ),
             Mistake(
                 "no reference",
-                "all that passes is equally likely here. Samples come from π_ref, and what is likely comes often.",
+                "all responses that pass have the same probability here, but they are sampled from π_ref.",
                 lambda lr, r, t: _limit(torch.zeros_like(lr), r > t),
             ),
             Mistake(
                 "tilted",
-                "what passes is tilted by exp(r) here. The filter knows no reward above τ, only that it is above.",
+                "the responses that pass are tilted by exp(r) here, but above τ the filter does not depend on the reward.",
                 lambda lr, r, t: _limit(lr + r, r > t),
             ),
             Mistake(
-                "filter turned round",
-                "this keeps what should be dropped.",
+                "inverted filter",
+                "the filter is inverted: keep the responses above the threshold.",
                 lambda lr, r, t: _limit(lr, r <= t),
             ),
         ),
         hints=(
-            "Cloning ends at the distribution of the data. Which distribution do samples of π_ref with r > τ have?",
+            "Cloning converges to the distribution of the data. Which distribution do samples of π_ref with r > τ have?",
             "π_ref times the mask, divided by its own sum over the last axis (`keepdim=True`).",
         ),
     ),
@@ -204,29 +204,29 @@ EXERCISES = (
                 lambda p, r, n: n * p * _cdf(p, r) ** (n - 1),
             ),
             Mistake(
-                "nothing taken off",
+                "no subtraction",
                 "F^n is the chance that no draw is better than y, also when y was never drawn: take off the chance "
                 "that all are worse.",
                 lambda p, r, n: _cdf(p, r) ** n,
             ),
             Mistake(
                 "worst of n",
-                "this is the worst of n draws: the comparison of the rewards is turned round.",
+                "this is the worst of n draws: the comparison of the rewards is inverted.",
                 lambda p, r, n: (1 - _cdf(p, r) + p) ** n - (1 - _cdf(p, r)) ** n,
             ),
             Mistake(
                 "left in order",
-                "sorted by reward and left so: give the probabilities in the order of the input.",
+                "the result is sorted by reward. Give the probabilities in the order of the input.",
                 lambda p, r, n: best_of_n(p, r, n)[r.argsort()],
             ),
             Mistake(
                 "one too many",
-                "one draw too many: n counts all draws.",
+                "this is one draw too many: n counts all draws.",
                 lambda p, r, n: best_of_n(p, r, n + 1),
             ),
             Mistake(
                 "tempered",
-                "π_ref^n, normalised, knows no reward at all: it is the reference at a lower temperature.",
+                "π_ref^n, normalised, does not depend on the reward: it is the reference at a lower temperature.",
                 lambda p, r, n: p**n / (p**n).sum(),
             ),
         ),
@@ -239,7 +239,7 @@ EXERCISES = (
     Exercise(
         key="nb09.least_regret",
         title="The best threshold there is",
-        objective="show for a given β how near to π* the filter can come, whatever its threshold",
+        objective="compute for a given β how near the filter can come to π* with the best threshold",
         difficulty=3,
         minutes=12,
         cases=(
@@ -255,27 +255,27 @@ EXERCISES = (
             ),
             Mistake(
                 "most reward",
-                "this takes the threshold with the most reward and forgets what it pays in KL.",
+                "this takes the threshold with the highest reward and ignores its KL.",
                 lambda lr, r, b: _regrets(lr, r, b)[0][-1].item(),
             ),
             Mistake(
                 "worst threshold",
-                "this is the largest regret of all thresholds, not the least.",
+                "this is the maximum regret over the thresholds, not the minimum.",
                 lambda lr, r, b: _regrets(lr, r, b)[0].max().item(),
             ),
             Mistake(
                 "mean over thresholds",
-                "averaged over the thresholds: choose the best one.",
+                "this is the mean over the thresholds. Choose the best one.",
                 lambda lr, r, b: _regrets(lr, r, b)[0].mean().item(),
             ),
             Mistake(
-                "KL turned round",
-                "KL(π*‖π_τ) is infinite as soon as the filter drops anything. Regret is β KL(π_τ‖π*).",
+                "swapped KL",
+                "KL(π*‖π_τ) is infinite as soon as the filter drops a response. Regret is β KL(π_τ‖π*).",
                 _forward,
             ),
         ),
         hints=(
-            "Only K thresholds differ: one for each response that may be the lowest one let through.",
+            "Only K thresholds differ: one for each response that can be the lowest one to pass.",
             "Regret is β KL(π_τ‖π*), with π* the softmax of log π_ref + r/β. Where π_τ is zero, its term is zero.",
             "`torch.special.xlogy(p, p)` is p log p with 0 at p = 0.",
         ),

@@ -1,4 +1,4 @@
-"""Exercises of notebook 10: reading the map of all methods."""
+"""Exercises of notebook 10: KL, reward and regret of all methods compared."""
 
 import math
 from functools import partial
@@ -15,7 +15,7 @@ def _double(values: object) -> Tensor:
 
 
 def regret_of_place(kl: Tensor, reward: Tensor, log_z: float, beta: float) -> Tensor:
-    """The regret of policies known only by their places (KL, E[r]) on the map, same shape."""
+    """The regret of policies from KL and E[r] alone, in the same shape."""
     return beta * log_z - (reward - beta * kl)
 
 
@@ -25,14 +25,14 @@ def equal_price(kl_a: float, reward_a: float, kl_b: float, reward_b: float) -> f
 
 
 def twin_beta(log_ref: Tensor, reward: Tensor, kl: float) -> float:
-    """The β' at which π* spends exactly `kl` nats; a single prompt, (K,)."""
+    """The β' for which KL(π*‖π_ref) is `kl` nats; a single prompt, (K,)."""
     low, high = 1e-4, 1e4
     for _ in range(100):
         beta = (low * high) ** 0.5
         log_star = (log_ref + reward / beta).log_softmax(-1)
         spent = (log_star.exp() * (log_star - log_ref)).sum().item()
         if spent > kl:
-            low = beta  # too far from home: a nat must cost more
+            low = beta  # the KL is too large: raise β
         else:
             high = beta
     return float((low * high) ** 0.5)
@@ -41,7 +41,7 @@ def twin_beta(log_ref: Tensor, reward: Tensor, kl: float) -> float:
 def regret_in_two(
     log_policy: Tensor, log_ref: Tensor, reward: Tensor, beta: float, twin: float
 ) -> tuple[Tensor, Tensor]:
-    """Regret lost below the frontier, and by the wrong place on it; `twin` is β', the price of the policy's twin."""
+    """Regret lost below the frontier, and by the wrong place on it; `twin` is β' of the policy's twin."""
     log_star = (log_ref + reward / beta).log_softmax(-1)
     log_twin = (log_ref + reward / twin).log_softmax(-1)
     below = twin * (log_policy.exp() * (log_policy - log_twin)).sum(-1)
@@ -55,24 +55,24 @@ def _spent(log_ref: Tensor, reward: Tensor, beta: float, turned: bool = False) -
     return (one.exp() * (one - other)).sum().item()
 
 
-def _search(log_ref: Tensor, reward: Tensor, kl: float, slip: str) -> float:
-    """`twin_beta` with one slip."""
+def _search(log_ref: Tensor, reward: Tensor, kl: float, mistake: str) -> float:
+    """`twin_beta` with one mistake."""
     low, high = 1e-4, 1e4
     for _ in range(100):
         beta = (low * high) ** 0.5
-        at = 1 / beta if slip == "product" else beta
-        spent = _spent(log_ref, reward, at, slip == "turned")
-        spent = spent / math.log(2) if slip == "bits" else spent
+        at = 1 / beta if mistake == "product" else beta
+        spent = _spent(log_ref, reward, at, mistake == "turned")
+        spent = spent / math.log(2) if mistake == "bits" else spent
         grows = spent > kl
-        if grows != (slip in ("wrong half", "product")):
+        if grows != (mistake in ("wrong half", "product")):
             low = beta
         else:
             high = beta
     return float((low * high) ** 0.5)
 
 
-def _parts(log_policy: Tensor, log_ref: Tensor, reward: Tensor, beta: float, twin: float, slip: str) -> tuple[Any, ...]:
-    """`regret_in_two` with one slip."""
+def _parts(log_policy: Tensor, log_ref: Tensor, reward: Tensor, beta: float, twin: float, mistake: str) -> tuple[Any, ...]:
+    """`regret_in_two` with one mistake."""
     log_star = (log_ref + reward / beta).log_softmax(-1)
     log_twin = (log_ref + reward / twin).log_softmax(-1)
 
@@ -80,17 +80,17 @@ def _parts(log_policy: Tensor, log_ref: Tensor, reward: Tensor, beta: float, twi
         return (p.exp() * (p - q)).sum(-1)
 
     below, place = twin * kl(log_policy, log_twin), beta * kl(log_twin, log_star)
-    if slip == "beta twice":
+    if mistake == "beta twice":
         below = beta * kl(log_policy, log_twin)
-    if slip == "twin twice":
+    if mistake == "twin twice":
         place = twin * kl(log_twin, log_star)
-    if slip == "turned":
+    if mistake == "turned":
         place = beta * kl(log_star, log_twin)
-    if slip == "no beta":
+    if mistake == "no beta":
         below, place = kl(log_policy, log_twin), kl(log_twin, log_star)
-    if slip == "to the star":
+    if mistake == "to the star":
         below = beta * kl(log_policy, log_star)
-    return (place, below) if slip == "swapped" else (below, place)
+    return (place, below) if mistake == "swapped" else (below, place)
 
 
 _PLACES = {"kl": _double([0.0, 0.4, 1.5]), "reward": _double([0.3, 0.8, 1.1]), "log_z": 1.4, "beta": 0.5}
@@ -110,19 +110,19 @@ EXERCISES = (
         difficulty=1,
         minutes=4,
         cases=(
-            Case("three places, β = 0.5", _PLACES),
+            Case("three points, β = 0.5", _PLACES),
             Case("the same at β = 2", _PLACES | {"beta": 2.0, "log_z": 0.25}),
         ),
         solution=regret_of_place,
         mistakes=(
             Mistake(
-                "KL paid to the policy",
-                "the KL has the wrong sign: J = E[r] − β KL, so drift costs, and more KL is more regret.",
+                "sign of the KL",
+                "the KL has the wrong sign: J = E[r] − β KL, so a larger KL gives a larger regret.",
                 lambda kl, r, lz, b: b * lz - (r + b * kl),
             ),
             Mistake(
                 "no beta at the KL",
-                "the KL is not priced: it is in nats, and β turns nats into reward.",
+                "β is missing: the KL is in nats, and β turns nats into reward.",
                 lambda kl, r, lz, b: b * lz - (r - kl),
             ),
             Mistake(
@@ -132,65 +132,65 @@ EXERCISES = (
             ),
             Mistake(
                 "sign",
-                "turned round: regret is what the policy lacks, J(π*) − J(π), and never negative.",
+                "the sign is wrong: regret is J(π*) − J(π) and never negative.",
                 lambda kl, r, lz, b: (r - b * kl) - b * lz,
             ),
             Mistake(
                 "objective",
-                "this is J, not what is missing from it.",
+                "this is J, not the regret J(π*) − J.",
                 lambda kl, r, lz, b: r - b * kl,
             ),
         ),
         hints=(
-            "Regret is J(π*) − J(π). Which of the two can be read off the place, and which is known from Z?",
+            "Regret is J(π*) − J(π). Which of the two follows from KL and reward, and which from Z?",
             "J(π) = E[r] − β KL(π‖π_ref), and J(π*) = β log Z.",
         ),
     ),
     Exercise(
         key="nb10.equal_price",
         title="At which β would you change sides?",
-        objective="find the price at which two policies on the map are worth the same",
+        objective="find the β for which two policies have the same objective",
         difficulty=2,
         minutes=5,
         cases=(
             Case(
-                "b pays more and earns more",
+                "b has more KL and more reward",
                 {"kl_a": 0.3, "reward_a": 0.8, "kl_b": 1.1, "reward_b": 1.2},
             ),
-            Case("a pays more", {"kl_a": 2.0, "reward_a": 1.5, "kl_b": 0.5, "reward_b": 0.2}),
+            Case("a has more KL", {"kl_a": 2.0, "reward_a": 1.5, "kl_b": 0.5, "reward_b": 0.2}),
         ),
         solution=equal_price,
         mistakes=(
             Mistake(
                 "upside down",
-                "upside down: β is reward per nat, the slope of the line between the two.",
+                "the fraction is inverted: β is reward per nat, the slope of the line between the two.",
                 lambda ka, ra, kb, rb: (ka - kb) / (ra - rb),
             ),
             Mistake(
                 "sign",
-                "a negative price: both differences must be taken in the same order.",
+                "β is negative: both differences must be taken in the same order.",
                 lambda ka, ra, kb, rb: (ra - rb) / (kb - ka),
             ),
             Mistake(
                 "average price",
-                "this compares reward per nat of each. What counts is the extra reward for the extra nats.",
+                "this compares the reward per nat of each. Compare the additional reward with the additional nats.",
                 lambda ka, ra, kb, rb: ra / ka - rb / kb,
             ),
             Mistake(
                 "sums",
-                "sums for differences: at equal J the difference of rewards is β times the difference of KLs.",
+                "these are sums instead of differences: at equal J the difference of rewards is β times the difference of KLs.",
                 lambda ka, ra, kb, rb: (ra + rb) / (ka + kb),
             ),
         ),
         hints=(
             "Write J(a) = J(b), and solve for β.",
-            "E_a[r] − β KL_a = E_b[r] − β KL_b. On the map it is the slope of the line through both places.",
+            "E_a[r] − β KL_a = E_b[r] − β KL_b. In the plane of KL and reward it is the slope of the line through both points.",
         ),
     ),
     Exercise(
         key="nb10.twin_beta",
         title="The twin on the frontier",
-        objective="find the price at which the best policy would spend a given KL",
+        objective="find the β for which π* has a given KL",
         difficulty=2,
         minutes=10,
         cases=(
@@ -201,24 +201,24 @@ EXERCISES = (
         relative=1e-3,
         mistakes=(
             Mistake(
-                "KL turned round",
+                "swapped KL",
                 "this matches KL(π_ref‖π*). The objective's KL is KL(π‖π_ref): the expectation is under the policy.",
-                partial(_search, slip="turned"),
+                partial(_search, mistake="turned"),
             ),
             Mistake(
                 "1/β",
                 "this is 1/β: π* is π_ref exp(r/β)/Z, not π_ref exp(β r)/Z.",
-                partial(_search, slip="product"),
+                partial(_search, mistake="product"),
             ),
             Mistake(
                 "bits",
                 "the KL is in bits here: use the natural logarithm.",
-                partial(_search, slip="bits"),
+                partial(_search, mistake="bits"),
             ),
             Mistake(
                 "wrong half",
-                "the search runs away to an end of its range: where π* spends too much, β must be raised.",
-                partial(_search, slip="wrong half"),
+                "the search ends at an end of its range: if the KL of π* is too large, β must be raised.",
+                partial(_search, mistake="wrong half"),
             ),
         ),
         hints=(
@@ -226,13 +226,13 @@ EXERCISES = (
             "Search between 1e-4 and 1e4, and take the geometric mean as the middle: β is a price, and its scale is "
             "unknown.",
             "`log_star = (log_ref + reward / beta).log_softmax(-1)`; its KL is `(log_star.exp() * (log_star - "
-            "log_ref)).sum()`. Where that is too much, `low = beta`.",
+            "log_ref)).sum()`. If that is too large, `low = beta`.",
         ),
     ),
     Exercise(
         key="nb10.regret_in_two",
         title="Two ways to fall short",
-        objective="split a method's regret into what it lost below the frontier and what its place on it costs",
+        objective="split a method's regret into the loss below the frontier and the loss from its place on it",
         difficulty=3,
         minutes=10,
         cases=(
@@ -243,37 +243,37 @@ EXERCISES = (
         mistakes=(
             Mistake(
                 "swapped",
-                "the parts are swapped: the first is what was lost below the frontier, from the policy to its twin.",
-                partial(_parts, slip="swapped"),
+                "the parts are swapped: the first is the loss below the frontier, from the policy to its twin.",
+                partial(_parts, mistake="swapped"),
             ),
             Mistake(
                 "β twice",
-                "β prices both parts here. Below the frontier a nat is priced at β′, the slope where the twin stands.",
-                partial(_parts, slip="beta twice"),
+                "both parts have the factor β here, but below the frontier it is β′, the slope at the twin.",
+                partial(_parts, mistake="beta twice"),
             ),
             Mistake(
                 "β′ twice",
-                "β′ prices both parts here. The twin's own regret is counted at the β that was asked for.",
-                partial(_parts, slip="twin twice"),
+                "both parts have the factor β′ here, but the regret of the twin is at β.",
+                partial(_parts, mistake="twin twice"),
             ),
             Mistake(
-                "KL turned round",
-                "the second KL is turned round: the twin stands first, it is the one that falls short of π*.",
-                partial(_parts, slip="turned"),
+                "swapped KL",
+                "the arguments of the second KL are swapped: the twin is the first argument, because its regret to π* is computed.",
+                partial(_parts, mistake="turned"),
             ),
             Mistake(
                 "no β",
-                "these are nats. Regret is in units of reward: each KL has its price.",
-                partial(_parts, slip="no beta"),
+                "these are nats. Regret is in units of reward: each KL has its factor.",
+                partial(_parts, mistake="no beta"),
             ),
             Mistake(
                 "whole regret",
-                "the first part is the whole regret here, β KL(π‖π*): measure to the twin, not to the star.",
-                partial(_parts, slip="to the star"),
+                "the first part is the whole regret here, β KL(π‖π*): use the KL to the twin, not to π*.",
+                partial(_parts, mistake="to the star"),
             ),
         ),
         hints=(
-            "The way leads over the twin: from π to π*_β′, and from there to π*_β. Each step is a price times a KL.",
+            "Go through the twin: from π to π*_β′, and from there to π*_β. Each step is a β times a KL.",
             "Below: β′ KL(π‖π*_β′). Wrong place: β KL(π*_β′‖π*_β).",
         ),
     ),

@@ -1,4 +1,4 @@
-"""Exercises of notebook 11: measuring a language model that was trained on a reward model."""
+"""Exercises of notebook 11: evaluation of a language model that was trained on a reward model."""
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ def response_kl(log_policy: Tensor, log_ref: Tensor, mask: Tensor) -> Tensor:
 
 
 def error_over_prompts(scores: Tensor) -> Tensor:
-    """Standard error of the mean of `scores` (B, G) if prompts were drawn, and then G responses to each."""
+    """Standard error of the mean of `scores` (B, G), for sampled prompts with G sampled responses each."""
     means = scores.mean(1)
     return means.std() / len(means) ** 0.5  # type: ignore[no-any-return]
 
@@ -60,7 +60,7 @@ EXERCISES = (
         mistakes=(
             Mistake(
                 "no mask",
-                "padding counts here: places where the mask is False are no tokens, whatever number stands there.",
+                "padding is included here, but places where the mask is False are not tokens.",
                 lambda p, q, m: (p - q).sum(-1).mean(),
             ),
             Mistake(
@@ -76,12 +76,12 @@ EXERCISES = (
             ),
             Mistake(
                 "sign",
-                "the sign is turned: the policy drew the tokens, so its log-probability comes first.",
+                "the sign is wrong: the policy drew the tokens, so its log-probability comes first.",
                 lambda p, q, m: ((q - p) * m).sum(-1).mean(),
             ),
             Mistake(
                 "weighted twice",
-                "the tokens were drawn from the policy already; weighting them by its probability counts that twice.",
+                "the tokens were drawn from the policy already; weighting them by its probability counts it twice.",
                 lambda p, q, m: (p.exp() * (p - q) * m).sum(-1).mean(),
             ),
             Mistake(
@@ -92,7 +92,7 @@ EXERCISES = (
         ),
         hints=(
             "log π(y|x) is a sum over the tokens of y. Which places of the (B, G, T) tensors are tokens?",
-            "Multiply the difference of the log-probabilities by the mask, sum over T, take the mean of the rest.",
+            "Multiply the difference of the log-probabilities by the mask, sum over T, and take the mean over the rest.",
         ),
     ),
     Exercise(
@@ -115,17 +115,17 @@ EXERCISES = (
             ),
             Mistake(
                 "deviation",
-                "this is how much prompts differ. The error of their mean is smaller, and shrinks with more prompts.",
+                "this is the standard deviation over prompts. The error of their mean is smaller and shrinks with more prompts.",
                 lambda s: s.mean(1).std(),
             ),
             Mistake(
                 "over responses",
-                "the axes are swapped: average over the responses of a prompt first, then look at prompts.",
+                "the axes are swapped: average over the responses of a prompt first, then over prompts.",
                 lambda s: s.mean(0).std() / s.shape[1] ** 0.5,
             ),
             Mistake(
                 "within prompts",
-                "this is the spread within prompts. It says nothing of how much prompts differ from each other.",
+                "this is the spread within prompts. It does not include the differences between prompts.",
                 lambda s: s.std(1).mean() / s.shape[1] ** 0.5,
             ),
             Mistake(
@@ -135,14 +135,14 @@ EXERCISES = (
             ),
         ),
         hints=(
-            "What is drawn anew when the experiment is repeated: responses, or prompts too?",
-            "One number a prompt (the mean of its responses), then the usual standard error of B numbers.",
+            "Which samples change when the experiment is repeated: responses, or prompts too?",
+            "Compute one number for each prompt (the mean of its responses), then the standard error of these B numbers.",
         ),
     ),
     Exercise(
         key="nb11.gold_under_tilt",
         title="What the proxy's optimum is worth",
-        objective="say what a perfect optimiser of a reward model would earn of the gold reward",
+        objective="estimate the gold reward of the optimal policy of a reward model",
         difficulty=2,
         minutes=8,
         cases=(
@@ -159,7 +159,7 @@ EXERCISES = (
             ),
             Mistake(
                 "judged by the proxy",
-                "this is the proxy's own reward under its optimum, which always looks good.",
+                "this is the proxy reward of the optimal policy of the proxy, not its gold reward.",
                 lambda p, g, b: _weighted((p / b).softmax(-1), p),
             ),
             Mistake(
@@ -169,22 +169,22 @@ EXERCISES = (
             ),
             Mistake(
                 "one Z for all",
-                "one Z for all prompts: a prompt of high rewards then counts more than another.",
+                "this has one Z for all prompts, which gives a prompt with high rewards more weight than another.",
                 lambda p, g, b: ((p / b).flatten().softmax(0) * g.flatten()).sum(),
             ),
             Mistake(
                 "times beta",
-                "the reward is multiplied by β: a small β must tilt more, not less.",
+                "the reward is multiplied by β, but a small β must tilt more, not less.",
                 lambda p, g, b: _weighted((p * b).softmax(-1), g),
             ),
             Mistake(
                 "no beta",
-                "there is no β in it: this is the optimum at β = 1.",
+                "β is missing: this is the optimum at β = 1.",
                 lambda p, g, b: _weighted(p.softmax(-1), g),
             ),
             Mistake(
                 "not normalised",
-                "the weights are not divided by their sum: that sum estimates G · Z(x).",
+                "the weights are not divided by their sum, which estimates G · Z(x).",
                 lambda p, g, b: ((p / b).exp() * g).mean(),
             ),
         ),

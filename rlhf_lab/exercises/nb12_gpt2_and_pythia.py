@@ -1,10 +1,10 @@
-"""Exercises of notebook 12: what a real model asks of its data and of its machine."""
+"""Exercises of notebook 12: end tokens, LoRA parameters and memory of a real language model."""
 
 from rlhf_lab.exercises.checking import Case, Exercise, Mistake
 
 
 def ended(response: list[int], end: int, limit: int) -> list[int]:
-    """The response's ids as they are trained on: its end token once, and at most `limit` ids."""
+    """The response's ids for training: the end token once, and at most `limit` ids."""
     return [*response, end][:limit]
 
 
@@ -14,7 +14,7 @@ def adapter_weights(inputs: int, outputs: int, rank: int) -> int:
 
 
 def training_bytes(weights: int, trained: int, reference: bool) -> int:
-    """Bytes that weights, gradients and Adam's moments need in float32, and a reference's weights if one is kept."""
+    """Bytes that weights, gradients and Adam's moments need in float32, and a reference's weights if there is one."""
     return 4 * weights + 12 * trained + (4 * weights if reference else 0)
 
 
@@ -26,13 +26,13 @@ EXERCISES = (
     Exercise(
         key="nb12.ended",
         title="Where a response ends",
-        objective="end a response once, and not where it was merely cut",
+        objective="end a response once, but not if it was cut",
         difficulty=1,
         minutes=4,
         cases=(
             Case("it fits", {"response": [5, 8, 6], "end": 0, "limit": 6}),
             Case("it is too long", {"response": [5, 8, 6, 9, 7], "end": 0, "limit": 4}),
-            Case("it fits without its end alone", {"response": [3, 2, 4], "end": 0, "limit": 3}),
+            Case("it fits only without its end", {"response": [3, 2, 4], "end": 0, "limit": 3}),
         ),
         solution=ended,
         mistakes=(
@@ -44,7 +44,7 @@ EXERCISES = (
             ),
             Mistake(
                 "last token replaced",
-                "the last token is replaced by the end token where the text was cut: the text did not end there.",
+                "the last token is replaced by the end token where the text was cut, but the text did not end there.",
                 lambda y, end, n: [*y[: n - 1], end],
             ),
             Mistake(
@@ -54,19 +54,19 @@ EXERCISES = (
             ),
             Mistake(
                 "not cut",
-                "nothing is cut here: at most `limit` ids, the end token among them.",
+                "nothing is cut here. Return at most `limit` ids, including the end token.",
                 lambda y, end, n: [*y, end],
             ),
             Mistake(
                 "beginning lost",
-                "the beginning was cut off. Of a prompt the end is kept, of a response the beginning.",
+                "the beginning was cut off. A prompt keeps its end, a response its beginning.",
                 lambda y, end, n: [*y, end][-n:],
             ),
         ),
         hints=(
             "In which order: end the response, then cut it, or the other way round? What does the model learn from "
             "each?",
-            "Put the end token behind the response first. If the limit cuts it off again, that is as it should be.",
+            "Append the end token first. It is correct that the limit may cut it off again.",
         ),
     ),
     Exercise(
@@ -93,7 +93,7 @@ EXERCISES = (
             ),
             Mistake(
                 "product",
-                "a product where two matrices stand side by side: A and B are r × in and out × r.",
+                "this is a product instead of a sum: A and B are r × in and out × r.",
                 lambda i, o, r: r * i * o,
             ),
             Mistake(
@@ -110,19 +110,19 @@ EXERCISES = (
     Exercise(
         key="nb12.training_bytes",
         title="Memory before the first token",
-        objective="reckon what weights, gradients, Adam and a reference need before anything is computed",
+        objective="compute the memory of weights, gradients, Adam and a reference before training",
         difficulty=2,
         minutes=6,
         cases=(
-            Case("all of 124 million weights", {"weights": 124_000_000, "trained": 124_000_000, "reference": True}),
+            Case("124 million trained weights", {"weights": 124_000_000, "trained": 124_000_000, "reference": True}),
             Case("adapters of 1 million", {"weights": 124_000_000, "trained": 1_000_000, "reference": False}),
-            Case("adapters, a reference of its own", {"weights": 410_000_000, "trained": 2_000_000, "reference": True}),
+            Case("adapters and a separate reference", {"weights": 410_000_000, "trained": 2_000_000, "reference": True}),
         ),
         solution=training_bytes,
         mistakes=(
             Mistake(
                 "one moment",
-                "Adam keeps two moments of each trained weight, here is one.",
+                "Adam stores two moments of each trained weight; this counts one.",
                 lambda w, t, ref: 4 * w + 8 * t + 4 * w * ref,
             ),
             Mistake(
@@ -132,23 +132,23 @@ EXERCISES = (
             ),
             Mistake(
                 "reference forgotten",
-                "the reference is missing where one is kept.",
+                "the reference is missing.",
                 _lost_reference,
             ),
             Mistake(
                 "reference trained",
-                "the reference is counted as if it were trained: it is frozen, its weights alone are there.",
+                "the reference is counted as if it were trained: it is frozen and has only its weights.",
                 lambda w, t, ref: 4 * w + 12 * t + (4 * w + 12 * t if ref else 0),
             ),
             Mistake(
                 "half precision",
-                "these are two bytes a number: float32 has four.",
+                "these are two bytes for each number, but float32 has four.",
                 lambda w, t, ref: (4 * w + 12 * t + 4 * w * ref) // 2,
             ),
         ),
         hints=(
-            "Four bytes a number. Which numbers belong to every weight, and which to trained ones alone?",
-            "Every weight: itself. Trained: a gradient and Adam's two moments. A reference: its weights, frozen.",
+            "Each number has four bytes. Which numbers belong to every weight, and which only to trained ones?",
+            "Every weight is stored. A trained weight also has a gradient and Adam's two moments. A reference has frozen weights.",
         ),
     ),
 )

@@ -1,4 +1,4 @@
-"""Exercises of notebook 13: a world that moves, and how long a label stays useful."""
+"""Exercises of notebook 13: a non-static environment, and how long a label stays useful."""
 
 import math
 from collections.abc import Callable
@@ -25,43 +25,43 @@ def moving_regret(
 
 
 def window_cost(price: float, drift: float, labels: float, window: int, every: int) -> float:
-    """What a round costs with a fit to the last `window` rounds, made every `every` rounds."""
+    """The regret of a round with a fit to the last `window` rounds, made every `every` rounds."""
     ages = [(window + 1) / 2 + late for late in range(every)]
     return price / (labels * window) + drift * sum(age**2 for age in ages) / every
 
 
 def best_window(price: float, drift: float, labels: float) -> int:
-    """The whole number of rounds whose labels are worth keeping, with a fit every round."""
+    """The number of rounds whose labels should be used, with a fit every round."""
     costs = {w: price / (labels * w) + drift * ((w + 1) / 2) ** 2 for w in range(1, 1001)}
     return min(costs, key=lambda w: costs[w])
 
 
 def once_wins(price: float, late: float, rounds: int) -> list[float]:
-    """Labels a round, and a turn of half a radian at least, with which fitting once loses less."""
+    """Labels per round, and a turn of at least half a radian, for which fitting once has the lower regret."""
     return [2 * price / (late * rounds), 0.5]
 
 
-def _turned(slip: str) -> Callable[..., Tensor]:
-    """`moving_regret` with one slip."""
+def _turned(mistake: str) -> Callable[..., Tensor]:
+    """`moving_regret` with one mistake."""
 
     def wrong(
         log_policy: Tensor, log_ref: Tensor, reward: Tensor, velocity: Tensor, angle: float, beta: float
     ) -> Tensor:
         c, s = math.cos(angle), math.sin(angle)
         now = c * reward + s * velocity
-        if slip == "old":
+        if mistake == "old":
             now = reward
-        if slip == "swapped":
+        if mistake == "swapped":
             now = s * reward + c * velocity
-        if slip == "back":
+        if mistake == "back":
             now = c * reward - s * velocity
         log_star = (log_ref + now / beta).log_softmax(-1)
-        if slip == "no ref":
+        if mistake == "no ref":
             log_star = (now / beta).log_softmax(-1)
-        if slip == "turned":
+        if mistake == "turned":
             return beta * (log_star.exp() * (log_star - log_policy)).sum(-1)
         kl = (log_policy.exp() * (log_policy - log_star)).sum(-1)
-        return kl if slip == "no beta" else beta * kl
+        return kl if mistake == "no beta" else beta * kl
 
     return wrong
 
@@ -71,10 +71,10 @@ def _least(cost: Callable[[int], float]) -> int:
 
 
 def _judge(answer: object, price: float, late: float, rounds: int) -> str | None:
-    """What is wrong with a world in which fitting once should lose less."""
+    """The complaint about a world in which fitting once should have the lower regret, or None."""
     numbers = as_tensor(answer)
     if numbers is None or numbers.shape != (2,):
-        return "return two numbers: labels a round, and the turn over the deployment in radians."
+        return "return two numbers: labels per round, and the turn over the deployment in radians."
     labels, turn = numbers.tolist()
     if not labels >= 1:
         return f"{labels:g} labels a round: at least 1 is wanted. Labels come first, then the turn."
@@ -103,7 +103,7 @@ EXERCISES = (
     Exercise(
         key="nb13.moving_regret",
         title="Regret against a π* that has moved on",
-        objective="measure a policy by the reward of today, not by the one it was fitted to",
+        objective="evaluate a policy by the current reward, not by the one it was fitted to",
         difficulty=1,
         minutes=4,
         cases=(
@@ -121,22 +121,22 @@ EXERCISES = (
         ),
         solution=moving_regret,
         mistakes=(
-            Mistake("old reward", "this is the regret of round 0: the reward has turned since.", _turned("old")),
-            Mistake("sine and cosine", "at angle 0 the reward must be the old one: try it.", _turned("swapped")),
+            Mistake("old reward", "this is the regret of round 0, but the reward has turned since.", _turned("old")),
+            Mistake("sine and cosine", "at angle 0 the reward must be the old one.", _turned("swapped")),
             Mistake("backwards", "the reward turns towards its velocity, not away from it.", _turned("back")),
-            Mistake("no reference", "π* of today starts from π_ref as well: it was left out.", _turned("no ref")),
-            Mistake("KL turned round", "which policy is asked? The expectation is under it.", _turned("turned")),
+            Mistake("no reference", "π_ref is missing in the current π*.", _turned("no ref")),
+            Mistake("swapped KL", "the arguments of the KL are swapped: the expectation is under the deployed policy.", _turned("turned")),
             Mistake("no beta", "this is in nats; regret is in units of reward.", _turned("no beta")),
         ),
         hints=(
-            "First the reward of today: $\\cos(a)\\,r+\\sin(a)\\,u$. Then π\\* of today, from π_ref and that reward.",
+            "First compute the current reward: $\\cos(a)\\,r+\\sin(a)\\,u$. Then compute the current π\\* from π_ref and that reward.",
             "Regret is $\\beta\\,\\mathrm{KL}(\\pi\\|\\pi^*_\\text{today})$; `log_softmax(-1)` normalises.",
         ),
     ),
     Exercise(
         key="nb13.window_cost",
         title="What a round costs",
-        objective="add up estimation and drift for a window and a rhythm",
+        objective="add the regret from estimation and from drift for a window and a refitting interval",
         difficulty=2,
         minutes=8,
         cases=(
@@ -152,27 +152,27 @@ EXERCISES = (
             ),
             Mistake(
                 "mean age squared",
-                "the squared ages are to be averaged, not the average squared: rounds are judged one by one.",
+                "average the squared ages, not the ages: each round has its own regret.",
                 lambda p, d, n, w, k: p / (n * w) + d * ((w + k) / 2) ** 2,
             ),
             Mistake(
                 "one round's labels",
-                "how many labels did the fit see? Not those of one round only.",
+                "the fit uses the labels of the whole window, not those of one round only.",
                 lambda p, d, n, w, k: p / n + d * sum(((w + 1) / 2 + a) ** 2 for a in range(k)) / k,
             ),
             Mistake(
                 "ages from zero",
-                "the newest labels are one round old when they are used: those of today come too late.",
+                "the newest labels are one round old when they are used: those of the current round come too late.",
                 lambda p, d, n, w, k: p / (n * w) + d * sum(((w - 1) / 2 + a) ** 2 for a in range(k)) / k,
             ),
             Mistake(
                 "added up",
-                "this is what `every` rounds cost together in drift; a round is asked for.",
+                "this is the drift regret of `every` rounds together; give that of one round.",
                 lambda p, d, n, w, k: p / (n * w) + d * sum(((w + 1) / 2 + a) ** 2 for a in range(k)),
             ),
         ),
         hints=(
-            "In its first round a fit is $(W+1)/2$ rounds old in the mean, in the next one round more, and so on.",
+            "In its first round a fit is $(W+1)/2$ rounds old on average, in the next one round older, and so on.",
             "Estimation: `price / (labels * window)`. Drift: `drift` times the mean of the squared ages of the "
             "`every` rounds.",
         ),
@@ -180,7 +180,7 @@ EXERCISES = (
     Exercise(
         key="nb13.best_window",
         title="How many rounds to keep",
-        objective="choose a window from the price of a label, the drift and the labels a round",
+        objective="choose a window from the limit of N · regret, the drift and the labels per round",
         difficulty=2,
         minutes=6,
         cases=(
@@ -191,34 +191,34 @@ EXERCISES = (
         mistakes=(
             Mistake(
                 "square root",
-                "two costs were set equal, or a slope was taken wrongly: the window goes with a cube root.",
+                "the two terms were set equal, or a derivative is wrong: the window follows a cube root.",
                 lambda p, d, n: round((p / (n * d)) ** 0.5),
             ),
             Mistake(
                 "price of one round",
-                "n labels come in every round: how many does a window hold?",
+                "n labels come in every round. How many does a window contain?",
                 lambda p, d, n: _least(lambda w: p / w + d * ((w + 1) / 2) ** 2),
             ),
             Mistake(
                 "oldest label",
-                "the fit lies at the mean age of its labels, not at the age of the oldest.",
+                "the fit has the mean age of its labels, not the age of the oldest.",
                 lambda p, d, n: _least(lambda w: p / (n * w) + d * w**2),
             ),
             Mistake(
                 "age not squared",
-                "a policy that is late twice as far loses four times as much.",
+                "a policy with twice the delay has four times the regret.",
                 lambda p, d, n: _least(lambda w: p / (n * w) + d * (w + 1) / 2),
             ),
         ),
         hints=(
-            "Write down what a round costs with a window of $W$ rounds, and try every $W$.",
-            "A table of costs by window, then its `min`: estimation `price / (labels * w)` and drift.",
+            "Write the regret of a round with a window of $W$ rounds, and try every $W$.",
+            "Make a table of regrets by window and take its `min`: estimation `price / (labels * w)` and drift.",
         ),
     ),
     Exercise(
         key="nb13.once_wins",
         title="Find the regime: once is enough",
-        objective="say when drift is not worth a second fit",
+        objective="find when drift is too small for a second fit",
         difficulty=3,
         minutes=10,
         cases=(
@@ -229,12 +229,12 @@ EXERCISES = (
         mistakes=(
             Mistake(
                 "too little drift",
-                "that is a world which hardly moves: half a radian over the deployment is wanted.",
+                "the preferences hardly change. The turn must be at least half a radian.",
                 lambda p, late, rounds: [2 * p / (late * rounds), 0.1],
             ),
             Mistake(
                 "many labels",
-                "the more labels, the less is there to gain from having them all at the start.",
+                "with more labels, having all of them at the start is less of an advantage.",
                 lambda p, late, rounds: [200 * p / (late * rounds), 0.5],
             ),
             Mistake(

@@ -11,13 +11,13 @@ def _double(values: object) -> Tensor:
 
 
 def share_labels(prices: Tensor, number: float) -> Tensor:
-    """How many of `number` labels each prompt gets, so that the sum of price/labels is least."""
+    """The number of labels for each prompt, `number` in total, that minimises the sum of price/labels."""
     weight = prices.sqrt()
     return number * weight / weight.sum()
 
 
 def worth_of_a_label(matters: Tensor, told: Tensor, inverse: Tensor) -> Tensor:
-    """By how much tr(Σ V) falls when the pair (i, j) gets one label more, for every pair, (K, K)."""
+    """The decrease of tr(Σ V) by one more label of the pair (i, j), for every pair, (K, K)."""
 
     def between(matrix: Tensor) -> Tensor:
         diagonal = matrix.diagonal()
@@ -29,48 +29,48 @@ def worth_of_a_label(matters: Tensor, told: Tensor, inverse: Tensor) -> Tensor:
 def regret_of_both(
     star: Tensor, demo: Tensor, information: Tensor, demonstrations: float, labels: float, demo_beta: float, beta: float
 ) -> Tensor:
-    """The regret that D demonstrations and N labels leave in the limit, one number."""
+    """The regret with D demonstrations and N labels in the limit, one number."""
     shown = (torch.diag(demo) - torch.outer(demo, demo)) / demo_beta**2
     known = demonstrations * shown + labels * information
     matters = torch.diag(star) - torch.outer(star, star)
     return torch.trace(matters @ torch.linalg.pinv(known)) / (2 * beta)
 
 
-def _worth(matters: Tensor, told: Tensor, inverse: Tensor, slip: str) -> Tensor:
-    """`worth_of_a_label` with one slip, pair by pair."""
+def _worth(matters: Tensor, told: Tensor, inverse: Tensor, mistake: str) -> Tensor:
+    """`worth_of_a_label` with one mistake, pair by pair."""
     size = len(told)
     out = torch.zeros(size, size, dtype=told.dtype)
     for i in range(size):
         for j in range(size):
             b = torch.zeros(size, dtype=told.dtype)
             b[i] += 1
-            b[j] += 1 if slip == "sum" else -1
+            b[j] += 1 if mistake == "sum" else -1
             v = inverse @ b
-            middle = v @ v if slip == "matters" else b @ matters @ v if slip == "once" else v @ matters @ v
-            w = 1.0 if slip == "told" else told[i, j]
-            out[i, j] = w * middle / (1 if slip == "denominator" else 1 + w * (b @ v))
+            middle = v @ v if mistake == "matters" else b @ matters @ v if mistake == "once" else v @ matters @ v
+            w = 1.0 if mistake == "told" else told[i, j]
+            out[i, j] = w * middle / (1 if mistake == "denominator" else 1 + w * (b @ v))
     return out
 
 
 def _both(
-    slip: str, star: Tensor, demo: Tensor, information: Tensor, demonstrations: float, labels: float,
+    mistake: str, star: Tensor, demo: Tensor, information: Tensor, demonstrations: float, labels: float,
     demo_beta: float, beta: float,
 ) -> Tensor:  # fmt: skip
-    """`regret_of_both` with one slip."""
+    """`regret_of_both` with one mistake."""
 
     def spread(p: Tensor) -> Tensor:
         return torch.diag(p) - torch.outer(p, p)
 
-    power = 1 if slip == "power" else 2
-    shown = spread(star if slip == "star" else demo) / demo_beta**power
-    if slip == "apart":
+    power = 1 if mistake == "power" else 2
+    shown = spread(star if mistake == "star" else demo) / demo_beta**power
+    if mistake == "apart":
         return sum(
             torch.trace(spread(star) @ torch.linalg.pinv(part)) / (2 * beta)
             for part in (demonstrations * shown, labels * information)
         )  # type: ignore[return-value]
     known = demonstrations * shown + labels * information
-    half = 1 if slip == "half" else 2
-    return torch.trace((spread(demo) if slip == "demo" else spread(star)) @ torch.linalg.pinv(known)) / (half * beta)
+    half = 1 if mistake == "half" else 2
+    return torch.trace((spread(demo) if mistake == "demo" else spread(star)) @ torch.linalg.pinv(known)) / (half * beta)
 
 
 def _laplacian(edges: object) -> Tensor:
@@ -101,7 +101,7 @@ EXERCISES = (
     Exercise(
         key="nb14.share_labels",
         title="Labels for prompts of different price",
-        objective="spread a budget over prompts when some are dearer to learn than others",
+        objective="distribute a budget over prompts that need different numbers of labels",
         difficulty=1,
         minutes=5,
         cases=(
@@ -112,22 +112,22 @@ EXERCISES = (
         mistakes=(
             Mistake(
                 "evenly",
-                "all prompts get the same: but one more label does more where the price is high.",
+                "all prompts get the same number, but one more label has more effect where the price is high.",
                 lambda prices, number: torch.full_like(prices, number / len(prices)),
             ),
             Mistake(
                 "in proportion to the price",
-                "this makes every prompt's regret equal. What must be equal is what one more label takes off it.",
+                "this makes every prompt's regret equal. The decrease by one more label must be equal instead.",
                 lambda prices, number: number * prices / prices.sum(),
             ),
             Mistake(
-                "the cheap ones first",
-                "the dearer prompt gets fewer labels here: look at which side the price is on.",
+                "inverted prices",
+                "the prompt with the higher price gets fewer labels here: the price is on the wrong side.",
                 lambda prices, number: number * prices.rsqrt() / prices.rsqrt().sum(),
             ),
             Mistake(
                 "shares",
-                "these are shares, which sum to 1; labels are asked for, which sum to `number`.",
+                "these are shares, which sum to 1. Give labels, which sum to `number`.",
                 lambda prices, number: prices.sqrt() / prices.sqrt().sum(),
             ),
         ),
@@ -139,7 +139,7 @@ EXERCISES = (
     Exercise(
         key="nb14.worth_of_a_label",
         title="What is the next label worth?",
-        objective="compute, for every pair at once, what one more label takes off the price",
+        objective="compute for all pairs at the same time by how much one more label lowers the regret",
         difficulty=3,
         minutes=12,
         cases=(
@@ -161,22 +161,22 @@ EXERCISES = (
             ),
             Mistake(
                 "Σ forgotten",
-                "Σ is missing: as if an error in any reward mattered alike to the policy.",
+                "Σ is missing, as if errors of all rewards affected the policy equally.",
                 lambda m, t, v: _worth(m, t, v, "matters"),
             ),
             Mistake(
                 "V once",
-                "V stands on one side of Σ only. What changes is V b bᵀ V.",
+                "V is on one side of Σ only, but the change is V b bᵀ V.",
                 lambda m, t, v: _worth(m, t, v, "once"),
             ),
             Mistake(
                 "all labels alike",
-                "the weight w = p(1 − p) is missing: a label that is known beforehand is worth nothing.",
+                "the weight w = p(1 − p) is missing: a label that is certain beforehand has no value.",
                 lambda m, t, v: _worth(m, t, v, "told"),
             ),
             Mistake(
                 "sum for difference",
-                "b is e_i + e_j here; a label tells of the difference of two rewards.",
+                "b is e_i + e_j here, but a label depends on the difference of two rewards.",
                 lambda m, t, v: _worth(m, t, v, "sum"),
             ),
         ),
@@ -188,7 +188,7 @@ EXERCISES = (
     Exercise(
         key="nb14.regret_of_both",
         title="Demonstrations and labels together",
-        objective="put two kinds of data on one scale, the information about the rewards",
+        objective="measure two kinds of data on one scale, the information about the rewards",
         difficulty=2,
         minutes=8,
         cases=(
@@ -216,7 +216,7 @@ EXERCISES = (
             ),
             Mistake(
                 "prices added",
-                "two regrets were added. What adds up is information: together they leave less than either alone.",
+                "two regrets were added, but information adds up: the regret with both is lower than with either alone.",
                 lambda *given: _both("apart", *given),
             ),
             Mistake(
@@ -226,12 +226,12 @@ EXERCISES = (
             ),
             Mistake(
                 "½ forgotten",
-                "the ½ of the quadratic form is missing: see the price of a label.",
+                "the ½ of the quadratic form is missing.",
                 lambda *given: _both("half", *given),
             ),
             Mistake(
                 "errors weighed by the demonstrator",
-                "errors are weighed by the demonstrator's policy. What they cost is up to π*.",
+                "errors are weighted by the demonstrator's policy, but the regret depends on π*.",
                 lambda *given: _both("demo", *given),
             ),
         ),

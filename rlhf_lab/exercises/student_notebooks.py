@@ -1,4 +1,4 @@
-"""Students' versions of the notebooks: solutions are taken out, outputs are cleared, all else stays.
+"""Makes the students' versions of the notebooks, without solutions and outputs.
 
 In a code cell, the lines between `### BEGIN SOLUTION` and `### END SOLUTION` (nbgrader's markers) are replaced by one
 line that raises NotImplementedError, at the same indentation. The markers are removed too. Folded solutions in markdown
@@ -23,7 +23,7 @@ def without_solution(source: str, where: str) -> str:
         where: the cell's name, for the message.
 
     Raises:
-        LabError: a marker without its partner, a solution inside a solution, or a marker that is misspelt.
+        LabError: an unpaired marker, a solution inside a solution, or a misspelt marker.
     """
     kept: list[str] = []
     inside = False
@@ -31,7 +31,7 @@ def without_solution(source: str, where: str) -> str:
         word = line.strip()
         if word in (BEGIN, END):
             if (word == BEGIN) == inside:
-                raise LabError(f"{where}: “{word}” without its partner.")
+                raise LabError(f"{where}: “{word}” has no partner.")
             inside = word == BEGIN
             if inside:
                 kept.append(line[: len(line) - len(line.lstrip())] + STUB)
@@ -40,16 +40,16 @@ def without_solution(source: str, where: str) -> str:
         elif not inside:
             kept.append(line)
     if inside:
-        raise LabError(f"{where}: “{BEGIN}” without its partner.")
+        raise LabError(f"{where}: “{BEGIN}” has no partner.")
     return "\n".join(kept)
 
 
 def student_version(notebook: Any, name: str) -> Any:
-    """The notebook as a student gets it; `notebook` itself is changed.
+    """Turn `notebook` into the student's version, in place, and return it.
 
     Args:
         notebook: as nbformat reads it.
-        name: of its file, for the message.
+        name: the file's name, for the message.
 
     Raises:
         LabError: as `without_solution`.
