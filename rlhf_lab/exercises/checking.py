@@ -123,7 +123,9 @@ class Exercise:
         if not self.cases or len(self.mistakes) < 3 or len(self.hints) < 2:
             raise LabError(f"Exercise {self.key!r} needs a case, three mistakes and two hints.")
         if (self.compare == "value") == bool(self.differentiate):
-            raise LabError(f"Exercise {self.key!r}: differentiate requires compare='gradient' or 'both', and the reverse.")
+            raise LabError(
+                f"Exercise {self.key!r}: differentiate requires compare='gradient' or 'both', and the reverse."
+            )
 
     @property
     def name(self) -> str:
@@ -220,7 +222,7 @@ class Complaint(Exception):
 
 @dataclass(frozen=True)
 class _Answer:
-    """The result of a function on one case: the normalised value, gradients by name, and the dtype of the computation."""
+    """The result of a function on one case: the normalised value, its gradients by name, and its dtype."""
 
     value: Any
     gradients: dict[str, Tensor]
@@ -286,7 +288,9 @@ def _guarded(function: Callable[..., Any], names: list[str]) -> Callable[..., An
                 warnings.simplefilter("ignore")
                 answer = function(*given)
         except NotImplementedError:
-            raise Complaint("the function is not written yet. Replace the line that raises NotImplementedError.", bare=True) from None
+            raise Complaint(
+                "the function is not written yet. Replace the line that raises NotImplementedError.", bare=True
+            ) from None
         except Exception as error:
             raise Complaint(_raised(error, function)) from None
         for name, old, new in zip(names, before, given, strict=True):
@@ -350,7 +354,9 @@ _NO_GRADIENT = (
 def _gradients(answer: Any, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
     """∂/∂leaf of a weighted sum of the answer's entries; zeros where no gradient arrives."""
     if not isinstance(answer, Tensor):
-        raise Complaint(f"the function must return a tensor that can be differentiated, not {_kind(answer)}. {_NO_GRADIENT}")
+        raise Complaint(
+            f"the function must return a tensor that can be differentiated, not {_kind(answer)}. {_NO_GRADIENT}"
+        )
     if not answer.requires_grad:
         return {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
     # The weights differ, so that swapped entries are detected.
@@ -487,7 +493,9 @@ def _tensor_difference(got: Any, want: Tensor, within: tuple[float, float]) -> s
         return f"got nan{_place(torch.isnan(numbers))}, expected {_shown(want[torch.isnan(numbers)][0])}."
     near = _close(numbers, want, within)
     if near.all():
-        return f"the numbers are correct, but got {_kind(got)}. Wrap it in torch.tensor(…)." if type(got) is list else ""
+        return (
+            f"the numbers are correct, but got {_kind(got)}. Wrap it in torch.tensor(…)." if type(got) is list else ""
+        )
     if want.numel() <= 6:
         return "expected {}, got {}.".format(*_apart(want, numbers, near))
     gap = torch.where(near, 0.0, torch.nan_to_num((numbers - want).abs(), nan=torch.inf, posinf=torch.inf))

@@ -82,7 +82,8 @@ EXERCISES = (
             ),
         ),
         hints=(
-            "In logarithms the product becomes a sum: log π* = log π_ref + r/β − log Z. Which function subtracts log Z?",
+            "In logarithms the product becomes a sum: log π* = log π_ref + r/β − log Z. Which function subtracts log "
+            "Z?",
             "`torch.log_softmax(…, -1)` subtracts the logarithm of the sum of exponentials, and that sum is Z(x).",
         ),
     ),

@@ -97,7 +97,8 @@ EXERCISES = (
             ),
             Mistake(
                 "log of sigmoid in two steps",
-                "this is correct on paper, but σ of a large negative number rounds to 0 and its logarithm is −∞: use logsigmoid.",
+                "this is correct on paper, but σ of a large negative number rounds to 0 and its logarithm is −∞: use "
+                "logsigmoid.",
                 lambda chosen, rejected: -torch.log(torch.sigmoid(chosen - rejected)).mean(),
             ),
         ),
@@ -146,7 +147,8 @@ EXERCISES = (
             ),
             Mistake(
                 "wrong axis",
-                "this is centred over the prompts, which subtracts a function of the response. Labels determine that function.",
+                "this is centred over the prompts, which subtracts a function of the response. Labels determine that "
+                "function.",
                 lambda first, second: (first - second - (first - second).mean(0)).square().mean(-1).sqrt(),
             ),
             Mistake(
@@ -156,7 +158,8 @@ EXERCISES = (
             ),
             Mistake(
                 "K − 1",
-                "this is divided by K − 1, as `std` does by default. The root mean square over K responses divides by K.",
+                "this is divided by K − 1, as `std` does by default. The root mean square over K responses divides by "
+                "K.",
                 lambda first, second: (first - second).std(-1),
             ),
             Mistake(
@@ -220,7 +223,8 @@ EXERCISES = (
             ),
             Mistake(
                 "mean for sum",
-                "the penalty is divided by the length, but its sum over the tokens must be −β times the whole log-ratio.",
+                "the penalty is divided by the length, but its sum over the tokens must be −β times the whole "
+                "log-ratio.",
                 lambda score, p, ref, mask, beta: _put(
                     -beta * (p - ref) * mask / mask.sum(-1, keepdim=True), score, _last(mask)
                 ),

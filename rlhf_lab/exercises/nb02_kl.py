@@ -66,9 +66,7 @@ def _expected_gradient(term: Callable[..., Tensor], log_policy: Tensor, log_ref:
                 )
             loss = loss + log_policy[drawn].sum().exp() * terms.mean()
         if not loss.requires_grad:
-            raise Complaint(
-                "no gradient reaches log_policy, so nothing can be trained. Was all of it detached?"
-            )
+            raise Complaint("no gradient reaches log_policy, so nothing can be trained. Was all of it detached?")
         found.append(torch.autograd.grad(loss, logits)[0])
     return found
 
@@ -81,7 +79,8 @@ def _self_in_baseline(got: object, want: list[Tensor]) -> str:
     if not all(torch.allclose(one, other, rtol=1e-5, atol=1e-7) for one, other in zip(got, scaled, strict=True)):
         return ""
     return (
-        "In batches of n your gradient is (n − 1)/n of the correct one, because the baseline contains the sample itself. "
+        "In batches of n your gradient is (n − 1)/n of the correct one, because the baseline contains the sample "
+        "itself. "
         "The direction is correct; with the mean of the other samples the size is correct too."
     )
 
@@ -176,7 +175,8 @@ EXERCISES = (
             ),
             Mistake(
                 "k1",
-                "this is k1, which is unbiased too but can be negative. Add a term with mean zero that makes it non-negative.",
+                "this is k1, which is unbiased too but can be negative. Add a term with mean zero that makes it "
+                "non-negative.",
                 lambda log_policy, log_ref: log_policy - log_ref,
             ),
             Mistake(
@@ -242,7 +242,7 @@ EXERCISES = (
     ),
     Exercise(
         key="nb02.kl_term",
-        title="A term with the right gradient",
+        title="A term that pulls the right way",
         objective="write a loss term of a sample whose expected gradient is that of KL(π‖π_ref)",
         difficulty=3,
         minutes=8,

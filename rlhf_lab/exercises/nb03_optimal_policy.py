@@ -148,7 +148,8 @@ EXERCISES = (
         mistakes=(
             Mistake(
                 "overflow",
-                "this is correct on paper, but exp(r/β) overflows at a small β and ∞/∞ is not a number. Stay in logarithms.",
+                "this is correct on paper, but exp(r/β) overflows at a small β and ∞/∞ is not a number. Stay in "
+                "logarithms.",
                 _naive,
             ),
             Mistake(
@@ -276,7 +277,8 @@ EXERCISES = (
             ),
             Mistake(
                 "the wrong half",
-                "the search ends at an end of the interval: a larger β gives a smaller KL, so raise β if the KL is too large.",
+                "the search ends at an end of the interval: a larger β gives a smaller KL, so raise β if the KL is too "
+                "large.",
                 lambda log_ref, reward, budget: _bisect(log_ref, reward, budget, flipped=True),
             ),
             Mistake(

@@ -83,7 +83,8 @@ EXERCISES = (
         mistakes=(
             Mistake(
                 "logarithm inside",
-                "this is the mean of r/β, but the logarithm is taken after the mean. (By Jensen, this is never larger.)",
+                "this is the mean of r/β, but the logarithm is taken after the mean. (By Jensen, this is never "
+                "larger.)",
                 lambda reward, beta: (reward / beta).mean(-1),
             ),
             Mistake(
@@ -130,7 +131,10 @@ EXERCISES = (
         minutes=7,
         cases=(
             Case("ten percent", {"log_ref": _REF, "reward": _REWARD, "beta": 0.5, "accuracy": 0.1}),
-            Case("an accuracy of a quarter, at a smaller β", {"log_ref": _REF, "reward": _REWARD, "beta": 0.2, "accuracy": 0.25}),
+            Case(
+                "an accuracy of a quarter, at a smaller β",
+                {"log_ref": _REF, "reward": _REWARD, "beta": 0.2, "accuracy": 0.25},
+            ),
         ),
         solution=samples_needed,
         mistakes=(
@@ -267,8 +271,7 @@ EXERCISES = (
             ),
             Mistake(
                 "summed over the next token",
-                "summed over the next token where the previous one is done with: keep the last token, sum out the "
-                "one before.",
+                "the sum is over the next token. Keep the next token, and sum over the previous one.",
                 lambda log_first, log_next, reward, beta, length: _chain(
                     log_first, log_next, reward, beta, length - 1, turned=True
                 ),

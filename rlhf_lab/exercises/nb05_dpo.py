@@ -109,7 +109,8 @@ EXERCISES = (
             ),
             Mistake(
                 "log of sigmoid in two steps",
-                "this is correct on paper, but for a pair that is ranked very incorrectly σ rounds to 0 and the loss is infinite: "
+                "this is correct on paper, but for a pair that is ranked very incorrectly σ rounds to 0 and the loss "
+                "is infinite: "
                 "use logsigmoid.",
                 lambda chosen, rejected, beta: -torch.log(torch.sigmoid(beta * (chosen - rejected))),
             ),
@@ -190,13 +191,15 @@ EXERCISES = (
             ),
             Mistake(
                 "log of sigmoid in two steps",
-                "this is correct on paper, but where the policy has almost no probability for a response σ rounds to 0 and the loss is infinite: "
+                "this is correct on paper, but where the policy has almost no probability for a response σ rounds to 0 "
+                "and the loss is infinite: "
                 "use logsigmoid.",
                 partial(_population, mistake="two steps"),
             ),
         ),
         hints=(
-            "For one pair (i, j): i wins with p_ij = σ(r_i − r_j), with the loss −log σ(r̂_i − r̂_j); j wins with 1 − p_ij.",
+            "For one pair (i, j): i wins with p_ij = σ(r_i − r_j), with the loss −log σ(r̂_i − r̂_j); j wins with 1 − "
+            "p_ij.",
             "With (K, K) tables `p` and `margin`, the entries (i, j) and (j, i) are the two labels of one pair: sum "
             "`-p * logsigmoid(margin)` off the diagonal, and divide by the number of pairs, K(K − 1)/2.",
         ),
@@ -228,7 +231,8 @@ EXERCISES = (
             ),
             Mistake(
                 "swapped pair",
-                "the two losses are swapped: most labels are correct, so the larger weight belongs to the label as given.",
+                "the two losses are swapped: most labels are correct, so the larger weight belongs to the label as "
+                "given.",
                 lambda c, r, beta, e: robust_loss(r, c, beta, e),
             ),
             Mistake(
@@ -248,7 +252,8 @@ EXERCISES = (
             ),
             Mistake(
                 "log of sigmoid in two steps",
-                "this is correct on paper, but for a pair that is ranked very incorrectly σ rounds to 0 and the loss is infinite: "
+                "this is correct on paper, but for a pair that is ranked very incorrectly σ rounds to 0 and the loss "
+                "is infinite: "
                 "use logsigmoid.",
                 lambda c, r, beta, e: (
                     (-(1 - e) * torch.sigmoid(beta * (c - r)).log() + e * torch.sigmoid(beta * (r - c)).log())
@@ -275,7 +280,8 @@ EXERCISES = (
         mistakes=(
             Mistake(
                 "DPO's margin",
-                "this is the minimum of DPO, the log-odds, which is infinite for a certain preference. IPO's loss is a square.",
+                "this is the minimum of DPO, the log-odds, which is infinite for a certain preference. IPO's loss is a "
+                "square.",
                 lambda p, tau: torch.logit(p) / tau,
             ),
             Mistake(

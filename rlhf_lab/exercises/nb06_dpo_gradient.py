@@ -145,7 +145,8 @@ EXERCISES = (
         mistakes=(
             Mistake(
                 "the margin's speed",
-                "this is how fast the margin log π(y_w) − log π(y_l) moves. The margin never falls, but the chosen log-probability may.",
+                "this is how fast the margin log π(y_w) − log π(y_l) moves. The margin never falls, but the chosen "
+                "log-probability may.",
                 lambda w, r, b, v: b * v * ((w - r) @ (w - r)),
             ),
             Mistake(

@@ -96,7 +96,8 @@ EXERCISES = (
         mistakes=(
             Mistake(
                 "no maximum",
-                "r_max is missing: exp(r/β) is not a probability, and every candidate with a positive reward would be accepted.",
+                "r_max is missing: exp(r/β) is not a probability, and every candidate with a positive reward would be "
+                "accepted.",
                 lambda r, beta: torch.exp(r / beta),
             ),
             Mistake(
@@ -126,7 +127,8 @@ EXERCISES = (
             ),
             Mistake(
                 "softmax",
-                "these sum to one over the candidates, but the acceptance probability of the best candidate is exactly one.",
+                "these sum to one over the candidates, but the acceptance probability of the best candidate is exactly "
+                "one.",
                 lambda r, beta: torch.softmax(r / beta, -1),
             ),
         ),
@@ -261,12 +263,14 @@ EXERCISES = (
         mistakes=(
             Mistake(
                 "with replacement",
-                "these are two draws with replacement, but an accepted candidate is removed and cannot be accepted again.",
+                "these are two draws with replacement, but an accepted candidate is removed and cannot be accepted "
+                "again.",
                 lambda r, beta: _two(r, beta, "replacement"),
             ),
             Mistake(
                 "not renormalised",
-                "the diagonal is zero, but the rest does not sum to one: the second probabilities must be renormalised.",
+                "the diagonal is zero, but the rest does not sum to one: the second probabilities must be "
+                "renormalised.",
                 lambda r, beta: _two(r, beta, "zeroed"),
             ),
             Mistake(
@@ -291,7 +295,8 @@ EXERCISES = (
             ),
         ),
         hints=(
-            "The first is a softmax of r/β over all. The second is a softmax over the remaining ones. What is its denominator?",
+            "The first is a softmax of r/β over all. The second is a softmax over the remaining ones. What is its "
+            "denominator?",
             "P(j second | i first) = p_j/(1 − p_i) for j ≠ i. As a table: "
             "`p[:, None] * p[None, :] / (1 - p[:, None])`, and then the diagonal.",
         ),

@@ -122,12 +122,14 @@ EXERCISES = (
         mistakes=(
             Mistake(
                 "beta taken for gamma",
-                "this is π_r, from which the pairs come. At the limit of the fit the implicit reward is r; see section 2.",
+                "this is π_r, from which the pairs come. At the limit of the fit the implicit reward is r; see section "
+                "2.",
                 lambda s, r, beta, gamma: (s + r / beta).log_softmax(-1),
             ),
             Mistake(
                 "tilted twice",
-                "the tilt is applied twice, by the sampler and by the loss. The distribution of the pairs does not change the limit.",
+                "the tilt is applied twice, by the sampler and by the loss. The distribution of the pairs does not "
+                "change the limit.",
                 lambda s, r, beta, gamma: (s + r / beta + r / gamma).log_softmax(-1),
             ),
             Mistake(
@@ -180,7 +182,8 @@ EXERCISES = (
             ),
             Mistake(
                 "second drawn again",
-                "the second response is redrawn until it differs, which gives rare first responses too much weight. Drop the whole pair.",
+                "the second response is redrawn until it differs, which gives rare first responses too much weight. "
+                "Drop the whole pair.",
                 lambda log_source: _first(log_source, "replacement"),
             ),
             Mistake(
@@ -223,7 +226,8 @@ EXERCISES = (
             ),
             Mistake(
                 "p for p(1 − p)",
-                "this has p instead of p(1 − p), the variance of a label, which is the same for both orders of the pair.",
+                "this has p instead of p(1 − p), the variance of a label, which is the same for both orders of the "
+                "pair.",
                 lambda r, pairs: _information(r, pairs, "wins"),
             ),
             Mistake(
@@ -238,7 +242,8 @@ EXERCISES = (
             ),
             Mistake(
                 "no diagonal",
-                "these are only the off-diagonal entries. Each b bᵀ has ones on the diagonal too, and rows must sum to zero.",
+                "these are only the off-diagonal entries. Each b bᵀ has ones on the diagonal too, and rows must sum to "
+                "zero.",
                 lambda r, pairs: _information(r, pairs, "edges"),
             ),
             Mistake(
@@ -248,7 +253,8 @@ EXERCISES = (
             ),
         ),
         hints=(
-            "For one pair, b bᵀ with b = e_i − e_j is +1 at two places of the diagonal and −1 at two places off it. Sum over all pairs.",
+            "For one pair, b bᵀ with b = e_i − e_j is +1 at two places of the diagonal and −1 at two places off it. "
+            "Sum over all pairs.",
             "With symmetric `edges`, the sum is `torch.diag(edges.sum(-1)) - edges`.",
         ),
     ),

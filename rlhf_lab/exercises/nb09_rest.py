@@ -81,7 +81,8 @@ EXERCISES = (
     Exercise(
         key="nb09.improve_loss",
         title="The loss of an Improve step",
-        objective="write the slide's J(θ) as code, with its filter and its expectation over the set sampled in the Grow step",
+        objective="write the slide's J(θ) as code, with its filter and its expectation over the set sampled in the "
+        "Grow step",
         difficulty=1,
         minutes=5,
         cases=(
@@ -104,7 +105,8 @@ EXERCISES = (
             ),
             Mistake(
                 "sign",
-                "the minus is missing: behaviour cloning's loss is −log π_θ. Minimising this would lower the probability of the data.",
+                "the minus is missing: behaviour cloning's loss is −log π_θ. Minimising this would lower the "
+                "probability of the data.",
                 lambda s, lp, t: ((s > t) * lp).mean(),
             ),
             Mistake(
@@ -168,7 +170,8 @@ EXERCISES = (
             ),
             Mistake(
                 "tilted",
-                "the responses that pass are tilted by exp(r) here, but above τ the filter does not depend on the reward.",
+                "the responses that pass are tilted by exp(r) here, but above τ the filter does not depend on the "
+                "reward.",
                 lambda lr, r, t: _limit(lr + r, r > t),
             ),
             Mistake(
@@ -178,7 +181,8 @@ EXERCISES = (
             ),
         ),
         hints=(
-            "Cloning converges to the distribution of the data. Which distribution do samples of π_ref with r > τ have?",
+            "Cloning converges to the distribution of the data. Which distribution do samples of π_ref with r > τ "
+            "have?",
             "π_ref times the mask, divided by its own sum over the last axis (`keepdim=True`).",
         ),
     ),
@@ -205,8 +209,8 @@ EXERCISES = (
             ),
             Mistake(
                 "no subtraction",
-                "F^n is the chance that no draw is better than y, also when y was never drawn: take off the chance "
-                "that all are worse.",
+                "F^n is the chance that no draw is better than y, including the case that y was never drawn. "
+                "Subtract the chance that all are worse.",
                 lambda p, r, n: _cdf(p, r) ** n,
             ),
             Mistake(

@@ -71,7 +71,9 @@ def _search(log_ref: Tensor, reward: Tensor, kl: float, mistake: str) -> float:
     return float((low * high) ** 0.5)
 
 
-def _parts(log_policy: Tensor, log_ref: Tensor, reward: Tensor, beta: float, twin: float, mistake: str) -> tuple[Any, ...]:
+def _parts(
+    log_policy: Tensor, log_ref: Tensor, reward: Tensor, beta: float, twin: float, mistake: str
+) -> tuple[Any, ...]:
     """`regret_in_two` with one mistake."""
     log_star = (log_ref + reward / beta).log_softmax(-1)
     log_twin = (log_ref + reward / twin).log_softmax(-1)
@@ -178,13 +180,15 @@ EXERCISES = (
             ),
             Mistake(
                 "sums",
-                "these are sums instead of differences: at equal J the difference of rewards is β times the difference of KLs.",
+                "these are sums instead of differences: at equal J the difference of rewards is β times the difference "
+                "of KLs.",
                 lambda ka, ra, kb, rb: (ra + rb) / (ka + kb),
             ),
         ),
         hints=(
             "Write J(a) = J(b), and solve for β.",
-            "E_a[r] − β KL_a = E_b[r] − β KL_b. In the plane of KL and reward it is the slope of the line through both points.",
+            "E_a[r] − β KL_a = E_b[r] − β KL_b. In the plane of KL and reward it is the slope of the line through both "
+            "points.",
         ),
     ),
     Exercise(
@@ -223,7 +227,7 @@ EXERCISES = (
         ),
         hints=(
             "The KL of π* falls as β rises. So halve an interval: which half holds the β you want?",
-            "Search between 1e-4 and 1e4, and take the geometric mean as the middle: β is a price, and its scale is "
+            "Search between 1e-4 and 1e4, and take the geometric mean as the middle, because the scale of β is "
             "unknown.",
             "`log_star = (log_ref + reward / beta).log_softmax(-1)`; its KL is `(log_star.exp() * (log_star - "
             "log_ref)).sum()`. If that is too large, `low = beta`.",
@@ -258,7 +262,8 @@ EXERCISES = (
             ),
             Mistake(
                 "swapped KL",
-                "the arguments of the second KL are swapped: the twin is the first argument, because its regret to π* is computed.",
+                "the arguments of the second KL are swapped: the twin is the first argument, because its regret to π* "
+                "is computed.",
                 partial(_parts, mistake="turned"),
             ),
             Mistake(

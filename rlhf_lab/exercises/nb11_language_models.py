@@ -70,7 +70,7 @@ EXERCISES = (
             ),
             Mistake(
                 "mean over all tokens",
-                "this is the mean over all tokens of all responses: the sum belongs to a response, the mean to "
+                "this is the mean over all tokens of all responses. Take the sum over a response and the mean over "
                 "responses.",
                 lambda p, q, m: (p - q)[m].mean(),
             ),
@@ -92,7 +92,8 @@ EXERCISES = (
         ),
         hints=(
             "log π(y|x) is a sum over the tokens of y. Which places of the (B, G, T) tensors are tokens?",
-            "Multiply the difference of the log-probabilities by the mask, sum over T, and take the mean over the rest.",
+            "Multiply the difference of the log-probabilities by the mask, sum over T, and take the mean over the "
+            "rest.",
         ),
     ),
     Exercise(
@@ -115,7 +116,8 @@ EXERCISES = (
             ),
             Mistake(
                 "deviation",
-                "this is the standard deviation over prompts. The error of their mean is smaller and shrinks with more prompts.",
+                "this is the standard deviation over prompts. The error of their mean is smaller and shrinks with more "
+                "prompts.",
                 lambda s: s.mean(1).std(),
             ),
             Mistake(
@@ -136,7 +138,8 @@ EXERCISES = (
         ),
         hints=(
             "Which samples change when the experiment is repeated: responses, or prompts too?",
-            "Compute one number for each prompt (the mean of its responses), then the standard error of these B numbers.",
+            "Compute one number for each prompt (the mean of its responses), then the standard error of these B "
+            "numbers.",
         ),
     ),
     Exercise(
@@ -153,8 +156,8 @@ EXERCISES = (
         mistakes=(
             Mistake(
                 "tilted by gold",
-                "the weights are those of the gold reward. The optimiser sees the proxy alone; gold is what it is "
-                "judged by.",
+                "the weights are those of the gold reward, but the policy is optimised for the proxy. Gold is used for "
+                "evaluation only.",
                 lambda p, g, b: _weighted((g / b).softmax(-1), g),
             ),
             Mistake(

@@ -64,8 +64,7 @@ EXERCISES = (
             ),
         ),
         hints=(
-            "In which order: end the response, then cut it, or the other way round? What does the model learn from "
-            "each?",
+            "Is the response ended and then cut, or the reverse? What does the model learn from each?",
             "Append the end token first. It is correct that the limit may cut it off again.",
         ),
     ),
@@ -116,7 +115,9 @@ EXERCISES = (
         cases=(
             Case("124 million trained weights", {"weights": 124_000_000, "trained": 124_000_000, "reference": True}),
             Case("adapters of 1 million", {"weights": 124_000_000, "trained": 1_000_000, "reference": False}),
-            Case("adapters and a separate reference", {"weights": 410_000_000, "trained": 2_000_000, "reference": True}),
+            Case(
+                "adapters and a separate reference", {"weights": 410_000_000, "trained": 2_000_000, "reference": True}
+            ),
         ),
         solution=training_bytes,
         mistakes=(
@@ -148,7 +149,8 @@ EXERCISES = (
         ),
         hints=(
             "Each number has four bytes. Which numbers belong to every weight, and which only to trained ones?",
-            "Every weight is stored. A trained weight also has a gradient and Adam's two moments. A reference has frozen weights.",
+            "Every weight is stored. A trained weight also has a gradient and Adam's two moments. A reference has "
+            "frozen weights.",
         ),
     ),
 )

@@ -125,11 +125,16 @@ EXERCISES = (
             Mistake("sine and cosine", "at angle 0 the reward must be the old one.", _turned("swapped")),
             Mistake("backwards", "the reward turns towards its velocity, not away from it.", _turned("back")),
             Mistake("no reference", "π_ref is missing in the current π*.", _turned("no ref")),
-            Mistake("swapped KL", "the arguments of the KL are swapped: the expectation is under the deployed policy.", _turned("turned")),
+            Mistake(
+                "swapped KL",
+                "the arguments of the KL are swapped: the expectation is under the deployed policy.",
+                _turned("turned"),
+            ),
             Mistake("no beta", "this is in nats; regret is in units of reward.", _turned("no beta")),
         ),
         hints=(
-            "First compute the current reward: $\\cos(a)\\,r+\\sin(a)\\,u$. Then compute the current π\\* from π_ref and that reward.",
+            "First compute the current reward: $\\cos(a)\\,r+\\sin(a)\\,u$. Then compute the current π\\* from π_ref "
+            "and that reward.",
             "Regret is $\\beta\\,\\mathrm{KL}(\\pi\\|\\pi^*_\\text{today})$; `log_softmax(-1)` normalises.",
         ),
     ),
@@ -244,7 +249,7 @@ EXERCISES = (
             ),
         ),
         hints=(
-            "Fitting once is hurt by drift alone, fitting again by few labels. Which of the two numbers makes labels "
+            "Drift harms only fitting once, few labels harm fitting again. Which of the two numbers makes labels "
             "scarce?",
             "`nonstationary.break_even(price, labels, rounds)` is the drift at which both lose alike, `late * (turn / "
             "rounds) ** 2` is yours. Lower `labels` until yours is the smaller.",

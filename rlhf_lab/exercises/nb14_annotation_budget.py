@@ -216,7 +216,8 @@ EXERCISES = (
             ),
             Mistake(
                 "prices added",
-                "two regrets were added, but information adds up: the regret with both is lower than with either alone.",
+                "two regrets were added, but information adds up: the regret with both is lower than with either "
+                "alone.",
                 lambda *given: _both("apart", *given),
             ),
             Mistake(

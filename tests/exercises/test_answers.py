@@ -466,7 +466,7 @@ def test_every_loss_must_be_trainable():
 
 @pytest.mark.parametrize("one", LOSSES, ids=lambda one: one.key)
 def test_a_loss_that_cannot_be_trained_is_refused_for_that_reason(one):
-    """Detached, computed without gradients, as a number, in numpy: the values are right, the gradient is not there."""
+    """Detached, computed without gradients, as a number, in numpy: the values are correct, but without gradient."""
 
     def unrecorded(*given):
         with torch.no_grad():
@@ -475,10 +475,10 @@ def test_a_loss_that_cannot_be_trained_is_refused_for_that_reason(one):
     for answer in (wrapped(one.solution, Tensor.detach), unrecorded):
         feedback = check(one.key, answer)
         assert not feedback.passed and "no gradient reaches" in repr(feedback), feedback
-        assert feedback.mistake == "" and "values are right" in repr(feedback)
+        assert feedback.mistake == "" and "values are correct" in repr(feedback)
     for leave in (lambda x: x.numpy(), lambda x: x.detach().numpy(), lambda x: x.tolist()):
         feedback = check(one.key, wrapped(one.solution, leave))
-        assert not feedback.passed and "carry no gradient" in repr(feedback), feedback
+        assert not feedback.passed and "have no gradient" in repr(feedback), feedback
         assert "Use tensor.detach" not in repr(feedback)
     # Wrong and detached: the formula comes first, if the first input shows that it is wrong.
     for mistake in one.mistakes:
@@ -504,7 +504,7 @@ def test_a_wrong_formula_is_not_sent_to_fix_a_type():
     """IPO's target of one label is a number and not a tensor; that it does not depend on p is what is wrong with it."""
     feedback = check("nb05.ipo_margin", lambda p, tau: 1 / (2 * tau))
     assert feedback.mistake == "label noise forgotten" and "torch.tensor" not in repr(feedback)
-    assert "one number 2.5" in repr(feedback)
+    assert "a single number, 2.5" in repr(feedback)
 
 
 def test_two_numbers_that_differ_are_written_so_that_they_differ():

@@ -92,16 +92,16 @@ def unwritten(t, f):
         (raises, "raises RuntimeError in the line “return t @ t  # (2, 3) times (2, 3)”"),
         (in_place, "changes its argument table in place"),
         (unwritten, "not written yet"),
-        (lambda t, f: None, "is the return missing"),
-        (lambda t, f: ..., "is the return missing"),
-        (lambda t, f: [21.0, 26.25], "a list: wrap it in torch.tensor"),
+        (lambda t, f: None, "Is the return missing"),
+        (lambda t, f: ..., "Is the return missing"),
+        (lambda t, f: [21.0, 26.25], "a list. Wrap it in torch.tensor"),
         (lambda t, f: "21", "got text"),
         (lambda t, f: f * t.sum(-1, keepdim=True), "expected shape (2,), got shape (2, 1)"),
         (lambda t, f: f * t.sum(-1) * torch.nan, "got nan at index 0, expected 21"),
         (lambda t, f: f * t.sum(-1) / 0, "got [inf, inf]"),
         (lambda t: t, "called with 2 arguments, scaled_sum(table, factor)"),
-        (torch.zeros(2), "give the function itself"),
-        (None, "give the function itself"),
+        (torch.zeros(2), "give the function, not its result"),
+        (None, "give the function, not its result"),
         (lambda t, f: object(), "got a object"),
         (lambda t, f: {"a": 1}, "got a dict"),
         (lambda t, f: t.sum(-1) > 3, "expected [21, 26.25], got [1, 1]"),
@@ -128,7 +128,7 @@ def test_a_large_answer_is_compared_at_its_worst_place():
         return result
 
     feedback = said(one_off, cases=(Case("many rows", {"table": table, "factor": 1.0}),))
-    assert "1 of 20 entries differ, most of all the one at index 7: expected 29, got 34" in repr(feedback)
+    assert "1 of 20 entries differ, most of all the entry at index 7: expected 29, got 34" in repr(feedback)
     assert "table = a tensor of shape (20, 2)" in repr(feedback)
 
 
@@ -211,7 +211,7 @@ def test_hints_come_in_steps_and_the_solution_is_the_code():
 def test_an_unknown_exercise_is_answered_with_the_nearest():
     with pytest.raises(LabError, match=r"Did you mean nb05\.dpo_loss"):
         check("nb05.dpo_los", abs)
-    with pytest.raises(LabError, match="there are those of nb"):
+    with pytest.raises(LabError, match="Notebooks with exercises: nb"):
         check("nb77.x", abs)
     assert exercise("nb05.dpo_loss").dots == "●○○" and "nb05" in notebooks()
 
