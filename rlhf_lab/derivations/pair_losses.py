@@ -1,6 +1,6 @@
 r"""Block 3, the minima of RSO's losses: γ sets the target of sigmoid-norm for any pairs; hinge-norm has none.
 
-β belongs to the sampler (`RandomWorld.beta`) and γ to the loss (`RandomWorld.tau`). The pairs μ are first-round pairs of π_r.
+β belongs to the sampler (`RandomWorld.beta`), γ to the loss (`RandomWorld.tau`), and μ are first-round pairs of π_r.
 """
 
 import torch
