@@ -25,7 +25,7 @@ class RandomWorld:
         offset: f(x), a function of the prompt alone, (X, 1).
         chosen: y_w of one pair a prompt, (X,).
         rejected: y_l, never y_w, (X,).
-        pair_weights: μ, (X, K, K), symmetric, zero diagonal, summing to 1: how often a pair is asked about.
+        pair_weights: μ, (X, K, K), symmetric, zero diagonal, summing to 1: the share of labels on each pair.
         epsilon: ε in (0.05, 0.4), the rate of flipped labels.
         tau: τ of IPO, positive.
         threshold: τ of the filter, (X, 1): at least one response passes, at least one does not.

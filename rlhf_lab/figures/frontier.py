@@ -1,7 +1,7 @@
-"""The comparison's picture: the exact frontier with every method's point on it, and regret by method.
+"""Figures of the exact frontier with a point for every method, and of the regret by method.
 
-No policy lies above the frontier: of all policies with a given KL to the reference, π* at the β that spends
-exactly that KL has the most reward. A method's distance to it is therefore all its own.
+No policy is above the frontier: of all policies with a given KL to the reference, π* at the corresponding β has the
+highest reward.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ def optimum(curve: pd.DataFrame, beta: float) -> tuple[float, float]:
 
 @style.use()
 def frontier(ax: Axes, curve: pd.DataFrame, beta: float | None = None) -> None:
-    """Draw the exact frontier, and the place of π* at `beta` on it.
+    """Draw the exact frontier and π* at `beta` on it.
 
     Args:
         ax: where to draw.
         curve: columns `beta`, `kl` (nats), `reward`, one row for each β (`rlhf_lab.exact.frontier`).
-        beta: where the star stands; None draws none.
+        beta: β of the star; None draws no star.
     """
     check_columns(curve, "curve", "beta", "kl", "reward")
     curve = curve.sort_values("kl")
@@ -45,7 +45,7 @@ def frontier(ax: Axes, curve: pd.DataFrame, beta: float | None = None) -> None:
         # The star is hollow and in front, so that the best methods, which lie on it, stay in view.
         ax.plot(*optimum(curve, beta), look.marker, color=look.light, ms=20, mew=1.8, mfc="none", zorder=6)
     ax.set(
-        title="Reward bought with KL",
+        title="Reward against KL",
         xlabel="KL(π‖π_ref) [nats]",
         ylabel="expected reward E[r] [reward]",
     )
@@ -57,7 +57,7 @@ def method_points(ax: Axes, summary: pd.DataFrame) -> None:
 
     Args:
         ax: where to draw, usually on top of `frontier`.
-        summary: one row for each method; columns `method`, `kl`, `reward`, and, where there are intervals,
+        summary: one row for each method; columns `method`, `kl`, `reward`, and, if there are intervals,
             `kl_low`, `kl_high`, `reward_low`, `reward_high`.
     """
     check_columns(summary, "summary", "method", "kl", "reward")
@@ -71,19 +71,19 @@ def method_points(ax: Axes, summary: pd.DataFrame) -> None:
 def regret_by_method(ax: Axes, summary: pd.DataFrame) -> None:
     """Draw each method's regret as a point with its interval on a log axis, the best method on top.
 
-    The row's marker and colour are the ones of `method_points`: this panel is the other's legend too.
+    Markers and colours are those of `method_points`, so this panel is also the legend of the other.
 
     Args:
         ax: where to draw.
-        summary: columns `method`, `regret` and, where there are, `label`, `regret_low`, `regret_high`.
-            π* itself, whose regret is zero, has no place on a log axis and is left out.
+        summary: columns `method`, `regret` and, if available, `label`, `regret_low`, `regret_high`. π*, whose
+            regret is zero, is left out of the logarithmic axis.
     """
     from matplotlib import ticker
 
     check_columns(summary, "summary", "method", "regret")
     rows = summary[(summary["regret"] > 0) & (summary["method"] != "optimal")].sort_values("regret")
     if len(rows) == 0:
-        raise LabError("No method has a regret above zero: there is nothing to show.")
+        raise LabError("No method has a regret above zero, so there is nothing to show.")
     smallest = float(rows["regret"].min())
     if "regret_low" in rows.columns:
         # On a log axis an interval that reaches zero is drawn to the axis' left end.
@@ -93,20 +93,20 @@ def regret_by_method(ax: Axes, summary: pd.DataFrame) -> None:
     ax.set_xscale("log")
     ax.set_xlim(left=smallest * 0.3)
     low, high = ax.get_xlim()
-    # Within two decades powers of ten alone leave an axis almost bare.
+    # Within two decades, powers of ten alone would give too few ticks.
     steps = [1, 2, 5] if np.log10(high / low) < 2.5 else [1]
     ax.xaxis.set_major_locator(ticker.LogLocator(subs=steps))
     ax.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
     ax.xaxis.set_minor_formatter(ticker.NullFormatter())
-    ax.set(title="What each method leaves on the table", xlabel="regret J(π*) − J(π) [reward, log scale]")
+    ax.set(title="Regret of each method", xlabel="regret J(π*) − J(π) [reward, log scale]")
 
 
 def comparison_figure(summary: pd.DataFrame, frontier_curve: pd.DataFrame, beta: float) -> Figure:
-    """The comparison in one picture: frontier and points on the left, regret by method on the right.
+    """Draw the comparison of methods: frontier and points on the left, regret by method on the right.
 
     Args:
         summary: one row for each method; columns `method` (machine key), `label` (its name), and for each of
-            `reward`, `kl` (nats), `regret` the mean and, where there are, `<metric>_low`, `<metric>_high`.
+            `reward`, `kl` (nats), `regret` the mean and, if available, `<metric>_low`, `<metric>_high`.
         frontier_curve: columns `beta`, `kl` (nats), `reward`: π* along β.
         beta: the β that the methods were trained for.
 
@@ -142,14 +142,14 @@ def comparison_figure(summary: pd.DataFrame, frontier_curve: pd.DataFrame, beta:
 
 
 def _zoom(ax: Axes, summary: pd.DataFrame, curve: pd.DataFrame, beta: float) -> None:
-    """Where good methods crowd around π*, show that corner again, larger, in the empty lower right."""
+    """Magnify the region around π* in the empty lower right corner, if many methods are close to it."""
     learned = summary[~summary["method"].isin(["reference", "optimal"])]
     if len(learned) == 0:
         return
     box = []
     for metric, (low, high) in (("kl", ax.get_xlim()), ("reward", ax.get_ylim())):
         values = learned[metric].to_numpy(float)
-        # The middle of the crowd: a method that strayed far shall not shrink all others to a dot again.
+        # The central quantiles, so that an outlier does not determine the magnification.
         first, last = np.quantile(values, [0.0, 1.0] if len(values) < 5 else [0.15, 0.9])
         room = max(last - first, 0.02 * (high - low))
         box.append((first - 0.35 * room, last + 0.35 * room, 1.7 * room / (high - low)))
@@ -168,7 +168,7 @@ def _zoom(ax: Axes, summary: pd.DataFrame, curve: pd.DataFrame, beta: float) -> 
 
 
 def _frame(ax: Axes, summary: pd.DataFrame, curve: pd.DataFrame, beta: float) -> None:
-    """Limits that hold every point, its interval unless that would drown the points, and room for the legend."""
+    """Set limits that show every point, intervals that are not too wide, and space for the legend."""
     at = np.abs(np.log(curve["beta"].to_numpy(float)) - np.log(beta)).argmin()
     ends = {}
     for metric in ("kl", "reward"):
@@ -177,7 +177,7 @@ def _frame(ax: Axes, summary: pd.DataFrame, curve: pd.DataFrame, beta: float) ->
         room = max(high - low, 1e-6)
         columns = [c for c in (f"{metric}_low", f"{metric}_high") if c in summary.columns]
         values = np.append(summary[columns].to_numpy(float).ravel(), points)
-        # Two or three seeds may make an interval ten times as wide as all methods lie apart: cut it off.
+        # With two or three seeds an interval can be ten times as wide as the range of all methods: it is cut off.
         ends[metric] = max(np.nanmin(values), low - 0.15 * room), min(np.nanmax(values), high + 0.15 * room)
     _, high = ends["kl"]
     ax.set_xlim(-0.03 * high, 1.12 * high)

@@ -1,4 +1,4 @@
-"""Curves over training: how far a policy still is from π*, what its loss says, step by step."""
+"""Training curves, such as the loss or the KL to π* by step."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ def learning_curves(
 
     Args:
         ax: where to draw.
-        curves: by the name in the legend: the style key, the dash (matplotlib's `-`, `--`, `-.`, `:` or a
-            pattern; None for the style's own), and one value for each step.
-        title: of the axes.
-        ylabel: with its unit in brackets.
-        xlabel: of the steps.
+        curves: by the name in the legend: the style key, the dash (`-`, `--`, `-.`, `:` or a pattern of
+            matplotlib; None takes that of the style), and one value for each step.
+        title: title of the axes.
+        ylabel: label of the y axis, with its unit in brackets.
+        xlabel: label of the x axis.
         log: logarithmic y.
 
     Raises:
         LabError: no curve.
     """
     if not curves:
-        raise LabError("curves is empty: give at least one run.")
+        raise LabError("curves is empty. Give at least one run.")
     for name, (key, dash, values) in curves.items():
         look = style.of(key)
         ax.plot(range(len(values)), list(values), linestyle=dash or look.dash, color=look.light, label=name)

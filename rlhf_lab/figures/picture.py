@@ -1,12 +1,11 @@
-"""A picture as plain data: what an explorer's pure function returns.
+"""Pictures as plain data, which explorers return and two views draw.
 
-A `Picture` is panels, a row of numbers and a sentence. It says *what* is to be seen (bars of π_ref over these
-responses) and by `style` keys in whose colours; how it is drawn is the business of its two views: `chart.js` in
-the browser, at once and after every move of a slider, and `draw` here with matplotlib, for a stored notebook, a
-printed page and whoever has no browser. Being data, a picture can be tested, stored, and written out in
-thousands for a page that runs without Python.
+A `Picture` consists of panels, a row of numbers and a sentence. It says what is drawn (bars of π_ref over these
+responses) and with which style. It has two views: `chart.js` draws it in the browser after every move of a control, and
+`draw` draws it with matplotlib for stored notebooks and printed pages. Because a picture is data, it can be tested,
+stored, and written for all states of a page that runs without Python.
 
-Numbers that are not finite are allowed anywhere and simply not drawn: an explorer shows a picture at every
+Numbers that are not finite are allowed everywhere and are not drawn, because an explorer must show a picture for every
 combination of its controls.
 """
 
@@ -37,7 +36,7 @@ def _floats(values: Values) -> tuple[float, ...]:
 
 
 def _json(values: Iterable[float]) -> list[float | None]:
-    # Six digits: a screen shows no more, and a page with a thousand states is half as large.
+    # Six digits are enough for a screen and halve the size of a page with a thousand states.
     return [float(f"{v:.6g}") if math.isfinite(v) else None for v in values]
 
 
@@ -47,12 +46,12 @@ class Axis:
 
     Attributes:
         label: with its unit in brackets, `"KL(π‖π_ref) [nats]"`.
-        low: its lower end; None fits it to the data. Fix both ends wherever the data's range is known: an axis
-            that jumps while a slider moves hides the very change it should show.
+        low: its lower end; None fits it to the data. Set both ends if the range of the data is known,
+            because an axis that changes with a slider hides the change of the data.
         high: its upper end.
         log: logarithmic; `low` and `high` must then be above zero.
-        names: the names of the places 0, 1, 2, … of a categorical axis; empty for numbers. A line break in a
-            name starts a second line.
+        names: the names of the positions 0, 1, 2, … of a categorical axis; empty for numbers. A name may contain
+            line breaks.
     """
 
     label: str
@@ -64,7 +63,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Bars:
-    """Bars over a categorical axis; several `Bars` in a panel stand side by side."""
+    """Bars over a categorical axis; several `Bars` in a panel are side by side."""
 
     style: str
     height: Values
@@ -80,12 +79,12 @@ class Curve:
     y: Values
     label: str | None = None
     dash: str | None = None
-    """`-`, `--`, `-.` or `:`; None takes the style's own."""
+    """`-`, `--`, `-.` or `:`; None takes that of the style."""
 
 
 @dataclass(frozen=True)
 class Band:
-    """The area between two curves: an interval, or what lies under a curve."""
+    """The area between two curves, such as an interval or the area under a curve."""
 
     style: str
     x: Values
@@ -96,7 +95,7 @@ class Band:
 
 @dataclass(frozen=True)
 class Points:
-    """Markers, with intervals where `low` and `high` are given."""
+    """Markers, with intervals if `low` and `high` are given."""
 
     style: str
     x: Values
@@ -105,12 +104,12 @@ class Points:
     low: Values | None = None
     high: Values | None = None
     big: bool = False
-    """The one point that the eye should find."""
+    """Draw the points large, to mark the most important one."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A straight mark across the panel at one value of an axis, with its name beside it."""
+    """A straight line across the panel at one value of an axis, with a name."""
 
     style: str
     at: float
@@ -135,7 +134,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Number:
-    """A number that stands below the panels: its symbol, its value, its unit."""
+    """A number below the panels: its symbol, value and unit."""
 
     symbol: str
     value: float
@@ -144,7 +143,7 @@ class Number:
 
     @property
     def text(self) -> str:
-        """The value as it is shown. Rounded zeros have no sign, and infinity is a word."""
+        """The value as text. Rounded zeros have no sign, and infinity is written as ∞."""
         if math.isnan(self.value):
             return "undefined"
         if math.isinf(self.value):
@@ -156,19 +155,19 @@ class Number:
 
 @dataclass(frozen=True)
 class Picture:
-    """What is to be seen.
+    """A picture: text, panels and numbers.
 
     Attributes:
-        text: the state in words, for who cannot see it: what changed and what it amounts to.
-        panels: side by side where there is room, else one below the other.
-        numbers: the figures that belong to this state.
+        text: the state in words, as an alternative to the picture.
+        panels: side by side if there is space, else one below the other.
+        numbers: the numbers of this state.
     """
 
     text: str
     panels: tuple[Panel, ...] = ()
     numbers: tuple[Number, ...] = ()
     failed: bool = field(default=False)
-    """True where the compute function refused its input: `text` then says why."""
+    """True if the compute function refused its input; `text` then gives the reason."""
 
     def to_dict(self) -> dict[str, Any]:
         """The picture as JSON data for `chart.js`. Not-a-number and infinity become None."""
@@ -214,7 +213,7 @@ def _axis_dict(axis: Axis, low: float, high: float) -> dict[str, Any]:
 
 
 def limits(panel: Panel) -> tuple[tuple[float, float], tuple[float, float]]:
-    """The ends of both axes: the ones that are set, and for the others room for all finite data."""
+    """The ends of both axes: those that are set, or else such that all finite data are visible."""
     xs: list[float] = []
     ys: list[float] = []
     for layer in panel.layers:
@@ -235,21 +234,21 @@ def _ends(axis: Axis, data: list[float], grounded: bool = False) -> tuple[float,
     if axis.names:
         return -0.5, len(axis.names) - 0.5
     if axis.log and not all(end is None or end > 0 for end in (axis.low, axis.high)):
-        raise LabError(f"Axis {axis.label!r} is logarithmic: its ends must be above 0.")
+        raise LabError(f"Axis {axis.label!r} is logarithmic, so its ends must be above 0.")
     usable = [v for v in data if math.isfinite(v) and (v > 0 or not axis.log)]
     low, high = (min(usable), max(usable)) if usable else ((0.1, 1.0) if axis.log else (0.0, 1.0))
     if axis.log:
         low, high = axis.low or low / 1.2, axis.high or high * 1.2
         return (low, high) if low < high else (low / 2, low * 2)
     room = 0.05 * (high - low) or 0.5 * abs(high) or 0.5
-    # Bars grow from zero: no room is left under them.
+    # Bars start at zero: no space is left below them.
     low = (low if grounded and low == 0 else low - room) if axis.low is None else axis.low
     high = high + room if axis.high is None else axis.high
     return (low, high) if low < high else (low - 0.5, low + 0.5)
 
 
 def failed(message: str) -> Picture:
-    """The picture of a state that has none: the reason, in words."""
+    """The picture of a refused state, which contains only the reason."""
     return Picture(text=message, failed=True)
 
 
@@ -260,7 +259,7 @@ def draw(picture: Picture, title: str = "", width: float = 10.0, height: float =
     """Draw `picture` with matplotlib, as `chart.js` draws it in a browser.
 
     Args:
-        picture: what is to be seen.
+        picture: the picture.
         title: above all panels.
         width: inches.
         height: inches.
@@ -324,7 +323,7 @@ def draw_panel(ax: Axes, panel: Panel) -> None:
     _, names = ax.get_legend_handles_labels()
     ax.set_title(panel.title, pad=28 if len(names) > 1 else None)
     if len(names) > 1:
-        # Between title and data, as in the browser: it never covers a thing.
+        # The legend is between title and data, as in the browser, where it covers nothing.
         ax.legend(
             loc="lower left", bbox_to_anchor=(0, 1), ncols=len(names), borderaxespad=0.1, columnspacing=1.2,
             handlelength=1.4, borderpad=0.2,

@@ -30,7 +30,7 @@ def policy_bars(
         policies: log-probabilities (K,) in nats by style key (`"reference"`, `"optimal"`, `"dpo"`, …).
         responses: K names; None numbers them y1 … yK.
         reward: (K,), written under the names; None leaves it out.
-        title: of the axes.
+        title: title of the axes.
 
     Raises:
         LabError: no policy; log-probabilities that do not sum to one; lengths that differ.
@@ -39,7 +39,7 @@ def policy_bars(
     import seaborn as sns
 
     if not policies:
-        raise LabError("policies is empty: give at least one, such as {'reference': log_ref}.")
+        raise LabError("policies is empty. Give at least one, such as {'reference': log_ref}.")
     number = len(next(iter(policies.values())))
     names = list(responses) if responses is not None else [f"y{i + 1}" for i in range(number)]
     for key, values in [*policies.items(), *([("reward", reward)] if reward is not None else [])]:
@@ -63,12 +63,12 @@ def policy_bars(
     ax.set_xticks(range(number), names)
     ax.grid(visible=False, axis="x")
     ax.set(title=title, xlabel="response y", ylabel="probability", ylim=(0, 1))
-    # Above the axes' own space: a bar may reach the top.
+    # The legend is above the axes, because a bar may reach the top.
     ax.legend(ncols=len(policies), loc="lower right", bbox_to_anchor=(1, 1.0), borderaxespad=0.2)
 
 
 def describe(policies: Mapping[str, Tensor], responses: Sequence[str]) -> str:
-    """The text equivalent of `policy_bars`: every probability, to two places."""
+    """The alternative text of `policy_bars`: every probability with two decimals."""
     parts = []
     for key, log_p in policies.items():
         values = torch.as_tensor(log_p).detach().exp().tolist()

@@ -161,7 +161,7 @@ def interval_points(
         frame: rows of runs or a summary, see the module.
         category: the column that names the rows of the picture.
         value: the column whose mean and interval are drawn.
-        hue: the column that separates several points of one category; None gives each category its own style.
+        hue: the column that separates several points of one category; None gives each category a separate style.
         looks: the style of each point; None takes `style.of` each value of `hue`.
         names: what is written at each category; its style's label, or without a style the category itself.
         vertical: values along y, categories from left to right.
@@ -210,14 +210,14 @@ def interval_bars(
 ) -> None:
     """Draw bars with intervals: a group for each value of `x`, in it a bar for each value of `hue`.
 
-    If the column `y` is text, bars lie on their side and their intervals are those of `x`.
+    If the column `y` is text, bars are horizontal and their intervals are those of `x`.
 
     Args:
         ax: where to draw.
         frame: rows of runs or a summary, see the module.
         x: the column along the x axis.
         y: the column along the y axis.
-        hue: the column that separates the bars of a group; None gives each group its own style.
+        hue: the column that separates the bars of a group; None gives each group a separate style.
         looks: the style of each bar; None takes `style.of` each value of `hue`.
         legend: put a legend to the right of the axes, if there is a `hue`.
         bars: more settings of seaborn's `barplot`.

@@ -1,18 +1,18 @@
-"""One visual language: a colour and a marker for each policy and method, the same through the whole course.
+"""Colours and markers of every policy and method, the look of the figures, and figures with alternative text.
 
 Two rules make a picture readable before its legend is read:
 
-- What is given or exact is neutral, what was learned has a colour. π_ref is grey, π* is ink (black on paper,
-  white on a dark page), everything trained stands out against them.
-- Colour is never the only carrier. Every entry has its own marker, and relatives (the losses of DPO, the pair
-  sources of RSO) share a hue, so that a reader who cannot tell two hues apart still can tell two methods apart.
+- Given and exact policies are neutral, and learned policies have a colour. π_ref is grey, π* is black on a light page
+  and white on a dark page.
+- Colour is never the only distinction. Every entry has a different marker, and related methods (the losses of DPO, the
+  pair sources of RSO) share a hue, so that a reader who cannot distinguish two hues can still distinguish two methods.
 
-The hues started as those of Okabe and Ito (2008, "Color Universal Design") and were moved, in lightness most
-of all, until the eight main entries lie at least 14 apart in CIE L*a*b* under simulated protanopia,
+The hues are those of Okabe and Ito (2008, "Color Universal Design"), changed mainly in lightness
+until the eight main entries are at least 14 apart in CIE L*a*b* under simulated protanopia,
 deuteranopia and tritanopia (Machado et al. 2009) and every entry has a contrast of at least 3 : 1 with its
-page (WCAG 2.2, criterion 1.4.11). `tests/figures/test_figures.py` computes both again.
+page (WCAG 2.2, criterion 1.4.11). `tests/figures/test_figures.py` checks both.
 
-Nothing here loads matplotlib until a function that draws is called: explorers use the colours without it.
+matplotlib is loaded only by functions that draw, because explorers use the colours without it.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ OPEN_MARKERS = frozenset("x+_123")
 
 @dataclass(frozen=True)
 class Style:
-    """How one policy or method looks.
+    """The look of one policy or method.
 
     Attributes:
         label: its name in a legend.
         light: its colour on a light page, `#RRGGBB`.
         dark: the same hue, lighter, for a dark page.
-        marker: its marker, in matplotlib's letters; the explorers draw the same shapes.
-        dash: its line, in matplotlib's names.
+        marker: its marker, a letter of matplotlib; the explorers draw the same shapes.
+        dash: its line style, as in matplotlib.
         hollow: draw the marker's outline only.
     """
 
@@ -97,10 +97,10 @@ STYLES: dict[str, Style] = {
     "reward": Style("reward", "#8A6A00", "#E3C25A", "_"),
     "wrong": Style("wrong version", "#C4001A", "#FF6B6B", "x", "--"),
 }
-"""The visual language, by machine key. Keys are never renamed and colours never swapped."""
+"""The styles by key. Keys are never renamed and colours never exchanged."""
 
 MAIN = ("reference", "optimal", "policy", "ppo", "dpo", "rso-rso-sample-rank", "raft", "rest")
-"""The entries that must be told apart by colour alone, whatever the reader's eyes."""
+"""The entries that must be distinguishable by colour alone, with every kind of colour vision."""
 
 _FAMILY = {"rso": "rso-rso-sample-rank", "dpo-sigmoid-norm": "dpo", "dpo-sigmoid": "dpo"}
 
@@ -108,11 +108,11 @@ _FAMILY = {"rso": "rso-rso-sample-rank", "dpo-sigmoid-norm": "dpo", "dpo-sigmoid
 def of(key: str, **changes: Any) -> Style:
     """The style of `key`, the machine name of a policy or method, with `changes` such as `label="DPO, β = 2"`.
 
-    A variant that has no entry of its own (`"rest-4-steps"`) looks like its nearest relative (`"rest"`) and
-    keeps its own name; `"rso"` alone is RSO's full version.
+    A variant without an entry (`"rest-4-steps"`) has the style of the nearest relative (`"rest"`) with the variant's
+    name; `"rso"` alone is RSO's full version.
 
     Raises:
-        LabError: neither the key nor any beginning of it is known.
+        LabError: neither the key nor any prefix of it is known.
     """
     if key in STYLES:
         return replace(STYLES[key], **changes)
@@ -170,10 +170,9 @@ _RC: dict[Any, Any] = {
 
 @contextmanager
 def use() -> Iterator[None]:
-    """Draw in the course's look inside this context, and leave matplotlib as it was after it.
+    """Use the course's look of matplotlib inside this context, and restore the previous settings after it.
 
-    Also a decorator, `@style.use()`: every function here that draws on given axes carries it, so that a picture
-    looks the same whoever calls.
+    As a decorator, `@style.use()`, it gives every function that draws on given axes the same look for every caller.
     """
     import matplotlib
 
@@ -182,7 +181,7 @@ def use() -> Iterator[None]:
 
 
 def figure(width: float = 8.0, height: float = 4.2) -> Figure:
-    """An empty figure of the course's look, in inches. It belongs to no window and need not be closed."""
+    """An empty figure in the course's look; sizes are in inches. It has no window and need not be closed."""
     from matplotlib.figure import Figure
 
     with use():
@@ -192,14 +191,14 @@ def figure(width: float = 8.0, height: float = 4.2) -> Figure:
 def subplots(
     rows: int = 1, columns: int = 1, width: float = 8.0, height: float = 4.2, **more: Any
 ) -> tuple[Figure, Any]:
-    """A figure of the course's look with its axes, as `plt.subplots` gives them, but tied to no window."""
+    """A figure in the course's look with its axes, like `plt.subplots`, but without a window."""
     drawing = figure(width, height)
     with use():
         return drawing, drawing.subplots(rows, columns, **more)
 
 
 def png(drawing: Figure, dpi: int = 144) -> bytes:
-    """`drawing` as PNG: the same picture gives the same bytes (no date, no version in the file)."""
+    """`drawing` as PNG; the same picture gives the same bytes (no date or version in the file)."""
     stream = io.BytesIO()
     with use():
         drawing.savefig(stream, format="png", dpi=dpi, metadata={"Software": None})
@@ -207,20 +206,20 @@ def png(drawing: Figure, dpi: int = 144) -> bytes:
 
 
 class Shown:
-    """A picture with its text equivalent, as the last line of a notebook's cell.
+    """A picture with its alternative text, as the last line of a notebook's cell.
 
-    The text stands below the picture, where everybody reads it: a reader who cannot see the picture, a search
-    engine, and a test that compares outputs. Put the numbers that the picture is there to show into it.
+    The text is shown below the picture, for readers who cannot see the picture, search engines, and tests that compare
+    outputs. It contains the main numbers of the picture.
     """
 
     def __init__(self, drawing: Figure, alt: str) -> None:
-        """Keep `drawing` and `alt`, its text equivalent, one to three sentences.
+        """Store `drawing` and `alt`, its alternative text of one to three sentences.
 
         Raises:
             LabError: an empty text.
         """
         if not alt.strip():
-            raise LabError("alt is empty: say in a sentence what the picture shows.")
+            raise LabError("alt is empty. Describe in a sentence what the picture shows.")
         self.drawing, self.alt = drawing, alt
 
     def __repr__(self) -> str:

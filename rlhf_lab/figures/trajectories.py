@@ -46,7 +46,7 @@ def trajectories_on_frontier(
         LabError: no trajectory.
     """
     if not trajectories:
-        raise LabError("trajectories is empty: record some with `record` of experiments.trajectories.")
+        raise LabError("trajectories is empty. Record some with experiments.trajectories.")
     frontier(ax, curve, beta)
     seen: set[str] = set()
     for one in trajectories:
@@ -88,7 +88,7 @@ def regret_split(
     import pandas as pd
 
     if not parts:
-        raise LabError("parts is empty: give at least one method.")
+        raise LabError("parts is empty. Give at least one method.")
     order = sorted(parts, key=lambda key: float(np.mean(np.add(*parts[key]))))
     rows = [{"method": key, "below": a, "regret": a + b} for key in order for a, b in zip(*parts[key], strict=True)]
     frame = pd.DataFrame(rows)
@@ -99,5 +99,5 @@ def regret_split(
     ax.bar(0, 0, color="#555555", label="lost below the frontier")
     ax.bar(0, 0, color="#555555", label="wrong place on it", **hatched)
     ax.set(xlim=(0, None), ylabel="", title="Where the regret comes from", xlabel="regret J(π*) − J(π) [reward]")
-    # Below the axes: bars and intervals may reach anywhere.
+    # The legend is below the axes, because bars and intervals may be anywhere.
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)

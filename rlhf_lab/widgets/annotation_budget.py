@@ -104,19 +104,9 @@ def annotation_budget_picture(
     if len(responses) != size:
         raise LabError(f"{len(responses)} names were given for {size} responses.")
     places = torch.combinations(torch.arange(size))
-    names = tuple(f"{i + 1} | {j + 1}" for i, j in places.tolist())
     look = label_budget.LOOK[pairs]
-    asked, best = 2 * known.asked[pairs][step], 2 * world.best_design[0]
-    who = Panel(
-        "Where the labels go",
-        Axis("pair of responses, by number", names=names),
-        Axis("share of the labels", 0.0, 1.0),
-        (
-            Bars(look, asked[places[:, 0], places[:, 1]], label_budget.SHORT[pairs]),
-            Bars("optimal", best[places[:, 0], places[:, 1]], "best design"),
-        ),
-        width=1.2,
-    )
+    asked = 2 * known.asked[pairs][step]
+    who = _pairs_panel(pairs, places, asked, 2 * world.best_design[0])
     limit, found = known.price[pairs] / number, float(known.regret[pairs][step])
     over = number * found / known.price["design"]
     curves = Panel(
@@ -157,6 +147,20 @@ def annotation_budget_picture(
         Number("best share", share, "", 2),
     )
     return Picture(text, (who, curves, split), numbers)
+
+
+def _pairs_panel(pairs: str, places: Tensor, asked: Tensor, best: Tensor) -> Panel:
+    first, second = places.T
+    return Panel(
+        "Where the labels go",
+        Axis("pair of responses, by number", names=tuple(f"{i + 1} | {j + 1}" for i, j in places.tolist())),
+        Axis("share of the labels", 0.0, 1.0),
+        (
+            Bars(label_budget.LOOK[pairs], asked[first, second], label_budget.SHORT[pairs]),
+            Bars("optimal", best[first, second], "best design"),
+        ),
+        width=1.2,
+    )
 
 
 def split_curve(world: label_budget.Finite, pairs: str, money: float, ratio: float) -> Tensor:

@@ -97,16 +97,9 @@ def bradley_terry_picture(
         ),
     )
     pair = f"“{responses[first]}” beats “{responses[second]}”"
-    if abs(worse) < 1e-9:
-        verdict = "No number of labels can distinguish the two rewards, and they have the same π*."
-    else:
-        verdict = (
-            f"The model's loss per label is {worse:.3f} nats above that of the labeller's reward, and the KL of its "
-            f"optimal policy to π* is {moved:.2f} nats."
-        )
     text = (
         f"With f = {_signed(offset)} and c = {scale:.3g}, {pair} in {100 * p:.0f}% of the labels; the model predicts "
-        f"{100 * model_p:.0f}%. {verdict}"
+        f"{100 * model_p:.0f}%. {_verdict(worse, moved)}"
     )
     numbers = (
         Number("p(y₁ ≻ y₂)", p),
@@ -115,6 +108,15 @@ def bradley_terry_picture(
         Number("KL of its π* to π*", max(moved, 0.0), "nats"),
     )
     return Picture(text, (bars, curve), numbers)
+
+
+def _verdict(worse: float, moved: float) -> str:
+    if abs(worse) < 1e-9:
+        return "No number of labels can distinguish the two rewards, and they have the same π*."
+    return (
+        f"The model's loss per label is {worse:.3f} nats above that of the labeller's reward, and the KL of its "
+        f"optimal policy to π* is {moved:.2f} nats."
+    )
 
 
 def _signed(number: float) -> str:

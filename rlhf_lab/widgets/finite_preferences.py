@@ -25,6 +25,101 @@ MOST = 30_000
 _GRID = (10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, MOST)
 
 
+_LEAST = 1e-5
+"""Lower regrets are drawn at the lower edge."""
+
+
+class _Fits:
+    """Maximum-likelihood rewards for the labels of one prompt; each is computed once."""
+
+    def __init__(self, log_ref: Tensor, reward: Tensor) -> None:
+        self.log_ref, self.reward = log_ref, reward
+        self.pairs = bradley_terry.pair_distribution(log_ref)
+        self.stream = lru_cache(maxsize=16)(self._stream)
+        self.trajectory = lru_cache(maxsize=64)(self._trajectory)
+        self.fitted = lru_cache(maxsize=512)(self._fitted)
+        self.limit = lru_cache(maxsize=64)(self._limit)
+        self.price = lru_cache(maxsize=128)(self._price)
+
+    def _stream(self, seed: int, noise: float) -> tuple[Tensor, Tensor]:
+        return bradley_terry.draw_labels(self.reward, self.pairs, MOST, seeded(seed), noise)
+
+    def _wins(self, seed: int, noise: float, numbers: Sequence[int]) -> Tensor:
+        return bradley_terry.win_counts(*self.stream(seed, noise), len(self.log_ref), numbers)
+
+    def _trajectory(self, seed: int, noise: float) -> Tensor:
+        """r̂ on the first 10, 20, … labels of this seed, (len(_GRID), K)."""
+        return bradley_terry.maximum_likelihood(self._wins(seed, noise, _GRID))
+
+    def _fitted(self, seed: int, noise: float, labels: int) -> tuple[Tensor, bool]:
+        wins = self._wins(seed, noise, (labels,))[0]
+        return bradley_terry.maximum_likelihood(wins), bool(bradley_terry.has_finite_optimum(wins))
+
+    def _limit(self, noise: float) -> Tensor:
+        return bradley_terry.maximum_likelihood(bradley_terry.expected_wins(self.reward, self.pairs, noise))
+
+    def _price(self, beta: float) -> float:
+        return float(exact.label_price(self.log_ref, self.reward, beta, self.pairs))
+
+    def regret(self, r_hat: Tensor, beta: float) -> Tensor:
+        policy = exact.optimal_policy(self.log_ref, r_hat, beta)
+        return exact.regret(policy, self.log_ref, self.reward, beta)
+
+
+def _picture(fits: _Fits, responses: Sequence[str], number: float, seed: int, noise: float, beta: float) -> Picture:
+    names = tuple(f"{name}\nr = {_signed(r)}" for name, r in zip(responses, fits.reward.tolist(), strict=True))
+    labels, noise, beta = round(number), round(float(noise), 6), float(beta)
+    r_hat, finite = fits.fitted(seed, noise, labels)
+    log_ref = fits.log_ref
+    log_star, log_hat = exact.optimal_policy(log_ref, fits.reward, beta), exact.optimal_policy(log_ref, r_hat, beta)
+    now, rate = float(fits.regret(r_hat, beta)), fits.price(beta)
+    # Labels without noise converge to π*; the ridge of the fit would show 1e-10 instead of 0.
+    end = float(fits.regret(fits.limit(noise), beta)) if noise else 0.0
+    sizes = torch.tensor(_GRID, dtype=torch.float64)
+    bars = Panel(
+        "Policies over the responses",
+        Axis("response y and its true reward r", names=names),
+        Axis("probability", 0.0, 1.0),
+        (
+            Bars("reference", log_ref.exp(), "π_ref"),
+            Bars("dpo", log_hat.exp(), "DPO's optimum"),
+            Bars("optimal", log_star.exp(), "π*"),
+        ),
+        width=1.1,
+    )
+    layers: tuple[Curve | Points, ...] = (
+        Curve("optimal", sizes, rate / sizes, "price / N"),
+        Curve("dpo", sizes, fits.regret(fits.trajectory(seed, noise), beta).clamp(min=_LEAST), "this seed"),
+        Points("policy", [labels], [max(now, _LEAST)], "now", big=True),
+    )
+    if noise:
+        layers += (Curve("wrong", sizes, torch.full_like(sizes, max(end, _LEAST)), "N → ∞"),)
+    curve = Panel(
+        "Regret with N labels",
+        Axis("labels N", 10, MOST, log=True),
+        Axis("regret J(π*) − J(π) [reward]", _LEAST, 10.0, log=True),
+        layers,
+    )
+    top = int(log_hat.argmax())
+    best = int(log_star.argmax())
+    turned = f", {noise:.0%} of them flipped" if noise else ""
+    text = (
+        f"With {labels} labels (seed {seed}{turned}) at β = {beta:.3g}, DPO’s exact optimum gives "
+        f"“{responses[top]}” {float(log_hat[top].exp()):.2f}; π* gives “{responses[best]}” "
+        f"{float(log_star[best].exp()):.2f}. Its regret is {now:.3g}. For labels without noise, the closed form "
+        f"gives {rate / labels:.3g} on average. "
+        + ("" if finite else "Some response never won or never lost, so some margin of DPO is unbounded. ")
+        + (f"With this noise the regret converges to {end:.3g}, however many labels there are." if noise else "")
+    ).strip()
+    numbers = (
+        Number("regret", now, "reward"),
+        Number("KL(π̂‖π*)", now / beta, "nats"),
+        Number("price / N", rate / labels, "reward"),
+        Number("regret at N → ∞", end, "reward"),
+    )
+    return Picture(text, (bars, curve), numbers)
+
+
 def finite_preferences_explorer(
     log_ref: Tensor, reward: Tensor, responses: Sequence[str], beta: float = 0.5, number: int = 100
 ) -> Explorer:
@@ -47,85 +142,10 @@ def finite_preferences_explorer(
         raise LabError(f"log_ref must be (K,) with K names, not {tuple(log_ref.shape)} with {len(responses)}.")
     if bool((log_ref == -torch.inf).any()):
         raise LabError("log_ref contains -inf. A response that is never drawn is never labelled; leave it out.")
-    asked = bradley_terry.pair_distribution(log_ref)
-
-    @lru_cache(maxsize=16)
-    def stream(seed: int, noise: float) -> tuple[Tensor, Tensor]:
-        return bradley_terry.draw_labels(reward, asked, MOST, seeded(seed), noise)
-
-    @lru_cache(maxsize=64)
-    def trajectory(seed: int, noise: float) -> Tensor:
-        """r̂ on the first 10, 20, … labels of this draw, (len(_GRID), K)."""
-        return bradley_terry.maximum_likelihood(bradley_terry.win_counts(*stream(seed, noise), len(log_ref), _GRID))
-
-    @lru_cache(maxsize=512)
-    def fitted(seed: int, noise: float, labels: int) -> tuple[Tensor, bool]:
-        wins = bradley_terry.win_counts(*stream(seed, noise), len(log_ref), (labels,))[0]
-        return bradley_terry.maximum_likelihood(wins), bool(bradley_terry.has_finite_optimum(wins))
-
-    @lru_cache(maxsize=64)
-    def limit(noise: float) -> Tensor:
-        return bradley_terry.maximum_likelihood(bradley_terry.expected_wins(reward, asked, noise))
-
-    @lru_cache(maxsize=128)
-    def price(b: float) -> float:
-        return float(exact.label_price(log_ref, reward, b, asked))
-
-    names = tuple(f"{name}\nr = {_signed(r)}" for name, r in zip(responses, reward.tolist(), strict=True))
-
-    def lost(r_hat: Tensor, b: float) -> Tensor:
-        return exact.regret(exact.optimal_policy(log_ref, r_hat, b), log_ref, reward, b)
+    fits = _Fits(log_ref, reward)
 
     def compute(number: float, seed: int, noise: float, beta: float) -> Picture:
-        labels, noise, beta = round(number), round(float(noise), 6), float(beta)
-        r_hat, finite = fitted(seed, noise, labels)
-        log_star, log_hat = exact.optimal_policy(log_ref, reward, beta), exact.optimal_policy(log_ref, r_hat, beta)
-        now, rate = float(lost(r_hat, beta)), price(beta)
-        # Labels without noise converge to π*; the ridge of the fit would show 1e-10 instead of 0.
-        end = float(lost(limit(noise), beta)) if noise else 0.0
-        sizes = torch.tensor(_GRID, dtype=torch.float64)
-        bars = Panel(
-            "Policies over the responses",
-            Axis("response y and its true reward r", names=names),
-            Axis("probability", 0.0, 1.0),
-            (
-                Bars("reference", log_ref.exp(), "π_ref"),
-                Bars("dpo", log_hat.exp(), "DPO's optimum"),
-                Bars("optimal", log_star.exp(), "π*"),
-            ),
-            width=1.1,
-        )
-        layers: tuple[Curve | Points, ...] = (
-            Curve("optimal", sizes, rate / sizes, "price / N"),
-            Curve("dpo", sizes, lost(trajectory(seed, noise), beta).clamp(min=_LEAST), "this seed"),
-            Points("policy", [labels], [max(now, _LEAST)], "now", big=True),
-        )
-        if noise:
-            layers += (Curve("wrong", sizes, torch.full_like(sizes, max(end, _LEAST)), "N → ∞"),)
-        curve = Panel(
-            "Regret with N labels",
-            Axis("labels N", 10, MOST, log=True),
-            Axis("regret J(π*) − J(π) [reward]", _LEAST, 10.0, log=True),
-            layers,
-        )
-        top = int(log_hat.argmax())
-        best = int(log_star.argmax())
-        turned = f", {noise:.0%} of them flipped" if noise else ""
-        text = (
-            f"With {labels} labels (seed {seed}{turned}) at β = {beta:.3g}, DPO’s exact optimum gives "
-            f"“{responses[top]}” {float(log_hat[top].exp()):.2f}; π* gives “{responses[best]}” "
-            f"{float(log_star[best].exp()):.2f}. Its regret is {now:.3g}. For labels without noise, the closed form "
-            f"gives {rate / labels:.3g} on average. "
-            + ("" if finite else "Some response never won or never lost, so some margin of DPO is unbounded. ")
-            + (f"With this noise the regret converges to {end:.3g}, however many labels there are." if noise else "")
-        ).strip()
-        numbers = (
-            Number("regret", now, "reward"),
-            Number("KL(π̂‖π*)", now / beta, "nats"),
-            Number("price / N", rate / labels, "reward"),
-            Number("regret at N → ∞", end, "reward"),
-        )
-        return Picture(text, (bars, curve), numbers)
+        return _picture(fits, responses, number, seed, noise, beta)
 
     return Explorer(
         compute,
@@ -138,10 +158,6 @@ def finite_preferences_explorer(
         "DPO on finite preference data",
         "Change the seed at 50 labels, then at 5,000. Flip some labels: do more labels help? What does β change?",
     )
-
-
-_LEAST = 1e-5
-"""Lower regrets are drawn at the lower edge."""
 
 
 def _signed(number: float) -> str:

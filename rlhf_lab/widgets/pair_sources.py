@@ -5,7 +5,7 @@ r"""Explorer of RSO's pair sources: which responses form the pairs, and how much
     rso-sample-rank   both from π_r ∝ π_sft exp(r/β)
 
 The value of a label follows from `exact.label_price`: with N labels the expected regret is price/N. It does not depend
-on who gives the label. Lecture, "Preference Data Distribution – Choices".
+on the labeller. Lecture, "Preference Data Distribution – Choices".
 """
 
 from __future__ import annotations
