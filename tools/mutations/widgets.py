@@ -80,8 +80,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "swap",
             "∇KL(π_ref‖π) and ∇KL(π‖π_ref) are exchanged",
-            "exact.kl(log_ref, now) if turned_round else exact.kl(now, log_ref)",
-            "exact.kl(now, log_ref) if turned_round else exact.kl(log_ref, now)",
+            "exact.kl(log_ref, now) if reverse else exact.kl(now, log_ref)",
+            "exact.kl(now, log_ref) if reverse else exact.kl(log_ref, now)",
             near="widgets/test_kl_explorer.py::test_gradients_as_losses_are_nothing_the_kl_and_the_other_kl",
         ),
         Mutation(
