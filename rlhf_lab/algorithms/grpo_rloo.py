@@ -1,26 +1,22 @@
-r"""RLOO and GRPO: policy gradient with the other responses of the group as the baseline, and no critic.
+r"""RLOO and GRPO: policy gradient in which the other responses of a group are the baseline, without a critic.
 
     max_θ E_{x~D, y~π_θ}[ r(x, y) ] − β KL(π_θ‖π_ref)
 
-The (B, G) rule is all they need: each of a prompt's G responses is weighed against the others.
+    rloo   A_i = s_i − mean_{j≠i} s_j               the actions are responses; Ahmadian et al. 2024, section 3
+    grpo   A_i = (s_i − mean_j s_j) / std_j s_j     the actions are tokens; Shao et al. 2024, equations 3 and 4
 
-    rloo   A_i = s_i − mean_{j≠i} s_j                  whole responses are the actions; Ahmadian et al. 2024, section 3
-    grpo   A_i = (s_i − mean_j s_j) / std_j s_j        tokens are; Shao et al. 2024 (DeepSeekMath), equations 3 and 4
+The mean of the other scores leaves the expected gradient as it is. The mean of all scores (grpo) makes the gradient of
+the reward (G−1)/G as large, so that β counts G/(G−1) times. The place of the KL term decides its gradient (`kl.py`):
 
-The group's mean without oneself leaves the gradient's mean as it is. With oneself in it (grpo) the reward's part comes
-out (G−1)/G as large, so that β counts G/(G−1) times.
+    reward   −β k1 of the whole response, in its score s: exactly ∇KL(π_θ‖π_ref), so π* is the optimum (RLOO)
+    k2       β k2 of the whole response, in the loss: ∇KL(π_θ‖π_ref) too, for samples of the current policy
+    k3       β Σ_t k3 of each token, in the loss: ∇KL(π_ref‖π_θ) per token, the *other* divergence (GRPO). On a bandit
+             the optimum is then β π_ref/(c − r) with the c(x) that makes it sum to one, which is not π*
 
-Where the KL term stands decides which gradient it has (see `rlhf_lab.kl`):
-
-    reward   −β k1 of the whole response in its score s: ∇KL(π_θ‖π_ref), exactly; π* is the optimum. RLOO's.
-    k2       β k2 of the whole response in the loss: ∇KL(π_θ‖π_ref) too, for samples of the policy as it is.
-    k3       β Σ_t k3 of each token in the loss: per token ∇KL(π_ref‖π_θ), the *other* divergence. GRPO's. On a bandit
-             the optimum is then β π_ref/(c − r), with c(x) that makes it sum to one; not π*.
-
-Two more of GRPO's habits move its optimum (Liu et al. 2025, "Dr. GRPO"): the division by the group's standard
-deviation makes β count as β·std of each prompt's rewards under the policy as it is (at a small β it feeds on itself:
-the std shrinks with the policy, and nothing is left of the KL term), and the division by |y| weighs the tokens of
-long responses less. Both can be turned off. Left out on purpose: a reward of each token (process supervision).
+Two more parts of GRPO move its optimum (Liu et al. 2025, "Dr. GRPO"). Because of the division by the group's standard
+deviation, β counts as β·std of each prompt's rewards under the current policy; with a small β the std shrinks with the
+policy until the KL term has no effect. The division by |y| gives the tokens of long responses less weight. Both can be
+switched off. Left out on purpose: a reward of each token (process supervision).
 """
 
 from __future__ import annotations
@@ -31,12 +27,12 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from rlhf_lab import kl
+from rlhf_lab import kl, losses
 from rlhf_lab.algorithms.cached_rollouts import sample
 from rlhf_lab.batch import Tokens
 from rlhf_lab.errors import Count, LabError, Positive, Range, Temperature, check_settings, refuse_unused
 from rlhf_lab.policies.base import Policy, Reward
-from rlhf_lab.rounding import MANY, centred, rounding, standardised
+from rlhf_lab.rounding import MANY, rounding
 from rlhf_lab.training import Loop, Training
 
 Kind = Literal["rloo", "grpo"]
@@ -45,79 +41,73 @@ Penalty = Literal["reward", "k2", "k3"]
 
 @dataclass(frozen=True)
 class Group:
-    """Settings of the group methods. What is None is as the kind's paper has it."""
+    """Settings of RLOO and GRPO. A setting of None has the value of the kind's paper."""
 
     kind: Kind = "rloo"
-    """See the module's head."""
+    """rloo or grpo; see the head of the module."""
     beta: Positive = 0.1
     """β of the objective."""
     samples: Annotated[int, Range(2, fix="Each response is compared with the others of its prompt.")] = 8
-    """G, responses drawn for each prompt of a step."""
+    """G, responses sampled for each prompt of a step."""
     penalty: Penalty | None = None
-    """Where the KL term stands: reward (rloo), k3 (grpo), or k2, the one in the loss whose gradient is KL(π_θ‖π_ref)'s.
-    """
+    """Place of the KL term: reward (rloo), k3 (grpo), or k2, a loss with the gradient of KL(π_θ‖π_ref)."""
     divide_by_std: bool | None = None
-    """Advantages by the standard deviation of their group. rloo: no; grpo: yes."""
+    """Divide advantages by the standard deviation of their group. rloo: no; grpo: yes."""
     divide_by_length: bool | None = None
-    """Mean over a response's tokens instead of their sum. grpo: yes; rloo knows no tokens."""
+    """Take the mean over a response's tokens instead of the sum. grpo: yes; rloo has no tokens."""
     epochs: Count = 1
     """Passes over a step's samples."""
     minibatches: Count = 1
     """Parts of the step's prompts, one optimiser step each; at most as many as a step has prompts."""
     clip: Positive = 0.2
-    """How far the probability ratio may move from 1 before its gradient is cut. In a first pass it is 1, so with one
-    epoch and one minibatch there is nothing to clip, and another value than the default is refused."""
+    """How far the probability ratio may move from 1 before its gradient is cut. With one epoch and one minibatch the
+    ratio is always 1, and only the default is accepted."""
     temperature: Temperature = 1.0
-    """Of sampling; the logits of policy and reference are divided by it too."""
+    """Sampling temperature. The logits of policy and reference are divided by it as well."""
     top_k: Count | None = None
-    """Draw among the k likeliest tokens alone. The gradient does not know of it, and is no longer unbiased."""
+    """Sample among the k likeliest tokens only. The gradient ignores this and is then biased."""
+    std: Literal["population", "sample"] = "population"
+    """Which standard deviation. population divides by G; sample divides by G − 1 and adds 1e-6, as in CS336's
+    assignment 5 and in code that calls `torch.std`."""
 
     def __post_init__(self) -> None:
         check_settings(self)
         if self.one_pass:
             refuse_unused(self, ["clip"], "where every sample is learned from once: raise epochs or minibatches")
+        if not self.by_std:
+            refuse_unused(self, ["std"], "where advantages are not divided by a standard deviation")
         if self.kind == "rloo" and self.divide_by_length:
             raise LabError("divide_by_length is for grpo: rloo weighs whole responses.")
 
-    # What is None stays None in the fields, so that `kind` can be changed alone, as a command line does.
+    # Fields of None stay None, so that the command line can change `kind` alone.
 
     @property
     def kl_term(self) -> Penalty:
-        """Where the KL term stands, the kind's own place where `penalty` is None."""
+        """`penalty`, or that of the kind's paper."""
         return self.penalty or ("k3" if self.kind == "grpo" else "reward")
 
     @property
     def by_std(self) -> bool:
-        """`divide_by_std`, or as the kind has it."""
+        """`divide_by_std`, or that of the kind's paper."""
         return self.kind == "grpo" if self.divide_by_std is None else self.divide_by_std
 
     @property
     def by_length(self) -> bool:
-        """`divide_by_length`, or as the kind has it."""
+        """`divide_by_length`, or that of the kind's paper."""
         return self.kind == "grpo" if self.divide_by_length is None else self.divide_by_length
 
     @property
     def one_pass(self) -> bool:
-        """Whether every sample is learned from once, by the policy that drew it."""
+        """Whether every sample is used once, by the policy that it was sampled from."""
         return self.epochs == 1 and self.minibatches == 1
 
 
 def advantages(score: Tensor, settings: Group, doubt: Tensor | float = 0.0) -> Tensor:
-    """How much better each response is than its group, (B, G) of scores (B, G).
-
-    rloo: s_i − mean of the others. grpo: s_i − mean of all. Then, if asked for, divided by the group's standard
-    deviation (correction 0). Where all scores of a group are equal within rounding the advantages are exactly 0;
-    every other group counts fully, whatever the size of its scores.
-
-    Args:
-        score: (B, G).
-        settings: the method.
-        doubt: how far a difference of two scores may be off because of how they came about, (B, 1) or a number; see
-            `rlhf_lab.rounding`.
-    """
-    group = score.shape[-1]
-    out = standardised(score, doubt) if settings.by_std else centred(score, doubt)
-    return out * (group / (group - 1)) if settings.kind == "rloo" else out
+    """Return the advantages (B, G) of scores (B, G) as the settings say; see `losses.group_advantages`."""
+    divide_by: losses.Divisor = "nothing"
+    if settings.by_std:
+        divide_by = "population std" if settings.std == "population" else "sample std"
+    return losses.group_advantages(score, settings.kind == "rloo", divide_by, doubt)
 
 
 def group_loss(
@@ -129,20 +119,20 @@ def group_loss(
     old: Tensor | None,
     settings: Group,
 ) -> tuple[Tensor, dict]:
-    """The mean loss of B groups, and what a reader wants to watch.
+    """Return the mean loss of B groups, and metrics.
 
     Args:
         policy: π_θ.
         prompts: (B, P).
-        responses: (B, G, T), drawn from the policy as it was.
+        responses: (B, G, T), sampled from the policy as it was.
         score: r(x, y), (B, G).
         log_ref: log π_ref of each token, (B, G, T).
-        old: log π of each token under the policy that drew them, (B, G, T); None: it is the policy as it is.
+        old: log π of each token under the policy that was sampled, (B, G, T); None: the current policy.
         settings: the method.
 
     Returns:
         the loss, a scalar whose gradient is minus the objective's estimate; and kl (k1, nats a response, of the
-        policy that drew) and clip_fraction.
+        policy that was sampled) and clip_fraction.
     """
     new = policy.token_log_probs(prompts, responses, settings.temperature)
     before = new.detach() if old is None else old
@@ -152,24 +142,22 @@ def group_loss(
         signal = signal - settings.beta * drift
         doubt = doubt + settings.beta * rounding(1.0, before.sum(-1), log_ref.sum(-1), units=MANY)
     advantage = advantages(signal, settings, doubt.amax(-1, keepdim=True))
-    if settings.kind == "rloo":
-        ratio = (new - before).sum(-1).exp()
-    else:
-        ratio, advantage = (new - before).exp(), advantage.unsqueeze(-1)
-    cut = ratio.clamp(1 - settings.clip, 1 + settings.clip)
-    value = torch.minimum(ratio * advantage, cut * advantage)
-    beyond = ((ratio.detach() - 1).abs() > settings.clip).to(new.dtype)
+    # The actions are whole responses (rloo) or tokens (grpo).
+    log_ratio = (new - before).sum(-1) if settings.kind == "rloo" else new - before
+    advantage = advantage if settings.kind == "rloo" else advantage.unsqueeze(-1)
+    loss = losses.clipped_surrogate(log_ratio, advantage, settings.clip)
+    clipped = ((log_ratio.detach().exp() - 1).abs() > settings.clip).to(new.dtype)
     length = responses.lengths.to(new.device).clamp(min=1)
     mask = responses.mask.to(new.device)
     if settings.kind == "grpo":
-        value, beyond = (value * mask).sum(-1), (beyond * mask).sum(-1) / length
+        loss, clipped = (loss * mask).sum(-1), (clipped * mask).sum(-1) / length
     if settings.kl_term == "k3":
-        value = value - settings.beta * (kl.k3(new, log_ref) * mask).sum(-1)
+        loss = loss + settings.beta * (kl.k3(new, log_ref) * mask).sum(-1)
     elif settings.kl_term == "k2":
-        value = value - settings.beta * kl.k2(new.sum(-1), log_ref.sum(-1))
+        loss = loss + settings.beta * kl.k2(new.sum(-1), log_ref.sum(-1))
     if settings.by_length:
-        value = value / length
-    return -value.mean(), {"kl": drift.mean(), "clip_fraction": beyond.mean()}
+        loss = loss / length
+    return loss.mean(), {"kl": drift.mean(), "clip_fraction": clipped.mean()}
 
 
 def group(

@@ -20,7 +20,6 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from rlhf_lab import losses
-from rlhf_lab.algorithms.dpo import mean
 from rlhf_lab.batch import Pairs, Tokens, check_weight, unchecked
 from rlhf_lab.errors import LabError, Positive, check_settings
 from rlhf_lab.policies.base import Policy
@@ -142,7 +141,9 @@ def kto_loss(
     doubt = rounding(1.0, log_prob, log_ref.to(log_prob.device), units=MANY) + reference_point_doubt
     above = wins(log_ratio, z, doubt)
     right = torch.where(desirable, above, 1 - above)
-    return mean(loss.mean(-1), batch.weight), {"accuracy": mean(right.mean(-1), batch.weight)}
+    return losses.weighted_mean(loss.mean(-1), batch.weight), {
+        "accuracy": losses.weighted_mean(right.mean(-1), batch.weight)
+    }
 
 
 def kto(
@@ -207,8 +208,8 @@ def kto(
                 else:
                     here = distributed.map_rows(policy.log_prob, batch.prompts, other[rows])
                     there = known_other[rows.to(here.device)]
-                    z = mean((here - there).squeeze(-1), batch.weight)
-                    doubt = mean(rounding(1.0, here, there, units=MANY).squeeze(-1), batch.weight)
+                    z = losses.weighted_mean((here - there).squeeze(-1), batch.weight)
+                    doubt = losses.weighted_mean(rounding(1.0, here, there, units=MANY).squeeze(-1), batch.weight)
             # One number for the whole batch, given to each of its rows: parts of a batch share it.
             each, off = (number.expand(len(rows)).unsqueeze(-1) for number in (z, doubt))
             loop.update(loss_of, (batch, known[rows.to(known.device)], each, off), batch.weight, reference_point=z)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rlhf_lab import kl
+from rlhf_lab import kl, losses
 from rlhf_lab.algorithms.cached_rollouts import sample
 from rlhf_lab.algorithms.grpo_rloo import check_minibatches, checked, refuse_lbfgs
 from rlhf_lab.batch import Tokens
@@ -211,15 +211,10 @@ def clipped_loss(
         the loss, a scalar; and clip_fraction and value_loss.
     """
     mask = responses.mask.to(old.device)
-    count = mask.sum()
-    new = policy.token_log_probs(prompts, responses, settings.temperature)
-    ratio = (new - old).exp()
-    gain = torch.minimum(ratio * advantages, ratio.clamp(1 - settings.clip, 1 + settings.clip) * advantages)
+    log_ratio = policy.token_log_probs(prompts, responses, settings.temperature) - old
+    policy_loss = losses.masked_mean(losses.clipped_surrogate(log_ratio, advantages, settings.clip), mask)
     value = critic(prompts, responses)
-    near = old_values + (value - old_values).clamp(-settings.value_clip, settings.value_clip)
-    miss = torch.maximum((value - returns).square(), (near - returns).square()) / 2
-    value_loss = (miss * mask).sum() / count
-    return -(gain * mask).sum() / count + settings.value_coefficient * value_loss, {
-        "clip_fraction": (((ratio.detach() - 1).abs() > settings.clip) & mask).sum() / count,
-        "value_loss": value_loss.detach(),
-    }
+    value_loss = losses.masked_mean(losses.clipped_value_loss(value, old_values, returns, settings.value_clip), mask)
+    clipped = (log_ratio.detach().exp() - 1).abs() > settings.clip
+    watched = {"clip_fraction": losses.masked_mean(clipped, mask), "value_loss": value_loss.detach()}
+    return policy_loss + settings.value_coefficient * value_loss, watched

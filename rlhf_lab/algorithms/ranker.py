@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_lab import losses
-from rlhf_lab.algorithms.dpo import mean
 from rlhf_lab.batch import Pairs
 from rlhf_lab.errors import NonNegative, check_settings
 from rlhf_lab.rounding import wins
@@ -54,13 +53,13 @@ def order_loss(model: nn.Module, batch: Pairs, chosen_first: Tensor, prior: floa
     first, second = batch.responses.take(index[:, :1]), batch.responses.take(index[:, 1:])
     shown = model.logits(batch.prompts, first, second).squeeze(-1)  # type: ignore[operator]
     right = torch.where(chosen_first.to(shown.device), shown, -shown)
-    loss = mean(losses.bradley_terry(right, torch.zeros_like(right)), batch.weight)
+    loss = losses.weighted_mean(losses.bradley_terry(right, torch.zeros_like(right)), batch.weight)
     watched = {
         "likelihood_loss": loss.detach(),
-        "accuracy": mean(wins(right, 0.0), batch.weight),
+        "accuracy": losses.weighted_mean(wins(right, 0.0), batch.weight),
         "first_preferred": wins(shown, 0.0).mean(),
     }
-    return loss + prior * mean(shown.square(), batch.weight), watched
+    return loss + prior * losses.weighted_mean(shown.square(), batch.weight), watched
 
 
 def both_orders_loss(model: nn.Module, batch: Pairs, prior: float) -> tuple[Tensor, dict]:

@@ -15,7 +15,6 @@ from functools import partial
 from torch import Tensor, nn
 
 from rlhf_lab import losses
-from rlhf_lab.algorithms.dpo import mean
 from rlhf_lab.batch import Pairs
 from rlhf_lab.errors import NonNegative, check_settings
 from rlhf_lab.rounding import MANY, rounding, wins
@@ -37,9 +36,9 @@ def bradley_terry_loss(model: nn.Module, batch: Pairs, prior: float) -> tuple[Te
     """Mean negative log-likelihood of a batch's labels plus λ E[r²]; and likelihood and accuracy (ties ½) alone."""
     scores = model(batch.prompts, batch.responses)
     chosen, rejected = scores.unbind(-1)
-    loss = mean(losses.bradley_terry(chosen, rejected), batch.weight)
-    accuracy = mean(wins(chosen, rejected, rounding(chosen, rejected, units=MANY)), batch.weight)
-    size = mean(scores.square().mean(-1), batch.weight)
+    loss = losses.weighted_mean(losses.bradley_terry(chosen, rejected), batch.weight)
+    accuracy = losses.weighted_mean(wins(chosen, rejected, rounding(chosen, rejected, units=MANY)), batch.weight)
+    size = losses.weighted_mean(scores.square().mean(-1), batch.weight)
     return loss + prior * size, {"likelihood_loss": loss.detach(), "accuracy": accuracy}
 
 

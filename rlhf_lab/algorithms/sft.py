@@ -14,6 +14,7 @@ from functools import partial
 
 from torch import Tensor
 
+from rlhf_lab import losses
 from rlhf_lab.batch import Tokens
 from rlhf_lab.errors import LabError
 from rlhf_lab.policies.base import Policy
@@ -22,7 +23,7 @@ from rlhf_lab.training import Loop, Training
 
 def sft_loss(policy: Policy, prompts: Tokens, responses: Tokens) -> tuple[Tensor, dict]:
     """−mean log π_θ(y|x) over B prompts with G responses each, in nats a response; and nothing more to watch."""
-    return -policy.log_prob(prompts, responses).mean(), {}
+    return losses.sft(policy.log_prob(prompts, responses)).mean(), {}
 
 
 def sft(

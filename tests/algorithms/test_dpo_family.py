@@ -11,7 +11,8 @@ from scipy.optimize import brentq, minimize
 from scipy.special import expit, lambertw, log_expit, logsumexp
 
 from rlhf_lab import exact
-from rlhf_lab.algorithms.dpo import DPO, SMOOTHED, PairLoss, dpo, pair_loss, reference_log_probs
+from rlhf_lab.algorithms.dpo import DPO, PairLoss, dpo, pair_loss, reference_log_probs
+from rlhf_lab.algorithms.pair_losses import PAIR_LOSSES
 from rlhf_lab.batch import Pairs
 from rlhf_lab.errors import LabError
 from rlhf_lab.training import Training, seeded
@@ -177,7 +178,7 @@ NAMES = list(PairLoss.__args__)
 
 def of_family(loss: str, beta: float = 0.1) -> DPO:
     """The loss by its name, with a rate of wrong labels where it needs one."""
-    return DPO(loss, beta, 0.1 if loss in SMOOTHED[1:] else 0.0)
+    return DPO(loss, beta, 0.1 if PAIR_LOSSES[loss].needs_smoothing else 0.0)
 
 
 @pytest.mark.parametrize("loss", NAMES)
@@ -288,7 +289,10 @@ def test_what_cannot_be_fitted_is_refused_by_name():
         (lambda: dpo(policy, None, pairs, DPO(), training), "needs a reference"),
         (lambda: dpo(policy, None, pairs, DPO(), training, reference_log_probs=torch.zeros(3, 2)), r"\(10, 2\)"),
         (lambda: dpo(policy, BANDIT.reference, pairs[torch.zeros(0).long()], DPO(), training), "no pairs"),
-        (lambda: dpo(policy, None, lambda g: pairs, DPO(), training, reference_log_probs=torch.zeros(1)), "afresh"),
+        (
+            lambda: dpo(policy, None, lambda g: pairs, DPO(), training, reference_log_probs=torch.zeros(1)),
+            "during training",
+        ),
         (lambda: DPO("simpo", target_margin=-1.0), "target_margin"),
         (lambda: DPO("ipo", target_margin=1.0), "target_margin is for simpo"),
         (lambda: DPO("simpo", max_reward=1.0), "max_reward is for chi"),

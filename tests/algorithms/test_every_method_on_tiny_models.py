@@ -12,10 +12,11 @@ import torch
 from tiny_models import one_thread, tiny  # noqa: F401
 
 from rlhf_lab import preferences
-from rlhf_lab.algorithms.dpo import DPO, SMOOTHED, PairLoss, dpo
+from rlhf_lab.algorithms.dpo import DPO, PairLoss, dpo
 from rlhf_lab.algorithms.grpo_rloo import Group, group
 from rlhf_lab.algorithms.iterated_dpo import Online, online
 from rlhf_lab.algorithms.kto import KTO, Verdicts, kto
+from rlhf_lab.algorithms.pair_losses import PAIR_LOSSES
 from rlhf_lab.algorithms.ppo import PPO, ppo
 from rlhf_lab.algorithms.raft import RAFT, raft
 from rlhf_lab.algorithms.rest import ReST, rest
@@ -76,7 +77,7 @@ METHODS |= {
     f"dpo {loss.loss}": lambda s, loss=loss: dpo(
         s.policy, s.reference if loss.needs_reference else None, s.pairs(), loss, s.training
     )
-    for loss in [DPO(name, label_smoothing=0.1 * (name in SMOOTHED[1:])) for name in get_args(PairLoss)]
+    for loss in [DPO(name, label_smoothing=0.1 * PAIR_LOSSES[name].needs_smoothing) for name in get_args(PairLoss)]
 }
 
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from rlhf_lab import exact, preferences, sampling
-from rlhf_lab.algorithms.dpo import DPO, WITHOUT_REFERENCE, PairLoss, pair_loss
+from rlhf_lab.algorithms.dpo import DPO, PairLoss, pair_loss
 from rlhf_lab.algorithms.kto import KTO, Verdicts, kto_loss
+from rlhf_lab.algorithms.pair_losses import PAIR_LOSSES
 from rlhf_lab.algorithms.raft import best_of
 from rlhf_lab.algorithms.ranker import order_loss
 from rlhf_lab.algorithms.reward_model import bradley_terry_loss
@@ -44,7 +45,7 @@ def test_every_loss_of_the_family_calls_a_margin_of_rounding_a_tie_and_no_other(
     """10 units off are rounding. 0.05 nats are not, at −300 nor at −0.02, where ε·300 would be 4e-5."""
     settings, moved = DPO(loss, beta=0.5, label_smoothing=0.1 * (loss in ("cdpo", "robust"))), torch.tensor(0.005)
     # Without a reference what is compared is log π itself, so both responses need the same to begin with.
-    start = REFERENCE[:, :1].expand(-1, 2) if loss in WITHOUT_REFERENCE else REFERENCE
+    start = REFERENCE if PAIR_LOSSES[loss].reference else REFERENCE[:, :1].expand(-1, 2)
     for sign in (1, -1):
         _, seen = pair_loss(giving(start + sign * off_by(10)), pairs(), REFERENCE, settings)
         assert seen["accuracy"] == 0.5

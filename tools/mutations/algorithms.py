@@ -12,14 +12,14 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "sign",
             "the likelihood of the targets is minimised",
-            "return -policy.log_prob(prompts, responses).mean(), {}",
-            "return policy.log_prob(prompts, responses).mean(), {}",
+            "return losses.sft(policy.log_prob(prompts, responses)).mean(), {}",
+            "return -losses.sft(policy.log_prob(prompts, responses)).mean(), {}",
         ),
         Mutation(
             "mean",
             "the sum over the batch in place of its mean",
-            "return -policy.log_prob(prompts, responses).mean(), {}",
-            "return -policy.log_prob(prompts, responses).sum(), {}",
+            "return losses.sft(policy.log_prob(prompts, responses)).mean(), {}",
+            "return losses.sft(policy.log_prob(prompts, responses)).sum(), {}",
         ),
         Mutation(
             "data",
@@ -44,101 +44,21 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "norm",
             "the loss ignores the pairs' weights",
-            "return mean(loss, batch.weight), watched",
-            "return mean(loss, None), watched",
+            "return losses.weighted_mean(loss, batch.weight), watched",
+            "return losses.weighted_mean(loss, None), watched",
         ),
         Mutation(
             "norm",
             "accuracy and margin forget the pairs' weights",
-            '"margin": mean(margin, batch.weight)',
-            '"margin": mean(margin, None)',
-        ),
-        Mutation(
-            "norm",
-            "a weighted mean divided by the number of pairs",
-            "return (values * weight).sum() / torch.where(total > 0, total, 1.0)",
-            "return (values * weight).mean()",
+            '"margin": losses.weighted_mean(margin, batch.weight)',
+            '"margin": losses.weighted_mean(margin, None)',
         ),
         Mutation("swap", "the margin: rejected minus chosen", "margin = better - worse", "margin = worse - better"),
         Mutation(
-            "setting",
-            "label_smoothing is lost",
-            "return losses.dpo(chosen, rejected, beta, self.label_smoothing)",
-            "return losses.dpo(chosen, rejected, beta)",
-        ),
-        Mutation(
-            "setting",
-            "robust DPO's smoothing is cDPO's",
-            "return losses.robust_dpo(chosen, rejected, beta, self.label_smoothing)",
-            "return losses.dpo(chosen, rejected, beta, self.label_smoothing)",
-            near="algorithms/test_dpo_family.py::test_smoothing_by_hand",
-        ),
-        Mutation(
-            "setting",
-            "χPO's clip is lost",
-            "return losses.chi_po(chosen, rejected, beta, self.max_reward)",
-            "return losses.chi_po(chosen, rejected, beta)",
-            near="algorithms/test_dpo_family.py::test_chi_po_clips_at_the_largest_reward_that_its_settings_name",
-        ),
-        Mutation(
-            "setting",
-            "SimPO's target margin given by the user is ignored",
-            "beta / 2 if self.target_margin is None else self.target_margin",
-            "beta / 2",
-        ),
-        Mutation(
-            "setting",
-            "SimPO's default margin is β, not β/2",
-            "beta / 2 if self.target_margin is None",
-            "beta if self.target_margin is None",
-        ),
-        Mutation(
-            "edge",
-            "SimPO's margin of 0 counts as not given",
-            "beta / 2 if self.target_margin is None else self.target_margin",
-            "self.target_margin or beta / 2",
-        ),
-        Mutation(
-            "swap",
-            "hinge and hinge-norm exchanged: SLiC reads log-ratios",
-            'WITHOUT_REFERENCE = ("hinge", "simpo", "orpo")',
-            'WITHOUT_REFERENCE = ("hinge-norm", "simpo", "orpo")',
-        ),
-        Mutation(
-            "norm",
-            "IPO by mean is IPO by sum",
-            "return losses.ipo_mean(*pair, beta)",
-            "return losses.ipo(chosen, rejected, beta)",
-        ),
-        Mutation(
-            "beta",
-            "the implicit reward without β",
-            'return self.beta * (losses.chi_link(value) if self.loss == "chi" else value)',
-            'return losses.chi_link(value) if self.loss == "chi" else value',
-        ),
-        Mutation(
-            "setting",
-            "χPO's implicit reward by DPO's link",
-            'losses.chi_link(value) if self.loss == "chi" else value)',
-            "value)",
-        ),
-        Mutation(
-            "norm",
-            "the implicit reward of length-normalised losses is not divided",
-            "value = losses.per_token(value, length)",
-            "value = value + 0 * length",
-        ),
-        Mutation(
-            "setting",
-            "ORPO's implicit reward is a mean log-probability",
-            "return losses.log_odds(value)",
-            "return value",
-        ),
-        Mutation(
             "swap",
             "the rejected log-ratio reported as the chosen one",
-            'f"chosen_{kind}": mean(shown[..., 0], batch.weight)',
-            'f"chosen_{kind}": mean(shown[..., 1], batch.weight)',
+            'f"chosen_{kind}": losses.weighted_mean(shown[..., 0], batch.weight)',
+            'f"chosen_{kind}": losses.weighted_mean(shown[..., 1], batch.weight)',
         ),
         Mutation(
             "data",
@@ -158,6 +78,64 @@ MUTATIONS: list[Mutation] = [
             "log_ref = _reference_of(reference, batch, max(len(batch), 1))",
             "log_ref = _reference_of(reference, pairs(generator), max(len(batch), 1))",
         ),
+    ),
+    *in_file(
+        "algorithms/pair_losses.py",
+        ["algorithms/test_dpo_family.py", "algorithms/test_pieces.py", "algorithms/test_ties.py"],
+        Mutation(
+            "setting",
+            "label_smoothing is lost",
+            '"sigmoid-norm": LossSpec(losses.dpo, uses=("label_smoothing",))',
+            '"sigmoid-norm": LossSpec(losses.dpo)',
+        ),
+        Mutation("setting", "robust DPO's smoothing is cDPO's", "LossSpec(losses.robust_dpo,", "LossSpec(losses.dpo,"),
+        Mutation(
+            "setting",
+            "χPO's clip is lost",
+            "return spec.function(chosen, rejected, *lengths, self.beta, *others)",
+            'return spec.function(chosen, rejected, *lengths, self.beta, *others[: self.loss != "chi"])',
+        ),
+        Mutation(
+            "setting",
+            "SimPO's target margin given by the user is ignored",
+            '{"target_margin": self.beta / 2} if self.target_margin is None else {}',
+            '{"target_margin": self.beta / 2}',
+        ),
+        Mutation(
+            "setting",
+            "SimPO's default margin is β, not β/2",
+            '{"target_margin": self.beta / 2} if',
+            '{"target_margin": self.beta} if',
+        ),
+        Mutation(
+            "edge",
+            "SimPO's margin of 0 counts as not given",
+            '{"target_margin": self.beta / 2} if self.target_margin is None else {}',
+            '{} if self.target_margin else {"target_margin": self.beta / 2}',
+        ),
+        Mutation(
+            "swap",
+            "hinge and hinge-norm exchanged: SLiC reads log-ratios",
+            '"hinge": LossSpec(losses.hinge, reference=False)',
+            '"hinge": LossSpec(losses.hinge)',
+        ),
+        Mutation(
+            "norm", "IPO by mean is IPO by sum", "LossSpec(losses.ipo_mean, by_length=True)", "LossSpec(losses.ipo)"
+        ),
+        Mutation(
+            "beta",
+            "the implicit reward without β",
+            "return self.beta * reward if self.spec.scaled else reward",
+            "return reward",
+        ),
+        Mutation("setting", "χPO's implicit reward by DPO's link", ", link=losses.chi_link)", ")"),
+        Mutation(
+            "norm",
+            "the implicit reward of length-normalised losses is not divided",
+            "losses.per_token(value, length) if self.spec.by_length else value",
+            "value",
+        ),
+        Mutation("setting", "ORPO's implicit reward is a mean log-probability", "link=losses.log_odds, ", ""),
     ),
     *in_file(
         "algorithms/ppo.py",
@@ -256,78 +234,50 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "beta",
             "the policy that is trained without temperature",
-            "new = policy.token_log_probs(prompts, responses, settings.temperature)",
-            "new = policy.token_log_probs(prompts, responses)",
-        ),
-        Mutation(
-            "edge",
-            "no upper bound of the clip",
-            "ratio.clamp(1 - settings.clip, 1 + settings.clip) * advantages",
-            "ratio.clamp(min=1 - settings.clip) * advantages",
-        ),
-        Mutation(
-            "edge",
-            "no lower bound of the clip",
-            "ratio.clamp(1 - settings.clip, 1 + settings.clip) * advantages",
-            "ratio.clamp(max=1 + settings.clip) * advantages",
+            "policy.token_log_probs(prompts, responses, settings.temperature) - old",
+            "policy.token_log_probs(prompts, responses) - old",
         ),
         Mutation(
             "swap",
-            "the surrogate: the larger of clipped and unclipped",
-            "gain = torch.minimum(",
-            "gain = torch.maximum(",
+            "the ratio: old over new",
+            "log_ratio = policy.token_log_probs(prompts, responses, settings.temperature) - old",
+            "log_ratio = old - policy.token_log_probs(prompts, responses, settings.temperature)",
         ),
-        Mutation("swap", "the ratio: old over new", "ratio = (new - old).exp()", "ratio = (old - new).exp()"),
         Mutation(
             "setting",
             "the value is clipped at the policy's clip",
-            "clamp(-settings.value_clip, settings.value_clip)",
-            "clamp(-settings.clip, settings.clip)",
-        ),
-        Mutation(
-            "swap",
-            "the critic's loss: the smaller of clipped and unclipped",
-            "miss = torch.maximum((value",
-            "miss = torch.minimum((value",
-        ),
-        Mutation(
-            "mean", "the critic's loss without its ½", "(near - returns).square()) / 2", "(near - returns).square())"
-        ),
-        Mutation(
-            "data",
-            "the value is clipped around the return",
-            "near = old_values + (value - old_values)",
-            "near = returns + (value - returns)",
+            "old_values, returns, settings.value_clip)",
+            "old_values, returns, settings.clip)",
         ),
         Mutation(
             "mask",
             "the critic is fitted to padding too",
-            "value_loss = (miss * mask).sum() / count",
-            "value_loss = miss.mean()",
+            "returns, settings.value_clip), mask)",
+            "returns, settings.value_clip), mask | True)",
         ),
         Mutation(
             "norm",
             "the surrogate: mean over places, padding among them",
-            "return -(gain * mask).sum() / count +",
-            "return -(gain * mask).mean() +",
+            "advantages, settings.clip), mask)",
+            "advantages, settings.clip), mask | True)",
         ),
         Mutation(
             "sign",
             "the surrogate is minimised",
-            "return -(gain * mask).sum() / count +",
-            "return (gain * mask).sum() / count +",
+            "return policy_loss + ",
+            "return -policy_loss + ",
         ),
         Mutation(
             "setting",
             "the critic's loss at weight 1",
-            "+ settings.value_coefficient * value_loss, {",
-            "+ value_loss, {",
+            "+ settings.value_coefficient * value_loss, watched",
+            "+ value_loss, watched",
         ),
         Mutation(
             "edge",
             "clip_fraction counts only ratios above the range",
-            "((ratio.detach() - 1).abs() > settings.clip) & mask",
-            "((ratio.detach() - 1) > settings.clip) & mask",
+            "clipped = (log_ratio.detach().exp() - 1).abs() > settings.clip",
+            "clipped = (log_ratio.detach().exp() - 1) > settings.clip",
         ),
         Mutation(
             "setting",
@@ -384,14 +334,14 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "norm",
             "rloo: the mean includes the response itself",
-            'return out * (group / (group - 1)) if settings.kind == "rloo" else out',
-            "return out",
+            'settings.kind == "rloo", divide_by, doubt)',
+            "False, divide_by, doubt)",
         ),
         Mutation(
             "setting",
             "by_std is ignored",
-            "standardised(score, doubt) if settings.by_std else centred(score, doubt)",
-            "centred(score, doubt)",
+            "    if settings.by_std:\n",
+            "    if False:\n",
         ),
         Mutation(
             "edge",
@@ -399,12 +349,6 @@ MUTATIONS: list[Mutation] = [
             "doubt = doubt + settings.beta * rounding(1.0, before.sum(-1), log_ref.sum(-1), units=MANY)",
             "pass",
             near="algorithms/test_equal_scores.py::test_the_rounding_of_the_kl_in_the_reward_is_no_spread",
-        ),
-        Mutation(
-            "edge",
-            "rloo: (G−1)/G for G/(G−1)",
-            "return out * (group / (group - 1)) if",
-            "return out * ((group - 1) / group) if",
         ),
         Mutation(
             "sign",
@@ -427,29 +371,11 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "mean",
             "rloo: a ratio of each token's mean",
-            "ratio = (new - before).sum(-1).exp()",
-            "ratio = (new - before).mean(-1).exp()",
+            "log_ratio = (new - before).sum(-1) if",
+            "log_ratio = (new - before).mean(-1) if",
         ),
         Mutation(
-            "edge",
-            "no upper bound of the clip",
-            "cut = ratio.clamp(1 - settings.clip, 1 + settings.clip)",
-            "cut = ratio.clamp(min=1 - settings.clip)",
-        ),
-        Mutation(
-            "edge",
-            "no lower bound of the clip",
-            "cut = ratio.clamp(1 - settings.clip, 1 + settings.clip)",
-            "cut = ratio.clamp(max=1 + settings.clip)",
-        ),
-        Mutation(
-            "swap",
-            "the larger of clipped and unclipped",
-            "value = torch.minimum(ratio * advantage, cut * advantage)",
-            "value = torch.maximum(ratio * advantage, cut * advantage)",
-        ),
-        Mutation(
-            "mask", "grpo: padding counts", "value, beyond = (value * mask).sum(-1),", "value, beyond = value.sum(-1),"
+            "mask", "grpo: padding counts", "loss, clipped = (loss * mask).sum(-1),", "loss, clipped = loss.sum(-1),"
         ),
         Mutation(
             "mask",
@@ -461,8 +387,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "beta",
             "k3 without β",
-            "value = value - settings.beta * (kl.k3(new, log_ref)",
-            "value = value - (kl.k3(new, log_ref)",
+            "loss = loss + settings.beta * (kl.k3(new, log_ref)",
+            "loss = loss + (kl.k3(new, log_ref)",
         ),
         Mutation("swap", "k3: π_ref over π", "kl.k3(new, log_ref)", "kl.k3(log_ref, new)"),
         Mutation(
@@ -472,7 +398,7 @@ MUTATIONS: list[Mutation] = [
             "kl.k2(new, log_ref).sum(-1)",
         ),
         Mutation(
-            "norm", "by length: divided by the row's width", "value = value / length", "value = value / mask.shape[-1]"
+            "norm", "by length: divided by the row's width", "loss = loss / length", "loss = loss / mask.shape[-1]"
         ),
         Mutation("setting", "rloo by default with k3", '("k3" if self.kind == "grpo" else "reward")', '"k3"'),
         Mutation(
@@ -539,8 +465,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "edge",
             "clip_fraction counts only ratios above the range",
-            "beyond = ((ratio.detach() - 1).abs() > settings.clip)",
-            "beyond = ((ratio.detach() - 1) > settings.clip)",
+            "clipped = ((log_ratio.detach().exp() - 1).abs() > settings.clip)",
+            "clipped = ((log_ratio.detach().exp() - 1) > settings.clip)",
         ),
         Mutation(
             "edge",
@@ -555,8 +481,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "norm",
             "the labels' weights dropped",
-            "loss = mean(losses.bradley_terry(chosen, rejected), batch.weight)",
-            "loss = mean(losses.bradley_terry(chosen, rejected), None)",
+            "loss = losses.weighted_mean(losses.bradley_terry(chosen, rejected), batch.weight)",
+            "loss = losses.weighted_mean(losses.bradley_terry(chosen, rejected), None)",
         ),
         Mutation(
             "swap",
@@ -567,14 +493,14 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "norm",
             "the prior ignores the weights",
-            "size = mean(scores.square().mean(-1), batch.weight)",
-            "size = mean(scores.square().mean(-1), None)",
+            "size = losses.weighted_mean(scores.square().mean(-1), batch.weight)",
+            "size = losses.weighted_mean(scores.square().mean(-1), None)",
         ),
         Mutation(
             "mean",
             "the prior: the sum of both responses' squares",
-            "size = mean(scores.square().mean(-1), batch.weight)",
-            "size = mean(scores.square().sum(-1), batch.weight)",
+            "size = losses.weighted_mean(scores.square().mean(-1), batch.weight)",
+            "size = losses.weighted_mean(scores.square().sum(-1), batch.weight)",
         ),
         Mutation(
             "sign", "the prior drives rewards away from 0", "return loss + prior * size,", "return loss - prior * size,"
@@ -610,13 +536,13 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "norm",
             "the labels' weights dropped",
-            "loss = mean(losses.bradley_terry(right, torch.zeros_like(right)), batch.weight)",
-            "loss = mean(losses.bradley_terry(right, torch.zeros_like(right)), None)",
+            "loss = losses.weighted_mean(losses.bradley_terry(right, torch.zeros_like(right)), batch.weight)",
+            "loss = losses.weighted_mean(losses.bradley_terry(right, torch.zeros_like(right)), None)",
         ),
         Mutation(
             "norm",
             "the prior ignores the weights",
-            "return loss + prior * mean(shown.square(), batch.weight), watched",
+            "return loss + prior * losses.weighted_mean(shown.square(), batch.weight), watched",
             "return loss + prior * shown.square().mean(), watched",
         ),
         Mutation(
@@ -662,13 +588,13 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "swap",
             "accuracy: how often the label is missed",
-            '"accuracy": mean(wins(right, 0.0), batch.weight)',
-            '"accuracy": mean(wins(-right, 0.0), batch.weight)',
+            '"accuracy": losses.weighted_mean(wins(right, 0.0), batch.weight)',
+            '"accuracy": losses.weighted_mean(wins(-right, 0.0), batch.weight)',
         ),
         Mutation(
             "norm",
             "accuracy ignores the weights",
-            '"accuracy": mean(wins(right, 0.0), batch.weight)',
+            '"accuracy": losses.weighted_mean(wins(right, 0.0), batch.weight)',
             '"accuracy": wins(right, 0.0).mean()',
         ),
     ),
@@ -1236,14 +1162,14 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "norm",
             "z is not weighted",
-            "z = mean((here - there).squeeze(-1), batch.weight)",
-            "z = mean((here - there).squeeze(-1), None)",
+            "z = losses.weighted_mean((here - there).squeeze(-1), batch.weight)",
+            "z = losses.weighted_mean((here - there).squeeze(-1), None)",
         ),
         Mutation(
             "sign",
             "z: π_ref over π",
-            "z = mean((here - there).squeeze(-1), batch.weight)",
-            "z = mean((there - here).squeeze(-1), batch.weight)",
+            "z = losses.weighted_mean((here - there).squeeze(-1), batch.weight)",
+            "z = losses.weighted_mean((there - here).squeeze(-1), batch.weight)",
         ),
         Mutation(
             "data",
@@ -1260,14 +1186,14 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "norm",
             "the loss is not weighted",
-            "return mean(loss.mean(-1), batch.weight), {",
-            "return mean(loss.mean(-1), None), {",
+            "return losses.weighted_mean(loss.mean(-1), batch.weight), {",
+            "return losses.weighted_mean(loss.mean(-1), None), {",
         ),
         Mutation(
             "norm",
             "accuracy is not weighted",
-            '"accuracy": mean(right.mean(-1), batch.weight)',
-            '"accuracy": mean(right.mean(-1), None)',
+            '"accuracy": losses.weighted_mean(right.mean(-1), batch.weight)',
+            '"accuracy": losses.weighted_mean(right.mean(-1), None)',
         ),
         Mutation(
             "setting",

@@ -508,7 +508,7 @@ MUTATIONS: list[Mutation] = [
     ),
     *in_file(
         "losses.py",
-        ["test_losses.py", "test_losses_family.py"],
+        ["test_losses_policy_gradient.py", "test_losses.py", "test_losses_family.py"],
         Mutation(
             "sign",
             "χPO subtracts the χ² part",
@@ -716,6 +716,51 @@ MUTATIONS: list[Mutation] = [
             "DPO's gradient weight without β",
             'margin = check_beta(beta) * _difference(chosen_log_ratio, rejected_log_ratio, "log_ratio")\n    return torch.sigmoid',
             'margin = _difference(chosen_log_ratio, rejected_log_ratio, "log_ratio")\n    return torch.sigmoid',
+        ),
+        Mutation(
+            "norm",
+            "weighted_mean: divided by the number of values",
+            "return (values * weight).sum() / torch.where(total > 0, total, 1.0)",
+            "return (values * weight).mean()",
+        ),
+        Mutation(
+            "edge",
+            "clipped_surrogate: no upper bound of the clip",
+            "ratio.clamp(1 - clip, 1 + clip)",
+            "ratio.clamp(min=1 - clip)",
+        ),
+        Mutation(
+            "edge",
+            "clipped_surrogate: no lower bound of the clip",
+            "ratio.clamp(1 - clip, 1 + clip)",
+            "ratio.clamp(max=1 + clip)",
+        ),
+        Mutation(
+            "swap",
+            "clipped_surrogate: the larger of clipped and unclipped",
+            "-torch.minimum(ratio * advantage",
+            "-torch.maximum(ratio * advantage",
+        ),
+        Mutation(
+            "swap",
+            "clipped_value_loss: the smaller of clipped and unclipped",
+            "torch.maximum((value - returns)",
+            "torch.minimum((value - returns)",
+        ),
+        Mutation(
+            "mean", "clipped_value_loss: without its ½", "(near - returns).square()) / 2", "(near - returns).square())"
+        ),
+        Mutation(
+            "data",
+            "clipped_value_loss: the value is clipped around the return",
+            "near = old_value + (value - old_value)",
+            "near = returns + (value - returns)",
+        ),
+        Mutation(
+            "edge",
+            "group_advantages: (G−1)/G for G/(G−1)",
+            "out * (group / (group - 1)) if",
+            "out * ((group - 1) / group) if",
         ),
     ),
     *in_file(

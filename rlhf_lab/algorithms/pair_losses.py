@@ -1,0 +1,158 @@
+"""The pair losses of DPO and its relatives: one table of their names and properties, and the settings of `dpo`.
+
+The formulas are in `rlhf_lab.losses`, with their sources and the policies that they converge to. An entry of the table
+is all that a new loss needs besides its formula.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from torch import Tensor
+
+from rlhf_lab import losses
+from rlhf_lab.errors import LabError, NonNegative, Positive, Range, check_settings
+
+PairLoss = Literal[
+    "sigmoid-norm", "cdpo", "robust", "ipo", "ipo-mean", "hinge-norm", "hinge", "chi", "dpo-length", "simpo", "orpo"
+]
+"""Names of the pair losses. "norm" is RSO's word for *divided by π_ref*; "mean" and "length" say *divided by |y|*."""
+
+
+def _identity(value: Tensor) -> Tensor:
+    return value
+
+
+@dataclass(frozen=True)
+class LossSpec:
+    """What `DPO` must know of a pair loss.
+
+    Attributes:
+        function: the loss. Its arguments are the values of both responses, their lengths (`by_length`), β, and the
+            settings of `uses`.
+        reference: whether the values are log-ratios to π_ref; otherwise they are log-probabilities.
+        by_length: whether the loss divides by the numbers of tokens.
+        uses: the settings of `DPO` that the loss has besides β.
+        needs_smoothing: whether the loss without label_smoothing is plain DPO.
+        link: the function of the value (a token, if `by_length`) of which the implicit reward is a multiple.
+        scaled: whether that multiple is β; otherwise it is 1.
+    """
+
+    function: Callable[..., Tensor]
+    reference: bool = True
+    by_length: bool = False
+    uses: tuple[str, ...] = ()
+    needs_smoothing: bool = False
+    link: Callable[[Tensor], Tensor] = _identity
+    scaled: bool = True
+
+
+PAIR_LOSSES: dict[PairLoss, LossSpec] = {
+    "sigmoid-norm": LossSpec(losses.dpo, uses=("label_smoothing",)),
+    "cdpo": LossSpec(losses.dpo, uses=("label_smoothing",), needs_smoothing=True),
+    "robust": LossSpec(losses.robust_dpo, uses=("label_smoothing",), needs_smoothing=True),
+    "ipo": LossSpec(losses.ipo),
+    "ipo-mean": LossSpec(losses.ipo_mean, by_length=True),
+    "hinge-norm": LossSpec(losses.hinge_norm),
+    "hinge": LossSpec(losses.hinge, reference=False),
+    "chi": LossSpec(losses.chi_po, uses=("max_reward",), link=losses.chi_link),
+    "dpo-length": LossSpec(losses.dpo_length, by_length=True),
+    "simpo": LossSpec(losses.simpo, reference=False, by_length=True, uses=("target_margin",)),
+    "orpo": LossSpec(losses.orpo, reference=False, by_length=True, link=losses.log_odds, scaled=False),
+}
+"""Every pair loss by its name."""
+Smoothing = Annotated[
+    float,
+    Range(
+        0,
+        0.5,
+        exclusive_maximum=True,
+        fix="It is the rate of wrong labels; labels that are wrong half of the time say nothing.",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class DPO:
+    """Settings of DPO: the loss and its parameters."""
+
+    loss: PairLoss = "sigmoid-norm"
+    """sigmoid-norm is DPO's own (with label_smoothing it is cdpo). cdpo and robust need a label_smoothing above 0.
+    hinge (SLiC), simpo and orpo have no reference; ipo-mean, dpo-length, simpo and orpo divide by length; chi is χPO.
+    """
+    beta: Positive = 0.1
+    """The loss's slope in the log-ratio: β of DPO (then also of the objective), γ of RSO's losses, τ of IPO; of
+    SimPO β of a mean over tokens (the paper: 2 to 10); of ORPO λ."""
+    label_smoothing: Smoothing = 0.0
+    """ε, the rate of wrong labels that cdpo (sigmoid-norm) or robust DPO assumes, below ½."""
+    target_margin: NonNegative | None = None
+    """γ of SimPO, in the units of β log π. None: half of beta."""
+    max_reward: Positive | None = None
+    """R of χPO, which clips differences of implicit rewards at 2R. None: no clip."""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        spec = self.spec
+        for name, default in (("label_smoothing", 0.0), ("target_margin", None), ("max_reward", None)):
+            if getattr(self, name) != default and name not in spec.uses:
+                *others, last = [loss for loss, other in PAIR_LOSSES.items() if name in other.uses]
+                having = f"{', '.join(others)} and {last}" if others else last
+                raise LabError(f"{name} is for {having}; {self.loss} has none. Leave it out.")
+        if spec.needs_smoothing and not self.label_smoothing:
+            raise LabError(
+                f"{self.loss} with label_smoothing=0 is plain DPO. Give label_smoothing, the rate of flipped labels, "
+                f"for example 0.1, or use the loss sigmoid-norm."
+            )
+        # The function checks its settings here, before a long run, and not at its first step.
+        self(torch.zeros(1), torch.zeros(1), torch.ones(1), torch.ones(1))
+
+    @property
+    def spec(self) -> LossSpec:
+        """The loss's entry in `PAIR_LOSSES`."""
+        return PAIR_LOSSES[self.loss]
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the loss is a function of log-ratios to π_ref; otherwise it is one of log-probabilities."""
+        return self.spec.reference
+
+    def __call__(
+        self,
+        chosen: Tensor,
+        rejected: Tensor,
+        chosen_length: Tensor | None = None,
+        rejected_length: Tensor | None = None,
+    ) -> Tensor:
+        """The loss of each pair.
+
+        Args:
+            chosen: log-ratio of the chosen response, any shape; its log-probability where no reference is needed.
+            rejected: the same of the rejected one.
+            chosen_length: its number of tokens, for the losses that divide by length.
+            rejected_length: the same of the rejected one.
+
+        Raises:
+            LabError: lengths missing where they are needed; as the loss.
+        """
+        spec = self.spec
+        lengths: tuple[Tensor, ...] = ()
+        if spec.by_length:
+            if chosen_length is None or rejected_length is None:
+                raise LabError(f"{self.loss} divides by the number of tokens: pass the lengths of both responses.")
+            lengths = chosen_length, rejected_length
+        defaults = {"target_margin": self.beta / 2} if self.target_margin is None else {}
+        others = [defaults.get(name, getattr(self, name)) for name in spec.uses]
+        return spec.function(chosen, rejected, *lengths, self.beta, *others)
+
+    def implicit_reward(self, value: Tensor, length: Tensor) -> Tensor:
+        """Return the quantity by which the loss compares responses, in the shape of `value`; of DPO β log π_θ/π_ref.
+
+        Args:
+            value: the log-ratio, or the log-probability where the loss has no reference, any shape.
+            length: number of tokens, same shape.
+        """
+        reward = self.spec.link(losses.per_token(value, length) if self.spec.by_length else value)
+        return self.beta * reward if self.spec.scaled else reward
