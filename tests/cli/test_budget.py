@@ -9,8 +9,9 @@ import torch
 from rlhf_lab import bradley_terry
 from rlhf_lab.algorithms import active
 from rlhf_lab.cli import main as cli
-from rlhf_lab.cli.budget import SPREADS, Budget, budget_plan, next_pairs, read_pilot, spread_of, table, ways
+from rlhf_lab.cli.budget import Budget, budget_plan, next_pairs, read_pilot, table, ways
 from rlhf_lab.errors import LabError
+from rlhf_lab.label_budget import SPREADS, likely_spread
 from rlhf_lab.training import seeded
 
 torch.set_num_threads(1)
@@ -57,7 +58,7 @@ def test_the_command_plans_prints_and_writes(tmp_path, capsys):
     words = ["budget", "--labels", "120", "--worlds", "8", "--runs", "2", "--candidates", "4", "--features", "1"]
     assert cli.main([*words, "--out", str(out)]) == 0
     said = capsys.readouterr().out
-    assert "expected regret" in said and "how sure" in said and "DPO or reward model first" in said
+    assert "expected regret" in said and "The plan is the best of" in said and "DPO or a reward model" in said
     assert "nan" not in said
     plan = json.loads(out.read_text())["plan"]
     assert plan["best"]["labels"] > 0 and plan["regret"][1] <= plan["regret"][0] <= plan["regret"][2]
@@ -88,7 +89,7 @@ def test_a_pilot_is_read_and_its_spread_found(tmp_path):
 
 def test_labels_that_are_coins_have_a_small_spread():
     wins = [torch.full((4, 4), 25.0, dtype=torch.float64) for _ in range(5)]
-    assert spread_of(wins)[0] == SPREADS[0]
+    assert likely_spread(wins)[0] == SPREADS[0]
 
 
 def test_jsonl_without_prompts_is_one_prompt_and_the_plan_names_pairs_of_it(tmp_path, capsys):
@@ -117,7 +118,7 @@ def test_the_next_pair_is_the_one_that_lowers_the_price_most(tmp_path):
     names = pilot.responses[0]
     best = max(worth, key=worth.get)
     assert {first["first"], first["second"]} == {names[i] for i in best}
-    assert first["worth"] == pytest.approx(worth[best] / (2 * 0.5))
+    assert first["value"] == pytest.approx(worth[best] / (2 * 0.5))
 
 
 @pytest.mark.parametrize(
@@ -141,15 +142,15 @@ def test_bad_settings_are_refused(given, message):
 
 
 def test_money_that_buys_nothing_is_refused():
-    with pytest.raises(LabError, match="does not buy"):
+    with pytest.raises(LabError, match="is too small for 4 labels"):
         budget_plan(Budget(labels=20, prompts=100))
 
 
 @pytest.mark.parametrize(
     ("rows", "head", "message"),
     [
-        ([("p", "a", "b")] * 3, ("prompt", "chosen", "rejected"), "needs 10"),
-        ([("p", "a", "a")] * 12, ("prompt", "chosen", "rejected"), "same response"),
+        ([("p", "a", "b")] * 3, ("prompt", "chosen", "rejected"), "needs at least 10"),
+        ([("p", "a", "a")] * 12, ("prompt", "chosen", "rejected"), "are equal"),
         ([("p", "a", "")] * 12, ("prompt", "chosen", "rejected"), "'rejected' is missing"),
         ([("p", "a", "b")] * 12, ("prompt", "better", "worse"), "'chosen' is missing"),
     ],

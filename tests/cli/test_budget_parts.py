@@ -10,7 +10,8 @@ from scipy.integrate import quad
 from rlhf_lab import exact
 from rlhf_lab import label_budget as simulation
 from rlhf_lab.cli import budget as command
-from rlhf_lab.cli.budget import SPREADS, Budget, Way, budget_plan, next_pairs, read_pilot, spread_of, ways
+from rlhf_lab.cli.budget import Budget, Way, budget_plan, next_pairs, read_pilot, ways
+from rlhf_lab.label_budget import SPREADS, likely_spread
 
 
 def test_a_plan_s_labels_and_money_by_hand():
@@ -59,7 +60,7 @@ def test_the_spread_of_a_pilot_is_that_of_the_integral():
     exactly = [evidence(spread) for spread in SPREADS]
     best = max(range(len(SPREADS)), key=exactly.__getitem__)
     inside = [i for i, value in enumerate(exactly) if value >= exactly[best] - 1.92]
-    found = spread_of([torch.tensor([[0.0, a], [b, 0.0]], dtype=torch.float64) for a, b in counts])
+    found = likely_spread([torch.tensor([[0.0, a], [b, 0.0]], dtype=torch.float64) for a, b in counts])
     places = [SPREADS.index(one) for one in found]
     assert abs(places[0] - best) <= 1
     assert abs(places[1] - inside[0]) <= 2 and abs(places[2] - inside[-1]) <= 2
@@ -73,14 +74,14 @@ def test_the_pairs_worth_most_come_first_in_units_of_regret(tmp_path, monkeypatc
     rows = [("x", "y")] * 4 + [("y", "z")] * 4 + [("z", "x")] * 4
     file.write_text("".join(json.dumps({"chosen": c, "rejected": r}) + "\n" for c, r in rows))
     gain = torch.tensor([[0.0, 1.0, 2.0], [1.0, 0.0, 3.0], [2.0, 3.0, 0.0]])
-    monkeypatch.setattr(command.active, "gains", lambda *a: gain)
+    monkeypatch.setattr(command.label_budget.active, "gains", lambda *a: gain)
     found = next_pairs(read_pilot(file), 0.25, 1.0, 2)
-    assert [(one["first"], one["second"], one["worth"], one["asked"]) for one in found] == [
+    assert [(one["first"], one["second"], one["value"], one["labels"]) for one in found] == [
         ("y", "z", 6.0, 4), ("x", "z", 4.0, 4),
     ]  # fmt: skip
 
 
-def planned(monkeypatch, regrets: list[list[float]]) -> command.Plan:
+def planned(monkeypatch, regrets: list[list[float]]) -> command.BudgetPlan:
     """The plan of eight worlds in which way i leaves `regrets[i]` of the first and of the last four."""
     tried = [Way(0, 10 + i, 1, "sft", 10.0) for i in range(len(regrets))]
     asked = iter(regrets)
@@ -99,8 +100,8 @@ def test_a_plan_is_chosen_on_one_half_of_the_worlds_and_reported_on_the_other(mo
     plainest leaves 2: it saves −3. Redrawn, it is best where at least 7 of 8 worlds are of the first half, 9/256; 1,000
     draws, three standard deviations."""
     plan = planned(monkeypatch, [[3.0, 2.0], [1.0, 5.0], [2.0, 1.0]])
-    assert plan.best.labels == 11 and plan.plain.labels == 10
-    assert (plan.regret[0], plan.plain_regret[0], plan.saved[0]) == (5.0, 2.0, -3.0)
+    assert plan.best.labels == 11 and plan.simplest.labels == 10
+    assert (plan.regret[0], plan.simplest_regret[0], plan.saved[0]) == (5.0, 2.0, -3.0)
     assert abs(plan.sure - 9 / 256) < 3 * (9 / 256 * 247 / 256 / 1000) ** 0.5
     assert [value for _, value in plan.table] == [2.5, 3.0, 1.5]
 

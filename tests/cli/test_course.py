@@ -169,9 +169,9 @@ def test_folders_that_cannot_be_used_are_refused_before_anything_is_written(smal
     file.write_text("")
     for place, words in (
         (file, "is a file"),
-        (file / "below", "cannot be made as a folder"),
-        (small / "notebooks", "is where the lab's own notebooks are"),
-        (small, "is where the lab's own notebooks are"),
+        (file / "below", "cannot be created as a folder"),
+        (small / "notebooks", "contains the original notebooks"),
+        (small, "contains the original notebooks"),
     ):
         before = sorted(tmp_path.rglob("*"))
         status, said = run(capsys, place)

@@ -84,14 +84,14 @@ def test_a_file_that_is_there_is_refused_and_left_to_the_byte(command, model, tm
     out = tmp_path / "there"
     out.write_text("mine")
     words = {"sample": sample(model, "--prompt", "a"), "budget": ["budget", "--labels", "100"]}[command]
-    assert "is there already" in refused([*words, "--out", str(out)], capsys)
+    assert "exists already" in refused([*words, "--out", str(out)], capsys)
     assert bytes_of(tmp_path) == {"there": b"mine"}
 
 
 def test_sample_refuses_to_replace_the_settings_beside_another_file(model, tmp_path, capsys):
     (tmp_path / "a.settings.yaml").write_text("mine")
     said = refused(sample(model, "--prompt", "a", "--out", str(tmp_path / "a")), capsys)
-    assert "a.settings.yaml is there already" in said and bytes_of(tmp_path) == {"a.settings.yaml": b"mine"}
+    assert "a.settings.yaml exists already" in said and bytes_of(tmp_path) == {"a.settings.yaml": b"mine"}
 
 
 def test_evaluate_refuses_a_folder_before_it_loads_a_model(model, pairs, taken, monkeypatch, capsys):
@@ -318,9 +318,9 @@ def test_ctrl_c_in_sample_says_where_the_rows_are_and_resume_ends_with_the_whole
     with monkeypatch.context() as patch:
         patch.setattr(LanguageModelPolicy, "sample", third)
         assert main([*words, "--out", str(tmp_path / "a")]) == 130
-    assert "a.part; run again with --resume" in capsys.readouterr().err
+    assert "a.part. Use --resume" in capsys.readouterr().err
     assert not (tmp_path / "a").exists() and (tmp_path / "a.part").read_bytes().count(b"\n") == 8
-    assert "a.part is there already" in refused([*words, "--out", str(tmp_path / "a")], capsys)
+    assert "a.part exists already" in refused([*words, "--out", str(tmp_path / "a")], capsys)
     assert main([*words, "--out", str(tmp_path / "a"), "--resume"]) == 0
     assert (tmp_path / "a").read_bytes() == (tmp_path / "whole").read_bytes() and not (tmp_path / "a.part").exists()
 
@@ -401,7 +401,7 @@ def test_a_full_disk_without_a_file_s_name_is_one_sentence_as_well(model, tmp_pa
     def full(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(module, "_put", full)
+    monkeypatch.setattr(module, "_write_rows", full)
     assert "No space left on device" in refused(sample(model, "--prompt", "a"), capsys)
 
 
@@ -434,6 +434,22 @@ def test_a_folder_that_another_process_is_taking_at_this_moment_is_in_use(comman
         said = refused(commands(model, pairs, out)[command], capsys)
     assert "is in use by another run (process 123456789)" in said
     assert sorted(path.name for path in out.iterdir()) == [".lock", ".lock.pid"]
+
+
+def test_a_file_of_samples_is_not_resumed_while_another_process_writes_it(model, pairs, tmp_path, capsys):
+    """The finished file is resumed with nothing to do once the lock is free, and no lock is left."""
+    words = [*sample(model, "--data", pairs, "--batch-size", "4"), "--out", str(tmp_path / "a")]
+    assert main(words) == 0
+    before = (tmp_path / "a").read_bytes()
+    names = sorted(path.name for path in tmp_path.iterdir())
+    with held_by_another_process(tmp_path / ".a.lock"):
+        said = refused([*words, "--resume"], capsys)
+    for name in (".lock", ".lock.pid"):  # of the process that stands in for the other one
+        (tmp_path / ".a.lock" / name).unlink(missing_ok=True)
+    assert f"{tmp_path / 'a'} is in use by another run (process 123456789)" in said and "output file" in said
+    assert (tmp_path / "a").read_bytes() == before
+    assert main([*words, "--resume"]) == 0 and (tmp_path / "a").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
 
 
 def test_a_comparison_that_another_process_is_at_is_not_gone_on_with(tmp_path, capsys):

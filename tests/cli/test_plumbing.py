@@ -625,7 +625,7 @@ def test_a_file_that_goes_on_loses_its_half_batch_and_refuses_other_settings(tmp
     again = replace(settings, resume=True, device="cuda", progress=not settings.progress)
     sample_module._check_file(again, again.out)
     assert sample_module._claim(again, again.out) == 2 and part.read_text() == whole
-    with pytest.raises(LabError, match=r"begun with temperature = 0\.5, not 0\.9"):
+    with pytest.raises(LabError, match=r"started with temperature = 0\.5, not 0\.9"):
         sample_module._check_file(replace(again, temperature=0.9), again.out)
 
 

@@ -44,7 +44,7 @@ def test_sample_that_was_cut_off_goes_on_and_ends_with_the_same_file(model, pair
     whole = (tmp_path / "a").read_bytes()
     (tmp_path / "a").write_bytes(whole[: len(whole) * 2 // 5])
     assert main(sample(model, *words, "--out", str(tmp_path / "a"))) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err
     assert main(sample(model, *words, "--out", str(tmp_path / "a"), "--resume", "--temperature", "2")) == 2
     assert "temperature = 1.0, not 2.0" in capsys.readouterr().err
     assert main(sample(model, *words, "--out", str(tmp_path / "a"), "--resume")) == 0
@@ -68,8 +68,8 @@ def test_sample_scores_by_a_reward_model(model, pairs, reward, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "Give prompts in one of two ways"),
-        (["--prompt", "a", "--data", "b.jsonl"], "Give prompts in one of two ways"),
+        ([], "Give prompts with --prompt"),
+        (["--prompt", "a", "--data", "b.jsonl"], "Give prompts with --prompt"),
         (["--prompt", "a", "  "], "Prompt 2 of the command line is empty"),
         (["--prompt", "a", "--temperature", "0"], "temperature must be"),
         (["--prompt", "a", "--top-k", "0"], "top_k must be a whole number of at least 1"),
@@ -105,7 +105,7 @@ def test_evaluate_writes_its_numbers_and_a_model_is_no_way_from_itself(model, pa
     assert 0 <= report["against_targets"]["mean"] <= 1 and report["against_targets"]["comparisons"] == 12
     assert (out / "report.txt").read_text().count("\n") > 8
     assert main(evaluate(model, pairs, "--out", str(out))) == 2
-    assert "holds a report already" in capsys.readouterr().err
+    assert "already contains a report" in capsys.readouterr().err
     again = ["evaluate", "--config", str(out / "settings.yaml"), "--out", str(tmp_path / "again")]
     assert main(again) == 0
     assert (tmp_path / "again" / "report.json").read_bytes() == (out / "report.json").read_bytes()
@@ -128,7 +128,7 @@ def test_evaluate_takes_prompts_alone(model, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--judge", "gold"], "The judge gold belongs to a world"),
+        (["--judge", "gold"], "The judge gold needs a world"),
         (["--judge", "reward"], "The judge reward needs --reward"),
         (["--judge", "me"], "judge must be gold, reward or a URL"),
         (["--gold", "weather"], "weather"),
@@ -173,5 +173,5 @@ def test_doctor_says_so_where_it_cannot_look_and_goes_on(capsys, monkeypatch):
     monkeypatch.setattr(doctor_module, "_version", lambda name: None if name == "scipy" else "99")
     assert main(["doctor", "--no-hub"]) == 1
     said = capsys.readouterr().out
-    assert "could not be found out (RuntimeError: no such thing here)" in said
+    assert "could not be checked (RuntimeError: no such thing here)" in said
     assert "scipy            is not installed" in said and "A first run" in said and "Missing: scipy" in said

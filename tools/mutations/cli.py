@@ -873,8 +873,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "edge",
             "responses are as long as prompts may be in evaluate",
-            "return LanguageModelPolicy(model, ends[0], limits[1], len(its), its, end_tokens=ends)",
-            "return LanguageModelPolicy(model, ends[0], limits[0], len(its), its, end_tokens=ends)",
+            "return LanguageModelPolicy(model, ends[0], limits[1], len(other), other, end_tokens=ends)",
+            "return LanguageModelPolicy(model, ends[0], limits[0], len(other), other, end_tokens=ends)",
             near="cli/test_plumbing.py::test_evaluate_hands_every_number_to_the_report",
         ),
         Mutation(
@@ -1234,38 +1234,10 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "sign",
-            "the prior of the rewards has its sign flipped",
-            "likely - rewards.square().sum() / (2 * spread**2)",
-            "likely + rewards.square().sum() / (2 * spread**2)",
-            near="cli/test_budget.py::test_a_pilot_is_read_and_its_spread_found",
-        ),
-        Mutation(
-            "norm",
-            "Laplace's volume without the prior's",
-            "torch.logdet(curvature) + 2 * len(rewards) * math.log(spread)",
-            "torch.logdet(curvature)",
-            near="cli/test_budget.py::test_a_pilot_is_read_and_its_spread_found",
-        ),
-        Mutation(
-            "edge",
-            "the interval of the spread at e^-1.92 twice",
-            "if value >= best - 1.92]",
-            "if value >= best - 3.84]",
-            near="cli/test_budget_parts.py::test_the_spread_of_a_pilot_is_that_of_the_integral",
-        ),
-        Mutation(
-            "sign",
             "the least valuable pairs come first",
-            'key=lambda one: -one["worth"]',
-            'key=lambda one: one["worth"]',
+            'key=lambda one: -one["value"]',
+            'key=lambda one: one["value"]',
             near="cli/test_budget.py::test_the_next_pair_is_the_one_that_lowers_the_price_most",
-        ),
-        Mutation(
-            "beta",
-            "the value of a label without β",
-            "torch.linalg.inv(curvature)) / (2 * beta)",
-            "torch.linalg.inv(curvature))",
-            near="cli/test_budget_parts.py::test_the_pairs_worth_most_come_first_in_units_of_regret",
         ),
         Mutation(
             "mean",
@@ -1352,8 +1324,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "edge",
             "a missing package is no fault",
-            'return 1\n    print("\\nNothing',
-            'return 0\n    print("\\nNothing',
+            'return 1\n    print("\\nEverything',
+            'return 0\n    print("\\nEverything',
             near="cli/test_doctor.py::test_the_exit_code_says_whether_something_is_missing",
         ),
         Mutation(

@@ -192,6 +192,38 @@ MUTATIONS: list[Mutation] = [
         ),
     ),
     *in_file(
+        "label_budget.py",
+        ["cli/test_budget_parts.py", "cli/test_budget.py"],
+        Mutation(
+            "sign",
+            "the prior of the rewards has its sign flipped",
+            "likely - rewards.square().sum() / (2 * spread**2)",
+            "likely + rewards.square().sum() / (2 * spread**2)",
+            near="cli/test_budget.py::test_a_pilot_is_read_and_its_spread_found",
+        ),
+        Mutation(
+            "norm",
+            "Laplace's volume without the prior's",
+            "torch.logdet(curvature) + 2 * len(rewards) * math.log(spread)",
+            "torch.logdet(curvature)",
+            near="cli/test_budget.py::test_a_pilot_is_read_and_its_spread_found",
+        ),
+        Mutation(
+            "edge",
+            "the interval of the spread at e^-1.92 twice",
+            "if value >= best - 1.92]",
+            "if value >= best - 3.84]",
+            near="cli/test_budget_parts.py::test_the_spread_of_a_pilot_is_that_of_the_integral",
+        ),
+        Mutation(
+            "beta",
+            "the value of a label without β",
+            "torch.linalg.inv(curvature)) / (2 * beta)",
+            "torch.linalg.inv(curvature))",
+            near="cli/test_budget_parts.py::test_the_pairs_worth_most_come_first_in_units_of_regret",
+        ),
+    ),
+    *in_file(
         "experiments/text_judge.py",
         ["experiments/test_judge.py"],
         Mutation(
