@@ -58,6 +58,8 @@ class Stream:
     """The labelled pairs of an experiment."""
     PROMPTS = 21
     """The prompts from which an experiment's methods sample."""
+    REWARD_MODEL = 22
+    """The fit of an experiment's reward model."""
     TEST_RESPONSES = 30
     """Responses to test prompts, from which a policy is evaluated."""
     BEST_OF_N = 33

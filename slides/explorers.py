@@ -126,13 +126,13 @@ def rest_filter() -> Explorer:
 def trajectories() -> Explorer:
     """Notebook 10: the training trajectory of every method in the plane of KL and reward (on the bandit only)."""
     from rlhf_lab.experiments import compare
-    from rlhf_lab.experiments.trajectories import walk
+    from rlhf_lab.experiments.trajectories import record_trajectories
     from rlhf_lab.widgets.trajectories import recorded_world, trajectories_explorer
 
     settings = compare.Compare(seeds=2, beta=BETA, steps=60, learning_rate=0.1, progress=False)
     world = settings.make_world()
     methods = ["sft", "ppo", "dpo", "rso-rso-sample-rank", "raft", "rest", "online"]
-    walked = _once("trajectories", lambda: walk(settings, world, methods, every=6))
+    walked = _once("trajectories", lambda: record_trajectories(settings, world, methods, every=6))
     return trajectories_explorer({"bandit": recorded_world(world.log_ref(), world.rewards(), walked, BETA)})
 
 

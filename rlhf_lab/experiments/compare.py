@@ -12,35 +12,24 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from torch import nn
 from tqdm.auto import tqdm
 
 from rlhf_lab import exact
-from rlhf_lab.algorithms.dpo import DPO, PairLoss, dpo
-from rlhf_lab.algorithms.iterated_dpo import Online, online
-from rlhf_lab.algorithms.ppo import PPO, ppo
-from rlhf_lab.algorithms.raft import RAFT, raft
-from rlhf_lab.algorithms.rest import ReST, rest
-from rlhf_lab.algorithms.reward_model import RewardModel, reward_model
-from rlhf_lab.algorithms.rso import RSO, Source, make_pairs
-from rlhf_lab.algorithms.sft import sft
-from rlhf_lab.batch import Pairs, Tokens
 from rlhf_lab.errors import LabError, Natural, NonNegative, check_beta, check_path, check_paths, check_settings
-from rlhf_lab.evaluation import evaluate
+from rlhf_lab.experiments.methods import METHODS, Trained, train
+from rlhf_lab.experiments.setup import Budget
+from rlhf_lab.experiments.setup_exact import ExactSetup, random_world
+from rlhf_lab.experiments.statistics import summarise
 from rlhf_lab.policies.base import Policy
-from rlhf_lab.randomness import Stream
-from rlhf_lab.training import Training, seeded
 from rlhf_lab.training.checkpoint import append, read_lines, write_json
 from rlhf_lab.training.output_folder import claim_output
-from rlhf_lab.worlds import bandit, token_tree
 from rlhf_lab.worlds.finite_world import FiniteWorld
 
 if TYPE_CHECKING:
@@ -107,180 +96,35 @@ class Compare:
 
     def make_world(self) -> FiniteWorld:
         """The world of these settings."""
-        if self.world == "bandit":
-            return bandit.random(4, 10, self.world_seed)
-        reference = None
-        if self.policy == "gpt2" or self.policy == "gpt_neox":
-            from rlhf_lab.policies.tree_transformer import TreeTransformerPolicy
-            from rlhf_lab.response_tree import ResponseTree
-
-            reference = TreeTransformerPolicy(ResponseTree(8, 4), 1, self.policy, seed=self.world_seed)
-        return token_tree.random(8, 4, 1, self.world_seed, reference=reference)
+        assert self.policy != "auto"  # settled above
+        return random_world(self.world, self.world_seed, self.policy)
 
 
-@dataclass
-class Run:
-    """One seed of the comparison: what its methods share."""
-
-    settings: Compare
-    world: FiniteWorld
-    seed: int
-
-    PROMPTS = 500
-    """Prompts that a sampling method answers (PPO: fewer prompts, more rounds)."""
-
-    @cached_property
-    def pairs(self) -> Pairs:
-        """The labelled pairs: from the reference, labelled by the gold reward."""
-        return self.world.preferences(self.settings.labels, seeded(self.seed, Stream.LABELS), noise=self.settings.noise)
-
-    @cached_property
-    def prompts(self) -> Tokens:
-        """Prompts for methods that sample."""
-        return self.world.draw_prompts(self.PROMPTS, seeded(self.seed, Stream.PROMPTS))
-
-    @cached_property
-    def reward(self) -> nn.Module:
-        """r_φ, fitted to the labelled pairs."""
-        model = self.world.reference.new_reward_model()
-        reward_model(model, self.pairs, RewardModel(), self.training(22))
-        return model.requires_grad_(False)
-
-    @cached_property
-    def learned_rewards(self) -> torch.Tensor:
-        """r_φ of every response, (X, K)."""
-        model = self.reward
-        with torch.no_grad():
-            return model(self.world.prompts, self.world.responses).double().cpu()
-
-    def training(self, stream: int, steps: int | None = None) -> Training:
-        """Settings of one fit; `stream` keeps the fits' random numbers apart."""
-        return Training(
-            steps=steps or self.settings.steps,
-            batch_size=self.settings.batch_size,
-            learning_rate=self.settings.learning_rate,
-            seed=1000 * self.seed + stream,
-            progress=self.settings.progress and self.settings.policy != "table",
-        )
-
-    def fresh(self) -> Policy:
-        """A policy at the reference."""
-        return self.world.reference.copy()
+STAGES = {"ppo": 1, "online": 2}
+"""Parts that share the steps of a fit where the comparison differs from `methods.METHODS`. PPO has as many rounds as
+the other methods have steps, and each of the four rounds of online DPO has half as many steps: both are cheap here."""
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a method learned, and what it spent."""
+def exact_setup(settings: Compare, world: FiniteWorld, seed: int, prompts: int = 500) -> ExactSetup:
+    """One seed of the comparison.
 
-    policy: Policy | torch.Tensor
-    labels: int = 0
-    samples: int = 0
-
-
-def _reference(run: Run) -> Outcome:
-    return Outcome(run.world.reference)
-
-
-def _optimal(run: Run) -> Outcome:
-    return Outcome(run.world.optimal(run.settings.beta))
-
-
-def _plug_in(run: Run) -> Outcome:
-    """π_ref exp(r_φ/β)/Z, exactly: the best that any method can do with this reward model."""
-    return Outcome(exact.optimal_policy(run.world.log_ref(), run.learned_rewards, run.settings.beta), len(run.pairs))
+    Args:
+        settings: labels, steps, rates and β.
+        world: the finite world.
+        seed: of the labels, the prompts, the reward model and the fits.
+        prompts: how many prompts, with repeats, a sampling method answers.
+    """
+    budget = Budget(
+        labels=settings.labels, noise=settings.noise, prompts=prompts, beta=settings.beta, steps=settings.steps,
+        batch_size=settings.batch_size, learning_rate=settings.learning_rate,
+        progress=settings.progress and settings.policy != "table",
+    )  # fmt: skip
+    return ExactSetup(world, budget, seed)
 
 
-def _best_of_n(run: Run) -> Outcome:
-    return Outcome(exact.best_of_n(run.world.log_ref(), run.learned_rewards, 8), len(run.pairs))
-
-
-def _sft(run: Run) -> Outcome:
-    policy, pairs = run.fresh(), run.pairs
-    sft(policy, pairs.prompts, Tokens(pairs.responses.ids[:, :1], pairs.responses.mask[:, :1]), run.training(1))
-    return Outcome(policy, len(pairs))
-
-
-def _ppo(run: Run) -> Outcome:
-    policy = run.fresh()
-    critic = policy.new_critic(run.reward)
-    # A step's samples stand in one row of a transformer's critic, whose cost grows with their square.
-    per_prompt = (256 if run.settings.policy == "table" else 64) // run.world.num_prompts
-    settings = PPO(beta=run.settings.beta, samples=per_prompt)
-    ppo(policy, run.world.reference, run.reward, critic, run.world.prompts, settings, run.training(2))
-    return Outcome(policy, len(run.pairs), run.settings.steps * per_prompt * run.world.num_prompts)
-
-
-def _dpo(loss: PairLoss, stream: int) -> Callable[[Run], Outcome]:
-    def method(run: Run) -> Outcome:
-        policy = run.fresh()
-        dpo(policy, run.world.reference, run.pairs, DPO(loss, run.settings.beta), run.training(stream), loss)
-        return Outcome(policy, len(run.pairs))
-
-    return method
-
-
-def _rso(source: Source, stream: int) -> Callable[[Run], Outcome]:
-    def method(run: Run) -> Outcome:
-        settings, training = RSO(source, beta=run.settings.beta), run.training(stream)
-        pairs, _ = make_pairs(run.world.reference, run.reward, run.prompts, settings, training.seed)
-        policy = run.fresh()
-        dpo(policy, run.world.reference, pairs, DPO(beta=run.settings.beta), training, source)
-        each = settings.candidates if source == "rso-sample-rank" else settings.accepted
-        return Outcome(policy, len(run.pairs), each * len(run.prompts))
-
-    return method
-
-
-def _raft(run: Run) -> Outcome:
-    policy, settings = run.fresh(), RAFT(best_of=8)
-    raft(policy, run.reward, run.prompts, settings, run.training(7))
-    return Outcome(policy, len(run.pairs), settings.best_of * len(run.prompts))
-
-
-def _rest(run: Run) -> Outcome:
-    policy, settings = run.fresh(), ReST(samples=8, thresholds=(0.0, 0.7, 0.8))
-    rest(policy, run.reward, run.prompts, settings, run.training(8, max(run.settings.steps // 3, 1)))
-    return Outcome(policy, len(run.pairs), settings.samples * len(run.prompts))
-
-
-def _online(run: Run) -> Outcome:
-    policy, settings = run.fresh(), Online(rounds=4, labels=run.settings.labels)
-
-    def collect(now: Policy, number: int, generator: torch.Generator) -> Pairs:
-        return run.world.preferences(number, generator, policy=now, noise=run.settings.noise)
-
-    training = run.training(9, max(run.settings.steps // 2, 1))
-    online(policy, run.world.reference, collect, DPO(beta=run.settings.beta), settings, training)
-    return Outcome(policy, settings.labels, 2 * settings.labels)
-
-
-@dataclass(frozen=True)
-class Method:
-    """A row of the comparison."""
-
-    label: str
-    run: Callable[[Run], Outcome]
-    exact: bool = False
-    """Nothing random in it: one run says all."""
-
-
-METHODS: dict[str, Method] = {
-    "reference": Method("π_ref, the SFT policy", _reference, exact=True),
-    "optimal": Method("π*, exact", _optimal, exact=True),
-    "plug-in": Method("exact optimum of the reward model", _plug_in),
-    "sft": Method("SFT on chosen responses", _sft),
-    "ppo": Method("PPO on the reward model", _ppo),
-    "dpo": Method("DPO (RSO's direct)", _dpo("sigmoid-norm", 3)),
-    "dpo-ipo": Method("IPO, τ = β", _dpo("ipo", 4)),
-    "dpo-hinge-norm": Method("hinge-norm, γ = β", _dpo("hinge-norm", 5)),
-    "rso-sft-sample-rank": Method("RSO, sft-sample-rank", _rso("sft-sample-rank", 6)),
-    "rso-rso-sample-rank": Method("RSO, rso-sample-rank", _rso("rso-sample-rank", 10)),
-    "raft": Method("RAFT, best of 8", _raft),
-    "best-of-n": Method("best of 8, exact", _best_of_n),
-    "rest": Method("ReST, τ = 0, .7, .8", _rest),
-    "online": Method("online DPO, 4 rounds", _online),
-}
-"""Every row, in the table's order, by the key that `figures.style` knows."""
+def train_compared(key: str, setup: ExactSetup, policy: Policy | None = None) -> Trained:
+    """Train by the method `key` as the comparison does; `policy` as in `methods.train`."""
+    return train(key, setup, policy=policy, stages=STAGES.get(key))
 
 
 @dataclass
@@ -374,8 +218,6 @@ def one_thread(wanted: bool = True) -> Iterator[None]:
 def _compare(settings: Compare, held: ExitStack) -> Comparison:
     import pandas as pd
 
-    from rlhf_lab.experiments.statistics import summarise
-
     keys = settings.methods or tuple(METHODS)
     done: dict[tuple[str, int], dict] = {}
     journal = None
@@ -389,17 +231,17 @@ def _compare(settings: Compare, held: ExitStack) -> Comparison:
             }
     world = settings.make_world()
     rows = []
-    todo = [(key, seed) for seed in range(settings.seeds) for key in keys if seed == 0 or not METHODS[key].exact]
+    todo = [(key, seed) for seed in range(settings.seeds) for key in keys if seed == 0 or METHODS[key].repeated]
     bar = tqdm(todo, desc=f"compare, {settings.world}", disable=not settings.progress)
-    run: Run | None = None
+    setup: ExactSetup | None = None
     for key, seed in bar:
         if (key, seed) not in done:
             bar.set_postfix_str(f"{key}, seed {seed}")
-            if run is None or run.seed != seed:
-                run = Run(settings, world, seed)
-            outcome = METHODS[key].run(run)
-            numbers = asdict(evaluate(outcome.policy, world, settings.beta))
-            row = {"method": key, "seed": seed, **numbers, "labels": outcome.labels, "samples": outcome.samples}
+            if setup is None or setup.seed != seed:
+                setup = exact_setup(settings, world, seed)
+            trained = train_compared(key, setup)
+            numbers = setup.evaluate(trained.policy)
+            row = {"method": key, "seed": seed, **numbers, "labels": trained.labels, "samples": trained.samples}
             done[key, seed] = row
             if journal is not None:
                 append(journal, json.dumps(row) + "\n")

@@ -1,7 +1,7 @@
-"""What the three experiments on RSO share: a seed's candidates, the pairs made of them, exact win rates, and parts.
+"""What the three experiments on RSO share: candidates, the pairs made of them, exact win rates, parts of a verdict.
 
-All draws of a seed are shared: the reward model scores one set of candidates of π_ref, and every row takes its data
-from it. Two rows of one seed then differ by what their names say and by nothing else.
+All samples of a seed are shared: the reward model scores one set of candidates of π_ref, and every row takes its data
+from it. Two rows of one seed then differ only by what their names say.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,77 +17,69 @@ from torch import Tensor
 from rlhf_lab import exact, preferences, sampling
 from rlhf_lab.batch import Pairs, Tokens, cat, pick_pairs
 from rlhf_lab.evaluation import evaluate
-from rlhf_lab.experiments import setup_text
-from rlhf_lab.experiments.compare import Compare, Run
 from rlhf_lab.experiments.runner import EXACT_SCALES
-from rlhf_lab.experiments.setup_text import TextRun
+from rlhf_lab.experiments.scales import set_up
+from rlhf_lab.experiments.setup import Setup
+from rlhf_lab.experiments.setup_exact import ExactSetup
 from rlhf_lab.experiments.statistics import Interval
 from rlhf_lab.experiments.verdicts import Outcome
-from rlhf_lab.policies.base import Policy, Reward
+from rlhf_lab.policies.base import Policy
 from rlhf_lab.randomness import Stream
 from rlhf_lab.rounding import levels
 from rlhf_lab.training import seeded
 from rlhf_lab.worlds.finite_world import FiniteWorld
 
-if TYPE_CHECKING:
-    from rlhf_lab.experiments.claims.rso_hyperparameters.run import RSOSettings
-    from rlhf_lab.experiments.claims.rso_table.run import RSOTable
-    from rlhf_lab.experiments.claims.rso_why.run import RSOWhy
-
 LOSSES = ("sigmoid-norm", "hinge", "hinge-norm")
 SOURCES = ("direct", "sft-sample-rank", "rso-sample-rank")
-_CHUNK = 16  # prompts whose candidates are drawn and scored at a time
+_CHUNK = 16  # prompts whose candidates are sampled and scored at a time
 
 
 @dataclass(eq=False)
-class Bed:
-    """One seed: labels, reward model, and the candidates that every row takes its pairs or targets from."""
+class RSOSetup:
+    """One seed of an experiment on RSO: its set-up, and candidates from which every row takes its pairs or targets.
 
-    run: Run | TextRun
+    Attributes:
+        setup: labels, reward model, prompts and reference policy.
+        candidates: how many responses of π_ref are sampled for each prompt.
+    """
+
+    setup: Setup
     candidates: int
-    """Draws from π_ref for each prompt."""
-
-    @property
-    def reference(self) -> Policy:
-        """π_ref."""
-        return self.run.world.reference if isinstance(self.run, Run) else self.run.bench.reference
 
     @cached_property
-    def drawn(self) -> tuple[Tokens, Tensor]:
-        """Candidates (P, G, T) of π_ref for the run's prompts, and r_φ of each, (P, G)."""
-        return self._draw(self.run.reward)
+    def sampled(self) -> tuple[Tokens, Tensor]:
+        """Candidates (P, G, T) of π_ref for the prompts of the set-up, and r_φ of each, (P, G)."""
+        reward, reference, prompts = self.setup.reward_model, self.setup.reference, self.setup.prompts
+        generator = seeded(self.setup.seed, Stream.CANDIDATES, device=reference.device)
+        found, scores = [], []
+        size = len(prompts) if isinstance(self.setup, ExactSetup) else _CHUNK
+        with torch.no_grad():
+            for start in range(0, len(prompts), size):
+                x = prompts[start : start + size]
+                y = reference.sample(x, self.candidates, generator)
+                found.append(y)
+                scores.append(reward(x, y).double().cpu())
+        return cat(found).to("cpu"), torch.cat(scores)
 
     @cached_property
-    def ruler(self) -> Ruler:
-        """The exact measure of this seed; exact scales only."""
-        assert isinstance(self.run, Run)
-        return Ruler(self.run.world, self.run.learned_rewards, self.run.settings.beta)
+    def evaluator(self) -> ExactEvaluator:
+        """The exact evaluation of this seed; exact scales only."""
+        assert isinstance(self.setup, ExactSetup)
+        return ExactEvaluator(self.setup.world, self.setup.learned_rewards, self.setup.budget.beta)
 
     @cached_property
     def gold_scores(self) -> Tensor:
         """r* of the same candidates, (P, G)."""
-        run = self.run
         with torch.no_grad():
-            if isinstance(run, Run):
-                return run.world.reward(run.prompts, self.drawn[0]).double()
-            return run.bench.gold(run.prompts, self.drawn[0])
+            return self.setup.gold(self.setup.prompts, self.sampled[0])
 
     def reach(self, beta: float) -> float:
-        """KL(π_r‖π_ref) in nats, mean over prompts: the candidates weighted by exp(r_φ/β), at most log G of them."""
-        weights = (self.drawn[1] / beta).softmax(-1)
-        return torch.special.xlogy(weights, weights * weights.shape[-1]).sum(-1).mean().item()
+        """Estimate KL(π_r‖π_ref) in nats, mean over prompts, from the candidates weighted by exp(r_φ/β).
 
-    @torch.no_grad()
-    def _draw(self, reward: Reward) -> tuple[Tokens, Tensor]:
-        generator = seeded(self.run.seed, Stream.CANDIDATES, device=self.reference.device)
-        prompts, found, scores = self.run.prompts, [], []
-        size = len(prompts) if isinstance(self.run, Run) else _CHUNK
-        for start in range(0, len(prompts), size):
-            x = prompts[start : start + size]
-            y = self.reference.sample(x, self.candidates, generator)
-            found.append(y)
-            scores.append(reward(x, y).double().cpu())
-        return cat(found).to("cpu"), torch.cat(scores)
+        The estimate is at most log G.
+        """
+        weights = (self.sampled[1] / beta).softmax(-1)
+        return torch.special.xlogy(weights, weights * weights.shape[-1]).sum(-1).mean().item()
 
     def pairs(
         self,
@@ -98,19 +90,19 @@ class Bed:
         gold: bool = False,
         labels: preferences.Labels = "sampled",
     ) -> Pairs:
-        """Pairs of `source`; all but "direct" are labelled by the reward model.
+        """Pairs of `source`. Except for "direct", they are labelled by the reward model.
 
         Args:
             source: one of `SOURCES`.
             beta: of π_r, in [0, inf].
-            accepted: candidates that are paired; sft-sample-rank takes the first ones as they come.
+            accepted: how many candidates are paired; sft-sample-rank takes the first ones.
             pairing: see `preferences.make_pairs`.
-            gold: accept and label by r* in r_φ's place.
-            labels: drawn from σ(r_1 − r_2), or hard, by the larger score.
+            gold: accept and label by r* in place of r_φ.
+            labels: sampled with probability σ(r_1 − r_2), or hard, by the larger score.
         """
         if source == "direct":
-            return self.run.pairs
-        (y, scores), generator = self.drawn, seeded(self.run.seed, Stream.CANDIDATE_PAIRS)
+            return self.setup.pairs
+        (y, scores), generator = self.sampled, seeded(self.setup.seed, Stream.CANDIDATE_PAIRS)
         if gold:
             scores = self.gold_scores
         if source == "rso-sample-rank":
@@ -118,53 +110,25 @@ class Bed:
         else:
             index = torch.arange(accepted).expand(len(scores), accepted)
         chosen = preferences.make_pairs(scores.gather(1, index), generator, pairing, labels)
-        return pick_pairs(self.run.prompts, y.take(index), chosen)[0]
+        return pick_pairs(self.setup.prompts, y.take(index), chosen)[0]
 
 
-def exact_run(
-    scale: str, seed: int, labels: int, prompts: int, steps: int, rate: float, batch: int, beta: float
-) -> Run:
-    """A seed of an exact scale: a world of its own, its labels, its reward model (a table, as the policy is)."""
-    settings = Compare(
-        world="tree" if scale == "tree" else "bandit",
-        policy="table",
-        labels=labels,
-        steps=steps,
-        learning_rate=rate,
-        batch_size=batch,
-        beta=beta,
-        world_seed=seed,
-        progress=False,
-    )
-    run = Run(settings, settings.make_world(), seed)
-    run.PROMPTS = prompts  # read through the instance
-    return run
-
-
-def bed_of(settings: RSOTable | RSOSettings | RSOWhy, task: str, seed: int) -> Bed:
-    """A seed's bed with the sizes that an experiment's settings give.
+def rso_setup(settings: Any, task: str, seed: int) -> RSOSetup:
+    """Make the set-up of one seed with the sizes of an experiment's settings.
 
     Args:
-        settings: of the experiment. On exact scales the reward model is fitted at the middle one of its rates.
+        settings: of one of the three experiments. On exact scales the reward model is fitted at the middle one of its
+            rates.
         task: text world of a language model.
-        seed: of labels, reward model and draws; on exact scales of the world too.
+        seed: of labels, reward model and samples; on exact scales of the world too.
     """
+    sizes: dict[str, Any] = {"labels": settings.labels, "prompts": settings.prompts, "beta": settings.beta}
+    sizes |= {"steps": settings.steps, "batch_size": settings.batch, "reward_steps": settings.reward_steps}
     if settings.scale in EXACT_SCALES:
-        rate = sorted(settings.rates)[len(settings.rates) // 2]
-        sizes = settings.labels, settings.prompts, settings.reward_steps
-        run = exact_run(settings.scale, seed, *sizes, rate, settings.batch, settings.beta)
-        return Bed(run, settings.candidates)
-    plan = setup_text.Plan(
-        labels=settings.labels,
-        prompts=settings.prompts,
-        beta=settings.beta,
-        steps=settings.steps,
-        batch=settings.batch,
-        reward_steps=settings.reward_steps,
-        test_prompts=settings.test_prompts,
-        test_samples=settings.test_samples,
-    )
-    return Bed(setup_text.TextRun(setup_text.bench(settings.scale, task), plan, seed), settings.candidates)
+        sizes["learning_rate"] = sorted(settings.rates)[len(settings.rates) // 2]
+    else:
+        sizes |= {"test_prompts": settings.test_prompts, "test_samples": settings.test_samples}
+    return RSOSetup(set_up(settings.scale, seed, task, **sizes), settings.candidates)
 
 
 def chance_to_win(log_ref: Tensor, reward: Tensor) -> Tensor:
@@ -175,23 +139,27 @@ def chance_to_win(log_ref: Tensor, reward: Tensor) -> Tensor:
 
 
 def chance_to_please(log_ref: Tensor, reward: Tensor) -> Tensor:
-    """Σ_y' π_ref(y') σ(r(y) − r(y')): how often a labeller prefers each y to a draw of π_ref, (X, K)."""
+    """Σ_y' π_ref(y') σ(r(y) − r(y')): how often a labeller prefers each y to a sample of π_ref, (X, K)."""
     return torch.stack([exact.preference(r) @ q for q, r in zip(log_ref.exp(), reward, strict=True)])
 
 
 @dataclass(eq=False)
-class Ruler:
-    """What the policies of one seed of an exact scale are measured by."""
+class ExactEvaluator:
+    """Evaluates the policies of one seed of an exact scale.
+
+    Attributes:
+        world: the finite world.
+        learned: r_φ of every response, (X, K).
+        beta: β of the objective.
+    """
 
     world: FiniteWorld
     learned: Tensor
-    """r_φ of every response, (X, K)."""
     beta: float
-    """Of the objective."""
 
     @cached_property
     def chances(self) -> dict[str, Tensor]:
-        """Of every response, to be preferred to a draw of π_ref, (X, K) each, by who prefers."""
+        """The probability that each response is preferred to a sample of π_ref, (X, K), by the reward that prefers."""
         log_ref, gold = self.world.log_ref(), self.world.rewards()
         return {
             "proxy_wins": chance_to_win(log_ref, self.learned),
@@ -200,7 +168,7 @@ class Ruler:
         }
 
     def __call__(self, policy: Policy | Tensor) -> dict[str, float]:
-        """Everything that a row holds; a policy may be given as its log-probabilities, (X, K)."""
+        """All numbers of a row; a policy may be given as its log-probabilities, (X, K)."""
         log_policy = policy if isinstance(policy, Tensor) else self.world.log_probs(policy)
         found = evaluate(log_policy, self.world, self.beta)
         p, log_ref = log_policy.exp(), self.world.log_ref()

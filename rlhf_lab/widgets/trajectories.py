@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rlhf_lab import exact
 from rlhf_lab.errors import LabError, check_beta
-from rlhf_lab.experiments.trajectories import Road
+from rlhf_lab.experiments.trajectories import Trajectory
 from rlhf_lab.figures import style
 from rlhf_lab.figures.picture import Axis, Curve, Layer, Number, Panel, Picture, Points
 from rlhf_lab.widgets.explorer import Choice, Explorer, Slider
@@ -34,7 +34,7 @@ class RecordedWorld:
     beta: float
 
 
-def recorded_world(log_ref: Tensor, reward: Tensor, trajectories: Sequence[Road], beta: float) -> RecordedWorld:
+def recorded_world(log_ref: Tensor, reward: Tensor, trajectories: Sequence[Trajectory], beta: float) -> RecordedWorld:
     """Average the recorded trajectories of each method over its seeds.
 
     Args:
@@ -46,7 +46,7 @@ def recorded_world(log_ref: Tensor, reward: Tensor, trajectories: Sequence[Road]
     Raises:
         LabError: no trajectory; a method whose trajectories differ in length.
     """
-    found: dict[str, list[Road]] = {}
+    found: dict[str, list[Trajectory]] = {}
     for one in trajectories:
         found.setdefault(one.method, []).append(one)
     if not found:

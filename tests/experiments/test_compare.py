@@ -1,6 +1,7 @@
 """The comparison: its table, its honesty about seeds, its files, and what it refuses."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from scipy import stats
 from rlhf_lab.errors import LabError
 from rlhf_lab.evaluation import evaluate
 from rlhf_lab.experiments.compare import METHODS, METRICS, Compare, compare, run
+from rlhf_lab.experiments.methods import Method
 from rlhf_lab.experiments.statistics import mean_interval
 
 QUICK = {"steps": 4, "labels": 60, "seeds": 2, "progress": False}
@@ -22,7 +24,7 @@ def quick():
 def test_every_method_has_a_row_and_every_seed_a_run(quick):
     assert list(quick.summary["method"]) == list(METHODS)
     counts = quick.runs.groupby("method").size()
-    assert all(counts[key] == (1 if method.exact else 2) for key, method in METHODS.items())
+    assert all(counts[key] == (2 if method.repeated else 1) for key, method in METHODS.items())
 
 
 def test_exact_rows_are_the_worlds_own_numbers(quick):
@@ -87,24 +89,25 @@ def test_a_stopped_comparison_goes_on_without_doing_finished_fits_again(tmp_path
     class Stop(KeyboardInterrupt):
         pass
 
-    real = METHODS["sft"].run
+    real = {key: METHODS[key] for key in ("sft", "dpo", "reference")}
 
-    def stopping(state):
+    def stopping(setup):
         raise Stop
 
-    monkeypatch.setitem(METHODS, "sft", type(METHODS["sft"])("SFT", stopping))
+    monkeypatch.setitem(METHODS, "sft", Method("SFT", untrained=stopping))
     with pytest.raises(Stop):
         compare(settings)
 
     def counting(key, inner):
-        def method(state):
-            fits.append((key, state.seed))
-            return inner(state)
+        def call(setup, *given):
+            fits.append((key, setup.seed))
+            return inner(setup, *given)
 
-        return method
+        return call
 
-    for key, inner in (("sft", real), ("dpo", METHODS["dpo"].run), ("reference", METHODS["reference"].run)):
-        monkeypatch.setitem(METHODS, key, type(METHODS[key])(key, counting(key, inner), key == "reference"))
+    for key, method in real.items():
+        part = "trainer" if method.trainer else "untrained"
+        monkeypatch.setitem(METHODS, key, replace(method, **{part: counting(key, getattr(method, part))}))
     (tmp_path / "run" / "runs.jsonl").open("a").write('{"method": "sft", "se')  # a line cut short by a kill
     resumed = compare(settings)
     assert ("dpo", 0) not in fits and ("reference", 0) not in fits

@@ -15,15 +15,17 @@ from rlhf_lab.experiments import runner
 from rlhf_lab.experiments.claims.cost import run as cost
 from rlhf_lab.experiments.claims.cost.run import (
     EXPERIMENT,
-    PARTS,
+    METHODS,
     TRAINED,
     Cost,
-    Ground,
+    CostSetup,
     Meter,
     against,
     held_bytes,
     memory_ratio,
 )
+from rlhf_lab.experiments.setup import Budget
+from rlhf_lab.experiments.setup_text import TextSetup
 
 
 @pytest.mark.parametrize("scale", ["bandit", "tree", pytest.param("small", marks=pytest.mark.slow)])
@@ -73,21 +75,21 @@ def test_memory_is_measured_in_a_process_of_its_own():
 
 def test_bytes_held_are_counted_by_hand():
     """A table of 4 × 10 doubles: 320 bytes. Trained: 4 numbers each; frozen: 1. PPO's critic: 4 doubles more."""
-    ground = Ground(Cost(quick=True), 0)
-    assert held_bytes(ground, "sft") == 4 * 320
-    assert held_bytes(ground, "dpo") == held_bytes(ground, "online") == 5 * 320
-    assert held_bytes(ground, "ppo") == 4 * (320 + 32) + 2 * 320
-    assert held_bytes(ground, "rso-rso-sample-rank") == 6 * 320
-    assert [PARTS[m].networks for m in ("sft", "dpo", "ppo")] == [1, 2, 4]
+    shared = CostSetup(Cost(quick=True), 0)
+    assert held_bytes(shared, "sft") == 4 * 320
+    assert held_bytes(shared, "dpo") == held_bytes(shared, "online") == 5 * 320
+    assert held_bytes(shared, "ppo") == 4 * (320 + 32) + 2 * 320
+    assert held_bytes(shared, "rso-rso-sample-rank") == 6 * 320
+    assert [METHODS[m].networks for m in ("sft", "dpo", "ppo")] == [1, 2, 4]
 
 
 def test_the_level_lies_halfway_to_the_optimum():
-    ground = Ground(Cost(quick=True), 0)
-    world = ground._world
+    shared = CostSetup(Cost(quick=True), 0)
+    world = shared.setup.world
     start = (world.log_ref().exp() * world.rewards()).sum(-1).mean().item()
     top = (world.optimal(0.5).exp() * world.rewards()).sum(-1).mean().item()
-    assert ground.level == pytest.approx((start, (start + top) / 2))
-    assert ground.best_of[1] == pytest.approx(start), "the best of one is the reference"
+    assert shared.level == pytest.approx((start, (start + top) / 2))
+    assert shared.best_of[1] == pytest.approx(start), "the best of one is the reference"
 
 
 def test_the_best_of_n_on_text_is_the_gold_reward_of_each_group_s_highest_score():
@@ -95,16 +97,16 @@ def test_the_best_of_n_on_text_is_the_gold_reward_of_each_group_s_highest_score(
     scores = torch.rand(2, 16, generator=torch.Generator().manual_seed(0))
     gold = torch.randn(2, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     x, y = Tokens.full(torch.zeros(2, 1, dtype=torch.long)), Tokens.full(torch.zeros(2, 16, 1, dtype=torch.long))
-    bench = SimpleNamespace(
+    task = SimpleNamespace(
         world=SimpleNamespace(prompts=lambda *_: x),
         tokenizer=None,
         reference=SimpleNamespace(device="cpu", sample=lambda *_: y),
         gold=lambda *_: gold,
     )
-    ground = Ground(Cost(scale="small", quick=True), 0)
-    vars(ground).update(_text=SimpleNamespace(bench=bench), fitted=(lambda *_: scores, 0.0))
-    assert list(ground.best_of) == [1, 2, 4, 8, 16]
-    for n, value in ground.best_of.items():
+    shared = CostSetup(Cost(scale="small", quick=True), 0)
+    vars(shared).update(setup=TextSetup(task, Budget(), 0), fitted=(lambda *_: scores, 0.0))
+    assert list(shared.best_of) == [1, 2, 4, 8, 16]
+    for n, value in shared.best_of.items():
         best = [
             max(zip(s[i : i + n], g[i : i + n], strict=True))[1]
             for s, g in zip(scores.tolist(), gold.tolist(), strict=True)
@@ -114,15 +116,15 @@ def test_the_best_of_n_on_text_is_the_gold_reward_of_each_group_s_highest_score(
 
 
 def test_the_meter_counts_draws_and_stops_where_it_is_told_to():
-    ground = Ground(Cost(quick=True), 0)
-    policy = ground.reference
+    shared = CostSetup(Cost(quick=True), 0)
+    policy = shared.setup.reference
     with Meter(policy) as meter:
-        policy.sample(ground._world.prompts, 3)
+        policy.sample(shared.setup.world.prompts, 3)
         with meter.uncounted():
-            policy.sample(ground._world.prompts, 5)
+            policy.sample(shared.setup.world.prompts, 5)
         before = meter.seconds
         with meter.stopped():
-            policy.sample(ground._world.prompts, 5)
+            policy.sample(shared.setup.world.prompts, 5)
             begin = time.process_time()
             while time.process_time() - begin < 0.05:
                 torch.ones(10).sum()
@@ -202,6 +204,6 @@ def test_bad_settings_are_refused():
 
 
 def test_an_unknown_method_is_named():
-    ground = Ground(Cost(quick=True), 0)
+    shared = CostSetup(Cost(quick=True), 0)
     with pytest.raises(LabError, match="no method 'drp'"):
-        cost.train("drp", ground, ground.reference.copy(), None, 0.1, Meter())
+        cost.train("drp", shared, shared.setup.new_policy(), 0.1, Meter())

@@ -6,13 +6,13 @@ import torch
 from rlhf_lab.errors import LabError
 from rlhf_lab.evaluation import GoldJudge
 from rlhf_lab.experiments import text_judge as third
-from rlhf_lab.experiments.setup_text import bench
+from rlhf_lab.experiments.setup_text import text_task
 
 
 @pytest.fixture(scope="module")
 def summaries():
     torch.set_num_threads(1)
-    return bench("small", "summaries")
+    return text_task("small", "summaries")
 
 
 class _Turned:
@@ -81,5 +81,5 @@ def test_a_reward_that_sees_no_difference_is_refused(summaries):
     import dataclasses
 
     blind = dataclasses.replace(summaries, world=dataclasses.replace(summaries.world, score=lambda x, y: 0.0))
-    with pytest.raises(LabError, match="no difference"):
+    with pytest.raises(LabError, match="is the same for both texts"):
         third.agreement(blind, GoldJudge(summaries.world.gold), prompts=4)

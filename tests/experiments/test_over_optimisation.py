@@ -18,8 +18,8 @@ from rlhf_lab.experiments.claims.over_optimisation.report import later, turn
 from rlhf_lab.experiments.claims.over_optimisation.run import OverOptimisation
 from rlhf_lab.experiments.claims.over_optimisation.trajectories import (
     PartReward,
-    _exact_run,
-    _place,
+    _exact_setup,
+    _position,
     best_of_subsets,
     make_world,
 )
@@ -197,10 +197,10 @@ def test_the_bandits_gold_is_mostly_linear_in_the_features():
 def test_best_of_n_on_the_bandit_is_the_exact_one(found):
     """One row recomputed from the run's own reward model."""
     result = found("bandit")
-    run = _exact_run(result.settings, 0, result.settings.labels[0], "full")
+    setup = _exact_setup(result.settings, 0, result.settings.labels[0], "full")
     row = result.runs.query("road == 'best-of-n' and seed == 0 and kind == 'full' and pressure == 8").iloc[0]
-    policy = exact.best_of_n(run.world.log_ref(), run.learned_rewards, 8)
-    assert row["kl"] == pytest.approx(exact.kl(policy, run.world.log_ref()).mean().item())
+    policy = exact.best_of_n(setup.world.log_ref(), setup.learned_rewards, 8)
+    assert row["kl"] == pytest.approx(exact.kl(policy, setup.world.log_ref()).mean().item())
 
 
 def test_a_place_s_gold_proxy_and_kl_are_those_worked_by_hand():
@@ -209,15 +209,15 @@ def test_a_place_s_gold_proxy_and_kl_are_those_worked_by_hand():
     Gold (0, 1) then gains ¼, and the proxy (3, 0) loses ¾. The KL is ¼ log ½ + ¾ log 1½.
     """
     ref, gold, proxy = (torch.tensor([row], dtype=torch.float64) for row in ([0.5, 0.5], [0.0, 1.0], [3.0, 0.0]))
-    run = SimpleNamespace(world=SimpleNamespace(log_ref=ref.log, rewards=lambda: gold), learned_rewards=proxy)
-    here = _place(run, torch.tensor([[0.25, 0.75]], dtype=torch.float64).log())
+    setup = SimpleNamespace(world=SimpleNamespace(log_ref=ref.log, rewards=lambda: gold), learned_rewards=proxy)
+    here = _position(setup, torch.tensor([[0.25, 0.75]], dtype=torch.float64).log())
     assert here == pytest.approx({"gold": 0.25, "proxy": -0.75, "kl": 0.25 * math.log(0.5) + 0.75 * math.log(1.5)})
 
 
 def test_only_the_noisy_reward_model_learns_from_flipped_labels():
     """The seed's labels drawn again: with the settings' noise for "noisy", without noise for "full"."""
     settings = OverOptimisation(scale="bandit", quick=True, noise=0.25, reward_steps=1, progress=False)
-    noisy, full = (_exact_run(settings, 3, 200, kind) for kind in ("noisy", "full"))
+    noisy, full = (_exact_setup(settings, 3, 200, kind) for kind in ("noisy", "full"))
     again = {noise: full.world.preferences(200, seeded(3, 20), noise=noise).responses.ids for noise in (0.0, 0.25)}
     assert torch.equal(noisy.pairs.responses.ids, again[0.25])
     assert torch.equal(full.pairs.responses.ids, again[0.0])

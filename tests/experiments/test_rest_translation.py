@@ -14,7 +14,7 @@ from rlhf_lab.errors import LabError
 from rlhf_lab.experiments.claims.rest_translation import run as claim
 from rlhf_lab.experiments.claims.rest_translation.report import Part
 from rlhf_lab.experiments.claims.rest_translation.run import ReSTTranslation
-from rlhf_lab.experiments.claims.rest_translation.training import at_equal_kl, filter_limit, grown_of, rest_rows
+from rlhf_lab.experiments.claims.rest_translation.training import at_equal_kl, filter_limit, rest_rows, rest_setup
 from rlhf_lab.experiments.runner import experiment_run
 from rlhf_lab.experiments.statistics import Interval
 from rlhf_lab.training import seeded
@@ -113,10 +113,10 @@ def test_on_exact_scales_nothing_beats_the_frontier_and_regret_is_by_kl(found, s
 def test_the_shared_grown_set_is_the_one_that_rest_draws():
     """The share that passes the first filters, from `rest`'s history, is that of the samples the other losses get."""
     settings = ReSTTranslation(scale="bandit", quick=True, progress=False)
-    grown = grown_of(settings, 0)
-    y, _ = grown.samples
-    both = torch.cat([grown.scaled(grown.run.prompts, y).flatten(), grown.scaled(*grown.original).flatten()])
-    kept = {row["condition"]: row["kept"] for row in rest_rows(grown)}
+    shared = rest_setup(settings, 0)
+    y, _ = shared.samples
+    both = torch.cat([shared.scaled(shared.setup.prompts, y).flatten(), shared.scaled(*shared.original).flatten()])
+    kept = {row["condition"]: row["kept"] for row in rest_rows(shared)}
     for number, tau in enumerate(settings.thresholds[1:], 1):
         assert kept[f"G1 I{number}"] == pytest.approx((both > tau).double().mean().item(), abs=1e-6)
     assert kept["G1 I0"] == 1
@@ -125,12 +125,12 @@ def test_the_shared_grown_set_is_the_one_that_rest_draws():
 def test_scores_of_the_thresholds_do_not_know_a_prompts_constant():
     """A function of the prompt added to r_φ moves no scaled score."""
     settings = ReSTTranslation(scale="bandit", quick=True, progress=False, seeds=3)
-    before, after = grown_of.__wrapped__(settings, 0), grown_of.__wrapped__(settings, 0)
-    plain = before.scaled(before.run.prompts, before.samples[0])
+    before, after = rest_setup.__wrapped__(settings, 0), rest_setup.__wrapped__(settings, 0)
+    plain = before.scaled(before.setup.prompts, before.samples[0])
     with torch.no_grad():
-        for tables in after.run.reward.table.tables:
+        for tables in after.setup.reward_model.table.tables:
             tables += torch.arange(4.0, dtype=tables.dtype).reshape(4, 1, 1)
-    torch.testing.assert_close(after.scaled(after.run.prompts, after.samples[0]), plain)
+    torch.testing.assert_close(after.scaled(after.setup.prompts, after.samples[0]), plain)
 
 
 def test_the_rule_gives_every_outcome_it_names():

@@ -7,17 +7,17 @@ import pytest
 import torch
 
 from rlhf_lab.batch import Tokens
-from rlhf_lab.experiments.rso_common import Bed, chance_to_please, chance_to_win, state_of
+from rlhf_lab.experiments.rso_common import RSOSetup, chance_to_please, chance_to_win, state_of
 from rlhf_lab.experiments.statistics import Interval
 
 PROMPTS = Tokens.from_lists([[i] for i in range(40)])
 CANDIDATES = Tokens.from_lists([[[10], [11], [12], [13]]] * 40)
 
 
-def bed(scores: list[float], gold: list[float] | None = None) -> Bed:
+def rso_setup(scores: list[float], gold: list[float] | None = None) -> RSOSetup:
     """Forty prompts with the same four candidates, 10 to 13, of these scores."""
-    made = Bed(SimpleNamespace(seed=0, prompts=PROMPTS, pairs="labelled"), 4)
-    made.__dict__["drawn"] = CANDIDATES, torch.tensor([scores] * 40, dtype=torch.float64)
+    made = RSOSetup(SimpleNamespace(seed=0, prompts=PROMPTS, pairs="labelled"), 4)
+    made.__dict__["sampled"] = CANDIDATES, torch.tensor([scores] * 40, dtype=torch.float64)
     made.__dict__["gold_scores"] = torch.tensor([gold or scores] * 40, dtype=torch.float64)
     return made
 
@@ -28,7 +28,7 @@ def ids(pairs) -> set[tuple[int, int]]:
 
 def test_the_first_candidates_are_paired_and_labelled_by_their_own_scores_or_by_gold():
     """Gaps of 1000 leave a label no chance; gold turns the order round."""
-    made = bed([0.0, 1000.0, 2000.0, 3000.0], [3000.0, 2000.0, 1000.0, 0.0])
+    made = rso_setup([0.0, 1000.0, 2000.0, 3000.0], [3000.0, 2000.0, 1000.0, 0.0])
     assert ids(made.pairs("sft-sample-rank", 0.5, 2)) == {(11, 10)}
     assert ids(made.pairs("sft-sample-rank", 0.5, 2, gold=True)) == {(10, 11)}
     assert made.pairs("direct", 0.5, 2) == "labelled"
@@ -36,13 +36,13 @@ def test_the_first_candidates_are_paired_and_labelled_by_their_own_scores_or_by_
 
 def test_accepted_candidates_are_labelled_by_their_own_scores():
     """At a small β the two best are accepted, 10 and 12; the scores of the first two places would name 11 the worse."""
-    assert ids(bed([3000.0, 0.0, 2000.0, 1000.0]).pairs("rso-sample-rank", 1e-3, 2)) == {(10, 12)}
-    gold = bed([3000.0, 0.0, 2000.0, 1000.0], [0.0, 3000.0, 1000.0, 2000.0])
+    assert ids(rso_setup([3000.0, 0.0, 2000.0, 1000.0]).pairs("rso-sample-rank", 1e-3, 2)) == {(10, 12)}
+    gold = rso_setup([3000.0, 0.0, 2000.0, 1000.0], [0.0, 3000.0, 1000.0, 2000.0])
     assert ids(gold.pairs("rso-sample-rank", 1e-3, 2, gold=True)) == {(11, 13)}
 
 
 def test_hard_labels_follow_the_smallest_gap_and_a_tournament_has_a_pair_more():
-    made = bed([0.0, 1e-6, 2e-6, 3e-6])
+    made = rso_setup([0.0, 1e-6, 2e-6, 3e-6])
     hard = made.pairs("sft-sample-rank", 0.5, 4, labels="hard")
     assert all(one > other for one, other in ids(hard)) and len(hard) == 40 * 2
     drawn = made.pairs("sft-sample-rank", 0.5, 4)
@@ -52,8 +52,8 @@ def test_hard_labels_follow_the_smallest_gap_and_a_tournament_has_a_pair_more():
 
 def test_the_reach_of_weights_three_to_one_by_hand():
     """Scores 0 and β log 3 of two candidates: weights ¼ and ¾ against even halves, ¼ log ½ + ¾ log 3/2."""
-    made = bed([0.0, 0.0, 0.0, 0.0])
-    made.__dict__["drawn"] = CANDIDATES, torch.tensor([[0.0, 2 * math.log(3)]] * 40, dtype=torch.float64)
+    made = rso_setup([0.0, 0.0, 0.0, 0.0])
+    made.__dict__["sampled"] = CANDIDATES, torch.tensor([[0.0, 2 * math.log(3)]] * 40, dtype=torch.float64)
     assert made.reach(2.0) == pytest.approx(0.25 * math.log(0.5) + 0.75 * math.log(1.5))
 
 

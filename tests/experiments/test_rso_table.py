@@ -10,7 +10,7 @@ import torch
 from rlhf_lab import exact
 from rlhf_lab.errors import LabError
 from rlhf_lab.experiments import rso_common
-from rlhf_lab.experiments.claims.rso_table.run import EXPERIMENT, ROWS, RSOTable, _bed, _labels_right, comparisons
+from rlhf_lab.experiments.claims.rso_table.run import EXPERIMENT, ROWS, RSOTable, _labels_right, _setup, comparisons
 from rlhf_lab.experiments.published_results import RSO_TABLE_1, RSO_TABLE_2
 from rlhf_lab.experiments.runner import experiment_run, save
 from rlhf_lab.experiments.statistics import Interval
@@ -99,8 +99,8 @@ def test_exact_win_rates_are_those_of_all_pairs():
 def test_rejected_pairs_follow_the_reward_model_and_gold_pairs_the_gold_reward():
     """At β = 0.05 accepted responses have nearly the most of whichever reward accepts them."""
     settings = RSOTable(scale="bandit", quick=True, candidates=64, progress=False)
-    bed = _bed(settings, "bandit", 0)
-    world, learned = bed.run.world, bed.run.learned_rewards
+    shared = _setup(settings, "bandit", 0)
+    world, learned = shared.setup.world, shared.setup.learned_rewards
     for gold, other in ((False, True), (True, False)):
         reward = {True: world.rewards(), False: learned}
 
@@ -108,33 +108,33 @@ def test_rejected_pairs_follow_the_reward_model_and_gold_pairs_the_gold_reward()
             rows = pairs.prompts.ids[:, 0] - world.prompts.ids[0, 0]
             return reward[which][rows.unsqueeze(-1), pairs.responses.ids[..., 0]].mean().item()
 
-        sharp, flat = (bed.pairs(source, 0.05, 8, gold=gold) for source in ("rso-sample-rank", "sft-sample-rank"))
+        sharp, flat = (shared.pairs(source, 0.05, 8, gold=gold) for source in ("rso-sample-rank", "sft-sample-rank"))
         assert mean(gold, sharp) > mean(gold, flat) + 0.2, other
 
 
 def test_the_way_to_pi_r_is_the_candidates_entropy_lost():
     """KL of weights w on G equally likely candidates: log G − H(w). Equal scores: 0. β near 0, no ties: log G."""
     scores = torch.tensor([[0.0, 1.0, 2.0, -1.0], [0.3, 0.1, 0.0, 0.2]], dtype=torch.float64)
-    bed = rso_common.Bed(run=None, candidates=4)
-    bed.__dict__["drawn"] = (None, scores)
+    shared = rso_common.RSOSetup(setup=None, candidates=4)
+    shared.__dict__["sampled"] = (None, scores)
     entropy = torch.distributions.Categorical(logits=scores / 0.5).entropy().mean().item()
-    assert bed.reach(0.5) == pytest.approx(math.log(4) - entropy)
-    assert bed.reach(1e-4) == pytest.approx(math.log(4))
-    bed.__dict__["drawn"] = (None, torch.zeros(3, 4, dtype=torch.float64))
-    assert bed.reach(0.5) == pytest.approx(0)
+    assert shared.reach(0.5) == pytest.approx(math.log(4) - entropy)
+    assert shared.reach(1e-4) == pytest.approx(math.log(4))
+    shared.__dict__["sampled"] = (None, torch.zeros(3, 4, dtype=torch.float64))
+    assert shared.reach(0.5) == pytest.approx(0)
 
 
 def test_hard_labels_name_the_larger_score_and_drawn_ones_as_often_as_bradley_terry_says():
     """A drawn label is right with probability σ(|gap|): the share lies within four standard errors of the mean."""
     settings = RSOTable(scale="bandit", quick=True, prompts=500, progress=False)
-    bed = _bed(settings, "bandit", 0)
-    assert _labels_right(bed, dataclasses.replace(settings, ranks="hard"), "sft-sample-rank") == 1
-    pairs = bed.pairs("sft-sample-rank", settings.beta, settings.accepted)
+    shared = _setup(settings, "bandit", 0)
+    assert _labels_right(shared, dataclasses.replace(settings, ranks="hard"), "sft-sample-rank") == 1
+    pairs = shared.pairs("sft-sample-rank", settings.beta, settings.accepted)
     with torch.no_grad():
-        chance = bed.run.reward(pairs.prompts, pairs.responses).double().diff(dim=-1).abs().sigmoid()
+        chance = shared.setup.reward_model(pairs.prompts, pairs.responses).double().diff(dim=-1).abs().sigmoid()
     error = (chance * (1 - chance)).sum().sqrt().item() / len(pairs)
-    assert abs(_labels_right(bed, settings, "sft-sample-rank") - chance.mean().item()) < 4 * error
-    assert math.isnan(_labels_right(bed, settings, "raft"))
+    assert abs(_labels_right(shared, settings, "sft-sample-rank") - chance.mean().item()) < 4 * error
+    assert math.isnan(_labels_right(shared, settings, "raft"))
 
 
 def _made(values):

@@ -165,7 +165,7 @@ def test_a_language_model_runs_and_its_limited_policy_trains_biases_and_norms():
     found = experiment_run(EXPERIMENT, settings)
     assert len(found.runs) == 2 * 2 * 5 and set(found.chosen) == {"full", "limited"}
     assert "nan" not in EXPERIMENT.text(settings, found.summary, found.runs).lower()
-    policy = rso_why.limit(rso_why._bed(settings, 0).run.fresh())
+    policy = rso_why.limit(rso_why._setup(settings, 0).setup.new_policy())
     trained = [p for p in policy.parameters() if p.requires_grad]
     assert trained and all(p.ndim == 1 for p in trained)
 

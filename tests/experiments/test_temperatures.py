@@ -9,7 +9,6 @@ import torch
 from rlhf_lab.errors import LabError
 from rlhf_lab.experiments.claims.temperatures import run as claim
 from rlhf_lab.experiments.runner import experiment_run
-from rlhf_lab.policies.base import Policy
 from rlhf_lab.training import seeded
 from rlhf_lab.worlds import token_tree
 
@@ -46,30 +45,6 @@ def test_win_rates_are_sums_over_all_pairs_ties_half():
             for z in range(6)
         )
         assert found[x, y] == pytest.approx(float(wanted))
-
-
-def test_best_of_n_picks_by_the_reward_among_n_draws_for_each_response():
-    class Count(Policy):
-        """Draws 0, 1, 2, … as one-token responses."""
-
-        def __init__(self):
-            super().__init__()
-            self.weight = torch.nn.Parameter(torch.zeros(1))
-
-        def sample(self, prompts, num_samples, generator=None, temperature=1.0, top_k=None):
-            from rlhf_lab.batch import Tokens
-
-            return Tokens.full(torch.arange(num_samples).view(1, -1, 1).repeat(len(prompts), 1, 1))
-
-    def reward(prompts, responses):
-        return -(responses.ids[..., 0] - 4).abs().double()
-
-    from rlhf_lab.batch import Tokens
-
-    prompts = Tokens.full(torch.zeros(20, 1, dtype=torch.long))
-    best = claim.BestOf(Count(), reward, 3).sample(prompts, 2)
-    assert best.ids[..., 0].tolist() == [[2, 4]] * 20  # of 0, 1, 2 and of 3, 4, 5
-    assert claim.BestOf(Count(), reward, 3).sample(prompts, 1, top_k=1).ids.flatten().tolist() == [0] * 20
 
 
 SETTINGS = claim.Temperatures()

@@ -8,7 +8,7 @@ import torch
 
 from rlhf_lab import exact
 from rlhf_lab.errors import LabError
-from rlhf_lab.experiments.trajectories import Road
+from rlhf_lab.experiments.trajectories import Trajectory
 from rlhf_lab.widgets.trajectories import along, recorded_world, trajectories_explorer, trajectories_picture
 
 torch.set_num_threads(1)
@@ -17,12 +17,12 @@ REF = torch.tensor([[0.5, 0.3, 0.2], [0.2, 0.2, 0.6]], dtype=torch.float64).log(
 REWARD = torch.tensor([[0.0, 1.0, 2.0], [1.0, 0.5, -0.5]], dtype=torch.float64)
 
 
-def road(method: str, seed: int, strengths: list[float]) -> Road:
+def road(method: str, seed: int, strengths: list[float]) -> Trajectory:
     """A road whose places are π_ref tilted more and more."""
     policies = [(REF + s * REWARD).log_softmax(-1) for s in strengths]
     kl = torch.stack([exact.kl(p, REF).mean() for p in policies])
     reward = torch.stack([(p.exp() * REWARD).sum(-1).mean() for p in policies])
-    return Road(method, seed, kl, reward, policies[-1])
+    return Trajectory(method, seed, kl, reward, policies[-1])
 
 
 WALKED = [road("dpo", 0, [0.0, 0.5, 1.0]), road("dpo", 1, [0.0, 0.7, 1.4]), road("raft", 0, [0.0, 2.0, 4.0])]

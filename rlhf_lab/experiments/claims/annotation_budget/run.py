@@ -22,6 +22,8 @@ from rlhf_lab.experiments import runner
 from rlhf_lab.experiments.claims.annotation_budget import run_text as budget_text
 from rlhf_lab.experiments.claims.annotation_budget.report import LIMITS, RATIOS, WITHIN, figure, get, text, words
 from rlhf_lab.experiments.runner import EXACT_SCALES, BestConfig, Experiment, Job, Settings, Worded
+from rlhf_lab.experiments.scales import set_up
+from rlhf_lab.experiments.setup_text import TextSetup
 from rlhf_lab.experiments.statistics import Interval, bootstrap, bootstrap_median, mean_interval
 from rlhf_lab.randomness import Stream
 from rlhf_lab.training import seeded
@@ -305,27 +307,24 @@ PARTS: dict[str, Callable[[AnnotationBudget, int], list[dict[str, Any]]]] = {
 
 
 @lru_cache(maxsize=1)
-def _text_run(settings: AnnotationBudget, seed: int) -> Any:
-    from rlhf_lab.experiments import setup_text
-
-    plan = setup_text.Plan(
-        prompts=8 if settings.quick else 64, beta=settings.beta, steps=settings.steps,
-        reward_steps=max(settings.steps * 5 // 4, 2), test_prompts=settings.test_prompts,
+def _text_setup(settings: AnnotationBudget, seed: int) -> TextSetup:
+    setup = set_up(
+        settings.scale, seed, settings.world, prompts=8 if settings.quick else 64, beta=settings.beta,
+        steps=settings.steps, reward_steps=max(settings.steps * 5 // 4, 2), test_prompts=settings.test_prompts,
         test_samples=2 if settings.quick else 6,
     )  # fmt: skip
-    return setup_text.TextRun(setup_text.bench(settings.scale, settings.world), plan, seed)
+    assert isinstance(setup, TextSetup)
+    return setup
 
 
 def _on_text(settings: AnnotationBudget, seed: int, key: str) -> dict[str, Any]:
-    from rlhf_lab.experiments import setup_text
-
-    shared = _text_run(settings, seed)
+    setup = _text_setup(settings, seed)
     prices = budget_text.Prices(settings.price_demonstration, 1.0, settings.price_sample, settings.price_step)
-    purse = budget_text.Purse(shared, prices, settings.money, budget_text.Spent(), settings.beta)
-    policy = shared.bench.reference if key == "none" else budget_text.STRATEGIES[key][2](purse)
-    found = setup_text.measure(shared, policy)
-    spent = {"money": purse.spent.money(prices), **vars(purse.spent)}
-    return {name: found[name] for name in ("reward", "kl", "objective")} | spent
+    tracker = budget_text.BudgetTracker(setup, prices, settings.money)
+    policy = setup.reference if key == "none" else budget_text.STRATEGIES[key][2](tracker)
+    found = setup.evaluate(policy)
+    used = {"money": tracker.usage.money(prices), **vars(tracker.usage)}
+    return {name: found[name] for name in ("reward", "kl", "objective")} | used
 
 
 # --- what it comes to --------------------------------------------------------------------------------------------

@@ -1,25 +1,24 @@
-"""Spending one sum of money on a language model: the strategies of `annotation-budget` on the scale "small".
+"""Strategies that spend one sum of money on a language model, for the experiment on annotation budgets.
 
-Each strategy spends all of the money: what it does not pay for demonstrations, samples and training steps it has for
-preference labels. A demonstration is a draw from π_demo ∝ π_ref exp(r*/β_demo), by rejection from π_ref's responses.
+Each strategy spends all of the money. What is left after demonstrations, samples and training steps buys preference
+labels. A demonstration is a sample of π_demo ∝ π_ref exp(r*/β_demo), by rejection from π_ref's responses.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
 from rlhf_lab import sampling
 from rlhf_lab.algorithms.dpo import DPO, dpo
-from rlhf_lab.algorithms.reward_model import RewardModel, reward_model
 from rlhf_lab.algorithms.rso import RSO, make_pairs
 from rlhf_lab.algorithms.sft import sft
 from rlhf_lab.batch import Pairs, Tokens, cat_pairs, pick_pairs
 from rlhf_lab.errors import LabError
-from rlhf_lab.experiments.setup_text import TextRun
+from rlhf_lab.experiments.setup_text import TextSetup
 from rlhf_lab.policies.base import Policy
 from rlhf_lab.preferences import sample_preferences
 from rlhf_lab.randomness import Stream
@@ -31,7 +30,7 @@ CHUNK = 64
 
 @dataclass(frozen=True)
 class Prices:
-    """What things cost, in units of one preference label."""
+    """Prices in units of one preference label."""
 
     demonstration: float
     preference: float
@@ -40,8 +39,8 @@ class Prices:
 
 
 @dataclass
-class Spent:
-    """A strategy's bill as it grows."""
+class Usage:
+    """What a strategy has used so far."""
 
     demonstrations: int = 0
     labels: int = 0
@@ -49,7 +48,7 @@ class Spent:
     steps: int = 0
 
     def money(self, prices: Prices) -> float:
-        """What it came to."""
+        """What that costs."""
         return (
             self.demonstrations * prices.demonstration
             + self.labels * prices.preference
@@ -59,89 +58,112 @@ class Spent:
 
 
 @dataclass
-class Purse:
-    """One seed's run of one strategy: the run, the prices, the money, and what was spent."""
+class BudgetTracker:
+    """Buys what one strategy needs in one seed, and keeps account of it.
 
-    run: TextRun
+    Attributes:
+        setup: the seed.
+        prices: of everything that is bought.
+        money: of the strategy, in units of one preference label.
+        usage: what was used so far.
+        first_prompt: place of the next prompt that was not used yet.
+    """
+
+    setup: TextSetup
     prices: Prices
-    budget: float
-    spent: Spent
-    beta: float
+    money: float
+    usage: Usage = field(default_factory=Usage)
     first_prompt: int = 0
 
     def labels_left(self, samples_each: float, steps: int = 0, samples: int = 0) -> int:
-        """Labels that the rest of the money buys, when each takes so many samples and so much is still to be paid."""
-        rest = self.budget - self.spent.money(self.prices) - steps * self.prices.step - samples * self.prices.sample
+        """How many labels the rest of the money buys.
+
+        Args:
+            samples_each: samples that each label needs.
+            steps: optimiser steps that are paid later.
+            samples: samples that are paid later.
+
+        Raises:
+            LabError: fewer than 8.
+        """
+        rest = self.money - self.usage.money(self.prices) - steps * self.prices.step - samples * self.prices.sample
         number = int(rest / (self.prices.preference + samples_each * self.prices.sample))
         if number < 8:
-            raise LabError(f"The money ({self.budget:g}) buys no labels beside samples and training steps; raise it.")
+            raise LabError(f"The money ({self.money:g}) buys no labels beside samples and training steps; raise it.")
         return number
 
     def next_prompts(self, number: int) -> Tokens:
         """The next prompts of the training split, each used once."""
-        every = self.run.bench.pool
+        every = self.setup.task.pool
         rows = (torch.arange(number) + self.first_prompt).remainder(len(every))
         self.first_prompt += number
-        order = torch.randperm(len(every), generator=seeded(self.run.seed, Stream.STRATEGY_PROMPTS))
+        order = torch.randperm(len(every), generator=seeded(self.setup.seed, Stream.STRATEGY_PROMPTS))
         return every[order[rows]]
 
     def candidates(self, policy: Policy, prompts: Tokens, number: int, stream: int) -> list[tuple[Tokens, Tokens]]:
-        """(prompts, `number` responses to each) in chunks."""
-        generator = seeded(self.run.seed, Stream.STRATEGY_RESPONSES, stream, device=policy.device)
+        """Sample `number` responses to each prompt: (prompts, responses) in chunks."""
+        generator = seeded(self.setup.seed, Stream.STRATEGY_RESPONSES, stream, device=policy.device)
         parts = torch.arange(len(prompts)).split(CHUNK)
-        self.spent.samples += len(prompts) * number
+        self.usage.samples += len(prompts) * number
         return [(prompts[p].trim(), policy.sample(prompts[p].trim(), number, generator).to("cpu")) for p in parts]
 
     def label(self, drawn: list[tuple[Tokens, Tokens]], places: list[torch.Tensor], stream: int) -> Pairs:
-        """Labels on the responses at `places`, (B, 2) each. Equal responses are not shown, and not paid."""
-        generator, parts = seeded(self.run.seed, Stream.STRATEGY_LABELS, stream), []
+        """Label the responses at `places`, (B, 2) each. Equal responses are not labelled and cost nothing."""
+        generator, parts = seeded(self.setup.seed, Stream.STRATEGY_LABELS, stream), []
         for (prompts, responses), pair in zip(drawn, places, strict=True):
             both = responses.take(pair)
-            score = self.run.bench.gold(prompts, both)
+            score = self.setup.gold(prompts, both)
             first = sample_preferences(score[:, 0], score[:, 1], generator)
             index = torch.stack([(~first).long(), first.long()], -1).unsqueeze(1)
             parts.append(pick_pairs(prompts, both, index)[0])
         pairs = cat_pairs([part for part in parts if len(part)])
-        self.spent.labels += len(pairs)
+        self.usage.labels += len(pairs)
         return pairs
 
     def random_pairs(self, policy: Policy, number: int, stream: int) -> Pairs:
-        """`number` labels on two draws each."""
+        """Label two samples of the policy for each of `number` prompts."""
         drawn = self.candidates(policy, self.next_prompts(number), 2, stream)
         return self.label(drawn, [torch.tensor([[0, 1]]).expand(len(p), 2) for p, _ in drawn], stream)
 
     def fit_dpo(self, policy: Policy, pairs: Pairs, stream: int, steps: int) -> Policy:
-        """DPO from where `policy` is, against the reference of the objective."""
-        dpo(policy, self.run.bench.reference, pairs, DPO(beta=self.beta), self.run.training(stream, steps=steps))
-        self.spent.steps += steps
+        """Train `policy` on by DPO, with the reference policy of the objective."""
+        loss = DPO(beta=self.setup.budget.beta)
+        dpo(policy, self.setup.reference, pairs, loss, self.setup.training(stream, steps=steps))
+        self.usage.steps += steps
         return policy
 
     def fit_reward(self, pairs: Pairs, stream: int) -> nn.Module:
-        """A reward model; another `stream`, another order of the batches and another start of the head."""
-        plan = self.run.plan
-        model = self.run.bench.reference.new_reward_model()
-        training = self.run.training(stream, steps=plan.reward_steps, learning_rate=plan.reward_rate)
-        reward_model(model, pairs, RewardModel(), training)
-        self.spent.steps += plan.reward_steps
-        return model.requires_grad_(False)
+        """Fit a reward model; `stream` decides the order of the batches."""
+        self.usage.steps += self.reward_steps
+        return self.setup.fit_reward_model(pairs, stream)
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of a policy."""
+        return self.setup.budget.steps
+
+    @property
+    def reward_steps(self) -> int:
+        """Optimiser steps of a reward model."""
+        return self.setup.budget.reward_steps or self.steps
 
 
-def random(purse: Purse) -> Policy:
-    """All money for labels on two draws from π_ref; DPO."""
-    run = purse.run
-    pairs = purse.random_pairs(run.bench.reference, purse.labels_left(2, run.plan.steps), 1)
-    return purse.fit_dpo(run.fresh(), pairs, 2, run.plan.steps)
+def random(tracker: BudgetTracker) -> Policy:
+    """Spend all money on labels of two samples of π_ref; train by DPO."""
+    setup = tracker.setup
+    pairs = tracker.random_pairs(setup.reference, tracker.labels_left(2, tracker.steps), 1)
+    return tracker.fit_dpo(setup.new_policy(), pairs, 2, tracker.steps)
 
 
-def uncertain(purse: Purse, candidates: int = 4) -> Policy:
-    """Half the labels at random; then, of 4 draws each, the two about which two reward models differ most."""
-    run, plan = purse.run, purse.run.plan
-    number = purse.labels_left(1 + candidates / 2, plan.steps + 2 * plan.reward_steps)
-    first = purse.random_pairs(run.bench.reference, number // 2, 1)
-    # Two halves of the labels, two models: what they agree on was in the labels, what they differ on was not.
-    order = torch.randperm(len(first), generator=seeded(run.seed, Stream.STRATEGY_HALVES))
-    models = [purse.fit_reward(first[half], 50 + i) for i, half in enumerate(order.tensor_split(2))]
-    drawn = purse.candidates(run.bench.reference, purse.next_prompts(number - number // 2), candidates, 2)
+def uncertain(tracker: BudgetTracker, candidates: int = 4) -> Policy:
+    """Label half of the pairs at random, then of 4 samples each the two on which two reward models differ most."""
+    setup = tracker.setup
+    number = tracker.labels_left(1 + candidates / 2, tracker.steps + 2 * tracker.reward_steps)
+    first = tracker.random_pairs(setup.reference, number // 2, 1)
+    # Each model is fitted to one half of the labels. They agree on what the labels determine.
+    order = torch.randperm(len(first), generator=seeded(setup.seed, Stream.STRATEGY_HALVES))
+    models = [tracker.fit_reward(first[half], 50 + i) for i, half in enumerate(order.tensor_split(2))]
+    drawn = tracker.candidates(setup.reference, tracker.next_prompts(number - number // 2), candidates, 2)
     places = []
     for prompts, responses in drawn:
         with torch.no_grad():
@@ -149,80 +171,82 @@ def uncertain(purse: Purse, candidates: int = 4) -> Policy:
         gap = (apart.unsqueeze(-1) - apart.unsqueeze(-2)).abs().triu(1).flatten(1).argmax(-1)
         low, high = gap // candidates, gap % candidates
         places.append(torch.stack([low, torch.where(high == low, (low + 1) % candidates, high)], -1))
-    return purse.fit_dpo(run.fresh(), cat_pairs([first, purse.label(drawn, places, 2)]), 2, plan.steps)
+    return tracker.fit_dpo(setup.new_policy(), cat_pairs([first, tracker.label(drawn, places, 2)]), 2, tracker.steps)
 
 
-def by_reward(purse: Purse, candidates: int = 8) -> Policy:
-    """Half the labels at random; then labels on two of 8 draws, accepted as π_r would draw them (people as judges)."""
-    run, plan = purse.run, purse.run.plan
-    number = purse.labels_left(1 + candidates / 2, plan.steps + plan.reward_steps)
-    first = purse.random_pairs(run.bench.reference, number // 2, 1)
-    model = purse.fit_reward(first, 50)
-    drawn = purse.candidates(run.bench.reference, purse.next_prompts(number - number // 2), candidates, 2)
-    generator = seeded(run.seed, Stream.STRATEGY_REJECTION)
+def by_reward(tracker: BudgetTracker, candidates: int = 8) -> Policy:
+    """Label half of the pairs at random, then two of 8 samples each, accepted as samples of π_r."""
+    setup = tracker.setup
+    number = tracker.labels_left(1 + candidates / 2, tracker.steps + tracker.reward_steps)
+    first = tracker.random_pairs(setup.reference, number // 2, 1)
+    model = tracker.fit_reward(first, 50)
+    drawn = tracker.candidates(setup.reference, tracker.next_prompts(number - number // 2), candidates, 2)
+    generator = seeded(setup.seed, Stream.STRATEGY_REJECTION)
     with torch.no_grad():
-        places = [sampling.rejection_sample(model(x, y).double(), 2, purse.beta, generator) for x, y in drawn]
-    return purse.fit_dpo(run.fresh(), cat_pairs([first, purse.label(drawn, places, 2)]), 2, plan.steps)
+        places = [sampling.rejection_sample(model(x, y).double(), 2, setup.budget.beta, generator) for x, y in drawn]
+    return tracker.fit_dpo(setup.new_policy(), cat_pairs([first, tracker.label(drawn, places, 2)]), 2, tracker.steps)
 
 
-def rounds(number: int) -> Callable[[Purse], Policy]:
-    """Labels of the present policy's own draws, in so many rounds; DPO on all labels so far after each."""
+def rounds(number: int) -> Callable[[BudgetTracker], Policy]:
+    """Label samples of the present policy in so many rounds, and train by DPO on all labels after each."""
 
-    def spend(purse: Purse) -> Policy:
-        run, policy = purse.run, purse.run.fresh()
-        each = max(run.plan.steps // number, 1)
-        labels = purse.labels_left(2, each * number)
+    def spend(tracker: BudgetTracker) -> Policy:
+        policy = tracker.setup.new_policy()
+        each = max(tracker.steps // number, 1)
+        labels = tracker.labels_left(2, each * number)
         seen: list[Pairs] = []
         for turn in range(number):
             share = labels * (turn + 1) // number - labels * turn // number
-            seen.append(purse.random_pairs(policy, share, 10 + turn))
-            purse.fit_dpo(policy, cat_pairs(seen), 20 + turn, each)
+            seen.append(tracker.random_pairs(policy, share, 10 + turn))
+            tracker.fit_dpo(policy, cat_pairs(seen), 20 + turn, each)
         return policy
 
     return spend
 
 
-def reward_then_rso(purse: Purse, prompts: int = 64, candidates: int = 16) -> Policy:
-    """Labels at random, a reward model, then pairs of π_r that it labels for nothing; DPO's loss on those."""
-    run, plan = purse.run, purse.run.plan
-    prompts = min(prompts, plan.prompts)
-    number = purse.labels_left(2, plan.steps + plan.reward_steps, prompts * candidates)
-    model = purse.fit_reward(purse.random_pairs(run.bench.reference, number, 1), 50)
-    settings = RSO(beta=purse.beta, candidates=candidates, accepted=8)
-    pairs, _ = make_pairs(run.bench.reference, model, purse.next_prompts(prompts), settings, 1000 * run.seed + 45)
-    purse.spent.samples += prompts * candidates
-    return purse.fit_dpo(run.fresh(), pairs, 2, plan.steps)
+def reward_then_rso(tracker: BudgetTracker, prompts: int = 64, candidates: int = 16) -> Policy:
+    """Fit a reward model to labels of random pairs, then train by DPO on pairs of π_r that the model labels."""
+    setup = tracker.setup
+    prompts = min(prompts, setup.budget.prompts)
+    number = tracker.labels_left(2, tracker.steps + tracker.reward_steps, prompts * candidates)
+    model = tracker.fit_reward(tracker.random_pairs(setup.reference, number, 1), 50)
+    settings = RSO(beta=setup.budget.beta, candidates=candidates, accepted=8)
+    pairs, _ = make_pairs(setup.reference, model, tracker.next_prompts(prompts), settings, 1000 * setup.seed + 45)
+    tracker.usage.samples += prompts * candidates
+    return tracker.fit_dpo(setup.new_policy(), pairs, 2, tracker.steps)
 
 
-def demonstrations_first(share: float, demo_beta: float = 1.0, candidates: int = 16) -> Callable[[Purse], Policy]:
-    """That share of the money for demonstrations: SFT on them, then DPO from there with labels on its own draws."""
+def demonstrations_first(
+    share: float, demo_beta: float = 1.0, candidates: int = 16
+) -> Callable[[BudgetTracker], Policy]:
+    """Spend a share of the money on demonstrations for SFT, and the rest on labels of its samples for DPO."""
 
-    def spend(purse: Purse) -> Policy:
-        run, plan = purse.run, purse.run.plan
-        number = max(int(share * purse.budget / purse.prices.demonstration), 1)
-        before = purse.spent.samples
-        drawn = purse.candidates(run.bench.reference, purse.next_prompts(number), candidates, 3)
-        purse.spent.samples = before  # a demonstrator draws no samples: this is how we imitate one
-        generator = seeded(run.seed, Stream.STRATEGY_DEMONSTRATIONS)
+    def spend(tracker: BudgetTracker) -> Policy:
+        setup = tracker.setup
+        number = max(int(share * tracker.money / tracker.prices.demonstration), 1)
+        before = tracker.usage.samples
+        drawn = tracker.candidates(setup.reference, tracker.next_prompts(number), candidates, 3)
+        tracker.usage.samples = before  # a demonstrator does not sample from π_ref; this only simulates one
+        generator = seeded(setup.seed, Stream.STRATEGY_DEMONSTRATIONS)
         shown: list[Pairs] = []
         for x, y in drawn:
-            chosen = sampling.rejection_sample(run.bench.gold(x, y), 1, demo_beta, generator)
-            # Written twice, as a pair, only to be joined over chunks of different length.
+            chosen = sampling.rejection_sample(setup.gold(x, y), 1, demo_beta, generator)
+            # Doubled into a pair, since `cat_pairs` joins chunks of different length.
             shown.append(Pairs(x, y.take(chosen.expand(-1, 2))))
         both = cat_pairs(shown)
-        purse.spent.demonstrations = number
-        policy = run.fresh()
+        tracker.usage.demonstrations = number
+        policy = setup.new_policy()
         targets = Tokens(both.responses.ids[:, :1], both.responses.mask[:, :1])
-        half = plan.steps // 2
-        sft(policy, both.prompts, targets, run.training(3, steps=half))
-        purse.spent.steps += half
-        pairs = purse.random_pairs(policy, purse.labels_left(2, plan.steps - half), 1)
-        return purse.fit_dpo(policy, pairs, 2, plan.steps - half)
+        half = tracker.steps // 2
+        sft(policy, both.prompts, targets, setup.training(3, steps=half))
+        tracker.usage.steps += half
+        pairs = tracker.random_pairs(policy, tracker.labels_left(2, tracker.steps - half), 1)
+        return tracker.fit_dpo(policy, pairs, 2, tracker.steps - half)
 
     return spend
 
 
-STRATEGIES: dict[str, tuple[str, str, Callable[[Purse], Policy]]] = {
+STRATEGIES: dict[str, tuple[str, str, Callable[[BudgetTracker], Policy]]] = {
     "random": ("DPO, pairs of π_ref", "dpo", random),
     "uncertain": ("DPO, pairs two reward models differ on", "dpo-ipo", uncertain),
     "by-reward": ("DPO, pairs π_r would draw", "rso-direct", by_reward),
@@ -230,4 +254,4 @@ STRATEGIES: dict[str, tuple[str, str, Callable[[Purse], Policy]]] = {
     "reward-rso": ("reward model, then RSO", "rso-rso-sample-rank", reward_then_rso),
     "demonstrations": ("half for demonstrations", "sft", demonstrations_first(0.5)),
 }
-"""Name in a table; key of the style; how the money is spent."""
+"""By key: the name in a table, the key of the style, and how the money is spent."""

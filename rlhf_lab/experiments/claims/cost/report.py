@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from rlhf_lab.experiments.claims.cost.setup import BEST_OF, PARTS, TRAINED
+from rlhf_lab.experiments.claims.cost.setup import BEST_OF, TRAINED
+from rlhf_lab.experiments.methods import METHODS
 from rlhf_lab.experiments.runner import EXACT_SCALES
 from rlhf_lab.experiments.statistics import Interval, difference, mean_interval
 
@@ -165,8 +166,8 @@ def text_of(settings: Cost, summary: pd.DataFrame, runs: pd.DataFrame) -> str:
         out += f"Best-of-n trains no policy and needs n = {n:.2g} responses for every answer, for ever. "
     gap, ratio = against(runs)["ppo"], memory_ratio(runs)
     out += (
-        f"While it trains DPO has {PARTS['dpo'].networks} networks at hand and draws nothing, PPO "
-        f"{PARTS['ppo'].networks} and draws {final(summary, 'ppo', 'samples').mean:,.0f} responses. "
+        f"While it trains DPO has {METHODS['dpo'].networks} networks at hand and draws nothing, PPO "
+        f"{METHODS['ppo'].networks} and draws {final(summary, 'ppo', 'samples').mean:,.0f} responses. "
     )
     if exactly:
         out += (

@@ -26,10 +26,11 @@ import torch
 from rlhf_lab.errors import LabError, Natural, NonNegative, check_beta
 from rlhf_lab.experiments import runner
 from rlhf_lab.experiments.claims.cost.report import against, figure, final, memory_ratio, text_of, words
-from rlhf_lab.experiments.claims.cost.setup import BEST_OF, PARTS, TRAINED, Ground, Meter, held_bytes, size_of, train
+from rlhf_lab.experiments.claims.cost.setup import BEST_OF, TRAINED, CostSetup, Meter, held_bytes, size_of, train
+from rlhf_lab.experiments.methods import METHODS
 from rlhf_lab.experiments.runner import EXACT_SCALES, BestConfig, Experiment, Job, Settings, Worded
 from rlhf_lab.experiments.statistics import bootstrap, mean_interval, summarise
-from rlhf_lab.experiments.step_recorder import watching
+from rlhf_lab.experiments.trajectories import record
 from rlhf_lab.policies.base import Policy
 from rlhf_lab.randomness import Stream
 from rlhf_lab.training import seeded
@@ -108,8 +109,8 @@ class Cost(Settings):
 
 
 @lru_cache(maxsize=1)
-def _ground(settings: Cost, seed: int, split: str = "test") -> Ground:
-    return Ground(settings, seed, split)
+def _setup(settings: Cost, seed: int, split: str = "test") -> CostSetup:
+    return CostSetup(settings, seed, split)
 
 
 # --------------------------------------------------------------------------------------------------------------- jobs
@@ -139,39 +140,38 @@ def _run(settings: Cost, job: Job, best_config: BestConfig) -> list[dict[str, An
     if job.get("measure") == "memory":
         return [_memory(settings, job["seed"], job["method"])]
     if "rate" in job:
-        ground = _ground(settings, job["seed"], "validation")
-        return [_course(settings, ground, job["method"], job["rate"], evaluations=1)[-1]]
-    ground = _ground(settings, job["seed"])
+        shared = _setup(settings, job["seed"], "validation")
+        return [_trajectory(settings, shared, job["method"], job["rate"], evaluations=1)[-1]]
+    shared = _setup(settings, job["seed"])
     if job["method"] == "best-of-n":
-        return [_best_of_n(ground)]
-    return _course(settings, ground, job["method"], best_config[job["method"]], settings.evaluations)
+        return [_best_of_n(shared)]
+    return _trajectory(settings, shared, job["method"], best_config[job["method"]], settings.evaluations)
 
 
-def _course(settings: Cost, ground: Ground, method: str, rate: float, evaluations: int) -> list[dict[str, Any]]:
-    parts = PARTS[method]
-    model, before = ground.fitted if parts.reward else (None, 0.0)
-    searching = ground.split == "validation"
-    start, level = (math.nan, math.nan) if searching else ground.level
-    _ = ground.pairs, ground.prompts  # drawn before the clock starts: they are the same for all
-    policy = ground.reference.copy()
+def _trajectory(settings: Cost, shared: CostSetup, method: str, rate: float, evaluations: int) -> list[dict[str, Any]]:
+    """Train by `method` and evaluate the policy on the way; the last row is the end, with what it cost to get there."""
+    setup, needs, searching = shared.setup, METHODS[method], shared.split == "validation"
+    before = shared.fitted[1] if needs.reward_model else 0.0
+    start, level = (math.nan, math.nan) if searching else shared.level
+    _ = setup.pairs, setup.prompts  # sampled before the clock starts: they are the same for all methods
+    policy = setup.new_policy()
     every = max(settings.steps // evaluations, 1)
     rows: list[dict[str, Any]] = []
-    meter = Meter(policy, ground.reference)
+    meter = Meter(policy, setup.reference)
 
-    def look(now: Policy, step: int) -> None:
+    def evaluate(now: Policy, step: int) -> None:
         with meter.stopped():
-            numbers = {"seconds": before + meter.seconds, "samples": meter.samples, **ground.score(now)}
+            numbers = {"seconds": before + meter.seconds, "samples": meter.samples, **shared.evaluate(now)}
         rows.append({"when": f"step {step}", "step": step, **numbers})
 
     def see(now: Policy, step: int) -> None:
         if step and step % every == 0 and not searching:
-            look(now, step)
+            evaluate(now, step)
 
-    with watching(see) as watch, meter:
-        watch.follow(policy)
-        train(method, ground, policy, model, rate, meter)
-        if not rows or rows[-1]["step"] != watch.steps:  # a method that shares its steps out may take a few less
-            look(policy, watch.steps)
+    with record(see, policy) as recorder, meter:
+        train(method, shared, policy, rate, meter)
+        if not rows or rows[-1]["step"] != recorder.steps:  # a method that shares its steps out may take a few less
+            evaluate(policy, recorder.steps)
     reached = next((row for row in rows if row["reward"] >= level), None)
     last = rows[-1]
     end = {
@@ -179,24 +179,24 @@ def _course(settings: Cost, ground: Ground, method: str, rate: float, evaluation
         "to_seconds": reached["seconds"] if reached else math.nan,
         "to_samples": reached["samples"] if reached else math.nan,
         "to_steps": reached["step"] if reached else math.nan,
-        "labels": settings.labels, "networks": parts.networks, "held": held_bytes(ground, method, model) / 2**20,
+        "labels": settings.labels, "networks": needs.networks, "held": held_bytes(shared, method) / 2**20,
         "an_answer": 1,
     }  # fmt: skip
     return [*rows, end]
 
 
-def _best_of_n(ground: Ground) -> dict[str, Any]:
-    """No training: the price is n responses, scored, for every answer."""
-    model, before = ground.fitted
-    start, level = ground.level
-    n = next((n for n, reward in ground.best_of.items() if n > 1 and reward >= level), None)
+def _best_of_n(shared: CostSetup) -> dict[str, Any]:
+    """Best-of-n trains nothing; its cost is that n responses are sampled and scored for every answer."""
+    model, before = shared.fitted
+    start, level = shared.level
+    n = next((n for n, reward in shared.best_of.items() if n > 1 and reward >= level), None)
     reached = n is not None
-    held = max(size_of(ground.reference) + size_of(model), 4 * size_of(model))
+    held = max(size_of(shared.setup.reference) + size_of(model), 4 * size_of(model))
     return {
-        "when": "end", "step": 0, "seconds": before, "samples": 0, "reward": ground.best_of[BEST_OF],
+        "when": "end", "step": 0, "seconds": before, "samples": 0, "reward": shared.best_of[BEST_OF],
         "kl": math.nan, "objective": math.nan, "start": start, "level": level, "reached": int(reached),
         "to_seconds": before if reached else math.nan, "to_samples": 0 if reached else math.nan,
-        "to_steps": 0 if reached else math.nan, "labels": ground.settings.labels, "networks": 2,
+        "to_steps": 0 if reached else math.nan, "labels": shared.settings.labels, "networks": 2,
         "held": held / 2**20, "an_answer": n if reached else math.nan,
     }  # fmt: skip
 
@@ -244,19 +244,19 @@ def measured(told: dict[str, Any], seed: int, method: str) -> tuple[float, float
 
     torch.set_num_threads(1)
     told = {k: tuple(v) if isinstance(v, list) else v for k, v in told.items()}
-    ground = Ground(Cost(**told, progress=False), seed)
+    shared = CostSetup(Cost(**told, progress=False), seed)
     libraries = _status("VmRSS")
-    reference = ground.reference
-    _ = ground.pairs, ground.prompts
-    # What it says plays no part in how much it holds, so it is not fitted; but a head that starts at zero scores all
-    # responses alike, and none of them would pass ReST's threshold.
-    model = reference.new_reward_model().requires_grad_(False) if PARTS[method].reward else None
-    if model is not None:
+    setup = shared.setup
+    _ = setup.pairs, setup.prompts
+    if METHODS[method].reward_model:
+        # The memory does not depend on the scores, so the reward model is not fitted. But a head of zeros would score
+        # all responses alike, and none of them would pass ReST's threshold.
+        model = setup.reference.new_reward_model().requires_grad_(False)
         torch.nn.init.normal_(model.head.weight, generator=seeded(seed, Stream.REWARD_HEAD))  # type: ignore[arg-type, union-attr]
-    policy = reference.copy()
+        setup.reward_model = model
+    policy = setup.new_policy()
     _forget_peak()
-    meter = Meter()
-    train(method, ground, policy, model, told["rates"][0], meter)
+    train(method, shared, policy, told["rates"][0], Meter())
     return libraries, _status("VmHWM")
 
 

@@ -9,8 +9,8 @@ On finite worlds both numbers are exact, and so is the curve that no policy can 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -18,17 +18,19 @@ import numpy as np
 import torch
 
 from rlhf_lab import evaluation, exact
-from rlhf_lab.algorithms.ppo import PPO, ppo
 from rlhf_lab.errors import LabError, Natural, NonNegative, check_beta
-from rlhf_lab.experiments import runner, setup_text
-from rlhf_lab.experiments.compare import Run
+from rlhf_lab.experiments import runner
+from rlhf_lab.experiments.methods import train
 from rlhf_lab.experiments.runner import EXACT_SCALES, BestConfig, Experiment, Job, Settings, Worded
+from rlhf_lab.experiments.scales import set_up
+from rlhf_lab.experiments.setup import Setup
+from rlhf_lab.experiments.setup_exact import ExactSetup
+from rlhf_lab.experiments.setup_text import TextSetup
 from rlhf_lab.experiments.statistics import Interval, mean_interval, summarise
-from rlhf_lab.experiments.step_recorder import Watch, watching
-from rlhf_lab.experiments.tabular_training import EPOCHS, table_run, train_table
+from rlhf_lab.experiments.trajectories import record
 from rlhf_lab.policies.base import Policy
 from rlhf_lab.randomness import Stream
-from rlhf_lab.training import Training, seeded
+from rlhf_lab.training import seeded
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -95,33 +97,21 @@ class DPOFrontier(Settings):
         return sorted(self.betas)[len(self.betas) // 2]
 
 
-@dataclass(eq=False)
-class _TextSeed(setup_text.TextRun):
-    """A seed on text whose policies are followed from their start."""
-
-    watch: Watch | None = None
-
-    def fresh(self) -> Policy:
-        """A trainable policy at the reference."""
-        policy = super().fresh()
-        if self.watch is not None:
-            self.watch.follow(policy)
-        return policy
-
-
 @lru_cache(maxsize=1)
-def _exact_seed(settings: DPOFrontier, seed: int) -> Run:
-    return table_run(settings.scale, seed, settings.labels, settings.steps)
-
-
-@lru_cache(maxsize=1)
-def _text_seed(settings: DPOFrontier, seed: int) -> _TextSeed:
-    plan = setup_text.Plan(labels=settings.labels, steps=settings.steps, test_prompts=settings.prompts)
-    if settings.quick:
-        plan = replace(plan, reward_steps=2, batch=4, prompts=8, test_samples=2)
-    else:
-        plan = replace(plan, reward_steps=100)
-    return _TextSeed(setup_text.bench(settings.scale, WORLD), plan, seed)
+def _setup(settings: DPOFrontier, seed: int) -> Setup:
+    if settings.scale in EXACT_SCALES:
+        return set_up(settings.scale, seed, labels=settings.labels, steps=settings.steps)
+    quick: dict[str, Any] = {"reward_steps": 2, "batch_size": 4, "prompts": 8, "test_samples": 2}
+    sizes = quick if settings.quick else {"reward_steps": 100}
+    return set_up(
+        settings.scale,
+        seed,
+        WORLD,
+        labels=settings.labels,
+        steps=settings.steps,
+        test_prompts=settings.prompts,
+        **sizes,
+    )
 
 
 def jobs(settings: DPOFrontier) -> list[Job]:
@@ -155,61 +145,45 @@ def select_best(settings: DPOFrontier, rows: pd.DataFrame) -> BestConfig:
 
 
 def run(settings: DPOFrontier, job: Job, best_config: BestConfig) -> list[dict[str, Any]]:
-    """One run's points, or the curve that no policy passes."""
+    """The points of one run, or the curve that no policy exceeds."""
     method, seed, beta = job["method"], job["seed"], job["beta"]
-    text = settings.scale not in EXACT_SCALES
+    setup, searching = _setup(settings, seed), "rate" in job
     if method == "optimal":
-        return _text_frontier(settings, seed) if text else _exact_frontier(settings, seed)
-    split = "validation" if "rate" in job else "test"
-    see = _see_text(settings, seed, split) if text else _see_exact(settings, seed)
-    if method == "reference":
-        start = _text_seed(settings, seed).bench.reference if text else _exact_seed(settings, seed).world.reference
-        return [{"look": 0, "trusted": 1, **see(start)}]
-    rate = job.get("rate") or best_config["ppo" if method == "ppo-gold" else method]
-    rows: list[dict[str, Any]] = []
-    # A run of PPO has whole rounds: its last look is at its own last step.
-    steps = settings.steps if not method.startswith("ppo") else settings.steps // _epochs(text) * _epochs(text)
-    when = {round(steps * (number + 1) / settings.evaluations): number + 1 for number in range(settings.evaluations)}
-    if "rate" in job:
-        when = {steps: settings.evaluations}
+        return _exact_frontier(setup) if isinstance(setup, ExactSetup) else _text_frontier(settings, setup)
 
-    def look(policy: Policy, step: int) -> None:
+    def position(policy: Policy) -> dict[str, float]:
+        found = setup.evaluate(policy, "validation" if searching else "test")
+        return {"kl": found["kl"], "reward": found["reward"]}
+
+    if method == "reference":
+        return [{"look": 0, "trusted": 1, **position(setup.reference)}]
+    key, changes = method, dict[str, Any]()
+    if method == "ppo-gold":
+        key, changes = "ppo", {"reward": setup.gold}
+    if key == "ppo":
+        changes |= {"epochs": 4} if isinstance(setup, ExactSetup) else {"epochs": 2, "samples": 2}
+    # PPO has whole rounds, so its last evaluation is at its own last step.
+    epochs = changes.get("epochs", 1)
+    steps = settings.steps // epochs * epochs
+    when = {round(steps * (number + 1) / settings.evaluations): number + 1 for number in range(settings.evaluations)}
+    if searching:
+        when = {steps: settings.evaluations}
+    rows: list[dict[str, Any]] = []
+
+    def see(policy: Policy, step: int) -> None:
         if step in when:
-            found = see(policy)
+            found = position(policy)
             rows.append({"look": when[step], "trusted": 1, **found, "objective": found["reward"] - beta * found["kl"]})
 
-    with watching(look) as watch:
-        (_train_text if text else _train_exact)(settings, seed, method, beta, rate, watch)
+    policy = setup.new_policy()
+    training = setup.training(METHODS[method], learning_rate=job["rate"] if searching else best_config[key])
+    with record(see, policy):
+        train(key, setup, training, policy, beta, **changes)
     return rows
 
 
-def _epochs(text: bool) -> int:
-    """PPO's optimiser steps for one round of samples."""
-    return 2 if text else EPOCHS
-
-
-def _see_exact(settings: DPOFrontier, seed: int) -> Callable[[Policy], dict[str, float]]:
-    world = _exact_seed(settings, seed).world
-
-    def see(policy: Policy) -> dict[str, float]:
-        found = evaluation.evaluate(policy, world, settings.middle)
-        return {"kl": found.kl, "reward": found.reward}
-
-    return see
-
-
-def _see_text(settings: DPOFrontier, seed: int, split: str) -> Callable[[Policy], dict[str, float]]:
-    state = _text_seed(settings, seed)
-
-    def see(policy: Policy) -> dict[str, float]:
-        found = setup_text.measure(state, policy, split=split)
-        return {"kl": found["kl"], "reward": found["reward"]}
-
-    return see
-
-
-def _exact_frontier(settings: DPOFrontier, seed: int) -> list[dict[str, Any]]:
-    world = _exact_seed(settings, seed).world
+def _exact_frontier(setup: ExactSetup) -> list[dict[str, Any]]:
+    world = setup.world
     betas = torch.logspace(1.5, -2.5, 41, dtype=torch.float64)
     kl, reward = exact.frontier(world.log_ref(), world.rewards(), betas)
     return [
@@ -218,55 +192,21 @@ def _exact_frontier(settings: DPOFrontier, seed: int) -> list[dict[str, Any]]:
     ]
 
 
-def _text_frontier(settings: DPOFrontier, seed: int) -> list[dict[str, Any]]:
-    """By tilting draws of π_ref for the same test prompts; `trusted` says how far that can be believed."""
-    made = _text_seed(settings, seed).bench
-    prompts = made.world.prompts(made.tokenizer, "test", settings.prompts)
-    generator = seeded(seed, Stream.FRONTIER_TILT, device=made.reference.device)
+def _text_frontier(settings: DPOFrontier, setup: Setup) -> list[dict[str, Any]]:
+    """Estimate it by tilting samples of π_ref for the same test prompts; `trusted` says where the estimate is good."""
+    assert isinstance(setup, TextSetup)
+    task, seed = setup.task, setup.seed
+    prompts = task.world.prompts(task.tokenizer, "test", settings.prompts)
+    generator = seeded(seed, Stream.FRONTIER_TILT, device=task.reference.device)
     number = 8 if settings.quick else 48
     with torch.no_grad():
         parts = [prompts[i : i + 16] for i in range(0, len(prompts), 16)]
-        rewards = torch.cat([made.gold(x, made.reference.sample(x, number, generator)).cpu() for x in parts])
+        rewards = torch.cat([task.gold(x, task.reference.sample(x, number, generator)).cpu() for x in parts])
     found = evaluation.tilted_frontier(rewards, torch.logspace(1.2, -1.0, 23).tolist())
     return [
         {"look": i, "trusted": int(one.trusted), "kl": one.kl.mean, "reward": one.reward.mean}
         for i, one in enumerate(found)
     ]
-
-
-def _train_exact(settings: DPOFrontier, seed: int, method: str, beta: float, rate: float, watch: Watch) -> None:
-    state = _exact_seed(settings, seed)
-    policy = state.fresh()
-    watch.follow(policy)
-    reward = state.world.reward if method == "ppo-gold" else None
-    train_table(state, policy, method, beta, replace(state.training(METHODS[method]), learning_rate=rate), reward)
-
-
-def _train_text(settings: DPOFrontier, seed: int, method: str, beta: float, rate: float, watch: Watch) -> None:
-    state = _text_seed(settings, seed)
-    training = state.training(METHODS[method], learning_rate=rate)
-    trainers: dict[str, setup_text.Trainer] = {
-        "sft": setup_text.by_sft,
-        "dpo": setup_text.by_dpo(),
-        "ppo": setup_text.by_ppo(samples=2, epochs=_epochs(True)),
-        "ppo-gold": _by_gold,
-    }
-    state.watch = watch
-    try:
-        trainers[method](state, beta, training)
-    finally:
-        state.watch = None
-
-
-def _by_gold(run: setup_text.TextRun, beta: float, training: Training) -> setup_text.Trained:
-    """PPO as `setup_text.by_ppo`, on the gold reward; its critic starts from the same reward model."""
-    critic = run.bench.reference.new_critic(run.reward.requires_grad_(True))
-    run.reward.requires_grad_(False)
-    policy = run.fresh()
-    rounds = replace(training, steps=max(training.steps // _epochs(True), 1))
-    own = PPO(beta=beta, samples=2, epochs=_epochs(True))
-    ppo(policy, run.bench.reference, run.bench.gold, critic, run.prompts, own, rounds)
-    return setup_text.Trained(policy)
 
 
 # ------------------------------------------------------------------------------------------------------- comparison

@@ -22,15 +22,18 @@ from rlhf_lab.algorithms.dpo import DPO, dpo, pair_loss
 from rlhf_lab.batch import Pairs, Tokens
 from rlhf_lab.errors import LabError, Natural, NonNegative, check_beta
 from rlhf_lab.evaluation import Draws, distance_to_optimal, evaluate
-from rlhf_lab.experiments import runner, setup_text
+from rlhf_lab.experiments import runner
 from rlhf_lab.experiments.claims.enough_labels.report import LEFT, UPPER, apart, figure, slope, text_of, value_at, words
-from rlhf_lab.experiments.compare import Compare
 from rlhf_lab.experiments.runner import EXACT_SCALES, Experiment, Job, Settings, Worded
+from rlhf_lab.experiments.scales import set_up
+from rlhf_lab.experiments.setup import Budget
+from rlhf_lab.experiments.setup_exact import ExactSetup, random_world
+from rlhf_lab.experiments.setup_text import TextSetup
 from rlhf_lab.experiments.statistics import summarise
-from rlhf_lab.experiments.step_recorder import watching
+from rlhf_lab.experiments.trajectories import record
 from rlhf_lab.policies.base import Policy
 from rlhf_lab.randomness import Stream
-from rlhf_lab.training import Training, seeded
+from rlhf_lab.training import seeded
 from rlhf_lab.worlds import bandit, token_tree
 from rlhf_lab.worlds.finite_world import FiniteWorld
 
@@ -176,28 +179,32 @@ def _tables(settings: EnoughLabels, seed: int) -> list[dict[str, Any]]:
 
 @lru_cache(maxsize=1)
 def _net_world() -> FiniteWorld:
-    return Compare(world="tree", policy="gpt2").make_world()
+    return random_world("tree", 0, "gpt2")
 
 
 def _net(settings: EnoughLabels, job: Job) -> list[dict[str, Any]]:
-    """A transformer on N fixed labels, of which a tenth is held out to say when to stop; or on fresh ones each step."""
+    """A transformer on N fixed labels, or on new labels at every step.
+
+    A tenth of the fixed labels is held out for early stopping.
+    """
     world, fresh = _net_world(), job["kind"] == "fresh"
     seed, number = job["seed"], job["labels"]
-    policy, loss = world.reference.copy(), DPO(beta=settings.beta)
+    budget = Budget(
+        beta=settings.beta, steps=settings.steps, batch_size=settings.batch, learning_rate=settings.rate,
+        max_grad_norm=1.0,
+    )  # fmt: skip
+    setup = ExactSetup(world, budget, seed)
+    policy, loss = setup.new_policy(), DPO(beta=settings.beta)
     held = world.preferences(min(max(number // 10, 2), 2048), seeded(seed, Stream.LABELS))
     data = None if fresh else world.preferences(number - len(held), seeded(seed, Stream.TRAINING_LABELS))
     start = evaluate(world.reference, world, settings.beta).regret
-    training = Training(
-        steps=settings.steps, batch_size=settings.batch, learning_rate=settings.rate,
-        max_grad_norm=1.0, seed=1000 * seed + 3, progress=False,
-    )  # fmt: skip
     every = max(settings.steps // settings.evaluations, 1)
     log_ref = world.reference.log_prob(held.prompts, held.responses).detach()
     seen = None if data is None else data[torch.arange(min(len(data), 1024))]
     seen_ref = None if seen is None else world.reference.log_prob(seen.prompts, seen.responses).detach()
     rows: list[dict[str, Any]] = []
 
-    def look(policy: Policy, step: int) -> None:
+    def see(policy: Policy, step: int) -> None:
         if step % every and step != settings.steps:
             return
         regret = evaluate(policy, world, settings.beta).regret
@@ -210,9 +217,8 @@ def _net(settings: EnoughLabels, job: Job) -> list[dict[str, Any]]:
     def fresh_pairs(generator: torch.Generator) -> Pairs:
         return world.preferences(settings.batch, generator)
 
-    with watching(look) as watch:
-        watch.follow(policy)
-        dpo(policy, world.reference, fresh_pairs if data is None else data, loss, training)
+    with record(see, policy):
+        dpo(policy, world.reference, fresh_pairs if data is None else data, loss, setup.training(3))
     stopped = min(rows, key=lambda row: row["held_out"])
     return [*rows, {**rows[-1], "when": "end"}, {**stopped, "when": "stopped"}]
 
@@ -221,45 +227,43 @@ def _net(settings: EnoughLabels, job: Job) -> list[dict[str, Any]]:
 
 
 @lru_cache(maxsize=1)
-def _text(settings: EnoughLabels, seed: int) -> tuple[setup_text.TextRun, Tokens, Tokens, Tensor, Tensor]:
-    """A seed's run, test prompts, responses of π_ref to them, their rewards and log-probabilities."""
-    plan = setup_text.Plan(
-        labels=settings.labels[-1], beta=settings.beta, steps=settings.steps, batch=settings.batch, rate=settings.rate
-    )
-    run = setup_text.TextRun(setup_text.bench(settings.scale, settings.world), plan, seed)
-    made = run.bench
-    x = made.world.prompts(made.tokenizer, "test", settings.prompts)
+def _text(settings: EnoughLabels, seed: int) -> tuple[TextSetup, Tokens, Tokens, Tensor, Tensor]:
+    """A seed's set-up, test prompts, responses of π_ref to them, their rewards and log-probabilities."""
+    setup = set_up(
+        settings.scale, seed, settings.world, labels=settings.labels[-1], beta=settings.beta, steps=settings.steps,
+        batch_size=settings.batch, learning_rate=settings.rate,
+    )  # fmt: skip
+    assert isinstance(setup, TextSetup)
+    task = setup.task
+    x = task.world.prompts(task.tokenizer, "test", settings.prompts)
     with torch.no_grad():
-        y = made.reference.sample(
-            x, settings.samples, seeded(seed, Stream.REFERENCE_RESPONSES, device=made.reference.device)
+        y = task.reference.sample(
+            x, settings.samples, seeded(seed, Stream.REFERENCE_RESPONSES, device=task.reference.device)
         )
-        return run, x, y, made.gold(x, y), made.reference.log_prob(x, y).double().cpu()
+        return setup, x, y, task.gold(x, y), task.reference.log_prob(x, y).double().cpu()
 
 
 def _on_text(settings: EnoughLabels, job: Job) -> list[dict[str, Any]]:
-    run, x, y_ref, r_ref, ref_of_ref = _text(settings, job["seed"])
-    made = run.bench
-    pairs = run.pairs[torch.arange(min(job["labels"], len(run.pairs)))]
-    policy = run.fresh()
-    dpo(policy, made.reference, pairs, DPO(beta=settings.beta), run.training(3))
-    return [
-        {"labels": job["labels"], "when": "end", **_text_numbers(settings, run, policy, x, y_ref, r_ref, ref_of_ref)}
-    ]
+    setup, x, y_ref, r_ref, ref_of_ref = _text(settings, job["seed"])
+    pairs = setup.pairs[torch.arange(min(job["labels"], len(setup.pairs)))]
+    policy = setup.new_policy()
+    dpo(policy, setup.reference, pairs, DPO(beta=settings.beta), setup.training(3))
+    numbers = _text_numbers(settings, setup, policy, x, y_ref, r_ref, ref_of_ref)
+    return [{"labels": job["labels"], "when": "end", **numbers}]
 
 
 @torch.no_grad()
 def _text_numbers(
     settings: EnoughLabels,
-    run: setup_text.TextRun,
+    setup: TextSetup,
     policy: Policy,
     x: Tokens,
     y_ref: Tokens,
     r_ref: Tensor,
     ref: Tensor,
 ) -> dict[str, Any]:
-    made = run.bench
-    y = policy.sample(x, settings.samples, seeded(run.seed, Stream.POLICY_RESPONSES, device=policy.device))
-    reward, log_ref = made.gold(x, y), made.reference.log_prob(x, y).double().cpu()
+    y = policy.sample(x, settings.samples, seeded(setup.seed, Stream.POLICY_RESPONSES, device=policy.device))
+    reward, log_ref = setup.gold(x, y), setup.reference.log_prob(x, y).double().cpu()
     log_policy = policy.log_prob(x, y).double().cpu()
     found = distance_to_optimal(
         settings.beta,
@@ -271,7 +275,7 @@ def _text_numbers(
     objective = mean - settings.beta * kl
     way = found.regret.mean + objective - r_ref.mean().item()
     return {
-        "gold": mean * made.unit, "reward": mean, "kl": kl, "objective": objective,
+        "gold": mean * setup.task.unit, "reward": mean, "kl": kl, "objective": objective,
         "gain": objective - r_ref.mean().item(), "regret": found.regret.mean, "left": found.regret.mean / way,
         "effective": found.effective, "trusted": int(found.trusted),
     }  # fmt: skip
@@ -290,7 +294,7 @@ def _jobs(settings: EnoughLabels) -> list[Job]:
     return jobs
 
 
-def _run(settings: EnoughLabels, job: Job, chosen: dict[str, Any]) -> list[dict[str, Any]]:
+def _run(settings: EnoughLabels, job: Job, best_config: dict[str, Any]) -> list[dict[str, Any]]:
     if job["kind"] == "table":
         return _tables(settings, job["seed"])
     return _on_text(settings, job) if job["kind"] == "text" else _net(settings, job)

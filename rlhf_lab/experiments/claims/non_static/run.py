@@ -33,7 +33,7 @@ from rlhf_lab.experiments.claims.non_static.report import (
     words,
 )
 from rlhf_lab.experiments.claims.non_static.run_text import run_language
-from rlhf_lab.experiments.claims.non_static.strategies import LOOKS, deploy, scene, steady
+from rlhf_lab.experiments.claims.non_static.strategies import LOOKS, deploy, drift_setup, steady
 from rlhf_lab.experiments.runner import EXACT_SCALES, BestConfig, Experiment, Job, Settings, Worded
 from rlhf_lab.experiments.statistics import summarise
 from rlhf_lab.worlds import nonstationary
@@ -134,7 +134,7 @@ def run(settings: NonStatic, job: Job, best_config: BestConfig) -> list[dict[str
     """One job's rows."""
     if settings.scale not in EXACT_SCALES:
         return run_language(settings, job)
-    made = scene(settings.scale, _size(settings), job["seed"], settings.beta, settings.rounds)
+    made = drift_setup(settings.scale, _size(settings), job["seed"], settings.beta, settings.rounds)
     n, rounds = settings.labels, settings.rounds
     if job["part"] == "steady":
         price, late = made.cost(steps=8)
@@ -293,4 +293,4 @@ def main(settings: NonStatic) -> None:
     runner.main(EXPERIMENT, settings)
 
 
-__all__ = ["EXPERIMENT", "LOOKS", "NonStatic", "deploy", "main", "scene", "steady"]
+__all__ = ["EXPERIMENT", "LOOKS", "NonStatic", "deploy", "drift_setup", "main", "steady"]

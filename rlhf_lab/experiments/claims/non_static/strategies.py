@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,10 +15,6 @@ from rlhf_lab.randomness import Stream
 from rlhf_lab.training import seeded
 from rlhf_lab.worlds import nonstationary
 from rlhf_lab.worlds.nonstationary import Asked, MovingWorld
-
-if TYPE_CHECKING:
-    pass
-
 
 LOOKS = {
     # strategy: (its look in figures/style.py, its name)
@@ -39,7 +35,7 @@ TOLERANCE = 1e-16
 
 
 @dataclass(frozen=True, eq=False)
-class Scene:
+class DriftSetup:
     """A seed's world and features."""
 
     at: MovingWorld
@@ -62,7 +58,7 @@ class Scene:
 
 
 @lru_cache(maxsize=2)
-def scene(scale: str, size: tuple[int, ...], seed: int, beta: float, rounds: int) -> Scene:
+def drift_setup(scale: str, size: tuple[int, ...], seed: int, beta: float, rounds: int) -> DriftSetup:
     """The world of a seed, at rest."""
     if scale == "bandit":
         at = nonstationary.moving_bandit(size[0], size[1], seed, kind="none", beta=beta, rounds=rounds)
@@ -77,7 +73,7 @@ def scene(scale: str, size: tuple[int, ...], seed: int, beta: float, rounds: int
     turn = nonstationary.orthonormal(
         torch.randn(d, d, dtype=torch.float64, generator=seeded(seed, Stream.NARROW_FEATURES))
     )
-    return Scene(at, features, features @ turn[:, : (d + 1) // 2])
+    return DriftSetup(at, features, features @ turn[:, : (d + 1) // 2])
 
 
 def _grams(ids: Tensor, vocab: int) -> Tensor:

@@ -29,7 +29,7 @@ from rlhf_lab.experiments.claims.over_optimisation.report import (
 from rlhf_lab.experiments.claims.over_optimisation.trajectories import (
     TRAINED,
     best_of_n_on_text,
-    exact_roads,
+    exact_trajectories,
     trained_exactly,
     trained_on_text,
 )
@@ -123,7 +123,7 @@ def run(settings: OverOptimisation, job: Job, best_config: BestConfig) -> list[d
     """A road: one row a place, from π_ref (place 0) to its end."""
     settings, seed = replace(settings, out=None, workers=1, progress=False), job["seed"]
     if job["method"] == "exact":
-        return exact_roads(settings, seed, job["labels"], job["kind"])
+        return exact_trajectories(settings, seed, job["labels"], job["kind"])
     if job["method"] == "best-of-n":
         return best_of_n_on_text(settings, seed)
     if is_exact(settings):

@@ -15,10 +15,10 @@ from rlhf_lab.experiments import runner
 from rlhf_lab.experiments.claims.rest_translation.report import figure, parts, text, words
 from rlhf_lab.experiments.claims.rest_translation.training import (
     LOSSES,
-    grown_of,
     other_rows,
     ppo_rows,
     rest_rows,
+    rest_setup,
     untrained_rows,
 )
 from rlhf_lab.experiments.runner import BestConfig, Experiment, Job, Settings, Worded
@@ -102,9 +102,9 @@ def jobs(settings: ReSTTranslation) -> list[Job]:
 
 def run(settings: ReSTTranslation, job: Job, best_config: BestConfig) -> list[dict[str, Any]]:
     """The rows of one seed and part."""
-    grown = grown_of(replace(settings, out=None, workers=1, progress=False), job["seed"])
+    shared = rest_setup(replace(settings, out=None, workers=1, progress=False), job["seed"])
     ways = {"untrained": untrained_rows, "rest": rest_rows, "ppo": ppo_rows}
-    return ways.get(job["part"], other_rows(job["part"]))(grown)
+    return ways.get(job["part"], other_rows(job["part"]))(shared)
 
 
 def summarise_rows(settings: ReSTTranslation, rows: pd.DataFrame) -> pd.DataFrame:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from rlhf_lab import exact
 from rlhf_lab.algorithms.dpo import DPO, dpo
 from rlhf_lab.errors import LabError, Natural, NonNegative, check_beta
-from rlhf_lab.experiments import runner, setup_text
-from rlhf_lab.experiments.compare import Run
+from rlhf_lab.experiments import runner
 from rlhf_lab.experiments.published_results import RSO_TABLE_2
-from rlhf_lab.experiments.rso_common import Bed, State, bed_of, compose, percent, sentence_of, state_of
+from rlhf_lab.experiments.rso_common import RSOSetup, State, compose, percent, rso_setup, sentence_of, state_of
 from rlhf_lab.experiments.runner import EXACT_SCALES, BestConfig, Experiment, Job, Settings, Worded
+from rlhf_lab.experiments.setup_exact import ExactSetup
+from rlhf_lab.experiments.setup_text import UNITS, TextSetup
 from rlhf_lab.experiments.statistics import Interval, difference, summarise
 from rlhf_lab.experiments.text_judge import judge_of
 from rlhf_lab.figures import style
@@ -118,8 +119,8 @@ class RSOSettings(Settings):
             raise LabError(
                 f"candidates must be 16, 32, 64, … for a tournament among all of them, not {self.candidates}."
             )
-        if text and self.task not in setup_text.UNITS:
-            raise LabError(f"Unknown task '{self.task}'. There are: {', '.join(setup_text.UNITS)}.")
+        if text and self.task not in UNITS:
+            raise LabError(f"Unknown task '{self.task}'. There are: {', '.join(UNITS)}.")
 
     @property
     def samplers(self) -> tuple[float, ...]:
@@ -163,33 +164,36 @@ def _jobs(settings: RSOSettings) -> list[Job]:
 
 
 @lru_cache(maxsize=1)
-def _bed(settings: RSOSettings, seed: int) -> Bed:
-    """What a seed's conditions share, kept while they follow each other."""
-    return bed_of(settings, settings.task, seed)
+def _setup(settings: RSOSettings, seed: int) -> RSOSetup:
+    """The set-up of one seed, cached while its conditions follow each other."""
+    return rso_setup(settings, settings.task, seed)
 
 
 def _run(settings: RSOSettings, job: Job, best_config: BestConfig) -> list[dict[str, Any]]:
     searching = "rate" in job
     rate = float(job["rate"] if searching else best_config.get("rate", settings.rates[0]))
     one = next(condition for condition in settings.conditions if condition.key == job["condition"])
-    bed = _bed(settings, job["seed"])
+    shared = _setup(settings, job["seed"])
     source = "sft-sample-rank" if math.isinf(one.beta) else "rso-sample-rank"
-    pairs = bed.pairs(source, one.beta, one.accepted, one.pairing)  # type: ignore[arg-type]
-    policy = bed.run.fresh()
-    training = replace(bed.run.training(1), steps=settings.steps, batch_size=settings.batch, learning_rate=rate)
+    pairs = shared.pairs(source, one.beta, one.accepted, one.pairing)  # type: ignore[arg-type]
+    policy = shared.setup.new_policy()
+    training = shared.setup.training(1, learning_rate=rate)
     if len(pairs):  # with β = 0 all accepted responses may be the same one: nothing to learn
-        dpo(policy, bed.reference, pairs, DPO("sigmoid-norm", one.gamma), training)
+        dpo(policy, shared.setup.reference, pairs, DPO("sigmoid-norm", one.gamma), training)
     numbers: dict[str, Any] = {"beta": str(one.beta), "gamma": one.gamma, "accepted": one.accepted}
     numbers |= {"pairing": one.pairing, "pairs": len(pairs)}
-    if isinstance(bed.run, Run):
-        numbers |= bed.ruler(policy)
-        # Where endless labels of these pairs lead a table: π_ref exp(r_φ/γ), whatever β was.
-        limit = exact.optimal_policy(bed.run.world.log_ref(), bed.run.learned_rewards, one.gamma)
-        numbers |= {f"limit_{name}": value for name, value in bed.ruler(limit).items() if name in LIMITS}
+    setup = shared.setup
+    if isinstance(setup, ExactSetup):
+        numbers |= shared.evaluator(policy)
+        # With infinitely many labels of these pairs a table converges to π_ref exp(r_φ/γ), whatever β was.
+        limit = exact.optimal_policy(setup.world.log_ref(), setup.learned_rewards, one.gamma)
+        numbers |= {f"limit_{name}": value for name, value in shared.evaluator(limit).items() if name in LIMITS}
     else:
+        assert isinstance(setup, TextSetup)
         judge = None if searching else judge_of(settings.scale, settings.task, settings.quick)
-        split, reward = "validation" if searching else "test", bed.run.reward
-        found = setup_text.measure(bed.run, policy, split=split, proxy=reward, judge=judge, beta=settings.beta)  # type: ignore[arg-type]
+        reward: Any = setup.reward_model
+        split = "validation" if searching else "test"
+        found = setup.evaluate(policy, split, proxy=reward, judge=judge, beta=settings.beta)
         numbers |= found | {"proxy_objective": found["proxy"] - settings.beta * found["kl"]}
     return [numbers]
 

@@ -10,7 +10,7 @@ from one that leaves the policy at π_ref to one that takes every pairwise loss 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,23 +22,24 @@ from rlhf_lab.algorithms.rest import reward_filter
 from rlhf_lab.algorithms.sft import sft
 from rlhf_lab.batch import Tokens
 from rlhf_lab.errors import LabError, Natural, NonNegative, check_beta
-from rlhf_lab.experiments import runner, setup_text
-from rlhf_lab.experiments.compare import Run
+from rlhf_lab.experiments import runner
 from rlhf_lab.experiments.published_results import RSO_TABLE_1
 from rlhf_lab.experiments.rso_common import (
     LOSSES,
     SOURCES,
-    Bed,
+    RSOSetup,
     State,
-    bed_of,
     compose,
     log_ticks,
     percent,
+    rso_setup,
     sentence_of,
     state_of,
     style_key,
 )
 from rlhf_lab.experiments.runner import EXACT_SCALES, BestConfig, Experiment, Job, Settings, Worded
+from rlhf_lab.experiments.setup_exact import ExactSetup
+from rlhf_lab.experiments.setup_text import UNITS, TextSetup
 from rlhf_lab.experiments.statistics import Interval, difference, summarise
 from rlhf_lab.experiments.text_judge import judge_of
 from rlhf_lab.figures import style
@@ -124,8 +125,8 @@ class RSOTable(Settings):
                 object.__setattr__(self, name, value)
         if not text and self.tasks != (self.scale,):
             raise LabError(f"tasks are for language models; the scale '{self.scale}' has none.")
-        if unknown := [task for task in self.tasks if text and task not in setup_text.UNITS]:
-            raise LabError(f"Unknown tasks {', '.join(unknown)}. There are: {', '.join(setup_text.UNITS)}.")
+        if unknown := [task for task in self.tasks if text and task not in UNITS]:
+            raise LabError(f"Unknown tasks {', '.join(unknown)}. There are: {', '.join(UNITS)}.")
         if self.gamma < 0 or min(self.rates) <= 0:
             raise LabError("gamma and rates must be above zero.")
         if not 2 <= self.accepted <= self.candidates or self.accepted % 2:
@@ -155,21 +156,21 @@ def _jobs(settings: RSOTable) -> list[Job]:
 
 
 @lru_cache(maxsize=1)
-def _bed(settings: RSOTable, task: str, seed: int) -> Bed:
-    """What a seed's rows share, kept while they follow each other."""
-    return bed_of(settings, task, seed)
+def _setup(settings: RSOTable, task: str, seed: int) -> RSOSetup:
+    """The set-up of one seed and task, cached while the rows of that seed follow each other."""
+    return rso_setup(settings, task, seed)
 
 
-def fit(bed: Bed, settings: RSOTable, row: str, rate: float) -> Policy:
-    """One row's policy; "reference" is π_ref itself."""
+def fit(shared: RSOSetup, settings: RSOTable, row: str, rate: float) -> Policy:
+    """Train the policy of one row; "reference" is π_ref itself."""
     if row == "reference":
-        return bed.reference
-    policy = bed.run.fresh()
-    training = replace(bed.run.training(1), steps=settings.steps, batch_size=settings.batch, learning_rate=rate)
+        return shared.setup.reference
+    policy = shared.setup.new_policy()
+    training = shared.setup.training(1, learning_rate=rate)
     if row in ("raft", "rest"):
-        (y, scores), prompts = bed.drawn, bed.run.prompts
+        (y, scores), prompts = shared.sampled, shared.setup.prompts
         if row == "raft":
-            best = best_of(scores, seeded(bed.run.seed, Stream.BEST_OF_N))
+            best = best_of(scores, seeded(shared.setup.seed, Stream.BEST_OF_N))
             sft(policy, prompts, y.take(best), training)
             return policy
         flat = scores.flatten()
@@ -178,8 +179,8 @@ def fit(bed: Bed, settings: RSOTable, row: str, rate: float) -> Policy:
         sft(policy, prompts.repeat(settings.candidates)[keep], every[keep], training)
         return policy
     loss, source = row.split(" ")
-    pairs = bed.pairs(source, settings.beta, settings.accepted, labels=settings.ranks)
-    dpo(policy, bed.reference, pairs, DPO(loss, settings.gamma), training)  # type: ignore[arg-type]
+    pairs = shared.pairs(source, settings.beta, settings.accepted, labels=settings.ranks)
+    dpo(policy, shared.setup.reference, pairs, DPO(loss, settings.gamma), training)  # type: ignore[arg-type]
     return policy
 
 
@@ -187,30 +188,30 @@ def _run(settings: RSOTable, job: Job, best_config: BestConfig) -> list[dict[str
     row, task = job["row"], job["task"]
     searching = "rate" in job
     rate = float(job["rate"] if searching else best_config.get(row, settings.rates[0]))
-    bed = _bed(settings, task, job["seed"])
-    policy = fit(bed, settings, row, rate)
+    shared = _setup(settings, task, job["seed"])
+    policy = fit(shared, settings, row, rate)
     loss, _, source = row.partition(" ")
     names = {"loss": loss if source else "none" if row == "reference" else "cross-entropy", "source": source or row}
-    if isinstance(bed.run, Run):
-        numbers = bed.ruler(policy)
+    setup = shared.setup
+    if isinstance(setup, ExactSetup):
+        numbers = shared.evaluator(policy)
     else:
+        assert isinstance(setup, TextSetup)
         split = "validation" if searching else "test"
         judge = None if searching else judge_of(settings.scale, task, settings.quick)
-        reward: Any = bed.run.reward
-        numbers = setup_text.measure(bed.run, policy, split=split, proxy=reward, judge=judge, beta=settings.beta)
+        reward: Any = setup.reward_model
+        numbers = setup.evaluate(policy, split, proxy=reward, judge=judge, beta=settings.beta)
         numbers["proxy_objective"] = numbers["proxy"] - settings.beta * numbers["kl"]
-        numbers |= {"right": _labels_right(bed, settings, source), "reach": bed.reach(settings.beta)}
+        numbers |= {"right": _labels_right(shared, settings, source), "reach": shared.reach(settings.beta)}
     return [{**names, **numbers}] if searching else [{**names, "rate": rate, **numbers}]
 
 
-def _labels_right(bed: Bed, settings: RSOTable, source: str) -> float:
+def _labels_right(shared: RSOSetup, settings: RSOTable, source: str) -> float:
     """How often the label of a pair names the one that its labeller scores higher, ties half; NaN without pairs."""
     if source not in SOURCES:
         return math.nan
-    pairs = bed.pairs(source, settings.beta, settings.accepted, labels=settings.ranks)
-    score: Any = (
-        bed.run.bench.gold if source == "direct" and isinstance(bed.run, setup_text.TextRun) else bed.run.reward
-    )
+    pairs = shared.pairs(source, settings.beta, settings.accepted, labels=settings.ranks)
+    score: Any = shared.setup.gold if source == "direct" else shared.setup.reward_model
     with torch.no_grad():
         chosen, rejected = score(pairs.prompts, pairs.responses).unbind(-1)
     return wins(chosen, rejected).double().mean().item()

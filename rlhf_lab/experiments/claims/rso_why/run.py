@@ -7,13 +7,13 @@ the optimiser is then in the answer, and what endless pairs would lead to is com
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from rlhf_lab.algorithms.dpo import DPO, dpo
 from rlhf_lab.errors import LabError, Natural, NonNegative, check_beta
-from rlhf_lab.experiments import runner, setup_text
+from rlhf_lab.experiments import runner
 from rlhf_lab.experiments.claims.rso_why.linear_classes import DIRECT, exact_rows
 from rlhf_lab.experiments.claims.rso_why.report import (
     CAPACITY,
@@ -28,8 +28,9 @@ from rlhf_lab.experiments.claims.rso_why.report import (
     text_of,
     words,
 )
-from rlhf_lab.experiments.rso_common import Bed, bed_of
+from rlhf_lab.experiments.rso_common import RSOSetup, rso_setup
 from rlhf_lab.experiments.runner import EXACT_SCALES, BestConfig, Experiment, Job, Settings, Worded
+from rlhf_lab.experiments.setup_text import UNITS, TextSetup
 from rlhf_lab.experiments.statistics import summarise
 from rlhf_lab.policies.base import Policy
 
@@ -118,8 +119,8 @@ class RSOWhy(Settings):
             raise LabError("There must be 8 labels and 8 pairs at least, and a feature.")
         if not 2 <= self.accepted <= self.candidates or self.accepted % 2:
             raise LabError(f"accepted must be even and between 2 and candidates ({self.candidates}).")
-        if text and self.task not in setup_text.UNITS:
-            raise LabError(f"Unknown task '{self.task}'. There are: {', '.join(setup_text.UNITS)}.")
+        if text and self.task not in UNITS:
+            raise LabError(f"Unknown task '{self.task}'. There are: {', '.join(UNITS)}.")
 
     @property
     def exact(self) -> bool:
@@ -136,8 +137,8 @@ class RSOWhy(Settings):
 
 
 @lru_cache(maxsize=1)
-def _bed(settings: RSOWhy, seed: int) -> Bed:
-    return bed_of(settings, settings.task, seed)
+def _setup(settings: RSOWhy, seed: int) -> RSOSetup:
+    return rso_setup(settings, settings.task, seed)
 
 
 def limit(policy: Policy) -> Policy:
@@ -148,19 +149,20 @@ def limit(policy: Policy) -> Policy:
 
 
 def _run_text(settings: RSOWhy, job: Job, best_config: BestConfig) -> list[dict[str, Any]]:
-    bed, searching = _bed(settings, job["seed"]), "rate" in job
-    assert isinstance(bed.run, setup_text.TextRun)
+    shared, searching = _setup(settings, job["seed"]), "rate" in job
+    setup = shared.setup
+    assert isinstance(setup, TextSetup)
     labeller, source, _ = job["condition"].split(" ")
     kind = "direct" if job["condition"] == DIRECT else "sft-sample-rank" if source == "ref" else "rso-sample-rank"
-    pairs = bed.pairs(kind, settings.beta, settings.accepted, gold=labeller == "gold")
-    policy = bed.run.fresh()
+    pairs = shared.pairs(kind, settings.beta, settings.accepted, gold=labeller == "gold")
+    policy = setup.new_policy()
     if job["policy"] == "limited":
         limit(policy)
     rate = float(job["rate"] if searching else best_config.get(job["policy"], settings.rates[0]))
-    training = replace(bed.run.training(1), learning_rate=rate)
-    dpo(policy, bed.reference, pairs, DPO("sigmoid-norm", settings.beta), training)
-    split, reward = "validation" if searching else "test", bed.run.reward
-    found = setup_text.measure(bed.run, policy, split=split, proxy=reward, beta=settings.beta)  # type: ignore[arg-type]
+    training = setup.training(1, learning_rate=rate)
+    dpo(policy, setup.reference, pairs, DPO("sigmoid-norm", settings.beta), training)
+    reward: Any = setup.reward_model
+    found = setup.evaluate(policy, "validation" if searching else "test", proxy=reward, beta=settings.beta)
     row = {"pairs": len(pairs), "objective": found["objective"], "reward": found["reward"], "kl": found["kl"]}
     row |= {"gold_wins": found["gold_wins"], "proxy_objective": found["proxy"] - settings.beta * found["kl"]}
     return [row]

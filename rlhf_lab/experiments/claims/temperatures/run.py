@@ -10,7 +10,7 @@ divides each prefix's logits, so that win rates are sums over all responses:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,17 +18,18 @@ import torch
 from torch import Tensor
 
 from rlhf_lab import exact
-from rlhf_lab.batch import Tokens, cat
 from rlhf_lab.errors import LabError, Natural, NonNegative, check_beta
-from rlhf_lab.evaluation import evaluate
-from rlhf_lab.experiments import runner, setup_text
-from rlhf_lab.experiments.compare import Run
+from rlhf_lab.experiments import runner
+from rlhf_lab.experiments.methods import BestOf, train
 from rlhf_lab.experiments.rso_common import chance_to_win
 from rlhf_lab.experiments.runner import EXACT_SCALES, BestConfig, Experiment, Job, Settings, Worded
+from rlhf_lab.experiments.scales import set_up
+from rlhf_lab.experiments.setup import Setup
+from rlhf_lab.experiments.setup_exact import ExactSetup
+from rlhf_lab.experiments.setup_text import TextSetup
 from rlhf_lab.experiments.statistics import Interval, mean_interval, summarise
-from rlhf_lab.experiments.tabular_training import table_run, train_table
 from rlhf_lab.experiments.text_judge import judge_of
-from rlhf_lab.policies.base import Policy, Reward
+from rlhf_lab.policies.base import Policy
 from rlhf_lab.policies.tabular import TabularPolicy
 from rlhf_lab.worlds.finite_world import FiniteWorld
 
@@ -94,23 +95,13 @@ class Temperatures(Settings):
 
 
 @lru_cache(maxsize=1)
-def _exact_seed(settings: Temperatures, seed: int) -> Run:
-    return table_run(settings.scale, seed, settings.labels, settings.steps, settings.beta)
-
-
-@lru_cache(maxsize=1)
-def _text_seed(settings: Temperatures, seed: int) -> setup_text.TextRun:
-    plan = setup_text.Plan(
-        labels=settings.labels,
-        beta=settings.beta,
-        steps=settings.steps,
-        reward_steps=100,
-        test_prompts=settings.prompts,
-        test_samples=1,
-    )
-    if settings.quick:
-        plan = replace(plan, reward_steps=2, batch=4, prompts=8)
-    return setup_text.TextRun(setup_text.bench(settings.scale, WORLD), plan, seed)
+def _setup(settings: Temperatures, seed: int) -> Setup:
+    sizes: dict[str, Any] = {"labels": settings.labels, "beta": settings.beta, "steps": settings.steps}
+    if settings.scale not in EXACT_SCALES:
+        sizes |= {"reward_steps": 100, "test_prompts": settings.prompts, "test_samples": 1}
+        if settings.quick:
+            sizes |= {"reward_steps": 2, "batch_size": 4, "prompts": 8}
+    return set_up(settings.scale, seed, WORLD, **sizes)
 
 
 def jobs(settings: Temperatures) -> list[Job]:
@@ -136,11 +127,22 @@ def select_best(settings: Temperatures, rows: pd.DataFrame) -> BestConfig:
 
 
 def run(settings: Temperatures, job: Job, best_config: BestConfig) -> list[dict[str, Any]]:
-    """A method's row at each temperature; for a try its objective alone."""
-    method, seed = job["method"], job["seed"]
-    rate = job["rate"] if "rate" in job else best_config.get(method, 0.0)
-    work = _run_exact if settings.scale in EXACT_SCALES else _run_text
-    return work(settings, seed, method, rate, "rate" in job)
+    """One row for each temperature; in a search the objective of the trained policy alone."""
+    method, setup, searching = job["method"], _setup(settings, job["seed"]), "rate" in job
+    policy = setup.reference
+    if method in TRAINED:
+        changes: dict[str, Any] = {}
+        if method == "ppo" and isinstance(setup, TextSetup):
+            changes = {"samples": 2}
+        training = setup.training(TRAINED[method], learning_rate=job["rate"] if searching else best_config[method])
+        policy = setup.new_policy()
+        train(method, setup, training, policy, **changes)
+    if searching:
+        return [{"objective": setup.evaluate(policy, "validation")["objective"]}]
+    if isinstance(setup, ExactSetup):
+        return _exact_rows(settings, setup, method, policy)
+    assert isinstance(setup, TextSetup)
+    return _text_rows(settings, setup, method, policy)
 
 
 # ------------------------------------------------------------------------------------------------------------ exact
@@ -165,19 +167,15 @@ def _tables(policy: Policy, world: FiniteWorld) -> list[Tensor]:
         return [table.double().log_softmax(-1) for table in policy.log_tables()]
 
 
-def _run_exact(settings: Temperatures, seed: int, method: str, rate: float, trying: bool) -> list[dict[str, Any]]:
-    state = _exact_seed(settings, seed)
-    world = state.world
-    policy = world.reference if method not in TRAINED else _train_exact(state, method, rate)
-    if trying:
-        return [{"objective": evaluate(policy, world, settings.beta).objective}]
+def _exact_rows(settings: Temperatures, setup: ExactSetup, method: str, policy: Policy) -> list[dict[str, Any]]:
+    world = setup.world
     wins, reward, tables = chance_to_win(world.log_ref(), world.rewards()), world.rewards(), _tables(policy, world)
     rows = []
     for temperature in settings.temperatures:
         log_p = sharpened(tables, temperature)
         named = {method: log_p}
         if method == "best-of-n":
-            learned = state.learned_rewards
+            learned = setup.learned_rewards
             named = {f"best-of-{n}": exact.best_of_n(log_p, learned, n) for n in settings.best_of}
         for name, log_q in named.items():
             share = log_q.exp()
@@ -192,69 +190,19 @@ def _run_exact(settings: Temperatures, seed: int, method: str, rate: float, tryi
     return rows
 
 
-def _train_exact(state: Run, method: str, rate: float) -> Policy:
-    policy = state.fresh()
-    training = replace(state.training(TRAINED[method]), learning_rate=rate)
-    train_table(state, policy, method, state.settings.beta, training)
-    return policy
-
-
 # ------------------------------------------------------------------------------------------------------------- text
 
 
-class BestOf(Policy):
-    """The best of n draws of a policy by a reward model; what `setup_text.measure` takes for a policy.
-
-    Its log-probabilities are not known (NaN).
-    """
-
-    def __init__(self, policy: Policy, reward: Reward, n: int) -> None:
-        """Keep `policy`, `reward` and `n`."""
-        super().__init__()
-        self.policy, self.reward, self.n = policy, reward, n
-
-    def token_log_probs(self, prompts: Tokens, responses: Tokens, temperature: float = 1.0) -> Tensor:
-        """NaN."""
-        return torch.full(responses.shape, torch.nan, device=responses.device)
-
-    @torch.no_grad()
-    def sample(
-        self,
-        prompts: Tokens,
-        num_samples: int,
-        generator: torch.Generator | None = None,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-    ) -> Tokens:
-        """See `Policy.sample`; n draws stand behind each response, one where all draws would be the same."""
-        number = 1 if top_k == 1 else self.n
-        parts = []
-        for start in range(0, len(prompts), 16):
-            x = prompts[start : start + 16]
-            y = self.policy.sample(x, number * num_samples, generator, temperature, top_k)
-            best = self.reward(x, y).view(len(x), num_samples, number).argmax(-1)
-            parts.append(y.take(best + torch.arange(num_samples, device=best.device) * number))
-        return cat(parts)
-
-
-def _run_text(settings: Temperatures, seed: int, method: str, rate: float, trying: bool) -> list[dict[str, Any]]:
-    state = _text_seed(settings, seed)
-    reference = state.bench.reference
-    if method in TRAINED:
-        trainers = {"sft": setup_text.by_sft, "dpo": setup_text.by_dpo(), "ppo": setup_text.by_ppo(samples=2)}
-        training = state.training(TRAINED[method], learning_rate=rate)
-        policies = {method: trainers[method](state, settings.beta, training).policy}
-    elif method == "best-of-n":
-        policies = {f"best-of-{n}": BestOf(reference, state.reward, n) for n in settings.best_of}  # type: ignore[arg-type]
-    else:
-        policies = {method: reference}
-    if trying:
-        return [{"objective": setup_text.measure(state, policies[method], split="validation")["objective"]}]
+def _text_rows(settings: Temperatures, setup: TextSetup, method: str, policy: Policy) -> list[dict[str, Any]]:
+    policies = {method: policy}
+    if method == "best-of-n":
+        reward: Any = setup.reward_model
+        policies = {f"best-of-{n}": BestOf(policy, reward, n, sampling_batch_size=16) for n in settings.best_of}
     judge = judge_of(settings.scale, WORLD, settings.quick)
     rows = []
-    for name, policy in policies.items():
+    for name, answering in policies.items():
         for temperature in settings.temperatures:
-            found = setup_text.measure(state, policy, temperature, judge=judge)
+            found = setup.evaluate(answering, temperature=temperature, judge=judge)
             kept = {key: found[key] for key in ("gold_wins", "judge_wins", "reward", "tokens", "distinct_2")}
             rows.append({"method": name, "temperature": temperature, **kept})
     return rows
