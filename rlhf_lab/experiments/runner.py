@@ -115,7 +115,7 @@ class Experiment:
     source: str
     setup: str
     rule: str
-    settings: type[Settings]
+    settings: type[Any]
     scales: tuple[str, ...]
     jobs: Callable[[Any], list[Job]]
     run: Callable[[Any, Job, BestConfig], list[dict[str, Any]]]

@@ -2,7 +2,7 @@
 
 A claim's settings are a frozen dataclass that lists its fields, and a table of their defaults:
 
-    @dataclass(frozen=True, init=False)
+    @dataclass(frozen=True, init=False, kw_only=True)
     class Cost(Settings):
         labels: Natural
         \"\"\"Preference labels.\"\"\"

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from rlhf_lab.experiments import claims_page, results
-from rlhf_lab.experiments.runner import command_of, settings_of
+from rlhf_lab.experiments.runner import Worded, command_of, settings_of
+from rlhf_lab.experiments.verdicts import Verdict, fill, holds, read_notes
 
 ROOT = Path(__file__).parents[2]
 KEPT = list(results.kept(ROOT / "results"))
@@ -14,14 +15,33 @@ IDS = [f"{experiment.name}-{folder.name}" for experiment, folder in KEPT]
 
 
 @pytest.mark.parametrize(("experiment", "folder"), KEPT, ids=IDS)
-def test_verdict_text_and_words_are_those_of_the_rows(experiment, folder):
+def test_the_stored_verdict_is_that_of_the_rows(experiment, folder):
     found, record = results.judged(experiment, folder), results.read(folder)
-    three = (found.settings, found.summary, found.runs)
-    assert record["verdict"] == {"outcome": found.verdict.outcome, "sentence": found.verdict.sentence}
-    assert record["text"] == experiment.text(*three)
-    assert record["words"] == experiment.words(*three)
     assert record["rule"] == experiment.rule
-    assert "nan" not in (record["text"] + record["words"] + record["verdict"]["sentence"]).lower().split()
+    if isinstance(found.verdict, Worded):
+        three = (found.settings, found.summary, found.runs)
+        assert record["verdict"] == {"outcome": found.verdict.outcome, "sentence": found.verdict.sentence}
+        assert record["text"] == experiment.text(*three) and record["words"] == experiment.words(*three)
+        return
+    stored = Verdict.from_record(record["verdict"])
+    assert stored.outcome == found.verdict.outcome and stored.thresholds == found.verdict.thresholds
+    assert stored.numbers.keys() == found.verdict.numbers.keys()
+    for name, number in found.verdict.numbers.items():
+        assert stored.numbers[name] == pytest.approx(number, rel=1e-6, abs=1e-9, nan_ok=True), name
+
+
+WITH_NOTES = [(e, f) for e, f in KEPT if "numbers" in results.read(f)["verdict"]]
+
+
+@pytest.mark.parametrize(("experiment", "folder"), WITH_NOTES, ids=lambda one: getattr(one, "name", ""))
+def test_notes_were_written_for_this_outcome_and_their_conditions_and_placeholders_hold(experiment, folder):
+    record, notes = results.read(folder), read_notes(folder / "notes.md")
+    verdict = Verdict.from_record(record["verdict"])
+    assert notes.outcome == verdict.outcome, "the outcome has changed: write the notes anew"
+    assert [one for one in notes.conditions if not holds(one, verdict)] == []
+    for text in notes.sections.values():
+        filled = fill(text, verdict, record["settings"])
+        assert "{" not in filled and "NaN" not in filled
 
 
 @pytest.mark.parametrize(("experiment", "folder"), KEPT, ids=IDS)

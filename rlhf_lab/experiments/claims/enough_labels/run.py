@@ -10,7 +10,6 @@ c_x = 1 − Σ π_ref² (equal pairs are drawn again, with a fresh prompt) and s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,11 +19,11 @@ from torch import Tensor
 from rlhf_lab import bradley_terry, exact
 from rlhf_lab.algorithms.dpo import DPO, dpo, pair_loss
 from rlhf_lab.batch import Pairs, Tokens
-from rlhf_lab.errors import LabError, Natural, NonNegative, check_beta
 from rlhf_lab.evaluation import Draws, distance_to_optimal, evaluate
 from rlhf_lab.experiments import runner
-from rlhf_lab.experiments.claims.enough_labels.report import LEFT, UPPER, apart, figure, slope, text_of, value_at, words
-from rlhf_lab.experiments.runner import EXACT_SCALES, Experiment, Job, Settings, Worded
+from rlhf_lab.experiments.claims.enough_labels.report import decide, figure
+from rlhf_lab.experiments.claims.enough_labels.settings import RULE, EnoughLabels
+from rlhf_lab.experiments.runner import Experiment, Job
 from rlhf_lab.experiments.scales import set_up
 from rlhf_lab.experiments.setup import Budget
 from rlhf_lab.experiments.setup_exact import ExactSetup, random_world
@@ -42,69 +41,8 @@ if TYPE_CHECKING:
 
 
 Kind = Literal["table", "transformer", "fresh", "text"]
-SLOPE = -0.9
-"""A table's regret falls as fast as the theory says where the slope's interval lies below this; the theory's is −1."""
 NEWTON = 20
 """Iterations of a table's fit, the same for all: ten reach the optimum where it is finite."""
-
-
-@dataclass(frozen=True)
-class EnoughLabels(Settings):
-    """DPO on more and more labels: how fast does it come to π*?"""
-
-    beta: NonNegative = 0.0
-    """β. 0: 0.5; on text 1, where the distance to π* can be estimated with few enough samples."""
-    labels: tuple[Natural, ...] = ()
-    """Numbers of labels, rising. Default: 100 to 100,000 for tables; 64, 360, 2,048 on text."""
-    net_labels: tuple[Natural, ...] = ()
-    """Tree: numbers of labels for the transformer. Default: 500, 4,000, 32,000."""
-    net_seeds: Natural = 0
-    """Tree: runs of the transformer. 0: 5."""
-    steps: Natural = 0
-    """Optimiser steps of a transformer, the same for every number of labels. 0: 200 on the tree, 128 on text."""
-    batch: Natural = 0
-    """Pairs in such a step. 0: 256 on the tree, 16 on text, where the largest number of labels then is one pass."""
-    rate: NonNegative = 0.0
-    """Its learning rate. 0: 0.003 on the tree, 0.0003 on text."""
-    evaluations: Natural = 0
-    """Tree: how often in its run a transformer is looked at. 0: 10."""
-    prompts: Natural = 0
-    """Text: test prompts on which the distance to π* is estimated. 0: 32."""
-    samples: Natural = 0
-    """Text: responses to each, drawn from π_ref and again from π_θ. 0: 32."""
-    world: str = "sentiment"
-    """Text: which world."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        tree, text, quick = self.scale == "tree", self.scale not in EXACT_SCALES, self.quick
-        decades: tuple[int, ...] = (100, 300, 1000, 3000, 10_000, 30_000, 100_000)
-        if quick:
-            decades = (100, 1000, 10_000)
-        defaults: dict[str, Any] = {
-            "beta": 1.0 if text else 0.5,
-            "labels": ((24, 96) if quick else (64, 360, 2048)) if text else decades,
-            "net_labels": ((200, 800) if quick else (500, 4000, 32_000)) if tree else (),
-            "evaluations": 3 if quick else 10,
-            "net_seeds": (2 if quick else 5) if tree else 0,
-            "seeds": (2 if quick else 3) if text else (3 if quick else 200),
-            "steps": (6 if quick else 128) if text else (12 if quick else 200),
-            "batch": 16 if text else (64 if quick else 256),
-            "rate": 3e-4 if text else 3e-3,
-            "prompts": 4 if quick else 32,
-            "samples": 8 if quick else 32,
-        }
-        for name, value in defaults.items():
-            if not getattr(self, name):
-                object.__setattr__(self, name, value)
-        for name in ("labels", "net_labels"):
-            numbers = tuple(getattr(self, name))
-            object.__setattr__(self, name, numbers)
-            if any(n < 20 for n in numbers) or list(numbers) != sorted(set(numbers)):
-                raise LabError(f"{name} must rise, from 20 labels on, not {numbers}.")
-        if len(self.labels) < 2:
-            raise LabError("How the distance falls takes two numbers of labels at least: --labels 100 1000.")
-        check_beta(self.beta)
 
 
 # ---------------------------------------------------------------------------------------------------------- tables
@@ -285,7 +223,7 @@ def _text_numbers(
 
 
 def _jobs(settings: EnoughLabels) -> list[Job]:
-    if settings.scale not in EXACT_SCALES:
+    if not settings.exact:
         return [{"seed": s, "kind": "text", "labels": n} for s in range(settings.seeds) for n in settings.labels]
     jobs: list[Job] = [{"seed": s, "kind": "table"} for s in range(settings.seeds)]
     for seed in range(settings.net_seeds):
@@ -305,103 +243,34 @@ TEXT_METRICS = ["objective", "gain", "gold", "reward", "kl", "regret", "left", "
 
 
 def _summarise(settings: EnoughLabels, runs: pd.DataFrame) -> pd.DataFrame:
-    wanted = METRICS if settings.scale in EXACT_SCALES else TEXT_METRICS
+    wanted = METRICS if settings.exact else TEXT_METRICS
     return summarise(runs, ["kind", "labels", "when"], [name for name in wanted if name in runs])
-
-
-def _judge(settings: EnoughLabels, summary: pd.DataFrame, runs: pd.DataFrame) -> Worded:
-    ends = (settings.labels[0], settings.labels[-1])
-    if settings.scale not in EXACT_SCALES:
-        return _judge_text(settings, summary, ends)
-    falls, steep = apart(summary, "table", ends, "regret"), slope(settings, runs)
-    first, last = (value_at(summary, "table", n, "regret") for n in ends)
-    ratio = value_at(summary, "table", ends[1], "ratio")
-    course = f"a table's regret goes from {first} at {ends[0]:,} labels to {last} at {ends[1]:,}"
-    if falls > 0:
-        return Worded("not supported", f"More labels lead away from π*: {course}.")
-    if falls == 0:
-        return Worded("inconclusive", f"The intervals meet: {course}.")
-    fast, met = steep.high < SLOPE, ratio.low <= 1 <= ratio.high
-    course += f", with slope {steep} over the upper numbers, and at the last N · regret is {ratio} of its limit"
-    if not (fast and met):
-        missed = "slope" if not fast else "limit"
-        if not fast and not met:
-            missed = "slope and limit"
-        return Worded("partly supported", f"when the theory's {missed} need not be met as closely as asked: {course}.")
-    if settings.scale == "bandit":
-        return Worded("supported", f"{course[0].upper()}{course[1:]}.")
-    ends = (settings.net_labels[0], settings.net_labels[-1])
-    stopped, run_on = (apart(summary, "transformer", ends, "regret", when) for when in ("stopped", "end"))
-    few, many = (value_at(summary, "transformer", n, "regret", "stopped") for n in ends)
-    net = f"the transformer's, stopped by held-out labels, from {few} at {ends[0]:,} to {many} at {ends[1]:,}"
-    if stopped < 0 and run_on < 0:
-        return Worded("supported", f"{course[0].upper()}{course[1:]}; {net}.")
-    when = "training stops early, by held-out labels" if stopped < 0 else "the policy is a table"
-    return Worded("partly supported", f"when {when}: {course}; {net}.")
-
-
-def _judge_text(settings: EnoughLabels, summary: pd.DataFrame, ends: tuple[int, int]) -> Worded:
-    rises, falls = apart(summary, "text", ends, "objective"), apart(summary, "text", ends, "regret")
-    first, last = (value_at(summary, "text", n, "objective") for n in ends)
-    left, trust = value_at(summary, "text", ends[1], "left"), value_at(summary, "text", ends[1], "trusted").mean
-    course = f"J goes from {first} at {ends[0]:,} labels to {last} at {ends[1]:,}"
-    if rises < 0:
-        return Worded("not supported", f"More labels make it worse: {course}.")
-    if rises == 0:
-        return Worded("inconclusive", f"The intervals meet: {course}.")
-    if falls >= 0:
-        return Worded(
-            "partly supported", f"when J alone is asked for: {course}; the estimated regret's intervals meet."
-        )
-    course += f", and {left.mean:.0%} [{left.low:.0%}, {left.high:.0%}] of the way from π_ref to π* is left"
-    if trust < 1:
-        return Worded(
-            "partly supported", f"when the estimate of the regret is believed, which it may not be: {course}."
-        )
-    if left.high < LEFT:
-        return Worded("supported", f"{course}.")
-    return Worded("partly supported", f"when there is more than this run had of labels, steps or both: {course}.")
 
 
 EXPERIMENT = Experiment(
     number=1,
     name="enough-labels",
     title="With enough preference data DPO finds π*, without a reward model or sampling",
-    claim="The DPO loss is the maximum likelihood of the preferences with the policy as its own reward model, so its "
-    "optimum "
-    "for the population of labels is π* itself; no reward model is fitted and nothing is sampled while training. How "
-    "many "
-    "labels are enough is not said.",
+    claim=(
+        "The DPO loss is the maximum likelihood of the preferences with the policy as its own reward model. Its "
+        "optimum for the population of labels is therefore π* itself. No reward model is fitted, and nothing is "
+        "sampled during training. The source does not say how many labels are enough."
+    ),
     source="Rafailov et al. 2023, sections 4 and 5, equation 7; lecture, “DPO Objective Function” and “DPO Outline”.",
-    setup="How the distance J(π*) − J(π_θ) falls with the number N of labelled pairs from π_ref. Tables, on random "
-    "bandits "
-    "and on a tree of 16 sequences, are set beside the limit that `exact.label_price` computes without a label; a "
-    "small "
-    "transformer on the tree of 4,096 sequences shows what optimisation and capacity leave; on text the distance is "
-    "estimated from weighted samples.",
-    rule=f"Bandit: holds where a table's regret is lower at the largest N than at the smallest (intervals apart), "
-    f"the 95% "
-    f"interval of its slope in N (logarithmic axes, last factor of {UPPER:g}) lies below {SLOPE:g}, and at the "
-    f"largest N the "
-    f"interval of N · regret / limit contains 1; “holds when” where the regret falls and one of the other two fails; "
-    f"does "
-    f"not hold where the regret rises. Tree: the same, and the transformer's regret must be lower at its largest N "
-    f"than at "
-    f"its smallest, both at the end of training and stopped by held-out labels; else “holds when”. Text: J must rise "
-    f"and "
-    f"the estimated regret fall from the smallest to the largest N with intervals apart, the estimate be trusted in "
-    f"all "
-    f"runs at the largest, and its interval leave less than {LEFT:.0%} of the way from π_ref to π*; where J rises but "
-    f"one of these fails, “holds when”; where J falls it does not hold; overlapping intervals decide nothing.",
+    setup=(
+        "The experiment measures how the distance J(π*) − J(π_θ) falls with the number N of labelled pairs from "
+        "π_ref. Tables on random bandits and on a tree of 16 sequences are compared with the limit which "
+        "`exact.label_price` computes without any label. A small transformer on the tree of 4,096 sequences shows the "
+        "effect of optimisation and capacity. On text the distance is estimated from weighted samples."
+    ),
+    rule=RULE,
     settings=EnoughLabels,
     scales=("bandit", "tree", "small"),
     jobs=_jobs,
     run=_run,
     summarise=_summarise,
-    decide=_judge,
+    decide=decide,
     figure=figure,
-    words=words,
-    text=text_of,
 )
 
 
