@@ -14,10 +14,12 @@ import json
 import re
 import textwrap
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlhf_lab.experiments.claims_page import words_of
+from rlhf_lab.experiments.verdicts import Verdict, fill, holds
 from slides.schema import Columns, Figure, Part, T, Text
 
 if TYPE_CHECKING:
@@ -26,9 +28,9 @@ if TYPE_CHECKING:
 RESULTS = Path(__file__).parents[1] / "results"
 
 OUTCOMES = {
-    "supported": T("supported", "成立"),
-    "partly supported": T("holds in part", "部分成立"),
-    "not supported": T("not supported", "不成立"),
+    "supported": T("supported", "得到支持"),
+    "partly supported": T("partly supported", "得到部分支持"),
+    "not supported": T("not supported", "未得到支持"),
     "inconclusive": T("inconclusive", "尚无定论"),
 }
 LETTERS = 14
@@ -90,6 +92,49 @@ def verdict(name: str, scale: str, sentence: str, en: str, zh: str, also: str = 
         f"**{where.en}: {outcome.en}.** {en.format(*numbers)}",
         f"**{where.zh}：{outcome.zh}**。{zh.format(*numbers)}",
     )
+
+
+def finding(
+    name: str,
+    scale: str,
+    outcome: str,
+    en: str,
+    zh: str,
+    conditions: Sequence[str] = (),
+    results: Path = RESULTS,
+) -> T:
+    """Return the finding of a saved result for a slide, with its scale and its outcome in front.
+
+    Args:
+        name: of the experiment, such as `"dpo-frontier"`.
+        scale: `"bandit"`, `"tree"` or `"small"`.
+        outcome: the outcome for which the text was written.
+        en: the English text, with placeholders for the result's numbers (`experiments/verdicts.fill`).
+        zh: the same in Chinese.
+        conditions: comparisons on which the text relies (`experiments/verdicts.holds`).
+        results: folder of the saved results.
+
+    Returns:
+        the text; the outcome alone, with a warning, where the result is not the one that the text was written for.
+    """
+    place = results / name / scale / "result.json"
+    where = SCALES[scale]
+    if not place.is_file():
+        return T(f"**{where.en}:** not run yet.", f"**{where.zh}**：尚未运行。")
+    record = json.loads(place.read_text(encoding="utf-8"))
+    found = Verdict.from_record(record["verdict"])
+    words = OUTCOMES[found.outcome]
+    failed = [f"outcome {outcome}"] if found.outcome != outcome else []
+    failed += [one for one in conditions if not holds(one, found)]
+    if failed:
+        warnings.warn(
+            f"The slide on {name}, {scale}, was written for other numbers: {', '.join(failed)} is not true of "
+            f"{place}. Rewrite its text in slides/deck.",
+            stacklevel=2,
+        )
+        return T(f"**{where.en}: {words.en}.** See docs/claims.md.", f"**{where.zh}：{words.zh}**。见 docs/claims.md。")
+    english, chinese = (fill(text, found, record["settings"]) for text in (en, zh))
+    return T(f"**{where.en}: {words.en}.** {english}", f"**{where.zh}：{words.zh}**。{chinese}")
 
 
 def picture(
@@ -225,5 +270,7 @@ def claim(
     if not place.is_file():
         return words
     record = json.loads(place.read_text(encoding="utf-8"))
-    shown = Figure(picture(name, scale, panels, size, stacked), T(" ".join(record["words"].split()), alt))
+    shown = Figure(
+        picture(name, scale, panels, size, stacked), T(" ".join(words_of(place.parent, record)[2].split()), alt)
+    )
     return (Columns(left=words, right=(shown,), share=share),)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from slides.results import claim, verdict
+from slides.results import claim, finding
 from slides.schema import Block, Bullets, DerivationPart, Equation, ExplorerPart, Slide, T, question
 
 BLOCK = Block(
@@ -105,16 +105,15 @@ BLOCK = Block(
                 ),
                 source="Rafailov et al. 2023, sec. 4, 5",
                 found=(
-                    verdict(
+                    finding(
                         "enough-labels",
                         "bandit",
-                        "when the theory's limit need not be met as closely as asked: a table's regret goes from {} at "
-                        "{} labels to {} at {}, with slope {} over the upper numbers, and at the last N · regret is {} "
-                        "of its limit.",
-                        "Regret goes from {0:value} at {1} labels to {2:value} at {3}. Slope: {4}, in theory −1. It ends at "
-                        "{5} of the limit.",
-                        "遗憾从 {1} 个标注时的 {0:value} 降到 {3} 个时的 {2:value}，斜率 {4}，理论值 −1；最后是理论极限的 {5} "
-                        "倍。",
+                        "partly supported",
+                        "The regret falls from {regret_100:mean} with 100 labels to {regret_100000:mean} with 100,000. The "
+                        "slope is {slope}, and the theory predicts −1. At the end the regret is {ratio_100000} times the limit.",
+                        "遗憾从 100 个标注时的 {regret_100:mean} 降到 100,000 个时的 {regret_100000:mean}，斜率为 {slope}，理论值为 −1；"
+                        "最后是理论极限的 {ratio_100000} 倍。",
+                        conditions=("regret_100000 < regret_100", "slope < -0.9", "ratio_100000 > 1"),
                     ),
                 ),
                 alt="遗憾随标注数下降，两轴均为对数；虚线是理论极限“价格除以 N”。标注少时在虚线之上，多时与虚线重合。",

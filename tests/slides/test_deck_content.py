@@ -77,39 +77,33 @@ def test_every_verdict_on_a_slide_is_the_kept_results_own() -> None:
 
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
-    """A folder with one result, made up."""
+    """A folder with one made-up result."""
     folder = tmp_path / "cost" / "bandit"
     folder.mkdir(parents=True)
-    record = {
-        "verdict": {"outcome": "supported", "sentence": "A takes 1.50 [1.20, -1.8] of B (9 seeds)."},
-        "text": "also 7 nats",
-    }
-    (folder / "result.json").write_text(json.dumps(record))
+    numbers = {"ratio": [1.5, -1.8, 4.8], "steps": 7}
+    verdict = {"outcome": "supported", "numbers": numbers, "thresholds": {}}
+    (folder / "result.json").write_text(json.dumps({"verdict": verdict, "settings": {"seeds": 9}}))
     return tmp_path
 
 
-def test_a_verdict_takes_its_numbers_out_of_the_result_in_both_languages(results: Path) -> None:
-    made = slide_results.verdict(
-        "cost",
-        "bandit",
-        "A takes {} of B ({} seeds).",
-        "{0:value}, in full {0}, {2}",
-        "{0}，{1} 个种子",
-        "also {} nats",
-        results,
-    )
-    assert made.en == "**Bandit: holds.** 1.50, in full 1.50 [1.20, −1.8], 7"
-    assert made.zh == "**老虎机：成立**。1.50 [1.20, −1.8]，9 个种子"
+def test_a_finding_takes_its_numbers_from_the_result_in_both_languages(results: Path) -> None:
+    made = slide_results.finding(
+        "cost", "bandit", "supported", "{ratio:mean}, in full {ratio}, {steps}", "{ratio}，{seeds} 个种子",
+        ("ratio < 5", "ratio ~ 0"), results,
+    )  # fmt: skip
+    assert made.en == "**Bandit: supported.** 1.5, in full 1.5 [−1.8, 4.8], 7"
+    assert made.zh == "**老虎机：得到支持**。1.5 [−1.8, 4.8]，9 个种子"
 
 
-def test_a_result_that_reads_otherwise_shows_its_outcome_alone_and_warns(results: Path) -> None:
-    with pytest.warns(UserWarning, match="cost on bandit no longer reads"):
-        made = slide_results.verdict("cost", "bandit", "A takes {} of C.", "{0}", "{0}", results=results)
+@pytest.mark.parametrize(("outcome", "condition"), [("inconclusive", "ratio < 5"), ("supported", "ratio > 0")])
+def test_a_result_of_other_numbers_shows_its_outcome_alone_and_warns(outcome, condition, results: Path) -> None:
+    with pytest.warns(UserWarning, match="cost, bandit, was written for other numbers"):
+        made = slide_results.finding("cost", "bandit", outcome, "{ratio}", "{ratio}", (condition,), results)
     assert "supported" in made.en and "1.5" not in made.en + made.zh
 
 
-def test_a_result_that_is_not_there_is_said(results: Path) -> None:
-    made = slide_results.verdict("cost", "tree", "{}", "{0}", "{0}", results=results)
+def test_a_result_that_is_missing_is_reported_as_not_run(results: Path) -> None:
+    made = slide_results.finding("cost", "tree", "supported", "{ratio}", "{ratio}", results=results)
     assert "not run yet" in made.en and "尚未运行" in made.zh
 
 

@@ -1,0 +1,70 @@
+"""Settings of the experiments: defaults by scale, quick runs, and what is refused."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import pytest
+
+from rlhf_lab.errors import LabError, Natural
+from rlhf_lab.experiments.settings import Defaults, PerScale, Settings
+
+
+@dataclass(frozen=True, init=False, kw_only=True)
+class Toy(Settings):
+    """Toss coins."""
+
+    tosses: Natural
+    """Tosses."""
+    sides: tuple[Natural, ...]
+    """Sides."""
+
+    DEFAULTS: ClassVar[Defaults] = {"seeds": PerScale(9, 6, 3), "tosses": 100, "sides": PerScale((2,), (2, 3), ())}
+    QUICK: ClassVar[Defaults] = {"seeds": 2, "tosses": PerScale(4, 5, 6)}
+
+    def check(self):
+        """Refuse 13 tosses."""
+        if self.tosses == 13:
+            raise LabError("tosses must not be 13.")
+
+
+@pytest.mark.parametrize(
+    ("scale", "quick", "expected"),
+    [
+        ("bandit", False, (9, 100, (2,))),
+        ("tree", False, (6, 100, (2, 3))),
+        ("small", False, (3, 100, ())),
+        ("EleutherAI/pythia-70m", False, (3, 100, ())),
+        ("tree", True, (2, 5, (2, 3))),
+        ("gpt2", True, (2, 6, ())),
+    ],
+)
+def test_defaults_are_those_of_the_scale(scale, quick, expected):
+    made = Toy(scale=scale, quick=quick)
+    assert (made.seeds, made.tosses, made.sides) == expected
+    assert made.exact == (scale in ("bandit", "tree"))
+
+
+def test_given_settings_win_even_where_they_equal_another_scale_s_default():
+    assert Toy(scale="tree", seeds=9, tosses=4).seeds == 9 and Toy(quick=True, tosses=100).tosses == 100
+
+
+def test_a_changed_copy_keeps_all_other_settings():
+    made = replace(Toy(scale="bandit"), scale="small")
+    assert (made.seeds, made.tosses) == (9, 100)
+
+
+def test_lists_of_a_record_become_tuples():
+    assert Toy.from_record({"scale": "bandit", "seeds": 1, "tosses": 2, "sides": [4, 6]}).sides == (4, 6)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"), [({"seeds": 0}, "seeds"), ({"tosses": -1}, "tosses"), ({"tosses": 13}, "13")]
+)
+def test_settings_out_of_range_are_refused(wrong, message):
+    with pytest.raises(LabError, match=message):
+        Toy(**wrong)
+
+
+def test_an_unknown_setting_is_a_type_error_as_in_any_call():
+    with pytest.raises(TypeError, match="no setting coins"):
+        Toy(coins=1)
