@@ -33,6 +33,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid, softplus
 
 from rlhf_lab.errors import LabError, check_finite, check_positive
 
@@ -250,14 +251,15 @@ def maximum_likelihood(wins: Tensor, ridge: float = 1e-6, max_steps: int = 100, 
     convex. cDPO and robust DPO are therefore the same fit of the tables (1−ε) W + ε Wᵀ and ((1−ε) W − ε Wᵀ)/(1−2ε).
 
     A ridge ½ ridge |r|² takes effect only where the labels decide nothing. A response without labels gets the reward
-    0, and the reward of one that never lost is at most about log(1/ridge) above the others, or as far as `max_steps`
-    steps of size 1 reach.
+    0, and one that never lost is about log(1/ridge) above the others. Without a ridge it is as far above them as
+    `max_steps` steps of size 1 reach.
 
     Args:
         wins: (…, K, K), on any scale: counts or probabilities. Each table is divided by its sum first.
         ridge: above 0; it applies to wins that sum to 1.
-        max_steps: the maximum number of Newton steps. No error is raised where they are used up, because without a
-            finite optimum (`has_finite_optimum`) the rewards do not converge.
+        max_steps: the maximum number of Newton steps, which are of size 1 at most where there is no ridge. No error is
+            raised where they are used up, because without a finite optimum (`has_finite_optimum`) the rewards do not
+            converge.
         tolerance: what the last step may still gain, in nats per label; 0 takes all `max_steps`.
 
     Returns:
@@ -272,7 +274,8 @@ def maximum_likelihood(wins: Tensor, ridge: float = 1e-6, max_steps: int = 100, 
     if bool((wins + wins.transpose(-1, -2) < 0).any()) or not bool((wins != 0).any()):
         raise LabError("wins needs at least one label, and wins_ij + wins_ji must not be negative.")
     total = wins.sum((-1, -2), keepdim=True)
-    table = _table_derivatives(wins / torch.where(total > 0, total, 1.0))
+    shares = wins / torch.where(total > 0, total, 1.0)
+    table = _table_derivatives(shares)
     eye = torch.eye(wins.shape[-1], dtype=torch.float64)
 
     def derivatives(rewards: Tensor) -> tuple[Tensor, Tensor]:
@@ -280,8 +283,12 @@ def maximum_likelihood(wins: Tensor, ridge: float = 1e-6, max_steps: int = 100, 
         # The 1e-13 makes the matrix invertible where there is no ridge, and changes nothing but the constant.
         return slope - ridge * rewards, curvature + (ridge + 1e-13) * eye
 
+    def value(rewards: Tensor) -> Tensor:
+        gap = rewards.unsqueeze(-1) - rewards.unsqueeze(-2)
+        return (shares * logsigmoid(gap)).sum((-1, -2)) - ridge / 2 * rewards.square().sum(-1)
+
     start = torch.zeros(wins.shape[:-1], dtype=torch.float64)
-    rewards, _, _ = _newton(derivatives, start, max_steps, tolerance, centre=True)
+    rewards, _, _ = _newton(derivatives, start, max_steps, tolerance, centre=True, value=value if ridge else None)
     return rewards - rewards.mean(-1, keepdim=True)
 
 
@@ -355,11 +362,13 @@ def _newton(
     tolerance: float,
     centre: bool = False,
     size: Callable[[Tensor], Tensor] | None = None,
+    value: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, bool]:
     """Maximise a concave function by Newton's method.
 
     Far from the maximum the logistic curve is flat and a whole Newton step is too long. A step whose size exceeds 1 is
-    therefore scaled to size 1.
+    therefore scaled to size 1. Where `value` is given, the step is instead halved until the value does not fall, so
+    that a distant maximum is reached too.
 
     Args:
         derivatives: the function's gradient and negative Hessian.
@@ -368,6 +377,7 @@ def _newton(
         tolerance: what the last step may still gain.
         centre: whether the mean is taken out of every step.
         size: step (…, d) → its size (…, 1); by default the largest absolute component.
+        value: point (…, d) → the function (…).
 
     Returns:
         the point, the curvature before the last step, and whether the search converged.
@@ -379,11 +389,27 @@ def _newton(
         gain = float((step * slope).sum(-1).max())
         if centre:
             step = step - step.mean(-1, keepdim=True)
-        length = step.abs().amax(-1, keepdim=True) if size is None else size(step)
-        point = point + step / length.clamp(min=1.0)
+        if value is not None:
+            point = point + _halved(value, point, step)
+        else:
+            length = step.abs().amax(-1, keepdim=True) if size is None else size(step)
+            point = point + step / length.clamp(min=1.0)
         if gain < tolerance:
             return point, curvature, True
     return point, curvature, False
+
+
+def _halved(value: Callable[[Tensor], Tensor], point: Tensor, step: Tensor) -> Tensor:
+    """The step, halved in each row until the value does not fall by more than rounding; zero where it always falls."""
+    here = value(point)
+    least = here - 1e-13 * here.abs()
+    scale = torch.ones_like(here)
+    for _ in range(40):
+        falls = value(point + scale.unsqueeze(-1) * step) < least
+        if not bool(falls.any()):
+            return scale.unsqueeze(-1) * step
+        scale = torch.where(falls, scale / 2, scale)
+    return torch.where(falls, 0.0, scale).unsqueeze(-1) * step
 
 
 def _converged(
@@ -493,7 +519,7 @@ def fit_function(rewards: Callable[[Tensor], Tensor], variance: Tensor, pairs: C
         optimizer.zero_grad()
         fitted = rewards(theta)
         gap = fitted[pairs.prompt, pairs.first] - fitted[pairs.prompt, pairs.second]
-        miss = torch.nn.functional.softplus(-gap) + (1 - pairs.wins) * gap
+        miss = softplus(-gap) + (1 - pairs.wins) * gap
         value = (weight * miss).sum() + penalty * 0.5 * (theta.square() / variance).sum()
         value.backward()
         return value

@@ -258,6 +258,15 @@ def test_without_a_finite_optimum_the_ridge_or_the_steps_bound_the_rewards():
     assert (far[0] - far[1]).item() == pytest.approx(gap)
 
 
+def test_a_negative_entry_is_fitted_as_far_as_the_ridge_lets_it():
+    """Wins (1.2, −0.2) of two responses: the slope −(−0.2) + … tends to 0.2, and 0.2 = ridge · r far from zero.
+
+    Robust DPO makes such tables of clean labels. Newton's steps must not be limited to 1 there.
+    """
+    r = maximum_likelihood(torch.tensor([[0.0, 1.2], [-0.2, 0.0]]), ridge=1e-3)
+    assert r.tolist() == pytest.approx([200.0, -200.0])
+
+
 def test_tables_that_are_not_wins_are_refused():
     with pytest.raises(LabError, match="must not be negative"):
         fit_rewards(-torch.ones(3, 3))

@@ -477,8 +477,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "norm",
             "the likelihood is not divided by the number of labels",
-            "_table_derivatives(wins / torch.where(total > 0, total, 1.0))",
-            "_table_derivatives(wins)",
+            "shares = wins / torch.where(total > 0, total, 1.0)",
+            "shares = wins",
         ),
         Mutation(
             "sign",
@@ -495,8 +495,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "sign",
             "the fit of a function learns from flipped labels",
-            "torch.nn.functional.softplus(-gap) + (1 - pairs.wins) * gap",
-            "torch.nn.functional.softplus(-gap) + pairs.wins * gap",
+            "softplus(-gap) + (1 - pairs.wins) * gap",
+            "softplus(-gap) + pairs.wins * gap",
             near="experiments/test_rso_why.py::test_a_fit_is_the_maximum_that_another_optimiser_finds",
         ),
         Mutation(
