@@ -155,9 +155,7 @@ class _Filler(string.Formatter):
             threshold = self.verdict.thresholds.get(field_name)
             return _Printed(self.verdict.numbers[field_name], () if threshold is None else (threshold,)), field_name
         if field_name in self.settings:
-            value = self.settings[field_name]
-            plain = isinstance(value, int | float) and not isinstance(value, bool)
-            return (_Printed(value) if plain else str(value)), field_name
+            return _Setting(self.settings[field_name]), field_name
         raise LabError(
             f"There is no number '{field_name}' in this result. It has {', '.join(self.verdict.numbers) or 'none'}, "
             f"and the settings {', '.join(self.settings)}."
@@ -171,6 +169,20 @@ class _Printed:
 
     def __format__(self, spec: str) -> str:
         return format_number(self.value, spec, self.thresholds)
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """A setting, which is exact: 0.5 is printed as 0.5, and a list as 0.1, 0.3, 1."""
+
+    value: Any
+
+    def __format__(self, spec: str) -> str:
+        if isinstance(self.value, list | tuple):
+            return ", ".join(format(_Setting(one), spec) for one in self.value)
+        if isinstance(self.value, bool) or not isinstance(self.value, int | float):
+            return str(self.value)
+        return f"{self.value:g}" if isinstance(self.value, float) and not spec else format_number(self.value, spec)
 
 
 def holds(condition: str, verdict: Verdict) -> bool:

@@ -39,6 +39,11 @@ def test_placeholders_are_numbers_of_the_verdict_or_of_the_settings():
     )
 
 
+def test_settings_are_printed_as_they_were_given():
+    settings = {"beta": 0.5, "betas": [0.1, 1.0], "labels": 20_000}
+    assert fill("{beta}; {betas}; {labels}; {beta:2}", VERDICT, settings) == "0.5; 0.1, 1; 20,000; 0.50"
+
+
 def test_a_printed_number_stays_on_its_side_of_the_threshold_of_the_rule():
     """0.0999 with two decimals would be 0.10, the threshold itself."""
     assert (
