@@ -1,7 +1,7 @@
 """`rlhf_lab.exact`: Z, π*, KL, J, regret, the frontier and preferences, against mpmath and their identities.
 
 mpmath with 60 digits is the independent way: it holds exp(1e14) without a trick, so the oracles below are the
-definitions, written down. best-of-n and the filter are in test_exact_order.py, labels in test_label_price.py.
+definitions, written down. best-of-n and the filter are in test_best_of_n_and_filter.py, labels in test_label_value.py.
 """
 
 import math

@@ -6,8 +6,9 @@ Pure functions of tensors. The last axis is the K responses of a prompt; any axe
 and float64. `-inf` is allowed in log-probabilities where a policy has no mass. All are differentiable.
 """
 
+from rlhf_lab.exact import drift
+from rlhf_lab.exact.best_of_n import best_of_n
 from rlhf_lab.exact.label_value import label_price, optimal_pair_design
-from rlhf_lab.exact.order import best_of_n, filtered
 from rlhf_lab.exact.policy import (
     frontier,
     implicit_reward,
@@ -18,10 +19,12 @@ from rlhf_lab.exact.policy import (
     preference,
     regret,
 )
+from rlhf_lab.exact.reward_filter import filtered
 from rlhf_lab.exact.tree import path_sums, prefix_tables, soft_values
 
 __all__ = [
     "best_of_n",
+    "drift",
     "filtered",
     "frontier",
     "implicit_reward",

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlhf_lab import exact
 from rlhf_lab.exercises.checking import Case, Exercise, Mistake, as_tensor
-from rlhf_lab.worlds import nonstationary
 
 
 def _double(values: object) -> Tensor:
@@ -81,9 +81,9 @@ def _judge(answer: object, price: float, late: float, rounds: int) -> str | None
     if not 0.5 <= turn <= 3.15:
         return f"a turn of {turn:g} rad: between 0.5 and π is wanted."
     drift = late * (turn / rounds) ** 2
-    once = nonstationary.once_regret(price, drift, labels, rounds)
-    kept = nonstationary.best_deployed(price, drift, labels, rounds)
-    again = nonstationary.deployed_regret(price, drift, labels, rounds, kept)
+    once = exact.drift.once_regret(price, drift, labels, rounds)
+    kept = exact.drift.best_deployed(price, drift, labels, rounds)
+    again = exact.drift.deployed_regret(price, drift, labels, rounds, kept)
     if once >= again:
         return f"fitting once loses {once:.3g} a round, fitting again on the best window {again:.3g}."
     return None
@@ -251,7 +251,7 @@ EXERCISES = (
         hints=(
             "Drift harms only fitting once, few labels harm fitting again. Which of the two numbers makes labels "
             "scarce?",
-            "`nonstationary.break_even(price, labels, rounds)` is the drift at which both lose alike, `late * (turn / "
+            "`exact.drift.break_even(price, labels, rounds)` is the drift at which both lose alike, `late * (turn / "
             "rounds) ** 2` is yours. Lower `labels` until yours is the smaller.",
         ),
         judge=_judge,

@@ -58,15 +58,15 @@ class Motion:
         self.theta = self.reward @ features / len(features)
         p = exact.preference(self.reward)
         self.variance = p * (1 - p)  # of a label of each pair
-        self.information = nonstationary.pair_information(features, at.log_ref.exp(), self.reward)
-        self.spread = nonstationary.spread(features, self.optimal)
+        self.information = exact.drift.pair_information(features, at.log_ref.exp(), self.reward)
+        self.spread = exact.drift.spread(features, self.optimal)
 
     def policy(self, theta: Tensor, t: Tensor | int) -> Tensor:
         """log of the optimum for an estimate (…, X, d) in round t, (…, X, K)."""
         return (self.at.log_ref + theta @ self.features.T / self.beta[t]).log_softmax(-1)
 
     def informs(self, mass: Tensor, t: int) -> Tensor:
-        """`nonstationary.pair_information` of round t for pairs drawn from `mass` (X, K)."""
+        """`exact.drift.pair_information` of round t for pairs drawn from `mass` (X, K)."""
         edges = mass.unsqueeze(-1) * mass.unsqueeze(-2) * self.variance[t]
         both = self.features * edges.sum(-1, keepdim=True) - edges @ self.features
         return 2 * self.features.T @ both / (1 - mass.square().sum(-1))[:, None, None]
@@ -167,7 +167,7 @@ def non_static_picture(motion: Motion, labels: float, window: int, every: int = 
     hint = ""
     if at.kind == "drift" and at.rate > 0:
         price, drift = _costs(motion)
-        wanted = nonstationary.best_window(price, drift, labels, every)
+        wanted = exact.drift.best_window(price, drift, labels, every)
         numbers.append(Number("best W", wanted, "rounds", 1))
         hint = f" By the closed form, the best window in the long run is {wanted:.1f} rounds."
     text = (
@@ -180,8 +180,8 @@ def non_static_picture(motion: Motion, labels: float, window: int, every: int = 
 def _costs(motion: Motion) -> tuple[float, float]:
     """P, summed over prompts, and D, for the reward of round 0."""
     at = motion.at
-    price = nonstationary.price(motion.features, at.log_ref, motion.reward[0], at.beta).sum()
-    late = nonstationary.drift_cost(at.log_ref, motion.reward[0], at.velocity(0), at.beta).mean()
+    price = exact.drift.price(motion.features, at.log_ref, motion.reward[0], at.beta).sum()
+    late = exact.drift.drift_cost(at.log_ref, motion.reward[0], at.velocity(0), at.beta).mean()
     return float(price), float(late) * at.rate**2
 
 

@@ -10,15 +10,9 @@ the rounds before t, and is judged by the reward r_t, the prompts and the β of 
 
 π*_t ∝ π_ref exp(r_t/β_t) and the regret of round t, Σ_x w_t(x) β_t KL(π(·|x)‖π*_t(·|x)), stay exact.
 
-When to fit again, for slow drift. n labels a round, a fit to those of the last W rounds, made every k rounds. Labels
-of age a say r_{t−a}; the fit lies (W+k)/2 rounds back in the mean. By the delta method a round then costs
-
-    P/(nW)  +  D [((W+k)/2)² + (k²−1)/12],     P = tr(Σ I⁺)/(2β),   D = ω² Var_{π*}(dr/dωt) / (2β),
-
-estimation and drift, with P the price of a label (`exact.label_price`). At k = 1 the best window solves
-W²(W+1) = 2P/(nD): about (2P/(nD))^{1/3}, where drift costs half of what estimation costs. Bai et al. 2022, section
-4.5 (reward models and policies renewed about weekly); lecture, "Non-static Environment". Left out on purpose: models of
-the drift itself (a Kalman filter would extrapolate), and labels that are bought where they are needed most.
+The closed forms of such worlds are in `exact.drift`. Bai et al. 2022, section 4.5 (reward models and policies renewed
+about weekly); lecture, "Non-static Environment". Left out on purpose: models of the drift itself, such as a Kalman
+filter, which would extrapolate.
 """
 
 from __future__ import annotations
@@ -237,51 +231,6 @@ def moving_tree(
     return MovingWorld(world, first, orthogonal(first, drawn), **changes)  # type: ignore[arg-type]
 
 
-# What a label tells, and what its age costs
-
-
-def pair_information(features: Tensor, mass: Tensor, reward: Tensor) -> Tensor:
-    r"""Fisher information of one label about θ where r = Φθ, (…, d, d).
-
-    Pairs are two different responses drawn from `mass`: Σ_{i≠j} m_i m_j p_ij p_ji Δ Δᵀ / (1 − Σ m²), Δ = φ_i − φ_j.
-
-    Args:
-        features: Φ, (K, d).
-        mass: who answers, (…, K), summing to 1.
-        reward: the true reward, (…, K).
-    """
-    p = exact.preference(reward)
-    edges = mass.unsqueeze(-1) * mass.unsqueeze(-2) * p * (1 - p)
-    both = features * edges.sum(-1, keepdim=True) - edges @ features
-    return 2 * features.mT @ both / (1 - mass.square().sum(-1))[..., None, None]
-
-
-def spread(features: Tensor, log_policy: Tensor) -> Tensor:
-    """Φᵀ Σ Φ with Σ = diag(π) − ππᵀ, (…, d, d): the covariance of the features under the policy."""
-    mass = log_policy.exp()
-    mean = mass @ features
-    return features.mT @ (features * mass.unsqueeze(-1)) - mean.unsqueeze(-1) * mean.unsqueeze(-2)
-
-
-def price(features: Tensor, log_ref: Tensor, reward: Tensor, beta: float, mass: Tensor | None = None) -> Tensor:
-    """tr(ΦᵀΣΦ I⁺)/(2β), (…): `exact.label_price` for a linear reward model and pairs drawn from `mass` (π_ref).
-
-    Units of reward × labels. Features must not add up to a constant: their differences must span d dimensions.
-    """
-    beta = check_beta(beta)
-    star = exact.optimal_policy(log_ref, reward, beta)
-    information = pair_information(features, log_ref.exp() if mass is None else mass, reward)
-    solved = torch.linalg.solve(information, spread(features, star))
-    return solved.diagonal(dim1=-2, dim2=-1).sum(-1) / (2 * beta)
-
-
-def drift_cost(log_ref: Tensor, reward: Tensor, velocity: Tensor, beta: float) -> Tensor:
-    """Var_{π*}(velocity)/(2β), (…): what being late by one radian costs, to leading order; D = ω² times it."""
-    mass = exact.optimal_policy(log_ref, reward, beta).exp()
-    mean = (mass * velocity).sum(-1, keepdim=True)
-    return (mass * (velocity - mean).square()).sum(-1) / (2 * check_beta(beta))
-
-
 def basis(parts: Tensor) -> Tensor:
     """Columns that span `parts` (K, m) without constants, orthonormal in the mean over responses, (K, d)."""
     return orthonormal(parts.double() - parts.double().mean(0)) * len(parts) ** 0.5
@@ -306,94 +255,3 @@ def orthonormal(columns: Tensor) -> Tensor:
         if length > smallest:
             found.append(rest / length)
     return torch.stack(found, 1)
-
-
-def window_regret(price: float, drift: float, labels: float, window: float, every: float = 1) -> float:
-    """What a round costs with a fit to the last `window` rounds, made every `every` rounds, in the long run.
-
-    Args:
-        price: P, units of reward × labels.
-        drift: D, units of reward a round².
-        labels: n a round.
-        window: W, rounds.
-        every: k, rounds.
-    """
-    return price / (labels * window) + drift * (((window + every) / 2) ** 2 + (every**2 - 1) / 12)
-
-
-def forgetting_regret(price: float, drift: float, labels: float, keep: float) -> float:
-    """The same where a label of age a counts keep^(a−1), fitted every round; `keep` in (0, 1)."""
-    return price / labels * (1 - keep) / (1 + keep) + drift / (1 - keep) ** 2
-
-
-def best_window(price: float, drift: float, labels: float, every: float = 1) -> float:
-    """The W that minimises `window_regret`, not rounded: the root of W²(W + k) = 2P/(nD). Infinite without drift."""
-    if drift <= 0:
-        return math.inf
-    wanted = 2 * price / (labels * drift)
-    low, high = 0.0, wanted ** (1 / 3)
-    for _ in range(200):
-        middle = (low + high) / 2
-        low, high = (middle, high) if middle**2 * (middle + every) < wanted else (low, middle)
-    return (low + high) / 2
-
-
-def best_rhythm(price: float, drift: float, labels: float, cost: float, most: int = 1000) -> tuple[int, int, float]:
-    """Window W, rounds k between fits, and cost a round, the best whole numbers where a fit costs `cost`.
-
-    For a dear fit k is about (3 cost/(2 D))^{1/3}, however many labels there are.
-
-    Args:
-        price: P.
-        drift: D > 0.
-        labels: n a round.
-        cost: of one retraining, units of reward summed over rounds.
-        most: the largest k that is tried.
-    """
-    if drift <= 0:
-        raise LabError("Without drift there is no rhythm: fit when labels have come in, and keep them all.")
-    best = (1, 1, math.inf)
-    for every in range(1, most + 1):
-        middle = best_window(price, drift, labels, every)
-        for window in {max(1, math.floor(middle)), max(1, math.ceil(middle))}:
-            total = window_regret(price, drift, labels, window, every) + cost / every
-            if total < best[2]:
-                best = (window, every, total)
-        if every > 3 + 3 * best[1]:
-            break
-    return best
-
-
-def once_regret(price: float, drift: float, labels: float, rounds: int) -> float:
-    """Mean regret of a round where all n·T labels were bought, and used, before round 1."""
-    return price / (labels * rounds) + drift * (rounds + 1) * (2 * rounds + 1) / 6
-
-
-def deployed_regret(price: float, drift: float, labels: float, rounds: int, window: float) -> float:
-    """Mean regret of a round where n labels come in every round and the last `window` rounds are kept, from none on."""
-    return sum(window_regret(price, drift, labels, min(t, window)) for t in range(1, rounds + 1)) / rounds
-
-
-def best_deployed(price: float, drift: float, labels: float, rounds: int) -> int:
-    """The whole window that minimises `deployed_regret`."""
-    return min(range(1, rounds + 1), key=lambda window: deployed_regret(price, drift, labels, rounds, window))
-
-
-def break_even(price: float, labels: float, rounds: int) -> float:
-    """The drift D from which labels spread over the rounds beat as many labels at the start; 0 for a single round.
-
-    In units of P/(nT³) it depends on T alone: more labels, and less drift is worth the trouble.
-    """
-    scale = price / (labels * rounds**3)
-
-    def gain(drift: float) -> float:
-        window = best_deployed(price, drift, labels, rounds)
-        return once_regret(price, drift, labels, rounds) - deployed_regret(price, drift, labels, rounds, window)
-
-    low, high = 0.0, scale
-    while gain(high) < 0:
-        low, high = high, 2 * high
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (low, middle) if gain(middle) > 0 else (middle, high)
-    return (low + high) / 2

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
+from rlhf_lab import exact
 from rlhf_lab.algorithms.dpo import DPO, dpo
 from rlhf_lab.batch import Pairs, Tokens
 from rlhf_lab.errors import LabError
@@ -94,12 +95,12 @@ def test_the_long_run_meets_the_closed_form_with_many_labels():
         at = moving_bandit(1, 5, seed=seed, kind="drift", rate=0.02)
         angles = torch.arange(24).double()[:, None, None] * math.pi / 24
         reward, speed = (nonstationary.turned(at.first, at.other, angles + ahead) for ahead in (0, math.pi / 2))
-        price = float(nonstationary.price(features, at.log_ref, reward, 0.5).mean())
-        drift = float(nonstationary.drift_cost(at.log_ref, reward, speed, 0.5).mean()) * 0.02**2
+        price = float(exact.drift.price(features, at.log_ref, reward, 0.5).mean())
+        drift = float(exact.drift.drift_cost(at.log_ref, reward, speed, 0.5).mean()) * 0.02**2
         for run in range(2):
             found = steady(at, features, 4000, (2, 3), (1, 2), 24, run)
             for key in ratios:
-                ratios[key] += found[key] / nonstationary.window_regret(price, drift, 4000, *key) / 12
+                ratios[key] += found[key] / exact.drift.window_regret(price, drift, 4000, *key) / 12
     assert list(ratios.values()) == pytest.approx([1.0, 1.0], abs=0.15)
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from rlhf_lab import exact
 from rlhf_lab.errors import LabError
 from rlhf_lab.experiments.claims.non_static import run as non_static
 from rlhf_lab.widgets.nonstationary import KINDS, Motion, expected_regrets, non_static_explorer, non_static_picture
@@ -61,9 +62,9 @@ def test_the_text_and_the_numbers_say_the_means_and_the_best_window():
     numbers = {n.symbol: n.value for n in picture.numbers}
     expected = expected_regrets(motion, 100, 4)
     assert numbers["mean, once"] == pytest.approx(float(expected["once"].mean()))
-    price = float(nonstationary.price(PHI, at.log_ref, at.first, at.beta).sum())
-    late = float(nonstationary.drift_cost(at.log_ref, at.first, at.other, at.beta).mean())
-    assert numbers["best W"] == pytest.approx(nonstationary.best_window(price, late * 0.01, 100))
+    price = float(exact.drift.price(PHI, at.log_ref, at.first, at.beta).sum())
+    late = float(exact.drift.drift_cost(at.log_ref, at.first, at.other, at.beta).mean())
+    assert numbers["best W"] == pytest.approx(exact.drift.best_window(price, late * 0.01, 100))
     assert f"{float(expected['again'].mean()):.3f}" in picture.text and "0.80 rad" in picture.text
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from rlhf_lab import exact
 from rlhf_lab.errors import LabError, Natural, NonNegative
 from rlhf_lab.experiments import runner
 from rlhf_lab.experiments.claims.non_static.report import (
@@ -36,7 +37,6 @@ from rlhf_lab.experiments.claims.non_static.run_text import run_language
 from rlhf_lab.experiments.claims.non_static.strategies import LOOKS, deploy, drift_setup, steady
 from rlhf_lab.experiments.runner import EXACT_SCALES, BestConfig, Experiment, Job, Settings, Worded
 from rlhf_lab.experiments.statistics import summarise
-from rlhf_lab.worlds import nonstationary
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -146,8 +146,8 @@ def run(settings: NonStatic, job: Job, best_config: BestConfig) -> list[dict[str
         found = steady(at, made.features, n, windows, every, settings.fits, job["seed"])
         rows: list[dict[str, Any]] = []
         for (window, k), regret in found.items():
-            limit = nonstationary.window_regret(price, drift, n, window, k)
-            best = nonstationary.best_window(price, drift, n, k)
+            limit = exact.drift.window_regret(price, drift, n, window, k)
+            best = exact.drift.best_window(price, drift, n, k)
             rows.append({"window": window, "every": k, "regret": regret, "limit": limit, "best": best})
         return rows
     change, turn = job["change"], job["turn"]
@@ -156,7 +156,7 @@ def run(settings: NonStatic, job: Job, best_config: BestConfig) -> list[dict[str
     if change == "drift":
         rate = turn / rounds
         at = replace(at, kind="drift" if turn else "none", rate=rate)
-        window = nonstationary.best_deployed(price, late * rate**2, n, rounds)
+        window = exact.drift.best_deployed(price, late * rate**2, n, rounds)
     elif change == "sudden":
         at = replace(at, kind="sudden", rate=math.pi / 2)
     elif change == "prompts":
@@ -165,7 +165,7 @@ def run(settings: NonStatic, job: Job, best_config: BestConfig) -> list[dict[str
         # The same end as elsewhere, β, but four times as dear a nat at the start.
         at = replace(at, kind="policy", beta=4 * settings.beta, last_beta=settings.beta / 2)
         features = made.narrow if change == "policy-narrow" else features
-    even = math.sqrt(nonstationary.break_even(price, n, rounds) / late) * rounds
+    even = math.sqrt(exact.drift.break_even(price, n, rounds) / late) * rounds
     deployed: list[dict[str, Any]] = []
     for strategy, regrets in deploy(at, features, n, window, job["seed"]).items():
         pieces = torch.tensor(regrets, dtype=torch.float64).view(PIECES, -1).mean(1).tolist()

@@ -52,8 +52,8 @@ class DriftSetup:
             reward = nonstationary.turned(at.first, at.other, angle)
             velocity = nonstationary.turned(at.first, at.other, angle + math.pi / 2)
             log_ref = at.log_ref
-            prices.append(float(nonstationary.price(self.features, log_ref, reward, at.beta).sum()))
-            costs.append(float(nonstationary.drift_cost(log_ref, reward, velocity, at.beta).mean()))
+            prices.append(float(exact.drift.price(self.features, log_ref, reward, at.beta).sum()))
+            costs.append(float(exact.drift.drift_cost(log_ref, reward, velocity, at.beta).mean()))
         return sum(prices) / steps, sum(costs) / steps
 
 

@@ -1,8 +1,9 @@
-r"""Policies that only the order of the rewards shapes: best-of-n (RAFT's target) and ReST's filter.
+r"""Best-of-n: the exact distribution of the best of n draws from π_ref, which is also the target of RAFT.
 
-Both are π_ref reweighted, like π*, but by a function of the reward's rank, not by exp(r/β). Dong et al. 2023
-(RAFT); Gulcehre et al. 2023 (ReST), the filter F(x,y;τ) = 1[R(x,y) > τ]; lecture, "Reinforced Self-Training
-Algorithm".
+    π_n(y) = π_ref(y) · (F(r(y))^n − F(r(y)−)^n) / P_ref(r = r(y)),   F(v) = P_ref(r ≤ v)
+
+It reweights π_ref by a function of the reward's rank, where π* reweights by exp(r/β). Dong et al. 2023 (RAFT);
+Beirami et al. 2024 (the bound on its KL divergence).
 """
 
 import math
@@ -10,9 +11,9 @@ import math
 import torch
 from torch import Tensor
 
-from rlhf_lab.errors import LabError, first_true_index
+from rlhf_lab.errors import LabError
 from rlhf_lab.exact.policy import _check
-from rlhf_lab.rounding import levels, wins
+from rlhf_lab.rounding import levels
 
 
 def best_of_n(log_ref: Tensor, reward: Tensor, n: int) -> Tensor:
@@ -66,37 +67,3 @@ def _log_win_over_mass(log_mass: Tensor, n: int) -> Tensor:
     log_share = torch.log(-torch.expm1(n * torch.log1p(-ratio)))
     log_share = torch.where(tiny, math.log(n) + log_ratio, log_share)
     return torch.where(empty, 0.0, n * log_cdf + log_share - torch.where(empty, 0.0, log_mass))
-
-
-def filtered(log_ref: Tensor, reward: Tensor, threshold: Tensor | float) -> Tensor:
-    r"""log of π_ref conditioned on r > τ, shape (…, K): where one filter and cloning end, in the limit of data.
-
-    It is not π*: above the threshold it keeps π_ref's proportions, however much better one response is.
-
-    Args:
-        log_ref: (…, K).
-        reward: (…, K), finite.
-        threshold: τ, a number or a tensor that broadcasts to (…, 1), in units of reward. The inequality is strict,
-            and a reward that equals τ within rounding does not pass.
-
-    Raises:
-        LabError: nothing with mass passes in some row (its index, best reward and τ are named); inputs as in
-            `best_of_n`.
-    """
-    _check(log_ref, reward)
-    threshold = torch.as_tensor(threshold, dtype=reward.dtype, device=reward.device)
-    if torch.isnan(threshold).any():
-        raise LabError("threshold is nan; give a number in units of reward.")
-    log_ref, reward = torch.broadcast_tensors(log_ref, reward)
-    passes = (wins(reward, threshold) == 1) & (log_ref > -torch.inf)
-    none = ~passes.any(-1)
-    if none.any():
-        best = torch.where(log_ref > -torch.inf, reward, -torch.inf).amax(-1)[none][0].item()
-        tau = torch.broadcast_to(threshold, reward.shape)[..., 0][none][0].item()
-        place = f" at {first_true_index(none)}" if none.ndim else ""
-        raise LabError(
-            f"No response passes the filter{place}: the best reward is {best:g} and the threshold {tau:g} "
-            f"(r > threshold is strict). Lower the threshold."
-        )
-    kept = torch.where(passes, log_ref, -torch.inf)
-    return kept - kept.logsumexp(-1, keepdim=True)
