@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rlhf_lab import label_budget
 from rlhf_lab.errors import LabError
 from rlhf_lab.experiments.claims.annotation_budget import run_text as budget_text
+from rlhf_lab.experiments.claims.annotation_budget.settings import RATIOS
 from rlhf_lab.experiments.runner import EXACT_SCALES
 from rlhf_lab.experiments.statistics import Interval
 
@@ -14,14 +15,12 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from rlhf_lab.experiments.claims.annotation_budget.run import AnnotationBudget
+    from rlhf_lab.experiments.claims.annotation_budget.settings import AnnotationBudget
 
 
 WITHIN = 1.25
 """Times the labels of the best design that the active policy may need."""
 LIMITS = ("reference", "optimal", "design")
-RATIOS = (1.0, 3.0, 10.0, 30.0)
-"""Price of a demonstration in preference labels."""
 
 
 def get(summary: pd.DataFrame, part: str, what: str, **names: Any) -> Interval:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from rlhf_lab.experiments.claims.cost.run import Cost
+    from rlhf_lab.experiments.claims.cost.settings import Cost
 
 
 def memory_ratio(runs: pd.DataFrame) -> Interval:

@@ -28,7 +28,7 @@ from rlhf_lab.randomness import Stream
 from rlhf_lab.training import seeded
 
 if TYPE_CHECKING:
-    from rlhf_lab.experiments.claims.cost.run import Cost
+    from rlhf_lab.experiments.claims.cost.settings import Cost
 
 
 TRAINED = ("sft", "dpo", "ppo", "rso-rso-sample-rank", "raft", "rest", "online")

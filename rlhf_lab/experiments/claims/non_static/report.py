@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from rlhf_lab.experiments.claims.non_static.settings import PIECES
 from rlhf_lab.experiments.claims.non_static.strategies import LOOKS
 from rlhf_lab.experiments.runner import EXACT_SCALES
 from rlhf_lab.experiments.statistics import Interval, difference
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from rlhf_lab.experiments.claims.non_static.run import NonStatic
+    from rlhf_lab.experiments.claims.non_static.settings import NonStatic
 
 
 CHANGES = {
@@ -26,8 +27,6 @@ CHANGES = {
     "policy-narrow": "policy moves on, small reward model",
 }
 """What may move."""
-PIECES = 4
-"""Into so many parts a deployment is cut: the regret of each is kept."""
 LANGUAGE = {
     "none": ("offline", "online-all"),
     "drift": ("offline", "refit-all", "window", "online", "online-all"),

@@ -22,7 +22,7 @@ from rlhf_lab.randomness import Stream
 from rlhf_lab.training import seeded
 
 if TYPE_CHECKING:
-    from rlhf_lab.experiments.claims.non_static.run import NonStatic
+    from rlhf_lab.experiments.claims.non_static.settings import NonStatic
 
 
 @dataclass(frozen=True)

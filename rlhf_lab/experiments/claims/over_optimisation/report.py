@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from rlhf_lab.experiments.claims.over_optimisation.run import OverOptimisation
+    from rlhf_lab.experiments.claims.over_optimisation.settings import OverOptimisation
 
 
 METHODS = ("best-of-n", "ppo", "dpo", "rso")

@@ -27,7 +27,7 @@ from rlhf_lab.worlds import bandit
 from rlhf_lab.worlds.finite_world import FiniteWorld
 
 if TYPE_CHECKING:
-    from rlhf_lab.experiments.claims.over_optimisation.run import OverOptimisation
+    from rlhf_lab.experiments.claims.over_optimisation.settings import OverOptimisation
 
 
 WORLD = "summaries"

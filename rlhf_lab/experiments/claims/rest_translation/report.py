@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from rlhf_lab.experiments.claims.rest_translation.run import ReSTTranslation
+    from rlhf_lab.experiments.claims.rest_translation.settings import ReSTTranslation
 
 
 @dataclass(frozen=True)

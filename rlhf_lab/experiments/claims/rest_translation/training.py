@@ -31,7 +31,7 @@ from rlhf_lab.rounding import unit_interval, wins
 from rlhf_lab.training import Training, seeded
 
 if TYPE_CHECKING:
-    from rlhf_lab.experiments.claims.rest_translation.run import ReSTTranslation
+    from rlhf_lab.experiments.claims.rest_translation.settings import ReSTTranslation
 
 
 WORLD = "translation"

@@ -13,6 +13,7 @@ from torch import Tensor
 from rlhf_lab import exact
 from rlhf_lab.bradley_terry import Comparisons, fit_function
 from rlhf_lab.evaluation import evaluate
+from rlhf_lab.experiments.claims.rso_why.settings import DIRECT
 from rlhf_lab.experiments.runner import Job
 from rlhf_lab.randomness import Stream
 from rlhf_lab.training import seeded
@@ -20,10 +21,9 @@ from rlhf_lab.worlds import bandit, token_tree
 from rlhf_lab.worlds.finite_world import FiniteWorld
 
 if TYPE_CHECKING:
-    from rlhf_lab.experiments.claims.rso_why.run import RSOWhy
+    from rlhf_lab.experiments.claims.rso_why.settings import RSOWhy
 
 
-DIRECT = "gold ref N"
 LISTED = 64
 """Responses up to which every pair is listed."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rlhf_lab.experiments.claims.rso_why.linear_classes import DIRECT
+from rlhf_lab.experiments.claims.rso_why.settings import DIRECT
 from rlhf_lab.experiments.rso_common import log_ticks, state_of
 from rlhf_lab.experiments.statistics import Interval, mean_interval
 from rlhf_lab.figures import style
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from rlhf_lab.experiments.claims.rso_why.run import RSOWhy
+    from rlhf_lab.experiments.claims.rso_why.settings import RSOWhy
 
 
 POLICIES = ("full", "limited")
