@@ -121,4 +121,4 @@ def _text(value: float, decimals: int, thresholds: list[float], signed: bool) ->
 
 
 def _side(difference: float) -> int:
-    return (difference > 0) - (difference < 0)
+    return int(difference > 0) - int(difference < 0)
