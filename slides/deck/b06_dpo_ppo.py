@@ -46,21 +46,21 @@ BLOCK = Block(
                 ),
                 source="Rafailov et al. 2023, fig. 2",
                 found=(
-                    verdict(
+                    finding(
                         "dpo-frontier",
                         "tree",
-                        "DPO's frontier lies above PPO's at all {} budgets of KL: DPO's lead over PPO in reward lies "
-                        "between {} (at {} nats) and {} (at {} nats).",
-                        "DPO leads at all {0} budgets of KL, by {3} at {4} nats.",
-                        "在全部 {0} 个 KL 预算上 DPO 领先，{4} 纳特处领先 {3}。",
+                        "supported",
+                        "DPO is ahead at all {budgets} KL budgets, by {lead_ppo_7} at {budget_7:1} nats.",
+                        "在全部 {budgets} 个 KL 预算上 DPO 领先；{budget_7:1} 纳特处领先 {lead_ppo_7}。",
                     ),
-                    verdict(
+                    finding(
                         "dpo-frontier",
                         "small",
-                        "PPO's frontier lies above DPO's at {} budgets between {} and {} nats, DPO's nowhere. DPO's "
-                        "lead over PPO in reward lies between {} (at {} nats) and {} (at {} nats).",
-                        "PPO leads at {0} of its budgets ({1} to {2} nats), DPO at none.",
-                        "在 {1} 到 {2} 纳特之间的 {0} 个预算上 PPO 领先，DPO 无一领先。",
+                        "not supported",
+                        "PPO is ahead at {behind_ppo} of {budgets} budgets ({budget_4:2} and {budget_5:2} nats), DPO at "
+                        "none.",
+                        "在 {budgets} 个预算中的 {behind_ppo} 个上 PPO 领先（{budget_4:2} 和 {budget_5:2} 纳特），DPO 无一领先。",
+                        conditions=("behind_ppo ~ 2", "lead_ppo_4 < 0", "lead_ppo_5 < 0"),
                     ),
                 ),
                 alt="词元树上 DPO 在同样的 KL 预算下比 PPO 多得的奖励，带区间：处处大于零；虚线是与使用真实奖励的 PPO 之差。",
@@ -88,16 +88,16 @@ BLOCK = Block(
                 ),
                 source="Rafailov et al. 2023, sec. 6.2",
                 found=(
-                    finding(
+                    verdict(
                         "temperatures",
                         "small",
-                        "partly supported",
-                        "DPO at temperature 0 wins {lead_over_ppo:points,1} points more than PPO at its best temperature. "
-                        "The other two parts are open: a smaller fall than PPO's ({smaller_fall:points,1}), and more wins "
-                        "than best-of-n ({lead_over_best_of_n:points,1}).",
-                        "温度 0 的 DPO 比最佳温度下的 PPO 多胜 {lead_over_ppo:points,1} 个百分点。另外两点尚无定论：升温时是否"
-                        "比 PPO 降得少（{smaller_fall:points,1}），是否胜过 best-of-n（{lead_over_best_of_n:points,1}）。",
-                        conditions=("lead_over_ppo > 0", "smaller_fall ~ 0", "lead_over_best_of_n ~ 0"),
+                        "it says no more than: DPO at temperature 0 wins more than PPO at its best (not decided: DPO "
+                        "loses less than PPO from temperature {} to {}; DPO's best wins more than best-of-n's best). "
+                        "By the gold reward DPO at temperature {} is {} points from PPO at {}, its fall from {} to {} "
+                        "is smaller than PPO's by {} points, and its best (at {}) is {} points from best-of-{} at {}.",
+                        "DPO at 0 wins {3} points more than PPO's best. Open: a smaller fall ({7}), more than best-of-n "
+                        "({9}).",
+                        "温度 0 的 DPO 与最好的 PPO 相差 {3} 个百分点。尚无定论：是否降得更少（{7}），是否胜过 best-of-n（{9}）。",
                     ),
                 ),
                 alt="摘要世界上各策略按金标奖励对目标摘要的胜率，随采样温度从 0 到 1 变化，带区间。",

@@ -395,7 +395,7 @@ MUTATIONS: list[Mutation] = [
         ),
     ),
     *in_file(
-        "experiments/claims/dpo_frontier/run.py",
+        "experiments/claims/dpo_frontier/frontiers.py",
         ["experiments/test_dpo_frontier.py"],
         Mutation(
             "sign",

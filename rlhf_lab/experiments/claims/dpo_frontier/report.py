@@ -1,0 +1,142 @@
+"""Decision and picture of claim 2: the frontiers of reward and KL, and DPO's lead at equal KL."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from rlhf_lab.evaluation import mean_interval
+from rlhf_lab.experiments.claims.dpo_frontier.frontiers import METHODS, budgets_of, gains, heights
+from rlhf_lab.experiments.claims.dpo_frontier.settings import BUDGETS, MIN_LEAD, DPOFrontier
+from rlhf_lab.experiments.verdicts import Number, Verdict
+from rlhf_lab.figures import style
+from rlhf_lab.intervals import Interval
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+QUOTED = (1, BUDGETS // 2 + 1, BUDGETS)
+"""The budgets, counted from 1, at which the gain of every method is a number of the verdict."""
+
+
+def numbers_of(settings: DPOFrontier, summary: pd.DataFrame, runs: pd.DataFrame) -> dict[str, Number]:
+    """Return the numbers of a result by name, such as `lead_ppo_3` for DPO's lead over PPO at the third budget.
+
+    A number that some seed does not have is left out, such as a gain beyond the last point of a method.
+    """
+    found = heights(settings, runs)
+    numbers: dict[str, Number] = {"budgets": BUDGETS}
+    numbers |= {f"budget_{place}": float(kl) for place, kl in enumerate(budgets_of(runs), 1)}
+    for method in ("ppo", "ppo-gold"):
+        name = method.replace("-", "_")
+        leads = [Interval(*mean_interval(values)) for values in (found["dpo"] - found[method]).T]
+        leads = [lead for lead in leads if lead.mean == lead.mean]
+        numbers |= {f"lead_{name}_{place}": lead for place, lead in enumerate(leads, 1)}
+        ahead, behind = (
+            len([1 for lead in leads if lead.low > MIN_LEAD]),
+            len([1 for lead in leads if lead.high < MIN_LEAD]),
+        )
+        numbers |= {f"ahead_{name}": ahead, f"behind_{name}": behind, f"open_{name}": len(leads) - ahead - behind}
+    for place in QUOTED:
+        best = float(found["optimal"][:, place - 1].mean())
+        for method, height in found.items():
+            name, gain = method.replace("-", "_"), Interval(*mean_interval(height[:, place - 1]))
+            numbers[f"gain_{name}_{place}"] = gain
+            if method != "optimal":
+                numbers[f"share_{name}_{place}"] = gain.mean / best if best > 0 else float("nan")
+        effect = found["ppo-gold"][:, place - 1] - found["ppo"][:, place - 1]
+        numbers[f"gold_effect_{place}"] = Interval(*mean_interval(effect))
+    first = runs[runs["method"].isin(METHODS)].groupby(["method", "seed"])["kl"].min()
+    for method in METHODS:
+        numbers[f"first_kl_{method.replace('-', '_')}"] = Interval(*mean_interval(first[method].to_numpy()))
+    # Below the first point of a run a frontier is a mixture with π_ref.
+    trained_from = max(first["dpo"].mean(), first["ppo"].mean())
+    numbers["mixture_budgets"] = len([kl for kl in budgets_of(runs) if kl < trained_from])
+    for method in ("dpo", "ppo"):
+        ends = summary[(summary["what"] == "point") & (summary["method"] == method)]
+        far = ends.sort_values("kl").iloc[-1]
+        numbers |= {
+            f"farthest_{m}_{method}": Interval(far[m], far[f"{m}_low"], far[f"{m}_high"]) for m in ("kl", "gain")
+        }
+        numbers[f"farthest_beta_{method}"] = float(far["beta"])
+    return {name: one for name, one in numbers.items() if _known(one)}
+
+
+def _known(number: Number) -> bool:
+    mean = number.mean if isinstance(number, Interval) else number
+    return mean == mean
+
+
+def decide(settings: DPOFrontier, summary: pd.DataFrame, runs: pd.DataFrame) -> Verdict:
+    """Apply the rule (`settings.RULE`) to the numbers."""
+    numbers = numbers_of(settings, summary, runs)
+    thresholds = {name: MIN_LEAD for name in numbers if name.startswith("lead_ppo_") and "gold" not in name}
+    if numbers["ahead_ppo"] == BUDGETS:
+        return Verdict("supported", numbers, thresholds)
+    if numbers["ahead_ppo"]:
+        return Verdict("partly supported", numbers, thresholds)
+    return Verdict("not supported" if numbers["behind_ppo"] else "inconclusive", numbers, thresholds)
+
+
+def _looks(exact: bool) -> dict[str, style.Style]:
+    """The style of each frontier, in the order of the legend."""
+    best = "maximum of any policy" if exact else "maximum of any policy (estimate)"
+    gold = {"light": style.colour("wrong"), "marker": "D", "dash": ":", "hollow": True}
+    return {
+        "optimal": style.of("optimal", label=best, marker=""),
+        "sft": style.of("sft", label="SFT on chosen responses"),
+        "dpo": style.of("dpo"),
+        "ppo": style.of("ppo"),
+        "ppo-gold": style.of("ppo", label="PPO on the gold reward", **gold),
+    }
+
+
+def figure(settings: DPOFrontier, summary: pd.DataFrame, runs: pd.DataFrame) -> Figure:
+    """Draw each method's mean frontier, on text with every point, and DPO's lead at every budget."""
+    from rlhf_lab.figures import statistical
+
+    drawing, (left, right) = style.subplots(1, 2, 12.4, 5.2, width_ratios=[1.2, 1])
+    looks, budget = _looks(settings.exact), summary[summary["what"] == "budget"]
+    _frontier_panel(left, settings, budget, runs, looks)
+    leads = budget[budget["method"].isin(["ppo", "ppo-gold"])].dropna(subset=["lead"])
+    over = {method: replace(looks[method], label=f"over {looks[method].label}") for method in ("ppo", "ppo-gold")}
+    statistical.interval_lines(
+        right, leads, "kl", "lead", "method", over, dodge=0.01 * budget["kl"].max(), legend=False,
+        title="Lead of DPO at equal KL", xlabel="KL budget [nats]", ylabel="difference of reward [logits of a label]",
+    )  # fmt: skip
+    right.axhline(MIN_LEAD, color="#444444", lw=1)
+    low, high = right.get_ylim()
+    right.set_ylim(low, high + 0.25 * (high - low))
+    with style.use():
+        right.legend(loc="upper left")
+    statistical.legend_below(drawing, left, columns=5)
+    return drawing
+
+
+@style.use()
+def _frontier_panel(
+    ax: Axes, settings: DPOFrontier, budget: pd.DataFrame, runs: pd.DataFrame, looks: dict[str, style.Style]
+) -> None:
+    """Draw mean frontiers without intervals: those of the lead are paired within the seed, and these are not."""
+    import pandas as pd
+    import seaborn as sns
+
+    from rlhf_lab.figures import statistical
+
+    reach = (1.05 if settings.exact else 1.6) * float(budget["kl"].max())
+    if not settings.exact:  # points of other worlds have another frontier and could be above the mean of all
+        points = gains(runs)
+        points = points[points["method"].isin(METHODS) & (points["kl"] <= reach)]
+        sns.scatterplot(
+            points, x="kl", y="gain", hue="method", palette={method: look.light for method, look in looks.items()},
+            style="method", markers={method: look.marker for method, look in looks.items() if look.marker},
+            s=30, alpha=0.4, legend=False, ax=ax,
+        )  # fmt: skip
+    origin = pd.DataFrame({"method": ["optimal"], "kl": [0.0], "gain": [0.0]})
+    lines = pd.concat([origin, budget[["method", "kl", "gain"]].dropna()])
+    statistical.interval_lines(
+        ax, lines, "kl", "gain", "method", looks, legend=False, title="Reward against KL, mean over seeds",
+        xlabel="KL(π‖π_ref) [nats]", ylabel="gain of E[r*] over π_ref [logits of a label]", xlim=(-0.03 * reach, reach),
+    )  # fmt: skip

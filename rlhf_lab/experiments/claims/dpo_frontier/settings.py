@@ -1,0 +1,77 @@
+"""Settings of claim 2, the numbers of its decision rule, and the rule in words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from rlhf_lab.errors import LabError, Natural, Positive
+from rlhf_lab.experiments.settings import Defaults, PerScale, Settings
+
+BUDGETS = 8
+"""Number of KL budgets at which the methods are compared. They are evenly spaced in √KL."""
+MIN_LEAD = 0.0
+"""DPO is ahead at a budget if the interval of its lead lies above this, and behind if it lies below."""
+
+RULE = (
+    f"A method's frontier in a seed is the concave envelope of its points and π_ref. DPO's lead is its reward minus "
+    f"PPO's at the same KL budget, taken within the seed, with a 95% interval over seeds. It is measured at {BUDGETS} "
+    f"budgets, evenly spaced in √KL up to the largest KL that both methods reach in all seeds. The claim is supported "
+    f"if the interval lies above {MIN_LEAD:g} at every budget, and partly supported if it does so at some of them. It "
+    f"is not supported if the interval lies below {MIN_LEAD:g} at some budget and above it at none. Otherwise the "
+    f"result is inconclusive."
+)
+
+
+@dataclass(frozen=True, init=False, kw_only=True)
+class DPOFrontier(Settings):
+    """Compare reward against KL of DPO and PPO over β, beside PPO on the gold reward and SFT on chosen responses."""
+
+    betas: tuple[Positive, ...]
+    """Values of β for DPO and PPO."""
+    gold_betas: tuple[Positive, ...]
+    """Values of β for PPO on the gold reward."""
+    rates: tuple[Positive, ...]
+    """Learning rates that the search tries for SFT, DPO and PPO."""
+    search_seeds: Natural
+    """Number of seeds of the search."""
+    labels: Natural
+    """Number of preference labels."""
+    steps: Natural
+    """Optimiser steps of every run. PPO takes several of them on the same samples."""
+    evaluations: Natural
+    """Number of points of each run, evenly spaced, the last at its end."""
+    prompts: Natural
+    """Text: number of test prompts for each point, with four responses each."""
+
+    DEFAULTS: ClassVar[Defaults] = {
+        "seeds": PerScale(10, 5, 3),
+        "betas": PerScale((0.1, 0.3, 1.0, 3.0), (0.1, 0.3, 1.0, 3.0), (0.1, 0.5, 2.0)),
+        "gold_betas": PerScale((0.1, 1.0), (0.1, 1.0), (0.1,)),
+        "rates": PerScale((0.02, 0.05, 0.15), (0.02, 0.05, 0.15), (1e-4, 3e-4, 1e-3)),
+        "search_seeds": PerScale(2, 2, 1),
+        "labels": PerScale(1000, 20_000, 512),
+        "steps": PerScale(240, 400, 44),
+        "evaluations": PerScale(8, 8, 3),
+        "prompts": 48,
+    }
+    QUICK: ClassVar[Defaults] = {
+        "seeds": 2,
+        "betas": PerScale((0.1, 0.3, 1.0, 3.0), (0.1, 0.3, 1.0, 3.0), (0.5,)),
+        "gold_betas": (0.1,),
+        "rates": PerScale((0.05, 0.15), (0.05, 0.15), (1e-3,)),
+        "search_seeds": 1,
+        "labels": PerScale(200, 200, 16),
+        "steps": PerScale(8, 8, 2),
+        "evaluations": 2,
+        "prompts": 4,
+    }
+
+    def check(self) -> None:
+        """Refuse runs that are shorter than their number of evaluations, and samples that are too small."""
+        if not self.betas or not self.gold_betas or not self.rates:
+            raise LabError("betas, gold_betas and rates need at least one value each.")
+        if self.evaluations < 1 or self.steps < self.evaluations:
+            raise LabError(f"A run of {self.steps} steps cannot have {self.evaluations} evaluations.")
+        if self.prompts < 2 or self.labels < 8:
+            raise LabError("The frontier needs at least 2 prompts and 8 labels.")
