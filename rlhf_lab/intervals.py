@@ -121,4 +121,4 @@ def _text(value: float, decimals: int, thresholds: list[float], signed: bool) ->
 
 
 def _side(difference: float) -> int:
-    return int(difference > 0) - int(difference < 0)  # numpy cannot subtract its booleans
+    return int(difference > 0) - int(difference < 0)

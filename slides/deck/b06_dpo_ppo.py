@@ -88,16 +88,16 @@ BLOCK = Block(
                 ),
                 source="Rafailov et al. 2023, sec. 6.2",
                 found=(
-                    verdict(
+                    finding(
                         "temperatures",
                         "small",
-                        "it says no more than: DPO at temperature 0 wins more than PPO at its best (not decided: DPO "
-                        "loses less than PPO from temperature {} to {}; DPO's best wins more than best-of-n's best). "
-                        "By the gold reward DPO at temperature {} is {} points from PPO at {}, its fall from {} to {} "
-                        "is smaller than PPO's by {} points, and its best (at {}) is {} points from best-of-{} at {}.",
-                        "DPO at 0 wins {3} points more than PPO's best. Open: a smaller fall ({7}), more than best-of-n "
-                        "({9}).",
-                        "温度 0 的 DPO 与最好的 PPO 相差 {3} 个百分点。尚无定论：是否降得更少（{7}），是否胜过 best-of-n（{9}）。",
+                        "partly supported",
+                        "DPO at temperature 0 wins {lead_over_ppo:points,1} points more than PPO at its best temperature. "
+                        "The other two parts are open: a smaller fall than PPO's ({smaller_fall:points,1}), and more wins "
+                        "than best-of-n ({lead_over_best_of_n:points,1}).",
+                        "温度 0 的 DPO 比最佳温度下的 PPO 多胜 {lead_over_ppo:points,1} 个百分点。另外两点尚无定论：升温时是否"
+                        "比 PPO 降得少（{smaller_fall:points,1}），是否胜过 best-of-n（{lead_over_best_of_n:points,1}）。",
+                        conditions=("lead_over_ppo > 0", "smaller_fall ~ 0", "lead_over_best_of_n ~ 0"),
                     ),
                 ),
                 alt="摘要世界上各策略按金标奖励对目标摘要的胜率，随采样温度从 0 到 1 变化，带区间。",

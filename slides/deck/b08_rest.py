@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from slides.results import claim, verdict
+from slides.results import claim, finding
 from slides.schema import Block, Bullets, DerivationPart, Equation, ExplorerPart, Flow, Slide, Step, T, Text, question
 
 BLOCK = Block(
@@ -149,29 +149,31 @@ BLOCK = Block(
                 ),
                 source="Gulcehre et al. 2023, sec. 4",
                 found=(
-                    verdict(
+                    finding(
                         "rest-translation",
                         "tree",
-                        "Shown: Improve steps raise the reward ({}), a second Grow raises it further ({}), ReST beats "
-                        "online RL ({}), the filter's limit has less than π* has at the same KL ({}). Refuted: cloning "
-                        "above the threshold beats the other losses ({}; {}; {}). In brackets: differences in r_φ, "
-                        "paired within seeds.",
-                        "Improve adds {0:value}, a second Grow {1:value}; PPO is {2:value} behind. Other losses beat the filter's.",
-                        "改进使奖励增加 {0:value}，第二次生成再加 {1:value}；PPO 落后 {2:value}。其他损失胜过过滤后克隆。",
+                        "partly supported",
+                        "Improve adds {improve_proxy:mean}, a second Grow {grow_proxy:mean}. PPO is {over_ppo_proxy:mean} lower. Other losses beat the filter.",
+                        "改进使奖励增加 {improve_proxy:mean}，第二次生成再加 {grow_proxy:mean}；PPO 低 {over_ppo_proxy:mean}。其他损失胜过过滤后克隆。",
+                        conditions=(
+                            "improve_proxy > 0",
+                            "grow_proxy > 0",
+                            "over_ppo_proxy > 0",
+                            "over_weighted_proxy < 0",
+                            "over_raft_proxy < 0",
+                            "over_dpo_proxy < 0",
+                        ),
                     ),
-                    verdict(
+                    finding(
                         "rest-translation",
                         "small",
-                        "Shown: Improve steps raise the reward ({}), the filter's limit has less than π* has at the "
-                        "same KL ({}). Refuted: cloning above the threshold beats the other losses ({}; {}; {}). Not "
-                        "decided: a second Grow raises it further ({}), ReST beats online RL ({}). In brackets: "
-                        "differences in r_φ, paired within seeds.",
-                        "Translation: proxy {0:value}, gold {7}.",
-                        "翻译：代理奖励升 {0:value}，金标 {7}。",
-                        also="gold cannot be told to have moved ({})",
+                        "partly supported",
+                        "Translation: r_φ changes by {improve_proxy:mean,signed}, the gold reward by {improve_gold:signed}.",
+                        "翻译：代理奖励变化 {improve_proxy:mean,signed}，真实奖励变化 {improve_gold:signed}。",
+                        conditions=("improve_proxy > 0", "improve_gold ~ 0"),
                     ),
                 ),
-                alt="词元树上 ReST 逐步的奖励，代理与金标，带区间；右边是其他损失、PPO 与 best of 8。",
+                alt="词元树上 ReST 逐步的奖励，代理奖励与真实奖励，带区间；右边是其他损失、PPO 与 best of 8。",
                 share=0.44,
             ),
             notes=T(

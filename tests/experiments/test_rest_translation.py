@@ -1,9 +1,8 @@
-"""Claim 6: the filter's limit against its definition, rest's own draws, every verdict, and quick runs."""
+"""Claim 6: the filter's limit against its definition, the samples of `rest`, every outcome, and quick runs."""
 
 from __future__ import annotations
 
 import math
-from itertools import product
 
 import pandas as pd
 import pytest
@@ -12,11 +11,11 @@ import torch
 from rlhf_lab import exact
 from rlhf_lab.errors import LabError
 from rlhf_lab.experiments.claims.rest_translation import run as claim
-from rlhf_lab.experiments.claims.rest_translation.report import Part
-from rlhf_lab.experiments.claims.rest_translation.run import ReSTTranslation
+from rlhf_lab.experiments.claims.rest_translation.report import outcome, status
+from rlhf_lab.experiments.claims.rest_translation.settings import ReSTTranslation
 from rlhf_lab.experiments.claims.rest_translation.training import at_equal_kl, filter_limit, rest_rows, rest_setup
 from rlhf_lab.experiments.runner import experiment_run
-from rlhf_lab.experiments.statistics import Interval
+from rlhf_lab.intervals import Interval
 from rlhf_lab.training import seeded
 
 SCALES = ("bandit", "tree", pytest.param("small", marks=pytest.mark.slow))
@@ -82,19 +81,17 @@ def test_a_filter_has_less_than_the_optimum_with_its_kl():
 
 
 @pytest.mark.parametrize("scale", SCALES)
-def test_a_quick_run_judges_and_speaks_without_holes(found, scale):
-    """All conditions are there, no text holds NaN, and the picture names its axes."""
+def test_a_quick_run_has_all_conditions_and_finite_numbers(found, scale):
+    """All conditions are there, no number is NaN, and the picture names its axes."""
     result = found(scale)
-    three = (result.settings, result.summary, result.runs)
     rows = result.runs
     assert {"BC", "G1 I0", "G1 I4", "G2 I3", "weighted", "raft", "dpo", "ppo", "best-of-n", "limit 0.95"} <= set(
         rows["condition"]
     )
     assert rows.groupby("condition")["seed"].nunique().eq(result.settings.seeds).all()
-    assert result.verdict.outcome in ("supported", "partly supported", "not supported", "inconclusive")
-    for words in (claim.text(*three), claim.words(*three), result.verdict.sentence):
-        assert "nan" not in words.lower()
-    for axes in claim.figure(*three).axes:
+    for number in result.verdict.numbers.values():
+        assert all(map(math.isfinite, number if isinstance(number, Interval) else [number]))
+    for axes in claim.EXPERIMENT.figure(result.settings, result.summary, result.runs).axes:
         assert axes.get_title(loc="left") and axes.get_xlabel() and "[" in axes.get_ylabel()
 
 
@@ -116,10 +113,10 @@ def test_the_shared_grown_set_is_the_one_that_rest_draws():
     shared = rest_setup(settings, 0)
     y, _ = shared.samples
     both = torch.cat([shared.scaled(shared.setup.prompts, y).flatten(), shared.scaled(*shared.original).flatten()])
-    kept = {row["condition"]: row["kept"] for row in rest_rows(shared)}
+    passed = {row["condition"]: row["kept"] for row in rest_rows(shared)}
     for number, tau in enumerate(settings.thresholds[1:], 1):
-        assert kept[f"G1 I{number}"] == pytest.approx((both > tau).double().mean().item(), abs=1e-6)
-    assert kept["G1 I0"] == 1
+        assert passed[f"G1 I{number}"] == pytest.approx((both > tau).double().mean().item(), abs=1e-6)
+    assert passed["G1 I0"] == 1
 
 
 def test_scores_of_the_thresholds_do_not_know_a_prompts_constant():
@@ -134,46 +131,56 @@ def test_scores_of_the_thresholds_do_not_know_a_prompts_constant():
 
 
 def test_the_rule_gives_every_outcome_it_names():
-    """Made-up statuses of the five parts."""
-    names = ("improve", "grow", "loss", "online", "limit")
-
-    def of(*statuses):
-        return claim.outcome(dict(zip(names, statuses, strict=True)))
-
-    assert of(*["supported"] * 5) == "supported"
-    assert of("refuted", *["supported"] * 4) == "not supported"
-    assert of("open", *["supported"] * 4) == "inconclusive"
-    assert of("supported", *["open"] * 4) == "inconclusive"
-    assert of("supported", "supported", "refuted", "open", "supported") == "partly supported"
-    assert of("on the proxy alone", *["supported"] * 4) == "partly supported"
-    for statuses in product(("supported", "on the proxy alone", "refuted", "open"), repeat=5):
-        assert of(*statuses) in ("supported", "partly supported", "not supported", "inconclusive")
+    """Made-up statuses of the five parts, the Improve steps' first."""
+    assert outcome("shown", ["shown"] * 4) == "supported"
+    assert outcome("refuted", ["shown"] * 4) == "not supported"
+    assert outcome("open", ["shown"] * 4) == "inconclusive"
+    assert outcome("shown", ["open"] * 4) == "inconclusive"
+    assert outcome("shown", ["shown", "refuted", "open", "shown"]) == "partly supported"
+    assert outcome("shown", ["shown", "open", "open", "open"]) == "partly supported"
+    assert outcome("proxy alone", ["shown"] * 4) == "partly supported"
+    assert outcome("proxy alone", ["open"] * 4) == "partly supported"
 
 
 def test_a_part_is_shown_refuted_open_or_shown_on_the_proxy_alone():
     """By hand, from intervals above, below and around zero."""
     up, down, wide = Interval(1, 0.5, 1.5), Interval(-1, -1.5, -0.5), Interval(0.1, -1, 1.2)
-    assert Part("", [up, up], [wide, up]).status == "supported"
-    assert Part("", [up, up], [wide, down]).status == "on the proxy alone"
-    assert Part("", [up, wide], [up, up]).status == "open"
-    assert Part("", [down, up], [up, up]).status == "refuted"
-    assert Part("", [up], [down], False).status == "supported"
+    assert status([up, up], [wide, up]) == "shown"
+    assert status([up, up], [wide, down]) == "proxy alone"
+    assert status([up, wide], [up, up]) == "open"
+    assert status([down, up], [up, up]) == "refuted"
 
 
-def test_judge_reads_the_parts_from_rows():
+def test_the_decision_reads_the_parts_from_rows():
     """Three seeds of a made-up world in which every part is true by a wide margin."""
     settings = ReSTTranslation(scale="bandit")
-    values = {"BC": 0, "G1 I0": 1, "G1 I4": 5, "G2 I3": 8, "weighted": 3, "raft": 3, "dpo": 3, "ppo": 4}
+    values = {"BC": 0, "G1 I0": 1, "G1 I4": 5, "G2 I3": 8, "weighted": 3, "raft": 3, "dpo": 3, "ppo": 4, "best-of-n": 2}
+    values |= {f"limit {tau:g}": 1 for tau in settings.thresholds}
     rows = [
-        {"seed": seed, "condition": name, "proxy": value + 0.01 * seed * value, "gold": value + 0.01 * seed * value}
+        {"seed": seed, "condition": name, "proxy": value + 0.01 * seed * value, "gold": value + 0.01 * seed * value,
+         "kl": value, "gap": tau_gap + 0.01 * seed, "kept": 0.5, "samples": 8}
         for seed in range(3)
         for name, value in values.items()
-    ]
-    rows += [{"seed": s, "condition": "limit 0.95", "proxy": 0, "gold": 0, "gap": 1 + 0.01 * s} for s in range(3)]
+        for tau_gap in [2 if name == "limit 0.8" else 1]
+    ]  # fmt: skip
     frame = pd.DataFrame(rows)
-    assert claim.judge(settings, frame, frame).outcome == "supported"
-    worse = frame.assign(proxy=frame["proxy"].where(frame["condition"] != "G1 I4", 0.01 * frame["seed"]))
-    assert claim.judge(settings, worse, worse).outcome == "not supported"
+
+    def decided(frame):
+        return claim.EXPERIMENT.decide(settings, claim.summarise_rows(settings, frame), frame)
+
+    found = decided(frame)
+    assert found.outcome == "supported"
+    assert found.numbers["improve_proxy"].mean == pytest.approx(4.04)
+    assert found.numbers["over_ppo_gold"].mean == pytest.approx(4.04)
+    assert found.numbers["limit_gap"].mean == pytest.approx(1.01)
+    assert (found.numbers["widest_gap"], found.numbers["widest_gap_threshold"]) == (pytest.approx(2.01), 0.8)
+
+    def changed(condition, metric, value):
+        return frame.assign(**{metric: frame[metric].where(frame["condition"] != condition, value)})
+
+    assert decided(changed("G1 I4", "proxy", 0.01 * frame["seed"])).outcome == "not supported"
+    assert decided(changed("ppo", "gold", 100.0)).outcome == "partly supported"
+    assert decided(changed("limit 0.95", "gap", -1.0)).outcome == "partly supported"
 
 
 def test_bad_settings_are_refused():

@@ -1,6 +1,7 @@
 """Claim 3: sharpened policies, exact win rates, every outcome of the rule, and a quick run on each scale."""
 
 import itertools
+import math
 
 import pandas as pd
 import pytest
@@ -8,7 +9,10 @@ import torch
 
 from rlhf_lab.errors import LabError
 from rlhf_lab.experiments.claims.temperatures import run as claim
+from rlhf_lab.experiments.claims.temperatures.report import PARTS, comparisons, decide, figure
+from rlhf_lab.experiments.claims.temperatures.settings import Temperatures
 from rlhf_lab.experiments.runner import experiment_run
+from rlhf_lab.intervals import Interval
 from rlhf_lab.training import seeded
 from rlhf_lab.worlds import token_tree
 
@@ -47,7 +51,7 @@ def test_win_rates_are_sums_over_all_pairs_ties_half():
         assert found[x, y] == pytest.approx(float(wanted))
 
 
-SETTINGS = claim.Temperatures()
+SETTINGS = Temperatures()
 
 
 def _runs(dpo, ppo, best, spread=0.0):
@@ -65,41 +69,42 @@ def _runs(dpo, ppo, best, spread=0.0):
 
 
 @pytest.mark.parametrize(
-    ("runs", "outcome", "words"),
+    ("runs", "outcome", "signs"),
     [
-        (_runs((0.62, 0.6), (0.57, 0.4), 0.6), "supported", "All three"),
-        (_runs((0.62, 0.6), (0.57, 0.4), 0.7), "partly supported", "not so: DPO's best wins more"),
-        (_runs((0.5, 0.2), (0.57, 0.4), 0.7), "not supported", "No part"),
-        (_runs((0.55, 0.45), (0.55, 0.45), 0.56, spread=0.2), "inconclusive", "Every part"),
+        (_runs((0.62, 0.6), (0.57, 0.4), 0.6), "supported", "+++"),
+        (_runs((0.62, 0.6), (0.57, 0.4), 0.7), "partly supported", "++-"),
+        (_runs((0.5, 0.2), (0.57, 0.4), 0.7), "not supported", "---"),
+        (_runs((0.55, 0.45), (0.55, 0.45), 0.56, spread=0.2), "inconclusive", "000"),
     ],
 )
-def test_each_outcome_of_the_rule_from_runs_that_call_for_it(runs, outcome, words):
-    summary = claim.summarise_runs(SETTINGS, runs)
-    verdict = claim.judge(SETTINGS, summary, runs)
+def test_each_outcome_of_the_rule_from_runs_that_call_for_it(runs, outcome, signs):
+    verdict = decide(SETTINGS, claim.summarise_runs(SETTINGS, runs), runs)
     assert verdict.outcome == outcome
-    assert words in verdict.sentence
+    for name, sign in zip(PARTS, signs, strict=True):
+        part = verdict.numbers[name]
+        assert sign == ("+" if part.above else "-" if part.below else "0"), name
 
 
 def test_the_parts_are_the_differences_that_were_put_in():
     """DPO .62 → .60, PPO .57 → .40, best-of-128 .60 at temperature 1: +5, 15 and +2 points."""
     runs = _runs((0.62, 0.6), (0.57, 0.4), 0.6)
-    found = claim.parts(SETTINGS, claim.summarise_runs(SETTINGS, runs), runs)
-    assert (found.ahead.mean, found.steadier.mean, found.beyond.mean) == pytest.approx((0.05, 0.15, 0.02))
-    assert (found.ppo_best, found.dpo_best, found.rival) == (0.0, 0.0, ("best-of-128", 1.0))
+    found = comparisons(SETTINGS, claim.summarise_runs(SETTINGS, runs), runs, "gold_wins")
+    assert [found[name].mean for name in PARTS] == pytest.approx([0.05, 0.15, 0.02])
+    best = {"best_temperature_ppo": 0, "best_temperature_dpo": 0, "best_n": 128, "best_temperature_best_of_n": 1}
+    assert found.items() >= best.items()
 
 
 def _checked(found):
-    three = found.settings, found.summary, found.runs
-    for text in (claim.text(*three), claim.words(*three), found.verdict.sentence):
-        assert "nan" not in text.lower() and len(text) > 40
-    for ax in claim.figure(*three).axes:
+    for name, number in found.verdict.numbers.items():
+        assert math.isfinite(number.mean if isinstance(number, Interval) else number), name
+    for ax in figure(found.settings, found.summary, found.runs).axes:
         assert ax.get_title(loc="left") and ax.get_xlabel() and ax.get_ylabel()
     assert set(found.search["seed"]).isdisjoint(found.runs["seed"])
 
 
 @pytest.mark.parametrize("scale", ["bandit", "tree"])
 def test_a_quick_run_where_the_reference_at_1_ties_with_itself(scale, tmp_path):
-    settings = claim.Temperatures(scale=scale, quick=True, out=tmp_path, progress=False)
+    settings = Temperatures(scale=scale, quick=True, out=tmp_path, progress=False)
     found = experiment_run(claim.EXPERIMENT, settings)
     table = found.runs.set_index(["method", "temperature"])["gold_wins"]
     assert table["reference", 1.0].to_numpy() == pytest.approx(0.5)
@@ -110,18 +115,18 @@ def test_a_quick_run_where_the_reference_at_1_ties_with_itself(scale, tmp_path):
 
 @pytest.mark.slow
 def test_a_quick_run_on_text_asks_gold_and_judge_at_every_temperature(tmp_path):
-    settings = claim.Temperatures(scale="small", quick=True, out=tmp_path, progress=False)
+    settings = Temperatures(scale="small", quick=True, out=tmp_path, progress=False)
     found = experiment_run(claim.EXPERIMENT, settings)
     assert found.runs[["gold_wins", "judge_wins"]].notna().all(axis=None)
     assert (found.runs.groupby(["method", "temperature"]).size() == 2).all()
-    # One greedy response whatever stands behind it.
+    # At temperature 0 there is one response, however many are sampled.
     cold = found.runs[found.runs["temperature"] == 0].set_index(["seed", "method"])["gold_wins"]
     assert all(cold[seed, "best-of-2"] == cold[seed, "reference"] for seed in range(2))
     _checked(found)
 
 
 def test_settings_that_cannot_work_are_refused_at_once():
-    with pytest.raises(LabError, match="rise from 0 to 1"):
-        claim.Temperatures(temperatures=(1.0, 0.0))
-    with pytest.raises(LabError, match="at least 2"):
-        claim.Temperatures(best_of=(1,))
+    with pytest.raises(LabError, match="increase from 0 to 1"):
+        Temperatures(temperatures=(1.0, 0.0))
+    with pytest.raises(LabError, match="each at least 2"):
+        Temperatures(best_of=(1,))

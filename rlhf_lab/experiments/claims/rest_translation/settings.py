@@ -1,76 +1,113 @@
-"""Settings of the experiment `rest-translation`."""
+"""Settings of claim 6, the names of its conditions, and its decision rule in words."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
 from rlhf_lab.errors import LabError, Natural, NonNegative, check_beta
-from rlhf_lab.experiments import runner
-from rlhf_lab.experiments.runner import Settings
+from rlhf_lab.experiments.settings import Defaults, PerScale, Settings
+
+LOSSES = ("weighted", "raft", "dpo")
+"""Losses that replace the filter on the same samples: SFT weighted by exp(r/β), SFT on each prompt's best, and DPO."""
+FRONTIER = (0.0, 0.03, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0)
+"""Shares of the KL of the last filter's limit at which π* of the reward model is evaluated."""
+
+RULE = (
+    "The claim has five parts. Each is decided by differences in r_φ that are paired within seeds. (1) r_φ is higher "
+    "after the last Improve step than after SFT on all samples. (2) It is higher at the end of the second Grow step "
+    "than at the end of the first. (3) It is higher after the last Improve step of the first Grow step than with every "
+    "other loss. (4) It is higher at the end of the second Grow step than with PPO. (5) It is lower in the limit of "
+    "the last filter than for π* of the same reward at the same KL. A part is shown if all its 95% intervals lie on "
+    "the claimed side of zero, refuted if one lies on the other side, and open otherwise. A part from (1) to (4) that "
+    "is shown counts as shown on the proxy alone if the gold reward falls, with its whole interval. Supported if all "
+    "five parts are shown; not supported if (1) is refuted; inconclusive if (1) is open, or if (1) is shown and all "
+    "others are open; otherwise partly supported."
+)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False, kw_only=True)
 class ReSTTranslation(Settings):
-    """ReST step by step, beside other losses, online RL, best of n, and its own limit."""
+    """Train ReST step by step and compare it with other losses, online RL, best-of-n and the limit of its filter."""
 
-    beta: NonNegative = 0.5
+    beta: NonNegative
     """β of online RL, of the weighted losses and of regret, in the labeller's unit."""
-    labels: Natural = 0
-    """Preference labels under the reward model. 0: 500; tree 4,000; a language model 512."""
-    prompts: Natural = 0
-    """Prompts that are answered in a Grow step. 0: 500; a language model 64."""
-    samples: Natural = 16
-    """Responses to each."""
-    thresholds: tuple[NonNegative, ...] = (0.0, 0.7, 0.8, 0.9, 0.95)
-    """τ after the first Grow, on [0, 1] by the range of the first grown set; the first takes everything."""
-    second: tuple[NonNegative, ...] = (0.8, 0.9, 0.95)
-    """τ after the second Grow, on [0, 1] by the range of the second grown set."""
-    steps: Natural = 0
-    """Optimiser steps of one Improve step. 0: 60; a language model 16. Other losses get those of all Improve steps."""
-    batch: Natural = 0
-    """Responses in an optimiser step. 0: 2,048; a language model 32."""
-    rate: NonNegative = 0.0
-    """Learning rate of every fit; ReST halves it from one Improve step to the next. 0: 0.05; a language model 3e-4."""
-    best_of: Natural = 8
+    labels: Natural
+    """Preference labels on which the reward model is fitted."""
+    prompts: Natural
+    """Prompts of a Grow step."""
+    samples: Natural
+    """Responses to each prompt of a Grow step."""
+    thresholds: tuple[NonNegative, ...]
+    """Thresholds τ after the first Grow step, on [0, 1] by the range of its samples. The first one, 0, takes all."""
+    second: tuple[NonNegative, ...]
+    """Thresholds τ after the second Grow step, on [0, 1] by the range of its samples."""
+    steps: Natural
+    """Optimiser steps of one Improve step. Other losses get the steps of all Improve steps together."""
+    batch: Natural
+    """Responses in an optimiser step."""
+    rate: NonNegative
+    """Learning rate of every fit. ReST halves it from one Improve step to the next."""
+    best_of: Natural
     """n of best-of-n at test time."""
-    reward_steps: Natural = 0
-    """Optimiser steps of the reward model. 0: 150; a language model 80."""
-    test_prompts: Natural = 0
-    """Test prompts of a language model. 0: 96."""
-    test_samples: Natural = 4
-    """Responses to each."""
+    reward_steps: Natural
+    """Optimiser steps of the reward model."""
+    test_prompts: Natural
+    """Text: number of test prompts."""
+    test_samples: Natural
+    """Text: responses to each test prompt."""
 
-    def __post_init__(self) -> None:
-        exactly = self.scale in runner.EXACT_SCALES
-        tree, quick = self.scale == "tree", self.quick
-        defaults: dict[str, Any] = {
-            "seeds": 2 if quick else 20 if self.scale == "bandit" else 5 if tree else 3,
-            "labels": (200 if exactly else 32) if quick else (4000 if tree else 500) if exactly else 512,
-            "prompts": (50 if exactly else 8) if quick else 500 if exactly else 64,
-            "steps": (5 if exactly else 1) if quick else 60 if exactly else 16,
-            "batch": 2048 if exactly else 8 if quick else 32,
-            "rate": 0.05 if exactly else 3e-4,
-            "reward_steps": (20 if exactly else 2) if quick else 150 if exactly else 80,
-            "test_prompts": 8 if quick else 96,
-        }
-        if quick and not exactly and self.samples == 16:
-            defaults["samples"] = 4
-            object.__setattr__(self, "samples", 0)
-            object.__setattr__(self, "test_samples", 2)
-        for name, value in defaults.items():
-            if getattr(self, name) == 0:
-                object.__setattr__(self, name, value)
-        super().__post_init__()
+    DEFAULTS: ClassVar[Defaults] = {
+        "seeds": PerScale(20, 5, 3),
+        "beta": 0.5,
+        "labels": PerScale(500, 4000, 512),
+        "prompts": PerScale(500, 500, 64),
+        "samples": 16,
+        "thresholds": (0.0, 0.7, 0.8, 0.9, 0.95),
+        "second": (0.8, 0.9, 0.95),
+        "steps": PerScale(60, 60, 16),
+        "batch": PerScale(2048, 2048, 32),
+        "rate": PerScale(0.05, 0.05, 3e-4),
+        "best_of": 8,
+        "reward_steps": PerScale(150, 150, 80),
+        "test_prompts": 96,
+        "test_samples": 4,
+    }
+    QUICK: ClassVar[Defaults] = {
+        "seeds": 2,
+        "labels": PerScale(200, 200, 32),
+        "prompts": PerScale(50, 50, 8),
+        "samples": PerScale(16, 16, 4),
+        "steps": PerScale(5, 5, 1),
+        "batch": PerScale(2048, 2048, 8),
+        "reward_steps": PerScale(20, 20, 2),
+        "test_prompts": 8,
+        "test_samples": PerScale(4, 4, 2),
+    }
+
+    def check(self) -> None:
+        """Refuse settings with which ReST, DPO's pairs or the evaluation are not defined."""
         check_beta(self.beta)
         if self.samples < 2 or self.samples % 2:
-            raise LabError(f"samples must be even and at least 2, not {self.samples}: DPO pairs them.")
+            raise LabError(f"samples must be even and at least 2, not {self.samples}, because DPO pairs them.")
         for name in ("labels", "prompts", "steps", "batch", "reward_steps", "test_prompts", "test_samples", "best_of"):
             if getattr(self, name) < 1:
                 raise LabError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        if self.rate <= 0:
+            raise LabError(f"rate must be greater than 0, not {self.rate}.")
         for name in ("thresholds", "second"):
             values = getattr(self, name)
             if not values or list(values) != sorted(values) or not 0 <= values[0] <= values[-1] < 1:
-                raise LabError(f"{name} must rise from 0 or more to less than 1, not {values}.")
+                raise LabError(f"{name} must increase from 0 or more to less than 1, not {values}.")
         if len(self.thresholds) < 2 or self.thresholds[0] > 0:
-            raise LabError(f"thresholds must begin with 0 and have an Improve step after it, not {self.thresholds}.")
+            raise LabError(f"thresholds must begin with 0 and contain an Improve step after it, not {self.thresholds}.")
+
+    @property
+    def first_names(self) -> list[str]:
+        """Conditions of the first Grow step: G for Grow, I for Improve; I0 takes all samples."""
+        return [f"G1 I{number}" for number in range(len(self.thresholds))]
+
+    @property
+    def second_names(self) -> list[str]:
+        """Conditions of the second Grow step."""
+        return [f"G2 I{number + 1}" for number in range(len(self.second))]

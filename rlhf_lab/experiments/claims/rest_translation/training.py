@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from rlhf_lab.algorithms.rest import ReST, rest
 from rlhf_lab.algorithms.sft import sft
 from rlhf_lab.batch import Tokens, pick_pairs
 from rlhf_lab.evaluation import evaluate
-from rlhf_lab.experiments import runner
+from rlhf_lab.experiments.claims.rest_translation.settings import FRONTIER, ReSTTranslation
 from rlhf_lab.experiments.methods import BestOf, train
 from rlhf_lab.experiments.scales import set_up
 from rlhf_lab.experiments.setup import Setup
@@ -30,25 +30,7 @@ from rlhf_lab.randomness import Stream
 from rlhf_lab.rounding import unit_interval, wins
 from rlhf_lab.training import Training, seeded
 
-if TYPE_CHECKING:
-    from rlhf_lab.experiments.claims.rest_translation.settings import ReSTTranslation
-
-
 WORLD = "translation"
-LOSSES = {"weighted": "cloning weighted by exp(r/β)", "raft": "cloning of the best of a prompt", "dpo": "DPO"}
-"""Losses that replace the filter on the same samples of the first Grow step."""
-FRONTIER = (0.0, 0.03, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0)
-"""Shares of the KL of the last limit at which π* of the reward model is evaluated."""
-
-
-def step_name(number: int) -> str:
-    """How Improve step `number` of the first Grow is called in tables: G for Grow, I for Improve."""
-    return f"G1 I{number}"
-
-
-def last_step(settings: ReSTTranslation) -> tuple[str, str]:
-    """The names of the last condition of each Grow."""
-    return step_name(len(settings.thresholds) - 1), f"G2 I{len(settings.second)}"
 
 
 @dataclass(eq=False)
@@ -131,7 +113,7 @@ def rest_setup(settings: ReSTTranslation, seed: int) -> ReSTSetup:
     """Make the set-up of one seed, on any scale; its reward model is fitted to the preference labels."""
     sizes: dict[str, Any] = {"prompts": settings.prompts, "beta": settings.beta, "batch_size": settings.batch}
     sizes |= {"learning_rate": settings.rate, "reward_steps": settings.reward_steps}
-    if settings.scale in runner.EXACT_SCALES:
+    if settings.exact:
         sizes |= {"labels": max(settings.labels, 8), "reward_rate": 0.05, "reward_batch_size": 4096}
     else:
         sizes |= {"labels": settings.labels, "reward_batch_size": 16}
@@ -163,31 +145,31 @@ def rest_rows(shared: ReSTSetup) -> list[dict[str, Any]]:
     settings, setup, rows = shared.settings, shared.setup, []
     # `ReSTSetup.range` sets the scale once. At τ = 0 every response passes, that with the lowest score too.
     thresholds = tuple(tau if tau > 0 else -1e9 for tau in settings.thresholds)
-    kept: list[float] = []
+    passed: list[float] = []
 
     def see(policy: Policy, steps: int) -> None:
         if steps and steps % settings.steps == 0:
             rows.append(_numbers(shared, policy))
 
     first = ReST(samples=settings.samples, thresholds=thresholds, scale="none")
-    # The policy has moved, and with it the range of the scores of its responses: the second Grow has its own scale.
+    # The policy has moved, and with it the range of its responses' scores, so the second Grow step has another scale.
     second = replace(first, thresholds=settings.second, scale="minmax")
     policy, x, original = setup.new_policy(), setup.prompts, shared.original
     with record(see, policy):
-        for own, reward, stream in ((first, shared.scaled, 40), (second, shared.above, 43)):
-            history = rest(policy, reward, x, own, shared.training(settings.steps, stream), original)
-            steps = range(len(own.thresholds))
-            kept += [next(row["kept"] for row in history if row["improve"] == i) for i in steps]
-    names = [step_name(i) for i in range(len(thresholds))] + [f"G2 I{i + 1}" for i in range(len(settings.second))]
+        for method, reward, stream in ((first, shared.scaled, 40), (second, shared.above, 43)):
+            history = rest(policy, reward, x, method, shared.training(settings.steps, stream), original)
+            steps = range(len(method.thresholds))
+            passed += [next(row["kept"] for row in history if row["improve"] == i) for i in steps]
+    names = settings.first_names + settings.second_names
     each = settings.prompts * settings.samples
     return [
         {"condition": name, "samples": each * (2 if name.startswith("G2") else 1), "kept": share, **row}
-        for name, share, row in zip(names, kept, rows, strict=True)
+        for name, share, row in zip(names, passed, rows, strict=True)
     ]
 
 
 def other_rows(part: str) -> Callable[[ReSTSetup], list[dict[str, Any]]]:
-    """Another loss on the samples of the first Grow, with the optimiser steps of all its Improve steps."""
+    """Train another loss on the samples of the first Grow step, with the optimiser steps of all its Improve steps."""
 
     def fit(shared: ReSTSetup) -> list[dict[str, Any]]:
         settings, setup, (y, scores) = shared.settings, shared.setup, shared.samples
@@ -214,16 +196,16 @@ def other_rows(part: str) -> Callable[[ReSTSetup], list[dict[str, Any]]]:
 
 
 def ppo_rows(shared: ReSTSetup) -> list[dict[str, Any]]:
-    """Online RL: as many responses pass through the optimiser as in ReST's first Grow and all its Improve steps."""
+    """Train PPO with as many responses in the optimiser as in the Improve steps of ReST's first Grow step."""
     settings, setup = shared.settings, shared.setup
     steps = settings.steps * len(settings.thresholds)
     if isinstance(setup, ExactSetup):
         # On a table a large batch costs little: PPO has a round for every optimiser step of ReST, and more samples.
-        rounds, asked = steps, min(16, setup.world.num_prompts)
+        rounds, prompts = steps, min(16, setup.world.num_prompts)
     else:
-        asked = min(16, len(setup.prompts))
-        rounds = max(steps * settings.batch // (asked * 4 * 2), 1)  # four responses to a prompt, two epochs
-    training = replace(shared.training(rounds, 46), batch_size=asked)
+        prompts = min(16, len(setup.prompts))
+        rounds = max(steps * settings.batch // (prompts * 4 * 2), 1)  # four responses to a prompt, two epochs
+    training = replace(shared.training(rounds, 46), batch_size=prompts)
     trained = train("ppo", setup, training, stages=1, epochs=2)
     assert isinstance(trained.policy, Policy)
     return [{"condition": "ppo", "samples": trained.samples, **_numbers(shared, trained.policy)}]

@@ -1,0 +1,136 @@
+"""Decision and picture of claim 3: win rates of DPO, PPO, SFT and best-of-n over sampling temperatures."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rlhf_lab.evaluation import mean_interval
+from rlhf_lab.experiments.claims.temperatures.settings import THRESHOLD, Temperatures
+from rlhf_lab.experiments.verdicts import Number, Outcome, Verdict
+from rlhf_lab.intervals import Interval
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from rlhf_lab.figures.style import Style
+
+NAMES = {"reference": "SFT (π_ref)", "sft": "SFT on chosen", "dpo": "DPO", "ppo": "PPO"}
+PAPER = {"dpo": 0.617, "ppo": 0.570}
+"""Win rates at temperature 0 in the DPO paper's TL;DR figure. Temperature 0 is also PPO's best there."""
+PARTS = ("lead_over_ppo", "smaller_fall", "lead_over_best_of_n")
+"""The parts (a), (b) and (c) of the rule."""
+
+Cell = tuple[str, float]
+"""A method and a temperature."""
+
+
+def metrics(settings: Temperatures) -> dict[str, str]:
+    """Return what is measured on the scale: the name of each number → its column."""
+    more = {"gain": "gain"} if settings.exact else {"judge_wins": "judge_wins", "gain": "gain", "tokens": "tokens"}
+    return {"wins": "gold_wins", **more}
+
+
+def numbers_of(settings: Temperatures, summary: pd.DataFrame, runs: pd.DataFrame) -> dict[str, Number]:
+    """Return the numbers of a result by name, such as `wins_dpo_0` for DPO's win rate at temperature 0."""
+    table: Any = summary.set_index(["method", "temperature"])
+
+    def at(method: str, temperature: float, column: str) -> Interval:
+        row = table.loc[(method, temperature)]
+        return Interval(row[column], row[f"{column}_low"], row[f"{column}_high"])
+
+    numbers = comparisons(settings, summary, runs, "gold_wins")
+    if not settings.exact:
+        numbers |= {
+            f"judge_{name}": value for name, value in comparisons(settings, summary, runs, "judge_wins").items()
+        }
+    for name, column in metrics(settings).items():
+        for method in styles(settings):
+            key = method.replace("-", "_")
+            numbers |= {f"{name}_{key}_{t}": at(method, t, column) for t in (0, 1)}
+    rival = f"best-of-{numbers['best_n']}"
+    numbers["wins_best_of_n"] = at(rival, float(numbers["best_temperature_best_of_n"]), "gold_wins")  # type: ignore[arg-type]
+    return numbers | {"fall_reference": _difference(runs, "gold_wins", [("reference", 0)], [("reference", 1)])}
+
+
+def comparisons(settings: Temperatures, summary: pd.DataFrame, runs: pd.DataFrame, metric: str) -> dict[str, Number]:
+    """Return the three parts of the rule by one measure of winning, with the best temperatures and the best n."""
+    _, ppo = _best(summary, ["ppo"], metric)
+    _, dpo = _best(summary, ["dpo"], metric)
+    rival, temperature = _best(summary, [f"best-of-{n}" for n in settings.best_of], metric)
+    return {
+        "lead_over_ppo": _difference(runs, metric, [("dpo", 0)], [("ppo", ppo)]),
+        "smaller_fall": _difference(runs, metric, [("ppo", 0), ("dpo", 1)], [("ppo", 1), ("dpo", 0)]),
+        "lead_over_best_of_n": _difference(runs, metric, [("dpo", dpo)], [(rival, temperature)]),
+        "best_temperature_ppo": ppo,
+        "best_temperature_dpo": dpo,
+        "best_temperature_best_of_n": temperature,
+        "best_n": int(rival.removeprefix("best-of-")),
+    }
+
+
+def _best(summary: pd.DataFrame, methods: list[str], metric: str) -> Cell:
+    """The method and the temperature of the maximal mean over seeds."""
+    part = summary[summary["method"].isin(methods)]
+    row = part.iloc[int(part[metric].to_numpy().argmax())]
+    return str(row["method"]), float(row["temperature"])
+
+
+def _difference(runs: pd.DataFrame, metric: str, plus: list[Cell], minus: list[Cell]) -> Interval:
+    """The sum of some cells minus that of others, within a seed: its mean over seeds with its interval."""
+    table = runs.pivot(index="seed", columns=["method", "temperature"], values=metric)
+    total: Any = sum(table[cell] for cell in plus) - sum(table[cell] for cell in minus)
+    return Interval(*mean_interval(total.to_numpy()))
+
+
+def decide(settings: Temperatures, summary: pd.DataFrame, runs: pd.DataFrame) -> Verdict:
+    """Apply the rule (`settings.RULE`) to the numbers."""
+    numbers = numbers_of(settings, summary, runs)
+    parts: list[Any] = [numbers[name] for name in PARTS]
+    true, false = [part.low > THRESHOLD for part in parts], [part.high < THRESHOLD for part in parts]
+    outcome: Outcome = "supported" if all(true) else "partly supported"
+    if not any(true):
+        outcome = "not supported" if any(false) else "inconclusive"
+    return Verdict(outcome, numbers, dict.fromkeys(PARTS, THRESHOLD))
+
+
+def styles(settings: Temperatures) -> dict[str, Style]:
+    """Return the look of each method, in the order of the legend. Of several n the smallest is dashed."""
+    from rlhf_lab.figures import style
+
+    found = {method: style.of(method, label=name) for method, name in NAMES.items()}
+    for n in settings.best_of:
+        dashed = n == settings.best_of[0] and len(settings.best_of) > 1
+        found[f"best-of-{n}"] = style.of("best-of-n", label=f"best of {n}", dash="--" if dashed else "-", hollow=dashed)
+    return found
+
+
+def figure(settings: Temperatures, summary: pd.DataFrame, runs: pd.DataFrame) -> Figure:
+    """Draw win rates by the gold reward over temperature, and by the judge (text) or the reward (exact scales)."""
+    from matplotlib.ticker import PercentFormatter
+
+    from rlhf_lab.figures import statistical, style
+
+    opponent = "a sample of π_ref" if settings.exact else "the target"
+    rate = f"comparisons won against {opponent} [%]"
+    second = ("gain", "Expected gold reward", "gain in E[r*] over π_ref at temperature 1\n[logits of a label]")
+    if not settings.exact:
+        second = ("judge_wins", "Win rate by the judge", rate)
+    with style.use():
+        drawing, axes = style.subplots(1, 2, 12.4, 5.4)
+        for ax, (metric, title, ylabel) in zip(
+            axes, (("gold_wins", "Win rate by the gold reward", rate), second), strict=True
+        ):
+            statistical.interval_lines(
+                ax, summary, "temperature", metric, "method", styles(settings), dodge=0.012, legend=False,
+                lines={"linewidth": 1.8}, title=title, xlabel="sampling temperature", ylabel=ylabel,
+                xticks=settings.temperatures,
+            )  # fmt: skip
+            if metric != "gain":
+                ax.axhline(0.5, color="#444444", lw=1, zorder=1)
+                ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+            for method, value in PAPER.items() if metric == "judge_wins" else ():
+                look = style.of(method, label=f"{NAMES[method]}, the paper", hollow=True, dash="none")
+                ax.plot([-0.07], [value], label=look.label, **look.line())
+        statistical.legend_below(drawing, *axes, columns=3 if settings.exact else 4)
+    return drawing

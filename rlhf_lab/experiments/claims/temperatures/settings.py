@@ -1,0 +1,77 @@
+"""Settings of claim 3 and its decision rule in words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from rlhf_lab.errors import LabError, Natural, NonNegative, Positive
+from rlhf_lab.experiments.settings import Defaults, PerScale, Settings
+
+THRESHOLD = 0.0
+"""A part of the claim is true where the whole interval of its difference lies above this, and false where it lies
+below."""
+
+RULE = (
+    "The claim has three parts. Each is a difference of win rates by the gold reward, taken within a seed, with its "
+    "95% interval over seeds: (a) the win rate of DPO at temperature 0 minus that of PPO at its best temperature; (b) "
+    "PPO's fall from temperature 0 to 1 minus DPO's; (c) the win rate of DPO at its best temperature minus that of "
+    "best-of-n at its best n and temperature. “Best” is the maximum of the mean over seeds. A part is true if its "
+    "interval lies above 0, false if it lies below 0, and otherwise open. Supported if all three parts are true; "
+    "partly supported if some are; not supported if none is true and at least one is false; inconclusive if all three "
+    "are open."
+)
+
+
+@dataclass(frozen=True, init=False, kw_only=True)
+class Temperatures(Settings):
+    """Compare the win rates of DPO, PPO, SFT and best-of-n at several sampling temperatures."""
+
+    temperatures: tuple[NonNegative, ...]
+    """Sampling temperatures, increasing from 0 to 1. Temperature 0 takes the most likely token each time."""
+    best_of: tuple[Natural, ...]
+    """Values of n of best-of-n, which chooses by the reward model."""
+    beta: Positive
+    """β of DPO and PPO."""
+    rates: tuple[Positive, ...]
+    """Learning rates that the search tries for each of SFT, DPO and PPO."""
+    search_seeds: Natural
+    """Number of seeds of the search."""
+    labels: Natural
+    """Number of preference labels."""
+    steps: Natural
+    """Optimiser steps of every run. PPO uses each batch of samples for several steps."""
+    prompts: Natural
+    """Text: number of test prompts. Each is answered once at every temperature."""
+
+    DEFAULTS: ClassVar[Defaults] = {
+        "seeds": PerScale(10, 10, 3),
+        "temperatures": (0.0, 0.25, 0.5, 0.75, 1.0),
+        "best_of": PerScale((8, 128), (8, 128), (4, 16)),
+        "beta": 0.5,
+        "rates": PerScale((0.02, 0.05, 0.15), (0.02, 0.05, 0.15), (3e-4, 1e-3)),
+        "search_seeds": PerScale(2, 2, 1),
+        "labels": PerScale(1000, 20_000, 512),
+        "steps": PerScale(240, 400, 44),
+        "prompts": 80,
+    }
+    QUICK: ClassVar[Defaults] = {
+        "seeds": 2,
+        "temperatures": (0.0, 0.5, 1.0),
+        "best_of": PerScale((8, 128), (8, 128), (2,)),
+        "rates": PerScale((0.05, 0.15), (0.05, 0.15), (1e-3,)),
+        "search_seeds": 1,
+        "labels": PerScale(200, 200, 16),
+        "steps": PerScale(8, 8, 2),
+        "prompts": 4,
+    }
+
+    def check(self) -> None:
+        """Refuse temperatures that do not increase from 0 to 1, and too few samples, prompts or labels."""
+        increasing = list(self.temperatures) == sorted(set(self.temperatures))
+        if not increasing or self.temperatures[:1] != (0.0,) or self.temperatures[-1] != 1.0:
+            raise LabError(f"temperatures must increase from 0 to 1, not {self.temperatures}.")
+        if not self.best_of or min(self.best_of) < 2 or not self.rates:
+            raise LabError("best_of needs at least one n, each at least 2, and rates at least one learning rate.")
+        if self.prompts < 2 or self.labels < 8 or self.search_seeds < 1:
+            raise LabError("The experiment needs at least 2 prompts, 8 labels and 1 seed of the search.")
