@@ -80,28 +80,31 @@ def main(arguments: Sequence[str] | None = None) -> float:
     )  # fmt: skip
     model = GPT2LMHeadModel(config)
     policy = LanguageModelPolicy(model, end_token=0, max_new_tokens=60)
-    seconds: dict[str, list[float]] = {"plain": [], "packed": []}
+    seconds: dict[str, list[float]] = {"plain": [], "shared prefix": []}
     for turn in range(args.times):
         prompts, responses = tldr_shaped(args.pairs, seed=turn)
         ways = {
             "plain": lambda p=prompts, r=responses: plain(model, p, r),
-            "packed": lambda p=prompts, r=responses: policy.log_prob(p, r),
+            "shared prefix": lambda p=prompts, r=responses: policy.log_prob(p, r),
         }
         found = {}
         # The order alternates, so that neither variant always finds warm memory.
         for name in sorted(ways, reverse=bool(turn % 2)):
             took, *found[name] = step(model, ways[name])
             seconds[name].append(took)
-        value, gradient = ((a - b).abs().max().item() for a, b in zip(found["plain"], found["packed"], strict=True))
+        value, gradient = (
+            (a - b).abs().max().item() for a, b in zip(found["plain"], found["shared prefix"], strict=True)
+        )
         if value > 5e-3 or gradient > 1e-4:
             raise SystemExit(
                 f"The two variants differ by {value:.1e} in log-probabilities, {gradient:.1e} in gradients."
             )
     medians = {name: statistics.median(taken) for name, taken in seconds.items()}
-    ratio = medians["plain"] / medians["packed"]
+    ratio = medians["plain"] / medians["shared prefix"]
     print(
         f"(B, 2) log-probability, forward + backward, {args.pairs} TL;DR-shaped pairs, {args.threads} threads, "
-        f"median of {args.times}: plain {medians['plain']:.2f} s, packed {medians['packed']:.2f} s, ratio {ratio:.1f}"
+        f"median of {args.times}: plain {medians['plain']:.2f} s, shared prefix {medians['shared prefix']:.2f} s, "
+        f"ratio {ratio:.1f}"
     )
     print(f"  largest difference in the last turn: log-probabilities {value:.1e} nats, gradients {gradient:.1e}")
     return ratio

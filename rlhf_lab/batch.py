@@ -82,7 +82,9 @@ class Tokens:
 
     @classmethod
     def from_lists(cls, rows: Sequence[Sequence[int]] | Sequence[Sequence[Sequence[int]]]) -> Tokens:
-        """Ragged lists of ids: B lists give shape (B, T); B lists of G lists give (B, G, T).
+        """Convert nested lists of ids, which may have different lengths, to `Tokens`.
+
+        B lists of ids give shape (B, T). B lists of G lists give (B, G, T).
 
         Raises:
             LabError: an empty list of rows, or prompts with different numbers of responses.
@@ -168,7 +170,7 @@ class Tokens:
         return _tokens(self.ids.to(device), self.mask.to(device))
 
     def tolist(self) -> list[Any]:
-        """Ragged nested lists of ids, the inverse of `from_lists`."""
+        """Convert to nested lists of ids without padding, the inverse of `from_lists`."""
         if self.ids.ndim == 1:
             return self.ids[self.mask].tolist()
         return [Tokens(i, m).tolist() for i, m in zip(self.ids, self.mask, strict=True)]

@@ -22,7 +22,7 @@ def groups(draw, min_group=1):
 
 
 @given(rows)
-def test_ragged_lists_come_back_as_they_went_in(lists):
+def test_lists_of_different_lengths_come_back_as_they_went_in(lists):
     tokens = Tokens.from_lists(lists)
     assert tokens.tolist() == lists
     assert tokens.lengths.tolist() == [len(seq) for seq in lists]
@@ -30,7 +30,7 @@ def test_ragged_lists_come_back_as_they_went_in(lists):
 
 
 @given(groups())
-def test_ragged_groups_come_back_as_they_went_in(lists):
+def test_groups_of_different_lengths_come_back_as_they_went_in(lists):
     tokens = Tokens.from_lists(lists)
     assert tokens.shape[:2] == (len(lists), len(lists[0]))
     assert tokens.tolist() == lists

@@ -1,4 +1,4 @@
-"""Tiny random language models and ragged batches, for the tests of whatever stands on a language model."""
+"""Tiny random language models and batches of different lengths, for tests of code that uses a language model."""
 
 import pytest
 import torch
@@ -48,7 +48,7 @@ def tiny(kind: str, vocab: int = 37, context: int = 48, seed: int = 0, attention
     return model
 
 
-def ragged(count: int = 3, group: int = 4, vocab: int = 37, longest: int = 6, seed: int = 1):
+def variable_length_batch(count: int = 3, group: int = 4, vocab: int = 37, longest: int = 6, seed: int = 1):
     """Prompts of 1 … 7 tokens and responses of 1 … `longest` tokens, ids over the whole vocabulary."""
     g = torch.Generator().manual_seed(seed)
 

@@ -119,14 +119,14 @@ class LanguageModelPolicy(Policy):
         for _ in range(2):
             try:
                 states = shared_prefix_states(body, Tokens.full(ids[:1, :2]), Tokens.full(ids[None, :, 2:]))
-                packed = self._logits(states.flat)[states.before[0]]
+                shared = self._logits(states.flat)[states.before[0]]
             except (AttributeError, IndexError, KeyError, TypeError, ValueError, NotImplementedError) as error:
                 # The model's code expects another mask, cache or output. A RuntimeError would come from the device.
                 raise LabError(
                     f"{type(self.model).__name__} cannot compute responses that share a prompt "
                     f"({type(error).__name__}: {error}). Use GPT-2, GPT-NeoX, Llama, Mistral or Qwen."
                 ) from error
-            if not (plain - packed).abs().max() > limit:
+            if not (plain - shared).abs().max() > limit:
                 return
             varlen_attention.uninstall(body)
         raise LabError(

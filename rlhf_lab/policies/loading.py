@@ -315,28 +315,35 @@ def _load(factory: Any, name_or_path: str, revision: str | None, what: str, **mo
         raise LabError(f"The {what} of {name_or_path} cannot be loaded ({type(error).__name__}: {reason})") from None
 
 
-def check_same_vocabulary(ours: Any, theirs: Any, our_name: str, their_name: str) -> None:
+def check_same_vocabulary(ours: Any, theirs: Any, our_name: str, their_name: str, may_have_more: bool = False) -> None:
     """Check that two models have the same vocabulary and end token, so that one can read the other's ids.
+
+    How text is split into tokens is not compared.
 
     Args:
         ours: a Hugging Face tokenizer.
         theirs: another one.
         our_name: name of the first model, for the message.
         their_name: name of the second model.
+        may_have_more: whether the second vocabulary may contain further tokens. For a reward model this is enough,
+            because it only reads the ids of the policy.
 
     Raises:
-        LabError: the vocabularies differ. The message names the first token that differs.
+        LabError: the vocabularies differ. The message names one token that differs.
     """
     one, two = ours.get_vocab(), theirs.get_vocab()
-    if one == two and ours.eos_token_id == theirs.eos_token_id:
-        return
-    if len(one) != len(two):
-        what = f"{len(one):,} tokens against {len(two):,}"
-    elif one == two:
+    tokens = one if may_have_more else one | two
+    other = [token for token in tokens if one.get(token) != two.get(token)]
+    if other:
+        token = min(other)
+        ids = [f"has the id {vocab[token]}" if token in vocab else "is unknown" for vocab in (one, two)]
+        what = (
+            f"{len(other):,} of {len(tokens):,} tokens differ, and {token!r} {ids[0]} in one and {ids[1]} in the other"
+        )
+    elif ours.eos_token_id != theirs.eos_token_id:
         what = f"end token {ours.eos_token!r} against {theirs.eos_token!r}"
     else:
-        token = min(token for token in one.keys() | two.keys() if one.get(token) != two.get(token))
-        what = f"the token {token!r} is {one.get(token)} in one and {two.get(token)} in the other"
+        return
     raise LabError(
         f"{our_name} and {their_name} have different vocabularies ({what}), so that one cannot read the other's ids. "
         f"Use models with the same tokenizer."

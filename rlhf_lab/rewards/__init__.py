@@ -4,5 +4,4 @@
 - `ranker`: the pairwise ranker of RSO, and the reward that is made from it.
 - `text`: a reward computed by any function of strings.
 - `saving`: folders of models with a head.
-- `shared_vocabulary`: checks that a reward model and a policy have the same vocabulary.
 """

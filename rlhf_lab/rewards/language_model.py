@@ -8,6 +8,7 @@ token *before* y_t, which is the prompt's last token for t = 0, so that it does 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -20,7 +21,6 @@ from rlhf_lab.errors import LabError
 from rlhf_lab.policies.loading import pick_device
 from rlhf_lab.policies.transformer.shared_prefix_forward import body_of, check_batch, dropout_off, shared_prefix_states
 from rlhf_lab.rewards import saving
-from rlhf_lab.rewards.shared_vocabulary import check_same_tokenizer
 
 S = TypeVar("S", bound="_Scored")
 
@@ -39,7 +39,7 @@ class _Scored(nn.Module):
         super().__init__()
         self.body: Any
         self.head: nn.Linear
-        take = copy.deepcopy if copied else lambda part: part
+        take: Callable[[Any], Any] = copy.deepcopy if copied else lambda part: part
         self.tokenizer = tokenizer
         if isinstance(model, _Scored):
             self.body, self.head = take(model.body), take(model.head)
@@ -84,9 +84,7 @@ class _Scored(nn.Module):
             LabError: there is no such folder, it is incomplete, it contains another kind of model, or the model was
                 trained with another tokenizer.
         """
-        body, own, _, tokenizer = saving.load(folder, cls.kind, dtype)
-        if tokenizer is not None and policy_tokenizer is not None:
-            check_same_tokenizer(policy_tokenizer, tokenizer, reward_name=f"the {cls.kind}")
+        body, own, _, tokenizer = saving.load(folder, cls.kind, dtype, policy_tokenizer)
         module = cls(body, tokenizer, copied=False)
         saving.load_head(module, own, folder)
         return module.to(pick_device(str(device or "cpu"))).eval()

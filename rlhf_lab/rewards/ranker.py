@@ -34,7 +34,6 @@ from rlhf_lab.policies.loading import pick_device
 from rlhf_lab.policies.transformer.shared_prefix_forward import body_of, check_batch, dropout_off
 from rlhf_lab.rewards import saving
 from rlhf_lab.rewards.language_model import at_least_float32
-from rlhf_lab.rewards.shared_vocabulary import check_same_tokenizer
 
 Order = Literal["both", "random"]
 MAX_TOKENS_PER_PASS = 2**14
@@ -189,9 +188,7 @@ class PairwiseRanker(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> PairwiseRanker:
         """Load a ranker that `save_pretrained` wrote; see `LanguageModelReward.from_pretrained`."""
-        body, own, record, tokenizer = saving.load(folder, cls.kind, dtype)
-        if tokenizer is not None and policy_tokenizer is not None:
-            check_same_tokenizer(policy_tokenizer, tokenizer, reward_name=f"the {cls.kind}")
+        body, own, record, tokenizer = saving.load(folder, cls.kind, dtype, policy_tokenizer)
         ranker = cls(body, record.get("order", "both"), tokenizer, copied=False)
         saving.load_head(ranker, own, folder)
         return ranker.to(pick_device(str(device or "cpu"))).eval()
@@ -240,16 +237,6 @@ class BaselineReward:
         check_positive(temperature, "temperature")
         self.ranker, self.policy, self.seed, self.temperature = ranker, policy, seed, temperature
         self._baselines: dict[tuple[int, ...], list[int]] = {}
-
-    @property
-    def body(self) -> Any:
-        """The ranker's body, whose vocabulary `check_reward_vocabulary` reads."""
-        return self.ranker.body
-
-    @property
-    def tokenizer(self) -> Any:
-        """The ranker's tokenizer, if it has one."""
-        return self.ranker.tokenizer
 
     @torch.no_grad()
     def baselines(self, prompts: Tokens) -> Tokens:

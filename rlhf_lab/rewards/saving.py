@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_lab.errors import LabError, check_path, check_weights
-from rlhf_lab.policies.loading import file_with_weight
+from rlhf_lab.policies.loading import check_same_vocabulary, file_with_weight
 
 HEAD, RECORD = "head.safetensors", "reward.json"
 
@@ -49,7 +49,7 @@ def save(module: nn.Module, folder: Path | str, kind: str, tokenizer: Any = None
 
 
 def load(
-    folder: Path | str, kind: str, dtype: torch.dtype | None = None
+    folder: Path | str, kind: str, dtype: torch.dtype | None = None, policy_tokenizer: Any = None
 ) -> tuple[Any, dict[str, Tensor], dict[str, Any], Any]:
     """Load what `save` wrote.
 
@@ -57,12 +57,14 @@ def load(
         folder: a folder written by `save`.
         kind: the kind of model that is expected.
         dtype: of the body's weights; None for float32.
+        policy_tokenizer: the tokenizer of the policy whose responses the model will read; None checks nothing.
 
     Returns:
         The body, the other tensors, the record, and the tokenizer (None if none was saved).
 
     Raises:
-        LabError: there is no such folder, it contains another kind of model, or a file is missing or damaged.
+        LabError: there is no such folder, it contains another kind of model, or a file is missing or damaged,
+            or the policy has another vocabulary.
     """
     from safetensors.torch import load_file
     from transformers import AutoModel, AutoTokenizer
@@ -101,6 +103,9 @@ def load(
         )
     check_weights(own.items(), lambda name: str(folder / HEAD))
     check_weights(body.named_parameters(), lambda name: file_with_weight(folder, name, str(folder)))
+    if tokenizer is not None and policy_tokenizer is not None:
+        names = f"The policy {policy_tokenizer.name_or_path}".rstrip(), f"the {kind} in {folder}"
+        check_same_vocabulary(policy_tokenizer, tokenizer, *names, may_have_more=True)
     return body, own, record, tokenizer
 
 

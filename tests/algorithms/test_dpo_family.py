@@ -20,9 +20,9 @@ from rlhf_lab.worlds import bandit, token_tree
 
 BETA = 0.5
 BANDIT = bandit.random(2, 5, seed=0)
-RAGGED = token_tree.random(2, 3, 1, seed=1, has_end=True, reward="sequence")
+TREE = token_tree.random(2, 3, 1, seed=1, has_end=True, reward="sequence")
 """A tree whose responses have one to three tokens: there, dividing by length is seen."""
-LENGTH = RAGGED.tree.responses.lengths.double()
+LENGTH = TREE.tree.responses.lengths.double()
 
 
 def fitted(world, settings, steps=12, policy=None):
@@ -52,7 +52,7 @@ def far(one, other):
     return exact.kl(one, other).max().item()
 
 
-@pytest.mark.parametrize("world", [BANDIT, RAGGED], ids=["bandit", "tree"])
+@pytest.mark.parametrize("world", [BANDIT, TREE], ids=["bandit", "tree"])
 def test_ipo_by_sum_arrives_at_the_softmax_of_its_win_rate(world):
     """Azar et al. 2023: π_ref exp(p(y ≻ μ)/τ)/Z, with p(y ≻ μ) = Σ_j μ_j p(y ≻ y_j), μ the pairs' distribution."""
     tau, log_ref = 0.3, world.log_ref()
@@ -66,20 +66,20 @@ def test_ipo_by_sum_arrives_at_the_softmax_of_its_win_rate(world):
 def test_ipo_by_mean_arrives_elsewhere_where_lengths_differ():
     """log π/π_ref = |y| (p(y ≻ μ)/τ − c); on the bandit, where every response has one token, it is IPO by sum."""
     tau = 0.3
-    wins = (exact.preference(RAGGED.rewards()) * RAGGED.log_ref().exp().unsqueeze(-2)).sum(-1).numpy()
-    rewards = RAGGED.rewards().numpy()
+    wins = (exact.preference(TREE.rewards()) * TREE.log_ref().exp().unsqueeze(-2)).sum(-1).numpy()
+    rewards = TREE.rewards().numpy()
 
     def log_p(c, ref, reward):
         row = next(i for i in range(len(rewards)) if rewards[i] is reward or np.array_equal(rewards[i], reward))
         return ref + LENGTH.numpy() * (wins[row] / tau - c)
 
-    end = fitted(RAGGED, DPO("ipo-mean", tau))
-    assert far(end, solved(RAGGED, log_p)) < 1e-8
-    assert far(end, fitted(RAGGED, DPO("ipo", tau))) > 1e-2
+    end = fitted(TREE, DPO("ipo-mean", tau))
+    assert far(end, solved(TREE, log_p)) < 1e-8
+    assert far(end, fitted(TREE, DPO("ipo", tau))) > 1e-2
     assert far(fitted(BANDIT, DPO("ipo-mean", tau)), fitted(BANDIT, DPO("ipo", tau))) < 1e-10
 
 
-@pytest.mark.parametrize("world", [BANDIT, RAGGED], ids=["bandit", "tree"])
+@pytest.mark.parametrize("world", [BANDIT, TREE], ids=["bandit", "tree"])
 @pytest.mark.parametrize("max_reward", [None, 10.0])
 def test_chi_po_arrives_at_its_closed_form_by_lamberts_function(world, max_reward):
     """β φ(π/π_ref) = r − c, φ(z) = z + log z, so π = π_ref W(exp((r − c)/β)). A clip beyond all rewards is none."""
@@ -105,16 +105,16 @@ def test_chi_po_arrives_at_its_closed_form_by_lamberts_function(world, max_rewar
 
 
 def test_dpo_by_length_arrives_at_rewards_a_token_times_length():
-    end = fitted(RAGGED, DPO("dpo-length", BETA))
-    assert far(end, solved(RAGGED, lambda c, ref, r: ref + LENGTH.numpy() * (r - c) / BETA)) < 1e-8
-    assert far(end, RAGGED.optimal(BETA)) > 1e-2
+    end = fitted(TREE, DPO("dpo-length", BETA))
+    assert far(end, solved(TREE, lambda c, ref, r: ref + LENGTH.numpy() * (r - c) / BETA)) < 1e-8
+    assert far(end, TREE.optimal(BETA)) > 1e-2
 
 
 def test_dpo_by_length_on_a_bandit_arrives_at_the_optimal_policy():
     assert far(fitted(BANDIT, DPO("dpo-length", BETA)), BANDIT.optimal(BETA)) < 1e-8
 
 
-@pytest.mark.parametrize("world", [BANDIT, RAGGED], ids=["bandit", "tree"])
+@pytest.mark.parametrize("world", [BANDIT, TREE], ids=["bandit", "tree"])
 def test_simpo_without_margin_forgets_the_reference(world):
     """π = exp(|y| (r − c)/β): on the bandit π* of a uniform reference."""
     length = world.tree.responses.lengths.double().numpy()
@@ -183,10 +183,8 @@ def of_family(loss: str, beta: float = 0.1) -> DPO:
 
 @pytest.mark.parametrize("loss", NAMES)
 def test_each_loss_ranks_sampled_pairs_better_than_at_the_start(loss):
-    pairs, policy = RAGGED.preferences(400, seeded(0)), RAGGED.reference.copy()
-    history = dpo(
-        policy, RAGGED.reference, pairs, of_family(loss, BETA), Training(steps=40, progress=False, log_every=1)
-    )
+    pairs, policy = TREE.preferences(400, seeded(0)), TREE.reference.copy()
+    history = dpo(policy, TREE.reference, pairs, of_family(loss, BETA), Training(steps=40, progress=False, log_every=1))
     assert history[-1]["loss"] < history[0]["loss"]
     assert np.mean([row["accuracy"] for row in history[-10:]]) > 0.55
 
@@ -200,37 +198,37 @@ class Silent(torch.nn.Module):
 
 @pytest.mark.parametrize("loss", ["hinge", "simpo", "orpo"])
 def test_losses_without_a_reference_never_ask_one(loss):
-    pairs, training = RAGGED.preferences(50, seeded(0)), Training(steps=3, progress=False)
+    pairs, training = TREE.preferences(50, seeded(0)), Training(steps=3, progress=False)
     ends = []
     for reference in (Silent(), None):
-        policy = RAGGED.reference.copy()
+        policy = TREE.reference.copy()
         history = dpo(policy, reference, pairs, of_family(loss, BETA), training)
         assert "chosen_log_prob" in history[-1] and "chosen_log_ratio" not in history[-1]
-        ends.append(RAGGED.log_probs(policy))
+        ends.append(TREE.log_probs(policy))
     assert torch.equal(*ends)
 
 
 @pytest.mark.parametrize("loss", [name for name in NAMES if of_family(name).needs_reference])
 def test_given_reference_log_probs_the_reference_is_not_asked_and_the_bits_are_the_same(loss):
-    pairs, training = RAGGED.preferences(50, seeded(0)), Training(steps=5, batch_size=16, progress=False)
-    known = reference_log_probs(RAGGED.reference, pairs, 7)
+    pairs, training = TREE.preferences(50, seeded(0)), Training(steps=5, batch_size=16, progress=False)
+    known = reference_log_probs(TREE.reference, pairs, 7)
     ends = []
-    for reference, given in ((RAGGED.reference, None), (Silent(), known)):
-        policy = RAGGED.reference.copy()
+    for reference, given in ((TREE.reference, None), (Silent(), known)):
+        policy = TREE.reference.copy()
         dpo(policy, reference, pairs, of_family(loss, BETA), training, reference_log_probs=given)
-        ends.append(RAGGED.log_probs(policy))
+        ends.append(TREE.log_probs(policy))
     assert torch.equal(*ends)
 
 
 @pytest.mark.parametrize("loss", NAMES)
 def test_pair_loss_of_each_name_is_its_function_of_what_the_policy_says(loss):
     """Recomputed row by row with lengths counted from the ids' lists."""
-    pairs, policy = RAGGED.preferences(20, seeded(3)), RAGGED.reference.copy()
+    pairs, policy = TREE.preferences(20, seeded(3)), TREE.reference.copy()
     with torch.no_grad():
         for table in policy.logits.tables:
             table.add_(torch.randn(table.shape, dtype=table.dtype, generator=seeded(4)))
     settings = of_family(loss, BETA)
-    log_ref = reference_log_probs(RAGGED.reference, pairs, 20)
+    log_ref = reference_log_probs(TREE.reference, pairs, 20)
     value = pair_loss(policy, pairs, log_ref if settings.needs_reference else None, settings)[0].item()
     total = 0.0
     for row, answers in enumerate(pairs.responses.tolist()):
@@ -306,13 +304,13 @@ def test_what_cannot_be_fitted_is_refused_by_name():
 
 def test_pairs_keep_their_weights_under_every_divided_loss():
     """A weight of two is a pair given twice."""
-    pairs = RAGGED.preferences(6, seeded(1))
+    pairs = TREE.preferences(6, seeded(1))
     twice = torch.tensor([0, 1, 2, 3, 4, 5, 5])
     weighted = Pairs(pairs.prompts, pairs.responses, torch.tensor([1.0, 1, 1, 1, 1, 2], dtype=torch.float64))
-    policy = RAGGED.reference.copy()
+    policy = TREE.reference.copy()
     for loss in ("simpo", "orpo", "dpo-length", "ipo-mean", "chi"):
         settings = of_family(loss, BETA)
-        log_ref = reference_log_probs(RAGGED.reference, pairs, 6) - 0.3 if settings.needs_reference else None
+        log_ref = reference_log_probs(TREE.reference, pairs, 6) - 0.3 if settings.needs_reference else None
         one = pair_loss(policy, weighted, log_ref, settings)[0]
         two = pair_loss(policy, pairs[twice], None if log_ref is None else log_ref[twice], settings)[0]
         torch.testing.assert_close(one, two)

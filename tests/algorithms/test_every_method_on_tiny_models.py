@@ -1,7 +1,7 @@
 """Each algorithm, unchanged, for a few steps on a random GPT-2 and GPT-NeoX, with a reward and critic of their kind.
 
-That a method does what it is for is tested in test_on_language_model.py. Here: it runs on ragged texts, moves the
-policy and nothing else, reports finite numbers, and takes `top_k`, parts of a batch and bf16.
+That a method does what it is for is tested in test_on_language_model.py. Here: it runs on texts of different
+lengths, moves the policy and nothing else, reports finite numbers, and takes `top_k`, parts of a batch and bf16.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""The files of the exact rungs, unchanged, on a small GPT-2 over text-like tokens of ragged lengths.
+"""The files of the exact rungs, unchanged, on a small GPT-2 over text-like tokens of different lengths.
 
 The gold reward is the share of one token id in the response, which any method can raise. No number is expected
 but that the method does what it is for.

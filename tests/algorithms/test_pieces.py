@@ -18,7 +18,7 @@ from rlhf_lab.training import Training, seeded
 from rlhf_lab.worlds import bandit
 
 
-def _ragged(seed=0):
+def _variable_length(seed=0):
     g = seeded(seed)
     lengths = torch.tensor([[1, 3], [4, 2]])
     mask = torch.arange(4) < lengths.unsqueeze(-1)
@@ -26,7 +26,7 @@ def _ragged(seed=0):
 
 
 def test_token_rewards_sum_to_the_score_minus_beta_times_the_log_ratio_and_the_score_is_on_the_last_token():
-    g, mask, (log_policy, log_ref, _) = _ragged()
+    g, mask, (log_policy, log_ref, _) = _variable_length()
     score = torch.randn(2, 2, dtype=torch.float64, generator=g)
     rewards = token_rewards(score, log_policy, log_ref, mask, beta=0.3)
     assert torch.allclose(rewards.sum(-1), score - 0.3 * (log_policy - log_ref).sum(-1))
@@ -39,7 +39,7 @@ def test_token_rewards_sum_to_the_score_minus_beta_times_the_log_ratio_and_the_s
 @pytest.mark.parametrize(("discount", "lam"), [(1.0, 0.95), (0.9, 0.8), (1.0, 0.0), (1.0, 1.0)])
 def test_gae_equals_the_double_sum_of_discounted_residuals(discount, lam):
     """A_t = Σ_{l ≥ 0} (γλ)^l δ_{t+l} with δ_t = r_t + γ V_{t+1} − V_t and V = 0 after the last token."""
-    _, mask, (rewards, values, _) = _ragged(1)
+    _, mask, (rewards, values, _) = _variable_length(1)
     advantages, returns = gae(rewards, values, mask, discount, lam)
     for i in range(2):
         for j in range(2):
@@ -55,7 +55,7 @@ def test_gae_equals_the_double_sum_of_discounted_residuals(discount, lam):
 
 
 def test_whiten_gives_mean_zero_and_variance_one_over_the_mask_alone():
-    _, mask, (values, _, _) = _ragged(2)
+    _, mask, (values, _, _) = _variable_length(2)
     white = whiten(values + 5, mask)
     assert white[mask].mean().abs() < 1e-9
     assert (white[mask].square().mean() - 1).abs() < 1e-6

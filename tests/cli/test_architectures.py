@@ -48,7 +48,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", USABLE)
 def test_an_architecture_that_can_be_used_is_let_through_and_scores_as_the_model_itself_does(name):
-    """log π of two responses behind one prompt, packed, against the model's logits of each row alone."""
+    """log π of two responses behind one shared prompt against the model's logits of each row alone."""
     config = USABLE[name]()
     check_architecture(config, name)
     torch.manual_seed(0)

@@ -72,7 +72,7 @@ def test_a_reward_model_of_another_tokenizer_is_refused(model, pairs, tmp_path, 
     assert main(train("reward-model", other, pairs, tmp_path / "reward")) == 0
     for method in ("ppo", "rloo", "raft"):
         said = refused(train(method, model, pairs, tmp_path / method, "--reward", str(tmp_path / "reward")), capsys)
-        assert "different tokenizers" in said and not (tmp_path / method).exists()
+        assert "different vocabularies" in said and not (tmp_path / method).exists()
 
 
 def test_a_reference_of_another_vocabulary_is_refused(model, pairs, tmp_path, capsys):

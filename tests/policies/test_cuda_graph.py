@@ -71,7 +71,7 @@ def test_a_replayed_step_draws_what_a_plain_step_draws(kind, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
-def test_every_drawn_token_has_the_probability_that_the_packed_pass_gives_it(kind):
+def test_every_drawn_token_has_the_probability_that_the_forward_pass_gives_it(kind):
     """Sampled, not greedy: the states of each replayed step against `token_log_probs` of the whole responses."""
     policy = LanguageModelPolicy(tiny(kind), end_token=None, max_new_tokens=7)
     g, noted = torch.Generator().manual_seed(0), []

@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 from pretend_gpu import pretended_gpu
-from tiny_models import one_thread, ragged, tiny  # noqa: F401
+from tiny_models import one_thread, tiny, variable_length_batch  # noqa: F401
 
 from rlhf_lab.policies.language_model import LanguageModelPolicy
 from rlhf_lab.policies.transformer import flex_attention
@@ -99,7 +99,7 @@ def test_the_compiled_kernel_gives_the_dense_attention_for_rows_of_many_lengths_
 
     compilations = []
     for seed in range(1, 6):
-        prompts, responses = ragged(count=3, group=4, longest=90, seed=seed)
+        prompts, responses = variable_length_batch(count=3, group=4, longest=90, seed=seed)
         with torch.no_grad():
             dense = policy.token_log_probs(prompts, responses)
             with monkeypatch.context() as patch:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_models import ARCHITECTURES, one_thread, ragged, tiny  # noqa: F401
+from tiny_models import ARCHITECTURES, one_thread, tiny, variable_length_batch  # noqa: F401
 
 from rlhf_lab.batch import Tokens
 from rlhf_lab.errors import LabError
@@ -17,7 +17,7 @@ PROMPTS = Tokens.from_lists([[3, 4, 1, 9, 2], [5], [7, 8, 30]])
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_each_token_is_drawn_from_the_probabilities_that_token_log_probs_gives_it(kind):
-    """What the decoder's own logits say of each drawn token, against the packed forward pass of the whole response.
+    """The decoder's logits of each drawn token, against the shared-prefix forward pass of the whole response.
     Prompts of three lengths share a batch, so padded keys take part."""
     policy = LanguageModelPolicy(tiny(kind), end_token=None, max_new_tokens=6)
     g, noted = torch.Generator().manual_seed(0), []
@@ -133,7 +133,7 @@ def test_one_token_responses_need_no_step():
 
 def test_a_batch_larger_than_a_row_gives_the_same_numbers(monkeypatch):
     policy = LanguageModelPolicy(tiny("llama"), end_token=0, max_new_tokens=6)
-    prompts, responses = ragged(count=7)
+    prompts, responses = variable_length_batch(count=7)
     with torch.no_grad():
         one = policy.token_log_probs(prompts, responses)
         monkeypatch.setattr(shared_prefix_forward, "MAX_TOKENS_PER_PASS", 30)
@@ -142,7 +142,7 @@ def test_a_batch_larger_than_a_row_gives_the_same_numbers(monkeypatch):
 
 
 def test_a_model_s_own_scale_of_attention_is_that_of_its_decoding():
-    """Llama with another scale than 1/√d: each drawn token has the probability that the packed pass gives it."""
+    """Llama with another scale than 1/√d: each drawn token has the probability that the shared-prefix pass gives it."""
     model = tiny("llama")
     for layer in model.model.layers:
         layer.self_attn.scaling = 0.1

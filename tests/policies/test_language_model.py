@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from pretend_gpu import pretended_gpu
-from tiny_models import ARCHITECTURES, one_thread, ragged, tiny  # noqa: F401
+from tiny_models import ARCHITECTURES, one_thread, tiny, variable_length_batch  # noqa: F401
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlhf_lab.batch import Tokens
@@ -41,28 +41,28 @@ def forward_passes(model) -> list[torch.Size]:
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("kind", ARCHITECTURES)
-def test_packed_log_probs_and_gradients_equal_the_plain_way(kind, attention):
+def test_shared_prefix_log_probs_and_gradients_equal_those_of_separate_rows(kind, attention):
     model = tiny(kind, attention=attention)
     policy = LanguageModelPolicy(model, end_token=0, max_new_tokens=6)
-    prompts, responses = ragged()
-    packed = policy.token_log_probs(prompts, responses)
+    prompts, responses = variable_length_batch()
+    shared = policy.token_log_probs(prompts, responses)
     plain = plain_way(model, prompts, responses)
-    assert packed.shape == responses.shape and packed.dtype == torch.float32
-    assert (packed - plain).abs().max() < 1e-4
-    assert torch.equal(packed[~responses.mask], torch.zeros_like(packed[~responses.mask]))
+    assert shared.shape == responses.shape and shared.dtype == torch.float32
+    assert (shared - plain).abs().max() < 1e-4
+    assert torch.equal(shared[~responses.mask], torch.zeros_like(shared[~responses.mask]))
     # A random weight for each token, so that no error can cancel in the sum.
-    weight = torch.randn(packed.shape, generator=torch.Generator().manual_seed(2)) / packed.numel()
+    weight = torch.randn(shared.shape, generator=torch.Generator().manual_seed(2)) / shared.numel()
     wrt = list(model.parameters())
-    ours = torch.autograd.grad((packed * weight).sum(), wrt)
+    ours = torch.autograd.grad((shared * weight).sum(), wrt)
     theirs = torch.autograd.grad((plain * weight).sum(), wrt)
     assert max(float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True)) < 1e-4
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
-def test_chunks_over_a_shared_cache_give_the_packed_row_s_values_and_gradients(kind, monkeypatch):
+def test_chunks_over_a_shared_cache_give_the_values_and_gradients_of_one_row(kind, monkeypatch):
     model = tiny(kind, attention="eager")  # the way of models whose attention takes no layout
     policy = LanguageModelPolicy(model, end_token=0, max_new_tokens=6)
-    prompts, responses = ragged(group=7)
+    prompts, responses = variable_length_batch(group=7)
     one_row = policy.token_log_probs(prompts, responses)
     monkeypatch.setattr(shared_prefix_forward, "MAX_PADDED_ROW", 11)
     rows = forward_passes(model)
@@ -91,7 +91,7 @@ def test_a_prompt_is_computed_once_and_logits_only_where_a_response_token_is_pre
 def test_log_prob_is_the_sum_over_tokens_at_the_sampling_temperature():
     model = tiny("gpt_neox")
     policy = LanguageModelPolicy(model, end_token=0, max_new_tokens=6)
-    prompts, responses = ragged()
+    prompts, responses = variable_length_batch()
     plain = plain_way(model, prompts, responses, temperature=0.7).sum(-1)
     assert (policy.log_prob(prompts, responses, temperature=0.7) - plain).abs().max() < 1e-4
 
@@ -99,8 +99,8 @@ def test_log_prob_is_the_sum_over_tokens_at_the_sampling_temperature():
 def test_vocab_size_cuts_the_logits_before_the_softmax():
     model = tiny("llama")
     policy = LanguageModelPolicy(model, end_token=0, max_new_tokens=6, vocab_size=20)
-    prompts, _ = ragged()  # a prompt may hold any id the model knows
-    _, responses = ragged(vocab=20)
+    prompts, _ = variable_length_batch()  # a prompt may hold any id the model knows
+    _, responses = variable_length_batch(vocab=20)
     plain = plain_way(model, prompts, responses, vocab=20)
     assert (policy.token_log_probs(prompts, responses) - plain).abs().max() < 1e-4
     drawn = policy.sample(prompts, 200, torch.Generator().manual_seed(0))
@@ -110,7 +110,7 @@ def test_vocab_size_cuts_the_logits_before_the_softmax():
 def test_logits_in_parts_give_the_same_values_and_gradients(monkeypatch):
     model = tiny("gpt2")
     policy = LanguageModelPolicy(model, end_token=0, max_new_tokens=6)
-    prompts, responses = ragged()
+    prompts, responses = variable_length_batch()
     wrt = list(model.parameters())
     whole = policy.token_log_probs(prompts, responses)
     whole_gradient = torch.autograd.grad(whole.sum(), wrt)
@@ -141,7 +141,7 @@ def test_dropout_is_off_in_log_probs_and_samples_and_the_mode_is_put_back():
     policy = LanguageModelPolicy(model, end_token=0, max_new_tokens=6).train()
     model.gpt_neox.layers[0].eval()
     modes = [m.training for m in model.modules()]
-    prompts, responses = ragged()
+    prompts, responses = variable_length_batch()
     a, b = policy.log_prob(prompts, responses), policy.log_prob(prompts, responses)
     c, d = (policy.sample(prompts, 3, torch.Generator().manual_seed(0)) for _ in range(2))
     assert torch.equal(a, b) and bool(c.equal(d).all())
@@ -152,7 +152,7 @@ def test_dropout_is_off_in_log_probs_and_samples_and_the_mode_is_put_back():
 def test_the_softmax_is_reduced_in_single_precision_at_least(dtype):
     model = tiny("llama", wide=0.05).to(dtype)
     policy = LanguageModelPolicy(model, end_token=0, max_new_tokens=6)
-    prompts, responses = ragged()
+    prompts, responses = variable_length_batch()
     values = policy.token_log_probs(prompts, responses)
     assert values.dtype == (torch.float32 if dtype == torch.bfloat16 else torch.float64)
     with torch.no_grad():
@@ -214,7 +214,7 @@ def test_a_sample_s_prompt_is_computed_once():
 
 def test_copies_share_no_weight_and_frozen_ones_need_no_gradient():
     policy = LanguageModelPolicy(tiny("gpt2"), end_token=0, max_new_tokens=6)
-    prompts, responses = ragged()
+    prompts, responses = variable_length_batch()
     before = policy.log_prob(prompts, responses).detach()
     twin, reference = policy.copy(), policy.frozen()
     with torch.no_grad():
@@ -230,7 +230,7 @@ def test_a_saved_policy_loads_as_a_plain_causal_model(tmp_path):
     policy = LanguageModelPolicy(tiny("gpt_neox"), end_token=0, max_new_tokens=6)
     policy.save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path)
-    prompts, responses = ragged()
+    prompts, responses = variable_length_batch()
     assert (plain_way(again, prompts, responses) - policy.token_log_probs(prompts, responses)).abs().max() < 1e-4
 
 
@@ -302,7 +302,7 @@ def test_a_mask_on_a_gpu_that_is_padded_at_the_left_is_refused_where_the_model_f
 
 
 def test_an_architecture_that_ignores_the_block_mask_is_refused():
-    """GPT-2 whose attention drops mask and layout stands for one: its packed row differs from its plain rows."""
+    """GPT-2 whose attention drops mask and layout stands for one: a batch in one row differs from separate rows."""
     model = tiny("gpt2")
     for block in model.transformer.h:
         forward = block.attn.forward
@@ -353,7 +353,7 @@ def test_ids_just_outside_of_the_vocabulary_are_refused_and_those_at_its_ends_ar
 def test_a_batch_in_several_rows_gives_each_response_its_own_numbers(monkeypatch):
     """Eight tokens at a time: at least one prompt in each row, so that three rows are computed for three prompts."""
     policy = LanguageModelPolicy(tiny("gpt2"), end_token=0, max_new_tokens=6)
-    prompts, responses = ragged()
+    prompts, responses = variable_length_batch()
     whole = policy.token_log_probs(prompts, responses)
     rows = forward_passes(policy.model)
     monkeypatch.setattr(shared_prefix_forward, "MAX_TOKENS_PER_PASS", 8)
@@ -389,7 +389,7 @@ def test_grouped_keys_serve_the_heads_that_are_theirs():
         for weight in model.parameters():
             weight.add_(0.3 * torch.randn_like(weight))
     policy = LanguageModelPolicy(model, end_token=0, max_new_tokens=6)
-    prompts, responses = ragged()
+    prompts, responses = variable_length_batch()
     assert (policy.token_log_probs(prompts, responses) - plain_way(model, prompts, responses)).abs().max() < 1e-4
 
 
@@ -398,7 +398,7 @@ def test_a_critic_of_a_reward_model_has_its_head_and_one_of_the_policy_starts_at
     reward = policy.new_reward_model()
     with torch.no_grad():
         reward.head.weight.fill_(0.5)
-    prompts, responses = ragged()
+    prompts, responses = variable_length_batch()
     with torch.no_grad():
         ended = Tokens(responses.ids[:, :1, :1], responses.mask[:, :1, :1])
         score = reward(prompts, ended)

@@ -214,16 +214,28 @@ def test_the_real_smollm2_knows_the_capital_of_france():
 def test_two_tokenizers_share_a_vocabulary_or_the_first_difference_is_named():
     one = tiny_tokenizer(["some text"])
     check_same_vocabulary(one, tiny_tokenizer(["some text"]), "A", "B")
-    with pytest.raises(LabError, match=r"A and B have different vocabularies \(261 tokens against"):
+    with pytest.raises(LabError, match=r"A and B have different vocabularies \(\d+ of \d+ tokens differ"):
         check_same_vocabulary(tiny_tokenizer(["some text"], vocab=261), one, "A", "B")
     two = tiny_tokenizer(["mice and men and men and mice and other beings"], vocab=len(one))
     assert len(two) == len(one)
-    with pytest.raises(LabError, match=r"the token '.*' is (\d+|None) in one and (\d+|None) in the other"):
+    with pytest.raises(
+        LabError, match=r"'.*' (has the id \d+|is unknown) in one and (has the id \d+|is unknown) in the"
+    ):
         check_same_vocabulary(one, two, "A", "B")
     other_end = tiny_tokenizer(["some text"])
     other_end.eos_token = "<s>"
     with pytest.raises(LabError, match=r"end token '<end>' against '<s>'"):
         check_same_vocabulary(one, other_end, "A", "B")
+
+
+def test_a_reward_model_may_know_more_tokens_than_the_policy_but_not_fewer():
+    ours, more = tiny_tokenizer(["some text"]), tiny_tokenizer(["some text"])
+    more.add_tokens(["<pad>"])
+    check_same_vocabulary(ours, more, "A", "B", may_have_more=True)
+    with pytest.raises(LabError, match="1 of .* tokens differ, and '<pad>' is unknown in one and has the id"):
+        check_same_vocabulary(ours, more, "A", "B")
+    with pytest.raises(LabError, match="1 of .* tokens differ, and '<pad>' has the id .* and is unknown in the other"):
+        check_same_vocabulary(more, ours, "A", "B", may_have_more=True)
 
 
 def test_a_revision_of_a_model_on_this_machine_is_refused(tmp_path):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_models import one_thread, ragged, tiny  # noqa: F401
+from tiny_models import one_thread, tiny, variable_length_batch  # noqa: F401
 
 from rlhf_lab.batch import Tokens
 from rlhf_lab.errors import LabError
@@ -29,7 +29,7 @@ def trained(policy, data):
 
 @pytest.mark.parametrize("kind", ["gpt2", "gpt_neox", "llama"])
 def test_training_moves_the_policy_and_leaves_the_reference_where_it_was(kind):
-    data = ragged()
+    data = variable_length_batch()
     start = plain(kind).log_prob(*data).detach()
     policy = with_lora(plain(kind), rank=2)
     reference = policy.reference()
@@ -43,7 +43,7 @@ def test_training_moves_the_policy_and_leaves_the_reference_where_it_was(kind):
 
 
 def test_the_reference_samples_and_copies_without_the_adapters():
-    data, before = ragged(), plain()
+    data, before = variable_length_batch(), plain()
     policy = trained(with_lora(plain(), rank=2), data)
     reference = policy.reference()
     prompts = data[0]
@@ -58,7 +58,7 @@ def test_the_reference_samples_and_copies_without_the_adapters():
 
 
 def test_the_reference_s_cache_key_does_not_depend_on_the_adapters():
-    data = ragged()
+    data = variable_length_batch()
     policy = with_lora(plain(), rank=2)
     before = cache_key(policy.reference(), *data)
     trained(policy, data)
@@ -70,7 +70,7 @@ def test_the_merged_model_loads_without_peft_and_the_adapters_alone_with_it(tmp_
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    data = ragged()
+    data = variable_length_batch()
     policy = trained(with_lora(plain(), rank=2), data)
     expected = policy.log_prob(*data).detach()
     policy.save_pretrained(tmp_path / "merged")
@@ -83,7 +83,7 @@ def test_the_merged_model_loads_without_peft_and_the_adapters_alone_with_it(tmp_
 
 
 def test_checkpointed_gradients_reach_the_adapters():
-    data = ragged()
+    data = variable_length_batch()
     policy = with_lora(plain(), rank=2).train()
     wrt = [p for p in policy.parameters() if p.requires_grad]
     a = torch.autograd.grad(policy.log_prob(*data).sum(), wrt)
@@ -101,7 +101,7 @@ def test_adapters_that_do_not_fit_are_refused():
 
 
 def test_a_reward_model_starts_from_the_merged_body():
-    policy = trained(with_lora(plain(), rank=2), ragged())
+    policy = trained(with_lora(plain(), rank=2), variable_length_batch())
     scores = policy.new_reward_model()(Tokens.from_lists([[1]]), Tokens.from_lists([[[2], [3]]]))
     assert scores.shape == (1, 2)
 
@@ -127,7 +127,7 @@ def test_the_adapters_follow_from_the_seed():
 
 
 def test_the_reference_scores_and_samples_at_the_temperature_and_top_k_that_are_asked():
-    data, before = ragged(), plain()
+    data, before = variable_length_batch(), plain()
     reference = trained(with_lora(plain(), rank=2), data).reference()
     assert torch.allclose(reference.log_prob(*data, 0.5), before.log_prob(*data, 0.5), atol=1e-4)
     for temperature, top_k in ((0.5, 2), (3.0, None)):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_models import one_thread, ragged, tiny  # noqa: F401
+from tiny_models import one_thread, tiny, variable_length_batch  # noqa: F401
 
 from rlhf_lab.batch import Pairs, Tokens
 from rlhf_lab.errors import LabError
@@ -25,7 +25,7 @@ def computed(monkeypatch):
 
 
 def test_the_second_call_reads_what_the_first_computed(policy, computed, tmp_path):
-    prompts, responses = ragged()
+    prompts, responses = variable_length_batch()
     first = cached_reference_log_probs(policy, (prompts, responses), tmp_path / "cache", 2)
     again = cached_reference_log_probs(policy, (prompts, responses), tmp_path / "cache", 2)
     assert computed == [1] and torch.equal(first, again)
@@ -40,7 +40,7 @@ def test_the_second_call_reads_what_the_first_computed(policy, computed, tmp_pat
 
 
 def test_other_weights_ids_settings_or_lengths_are_another_key(policy, computed, tmp_path):
-    prompts, responses = ragged()
+    prompts, responses = variable_length_batch()
     cached_reference_log_probs(policy, (prompts, responses), tmp_path, 2)
     moved = policy.copy()
     with torch.no_grad():
@@ -66,7 +66,7 @@ def test_other_weights_ids_settings_or_lengths_are_another_key(policy, computed,
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "other"])
 def test_a_damaged_file_is_computed_again_and_mended(policy, computed, tmp_path, damage):
-    data = ragged()
+    data = variable_length_batch()
     first = cached_reference_log_probs(policy, data, tmp_path, 2)
     (file,) = tmp_path.iterdir()
     good = file.read_bytes()
@@ -82,7 +82,7 @@ def test_a_damaged_file_is_computed_again_and_mended(policy, computed, tmp_path,
 
 
 def test_without_a_folder_nothing_is_written_and_errors_name_the_mend(policy, tmp_path):
-    prompts, responses = ragged()
+    prompts, responses = variable_length_batch()
     assert cached_reference_log_probs(policy, (prompts, responses), None, 2).shape == (3, 4)
     with pytest.raises(LabError, match="no pairs or prompts"):
         cached_reference_log_probs(policy, (prompts[:0], responses[:0]), None, 2)

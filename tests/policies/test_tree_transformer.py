@@ -1,4 +1,4 @@
-"""`TreeTransformerPolicy`: the walk over shared prefixes against the packed way and a plain forward pass."""
+"""`TreeTransformerPolicy`: the walk over prefixes against forward passes with shared prompts and with separate rows."""
 
 import contextlib
 
@@ -54,7 +54,7 @@ def plain_way(policy: TreeTransformerPolicy, prompts: Tokens, responses: Tokens,
     return torch.stack(rows).view(responses.shape)
 
 
-def packed_way(policy: TreeTransformerPolicy, prompts: Tokens, responses: Tokens, temperature: float = 1.0):
+def shared_prefix(policy: TreeTransformerPolicy, prompts: Tokens, responses: Tokens, temperature: float = 1.0):
     return LanguageModelPolicy.token_log_probs(policy, prompts, responses, temperature)
 
 
@@ -69,7 +69,7 @@ def places_computed(policy: TreeTransformerPolicy) -> list[int]:
 
 @each_kind_and_tree
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
-@pytest.mark.parametrize("other_way", [plain_way, packed_way])
+@pytest.mark.parametrize("other_way", [plain_way, shared_prefix])
 def test_token_log_probs_and_gradients_equal_the_other_ways(kind, tree, temperature, other_way):
     policy = policy_of(kind, tree)
     prompts, responses = batch_of(tree)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_models import ARCHITECTURES, one_thread, ragged, tiny  # noqa: F401
+from tiny_models import ARCHITECTURES, one_thread, tiny, variable_length_batch  # noqa: F401
 
 from rlhf_lab.batch import Tokens
 from rlhf_lab.policies.language_model import LanguageModelPolicy
@@ -13,7 +13,7 @@ from rlhf_lab.policies.transformer import varlen_attention as row
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_many_responses_in_chunks_give_the_values_and_gradients_of_one_rectangle(kind, monkeypatch):
     policy = LanguageModelPolicy(tiny(kind), end_token=0, max_new_tokens=6)
-    prompts, responses = ragged(group=7)
+    prompts, responses = variable_length_batch(group=7)
     wrt = list(policy.parameters())
     monkeypatch.setattr(row, "CHUNK_TOKENS", 10_000)
     whole = policy.token_log_probs(prompts, responses)
@@ -44,7 +44,7 @@ def test_no_token_is_computed_twice_and_none_is_padding():
 def test_the_block_sparse_pattern_is_the_dense_one(kind, monkeypatch):
     """flex_attention, which a GPU uses, here uncompiled and forward only."""
     policy = LanguageModelPolicy(tiny(kind), end_token=0, max_new_tokens=6)
-    prompts, responses = ragged(group=5)
+    prompts, responses = variable_length_batch(group=5)
     with torch.no_grad():
         dense = policy.token_log_probs(prompts, responses)
         asked: list[int] = []
@@ -61,7 +61,7 @@ def test_the_block_sparse_pattern_is_the_dense_one(kind, monkeypatch):
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_a_model_that_takes_no_layout_falls_back_to_the_block_mask(kind):
     """Its attention throws the keyword away; the answers must be those of a model that takes it."""
-    prompts, responses = ragged()
+    prompts, responses = variable_length_batch()
     expected = LanguageModelPolicy(tiny(kind), end_token=0, max_new_tokens=6).token_log_probs(prompts, responses)
     deaf = tiny(kind)
     for module in shared_prefix_forward.body_of(deaf).modules():
@@ -93,7 +93,7 @@ def test_the_plain_model_still_answers_as_before_and_saves_no_trace(tmp_path):
 def test_checkpointed_gradients_are_the_same_and_less_is_kept(kind):
     """Bytes kept for the backward pass are counted as autograd packs them."""
     policy = LanguageModelPolicy(tiny(kind), end_token=0, max_new_tokens=6).train()
-    prompts, responses = ragged(count=4)
+    prompts, responses = variable_length_batch(count=4)
 
     def measure():
         kept = 0

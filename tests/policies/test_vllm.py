@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from pretend_gpu import pretended_gpu
-from tiny_models import one_thread, ragged, tiny  # noqa: F401
+from tiny_models import one_thread, tiny, variable_length_batch  # noqa: F401
 
 from rlhf_lab.batch import Tokens
 from rlhf_lab.errors import LabError
@@ -60,7 +60,7 @@ def test_draws_lie_with_the_prompts_wherever_the_policy_lies():
 def test_the_policy_answers_all_else_and_a_missing_vllm_is_named():
     policy = LanguageModelPolicy(tiny("gpt2"), end_token=2, max_new_tokens=6)
     sampler = VllmSampler(policy, Engine())
-    prompts, responses = ragged()
+    prompts, responses = variable_length_batch()
     assert torch.equal(sampler.log_prob(prompts, responses), policy.log_prob(prompts, responses))
     assert len(list(sampler.parameters())) == len(list(policy.parameters()))
     with pytest.raises(LabError, match="vLLM is not installed. Run pip install"):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_models import ARCHITECTURES, one_thread, ragged, tiny  # noqa: F401
+from tiny_models import ARCHITECTURES, one_thread, tiny, variable_length_batch  # noqa: F401
 
 from rlhf_lab.batch import Tokens
 from rlhf_lab.errors import LabError
@@ -30,7 +30,7 @@ def plain_states(module, prompt: list[int], response: list[int]):
 def test_the_score_is_read_at_the_response_s_last_token(kind, max_row, monkeypatch):
     monkeypatch.setattr(shared_prefix_forward, "MAX_PADDED_ROW", max_row)
     module = random_head(LanguageModelReward(tiny(kind)))
-    prompts, responses = ragged()
+    prompts, responses = variable_length_batch()
     scores = module(prompts, responses)
     assert scores.shape == (3, 4) and scores.dtype == torch.float32
     expected = [
@@ -60,7 +60,7 @@ def test_the_body_is_copied_unless_it_is_to_be_taken(kind):
 def test_the_value_stands_before_its_token_is_chosen(kind):
     """V_t is the head on the state of the token before y_t, so changing y_t changes no value up to t."""
     module = random_head(LanguageModelCritic(tiny(kind)))
-    prompts, responses = ragged()
+    prompts, responses = variable_length_batch()
     values = module(prompts, responses)
     assert values.shape == responses.shape and not values[~responses.mask].any()
     for i, (x, ys) in enumerate(zip(prompts.tolist(), responses.tolist(), strict=True)):
@@ -74,7 +74,7 @@ def test_the_value_stands_before_its_token_is_chosen(kind):
 def test_a_critic_starts_from_the_reward_model_and_shares_no_weight_with_it():
     policy = LanguageModelPolicy(tiny("gpt2"), end_token=0, max_new_tokens=6)
     reward = policy.new_reward_model()
-    prompts, responses = ragged()
+    prompts, responses = variable_length_batch()
     assert not reward(prompts, responses).any()  # a head of zeros
     random_head(reward)
     with torch.no_grad():
@@ -148,7 +148,7 @@ def test_a_text_reward_refuses_scores_it_cannot_use(scores, message):
 @pytest.mark.parametrize("kind", [LanguageModelReward, LanguageModelCritic])
 def test_scores_and_values_of_a_model_in_half_precision_are_float32(kind):
     module = random_head(kind(tiny("gpt2"))).to(torch.bfloat16)
-    assert module(*ragged()).dtype == torch.float32
+    assert module(*variable_length_batch()).dtype == torch.float32
 
 
 @pytest.mark.parametrize("kind", [LanguageModelReward, LanguageModelCritic])
@@ -161,6 +161,6 @@ def test_all_weights_are_trained_also_where_the_model_it_starts_from_is_frozen(k
 @pytest.mark.parametrize("kind", [LanguageModelReward, LanguageModelCritic])
 def test_dropout_is_off_in_training_mode_too(kind):
     module = random_head(kind(tiny("gpt2"))).train()
-    prompts, responses = ragged()
+    prompts, responses = variable_length_batch()
     first = module(prompts, responses)
     assert torch.equal(first, module(prompts, responses)) and torch.equal(first, module.eval()(prompts, responses))

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from tiny_models import ARCHITECTURES, one_thread, ragged, tiny, tiny_tokenizer  # noqa: F401
+from tiny_models import ARCHITECTURES, one_thread, tiny, tiny_tokenizer, variable_length_batch  # noqa: F401
 
 from rlhf_lab.algorithms.ranker import Ranker, both_orders_loss, order_loss, ranker
 from rlhf_lab.algorithms.rso import RSO, make_pairs
@@ -32,9 +32,9 @@ def awake(model: PairwiseRanker) -> PairwiseRanker:
 
 
 def two_sides(seed: int = 1):
-    """Ragged prompts (3, P) and two sides of ragged responses (3, 4, T)."""
-    prompts, first = ragged(seed=seed)
-    return prompts, first, ragged(seed=seed + 1)[1]
+    """Prompts of different lengths (3, P) and two sides of responses of different lengths (3, 4, T)."""
+    prompts, first = variable_length_batch(seed=seed)
+    return prompts, first, variable_length_batch(seed=seed + 1)[1]
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)

@@ -21,7 +21,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 torch.set_num_threads(1)
 
-from tiny_models import ragged, tiny  # noqa: E402
+from tiny_models import tiny, variable_length_batch  # noqa: E402
 
 from rlhf_lab.algorithms.dpo import DPO, dpo  # noqa: E402
 from rlhf_lab.batch import Pairs  # noqa: E402
@@ -33,7 +33,7 @@ KILLS = 12
 
 def train(out: Path) -> None:
     policy = LanguageModelPolicy(tiny("gpt2", wide=0.1), end_token=0, max_new_tokens=6)
-    prompts, responses = ragged(count=12, group=2)
+    prompts, responses = variable_length_batch(count=12, group=2)
     training = Training(
         steps=30, batch_size=5, learning_rate=3e-3, log_every=2, save_every=3, seed=4, max_grad_norm=1.0,
         optimizer="adamw", weight_decay=0.01, out=out, resume=(out / "run.json").is_file(), progress=False,

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from tiny_models import one_thread, ragged, tiny  # noqa: F401
+from tiny_models import one_thread, tiny, variable_length_batch  # noqa: F401
 
 from rlhf_lab.algorithms.dpo import DPO, pair_loss
 from rlhf_lab.algorithms.sft import sft_loss
@@ -29,7 +29,7 @@ def policy(kind: str = "gpt2") -> LanguageModelPolicy:
 
 
 def pairs(weighted: bool = False) -> Pairs:
-    prompts, responses = ragged(count=5, group=2)
+    prompts, responses = variable_length_batch(count=5, group=2)
     return Pairs(prompts, responses, torch.tensor([0.1, 2.0, 0.5, 1.0, 0.3]) if weighted else None)
 
 
@@ -64,7 +64,7 @@ def test_a_step_in_parts_is_the_step_at_once(parts, weighted):
 def test_parts_are_computed_one_after_the_other():
     """Never more rows at a time than the parts have: 5 rows in 3 parts are 2, 2 and 1."""
     module, sizes = policy(), []
-    prompts, responses = ragged(count=5, group=1)
+    prompts, responses = variable_length_batch(count=5, group=1)
 
     def loss(x, y):
         sizes.append(len(x))

@@ -16,7 +16,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 torch.set_num_threads(1)
 
-from tiny_models import ragged, tiny  # noqa: E402
+from tiny_models import tiny, variable_length_batch  # noqa: E402
 
 from rlhf_lab.algorithms.dpo import DPO, dpo, pair_loss, reference_log_probs  # noqa: E402
 from rlhf_lab.algorithms.reward_model import RewardModel, bradley_terry_loss, reward_model  # noqa: E402
@@ -42,7 +42,7 @@ def policy() -> LanguageModelPolicy:
 
 
 def pairs(weighted: bool = False) -> Pairs:
-    prompts, responses = ragged(count=12, group=2)
+    prompts, responses = variable_length_batch(count=12, group=2)
     return Pairs(prompts, responses, torch.linspace(0.2, 2.0, 12) if weighted else None)
 
 

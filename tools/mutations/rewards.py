@@ -64,14 +64,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "setting",
             "dtype is lost when a folder is read",
-            "body, own, _, tokenizer = saving.load(folder, cls.kind, dtype)",
-            "body, own, _, tokenizer = saving.load(folder, cls.kind)",
-        ),
-        Mutation(
-            "setting",
-            "the policy's tokenizer is not compared",
-            "if tokenizer is not None and policy_tokenizer is not None:",
-            "if False:",
+            "body, own, _, tokenizer = saving.load(folder, cls.kind, dtype, policy_tokenizer)",
+            "body, own, _, tokenizer = saving.load(folder, cls.kind, None, policy_tokenizer)",
         ),
         Mutation(
             "data",
@@ -267,6 +261,18 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation("data", "the tokenizer is not saved", "tokenizer.save_pretrained(folder)", "pass"),
         Mutation(
+            "setting",
+            "the policy's tokenizer is not compared",
+            "if tokenizer is not None and policy_tokenizer is not None:",
+            "if False:",
+        ),
+        Mutation(
+            "setting",
+            "a reward model with further tokens is refused",
+            "may_have_more=True",
+            "may_have_more=False",
+        ),
+        Mutation(
             "edge",
             "only names are compared, not shapes",
             "{n: t.shape for n, t in wanted.items()} != {n: t.shape for n, t in own.items()}",
@@ -301,29 +307,6 @@ MUTATIONS: list[Mutation] = [
             "the invalid score's row and column are exchanged",
             'for response {row % responses.shape[1]} of prompt "\n                f"{row // responses.shape[1]}',
             'for response {row // responses.shape[1]} of prompt "\n                f"{row % responses.shape[1]}',
-        ),
-    ),
-    *in_file(
-        "rewards/shared_vocabulary.py",
-        ["rewards/test_reward_saving.py"],
-        Mutation(
-            "swap",
-            "the policy may have tokens that the reward model lacks",
-            "other = [token for token, number in ours.items() if theirs.get(token) != number]",
-            "other = [token for token, number in theirs.items() if ours.get(token, number) != number]",
-        ),
-        Mutation("edge", "end tokens are not compared", "if ends[0] != ends[1]:", "if False:"),
-        Mutation(
-            "edge",
-            "a reward model with the same number of ids is refused",
-            "if known < written:",
-            "if known <= written:",
-        ),
-        Mutation(
-            "setting",
-            "tokenizers are not compared",
-            "if tokenizers[0] is not None and tokenizers[1] is not None:",
-            "if False:",
         ),
     ),
 ]

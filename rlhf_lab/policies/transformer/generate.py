@@ -90,7 +90,7 @@ class SharedPromptCache:
         scores = torch.cat([past, own], -1)
         weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(values.dtype)
         seen, new = weights.split([length, own.shape[-1]], -1)
-        out = (seen.reshape(count, kv_heads, self.group * shared, length) @ values).view(*q.shape[:-1], -1)
+        out: Tensor = (seen.reshape(count, kv_heads, self.group * shared, length) @ values).view(*q.shape[:-1], -1)
         out = out + new @ own_values
         out = out.permute(0, 2, 1, 3, 4).reshape(1, count * self.group, heads, -1)
         return out if self.rows is None else out[:, self.rows]

@@ -13,6 +13,7 @@ logits are computed in parts, and again in the backward pass, which needs four.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -48,9 +49,9 @@ def token_log_probs(
         if torch.is_autocast_enabled(states.device.type):
             lower = torch.get_autocast_dtype(states.device.type)
             states, weight = states.to(lower), weight.to(lower)
+        apply: Callable[..., Tensor] = _Picked.apply
         with torch.autocast(states.device.type, enabled=False):
-            picked: Tensor = _Picked.apply(states, weight, bias, rows, ids, 1.0 / temperature)
-        return picked
+            return apply(states, weight, bias, rows, ids, 1.0 / temperature)
     return _general(head, vocab, states, rows, ids, temperature)
 
 
