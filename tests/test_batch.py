@@ -5,10 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_lab.algorithms.dpo import mean
 from rlhf_lab.algorithms.kto import Verdicts
 from rlhf_lab.batch import Pairs, Tokens, cat, cat_pairs, pick_pairs
 from rlhf_lab.errors import LabError
+from rlhf_lab.losses import weighted_mean
 
 sequences = st.lists(st.integers(0, 9), max_size=5)
 rows = st.lists(sequences, min_size=1, max_size=5)
@@ -280,10 +280,10 @@ def test_a_batch_of_rows_without_weight_is_no_error_and_adds_nothing():
         Tokens.from_lists([[1], [2], [3]]), Tokens.from_lists([[[1], [2]]] * 3), torch.tensor([0.0, 0.0, 2.0])
     )
     value = torch.tensor([5.0, 7.0], requires_grad=True)
-    result = mean(value, pairs[torch.tensor([0, 1])].weight)
+    result = weighted_mean(value, pairs[torch.tensor([0, 1])].weight)
     result.backward()
     assert result == 0 and (value.grad == 0).all()
-    assert mean(torch.tensor([5.0, 7.0, 3.0]), pairs.weight) == 3
+    assert weighted_mean(torch.tensor([5.0, 7.0, 3.0]), pairs.weight) == 3
 
 
 def test_pairs_go_to_a_device_with_all_that_they_hold():
