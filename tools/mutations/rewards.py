@@ -33,13 +33,13 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "data",
             "the body is shared with the policy's",
-            "take = copy.deepcopy if copied else lambda part: part",
+            "take: Callable[[Any], Any] = copy.deepcopy if copied else lambda part: part",
             "take = lambda part: part",
         ),
         Mutation(
             "data",
             "the body is copied where it is to be taken",
-            "take = copy.deepcopy if copied else lambda part: part",
+            "take: Callable[[Any], Any] = copy.deepcopy if copied else lambda part: part",
             "take = copy.deepcopy",
             near="rewards/test_language_model_reward.py::test_the_body_is_copied_unless_it_is_to_be_taken",
         ),
