@@ -1,15 +1,15 @@
-"""What the three experiments on RSO share: candidates, the pairs made of them, exact win rates, parts of a verdict.
+"""Candidates, pairs, exact win rates and decisions, which the three experiments on RSO share.
 
-All samples of a seed are shared: the reward model scores one set of candidates of π_ref, and every row takes its data
-from it. Two rows of one seed then differ only by what their names say.
+In one seed the reward model scores one set of candidates from π_ref, and every condition takes its data from it. Two
+conditions of a seed therefore differ only in what their names say.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Literal
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,30 +17,39 @@ from torch import Tensor
 from rlhf_lab import exact, preferences, sampling
 from rlhf_lab.batch import Pairs, Tokens, cat, pick_pairs
 from rlhf_lab.evaluation import evaluate
-from rlhf_lab.experiments.runner import EXACT_SCALES
+from rlhf_lab.evaluation.judges import Judge
 from rlhf_lab.experiments.scales import set_up
+from rlhf_lab.experiments.settings import EXACT_SCALES
 from rlhf_lab.experiments.setup import Setup
 from rlhf_lab.experiments.setup_exact import ExactSetup
-from rlhf_lab.experiments.statistics import Interval
+from rlhf_lab.experiments.setup_text import TextSetup
 from rlhf_lab.experiments.verdicts import Outcome
+from rlhf_lab.intervals import Interval
 from rlhf_lab.policies.base import Policy
 from rlhf_lab.randomness import Stream
 from rlhf_lab.rounding import levels
 from rlhf_lab.training import seeded
 from rlhf_lab.worlds.finite_world import FiniteWorld
 
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
 LOSSES = ("sigmoid-norm", "hinge", "hinge-norm")
 SOURCES = ("direct", "sft-sample-rank", "rso-sample-rank")
-_CHUNK = 16  # prompts whose candidates are sampled and scored at a time
+SEARCH_SEED = 1000
+"""The seed of the search for learning rates, which no result uses."""
+_CHUNK = 16
+"""Number of prompts whose candidates are sampled and scored together."""
 
 
 @dataclass(eq=False)
 class RSOSetup:
-    """One seed of an experiment on RSO: its set-up, and candidates from which every row takes its pairs or targets.
+    """One seed of an experiment on RSO: its set-up, and the candidates from which pairs and targets are taken.
 
     Attributes:
         setup: labels, reward model, prompts and reference policy.
-        candidates: how many responses of π_ref are sampled for each prompt.
+        candidates: number of responses of π_ref for each prompt.
     """
 
     setup: Setup
@@ -48,7 +57,7 @@ class RSOSetup:
 
     @cached_property
     def sampled(self) -> tuple[Tokens, Tensor]:
-        """Candidates (P, G, T) of π_ref for the prompts of the set-up, and r_φ of each, (P, G)."""
+        """The candidates of π_ref for the prompts of the set-up, (P, G, T), and their learned rewards r_φ, (P, G)."""
         reward, reference, prompts = self.setup.reward_model, self.setup.reference, self.setup.prompts
         generator = seeded(self.setup.seed, Stream.CANDIDATES, device=reference.device)
         found, scores = [], []
@@ -63,13 +72,13 @@ class RSOSetup:
 
     @cached_property
     def evaluator(self) -> ExactEvaluator:
-        """The exact evaluation of this seed; exact scales only."""
+        """The exact evaluation of this seed, for exact scales only."""
         assert isinstance(self.setup, ExactSetup)
         return ExactEvaluator(self.setup.world, self.setup.learned_rewards, self.setup.budget.beta)
 
     @cached_property
     def gold_scores(self) -> Tensor:
-        """r* of the same candidates, (P, G)."""
+        """The gold rewards r* of the candidates, (P, G)."""
         with torch.no_grad():
             return self.setup.gold(self.setup.prompts, self.sampled[0])
 
@@ -90,15 +99,15 @@ class RSOSetup:
         gold: bool = False,
         labels: preferences.Labels = "sampled",
     ) -> Pairs:
-        """Pairs of `source`. Except for "direct", they are labelled by the reward model.
+        """Make the preference pairs of a source. The reward model labels them, except for "direct".
 
         Args:
             source: one of `SOURCES`.
-            beta: of π_r, in [0, inf].
-            accepted: how many candidates are paired; sft-sample-rank takes the first ones.
+            beta: β of π_r, in [0, inf].
+            accepted: number of candidates that are paired. sft-sample-rank takes the first ones.
             pairing: see `preferences.make_pairs`.
-            gold: accept and label by r* in place of r_φ.
-            labels: sampled with probability σ(r_1 − r_2), or hard, by the larger score.
+            gold: accept and label by r* instead of r_φ.
+            labels: "sampled" with probability σ(r_1 − r_2), or "hard", by the larger score.
         """
         if source == "direct":
             return self.setup.pairs
@@ -112,15 +121,33 @@ class RSOSetup:
         chosen = preferences.make_pairs(scores.gather(1, index), generator, pairing, labels)
         return pick_pairs(self.setup.prompts, y.take(index), chosen)[0]
 
+    def evaluate(self, policy: Policy, beta: float, search: bool, judge: Judge | None = None) -> dict[str, float]:
+        """Return win rates, reward, KL and objectives of a policy, and its regret on exact scales.
 
+        Args:
+            policy: what was trained.
+            beta: β of the objective.
+            search: on text, answer validation prompts in place of test prompts.
+            judge: on text, decides further wins.
+        """
+        if isinstance(self.setup, ExactSetup):
+            return self.evaluator(policy)
+        assert isinstance(self.setup, TextSetup)
+        reward: Any = self.setup.reward_model
+        split = "validation" if search else "test"
+        found = self.setup.evaluate(policy, split, proxy=reward, judge=judge, beta=beta)
+        return {**found, "proxy_objective": found["proxy"] - beta * found["kl"]}
+
+
+@lru_cache(maxsize=1)
 def rso_setup(settings: Any, task: str, seed: int) -> RSOSetup:
-    """Make the set-up of one seed with the sizes of an experiment's settings.
+    """Make the set-up of one seed, or return it again while the conditions of the seed follow each other.
 
     Args:
-        settings: of one of the three experiments. On exact scales the reward model is fitted at the middle one of its
-            rates.
-        task: text world of a language model.
-        seed: of labels, reward model and samples; on exact scales of the world too.
+        settings: those of one of the three experiments. On exact scales the reward model is fitted with the middle one
+            of its learning rates.
+        task: the text world of a language model.
+        seed: the seed of labels, reward model and samples, and on exact scales also of the world.
     """
     sizes: dict[str, Any] = {"labels": settings.labels, "prompts": settings.prompts, "beta": settings.beta}
     sizes |= {"steps": settings.steps, "batch_size": settings.batch, "reward_steps": settings.reward_steps}
@@ -132,20 +159,20 @@ def rso_setup(settings: Any, task: str, seed: int) -> RSOSetup:
 
 
 def chance_to_win(log_ref: Tensor, reward: Tensor) -> Tensor:
-    """P(r(y) > r(y')) + ½ P(r(y) = r(y')) of every y against y' ~ π_ref, (X, K)."""
+    """Return P(r(y) > r(y')) + ½ P(r(y) = r(y')) of every y against y' ~ π_ref, (X, K)."""
     place = levels(reward)
     mass = torch.zeros_like(log_ref).scatter_add(-1, place, log_ref.exp())
     return (mass.cumsum(-1) - mass / 2).gather(-1, place)
 
 
-def chance_to_please(log_ref: Tensor, reward: Tensor) -> Tensor:
-    """Σ_y' π_ref(y') σ(r(y) − r(y')): how often a labeller prefers each y to a sample of π_ref, (X, K)."""
+def chance_to_be_preferred(log_ref: Tensor, reward: Tensor) -> Tensor:
+    """Return Σ_y' π_ref(y') σ(r(y) − r(y')): how often a labeller prefers each y to a sample of π_ref, (X, K)."""
     return torch.stack([exact.preference(r) @ q for q, r in zip(log_ref.exp(), reward, strict=True)])
 
 
 @dataclass(eq=False)
 class ExactEvaluator:
-    """Evaluates the policies of one seed of an exact scale.
+    """The exact evaluation of the policies of one seed.
 
     Attributes:
         world: the finite world.
@@ -164,11 +191,11 @@ class ExactEvaluator:
         return {
             "proxy_wins": chance_to_win(log_ref, self.learned),
             "gold_wins": chance_to_win(log_ref, gold),
-            "judge_wins": chance_to_please(log_ref, gold),
+            "judge_wins": chance_to_be_preferred(log_ref, gold),
         }
 
     def __call__(self, policy: Policy | Tensor) -> dict[str, float]:
-        """All numbers of a row; a policy may be given as its log-probabilities, (X, K)."""
+        """Return all numbers of a row. A policy may be given as its log-probabilities, (X, K)."""
         log_policy = policy if isinstance(policy, Tensor) else self.world.log_probs(policy)
         found = evaluate(log_policy, self.world, self.beta)
         p, log_ref = log_policy.exp(), self.world.log_ref()
@@ -183,10 +210,43 @@ class ExactEvaluator:
         }
 
 
+def decide_part(differences: Sequence[Interval], threshold: float = 0.0) -> Outcome:
+    """Decide one part of a claim, which says that several differences are above a threshold.
+
+    Returns:
+        supported if all intervals are above the threshold, partly supported if some are, not supported if none is above
+        and at least one is below, and otherwise inconclusive.
+    """
+    above = sum(one.low > threshold for one in differences)
+    if differences and above == len(differences):
+        return "supported"
+    if above:
+        return "partly supported"
+    return "not supported" if any(one.high < threshold for one in differences) else "inconclusive"
+
+
+def decide_claim(main: Outcome, *others: Outcome) -> Outcome:
+    """Decide a claim from the outcomes of its parts.
+
+    Returns:
+        supported if all parts are. Not supported if the main part is not supported, or if no part is supported in full
+        or in part and one is not supported. Inconclusive if all parts are. Otherwise partly supported.
+    """
+    parts = (main, *others)
+    if all(one == "supported" for one in parts):
+        return "supported"
+    some = any(one in ("supported", "partly supported") for one in parts)
+    if main == "not supported" or (not some and "not supported" in parts):
+        return "not supported"
+    return "partly supported" if some else "inconclusive"
+
+
+# ---- used until the other two claims are converted
+
 State = Literal["yes", "no", "mixed", "open"]
 
 
-def state_of(intervals: Sequence[Interval]) -> State:
+def state_of(intervals: Sequence[Any]) -> State:
     """What several differences say of one part of a claim.
 
     yes: all lie above zero. no: at least one lies below zero and none above. mixed: some lie above zero, not all.
@@ -226,21 +286,25 @@ def sentence_of(states: Mapping[str, State]) -> str:
     return " ".join(parts)
 
 
-def percent(interval: Interval) -> str:
+def percent(interval: Any) -> str:
     """A difference of two win rates in points with its interval."""
     return f"{100 * interval.mean:+.1f} [{100 * interval.low:+.1f}, {100 * interval.high:+.1f}]"
 
 
-def log_ticks(ax: Any) -> None:
-    """Plain numbers at 1, 2, 5, 10, … on a logarithmic x axis."""
+# ---- end
+
+
+def best_rates(search: pd.DataFrame, by: str) -> dict[str, float]:
+    """Return the learning rate with the highest estimated proxy objective for each value of the column `by`."""
+    best = search.loc[search.groupby(by)["proxy_objective"].idxmax()]
+    return {str(key): float(rate) for key, rate in zip(best[by], best["rate"], strict=True)}
+
+
+def log_ticks(ax: Axes) -> None:
+    """Use a logarithmic x axis with plain numbers at 1, 2, 5, 10, …."""
     from matplotlib import ticker
 
     ax.set_xscale("log")
     ax.xaxis.set_major_locator(ticker.LogLocator(subs=[1, 2, 5]))
     ax.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
     ax.xaxis.set_minor_formatter(ticker.NullFormatter())
-
-
-def style_key(source: Any) -> str:
-    """The key of `figures.style` for a source of pairs or a method."""
-    return f"rso-{source}" if source in SOURCES else str(source)

@@ -76,6 +76,7 @@ class Settings:
         values = {name: f.default for name, f in fields.items() if f.default is not dataclasses.MISSING} | given
         scale, quick = values["scale"], values["quick"]
         values = {**values, **self.defaults(scale, quick), **given}
+        values = {**values, **self.derived(values), **given}
         if missing := fields.keys() - values.keys():
             raise TypeError(f"{type(self).__name__} has no default for {', '.join(sorted(missing))}.")
         for name in fields:
@@ -92,6 +93,15 @@ class Settings:
         column = SCALES.index(scale) if scale in EXACT_SCALES else SCALES.index("small")
         table = {**cls.DEFAULTS, **(cls.QUICK if quick else {})}
         return {name: value[column] if isinstance(value, PerScale) else value for name, value in table.items()}
+
+    @classmethod
+    def derived(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the defaults that follow from other settings.
+
+        Args:
+            values: the given settings and the defaults of the tables.
+        """
+        return {}
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Self:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from slides.results import claim, verdict
+from slides.results import claim, finding, verdict
 from slides.schema import (
     Block,
     Bullets,
@@ -287,19 +287,26 @@ BLOCK = Block(
                 ),
                 source="Liu et al. 2024, table 1",
                 found=(
-                    verdict(
+                    finding(
                         "rso-table",
                         "small",
-                        "On summaries, does not hold. Borne out: losses with π_ref not worse than hinge. "
-                        "Contradicted: rso-sample-rank above sft-sample-rank; sft-sample-rank above direct; RAFT and "
-                        "ReST below RSO. On dialogue, does not hold. Contradicted: rso-sample-rank above "
-                        "sft-sample-rank; RAFT and ReST below RSO. Not decided: sft-sample-rank above direct; losses "
-                        "with π_ref not worse than hinge.",
-                        "On both tasks pairs of π_r win less than π_sft's (summaries: {0} points), and RAFT and ReST "
-                        "more than RSO. What π_r accepts is so alike that a label is nearly a coin.",
-                        "两个任务上，π_r 的成对数据都不如 π_sft 的（摘要：{0} 个百分点），RAFT 和 ReST 胜过 RSO。"
-                        "π_r 接受的回答彼此太像，标注近乎抛硬币。",
-                        also="rso-sample-rank above sft-sample-rank by {} (sigmoid-norm)",
+                        "not supported",
+                        "On both tasks pairs from π_r win less than pairs from π_sft (summaries: "
+                        "{rso_over_sft_sigmoid_norm_summaries:signed,points} points), and RAFT and ReST win more than RSO. "
+                        "Two responses that π_r accepts are so similar that only {correct_labels_rso_summaries:percent,mean,0} "
+                        "of their labels are correct.",
+                        "两个任务上，π_r 的成对数据胜率都低于 π_sft 的（摘要：{rso_over_sft_sigmoid_norm_summaries:signed,points} "
+                        "个百分点），RAFT 和 ReST 胜过 RSO。π_r 接受的回答彼此太像，只有 "
+                        "{correct_labels_rso_summaries:percent,mean,0} 的标注是对的。",
+                        conditions=(
+                            "rso_over_sft_sigmoid_norm_summaries < 0",
+                            "rso_over_sft_sigmoid_norm_dialogue < 0",
+                            "rso_over_raft_summaries < 0",
+                            "rso_over_rest_summaries < 0",
+                            "rso_over_raft_dialogue < 0",
+                            "rso_over_rest_dialogue < 0",
+                            "correct_labels_rso_summaries < 0.65",
+                        ),
                     ),
                 ),
                 alt="摘要任务十一行方法的胜率：实心点是本课程的评判与区间，空心菱形是金标奖励，叉是论文的数字。",

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from rlhf_lab.batch import Tokens
-from rlhf_lab.experiments.rso_common import RSOSetup, chance_to_please, chance_to_win, state_of
-from rlhf_lab.experiments.statistics import Interval
+from rlhf_lab.experiments.rso_common import RSOSetup, chance_to_be_preferred, chance_to_win, decide_part
+from rlhf_lab.intervals import Interval
 
 PROMPTS = Tokens.from_lists([[i] for i in range(40)])
 CANDIDATES = Tokens.from_lists([[[10], [11], [12], [13]]] * 40)
@@ -64,11 +64,16 @@ def test_chances_to_win_and_to_please_by_hand():
     assert chance_to_win(log_ref, reward)[0].tolist() == pytest.approx([0.25, 0.75, 0.75])
     s = 1 / (1 + math.exp(-1))
     expected = [0.5 * 0.5 + 0.5 * (1 - s), 0.5 * s + 0.25, 0.5 * s + 0.25]
-    assert chance_to_please(log_ref, reward)[0].tolist() == pytest.approx(expected)
+    assert chance_to_be_preferred(log_ref, reward)[0].tolist() == pytest.approx(expected)
 
 
-def test_a_part_of_a_claim_is_borne_out_by_all_its_intervals_alone():
+def test_a_part_of_a_claim_is_supported_by_all_its_intervals_alone():
     up, open_, down = Interval(1, 0.5, 1.5), Interval(0, -1, 1), Interval(-1, -1.5, -0.5)
-    cases = {"yes": [up, up], "mixed": [up, open_], "no": [down, open_], "open": [open_]}
-    assert {state: state_of(some) for state, some in cases.items()} == {state: state for state in cases}
-    assert state_of([up, down]) == "mixed" and state_of([]) == "open"
+    cases = {
+        "supported": [up, up],
+        "partly supported": [up, open_],
+        "not supported": [down, open_],
+        "inconclusive": [open_],
+    }
+    assert {one: decide_part(some) for one, some in cases.items()} == {one: one for one in cases}
+    assert decide_part([up, down]) == "partly supported" and decide_part([]) == "inconclusive"

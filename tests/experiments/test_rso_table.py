@@ -10,10 +10,10 @@ import torch
 from rlhf_lab import exact
 from rlhf_lab.errors import LabError
 from rlhf_lab.experiments import rso_common
-from rlhf_lab.experiments.claims.rso_table.run import EXPERIMENT, ROWS, RSOTable, _labels_right, _setup, comparisons
+from rlhf_lab.experiments.claims.rso_table.run import EXPERIMENT, ROWS, RSOTable, label_accuracy
 from rlhf_lab.experiments.published_results import RSO_TABLE_1, RSO_TABLE_2
 from rlhf_lab.experiments.runner import experiment_run, save
-from rlhf_lab.experiments.statistics import Interval
+from rlhf_lab.intervals import Interval
 
 ABOVE, BELOW, OPEN = Interval(1, 0.5, 1.5), Interval(-1, -1.5, -0.5), Interval(0.1, -1, 1)
 
@@ -31,7 +31,7 @@ def test_every_row_is_run_on_every_seed_and_searched_as_often(bandit):
     assert set(bandit.runs["row"]) == {"reference", *ROWS}
     assert (bandit.runs.groupby("row").size() == 2).all()
     assert (bandit.search.groupby("row").size() == len(bandit.settings.rates)).all()
-    assert set(bandit.chosen) == set(ROWS) and (bandit.search["seed"] >= 1000).all()
+    assert set(bandit.best_config) == set(ROWS) and (bandit.search["seed"] >= 1000).all()
 
 
 def test_the_reference_wins_half_against_itself_and_pays_nothing(bandit):
@@ -45,19 +45,12 @@ def test_regret_is_beta_times_the_kl_to_the_optimum(bandit):
     assert (bandit.runs["regret"] >= 0).all()
 
 
-def test_the_files_are_there_and_hold_no_nan_in_their_words(bandit):
-    out = bandit.settings.out
-    assert {path.name for path in out.iterdir()} >= {
-        "runs.csv",
-        "summary.csv",
-        "search.csv",
-        "result.json",
-        "figure.png",
-    }
-    three = (bandit.settings, bandit.summary, bandit.runs)
-    for words in (EXPERIMENT.text(*three), EXPERIMENT.words(*three)):
-        assert "nan" not in words.lower()
-    drawing = EXPERIMENT.figure(*three)
+def test_the_files_are_there_and_no_number_or_panel_is_without_a_value_or_title(bandit):
+    names = {path.name for path in bandit.settings.out.iterdir()}
+    assert names >= {"runs.csv", "summary.csv", "search.csv", "result.json", "figure.png"}
+    means = [one.mean if isinstance(one, Interval) else one for one in bandit.verdict.numbers.values()]
+    assert all(math.isfinite(one) for one in means)
+    drawing = EXPERIMENT.figure(bandit.settings, bandit.summary, bandit.runs)
     assert all(ax.get_xlabel() and ax.get_title(loc="left") for ax in drawing.axes)
 
 
@@ -79,7 +72,7 @@ def test_a_language_model_runs_and_is_set_beside_the_paper():
     paired = found.runs["source"].isin(rso_common.SOURCES)
     assert found.runs.loc[paired, "right"].between(0, 1).all() and found.runs.loc[~paired, "right"].isna().all()
     assert (found.runs["reach"] > 0).all() and found.runs.groupby("seed")["reach"].nunique().eq(1).all()
-    assert "rank correlation" in EXPERIMENT.text(settings, found.summary, found.runs)
+    assert -1 <= found.verdict.numbers["rank_correlation_summaries"] <= 1
 
 
 def test_exact_win_rates_are_those_of_all_pairs():
@@ -92,14 +85,14 @@ def test_exact_win_rates_are_those_of_all_pairs():
     wins = ((gap > 0).double() + 0.5 * (gap == 0).double()) * joint
     mine = (policy.exp() * rso_common.chance_to_win(log_ref, reward)).sum(-1)
     assert torch.allclose(mine, wins.sum((-1, -2)))
-    pleased = (policy.exp() * rso_common.chance_to_please(log_ref, reward)).sum(-1)
+    pleased = (policy.exp() * rso_common.chance_to_be_preferred(log_ref, reward)).sum(-1)
     assert torch.allclose(pleased, (gap.sigmoid() * joint).sum((-1, -2)))
 
 
 def test_rejected_pairs_follow_the_reward_model_and_gold_pairs_the_gold_reward():
     """At β = 0.05 accepted responses have nearly the most of whichever reward accepts them."""
     settings = RSOTable(scale="bandit", quick=True, candidates=64, progress=False)
-    shared = _setup(settings, "bandit", 0)
+    shared = rso_common.rso_setup(settings, "bandit", 0)
     world, learned = shared.setup.world, shared.setup.learned_rewards
     for gold, other in ((False, True), (True, False)):
         reward = {True: world.rewards(), False: learned}
@@ -127,14 +120,14 @@ def test_the_way_to_pi_r_is_the_candidates_entropy_lost():
 def test_hard_labels_name_the_larger_score_and_drawn_ones_as_often_as_bradley_terry_says():
     """A drawn label is right with probability σ(|gap|): the share lies within four standard errors of the mean."""
     settings = RSOTable(scale="bandit", quick=True, prompts=500, progress=False)
-    shared = _setup(settings, "bandit", 0)
-    assert _labels_right(shared, dataclasses.replace(settings, ranks="hard"), "sft-sample-rank") == 1
+    shared = rso_common.rso_setup(settings, "bandit", 0)
+    assert label_accuracy(shared, dataclasses.replace(settings, ranks="hard"), "sft-sample-rank") == 1
     pairs = shared.pairs("sft-sample-rank", settings.beta, settings.accepted)
     with torch.no_grad():
         chance = shared.setup.reward_model(pairs.prompts, pairs.responses).double().diff(dim=-1).abs().sigmoid()
     error = (chance * (1 - chance)).sum().sqrt().item() / len(pairs)
-    assert abs(_labels_right(shared, settings, "sft-sample-rank") - chance.mean().item()) < 4 * error
-    assert math.isnan(_labels_right(shared, settings, "raft"))
+    assert abs(label_accuracy(shared, settings, "sft-sample-rank") - chance.mean().item()) < 4 * error
+    assert math.isnan(label_accuracy(shared, settings, "raft"))
 
 
 def _made(values):
@@ -143,8 +136,15 @@ def _made(values):
     for seed in range(3):
         for row in ("reference", *ROWS):
             wins = values.get(row, 0.5) + 0.0001 * (seed - 1) * (1 + ROWS.index(row) if row in ROWS else 0)
-            rows.append({"seed": seed, "task": "bandit", "row": row, "judge_wins": wins, "objective": 0.0, "kl": 0.0})
+            loss, _, source = row.partition(" ")
+            names = {"seed": seed, "task": "bandit", "row": row, "loss": loss, "source": source or row, "rate": 0.05}
+            zeros = dict.fromkeys(("proxy_wins", "gold_wins", "objective", "kl", "regret", "right", "reach"), 0.0)
+            rows.append({**names, "judge_wins": wins, **zeros})
     return pd.DataFrame(rows)
+
+
+def _verdict(settings, runs):
+    return EXPERIMENT.decide(settings, EXPERIMENT.summarise(settings, runs), runs)
 
 
 def _ordered(rso, sft, direct, hinge=0.0, cloning=0.4):
@@ -168,7 +168,7 @@ def _ordered(rso, sft, direct, hinge=0.0, cloning=0.4):
 )
 def test_the_rule_on_made_up_tables(values, outcome):
     settings = RSOTable(scale="bandit", quick=True)
-    assert EXPERIMENT.decide(settings, pd.DataFrame(), _made(values)).outcome == outcome
+    assert _verdict(settings, _made(values)).outcome == outcome
 
 
 def test_tasks_that_differ_make_a_condition():
@@ -179,39 +179,45 @@ def test_tasks_that_differ_make_a_condition():
             _made(_ordered(0.6, 0.7, 0.5)).assign(task="dialogue"),
         ]
     )
-    verdict = EXPERIMENT.decide(settings, pd.DataFrame(), runs)
+    verdict = _verdict(settings, runs)
     assert verdict.outcome == "partly supported"
-    assert "On summaries, holds" in verdict.sentence and "On dialogue, does not hold" in verdict.sentence
-    assert set(comparisons(runs, "dialogue")) == set(comparisons(runs, "summaries"))
+    assert verdict.numbers["rso_over_sft_hinge_summaries"].mean == pytest.approx(0.1, abs=0.01)
+    assert verdict.numbers["rso_over_sft_hinge_dialogue"].mean == pytest.approx(-0.1, abs=0.01)
 
 
 @pytest.mark.parametrize(
-    ("intervals", "state"),
+    ("intervals", "outcome"),
     [
-        ([ABOVE, ABOVE], "yes"),
-        ([ABOVE, OPEN], "mixed"),
-        ([ABOVE, BELOW], "mixed"),
-        ([OPEN, BELOW], "no"),
-        ([OPEN], "open"),
+        ([ABOVE, ABOVE], "supported"),
+        ([ABOVE, OPEN], "partly supported"),
+        ([ABOVE, BELOW], "partly supported"),
+        ([OPEN, BELOW], "not supported"),
+        ([OPEN], "inconclusive"),
     ],
 )
-def test_the_state_of_a_part(intervals, state):
-    assert rso_common.state_of(intervals) == state
+def test_the_outcome_of_a_part(intervals, outcome):
+    assert rso_common.decide_part(intervals) == outcome
+
+
+def test_a_part_may_have_a_threshold_other_than_zero():
+    assert (
+        rso_common.decide_part([OPEN], -2.0) == "supported" and rso_common.decide_part([OPEN], 2.0) == "not supported"
+    )
 
 
 @pytest.mark.parametrize(
-    ("states", "outcome"),
+    ("parts", "outcome"),
     [
-        ({"main": "yes", "b": "yes"}, "supported"),
-        ({"main": "no", "b": "yes"}, "not supported"),
-        ({"main": "open", "b": "no"}, "not supported"),
-        ({"main": "open", "b": "open"}, "inconclusive"),
-        ({"main": "open", "b": "mixed"}, "partly supported"),
-        ({"main": "yes", "b": "no"}, "partly supported"),
+        (("supported", "supported"), "supported"),
+        (("not supported", "supported"), "not supported"),
+        (("inconclusive", "not supported"), "not supported"),
+        (("inconclusive", "inconclusive"), "inconclusive"),
+        (("inconclusive", "partly supported"), "partly supported"),
+        (("supported", "not supported"), "partly supported"),
     ],
 )
-def test_the_outcome_of_parts(states, outcome):
-    assert rso_common.compose(states, "main") == outcome
+def test_the_outcome_of_a_claim_follows_from_its_parts(parts, outcome):
+    assert rso_common.decide_claim(*parts) == outcome
 
 
 def test_the_papers_rows_are_the_experiments_rows():
@@ -239,3 +245,7 @@ def test_settings_are_settled_by_scale():
     kept = {scale: dataclasses.asdict(RSOTable(scale=scale)) for scale in ("bandit", "tree", "small")}
     assert all(0 not in (one["labels"], one["steps"], one["seeds"]) and one["gamma"] == 0.5 for one in kept.values())
     assert kept["small"]["tasks"] == ("summaries", "dialogue")
+
+
+def test_gamma_is_beta_unless_it_is_given():
+    assert RSOTable(beta=0.2).gamma == 0.2 and RSOTable(beta=0.2, gamma=0.05).gamma == 0.05

@@ -98,9 +98,9 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "edge",
             "one positive part is enough",
-            "if intervals and above == len(intervals):",
-            "if intervals and above:",
-            near="experiments/test_rso_table.py::test_the_state_of_a_part",
+            "if differences and above == len(differences):",
+            "if differences and above:",
+            near="experiments/test_rso_table.py::test_the_outcome_of_a_part",
         ),
         Mutation(
             "data",
