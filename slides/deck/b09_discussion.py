@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from slides.results import claim, verdict
+from slides.results import claim, finding, verdict
 from slides.schema import Block, Bullets, DerivationPart, ExplorerPart, Slide, T, Text, question
 
 BLOCK = Block(
@@ -252,15 +252,16 @@ BLOCK = Block(
                 ),
                 source="Liu et al. 2024",
                 found=(
-                    verdict(
+                    finding(
                         "annotation-budget",
                         "bandit",
-                        "N · regret over its limit at N = {}: two draws from π_ref {}, two draws from π* {}, best "
-                        "design {}. At {} labels the active policy needs {} times the labels of the best design by its "
-                        "closed form, {} times by its simulation; two draws from π_ref {} times.",
-                        "N · regret over its limit: {1} for π_ref, {2} for π*, {3} for the best design. At {4} labels active "
-                        "asking needs {5} times the design's, π_ref {7}.",
-                        "N · 遗憾与极限之比：π_ref {1}，π* {2}，最优设计 {3}。{4} 个标注时，主动标注所需为最优设计的 {5} 倍，π_ref 为 {7} 倍。",
+                        "supported",
+                        "N · regret relative to its limit is {limit_reference} for π_ref, {limit_optimal} for π* and "
+                        "{limit_design} for the best design. At {labels} labels the active policy needs {ratio_active} "
+                        "times the labels of the best design, and π_ref {ratio_reference} times.",
+                        "N · 遗憾与极限之比：π_ref {limit_reference}，π* {limit_optimal}，最优设计 {limit_design}。{labels} 个标注时，"
+                        "主动标注所需为最优设计的 {ratio_active} 倍，π_ref 为 {ratio_reference} 倍。",
+                        conditions=("limit_reference ~ 1", "ratio_active < 1.25", "ratio_reference > ratio_active"),
                     ),
                 ),
                 alt="各种成对数据来源所需标注数，以最优设计为单位，随标注数变化：来自 π* 的越来越贵，主动标注接近 1。",

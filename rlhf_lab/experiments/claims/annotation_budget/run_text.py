@@ -1,6 +1,6 @@
-"""Strategies that spend one sum of money on a language model, for the experiment on annotation budgets.
+"""Strategies that spend the same amount of money on a language model, for the experiment on annotation budgets.
 
-Each strategy spends all of the money. What is left after demonstrations, samples and training steps buys preference
+Each strategy spends all of the money. What remains after demonstrations, samples and training steps buys preference
 labels. A demonstration is a sample of π_demo ∝ π_ref exp(r*/β_demo), by rejection from π_ref's responses.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -25,7 +26,7 @@ from rlhf_lab.randomness import Stream
 from rlhf_lab.training import seeded
 
 CHUNK = 64
-"""Prompts answered at a time."""
+"""Number of prompts that are answered together."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Usage:
     steps: int = 0
 
     def money(self, prices: Prices) -> float:
-        """What that costs."""
+        """Return the cost, in preference labels."""
         return (
             self.demonstrations * prices.demonstration
             + self.labels * prices.preference
@@ -59,14 +60,14 @@ class Usage:
 
 @dataclass
 class BudgetTracker:
-    """Buys what one strategy needs in one seed, and keeps account of it.
+    """Buys data and training for one strategy and one seed, and records what has been used.
 
     Attributes:
-        setup: the seed.
-        prices: of everything that is bought.
-        money: of the strategy, in units of one preference label.
-        usage: what was used so far.
-        first_prompt: place of the next prompt that was not used yet.
+        setup: the set-up of the seed.
+        prices: the price of each item.
+        money: what the strategy may spend, in preference labels.
+        usage: what has been used so far.
+        first_prompt: position of the first prompt that has not been used yet.
     """
 
     setup: TextSetup
@@ -76,24 +77,27 @@ class BudgetTracker:
     first_prompt: int = 0
 
     def labels_left(self, samples_each: float, steps: int = 0, samples: int = 0) -> int:
-        """How many labels the rest of the money buys.
+        """Return the number of labels that the remaining money buys.
 
         Args:
             samples_each: samples that each label needs.
-            steps: optimiser steps that are paid later.
-            samples: samples that are paid later.
+            steps: optimiser steps that will be paid later.
+            samples: samples that will be paid later.
 
         Raises:
-            LabError: fewer than 8.
+            LabError: the money buys fewer than 8 labels.
         """
         rest = self.money - self.usage.money(self.prices) - steps * self.prices.step - samples * self.prices.sample
         number = int(rest / (self.prices.preference + samples_each * self.prices.sample))
         if number < 8:
-            raise LabError(f"The money ({self.money:g}) buys no labels beside samples and training steps; raise it.")
+            raise LabError(
+                f"A budget of {self.money:g} buys {max(number, 0)} labels after samples and training steps, but a "
+                f"strategy needs 8. Raise money."
+            )
         return number
 
     def next_prompts(self, number: int) -> Tokens:
-        """The next prompts of the training split, each used once."""
+        """Return the next prompts of the training split. Each prompt is used once until all have been used."""
         every = self.setup.task.pool
         rows = (torch.arange(number) + self.first_prompt).remainder(len(every))
         self.first_prompt += number
@@ -108,7 +112,7 @@ class BudgetTracker:
         return [(prompts[p].trim(), policy.sample(prompts[p].trim(), number, generator).to("cpu")) for p in parts]
 
     def label(self, drawn: list[tuple[Tokens, Tokens]], places: list[torch.Tensor], stream: int) -> Pairs:
-        """Label the responses at `places`, (B, 2) each. Equal responses are not labelled and cost nothing."""
+        """Label the two responses of each prompt at `places`, (B, 2). Equal responses get no label and cost nothing."""
         generator, parts = seeded(self.setup.seed, Stream.STRATEGY_LABELS, stream), []
         for (prompts, responses), pair in zip(drawn, places, strict=True):
             both = responses.take(pair)
@@ -126,14 +130,14 @@ class BudgetTracker:
         return self.label(drawn, [torch.tensor([[0, 1]]).expand(len(p), 2) for p, _ in drawn], stream)
 
     def fit_dpo(self, policy: Policy, pairs: Pairs, stream: int, steps: int) -> Policy:
-        """Train `policy` on by DPO, with the reference policy of the objective."""
+        """Continue to train `policy` by DPO, with the reference policy of the objective."""
         loss = DPO(beta=self.setup.budget.beta)
         dpo(policy, self.setup.reference, pairs, loss, self.setup.training(stream, steps=steps))
         self.usage.steps += steps
         return policy
 
     def fit_reward(self, pairs: Pairs, stream: int) -> nn.Module:
-        """Fit a reward model; `stream` decides the order of the batches."""
+        """Fit a reward model; `stream` determines the order of the batches."""
         self.usage.steps += self.reward_steps
         return self.setup.fit_reward_model(pairs, stream)
 
@@ -149,18 +153,18 @@ class BudgetTracker:
 
 
 def random(tracker: BudgetTracker) -> Policy:
-    """Spend all money on labels of two samples of π_ref; train by DPO."""
+    """Spend all money on labels of pairs of samples from π_ref, and train by DPO."""
     setup = tracker.setup
     pairs = tracker.random_pairs(setup.reference, tracker.labels_left(2, tracker.steps), 1)
     return tracker.fit_dpo(setup.new_policy(), pairs, 2, tracker.steps)
 
 
 def uncertain(tracker: BudgetTracker, candidates: int = 4) -> Policy:
-    """Label half of the pairs at random, then of 4 samples each the two on which two reward models differ most."""
+    """Label random pairs first, then for each prompt the two of 4 samples on which two reward models differ most."""
     setup = tracker.setup
     number = tracker.labels_left(1 + candidates / 2, tracker.steps + 2 * tracker.reward_steps)
     first = tracker.random_pairs(setup.reference, number // 2, 1)
-    # Each model is fitted to one half of the labels. They agree on what the labels determine.
+    # Each model is fitted to one half of the labels, so they differ where the labels do not determine the reward.
     order = torch.randperm(len(first), generator=seeded(setup.seed, Stream.STRATEGY_HALVES))
     models = [tracker.fit_reward(first[half], 50 + i) for i, half in enumerate(order.tensor_split(2))]
     drawn = tracker.candidates(setup.reference, tracker.next_prompts(number - number // 2), candidates, 2)
@@ -175,7 +179,7 @@ def uncertain(tracker: BudgetTracker, candidates: int = 4) -> Policy:
 
 
 def by_reward(tracker: BudgetTracker, candidates: int = 8) -> Policy:
-    """Label half of the pairs at random, then two of 8 samples each, accepted as samples of π_r."""
+    """Label random pairs first, then for each prompt two of 8 samples, accepted as samples from π_r."""
     setup = tracker.setup
     number = tracker.labels_left(1 + candidates / 2, tracker.steps + tracker.reward_steps)
     first = tracker.random_pairs(setup.reference, number // 2, 1)
@@ -188,7 +192,7 @@ def by_reward(tracker: BudgetTracker, candidates: int = 8) -> Policy:
 
 
 def rounds(number: int) -> Callable[[BudgetTracker], Policy]:
-    """Label samples of the present policy in so many rounds, and train by DPO on all labels after each."""
+    """Label samples of the current policy in `number` rounds, and after each round train by DPO on all labels."""
 
     def spend(tracker: BudgetTracker) -> Policy:
         policy = tracker.setup.new_policy()
@@ -205,7 +209,7 @@ def rounds(number: int) -> Callable[[BudgetTracker], Policy]:
 
 
 def reward_then_rso(tracker: BudgetTracker, prompts: int = 64, candidates: int = 16) -> Policy:
-    """Fit a reward model to labels of random pairs, then train by DPO on pairs of π_r that the model labels."""
+    """Fit a reward model to labels of random pairs, then train by DPO on pairs from π_r which the model labels."""
     setup = tracker.setup
     prompts = min(prompts, setup.budget.prompts)
     number = tracker.labels_left(2, tracker.steps + tracker.reward_steps, prompts * candidates)
@@ -226,14 +230,14 @@ def demonstrations_first(
         number = max(int(share * tracker.money / tracker.prices.demonstration), 1)
         before = tracker.usage.samples
         drawn = tracker.candidates(setup.reference, tracker.next_prompts(number), candidates, 3)
-        tracker.usage.samples = before  # a demonstrator does not sample from π_ref; this only simulates one
+        tracker.usage.samples = before  # these samples only simulate the demonstrator, so they cost nothing
         generator = seeded(setup.seed, Stream.STRATEGY_DEMONSTRATIONS)
-        shown: list[Pairs] = []
+        demonstrations: list[Pairs] = []
         for x, y in drawn:
             chosen = sampling.rejection_sample(setup.gold(x, y), 1, demo_beta, generator)
-            # Doubled into a pair, since `cat_pairs` joins chunks of different length.
-            shown.append(Pairs(x, y.take(chosen.expand(-1, 2))))
-        both = cat_pairs(shown)
+            # The demonstration is repeated to make a pair, because `cat_pairs` joins chunks of different length.
+            demonstrations.append(Pairs(x, y.take(chosen.expand(-1, 2))))
+        both = cat_pairs(demonstrations)
         tracker.usage.demonstrations = number
         policy = setup.new_policy()
         targets = Tokens(both.responses.ids[:, :1], both.responses.mask[:, :1])
@@ -246,12 +250,23 @@ def demonstrations_first(
     return spend
 
 
-STRATEGIES: dict[str, tuple[str, str, Callable[[BudgetTracker], Policy]]] = {
-    "random": ("DPO, pairs of π_ref", "dpo", random),
-    "uncertain": ("DPO, pairs two reward models differ on", "dpo-ipo", uncertain),
-    "by-reward": ("DPO, pairs π_r would draw", "rso-direct", by_reward),
-    "rounds-4": ("DPO, 4 rounds", "online", rounds(4)),
-    "reward-rso": ("reward model, then RSO", "rso-rso-sample-rank", reward_then_rso),
-    "demonstrations": ("half for demonstrations", "sft", demonstrations_first(0.5)),
+class Strategy(NamedTuple):
+    """A way to spend the money."""
+
+    label: str
+    """Its name in the picture."""
+    style: str
+    """The key of its style (`figures.style`)."""
+    spend: Callable[[BudgetTracker], Policy]
+    """Buys data and trains a policy on it."""
+
+
+STRATEGIES = {
+    "random": Strategy("DPO, pairs from π_ref", "dpo", random),
+    "uncertain": Strategy("DPO, pairs on which models differ", "dpo-ipo", uncertain),
+    "by-reward": Strategy("DPO, pairs accepted for π_r", "rso-direct", by_reward),
+    "rounds-4": Strategy("DPO in 4 rounds", "online", rounds(4)),
+    "reward-rso": Strategy("reward model, then RSO", "rso-rso-sample-rank", reward_then_rso),
+    "demonstrations": Strategy("half for demonstrations", "sft", demonstrations_first(0.5)),
 }
-"""By key: the name in a table, the key of the style, and how the money is spent."""
+"""The strategies by key."""

@@ -1,113 +1,150 @@
-"""Settings of the experiment `annotation-budget`."""
+"""Settings of question 10, the numbers of its decision rule, and the rule in words."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from rlhf_lab.errors import LabError, Natural, NonNegative, check_beta
-from rlhf_lab.experiments.runner import EXACT_SCALES, Settings
+from rlhf_lab.errors import LabError, Natural, NonNegative, Positive
+from rlhf_lab.experiments.settings import Defaults, PerScale, Settings
 
+MAX_RATIO = 1.25
+"""The active policy may need this many times the labels of the best design."""
+ROUNDS_MARGIN = 1.1
+"""Enough rounds are the fewest whose median is at most this many times that of the largest number of rounds."""
+LIMITS = ("reference", "optimal", "design")
+"""The sources of pairs whose simulated regret is compared with its limit."""
 RATIOS = (1.0, 3.0, 10.0, 30.0)
-"""Price of a demonstration in preference labels."""
+"""Prices of a demonstration, in preference labels."""
+SHARES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
+"""Shares of the budget that are spent on demonstrations."""
+
+RULE = (
+    f"Bandit and tree: there are two conditions. (1) At the largest N the interval of N · regret relative to its "
+    f"closed-form limit contains 1 for pairs from π_ref, from π* and from the best design (t intervals over seeds, 95% "
+    f"for the three together). (2) The active policy, which does not know the rewards, needs at most {MAX_RATIO:g} "
+    f"times the labels of the best design, which knows them. It is compared with the closed form of the best design "
+    f"and with its simulation at the same N, and the upper ends of both 95% bootstrap intervals of the median over "
+    f"worlds must be at most {MAX_RATIO:g}. Supported if both conditions are met. A condition is violated if an "
+    f"interval of (1) excludes 1, or if an interval of (2) lies above {MAX_RATIO:g}. Partly supported if one condition "
+    f"is met and the other is violated; not supported if both are violated; inconclusive otherwise. Language model: "
+    f"supported if at equal cost some strategy has a higher J = reward − β KL than DPO on random pairs from π_ref, and "
+    f"none has a lower one. A difference counts if its interval excludes 0 (t over seeds, 95% for all strategies "
+    f"together). Partly supported if some are higher and some lower; not supported if some are lower and none is "
+    f"higher; inconclusive otherwise."
+)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False, kw_only=True)
 class AnnotationBudget(Settings):
-    """What N labels buy, which pairs to label, and how to split money between kinds of data."""
+    """Compare ways to spend a budget of labels: which pairs, in how many rounds, and how much on demonstrations."""
 
-    beta: NonNegative = 0.0
-    """β of the objective in the active part and after. 0: bandit 0.3; tree and text 0.5."""
-    arms: Natural = 10
-    """Responses of a bandit (the limit's part uses 6)."""
-    tokens: Natural = 0
-    """Tokens of the tree; its responses are three long. 0: 3, which makes 27 responses."""
-    worlds: Natural = 0
-    """Worlds of each seed, its own. 0: bandit 2, tree 1."""
-    runs: Natural = 0
-    """Sets of labels in each world. 0: bandit 60, tree 30."""
-    limit_runs: Natural = 0
-    """The same where the limit is checked. 0: bandit 400, tree 100."""
-    labels: Natural = 0
-    """Labels at which strategies are judged. 0: bandit 2560, tree 6912."""
-    doublings: Natural = 0
-    """Batches before that, each as large as all before it. 0: 6."""
-    limit_labels: Natural = 0
-    """The largest N of the limit. 0: bandit 4,096,000, tree 65,536,000."""
-    budget: Natural = 400
-    """Money for demonstrations and labels in the splits of the exact scales, in labels."""
-    demo_beta: NonNegative = 1.0
+    beta: Positive
+    """β of the objective. On the bandit the comparison with the limit has β = 0.5."""
+    arms: Natural
+    """Bandit: number of responses. The comparison with the limit has 6."""
+    tokens: Natural
+    """Tree: number of tokens. Responses have three tokens, so 3 tokens make 27 responses."""
+    worlds: Natural
+    """Number of worlds of each seed."""
+    runs: Natural
+    """Sets of labels that are drawn in each world."""
+    limit_runs: Natural
+    """The same for the comparison with the limit."""
+    labels: Natural
+    """Number of labels at which the sources of pairs are compared."""
+    doublings: Natural
+    """Number of evaluations with fewer labels. Each has half as many labels as the next."""
+    limit_labels: Natural
+    """Largest number of labels for the comparison with the limit."""
+    budget: Natural
+    """Bandit and tree: budget for demonstrations and labels together, in labels."""
+    demo_beta: Positive
     """β_demo of the demonstrator."""
-    world: str = "sentiment"
-    """Text world of a language model's scale."""
-    money: NonNegative = 0.0
-    """Money of each strategy on a language model, in labels. 0: 256."""
-    price_demonstration: NonNegative = 4.0
-    """Price of a demonstration on a language model, in labels."""
-    price_sample: NonNegative = 0.01
-    """Price of a response drawn."""
-    price_step: NonNegative = 0.05
-    """Price of an optimiser step."""
-    steps: Natural = 0
-    """Optimiser steps of a policy's fit on a language model. 0: 24."""
-    test_prompts: Natural = 0
-    """Test prompts of a language model. 0: 64."""
+    world: str
+    """Language model: name of the text world."""
+    money: NonNegative
+    """Language model: what each strategy spends, in labels."""
+    price_demonstration: NonNegative
+    """Language model: price of a demonstration, in labels."""
+    price_sample: NonNegative
+    """Language model: price of a sampled response, in labels."""
+    price_step: NonNegative
+    """Language model: price of an optimiser step, in labels."""
+    steps: Natural
+    """Language model: optimiser steps of a policy."""
+    test_prompts: Natural
+    """Language model: number of test prompts."""
 
-    def __post_init__(self) -> None:
-        tree, quick = self.scale == "tree", self.quick
-        text = self.scale not in EXACT_SCALES
-        usual = {
-            "seeds": 2 if quick else 3 if text else 6 if tree else 20,
-            "beta": 0.5 if tree or text else 0.3,
-            "tokens": 2 if quick else 3,
-            "worlds": 1 if quick or tree else 2,
-            "runs": 6 if quick else 30 if tree else 60,
-            "limit_runs": 20 if quick else 100 if tree else 400,
-            "labels": 432 if quick else 6912 if tree else 2560,
-            "doublings": 2 if quick else 6,
-            "limit_labels": 16_000 if quick else 65_536_000 if tree else 4_096_000,
-            "money": 24.0 if quick else 256.0,
-            "steps": 2 if quick else 24,
-            "test_prompts": 4 if quick else 64,
-        }
-        for name, value in usual.items():
-            if getattr(self, name) == 0:
-                object.__setattr__(self, name, value)
-        super().__post_init__()
-        check_beta(self.beta)
-        check_beta(self.demo_beta)
-        if min(self.worlds, self.runs, self.limit_runs, self.doublings, self.steps, self.test_prompts) < 1:
-            raise LabError("worlds, runs, limit_runs, doublings, steps and test_prompts must be at least 1.")
-        if (
-            self.arms < 3
-            or self.tokens < 2
-            or self.labels < 2**self.doublings
-            or self.limit_labels < 1000
-            or self.budget < 40
-        ):
-            raise LabError(
-                "There must be 3 arms, 2 tokens, 2^doublings labels, 1000 limit_labels and a budget of 40 at least."
-            )
-        if min(self.money, self.price_demonstration, self.price_sample + 1, self.price_step + 1) < 1:
-            raise LabError("money and the price of a demonstration must be at least 1, other prices not negative.")
+    DEFAULTS: ClassVar[Defaults] = {
+        "seeds": PerScale(20, 6, 3),
+        "beta": PerScale(0.3, 0.5, 0.5),
+        "arms": 10,
+        "tokens": 3,
+        "worlds": PerScale(2, 1, 2),
+        "runs": PerScale(60, 30, 60),
+        "limit_runs": PerScale(400, 100, 400),
+        "labels": PerScale(2560, 6912, 2560),
+        "doublings": 6,
+        "limit_labels": PerScale(4_096_000, 65_536_000, 4_096_000),
+        "budget": 400,
+        "demo_beta": 1.0,
+        "world": "sentiment",
+        "money": 256.0,
+        "price_demonstration": 4.0,
+        "price_sample": 0.01,
+        "price_step": 0.05,
+        "steps": 24,
+        "test_prompts": 64,
+    }
+    QUICK: ClassVar[Defaults] = {
+        "seeds": 2,
+        "tokens": 2,
+        "worlds": 1,
+        "runs": 6,
+        "limit_runs": 20,
+        "labels": 432,
+        "doublings": 2,
+        "limit_labels": 16_000,
+        "money": 24.0,
+        "steps": 2,
+        "test_prompts": 4,
+    }
+
+    def check(self) -> None:
+        """Refuse numbers that leave a part of the experiment without data."""
+        least = {
+            "worlds": 1, "runs": 1, "limit_runs": 1, "doublings": 1, "steps": 1, "test_prompts": 1, "arms": 3,
+            "tokens": 2, "limit_labels": 1000, "budget": 40, "money": 1, "price_demonstration": 1,
+            "labels": 2**self.doublings,
+        }  # fmt: skip
+        for name, number in least.items():
+            if getattr(self, name) < number:
+                raise LabError(f"{name} must be at least {number}, not {getattr(self, name)}.")
 
     @property
     def ratios(self) -> tuple[float, ...]:
-        """Prices of a demonstration that are tried."""
+        """Prices of a demonstration, in preference labels."""
         return RATIOS[:2] if self.quick else RATIOS
 
     @property
     def rounds(self) -> tuple[int, ...]:
-        """Numbers of batches that are tried."""
+        """Numbers of rounds in which the labels are collected."""
         return (1, 20) if self.quick else (1, 2, 3, 5, 10, 20)
 
     @property
     def totals(self) -> list[int]:
-        """Labels after each batch."""
+        """Numbers of labels at which the sources of pairs are evaluated."""
         return [self.labels // 2**k for k in range(self.doublings, -1, -1)]
 
     @property
+    def round_labels(self) -> int:
+        """Number of labels for the comparison of rounds."""
+        return self.totals[-3] if self.doublings > 2 else self.labels
+
+    @property
     def limit_totals(self) -> list[int]:
-        """Labels at which the limit is looked at."""
+        """Numbers of labels for the comparison with the limit: 1,000 and its multiples by powers of 4."""
         out = [1000]
         while out[-1] * 4 <= self.limit_labels:
             out.append(out[-1] * 4)
