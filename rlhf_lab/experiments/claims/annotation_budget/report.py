@@ -134,7 +134,8 @@ def figure(settings: AnnotationBudget, summary: pd.DataFrame, runs: pd.DataFrame
         axes[0].axhline(1, color="#444444", lw=1)
         statistical.interval_lines(
             axes[0], summary[summary["part"] == "limit"], "labels", "value", "pairs", looks, dodge=0.12, legend=False,
-            lines={"markersize": 9}, xscale="log", yscale="log", xlabel="labels N", ylabel="N · regret relative to its limit",
+            lines={"markersize": 9}, xscale="log", yscale="log", xlabel="labels N",
+            ylabel="N · regret relative to its limit",
         )  # fmt: skip
         axes[0].yaxis.set_major_formatter(lambda value, place: f"{value:g}")
         axes[0].yaxis.set_minor_formatter(lambda value, place: f"{value:g}" if f"{value:.0e}"[0] in "235" else "")
