@@ -137,8 +137,6 @@ def figure(settings: AnnotationBudget, summary: pd.DataFrame, runs: pd.DataFrame
             lines={"markersize": 9}, xscale="log", yscale="log", xlabel="labels N",
             ylabel="N · regret relative to its limit",
         )  # fmt: skip
-        axes[0].yaxis.set_major_formatter(lambda value, place: f"{value:g}")
-        axes[0].yaxis.set_minor_formatter(lambda value, place: f"{value:g}" if f"{value:.0e}"[0] in "235" else "")
         axes[0].set_title("Regret approaches its limit", pad=28)
         axes[1].axhline(MAX_RATIO, color="#444444", lw=1, ls=":")
         sources = summary[(summary["part"] == "sources") & (summary["what"] == "label_ratio")]
@@ -150,6 +148,9 @@ def figure(settings: AnnotationBudget, summary: pd.DataFrame, runs: pd.DataFrame
         axes[1].xaxis.set_minor_formatter("")
         axes[1].set_title(f"Sources of pairs (β = {settings.beta:g})", pad=46)
         _split_panel(axes[2], settings, summary)
+        for ax in (axes[0], axes[2]):
+            ax.yaxis.set_major_formatter(lambda value, place: f"{value:g}")
+            ax.yaxis.set_minor_formatter(lambda value, place: f"{value:g}" if f"{value:.0e}"[0] in "235" else "")
         for ax, columns in zip(axes, (3, 3, 4), strict=True):
             ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, fontsize=10, borderaxespad=0.1,
                       columnspacing=1.0, handlelength=1.4)  # fmt: skip
@@ -171,7 +172,6 @@ def _split_panel(ax: Axes, settings: AnnotationBudget, summary: pd.DataFrame) ->
         ax, rows, "share", "value", "line", looks, dodge=0.006, legend=False, yscale="log",
         xlabel="share of the budget for demonstrations", ylabel="regret [reward]",
     )  # fmt: skip
-    ax.yaxis.set_minor_formatter("")
     ax.set_title("Price of a demonstration (hollow: pairs of π_sft)", pad=28, fontsize=11)
 
 
