@@ -82,26 +82,23 @@ BLOCK = Block(
                 ),
                 source="Gao et al. 2023, fig. 1",
                 found=(
-                    verdict(
+                    finding(
                         "over-optimisation",
                         "bandit",
-                        "As far as the roads went, with {} labels: best of n ({}, proxy {}), PPO ({}, proxy {}), DPO "
-                        "({}, proxy {}) and RSO ({}, proxy {}): gold surely falls by less than 10% of what it gained. "
-                        "With {} labels no method is shown to turn; gold's peak is later: {} in √KL. In brackets: the "
-                        "fall of gold and the rise of the proxy from that peak, in logits of a label.",
-                        "With {0} labels no turn is shown; with {9} none either, and gold's peak is later by {10} in √KL.",
-                        "{0} 个标注时未见转折；{9} 个时也没有，金标的峰值更晚，√KL 增加 {10}。",
+                        "not supported",
+                        "No method turns with {labels_few} or with {labels_many} labels. With more labels the peak of the "
+                        "gold reward is later by {peak_shift} in √KL.",
+                        "{labels_few} 个标注和 {labels_many} 个标注时都未见转折；标注多时，金标的峰值更晚，√KL 增加 "
+                        "{peak_shift}。",
+                        conditions=("peak_shift > 0", "fall_best_of_n_3200 ~ 0", "fall_ppo_3200 ~ 0"),
                     ),
-                    verdict(
+                    finding(
                         "over-optimisation",
                         "small",
-                        "As far as the roads went, with {} labels: best of n ({}, proxy {}), DPO ({}, proxy {}) and RSO "
-                        "({}, proxy {}): gold falls, but the proxy is not shown to rise meanwhile. PPO ({}, proxy {}): "
-                        "a fall is neither shown nor excluded. With {} labels best of n still turns; gold's peak is not "
-                        "surely elsewhere: {} in √KL. In brackets: the fall of gold and the rise of the proxy from that "
-                        "peak, in logits of a label.",
-                        "DPO's gold falls by {3}; the proxy is not shown to rise.",
-                        "DPO 的金标下降 {3}，但代理奖励未见上升。",
+                        "inconclusive",
+                        "DPO's gold reward falls by {fall_dpo_64}, but the proxy is not shown to rise.",
+                        "DPO 的金标下降 {fall_dpo_64}，但未见代理奖励上升。",
+                        conditions=("fall_dpo_64 > 0", "rise_dpo_64 ~ 0"),
                     ),
                 ),
                 alt="金标（实线）与代理（虚线）奖励随 √KL 的变化，奖励模型用 50 个标注拟合：虚线远高于实线，实线变平。",

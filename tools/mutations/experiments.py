@@ -601,7 +601,7 @@ MUTATIONS: list[Mutation] = [
             "a point's KL is KL(π_ref‖π)",
             "exact.kl(log_policy, log_ref).mean().item()",
             "exact.kl(log_ref, log_policy).mean().item()",
-            near="experiments/test_over_optimisation.py::test_no_road_has_more_proxy_than_the_optimum_with_its_kl",
+            near="experiments/test_over_optimisation.py::test_no_trajectory_has_more_proxy_than_the_optimum_with_its_kl",
         ),
         Mutation(
             "mean",

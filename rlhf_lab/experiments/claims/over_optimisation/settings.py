@@ -1,70 +1,88 @@
-"""Settings of the experiment `over-optimisation`."""
+"""Settings of claim 7, the numbers of its decision rule, and the rule in words."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
-from rlhf_lab.errors import LabError, Natural, NonNegative, check_beta
-from rlhf_lab.experiments import runner
-from rlhf_lab.experiments.runner import Settings
+from rlhf_lab.errors import Count, Fraction, LabError, Positive
+from rlhf_lab.experiments.settings import Defaults, PerScale, Settings
+
+MARGIN = 0.1
+"""A trajectory stays high if its fall is less than this share of what the gold reward gained on it."""
+FAR = 1.0
+"""√KL, √nats, beyond which a trajectory must end before it can be said to stay high."""
+
+RULE = (
+    f"A trajectory turns if the gold reward falls and the proxy reward rises from the peak of the gold reward to the "
+    f"end, with both 95% intervals over seeds above zero. The peak is that of the mean over the other seeds, so that "
+    f"it is not selected on the seed whose fall is measured. A trajectory stays high if the interval of its fall ends "
+    f"below {MARGIN:.0%} of what the gold reward gained and the trajectory ends beyond √KL = {FAR:g}. Supported if the "
+    f"trajectories of best-of-n, PPO, DPO and RSO all turn with the fewest labels, and with the most labels the peak "
+    f"of the gold reward has a larger √KL (mean over methods, paired within seeds, interval above zero). Partly "
+    f"supported if at least one of the four turns but another of these conditions fails; not supported if all four "
+    f"stay high; otherwise inconclusive."
+)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False, kw_only=True)
 class OverOptimisation(Settings):
-    """Gold and proxy along the roads of PPO, DPO, RSO and best of n, for reward models of few and of many labels."""
+    """Measure gold and proxy reward along the trajectories of PPO, DPO, RSO and best-of-n, with few and many labels."""
 
-    labels: tuple[Natural, ...] = ()
-    """Labels of the reward models, rising. (): 50 200 800 3200; tree 500 2000 8000; a language model 64 512."""
-    noise: NonNegative = 0.25
-    """Share of labels turned round for the kind "noisy", exact scales only."""
-    beta: NonNegative = 0.0
-    """β at which PPO, DPO and RSO train: small, so that they go far. 0: 0.05."""
-    steps: Natural = 0
-    """Optimiser steps of DPO and RSO, rounds of PPO. 0: 200; a language model 64, PPO half of it."""
-    places: Natural = 0
-    """Places of a trained road, evenly spread over its steps. 0: 20; a language model 4."""
-    rate: NonNegative = 0.0
-    """Learning rate of every fit. 0: 0.05; a language model 3e-4."""
-    reward_steps: Natural = 0
-    """Optimiser steps of a reward model. 0: 200; a language model 80."""
-    prompts: Natural = 0
-    """Prompts that PPO and RSO answer. 0: 500; a language model 64."""
-    most: Natural = 0
-    """Largest n of best of n. 0: 4,096 (exact); a language model 64."""
-    test_prompts: Natural = 0
-    """Test prompts of a language model. 0: 64."""
-    test_samples: Natural = 0
-    """Responses to each, at every place. 0: 4."""
+    labels: tuple[Count, ...]
+    """Numbers of labels of the reward models, in increasing order."""
+    noise: Fraction
+    """Exact scales: share of flipped labels for the reward models of the kind "noisy"."""
+    beta: Positive
+    """β at which PPO, DPO and RSO train. It is small, so that the policies move far from π_ref."""
+    steps: Count
+    """Optimiser steps of DPO and RSO, and rounds of PPO. On text PPO takes half as many steps."""
+    places: Count
+    """Number of points, after π_ref, at which a trained trajectory is evaluated, evenly spread over its steps."""
+    rate: Positive
+    """Learning rate of every fit."""
+    reward_steps: Count
+    """Optimiser steps of a reward model."""
+    prompts: Count
+    """Number of prompts that PPO and RSO answer."""
+    most: Count
+    """Largest n of best-of-n."""
+    test_prompts: Count
+    """Text: number of test prompts."""
+    test_samples: Count
+    """Text: responses to each test prompt at every point of a trajectory."""
 
-    def __post_init__(self) -> None:
-        exactly, tree, quick = self.scale in runner.EXACT_SCALES, self.scale == "tree", self.quick
-        if not self.labels:
-            usual = ((500, 2000, 8000) if tree else (50, 200, 800, 3200)) if exactly else (64, 512)
-            object.__setattr__(self, "labels", ((50, 200) if exactly else (16, 32)) if quick else usual)
-        defaults: dict[str, Any] = {
-            "seeds": 2 if quick else 12 if self.scale == "bandit" else 5 if tree else 3,
-            "beta": 0.05,
-            "steps": (20 if exactly else 2) if quick else 200 if exactly else 64,
-            "places": (4 if exactly else 1) if quick else 20 if exactly else 4,
-            "rate": 0.05 if exactly else 3e-4,
-            "reward_steps": (20 if exactly else 2) if quick else 200 if exactly else 80,
-            "prompts": (30 if exactly else 4) if quick else 500 if exactly else 64,
-            "most": (64 if exactly else 4) if quick else 4096 if exactly else 64,
-            "test_prompts": 4 if quick else 64,
-            "test_samples": 2 if quick else 4,
-        }
-        for name, value in defaults.items():
-            if getattr(self, name) == 0:
-                object.__setattr__(self, name, value)
-        super().__post_init__()
-        check_beta(self.beta)
+    DEFAULTS: ClassVar[Defaults] = {
+        "seeds": PerScale(12, 5, 3),
+        "labels": PerScale((50, 200, 800, 3200), (500, 2000, 8000), (64, 512)),
+        "noise": 0.25,
+        "beta": 0.05,
+        "steps": PerScale(200, 200, 64),
+        "places": PerScale(20, 20, 4),
+        "rate": PerScale(0.05, 0.05, 3e-4),
+        "reward_steps": PerScale(200, 200, 80),
+        "prompts": PerScale(500, 500, 64),
+        "most": PerScale(4096, 4096, 64),
+        "test_prompts": 64,
+        "test_samples": 4,
+    }
+    QUICK: ClassVar[Defaults] = {
+        "seeds": 2,
+        "labels": PerScale((50, 200), (50, 200), (16, 32)),
+        "steps": PerScale(20, 20, 2),
+        "places": PerScale(4, 4, 1),
+        "reward_steps": PerScale(20, 20, 2),
+        "prompts": PerScale(30, 30, 4),
+        "most": PerScale(64, 64, 4),
+        "test_prompts": 4,
+        "test_samples": 2,
+    }
+
+    def check(self) -> None:
+        """Refuse labels that do not increase, labels without information, and more points than steps."""
         if len(self.labels) < 2 or list(self.labels) != sorted(set(self.labels)) or self.labels[0] < 8:
-            raise LabError(f"labels must be two numbers or more, rising from 8 or more, not {self.labels}.")
-        if not 0 <= self.noise < 0.5:
-            raise LabError(f"noise must be between 0 and 0.5, not {self.noise}: at 0.5 labels say nothing.")
-        for name in ("steps", "places", "reward_steps", "prompts", "most", "test_prompts", "test_samples"):
-            if getattr(self, name) < 1:
-                raise LabError(f"{name} must be at least 1, not {getattr(self, name)}.")
-        if self.places > max(self.steps // (1 if exactly else 2), 1):
-            raise LabError(f"{self.places} places do not fit into {self.steps} steps.")
+            raise LabError(f"labels must be at least two increasing numbers from 8 on, not {self.labels}.")
+        if self.noise >= 0.5:
+            raise LabError(f"noise must be below 0.5, not {self.noise}: at 0.5 labels contain no information.")
+        if self.places > max(self.steps // (1 if self.exact else 2), 1):
+            raise LabError(f"A trajectory of {self.steps} steps cannot be evaluated at {self.places} points.")

@@ -33,17 +33,20 @@ if TYPE_CHECKING:
 WORLD = "summaries"
 """It was chosen before any run. Its gold reward weighs facts against words and against inventions, so optimising a
 reward model that has learned only one side can go too far. On sentiment more is nearly always better."""
+TRAJECTORY, POINT = "road", "place"
+"""Columns of the saved rows: the name of a trajectory, and the number of a point on it, from 0 at π_ref."""
 TRAINED = {"ppo": "PPO", "dpo": "DPO", "rso": "RSO"}
+"""The methods that are recorded while they train, with their names in figures."""
 KEYS = {"ppo": "ppo", "dpo": "dpo", "rso": "rso-rso-sample-rank"}
+"""Their keys in the table of methods."""
 FEATURES = 8
-
-
+"""Features of an arm of the bandit."""
 BETAS = tuple(float(b) for b in np.logspace(1.0, -2.0, 31))
 """β along the trajectory of the optimum, from nearly π_ref to nearly greedy."""
 
 
 def sizes(most: int) -> list[int]:
-    """1, 2, 3, 4, 6, 8, 12, …, `most`: the n of best of n."""
+    """Return the values of n of best-of-n: 1, 2, 3, 4, 6, 8, 12, …, `most`."""
     found = sorted({n for k in range(20) for n in (2**k, 3 * 2 ** max(k - 1, 0))} | {most})
     return [n for n in found if n <= most]
 
@@ -52,7 +55,7 @@ class PartReward(nn.Module):
     """r(x, y) = Σ_t Φ[x, t, y_t] · w[x]: a reward model that is linear in features of single tokens."""
 
     def __init__(self, world: FiniteWorld, features: Tensor) -> None:
-        """`features`: (X, L, V, F)."""
+        """Start with weights of zero; `features` is (X, L, V, F)."""
         super().__init__()
         self.world, self.features = world, features
         self.weight = nn.Parameter(torch.zeros(len(features), features.shape[-1], dtype=torch.float64))
@@ -127,13 +130,13 @@ def exact_trajectories(settings: OverOptimisation, seed: int, labels: int, kind:
     """Exact KL, proxy and gold reward of the proxy's optimum as β falls, and of best-of-n as n grows."""
     setup = _exact_setup(settings, seed, labels, kind)
     log_ref, learned = setup.world.log_ref(), setup.learned_rewards
-    rows: list[dict[str, Any]] = [{"road": "optimum", "place": 0, "pressure": math.inf, **_position(setup, log_ref)}]
+    rows: list[dict[str, Any]] = [{TRAJECTORY: "optimum", POINT: 0, "pressure": math.inf, **_position(setup, log_ref)}]
     rows += [
-        {"road": "optimum", "place": i, "pressure": b, **_position(setup, exact.optimal_policy(log_ref, learned, b))}
+        {TRAJECTORY: "optimum", POINT: i, "pressure": b, **_position(setup, exact.optimal_policy(log_ref, learned, b))}
         for i, b in enumerate(BETAS, 1)
     ]
     rows += [
-        {"road": "best-of-n", "place": i, "pressure": n, **_position(setup, exact.best_of_n(log_ref, learned, n))}
+        {TRAJECTORY: "best-of-n", POINT: i, "pressure": n, **_position(setup, exact.best_of_n(log_ref, learned, n))}
         for i, n in enumerate(sizes(settings.most))
     ]
     return rows
@@ -154,7 +157,7 @@ def trained_exactly(settings: OverOptimisation, seed: int, labels: int, method: 
     def see(policy: Policy, steps: int) -> None:
         if steps in wanted:
             here = _position(setup, setup.world.log_probs(policy))
-            rows.append({"road": method, "place": len(rows), "pressure": steps // epochs, **here})
+            rows.append({TRAJECTORY: method, POINT: len(rows), "pressure": steps // epochs, **here})
 
     policy = setup.new_policy()
     with record(see, policy):
@@ -175,7 +178,7 @@ def trained_on_text(settings: OverOptimisation, seed: int, labels: int, method: 
         if done in wanted:
             seen = setup.evaluate(policy, proxy=reward)
             rows.append(
-                {"road": method, "place": len(rows), "pressure": done, "kl": seen["kl"], "gold": seen["reward"],
+                {TRAJECTORY: method, POINT: len(rows), "pressure": done, "kl": seen["kl"], "gold": seen["reward"],
                  "proxy": seen["proxy"], "tokens": seen["tokens"], "distinct": seen["distinct_2"]}
             )  # fmt: skip
 
@@ -217,9 +220,9 @@ def best_of_n_on_text(settings: OverOptimisation, seed: int) -> list[dict[str, A
     for n_labels in setups:
         proxy = torch.cat([part[1][n_labels] for part in parts])
         rows_here = []
-        for place, n in enumerate(sizes(settings.most)):
+        for point, n in enumerate(sizes(settings.most)):
             rows_here.append(
-                {"road": "best-of-n", "labels": n_labels, "place": place, "pressure": n,
+                {TRAJECTORY: "best-of-n", "labels": n_labels, POINT: point, "pressure": n,
                  "kl": math.log(n) - (n - 1) / n, "gold": best_of_subsets(proxy, gold, n),
                  "proxy": best_of_subsets(proxy, proxy, n)}
             )  # fmt: skip
