@@ -11,7 +11,10 @@ BLOCK = Block(
     slides=(
         Slide(
             key="optimum-objective",
-            title=T("Reward and price belong under one expectation", "奖励与代价可以写进同一个期望"),
+            title=T(
+                "Reward and KL penalty can be written as one expectation",
+                "奖励与 KL 惩罚可以写成同一个期望",
+            ),
             parts=(
                 DerivationPart(
                     "objective-to-optimum",
@@ -24,18 +27,21 @@ BLOCK = Block(
                 ),
             ),
             notes=T(
-                "Three small steps, nothing clever yet. Which of them needs the KL in this direction and not in the "
-                "other? The second: the expectation must be under the same π.\n\nThe ticks were computed when the "
-                "slides were built, on two hundred random worlds in float64. A minute and a half.",
-                "三个小步骤，还没有用到任何技巧。哪一步要求 KL 必须是这个方向？第二步：期望必须在同一个 π 下取。\n\n"
-                "对勾是生成幻灯片时、在两百个随机世界上以双精度算出来的。一分半钟。",
+                "These are three short steps. Ask which of them needs the KL in this direction. It is the second, "
+                "because the expectation must be taken under the same π.\n\n"
+                "The ticks were computed when the slides were built, on two hundred random worlds in float64.",
+                "这里有三个小步骤。提问：哪一步要求 KL 必须是这个方向？是第二步，因为期望必须在同一个 π 下取。\n\n"
+                "对勾是生成幻灯片时，在两百个随机世界上以双精度算出来的。",
             ),
             minutes=1.5,
             source="Rafailov et al. 2023, appendix A.1",
         ),
         Slide(
             key="optimum-partition",
-            title=T("Make the denominator a distribution, and pay with log Z", "让分母成为分布，代价是 log Z"),
+            title=T(
+                "Dividing by Z makes the denominator a distribution",
+                "除以 Z 使分母成为一个分布",
+            ),
             parts=(
                 DerivationPart(
                     "objective-to-optimum",
@@ -53,18 +59,21 @@ BLOCK = Block(
                 ),
             ),
             notes=T(
-                "Slow down at line four: the reward goes inside the logarithm as an exponential, below the fraction "
-                "line. Then 1/Z is put in and taken out again, which changes nothing.\n\nWhy bother? Because now the "
-                "denominator sums to one, and the bracket becomes a KL. Two minutes.",
-                "第四行要讲慢一点：奖励以指数的形式进入对数，位置在分数线下面。然后放进 1/Z 又取出来，等式不变。\n\n"
-                "为什么要多此一举？因为这样分母之和为一，括号里就成了 KL。两分钟。",
+                "Explain line four slowly. The reward enters the logarithm as an exponential in the denominator. "
+                "Then the expression is multiplied and divided by Z, which does not change it.\n\n"
+                "This step makes the denominator sum to one, so that the bracket becomes a KL.",
+                "第四行要讲慢一点：奖励以指数的形式写进对数里的分母。然后同时乘以和除以 Z，等式不变。\n\n"
+                "这一步使分母之和为一，于是括号里成为一个 KL。",
             ),
             minutes=2.0,
             source="Rafailov et al. 2023, appendix A.1",
         ),
         Slide(
             key="optimum-gibbs",
-            title=T("A KL is never negative, so the best policy is known", "KL 非负，于是最优策略就知道了"),
+            title=T(
+                "The KL is never negative, so π* is the only maximum",
+                "KL 非负，所以 π* 是唯一的最优策略",
+            ),
             parts=(
                 DerivationPart(
                     "gibbs",
@@ -82,43 +91,52 @@ BLOCK = Block(
                 ),
             ),
             notes=T(
-                "Gibbs' inequality is one line of school analysis: log u lies below its tangent at one. Equality only "
-                "where π*/π is one everywhere: so the optimum is unique.\n\nThe second half of the last line follows "
-                "from the slide before, and is the course's measuring rod: what a policy still lacks, its regret, is β "
-                "times a KL, in units of reward. On the bandit and the token tree it is computed exactly for every "
-                "method. Two minutes.",
-                "吉布斯不等式只是一行中学分析：log u 在 u=1 处的切线之下。等号只在 π*/π 处处为一时成立，所以最优解唯一。"
-                "\n\n最后一行的后半句由上一页直接得出，是整门课的尺子：一个策略还差多少，即它的遗憾，等于 β 乘以一个 KL，"
-                "单位是奖励。在老虎机和词元树上，每种方法的遗憾都能精确算出。两分钟。",
+                "Gibbs' inequality follows from elementary analysis: log u is below its tangent at u = 1. "
+                "Equality holds only if π*/π is one everywhere, so the optimum is unique.\n\n"
+                "The second half of the last line follows from the previous slide. It is the measure that this "
+                "course uses for all methods: the regret of a policy is β times a KL, in units of reward. On the "
+                "bandit and on the token tree the regret of every method is computed exactly.",
+                "吉布斯不等式只需要初等分析：log u 在 u = 1 处的切线之下。仅当 π*/π 处处为一时取等号，所以最优解"
+                "唯一。\n\n"
+                "最后一行的后半部分由上一页直接得出，也是本课程衡量各种方法的标准：策略的后悔值等于 β 乘以一个 KL"
+                "，单位是奖励。在老虎机和词元树上，每种方法的后悔值都能精确算出。",
             ),
             minutes=2.0,
             source="Gibbs' inequality; Rafailov et al. 2023, eq. 4",
         ),
         Slide(
             key="optimum-explorer",
-            title=T("π* tilts the reference towards reward; β says how far", "π* 把参考策略推向奖励，β 决定推多远"),
+            title=T(
+                "π* shifts the reference towards reward; β sets how far",
+                "π* 使参考策略偏向高奖励，β 决定偏多少",
+            ),
             parts=(
                 ExplorerPart(
                     "optimal_policy",
                     advice=T(
-                        "Move β from right to left. When does the best answer win?",
-                        "把 β 从右往左移：最好的回答何时胜出？",
+                        "Move β from right to left. When does the best answer become the most probable?",
+                        "把 β 从右往左移：最好的回答何时成为概率最大的？",
                     ),
                 ),
             ),
             notes=T(
-                "Begin at large β: the bars of π* are those of π_ref. Go left slowly and let the room say stop when "
-                "the best answer overtakes the likeliest one.\n\nThen point at the frontier: the star walks along "
-                "the curve, and no policy is above it. Double the reward and β together: nothing happens, only r/β is "
-                "in π*. Two minutes.",
-                "从大的 β 开始：π* 的柱子就是 π_ref 的。慢慢左移，让大家在最好的回答超过最可能的回答时喊停。\n\n"
-                "再指前沿：星号沿曲线走，没有策略在曲线之上。奖励与 β 同时加倍：什么都不变，π* 里只有 r/β。两分钟。",
+                "Begin with a large β, where the bars of π* equal those of π_ref. Decrease β slowly. Ask the "
+                "students to say stop when the best answer becomes more probable than the one that π_ref prefers.\n\n"
+                "Then point at the frontier. The star moves along the curve, and no policy is above it. If you "
+                "double both the reward and β, nothing changes, because π* depends only on r/β.",
+                "从大的 β 开始：π* 的柱子与 π_ref 相同。慢慢减小 β，请学生在最好的回答超过 π_ref 最偏爱的回答时喊"
+                "停。\n\n"
+                "再指前沿：星号沿曲线移动，没有策略在曲线之上。奖励与 β 同时加倍，什么都不变，因为 π* 只取决于 "
+                "r/β。",
             ),
             minutes=2.0,
         ),
         *question(
             "optimum-question",
-            T("We know π*. Why not simply sample from it?", "π* 已经知道了，为什么不直接从它采样？"),
+            T(
+                "We know π*. Why do we not simply sample from it?",
+                "π* 已经知道了，为什么不直接从它采样？",
+            ),
             parts=(
                 Equation(
                     r"\pi^*(y\mid x) = \frac{1}{Z(x)}\,\pi_\text{ref}(y\mid x)\,\exp\!\big(\tfrac{1}{\beta}\,r(x,y)\big)",
@@ -127,7 +145,10 @@ BLOCK = Block(
                 Bullets(
                     T(r"$\pi_\text{ref}$ cannot be evaluated", r"$\pi_\text{ref}$ 算不出来"),
                     T("$Z(x)$ is a sum over every possible answer", "$Z(x)$ 要对所有可能的回答求和"),
-                    T("Nothing stops us: a thousand samples will do", "完全可以：一千个样本就够了"),
+                    T(
+                        "We can: a thousand samples are enough",
+                        "完全可以：一千个样本就够了",
+                    ),
                     ordered=True,
                 ),
             ),
@@ -139,19 +160,24 @@ BLOCK = Block(
                 ),
             ),
             notes=T(
-                "Show of hands. The third answer is the interesting one: let somebody defend it. It depends on β. One "
-                "minute.",
-                "举手。第三项最有意思：请一位同学为它辩护。取决于 β。一分钟。",
+                "Ask for a show of hands. The third answer is the most interesting one, so let somebody defend "
+                "it. Whether it is correct depends on β.",
+                "请学生举手。第三项最有意思，请一位同学为它辩护。它是否正确取决于 β。",
             ),
             answer_notes=T(
-                "Z(x) is an average of exp(r/β) over the reference's answers. At worst its relative variance grows "
-                "like the exponential of the reward's range over β: the good answers are rare, and they carry the sum."
-                "\n\nThe two ways out are the rest of the course: let Z cancel (DPO), or never need it (rejection "
-                "sampling). Two minutes.",
-                "Z(x) 是 exp(r/β) 对参考策略所有回答的平均。最坏情况下，相对方差随“奖励范围除以 β”的指数增长：好回答很少，"
-                "却撑起了整个和。\n\n两条出路就是后面的课：让 Z 约去（DPO），或者根本不需要它（拒绝采样）。两分钟。",
+                "Z(x) is the mean of exp(r/β) over the answers of the reference policy. In the worst case "
+                "its relative variance grows exponentially in the range of the reward divided by β, "
+                "because the good answers are rare and contribute most of the sum.\n\n"
+                "The remaining methods avoid Z in two ways. In DPO it cancels. Rejection sampling needs "
+                "only a ratio in which it cancels.",
+                "Z(x) 是 exp(r/β) 对参考策略回答的平均。最坏情况下，相对方差随“奖励范围除以 β”指数增长，因"
+                "为好回答很少，却贡献了和的大部分。\n\n"
+                "后面的方法用两种方式避开 Z：在 DPO 里它会约去；拒绝采样只需要一个比值，Z 在比值中约去。",
             ),
-            answer_title=T("One line, and one constant that nobody can afford", "一行公式，和一个谁也算不起的常数"),
+            answer_title=T(
+                "Computing Z(x) is intractable when β is small",
+                "β 小时，配分函数 Z(x) 无法计算",
+            ),
             minutes=(1.0, 2.0),
         ),
     ),

@@ -6,12 +6,18 @@ from slides.schema import Block, Bullets, DerivationPart, Equation, Slide, T, Te
 
 BLOCK = Block(
     key="preference-model",
-    title=T("The preference model, re-organised", "重组偏好模型"),
+    title=T(
+        "The preference model in terms of π*",
+        "用 π* 表示偏好模型",
+    ),
     lecture=1,
     slides=(
         Slide(
             key="preference-reward",
-            title=T("Turn the line round: the reward, written by its own optimum", "反过来读：由最优策略写出奖励"),
+            title=T(
+                "The reward can be written in terms of its optimal policy",
+                "奖励可以用它的最优策略表示",
+            ),
             parts=(
                 DerivationPart(
                     "reward-from-optimum",
@@ -23,27 +29,30 @@ BLOCK = Block(
                 ),
                 Text(
                     T(
-                        "A policy is a reward in disguise.",
-                        "策略是伪装的奖励。",
+                        "Every policy defines an implicit reward, up to a term that depends only on $x$.",
+                        "每个策略都定义一个隐式奖励，只差一个仅依赖 $x$ 的项。",
                     ),
                     step=True,
                 ),
             ),
             notes=T(
-                "No new idea, only solving for r. But the direction of thought turns: until now a reward made a "
-                "policy, from here on a policy names a reward: how much more often than the reference does it say "
-                "this?\n\nThe cost is still there: β log Z stands at the end "
-                "of the line. A minute and a half.",
-                "没有新的东西，只是解出 r。但思路反过来了：之前是奖励决定策略，从这里起是策略说出奖励：这句话，它比参考策略多说了"
-                "多少倍？\n\n"
-                "代价还在：行尾仍有 β log Z。一分半钟。",
+                "This slide only solves the equation for r. But the direction of the argument changes. Until now "
+                "a reward defined a policy. From here on a policy defines a reward, through the ratio of its "
+                "probability to the reference policy's.\n\n"
+                "The partition function has not disappeared: the term β log Z is at the end of the line.",
+                "这一页只是从等式中解出 r，但论证的方向变了：之前是奖励决定策略，从这里起是策略决定奖励，即它与参"
+                "考策略的概率之比。\n\n"
+                "配分函数并没有消失：行尾仍有 β log Z。",
             ),
             minutes=1.5,
             source="Rafailov et al. 2023, eq. 5",
         ),
         Slide(
             key="preference-z-cancels",
-            title=T("In a comparison the constant cancels", "一作比较，常数就约去了"),
+            title=T(
+                "Z(x) cancels when two answers to one prompt are compared",
+                "比较同一提示的两个回答时，Z(x) 约去",
+            ),
             parts=(
                 DerivationPart(
                     "z-cancels",
@@ -55,13 +64,15 @@ BLOCK = Block(
                 ),
             ),
             notes=T(
-                "The heart of the first lecture. Let the long first line stand for a moment: Z is in every exponential. "
-                "Then press: one division, and Z is gone. It goes because both answers belong to the same prompt."
-                "\n\nTwo slips to name: the reference does not cancel with Z, and β stays. Notebook 04 computes both "
-                "and shows by how much they fail. Two minutes.",
-                "这是第一讲的核心。让很长的第一行停留片刻：每个指数里都有 Z。再按一下：一次相除，Z 就没了。它能消去，"
-                "是因为两个回答属于同一个提示。\n\n提醒两种常见错误：参考策略并没有随 Z 一起消去，β 也还在。04 号笔记本"
-                "把两者都算了一遍，并显示差了多少。两分钟。",
+                "This is the main result of the first lecture. Give the students time to read the long first "
+                "line, in which every exponential contains Z. Then show the next line: after one division, Z has "
+                "cancelled. It cancels because both answers belong to the same prompt.\n\n"
+                "Mention two common mistakes: the reference policy does not cancel together with Z, and β "
+                "remains. Notebook 04 computes both mistakes and shows how large the errors are.",
+                "这是第一讲的主要结论。给学生时间读完很长的第一行：每个指数里都有 Z。再显示下一行：作一次除法，Z "
+                "就约去了，因为两个回答属于同一个提示。\n\n"
+                "提醒两种常见错误：参考策略并没有随 Z 一起约去，β 也仍然存在。04 号笔记本计算了这两种错误，并给出"
+                "误差的大小。",
             ),
             minutes=2.0,
             source="Rafailov et al. 2023, eq. 6 and appendix A.2",
@@ -75,8 +86,14 @@ BLOCK = Block(
             parts=(
                 Equation(r"p\big((x_1,y_1) \succ (x_2,y_2)\big) = \;?", big=True),
                 Bullets(
-                    T("Yes, as before", "会，和刚才一样"),
-                    T("No, each prompt keeps its own", "不会，每个提示留下自己的 Z"),
+                    T(
+                        "Yes, as before",
+                        "会，和刚才一样",
+                    ),
+                    T(
+                        "No, each prompt has a different Z",
+                        "不会，每个提示的 Z 不同",
+                    ),
                     T("Only if both prompts are equally long", "仅当两个提示一样长时"),
                     ordered=True,
                 ),
@@ -90,19 +107,22 @@ BLOCK = Block(
                 ),
             ),
             notes=T(
-                "Not an exotic case: ratings on an absolute scale, or thumbs up and down, compare across prompts. Let "
-                "them write the difference of two rewards on paper. One minute.",
-                "这并不少见：绝对打分、点赞点踩，都是跨提示的比较。让学生在纸上写出两个奖励之差。一分钟。",
+                "Such labels are common: absolute ratings and thumbs up or down compare answers across prompts. "
+                "Ask the students to write the difference of two rewards on paper.",
+                "这样的标注很常见：绝对打分、点赞点踩，都是跨提示的比较。请学生在纸上写出两个奖励之差。",
             ),
             answer_notes=T(
-                "The line in red is DPO's formula used across prompts: computed on the same random worlds, it fails."
-                "\n\nThe test to remember: add f(x) to the reward. If no probability changes, Z cancels. Ties pass "
-                "this test, scores do not. One minute.",
-                "红色那行是把 DPO 的公式用到两个提示之间：在同样的随机世界上计算，它不成立。\n\n"
-                "记住这个检验：给奖励加上 f(x)，如果概率都不变，Z 就会约去。平局能通过检验，绝对打分不能。一分钟。",
+                "The red line uses DPO's formula across prompts. Computed on the same random worlds, it is "
+                "false.\n\n"
+                "There is a simple test: add f(x) to the reward. If no probability changes, Z cancels. "
+                "Ties pass this test, and absolute scores do not.",
+                "红色那行把 DPO 的公式用到两个提示之间：在同样的随机世界上计算，它不成立。\n\n"
+                "有一个简单的检验：给奖励加上 f(x)，如果概率都不变，Z 就会约去。平局能通过检验，绝对打分不"
+                "能。",
             ),
             answer_title=T(
-                "No: Z cancels only between answers to one prompt", "不会：只有同一提示下的回答之间，Z 才约去"
+                "No: Z cancels only between answers to one prompt",
+                "不会：只有同一提示下的回答之间，Z 才约去",
             ),
             minutes=(1.0, 1.0),
         ),

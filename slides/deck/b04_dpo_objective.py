@@ -13,7 +13,8 @@ BLOCK = Block(
         Slide(
             key="dpo-loss",
             title=T(
-                "Fit the policy to the labels, as one fits a reward model", "像拟合奖励模型那样，让策略直接拟合标注"
+                "DPO fits the policy to labels, as a reward model is fitted",
+                "DPO 像拟合奖励模型那样，直接用标注拟合策略",
             ),
             parts=(
                 Equation(
@@ -23,12 +24,15 @@ BLOCK = Block(
                 ),
                 Bullets(
                     T(
-                        r"The implicit reward $\hat r_\theta(x,y) = \beta\log\frac{\pi_\theta(y|x)}{\pi_\text{ref}(y|x)}$ "
-                        r"stands where $r_\phi$ stood",
-                        r"隐式奖励 $\hat r_\theta(x,y) = \beta\log\frac{\pi_\theta(y|x)}{\pi_\text{ref}(y|x)}$ 占据了 "
-                        r"$r_\phi$ 的位置",
+                        r"The implicit reward $\hat r_\theta(x,y) = "
+                        r"\beta\log\frac{\pi_\theta(y|x)}{\pi_\text{ref}(y|x)}$ replaces $r_\phi$",
+                        r"隐式奖励 $\hat r_\theta(x,y) = \beta\log\frac{\pi_\theta(y|x)}{\pi_\text{ref}(y|x)}$ 代替了 "
+                        r"$r_\phi$",
                     ),
-                    T("No reward model, no sampling, no critic", "没有奖励模型，没有采样，也没有价值网络"),
+                    T(
+                        "DPO needs no reward model, no sampling and no critic",
+                        "不需要奖励模型、采样和价值网络",
+                    ),
                     T(
                         "The reference's log-probabilities are computed once",
                         "参考策略的对数概率只需算一次",
@@ -37,19 +41,22 @@ BLOCK = Block(
                 ),
             ),
             notes=T(
-                "Put it beside the reward model's loss: the same logistic regression, with another parametrisation of "
-                "the reward.\n\nThe log-probabilities are sums over the tokens of the response, the end token "
-                "included. A mean in their place is another objective, and it runs without an error. A minute and a "
-                "half.",
-                "把它和奖励模型的损失放在一起：同一个逻辑回归，只是奖励换了参数化。\n\n对数概率是回答中所有词元之和，"
-                "包括结束符。换成平均就是另一个目标了，而且不会报错。一分半钟。",
+                "Compare this loss with that of the reward model. It is the same logistic regression with another "
+                "parametrisation of the reward.\n\n"
+                "The log-probabilities are sums over the tokens of the response, including the end token. A mean "
+                "over tokens would be another objective, and the program would run without an error.",
+                "把它和奖励模型的损失比较：同一个逻辑回归，只是奖励的参数化不同。\n\n"
+                "对数概率是回答中所有词元之和，包括结束符。若换成对词元取平均，就是另一个目标，而程序不会报错。",
             ),
             minutes=1.5,
             source="Rafailov et al. 2023, eq. 7",
         ),
         Slide(
             key="dpo-likelihood",
-            title=T("It is a likelihood, and π* has the greatest", "它是一个似然，而 π* 使它最大"),
+            title=T(
+                "The DPO loss is a likelihood, and π* maximises it",
+                "DPO 损失是一个似然，在 π* 处最大",
+            ),
             parts=(
                 DerivationPart(
                     "dpo-is-likelihood",
@@ -63,45 +70,54 @@ BLOCK = Block(
                 ),
             ),
             notes=T(
-                "What labels leave open is the entropy of the coin: no method can get below it. What is left is a KL, "
-                "and it is zero at π*: the minimum for data without end.\n\nA training loss far below the "
-                "entropy has learned single coins by heart: look at held-out pairs. A minute and a half.",
-                "标注留下的不确定性就是硬币的熵，任何方法都降不下去。剩下的是一个 KL，在 π* 处为零：数据无限时，"
-                "最小点就在那里。\n\n训练损失若远低于这个熵，就是在背硬币的正反面：要看留出的成对数据。一分半钟。",
+                "The entropy of the labels is a lower bound of the loss for every method. The remaining term is a "
+                "KL, which is zero at π*. With unlimited data π* is therefore the minimum.\n\n"
+                "If the training loss is far below this entropy, the model has memorised single labels. Evaluate "
+                "it on held-out pairs.",
+                "标注本身的熵是损失的下界，对任何方法都成立。剩下的一项是 KL，在 π* 处为零，所以数据无限时，最小"
+                "点就是 π*。\n\n"
+                "若训练损失远低于这个熵，模型就是记住了个别标注：要在留出的成对数据上评估。",
             ),
             minutes=1.5,
         ),
         Slide(
             key="dpo-finite",
-            title=T("With few labels the optimum of the loss is far from π*", "标注少时，损失的最优点离 π* 很远"),
+            title=T(
+                "With few labels the minimum of the loss is far from π*",
+                "标注少时，损失的最小点离 π* 很远",
+            ),
             parts=(
                 ExplorerPart(
                     "finite_preferences",
                     advice=T(
-                        "Raise the number of labels, then turn some of them round.",
-                        "增加标注数，再把一部分标注反过来。",
+                        "Increase the number of labels, then flip some of them.",
+                        "增加标注数，再翻转一部分标注。",
                     ),
                     only=("number", "noise"),
                 ),
             ),
             notes=T(
-                "Start with few labels: where all labels of an answer agree, the loss has no minimum, and the policy "
-                "runs to a corner.\n\nRaise the number: the bars settle on π*. Then turn labels round: the loss "
-                "settles elsewhere, and cDPO and robust DPO were made for that. Two minutes.",
-                "从很少的标注开始：若某个回答的标注全部一致，损失没有最小点，策略会跑到角落。\n\n增加数量：柱子稳定到 π*。"
-                "再把一部分标注反过来：损失停在别处，cDPO 和 robust DPO 正是为此设计的。两分钟。",
+                "Start with few labels. If all labels of an answer agree, the loss has no minimum, and the "
+                "probability of this answer converges to 0 or 1.\n\n"
+                "Increase the number of labels: the policy converges to π*. Then flip some labels: the loss "
+                "converges to another policy. cDPO and robust DPO were designed for this case.",
+                "从很少的标注开始：若某个回答的标注全部一致，损失就没有最小点，这个回答的概率会趋向 0 或 1。\n\n"
+                "增加标注数：策略收敛到 π*。再翻转一部分标注：策略收敛到别处，cDPO 和 robust DPO 正是为此设计的。",
             ),
             minutes=2.0,
         ),
         Slide(
             key="dpo-enough-labels",
-            title=T("Enough labels do lead to π*", "标注足够多，就能到达 π*"),
+            title=T(
+                "With enough labels DPO converges to π*",
+                "标注足够多时，DPO 收敛到 π*",
+            ),
             parts=claim(
                 "enough-labels",
                 "bandit",
                 paper=T(
-                    "with endless labels the optimum is π*; how many are enough is not said.",
-                    "标注无限时的最优点就是 π*；多少才够，没有说。",
+                    "with unlimited labels the optimum is π*; it does not say how many are enough.",
+                    "标注无限时的最优点就是 π*；没有说明多少才够。",
                 ),
                 source="Rafailov et al. 2023, sec. 4, 5",
                 found=(
@@ -111,27 +127,29 @@ BLOCK = Block(
                         "partly supported",
                         "The regret falls from {regret_100:mean} with 100 labels to {regret_100000:mean} with 100,000. The "
                         "slope is {slope}, and the theory predicts −1. At the end the regret is {ratio_100000} times the limit.",
-                        "遗憾从 100 个标注时的 {regret_100:mean} 降到 100,000 个时的 {regret_100000:mean}，斜率为 {slope}，理论值为 −1；"
+                        "后悔值从 100 个标注时的 {regret_100:mean} 降到 100,000 个时的 {regret_100000:mean}，斜率为 {slope}，理论值为 −1；"
                         "最后是理论极限的 {ratio_100000} 倍。",
                         conditions=("regret_100000 < regret_100", "slope < -0.9", "ratio_100000 > 1"),
                     ),
                 ),
-                alt="遗憾随标注数下降，两轴均为对数；虚线是理论极限“价格除以 N”。标注少时在虚线之上，多时与虚线重合。",
+                alt="后悔值随标注数下降，两轴均为对数；虚线是与 1/N 成正比的理论极限。标注少时曲线在虚线之上，标注多时与虚线重合。",
             ),
             notes=T(
-                "Two hundred random worlds, a table as the policy, the fit carried to its end. The dashed line is the "
-                "theory, computed before a label was drawn.\n\nLook at the left end: with a few hundred labels the "
-                "fitted policy is worse than π_ref, because a fit to the end believes every win. A minute and a half.",
-                "两百个随机世界，策略是表格，拟合到底。虚线是理论，在抽取任何标注之前就已算好。\n\n看左端：只有几百个标注时，"
-                "拟合出的策略比 π_ref 还差，因为拟合到底就会相信每一次输赢。一分半钟。",
+                "The experiment uses two hundred random worlds and a tabular policy, and fits each data set to "
+                "convergence. The dashed line is the theoretical limit, computed before any label was sampled.\n\n"
+                "Look at the left end. With a few hundred labels the fitted policy is worse than π_ref, because a "
+                "fit to convergence trusts every single label.",
+                "实验用两百个随机世界和表格策略，每份数据都拟合到收敛。虚线是理论极限，在抽取任何标注之前就已算好"
+                "。\n\n"
+                "看左端：只有几百个标注时，拟合出的策略比 π_ref 还差，因为拟合到收敛就会相信每一个标注。",
             ),
             minutes=1.5,
         ),
         Slide(
             key="dpo-gradient",
             title=T(
-                "The gradient pushes up and pulls down, weighted by how wrong we are",
-                "梯度一推一拉，权重取决于错得多离谱",
+                "DPO's gradient weights each pair by how wrong the implicit reward is",
+                "DPO 的梯度按隐式奖励的错误程度给每对数据加权",
             ),
             parts=(
                 DerivationPart(
@@ -145,19 +163,22 @@ BLOCK = Block(
                 ),
                 Equation(
                     r"-\beta\;\mathbb{E}\Big[\underbrace{\sigma\big(\hat r_\theta(x,y_l)-\hat r_\theta(x,y_w)\big)}"
-                    r"_{\text{higher when the estimate is wrong}}\Big[\underbrace{\nabla\log\pi(y_w|x)}_{\text{up}}"
-                    r"-\underbrace{\nabla\log\pi(y_l|x)}_{\text{down}}\Big]\Big]",
+                    r"_{\text{larger when the implicit reward is wrong}}\Big[\underbrace{\nabla\log\pi(y_w|x)}_{\text{raise the chosen}}"
+                    r"-\underbrace{\nabla\log\pi(y_l|x)}_{\text{lower the rejected}}\Big]\Big]",
                     step=True,
                 ),
             ),
             notes=T(
-                "Three factors: how wrong, which way, and β. Without the weight it is unlikelihood training, and the "
-                "language goes to pieces: the paper shows samples of that.\n\nA surprise to name: the margin always "
-                "rises, but the chosen answer's own log-probability may fall, where the two answers share most of "
-                "their tokens. Nothing is broken; notebook 06 derives when. Two minutes.",
-                "三个因子：错多少、往哪边、以及 β。没有这个权重就成了 unlikelihood 训练，语言会崩坏：论文附录有样例。\n\n"
-                "一个常让人吃惊的现象：差距总是增大，但当两个回答的大部分词元相同时，被选中者自己的对数概率可能下降。"
-                "程序没有坏；何时会这样，推导见 06 号笔记本。两分钟。",
+                "The gradient has three factors: the weight, the direction and β. Without the weight it is "
+                "unlikelihood training, with which the generated text degenerates. The paper's appendix shows "
+                "such samples.\n\n"
+                "Mention a surprising effect. The margin always increases, but the log-probability of the chosen "
+                "answer may decrease if the two answers share most of their tokens. This is not a bug; notebook "
+                "06 derives when it happens.",
+                "梯度有三个因子：权重、方向和 β。没有权重就成了 unlikelihood 训练，生成的文本会退化：论文附录有样"
+                "例。\n\n"
+                "一个常让人吃惊的现象：差距总是增大，但当两个回答的大部分词元相同时，被选回答的对数概率可能下降。"
+                "这不是程序错误；何时会这样，推导见 06 号笔记本。",
             ),
             minutes=2.0,
             source="Rafailov et al. 2023, section 4 and appendix A.4",
@@ -165,8 +186,8 @@ BLOCK = Block(
         *question(
             "dpo-question",
             T(
-                "A pair is ranked right by 4 nats. How hard does it still pull?",
-                "一对回答已经排对，相差 4 纳特。它还用多大的力？",
+                "A pair is ranked correctly by 4 nats. How large is its weight in the gradient?",
+                "一对回答已经排对，相差 4 纳特。它在梯度里的权重有多大？",
             ),
             parts=(
                 Equation(
@@ -174,9 +195,18 @@ BLOCK = Block(
                     r"\log\frac{\pi_\theta(y_l\mid x)}{\pi_\text{ref}(y_l\mid x)} = -2,\qquad \beta = 0.5",
                 ),
                 Bullets(
-                    T("As hard as ever", "和原来一样大"),
-                    T("A quarter of what it was at the start", "是开始时的四分之一左右"),
-                    T("Not at all: it is done", "不再用力：已经学会了"),
+                    T(
+                        "As large as at the start",
+                        "和开始时一样大",
+                    ),
+                    T(
+                        "About a quarter of the weight at the start",
+                        "大约是开始时的四分之一",
+                    ),
+                    T(
+                        "Zero, because the pair is learned",
+                        "为零，因为已经学会了",
+                    ),
                     ordered=True,
                 ),
             ),
@@ -191,17 +221,25 @@ BLOCK = Block(
                 ),
             ),
             notes=T(
-                "They have the formula: σ of minus β times the gap. Half a minute on paper. One minute.",
-                "公式已经有了：σ（负的 β 乘以差距）。在纸上算半分钟。一分钟。",
+                "The students know the formula: the weight is σ(−β · gap). Give them half a minute to compute it "
+                "on paper.",
+                "学生已经知道公式：权重是 σ(−β · 差距)。给半分钟在纸上算。",
             ),
             answer_notes=T(
-                "The weight is σ(−0.5 · 4) = 0.12; at the start, where both log-ratios are zero, it is one half, "
-                "whatever β is. So about a quarter.\n\nβ has two jobs: it scales the pull, and it decides how soon a "
-                "pair is done. Raise β: this pair is finished. Lower it: every pair pulls alike. Two minutes.",
-                "权重是 σ(−0.5 · 4) = 0.12；开始时两个对数比都是零，无论 β 是多少，权重都是二分之一。所以大约是四分之一。"
-                "\n\nβ 有两个作用：放大拉力，并决定一对多快满足。调大 β，这一对就完成了；调小 β，每一对用力都差不多。两分钟。",
+                "The weight is σ(−0.5 · 4) = 0.12. At the start both log-ratios are zero, and the weight "
+                "is one half for every β. The answer is therefore about a quarter.\n\n"
+                "β has two effects. It scales the gradient, and it determines at which gap the weight "
+                "becomes small. With a large β this pair has almost no weight. With a small β all pairs "
+                "have almost the same weight.",
+                "权重是 σ(−0.5 · 4) = 0.12。开始时两个对数比都是零，无论 β 是多少，权重都是二分之一。所以"
+                "答案大约是四分之一。\n\n"
+                "β 有两个作用：缩放梯度，并决定差距多大时权重变小。β 大时，这一对几乎没有权重；β 小时，所"
+                "有成对数据的权重几乎相同。",
             ),
-            answer_title=T("A quarter: a pair that is ranked right hardly pulls", "约四分之一：排对的一对几乎不再用力"),
+            answer_title=T(
+                "About a quarter: a correctly ranked pair has little weight",
+                "约四分之一：排对的一对权重很小",
+            ),
             minutes=(1.0, 2.0),
         ),
     ),
