@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from rlhf_lab import bradley_terry, exact
-from rlhf_lab.algorithms import active
+from rlhf_lab.algorithms import active, label_rounds
 from rlhf_lab.errors import LabError, check_beta, check_positive
 from rlhf_lab.randomness import Stream
 from rlhf_lab.training import seeded
@@ -96,7 +96,7 @@ class Finite:
         return exact.label_price(self.log_ref, self.reward, self.beta, self.design(pairs))
 
 
-def choice(world: Finite, pairs: str, settings: active.Active | None = None) -> active.Choose:
+def choice(world: Finite, pairs: str, settings: active.Active | None = None) -> label_rounds.Choose:
     """How a source chooses its pairs.
 
     Raises:
@@ -107,8 +107,8 @@ def choice(world: Finite, pairs: str, settings: active.Active | None = None) -> 
     if pairs == "active":
         return active.choose_actively(world.log_ref, world.beta, settings or active.Active())
     if pairs == "online":
-        return active.choose_from_policy(world.log_ref, world.beta)
-    return active.choose_by_design(world.design(pairs))
+        return label_rounds.choose_from_policy(world.log_ref, world.beta)
+    return label_rounds.choose_by_design(world.design(pairs))
 
 
 def simulate(
@@ -134,15 +134,19 @@ def simulate(
     many = world.repeat(runs)
     # The design is found once a world, not once a run.
     fixed = pairs in PAIRS and pairs not in ("online", "active")
-    choose = active.choose_by_design(world.design(pairs).repeat(runs, 1, 1)) if fixed else choice(many, pairs, settings)
+    choose = (
+        label_rounds.choose_by_design(world.design(pairs).repeat(runs, 1, 1))
+        if fixed
+        else choice(many, pairs, settings)
+    )
     size = world.log_ref.shape[-1]
     known = torch.zeros(len(many.log_ref), size, size, dtype=torch.float64)
-    label = active.bradley_terry_labels(many.reward)
-    states = active.ask_in_rounds(choose, label, known, totals, prior, generator)
+    label = label_rounds.bradley_terry_labels(many.reward)
+    states = label_rounds.collect_labels(choose, label, known, totals, prior, generator)
     return torch.stack([many.regret(state.rewards).reshape(runs, -1) for state in states], 1)
 
 
-QUICKLY = active.Active(draws=16, at_once=16)
+QUICKLY = active.Active(draws=16, greedy_steps=16)
 """Active labels with coarser batches, where many purchases are compared."""
 
 # --- demonstrations and preferences --------------------------------------------------------------------------
@@ -174,7 +178,9 @@ def buy(world: Finite, what: Purchase, runs: int, generator: torch.Generator, pr
     return world.repeat(runs).regret(bought(world, what, runs, generator, prior).rewards).reshape(runs, -1)
 
 
-def bought(world: Finite, what: Purchase, runs: int, generator: torch.Generator, prior: float = 3.0) -> active.Asked:
+def bought(
+    world: Finite, what: Purchase, runs: int, generator: torch.Generator, prior: float = 3.0
+) -> label_rounds.LabelState:
     """What is known after a purchase, every world `runs` times (rows as in `Finite.repeat`).
 
     Demonstrations first, then labels; the rewards are fitted to both at once (see `bradley_terry.fit_rewards`).
@@ -185,20 +191,20 @@ def bought(world: Finite, what: Purchase, runs: int, generator: torch.Generator,
     log_sft = many.log_ref
     if what.demonstrations:
         log_demo = exact.optimal_policy(many.log_ref, many.reward, what.demo_beta)
-        counts = active.multinomial(log_demo.exp(), what.demonstrations, generator)
+        counts = label_rounds.multinomial(log_demo.exp(), what.demonstrations, generator)
         shown = bradley_terry.Demonstrations(counts, many.log_ref, what.assumed or what.demo_beta)
         log_sft = sft_policy(many.log_ref, counts)
     known = torch.zeros(len(log_sft), size, size, dtype=torch.float64)
     if not what.labels:
-        return active.Asked(0, known, *bradley_terry.fit_rewards(known, prior, shown))
+        return label_rounds.LabelState(0, known, *bradley_terry.fit_rewards(known, prior, shown))
     choose = (
-        active.choose_by_design(bradley_terry.pair_distribution(log_sft))
+        label_rounds.choose_by_design(bradley_terry.pair_distribution(log_sft))
         if what.pairs == "sft"
         else choice(many, what.pairs, QUICKLY)
     )
-    totals = active.batches(size, what.labels, what.rounds)
-    label = active.bradley_terry_labels(many.reward)
-    return active.ask_in_rounds(choose, label, known, totals, prior, generator, shown)[-1]
+    totals = label_rounds.round_totals(size, what.labels, what.rounds)
+    label = label_rounds.bradley_terry_labels(many.reward)
+    return label_rounds.collect_labels(choose, label, known, totals, prior, generator, shown)[-1]
 
 
 def sft_policy(log_base: Tensor, counts: Tensor) -> Tensor:
@@ -351,5 +357,5 @@ def label_values(wins: Tensor, spread: float, beta: float) -> Tensor:
     rewards, curvature = bradley_terry.fit_rewards(wins, spread)
     uniform = torch.zeros(len(wins), dtype=torch.float64).log_softmax(-1)
     generator = seeded(0, Stream.BUDGET_BELIEF)
-    matters, information = active.believed(rewards, curvature, uniform, beta, 256, generator)
+    matters, information = active.posterior_means(rewards, curvature, uniform, beta, 256, generator)
     return active.gains(matters, information, torch.linalg.inv(curvature)) / (2 * beta)

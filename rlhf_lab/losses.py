@@ -1,34 +1,34 @@
-r"""One pure function a loss. The only copy: every rung and every method takes its loss from here.
+r"""The losses of all methods, as pure functions of tensors.
 
-Arguments are log-ratios log π_θ(y|x)/π_ref(y|x), **summed** over the response's tokens, for the chosen response
-y_w and the rejected y_l; Δ is their difference. Each function returns one value per example, in the shape that
-its arguments broadcast to; the mean is the caller's.
+The arguments of a pair loss are log-ratios log π_θ(y|x)/π_ref(y|x), **summed** over the tokens of the chosen response
+y_w and of the rejected response y_l. Δ is their difference. Each function returns one value per example, in the shape
+to which its arguments broadcast. The caller takes the mean.
 
     dpo (RSO's sigmoid-norm)   −log σ(β Δ)
     cDPO  dpo(…, ε)            (1−ε) L(w,l) + ε L(l,w)
     robust_dpo(…, ε)           ((1−ε) L(w,l) − ε L(l,w)) / (1 − 2ε)
     ipo                        (Δ − 1/(2τ))²
     hinge_norm                 max(0, 1 − γ Δ)
-    hinge (SLiC)               the same on plain log-probabilities: no reference
+    hinge (SLiC)               the same function of log-probabilities, without a reference
     chi_po                     −log σ(β [φ(z_w) − φ(z_l)]),  z = π_θ/π_ref,  φ(z) = z + log z
     bradley_terry              −log σ(r_w − r_l)
-    kto                        one response and a verdict, no pair
+    kto                        a loss of single responses with a verdict, without pairs
 
-Divided by the number of tokens |y|, which is always in the name or in the arguments:
+The following losses divide by the number of tokens |y|, as their names or arguments show:
 
-    ipo_mean, dpo_length       ipo and dpo of log-ratios a token
-    simpo                      −log σ(β log π_θ(y_w)/|y_w| − β log π_θ(y_l)/|y_l| − γ): no reference
-    orpo                       −log π_θ(y_w)/|y_w| − λ log σ(log odds_w − log odds_l): no reference
+    ipo_mean, dpo_length       ipo and dpo of log-ratios per token
+    simpo                      −log σ(β log π_θ(y_w)/|y_w| − β log π_θ(y_l)/|y_l| − γ), without a reference
+    orpo                       −log π_θ(y_w)/|y_w| − λ log σ(log odds_w − log odds_l), without a reference
 
 Policy gradients, of tokens or of whole responses, and supervised fine-tuning:
 
     clipped_surrogate          −min(ρ A, clip(ρ, 1 ± ε) A),  ρ = π_θ/π_old: PPO, RLOO and GRPO
     clipped_value_loss         ½ max((V − R)², (V_old + clip(V − V_old, ±ε) − R)²): PPO's critic
-    group_advantages           s − mean of the group, divided by its standard deviation if asked for: RLOO and GRPO
+    group_advantages           s − mean of the group, optionally divided by its standard deviation: RLOO and GRPO
     sft                        −log π_θ(y|x)
     masked_mean, weighted_mean the means over tokens and over examples that the methods take of these
 
-"norm" is RSO's word and means *divided by π_sft*. Elsewhere a "normalised" loss divides by length.
+"norm" is RSO's term for *divided by π_sft*. In other papers a "normalised" loss is one that is divided by the length.
 """
 
 from typing import Literal
@@ -49,7 +49,7 @@ def _difference(chosen: Tensor, rejected: Tensor, name: str) -> Tensor:
     check_float(rejected, f"rejected_{name}")
     check_same_shape(**{f"chosen_{name}": chosen, f"rejected_{name}": rejected})
     difference = chosen - rejected
-    if difference.device.type == "cpu":  # on a device this would wait; there the training loop watches the loss
+    if difference.device.type == "cpu":  # on a GPU the check would wait for the result; the loop checks the loss there
         check_no_nan(chosen, f"chosen_{name}")
         check_no_nan(rejected, f"rejected_{name}")
         check_no_nan(difference, f"chosen_{name} − rejected_{name} (both infinite?)")
@@ -61,7 +61,7 @@ def _smoothing(label_smoothing: float, below_half: bool) -> float:
     if not (label_smoothing >= 0 and top_ok):
         raise LabError(
             f"label_smoothing must lie in [0, 0.5{')' if below_half else ']'}, not {label_smoothing}: it is the "
-            f"probability that a label is wrong."
+            f"probability that a label is flipped."
         )
     return float(label_smoothing)
 
@@ -76,7 +76,7 @@ def dpo(chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, beta: float, label
         chosen_log_ratio: log π_θ/π_ref of the chosen response, any shape, nats.
         rejected_log_ratio: the same of the rejected one.
         beta: β > 0.
-        label_smoothing: ε in [0, ½], the rate at which labels are believed to be flipped.
+        label_smoothing: ε in [0, ½], the assumed rate of flipped labels.
 
     Returns:
         non-negative values of the broadcast shape.
@@ -91,10 +91,10 @@ def dpo(chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, beta: float, label
 
 
 def robust_dpo(chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, beta: float, label_smoothing: float) -> Tensor:
-    r"""((1−ε) L(w,l) − ε L(l,w)) / (1 − 2ε) with L = −log σ(β Δ): unbiased under labels flipped at rate ε.
+    r"""((1−ε) L(w,l) − ε L(l,w)) / (1 − 2ε) with L = −log σ(β Δ), which is unbiased if labels are flipped at rate ε.
 
-    Chowdhury, Kini & Natarajan 2024, equation 12. Its mean over flips is the clean DPO loss; single values can
-    be negative. Not cDPO, which adds the second term where this takes it off.
+    Chowdhury, Kini & Natarajan 2024, equation 12. The mean over flipped and unflipped labels is the DPO loss of the
+    true labels. Single values can be negative. cDPO is a different loss, which adds the second term.
 
     Args:
         chosen_log_ratio: any shape, nats.
@@ -103,7 +103,7 @@ def robust_dpo(chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, beta: float
         label_smoothing: ε in [0, ½).
 
     Raises:
-        LabError: as `dpo`; ε = ½, where a label says nothing.
+        LabError: as `dpo`; or ε = ½, at which labels contain no information.
     """
     margin = check_beta(beta) * _difference(chosen_log_ratio, rejected_log_ratio, "log_ratio")
     epsilon = _smoothing(label_smoothing, below_half=True)
@@ -111,10 +111,10 @@ def robust_dpo(chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, beta: float
 
 
 def ipo(chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, tau: float) -> Tensor:
-    r"""(Δ − 1/(2τ))²: a finite target for the margin, so that certain labels do not drive it to infinity.
+    r"""(Δ − 1/(2τ))²: the margin has a finite target, so labels without noise do not drive it to infinity.
 
-    Azar et al. 2023, equation 17. Their theory is about the log-probability of the whole response, a sum over
-    its tokens; pass means over tokens to get the variant that some implementations use.
+    Azar et al. 2023, equation 17. The theory is about the log-probability of the whole response, which is a sum over
+    its tokens. `ipo_mean` is the variant with means over tokens that some implementations use.
 
     Args:
         chosen_log_ratio: any shape, nats.
@@ -134,7 +134,7 @@ def hinge_norm(chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, gamma: floa
     Args:
         chosen_log_ratio: any shape, nats.
         rejected_log_ratio: any shape, nats.
-        gamma: γ > 0, the slope; the margin asked for is 1/γ nats. Not β of the objective.
+        gamma: γ > 0, the slope. The loss of a pair is 0 once its margin is 1/γ nats. γ is not β of the objective.
 
     Raises:
         LabError: gamma not above zero; NaN; shapes that do not match.
@@ -144,10 +144,10 @@ def hinge_norm(chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, gamma: floa
 
 
 def hinge(chosen_log_prob: Tensor, rejected_log_prob: Tensor, gamma: float) -> Tensor:
-    r"""max(0, 1 − γ (log π_θ(y_w) − log π_θ(y_l))): SLiC's calibration loss, with no reference.
+    r"""max(0, 1 − γ (log π_θ(y_w) − log π_θ(y_l))): SLiC's calibration loss, without a reference.
 
-    Zhao et al. 2023 (SLiC-HF), equation 1; Liu et al. 2023, equation 9. Arguments as in `hinge_norm`, but plain
-    log-probabilities.
+    Zhao et al. 2023 (SLiC-HF), equation 1; Liu et al. 2023, equation 9. The arguments are those of `hinge_norm`, with
+    log-probabilities in place of log-ratios.
     """
     gamma = check_positive(gamma, "gamma")
     return torch.relu(1 - gamma * _difference(chosen_log_prob, rejected_log_prob, "log_prob"))
@@ -158,18 +158,19 @@ def chi_po(
 ) -> Tensor:
     r"""−log σ( clip_{2R}( β φ(z_w) − β φ(z_l) ) ) with z = π_θ/π_ref and φ(z) = z + log z: χPO.
 
-    Huang et al. 2024, "Correcting the mythos of KL-regularization", Algorithm 1: DPO with another link. What it
-    aims at is the optimum of E_π[r] − β D_χ²(π‖π_ref) − β KL(π‖π_ref), D_χ²(p‖q) = ½ E_q[(p/q − 1)²], which is
-    π = π_ref W(exp((r − c)/β)), W Lambert's function and c(x) the constant that makes it sum to one. In a response's
-    favour the ratio π/π_ref then grows like r/β, not like exp(r/β). It is not π*.
+    Huang et al. 2024, "Correcting the mythos of KL-regularization", Algorithm 1, which is DPO with another link
+    function. The loss converges to the optimum of E_π[r] − β D_χ²(π‖π_ref) − β KL(π‖π_ref), where D_χ²(p‖q) is
+    ½ E_q[(p/q − 1)²]. This optimum is π = π_ref W(exp((r − c)/β)) with Lambert's function W and the constant c(x) that
+    makes it sum to one. For large rewards the ratio π/π_ref is then proportional to r/β and not to exp(r/β). It is
+    not π*.
 
     Args:
-        chosen_log_ratio: log z of the chosen response, any shape, nats. In the first term of φ it is cut at 20, where
-            z is 5·10⁸; the second term goes on.
+        chosen_log_ratio: log z of the chosen response, any shape, nats. In the first term of φ it is clamped at 20,
+            where z is 5·10⁸. The second term is not clamped.
         rejected_log_ratio: the same of the rejected one.
         beta: β > 0.
-        max_reward: R > 0, the largest difference of two rewards is then 2R: beyond it a pair has no gradient, whichever
-            way it is ordered. The theory wants it. None: no clip.
+        max_reward: R > 0. Differences of implicit rewards are clipped to [−2R, 2R], and a pair beyond these bounds has
+            no gradient. The paper's guarantees assume the clip. None: no clip.
 
     Raises:
         LabError: beta or max_reward not above zero; NaN; shapes that do not match.
@@ -184,17 +185,20 @@ def chi_po(
 
 
 def chi_link(log_ratio: Tensor) -> Tensor:
-    r"""φ(z) = z + log z of log z, any shape. β φ is χPO's implicit reward, up to a function of x. See `chi_po`."""
+    r"""φ(z) = z + log z as a function of log z, any shape.
+
+    β φ is χPO's implicit reward, up to a function of x. See `chi_po`.
+    """
     return log_ratio.clamp(max=20.0).exp() + log_ratio
 
 
 def per_token(value: Tensor, length: Tensor, name: str = "value") -> Tensor:
-    r"""value / |y|: a sum over a response's tokens as a mean over them.
+    r"""value / |y|, which turns a sum over a response's tokens into a mean.
 
     Args:
         value: any shape.
         length: number of tokens of the response, the end token included; integers, broadcast with `value`.
-        name: of the value, for messages.
+        name: name of the value in error messages.
 
     Raises:
         LabError: a response without tokens; shapes that do not match.
@@ -208,12 +212,12 @@ def per_token(value: Tensor, length: Tensor, name: str = "value") -> Tensor:
 def ipo_mean(
     chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, chosen_length: Tensor, rejected_length: Tensor, tau: float
 ) -> Tensor:
-    r"""(Δ̄ − 1/(2τ))², Δ̄ the difference of the log-ratios *a token*: not what IPO's theory is about.
+    r"""(Δ̄ − 1/(2τ))², where Δ̄ is the difference of the log-ratios *per token*. IPO's theory does not cover it.
 
-    TRL and others compute IPO so, "averaged", since a sum over hundreds of tokens may have to move far to be
-    1/(2τ) apart. Azar et al. 2023 prove theirs for `ipo`: its optimum π_ref exp(p(y ≻ μ)/τ)/Z is a softmax over
-    whole responses. With means the optimum has log π/π_ref = |y| (p(y ≻ μ)/τ − c): long responses move most. The two
-    are one where all responses have one token.
+    TRL and other libraries compute IPO in this way. Azar et al. 2023 prove their result for `ipo`, whose optimum
+    π_ref exp(p(y ≻ μ)/τ)/Z is a softmax over whole responses. With means the optimum has
+    log π/π_ref = |y| (p(y ≻ μ)/τ − c), so the probabilities of long responses change most. If all responses have one
+    token, the two losses are equal.
 
     Args:
         chosen_log_ratio: *summed* over tokens, any shape, nats.
@@ -236,11 +240,11 @@ def ipo_mean(
 def dpo_length(
     chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, chosen_length: Tensor, rejected_length: Tensor, beta: float
 ) -> Tensor:
-    r"""−log σ(β/|y_w| log z_w − β/|y_l| log z_l): DPO of log-ratios a token, z = π_θ/π_ref.
+    r"""−log σ(β/|y_w| log z_w − β/|y_l| log z_l) with z = π_θ/π_ref: DPO of log-ratios per token.
 
-    Lambert et al. 2024 (Tülu 3), "length-normalized DPO"; it keeps DPO's reference and takes SimPO's division (Meng et
-    al. 2024). Its optimum is π = π_ref exp(|y| (r − c)/β), c(x) making it sum to one: at lengths that differ it is not
-    π*. Arguments and errors as in `ipo_mean`, with β for τ.
+    Lambert et al. 2024 (Tülu 3), "length-normalized DPO". It has DPO's reference and SimPO's division by the length
+    (Meng et al. 2024). Its optimum is π = π_ref exp(|y| (r − c)/β), where c(x) makes it sum to one. If the lengths
+    differ, this is not π*. The arguments and errors are those of `ipo_mean`, with β in place of τ.
     """
     beta = check_beta(beta)
     _difference(chosen_log_ratio, rejected_log_ratio, "log_ratio")
@@ -259,19 +263,19 @@ def simpo(
     beta: float,
     target_margin: float = 0.0,
 ) -> Tensor:
-    r"""−log σ( β/|y_w| log π_θ(y_w|x) − β/|y_l| log π_θ(y_l|x) − γ ): SimPO, with no reference.
+    r"""−log σ( β/|y_w| log π_θ(y_w|x) − β/|y_l| log π_θ(y_l|x) − γ ): SimPO, without a reference.
 
-    Meng et al. 2024, equation 6. At γ = 0 its optimum is π = exp(|y| (r − c)/β), c(x) making it sum to one; on
-    responses of one token that is π* of a *uniform* reference. γ > 0 asks every pair to be γ further apart than
-    its labels say and has no closed form; the best Δ of a pair with p(w ≻ l) = p solves p σ(γ−Δ) = (1−p) σ(γ+Δ).
+    Meng et al. 2024, equation 6. At γ = 0 its optimum is π = exp(|y| (r − c)/β), where c(x) makes it sum to one. For
+    responses of one token this is π* of a *uniform* reference. γ > 0 adds a target margin to every pair, and the
+    optimum has no closed form. The best Δ of a single pair with p(w ≻ l) = p solves p σ(γ−Δ) = (1−p) σ(γ+Δ).
 
     Args:
         chosen_log_prob: log π_θ(y_w|x), *summed* over tokens, any shape, nats.
         rejected_log_prob: the same of the rejected response.
         chosen_length: its number of tokens, same shape.
         rejected_length: the same of the rejected response.
-        beta: β > 0; the paper's are 2 to 10, for it multiplies a mean.
-        target_margin: γ ≥ 0, in the units of β log π; the paper's are around half of β.
+        beta: β > 0. The paper uses 2 to 10, because β multiplies a mean over tokens.
+        target_margin: γ ≥ 0, in the units of β log π. The paper uses about half of β.
 
     Raises:
         LabError: beta or γ out of range; a response without tokens; NaN; shapes that do not match.
@@ -292,18 +296,19 @@ def orpo(
     rejected_length: Tensor,
     weight: float,
 ) -> Tensor:
-    r"""−log P(y_w|x) − λ log σ( log odds(y_w|x) − log odds(y_l|x) ),  odds = P/(1−P): ORPO, with no reference.
+    r"""−log P(y_w|x) − λ log σ( log odds(y_w|x) − log odds(y_l|x) ),  odds = P/(1−P): ORPO, without a reference.
 
-    Hong, Lee & Thorne 2024, equations 6 and 7; log P(y|x) = log π_θ(y|x)/|y|. The first term is SFT on the chosen
-    responses. There is no β and no reference in it, and its optimum is not π*. On responses of one token: as
-    λ → 0 it is the distribution of the chosen responses, as λ → ∞ the policy with log odds(y) = r(y) + c(x).
+    Hong, Lee & Thorne 2024, equations 6 and 7, with log P(y|x) = log π_θ(y|x)/|y|. The first term is SFT on the chosen
+    responses. The loss contains neither β nor a reference, and its optimum is not π*. For responses of one token the
+    optimum tends to the distribution of the chosen responses as λ → 0, and to the policy with log odds(y) = r(y) + c(x)
+    as λ → ∞.
 
     Args:
-        chosen_log_prob: log π_θ(y_w|x), *summed* over tokens, any shape, nats, not above zero.
+        chosen_log_prob: log π_θ(y_w|x), *summed* over tokens, any shape, nats, at most zero.
         rejected_log_prob: the same of the rejected response.
         chosen_length: its number of tokens, same shape.
         rejected_length: the same of the rejected response.
-        weight: λ > 0 (the paper: 0.1 to 1).
+        weight: λ > 0. The paper uses 0.1 to 1.
 
     Raises:
         LabError: weight not above zero; a response without tokens; NaN; shapes that do not match.
@@ -316,9 +321,10 @@ def orpo(
 
 
 def log_odds(log_p: Tensor) -> Tensor:
-    r"""log(p/(1−p)) of log p, any shape; p is cut just below 1, where the odds would be infinite."""
+    r"""log(p/(1−p)) as a function of log p, any shape; p is clamped just below 1, where the odds would be infinite."""
     log_p = log_p.clamp(max=-torch.finfo(log_p.dtype).eps)
-    # 1 − p in the form that keeps its digits; `where` on the argument too, so that no gradient is lost in the other.
+    # log(1 − p) in the form that is accurate at this p. The argument is also replaced in the form that is not used,
+    # because its gradient could be nan, and nan times 0 is nan.
     near = log_p > -0.6931471805599453
     close = (-torch.expm1(torch.where(near, log_p, -1.0))).log()
     far = torch.log1p(-torch.where(near, -1.0, log_p).exp())
@@ -335,20 +341,21 @@ def kto(
 ) -> Tensor:
     r"""λ_D σ(−β (k − z)) of a desirable response, λ_U σ(β (k − z)) of an undesirable one; k = log π_θ/π_ref.
 
-    Ethayarajh et al. 2024 (KTO), equation 8, λ_y − v written out. z = max(0, reference_point) stands for
-    KL(π_θ‖π_ref); no gradient runs through it. The loss lies in [0, λ] and is flat far from z on both sides: what is
-    hopelessly wrong teaches as little as what is learned.
+    Ethayarajh et al. 2024 (KTO), equation 8, with λ_y − v written out. z = max(0, reference_point) is an estimate of
+    KL(π_θ‖π_ref) without gradient. The loss is between 0 and λ, and it is flat where k is far from z on either side.
+    A response that the policy ranks entirely wrongly therefore has as little gradient as one that it has learned.
 
-    In the limit of data at a given z a response counts through a(y) = λ_D P(desirable, y) − λ_U P(undesirable, y)
-    alone, and Σ_y a(y) σ(β (k(y) − z)) is to be large: a response with a(y) < 0 loses all its mass, however little
-    is wrong with it. So the optimum is not π*. The paper gives none in closed form, nor is one given here.
+    With infinite data and a fixed z, the loss depends on a response only through the number
+    a(y) = λ_D P(desirable, y) − λ_U P(undesirable, y), and minimising it maximises Σ_y a(y) σ(β (k(y) − z)). Every
+    response with a(y) < 0 loses all its probability, even if a(y) is only slightly negative. The optimum is therefore
+    not π*. Neither the paper nor this package has a closed form for it.
 
     Args:
         log_ratio: k, any shape, nats.
         desirable: booleans, same shape.
-        reference_point: an estimate of the KL, a number or a tensor that broadcasts; negative ones count as 0.
+        reference_point: an estimate of the KL, a number or a tensor that broadcasts; negative values count as 0.
         beta: β > 0.
-        desirable_weight: λ_D > 0. The paper keeps λ_D n_D / (λ_U n_U) between 1 and 4/3.
+        desirable_weight: λ_D > 0. The paper recommends λ_D n_D / (λ_U n_U) between 1 and 4/3.
         undesirable_weight: λ_U > 0.
 
     Raises:
@@ -358,7 +365,7 @@ def kto(
     weights = check_positive(desirable_weight, "λ_D"), check_positive(undesirable_weight, "λ_U")
     check_float(log_ratio, "log_ratio")
     if desirable.dtype != torch.bool:
-        raise LabError(f"desirable must hold booleans, not {desirable.dtype}: write labels > 0.")
+        raise LabError(f"desirable must contain booleans, not {desirable.dtype}: write labels > 0.")
     check_same_shape(log_ratio=log_ratio, desirable=desirable)
     if log_ratio.device.type == "cpu":
         check_no_nan(log_ratio, "log_ratio")
@@ -370,7 +377,7 @@ def kto(
 
 
 def bradley_terry(chosen_reward: Tensor, rejected_reward: Tensor) -> Tensor:
-    r"""−log σ(r_w − r_l): the reward model's negative log-likelihood. Lecture, "Preliminaries", ℒ_R.
+    r"""−log σ(r_w − r_l): the negative log-likelihood of a label. Lecture, "Preliminaries", ℒ_R.
 
     Args:
         chosen_reward: r_φ(x, y_w), any shape.
@@ -497,12 +504,13 @@ def weighted_mean(values: Tensor, weight: Tensor | None) -> Tensor:
 
 
 def dpo_gradient_weight(chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, beta: float) -> Tensor:
-    r"""σ(r̂_l − r̂_w) with r̂ = β log-ratio, in (0, 1): how much a pair counts in DPO's gradient,
+    r"""σ(r̂_l − r̂_w) with r̂ = β log-ratio, in (0, 1): the weight of a pair in DPO's gradient,
 
         ∇ℒ = −β E[ σ(r̂_l − r̂_w) (∇log π_θ(y_w|x) − ∇log π_θ(y_l|x)) ].
 
-    Near 1 where the implicit reward ranks the pair wrongly, ½ at the start, near 0 once it is learned. The
-    factor β in front is not part of it. Rafailov et al. 2023, section 4; lecture, "DPO Objective Function".
+    The weight is near 1 if the implicit reward ranks the pair incorrectly, ½ at the start of training, and near 0 once
+    the pair is learned. It does not include the factor β. Rafailov et al. 2023, section 4; lecture, "DPO Objective
+    Function".
     """
     margin = check_beta(beta) * _difference(chosen_log_ratio, rejected_log_ratio, "log_ratio")
     return torch.sigmoid(-margin)

@@ -1,9 +1,9 @@
 """Sampling and scoring in shards of prompts that are cached on disk: what RAFT, ReST, RSO and iterated DPO share.
 
 The responses to ten thousand prompts do not fit into memory together, and sampling them is the most expensive part of
-these methods. The prompts are therefore cut into shards. Each shard has a generator of its own, seeded by its
-position, so it can be sampled alone. With an output folder a finished shard is written there. A resumed run reads it
-and continues with exactly the same numbers.
+these methods. The prompts are therefore cut into shards. Each shard has a separate generator, seeded by its position, so
+it can be sampled alone. With an output folder a finished shard is written there. A resumed run reads it and continues
+with exactly the same numbers.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from rlhf_lab.algorithms.on_policy import sample
 from rlhf_lab.batch import Pairs, Tokens, cat
 from rlhf_lab.errors import LabError, check_finite
 from rlhf_lab.policies.base import Policy, Reward
@@ -41,19 +42,6 @@ def claim_output(name: str, training: Training, settings: Any) -> Iterator[Path 
     record = {"method": name, "training": training, "settings": settings}
     with output_folder.claim_output(training.out, record, training.resume):
         yield training.out
-
-
-def sample(
-    policy: Policy,
-    prompts: Tokens,
-    number: int,
-    generator: torch.Generator,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-) -> Tokens:
-    """Sample responses: `policy.sample`, with `top_k` only where it is given, since some policies do not support it."""
-    truncation = {} if top_k is None else {"top_k": top_k}
-    return policy.sample(prompts, number, generator, temperature, **truncation)
 
 
 @dataclass(frozen=True)
@@ -86,7 +74,7 @@ def sample_and_score(
     """Sample `number` responses to each prompt and score them.
 
     Args:
-        policy: π, which is sampled as it is now.
+        policy: π, with its present weights.
         reward: R, scores (B, G).
         prompts: (N, P).
         number: G, samples of each prompt.

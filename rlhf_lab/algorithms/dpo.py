@@ -23,12 +23,12 @@ from rlhf_lab.batch import Pairs
 from rlhf_lab.errors import LabError
 from rlhf_lab.policies.base import Policy
 from rlhf_lab.rounding import MANY, rounding, wins
-from rlhf_lab.training import Loop, Training, distributed
+from rlhf_lab.training import Loop, Metrics, Training, distributed
 
 __all__ = ["DPO", "PairLoss", "dpo", "pair_loss", "reference_log_probs"]
 
 
-def pair_loss(policy: Policy, batch: Pairs, log_ref: Tensor | None, settings: DPO) -> tuple[Tensor, dict]:
+def pair_loss(policy: Policy, batch: Pairs, log_ref: Tensor | None, settings: DPO) -> tuple[Tensor, Metrics]:
     """Return the mean loss of a batch of pairs, and metrics.
 
     Args:
@@ -96,7 +96,7 @@ def dpo(
     """
     _check_reference(reference, pairs, settings, reference_log_probs)
 
-    def loss_of(batch: Pairs, log_ref: Tensor | None = None) -> tuple[Tensor, dict]:
+    def loss_of(batch: Pairs, log_ref: Tensor | None = None) -> tuple[Tensor, Metrics]:
         return pair_loss(policy, batch, log_ref, settings)
 
     training.check_rows(name, len(pairs) if isinstance(pairs, Pairs) else None)

@@ -5,7 +5,7 @@ r"""RLOO and GRPO: policy gradient in which the other responses of a group are t
     rloo   A_i = s_i − mean_{j≠i} s_j               the actions are responses; Ahmadian et al. 2024, section 3
     grpo   A_i = (s_i − mean_j s_j) / std_j s_j     the actions are tokens; Shao et al. 2024, equations 3 and 4
 
-The mean of the other scores leaves the expected gradient as it is. The mean of all scores (grpo) makes the gradient of
+The mean of the other scores does not change the expected gradient. The mean of all scores (grpo) makes the gradient of
 the reward (G−1)/G as large, so that β counts G/(G−1) times. The place of the KL term decides its gradient (`kl.py`):
 
     reward   −β k1 of the whole response, in its score s: exactly ∇KL(π_θ‖π_ref), so π* is the optimum (RLOO)
@@ -28,12 +28,12 @@ import torch
 from torch import Tensor
 
 from rlhf_lab import kl, losses
-from rlhf_lab.algorithms.cached_rollouts import sample
+from rlhf_lab.algorithms.on_policy import check_scores, check_training, sample
 from rlhf_lab.batch import Tokens
 from rlhf_lab.errors import Count, LabError, Positive, Range, Temperature, check_settings, refuse_unused
 from rlhf_lab.policies.base import Policy, Reward
 from rlhf_lab.rounding import MANY, rounding
-from rlhf_lab.training import Loop, Training
+from rlhf_lab.training import Loop, Metrics, Training
 
 Kind = Literal["rloo", "grpo"]
 Penalty = Literal["reward", "k2", "k3"]
@@ -44,7 +44,7 @@ class Group:
     """Settings of RLOO and GRPO. A setting of None has the value of the kind's paper."""
 
     kind: Kind = "rloo"
-    """rloo or grpo; see the head of the module."""
+    """rloo or grpo, as in the list at the top of the module."""
     beta: Positive = 0.1
     """β of the objective."""
     samples: Annotated[int, Range(2, fix="Each response is compared with the others of its prompt.")] = 8
@@ -118,7 +118,7 @@ def group_loss(
     log_ref: Tensor,
     old: Tensor | None,
     settings: Group,
-) -> tuple[Tensor, dict]:
+) -> tuple[Tensor, Metrics]:
     """Return the mean loss of B groups, and metrics.
 
     Args:
@@ -131,7 +131,7 @@ def group_loss(
         settings: the method.
 
     Returns:
-        the loss, a scalar whose gradient is minus the objective's estimate; and kl (k1, nats a response, of the
+        the loss, a scalar whose gradient is minus the objective's estimate; and kl (k1, nats per response, of the
         policy that was sampled) and clip_fraction.
     """
     new = policy.token_log_probs(prompts, responses, settings.temperature)
@@ -169,7 +169,7 @@ def group(
     training: Training = Training(),
     name: str | None = None,
 ) -> list[dict[str, float]]:
-    """Train `policy` in place on its own samples.
+    """Train `policy` in place on samples from the current policy.
 
     Args:
         policy: π_θ, usually `reference.copy()`.
@@ -181,16 +181,17 @@ def group(
         name: text of the progress bar; the kind by default.
 
     Returns:
-        the history: loss, score, kl (k1, nats a response), objective, clip_fraction.
+        the history: loss, score, kl (k1, nats per response), objective, clip_fraction.
 
     Raises:
-        LabError: a score or a loss that is not finite; L-BFGS, which would follow one step's samples to the end.
+        LabError: a score or a loss that is not finite; L-BFGS, which needs the same data in every step.
     """
     name = name or settings.kind
-    refuse_lbfgs(name, training)
-    check_minibatches(settings.minibatches, training, prompts)
+    check_training(name, training, settings.minibatches, prompts)
 
-    def loss_of(x: Tokens, y: Tokens, score: Tensor, log_ref: Tensor, old: Tensor | None = None) -> tuple[Tensor, dict]:
+    def loss_of(
+        x: Tokens, y: Tokens, score: Tensor, log_ref: Tensor, old: Tensor | None = None
+    ) -> tuple[Tensor, Metrics]:
         loss, seen = group_loss(policy, x, y, score, log_ref, old, settings)
         mean = score.mean()
         return loss, {"score": mean, "objective": mean - settings.beta * seen["kl"], **seen}
@@ -200,7 +201,7 @@ def group(
             x = prompts[loop.rows(len(prompts))]
             with torch.no_grad(), loop.autocast():
                 y = sample(policy, x, settings.samples, generator, settings.temperature, settings.top_k)
-                score = checked(reward(x, y), name, step)
+                score = check_scores(reward(x, y), name, step)
                 log_ref = reference.token_log_probs(x, y, settings.temperature)
                 old = None if settings.one_pass else policy.token_log_probs(x, y, settings.temperature)
             score = score.to(log_ref.device)
@@ -212,25 +213,3 @@ def group(
                 for rows in order.chunk(settings.minibatches):
                     loop.update(loss_of, (x[rows], y[rows], score[rows], log_ref[rows], old[rows]))
     return loop.history
-
-
-def checked(score: Tensor, name: str, step: int) -> Tensor:
-    """The scores of a step without gradient, or `LabError` where one is not finite."""
-    if not bool(torch.isfinite(score).all()):
-        raise LabError(f"{name}: the reward gave a score that is not finite at step {step}.")
-    return score.detach()
-
-
-def check_minibatches(minibatches: int, training: Training, prompts: Tokens) -> None:
-    """Raise `LabError` unless a step has a prompt for each of its minibatches."""
-    rows = min(training.batch_size, len(prompts))
-    if minibatches > rows:
-        raise LabError(f"minibatches={minibatches} is more than the {rows} prompts of a step. Give at most {rows}.")
-
-
-def refuse_lbfgs(name: str, training: Training) -> None:
-    """L-BFGS looks at a step's samples many times, which suits a fixed data set and not fresh samples."""
-    if training.optimizer == "lbfgs":
-        raise LabError(
-            f"{name} learns from fresh samples at every step and cannot use optimizer='lbfgs'; choose 'adam'."
-        )

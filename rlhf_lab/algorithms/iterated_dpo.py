@@ -4,8 +4,8 @@ r"""Iterated (online) DPO: each round samples the policy, labels its responses, 
 
 Bai et al. 2022, section 4.5 (preferences and policy are renewed in rounds); Guo et al. 2024 (online DPO); lecture,
 "Non-static Environment". The labels are spent on responses of the current policy and not of the reference. Each round
-starts from the weights of the last one and is fitted to all labels so far, because the labels of early rounds are still
-true. Left out on purpose: a choice of the most informative pairs (`active.py` makes one).
+starts from the weights of the previous round and is fitted to the labels of all rounds up to then, because earlier
+labels are still true. Left out on purpose: a choice of the most informative pairs (`active.py` makes one).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def online(
     training: Training = Training(),
     name: str = "online",
 ) -> list[dict[str, float]]:
-    """Train `policy` in place on labels of its own responses.
+    """Train `policy` in place on labelled responses of the current policy.
 
     Args:
         policy: π_θ, usually `reference.copy()`.
@@ -67,7 +67,7 @@ def online(
         name: text of the progress bar.
 
     Returns:
-        the history of all rounds, see `dpo`, with `round` and the number of `labels` so far.
+        the history of all rounds, see `dpo`, with `round` and the total number of `labels` after it.
 
     Raises:
         LabError: a round collects no pair; as `dpo`.

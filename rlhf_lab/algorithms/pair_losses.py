@@ -80,7 +80,7 @@ class DPO:
     """Settings of DPO: the loss and its parameters."""
 
     loss: PairLoss = "sigmoid-norm"
-    """sigmoid-norm is DPO's own (with label_smoothing it is cdpo). cdpo and robust need a label_smoothing above 0.
+    """sigmoid-norm is DPO (with label_smoothing it is cdpo). cdpo and robust need a label_smoothing above 0.
     hinge (SLiC), simpo and orpo have no reference; ipo-mean, dpo-length, simpo and orpo divide by length; chi is χPO.
     """
     beta: Positive = 0.1

@@ -62,18 +62,18 @@ def raft(
     training: Training = Training(),
     name: str = "raft",
 ) -> list[dict[str, float]]:
-    """Train `policy` in place on the best of its own samples.
+    """Train `policy` in place on the best of the samples from the current policy.
 
     Args:
         policy: π_θ at its starting point (the SFT policy).
         reward: scores (B, G).
         prompts: (N, P); each gets K samples and one target in a round. Repeat them for more data.
-        settings: RAFT's own.
+        settings: those of RAFT.
         training: the SFT of every round.
         name: text of the progress bar.
 
     Returns:
-        the history of all rounds: loss, `round`, the mean score of all samples and of the best ones (kept_score).
+        the history of all rounds: loss, round, score (the mean of all samples) and kept_score (of the best ones).
 
     Raises:
         LabError: there are no prompts; a score or the loss is not finite.

@@ -1,9 +1,10 @@
-r"""The pairwise ranker: maximum likelihood of the labels, with both responses before its eyes.
+r"""The pairwise ranker, a preference model whose input contains both responses: maximum likelihood of the labels.
 
-    ℒ(ψ) = −E_{(x, y_w, y_l)~D} [ log ρ_ψ(x, y_w, y_l) ],     the order of the two shown being random
+    ℒ(ψ) = −E_{(x, y_w, y_l)~D} [ log ρ_ψ(x, y_w, y_l) ],     with the two responses in random order
 
-Liu et al. 2023 (RSO), section 3.1; Zhao et al. 2023 (SLiC-HF). A scorer (`reward_model.py`) is the special case
-logit ρ = r(x, y_w) − r(x, y_l). Shown in one order only, a ranker learns "the first one wins".
+Liu et al. 2023 (RSO), section 3.1; Zhao et al. 2023 (SLiC-HF). A reward model (`reward_model.py`) is the special case
+logit ρ = r(x, y_w) − r(x, y_l). If the chosen response always came first in the input, the ranker would learn to prefer
+the first response.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from rlhf_lab import losses
 from rlhf_lab.batch import Pairs
 from rlhf_lab.errors import NonNegative, check_settings
 from rlhf_lab.rounding import wins
-from rlhf_lab.training import Loop, Training
+from rlhf_lab.training import Loop, Metrics, Training
 
 
 @dataclass(frozen=True)
@@ -27,26 +28,27 @@ class Ranker:
     """Settings of the fit."""
 
     orders: Literal["random", "both"] = "random"
-    """random: each pair's order is drawn at each step. both: each step shows both (twice the work, less noise)."""
+    """random: the order of each pair is drawn anew at each step. both: each step uses both orders, which takes twice
+    the computation and makes the gradient less noisy."""
     prior: NonNegative = 1e-3
-    """λ ≥ 0: weight of the mean squared logit, as in the reward model. 0 is plain maximum likelihood."""
+    """λ ≥ 0, the weight of the mean squared logit in the loss. 0 is maximum likelihood without a prior."""
 
     def __post_init__(self) -> None:
         check_settings(self)
 
 
-def order_loss(model: nn.Module, batch: Pairs, chosen_first: Tensor, prior: float) -> tuple[Tensor, dict]:
-    """Mean negative log-likelihood of the labels when shown in these orders, plus λ E[f²].
+def order_loss(model: nn.Module, batch: Pairs, chosen_first: Tensor, prior: float) -> tuple[Tensor, Metrics]:
+    """Return the mean negative log-likelihood of the labels for given orders, plus λ times the mean squared logit.
 
     Args:
         model: ρ, whose `logits(prompts, first, second)` are (B, 1).
         batch: B pairs.
-        chosen_first: (B,) whether the chosen response is shown first.
+        chosen_first: (B,) booleans, whether the chosen response comes first in the input.
         prior: λ.
 
     Returns:
-        the loss; and, for the log, the likelihood alone, accuracy, and how often the first is preferred; a logit of 0
-        counts ½.
+        the loss, a scalar; and metrics: likelihood_loss (without the prior), accuracy, and first_preferred, the
+        fraction of pairs in which the first response is preferred. A logit of 0 counts ½.
     """
     chosen_first = chosen_first.to(batch.responses.device)
     index = torch.stack([~chosen_first, chosen_first], -1).long()
@@ -62,8 +64,8 @@ def order_loss(model: nn.Module, batch: Pairs, chosen_first: Tensor, prior: floa
     return loss + prior * losses.weighted_mean(shown.square(), batch.weight), watched
 
 
-def both_orders_loss(model: nn.Module, batch: Pairs, prior: float) -> tuple[Tensor, dict]:
-    """The mean of `order_loss` over the two orders."""
+def both_orders_loss(model: nn.Module, batch: Pairs, prior: float) -> tuple[Tensor, Metrics]:
+    """Return the mean of `order_loss` over the two orders."""
     one = torch.ones(len(batch), dtype=torch.bool)
     parts = [order_loss(model, batch, order, prior) for order in (one, ~one)]
     watched = {key: (parts[0][1][key] + parts[1][1][key]) / 2 for key in parts[0][1]}
@@ -83,11 +85,11 @@ def ranker(
         model: ρ.
         pairs: N labelled pairs.
         settings: orders and prior.
-        training: steps, batch size in pairs, rate, seed.
+        training: steps, batch size in pairs, learning rate, seed.
         name: text of the progress bar.
 
     Returns:
-        the history: loss, its part without the prior, accuracy, and how often what is shown first is preferred.
+        the history: loss, and the metrics of `order_loss`.
 
     Raises:
         LabError: no pairs; a loss that is not finite.
@@ -99,6 +101,6 @@ def ranker(
             if settings.orders == "both":
                 loop.update(partial(both_orders_loss, model, prior=settings.prior), (batch,))
             else:
-                coin = torch.rand(len(batch), generator=generator, device=generator.device) < 0.5
-                loop.update(partial(order_loss, model, prior=settings.prior), (batch, coin))
+                chosen_first = torch.rand(len(batch), generator=generator, device=generator.device) < 0.5
+                loop.update(partial(order_loss, model, prior=settings.prior), (batch, chosen_first))
     return loop.history

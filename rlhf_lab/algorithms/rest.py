@@ -19,7 +19,8 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from rlhf_lab.algorithms.cached_rollouts import Shard, claim_output, in_shards, join, sample, sample_and_score
+from rlhf_lab.algorithms.cached_rollouts import Shard, claim_output, in_shards, join, sample_and_score
+from rlhf_lab.algorithms.on_policy import sample
 from rlhf_lab.algorithms.sft import sft
 from rlhf_lab.batch import Tokens, cat
 from rlhf_lab.errors import Count, Finite, LabError, Range, Temperature, check_finite, check_settings, refuse_unused
@@ -99,20 +100,20 @@ def rest(
     held_out: Tokens | None = None,
     name: str = "rest",
 ) -> History:
-    """Train `policy` in place on those of its own samples that pass the filter.
+    """Train `policy` in place on the samples from the policy that pass the filter.
 
     Args:
         policy: π_θ at its starting point (the SFT policy).
         reward: R, scores (B, G).
         prompts: (N, P), each sampled `settings.samples` times in a Grow step.
-        settings: ReST's own.
+        settings: those of ReST.
         training: of each Improve step; the batch size counts responses.
         original: prompts (M, P) and responses (M, G', T) of the SFT data, which are filtered and trained on too.
         held_out: prompts on which `patience` measures the mean reward.
         name: text of the progress bar.
 
     Returns:
-        the history of all Improve steps: loss, grow, improve, threshold, kept (the fraction that passed).
+        the history of all Improve steps: loss, grow, improve, threshold, `kept` (the fraction of samples that passed).
 
     Raises:
         LabError: there are no prompts; no sample passes a threshold; a score is not finite.

@@ -2,9 +2,9 @@ r"""The Bradley–Terry reward model: maximum likelihood of the labels.
 
     ℒ_R(φ) = −E_{(x, y_w, y_l)~D} [ log σ( r_φ(x, y_w) − r_φ(x, y_l) ) ]
 
-Lecture, "Preliminaries", reward-modelling phase. Only differences within a prompt are seen, so r_φ is known up to a
-function of x. A small prior, λ E[r_φ²], fixes that function near the centre and keeps responses that never lost a
-comparison from running off to infinity.
+Lecture, "Preliminaries", reward-modelling phase. The loss contains only differences of rewards of the same prompt, so
+r_φ is determined up to a function of x. A small prior, λ E[r_φ²], selects the function of x for which the rewards are
+near 0. It also keeps finite the rewards of responses that won or lost all their comparisons.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rlhf_lab import losses
 from rlhf_lab.batch import Pairs
 from rlhf_lab.errors import NonNegative, check_settings
 from rlhf_lab.rounding import MANY, rounding, wins
-from rlhf_lab.training import Loop, Training
+from rlhf_lab.training import Loop, Metrics, Training
 
 
 @dataclass(frozen=True)
@@ -26,14 +26,17 @@ class RewardModel:
     """Settings of the fit."""
 
     prior: NonNegative = 1e-3
-    """λ ≥ 0: weight of the mean squared reward. 0 is plain maximum likelihood."""
+    """λ ≥ 0, the weight of the mean squared reward in the loss. 0 is maximum likelihood without a prior."""
 
     def __post_init__(self) -> None:
         check_settings(self)
 
 
-def bradley_terry_loss(model: nn.Module, batch: Pairs, prior: float) -> tuple[Tensor, dict]:
-    """Mean negative log-likelihood of a batch's labels plus λ E[r²]; and likelihood and accuracy (ties ½) alone."""
+def bradley_terry_loss(model: nn.Module, batch: Pairs, prior: float) -> tuple[Tensor, Metrics]:
+    """Return the mean negative log-likelihood of a batch's labels plus λ times the mean squared reward, and metrics.
+
+    The metrics are likelihood_loss (without the prior) and accuracy (equal scores count ½).
+    """
     scores = model(batch.prompts, batch.responses)
     chosen, rejected = scores.unbind(-1)
     loss = losses.weighted_mean(losses.bradley_terry(chosen, rejected), batch.weight)
@@ -55,11 +58,11 @@ def reward_model(
         model: from `policy.new_reward_model()`, or any module of that form.
         pairs: N labelled pairs.
         settings: the prior.
-        training: steps, batch size in pairs, rate, seed.
+        training: steps, batch size in pairs, learning rate, seed.
         name: text of the progress bar.
 
     Returns:
-        the history: loss (without the prior), and accuracy on the batch: equal scores count ½.
+        the history: loss, and the metrics of `bradley_terry_loss`.
 
     Raises:
         LabError: no pairs; a loss that is not finite.

@@ -10,7 +10,7 @@ accepted, 4 first-round pairs, β = 0.5, γ = 0.05.
 
 Left out on purpose: the paper's algorithm merges equal candidates. On a language model equal strings are rare. On a
 bandit merging would discard how often the reference gives each response, and the accepted responses would not follow
-π_r. Here every sample is a candidate of its own; a pair of two equal responses carries no information and is dropped.
+π_r. Here equal samples stay separate candidates. A pair of two equal responses contains no information and is dropped.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 
 from rlhf_lab import preferences, sampling
-from rlhf_lab.algorithms.cached_rollouts import Shard, claim_output, from_pairs, in_shards, sample, to_pairs
+from rlhf_lab.algorithms.cached_rollouts import Shard, claim_output, from_pairs, in_shards, to_pairs
 from rlhf_lab.algorithms.dpo import DPO, PairLoss, dpo
+from rlhf_lab.algorithms.on_policy import sample
 from rlhf_lab.batch import Pairs, Tokens, cat_pairs, pick_pairs
 from rlhf_lab.errors import Count, LabError, Positive, Temperature, check_finite, check_settings, refuse_unused
 from rlhf_lab.policies.base import Policy, Reward
@@ -100,7 +101,7 @@ def make_pairs(
         reference: π_sft, from which the candidates are sampled.
         reward: r_ψ, used for acceptance and for labels.
         prompts: (N, P); each gives `accepted`/2 pairs (a tournament: accepted − 1).
-        settings: RSO's own; `source` may not be direct.
+        settings: those of RSO; `source` may not be direct.
         seed: of all random numbers here.
         batch_size: prompts sampled together, in place of the settings' `sampling_batch_size`.
         progress: show a progress bar.
@@ -161,7 +162,7 @@ def rso(
         reference: π_sft, frozen.
         reward: r_ψ, scores (B, G). The source `direct` does not use it.
         prompts: (N, P). Repeat them for more pairs.
-        settings: RSO's own.
+        settings: those of RSO.
         training: of the fit.
         direct: the labelled pairs D_hf, for the source `direct`.
         name: text of the progress bar.

@@ -2,9 +2,9 @@ r"""Supervised fine-tuning: behaviour cloning of given responses.
 
     ℒ_SFT(θ) = −E_{(x,y)~D} [ log π_θ(y|x) ],   log π_θ(y|x) = Σ_t log π_θ(y_t | x, y_<t)
 
-Lecture, "Preliminaries", SFT phase. RAFT and ReST are this loss on data that the policy made itself. In the limit
-of data π_θ is the distribution that the responses came from. Left out on purpose: packing several examples into a
-row, which changes the speed and not the result.
+Lecture, "Preliminaries", SFT phase. RAFT and ReST minimise this loss on responses that were sampled from the policy.
+With infinite data π_θ converges to the distribution of the responses. Left out on purpose: packing several examples
+into one row, which changes the speed and not the result.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from rlhf_lab import losses
 from rlhf_lab.batch import Tokens
 from rlhf_lab.errors import LabError
 from rlhf_lab.policies.base import Policy
-from rlhf_lab.training import Loop, Training
+from rlhf_lab.training import Loop, Metrics, Training
 
 
-def sft_loss(policy: Policy, prompts: Tokens, responses: Tokens) -> tuple[Tensor, dict]:
-    """−mean log π_θ(y|x) over B prompts with G responses each, in nats a response; and nothing more to watch."""
+def sft_loss(policy: Policy, prompts: Tokens, responses: Tokens) -> tuple[Tensor, Metrics]:
+    """Return the mean of −log π_θ(y|x) over B prompts with G responses each, in nats per response; and no metrics."""
     return losses.sft(policy.log_prob(prompts, responses)).mean(), {}
 
 
@@ -34,25 +34,27 @@ def sft(
     name: str = "sft",
     stop: Callable[[int], bool] | None = None,
 ) -> list[dict[str, float]]:
-    """Train `policy` in place to give `responses`.
+    """Train `policy` in place on given responses.
 
     Args:
         policy: π_θ.
         prompts: (N, P).
-        responses: (N, G, T): G targets a prompt, all equally weighted.
-        training: steps, batch size in prompts, rate, seed.
+        responses: (N, G, T), G equally weighted targets for each prompt.
+        training: steps, batch size in prompts, learning rate, seed.
         name: text of the progress bar.
-        stop: asked before each step with its number; True ends the run early.
+        stop: called before each step with the step's number; True ends the run.
 
     Returns:
-        the history: loss in nats a response.
+        the history: loss in nats per response.
 
     Raises:
-        LabError: prompts and responses of different number; L-BFGS with batches of fewer prompts than there are; a loss
-            that is not finite.
+        LabError: the numbers of prompts and responses differ, or are 0; L-BFGS with batches smaller than the data; a
+            loss that is not finite.
     """
     if len(prompts) != len(responses) or len(prompts) == 0:
-        raise LabError(f"{len(prompts)} prompts came with responses for {len(responses)}; they must match, and exist.")
+        raise LabError(
+            f"{len(prompts)} prompts came with responses for {len(responses)}. The numbers must be equal, and not 0."
+        )
     training.check_rows(name, len(prompts))
     with Loop(name, policy, training) as loop:
         for step, _ in loop:

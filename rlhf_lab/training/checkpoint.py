@@ -1,10 +1,10 @@
-"""Checkpoints without pickle, written so that a half-written one is never mistaken for a whole one.
+"""Checkpoints of training runs, and files that are written completely or not at all.
 
-A checkpoint is a folder `checkpoints/step-000100/` with the trained weights and the optimiser's state as
-safetensors and the rest as JSON. It is written under another name, handed to the disk (fsync), and renamed when
-complete; what is dropped is renamed before it is deleted. So whatever stops the process, and whenever, a folder of
-the name `step-…` is whole. No generator is stored: the randomness of step s is a function of (seed, s), see
-`loop.py`; the position in the data is a function of s too. Of several processes the first alone writes.
+A checkpoint is a folder such as `checkpoints/step-000100/`. It contains the weights and the optimiser's state as
+safetensors, and the rest as JSON; nothing is pickled. The folder is written under another name, flushed to disk (fsync)
+and then renamed. Old checkpoints are renamed before they are deleted. Whenever the process is stopped, every folder
+with a name `step-…` is therefore complete. The state of random generators is not stored, because the random numbers and
+the rows of step s are functions of the seed and s (`loop.py`). If there are several processes, the first one writes.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from rlhf_lab.errors import LabError, check_weights
 from rlhf_lab.training import distributed
 
 KEEP = 2
-"""Checkpoints kept: the last, and the one before it in case the last is damaged later."""
+"""Number of checkpoints that stay on disk: the last one, and the one before it in case the last one is damaged."""
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON knows it: dataclasses become dictionaries, paths and dtypes text."""
+    """Convert to values that JSON supports: dataclasses become dictionaries, and paths and dtypes become strings."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, dict):
@@ -43,15 +43,15 @@ def plain(value: Any) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never a part."""
+    """Write JSON with `write_text`."""
     write_text(path, json.dumps(plain(value), indent=2, ensure_ascii=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old one or the new one, never a part, also after a power cut.
+    """Write a file atomically: a reader sees the old content or the new one, even after a power failure.
 
     Raises:
-        LabError: it cannot be written (a full disk, no permission); the old one stays.
+        LabError: the file cannot be written (full disk, no permission). The old file is unchanged.
     """
     part = path.with_name(f".{path.name}.part")
     try:
@@ -65,10 +65,10 @@ def write_text(path: Path, text: str) -> None:
 
 
 def append(path: Path, text: str) -> None:
-    """Add whole lines to a file. Half a line at its end, which a kill leaves, is cut off first.
+    """Append complete lines to a file. An incomplete last line, left by a killed process, is removed first.
 
     Raises:
-        LabError: they cannot be written (a full disk, no permission); the file is as it was.
+        LabError: the lines cannot be written (full disk, no permission). The complete lines of the file are unchanged.
     """
     before = None
     try:
@@ -84,11 +84,13 @@ def append(path: Path, text: str) -> None:
     except OSError as error:
         if before is not None:
             os.truncate(path, before)
-        raise LabError(f"{path} cannot be written ({error.strerror or error}). Make room, and run again.") from None
+        raise LabError(
+            f"{path} cannot be written ({error.strerror or error}). Free disk space, then try again."
+        ) from None
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The JSON objects of a file of lines. What is none, such as a line that a kill cut short, is left out."""
+    """Read a file with one JSON object per line. Other lines, such as an incomplete one, are skipped."""
     found = []
     for line in path.read_bytes().splitlines() if path.is_file() else []:
         try:
@@ -101,9 +103,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _to_disk(paths: Iterable[Path]) -> None:
-    """Wait until files, or folders' lists of names, are on the disk and not in its cache alone."""
+    """Flush files, or the lists of names of folders, from the operating system's cache to the disk."""
     for path in paths:
-        if path.is_dir() and os.name == "nt":  # Windows has no such call for folders, and orders renames itself
+        if path.is_dir() and os.name == "nt":  # Windows cannot flush folders; it keeps the order of renames itself
             continue
         handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
         try:
@@ -112,14 +114,24 @@ def _to_disk(paths: Iterable[Path]) -> None:
             os.close(handle)
 
 
-def save(out: Path, step: int, module: nn.Module, optimizer: torch.optim.Optimizer, extra: dict) -> Path:
-    """Write the checkpoint of `step` (steps done so far) and drop the ones before the last two.
+def save(out: Path, step: int, module: nn.Module, optimizer: torch.optim.Optimizer, extra: dict[str, Any]) -> Path:
+    """Write a checkpoint, and delete all but the last two.
+
+    Args:
+        out: folder of the run.
+        step: number of finished steps.
+        module: module with the weights.
+        optimizer: its optimiser.
+        extra: more values for `state.json`.
+
+    Returns:
+        the folder of the checkpoint.
 
     Raises:
-        LabError: it cannot be written, for example because the disk is full. Nothing of it is left, and the message
-            names the last good one, which is as it was.
+        LabError: it cannot be written, for example because the disk is full. Its files are removed, and the message
+            names the last complete checkpoint.
     """
-    # Parts that other processes hold are put together on all of them; one writes.
+    # Sharded tensors are gathered on all processes. One of them writes.
     weights = {k: distributed.full_tensor(v) for k, v in module.state_dict().items()}
     tensors, numbers = _pack(optimizer)
     folder = out / "checkpoints" / f"step-{step:06d}"
@@ -140,21 +152,21 @@ def _write(folder: Path, weights: dict[str, Tensor], optimizer: dict[str, Tensor
         _put_aside(folder)
         os.replace(part, folder)
         _to_disk([folder.parent])
-    except Exception as error:  # an OSError, or safetensors' own word for one
+    except Exception as error:  # an OSError, or safetensors' own error for the same cause
         shutil.rmtree(part, ignore_errors=True)
         found = _last_readable(folder.parent)
-        kept = f"The last good checkpoint is {found}" if found else "There is no earlier one"
+        earlier = f"The last complete checkpoint is {found}" if found else "There is no earlier one"
         raise LabError(
-            f"The checkpoint {folder} cannot be written ({_reason(error)}). {kept}. Make room (about "
-            f"{_size([weights, optimizer]) / 2**20:,.0f} MB), then --resume goes on from there."
+            f"The checkpoint {folder} cannot be written ({_reason(error)}). {earlier}. Free about "
+            f"{_size([weights, optimizer]) / 2**20:,.0f} MB of disk space, then run again with --resume."
         ) from None
     drop_old(folder.parent)
 
 
 def drop_old(folder: Path) -> None:
-    """Delete all checkpoints in `folder` but the last two, and what a killed process left half written or half deleted.
+    """Delete all checkpoints in `folder` but the last two, and incomplete folders that a killed process left.
 
-    It runs after each save, and on resuming: a process that was killed after its last save could not tidy up itself.
+    This runs after each save, and when a run is resumed, because a killed process may not have done it.
     """
     for old in _in_order(folder)[:-KEEP]:
         _put_aside(old)
@@ -162,13 +174,13 @@ def drop_old(folder: Path) -> None:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Delete the folders that `_write` and `_put_aside` use on the way, if a killed process left any."""
+    """Delete temporary folders of `_write` and `_put_aside` that a killed process left."""
     for leftover in folder.glob(".step-*"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _put_aside(folder: Path) -> None:
-    """Delete a folder so that a part of it is never found under its name."""
+    """Delete a folder. It is renamed first, so that an incomplete folder never has its name."""
     if folder.exists():
         aside = folder.with_name(f".{folder.name}.old")
         shutil.rmtree(aside, ignore_errors=True)
@@ -177,7 +189,7 @@ def _put_aside(folder: Path) -> None:
 
 
 def _storable(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors as safetensors takes them: none shares memory with another. Saving waits for no copy otherwise."""
+    """Tensors as safetensors requires them: contiguous, and without shared memory. Only shared tensors are copied."""
     out, seen = {}, set()
     for name, value in tensors.items():
         value = value.detach().contiguous()
@@ -192,24 +204,24 @@ def _size(groups: Iterable[dict[str, Tensor]]) -> int:
 
 
 def latest(out: Path) -> Path | None:
-    """The newest checkpoint of the run in `out`, or None."""
+    """Return the newest checkpoint of the run in `out`, or None."""
     found = _in_order(out / "checkpoints")
     return found[-1] if found else None
 
 
 def _in_order(folder: Path) -> list[Path]:
-    """The checkpoints in `folder` by step; names of a million steps and more are longer."""
+    """The checkpoints in `folder`, ordered by step. From a million steps on, the names are longer."""
     return sorted(folder.glob("step-*"), key=lambda path: (len(path.name), path.name))
 
 
 def _last_readable(folder: Path, besides: Path | None = None) -> Path | None:
-    """The newest checkpoint in `folder` whose files are there and not cut short."""
+    """The newest checkpoint in `folder` with complete files, or None; `besides` is not considered."""
     for path in reversed(_in_order(folder)):
         if path == besides:
             continue
         try:
             for name in ("weights.safetensors", "optimizer.safetensors"):
-                with safe_open(path / name, "pt"):  # reads the head and compares it with the file's length
+                with safe_open(path / name, "pt"):  # reads the header and compares it with the length of the file
                     pass
             _read_state(path)
         except Exception:
@@ -224,10 +236,10 @@ def _reason(error: Exception) -> str:
 
 
 def load(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Put the checkpoint's weights and optimiser state back; returns what else was saved.
+    """Load the weights and the optimiser's state of a checkpoint, and return the other values of its `state.json`.
 
     Raises:
-        LabError: a file is missing or cut short, or the weights belong to another model.
+        LabError: a file is missing or incomplete, or the weights are those of another model.
     """
     try:
         weights = load_file(folder / "weights.safetensors")
@@ -242,36 +254,36 @@ def load(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> d
         _unpack(optimizer, tensors, state.pop("optimizer"))
     except Exception as error:
         found = _last_readable(folder.parent, besides=folder)
-        mend = f"Remove it to go on from {found}." if found else "There is no earlier one."
-        raise LabError(f"The checkpoint {folder} cannot be read ({_reason(error)}). {mend}") from None
+        fix = f"Remove it to continue from {found}." if found else "There is no earlier one."
+        raise LabError(f"The checkpoint {folder} cannot be read ({_reason(error)}). {fix}") from None
     return state
 
 
 def _read_state(folder: Path) -> dict[str, Any]:
-    """The checkpoint's numbers: the step, the optimiser's, and what the caller of `save` added.
+    """The values in `state.json`: the step, numbers of the optimiser, and the `extra` of `save`.
 
     Raises:
-        ValueError: it is no JSON, or holds something else.
+        ValueError: the file is not JSON, or has other contents.
     """
-    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    state: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     kinds = {"step": int, "optimizer": dict}
     wrong = not isinstance(state, dict) or any(not isinstance(state.get(name), kind) for name, kind in kinds.items())
     if wrong or not isinstance(state.get("history", []), list):
-        raise ValueError("state.json does not hold a step, the optimizer's numbers and a history")
+        raise ValueError("state.json does not contain a step, the optimizer's numbers and a history")
     return state
 
 
-def kept(out: Path | None) -> str:
-    """What a run that was stopped at once has saved in its folder, in a sentence or two."""
+def what_was_saved(out: Path | None) -> str:
+    """Describe in one or two sentences what an interrupted run has saved in its folder, for its last message."""
     if out is None or not out.is_dir():
         return "Nothing was saved."
     found = sorted(out.rglob("checkpoints/step-*"), key=lambda path: path.stat().st_mtime)
     if found:
-        return f"{found[-1]} is saved; run again with --resume to go on from there."
+        return f"{found[-1]} is saved. Run again with --resume to continue from there."
     if any(out.rglob("rows-*.safetensors")):
-        return f"The samples so far are saved in {out}; run again with --resume to go on."
+        return f"The finished samples are saved in {out}. Run again with --resume to continue."
     if (out / "run.json").is_file():
-        return f"No step was saved yet. {out} holds the settings alone; run again with --resume to start anew."
+        return f"No step was saved yet; {out} contains only the settings. Run again with --resume to start."
     return "Nothing was saved."
 
 
@@ -282,16 +294,16 @@ def _pack(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str
             if isinstance(value, Tensor):
                 tensors[f"{index}.{key}"] = distributed.full_tensor(value)
             elif isinstance(value, list) and value and all(isinstance(v, Tensor) for v in value):
-                # L-BFGS remembers its last directions in lists.
+                # L-BFGS stores its last directions in lists.
                 tensors |= {f"{index}.{key}.{i}": v for i, v in enumerate(value)}
             elif isinstance(value, int | float | bool):
                 numbers[f"{index}.{key}"] = value
     return tensors, numbers
 
 
-def _unpack(optimizer: torch.optim.Optimizer, tensors: dict, numbers: dict) -> None:
+def _unpack(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
     state = optimizer.state_dict()
-    # A moment lies over the processes as its parameter does.
+    # Adam's moments are sharded in the same way as their parameter.
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     lists: dict[tuple[int, str], dict[int, Tensor]] = {}
     for name, value in {**tensors, **numbers}.items():

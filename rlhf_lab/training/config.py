@@ -1,4 +1,4 @@
-"""The settings that every method shares: how long, how fast, from which seed, and where to."""
+"""`Training`: the settings of a training run that all methods share, such as steps, learning rate, seed and folder."""
 
 from __future__ import annotations
 
@@ -29,46 +29,48 @@ Clip = Annotated[
 
 @dataclass(frozen=True)
 class Training:
-    """One training run of any method."""
+    """Settings of a training run of any method."""
 
     steps: Count = 300
-    """Number of optimiser steps (of PPO: rounds of sampling and learning)."""
+    """Number of optimiser steps. For PPO, RLOO and GRPO: number of rounds of sampling and learning."""
     batch_size: Count = 64
-    """Prompts (of DPO: pairs) in a step. Numbers above the data's size mean all of it, every step."""
+    """Prompts in a step, or pairs for methods that train on pairs. If it exceeds the data, every step uses all data."""
     learning_rate: Positive = 1e-2
-    """Peak learning rate. `lbfgs` does not use it: its line search finds the length of each step."""
+    """Peak learning rate. `lbfgs` does not use it, because its line search finds the length of each step."""
     schedule: Schedule = "linear"
-    """How the rate falls to zero after the warm-up."""
+    """How the learning rate falls to zero after the warm-up. constant: it does not fall."""
     warmup: Natural = 0
-    """Steps over which the rate rises from zero to its peak; at most `steps`."""
+    """Steps over which the learning rate rises from zero to its peak; at most `steps`."""
     optimizer: Literal["adam", "adamw", "lbfgs"] = "adam"
-    """`lbfgs` is for full-batch problems on tables, where it reaches machine precision."""
+    """`lbfgs` is for tabular policies trained on the full batch, where it reaches machine precision."""
     adam_epsilon: Epsilon = 1e-8
     """Adam's ε, at least 1e-30, which float32 does not round to zero."""
     weight_decay: NonNegative = 0.0
     """Decoupled weight decay. Only `adamw` has it."""
     max_grad_norm: Clip | None = None
-    """Clip the gradient's norm to this number above 0. None means no clipping; 0 is refused, not taken for None."""
+    """Maximum norm of the gradient, above 0; a larger gradient is scaled down. None: gradients are not clipped."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: products of matrices in bfloat16 (autocast). Weights, optimiser and losses stay as they are."""
+    """bf16: matrix products are computed in bfloat16 (autocast). Weights, optimiser and losses keep their precision."""
     accumulate: Count = 1
-    """Parts a step's batch is cut into, one in memory at a time. The gradient is the same up to rounding."""
+    """Number of parts of a step's batch, which are in memory one after the other. The gradient is the same up to
+    rounding."""
     gradient_checkpointing: bool = False
-    """Keep no activations within a language model's layers; compute them again in the backward pass."""
+    """Do not store the activations inside a language model's layers, but recompute them in the backward pass."""
     seed: Seed = 0
-    """Seed of everything that is random in this run."""
+    """Seed of all randomness in this run."""
     log_every: Count = 10
     """Steps between two entries of the history."""
     save_every: Count = 100
-    """Steps between two checkpoints, where `out` is given."""
+    """Steps between two checkpoints, if `out` is given."""
     out: Path | None = None
-    """Folder of the run: settings, history, checkpoints, result. None writes nothing."""
+    """Folder of the run: settings, history, checkpoints, result. None: nothing is written."""
     resume: bool = False
-    """Go on from the last checkpoint in `out`."""
+    """Continue from the last checkpoint in `out`."""
     progress: bool = True
     """Show a progress bar."""
     trackers: tuple[str, ...] = ()
-    """Where logged steps go too, by accelerate's names: tensorboard, wandb, trackio, … The folder `out` is needed."""
+    """Trackers that also receive the logged steps, by accelerate's names: tensorboard, wandb, trackio, … They require
+    the folder `out`."""
 
     def __post_init__(self) -> None:
         if self.out is not None:
@@ -86,40 +88,45 @@ class Training:
             refuse_unused(self, unused, "with optimizer='lbfgs', whose line search finds the length of each step")
         if self.accumulate > self.batch_size:
             raise LabError(
-                f"accumulate={self.accumulate} cannot cut a batch of {self.batch_size} rows into so many parts; give "
+                f"accumulate={self.accumulate} cannot cut a batch of {self.batch_size} rows into so many parts. Give "
                 f"at most batch_size."
             )
         if self.accumulate > 1 and self.optimizer == "lbfgs":
-            raise LabError("lbfgs looks at a whole batch many times in a step; leave accumulate at 1.")
+            raise LabError("lbfgs evaluates the whole batch several times in a step. Leave accumulate at 1.")
         if self.trackers and self.out is None:
-            raise LabError("trackers need out=…, the folder of the run, to write to.")
+            raise LabError("trackers write to the folder of the run. Give it as out=….")
         if self.resume and self.out is None:
-            raise LabError("resume=True needs out=…, the folder of the run to go on with.")
+            raise LabError("resume=True continues a run from its folder. Give the folder as out=….")
 
     def stage(self, name: str, number: int = 0, **changes: Any) -> Training:
-        """The settings of one stage of a method that trains several times: a folder and a stream of its own.
+        """Return the settings of one stage of a method that trains several times, with another folder and seed.
 
-        A resumed method goes on in the stage where it stopped: stages that were finished load their last
-        checkpoint, stages that were never begun start.
+        A resumed method continues in the stage in which it was stopped. Finished stages load their last checkpoint, and
+        stages that have no folder yet start from the beginning.
+
+        Args:
+            name: name of the stage's folder, within the folder of the run.
+            number: position of the stage, which determines its seed.
+            **changes: settings that differ in this stage.
         """
         out = None if self.out is None else self.out / name
         resume = self.resume and out is not None and (out / "run.json").is_file()
         return replace(self, out=out, resume=resume, seed=self.seed + 7919 * (number + 1), **changes)
 
     def check_rows(self, name: str, number: int | None) -> None:
-        """Refuse L-BFGS unless every step has the same rows: its memory of gradients is of one function.
+        """Raise `LabError` for L-BFGS unless every step uses the same rows, because it combines gradients of all steps.
 
         Args:
-            name: of the method.
-            number: rows of the data; None where they are made afresh at each step.
+            name: name of the method.
+            number: number of rows of the data; None if every step has new data.
 
         Raises:
-            LabError: `lbfgs` with batches smaller than the data, or with fresh data.
+            LabError: `lbfgs` with batches smaller than the data, or with new data at every step.
         """
         if self.optimizer != "lbfgs":
             return
         if number is None:
-            raise LabError(f"{name} makes fresh data at every step and cannot use optimizer='lbfgs'. Choose 'adam'.")
+            raise LabError(f"{name} has new data at every step and cannot use optimizer='lbfgs'. Choose 'adam'.")
         if self.batch_size < number:
             raise LabError(
                 f"{name}: lbfgs needs all {number} rows in every step, and batch_size is {self.batch_size}. Raise "
@@ -127,7 +134,7 @@ class Training:
             )
 
     def rate_at(self, step: int) -> float:
-        """The learning rate's factor in [0, 1] at `step`, counted from 0."""
+        """Return the factor of the learning rate in [0, 1] at `step`, counted from 0."""
         if step < self.warmup:
             return (step + 1) / self.warmup
         if self.schedule == "constant":

@@ -1,14 +1,15 @@
-"""Several processes that train one model: who am I, which rows are mine, whose word is written down.
+"""Training with several processes: data parallelism and fully sharded data parallelism (FSDP).
 
-Started by `accelerate launch` (or torchrun) with more than one process, every process runs the same program on the
-same data with the same seeds. They differ in one place: of each step's batch a process computes its own share of the
-rows, and the gradients are summed (`loop.py`). Only the first process writes. Alone, all of this is nothing:
-accelerate is not even imported.
+If `accelerate launch` or torchrun starts several processes, all of them run the same program on the same data with the
+same seeds. They differ in one place: each process computes a part of the rows of a step's batch, and the gradients are
+summed (`loop.py`). Only the first process writes files. With a single process the functions here do nothing, and
+accelerate is not imported.
 
-Two ways to hold the weights, as the launcher's configuration says:
-- each process holds them all (data parallel: `configs/ddp.yaml`), and sums gradients after the backward pass;
-- each process holds a part (FSDP: `configs/fsdp.yaml`), gathered layer by layer when a layer computes
-  (Zhao et al. 2023, "PyTorch FSDP"; here the version that shards each tensor, `fully_shard`).
+The launcher's configuration chooses one of two ways to store the weights:
+- Every process stores all weights (data parallelism, `configs/ddp.yaml`), and the gradients are summed after the
+  backward pass.
+- Every process stores a part of the weights (FSDP, `configs/fsdp.yaml`). They are gathered layer by layer for the
+  computation (Zhao et al. 2023, "PyTorch FSDP"; here `fully_shard`, which shards each tensor).
 
 Left out on purpose: overlapping the sum of gradients with the backward pass, tensor and pipeline parallelism.
 """
@@ -31,13 +32,13 @@ from rlhf_lab.errors import LabError
 T = TypeVar("T")
 
 BUCKET = 2**25
-"""Numbers summed over processes at a time."""
+"""Number of gradient values that are summed over the processes in one call."""
 
 
 def init_process_group() -> None:
-    """Join the other processes, if this one was launched with others; and take the accelerator that is ours.
+    """Connect to the other processes if there are any, and select the GPU of this process.
 
-    A command calls it before it loads a model, so that `cuda` means this process's own GPU.
+    A command calls it before it loads a model, so that the device `cuda` is the GPU of this process.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not (dist.is_available() and dist.is_initialized()):
         from accelerate import PartialState
@@ -46,35 +47,35 @@ def init_process_group() -> None:
 
 
 def world_size() -> int:
-    """How many processes train together; 1 when alone."""
+    """Return the number of processes that train together; 1 without distributed training."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Which of them this is, from 0."""
+    """Return the number of this process, counted from 0."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
 def is_main_process() -> bool:
-    """Whether this process writes files and shows progress."""
+    """Return whether this process is the one that writes files and shows progress."""
     return rank() == 0
 
 
 def shows_progress(progress: bool) -> bool:
-    """Whether this process shows progress: the first one, where it was asked for."""
+    """Return whether this process shows progress: the first one, if the setting `progress` is on."""
     return progress and is_main_process()
 
 
 def uses_fsdp() -> bool:
-    """Whether the launcher asked for FSDP."""
+    """Return whether the launcher's configuration selects FSDP."""
     return world_size() > 1 and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in {"1", "true", "yes"}
 
 
 def on_main_process(function: Callable[[], T]) -> T | None:
-    """Run `function` on the first process while the others wait; None on the others.
+    """Run `function` on the first process while the others wait, and return its result there; None on the others.
 
     Raises:
-        LabError: on every process, where it was raised on the first: nobody is left waiting.
+        LabError: `function` raised an error. It is raised on every process, so that none waits for ever.
     """
     if world_size() == 1:
         return function()
@@ -84,7 +85,7 @@ def on_main_process(function: Callable[[], T]) -> T | None:
             value = function()
         except LabError as error:
             message[0] = str(error)  # type: ignore[call-overload]
-        except Exception as error:  # the others must not wait for ever
+        except Exception as error:  # also for unexpected errors the other processes must not wait for ever
             message[0] = f"{type(error).__name__}: {error}"  # type: ignore[call-overload]
     dist.broadcast_object_list(message, src=0)
     if message[0] is not None:
@@ -93,12 +94,12 @@ def on_main_process(function: Callable[[], T]) -> T | None:
 
 
 def _device() -> torch.device:
-    """Where tensors must lie to be exchanged."""
+    """The device on which tensors must be to be exchanged between processes."""
     return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
 
 
 def all_reduce_sum(value: Tensor) -> Tensor:
-    """The sum of `value` over the processes, on all of them, where `value` lies."""
+    """Return the sum of `value` over all processes, on every process and on the device of `value`."""
     if world_size() == 1:
         return value
     shared = value.detach().to(_device(), copy=True)
@@ -107,12 +108,12 @@ def all_reduce_sum(value: Tensor) -> Tensor:
 
 
 def any_rank(flag: bool) -> bool:
-    """Whether `flag` is True on any process."""
+    """Return whether `flag` is True on any process."""
     return flag if world_size() == 1 else bool(all_reduce_sum(torch.tensor(float(flag))) > 0)
 
 
 def local_rows(number: int) -> range:
-    """This process's share of the rows 0 … number − 1: whole, in order, as even as can be."""
+    """Return the rows of 0 … number − 1 that this process computes. The processes' numbers differ by at most 1."""
     each, more = divmod(number, world_size())
     first = rank() * each + min(rank(), more)
     return range(first, first + each + (rank() < more))
@@ -120,17 +121,18 @@ def local_rows(number: int) -> range:
 
 @torch.no_grad()
 def map_rows(function: Callable[..., Tensor], *batch: Any) -> Tensor:
-    """`function(*batch)`, each process computing its own rows, put together on all of them.
+    """Compute `function(*batch)` with the rows divided among the processes, and return the whole result on all of them.
 
     Args:
-        function: gives a tensor whose first axis is the batch's rows, each row a function of its own row alone.
-        *batch: what it is called with: tensors, `Tokens` or `Pairs` of one length.
+        function: returns a tensor whose first axis is the rows of the batch. Each row of the result depends only on the
+            same row of the batch.
+        *batch: the arguments: tensors, `Tokens` or `Pairs` with the same number of rows.
     """
     if world_size() == 1 or uses_fsdp():
         return function(*batch)
     number = len(batch[0])
     mine = local_rows(number)
-    # A process without rows computes one all the same, for its shape.
+    # A process without rows computes one row, because it needs the shape of the result.
     rows = torch.tensor(list(mine) or [0])
     part = function(*(b[rows] for b in batch))
     whole = part.new_zeros((number, *part.shape[1:]))
@@ -141,7 +143,7 @@ def map_rows(function: Callable[..., Tensor], *batch: Any) -> Tensor:
 
 @torch.no_grad()
 def broadcast_parameters(module: nn.Module) -> None:
-    """The first process's weights and buffers to all."""
+    """Copy the weights and buffers of the first process to all processes."""
     if world_size() == 1:
         return
     for tensor in [*module.parameters(), *module.buffers()]:
@@ -153,21 +155,21 @@ def broadcast_parameters(module: nn.Module) -> None:
 
 @torch.no_grad()
 def all_reduce_gradients(parameters: list[nn.Parameter]) -> None:
-    """Sum the gradients over the processes, in place. Those of a sharded parameter are summed already."""
+    """Sum the gradients over the processes, in place. FSDP has already summed those of sharded parameters."""
     if world_size() == 1:
         return
-    waiting: list[Tensor] = []
+    bucket: list[Tensor] = []
     for number, parameter in enumerate(parameters):
         if parameter.grad is not None and not _is_shard(parameter):
-            waiting.append(parameter.grad)
+            bucket.append(parameter.grad)
         last = number == len(parameters) - 1
-        if waiting and (last or sum(g.numel() for g in waiting) >= BUCKET):
-            _sum_in_place(waiting)
-            waiting = []
+        if bucket and (last or sum(g.numel() for g in bucket) >= BUCKET):
+            _sum_in_place(bucket)
+            bucket = []
 
 
 def _sum_in_place(tensors: list[Tensor]) -> None:
-    for dtype in dict.fromkeys(t.dtype for t in tensors):  # in an order that all processes share
+    for dtype in dict.fromkeys(t.dtype for t in tensors):  # in the same order on all processes
         alike = [t for t in tensors if t.dtype == dtype]
         flat = torch.cat([t.flatten() for t in alike])
         flat = all_reduce_sum(flat)
@@ -183,12 +185,12 @@ def _is_shard(tensor: Tensor) -> bool:
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """The tensor of which this process holds a part; all processes must ask. Any other tensor as it is."""
+    """Gather a sharded tensor; every process must call this. Other tensors are returned unchanged."""
     return tensor.full_tensor() if _is_shard(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def shard_like(value: Tensor, like: Tensor) -> Tensor:
-    """The part of `value` that this process holds of `like`."""
+    """Shard `value` in the same way as the tensor `like`; return it unchanged if `like` is not sharded."""
     if not _is_shard(like) or value.shape != like.shape:
         return value
     from torch.distributed.tensor import distribute_tensor
@@ -197,62 +199,62 @@ def shard_like(value: Tensor, like: Tensor) -> Tensor:
 
 
 def local_tensor(tensor: Tensor) -> Tensor:
-    """The numbers that this process holds of a tensor."""
+    """Return the part of a tensor that is stored on this process."""
     return tensor.to_local() if _is_shard(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def transformer_layers(module: nn.Module) -> list[nn.Module]:
-    """The transformer layers within `module`, by the mark that transformers puts on them."""
-    mark = "GradientCheckpointingLayer"
-    return [m for m in module.modules() if any(kind.__name__ == mark for kind in type(m).__mro__)]
+    """Return the transformer layers within `module`: those of the class that transformers uses for every layer."""
+    name = "GradientCheckpointingLayer"
+    return [m for m in module.modules() if any(kind.__name__ == name for kind in type(m).__mro__)]
 
 
 @contextmanager
 def fully_sharded(module: nn.Module) -> Iterator[None]:
-    """Within it each process holds a part of the weights, if the launcher asked for FSDP; after it, all of them.
+    """Shard the weights of `module` within the block if FSDP is selected, and gather them at its end.
 
-    Afterwards the policies and rewards in `module` are the same objects, and ordinary ones to whoever samples,
-    evaluates, copies or saves them. (What was taken out of them before, such as `policy.model`, is not.)
+    After the block the policies and rewards in `module` are the same objects as before and can be sampled, evaluated,
+    copied and saved as usual. References to their parts, such as `policy.model`, that were taken before are not valid.
     """
     if not uses_fsdp():
         yield
         return
     tops = list(module.children()) if isinstance(module, nn.ModuleDict) else [module]
-    plain = [_hollow(top) for top in tops]
+    unsharded = [_copy_without_weights(top) for top in tops]
     with warnings.catch_warnings():
-        # Nobody writes into what a policy returns.
+        # The warning concerns code that writes into a module's output, which no code here does.
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
         for top in tops:
             _shard(top)
         yield
-    # Not after an error, which may be this process's alone: the others would not answer.
-    for top, (twin, places) in zip(tops, plain, strict=True):
+    # This is skipped after an error: if only this process has failed, the others would not take part in the gathering.
+    for top, (twin, parameters) in zip(tops, unsharded, strict=True):
         with torch.no_grad():
             for name, parameter in top.named_parameters():
-                places[name].data = full_tensor(parameter.detach())
+                parameters[name].data = full_tensor(parameter.detach())
             for name, buffer in top.named_buffers():
                 twin.get_buffer(name).copy_(buffer)
         top.__class__, top.__dict__ = type(twin), twin.__dict__
 
 
-def _hollow(module: nn.Module) -> tuple[nn.Module, dict[str, nn.Parameter]]:
-    """A copy of a module without its weights, and by their names the places where they go. What is tied stays so."""
-    places = {
+def _copy_without_weights(module: nn.Module) -> tuple[nn.Module, dict[str, nn.Parameter]]:
+    """A copy of a module with empty parameters, and these parameters by name. Tied parameters stay tied."""
+    empty = {
         name: nn.Parameter(torch.empty(0, dtype=p.dtype, device=p.device), requires_grad=p.requires_grad)
         for name, p in module.named_parameters()
     }
-    return copy.deepcopy(module, {id(p): places[name] for name, p in module.named_parameters()}), places
+    return copy.deepcopy(module, {id(p): empty[name] for name, p in module.named_parameters()}), empty
 
 
 def _shard(top: nn.Module) -> None:
-    """Spread a policy or reward over the processes: each layer is gathered as a whole, the rest as another."""
+    """Shard a policy or reward. The weights of a layer are gathered together, and so are all other weights."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     mesh = init_device_mesh(_device().type, (world_size(),))
     for unit in [*transformer_layers(top), top]:
         fully_shard(unit, mesh=mesh)
-    # Policies compute in methods that are not called forward.
+    # Policies compute in methods other than forward, which FSDP does not know.
     for method in ("token_log_probs", "sample"):
         if hasattr(top, method):
             register_fsdp_forward_method(top, method)

@@ -1,8 +1,8 @@
-"""A lock on a run's output folder: at most one process writes there at a time.
+"""A lock on a run's output folder, so that at most one process writes there at a time.
 
-The lock is the operating system's, taken through the library filelock. It ends with the process that holds it, so a
-run that was killed leaves nothing that must be removed by hand. Within one process the lock is re-entrant. Left out
-on purpose: network file systems without locks, where nothing is checked.
+The library filelock takes a lock of the operating system. The lock ends with the process that holds it, so a killed run
+leaves nothing that a user must remove. One process can take the lock several times. Left out on purpose: network file
+systems without locks, on which nothing is checked.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rlhf_lab.errors import LabError
 LOCK = ".lock"
 """The locked file in the folder."""
 PROCESS = ".lock.pid"
-"""A file in the folder with the number of the process that holds the lock, for the message to other processes."""
+"""A file in the folder with the number of the process that has the lock, for the error messages of other processes."""
 _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
 
 
@@ -37,7 +37,7 @@ class FolderLock:
         try:
             out.mkdir(parents=True, exist_ok=True)
             lock = FileLock(out / LOCK, is_singleton=True, thread_local=False)
-            # A run that ends at this moment removes the file; the second attempt then finds the folder free.
+            # A run that ends at this moment removes the file, and the second attempt then succeeds.
             lock.acquire(timeout=0.1, poll_interval=0.02)
             (out / PROCESS).write_text(str(os.getpid()), encoding="utf-8")
         except Timeout:

@@ -1,18 +1,18 @@
-"""The one loop under every method: progress, metrics, a finite loss, checkpoints, resume, a clean stop.
+"""The training loop of all methods: optimiser steps, metrics, checkpoints, resumption, checks for nan, interruption.
 
-An algorithm keeps its own `for`, so that it reads like the lecture's pseudo-code:
+A method contains its `for` statement, so that it reads like the lecture's pseudo-code:
 
     with Loop("dpo", policy, training, settings) as loop:
         for step, generator in loop:
             rows = loop.rows(len(data))
             loop.update(loss_of, batch=(data[rows],))
 
-`loss_of(data)` is the mean loss of some rows, and numbers to watch. Given the rows apart from the function, the loop
-can cut them: into parts that fit into memory, one after the other, and over several processes. The parts' gradients
-are weighted by their share of the rows, so the step is the same up to rounding.
+`loss_of(data)` returns the mean loss of some rows, and metrics. Because the loop gets the function and the rows
+separately, it can divide the rows: into parts that are computed one after the other to save memory, and among several
+processes. The gradient of each part is weighted by its fraction of the rows, so the step is the same up to rounding.
 
-The generator of a step is seeded by (seed, step) and by nothing that came before. That is all a resumed run
-needs to draw the same numbers as one that was never stopped.
+The generator of a step is seeded by (seed, step) and does not depend on earlier steps. A resumed run therefore draws
+the same random numbers as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -39,9 +39,15 @@ from rlhf_lab.training.tracking import Trackers
 
 
 def seeded(seed: int, *path: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator whose numbers are a function of `seed` and `path` alone.
+    """Create a generator whose random numbers are a function of `seed` and `path`.
 
-    The parts are mixed (splitmix64's finaliser), so that neighbouring seeds and steps are unrelated streams.
+    The integers are combined by a hash (the finaliser of splitmix64), so that neighbouring seeds and steps have
+    unrelated streams.
+
+    Args:
+        seed: the run's seed.
+        *path: further integers, for example a stream of `rlhf_lab.randomness` and a step.
+        device: device of the generator.
     """
     word = 0x9E3779B97F4A7C15
     for part in (seed, *path):
@@ -53,10 +59,16 @@ def seeded(seed: int, *path: int, device: torch.device | str = "cpu") -> torch.G
 
 
 def rows_at(step: int, num_rows: int, batch_size: int, seed: int) -> Tensor:
-    """The rows of `step`: every row once an epoch, each epoch in its own order, as a function of the step.
+    """Return the rows of a step. In each epoch every row occurs once, in an order that depends on the epoch.
 
-    A batch may straddle two epochs, so that all steps have the same size. With `batch_size >= num_rows` every
-    step has all rows, in order.
+    A batch can contain rows of two epochs, so all batches have the same size. If `batch_size >= num_rows`, every step
+    has all rows in their order.
+
+    Args:
+        step: number of the step, from 0.
+        num_rows: number of rows of the data.
+        batch_size: rows per step.
+        seed: the run's seed.
     """
     if num_rows < 1:
         raise LabError("There are no rows to train on.")
@@ -74,11 +86,13 @@ def rows_at(step: int, num_rows: int, batch_size: int, seed: int) -> Tensor:
 
 
 Metrics = dict[str, Tensor | float]
+"""Numbers to log, by name."""
 Loss = Tensor | Callable[..., tuple[Tensor, Metrics]]
+"""A loss, or a function that computes it and metrics."""
 
 
 class _Part(NamedTuple):
-    """Rows of a step's batch that are computed at a time, their share of its mean, and the place of the first."""
+    """Rows of a step's batch that are computed together, their weight in its mean, and the first one's position."""
 
     batch: tuple[Any, ...]
     share: Any
@@ -86,26 +100,30 @@ class _Part(NamedTuple):
 
 
 FIRST_SHOWN = ("loss", "reward", "score", "kl", "accuracy", "objective")
-"""Metrics that the progress bar shows before others."""
+"""Metrics that the progress bar shows first."""
 FUSED = 2**18
-"""Weights from which Adam's one kernel for all of them is used; fewer gain nothing."""
+"""Number of weights from which Adam's fused kernel is used. Smaller models do not become faster."""
 
 
 class Loop:
-    """Steps of one training run over `module` (several modules: an `nn.ModuleDict`).
+    """The steps of one training run of `module`. Several modules are passed as an `nn.ModuleDict`.
 
     Attributes:
         history: one dictionary of numbers for each logged step.
     """
 
     def __init__(self, name: str, module: nn.Module, training: Training, settings: Any = None) -> None:
-        """Prepare a run, and refuse an output folder that holds another one before any work is done.
+        """Prepare a run, and load its last checkpoint if it is resumed.
 
         Args:
-            name: what the progress bar and messages call this run.
-            module: what is trained and saved.
-            training: the shared settings.
-            settings: the method's own settings, saved with the run.
+            name: name of the run in the progress bar and in messages.
+            module: module that is trained and saved.
+            training: settings that all methods share.
+            settings: settings of the method, which are stored with the run.
+
+        Raises:
+            LabError: no parameter requires a gradient; the output folder contains another run; a checkpoint cannot be
+                read.
         """
         self.name, self.module, self.training = name, module, training
         if not any(p.requires_grad for p in module.parameters()):
@@ -149,7 +167,7 @@ class Loop:
         self._since = time.perf_counter()
         self._old_handler = None
         if self.training.out is not None and threading.current_thread() is threading.main_thread():
-            # A first Ctrl-C ends the run after the step in hand, so that what is saved is a whole step.
+            # The first Ctrl-C ends the run after the current step, so that a complete step is saved.
             self._old_handler = signal.signal(signal.SIGINT, self._ask_to_stop)
         return self
 
@@ -162,12 +180,15 @@ class Loop:
         if value is not None and memory.is_out_of_memory(value):
             self.optimizer.zero_grad(set_to_none=True)
             raise LabError(
-                f"{self.name}: out of memory at step {self.done}. {memory.advice(self.training)}{self._kept()}"
+                f"{self.name}: out of memory at step {self.done}. {memory.advice(self.training)}"
+                f"{self._last_checkpoint()}"
             ) from None
 
     def _ask_to_stop(self, number: int, frame: Any) -> None:
         if self._stop_asked:
-            raise KeyboardInterrupt(f"{self.name} stopped at once. {checkpoint.kept(self.training.out)}")
+            raise KeyboardInterrupt(
+                f"{self.name} stopped in the middle of a step. {checkpoint.what_was_saved(self.training.out)}"
+            )
         self._stop_asked = True
 
     def __iter__(self) -> Iterator[tuple[int, torch.Generator]]:
@@ -184,7 +205,7 @@ class Loop:
             if logged:
                 self._log(step)
             self.bar.update()
-            # Several processes agree on it where they wait for each other anyway.
+            # Several processes exchange the request to stop only at logged steps, where they wait for each other.
             stop = (
                 self._stop_asked if distributed.world_size() == 1 else logged and distributed.any_rank(self._stop_asked)
             )
@@ -194,24 +215,27 @@ class Loop:
                 checkpoint.save(out, self.done, self.module, self.optimizer, {"history": self.history})
             if stop and not last:
                 raise KeyboardInterrupt(
-                    f"{self.name} stopped after step {self.done} of {self.training.steps}; "
-                    f"{out} holds it. Run again with --resume to go on."
+                    f"{self.name} stopped after step {self.done} of {self.training.steps}, which is saved in {out}. "
+                    f"Run again with --resume to continue."
                 )
         if out is not None:
             lines = "".join(json.dumps(row) + "\n" for row in self.history)
             distributed.on_main_process(lambda: checkpoint.write_text(out / "history.jsonl", lines))
 
     def rows(self, number: int) -> Tensor:
-        """The rows of the step in hand, of `number` that there are: see `rows_at`. An error then names them.
+        """Return the rows of the current step (see `rows_at`), and remember them for error messages.
 
-        All processes are given the same rows; `update` gives each its share.
+        All processes get the same rows. `update` divides them among the processes.
+
+        Args:
+            number: number of rows of the data.
         """
         self._rows = rows_at(self.done, number, self.training.batch_size, self.training.seed)
         return self._rows
 
     @contextmanager
     def autocast(self) -> Iterator[None]:
-        """The precision asked for. `update` computes losses in it; whoever computes one outside, or samples, asks."""
+        """Compute within the block in the precision of the settings. `update` does so without this block."""
         self._autocast_used = True
         with self._precision():
             yield
@@ -229,27 +253,28 @@ class Loop:
         tokens: Tensor | float | None = None,
         **metrics: Tensor | float,
     ) -> None:
-        """One optimiser step.
+        """Take one optimiser step.
 
         Args:
-            loss: a scalar; or a function that computes it, and metrics, from the weights as they are. L-BFGS needs
-                the function, since it looks at several points in a step.
-            batch: what the function is called with: tensors, `Tokens` or `Pairs` of B rows each. The loss must be a
-                mean over rows, and so must each metric. Given, the rows are shared by the processes, and cut into
-                `training.accumulate` parts. Not given, every process computes the whole step.
-            weight: (B,) of the rows in that mean, not negative; None: what `Pairs` in the batch carry, or equal.
-            tokens: how many tokens the step computes, for the progress bar. None: those of the batch.
-            metrics: numbers to log. They are kept as tensors and read only when a step is logged, so that nothing
-                waits on a device.
+            loss: a scalar; or a function that computes it, and metrics, with the present weights. L-BFGS needs the
+                function, because it evaluates the loss several times in a step.
+            batch: arguments of the function: tensors, `Tokens` or `Pairs` of B rows each. The loss and each metric must
+                be means over the rows. The rows are divided among the processes and into `training.accumulate` parts.
+                None: every process computes the whole step.
+            weight: non-negative weights of the rows in these means, (B,). None: the weights of `Pairs` in the batch, or
+                equal weights.
+            tokens: number of tokens in the step, for the progress bar. None: those of the batch.
+            metrics: numbers to log. Tensors are read only when a step is logged, so that the program does not wait for
+                the GPU in other steps.
 
         Raises:
-            LabError: the loss, or its gradient, is not finite (the weights are those of the step before); or the
-                settings ask for parts or precision, and the loss was computed before it came here.
+            LabError: the loss or its gradient is not finite (the weights are those of the previous step); or the
+                settings require parts or a precision, but the loss was computed by the caller.
         """
         if batch is None and self.training.accumulate > 1:
-            raise LabError(f"{self.name} cannot cut its batch into parts; set accumulate=1 and lower batch_size.")
+            raise LabError(f"{self.name} cannot cut its batch into parts. Set accumulate=1 and lower batch_size.")
         if not callable(loss) and self.training.precision != "fp32" and not self._autocast_used:
-            raise LabError(f"{self.name} does not compute in bf16; set precision=fp32.")
+            raise LabError(f"{self.name} does not compute in bf16. Set precision=fp32.")
         parts = self._parts(batch, weight)
 
         def evaluate() -> Tensor:
@@ -263,7 +288,7 @@ class Loop:
 
         if isinstance(self.optimizer, torch.optim.LBFGS):
             if not callable(loss):
-                raise LabError(f"{self.name} cannot use optimizer='lbfgs'; choose 'adam'.")
+                raise LabError(f"{self.name} cannot use optimizer='lbfgs'. Choose 'adam'.")
             before = [p.detach().clone() for p in self.parameters]
             try:
                 self.optimizer.step(evaluate)
@@ -279,10 +304,10 @@ class Loop:
             self._tokens = self._tokens + (_tokens_of(batch or ()) if tokens is None else tokens)
 
     def _parts(self, batch: tuple[Any, ...] | None, weight: Tensor | None) -> list[_Part]:
-        """What this process computes of a step.
+        """The parts of a step that this process computes.
 
-        All processes get equally many parts, for under FSDP each part is computed by all of them together. Where
-        rows run out a part is row 0 with share 0.
+        All processes have the same number of parts, because with FSDP they compute each part together. If a process has
+        too few rows, its remaining parts consist of row 0 with weight 0.
         """
         if batch is None:
             return [_Part((), 1.0 / distributed.world_size())]
@@ -302,9 +327,9 @@ class Loop:
         return out
 
     def _backward(self, loss: Loss, parts: list[_Part]) -> tuple[Tensor, Metrics]:
-        """Loss, metrics and gradient of the whole step, from its parts and the other processes'."""
+        """Compute the loss, metrics and gradient of the whole step from the parts of all processes."""
         value, watched = None, dict[str, Any]()
-        # FSDP takes the mean over processes, where the parts' shares want the sum.
+        # FSDP averages gradients over processes, but the weights of the parts require their sum.
         scale = distributed.world_size() if distributed.uses_fsdp() else 1
         for batch, share, first in parts:
             seen: Metrics = {}
@@ -344,13 +369,13 @@ class Loop:
         first: int = 0,
         wait: bool = False,
     ) -> None:
-        # On a device the check would wait for the result; there it is made when a step is logged or saved.
+        # On a GPU the check would wait for the result. There it is made only when a step is logged or saved.
         if (wait or loss.device.type == "cpu") and not bool(torch.isfinite(loss)):
             raise LabError(self._nonfinite(f"the loss became {loss.item()}", self._bad_rows(function, batch, first)))
 
     @torch.no_grad()
     def _bad_rows(self, function: Loss | None, batch: tuple[Any, ...], first: int) -> list[int]:
-        """Places in the step's batch whose loss alone is not finite; [] where that cannot be said."""
+        """Positions in the step's batch of the rows whose loss is not finite; [] if they cannot be determined."""
         if not batch or not callable(function):
             return []
         bad = []
@@ -358,22 +383,23 @@ class Loop:
             for row in range(len(batch[0])):
                 if not bool(torch.isfinite(function(*(b[torch.tensor([row])] for b in batch))[0])):
                     bad.append(first + row)
-        except Exception:  # whatever else is wrong with it, the loss is what is reported
+        except Exception:  # the loss that is not finite is reported, and not an error of this search
             return []
         return bad
 
     def _refuse_nonfinite_gradient(self, loss: Tensor) -> None:
-        """A finite loss can have a gradient that is not (√ at 0, for one); it must not reach a weight."""
+        """Raise `LabError` for a gradient that is not finite. A finite loss can have one, for example √x at x = 0."""
         if loss.device.type != "cpu":
             return
         grads = [distributed.local_tensor(p.grad) for p in self.parameters if p.grad is not None]
-        # A sum reads the gradient once and writes nothing; nan and ∞ survive it. It can overflow: then look closely.
+        # The sum needs no temporary tensor, and it is not finite if a value is not. It can also overflow, so the values
+        # are then checked one by one.
         bad = not all(bool(torch.isfinite(g.sum())) or bool(torch.isfinite(g).all()) for g in grads)
         if distributed.any_rank(bad) if distributed.uses_fsdp() else bad:
             raise LabError(self._nonfinite("the gradient became nan or infinite"))
 
     def _refuse_nonfinite_weights(self) -> None:
-        """Where losses are read late, weights that are lost must not be saved as good ones."""
+        """Raise `LabError` for weights that are not finite, since on a GPU the loss is not checked in every step."""
         with torch.no_grad():
             fine = torch.stack([torch.isfinite(distributed.local_tensor(p)).all() for p in self.parameters]).all()
         if distributed.any_rank(not bool(fine)):
@@ -389,13 +415,13 @@ class Loop:
         elif bad:
             where += f", in {_listed(bad)} of its batch"
         return (
-            f"{self.name}: {what}{where}. A lower learning_rate (now {self.training.learning_rate:g}), a "
-            f"max_grad_norm or a look at the rewards helps.{self._kept()}"
+            f"{self.name}: {what}{where}. Lower learning_rate (now {self.training.learning_rate:g}), set "
+            f"max_grad_norm, or check the data and rewards.{self._last_checkpoint()}"
         )
 
-    def _kept(self) -> str:
+    def _last_checkpoint(self) -> str:
         found = checkpoint.latest(self.training.out) if self.training.out is not None else None
-        return f" The last good checkpoint is {found}." if found is not None else ""
+        return f" The last complete checkpoint is {found}." if found is not None else ""
 
     def _log(self, step: int) -> None:
         row = {k: float(v.detach()) if isinstance(v, Tensor) else float(v) for k, v in self._metrics.items()}
@@ -405,8 +431,8 @@ class Loop:
         names = sorted(row, key=lambda k: FIRST_SHOWN.index(k) if k in FIRST_SHOWN else len(FIRST_SHOWN))
         shown = {k: f"{row[k]:.3g}" for k in names[:4]}
         now, speed = time.perf_counter(), {}
-        # Reading the count waits for the device, as reading the loss has just done. Kept out of the history, which is
-        # a function of the seed.
+        # Reading the number of tokens waits for the GPU, but so does reading the loss above. The speed is not part of
+        # the history, which is a function of the seed.
         if self.training.progress and (tokens := float(self._tokens)) > 0:
             speed = {"tokens_per_second": tokens / max(now - self._since, 1e-9)}
             shown["tokens/s"] = f"{speed['tokens_per_second']:,.0f}"
@@ -416,13 +442,13 @@ class Loop:
 
 
 def _listed(rows: list[int]) -> str:
-    """`row 3`, or `rows 3, 17, 40`; of many rows the first eight."""
+    """Text such as "row 3" or "rows 3, 17, 40", with at most eight rows."""
     shown = ", ".join(map(str, rows[:8])) + (f" … ({len(rows)} in all)" if len(rows) > 8 else "")
     return f"row{'s' * (len(rows) > 1)} {shown}"
 
 
 def _tokens_of(batch: tuple[Any, ...]) -> Tensor | float:
-    """Tokens that count in what a loss is computed from: prompts once, and all responses."""
+    """The number of tokens in a batch that are not padding. A prompt is counted once for all its responses."""
     found: Tensor | float = 0
     for b in batch:
         for tokens in (b, getattr(b, "prompts", None), getattr(b, "responses", None)):
@@ -433,7 +459,7 @@ def _tokens_of(batch: tuple[Any, ...]) -> Tensor | float:
 
 def _optimizer(parameters: list[nn.Parameter], training: Training) -> torch.optim.Optimizer:
     rate, epsilon = training.learning_rate, training.adam_epsilon
-    # One kernel for all weights instead of a dozen for each.
+    # The fused kernel updates all weights together.
     plain = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
     fused = plain and sum(p.numel() for p in parameters) >= FUSED
     if training.optimizer == "adam":

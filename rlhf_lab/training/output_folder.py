@@ -1,4 +1,4 @@
-"""The output folder of a run: it belongs to one run, and one process at a time writes there.
+"""The output folder of a run, which belongs to one run and to which one process at a time writes.
 
 The settings of a run are stored in its folder as `run.json`. A folder that contains another run or other files is
 refused before any work is done, and so is a resumption with other settings.
@@ -18,7 +18,7 @@ from rlhf_lab.training import distributed
 from rlhf_lab.training.checkpoint import plain, write_json
 from rlhf_lab.training.lock import LOCK, PROCESS, FolderLock
 
-# Settings that may differ between a run and its resumption. Those of memory change the numbers by rounding at most.
+# Settings that may differ between a run and its resumption. Those that save memory change results only by rounding.
 _MAY_DIFFER = {
     "out", "resume", "progress", "log_every", "save_every", "trackers", "accumulate", "gradient_checkpointing",
 }  # fmt: skip
@@ -29,7 +29,7 @@ _CLAIMED: ContextVar[frozenset[Path]] = ContextVar("_CLAIMED", default=frozenset
 
 @contextmanager
 def hold(out: Path, settings: dict[str, Any], resume: bool) -> Iterator[None]:
-    """Within the block this process has the folder `out` for a run of `settings`: `claim` it, and keep it locked.
+    """Claim the folder `out` for a run of `settings`, and lock it within the block.
 
     Raises:
         LabError: another process uses the folder; or as `claim`.
@@ -47,9 +47,9 @@ def hold(out: Path, settings: dict[str, Any], resume: bool) -> Iterator[None]:
 
 @contextmanager
 def claim_output(out: Path | None, settings: dict[str, Any], resume: bool) -> Iterator[None]:
-    """`hold`, for a method that trains several times or samples first: a `Loop` in the block may write to `out` too.
+    """Claim and lock a folder for a method with several stages: each `Loop` within the block may write to it too.
 
-    Nothing is done without a folder, or where an enclosing block has claimed the same folder.
+    Nothing is done without a folder, or if an enclosing block has claimed the same folder.
 
     Args:
         out: the output folder, or None.
@@ -71,16 +71,21 @@ def claim_output(out: Path | None, settings: dict[str, Any], resume: bool) -> It
 
 
 def is_claimed(out: Path) -> bool:
-    """Whether an enclosing block of `claim_output` has claimed the folder."""
+    """Return whether an enclosing block of `claim_output` has claimed the folder."""
     return out.resolve() in _CLAIMED.get()
 
 
 def claim(out: Path, settings: dict[str, Any], resume: bool) -> None:
-    """Take the folder `out` for a run of `settings`, or refuse it with nothing changed.
+    """Write `run.json` into the folder `out`, or raise an error and change nothing.
+
+    Args:
+        out: the output folder.
+        settings: those of the whole run.
+        resume: continue the run in the folder.
 
     Raises:
-        LabError: the folder holds another run or other files; or `resume` finds no run, or one of other
-            settings, of which the first that differs is named.
+        LabError: the folder contains another run or other files; or `resume` is True and the folder contains no run,
+            or a run with other settings. The first setting that differs is named.
     """
     distributed.on_main_process(lambda: _claim(out, settings, resume))
 
@@ -90,23 +95,23 @@ def _claim(out: Path, settings: dict[str, Any], resume: bool) -> None:
     settings = plain(settings)
     if resume:
         if not record.is_file():
-            raise LabError(f"Nothing to resume in {out}: it holds no run.json. Leave --resume out to start.")
+            raise LabError(f"Nothing to resume in {out}: it contains no run.json. Leave --resume out to start.")
         try:
             before = json.loads(record.read_text(encoding="utf-8"))
             if not isinstance(before, dict):
-                raise ValueError(f"it holds a {type(before).__name__} in place of settings")
+                raise ValueError(f"it contains a {type(before).__name__} in place of settings")
         except (ValueError, OSError) as error:
             raise LabError(f"{record} is damaged ({error}); the run cannot be resumed from it.") from None
         for key, old, new in _differences(before, settings):
             raise LabError(
-                f"{out} holds a run with {key} = {old!r}, not {new!r}. Resume it with its own settings, or "
+                f"{out} contains a run with {key} = {old!r}, not {new!r}. Resume it with the same settings, or "
                 f"give another output folder."
             )
         return
     _refuse_taken(out, record)
     lock = FolderLock(out)
     try:
-        _refuse_taken(out, record)  # by a run that began at the same moment
+        _refuse_taken(out, record)  # another run may have started at the same moment
         write_json(record, settings)
     finally:
         lock.release()

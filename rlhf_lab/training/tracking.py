@@ -1,6 +1,6 @@
-"""Trackers of the ecosystem (TensorBoard, W&B, trackio, …) through accelerate. None by default.
+"""Experiment trackers such as TensorBoard, W&B and trackio, through accelerate. No tracker is used by default.
 
-They are given the run's settings and each logged row, no more: no token, no environment.
+A tracker receives the settings of a run and each logged row of numbers. It receives no tokens or environment variables.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from rlhf_lab.training.distributed import is_main_process
 
 
 class Trackers:
-    """The trackers of one run, on the first process."""
+    """The trackers of a run. Only the first process uses them."""
 
     def __init__(self, training: Training, name: str, record: dict[str, Any]) -> None:
-        """Open them.
+        """Start the trackers.
 
         Args:
-            training: says which, and the run's folder, below which those that write files write them.
-            name: of the run.
-            record: its settings.
+            training: has the names of the trackers and the run's folder, in which trackers with files store them.
+            name: name of the run.
+            record: settings of the run.
 
         Raises:
-            LabError: a tracker that accelerate does not know, or whose package is not installed.
+            LabError: accelerate does not know a tracker, or the tracker's package is not installed.
         """
         self.accelerator: Any = None
         if not training.trackers or training.out is None:
@@ -32,33 +32,33 @@ class Trackers:
         from accelerate import Accelerator
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
-        there = sorted(str(getattr(kind, "value", kind)) for kind in get_available_trackers())
+        installed = sorted(str(getattr(kind, "value", kind)) for kind in get_available_trackers())
         for tracker in training.trackers:
             if tracker not in LOGGER_TYPE_TO_CLASS:
                 raise LabError(f"There is no tracker {tracker!r}; accelerate knows {', '.join(LOGGER_TYPE_TO_CLASS)}.")
-            if tracker not in there:
-                raise LabError(f"The tracker {tracker} is not installed here: `pip install {tracker}`.")
+            if tracker not in installed:
+                raise LabError(f"The tracker {tracker} is not installed. Run `pip install {tracker}`.")
         if not is_main_process():
             return
         self.accelerator = Accelerator(log_with=list(training.trackers), project_dir=str(training.out))
         self.accelerator.init_trackers(name.replace(" ", "-"), config=_flat(record))
 
     def log(self, row: dict[str, float], step: int) -> None:
-        """Hand on one row of numbers."""
+        """Send a row of numbers to the trackers."""
         if self.accelerator is not None:
             self.accelerator.log(row, step=step)
 
     def close(self) -> None:
-        """Let them write what they still hold."""
+        """Finish the trackers, so that they write all their data."""
         if self.accelerator is not None:
-            # Not end_training, which would part the processes too.
+            # `end_training` would also end the process group, which later stages need.
             for tracker in self.accelerator.trackers:
                 tracker.finish()
             self.accelerator = None
 
 
 def _flat(record: dict[str, Any], key: str = "") -> dict[str, int | float | str | bool]:
-    """Settings as one level of plain values, which is what every tracker takes."""
+    """Settings as a flat dictionary of plain values, the form that all trackers accept."""
     out: dict[str, int | float | str | bool] = {}
     for name, value in record.items():
         whole = f"{key}.{name}" if key else name

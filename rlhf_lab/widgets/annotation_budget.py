@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rlhf_lab import label_budget
-from rlhf_lab.algorithms import active
+from rlhf_lab.algorithms import label_rounds
 from rlhf_lab.errors import LabError, check_positive, check_responses_axis
 from rlhf_lab.figures.picture import Axis, Bars, Curve, Number, Panel, Picture, Points, Rule
 from rlhf_lab.randomness import Stream
@@ -52,7 +52,7 @@ def simulated(log_ref: Tensor, reward: Tensor, beta: float, runs: int = 100, see
     many = world.repeat(runs)
     prompts, size = log_ref.shape
     known = torch.zeros(runs * prompts, size, size, dtype=torch.float64)
-    label = active.bradley_terry_labels(many.reward)
+    label = label_rounds.bradley_terry_labels(many.reward)
     out = [
         Simulated(label_budget.Finite(x.unsqueeze(0), r.unsqueeze(0), beta), {}, {}, {})
         for x, r in zip(log_ref, reward, strict=True)
@@ -62,9 +62,9 @@ def simulated(log_ref: Tensor, reward: Tensor, beta: float, runs: int = 100, see
         choose = (
             label_budget.choice(many, pairs, label_budget.QUICKLY)
             if learns
-            else active.choose_by_design(world.design(pairs).repeat(runs, 1, 1))
+            else label_rounds.choose_by_design(world.design(pairs).repeat(runs, 1, 1))
         )
-        states = active.ask_in_rounds(choose, label, known, TOTALS, 3.0, seeded(seed, Stream.BUDGET_CURVES, i))
+        states = label_rounds.collect_labels(choose, label, known, TOTALS, 3.0, seeded(seed, Stream.BUDGET_CURVES, i))
         regret = torch.stack([many.regret(state.rewards).reshape(runs, prompts).mean(0) for state in states])
         shares = torch.stack(
             [state.counts.reshape(runs, prompts, size, size).mean(0) / state.labels for state in states]

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from rlhf_lab.algorithms.dpo import DPO, dpo
-from rlhf_lab.algorithms.grpo_rloo import Group, checked, group, group_loss
+from rlhf_lab.algorithms.grpo_rloo import Group, group, group_loss
+from rlhf_lab.algorithms.on_policy import check_scores
 from rlhf_lab.algorithms.ppo import PPO, clipped_loss, gae, ppo, token_rewards
 from rlhf_lab.algorithms.ranker import Ranker, order_loss, ranker
 from rlhf_lab.algorithms.reward_model import RewardModel, reward_model
@@ -273,7 +274,7 @@ def test_the_ratio_in_grpo_is_cut_on_both_sides_by_hand():
 
 def test_one_score_that_is_not_finite_among_others_is_refused():
     with pytest.raises(LabError, match="not finite at step 3"):
-        checked(torch.tensor([[0.0, math.nan]]), "rloo", 3)
+        check_scores(torch.tensor([[0.0, math.nan]]), "rloo", 3)
 
 
 def weighted_pairs(number=7):

@@ -107,7 +107,7 @@ def test_the_next_pair_is_the_one_that_lowers_the_price_most(tmp_path):
     first = next_pairs(pilot, 0.5, 1.0)[0]
     rewards, curvature = bradley_terry.fit_rewards(pilot.wins[0], 1.0)
     even = torch.zeros(5, dtype=torch.float64).log_softmax(-1)
-    matters, told = active.believed(rewards, curvature, even, 0.5, 256, seeded(0, 60))
+    matters, told = active.posterior_means(rewards, curvature, even, 0.5, 256, seeded(0, 60))
     worth = {}
     for i in range(5):
         for j in range(i):

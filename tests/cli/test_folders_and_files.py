@@ -253,7 +253,7 @@ def stopped_by(monkeypatch, step: int):
     monkeypatch.setattr(DPO, "__call__", twice)
 
 
-@pytest.mark.parametrize(("step", "said"), [(1, "No step was saved yet"), (3, "step-000002 is saved; run again with")])
+@pytest.mark.parametrize(("step", "said"), [(1, "No step was saved yet"), (3, "step-000002 is saved. Run again with")])
 def test_a_second_ctrl_c_says_what_is_saved(step, said, model, pairs, tmp_path, monkeypatch, capsys):
     """A checkpoint after each step: in step 3 two are saved, in step 1 none."""
     stopped_by(monkeypatch, step)
@@ -274,7 +274,7 @@ def test_ctrl_c_outside_the_loop_says_what_is_saved_too(model, pairs, tmp_path, 
     with monkeypatch.context() as patch:
         patch.setattr(LanguageModelPolicy, "save_pretrained", interrupted)
         assert main(train("dpo", model, pairs, tmp_path / "run")) == 130
-    assert "step-000002 is saved; run again with --resume" in capsys.readouterr().err
+    assert "step-000002 is saved. Run again with --resume" in capsys.readouterr().err
     monkeypatch.setattr(runner, "load_language_model", interrupted)
     assert main(train("dpo", model, pairs, tmp_path / "other")) == 130
     assert "Nothing was saved" in capsys.readouterr().err and not (tmp_path / "other").exists()
@@ -297,7 +297,7 @@ def test_ctrl_c_while_samples_are_drawn_for_a_method_says_that_they_are_kept(
     monkeypatch.setattr(LanguageModelPolicy, "sample", once)
     more = ("--reward", reward, "--best-of", "2", "--sampling-batch-size", "4")
     assert main(train("raft", model, pairs, tmp_path / "run", *more)) == 130
-    assert "The samples so far are saved" in capsys.readouterr().err
+    assert "The finished samples are saved" in capsys.readouterr().err
 
 
 def test_ctrl_c_in_sample_says_where_the_rows_are_and_resume_ends_with_the_whole_file(

@@ -248,7 +248,7 @@ def test_out_of_memory_before_the_first_step_is_one_sentence_and_leaves_no_folde
     assert main(words) == 2
     said = capsys.readouterr().err
     assert "Traceback" not in said and "a smaller batch_size (now 4)" in said and "precision=bf16" in said
-    assert "fewer sampling_batch_size (now 9)" in said and "rlhf-lab plan" in said
+    assert "lower sampling_batch_size (now 9)" in said and "rlhf-lab plan" in said
     assert not (tmp_path / "run").exists()
 
 

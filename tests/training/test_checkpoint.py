@@ -124,7 +124,7 @@ def test_a_damaged_checkpoint_gives_one_error_that_names_it_and_the_earlier_one(
     with pytest.raises(LabError) as caught:
         checkpoint.load(last, *stepped("adam", seed=1)[:2])
     message = str(caught.value)
-    assert str(last) in message and f"go on from {earlier}." in message and "\n" not in message
+    assert str(last) in message and f"continue from {earlier}." in message and "\n" not in message
     checkpoint.load(earlier, *stepped("adam", seed=1)[:2])
 
 
@@ -144,7 +144,7 @@ def test_a_state_of_another_kind_is_one_error_that_names_the_checkpoint_and_the_
     with pytest.raises(LabError) as caught:
         checkpoint.load(last, *stepped("adam", seed=1)[:2])
     message = str(caught.value)
-    assert str(last) in message and f"go on from {earlier}." in message and "\n" not in message
+    assert str(last) in message and f"continue from {earlier}." in message and "\n" not in message
 
 
 def test_a_checkpoint_whose_weights_are_not_finite_is_refused(tmp_path):

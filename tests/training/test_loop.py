@@ -232,7 +232,7 @@ def test_a_loss_that_turns_nan_within_a_line_search_leaves_the_weights_of_the_st
 def test_after_a_loss_that_is_not_finite_the_last_good_checkpoint_is_named(tmp_path):
     module = torch.nn.Linear(2, 2)
     out = tmp_path / "run"
-    message = r"at step 6\. .*The last good checkpoint is .*step-000004\."
+    message = r"at step 6\. .*The last complete checkpoint is .*step-000004\."
     with pytest.raises(LabError, match=message), Loop("x", module, training(out=out)) as loop:
         for step, _ in loop:
             loop.update(module.weight.square().sum() * (math.nan if step == 6 else 1.0))
@@ -342,7 +342,7 @@ def test_a_second_ctrl_c_stops_at_once_and_leaves_the_earlier_checkpoint(tmp_pat
         ctrl_c()
         ctrl_c()
 
-    with pytest.raises(KeyboardInterrupt, match=r"stopped at once\. .*step-000004 is saved; run again with --resume"):
+    with pytest.raises(KeyboardInterrupt, match=r"stopped in the middle of a step\. .*step-000004 is saved\. Run again with --resume"):
         run(training(out=out), fresh(6, twice))
     assert checkpoint.latest(out).name == "step-000004"
     whole, _ = run(training(), fresh())

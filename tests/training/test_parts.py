@@ -312,7 +312,7 @@ def test_a_full_disk_gives_one_error_and_leaves_the_last_good_checkpoint(tmp_pat
             loop.update(module.weight.square().sum())
     message = str(caught.value)
     assert "No space left on device" in message and "step-000004 cannot be written" in message
-    assert f"last good checkpoint is {out / 'checkpoints' / 'step-000002'}" in message and "\n" not in message
+    assert f"last complete checkpoint is {out / 'checkpoints' / 'step-000002'}" in message and "\n" not in message
     assert [p.name for p in (out / "checkpoints").iterdir()] == ["step-000002"]
     twin = torch.nn.Linear(2, 2)
     checkpoint.load(checkpoint.latest(out), twin, torch.optim.Adam(twin.parameters()))
@@ -356,7 +356,7 @@ def test_the_named_checkpoint_is_one_that_can_be_read(tmp_path):
     (last / "state.json").unlink()
     weights = cut / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8])
-    with pytest.raises(LabError, match=f"{last} cannot be read .*go on from {good}\\."):
+    with pytest.raises(LabError, match=f"{last} cannot be read .*continue from {good}\\."):
         checkpoint.load(last, module, optimizer)
 
 

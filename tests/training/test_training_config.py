@@ -49,7 +49,7 @@ def test_a_run_that_is_all_warmup_never_divides_by_zero():
         ({"log_every": 0}, "log_every must be a whole number"),
         ({"save_every": -3}, "save_every must be a whole number"),
         ({"seed": -1}, "seed must be a whole number"),
-        ({"resume": True}, "resume=True needs out"),
+        ({"resume": True}, "Give the folder as out"),
         ({"max_grad_norm": 0.0}, "max_grad_norm must be a finite number above 0 or None, not 0.0. None means"),
         ({"max_grad_norm": -1.0}, "max_grad_norm must be"),
         ({"optimizer": "sgd"}, "optimizer must be adam, adamw or lbfgs, not 'sgd'"),
@@ -99,7 +99,7 @@ def test_lbfgs_is_refused_where_a_step_does_not_have_all_rows(tmp_path):
     with pytest.raises(LabError, match="needs all 12 rows in every step, and batch_size is 11"):
         dpo(world.reference.copy(), world.reference, pairs, training=some)
     whole = Training(steps=1, batch_size=12, optimizer="lbfgs", progress=False)
-    with pytest.raises(LabError, match="fresh data at every step"):
+    with pytest.raises(LabError, match="new data at every step"):
         dpo(world.reference.copy(), world.reference, lambda generator: pairs, training=whole)
     assert not out.exists()
     assert len(dpo(world.reference.copy(), world.reference, pairs, training=whole)) == 1

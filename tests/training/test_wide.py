@@ -103,4 +103,4 @@ def test_what_one_process_finds_wrong_all_of_them_say(together):
     nan, taken, full = first
     assert "loss became nan at step 0, whose batch is rows 0, 1, 2, 3, 4 of the data" in nan
     assert "already contains another run" in taken
-    assert "No space left" in full and "last good checkpoint is" in full and "step-000002" in full
+    assert "No space left" in full and "last complete checkpoint is" in full and "step-000002" in full

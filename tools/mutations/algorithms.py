@@ -138,8 +138,8 @@ MUTATIONS: list[Mutation] = [
         Mutation("setting", "ORPO's implicit reward is a mean log-probability", "link=losses.log_odds, ", ""),
     ),
     *in_file(
-        "algorithms/ppo.py",
-        [STEPS, "algorithms/test_pieces.py"],
+        "algorithms/gae.py",
+        ["algorithms/test_pieces.py", STEPS],
         Mutation(
             "sign",
             "the KL penalty is a bonus",
@@ -199,6 +199,10 @@ MUTATIONS: list[Mutation] = [
             "return out, (out + values) * mask",
             "return out, out * mask",
         ),
+    ),
+    *in_file(
+        "algorithms/ppo.py",
+        [STEPS, "algorithms/test_pieces.py"],
         Mutation(
             "swap",
             "gae: γ and λ exchanged",
@@ -468,12 +472,6 @@ MUTATIONS: list[Mutation] = [
             "clipped = ((log_ratio.detach().exp() - 1).abs() > settings.clip)",
             "clipped = ((log_ratio.detach().exp() - 1) > settings.clip)",
         ),
-        Mutation(
-            "edge",
-            "a reward that is not finite passes",
-            "if not bool(torch.isfinite(score).all()):",
-            "if not bool(torch.isfinite(score).any()):",
-        ),
     ),
     *in_file(
         "algorithms/reward_model.py",
@@ -570,8 +568,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "data",
             "one random order for the whole batch",
-            "coin = torch.rand(len(batch), generator=generator, device=generator.device) < 0.5",
-            "coin = (torch.rand(1, generator=generator, device=generator.device) < 0.5).expand(len(batch))",
+            "chosen_first = torch.rand(len(batch), generator=generator, device=generator.device) < 0.5",
+            "chosen_first = (torch.rand(1, generator=generator, device=generator.device) < 0.5).expand(len(batch))",
         ),
         Mutation(
             "edge",
@@ -966,6 +964,22 @@ MUTATIONS: list[Mutation] = [
         ),
     ),
     *in_file(
+        "algorithms/on_policy.py",
+        [STEPS, "algorithms/test_grpo_rloo.py", STAGES],
+        Mutation(
+            "edge",
+            "a reward that is not finite passes",
+            "if not bool(torch.isfinite(scores).all()):",
+            "if not bool(torch.isfinite(scores).any()):",
+        ),
+        Mutation(
+            "setting",
+            "top_k is not passed on",
+            'truncation = {} if top_k is None else {"top_k": top_k}',
+            "truncation = {}",
+        ),
+    ),
+    *in_file(
         "algorithms/cached_rollouts.py",
         ["algorithms/test_cached_rollouts.py", STAGES],
         Mutation(
@@ -1003,12 +1017,6 @@ MUTATIONS: list[Mutation] = [
             "tokens of a shard: the mask from the ids",
             'return Tokens(shard[f"{name}.ids"], shard[f"{name}.mask"])',
             'return Tokens(shard[f"{name}.ids"], shard[f"{name}.ids"] > 0)',
-        ),
-        Mutation(
-            "setting",
-            "top_k is not passed on",
-            'truncation = {} if top_k is None else {"top_k": top_k}',
-            "truncation = {}",
         ),
         Mutation(
             "setting",
@@ -1051,14 +1059,14 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "swap",
             "draws with covariance H in place of its inverse",
-            "away = torch.linalg.solve_triangular(root.transpose(-1, -2), normal, upper=True)",
-            "away = root @ normal",
+            "deviation = torch.linalg.solve_triangular(root.transpose(-1, -2), normal, upper=True)",
+            "deviation = root @ normal",
         ),
         Mutation(
             "beta",
             "the posterior of π* without β",
-            "star = (log_ref + rewards / beta).softmax(-1)",
-            "star = (log_ref + rewards).softmax(-1)",
+            "star = (log_ref.unsqueeze(-2) + rewards / beta).softmax(-1)",
+            "star = (log_ref.unsqueeze(-2) + rewards).softmax(-1)",
         ),
         Mutation(
             "data",
@@ -1069,27 +1077,27 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "norm",
             "a label's gain without its own weight in the denominator",
-            "/ (1 + told * _between(inverse))",
+            "/ (1 + weight * _between(inverse))",
             "/ (1 + _between(inverse))",
         ),
         Mutation(
             "edge",
             "explored labels are counted twice",
-            "left, choices = number - spread, min(number - spread, at_once)",
-            "left, choices = number, min(number, at_once)",
+            "left, choices = number - spread, min(number - spread, greedy_steps)",
+            "left, choices = number, min(number, greedy_steps)",
         ),
         Mutation("setting", "explore is ignored", "spread = int(number * explore)", "spread = 0"),
         Mutation(
             "setting",
-            "at_once is ignored: one greedy choice",
-            "min(number - spread, at_once)",
+            "greedy_steps is ignored: one greedy choice",
+            "min(number - spread, greedy_steps)",
             "min(number - spread, 1)",
         ),
         Mutation(
             "data",
             "the inverse is not brought up to date after a choice",
-            "inverse = inverse - weight[:, None, None] * across.unsqueeze(-1) * across.unsqueeze(-2)",
-            "inverse = inverse - 0 * weight[:, None, None] * across.unsqueeze(-1) * across.unsqueeze(-2)",
+            "inverse = inverse - factor[:, None, None] * column.unsqueeze(-1) * column.unsqueeze(-2)",
+            "inverse = inverse - 0 * factor[:, None, None] * column.unsqueeze(-1) * column.unsqueeze(-2)",
         ),
         Mutation(
             "edge",
@@ -1098,8 +1106,18 @@ MUTATIONS: list[Mutation] = [
             ".argsort(dim=-1, stable=True).argsort(-1)",
         ),
         Mutation(
+            "setting",
+            "draws are ignored: only the estimate is used",
+            "log_ref, beta, settings.draws, generator",
+            "log_ref, beta, 0, generator",
+        ),
+    ),
+    *in_file(
+        "algorithms/label_rounds.py",
+        ["algorithms/test_active.py"],
+        Mutation(
             "edge",
-            "the first round: 4 labels in all, not 4 a response",
+            "the first round: 4 labels in all, not 4 per response",
             "first = min(4 * size, labels // rounds)",
             "first = min(4, labels // rounds)",
         ),
@@ -1110,20 +1128,14 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "setting",
             "the prior is ignored after the first fit",
-            "state = Asked(total, wins, *fit_rewards(wins, prior, demonstrations))",
-            "state = Asked(total, wins, *fit_rewards(wins, 3.0, demonstrations))",
+            "state = LabelState(total, wins, *fit_rewards(wins, prior, demonstrations))",
+            "state = LabelState(total, wins, *fit_rewards(wins, 3.0, demonstrations))",
         ),
         Mutation(
             "data",
             "demonstrations count in the first fit alone",
-            "state = Asked(total, wins, *fit_rewards(wins, prior, demonstrations))",
-            "state = Asked(total, wins, *fit_rewards(wins, prior))",
-        ),
-        Mutation(
-            "setting",
-            "draws are ignored: the estimate alone",
-            "log_ref, beta, settings.draws, generator)",
-            "log_ref, beta, 0, generator)",
+            "state = LabelState(total, wins, *fit_rewards(wins, prior, demonstrations))",
+            "state = LabelState(total, wins, *fit_rewards(wins, prior))",
         ),
         Mutation(
             "swap",
@@ -1133,7 +1145,7 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "beta",
-            "pairs of the present policy without β",
+            "pairs of the current policy without β",
             "pair_distribution((log_ref + state.rewards / beta).log_softmax(-1))",
             "pair_distribution((log_ref + state.rewards).log_softmax(-1))",
         ),
@@ -1154,6 +1166,28 @@ MUTATIONS: list[Mutation] = [
             "losses count as wins",
             "return won + (counts - won).transpose(-1, -2)",
             "return won + (counts - won)",
+        ),
+    ),
+    *in_file(
+        "algorithms/verdicts.py",
+        ["algorithms/test_kto.py"],
+        Mutation(
+            "swap",
+            "KTO labels of pairs: the rejected response is desirable",
+            "torch.tensor([True, False], device",
+            "torch.tensor([False, True], device",
+        ),
+        Mutation(
+            "data",
+            "KTO labels of pairs lose their weights",
+            "return cls(pairs.prompts, pairs.responses, desirable, pairs.weight)",
+            "return cls(pairs.prompts, pairs.responses, desirable)",
+        ),
+        Mutation(
+            "data",
+            "rows of KTO data keep the first rows' labels",
+            '"desirable": self.desirable[rows]}',
+            '"desirable": self.desirable[: len(self.prompts[rows])]}',
         ),
     ),
     *in_file(
@@ -1212,24 +1246,6 @@ MUTATIONS: list[Mutation] = [
             "accuracy: an undesirable response is right above z",
             "right = torch.where(desirable, above, 1 - above)",
             "right = above",
-        ),
-        Mutation(
-            "swap",
-            "KTO labels of pairs: the rejected response is desirable",
-            "torch.tensor([True, False], device",
-            "torch.tensor([False, True], device",
-        ),
-        Mutation(
-            "data",
-            "KTO labels of pairs lose their weights",
-            "return cls(pairs.prompts, pairs.responses, desirable, pairs.weight)",
-            "return cls(pairs.prompts, pairs.responses, desirable)",
-        ),
-        Mutation(
-            "data",
-            "rows of KTO data keep the first rows' labels",
-            '"desirable": self.desirable[rows]}',
-            '"desirable": self.desirable[: len(self.prompts[rows])]}',
         ),
         Mutation(
             "edge",

@@ -407,14 +407,14 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "norm",
             "gradients: the last bucket is not summed",
-            "if waiting and (last or sum(g.numel() for g in waiting) >= BUCKET):",
-            "if waiting and sum(g.numel() for g in waiting) >= BUCKET:",
+            "if bucket and (last or sum(g.numel() for g in bucket) >= BUCKET):",
+            "if bucket and sum(g.numel() for g in bucket) >= BUCKET:",
         ),
         Mutation(
             "edge",
             "gradients: no sum where the last parameter has none",
-            "if parameter.grad is not None and not _is_shard(parameter):\n            waiting.append(parameter.grad)",
-            "if parameter.grad is None or _is_shard(parameter):\n            continue\n        waiting.append(parameter.grad)",
+            "if parameter.grad is not None and not _is_shard(parameter):\n            bucket.append(parameter.grad)",
+            "if parameter.grad is None or _is_shard(parameter):\n            continue\n        bucket.append(parameter.grad)",
         ),
         Mutation(
             "data",
@@ -431,7 +431,7 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "edge",
             "an error on the first process leaves the others waiting",
-            "except Exception as error:  # the others must not wait for ever\n            message[0] = ",
+            "except Exception as error:  # also for unexpected errors the other processes must not wait for ever\n            message[0] = ",
             "except TypeError as error:  # the others must not wait for ever\n            message[0] = ",
         ),
     ),
@@ -465,13 +465,13 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "setting",
             "checkpoint_activations: activations are still stored",
-            "if writes or not torch.is_grad_enabled():",
+            "if has_cache or not torch.is_grad_enabled():",
             "if True:",
         ),
         Mutation(
             "data",
             "checkpoint_activations: a layer that writes to a cache writes twice",
-            "if writes or not torch.is_grad_enabled():",
+            "if has_cache or not torch.is_grad_enabled():",
             "if not torch.is_grad_enabled():",
         ),
     ),

@@ -181,7 +181,7 @@ def run(
             return _run(settings, method, kind, fit, save, held)
     except KeyboardInterrupt as stop:
         if not str(stop):
-            stop.args = (f"{method} stopped. {checkpoint.kept(settings.out)}",)
+            stop.args = (f"{method} stopped. {checkpoint.what_was_saved(settings.out)}",)
         raise
 
 
@@ -323,7 +323,7 @@ def _save(job: Job, folder: Path, save: Callable[[Job, Path], str] | None) -> st
             shutil.rmtree(part, ignore_errors=True)
             raise LabError(
                 f"The result cannot be written to {folder} ({str(error).splitlines()[0]}). "
-                f"{checkpoint.kept(folder.parent)}"
+                f"{checkpoint.what_was_saved(folder.parent)}"
             ) from None
 
     return distributed.on_main_process(write_or_raise) or ""

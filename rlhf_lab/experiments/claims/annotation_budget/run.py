@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rlhf_lab import bradley_terry, exact, label_budget
-from rlhf_lab.algorithms import active
+from rlhf_lab.algorithms import label_rounds
 from rlhf_lab.experiments import runner
 from rlhf_lab.experiments.claims.annotation_budget.report import decide, figure
 from rlhf_lab.experiments.claims.annotation_budget.run_text import STRATEGIES, BudgetTracker, Prices
@@ -151,10 +151,10 @@ def _learners(settings: AnnotationBudget, seed: int) -> list[Row]:
     many, wide = world.repeat(runs), features.repeat(runs, 1, 1)
     size = world.log_ref.shape[-1]
     known = torch.zeros(len(many.log_ref), size, size, dtype=torch.float64)
-    label = active.bradley_terry_labels(many.reward)
-    choose = active.choose_by_design(bradley_terry.pair_distribution(many.log_ref))
+    label = label_rounds.bradley_terry_labels(many.reward)
+    choose = label_rounds.choose_by_design(bradley_terry.pair_distribution(many.log_ref))
     totals = settings.totals[:: 2 if settings.doublings % 2 == 0 else 1]
-    states = active.ask_in_rounds(choose, label, known, totals, 3.0, seeded(seed, Stream.BUDGET_LEARNERS))
+    states = label_rounds.collect_labels(choose, label, known, totals, 3.0, seeded(seed, Stream.BUDGET_LEARNERS))
     best = label_budget.limited_by_reward(world.log_ref, features, world.reward, world.beta)
     floor = exact.regret(best, world.log_ref, world.reward, world.beta).mean().item()
     rows = []
@@ -181,7 +181,7 @@ def _rounds(settings: AnnotationBudget, seed: int) -> list[Row]:
     rows = []
     for rounds in settings.rounds:
         for i, pairs in enumerate(("active", "online")):
-            totals = active.batches(world.log_ref.shape[-1], labels, rounds)
+            totals = label_rounds.round_totals(world.log_ref.shape[-1], labels, rounds)
             lost = label_budget.simulate(
                 world, pairs, totals, max(settings.runs // 2, 2), seeded(seed, Stream.BUDGET_ROUNDS, rounds, i)
             )
