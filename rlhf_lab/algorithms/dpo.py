@@ -57,7 +57,7 @@ def pair_loss(policy: Policy, batch: Pairs, log_ref: Tensor | None, settings: DP
         doubt = (high - low).sum(-1) / 2
         shown = value.detach() if log_ref is None or settings.needs_reference else value.detach() - log_ref
         kind = "log_prob" if log_ref is None else "log_ratio"
-        watched = {
+        watched: Metrics = {
             "accuracy": losses.weighted_mean(wins(better, worse, doubt), batch.weight),
             "margin": losses.weighted_mean(margin, batch.weight),
             f"chosen_{kind}": losses.weighted_mean(shown[..., 0], batch.weight),

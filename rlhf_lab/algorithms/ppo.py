@@ -164,5 +164,5 @@ def clipped_loss(
     value = critic(prompts, responses)
     value_loss = losses.masked_mean(losses.clipped_value_loss(value, old_values, returns, settings.value_clip), mask)
     clipped = (log_ratio.detach().exp() - 1).abs() > settings.clip
-    watched = {"clip_fraction": losses.masked_mean(clipped, mask), "value_loss": value_loss.detach()}
+    watched: Metrics = {"clip_fraction": losses.masked_mean(clipped, mask), "value_loss": value_loss.detach()}
     return policy_loss + settings.value_coefficient * value_loss, watched

@@ -56,7 +56,7 @@ def order_loss(model: nn.Module, batch: Pairs, chosen_first: Tensor, prior: floa
     shown = model.logits(batch.prompts, first, second).squeeze(-1)  # type: ignore[operator]
     right = torch.where(chosen_first.to(shown.device), shown, -shown)
     loss = losses.weighted_mean(losses.bradley_terry(right, torch.zeros_like(right)), batch.weight)
-    watched = {
+    watched: Metrics = {
         "likelihood_loss": loss.detach(),
         "accuracy": losses.weighted_mean(wins(right, 0.0), batch.weight),
         "first_preferred": wins(shown, 0.0).mean(),

@@ -103,6 +103,26 @@ def test_advantages_by_hand():
     assert (advantages(score, Group("grpo"))[1] == 0).all()
 
 
+@pytest.mark.parametrize(("std", "moved_by"), [("population", 0.0289899), ("sample", 0.0261204)])
+def test_one_step_of_grpo_divides_by_the_standard_deviation_of_the_settings(monkeypatch, std, moved_by):
+    """One prompt, three arms, uniform policy; the samples are the arms 0, 0, 1, 2 with the scores 0, 0, 1, 3.
+
+    The differences to the mean are −1, −1, 0, 2. For d the standard deviation, the gradient of the loss in the logits
+    is −(Σ of A over the samples of the arm)/4, so (2, 0, −2)/(4d): the term with ⅓ vanishes since ΣA = 0, and k3 has
+    no gradient at π_ref. Adam's first step is −rate · g/(|g| + ε). With ε = 1, rate 0.1 and d = √(6/4) the logits of the
+    arms 0 and 2 move by 0.1 · 0.4082483/1.4082483 = 0.0289899; with d = √(6/3) by 0.1 · 0.3535534/1.3535534 = 0.0261204.
+    """
+    world = bandit.make(torch.zeros(1, 3), torch.tensor([[0.0, 1.0, 3.0]]))
+    policy = world.reference.copy()
+    drawn = Tokens.from_lists([[[0], [0], [1], [2]]])
+    monkeypatch.setattr(policy, "sample", lambda *a, **k: drawn)
+    before = policy.logits.tables[0].detach().clone()
+    one = Training(steps=1, learning_rate=0.1, schedule="constant", adam_epsilon=1.0, progress=False)
+    group(policy, world.reference, world.reward, world.prompts, Group("grpo", samples=4, std=std), one)
+    change = (policy.logits.tables[0].detach() - before).flatten()
+    assert change.tolist() == pytest.approx([-moved_by, 0.0, moved_by], abs=2e-7)
+
+
 def test_grpo_divides_each_response_by_its_own_length_and_clips_token_by_token():
     """Two responses of 3 and 1 tokens, scores ±1, old probabilities chosen so that the ratios are known.
 

@@ -148,7 +148,7 @@ def test_missing_data_is_refused_by_name():
     world, training = bandit.lecture(), Training(progress=False, steps=2)
     with pytest.raises(LabError, match="direct"):
         rso(world.reference.copy(), world.reference, world.reward, world.prompts, RSO("direct"), training)
-    with pytest.raises(LabError, match="must match"):
+    with pytest.raises(LabError, match="must be equal"):
         sft(world.reference.copy(), world.prompts, world.responses[:1], training)
     with pytest.raises(LabError, match="nothing to train"):
         sft(world.reference, world.prompts, world.responses, training)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from every_option import KINDS, METHODS, from_words, parsed, unused_is_no_fault, value_at, wanted  # noqa: F401
 
+from rlhf_lab.algorithms.grpo_rloo import Group
 from rlhf_lab.cli import main as cli
 from rlhf_lab.cli import yaml_config
 from rlhf_lab.training import Training
@@ -87,3 +88,11 @@ def test_every_method_that_has_settings_is_a_command_with_these_settings():
         for path in folder.glob("*.py")
     }
     assert {name: [KINDS[name].__name__] for name in METHODS} == {name: kinds for name, kinds in found.items() if kinds}
+
+
+def test_train_grpo_takes_the_standard_deviation_and_rloo_only_where_it_divides_by_one(tmp_path):
+    """`--std` reaches the settings; without the option it is the population's. RLOO does not divide by it."""
+    words = ["--model", "m", "--data", "d", "--reward", "r", "--out", str(tmp_path / "run")]
+    assert parsed("train grpo", [*words, "--std", "sample"]).group == Group("grpo", std="sample")
+    assert parsed("train grpo", words).group.std == "population"
+    assert parsed("train rloo", [*words, "--std", "sample", "--divide-by-std", "True"]).group.std == "sample"

@@ -407,6 +407,18 @@ MUTATIONS: list[Mutation] = [
         Mutation("setting", "rloo by default with k3", '("k3" if self.kind == "grpo" else "reward")', '"k3"'),
         Mutation(
             "setting",
+            "std is ignored: the population's standard deviation",
+            'divide_by = "population std" if settings.std == "population" else "sample std"',
+            'divide_by = "population std"',
+        ),
+        Mutation(
+            "setting",
+            "std is ignored: the sample standard deviation",
+            'divide_by = "population std" if settings.std == "population" else "sample std"',
+            'divide_by = "sample std"',
+        ),
+        Mutation(
+            "setting",
             "divide_by_std=False counts as not given",
             'return self.kind == "grpo" if self.divide_by_std is None else self.divide_by_std',
             'return self.divide_by_std or self.kind == "grpo"',
