@@ -109,8 +109,9 @@ def test_one_step_of_grpo_divides_by_the_standard_deviation_of_the_settings(monk
 
     The differences to the mean are −1, −1, 0, 2. For d the standard deviation, the gradient of the loss in the logits
     is −(Σ of A over the samples of the arm)/4, so (2, 0, −2)/(4d): the term with ⅓ vanishes since ΣA = 0, and k3 has
-    no gradient at π_ref. Adam's first step is −rate · g/(|g| + ε). With ε = 1, rate 0.1 and d = √(6/4) the logits of the
-    arms 0 and 2 move by 0.1 · 0.4082483/1.4082483 = 0.0289899; with d = √(6/3) by 0.1 · 0.3535534/1.3535534 = 0.0261204.
+    no gradient at π_ref. Adam's first step is −rate · g/(|g| + ε). With ε = 1, rate 0.1 and d = √(6/4) the logits of
+    the arms 0 and 2 move by 0.1 · 0.4082483/1.4082483 = 0.0289899; with d = √(6/3) they move by
+    0.1 · 0.3535534/1.3535534 = 0.0261204.
     """
     world = bandit.make(torch.zeros(1, 3), torch.tensor([[0.0, 1.0, 3.0]]))
     policy = world.reference.copy()

@@ -342,7 +342,9 @@ def test_a_second_ctrl_c_stops_at_once_and_leaves_the_earlier_checkpoint(tmp_pat
         ctrl_c()
         ctrl_c()
 
-    with pytest.raises(KeyboardInterrupt, match=r"stopped in the middle of a step\. .*step-000004 is saved\. Run again with --resume"):
+    with pytest.raises(
+        KeyboardInterrupt, match=r"stopped in the middle of a step\. .*step-000004 is saved\. Run again with --resume"
+    ):
         run(training(out=out), fresh(6, twice))
     assert checkpoint.latest(out).name == "step-000004"
     whole, _ = run(training(), fresh())

@@ -142,7 +142,7 @@ def test_activations_computed_again_give_the_same_bits_and_are_not_kept(kind):
 
 
 def test_checkpointing_of_what_has_no_layers_is_refused():
-    with pytest.raises(LabError, match="gradient_checkpointing is for language models"):
+    with pytest.raises(LabError, match="gradient_checkpointing needs a language model"):
         Loop("dpo", torch.nn.Linear(2, 2), settings(gradient_checkpointing=True))
 
 
