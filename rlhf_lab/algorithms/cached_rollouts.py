@@ -1,9 +1,9 @@
 """Sampling and scoring in shards of prompts that are cached on disk: what RAFT, ReST, RSO and iterated DPO share.
 
 The responses to ten thousand prompts do not fit into memory together, and sampling them is the most expensive part of
-these methods. The prompts are therefore cut into shards. Each shard has a separate generator, seeded by its position, so
-it can be sampled alone. With an output folder a finished shard is written there. A resumed run reads it and continues
-with exactly the same numbers.
+these methods. The prompts are therefore cut into shards. Each shard has a separate generator, seeded by its position,
+so it can be sampled alone. With an output folder a finished shard is written there. A resumed run reads it and
+continues with exactly the same numbers.
 """
 
 from __future__ import annotations
