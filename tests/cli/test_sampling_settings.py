@@ -193,7 +193,7 @@ def test_every_method_that_samples_can_draw_with_recorded_steps(method, model, p
         made.append(out := run())
         return cuda_graph.Recording(lambda: out.copy_(run()), out)
 
-    monkeypatch.setattr(cuda_graph, "cuda_graph", computed)
+    monkeypatch.setattr(cuda_graph, "record_cuda_graph", computed)
     for module in (cuda_graph, runner):
         monkeypatch.setattr(module, "check_cuda_device", lambda device: None)
     words = train(method, model, pairs, tmp_path / "run", "--reward", reward, "--sampler", "graphs", *METHODS[method])
