@@ -1,9 +1,10 @@
-"""The comparison: every method of the lecture on one world, from one reference, beside the exact π*.
+"""A comparison of all methods of the lecture on one finite world with one reference policy and the exact π*.
 
-Each seed draws its own labels and samples; world and reference stay. Every method that learns from preferences gets
-the same labels (online: as many, collected in its rounds), every method that needs a reward gets the same reward
-model, fitted to those labels. Numbers are exact: each policy is enumerated and judged by the gold reward, which no
-method has seen. Learning rate and number of steps are the same for all methods; none was tuned by itself.
+Each seed draws new labels and samples, while the world and the reference policy stay the same. Every method that learns
+from preferences gets the same labels; online DPO collects as many during its rounds. Every method that needs a reward
+gets the same reward model, which is fitted to those labels. All numbers are exact: each policy is enumerated and
+evaluated by the gold reward, which no method has seen. Learning rate and number of steps are the same for all methods,
+and no method was tuned separately.
 
     rlhf-lab compare --world bandit --seeds 5 --beta 0.5 --out results/bandit
 """
@@ -16,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from tqdm.auto import tqdm
@@ -37,43 +38,45 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 METRICS = ["reward", "kl", "objective", "regret", "kl_to_optimal", "labels", "samples"]
+HEADERS = {"reward": "E[r]", "kl": "KL to π_ref", "objective": "J", "regret": "regret", "kl_to_optimal": "KL to π*"}
+"""The headers of the printed table, by metric."""
 
 
 @dataclass(frozen=True)
 class Compare:
-    """Train every method on one world and set it beside the exact optimum."""
+    """Train every method on one world and compare it with the exact optimum."""
 
     world: Literal["bandit", "tree"] = "bandit"
     """bandit: 4 prompts × 10 arms. tree: the 4,096 sequences of 4 tokens over 8."""
     policy: Literal["auto", "table", "gpt2", "gpt_neox"] = "auto"
-    """What is trained: a table, or (tree) a small transformer of this architecture. auto: table; on the tree gpt2."""
+    """The policy: a table or, on the tree, a small transformer of this architecture. auto: table; on the tree gpt2."""
     seeds: Natural = 5
-    """Runs of every method, with seeds 0, 1, …"""
+    """Number of runs of every method, with seeds 0, 1, …"""
     beta: NonNegative = 0.5
     """β of the objective."""
     labels: Natural = 0
-    """Preference labels that a method may spend. 0: 2,000; on the tree 20,000."""
+    """Number of preference labels that a method may use. 0: 2,000; on the tree 20,000."""
     noise: NonNegative = 0.0
-    """Probability that a label is turned round."""
+    """Probability that a label is flipped."""
     world_seed: Natural = 0
-    """Which random world."""
+    """Seed of the random world."""
     steps: Natural = 150
-    """Optimiser steps of every fit (of PPO: rounds)."""
+    """Optimiser steps of every fit. For PPO this is the number of rounds."""
     learning_rate: NonNegative = 0.0
-    """Of every fit. 0: 0.05 for tables, 0.003 for transformers."""
+    """Learning rate of every fit. 0: 0.05 for tables, 0.003 for transformers."""
     batch_size: Natural = 0
-    """Pairs or responses in a step. 0: 4,096 for tables, 512 for transformers."""
+    """Number of pairs or responses in a step. 0: 4,096 for tables, 512 for transformers."""
     methods: tuple[str, ...] = ()
-    """Which methods, by key (see the table's first column). Default: all."""
+    """Keys of the methods, such as dpo or rest. Default: all methods."""
     out: Path | None = None
-    """Folder for table, settings and picture. A stopped comparison goes on where it was."""
+    """Folder for the table, the settings and the picture. A comparison that was stopped continues there."""
     progress: bool = True
     """Show progress bars."""
 
     def __post_init__(self) -> None:
         check_settings(self)
         check_beta(self.beta)
-        # What was left open is settled here, so that the record of a run holds every number.
+        # Defaults are filled in here, so that the record of a run contains every number.
         tree = self.world == "tree"
         if self.policy == "auto":
             object.__setattr__(self, "policy", "gpt2" if tree else "table")
@@ -87,32 +90,38 @@ class Compare:
             if getattr(self, name) == 0:
                 object.__setattr__(self, name, value)
         if self.seeds < 1 or self.labels < 8 or self.steps < 1:
-            raise LabError("A comparison needs at least 1 seed, 8 labels and 1 step.")
+            raise LabError(
+                f"A comparison needs at least 1 seed, 8 labels and 1 step, not {self.seeds}, {self.labels} and "
+                f"{self.steps}."
+            )
         if self.world == "bandit" and self.policy != "table":
-            raise LabError(f"policy {self.policy!r} needs --world tree; a bandit's policy is a table.")
+            raise LabError(
+                f"The policy of a bandit is a table, not {self.policy!r}. Give --world tree for a transformer."
+            )
         unknown = [key for key in self.methods if key not in METHODS]
         if unknown:
-            raise LabError(f"Unknown methods {', '.join(unknown)}. There are: {', '.join(METHODS)}.")
+            raise LabError(f"Unknown methods {', '.join(unknown)}. The methods are {', '.join(METHODS)}.")
 
     def make_world(self) -> FiniteWorld:
-        """The world of these settings."""
-        assert self.policy != "auto"  # settled above
+        """Return the world of these settings."""
+        assert self.policy != "auto"  # replaced in __post_init__
         return random_world(self.world, self.world_seed, self.policy)
 
 
 STAGES = {"ppo": 1, "online": 2}
-"""Parts that share the steps of a fit where the comparison differs from `methods.METHODS`. PPO has as many rounds as
-the other methods have steps, and each of the four rounds of online DPO has half as many steps: both are cheap here."""
+"""The number of stages among which the steps of a fit are divided, where it differs from `methods.METHODS`. PPO has as
+many rounds as the other methods have steps, and each of the four rounds of online DPO has half as many steps. Both are
+cheap on finite worlds."""
 
 
 def exact_setup(settings: Compare, world: FiniteWorld, seed: int, prompts: int = 500) -> ExactSetup:
-    """One seed of the comparison.
+    """Return the set-up of one seed of the comparison.
 
     Args:
-        settings: labels, steps, rates and β.
+        settings: of the comparison.
         world: the finite world.
         seed: of the labels, the prompts, the reward model and the fits.
-        prompts: how many prompts, with repeats, a sampling method answers.
+        prompts: number of prompts, with repeats, that a sampling method answers.
     """
     budget = Budget(
         labels=settings.labels, noise=settings.noise, prompts=prompts, beta=settings.beta, steps=settings.steps,
@@ -123,19 +132,19 @@ def exact_setup(settings: Compare, world: FiniteWorld, seed: int, prompts: int =
 
 
 def train_compared(key: str, setup: ExactSetup, policy: Policy | None = None) -> Trained:
-    """Train by the method `key` as the comparison does; `policy` as in `methods.train`."""
+    """Train by the method `key` with the comparison's number of stages; for `policy` see `methods.train`."""
     return train(key, setup, policy=policy, stages=STAGES.get(key))
 
 
 @dataclass
 class Comparison:
-    """What came out.
+    """The result of a comparison.
 
     Attributes:
-        settings: what was asked.
-        runs: one row a method and seed.
-        summary: one row a method: means and 95% Student-t intervals over seeds.
-        frontier: the exact frontier: beta, kl, reward.
+        settings: of the comparison.
+        runs: one row for each method and seed.
+        summary: one row for each method, with means and 95% Student-t intervals over seeds.
+        frontier: the exact frontier, with the columns beta, kl and reward.
     """
 
     settings: Compare
@@ -144,27 +153,18 @@ class Comparison:
     frontier: pd.DataFrame
 
     def table(self) -> str:
-        """The comparison as text; ± is half the 95% interval over seeds."""
-        heads = {
-            "reward": "E[r]",
-            "kl": "KL to π_ref",
-            "objective": "J",
-            "regret": "regret",
-            "kl_to_optimal": "KL to π*",
+        """Return the summary as text. The number after ± is half of the 95% interval over seeds."""
+        import pandas as pd
+
+        columns = {
+            name: [f"{row[metric]:.4f}{_plus_minus(row, metric)}" for _, row in self.summary.iterrows()]
+            for metric, name in HEADERS.items()
         }
-        rows = [["method", *heads.values(), "labels", "samples"]]
-        for _, row in self.summary.iterrows():
-            cells = [f"{row[m]:.4f}{_plus_minus(row, m)}" for m in heads]
-            rows.append([str(row["label"]), *cells, f"{row['labels']:,.0f}", f"{row['samples']:,.0f}"])
-        widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
-        lines = [
-            "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(r, widths, strict=True)))
-            for r in rows
-        ]
-        return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+        columns |= {name: [f"{number:,.0f}" for number in self.summary[name]] for name in ("labels", "samples")}
+        return pd.DataFrame(columns, index=list(self.summary["label"])).to_string()
 
     def figure(self) -> Figure:
-        """The picture: the exact frontier with every method on it, and regret by method."""
+        """Draw every method beside the exact frontier, and the regret of each method."""
         from rlhf_lab.figures.frontier import comparison_figure
 
         return comparison_figure(self.summary, self.frontier, self.settings.beta)
@@ -176,7 +176,7 @@ def _plus_minus(row: pd.Series, metric: str) -> str:
 
 
 def frontier_of(world: FiniteWorld, beta: float) -> pd.DataFrame:
-    """The exact frontier of the world, means over prompts, for 200 β's around `beta`."""
+    """Return the exact frontier of the world for 200 values of β around `beta`, as means over prompts."""
     import pandas as pd
 
     betas = torch.logspace(-2, 2, 200, dtype=torch.float64) * beta
@@ -187,11 +187,11 @@ def frontier_of(world: FiniteWorld, beta: float) -> pd.DataFrame:
 def compare(settings: Compare) -> Comparison:
     """Train every method for every seed and evaluate it exactly.
 
-    With `settings.out` each finished (method, seed) is written at once to `runs.jsonl`; a later call with the same
-    settings takes it from there. Ctrl-C loses the fit in hand and nothing else.
+    With `settings.out` each finished pair of method and seed is written to `runs.jsonl` immediately, and a later call
+    with the same settings reads it from there. After Ctrl-C only the current fit is lost.
 
     Raises:
-        LabError: the folder holds other files or a comparison of other settings.
+        LabError: the folder contains other files or a comparison with other settings.
     """
     settings = check_paths(settings)
     with one_thread(settings.policy == "table"), ExitStack() as held:
@@ -199,13 +199,13 @@ def compare(settings: Compare) -> Comparison:
             return _compare(settings, held)
         except KeyboardInterrupt as stop:
             if not str(stop) and settings.out is not None:
-                stop.args = (f"Stopped. What was finished is in {settings.out}; the same command goes on.",)
+                stop.args = (f"Stopped. The finished runs are in {settings.out}, and the same command continues.",)
             raise
 
 
 @contextmanager
 def one_thread(wanted: bool = True) -> Iterator[None]:
-    """Within it torch uses one thread: a table's tensors are so small that a second one only waits."""
+    """Let torch use one thread within this context, because the tensors of a table are too small for several."""
     before = torch.get_num_threads()
     if wanted:
         torch.set_num_threads(1)
@@ -219,7 +219,7 @@ def _compare(settings: Compare, held: ExitStack) -> Comparison:
     import pandas as pd
 
     keys = settings.methods or tuple(METHODS)
-    done: dict[tuple[str, int], dict] = {}
+    done: dict[tuple[str, int], dict[str, Any]] = {}
     journal = None
     if settings.out is not None:
         record = {"experiment": "compare", "settings": settings}

@@ -1,8 +1,8 @@
-"""Means over seeds with intervals, and differences between two conditions, seed by seed.
+"""Means over seeds with confidence intervals, paired differences between two conditions, and the bootstrap.
 
-Intervals are Student's t over seeds where nothing else is said. A difference is taken within a seed first: two
-methods that saw the same labels share that seed's luck, and the difference does not. Medians and ratios get their
-intervals by the bootstrap (Efron 1979; percentile interval, resampling seeds).
+Unless stated otherwise, intervals are Student's t intervals over seeds. A difference between two conditions is computed
+within each seed first. Two methods with the same labels share the randomness of the seed, and it cancels in the
+difference. Medians and ratios have bootstrap intervals (Efron 1979; percentile interval, resampling seeds).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["Interval", "bootstrap", "difference", "mean_interval", "summarise"]
 
 
 class Interval(NamedTuple):
-    """A number with its interval; NaN ends where one seed leaves none."""
+    """An estimate with its confidence interval. The ends are NaN where a single seed leaves no interval."""
 
     mean: float
     low: float
@@ -30,12 +30,12 @@ class Interval(NamedTuple):
 
     @property
     def above(self) -> bool:
-        """The whole interval lies above zero."""
+        """Whether the whole interval lies above zero."""
         return self.low > 0
 
     @property
     def below(self) -> bool:
-        """The whole interval lies below zero."""
+        """Whether the whole interval lies below zero."""
         return self.high < 0
 
     def __str__(self) -> str:
@@ -43,9 +43,13 @@ class Interval(NamedTuple):
 
 
 def summarise(runs: pd.DataFrame, by: str | list[str], metrics: list[str], level: float = 0.95) -> pd.DataFrame:
-    """One row for each value (or combination) of `by`, in order of appearance: each metric's mean, `_low`, `_high`.
+    """Return one row for each value (or combination) of `by`, in order of appearance, with means and intervals.
 
-    Rows of one group are taken as independent: there must be one a seed.
+    Args:
+        runs: the rows. Those of one group are treated as independent, so there must be one for each seed.
+        by: the columns that define a group.
+        metrics: the columns to summarise. Each gives its mean and the ends `<metric>_low` and `<metric>_high`.
+        level: of the intervals.
     """
     import pandas as pd
 
@@ -63,20 +67,31 @@ def summarise(runs: pd.DataFrame, by: str | list[str], metrics: list[str], level
 def difference(
     runs: pd.DataFrame, by: str, one: object, other: object, metric: str, seed: str = "seed", level: float = 0.95
 ) -> Interval:
-    """Mean over seeds of `metric` where `by` is `one`, less that where it is `other`, paired within the seed.
+    """Return the mean over seeds of `metric` where `by` is `one` minus that where it is `other`, paired by seed.
+
+    Args:
+        runs: the rows.
+        by: the column that names the condition.
+        one: the first condition.
+        other: the second condition, which is subtracted.
+        metric: the column that is compared.
+        seed: the column that names the seed.
+        level: of the interval.
 
     Raises:
-        LabError: a seed with no row, or several, of either.
+        LabError: a seed has no row, or several rows, of one condition.
     """
     sides = []
     for value in (one, other):
         part = runs[runs[by] == value].set_index(seed)[metric]
         if part.empty or not part.index.is_unique:
-            raise LabError(f"'{value}' needs exactly one row a seed for a paired difference.")
+            raise LabError(f"A paired difference needs exactly one row of '{value}' for each seed.")
         sides.append(part)
     first, second = sides[0].align(sides[1])
     if first.isna().any() or second.isna().any():
-        raise LabError(f"'{one}' and '{other}' were not run on the same seeds, or {metric} is missing somewhere.")
+        raise LabError(
+            f"A paired difference needs '{one}' and '{other}' on the same seeds. They differ, or a {metric} is missing."
+        )
     return Interval(*mean_interval((first - second).to_numpy(), level))
 
 
@@ -87,12 +102,12 @@ def bootstrap(
     level: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """A statistic of independent rows with its percentile interval.
+    """Return a statistic of independent rows with its percentile interval.
 
     Args:
         values: (n,) or (n, d); rows are resampled with replacement.
         statistic: an array of that shape → one number.
-        draws: bootstrap samples.
+        draws: number of bootstrap samples.
         level: of the interval.
         seed: of the resampling.
     """
@@ -105,11 +120,13 @@ def bootstrap(
 
 
 def bootstrap_median(values: Sequence[float] | np.ndarray, draws: int = 2000, seed: int = 0) -> Interval:
-    """The median with its 95% percentile interval: `bootstrap` of `np.median`, to the last digit, all draws at once.
+    """Return the median with its 95% percentile interval, the same numbers as `bootstrap` with `np.median`.
+
+    All bootstrap samples are computed together, which is faster.
 
     Args:
         values: (n,), resampled with replacement.
-        draws: bootstrap samples.
+        draws: number of bootstrap samples.
         seed: of the resampling.
     """
     rows = np.asarray(values, dtype=float)
@@ -120,5 +137,5 @@ def bootstrap_median(values: Sequence[float] | np.ndarray, draws: int = 2000, se
 
 
 def _resampled(rows: int, draws: int, seed: int) -> np.ndarray:
-    """Which rows each draw takes, (draws, rows)."""
+    """Return the row numbers of each bootstrap sample, (draws, rows)."""
     return np.random.default_rng(seed).integers(rows, size=(draws, rows))

@@ -31,22 +31,22 @@ from rlhf_lab.training import Training, seeded
 MODEL = "lab-pythia"
 """The model whose body the judge starts from."""
 PROMPTS = 1024
-"""Training prompts with three labels each: sample against sample, and each sample against the target."""
+"""Number of training prompts. Each has three labels: two samples, and each sample with the target."""
 BLUR = 0.25
-"""Gold difference that is one logit of a label of the judge's, in units of the task."""
+"""Difference of the gold reward that is one logit of a label, in units of the task."""
 STEPS = 100
 """Optimiser steps of the fit."""
 BATCH = 32
-"""Labels in a step."""
+"""Number of labels in an optimiser step."""
 RATE = 1e-3
 """Learning rate."""
 SEED = 90_000
-"""Seed of its labels and its fit; no run has this seed."""
+"""Seed of the judge's labels and fit, which no run has."""
 
 
 @lru_cache(maxsize=2)
 def judge(task: TextTask) -> Judge:
-    """The judge of a task. It is fitted at the first call, in about a minute on one core, and then cached.
+    """Return the judge of a task. The first call fits it, in about a minute on one core, and later calls reuse it.
 
     Args:
         task: the world and the reference policy, from whose samples the judge learns.
@@ -56,12 +56,12 @@ def judge(task: TextTask) -> Judge:
 
 @lru_cache(maxsize=2)
 def judge_of(scale: str, world: str, quick: bool = False) -> Judge:
-    """The judge of a text world on a scale.
+    """Return the judge of a text world on a scale.
 
     Args:
         scale: as in `text_task`.
-        world: which text world.
-        quick: fit it in a second to very few labels, to check that everything runs.
+        world: name of the text world.
+        quick: fit the judge to very few labels within a second, to check that everything runs.
     """
     task = text_task(scale, world)
     return fitted(task, 24, 2) if quick else judge(task)
@@ -72,16 +72,16 @@ def fitted(task: TextTask, prompts: int = PROMPTS, steps: int = STEPS, seed: int
 
     Args:
         task: the world and the reference policy.
-        prompts: how many prompts, the last ones of the training split. Runs are labelled on the first ones.
+        prompts: number of prompts from the end of the training split. Runs are labelled on the first prompts.
         steps: optimiser steps.
-        seed: of samples, labels and fit.
+        seed: of the samples, the labels and the fit.
     """
     from rlhf_lab.policies.language_model import LanguageModelPolicy
     from rlhf_lab.policies.loading import load_language_model
 
     model, tokenizer = load_language_model(MODEL, device="cpu", dtype=torch.float32)
-    asked, answers = _answers(task, "train", prompts, 2, seed)
-    pairs = _labelled(task, tokenizer, asked, answers, seed)
+    prompt_texts, answers = _answers(task, "train", prompts, 2, seed)
+    pairs = _labelled(task, tokenizer, prompt_texts, answers, seed)
     reward = LanguageModelPolicy(model, tokenizer.eos_token_id, max_new_tokens=1).new_reward_model()
     training = Training(steps=steps, batch_size=BATCH, learning_rate=RATE, max_grad_norm=1.0, seed=seed, progress=False)
     reward_model(reward, pairs, RewardModel(), training)
@@ -90,45 +90,50 @@ def fitted(task: TextTask, prompts: int = PROMPTS, steps: int = STEPS, seed: int
 
 @dataclass(frozen=True)
 class Agreement:
-    """How often the judge and the gold reward prefer the same one of two texts."""
+    """How often the judge and the gold reward prefer the same text."""
 
     draws: float
-    """Share of agreement on two samples of π_ref whose gold rewards differ."""
+    """Share of agreement on pairs of samples from π_ref with different gold rewards."""
     targets: float
-    """Share of agreement on a sample and the target whose gold rewards differ."""
+    """Share of agreement on pairs of a sample and the target with different gold rewards."""
     pairs: int
-    """Pairs compared, both kinds together."""
+    """Number of pairs that were compared, of both kinds together."""
 
 
 def agreement(task: TextTask, which: Judge | None = None, prompts: int = 128, seed: int = SEED + 1) -> Agreement:
-    """Measure the judge on validation prompts, which it has not seen.
+    """Measure how often the judge agrees with the gold reward on validation prompts, which it has not seen.
 
     Args:
         task: the world and the reference policy.
-        which: the judge; None for that of the task.
-        prompts: how many prompts of the validation split.
+        which: the judge; None uses the judge of the task.
+        prompts: number of prompts of the validation split.
         seed: of the samples.
 
     Raises:
-        LabError: the gold rewards of every pair are equal.
+        LabError: both texts of every pair have the same gold reward.
     """
     which = judge(task) if which is None else which
-    asked, answers = _answers(task, "validation", prompts, 2, seed)
+    prompt_texts, answers = _answers(task, "validation", prompts, 2, seed)
     shares, number = [], 0
     for one, other in ((0, 1), (0, 2)):
         a, b = [row[one] for row in answers], [row[other] for row in answers]
-        true = GoldJudge(task.world.gold)(asked, a, b)
-        said = wins(torch.tensor(which(asked, a, b), dtype=torch.float64), 0.5).tolist()
-        same = [0.5 if p == 0.5 else float(p == gold) for p, gold in zip(said, true, strict=True) if gold != 0.5]
+        gold_wins = GoldJudge(task.world.gold)(prompt_texts, a, b)
+        preferred = wins(torch.tensor(which(prompt_texts, a, b), dtype=torch.float64), 0.5).tolist()
+        same = [
+            0.5 if p == 0.5 else float(p == gold) for p, gold in zip(preferred, gold_wins, strict=True) if gold != 0.5
+        ]
         if not same:
-            raise LabError(f"The gold reward of '{task.world.name}' is the same for both texts of all {prompts} pairs.")
+            raise LabError(
+                f"Agreement cannot be measured on '{task.world.name}': in all {prompts} pairs both texts have the same "
+                f"gold reward. Use more prompts."
+            )
         shares.append(sum(same) / len(same))
         number += len(same)
     return Agreement(shares[0], shares[1], number)
 
 
 def _answers(task: TextTask, split: str, number: int, draws: int, seed: int) -> tuple[list[str], list[list[str]]]:
-    """Prompts, and for each of them `draws` texts sampled from π_ref, and the target."""
+    """Return the prompts, and for each of them `draws` texts sampled from π_ref and then the target."""
     examples = task.world.examples(split)[-number:]
     every = task.world.prompts(task.tokenizer, split)[-number:]
     generator = seeded(seed, Stream.JUDGE_RESPONSES, device=task.reference.device)
@@ -141,17 +146,17 @@ def _answers(task: TextTask, split: str, number: int, draws: int, seed: int) -> 
 
 
 def _labelled(
-    task: TextTask, tokenizer: object, asked: Sequence[str], answers: Sequence[Sequence[str]], seed: int
+    task: TextTask, tokenizer: object, prompt_texts: Sequence[str], answers: Sequence[Sequence[str]], seed: int
 ) -> Pairs:
-    """One label for every two different answers to a prompt, in the judge's own tokens."""
-    scores = torch.tensor([task.world.gold([x] * len(ys), ys) for x, ys in zip(asked, answers, strict=True)])
+    """Label every pair of different texts for a prompt once, and tokenise it for the judge."""
+    scores = torch.tensor([task.world.gold([x] * len(ys), ys) for x, ys in zip(prompt_texts, answers, strict=True)])
     scores = scores.double() / (BLUR * task.unit)
     generator = seeded(seed, Stream.JUDGE_LABELS)
     prompts: list[str] = []
     both: list[tuple[str, str]] = []
     for one, other in ((0, 1), (0, 2), (1, 2)):
         first = sample_preferences(scores[:, one], scores[:, other], generator)
-        for x, ys, won in zip(asked, answers, first.tolist(), strict=True):
+        for x, ys, won in zip(prompt_texts, answers, first.tolist(), strict=True):
             if ys[one] != ys[other]:
                 prompts.append(x)
                 both.append((ys[one], ys[other]) if won else (ys[other], ys[one]))

@@ -81,5 +81,5 @@ def test_a_reward_that_sees_no_difference_is_refused(summaries):
     import dataclasses
 
     blind = dataclasses.replace(summaries, world=dataclasses.replace(summaries.world, score=lambda x, y: 0.0))
-    with pytest.raises(LabError, match="is the same for both texts"):
+    with pytest.raises(LabError, match="both texts have the same gold reward"):
         third.agreement(blind, GoldJudge(summaries.world.gold), prompts=4)
