@@ -83,3 +83,17 @@ def tiny_tokenizer(texts: list[str], vocab: int = 300, bos: bool = False, end: b
     names = {"eos_token": "<end>"} if end else {}
     names |= {"bos_token": "<s>"} if bos else {}
     return PreTrainedTokenizerFast(tokenizer_object=inner, **names)
+
+
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+def chat_tokenizer(bos: bool = False):
+    """One id a letter; `<end>` ends a text, `<|im_end|>` a turn, and where asked `<s>` opens a text."""
+    tokenizer = tiny_tokenizer(["a"], vocab=258, bos=bos)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = ("{{ bos_token }}" if bos else "") + CHATML
+    return tokenizer

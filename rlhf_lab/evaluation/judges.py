@@ -29,7 +29,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from rlhf_lab.batch import Tokens
-from rlhf_lab.errors import LabError, check_path, check_utf8
+from rlhf_lab.data.preferences import ends_of, ids_of, opening_of, split_end
+from rlhf_lab.errors import LabError, check_path
 from rlhf_lab.policies.base import Reward
 from rlhf_lab.rounding import MANY, rounding, wins
 
@@ -86,17 +87,22 @@ class GoldJudge:
 
 
 class RewardJudge:
-    """Prefers the text that a reward model scores higher.
+    """Prefers the text to which a reward model gives the larger score.
+
+    The texts get the token ids that the reward model was trained on, by the rules of `data.preferences.tokenise`. The
+    prompt begins with the token with which the tokenizer opens a text, if there is one, and contains it once. The
+    response ends with the end token. After a prompt that a chat template wrote, this is the token with which the
+    template closes a turn.
 
     Attributes:
-        reward: scores (B, G) of token ids, e.g. a `LanguageModelReward`.
-        tokenizer: turns texts into the ids that the reward model was trained on. The end token is put behind a
-            response, as in training.
-        batch_size: texts at a time.
-        tie: differences of at most this are ties, as are those within rounding.
+        reward: scores (B, G) of token ids, for example a `LanguageModelReward`.
+        tokenizer: the tokenizer of the reward model.
+        batch_size: how many comparisons are scored at the same time.
+        tie: scores that differ by at most this are tied, and so are scores that are equal within rounding.
     """
 
     order_free = True
+    special_tokens = True
 
     def __init__(self, reward: Reward, tokenizer: Any, batch_size: int = 32, tie: float = 0.0) -> None:
         self.reward, self.tokenizer, self.batch_size, self.tie = reward, tokenizer, batch_size, tie
@@ -105,34 +111,27 @@ class RewardJudge:
     def __call__(self, prompts: Sequence[str], a: Sequence[str], b: Sequence[str]) -> list[float]:
         """See `Judge`."""
         check_texts(prompts, a, b)
+        opening, ends = opening_of(self.tokenizer), ends_of(self.tokenizer, self.tokenizer.eos_token_id)
         out: list[float] = []
         for start in range(0, len(prompts), self.batch_size):
             rows = slice(start, start + self.batch_size)
-            answers = [list(pair) for pair in zip(self._ids(a[rows]), self._ids(b[rows]), strict=True)]
-            end = self.tokenizer.eos_token_id
-            ended = [[[*ids, end] if end is not None else ids for ids in pair] for pair in answers]
-            scores = (
-                self.reward(Tokens.from_lists(self._prompt_ids(prompts[rows])), Tokens.from_lists(ended)).cpu().clone()
-            )
+            asked, ones, others = (ids_of(list(texts[rows]), self.tokenizer) for texts in (prompts, a, b))
+            asked = [ids if ids[: len(opening)] == opening else opening + ids for ids in asked]
+            answers = [[self._ended(y, x, ends) for y in pair] for x, *pair in zip(asked, ones, others, strict=True)]
+            scores = self.reward(Tokens.from_lists(asked), Tokens.from_lists(answers)).cpu().clone()
             same = torch.tensor([one == other for one, other in zip(a[rows], b[rows], strict=True)])
-            # The same text at two places of a batch may differ in more than the last digits.
+            # The scores of the same text at two places of a batch may differ in more than the last digits.
             scores[:, 1] = torch.where(same, scores[:, 0], scores[:, 1])
             one, other = scores.unbind(1)
             out += _preferences(one, other, rounding(one, other, units=MANY) + self.tie)
         return out
 
-    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
-        for number, text in enumerate(texts):
-            check_utf8(text, f"Text {number}")
-        return self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-
-    def _prompt_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """The prompt keeps the token with which a tokenizer such as Llama's opens a text."""
-        opening = self.tokenizer("a")["input_ids"][:1]
-        rows = self._ids(texts)
-        if opening != [self.tokenizer.bos_token_id]:
-            return rows
-        return [ids if ids[:1] == opening else opening + ids for ids in rows]
+    def _ended(self, response: list[int], prompt: list[int], ends: list[int]) -> list[int]:
+        """The ids of a response with one end token."""
+        # A prompt that a chat template wrote contains the token that closes the user's turn.
+        templated = len(ends) > 1 and ends[-1] in prompt
+        ids, end = split_end(response, ends, templated, self.tokenizer)
+        return ids + end
 
 
 QUESTION = """\

@@ -207,7 +207,8 @@ def text_report(
             raise LabError("To compare responses, pass a judge=… (see rlhf_lab.evaluation.judges) or gold=….")
         judge = GoldJudge(gold)
     columns: dict[str, list[Tensor]] = {}
-    asked, ours, theirs = [], [], []
+    whole = getattr(judge, "special_tokens", False)
+    asked, shown, ours, theirs = [], [], [], []
     for start in tqdm(range(0, len(prompts), batch_size), desc="report", leave=False, disable=not progress):
         x = prompts[start : start + batch_size]
         y = _draw(
@@ -222,6 +223,7 @@ def text_report(
         for name, values in block.items():
             columns.setdefault(name, []).append(values.cpu())
         asked += _texts(x, tokenizer)
+        shown += _texts(x, tokenizer, special_tokens=whole)
         ours += _grouped(y, tokenizer, _ends(policy, tokenizer))
         if against is not None:
             other = seeded(seed, Stream.REPORT_OPPONENT, start, device=against.device)
@@ -241,8 +243,8 @@ def text_report(
         top_k=top_k,
         gold=None if gold is None else over_prompts(_gold(gold, asked, ours)),
         proxy=estimate("proxy"),
-        against_targets=None if targets is None or judge is None else win_rate(asked, ours, list(targets), judge),
-        against_policy=None if against is None or judge is None else win_rate(asked, ours, theirs, judge),
+        against_targets=None if targets is None or judge is None else win_rate(shown, ours, list(targets), judge),
+        against_policy=None if against is None or judge is None else win_rate(shown, ours, theirs, judge),
         kl_k1=estimate("k1"),
         kl_k3=estimate("k3"),
         kl_k1_per_token=estimate("k1", length),
@@ -291,8 +293,10 @@ def _ends(policy: Policy, tokenizer: Any) -> tuple[int, ...]:
     return getattr(policy, "end_tokens", ()) or tuple(i for i in [tokenizer.eos_token_id] if i is not None)
 
 
-def _texts(rows: Tokens, tokenizer: Any, ends: tuple[int, ...] = ()) -> list[str]:
-    return tokenizer.batch_decode([strip_end_token(ids, ends) for ids in rows.tolist()], skip_special_tokens=True)
+def _texts(rows: Tokens, tokenizer: Any, ends: tuple[int, ...] = (), special_tokens: bool = False) -> list[str]:
+    ids = [strip_end_token(row, ends) for row in rows.tolist()]
+    texts: list[str] = tokenizer.batch_decode(ids, skip_special_tokens=not special_tokens)
+    return texts
 
 
 def _grouped(y: Tokens, tokenizer: Any, ends: tuple[int, ...]) -> list[list[str]]:

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from tiny_models import tiny_tokenizer
+from tiny_models import chat_tokenizer, tiny_tokenizer
 
 from rlhf_lab.data import preferences as data
 from rlhf_lab.data.preferences import PreferenceTexts, load_preferences, tokenise
@@ -194,20 +194,6 @@ def test_texts_that_a_template_wrote_are_taken_and_end_once(behind):
     assert pairs.responses.tolist() == [[[*four, end], [*five, end]]] and not report.dropped
     _, targets, _, _ = tokenise_targets(TargetTexts(["q"], [f"4.<end>{behind}"]), tokenizer, None, None, end)
     assert targets.tolist() == [[[*four, end]]]
-
-
-CHATML = (
-    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
-
-
-def chat_tokenizer():
-    """One id a letter; `<end>` ends a text, `<|im_end|>` a turn."""
-    tokenizer = tiny_tokenizer(["a"], vocab=258)
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
-    tokenizer.chat_template = CHATML
-    return tokenizer
 
 
 @pytest.mark.parametrize("content", ["4.", "4.<|im_end|>", "4.<end>\n", "4.<|im_end|><end>"])

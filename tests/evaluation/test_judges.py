@@ -8,8 +8,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
+from tiny_models import chat_tokenizer
 
 from rlhf_lab.batch import Tokens
+from rlhf_lab.data.preferences import PreferenceTexts, tokenise
 from rlhf_lab.errors import LabError
 from rlhf_lab.evaluation import EndpointJudge, GoldJudge, RewardJudge, win_rate
 from rlhf_lab.evaluation.judges import read_verdict
@@ -130,6 +132,29 @@ def test_a_reward_model_is_given_the_ids_it_was_trained_on_in_blocks():
         ([[27, 3]], [[[4, 0], [4, 0]]]),
     ]
     assert Tokens.from_lists(seen[1][1]).shape == (1, 2, 2)
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_a_reward_model_is_given_the_ids_of_training_after_a_prompt_of_a_chat_template(bos):
+    """As `data.preferences.tokenise` writes them: no special token twice, and the end token is that of a turn.
+
+    The last response already contains its end token.
+    """
+    tokenizer = chat_tokenizer(bos)
+    user = {"role": "user", "content": "2 + 2?"}
+    prompt = tokenizer.apply_chat_template([user], tokenize=False, add_generation_prompt=True)
+    texts = PreferenceTexts([prompt, "2 + 2?"], ["4.", "4."], ["5.", "5.<|im_end|>"], templated=[True, False])
+    pairs, _ = tokenise(texts, tokenizer, None, None, tokenizer.eos_token_id)
+    seen = []
+
+    def reward(prompts, responses):
+        seen.append((prompts.tolist(), responses.tolist()))
+        return torch.zeros(responses.shape[:2])
+
+    RewardJudge(reward, tokenizer)(texts.prompts, texts.chosen, texts.rejected)
+    assert seen == [(pairs.prompts.tolist(), pairs.responses.tolist())]
+    assert seen[0][0][0].count(tokenizer.bos_token_id) == bos
+    assert tokenizer.decode(seen[0][1][0][0]) == "4.<|im_end|>"
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny_models import one_thread, tiny, tiny_tokenizer  # noqa: F401
+from tiny_models import chat_tokenizer, one_thread, tiny, tiny_tokenizer  # noqa: F401
 
 from rlhf_lab.batch import Tokens
 from rlhf_lab.errors import LabError
-from rlhf_lab.evaluation import Estimate, evaluate, text_report
+from rlhf_lab.evaluation import Estimate, RewardJudge, evaluate, text_report
 from rlhf_lab.evaluation.language_model_report import _gold, _grouped, _interval, _numbers, distinct, self_bleu
 from rlhf_lab.policies.language_model import LanguageModelPolicy
 from rlhf_lab.policies.tabular import TabularPolicy
@@ -80,6 +80,28 @@ def test_wins_against_targets_and_another_policy_are_counted_by_the_judge():
     assert found.against_targets.comparisons == 800 and found.against_policy.position_bias == 0
     itself = text_report(WORLD.reference, WORLD.reference, prompts, Words(), **more)
     assert itself.against_policy.low < 0.5 < itself.against_policy.high and 0 < itself.against_policy.ties < 1
+
+
+def test_a_reward_model_that_compares_reads_the_prompts_of_a_chat_template_as_they_were_tokenised():
+    """Their special tokens are neither lost nor doubled, and the responses end in the token that closes a turn."""
+    tokenizer = chat_tokenizer(bos=True)
+    policy = LanguageModelPolicy(tiny("llama", vocab=len(tokenizer)), tokenizer.eos_token_id, 4, tokenizer=tokenizer)
+    turns = ([{"role": "user", "content": content}] for content in ("2?", "3?"))
+    texts = [tokenizer.apply_chat_template(one, tokenize=False, add_generation_prompt=True) for one in turns]
+    prompts = Tokens.from_lists(tokenizer(texts, add_special_tokens=False)["input_ids"])
+    seen = []
+
+    def reward(x, y):
+        seen.append((x.tolist(), y))
+        return y.lengths.float()
+
+    found = text_report(
+        policy, policy, prompts, judge=RewardJudge(reward, tokenizer), targets=["4", "5"], num_samples=1, num_examples=2
+    )
+    assert [x for x, _ in seen] == [prompts.tolist()]
+    turn_end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert all(ids[-1] == turn_end for pair in seen[0][1].tolist() for ids in pair)
+    assert found.examples[0]["prompt"] == "user\n2?\nassistant\n"
 
 
 def test_diversity_by_hand():

@@ -410,8 +410,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "mask",
             "the reward judge scores responses without their end token",
-            "[*ids, end] if end is not None else ids",
-            "ids",
+            "return ids + end",
+            "return ids",
             near="evaluation/test_judges.py::test_a_reward_model_is_given_the_ids_it_was_trained_on_in_blocks",
         ),
         Mutation(
@@ -424,9 +424,23 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "mask",
             "the reward judge's prompts lose their opening token",
-            "return [ids if ids[:1] == opening else opening + ids for ids in rows]",
-            "return rows",
+            "asked = [ids if ids[: len(opening)] == opening else opening + ids for ids in asked]",
+            "pass",
             near="evaluation/test_judges.py::test_a_reward_model_is_given_the_ids_it_was_trained_on_in_blocks",
+        ),
+        Mutation(
+            "data",
+            "the reward judge doubles the opening token of a prompt of a chat template",
+            "asked = [ids if ids[: len(opening)] == opening else opening + ids for ids in asked]",
+            "asked = [opening + ids for ids in asked]",
+            near="evaluation/test_judges.py::test_a_reward_model_is_given_the_ids_of_training_after_a_prompt_of_a_chat_template",
+        ),
+        Mutation(
+            "mask",
+            "the reward judge ends a chat turn with the token that ends a text",
+            "templated = len(ends) > 1 and ends[-1] in prompt",
+            "templated = False",
+            near="evaluation/test_judges.py::test_a_reward_model_is_given_the_ids_of_training_after_a_prompt_of_a_chat_template",
         ),
         Mutation(
             "edge",
@@ -647,6 +661,13 @@ MUTATIONS: list[Mutation] = [
     *in_file(
         "evaluation/language_model_report.py",
         ["evaluation/test_language_model_report.py"],
+        Mutation(
+            "mask",
+            "the reward judge gets the prompts without their special tokens",
+            "special_tokens=whole",
+            "special_tokens=False",
+            near="evaluation/test_language_model_report.py::test_a_reward_model_that_compares_reads_the_prompts_of_a_chat_template_as_they_were_tokenised",
+        ),
         Mutation(
             "setting",
             "the report's KL ignores the temperature",
