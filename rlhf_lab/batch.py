@@ -1,9 +1,9 @@
-"""The (B, G) rule as two small containers: `Tokens` and `Pairs`.
+"""Containers of a batch: `Tokens` (ids with a mask) and `Pairs` (preference pairs).
 
-A batch is B prompts with G responses each. Prompts are `Tokens` of shape (B, P), responses `Tokens` of shape
-(B, G, T). A bandit's arm is a response of one token, a path through the token tree one of L tokens, a text one
-of up to T tokens; a preference pair is G = 2. Algorithms take rows, pick among the G responses and hand both on
-to policies and rewards. They never look at an id.
+A batch is B prompts with G responses each. Prompts are `Tokens` of shape (B, P), and responses are `Tokens` of shape
+(B, G, T). An arm of a bandit is a response of one token, a path through the token tree is a response of L tokens, and a
+text is a response of up to T tokens. A preference pair has G = 2. Algorithms select rows, choose among the G responses,
+and pass both to policies and rewards. They never look at the ids.
 """
 
 from __future__ import annotations
@@ -21,19 +21,20 @@ T = TypeVar("T")
 
 
 def _as_rows(rows: Any, number: int) -> Any:
-    """An integer as the slice of one row, so that the batch axis stays; anything else as it is.
+    """Return an integer as a slice of one row, which keeps the batch axis, and any other index unchanged.
 
-    Out of range it is an `IndexError`, which is also what ends a `for` loop over rows.
+    Raises:
+        IndexError: the integer is out of range. A `for` loop over the rows needs this error to end.
     """
     if not isinstance(rows, int):
         return rows
     if not -number <= rows < number:
-        raise IndexError(f"Row {rows} of a batch of {number}.")
+        raise IndexError(f"The batch has {number} rows, so it has no row {rows}.")
     return slice(rows % number, rows % number + 1)
 
 
 def unchecked(kind: type[T], **fields: Any) -> T:
-    """A container made of parts of one that was checked already."""
+    """Make a container without its checks, from parts of one that was checked already."""
     out = object.__new__(kind)
     for name, value in fields.items():
         object.__setattr__(out, name, value)
@@ -46,13 +47,13 @@ def _tokens(ids: Tensor, mask: Tensor) -> Tokens:
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """Token ids and the mask that says which of them count.
+    """Token ids, and a mask that marks which of them are tokens and which are padding.
 
     Attributes:
-        ids: integer ids, shape (…, T). Where `mask` is False the id is 0 and means nothing.
-        mask: booleans, shape (…, T). True on a prefix of each row: sequences lie at the left. A mask on the CPU is
-            checked when it is made, one on another device when a language model first reads it. Masks come from
-            lengths, never from ids, so an end token may share its id with padding.
+        ids: integer ids, shape (…, T). Where `mask` is False the id is 0 and has no meaning.
+        mask: booleans, shape (…, T). It is True on a prefix of each row, so padding is at the right. A mask on the CPU
+            is checked when it is made, and one on another device when a language model first reads it. Masks are made
+            from lengths, never from ids, so the end token may have the same id as padding.
     """
 
     ids: Tensor
@@ -61,23 +62,23 @@ class Tokens:
     def __post_init__(self) -> None:
         if self.ids.shape != self.mask.shape:
             raise LabError(f"ids {tuple(self.ids.shape)} and mask {tuple(self.mask.shape)} differ in shape.")
-        # Looking at a mask on a device would wait for it. A model that computes with it looks at it in any case.
+        # Reading a mask on an accelerator would wait for it. A model that computes with the mask reads it in any case.
         if self.mask.device.type == "cpu" and self.mask.shape[-1:] > (1,):
             self.check_places()
 
     def check_places(self) -> None:
-        """Raise `LabError` unless each row's tokens lie at the left, without a gap. It waits for the mask's device."""
+        """Raise `LabError` unless each row's tokens are at the left without a gap. This waits for the mask's device."""
         late = self.mask[..., 1:] & ~self.mask[..., :-1]
         if bool(late.any()):
             row = late.any(-1).nonzero()[0].tolist()
             raise LabError(
                 f"The mask of row {', '.join(map(str, row)) or 0} is padded at the left or has a gap. "
-                f"Tokens lie at the left: pad at the right (tokenizer.padding_side = 'right'), or use from_lists."
+                f"Pad at the right (tokenizer.padding_side = 'right'), or use from_lists."
             )
 
     @classmethod
     def full(cls, ids: Tensor) -> Tokens:
-        """Every token counts: sequences of one length. `ids` has shape (…, T)."""
+        """Make `Tokens` of sequences of equal length, without padding. `ids` has shape (…, T)."""
         return cls(ids, torch.ones_like(ids, dtype=torch.bool))
 
     @classmethod
@@ -90,7 +91,7 @@ class Tokens:
             LabError: an empty list of rows, or prompts with different numbers of responses.
         """
         if len(rows) == 0:
-            raise LabError("No rows: from_lists needs at least one sequence.")
+            raise LabError("There are no rows. from_lists needs at least one sequence.")
         nested = any(len(row) > 0 and not isinstance(row[0], int) for row in rows)
         flat: list[Any] = [seq for row in rows for seq in row] if nested else list(rows)  # type: ignore[misc]
         group = {len(row) for row in rows}
@@ -112,24 +113,24 @@ class Tokens:
 
     @property
     def lengths(self) -> Tensor:
-        """Number of tokens that count, shape (…)."""
+        """Number of tokens of each sequence, without padding, shape (…)."""
         return self.mask.sum(-1)
 
     @property
     def device(self) -> torch.device:
-        """Where the ids lie."""
+        """The device of the ids."""
         return self.ids.device
 
     def __len__(self) -> int:
         return self.ids.shape[0]
 
     def __getitem__(self, rows: Any) -> Tokens:
-        """Rows along the first axis; with an integer tensor, rows in that order, repeats allowed."""
+        """Select rows along the first axis. An integer tensor may contain a row several times and in any order."""
         rows = _as_rows(rows, len(self))
         return _tokens(self.ids[rows], self.mask[rows])
 
     def take(self, index: Tensor) -> Tokens:
-        """Pick responses by `index` (B, m) along the G axis of (B, G, T); gives (B, m, T)."""
+        """Select responses by `index` (B, m) along the G axis of (B, G, T). The result is (B, m, T)."""
         if self.ids.ndim != 3 or index.ndim != 2 or index.shape[0] != self.ids.shape[0]:
             raise LabError(
                 f"take needs responses (B, G, T) and an index (B, m), not {tuple(self.shape)} and {tuple(index.shape)}."
@@ -138,15 +139,15 @@ class Tokens:
         return _tokens(self.ids.gather(1, index), self.mask.gather(1, index))
 
     def repeat(self, times: int) -> Tokens:
-        """Each row `times` times in a row: (B, …) gives (B·times, …)."""
+        """Repeat each row `times` times; the copies of a row are adjacent. (B, …) gives (B·times, …)."""
         return _tokens(self.ids.repeat_interleave(times, 0), self.mask.repeat_interleave(times, 0))
 
     def reshape(self, *lead: int) -> Tokens:
-        """The same sequences under other leading axes."""
+        """Give the same sequences other leading axes."""
         return _tokens(self.ids.reshape(*lead, self.shape[-1]), self.mask.reshape(*lead, self.shape[-1]))
 
     def pad_to(self, length: int) -> Tokens:
-        """Widen the last axis to `length` with places that do not count."""
+        """Pad the last axis to `length`, if it is shorter."""
         extra = length - self.shape[-1]
         if extra <= 0:
             return self
@@ -154,19 +155,19 @@ class Tokens:
         return _tokens(torch.nn.functional.pad(self.ids, pad), torch.nn.functional.pad(self.mask, pad))
 
     def trim(self) -> Tokens:
-        """Drop places at the end of the last axis that count in no row (one place at least is kept)."""
+        """Remove places at the end of the last axis that are padding in every row. At least one place remains."""
         longest = max(int(self.lengths.max()), 1) if self.ids.numel() else 1
         return _tokens(self.ids[..., :longest], self.mask[..., :longest])
 
     def equal(self, other: Tokens) -> Tensor:
-        """Where two sets of sequences of the same leading shape are the same sequence, shape (…)."""
+        """Whether each sequence is equal to that of `other`, which has the same leading shape; shape (…)."""
         length = max(self.shape[-1], other.shape[-1])
         a, b = self.pad_to(length), other.pad_to(length)
         same_token = torch.where(a.mask, a.ids, -1) == torch.where(b.mask, b.ids, -1)
         return same_token.all(-1)
 
     def to(self, device: torch.device | str) -> Tokens:
-        """The same tokens on `device`."""
+        """Move the tokens to `device`."""
         return _tokens(self.ids.to(device), self.mask.to(device))
 
     def tolist(self) -> list[Any]:
@@ -177,27 +178,33 @@ class Tokens:
 
 
 def cat(parts: Sequence[Tokens], dim: int = 0) -> Tokens:
-    """Join tokens along a leading axis, widening the shorter ones. `dim` 0 is prompts, 1 is responses.
+    """Concatenate tokens along a leading axis, and pad the shorter ones.
+
+    Args:
+        parts: tokens with equal leading axes, except for the axis `dim`.
+        dim: 0 for prompts, 1 for responses.
 
     Raises:
         LabError: no parts; parts whose other leading axes differ, or that have no axis `dim` before the tokens.
     """
     if len(parts) == 0:
-        raise LabError("There is nothing to join: cat needs at least one part.")
+        raise LabError("There is nothing to concatenate. cat needs at least one part.")
     leads = [part.shape[:-1] for part in parts]
     fits = all(len(lead) == len(leads[0]) and 0 <= dim < len(lead) for lead in leads)
     if not fits or len({(*lead[:dim], *lead[dim + 1 :]) for lead in leads}) > 1:
         shapes = ", ".join(str(tuple(part.shape)) for part in parts[:8])
-        raise LabError(f"Tokens of shapes {shapes} cannot be joined along axis {dim}: their other axes must be equal.")
+        raise LabError(
+            f"Tokens of shapes {shapes} cannot be concatenated along axis {dim}. Their other axes must be equal."
+        )
     length = max(part.shape[-1] for part in parts)
     parts = [part.pad_to(length) for part in parts]
     return Tokens(torch.cat([p.ids for p in parts], dim), torch.cat([p.mask for p in parts], dim))
 
 
 def check_weight(weight: Tensor | None, number: int) -> None:
-    """Raise `LabError` unless `weight` is None or holds `number` finite numbers, none negative and not all zero.
+    """Raise `LabError` unless `weight` is None or `number` finite numbers, none negative and not all zero.
 
-    The values of a tensor on a device are not read, since that would wait for it.
+    The values are not read on an accelerator, because that would wait for it.
     """
     if weight is None:
         return
@@ -208,10 +215,10 @@ def check_weight(weight: Tensor | None, number: int) -> None:
     bad = ~((weight >= 0) & (weight < torch.inf))
     if bool(bad.any()):
         raise LabError(
-            f"weight holds {weight[bad][0].item()} at {first_true_index(bad)}. Weights must be finite and not negative."
+            f"weight is {weight[bad][0].item()} at {first_true_index(bad)}. Weights must be finite and not negative."
         )
     if not bool((weight > 0).any()):
-        raise LabError("All weights are zero, so that there is nothing to average over. Leave out rows without weight.")
+        raise LabError("All weights are zero, so there is nothing to average over. Leave out rows without weight.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,9 +227,9 @@ class Pairs:
 
     Attributes:
         prompts: (N, P).
-        responses: (N, 2, T); `[:, 0]` is chosen, `[:, 1]` rejected.
-        weight: (N,) weights of the loss's mean, none negative and not all 0, or None for equal ones. Population
-            probabilities go here when all pairs of a finite world are enumerated.
+        responses: (N, 2, T). `[:, 0]` is the chosen response, and `[:, 1]` the rejected one.
+        weight: (N,) weights of the pairs in the mean loss, none negative and not all 0; None for equal weights. If all
+            pairs of a finite world are enumerated, the weights are their probabilities.
     """
 
     prompts: Tokens
@@ -232,8 +239,8 @@ class Pairs:
     def __post_init__(self) -> None:
         if self.responses.shape[:-1] != (len(self.prompts), 2):
             raise LabError(
-                f"A pair is one prompt with two responses: {len(self.prompts)} prompts came with responses of "
-                f"shape {tuple(self.responses.shape)}, expected ({len(self.prompts)}, 2, T)."
+                f"A pair is one prompt with two responses. {len(self.prompts)} prompts came with responses of "
+                f"shape {tuple(self.responses.shape)}; expected ({len(self.prompts)}, 2, T)."
             )
         check_weight(self.weight, len(self.prompts))
 
@@ -241,20 +248,20 @@ class Pairs:
         return len(self.prompts)
 
     def __getitem__(self, rows: Any) -> Pairs:
-        """The pairs of these rows; an integer keeps the batch axis, as in `Tokens`."""
+        """Select rows. An integer keeps the batch axis, as in `Tokens`."""
         rows = _as_rows(rows, len(self))
         weight = None if self.weight is None else self.weight[rows]
-        # A batch may be of rows without weight alone, which its whole may not.
+        # The weights of a batch may all be zero, which is not allowed for the whole data set.
         return unchecked(Pairs, prompts=self.prompts[rows], responses=self.responses[rows], weight=weight)
 
     def to(self, device: torch.device | str) -> Pairs:
-        """The same pairs on `device`."""
+        """Move the pairs to `device`."""
         weight = None if self.weight is None else self.weight.to(device)
         return unchecked(Pairs, prompts=self.prompts.to(device), responses=self.responses.to(device), weight=weight)
 
 
 def cat_pairs(parts: Sequence[Pairs]) -> Pairs:
-    """All pairs of `parts`, in order. Weights are kept only if every part has them.
+    """Concatenate pairs in order. The result has weights only if every part has weights.
 
     Raises:
         LabError: no parts.
@@ -268,7 +275,7 @@ def cat_pairs(parts: Sequence[Pairs]) -> Pairs:
 
 
 def pick_pairs(prompts: Tokens, responses: Tokens, index: Tensor) -> tuple[Pairs, int]:
-    """Turn winner–loser indices among G responses into `Pairs`, dropping pairs of equal responses.
+    """Turn positions of the chosen and the rejected response into `Pairs`, without pairs of equal responses.
 
     Args:
         prompts: (B, P).
@@ -276,8 +283,8 @@ def pick_pairs(prompts: Tokens, responses: Tokens, index: Tensor) -> tuple[Pairs
         index: (B, n, 2) positions along G, chosen first (see `rlhf_lab.preferences`).
 
     Returns:
-        the pairs, and how many were dropped because both responses were the same sequence: such a pair says
-        nothing, and its log-ratio difference is zero whatever the policy.
+        the pairs, and the number of pairs that were dropped because both responses were the same sequence. Such a
+        pair contains no preference: its difference of log-ratios is zero for every policy.
     """
     number = index.shape[1]
     both = responses.take(index.flatten(1)).reshape(len(prompts) * number, 2)

@@ -1,7 +1,7 @@
-r"""From scores to preference pairs: Bradley–Terry labels with noise, first-round and tournament pairing.
+r"""Preference pairs from scores: Bradley–Terry labels with noise, and the pairings "first-round" and "tournament".
 
-Pure functions of rewards; responses are named by their position among the G of their prompt. A pair comes back as
-(chosen, rejected) positions. Lecture, "Preliminaries" and "Preference Data Distribution – Choices"; Liu et al.
+These are pure functions of rewards. A response is given by its position among the G responses to its prompt, and a pair
+by the positions (chosen, rejected). Lecture, "Preliminaries" and "Preference Data Distribution – Choices"; Liu et al.
 2023 (RSO), section 3.3 and Table 2 (first-round, tournament).
 """
 
@@ -26,15 +26,15 @@ def sample_preferences(
     labels: Labels = "sampled",
     noise: float = 0.0,
 ) -> Tensor:
-    r"""Whether the first response of each pair is preferred: a draw from p(1 ≻ 2) = σ(r_1 − r_2).
+    r"""Draw for each pair whether the first response is preferred, with p(1 ≻ 2) = σ(r_1 − r_2).
 
     Args:
         reward_1: scores of the first responses, any shape, finite.
         reward_2: scores of the second, same shape.
         generator: source of randomness.
-        labels: "sampled" draws from Bradley–Terry; "hard" always prefers the larger score (ties, also within
-            rounding, by a coin).
-        noise: ε in [0, ½]: each label is then turned round with this probability, whatever the scores.
+        labels: "sampled" draws from Bradley–Terry. "hard" always prefers the larger score, and decides ties (scores
+            that are equal within rounding) at random.
+        noise: ε in [0, ½], the probability that a label is flipped afterwards.
 
     Returns:
         booleans of the same shape.
@@ -48,20 +48,20 @@ def sample_preferences(
     check_finite(reward_1, "reward_1")
     check_finite(reward_2, "reward_2")
     if not 0 <= noise <= 0.5:
-        raise LabError(f"noise must lie in [0, 0.5], not {noise}: it is the probability that a label is wrong.")
+        raise LabError(f"noise must lie in [0, 0.5], not {noise}: it is the probability that a label is flipped.")
     gap = reward_1 - reward_2
 
-    def coin() -> Tensor:
+    def draw() -> Tensor:
         return uniform(gap.shape, generator, gap.device)
 
     if labels == "sampled":
-        won = coin() < torch.sigmoid(gap.double())
+        won = draw() < torch.sigmoid(gap.double())
     elif labels == "hard":
-        # 0, ½ or 1 against a number in [0, 1): a win always is above it, a loss never, a tie half the time.
-        won = coin() < wins(reward_1, reward_2)
+        # A number in [0, 1) is below 1 (a win) always, below 0 (a loss) never, and below ½ (a tie) half of the time.
+        won = draw() < wins(reward_1, reward_2)
     else:
         raise LabError(f"labels must be 'sampled' or 'hard', not {labels!r}.")
-    return won ^ (coin() < noise) if noise else won
+    return won ^ (draw() < noise) if noise else won
 
 
 @torch.no_grad()
@@ -74,13 +74,14 @@ def make_pairs(
 ) -> Tensor:
     r"""Pair the G responses of each prompt and label every pair.
 
-    `first-round` pairs them at random, G/2 pairs. `tournament` lets the winners meet again until one is left:
-    G − 1 pairs, each between winners of equally many rounds, so that late pairs are harder and better.
+    `first-round` pairs them at random and gives G/2 pairs. `tournament` pairs the winners again until one response is
+    left. It gives G − 1 pairs, each between responses that have won equally many rounds, so the responses of later
+    pairs are better and closer to each other.
 
     Args:
-        rewards: (B, G) scores that decide the labels, G even (for a tournament, a power of two).
+        rewards: (B, G) scores that decide the labels. G is even, and a power of two for a tournament.
         generator: source of randomness.
-        pairing: see above.
+        pairing: "first-round" or "tournament".
         labels: as in `sample_preferences`.
         noise: as in `sample_preferences`.
 
@@ -88,7 +89,7 @@ def make_pairs(
         (B, n, 2) int64 positions along G, the chosen one first.
 
     Raises:
-        LabError: G odd, below 2, or, for a tournament, not a power of two; scores not finite.
+        LabError: G odd, below 2 or, for a tournament, not a power of two; scores not finite.
     """
     check_float(rewards, "rewards")
     if rewards.ndim != 2 or rewards.shape[1] < 2 or rewards.shape[1] % 2:
@@ -97,7 +98,7 @@ def make_pairs(
         raise LabError(f"pairing must be 'first-round' or 'tournament', not {pairing!r}.")
     batch, number = rewards.shape
     if pairing == "tournament" and number & (number - 1):
-        raise LabError(f"A tournament needs 2, 4, 8, … responses a prompt, not {number}.")
+        raise LabError(f"A tournament needs 2, 4, 8, … responses per prompt, not {number}.")
     shuffle = uniform((batch, number), generator, rewards.device, torch.float32).argsort(-1)
     rounds, players = [], shuffle
     while players.shape[1] >= 2:

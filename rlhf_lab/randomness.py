@@ -1,8 +1,8 @@
-"""Random numbers: the names of all streams, and uniform numbers made on the generator's device.
+"""Random numbers: the names of all random streams, and uniform numbers from a generator on any device.
 
-Nothing in this package draws from a global random state. `rlhf_lab.training.seeded(seed, Stream.NAME, …)` makes a
-generator whose numbers depend on the seed, the stream and further indices only, so that one part of a run can change
-without changing the random numbers of another.
+This package never uses a global random state. `rlhf_lab.training.seeded(seed, Stream.NAME, …)` makes a generator whose
+numbers depend only on the seed, the stream and further indices. One part of a run can therefore change without changing
+the random numbers of another part.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from torch import Tensor
 class Stream:
     """The number of each random stream, the second argument of `seeded`.
 
-    The numbers are fixed, because saved results were made with them. Streams that never meet in one run may have the
-    same number. New streams take a number that is not used yet.
+    The numbers are fixed, because saved results were made with them. Streams that are never used in the same run may
+    have the same number. A new stream takes a number that is not used yet.
     """
 
     STEP = 0
@@ -166,9 +166,16 @@ def uniform(
     device: torch.device | str,
     dtype: torch.dtype = torch.float64,
 ) -> Tensor:
-    """Numbers in [0, 1) of `shape`, made where `generator` lives (without one, on `device`) and moved to `device`.
+    """Uniform random numbers in [0, 1) on `device`.
 
-    A generator makes numbers on its own device only; a reward may be computed on another.
+    A generator can make numbers only on its own device, which may differ from `device`, for example that of a reward.
+    The numbers are therefore made on the generator's device and then moved.
+
+    Args:
+        shape: shape of the result.
+        generator: source of randomness; None for the default generator of `device`.
+        device: where the numbers are needed.
+        dtype: their type.
     """
     where = device if generator is None else generator.device
     return torch.rand(shape, dtype=dtype, generator=generator, device=where).to(device)

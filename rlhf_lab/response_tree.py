@@ -1,7 +1,7 @@
-"""The finite set of responses: every path of up to L tokens over V, counted so that a table can hold it.
+"""The finite set of all responses of up to L tokens, with a number for each response and each prefix.
 
-A bandit is the tree of depth one. Prompts of a finite world are single tokens with ids from V on, so that a table
-can use them as a row and a transformer as an ordinary token.
+The numbers are rows of tables. A bandit is the tree of depth one. The prompts of a finite world are single tokens with
+ids from V on. A table uses such an id as a row, and a transformer uses it as an ordinary token.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rlhf_lab.batch import Tokens
 from rlhf_lab.errors import LabError
 
 LARGEST = 50_000_000
-"""Responses beyond which enumeration is refused: the ids alone would take gigabytes."""
+"""The maximum number of responses that are enumerated. The ids of more responses would take gigabytes."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class ResponseTree:
 
     Attributes:
         vocab_size: V, the number of response tokens, ids 0 … V−1.
-        depth: L, the longest response.
-        has_end: if True, token V−1 ends a response early; if False, every response has exactly L tokens.
+        depth: L, the length of the longest response in tokens.
+        has_end: if True, token V−1 can end a response early. If False, every response has exactly L tokens.
     """
 
     vocab_size: int
@@ -39,13 +39,13 @@ class ResponseTree:
             raise LabError(f"A tree needs vocab_size ≥ {least} and depth ≥ 1, not {self.vocab_size} and {self.depth}.")
         if self.num_responses > LARGEST:
             raise LabError(
-                f"{self.num_responses:,} responses are too many to enumerate (limit {LARGEST:,}); choose a smaller "
+                f"{self.num_responses:,} responses are too many to enumerate (limit {LARGEST:,}). Choose a smaller "
                 f"vocab_size ({self.vocab_size}) or depth ({self.depth})."
             )
 
     @property
     def branching(self) -> int:
-        """c: how many tokens let a response go on."""
+        """c, the number of tokens after which a response continues."""
         return self.vocab_size - self.has_end
 
     @property
@@ -55,24 +55,24 @@ class ResponseTree:
 
     @property
     def shapes(self) -> list[tuple[int, int]]:
-        """(prefixes, next tokens) of every depth."""
+        """The numbers (prefixes, next tokens) of every depth."""
         return [(self.branching**t, self.vocab_size) for t in range(self.depth)]
 
     @property
     def num_responses(self) -> int:
-        """K: V^L without an end token; Σ_{t<L−1} c^t + c^{L−1} V with one."""
+        """K: V^L without an end token, and Σ_{t<L−1} c^t + c^{L−1} V with one."""
         early = sum(self.branching**t for t in range(self.depth - 1)) if self.has_end else 0
         return early + self.branching ** (self.depth - 1) * self.vocab_size
 
     def prompts(self, number: int) -> Tokens:
-        """Prompts 0 … number−1 as tokens, (X, 1)."""
+        """The prompts 0 … number−1 as tokens, (X, 1)."""
         return Tokens.full(self.vocab_size + torch.arange(number).unsqueeze(-1))
 
     def prompt_index(self, prompts: Tokens) -> Tensor:
         """The row of each prompt, (B,).
 
         Raises:
-            LabError: an id that is not a prompt's.
+            LabError: an id that does not belong to a prompt.
         """
         index = prompts.ids[:, 0] - self.vocab_size
         if len(index) and int(index.min()) < 0:
@@ -81,7 +81,7 @@ class ResponseTree:
 
     @cached_property
     def responses(self) -> Tokens:
-        """Every response, (K, L): first those that end at once, then after one token, …; full length last."""
+        """Every response, (K, L), ordered by length: first the end token alone, last the responses of L tokens."""
         ids, mask = [], []
         prefix = torch.zeros(1, 0, dtype=torch.long)
         for t in range(self.depth):
@@ -99,7 +99,7 @@ class ResponseTree:
         return Tokens(torch.cat(ids), torch.cat(mask))
 
     def nodes(self, responses: Tokens) -> Tensor:
-        """The prefix before each token, as a row of its depth's table: (…, T), 0 where nothing counts."""
+        """The prefix before each token, as a row of the table of its depth, (…, T); 0 at padding."""
         step = torch.where(responses.mask & (responses.ids < self.branching), responses.ids, 0)
         node = torch.zeros_like(responses.ids)
         for t in range(1, responses.shape[-1]):
@@ -107,7 +107,7 @@ class ResponseTree:
         return node * responses.mask
 
     def index(self, responses: Tokens) -> Tensor:
-        """The place of each response in `responses`, shape (…).
+        """The row of each response in the attribute `responses`, shape (…).
 
         Raises:
             LabError: a sequence that is not a response of this tree.
@@ -128,13 +128,13 @@ class ResponseTree:
         if responses.shape[-1] > self.depth and bool(mask[..., self.depth :].any()):
             raise LabError(f"A response is longer than the tree's depth {self.depth}.")
         if bool(((ids < 0) | (ids >= self.vocab_size))[mask].any()):
-            raise LabError(f"A response holds an id outside 0 … {self.vocab_size - 1}.")
+            raise LabError(f"A response contains an id outside 0 … {self.vocab_size - 1}.")
         lengths = responses.lengths
         if bool((lengths == 0).any()):
-            raise LabError("A response is empty; it needs at least one token.")
+            raise LabError("A response is empty. It needs at least one token.")
         goes_on = mask[..., 1:] & (ids[..., :-1] == self.end_token) if self.has_end else mask[..., :0]
         if bool(goes_on.any()):
-            raise LabError(f"A response goes on after its end token {self.end_token}.")
+            raise LabError(f"A response continues after its end token {self.end_token}.")
         short = lengths < self.depth
         ended = ids.gather(-1, (lengths - 1).unsqueeze(-1)).squeeze(-1) == self.end_token if self.has_end else ~short
         if bool((short & ~ended).any()):

@@ -1,16 +1,17 @@
-r"""Statistical rejection sampling: from candidates of π_sft to samples of π_r ∝ π_sft exp(r/β).
+r"""Statistical rejection sampling (RSO): samples of π_r ∝ π_sft exp(r/β) from candidates of π_sft.
 
-A candidate y is accepted when u < exp((r(y) − r_max)/β), u ~ U[0,1]; r_max is the largest reward among the
-candidates not yet accepted, so that 1/M = exp(…) is as large as it may be. Liu et al. 2023 (RSO), section 3.2 and
-Algorithm 1; lecture, "How to sample from π_r? Rejection Sampling!".
+A candidate y is accepted if u < exp((r(y) − r_max)/β), where u ~ U[0,1] and r_max is the maximum reward of the
+candidates that are not accepted yet. Liu et al. 2023 (RSO), section 3.2 and Algorithm 1; lecture, "How to sample from
+π_r? Rejection Sampling!".
 
-With r_max taken afresh after every acceptance the procedure *is* sampling without replacement with weights
-exp(r/β): each round accepts candidate i with probability proportional to exp(r_i/β) among those left. And that
-is Gumbel-top-k on r/β (Kool, van Hoof & Welling 2019): add independent Gumbel noise, take the largest.
-`rejection_sample` does the second, all prompts at once; `algorithm_1` the first, as printed.
+If r_max is computed again after every acceptance, this is sampling without replacement with the weights exp(r/β). Among
+the remaining candidates, the next accepted one is i with a probability proportional to exp(r_i/β). The same
+distribution has a faster algorithm, Gumbel-top-k (Kool, van Hoof & Welling 2019), which adds independent Gumbel noise
+to r/β and takes the k largest sums. `rejection_sample` uses Gumbel-top-k for all prompts together. `algorithm_1` is the
+loop of the paper.
 
-β → 0 is best-of-n (top-k); β → ∞ is sampling from the reference. Pure functions of rewards: candidates are named
-by their index.
+The limit β → 0 is best-of-n (top-k), and the limit β → ∞ is sampling from the reference. The functions depend on the
+rewards only, and a candidate is given by its index.
 """
 
 import math
@@ -40,14 +41,14 @@ def _check(rewards: Tensor, num_samples: int, beta: float) -> float:
         raise LabError(f"num_samples must be a whole number of at least 1, not {num_samples!r}.")
     if num_samples > rewards.shape[1]:
         raise LabError(
-            f"{num_samples} distinct samples asked of {rewards.shape[1]} candidates: draw more candidates or ask "
-            f"for fewer samples."
+            f"{rewards.shape[1]} candidates do not contain {num_samples} distinct samples. Draw more candidates, or "
+            f"accept fewer samples."
         )
     return _check_beta_closed(beta)
 
 
 def _check_beta_closed(beta: float) -> float:
-    """β with both its limits: 0 (best-of-n) and inf (the reference) are meant and exact."""
+    """Return β as a number, or raise `LabError`. The limits 0 (best-of-n) and inf (the reference) are allowed."""
     try:
         number = float(beta)
     except (TypeError, ValueError):
@@ -61,16 +62,18 @@ def _check_beta_closed(beta: float) -> float:
 def rejection_sample(
     rewards: Tensor, num_samples: int, beta: float, generator: torch.Generator | None = None
 ) -> Tensor:
-    r"""Accepted candidates of each prompt, in the order of acceptance: Gumbel-top-k on r/β.
+    r"""Draw the accepted candidates of each prompt, in the order of acceptance, by Gumbel-top-k on r/β.
 
     Args:
         rewards: (B, G) scores of G candidates from the SFT policy, finite.
-        num_samples: how many to accept, 1 … G.
-        beta: β in [0, inf]. At 0 the best, ties within rounding in random order; at inf uniform.
+        num_samples: how many candidates to accept, 1 … G.
+        beta: β in [0, inf]. At 0 the best candidates are accepted, with ties (within rounding) in random order. At inf
+            all candidates are equally likely.
         generator: source of randomness, on the rewards' device.
 
     Returns:
-        (B, num_samples) int64, distinct in each row. P(first = i) ∝ exp(r_i/β), and so on among those left.
+        indices (B, num_samples) int64, distinct in each row. P(first = i) ∝ exp(r_i/β), and the same holds for each
+        further one among the remaining candidates.
 
     Raises:
         LabError: fewer candidates than samples; rewards not finite or not (B, G); beta negative or NaN.
@@ -78,7 +81,7 @@ def rejection_sample(
     beta = _check(rewards, num_samples, beta)
     batch, candidates = rewards.shape
     noise = uniform((batch, candidates), generator, rewards.device)
-    # −log(−log u); u = 0 would give −inf, an ordinary last place.
+    # u = 0 gives −inf, which is ranked last.
     gumbel = -torch.log(-torch.log(noise))
     best = rewards.amax(-1, keepdim=True)
     gap = rewards.double() - best.double()
@@ -90,8 +93,9 @@ def rejection_sample(
         score = gap / beta + gumbel
     if beta > 0 and score.amin() > -1e6:
         return score.topk(num_samples, -1).indices
-    # So far down doubles hold little or nothing of the noise, and candidates that tie would come out by
-    # position: shuffle by the noise first, and let a stable sort keep that order among ties. So too at β = 0.
+    # Scores as low as this, in float64, lose the noise in rounding, and tied candidates would be ordered by their
+    # position. So the candidates are shuffled by the noise first, and a stable sort keeps this order among ties. The
+    # same is done at β = 0.
     order = gumbel.argsort(dim=-1, descending=True)
     order = order.gather(-1, score.gather(-1, order).argsort(dim=-1, descending=True, stable=True))
     return order[:, :num_samples]
@@ -107,20 +111,32 @@ def algorithm_1(
     shuffle: bool = True,
     maximum: Literal["remaining", "pass"] = "remaining",
 ) -> Tensor:
-    r"""RSO's Algorithm 1, candidate by candidate: for reading, teaching and testing `rejection_sample` against.
+    r"""RSO's Algorithm 1, candidate by candidate, for reading and for testing `rejection_sample`.
 
-    What the printed loop does, and what became of it here:
-        (a) it merges equal strings: candidates are indices here, distinct by construction;
-        (b) it never ends when fewer distinct candidates than samples are there: refused at once;
-        (c) it divides 0 by 0 at β = 0: there exactly the candidates at the maximum are accepted;
-        (d) it scans in order and stops early, so early candidates are favoured: `shuffle=True` draws the
-            candidate at random each time, `False` scans as printed;
-        (e) it takes the maximum once a pass: `maximum="remaining"` takes it afresh after every acceptance,
-            `"pass"` as printed.
-    With the defaults the result has exactly the distribution of `rejection_sample`; with `shuffle=False,
-    maximum="pass"` it is the printed loop, which has not.
+    The printed loop has five properties that are treated here as follows:
+        (a) It merges equal strings. Here candidates are indices, which are always distinct.
+        (b) It never ends if there are fewer distinct candidates than samples. Here this is an error.
+        (c) It divides 0 by 0 at β = 0. Here exactly the candidates with the maximum reward are accepted.
+        (d) It goes through the candidates in order and stops early, so early candidates are more likely to be
+            accepted. `shuffle=True` draws a candidate at random each time; `shuffle=False` is the printed order.
+        (e) It computes the maximum once per pass. `maximum="remaining"` computes it after every acceptance;
+            `maximum="pass"` is the printed rule.
+    With the defaults the result has exactly the distribution of `rejection_sample`. The printed loop, `shuffle=False`
+    and `maximum="pass"`, has another distribution. The expected number of draws per acceptance is at most G.
 
-    Args and errors as in `rejection_sample`. The expected number of draws for one acceptance is at most G.
+    Args:
+        rewards: as in `rejection_sample`.
+        num_samples: as in `rejection_sample`.
+        beta: as in `rejection_sample`.
+        generator: source of randomness.
+        shuffle: see (d).
+        maximum: see (e).
+
+    Returns:
+        indices (B, num_samples) int64, in the order of acceptance.
+
+    Raises:
+        LabError: as in `rejection_sample`; an unknown `maximum`.
     """
     beta = _check(rewards, num_samples, beta)
     if maximum not in ("remaining", "pass"):
@@ -141,7 +157,7 @@ def _algorithm_1_one(
 ) -> list[int]:
     device = generator.device if generator is not None else "cpu"
 
-    def coin() -> float:
+    def draw() -> float:
         return torch.rand((), dtype=torch.float64, generator=generator, device=device).item()
 
     left = list(range(len(rewards)))
@@ -149,12 +165,12 @@ def _algorithm_1_one(
     while len(accepted) < num_samples:
         r_max = max(rewards[i] for i in left)
         for place in range(len(left)) if not shuffle else range(1):
-            i = left[int(coin() * len(left))] if shuffle else left[place]
+            i = left[int(draw() * len(left))] if shuffle else left[place]
             if i in accepted:
                 continue
             if maximum == "remaining":
                 r_max = max(rewards[j] for j in left if j not in accepted)
-            if coin() < _acceptance(rewards[i] - r_max, beta):
+            if draw() < _acceptance(rewards[i] - r_max, beta):
                 accepted.append(i)
                 if len(accepted) == num_samples:
                     break
@@ -169,15 +185,15 @@ def _acceptance(gap: float, beta: float) -> float:
 
 
 def acceptance_rate(log_ref: Tensor, reward: Tensor, beta: float) -> Tensor:
-    r"""E_ref[exp((r − r_max)/β)] = 1/M: the chance that a draw from the reference is accepted, shape (…).
+    r"""The probability E_ref[exp((r − r_max)/β)] that a draw from the reference is accepted, shape (…).
 
     Args:
         log_ref: log π_ref, (…, K).
-        reward: r, (…, K), finite. r_max is over the responses that the reference can draw.
-        beta: β in [0, inf]. At 0 it is the mass of the best responses; at inf it is 1.
+        reward: r, (…, K), finite. r_max is the maximum over the responses that the reference can draw.
+        beta: β in [0, inf]. At 0 the result is the mass of the best responses, and at inf it is 1.
 
     Raises:
-        LabError: log_ref not normalised; reward not finite; beta negative or NaN; shapes.
+        LabError: log_ref not normalised; reward not finite; beta negative or NaN; shapes that do not match.
     """
     beta = _check_beta_closed(beta)
     check_float(reward, "reward")

@@ -175,7 +175,7 @@ def test_in_float32_the_recursion_stays_float32_and_close_to_float64():
         (lambda ref, r: (ref, [r[0], r[1], r[2] / 0], 0.5), "reward at depth 2 contains"),
         (lambda ref, r: (ref, [r[0] * math.nan, *r[1:]], 0.5), "reward at depth 0 contains nan"),
         (lambda ref, r: (ref, [r[0], r[1][:, :2], r[2]], 0.5), "Tables of depth 1"),
-        (lambda ref, r: ([ref[0], ref[2]], [r[0], r[2]], 0.5), "not one tree"),
+        (lambda ref, r: ([ref[0], ref[2]], [r[0], r[2]], 0.5), "do not belong to one tree"),
     ],
 )
 def test_what_is_no_tree_of_log_probabilities_and_rewards_is_refused(change, message):

@@ -1,9 +1,14 @@
-"""Closed forms over an enumerated response set.
+"""Closed forms for a finite set of responses, as pure functions of tensors.
 
-Z, π*, KL, J, regret, the frontier, best-of-n, ReST's limit, and what a preference label is worth.
+    policy         log Z, π*, KL, the objective J, regret, the frontier, Bradley–Terry preferences
+    tree           π* token by token, by the soft-value recursion
+    best_of_n      the distribution of the best of n draws, the target of RAFT
+    reward_filter  the limit of ReST's reward filter
+    label_value    the value of preference labels, and the best pairs to label
+    drift          the regret when the rewards drift over time
 
-Pure functions of tensors. The last axis is the K responses of a prompt; any axes may stand before it. float32
-and float64. `-inf` is allowed in log-probabilities where a policy has no mass. All are differentiable.
+The last axis is the K responses of a prompt, and any axes may precede it. The functions take float32 and float64 and
+are differentiable. Log-probabilities may be `-inf` where a policy has no mass.
 """
 
 from rlhf_lab.exact import drift

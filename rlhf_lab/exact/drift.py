@@ -8,7 +8,7 @@ the expected regret of a round is
     P/(nW)  +  D [((W+k)/2)² + (k²−1)/12],     P = tr(Σ I⁺)/(2β),   D = ω² Var_{π*}(dr/dωt) / (2β).
 
 The first term is the estimation error, with P from `exact.label_price`, and the second is the drift. At k = 1 the best
-window solves W²(W+1) = 2P/(nD). It is about (2P/(nD))^{1/3}, where the drift term is half of the estimation term.
+window solves W²(W+1) = 2P/(nD). It is about (2P/(nD))^{1/3}, and the drift term is then half of the estimation term.
 
 The setting is that of Bai et al. 2022, section 4.5, and of the lecture, "Non-static Environment". Left out
 on purpose: models that extrapolate the drift, and labels that are spent where they are needed most.
@@ -26,9 +26,10 @@ from rlhf_lab.exact.policy import optimal_policy, preference
 
 
 def pair_information(features: Tensor, mass: Tensor, reward: Tensor) -> Tensor:
-    r"""Fisher information of one label about θ where r = Φθ, (…, d, d).
+    r"""The Fisher information of one label about θ, where r = Φθ; (…, d, d).
 
-    Pairs are two different responses drawn from `mass`: Σ_{i≠j} m_i m_j p_ij p_ji Δ Δᵀ / (1 − Σ m²), Δ = φ_i − φ_j.
+    It is Σ_{i≠j} m_i m_j p_ij p_ji Δ Δᵀ / (1 − Σ m²) with Δ = φ_i − φ_j. A pair is two different responses drawn from
+    `mass`.
 
     Args:
         features: Φ, (K, d).
@@ -49,9 +50,14 @@ def spread(features: Tensor, log_policy: Tensor) -> Tensor:
 
 
 def price(features: Tensor, log_ref: Tensor, reward: Tensor, beta: float, mass: Tensor | None = None) -> Tensor:
-    """tr(ΦᵀΣΦ I⁺)/(2β), (…): `exact.label_price` for a linear reward model and pairs drawn from `mass` (π_ref).
+    """P = tr(ΦᵀΣΦ I⁺)/(2β), (…): `exact.label_price` for a linear reward model, in units of reward × labels.
 
-    Units of reward × labels. Features must not add up to a constant: their differences must span d dimensions.
+    Args:
+        features: Φ, (K, d). No linear combination of the columns may be constant over the responses.
+        log_ref: log π_ref, (…, K).
+        reward: the true reward, (…, K).
+        beta: β > 0.
+        mass: the probabilities of the policy from which pairs are drawn, (…, K); π_ref by default.
     """
     beta = check_beta(beta)
     star = optimal_policy(log_ref, reward, beta)
@@ -61,7 +67,10 @@ def price(features: Tensor, log_ref: Tensor, reward: Tensor, beta: float, mass: 
 
 
 def drift_cost(log_ref: Tensor, reward: Tensor, velocity: Tensor, beta: float) -> Tensor:
-    """Var_{π*}(velocity)/(2β), (…): the regret of being one radian late, to leading order. D is ω² times it."""
+    """Var_{π*}(velocity)/(2β), (…): the regret of a policy that is one radian late, to leading order.
+
+    D is ω² times this number.
+    """
     mass = optimal_policy(log_ref, reward, beta).exp()
     mean = (mass * velocity).sum(-1, keepdim=True)
     return (mass * (velocity - mean).square()).sum(-1) / (2 * check_beta(beta))
@@ -72,7 +81,7 @@ def window_regret(price: float, drift: float, labels: float, window: float, ever
 
     Args:
         price: P, units of reward × labels.
-        drift: D, units of reward a round².
+        drift: D, units of reward per round².
         labels: n per round.
         window: W, rounds.
         every: k, rounds.
@@ -81,7 +90,7 @@ def window_regret(price: float, drift: float, labels: float, window: float, ever
 
 
 def forgetting_regret(price: float, drift: float, labels: float, keep: float) -> float:
-    """The same where a label of age a has the weight keep^(a−1) and a fit is made every round; `keep` in (0, 1)."""
+    """The same regret if a label of age a has the weight keep^(a−1), with a fit every round and `keep` in (0, 1)."""
     return price / labels * (1 - keep) / (1 + keep) + drift / (1 - keep) ** 2
 
 

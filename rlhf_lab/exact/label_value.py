@@ -1,18 +1,20 @@
-r"""What a preference label is worth, and which pairs to spend labels on.
+r"""The value of preference labels: the regret that N labels leave, and the best pairs to label.
 
-For rewards of K responses fitted to N Bradley–Terry labels on pairs drawn from μ, the Fisher information is a
-weighted graph Laplacian,
+Rewards of K responses are fitted to N Bradley–Terry labels on pairs drawn from μ. Their Fisher information per label is
+a weighted graph Laplacian,
 
     I(μ) = Σ_{i<j} w_ij b_ij b_ijᵀ,   w_ij = (μ_ij + μ_ji) p_ij (1 − p_ij),   b_ij = e_i − e_j,
 
-and the plug-in policy π̂ ∝ π_ref exp(r̂/β) loses, to leading order in 1/N,
+and the expected regret of the plug-in policy π̂ ∝ π_ref exp(r̂/β) is, to leading order in 1/N,
 
     N · E[J(π*) − J(π̂)] → φ(μ) = tr(Σ I(μ)⁺) / (2β),   Σ = diag(π*) − π* π*ᵀ,
 
-because J(π*) − J(π̂) = β KL(π̂‖π*) is half a quadratic form in (r̂ − r)/β with matrix βΣ. φ is convex in μ: a
-c-optimal-type design problem, solved by the multiplicative algorithm with power ½ (Silvey, Titterington &
-Torsney 1978; Yu 2010), and certified by the equivalence theorem (Kiefer & Wolfowitz). It answers the lecture's
-last question for a finite set of responses: given a budget of labels, which pairs?
+because J(π*) − J(π̂) = β KL(π̂‖π*) is, to second order, half the quadratic form of (r̂ − r)/β with the matrix βΣ.
+
+φ is convex in μ. Minimising it is a problem of optimal design. It is solved by the multiplicative algorithm with power
+½ (Silvey, Titterington & Torsney 1978; Yu 2010), and the equivalence theorem (Kiefer & Wolfowitz) certifies the
+solution. This answers the lecture's last question for a finite set of responses: which pairs should be labelled with a
+given budget of labels?
 """
 
 import torch
@@ -37,21 +39,21 @@ def label_price(log_ref: Tensor, reward: Tensor, beta: float, pair_weights: Tens
         log_ref: log π_ref, (…, K).
         reward: the true rewards, (…, K); labels are drawn with p(i ≻ j) = σ(r_i − r_j).
         beta: β > 0 of the objective.
-        pair_weights: μ, (…, K, K), non-negative, summing to 1: the probability that a label is spent on the
-            ordered pair (i, j). (i, j) and (j, i) are the same pair; the diagonal is labels thrown away.
+        pair_weights: μ, (…, K, K), non-negative, summing to 1: the probability that a label compares the ordered
+            pair (i, j). (i, j) and (j, i) are the same pair. Labels on the diagonal are wasted.
 
     Returns:
-        (…), units of reward × labels. Divide by N for the expected regret. `+inf` where the pairs leave some
-        response that π* needs without a chain of comparisons to the others.
+        (…), units of reward × labels. Divide by N for the expected regret. The result is `+inf` where no chain of
+        comparisons connects two responses to which π* gives mass.
 
     Raises:
-        LabError: as `exact.optimal_policy`, and for pair_weights of another shape, negative or not summing to 1.
+        LabError: as in `exact.optimal_policy`; pair_weights of another shape, negative or not summing to 1.
     """
     beta = check_beta(beta)
     log_star = optimal_policy(log_ref, reward, beta)
     _check_weights(pair_weights, log_star)
     dtype = torch.promote_types(log_star.dtype, pair_weights.dtype)
-    # Doubles inside: a gap of 30 leaves p(1 − p) = 1e-13, beside which floats cannot hold a ¼.
+    # Computed in float64: p(1 − p) is 1e-13 at a gap of 30, and float32 cannot add that to ¼.
     log_star, pair_weights = optimal_policy(log_ref.double(), reward.double(), beta), pair_weights.double()
     edges = (pair_weights + pair_weights.transpose(-1, -2)) * _information(reward.double())
     size = log_star.shape[-1]
@@ -70,40 +72,40 @@ def label_price(log_ref: Tensor, reward: Tensor, beta: float, pair_weights: Tens
 def optimal_pair_design(
     log_ref: Tensor, reward: Tensor, beta: float, *, tolerance: float = 1e-4, max_iterations: int = 20_000
 ) -> Tensor:
-    r"""The pair weights that minimise `label_price`: where labels teach the policy most.
+    r"""The pair weights that minimise `label_price`, so that the fewest labels reach a given regret.
 
-    The algorithm stops when no pair's directional derivative exceeds the price by more than `tolerance` of it;
-    by convexity the price is then within that fraction of the least possible one. The design depends on the
-    unknown rewards: it is the bound that active strategies are measured against.
+    The algorithm stops when no pair's directional derivative exceeds `label_price` by more than the fraction
+    `tolerance` of it. By convexity the result is then within that fraction of the minimum. The design depends on the
+    true rewards, which are unknown in practice. It is the bound with which active strategies are compared.
 
     Args:
         log_ref: (…, K), K ≥ 2.
         reward: (…, K).
         beta: β > 0.
         tolerance: relative gap of the certificate.
-        max_iterations: where it stops without the certificate, with an error.
+        max_iterations: number of iterations after which an error is raised if the certificate is not reached.
 
     Returns:
         (…, K, K) float64, symmetric, zero diagonal, summing to 1 over the last two axes.
 
     Raises:
-        LabError: K = 1; inputs as in `label_price`; the certificate not reached in `max_iterations`, or out of
-            reach because responses that the policy needs lie more than about 40 apart in reward.
+        LabError: K = 1; inputs as in `label_price`; the certificate was not reached in `max_iterations`, or cannot be
+            reached because the rewards of responses to which π* gives mass differ by more than about 40.
     """
     beta = check_beta(beta)
     log_star = optimal_policy(log_ref, reward, beta).detach().double()
     size = log_star.shape[-1]
     if size < 2:
-        raise LabError("A pair needs two responses: log_ref has only one.")
+        raise LabError("A pair needs two responses, but log_ref has only one.")
     lead = log_star.shape[:-1]
     star = log_star.exp().reshape(-1, size)
     reward = torch.broadcast_to(reward.detach().double(), log_star.shape).reshape(-1, size)
-    # Pairs so unequal that their label is known beforehand carry no information that doubles can hold; a floor
-    # keeps every design's price finite, and such a pair unattractive.
+    # The information of a nearly certain label underflows. A floor keeps the price of every design finite and gives
+    # such pairs almost no weight.
     information = _information(reward).clamp(min=1e-18)
     off_diagonal = ~torch.eye(size, dtype=torch.bool)
 
-    # Mass below this would ask for pairs that nothing can certify; where it is worth a label there is an error.
+    # Responses with less mass than this need pairs that cannot be certified. The check raises where they matter.
     _check_certifiable(star, reward)
     star = torch.where(star < 1e-18, 0.0, star)
     start = information.rsqrt() * (star.unsqueeze(-1) + star.unsqueeze(-2) + 1e-6).sqrt() * off_diagonal
@@ -116,18 +118,18 @@ def optimal_pair_design(
         price, inverse = _solve(2 * mu * c * off_diagonal, s, everywhere[open_rows], ground[open_rows], 1e10)
         # d_ij = −∂φ/∂μ of the unordered pair = c_ij bᵀ I⁻ Σ I⁻ b; Σ_ij μ_ij d_ij = φ, and at the optimum d ≤ φ.
         middle = inverse * s.unsqueeze(-2) @ inverse - (inverse @ s.unsqueeze(-1)) @ (s.unsqueeze(-2) @ inverse)
-        middle = (middle + middle.transpose(-1, -2)) / 2  # rounding must not part (i, j) from (j, i)
+        middle = (middle + middle.transpose(-1, -2)) / 2  # rounding must not make (i, j) and (j, i) differ
         spread = middle.diagonal(dim1=-2, dim2=-1)
         slope = c * (spread.unsqueeze(-1) + spread.unsqueeze(-2) - 2 * middle) * off_diagonal
         ratio = slope.clamp(min=0) / price.clamp(min=1e-300)[:, None, None]
-        # With π* on one response alone the price is zero for every design: nothing to choose.
+        # Where π* gives all its mass to one response, the price is zero for every design.
         done = (ratio.amax((-1, -2)) <= 1 + tolerance) | (price <= 1e-250)
         moved = mu * ratio.sqrt()
         moved = torch.where(done[:, None, None], mu, moved)
         weights[open_rows] = moved / moved.sum((-1, -2), keepdim=True)
         open_rows = open_rows[~done]
         if len(open_rows) == 0:
-            # Halved with its mirror image: rounding may have parted (i, j) from (j, i) in the last digit.
+            # Made symmetric, because rounding may have changed the last digit of (i, j) or (j, i).
             return ((weights + weights.transpose(-1, -2)) / 2).reshape(*lead, size, size)
     raise LabError(
         f"The design's certificate was not reached in {max_iterations} iterations (gap "
@@ -136,10 +138,10 @@ def optimal_pair_design(
 
 
 def _check_certifiable(star: Tensor, reward: Tensor) -> None:
-    """Raise where the best design hangs on labels so nearly certain that doubles cannot certify it.
+    """Raise where the best design depends on labels so nearly certain that float64 cannot certify it.
 
-    An error in the reward of response i costs about π*_i, and a label against the best response tells
-    exp(−gap) of it: its share of the price is about π*_i exp(gap).
+    An error in the reward of response i changes the regret by about π*_i, and the information of a label against the
+    best response is about exp(−gap). The share of response i in the price is therefore about π*_i exp(gap).
     """
     best = star.argmax(-1, keepdim=True)
     gap = (reward - reward.gather(-1, best)).abs()
@@ -151,14 +153,14 @@ def _check_certifiable(star: Tensor, reward: Tensor) -> None:
     bad = (left_out > 1e-5 * weighed + 1e-12) | (too_far > 40)
     if bad.any():
         raise LabError(
-            f"No design can be certified in double precision: in row {int(bad.nonzero()[0])} the reward holds "
-            f"responses {gap[bad][0].max().item():.3g} apart that the policy needs, and labels between them are "
-            f"all but certain. Scale the reward down, or lower beta."
+            f"No design can be certified in double precision. In row {int(bad.nonzero()[0])} the rewards of responses "
+            f"to which the optimal policy gives mass differ by {gap[bad][0].max().item():.3g}, so labels between them "
+            f"are nearly certain. Scale the reward down, or lower beta."
         )
 
 
 def _information(reward: Tensor) -> Tensor:
-    """p_ij (1 − p_ij), (…, K, K): what one label on the pair tells of r_i − r_j."""
+    """p_ij (1 − p_ij), (…, K, K): the Fisher information of one label on the pair about r_i − r_j."""
     gap = reward.unsqueeze(-1) - reward.unsqueeze(-2)
     return torch.sigmoid(gap) * torch.sigmoid(-gap)
 
@@ -175,7 +177,9 @@ def _check_weights(pair_weights: Tensor, log_star: Tensor) -> None:
     check_same_shape(log_ref=log_star.unsqueeze(-1), pair_weights=pair_weights)
     check_finite(pair_weights, "pair_weights")
     if (pair_weights < 0).any():
-        raise LabError(f"pair_weights is negative at {first_true_index(pair_weights < 0)}; they are probabilities.")
+        raise LabError(
+            f"pair_weights is negative at {first_true_index(pair_weights < 0)}. Its entries are probabilities."
+        )
     total = pair_weights.detach().sum((-1, -2))
     bad = (total - 1).abs() > 1e-3
     if bad.any():
@@ -185,7 +189,7 @@ def _check_weights(pair_weights: Tensor, log_star: Tensor) -> None:
 
 
 def _reachable(joined: Tensor, ground: Tensor) -> Tensor:
-    """Which responses a chain of compared pairs joins to `ground` (…, 1): booleans (…, K)."""
+    """Whether a chain of compared pairs connects each response to the response `ground` (…, 1): booleans (…, K)."""
     reached = torch.zeros_like(joined[..., 0]).scatter(-1, ground, True)
     for _ in range(joined.shape[-1]):
         wider = reached | (joined & reached.unsqueeze(-2)).any(-1)
@@ -198,27 +202,28 @@ def _reachable(joined: Tensor, ground: Tensor) -> Tensor:
 def _solve(
     edges: Tensor, star: Tensor, reached: Tensor, ground: Tensor, condition: float = 1e6
 ) -> tuple[Tensor, Tensor]:
-    """tr(Σ L⁻) and the inverse of the Laplacian of `edges`, grounded at one response.
+    """tr(Σ L⁻) and the inverse of the Laplacian L of `edges`, grounded at one response.
 
-    Σ1 = 0, so any generalised inverse gives the same trace. Grounding (the reward of one response is set to 0,
-    which Bradley–Terry allows) makes the rest positive definite. Rows out of reach are rows of zeros. With the
-    ground at the largest π* the difference in the last line loses no digits that the inverse has. Beyond
-    `condition` (a bound on the scaled inverse; times 1e-16, the relative error) the slow and sure way is taken.
+    Σ1 = 0, so any generalised inverse gives the same trace. Grounding sets the reward of one response to 0, which
+    Bradley–Terry allows, and makes the other rows positive definite. Responses that are not connected get rows of
+    zeros. The ground is the response with the largest π*, because the difference in the last line then loses no digits.
+    `condition` bounds the scaled inverse, whose relative error is about `condition` times 1e-16. Where the bound is
+    exceeded, the slower elimination without cancellation is used.
     """
     grounded = torch.zeros_like(reached).scatter(-1, ground, True)
     free = reached & ~grounded
     both = free.unsqueeze(-1) & free.unsqueeze(-2)
-    # Scaled to a unit diagonal, so that weights of very different size stay well conditioned.
+    # Scaled to a unit diagonal, which keeps weights of very different sizes well conditioned.
     scale = torch.where(free, edges.sum(-1), 1.0).clamp(min=torch.finfo(edges.dtype).tiny).rsqrt()
     body = torch.where(both, -edges * scale.unsqueeze(-1) * scale.unsqueeze(-2), 0.0)
     body = body + torch.eye(edges.shape[-1], dtype=edges.dtype, device=edges.device)
     scaled, failed = torch.linalg.inv_ex(body)
-    # Two responses close to each other and far from the ground are singular to working precision.
+    # The matrix is singular to working precision if two responses are close to each other and far from the ground.
     if bool(failed.any()) or not bool((scaled.detach().abs().sum(-1) < condition).all()):
         inverse = _eliminate(torch.where(reached.unsqueeze(-1) & reached.unsqueeze(-2), edges, 0.0), grounded)
     else:
         inverse = scaled * scale.unsqueeze(-1) * scale.unsqueeze(-2)
-    # A response without mass weighs nothing, however little is known of it.
+    # A response without mass has no weight, even if nothing is known about its reward.
     inverse = torch.where(both, inverse, 0.0)
     counted = torch.where((star > 0).unsqueeze(-1) & (star > 0).unsqueeze(-2), inverse, 0.0)
     price = (star * counted.diagonal(dim1=-2, dim2=-1)).sum(-1) - torch.einsum(
@@ -228,11 +233,12 @@ def _solve(
 
 
 def _eliminate(edges: Tensor, grounded: Tensor) -> Tensor:
-    """The grounded inverse Laplacian without a single subtraction, so that every entry keeps its digits.
+    """The grounded inverse Laplacian, computed without subtractions, so that every entry keeps its digits.
 
-    Responses leave one by one, each leaving to its neighbours the edges w_ik w_kj / Σ w_k (the star–mesh
-    transform; Grassmann, Taksar & Heyman 1985 did so for Markov chains), and come back in the opposite order: a
-    response k that reaches the earlier ones with chances q adds the row q G and the corner 1/Σ w_k + q G qᵀ.
+    The responses are eliminated one by one. Eliminating response k adds the edges w_ik w_kj / Σ w_k between its
+    neighbours (the star–mesh transform; Grassmann, Taksar & Heyman 1985 used it for Markov chains). Then the responses
+    are added back in the opposite order. A response k that reaches the earlier ones with the probabilities q adds the
+    row q G and the corner 1/Σ w_k + q G qᵀ to the inverse G.
     """
     size = edges.shape[-1]
     ground = torch.where(grounded.unsqueeze(-2), edges, 0.0).sum(-1)
@@ -241,7 +247,7 @@ def _eliminate(edges: Tensor, grounded: Tensor) -> Tensor:
     for k in range(size - 1, -1, -1):
         row = edges[..., k, :k]
         total = row.sum(-1) + ground[..., k]
-        total = torch.where(total > 0, total, 1.0)  # out of reach, or the ground itself
+        total = torch.where(total > 0, total, 1.0)  # not connected, or the ground itself
         chance = row / total.unsqueeze(-1)
         steps.append((chance, total))
         edges = edges[..., :k, :k] + edges[..., :k, k].unsqueeze(-1) * chance.unsqueeze(-2)

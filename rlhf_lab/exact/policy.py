@@ -31,13 +31,13 @@ def _check(log_ref: Tensor, reward: Tensor) -> None:
 
 
 def _tilt(log_ref: Tensor, reward: Tensor, beta: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
-    """log π_ref + (r − m)/β, its logsumexp (…, 1), and m = the largest supported reward (…, 1).
+    """Return log π_ref + (r − m)/β, its logsumexp (…, 1), and m, the maximum reward on the support of π_ref (…, 1).
 
-    With m taken off first, the best response's exponent is exactly zero: nothing overflows at small β, and
-    nothing is lost at large β. m is a constant of the calculus (it cancels), so no gradient runs through it.
+    After m is subtracted, the exponent of the best response is exactly 0. Nothing then overflows at small β, and no
+    digits are lost at large β. m cancels in every result, so it is detached from the gradient.
     """
     best = torch.where(log_ref > -torch.inf, reward, -torch.inf).detach().amax(-1, keepdim=True)
-    # A response that π_ref cannot give has no part in it, however large its reward: −∞ + ∞ would be NaN.
+    # The reward of a response outside the support of π_ref must not matter, and −∞ + ∞ would be NaN.
     reward = torch.where(log_ref > -torch.inf, reward, best)
     tilted = log_ref + (reward - best) / beta
     return tilted, tilted.logsumexp(-1, keepdim=True), best
@@ -49,10 +49,10 @@ def log_partition(log_ref: Tensor, reward: Tensor, beta: float) -> Tensor:
     Args:
         log_ref: log π_ref, (…, K), nats.
         reward: r, (…, K), finite.
-        beta: β > 0, the price of a nat of KL in units of reward.
+        beta: β > 0, the KL penalty per nat in units of reward.
 
     Returns:
-        (…), nats. β log Z is J(π*), the best value of the objective.
+        (…), nats. β log Z is J(π*), the maximum of the objective.
 
     Raises:
         LabError: beta not above zero; log_ref not normalised; reward not finite; shapes that do not match.
@@ -66,7 +66,7 @@ def log_partition(log_ref: Tensor, reward: Tensor, beta: float) -> Tensor:
 def optimal_policy(log_ref: Tensor, reward: Tensor, beta: float) -> Tensor:
     r"""log π*(y|x) = log π_ref(y|x) + r(x,y)/β − log Z(x), shape (…, K).
 
-    Arguments and errors as in `log_partition`. Unchanged when a function of x is added to the reward.
+    Arguments and errors are those of `log_partition`. A function of x that is added to the reward does not change π*.
     """
     beta = check_beta(beta)
     _check(log_ref, reward)
@@ -75,15 +75,15 @@ def optimal_policy(log_ref: Tensor, reward: Tensor, beta: float) -> Tensor:
 
 
 def implicit_reward(log_policy: Tensor, log_ref: Tensor, beta: float) -> Tensor:
-    r"""r̂(x,y) = β log(π(y|x)/π_ref(y|x)), shape (…, K): the reward for which π would be optimal, up to a
-    function of x (Rafailov et al. 2023, section 5; lecture, "Re-organize Preference Model").
+    r"""r̂(x,y) = β log(π(y|x)/π_ref(y|x)), shape (…, K), the implicit reward of a policy.
 
-    Responses outside the reference's support get `-inf` where the policy has no mass either: nothing is known
-    of their reward. A policy with mass there is refused.
+    It is the reward for which π is optimal, up to a function of x (Rafailov et al. 2023, section 5; lecture,
+    "Re-organize Preference Model"). A response to which neither policy gives any mass has the implicit reward `-inf`,
+    because nothing is known about its reward.
 
     Raises:
-        LabError: beta not above zero; NaN; the policy has mass where the reference has none; shapes.
-    """  # noqa: D205
+        LabError: beta not above zero; NaN; the policy has mass where the reference has none; shapes that do not match.
+    """
     beta = check_beta(beta)
     check_responses_axis(log_policy=log_policy, log_ref=log_ref)
     check_no_nan(log_policy, "log_policy")
@@ -101,7 +101,7 @@ def implicit_reward(log_policy: Tensor, log_ref: Tensor, beta: float) -> Tensor:
 def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     r"""KL(p‖q) = Σ_y p(y) log(p(y)/q(y)), nats, shape (…).
 
-    Where p has no mass the term is 0; where p has mass and q has none the result is +inf.
+    The term of a response is 0 where p has no mass. The result is +inf where p has mass and q has none.
 
     Args:
         log_p: (…, K), normalised.
@@ -119,8 +119,8 @@ def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
 def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     empty = log_p == -torch.inf
     outside = ~empty & (log_q == -torch.inf)
-    # Both logs are replaced where p is zero, so that neither value nor gradient sees inf − inf; and where only q
-    # is zero, because a mass so small that it rounds to 0 would make 0 · inf.
+    # Both logarithms are replaced where p is zero, because inf − inf would be NaN in the value and in the gradient.
+    # They are also replaced where only q is zero, because a p that rounds to 0 would give 0 · inf.
     aside = empty | outside
     gap = torch.where(aside, 0.0, log_p) - torch.where(aside, 0.0, log_q)
     finite = (torch.where(aside, 0.0, log_p.exp()) * gap).sum(-1)
@@ -130,10 +130,11 @@ def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
 def objective(log_policy: Tensor, log_ref: Tensor, reward: Tensor, beta: float) -> Tensor:
     r"""J(π) = E_π[r] − β KL(π‖π_ref), in units of reward, shape (…).
 
-    Lecture, "Preliminaries", RL fine-tuning phase. `-inf` where the policy leaves the reference's support.
+    It is `-inf` for a policy with mass outside the support of the reference. Lecture, "Preliminaries", RL fine-tuning
+    phase.
 
     Raises:
-        LabError: as `log_partition`, and for a log_policy that is not normalised.
+        LabError: as in `log_partition`; log_policy not normalised.
     """
     beta = check_beta(beta)
     _check(log_ref, reward)
@@ -145,8 +146,8 @@ def objective(log_policy: Tensor, log_ref: Tensor, reward: Tensor, beta: float) 
 def regret(log_policy: Tensor, log_ref: Tensor, reward: Tensor, beta: float) -> Tensor:
     r"""J(π*) − J(π) = β KL(π‖π*) ≥ 0, in units of reward, shape (…).
 
-    Computed as the KL, which keeps its digits near the optimum where the difference of two J's has none left.
-    Arguments and errors as in `objective`.
+    It is computed as the KL, which keeps its digits near the optimum, where the difference J(π*) − J(π) loses them.
+    Arguments and errors are those of `objective`.
     """
     beta = check_beta(beta)
     _check(log_ref, reward)
@@ -157,7 +158,9 @@ def regret(log_policy: Tensor, log_ref: Tensor, reward: Tensor, beta: float) -> 
 
 
 def frontier(log_ref: Tensor, reward: Tensor, betas: Tensor) -> tuple[Tensor, Tensor]:
-    r"""(KL(π*_β‖π_ref), E_{π*_β}[r]) along `betas`: no policy with that KL has more reward.
+    r"""The points (KL(π*_β‖π_ref), E_{π*_β}[r]) of the reward–KL frontier for each β in `betas`.
+
+    No policy with the same KL has a larger expected reward.
 
     Args:
         log_ref: (…, K).
@@ -168,7 +171,7 @@ def frontier(log_ref: Tensor, reward: Tensor, betas: Tensor) -> tuple[Tensor, Te
         kl (…, n) in nats, and expected reward (…, n).
 
     Raises:
-        LabError: as `log_partition`.
+        LabError: as in `log_partition`.
     """
     _check(log_ref, reward)
     betas = torch.as_tensor(betas, dtype=torch.promote_types(log_ref.dtype, reward.dtype), device=reward.device)
@@ -184,9 +187,9 @@ def frontier(log_ref: Tensor, reward: Tensor, betas: Tensor) -> tuple[Tensor, Te
 
 
 def preference(reward: Tensor) -> Tensor:
-    r"""p(i ≻ j) = σ(r_i − r_j), shape (…, K, K): the Bradley–Terry probability that row beats column.
+    r"""p(i ≻ j) = σ(r_i − r_j), shape (…, K, K), the Bradley–Terry probability that row i is preferred to column j.
 
-    Lecture, "Preliminaries", reward-modelling phase. The diagonal is ½.
+    The diagonal is ½. Lecture, "Preliminaries", reward-modelling phase.
 
     Raises:
         LabError: reward not finite.

@@ -25,13 +25,13 @@ def filtered(log_ref: Tensor, reward: Tensor, threshold: Tensor | float) -> Tens
             and a reward that equals τ within rounding does not pass the filter.
 
     Raises:
-        LabError: nothing with mass passes in some row (its index, best reward and τ are named); inputs as in
-            `best_of_n`.
+        LabError: no response with mass passes the filter in some row (the message names the row, its best reward
+            and τ); inputs as in `best_of_n`.
     """
     _check(log_ref, reward)
     threshold = torch.as_tensor(threshold, dtype=reward.dtype, device=reward.device)
     if torch.isnan(threshold).any():
-        raise LabError("threshold is nan; give a number in units of reward.")
+        raise LabError("threshold is NaN. Give a number in units of reward.")
     log_ref, reward = torch.broadcast_tensors(log_ref, reward)
     passes = (wins(reward, threshold) == 1) & (log_ref > -torch.inf)
     none = ~passes.any(-1)

@@ -3,12 +3,12 @@ r"""π* token by token: the soft-value recursion on a tree of prefixes.
     Q(s, a) = r(s, a) + V(s·a)          V(s) = β log Σ_a π_ref(a|s) exp(Q(s, a)/β)
     π*(a|s) = π_ref(a|s) exp((Q(s, a) − V(s))/β)
 
-The product of π*(a|s) along a path is π*(y|x) of the whole response, and V at the root is β log Z(x): the sum over
-all sequences is done prefix by prefix. Levine 2018, section 2; Rafailov et al. 2024, "From r to Q*".
+The product of π*(a|s) along a path is π*(y|x) of the whole response. V at the root is β log Z(x), so the sum over all
+sequences is computed prefix by prefix. Levine 2018, section 2; Rafailov et al. 2024, "From r to Q*".
 
-A table of depth t has shape (X, c^t, V): prompts, prefixes of t tokens (c tokens let a sequence go on), next
-tokens. Child a < c of node n is node n·c + a of the next depth; a token a ≥ c ends the sequence, as does every token
-of the last depth.
+A table of depth t has shape (X, c^t, V). Its axes are the prompts, the prefixes of t tokens, and the next tokens. After
+the first c tokens of the vocabulary a sequence continues; child a < c of node n is node n·c + a of the next depth. A
+token a ≥ c ends the sequence, and so does every token of the last depth.
 """
 
 from collections.abc import Sequence
@@ -20,24 +20,24 @@ from rlhf_lab.errors import LabError, check_beta, check_finite, check_log_distri
 
 
 def soft_values(log_ref: Sequence[Tensor], reward: Sequence[Tensor], beta: float) -> tuple[list[Tensor], list[Tensor]]:
-    """V of every prefix and log π* of every next token.
+    """Compute V of every prefix and log π* of every next token.
 
     Args:
-        log_ref: one table a depth, (X, c^t, V): log π_ref(a|s).
-        reward: tables of the same shapes: the reward of each token, finite. A reward of the whole sequence is one
-            of its last token.
+        log_ref: log π_ref(a|s), one table (X, c^t, V) for each depth.
+        reward: the reward of each token, finite, in tables of the same shapes. A reward of the whole sequence is a
+            reward of its last token.
         beta: β > 0.
 
     Returns:
-        values: V of every prefix, (X, c^t) a depth; the first is β log Z(x), (X, 1).
-        log_policy: log π*(a|s), (X, c^t, V) a depth.
+        values: V of every prefix, (X, c^t) for each depth. The first one is β log Z(x), (X, 1).
+        log_policy: log π*(a|s), (X, c^t, V) for each depth.
 
     Raises:
-        LabError: beta not above zero; tables that are not those of one tree; not normalised; not finite.
+        LabError: beta not above zero; tables that do not belong to one tree, are not normalised or not finite.
     """
     beta = check_beta(beta)
     if len(log_ref) != len(reward) or not log_ref:
-        raise LabError(f"log_ref has {len(log_ref)} depths and reward {len(reward)}; both need one table a depth.")
+        raise LabError(f"log_ref has {len(log_ref)} depths and reward {len(reward)}. Both need one table per depth.")
     values: list[Tensor] = []
     log_policy: list[Tensor] = []
     child: Tensor | None = None
@@ -71,15 +71,15 @@ def _children(value: Tensor, shape: torch.Size, depth: int) -> Tensor:
     if rest or value.shape[0] != prompts or not 1 <= branching <= tokens:
         raise LabError(
             f"Depth {depth} has {nodes} prefixes and {tokens} tokens, depth {depth + 1} has {value.shape[-1]} "
-            f"prefixes: not one tree."
+            f"prefixes. They do not belong to one tree."
         )
     return value.reshape(prompts, nodes, branching)
 
 
 def path_sums(tables: Sequence[Tensor]) -> Tensor:
-    """Sum of the tables along every path: (X, K), leaves in the order of `ResponseTree`.
+    """Sum the tables along every path, (X, K), with the responses in the order of `ResponseTree`.
 
-    Of log π(a|s) this is log π(y|x) of every response; of token rewards the reward of every response.
+    Tables of log π(a|s) give log π(y|x) of every response, and token rewards give its reward.
     """
     total = tables[0].new_zeros(tables[0].shape[0], 1)
     leaves = []
@@ -95,14 +95,14 @@ def path_sums(tables: Sequence[Tensor]) -> Tensor:
 
 
 def prefix_tables(log_p: Tensor, shapes: Sequence[tuple[int, int]]) -> list[Tensor]:
-    """The conditionals log p(a|s) of a distribution over whole responses, the inverse of `path_sums`.
+    """Compute the conditionals log p(a|s) of a distribution over whole responses; the inverse of `path_sums`.
 
     Args:
-        log_p: (X, K), normalised, leaves in the order of `ResponseTree`.
+        log_p: (X, K), normalised, with the responses in the order of `ResponseTree`.
         shapes: (prefixes, tokens) of every depth.
 
     Returns:
-        one table a depth, (X, c^t, V). Prefixes without mass get a uniform row, which no response reaches.
+        one table (X, c^t, V) for each depth. A prefix without mass gets a uniform row.
     """
     sizes = []
     for depth, (nodes, tokens) in enumerate(shapes):

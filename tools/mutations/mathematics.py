@@ -895,8 +895,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "sign",
             "Algorithm 1 accepts where it should reject",
-            "if coin() < _acceptance(",
-            "if coin() > _acceptance(",
+            "if draw() < _acceptance(",
+            "if draw() > _acceptance(",
         ),
         Mutation(
             "sign",
@@ -960,8 +960,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "edge",
             "Algorithm 1 picks the first candidate never",
-            "int(coin() * len(left))",
-            "int(coin() * (len(left) - 1)) + (len(left) > 1)",
+            "int(draw() * len(left))",
+            "int(draw() * (len(left) - 1)) + (len(left) > 1)",
         ),
         Mutation("edge", "acceptance rate: above 1 by rounding", ".exp().sum(-1).clamp(max=1.0)", ".exp().sum(-1)"),
         Mutation(
@@ -983,24 +983,24 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "swap",
             "Bradley–Terry labels are flipped",
-            "won = coin() < torch.sigmoid(gap.double())",
-            "won = coin() < torch.sigmoid(-gap.double())",
+            "won = draw() < torch.sigmoid(gap.double())",
+            "won = draw() < torch.sigmoid(-gap.double())",
         ),
         Mutation(
             "swap",
             "hard labels prefer the smaller score",
-            "won = coin() < wins(reward_1, reward_2)",
-            "won = coin() < wins(reward_2, reward_1)",
+            "won = draw() < wins(reward_1, reward_2)",
+            "won = draw() < wins(reward_2, reward_1)",
         ),
         Mutation(
-            "edge", "hard labels: ties go to the first", "won = coin() < wins(reward_1, reward_2)", "won = gap >= 0"
+            "edge", "hard labels: ties go to the first", "won = draw() < wins(reward_1, reward_2)", "won = gap >= 0"
         ),
-        Mutation("setting", "noise is ignored", "return won ^ (coin() < noise) if noise else won", "return won"),
+        Mutation("setting", "noise is ignored", "return won ^ (draw() < noise) if noise else won", "return won"),
         Mutation(
             "edge",
             "noise replaces a label by a random one instead of flipping it",
-            "return won ^ (coin() < noise) if noise else won",
-            "return torch.where(coin() < noise, coin() < 0.5, won) if noise else won",
+            "return won ^ (draw() < noise) if noise else won",
+            "return torch.where(draw() < noise, draw() < 0.5, won) if noise else won",
         ),
         Mutation(
             "swap",
