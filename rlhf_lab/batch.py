@@ -93,7 +93,7 @@ class Tokens:
         if len(rows) == 0:
             raise LabError("There are no rows. from_lists needs at least one sequence.")
         nested = any(len(row) > 0 and not isinstance(row[0], int) for row in rows)
-        flat: list[Any] = [seq for row in rows for seq in row] if nested else list(rows)  # type: ignore[misc]
+        flat: list[Any] = [seq for row in rows for seq in row] if nested else list(rows)
         group = {len(row) for row in rows}
         if nested and len(group) != 1:
             raise LabError(f"Each prompt needs the same number of responses; found {sorted(group)}.")

@@ -1,15 +1,17 @@
-r"""What a budget of labels buys, by simulation on finite worlds: shared by experiment, planner, explorer, notebook 14.
+r"""Annotation budgets: the regret that a number of labels and demonstrations leaves, by simulation on finite worlds.
 
-Everything is in units that compare over worlds: N · regret over the price of the best design. It is the number of
-labels spent over the number that the best design, which knows the rewards, needs in the limit for the same regret.
+The command `rlhf-lab budget`, the claim on the annotation budget, its explorer and notebook 14 use this module. Results
+of different worlds are comparable as N · regret, divided by the limit of N · regret for the best design. This ratio is
+the number of labels used, divided by the number that the best design, which knows the rewards, needs in the limit for
+the same regret.
 
-Demonstrations are draws from π_demo ∝ π_0 exp(r/β_demo). They say of the rewards what log π_demo = log π_0 + r/β_demo
-says, so D of them carry the information D (diag(π_demo) − π_demo π_demoᵀ)/β_demo², and a purchase of both leaves
+Demonstrations are draws from π_demo ∝ π_0 exp(r/β_demo). D demonstrations have the Fisher information
+D Σ_demo/β_demo² about the rewards, where Σ_demo = diag(π_demo) − π_demo π_demoᵀ. With D demonstrations and N labels
 
-    regret → tr(Σ (D Σ_demo/β_demo² + N I(μ))⁺) / (2β).
+    regret → tr(Σ (D Σ_demo/β_demo² + N I(μ))⁺) / (2β),
 
-The reference of the objective stays π_0 all the while: SFT on demonstrations is a way to learn, and does not move
-what is to be learned.
+where Σ and I(μ) are those of `exact.label_value`. The reference policy of the objective is always π_0. SFT on the
+demonstrations changes the policy, but not the objective.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from rlhf_lab.randomness import Stream
 from rlhf_lab.training import seeded
 
 Pairs = Literal["reference", "uniform", "optimal", "design", "online", "active"]
-PAIRS: dict[str, str] = {
+PAIR_SOURCES: dict[str, str] = {
     "reference": "two draws from π_ref",
     "uniform": "all pairs evenly",
     "optimal": "two draws from π* (knows the rewards)",
@@ -39,47 +41,57 @@ PAIRS: dict[str, str] = {
     "online": "two draws from the present policy",
     "active": "active: the next labels that matter most",
 }
-"""Where pairs come from, and what to call it."""
-LOOK = {
+"""The sources of pairs, each with its name."""
+STYLES = {
     "reference": "reference", "uniform": "sft", "optimal": "optimal", "design": "best-of-n", "online": "online",
     "active": "policy",
 }  # fmt: skip
-"""The style of each, see `figures.style`."""
-SHORT = {
+"""The style of each source in pictures, see `figures.style`."""
+NAMES = {
     "reference": "π_ref", "uniform": "evenly", "optimal": "π*", "design": "best design", "online": "present policy",
     "active": "active",
 }  # fmt: skip
-"""What to call it where there is little room."""
-IN_THE_LIMIT = {"online": "optimal", "active": "design"}
-"""What those that learn come to ask, when they know the rewards in the end."""
+"""A short name of each source, for legends."""
+LIMITING_SOURCE = {"online": "optimal", "active": "design"}
+"""Sources that learn from labels, each with the source that it converges to with many labels."""
 ORACLES = ("optimal", "design")
-"""Those that know the true rewards: bounds, not methods."""
+"""Sources that know the true rewards. They are bounds, not methods."""
 
 
 @dataclass(frozen=True, eq=False)
-class Finite:
-    """Finite worlds, one a row: log π_ref and r*, (W, K) each, and β of the objective."""
+class FiniteWorlds:
+    """W finite worlds with K responses each, one world per row.
+
+    Attributes:
+        log_ref: log π_ref, (W, K).
+        reward: the true rewards r*, (W, K).
+        beta: β of the objective.
+    """
 
     log_ref: Tensor
     reward: Tensor
     beta: float
 
-    def repeat(self, runs: int) -> Finite:
-        """Every world `runs` times, all worlds first: (runs · W, K)."""
-        return Finite(self.log_ref.repeat(runs, 1), self.reward.repeat(runs, 1), self.beta)
+    def repeat(self, runs: int) -> FiniteWorlds:
+        """Repeat the list of worlds `runs` times, (runs · W, K)."""
+        return FiniteWorlds(self.log_ref.repeat(runs, 1), self.reward.repeat(runs, 1), self.beta)
 
     def regret(self, rewards: Tensor) -> Tensor:
-        """What the policy ∝ π_ref exp(r̂/β) loses, (W,)."""
+        """The regret of the policy ∝ π_ref exp(r̂/β) for estimated rewards r̂, (W,)."""
         log_hat = exact.optimal_policy(self.log_ref, rewards, self.beta)
         return exact.regret(log_hat, self.log_ref, self.reward, self.beta).clamp(min=0)
 
     @cached_property
     def best_design(self) -> Tensor:
-        """The best design, (W, K, K), certified to 0.5%."""
+        """The best design, (W, K, K), with a certificate that it is within 0.5% of the minimum."""
         return exact.optimal_pair_design(self.log_ref, self.reward, self.beta, tolerance=5e-3)
 
     def design(self, pairs: str) -> Tensor:
-        """μ of a source of pairs that is fixed beforehand, (W, K, K)."""
+        """The probabilities μ of the pairs of a source that does not learn, (W, K, K).
+
+        Raises:
+            LabError: a source that learns, or an unknown one.
+        """
         if pairs == "reference":
             return bradley_terry.pair_distribution(self.log_ref)
         if pairs == "optimal":
@@ -88,22 +100,23 @@ class Finite:
             return bradley_terry.pair_distribution(torch.zeros_like(self.log_ref))
         if pairs == "design":
             return self.best_design
-        raise LabError(f"Pairs '{pairs}' are not fixed beforehand; there are {', '.join(PAIRS)}.")
+        fixed = ", ".join(name for name in PAIR_SOURCES if name not in LIMITING_SOURCE)
+        raise LabError(f"The source of pairs '{pairs}' has no fixed probabilities. Sources that have: {fixed}.")
 
     def price(self, pairs: str) -> Tensor:
-        """The limit of N · regret, (W,); of sources that learn, that of what they come to ask in the end."""
-        pairs = IN_THE_LIMIT.get(pairs, pairs)
+        """The limit of N · regret, (W,). A source that learns has that of the source to which it converges."""
+        pairs = LIMITING_SOURCE.get(pairs, pairs)
         return exact.label_price(self.log_ref, self.reward, self.beta, self.design(pairs))
 
 
-def choice(world: Finite, pairs: str, settings: active.Active | None = None) -> label_rounds.Choose:
-    """How a source chooses its pairs.
+def pair_chooser(world: FiniteWorlds, pairs: str, settings: active.Active | None = None) -> label_rounds.Choose:
+    """Return the function by which a source chooses its pairs.
 
     Raises:
         LabError: an unknown source.
     """
-    if pairs not in PAIRS:
-        raise LabError(f"There are no pairs '{pairs}'; there are {', '.join(PAIRS)}.")
+    if pairs not in PAIR_SOURCES:
+        raise LabError(f"There is no source of pairs '{pairs}'. The sources are {', '.join(PAIR_SOURCES)}.")
     if pairs == "active":
         return active.choose_actively(world.log_ref, world.beta, settings or active.Active())
     if pairs == "online":
@@ -112,7 +125,7 @@ def choice(world: Finite, pairs: str, settings: active.Active | None = None) -> 
 
 
 def simulate(
-    world: Finite,
+    world: FiniteWorlds,
     pairs: str,
     totals: Sequence[int],
     runs: int,
@@ -120,24 +133,24 @@ def simulate(
     prior: float = 3.0,
     settings: active.Active | None = None,
 ) -> Tensor:
-    """Regret after each of `totals` labels, (runs, len(totals), W): labels afresh in each run.
+    """Simulate labels, and return the regret after each number of them, (runs, len(totals), W).
 
     Args:
         world: W worlds.
-        pairs: a source, see `PAIRS`.
-        totals: labels after each round; sources that do not learn only draw on.
-        runs: repetitions.
-        generator: of labels and choices.
-        prior: of the fits.
-        settings: of active labels.
+        pairs: a source, see `PAIR_SOURCES`.
+        totals: the number of labels after each round. A source that learns chooses its pairs anew in each round.
+        runs: repetitions, each with labels of its own.
+        generator: source of randomness for labels and choices.
+        prior: standard deviation of the rewards' prior in the fits.
+        settings: settings of the source "active".
     """
     many = world.repeat(runs)
-    # The design is found once a world, not once a run.
-    fixed = pairs in PAIRS and pairs not in ("online", "active")
+    # The design is computed once per world, not once per run.
+    fixed = pairs in PAIR_SOURCES and pairs not in ("online", "active")
     choose = (
         label_rounds.choose_by_design(world.design(pairs).repeat(runs, 1, 1))
         if fixed
-        else choice(many, pairs, settings)
+        else pair_chooser(many, pairs, settings)
     )
     size = world.log_ref.shape[-1]
     known = torch.zeros(len(many.log_ref), size, size, dtype=torch.float64)
@@ -146,23 +159,23 @@ def simulate(
     return torch.stack([many.regret(state.rewards).reshape(runs, -1) for state in states], 1)
 
 
-QUICKLY = active.Active(draws=16, greedy_steps=16)
-"""Active labels with coarser batches, where many purchases are compared."""
+COARSE = active.Active(draws=16, greedy_steps=16)
+"""Settings of the source "active" with coarser batches, for comparisons of many purchases."""
 
 # --- demonstrations and preferences --------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Purchase:
-    """What is bought for a budget, and how it is used.
+    """A number of demonstrations and labels, and how they are collected.
 
     Attributes:
         demonstrations: D.
         labels: N.
-        rounds: batches of labels.
-        pairs: "sft": two draws from the SFT policy (what the demonstrations made of π_0); or a source of `PAIRS`.
+        rounds: number of batches of labels.
+        pairs: a source of `PAIR_SOURCES`, or "sft" for two draws from the policy after SFT on the demonstrations.
         demo_beta: β_demo of the demonstrator.
-        assumed: what the fit takes it for; None: the true one.
+        assumed: the β_demo that the fit assumes; None for the true one.
     """
 
     demonstrations: int
@@ -173,17 +186,20 @@ class Purchase:
     assumed: float | None = None
 
 
-def buy(world: Finite, what: Purchase, runs: int, generator: torch.Generator, prior: float = 3.0) -> Tensor:
+def purchase_regret(
+    world: FiniteWorlds, what: Purchase, runs: int, generator: torch.Generator, prior: float = 3.0
+) -> Tensor:
     """Regret after a purchase, (runs, W)."""
-    return world.repeat(runs).regret(bought(world, what, runs, generator, prior).rewards).reshape(runs, -1)
+    return world.repeat(runs).regret(fit_purchase(world, what, runs, generator, prior).rewards).reshape(runs, -1)
 
 
-def bought(
-    world: Finite, what: Purchase, runs: int, generator: torch.Generator, prior: float = 3.0
+def fit_purchase(
+    world: FiniteWorlds, what: Purchase, runs: int, generator: torch.Generator, prior: float = 3.0
 ) -> label_rounds.LabelState:
-    """What is known after a purchase, every world `runs` times (rows as in `Finite.repeat`).
+    """Simulate a purchase in every world `runs` times, and fit the rewards to it.
 
-    Demonstrations first, then labels; the rewards are fitted to both at once (see `bradley_terry.fit_rewards`).
+    The demonstrations are collected first, then the labels. The rewards are fitted to both together (see
+    `bradley_terry.fit_rewards`). The rows of the result are those of `FiniteWorlds.repeat`.
     """
     many = world.repeat(runs)
     size = world.log_ref.shape[-1]
@@ -200,7 +216,7 @@ def bought(
     choose = (
         label_rounds.choose_by_design(bradley_terry.pair_distribution(log_sft))
         if what.pairs == "sft"
-        else choice(many, what.pairs, QUICKLY)
+        else pair_chooser(many, what.pairs, COARSE)
     )
     totals = label_rounds.round_totals(size, what.labels, what.rounds)
     label = label_rounds.bradley_terry_labels(many.reward)
@@ -208,16 +224,16 @@ def bought(
 
 
 def sft_policy(log_base: Tensor, counts: Tensor) -> Tensor:
-    """log π_sft, (…, K): the demonstrations' shares, with π_0 counted as K demonstrations more.
+    """log π_sft, (…, K): the shares of the responses among the demonstrations and K further ones distributed as π_0.
 
-    A table that only copied the demonstrations would never say what was not shown; a fit that starts from π_0 and is
-    stopped in time still does.
+    The shares among the demonstrations alone would give probability 0 to every response that was not demonstrated.
+    Fine-tuning that starts from π_0 and stops early does not.
     """
     size = log_base.shape[-1]
     return ((counts + size * log_base.exp()) / (counts.sum(-1, keepdim=True) + size)).log()
 
 
-def price_of_both(world: Finite, demonstrations: Tensor, labels: Tensor, demo_beta: float, mu: Tensor) -> Tensor:
+def regret_limit(world: FiniteWorlds, demonstrations: Tensor, labels: Tensor, demo_beta: float, mu: Tensor) -> Tensor:
     """The limit of the regret after D demonstrations and N labels on pairs drawn from μ, (W, …).
 
     Args:
@@ -232,42 +248,43 @@ def price_of_both(world: Finite, demonstrations: Tensor, labels: Tensor, demo_be
     demo = exact.optimal_policy(world.log_ref, world.reward, demo_beta).exp()
     p = exact.preference(world.reward)
     edges = (mu + mu.transpose(-1, -2)) * p * (1 - p)
-    told = bradley_terry.laplacian(edges)
-    shown = bradley_terry.covariance(demo) / demo_beta**2
+    by_label = bradley_terry.laplacian(edges)
+    by_demonstration = bradley_terry.covariance(demo) / demo_beta**2
     out = []
     for d, n in zip(demonstrations.flatten().tolist(), labels.flatten().tolist(), strict=True):
-        both = d * shown + n * told
-        # A shift of all rewards is in neither, and matters to neither: filled, it makes the matrix invertible.
+        both = d * by_demonstration + n * by_label
+        # Adding a constant to all rewards changes nothing. Filling this direction makes the matrix invertible.
         filled = both + both.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None] / star.shape[-1]
         error = torch.linalg.solve(filled, bradley_terry.covariance(star))
         out.append(error.diagonal(dim1=-2, dim2=-1).sum(-1) / (2 * beta))
     return torch.stack(out, -1).reshape(len(star), *demonstrations.shape)
 
 
-# --- a policy that cannot say everything -----------------------------------------------------------------------
+# --- a limited policy class ------------------------------------------------------------------------------------
 
 
-def limited_by_dpo(log_ref: Tensor, features: Tensor, wins: Tensor, beta: float, prior: float = 3.0) -> Tensor:
-    """DPO straight on the labels in the class log π = log π_ref + φ·w + const; log π, (R, K).
+def fit_class_to_labels(log_ref: Tensor, features: Tensor, wins: Tensor, beta: float, prior: float = 3.0) -> Tensor:
+    """Fit a policy of the class log π = log π_ref + φ·w + const to labels by DPO; log π, (R, K).
 
     Args:
         log_ref: (R, K).
         features: φ, (R, K, d).
         wins: (R, K, K).
         beta: β.
-        prior: of β φ·w for a feature of size 1: what keeps separable labels finite.
+        prior: standard deviation of the prior on β w. It keeps w finite where the labels are separable.
     """
-    return (log_ref + reward_in_features(features, wins, prior) / beta).log_softmax(-1)
+    return (log_ref + fit_linear_reward(features, wins, prior) / beta).log_softmax(-1)
 
 
-def limited_by_reward(
+def fit_class_to_reward(
     log_ref: Tensor, features: Tensor, reward: Tensor, beta: float, steps: int = 250, starts: int = 6
 ) -> Tensor:
-    """The class's best policy for a given reward by natural gradient steps on J: endless free samples; log π, (R, K).
+    """The best policy of the same class for a given reward, by natural-gradient steps on the exact J; log π, (R, K).
 
-    The natural gradient of J at w is the least-squares fit of φ to (r/β − φ·w), weighted by the policy itself. J has
-    several maxima in w where a class is small and β too: of some starts (the reference, and others at random, always
-    the same) the best is taken. What is best is judged by the reward that was given, not by the true one.
+    The natural gradient of J at w is the least-squares fit of φ to (r/β − φ·w), weighted by the policy. For a small
+    class and a small β, J has several maxima in w. The search therefore has several starting points, the reference and
+    others that are random but always the same, and the result with the largest J is returned. J uses the given reward,
+    which need not be the true one.
     """
     number, _, width = features.shape
     log_ref, features, reward = (t.repeat(starts, *[1] * (t.ndim - 1)) for t in (log_ref, features, reward))
@@ -290,7 +307,7 @@ def limited_by_reward(
         left = left - (policy * left).sum(-2, keepdim=True)
         weighted = policy * centred
         step = torch.linalg.solve(centred.transpose(-1, -2) @ weighted + eye, weighted.transpose(-1, -2) @ left)
-        # No log-probability ratio moves by more than 1 at once.
+        # No log-ratio changes by more than 1 in a step.
         size = (features @ step).abs().amax((-1, -2))[:, None, None] / 2
         weight = weight + 0.5 * step / size.clamp(min=1.0)
         log_policy = policy_of(weight)
@@ -299,19 +316,28 @@ def limited_by_reward(
     return log_policy[chosen]
 
 
-def reward_in_features(features: Tensor, wins: Tensor, prior: float = 3.0) -> Tensor:
-    """A reward model r = φ·w fitted to labels, (R, K)."""
+def fit_linear_reward(features: Tensor, wins: Tensor, prior: float = 3.0) -> Tensor:
+    """Fit a reward model r = φ·w to labels, and return the rewards, (R, K)."""
     weight = bradley_terry.fit_features(features, wins, prior)
     return (features @ weight.unsqueeze(-1)).squeeze(-1)
 
 
 def random_worlds(
     number: int, size: int, beta: float, seed: int, spread: float = 1.0, reference: float = 1.0
-) -> Finite:
-    """Normal rewards of standard deviation `spread`, normal reference logits of standard deviation `reference`."""
+) -> FiniteWorlds:
+    """Draw worlds with normal rewards and normal reference logits.
+
+    Args:
+        number: W.
+        size: K.
+        beta: β of the objective.
+        seed: of the draws.
+        spread: standard deviation of the rewards.
+        reference: standard deviation of the reference logits.
+    """
     generator = seeded(seed, Stream.BUDGET_WORLDS)
     log_ref = (reference * torch.randn(number, size, dtype=torch.float64, generator=generator)).log_softmax(-1)
-    return Finite(log_ref, spread * torch.randn(number, size, dtype=torch.float64, generator=generator), beta)
+    return FiniteWorlds(log_ref, spread * torch.randn(number, size, dtype=torch.float64, generator=generator), beta)
 
 
 # --- pilot comparisons -------------------------------------------------------------------------------------------

@@ -62,7 +62,8 @@ class ResponseTree:
     def num_responses(self) -> int:
         """K: V^L without an end token, and Σ_{t<L−1} c^t + c^{L−1} V with one."""
         early = sum(self.branching**t for t in range(self.depth - 1)) if self.has_end else 0
-        return early + self.branching ** (self.depth - 1) * self.vocab_size
+        last: int = self.branching ** (self.depth - 1)
+        return early + last * self.vocab_size
 
     def prompts(self, number: int) -> Tokens:
         """The prompts 0 … number−1 as tokens, (X, 1)."""

@@ -161,7 +161,7 @@ def non_static() -> Explorer:
     from rlhf_lab.widgets.nonstationary import non_static_explorer
     from rlhf_lab.worlds import nonstationary
 
-    return non_static_explorer(nonstationary.moving_bandit(num_prompts=4, num_arms=6, seed=0, rounds=24))
+    return non_static_explorer(nonstationary.nonstationary_bandit(num_prompts=4, num_arms=6, seed=0, rounds=24))
 
 
 def annotation_budget() -> Explorer:

@@ -8,14 +8,14 @@ import torch
 from rlhf_lab import exact
 from rlhf_lab.errors import LabError
 from rlhf_lab.worlds import nonstationary
-from rlhf_lab.worlds.nonstationary import moving_bandit
+from rlhf_lab.worlds.nonstationary import nonstationary_bandit
 
 torch.set_num_threads(1)
 
 
 def test_the_price_of_a_table_is_the_label_price():
     """The linear model with a full basis is a table: another file, another algorithm, the same number."""
-    at = moving_bandit(3, 6, seed=2)
+    at = nonstationary_bandit(3, 6, seed=2)
     mass = at.log_ref.exp()
     pairs = mass.unsqueeze(-1) * mass.unsqueeze(-2) * (1 - torch.eye(6))
     pairs = pairs / pairs.sum((-1, -2), keepdim=True)
@@ -26,7 +26,7 @@ def test_the_price_of_a_table_is_the_label_price():
 
 
 def test_being_late_costs_the_drift_cost_times_the_squared_angle():
-    at = moving_bandit(3, 6, seed=2)
+    at = nonstationary_bandit(3, 6, seed=2)
     angle = 1e-3
     late = exact.optimal_policy(at.log_ref, nonstationary.turned(at.first, at.other, -angle), at.beta)
     lost = exact.regret(late, at.log_ref, at.first, at.beta)

@@ -2,7 +2,7 @@
 
 import torch
 
-from rlhf_lab.label_budget import Finite, Purchase, bought, random_worlds, sft_policy
+from rlhf_lab.label_budget import FiniteWorlds, Purchase, fit_purchase, random_worlds, sft_policy
 from rlhf_lab.training import seeded
 
 
@@ -15,9 +15,9 @@ def test_the_reference_counts_as_many_demonstrations_as_there_are_responses():
 def test_a_demonstrator_taken_for_twice_as_careless_has_twice_the_rewards():
     """log π_demo = log π_0 + r/β_demo says of the same demonstrations that r is twice as large where β_demo is assumed
     to be twice what it is. The prior is too wide to matter and every response is shown."""
-    world = Finite(torch.zeros(1, 3).double().log_softmax(-1), torch.tensor([[0.3, 0.0, -0.3]]).double(), 0.5)
+    world = FiniteWorlds(torch.zeros(1, 3).double().log_softmax(-1), torch.tensor([[0.3, 0.0, -0.3]]).double(), 0.5)
     right, wrong = (
-        bought(world, Purchase(300, 0, demo_beta=1.0, assumed=assumed), 1, seeded(0), prior=1000.0).rewards
+        fit_purchase(world, Purchase(300, 0, demo_beta=1.0, assumed=assumed), 1, seeded(0), prior=1000.0).rewards
         for assumed in (None, 2.0)
     )
     gaps = [rewards - rewards.mean(-1, keepdim=True) for rewards in (right, wrong)]

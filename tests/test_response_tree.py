@@ -101,7 +101,7 @@ def test_a_tree_without_responses_is_refused(vocab, depth, has_end):
 def test_too_many_responses_are_refused_with_their_number_and_the_mend():
     """8⁹ = 134,217,728 is above the limit; nothing may be listed on the way to the message."""
     assert 8**9 > LARGEST > 8**8
-    with pytest.raises(LabError, match=r"134,217,728 .*choose a smaller vocab_size \(8\) or depth \(9\)"):
+    with pytest.raises(LabError, match=r"134,217,728 .*Choose a smaller vocab_size \(8\) or depth \(9\)"):
         ResponseTree(8, 9)
 
 

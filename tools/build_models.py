@@ -243,7 +243,7 @@ def measure(model: Any, tokenizer: Any, recipe: Recipe) -> dict[str, dict[str, f
             "loss": target_loss(model, rows),
             "grammar": statistics.mean(example.nats for example in examples),
             "tokens": statistics.mean(len(ids) - prompt for ids, prompt in zip(rows.ids, rows.prompt, strict=True)),
-            "speaks": statistics.mean(map(world.speaks, repeated, flat)),
+            "speaks": statistics.mean(map(world.follows_grammar, repeated, flat)),
             "ended": statistics.mean(
                 y[-1] == tokenizer.eos_token_id for part in drawn for g in part.tolist() for y in g
             ),

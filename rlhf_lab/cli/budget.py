@@ -289,7 +289,9 @@ def budget_plan(settings: Budget) -> BudgetPlan:
     for i, way in enumerate(tried):
         what = label_budget.Purchase(way.demonstrations, way.labels, way.rounds, way.pairs, settings.demo_beta)
         lost.append(
-            label_budget.buy(world, what, settings.runs, seeded(settings.seed, Stream.BUDGET_PLANS, i), prior).mean(0)
+            label_budget.purchase_regret(
+                world, what, settings.runs, seeded(settings.seed, Stream.BUDGET_PLANS, i), prior
+            ).mean(0)
         )
     regret = torch.stack(lost).numpy()  # (ways, worlds)
     half = settings.worlds // 2
@@ -316,7 +318,7 @@ def budget_plan(settings: Budget) -> BudgetPlan:
 
 
 def _learner(
-    settings: Budget, world: label_budget.Finite, plain: Way, prior: float
+    settings: Budget, world: label_budget.FiniteWorlds, plain: Way, prior: float
 ) -> tuple[str, tuple[float, float, float] | None]:
     """Compare DPO with a reward model for a policy with few features. For other policies they are the same."""
     assert settings.candidates is not None
@@ -337,14 +339,14 @@ def _learner(
     # The reward model needs one more fit and samples, so fewer labels are left for it.
     paid = settings.fit_steps * settings.price_step + settings.policy_samples * settings.price_sample
     fewer = max(int(plain.labels - paid / settings.price_preference / settings.prompts), 1)
-    direct = label_budget.bought(
+    direct = label_budget.fit_purchase(
         world, label_budget.Purchase(0, plain.labels), settings.runs, seeded(settings.seed, Stream.BUDGET_DIRECT), prior
     )
-    scored = label_budget.bought(
+    scored = label_budget.fit_purchase(
         world, label_budget.Purchase(0, fewer), settings.runs, seeded(settings.seed, Stream.BUDGET_REWARD_MODEL), prior
     )
-    one = left(label_budget.limited_by_dpo(many.log_ref, wide, direct.wins, many.beta, prior))
-    other = left(label_budget.limited_by_reward(many.log_ref, wide, scored.rewards, many.beta))
+    one = left(label_budget.fit_class_to_labels(many.log_ref, wide, direct.wins, many.beta, prior))
+    other = left(label_budget.fit_class_to_reward(many.log_ref, wide, scored.rewards, many.beta))
     gain = mean_interval(one - other)
     return ("reward model" if gain[1] > 0 else "DPO" if gain[2] < 0 else "not decided"), gain
 

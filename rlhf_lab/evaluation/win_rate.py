@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -107,7 +108,7 @@ def _sides(preferences: list[float]) -> list[float]:
     return wins(torch.tensor(preferences, dtype=torch.float64), 0.5).tolist()
 
 
-def _comparisons(prompts: Sequence[str], a: Sequence, b: Sequence) -> list[tuple[int, str, str, str]]:
+def _comparisons(prompts: Sequence[str], a: Sequence[Any], b: Sequence[Any]) -> list[tuple[int, str, str, str]]:
     """(number of the prompt, prompt, ours, theirs), one row a comparison."""
     if not len(prompts) == len(a) == len(b):
         raise LabError(f"{len(prompts)} prompts came with responses to {len(a)} and {len(b)}; one each is needed.")

@@ -40,7 +40,7 @@ class Simulated:
         price: by source, the limit of N · regret.
     """
 
-    world: label_budget.Finite
+    world: label_budget.FiniteWorlds
     regret: dict[str, Tensor]
     asked: dict[str, Tensor]
     price: dict[str, float]
@@ -48,19 +48,19 @@ class Simulated:
 
 def simulated(log_ref: Tensor, reward: Tensor, beta: float, runs: int = 100, seed: int = 0) -> list[Simulated]:
     """Simulate every source on all prompts, (X, K), and return one `Simulated` for each prompt."""
-    world = label_budget.Finite(log_ref, reward, beta)
+    world = label_budget.FiniteWorlds(log_ref, reward, beta)
     many = world.repeat(runs)
     prompts, size = log_ref.shape
     known = torch.zeros(runs * prompts, size, size, dtype=torch.float64)
     label = label_rounds.bradley_terry_labels(many.reward)
     out = [
-        Simulated(label_budget.Finite(x.unsqueeze(0), r.unsqueeze(0), beta), {}, {}, {})
+        Simulated(label_budget.FiniteWorlds(x.unsqueeze(0), r.unsqueeze(0), beta), {}, {}, {})
         for x, r in zip(log_ref, reward, strict=True)
     ]
-    for i, pairs in enumerate(label_budget.PAIRS):
-        learns = pairs in label_budget.IN_THE_LIMIT
+    for i, pairs in enumerate(label_budget.PAIR_SOURCES):
+        learns = pairs in label_budget.LIMITING_SOURCE
         choose = (
-            label_budget.choice(many, pairs, label_budget.QUICKLY)
+            label_budget.pair_chooser(many, pairs, label_budget.COARSE)
             if learns
             else label_rounds.choose_by_design(world.design(pairs).repeat(runs, 1, 1))
         )
@@ -83,7 +83,7 @@ def annotation_budget_picture(
 
     Args:
         known: `simulated` of one prompt at one β.
-        pairs: a source, see `label_budget.PAIRS`.
+        pairs: a source, see `label_budget.PAIR_SOURCES`.
         step: N is `TOTALS[step]`.
         ratio: cost of a demonstration in labels, above zero.
         responses: K names.
@@ -95,16 +95,16 @@ def annotation_budget_picture(
     Raises:
         LabError: an unknown source or step; a cost of zero; a number of names other than K.
     """
-    if pairs not in label_budget.PAIRS or not 0 <= step < len(TOTALS):
+    if pairs not in label_budget.PAIR_SOURCES or not 0 <= step < len(TOTALS):
         raise LabError(
-            f"pairs must be one of {', '.join(label_budget.PAIRS)}, and step between 0 and {len(TOTALS) - 1}."
+            f"pairs must be one of {', '.join(label_budget.PAIR_SOURCES)}, and step between 0 and {len(TOTALS) - 1}."
         )
     check_positive(ratio, "ratio")
     world, size, number = known.world, known.world.log_ref.shape[-1], TOTALS[step]
     if len(responses) != size:
         raise LabError(f"{len(responses)} names were given for {size} responses.")
     places = torch.combinations(torch.arange(size))
-    look = label_budget.LOOK[pairs]
+    look = label_budget.STYLES[pairs]
     asked = 2 * known.asked[pairs][step]
     who = _pairs_panel(pairs, places, asked, 2 * world.best_design[0])
     limit, found = known.price[pairs] / number, float(known.regret[pairs][step])
@@ -133,7 +133,8 @@ def annotation_budget_picture(
     first, second = places[int(asked[places[:, 0], places[:, 1]].argmax())].tolist()
     legend = ", ".join(f"{i + 1} {name}" for i, name in enumerate(responses))
     text = (
-        f"With {number} labels on {label_budget.PAIRS[pairs]} at β = {world.beta:g}, the pair labelled most often is "
+        f"With {number} labels on {label_budget.PAIR_SOURCES[pairs]} at β = {world.beta:g}, the pair labelled most "
+        f"often is "
         f"“{responses[first]}” against “{responses[second]}” (by number: {legend}). The regret is {found:.3g}; the "
         f"closed form gives {limit:.3g}. In the limit, {number / over:.0f} labels of the best design have the same "
         f"regret. If a demonstration costs {ratio:.3g} labels, {100 * share:.0f}% of the budget is best spent on "
@@ -156,20 +157,20 @@ def _pairs_panel(pairs: str, places: Tensor, asked: Tensor, best: Tensor) -> Pan
         Axis("pair of responses, by number", names=tuple(f"{i + 1} | {j + 1}" for i, j in places.tolist())),
         Axis("share of the labels", 0.0, 1.0),
         (
-            Bars(label_budget.LOOK[pairs], asked[first, second], label_budget.SHORT[pairs]),
+            Bars(label_budget.STYLES[pairs], asked[first, second], label_budget.NAMES[pairs]),
             Bars("optimal", best[first, second], "best design"),
         ),
         width=1.2,
     )
 
 
-def split_curve(world: label_budget.Finite, pairs: str, money: float, ratio: float) -> Tensor:
+def split_curve(world: label_budget.FiniteWorlds, pairs: str, money: float, ratio: float) -> Tensor:
     """The limit of the regret for every share of the budget (`SHARES`) spent on demonstrations, (21,).
 
     Labels are on the pairs that the source labels in the limit. The budget is counted in labels.
     """
-    mu = world.design(label_budget.IN_THE_LIMIT.get(pairs, pairs))
-    return label_budget.price_of_both(world, SHARES * money / ratio, (1 - SHARES) * money, DEMO_BETA, mu)[0]
+    mu = world.design(label_budget.LIMITING_SOURCE.get(pairs, pairs))
+    return label_budget.regret_limit(world, SHARES * money / ratio, (1 - SHARES) * money, DEMO_BETA, mu)[0]
 
 
 def annotation_budget_explorer(
@@ -201,7 +202,7 @@ def annotation_budget_explorer(
         return annotation_budget_picture(known[prompt, beta], pairs, step, ratio, responses)
 
     controls: dict[str, Slider | Choice] = {
-        "pairs": Choice("active", {name: key for key, name in label_budget.PAIRS.items()}, "pairs"),
+        "pairs": Choice("active", {name: key for key, name in label_budget.PAIR_SOURCES.items()}, "pairs"),
         "beta": Choice(BETAS[1], {f"{beta:g}": beta for beta in BETAS}, "β [reward per nat]"),
         "step": Choice(4, {f"{number}": i for i, number in enumerate(TOTALS)}, "labels N"),
         "ratio": Slider(5.0, 0.5, 50.0, "cost of a demonstration [labels]", log=True),

@@ -21,7 +21,7 @@ from rlhf_lab.errors import LabError
 from rlhf_lab.figures.picture import Axis, Curve, Number, Panel, Picture
 from rlhf_lab.widgets.explorer import Choice, Explorer, Slider
 from rlhf_lab.worlds import nonstationary
-from rlhf_lab.worlds.nonstationary import MovingWorld
+from rlhf_lab.worlds.nonstationary import NonstationaryWorld
 
 KINDS = {
     "preferences drift": "drift",
@@ -47,7 +47,7 @@ class Motion:
     Rounds 0 … T along the first axis.
     """
 
-    def __init__(self, at: MovingWorld, features: Tensor) -> None:
+    def __init__(self, at: NonstationaryWorld, features: Tensor) -> None:
         """Compute them for the world `at` and the features Φ (K, d) of its reward model."""
         rounds = range(at.rounds + 1)
         self.at, self.features, self.ridge = at, features, float(features.shape[1])
@@ -185,7 +185,7 @@ def _costs(motion: Motion) -> tuple[float, float]:
     return float(price), float(late) * at.rate**2
 
 
-def _moved(at: MovingWorld) -> str:
+def _moved(at: NonstationaryWorld) -> str:
     angle = at.rate * (at.rounds if at.kind == "drift" else 1)
     return {
         "none": "Nothing changes.",
@@ -198,7 +198,7 @@ def _moved(at: MovingWorld) -> str:
 
 
 def non_static_explorer(
-    at: MovingWorld, features: Tensor | None = None, turn: float = 0.8, labels: float = 120.0, window: int = 8
+    at: NonstationaryWorld, features: Tensor | None = None, turn: float = 0.8, labels: float = 120.0, window: int = 8
 ) -> Explorer:
     """Show a non-static world with controls for the change, its size, the labels, the window and the refits.
 

@@ -68,7 +68,8 @@ class FiniteWorld:
             raise LabError(
                 f"{type(policy).__name__} cannot enumerate its responses; a finite world needs one that can."
             )
-        return listing(self.prompts)[1].double().log_softmax(-1).cpu()
+        log_probs: Tensor = listing(self.prompts)[1]
+        return log_probs.double().log_softmax(-1).cpu()
 
     @torch.no_grad()
     def rewards(self) -> Tensor:

@@ -1,18 +1,20 @@
-r"""Worlds that move: preferences drift, prompts shift, and the policy leaves the place where labels were collected.
+r"""Finite worlds that change over time: the preferences drift, the prompts shift, or the policy leaves its reference.
 
-Time is counted in rounds, t = 0, 1, … A deployment lasts T rounds, t = 1 … T. The policy of round t may use labels of
-the rounds before t, and is judged by the reward r_t, the prompts and the β of round t:
+Time is counted in rounds, t = 0, 1, … A deployment lasts T rounds, t = 1 … T. The policy of round t may use the labels
+of earlier rounds. It is evaluated with the reward r_t, the prompt weights w_t and the β_t of round t. The kinds of
+change are:
 
-    drift    r_t = cos(ωt) r_0 + sin(ωt) r_1, r_1 ⊥ r_0 and as large: the spread of rewards over the responses stays
-    sudden   r_t = r_0 until half of the deployment is over, from then on turned by an angle at once
-    prompts  the weights of the prompts go from one half of the prompts to the other half
-    policy   β_t falls: the policy goes further and further from π_ref, from where the labels come
+    none     nothing changes
+    drift    r_t = cos(ωt) r_0 + sin(ωt) r_1, where r_1 is orthogonal to r_0 and has the same variance over responses
+    sudden   r_t = r_0 for half of the deployment, and is then rotated by an angle in one step
+    prompts  the weights move from the first half of the prompts to the second half
+    policy   β_t falls, so the optimal policy moves away from π_ref, from which the labels come
 
-π*_t ∝ π_ref exp(r_t/β_t) and the regret of round t, Σ_x w_t(x) β_t KL(π(·|x)‖π*_t(·|x)), stay exact.
+π*_t ∝ π_ref exp(r_t/β_t) and the regret of round t, Σ_x w_t(x) β_t KL(π(·|x)‖π*_t(·|x)), are exact.
 
-The closed forms of such worlds are in `exact.drift`. Bai et al. 2022, section 4.5 (reward models and policies renewed
-about weekly); lecture, "Non-static Environment". Left out on purpose: models of the drift itself, such as a Kalman
-filter, which would extrapolate.
+The closed forms of drifting rewards are in `exact.drift`. Bai et al. 2022, section 4.5, where reward models and
+policies are updated about weekly; lecture, "Non-static Environment". Left out on purpose: models that extrapolate the
+drift, such as a Kalman filter.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,35 +41,41 @@ KINDS: tuple[Kind, ...] = ("none", "drift", "sudden", "prompts", "policy")
 
 
 def standard(reward: Tensor) -> Tensor:
-    """Each prompt's rewards with mean 0 and variance 1 over its responses, (…, K); 0 where all are equal."""
+    """The rewards scaled to mean 0 and variance 1 over the responses of each prompt, (…, K); 0 if they are equal."""
     apart = centred(reward)
     spread = apart.square().mean(-1, keepdim=True).sqrt()
     return apart / torch.where(spread > 0, spread, 1.0)
 
 
 def orthogonal(first: Tensor, other: Tensor) -> Tensor:
-    """`other` made standard and uncorrelated with the standard rewards `first`, prompt by prompt, (…, K).
+    """The part of `other` that is uncorrelated with the standard rewards `first`, made `standard`, (…, K).
 
     Raises:
-        LabError: fewer than three responses, or nothing of `other` is left.
+        LabError: fewer than three responses, or `other` is a multiple of `first`.
     """
     if first.shape[-1] < 3:
-        raise LabError("Two responses have one difference: rewards that turn need at least three responses.")
+        raise LabError("Rewards can rotate only if there are at least three responses. Give more responses.")
     away = other - other.mean(-1, keepdim=True)
     rest = away - first * (first * away).mean(-1, keepdim=True)
     if bool((rest.square().mean(-1) <= 1e-12 * away.square().mean(-1).clamp(min=1e-300)).any()):
-        raise LabError("The second reward is a multiple of the first: there is nothing to turn towards.")
+        raise LabError("The second reward is a multiple of the first. Rewards cannot rotate towards it.")
     return standard(rest)
 
 
 def turned(first: Tensor, other: Tensor, angle: Tensor | float) -> Tensor:
-    """cos(angle) · first + sin(angle) · other; the angle in radians, broadcast in front of (…, K)."""
+    """cos(angle) · first + sin(angle) · other, with the angle in radians, broadcast with (…, K)."""
     angle = torch.as_tensor(angle, dtype=first.dtype)
     return angle.cos() * first + angle.sin() * other
 
 
-class Asked(NamedTuple):
-    """Labelled pairs by number: prompt, preferred response, other response, (N,) each."""
+class LabelledPairs(NamedTuple):
+    """Labelled pairs of a finite world, as numbers of prompts and responses, (N,) each.
+
+    Attributes:
+        prompts: the prompt of each pair.
+        chosen: the preferred response.
+        rejected: the other response.
+    """
 
     prompts: Tensor
     chosen: Tensor
@@ -75,20 +83,20 @@ class Asked(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class MovingWorld:
-    """A finite world in motion.
+class NonstationaryWorld:
+    """A finite world that changes over time.
 
     Attributes:
-        world: prompts, responses and π_ref, which do not move.
+        world: the prompts, the responses and π_ref, which do not change.
         first: r_0, (X, K), standard (see `standard`).
         other: r_1, (X, K), standard, orthogonal to `first`.
-        kind: what moves.
+        kind: what changes, see the module's docstring.
         rounds: T of the deployment.
-        rate: of a drift, ω in radians a round; of a sudden change, its angle in radians; else not used.
-        beta: β of the objective at the start, units of reward for a nat.
-        last_beta: β in round T, where the kind is "policy"; it falls by the same factor every round.
-        share: of all prompts asked that belong to the first half of the list at the start, and to the second half
-            in round T, where the kind is "prompts". Elsewhere all prompts are equally likely.
+        rate: for "drift", ω in radians per round; for "sudden", the angle in radians; otherwise not used.
+        beta: β of the objective at the start, in units of reward per nat.
+        last_beta: for "policy", β in round T. β falls by the same factor in each round.
+        share: for "prompts", the total weight of the first half of the prompts at the start, and of the second half in
+            round T. In the other kinds all prompts have equal weights.
     """
 
     world: FiniteWorld
@@ -107,9 +115,9 @@ class MovingWorld:
         if self.kind not in KINDS:
             raise LabError(f"kind must be one of {', '.join(KINDS)}, not {self.kind!r}.")
         if self.rounds < 1 or not 0 <= self.share <= 1:
-            raise LabError(f"A deployment needs a round and a share in [0, 1], not {self.rounds} and {self.share}.")
+            raise LabError(f"rounds must be at least 1 and share in [0, 1], not {self.rounds} and {self.share}.")
         if self.kind == "prompts" and self.world.num_prompts < 2:
-            raise LabError("Prompts cannot shift where there is only one.")
+            raise LabError('The kind "prompts" needs at least two prompts, but the world has only one.')
 
     @cached_property
     def log_ref(self) -> Tensor:
@@ -117,7 +125,7 @@ class MovingWorld:
         return self.world.log_ref()
 
     def angle(self, t: float) -> float:
-        """How far the reward has turned in round t, radians."""
+        """The angle by which the reward has rotated in round t, radians."""
         if self.kind == "drift":
             return self.rate * t
         return self.rate if self.kind == "sudden" and t > self.rounds / 2 else 0.0
@@ -127,7 +135,7 @@ class MovingWorld:
         return turned(self.first, self.other, self.angle(t))
 
     def velocity(self, t: float) -> Tensor:
-        """dr/dangle in round t, (X, K): where the reward is going, a quarter of a turn ahead of it."""
+        """The derivative of the reward with respect to the angle in round t, (X, K)."""
         return turned(self.first, self.other, self.angle(t) + math.pi / 2)
 
     def weights(self, t: float) -> Tensor:
@@ -145,10 +153,10 @@ class MovingWorld:
         """β_t."""
         if self.kind != "policy":
             return self.beta
-        return self.beta * (self.last_beta / self.beta) ** min(max(t / self.rounds, 0.0), 1.0)
+        return self.beta * math.pow(self.last_beta / self.beta, min(max(t / self.rounds, 0.0), 1.0))
 
     def tilt(self, reward: Tensor, t: float) -> Tensor:
-        """log of π_ref exp(reward/β_t)/Z, (X, K): the best policy for a reward model of that round."""
+        """log of π_ref exp(reward/β_t)/Z, (X, K), the optimal policy for `reward` in round t."""
         return exact.optimal_policy(self.log_ref, reward, self.beta_at(t))
 
     def optimal(self, t: float) -> Tensor:
@@ -166,19 +174,19 @@ class MovingWorld:
         return float((self.weights(t) * each).sum())
 
     @torch.no_grad()
-    def ask(
+    def sample_labels(
         self, number: int, t: float, generator: torch.Generator | None = None, log_policy: Tensor | None = None
-    ) -> Asked:
-        """`number` labels of round t: a prompt by the round's weights, two different responses, one label each.
+    ) -> LabelledPairs:
+        """Draw labelled pairs in round t: a prompt by its weight, two different responses, and a label.
 
         Args:
-            number: how many.
-            t: the round, whose reward labels.
+            number: how many labels.
+            t: the round, whose reward decides the labels.
             generator: source of randomness.
-            log_policy: who answers, (X, K); π_ref by default.
+            log_policy: the policy from which the responses are drawn, (X, K); π_ref by default.
 
         Raises:
-            LabError: the policy gives one response only.
+            LabError: the policy gives all probability to one response.
         """
         mass = (self.log_ref if log_policy is None else log_policy).exp()
         reward, parts = self.rewards(t), []
@@ -189,23 +197,28 @@ class MovingWorld:
             one, two = different(mass[x], count, generator)
             wins = sample_preferences(reward[x][one], reward[x][two], generator)
             here = torch.full_like(one, x)
-            parts.append(Asked(here, torch.where(wins, one, two), torch.where(wins, two, one)))
-        return Asked(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+            parts.append(LabelledPairs(here, torch.where(wins, one, two), torch.where(wins, two, one)))
+        return LabelledPairs(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 
 def different(mass: Tensor, number: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-    """`number` pairs of independent draws from `mass` (K,), given that the two differ, (number,) each.
+    """Draw pairs of two independent responses, conditioned on the two being different, (number,) each.
+
+    Args:
+        mass: the probabilities of the responses, (K,).
+        number: how many pairs.
+        generator: source of randomness.
 
     Raises:
         LabError: all mass is on one response.
     """
     if int((mass > 0).sum()) < 2:
-        raise LabError("The policy gives the same response every time: there is nothing to compare. Raise beta.")
+        raise LabError("The policy gives the same response every time, so there is nothing to compare. Raise beta.")
     both = torch.multinomial(mass, 2 * number, replacement=True, generator=generator).view(2, number)
     one, two = both[:, both[0] != both[1]]
     left = number - len(one)
     if left:
-        # Two that differ, directly: i with m_i (1 − m_i), then j ≠ i with m_j. A peaked policy is no trouble.
+        # The rest is drawn directly: i with m_i (1 − m_i), then j ≠ i with m_j. This also works for a peaked policy.
         first = torch.multinomial(mass * (mass.sum() - mass), left, replacement=True, generator=generator)
         others = mass.repeat(left, 1).scatter(1, first.unsqueeze(1), 0.0)
         second = torch.multinomial(others, 1, generator=generator).squeeze(1)
@@ -213,42 +226,46 @@ def different(mass: Tensor, number: int, generator: torch.Generator | None = Non
     return one, two
 
 
-def moving_bandit(num_prompts: int = 4, num_arms: int = 6, seed: int = 0, **changes: object) -> MovingWorld:
-    """A random bandit in motion; `changes` are fields of `MovingWorld`."""
+def nonstationary_bandit(num_prompts: int = 4, num_arms: int = 6, seed: int = 0, **changes: Any) -> NonstationaryWorld:
+    """A random bandit that changes over time. `changes` are fields of `NonstationaryWorld`."""
     world = bandit.random(num_prompts, num_arms, seed)
     first = standard(world.rewards())
     drawn = torch.randn(first.shape, dtype=torch.float64, generator=seeded(seed, Stream.SECOND_REWARD))
-    return MovingWorld(world, first, orthogonal(first, drawn), **changes)  # type: ignore[arg-type]
+    return NonstationaryWorld(world, first, orthogonal(first, drawn), **changes)
 
 
-def moving_tree(
-    vocab_size: int = 6, depth: int = 4, num_prompts: int = 2, seed: int = 0, **changes: object
-) -> MovingWorld:
-    """A random token tree in motion, both rewards additive and bigram; `changes` are fields of `MovingWorld`."""
+def nonstationary_tree(
+    vocab_size: int = 6, depth: int = 4, num_prompts: int = 2, seed: int = 0, **changes: Any
+) -> NonstationaryWorld:
+    """A random token tree that changes over time, with additive and bigram rewards.
+
+    `changes` are fields of `NonstationaryWorld`.
+    """
     world = token_tree.random(vocab_size, depth, num_prompts, seed)
     first = standard(world.rewards())
     drawn = token_tree.random(vocab_size, depth, num_prompts, seed + 70_000).rewards()
-    return MovingWorld(world, first, orthogonal(first, drawn), **changes)  # type: ignore[arg-type]
+    return NonstationaryWorld(world, first, orthogonal(first, drawn), **changes)
 
 
 def basis(parts: Tensor) -> Tensor:
-    """Columns that span `parts` (K, m) without constants, orthonormal in the mean over responses, (K, d)."""
-    return orthonormal(parts.double() - parts.double().mean(0)) * len(parts) ** 0.5
+    """A basis of the span of `parts` (K, m) without constants, orthonormal in the mean over the responses, (K, d)."""
+    length: float = len(parts) ** 0.5
+    return orthonormal(parts.double() - parts.double().mean(0)) * length
 
 
 def orthonormal(columns: Tensor) -> Tensor:
-    """Orthonormal columns that span `columns` (K, m), one after another (Gram–Schmidt), (K, d).
+    """An orthonormal basis of the span of `columns` (K, m), by the Gram–Schmidt process, (K, d).
 
-    A column that depends on those before it is left out. This is the Q of the QR decomposition whose R has a positive
-    diagonal, and the only one. The Q of `torch.linalg.qr` has signs, and the singular vectors of `torch.linalg.svd`
-    have signs and (where singular values are equal, as those of a table are) directions, that the mathematics leaves
-    open: each processor gives others.
+    A column that depends on the earlier ones is left out. The result is the Q of the QR decomposition whose R has a
+    positive diagonal, which is unique. The signs in the Q of `torch.linalg.qr` are not determined by the mathematics,
+    and neither are the signs of singular vectors, or their directions where singular values are equal. These differ
+    between processors.
     """
     found: list[Tensor] = []
     smallest = 1e-9 * columns.norm(dim=0).max()
     for column in columns.unbind(1):
         rest = column
-        for _ in range(2):  # the second pass removes what rounding left of the first
+        for _ in range(2):  # the second pass removes the rounding errors of the first
             for other in found:
                 rest = rest - other * (other @ rest)
         length = rest.norm()

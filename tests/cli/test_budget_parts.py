@@ -91,7 +91,7 @@ def planned(monkeypatch, regrets: list[list[float]]) -> command.BudgetPlan:
         return torch.tensor([[first] * 4 + [last] * 4] * runs, dtype=torch.float64)
 
     monkeypatch.setattr(command, "ways", lambda settings, size: tried)
-    monkeypatch.setattr(command.label_budget, "buy", buy)
+    monkeypatch.setattr(command.label_budget, "purchase_regret", buy)
     return budget_plan(Budget(labels=10, worlds=8, runs=2))
 
 
@@ -113,19 +113,21 @@ def test_the_learner_with_the_smaller_regret_is_advised_and_a_reward_model_s_sam
     """The better one ends at π*, the other at the reference. A fit of 10 steps at ½ and 20 samples at ¾ cost 20, ten
     labels of 2."""
     seen = []
-    real = simulation.bought
+    real = simulation.fit_purchase
 
     def bought(world, what, runs, generator, prior):
         seen.append(what.labels)
         return real(world, simulation.Purchase(0, 4), runs, generator, prior)
 
-    monkeypatch.setattr(command.label_budget, "bought", bought)
+    monkeypatch.setattr(command.label_budget, "fit_purchase", bought)
     world = simulation.random_worlds(8, 5, 0.5, 0)
     many = world.repeat(2)
     star = exact.optimal_policy(many.log_ref, many.reward, 0.5)
-    monkeypatch.setattr(command.label_budget, "limited_by_dpo", lambda *a: star if better == "dpo" else many.log_ref)
     monkeypatch.setattr(
-        command.label_budget, "limited_by_reward", lambda *a: star if better == "reward" else many.log_ref
+        command.label_budget, "fit_class_to_labels", lambda *a: star if better == "dpo" else many.log_ref
+    )
+    monkeypatch.setattr(
+        command.label_budget, "fit_class_to_reward", lambda *a: star if better == "reward" else many.log_ref
     )
     settings = Budget(
         money=1000, candidates=5, features=2, runs=2, fit_steps=10, price_step=0.5, policy_samples=20,

@@ -129,16 +129,16 @@ def test_demonstrations_have_the_information_that_monte_carlo_finds():
     world = label_budget.random_worlds(1, 4, 0.5, 3)
     demo = exact.optimal_policy(world.log_ref, world.reward, 1.5)
     what = label_budget.Purchase(3000, 3000, demo_beta=1.5, pairs="sft")
-    lost = label_budget.buy(world, what, 400, seeded(11), prior=30.0)[:, 0]
+    lost = label_budget.purchase_regret(world, what, 400, seeded(11), prior=30.0)[:, 0]
     number = torch.tensor(3000.0)
-    want = float(label_budget.price_of_both(world, number, number, 1.5, bradley_terry.pair_distribution(demo))[0])
+    want = float(label_budget.regret_limit(world, number, number, 1.5, bradley_terry.pair_distribution(demo))[0])
     assert abs(float(lost.mean()) - want) < 4 * float(lost.std()) / math.sqrt(400) + 0.02 * want
 
 
 def test_the_price_of_labels_alone_is_the_price_of_a_label():
     world = label_budget.random_worlds(3, 5, 0.7, 4)
     mu = world.design("uniform")
-    got = label_budget.price_of_both(world, torch.tensor(0.0), torch.tensor(1.0), 1.0, mu)
+    got = label_budget.regret_limit(world, torch.tensor(0.0), torch.tensor(1.0), 1.0, mu)
     torch.testing.assert_close(got, exact.label_price(world.log_ref, world.reward, 0.7, mu))
 
 
@@ -146,14 +146,14 @@ def test_limited_policies_reach_the_optimum_of_their_objectives():
     """By reward: no small step in the weights raises J. By DPO with all features: the table's own maximum."""
     world = label_budget.random_worlds(2, 5, 0.5, 5)
     features = torch.randn(2, 5, 2, dtype=torch.float64, generator=seeded(12))
-    best = label_budget.limited_by_reward(world.log_ref, features, world.reward, 0.5)
+    best = label_budget.fit_class_to_reward(world.log_ref, features, world.reward, 0.5)
     value = exact.objective(best, world.log_ref, world.reward, 0.5)
     for step in 0.05 * torch.tensor([[1.0, 0], [-1, 0], [0, 1], [0, -1]], dtype=torch.float64):
         moved = (best + features @ step).log_softmax(-1)
         assert (exact.objective(moved, world.log_ref, world.reward, 0.5) < value).all()
     wins = torch.randint(1, 20, (2, 5, 5), generator=seeded(13)).double()
     every = torch.eye(5, dtype=torch.float64).expand(2, -1, -1)
-    direct = label_budget.limited_by_dpo(world.log_ref, every, wins, 0.5, prior=3.0)
+    direct = label_budget.fit_class_to_labels(world.log_ref, every, wins, 0.5, prior=3.0)
     table = exact.optimal_policy(world.log_ref, bradley_terry.fit_rewards(wins, 3.0)[0], 0.5)
     torch.testing.assert_close(direct, table, atol=1e-4, rtol=0)
 

@@ -16,18 +16,18 @@ from rlhf_lab.experiments.claims.non_static.strategies import LOOKS, Memory, dep
 from rlhf_lab.experiments.runner import experiment_run
 from rlhf_lab.training import Training, seeded
 from rlhf_lab.worlds import nonstationary
-from rlhf_lab.worlds.nonstationary import Asked, moving_bandit
+from rlhf_lab.worlds.nonstationary import LabelledPairs, nonstationary_bandit
 
 torch.set_num_threads(1)
 
 
 def test_counts_and_lists_of_labels_give_the_same_reward_model():
-    at = moving_bandit(2, 5, seed=1)
+    at = nonstationary_bandit(2, 5, seed=1)
     features = nonstationary.basis(torch.eye(5))
     counted, listed = Memory(features, 2), Memory(features, 2)
     listed.dense = False
     for t in range(3):
-        asked = at.ask(50, t, seeded(t))
+        asked = at.sample_labels(50, t, seeded(t))
         counted.add(asked)
         listed.add(asked)
     weights = torch.tensor([[0.3, 0.0, 1.0]], dtype=torch.float64)
@@ -36,8 +36,8 @@ def test_counts_and_lists_of_labels_give_the_same_reward_model():
 
 def test_dpo_of_the_lab_finds_what_the_reward_model_and_its_optimum_find():
     """On a table both minimise the same loss (Rafailov et al. 2023); the prior is made negligible on both sides."""
-    at = moving_bandit(1, 4, seed=2)
-    asked = at.ask(4000, 0, seeded(0))
+    at = nonstationary_bandit(1, 4, seed=2)
+    asked = at.sample_labels(4000, 0, seeded(0))
     memory = Memory(nonstationary.basis(torch.eye(4)), 1)
     memory.prior = 1e3
     memory.add(asked)
@@ -65,7 +65,7 @@ def test_what_each_strategy_keeps():
 
 
 def test_a_fit_that_never_stops_learning_has_less_regret_late_and_nothing_is_lost_without_noise():
-    at = moving_bandit(1, 4, seed=1, kind="none", rounds=8)
+    at = nonstationary_bandit(1, 4, seed=1, kind="none", rounds=8)
     found = deploy(at, nonstationary.basis(torch.eye(4)), 3000, 8, 0)
     for strategy in ("refit-all", "online-all", "offline"):
         assert found[strategy][-1] < 0.02
@@ -78,7 +78,7 @@ def test_a_round_s_policy_knows_only_the_labels_of_rounds_before(strategy):
     With 20,000 labels a fit is nearly exact. Round 3 is then served with the optimum of the old reward, and round 4
     with that of the new one, whose regret is 0.
     """
-    at = moving_bandit(1, 4, seed=1, kind="sudden", rate=math.pi / 2, rounds=4)
+    at = nonstationary_bandit(1, 4, seed=1, kind="sudden", rate=math.pi / 2, rounds=4)
     regret = deploy(at, nonstationary.basis(torch.eye(4)), 20_000, 1, 0, (strategy,))[strategy]
     late = at.regret(at.optimal(2), 3)
     assert late > 0.4 and regret == pytest.approx([0, 0, late, 0], abs=0.05 * late)
@@ -92,7 +92,7 @@ def test_the_long_run_meets_the_closed_form_with_many_labels():
     """
     features, ratios = nonstationary.basis(torch.eye(5)), {(2, 1): 0.0, (3, 2): 0.0}
     for seed in range(6):
-        at = moving_bandit(1, 5, seed=seed, kind="drift", rate=0.02)
+        at = nonstationary_bandit(1, 5, seed=seed, kind="drift", rate=0.02)
         angles = torch.arange(24).double()[:, None, None] * math.pi / 24
         reward, speed = (nonstationary.turned(at.first, at.other, angles + ahead) for ahead in (0, math.pi / 2))
         price = float(exact.drift.price(features, at.log_ref, reward, 0.5).mean())
@@ -188,6 +188,6 @@ def test_the_kept_settings_are_settled_and_a_real_model_goes_the_way_of_small():
 
 def test_labels_are_kept_by_round_and_pair():
     memory = Memory(nonstationary.basis(torch.eye(3)), 2)
-    memory.add(Asked(torch.tensor([0, 1, 1]), torch.tensor([0, 2, 2]), torch.tensor([1, 0, 0])))
+    memory.add(LabelledPairs(torch.tensor([0, 1, 1]), torch.tensor([0, 2, 2]), torch.tensor([1, 0, 0])))
     wins = memory.rounds[0]  # prompt, winner, loser
     assert wins[:, 0, 1].tolist() == [1, 0] and wins[:, 2, 0].tolist() == [0, 2] and wins.sum() == 3

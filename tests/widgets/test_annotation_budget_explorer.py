@@ -31,12 +31,12 @@ def known():
 
 def test_every_combination_of_the_controls_gives_a_picture():
     states = annotation_budget_explorer(REF, REWARD, NAMES, WORLD.prompt_names, runs=3).states(stops=3)
-    assert len(states["pictures"]) == len(label_budget.PAIRS) * len(BETAS) * len(TOTALS) * 3 * 2
+    assert len(states["pictures"]) == len(label_budget.PAIR_SOURCES) * len(BETAS) * len(TOTALS) * 3 * 2
     assert not any(picture["failed"] for picture in states["pictures"])
 
 
 def test_bars_are_shares_of_the_labels_and_sum_to_one(known):
-    for pairs in label_budget.PAIRS:
+    for pairs in label_budget.PAIR_SOURCES:
         bars = [layer for layer in annotation_budget_picture(known[0], pairs, 3, 5.0, NAMES).panels[0].layers]
         assert all(isinstance(bar, Bars) for bar in bars)
         for bar in bars:
@@ -80,7 +80,7 @@ def test_axes_do_not_move_with_the_controls(known):
         tuple(
             (panel.y.low, panel.y.high) for panel in annotation_budget_picture(known[0], pairs, step, 5.0, NAMES).panels
         )
-        for pairs in label_budget.PAIRS
+        for pairs in label_budget.PAIR_SOURCES
         for step in (0, 7)
     }
     assert len(ends) == 1 and None not in next(iter(ends))[0]

@@ -12,12 +12,12 @@ from rlhf_lab.errors import LabError
 from rlhf_lab.experiments.claims.non_static import run as non_static
 from rlhf_lab.widgets.nonstationary import KINDS, Motion, expected_regrets, non_static_explorer, non_static_picture
 from rlhf_lab.worlds import nonstationary
-from rlhf_lab.worlds.nonstationary import moving_bandit, moving_tree
+from rlhf_lab.worlds.nonstationary import nonstationary_bandit, nonstationary_tree
 
 torch.set_num_threads(1)
 
 PHI = nonstationary.basis(torch.eye(5))
-AT = moving_bandit(2, 5, seed=0, rounds=8)
+AT = nonstationary_bandit(2, 5, seed=0, rounds=8)
 
 
 def test_expected_regrets_are_those_of_drawn_labels():
@@ -91,6 +91,6 @@ def test_each_kind_of_change_is_named_in_the_text():
 
 def test_a_tree_is_too_large_and_numbers_below_one_are_refused():
     with pytest.raises(LabError, match="too many for this explorer"):
-        non_static_explorer(moving_tree(6, 4, 2))
+        non_static_explorer(nonstationary_tree(6, 4, 2))
     with pytest.raises(LabError, match="at least 1"):
         expected_regrets(Motion(AT, PHI), 10, 0)

@@ -10,13 +10,13 @@ from rlhf_lab import exact
 from rlhf_lab.errors import LabError
 from rlhf_lab.training import seeded
 from rlhf_lab.worlds import nonstationary
-from rlhf_lab.worlds.nonstationary import moving_bandit, moving_tree
+from rlhf_lab.worlds.nonstationary import nonstationary_bandit, nonstationary_tree
 
 torch.set_num_threads(1)
 
 
 def test_rewards_that_turn_keep_mean_and_spread_and_end_at_the_other_reward():
-    at = moving_bandit(3, 5, seed=1, kind="drift", rate=math.pi / 48)
+    at = nonstationary_bandit(3, 5, seed=1, kind="drift", rate=math.pi / 48)
     for t in (0, 7, 24):
         reward = at.rewards(t)
         assert reward.mean(-1).tolist() == pytest.approx([0.0] * 3, abs=1e-12)
@@ -29,7 +29,7 @@ def test_rewards_that_turn_keep_mean_and_spread_and_end_at_the_other_reward():
 
 
 def test_each_kind_moves_what_it_says_and_nothing_else():
-    still = moving_bandit(4, 5, kind="none")
+    still = nonstationary_bandit(4, 5, kind="none")
     for kind, rate in (("drift", 0.1), ("sudden", 1.0), ("prompts", 0.0), ("policy", 0.0)):
         at = replace(still, kind=kind, rate=rate)
         moved = [
@@ -47,7 +47,7 @@ def test_each_kind_moves_what_it_says_and_nothing_else():
 
 
 def test_regret_is_the_weighted_loss_of_the_objective_and_zero_for_the_moving_optimum():
-    at = moving_bandit(4, 5, kind="prompts", beta=0.7)
+    at = nonstationary_bandit(4, 5, kind="prompts", beta=0.7)
     policy = torch.randn(4, 5, dtype=torch.float64, generator=seeded(1)).log_softmax(-1)
     lost = [exact.objective(p, at.log_ref, at.rewards(9), 0.7) for p in (at.optimal(9), policy)]
     assert at.regret(policy, 9) == pytest.approx(float((at.weights(9) * (lost[0] - lost[1])).sum()))
@@ -67,9 +67,9 @@ def test_pairs_that_differ_have_the_law_of_two_draws_given_that_they_differ():
 
 
 def test_labels_follow_bradley_terry_on_the_rewards_of_their_round():
-    at = moving_bandit(2, 4, seed=3, kind="sudden", rate=math.pi / 2)
+    at = nonstationary_bandit(2, 4, seed=3, kind="sudden", rate=math.pi / 2)
     for t, reward in ((12, at.first), (13, at.other)):
-        asked = at.ask(40_000, t, seeded(t))
+        asked = at.sample_labels(40_000, t, seeded(t))
         gap = (reward[asked.prompts, asked.chosen] - reward[asked.prompts, asked.rejected]).abs()
         agreed = reward[asked.prompts, asked.chosen] > reward[asked.prompts, asked.rejected]
         p = torch.sigmoid(gap)
@@ -79,9 +79,9 @@ def test_labels_follow_bradley_terry_on_the_rewards_of_their_round():
 
 
 def test_prompts_are_asked_by_their_weights():
-    at = moving_bandit(4, 4, kind="prompts", share=1.0)
-    assert at.ask(500, 0, seeded(0)).prompts.max() <= 1
-    assert at.ask(500, 24, seeded(0)).prompts.min() >= 2
+    at = nonstationary_bandit(4, 4, kind="prompts", share=1.0)
+    assert at.sample_labels(500, 0, seeded(0)).prompts.max() <= 1
+    assert at.sample_labels(500, 24, seeded(0)).prompts.min() >= 2
 
 
 def test_a_basis_spans_its_parts_without_constants():
@@ -121,36 +121,36 @@ def test_orthonormal_columns_are_the_qr_decomposition_with_a_positive_diagonal()
 
 def test_worlds_that_cannot_move_are_refused():
     with pytest.raises(LabError, match="at least three responses"):
-        moving_bandit(1, 2)
+        nonstationary_bandit(1, 2)
     with pytest.raises(LabError, match="only one"):
-        moving_bandit(1, 4, kind="prompts")
+        nonstationary_bandit(1, 4, kind="prompts")
     with pytest.raises(LabError, match="kind must be one of"):
-        moving_bandit(1, 4, kind="sideways")
+        nonstationary_bandit(1, 4, kind="sideways")
     first = nonstationary.standard(torch.randn(1, 4, dtype=torch.float64, generator=seeded(0)))
     with pytest.raises(LabError, match="multiple of the first"):
         nonstationary.orthogonal(first, 3 * first + 1)
 
 
 def test_a_trees_second_reward_is_made_of_the_same_parts_and_orthogonal():
-    at = moving_tree(4, 3, 2, seed=1)
+    at = nonstationary_tree(4, 3, 2, seed=1)
     assert (at.first * at.other).mean(-1).abs().max() < 1e-12
     assert at.first.shape == (2, 64)
 
 
 def test_who_answers_is_the_policy_that_is_given():
     """A policy on arms 1 and 3 alone is never asked about another; π_ref is asked about all of them."""
-    at = moving_bandit(2, 5, seed=4)
+    at = nonstationary_bandit(2, 5, seed=4)
     some = torch.full((2, 5), -math.inf, dtype=torch.float64)
     some[:, [1, 3]] = math.log(0.5)
-    asked = at.ask(200, 3, seeded(0), some)
+    asked = at.sample_labels(200, 3, seeded(0), some)
     assert set(asked.chosen.tolist()) | set(asked.rejected.tolist()) == {1, 3}
-    usual = at.ask(400, 3, seeded(0))
+    usual = at.sample_labels(400, 3, seeded(0))
     assert set(usual.chosen.tolist()) | set(usual.rejected.tolist()) == set(range(5))
 
 
 def test_each_seed_turns_towards_a_reward_of_its_own():
     """The part of seed 1's second reward that a draw of seed 0's stream explains is small: with the same draw in both
     it would be the whole of it (correlation 1 within each prompt)."""
-    at, drawn = moving_bandit(6, 40, seed=1), torch.randn(6, 40, dtype=torch.float64, generator=seeded(0, 103))
+    at, drawn = nonstationary_bandit(6, 40, seed=1), torch.randn(6, 40, dtype=torch.float64, generator=seeded(0, 103))
     alike = (nonstationary.orthogonal(at.first, drawn) * at.other).mean(-1)
     assert alike.abs().max() < 0.9

@@ -96,7 +96,7 @@ def test_answers_to_test_prompts_are_of_the_grammar_and_differ(shipped, name):
     prompts = world.prompts(tokenizer, "test", 64)
     responses = policy.sample(prompts, 1, torch.Generator().manual_seed(1))
     said = tokenizer.batch_decode([y for (y,) in responses.tolist()], skip_special_tokens=True)
-    share = sum(world.speaks(e.prompt, y) for e, y in zip(world.examples("test", 64), said, strict=True)) / 64
+    share = sum(world.follows_grammar(e.prompt, y) for e, y in zip(world.examples("test", 64), said, strict=True)) / 64
     assert measured > 0.6
     assert share >= measured - 5 * math.sqrt(max(measured * (1 - measured), 0.01) / 64)
     assert len(set(said)) > 32

@@ -75,7 +75,7 @@ def test_every_drawn_sentence_is_read_back_as_what_it_means():
     for e in text.load("translation").examples("train", 500):
         meaning = e.facts["meaning"]
         assert velu.read(velu.velu(meaning)) == meaning
-        assert all(translation.speaks(e.prompt, " " + right) for right in translation.references(e.prompt))
+        assert all(translation.follows_grammar(e.prompt, " " + right) for right in translation.references(e.prompt))
         assert translation.score(e.prompt, e.target) == 1 or e.target.strip() not in translation.references(e.prompt)
 
 
@@ -131,7 +131,7 @@ def test_a_prompt_of_another_world_is_refused():
     ],
 )
 def test_english_is_recognised_with_its_agreement_and_tenses(response, speaks):
-    assert translation.speaks(ask("Raka haru."), response) is speaks
+    assert translation.follows_grammar(ask("Raka haru."), response) is speaks
 
 
 def test_corpus_scores_of_right_answers_are_full_and_exact_counts():

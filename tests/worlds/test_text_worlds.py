@@ -59,10 +59,10 @@ class TestEveryWorld:
 
     def test_targets_are_of_the_grammar_and_prompts_are_not_answers(self, worlds, name):
         examples = worlds[name].examples("validation", 200)
-        assert all(worlds[name].speaks(e.prompt, e.target) for e in examples)
-        assert not any(worlds[name].speaks(e.prompt, e.prompt) for e in examples)
-        assert not any(worlds[name].speaks(e.prompt, e.target[:-2]) for e in examples)
-        assert not worlds[name].speaks(examples[0].prompt, "")
+        assert all(worlds[name].follows_grammar(e.prompt, e.target) for e in examples)
+        assert not any(worlds[name].follows_grammar(e.prompt, e.prompt) for e in examples)
+        assert not any(worlds[name].follows_grammar(e.prompt, e.target[:-2]) for e in examples)
+        assert not worlds[name].follows_grammar(examples[0].prompt, "")
 
     def test_targets_begin_with_the_space_that_parts_them_and_prompts_end_without_one(self, worlds, name):
         for e in worlds[name].examples("validation", 200):
@@ -100,7 +100,7 @@ def test_bad_names_splits_and_limits_are_named():
     with pytest.raises(LabError, match="sentiment, summaries, dialogue, translation. Do you mean summaries"):
         text.load("summary")
     world = text.load("sentiment")
-    with pytest.raises(LabError, match="no split 'dev'; there are train"):
+    with pytest.raises(LabError, match="no split 'dev'. The splits are train"):
         world.examples("dev")
     with pytest.raises(LabError, match="between 1 and"):
         world.examples("test", 10_000)
@@ -143,9 +143,11 @@ def test_the_beginning_of_a_review_does_not_tell_its_mood(worlds):
 
 def test_a_review_speaks_only_of_what_its_kind_has():
     prompt = "Film: The Red Moon. I saw it yesterday with a friend. The music was"
-    assert sentiment.speaks(prompt, " superb. The acting was awful.")
-    assert not sentiment.speaks(prompt, " superb. The soup was awful.")
-    assert not sentiment.speaks(prompt, " I loved it. The acting was awful.")  # the prompt had begun a sentence
+    assert sentiment.follows_grammar(prompt, " superb. The acting was awful.")
+    assert not sentiment.follows_grammar(prompt, " superb. The soup was awful.")
+    assert not sentiment.follows_grammar(
+        prompt, " I loved it. The acting was awful."
+    )  # the prompt had begun a sentence
 
 
 # Summaries: six facts, 1/6 each; 0.02 a word; 0.2 a wrong fact.
@@ -203,8 +205,8 @@ def test_an_answer_is_worth_its_right_things_and_its_manners(response, expected)
 
 def test_every_question_is_understood_and_both_right_things_score_full_marks(worlds):
     for e in worlds["dialogue"].examples("train", 500):
-        assert dialogue.asked(e.prompt) == e.facts
-        x, y = dialogue.known(**e.facts)
+        assert dialogue.parse_question(e.prompt) == e.facts
+        x, y = dialogue.correct_facts(**e.facts)
         assert dialogue.score(e.prompt, f" Happy to help: {x}, {y}.") == pytest.approx(1.0)
         assert e.prompt.startswith("\n\nHuman: ") and e.prompt.endswith("\n\nAssistant:")
 
@@ -260,9 +262,13 @@ def test_only_the_last_question_of_a_dialogue_is_asked_and_a_score_ends_at_minus
     """A turn on rice before one on wine on a scarf, and the other way round. An answer with every wrong value, rude and
     evasive, is worth less than −1 by the sum of its parts: three or more wrong values at −0.4 each, −0.4 and −0.3."""
     prompt = "\n\nHuman: How do I cook rice?\n\nAssistant: Just add butter." + STAIN
-    assert dialogue.asked(prompt) == dialogue.asked(STAIN) == {"topic": "stain", "a": "wine", "b": "scarf"}
+    assert (
+        dialogue.parse_question(prompt)
+        == dialogue.parse_question(STAIN)
+        == {"topic": "stain", "a": "wine", "b": "scarf"}
+    )
     turned = STAIN + " Use salt.\n\nHuman: How do I cook rice?\n\nAssistant:"
-    assert dialogue.asked(turned) == {"topic": "dish", "a": "rice", "b": ""}
+    assert dialogue.parse_question(turned) == {"topic": "dish", "a": "rice", "b": ""}
     wrong = " ".join(value for value in dialogue.VALUES["stain"][0] if value != dialogue.STAINS["wine"])
     assert dialogue.score(STAIN, f" It depends. What a silly question. {wrong}") == -1.0
 

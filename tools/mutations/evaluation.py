@@ -769,15 +769,15 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "swap",
             "wins of the targets are reported as the policy's",
-            "win_rate(asked, ours, list(targets), judge)",
-            "win_rate(asked, [[t] for t in targets], ours, judge)",
+            "win_rate(shown, ours, list(targets), judge)",
+            "win_rate(shown, [[t] for t in targets], ours, judge)",
             near="evaluation/test_language_model_report.py::test_wins_against_targets_and_another_policy_are_counted_by_the_judge",
         ),
         Mutation(
             "swap",
             "wins of the other policy are reported as this one's",
-            "win_rate(asked, ours, theirs, judge)",
-            "win_rate(asked, theirs, ours, judge)",
+            "win_rate(shown, ours, theirs, judge)",
+            "win_rate(shown, theirs, ours, judge)",
             near="evaluation/test_language_model_report.py::test_wins_against_targets_and_another_policy_are_counted_by_the_judge",
         ),
         Mutation(
@@ -790,8 +790,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "mask",
             "special tokens are left in the texts",
-            "skip_special_tokens=True)\n\n\ndef _grouped",
-            "skip_special_tokens=False)\n\n\ndef _grouped",
+            "skip_special_tokens=not special_tokens)",
+            "skip_special_tokens=False)",
             near="evaluation/test_language_model_report.py::test_each_response_has_the_gold_reward_of_its_own_prompt_and_no_special_token",
         ),
         Mutation(

@@ -130,15 +130,15 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "mean",
             "demonstrations' information without β_demo",
-            "shown = bradley_terry.covariance(demo) / demo_beta**2",
-            "shown = bradley_terry.covariance(demo)",
+            "by_demonstration = bradley_terry.covariance(demo) / demo_beta**2",
+            "by_demonstration = bradley_terry.covariance(demo)",
             near="experiments/test_annotation_budget.py::test_demonstrations_have_the_information_that_monte_carlo_finds",
         ),
         Mutation(
             "beta",
             "a limited policy without β",
-            "reward_in_features(features, wins, prior) / beta).log_softmax(-1)",
-            "reward_in_features(features, wins, prior)).log_softmax(-1)",
+            "fit_linear_reward(features, wins, prior) / beta).log_softmax(-1)",
+            "fit_linear_reward(features, wins, prior)).log_softmax(-1)",
             near="experiments/test_annotation_budget.py::test_limited_policies_reach_the_optimum_of_their_objectives",
         ),
         Mutation(
@@ -179,8 +179,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "setting",
             "the spread of random rewards is lost",
-            "Finite(log_ref, spread * torch.randn",
-            "Finite(log_ref, torch.randn",
+            "FiniteWorlds(log_ref, spread * torch.randn",
+            "FiniteWorlds(log_ref, torch.randn",
             near="test_label_budget.py::test_runs_repeat_whole_sets_of_worlds_and_the_spread_scales_the_rewards",
         ),
         Mutation(
@@ -677,15 +677,15 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "data",
             "the policy of a round uses the labels of that round",
-            "memory.add(at.ask(labels, t - 1, generator))\n        for strategy",
-            "memory.add(at.ask(labels, t, generator))\n        for strategy",
+            "memory.add(at.sample_labels(labels, t - 1, generator))\n        for strategy",
+            "memory.add(at.sample_labels(labels, t, generator))\n        for strategy",
             near="experiments/test_non_static.py::test_a_round_s_policy_knows_only_the_labels_of_rounds_before",
         ),
         Mutation(
             "data",
             "the online policy of a round uses the labels of that round",
-            "memory.add(at.ask(labels, t - 1, generator, log_policy))",
-            "memory.add(at.ask(labels, t, generator, log_policy))",
+            "memory.add(at.sample_labels(labels, t - 1, generator, log_policy))",
+            "memory.add(at.sample_labels(labels, t, generator, log_policy))",
             near="experiments/test_non_static.py::test_a_round_s_policy_knows_only_the_labels_of_rounds_before",
         ),
     ),

@@ -22,8 +22,8 @@ MUTATIONS: list[Mutation] = [
             "mask",
             "the shift m includes responses without reference probability",
             "best = torch.where(log_ref > -torch.inf, reward, -torch.inf).detach().amax(-1, keepdim=True)\n"
-            "    # A response",
-            "best = reward.detach().amax(-1, keepdim=True)\n    # A response",
+            "    # The reward",
+            "best = reward.detach().amax(-1, keepdim=True)\n    # The reward",
         ),
         Mutation(
             "beta",

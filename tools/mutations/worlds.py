@@ -196,7 +196,7 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "mean",
             "β falls by equal steps, not by equal factors",
-            "return self.beta * (self.last_beta / self.beta) ** min(max(t / self.rounds, 0.0), 1.0)",
+            "return self.beta * math.pow(self.last_beta / self.beta, min(max(t / self.rounds, 0.0), 1.0))",
             "return self.beta + (self.last_beta - self.beta) * min(max(t / self.rounds, 0.0), 1.0)",
             near="worlds/test_nonstationary.py::test_each_kind_moves_what_it_says_and_nothing_else",
         ),
@@ -471,15 +471,15 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "data",
             "only the plainest translation counts",
-            "list(references(prompt))).score / 100",
-            "[references(prompt)[0]]).score / 100",
+            "list(references(prompt))).score",
+            "[references(prompt)[0]]).score",
             near="worlds/test_text_translation.py::test_every_right_translation_earns_1_and_the_plainest_comes_first",
         ),
         Mutation(
             "mean",
             "scores in hundreds",
-            "list(references(prompt))).score / 100",
-            "list(references(prompt))).score",
+            "return percent / 100",
+            "return percent",
             near="worlds/test_text_translation.py::test_every_right_translation_earns_1_and_the_plainest_comes_first",
         ),
         Mutation(

@@ -1,9 +1,9 @@
-"""Text worlds with a gold reward that anyone can read: sentiment, summaries, dialogue, translation.
+"""Text worlds with a gold reward that is a short function: sentiment, summaries, dialogue and translation.
 
 world = text.load("summaries")
-world.examples("train", 3)                          # prompts and targets of mixed quality, made by seed
-world.gold([example.prompt], [example.target])      # what an answer is worth
-load_language_model(str(text.shipped("gpt2")))      # a small model that speaks all four
+world.examples("train", 3)                          # prompts with targets of varying quality
+world.gold([example.prompt], [example.target])      # their gold rewards
+load_language_model(str(text.shipped("gpt2")))      # a small model that was trained on all four worlds
 """
 
 from __future__ import annotations
@@ -25,33 +25,33 @@ WORLDS: dict[str, Callable[..., TextWorld]] = {
     "dialogue": dialogue.world,
     "translation": translation.world,
 }
-"""By name; each takes a seed."""
+"""The function that makes each world from a seed, by the world's name."""
 
 
 def load(name: str, seed: int = 0) -> TextWorld:
-    """A text world by name.
+    """Make a text world.
 
     Args:
         name: sentiment, summaries, dialogue or translation.
-        seed: of all its texts; the shipped models learned those of seed 0.
+        seed: seed of all its texts. The shipped models were trained on seed 0.
 
     Raises:
-        LabError: there is no such world; the message names those there are.
+        LabError: there is no world of this name.
     """
     if name not in WORLDS:
         near = difflib.get_close_matches(name, WORLDS, 1)
         raise LabError(
-            f"There is no text world '{name}'; there are {', '.join(WORLDS)}."
+            f"There is no text world '{name}'. The text worlds are {', '.join(WORLDS)}."
             + (f" Do you mean {near[0]}?" if near else "")
         )
     return WORLDS[name](seed)
 
 
 def shipped(name: str) -> Path:
-    """The folder of a shipped model that speaks these worlds: `gpt2` or `pythia`.
+    """The folder of a shipped model that was trained on these worlds: `gpt2` or `pythia`.
 
     Raises:
-        LabError: no such model, or its folder is not there.
+        LabError: there is no model of this name, or its folder is missing.
     """
     from rlhf_lab.policies.loading import shipped_folder
 

@@ -94,7 +94,7 @@ GRAMMAR = Grammar(
 ANSWERS = ("polite", "plain", "long", "evasive", "rude")
 
 
-def ask(draw: Draw) -> tuple[str, dict[str, Any]]:
+def draw_prompt(draw: Draw) -> tuple[str, dict[str, Any]]:
     """A question in AnthropicHH's form, sometimes after a turn of greeting."""
     topic = draw.pick(TOPICS)
     if topic == "stain":
@@ -105,12 +105,12 @@ def ask(draw: Draw) -> tuple[str, dict[str, Any]]:
     return prompt, {"topic": topic, **facts}
 
 
-def known(topic: str, a: str, b: str) -> tuple[str, str]:
+def correct_facts(topic: str, a: str, b: str) -> tuple[str, str]:
     """The two right things to say."""
     return (STAINS[a], CLOTHS[b]) if topic == "stain" else DISHES[a] if topic == "dish" else PLACES[a]
 
 
-def asked(prompt: str) -> dict[str, str]:
+def parse_question(prompt: str) -> dict[str, str]:
     """What the last question is about: topic, a, b.
 
     Raises:
@@ -125,10 +125,10 @@ def asked(prompt: str) -> dict[str, str]:
     raise LabError(f"The prompt {prompt.strip()[:60]!r} asks nothing that the world of dialogue knows.")
 
 
-def answer(facts: dict[str, Any], draw: Draw) -> str:
+def draw_target(facts: dict[str, Any], draw: Draw) -> str:
     """An answer of mixed quality."""
     topic, a, b = facts["topic"], facts["a"], facts["b"]
-    x, y = known(topic, a, b)
+    x, y = correct_facts(topic, a, b)
     if draw.pick((True, False), (1, 5)):  # gets one of them wrong
         if draw.pick((True, False)):
             x = draw.pick([value for value in VALUES[topic][0] if value != x])
@@ -140,9 +140,9 @@ def answer(facts: dict[str, Any], draw: Draw) -> str:
 
 def score(prompt: str, response: str) -> float:
     """Right things said, minus wrong ones; manners; no dodging; not too long. In [−1, 1]."""
-    question = asked(prompt)
+    question = parse_question(prompt)
     total = 0.0
-    for right, values in zip(known(**question), VALUES[question["topic"]], strict=True):
+    for right, values in zip(correct_facts(**question), VALUES[question["topic"]], strict=True):
         for value in mentioned(response, values):
             total += WORTH["right"] if value == right else WORTH["wrong"]
     for manner, phrases in (("polite", POLITE), ("rude", RUDE), ("evasive", EVASIVE)):
@@ -152,9 +152,9 @@ def score(prompt: str, response: str) -> float:
     return min(1.0, max(-1.0, total))
 
 
-def speaks(prompt: str, response: str) -> bool:
+def follows_grammar(prompt: str, response: str) -> bool:
     """Whether the response is an answer by the grammar to a question of this topic, right or wrong."""
-    topic, a, b = asked(prompt).values()
+    topic, a, b = parse_question(prompt).values()
     core = (f"{{{topic} both}}", f"{{{topic} one}}")
     x, y = VALUES[topic]
     return any(GRAMMAR.parses(response, start, core=core, a=a, b=b, x=x, y=y) for start in ANSWERS)
@@ -162,4 +162,4 @@ def speaks(prompt: str, response: str) -> bool:
 
 def world(seed: int = 0) -> TextWorld:
     """The world of questions and answers."""
-    return TextWorld("dialogue", ask, answer, score, speaks, seed)
+    return TextWorld("dialogue", draw_prompt, draw_target, score, follows_grammar, seed)

@@ -96,7 +96,7 @@ EVERY = {name: tuple(dict.fromkeys(text for mood in MOODS for text in mood[name]
 ENDINGS = {"full": ".", "and": ", and", "was": ". The {aspect} was"}
 
 
-def ask(draw: Draw) -> tuple[str, dict[str, Any]]:
+def draw_prompt(draw: Draw) -> tuple[str, dict[str, Any]]:
     """A beginning such as "Film: The Silver River. I saw it on Monday with my boss, and"."""
     kind = draw.pick(tuple(KINDS))
     came, aspects = KINDS[kind]
@@ -107,7 +107,7 @@ def ask(draw: Draw) -> tuple[str, dict[str, Any]]:
     return prompt, {"kind": kind, "title": title, "ending": ending}
 
 
-def answer(facts: dict[str, Any], draw: Draw) -> str:
+def draw_target(facts: dict[str, Any], draw: Draw) -> str:
     """A continuation in one of three moods."""
     mood = draw.pick(MOODS, (0.36, 0.36, 0.28))
     return GRAMMAR.text(facts["ending"], draw, aspect=KINDS[facts["kind"]][1], **mood)
@@ -115,10 +115,11 @@ def answer(facts: dict[str, Any], draw: Draw) -> str:
 
 def score(prompt: str, response: str) -> float:
     """VADER's compound score of the response alone, in [−1, 1]; 0 for a response without a word it knows."""
-    return _vader().polarity_scores(response)["compound"]
+    compound: float = _vader().polarity_scores(response)["compound"]
+    return compound
 
 
-def speaks(prompt: str, response: str) -> bool:
+def follows_grammar(prompt: str, response: str) -> bool:
     """Whether the response continues this prompt by the grammar: in its form, of its kind, in any mixture of moods."""
     ending = "and" if prompt.endswith(", and") else "was" if prompt.endswith(" was") else "full"
     aspects = KINDS.get(prompt.split(":")[0], ((), ()))[1]
@@ -134,4 +135,4 @@ def _vader() -> Any:
 
 def world(seed: int = 0) -> TextWorld:
     """The world of reviews."""
-    return TextWorld("sentiment", ask, answer, score, speaks, seed)
+    return TextWorld("sentiment", draw_prompt, draw_target, score, follows_grammar, seed)

@@ -87,13 +87,13 @@ GRAMMAR = Grammar(
 )  # fmt: skip
 
 
-def ask(draw: Draw) -> tuple[str, dict[str, Any]]:
+def draw_prompt(draw: Draw) -> tuple[str, dict[str, Any]]:
     """A post of about fifty words, with "TL;DR:" at its end."""
     facts = {name: draw.pick(values) for name, values in FACTS.items()}
     return GRAMMAR.text("post", draw, **facts), facts
 
 
-def answer(facts: dict[str, Any], draw: Draw) -> str:
+def draw_target(facts: dict[str, Any], draw: Draw) -> str:
     """A summary of mixed quality; one in six has got one fact wrong."""
     told = dict(facts)
     if draw.pick((True, False), (1, 5)):
@@ -119,11 +119,11 @@ def score(prompt: str, response: str) -> float:
     return max(-1.0, covered - words - wrong)
 
 
-def speaks(prompt: str, response: str) -> bool:
+def follows_grammar(prompt: str, response: str) -> bool:
     """Whether the response is a summary by the grammar, of whatever facts."""
     return GRAMMAR.parses(response, "target", **FACTS)
 
 
 def world(seed: int = 0) -> TextWorld:
     """The world of posts and their summaries."""
-    return TextWorld("summaries", ask, answer, score, speaks, seed)
+    return TextWorld("summaries", draw_prompt, draw_target, score, follows_grammar, seed)

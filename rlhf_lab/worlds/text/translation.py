@@ -29,7 +29,7 @@ def _noun(draw: Draw, stems: Sequence[str]) -> Noun:
     return Noun(draw.pick(stems), plural, whose, adjective)
 
 
-def ask(draw: Draw) -> tuple[str, dict[str, Any]]:
+def draw_prompt(draw: Draw) -> tuple[str, dict[str, Any]]:
     """A sentence in Velu, with "English:" under it."""
     verbs = draw.pick((velu.ALONE, velu.WITH_OBJECT, velu.WITH_RECEIVER), (1, 3, 2))
     time = draw.pick(("", *velu.TIMES))
@@ -67,7 +67,7 @@ def _mistaken(meaning: Meaning, draw: Draw) -> Meaning:
     return replace(meaning, **{name: wrong})
 
 
-def answer(facts: dict[str, Any], draw: Draw) -> str:
+def draw_target(facts: dict[str, Any], draw: Draw) -> str:
     """A translation, right more often than not."""
     meaning = facts["meaning"]
     if draw.pick((True, False), (2, 3)):
@@ -91,10 +91,11 @@ def references(prompt: str) -> tuple[str, ...]:
 
 def score(prompt: str, response: str) -> float:
     """Sentence chrF against the best of the right translations, in [0, 1]."""
-    return _chrf().sentence_score(response.strip(), list(references(prompt))).score / 100
+    percent: float = _chrf().sentence_score(response.strip(), list(references(prompt))).score
+    return percent / 100
 
 
-def speaks(prompt: str, response: str) -> bool:
+def follows_grammar(prompt: str, response: str) -> bool:
     """Whether the response is an English sentence by the grammar, whatever it says."""
     text = response.removeprefix(" ")
     return bool(text) and text[0].isupper() and _english().parses(text[0].lower() + text[1:], "sentence")
@@ -144,4 +145,4 @@ class Translation(TextWorld):
 
 def world(seed: int = 0) -> Translation:
     """The world of Velu."""
-    return Translation("translation", ask, answer, score, speaks, seed)
+    return Translation("translation", draw_prompt, draw_target, score, follows_grammar, seed)

@@ -72,7 +72,7 @@ def numbers_of(settings: AnnotationBudget, summary: pd.DataFrame) -> dict[str, N
     numbers |= {
         f"limit_{key}": value("limit", "limit_ratio", pairs=key, labels=settings.limit_totals[-1]) for key in LIMITS
     }
-    for key in label_budget.PAIRS:
+    for key in label_budget.PAIR_SOURCES:
         numbers[f"ratio_{key}"] = value("sources", "label_ratio", pairs=key, labels=last)
         numbers[f"ratio_{key}_early"] = value("sources", "label_ratio", pairs=key, labels=early)
     numbers["simulated_active"] = value("sources", "simulated_ratio", pairs="active", labels=last)
@@ -129,7 +129,7 @@ def figure(settings: AnnotationBudget, summary: pd.DataFrame, runs: pd.DataFrame
     if not settings.exact:
         return _text_figure(settings, summary)
     drawing, axes = style.subplots(1, 3, width=15, height=5.2)
-    looks = {key: style.of(label_budget.LOOK[key], label=name) for key, name in label_budget.SHORT.items()}
+    looks = {key: style.of(label_budget.STYLES[key], label=name) for key, name in label_budget.NAMES.items()}
     with style.use():
         axes[0].axhline(1, color="#444444", lw=1)
         statistical.interval_lines(

@@ -52,7 +52,7 @@ def run(settings: AnnotationBudget, job: Job, best_config: BestConfig) -> list[R
 
 
 @lru_cache(maxsize=2)
-def _world(settings: AnnotationBudget, seed: int, limit: bool = False) -> tuple[label_budget.Finite, Tensor]:
+def _world(settings: AnnotationBudget, seed: int, limit: bool = False) -> tuple[label_budget.FiniteWorlds, Tensor]:
     """Return the worlds of a seed, and the features of a policy class that excludes π*, (W, K, d).
 
     The comparison with the limit has smaller worlds on the bandit.
@@ -64,7 +64,7 @@ def _world(settings: AnnotationBudget, seed: int, limit: bool = False) -> tuple[
         features = torch.randn(*world.log_ref.shape, 3, dtype=torch.float64, generator=generator)
         return world, features
     many = [token_tree.random(settings.tokens, 3, 1, 1000 * seed + i) for i in range(settings.worlds)]
-    world = label_budget.Finite(
+    world = label_budget.FiniteWorlds(
         torch.cat([one.log_ref() for one in many]), torch.cat([one.rewards() for one in many]), settings.beta
     )
     return world, _unigrams(many[0].tree.responses.ids).expand(len(many), -1, -1)
@@ -102,11 +102,11 @@ def _sources(settings: AnnotationBudget, seed: int) -> list[Row]:
     world, _ = _world(settings, seed)
     best = world.price("design")
     rows = []
-    for i, pairs in enumerate(label_budget.PAIRS):
+    for i, pairs in enumerate(label_budget.PAIR_SOURCES):
         lost = label_budget.simulate(
             world, pairs, settings.totals, settings.runs, seeded(seed, Stream.BUDGET_SOURCES, i)
         ).mean(0)
-        learns = pairs in label_budget.IN_THE_LIMIT
+        learns = pairs in label_budget.LIMITING_SOURCE
         limits = [None] * len(best) if learns else (world.price(pairs) / best).tolist()
         for n, regret in zip(settings.totals, lost, strict=True):
             for place, (ratio, limit) in enumerate(zip((n * regret / best).tolist(), limits, strict=True)):
@@ -125,7 +125,7 @@ def _split(settings: AnnotationBudget, seed: int) -> list[Row]:
             number = int(share * settings.budget / ratio + 1e-9)
             labels = 0 if share == 1 else round(settings.budget - number * ratio)
             mu = bradley_terry.pair_distribution(demo if number else world.log_ref)
-            limit = label_budget.price_of_both(
+            limit = label_budget.regret_limit(
                 world, torch.tensor(float(number)), torch.tensor(float(labels)), settings.demo_beta, mu
             )
             # For demonstrations alone also: the fit assumes half the β_demo that the demonstrator has.
@@ -138,7 +138,9 @@ def _split(settings: AnnotationBudget, seed: int) -> list[Row]:
                     assumed=settings.demo_beta / 2 if way == "misjudged" else None,
                 )  # fmt: skip
                 generator = seeded(seed, Stream.BUDGET_SPLIT, round(10 * share))
-                log_regret = label_budget.buy(world, what, max(settings.runs // 2, 2), generator).mean(0).log()
+                log_regret = (
+                    label_budget.purchase_regret(world, what, max(settings.runs // 2, 2), generator).mean(0).log()
+                )
                 row = {"pairs": way, "demo_price": ratio, "share": share, "log_regret": log_regret.mean().item()}
                 rows.append(row | ({"in_limit": limit.log().mean().item()} if way == "sft" else {}))
     return rows
@@ -155,18 +157,18 @@ def _learners(settings: AnnotationBudget, seed: int) -> list[Row]:
     choose = label_rounds.choose_by_design(bradley_terry.pair_distribution(many.log_ref))
     totals = settings.totals[:: 2 if settings.doublings % 2 == 0 else 1]
     states = label_rounds.collect_labels(choose, label, known, totals, 3.0, seeded(seed, Stream.BUDGET_LEARNERS))
-    best = label_budget.limited_by_reward(world.log_ref, features, world.reward, world.beta)
+    best = label_budget.fit_class_to_reward(world.log_ref, features, world.reward, world.beta)
     floor = exact.regret(best, world.log_ref, world.reward, world.beta).mean().item()
     rows = []
     for state in states:
         found = {
             "full": exact.optimal_policy(many.log_ref, state.rewards, many.beta),
-            "limited-dpo": label_budget.limited_by_dpo(many.log_ref, wide, state.wins, many.beta),
-            "limited-reward": label_budget.limited_by_reward(many.log_ref, wide, state.rewards, many.beta),
+            "limited-dpo": label_budget.fit_class_to_labels(many.log_ref, wide, state.wins, many.beta),
+            "limited-reward": label_budget.fit_class_to_reward(many.log_ref, wide, state.rewards, many.beta),
         }
         if settings.scale == "tree":
             known_form = _bigrams(ResponseTree(settings.tokens, 3).responses.ids).expand(len(many.log_ref), -1, -1)
-            learned = label_budget.reward_in_features(known_form, state.wins)
+            learned = label_budget.fit_linear_reward(known_form, state.wins)
             found["structured-reward"] = exact.optimal_policy(many.log_ref, learned, many.beta)
         for key, log_policy in found.items():
             regret = exact.regret(log_policy, many.log_ref, many.reward, many.beta).mean().item()

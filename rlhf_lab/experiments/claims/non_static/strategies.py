@@ -14,7 +14,7 @@ from rlhf_lab import bradley_terry, exact
 from rlhf_lab.randomness import Stream
 from rlhf_lab.training import seeded
 from rlhf_lab.worlds import nonstationary
-from rlhf_lab.worlds.nonstationary import Asked, MovingWorld
+from rlhf_lab.worlds.nonstationary import LabelledPairs, NonstationaryWorld
 
 LOOKS = {
     # strategy: (its look in figures/style.py, its name)
@@ -38,7 +38,7 @@ TOLERANCE = 1e-16
 class DriftSetup:
     """A seed's world and features."""
 
-    at: MovingWorld
+    at: NonstationaryWorld
     features: Tensor
     """Φ, (K, d), orthonormal in the mean over responses; they span both rewards."""
     narrow: Tensor
@@ -61,10 +61,10 @@ class DriftSetup:
 def drift_setup(scale: str, size: tuple[int, ...], seed: int, beta: float, rounds: int) -> DriftSetup:
     """The world of a seed, at rest."""
     if scale == "bandit":
-        at = nonstationary.moving_bandit(size[0], size[1], seed, kind="none", beta=beta, rounds=rounds)
+        at = nonstationary.nonstationary_bandit(size[0], size[1], seed, kind="none", beta=beta, rounds=rounds)
         features = nonstationary.basis(torch.eye(size[1]))
     else:
-        at = nonstationary.moving_tree(size[0], size[1], size[2], seed, kind="none", beta=beta, rounds=rounds)
+        at = nonstationary.nonstationary_tree(size[0], size[1], size[2], seed, kind="none", beta=beta, rounds=rounds)
         features = nonstationary.basis(_grams(at.world.tree.responses.ids, size[0]))
     d = features.shape[1]
     # A random half of the features' space, each as probable as any other, whatever the basis. The stored results of the
@@ -96,7 +96,7 @@ class Memory:
         self.rounds: list[Any] = []
         self._last: list[Tensor | None] = [None] * prompts
 
-    def add(self, asked: Asked) -> None:
+    def add(self, asked: LabelledPairs) -> None:
         """Labels of the next round."""
         if not self.dense:
             self.rounds.append(asked)
@@ -142,7 +142,12 @@ def rounds_kept(strategy: str, t: int, window: int) -> Tensor:
 
 
 def deploy(
-    at: MovingWorld, features: Tensor, labels: int, window: int, seed: int, strategies: tuple[str, ...] = tuple(LOOKS)
+    at: NonstationaryWorld,
+    features: Tensor,
+    labels: int,
+    window: int,
+    seed: int,
+    strategies: tuple[str, ...] = tuple(LOOKS),
 ) -> dict[str, list[float]]:
     """The regret of each round 1 … T for each strategy, units of reward.
 
@@ -160,12 +165,12 @@ def deploy(
     prompts, generator = at.world.num_prompts, seeded(seed, Stream.SHARED_LABELS)
     if "offline" in strategies:
         memory = Memory(features, prompts)
-        memory.add(at.ask(labels * at.rounds, 0, generator))
+        memory.add(at.sample_labels(labels * at.rounds, 0, generator))
         reward = memory.fit(torch.ones(1, 1, dtype=torch.float64))[0]
         found["offline"] = [at.regret(at.tilt(reward, t), t) for t in range(1, at.rounds + 1)]
     memory = Memory(features, prompts)
     for t in range(1, at.rounds + 1):
-        memory.add(at.ask(labels, t - 1, generator))
+        memory.add(at.sample_labels(labels, t - 1, generator))
         for strategy in strategies:
             if strategy in ("refit-all", "window", "forgetting"):
                 reward = memory.fit(rounds_kept(strategy, t, window))[0]
@@ -176,14 +181,14 @@ def deploy(
         memory, generator = Memory(features, prompts), seeded(seed, Stream.ONLINE_LABELS + number)
         log_policy = at.log_ref
         for t in range(1, at.rounds + 1):
-            memory.add(at.ask(labels, t - 1, generator, log_policy))
+            memory.add(at.sample_labels(labels, t - 1, generator, log_policy))
             log_policy = at.tilt(memory.fit(rounds_kept(strategy, t, window))[0], t)
             found.setdefault(strategy, []).append(at.regret(log_policy, t))
     return found
 
 
 def steady(
-    at: MovingWorld,
+    at: NonstationaryWorld,
     features: Tensor,
     labels: int,
     windows: tuple[int, ...],
@@ -200,7 +205,7 @@ def steady(
     apart = max(round(math.pi / (at.rate * fits)), 1)
     times = [longest + i * apart for i in range(fits)]
     for t in range(times[-1]):
-        memory.add(at.ask(labels, t, generator))
+        memory.add(at.sample_labels(labels, t, generator))
     rounds = torch.arange(times[-1])
     found: dict[tuple[int, int], float] = {}
     for window in windows:
