@@ -7,41 +7,50 @@ from slides.schema import Block, Bullets, ExplorerPart, Slide, T, Text, question
 
 BLOCK = Block(
     key="dpo-ppo",
-    title=T("DPO beside PPO", "DPO 与 PPO"),
+    title=T(
+        "DPO compared with PPO",
+        "DPO 与 PPO 的比较",
+    ),
     lecture=1,
     slides=(
         Slide(
             key="dpo-ppo-map",
-            title=T("One map for all: what was earned, what was spent", "一张图看所有方法：赚到多少，花了多少"),
+            title=T(
+                "All methods on one map: expected reward against KL",
+                "一张图看所有方法：期望奖励与 KL",
+            ),
             parts=(
                 ExplorerPart(
                     "trajectories",
                     advice=T(
-                        "Let them train. Who leaves the frontier, and when?", "让它们训练：谁离开了前沿，何时离开？"
+                        "Train all methods. Which one leaves the frontier, and when?",
+                        "让所有方法训练：哪一个离开了前沿，何时离开？",
                     ),
                 ),
             ),
             notes=T(
-                "Every method starts at π_ref, where nothing is earned and nothing spent. The curve is the exact "
-                "frontier: nobody can be above it. Walk from 0 to 100 per cent slowly.\n\nTwo ways to lose: below the "
-                "curve, nats paid for nothing; or on the curve but far from the star, stopped early or sent too far. "
-                "Two minutes.",
-                "所有方法都从 π_ref 出发，那里既无收入也无花费。曲线是精确的前沿，没有策略能在它上面。从 0 慢慢移到 100%。"
-                "\n\n有两种损失：落在曲线下面，白花了纳特；或在曲线上却离星号很远，停得太早或走得太远。两分钟。",
+                "Every method starts at π_ref, where the KL is zero. The curve is the exact frontier, and no "
+                "policy can be above it. Move the slider slowly from 0 to 100 per cent.\n\n"
+                "A method can end badly in two ways. Below the curve, a part of its KL brought no reward. On the "
+                "curve but far from the star, it stopped too early or moved too far.",
+                "所有方法都从 π_ref 出发，那里的 KL 为零。曲线是精确的前沿，没有策略能在它上面。把滑块从 0 慢慢移"
+                "到 100%。\n\n"
+                "结果不好有两种情况：落在曲线下面，一部分 KL 没有换来奖励；或在曲线上却离星号很远，停得太早或走得"
+                "太远。",
             ),
             minutes=2.0,
         ),
         Slide(
             key="dpo-ppo-frontier",
             title=T(
-                "DPO's frontier is not always the higher one",
-                "DPO 的前沿并不总是更高",
+                "DPO's frontier is not always higher than PPO's",
+                "DPO 的前沿并不总是高于 PPO",
             ),
             parts=claim(
                 "dpo-frontier",
                 "tree",
                 paper=T(
-                    "on sentiment DPO has more reward at every KL, even than PPO on the true one.",
+                    "on sentiment DPO has the higher reward at every KL, even than PPO with the true reward.",
                     "情感任务上，DPO 在每个 KL 都有更高的奖励，即使 PPO 用的是真实奖励。",
                 ),
                 source="Rafailov et al. 2023, fig. 2",
@@ -67,18 +76,24 @@ BLOCK = Block(
                 panels=(1,),
             ),
             notes=T(
-                "The paper's experiment in small, with the same sweep of β, the same labels and the same search for "
-                "every method; the verdict's rule was written before the run. On the bandit the two cross.\n\nThe "
-                "tree is exact; the language model has three seeds and a million weights. Ask what would change your "
-                "mind in either direction. A minute and a half.",
-                "论文实验的缩小版：同样扫描 β，同样的标注，各方法同样规模的搜索；判定规则在运行之前写好。在老虎机上两条前沿相交。"
-                "\n\n词元树是精确的；语言模型只有三个种子、一百万参数。问：什么样的结果会让你改变看法？一分半钟。",
+                "This is a small version of the paper's experiment. Every method has the same sweep of β, the "
+                "same labels and the same number of trials. The decision rule was written before the run. On the "
+                "bandit the two frontiers cross.\n\n"
+                "The tree is computed exactly. The language model has a million parameters and was trained with "
+                "three seeds. Ask which result would change the students' opinion.",
+                "这是论文实验的缩小版：各方法的 β 扫描、标注和试验次数都相同，判定规则在运行之前写好。在老虎机上"
+                "两条前沿相交。\n\n"
+                "词元树上的结果是精确计算的；语言模型有一百万参数，只用三个种子。问学生：什么样的结果会让你改变看"
+                "法？",
             ),
             minutes=1.5,
         ),
         Slide(
             key="dpo-ppo-temperature",
-            title=T("Cold, DPO wins on summaries; the rest is open", "摘要任务：低温时 DPO 胜出，其余尚无定论"),
+            title=T(
+                "On summaries DPO at temperature 0 wins more than PPO",
+                "摘要任务：温度 0 的 DPO 胜过 PPO",
+            ),
             parts=claim(
                 "temperatures",
                 "small",
@@ -100,52 +115,68 @@ BLOCK = Block(
                         conditions=("lead_over_ppo > 0", "smaller_fall ~ 0", "lead_over_best_of_n ~ 0"),
                     ),
                 ),
-                alt="摘要世界上各策略按金标奖励对目标摘要的胜率，随采样温度从 0 到 1 变化，带区间。",
+                alt="摘要世界上各策略按真实奖励对目标摘要的胜率，随采样温度从 0 到 1 变化，带区间。",
             ),
             notes=T(
-                "The paper adds that DPO falls less as the temperature rises. Look at the width of the intervals first, at "
-                "the order of the curves second. Even π_ref wins far more "
-                "when it is cold: a low temperature is a second sharpening, on top of the one that was trained."
-                "\n\nOn the exact bandit and tree the three parts come out otherwise: docs/claims.md has all scales. A "
-                "minute and a half.",
-                "论文还说升温时 DPO 降得较少。先看区间的宽度，再看曲线的次序。连 π_ref 在低温下也胜得多：低温是训练之外的第二次锐化。\n\n"
-                "在精确的老虎机和词元树上，三部分的结论各不相同：所有规模见 docs/claims.md。一分半钟。",
+                "The paper also reports that DPO's win rate falls less as the temperature rises. First look at "
+                "the width of the intervals, then at the order of the curves. Even π_ref wins far more at "
+                "temperature 0, because a low temperature makes the distribution sharper, in addition to "
+                "training.\n\n"
+                "On the exact bandit and tree the three parts have other outcomes. docs/claims.md lists all "
+                "scales.",
+                "论文还说，升温时 DPO 的胜率降得较少。先看区间的宽度，再看曲线的次序。连 π_ref 在温度 0 时也胜得"
+                "多，因为低温在训练之外又使分布更尖锐。\n\n"
+                "在精确的老虎机和词元树上，这三点的结论各不相同：所有规模见 docs/claims.md。",
             ),
             minutes=1.5,
         ),
         *question(
             "dpo-ppo-question",
-            T("One GPU, a thousand labels, one week: DPO or PPO?", "一块 GPU，一千个标注，一周时间：用 DPO 还是 PPO？"),
+            T(
+                "You have one GPU, a thousand labels and one week: DPO or PPO?",
+                "有一块 GPU、一千个标注、一周时间：用 DPO 还是 PPO？",
+            ),
             parts=(
                 Bullets(
-                    T("What does each keep in memory?", "各自要在显存里放什么？"),
-                    T("What does each do besides gradients?", "除了算梯度，各自还要做什么？"),
-                    T("Whose result will be better?", "谁的结果会更好？"),
+                    T(
+                        "Which models must each method hold in memory?",
+                        "各自要在显存里放哪些模型？",
+                    ),
+                    T(
+                        "What does each method compute besides gradients?",
+                        "除了梯度，各自还要计算什么？",
+                    ),
+                    T(
+                        "Which result will be better?",
+                        "哪一个的结果会更好？",
+                    ),
                     ordered=True,
                 ),
                 Text(
                     T(
-                        "And with a table for a policy: can PPO beat DPO in principle?",
-                        "如果策略是一张表：原则上 PPO 能胜过 DPO 吗？",
+                        "With a tabular policy: can PPO be better than DPO in principle?",
+                        "如果策略是表格：原则上 PPO 能胜过 DPO 吗？",
                     ),
                     step=True,
                 ),
             ),
             notes=T(
-                "Three short answers from the room: PPO keeps policy, reference, reward model and critic, DPO the first "
-                "two, or one if the reference's numbers are kept; PPO samples while it trains; nobody knows the third."
-                "\n\nFor a table both optima are the same function of the labels. A reward model that generalises can "
-                "label new answers for nothing: hold that thought for RSO. One minute.",
-                "三个简短的回答：PPO 要放策略、参考、奖励模型和价值网络，DPO 只要前两个，存下参考值则只要一个；PPO 边训练边采样；"
-                "第三问没有人知道。\n\n对表格来说，两者的最优点是标注的同一个函数。会泛化的奖励模型可以免费标注新回答：把这个"
-                "想法留给 RSO。一分钟。",
+                "Collect three short answers. PPO holds policy, reference policy, reward model and critic. DPO "
+                "holds the first two, or only the policy if the reference's log-probabilities are stored. PPO "
+                "also samples during training. The third question has no general answer.\n\n"
+                "For a tabular policy both optima are the same function of the labels. A reward model that "
+                "generalises can label new answers without additional human labels. RSO will use this.",
+                "收集三个简短的回答。PPO 要放策略、参考策略、奖励模型和价值网络；DPO 只要前两个，若存下参考策略的"
+                "对数概率，则只要策略。PPO 还要边训练边采样。第三问没有普遍的答案。\n\n"
+                "对表格策略来说，两者的最优点是标注的同一个函数。会泛化的奖励模型可以标注新回答，不需要更多人工标"
+                "注：RSO 会用到这一点。",
             ),
             answer=claim(
                 "cost",
                 "bandit",
                 paper=T(
-                    "easy to train, no inference while training; saves GPU memory; mixed results.",
-                    "训练方便（不需要一边 inference 一边 train）；节省 GPU memory；效果褒贬不一。",
+                    "easy to train, no sampling during training; saves GPU memory; mixed results.",
+                    "训练方便（训练时不需要采样）；节省 GPU 显存；效果褒贬不一。",
                 ),
                 source="lecture, “Conclusion”",
                 found=(
@@ -160,18 +191,22 @@ BLOCK = Block(
                         "ReST，低于在线 DPO。",
                     ),
                 ),
-                alt="各方法的金标奖励随处理器时间的变化，横轴为对数；虚线是比较成本所用的同等奖励。",
+                alt="各方法的真实奖励随处理器时间的变化，横轴为对数；虚线是比较成本所用的同等奖励。",
             ),
             answer_notes=T(
-                "Each curve is a method on its way; the dashed line is the equal reward at which costs are read. A "
-                "reward model must be fitted before PPO starts: its curve begins later.\n\nMixed means: above some "
-                "trained methods and below another, beyond the noise of seeds. Few papers print that noise. End of the "
-                "first lecture. A minute and a half.",
-                "每条曲线是一种方法的训练过程；虚线是比较成本所用的同等奖励。PPO 开始前要先拟合奖励模型，所以曲线起步较晚。"
-                "\n\n“褒贬不一”是说：超出种子噪声地高于一些方法，又低于另一种。很少有论文给出这种噪声。第一讲到此结束。一分半钟。",
+                "Each curve shows one method during training. The dashed line is the common reward at "
+                "which the costs are compared. PPO's curve begins later, because a reward model must be "
+                "fitted first.\n\n"
+                "“Mixed” means that DPO is better than some trained methods and worse than another one, "
+                "and that the differences exceed the variation between seeds. Few papers report this "
+                "variation. This is the end of the first lecture.",
+                "每条曲线是一种方法的训练过程；虚线是比较成本所用的同等奖励。PPO 要先拟合奖励模型，所以曲"
+                "线起步较晚。\n\n"
+                "“褒贬不一”是说：DPO 好于一些方法，又差于另一种，而且差异超出种子之间的波动。很少有论文报"
+                "告这种波动。第一讲到此结束。",
             ),
             answer_title=T(
-                "Easy to train, saves memory, mixed results",
+                "DPO is easy to train and saves memory; results are mixed",
                 "训练方便、节省显存、效果褒贬不一",
             ),
             minutes=(1.0, 1.5),

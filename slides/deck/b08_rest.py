@@ -7,19 +7,25 @@ from slides.schema import Block, Bullets, DerivationPart, Equation, ExplorerPart
 
 BLOCK = Block(
     key="rest",
-    title=T("ReST: grow, filter, improve", "ReST：生成、筛选、改进"),
+    title=T(
+        "ReST: grow, filter, improve",
+        "ReST：生成、筛选、改进",
+    ),
     lecture=2,
     slides=(
         Slide(
             key="rest-loop",
-            title=T("ReST grows once and improves several times", "ReST：生成一次，改进多次，再重复"),
+            title=T(
+                "ReST samples once and then fine-tunes several times",
+                "ReST：采样一次，微调多次",
+            ),
             parts=(
                 Flow(
                     Step(
                         T("Grow", "生成 Grow"),
                         T(
-                            r"$y\sim\pi_\theta(y\mid x)$, $x\sim\mathcal{D}$: many",
-                            r"大量抽取 $y\sim\pi_\theta(y\mid x)$，$x\sim\mathcal{D}$",
+                            r"samples many $y\sim\pi_\theta(y\mid x)$, $x\sim\mathcal{D}$",
+                            r"大量采样 $y\sim\pi_\theta(y\mid x)$，$x\sim\mathcal{D}$",
                         ),
                         "policy",
                     ),
@@ -31,35 +37,42 @@ BLOCK = Block(
                     Step(
                         T("Improve", "改进 Improve"),
                         T(
-                            r"fine-tune on what passes $\tau_1 < \tau_2 < \dots$",
-                            r"在通过 $\tau_1 < \tau_2 < \dots$ 的样本上微调",
+                            r"fine-tunes on samples above $\tau_1 < \tau_2 < \dots$",
+                            r"在高于 $\tau_1 < \tau_2 < \dots$ 的样本上微调",
                         ),
                         "rest",
                     ),
-                    back=T("the improved policy grows the next data", "改进后的策略生成下一批数据"),
+                    back=T(
+                        "the improved policy samples the next data",
+                        "改进后的策略采样下一批数据",
+                    ),
                     steps=True,
                 ),
                 Text(
                     T(
-                        "Sampling is dear, fine-tuning cheap: one Grow for several Improves.",
-                        "采样昂贵，微调便宜：一次生成供多次改进使用。",
+                        "Sampling is expensive, so one Grow step serves several Improve steps.",
+                        "采样昂贵，所以一次 Grow 供多次 Improve 使用。",
                     ),
                     step=True,
                 ),
             ),
             notes=T(
-                "Offline within a Grow step, online between them. That is the point: data are reused, as in offline "
-                "RL, but the policy gets to see its own new answers.\n\nThe original data stay in the mix, filtered "
-                "too. A minute and a half.",
-                "一次生成之内是离线的，两次生成之间是在线的。这正是要点：像离线强化学习那样重复使用数据，又能看到自己的新回答。"
-                "\n\n原始数据一直留在训练集中，同样要过滤。一分半钟。",
+                "ReST is offline within a Grow step and online between Grow steps. Data are reused as in offline "
+                "RL, but the policy also learns from new samples of the current policy.\n\n"
+                "The original data stay in the training set and are filtered too.",
+                "ReST 在一次 Grow 之内是离线的，在两次 Grow 之间是在线的。它像离线强化学习那样重复使用数据，同时"
+                "又从当前策略的新样本中学习。\n\n"
+                "原始数据一直留在训练集中，同样要过滤。",
             ),
             minutes=1.5,
             source="Gulcehre et al. 2023, figures 1 and 2, algorithm 1",
         ),
         Slide(
             key="rest-filter",
-            title=T("The filter asks whether, never by how much", "过滤器只问过没过，不问好多少"),
+            title=T(
+                "The filter keeps or rejects; it ignores how good a sample is",
+                "过滤器只决定去留，不看好多少",
+            ),
             parts=(
                 Equation(r"F(x,y;\tau) = \mathbb{1}_{R(x,y) > \tau}", big=True),
                 Equation(
@@ -69,22 +82,23 @@ BLOCK = Block(
                 ),
                 Bullets(
                     T(
-                        r"The loss is yours to choose; the paper found cloning, $-\log\pi_\theta$, best",
-                        r"损失可以任选；论文认为行为克隆 $-\log\pi_\theta$ 最好",
+                        r"Any loss can be used; in the paper cloning, $-\log\pi_\theta$, works best",
+                        r"损失可以任选；论文中行为克隆 $-\log\pi_\theta$ 最好",
                     ),
                     T(
-                        "RAFT, its relative, keeps the best of K instead: a threshold for each prompt",
-                        "近亲 RAFT 保留 K 个中最好的：每个提示有自己的阈值",
+                        "RAFT keeps the best of K instead, which is a threshold for each prompt",
+                        "RAFT 则保留 K 个中最好的，相当于每个提示有不同的阈值",
                     ),
                     steps=True,
                 ),
             ),
             notes=T(
-                "The indicator throws away how much better an answer is: above the threshold all count the same. Keep "
-                "that in mind for the next slide.\n\nRAFT ends at best-of-n, and two rounds of best of 8 are a best of "
-                "64: notebook 09 derives it. A minute and a half.",
-                "示性函数扔掉了“好多少”的信息：过了阈值就一视同仁。记住这一点，下一页要用。\n\n"
-                "RAFT 的终点是 best-of-n，两轮 8 选 1 相当于 64 选 1：推导见 09 号笔记本。一分半钟。",
+                "The indicator function discards how much better an answer is: all samples above the threshold "
+                "have the same weight. The next slide uses this.\n\n"
+                "RAFT converges to best-of-n, and two rounds of best-of-8 equal best-of-64. Notebook 09 derives "
+                "it.",
+                "示性函数丢掉了“好多少”的信息：高于阈值的样本权重都相同。下一页要用到这一点。\n\n"
+                "RAFT 收敛到 best-of-n，两轮 best-of-8 相当于 best-of-64：推导见 09 号笔记本。",
             ),
             minutes=1.5,
             source="Gulcehre et al. 2023, section 3; Dong et al. 2023 (RAFT)",
@@ -92,7 +106,8 @@ BLOCK = Block(
         Slide(
             key="rest-limit",
             title=T(
-                "One filter ends at the filtered reference, not at π*", "一次过滤的终点是过滤后的参考策略，不是 π*"
+                "With one filter the limit is the filtered reference, not π*",
+                "一次过滤的极限是过滤后的参考策略，不是 π*",
             ),
             parts=(
                 DerivationPart(
@@ -106,45 +121,54 @@ BLOCK = Block(
                 ),
             ),
             notes=T(
-                "Above the threshold the reference's proportions stay as they were; below it everything is cut. π* "
-                "does neither: it tilts.\n\nWith data without end a rising sequence of thresholds ends where its "
-                "last one would have ended alone. What the earlier ones buy is data. Two minutes.",
-                "阈值以上保持参考策略的比例，阈值以下全部砍掉。π* 两者都不是：它是倾斜。\n\n"
-                "数据无限时，一串上升的阈值与只用最后一个的终点相同。前面那些阈值换来的是数据。两分钟。",
+                "Above the threshold the proportions of the reference policy do not change. Below it, the "
+                "probability is zero. π* is different: it weights answers exponentially.\n\n"
+                "With unlimited data an increasing sequence of thresholds has the same limit as its last "
+                "threshold alone. With finite data the earlier thresholds provide more data.",
+                "阈值以上保持参考策略的比例，阈值以下概率为零。π* 则不同：它按奖励作指数加权。\n\n"
+                "数据无限时，一串上升的阈值与只用最后一个阈值的极限相同。数据有限时，前面的阈值提供更多数据。",
             ),
             minutes=2.0,
         ),
         Slide(
             key="rest-explorer",
-            title=T("A step is no tilt: raise τ and compare", "阶梯不是倾斜：抬高 τ 比一比"),
+            title=T(
+                "Filtering by a threshold is below the frontier of π*",
+                "按阈值过滤的策略在 π* 的前沿之下",
+            ),
             parts=(
                 ExplorerPart(
                     "rest_filter",
-                    advice=T("Raise τ. What would π* earn for the same nats?", "抬高 τ：同样的纳特，π* 能赚多少？"),
+                    advice=T(
+                        "Increase τ. What reward would π* have at the same KL?",
+                        "增大 τ：同样的 KL 下，π* 的奖励是多少？",
+                    ),
                     only=("threshold", "beta"),
                 ),
             ),
             notes=T(
-                "Move τ slowly: the bars above the threshold keep their proportions, and the policy jumps from point to "
-                "point on the map, never above the frontier.\n\nThen compare with best-of-n, the dotted line: it too "
-                "is below, but nearer. An exponential tilt is the best use of a nat. At the highest τ only the best "
-                "answer is left, and all meet. Two minutes.",
-                "慢慢移动 τ：阈值以上的柱子保持比例，策略在图上一跳一跳地走，始终不在前沿之上。\n\n再与 best-of-n（点线）比较："
-                "它也在下面，但更近。指数倾斜才是对每一纳特的最好使用。τ 最高时只剩最好的回答，三者重合。两分钟。",
+                "Move τ slowly. The bars above the threshold keep their proportions. The policy jumps from point "
+                "to point on the map and is never above the frontier.\n\n"
+                "Then compare it with best-of-n, the dotted line, which is below the frontier too, but nearer to "
+                "it. The exponential weights of π* give the most reward per nat. At the highest τ only the best "
+                "answer remains, and all three coincide.",
+                "慢慢移动 τ：阈值以上的柱子保持比例，策略在图上逐点跳动，始终不在前沿之上。\n\n"
+                "再与 best-of-n（点线）比较：它也在前沿之下，但更近。π* 的指数加权使每一纳特换来的奖励最多。τ 最"
+                "高时只剩最好的回答，三者重合。",
             ),
             minutes=2.0,
         ),
         Slide(
             key="rest-claim",
             title=T(
-                "Rising thresholds work; cloning is not best",
-                "上升的阈值有效，但克隆不是最好的损失",
+                "Rising thresholds raise rewards; other losses beat cloning",
+                "上升的阈值能提高奖励，但克隆不是最好的损失",
             ),
             parts=claim(
                 "rest-translation",
                 "tree",
                 paper=T(
-                    "IWSLT: cloning 70.9, four Improves 77.8, second Grow 83.1, online RL 71.6.",
+                    "IWSLT: cloning 70.9, four Improve steps 77.8, second Grow 83.1, online RL 71.6.",
                     "翻译，IWSLT：克隆 70.9，四次改进 77.8，第二次生成 83.1，在线强化学习 71.6。",
                 ),
                 source="Gulcehre et al. 2023, sec. 4",
@@ -177,25 +201,32 @@ BLOCK = Block(
                 share=0.44,
             ),
             notes=T(
-                "G1 I0 is the grown set cloned without a filter; I1 to I4 the rising thresholds, G2 the second Grow. "
-                "Full marks: the reward that does the filtering; open marks: gold. "
-                "Weighted cloning, RAFT and DPO, on the same grown samples, all end above the filter.\n\nThe paper's reward is the "
-                "learned metric that also did the filtering. On our language model of three seeds the proxy rises and "
-                "gold is not seen to. Which of the two does the paper's table show? Two minutes.",
-                "G1 I0 是不过滤直接克隆；I1 到 I4 是上升的阈值，G2 是第二次生成。实心是用来过滤的奖励，空心是金标。在同样的生成样本上，"
-                "加权克隆、RAFT 和 DPO 都高于过滤。\n\n"
-                "论文里的奖励就是用来过滤的那个学习到的指标。在我们三个种子的语言模型上，代理奖励上升，金标却看不出上升。"
-                "论文的表格展示的是哪一个？两分钟。",
+                "G1 I0 is cloning without a filter. I1 to I4 are the rising thresholds, and G2 is the second Grow "
+                "step. Filled marks show the reward that filters, and open marks the gold reward. Weighted "
+                "cloning, RAFT and DPO on the same samples all reach a higher reward than the filter.\n\n"
+                "In the paper the reported reward is the learned metric that also filters. On our language model, "
+                "with three seeds, the proxy reward rises, and no change of the gold reward can be shown. Ask "
+                "which of the two rewards the paper's table shows.",
+                "G1 I0 是不过滤的克隆，I1 到 I4 是上升的阈值，G2 是第二次 Grow。实心点是用来过滤的奖励，空心点是"
+                "真实奖励。在同样的样本上，加权克隆、RAFT 和 DPO 的奖励都高于过滤。\n\n"
+                "论文报告的奖励就是用来过滤的那个学习到的指标。在我们三个种子的语言模型上，代理奖励上升，真实奖励"
+                "却看不出变化。问：论文的表格展示的是哪一个奖励？",
             ),
             minutes=2.0,
         ),
         *question(
             "rest-question",
-            T("ReST has no β. What plays its part?", "ReST 没有 β，什么代替了它？"),
+            T(
+                "ReST has no β. What replaces it?",
+                "ReST 没有 β，什么代替了它？",
+            ),
             parts=(
                 Bullets(
                     T("The threshold τ", "阈值 τ"),
-                    T("The number of Grow steps", "生成的次数"),
+                    T(
+                        "The number of Grow steps",
+                        "Grow 的次数",
+                    ),
                     T("The learning rate", "学习率"),
                     ordered=True,
                 ),
@@ -204,28 +235,34 @@ BLOCK = Block(
                 Equation(r"\mathrm{KL}(\pi_\tau\,\|\,\pi_\text{ref}) = -\log P_{\pi_\text{ref}}(r > \tau)", big=True),
                 Bullets(
                     T(
-                        "The rarer what passes, the more nats are spent: τ sets the KL, as β does",
-                        "能通过的越稀少，花掉的纳特越多：τ 像 β 一样决定 KL",
+                        "The fewer samples pass, the larger the KL: τ determines the KL, as β does",
+                        "通过的样本越少，KL 越大：τ 像 β 一样决定 KL",
                     ),
                     T(
-                        r"Each Grow step sets it anew, and nothing pulls back to $\pi_\text{ref}$",
-                        r"每次生成都重新决定一次，没有任何力量拉回 $\pi_\text{ref}$",
+                        "Each Grow step filters the new policy again, and no term limits the distance from "
+                        r"$\pi_\text{ref}$",
+                        r"每次 Grow 都对新策略再作过滤，而且没有任何一项限制与 $\pi_\text{ref}$ 的距离",
                     ),
-                    T("Stopping early is a third leash, and an unwritten one", "提前停止是第三根缰绳，而且没有写出来"),
+                    T(
+                        "Early stopping also limits the KL, although no formula contains it",
+                        "提前停止也限制 KL，虽然公式里没有它",
+                    ),
                     steps=True,
                 ),
             ),
             notes=T(
-                "All three answers can be defended. Ask which of them one could write down as a number of nats. One "
-                "minute.",
-                "三个回答都能辩护。问：哪一个能写成多少纳特？一分钟。",
+                "All three answers can be defended. Ask which of them can be expressed as a number of nats.",
+                "三个回答都能辩护。问：哪一个能写成多少纳特？",
             ),
             answer_notes=T(
-                "A conditional distribution's KL to its parent is minus the log of the probability of the condition: "
-                "one line on the board. One minute.",
-                "条件分布对原分布的 KL 等于条件概率的负对数：黑板上一行就能写完。一分钟。",
+                "The KL of a conditional distribution to the original one is minus the log of the "
+                "probability of the condition. The proof is one line on the board.",
+                "条件分布对原分布的 KL 等于条件概率的负对数，黑板上一行就能证明。",
             ),
-            answer_title=T("τ: the price is minus the log of what passes", "是 τ：代价是通过概率的负对数"),
+            answer_title=T(
+                "τ: its KL is minus the log of the acceptance probability",
+                "是 τ：KL 等于通过概率的负对数",
+            ),
             minutes=(1.0, 1.0),
         ),
     ),
