@@ -1,4 +1,4 @@
-"""The lecture's blocks, one file each, in the order of the deck."""
+"""The blocks of the lecture slides, one file each, in the order of the lecture."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ TITLE = T("Variants of RLHF", "RLHF 的变体")
 
 
 def blocks() -> tuple[Block, ...]:
-    """Every block: the files `bNN_name.py` of this folder, in the order of their numbers."""
+    """Return every block: the files `bNN_name.py` of this folder, in the order of their numbers."""
     names = sorted(found.name for found in pkgutil.iter_modules(__path__) if found.name.startswith("b"))
     return tuple(importlib.import_module(f"{__name__}.{name}").BLOCK for name in names)
 
 
 def deck() -> Deck:
-    """The whole deck, checked.
+    """Return the lecture slides, checked.
 
     Raises:
-        LabError: a slide that cannot be built, by its key.
+        LabError: a slide cannot be built. The message names its key.
     """
     return check(Deck(TITLE, blocks()))

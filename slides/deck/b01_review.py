@@ -1,4 +1,4 @@
-"""Block 1: RLHF reviewed, from labels to a policy. Lecture, "Review of RLHF"."""
+"""Block 1: a review of RLHF, from labels to a policy. Section of the lecture: "Review of RLHF"."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Block 2: the optimal policy, and the constant in it. Lecture, "Optimal Solution to the KL-constrained …"."""
+"""Block 2: the optimal policy and its partition function. Section of the lecture: "Optimal Solution to the KL-constrained …"."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Block 3: the preference model, written by the optimal policy. Lecture, "Re-organize Preference Model"."""
+"""Block 3: the preference model in terms of π*. Section of the lecture: "Re-organize Preference Model"."""
 
 from __future__ import annotations
 

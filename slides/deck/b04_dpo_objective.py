@@ -1,4 +1,4 @@
-"""Block 4: DPO's objective and its gradient. Lecture, "DPO Objective Function"."""
+"""Block 4: DPO's objective and its gradient. Section of the lecture: "DPO Objective Function"."""
 
 from __future__ import annotations
 

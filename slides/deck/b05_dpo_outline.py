@@ -1,4 +1,4 @@
-"""Block 5: what one does to run DPO. Lecture, "DPO Outline"."""
+"""Block 5: the steps of DPO. Section of the lecture: "DPO Outline"."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Block 6: DPO beside PPO. Lecture, "Compared to PPO", "Conclusion"."""
+"""Block 6: DPO compared with PPO. Sections of the lecture: "Compared to PPO", "Conclusion"."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Block 7: RSO. Lecture, "Preference Data Distribution", "How to sample …? Rejection Sampling!", "Experiments"."""
+"""Block 7: RSO. Sections of the lecture: "Preference Data Distribution", "How to sample …?", "Experiments"."""
 
 from __future__ import annotations
 
@@ -538,8 +538,8 @@ BLOCK = Block(
                 share=0.44,
             ),
             notes=T(
-                "Collect answers on the board before you show the list. Ask which of them the paper's table alone "
-                "could test. It can test none of them, because two things changed at the same time.",
+                "Collect answers on the board before you show the list. Ask which of them can be tested with the "
+                "paper's table alone. The answer is none, because two things changed at the same time.",
                 "先把回答写在黑板上，再展开列表。问：只用论文的表格能检验其中哪一个？一个也不能，因为同时改变了两"
                 "件事。",
             ),

@@ -1,4 +1,4 @@
-"""Block 8: ReST. Lecture, "Reinforced Self-Training Algorithm", "Experiments: Translation"."""
+"""Block 8: ReST. Sections of the lecture: "Reinforced Self-Training Algorithm", "Experiments: Translation"."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Block 9: the two open questions. Lecture, "Non-static Environment", "Future Direction"."""
+"""Block 9: the two open questions. Sections of the lecture: "Non-static Environment", "Future Direction"."""
 
 from __future__ import annotations
 
@@ -7,37 +7,50 @@ from slides.schema import Block, Bullets, DerivationPart, ExplorerPart, Slide, T
 
 BLOCK = Block(
     key="discussion",
-    title=T("Discussion: what moves, and what labels cost", "讨论：什么在变，标注值多少"),
+    title=T(
+        "Discussion: changing environments and the label budget",
+        "讨论：变化的环境与标注预算",
+    ),
     lecture=2,
     slides=(
         Slide(
             key="discussion-moves",
-            title=T("Three things move while we train", "训练期间有三样东西在变"),
+            title=T(
+                "Three things change during training and deployment",
+                "训练和部署期间有三样东西在变",
+            ),
             parts=(
                 Bullets(
                     T(
-                        r"**The policy** leaves the place where $r_\phi$ was fitted",
-                        r"**策略**离开了 $r_\phi$ 拟合的地方",
+                        r"**The policy** moves away from the data of $r_\phi$",
+                        r"**策略**离开了 $r_\phi$ 的训练数据",
                     ),
-                    T(r"**Preferences** drift: $r_t$ is not $r_0$", r"**偏好**在漂移：$r_t$ 不再是 $r_0$"),
-                    T("**Prompts** shift: people ask other things", "**提示**在变：人们问别的问题"),
+                    T(
+                        "**Preferences** drift: $r_t$ differs from $r_0$",
+                        "**偏好**在漂移：$r_t$ 不再是 $r_0$",
+                    ),
+                    T(
+                        "**Prompts** shift: people ask other questions",
+                        "**提示**在变：人们问别的问题",
+                    ),
                     steps=True,
                 ),
                 Text(
                     T(
-                        r"The lecture leaves it open. On a finite world $\pi^*_t$ is known at each moment, so the answer "
-                        r"can be computed.",
+                        r"The lecture asks this as an open question. In a finite world $\pi^*_t$ is known at each time, "
+                        "so the answer can be computed.",
                         r"讲义把它作为开放问题。在有限世界里，每个时刻的 $\pi^*_t$ 都已知，所以答案可以算出来。",
                     ),
                     step=True,
                 ),
             ),
             notes=T(
-                "The cited work renewed its preference models and policies about once a week with fresh comparisons. "
-                "Ask what made a week right, and not a day or a year.\n\nThe first of the three happens even where "
-                "nobody changes his mind: begin with it. A minute and a half.",
+                "The authors renewed their preference models and policies about once a week with new comparisons. "
+                "Ask why a week is better than a day or a year.\n\n"
+                "The first of the three changes happens even if no preference changes, so the block begins with "
+                "it.",
                 "所引的工作大约每周用新的比较数据更新偏好模型和策略。问：为什么是一周，而不是一天或一年？\n\n"
-                "三者中的第一个，即使没有人改变主意也会发生：就从它讲起。一分半钟。",
+                "三者中的第一个，即使偏好不变也会发生，所以先讲它。",
             ),
             minutes=1.5,
             source="Bai et al. 2022, section 4.5",
@@ -45,40 +58,46 @@ BLOCK = Block(
         Slide(
             key="discussion-over-optimisation",
             title=T(
-                "Pushed harder, a reward model breaks its promise",
-                "越用力优化，奖励模型许诺的越多，兑现的越少",
+                "Strong optimisation raises the proxy reward, not gold",
+                "优化过强时，代理奖励上升，真实奖励并不上升",
             ),
             parts=(
                 ExplorerPart(
                     "over_optimisation",
                     advice=T(
-                        "Lower β: what is promised, what is earned? Then change the model.",
-                        "减小 β：许诺多少，赚到多少？再换奖励模型。",
+                        "Lower β: what do proxy and gold reward do? Then change the model.",
+                        "减小 β：代理奖励和真实奖励如何变化？再换奖励模型。",
                     ),
                     at={"which": 1},
                 ),
             ),
             notes=T(
-                "Begin with the model of 250 labels at large β and go left. The promise only rises; gold rises, turns, "
-                "and falls. Stop at the turn.\n\nWith 2,000 labels it turns later and falls little. With 60 it does not "
-                "turn in this draw: where a model's errors are luck, what it likes best may still be good. Read the "
-                "effective samples: far out, few samples carry everything. Two minutes.",
-                "从 250 个标注的模型、大的 β 开始往左移。许诺只升不降；金标先升，转折，再降。在转折处停下。\n\n"
-                "2000 个标注时转折更晚，降得很少。60 个标注时，在这次抽样里没有转折：当模型的错误只是运气，它最喜欢的回答"
-                "可能仍然不错。再读有效样本数：走得远时，少数样本撑起一切。两分钟。",
+                "Begin with the reward model of 250 labels and a large β, then decrease β. The proxy reward only "
+                "rises. The gold reward rises, reaches a maximum and falls. Stop at the maximum.\n\n"
+                "With 2,000 labels the maximum comes later and the fall is small. With 60 labels there is no fall "
+                "in this sample: if the errors of the reward model are random, the answers that it prefers may "
+                "still be good. Also read the effective sample size. At a large KL a few samples dominate the "
+                "estimate.",
+                "从 250 个标注的奖励模型、大的 β 开始，逐步减小 β。代理奖励只升不降；真实奖励先升，到达最大值，再"
+                "降。在最大值处停下。\n\n"
+                "2000 个标注时，最大值出现更晚，下降很少。60 个标注时，在这次抽样里没有下降：若奖励模型的错误是随"
+                "机的，它偏爱的回答可能仍然不错。再读有效样本数：KL 很大时，少数样本主导了估计。",
             ),
             minutes=2.0,
             source="Gao et al. 2023, figure 1",
         ),
         Slide(
             key="discussion-over-optimisation-claim",
-            title=T("A broken promise is not yet a fall", "许诺落空，还不等于下降"),
+            title=T(
+                "Overestimation alone does not make the gold reward fall",
+                "高估本身并不会使真实奖励下降",
+            ),
             parts=claim(
                 "over-optimisation",
                 "bandit",
                 paper=T(
-                    "the proxy keeps rising, gold turns and falls; more data put it off.",
-                    "代理奖励一直上升，金标先升后降；数据越多，转折越晚。",
+                    "the proxy reward keeps rising; the gold reward rises, then falls. More data delay this.",
+                    "代理奖励一直上升，真实奖励先升后降；数据越多，转折越晚。",
                 ),
                 source="Gao et al. 2023, fig. 1",
                 found=(
@@ -88,7 +107,7 @@ BLOCK = Block(
                         "not supported",
                         "No method turns with {labels_few} or with {labels_many} labels. With more labels the peak of the "
                         "gold reward is later by {peak_shift} in √KL.",
-                        "{labels_few} 个标注和 {labels_many} 个标注时都未见转折；标注多时，金标的峰值更晚，√KL 增加 "
+                        "{labels_few} 个标注和 {labels_many} 个标注时都未见转折；标注多时，真实奖励的峰值更晚，√KL 增加 "
                         "{peak_shift}。",
                         conditions=("peak_shift > 0", "fall_best_of_n_3200 ~ 0", "fall_ppo_3200 ~ 0"),
                     ),
@@ -97,52 +116,67 @@ BLOCK = Block(
                         "small",
                         "inconclusive",
                         "DPO's gold reward falls by {fall_dpo_64}, but the proxy is not shown to rise.",
-                        "DPO 的金标下降 {fall_dpo_64}，但未见代理奖励上升。",
+                        "DPO 的真实奖励下降 {fall_dpo_64}，但未见代理奖励上升。",
                         conditions=("fall_dpo_64 > 0", "rise_dpo_64 ~ 0"),
                     ),
                 ),
-                alt="金标（实线）与代理（虚线）奖励随 √KL 的变化，奖励模型用 50 个标注拟合：虚线远高于实线，实线变平。",
+                alt="真实奖励（实线）与代理奖励（虚线）随 √KL 的变化，奖励模型用 50 个标注拟合：虚线远高于实线，实线变平。",
                 share=0.45,
             ),
             notes=T(
-                "Dashed is promised, solid is earned. The rule asks for both at once: gold falls and the proxy rises, "
-                "beyond their intervals.\n\nWhere a reward model's errors know nothing of gold, what it likes best is "
-                "still better than most, and gold levels off. It falls where the best-liked answers are worse. A minute "
-                "and a half.",
-                "虚线是许诺，实线是兑现。规则要求两者同时发生：金标下降，代理上升，且都超出区间。\n\n当奖励模型的错误与金标无关时，"
-                "它最喜欢的回答仍比大多数好，金标只是变平。只有它最喜欢的回答反而更差时，金标才下降。一分半钟。",
+                "Dashed lines show the proxy reward and solid lines the gold reward. The decision rule requires "
+                "two things at the same time: the gold reward falls and the proxy reward rises, both by more than "
+                "their intervals.\n\n"
+                "If the errors of the reward model are independent of the gold reward, the answers that it "
+                "prefers are still better than most, and the gold reward levels off. It falls only if the "
+                "preferred answers are worse.",
+                "虚线是代理奖励，实线是真实奖励。判定规则要求两者同时发生：真实奖励下降，代理奖励上升，且都超出区"
+                "间。\n\n"
+                "若奖励模型的错误与真实奖励无关，它偏爱的回答仍比大多数好，真实奖励只是趋平。只有它偏爱的回答反而"
+                "更差时，真实奖励才下降。",
             ),
             minutes=1.5,
         ),
         Slide(
             key="discussion-non-static",
-            title=T("Old labels are many and stale, new ones few and right", "旧标注多而过时，新标注少而准确"),
+            title=T(
+                "Old labels are many but outdated; new labels are few",
+                "旧标注多而过时，新标注少而准确",
+            ),
             parts=(
                 ExplorerPart(
                     "non_static",
-                    advice=T("Raise the drift. Which window has the least regret?", "加大漂移：哪个窗口的遗憾最小？"),
+                    advice=T(
+                        "Increase the drift. Which window has the minimum regret?",
+                        "加大漂移：哪个窗口的后悔值最小？",
+                    ),
                     only=("turn", "window"),
                 ),
             ),
             notes=T(
-                "Without drift the longest window is best, and fitting once better still: more labels, less noise. "
-                "Raise the drift: a long window averages over worlds that are gone.\n\nFind the best window by hand, "
-                "then read the formula's below. Notebook 13 derives it: the window shrinks with the cube root of the "
-                "drift squared. Two minutes.",
-                "没有漂移时窗口越长越好，一次拟合更好：标注多，噪声小。加大漂移：长窗口平均的是已经过去的世界。\n\n"
-                "先手动找最佳窗口，再看下面公式给出的值。推导见 13 号笔记本：窗口按漂移平方的立方根缩短。两分钟。",
+                "Without drift the longest window is best, and fitting once to all labels is even better, because "
+                "more labels mean less noise. Increase the drift: a long window then averages over rewards that "
+                "are no longer valid.\n\n"
+                "Find the best window by hand, then compare it with the formula below. Notebook 13 derives it: "
+                "the best window is proportional to the drift to the power −2/3.",
+                "没有漂移时窗口越长越好，用全部标注拟合一次更好：标注多，噪声小。加大漂移：长窗口平均的是已经失效"
+                "的奖励。\n\n"
+                "先手动找最佳窗口，再与下面的公式比较。推导见 13 号笔记本：最佳窗口与漂移的 −2/3 次方成正比。",
             ),
             minutes=2.0,
         ),
         Slide(
             key="discussion-non-static-claim",
-            title=T("Retraining pays once preferences turn far enough", "偏好转得够远，重新训练才划算"),
+            title=T(
+                "Retraining lowers the regret if preferences drift enough",
+                "偏好漂移够大时，重新训练才降低后悔值",
+            ),
             parts=claim(
                 "non-static",
                 "bandit",
                 paper=T(
-                    "weekly renewal improved data and models; no rhythm is derived.",
-                    "每周用新反馈更新，数据和模型都有改进；没有推导更新的节奏。",
+                    "weekly updates improved data and models; no interval is derived.",
+                    "每周用新反馈更新，数据和模型都有改进；没有推导更新的间隔。",
                 ),
                 source="Bai et al. 2022, sec. 4.5",
                 found=(
@@ -154,26 +188,27 @@ BLOCK = Block(
                         "the closed form's best window is {} of the closed form, which is met (within 10%).",
                         "From {0} rad on refitting saves {1} of regret a round; up to {2} rad fitting once is better. Closed form "
                         "met: {4}.",
-                        "从 {0} 弧度起，重新拟合使每轮遗憾减少 {1}；{2} 弧度以内，一次拟合更好。与闭式解相符：{4}。",
+                        "从 {0} 弧度起，重新拟合使每轮后悔值减少 {1}；{2} 弧度以内，一次拟合更好。与闭式解相符：{4}。",
                     ),
                 ),
-                alt="每轮平均遗憾随偏好在 24 轮中转过的角度变化，六种策略；点线是闭式解给出的转折点。",
+                alt="每轮平均后悔值随偏好在 24 轮中转过的角度变化，六种策略；点线是闭式解给出的转折点。",
                 panels=(1,),
             ),
             notes=T(
-                "All strategies spend the same labels. The dotted line is where the closed form says that the sides "
-                "change.\n\nAsk for the one quantity a team would have to measure to use this: the rate of drift. The "
-                "language model with three seeds decides nothing. A minute and a half.",
-                "所有策略花费的标注数相同。点线是闭式解所说的转折点。\n\n问：一个团队要用上它，需要测哪个量？漂移的速度。"
-                "三个种子的语言模型得不出结论。一分半钟。",
+                "All strategies use the same number of labels. The dotted line is the drift at which, by the "
+                "closed form, retraining becomes better than fitting once.\n\n"
+                "Ask which quantity a team would have to measure to use this result. It is the rate of drift. The "
+                "language model with three seeds gives no conclusion.",
+                "所有策略使用的标注数相同。点线是闭式解给出的转折点，漂移超过它时，重新训练优于一次拟合。\n\n"
+                "问：一个团队要用上这个结果，需要测哪个量？漂移的速度。三个种子的语言模型得不出结论。",
             ),
             minutes=1.5,
         ),
         Slide(
             key="discussion-budget",
             title=T(
-                "How should a budget of labels be spent?",
-                "给定人工标注的预算，如何设计整个训练过程？",
+                "How should a budget of labels be used?",
+                "如何使用标注预算？",
             ),
             parts=(
                 DerivationPart(
@@ -185,58 +220,86 @@ BLOCK = Block(
                 ),
                 Bullets(
                     T(
-                        r"Which pairs? Choose μ: from $\pi_\text{ref}$, from $\pi^*$, or where doubt matters",
-                        r"标注哪些对？选择 μ：来自 $\pi_\text{ref}$、来自 $\pi^*$，还是最要紧的不确定之处",
+                        r"Which pairs? Choose μ: from $\pi_\text{ref}$, from $\pi^*$, or the most informative pairs",
+                        r"标注哪些对？选择 μ：来自 $\pi_\text{ref}$、来自 $\pi^*$，还是信息最多的对",
                     ),
-                    T("How many demonstrations, in how many rounds?", "多少示范，分几轮？"),
-                    T("DPO on the labels, or a reward model first?", "直接用 DPO，还是先训练奖励模型？"),
+                    T(
+                        "How many demonstrations, and in how many rounds?",
+                        "多少示范，分几轮？",
+                    ),
+                    T(
+                        "DPO on the labels, or a reward model first?",
+                        "直接用 DPO，还是先训练奖励模型？",
+                    ),
                     steps=True,
                 ),
             ),
             notes=T(
-                "The lecture ends with this question. N labels cost a regret of price over N; the price is a trace, "
-                "with I(μ) the information of pairs drawn from μ and Σ the covariance of π*. So it is a design "
-                "problem: choose μ to make the trace small.\n\nThe best μ depends on the reward, which is what one "
-                "wants to learn. Hence active learning. Two and a half minutes.",
-                "讲义以这个问题结束。N 个标注留下的遗憾是“价格除以 N”；价格是一个迹，I(μ) 是从 μ 抽取的成对数据的信息量，"
-                "Σ 是 π* 的协方差。于是这是一个设计问题：选择 μ，使迹最小。\n\n最优的 μ 依赖于奖励，而奖励正是要学的。"
-                "于是需要主动学习。两分半钟。",
+                "The lecture ends with this question. With N labels the regret is a constant divided by N. The "
+                "constant is a trace, where I(μ) is the information of pairs sampled from μ and Σ is the "
+                "covariance under π*. Choosing μ to minimise this trace is a problem of experimental design.\n\n"
+                "The optimal μ depends on the reward, which is not known before the labels are collected. This "
+                "leads to active learning.",
+                "讲义以这个问题结束。N 个标注时，后悔值等于一个常数除以 N；这个常数是一个迹，其中 I(μ) 是从 μ 抽"
+                "取的成对数据的信息量，Σ 是 π* 下的协方差。选择 μ 使迹最小，是一个实验设计问题。\n\n"
+                "最优的 μ 依赖于奖励，而奖励在收集标注之前并不知道。于是需要主动学习。",
             ),
             minutes=2.5,
             source="Lecture, “Future Direction”",
         ),
         Slide(
             key="discussion-budget-explorer",
-            title=T("The next label belongs where it changes the policy most", "下一个标注，应放在最能改变策略的地方"),
+            title=T(
+                "The next label should go where it changes the policy most",
+                "下一个标注，应放在最能改变策略的地方",
+            ),
             parts=(
                 ExplorerPart(
                     "annotation_budget",
-                    advice=T("Change who stands in the pairs, then add labels.", "换成对数据的来源，再增加标注。"),
+                    advice=T(
+                        "Change the source of the pairs, then add labels.",
+                        "换成对数据的来源，再增加标注。",
+                    ),
                     only=("pairs", "step"),
                     panels=(0, 1),
                 ),
             ),
             notes=T(
-                "Compare the maps of pairs: the reference spends its labels where answers are frequent, the best "
-                "design where they are decisive, and needs about half as many. The active policy begins with "
-                "nothing and comes close.\n\nFor your own numbers: `rlhf-lab budget` prints a plan. Two minutes.",
-                "比较成对数据的分布：参考策略把标注花在常见的回答上，最优设计花在有决定作用的地方，所需标注约为一半。"
-                "主动策略从零开始，却能接近它。\n\n想代入自己的数字：`rlhf-lab budget` 会打印一份方案。两分钟。",
+                "Compare the distributions of pairs. Pairs from the reference policy concentrate on frequent "
+                "answers. The optimal design concentrates on the pairs that determine the policy, and it needs "
+                "about half as many labels. The active policy begins without knowledge of the reward and comes "
+                "close to the optimal design.\n\n"
+                "For your data, `rlhf-lab budget` prints a plan.",
+                "比较成对数据的分布：来自参考策略的标注集中在常见的回答上，最优设计集中在对策略起决定作用的对上，"
+                "所需标注约为一半。主动策略开始时不了解奖励，却能接近最优设计。\n\n"
+                "想代入自己的数据：`rlhf-lab budget` 会打印一份方案。",
             ),
             minutes=2.0,
         ),
         *question(
             "discussion-question",
-            T("A thousand labels are left. Where do they go?", "还剩一千个标注，用在哪里？"),
+            T(
+                "A thousand labels are left. How should they be used?",
+                "还剩一千个标注，应如何使用？",
+            ),
             parts=(
                 Bullets(
-                    T("All now, on pairs from π_ref", "现在全部用在来自 π_ref 的成对数据上"),
-                    T("All now, on pairs from what looks like π*", "现在全部用在看起来像 π* 的策略的成对数据上"),
                     T(
-                        "In rounds, each where the last one leaves most doubt",
-                        "分轮进行，每轮放在上一轮之后最不确定的地方",
+                        "All now, on pairs from π_ref",
+                        "现在全部用在来自 π_ref 的成对数据上",
                     ),
-                    T("Keep half: a label ages", "留一半：标注会过期"),
+                    T(
+                        "All now, on pairs from an estimate of π*",
+                        "现在全部用在来自 π* 的估计的成对数据上",
+                    ),
+                    T(
+                        "In rounds, each on the pairs that are most uncertain",
+                        "分轮进行，每轮标注当前最不确定的对",
+                    ),
+                    T(
+                        "Keep half for later, because labels become outdated",
+                        "留一半以后用，因为标注会过期",
+                    ),
                     ordered=True,
                 ),
             ),
@@ -244,8 +307,8 @@ BLOCK = Block(
                 "annotation-budget",
                 "bandit",
                 paper=T(
-                    "left open by the lecture; RSO draws pairs from an estimate of π*.",
-                    "讲义把它留作开放问题；RSO 从对 π* 的估计中抽取成对数据。",
+                    "the lecture leaves it open; RSO samples pairs from an estimate of π*.",
+                    "讲义把它留作开放问题；RSO 从对 π* 的估计中采样成对数据。",
                 ),
                 source="Liu et al. 2024",
                 found=(
@@ -256,7 +319,7 @@ BLOCK = Block(
                         "N · regret relative to its limit is {limit_reference} for π_ref, {limit_optimal} for π* and "
                         "{limit_design} for the best design. At {labels} labels the active policy needs {ratio_active} "
                         "times the labels of the best design, and π_ref {ratio_reference} times.",
-                        "N · 遗憾与极限之比：π_ref {limit_reference}，π* {limit_optimal}，最优设计 {limit_design}。{labels} 个标注时，"
+                        "N · 后悔值与极限之比：π_ref {limit_reference}，π* {limit_optimal}，最优设计 {limit_design}。{labels} 个标注时，"
                         "主动标注所需为最优设计的 {ratio_active} 倍，π_ref 为 {ratio_reference} 倍。",
                         conditions=("limit_reference ~ 1", "ratio_active < 1.25", "ratio_reference > ratio_active"),
                     ),
@@ -266,22 +329,26 @@ BLOCK = Block(
                 share=0.45,
             ),
             notes=T(
-                "No single right answer. Let four people defend the four, with the pictures of this block. A minute "
-                "and a half.",
-                "没有唯一答案。请四位同学用本节的图分别为四个选项辩护。一分半钟。",
+                "There is no single correct answer. Let four students defend the four options, with the pictures "
+                "of this block.",
+                "没有唯一答案。请四位同学用本节的图分别为四个选项辩护。",
             ),
             answer_notes=T(
-                "If nothing moves: in rounds, by doubt that matters. Pairs from the optimum become the dearest, "
-                "since it hardly gives what must be ruled out. If preferences drift, keep labels for later. If you know neither, a "
-                "pilot of fifty tells the spread of the reward. On the language model six designs at equal money could "
-                "not be told apart.\n\nEnd on the line of the title slide: π* is one line, and this course was about "
-                "how near one gets, and how one knows. Two and a half minutes.",
-                "如果什么都不变：分轮，标注对策略要紧的不确定之处。来自最优策略的成对数据最贵，因为它几乎不给出需要排除的回答。"
-                "如果偏好漂移：留一些以后用。如果都不知道：先用五十个标注试点，估计奖励的离散程度。在语言模型上，同样花费的六种设计"
-                "分不出高下。\n\n回到标题页那一行结束：π* 只有一行，这门课讲的是能离它多近，以及如何知道。两分半钟。",
+                "If nothing changes, label in rounds, and choose the pairs whose uncertainty matters for "
+                "the policy. Pairs from the optimal policy then need the most labels, because it rarely "
+                "gives the answers that must be ruled out. If preferences drift, keep some labels for "
+                "later. If you know neither, label a pilot of fifty pairs to estimate the spread of the "
+                "reward. On the language model, six designs of equal cost could not be distinguished.\n\n"
+                "Return to the formula of the title slide at the end. The course showed how close each "
+                "method comes to π*, and how this is measured.",
+                "如果什么都不变，就分轮标注，选择其不确定性对策略最重要的对。来自最优策略的成对数据所需标"
+                "注最多，因为它很少给出需要排除的回答。如果偏好漂移，留一些标注以后用。如果都不知道，先用"
+                "五十个标注试点，估计奖励的离散程度。在语言模型上，同样花费的六种设计分不出高下。\n\n"
+                "最后回到标题页的公式：这门课讲的是各种方法离 π* 有多近，以及如何测量。",
             ),
             answer_title=T(
-                "If nothing moves: in rounds, where doubt matters", "如果什么都不变：分轮，标注最要紧的不确定之处"
+                "Without drift: in rounds, on the pairs that matter most",
+                "没有漂移时：分轮标注最重要的不确定之处",
             ),
             minutes=(1.5, 2.5),
         ),
