@@ -1,0 +1,38 @@
+"""The saved rows are those that the code gives today: one job of every experiment and scale is run again."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from rlhf_lab.experiments import results
+from rlhf_lab.training.checkpoint import plain
+
+SAVED = list(results.kept(Path(__file__).parents[2] / "results"))
+IDS = [f"{experiment.name}-{folder.name}" for experiment, folder in SAVED]
+MEASURED = {"seconds", "to_seconds", "cpu_seconds", "memory", "peak"}
+"""Columns that measure the machine."""
+
+
+def chosen(job) -> bool:
+    """Whether a job trains something and is quick."""
+    return job.get("method") == "dpo" or job.get("kind") == "table" or job.get("part") in ("rest", "split", "random")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("experiment", "folder"), SAVED, ids=IDS)
+def test_one_job_gives_its_saved_rows_again(experiment, folder):
+    """Another processor rounds differently, and training amplifies the difference, so 0.1% is allowed."""
+    record = results.read(folder)
+    settings = results.judged(experiment, folder).settings
+    jobs = experiment.jobs(settings)
+    job = next(filter(chosen, jobs), jobs[0])
+    keys = {name: value for name, value in job.items() if not isinstance(value, list | dict)}
+    again = pd.DataFrame([{**keys, **plain(row)} for row in experiment.run(settings, job, record["best_config"])])
+    saved = pd.read_csv(folder / "runs.csv")
+    for name, value in keys.items():
+        saved = saved[saved[name] == value]
+    saved = saved.dropna(axis="columns", how="all").reset_index(drop=True)
+    shared = [name for name in saved.columns if name not in MEASURED]
+    assert len(shared) > len(keys)
+    pd.testing.assert_frame_equal(again[shared], saved[shared], check_dtype=False, rtol=1e-3, atol=1e-6)
