@@ -243,8 +243,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "edge",
             "a tie of the judge agrees with gold",
-            "same = [0.5 if p == 0.5 else",
-            "same = [1.0 if p == 0.5 else",
+            "0.5 if p == 0.5 else float(p == gold)",
+            "1.0 if p == 0.5 else float(p == gold)",
             near="experiments/test_judge.py::test_agreement_is_1_for_gold_itself_0_for_its_opposite_and_half_for_ties",
         ),
         Mutation(
