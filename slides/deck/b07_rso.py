@@ -515,23 +515,24 @@ BLOCK = Block(
                 ),
                 source="Liu et al. 2024, abstract",
                 found=(
-                    verdict(
+                    finding(
                         "rso-why",
                         "tree",
-                        "Gain of J by pairs from π_r in place of π_ref: full policy {}, limited policy {}. "
-                        "Explanations: free labels helps the full policy (full {}, limited {}); limited capacity is "
-                        "not decided (limited {}); statistics hurts (full {}, limited {}).",
-                        "Pairs from π_r change J by {0}, free labels by {2}. Capacity: open.",
-                        "π_r 的成对数据使 J 变化 {0}，免费标注使 J 变化 {2}。能力：尚无定论。",
+                        "not supported",
+                        "Pairs from π_r change J by {pi_r_pairs_full:signed}, and additional labels of r_φ by "
+                        "{more_labels_full:signed} (full policy). Limited capacity is undecided.",
+                        "对完整策略，π_r 的成对数据使 J 变化 {pi_r_pairs_full:signed}，r_φ 的额外标注使 J 变化 "
+                        "{more_labels_full:signed}。能力有限的作用尚无定论。",
+                        conditions=("pi_r_pairs_full < 0", "more_labels_full > 0", "capacity_limited ~ 0"),
                     ),
-                    verdict(
+                    finding(
                         "rso-why",
                         "bandit",
-                        "Gain of J by pairs from π_r in place of π_ref: full policy {}, limited policy {}. "
-                        "Explanations: free labels hurts (full {}, limited {}); limited capacity hurts (limited {}); "
-                        "statistics is not decided (full {}, limited {}).",
-                        "Limited capacity: {4}; free labels: {2}.",
-                        "能力有限：{4}；免费标注：{2}。",
+                        "not supported",
+                        "With limited capacity, pairs from π_r change J by {capacity_limited:signed}. Additional labels: "
+                        "{more_labels_full:signed}.",
+                        "能力有限时，π_r 的成对数据使 J 变化 {capacity_limited:signed}；额外标注：{more_labels_full:signed}。",
+                        conditions=("capacity_limited < 0", "more_labels_full < 0"),
                     ),
                 ),
                 alt="词元树上各个因素使 J 增加多少，完整策略与受限策略，带 95% 区间：免费标注、来自 π_r 的成对数据、其中能力与统计的部分、真实奖励的标注、来自 π* 的成对数据。",

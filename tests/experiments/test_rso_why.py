@@ -1,5 +1,7 @@
 """Why pairs from π_r should help: exact identities of the design, its fits against independent ones, its rule."""
 
+import math
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,7 +12,9 @@ from rlhf_lab import exact
 from rlhf_lab.errors import LabError
 from rlhf_lab.experiments.claims.rso_why import run as rso_why
 from rlhf_lab.experiments.claims.rso_why.linear_classes import draw_pairs, every_pair, exact_seed, fit, token_class
-from rlhf_lab.experiments.claims.rso_why.run import DIRECT, EXPERIMENT, RSOWhy, effects
+from rlhf_lab.experiments.claims.rso_why.report import effects
+from rlhf_lab.experiments.claims.rso_why.run import DIRECT, EXPERIMENT, RSOWhy
+from rlhf_lab.experiments.rso_common import rso_setup
 from rlhf_lab.experiments.runner import experiment_run
 
 
@@ -42,11 +46,11 @@ def test_effects_add_up(bandit):
     runs = bandit.runs.pivot(index="seed", columns=["policy", "condition"], values="objective")
     for policy in ("full", "limited"):
         way = (runs[policy, "rm r M"] - runs[policy, DIRECT]).mean()
-        assert found["free labels"][policy].mean + found["pairs from π_r"][policy].mean == pytest.approx(way)
-    parts = found["limited capacity"]["limited"].mean + found["statistics"]["limited"].mean
-    assert parts == pytest.approx(found["pairs from π_r"]["limited"].mean)
+        assert found["more_labels"][policy].mean + found["pi_r_pairs"][policy].mean == pytest.approx(way)
+    parts = found["capacity"]["limited"].mean + found["statistics"]["limited"].mean
+    assert parts == pytest.approx(found["pi_r_pairs"]["limited"].mean)
     # A full policy's limit knows nothing of the pairs: statistics is all of it.
-    assert found["statistics"]["full"].mean == pytest.approx(found["pairs from π_r"]["full"].mean)
+    assert found["statistics"]["full"].mean == pytest.approx(found["pi_r_pairs"]["full"].mean)
 
 
 def test_a_fit_is_the_maximum_that_another_optimiser_finds(bandit):
@@ -136,19 +140,19 @@ def test_the_trees_limited_policy_cannot_say_what_two_tokens_do_together():
         assert (left.abs().max() < 1e-6) == able
 
 
-def test_prices_are_label_prices(bandit):
+def test_the_expected_regret_is_the_label_price_divided_by_the_labels(bandit):
     """Pairs of π_ref, both responses drawn apart: by `exact.label_price`, with a quarter of the labels a prompt."""
     made = exact_seed(bandit.settings, 1)
     total = 0.0
     for log_ref, reward in zip(made.world.log_ref(), made.world.rewards(), strict=True):
         weights = torch.outer(log_ref.exp(), log_ref.exp()).fill_diagonal_(0)
         total += exact.label_price(log_ref, reward, 0.5, weights / weights.sum()).item()
-    assert made.price("ref") == pytest.approx(total / 4 / (bandit.settings.labels / 4))
+    assert made.expected_regret("ref") == pytest.approx(total / 4 / (bandit.settings.labels / 4))
 
 
-def test_words_text_and_picture(bandit):
+def test_numbers_are_finite_and_panels_have_titles(bandit):
     three = (bandit.settings, bandit.summary, bandit.runs)
-    assert "nan" not in EXPERIMENT.text(*three).lower() + EXPERIMENT.words(*three).lower()
+    assert all(math.isfinite(one.mean) for one in bandit.verdict.numbers.values())
     axes = EXPERIMENT.figure(*three).axes
     assert all(ax.get_xlabel() and ax.get_title(loc="left") for ax in axes)
 
@@ -163,9 +167,9 @@ def test_the_tree_runs_too():
 def test_a_language_model_runs_and_its_limited_policy_trains_biases_and_norms():
     settings = RSOWhy(scale="small", quick=True, labels=8, test_prompts=2, progress=False)
     found = experiment_run(EXPERIMENT, settings)
-    assert len(found.runs) == 2 * 2 * 5 and set(found.chosen) == {"full", "limited"}
-    assert "nan" not in EXPERIMENT.text(settings, found.summary, found.runs).lower()
-    policy = rso_why.limit(rso_why._setup(settings, 0).setup.new_policy())
+    assert len(found.runs) == 2 * 2 * 5 and set(found.best_config) == {"full", "limited"}
+    assert all(math.isfinite(one.mean) for one in found.verdict.numbers.values())
+    policy = rso_why.limit(rso_setup(settings, settings.task, 0).setup.new_policy())
     trained = [p for p in policy.parameters() if p.requires_grad]
     assert trained and all(p.ndim == 1 for p in trained)
 
@@ -191,10 +195,15 @@ def _made(full, limited):
     ],
 )
 def test_the_rule_on_made_up_tables(full, limited, outcome):
-    verdict = EXPERIMENT.decide(RSOWhy(scale="small"), pd.DataFrame(), _made(full, limited))
+    settings, runs = RSOWhy(scale="small"), _made(full, limited)
+    verdict = EXPERIMENT.decide(settings, EXPERIMENT.summarise(settings, runs), runs)
     assert verdict.outcome == outcome
-    if outcome == "partly supported":
-        assert "limited policy alone" in verdict.sentence and "limited capacity helps" in verdict.sentence
+    assert verdict.numbers["capacity_limited"].mean == pytest.approx(limited - full)
+
+
+def test_the_number_of_pairs_follows_from_other_settings_unless_it_is_given():
+    assert RSOWhy(labels=100).pairs == 1000 and RSOWhy(labels=100, pairs=50).pairs == 50
+    assert RSOWhy(scale="small", prompts=10, accepted=6).pairs == 30
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Linear classes and fits carried to their end, for the exact scales of the experiment on why RSO should help."""
+"""Linear classes of implicit rewards, and their convex fits, for the exact scales of the experiment `rso-why`."""
 
 from __future__ import annotations
 
@@ -25,26 +25,23 @@ if TYPE_CHECKING:
 
 
 LISTED = 64
-"""Responses up to which every pair is listed."""
-
-
-# The exact scales: linear classes, fitted to the end.
+"""Up to this number of responses, infinitely many pairs are computed from the list of all pairs."""
 
 
 @dataclass(frozen=True)
 class LinearClass:
-    """Functions f(x, y) that are linear in θ, with the prior under which f has about unit variance."""
+    """Functions f(x, y) that are linear in θ, with a prior under which f has about unit variance."""
 
     size: int
-    """Numbers in θ."""
+    """Length of θ."""
     values: Callable[[Tensor], Tensor]
     """θ → f, (X, K)."""
     variance: Tensor
-    """Prior variance of each number of θ, (size,)."""
+    """Prior variance of each entry of θ, (size,)."""
 
 
 def table_class(world: FiniteWorld) -> LinearClass:
-    """A number for every response (bandit), or for every prefix (tree): anything can be represented."""
+    """Return the class of all functions: a number for every response (bandit) or for every prefix (tree)."""
     shapes = [(world.num_prompts, *shape) for shape in world.tree.shapes]
     sizes = [torch.Size(shape).numel() for shape in shapes]
 
@@ -56,7 +53,7 @@ def table_class(world: FiniteWorld) -> LinearClass:
 
 
 def feature_class(world: FiniteWorld, features: int, seed: int) -> LinearClass:
-    """Random features of the responses, shared by all prompts; each prompt has weights of its own."""
+    """Return the class of random features of the responses. All prompts share them, with different weights."""
     shape = (world.tree.num_responses, features)
     phi = torch.randn(shape, dtype=torch.float64, generator=seeded(seed, Stream.WHY_FEATURES)) / features**0.5
     size = world.num_prompts * features
@@ -65,9 +62,9 @@ def feature_class(world: FiniteWorld, features: int, seed: int) -> LinearClass:
 
 
 def token_class(world: FiniteWorld, bigrams: bool) -> LinearClass:
-    """On the tree: a number for every token in every place, and with `bigrams` for every two that follow each other.
+    """Return the tree's class of a number for every token in every place, and with `bigrams` for every token pair.
 
-    The tree's gold reward is of this form, both kinds in equal parts.
+    The gold reward of the tree is in this class, with equal parts of both kinds.
     """
     ids = world.tree.responses.ids
     places, size = ids.shape[1], world.tree.vocab_size
@@ -88,7 +85,10 @@ def token_class(world: FiniteWorld, bigrams: bool) -> LinearClass:
 
 
 def draw_pairs(log_source: Tensor, reward: Tensor, number: int, generator: torch.Generator, soft: bool) -> Comparisons:
-    """`number` pairs of different responses from `log_source`, (X, K), labelled by σ of the reward's difference."""
+    """Draw `number` pairs of different responses from `log_source`, (X, K), with Bradley–Terry labels.
+
+    With `soft` the labels are the probabilities σ(r_1 − r_2) themselves.
+    """
     p, parts, have = log_source.exp(), [], 0
     for _ in range(200):
         prompt = torch.randint(len(p), (2 * number,), generator=generator)
@@ -108,7 +108,7 @@ def draw_pairs(log_source: Tensor, reward: Tensor, number: int, generator: torch
 
 
 def every_pair(log_source: Tensor, reward: Tensor) -> Comparisons:
-    """What endless pairs are: each with its population probability."""
+    """Return all pairs, each weighted by its probability: the limit of infinitely many sampled pairs."""
     prompts, size = log_source.shape
     first, second = torch.triu_indices(size, size, 1)
     p = log_source.exp()
@@ -119,14 +119,14 @@ def every_pair(log_source: Tensor, reward: Tensor) -> Comparisons:
 
 
 def fit(functions: LinearClass, pairs: Comparisons, prior: bool = True) -> Tensor:
-    """f of maximum posterior (maximum likelihood without `prior`), (X, K): a convex problem, solved to its end."""
-    # Without labels' noise the prior's share is that of a label in a million: it only fixes what no pair says.
+    """Return the maximum a posteriori estimate of f, (X, K); without `prior` that of maximum likelihood."""
+    # Without a prior, a tiny ridge determines the parts of f which no pair compares.
     return fit_function(functions.values, functions.variance, pairs, 1 / len(pairs.wins) if prior else 1e-6)
 
 
 @dataclass(frozen=True, eq=False)
 class ExactSeed:
-    """A world, its classes, and the reward model fitted to the seed's labels."""
+    """The world of one seed, its classes, and the reward model fitted to its labels."""
 
     settings: RSOWhy
     seed: int
@@ -137,7 +137,7 @@ class ExactSeed:
     """r_φ, (X, K)."""
 
     def source(self, name: str) -> Tensor:
-        """Where responses come from, log-probabilities (X, K): ref, r (π_r of r_φ) or star (π*)."""
+        """Return the log-probabilities of a source of pairs, (X, K): ref, r (π_r of r_φ) or star (π*)."""
         log_ref = self.world.log_ref()
         if name == "ref":
             return log_ref
@@ -145,12 +145,12 @@ class ExactSeed:
         return exact.optimal_policy(log_ref, reward, self.settings.beta)
 
     def fitted(self, policy: str, condition: str) -> Tensor:
-        """log π of the fit, (X, K)."""
+        """Return log π of the fit of a condition, (X, K)."""
         labeller, source, number = condition.split(" ")
         reward = self.learned if labeller == "rm" else self.world.rewards()
         beta, log_ref, functions = self.settings.beta, self.world.log_ref(), self.classes[policy]
         if number == "inf" and policy == "full":
-            return exact.optimal_policy(log_ref, reward, beta)  # at π* DPO's gradient is zero, whatever the pairs
+            return exact.optimal_policy(log_ref, reward, beta)  # there DPO's gradient is zero for any pairs
         if condition == DIRECT:
             f = fit(functions, self.labels)
         elif number == "inf" and log_ref.shape[1] <= LISTED:
@@ -163,13 +163,13 @@ class ExactSeed:
                 prior=False,
             )
         else:
-            how_many = self.settings.pairs if number == "M" else self.settings.labels
-            pairs = draw_pairs(self.source(source), reward, how_many, seeded(self.seed, Stream.WHY_PAIRS), False)
+            number_of_pairs = self.settings.pairs if number == "M" else self.settings.labels
+            pairs = draw_pairs(self.source(source), reward, number_of_pairs, seeded(self.seed, Stream.WHY_PAIRS), False)
             f = fit(functions, pairs)
         return (log_ref + f / beta).log_softmax(-1)
 
-    def price(self, source: str) -> float:
-        """Expected regret of a full table after N labels on pairs of `source`, to leading order (`label_price`)."""
+    def expected_regret(self, source: str) -> float:
+        """Return the leading term of the expected regret of a table after N labels on pairs of `source`."""
         p = self.source(source).exp()
         pairs = p.unsqueeze(-1) * p.unsqueeze(-2) * (1 - torch.eye(p.shape[1], dtype=p.dtype))
         pairs = pairs / pairs.sum((-1, -2), keepdim=True)
@@ -180,7 +180,7 @@ class ExactSeed:
 
 @lru_cache(maxsize=1)
 def exact_seed(settings: RSOWhy, seed: int) -> ExactSeed:
-    """What a seed's conditions share; every seed has a world of its own."""
+    """Make what the conditions of a seed share. Every seed has a different world."""
     if settings.scale == "tree":
         world = token_tree.random(8, 4, 1, seed)
         classes = {"full": table_class(world), "limited": token_class(world, bigrams=False)}
@@ -194,17 +194,12 @@ def exact_seed(settings: RSOWhy, seed: int) -> ExactSeed:
 
 
 def exact_rows(settings: RSOWhy, job: Job) -> list[dict[str, Any]]:
-    """The rows of one job on an exact scale."""
+    """Return the rows of one job on an exact scale."""
     made, rows = exact_seed(settings, job["seed"]), []
     for condition in settings.conditions:
         found = evaluate(made.fitted(job["policy"], condition), made.world, settings.beta)
         row = {"condition": condition, "objective": found.objective, "regret": found.regret, "kl": found.kl}
-        if (
-            settings.scale == "bandit"
-            and job["policy"] == "full"
-            and condition.startswith("gold")
-            and condition[-1] == "N"
-        ):
-            row["closed_form"] = made.price(condition.split(" ")[1])
+        if settings.scale == "bandit" and job["policy"] == "full" and condition in (DIRECT, "gold r N", "gold star N"):
+            row["closed_form"] = made.expected_regret(condition.split(" ")[1])
         rows.append(row)
     return rows

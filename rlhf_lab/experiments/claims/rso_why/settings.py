@@ -1,104 +1,119 @@
-"""Settings of the experiment `rso-why`."""
+"""Settings of the experiment on why RSO's pairs should help, its conditions, and its decision rule in words."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-from rlhf_lab.errors import LabError, Natural, NonNegative, check_beta
-from rlhf_lab.experiments.runner import EXACT_SCALES, Settings
+from rlhf_lab.errors import Count, LabError, Natural, Positive, check_beta
+from rlhf_lab.experiments.settings import EXACT_SCALES, Defaults, PerScale, Settings
 from rlhf_lab.experiments.setup_text import UNITS
 
+POLICIES = ("full", "limited")
 DIRECT = "gold ref N"
+"""The condition "direct". A condition names who labels (gold, or rm for r_φ), the source of the pairs (ref, r for π_r,
+star for π*), and how many pairs there are: N, M, or inf for infinitely many."""
 MANY = ("rm ref M", "rm r M", "gold ref M", "gold star M")
-ENDLESS = ("rm ref inf", "rm r inf", "gold ref inf", "gold star inf")
+INFINITE = ("rm ref inf", "rm r inf", "gold ref inf", "gold star inf")
 FEW = ("rm ref N", "gold r N", "gold star N")
 
+RULE = (
+    "The rule compares J with pairs from π_r and with pairs from π_ref, paired within seeds. In both cases r_φ labels "
+    "M pairs. The claim is supported if the 95% interval of the gain is above zero for the full and for the limited "
+    "policy, and partly supported if it is for one of them. It is not supported if it is for neither and the interval "
+    "of at least one is below zero. Otherwise it is inconclusive. Three explanations are measured in the same way, and "
+    "each helps, hurts or is undecided by its intervals. Additional labels: the gain from N gold labels to M labels of "
+    "r_φ. Limited capacity: the gain that remains with infinitely many pairs; on text, the gain of the limited policy "
+    "minus that of the full one. Statistics: the rest of the gain."
+)
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, init=False, kw_only=True)
 class RSOWhy(Settings):
-    """Why should pairs from π_r help: free labels, limited capacity, or statistics?"""
+    """Separate the reasons why pairs from π_r should help: additional labels, limited capacity, or statistics."""
 
-    task: str = ""
-    """Text world of a language model. Default: summaries."""
-    beta: NonNegative = 0.5
+    task: str
+    """Text: the text world."""
+    beta: Positive
     """β of π_r, of the loss and of the objective, in logits of a label."""
-    labels: Natural = 0
-    """N, labels of the gold reward. 0: 400 on the bandit, 2,000 on the tree, 192 for a language model."""
-    pairs: Natural = 0
-    """M, pairs that the reward model labels for nothing. 0: ten times as many; for a language model what `prompts` and
-    `accepted` come to."""
-    features: Natural = 3
-    """Numbers a prompt that the bandit's limited policy can set; a full one sets 10."""
-    soft_pairs: Natural = 0
-    """Pairs, each with its label's probability, that stand for endless ones on the tree. 0: 100,000."""
-    prompts: Natural = 0
-    """Prompts that a language model answers for its pairs. 0: 192, as many as its labels are on."""
-    candidates: Natural = 0
-    """Draws of π_ref for each. 0: 16."""
-    accepted: Natural = 0
-    """Of these, how many are paired. 0: 4, so that there are twice as many pairs as labels."""
-    steps: Natural = 0
-    """Optimiser steps of a language model's fit. 0: 20."""
-    batch: Natural = 16
-    """Pairs in such a step."""
-    rates: tuple[NonNegative, ...] = ()
-    """Learning rates that the search tries for both of a language model's policies. Default: 1e-4, 3e-4, 1e-3, 3e-3."""
-    reward_steps: Natural = 0
-    """Optimiser steps of a language model's reward model. 0: 60."""
-    test_prompts: Natural = 0
-    """Test prompts that a language model answers in the end. 0: 64."""
-    test_samples: Natural = 0
-    """Responses to each. 0: 4."""
+    labels: Natural
+    """N, the number of labels of the gold reward."""
+    pairs: Natural
+    """M, the number of pairs that the reward model labels. The default is ten times N, and on text what `prompts` and
+    `accepted` give."""
+    features: Count
+    """Bandit: parameters of the limited policy for each prompt. The full policy has 10."""
+    soft_pairs: Natural
+    """Tree: number of pairs, labelled with their probabilities, that approximate infinitely many pairs."""
+    prompts: Natural
+    """Text: number of prompts to which responses are sampled."""
+    candidates: Natural
+    """Text: responses of π_ref to each prompt."""
+    accepted: Natural
+    """Text: number of the candidates that are paired."""
+    steps: Natural
+    """Text: optimiser steps of a fit."""
+    batch: Natural
+    """Text: pairs in an optimiser step."""
+    rates: tuple[Positive, ...]
+    """Text: learning rates which the search tries for each policy."""
+    reward_steps: Natural
+    """Text: optimiser steps of the reward model."""
+    test_prompts: Natural
+    """Text: number of test prompts."""
+    test_samples: Natural
+    """Text: responses to each test prompt."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    DEFAULTS: ClassVar[Defaults] = {
+        "seeds": PerScale(40, 6, 4),
+        "task": PerScale("bandit", "tree", "summaries"),
+        "beta": 0.5,
+        "labels": PerScale(400, 2000, 192),
+        "features": 3,
+        "soft_pairs": 100_000,
+        # As many prompts as labels, and twice as many pairs.
+        "prompts": 192,
+        "candidates": 16,
+        "accepted": 4,
+        "steps": 20,
+        "batch": 16,
+        "rates": (1e-4, 3e-4, 1e-3, 3e-3),
+        "reward_steps": 60,
+        "test_prompts": 64,
+        "test_samples": 4,
+    }
+    QUICK: ClassVar[Defaults] = {
+        "seeds": 2,
+        "labels": PerScale(200, 200, 16),
+        "soft_pairs": 5000,
+        "prompts": 4,
+        "candidates": 8,
+        "steps": 1,
+        "rates": (1e-3,),
+        "reward_steps": 2,
+        "test_prompts": 4,
+        "test_samples": 2,
+    }
+
+    @classmethod
+    def derived(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the number of pairs."""
+        if values["scale"] in EXACT_SCALES:
+            return {"pairs": values["labels"] * (2 if values["quick"] else 10)}
+        return {"pairs": values["prompts"] * values["accepted"] // 2}
+
+    def check(self) -> None:
+        """Refuse too few pairs, and numbers that contradict each other."""
         check_beta(self.beta)
-        text, tree = self.scale not in EXACT_SCALES, self.scale == "tree"
-        usual: dict[str, Any] = {
-            "seeds": 4 if text else 6 if tree else 40,
-            "task": "summaries" if text else self.scale,
-            "labels": 192 if text else 2000 if tree else 400,
-            "soft_pairs": 100_000,
-            "prompts": 192,
-            "candidates": 16,
-            "accepted": 4,
-            "steps": 20,
-            "rates": (1e-4, 3e-4, 1e-3, 3e-3),
-            "reward_steps": 60,
-            "test_prompts": 64,
-            "test_samples": 4,
-        }
-        if self.quick:
-            usual |= {
-                "seeds": 2,
-                "prompts": 4,
-                "candidates": 8,
-                "accepted": 4,
-                "steps": 1,
-                "rates": (1e-3,),
-                "soft_pairs": 5000,
-            }
-            usual |= {"reward_steps": 2, "test_prompts": 4, "test_samples": 2, "labels": 16 if text else 200}
-        for name, value in usual.items():
-            if getattr(self, name) in (0, (), ""):
-                object.__setattr__(self, name, value)
-        if self.pairs == 0:
-            many = self.prompts * self.accepted // 2 if text else self.labels * (2 if self.quick else 10)
-            object.__setattr__(self, "pairs", many)
-        if self.pairs < 8 or self.labels < 8 or self.features < 1:
-            raise LabError("There must be 8 labels and 8 pairs at least, and a feature.")
+        if self.pairs < 8 or self.labels < 8:
+            raise LabError(f"labels ({self.labels}) and pairs ({self.pairs}) must be at least 8.")
         if not 2 <= self.accepted <= self.candidates or self.accepted % 2:
             raise LabError(f"accepted must be even and between 2 and candidates ({self.candidates}).")
-        if text and self.task not in UNITS:
+        if not self.exact and self.task not in UNITS:
             raise LabError(f"Unknown task '{self.task}'. There are: {', '.join(UNITS)}.")
 
     @property
-    def exact(self) -> bool:
-        """Whether the scale is an exact one."""
-        return self.scale in EXACT_SCALES
-
-    @property
     def conditions(self) -> tuple[str, ...]:
-        """Labeller, source of the responses, number of pairs."""
-        return (DIRECT, *MANY, *ENDLESS, *FEW) if self.exact else (DIRECT, *MANY)
+        """The conditions of the scale."""
+        return (DIRECT, *MANY, *INFINITE, *FEW) if self.exact else (DIRECT, *MANY)
