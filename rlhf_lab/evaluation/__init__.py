@@ -1,12 +1,12 @@
-"""How good a policy is: exactly, where the world is finite; with standard errors, where it is not.
+"""Evaluation of policies: exactly in finite worlds, and from samples, with standard errors, elsewhere.
 
-exact       E_π[r], KL, J and regret of a finite world
-sampled     the same from samples, with errors over prompts
-judges      which of two texts is better: by a gold reward, a reward model, or a model behind a URL
-win_rate    how often one policy's texts are preferred to another's
-text        one report of a language model: rewards, wins, KL, length, diversity
-frontier    reward against KL, from samples
-importance  distance to π* from samples, and whether to believe it
+exact                  E_π[r], KL, J and regret in a finite world
+sampled                the same numbers from samples, with standard errors over prompts
+judges                 which of two texts is better, by a gold reward, a reward model or a model behind a URL
+win_rate               how often the texts of one policy are preferred to those of another
+language_model_report  a report on a language model: rewards, win rates, KL, length, diversity
+frontier               reward against KL, from samples
+importance             the distance to π* from samples, and whether the estimate can be trusted
 """
 
 from rlhf_lab.evaluation.exact import Exact, evaluate

@@ -1,4 +1,4 @@
-r"""How good a policy is in a finite world, exactly.
+r"""Exact evaluation of a policy in a finite world.
 
 E_π[r],   KL(π‖π_ref),   J(π) = E_π[r] − β KL(π‖π_ref),   J(π*) − J(π) = β KL(π‖π*)
 """
@@ -17,7 +17,7 @@ from rlhf_lab.worlds.finite_world import FiniteWorld
 
 @dataclass(frozen=True)
 class Exact:
-    """A policy's numbers in a finite world, means over its prompts. Rewards are gold."""
+    """The exact numbers of a policy in a finite world, as means over its prompts. Rewards are gold rewards."""
 
     reward: float
     """E_π[r*]."""
@@ -28,11 +28,11 @@ class Exact:
     regret: float
     """J(π*) − J(π), in units of reward."""
     kl_to_optimal: float
-    """KL(π‖π*), nats: regret / β."""
+    """KL(π‖π*) = regret / β, nats."""
 
 
 def evaluate(policy: Policy | Tensor, world: FiniteWorld, beta: float) -> Exact:
-    """Exact numbers of `policy` under the gold reward.
+    """Evaluate a policy under the gold reward.
 
     Args:
         policy: a policy that can enumerate, or its log-probabilities, (X, K).

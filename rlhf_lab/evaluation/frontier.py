@@ -1,11 +1,11 @@
-r"""Reward against KL from samples: where policies stand, and how far anything could get.
+r"""Reward against KL from samples: the points of policies, and the frontier of the optimal policies.
 
-The frontier is the curve of π*_β ∝ π_ref exp(r/β) over β: no policy has more reward at the same KL. Where it
-cannot be enumerated, samples of π_ref with weights exp(r/β) stand for π*_β,
+The frontier is the curve of π*_β ∝ π_ref exp(r/β) over β. No policy has a larger expected reward at the same KL. Where
+responses cannot be enumerated, π*_β is approximated by samples of π_ref with weights ∝ exp(r/β),
 
     E_π*[r] ≈ Σ ŵ r,    KL(π*‖π_ref) = E_π*[r]/β − log Z,    ŵ = exp(r/β) / Σ exp(r/β)
 
-which can be trusted only as far as enough samples share the weight: G samples can never show more than log G nats.
+The estimate can be trusted only if many samples share the weight. With G samples the estimated KL is at most log G.
 Gao et al. 2023, "Scaling laws for reward model overoptimization", plot rewards in this plane; Rafailov et al. 2023,
 Figure 2.
 """
@@ -32,7 +32,7 @@ from rlhf_lab.training import seeded
 
 @dataclass(frozen=True)
 class Point:
-    """Where a policy stands. `rlhf_lab.figures.frontier.method_points` draws `row()`s with their error crosses."""
+    """KL and reward of a policy. `rlhf_lab.figures.frontier.method_points` draws the result of `row`."""
 
     name: str
     kl: Estimate
@@ -41,7 +41,7 @@ class Point:
     """E_π[r]."""
 
     def row(self, level: float = 0.95) -> dict[str, float | str]:
-        """The point and its intervals under the names that the figures read."""
+        """The point and its intervals, with the keys that the figures need."""
         out: dict[str, float | str] = {"method": self.name, "kl": self.kl.mean, "reward": self.reward.mean}
         for name, found in (("kl", self.kl), ("reward", self.reward)):
             out[f"{name}_low"], out[f"{name}_high"] = found.interval(level)
@@ -59,16 +59,16 @@ def points(
     batch_size: int = 32,
     progress: bool = False,
 ) -> list[Point]:
-    """Each policy's KL to the reference (k1 summed over tokens) and reward, with errors over prompts.
+    """Estimate the KL to the reference (k1 summed over tokens) and the reward of each policy, with standard errors.
 
     Args:
-        policies: by name. All are sampled from equal generators on equal prompts.
+        policies: the policies by name. All are sampled with the same seeds on the same prompts.
         reference: π_ref.
         reward: scores (B, G).
         prompts: (N, P), at least two.
         num_samples: G.
-        seed: of the samples.
-        batch_size: prompts at a time.
+        seed: seed of the samples.
+        batch_size: prompts per batch.
         progress: show a progress bar.
     """
     out = []
@@ -93,17 +93,17 @@ class Tilted:
     reward: Estimate
     """E_π*[r]."""
     effective: float
-    """Effective samples of a prompt, mean over prompts."""
+    """The effective sample size, mean over prompts."""
     trusted: bool
-    """Whether enough prompts have enough of them. Draw the curve only as far as this holds."""
+    """Whether the effective sample size is large enough for enough prompts. Draw the curve only where it is."""
 
 
 def tilted_frontier(rewards: Tensor, betas: Sequence[float]) -> list[Tilted]:
-    """The frontier by exponentially tilting samples of the reference.
+    """Estimate the frontier from samples of the reference with weights ∝ exp(r/β).
 
     Args:
-        rewards: r of G samples y ~ π_ref for each of B prompts, (B, G), B of 2 at least.
-        betas: each above 0.
+        rewards: r of G samples y ~ π_ref for each of B prompts, (B, G), with B and G at least 2.
+        betas: the values of β, each above 0.
 
     Returns:
         one entry for each β, in order.

@@ -1,21 +1,22 @@
-r"""How far is a policy from π*, where π* cannot be enumerated? Weighted samples, and whether to believe them.
+r"""Importance-sampling estimates of the distance from a policy to π*, and a test of whether they can be trusted.
 
-π*(y|x) = π_ref(y|x) exp(r(x, y)/β) / Z(x) is known up to Z(x), so that expectations under it are weighted means.
-With n samples of a prompt, n_ref from π_ref and n_θ from π_θ, and q = (n_ref π_ref + n_θ π_θ)/n, the mixture that
-they come from (the balance heuristic: Veach and Guibas 1995),
+π*(y|x) = π_ref(y|x) exp(r(x, y)/β) / Z(x) is known up to Z(x), so expectations under it are weighted means. For each
+prompt there are n samples, n_ref from π_ref and n_θ from π_θ. With their mixture q = (n_ref π_ref + n_θ π_θ)/n as the
+proposal distribution (the balance heuristic; Veach and Guibas 1995),
 
     w = π_ref(y) exp(r/β) / q(y),     v = π_θ(y) / q(y),     g = r/β + log π_ref − log π_θ,     log Ẑ = log mean w
     KL(π*‖π_θ) = E_π*[g] − log Z   ≈   Σ w g / Σ w − log Ẑ
     KL(π_θ‖π*) = log Z − E_πθ[g]   ≈   log Ẑ − Σ v g / Σ v
     regret     = J(π*) − J(π_θ)    =   β KL(π_θ‖π*)
 
-Errors by the delta method; the leading bias, which is of order 1/n and does not shrink with more prompts, is
-estimated by the same expansion and taken off (Owen, "Monte Carlo theory, methods and examples", 2.7, 9.2, 9.3).
-Samples of both policies are best: those of π_θ alone seldom show a response that π_θ hardly gives and π* never.
+The standard errors follow by the delta method. The leading bias is of order 1/n and does not become smaller with more
+prompts. It is estimated by the same expansion and subtracted (Owen, "Monte Carlo theory, methods and examples", 2.7,
+9.2, 9.3). Samples of both policies are best, because samples of π_θ alone rarely contain the responses to which π*
+gives much more probability than π_θ.
 
-All of it fails when a few samples carry all the weight. The effective sample size (Σ w)²/Σ w² (Kong 1992) says
-so, and below `ENOUGH` the verdict is "not to be trusted". It cannot say what no sample can: that a response of
-great reward was never drawn.
+The estimates fail if a few samples have nearly all the weight. The effective sample size (Σ w)²/Σ w² (Kong 1992) shows
+this, and an estimate with fewer than `ENOUGH` effective samples is not trusted. No test on the samples can show that a
+response with a large reward was never drawn.
 """
 
 from __future__ import annotations
@@ -37,15 +38,15 @@ from rlhf_lab.randomness import Stream
 from rlhf_lab.training import seeded
 
 ENOUGH = 20.0
-"""Effective samples of a prompt below which an estimate is not trusted. Below it, intervals on random bandits and
-trees cover the true value clearly less often than they say (tests/evaluation/test_importance.py)."""
+"""The effective sample size of a prompt below which an estimate is not trusted. Below it, intervals on random bandits
+and trees cover the true value clearly less often than their level (tests/evaluation/test_importance.py)."""
 SHARE = 0.05
-"""Share of prompts that may lie below `ENOUGH`."""
+"""The share of prompts that may have an effective sample size below `ENOUGH`."""
 
 
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """Samples of one policy, G to each of B prompts.
+    """Samples of one policy, G for each of B prompts.
 
     Attributes:
         rewards: r(x, y), (B, G).
@@ -60,14 +61,14 @@ class Draws:
     def __post_init__(self) -> None:
         shapes = {name: tuple(getattr(self, name).shape) for name in ("rewards", "log_ref", "log_policy")}
         if len(set(shapes.values())) > 1 or self.rewards.ndim != 2 or self.rewards.shape[1] < 2:
-            raise LabError(f"rewards, log_ref and log_policy must all be (B, G) with G of 2 at least, not {shapes}.")
+            raise LabError(f"rewards, log_ref and log_policy must all be (B, G) with G at least 2, not {shapes}.")
         for name in shapes:
             check_finite(getattr(self, name), name)
 
 
 @dataclass(frozen=True)
 class Distance:
-    """How far π_θ is from π*, means over prompts."""
+    """The estimated distance from π_θ to π*, as means over prompts."""
 
     log_partition: Estimate
     """log Z(x), nats."""
@@ -78,29 +79,33 @@ class Distance:
     regret: Estimate
     """J(π*) − J(π_θ), in units of reward."""
     effective: float
-    """Effective samples of a prompt, mean over prompts."""
+    """The effective sample size, mean over prompts."""
     smallest: float
-    """Effective samples of the prompt that has fewest."""
+    """The smallest effective sample size of all prompts."""
     samples: int
-    """Samples of a prompt."""
+    """Samples per prompt."""
     trusted: bool
-    """Whether errors and intervals may be taken at their word."""
+    """Whether the standard errors and intervals can be trusted."""
     why: str
-    """One sentence: why, or why not."""
+    """The reason, in one or two sentences."""
 
     def __str__(self) -> str:
         lines = [
             f"KL(π‖π*) {self.kl_to_optimal}   KL(π*‖π) {self.kl_from_optimal}   regret {self.regret}",
-            f"effective samples of {self.samples}: {self.effective:.1f} (fewest {self.smallest:.1f})",
+            f"effective samples of {self.samples}: {self.effective:.1f} (minimum {self.smallest:.1f})",
             ("Trusted: " if self.trusted else "Not to be trusted: ") + self.why,
         ]
         return "\n".join(lines)
 
 
 def covariance(u: Tensor, v: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Covariance of the means of u and v (B, n) over a prompt's samples, (B,).
+    """The covariance of the means of u and v (B, n) over the samples of a prompt, (B,).
 
-    `sizes` are the numbers of samples from each source, side by side along n: only spread within a source counts.
+    Args:
+        u: one number per sample, (B, n).
+        v: the same for the other mean.
+        sizes: the numbers of samples from each source, in their order along n. Only the variance within each source
+            counts.
     """
     out = torch.zeros(len(u), dtype=torch.float64)
     for a, b in zip(u.split(list(sizes), 1), v.split(list(sizes), 1), strict=True):
@@ -110,12 +115,12 @@ def covariance(u: Tensor, v: Tensor, sizes: Sequence[int]) -> Tensor:
 
 
 class Weighted(NamedTuple):
-    """A self-normalised mean of each prompt.
+    """The self-normalised importance-sampling mean of each prompt.
 
     Attributes:
-        mean: (B,), the leading bias taken off.
-        moves: (B, n), how each sample moves the mean (its influence, of mean zero).
-        weights: (B, n), of mean one.
+        mean: (B,), without the leading bias.
+        moves: (B, n), the influence of each sample on the mean, with mean zero.
+        weights: (B, n), with mean one.
         effective: (B,), the effective sample size.
     """
 
@@ -126,7 +131,13 @@ class Weighted(NamedTuple):
 
 
 def weighted(log_w: Tensor, values: Tensor, sizes: Sequence[int]) -> Weighted:
-    """Mean of `values` (B, n) under weights exp(log_w), (B, n), known up to a factor of each prompt."""
+    """Compute the mean of `values` under the weights exp(log_w), which are known up to a factor for each prompt.
+
+    Args:
+        log_w: logarithms of the weights, (B, n).
+        values: (B, n).
+        sizes: as in `covariance`.
+    """
     w = log_w.softmax(1) * log_w.shape[1]
     mean = (w * values).mean(1)
     moves = w * (values - mean[:, None])
@@ -139,14 +150,14 @@ def distance_to_optimal(
     from_policy: Draws | None = None,
     prompts: Literal["drawn", "fixed"] = "drawn",
 ) -> Distance:
-    """The distance from samples whose rewards and log-probabilities are known.
+    """Estimate the distance from samples whose rewards and log-probabilities are known.
 
     Args:
         beta: β > 0 of the objective.
-        from_reference: samples of π_ref. Either these, or `from_policy`, or both (best).
-        from_policy: samples of π_θ for the same prompts; G may differ.
-        prompts: "drawn": the prompts are a sample of those one cares about, and the error is over prompts. "fixed":
-            they are all one cares about, and the error is that of sampling responses alone.
+        from_reference: samples of π_ref. Give these, `from_policy`, or preferably both.
+        from_policy: samples of π_θ for the same prompts. G may differ.
+        prompts: "drawn" if the prompts are a sample of a larger population; the standard error is then over prompts.
+            "fixed" if they are the whole population; the error is then that of sampling the responses.
 
     Raises:
         LabError: no samples; different prompts; numbers that are not finite; one prompt where they are "drawn".
@@ -157,7 +168,8 @@ def distance_to_optimal(
         raise LabError("Pass from_reference=Draws(…), from_policy=Draws(…), or both.")
     if len({len(part.rewards) for part in parts}) > 1:
         raise LabError(
-            f"Samples of {' and '.join(str(len(part.rewards)) for part in parts)} prompts do not go together."
+            f"The two sets have samples of {' and '.join(str(len(part.rewards)) for part in parts)} prompts. "
+            f"Give samples of the same prompts."
         )
     if prompts not in ("drawn", "fixed"):
         raise LabError(f"prompts must be 'drawn' or 'fixed', not {prompts!r}.")
@@ -177,7 +189,7 @@ def distance_to_optimal(
     w, ess = star.weights, star.effective
     log_z = log_w.logsumexp(1) - math.log(number)
     z_bias = 0.5 * covariance(w, w, sizes)
-    # Under samples of π_θ alone these weights are one, and this is the plain mean.
+    # With samples of π_θ alone these weights are one, and this is the plain mean.
     mean, policy_moves, _, other = weighted(log_policy - log_q, g, sizes)
     ess = torch.minimum(ess, other)
 
@@ -206,8 +218,9 @@ def _verdict(ess: Tensor, bias: Tensor, found: Estimate) -> tuple[bool, str]:
     below = (ess < ENOUGH).double().mean().item()
     if below > SHARE:
         return False, (
-            f"a few samples carry the weight: {below:.0%} of prompts have fewer than {ENOUGH:g} effective samples "
-            f"(fewest {ess.min().item():.1f}). Draw more responses, also from the policy, or take a larger beta."
+            f"a few samples have nearly all the weight. {below:.0%} of prompts have fewer than {ENOUGH:g} effective "
+            f"samples (minimum {ess.min().item():.1f}). Draw more responses, also from the policy, or use a larger "
+            f"beta."
         )
     correction = bias.mean().item()
     if correction > max(found.error, 0.02):
@@ -232,17 +245,17 @@ def distance(
     prompts_are: Literal["drawn", "fixed"] = "drawn",
     progress: bool = False,
 ) -> Distance:
-    """Sample both policies, and estimate how far `policy` is from π*. See `distance_to_optimal`.
+    """Sample from both policies and estimate the distance from `policy` to π*. See `distance_to_optimal`.
 
     Args:
         policy: π_θ.
         reference: π_ref.
-        reward: r, scores (B, G); π* is the optimum for this reward.
+        reward: r, scores (B, G); π* is optimal for this reward.
         prompts: (N, P).
         beta: β > 0.
-        num_samples: responses drawn from each of the two, for each prompt.
-        seed: of the samples.
-        batch_size: prompts at a time.
+        num_samples: responses that are drawn from each policy for each prompt.
+        seed: seed of the samples.
+        batch_size: prompts per batch.
         prompts_are: see `distance_to_optimal`.
         progress: show a progress bar.
     """

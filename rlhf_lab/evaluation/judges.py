@@ -1,10 +1,11 @@
-r"""Which of two responses is better? A judge is a function of texts
+r"""Judges, which compare two responses to a prompt: a gold reward, a reward model, or a language model behind a URL.
 
-    judge(prompts, a, b) → preferences for a, each in [0, 1], ½ for a tie, NaN where it gave no usable answer
+    judge(prompts, a, b) → preferences for a, each in [0, 1], ½ for a tie, NaN for no usable answer
 
-A gold reward and a reward model score each text alone, so order cannot matter. A model that is asked may favour
-what it reads first: `rlhf_lab.evaluation.win_rate` asks it in both orders, averages, and reports the bias (Zheng
-et al. 2023, "Judging LLM-as-a-judge", section 3.3; Rafailov et al. 2023 used such judges in section 6).
+A gold reward and a reward model score each text separately, so the order of the texts cannot matter. A language model
+may prefer the response that is shown first. `rlhf_lab.evaluation.win_rate` therefore uses it in both orders, averages
+the results, and reports the bias (Zheng et al. 2023, "Judging LLM-as-a-judge", section 3.3; Rafailov et al. 2023 used
+such judges in section 6).
 """
 
 from __future__ import annotations
@@ -36,19 +37,26 @@ from rlhf_lab.rounding import MANY, rounding, wins
 
 
 class Judge(Protocol):
-    """What `win_rate` asks. `order_free` says that judge(x, a, b) = 1 − judge(x, b, a) by construction."""
+    """A function that compares two texts.
+
+    A judge may have the attribute `special_tokens`. If it is True, `text_report` passes prompts with their special
+    tokens to the judge.
+
+    Attributes:
+        order_free: whether judge(x, a, b) = 1 − judge(x, b, a) by construction.
+    """
 
     order_free: bool
 
     def __call__(self, prompts: Sequence[str], a: Sequence[str], b: Sequence[str]) -> list[float]:
-        """How far each a is preferred to its b: 1, 0, ½ for a tie, or between; NaN for no answer."""
+        """The preference for each response in `a` over that in `b`, in [0, 1]; ½ for a tie, NaN for no answer."""
         ...
 
 
 def check_texts(prompts: Sequence[str], a: Sequence[str], b: Sequence[str]) -> None:
     """Raise `LabError` unless there are as many prompts as responses on both sides."""
     if not len(prompts) == len(a) == len(b):
-        raise LabError(f"{len(prompts)} prompts came with {len(a)} and {len(b)} responses; one each is needed.")
+        raise LabError(f"{len(prompts)} prompts came with {len(a)} and {len(b)} responses. Give one per prompt.")
 
 
 def _preferences(first: Tensor, second: Tensor, doubt: Tensor) -> list[float]:
@@ -56,7 +64,7 @@ def _preferences(first: Tensor, second: Tensor, doubt: Tensor) -> list[float]:
     for row, preference in enumerate(out):
         if math.isnan(preference):
             raise LabError(
-                f"The reward of comparison {row} is not a number ({first[row].item()} against {second[row].item()})."
+                f"A reward of comparison {row} is not a number ({first[row].item()} against {second[row].item()})."
             )
     return out
 
@@ -65,8 +73,8 @@ class GoldJudge:
     """Prefers the text with the larger gold reward.
 
     Attributes:
-        gold: `world.gold`, a function of (prompts, responses), one number each.
-        tie: differences of at most this are ties, as are those within rounding of the largest score of a call.
+        gold: a function of prompts and responses, such as `world.gold`, with one number per response.
+        tie: scores that differ by at most this are tied, and so are scores that are equal within rounding.
     """
 
     order_free = True
@@ -81,7 +89,8 @@ class GoldJudge:
         if len(scores) != 2 * len(a):
             raise LabError(f"The gold reward returned {len(scores)} scores for {2 * len(a)} texts.")
         values = torch.tensor([float(score) for score in scores], dtype=torch.float64)
-        # A gold reward is a sum of parts, whose rounding a small result does not show; the largest result does.
+        # A gold reward is a sum of parts. The rounding error depends on the parts, so the largest score of the call
+        # estimates it better than the two scores of a comparison.
         doubt = rounding(values.abs().amax() if len(values) else 0.0) + self.tie
         return _preferences(values[: len(a)], values[len(a) :], doubt)
 
@@ -149,7 +158,7 @@ the way the request asks for?
 
 ### Verdict
 Answer with one word: A, B, or tie."""
-"""What a model behind an endpoint is asked, unless another template is given."""
+"""The question for a model behind a URL, unless another template is given."""
 
 _VERDICT = re.compile(r"(?:(?:the )?(?:better )?(?:response|answer|verdict|choice)(?: is)?\s*:?\s*)?(a|b|tie)", re.I)
 _RETRY = {408, 409, 425, 429, 500, 502, 503, 504, 529}
@@ -157,24 +166,24 @@ _LONGEST_WAIT = 60.0
 
 
 def read_verdict(answer: str) -> float | None:
-    """1 for A, 0 for B, ½ for a tie, read from the answer's last line; None if it says none of them."""
+    """Read the verdict from an answer's last line: 1 for A, 0 for B, ½ for a tie; None if there is no verdict."""
     lines = [line for line in answer.splitlines() if line.strip()]
     found = _VERDICT.fullmatch(lines[-1].strip(" \t*_`#\"'[]()<>.:!")) if lines else None
     return None if found is None else {"a": 1.0, "b": 0.0, "tie": 0.5}[found[1].lower()]
 
 
 class EndpointJudge:
-    """Asks a model behind any OpenAI-compatible URL.
+    """Compares texts by a language model behind any URL with OpenAI's protocol.
 
-    Answers are kept in a file of JSON lines, each under a hash of model and question, and written when they come:
-    an interrupted run goes on where it stopped. The key is read from an environment variable when a request
-    is made. It is held nowhere, written nowhere, sent to no other host (redirects are refused) and over no
-    unencrypted line, and cut out of whatever the server says before it is shown.
+    Each answer is saved in a file of JSON lines as soon as it arrives, with a hash of the model and the question. A run
+    that was interrupted therefore continues where it stopped. The API key is read from an environment variable for each
+    request. It is never stored or written. It is not sent to another host, because redirects are refused, and not over
+    an unencrypted connection. It is removed from the server's messages before they are shown.
 
     Attributes:
-        url: of the service, e.g. https://api.openai.com/v1 or http://localhost:8000/v1.
-        model: the name that the service knows it by.
-        unanswered: questions so far whose answer held no verdict.
+        url: the URL of the service, for example https://api.openai.com/v1 or http://localhost:8000/v1.
+        model: the name of the model at the service.
+        unanswered: the number of questions that got an answer without a verdict.
     """
 
     order_free = False
@@ -194,38 +203,39 @@ class EndpointJudge:
         extra: Mapping[str, Any] | None = None,
         progress: bool = True,
     ) -> None:
-        """Nothing is sent yet.
+        """Check the settings. No request is sent yet.
 
         Args:
-            url: with or without the /chat/completions at its end.
-            model: the model's name.
-            key_variable: environment variable that holds the key. None, or a variable that is not set: no key is sent.
-            cache: file for the answers; None keeps none.
-            question: template with {prompt}, {a} and {b}; the answer must end in a line A, B or tie.
-            timeout: seconds to wait for one answer.
-            tries: attempts for one question.
-            pause: seconds before the second attempt; doubled each time, unless the server names a time.
-            workers: questions under way at once.
-            max_tokens: longest answer asked for.
-            extra: further fields of the request, e.g. {"seed": 0}; they replace the lab's own.
+            url: URL of the service, with or without /chat/completions at the end.
+            model: name of the model.
+            key_variable: environment variable with the API key. No key is sent if it is None or not set.
+            cache: file for the answers; None saves none.
+            question: template with {prompt}, {a} and {b}. The last line of the answer must be A, B or tie.
+            timeout: seconds to wait for an answer.
+            tries: maximum number of attempts for one question.
+            pause: seconds before the second attempt. The pause is doubled each time, or the server sets it.
+            workers: number of simultaneous requests.
+            max_tokens: maximum length of an answer in tokens.
+            extra: further fields of the request, for example {"seed": 0}. They replace the default fields.
             progress: show a progress bar.
 
         Raises:
-            LabError: a URL that is none, or holds a password; a template without its places; numbers below 1.
+            LabError: the URL is invalid or contains a password; the template lacks one of its fields; a number is out
+                of range.
         """
         parts = urllib.parse.urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise LabError("The judge's url must begin with https:// (or http:// on this machine) and name a host.")
         if parts.username or parts.password or parts.query:
             raise LabError(
-                f"The url of {parts.hostname} holds a password or a query, which would end in logs. Put the key into "
-                f"an environment variable and name it by key_variable."
+                f"The url of {parts.hostname} contains a password or a query, which would be written to logs. Put the "
+                f"key into an environment variable, and give its name as key_variable."
             )
         missing = [name for name in ("{prompt}", "{a}", "{b}") if name not in question]
         if missing:
-            raise LabError(f"The question lacks {', '.join(missing)}, where the texts go.")
+            raise LabError(f"The question lacks {', '.join(missing)}. The texts are inserted there.")
         if tries < 1 or workers < 1 or max_tokens < 1 or not timeout > 0 or not pause >= 0:
-            raise LabError("tries, workers and max_tokens must be at least 1, timeout above 0, pause not below 0.")
+            raise LabError("tries, workers and max_tokens must be at least 1, timeout above 0, and pause not negative.")
         base = url.rstrip("/")
         self.url = base if base.endswith("/chat/completions") else f"{base}/chat/completions"
         self.host, self.model, self.key_variable, self.question = parts.netloc, model, key_variable, question
@@ -235,25 +245,24 @@ class EndpointJudge:
         self.unanswered = 0
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        self._mended = False
+        self._trimmed = False
         self._known = self._read_cache()
         local = parts.hostname == "localhost" or parts.hostname == "::1" or parts.hostname.startswith("127.")
         if parts.scheme == "http" and not local and self._key():
             raise LabError(
-                f"{self.host} is asked over http, which would send the key in ${key_variable} unencrypted. Use https, "
-                f"or key_variable=None if the service needs no key."
+                f"The connection to {self.host} uses http, which would send the key in ${key_variable} unencrypted. "
+                f"Use https, or key_variable=None if the service needs no key."
             )
 
     def __repr__(self) -> str:
         return f"EndpointJudge({self.url!r}, {self.model!r})"
 
     def __call__(self, prompts: Sequence[str], a: Sequence[str], b: Sequence[str]) -> list[float]:
-        """See `Judge`; a is shown first. What the cache knows is not asked again.
+        """See `Judge`. The responses in `a` are shown first. Questions whose answers are saved are not sent again.
 
         Raises:
-            LabError: the service cannot be reached, refuses, or answers in another form than the protocol's; a
-                fifth or more of the answers (two at least, where there are two) hold no verdict. What was answered
-                before stays in the cache.
+            LabError: the service cannot be reached, refuses the request, or does not follow the protocol; or at least a
+                fifth of the answers (and at least two, if there are two) contain no verdict. Earlier answers are saved.
         """
         check_texts(prompts, a, b)
         questions = [self._fill(*texts) for texts in zip(prompts, a, b, strict=True)]
@@ -266,14 +275,14 @@ class EndpointJudge:
         self.unanswered += len(without)
         if without and len(without) >= max(len(keys) / 5, min(2, len(keys))):
             raise LabError(
-                f"{len(without)} of {len(keys)} answers of {self.model} at {self.host} hold no verdict; one is "
-                f"{self._known[without[0]][:80]!r}. Its last line must be A, B or tie: raise max_tokens for a model "
-                f"that thinks aloud, or change the question (and the cache file)."
+                f"{len(without)} of {len(keys)} answers of {self.model} at {self.host} contain no verdict; one is "
+                f"{self._known[without[0]][:80]!r}. The last line must be A, B or tie. Raise max_tokens for a model "
+                f"that reasons before it answers, or change the question (and the cache file)."
             )
         return [float("nan") if verdict is None else verdict for verdict in verdicts]
 
     def _fill(self, prompt: str, a: str, b: str) -> str:
-        # One pass, so that a text that itself holds "{a}" stays as it is.
+        # Replaced in one pass, so that a text that contains "{a}" is not changed.
         texts = {"{prompt}": prompt, "{a}": a, "{b}": b}
         return re.sub(r"\{prompt\}|\{a\}|\{b\}", lambda found: texts[found[0]], self.question)
 
@@ -285,13 +294,15 @@ class EndpointJudge:
         if self.cache is None or not self.cache.exists():
             return {}
         known = {}
-        # What stands behind the last line's end is half a line of a run that was killed: asked again.
+        # Text after the last line break is an incomplete line of a run that was killed. Its question is sent again.
         for number, line in enumerate(self.cache.read_text(encoding="utf-8", errors="replace").split("\n")[:-1], 1):
             try:
                 row = json.loads(line)
                 known[row["key"]] = str(row["answer"])
             except (json.JSONDecodeError, KeyError, TypeError):
-                raise LabError(f"{self.cache}, line {number}, is no answer of a judge. Give another file.") from None
+                raise LabError(
+                    f"{self.cache}, line {number}, is not a saved answer of a judge. Give another file."
+                ) from None
         return known
 
     def _write(self, key: str, answer: str) -> None:
@@ -299,13 +310,13 @@ class EndpointJudge:
             self._known[key] = answer
             if self.cache is None:
                 return
-            if not self._mended:
+            if not self._trimmed:
                 self.cache.parent.mkdir(parents=True, exist_ok=True)
                 with self.cache.open("a+b") as file:
-                    # A run that was killed may have left half a line, which the next one must not be glued to.
+                    # A run that was killed may have left an incomplete line, which is removed.
                     file.seek(0)
                     file.truncate(file.read().rfind(b"\n") + 1)
-                self._mended = True
+                self._trimmed = True
             with self.cache.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"key": key, "model": self.model, "answer": answer}) + "\n")
 
@@ -319,13 +330,13 @@ class EndpointJudge:
                 self._write(asked[done], done.result())
                 bar.update()
         finally:
-            # The first error, or Ctrl-C, ends the others too: those not begun never start, waits are cut short.
+            # The first error or Ctrl-C also ends the other requests: none is started, and pauses end.
             self._stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
             bar.close()
 
     def _ask(self, question: str) -> str:
-        """One question's answer; asked again where that may help: overload, silence, an answer without verdict."""
+        """Return the answer to a question. Try again after an overload, a time-out or an answer without a verdict."""
         trouble, answer, wait = "", "", self.pause
         for attempt in range(self.tries):
             if attempt and self._stop.wait(min(wait, _LONGEST_WAIT)):
@@ -339,7 +350,7 @@ class EndpointJudge:
                 if error.code not in _RETRY:
                     raise LabError(self._refused(error.code, said)) from None
                 trouble, wait = f"it answered {error.code}", max(wait, _seconds(error.headers.get("Retry-After")))
-            except (OSError, EOFError) as error:  # no connection, a time-out, a line cut
+            except (OSError, EOFError) as error:  # no connection, a time-out, a broken connection
                 reason = getattr(error, "reason", error)
                 trouble = "no answer in time" if isinstance(reason, TimeoutError) else self._clean(str(reason))
             except http.client.HTTPException as error:
@@ -350,8 +361,8 @@ class EndpointJudge:
                 trouble = ""
         if trouble:
             raise LabError(
-                f"The judge at {self.host} gave no answer in {self.tries} tries of {self.timeout:g} s ({trouble}). "
-                + (f"What was answered is in {self.cache}; run again to go on." if self.cache else "Is it running?")
+                f"The judge at {self.host} gave no answer in {self.tries} attempts of {self.timeout:g} s ({trouble}). "
+                + (f"Earlier answers are in {self.cache}. Run again to continue." if self.cache else "Is it running?")
             )
         return answer
 
@@ -375,7 +386,7 @@ class EndpointJudge:
         except (ValueError, KeyError, IndexError, TypeError):
             said = self._clean(raw[:80].decode("utf-8", "replace"))
             raise LabError(
-                f"{self.host} does not answer as /v1/chat/completions does (its reply begins {said!r}). Check the url."
+                f"The reply of {self.host} is not one of /v1/chat/completions (it begins {said!r}). Check the url."
             ) from None
         return self._clean("" if content is None else str(content), limit=10_000)
 
@@ -383,25 +394,25 @@ class EndpointJudge:
         return os.environ.get(self.key_variable, "").strip() if self.key_variable else ""
 
     def _clean(self, text: str, limit: int = 200) -> str:
-        """What a server said, without the key that it may have echoed."""
+        """A server's message without the key, which it may contain."""
         key = self._key()
         return (text.replace(key, "[key]") if key else text)[:limit].strip()
 
     def _refused(self, code: int, said: str) -> str:
-        mend = f" Check the url, and the name of the model, {self.model}."
+        fix = f" Check the url, and the name of the model, {self.model}."
         if code in (401, 403):
-            # What the server says of a wrong key often shows a part of it.
-            said, mend = "", f" Check the key in ${self.key_variable}." if self.key_variable else " It wants a key."
+            # A server's message about a wrong key often contains a part of it.
+            said, fix = "", f" Check the key in ${self.key_variable}." if self.key_variable else " It needs a key."
         elif 300 <= code < 400:
-            said, mend = "", " It redirects; give the address to which it does."
-        return f"The judge at {self.host} refused the request ({code}{': ' + said if said else ''}).{mend}"
+            said, fix = "", " It redirects to another address. Give that address."
+        return f"The judge at {self.host} refused the request ({code}{': ' + said if said else ''}).{fix}"
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Following one would send the key along."""
+    """Refuses redirects, because following one would send the key to another host."""
 
     def redirect_request(self, *ignored: Any) -> None:
-        """Never: the redirect then shows as an `HTTPError`."""
+        """Return None, so that the redirect becomes an `HTTPError`."""
         return None
 
 

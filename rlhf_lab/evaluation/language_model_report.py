@@ -1,10 +1,10 @@
-r"""One report of a language model: what it earns, whom it beats, how far it went, how long and how varied it writes.
+r"""A report on a language model from its samples: rewards, win rates, KL to the reference, length and diversity.
 
-Every number comes with its standard error over prompts. KL(π‖π_ref) is estimated twice from the same samples: k1
-summed over tokens, and k3 summed over tokens (never negative, usually less noisy; see `rlhf_lab.kl`). Both are
-unbiased for the KL of whole responses, by the chain rule. Diversity is that of a prompt's G responses among
-themselves: distinct-n, the share of n-grams that are different (Li et al. 2016), and self-BLEU, each response's
-BLEU against its sisters (Zhu et al. 2018), which rises as they become alike.
+Every number has a standard error over prompts. KL(π‖π_ref) is estimated twice from the same samples, by k1 and by k3
+summed over tokens (see `rlhf_lab.kl`). Both are unbiased for the KL of whole responses, by the chain rule. k3 is never
+negative and usually has a lower variance. Diversity is measured among the G responses to a prompt. Distinct-n is the
+share of n-grams that are different (Li et al. 2016). Self-BLEU is the BLEU of each response against the other responses
+(Zhu et al. 2018), which rises as they become more similar.
 """
 
 from __future__ import annotations
@@ -37,47 +37,47 @@ Gold = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 
 @dataclass(frozen=True)
 class TextReport:
-    """A policy's numbers on texts. What was not asked for is None."""
+    """The numbers of a policy on texts. Numbers that were not requested are None."""
 
     prompts: int
     samples: int
-    """Responses to each prompt."""
+    """Responses per prompt."""
     seed: int
     temperature: float
     top_k: int | None
     gold: Estimate | None
-    """Gold reward of a response."""
+    """The gold reward of a response."""
     proxy: Estimate | None
-    """Reward model's score of a response."""
+    """The reward model's score of a response."""
     against_targets: WinRate | None
-    """Wins against the SFT targets."""
+    """The win rate against the SFT targets."""
     against_policy: WinRate | None
-    """Wins against the other policy."""
+    """The win rate against the other policy."""
     kl_k1: Estimate | None
-    """KL(π‖π_ref) of a response, nats, by k1. None where top_k cuts the distribution: its KL is another one."""
+    """KL(π‖π_ref) of a response in nats, by k1. None with top_k, because top_k changes the sampled distribution."""
     kl_k3: Estimate | None
     """The same by k3."""
     kl_k1_per_token: Estimate | None
-    """The same over the mean number of tokens, nats a token."""
+    """`kl_k1` divided by the mean number of tokens, in nats per token."""
     kl_k3_per_token: Estimate | None
     """The same by k3."""
     tokens: Estimate
-    """Tokens of a response, the end token included."""
+    """The number of tokens of a response, including the end token."""
     words: Estimate
-    """Words of a response, parted by white space."""
+    """The number of words of a response, separated by white space."""
     no_end: Estimate
-    """Share of responses that were cut off before an end token."""
+    """The share of responses that were cut off before an end token."""
     distinct_1: Estimate | None
-    """Share of different words among all of a prompt's responses."""
+    """The share of different words among all responses to a prompt."""
     distinct_2: Estimate | None
-    """Share of different word pairs."""
+    """The share of different word pairs among all responses to a prompt."""
     self_bleu: Estimate | None
-    """0 … 100. None with one response to a prompt."""
+    """Self-BLEU, 0 … 100. None with one response per prompt."""
     examples: list[dict[str, str]] = field(default_factory=list)
-    """A few prompts with their first response."""
+    """A few prompts, each with its first response."""
 
     def rows(self) -> list[tuple[str, str, str]]:
-        """Name, value with its error, and 95% interval of everything that was measured."""
+        """The name, the value with its error, and the 95% interval of every number that was measured."""
         out = []
         for key, name in _NAMES.items():
             found = getattr(self, key)
@@ -104,7 +104,7 @@ class TextReport:
         return "\n".join([*lines, *notes])
 
     def as_dict(self) -> dict[str, Any]:
-        """The report as JSON knows it; estimates with their 95% intervals, what is not a number as None."""
+        """The report as a dictionary for JSON, with 95% intervals, and with None in place of NaN."""
         out = asdict(self)
         for key in _NAMES:
             found = getattr(self, key)
@@ -116,7 +116,7 @@ class TextReport:
         return out
 
     def to_json(self, path: Path | str | None = None) -> str:
-        """The report as JSON; written to `path` too, where one is given."""
+        """The report as JSON. It is also written to `path`, if one is given."""
         text = json.dumps(self.as_dict(), indent=2, ensure_ascii=False) + "\n"
         if path is not None:
             check_path(path, "path").write_text(text, encoding="utf-8")
@@ -145,7 +145,7 @@ _WITHIN = {"no_end": (0, 1), "distinct_1": (0, 1), "distinct_2": (0, 1), "self_b
 
 
 def _interval(key: str, found: Estimate) -> tuple[float, float]:
-    """The 95% interval, cut where the quantity cannot go."""
+    """The 95% interval, limited to the range of the quantity."""
     least, most = _WITHIN.get(key, (-math.inf, math.inf))
     low, high = found.interval()
     return max(low, least), min(high, most)
@@ -170,24 +170,24 @@ def text_report(
     num_examples: int = 5,
     progress: bool = False,
 ) -> TextReport:
-    """Sample and measure.
+    """Sample from a policy and measure its responses.
 
     Args:
         policy: π.
         reference: π_ref of the KL.
         prompts: (N, P), at least two.
         tokenizer: None for the policy's own.
-        gold: gold reward, a function of texts, e.g. `world.gold`.
-        proxy: scores (B, G) of ids: the reward model that was trained against.
-        targets: one text a prompt, e.g. `world.examples(…)[i].target`, that each response is compared with.
-        against: another policy, sampled with the same settings, compared response by response.
-        judge: who compares; None for the gold reward.
+        gold: the gold reward, a function of texts such as `world.gold`.
+        proxy: scores (B, G) of ids, usually the reward model with which the policy was trained.
+        targets: one text per prompt with which each response is compared, such as `world.examples(…)[i].target`.
+        against: another policy, which is sampled with the same settings. Responses are compared one by one.
+        judge: compares two texts; None for the gold reward.
         num_samples: G.
-        temperature: of sampling; both policies' logits are divided by it in the KL too.
-        top_k: of sampling; there is then no KL.
-        seed: the report is a function of it (and of `batch_size`).
-        batch_size: prompts at a time.
-        num_examples: how many prompts to keep with their first response.
+        temperature: sampling temperature. In the KL, the logits of both policies are divided by it too.
+        top_k: sampling from the k most likely tokens. The report then has no KL.
+        seed: seed of the samples. The report depends on it and on `batch_size`.
+        batch_size: prompts per batch.
+        num_examples: how many prompts are saved with their first response.
         progress: show a progress bar.
 
     Raises:
@@ -197,11 +197,11 @@ def text_report(
     check_positive(temperature, "temperature")
     tokenizer = tokenizer if tokenizer is not None else getattr(policy, "tokenizer", None)
     if tokenizer is None:
-        raise LabError("A report on texts needs a tokenizer: pass tokenizer=….")
+        raise LabError("A report on texts needs a tokenizer. Pass tokenizer=….")
     if len(prompts) < 2:
         raise LabError("A standard error over prompts needs at least two prompts.")
     if targets is not None and len(targets) != len(prompts):
-        raise LabError(f"{len(targets)} targets came with {len(prompts)} prompts; one each is needed.")
+        raise LabError(f"{len(targets)} targets came with {len(prompts)} prompts. Give one target per prompt.")
     if judge is None and (targets is not None or against is not None):
         if gold is None:
             raise LabError("To compare responses, pass a judge=… (see rlhf_lab.evaluation.judges) or gold=….")
@@ -276,7 +276,7 @@ def _numbers(
     tokenizer: Any,
     with_kl: bool,
 ) -> dict[str, Tensor]:
-    """What is read off ids, (B, G) each."""
+    """The numbers that are computed from token ids, (B, G) each."""
     out = {"tokens": y.lengths.cpu().double()}
     last = y.ids.gather(-1, (y.lengths - 1).clamp(min=0)[..., None]).squeeze(-1)
     out["no_end"] = (still_generating(y.lengths >= 0, last, _ends(policy, tokenizer)) | (y.lengths == 0)).cpu().double()
@@ -289,7 +289,7 @@ def _numbers(
 
 
 def _ends(policy: Policy, tokenizer: Any) -> tuple[int, ...]:
-    """The ids that end a response of `policy`: its own, or else the tokenizer's."""
+    """The ids that end a response of `policy`: those of the policy or, if it has none, that of the tokenizer."""
     return getattr(policy, "end_tokens", ()) or tuple(i for i in [tokenizer.eos_token_id] if i is not None)
 
 
@@ -313,7 +313,9 @@ def _gold(gold: Gold, asked: Sequence[str], answers: Sequence[Sequence[str]]) ->
 
 
 def distinct(answers: Sequence[Sequence[str]], n: int) -> Estimate | None:
-    """Different n-grams of words over all n-grams, both counted within a prompt's responses.
+    """Compute distinct-n, the number of different n-grams of words divided by the number of all n-grams.
+
+    Both are counted within the responses to a prompt.
 
     Args:
         answers: B lists of G texts.
@@ -332,7 +334,7 @@ def distinct(answers: Sequence[Sequence[str]], n: int) -> Estimate | None:
 
 
 def self_bleu(answers: Sequence[Sequence[str]]) -> Estimate:
-    """Sentence BLEU (sacrebleu, 0 … 100) of each response against the other responses to its prompt.
+    """Compute self-BLEU: the sentence BLEU (0 … 100) of each response against the other responses to its prompt.
 
     Args:
         answers: B lists of G ≥ 2 texts.

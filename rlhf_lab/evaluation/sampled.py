@@ -1,7 +1,8 @@
-r"""How good a policy is from its samples, with standard errors.
+r"""Evaluation of a policy from its samples, with standard errors.
 
-A prompt with its G responses is one draw: responses to one prompt are alike, so errors are over prompts (a cluster
-standard error; Liang and Zeger 1986, for means). Ratios of two such means get theirs by the delta method.
+Responses to one prompt are correlated. Therefore a prompt with its G responses counts as one draw, and standard errors
+are computed over prompts (cluster standard errors; Liang and Zeger 1986). The error of a ratio of two means follows by
+the delta method.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ class Estimate:
     mean: float
     error: float
     freedom: float = math.inf
-    """Degrees of freedom of the error: draws (prompts) − 1; infinite where the normal distribution serves."""
+    """Degrees of freedom of the error, the number of prompts − 1; infinite for the normal distribution."""
 
     def __str__(self) -> str:
         return f"{self.mean:.4g} ± {self.error:.2g}"
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """The interval (low, high) that covers the true value in `level` of all repetitions, by Student's t."""
+        """The confidence interval (low, high) of this level, by Student's t distribution."""
         half = quantile(level, self.freedom) * self.error
         return self.mean - half, self.mean + half
 
@@ -42,25 +43,25 @@ class Estimate:
 
 
 def quantile(level: float, freedom: float) -> float:
-    """How many standard errors the two-sided interval of `level` reaches to each side."""
+    """The half width of the two-sided interval of this level, in standard errors."""
     from scipy import stats
 
     if not 0 < level < 1:
-        raise LabError(f"level must lie between 0 and 1, not {level}: 0.95 is a 95% interval.")
+        raise LabError(f"level must lie between 0 and 1, not {level}. For example, 0.95 is a 95% interval.")
     one_sided = 0.5 + level / 2
     return float(stats.norm.ppf(one_sided) if math.isinf(freedom) else stats.t.ppf(one_sided, freedom))
 
 
 def over_prompts(values: Tensor, weight: Tensor | None = None) -> Estimate:
-    """Σ values / Σ weight with its standard error over prompts, each row being one draw.
+    """Compute Σ values / Σ weight with its standard error over prompts. Each row is one draw.
 
     Args:
-        values: one number a response, (B, G), or a prompt, (B,). At least two prompts.
-        weight: what each number is shared over, same shape (tokens, where `values` are sums over tokens); None
-            for 1 each, which gives the plain mean.
+        values: one number per response, (B, G), or per prompt, (B,), for at least two prompts.
+        weight: the denominators, same shape, for example numbers of tokens where `values` are sums over tokens. None
+            means 1 for each value and gives the plain mean.
 
     Raises:
-        LabError: fewer than two prompts, or weights that sum to nothing.
+        LabError: fewer than two prompts, or weights whose sum is zero.
     """
     if len(values) < 2:
         raise LabError("A standard error over prompts needs at least two prompts.")
@@ -68,9 +69,9 @@ def over_prompts(values: Tensor, weight: Tensor | None = None) -> Estimate:
     under = torch.ones_like(top) if weight is None else weight.cpu().double().reshape(top.shape)
     total = under.sum()
     if not total > 0:
-        raise LabError("There is nothing to average over: all weights are zero.")
+        raise LabError("All weights are zero, so there is nothing to average over.")
     mean = top.sum() / total
-    # The delta method: each prompt moves the ratio by (its values − the ratio × its weights) / total.
+    # Delta method: the influence of a prompt on the ratio is (its values − the ratio × its weights) / total.
     moves = (top - mean * under).sum(-1) / total
     count = len(moves)
     error = (moves.square().sum() * count / (count - 1)).sqrt()
@@ -79,7 +80,7 @@ def over_prompts(values: Tensor, weight: Tensor | None = None) -> Estimate:
 
 @dataclass(frozen=True)
 class Sampled:
-    """A policy's numbers from its samples."""
+    """The numbers of a policy, estimated from its samples."""
 
     reward: Estimate
     kl: Estimate
@@ -96,7 +97,7 @@ def estimate(
     num_samples: int = 8,
     generator: torch.Generator | None = None,
 ) -> Sampled:
-    """E[r], KL(π‖π_ref) by k1, and J, from samples; errors are over prompts, each prompt's mean being one draw.
+    """Estimate E[r], KL(π‖π_ref) by k1, and J from samples. Standard errors are over prompts.
 
     Args:
         policy: any policy.
@@ -104,11 +105,11 @@ def estimate(
         reward: scores (B, G).
         prompts: (B, P), at least two.
         beta: β > 0.
-        num_samples: G, responses a prompt.
+        num_samples: G, responses per prompt.
         generator: source of randomness, on the policy's device.
 
     Raises:
-        LabError: fewer than two prompts, which leave no standard error.
+        LabError: fewer than two prompts, for which there is no standard error.
     """
     beta = check_beta(beta)
     if len(prompts) < 2:
@@ -121,11 +122,11 @@ def estimate(
 
 
 def mean_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
-    """Mean of independent runs and its Student-t interval: (mean, low, high). One run has no interval: NaN ends.
+    """The mean of independent runs and its Student-t interval, (mean, low, high). The ends are NaN for one run.
 
     Args:
-        values: one number a run, shape (n,).
-        level: coverage of the interval if the runs' numbers are normal.
+        values: one number per run, shape (n,).
+        level: coverage of the interval if the numbers are normally distributed.
     """
     from scipy import stats
 

@@ -1,9 +1,9 @@
-r"""How often one side's responses are preferred to the other's, with an interval that knows about prompts.
+r"""Win rates: how often the responses of one policy are preferred to those of another, with a confidence interval.
 
-Each comparison is a number in [0, 1] (win 1, tie ½, loss 0), averaged over both orders of showing. Comparisons
-under one prompt are alike, so a prompt is one draw, as everywhere in this room: the standard error is the cluster
-one over prompts. The interval is Wilson's at the number of independent comparisons that would have this
-error, with Student's t for few prompts, so that it stays within [0, 1] and has a width at 0 and 1 too.
+A comparison is a number in [0, 1], where 1 is a win, ½ a tie and 0 a loss. It is averaged over both orders in which the
+two responses can be shown. Comparisons for one prompt are correlated, so the standard error is a cluster standard error
+over prompts. The interval is Wilson's, with the number of independent comparisons that would have this standard error,
+and with Student's t for few prompts. It lies within [0, 1], and its width is not zero for a win rate of 0 or 1.
 """
 
 from __future__ import annotations
@@ -23,35 +23,35 @@ from rlhf_lab.rounding import rounding, wins
 
 @dataclass(frozen=True)
 class WinRate:
-    """A win rate, and what stands behind it."""
+    """A win rate with its standard error and interval."""
 
     mean: float
-    """Share of comparisons won, a tie counting half."""
+    """The share of comparisons that were won. A tie counts half."""
     error: float
-    """Its standard error over prompts; NaN with one prompt."""
+    """The standard error of the mean over prompts; NaN for one prompt."""
     low: float
     """Lower end of the interval."""
     high: float
     """Upper end of the interval."""
     ties: float
-    """Share of comparisons that were ties after averaging over both orders."""
+    """The share of comparisons that were ties after averaging over both orders."""
     comparisons: int
-    """Comparisons with a verdict."""
+    """The number of comparisons with a verdict."""
     prompts: int
-    """Prompts with a verdict."""
+    """The number of prompts with a verdict."""
     unanswered: int = 0
-    """Comparisons left out because the judge gave no verdict."""
+    """The number of comparisons that were left out because the judge gave no verdict."""
     position_bias: float = 0.0
-    """How much more often than half what is shown first is preferred, in [−½, ½]."""
+    """The frequency with which the response shown first is preferred, minus ½."""
     turned: float = 0.0
-    """Share of comparisons whose verdict turned round with the order."""
+    """The share of comparisons whose verdict changed with the order."""
 
     def __str__(self) -> str:
         text = (
             f"{self.mean:.1%} [{self.low:.1%}, {self.high:.1%}], {self.ties:.1%} ties, {self.comparisons} comparisons"
         )
         if self.turned or self.position_bias:
-            text += f", position bias {self.position_bias:+.1%}, {self.turned:.1%} turned with the order"
+            text += f", position bias {self.position_bias:+.1%}, {self.turned:.1%} changed with the order"
         return text + (f", {self.unanswered} unanswered" if self.unanswered else "")
 
 
@@ -62,14 +62,15 @@ def win_rate(
     judge: Judge,
     level: float = 0.95,
 ) -> WinRate:
-    """How often a's responses are preferred to b's.
+    """Compute how often the responses in `a` are preferred to those in `b`.
 
     Args:
         prompts: B texts.
-        a: B responses, or B lists of G. Responses to one prompt belong in one list: rows are taken as independent.
-        b: the same; with one response for a prompt (an SFT target), it meets each of a's.
-        judge: see `rlhf_lab.evaluation.judges`. It is asked in both orders unless order cannot matter to it.
-        level: of the interval.
+        a: B responses, or B lists of G responses. All responses to one prompt must be in one list, because the
+            standard error treats the rows as independent.
+        b: the same. A single response to a prompt, such as an SFT target, is compared with each response in `a`.
+        judge: see `rlhf_lab.evaluation.judges`. It compares in both orders, unless the order cannot change its result.
+        level: level of the confidence interval.
 
     Raises:
         LabError: nothing to compare; sides that do not match; a preference outside [0, 1]; no verdict at all.
@@ -104,14 +105,14 @@ def win_rate(
 
 
 def _sides(preferences: list[float]) -> list[float]:
-    """On which side of ½ each preference lies: 1, 0, or ½ where it is ½ within rounding."""
+    """1 for preferences above ½, 0 for those below, and ½ for those that are ½ within rounding."""
     return wins(torch.tensor(preferences, dtype=torch.float64), 0.5).tolist()
 
 
 def _comparisons(prompts: Sequence[str], a: Sequence[Any], b: Sequence[Any]) -> list[tuple[int, str, str, str]]:
-    """(number of the prompt, prompt, ours, theirs), one row a comparison."""
+    """The comparisons as rows (number of the prompt, prompt, response of a, response of b)."""
     if not len(prompts) == len(a) == len(b):
-        raise LabError(f"{len(prompts)} prompts came with responses to {len(a)} and {len(b)}; one each is needed.")
+        raise LabError(f"{len(prompts)} prompts came with responses to {len(a)} and {len(b)}. Give one row per prompt.")
     rows = []
     for i, (x, ours, theirs) in enumerate(zip(prompts, a, b, strict=True)):
         left = [ours] if isinstance(ours, str) else list(ours)
@@ -122,7 +123,7 @@ def _comparisons(prompts: Sequence[str], a: Sequence[Any], b: Sequence[Any]) -> 
             raise LabError(f"Prompt {i} has {len(left)} responses on one side and {len(right)} on the other.")
         rows += [(i, x, y, z) for y, z in zip(left, right, strict=True)]
     if not rows:
-        raise LabError("There is nothing to compare: no prompts, or no responses.")
+        raise LabError("There is nothing to compare, because there are no prompts or no responses.")
     return rows
 
 
@@ -148,7 +149,7 @@ def _cluster(clusters: list[list[float]]) -> tuple[float, float]:
 def _wilson(mean: float, error: float, prompts: int, level: float) -> tuple[float, float]:
     if prompts < 2:
         return 0.0, 1.0
-    # Without any spread (all won, all lost, all tied) each prompt stands for one comparison.
+    # If all comparisons have the same result, each prompt counts as one comparison.
     spread = error > float(rounding(mean)) and 0 < mean < 1
     number = mean * (1 - mean) / error**2 if spread else prompts
     z = quantile(level, prompts - 1)

@@ -201,7 +201,7 @@ def test_an_interrupted_run_goes_on_from_its_cache_and_a_half_line_is_asked_agai
     cache = tmp_path / "judged" / "answers.jsonl"
     broken = stub(lambda q, times: (500, "no", {}) if q.startswith("c") else longer(q, times))
     texts = (["a", "b", "c"], ["1", "22", "3"], ["22", "1", "22"])
-    with pytest.raises(LabError, match=r"answered 500.*answers\.jsonl; run again"):
+    with pytest.raises(LabError, match=r"answered 500.*answers\.jsonl\. Run again"):
         judge(broken, cache=cache, tries=2, workers=1)(*texts)
     assert len(cache.read_text().splitlines()) == 2
     cache.write_text(cache.read_text()[:-20])  # killed while it wrote the second
@@ -213,7 +213,7 @@ def test_an_interrupted_run_goes_on_from_its_cache_and_a_half_line_is_asked_agai
     assert judge(again, cache=cache, extra={"seed": 1})(["a"], ["1"], ["22"]) == [0.0] and len(again.asked) == 1
     assert KEY not in cache.read_text()
     cache.write_text("not json\n" + cache.read_text())
-    with pytest.raises(LabError, match="line 1, is no answer"):
+    with pytest.raises(LabError, match="line 1, is not a saved answer"):
         judge(again, cache=cache)
 
 
@@ -223,7 +223,7 @@ def test_answers_without_a_verdict_are_asked_again_then_left_out_and_counted(stu
     found = win_rate(prompts, ["a"] * 12, ["b"] * 12, judge(server, tries=3))
     assert (found.comparisons, found.unanswered) == (11, 1)
     assert server.asked["odd|a|b"] == 3 and server.asked["late|a|b"] == 2
-    with pytest.raises(LabError, match="2 of 2 answers of stub .* hold no verdict; one is 'hm'"):
+    with pytest.raises(LabError, match="2 of 2 answers of stub .* contain no verdict; one is 'hm'"):
         judge(server, tries=1)(["odd", "odd"], ["a", "c"], ["b", "d"])
 
 
@@ -236,7 +236,7 @@ def test_answers_without_a_verdict_are_asked_again_then_left_out_and_counted(stu
         ),
         ((400, f"bad request of {KEY}", {}), r"400: bad request of \[key\]"),
         ((302, "", {"Location": "http://127.0.0.1:9/v1"}), "It redirects"),
-        ("RAW <html>hello</html>", "does not answer as /v1/chat/completions does"),
+        ("RAW <html>hello</html>", "not one of /v1/chat/completions"),
         (f'RAW {{"error": "{KEY}"}}', r"\[key\]"),
     ],
 )
@@ -252,13 +252,13 @@ def test_a_refusal_is_one_error_at_once_that_never_shows_the_key(stub, reply, me
 
 def test_silence_and_a_dead_host_are_one_error_each(stub):
     slow = stub(lambda q, times: time.sleep(1.0) or "A")
-    with pytest.raises(LabError, match=r"gave no answer in 2 tries of 0\.1 s \(no answer in time\)"):
+    with pytest.raises(LabError, match=r"gave no answer in 2 attempts of 0\.1 s \(no answer in time\)"):
         judge(slow, timeout=0.1, tries=2)(["x"], ["a"], ["b"])
     dead = stub(longer)
     url = dead.url
     dead.shutdown()
     dead.server_close()
-    with pytest.raises(LabError, match=r"(?i)gave no answer in 2 tries .*refused"):
+    with pytest.raises(LabError, match=r"(?i)gave no answer in 2 attempts .*refused"):
         judge(url, tries=2)(["x"] * 3, ["a", "b", "c"], ["b", "c", "d"])
 
 
@@ -266,7 +266,7 @@ def test_settings_that_would_leak_a_key_or_make_no_sense_are_refused():
     with pytest.raises(LabError, match="unencrypted"):
         judge("http://judge.example/v1")
     EndpointJudge("http://judge.example/v1", "m", key_variable=None)
-    with pytest.raises(LabError, match="holds a password") as caught:
+    with pytest.raises(LabError, match="contains a password") as caught:
         judge(f"https://me:{KEY}@judge.example/v1")
     assert KEY not in str(caught.value)
     with pytest.raises(LabError, match="must begin with https"):
