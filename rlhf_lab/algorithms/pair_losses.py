@@ -28,12 +28,12 @@ def _identity(value: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class LossSpec:
-    """What `DPO` must know of a pair loss.
+    """The properties of a pair loss that `DPO` needs.
 
     Attributes:
         function: the loss. Its arguments are the values of both responses, their lengths (`by_length`), β, and the
             settings of `uses`.
-        reference: whether the values are log-ratios to π_ref; otherwise they are log-probabilities.
+        reference: whether the values are log-ratios to π_ref and not log-probabilities.
         by_length: whether the loss divides by the numbers of tokens.
         uses: the settings of `DPO` that the loss has besides β.
         needs_smoothing: whether the loss without label_smoothing is plain DPO.
@@ -66,12 +66,7 @@ PAIR_LOSSES: dict[PairLoss, LossSpec] = {
 """Every pair loss by its name."""
 Smoothing = Annotated[
     float,
-    Range(
-        0,
-        0.5,
-        exclusive_maximum=True,
-        fix="It is the rate of wrong labels; labels that are wrong half of the time say nothing.",
-    ),
+    Range(0, 0.5, exclusive_maximum=True, fix="It is the rate of flipped labels; at ½ labels contain no information."),
 ]
 
 
@@ -80,14 +75,13 @@ class DPO:
     """Settings of DPO: the loss and its parameters."""
 
     loss: PairLoss = "sigmoid-norm"
-    """sigmoid-norm is DPO (with label_smoothing it is cdpo). cdpo and robust need a label_smoothing above 0.
-    hinge (SLiC), simpo and orpo have no reference; ipo-mean, dpo-length, simpo and orpo divide by length; chi is χPO.
-    """
+    """sigmoid-norm is DPO (with label_smoothing it is cdpo). cdpo and robust need a label_smoothing above 0. hinge
+    (SLiC), simpo and orpo have no reference. ipo-mean, dpo-length, simpo and orpo divide by length. chi is χPO."""
     beta: Positive = 0.1
-    """The loss's slope in the log-ratio: β of DPO (then also of the objective), γ of RSO's losses, τ of IPO; of
-    SimPO β of a mean over tokens (the paper: 2 to 10); of ORPO λ."""
+    """Parameter of the loss: β of DPO, which is also that of the objective; γ of RSO's losses; τ of IPO; λ of ORPO; β
+    of SimPO, which multiplies a mean over tokens (the paper: 2 to 10)."""
     label_smoothing: Smoothing = 0.0
-    """ε, the rate of wrong labels that cdpo (sigmoid-norm) or robust DPO assumes, below ½."""
+    """ε, the rate of flipped labels that cdpo (sigmoid-norm) or robust DPO assumes, below ½."""
     target_margin: NonNegative | None = None
     """γ of SimPO, in the units of β log π. None: half of beta."""
     max_reward: Positive | None = None
