@@ -1,10 +1,8 @@
-"""Claims on a slide: one panel of a kept result's picture, and its verdict in a few words beside the paper's.
+"""Parts of a slide that show a claim: the source's statement, our finding and a panel of the saved result's picture.
 
-The verdicts of `results/` are exact and long: up to a hundred words, and pictures of three panels. A slide takes a
-panel and three lines. So each claim's slide is written for the *shape* of its result's sentence, with `{}` where a
-number stands; the numbers come out of the result, in both languages. A sentence of another shape says something else,
-and then the slide must be written anew: until then it shows the outcome alone, with a warning, and never a wrong
-number.
+The text of a finding is written by hand, and its numbers are read from `results/`. It depends on the outcome of the
+experiment and on comparisons of its numbers. If a new run changes them, the slide shows the outcome alone and a warning
+asks for a new text, so that a slide never states what its result does not support.
 """
 
 from __future__ import annotations
@@ -34,7 +32,7 @@ OUTCOMES = {
     "inconclusive": T("inconclusive", "尚无定论"),
 }
 LETTERS = 14
-"""Points: 24 px and more at the width that a slide gives the picture."""
+"""Font size in points. At the width of a picture on a slide this is at least 24 px."""
 SCALES = {
     "bandit": T("Bandit", "老虎机"),
     "tree": T("Token tree", "词元树"),
@@ -115,7 +113,8 @@ def finding(
         results: folder of the saved results.
 
     Returns:
-        the text; the outcome alone, with a warning, where the result is not the one that the text was written for.
+        The text; if the result does not have this outcome or does not satisfy the conditions, the outcome alone, with
+        a warning.
     """
     place = results / name / scale / "result.json"
     where = SCALES[scale]
@@ -144,16 +143,15 @@ def picture(
     size: tuple[float, float] = (5.0, 4.3),
     stacked: bool = False,
 ) -> Callable[[], Drawing]:
-    """A function that draws these panels of a kept result's picture, their legends in one place below.
+    """Return a function that draws selected panels of a saved result's picture, with one legend below them.
 
     Args:
         name: of the experiment.
-        scale: its scale.
-        panels: which of the picture's axes stay, from 0.
-        size: width and height in inches: smaller makes the letters larger.
-        stacked: panels stand one below the other.
+        scale: `"bandit"`, `"tree"` or `"small"`.
+        panels: the numbers of the axes to be shown, from 0.
+        size: width and height in inches. A smaller picture has larger letters on the slide.
+        stacked: True draws the panels one below the other, False side by side.
     """
-
     return functools.partial(_draw, name, scale, panels, size, stacked)
 
 
@@ -183,7 +181,7 @@ def _draw(name: str, scale: str, panels: tuple[int, ...], size: tuple[float, flo
     kept_small: set[Any] = set()
     if shown:
         wide = max(len(label) for label in shown)
-        # A long legend would leave no room for the picture: it gets two columns, of smaller letters.
+        # A long legend would leave little space for the picture, so it has two columns and a smaller font.
         many = len(shown) > 6 or (len(shown) > 3 and wide > 18)
         across = max(2 if many else 1, min(len(shown), int(size[0] * 10 / (wide + 6))))
         small = (
@@ -193,7 +191,7 @@ def _draw(name: str, scale: str, panels: tuple[int, ...], size: tuple[float, flo
             shown.values(), shown.keys(), loc="outside lower center", ncols=across, frameon=False, **small
         )
         kept_small = set(legend.get_texts()) if many else set()
-    for axes in stay:  # a list of a dozen rows
+    for axes in stay:  # the labels of many rows would overlap at the full size
         if len(axes.get_yticklabels()) > 8:
             kept_small |= set(axes.get_yticklabels())
     for text in set(drawing.findobj(Writing)) - kept_small:
@@ -202,7 +200,7 @@ def _draw(name: str, scale: str, panels: tuple[int, ...], size: tuple[float, flo
 
 
 def _fit(axes: Any, size: tuple[float, float], rows: int, columns: int) -> None:
-    """Break the names of the axes where they would run out of the smaller picture, and thin its ticks."""
+    """Wrap titles and labels of axes that are wider than the smaller picture, and reduce the number of ticks."""
     from matplotlib.ticker import AutoLocator, MaxNLocator
 
     high, wide = int(size[1] * 6.3 / rows), int(size[0] * 7.2 / columns)
@@ -213,14 +211,14 @@ def _fit(axes: Any, size: tuple[float, float], rows: int, columns: int) -> None:
     words = [tick.get_text() for tick in axes.get_yticklabels()]
     names = max((len(word) for word in words if "$" not in word), default=0)
     axes.set_title("", loc="left")
-    side = "right" if names > 10 else "left"  # beside long names a title of the left would run out at the right
+    side = "right" if names > 10 else "left"  # left-aligned after long names, a title would be cut off
     axes.set_title(textwrap.fill(title, int(wide * 0.95)), loc=side, pad=8, fontweight="bold")
     if isinstance(axes.xaxis.get_major_locator(), AutoLocator):
         axes.xaxis.set_major_locator(MaxNLocator(3 if names > 10 else 5))
 
 
 def _legends(drawing: Drawing, stay: list[Any]) -> tuple[dict[str, Any], set[str]]:
-    """Every entry of the picture's legends, which are taken off; and the labels that only other panels draw."""
+    """Remove the legends. Return their entries, and the labels that occur only in panels which are not shown."""
     entries: dict[str, Any] = {}
     own = {label for axes in stay for label in axes.get_legend_handles_labels()[1]}
     others = {label for axes in drawing.axes if axes not in stay for label in axes.get_legend_handles_labels()[1]}
@@ -248,19 +246,19 @@ def claim(
     stacked: bool = False,
     share: float = 0.44,
 ) -> tuple[Part, ...]:
-    """The parts of a claim's slide: the source's words and ours at the left, the picture at the right.
+    """Return the parts of a claim's slide: statement and findings at the left, the picture at the right.
 
     Args:
         name: of the experiment.
-        scale: the scale whose picture is shown.
+        scale: the scale from which the picture is taken.
         paper: what the source reports, with its numbers.
-        source: where.
-        found: verdicts of one scale or two, see `verdict`.
-        alt: the picture in words, in Chinese; in English the result has its own.
+        source: author, year, and section, table or figure.
+        found: the findings on one or two scales, see `finding`.
+        alt: the Chinese alternative text of the picture. The English one is stored with the result.
         panels: see `picture`.
         size: see `picture`.
         stacked: see `picture`.
-        share: of the width that the words take.
+        share: the share of the width that the text takes.
     """
     words = (
         Text(T(f"**Paper:** {paper.en} ({source})", f"**文献**：{paper.zh}（{source}）")),
