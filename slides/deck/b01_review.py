@@ -231,7 +231,7 @@ BLOCK = Block(
                 ExplorerPart(
                     "kl_estimators",
                     advice=T(
-                        "Increase the distance: whose spread grows? Then show the gradients.",
+                        "Increase the distance: which variance grows? Then show the gradients.",
                         "增大与参考策略的距离：哪个估计的方差变大？再看梯度。",
                     ),
                     only=("drift", "view"),

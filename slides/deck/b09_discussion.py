@@ -324,7 +324,7 @@ BLOCK = Block(
                         conditions=("limit_reference ~ 1", "ratio_active < 1.25", "ratio_reference > ratio_active"),
                     ),
                 ),
-                alt="各种成对数据来源所需标注数，以最优设计为单位，随标注数变化：来自 π* 的越来越贵，主动标注接近 1。",
+                alt="各种成对数据来源所需标注数，以最优设计为单位，随标注数变化：来自 π* 的越来越多，主动标注接近 1。",
                 panels=(1,),
                 share=0.45,
             ),
