@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from slides.results import claim, finding, verdict
+from slides.results import claim, finding
 from slides.schema import Block, Bullets, ExplorerPart, Slide, T, Text, question
 
 BLOCK = Block(
@@ -180,15 +180,22 @@ BLOCK = Block(
                 ),
                 source="lecture, “Conclusion”",
                 found=(
-                    verdict(
+                    finding(
                         "cost",
                         "bandit",
-                        "DPO draws {} responses while it trains, PPO {}, and holds {} of PPO's memory; its J ends "
-                        "clearly above SFT, RSO, rso-sample-rank, RAFT and ReST and clearly below online DPO.",
-                        "DPO draws {0} responses in training, PPO {1}; it holds {2:value} of PPO's memory. Its J ends above SFT, "
-                        "RSO, RAFT and ReST, below online DPO.",
-                        "训练时 DPO 采样 {0} 个回答，PPO 采样 {1} 个；内存是 PPO 的 {2:value}。最终 J 高于 SFT、RSO、RAFT 和 "
-                        "ReST，低于在线 DPO。",
+                        "supported",
+                        "DPO samples {samples_dpo} responses in training, PPO {samples_ppo}; it needs {memory_ratio:2} "
+                        "times PPO's memory. Its J ends above SFT, RSO, RAFT and ReST, below online DPO.",
+                        "训练时 DPO 采样 {samples_dpo} 个回答，PPO 采样 {samples_ppo} 个；内存是 PPO 的 {memory_ratio:2} 倍。最终 J 高于 SFT、RSO、"
+                        "RAFT 和 ReST，低于在线 DPO。",
+                        conditions=(
+                            "lead_sft > 0",
+                            "lead_rso > 0",
+                            "lead_raft > 0",
+                            "lead_rest > 0",
+                            "lead_online < 0",
+                            "lead_ppo ~ 0",
+                        ),
                     ),
                 ),
                 alt="各方法的真实奖励随处理器时间的变化，横轴为对数；虚线是比较成本所用的同等奖励。",

@@ -12,18 +12,13 @@ import torch
 from rlhf_lab.batch import Tokens
 from rlhf_lab.errors import LabError
 from rlhf_lab.experiments import runner
+from rlhf_lab.experiments.claims.cost import memory as cost_memory
 from rlhf_lab.experiments.claims.cost import run as cost
-from rlhf_lab.experiments.claims.cost.run import (
-    EXPERIMENT,
-    METHODS,
-    TRAINED,
-    Cost,
-    CostSetup,
-    Meter,
-    against,
-    held_bytes,
-    memory_ratio,
-)
+from rlhf_lab.experiments.claims.cost.report import decide, leads, memory_ratio
+from rlhf_lab.experiments.claims.cost.run import EXPERIMENT
+from rlhf_lab.experiments.claims.cost.settings import Cost
+from rlhf_lab.experiments.claims.cost.setup import TRAINED, CostSetup, Meter, held_bytes, train
+from rlhf_lab.experiments.methods import METHODS
 from rlhf_lab.experiments.setup import Budget
 from rlhf_lab.experiments.setup_text import TextSetup
 
@@ -36,12 +31,12 @@ def test_a_quick_run_of_each_scale_ends_in_a_verdict_and_a_picture(scale, tmp_pa
         m: {"when": "memory", "libraries": 200.0, "peak": 200 + own, "own": own} for m, own in held.items()
     }
     monkeypatch.setattr(
-        cost, "_memory", lambda settings, seed, method: made_up_memory[method] | {"own": held[method] + seed}
+        cost, "measure", lambda settings, seed, method: made_up_memory[method] | {"own": held[method] + seed}
     )
     settings = Cost(scale=scale, quick=True, progress=False, out=tmp_path)
     found = runner.experiment_run(EXPERIMENT, settings)
     runner.save(EXPERIMENT, found, tmp_path)
-    assert set(found.chosen) == set(TRAINED) and set(found.chosen.values()) <= set(settings.rates)
+    assert set(found.best_config) == set(TRAINED) and set(found.best_config.values()) <= set(settings.rates)
     assert len(found.search) == len(TRAINED) * len(settings.rates) and (found.search["seed"] >= 1000).all()
     end = found.runs[found.runs["when"] == "end"].set_index(["seed", "method"])
     drawn = {m: set(end.xs(m, level="method")["samples"]) for m in TRAINED}
@@ -52,8 +47,9 @@ def test_a_quick_run_of_each_scale_ends_in_a_verdict_and_a_picture(scale, tmp_pa
     assert drawn["raft"] == drawn["rest"] == {8 * settings.prompts}
     assert drawn["online"] == {2 * settings.labels}
     assert (end["step"].drop("best-of-n", level="method") == settings.steps).all(), "as many optimiser steps for all"
-    text = EXPERIMENT.text(settings, found.summary, found.runs) + EXPERIMENT.words(settings, found.summary, found.runs)
-    assert "nan" not in text and found.verdict.sentence
+    numbers = found.verdict.numbers
+    assert numbers["samples_ppo"].mean == settings.responses * (settings.steps // 2) and numbers["networks_ppo"] == 4
+    assert all(one == one for one in numbers.values()) and {"lead_rso", "spread_dpo", "level"} <= set(numbers)
     for axes in EXPERIMENT.figure(settings, found.summary, found.runs).axes:
         assert axes.get_xlabel() and axes.get_ylabel() and axes.get_title(loc="left")
     memory = found.runs[found.runs["when"] == "memory"]
@@ -69,7 +65,7 @@ def test_a_quick_run_of_each_scale_ends_in_a_verdict_and_a_picture(scale, tmp_pa
 @pytest.mark.slow
 def test_memory_is_measured_in_a_process_of_its_own():
     """ReST needs scores that differ; weights, gradients, moments and states of a million weights are tens of MiB."""
-    found = cost._memory(Cost(scale="small", quick=True), 0, "rest")
+    found = cost_memory.measure(Cost(scale="small", quick=True), 0, "rest")
     assert 20 < found["own"] == pytest.approx(found["peak"] - found["libraries"])
 
 
@@ -171,12 +167,13 @@ MIXED = {"dpo": 0.5, "sft": 0.0, "online": 1.0, "ppo": 0.5, "rest": 0.5, "raft":
 def test_the_rule_can_say_everything_it_names(runs, outcome):
     settings = Cost()
     found = EXPERIMENT.decide(settings, EXPERIMENT.summarise(settings, runs), runs)
-    assert found.outcome == outcome, found.sentence
+    assert found.outcome == outcome
+    assert found.thresholds["memory_ratio"] == 1
 
 
 def test_differences_are_paired_within_the_seed_and_ratios_are_geometric():
     runs = made_up(MIXED, {"dpo": 100, "ppo": 200})
-    gaps = against(runs)
+    gaps = leads(runs)
     assert set(gaps) == set(TRAINED) - {"dpo"} and gaps["sft"].above and gaps["online"].below
     assert memory_ratio(runs).mean == pytest.approx(0.5, rel=0.1)
     exact_share = memory_ratio(made_up(MIXED))
@@ -190,11 +187,12 @@ def test_costs_are_means_over_the_seeds_that_got_there():
     runs.loc[lost, "reached"] = 0
     runs.loc[runs["method"] == "sft", ["to_seconds", "to_samples", "to_steps"]] = math.nan
     runs.loc[runs["method"] == "sft", "reached"] = 0
-    summary = EXPERIMENT.summarise(Cost(), runs).set_index("method")
-    assert summary.loc["dpo", "to_seconds"] == 1.0 and summary.loc["dpo", "reached"] == pytest.approx(1 / 6)
-    assert math.isnan(summary.loc["sft", "to_seconds"])
-    text = EXPERIMENT.text(Cost(), summary.reset_index(), runs)
-    assert "nan" not in text and "Never there: SFT" in text and "DPO in 17% of the seeds" in text
+    summary = EXPERIMENT.summarise(Cost(seeds=6), runs)
+    numbers = decide(Cost(seeds=6), summary, runs).numbers
+    assert numbers["to_seconds_dpo"].mean == 1.0 and (numbers["reached_dpo"], numbers["reached_ppo"]) == (1, 6)
+    assert numbers["reached_sft"] == 0 and "to_seconds_sft" not in numbers
+    found = leads(runs).values()
+    assert (numbers["ahead"], numbers["behind"]) == (sum(one.above for one in found), sum(one.below for one in found))
 
 
 def test_bad_settings_are_refused():
@@ -206,4 +204,4 @@ def test_bad_settings_are_refused():
 def test_an_unknown_method_is_named():
     shared = CostSetup(Cost(quick=True), 0)
     with pytest.raises(LabError, match="no method 'drp'"):
-        cost.train("drp", shared, shared.setup.new_policy(), 0.1, Meter())
+        train("drp", shared, shared.setup.new_policy(), 0.1, Meter())

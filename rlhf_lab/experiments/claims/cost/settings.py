@@ -1,75 +1,89 @@
-"""Settings of the experiment `cost`."""
+"""Settings of claim 8, the numbers of its decision rule, and the rule in words."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
-from rlhf_lab.errors import LabError, Natural, NonNegative, check_beta
-from rlhf_lab.experiments.runner import EXACT_SCALES, Settings
+from rlhf_lab.errors import LabError, Natural, Positive
+from rlhf_lab.experiments.settings import Defaults, PerScale, Settings
+
+MAX_MEMORY_RATIO = 1.0
+"""DPO saves memory if the ratio of its memory to PPO's lies below this, with its whole interval."""
+MIN_LEAD = 0.0
+"""DPO's J is higher than another method's if the interval of the difference lies above this, lower if it lies below."""
+
+RULE = (
+    f"The claim has three parts. Easy to train: DPO samples no response during training, and PPO does. Saves memory: "
+    f"the ratio of DPO's memory to PPO's is below {MAX_MEMORY_RATIO:g}. On text this is the measured peak with its "
+    f"interval; on finite worlds it is the size of networks, gradients and Adam's moments, which is exact. Mixed "
+    f"results: at the end of training DPO's J is higher than that of one other trained method and lower than that of "
+    f"another (paired 95% intervals). The claim is supported if all three parts are true, and partly supported if only "
+    f"the first two are. It is not supported if PPO samples nothing, DPO samples something, or the interval of the "
+    f"memory ratio lies above {MAX_MEMORY_RATIO:g}. It is inconclusive if this interval contains {MAX_MEMORY_RATIO:g}."
+)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False, kw_only=True)
 class Cost(Settings):
-    """Seconds, memory, samples and luck of each method, at equal reward."""
+    """Compare time, memory, samples and the spread over seeds of the methods at equal reward."""
 
-    beta: NonNegative = 0.5
+    beta: Positive
     """β of the objective."""
-    labels: Natural = 0
-    """Preference labels. 0: 2,000 on the bandit, 5,000 on the tree, 512 on text."""
-    responses: Natural = 0
-    """R, responses in an optimiser step (two of them are a pair), and drawn at a time. 0: 1,024, 128, 32."""
-    steps: Natural = 0
-    """Optimiser steps of every method. 0: 100 on the bandit, 80 on the tree, 32 on text."""
-    reward_steps: Natural = 0
-    """Optimiser steps of the reward model. 0: 150 on the bandit, 80 else."""
-    prompts: Natural = 0
-    """Prompts that RSO, RAFT and ReST answer. 0: 500, on text 64."""
-    evaluations: Natural = 0
-    """How often a policy is looked at on its way. 0: 25 on the bandit, 16 on the tree, 4 on text."""
-    rates: tuple[NonNegative, ...] = ()
+    labels: Natural
+    """Number of preference labels."""
+    responses: Natural
+    """Responses in an optimiser step (two of them are a pair), and responses sampled at the same time."""
+    steps: Natural
+    """Optimiser steps of every method."""
+    reward_steps: Natural
+    """Optimiser steps of the reward model."""
+    prompts: Natural
+    """Number of prompts that RSO, RAFT and ReST answer."""
+    evaluations: Natural
+    """Number of evaluations during training."""
+    rates: tuple[Positive, ...]
     """Learning rates of the search, the same for every method."""
-    test_prompts: Natural = 64
-    """Text: test prompts of each look."""
-    test_samples: Natural = 2
-    """Text: responses to each."""
-    memory_steps: Natural = 0
-    """Text: optimiser steps of the runs whose memory is measured. 0: 4."""
-    world: str = "sentiment"
-    """Text: which world."""
+    test_prompts: Natural
+    """Text: number of test prompts of each evaluation."""
+    test_samples: Natural
+    """Text: responses to each test prompt."""
+    memory_steps: Natural
+    """Text: optimiser steps of the runs whose memory is measured."""
+    world: str
+    """Text: name of the text world."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        kind = self.scale if self.scale in EXACT_SCALES else "text"
-        full: dict[str, tuple[Any, Any, Any]] = {
-            "seeds": (10, 5, 3),
-            "labels": (2000, 5000, 512),
-            "responses": (1024, 128, 32),
-            "steps": (100, 80, 32),
-            "reward_steps": (150, 80, 80),
-            "prompts": (500, 500, 64),
-            "evaluations": (25, 16, 4),
-            "rates": ((0.02, 0.05, 0.15), (0.001, 0.003), (0.0003, 0.001)),
-            "memory_steps": (1, 1, 4),
-        }
-        quick: dict[str, tuple[Any, Any, Any]] = {
-            "seeds": (2, 2, 2),
-            "labels": (300, 64, 8),
-            "responses": (128, 16, 8),
-            "steps": (8, 2, 2),
-            "reward_steps": (8, 2, 2),
-            "prompts": (32, 4, 2),
-            "evaluations": (4, 1, 1),
-            "rates": ((0.05, 0.15), (0.003,), (0.001,)),
-            "memory_steps": (1, 1, 2),
-        }
-        column = ("bandit", "tree", "text").index(kind)
-        for name, values in (quick if self.quick else full).items():
-            if not getattr(self, name):
-                object.__setattr__(self, name, values[column])
-        object.__setattr__(self, "rates", tuple(self.rates))
-        if self.quick and kind == "text":
-            object.__setattr__(self, "test_prompts", min(self.test_prompts, 4))
-        check_beta(self.beta)
-        if self.responses < 8 or self.responses % 8 or self.labels < 8 or min(self.rates) <= 0:
-            raise LabError("cost needs a multiple of 8 responses a step, 8 labels at least, and rates above 0.")
+    DEFAULTS: ClassVar[Defaults] = {
+        "seeds": PerScale(10, 5, 3),
+        "beta": 0.5,
+        "labels": PerScale(2000, 5000, 512),
+        "responses": PerScale(1024, 128, 32),
+        "steps": PerScale(100, 80, 32),
+        "reward_steps": PerScale(150, 80, 80),
+        "prompts": PerScale(500, 500, 64),
+        "evaluations": PerScale(25, 16, 4),
+        "rates": PerScale((0.02, 0.05, 0.15), (0.001, 0.003), (0.0003, 0.001)),
+        "test_prompts": 64,
+        "test_samples": 2,
+        "memory_steps": PerScale(1, 1, 4),
+        "world": "sentiment",
+    }
+    QUICK: ClassVar[Defaults] = {
+        "seeds": 2,
+        "labels": PerScale(300, 64, 8),
+        "responses": PerScale(128, 16, 8),
+        "steps": PerScale(8, 2, 2),
+        "reward_steps": PerScale(8, 2, 2),
+        "prompts": PerScale(32, 4, 2),
+        "evaluations": PerScale(4, 1, 1),
+        "rates": PerScale((0.05, 0.15), (0.003,), (0.001,)),
+        "test_prompts": PerScale(64, 64, 4),
+        "memory_steps": PerScale(1, 1, 2),
+    }
+
+    def check(self) -> None:
+        """Refuse numbers of responses that do not divide into batches, and too few labels."""
+        if self.responses < 8 or self.responses % 8:
+            raise LabError(f"responses must be a multiple of 8, not {self.responses}.")
+        if self.labels < 8 or self.evaluations < 1 or not self.rates:
+            raise LabError("cost needs at least 8 labels, one evaluation and one learning rate.")

@@ -1,4 +1,4 @@
-"""Set-ups of the experiment on cost, how each method is trained there, and what it uses and holds in memory."""
+"""Set-ups of claim 8, how each method is trained there, and the time, samples and memory that it uses."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,8 +17,8 @@ from rlhf_lab import exact
 from rlhf_lab.batch import Pairs, Tokens
 from rlhf_lab.errors import LabError
 from rlhf_lab.experiments import methods
+from rlhf_lab.experiments.claims.cost.settings import Cost
 from rlhf_lab.experiments.methods import METHODS
-from rlhf_lab.experiments.runner import EXACT_SCALES
 from rlhf_lab.experiments.scales import set_up
 from rlhf_lab.experiments.setup import Budget, Setup
 from rlhf_lab.experiments.setup_exact import ExactSetup, random_world
@@ -27,16 +27,10 @@ from rlhf_lab.policies.base import Policy
 from rlhf_lab.randomness import Stream
 from rlhf_lab.training import seeded
 
-if TYPE_CHECKING:
-    from rlhf_lab.experiments.claims.cost.settings import Cost
-
-
 TRAINED = ("sft", "dpo", "ppo", "rso-rso-sample-rank", "raft", "rest", "online")
-"""Methods that train a policy. Best-of-n trains nothing and has its cost at every answer."""
+"""Methods that train a policy. Best-of-n trains nothing; its cost arises at every answer."""
 BEST_OF = 8
-
-
-# ----------------------------------------------------------------------------------------- what a seed's methods share
+"""On text the reward to reach is halfway to that of the best of this many responses."""
 
 
 @dataclass(eq=False)
@@ -63,26 +57,26 @@ class CostSetup:
             "reward_rate": {"bandit": 0.05, "tree": 0.003}.get(s.scale, 1e-3),
             "test_prompts": s.test_prompts, "test_samples": s.test_samples,
         }  # fmt: skip
-        if s.scale in EXACT_SCALES:
+        if s.exact:
             world = random_world(s.scale, 0, "table" if s.scale == "bandit" else "gpt2")
             return ExactSetup(world, Budget(**sizes), self.seed)
         return set_up(s.scale, self.seed, s.world, **sizes)
 
     @cached_property
     def fitted(self) -> tuple[nn.Module, float]:
-        """r_φ, frozen, and the processor time of its fit in seconds."""
-        _ = self.setup.pairs  # labelled before the clock starts
+        """Return r_φ, frozen, and the processor time of its fit in seconds."""
+        _ = self.setup.pairs  # these are labelled before the clock starts
         begin = time.process_time()
         return self.setup.reward_model, time.process_time() - begin
 
     def evaluate(self, policy: Policy) -> dict[str, float]:
-        """Gold reward, KL and J: exact, or estimated on the prompts of the split."""
+        """Return gold reward, KL and J: exact, or estimated on the prompts of the split."""
         found = self.setup.evaluate(policy, self.split)
         return {name: found[name] for name in ("reward", "kl", "objective")}
 
     @cached_property
     def best_of(self) -> dict[int, float]:
-        """Gold reward of the best of n by r_φ, for n = 1, 2, 4, …, 2 · `BEST_OF`."""
+        """Return the gold reward of the best of n by r_φ, for n = 1, 2, 4, …, 2 · `BEST_OF`."""
         model, _ = self.fitted
         sizes = [2**k for k in range(int(math.log2(2 * BEST_OF)) + 1)]
         setup = self.setup
@@ -104,7 +98,7 @@ class CostSetup:
 
     @cached_property
     def level(self) -> tuple[float, float]:
-        """The reward of π_ref, and the level to reach: halfway to the reward of π*, on text to that of best-of-8."""
+        """Return the reward of π_ref and the level to reach: halfway to that of π*, on text to that of best-of-8."""
         if isinstance(self.setup, ExactSetup):
             start = self.evaluate(self.setup.reference)["reward"]
             log_star = self.setup.world.optimal(self.settings.beta)
@@ -123,7 +117,7 @@ RESPONSES_PER_ROW = {"sft": 1, "dpo": 2, "ppo": 4, "rso-rso-sample-rank": 2, "ra
 def train(method: str, shared: CostSetup, policy: Policy, rate: float, meter: Meter) -> None:
     """Train `policy` in place with as many optimiser steps, and as many responses in each, as every other method."""
     if method not in TRAINED:
-        raise LabError(f"cost knows no method {method!r}; it trains {', '.join(TRAINED)}.")
+        raise LabError(f"cost has no method {method!r}. It trains {', '.join(TRAINED)}.")
     setup, many, steps = shared.setup, shared.settings.responses, shared.settings.steps
 
     def collect(now: Policy, number: int, generator: torch.Generator) -> Pairs:
@@ -164,10 +158,10 @@ class Meter:
 
     def _counted(self, usual: Callable[..., Tokens]) -> Callable[..., Tokens]:
         def sample(*args: Any, **kwargs: Any) -> Tokens:
-            drawn = usual(*args, **kwargs)
+            responses = usual(*args, **kwargs)
             if self._counting:
-                self.samples += drawn.shape[0] * drawn.shape[1]
-            return drawn
+                self.samples += responses.shape[0] * responses.shape[1]
+            return responses
 
         return sample
 
