@@ -180,15 +180,20 @@ BLOCK = Block(
                 ),
                 source="Bai et al. 2022, sec. 4.5",
                 found=(
-                    verdict(
+                    finding(
                         "non-static",
                         "bandit",
-                        "the preferences turn by at least {} rad over the deployment: there the regret of a round is "
-                        "smaller by {}; up to {} rad fitting once is better. With {} times the labels the regret at "
-                        "the closed form's best window is {} of the closed form, which is met (within 10%).",
-                        "From {0} rad on refitting saves {1} of regret a round; up to {2} rad fitting once is better. Closed form "
-                        "met: {4}.",
-                        "从 {0} 弧度起，重新拟合使每轮后悔值减少 {1}；{2} 弧度以内，一次拟合更好。与闭式解相符：{4}。",
+                        "partly supported",
+                        "From {turn_from:1} rad on, refitting lowers the regret of a round, at first by {saving_from}. Up to "
+                        "{turn_until:1} rad fitting once is better. Simulation over closed form: {ratio_more}.",
+                        "从 {turn_from:1} 弧度起，重新拟合能降低每轮后悔值，起初减少 {saving_from}；{turn_until:1} 弧度以内，一次拟合更好。"
+                        "模拟值与闭式解之比为 {ratio_more}。",
+                        conditions=(
+                            "saving_from > 0",
+                            "turn_until < turn_from",
+                            "ratio_more > 0.9",
+                            "ratio_more < 1.1",
+                        ),
                     ),
                 ),
                 alt="每轮平均后悔值随偏好在 24 轮中转过的角度变化，六种策略；点线是闭式解给出的转折点。",

@@ -9,7 +9,7 @@ import torch
 
 from rlhf_lab import exact
 from rlhf_lab.errors import LabError
-from rlhf_lab.experiments.claims.non_static import run as non_static
+from rlhf_lab.experiments.claims.non_static import strategies as non_static
 from rlhf_lab.widgets.nonstationary import KINDS, Motion, expected_regrets, non_static_explorer, non_static_picture
 from rlhf_lab.worlds import nonstationary
 from rlhf_lab.worlds.nonstationary import nonstationary_bandit, nonstationary_tree

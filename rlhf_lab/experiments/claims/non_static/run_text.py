@@ -1,4 +1,4 @@
-"""A non-stationary world of a language model: the labellers' taste turns or the prompts shift, and DPO refits."""
+"""A non-stationary text world, in which preferences turn or prompts shift, and a language model refitted by DPO."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rlhf_lab.algorithms.dpo import DPO, dpo
 from rlhf_lab.batch import Pairs, Tokens, cat_pairs, pick_pairs
+from rlhf_lab.experiments.claims.non_static.settings import NonStatic
 from rlhf_lab.experiments.runner import Job
 from rlhf_lab.experiments.scales import set_up
 from rlhf_lab.experiments.setup_text import TextSetup, TextTask, text_task
@@ -21,13 +22,10 @@ from rlhf_lab.preferences import sample_preferences
 from rlhf_lab.randomness import Stream
 from rlhf_lab.training import seeded
 
-if TYPE_CHECKING:
-    from rlhf_lab.experiments.claims.non_static.settings import NonStatic
-
 
 @dataclass(frozen=True)
-class Style:
-    """How long the responses of π_ref are, in words; brevity is measured relative to it."""
+class ResponseLength:
+    """The length of π_ref's responses in words, relative to which brevity is measured."""
 
     mean: float
     spread: float
@@ -35,13 +33,13 @@ class Style:
 
 
 @lru_cache(maxsize=2)
-def reference_style(scale: str) -> Style:
-    """Measure it on 64 validation prompts, four responses each."""
+def reference_length(scale: str) -> ResponseLength:
+    """Measure the length on 64 validation prompts with four responses each."""
     task = text_task(scale, "sentiment")
     prompts = task.world.prompts(task.tokenizer, "validation", 64)
     drawn = task.reference.sample(prompts, 4, seeded(0, Stream.STYLE_RESPONSES, device=task.reference.device))
     words = _words([task.tokenizer.batch_decode(ys, skip_special_tokens=True) for ys in drawn.tolist()])
-    return Style(float(words.mean()), float(words.var(1).mean().sqrt()))
+    return ResponseLength(float(words.mean()), float(words.var(1).mean().sqrt()))
 
 
 def _words(texts: list[list[str]]) -> Tensor:
@@ -49,17 +47,19 @@ def _words(texts: list[list[str]]) -> Tensor:
 
 
 class TextDeployment:
-    """One deployment of a language model, in which the labellers' taste turns or the prompts shift.
+    """One deployment of a language model, in which preferences turn or prompts shift.
 
-    The taste turns from positive texts to short ones; the prompts shift to other kinds of things.
+    Preferences turn from positive texts to short ones, and prompts shift to other kinds of things. The reward is
 
-    r_t = cos(angle) · VADER / unit + sin(angle) · brevity, brevity = (mean − words) / spread of π_ref's responses.
+        r_t = cos(angle) · VADER / unit + sin(angle) · brevity,
+
+    where brevity is (mean − words) / spread of π_ref's responses.
     """
 
     FIRST, LAST = ("Film", "Book"), ("Restaurant", "Hotel", "Game")
 
     def __init__(self, settings: NonStatic, seed: int) -> None:
-        """Make the set-up; samples and fits are made at their first use."""
+        """Make the set-up. Labels, fits and responses are made at their first use and cached."""
         self.settings, self.seed = settings, seed
         setup = set_up(settings.scale, seed, "sentiment", beta=settings.beta, steps=settings.steps)
         assert isinstance(setup, TextSetup)
@@ -69,21 +69,21 @@ class TextDeployment:
             setup = replace(setup, task=replace(setup.task, reference=short.frozen()))
         self.setup = setup
         self.task: TextTask = setup.task
-        self.style = reference_style(settings.scale)
-        self._answers: dict[Any, tuple[Tensor, Tensor, float]] = {}
+        self.length = reference_length(settings.scale)
+        self._responses: dict[Any, tuple[Tensor, Tensor, float]] = {}
         self._policies: dict[Any, Policy] = {}
         self._labels: dict[Any, Pairs] = {}
 
     def angle(self, change: str, t: float) -> float:
-        """Radians that the taste has turned in round t."""
+        """Return by how many radians preferences have turned in round t."""
         return self.settings.turns[-1] * t / self.settings.rounds if change == "drift" else 0.0
 
     def share(self, change: str, t: float) -> float:
-        """The share of prompts of round t that ask about new kinds of things."""
+        """Return the share of prompts of round t that are about new kinds of things."""
         return t / self.settings.rounds if change == "prompts" else 0.0
 
     def prompts(self, split: str, number: int, share: float, generator: torch.Generator) -> tuple[Tokens, list[str]]:
-        """Draw `number` prompts, a share of them about new kinds of things, and give their texts too."""
+        """Draw `number` prompts, a share of them about new kinds of things, and return their texts too."""
         texts: list[str] = []
         new = round(share * number)
         for kinds, wanted in ((self.FIRST, number - new), (self.LAST, new)):
@@ -93,25 +93,25 @@ class TextDeployment:
         ids = self.task.tokenizer(texts, add_special_tokens=False)["input_ids"]
         return Tokens.from_lists(ids), texts
 
-    def golds(self, asked: list[str], responses: Tokens) -> tuple[Tensor, Tensor]:
-        """VADER (raw) and number of words of each response, (B, G) each."""
+    def gold_and_words(self, prompts: list[str], responses: Tokens) -> tuple[Tensor, Tensor]:
+        """Return VADER (raw) and the number of words of each response, (B, G) each."""
         texts = [self.task.tokenizer.batch_decode(ys, skip_special_tokens=True) for ys in responses.tolist()]
         flat = [text for row in texts for text in row]
-        again = [prompt for prompt in asked for _ in texts[0]]
-        gold = torch.tensor(self.task.world.gold(again, flat), dtype=torch.float64)
-        return gold.view(len(asked), -1), _words(texts)
+        repeated = [prompt for prompt in prompts for _ in texts[0]]
+        gold = torch.tensor(self.task.world.gold(repeated, flat), dtype=torch.float64)
+        return gold.view(len(prompts), -1), _words(texts)
 
     def reward(self, gold: Tensor, words: Tensor, angle: float) -> Tensor:
-        """r_t of both parts, in logits of a label."""
-        brevity = (self.style.mean - words) / self.style.spread
+        """Return r_t from its two parts, in logits of a label."""
+        brevity = (self.length.mean - words) / self.length.spread
         return math.cos(angle) * gold / self.task.unit + math.sin(angle) * brevity
 
-    def of_reference(self, change: str, t: int, number: int, stream: int) -> Pairs:
-        """Labels of round t on responses of π_ref, which all strategies share. In round 0 nothing has changed yet."""
-        return self.asked(self.task.reference, "reference", change if t else "none", t, number, stream)
+    def reference_labels(self, change: str, t: int, number: int, stream: int) -> Pairs:
+        """Return labels of round t on responses of π_ref, which all strategies share. Round 0 is before any change."""
+        return self.cached_labels(self.task.reference, "reference", change if t else "none", t, number, stream)
 
-    def asked(self, policy: Policy, key: str, change: str, t: int, number: int, stream: int) -> Pairs:
-        """Label at the first call and give the same labels at later ones; `key` names the policy."""
+    def cached_labels(self, policy: Policy, key: str, change: str, t: int, number: int, stream: int) -> Pairs:
+        """Label at the first call and return the same labels at later ones. `key` names the policy."""
         what = (key, change, t, number, stream)
         if what not in self._labels:
             self._labels[what] = self.label(policy, change, t, number, stream)
@@ -120,17 +120,17 @@ class TextDeployment:
     def label(self, policy: Policy, change: str, t: int, number: int, stream: int) -> Pairs:
         """Label the policy's own responses in round t. Pairs of equal responses are dropped."""
         plain = seeded(self.seed, Stream.ROUND_PROMPTS, t, stream)
-        prompts, asked = self.prompts("train", number, self.share(change, t), plain)
+        prompts, texts = self.prompts("train", number, self.share(change, t), plain)
         generator = seeded(self.seed, Stream.ROUND_RESPONSES, t, stream, device=policy.device)
         parts = []
         for begin in range(0, len(prompts), 64):
-            few, names = prompts[begin : begin + 64], asked[begin : begin + 64]
-            y = policy.sample(few, 2, generator).to("cpu")
-            scores = self.reward(*self.golds(names, y), self.angle(change, t))
+            part, part_texts = prompts[begin : begin + 64], texts[begin : begin + 64]
+            y = policy.sample(part, 2, generator).to("cpu")
+            scores = self.reward(*self.gold_and_words(part_texts, y), self.angle(change, t))
             first = sample_preferences(scores[:, 0], scores[:, 1], plain)
             index = torch.stack([(~first).long(), first.long()], -1).unsqueeze(1)
-            parts.append(pick_pairs(few, y, index)[0])
-        return cat_pairs([part for part in parts if len(part)])
+            parts.append(pick_pairs(part, y, index)[0])
+        return cat_pairs([pairs for pairs in parts if len(pairs)])
 
     def fit(self, pairs: Pairs, stream: int) -> Policy:
         """Train from π_ref by DPO on these labels."""
@@ -138,23 +138,23 @@ class TextDeployment:
         dpo(policy, self.setup.reference, pairs, DPO(beta=self.settings.beta), self.setup.training(stream))
         return policy
 
-    def shared(self, key: str, make: Callable[[], Policy]) -> Policy:
-        """Make a policy at the first call and give the same policy at later ones; strategies share it."""
+    def cached_policy(self, key: str, make: Callable[[], Policy]) -> Policy:
+        """Make a policy at the first call and return the same policy at later ones, since strategies share it."""
         if key not in self._policies:
             self._policies[key] = make()
         return self._policies[key]
 
     @torch.no_grad()
     def evaluate(self, policy: Policy, key: str, change: str, t: int) -> dict[str, float]:
-        """Evaluate the policy on test prompts of round t. `key` names the policy, whose answers are cached."""
+        """Evaluate the policy on test prompts of round t. `key` names the policy, whose responses are cached."""
         share = self.share(change, t)
-        if (key, share) not in self._answers:
+        if (key, share) not in self._responses:
             number = 8 if self.settings.quick else 48
-            prompts, asked = self.prompts("test", number, share, seeded(self.seed, Stream.ROUND_TEST_PROMPTS))
+            prompts, texts = self.prompts("test", number, share, seeded(self.seed, Stream.ROUND_TEST_PROMPTS))
             y = policy.sample(prompts, 4, seeded(self.seed, Stream.ROUND_TEST_RESPONSES, device=policy.device))
             k1 = policy.log_prob(prompts, y) - self.task.reference.log_prob(prompts, y)
-            self._answers[key, share] = (*self.golds(asked, y), float(k1.double().mean()))
-        gold, words, kl = self._answers[key, share]
+            self._responses[key, share] = (*self.gold_and_words(texts, y), float(k1.double().mean()))
+        gold, words, kl = self._responses[key, share]
         reward = float(self.reward(gold, words, self.angle(change, t)).mean())
         return {
             "objective": reward - self.settings.beta * kl,
@@ -170,22 +170,28 @@ def _text_deployment(settings: NonStatic, seed: int) -> TextDeployment:
     return TextDeployment(settings, seed)
 
 
-def run_language(settings: NonStatic, job: Job) -> list[dict[str, Any]]:
-    """The rows of one job on a language model: a strategy's numbers in every round."""
-    made = _text_deployment(settings, job["seed"])
+def run_text(settings: NonStatic, job: Job) -> list[dict[str, Any]]:
+    """Return the rows of one job on a language model, with the numbers of one strategy in every round."""
+    deployment = _text_deployment(settings, job["seed"])
     change, strategy, n, rounds = job["change"], job["strategy"], settings.labels, settings.rounds
     if strategy == "offline":
-        policy = made.shared("offline", lambda: made.fit(made.of_reference("none", 0, n * rounds, 0), 70))
-        return [{"round": t} | made.evaluate(policy, "offline", change, t) for t in range(1, rounds + 1)]
-    # In round 1 every strategy has labels of π_ref's responses of round 0.
-    rows, seen = [], [made.of_reference("none", 0, n, 1)]
+        policy = deployment.cached_policy(
+            "offline", lambda: deployment.fit(deployment.reference_labels("none", 0, n * rounds, 0), 70)
+        )
+        return [{"round": t} | deployment.evaluate(policy, "offline", change, t) for t in range(1, rounds + 1)]
+    # In round 1 every strategy has the same labels, of π_ref's responses in round 0.
+    rows, seen = [], [deployment.reference_labels("none", 0, n, 1)]
     for t in range(1, rounds + 1):
         used = seen[-1] if strategy in ("window", "online") else cat_pairs(seen)
         key = "first" if t == 1 else f"{change} {strategy} {t}"
-        policy = made.shared(key, lambda used=used, t=t: made.fit(used, 70 + t))  # type: ignore[misc]
-        rows.append({"round": t} | made.evaluate(policy, key, change, t))
+        policy = deployment.cached_policy(key, lambda used=used, t=t: deployment.fit(used, 70 + t))  # type: ignore[misc]
+        rows.append({"round": t} | deployment.evaluate(policy, key, change, t))
         if t == rounds:
             break
         own = strategy.startswith("online")
-        seen.append(made.asked(policy, key, change, t, n, 1) if own else made.of_reference(change, t, n, 1))
+        seen.append(
+            deployment.cached_labels(policy, key, change, t, n, 1)
+            if own
+            else deployment.reference_labels(change, t, n, 1)
+        )
     return rows

@@ -1,73 +1,116 @@
-"""Settings of the experiment `non-static`."""
+"""Settings of question 9, the compared strategies and changes, and its decision rule in words."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
 from rlhf_lab.errors import LabError, Natural, NonNegative
-from rlhf_lab.experiments.runner import EXACT_SCALES, Settings
+from rlhf_lab.experiments.settings import Defaults, PerScale, Settings
 
 PIECES = 4
-"""Into so many parts a deployment is cut: the regret of each is kept."""
+"""The regret of a deployment is averaged over this many parts of equal length."""
+CLOSED_FORM = (0.9, 1.1)
+"""The closed form is met if the interval of simulated regret over closed form lies within this range."""
+OTHER_CHANGES = ("sudden", "prompts", "policy", "policy-narrow")
+"""Exact scales: changes other than drift. Preferences turn suddenly; prompts shift; the policy moves on from π_ref,
+with a full reward model and with one that has half of the features."""
+TEXT_STRATEGIES = {
+    "none": ("offline", "online-all"),
+    "drift": ("offline", "refit-all", "window", "online", "online-all"),
+    "prompts": ("offline", "online-all"),
+}
+"""Text: the strategies that are compared under each change."""
+
+RULE = (
+    f"Refitting in every round to the newest labels (the closed form gives how many rounds of them) is compared with "
+    f"fitting once to as many labels at the start, by the mean regret of a round, paired within seeds. Supported if "
+    f"the regret of refitting is lower at every tested drift, no drift included, with the whole interval of the "
+    f"difference. Partly supported if that is true from some drift on and not below it. Not supported if the regret "
+    f"is lower at no drift and higher at some. Otherwise inconclusive. The closed form counts as met if the interval "
+    f"of simulated regret over closed form, at the closed form's best window and with the larger number of labels, "
+    f"lies within {CLOSED_FORM[0]:g} and {CLOSED_FORM[1]:g}; the outcome does not depend on it. Text: supported if J "
+    f"of refitting is higher than J of fitting once, with the whole interval, both under drift (to the newest labels "
+    f"of the policy's own responses) and without any change (to all such labels); partly supported if only under "
+    f"drift; not supported if it is lower under drift; otherwise inconclusive."
+)
+
+_TURNS = (0.0, 0.1, 0.2, 0.4, 0.8, 1.2, math.pi / 2)
+_WINDOWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False, kw_only=True)
 class NonStatic(Settings):
-    """Drift, shift and sudden change: labels once, or labels every round?"""
+    """Compare labels at the start with fresh labels in every round, in worlds that drift, shift or change suddenly."""
 
-    beta: NonNegative = 0.5
+    beta: NonNegative
     """β of the objective."""
-    labels: Natural = 0
-    """Labels a round. 0: 120 on the bandit, 500 on the tree, 160 on a language model."""
-    rounds: Natural = 0
-    """Rounds of a deployment. 0: 24; on a language model 3."""
-    turns: tuple[NonNegative, ...] = ()
-    """Radians that preferences turn over a deployment. Default: seven from 0 to π/2; on a language model π/2."""
-    windows: tuple[Natural, ...] = ()
-    """Windows, in rounds, that are tried against the closed form. Default: 1 to 32."""
-    every: tuple[Natural, ...] = ()
-    """Rounds between fits that are tried. Default: 1 to 8."""
-    drifts: tuple[NonNegative, ...] = ()
-    """Radians a round at which windows are tried. Default: 0.02, 0.04 and 0.08."""
-    fits: Natural = 0
-    """Fits for each window, spread over one turn of the preferences. 0: 64 on the bandit, 10 on the tree."""
-    more: Natural = 0
-    """The windows are tried once more with so many times the labels at the root of that less drift: the best window is
-    the same, all errors are smaller, and the closed form must be met. 0: 25 on the bandit, 4 on the tree."""
-    window: Natural = 8
-    """Rounds whose labels are kept where no closed form says how many."""
-    cost: NonNegative = 0.2
-    """Of one retraining, in reward summed over rounds: for the best rhythm. It takes no new runs."""
-    steps: Natural = 32
-    """Optimiser steps of every DPO fit on a language model."""
+    labels: Natural
+    """Labels per round."""
+    rounds: Natural
+    """Rounds of a deployment."""
+    turns: tuple[NonNegative, ...]
+    """Angles in radians by which preferences turn during a deployment."""
+    windows: tuple[Natural, ...]
+    """Windows, in rounds, that are compared with the closed form."""
+    every: tuple[Natural, ...]
+    """Numbers of rounds between two fits that are compared with the closed form."""
+    drifts: tuple[NonNegative, ...]
+    """Drifts in radians per round at which windows are compared."""
+    fits: Natural
+    """Fits for each window, spread over half a turn of the preferences."""
+    more: Natural
+    """The windows are also tested with this many times the labels, at a drift lower by the root of the factor. The best
+    window stays the same, all errors become smaller, and the closed form must be met."""
+    window: Natural
+    """Window in rounds where no closed form gives one."""
+    cost: NonNegative
+    """Cost of one retraining, in reward summed over rounds, for the best rhythm. It needs no new runs."""
+    steps: Natural
+    """Text: optimiser steps of every DPO fit."""
 
-    def __post_init__(self) -> None:
-        exact_scale = self.scale in EXACT_SCALES
-        bandit, quick = self.scale == "bandit", self.quick
-        usual: dict[str, Any] = {
-            "seeds": 2 if quick else (12 if bandit else 5 if exact_scale else 3),
-            "labels": 16 if quick and not exact_scale else (120 if bandit else 500 if exact_scale else 160),
-            "rounds": (8 if quick else 24) if exact_scale else (2 if quick else 3),
-            "turns": (0.0, math.pi / 2) if quick else (0.0, 0.1, 0.2, 0.4, 0.8, 1.2, math.pi / 2),
-            "windows": (1, 4) if quick else (1, 2, 3, 4, 6, 8, 12, 16, 24, 32),
-            "every": (1, 2) if quick else (1, 2, 4, 8),
-            "drifts": (0.08,) if quick else (0.02, 0.04, 0.08),
-            "more": 4 if quick or not bandit else 25,
-            "fits": 2 if quick else (64 if bandit else 10),
-        }
-        if not exact_scale:
-            usual |= {"turns": (math.pi / 2,), "windows": (1,), "every": (1,), "drifts": (0.0,), "fits": 1, "more": 1}
-        for name, value in usual.items():
+    DEFAULTS: ClassVar[Defaults] = {
+        "seeds": PerScale(12, 5, 3),
+        "beta": 0.5,
+        "labels": PerScale(120, 500, 160),
+        "rounds": PerScale(24, 24, 3),
+        "turns": PerScale(_TURNS, _TURNS, (math.pi / 2,)),
+        "windows": PerScale(_WINDOWS, _WINDOWS, (1,)),
+        "every": PerScale((1, 2, 4, 8), (1, 2, 4, 8), (1,)),
+        "drifts": PerScale((0.02, 0.04, 0.08), (0.02, 0.04, 0.08), (0.0,)),
+        "fits": PerScale(64, 10, 1),
+        "more": PerScale(25, 4, 1),
+        "window": 8,
+        "cost": 0.2,
+        "steps": 32,
+    }
+    QUICK: ClassVar[Defaults] = {
+        "seeds": 2,
+        "labels": PerScale(120, 500, 16),
+        "rounds": PerScale(8, 8, 2),
+        "turns": PerScale((0.0, math.pi / 2), (0.0, math.pi / 2), (math.pi / 2,)),
+        "windows": PerScale((1, 4), (1, 4), (1,)),
+        "every": PerScale((1, 2), (1, 2), (1,)),
+        "drifts": PerScale((0.08,), (0.08,), (0.0,)),
+        "fits": PerScale(2, 2, 1),
+        "more": PerScale(4, 4, 1),
+        "steps": 2,
+    }
+
+    def check(self) -> None:
+        """Refuse settings with which a deployment or the comparison with the closed form is not defined."""
+        for name in ("turns", "windows", "every", "drifts"):
             if not getattr(self, name):
-                object.__setattr__(self, name, value)
-        if quick and self.steps == 32:
-            object.__setattr__(self, "steps", 2)
-        super().__post_init__()
-        if self.rounds < 1 or self.labels < 8 or self.fits < 1 or min(*self.windows, *self.every, self.window) < 1:
-            raise LabError("A world that moves needs a round, 8 labels a round, and windows of at least one round.")
-        if exact_scale and self.rounds % PIECES:
-            raise LabError(f"rounds must be a multiple of {PIECES}, not {self.rounds}: so the curves are averaged.")
-        if exact_scale and max(self.drifts) * (max(self.windows) + max(self.every)) > 12:
-            raise LabError("drifts times windows is more than two turns: such a window knows nothing of any round.")
+                raise LabError(f"{name} must contain at least one number.")
+        if self.labels < 8:
+            raise LabError(f"labels must be at least 8 labels per round, not {self.labels}.")
+        if min(self.rounds, self.fits, self.more, self.window, *self.windows, *self.every) < 1:
+            raise LabError("rounds, fits, more, window and the numbers in windows and every must be at least 1.")
+        if self.exact and self.rounds % PIECES:
+            raise LabError(f"rounds must be a multiple of {PIECES}, not {self.rounds}, because regret is averaged so.")
+        if self.exact and max(self.drifts) * (max(self.windows) + max(self.every)) > 12:
+            raise LabError(
+                "The largest drift times the longest window is more than two turns. The labels of such a window "
+                "contain no information about any round; lower drifts or windows."
+            )

@@ -1,4 +1,4 @@
-"""Strategies for a finite world that moves: who labels what when, and what is fitted to which labels."""
+"""Strategies in a non-stationary finite world: which responses are labelled, and which labels a fit uses."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ from rlhf_lab.training import seeded
 from rlhf_lab.worlds import nonstationary
 from rlhf_lab.worlds.nonstationary import LabelledPairs, NonstationaryWorld
 
-LOOKS = {
-    # strategy: (its look in figures/style.py, its name)
-    "offline": ("dpo", "once, all labels at the start"),
+STRATEGIES = {
+    "offline": ("dpo", "fit once, at the start"),
     "refit-all": ("reward", "refit, all labels so far"),
     "window": ("policy", "refit, newest labels"),
-    "forgetting": ("plug-in", "refit, old labels fade"),
+    "forgetting": ("plug-in", "refit, old labels decay"),
     "online": ("online", "own responses, newest labels"),
     "online-all": ("best-of-n", "own responses, all labels"),
 }
-"""How the strategies look and what they are called."""
+"""Strategy → the key of its style in `figures/style.py`, and its name in pictures."""
 
-
-# The reward model: linear in features
 
 TOLERANCE = 1e-16
-"""Of the fits: the result does not depend on where a fit began."""
+"""Tolerance of the fits. It is so small that the result does not depend on where a fit began."""
 
 
 @dataclass(frozen=True, eq=False)
 class DriftSetup:
-    """A seed's world and features."""
+    """The world of a seed and the features of its reward models."""
 
     at: NonstationaryWorld
     features: Tensor
-    """Φ, (K, d), orthonormal in the mean over responses; they span both rewards."""
+    """Φ, (K, d), orthonormal in the mean over responses. They span both rewards."""
     narrow: Tensor
-    """Half of a random choice of them: a reward model too small for the reward."""
+    """A random half of them, for a reward model that is too small for the reward."""
 
     def cost(self, t: float = 0.0, steps: int = 1) -> tuple[float, float]:
-        """P summed over prompts, and the drift's cost at one radian, means over a turn in `steps` steps from t."""
+        """Return the price P summed over prompts and the drift's cost at one radian.
+
+        Both are means over half a turn in `steps` steps from angle t.
+        """
         at, prices, costs = self.at, [], []
         for i in range(steps):
             angle = t + i * math.pi / max(steps, 1)
@@ -59,7 +59,7 @@ class DriftSetup:
 
 @lru_cache(maxsize=2)
 def drift_setup(scale: str, size: tuple[int, ...], seed: int, beta: float, rounds: int) -> DriftSetup:
-    """The world of a seed, at rest."""
+    """Return the world of a seed without any change."""
     if scale == "bandit":
         at = nonstationary.nonstationary_bandit(size[0], size[1], seed, kind="none", beta=beta, rounds=rounds)
         features = nonstationary.basis(torch.eye(size[1]))
@@ -77,7 +77,7 @@ def drift_setup(scale: str, size: tuple[int, ...], seed: int, beta: float, round
 
 
 def _grams(ids: Tensor, vocab: int) -> Tensor:
-    """Token by place, and word pairs anywhere, (K, L·V + V²): what additive and bigram rewards are made of."""
+    """Tokens by position and counts of bigrams, (K, L·V + V²), which span additive and bigram rewards."""
     hot = torch.nn.functional.one_hot
     places = [hot(ids[:, t], vocab) for t in range(ids.shape[1])]
     pairs = sum(hot(ids[:, t] * vocab + ids[:, t + 1], vocab * vocab) for t in range(ids.shape[1] - 1))
@@ -85,10 +85,10 @@ def _grams(ids: Tensor, vocab: int) -> Tensor:
 
 
 class Memory:
-    """Labels of rounds as they came, and reward models fitted to any weighting of the rounds."""
+    """The labels of all rounds so far, and reward models fitted to them with a weight for each round."""
 
     def __init__(self, features: Tensor, prompts: int) -> None:
-        """No labels yet. Few responses are kept as counts of pairs, many as a list."""
+        """Begin without labels. They are stored as counts of pairs if responses are few, else as a list."""
         self.features, self.num_prompts = features, prompts
         self.prior = features.shape[1] ** -0.5  # rewards of variance 1 are expected
         size = len(features)
@@ -97,7 +97,7 @@ class Memory:
         self._last: list[Tensor | None] = [None] * prompts
 
     def add(self, asked: LabelledPairs) -> None:
-        """Labels of the next round."""
+        """Add the labels of the next round."""
         if not self.dense:
             self.rounds.append(asked)
             return
@@ -107,7 +107,7 @@ class Memory:
         )
 
     def fit(self, weights: Tensor) -> Tensor:
-        """Reward models, (B, X, K), for weights of the rounds, (B, rounds)."""
+        """Fit reward models, (B, X, K), to weights of the rounds, (B, rounds)."""
         if self.dense:
             every = torch.stack(self.rounds)
             wins = (weights @ every.flatten(1)).view(len(weights), *every.shape[1:])
@@ -130,12 +130,12 @@ class Memory:
         return torch.stack(rewards)
 
 
-def rounds_kept(strategy: str, t: int, window: int) -> Tensor:
-    """Weights of the rounds 0 … t − 1 in the fit that serves round t, (1, t)."""
+def round_weights(strategy: str, t: int, window: int) -> Tensor:
+    """Return the weights of rounds 0 … t − 1 in the fit for round t, (1, t)."""
     age = torch.arange(t, 0, -1, dtype=torch.float64)
     if strategy == "forgetting":
-        keep = 1 - 2 / (window + 1)  # the mean age of the labels is the window's
-        return (keep ** (age - 1)).unsqueeze(0)
+        decay = 1 - 2 / (window + 1)  # the mean age of the labels is that of the window
+        return (decay ** (age - 1)).unsqueeze(0)
     if strategy in ("window", "online"):
         return (age <= window).double().unsqueeze(0)
     return torch.ones(1, t, dtype=torch.float64)
@@ -147,19 +147,19 @@ def deploy(
     labels: int,
     window: int,
     seed: int,
-    strategies: tuple[str, ...] = tuple(LOOKS),
+    strategies: tuple[str, ...] = tuple(STRATEGIES),
 ) -> dict[str, list[float]]:
-    """The regret of each round 1 … T for each strategy, units of reward.
+    """Return the regret of each round 1 … T for each strategy, in units of reward.
 
-    Strategies that label the reference's responses share their labels. `offline` has n·T of them, of round 0.
+    Strategies that label the responses of π_ref share their labels. `offline` has n·T labels, all of round 0.
 
     Args:
-        at: the world in motion.
+        at: the changing world.
         features: of the reward model, (K, d).
-        labels: n a round.
-        window: of `window`, `online` and (by mean age) `forgetting`, rounds.
+        labels: n, labels per round.
+        window: in rounds, of `window`, `online` and (by mean age) `forgetting`.
         seed: of the labels.
-        strategies: which.
+        strategies: names of `STRATEGIES`.
     """
     found: dict[str, list[float]] = {}
     prompts, generator = at.world.num_prompts, seeded(seed, Stream.SHARED_LABELS)
@@ -173,7 +173,7 @@ def deploy(
         memory.add(at.sample_labels(labels, t - 1, generator))
         for strategy in strategies:
             if strategy in ("refit-all", "window", "forgetting"):
-                reward = memory.fit(rounds_kept(strategy, t, window))[0]
+                reward = memory.fit(round_weights(strategy, t, window))[0]
                 found.setdefault(strategy, []).append(at.regret(at.tilt(reward, t), t))
     for number, strategy in enumerate(("online", "online-all")):
         if strategy not in strategies:
@@ -182,7 +182,7 @@ def deploy(
         log_policy = at.log_ref
         for t in range(1, at.rounds + 1):
             memory.add(at.sample_labels(labels, t - 1, generator, log_policy))
-            log_policy = at.tilt(memory.fit(rounds_kept(strategy, t, window))[0], t)
+            log_policy = at.tilt(memory.fit(round_weights(strategy, t, window))[0], t)
             found.setdefault(strategy, []).append(at.regret(log_policy, t))
     return found
 
@@ -196,9 +196,9 @@ def steady(
     fits: int,
     seed: int,
 ) -> dict[tuple[int, int], float]:
-    """The long run's mean regret of a round for each (window, rounds between fits), under drift; units of reward.
+    """Return the mean regret of a round in a long run under drift, for each (window, rounds between fits).
 
-    Fits are spread evenly over half a turn, after which the rewards are the old ones with their signs turned round.
+    Fits are spread evenly over half a turn. After it the rewards are the old ones with opposite signs.
     """
     memory, generator = Memory(features, at.world.num_prompts), seeded(seed, Stream.STEADY_LABELS)
     longest, most = max(windows), max(every)
