@@ -670,8 +670,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "mean",
             "labels decay half as fast",
-            "keep = 1 - 2 / (window + 1)",
-            "keep = 1 - 1 / (window + 1)",
+            "decay = 1 - 2 / (window + 1)",
+            "decay = 1 - 1 / (window + 1)",
             near="experiments/test_non_static.py::test_what_each_strategy_keeps",
         ),
         Mutation(

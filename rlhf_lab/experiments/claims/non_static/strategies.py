@@ -85,7 +85,7 @@ def _grams(ids: Tensor, vocab: int) -> Tensor:
 
 
 class Memory:
-    """The labels of all rounds so far, and reward models fitted to them with a weight for each round."""
+    """The labels of all previous rounds, and reward models fitted to them with a weight for each round."""
 
     def __init__(self, features: Tensor, prompts: int) -> None:
         """Begin without labels. They are stored as counts of pairs if responses are few, else as a list."""
