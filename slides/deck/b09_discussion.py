@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from slides.results import claim, finding, verdict
+from slides.results import claim, finding
 from slides.schema import Block, Bullets, DerivationPart, ExplorerPart, Slide, T, Text, question
 
 BLOCK = Block(
