@@ -1,4 +1,4 @@
-"""Rung 1: K responses to each prompt, a table of logits, π* in a line. Every run is under a second."""
+"""Bandits: finite worlds with K responses to each prompt, each of a single token. Every run takes under a second."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ def make(
     prompt_names: list[str] | None = None,
     response_names: list[str] | None = None,
 ) -> FiniteWorld:
-    """A bandit from its numbers.
+    """Make a bandit of given numbers.
 
     Args:
-        log_ref: log π_ref, (X, K); logits are normalised.
-        reward: gold reward, (X, K).
-        name: for titles and file names.
-        prompt_names: X names to show.
-        response_names: K names to show.
+        log_ref: log π_ref or logits, (X, K). They are normalised.
+        reward: the gold reward, (X, K).
+        name: name for titles and files.
+        prompt_names: X names for display.
+        response_names: K names for display.
 
     Raises:
-        LabError: shapes that differ or are not (X, K); rewards that are not finite; a log_ref with NaN
-            or with a row without mass.
+        LabError: shapes that differ or are not (X, K); rewards that are not finite; a log_ref with NaN or with a row
+            without mass.
     """
     if log_ref.ndim != 2 or log_ref.shape != reward.shape:
         raise LabError(f"log_ref {tuple(log_ref.shape)} and reward {tuple(reward.shape)} must both be (X, K).")
@@ -46,9 +46,16 @@ def make(
 
 
 def random(num_prompts: int = 4, num_arms: int = 10, seed: int = 0, reward_scale: float = 1.0) -> FiniteWorld:
-    """Reference logits and rewards normal, the rewards with standard deviation `reward_scale`."""
+    """Make a random bandit with normal reference logits and normal rewards.
+
+    Args:
+        num_prompts: X.
+        num_arms: K.
+        seed: seed of the logits and rewards.
+        reward_scale: standard deviation of the rewards.
+    """
     if num_prompts < 1 or num_arms < 2:
-        raise LabError(f"A bandit needs a prompt and two arms at least, not {num_prompts} and {num_arms}.")
+        raise LabError(f"A bandit needs at least one prompt and two arms, not {num_prompts} and {num_arms}.")
     generator = seeded(seed, Stream.BANDIT_WORLD)
     shape = (num_prompts, num_arms)
     log_ref = torch.randn(shape, dtype=torch.float64, generator=generator)
@@ -57,9 +64,9 @@ def random(num_prompts: int = 4, num_arms: int = 10, seed: int = 0, reward_scale
 
 
 def lecture() -> FiniteWorld:
-    """A hand-made world to read: two prompts, four answers each, and a reward that disagrees with the reference.
+    """Make a small example by hand: two prompts with four responses each, and a reward that disagrees with π_ref.
 
-    The reference likes to hedge; the labeller likes a short true answer. No number hides in a seed.
+    The reference policy often avoids a clear answer. The labeller prefers a short and correct answer.
     """
     probabilities = torch.tensor([[0.40, 0.30, 0.20, 0.10], [0.10, 0.45, 0.15, 0.30]], dtype=torch.float64)
     reward = torch.tensor([[-0.5, 0.0, 1.0, 1.5], [0.5, 0.0, 1.5, -1.0]], dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""A finite world: prompts, a reference policy, a gold reward, and every response, so that π* is exact."""
+"""Finite worlds: prompts, a reference policy and a gold reward on an enumerated set of responses, with an exact π*."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from rlhf_lab.response_tree import ResponseTree
 
 @dataclass(eq=False)
 class FiniteWorld:
-    """What is asked, and what is right.
+    """Prompts, responses, a reference policy and a gold reward.
 
     Attributes:
-        name: for titles and file names.
-        tree: the response set; a bandit's has depth one.
-        reference: π_ref (frozen); the SFT policy of the lecture. Answers `enumerate`.
-        reward: the gold reward r*, which labels preferences and which methods do not see.
+        name: name for titles and files.
+        tree: the response set. That of a bandit has depth one.
+        reference: π_ref, frozen, with a method `enumerate`. It is the SFT policy of the lecture.
+        reward: the gold reward r*, which decides the preference labels and is hidden from the methods.
         num_prompts: X. Prompts are equally likely.
-        prompt_names: how to show each prompt, or empty.
-        token_names: how to show each response token, or empty.
+        prompt_names: the names of prompts for display; may be empty.
+        token_names: the names of response tokens for display; may be empty.
     """
 
     name: str
@@ -51,7 +51,7 @@ class FiniteWorld:
         return Tokens(every.ids.expand(lead), every.mask.expand(lead))
 
     def response_names(self) -> list[str]:
-        """Every response as text, by the token names (numbers where there are none)."""
+        """Every response as text, made of the token names, or of numbers if there are no names."""
         names = self.token_names or [str(i) for i in range(self.tree.vocab_size)]
         return [" ".join(names[i] for i in ids) for ids in self.tree.responses.tolist()]
 
@@ -66,7 +66,7 @@ class FiniteWorld:
         listing: Any = getattr(policy, "enumerate", None)
         if listing is None:
             raise LabError(
-                f"{type(policy).__name__} cannot enumerate its responses; a finite world needs one that can."
+                f"{type(policy).__name__} cannot enumerate its responses. A finite world needs a policy that can."
             )
         log_probs: Tensor = listing(self.prompts)[1]
         return log_probs.double().log_softmax(-1).cpu()
@@ -81,7 +81,7 @@ class FiniteWorld:
         return exact.optimal_policy(self.log_ref(), self.rewards(), beta)
 
     def draw_prompts(self, number: int, generator: torch.Generator | None = None) -> Tokens:
-        """`number` prompts at random, with repeats, (number, 1)."""
+        """Draw `number` prompts with replacement, (number, 1)."""
         return self.prompts[torch.randint(self.num_prompts, (number,), generator=generator)]
 
     def preferences(
@@ -92,14 +92,15 @@ class FiniteWorld:
         noise: float = 0.0,
         labels: preferences.Labels = "sampled",
     ) -> Pairs:
-        """`number` labelled pairs: prompts at random, two responses from `policy`, one gold label each.
+        """Draw labelled pairs: a random prompt, two responses of a policy, and a label by the gold reward.
 
-        Equal responses are not put before a labeller: they are drawn again.
+        Pairs of equal responses are drawn again.
 
         Args:
-            number: how many labels.
+            number: how many pairs.
             generator: source of randomness.
-            policy: who answers; the reference by default (the lecture's D = {(x, y_w, y_l)}).
+            policy: the policy from which responses are drawn; the reference by default, as in the lecture's
+                D = {(x, y_w, y_l)}.
             noise: ε, see `preferences.sample_preferences`.
             labels: see `preferences.sample_preferences`.
 
@@ -107,14 +108,14 @@ class FiniteWorld:
             `number` pairs.
 
         Raises:
-            LabError: the policy hardly ever gives two different responses.
+            LabError: the policy almost always gives the same response twice.
         """
         policy = policy or self.reference
         parts: list[Pairs] = []
         have = 0
         for _ in range(100):
             prompts = self.draw_prompts(number - have + 8, generator)
-            # The same prompt's draws are one request: G responses, B = X, computed together.
+            # All responses to a prompt are sampled in one call, with B = X.
             counts = torch.bincount(self.tree.prompt_index(prompts), minlength=self.num_prompts)
             most = int(counts.max())
             drawn = policy.sample(self.prompts, 2 * most, generator).to("cpu")
@@ -133,22 +134,22 @@ class FiniteWorld:
             if have == number:
                 return cat_pairs(parts)
         raise LabError(
-            f"The policy gave the same response twice almost every time ({have} of {number} pairs after 100 rounds): "
-            f"there is nothing to compare. Raise beta, or sample at a higher temperature."
+            f"The policy gave the same response twice almost every time ({have} of {number} pairs after 100 rounds), "
+            f"so there is nothing to compare. Raise beta, or sample at a higher temperature."
         )
 
     def all_pairs(self, policy: Policy | None = None) -> Pairs:
-        """Every ordered pair of different responses, weighted by its population probability.
+        """Return every ordered pair of different responses, weighted by its probability.
 
-        The weight of (y_w, y_l) is μ(y_w) μ(y_l) p(y_w ≻ y_l) up to a constant, with μ the responses' distribution
-        under `policy` (the reference by default): what infinitely many labels would be. X·K·(K−1) pairs.
+        The weight of (y_w, y_l) is proportional to μ(y_w) μ(y_l) p(y_w ≻ y_l), where μ is `policy`, by default the
+        reference. The result corresponds to infinitely many labels. It has X·K·(K−1) pairs.
 
         Raises:
             LabError: more than five million pairs.
         """
         responses = self.tree.num_responses
         if self.num_prompts * responses * (responses - 1) > 5_000_000:
-            raise LabError(f"{responses} responses make too many pairs to list; use world.preferences(number) instead.")
+            raise LabError(f"{responses} responses make too many pairs. Use world.preferences(number) instead.")
         log_mu = self.log_probs(policy or self.reference)
         joint = (log_mu.unsqueeze(-1) + log_mu.unsqueeze(-2)).exp() * exact.preference(self.rewards())
         winner, loser = (~torch.eye(responses, dtype=torch.bool)).nonzero(as_tuple=True)

@@ -1,7 +1,8 @@
-"""Rung 2: every sequence of up to L tokens over V, a million and more, and still an exact π*.
+"""Token trees: finite worlds whose responses are all sequences of up to L tokens, with an exact π*.
 
-Rewards are tables on the prefixes, so that π* comes two ways: by enumeration of all responses, and by the
-soft-value recursion (`exact.soft_values`), which must agree.
+There may be more than a million responses. The rewards are tables with one number for each prefix and next token.
+Therefore π* can be computed in two ways that must agree, by enumeration of all responses and by the soft-value
+recursion (`exact.soft_values`).
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ RewardKind = Literal["additive", "ngram", "additive+ngram", "sequence"]
 
 
 def additive_reward(tree: ResponseTree, per_token: Tensor) -> list[Tensor]:
-    """r(x, y) = Σ_t w[x, t, y_t], as one table a depth.
+    """The reward r(x, y) = Σ_t w[x, t, y_t], as one table per depth.
 
     Args:
         tree: the response set.
-        per_token: w, (X, L, V); or (X, V) for the same w at every place.
+        per_token: w, (X, L, V), or (X, V) for the same w at every position.
     """
     if per_token.ndim == 2:
         per_token = per_token.unsqueeze(1).expand(-1, tree.depth, -1)
@@ -37,11 +38,11 @@ def additive_reward(tree: ResponseTree, per_token: Tensor) -> list[Tensor]:
 
 
 def ngram_reward(tree: ResponseTree, weights: Tensor) -> list[Tensor]:
-    """r(x, y) = Σ_t w[x, y_{t−n+1}, …, y_t] over all full windows, as one table a depth.
+    """The reward r(x, y) = Σ_t w[x, y_{t−n+1}, …, y_t] over all windows of n tokens, as one table per depth.
 
     Args:
         tree: the response set.
-        weights: (X, V, …, V) with n axes of V: n = 2 is a bigram reward.
+        weights: w, (X, V, …, V) with n axes of size V. With n = 2 it is a bigram reward.
     """
     n, base = weights.ndim - 1, tree.branching
     if n < 1 or weights.shape[1:] != (tree.vocab_size,) * n:
@@ -58,10 +59,15 @@ def ngram_reward(tree: ResponseTree, weights: Tensor) -> list[Tensor]:
 
 
 def sequence_reward(tree: ResponseTree, per_response: Tensor) -> list[Tensor]:
-    """A reward of the whole response, (X, K) in the tree's order, put on each response's last token."""
+    """A reward of the whole response, as tables in which the last token of each response has its reward.
+
+    Args:
+        tree: the response set.
+        per_response: the reward of each response in the tree's order, (X, K).
+    """
     if per_response.ndim != 2 or per_response.shape[1] != tree.num_responses:
         raise LabError(
-            f"per_response must be (X, {tree.num_responses}), one number a response, not {tuple(per_response.shape)}."
+            f"per_response must be (X, {tree.num_responses}), one number per response, not {tuple(per_response.shape)}."
         )
     tables, start = [], 0
     for t, (nodes, tokens) in enumerate(tree.shapes):
@@ -84,7 +90,16 @@ def make(
     prompt_names: list[str] | None = None,
     token_names: list[str] | None = None,
 ) -> FiniteWorld:
-    """A token-tree world from a reference policy that can enumerate, and reward tables (sums of the above)."""
+    """Make a token-tree world of given parts.
+
+    Args:
+        tree: the response set.
+        reference: π_ref, a policy that can enumerate its responses.
+        reward_tables: one table per depth, as the functions above return, or sums of such tables.
+        name: name for titles and files.
+        prompt_names: X names for display.
+        token_names: V names for display.
+    """
     for depth, table in enumerate(reward_tables):
         if not torch.isfinite(table).all():
             raise LabError(f"The reward table of depth {depth} is not finite.")
@@ -103,17 +118,18 @@ def random(
     has_end: bool = False,
     reference: Policy | None = None,
 ) -> FiniteWorld:
-    """A random tree; by default the 4,096-sequence one.
+    """Make a random token tree, by default with 4,096 responses.
 
     Args:
         vocab_size: V.
         depth: L.
         num_prompts: X.
-        seed: of the rewards and of the table that is the default reference.
-        reward: additive by token and place, by bigram, both (equal parts), or by whole sequence.
-        reward_scale: standard deviation of the reward over uniformly drawn responses, in each prompt.
-        has_end: whether the last token ends a response early.
-        reference: a policy over this tree that can enumerate; default a table of normal logits.
+        seed: seed of the rewards and of the default reference.
+        reward: "additive" over tokens and positions, "ngram" for bigrams, the sum of both with equal weights, or
+            "sequence" for an independent reward of each response.
+        reward_scale: standard deviation of the reward over uniformly drawn responses, for each prompt.
+        has_end: whether the last token of the vocabulary ends a response early.
+        reference: a policy on this tree that can enumerate its responses; by default a table of normal logits.
     """
     tree = ResponseTree(vocab_size, depth, has_end)
     generator = seeded(seed, Stream.TREE_WORLD)
@@ -141,9 +157,9 @@ def random(
 
 
 def lecture() -> FiniteWorld:
-    """A hand-made tree to read aloud: three words and a full stop, up to three tokens, a bigram reward.
+    """Make a small example by hand: three words and a full stop, up to three tokens, and a bigram reward.
 
-    The labeller likes "thank you", dislikes the same word twice, and likes to see the sentence ended.
+    The labeller prefers "thank you" and a full stop at the end, and dislikes repeated words.
     """
     names = ["thank", "you", "please", "."]
     tree = ResponseTree(4, 3, has_end=True)
@@ -159,14 +175,19 @@ def lecture() -> FiniteWorld:
 
 
 def million(seed: int = 0) -> FiniteWorld:
-    """V = 8, L = 7: 2,097,152 responses, and an exact π* in a second."""
+    """Make a random tree with V = 8 and L = 7, which has 2,097,152 responses."""
     return random(8, 7, seed=seed)
 
 
 def optimal_by_recursion(world: FiniteWorld, beta: float) -> tuple[TabularPolicy, Tensor]:
-    """π* token by token, never listing a response: the policy, and log Z(x), (X,).
+    """Compute π* token by token, without enumeration of the responses. It agrees with `FiniteWorld.optimal`.
 
-    Needs a reference that is a table (or one that can give `log_tables`). Agrees with `FiniteWorld.optimal`.
+    Args:
+        world: a token tree whose reference policy has `log_tables`.
+        beta: β > 0.
+
+    Returns:
+        the policy π*, and log Z(x), (X,).
     """
     beta = check_beta(beta)
     reference: Any = world.reference

@@ -90,5 +90,5 @@ def test_numbers_that_make_no_bandit_are_refused(log_ref, reward, message):
 
 @pytest.mark.parametrize("prompts, arms", [(0, 3), (2, 1)])
 def test_a_bandit_without_a_choice_is_refused(prompts, arms):
-    with pytest.raises(LabError, match="a prompt and two arms at least"):
+    with pytest.raises(LabError, match="at least one prompt and two arms"):
         bandit.random(prompts, arms)

@@ -31,7 +31,7 @@ def ask(sentence: str) -> str:
 )  # fmt: skip
 def test_sentences_translated_by_hand(sentence, right):
     if right is None:
-        with pytest.raises(LabError, match="'luntelo' stands where the verb belongs"):
+        with pytest.raises(LabError, match="'luntelo' is in the place of the verb"):
             translation.references(ask(sentence))
     else:
         assert set(translation.references(ask(sentence))) == right
@@ -91,7 +91,7 @@ def test_case_not_order_says_who_does_what():
     both = {translation.references(ask(s))[0] for s in ("Raka mivun jumo.", "Mivun raka jumo.", "Mivu rakan jumo.")
             if s != "Mivun raka jumo."}  # fmt: skip
     assert both == {"The dog loves the cat.", "The cat loves the dog."}
-    with pytest.raises(LabError, match="no sentence in Velu"):
+    with pytest.raises(LabError, match="not a sentence in Velu"):
         velu.read("Mivun raka jumo.")  # Velu's order is fixed too: this lab's references rely on it
 
 
@@ -100,11 +100,11 @@ def test_case_not_order_says_who_does_what():
     [
         ("", "no verb"),
         ("Asha.", "no verb"),
-        ("Haru.", "nobody does it"),
+        ("Haru.", "no subject"),
         ("Duo raka haru.", "asks for -ri"),
         ("Raka borupo haru.", "is no place"),
-        ("Raka xyzn viku.", "'xyzn' is no noun"),
-        ("Raka oru ama haru.", "no sentence in Velu"),
+        ("Raka xyzn viku.", "'xyzn' is not a noun"),
+        ("Raka oru ama haru.", "not a sentence in Velu"),
     ],
 )
 def test_what_is_no_velu_is_refused_by_name(sentence, why):
@@ -113,7 +113,7 @@ def test_what_is_no_velu_is_refused_by_name(sentence, why):
 
 
 def test_a_prompt_of_another_world_is_refused():
-    with pytest.raises(LabError, match="none of the world of translation"):
+    with pytest.raises(LabError, match="does not have the form of a translation"):
         translation.score("Translate this!", "Yes.")
 
 
@@ -142,7 +142,7 @@ def test_corpus_scores_of_right_answers_are_full_and_exact_counts():
     assert full["bleu"] == pytest.approx(100) and full["chrf"] == pytest.approx(100) and full["exact"] == 1
     half = world.corpus(prompts, right[:6] + [" The dog."] * 6)
     assert half["bleu"] < 80 and half["exact"] == 0.5
-    with pytest.raises(LabError, match="must match"):
+    with pytest.raises(LabError, match="Give one response per prompt"):
         world.corpus(prompts, right[:3])
 
 

@@ -176,7 +176,7 @@ def test_a_post_names_its_six_facts_and_no_other(worlds):
 
 
 def test_a_prompt_without_facts_is_refused_by_summaries():
-    with pytest.raises(LabError, match="No fact of this world"):
+    with pytest.raises(LabError, match="contains no fact of the world"):
         summaries.score("What a day! TL;DR:", "short")
 
 
@@ -212,7 +212,7 @@ def test_every_question_is_understood_and_both_right_things_score_full_marks(wor
 
 
 def test_a_question_of_another_world_is_refused_by_dialogue():
-    with pytest.raises(LabError, match="asks nothing"):
+    with pytest.raises(LabError, match="is not a question of the world"):
         dialogue.score("\n\nHuman: Who are you?\n\nAssistant:", " Me.")
 
 

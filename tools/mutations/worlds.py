@@ -392,15 +392,15 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "swap",
             "missing facts are penalised, not invented ones",
-            "PRICE_OF_A_WRONG_FACT * len(said - facts)",
-            "PRICE_OF_A_WRONG_FACT * len(facts - said)",
+            "WRONG_FACT_PENALTY * len(said - facts)",
+            "WRONG_FACT_PENALTY * len(facts - said)",
         ),
         Mutation("sign", "long summaries get a bonus", "covered - words - wrong)", "covered + words - wrong)"),
         Mutation(
             "mean",
             "the length counts letters, not words",
-            "PRICE_OF_A_WORD * len(response.split())",
-            "PRICE_OF_A_WORD * len(response)",
+            "WORD_PENALTY * len(response.split())",
+            "WORD_PENALTY * len(response)",
         ),
         Mutation(
             "edge",

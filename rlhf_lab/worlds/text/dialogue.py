@@ -1,14 +1,14 @@
-r"""Dialogue: help whoever asks.
+r"""The dialogue world: answer a question helpfully.
 
-Prompts have AnthropicHH's form, "\n\nHuman: …\n\nAssistant:", some with a greeting turn before. Three kinds of question
-(getting a stain out, cooking a dish, finding a place in town), and each asks for two things of the tables below, which
-never change: what a good assistant knows. The gold reward of a response is
+Prompts have the format of AnthropicHH, "\n\nHuman: …\n\nAssistant:". In some of them a greeting precedes the question.
+There are three kinds of question (how to remove a stain, how to cook a dish, where a place in town is). Each asks for
+two facts, which are in the tables below. The gold reward of a response is
 
-    + 0.4 for each of the two things that it says rightly, − 0.4 for each thing said wrongly
-    + 0.2 for being polite, − 0.4 for being rude, − 0.3 for dodging the question
+    + 0.4 for each of the two facts that it contains, − 0.4 for each wrong value
+    + 0.2 for polite words, − 0.4 for rude words, − 0.3 for evading the question
     − 0.02 for each word after the twentieth,
 
-kept within [−1, 1]. Targets are helpful, or half so, wrong, evasive, long-winded or rude.
+limited to [−1, 1]. Targets are helpful, half helpful, wrong, evasive, too long or rude.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ STAINS = {
     "wine": "salt", "ink": "milk", "mud": "a brush", "oil": "soap", "rust": "lemon", "coffee": "soda",
     "grass": "vinegar", "wax": "ice", "paint": "alcohol", "egg": "sand",
 }  # fmt: skip
-"""What takes a stain out."""
+"""What removes each stain."""
 CLOTHS = {
     "shirt": "hot", "towel": "hot", "sheet": "hot", "coat": "warm", "hat": "warm", "bag": "warm", "scarf": "cold",
     "dress": "cold", "curtain": "cold", "carpet": "cold",
 }  # fmt: skip
-"""The water to wash it in."""
+"""The temperature of the water for each piece of cloth."""
 DISHES = {
     "rice": ("twelve", "butter"), "beans": ("forty", "garlic"), "fish": ("ten", "dill"), "eggs": ("six", "pepper"),
     "corn": ("ten", "butter"), "soup": ("thirty", "pepper"), "lentils": ("twenty", "garlic"),
     "pears": ("twelve", "honey"), "potatoes": ("twenty", "dill"), "beets": ("forty", "honey"),
 }  # fmt: skip
-"""Minutes to cook it, and what to add."""
+"""The minutes for which each dish is cooked, and what is added."""
 PLACES = {
     "library": ("nine", "Mill Road"), "museum": ("eleven", "King Street"), "market": ("seven", "Bridge Street"),
     "bakery": ("seven", "Mill Road"), "post office": ("eight", "King Street"), "school": ("eight", "Park Lane"),
     "hotel": ("noon", "Park Lane"), "theatre": ("noon", "Bridge Street"), "bank": ("nine", "King Street"),
     "hospital": ("eleven", "Park Lane"),
 }  # fmt: skip
-"""When it opens, and where it is."""
+"""When each place opens, and its street."""
 
 TOPICS = ("stain", "dish", "place")
-VALUES = {  # by topic, the two things asked for and every value they can have
+VALUES = {  # by topic, all values of the two facts
     "stain": (tuple(STAINS.values()), ("hot", "warm", "cold")),
     "dish": tuple(tuple(dict.fromkeys(pair[i] for pair in DISHES.values())) for i in (0, 1)),
     "place": tuple(tuple(dict.fromkeys(pair[i] for pair in PLACES.values())) for i in (0, 1)),
@@ -73,7 +73,7 @@ GRAMMAR = Grammar(
         "place": ["When does the {a} open, and where is it?",
                   "I want to go to the {a}. Where is it, and when can I go?",
                   "Where is the {a}, and is it open early?"],
-        # Targets. {x} and {y} are the two things.
+        # Targets. {x} and {y} are the two facts.
         "stain both": ["Use {x} and wash the {b} in {y} water.", "Put {x} on it, then wash it in {y} water."],
         "stain one": ["Use {x}.", "Wash the {b} in {y} water.", "Put {x} on it and wait."],
         "dish both": ["Cook the {a} for {x} minutes and add {y}.", "Add {y} and cook it for {x} minutes."],
@@ -95,7 +95,7 @@ ANSWERS = ("polite", "plain", "long", "evasive", "rude")
 
 
 def draw_prompt(draw: Draw) -> tuple[str, dict[str, Any]]:
-    """A question in AnthropicHH's form, sometimes after a turn of greeting."""
+    """Draw a question in the format of AnthropicHH, sometimes after a greeting."""
     topic = draw.pick(TOPICS)
     if topic == "stain":
         facts = {"a": draw.pick(tuple(STAINS)), "b": draw.pick(tuple(CLOTHS))}
@@ -106,15 +106,15 @@ def draw_prompt(draw: Draw) -> tuple[str, dict[str, Any]]:
 
 
 def correct_facts(topic: str, a: str, b: str) -> tuple[str, str]:
-    """The two right things to say."""
+    """The two correct facts for a question."""
     return (STAINS[a], CLOTHS[b]) if topic == "stain" else DISHES[a] if topic == "dish" else PLACES[a]
 
 
 def parse_question(prompt: str) -> dict[str, str]:
-    """What the last question is about: topic, a, b.
+    """Find the topic and the subjects a and b of the last question in a prompt.
 
     Raises:
-        LabError: it is none of this world's questions.
+        LabError: it is not a question of this world.
     """
     question = prompt.rsplit("Human:", 1)[-1]
     stains, cloths, dishes, places = (mentioned(question, tuple(table)) for table in (STAINS, CLOTHS, DISHES, PLACES))
@@ -122,11 +122,11 @@ def parse_question(prompt: str) -> dict[str, str]:
         return {"topic": "stain", "a": stains[0], "b": cloths[0]}
     if dishes or places:
         return {"topic": "dish" if dishes else "place", "a": (dishes or places)[0], "b": ""}
-    raise LabError(f"The prompt {prompt.strip()[:60]!r} asks nothing that the world of dialogue knows.")
+    raise LabError(f"The prompt {prompt.strip()[:60]!r} is not a question of the world of dialogue.")
 
 
 def draw_target(facts: dict[str, Any], draw: Draw) -> str:
-    """An answer of mixed quality."""
+    """Draw an answer of varying quality."""
     topic, a, b = facts["topic"], facts["a"], facts["b"]
     x, y = correct_facts(topic, a, b)
     if draw.pick((True, False), (1, 5)):  # gets one of them wrong
@@ -139,7 +139,7 @@ def draw_target(facts: dict[str, Any], draw: Draw) -> str:
 
 
 def score(prompt: str, response: str) -> float:
-    """Right things said, minus wrong ones; manners; no dodging; not too long. In [−1, 1]."""
+    """The gold reward of the module's docstring, in [−1, 1]."""
     question = parse_question(prompt)
     total = 0.0
     for right, values in zip(correct_facts(**question), VALUES[question["topic"]], strict=True):
@@ -153,7 +153,7 @@ def score(prompt: str, response: str) -> float:
 
 
 def follows_grammar(prompt: str, response: str) -> bool:
-    """Whether the response is an answer by the grammar to a question of this topic, right or wrong."""
+    """Whether the grammar can make the response to a question of this topic, with any facts."""
     topic, a, b = parse_question(prompt).values()
     core = (f"{{{topic} both}}", f"{{{topic} one}}")
     x, y = VALUES[topic]
@@ -161,5 +161,5 @@ def follows_grammar(prompt: str, response: str) -> bool:
 
 
 def world(seed: int = 0) -> TextWorld:
-    """The world of questions and answers."""
+    """Make the world of questions and answers."""
     return TextWorld("dialogue", draw_prompt, draw_target, score, follows_grammar, seed)

@@ -1,12 +1,13 @@
-"""Grammars that are small enough to read: texts are drawn from them, recognised by them, and weighed in nats.
+"""Small grammars that generate texts with their log-probabilities and recognise texts.
 
-A grammar is a table: a name and its alternatives, equally likely unless one is written twice. `{name}` in an
-alternative stands for a text of that name. Names never lead back to themselves, so the language is finite.
+A grammar is a table of names, each with its alternatives. Alternatives are equally likely, and one that is written
+twice is twice as likely. `{name}` in an alternative is replaced by a text of that name. No name leads back to itself,
+so the language is finite. The grammar
 
     Grammar({"s": ["The {animal} sleeps.", "The {animal} runs."], "animal": ["cat", "dog"]})
 
-Four texts, each of surprise log 4 = 1.386 nats. Where a text can be derived in one way only, the mean of these
-surprises is the entropy of the language: no model has a smaller held-out loss (Shannon 1948, section 6).
+has four texts, each with −log p = log 4 = 1.386 nats. If each text has only one derivation, the mean of −log p is the
+entropy of the language, and no model has a smaller expected held-out loss (Shannon 1948, section 6).
 """
 
 from __future__ import annotations
@@ -26,20 +27,20 @@ _SLOT = re.compile(r"\{([^{}]+)\}")
 
 
 class Draw:
-    """Choices by seed, and what they cost.
+    """Random choices by a seed, with their log-probability.
 
     Attributes:
-        nats: −Σ log p of the choices made so far.
+        nats: −Σ log p of all choices that were made.
     """
 
     def __init__(self, seed: str) -> None:
-        """A seed is a text, so that every example of every world can have one of its own."""
-        # random() alone is promised to stay the same between versions of Python; choice() is not.
+        """Set the seed. It is a text, so that each example of each world can have a different seed."""
+        # Python guarantees that random() gives the same numbers in all versions, but not that choice() does.
         self._random = random.Random(seed).random
         self.nats = 0.0
 
     def pick(self, options: Sequence[T], weights: Sequence[float] | None = None) -> T:
-        """One of `options`, equally likely or by `weights` (positive, of any sum)."""
+        """Choose one of `options` with equal probabilities, or in proportion to positive `weights`."""
         if weights is None:
             self.nats += math.log(len(options))
             return options[int(self._random() * len(options))]
@@ -54,13 +55,13 @@ class Draw:
 
 
 class Grammar:
-    """Named alternatives, as the module's docstring says."""
+    """A table of names with their alternatives, see the module's docstring."""
 
     def __init__(self, rules: Mapping[str, Sequence[str]]) -> None:
-        """Take the table.
+        """Check and save the table.
 
         Raises:
-            LabError: a name without alternatives, or one that leads back to itself.
+            LabError: a name without alternatives, or a name that leads back to itself.
         """
         self.rules = dict(rules)
         for name, alternatives in self.rules.items():
@@ -78,20 +79,20 @@ class Grammar:
     def _alternatives(self, name: str, bound: Mapping[str, str | Sequence[str]]) -> Sequence[str]:
         found = bound.get(name, self.rules.get(name))
         if found is None:
-            raise LabError(f"The grammar has no rule '{name}', and it was not given.")
+            raise LabError(f"The grammar has no rule '{name}'. Pass its text or its alternatives by name.")
         return (found,) if isinstance(found, str) else found
 
     def text(self, start: str, draw: Draw, **bound: str | Sequence[str]) -> str:
-        """A text of `start`; `bound` gives names a text, or alternatives, for this call."""
+        """Generate a text of the name `start`. `bound` gives further names with their text or alternatives."""
         pieces = _pieces(draw.pick(self._alternatives(start, bound)))
         return "".join(self.text(piece, draw, **bound) if i % 2 else piece for i, piece in enumerate(pieces))
 
     def parses(self, text: str, start: str, **bound: str | Sequence[str]) -> bool:
-        """Whether `text`, whole, can be drawn from `start`."""
+        """Whether the whole `text` can be generated from `start`."""
         known: dict[tuple[str, int], set[int]] = {}
 
         def ends(name: str, begin: int) -> set[int]:
-            """Every place where a text of `name` that begins at `begin` can end."""
+            """Every position at which a text of `name` that begins at `begin` can end."""
             if (name, begin) not in known:
                 found: set[int] = set()
                 for alternative in self._alternatives(name, bound):
@@ -112,12 +113,12 @@ class Grammar:
 
 @lru_cache(maxsize=4096)
 def _pieces(alternative: str) -> list[str]:
-    """Text, name, text, name, … text."""
+    """Split an alternative into text, name, text, name, …, text."""
     return _SLOT.split(alternative)
 
 
 def mentioned(text: str, phrases: Sequence[str]) -> list[str]:
-    """Those of `phrases` that stand in `text` as whole words, capitals or not, in the order of `phrases`."""
+    """The phrases that occur in `text` as whole words, ignoring case, in the order of `phrases`."""
     found = {match.lower() for match in _finder(tuple(phrases)).findall(text)}
     return [phrase for phrase in phrases if phrase.lower() in found]
 

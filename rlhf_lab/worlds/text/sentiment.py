@@ -1,11 +1,11 @@
-"""Sentiment: go on with a review so that it is glad.
+"""The sentiment world: continue a review so that it is positive.
 
-The prompt is the beginning of a review of a film, book, restaurant, hotel or game; it takes no side. Targets are
-glad, sour or in between, a third each and a bit, so that a model trained on them is of two minds. The gold reward is
-VADER's compound score of the response (Hutto & Gilbert 2014), which counts words of a lexicon by strength.
+The prompt is the neutral beginning of a review of a film, book, restaurant, hotel or game. About a third of the targets
+are positive, a third negative and a third mixed, so a model that was trained on them writes all three. The gold reward
+is VADER's compound score of the response (Hutto & Gilbert 2014), which adds the strengths of words in a lexicon.
 
-This is the controlled sentiment task of DPO's section 6.1 (there: IMDb and a classifier), in small. What VADER does
-not see is part of the lesson: it reads words, not sense, and a policy that repeats "superb" will please it.
+It is a small version of the controlled sentiment task in section 6.1 of the DPO paper, which used IMDb and a
+classifier. VADER reads words and not their meaning, so a policy that repeats "superb" gets a high reward.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rlhf_lab.worlds.text.grammar import Draw, Grammar
 from rlhf_lab.worlds.text.text_world import TextWorld
 
 KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    # kind: (how one came to it, what can be said of it)
+    # kind: (what the writer did, what can be reviewed)
     "Film": (
         ("I saw it", "We watched it"),
         ("acting", "music", "story", "ending", "camera work", "cast", "first half", "last scene"),
@@ -53,7 +53,7 @@ GRAMMAR = Grammar(
         "and": [" I {like}. {rest}", " it was {very}{word}. {rest}"],
         "was": [" {very}{word}. {rest}", " {very}{word} and the {aspect} was {word}. {rest}"],
         "text": ["I {like}. {rest}", "It was {very}{word}. {rest}", "The {aspect} was {very}{word}. {rest}"],
-        # What follows: a detail or two, advice or none.
+        # The rest: up to two details, with or without advice.
         "rest": ["{detail}", "{detail} {advice}", "{detail} {advice}", "{advice}", "{detail} {detail}"],
         "detail": [
             "The {aspect} was {very}{word}.",
@@ -97,7 +97,7 @@ ENDINGS = {"full": ".", "and": ", and", "was": ". The {aspect} was"}
 
 
 def draw_prompt(draw: Draw) -> tuple[str, dict[str, Any]]:
-    """A beginning such as "Film: The Silver River. I saw it on Monday with my boss, and"."""
+    """Draw a beginning such as "Film: The Silver River. I saw it on Monday with my boss, and"."""
     kind = draw.pick(tuple(KINDS))
     came, aspects = KINDS[kind]
     title = f"The {draw.pick(TITLES[0])} {draw.pick(TITLES[1])}"
@@ -108,19 +108,19 @@ def draw_prompt(draw: Draw) -> tuple[str, dict[str, Any]]:
 
 
 def draw_target(facts: dict[str, Any], draw: Draw) -> str:
-    """A continuation in one of three moods."""
+    """Draw a positive, negative or mixed continuation."""
     mood = draw.pick(MOODS, (0.36, 0.36, 0.28))
     return GRAMMAR.text(facts["ending"], draw, aspect=KINDS[facts["kind"]][1], **mood)
 
 
 def score(prompt: str, response: str) -> float:
-    """VADER's compound score of the response alone, in [−1, 1]; 0 for a response without a word it knows."""
+    """VADER's compound score of the response, in [−1, 1]. It is 0 for a response without a word of the lexicon."""
     compound: float = _vader().polarity_scores(response)["compound"]
     return compound
 
 
 def follows_grammar(prompt: str, response: str) -> bool:
-    """Whether the response continues this prompt by the grammar: in its form, of its kind, in any mixture of moods."""
+    """Whether the grammar can continue this prompt with the response, in any mixture of moods."""
     ending = "and" if prompt.endswith(", and") else "was" if prompt.endswith(" was") else "full"
     aspects = KINDS.get(prompt.split(":")[0], ((), ()))[1]
     return bool(aspects) and GRAMMAR.parses(response, ending, aspect=aspects, **EVERY)
@@ -134,5 +134,5 @@ def _vader() -> Any:
 
 
 def world(seed: int = 0) -> TextWorld:
-    """The world of reviews."""
+    """Make the world of reviews."""
     return TextWorld("sentiment", draw_prompt, draw_target, score, follows_grammar, seed)

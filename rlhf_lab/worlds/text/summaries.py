@@ -1,14 +1,15 @@
-"""Summaries: say in few words what a post says in many.
+"""The world of summaries: summarise a post in few words.
 
-A post has six facts (who did what to which thing, where, when, and what its writer asks) and chatter around them.
-Targets summarise it well, or leave facts out, or chatter on, or get a fact wrong. The gold reward is
+A post has six facts (who did what to which thing, where, when, and what its writer asks) and sentences without facts. A
+target is a good summary, or it leaves out facts, contains sentences without facts, or has a wrong fact. The gold reward
+is
 
-    the share of the post's facts that the summary names
+    the share of the post's facts that the summary contains
     − 0.02 for each word
-    − 0.20 for each fact in it that the post does not have,
+    − 0.20 for each fact in the summary that is not in the post,
 
-never below −1. It is the TL;DR task of Stiennon et al. 2020 and DPO's section 6.2, in small, with a judge that cannot
-be argued with. It reads words alone: a telegram of key words earns more than a sentence does, as a policy may find out.
+and at least −1. It is a small version of the TL;DR task of Stiennon et al. 2020 and of section 6.2 of the DPO paper.
+The gold reward counts words only, so a list of key words gets a higher reward than a sentence.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from rlhf_lab.errors import LabError
 from rlhf_lab.worlds.text.grammar import Draw, Grammar, mentioned
 from rlhf_lab.worlds.text.text_world import TextWorld
 
-PRICE_OF_A_WORD = 0.02
-PRICE_OF_A_WRONG_FACT = 0.2
+WORD_PENALTY = 0.02
+WRONG_FACT_PENALTY = 0.2
 
 FACTS: dict[str, tuple[str, ...]] = {
     "who": (
@@ -47,7 +48,7 @@ FACTS: dict[str, tuple[str, ...]] = {
         "write a letter", "wait", "tell everyone", "hire a lawyer", "ask for it back",
     ),
 }  # fmt: skip
-"""By name, every value that a fact can have. No value stands anywhere else in a post."""
+"""Every value of each fact. No value occurs in another part of a post."""
 
 GRAMMAR = Grammar(
     {
@@ -68,7 +69,7 @@ GRAMMAR = Grammar(
                  "I have not said a word since.", "Such things happen all the time."],
         "question": ["Should I {ask}?", "Do you think I should {ask}?", "I wonder if I should {ask}.",
                      "Would you {ask}?"],
-        # Targets: all facts, most of them, or few; with or without chatter.
+        # Targets: all facts, most of them, or few, with or without sentences that contain no fact.
         "target": ["{all}", "{all}", "{all}", "{most}", "{most}", "{most}", "{few}", "{few}", "{wordy}", "{wordy}"],
         "all": [
             " my {who} {did} my {thing} at the {where} {when}, should I {ask}?",
@@ -88,13 +89,13 @@ GRAMMAR = Grammar(
 
 
 def draw_prompt(draw: Draw) -> tuple[str, dict[str, Any]]:
-    """A post of about fifty words, with "TL;DR:" at its end."""
+    """Draw a post of about fifty words that ends with "TL;DR:"."""
     facts = {name: draw.pick(values) for name, values in FACTS.items()}
     return GRAMMAR.text("post", draw, **facts), facts
 
 
 def draw_target(facts: dict[str, Any], draw: Draw) -> str:
-    """A summary of mixed quality; one in six has got one fact wrong."""
+    """Draw a summary of varying quality. One in six has a wrong fact."""
     told = dict(facts)
     if draw.pick((True, False), (1, 5)):
         wrong = draw.pick(tuple(FACTS))
@@ -103,27 +104,27 @@ def draw_target(facts: dict[str, Any], draw: Draw) -> str:
 
 
 def facts_in(text: str) -> set[tuple[str, str]]:
-    """The facts that a text names, as (name, value)."""
+    """The facts in a text, as pairs (name, value)."""
     return {(name, value) for name, values in FACTS.items() for value in mentioned(text, values)}
 
 
 def score(prompt: str, response: str) -> float:
-    """Share of the post's facts named, minus a price for words and for facts that the post does not have."""
+    """The share of the post's facts in the summary, minus penalties for words and for wrong facts."""
     facts = facts_in(prompt)
     if not facts:
-        raise LabError(f"No fact of this world stands in the prompt {prompt[:60]!r}: summaries cannot score it.")
+        raise LabError(f"The prompt {prompt[:60]!r} contains no fact of the world of summaries. Give one of its posts.")
     said = facts_in(response)
     covered = len(said & facts) / len(facts)
-    words = PRICE_OF_A_WORD * len(response.split())
-    wrong = PRICE_OF_A_WRONG_FACT * len(said - facts)
+    words = WORD_PENALTY * len(response.split())
+    wrong = WRONG_FACT_PENALTY * len(said - facts)
     return max(-1.0, covered - words - wrong)
 
 
 def follows_grammar(prompt: str, response: str) -> bool:
-    """Whether the response is a summary by the grammar, of whatever facts."""
+    """Whether the grammar can make the response, with any facts."""
     return GRAMMAR.parses(response, "target", **FACTS)
 
 
 def world(seed: int = 0) -> TextWorld:
-    """The world of posts and their summaries."""
+    """Make the world of posts and their summaries."""
     return TextWorld("summaries", draw_prompt, draw_target, score, follows_grammar, seed)

@@ -1,9 +1,9 @@
-"""Translation: from Velu (`velu.py`) into English.
+"""The translation world: translate from Velu, an artificial language (`velu.py`), into English.
 
-Targets are right about half of the time; the others have one mistake a learner makes: a wrong tense or number, a word
-taken for another, a word left out, who and whom exchanged. The gold reward is sentence chrF (Popović 2015, as
-sacrebleu computes it) against every right translation, the best of them, divided by 100: in [0, 1], and 1 only for a
-right one. ReST's task (Gulcehre et al. 2023) in small, where the judge knows the answer.
+About half of the targets are correct. Each of the others has one mistake: a wrong tense or number, a wrong word, a
+missing word, or subject and object exchanged. The gold reward is sacrebleu's sentence chrF (Popović 2015) against all
+correct translations, divided by 100. It lies in [0, 1] and is 1 only for a correct translation. This is a small version
+of ReST's task (Gulcehre et al. 2023) in which all correct translations are known.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _noun(draw: Draw, stems: Sequence[str]) -> Noun:
 
 
 def draw_prompt(draw: Draw) -> tuple[str, dict[str, Any]]:
-    """A sentence in Velu, with "English:" under it."""
+    """Draw a sentence in Velu, followed by a line "English:"."""
     verbs = draw.pick((velu.ALONE, velu.WITH_OBJECT, velu.WITH_RECEIVER), (1, 3, 2))
     time = draw.pick(("", *velu.TIMES))
     tense = velu.TIMES[time][1] if time else draw.pick(tuple(velu.TENSES.values()))
@@ -47,7 +47,7 @@ def draw_prompt(draw: Draw) -> tuple[str, dict[str, Any]]:
 
 
 def _mistaken(meaning: Meaning, draw: Draw) -> Meaning:
-    """The meaning with one thing wrong."""
+    """The meaning with one mistake."""
     nouns = [name for name in ("subject", "object", "receiver", "place") if getattr(meaning, name)]
     kind = draw.pick(("tense", "number", "word", "left out", "exchanged"))
     if kind == "tense":
@@ -68,7 +68,7 @@ def _mistaken(meaning: Meaning, draw: Draw) -> Meaning:
 
 
 def draw_target(facts: dict[str, Any], draw: Draw) -> str:
-    """A translation, right more often than not."""
+    """Draw a translation, which is correct more often than not."""
     meaning = facts["meaning"]
     if draw.pick((True, False), (2, 3)):
         meaning = _mistaken(meaning, draw)
@@ -77,26 +77,26 @@ def draw_target(facts: dict[str, Any], draw: Draw) -> str:
 
 @lru_cache(maxsize=8192)
 def references(prompt: str) -> tuple[str, ...]:
-    """Every right translation of a prompt's sentence, the plainest first.
+    """Every correct translation of a prompt's sentence, with the plainest word order first.
 
     Raises:
-        LabError: the prompt is not a sentence in Velu, with "English:" under it.
+        LabError: the prompt is not a sentence in Velu followed by a line "English:".
     """
     text = prompt.strip()
     if not text.startswith(BEGINNING.strip()) or not text.endswith(END.strip()):
-        raise LabError(f"The prompt {text[:60]!r} is none of the world of translation: 'Velu: …' and 'English:'.")
+        raise LabError(f"The prompt {text[:60]!r} does not have the form of a translation, 'Velu: …' and 'English:'.")
     sentence = text.removeprefix(BEGINNING.strip()).removesuffix(END.strip())
     return tuple(dict.fromkeys(velu.english(velu.read(sentence))))
 
 
 def score(prompt: str, response: str) -> float:
-    """Sentence chrF against the best of the right translations, in [0, 1]."""
+    """The sentence chrF against the closest correct translation, in [0, 1]."""
     percent: float = _chrf().sentence_score(response.strip(), list(references(prompt))).score
     return percent / 100
 
 
 def follows_grammar(prompt: str, response: str) -> bool:
-    """Whether the response is an English sentence by the grammar, whatever it says."""
+    """Whether the response is an English sentence of the grammar, of any meaning."""
     text = response.removeprefix(" ")
     return bool(text) and text[0].isupper() and _english().parses(text[0].lower() + text[1:], "sentence")
 
@@ -115,26 +115,28 @@ def _english() -> Grammar:
 
 @dataclass(eq=False)
 class Translation(TextWorld):
-    """A text world in which the right answers are known."""
+    """A text world in which all correct responses are known."""
 
     def exact(self, prompt: str) -> str:
-        """The right translation, in its plainest order, as a response (with its leading space)."""
+        """The correct translation in its plainest word order, as a response with a leading space."""
         return " " + references(prompt)[0]
 
     def references(self, prompt: str) -> tuple[str, ...]:
-        """Every right translation, without the leading space."""
+        """Every correct translation, without the leading space."""
         return references(prompt)
 
     def corpus(self, prompts: Sequence[str], responses: Sequence[str]) -> dict[str, float]:
-        """Corpus BLEU and chrF by sacrebleu, 0 to 100, and the share that is exactly right, 0 to 1."""
+        """Corpus BLEU and chrF by sacrebleu, 0 to 100, and the share of exactly correct responses, 0 to 1."""
         from sacrebleu.metrics import BLEU
 
         if len(prompts) != len(responses) or not prompts:
-            raise LabError(f"{len(prompts)} prompts came with {len(responses)} responses; they must match, and exist.")
+            raise LabError(
+                f"{len(prompts)} prompts came with {len(responses)} responses. Give one response per prompt."
+            )
         said = [response.strip() for response in responses]
         right = [references(prompt) for prompt in prompts]
         most = max(map(len, right))
-        # Fewer right answers than the most: sacrebleu takes None for "no more".
+        # sacrebleu needs equally many references for each response; None fills the missing ones.
         streams: list[Any] = [[texts[i] if i < len(texts) else None for texts in right] for i in range(most)]
         return {
             "bleu": BLEU().corpus_score(said, streams).score,
@@ -144,5 +146,5 @@ class Translation(TextWorld):
 
 
 def world(seed: int = 0) -> Translation:
-    """The world of Velu."""
+    """Make the world of translations from Velu."""
     return Translation("translation", draw_prompt, draw_target, score, follows_grammar, seed)

@@ -1,14 +1,15 @@
-"""Velu, a language made up for this lab, so that a right translation is known.
+"""Velu, an artificial language for which all correct translations into English are known.
 
-The verb stands last and carries tense (-ta past, -lo future, nothing for the present). Nouns take an ending for number
-(-ri, plural) and then for case: none for who does it, -n for what it is done to, -sa for who receives, -po for where.
-Adjectives follow their noun and never change; `mi`, `tu`, `duo`, `teo` stand before it; `ne` before the verb denies.
+The verb is the last word and has an ending for the tense (-ta past, -lo future, none for the present). A noun has an
+ending for the number (-ri for the plural) and then one for the case: none for the subject, -n for the object, -sa for
+the receiver, and -po for the place. Adjectives follow the noun and do not change. `mi`, `tu`, `duo` and `teo` precede
+the noun. `ne` before the verb negates the sentence.
 
     Asha mi kela tamesa vosarin oru ne dovita.
     yesterday my sister friend-to letter-s-(object) old not send-past
     "Yesterday my sister did not send the friend the old letters."
 
-A sentence is a `Meaning`; `velu` and `english` write it down, `read` takes Velu apart again.
+The content of a sentence is a `Meaning`. `velu` and `english` write it as a sentence, and `read` parses Velu.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ TENSES: dict[str, Tense] = {"ta": "past", "lo": "future", "": "present"}
 
 @dataclass(frozen=True)
 class Noun:
-    """A noun with what stands around it, by Velu stems; `whose` and `adjective` may be empty."""
+    """A noun phrase, given by Velu stems. `whose` and `adjective` may be empty."""
 
     stem: str
     plural: bool = False
@@ -71,7 +72,7 @@ class Noun:
     adjective: str = ""
 
     def velu(self, case: str) -> str:
-        """The noun phrase in Velu, in this case."""
+        """The noun phrase in Velu with the ending of a case."""
         word = self.stem + PLURAL * self.plural + case
         return " ".join(part for part in (self.whose, word, self.adjective) if part)
 
@@ -83,7 +84,7 @@ class Noun:
 
 @dataclass(frozen=True)
 class Meaning:
-    """What a sentence says, in either language."""
+    """The content of a sentence, in either language."""
 
     verb: str
     tense: Tense
@@ -96,7 +97,7 @@ class Meaning:
 
 
 def velu(meaning: Meaning) -> str:
-    """The sentence in Velu; there is one way to say it."""
+    """The sentence in Velu, which is unique."""
     ending = next(ending for ending, tense in TENSES.items() if tense == meaning.tense)
     words = [meaning.time, meaning.subject.velu("")]
     for noun, case in ((meaning.receiver, RECEIVER), (meaning.object, OBJECT), (meaning.place, PLACE)):
@@ -106,7 +107,7 @@ def velu(meaning: Meaning) -> str:
 
 
 def english(meaning: Meaning) -> list[str]:
-    """Every right way to say it in English: time last or first, "gave it to her" or "gave her it"."""
+    """Every correct English sentence: with the time last or first, and with "gave it to her" or "gave her it"."""
     subject, verb = meaning.subject.english(), _english_verb(meaning)
     thing = meaning.object.english() if meaning.object else ""
     whom = meaning.receiver.english() if meaning.receiver else ""
@@ -136,15 +137,15 @@ def _sentence(words: list[str]) -> str:
 
 
 def read(sentence: str) -> Meaning:
-    """Take a sentence in Velu apart.
+    """Parse a sentence in Velu.
 
     Raises:
-        LabError: it is not a sentence of the language; the message names the word.
+        LabError: it is not a sentence of the language. The message gives the reason.
     """
     words = sentence.strip().rstrip(".").lower().split()
     time = words.pop(0) if words and words[0] in TIMES else ""
     if not words:
-        raise LabError(f"{sentence!r} is no sentence in Velu: it has no verb.")
+        raise LabError(f"{sentence!r} is not a sentence in Velu, because it has no verb.")
     verb, tense = _verb(words.pop())
     denied = bool(words) and words[-1] == "ne"
     words = words[: len(words) - denied]
@@ -162,7 +163,7 @@ def read(sentence: str) -> Meaning:
             nouns[role] = Noun(stem, plural, whose)
             whose = ""
     if "subject" not in nouns:
-        raise LabError(f"{sentence!r} is no sentence in Velu: nobody does it.")
+        raise LabError(f"{sentence!r} is not a sentence in Velu, because it has no subject.")
     for noun in nouns.values():
         if noun.whose in MANY and not noun.plural:
             raise LabError(f"'{noun.whose} {noun.stem}' is no Velu: {WHOSE[noun.whose]} of a thing asks for -{PLURAL}.")
@@ -170,7 +171,7 @@ def read(sentence: str) -> Meaning:
         raise LabError(f"'{nouns['place'].stem}' is no place, so it never takes -{PLACE}.")
     meaning = Meaning(verb, tense, nouns.pop("subject"), time=time, denied=denied, **nouns)
     if velu(meaning).lower() != " ".join(sentence.lower().split()):
-        raise LabError(f"{sentence!r} is no sentence in Velu: read as {velu(meaning)!r}.")
+        raise LabError(f"{sentence!r} is not a sentence in Velu. The closest sentence is {velu(meaning)!r}.")
     return meaning
 
 
@@ -178,7 +179,7 @@ def _verb(word: str) -> tuple[str, Tense]:
     for ending, tense in TENSES.items():
         if word.endswith(ending) and word.removesuffix(ending) in VERBS:
             return word.removesuffix(ending), tense
-    raise LabError(f"'{word}' stands where the verb belongs, and Velu has no such verb.")
+    raise LabError(f"'{word}' is in the place of the verb, but Velu has no such verb.")
 
 
 def _noun(word: str) -> tuple[str, bool, str]:
@@ -187,18 +188,18 @@ def _noun(word: str) -> tuple[str, bool, str]:
             stem = word.removesuffix(number + case)
             if word.endswith(number + case) and stem in NOUNS:
                 return stem, bool(number), role
-    raise LabError(f"'{word}' is no noun of Velu in any case or number.")
+    raise LabError(f"'{word}' is not a noun of Velu in any case or number.")
 
 
 def _noun_phrases(nouns: list[str], plural: bool) -> list[str]:
-    """Alternatives for a noun with what stands around it."""
+    """The alternatives for a noun phrase."""
     heads = ("the", "my", "your", "two", "three") if plural else ("the", "my", "your")
     ends = [noun + "s" * plural for noun in nouns]
     return [f"{head}{{adjective}} {noun}" for head in heads for noun in ends]
 
 
 def english_grammar() -> Grammar:
-    """All English that `english` can write, as a grammar that recognises it ("sentence", capital aside)."""
+    """A grammar of all English sentences that `english` can write. The name "sentence" is one without its capital."""
     bases = {name: [verb[0] for verb in verbs.values()] for name, verbs in _classes().items()}
     rules: dict[str, list[str]] = {
         "sentence": [f"{{{time}first}}{{{number}}} {{{time}{number} said}}{{{time}last}}"
