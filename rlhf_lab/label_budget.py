@@ -139,7 +139,7 @@ def simulate(
         world: W worlds.
         pairs: a source, see `PAIR_SOURCES`.
         totals: the number of labels after each round. A source that learns chooses its pairs anew in each round.
-        runs: repetitions, each with labels of its own.
+        runs: number of repetitions, each with new labels.
         generator: source of randomness for labels and choices.
         prior: standard deviation of the rewards' prior in the fits.
         settings: settings of the source "active".

@@ -168,7 +168,7 @@ def uniform(
 ) -> Tensor:
     """Uniform random numbers in [0, 1) on `device`.
 
-    A generator can make numbers only on its own device, which may differ from `device`, for example that of a reward.
+    A generator can make numbers only on one device, which may differ from `device`, for example that of a reward.
     The numbers are therefore made on the generator's device and then moved.
 
     Args:
