@@ -2,8 +2,8 @@
 
 About half of the targets are correct. Each of the others has one mistake: a wrong tense or number, a wrong word, a
 missing word, or subject and object exchanged. The gold reward is sacrebleu's sentence chrF (Popović 2015) against all
-correct translations, divided by 100. Its range is [0, 1], and it is 1 only for a correct translation. This is a small version
-of ReST's task (Gulcehre et al. 2023) in which all correct translations are known.
+correct translations, divided by 100. Its range is [0, 1], and it is 1 only for a correct translation. This is a small
+version of ReST's task (Gulcehre et al. 2023) in which all correct translations are known.
 """
 
 from __future__ import annotations
