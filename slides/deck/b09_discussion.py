@@ -96,7 +96,7 @@ BLOCK = Block(
                 "over-optimisation",
                 "bandit",
                 paper=T(
-                    "the proxy reward keeps rising; the gold reward rises, then falls. More data delay this.",
+                    "the proxy keeps rising; gold rises, then falls; more data delay this.",
                     "代理奖励一直上升，真实奖励先升后降；数据越多，转折越晚。",
                 ),
                 source="Gao et al. 2023, fig. 1",
