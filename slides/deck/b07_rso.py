@@ -357,8 +357,8 @@ BLOCK = Block(
                 "rso-table",
                 "small",
                 paper=T(
-                    "win rates on TL;DR: rso 71.86%, sft 69.02%, direct 67.72%, RAFT 53.77%, ReST 34.36%.",
-                    "TL;DR 胜率：rso 71.86%，sft 69.02%，direct 67.72%，RAFT 53.77%，ReST 34.36%。",
+                    "TL;DR wins: rso 72%, sft 69%, direct 68%, RAFT 54%, ReST 34%.",
+                    "TL;DR 胜率：rso 72%，sft 69%，direct 68%，RAFT 54%，ReST 34%。",
                 ),
                 source="Liu et al. 2024, table 1",
                 found=(
@@ -368,8 +368,7 @@ BLOCK = Block(
                         "not supported",
                         "On both tasks pairs from π_r win less than pairs from π_sft (summaries: "
                         "{rso_over_sft_sigmoid_norm_summaries:signed,points} points), and RAFT and ReST win more than RSO. "
-                        "Two responses that π_r accepts are so similar that only {correct_labels_rso_summaries:percent,mean,0} "
-                        "of their labels are correct.",
+                        "Only {correct_labels_rso_summaries:percent,mean,0} of the labels on pairs from π_r are correct.",
                         "两个任务上，π_r 的成对数据胜率都低于 π_sft 的（摘要：{rso_over_sft_sigmoid_norm_summaries:signed,points} "
                         "个百分点），RAFT 和 ReST 胜过 RSO。π_r 接受的回答彼此太像，只有 "
                         "{correct_labels_rso_summaries:percent,mean,0} 的标注是对的。",
@@ -519,8 +518,8 @@ BLOCK = Block(
                         "rso-why",
                         "tree",
                         "not supported",
-                        "Pairs from π_r change J by {pi_r_pairs_full:signed}, and additional labels of r_φ by "
-                        "{more_labels_full:signed} (full policy). Limited capacity is undecided.",
+                        "Pairs from π_r change J by {pi_r_pairs_full:signed}, additional labels of r_φ by "
+                        "{more_labels_full:signed}. Limited capacity is undecided.",
                         "对完整策略，π_r 的成对数据使 J 变化 {pi_r_pairs_full:signed}，r_φ 的额外标注使 J 变化 "
                         "{more_labels_full:signed}。能力有限的作用尚无定论。",
                         conditions=("pi_r_pairs_full < 0", "more_labels_full > 0", "capacity_limited ~ 0"),
@@ -529,8 +528,7 @@ BLOCK = Block(
                         "rso-why",
                         "bandit",
                         "not supported",
-                        "With limited capacity, pairs from π_r change J by {capacity_limited:signed}. Additional labels: "
-                        "{more_labels_full:signed}.",
+                        "Limited capacity has an effect of {capacity_limited:signed}, additional labels of {more_labels_full:signed}.",
                         "能力有限时，π_r 的成对数据使 J 变化 {capacity_limited:signed}；额外标注：{more_labels_full:signed}。",
                         conditions=("capacity_limited < 0", "more_labels_full < 0"),
                     ),

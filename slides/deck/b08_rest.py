@@ -192,7 +192,7 @@ BLOCK = Block(
                         "rest-translation",
                         "small",
                         "partly supported",
-                        "Translation: r_φ changes by {improve_proxy:mean,signed}, the gold reward by {improve_gold:signed}.",
+                        "r_φ changes by {improve_proxy:mean,signed}, the gold reward by {improve_gold:signed}.",
                         "翻译：代理奖励变化 {improve_proxy:mean,signed}，真实奖励变化 {improve_gold:signed}。",
                         conditions=("improve_proxy > 0", "improve_gold ~ 0"),
                     ),

@@ -105,8 +105,8 @@ BLOCK = Block(
                         "over-optimisation",
                         "bandit",
                         "not supported",
-                        "No method turns with {labels_few} or with {labels_many} labels. With more labels the peak of the "
-                        "gold reward is later by {peak_shift} in √KL.",
+                        "The gold reward falls with neither {labels_few} nor {labels_many} labels. With more labels its peak is later by "
+                        "{peak_shift} in √KL.",
                         "{labels_few} 个标注和 {labels_many} 个标注时都未见转折；标注多时，真实奖励的峰值更晚，√KL 增加 "
                         "{peak_shift}。",
                         conditions=("peak_shift > 0", "fall_best_of_n_3200 ~ 0", "fall_ppo_3200 ~ 0"),
