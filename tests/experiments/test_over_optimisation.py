@@ -73,7 +73,7 @@ def test_best_of_subsets_is_the_mean_over_all_choices(n):
 
 
 def test_best_of_subsets_needs_enough_samples():
-    """Best of six cannot be told from five."""
+    """Best of six cannot be computed from five samples."""
     with pytest.raises(LabError):
         best_of_subsets(torch.zeros(1, 5), torch.zeros(1, 5), 6)
 
@@ -94,7 +94,7 @@ def test_a_fall_of_gold_with_the_proxy_is_no_turn_and_a_short_trajectory_decides
 
 
 def test_on_noise_alone_the_cross_fitted_fall_is_centred_at_zero():
-    """Gold is flat: the highest place of the same seed would lie above its end always; that of the others does not."""
+    """Gold is flat. The peak of the same seed would always be above its end, but the peak of the other seeds is not."""
     falls, biased = [], []
     for s in range(40):
         rows = trajectory([0.0] * 10, seeds=5)
@@ -215,7 +215,7 @@ def test_a_place_s_gold_proxy_and_kl_are_those_worked_by_hand():
 
 
 def test_only_the_noisy_reward_model_learns_from_flipped_labels():
-    """The seed's labels drawn again: with the settings' noise for "noisy", without noise for "full"."""
+    """The labels of the seed are sampled again, with the settings' noise for "noisy", without noise for "full"."""
     settings = OverOptimisation(scale="bandit", quick=True, noise=0.25, reward_steps=1, progress=False)
     noisy, full = (_exact_setup(settings, 3, 200, kind) for kind in ("noisy", "full"))
     again = {noise: full.world.preferences(200, seeded(3, 20), noise=noise).responses.ids for noise in (0.0, 0.25)}

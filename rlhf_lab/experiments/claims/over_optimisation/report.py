@@ -138,7 +138,7 @@ def decide(settings: OverOptimisation, summary: pd.DataFrame, rows: pd.DataFrame
 
 
 def styles() -> dict[str, Style]:
-    """Return the look of each trajectory, in the order of the legend."""
+    """Return the style of each trajectory, in the order of the legend."""
     from rlhf_lab.figures import style
 
     found = {"optimum": style.of("plug-in", label="optimum of the proxy")}
@@ -176,15 +176,15 @@ def _rewards(ax: Axes, summary: pd.DataFrame) -> None:
     """Draw both rewards of every trajectory from π_ref to its end, with the interval of the gold reward."""
     import seaborn as sns
 
-    for name, look in styles().items():
+    for name, shown in styles().items():
         part = summary[summary[TRAJECTORY] == name].sort_values(POINT)
         if part.empty:
             continue
-        line = look.line() | {"sort": False, "estimator": None, "legend": False, "ax": ax}
-        marks = {"markevery": max(len(part) // 6, 1), "markersize": 6, "label": look.label}
+        line = shown.line() | {"sort": False, "estimator": None, "legend": False, "ax": ax}
+        marks = {"markevery": max(len(part) // 6, 1), "markersize": 6, "label": shown.label}
         sns.lineplot(part, x="root_kl", y="gold", **line, **marks)
         sns.lineplot(part, x="root_kl", y="proxy", **line | {"linestyle": "--", "marker": "", "linewidth": 1.3})
-        ax.fill_between(part["root_kl"], part["gold_low"], part["gold_high"], color=look.light, alpha=0.12, lw=0)
+        ax.fill_between(part["root_kl"], part["gold_low"], part["gold_high"], color=shown.light, alpha=0.12, lw=0)
 
 
 def _falls(ax: Axes, settings: OverOptimisation, found: dict[tuple[str, str, int], Turn]) -> None:
@@ -196,12 +196,12 @@ def _falls(ax: Axes, settings: OverOptimisation, found: dict[tuple[str, str, int
     ylabel = "peak to end [logits of a label]"
     if settings.exact:
         marks = {"full": ("plug-in", "o"), "noisy": ("wrong", "x"), "limited": ("reward", "s")}
-        looks = {k: style.of(marks[k][0], label=label, marker=marks[k][1], dash="-") for k, label in KINDS.items()}
+        kinds = {k: style.of(marks[k][0], label=label, marker=marks[k][1], dash="-") for k, label in KINDS.items()}
         rows = [
             {"labels": n, "kind": kind, **_fall(found["optimum", kind, n])} for kind in KINDS for n in settings.labels
         ]
         statistical.interval_lines(
-            ax, pd.DataFrame(rows), "labels", "fall", "kind", looks, dodge=0.06, legend=False, xscale="log",
+            ax, pd.DataFrame(rows), "labels", "fall", "kind", kinds, dodge=0.06, legend=False, xscale="log",
             title="Fall of gold, optimum of the proxy", xlabel="labels of the reward model", ylabel=ylabel,
         )  # fmt: skip
         ax.set_xticks(settings.labels, [f"{n:,}" for n in settings.labels])
@@ -210,14 +210,14 @@ def _falls(ax: Axes, settings: OverOptimisation, found: dict[tuple[str, str, int
         ax.set_ylim(low, high + 0.3 * (high - low))
         ax.legend(title="The reward model can represent", loc="upper right", fontsize=10)
         return
-    named, rows, looks = styles(), [], {}
+    named, rows, conditions = styles(), [], {}
     for name, kind, n in sorted(found, key=lambda one: METHODS.index(one[0])):
         condition = f"{named[name].label}\n{n:,} labels"
         rows.append({"condition": condition, **_fall(found[name, kind, n])})
-        looks[condition] = replace(named[name], label=condition)
+        conditions[condition] = replace(named[name], label=condition)
     statistical.interval_points(
-        ax, pd.DataFrame(rows), "condition", "fall", looks=looks, vertical=True, title="Fall of gold from its peak",
-        xlabel="method and labels of the reward model", ylabel=ylabel,
+        ax, pd.DataFrame(rows), "condition", "fall", None, conditions, vertical=True,
+        title="Fall of gold from its peak", xlabel="method and labels of the reward model", ylabel=ylabel,
     )  # fmt: skip
     ax.tick_params(axis="x", labelsize=9)
 

@@ -95,7 +95,7 @@ def decide(settings: Temperatures, summary: pd.DataFrame, runs: pd.DataFrame) ->
 
 
 def styles(settings: Temperatures) -> dict[str, Style]:
-    """Return the look of each method, in the order of the legend. Of several n the smallest is dashed."""
+    """Return the style of each method, in the order of the legend. Of several n the smallest is dashed."""
     from rlhf_lab.figures import style
 
     found = {method: style.of(method, label=name) for method, name in NAMES.items()}
@@ -130,7 +130,7 @@ def figure(settings: Temperatures, summary: pd.DataFrame, runs: pd.DataFrame) ->
                 ax.axhline(0.5, color="#444444", lw=1, zorder=1)
                 ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
             for method, value in PAPER.items() if metric == "judge_wins" else ():
-                look = style.of(method, label=f"{NAMES[method]}, the paper", hollow=True, dash="none")
-                ax.plot([-0.07], [value], label=look.label, **look.line())
+                mark = style.of(method, hollow=True, dash="none").line()
+                ax.plot([-0.07], [value], label=f"{NAMES[method]}, the paper", **mark)
         statistical.legend_below(drawing, *axes, columns=3 if settings.exact else 4)
     return drawing

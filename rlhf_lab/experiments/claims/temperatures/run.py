@@ -80,9 +80,7 @@ def run(settings: Temperatures, job: Job, best_config: BestConfig) -> list[dict[
     method, setup, searching = job["method"], _setup(settings, job["seed"]), "rate" in job
     policy = setup.reference
     if method in TRAINED:
-        changes: dict[str, Any] = {}
-        if method == "ppo" and isinstance(setup, TextSetup):
-            changes = {"samples": 2}
+        changes = {"samples": 2} if method == "ppo" and isinstance(setup, TextSetup) else {}
         training = setup.training(TRAINED[method], learning_rate=job["rate"] if searching else best_config[method])
         policy = setup.new_policy()
         train(method, setup, training, policy, **changes)
@@ -127,15 +125,11 @@ def _exact_rows(settings: Temperatures, setup: ExactSetup, method: str, policy: 
             learned = setup.learned_rewards
             named = {f"best-of-{n}": exact.best_of_n(log_p, learned, n) for n in settings.best_of}
         for name, log_q in named.items():
-            share = log_q.exp()
-            rows.append(
-                {
-                    "method": name,
-                    "temperature": temperature,
-                    "gold_wins": (share * wins).sum(-1).mean().item(),
-                    "reward": (share * reward).sum(-1).mean().item(),
-                }
-            )
+            means = {
+                key: (log_q.exp() * values).sum(-1).mean().item()
+                for key, values in (("gold_wins", wins), ("reward", reward))
+            }
+            rows.append({"method": name, "temperature": temperature, **means})
     return rows
 
 
@@ -149,9 +143,9 @@ def _text_rows(settings: Temperatures, setup: TextSetup, method: str, policy: Po
         policies = {f"best-of-{n}": BestOf(policy, reward, n, sampling_batch_size=16) for n in settings.best_of}
     judge = judge_of(settings.scale, WORLD, settings.quick)
     rows = []
-    for name, answering in policies.items():
+    for name, one in policies.items():
         for temperature in settings.temperatures:
-            found = setup.evaluate(answering, temperature=temperature, judge=judge)
+            found = setup.evaluate(one, temperature=temperature, judge=judge)
             saved = {key: found[key] for key in ("gold_wins", "judge_wins", "reward", "tokens", "distinct_2")}
             rows.append({"method": name, "temperature": temperature, **saved})
     return rows
