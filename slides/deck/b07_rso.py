@@ -509,7 +509,7 @@ BLOCK = Block(
                 "rso-why",
                 "tree",
                 paper=T(
-                    "fitting π* by likelihood needs pairs from π*.",
+                    "fitting π* needs pairs from π*.",
                     "对 π* 做最大似然估计，需要从 π* 采样的成对数据。",
                 ),
                 source="Liu et al. 2024, abstract",
