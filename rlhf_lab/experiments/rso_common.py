@@ -6,10 +6,10 @@ conditions of a seed therefore differ only in what their names say.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,7 +19,6 @@ from rlhf_lab.batch import Pairs, Tokens, cat, pick_pairs
 from rlhf_lab.evaluation import evaluate
 from rlhf_lab.evaluation.judges import Judge
 from rlhf_lab.experiments.scales import set_up
-from rlhf_lab.experiments.settings import EXACT_SCALES
 from rlhf_lab.experiments.setup import Setup
 from rlhf_lab.experiments.setup_exact import ExactSetup
 from rlhf_lab.experiments.setup_text import TextSetup
@@ -151,7 +150,7 @@ def rso_setup(settings: Any, task: str, seed: int) -> RSOSetup:
     """
     sizes: dict[str, Any] = {"labels": settings.labels, "prompts": settings.prompts, "beta": settings.beta}
     sizes |= {"steps": settings.steps, "batch_size": settings.batch, "reward_steps": settings.reward_steps}
-    if settings.scale in EXACT_SCALES:
+    if settings.exact:
         sizes["learning_rate"] = sorted(settings.rates)[len(settings.rates) // 2]
     else:
         sizes |= {"test_prompts": settings.test_prompts, "test_samples": settings.test_samples}
@@ -239,59 +238,6 @@ def decide_claim(main: Outcome, *others: Outcome) -> Outcome:
     if main == "not supported" or (not some and "not supported" in parts):
         return "not supported"
     return "partly supported" if some else "inconclusive"
-
-
-# ---- used until the other two claims are converted
-
-State = Literal["yes", "no", "mixed", "open"]
-
-
-def state_of(intervals: Sequence[Any]) -> State:
-    """What several differences say of one part of a claim.
-
-    yes: all lie above zero. no: at least one lies below zero and none above. mixed: some lie above zero, not all.
-    open: none is decided.
-    """
-    above, below = sum(one.above for one in intervals), sum(one.below for one in intervals)
-    if intervals and above == len(intervals):
-        return "yes"
-    if above:
-        return "mixed"
-    return "no" if below else "open"
-
-
-def compose(states: Mapping[str, State], main: str) -> Outcome:
-    """The outcome of a claim from its parts.
-
-    holds: every part does. does not hold: the main part is contradicted, or no part stands and one is contradicted.
-    not decided: no part is decided either way. holds when: the rest; the parts say when.
-    """
-    said = list(states.values())
-    if all(one == "yes" for one in said):
-        return "supported"
-    standing = any(one in ("yes", "mixed") for one in said)
-    if states[main] == "no" or (not standing and "no" in said):
-        return "not supported"
-    return "partly supported" if standing else "inconclusive"
-
-
-def sentence_of(states: Mapping[str, State]) -> str:
-    """The parts, sorted by what was found of them."""
-    words = {"yes": "Borne out", "mixed": "In part", "no": "Contradicted", "open": "Not decided"}
-    parts = []
-    for state, head in words.items():
-        names = [name for name, one in states.items() if one == state]
-        if names:
-            parts.append(f"{head}: {'; '.join(names)}.")
-    return " ".join(parts)
-
-
-def percent(interval: Any) -> str:
-    """A difference of two win rates in points with its interval."""
-    return f"{100 * interval.mean:+.1f} [{100 * interval.low:+.1f}, {100 * interval.high:+.1f}]"
-
-
-# ---- end
 
 
 def best_rates(search: pd.DataFrame, by: str) -> dict[str, float]:

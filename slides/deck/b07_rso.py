@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from slides.results import claim, finding, verdict
+from slides.results import claim, finding
 from slides.schema import (
     Block,
     Bullets,
@@ -435,13 +435,13 @@ BLOCK = Block(
             minutes=2.0,
         ),
         Slide(
-            key="rso-settings-claim",
+            key="rso-hyperparameters-claim",
             title=T(
                 "In our runs a small β of the sampler lowers the win rate",
                 "在我们的实验里，采样器的 β 太小会降低胜率",
             ),
             parts=claim(
-                "rso-settings",
+                "rso-hyperparameters",
                 "bandit",
                 paper=T(
                     "β = 0.5 of 0 to 5 and γ = 0.05 of 0.005 to 0.5 are best.",
@@ -449,17 +449,22 @@ BLOCK = Block(
                 ),
                 source="Liu et al. 2024, fig. 3",
                 found=(
-                    verdict(
-                        "rso-settings",
+                    finding(
+                        "rso-hyperparameters",
                         "bandit",
-                        "Borne out: the paper's small γ above γ = β. In part: pairs at the paper's β above both ends, "
-                        "β = 0 (top 8 of 64) and no rejection. Contradicted: rso-8 above sft-8 and sft-64. Not "
-                        "decided: tournament above first-round by the reward model.",
-                        "Wins at β = 0.5: {0} points against β = {1}, {2} against no rejection. The small γ wins more; "
-                        "rso-8 does not.",
-                        "β = 0.5 的胜率与 β = {1} 相差 {0} 个百分点，与不拒绝相差 {2}。小的 γ 胜得更多；rso-8 并不更好。",
-                        also="at β = 0.5 differ by {} points from those of β = {} and by {} points from those of no "
-                        "rejection",
+                        "partly supported",
+                        "Pairs at β = 0.5 win {base_over_beta_0:signed,points} points against β = 0, and "
+                        "{base_over_no_rejection:signed,points} against no rejection. The small γ wins more "
+                        "({small_gamma_over_base:signed,points}), but rso-8 does not.",
+                        "β = 0.5 的成对数据与 β = 0 相比胜率相差 {base_over_beta_0:signed,points} 个百分点，与不拒绝相比相差 "
+                        "{base_over_no_rejection:signed,points}。小的 γ 胜率更高（{small_gamma_over_base:signed,points}），rso-8 则没有更高。",
+                        conditions=(
+                            "base_over_beta_0 > 0",
+                            "base_over_no_rejection < 0",
+                            "small_gamma_over_base > 0",
+                            "rso_8_over_sft_8 < 0",
+                            "rso_8_over_sft_64 < 0",
+                        ),
                     ),
                 ),
                 alt="上：胜率之差，下：J 之差，都相对于 β = γ = 0.5，横轴是采样器的 β，从 0 到不拒绝。",

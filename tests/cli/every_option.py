@@ -22,7 +22,6 @@ METHODS = [name for name in KINDS if name.startswith("train ")]
 # Options whose values hang together, or whose type says too little. All others are made by `other`.
 TOLD: dict[str, dict[str, Any]] = {
     "experiment rso-table": {"tasks": ("tree",)},
-    "experiment rso-settings": {"gammas": (0.025, 0.05, 0.25, 0.5, 1.0)},
     "compare": {"world": "tree", "policy": "gpt2", "labels": 64, "methods": ("dpo", "raft")},
     "train dpo": {"loss": "simpo", "label_smoothing": 0.0, "max_reward": None, "reference": None},
     "train iterated-dpo": {"loss": "chi", "label_smoothing": 0.0, "target_margin": None},

@@ -6,13 +6,15 @@ import pandas as pd
 import pytest
 
 from rlhf_lab.errors import LabError
-from rlhf_lab.experiments.claims.rso_hyperparameters.run import EXPERIMENT, SFT, Condition, RSOSettings
+from rlhf_lab.experiments.claims.rso_hyperparameters.run import EXPERIMENT
+from rlhf_lab.experiments.claims.rso_hyperparameters.settings import SFT, Condition, RSOHyperparameters
 from rlhf_lab.experiments.runner import experiment_run
+from rlhf_lab.intervals import Interval
 
 
 @pytest.fixture(scope="module")
 def bandit():
-    return experiment_run(EXPERIMENT, RSOSettings(scale="bandit", quick=True, progress=False))
+    return experiment_run(EXPERIMENT, RSOHyperparameters(scale="bandit", quick=True, progress=False))
 
 
 def test_every_condition_is_run_once_a_seed(bandit):
@@ -23,7 +25,7 @@ def test_every_condition_is_run_once_a_seed(bandit):
 def test_the_limit_goes_further_the_smaller_gamma(bandit):
     """π_ref exp(r_φ/γ) goes the further, the smaller γ is."""
     table = bandit.summary.set_index("condition")
-    kl = [table.loc[Condition(0.5, gamma).key, "limit_kl"] for gamma in bandit.settings.gammas]
+    kl = [table.loc[Condition(0.5, gamma).key, "limit_kl"] for gamma in bandit.settings.slopes]
     assert kl == sorted(kl, reverse=True)
 
 
@@ -42,23 +44,25 @@ def test_a_tournament_has_seven_pairs_where_a_first_round_has_four(bandit):
         assert tournament > first
 
 
-def test_words_text_and_picture(bandit):
+def test_numbers_are_there_and_panels_have_titles(bandit):
     three = (bandit.settings, bandit.summary, bandit.runs)
-    assert "nan" not in EXPERIMENT.text(*three).lower() + EXPERIMENT.words(*three).lower()
+    means = [one.mean if isinstance(one, Interval) else one for one in bandit.verdict.numbers.values()]
+    assert not any(math.isnan(one) for one in means)
+    assert bandit.verdict.numbers["wins_rso_8_first_round"] == bandit.verdict.numbers["wins_beta_0.5"]
     axes = EXPERIMENT.figure(*three).axes
     assert len(axes) == 6 and all(ax.get_ylabel() for ax in axes)
     assert all(ax.get_title(loc="left") for ax in axes[:3])
 
 
 def test_the_tree_runs_too():
-    settings = RSOSettings(scale="tree", quick=True, prompts=20, betas=(0.5,), gammas=(0.5,), progress=False)
+    settings = RSOHyperparameters(scale="tree", quick=True, prompts=20, betas=(0.5,), gammas=(0.5,), progress=False)
     found = experiment_run(EXPERIMENT, settings)
     assert (found.runs["regret"] > 0).all()
 
 
 @pytest.mark.slow
 def test_a_language_model_runs_and_is_set_beside_the_paper():
-    settings = RSOSettings(
+    settings = RSOHyperparameters(
         scale="small", quick=True, seeds=2, betas=(0.5,), gammas=(0.5,), labels=8, candidates=16, test_prompts=2,
         progress=False,
     )  # fmt: skip
@@ -71,7 +75,9 @@ def test_a_language_model_runs_and_is_set_beside_the_paper():
 
 def test_without_any_pair_the_policy_stays_where_it_is():
     """At β = 0 the top 8 of 64 draws of one prompt are often one arm alone: no pair, so π_ref itself."""
-    settings = RSOSettings(scale="bandit", quick=True, prompts=1, betas=(0.0,), gammas=(0.5,), seeds=6, progress=False)
+    settings = RSOHyperparameters(
+        scale="bandit", quick=True, prompts=1, betas=(0.0,), gammas=(0.5,), seeds=6, progress=False
+    )
     found = experiment_run(EXPERIMENT, settings)
     none = found.runs[found.runs["pairs"] == 0]
     assert len(none) > 0 and none["kl"].to_numpy() == pytest.approx(0, abs=1e-12)
@@ -82,7 +88,9 @@ def _made(settings, wins, proxy):
     for seed in range(3):
         for number, one in enumerate(settings.conditions):
             shake = 0.0001 * (seed - 1) * (number + 1)
-            row = {"seed": seed, "condition": one.key, "objective": 0.0}
+            row = {"seed": seed, "condition": one.key, "pairs": 100}
+            row |= dict.fromkeys(("objective", "kl", "regret", "reward", "gold_wins"), 0.0)
+            row |= dict.fromkeys(("limit_kl", "limit_judge_wins", "limit_objective"), 0.0)
             rows.append({**row, "judge_wins": wins(one) + shake, "proxy_wins": proxy(one) + shake})
     return pd.DataFrame(rows)
 
@@ -112,14 +120,14 @@ def _proxy(tournament=0.1):
     ],
 )
 def test_the_rule_on_made_up_tables(wins, proxy, outcome):
-    settings = RSOSettings(scale="bandit", quick=True)
-    assert EXPERIMENT.decide(settings, pd.DataFrame(), _made(settings, wins, proxy)).outcome == outcome
+    settings = RSOHyperparameters(scale="bandit", quick=True)
+    runs = _made(settings, wins, proxy)
+    assert EXPERIMENT.decide(settings, EXPERIMENT.summarise(settings, runs), runs).outcome == outcome
 
 
 def test_what_the_rule_compares_is_always_run():
-    settings = RSOSettings(scale="bandit", betas=(1.0,), gammas=(1.0,))
-    assert settings.betas == (0.0, 0.5, 1.0) and settings.gammas == (0.05, 0.5, 1.0)
-    assert settings.samplers[-1] == SFT and math.isinf(SFT)
+    settings = RSOHyperparameters(scale="bandit", betas=(1.0,), gammas=(1.0,))
+    assert settings.samplers == (0.0, 0.5, 1.0, SFT) and settings.slopes == (0.05, 0.5, 1.0)
     assert len({one.key for one in settings.conditions}) == len(settings.conditions)
 
 
@@ -133,4 +141,4 @@ def test_what_the_rule_compares_is_always_run():
 )
 def test_bad_settings_are_refused(changes, part):
     with pytest.raises(LabError, match=part):
-        RSOSettings(**changes)
+        RSOHyperparameters(**changes)

@@ -8,7 +8,7 @@ PACKAGES = {
     "temperatures": "temperatures",
     "rso-table": "rso_table",
     "rso-why": "rso_why",
-    "rso-settings": "rso_hyperparameters",
+    "rso-hyperparameters": "rso_hyperparameters",
     "rest-translation": "rest_translation",
     "over-optimisation": "over_optimisation",
     "cost": "cost",
