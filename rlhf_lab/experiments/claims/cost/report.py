@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-NAMES = {method: "rso" if method.startswith("rso") else method for method in TRAINED}
+_RSO = "rso-rso-sample-rank"
+NAMES = {method: "rso" if method == _RSO else method for method in TRAINED}
 """How the numbers of a result name each method."""
 AT_END = ("objective", "seconds", "samples", "to_seconds", "to_samples", "spread")
 
@@ -94,12 +95,12 @@ def figure(settings: Cost, summary: pd.DataFrame, runs: pd.DataFrame) -> Figure:
     """Draw reward against processor time, J at the end with its spread over seeds, and memory."""
     from rlhf_lab.figures import statistical
 
-    looks = {method: style.of(method) for method in TRAINED} | {TRAINED[3]: style.of(TRAINED[3], label="RSO")}
+    styles = {method: style.of(method) for method in TRAINED} | {_RSO: style.of(_RSO, label="RSO")}
     with style.use():
         drawing, (one, two, three) = style.subplots(1, 3, 15, 5.2)
         steps = summary[summary["method"].isin(TRAINED) & summary["when"].str.startswith("step")]
         statistical.interval_lines(
-            one, steps[["method", "seconds", "reward"]], "seconds", "reward", "method", looks, legend=False,
+            one, steps[["method", "seconds", "reward"]], "seconds", "reward", "method", styles, legend=False,
             lines={"markersize": 5}, xscale="log", xlabel="processor time on one thread [s]",
             ylabel="gold reward [units of a label]", title="Reward during training",
         )  # fmt: skip
@@ -109,10 +110,10 @@ def figure(settings: Cost, summary: pd.DataFrame, runs: pd.DataFrame) -> Figure:
         one.axhline(final(summary, "dpo", "start").mean, color=style.colour("reference"), ls=":", label="π_ref")
         end = runs[(runs["when"] == "end") & runs["method"].isin(TRAINED)]
         statistical.seed_values(
-            two, end, "method", "objective", looks, ylabel="J [units of a label]",
+            two, end, "method", "objective", styles, ylabel="J [units of a label]",
             title="J at the end, with 95% intervals",
         )  # fmt: skip
-        _memory_panel(three, settings, summary, looks)
+        _memory_panel(three, settings, summary, styles)
         for ax, label in ((two, "method"), (three, "method (bars: weights, gradients, Adam's moments)")):
             ax.set_xlabel(label)
             for tick in ax.get_xticklabels():
@@ -121,19 +122,19 @@ def figure(settings: Cost, summary: pd.DataFrame, runs: pd.DataFrame) -> Figure:
     return drawing
 
 
-def _memory_panel(ax: Axes, settings: Cost, summary: pd.DataFrame, looks: dict[str, style.Style]) -> None:
+def _memory_panel(ax: Axes, settings: Cost, summary: pd.DataFrame, styles: dict[str, style.Style]) -> None:
     """Draw the computed size of each method's numbers as bars and the measured peak as points with intervals."""
     from rlhf_lab.figures import statistical
 
     unit, factor = ("KiB", 1024) if settings.exact else ("MiB", 1)
     end = summary[(summary["when"] == "end") & summary["method"].isin(TRAINED)]
     held = end[["method"]].assign(held=end["held"] * factor)
-    statistical.interval_bars(ax, held, "method", "held", looks=looks, ylabel=f"memory [{unit}]", title="Memory")
+    statistical.interval_bars(ax, held, "method", "held", looks=styles, ylabel=f"memory [{unit}]", title="Memory")
     peaks = summary[summary["when"] == "memory"]
     if len(peaks):
         peaks = peaks.set_index("method").loc[[m for m in TRAINED if m in set(peaks["method"])]].reset_index()
         statistical.interval_points(
             ax, peaks.assign(kind="peak"), "method", "own", "kind",
             {"peak": style.of("optimal", label="measured peak", marker="D")},
-            names={method: look.label for method, look in looks.items()}, vertical=True, legend=False,
+            names={method: one.label for method, one in styles.items()}, vertical=True, legend=False,
         )  # fmt: skip

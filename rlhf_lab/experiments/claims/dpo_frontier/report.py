@@ -80,7 +80,7 @@ def decide(settings: DPOFrontier, summary: pd.DataFrame, runs: pd.DataFrame) -> 
     return Verdict("not supported" if numbers["behind_ppo"] else "inconclusive", numbers, thresholds)
 
 
-def _looks(exact: bool) -> dict[str, style.Style]:
+def _styles(exact: bool) -> dict[str, style.Style]:
     """The style of each frontier, in the order of the legend."""
     best = "maximum of any policy" if exact else "maximum of any policy (estimate)"
     gold = {"light": style.colour("wrong"), "marker": "D", "dash": ":", "hollow": True}
@@ -98,10 +98,10 @@ def figure(settings: DPOFrontier, summary: pd.DataFrame, runs: pd.DataFrame) -> 
     from rlhf_lab.figures import statistical
 
     drawing, (left, right) = style.subplots(1, 2, 12.4, 5.2, width_ratios=[1.2, 1])
-    looks, budget = _looks(settings.exact), summary[summary["what"] == "budget"]
-    _frontier_panel(left, settings, budget, runs, looks)
+    styles, budget = _styles(settings.exact), summary[summary["what"] == "budget"]
+    _frontier_panel(left, settings, budget, runs, styles)
     leads = budget[budget["method"].isin(["ppo", "ppo-gold"])].dropna(subset=["lead"])
-    over = {method: replace(looks[method], label=f"over {looks[method].label}") for method in ("ppo", "ppo-gold")}
+    over = {method: replace(styles[method], label=f"over {styles[method].label}") for method in ("ppo", "ppo-gold")}
     statistical.interval_lines(
         right, leads, "kl", "lead", "method", over, dodge=0.01 * budget["kl"].max(), legend=False,
         title="Lead of DPO at equal KL", xlabel="KL budget [nats]", ylabel="difference of reward [logits of a label]",
@@ -117,7 +117,7 @@ def figure(settings: DPOFrontier, summary: pd.DataFrame, runs: pd.DataFrame) -> 
 
 @style.use()
 def _frontier_panel(
-    ax: Axes, settings: DPOFrontier, budget: pd.DataFrame, runs: pd.DataFrame, looks: dict[str, style.Style]
+    ax: Axes, settings: DPOFrontier, budget: pd.DataFrame, runs: pd.DataFrame, styles: dict[str, style.Style]
 ) -> None:
     """Draw mean frontiers without intervals: those of the lead are paired within the seed, and these are not."""
     import pandas as pd
@@ -130,13 +130,13 @@ def _frontier_panel(
         points = gains(runs)
         points = points[points["method"].isin(METHODS) & (points["kl"] <= reach)]
         sns.scatterplot(
-            points, x="kl", y="gain", hue="method", palette={method: look.light for method, look in looks.items()},
-            style="method", markers={method: look.marker for method, look in looks.items() if look.marker},
+            points, x="kl", y="gain", hue="method", palette={method: one.light for method, one in styles.items()},
+            style="method", markers={method: one.marker for method, one in styles.items() if one.marker},
             s=30, alpha=0.4, legend=False, ax=ax,
         )  # fmt: skip
     origin = pd.DataFrame({"method": ["optimal"], "kl": [0.0], "gain": [0.0]})
     lines = pd.concat([origin, budget[["method", "kl", "gain"]].dropna()])
     statistical.interval_lines(
-        ax, lines, "kl", "gain", "method", looks, legend=False, title="Reward against KL, mean over seeds",
+        ax, lines, "kl", "gain", "method", styles, legend=False, title="Reward against KL, mean over seeds",
         xlabel="KL(π‖π_ref) [nats]", ylabel="gain of E[r*] over π_ref [logits of a label]", xlim=(-0.03 * reach, reach),
     )  # fmt: skip
