@@ -26,6 +26,7 @@ from rlhf_lab.errors import LabError, check_finite, check_path, check_positive
 from rlhf_lab.evaluation.judges import GoldJudge, Judge
 from rlhf_lab.evaluation.sampled import Estimate, over_prompts
 from rlhf_lab.evaluation.win_rate import WinRate, win_rate
+from rlhf_lab.intervals import Interval, format_number
 from rlhf_lab.policies.base import Policy, Reward
 from rlhf_lab.policies.end_tokens import strip_end_token
 from rlhf_lab.policies.transformer.generate import still_generating
@@ -82,10 +83,11 @@ class TextReport:
         for key, name in _NAMES.items():
             found = getattr(self, key)
             if isinstance(found, WinRate):
-                out.append((name, f"{found.mean:.3f} ± {found.error:.2g}", f"[{found.low:.3f}, {found.high:.3f}]"))
+                out.append(
+                    (name, f"{found.mean:.3f} ± {found.error:.2g}", _interval_text(found.mean, found.low, found.high))
+                )
             elif isinstance(found, Estimate):
-                low, high = _interval(key, found)
-                out.append((name, str(found), f"[{low:.4g}, {high:.4g}]"))
+                out.append((name, str(found), _interval_text(found.mean, *_interval(key, found))))
         return out
 
     def table(self) -> str:
@@ -142,6 +144,13 @@ _NAMES = {
 
 
 _WITHIN = {"no_end": (0, 1), "distinct_1": (0, 1), "distinct_2": (0, 1), "self_bleu": (0, 100), "kl_k3": (0, math.inf)}
+
+
+def _interval_text(mean: float, low: float, high: float) -> str:
+    """Print the ends of an interval, also of one without width."""
+    if low < high:
+        return f"{Interval(mean, low, high):ends}"
+    return f"[{format_number(low)}, {format_number(high)}]"
 
 
 def _interval(key: str, found: Estimate) -> tuple[float, float]:

@@ -18,6 +18,7 @@ import torch
 from rlhf_lab.errors import LabError
 from rlhf_lab.evaluation.judges import Judge
 from rlhf_lab.evaluation.sampled import quantile
+from rlhf_lab.intervals import Interval
 from rlhf_lab.rounding import rounding, wins
 
 
@@ -47,9 +48,8 @@ class WinRate:
     """The share of comparisons whose verdict changed with the order."""
 
     def __str__(self) -> str:
-        text = (
-            f"{self.mean:.1%} [{self.low:.1%}, {self.high:.1%}], {self.ties:.1%} ties, {self.comparisons} comparisons"
-        )
+        rate = Interval(self.mean, self.low, self.high)
+        text = f"{rate:percent,1}, {self.ties:.1%} ties, {self.comparisons} comparisons"
         if self.turned or self.position_bias:
             text += f", position bias {self.position_bias:+.1%}, {self.turned:.1%} changed with the order"
         return text + (f", {self.unanswered} unanswered" if self.unanswered else "")
