@@ -656,8 +656,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "swap",
             "labels are counted the wrong way round",
-            "win_counts(asked.chosen, asked.rejected, size",
-            "win_counts(asked.rejected, asked.chosen, size",
+            "win_counts(pairs.chosen, pairs.rejected, size",
+            "win_counts(pairs.rejected, pairs.chosen, size",
             near="experiments/test_non_static.py::test_counts_and_lists_of_labels_give_the_same_reward_model",
         ),
         Mutation(

@@ -96,14 +96,14 @@ class Memory:
         self.rounds: list[Any] = []
         self._last: list[Tensor | None] = [None] * prompts
 
-    def add(self, asked: LabelledPairs) -> None:
+    def add(self, pairs: LabelledPairs) -> None:
         """Add the labels of the next round."""
         if not self.dense:
-            self.rounds.append(asked)
+            self.rounds.append(pairs)
             return
         size = len(self.features)
         self.rounds.append(
-            bradley_terry.win_counts(asked.chosen, asked.rejected, size, None, asked.prompts, self.num_prompts)
+            bradley_terry.win_counts(pairs.chosen, pairs.rejected, size, None, pairs.prompts, self.num_prompts)
         )
 
     def fit(self, weights: Tensor) -> Tensor:
@@ -116,12 +116,12 @@ class Memory:
         return torch.stack([self._fit_list(row) for row in weights])
 
     def _fit_list(self, weights: Tensor) -> Tensor:
-        used = [(asked, float(w)) for asked, w in zip(self.rounds, weights, strict=True) if w > 1e-6]
+        used = [(pairs, float(w)) for pairs, w in zip(self.rounds, weights, strict=True) if w > 1e-6]
         rewards = []
         for x in range(self.num_prompts):
-            mine = [(asked, asked.prompts == x, w) for asked, w in used]
-            chosen = torch.cat([asked.chosen[here] for asked, here, _ in mine])
-            rejected = torch.cat([asked.rejected[here] for asked, here, _ in mine])
+            mine = [(pairs, pairs.prompts == x, w) for pairs, w in used]
+            chosen = torch.cat([pairs.chosen[here] for pairs, here, _ in mine])
+            rejected = torch.cat([pairs.rejected[here] for pairs, here, _ in mine])
             weight = torch.cat([torch.full((int(here.sum()),), w, dtype=torch.float64) for _, here, w in mine])
             differences = self.features[chosen] - self.features[rejected]
             theta = bradley_terry.fit_listed(differences, weight, self.prior, self._last[x], TOLERANCE)
