@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import json
-import re
 import textwrap
 import warnings
 from collections.abc import Callable, Sequence
@@ -38,58 +37,6 @@ SCALES = {
     "tree": T("Token tree", "词元树"),
     "small": T("Language model", "语言模型"),
 }
-
-_NUMBER = r"[-+−]?\d+(?:,\d{3})*(?:\.\d+)?(?:e[-+]?\d+)?%?"
-_FIELD = rf"({_NUMBER}(?: \[{_NUMBER}, {_NUMBER}\])?)"
-
-
-class _Said(str):
-    """A number of a verdict, with its interval if it has one: `{0}` gives both, `{0:value}` the number alone."""
-
-    def __format__(self, spec: str) -> str:
-        text = str(self).split(" [")[0] if spec == "value" else str(self)
-        return re.sub(r"(?<![\w.])-(?=\d)", "−", text)
-
-
-def verdict(name: str, scale: str, sentence: str, en: str, zh: str, also: str = "", results: Path = RESULTS) -> T:
-    """The verdict of a kept result in words for a slide, with its outcome and its scale in front.
-
-    Args:
-        name: of the experiment, `"dpo-frontier"`.
-        scale: `"bandit"`, `"tree"` or `"small"`.
-        sentence: the result's own sentence with `{}` for each number, with or without its interval.
-        en: what the slide says; `{0}` is the sentence's first number with its interval, `{0:value}` without.
-        zh: the same in Chinese.
-        also: a piece of the result's longer text in the same form; its numbers follow those of the sentence.
-        results: folder of the kept results.
-
-    Returns:
-        the words; the outcome alone, with a warning, where the result's sentence has another shape.
-    """
-    place = results / name / scale / "result.json"
-    if not place.is_file():
-        return T(f"**{SCALES[scale].en}:** not run yet.", f"**{SCALES[scale].zh}**：尚未运行。")
-    record = json.loads(place.read_text(encoding="utf-8"))
-    said = record["verdict"]["sentence"]
-    outcome, where = OUTCOMES[record["verdict"]["outcome"]], SCALES[scale]
-    numbers: list[_Said] = []
-    for shape, text, match in ((sentence, said, re.fullmatch), (also, record["text"], re.search)):
-        found = match(_FIELD.join(re.escape(piece) for piece in shape.split("{}")), text) if shape else None
-        if found is None and shape:
-            warnings.warn(
-                f"The verdict of {name} on {scale} no longer reads as its slide was written for. It says: {text!r}; "
-                f"the slide expects: {shape!r}. Write the slide's words anew in slides/deck.",
-                stacklevel=2,
-            )
-            return T(
-                f"**{where.en}: {outcome.en}.** See docs/claims.md.",
-                f"**{where.zh}：{outcome.zh}**。见 docs/claims.md。",
-            )
-        numbers += [_Said(one) for one in found.groups()] if found else []
-    return T(
-        f"**{where.en}: {outcome.en}.** {en.format(*numbers)}",
-        f"**{where.zh}：{outcome.zh}**。{zh.format(*numbers)}",
-    )
 
 
 def finding(
