@@ -453,11 +453,10 @@ BLOCK = Block(
                         "rso-hyperparameters",
                         "bandit",
                         "partly supported",
-                        "Pairs at β = 0.5 win {base_over_beta_0:signed,points} points against β = 0, and "
-                        "{base_over_no_rejection:signed,points} against no rejection. The small γ wins more "
-                        "({small_gamma_over_base:signed,points}), but rso-8 does not.",
-                        "β = 0.5 的成对数据与 β = 0 相比胜率相差 {base_over_beta_0:signed,points} 个百分点，与不拒绝相比相差 "
-                        "{base_over_no_rejection:signed,points}。小的 γ 胜率更高（{small_gamma_over_base:signed,points}），rso-8 则没有更高。",
+                        "The wins at β = 0.5 differ from those at β = 0 by {base_over_beta_0:signed,points} points, and from "
+                        "those without rejection by {base_over_no_rejection:signed,points}. The small γ wins more, rso-8 less.",
+                        "β = 0.5 的胜率与 β = 0 相差 {base_over_beta_0:signed,points} 个百分点，与不拒绝相差 "
+                        "{base_over_no_rejection:signed,points}。小的 γ 胜率更高，rso-8 更低。",
                         conditions=(
                             "base_over_beta_0 > 0",
                             "base_over_no_rejection < 0",
