@@ -36,7 +36,7 @@ def test_there_are_bugs_of_every_kind_and_each_stands_in_the_table_of_its_subpac
         ["exact", "bradley_terry", "losses", "kl", "sampling", "preferences", "batch", "response_tree", "rounding"],
         "mathematics",
     )
-    rooms["label_budget"] = "experiments"
+    rooms["label_budget"] = rooms["intervals"] = "experiments"
     for table, mutations in TABLES.items():
         assert {rooms.get(room := re.split(r"[/.]", m.file)[0], room) for m in mutations} <= {table}
     assert set(Counter(m.kind for m in MUTATIONS)) <= set(KINDS)

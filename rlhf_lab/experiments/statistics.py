@@ -8,38 +8,18 @@ difference. Medians and ratios have bootstrap intervals (Efron 1979; percentile 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rlhf_lab.errors import LabError
 from rlhf_lab.evaluation import mean_interval
+from rlhf_lab.intervals import Interval
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Interval", "bootstrap", "difference", "mean_interval", "summarise"]
-
-
-class Interval(NamedTuple):
-    """An estimate with its confidence interval. The ends are NaN where a single seed leaves no interval."""
-
-    mean: float
-    low: float
-    high: float
-
-    @property
-    def above(self) -> bool:
-        """Whether the whole interval lies above zero."""
-        return self.low > 0
-
-    @property
-    def below(self) -> bool:
-        """Whether the whole interval lies below zero."""
-        return self.high < 0
-
-    def __str__(self) -> str:
-        return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}]"
+__all__ = ["bootstrap", "bootstrap_median", "difference", "mean_interval", "summarise"]
 
 
 def summarise(runs: pd.DataFrame, by: str | list[str], metrics: list[str], level: float = 0.95) -> pd.DataFrame:

@@ -11,8 +11,9 @@ from locked_folder import held_by_another_process
 from rlhf_lab.errors import LabError
 from rlhf_lab.experiments import claims_page, results
 from rlhf_lab.experiments import runner as tool
-from rlhf_lab.experiments.statistics import Interval, bootstrap, difference, summarise
+from rlhf_lab.experiments.statistics import bootstrap, difference, summarise
 from rlhf_lab.figures import style
+from rlhf_lab.intervals import Interval
 
 
 @dataclass(frozen=True)
@@ -178,10 +179,6 @@ def test_the_bootstrap_of_a_mean_is_the_normal_interval():
     half = 1.96 * values.std() / 20
     assert found.mean == pytest.approx(values.mean())
     assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.06)
-
-
-def test_an_interval_prints_itself():
-    assert str(Interval(1.23456, 1.0, 2.0)) == "1.23 [1, 2]"
 
 
 @pytest.mark.parametrize(

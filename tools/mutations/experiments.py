@@ -49,6 +49,10 @@ MUTATIONS: list[Mutation] = [
             "mean_interval(group[metric].to_numpy())",
             near="experiments/test_runner.py::test_a_summary_s_interval_has_the_level_that_is_asked",
         ),
+    ),
+    *in_file(
+        "intervals.py",
+        ["experiments/test_runner.py"],
         Mutation(
             "edge",
             "an interval that touches zero counts as above",
