@@ -1,6 +1,6 @@
-"""Strategies that spend the same amount of money on a language model, for the experiment on annotation budgets.
+"""Strategies with the same budget on a language model, for the experiment on annotation budgets.
 
-Each strategy spends all of the money. What remains after demonstrations, samples and training steps buys preference
+Each strategy uses its whole budget. What remains after demonstrations, samples and training steps buys preference
 labels. A demonstration is a sample of π_demo ∝ π_ref exp(r*/β_demo), by rejection from π_ref's responses.
 """
 
@@ -41,7 +41,7 @@ class Prices:
 
 @dataclass
 class Usage:
-    """What a strategy has used so far."""
+    """What a strategy has used."""
 
     demonstrations: int = 0
     labels: int = 0
@@ -65,8 +65,8 @@ class BudgetTracker:
     Attributes:
         setup: the set-up of the seed.
         prices: the price of each item.
-        money: what the strategy may spend, in preference labels.
-        usage: what has been used so far.
+        money: the budget of the strategy, in preference labels.
+        usage: what has been used already.
         first_prompt: position of the first prompt that has not been used yet.
     """
 
@@ -153,7 +153,7 @@ class BudgetTracker:
 
 
 def random(tracker: BudgetTracker) -> Policy:
-    """Spend all money on labels of pairs of samples from π_ref, and train by DPO."""
+    """Use the whole budget for labels of pairs of samples from π_ref, and train by DPO."""
     setup = tracker.setup
     pairs = tracker.random_pairs(setup.reference, tracker.labels_left(2, tracker.steps), 1)
     return tracker.fit_dpo(setup.new_policy(), pairs, 2, tracker.steps)
@@ -223,7 +223,7 @@ def reward_then_rso(tracker: BudgetTracker, prompts: int = 64, candidates: int =
 def demonstrations_first(
     share: float, demo_beta: float = 1.0, candidates: int = 16
 ) -> Callable[[BudgetTracker], Policy]:
-    """Spend a share of the money on demonstrations for SFT, and the rest on labels of its samples for DPO."""
+    """Use a share of the budget for demonstrations for SFT, and the rest on labels of its samples for DPO."""
 
     def spend(tracker: BudgetTracker) -> Policy:
         setup = tracker.setup
@@ -251,7 +251,7 @@ def demonstrations_first(
 
 
 class Strategy(NamedTuple):
-    """A way to spend the money."""
+    """A way to use the budget."""
 
     label: str
     """Its name in the picture."""

@@ -37,7 +37,7 @@ RULE = (
 
 @dataclass(frozen=True, init=False, kw_only=True)
 class AnnotationBudget(Settings):
-    """Compare ways to spend a budget of labels: which pairs, in how many rounds, and how much on demonstrations."""
+    """Compare ways to use a budget of labels: which pairs, in how many rounds, and how much on demonstrations."""
 
     beta: Positive
     """β of the objective. On the bandit the comparison with the limit has β = 0.5."""
