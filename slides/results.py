@@ -110,7 +110,7 @@ def _draw(name: str, scale: str, panels: tuple[int, ...], size: tuple[float, flo
 
     experiment = results.experiment_of(name)
     folder = RESULTS / name / scale
-    found = results.judged(experiment, folder)
+    found = results.recompute(experiment, folder)
     drawing = experiment.figure(found.settings, found.summary, found.runs)
     every = list(drawing.axes)
     stay = [every[number] for number in panels]

@@ -117,7 +117,7 @@ def test_what_is_missing_is_named_with_the_way_to_get_it(bare):
 
 def test_saved_results_are_refused_without_a_checkout_and_not_silently_none(bare):
     with pytest.raises(LabError, match=r"^Reading the saved results needs a checkout .*rlhf_lab-\*\.tar\.gz"):
-        next(results.kept())
+        next(results.saved())
 
 
 def test_doctor_advises_pip_where_there_is_no_make(bare, capsys, monkeypatch):

@@ -12,7 +12,8 @@ import argparse
 import sys
 
 from rlhf_lab.cli.main import main as lab
-from rlhf_lab.experiments.results import NAMES, SCALES, experiment_of
+from rlhf_lab.experiments.results import NAMES, experiment_of
+from rlhf_lab.experiments.settings import SCALES
 
 
 def main() -> None:

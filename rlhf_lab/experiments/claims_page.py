@@ -9,8 +9,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from rlhf_lab.experiments.results import SCALES, kept, read
+from rlhf_lab.experiments.results import read, saved
 from rlhf_lab.experiments.runner import Experiment
+from rlhf_lab.experiments.settings import SCALES
 from rlhf_lab.experiments.verdicts import OUTCOMES, SECTIONS, Verdict, fill, read_notes
 
 SCALE_NAMES = {"bandit": "bandit", "tree": "token tree", "small": "small language model"}
@@ -41,7 +42,7 @@ def build(root: Path, page: Path) -> str:
         page: where the page will stand, for its links.
     """
     claims: dict[str, list[tuple[Experiment, Path, dict[str, Any]]]] = {}
-    for experiment, folder in kept(root):
+    for experiment, folder in saved(root):
         claims.setdefault(experiment.name, []).append((experiment, folder, read(folder)))
     parts = [HEAD, _table(claims)]
     for found in claims.values():
@@ -60,8 +61,6 @@ def overall(outcomes: dict[str, str]) -> str:
 
 def words_of(folder: Path, record: dict[str, Any]) -> tuple[str, str, str]:
     """Return the finding, the explanation and the alternative text of a saved result, with its numbers."""
-    if "numbers" not in record["verdict"]:
-        return record["verdict"]["sentence"], record["text"], record["words"]
     notes, verdict = read_notes(folder / "notes.md"), Verdict.from_record(record["verdict"])
     finding, explanation, figure = (fill(notes.sections[name], verdict, record["settings"]) for name in SECTIONS)
     return finding, explanation, figure

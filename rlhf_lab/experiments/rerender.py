@@ -8,14 +8,14 @@ from __future__ import annotations
 import sys
 
 from rlhf_lab.errors import LabError
-from rlhf_lab.experiments.results import kept, redraw
+from rlhf_lab.experiments.results import rerender, saved
 
 
 def main(words: list[str]) -> None:
     """Redraw every saved result, or those of one experiment, or the one of an experiment on one scale."""
-    for experiment, folder in kept():
+    for experiment, folder in saved():
         if words in ([], [experiment.name], [experiment.name, folder.name]):
-            found = redraw(experiment, folder)
+            found = rerender(experiment, folder)
             print(f"{experiment.name}, {folder.name}: {found.verdict.outcome}")
 
 

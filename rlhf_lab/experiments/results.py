@@ -1,49 +1,48 @@
-"""Results that are kept: read again, judged again, drawn again, without running anything.
+"""Saved results: finding them, and computing summary, verdict and picture again from their rows.
 
-`redraw` computes summary, verdict, text and picture from runs.csv alone. What a kept result says must be what its
-rows say: the tests compare the two, so that no sentence or verdict is typed in by hand or outlives its numbers.
+`rerender` needs only runs.csv and the settings in result.json. Tests compare what is stored with what the rows give, so
+that no outcome or number can be written by hand or outlive its rows.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from rlhf_lab import shipped
 from rlhf_lab.errors import LabError
 from rlhf_lab.experiments.claims import PACKAGES, module_of
 from rlhf_lab.experiments.runner import Experiment, Found, save
-from rlhf_lab.experiments.settings import SCALES as SCALES
-from rlhf_lab.experiments.settings import Settings
+from rlhf_lab.experiments.settings import SCALES
+from rlhf_lab.training.checkpoint import write_json
 
 NAMES = tuple(PACKAGES)
 """The experiments in the order of the claims."""
 
 
 def experiment_of(name: str) -> Experiment:
-    """The experiment of a name.
+    """Return the experiment of a name.
 
     Raises:
-        LabError: there is none.
+        LabError: an unknown name.
     """
     if name not in NAMES:
-        raise LabError(f"There is no experiment '{name}'. There are: {', '.join(NAMES)}.")
+        raise LabError(f"There is no experiment '{name}'. The experiments are {', '.join(NAMES)}.")
     module: Any = importlib.import_module(module_of(name))
     return module.EXPERIMENT
 
 
-def kept(root: Path | None = None) -> Iterator[tuple[Experiment, Path]]:
-    """Every kept result: its experiment and its folder, by claim and scale.
+def saved(root: Path | None = None) -> Iterator[tuple[Experiment, Path]]:
+    """Yield the experiment and the folder of every saved result, by claim and scale.
 
     Args:
-        root: the folder of the results; None for those of the checkout.
+        root: the folder of the results; None for that of the checkout.
 
     Raises:
-        LabError: without `root`, the package is not in a checkout. A wheel brings no results.
+        LabError: `root` is None and the package is not in a checkout. A wheel contains no results.
     """
     if root is None:
         root = shipped.checkout("Reading the saved results") / "results"
@@ -54,10 +53,10 @@ def kept(root: Path | None = None) -> Iterator[tuple[Experiment, Path]]:
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """result.json of a kept result.
+    """Return the contents of a result's `result.json`.
 
     Raises:
-        LabError: it is missing or damaged.
+        LabError: the file is missing or damaged.
     """
     try:
         return dict(json.loads((folder / "result.json").read_text(encoding="utf-8")))
@@ -65,34 +64,19 @@ def read(folder: Path) -> dict[str, Any]:
         raise LabError(f"{folder / 'result.json'} cannot be read ({error}). Run the experiment again.") from None
 
 
-def _settings(kind: type, values: dict[str, Any]) -> Any:
-    hints, out = get_type_hints(kind), {}
-    for name, value in values.items():
-        if isinstance(value, dict) and dataclasses.is_dataclass(hints[name]):
-            value = _settings(hints[name], value)  # type: ignore[arg-type]
-        out[name] = _tuples(value)
-    return kind(**out)
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(one) for one in value) if isinstance(value, list) else value
-
-
-def judged(experiment: Experiment, folder: Path) -> Found:
-    """The finding of a kept result, computed again from its rows.
+def recompute(experiment: Experiment, folder: Path) -> Found:
+    """Compute summary and verdict of a saved result again from its rows.
 
     Raises:
-        LabError: the result's settings are not ones that the experiment knows now.
+        LabError: the result has settings that the experiment does not have.
     """
     import pandas as pd
 
     record = read(folder)
     try:
-        kind: Any = experiment.settings
-        new = issubclass(kind, Settings)
-        settings = kind.from_record(record["settings"]) if new else _settings(kind, record["settings"])
+        settings = experiment.settings.from_record(record["settings"])
     except (TypeError, KeyError) as error:
-        raise LabError(f"{folder} was made with other settings than {experiment.name} has now ({error}).") from None
+        raise LabError(f"{folder} was made with settings that {experiment.name} does not have ({error}).") from None
     runs = pd.read_csv(folder / "runs.csv")
     search = pd.read_csv(folder / "search.csv") if (folder / "search.csv").is_file() else pd.DataFrame()
     summary = experiment.summarise(settings, runs)
@@ -100,15 +84,11 @@ def judged(experiment: Experiment, folder: Path) -> Found:
     return Found(settings, runs, search, record["best_config"], summary, verdict, record["seconds"])
 
 
-def redraw(experiment: Experiment, folder: Path) -> Found:
-    """Write summary, verdict, text and picture of a kept result again, from its rows."""
-    found = judged(experiment, folder)
-    before = read(folder)
+def rerender(experiment: Experiment, folder: Path) -> Found:
+    """Write summary, verdict and picture of a saved result again from its rows."""
+    found, before = recompute(experiment, folder), read(folder)
     save(experiment, found, folder)
-    record = read(folder)
-    # Who ran it, and with what, is as it was.
-    record |= {key: before[key] for key in ("command", "seconds", "versions")}
-    from rlhf_lab.training.checkpoint import write_json
-
+    # The command, the time and the versions are those of the run.
+    record = read(folder) | {key: before[key] for key in ("command", "seconds", "versions")}
     write_json(folder / "result.json", record)
     return found

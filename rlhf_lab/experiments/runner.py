@@ -33,9 +33,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm.auto import tqdm
 
-from rlhf_lab.errors import LabError, Natural, check_output_folder, check_path, check_paths, check_settings
-from rlhf_lab.experiments.settings import EXACT_SCALES as EXACT_SCALES
-from rlhf_lab.experiments.verdicts import Outcome, Verdict, fill
+from rlhf_lab.errors import LabError, check_output_folder, check_path, check_paths
+from rlhf_lab.experiments.settings import EXACT_SCALES, Settings
+from rlhf_lab.experiments.verdicts import Verdict, fill
 from rlhf_lab.training.checkpoint import append, plain, read_lines, write_json, write_text
 from rlhf_lab.training.lock import FolderLock
 
@@ -49,37 +49,6 @@ BestConfig = dict[str, Any]
 """What the search chose, as JSON knows it; empty where there is none."""
 FILES = ("runs.csv", "summary.csv", "search.csv", "figure.png", "result.json", "notes.md", "unfinished")
 """The files of a result's folder. `unfinished` is there while a run is not complete."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What every experiment can be told. A claim's own settings are a subclass."""
-
-    scale: str = "bandit"
-    """bandit, tree, small (the language model that ships), or a model's name or folder."""
-    seeds: Natural = 0
-    """Runs with seeds 0, 1, … Each draws its own labels and samples. 0: as many as the kept result has."""
-    quick: bool = False
-    """A few seconds with far too few runs: to see that everything works. Its verdict means nothing."""
-    out: Path | None = None
-    """Folder of the result. Default: results/NAME/SCALE; with settings of your own results/NAME/SCALE-own."""
-    workers: Natural = 1
-    """Processes at work, one thread each. The numbers do not depend on it."""
-    progress: bool = True
-    """Show a progress bar."""
-
-    def __post_init__(self) -> None:
-        check_settings(self)
-        if self.seeds < 0 or self.workers < 1:
-            raise LabError(f"seeds ({self.seeds}) must not be negative, and workers ({self.workers}) at least 1.")
-
-
-@dataclass(frozen=True)
-class Worded:
-    """A verdict in words, of the claims whose numbers are not named yet."""
-
-    outcome: Outcome
-    sentence: str
 
 
 @dataclass(frozen=True)
@@ -101,7 +70,6 @@ class Experiment:
         summarise: (settings, rows) → one row a condition, with columns x, x_low, x_high for a measured x.
         decide: (settings, summary, rows) → the verdict.
         figure: (settings, summary, rows) → the picture. The file names its panels' title and axes with units.
-        words, text: of claims without `notes.md`: the alternative text of the picture, and the explanation.
         interval: which interval the summary gives, for the page.
         search_trials: settings → the jobs of a search for settings. The same number for every method, on seeds that no
             result uses.
@@ -115,15 +83,13 @@ class Experiment:
     source: str
     setup: str
     rule: str
-    settings: type[Any]
+    settings: type[Settings]
     scales: tuple[str, ...]
     jobs: Callable[[Any], list[Job]]
     run: Callable[[Any, Job, BestConfig], list[dict[str, Any]]]
     summarise: Callable[[Any, pd.DataFrame], pd.DataFrame]
-    decide: Callable[[Any, pd.DataFrame, pd.DataFrame], Verdict | Worded]
+    decide: Callable[[Any, pd.DataFrame, pd.DataFrame], Verdict]
     figure: Callable[[Any, pd.DataFrame, pd.DataFrame], Figure]
-    words: Callable[[Any, pd.DataFrame, pd.DataFrame], str] | None = None
-    text: Callable[[Any, pd.DataFrame, pd.DataFrame], str] | None = None
     interval: str = "95% Student-t over seeds"
     search_trials: Callable[[Any], list[Job]] | None = None
     select_best: Callable[[Any, pd.DataFrame], BestConfig] | None = None
@@ -148,7 +114,7 @@ class Found:
     search: pd.DataFrame
     best_config: BestConfig
     summary: pd.DataFrame
-    verdict: Verdict | Worded
+    verdict: Verdict
     seconds: float
 
 
@@ -387,7 +353,7 @@ def save(experiment: Experiment, found: Found, out: Path) -> None:
         "title": experiment.title,
         "scale": found.settings.scale,
         "rule": experiment.rule,
-        "verdict": found.verdict.record() if isinstance(found.verdict, Verdict) else found.verdict,
+        "verdict": found.verdict.record(),
         "interval": experiment.interval,
         "command": command_of(experiment, found.settings),
         "seconds": round(found.seconds, 1),
@@ -396,8 +362,6 @@ def save(experiment: Experiment, found: Found, out: Path) -> None:
         "best_config": found.best_config,
         "versions": {"rlhf_lab": __version__, "torch": torch.__version__, "python": sys.version.split()[0]},
     }
-    if experiment.text is not None and experiment.words is not None:
-        record |= {"text": experiment.text(*three), "words": experiment.words(*three)}
     write_json(out / "result.json", record)
     shutil.rmtree(out / "unfinished", ignore_errors=True)
 
@@ -425,10 +389,7 @@ def main(experiment: Experiment, settings: Any) -> None:
     print(f"Rule: {experiment.rule}\n")
     print(found.summary.to_string(index=False, float_format=lambda number: f"{number:.4g}"))
     print(f"\nOutcome: {found.verdict.outcome}.")
-    if isinstance(found.verdict, Verdict):
-        print(numbers_of(found.verdict).to_string(index=False))
-    else:
-        print(found.verdict.sentence)
+    print(numbers_of(found.verdict).to_string(index=False))
     if settings.quick:
         print("This was a quick run. It shows that everything works; its outcome means nothing.")
     save(experiment, found, out)

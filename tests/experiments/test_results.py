@@ -6,23 +6,18 @@ from pathlib import Path
 import pytest
 
 from rlhf_lab.experiments import claims_page, results
-from rlhf_lab.experiments.runner import Worded, command_of, settings_of
+from rlhf_lab.experiments.runner import command_of, settings_of
 from rlhf_lab.experiments.verdicts import Verdict, fill, holds, read_notes
 
 ROOT = Path(__file__).parents[2]
-KEPT = list(results.kept(ROOT / "results"))
-IDS = [f"{experiment.name}-{folder.name}" for experiment, folder in KEPT]
+SAVED = list(results.saved(ROOT / "results"))
+IDS = [f"{experiment.name}-{folder.name}" for experiment, folder in SAVED]
 
 
-@pytest.mark.parametrize(("experiment", "folder"), KEPT, ids=IDS)
+@pytest.mark.parametrize(("experiment", "folder"), SAVED, ids=IDS)
 def test_the_stored_verdict_is_that_of_the_rows(experiment, folder):
-    found, record = results.judged(experiment, folder), results.read(folder)
+    found, record = results.recompute(experiment, folder), results.read(folder)
     assert record["rule"] == experiment.rule
-    if isinstance(found.verdict, Worded):
-        three = (found.settings, found.summary, found.runs)
-        assert record["verdict"] == {"outcome": found.verdict.outcome, "sentence": found.verdict.sentence}
-        assert record["text"] == experiment.text(*three) and record["words"] == experiment.words(*three)
-        return
     stored = Verdict.from_record(record["verdict"])
     assert stored.outcome == found.verdict.outcome and stored.thresholds == found.verdict.thresholds
     assert stored.numbers.keys() == found.verdict.numbers.keys()
@@ -30,10 +25,7 @@ def test_the_stored_verdict_is_that_of_the_rows(experiment, folder):
         assert stored.numbers[name] == pytest.approx(number, rel=1e-6, abs=1e-9, nan_ok=True), name
 
 
-WITH_NOTES = [(e, f) for e, f in KEPT if "numbers" in results.read(f)["verdict"]]
-
-
-@pytest.mark.parametrize(("experiment", "folder"), WITH_NOTES, ids=lambda one: getattr(one, "name", ""))
+@pytest.mark.parametrize(("experiment", "folder"), SAVED, ids=IDS)
 def test_notes_were_written_for_this_outcome_and_their_conditions_and_placeholders_hold(experiment, folder):
     record, notes = results.read(folder), read_notes(folder / "notes.md")
     verdict = Verdict.from_record(record["verdict"])
@@ -44,10 +36,10 @@ def test_notes_were_written_for_this_outcome_and_their_conditions_and_placeholde
         assert "{" not in filled and "NaN" not in filled
 
 
-@pytest.mark.parametrize(("experiment", "folder"), KEPT, ids=IDS)
+@pytest.mark.parametrize(("experiment", "folder"), SAVED, ids=IDS)
 def test_kept_settings_are_the_full_ones_and_the_command_gives_them(experiment, folder):
     """Anyone who doubts a row can run its command: it must name the settings that made the row."""
-    found, record = results.judged(experiment, folder), results.read(folder)
+    found, record = results.recompute(experiment, folder), results.read(folder)
     assert settings_of(found.settings) == settings_of(experiment.settings(scale=folder.name))
     assert record["command"] == command_of(experiment, found.settings)
     assert not found.settings.quick
@@ -57,13 +49,13 @@ def test_every_experiment_has_a_kept_result_on_each_of_its_scales():
     """Ten claims, and for each of them a result wherever its experiment can be run: docs/claims.md has no dash."""
     every = {name: results.experiment_of(name) for name in results.NAMES}
     wanted = {(name, scale) for name, experiment in every.items() for scale in experiment.scales}
-    assert {(experiment.name, folder.name) for experiment, folder in KEPT} == wanted
+    assert {(experiment.name, folder.name) for experiment, folder in SAVED} == wanted
     assert {experiment.number for experiment in every.values()} == set(range(1, 11))
     assert all(set(experiment.scales) <= set(results.SCALES) for experiment in every.values())
 
 
 def test_no_result_is_kept_for_a_scale_that_its_experiment_does_not_know():
-    assert all(folder.name in experiment.scales for experiment, folder in KEPT)
+    assert all(folder.name in experiment.scales for experiment, folder in SAVED)
 
 
 def test_the_page_is_made_of_the_kept_results():
@@ -72,10 +64,10 @@ def test_the_page_is_made_of_the_kept_results():
 
 
 def test_kept_results_are_small():
-    size = sum(path.stat().st_size for _, folder in KEPT for path in folder.iterdir())
+    size = sum(path.stat().st_size for _, folder in SAVED for path in folder.iterdir())
     assert size < 15_000_000
 
 
 def test_no_result_holds_a_path_of_the_machine_that_made_it():
-    for _, folder in KEPT:
+    for _, folder in SAVED:
         assert json.loads((folder / "result.json").read_text(encoding="utf-8"))["settings"].get("out") is None

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -11,21 +12,22 @@ from locked_folder import held_by_another_process
 from rlhf_lab.errors import LabError
 from rlhf_lab.experiments import claims_page, results
 from rlhf_lab.experiments import runner as tool
+from rlhf_lab.experiments.settings import Defaults, Settings
 from rlhf_lab.experiments.statistics import bootstrap, difference, summarise
+from rlhf_lab.experiments.verdicts import Verdict
 from rlhf_lab.figures import style
 from rlhf_lab.intervals import Interval
 
 
-@dataclass(frozen=True)
-class Toy(tool.Settings):
+@dataclass(frozen=True, init=False, kw_only=True)
+class Toy(Settings):
     """A coin whose mean is its bias."""
 
-    bias: float = 0.0
+    bias: float
+    """Mean."""
 
-    def __post_init__(self):
-        super().__post_init__()
-        if self.seeds == 0:
-            object.__setattr__(self, "seeds", 2 if self.quick else 5)
+    DEFAULTS: ClassVar[Defaults] = {"seeds": 5, "bias": 0.0}
+    QUICK: ClassVar[Defaults] = {"seeds": 2}
 
 
 CALLS: list[dict] = []
@@ -48,7 +50,8 @@ def picture(settings, summary, rows):
 
 def say(settings, summary, rows):
     row = summary.iloc[0]
-    return tool.Worded("supported" if row["value_low"] > 0 else "not supported", f"mean {row['value']:.4g}")
+    value = Interval(row["value"], row["value_low"], row["value_high"])
+    return Verdict("supported" if value.above else "not supported", {"value": value}, {"value": 0.0})
 
 
 TOY = tool.Experiment(
@@ -56,8 +59,6 @@ TOY = tool.Experiment(
     settings=Toy, scales=("bandit", "small"),
     jobs=lambda s: [{"seed": seed, "method": "coin"} for seed in range(s.seeds)],
     run=toss, summarise=lambda s, rows: summarise(rows, "method", ["value"]), decide=say, figure=picture,
-    words=lambda s, summary, rows: f"Mean {summary['value'].iloc[0]:.4g}.",
-    text=lambda s, summary, rows: f"Found {summary['value'].iloc[0]:.4g}.",
 )  # fmt: skip
 SEARCHED = replace(
     TOY,
@@ -129,7 +130,7 @@ def test_files_hold_the_numbers_and_are_judged_the_same_again(tmp_path, monkeypa
     found = tool.experiment_run(TOY, quiet(out=tmp_path))
     tool.save(TOY, found, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"runs.csv", "summary.csv", "result.json", "figure.png"}
-    again = results.judged(TOY, tmp_path)
+    again = results.recompute(TOY, tmp_path)
     pd.testing.assert_frame_equal(again.runs, found.runs)
     assert again.verdict == found.verdict
     pd.testing.assert_frame_equal(again.summary, found.summary)
@@ -138,7 +139,7 @@ def test_files_hold_the_numbers_and_are_judged_the_same_again(tmp_path, monkeypa
 
 
 def test_the_command_says_which_settings_were_changed():
-    assert tool.command_of(TOY, quiet(bias=0.5, seeds=3, quick=True)).endswith("--seeds 3 --quick --bias 0.5")
+    assert tool.command_of(TOY, quiet(bias=0.5, seeds=3, quick=True)).endswith("--quick --seeds 3 --bias 0.5")
     assert str(tool.default_out(TOY, quiet())).replace("\\", "/") == "results/toy/bandit"
     assert tool.default_out(TOY, quiet(seeds=3)).name == "bandit-own"
     assert tool.default_out(TOY, quiet(scale="EleutherAI/pythia-70m")).name == "EleutherAI--pythia-70m"

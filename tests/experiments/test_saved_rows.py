@@ -12,7 +12,7 @@ from rlhf_lab.experiments import results
 from rlhf_lab.experiments.settings import EXACT_SCALES
 from rlhf_lab.training.checkpoint import plain
 
-SAVED = [one for one in results.kept(Path(__file__).parents[2] / "results") if one[1].name in EXACT_SCALES]
+SAVED = [one for one in results.saved(Path(__file__).parents[2] / "results") if one[1].name in EXACT_SCALES]
 IDS = [f"{experiment.name}-{folder.name}" for experiment, folder in SAVED]
 MEASURED = {"seconds", "to_seconds", "cpu_seconds", "memory", "peak"}
 """Columns that measure the machine."""
@@ -28,7 +28,7 @@ def chosen(job) -> bool:
 def test_one_job_gives_its_saved_rows_again(experiment, folder):
     """Another processor rounds differently, and training amplifies the difference, so 0.1% is allowed."""
     record = results.read(folder)
-    settings = results.judged(experiment, folder).settings
+    settings = results.recompute(experiment, folder).settings
     jobs = experiment.jobs(settings)
     job = next(filter(chosen, jobs), jobs[0])
     keys = {name: value for name, value in job.items() if not isinstance(value, list | dict)}
