@@ -82,6 +82,20 @@ class Stream:
     """Responses on which a learned judge of texts is trained and tested."""
     JUDGE_LABELS = 2
     """Labels for that judge."""
+    RSO_FIT = 1
+    """The fit of a policy to RSO's pairs."""
+    LABEL_FIT = 3
+    """The fit of a policy to labels or targets."""
+    REST_FIRST_GROW = 40
+    """The first Grow step of the claim on ReST, with its Improve steps."""
+    REST_SECOND_GROW = 43
+    """Its second Grow step."""
+    OTHER_LOSS_FIT = 45
+    """The fits of the losses that are compared with ReST's."""
+    PPO_FIT = 46
+    """PPO in the claim on ReST."""
+    TRAJECTORY_FIT = 60
+    """Training that is recorded step by step in the claim on over-optimisation, on text."""
     WHY_FEATURES = 51
     """Random features of a limited policy class."""
     WHY_LABELS = 52

@@ -124,4 +124,4 @@ def test_doctor_advises_pip_where_there_is_no_make(bare, capsys, monkeypatch):
     monkeypatch.setattr(doctor, "_version", lambda name: None if name == "scipy" else "99")
     assert main(["doctor", "--no-hub"]) == 1
     said = capsys.readouterr().out
-    assert "run `pip install 'scipy>=" in said and "`make" not in said.replace("`python -m build`", "")
+    assert "`pip install 'scipy>=" in said and "`make" not in said.replace("`python -m build`", "")

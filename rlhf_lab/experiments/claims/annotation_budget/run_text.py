@@ -242,7 +242,7 @@ def demonstrations_first(
         policy = setup.new_policy()
         targets = Tokens(both.responses.ids[:, :1], both.responses.mask[:, :1])
         half = tracker.steps // 2
-        sft(policy, both.prompts, targets, setup.training(3, steps=half))
+        sft(policy, both.prompts, targets, setup.training(Stream.LABEL_FIT, steps=half))
         tracker.usage.steps += half
         pairs = tracker.random_pairs(policy, tracker.labels_left(2, tracker.steps - half), 1)
         return tracker.fit_dpo(policy, pairs, 2, tracker.steps - half)

@@ -156,7 +156,7 @@ def _net(settings: EnoughLabels, job: Job) -> list[dict[str, Any]]:
         return world.preferences(settings.batch, generator)
 
     with record(see, policy):
-        dpo(policy, world.reference, fresh_pairs if data is None else data, loss, setup.training(3))
+        dpo(policy, world.reference, fresh_pairs if data is None else data, loss, setup.training(Stream.LABEL_FIT))
     stopped = min(rows, key=lambda row: row["held_out"])
     return [*rows, {**rows[-1], "when": "end"}, {**stopped, "when": "stopped"}]
 
@@ -185,7 +185,7 @@ def _on_text(settings: EnoughLabels, job: Job) -> list[dict[str, Any]]:
     setup, x, y_ref, r_ref, ref_of_ref = _text(settings, job["seed"])
     pairs = setup.pairs[torch.arange(min(job["labels"], len(setup.pairs)))]
     policy = setup.new_policy()
-    dpo(policy, setup.reference, pairs, DPO(beta=settings.beta), setup.training(3))
+    dpo(policy, setup.reference, pairs, DPO(beta=settings.beta), setup.training(Stream.LABEL_FIT))
     numbers = _text_numbers(settings, setup, policy, x, y_ref, r_ref, ref_of_ref)
     return [{"labels": job["labels"], "when": "end", **numbers}]
 

@@ -184,7 +184,7 @@ def trained_on_text(settings: OverOptimisation, seed: int, labels: int, method: 
 
     policy = setup.new_policy()
     # The rate is constant, so that the policy moves as fast at the end as at the beginning.
-    training = setup.training(60, steps=steps, schedule="constant")
+    training = setup.training(Stream.TRAJECTORY_FIT, steps=steps, schedule="constant")
     with record(see, policy):
         train(KEYS[method], setup, training, policy)
     return _from_start(rows)

@@ -55,7 +55,9 @@ class ReSTSetup:
         """The responses of the first Grow step (N, G, T), which `rest` samples too, and r_φ of each, (N, G)."""
         setup = self.setup
         # The generator of the first block of the first Grow step in `rest`.
-        generator = seeded(self.training(1, 40).seed, Stream.REST_GROW, 0, device=setup.reference.device)
+        generator = seeded(
+            self.training(1, Stream.REST_FIRST_GROW).seed, Stream.REST_GROW, 0, device=setup.reference.device
+        )
         y = setup.reference.sample(setup.prompts, self.settings.samples, generator)
         return y, setup.reward_model(setup.prompts, y).double().cpu()
 
@@ -156,7 +158,10 @@ def rest_rows(shared: ReSTSetup) -> list[dict[str, Any]]:
     second = replace(first, thresholds=settings.second, scale="minmax")
     policy, x, original = setup.new_policy(), setup.prompts, shared.original
     with record(see, policy):
-        for method, reward, stream in ((first, shared.scaled, 40), (second, shared.above, 43)):
+        for method, reward, stream in (
+            (first, shared.scaled, Stream.REST_FIRST_GROW),
+            (second, shared.above, Stream.REST_SECOND_GROW),
+        ):
             history = rest(policy, reward, x, method, shared.training(settings.steps, stream), original)
             steps = range(len(method.thresholds))
             passed += [next(row["kept"] for row in history if row["improve"] == i) for i in steps]
@@ -175,7 +180,7 @@ def other_rows(part: str) -> Callable[[ReSTSetup], list[dict[str, Any]]]:
         settings, setup, (y, scores) = shared.settings, shared.setup, shared.samples
         generator = seeded(setup.seed, Stream.OTHER_LOSS)
         policy, x = setup.new_policy(), setup.prompts
-        training = shared.training(settings.steps * len(settings.thresholds), 45)
+        training = shared.training(settings.steps * len(settings.thresholds), Stream.OTHER_LOSS_FIT)
         if part == "dpo":
             pairs, _ = pick_pairs(x, y.to("cpu"), preferences.make_pairs(scores, generator))
             # A pair has two responses, so half as many pairs in a step are as many responses.
@@ -205,7 +210,7 @@ def ppo_rows(shared: ReSTSetup) -> list[dict[str, Any]]:
     else:
         prompts = min(16, len(setup.prompts))
         rounds = max(steps * settings.batch // (prompts * 4 * 2), 1)  # four responses to a prompt, two epochs
-    training = replace(shared.training(rounds, 46), batch_size=prompts)
+    training = replace(shared.training(rounds, Stream.PPO_FIT), batch_size=prompts)
     trained = train("ppo", setup, training, stages=1, epochs=2)
     assert isinstance(trained.policy, Policy)
     return [{"condition": "ppo", "samples": trained.samples, **_numbers(shared, trained.policy)}]

@@ -16,6 +16,7 @@ from rlhf_lab.experiments.runner import BestConfig, Experiment, Job
 from rlhf_lab.experiments.setup_exact import ExactSetup
 from rlhf_lab.experiments.statistics import summarise
 from rlhf_lab.experiments.text_judge import judge_of
+from rlhf_lab.randomness import Stream
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,7 +48,13 @@ def _run(settings: RSOHyperparameters, job: Job, best_config: BestConfig) -> lis
     pairs = shared.pairs(source, one.beta, one.accepted, one.pairing)
     # With β = 0 all accepted responses may be the same one. Then there are no pairs, and the policy remains π_ref.
     if len(pairs):
-        dpo(policy, setup.reference, pairs, DPO("sigmoid-norm", one.gamma), setup.training(1, learning_rate=rate))
+        dpo(
+            policy,
+            setup.reference,
+            pairs,
+            DPO("sigmoid-norm", one.gamma),
+            setup.training(Stream.RSO_FIT, learning_rate=rate),
+        )
     judge = None if search or settings.exact else judge_of(settings.scale, settings.task, settings.quick)
     row: dict[str, Any] = {"beta": str(one.beta), "gamma": one.gamma, "accepted": one.accepted}
     row |= {"pairing": one.pairing, "pairs": len(pairs)} | shared.evaluate(policy, settings.beta, search, judge)

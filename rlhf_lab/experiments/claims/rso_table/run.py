@@ -57,7 +57,7 @@ def fit(shared: RSOSetup, settings: RSOTable, row: str, rate: float) -> Policy:
     if row == "reference":
         return shared.setup.reference
     policy = shared.setup.new_policy()
-    training = shared.setup.training(1, learning_rate=rate)
+    training = shared.setup.training(Stream.RSO_FIT, learning_rate=rate)
     if row in ("raft", "rest"):
         (y, scores), prompts = shared.sampled, shared.setup.prompts
         if row == "raft":

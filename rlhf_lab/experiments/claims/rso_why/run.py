@@ -18,6 +18,7 @@ from rlhf_lab.experiments.rso_common import SEARCH_SEED, best_rates, rso_setup
 from rlhf_lab.experiments.runner import BestConfig, Experiment, Job
 from rlhf_lab.experiments.statistics import summarise
 from rlhf_lab.policies.base import Policy
+from rlhf_lab.randomness import Stream
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,7 +43,13 @@ def _run(settings: RSOWhy, job: Job, best_config: BestConfig) -> list[dict[str, 
     if job["policy"] == "limited":
         limit(policy)
     rate = float(job["rate"] if search else best_config.get(job["policy"], settings.rates[0]))
-    dpo(policy, setup.reference, pairs, DPO("sigmoid-norm", settings.beta), setup.training(1, learning_rate=rate))
+    dpo(
+        policy,
+        setup.reference,
+        pairs,
+        DPO("sigmoid-norm", settings.beta),
+        setup.training(Stream.RSO_FIT, learning_rate=rate),
+    )
     found = shared.evaluate(policy, settings.beta, search)
     names = ("objective", "reward", "kl", "gold_wins", "proxy_objective")
     return [{"pairs": len(pairs), **{name: found[name] for name in names}}]
