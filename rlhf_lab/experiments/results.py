@@ -31,8 +31,8 @@ def experiment_of(name: str) -> Experiment:
     """
     if name not in NAMES:
         raise LabError(f"There is no experiment '{name}'. The experiments are {', '.join(NAMES)}.")
-    module: Any = importlib.import_module(module_of(name))
-    return module.EXPERIMENT
+    experiment: Experiment = importlib.import_module(module_of(name)).EXPERIMENT
+    return experiment
 
 
 def saved(root: Path | None = None) -> Iterator[tuple[Experiment, Path]]:

@@ -87,7 +87,7 @@ class RSOSetup:
         The estimate is at most log G.
         """
         weights = (self.sampled[1] / beta).softmax(-1)
-        return torch.special.xlogy(weights, weights * weights.shape[-1]).sum(-1).mean().item()
+        return float(torch.special.xlogy(weights, weights * weights.shape[-1]).sum(-1).mean())
 
     def pairs(
         self,

@@ -71,7 +71,8 @@ class ExactSetup(Setup):
         """r_φ of every response, (X, K)."""
         model = self.reward_model
         with torch.no_grad():
-            return model(self.world.prompts, self.world.responses).double().cpu()
+            scores: Tensor = model(self.world.prompts, self.world.responses).double().cpu()
+        return scores
 
     @property
     def method_settings(self) -> Mapping[str, Mapping[str, Any]]:
@@ -90,7 +91,8 @@ class ExactSetup(Setup):
 
     def gold(self, prompts: Tokens, responses: Tokens) -> Tensor:
         """See `Setup.gold`."""
-        return self.world.reward(prompts, responses).double()
+        scores: Tensor = self.world.reward(prompts, responses).double()
+        return scores
 
     def evaluate(self, policy: Policy | Tensor, split: str = "test") -> dict[str, float]:
         """Exact `reward`, `kl`, `objective`, `regret` and `kl_to_optimal`, means over prompts.

@@ -162,7 +162,8 @@ def _labelled(
                 both.append((ys[one], ys[other]) if won else (ys[other], ys[one]))
 
     def ids(texts: Sequence[str]) -> list[list[int]]:
-        return tokenizer(list(texts), add_special_tokens=False)["input_ids"]  # type: ignore[operator]
+        found: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]  # type: ignore[operator]
+        return found
 
     end = tokenizer.eos_token_id  # type: ignore[attr-defined]
     answered = [[[*y, end] for y in ids(pair)] for pair in both]

@@ -95,7 +95,7 @@ class ReSTSetup:
 
         Preference labels determine r_φ only up to a constant for each prompt.
         """
-        scores = self.setup.reward_model(prompts, responses).double()
+        scores: Tensor = self.setup.reward_model(prompts, responses).double()
         base = torch.tensor([self.baseline[key] for key in _keys(prompts)], dtype=torch.float64)
         return scores - base.unsqueeze(-1).to(scores.device)
 
