@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import rlhf_lab
@@ -162,10 +163,14 @@ def _settings(kind: type, words: list[str], prog: str) -> Any:
     from rlhf_lab.errors import LabError
 
     parse = partial(tyro.cli, kind, args=[*from_file, *words], prog=prog)
+    by_scale = hasattr(kind, "with_defaults_except")
+    if by_scale:
+        parse = partial(parse, default=_scale_defaults(kind, words))
     try:
         # tyro prints the error of a settings class even with console_outputs=False.
         with contextlib.redirect_stderr(io.StringIO()):
-            return parse(console_outputs=False)
+            settings = parse(console_outputs=False)
+        return settings.with_defaults_except(_named(words)) if by_scale else settings
     except SystemExit as stop:
         # An error of a settings class is shown in our words. tyro shows the rest: --help and unknown options.
         if isinstance(stop.__context__, LabError):
@@ -179,6 +184,22 @@ def _settings(kind: type, words: list[str], prog: str) -> Any:
                 file=sys.stderr,
             )
         raise
+
+
+def _named(words: list[str]) -> set[str]:
+    """Return the names of the options among the words; `--no-progress` is that of `progress`."""
+    names = {word.split("=", 1)[0].lstrip("-").replace("-", "_") for word in words if word.startswith("--")}
+    return names | {name.removeprefix("no_") for name in names}
+
+
+def _scale_defaults(kind: Any, words: list[str]) -> Any:
+    """Return the settings of an experiment that the options replace: the defaults of the scale that the words name."""
+    given: dict[str, Any] = {"quick": "--quick" in words}
+    for word, following in pairwise([*words, ""]):
+        name, sign, value = word.partition("=")
+        if name == "--scale" and (value if sign else following):
+            given["scale"] = value if sign else following
+    return kind(**given)
 
 
 def _dispatch(words: list[str]) -> int:

@@ -16,7 +16,7 @@ A claim's settings are a frozen dataclass that lists its fields, and a table of 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
@@ -107,6 +107,11 @@ class Settings:
     def from_record(cls, record: Mapping[str, Any]) -> Self:
         """Return the settings that a `result.json` holds. JSON's lists become tuples."""
         return cls(**{name: _tuples(value) for name, value in record.items()})
+
+    def with_defaults_except(self, given: Collection[str]) -> Self:
+        """Return settings that keep the given fields of these. All others have their defaults."""
+        fields = [field.name for field in dataclasses.fields(self) if field.name in given]
+        return type(self)(**{name: getattr(self, name) for name in fields})
 
     @property
     def exact(self) -> bool:

@@ -62,6 +62,7 @@ def test_sft_raises_the_likelihood_of_its_targets(policy, prompts):
     assert policy.log_prob(prompts, targets).mean().item() > before + 1
 
 
+@pytest.mark.slow
 def test_reward_model_learns_to_rank_and_its_critic_starts_from_it(policy, prompts):
     """On fresh responses it explains more than a quarter of the variance of the gold reward: a correlation above 0.5
     (of a model that learned nothing it is 0 ± 0.04, with 512 responses).

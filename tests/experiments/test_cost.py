@@ -23,7 +23,9 @@ from rlhf_lab.experiments.setup import Budget
 from rlhf_lab.experiments.setup_text import TextSetup
 
 
-@pytest.mark.parametrize("scale", ["bandit", "tree", pytest.param("small", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "scale", ["bandit", pytest.param("tree", marks=pytest.mark.slow), pytest.param("small", marks=pytest.mark.slow)]
+)
 def test_a_quick_run_of_each_scale_ends_in_a_verdict_and_a_picture(scale, tmp_path, monkeypatch):
     """Memory is made up here, PPO's the larger: each measurement starts a process, and one test below does that."""
     held = {"dpo": 100.0, "ppo": 150.0}

@@ -100,7 +100,9 @@ def test_simulation_meets_the_closed_form():
     assert error < 0.1 * limit(world, 0.5), "the interval is narrow enough to say something"
 
 
-@pytest.mark.parametrize("scale", ["bandit", "tree", pytest.param("small", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "scale", ["bandit", pytest.param("tree", marks=pytest.mark.slow), pytest.param("small", marks=pytest.mark.slow)]
+)
 def test_a_quick_run_of_each_scale_ends_in_a_verdict_and_a_picture(scale, tmp_path):
     settings = EnoughLabels(scale=scale, quick=True, progress=False, out=tmp_path)
     found = runner.experiment_run(EXPERIMENT, settings)

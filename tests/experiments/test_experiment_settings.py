@@ -5,7 +5,9 @@ from typing import ClassVar
 
 import pytest
 
+from rlhf_lab.cli.main import _settings
 from rlhf_lab.errors import LabError, Natural
+from rlhf_lab.experiments.claims.rso_table.settings import RSOTable
 from rlhf_lab.experiments.settings import Defaults, PerScale, Settings
 
 
@@ -68,3 +70,25 @@ def test_settings_out_of_range_are_refused(wrong, message):
 def test_an_unknown_setting_is_a_type_error_as_in_any_call():
     with pytest.raises(TypeError, match="no setting coins"):
         Toy(coins=1)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], {"scale": "bandit", "seeds": 9, "tosses": 100}),
+        (["--scale", "tree"], {"scale": "tree", "seeds": 6, "sides": (2, 3)}),
+        (["--scale=small", "--sides", "4", "5"], {"seeds": 3, "sides": (4, 5)}),
+        (["--quick", "--scale", "tree", "--no-progress"], {"seeds": 2, "tosses": 5, "progress": False}),
+        (["--tosses", "100", "--quick"], {"tosses": 100, "seeds": 2}),
+    ],
+)
+def test_the_command_line_takes_the_other_settings_from_the_scale_s_table(words, expected):
+    made = _settings(Toy, words, "toy")
+    assert {name: getattr(made, name) for name in expected} == expected
+
+
+def test_on_the_command_line_gamma_follows_beta_unless_it_is_given():
+    """In rso-table γ = β by default; a γ that is given stays, even where it equals the default of β."""
+    assert _settings(RSOTable, ["--beta", "0.2"], "p").gamma == 0.2
+    made = _settings(RSOTable, ["--beta", "0.2", "--gamma", "0.5"], "p")
+    assert (made.beta, made.gamma) == (0.2, 0.5)

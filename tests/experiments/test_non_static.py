@@ -158,7 +158,7 @@ def test_the_rule_on_text_can_come_to_every_outcome(drift, still, expected):
     assert text_outcome(*(Interval(one, one - 0.1, one + 0.1) for one in (drift, still))) == expected
 
 
-@pytest.mark.parametrize("scale", ["bandit", "tree", "small"])
+@pytest.mark.parametrize("scale", ["bandit", "tree", pytest.param("small", marks=pytest.mark.slow)])
 def test_a_quick_run_gives_a_verdict_and_a_picture(scale, tmp_path):
     settings = NonStatic(scale=scale, quick=True, progress=False, out=tmp_path)
     found = experiment_run(EXPERIMENT, settings)

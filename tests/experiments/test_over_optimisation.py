@@ -27,7 +27,7 @@ from rlhf_lab.experiments.runner import experiment_run
 from rlhf_lab.intervals import Interval
 from rlhf_lab.training import seeded
 
-SCALES = ("bandit", "tree", pytest.param("small", marks=pytest.mark.slow))
+SCALES = ("bandit", pytest.param("tree", marks=pytest.mark.slow), pytest.param("small", marks=pytest.mark.slow))
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +148,7 @@ def test_a_quick_run_ends_in_a_verdict_with_finite_numbers_and_a_picture(found, 
         assert axes.get_title(loc="left") and axes.get_xlabel() and "[" in axes.get_ylabel()
 
 
-@pytest.mark.parametrize("scale", ["bandit", "tree"])
+@pytest.mark.parametrize("scale", SCALES[:2])
 def test_the_proxy_of_the_optimum_never_falls_along_its_trajectory(found, scale):
     """E[r_φ] under π_ref exp(r_φ/β)/Z falls in β: its derivative in 1/β is a variance."""
     rows = found(scale).runs
@@ -157,7 +157,7 @@ def test_the_proxy_of_the_optimum_never_falls_along_its_trajectory(found, scale)
         assert (part["proxy"].diff().dropna() > -1e-9).all() and (part["kl"].diff().dropna() > -1e-9).all()
 
 
-@pytest.mark.parametrize("scale", ["bandit", "tree"])
+@pytest.mark.parametrize("scale", SCALES[:2])
 def test_no_trajectory_has_more_proxy_than_the_optimum_with_its_kl(found, scale):
     """The optimum is the frontier of the proxy. Best-of-n and trained policies are on it or below."""
     rows = found(scale).runs

@@ -18,7 +18,7 @@ from rlhf_lab.experiments.runner import experiment_run
 from rlhf_lab.intervals import Interval
 from rlhf_lab.training import seeded
 
-SCALES = ("bandit", "tree", pytest.param("small", marks=pytest.mark.slow))
+SCALES = ("bandit", pytest.param("tree", marks=pytest.mark.slow), pytest.param("small", marks=pytest.mark.slow))
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_a_quick_run_has_all_conditions_and_finite_numbers(found, scale):
         assert axes.get_title(loc="left") and axes.get_xlabel() and "[" in axes.get_ylabel()
 
 
-@pytest.mark.parametrize("scale", ["bandit", "tree"])
+@pytest.mark.parametrize("scale", SCALES[:2])
 def test_on_exact_scales_nothing_beats_the_frontier_and_regret_is_by_kl(found, scale):
     """Gaps to the frontier of proxy and of gold are never negative; the proxy's optimum has none to its own.
 
@@ -190,6 +190,7 @@ def test_bad_settings_are_refused():
             ReSTTranslation(**bad)
 
 
+@pytest.mark.slow
 def test_best_of_n_on_text_picks_the_highest_of_each_n(found):
     """Its KL is the bound log n − (n−1)/n."""
     result = found("small")
