@@ -63,7 +63,7 @@ def test_dpo_with_a_transformer_on_4096_sequences_reaches_the_optimum_to_2e_2_fr
     assert evaluate(policy, world, BETA).kl_to_optimal <= 2e-2
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "gpt_neox"])
+@pytest.mark.parametrize("architecture", ["gpt2", pytest.param("gpt_neox", marks=pytest.mark.slow)])
 def test_dpo_with_either_transformer_architecture_closes_most_of_the_way_on_a_small_tree(architecture):
     """The reference stands at KL(π_ref‖π*) of more than a nat; the fit must take 95% of it away."""
     reference = TreeTransformerPolicy(ResponseTree(4, 3), 2, architecture, width=32, seed=1)

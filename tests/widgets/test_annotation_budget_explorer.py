@@ -29,6 +29,7 @@ def known():
     return simulated(REF, REWARD, 0.5, runs=30)
 
 
+@pytest.mark.slow
 def test_every_combination_of_the_controls_gives_a_picture():
     states = annotation_budget_explorer(REF, REWARD, NAMES, WORLD.prompt_names, runs=3).states(stops=3)
     assert len(states["pictures"]) == len(label_budget.PAIR_SOURCES) * len(BETAS) * len(TOTALS) * 3 * 2

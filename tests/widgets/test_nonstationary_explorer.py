@@ -68,6 +68,7 @@ def test_the_text_and_the_numbers_say_the_means_and_the_best_window():
     assert f"{float(expected['again'].mean()):.3f}" in picture.text and "0.80 rad" in picture.text
 
 
+@pytest.mark.slow
 def test_every_combination_of_the_controls_gives_a_picture_with_the_same_axes():
     explorer = non_static_explorer(AT, PHI, window=4)
     states = explorer.states(stops=3)
