@@ -129,5 +129,5 @@ def test_a_quick_build_writes_its_card_and_a_second_one_the_same_weights(tmp_pat
     capsys.readouterr()
     tool.compare(["gpt2"], tmp_path / "one", tmp_path / "two")
     said = capsys.readouterr().out
-    assert "gpt2: tokenizer the same bytes, largest weight difference 0\n" in said
+    assert "gpt2: tokenizer identical, largest difference of weights 0\n" in said
     assert said.count("(+0.0000 nats)") == len(text.WORLDS)
