@@ -54,8 +54,6 @@ NAMES = {
 """A short name of each source, for legends."""
 LIMITING_SOURCE = {"online": "optimal", "active": "design"}
 """Sources that learn from labels, each with the source that it converges to with many labels."""
-ORACLES = ("optimal", "design")
-"""Sources that know the true rewards. They are bounds, not methods."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -53,7 +53,7 @@ FILES = ("runs.csv", "summary.csv", "search.csv", "figure.png", "result.json", "
 
 @dataclass(frozen=True)
 class Experiment:
-    """A claim and the way to look at it.
+    """A claim and the experiment that tests it.
 
     Attributes:
         number: of the claim, 1 to 10.
@@ -97,7 +97,7 @@ class Experiment:
 
 @dataclass
 class Found:
-    """What a run came to.
+    """The result of a run.
 
     Attributes:
         settings: every number of it.
@@ -171,7 +171,7 @@ def _settings_in(path: Path) -> dict[str, Any]:
 def _refuse_other(experiment: Experiment, settings: Any, out: Path) -> None:
     """Refuse a folder that holds anything but a result of this experiment, on this scale and with these settings.
 
-    The kept settings may replace any result of the same experiment and scale: that is how kept results are renewed.
+    The default settings may replace any result of the same experiment and scale, so that saved results can be renewed.
     """
     check_output_folder(out, FILES)
     result = out / "result.json"
@@ -254,8 +254,7 @@ def _csv(table: pd.DataFrame) -> str:
 def experiment_run(experiment: Experiment, settings: Any) -> Found:
     """Run what has not been run yet, and judge.
 
-    With `settings.out` finished jobs are kept in `out/unfinished` and taken from there; without it nothing is
-    written.
+    With `settings.out`, finished jobs are stored in `out/unfinished` and not run again. Without it nothing is written.
 
     Raises:
         LabError: a scale that the experiment does not know; an unfinished run of other settings in the folder, or a
@@ -314,10 +313,10 @@ def check_scale(experiment: Experiment, scale: str) -> None:
 
 
 def default_out(experiment: Experiment, settings: Any) -> Path:
-    """results/NAME/SCALE for the kept settings, results/NAME/SCALE-own for any others."""
-    kept = settings_of(settings) == settings_of(experiment.settings(scale=settings.scale))
+    """Return results/NAME/SCALE for the default settings, and results/NAME/SCALE-own for any others."""
+    usual = settings_of(settings) == settings_of(experiment.settings(scale=settings.scale))
     scale = settings.scale.replace("/", "--").strip(".-") or "model"
-    return Path("results") / experiment.name / (scale if kept else f"{scale}-own")
+    return Path("results") / experiment.name / (scale if usual else f"{scale}-own")
 
 
 def command_of(experiment: Experiment, settings: Any) -> str:
