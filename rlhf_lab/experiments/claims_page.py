@@ -6,6 +6,7 @@ The page is made of the kept results alone (`results/NAME/SCALE/`), by `make cla
 from __future__ import annotations
 
 import os
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def build(root: Path, page: Path) -> str:
 
     Args:
         root: the folder `results`.
-        page: where the page will stand, for its links.
+        page: where the page will stand, for its links: a file in a folder of the checkout.
     """
     claims: dict[str, list[tuple[Experiment, Path, dict[str, Any]]]] = {}
     for experiment, folder in saved(root):
@@ -83,7 +84,8 @@ def _claim(found: list[tuple[Experiment, Path, dict[str, Any]]], page: Path) -> 
         f'<a id="{experiment.name}"></a>\n\n## {experiment.number}. {experiment.title}\n',
         f"**The source.** {experiment.claim} *({experiment.source})*\n",
         f"**Here.** {experiment.setup}\n",
-        f"**Rule, written before the run.** {experiment.rule}\n",
+        f"**Rule, written before the run{commit_words(experiment.rule_commit, page.parents[1])}.** {experiment.rule}\n",
+        *(f"**Changed after a first result.** {redesign}\n" for redesign in experiment.redesigns),
         f"**Verdict: {overall(outcomes)}.**\n",
     ]
     for _, folder, record in found:
@@ -102,3 +104,13 @@ def _claim(found: list[tuple[Experiment, Path, dict[str, Any]]], page: Path) -> 
             f"[summary]({picture.replace('figure.png', 'summary.csv')}).\n",
         ]
     return "\n".join(out)
+
+
+def commit_words(commit: str, root: Path) -> str:
+    """Return the words for a rule's commit; a link where pyproject.toml in `root` names the project's repository."""
+    if not commit:
+        return ""
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    repository = project.get("urls", {}).get("Repository", "").rstrip("/")
+    short = commit[:8]
+    return f" in commit [{short}]({repository}/commit/{commit})" if repository else f" in commit {short}"

@@ -63,6 +63,8 @@ class Experiment:
         source: paper with section, table or figure, and the lecture's slide.
         setup: what is measured here, in a few sentences, and what differs from the source's experiment.
         rule: when the claim is supported and when it is not. `decide` carries it out.
+        rule_commit: hash of the commit that wrote the rule, before the run; empty where it is not recorded.
+        redesigns: what was changed after a first result, and why, one sentence each.
         settings: the class of the settings.
         scales: the scales on which it can be run; "small" stands for any language model.
         jobs: settings → the jobs, in order. A job is independent of all others and knows its seed.
@@ -91,6 +93,8 @@ class Experiment:
     decide: Callable[[Any, pd.DataFrame, pd.DataFrame], Verdict]
     figure: Callable[[Any, pd.DataFrame, pd.DataFrame], Figure]
     interval: str = "95% Student-t over seeds"
+    rule_commit: str = ""
+    redesigns: tuple[str, ...] = ()
     search_trials: Callable[[Any], list[Job]] | None = None
     select_best: Callable[[Any, pd.DataFrame], BestConfig] | None = None
 

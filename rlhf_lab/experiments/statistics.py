@@ -3,12 +3,16 @@
 Unless stated otherwise, intervals are Student's t intervals over seeds. A difference between two conditions is computed
 within each seed first. Two methods with the same labels share the randomness of the seed, and it cancels in the
 difference. Medians and ratios have bootstrap intervals (Efron 1979; percentile interval, resampling seeds).
+
+A rule that looks at several comparisons takes their intervals from `holm_intervals`, and a rule that compares a ratio
+with 1 takes its answer from `equivalence`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -19,7 +23,16 @@ from rlhf_lab.intervals import Interval
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["bootstrap", "bootstrap_median", "difference", "mean_interval", "summarise"]
+__all__ = [
+    "bootstrap",
+    "bootstrap_median",
+    "difference",
+    "equivalence",
+    "holm_intervals",
+    "mean_interval",
+    "paired",
+    "summarise",
+]
 
 
 def summarise(runs: pd.DataFrame, by: str | list[str], metrics: list[str], level: float = 0.95) -> pd.DataFrame:
@@ -47,7 +60,12 @@ def summarise(runs: pd.DataFrame, by: str | list[str], metrics: list[str], level
 def difference(
     runs: pd.DataFrame, by: str, one: object, other: object, metric: str, seed: str = "seed", level: float = 0.95
 ) -> Interval:
-    """Return the mean over seeds of `metric` where `by` is `one` minus that where it is `other`, paired by seed.
+    """Return the mean over seeds of the paired differences (see `paired`) with its interval."""
+    return Interval(*mean_interval(paired(runs, by, one, other, metric, seed), level))
+
+
+def paired(runs: pd.DataFrame, by: str, one: object, other: object, metric: str, seed: str = "seed") -> np.ndarray:
+    """Return `metric` where `by` is `one` minus that where it is `other`, for each seed.
 
     Args:
         runs: the rows.
@@ -56,7 +74,6 @@ def difference(
         other: the second condition, which is subtracted.
         metric: the column that is compared.
         seed: the column that names the seed.
-        level: of the interval.
 
     Raises:
         LabError: a seed has no row, or several rows, of one condition.
@@ -72,7 +89,65 @@ def difference(
         raise LabError(
             f"A paired difference needs '{one}' and '{other}' on the same seeds. They differ, or a {metric} is missing."
         )
-    return Interval(*mean_interval((first - second).to_numpy(), level))
+    return np.asarray(first - second, dtype=float)
+
+
+def holm_intervals(
+    differences: Mapping[str, Sequence[float] | np.ndarray], level: float = 0.95, threshold: float = 0.0
+) -> dict[str, Interval]:
+    """Return intervals for a family of comparisons, corrected for their number by Holm's procedure (1979).
+
+    The comparisons are ordered by the p-value of a two-sided t test against the threshold. With k comparisons the first
+    interval has the level 1 − (1 − level)/k, the next one 1 − (1 − level)/(k − 1), and so on. From the first interval
+    that contains the threshold on, the level no longer rises. So an interval excludes the threshold exactly where
+    Holm's procedure rejects equality, and if all true differences equal the threshold, some interval excludes it in at
+    most a share 1 − level of experiments. An interval on either side of the threshold counts equally, which makes a
+    rule that reads them symmetric.
+
+    Args:
+        differences: name of a comparison → one number per seed, such as those of `paired`.
+        level: of the family.
+        threshold: with which the means are compared.
+
+    Returns:
+        the interval of each comparison, in the given order. Its ends are NaN for a single seed.
+    """
+    from scipy import stats
+
+    def p_value(name: str) -> float:
+        mean, low, high = mean_interval(np.asarray(differences[name], dtype=float))
+        if math.isnan(low) or mean == threshold:
+            return 1.0
+        if low == high:
+            return 0.0
+        degrees = len(differences[name]) - 1
+        error = (high - low) / 2 / float(stats.t.ppf(0.975, degrees))
+        return 2 * float(stats.t.sf(abs(mean - threshold) / error, degrees))
+
+    found: dict[str, Interval] = {}
+    left, rejecting = len(differences), True
+    for name in sorted(differences, key=p_value):
+        one = Interval(*mean_interval(np.asarray(differences[name], dtype=float), 1 - (1 - level) / left))
+        rejecting = rejecting and (one.low > threshold or one.high < threshold)
+        left -= rejecting and left > 1
+        found[name] = one
+    return {name: found[name] for name in differences}
+
+
+def equivalence(ratio: Interval, margin: float) -> Literal["equal", "different", "open"]:
+    """Decide whether a ratio equals 1 up to a margin that was stated beforehand.
+
+    "The interval contains 1" would become less likely with every further seed. Here more seeds decide more often: the
+    ratio is equal to 1 if its interval lies within [1 − margin, 1 + margin] (two one-sided tests, Schuirmann 1987),
+    different if the interval lies outside, and open otherwise.
+
+    Args:
+        ratio: an estimate with its interval. One of level 1 − 2α makes each one-sided test one of level α.
+        margin: between 0 and 1.
+    """
+    if 1 - margin <= ratio.low and ratio.high <= 1 + margin:
+        return "equal"
+    return "different" if ratio.high < 1 - margin or ratio.low > 1 + margin else "open"
 
 
 def bootstrap(

@@ -1,6 +1,8 @@
 """What the repository says of the claims is what the kept rows say, and the page is made of that."""
 
 import json
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -52,6 +54,25 @@ def test_every_experiment_has_a_kept_result_on_each_of_its_scales():
     assert {(experiment.name, folder.name) for experiment, folder in SAVED} == wanted
     assert {experiment.number for experiment in every.values()} == set(range(1, 11))
     assert all(set(experiment.scales) <= set(results.SCALES) for experiment in every.values())
+
+
+@pytest.mark.parametrize("name", results.NAMES)
+def test_a_rule_s_commit_is_one_of_this_history(name):
+    """The hash is that of an ancestor whose subject names the claim, so the rule was written before later runs."""
+    experiment = results.experiment_of(name)
+    if not experiment.rule_commit:
+        pytest.skip("the commit of this rule is not recorded")
+    if not (ROOT / ".git").exists() or shutil.which("git") is None:
+        pytest.skip("this is not a Git checkout")
+
+    def git(*words):
+        return subprocess.run(["git", "-C", ROOT, *words], capture_output=True, text=True)
+
+    if git("rev-parse", "--is-shallow-repository").stdout.strip() == "true":
+        pytest.skip("a shallow clone has no history")
+    assert git("merge-base", "--is-ancestor", experiment.rule_commit, "HEAD").returncode == 0
+    subject = git("log", "-1", "--format=%s", experiment.rule_commit).stdout
+    assert subject.startswith(f"Rule of claim {experiment.number}: ")
 
 
 def test_no_result_is_kept_for_a_scale_that_its_experiment_does_not_know():

@@ -198,6 +198,15 @@ def test_the_page_puts_scales_together_without_hiding_any(outcomes, expected):
     assert claims_page.overall(outcomes) == expected
 
 
+def test_the_page_names_the_rule_s_commit_and_links_to_it_where_the_project_has_a_repository(tmp_path):
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "x"\n')
+    assert claims_page.commit_words("", tmp_path) == ""
+    assert claims_page.commit_words("0123456789ab", tmp_path) == " in commit 01234567"
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "x"\nurls.Repository = "https://example.org/lab/"\n')
+    link = " in commit [01234567](https://example.org/lab/commit/0123456789ab)"
+    assert claims_page.commit_words("0123456789ab", tmp_path) == link
+
+
 def test_the_bootstrap_redraws_whole_rows_by_its_seed():
     """Of pairs (x, 2x) every sample has a correlation of 1; numbers that were redrawn one by one would not."""
     rows = np.random.default_rng(0).normal(size=(12, 1)) * [1.0, 2.0]

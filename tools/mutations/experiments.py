@@ -9,8 +9,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "sign",
             "a paired difference with its sign flipped",
-            "mean_interval((first - second).to_numpy(), level)",
-            "mean_interval((second - first).to_numpy(), level)",
+            "np.asarray(first - second, dtype=float)",
+            "np.asarray(second - first, dtype=float)",
             near="experiments/test_runner.py::test_differences_are_paired_within_the_seed",
         ),
         Mutation(
