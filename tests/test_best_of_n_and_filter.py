@@ -1,4 +1,8 @@
-"""`exact.best_of_n` against every one of the K^n draws, mpmath and its bound; `exact.filtered` against conditioning."""
+"""Best-of-n, soft best-of-n and ReST's filter against enumeration, mpmath and their limits.
+
+`exact.best_of_n` and `exact.soft_best_of_n` are compared with every one of the K^n draws, `exact.filtered` with
+conditioning.
+"""
 
 import itertools
 import math
@@ -10,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_lab import exact
+from rlhf_lab import exact, sampling
 from rlhf_lab.errors import LabError
 
 F64 = torch.float64
@@ -181,6 +185,111 @@ def test_leading_axes_are_many_problems_at_once():
             torch.testing.assert_close(one_reference[i, j], exact.best_of_n(log_ref[0, 0], reward[i, j], 3))
 
 
+def inclusion(weights, accepted):
+    """The probability that each of some candidates is among `accepted` draws without replacement, summed by order."""
+    found = np.zeros(len(weights))
+    for order in itertools.permutations(range(len(weights)), accepted):
+        chance, rest = 1.0, sum(weights)
+        for i in order:
+            chance, rest = chance * weights[i] / rest, rest - weights[i]
+        found[list(order)] += chance
+    return found
+
+
+def brute_soft_best_of_n(p, reward, beta, n, accepted):
+    """Probability of each response among the accepted ones, summed over all K^n ordered draws."""
+    share = np.zeros(len(p))
+    for draws in itertools.product(range(len(p)), repeat=n):
+        chance = math.prod(p[i] for i in draws)
+        if chance:
+            among = inclusion([math.exp(reward[i] / beta) for i in draws], accepted) / accepted
+            np.add.at(share, list(draws), chance * among)
+    return share
+
+
+def test_soft_best_of_two_by_hand():
+    """π_ref = (½, ½), r/β = (0, log 3): of two different candidates the second wins with ¾, so it has ¼ + ½ · ¾."""
+    log_ref, reward = as_tensors([0.5, 0.5], [0.0, math.log(3)])
+    assert exact.soft_best_of_n(log_ref, reward, 1.0, 2).exp().tolist() == pytest.approx([0.375, 0.625], abs=1e-14)
+
+
+@given(references(largest=3), st.sampled_from([(1, 1), (2, 1), (2, 2), (3, 2), (4, 1), (4, 3)]), st.floats(0.2, 5))
+def test_what_rso_accepts_agrees_with_every_one_of_the_draws(problem, numbers, beta):
+    p, reward = problem
+    found = exact.soft_best_of_n(*as_tensors(p, reward), beta, *numbers)
+    brute = brute_soft_best_of_n(p, reward, beta, *numbers)
+    np.testing.assert_allclose(found.exp().numpy(), brute, rtol=1e-11, atol=1e-15)
+    assert torch.equal(found == -INF, torch.tensor(p == 0))
+
+
+@given(references(), st.sampled_from([1e-3, 0.05, 1.0, 1e4]))
+def test_soft_best_of_two_agrees_with_mpmath_at_any_beta(problem, beta):
+    """The sum over both candidates, 2 π_i Σ_j π_j w_i/(w_i + w_j), with weights down to exp(−4000)."""
+    p, reward = problem
+    found = exact.soft_best_of_n(*as_tensors(p, reward), beta, 2)
+    with mpmath.workdps(30):
+        w = [mpmath.exp(mpmath.mpf(r) / beta) for r in reward]
+        for i, value in enumerate(found.tolist()):
+            if p[i]:
+                share = mpmath.fsum(q * w[i] / (w[i] + v) for q, v in zip(p, w, strict=True))
+                assert value == pytest.approx(float(mpmath.log(2 * p[i] * share)), rel=1e-11, abs=1e-12)
+
+
+@given(references(), st.sampled_from([2, 5, 100]))
+def test_soft_best_of_n_at_a_tiny_beta_is_best_of_n(problem, n):
+    """The levels of the rewards are 1 apart, so at β = 0.02 a lower one wins with a chance of n·exp(−50)."""
+    log_ref, reward = as_tensors(*problem)
+    soft = exact.soft_best_of_n(log_ref, reward, 0.02, n)
+    torch.testing.assert_close(soft.exp(), exact.best_of_n(log_ref, reward, n).exp(), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("accepted", [1, 4, 16])
+def test_the_kl_to_the_optimum_falls_as_the_square_of_the_number_of_candidates(accepted):
+    """At n = 100,000 n² KL(π‖π*) is ((k+1)/2)² Var_{π*}(π*/π_ref)/2, up to terms of relative size k²/n."""
+    generator = torch.Generator().manual_seed(2)
+    log_ref = torch.randn(10, dtype=F64, generator=generator).log_softmax(-1)
+    reward, n = torch.randn(10, dtype=F64, generator=generator), 100_000
+    star = exact.optimal_policy(log_ref, reward, 0.5)
+    ratio, p = (star - log_ref).exp(), star.exp()
+    variance = (p * ratio.square()).sum() - (p * ratio).sum().square()
+    found = n**2 * exact.kl(exact.soft_best_of_n(log_ref, reward, 0.5, n, accepted), star)
+    assert found.item() == pytest.approx(((accepted + 1) / 2) ** 2 * variance.item() / 2, rel=0.02)
+
+
+@pytest.mark.parametrize(("n", "accepted"), [(1, 1), (64, 8), (64, 64), (1000, 40), (10**9, 1)])
+def test_the_distribution_is_normalised_and_accepting_everything_is_the_reference(n, accepted):
+    generator = torch.Generator().manual_seed(0)
+    log_ref = (2 * torch.randn(3, 200, dtype=F64, generator=generator)).log_softmax(-1)
+    found = exact.soft_best_of_n(log_ref, 2 * torch.randn(3, 200, dtype=F64, generator=generator), 0.3, n, accepted)
+    torch.testing.assert_close(found.logsumexp(-1), torch.zeros(3, dtype=F64), rtol=0, atol=1e-12)
+    if accepted == n:
+        torch.testing.assert_close(found, log_ref, rtol=0, atol=1e-12)
+
+
+def test_the_sampler_of_rso_has_this_distribution():
+    """3 of 6 candidates accepted, 40,000 times: each share within five standard errors of at most √(p(1 − p)/40,000).
+
+    The three of one run are drawn without replacement, which makes the error smaller than that of independent ones.
+    """
+    p, reward = torch.tensor([0.5, 0.3, 0.15, 0.05], dtype=F64), torch.tensor([0.0, 0.5, 1.0, 2.0], dtype=F64)
+    generator = torch.Generator().manual_seed(3)
+    drawn = torch.multinomial(p, 6 * 40_000, replacement=True, generator=generator).view(-1, 6)
+    kept = drawn.gather(-1, sampling.rejection_sample(reward[drawn], 3, 0.5, generator))
+    share = torch.bincount(kept.flatten(), minlength=4) / kept.numel()
+    truth = exact.soft_best_of_n(p.log(), reward, 0.5, 6, accepted=3).exp()
+    assert ((share - truth).abs() < 5 * (truth * (1 - truth) / 40_000).sqrt()).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"n": 0}, "n must"), ({"accepted": 0}, "accepted"), ({"accepted": 5}, "Raise n"), ({"beta": 0.0}, "beta")],
+)
+def test_soft_best_of_n_refuses_numbers_out_of_range(changes, message):
+    log_ref, reward = as_tensors([0.5, 0.5], [0.0, 1.0])
+    with pytest.raises(LabError, match=message):
+        exact.soft_best_of_n(log_ref, reward, **({"beta": 0.5, "n": 4} | changes))
+
+
 @pytest.mark.parametrize("n", [1, 2, 50])
 def test_gradients_agree_with_finite_differences(n):
     logits = torch.tensor([0.3, -1.0, 0.2, 1.1], dtype=F64, requires_grad=True)
@@ -188,6 +297,7 @@ def test_gradients_agree_with_finite_differences(n):
     assert torch.autograd.gradcheck(lambda a: exact.best_of_n(a.log_softmax(-1), reward, n), logits)
     # The filter's -inf entries have no finite difference; its probabilities do.
     assert torch.autograd.gradcheck(lambda a: exact.filtered(a.log_softmax(-1), reward, -0.5).exp(), logits)
+    assert torch.autograd.gradcheck(lambda a: exact.soft_best_of_n(a.log_softmax(-1), reward, 0.5, n), logits)
 
 
 @given(references(), st.sampled_from([1, 3, 10**6]))
@@ -195,7 +305,8 @@ def test_gradients_are_never_nan(problem, n):
     log_ref, reward = as_tensors(*problem)
     log_ref.requires_grad_()
     lowest = reward[log_ref.detach() > -INF].min().item()
-    for result in (exact.best_of_n(log_ref, reward, n), exact.filtered(log_ref, reward, lowest - 1)):
+    every = (exact.best_of_n(log_ref, reward, n), exact.soft_best_of_n(log_ref, reward, 1e-3, n))
+    for result in (*every, exact.filtered(log_ref, reward, lowest - 1)):
         (slope,) = torch.autograd.grad(result.exp().sum() + result[torch.isfinite(result)].sum(), log_ref)
         assert not torch.isnan(slope).any()
 

@@ -2,7 +2,7 @@
 
     policy         log Z, π*, KL, the objective J, regret, the frontier, Bradley–Terry preferences
     tree           π* token by token, by the soft-value recursion
-    best_of_n      the distribution of the best of n draws, the target of RAFT
+    best_of_n      the distributions of best-of-n, which is RAFT's target, of soft best-of-n and of RSO
     reward_filter  the limit of ReST's reward filter
     label_value    the value of preference labels, and the best pairs to label
     drift          the regret when the rewards drift over time
@@ -12,7 +12,7 @@ are differentiable. Log-probabilities may be `-inf` where a policy has no mass.
 """
 
 from rlhf_lab.exact import drift
-from rlhf_lab.exact.best_of_n import best_of_n
+from rlhf_lab.exact.best_of_n import best_of_n, soft_best_of_n
 from rlhf_lab.exact.label_value import label_price, optimal_pair_design
 from rlhf_lab.exact.policy import (
     frontier,
@@ -43,5 +43,6 @@ __all__ = [
     "preference",
     "prefix_tables",
     "regret",
+    "soft_best_of_n",
     "soft_values",
 ]
