@@ -97,9 +97,8 @@ def soft_best_of_n(log_ref: Tensor, reward: Tensor, beta: float, n: int, accepte
 
 def _whole(number: int, name: str) -> int:
     """Return a whole number of at least 1, or raise `LabError`."""
-    if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
-        raise LabError(f"{name} must be a whole number of at least 1, not {number!r}.")
-    if int(number) != number or number < 1:
+    known = isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
+    if not (known and number == int(number) >= 1):
         raise LabError(f"{name} must be a whole number of at least 1, not {number!r}.")
     return int(number)
 

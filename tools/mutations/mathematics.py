@@ -267,7 +267,7 @@ MUTATIONS: list[Mutation] = [
             "log_cdf = torch.where(above < 0.5,",
             "log_cdf = torch.where(above < 0.0,",
         ),
-        Mutation("edge", "best-of-n takes n = 0", "int(n) != n or n < 1:", "int(n) != n or n < 0:"),
+        Mutation("edge", "best-of-n takes n = 0", "number == int(number) >= 1", "number == int(number) >= 0"),
     ),
     *in_file(
         "exact/drift.py",
