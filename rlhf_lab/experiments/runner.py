@@ -56,7 +56,7 @@ class Experiment:
     """A claim and the experiment that tests it.
 
     Attributes:
-        number: of the claim, 1 to 10.
+        number: of the claim, from 1.
         name: of the command and of the folder.
         title: the claim in a line.
         claim: what the source says, with its numbers.
