@@ -109,7 +109,7 @@ fisher_information = Derivation(
             "at the true reward the expected gradient vanishes; autograd computes the left side",
             lambda w: torch.zeros_like(w.reward[0]),
             left=r"\nabla_{r}\,\mathbb{E}\big[-\log\sigma(r_w - r_l)\big]",
-            left_value=lambda w: gradient(lambda r: _asked_loss(w, r), w.reward[0]),
+            left_value=lambda w: gradient(lambda r: _label_loss(w, r), w.reward[0]),
         ),
         Line(
             r"\sum_{i<j}(\mu_{ij} + \mu_{ji})\,p_{ij}(1 - p_{ij})\,b_{ij}b_{ij}^\top,\quad b_{ij} = e_i - e_j",
@@ -117,7 +117,7 @@ fisher_information = Derivation(
             "on the left",
             _information,
             left=r"\nabla^2_{r}\,\mathbb{E}\big[-\log\sigma(r_w - r_l)\big]",
-            left_value=lambda w: _hessian(lambda r: _asked_loss(w, r), w.reward[0]),
+            left_value=lambda w: _hessian(lambda r: _label_loss(w, r), w.reward[0]),
         ),
         Line(
             r"0",
@@ -145,7 +145,7 @@ fisher_information = Derivation(
 )
 
 
-def _asked_loss(w: RandomWorld, estimate: Tensor) -> Tensor:
+def _label_loss(w: RandomWorld, estimate: Tensor) -> Tensor:
     """The expected loss of one label: the pair (i, j) has probability μ_ij; i wins with p_ij, j with p_ji."""
     p = exact.preference(w.reward[0])
     loss = losses.bradley_terry(estimate.unsqueeze(-1), estimate.unsqueeze(-2))

@@ -86,8 +86,8 @@ def _chance(w: RandomWorld) -> Tensor:
 def _hinge(w: RandomWorld, delta: Tensor) -> Tensor:
     """E over the label of hinge-norm at a difference of log-ratios Δ, (X,)."""
     zero = torch.zeros_like(delta)
-    right, turned = losses.hinge_norm(delta, zero, w.tau), losses.hinge_norm(zero, delta, w.tau)
-    return _chance(w) * right + (1 - _chance(w)) * turned
+    given, flipped = losses.hinge_norm(delta, zero, w.tau), losses.hinge_norm(zero, delta, w.tau)
+    return _chance(w) * given + (1 - _chance(w)) * flipped
 
 
 def _least(w: RandomWorld) -> Tensor:

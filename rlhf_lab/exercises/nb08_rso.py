@@ -36,13 +36,13 @@ def information(reward: Tensor, pairs: Tensor) -> Tensor:
 def where_rso_loses(factor: float) -> tuple[Tensor, Tensor, float]:
     """π_sft, r and β for which pairs from π_r need `factor` times the labels that pairs from π_sft need."""
     log_sft = torch.full((4,), 0.25, dtype=torch.float64).log()
-    bad = -5 - math.log(factor)  # two good answers, and two that π_r never gives
+    bad = -5 - math.log(factor)  # two good responses, and two that π_r hardly ever gives
     reward = torch.tensor([0.0, 0.0, bad, bad], dtype=torch.float64)
     return log_sft, reward, 0.5
 
 
-def price_ratio(log_sft: Tensor, reward: Tensor, beta: float) -> float:
-    """Labels that pairs from π_r need over those that pairs from π_sft need, for the same regret."""
+def label_ratio(log_sft: Tensor, reward: Tensor, beta: float) -> float:
+    """The number of labels that pairs from π_r need for a given regret, divided by that of pairs from π_sft."""
     log_r = exact.optimal_policy(log_sft, reward, beta)
     prices = [exact.label_price(log_sft, reward, beta, first_round(source)) for source in (log_r, log_sft)]
     return float(prices[0] / prices[1])
@@ -54,18 +54,20 @@ def _judge(answer: object, factor: float) -> str | None:
         return "return three things: log_sft, reward, beta."
     log_sft, reward, beta = map(as_tensor, answer)
     if log_sft is None or reward is None or beta is None:
-        return "log_sft and reward are tensors of K numbers, beta is one number."
+        return "log_sft and reward are tensors of K numbers, and beta is one number."
     if log_sft.ndim != 1 or log_sft.shape != reward.shape or beta.ndim != 0:
         return (
             f"log_sft and reward have one number for each response, shape (K,), and beta is one number. Yours have the "
             f"shapes {tuple(log_sft.shape)}, {tuple(reward.shape)} and {tuple(beta.shape)}."
         )
     try:
-        ratio = price_ratio(log_sft, reward, beta.item())
+        ratio = label_ratio(log_sft, reward, beta.item())
     except ValueError as error:
-        return f"this is no world: {error}"
+        return f"this is not a valid world: {error}"
     if not ratio >= factor:
-        return f"pairs from π_r need {ratio:.3g} times the labels of pairs from π_sft; at least {factor:g} is wanted."
+        return (
+            f"pairs from π_r need {ratio:.3g} times as many labels as pairs from π_sft. It must be at least {factor:g}."
+        )
     return None
 
 
@@ -90,8 +92,8 @@ def _information(reward: Tensor, pairs: Tensor, mistake: str) -> Tensor:
     """`information` with one mistake."""
     p = torch.sigmoid(reward[:, None] - reward[None, :])
     both = pairs if mistake == "one order" else pairs + pairs.T
-    told = {"even": torch.ones_like(p), "wins": p}.get(mistake, p * (1 - p))
-    edges = both * told * (1 - torch.eye(len(reward), dtype=reward.dtype))
+    information = {"even": torch.ones_like(p), "wins": p}.get(mistake, p * (1 - p))
+    edges = both * information * (1 - torch.eye(len(reward), dtype=reward.dtype))
     if mistake == "edges":
         return edges
     laplacian = torch.diag(edges.sum(-1)) - edges
@@ -111,7 +113,7 @@ EXERCISES = (
     Exercise(
         key="nb08.fitted_policy",
         title="β or γ?",
-        objective="say which of RSO's two numbers determines the limit of the fit",
+        objective="state which of RSO's two parameters determines the limit of the fit",
         difficulty=1,
         minutes=4,
         cases=(
@@ -139,29 +141,29 @@ EXERCISES = (
             ),
             Mistake(
                 "reference forgotten",
-                "π_sft is missing: the “norm” of sigmoid-norm is the division by it.",
+                "π_sft is missing. The “norm” of sigmoid-norm is the division by it.",
                 lambda s, r, beta, gamma: (r / gamma).log_softmax(-1),
             ),
             Mistake(
                 "not normalised",
-                "the probabilities do not sum to one: Z is missing.",
+                "the probabilities do not sum to one, because Z is missing.",
                 lambda s, r, beta, gamma: s + r / gamma,
             ),
             Mistake(
                 "probabilities",
-                "these are probabilities: return their logarithms.",
+                "these are probabilities. Return their logarithms.",
                 lambda s, r, beta, gamma: (s + r / gamma).softmax(-1),
             ),
         ),
         hints=(
-            "At the minimum, γ log π/π_sft differs from r by a constant only. Solve for log π.",
+            "At the minimum γ log π/π_sft differs from r only by a constant. Solve for log π.",
             "It is the formula of π* with γ instead of β.",
         ),
     ),
     Exercise(
         key="nb08.first_round",
-        title="Who meets whom",
-        objective="write how often two responses are compared by a labeller",
+        title="How often a pair is labelled",
+        objective="compute how often two responses are compared",
         difficulty=2,
         minutes=6,
         cases=(
@@ -177,7 +179,7 @@ EXERCISES = (
             ),
             Mistake(
                 "not renormalised",
-                "the table does not sum to one: a dropped pair needs no label and is replaced by another one.",
+                "the table does not sum to one. A dropped pair needs no label and is replaced by another one.",
                 lambda log_source: _first(log_source, "not renormalised"),
             ),
             Mistake(
@@ -193,24 +195,24 @@ EXERCISES = (
             ),
             Mistake(
                 "log-probabilities",
-                "log-probabilities are multiplied: take `.exp()` first.",
+                "log-probabilities are multiplied. Take `.exp()` first.",
                 lambda log_source: _first(log_source, "log"),
             ),
             Mistake(
                 "sums to two",
-                "the table sums to two: (i, j) and (j, i) are both included, and together they are one pair.",
+                "the table sums to two. (i, j) and (j, i) are both included, and together they are one pair.",
                 lambda log_source: _first(log_source, "twice"),
             ),
         ),
         hints=(
-            "Two independent draws are (i, j) with probability p_i p_j. What happens for i = j?",
-            "`p[:, None] * p[None, :]`, times zero on the diagonal, over its sum.",
+            "Two independent draws are (i, j) with probability p_i p_j. What happens if i = j?",
+            "Compute `p[:, None] * p[None, :]`, set its diagonal to zero, and divide it by its sum.",
         ),
     ),
     Exercise(
         key="nb08.information",
-        title="What a label tells",
-        objective="build the information matrix of preference labels, whose inverse gives the regret",
+        title="The information of a label",
+        objective="build the information matrix of preference labels, whose inverse determines the regret",
         difficulty=2,
         minutes=8,
         cases=(
@@ -221,7 +223,7 @@ EXERCISES = (
         mistakes=(
             Mistake(
                 "all labels alike",
-                "p(1 − p) is missing: a label that is certain beforehand contains no information.",
+                "p(1 − p) is missing. A label that is certain beforehand contains no information.",
                 lambda r, pairs: _information(r, pairs, "even"),
             ),
             Mistake(
@@ -237,7 +239,7 @@ EXERCISES = (
             ),
             Mistake(
                 "sign",
-                "the sign is wrong: information on the diagonal is positive.",
+                "the sign is wrong, because information on the diagonal is positive.",
                 lambda r, pairs: _information(r, pairs, "sign"),
             ),
             Mistake(
@@ -248,7 +250,7 @@ EXERCISES = (
             ),
             Mistake(
                 "diagonal only",
-                "the off-diagonal is missing: a label depends on a difference, not on two rewards.",
+                "the off-diagonal entries are missing. A label depends on the difference of two rewards.",
                 lambda r, pairs: _information(r, pairs, "diagonal"),
             ),
         ),
@@ -260,8 +262,8 @@ EXERCISES = (
     ),
     Exercise(
         key="nb08.where_rso_loses",
-        title="Find the regime where RSO's pairs lose",
-        objective="say when pairs from π_r waste labels, and build the world that shows it",
+        title="A world in which pairs from π_r need more labels",
+        objective="explain when pairs from π_r waste labels, and build a world that shows it",
         difficulty=3,
         minutes=12,
         cases=(
@@ -272,26 +274,26 @@ EXERCISES = (
         mistakes=(
             Mistake(
                 "nothing to learn",
-                "all rewards are equal: π_r is π_sft, and so are the pairs.",
+                "all rewards are equal, so π_r is π_sft and both sources give the same pairs.",
                 lambda factor: _world([0.0, 0.0, 0.0, 0.0], 0.5),
             ),
             Mistake(
                 "large β",
-                "β is large: π_r hardly differs from π_sft, and the pairs are nearly the same.",
+                "β is large, so π_r hardly differs from π_sft and both sources give nearly the same pairs.",
                 lambda factor: _world([0.0, 0.0, -6.0, -6.0], 20.0),
             ),
             Mistake(
                 "one favourite",
-                "π_r has one favourite. Equal draws cost no label, so what is left is the favourite against "
-                "each of the others, and those are good questions.",
+                "π_r nearly always gives the same response. Pairs of equal responses cost no label, so the labels "
+                "compare this response with each of the others, which is informative.",
                 lambda factor: _world([0.0, 0.0, 0.0, 6.0], 0.5),
             ),
         ),
         hints=(
-            "A label is wasted on a pair of which enough is known, while a bad answer has yet to be seen to be bad. "
-            "Which answers does π_r hardly ever give?",
-            "Two good answers and one or two very bad ones, at β ≤ 0.5: π_r's labels nearly all go to the two good "
-            "ones. Print `price_ratio` and make the bad ones worse until it is large enough.",
+            "A label is wasted on a pair whose difference is already known well enough, as long as a bad response is "
+            "not yet recognised as bad. Which responses does π_r hardly ever give?",
+            "Choose two good responses and one or two very bad ones, with β ≤ 0.5. With π_r nearly all labels compare "
+            "the two good ones. Print `label_ratio` and lower the bad rewards until it is large enough.",
         ),
         judge=_judge,
     ),

@@ -531,8 +531,8 @@ def test_a_world_that_cannot_be_is_named():
     third = math.log(1 / 3)
     for made, words in (
         (([third] * 3, [0.0, 1.0], 0.5), "shape"),
-        (([0.5, 0.5], [0.0, 1.0], 0.5), "this is no world"),
-        (([third] * 3, [0.0, 1.0, 2.0], 0.0), "this is no world"),
+        (([0.5, 0.5], [0.0, 1.0], 0.5), "this is not a valid world"),
+        (([third] * 3, [0.0, 1.0, 2.0], 0.0), "this is not a valid world"),
         (("a", "b", "c"), "tensors of K numbers"),
         ((1.0, 2.0), "three things"),
     ):
