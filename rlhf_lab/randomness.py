@@ -104,6 +104,8 @@ class Stream:
     """The pairs to which a policy of that claim is fitted."""
     WHY_SOFT_PAIRS = 54
     """The pairs that stand for infinitely many, with label probabilities."""
+    MISFIT_WORLD = 55
+    """Reference, features and reward of a world whose reward a linear class misses in part."""
     OVER_OPTIMISATION_WORLD = 50
     """Features and rewards of the world on which over-optimisation is shown."""
     OVER_OPTIMISATION_BEST_OF_N = 61

@@ -247,9 +247,19 @@ def interval_bars(
 
 @style.use()
 def heat_map(
-    ax: Axes, frame: pd.DataFrame, x: str, y: str, value: str, *, scale: str, form: str = ".2g", **labels: Any
+    ax: Axes,
+    frame: pd.DataFrame,
+    x: str,
+    y: str,
+    value: str,
+    *,
+    scale: str,
+    form: str = ".2g",
+    centre: float | None = None,
+    limits: tuple[float, float] | None = None,
+    **labels: Any,
 ) -> None:
-    """Draw a table of numbers as coloured cells, with the number in each cell.
+    """Draw a table of numbers as coloured cells, with the number in each cell, and below it the interval of a summary.
 
     Args:
         ax: where to draw.
@@ -259,6 +269,8 @@ def heat_map(
         value: the column of numbers.
         scale: the colour bar's label, with the unit.
         form: how a number is written, in Python's format language.
+        centre: the number of the neutral colour, from which two colours diverge; None takes one scale of colours.
+        limits: the numbers at the ends of the colours; None takes those of the frame.
         **labels: for `Axes.set`.
 
     Raises:
@@ -269,10 +281,25 @@ def heat_map(
     check_columns(frame, "frame", x, y, value)
     if frame.duplicated([x, y]).any():
         raise LabError(f"frame has several rows with the same {x} and {y}, but a cell shows one number.")
-    table = frame.pivot(index=y, columns=x, values=value).reindex(
-        index=frame[y].drop_duplicates(), columns=frame[x].drop_duplicates()
+    ends = [f"{value}_low", f"{value}_high"]
+
+    def written(row: pd.Series) -> str:
+        text = format(row[value], form)
+        return f"{text}\n[{', '.join(format(row[end], form) for end in ends)}]" if {*ends} <= {*frame.columns} else text
+
+    frame = frame.assign(written=[written(row) for _, row in frame.iterrows()])
+    table, texts = (
+        frame.pivot(index=y, columns=x, values=column).reindex(
+            index=frame[y].drop_duplicates(), columns=frame[x].drop_duplicates()
+        )
+        for column in (value, "written")
     )
-    sns.heatmap(table, annot=True, fmt=form, cmap="crest", cbar_kws={"label": scale}, linewidths=0.5, ax=ax)
+    low, high = limits or (None, None)
+    sns.heatmap(
+        table, annot=texts, fmt="", cmap="crest" if centre is None else "vlag", center=centre, vmin=low, vmax=high,
+        annot_kws={"size": 9} if {*ends} <= {*frame.columns} else None, cbar_kws={"label": scale}, linewidths=0.5,
+        ax=ax,
+    )  # fmt: skip
     ax.tick_params(length=0)
     ax.set(**labels)
 

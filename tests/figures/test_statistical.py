@@ -165,14 +165,22 @@ def test_bars_of_text_on_the_y_axis_lie_on_their_side():
 
 
 def test_a_heat_map_has_its_numbers_in_the_order_of_the_rows():
-    """ReST stands first in the frame, and 300 before 30: sorting would exchange both."""
+    """ReST stands first in the frame, and 300 before 30: sorting would exchange both. Ends are 0.8 and 1.5 times."""
     drawing, ax = style.subplots()
     frame = SUMMARY.iloc[::-1]
     statistical.heat_map(ax, frame, "labels", "method", "regret", scale="regret [reward]", form=".1f", title="Regret")
-    assert [text.get_text() for text in ax.texts] == ["4.0", "12.0", "1.0", "3.0"]
+    cells = ["4.0\n[3.2, 6.0]", "12.0\n[9.6, 18.0]", "1.0\n[0.8, 1.5]", "3.0\n[2.4, 4.5]"]
+    assert [text.get_text() for text in ax.texts] == cells
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["300", "30"]
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["rest", "dpo"]
     assert drawing.axes[1].get_ylabel() == "regret [reward]"
+    without = frame.drop(columns=["regret_low", "regret_high"])
+    _, ax = style.subplots()
+    statistical.heat_map(ax, without, "labels", "method", "regret", scale="regret", centre=4.0, limits=(0.0, 8.0))
+    assert [text.get_text() for text in ax.texts] == ["4", "12", "1", "3"]
+    middle, above, below, _ = ax.collections[0].get_facecolors()
+    # At the centre the colour is neutral; above it is red, below it is blue.
+    assert max(middle[:3]) - min(middle[:3]) < 0.05 and above[0] > above[2] and below[2] > below[0]
 
 
 def test_every_seed_is_a_point_beside_the_mean_with_its_t_interval():
