@@ -49,14 +49,14 @@ kl_values = Derivation(
     lines=(
         Line(
             r"\mathbb{E}_{y\sim\pi}[k],\quad k = \log\tfrac{\pi(y)}{\pi_\text{ref}(y)}",
-            "KL is an expectation; its integrand is k1",
+            "the KL is the expectation of k1",
             lambda w: _mean(w, kl.k1),
             left=r"\mathrm{KL}(\pi\|\pi_\text{ref})",
             left_value=lambda w: exact.kl(w.log_policy, w.log_ref),
         ),
         Line(
             r"\mathbb{E}_{y\sim\pi}[k] + \mathbb{E}_{y\sim\pi}\Big[\tfrac{\pi_\text{ref}(y)}{\pi(y)}\Big] - 1",
-            r"$\mathbb{E}_\pi[\pi_\text{ref}/\pi] = \sum_y\pi_\text{ref} = 1$: a free control variate",
+            r"add zero, because $\mathbb{E}_\pi[\pi_\text{ref}/\pi] = \sum_y\pi_\text{ref} = 1$",
             lambda w: _mean(w, kl.k1) + (w.policy * (w.ref / w.policy)).sum(-1) - 1,
         ),
         Line(
@@ -68,13 +68,13 @@ kl_values = Derivation(
     wrong=(
         Wrong(
             r"\mathbb{E}_{y\sim\pi}\Big[\log\tfrac{\pi_\text{ref}(y)}{\pi(y)}\Big]",
-            "the ratio is inverted, so that the penalty rewards drift",
+            "the ratio is inverted, so the penalty rewards distance from the reference",
             lambda w: -_mean(w, kl.k1),
             1,
         ),
         Wrong(
             r"\mathbb{E}_{y\sim\pi_\text{ref}}[k]",
-            "the samples are from the reference, which gives minus the reverse KL",
+            "the samples are from the reference, which gives −KL(π_ref‖π)",
             lambda w: (w.ref * w.log_ratio).sum(-1),
             1,
         ),
@@ -115,7 +115,7 @@ kl_gradient_k1 = Derivation(
     wrong=(
         Wrong(
             r"\nabla\,\mathrm{KL}(\pi\|\pi_\text{ref})",
-            "“the correct value has the correct gradient” ignores that the samples depend on θ too",
+            "“a correct value has a correct gradient” ignores that the distribution of the samples depends on θ",
             _forward,
             3,
         ),
@@ -143,14 +143,14 @@ kl_gradient_k2 = Derivation(
         ),
         Line(
             r"\nabla\sum_y \pi\,k = \nabla\,\mathrm{KL}(\pi\|\pi_\text{ref})",
-            "product rule in reverse; autograd computes this side too",
+            "the product rule, from right to left; autograd computes this side too",
             _forward,
         ),
     ),
     wrong=(
         Wrong(
             r"\nabla\,\mathrm{KL}(\pi_\text{ref}\|\pi)",
-            "this is the gradient of the reverse KL",
+            "this is the gradient of the KL with swapped arguments",
             _backward,
             3,
         ),
@@ -166,7 +166,7 @@ kl_gradient_k2 = Derivation(
 
 kl_gradient_k3 = Derivation(
     "kl-gradient-k3",
-    "k3 as a loss has the gradient of the reverse KL",
+    "k3 as a loss has the gradient of KL(π_ref‖π)",
     lines=(
         Line(
             r"\mathbb{E}_{y\sim\pi}\big[(1 - e^{-k})\,\nabla\log\pi\big]",
@@ -189,13 +189,13 @@ kl_gradient_k3 = Derivation(
     wrong=(
         Wrong(
             r"\nabla\,\mathrm{KL}(\pi\|\pi_\text{ref})",
-            "“an unbiased value has an unbiased gradient” is false",
+            "“an unbiased value has an unbiased gradient” is false; this is the other divergence",
             _forward,
             3,
         ),
         Wrong(
             r"\mathbb{E}_{y\sim\pi}\big[(1 + e^{-k})\,\nabla\log\pi\big]",
-            "a sign is lost in the chain rule",
+            "the chain rule has a wrong sign",
             lambda w: _scores(w, 1 + (-w.log_ratio).exp()),
             1,
         ),
@@ -209,7 +209,7 @@ kl_in_the_reward = Derivation(
     lines=(
         Line(
             r"\mathbb{E}_{y\sim\pi}\big[k\,\nabla\log\pi\big] + \mathbb{E}_{y\sim\pi}[\nabla k]",
-            "both the samples and k depend on θ; autograd computes the left side",
+            "the distribution of the samples and k both depend on θ; autograd computes the left side",
             lambda w: _scores(w, w.log_ratio) + _loss_gradient(w, kl.k1),
             left=r"\nabla\,\mathrm{KL}(\pi\|\pi_\text{ref})",
             left_value=_forward,
@@ -223,7 +223,7 @@ kl_in_the_reward = Derivation(
     wrong=(
         Wrong(
             r"\mathbb{E}_{y\sim\pi}\big[-\mathrm{sg}(k)\,\nabla\log\pi\big]",
-            "the sign is lost, so that drift is rewarded",
+            "the sign is wrong, so distance from the reference is rewarded",
             lambda w: -_scores(w, w.log_ratio),
             2,
         ),

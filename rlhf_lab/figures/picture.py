@@ -255,6 +255,14 @@ def failed(message: str) -> Picture:
 # --- the view without a browser ---------------------------------------------------------------------------
 
 
+def show(text: str, *panels: Panel, title: str = "", width: float = 10.0, height: float = 4.4) -> style.Shown:
+    """`panels` side by side for a notebook, with `text`, which says in words what they show, below them.
+
+    Arguments and sizes are those of `draw`.
+    """
+    return style.show(draw(Picture(text, panels), title, width, height), text)
+
+
 def draw(picture: Picture, title: str = "", width: float = 10.0, height: float = 4.4) -> Figure:
     """Draw `picture` with matplotlib, as `chart.js` draws it in a browser.
 
@@ -313,21 +321,27 @@ def draw_panel(ax: Axes, panel: Panel) -> None:
         else:
             across = ax.axvline if layer.axis == "x" else ax.axhline
             across(layer.at, color=look.light, ls=layer.dash, lw=1.5, label=layer.label or None)
+    figure: Any = ax.get_figure(root=True)
+    letters = figure.get_figwidth() * 9 * _share(ax)  # so many fit beside each other
     if panel.x.names:
-        figure: Any = ax.get_figure(root=True)
-        room = figure.get_figwidth() * 9 * _share(ax) / len(panel.x.names)
+        room = letters / len(panel.x.names)
         folded = ["\n".join(w for line in n.split("\n") for w in wrap(line, max(int(room), 6))) for n in panel.x.names]
         ax.set_xticks(range(len(folded)), folded)
         ax.grid(visible=False, axis="x")
     ax.set(xlabel=panel.x.label, ylabel=panel.y.label, xlim=x_ends, ylim=y_ends)
     _, names = ax.get_legend_handles_labels()
-    ax.set_title(panel.title, pad=28 if len(names) > 1 else None)
-    if len(names) > 1:
-        # The legend is between title and data, as in the browser, where it covers nothing.
-        ax.legend(
-            loc="lower left", bbox_to_anchor=(0, 1), ncols=len(names), borderaxespad=0.1, columnspacing=1.2,
-            handlelength=1.4, borderpad=0.2,
-        )  # fmt: skip
+    if len(names) < 2:
+        ax.set_title(panel.title)
+        return
+    # The legend is between title and data, as in the browser, where it covers nothing.
+    sizes, room = [len(name) + 4 for name in names], 1.2 * letters  # with the handles; the legend's font is smaller
+    one_row = sum(sizes) <= room
+    columns = len(names) if one_row else max(1, int(room / max(sizes)))
+    ax.set_title(panel.title, pad=10 + 18 * math.ceil(len(names) / columns))
+    ax.legend(
+        loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.1, columnspacing=1.2,
+        handlelength=1.4 if one_row else 2.2, borderpad=0.2,
+    )  # fmt: skip
 
 
 def _share(ax: Axes) -> float:

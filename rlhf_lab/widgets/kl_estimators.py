@@ -87,9 +87,9 @@ def kl_values_picture(
         got.append(float(estimate(log_policy, log_ref)[drawn].mean()))
         layers.append(Points(LOOKS[name], [place], [mean], name, [mean - half], [mean + half]))
         told.append(f"{name} {_plain(got[-1])}")
-    layers.append(Points("policy", [0, 1, 2], got, "these draws"))
+    layers.append(Points("policy", [0, 1, 2], got, "one set of draws"))
     values = Panel(
-        f"Means of {samples} draws: exact, ± 1.96 sd",
+        f"Mean of {samples} draws: 95% range",
         Axis("estimator", names=("k1", "k2", "k3")),
         Axis("KL estimate [nats]"),
         tuple(layers),

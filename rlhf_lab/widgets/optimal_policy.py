@@ -27,7 +27,7 @@ def optimal_policy_picture(
     prompt: str = "",
     curve: tuple[Tensor, Tensor] | None = None,
 ) -> Picture:
-    """Draw π_ref and π* as bars, and π* as a point on the exact frontier.
+    """Draw π_ref and π* as bars, and π* as a point on the exact frontier with the tangent there, whose slope is β.
 
     Args:
         log_ref: log π_ref(·|x) of one prompt, (K,), nats.
@@ -50,6 +50,9 @@ def optimal_policy_picture(
     value = float(exact.objective(log_star, log_ref, reward, beta))
     log_z = float(exact.log_partition(log_ref, reward, beta))
     curve_kl, curve_reward = frontier_curve(log_ref, reward) if curve is None else curve
+    # The tangent stays inside the panel: at most a quarter of its width or height to each side.
+    half = min(float(curve_kl.max()) / 4, float(curve_reward.max() - curve_reward.min()) / (4 * beta))
+    tangent = [cost - half, cost + half], [gain - beta * half, gain + beta * half]
     names = tuple(f"{name}\nr = {_signed(r)}" for name, r in zip(responses, reward.tolist(), strict=True))
     bars = Panel(
         "Policies over the responses",
@@ -65,7 +68,8 @@ def optimal_policy_picture(
         (
             Curve("optimal", curve_kl, curve_reward, "π* for every β"),
             Points("reference", [0.0], [before], "π_ref"),
-            Points("optimal", [cost], [gain], "π* now", big=True),
+            Curve("reward", *tangent, "tangent, slope β", "--"),
+            Points("optimal", [cost], [gain], "π* at this β", big=True),
         ),
     )
     top = int(star.argmax())
