@@ -112,12 +112,12 @@ EXERCISES = (
             ),
             Mistake(
                 "sign",
-                "the sign is lost: this is −KL, and a KL is never negative.",
+                "the sign is wrong. This is −KL, and a KL is never negative.",
                 lambda log_p, log_q: (log_p.exp() * (log_q - log_p)).sum(-1),
             ),
             Mistake(
                 "mean for sum",
-                "this is a mean over the responses instead of a sum: the weights are p, and nothing is divided by K.",
+                "this is a mean over the responses instead of a sum. The weights are p, and nothing is divided by K.",
                 lambda log_p, log_q: (log_p.exp() * (log_p - log_q)).mean(-1),
             ),
             Mistake(
@@ -137,13 +137,14 @@ EXERCISES = (
             ),
             Mistake(
                 "forgot exp",
-                "the weights are log p instead of p: the weights of an expectation are probabilities.",
+                "the weights are log p instead of p. The weights of an expectation are probabilities.",
                 lambda log_p, log_q: (log_p * (log_p - log_q)).sum(-1),
             ),
         ),
         hints=(
-            "An expectation over a finite set is a sum of probability times value. Which values, whose probabilities?",
-            "The values are `log_p - log_q`, the probabilities `log_p.exp()`. Which axis has the responses?",
+            "An expectation over a finite set is a sum of probability times value. Which values and which probabilities "
+            "do you need?",
+            "The values are `log_p - log_q`, and the probabilities are `log_p.exp()`. Which axis has the responses?",
         ),
     ),
     Exercise(
@@ -160,17 +161,17 @@ EXERCISES = (
         mistakes=(
             Mistake(
                 "inverted ratio",
-                "the ratio is inverted: with samples from π, k is log π − log π_ref.",
+                "the ratio is inverted. With samples from π, k is log π − log π_ref.",
                 lambda log_policy, log_ref: torch.exp(log_policy - log_ref) - 1 - (log_policy - log_ref),
             ),
             Mistake(
                 "forgot the minus one",
-                "the estimate is not zero where π equals π_ref: a constant is missing.",
+                "the estimate is not zero where π equals π_ref. A constant is missing.",
                 lambda log_policy, log_ref: torch.exp(log_ref - log_policy) + (log_policy - log_ref),
             ),
             Mistake(
                 "sign of k",
-                "the sign of k outside the exponential is lost: the mean is not the KL.",
+                "the sign of k outside the exponential is wrong, so the mean is not the KL.",
                 lambda log_policy, log_ref: torch.exp(log_ref - log_policy) - 1 - (log_policy - log_ref),
             ),
             Mistake(
@@ -181,7 +182,7 @@ EXERCISES = (
             ),
             Mistake(
                 "k2",
-                "this is k2, k²/2: it is never negative, but its mean is not KL.",
+                "this is k2, k²/2. It is never negative, but its mean is not the KL.",
                 lambda log_policy, log_ref: (log_policy - log_ref).square() / 2,
             ),
             Mistake(
@@ -191,7 +192,8 @@ EXERCISES = (
             ),
         ),
         hints=(
-            "Call k = log π − log π_ref. E_π[k] is KL; what else has mean zero under π and can be added?",
+            "Let k = log π − log π_ref. E_π[k] is the KL. Which other term has the expectation zero under π and can be "
+            "added?",
             "E_π[π_ref/π] = 1, and π_ref/π = exp(−k).",
         ),
     ),
@@ -206,12 +208,12 @@ EXERCISES = (
         mistakes=(
             Mistake(
                 "no mask",
-                "padding is counted: positions outside the mask belong to no response.",
+                "padding is counted. Positions outside the mask belong to no response.",
                 lambda log_policy, log_ref, mask: (log_policy - log_ref).sum(-1),
             ),
             Mistake(
                 "mean for sum",
-                "this is divided by the length: log π(y|x) is the sum over tokens, so its log-ratio is a sum too.",
+                "this is divided by the length. log π(y|x) is the sum over tokens, so its log-ratio is a sum too.",
                 lambda log_policy, log_ref, mask: ((log_policy - log_ref) * mask).sum(-1) / mask.sum(-1),
             ),
             Mistake(
@@ -226,12 +228,12 @@ EXERCISES = (
             ),
             Mistake(
                 "sign",
-                "the ratio is inverted: this would reward drift.",
+                "the ratio is inverted. This would reward distance from the reference.",
                 lambda log_policy, log_ref, mask: ((log_ref - log_policy) * mask).sum(-1),
             ),
             Mistake(
                 "inverted mask",
-                "the mask is inverted: it is True on the response's tokens.",
+                "the mask is inverted. It is True on the response's tokens.",
                 lambda log_policy, log_ref, mask: ((log_policy - log_ref) * ~mask).sum(-1),
             ),
         ),
@@ -242,7 +244,7 @@ EXERCISES = (
     ),
     Exercise(
         key="nb02.kl_term",
-        title="A term that pulls the right way",
+        title="A loss term with the gradient of KL(π‖π_ref)",
         objective="write a loss term of a sample whose expected gradient is that of KL(π‖π_ref)",
         difficulty=3,
         minutes=8,
@@ -258,22 +260,22 @@ EXERCISES = (
         mistakes=(
             Mistake(
                 "k1 as a loss",
-                "this is k1 as a loss: its gradient is ∇log π, which has mean zero, so on average it has no effect.",
+                "this is k1 as a loss. Its gradient is ∇log π, which has mean zero, so on average it has no effect.",
                 lambda log_policy, log_ref: log_policy - log_ref,
             ),
             Mistake(
                 "k3 as a loss",
-                "this is k3 as a loss: its expected gradient is that of the reverse KL, KL(π_ref‖π).",
+                "this is k3 as a loss. Its expected gradient is that of the other divergence, KL(π_ref‖π).",
                 k3,
             ),
             Mistake(
                 "forgot detaching",
-                "k is not detached: the product rule adds log π · ∇k, which is wrong here.",
+                "k is not detached. The product rule adds log π · ∇k, which is wrong here.",
                 lambda log_policy, log_ref: (log_policy - log_ref) * log_policy,
             ),
             Mistake(
                 "log π for the log-ratio",
-                "the reference is missing: this is the gradient of the negative entropy, E[log π].",
+                "the reference is missing. This is the gradient of the negative entropy, E[log π].",
                 lambda log_policy, log_ref: log_policy.detach() * log_policy,
             ),
             Mistake(
@@ -283,19 +285,19 @@ EXERCISES = (
             ),
             Mistake(
                 "sign",
-                "the sign is lost: descent on this term would drive the policy away from the reference.",
+                "the sign is wrong. Descent on this term would move the policy away from the reference.",
                 lambda log_policy, log_ref: -(log_policy - log_ref).detach() * log_policy,
             ),
             Mistake(
                 "forgot the half",
-                "this is too large by a factor of two: k² has the gradient 2k ∇k.",
+                "this is too large by a factor of two. k² has the gradient 2k ∇k.",
                 lambda log_policy, log_ref: (log_policy - log_ref).square(),
             ),
         ),
         hints=(
-            "∇KL(π‖π_ref) = E_π[k ∇log π]. You need a term whose gradient is k ∇log π, sample by sample.",
-            "Either treat k as a number (`.detach()`) and multiply it by log π, or find the function of k with that "
-            "derivative.",
+            "∇KL(π‖π_ref) = E_π[k ∇log π]. You need a term whose gradient is k ∇log π for each sample.",
+            "Either treat k as a number (`.detach()`) and multiply it by log π, or find the function of k that has "
+            "this derivative.",
         ),
     ),
 )

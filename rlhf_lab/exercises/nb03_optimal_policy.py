@@ -39,23 +39,23 @@ def beta_for_kl(log_ref: Tensor, reward: Tensor, budget: float) -> float:
     for _ in range(100):
         beta = math.sqrt(low * high)
         log_star = torch.log_softmax(log_ref + reward / beta, -1)
-        spent = (log_star.exp() * (log_star - log_ref)).sum()
-        if spent > budget:
+        divergence = (log_star.exp() * (log_star - log_ref)).sum()
+        if divergence > budget:
             low = beta
         else:
             high = beta
     return beta
 
 
-def _bisect(log_ref: Tensor, reward: Tensor, budget: float, turned: bool = False, flipped: bool = False) -> float:
+def _bisect(log_ref: Tensor, reward: Tensor, budget: float, swapped: bool = False, flipped: bool = False) -> float:
     """`beta_for_kl` with swapped KL arguments, or with the wrong half of the interval."""
     low, high = 1e-4, 1e4
     for _ in range(100):
         beta = math.sqrt(low * high)
         log_star = torch.log_softmax(log_ref + reward / beta, -1)
-        one, other = (log_ref, log_star) if turned else (log_star, log_ref)
-        spent = (one.exp() * (one - other)).sum()
-        if (spent > budget) != flipped:
+        one, other = (log_ref, log_star) if swapped else (log_star, log_ref)
+        divergence = (one.exp() * (one - other)).sum()
+        if (divergence > budget) != flipped:
             low = beta
         else:
             high = beta
@@ -70,8 +70,8 @@ def _underflowed(got: object, want: Tensor) -> str:
     if not gone.any() or not torch.allclose(got[~gone], want[~gone], rtol=1e-5, atol=1e-7):
         return ""
     return (
-        "Where a probability rounds to 0, yours gives −∞ for its logarithm: right to rounding as a probability. "
-        "log_softmax keeps the logarithm too."
+        "Where a probability rounds to 0, your result has −∞ for its logarithm. As a probability this is correct up to "
+        "rounding. log_softmax also gives the logarithm."
     )
 
 
@@ -90,7 +90,7 @@ _TREE = {
 EXERCISES = (
     Exercise(
         key="nb03.regret",
-        title="What a policy lacks",
+        title="The regret of a policy",
         objective="write the regret of a policy as β times a KL",
         difficulty=1,
         minutes=4,
@@ -99,7 +99,7 @@ EXERCISES = (
         mistakes=(
             Mistake(
                 "missing β",
-                "this is in nats, not reward: the regret is β times the KL.",
+                "this is in nats and not in units of reward. The regret is β times the KL.",
                 lambda log_policy, log_star, beta: (log_policy.exp() * (log_policy - log_star)).sum(-1),
             ),
             Mistake(
@@ -109,12 +109,12 @@ EXERCISES = (
             ),
             Mistake(
                 "sign",
-                "the sign is lost: no policy is better than π*, so a regret is never negative.",
+                "the sign is wrong. No policy is better than π*, so a regret is never negative.",
                 lambda log_policy, log_star, beta: beta * (log_policy.exp() * (log_star - log_policy)).sum(-1),
             ),
             Mistake(
                 "mean for sum",
-                "this is a mean over the responses instead of a sum: the probabilities are the weights already.",
+                "this is a mean over the responses instead of a sum. The probabilities are the weights already.",
                 lambda log_policy, log_star, beta: beta * (log_policy.exp() * (log_policy - log_star)).mean(-1),
             ),
             Mistake(
@@ -124,13 +124,13 @@ EXERCISES = (
             ),
             Mistake(
                 "divided by β",
-                "this is divided by β instead of multiplied: β is the KL penalty per nat, in units of reward.",
+                "this is divided by β instead of multiplied. β is the KL penalty per nat, in units of reward.",
                 lambda log_policy, log_star, beta: (log_policy.exp() * (log_policy - log_star)).sum(-1) / beta,
             ),
         ),
         hints=(
-            "The derivation ends in J(π) = β log Z − β KL(π‖π*). What is J(π*) − J(π), then?",
-            "β times Σ_y π(y) (log π(y) − log π*(y)), over the last axis.",
+            "The derivation ends with J(π) = β log Z − β KL(π‖π*). What is J(π*) − J(π)?",
+            "It is β times Σ_y π(y) (log π(y) − log π*(y)), with the sum over the last axis.",
         ),
     ),
     Exercise(
@@ -154,27 +154,28 @@ EXERCISES = (
             ),
             Mistake(
                 "sign",
-                "the reward's sign is lost: this policy prefers the worst response.",
+                "the reward has the wrong sign. This policy prefers the worst response.",
                 lambda log_ref, reward, beta: torch.log_softmax(log_ref - reward / beta, -1),
             ),
             Mistake(
                 "multiplied by β",
-                "the reward is multiplied by β: then a large β would move the policy further, not less.",
+                "the reward is multiplied by β. A large β would then move the policy further from the "
+                "reference.",
                 lambda log_ref, reward, beta: torch.log_softmax(log_ref + reward * beta, -1),
             ),
             Mistake(
                 "missing β",
-                "β is missing: the reward would have the same weight at every β.",
+                "β is missing. The reward would have the same weight at every β.",
                 lambda log_ref, reward, beta: torch.log_softmax(log_ref + reward, -1),
             ),
             Mistake(
                 "missing reference",
-                "the reference is missing: this is the optimum for a uniform π_ref.",
+                "the reference is missing. This is the optimum for a uniform π_ref.",
                 lambda log_ref, reward, beta: torch.log_softmax(reward / beta, -1),
             ),
             Mistake(
                 "missing Z",
-                "the probabilities do not sum to one: log Z is missing.",
+                "the probabilities do not sum to one. log Z is missing.",
                 lambda log_ref, reward, beta: log_ref + reward / beta,
             ),
             Mistake(
@@ -184,18 +185,18 @@ EXERCISES = (
             ),
             Mistake(
                 "probabilities",
-                "these are probabilities; log-probabilities are required.",
+                "these are probabilities, but log-probabilities are required.",
                 lambda log_ref, reward, beta: torch.softmax(log_ref + reward / beta, -1),
             ),
         ),
         hints=(
-            "Take the logarithm of π_ref exp(r/β)/Z. Which of the three terms can you write down immediately?",
-            "log Z is the logsumexp of the other two over the responses; `torch.log_softmax` subtracts it.",
+            "Take the logarithm of π_ref exp(r/β)/Z. Which two of the three terms can you write down immediately?",
+            "log Z is the logsumexp of the other two over the responses. `torch.log_softmax` subtracts it.",
         ),
     ),
     Exercise(
         key="nb03.soft_value",
-        title="One step back",
+        title="The soft value of a prefix",
         objective="compute the value of a prefix from those of its children",
         difficulty=2,
         minutes=6,
@@ -207,7 +208,7 @@ EXERCISES = (
         mistakes=(
             Mistake(
                 "overflow",
-                "this is correct on paper, but exp(r/β) overflows at a small β: use torch.logsumexp.",
+                "this is correct on paper, but exp(r/β) overflows at a small β. Use torch.logsumexp.",
                 lambda log_ref, reward, next_value, beta: (
                     beta * (log_ref.exp() * torch.exp((reward + next_value) / beta)).sum(-1).log()
                 ),
@@ -224,17 +225,17 @@ EXERCISES = (
             ),
             Mistake(
                 "missing reference",
-                "the reference is missing: every next token has the same weight.",
+                "the reference is missing. Every next token has the same weight.",
                 lambda log_ref, reward, next_value, beta: beta * torch.logsumexp((reward + next_value) / beta, -1),
             ),
             Mistake(
                 "no later values",
-                "the children's values are missing: this value includes only one token.",
+                "the children's values are missing. This value includes only one token.",
                 lambda log_ref, reward, next_value, beta: beta * torch.logsumexp(log_ref + reward / beta, -1),
             ),
             Mistake(
                 "missing outer β",
-                "this is V/β: it is in nats, and V is in units of reward.",
+                "this is V/β. It is in nats, and V is in units of reward.",
                 lambda log_ref, reward, next_value, beta: torch.logsumexp(log_ref + (reward + next_value) / beta, -1),
             ),
             Mistake(
@@ -259,8 +260,8 @@ EXERCISES = (
     ),
     Exercise(
         key="nb03.beta_for_kl",
-        title="Which β spends a given KL?",
-        objective="turn a KL budget into a β before training",
+        title="Which β gives a certain KL?",
+        objective="find the β that corresponds to a KL budget, before training",
         difficulty=3,
         minutes=10,
         cases=(
@@ -273,17 +274,17 @@ EXERCISES = (
             Mistake(
                 "swapped KL",
                 "this is the β for KL(π_ref‖π*), but the objective has KL(π*‖π_ref).",
-                lambda log_ref, reward, budget: _bisect(log_ref, reward, budget, turned=True),
+                lambda log_ref, reward, budget: _bisect(log_ref, reward, budget, swapped=True),
             ),
             Mistake(
                 "the wrong half",
-                "the search ends at an end of the interval: a larger β gives a smaller KL, so raise β if the KL is too "
-                "large.",
+                "the search ends at an end of the interval. A larger β gives a smaller KL, so increase β if the KL is "
+                "too large.",
                 lambda log_ref, reward, budget: _bisect(log_ref, reward, budget, flipped=True),
             ),
             Mistake(
                 "1/β",
-                "this is 1/β: the exponent is r/β.",
+                "this is 1/β, but the exponent is r/β.",
                 lambda log_ref, reward, budget: 1 / beta_for_kl(log_ref, reward, budget),
             ),
             Mistake(
@@ -295,9 +296,10 @@ EXERCISES = (
             ),
         ),
         hints=(
-            "KL(π*‖π_ref) falls from −log π_ref(best) to 0 while β rises. A falling function is solved by bisection.",
-            "Keep low = 1e-4 and high = 1e4. Try β = √(low · high); if its KL exceeds the budget, it is the new "
-            "low, else the new high. Repeat a hundred times.",
+            "KL(π*‖π_ref) falls from −log π_ref(best) to 0 as β rises. An equation with a falling function can be "
+            "solved by bisection.",
+            "Start with low = 1e-4 and high = 1e4. Try β = √(low · high). If its KL exceeds the budget, it is the new "
+            "low, otherwise the new high. Repeat this a hundred times.",
         ),
     ),
 )
