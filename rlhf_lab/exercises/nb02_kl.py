@@ -142,8 +142,8 @@ EXERCISES = (
             ),
         ),
         hints=(
-            "An expectation over a finite set is a sum of probability times value. Which values and which probabilities "
-            "do you need?",
+            "An expectation over a finite set is a sum of probability times value. Which values and which "
+            "probabilities do you need?",
             "The values are `log_p - log_q`, and the probabilities are `log_p.exp()`. Which axis has the responses?",
         ),
     ),

@@ -159,8 +159,7 @@ EXERCISES = (
             ),
             Mistake(
                 "multiplied by β",
-                "the reward is multiplied by β. A large β would then move the policy further from the "
-                "reference.",
+                "the reward is multiplied by β. A large β would then move the policy further from the reference.",
                 lambda log_ref, reward, beta: torch.log_softmax(log_ref + reward * beta, -1),
             ),
             Mistake(
