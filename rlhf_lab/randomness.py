@@ -106,6 +106,10 @@ class Stream:
     """The pairs that stand for infinitely many, with label probabilities."""
     MISFIT_WORLD = 55
     """Reference, features and reward of a world whose reward a linear class misses in part."""
+    SAMPLER_STEPS = 56
+    """Labels of gradient steps on the pairs of a sampler."""
+    SAMPLER_ROUNDS = 57
+    """Labels of rounds on the pairs of a sampler."""
     OVER_OPTIMISATION_WORLD = 50
     """Features and rewards of the world on which over-optimisation is shown."""
     OVER_OPTIMISATION_BEST_OF_N = 61

@@ -1,0 +1,89 @@
+"""Summary, decision and picture of claim 11: the regret by sampler over steps and labels."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rlhf_lab.evaluation import mean_interval
+from rlhf_lab.experiments.claims.dpo_samplers.settings import SAMPLERS, DPOSamplers
+from rlhf_lab.experiments.rso_common import decide_part
+from rlhf_lab.experiments.statistics import holm_intervals, paired, summarise
+from rlhf_lab.experiments.verdicts import Number, Verdict
+from rlhf_lab.intervals import Interval
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+TITLES = {
+    "exact": ("Exact gradients", "gradient steps"),
+    "sampled": ("Sampled labels", "gradient steps"),
+    "rounds": ("Rounds of labels", "labels"),
+}
+"""Part → title and x axis of its panel."""
+
+
+def summarise_runs(settings: DPOSamplers, runs: pd.DataFrame) -> pd.DataFrame:
+    """Return the geometric mean of the share of π_ref's regret that is left, by part, sampler and step or label."""
+    table = summarise(runs.assign(left=np.log(runs["left"])), ["part", "sampler", "at"], ["left"])
+    ends = ["left", "left_low", "left_high"]
+    table[ends] = np.exp(table[ends])
+    return table
+
+
+def decide(settings: DPOSamplers, summary: pd.DataFrame, runs: pd.DataFrame) -> Verdict:
+    """Apply the rule (`settings.RULE`) to the rows."""
+    last = runs[runs["at"] == runs.groupby("part")["at"].transform("max")]
+    last = last.assign(log_left=np.log(last["left"]), log_steps=np.log(last["steps_needed"]))
+    by_part = {part: last[last["part"] == part] for part in TITLES}
+    # Each is above zero where it counts for the claim.
+    gains = holm_intervals(
+        {
+            "steps_mixture": paired(by_part["exact"], "sampler", "uniform", "mixture", "log_steps"),
+            "rounds_current": paired(by_part["rounds"], "sampler", "reference", "current", "log_left"),
+            "sampled_mixture": paired(by_part["sampled"], "sampler", "uniform", "mixture", "log_left"),
+        }
+    )
+    numbers: dict[str, Number] = {
+        name: Interval(*np.exp([-one.mean, -one.high, -one.low]).tolist()) for name, one in gains.items()
+    }
+    for sampler in SAMPLERS:
+        exact = by_part["exact"][by_part["exact"]["sampler"] == sampler]
+        steps, needed = mean_interval(exact["log_steps"].to_numpy()), exact["steps_needed"].to_numpy()
+        numbers[f"steps_{sampler}_mean"] = Interval(*np.exp(steps).tolist())
+        numbers[f"reached_{sampler}"] = float((needed < settings.steps).mean())
+        known = exact["order"].dropna().to_numpy()
+        if len(known) > 1:
+            numbers[f"order_{sampler}"] = Interval(*mean_interval(known))
+        numbers[f"rate_{sampler}"] = float(exact["rate"].iloc[0])
+        for part in ("sampled", "rounds"):
+            own = by_part[part][by_part[part]["sampler"] == sampler]["log_left"]
+            numbers[f"left_{part}_{sampler}"] = Interval(*np.exp(mean_interval(own.to_numpy())).tolist())
+    return Verdict(decide_part([*gains.values()]), numbers, dict.fromkeys(gains, 1.0))
+
+
+def figure(settings: DPOSamplers, summary: pd.DataFrame, runs: pd.DataFrame) -> Figure:
+    """Draw the share of π_ref's regret that is left, by sampler, for the three kinds of training."""
+    from rlhf_lab.figures import statistical, style
+
+    looks = {
+        "uniform": style.of("raft", label="uniform"),
+        "reference": style.of("reference"),
+        "current": style.of("policy", label="current policy"),
+        "optimal": style.of("optimal"),
+        "mixture": style.of("rso", label="mixture"),
+    }
+    drawing, axes = style.subplots(1, 3, 15.0, 4.8)
+    with style.use():
+        for ax, (part, (title, label)) in zip(axes, TITLES.items(), strict=True):
+            rows = summary[(summary["part"] == part) & (summary["at"] > 0)]
+            statistical.interval_lines(
+                ax, rows, "at", "left", "sampler", looks, band=True, legend=False, title=title, xlabel=label,
+                ylabel="regret / regret of π_ref", xscale="log", yscale="log",
+                lines={"marker": "", "linestyle": "-"} if part != "rounds" else {"linestyle": "-"},
+            )  # fmt: skip
+        axes[0].set_ylim(1e-12, 2)
+        statistical.legend_below(drawing, *axes, columns=5)
+    return drawing

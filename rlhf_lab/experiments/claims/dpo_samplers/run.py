@@ -1,0 +1,138 @@
+"""Claim 11: from which pairs does DPO converge fastest? Exact gradients, sampled labels, and rounds of labels.
+
+If the policy class contains π*, every sampler of pairs that covers all responses has the same limit. The samplers
+differ in the number of steps and labels until it is reached. Every seed is a world.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from rlhf_lab.experiments import runner
+from rlhf_lab.experiments.claims.dpo_samplers.report import decide, figure, summarise_runs
+from rlhf_lab.experiments.claims.dpo_samplers.settings import RULE, SAMPLERS, SEARCH_SEEDS, TARGET, DPOSamplers
+from rlhf_lab.experiments.claims.dpo_samplers.training import generator_of, sampler_setup
+from rlhf_lab.experiments.runner import BestConfig, Experiment, Job
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PARTS = ("exact", "sampled")
+"""The parts whose step sizes are searched for."""
+
+
+def steps_to_target(curve: Tensor) -> int:
+    """The number of steps until the regret stays at or below `TARGET` of its first value; all steps if it does not."""
+    above = (curve > TARGET * curve[0]).nonzero()
+    return min(int(above[-1]) + 1, len(curve) - 1)
+
+
+def order(curve: Tensor) -> float:
+    """The order of convergence: the median of log(e_{t+1}/e_t)/log(e_t/e_{t−1}), 1 if linear and 2 if quadratic.
+
+    It is taken over the steps whose regret is between 1e-2 and 1e-11 of the first; NaN with fewer than three of them.
+    """
+    shares = curve / curve[0]
+    last = int((shares < 1e-11).nonzero()[0]) if bool((shares < 1e-11).any()) else len(shares)
+    inside = shares[:last][shares[:last] < 1e-2]
+    falls = inside.log().diff()
+    return (falls[1:] / falls[:-1]).median().item() if len(falls) > 1 else math.nan
+
+
+def _rates(settings: DPOSamplers, part: str) -> tuple[float, ...]:
+    return settings.rates if part == "exact" else (*(rate / 10 for rate in settings.rates), *settings.rates)
+
+
+def _run(settings: DPOSamplers, job: Job, best_config: BestConfig) -> list[dict[str, Any]]:
+    setup = sampler_setup(settings.scale, job["seed"], settings.beta)
+    part, sampler, seed = job["part"], job["sampler"], job["seed"]
+    start = setup.regret(setup.start.unsqueeze(0)).item()
+    if part == "rounds":
+        found = setup.label_in_rounds(sampler, settings.rounds, settings.labels, generator_of(seed, part))
+        return [{"at": (i + 1) * settings.labels, "left": regret / start} for i, regret in enumerate(found)]
+    search = "rate" not in best_config.get(f"{part} {sampler}", {})
+    rates = _rates(settings, part) if search else (best_config[f"{part} {sampler}"]["rate"],)
+    steps, batch = (settings.steps, 0) if part == "exact" else (settings.sampled_steps, settings.batch)
+    curves = setup.descend(sampler, torch.tensor(rates, dtype=torch.float64), steps, batch, generator_of(seed, part))
+    rows: list[dict[str, Any]] = []
+    for rate, curve in zip(rates, curves.T, strict=True):
+        final = {"rate": rate, "steps_needed": steps_to_target(curve), "order": order(curve)}
+        marks = [len(curve) - 1] if search else _marks(len(curve) - 1)
+        rows += [
+            {"at": at, "left": max(curve[at].item() / start, 1e-16)} | (final if at == marks[-1] else {})
+            for at in marks
+        ]
+    return rows
+
+
+def _marks(steps: int) -> list[int]:
+    """The steps whose regret is stored: all of the first ten, then about ten in every factor of ten."""
+    return sorted(
+        {*range(min(10, steps) + 1), *(round(10 ** (i / 10)) for i in range(10, 60) if 10 ** (i / 10) < steps), steps}
+    )
+
+
+def _select(settings: DPOSamplers, search: pd.DataFrame) -> BestConfig:
+    """Choose each sampler's step size by the number of exact steps, then by regret; with sampled labels by regret."""
+    import numpy as np
+
+    table = search.assign(steps_needed=np.log(search["steps_needed"]), left=np.log(search["left"]))
+    means = table.groupby(["part", "sampler", "rate"], sort=False)[["steps_needed", "left"]].mean().reset_index()
+    chosen: BestConfig = {}
+    for part in PARTS:
+        for sampler in SAMPLERS:
+            rows = means[(means["part"] == part) & (means["sampler"] == sampler)]
+            keys = ["steps_needed", "left"] if part == "exact" else ["left"]
+            chosen[f"{part} {sampler}"] = {"rate": float(rows.sort_values(keys)["rate"].iloc[0])}
+    return chosen
+
+
+def _jobs(seeds: Any, parts: tuple[str, ...]) -> list[Job]:
+    return [
+        {"part": part, "sampler": sampler, "seed": seed} for seed in seeds for part in parts for sampler in SAMPLERS
+    ]
+
+
+EXPERIMENT = Experiment(
+    number=11,
+    name="dpo-samplers",
+    title="The pairs decide how fast DPO converges: a mixture beats uniform pairs, on-policy pairs beat those of π_ref",
+    claim=(
+        "With exact gradients, DPO converges linearly on uniform pairs and quadratically with a proposed online "
+        "sampler, which in adapted form also improves practice (Shi et al., abstract). On-policy DPO converges "
+        "exponentially in the number of iterations if the batch is large enough, while samples of the initial policy "
+        "give a slower minimax rate (Kim et al., abstract). The lecture asks from which policy pairs should come."
+    ),
+    source=(
+        "Shi, Zhou and Du 2024 (arXiv 2409.19605), abstract; Kim et al. 2026 (arXiv 2601.08421), abstract; lecture, "
+        "“Preference Data Distribution – Choices”"
+    ),
+    setup=(
+        "Tables are trained by DPO on pairs of five samplers: uniform, π_ref, the current policy, π*, and a mixture of "
+        "uniform pairs and pairs reweighted by exp(±r̂). Three kinds of training are compared: exact gradient steps, "
+        "gradient steps on sampled Bradley–Terry labels, and rounds of labels with a fit to all labels after each. "
+        "Every sampler has its own step size, the best of as many on other worlds. The sources treat general linear "
+        "classes and language models and prove rates; here the classes contain π*, and speed is measured by regret. "
+        "The second source's learner uses each batch once, ours keeps all labels."
+    ),
+    rule=RULE,
+    settings=DPOSamplers,
+    scales=("bandit", "tree"),
+    jobs=lambda settings: _jobs(range(settings.seeds), (*PARTS, "rounds")),
+    run=_run,
+    summarise=summarise_runs,
+    decide=decide,
+    figure=figure,
+    interval="95% Student-t over worlds",
+    search_trials=lambda settings: _jobs(SEARCH_SEEDS[: 1 if settings.quick else None], PARTS),
+    select_best=_select,
+)
+
+
+def main(settings: DPOSamplers) -> None:
+    """The command `rlhf-lab experiment dpo-samplers`."""
+    runner.main(EXPERIMENT, settings)
