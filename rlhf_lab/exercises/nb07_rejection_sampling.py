@@ -84,7 +84,7 @@ _WIDE = _double([[1.2, -0.3, 0.8]])
 EXERCISES = (
     Exercise(
         key="nb07.acceptance",
-        title="The chance of a candidate",
+        title="The acceptance probability",
         objective="write the acceptance probability for candidates of several prompts at the same time",
         difficulty=1,
         minutes=4,
@@ -96,13 +96,13 @@ EXERCISES = (
         mistakes=(
             Mistake(
                 "no maximum",
-                "r_max is missing: exp(r/β) is not a probability, and every candidate with a positive reward would be "
-                "accepted.",
+                "r_max is missing. exp(r/β) is not a probability, and every candidate with a positive reward would "
+                "be accepted.",
                 lambda r, beta: torch.exp(r / beta),
             ),
             Mistake(
                 "wrong axis",
-                "the maximum is over several prompts, but each prompt has its own M, over its candidates.",
+                "the maximum is over several prompts, but each prompt has a separate M, over its candidates.",
                 lambda r, beta: torch.exp((r - r.max()) / beta),
             ),
             Mistake(
@@ -122,7 +122,7 @@ EXERCISES = (
             ),
             Mistake(
                 "sign",
-                "the sign is wrong: the best candidate must be accepted with probability one, the others with less.",
+                "the sign is wrong. The best candidate must be accepted with probability one, the others with less.",
                 lambda r, beta: torch.exp((r.amax(-1, keepdim=True) - r) / beta),
             ),
             Mistake(
@@ -134,12 +134,12 @@ EXERCISES = (
         ),
         hints=(
             "u is compared with π_r/(M π_sft). Which part of that does not depend on y, and cancels in M?",
-            "`reward.amax(-1, keepdim=True)` is r_max of each prompt; the best candidate's acceptance is exp(0).",
+            "`reward.amax(-1, keepdim=True)` is r_max of each prompt. The best candidate has the probability exp(0).",
         ),
     ),
     Exercise(
         key="nb07.acceptance_rate",
-        title="What a sample costs",
+        title="The cost of a sample",
         objective="compute the share of draws that is accepted, without drawing",
         difficulty=2,
         minutes=5,
@@ -161,7 +161,7 @@ EXERCISES = (
         mistakes=(
             Mistake(
                 "upside down",
-                "this is M, the mean number of draws for one sample; the rate is its inverse and at most one.",
+                "this is M, the mean number of draws for one sample. The rate is its inverse and at most one.",
                 lambda log_sft, r, beta: _rate(log_sft, r, beta, "upside down"),
             ),
             Mistake(
@@ -171,12 +171,12 @@ EXERCISES = (
             ),
             Mistake(
                 "mean under the target",
-                "the mean is under π_r, but the draws come from π_sft; only the accepted ones follow π_r.",
+                "the mean is under π_r, but the draws come from π_sft. Only the accepted ones follow π_r.",
                 lambda log_sft, r, beta: _rate(log_sft, r, beta, "target"),
             ),
             Mistake(
                 "no maximum",
-                "r_max is missing: this is Z, which can be above one.",
+                "r_max is missing. This is Z, which can be above one.",
                 lambda log_sft, r, beta: _rate(log_sft, r, beta, "maximum"),
             ),
             Mistake(
@@ -197,7 +197,7 @@ EXERCISES = (
     ),
     Exercise(
         key="nb07.gumbel_top_k",
-        title="All prompts in one line",
+        title="Rejection sampling as a sort",
         objective="write rejection sampling without replacement as a sort",
         difficulty=2,
         minutes=6,
@@ -215,12 +215,12 @@ EXERCISES = (
         mistakes=(
             Mistake(
                 "sign of the noise",
-                "the noise has the wrong sign: a Gumbel is −log(−log u), two minus signs.",
+                "the noise has the wrong sign. Gumbel noise is −log(−log u), with two minus signs.",
                 lambda r, beta, u, n: _top(r, beta, u, n, "sign"),
             ),
             Mistake(
                 "no beta",
-                "β is missing: the noise is of order one, so the rewards must be in nats, r/β.",
+                "β is missing. The noise is of order one, so the rewards must be in nats, r/β.",
                 lambda r, beta, u, n: _top(r, beta, u, n, "beta"),
             ),
             Mistake(
@@ -230,28 +230,28 @@ EXERCISES = (
             ),
             Mistake(
                 "uniform noise",
-                "the noise is uniform: only Gumbel noise gives probabilities proportional to exp(r/β).",
+                "the noise is uniform, but only Gumbel noise gives probabilities proportional to exp(r/β).",
                 lambda r, beta, u, n: _top(r, beta, u, n, "noise"),
             ),
             Mistake(
                 "no noise",
-                "the noise is missing: this is best-of-n, the limit β → 0.",
+                "the noise is missing. This is best-of-n, the limit β → 0.",
                 lambda r, beta, u, n: _top(r, beta, u, n, "none"),
             ),
             Mistake(
                 "lowest",
-                "these are the lowest noisy scores: the highest are accepted.",
+                "these are the lowest noisy scores, but the highest are accepted.",
                 lambda r, beta, u, n: _top(r, beta, u, n, "lowest"),
             ),
         ),
         hints=(
             "Make Gumbel noise from the uniform numbers, −log(−log u), and add it to the rewards in nats.",
-            "`scores.topk(number, -1).indices` gives the places of the largest, the largest first.",
+            "`scores.topk(number, -1).indices` gives the positions of the largest scores, the largest first.",
         ),
     ),
     Exercise(
         key="nb07.two_accepted",
-        title="Who comes first, who second",
+        title="Which candidate is accepted first, and which second",
         objective="derive the exact distribution against which a sampler without replacement is tested",
         difficulty=3,
         minutes=10,
@@ -269,18 +269,18 @@ EXERCISES = (
             ),
             Mistake(
                 "not renormalised",
-                "the diagonal is zero, but the rest does not sum to one: the second probabilities must be "
+                "the diagonal is zero, but the rest does not sum to one. The second probabilities must be "
                 "renormalised.",
                 lambda r, beta: _two(r, beta, "zeroed"),
             ),
             Mistake(
                 "diagonal",
-                "the diagonal is not zero: a candidate cannot be both first and second.",
+                "the diagonal is not zero, but a candidate cannot be both first and second.",
                 lambda r, beta: _two(r, beta, "diagonal"),
             ),
             Mistake(
                 "transposed",
-                "rows and columns are swapped: row i is the first accepted candidate.",
+                "rows and columns are swapped. Row i is the first accepted candidate.",
                 lambda r, beta: _two(r, beta, "transposed"),
             ),
             Mistake(
@@ -295,10 +295,10 @@ EXERCISES = (
             ),
         ),
         hints=(
-            "The first is a softmax of r/β over all. The second is a softmax over the remaining ones. What is its "
-            "denominator?",
-            "P(j second | i first) = p_j/(1 − p_i) for j ≠ i. As a table: "
-            "`p[:, None] * p[None, :] / (1 - p[:, None])`, and then the diagonal.",
+            "The first is a softmax of r/β over all candidates. The second is a softmax over the remaining ones. What "
+            "is its denominator?",
+            "P(j second | i first) = p_j/(1 − p_i) for j ≠ i. As a table this is "
+            "`p[:, None] * p[None, :] / (1 - p[:, None])`. Then set the diagonal to zero.",
         ),
     ),
 )

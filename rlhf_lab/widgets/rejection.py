@@ -91,7 +91,7 @@ def envelope_panel(
     return Panel(
         title or "Draws under M·π_sft",
         Axis("response y", names=tuple(responses)),
-        Axis("probability, and M times it", 0.0, 1.05 * float(over.max())),
+        Axis("π_r and M·π_sft", 0.0, 1.05 * float(over.max())),
         (
             Band("optimal", x.flatten(), zero, under, ""),
             Curve("reference", x.flatten(), over, "M·π_sft", "-"),
