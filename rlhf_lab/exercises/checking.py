@@ -14,7 +14,7 @@ import textwrap
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal
 
 import torch
@@ -78,81 +78,6 @@ class Measure:
     function: Callable[..., Any]
 
 
-@dataclass(frozen=True)
-class Exercise:
-    """One exercise of a notebook.
-
-    Attributes:
-        key: `nb05.dpo_loss`, the notebook and the function to write.
-        title: as in the notebook's heading.
-        objective: what the student learns to do.
-        difficulty: 1, 2 or 3.
-        minutes: estimated time of a student who has read the notebook.
-        cases: inputs on which all mistakes differ from the solution and from each other.
-        solution: a named function, whose source `solution` shows.
-        mistakes: at least three.
-        hints: at least two, from a first idea to nearly the solution.
-        differentiate: names of the arguments with respect to which the answer is differentiated. Every loss has some:
-            a loss with the right value and no gradient cannot be trained.
-        compare: the `value` of the answer, its `gradient` (if many values are correct), or `both`.
-        judge: for open questions. Takes the answer and the inputs and returns a complaint, or None for a correct
-            answer.
-        measure: for exercises with many correct answers: the quantity that is compared.
-        also: takes the actual and the expected result. Returns a remark if a different answer is also correct, else an
-            empty string.
-        relative: relative tolerance of the answer.
-    """
-
-    key: str
-    title: str
-    objective: str
-    difficulty: Literal[1, 2, 3]
-    minutes: int
-    cases: tuple[Case, ...]
-    solution: Callable[..., Any]
-    mistakes: tuple[Mistake, ...]
-    hints: tuple[str, ...]
-    differentiate: tuple[str, ...] = ()
-    compare: Literal["value", "gradient", "both"] = "value"
-    judge: Callable[..., str | None] | None = None
-    measure: Measure | None = None
-    also: Callable[[Any, Any], str] | None = None
-    relative: float = RELATIVE
-
-    def __post_init__(self) -> None:
-        if not self.cases or len(self.mistakes) < 3 or len(self.hints) < 2:
-            raise LabError(f"Exercise {self.key!r} needs a case, three mistakes and two hints.")
-        if (self.compare == "value") == bool(self.differentiate):
-            raise LabError(
-                f"Exercise {self.key!r}: differentiate requires compare='gradient' or 'both', and the reverse."
-            )
-
-    @property
-    def name(self) -> str:
-        """The name of the function to write."""
-        return self.solution.__name__
-
-    @property
-    def signature(self) -> str:
-        """The call of the function to write, such as `dpo_loss(chosen_log_ratio, rejected_log_ratio, beta)`."""
-        return f"{self.name}({', '.join(inspect.signature(self.solution).parameters)})"
-
-    @property
-    def dots(self) -> str:
-        """The difficulty: ●○○, ●●○ or ●●●."""
-        return "●" * self.difficulty + "○" * (3 - self.difficulty)
-
-    @property
-    def heading(self) -> str:
-        """The exercise's heading in the notebook."""
-        return f"{self.title} ({self.dots}, {self.minutes} minutes)"
-
-    @property
-    def source(self) -> str:
-        """The solution's code."""
-        return textwrap.dedent(inspect.getsource(self.solution))
-
-
 class Feedback:
     """The result of `check`, which displays itself as a cell's last line.
 
@@ -189,11 +114,151 @@ class Prose:
         return self.text
 
 
+class Complaint(Exception):
+    """A call gave nothing to compare. `bare`: the input is not the reason and is not shown."""
+
+    def __init__(self, text: str, bare: bool = False) -> None:
+        super().__init__(text)
+        self.bare = bare
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What all kinds of exercises have: `Prediction`, `NextLine`, `Exercise` and `TrainingLoop`.
+
+    Attributes:
+        key: `nb05.dpo_loss`, the notebook and the name of the exercise, which is that of the function to write.
+        title: as in the notebook's heading.
+        objective: what the student learns to do.
+        difficulty: 1, 2 or 3.
+        minutes: estimated time of a student who has read the notebook.
+        mistakes: common wrong answers.
+        hints: from a first idea to nearly the solution.
+    """
+
+    key: str
+    title: str
+    objective: str
+    difficulty: Literal[1, 2, 3]
+    minutes: int
+    mistakes: tuple[Mistake, ...] = ()
+    hints: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> str:
+        """The kind of exercise: predict, derive, implement, training loop or debug."""
+        raise NotImplementedError
+
+    @property
+    def answer(self) -> str:
+        """The answer in Markdown."""
+        raise NotImplementedError
+
+    def grade(self, given: Any) -> Feedback:
+        """Check an answer."""
+        raise NotImplementedError
+
+    @property
+    def name(self) -> str:
+        """The key without the notebook."""
+        return self.key.split(".")[-1]
+
+    @property
+    def dots(self) -> str:
+        """The difficulty: ●○○, ●●○ or ●●●."""
+        return "●" * self.difficulty + "○" * (3 - self.difficulty)
+
+    @property
+    def heading(self) -> str:
+        """The exercise's heading in the notebook."""
+        kind = "" if self.kind == "implement" else f"{self.kind}, "
+        return f"{self.title} ({kind}{self.dots}, {self.minutes} minutes)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FunctionTask(Task):
+    """An exercise in which a function is written.
+
+    Attributes:
+        solution: a named function, whose source is shown as the solution.
+    """
+
+    solution: Callable[..., Any]
+
+    def __post_init__(self) -> None:
+        if len(self.mistakes) < 3 or len(self.hints) < 2:
+            raise LabError(f"Exercise {self.key!r} needs three mistakes and two hints.")
+
+    @property
+    def name(self) -> str:
+        """The name of the function to write."""
+        return self.solution.__name__
+
+    @property
+    def signature(self) -> str:
+        """The call of the function to write, such as `dpo_loss(chosen_log_ratio, rejected_log_ratio, beta)`."""
+        return f"{self.name}({', '.join(inspect.signature(self.solution).parameters)})"
+
+    @property
+    def source(self) -> str:
+        """The solution's code."""
+        return textwrap.dedent(inspect.getsource(self.solution))
+
+    @property
+    def answer(self) -> str:
+        """The solution's code as Markdown."""
+        return f"```python\n{self.source.rstrip()}\n```"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exercise(FunctionTask):
+    """A function to write, which is compared with the solution on every case.
+
+    Attributes:
+        cases: inputs on which all mistakes differ from the solution and from each other.
+        differentiate: names of the arguments with respect to which the answer is differentiated. Every loss has some:
+            a loss with the right value and no gradient cannot be trained.
+        compare: the `value` of the answer, its `gradient` (if many values are correct), or `both`.
+        judge: for open questions. Takes the answer and the inputs and returns a complaint, or None for a correct
+            answer.
+        measure: for exercises with many correct answers: the quantity that is compared.
+        also: takes the actual and the expected result. Returns a remark if a different answer is also correct, else an
+            empty string.
+        relative: relative tolerance of the answer.
+    """
+
+    cases: tuple[Case, ...]
+    differentiate: tuple[str, ...] = ()
+    compare: Literal["value", "gradient", "both"] = "value"
+    judge: Callable[..., str | None] | None = None
+    measure: Measure | None = None
+    also: Callable[[Any, Any], str] | None = None
+    relative: float = RELATIVE
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.cases:
+            raise LabError(f"Exercise {self.key!r} needs a case.")
+        if (self.compare == "value") == bool(self.differentiate):
+            raise LabError(
+                f"Exercise {self.key!r}: differentiate requires compare='gradient' or 'both', and the reverse."
+            )
+
+    @property
+    def kind(self) -> str:
+        """The kind of exercise."""
+        return "implement"
+
+    def grade(self, given: Any) -> Feedback:
+        """Check a function."""
+        return judge_answer(self, given)
+
+
 def judge_answer(exercise: Exercise, function: Any) -> Feedback:
     """Call `function` on every case of `exercise` and report what is correct or wrong."""
-    refused = _refused(exercise, function)
-    if refused:
-        return Feedback(False, [f"{exercise.key}: {refused}"])
+    reason = refused(exercise, exercise.cases[0].inputs, function)
+    if reason:
+        return Feedback(False, [f"{exercise.key}: {reason}"])
     answers: list[_Answer] = []
     for case in exercise.cases:
         try:
@@ -212,14 +277,6 @@ def judge_answer(exercise: Exercise, function: Any) -> Feedback:
     return Feedback(True, [f"{exercise.key}: right on every input.", *remarks])
 
 
-class Complaint(Exception):
-    """A call gave nothing to compare. `bare`: the input is not the reason and is not shown."""
-
-    def __init__(self, text: str, bare: bool = False) -> None:
-        super().__init__(text)
-        self.bare = bare
-
-
 @dataclass(frozen=True)
 class _Answer:
     """The result of a function on one case: the normalised value, its gradients by name, and its dtype."""
@@ -230,9 +287,7 @@ class _Answer:
 
     def within(self, exercise: Exercise) -> tuple[float, float]:
         """The relative and the absolute tolerance."""
-        if self.dtype == torch.float64:
-            return exercise.relative, ABSOLUTE
-        return max(exercise.relative, SINGLE_RELATIVE), SINGLE_ABSOLUTE
+        return tolerances(self.dtype, exercise.relative)
 
     @property
     def warning(self) -> str:
@@ -242,15 +297,16 @@ class _Answer:
         return f" It was computed in {str(self.dtype).removeprefix('torch.')}, which has too few digits. Use float64."
 
 
-def _refused(exercise: Exercise, function: Any) -> str:
+def refused(exercise: FunctionTask, arguments: Mapping[str, Any], function: Any) -> str:
     """The reason why `function` cannot be called, or an empty string."""
     if not callable(function):
         return f"give the function, not its result: check({exercise.key!r}, {exercise.name})."
-    first = exercise.cases[0].inputs
     try:
-        inspect.signature(function).bind(*first.values())
+        inspect.signature(function).bind(*arguments.values())
     except TypeError:
-        return f"the function is called with {len(first)} arguments, {exercise.signature}. Yours does not accept them."
+        return (
+            f"the function is called with {len(arguments)} arguments, {exercise.signature}. Yours does not accept them."
+        )
     except ValueError:  # some builtins have no signature: the call itself decides
         pass
     return ""
@@ -263,26 +319,31 @@ def _answer(exercise: Exercise, case: Case, function: Callable[..., Any]) -> _An
         Complaint: the result cannot be compared.
     """
     names = list(case.inputs)
-    inputs = {name: _fresh(value) for name, value in case.inputs.items()}
+    inputs = {name: fresh(value) for name, value in case.inputs.items()}
     if exercise.measure is not None:
         try:
-            answer = exercise.measure.function(_guarded(function, names), *inputs.values())
+            answer = exercise.measure.function(guarded(function, names), *inputs.values())
         except RuntimeError as error:
             raise Complaint(f"the result cannot be differentiated: {' '.join(str(error).split())[:300]}") from None
-        return _Answer(_normal(answer), {}, _coarsest(answer))
+        return _Answer(normal(answer), {}, coarsest(answer))
     leaves = {name: inputs[name].requires_grad_(True) for name in exercise.differentiate}
     # Copies of the leaves are passed, so that a change in place is found and named rather than refused by autograd.
     inputs |= {name: leaf.clone() for name, leaf in leaves.items()}
-    answer = _guarded(function, names)(*inputs.values())
+    answer = guarded(function, names)(*inputs.values())
     gradients = _gradients(answer, leaves) if leaves else {}
-    return _Answer(_normal(answer), gradients, _coarsest(answer))
+    return _Answer(normal(answer), gradients, coarsest(answer))
 
 
-def _guarded(function: Callable[..., Any], names: list[str]) -> Callable[..., Any]:
-    """Wrap `function` so that every result that cannot be compared raises a `Complaint`."""
+def guarded(function: Callable[..., Any], names: list[str] | None) -> Callable[..., Any]:
+    """Wrap `function` so that every result that cannot be compared raises a `Complaint`.
+
+    Args:
+        function: the student's function.
+        names: the names of its arguments, none of which may change; None if they may.
+    """
 
     def call(*given: Any) -> Any:
-        before = [_snapshot(value) for value in given]
+        before = [snapshot(value) for value in given] if names else []
         try:
             with torch.enable_grad(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -291,10 +352,12 @@ def _guarded(function: Callable[..., Any], names: list[str]) -> Callable[..., An
             raise Complaint(
                 "the function is not written yet. Replace the line that raises NotImplementedError.", bare=True
             ) from None
+        except Complaint:  # of an input, such as a world that hides some quantities
+            raise
         except Exception as error:
-            raise Complaint(_raised(error, function)) from None
-        for name, old, new in zip(names, before, given, strict=True):
-            if not _unchanged(old, new):
+            raise Complaint(raised(error, function)) from None
+        for name, old, new in zip(names or (), before, given, strict=bool(names)):
+            if not unchanged(old, new):
                 kind = "list" if isinstance(new, list) else "tensor" if isinstance(new, Tensor) else "object"
                 copied = {"list": f"list({name})", "tensor": f"{name}.clone()"}.get(kind, f"copy.copy({name})")
                 raise Complaint(
@@ -308,31 +371,38 @@ def _guarded(function: Callable[..., Any], names: list[str]) -> Callable[..., An
     return call
 
 
-def _fresh(value: Any) -> Any:
+def fresh(value: Any) -> Any:
     """A copy for a call, so that changes do not persist after it."""
     return torch.Generator().manual_seed(value.seed) if isinstance(value, Seed) else copy.deepcopy(value)
 
 
-def _snapshot(value: Any) -> Any:
+def snapshot(value: Any) -> Any:
     """A copy for a later comparison; None for a generator, which may change."""
     if isinstance(value, torch.Generator):
         return None
+    if isinstance(value, torch.nn.Module):
+        return {name: tensor.detach().clone() for name, tensor in value.state_dict().items()}
     return value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value)
 
 
-def _unchanged(before: Any, after: Any) -> bool:
+def unchanged(before: Any, after: Any) -> bool:
+    """Whether `after` is equal to its earlier `snapshot`; a generator may change."""
     if isinstance(before, Tensor):
         if before.shape != after.shape:
             return False
         return bool(((before == after) | ((before != before) & (after != after))).all())
     if isinstance(before, list | tuple):
-        return len(before) == len(after) and all(map(_unchanged, before, after))
+        return len(before) == len(after) and all(map(unchanged, before, after))
+    if isinstance(after, torch.nn.Module):
+        after = after.state_dict()
     if isinstance(before, dict):
-        return before.keys() == after.keys() and all(_unchanged(before[key], after[key]) for key in before)
+        return before.keys() == after.keys() and all(unchanged(before[key], after[key]) for key in before)
+    if is_dataclass(after):
+        return all(unchanged(getattr(before, one.name), getattr(after, one.name)) for one in fields(after))
     return isinstance(after, torch.Generator) or bool(before == after)
 
 
-def _raised(error: Exception, function: Callable[..., Any]) -> str:
+def raised(error: Exception, function: Callable[..., Any]) -> str:
     """The error as one sentence, with the student's line if it can be found."""
     code = getattr(function, "__code__", None)
     where = ""
@@ -369,31 +439,38 @@ def _gradients(answer: Any, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: torch.zeros_like(leaf) if got is None else got.detach() for (name, leaf), got in pairs}
 
 
-def _coarsest(x: Any) -> torch.dtype:
+def tolerances(dtype: torch.dtype, relative: float = RELATIVE) -> tuple[float, float]:
+    """The relative and the absolute tolerance of an answer in this dtype."""
+    if dtype == torch.float64:
+        return relative, ABSOLUTE
+    return max(relative, SINGLE_RELATIVE), SINGLE_ABSOLUTE
+
+
+def coarsest(x: Any) -> torch.dtype:
     """The floating-point dtype with the fewest digits in `x`; float64 if there is none."""
     if isinstance(x, tuple | list):
-        found = [_coarsest(item) for item in x] or [torch.float64]
+        found = [coarsest(item) for item in x] or [torch.float64]
     elif isinstance(x, dict):
-        found = [_coarsest(item) for item in x.values()] or [torch.float64]
+        found = [coarsest(item) for item in x.values()] or [torch.float64]
     else:
         kind = str(getattr(x, "dtype", "float64")).removeprefix("torch.")
         found = [getattr(torch, kind) if kind in ("float32", "float16", "bfloat16") else torch.float64]
     return max(found, key=lambda dtype: torch.finfo(dtype).eps)
 
 
-def _normal(x: Any) -> Any:
+def normal(x: Any) -> Any:
     """Tensors in double, detached; arrays as tensors; sequences as lists."""
     if isinstance(x, Tensor):
         return x.detach().double() if not x.is_complex() else x.detach()
     if isinstance(x, bool | int | float | str):
         return x
     if isinstance(x, tuple | list):
-        return [_normal(item) for item in x]
+        return [normal(item) for item in x]
     if isinstance(x, dict):
-        return {key: _normal(value) for key, value in x.items()}
+        return {key: normal(value) for key, value in x.items()}
     if hasattr(x, "__array__"):
         try:
-            return _normal(torch.as_tensor(x))
+            return normal(torch.as_tensor(x))
         except (TypeError, ValueError, RuntimeError):  # an array of text, or of objects
             return x
     return x
@@ -424,7 +501,7 @@ def _kind(x: Any) -> str:
 def _complaint(exercise: Exercise, case: Case, answer: _Answer) -> tuple[str, bool, str]:
     """The complaint about an answer or an empty string, whether its value shows it, and a remark on a correct one."""
     if exercise.judge is not None:
-        inputs = {name: _fresh(value) for name, value in case.inputs.items()}
+        inputs = {name: fresh(value) for name, value in case.inputs.items()}
         try:
             return exercise.judge(answer.value, *inputs.values()) or "", True, ""
         except Exception:  # an answer of a type that the judge does not expect
@@ -433,7 +510,7 @@ def _complaint(exercise: Exercise, case: Case, answer: _Answer) -> tuple[str, bo
     want = _answer(exercise, case, exercise.solution)
     within = answer.within(exercise)
     if exercise.compare != "gradient":
-        text = _difference(answer.value, want.value, within)
+        text = difference(answer.value, want.value, within)
         if text and exercise.also is not None:
             remark = exercise.also(answer.value, want.value)
             if remark:
@@ -445,13 +522,13 @@ def _complaint(exercise: Exercise, case: Case, answer: _Answer) -> tuple[str, bo
         if not got.any() and due.any():
             so = "the values are correct, but " if exercise.compare == "both" else ""
             return f"{so}no gradient reaches {name}, so nothing can be trained. Was it detached?", False, ""
-        text = _difference(got, due, within)
+        text = difference(got, due, within)
         if text:
             return f"the gradient with respect to {name} (of a weighted sum of the answers): {text}", False, ""
     return "", True, ""
 
 
-def _difference(got: Any, want: Any, within: tuple[float, float]) -> str:
+def difference(got: Any, want: Any, within: tuple[float, float]) -> str:
     """Describe how `got` differs from `want`; an empty string if it does not."""
     number = isinstance(want, bool | int | float)
     if isinstance(got, Tensor) and got.ndim == 0 and number and not got.is_complex():
@@ -465,7 +542,7 @@ def _difference(got: Any, want: Any, within: tuple[float, float]) -> str:
         got = list(got)
     if isinstance(want, list) and isinstance(got, list) and len(got) == len(want):
         for place, (one, other) in enumerate(zip(got, want, strict=True), 1):
-            text = _difference(one, other, within)
+            text = difference(one, other, within)
             if text:
                 return f"part {place} of {len(want)}: {text}"
         return ""
@@ -474,7 +551,7 @@ def _difference(got: Any, want: Any, within: tuple[float, float]) -> str:
     if isinstance(want, dict) and isinstance(got, dict):
         if set(got) != set(want):
             return f"expected the keys {sorted(map(str, want))}, got {sorted(map(str, got))}."
-        texts = ((key, _difference(got[key], value, within)) for key, value in want.items())
+        texts = ((key, difference(got[key], value, within)) for key, value in want.items())
         return next((f"{key}: {text}" for key, text in texts if text), "")
     if type(got) is not type(want):
         return f"expected {_kind(want)}, got {_kind(got)}."
@@ -487,10 +564,10 @@ def _tensor_difference(got: Any, want: Tensor, within: tuple[float, float]) -> s
         return f"expected {_kind(want)}, got {_kind(got)}."
     if numbers.shape != want.shape:
         if not isinstance(got, Tensor) and numbers.ndim == 0:
-            return f"expected {_kind(want)}, {_shown(want)}, got a single number, {_shown(numbers)}."
+            return f"expected {_kind(want)}, {shown(want)}, got a single number, {shown(numbers)}."
         return f"expected shape {tuple(want.shape)}, got shape {tuple(numbers.shape)}."
     if torch.isnan(numbers).any() and not torch.isnan(want).any():
-        return f"got nan{_place(torch.isnan(numbers))}, expected {_shown(want[torch.isnan(numbers)][0])}."
+        return f"got nan{_place(torch.isnan(numbers))}, expected {shown(want[torch.isnan(numbers)][0])}."
     near = _close(numbers, want, within)
     if near.all():
         return (
@@ -540,10 +617,10 @@ def _is(exercise: Exercise, mistake: Mistake, answers: list[_Answer], gradients:
         except Complaint:
             return False
         within = answer.within(exercise)
-        if exercise.compare != "gradient" and _difference(_in_shape(answer.value, theirs.value), theirs.value, within):
+        if exercise.compare != "gradient" and difference(_in_shape(answer.value, theirs.value), theirs.value, within):
             return False
         names = exercise.differentiate if gradients else ()
-        if any(_difference(answer.gradients[name], theirs.gradients[name], within) for name in names):
+        if any(difference(answer.gradients[name], theirs.gradients[name], within) for name in names):
             return False
     return True
 
@@ -560,11 +637,11 @@ def _in_shape(got: Any, theirs: Any) -> Any:
 
 def _said(case: Case) -> str:
     """The input in words."""
-    values = ", ".join(f"{name} = {_shown(value)}" for name, value in case.inputs.items())
+    values = ", ".join(f"{name} = {shown(value)}" for name, value in case.inputs.items())
     return f"On the input “{case.name}”, {values}"
 
 
-def _shown(x: Any) -> str:
+def shown(x: Any) -> str:
     """A value with four digits; long tensors by their shape."""
     if isinstance(x, Seed):
         return f"a generator with seed {x.seed}"

@@ -1,12 +1,16 @@
 """Exercises of notebook 02: the KL divergence and its estimators."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from rlhf_lab.exercises.checking import Case, Complaint, Exercise, Measure, Mistake
+from rlhf_lab import exact
+from rlhf_lab.exercises.checking import Case, Complaint, Exercise, Measure, Mistake, Seed, Task
+from rlhf_lab.exercises.predictions import Prediction
+from rlhf_lab.exercises.training_loops import TrainingLoop, loop_mistakes
+from rlhf_lab.worlds import bandit
 
 
 def _double(values: object) -> Tensor:
@@ -92,7 +96,193 @@ _TOKENS = {
     "mask": torch.tensor([[[True, True, True], [True, True, False]]]),
 }
 
-EXERCISES = (
+
+def _effect_of_k1() -> str:
+    """What descent on the mean of k1 does to KL(π‖π_ref) on average: A lowers it, B raises it, C neither."""
+    logits = _PI.clone().requires_grad_(True)
+    (uphill,) = torch.autograd.grad(exact.kl(logits.log_softmax(-1), _REF), logits)
+    change = -float(_expected_gradient(lambda log_policy, log_ref: log_policy - log_ref, _PI, _REF)[0] @ uphill)
+    return "C" if abs(change) < 1e-12 else "A" if change < 0 else "B"
+
+
+def reinforce_with_kl(
+    logits: Tensor,
+    log_ref: Tensor,
+    reward: Tensor,
+    beta: float,
+    steps: int,
+    learning_rate: float,
+    samples: int,
+    generator: torch.Generator,
+) -> list[float]:
+    """REINFORCE on the reward minus β KL: train `logits` in place and return the losses."""
+    optimizer = torch.optim.SGD([logits], lr=learning_rate)
+    losses = []
+    for _ in range(steps):
+        log_policy = logits.log_softmax(-1)
+        p = log_policy.detach().exp()
+        drawn = torch.multinomial(p, samples, True, generator=generator)
+        log_prob = log_policy.gather(-1, drawn)
+        k1 = log_prob - log_ref.gather(-1, drawn)
+        value = reward.gather(-1, drawn) - beta * k1.detach()
+        loss = -(value * log_prob).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def _broken_reinforce(
+    logits: Tensor,
+    log_ref: Tensor,
+    reward: Tensor,
+    beta: float,
+    steps: int,
+    learning_rate: float,
+    samples: int,
+    generator: torch.Generator,
+) -> list[float]:
+    """REINFORCE on the reward minus β KL: train `logits` in place and return the losses."""
+    optimizer = torch.optim.SGD([logits], lr=learning_rate)
+    losses = []
+    for _ in range(steps):
+        log_policy = logits.log_softmax(-1)
+        p = log_policy.detach().exp()
+        drawn = torch.multinomial(p, samples, True, generator=generator)
+        log_prob = log_policy.gather(-1, drawn)
+        k1 = log_prob - log_ref.gather(-1, drawn)
+        loss = -(reward.gather(-1, drawn) * log_prob).mean() + beta * k1.mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def _reinforce(
+    logits: Tensor,
+    log_ref: Tensor,
+    reward: Tensor,
+    beta: float,
+    steps: int,
+    learning_rate: float,
+    samples: int,
+    generator: torch.Generator,
+    wrong: Sequence[str] = (),
+) -> list[float]:
+    """The same loop with the mistakes that `wrong` names."""
+    optimizer = torch.optim.SGD([logits], lr=learning_rate)
+    losses = []
+    for _ in range(steps):
+        log_policy = logits.log_softmax(-1)
+        p = log_policy.detach().exp()
+        drawn = torch.multinomial(p, samples, True, generator=generator)
+        log_prob = log_policy.gather(-1, drawn)
+        k1 = log_prob - log_ref.gather(-1, drawn)
+        score = reward.gather(-1, drawn) * (-1 if "sign of the reward" in wrong else 1)
+        penalty = k1 if "not detached" in wrong else k1.detach()
+        strength = 1.0 if "no beta" in wrong else -beta if "sign of the penalty" in wrong else beta
+        loss = -((score - strength * penalty) * log_prob).mean()
+        if "k1 as a loss" in wrong:
+            loss = -(score * log_prob).mean() + strength * k1.mean()
+        if "k3 as a loss" in wrong:
+            loss = -(score * log_prob).mean() + strength * (torch.exp(-k1) - 1 + k1).mean()
+        if "gradients not reset" not in wrong:
+            optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+_WORLD, _BETA = bandit.lecture(), 0.5
+
+
+def _reinforce_arguments() -> dict[str, object]:
+    log_ref = _WORLD.log_ref()
+    return {
+        "logits": log_ref.clone().requires_grad_(True),
+        "log_ref": log_ref,
+        "reward": _WORLD.rewards(),
+        "beta": _BETA,
+        "steps": 60,
+        "learning_rate": 1.0,
+        "samples": 128,
+        "generator": Seed(0),
+    }
+
+
+def _regret(logits: Tensor) -> float:
+    regrets = exact.regret(logits.log_softmax(-1), _WORLD.log_ref(), _WORLD.rewards(), _BETA)
+    return regrets.mean().item()
+
+
+EXERCISES: tuple[Task, ...] = (
+    Prediction(
+        key="nb02.effect_of_k1",
+        title="k1 as a loss: what does training do?",
+        objective="predict the effect of a KL estimator from its gradient, not from its value",
+        difficulty=2,
+        minutes=2,
+        question=(
+            "You draw samples from the policy and minimise the mean of "
+            "$k_1=\\log\\pi_\\theta(y)-\\log\\pi_\\text{ref}(y)$ over them by gradient descent. Autograd "
+            "treats the samples as constants. What happens to the policy on average?"
+        ),
+        options={
+            "A": "It moves towards the reference, because $k_1$ is an unbiased estimate of the KL.",
+            "B": "It moves away from the reference.",
+            "C": "It stays where it is.",
+        },
+        truth=_effect_of_k1,
+        explanation=(
+            "The gradient of k1 is ∇log π, whose mean under π is zero. The value of k1 is unbiased, but its gradient "
+            "is not the gradient of the KL."
+        ),
+        why_not={
+            "A": "an unbiased value does not make the gradient unbiased. The derivative must also count that the "
+            "samples come from π.",
+            "B": "the expected gradient is zero. Single steps move the policy, but they cancel on average.",
+        },
+    ),
+    TrainingLoop(
+        key="nb02.reinforce_with_kl",
+        title="A KL penalty without effect",
+        objective="find the bug in a policy-gradient loop with a KL penalty",
+        difficulty=3,
+        minutes=10,
+        arguments=_reinforce_arguments,
+        distance=_regret,
+        loss_falls=False,
+        solution=reinforce_with_kl,
+        broken=_broken_reinforce,
+        bug="k1 as a loss",
+        mistakes=loop_mistakes(
+            _reinforce,
+            {
+                "k1 as a loss": "k1 is a term of the loss, and its expected gradient is zero.",
+                "k3 as a loss": "k3 as a loss has the expected gradient of the reverse KL, KL(π_ref‖π). Here "
+                "KL(π‖π_ref) is penalised.",
+                "not detached": "k1 is multiplied by log π without being detached, so that the product rule adds "
+                "log π · ∇k1.",
+                "sign of the penalty": "the penalty has the wrong sign, so that drift is rewarded.",
+                "sign of the reward": "the reward has the wrong sign, so that descent lowers it.",
+                "no beta": "β is missing from the penalty.",
+                "gradients not reset": "gradients add up over the steps, because they are not reset to zero.",
+            },
+            pairs=(
+                ("k1 as a loss", "sign of the reward"),
+                ("k1 as a loss", "gradients not reset"),
+                ("no beta", "not detached"),
+            ),
+        ),
+        hints=(
+            "Train once with β = 0 and once with a large β. What do you expect, and what do you see?",
+            "Which expected gradient does the term with k1 have? Part 2 of the notebook computes it.",
+            "Subtract β k1 from the reward, as a number: `k1.detach()`.",
+        ),
+    ),
     Exercise(
         key="nb02.kl",
         title="KL of two tables",

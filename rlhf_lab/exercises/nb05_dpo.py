@@ -1,12 +1,23 @@
 """Exercises of notebook 05: DPO and its relatives."""
 
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from rlhf_lab.exercises.checking import Case, Exercise, Mistake
+from rlhf_lab import exact, losses
+from rlhf_lab.derivations.losses import cdpo
+from rlhf_lab.derivations.random_worlds import RandomWorld
+from rlhf_lab.exercises.checking import Case, Exercise, Mistake, Task
+from rlhf_lab.exercises.derive import NextLine
+from rlhf_lab.exercises.predictions import Prediction
+from rlhf_lab.exercises.training_loops import TrainingLoop, loop_mistakes
+from rlhf_lab.preferences import sample_preferences
+from rlhf_lab.training import seeded
+from rlhf_lab.worlds import bandit
 
 
 def _double(values: object) -> Tensor:
@@ -56,7 +67,200 @@ _PAIRS = {"chosen_log_ratio": _double([0.8, -1.1, 0.3]), "rejected_log_ratio": _
 _FAR = {"chosen_log_ratio": _double([-900.0, 700.0]), "rejected_log_ratio": _double([800.0, -600.0])}
 _ONE = {"chosen_log_ratio": _double(-0.5), "rejected_log_ratio": _double(0.7)}
 
-EXERCISES = (
+
+def _margin(w: RandomWorld) -> Tensor:
+    """βΔ of the pair of each prompt, (X,)."""
+    chosen, rejected = w.of_pair(w.log_ratio)
+    return w.beta * (chosen - rejected)
+
+
+def cdpo_slope(w: Any) -> Any:
+    """The derivative of cDPO's loss with respect to Δ."""
+    return -w.beta * (torch.sigmoid(-w.margin) - w.epsilon)
+
+
+def train_dpo(
+    logits: Tensor,
+    log_ref: Tensor,
+    prompts: Tensor,
+    chosen: Tensor,
+    rejected: Tensor,
+    beta: float,
+    steps: int,
+    learning_rate: float,
+) -> list[float]:
+    """DPO on all pairs in every step: train `logits` in place and return the losses."""
+    optimizer = torch.optim.SGD([logits], lr=learning_rate)
+    losses = []
+    for _ in range(steps):
+        log_ratio = logits.log_softmax(-1) - log_ref
+        margin = beta * (log_ratio[prompts, chosen] - log_ratio[prompts, rejected])
+        loss = -torch.nn.functional.logsigmoid(margin).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def _train_dpo(
+    logits: Tensor,
+    log_ref: Tensor,
+    prompts: Tensor,
+    chosen: Tensor,
+    rejected: Tensor,
+    beta: float,
+    steps: int,
+    learning_rate: float,
+    wrong: Sequence[str] = (),
+) -> list[float]:
+    """The same loop with the mistakes that `wrong` names."""
+    optimizer = torch.optim.SGD([logits], lr=learning_rate)
+    losses = []
+    if "swapped pair" in wrong:
+        chosen, rejected = rejected, chosen
+    for _ in range(steps):
+        log_policy = logits.log_softmax(-1)
+        subtracted = torch.zeros_like(log_ref) if "no reference" in wrong else log_ref
+        if "moving reference" in wrong:
+            subtracted = log_policy.detach()
+        log_ratio = log_policy - subtracted
+        margin = log_ratio[prompts, chosen] - log_ratio[prompts, rejected]
+        margin = margin if "no beta" in wrong else beta * margin
+        loss = -(torch.sigmoid(margin) if "forgot log" in wrong else logsigmoid(margin)).mean()
+        loss = -loss if "sign" in wrong else loss
+        if "gradients not reset" not in wrong:
+            optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+_WORLD, _BETA = bandit.lecture(), 0.5
+
+
+def _dpo_arguments() -> dict[str, Any]:
+    """A table of logits that starts at the reference, and 100 labels on every pair of responses to every prompt."""
+    log_ref, reward = _WORLD.log_ref(), _WORLD.rewards()
+    rows = torch.tensor([(x, i, j) for x in range(2) for i in range(4) for j in range(i)]).repeat(100, 1)
+    prompts, first, second = rows.unbind(-1)
+    won = sample_preferences(reward[prompts, first], reward[prompts, second], seeded(0))
+    return {
+        "logits": log_ref.clone().requires_grad_(True),
+        "log_ref": log_ref,
+        "prompts": prompts,
+        "chosen": torch.where(won, first, second),
+        "rejected": torch.where(won, second, first),
+        "beta": _BETA,
+        "steps": 60,
+        "learning_rate": 25.0,
+    }
+
+
+def _regret(logits: Tensor) -> float:
+    regrets = exact.regret(logits.log_softmax(-1), _WORLD.log_ref(), _WORLD.rewards(), _BETA)
+    return regrets.mean().item()
+
+
+def _first_loss() -> float:
+    """DPO's mean loss before the first step, where the policy is the reference."""
+    at_reference = torch.zeros(len(_dpo_arguments()["prompts"]), dtype=torch.float64)
+    return float(losses.dpo(at_reference, at_reference, _BETA).mean())
+
+
+EXERCISES: tuple[Task, ...] = (
+    Prediction(
+        key="nb05.first_loss",
+        title="The loss before the first step",
+        objective="tell from the first loss whether DPO is set up correctly",
+        difficulty=1,
+        minutes=2,
+        question=(
+            "Training starts with $\\pi_\\theta=\\pi_\\text{ref}$. What is DPO's mean loss, in nats, before the first "
+            "step?"
+        ),
+        truth=_first_loss,
+        explanation=(
+            "All log-ratios are 0, so every margin is 0 and every pair has the loss −log σ(0) = log 2 = {truth} nats, "
+            "whatever β and the labels are. A loss that starts elsewhere shows that the reference is not the policy "
+            "from which training starts."
+        ),
+        mistakes=(
+            Mistake(
+                "zero", "the loss is 0 only for an infinite margin. A margin of 0 is an undecided pair.", lambda: 0.0
+            ),
+            Mistake("half", "this is σ(0), a probability. The loss is minus its logarithm.", lambda: 0.5),
+            Mistake("bits", "this is log σ(0) in bits. Losses in nats use the natural logarithm.", lambda: 1.0),
+        ),
+    ),
+    NextLine(
+        key="nb05.cdpo_slope",
+        title="The slope of cDPO's loss",
+        objective="differentiate a loss with smoothed labels",
+        difficulty=2,
+        minutes=6,
+        derivation=cdpo,
+        line=3,
+        quantities=("beta", "epsilon"),
+        defined={"margin": ("βΔ, the margin of the pair of each prompt, (X,)", _margin)},
+        solution=cdpo_slope,
+        mistakes=(
+            Mistake(
+                "sign",
+                "the sign is lost: where the pair is not yet ranked clearly, a larger Δ lowers the loss.",
+                lambda w: w.beta * (torch.sigmoid(-w.margin) - w.epsilon),
+            ),
+            Mistake(
+                "no beta",
+                "β is missing: this is the derivative with respect to βΔ.",
+                lambda w: -(torch.sigmoid(-w.margin) - w.epsilon),
+            ),
+            Mistake(
+                "sigma of the margin",
+                "the argument of σ has the wrong sign: the derivative of log σ(u) is σ(−u).",
+                lambda w: -w.beta * (torch.sigmoid(w.margin) - w.epsilon),
+            ),
+            Mistake(
+                "flipped label forgotten",
+                "only the loss of the label as given is differentiated. The flipped label has the weight ε.",
+                lambda w: -w.beta * (1 - w.epsilon) * torch.sigmoid(-w.margin),
+            ),
+        ),
+        hints=(
+            "Differentiate the second line: the loss of DPO plus ε βΔ. What is the derivative of −log σ(u)?",
+            "The derivative of −log σ(u) is −σ(−u), and the chain rule with u = βΔ multiplies it by β.",
+        ),
+    ),
+    TrainingLoop(
+        key="nb05.train_dpo",
+        title="DPO from scratch",
+        objective="write DPO's training loop in plain PyTorch",
+        difficulty=2,
+        minutes=12,
+        arguments=_dpo_arguments,
+        distance=_regret,
+        solution=train_dpo,
+        mistakes=loop_mistakes(
+            _train_dpo,
+            {
+                "swapped pair": "chosen and rejected are swapped, so that the policy learns to prefer the rejected.",
+                "sign": "the sign is lost: gradient descent on this loss lowers the likelihood of the labels.",
+                "no reference": "the reference is missing from the log-ratio.",
+                "no beta": "β is missing from the margin.",
+                "moving reference": "the log-ratio is taken to the current policy instead of the reference, so that "
+                "every margin is 0 in every step.",
+                "forgot log": "the loss is −σ of the margin. A negative log-likelihood has −log σ.",
+                "gradients not reset": "gradients add up over the steps, because they are not reset to zero.",
+            },
+            pairs=(("swapped pair", "sign"), ("no reference", "no beta"), ("swapped pair", "no beta")),
+        ),
+        hints=(
+            "One step needs log π_θ − log π_ref of all responses, and from it the values of chosen and rejected.",
+            "`logits.log_softmax(-1)` is log π_θ, (X, K). `table[prompts, chosen]` takes one entry for each pair.",
+            "The loss is `-logsigmoid(margin).mean()`. Then come zero_grad, backward and step.",
+        ),
+    ),
     Exercise(
         key="nb05.dpo_loss",
         title="DPO's loss in one line",

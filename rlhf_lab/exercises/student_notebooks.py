@@ -1,17 +1,20 @@
 """Makes the students' versions of the notebooks, without solutions and outputs.
 
 In a code cell, the lines between `### BEGIN SOLUTION` and `### END SOLUTION` (nbgrader's markers) are replaced by one
-line that raises NotImplementedError, at the same indentation. The markers are removed too. Folded solutions in markdown
-stay, and a student decides whether to open them.
+line that raises NotImplementedError, at the same indentation. The markers are removed too. The answer in a call of
+`predict` is replaced by `...`. Folded solutions in markdown stay, and a student decides whether to open them.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from rlhf_lab.errors import LabError
 
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
+PREDICTION = re.compile(r'^predict\(("nb\d\d\.\w+"), .*\)$', re.M)
+"""A cell's call with an answer to predict."""
 STUB = 'raise NotImplementedError("your code here")'
 
 
@@ -56,7 +59,8 @@ def student_version(notebook: Any, name: str) -> Any:
     """
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cell.source = without_solution(cell.source, f"{name}, cell {cell.get('id', '?')}")
+            source = without_solution(cell.source, f"{name}, cell {cell.get('id', '?')}")
+            cell.source = PREDICTION.sub(r"predict(\1, ...)", source)
             cell.outputs, cell.execution_count = [], None
     return notebook
 

@@ -9,8 +9,15 @@ import nbformat
 import pytest
 
 from rlhf_lab.exercises import check, notebooks, of_notebook, solution
+from rlhf_lab.exercises.notebook_cells import notebook_source
 
-EXERCISES = [one for number in notebooks() for one in of_notebook(number)]
+
+def implemented(number):
+    """The exercises of a notebook in which a function is written; test_ladder.py tests the other kinds."""
+    return [one for one in of_notebook(number) if one.kind == "implement"]
+
+
+EXERCISES = [one for number in notebooks() for one in implemented(number)]
 ROOT = Path(__file__).resolve().parents[2]
 STORED = sorted((ROOT / "notebooks").glob("*.ipynb"))
 each = pytest.mark.parametrize("one", EXERCISES, ids=lambda one: one.key)
@@ -48,7 +55,7 @@ def test_it_is_complete_and_tells_no_more_than_it_should(one):
 
 @pytest.mark.parametrize("number", notebooks())
 def test_a_notebook_has_at_least_three_but_for_the_first_one_and_their_keys_are_its_own(number):
-    exercises = of_notebook(number)
+    exercises = implemented(number)
     assert len(exercises) >= (1 if number == "nb00" else 3) and len({one.key for one in exercises}) == len(exercises)
     assert all(one.key.startswith(f"{number}.") for one in exercises)
 
@@ -60,15 +67,37 @@ def test_a_notebook_and_its_exercises_say_the_same(path):
     notebook = nbformat.read(path, as_version=4)
     code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
     prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
-    called = re.findall(r'check\("(nb\d\d\.\w+)"', "\n".join(code))
-    for one in of_notebook(number):
+    called = re.findall(r'^(?:check|reveal)\("(nb\d\d\.\w+)"', "\n".join(code), re.M)
+    for one in implemented(number):
         assert re.search(rf"^#{{2,4}} Exercise \d+[:.] {re.escape(one.heading)}$", prose, re.M), one.heading
         written = [source for source in code if re.search(rf"^def {one.name}\(", source, re.M)]
         assert len(written) == 1, one.name
         # The first notebook is handed out with its one exercise open.
         assert ("### BEGIN SOLUTION" in written[0] and "### END SOLUTION" in written[0]) != (number == "nb00")
         assert f'check("{one.key}", {one.name})' in "\n".join(code)
-    assert sorted(called) == sorted(one.key for one in of_notebook(number))
-    assert prose.count("<details>") >= len(of_notebook(number))
+    keys = {one.key: one for one in of_notebook(number)}
+    assert len(set(called)) == len(called) and set(called) <= set(keys)
+    assert {one.key for one in implemented(number)} <= set(called)
+    assert prose.count("<details>") >= sum(keys[key].kind != "predict" for key in called)
+    for one in (keys[key] for key in called if keys[key].kind != "implement"):
+        assert_the_cells_of_the_ladder(one, code, prose)
     imported = re.findall(r"^from rlhf_lab\.exercises import ([\w, ]+?) *(?:#|$)", "\n".join(code), re.M)
     assert {"check", "hint", "solution"} <= set(", ".join(imported).split(", ")), "the text offers all three"
+
+
+def assert_the_cells_of_the_ladder(one, code, prose):
+    """Heading, statement and code of an exercise that `tools/add_exercise.py` inserts."""
+    assert re.search(rf"^#{{2,4}} Exercise \d+[:.] {re.escape(one.heading)}$", prose, re.M), one.heading
+    if one.kind in ("predict", "derive"):
+        assert one.statement in prose, f"the text of {one.key} is that of its data"
+    if one.kind == "predict":
+        calls = [source for source in code if source.startswith(f'predict("{one.key}", ')]
+        assert len(calls) == 1 and "\n" not in calls[0], "one line, so that the student's version hides the answer"
+        return
+    written = [source for source in code if re.search(rf"^def {one.name}\(", source, re.M)]
+    assert len(written) == 1, one.name
+    if one.kind == "debug":
+        assert notebook_source(one.broken_source, False) in written[0]
+    else:
+        assert "### BEGIN SOLUTION" in written[0] and "### END SOLUTION" in written[0]
+    assert notebook_source(one.source, False) in prose, "the folded solution"

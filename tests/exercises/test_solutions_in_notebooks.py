@@ -40,6 +40,8 @@ def test_the_notebook_s_solution_passes_as_an_answer(number):
     space: dict = {}
     exec(compile(ast.Module(imports, []), str(STORED[number]), "exec"), space)
     for one in of_notebook(number):
+        if one.kind in ("predict", "debug") or one.name not in functions:
+            continue  # a loop to debug is broken in the notebook, and test_exercises.py demands that nothing is missing
         own = dict(space)
         exec(compile(ast.Module(functions[one.name], []), str(STORED[number]), "exec"), own)
         feedback = check(one.key, own[one.name])
