@@ -31,8 +31,8 @@ BLOCK = Block(
             parts=(
                 Text(
                     T(
-                        "All methods of this lecture approximate the same optimal policy",
-                        "这门课的各种方法都在逼近同一个最优策略",
+                        "Most methods of this lecture aim at one optimal policy; some converge to another",
+                        "这门课的多数方法以同一个最优策略为目标，有些方法则收敛到别的策略",
                     )
                 ),
                 Equation(r"\pi^*(y\mid x) \;=\; \frac{1}{Z(x)}\;\pi_\text{ref}(y\mid x)\;e^{\,r(x,y)/\beta}", big=True),
@@ -46,13 +46,13 @@ BLOCK = Block(
             ),
             notes=T(
                 "Both lectures are about this formula: where it comes from, why it cannot be computed for a "
-                "language model, and how each method approximates it. The first lecture ends with a comparison of "
-                "DPO and PPO. The second begins with RSO.\n\n"
+                "language model, which methods converge to it, and where the others converge to. The first lecture ends "
+                "with a comparison of DPO and PPO. The second begins with RSO.\n\n"
                 "Leave this slide on the screen while people take their seats. All sliders work, and the slides "
                 "can also be opened on a phone after the lecture. Ask who has trained a reward model and who has "
                 "run DPO. The answers decide how fast you can go through this block.",
-                "两讲都围绕这个公式：它从哪里来，为什么对语言模型无法直接计算，各种方法又如何逼近它。第一讲以 DPO "
-                "与 PPO 的比较结束，第二讲从 RSO 开始。\n\n"
+                "两讲都围绕这个公式：它从哪里来，为什么对语言模型无法直接计算，哪些方法收敛到它，其他方法又收敛到哪里。第一"
+                "讲以 DPO 与 PPO 的比较结束，第二讲从 RSO 开始。\n\n"
                 "学生入座时先显示这一页。幻灯片里的滑块都可以操作，课后用手机也能打开同一份幻灯片。问问谁训练过奖"
                 "励模型、谁跑过 DPO：答案决定本节的快慢。",
             ),
