@@ -30,7 +30,7 @@ objective_to_optimum = Derivation(
         ),
         Line(
             r"\mathbb{E}_{\pi}\Big[r - \beta\log\frac{\pi}{\pi_\text{ref}}\Big]",
-            "KL is an expectation under π too",
+            "the KL is an expectation under π too",
             lambda w: _mean(w, w.reward - w.beta * (w.log_policy - w.log_ref)),
         ),
         Line(
@@ -50,7 +50,7 @@ objective_to_optimum = Derivation(
         ),
         Line(
             r"-\beta\,\Big(\mathbb{E}_{\pi}\Big[\log\frac{\pi}{\pi^*}\Big] - \log Z\Big)",
-            r"the denominator is a distribution: call it $\pi^*$; $Z(x)$ does not depend on $y$",
+            r"the denominator is a distribution, which is called $\pi^*$, and $Z(x)$ does not depend on $y$",
             lambda w: -w.beta * (_mean(w, w.log_policy - w.log_star) - w.log_z),
         ),
         Line(
@@ -60,13 +60,13 @@ objective_to_optimum = Derivation(
         ),
         Line(
             r"\beta\log Z",
-            "Gibbs: a KL is never negative",
+            "by Gibbs' inequality a KL is never negative",
             lambda w: w.beta * w.log_z,
             relation="≤",
         ),
         Line(
             r"\beta\log Z",
-            r"and at $\pi = \pi^*$ the KL is zero, so the bound is attained",
+            r"at $\pi = \pi^*$ the KL is zero, so the bound is attained",
             lambda w: w.beta * w.log_z,
             left=r"J(\pi^*)",
             left_value=lambda w: exact.objective(w.log_star, w.log_ref, w.reward, w.beta),
@@ -75,7 +75,7 @@ objective_to_optimum = Derivation(
     wrong=(
         Wrong(
             r"\mathbb{E}_{\pi}\Big[r + \beta\log\frac{\pi}{\pi_\text{ref}}\Big]",
-            "the sign is lost, so that drift is rewarded",
+            "the sign is wrong, so distance from the reference is rewarded",
             lambda w: _mean(w, w.reward + w.beta * w.log_ratio),
             2,
         ),
@@ -88,7 +88,7 @@ objective_to_optimum = Derivation(
         Wrong(
             r"-\beta\,\mathbb{E}_{\pi}\bigg[\log\bigg(\frac{\pi}{\frac{1}{Z}\,\pi_\text{ref}}\,"
             r"\exp\big(\tfrac{1}{\beta} r\big)\bigg) - \log Z\bigg]",
-            "the exponential is beside the fraction instead of in the denominator, so the sign of the reward is lost",
+            "the exponential is beside the fraction instead of in the denominator, so the reward has the wrong sign",
             lambda w: -w.beta * _mean(w, w.log_ratio + w.reward / w.beta),
             4,
         ),
@@ -142,13 +142,13 @@ gibbs = Derivation(
         ),
         Wrong(
             r"\mathrm{KL}(\pi^*\|\pi)",
-            "“a distance is symmetric”, but the KL is not",
+            "“a distance is symmetric” is true, but the KL is not a distance",
             lambda w: exact.kl(w.log_star, w.log_policy),
             1,
         ),
         Wrong(
             r"1 - \sum_y \pi_\text{ref}(y)\,e^{r/\beta}",
-            r"$Z$ is missing; the tilted reference does not sum to one",
+            r"$Z$ is missing, so the numerator does not sum to one",
             lambda w: 1 - w.tilted.sum(-1),
             3,
         ),
@@ -162,7 +162,7 @@ regret_is_a_kl = Derivation(
     lines=(
         Line(
             r"\beta\log Z - \big(\beta\log Z - \beta\,\mathrm{KL}(\pi\|\pi^*)\big)",
-            "the derivation of π* is used twice",
+            "the result of the derivation of π*, for π* and for π",
             lambda w: w.beta * w.log_z - (w.beta * w.log_z - w.beta * exact.kl(w.log_policy, w.log_star)),
             left=r"J(\pi^*) - J(\pi)",
             left_value=lambda w: (
@@ -179,7 +179,7 @@ regret_is_a_kl = Derivation(
     wrong=(
         Wrong(
             r"\mathrm{KL}(\pi\|\pi^*)",
-            "β is missing; nats are not units of reward",
+            "β is missing, and nats are not units of reward",
             lambda w: exact.kl(w.log_policy, w.log_star),
             2,
         ),
@@ -300,7 +300,7 @@ beta_is_the_slope = Derivation(
         ),
         Line(
             r"\beta\,\frac{d\,\mathrm{KL}(\pi^*\|\pi_\text{ref})}{d(1/\beta)}",
-            "divide the two: an increase of the KL raises the reward by β times as much; autograd computes both",
+            "divide the two. The reward rises by β times the increase of the KL. Autograd computes both sides",
             lambda w: w.beta * _kl_slope(w),
             left=r"\frac{d\,\mathbb{E}_{\pi^*}[r]}{d(1/\beta)}",
             left_value=_reward_slope,

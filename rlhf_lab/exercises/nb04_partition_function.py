@@ -89,12 +89,12 @@ EXERCISES = (
             ),
             Mistake(
                 "sum for mean",
-                "this is the sum over the samples instead of their mean: subtract log n.",
+                "this is the sum over the samples instead of their mean. Subtract log n.",
                 lambda reward, beta: torch.logsumexp(reward / beta, -1),
             ),
             Mistake(
                 "overflow",
-                "this is correct on paper, but exp(r/β) overflows at a small β: use torch.logsumexp.",
+                "this is correct on paper, but exp(r/β) overflows at a small β. Use torch.logsumexp.",
                 lambda reward, beta: torch.exp(reward / beta).mean(-1).log(),
             ),
             Mistake(
@@ -104,7 +104,7 @@ EXERCISES = (
             ),
             Mistake(
                 "missing β",
-                "β is missing: Z is a mean of exp(r/β).",
+                "β is missing. Z is a mean of exp(r/β).",
                 lambda reward, beta: torch.logsumexp(reward, -1) - math.log(reward.shape[-1]),
             ),
             Mistake(
@@ -114,13 +114,14 @@ EXERCISES = (
             ),
             Mistake(
                 "Z for log Z",
-                "this is Ẑ; its logarithm is required.",
+                "this is Ẑ, but its logarithm is required.",
                 lambda reward, beta: torch.exp(reward / beta).mean(-1),
             ),
         ),
         hints=(
-            "Z is an expectation under π_ref. What is the expectation's estimate from samples of π_ref?",
-            "log((1/n) Σ exp(r/β)): `torch.logsumexp` is the logarithm of the sum, from which log n is subtracted.",
+            "Z is an expectation under π_ref. How do you estimate an expectation from samples of π_ref?",
+            "The estimate is log((1/n) Σ exp(r/β)). `torch.logsumexp` is the logarithm of the sum, from which log n is "
+            "subtracted.",
         ),
     ),
     Exercise(
@@ -140,19 +141,19 @@ EXERCISES = (
         mistakes=(
             Mistake(
                 "accuracy not squared",
-                "this is divided by the accuracy instead of its square: standard deviations fall with √n.",
+                "this is divided by the accuracy instead of its square. Standard deviations fall with √n.",
                 lambda log_ref, reward, beta, accuracy: samples_needed(log_ref, reward, beta, accuracy) * accuracy,
             ),
             Mistake(
                 "square of the mean missing",
-                "E[w²]/Z² is the second moment; the variance is smaller by one.",
+                "E[w²]/Z² is the second moment. The variance is smaller by one.",
                 lambda log_ref, reward, beta, accuracy: (
                     samples_needed(log_ref, reward, beta, accuracy) + 1 / accuracy**2
                 ),
             ),
             Mistake(
                 "β doubled",
-                "exp(r/β)² is exp(2r/β): β is halved, not doubled.",
+                "exp(r/β)² is exp(2r/β), so β is halved and not doubled.",
                 lambda log_ref, reward, beta, accuracy: (
                     (
                         torch.exp(
@@ -174,7 +175,7 @@ EXERCISES = (
             ),
             Mistake(
                 "divided by Z once",
-                "this is divided by Z instead of Z²: the second moment has the unit of Z².",
+                "this is divided by Z instead of Z². The second moment has the unit of Z².",
                 lambda log_ref, reward, beta, accuracy: (
                     (
                         torch.exp(
@@ -202,13 +203,14 @@ EXERCISES = (
             ),
         ),
         hints=(
-            "The derivation says Var(Ẑ)/Z² = (E[e^{2r/β}]/Z² − 1)/n. Set it equal to accuracy² and solve for n.",
-            "Both moments are logsumexps: of log_ref + r/β, and of log_ref + 2r/β. Subtract in logarithms, then exp.",
+            "The derivation shows that Var(Ẑ)/Z² = (E[e^{2r/β}]/Z² − 1)/n. Set it equal to accuracy² and solve for n.",
+            "Both moments are logsumexps, one of log_ref + r/β and one of log_ref + 2r/β. Subtract the logarithms "
+            "first, and then use exp.",
         ),
     ),
     Exercise(
         key="nb04.preference",
-        title="A preference without a Z",
+        title="A preference without Z",
         objective="compute preferences from π* and π_ref alone",
         difficulty=2,
         minutes=5,
@@ -222,22 +224,23 @@ EXERCISES = (
         mistakes=(
             Mistake(
                 "swapped pair",
-                "the pair is swapped: entry (i, j) is the probability that i beats j.",
+                "the pair is swapped. Entry (i, j) is the probability that i beats j.",
                 lambda log_policy, log_ref, beta: preference(log_policy, log_ref, beta).transpose(-1, -2),
             ),
             Mistake(
                 "missing β",
-                "β is missing: a log-ratio is in nats, the reward is β times it.",
+                "β is missing. A log-ratio is in nats, and the reward is β times it.",
                 lambda log_policy, log_ref, beta: preference(log_policy, log_ref, 1.0),
             ),
             Mistake(
                 "missing reference",
-                "the reference is missing. Z cancels between two responses; π_ref(y|x) does not, it depends on y.",
+                "the reference is missing. Z cancels between two responses, but π_ref(y|x) does not, because it "
+                "depends on y.",
                 lambda log_policy, log_ref, beta: preference(log_policy, torch.zeros_like(log_ref), beta),
             ),
             Mistake(
                 "divided by β",
-                "this is divided by β instead of multiplied: r = β log(π*/π_ref) + β log Z.",
+                "this is divided by β instead of multiplied. The reward is r = β log(π*/π_ref) + β log Z.",
                 lambda log_policy, log_ref, beta: preference(log_policy, log_ref, 1 / beta),
             ),
             Mistake(
@@ -247,13 +250,14 @@ EXERCISES = (
             ),
         ),
         hints=(
-            "Write the reward by its optimal policy. Which of its two terms depends on the response?",
-            "σ of the difference of β(log π − log π_ref); `unsqueeze(-1)` makes the rows, `unsqueeze(-2)` the columns.",
+            "Write the reward in terms of its optimal policy. Which of the two terms depends on the response?",
+            "It is σ of the difference of β(log π − log π_ref). `unsqueeze(-1)` makes the rows and `unsqueeze(-2)` the "
+            "columns.",
         ),
     ),
     Exercise(
         key="nb04.log_z_chain",
-        title="Z without a list",
+        title="Z without enumeration",
         objective="sum over V^L sequences in L·V² steps, and see which structure this needs",
         difficulty=3,
         minutes=12,
@@ -266,7 +270,7 @@ EXERCISES = (
         mistakes=(
             Mistake(
                 "one step too many",
-                "this is one step too many: the first token is given, so length − 1 steps remain.",
+                "this is one step too many. The first token is given, so length − 1 steps remain.",
                 lambda log_first, log_next, reward, beta, length: _chain(log_first, log_next, reward, beta, length),
             ),
             Mistake(
@@ -285,19 +289,19 @@ EXERCISES = (
             ),
             Mistake(
                 "missing β",
-                "β is missing: the reward is divided by β.",
+                "β is missing. The reward is divided by β.",
                 lambda log_first, log_next, reward, beta, length: _chain(log_first, log_next, reward, 1.0, length - 1),
             ),
             Mistake(
                 "missing reference",
-                "the reference's transitions are missing: every next token counts the same.",
+                "the reference's transitions are missing. Every next token counts the same.",
                 lambda log_first, log_next, reward, beta, length: _chain(
                     log_first, torch.zeros_like(log_next), reward, beta, length - 1
                 ),
             ),
             Mistake(
                 "tables transposed",
-                "the tables are transposed: the row is the previous token, the column the next one.",
+                "the tables are transposed. The row is the previous token, and the column is the next one.",
                 lambda log_first, log_next, reward, beta, length: _chain(
                     log_first, log_next.T, reward.T, beta, length - 1
                 ),
@@ -305,8 +309,8 @@ EXERCISES = (
         ),
         hints=(
             "The future depends on a prefix only through its last token. How many last tokens are there?",
-            "Keep, for each last token b, the log of the sum over all prefixes ending in b. A next token c adds "
-            "log_next[b, c] + reward[b, c]/β; then sum b out with `torch.logsumexp(…, 0)`.",
+            "For each last token b, store the log of the sum over all prefixes that end in b. A next token c adds "
+            "log_next[b, c] + reward[b, c]/β. Then sum over b with `torch.logsumexp(…, 0)`.",
         ),
     ),
 )
