@@ -107,5 +107,5 @@ price_of_n = Derivation(
             4,
         ),
     ),
-    source="Beirami et al. 2024, theorem 1; lecture, RSO's table, where RAFT is best-of-n cloned.",
+    source="Beirami et al. 2024, theorem 1; lecture, RSO's table, in which RAFT clones best-of-n.",
 )

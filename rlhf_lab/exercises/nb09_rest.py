@@ -18,8 +18,8 @@ def improve_loss(score: Tensor, log_prob: Tensor, threshold: float) -> Tensor:
 
 def filter_limit(log_ref: Tensor, reward: Tensor, threshold: float) -> Tensor:
     """The limit (X, K) of behaviour cloning on the samples that pass the filter, as probabilities."""
-    kept = log_ref.exp() * (reward > threshold)
-    return kept / kept.sum(-1, keepdim=True)
+    passing = log_ref.exp() * (reward > threshold)
+    return passing / passing.sum(-1, keepdim=True)
 
 
 def best_of_n(p_ref: Tensor, reward: Tensor, n: int) -> Tensor:
@@ -29,10 +29,10 @@ def best_of_n(p_ref: Tensor, reward: Tensor, n: int) -> Tensor:
 
 
 def least_regret(log_ref: Tensor, reward: Tensor, beta: float) -> float:
-    """The minimum regret at β over all thresholds; a single prompt, (K,)."""
+    """The minimum regret at β over all thresholds, for a single prompt, (K,)."""
     log_star = (log_ref + reward / beta).log_softmax(-1)
     regrets = []
-    for lowest in reward:  # the lowest reward that is let through
+    for lowest in reward:  # the lowest reward that passes
         log_tau = torch.where(reward >= lowest, log_ref, -torch.inf).log_softmax(-1)
         p = log_tau.exp()
         terms = torch.where(p > 0, p * (log_tau - log_star), 0.0)
@@ -41,8 +41,8 @@ def least_regret(log_ref: Tensor, reward: Tensor, beta: float) -> float:
 
 
 def _limit(log_ref: Tensor, passes: Tensor, axis: int = -1) -> Tensor:
-    kept = log_ref.exp() * passes
-    return kept / kept.sum(axis, keepdim=True).clamp(min=1e-12)
+    passing = log_ref.exp() * passes
+    return passing / passing.sum(axis, keepdim=True).clamp(min=1e-12)
 
 
 def _cdf(p_ref: Tensor, reward: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ def _forward(log_ref: Tensor, reward: Tensor, beta: float) -> float:
     return beta * (star * (star.log() - log_ref)).sum().item()
 
 
-_GROWN = {
+_SAMPLES = {
     "score": _double([[0.2, 0.7, 0.9], [0.7, 0.1, 0.95]]),
     "log_prob": _double([[-0.5, -1.5, -2.0], [-1.0, -0.2, -3.0]]),
     "threshold": 0.7,
@@ -81,13 +81,13 @@ EXERCISES = (
     Exercise(
         key="nb09.improve_loss",
         title="The loss of an Improve step",
-        objective="write the slide's J(θ) as code, with its filter and its expectation over the set sampled in the "
-        "Grow step",
+        objective="write the slide's J(θ) as code, with its filter and its expectation over the samples of the Grow "
+        "step",
         difficulty=1,
         minutes=5,
         cases=(
-            Case("two prompts with three samples each, two of them exactly at τ = 0.7", _GROWN),
-            Case("the same at τ = 0.15", _GROWN | {"threshold": 0.15}),
+            Case("two prompts with three samples each, two of them exactly at τ = 0.7", _SAMPLES),
+            Case("the same at τ = 0.15", _SAMPLES | {"threshold": 0.15}),
         ),
         solution=improve_loss,
         differentiate=("log_prob",),
@@ -100,19 +100,19 @@ EXERCISES = (
             ),
             Mistake(
                 "inverted filter",
-                "the filter is inverted: F is 1 above the threshold.",
+                "the filter is inverted. F is 1 above the threshold.",
                 lambda s, lp, t: -((s <= t) * lp).mean(),
             ),
             Mistake(
                 "sign",
-                "the minus is missing: behaviour cloning's loss is −log π_θ. Minimising this would lower the "
-                "probability of the data.",
+                "the minus sign is missing. The loss of behaviour cloning is −log π_θ. Minimising yours would lower "
+                "the probability of the data.",
                 lambda s, lp, t: ((s > t) * lp).mean(),
             ),
             Mistake(
                 "mean over what passed",
-                "averaged over what passed. The slide's expectation runs over the whole grown set, F inside it. (Its "
-                "minimum is the same, its size is not.)",
+                "this is the mean over the samples that pass. The slide's expectation is over all samples of the Grow "
+                "step, and F is inside it.",
                 lambda s, lp, t: -lp[s > t].mean(),
             ),
             Mistake(
@@ -122,23 +122,23 @@ EXERCISES = (
             ),
             Mistake(
                 "no filter",
-                "the filter is missing: this clones every sample, which gives the same policy again.",
+                "the filter is missing. This clones every sample, which gives the same policy again.",
                 lambda s, lp, t: -lp.mean(),
             ),
             Mistake(
-                "weighed by the score",
+                "weighted by the score",
                 "the samples that pass are weighted by their score, but F is 0 or 1.",
                 lambda s, lp, t: -((s > t) * s * lp).mean(),
             ),
         ),
         hints=(
-            "F is a mask: `score > threshold` gives True and False. What is False times a number?",
+            "F is a mask. `score > threshold` gives True and False. What is False times a number?",
             "Multiply the mask by `-log_prob`, and take the mean over all samples, including those that failed.",
         ),
     ),
     Exercise(
         key="nb09.filter_limit",
-        title="Where one filter ends",
+        title="The limit of one filter",
         objective="write the policy to which cloning filtered samples converges, and see that it does not depend on β",
         difficulty=1,
         minutes=5,
@@ -150,7 +150,7 @@ EXERCISES = (
         mistakes=(
             Mistake(
                 "not strict",
-                "a reward equal to τ passes here; the filter is strict, r > τ.",
+                "a reward equal to τ passes here, but the filter is strict, r > τ.",
                 lambda lr, r, t: _limit(lr, r >= t),
             ),
             Mistake(
@@ -160,7 +160,7 @@ EXERCISES = (
             ),
             Mistake(
                 "wrong axis",
-                "this is normalised over the prompts. Each prompt has its own distribution, so sum over the last axis.",
+                "this is normalised over the prompts. Each prompt has a distribution, so sum over the last axis.",
                 lambda lr, r, t: _limit(lr, r > t, 0),
             ),
             Mistake(
@@ -176,19 +176,19 @@ EXERCISES = (
             ),
             Mistake(
                 "inverted filter",
-                "the filter is inverted: keep the responses above the threshold.",
+                "the filter is inverted. The responses above the threshold pass.",
                 lambda lr, r, t: _limit(lr, r <= t),
             ),
         ),
         hints=(
             "Cloning converges to the distribution of the data. Which distribution do samples of π_ref with r > τ "
             "have?",
-            "π_ref times the mask, divided by its own sum over the last axis (`keepdim=True`).",
+            "Multiply π_ref by the mask, and divide by the sum over the last axis (`keepdim=True`).",
         ),
     ),
     Exercise(
         key="nb09.best_of_n",
-        title="The best of n, exactly",
+        title="The exact distribution of best-of-n",
         objective="write best-of-n's probabilities from the distribution function of the reward",
         difficulty=2,
         minutes=8,
@@ -203,8 +203,8 @@ EXERCISES = (
         mistakes=(
             Mistake(
                 "density",
-                "n π F^{n−1} is the formula for a density. In a finite set a response can be drawn twice: these do "
-                "not sum to one.",
+                "n π F^{n−1} is the formula for a density. In a finite set a response can be drawn twice, so these "
+                "numbers do not sum to one.",
                 lambda p, r, n: n * p * _cdf(p, r) ** (n - 1),
             ),
             Mistake(
@@ -215,7 +215,7 @@ EXERCISES = (
             ),
             Mistake(
                 "worst of n",
-                "this is the worst of n draws: the comparison of the rewards is inverted.",
+                "this is the worst of n draws, because the comparison of the rewards is inverted.",
                 lambda p, r, n: (1 - _cdf(p, r) + p) ** n - (1 - _cdf(p, r)) ** n,
             ),
             Mistake(
@@ -225,24 +225,25 @@ EXERCISES = (
             ),
             Mistake(
                 "one too many",
-                "this is one draw too many: n counts all draws.",
+                "this is one draw too many, because n counts all draws.",
                 lambda p, r, n: best_of_n(p, r, n + 1),
             ),
             Mistake(
                 "tempered",
-                "π_ref^n, normalised, does not depend on the reward: it is the reference at a lower temperature.",
+                "π_ref^n, normalised, does not depend on the reward. It is the reference at a lower temperature.",
                 lambda p, r, n: p**n / (p**n).sum(),
             ),
         ),
         hints=(
             "The best of n is y if no draw is better than y, and not all draws are worse.",
-            "With F(y) = P_ref(r ≤ r(y)): all draws are at most as good with F^n; all are worse with (F − π_ref)^n.",
+            "Let F(y) = P_ref(r ≤ r(y)). All draws are at most as good as y with probability F^n, and all are worse "
+            "with probability (F − π_ref)^n.",
             "`(p_ref * (reward[None, :] <= reward[:, None])).sum(-1)` is F.",
         ),
     ),
     Exercise(
         key="nb09.least_regret",
-        title="The best threshold there is",
+        title="The best threshold",
         objective="compute for a given β how near the filter can come to π* with the best threshold",
         difficulty=3,
         minutes=12,
@@ -254,7 +255,7 @@ EXERCISES = (
         mistakes=(
             Mistake(
                 "no beta",
-                "β is missing: a KL is in nats, a regret in units of reward.",
+                "β is missing. A KL is in nats, a regret in units of reward.",
                 lambda lr, r, b: _regrets(lr, r, b)[0].min().item() / b,
             ),
             Mistake(
@@ -279,7 +280,7 @@ EXERCISES = (
             ),
         ),
         hints=(
-            "Only K thresholds differ: one for each response that can be the lowest one to pass.",
+            "Only K thresholds differ, one for each response that can be the lowest one to pass.",
             "Regret is β KL(π_τ‖π*), with π* the softmax of log π_ref + r/β. Where π_τ is zero, its term is zero.",
             "`torch.special.xlogy(p, p)` is p log p with 0 at p = 0.",
         ),

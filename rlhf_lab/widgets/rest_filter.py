@@ -90,19 +90,19 @@ def rest_filter_picture(
         Axis("KL(π‖π_ref) [nats]"),
         Axis("expected reward [reward]"),
         (
-            Curve("optimal", *frontier, "π*, every β"),
+            Curve("optimal", *frontier, "π*"),
             Curve("best-of-n", *every_n, "best-of-n", dash=":"),
-            Curve("rest", *every_tau, "π_τ, every τ", dash="--"),
+            Curve("rest", *every_tau, "π_τ", dash="--"),
             Points("reference", [0.0], [start], ""),
             Points("best-of-n", *every_n, ""),
             Points("rest", *every_tau, ""),
-            Points("optimal", [best_cost], [best_gain], "", big=True),
-            Points("rest", [cost], [gain], "", big=True),
+            Points("optimal", [best_cost], [best_gain], "π* at β", big=True),
+            Points("rest", [cost], [gain], "π_τ at τ", big=True),
         ),
     )
     if passes:
-        kept = ", ".join(f"“{n}”" for n, passed in zip(responses, above.tolist(), strict=True) if passed)
-        what = f"passes {'every response' if threshold <= 0 else kept}, {100 * share:.0f}% of the samples"
+        passing = ", ".join(f"“{n}”" for n, passed in zip(responses, above.tolist(), strict=True) if passed)
+        what = f"passes {'every response' if threshold <= 0 else passing}, {100 * share:.0f}% of the samples"
     else:
         what = "passes no response of this prompt, which does not contribute to the loss, and the policy stays at π_ref"
     text = (
@@ -194,5 +194,5 @@ def rest_filter_explorer(
     }
     if rows > 1:
         controls["prompt"] = Choice(0, {name: i for i, name in enumerate(titles)}, "prompt x")
-    advice = "Raise τ and watch the green curve: does it ever reach the star?"
+    advice = "Raise τ and compare the diamond with the star. Does the filter ever reach π*?"
     return Explorer(compute, controls, "ReST's filter under a rising threshold", advice)
