@@ -1,11 +1,15 @@
-r"""Explorer of DPO's gradient weight σ(r̂_l − r̂_w) for one pair, as a function of β and of its log-ratios.
+r"""Explorers of DPO's loss and of its gradient weight for one pair, as functions of β and of the pair's log-ratios.
 
+    ℒ = −log σ(βΔ),   Δ = log π_θ/π_ref (y_w) − log π_θ/π_ref (y_l),   dℒ/d(βΔ) = −σ(−βΔ)
     ∇ℒ = −β σ(r̂_l − r̂_w) (∇log π_θ(y_w|x) − ∇log π_θ(y_l|x)),   r̂ = β log π_θ/π_ref
 
-Rafailov et al. 2023, section 4; lecture, "DPO Objective Function".
+The slope of the loss is minus the gradient weight σ(r̂_l − r̂_w) = σ(−βΔ). Rafailov et al. 2023, section 4; lecture,
+"DPO Objective Function".
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 
@@ -17,6 +21,71 @@ from rlhf_lab.widgets.explorer import Explorer, Slider
 REACH = 10.0
 """Log-ratios of the sliders are in [−REACH, REACH], so that margins are in [−2·REACH, 2·REACH]."""
 BETAS = (0.01, 10.0)
+NEAR, SMALL_BETAS = 4.0, (0.01, 1.0)
+"""The same for the explorer of the loss, such that βΔ is in [−2·NEAR, 2·NEAR]."""
+
+
+def dpo_loss_picture(beta: float, chosen: float, rejected: float) -> Picture:
+    """Draw the loss −log σ(βΔ) with its tangent at this pair, and minus the tangent's slope: the gradient weight.
+
+    Args:
+        beta: β > 0.
+        chosen: log π_θ/π_ref of the chosen response, nats.
+        rejected: the same of the rejected one.
+
+    Returns:
+        the picture; its numbers are Δ, βΔ, σ(βΔ), the loss and the gradient weight.
+
+    Raises:
+        LabError: a β that is not above zero; a log-ratio that is not a number.
+    """
+    gap, weight, loss = _at(check_beta(beta), chosen, rejected)
+    margin = beta * gap
+    margins = torch.linspace(-2 * NEAR, 2 * NEAR, 161, dtype=torch.float64)
+    none = torch.zeros_like(margins)
+    x = Axis("βΔ = r̂_w − r̂_l [reward]", -2 * NEAR, 2 * NEAR)
+    curve = Panel(
+        "Loss of a pair",
+        x,
+        Axis("−log σ(βΔ) [nats]", 0.0, 2 * NEAR + 0.4),
+        (
+            Curve("dpo", margins, losses.dpo(margins, none, 1.0), "loss"),
+            Curve("policy", margins, loss - weight * (margins - margin), "tangent", dash="--"),
+            Points("reference", [0.0], [math.log(2)], "start: π_θ = π_ref"),
+            Points("policy", [margin], [loss], "this pair", big=True),
+        ),
+        width=1.2,
+    )
+    slope = Panel(
+        "Gradient weight",
+        x,
+        Axis("σ(−βΔ)", 0.0, 1.05),
+        (
+            Curve("dpo", margins, losses.dpo_gradient_weight(margins, none, 1.0), "minus the slope"),
+            Points("reference", [0.0], [0.5], "start"),
+            Points("policy", [margin], [weight], "this pair", big=True),
+        ),
+    )
+    numbers = (
+        Number("Δ", gap, "nats", 2),
+        Number("βΔ", margin, "reward"),
+        Number("σ(βΔ)", 1 - weight),
+        Number("loss", loss, "nats"),
+        Number("weight", weight),
+    )
+    text = (
+        f"At β = {beta:.3g} the log-ratios of the pair are {_signed(chosen)} (chosen) and {_signed(rejected)} (rejected) "
+        f"nats. {_order(gap)}. The loss is {loss:.3f} nats, and its tangent has the slope −{weight:.3f}, which is minus "
+        f"the gradient weight."
+    )
+    return Picture(text, (curve, slope), numbers)
+
+
+def _at(beta: float, chosen: float, rejected: float) -> tuple[float, float, float]:
+    """Δ, the gradient weight and the loss of a pair."""
+    now = torch.tensor([chosen, rejected], dtype=torch.float64)
+    weight = float(losses.dpo_gradient_weight(now[0], now[1], beta))
+    return chosen - rejected, weight, float(losses.dpo(now[0], now[1], beta))
 
 
 def dpo_gradient_picture(beta: float, chosen: float, rejected: float) -> Picture:
@@ -34,11 +103,7 @@ def dpo_gradient_picture(beta: float, chosen: float, rejected: float) -> Picture
         LabError: a β that is not above zero; a log-ratio that is not a number.
     """
     beta = check_beta(beta)
-    now = torch.tensor([chosen, rejected], dtype=torch.float64)
-    weight = float(losses.dpo_gradient_weight(now[0], now[1], beta))
-    loss = float(losses.dpo(now[0], now[1], beta))
-    gap = chosen - rejected
-
+    gap, weight, loss = _at(beta, chosen, rejected)
     gaps = torch.linspace(-2 * REACH, 2 * REACH, 161, dtype=torch.float64)
     none = torch.zeros_like(gaps)
     betas = torch.logspace(-2, 1, 121, dtype=torch.float64)
@@ -73,18 +138,17 @@ def dpo_gradient_picture(beta: float, chosen: float, rejected: float) -> Picture
 
 
 def _words(beta: float, chosen: float, rejected: float, weight: float) -> str:
-    gap = chosen - rejected
-    if abs(gap) < 1e-9:
-        order = "The implicit rewards of the two are equal, as at the start of training"
-    elif gap > 0:
-        order = f"The pair is ranked correctly, by {gap:.2f} nats"
-    else:
-        order = f"The pair is ranked incorrectly, by {-gap:.2f} nats"
     return (
         f"At β = {beta:.3g} the log-ratio of the chosen response is {_signed(chosen)}, that of the rejected one "
-        f"{_signed(rejected)}. {order}. The weight of the pair is {weight:.3f}, and its gradient has the factor "
+        f"{_signed(rejected)}. {_order(chosen - rejected)}. The weight of the pair is {weight:.3f}, and its gradient has the factor "
         f"β × weight = {beta * weight:.3g}."
     )
+
+
+def _order(gap: float) -> str:
+    if abs(gap) < 1e-9:
+        return "The implicit rewards of the two are equal, as at the start of training"
+    return f"The pair is ranked {'correctly' if gap > 0 else 'incorrectly'}, by {abs(gap):.2f} nats"
 
 
 def _signed(number: float) -> str:
@@ -109,4 +173,24 @@ def dpo_gradient_explorer(beta: float = 0.5, chosen: float = 0.0, rejected: floa
         "DPO's gradient weight",
         "Lower both log-ratios by the same amount: what changes? Then raise β, with the pair ranked correctly and "
         "incorrectly.",
+    )
+
+
+def dpo_loss_explorer(beta: float = 0.5, chosen: float = 0.0, rejected: float = 0.0) -> Explorer:
+    """Show DPO's loss of one pair with its tangent, with sliders for β and both log-ratios.
+
+    Args:
+        beta: β at the start, in [0.01, 1].
+        chosen: log-ratio of the chosen response at the start, in [−4, 4] nats.
+        rejected: log-ratio of the rejected response at the start.
+    """
+    return Explorer(
+        dpo_loss_picture,
+        {
+            "beta": Slider(beta, *SMALL_BETAS, label="β [reward per nat]", log=True),
+            "chosen": Slider(chosen, -NEAR, NEAR, "log-ratio of y_w [nats]"),
+            "rejected": Slider(rejected, -NEAR, NEAR, "log-ratio of y_l [nats]"),
+        },
+        "DPO's loss of one pair",
+        "Swap the two log-ratios: how do loss and slope change? For which margins is the slope nearly constant?",
     )

@@ -1,4 +1,4 @@
-"""DPO's gradient weight: the picture's numbers against autograd, and a picture for every state."""
+"""DPO's loss and its gradient weight: the pictures' numbers against autograd, and a picture for every state."""
 
 import json
 import math
@@ -8,7 +8,12 @@ import torch
 
 from rlhf_lab import losses
 from rlhf_lab.errors import LabError
-from rlhf_lab.widgets.dpo_gradient import dpo_gradient_explorer, dpo_gradient_picture
+from rlhf_lab.widgets.dpo_gradient import (
+    dpo_gradient_explorer,
+    dpo_gradient_picture,
+    dpo_loss_explorer,
+    dpo_loss_picture,
+)
 
 
 def numbers(picture):
@@ -61,3 +66,35 @@ def test_moving_beta_moves_the_picture_and_a_bad_beta_is_refused():
     assert shown.text != before
     with pytest.raises(LabError, match="beta"):
         dpo_gradient_picture(0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(("beta", "chosen", "rejected"), [(0.5, 0.0, 0.0), (0.1, -3.0, 2.0), (1.0, 1.5, -0.25)])
+def test_the_tangent_touches_the_loss_with_the_slope_that_autograd_computes(beta, chosen, rejected):
+    margin = torch.tensor(beta * (chosen - rejected), dtype=torch.float64, requires_grad=True)
+    loss = torch.log1p(torch.exp(-margin))  # −log σ, written differently
+    loss.backward()
+    picture = dpo_loss_picture(beta, chosen, rejected)
+    tangent = next(layer for layer in picture.panels[0].layers if getattr(layer, "label", "") == "tangent")
+    (x0, x1), (y0, y1) = tangent.x[[0, -1]].tolist(), tangent.y[[0, -1]].tolist()
+    assert (y1 - y0) / (x1 - x0) == pytest.approx(margin.grad.item())
+    assert y0 + margin.grad.item() * (margin.item() - x0) == pytest.approx(loss.item())
+    shown = numbers(picture)
+    assert shown["loss"] == pytest.approx(loss.item())
+    assert shown["weight"] == pytest.approx(-margin.grad.item()) == pytest.approx(1 - shown["σ(βΔ)"])
+    assert shown["βΔ"] == pytest.approx(margin.item()) == pytest.approx(beta * shown["Δ"])
+
+
+def test_every_state_of_the_loss_is_inside_its_panels():
+    states = dpo_loss_explorer(beta=0.5, chosen=0.3, rejected=-1.25).states(stops=5)
+    for picture in states["pictures"]:
+        assert not picture["failed"] and "nan" not in picture["text"]
+        for panel in picture["panels"]:
+            points = [layer for layer in panel["layers"] if layer["kind"] == "points"]
+            assert len(points) == 2
+            for point in points:
+                assert panel["x"]["low"] <= point["x"][0] <= panel["x"]["high"]
+                assert panel["y"]["low"] <= point["y"][0] <= panel["y"]["high"]
+
+
+def test_the_loss_s_explorer_opens_at_the_values_it_is_given():
+    assert dpo_loss_explorer(beta=0.3, chosen=0.7, rejected=-1.1).values == {"beta": 0.3, "chosen": 0.7, "rejected": -1.1}

@@ -62,9 +62,17 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "sign",
             "the margin is rejected minus chosen",
-            "    gap = chosen - rejected\n\n    gaps",
-            "    gap = rejected - chosen\n\n    gaps",
+            "return chosen - rejected, weight",
+            "return rejected - chosen, weight",
             near="widgets/test_dpo_gradient_explorer.py::test_the_point_lies_on_both_curves",
+        ),
+        Mutation(
+            "sign",
+            "the tangent of the loss has the slope of the other label",
+            "loss - weight * (margins - margin)",
+            "loss - (1 - weight) * (margins - margin)",
+            near="widgets/test_dpo_gradient_explorer.py::"
+            "test_the_tangent_touches_the_loss_with_the_slope_that_autograd_computes",
         ),
     ),
     *in_file(
