@@ -40,7 +40,7 @@ _R_HAT = r"\hat r_\theta = \beta\log\tfrac{\pi_\theta}{\pi_\text{ref}}"
 
 dpo_is_likelihood = Derivation(
     "dpo-is-likelihood",
-    "DPO's loss is a likelihood, and π* maximises it",
+    "DPO's loss is a negative log-likelihood, and π* minimises it",
     lines=(
         Line(
             r"-\mathbb{E}\Big[\log\sigma\Big(\beta\log\frac{\pi_\theta(y_w|x)}{\pi_\text{ref}(y_w|x)}"
@@ -65,7 +65,7 @@ dpo_is_likelihood = Derivation(
         ),
         Line(
             r"\mathbb{E}\big[H(p^*)\big]",
-            "Gibbs",
+            "a KL is never negative (Gibbs’ inequality)",
             lambda w: -_over_labels(w, exact.preference(w.reward).log()),
             relation="≥",
         ),

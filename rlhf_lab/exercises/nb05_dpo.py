@@ -288,7 +288,7 @@ EXERCISES: tuple[Task, ...] = (
             ),
             Mistake(
                 "sign",
-                "the minus is missing: this is the log-likelihood, which grows as the fit improves.",
+                "the minus is missing: this is the log-likelihood, which rises as the fit improves.",
                 lambda chosen, rejected, beta: logsigmoid(beta * (chosen - rejected)),
             ),
             Mistake(
@@ -410,8 +410,8 @@ EXERCISES: tuple[Task, ...] = (
     ),
     Exercise(
         key="nb05.robust_loss",
-        title="Noise taken off",
-        objective="write the loss whose mean over flipped labels is the clean one",
+        title="Robust DPO's loss",
+        objective="write the loss whose mean over flipped labels is the loss without noise",
         difficulty=2,
         minutes=5,
         cases=(
@@ -425,12 +425,12 @@ EXERCISES: tuple[Task, ...] = (
         mistakes=(
             Mistake(
                 "cDPO",
-                "this is cDPO, which adds the second term. Its mean over flips is not the clean loss.",
+                "this is cDPO, which adds the second term. Its mean over flips is not the loss without noise.",
                 lambda c, r, beta, e: (1 - e) * dpo_loss(c, r, beta) + e * dpo_loss(r, c, beta),
             ),
             Mistake(
                 "no divisor",
-                "the divisor is missing: the mean over flips is a fraction of the clean loss.",
+                "the divisor is missing: the mean over flips is only a fraction of the loss without noise.",
                 lambda c, r, beta, e: (1 - e) * dpo_loss(c, r, beta) - e * dpo_loss(r, c, beta),
             ),
             Mistake(
@@ -441,7 +441,7 @@ EXERCISES: tuple[Task, ...] = (
             ),
             Mistake(
                 "plain DPO",
-                "ε is not used: this is DPO's loss, whose mean over flips is not the clean one.",
+                "ε is not used: this is DPO's loss, whose mean over flips is not the loss without noise.",
                 lambda c, r, beta, e: dpo_loss(c, r, beta),
             ),
             Mistake(
@@ -472,7 +472,7 @@ EXERCISES: tuple[Task, ...] = (
     ),
     Exercise(
         key="nb05.ipo_margin",
-        title="Where IPO stops",
+        title="The margin at which IPO's loss is minimal",
         objective="find the margin that minimises IPO's mean loss, and see that it is finite",
         difficulty=2,
         minutes=6,

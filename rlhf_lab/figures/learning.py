@@ -20,6 +20,7 @@ def learning_curves(
     ylabel: str,
     xlabel: str = "step",
     log: bool = False,
+    beside: bool = False,
 ) -> None:
     """Draw one line for each run.
 
@@ -31,6 +32,7 @@ def learning_curves(
         ylabel: label of the y axis, with its unit in brackets.
         xlabel: label of the x axis.
         log: logarithmic y.
+        beside: put the legend to the right of the axes, where it covers no data.
 
     Raises:
         LabError: no curve.
@@ -41,4 +43,4 @@ def learning_curves(
         look = style.of(key)
         ax.plot(range(len(values)), list(values), linestyle=dash or look.dash, color=look.light, label=name)
     ax.set(title=title, xlabel=xlabel, ylabel=ylabel, yscale="log" if log else "linear")
-    ax.legend(loc="best")
+    ax.legend(**{"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)} if beside else {"loc": "best"})

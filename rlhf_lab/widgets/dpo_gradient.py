@@ -74,9 +74,9 @@ def dpo_loss_picture(beta: float, chosen: float, rejected: float) -> Picture:
         Number("weight", weight),
     )
     text = (
-        f"At β = {beta:.3g} the log-ratios of the pair are {_signed(chosen)} (chosen) and {_signed(rejected)} (rejected) "
-        f"nats. {_order(gap)}. The loss is {loss:.3f} nats, and its tangent has the slope −{weight:.3f}, which is minus "
-        f"the gradient weight."
+        f"At β = {beta:.3g} the pair has the log-ratios {_signed(chosen)} (chosen) and {_signed(rejected)} (rejected) "
+        f"in nats. {_order(gap)}. The loss is {loss:.3f} nats. Its tangent has the slope −{weight:.3f}, which is "
+        f"minus the gradient weight."
     )
     return Picture(text, (curve, slope), numbers)
 
@@ -140,8 +140,8 @@ def dpo_gradient_picture(beta: float, chosen: float, rejected: float) -> Picture
 def _words(beta: float, chosen: float, rejected: float, weight: float) -> str:
     return (
         f"At β = {beta:.3g} the log-ratio of the chosen response is {_signed(chosen)}, that of the rejected one "
-        f"{_signed(rejected)}. {_order(chosen - rejected)}. The weight of the pair is {weight:.3f}, and its gradient has the factor "
-        f"β × weight = {beta * weight:.3g}."
+        f"{_signed(rejected)}. {_order(chosen - rejected)}. The weight of the pair is {weight:.3f}, and its gradient "
+        f"has the factor β × weight = {beta * weight:.3g}."
     )
 
 

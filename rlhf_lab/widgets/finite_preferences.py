@@ -88,7 +88,7 @@ def _picture(fits: _Fits, responses: Sequence[str], number: float, seed: int, no
         width=1.1,
     )
     layers: tuple[Curve | Points, ...] = (
-        Curve("optimal", sizes, rate / sizes, "price / N"),
+        Curve("optimal", sizes, rate / sizes, "φ / N"),
         Curve("dpo", sizes, fits.regret(fits.trajectory(seed, noise), beta).clamp(min=_LEAST), "this seed"),
         Points("policy", [labels], [max(now, _LEAST)], "now", big=True),
     )
@@ -114,7 +114,7 @@ def _picture(fits: _Fits, responses: Sequence[str], number: float, seed: int, no
     numbers = (
         Number("regret", now, "reward"),
         Number("KL(π̂‖π*)", now / beta, "nats"),
-        Number("price / N", rate / labels, "reward"),
+        Number("φ / N", rate / labels, "reward"),
         Number("regret at N → ∞", end, "reward"),
     )
     return Picture(text, (bars, curve), numbers)

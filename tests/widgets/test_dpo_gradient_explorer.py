@@ -97,4 +97,8 @@ def test_every_state_of_the_loss_is_inside_its_panels():
 
 
 def test_the_loss_s_explorer_opens_at_the_values_it_is_given():
-    assert dpo_loss_explorer(beta=0.3, chosen=0.7, rejected=-1.1).values == {"beta": 0.3, "chosen": 0.7, "rejected": -1.1}
+    assert dpo_loss_explorer(beta=0.3, chosen=0.7, rejected=-1.1).values == {
+        "beta": 0.3,
+        "chosen": 0.7,
+        "rejected": -1.1,
+    }

@@ -32,7 +32,7 @@ def test_the_picture_shows_exact_numbers():
     assert numbers["regret"] == pytest.approx(float(regret), abs=1e-12)
     assert numbers["KL(π̂‖π*)"] == pytest.approx(numbers["regret"] / 0.7)
     price = exact.label_price(REF, REWARD, 0.7, bradley_terry.pair_distribution(REF))
-    assert numbers["price / N"] == pytest.approx(float(price) / 1000)
+    assert numbers["φ / N"] == pytest.approx(float(price) / 1000)
     assert numbers["regret at N → ∞"] == pytest.approx(0.0, abs=1e-9)
 
 
