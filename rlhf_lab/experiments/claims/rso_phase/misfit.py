@@ -125,7 +125,9 @@ def least_squares(basis: Tensor, log_source: Tensor, reward: Tensor) -> Tensor:
     p = log_source.exp()
     design = torch.cat([basis, torch.ones_like(basis[:, :1])], -1)
     weighted = p.unsqueeze(-1) * design
-    solved = torch.linalg.solve(design.T @ weighted, (weighted.transpose(-1, -2) @ reward.unsqueeze(-1)))
+    # The ridge decides where the source gives all but one response less than rounding.
+    ridge = 1e-12 * torch.eye(design.shape[-1], dtype=design.dtype)
+    solved = torch.linalg.solve(design.T @ weighted + ridge, weighted.transpose(-1, -2) @ reward.unsqueeze(-1))
     nearest: Tensor = (design @ solved).squeeze(-1)
     return nearest
 
