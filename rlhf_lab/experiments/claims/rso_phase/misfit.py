@@ -148,5 +148,7 @@ def regrets(world: LinearWorld, reward: Tensor, beta: float) -> tuple[Tensor, Te
     log_policy = (world.log_ref + dpo_limit(world.basis, log_sources, every) / beta).log_softmax(-1)
     error = least_squares(world.basis, log_sources, every) - every
     star = log_sources[1].exp()
-    variance = (star * error.square()).sum(-1) - (star * error).sum(-1).square()
-    return exact.regret(log_policy, world.log_ref, every, beta), variance / (2 * beta)
+    error = error - (star * error).sum(-1, keepdim=True)
+    second = (star * error.square()).sum(-1) / (2 * beta)
+    # Below 1e-12 a regret is rounding, and may be negative.
+    return exact.regret(log_policy, world.log_ref, every, beta).clamp(min=1e-12), second.clamp(min=1e-12)
