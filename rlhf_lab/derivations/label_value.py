@@ -2,7 +2,8 @@ r"""Block 5, the value of a label: the expected regret with N Bradley–Terry la
 
     N · E[J(π*) − J(π̂)] → tr(Σ I(μ)⁺) / (2β),   Σ = diag(π*) − π*π*ᵀ
 
-The delta method in three steps: the regret's curvature, the labels' information, and the mean of a quadratic form.
+The delta method in three steps: the regret's curvature, the labels' information, and the mean of a quadratic form. The
+last derivation compares DPO's curvature on pairs from π* with that of the regret, for a restricted policy class.
 Lecture, "Future Direction": given a budget of labels, how to design the whole training? Only the first prompt is used.
 """
 
@@ -205,4 +206,114 @@ label_price = Derivation(
         ),
     ),
     source="Delta method; lecture, “Future Direction”.",
+)
+
+
+def _direction(w: RandomWorld) -> Tensor:
+    """An arbitrary error e of the implicit reward, (K,)."""
+    return w.log_ratio[0]
+
+
+def _form(matrix: Tensor, e: Tensor) -> Tensor:
+    return e @ matrix @ e
+
+
+def _dpo_curvature(w: RandomWorld, pairs: Tensor) -> Tensor:
+    """∇²_f of DPO's expected loss at f = r, by autograd, for pairs (i, j) with the probabilities `pairs`, (K, K)."""
+    p = exact.preference(w.reward[0])
+
+    def loss(f: Tensor) -> Tensor:
+        ratio = f / w.beta
+        each = losses.dpo(ratio.unsqueeze(-1), ratio.unsqueeze(-2), w.beta)
+        return (pairs * (p * each + p.T * each.T)).sum()
+
+    return _hessian(loss, w.reward[0])
+
+
+def _pairs_of(log_policy: Tensor) -> Tensor:
+    """π(i) π(j), (K, K). A pair of equal responses has a constant loss."""
+    return log_policy.exp().unsqueeze(-1) * log_policy.exp()
+
+
+def _regret_curvature(w: RandomWorld) -> Tensor:
+    return _hessian(lambda r: _plug_in_regret(w, r), w.reward[0])
+
+
+def _label_variance(w: RandomWorld) -> Tensor:
+    """p(1 − p) of every pair, (K, K)."""
+    p = exact.preference(w.reward[0])
+    return p * (1 - p)
+
+
+pairs_of_the_optimum = Derivation(
+    "pairs-of-the-optimum",
+    "On pairs from π*, DPO's loss is the regret's quadratic form up to the variance of the labels",
+    lines=(
+        Line(
+            r"\sum_{i,j}\pi^*_i\pi^*_j\,p_{ij}(1-p_{ij})\,(e_i-e_j)^2",
+            r"both responses are drawn from $\pi^*$ and $e$ is an error of the implicit reward; autograd computes the "
+            "left side",
+            lambda w: (
+                _pairs_of(w.log_star[0]) * _label_variance(w) * (_direction(w).unsqueeze(-1) - _direction(w)).square()
+            ).sum(),
+            left=r"e^\top\nabla^2_f\,\mathcal{L}_\text{DPO}\,\Big|_{f=r}\,e",
+            left_value=lambda w: _form(_dpo_curvature(w, _pairs_of(w.log_star[0])), _direction(w)),
+        ),
+        Line(
+            r"\tfrac14\sum_{i,j}\pi^*_i\pi^*_j\,(e_i-e_j)^2",
+            r"$p(1-p)\le\frac14$, and equal if both responses have the same reward",
+            lambda w: (_pairs_of(w.log_star[0]) * (_direction(w).unsqueeze(-1) - _direction(w)).square()).sum() / 4,
+            relation="≤",
+        ),
+        Line(
+            r"\tfrac12\,\mathrm{Var}_{\pi^*}(e)",
+            "the mean squared difference of two independent draws is twice the variance",
+            lambda w: _form(_covariance(w), _direction(w)) / 2,
+        ),
+        Line(
+            r"\tfrac{\beta}{2}\;e^\top\nabla^2_f\big[J(\pi^*)-J(\pi_f)\big]_{f=r}\,e",
+            r"the regret of $\pi_f\propto\pi_\text{ref}e^{f/\beta}$ has the curvature $\Sigma/\beta$; autograd "
+            "computes the right side",
+            lambda w: w.beta / 2 * _form(_regret_curvature(w), _direction(w)),
+        ),
+        Line(
+            r"2\beta\,\min_{ij}p_{ij}(1-p_{ij})\;e^\top\nabla^2_f\big[J(\pi^*)-J(\pi_f)\big]_{f=r}\,e",
+            r"the same steps with the minimum of $p(1-p)$ in place of $\frac14$: for rewards that differ little, the "
+            "two bounds meet",
+            lambda w: 2 * w.beta * _label_variance(w).min() * _form(_regret_curvature(w), _direction(w)),
+            left=r"e^\top\nabla^2_f\,\mathcal{L}_\text{DPO}\,\Big|_{f=r}\,e",
+            left_value=lambda w: _form(_dpo_curvature(w, _pairs_of(w.log_star[0])), _direction(w)),
+            relation="≥",
+        ),
+        Line(
+            r"\tfrac{\beta}{2}\,\nabla^2_f\big[J(\pi^*)-J(\pi_f)\big]_{f=r}",
+            r"pairs with the probabilities $\pi^*_i\pi^*_j/4p_{ij}(1-p_{ij})$ make the two forms equal for every $e$",
+            lambda w: w.beta / 2 * _regret_curvature(w),
+            left=r"\nabla^2_f\,\mathcal{L}_\text{reweighted}\,\Big|_{f=r}",
+            left_value=lambda w: _dpo_curvature(w, _pairs_of(w.log_star[0]) / (4 * _label_variance(w))),
+        ),
+    ),
+    wrong=(
+        Wrong(
+            r"\sum_{i,j}\pi_{\text{ref},i}\,\pi_{\text{ref},j}\,p_{ij}(1-p_{ij})\,(e_i-e_j)^2",
+            r"pairs from $\pi_\text{ref}$ weigh the errors differently",
+            lambda w: (
+                _pairs_of(w.log_ref[0]) * _label_variance(w) * (_direction(w).unsqueeze(-1) - _direction(w)).square()
+            ).sum(),
+            1,
+        ),
+        Wrong(
+            r"\mathrm{Var}_{\pi^*}(e)",
+            "the ¼ of the labels is multiplied by 4 instead of 2",
+            lambda w: _form(_covariance(w), _direction(w)),
+            3,
+        ),
+        Wrong(
+            r"\tfrac{1}{2}\;e^\top\nabla^2_f\big[J(\pi^*)-J(\pi_f)\big]_{f=r}\,e",
+            "β is missing: the logits are $f/\\beta$, and the regret is β times a KL",
+            lambda w: _form(_regret_curvature(w), _direction(w)) / 2,
+            4,
+        ),
+    ),
+    source="Second-order expansion; lecture, “Preference Data Distribution – Choices”; Liu et al. 2024 (RSO).",
 )
