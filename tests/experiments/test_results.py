@@ -48,11 +48,11 @@ def test_kept_settings_are_the_full_ones_and_the_command_gives_them(experiment, 
 
 
 def test_every_experiment_has_a_kept_result_on_each_of_its_scales():
-    """Ten claims, and for each of them a result wherever its experiment can be run: docs/claims.md has no dash."""
+    """The lecture's ten claims and later ones, each with a result wherever its experiment can be run."""
     every = {name: results.experiment_of(name) for name in results.NAMES}
     wanted = {(name, scale) for name, experiment in every.items() for scale in experiment.scales}
     assert {(experiment.name, folder.name) for experiment, folder in SAVED} == wanted
-    assert {experiment.number for experiment in every.values()} == set(range(1, 11))
+    assert {experiment.number for experiment in every.values()} >= set(range(1, 11))
     assert all(set(experiment.scales) <= set(results.SCALES) for experiment in every.values())
 
 

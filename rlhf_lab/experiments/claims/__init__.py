@@ -1,4 +1,4 @@
-"""One package per claim of the lecture. `run.py` of a package ends in its `EXPERIMENT`."""
+"""One package per claim of the lecture or of work after it. `run.py` of a package ends in its `EXPERIMENT`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ PACKAGES = {
     "cost": "cost",
     "non-static": "non_static",
     "annotation-budget": "annotation_budget",
+    "soft-best-of-n": "soft_best_of_n",
 }
 """The package of each claim, by the name of its experiment (`rlhf-lab experiment NAME`), in the claims' order."""
 

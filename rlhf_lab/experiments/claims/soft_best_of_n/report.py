@@ -54,6 +54,8 @@ def decide(settings: SoftBestOfN, summary: pd.DataFrame, runs: pd.DataFrame) -> 
         "rejection_draws": needed,
     }
     numbers |= {name: Interval(*mean_interval(values.to_numpy(dtype=float))) for name, values in means.items()}
+    nearer = np.log(regret["soft"] / best).mean() < 0
+    numbers |= {"draws_last": last, "soft_nearer_from": min((n for n in settings.draws if nearer[n]), default=np.inf)}
     return Verdict(outcome, numbers, {"slope": -1.0, "soft_over_best": 1.0, "rso_over_soft": 1.0})
 
 

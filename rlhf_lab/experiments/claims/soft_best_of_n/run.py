@@ -92,6 +92,7 @@ EXPERIMENT = Experiment(
         "rate is an upper bound; here the leading term of the KL is computed and compared."
     ),
     rule=RULE,
+    rule_commit="e09755c7bfd8784d38ae9109dcd70a84a83f3c98",
     settings=SoftBestOfN,
     scales=("bandit", "tree"),
     jobs=lambda settings: [{"seed": seed} for seed in range(settings.seeds)],
