@@ -15,7 +15,8 @@ regret is Var_{π*}(f − r)/(2β) (`derivations.label_value.pairs_of_the_optimu
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -33,13 +34,13 @@ SOURCES = ("ref", "r", "mixture")
 
 @dataclass(frozen=True)
 class LinearWorld:
-    """One prompt, its reference policy, and the features of the restricted class.
+    """The reference policy of a prompt and the features of the restricted class. Leading axes are several worlds.
 
     Attributes:
-        log_ref: log π_ref, (K,).
-        basis: an orthonormal basis of the centred features, (K, d).
-        linear: u, a random reward of the class with mean 0 and variance 1 over the responses, (K,).
-        noise: ε, mean 0, variance 1, orthogonal to the class, (K,).
+        log_ref: log π_ref, (…, K).
+        basis: an orthonormal basis of the centred features, (…, K, d).
+        linear: u, a random reward of the class with mean 0 and variance 1 over the responses, (…, K).
+        noise: ε, mean 0, variance 1, orthogonal to the class, (…, K).
     """
 
     log_ref: Tensor
@@ -50,20 +51,21 @@ class LinearWorld:
     def share_outside(self, reward: Tensor) -> Tensor:
         """The share of the variance of a reward (…, K) that is not linear in the features, (…)."""
         centred = reward - reward.mean(-1, keepdim=True)
-        inside = centred @ self.basis
-        share: Tensor = 1 - inside.square().sum(-1) / centred.square().sum(-1)
+        inside = centred.unsqueeze(-2) @ self.basis
+        share: Tensor = 1 - inside.square().sum((-1, -2)) / centred.square().sum(-1)
         return share
 
     def reward(self, kind: str, share: float) -> Tensor:
-        """The reward of this kind of which the class misses the given share, (K,)."""
+        """The reward of this kind of which the class misses the given share, (…, K)."""
         if kind == "noise":
             return math.sqrt(1 - share) * self.linear + math.sqrt(share) * self.noise
         sign = 1.0 if kind == "accelerating" else -1.0
-        low, high = 1e-3, 20.0
-        for _ in range(60):  # bisection in c, whose share rises from 0
-            middle = math.sqrt(low * high)
-            curved = _standardised(sign * torch.exp(sign * middle * self.linear))
-            low, high = (middle, high) if self.share_outside(curved) < share else (low, middle)
+        low, high = torch.full_like(self.linear[..., :1], -7.0), torch.full_like(self.linear[..., :1], 3.0)
+        for _ in range(60):  # bisection in log c, with which the share rises from 0
+            middle = (low + high) / 2
+            curved = _standardised(sign * torch.exp(sign * middle.exp() * self.linear))
+            less = (self.share_outside(curved) < share).unsqueeze(-1)
+            low, high = torch.where(less, middle, low), torch.where(less, high, middle)
         return curved
 
 
@@ -100,6 +102,11 @@ def linear_world(scale: str, seed: int, responses: int = 40, features: int = 3) 
     return LinearWorld(log_ref, basis, linear, _standardised(noise - basis @ (basis.T @ noise)))
 
 
+def stacked(worlds: Sequence[LinearWorld]) -> LinearWorld:
+    """Several worlds of the same size as one, with a leading axis."""
+    return LinearWorld(*(torch.stack([getattr(one, field.name) for one in worlds]) for field in fields(LinearWorld)))
+
+
 def sources(log_ref: Tensor, reward: Tensor, beta: float) -> Tensor:
     """The log-probabilities of `SOURCES`, (3, …, K)."""
     log_star = exact.optimal_policy(log_ref, reward, beta)
@@ -111,7 +118,7 @@ def dpo_limit(basis: Tensor, log_source: Tensor, reward: Tensor) -> Tensor:
     """The implicit reward to which DPO with γ = β converges in the class, (…, K), with infinitely many pairs.
 
     Args:
-        basis: (K, d).
+        basis: (…, K, d).
         log_source: of both responses of a pair, (…, K).
         reward: r, whose Bradley–Terry probabilities are the labels, (…, K).
     """
@@ -123,11 +130,11 @@ def dpo_limit(basis: Tensor, log_source: Tensor, reward: Tensor) -> Tensor:
 def least_squares(basis: Tensor, log_source: Tensor, reward: Tensor) -> Tensor:
     """The function of the class (and a constant) nearest to the reward under the source, (…, K): second order."""
     p = log_source.exp()
-    design = torch.cat([basis, torch.ones_like(basis[:, :1])], -1)
+    design = torch.cat([basis, torch.ones_like(basis[..., :1])], -1)
     weighted = p.unsqueeze(-1) * design
     # The ridge decides where the source gives all but one response less than rounding.
     ridge = 1e-12 * torch.eye(design.shape[-1], dtype=design.dtype)
-    solved = torch.linalg.solve(design.T @ weighted + ridge, weighted.transpose(-1, -2) @ reward.unsqueeze(-1))
+    solved = torch.linalg.solve(design.mT @ weighted + ridge, weighted.mT @ reward.unsqueeze(-1))
     nearest: Tensor = (design @ solved).squeeze(-1)
     return nearest
 
