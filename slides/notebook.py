@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from rlhf_lab.derivations.display import LINES
 from rlhf_lab.errors import LabError
 from slides import markdown_html
 
@@ -120,7 +121,9 @@ def _outputs(cell: Any, here: str, number: int, stem: str, states: States, out: 
             words = f'<figcaption aria-hidden="true">{words}</figcaption>'
             made[-1] = made[-1].removesuffix("</figure>") + words + "</figure>"
         elif "text/markdown" in data:
-            made.append(markdown_html.markdown(str(data["text/markdown"])))
+            body, derivation = markdown_html.markdown(str(data["text/markdown"])), LINES in str(data["text/markdown"])
+            out.derivations += derivation
+            made.append(f'<div class="derivation">{body}</div>' if derivation else body)
         elif "text/html" in data:
             made.append(_shown_itself(str(data["text/html"]), out))
         elif "text/plain" in data:
@@ -138,10 +141,7 @@ def _said(text: str) -> str:
 
 
 def _shown_itself(markup: str, out: Drawn) -> str:
-    """The HTML representation of an object: the table of a derivation, or the result of an exercise."""
-    if "equation, and why</th>" in markup:
-        out.derivations += 1
-        return f'<div class="derivation">{markup}</div>'
+    """The HTML representation of an object, such as the result of an exercise."""
     if re.search(r"nb\d\d\.\w+", markup):
         out.exercises += 1
     return f'<div class="own">{markup}</div>'

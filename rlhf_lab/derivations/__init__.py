@@ -34,7 +34,7 @@ def library() -> dict[str, Derivation]:
     Raises:
         LabError: two derivations have the same key.
     """
-    names = {found.name for found in pkgutil.iter_modules(__path__)} - {"derivation", "random_worlds"}
+    names = {found.name for found in pkgutil.iter_modules(__path__)} - {"derivation", "display", "random_worlds"}
     found: dict[str, Derivation] = {}
     for block in (*BLOCKS, *sorted(names - set(BLOCKS))):
         for value in vars(importlib.import_module(f"{__name__}.{block}")).values():

@@ -17,15 +17,14 @@ A line has the form *left relation right*. Its left side is the right side of th
 `check` draws random worlds, computes both sides of every line in float64 on each of them, and stores the largest error.
 A wrong line replaces a correct one and is compared with the same left side; it must fail.
 
-The display is the same on every machine: an error within the tolerance is shown as "≤ 1e-10". The raw numbers
-are in `Checked.errors`.
+The display is Markdown, in which each line can be unfolded to the code of its two sides (`display.py`), and plain text.
+It is the same on every machine: an error within the tolerance is shown as "≤ 1e-10". The raw numbers are in
+`Checked.errors`.
 """
 
 from __future__ import annotations
 
-import html
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -33,9 +32,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlhf_lab.derivations import display
 from rlhf_lab.derivations.random_worlds import RandomWorld, random_world
 from rlhf_lab.errors import LabError
-from rlhf_lab.figures import style
 from rlhf_lab.training import seeded
 
 TOLERANCE = 1e-10
@@ -166,8 +165,27 @@ class Derivation:
     def __repr__(self) -> str:
         return f"{self.title}: {len(self.lines)} lines, not computed yet; call .check()."
 
-    def _repr_html_(self) -> str:
-        return _table(self, len(self.lines), ["not computed"] * len(self.lines), [])
+    def _repr_markdown_(self) -> str:
+        uncomputed = ["not computed"] * len(self.lines)
+        return display.markdown(self.title, "nothing computed yet", self._rows(uncomputed), [], [], self.source)
+
+    def _rows(self, verdicts: Sequence[str]) -> list[display.Row]:
+        """The first lines, as many as there are verdicts."""
+        found = []
+        for number, (line, verdict) in enumerate(zip(self.lines, verdicts, strict=False), 1):
+            found.append((str(number), verdict, _equation(line, line.right), line.reason))
+        return found
+
+    def _code(self, lines: int) -> list[tuple[str, str]]:
+        """The Python code of the first lines, and that of the functions that they call."""
+        found, used = [], []
+        for number, line in enumerate(self.lines[:lines], 1):
+            above = "# left side: the right side of the line above"
+            left = f"# left side\n{display.source_of(line.left_value)}" if line.left_value else above
+            found.append((f"Line {number} in Python", f"{left}\n\n# right side\n{display.source_of(line.value)}"))
+            used += [one for one in (line.left_value, line.value) if one is not None]
+        helpers = display.helpers_of(used)
+        return [*found, ("The functions that these lines call", "\n\n\n".join(helpers))] if helpers else found
 
 
 @dataclass(frozen=True)
@@ -258,14 +276,28 @@ class Checked:
 
     def __repr__(self) -> str:
         rows = [f"{self.derivation.title}: {self._found()}."]
-        lines = self.derivation.lines[: self.shown]
-        for number, (line, verdict) in enumerate(zip(lines, self._verdicts(), strict=False), 1):
-            rows.append(f"  {number}  {verdict}  {line.reason}")
-        rows += [f"  not {w.instead_of}  {typical}  {w.mistake} ({worlds})" for w, typical, worlds in self._slips()]
+        shown = self.derivation._rows(self._verdicts()[: self.shown]) + self._wrong_rows()
+        rows += [f"  {number}  {verdict}\n       {latex}\n       {words}" for number, verdict, latex, words in shown]
         return "\n".join(rows)
 
-    def _repr_html_(self) -> str:
-        return _table(self.derivation, self.shown, self._verdicts(), self._slips(), self._found())
+    def _repr_markdown_(self) -> str:
+        rows = self.derivation._rows(self._verdicts()[: self.shown])
+        code = self.derivation._code(self.shown)
+        one = self.derivation
+        return display.markdown(one.title, self._found(), rows, self._wrong_rows(), code, one.source)
+
+    def _wrong_rows(self) -> list[display.Row]:
+        found = []
+        for wrong, typical, worlds in self._slips():
+            line = self.derivation.lines[wrong.instead_of - 1]
+            equation = _equation(line, wrong.right)
+            found.append((f"not {wrong.instead_of}", typical, equation, f"{wrong.mistake} ({worlds})"))
+        return found
+
+
+def _equation(line: Line, right: str) -> str:
+    """*left relation right* in LaTeX; the left side is empty if it is the right side of the line above."""
+    return f"{line.left} {_RELATIONS[line.relation]} {right}".strip()
 
 
 def gradient(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
@@ -310,70 +342,6 @@ def _error(left: Tensor, right: Tensor, relation: str) -> float:
 
 def _two_digits(x: float) -> str:
     return f"{x:.1e}" if x >= 1000 or 0 < x < 0.001 else f"{x:.2g}"
-
-
-# Text takes the page's own colour, so that it can be read on a dark page too; only marks and rules are coloured.
-_CELL = "padding:0.5em 0.6em;vertical-align:baseline;border:none;text-align:"
-_PLAIN = '<tr style="background:transparent">'
-
-
-def _table(
-    derivation: Derivation,
-    shown: int,
-    verdicts: Sequence[str],
-    slips: Sequence[tuple[Wrong, str, str]],
-    found: str = "nothing computed yet",
-) -> str:
-    """The reason is below its equation. Beside a long equation it would be pushed off the page."""
-    rows = []
-    for number, (line, verdict) in enumerate(zip(derivation.lines[:shown], verdicts, strict=False), 1):
-        rows.append(_row(str(number), verdict, line, line.right, line.reason))
-    if slips:
-        rows.append(
-            f'{_PLAIN}<th colspan="4" scope="colgroup" style="{_CELL}left;border-top:2px solid '
-            f'{style.colour("wrong")}">Plausible but wrong (typical error on the left)</th></tr>'
-        )
-        for wrong, typical, worlds in slips:
-            line = derivation.lines[wrong.instead_of - 1]
-            rows.append(_row(f"not {wrong.instead_of}", typical, line, wrong.right, f"{wrong.mistake} ({worlds})"))
-    head = (
-        f'<th scope="col" style="{_CELL}left">line</th><th scope="col" style="{_CELL}left">computed</th>'
-        f'<th scope="colgroup" colspan="2" style="{_CELL}left">equation, and why</th>'
-    )
-    return (
-        '<table style="border-collapse:collapse;border:none;margin:0.5em 0;font-size:0.95rem">'
-        f'<caption style="text-align:left;font-size:1rem;padding:0.3em 0.6em"><b>{_text(derivation.title)}</b>: '
-        f"{html.escape(found)}.</caption>"
-        f"<thead>{_PLAIN}{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-        f'<p style="font-size:0.85rem;margin:0.2em 0.6em">Source: {_text(derivation.source)}</p>'
-    )
-
-
-def _row(number: str, verdict: str, line: Line, right: str, words: str) -> str:
-    mark, rest = verdict[:1], html.escape(verdict[1:])
-    bad = mark in "✗?"
-    edge = style.colour("wrong") if bad else "transparent"
-    colour = f"color:{edge};" if bad else ""
-    if mark in "✗?✓":
-        seen = f'<span style="{colour}font-weight:bold">{mark}</span>{rest}'
-    else:
-        seen = html.escape(verdict)
-    return (
-        f'{_PLAIN}<td style="{_CELL}left;white-space:nowrap;border-left:4px solid {edge}">{number}</td>'
-        f'<td style="{_CELL}left;white-space:nowrap">{seen}</td>'
-        f'<td style="{_CELL}right;white-space:nowrap">{_math(line.left) if line.left else ""}</td>'
-        f'<td style="{_CELL}left"><div style="white-space:nowrap">{_math(f"{_RELATIONS[line.relation]} {right}")}</div>'
-        f'<div style="padding-top:0.35em">{_text(words)}</div></td></tr>'
-    )
-
-
-def _math(latex: str) -> str:
-    return html.escape(rf"$\displaystyle {latex}$", quote=False)
-
-
-def _text(words: str) -> str:
-    """Text with `$…$` and backticks as HTML; MathJax sets the mathematics."""
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(words, quote=False))
 
 
 __all__ = ["TOLERANCE", "Checked", "Derivation", "Line", "RandomWorld", "Wrong", "finite_differences", "gradient"]

@@ -42,7 +42,7 @@ def test_the_typical_error_of_a_slip_is_the_median_over_the_worlds_of_the_gap_ov
         right, slip = (w.beta + w.offset) ** 2, w.beta**2 + w.offset**2
         expected.append(((2 * w.beta * w.offset).abs().max() / max(1.0, right.max(), slip.max())).item())
     assert checked.wrong_errors[:, 0].tolist() == pytest.approx(expected, rel=1e-12)
-    assert f"✗ by {sorted(expected)[4]:.2g} " in repr(checked)
+    assert f"✗ by {sorted(expected)[4]:.2g}\n" in repr(checked)
 
 
 def test_a_line_continues_the_one_above_unless_it_names_its_own_left_side():
@@ -74,7 +74,7 @@ def test_a_line_that_does_not_hold_is_never_ticked_and_strict_raises(value, show
     )
     checked = bad.check(worlds=5)
     assert checked.ticked == [False] and not checked.ok
-    for text in (repr(checked), checked._repr_html_()):
+    for text in (repr(checked), checked._repr_markdown_()):
         assert "✓" not in text and shown in text and "1 of 1 lines FAIL" in text
     with pytest.raises(LabError, match=r"square, line 1 \(why\) does not hold"):
         bad.check(worlds=5, strict=True)
@@ -100,23 +100,23 @@ def test_relations_hold_in_their_own_direction_only(relation, up, down):
 def test_a_wrong_line_that_is_right_is_not_called_wrong_and_strict_says_so():
     harmless = derivation(wrong=(Wrong("", "the order of a sum", lambda w: (w.offset + w.beta) ** 2),))
     checked = harmless.check(worlds=10)
-    assert not checked.ok and "? by 0 " in repr(checked)
+    assert not checked.ok and "? by 0\n" in repr(checked)
     with pytest.raises(LabError, match="“the order of a sum” fails only in 0 of 10 worlds"):
         harmless.check(worlds=10, strict=True)
 
 
 def test_what_was_not_computed_is_not_ticked():
     uncomputed = derivation()
-    assert "✓" not in repr(uncomputed) + uncomputed._repr_html_()
-    assert "not computed" in uncomputed._repr_html_()
+    assert "✓" not in repr(uncomputed) + uncomputed._repr_markdown_()
+    assert "not computed" in uncomputed._repr_markdown_()
     with pytest.raises(LabError, match="at least 1"):
         uncomputed.check(worlds=0)
 
 
 def test_the_text_is_the_same_twice_and_holds_no_raw_digits_of_rounding():
     one, two = derivation().check(20), derivation().check(20)
-    assert repr(one) == repr(two) and one._repr_html_() == two._repr_html_()
-    assert "✓ ≤ 1e-10" in repr(one) and not re.search(r"e-1[1-9]", repr(one) + one._repr_html_())
+    assert repr(one) == repr(two) and one._repr_markdown_() == two._repr_markdown_()
+    assert "✓ ≤ 1e-10" in repr(one) and not re.search(r"e-1[1-9]", repr(one) + one._repr_markdown_())
 
 
 def test_another_seed_draws_other_worlds():
@@ -127,7 +127,7 @@ def test_reveal_shows_the_first_lines_and_the_wrong_ones_only_when_asked():
     lines = tuple(Line(f"{i}-th", f"reason {i}", lambda w: 0.0, left="0", left_value=lambda w: 0.0) for i in (1, 2, 3))
     slips = (Wrong("1", "slip of one", lambda w: 1.0, 1), Wrong("1", "slip of three", lambda w: 1.0, 3))
     checked = derivation(lines, slips).check(3)
-    for text in (repr(checked.reveal(2)), checked.reveal(2)._repr_html_()):
+    for text in (repr(checked.reveal(2)), checked.reveal(2)._repr_markdown_()):
         assert "reason 2" in text and "reason 3" not in text and "slip" not in text
     with_wrong = repr(checked.reveal(2, wrong=True))
     assert "slip of one" in with_wrong and "slip of three" not in with_wrong
@@ -136,8 +136,47 @@ def test_reveal_shows_the_first_lines_and_the_wrong_ones_only_when_asked():
 
 
 def test_the_page_escapes_what_is_not_its_own():
-    page = derivation().check(2)._repr_html_()
-    assert "Euclid &lt;II.4&gt;" in page and "<II" not in page
+    page = derivation().check(2)._repr_markdown_()
+    assert r"Euclid \<II.4>" in page
+
+
+def test_the_equations_are_in_both_displays_and_markdown_does_not_cut_them():
+    """A bar ends a cell of a table, a star begins emphasis, and `<b` is a tag; mathematics keeps its meaning."""
+    bars = Line(r"\|a\| | b < c", "π* of $|x|$ and π*, `w.a|b`", lambda w: 0.0, left="0", left_value=lambda w: 0.0)
+    checked = derivation((bars,), (Wrong("1", "a | b", lambda w: 1.0),)).check(2)
+    assert r"0 = \|a\| | b < c" in repr(checked) and "π* of $|x|$ and π*" in repr(checked)
+    shown = checked._repr_markdown_()
+    assert r"$\displaystyle 0 = \Vert a\Vert  \vert  b \lt  c$<br>π\* of $\vert x\vert $ and π\*, `w.a|b` |" in shown
+    assert r"a \| b (fails in 2 of 2 worlds)" in shown and not hasattr(checked, "_repr_html_")
+
+
+def helper(w):
+    """Called by a line."""
+    return deeper(w) + 0
+
+
+def deeper(w):
+    return w.beta
+
+
+def test_each_line_unfolds_to_the_code_of_its_sides_and_what_they_call():
+    two = [lambda w: helper(w) * 1, lambda w: w.beta]
+    one = Line("b", "why", two[0], left="a", left_value=lambda w: w.beta), Line("c", "", two[1]), Line("d", "", helper)
+    shown = derivation(one).check(2)._repr_markdown_()
+    first, second, third, called = re.findall(r"<details><summary>(.*?)</details>", shown, re.S)
+    assert first.startswith("Line 1 in Python") and "lambda w: helper(w) * 1\n" in first
+    assert "# left side\nlambda w: w.beta\n" in first
+    assert "# left side: the right side of the line above\n\n# right side\nlambda w: w.beta\n" in second
+    assert '# right side\ndef helper(w):\n    """Called by a line."""\n    return deeper(w) + 0\n' in third
+    assert called.startswith("The functions that these lines call") and "def deeper(w):" in called
+    assert "in Python" not in derivation(one).check(2).reveal(1)._repr_markdown_().split("Line 1 in Python")[1]
+
+
+def test_a_function_without_source_is_no_error():
+    built_in = Line("1", "", len, left="1", left_value=lambda w: 2)
+    slip = Wrong("3", "", lambda w: 3.0)
+    made = derivation((built_in,), (slip,), world=lambda generator: [1, 2])
+    assert "# right side\n\n```" in made.check(2)._repr_markdown_()
 
 
 @pytest.mark.parametrize(

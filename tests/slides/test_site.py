@@ -256,12 +256,15 @@ def test_a_derivation_is_shown_whole():
 
     derivation = library()["gibbs"]
     checked = derivation.check(worlds=2)
-    out = draw(v4.new_code_cell("gibbs.check()", outputs=[shown("x", "text/html", checked._repr_html_())]))
-    body, _ = finished(out.body)
-    rows = soup(body).select(".derivation tbody tr")
-    assert out.derivations == 1
-    assert len(rows) == len(derivation.lines) + 1 + len(derivation.wrong)  # one row heads the wrong ones
-    assert all(row.select("span.tex") for row in rows if row.find("td"))
+    shown_in = [shown("x", "text/markdown", checked._repr_markdown_())]
+    body, _ = finished(draw(v4.new_code_cell("gibbs.check()", outputs=shown_in)).body)
+    page = soup(body)
+    rows = page.select(".derivation tbody tr")
+    assert draw(v4.new_code_cell("gibbs.check()", outputs=shown_in)).derivations == 1
+    assert len(rows) == len(derivation.lines) + len(derivation.wrong)
+    assert all(row.select("span.tex") for row in rows)
+    code = page.select(".derivation details")
+    assert len(code) >= len(derivation.lines) and all(one.find("pre") for one in code)
 
 
 def test_what_is_printed_keeps_its_letters_and_terminals_colours_become_classes():
