@@ -55,6 +55,7 @@ COMMANDS: dict[tuple[str, ...], _Command] = {
             _experiment("temperatures", "Temperatures", "claim 3: DPO, PPO, SFT and best of n at several temperatures"),
             _experiment("rso-table", "RSOTable", "claim 4: table 1 of RSO, losses by sources of pairs"),
             _experiment("rso-why", "RSOWhy", "claim 4: the reason why pairs from π_r should help"),
+            _experiment("rso-phase", "RSOPhase", "claim 4: where pairs from π_r help a restricted policy"),
             _experiment("rso-hyperparameters", "RSOHyperparameters", "claim 5: β, γ and ranking of RSO"),
             _experiment(
                 "rest-translation", "ReSTTranslation", "claim 6: ReST on translation, and the policy it converges to"

@@ -8,6 +8,7 @@ PACKAGES = {
     "temperatures": "temperatures",
     "rso-table": "rso_table",
     "rso-why": "rso_why",
+    "rso-phase": "rso_phase",
     "rso-hyperparameters": "rso_hyperparameters",
     "rest-translation": "rest_translation",
     "over-optimisation": "over_optimisation",

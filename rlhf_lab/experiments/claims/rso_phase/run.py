@@ -55,6 +55,11 @@ EXPERIMENT = Experiment(
         "The source's policy is a language model with γ = 0.05 and a learned reward."
     ),
     rule=RULE,
+    rule_commit="2463d9e70ac2291d67596f4c6c9677083502f8fa",
+    redesigns=(
+        "Regrets below 1e-12 have a floor: at small β some were rounding errors, whose logarithm does not exist. The "
+        "rule's cell is not affected.",
+    ),
     settings=RSOPhase,
     scales=("bandit", "tree"),
     jobs=lambda settings: [{"seed": seed} for seed in range(settings.seeds)],
