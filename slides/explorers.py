@@ -115,6 +115,13 @@ def pair_sources() -> Explorer:
     return pair_sources_explorer(log_ref, reward, responses, prompts, beta=BETA)
 
 
+def pair_misfit() -> Explorer:
+    """Notebook 08: where pairs from π_r help a restricted policy, by what the policy misses and by β."""
+    from rlhf_lab.widgets.pair_misfit import pair_misfit_explorer
+
+    return pair_misfit_explorer(beta=BETA)
+
+
 def rest_filter() -> Explorer:
     """Notebook 09: the ReST filter with a rising threshold beside π* and best-of-n."""
     from rlhf_lab.widgets.rest_filter import rest_filter_explorer
@@ -175,7 +182,7 @@ FACTORIES: dict[str, Callable[[], Explorer]] = {
     factory.__name__: factory
     for factory in (
         bradley_terry, kl_estimators, optimal_policy, partition, finite_preferences, dpo_gradient, rejection,
-        pair_sources, rest_filter, trajectories, over_optimisation, non_static, annotation_budget,
+        pair_sources, pair_misfit, rest_filter, trajectories, over_optimisation, non_static, annotation_budget,
     )
 }  # fmt: skip
 """The factories by the names that slides use."""

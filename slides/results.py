@@ -141,6 +141,9 @@ def _draw(name: str, scale: str, panels: tuple[int, ...], size: tuple[float, flo
     for axes in stay:  # the labels of many rows would overlap at the full size
         if len(axes.get_yticklabels()) > 8:
             kept_small |= set(axes.get_yticklabels())
+        if len(axes.texts) > 20:  # a table, whose intervals would be too small to read
+            for cell in axes.texts:
+                cell.set_text(cell.get_text().split("\n")[0])
     for text in set(drawing.findobj(Writing)) - kept_small:
         text.set_fontsize(max(text.get_fontsize(), LETTERS))
     return drawing

@@ -566,5 +566,87 @@ BLOCK = Block(
             ),
             minutes=(1.5, 2.0),
         ),
+        Slide(
+            key="rso-phase-claim",
+            title=T(
+                "Pairs from π_r help a restricted policy where it misses little, or misses smoothly",
+                "策略受限时，若缺失的奖励很少或变化平滑，来自 π_r 的成对数据有用",
+            ),
+            parts=claim(
+                "rso-phase",
+                "bandit",
+                paper=T(
+                    "fitting π* needs pairs from π*.",
+                    "对 π* 做最大似然估计，需要从 π* 采样的成对数据。",
+                ),
+                source="Liu et al. 2024, abstract",
+                found=(
+                    finding(
+                        "rso-phase",
+                        "bandit",
+                        "supported",
+                        "Where a tenth of the reward is missed, regret changes by {r_noise:mean,percent,signed} (noise) and "
+                        "{r_saturating:mean,percent,signed} (saturating). Where 60% is missed as noise, by "
+                        "{map_r_noise_0.6_0.5:mean,percent,signed}.",
+                        "缺失奖励方差的十分之一时，后悔值变化 {r_noise:mean,percent,signed}（噪声）和 "
+                        "{r_saturating:mean,percent,signed}（饱和）。60% 作为噪声缺失时，变化 "
+                        "{map_r_noise_0.6_0.5:mean,percent,signed}。",
+                        conditions=("r_noise < 0", "r_saturating < 0", "map_r_noise_0.6_0.5 > 0"),
+                    ),
+                    finding(
+                        "rso-phase",
+                        "tree",
+                        "supported",
+                        "Half of each source never raises the regret for noise.",
+                        "两种来源各取一半时，噪声情形下后悔值从不上升。",
+                        conditions=("higher_mixture_noise < 1",),
+                    ),
+                ),
+                alt="两张热力图：横轴是策略无法表示的奖励方差比例，纵轴是 β。左图缺失的是独立噪声，右图奖励饱和。"
+                "每格是用 π_r 代替 π_ref 采样成对数据时后悔值变化的百分比，蓝色为下降，红色为上升。",
+                panels=(0, 1),
+                size=(7.0, 4.4),
+                share=0.34,
+            ),
+            notes=T(
+                "Both maps have γ = β and infinitely many labels, so only the restriction of the policy matters. To "
+                "second order DPO's loss on pairs from π* is the regret's own quadratic form, which explains the blue "
+                "cells.\n\n"
+                "The red cells are large errors: pairs from π_r compare few of the answers that π_r makes rare, and a "
+                "policy that overrates one of them gives it much probability. docs/claims.md has the intervals.",
+                "两张图里 γ = β，标注无限多，所以只有策略受限起作用。展开到二阶，DPO 在 π* 的成对数据上的损失就是"
+                "后悔值的二次型，这解释了蓝色的格子。\n\n"
+                "红色的格子是大误差：来自 π_r 的成对数据很少比较 π_r 下稀有的回答，策略如果高估其中一个，就会给它很大"
+                "的概率。区间见 docs/claims.md。",
+            ),
+            minutes=2.0,
+        ),
+        Slide(
+            key="rso-phase-explorer",
+            title=T(
+                "Errors at rare responses decide whether pairs from π_r help",
+                "稀有回答上的误差决定 π_r 的成对数据是否有用",
+            ),
+            parts=(
+                ExplorerPart(
+                    "pair_misfit",
+                    advice=T(
+                        "Change what the policy misses, then lower β.",
+                        "换一种缺失，再减小 β。",
+                    ),
+                    stops=5,
+                ),
+            ),
+            notes=T(
+                "The left panel shows the fits in one world: the implicit reward against the reward, for pairs from "
+                "π_ref and from π_r. The right panel shows the regret relative to that with pairs from π_ref, for pairs "
+                "from π_r and for half of each.\n\n"
+                "Let the students predict the effect of a saturating reward before you change the control.",
+                "左图是一个世界里的拟合：隐式奖励对奖励，成对数据来自 π_ref 或 π_r。右图是相对于 π_ref 成对数据的后悔值"
+                "，来源为 π_r，或两种各取一半。\n\n"
+                "改变控件之前，先让学生预测奖励饱和时的结果。",
+            ),
+            minutes=1.5,
+        ),
     ),
 )
