@@ -1,12 +1,21 @@
 """Exercises of notebook 08: RSO and its pair sources."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from rlhf_lab import exact
-from rlhf_lab.exercises.checking import Case, Exercise, Mistake, as_tensor
+from rlhf_lab import exact, losses
+from rlhf_lab.derivations.pair_losses import hinge_forgets_how_much
+from rlhf_lab.derivations.random_worlds import RandomWorld
+from rlhf_lab.exercises.checking import Case, Exercise, Mistake, Seed, Task, as_tensor
+from rlhf_lab.exercises.derive import NextLine
+from rlhf_lab.exercises.predictions import Prediction
+from rlhf_lab.exercises.training_loops import TrainingLoop, loop_mistakes
+from rlhf_lab.training import seeded
+from rlhf_lab.worlds import bandit
 
 
 def _double(values: object) -> Tensor:
@@ -109,7 +118,395 @@ _FOUR, _REWARD_4 = _double([0.1, 0.2, 0.3, 0.4]).log(), _double([0.3, -1.2, 0.8,
 _PAIRS = _double([[0.0, 0.3, 0.1], [0.2, 0.0, 0.05], [0.15, 0.2, 0.0]])
 _PAIRS_2 = _double([[0.0, 0.9], [0.1, 0.0]])
 
-EXERCISES = (
+_WORLD, _BETA, _GAMMA = bandit.lecture(), 0.5, 0.05
+
+
+def _limit_of_the_fit() -> str:
+    """Which policy makes the expected gradient of sigmoid-norm zero, at the paper's β and γ: A is π_r, B is π_γ."""
+    log_sft, reward = _WORLD.log_ref()[0], _WORLD.rewards()[0]
+    log_r = exact.optimal_policy(log_sft, reward, _BETA)
+    labels = first_round(log_r) * exact.preference(reward)
+
+    def slope(log_policy: Tensor) -> float:
+        at = log_policy.clone().requires_grad_(True)
+        ratio = at.log_softmax(-1) - log_sft
+        (labels * losses.dpo(ratio[:, None], ratio[None, :], _GAMMA)).sum().backward()
+        assert at.grad is not None
+        return at.grad.abs().max().item()
+
+    log_gamma = exact.optimal_policy(log_sft, reward, _GAMMA)
+    slopes = {"A": slope(log_r), "B": slope(log_gamma), "C": slope((log_r + log_gamma).mul(0.5).log_softmax(-1))}
+    return min(slopes, key=lambda letter: slopes[letter])
+
+
+def _win_probability(w: RandomWorld) -> Tensor:
+    one, other = w.of_pair(w.reward)
+    return torch.sigmoid(one - other)
+
+
+def hinge_slope(w: Any) -> Any:
+    """The derivative of the expected hinge-norm loss with respect to Δ, for |Δ| < 1/γ."""
+    return -w.gamma * (2 * w.p - 1)
+
+
+def train_rso(
+    logits: Tensor,
+    log_sft: Tensor,
+    reward: Tensor,
+    beta: float,
+    gamma: float,
+    steps: int,
+    learning_rate: float,
+    candidates: int,
+    generator: torch.Generator,
+) -> list[float]:
+    """RSO: each step accepts an eighth of new candidates and fits to labelled pairs."""
+    optimizer = torch.optim.SGD([logits], lr=learning_rate)
+    losses = []
+    for _ in range(steps):
+        y = torch.multinomial(log_sft.exp(), candidates, True, generator=generator)
+        score = reward.gather(-1, y)
+        u = torch.rand(y.shape, dtype=reward.dtype, generator=generator)
+        top = (score / beta - torch.log(-torch.log(u))).topk(candidates // 8).indices
+        y, score = y.gather(-1, top), score.gather(-1, top)
+        one, two = y[:, 0::2], y[:, 1::2]
+        u = torch.rand(one.shape, dtype=reward.dtype, generator=generator)
+        first_wins = u < torch.sigmoid(score[:, 0::2] - score[:, 1::2])
+        chosen = torch.where(first_wins, one, two)
+        rejected = torch.where(first_wins, two, one)
+        log_ratio = logits.log_softmax(-1) - log_sft
+        delta = log_ratio.gather(-1, chosen) - log_ratio.gather(-1, rejected)
+        loss = -torch.nn.functional.logsigmoid(gamma * delta).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def _train_rso(
+    logits: Tensor,
+    log_sft: Tensor,
+    reward: Tensor,
+    beta: float,
+    gamma: float,
+    steps: int,
+    learning_rate: float,
+    candidates: int,
+    generator: torch.Generator,
+    wrong: Sequence[str] = (),
+) -> list[float]:
+    """The same loop with the mistakes that `wrong` names."""
+    optimizer = torch.optim.SGD([logits], lr=learning_rate)
+    losses = []
+    for _ in range(steps):
+        source = logits.detach().softmax(-1) if "candidates from the policy" in wrong else log_sft.exp()
+        y = torch.multinomial(source, candidates, True, generator=generator)
+        score = reward.gather(-1, y)
+        u = torch.rand(y.shape, dtype=reward.dtype, generator=generator)
+        noise = torch.zeros_like(u) if "no noise" in wrong else -torch.log(-torch.log(u))
+        top = (score * beta if "beta on the wrong side" in wrong else score / beta) + noise
+        top = top.topk(candidates // 8).indices
+        y, score = y.gather(-1, top), score.gather(-1, top)
+        one, two = y[:, 0::2], y[:, 1::2]
+        u = torch.rand(one.shape, dtype=reward.dtype, generator=generator)
+        gap = score[:, 0::2] - score[:, 1::2]
+        first_wins = gap > 0 if "hard labels" in wrong else u < torch.sigmoid(gap)
+        if "swapped pair" in wrong:
+            first_wins = ~first_wins
+        chosen = torch.where(first_wins, one, two)
+        rejected = torch.where(first_wins, two, one)
+        log_ratio = logits.log_softmax(-1) - (0.0 if "no reference" in wrong else log_sft)
+        delta = log_ratio.gather(-1, chosen) - log_ratio.gather(-1, rejected)
+        margin = delta if "no gamma" in wrong else gamma * delta
+        loss = -torch.nn.functional.logsigmoid(margin).mean()
+        if "gradients not reset" not in wrong:
+            optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def fit_accepted(
+    logits: Tensor,
+    log_sft: Tensor,
+    candidates: Tensor,
+    scores: Tensor,
+    beta: float,
+    accepted: int,
+    steps: int,
+    learning_rate: float,
+    generator: torch.Generator,
+) -> list[float]:
+    """RSO on given candidates and scores, (X, N). Pairs are made before the first step."""
+    u = torch.rand(scores.shape, dtype=scores.dtype, generator=generator)
+    top = (scores / beta - torch.log(-torch.log(u))).topk(accepted).indices
+    y, score = candidates.gather(-1, top), scores.gather(-1, top)
+    u = torch.rand(len(y), accepted // 2, dtype=scores.dtype, generator=generator)
+    first_wins = u < torch.sigmoid(score[:, 0::2] - score[:, 1::2])
+    chosen = torch.where(first_wins, y[:, 0::2], y[:, 1::2])
+    rejected = torch.where(first_wins, y[:, 1::2], y[:, 0::2])
+    optimizer = torch.optim.SGD([logits], lr=learning_rate)
+    losses = []
+    for _ in range(steps):
+        log_ratio = logits.log_softmax(-1) - log_sft
+        delta = log_ratio.gather(-1, chosen) - log_ratio.gather(-1, rejected)
+        loss = -torch.nn.functional.logsigmoid(beta * delta).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def _broken_fit_accepted(
+    logits: Tensor,
+    log_sft: Tensor,
+    candidates: Tensor,
+    scores: Tensor,
+    beta: float,
+    accepted: int,
+    steps: int,
+    learning_rate: float,
+    generator: torch.Generator,
+) -> list[float]:
+    """RSO on given candidates and scores, (X, N). Pairs are made before the first step."""
+    u = torch.rand(scores.shape, dtype=scores.dtype, generator=generator)
+    top = (scores / beta - torch.log(-torch.log(u))).topk(accepted).indices
+    y, score = candidates.gather(-1, top), scores[:, :accepted]
+    u = torch.rand(len(y), accepted // 2, dtype=scores.dtype, generator=generator)
+    first_wins = u < torch.sigmoid(score[:, 0::2] - score[:, 1::2])
+    chosen = torch.where(first_wins, y[:, 0::2], y[:, 1::2])
+    rejected = torch.where(first_wins, y[:, 1::2], y[:, 0::2])
+    optimizer = torch.optim.SGD([logits], lr=learning_rate)
+    losses = []
+    for _ in range(steps):
+        log_ratio = logits.log_softmax(-1) - log_sft
+        delta = log_ratio.gather(-1, chosen) - log_ratio.gather(-1, rejected)
+        loss = -torch.nn.functional.logsigmoid(beta * delta).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def _fit_accepted(
+    logits: Tensor,
+    log_sft: Tensor,
+    candidates: Tensor,
+    scores: Tensor,
+    beta: float,
+    accepted: int,
+    steps: int,
+    learning_rate: float,
+    generator: torch.Generator,
+    wrong: Sequence[str] = (),
+) -> list[float]:
+    """The same loop with the mistakes that `wrong` names."""
+    u = torch.rand(scores.shape, dtype=scores.dtype, generator=generator)
+    top = (scores / beta - torch.log(-torch.log(u))).topk(accepted).indices
+    y = candidates.gather(-1, top)
+    score = scores[:, :accepted] if "scores of other candidates" in wrong else scores.gather(-1, top)
+    u = torch.rand(len(y), accepted // 2, dtype=scores.dtype, generator=generator)
+    first_wins = u < torch.sigmoid(score[:, 0::2] - score[:, 1::2])
+    if "swapped pair" in wrong:
+        first_wins = ~first_wins
+    chosen = torch.where(first_wins, y[:, 0::2], y[:, 1::2])
+    rejected = torch.where(first_wins, y[:, 1::2], y[:, 0::2])
+    optimizer = torch.optim.SGD([logits], lr=learning_rate)
+    losses = []
+    for _ in range(steps):
+        log_policy = logits.log_softmax(-1)
+        log_ratio = log_policy - (log_policy.detach() if "moving reference" in wrong else log_sft)
+        delta = log_ratio.gather(-1, chosen) - log_ratio.gather(-1, rejected)
+        margin = delta if "no beta" in wrong else beta * delta
+        loss = -torch.nn.functional.logsigmoid(margin).mean()
+        if "gradients not reset" not in wrong:
+            optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def _loop_arguments() -> dict[str, object]:
+    log_sft = _WORLD.log_ref()
+    return {
+        "logits": log_sft.clone().requires_grad_(True),
+        "log_sft": log_sft,
+        "reward": _WORLD.rewards(),
+        "beta": _BETA,
+        "gamma": _BETA,
+        "steps": 80,
+        "learning_rate": 10.0,
+        "candidates": 512,
+        "generator": Seed(0),
+    }
+
+
+def _offline_arguments() -> dict[str, object]:
+    log_sft, reward = _WORLD.log_ref(), _WORLD.rewards()
+    candidates = torch.multinomial(log_sft.exp(), 4000, True, generator=seeded(0))
+    return {
+        "logits": log_sft.clone().requires_grad_(True),
+        "log_sft": log_sft,
+        "candidates": candidates,
+        "scores": reward.gather(-1, candidates),
+        "beta": _BETA,
+        "accepted": 1000,
+        "steps": 60,
+        "learning_rate": 20.0,
+        "generator": Seed(0),
+    }
+
+
+def _regret(logits: Tensor) -> float:
+    regrets = exact.regret(logits.log_softmax(-1), _WORLD.log_ref(), _WORLD.rewards(), _BETA)
+    return regrets.mean().item()
+
+
+EXERCISES: tuple[Task, ...] = (
+    Prediction(
+        key="nb08.limit_of_the_fit",
+        title="The limit of RSO's fit",
+        objective="predict what the parameters of the sampler and of the loss determine",
+        difficulty=1,
+        minutes=2,
+        question=(
+            "As in the paper, the pairs come from $\\pi_r$ with β = 0.5, and sigmoid-norm is fitted to them with "
+            "γ = 0.05. There are infinitely many labels, and training runs until the loss is minimal. To which policy "
+            "does it converge?"
+        ),
+        options={
+            "A": "To $\\pi_r$, the optimal policy for β = 0.5, from which the pairs come.",
+            "B": "To the optimal policy for γ = 0.05.",
+            "C": "To a policy between the two.",
+        },
+        truth=_limit_of_the_fit,
+        explanation=(
+            "The gradient is zero where γ log π/π_sft matches the odds of every label. These odds do not depend on how "
+            "often a pair occurs, so β has no effect on the limit."
+        ),
+        why_not={
+            "A": "β determines which pairs are labelled, but not the labels. At π_r the implicit reward is γ/β times "
+            "the reward, which is too small.",
+            "C": "the pairs of the sampler are not a target towards which the fit is pulled. One policy matches the "
+            "odds of all labels.",
+        },
+    ),
+    NextLine(
+        key="nb08.hinge_slope",
+        title="The slope of the expected hinge loss",
+        objective="differentiate an expected loss over the two possible labels",
+        difficulty=2,
+        minutes=6,
+        derivation=hinge_forgets_how_much,
+        line=2,
+        quantities=(),
+        defined={
+            "p": ("p, the probability that the first response of the pair of each prompt wins, (X,)", _win_probability),
+            "gamma": ("γ, the slope of the loss", lambda w: w.tau),
+        },
+        solution=hinge_slope,
+        mistakes=(
+            Mistake(
+                "sign",
+                "the sign is wrong. If the first response wins more often, a larger Δ lowers the loss.",
+                lambda w: w.gamma * (2 * w.p - 1),
+            ),
+            Mistake(
+                "flipped label forgotten",
+                "only the label in favour of the first response is differentiated. With probability 1 − p the other "
+                "one wins, and its loss rises with Δ.",
+                lambda w: -w.gamma * w.p,
+            ),
+            Mistake(
+                "no gamma",
+                "γ is missing. The chain rule gives a factor γ for each of the two losses.",
+                lambda w: -(2 * w.p - 1),
+            ),
+            Mistake(
+                "log-odds",
+                "this contains the log-odds of the label, which belong to a likelihood. The hinge loss is linear.",
+                lambda w: -w.gamma * torch.logit(w.p),
+            ),
+        ),
+        hints=(
+            "For |Δ| < 1/γ both maxima are positive, so the expected loss is p (1 − γΔ) + (1 − p)(1 + γΔ).",
+            "The derivative of the first term is −γp, and that of the second is γ(1 − p). Add them.",
+        ),
+    ),
+    TrainingLoop(
+        key="nb08.train_rso",
+        title="RSO from scratch",
+        objective="write RSO's training loop in plain PyTorch",
+        difficulty=3,
+        minutes=15,
+        arguments=_loop_arguments,
+        distance=_regret,
+        solution=train_rso,
+        mistakes=loop_mistakes(
+            _train_rso,
+            {
+                "candidates from the policy": "the candidates come from the current policy, but RSO's candidates come "
+                "from π_sft.",
+                "no noise": "the candidates with the highest rewards are accepted. Without Gumbel noise this is the "
+                "limit β → 0.",
+                "beta on the wrong side": "β multiplies the reward in the sampler, but the reward is divided by β.",
+                "hard labels": "the better response always wins. The reward model's labels are drawn with probability "
+                "σ(r_1 − r_2).",
+                "swapped pair": "chosen and rejected are swapped, so that the policy learns to prefer the rejected.",
+                "no reference": "π_sft is missing from the log-ratio.",
+                "no gamma": "γ is missing from the margin.",
+                "gradients not reset": "gradients add up over the steps, because they are not reset to zero.",
+            },
+            pairs=(("no reference", "no gamma"), ("swapped pair", "no gamma")),
+        ),
+        hints=(
+            "One step has three parts: accept some of the candidates, label pairs of them, and take a step on DPO's "
+            "loss with slope γ.",
+            "`torch.multinomial(log_sft.exp(), candidates, True, generator=generator)` draws the candidates, (X, N). "
+            "`(score / beta - torch.log(-torch.log(u))).topk(number).indices` are the positions of those accepted.",
+            "Pair `y[:, 0::2]` with `y[:, 1::2]`. The first wins if `u < torch.sigmoid(score_1 - score_2)`, with the "
+            "scores of the *accepted* candidates, `score.gather(-1, top)`.",
+        ),
+    ),
+    TrainingLoop(
+        key="nb08.fit_accepted",
+        title="Labels without effect",
+        objective="find a bug in the data of a preference loss",
+        difficulty=3,
+        minutes=10,
+        arguments=_offline_arguments,
+        distance=_regret,
+        solution=fit_accepted,
+        broken=_broken_fit_accepted,
+        bug="scores of other candidates",
+        mistakes=loop_mistakes(
+            _fit_accepted,
+            {
+                "scores of other candidates": "the labels are drawn from the scores of the first candidates, not of "
+                "the accepted ones.",
+                "swapped pair": "chosen and rejected are swapped.",
+                "moving reference": "the log-ratio is taken to the current policy instead of π_sft, so that every "
+                "margin is 0 in every step.",
+                "no beta": "the slope of the loss is missing from the margin.",
+                "gradients not reset": "gradients add up over the steps, because they are not reset to zero.",
+            },
+            pairs=(
+                ("scores of other candidates", "no beta"),
+                ("scores of other candidates", "gradients not reset"),
+            ),
+        ),
+        hints=(
+            "The regret hardly falls, so the labels seem to contain no information about the pairs. For which two "
+            "responses is each label drawn?",
+            "`y` contains the accepted candidates. The scores in the label must belong to the same candidates, in the "
+            "same order: `scores.gather(-1, top)`.",
+        ),
+    ),
     Exercise(
         key="nb08.fitted_policy",
         title="β or γ?",

@@ -1,0 +1,180 @@
+"""Notebooks 07 to 09: next lines, training loops and loops with a bug, in other right forms and other wrong ones."""
+
+import random
+
+import pytest
+import torch
+from torch.nn.functional import logsigmoid, softplus
+
+from rlhf_lab.exercises import check, exercise, records
+
+
+@pytest.fixture(autouse=True)
+def forgotten(monkeypatch, tmp_path):
+    """Each test starts without events, in an empty folder."""
+    monkeypatch.setattr(records, "_in_memory", [])
+    monkeypatch.chdir(tmp_path)
+
+
+def take_steps(logits, loss_of, steps, learning_rate, make=torch.optim.SGD, value=lambda x: x.item()):
+    """The part that all loops have in common: `steps` steps on `loss_of()`."""
+    optimizer, losses = make([logits], lr=learning_rate), []
+    for _ in range(steps):
+        loss = loss_of()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(value(loss))
+    return losses
+
+
+def adam(parameters, lr):
+    return torch.optim.Adam(parameters, lr=0.1)
+
+
+# Notebook 08. -------------------------------------------------------------------------------------------------------
+
+
+def gumbel(y, score, beta, accepted, generator):
+    u = torch.rand(score.shape, dtype=score.dtype, generator=generator)
+    return (score / beta - torch.log(-torch.log(u))).topk(accepted).indices
+
+
+def one_by_one(y, score, beta, accepted, generator):
+    """Candidates in order, each accepted by its own u; of those the first ones."""
+    u = torch.rand(score.shape, dtype=score.dtype, generator=generator)
+    passed = u < ((score - score.amax(-1, keepdim=True)) / beta).exp()
+    return torch.argsort(passed.double(), dim=-1, descending=True, stable=True)[:, :accepted]
+
+
+def first_ones(y, score, beta, accepted, generator):
+    torch.rand(1, generator=generator)
+    return torch.arange(accepted).expand(len(y), -1)
+
+
+def rso(accept=gumbel, loss=lambda m: -logsigmoid(m).mean(), extra=lambda log_sft: None, **how):
+    """A correct RSO loop with one thing done otherwise."""
+
+    def train(logits, log_sft, reward, beta, gamma, steps, learning_rate, candidates, generator):
+        accepted = candidates // 8
+
+        def loss_of():
+            extra(log_sft)
+            y = torch.multinomial(log_sft.exp(), candidates, True, generator=generator)
+            y = y.gather(-1, accept(y, reward.gather(-1, y), beta, accepted, generator))
+            half = accepted // 2
+            one, two = y[:, :half], y[:, half:]
+            u = torch.rand(one.shape, dtype=reward.dtype, generator=generator)
+            sign = torch.where(u < torch.sigmoid(reward.gather(-1, one) - reward.gather(-1, two)), 1.0, -1.0)
+            ratio = logits.log_softmax(-1) - log_sft
+            return loss(gamma * sign * (ratio.gather(-1, one) - ratio.gather(-1, two)))
+
+        return take_steps(logits, loss_of, steps, how.get("rate", learning_rate), **how.get("steps", {}))
+
+    return train
+
+
+def add(log_sft):
+    log_sft += 0.001
+
+
+RIGHT = {
+    "nb08.train_rso": {
+        "halves are paired": rso(),
+        "another optimiser": rso(steps={"make": adam}),
+        "accept and reject": rso(one_by_one),
+        "pairs from π_sft have the same limit": rso(first_ones),
+        "softplus": rso(loss=lambda m: softplus(-m).mean()),
+        "losses as tensors": rso(steps={"value": lambda x: x.detach()}),
+    },
+}
+WRONG = {
+    "nb08.train_rso": {
+        "changes π_sft": (rso(extra=add), "the loop changes log_sft"),
+        "global state": (rso(extra=lambda x: random.random()), "uses the global random state"),
+        "tiny steps": (rso(loss=lambda m: -logsigmoid(m).mean() / 200), "does not reach the optimum"),
+        "lost sign": (rso(loss=lambda m: logsigmoid(m).mean()), "does not reach the optimum"),
+        "no logarithm": (rso(loss=lambda m: 1 + 0 * m.mean()), "is the same after training"),
+        "no losses": (rso(steps={"value": lambda x: None}), "return the list of the losses"),
+        "raises": (rso(loss=lambda m: m @ torch.zeros(7)), "raises RuntimeError"),
+    },
+}
+
+
+def cases(table):
+    return [(key, name) for key, forms in table.items() for name in forms]
+
+
+@pytest.mark.parametrize(("key", "name"), cases(RIGHT))
+def test_a_right_loop_in_another_form_passes(key, name):
+    feedback = check(key, RIGHT[key][name])
+    assert feedback.passed, feedback
+
+
+@pytest.mark.parametrize(("key", "name"), cases(WRONG))
+def test_a_wrong_loop_is_told_what_is_wrong(key, name):
+    loop, words = WRONG[key][name]
+    feedback = check(key, loop)
+    assert not feedback.passed and words in repr(feedback), feedback
+
+
+def labels_by_reward(logits, log_sft, candidates, scores, beta, accepted, steps, learning_rate, generator):
+    """A correct offline loop that keeps the pairs as indices into the candidates."""
+    top = gumbel(candidates, scores, beta, accepted, generator)
+    one, two = top[:, 0::2], top[:, 1::2]
+    u = torch.rand(one.shape, dtype=scores.dtype, generator=generator)
+    flip = u >= torch.sigmoid(scores.gather(-1, one) - scores.gather(-1, two))
+    chosen = candidates.gather(-1, torch.where(flip, two, one))
+    rejected = candidates.gather(-1, torch.where(flip, one, two))
+
+    def loss_of():
+        ratio = logits.log_softmax(-1) - log_sft
+        return -logsigmoid(beta * (ratio.gather(-1, chosen) - ratio.gather(-1, rejected))).mean()
+
+    return take_steps(logits, loss_of, steps, learning_rate)
+
+
+def test_the_bug_of_rso_is_gone_with_other_code_and_a_second_bug_is_named():
+    key = "nb08.fit_accepted"
+    assert check(key, labels_by_reward).passed
+    both = next(one for one in exercise(key).mistakes if one.name == "scores of other candidates + no beta")
+    assert "the bug is still there, and another one came in" in repr(check(key, both.function))
+    other = next(one for one in exercise(key).mistakes if one.name == "swapped pair")
+    assert "the bug is gone, but another one came in: chosen and rejected are swapped" in repr(
+        check(key, other.function)
+    )
+    unknown = check(key, lambda *given: labels_by_reward(*given[:7], given[7] / 100, given[8]))
+    assert "the bug’s trajectory is gone, but the loop is not right yet" in repr(unknown)
+
+
+# Next lines. --------------------------------------------------------------------------------------------------------
+
+RIGHT_LINES = {
+    "nb08.hinge_slope": [
+        lambda w: w.gamma * (1 - 2 * w.p),
+        lambda w: -w.p * w.gamma + (1 - w.p) * w.gamma,
+        lambda w: -w.gamma * torch.tanh(torch.logit(w.p) / 2),
+    ],
+}
+WRONG_LINES = {
+    "nb08.hinge_slope": [
+        (lambda w: -w.gamma * (2 * w.p - 1) ** 2, "not yet"),
+        (lambda w: w.p * 0, "not yet"),
+        (lambda w: (-w.gamma * (2 * w.p - 1)).mean(), "expected shape"),
+        (lambda w: -w.gamma * w.delta, "may not contain w.delta"),
+        (lambda w: None, "returns nothing"),
+    ],
+}
+
+
+@pytest.mark.parametrize(("key", "line"), [(key, line) for key, lines in RIGHT_LINES.items() for line in lines])
+def test_a_right_line_in_another_form_passes(key, line):
+    assert check(key, line).passed, check(key, line)
+
+
+@pytest.mark.parametrize(
+    ("key", "line", "words"), [(key, *pair) for key, pairs in WRONG_LINES.items() for pair in pairs]
+)
+def test_a_wrong_line_gets_a_sentence(key, line, words):
+    feedback = check(key, line)
+    assert not feedback.passed and feedback.mistake == "" and words in repr(feedback), feedback
