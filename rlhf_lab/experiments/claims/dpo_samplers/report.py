@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rlhf_lab.evaluation import mean_interval
-from rlhf_lab.experiments.claims.dpo_samplers.settings import SAMPLERS, DPOSamplers
+from rlhf_lab.experiments.claims.dpo_samplers.settings import CONSECUTIVE, SAMPLERS, DPOSamplers
 from rlhf_lab.experiments.rso_common import decide_part
-from rlhf_lab.experiments.statistics import holm_intervals, paired, summarise
+from rlhf_lab.experiments.statistics import bootstrap_median, holm_intervals, paired, summarise
 from rlhf_lab.experiments.verdicts import Number, Verdict
 from rlhf_lab.intervals import Interval
 
@@ -23,6 +26,22 @@ TITLES = {
     "rounds": ("Rounds of labels", "labels"),
 }
 """Part → title and x axis of its panel."""
+
+
+def order(shares: Sequence[float]) -> float:
+    """Return the order of convergence: 1 if linear, 2 if quadratic.
+
+    Args:
+        shares: the regret at consecutive steps, as shares of the first one.
+
+    Returns:
+        log(e_{t+1}/e_t)/log(e_t/e_{t−1}) at the last three shares above 1e-14, below which rounding begins. NaN where
+        the regret has not fallen in both steps.
+    """
+    known = [math.log(one) for one in itertools.takewhile(lambda one: one > 1e-14, shares)][-3:]
+    if len(known) < 3 or not known[0] > known[1] > known[2]:
+        return math.nan
+    return (known[1] - known[2]) / (known[0] - known[1])
 
 
 def summarise_runs(settings: DPOSamplers, runs: pd.DataFrame) -> pd.DataFrame:
@@ -54,9 +73,9 @@ def decide(settings: DPOSamplers, summary: pd.DataFrame, runs: pd.DataFrame) -> 
         steps, needed = mean_interval(exact["log_steps"].to_numpy()), exact["steps_needed"].to_numpy()
         numbers[f"steps_{sampler}_mean"] = Interval(*np.exp(steps).tolist())
         numbers[f"reached_{sampler}"] = float((needed < settings.steps).mean())
-        known = exact["order"].dropna().to_numpy()
-        if len(known) > 1:
-            numbers[f"order_{sampler}"] = Interval(*mean_interval(known))
+        first = runs[(runs["part"] == "exact") & (runs["sampler"] == sampler) & (runs["at"] <= CONSECUTIVE)]
+        orders = [order(part.sort_values("at")["left"].tolist()) for _, part in first.groupby("seed")]
+        numbers[f"order_{sampler}"] = bootstrap_median([one for one in orders if not math.isnan(one)] or [math.nan])
         numbers[f"rate_{sampler}"] = float(exact["rate"].iloc[0])
         for part in ("sampled", "rounds"):
             own = by_part[part][by_part[part]["sampler"] == sampler]["log_left"]

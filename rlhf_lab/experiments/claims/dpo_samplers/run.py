@@ -6,7 +6,6 @@ differ in the number of steps and labels until it is reached. Every seed is a wo
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +13,14 @@ from torch import Tensor
 
 from rlhf_lab.experiments import runner
 from rlhf_lab.experiments.claims.dpo_samplers.report import decide, figure, summarise_runs
-from rlhf_lab.experiments.claims.dpo_samplers.settings import RULE, SAMPLERS, SEARCH_SEEDS, TARGET, DPOSamplers
+from rlhf_lab.experiments.claims.dpo_samplers.settings import (
+    CONSECUTIVE,
+    RULE,
+    SAMPLERS,
+    SEARCH_SEEDS,
+    TARGET,
+    DPOSamplers,
+)
 from rlhf_lab.experiments.claims.dpo_samplers.training import generator_of, sampler_setup
 from rlhf_lab.experiments.runner import BestConfig, Experiment, Job
 
@@ -29,18 +35,6 @@ def steps_to_target(curve: Tensor) -> int:
     """The number of steps until the regret stays at or below `TARGET` of its first value; all steps if it does not."""
     above = (curve > TARGET * curve[0]).nonzero()
     return min(int(above[-1]) + 1, len(curve) - 1)
-
-
-def order(curve: Tensor) -> float:
-    """The order of convergence: the median of log(e_{t+1}/e_t)/log(e_t/e_{t−1}), 1 if linear and 2 if quadratic.
-
-    It is taken over the steps whose regret is between 1e-2 and 1e-11 of the first; NaN with fewer than three of them.
-    """
-    shares = curve / curve[0]
-    last = int((shares < 1e-11).nonzero()[0]) if bool((shares < 1e-11).any()) else len(shares)
-    inside = shares[:last][shares[:last] < 1e-2]
-    falls = inside.log().diff()
-    return (falls[1:] / falls[:-1]).median().item() if len(falls) > 1 else math.nan
 
 
 def _rates(settings: DPOSamplers, part: str) -> tuple[float, ...]:
@@ -60,7 +54,7 @@ def _run(settings: DPOSamplers, job: Job, best_config: BestConfig) -> list[dict[
     curves = setup.descend(sampler, torch.tensor(rates, dtype=torch.float64), steps, batch, generator_of(seed, part))
     rows: list[dict[str, Any]] = []
     for rate, curve in zip(rates, curves.T, strict=True):
-        final = {"rate": rate, "steps_needed": steps_to_target(curve), "order": order(curve)}
+        final = {"rate": rate, "steps_needed": steps_to_target(curve)}
         marks = [len(curve) - 1] if search else _marks(len(curve) - 1)
         rows += [
             {"at": at, "left": max(curve[at].item() / start, 1e-16)} | (final if at == marks[-1] else {})
@@ -72,7 +66,11 @@ def _run(settings: DPOSamplers, job: Job, best_config: BestConfig) -> list[dict[
 def _marks(steps: int) -> list[int]:
     """The steps whose regret is stored: all of the first ten, then about ten in every factor of ten."""
     return sorted(
-        {*range(min(10, steps) + 1), *(round(10 ** (i / 10)) for i in range(10, 60) if 10 ** (i / 10) < steps), steps}
+        {
+            *range(min(CONSECUTIVE, steps) + 1),
+            *(round(10 ** (i / 10)) for i in range(10, 60) if 10 ** (i / 10) < steps),
+            steps,
+        }
     )
 
 

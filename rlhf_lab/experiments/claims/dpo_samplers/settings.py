@@ -15,6 +15,8 @@ SEARCH_SEEDS = (1000, 1001, 1002, 1003)
 """Worlds on which the step sizes are chosen. No result uses them."""
 TARGET = 1e-4
 """A run has converged when its regret is this share of that of π_ref."""
+CONSECUTIVE = 10
+"""The regret is stored at each of the first so many exact steps, from which the order of convergence is computed."""
 
 RULE = (
     f"Three comparisons are made within worlds, each by the mean of a log ratio, and their intervals are corrected by "
