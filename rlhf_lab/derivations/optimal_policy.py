@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rlhf_lab import exact
-from rlhf_lab.derivations.derivation import Derivation, Line, Wrong, gradient
+from rlhf_lab.derivations.derivation import Derivation, Line, Wrong, finite_differences, gradient
 from rlhf_lab.derivations.random_worlds import RandomWorld
 
 
@@ -154,6 +154,79 @@ gibbs = Derivation(
         ),
     ),
     source="Gibbs' inequality; lecture, “Optimal Solution …”, third slide.",
+)
+
+
+def _objective_by_logits(w: RandomWorld) -> Tensor:
+    """∇J with respect to the logits of π_θ, by autograd, (X, K)."""
+    return gradient(lambda theta: exact.objective(theta.log_softmax(-1), w.log_ref, w.reward, w.beta), w.logits)
+
+
+def _net_reward(w: RandomWorld) -> Tensor:
+    """q = r − β log π/π_ref, (X, K)."""
+    return w.reward - w.beta * w.log_ratio
+
+
+objective_gradient = Derivation(
+    "objective-gradient",
+    "The gradient of the objective with respect to the logits",
+    lines=(
+        Line(
+            r"\nabla\sum_y \pi(y)\,q(y),\quad q = r - \beta\log\tfrac{\pi}{\pi_\text{ref}}",
+            "J is the expectation of $q$ under π; autograd computes the left side, finite differences the right",
+            lambda w: finite_differences(
+                lambda theta: (theta.softmax(-1) * (w.reward - w.beta * (theta.log_softmax(-1) - w.log_ref))).sum(-1),
+                w.logits,
+            ),
+            left=r"\nabla J(\pi_\theta)",
+            left_value=_objective_by_logits,
+        ),
+        Line(
+            r"\sum_y \nabla\pi(y)\,q(y) - \beta\sum_y \pi(y)\,\nabla\log\pi(y)",
+            "product rule, because $q$ depends on θ too",
+            lambda w: gradient(
+                lambda theta: (theta.softmax(-1) * _net_reward(w) - w.beta * w.policy * theta.log_softmax(-1)).sum(-1),
+                w.logits,
+            ),
+        ),
+        Line(
+            r"\mathbb{E}_{\pi}\big[q\,\nabla\log\pi\big]",
+            r"the second sum is $\sum_y\nabla\pi(y) = 0$, and $\nabla\pi = \pi\nabla\log\pi$",
+            lambda w: gradient(lambda theta: (w.policy * _net_reward(w) * theta.log_softmax(-1)).sum(-1), w.logits),
+        ),
+        Line(
+            r"\pi(y)\,\big(q(y) - J(\pi)\big)\ \text{ for the logit of } y",
+            r"$\partial\log\pi(y')/\partial\theta_y = \mathbb{1}[y'=y] - \pi(y)$, and $\mathbb{E}_\pi[q] = J$",
+            lambda w: w.policy * (_net_reward(w) - _mean(w, _net_reward(w)).unsqueeze(-1)),
+        ),
+    ),
+    wrong=(
+        Wrong(
+            r"\sum_y \nabla\pi(y)\,q(y) + \beta\sum_y \nabla\pi(y)\,q(y)",
+            "the second term of the product rule differentiates $q$, not π",
+            lambda w: (1 + w.beta) * gradient(lambda theta: (theta.softmax(-1) * _net_reward(w)).sum(-1), w.logits),
+            2,
+        ),
+        Wrong(
+            r"\mathbb{E}_{\pi}\big[r\,\nabla\log\pi\big]",
+            "this is the policy gradient of the reward alone, without the KL penalty",
+            lambda w: gradient(lambda theta: (w.policy * w.reward * theta.log_softmax(-1)).sum(-1), w.logits),
+            3,
+        ),
+        Wrong(
+            r"\pi(y)\,q(y)",
+            "the softmax is normalised, so a larger logit of $y$ lowers all other probabilities",
+            lambda w: w.policy * _net_reward(w),
+            4,
+        ),
+        Wrong(
+            r"q(y) - J(\pi)",
+            r"the factor $\pi(y)$ is missing; this is the direction of the natural gradient",
+            lambda w: _net_reward(w) - _mean(w, _net_reward(w)).unsqueeze(-1),
+            4,
+        ),
+    ),
+    source="Williams 1992; Schulman et al. 2017, “Equivalence between policy gradients and soft Q-learning”.",
 )
 
 regret_is_a_kl = Derivation(

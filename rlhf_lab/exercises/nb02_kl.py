@@ -2,12 +2,15 @@
 
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rlhf_lab import exact
+from rlhf_lab.derivations.kl import kl_gradient_k2, kl_gradient_k3
 from rlhf_lab.exercises.checking import Case, Complaint, Exercise, Measure, Mistake, Seed, Task
+from rlhf_lab.exercises.derive import NextLine
 from rlhf_lab.exercises.predictions import Prediction
 from rlhf_lab.exercises.training_loops import TrainingLoop, loop_mistakes
 from rlhf_lab.worlds import bandit
@@ -43,6 +46,11 @@ def kl_term(log_policy: Tensor, log_ref: Tensor) -> Tensor:
     """A loss term of each sample; its mean gradient is that of KL(π‖π_ref)."""
     k = log_policy - log_ref
     return k.detach() * log_policy
+
+
+def _scores(w: Any, weight: Tensor) -> Tensor:
+    """E_π[weight ∇ log π] with respect to the logits, (X, K)."""
+    return w.policy * (weight - (w.policy * weight).sum(-1, keepdim=True))
 
 
 _BATCHES = (2, 3)
@@ -103,6 +111,44 @@ def _effect_of_k1() -> str:
     (uphill,) = torch.autograd.grad(exact.kl(logits.log_softmax(-1), _REF), logits)
     change = -float(_expected_gradient(lambda log_policy, log_ref: log_policy - log_ref, _PI, _REF)[0] @ uphill)
     return "C" if abs(change) < 1e-12 else "A" if change < 0 else "B"
+
+
+def gradient_of_the_kl(w: Any) -> Any:
+    """∇KL(π‖π_ref) with respect to the logits of π, (X, K)."""
+    divergence = (w.policy * w.log_ratio).sum(-1, keepdim=True)
+    return w.policy * (w.log_ratio - divergence)
+
+
+def gradient_of_k3(w: Any) -> Any:
+    """∇KL(π_ref‖π) with respect to the logits of π, (X, K)."""
+    return w.policy - w.ref
+
+
+def policy_gradient_with_k2(
+    logits: Tensor,
+    log_ref: Tensor,
+    reward: Tensor,
+    beta: float,
+    steps: int,
+    learning_rate: float,
+    samples: int,
+    generator: torch.Generator,
+) -> list[float]:
+    """REINFORCE on the reward, with β k2 in the loss: train `logits`, return the losses."""
+    optimizer = torch.optim.SGD([logits], lr=learning_rate)
+    losses = []
+    for _ in range(steps):
+        log_policy = logits.log_softmax(-1)
+        p = log_policy.detach().exp()
+        drawn = torch.multinomial(p, samples, True, generator=generator)
+        log_prob = log_policy.gather(-1, drawn)
+        k2 = (log_prob - log_ref.gather(-1, drawn)).square() / 2
+        loss = (-reward.gather(-1, drawn) * log_prob + beta * k2).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
 
 
 def reinforce_with_kl(
@@ -174,26 +220,32 @@ def _reinforce(
     """The same loop with the mistakes that `wrong` names."""
     optimizer = torch.optim.SGD([logits], lr=learning_rate)
     losses = []
-    for _ in range(steps):
+    drawn = torch.empty(0)
+    for step in range(steps):
         log_policy = logits.log_softmax(-1)
-        p = log_policy.detach().exp()
-        drawn = torch.multinomial(p, samples, True, generator=generator)
+        if step == 0 or "sampled once" not in wrong:
+            drawn = torch.multinomial(log_policy.detach().exp(), samples, True, generator=generator)
         log_prob = log_policy.gather(-1, drawn)
         k1 = log_prob - log_ref.gather(-1, drawn)
         score = reward.gather(-1, drawn) * (-1 if "sign of the reward" in wrong else 1)
         penalty = k1 if "not detached" in wrong else k1.detach()
         strength = 1.0 if "no beta" in wrong else -beta if "sign of the penalty" in wrong else beta
         loss = -((score - strength * penalty) * log_prob).mean()
-        if "k1 as a loss" in wrong:
-            loss = -(score * log_prob).mean() + strength * k1.mean()
-        if "k3 as a loss" in wrong:
-            loss = -(score * log_prob).mean() + strength * (torch.exp(-k1) - 1 + k1).mean()
+        k2 = k1.square() if "no half" in wrong else k1.square() / 2
+        terms = {"k2 as a loss": k2, "k1 as a loss": k1, "k3 as a loss": torch.exp(-k1) - 1 + k1}
+        for name in (name for name in terms if name in wrong):  # of two, the later one
+            loss = (-score * log_prob + strength * terms[name]).mean()
         if "gradients not reset" not in wrong:
             optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
     return losses
+
+
+def _reinforce_with_k2(*given: Any, wrong: Sequence[str] = ()) -> list[float]:
+    """`policy_gradient_with_k2` with the mistakes that `wrong` names."""
+    return _reinforce(*given, wrong=("k2 as a loss", *wrong))
 
 
 _WORLD, _BETA = bandit.lecture(), 0.5
@@ -246,6 +298,122 @@ EXERCISES: tuple[Task, ...] = (
             "B": "the expected gradient is zero. Single steps move the policy, but they cancel on average.",
         },
     ),
+    NextLine(
+        key="nb02.gradient_of_the_kl",
+        title="The gradient of KL(π‖π_ref)",
+        objective="differentiate KL(π‖π_ref) with respect to the logits of a softmax",
+        difficulty=2,
+        minutes=6,
+        derivation=kl_gradient_k2,
+        line=3,
+        quantities=("policy", "log_ratio"),
+        solution=gradient_of_the_kl,
+        mistakes=(
+            Mistake(
+                "no mean",
+                "the mean of k is not subtracted. A larger logit of one response lowers all other probabilities.",
+                lambda w: w.policy * w.log_ratio,
+            ),
+            Mistake(
+                "derivative with respect to π",
+                "this is π times the derivative with respect to π(y), with the 1 of the product rule. The softmax of "
+                "the logits is missing from the chain rule.",
+                lambda w: w.policy * (w.log_ratio + 1),
+            ),
+            Mistake(
+                "sign",
+                "the sign is wrong. The gradient is positive where π is too large, that is where k is above its mean.",
+                lambda w: -gradient_of_the_kl(w),
+            ),
+            Mistake(
+                "twice",
+                "this is twice the gradient. The ½ of k2 cancels the 2 of the square.",
+                lambda w: 2 * gradient_of_the_kl(w),
+            ),
+            Mistake(
+                "no probability",
+                "the factor π(y) is missing. The derivative of log π(y') with respect to the logit of y is "
+                "1[y' = y] − π(y).",
+                lambda w: w.log_ratio - (w.policy * w.log_ratio).sum(-1, keepdim=True),
+            ),
+        ),
+        hints=(
+            "Which k does the gradient ∇π(y') multiply? For a softmax, ∂π(y')/∂θ_y = π(y') (1[y' = y] − π(y)).",
+            "Σ_y' k(y') π(y') (1[y' = y] − π(y)) has two parts: π(y) k(y), and π(y) times the mean of k.",
+        ),
+    ),
+    NextLine(
+        key="nb02.gradient_of_k3",
+        title="The expected gradient of k3",
+        objective="find out which divergence k3 minimises as a loss",
+        difficulty=2,
+        minutes=5,
+        derivation=kl_gradient_k3,
+        line=3,
+        quantities=("policy", "ref", "log_ratio"),
+        solution=gradient_of_k3,
+        mistakes=(
+            Mistake(
+                "sign",
+                "the sign is wrong. Gradient descent must increase π where it is below π_ref.",
+                lambda w: w.ref - w.policy,
+            ),
+            Mistake(
+                "own logit only",
+                "this uses ∂log π(y)/∂θ_y = 1, but the normalisation of the softmax depends on θ_y too.",
+                lambda w: -w.ref,
+            ),
+            Mistake(
+                "zero",
+                "this is the expected gradient of k1. For k3 the term e^{−k} has a gradient too.",
+                lambda w: torch.zeros_like(w.policy),
+            ),
+            Mistake("log-ratio", "this is k, not its gradient.", lambda w: w.log_ratio),
+            Mistake(
+                "inverted ratio",
+                "this is the gradient for e^{k} − 1 − k, which is k3 with the inverted ratio.",
+                lambda w: _scores(w, torch.expm1(w.log_ratio)),
+            ),
+        ),
+        hints=(
+            "Write log π(y) = θ_y − log Σ_y' e^{θ_y'}. What is its derivative with respect to the logit of another "
+            "response?",
+            "−Σ_y' π_ref(y') (1[y' = y] − π(y)) has two parts. The probabilities of the reference sum to one.",
+        ),
+    ),
+    TrainingLoop(
+        key="nb02.policy_gradient_with_k2",
+        title="A policy gradient with k2 in the loss",
+        objective="write a training loop whose KL term has the correct expected gradient",
+        difficulty=2,
+        minutes=12,
+        arguments=_reinforce_arguments,
+        distance=_regret,
+        loss_falls=False,
+        solution=policy_gradient_with_k2,
+        mistakes=loop_mistakes(
+            _reinforce_with_k2,
+            {
+                "k1 as a loss": "this uses k1 in the loss. Its expected gradient is zero.",
+                "k3 as a loss": "this uses k3 in the loss. Its expected gradient is that of KL(π_ref‖π), so the loop "
+                "converges to another policy.",
+                "no half": "the penalty is twice as large as it should be. Is the ½ of k2 missing, or β?",
+                "sign of the penalty": "the penalty has the wrong sign, so distance from the reference is rewarded.",
+                "sign of the reward": "the reward has the wrong sign. Gradient descent on the loss then lowers the "
+                "reward.",
+                "sampled once": "the responses are sampled once and used in every step. After the first step they are "
+                "no longer samples of the policy.",
+                "gradients not reset": "gradients add up over the steps, because they are not reset to zero.",
+            },
+            pairs=(("no half", "sampled once"), ("k1 as a loss", "sign of the reward")),
+        ),
+        hints=(
+            "A step samples responses from the current policy, computes a loss for each of them, and takes the mean.",
+            "The loss of a sample is −r · log π(y) + β k²/2 with k = log π(y) − log π_ref(y).",
+            "`torch.multinomial(p, samples, True, generator=generator)` samples, and `log_policy.gather(-1, drawn)` "
+            "is log π of the samples.",
+        ),
+    ),
     TrainingLoop(
         key="nb02.reinforce_with_kl",
         title="A KL penalty without effect",
@@ -262,12 +430,13 @@ EXERCISES: tuple[Task, ...] = (
             _reinforce,
             {
                 "k1 as a loss": "k1 is a term of the loss, and its expected gradient is zero.",
-                "k3 as a loss": "k3 as a loss has the expected gradient of the reverse KL, KL(π_ref‖π). Here "
+                "k3 as a loss": "k3 as a loss has the expected gradient of the other divergence, KL(π_ref‖π). Here "
                 "KL(π‖π_ref) is penalised.",
                 "not detached": "k1 is multiplied by log π without being detached, so that the product rule adds "
                 "log π · ∇k1.",
-                "sign of the penalty": "the penalty has the wrong sign, so that drift is rewarded.",
-                "sign of the reward": "the reward has the wrong sign, so that descent lowers it.",
+                "sign of the penalty": "the penalty has the wrong sign, so distance from the reference is rewarded.",
+                "sign of the reward": "the reward has the wrong sign. Gradient descent on the loss then lowers the "
+                "reward.",
                 "no beta": "β is missing from the penalty.",
                 "gradients not reset": "gradients add up over the steps, because they are not reset to zero.",
             },
@@ -279,7 +448,7 @@ EXERCISES: tuple[Task, ...] = (
         ),
         hints=(
             "Train once with β = 0 and once with a large β. What do you expect, and what do you see?",
-            "Which expected gradient does the term with k1 have? Part 2 of the notebook computes it.",
+            "Which expected gradient does the term with k1 have? Section 4 of the notebook computes it.",
             "Subtract β k1 from the reward, as a number: `k1.detach()`.",
         ),
     ),

@@ -1,11 +1,19 @@
 """Exercises of notebook 03: the optimal policy."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from rlhf_lab.exercises.checking import Case, Exercise, Mistake
+from rlhf_lab import exact
+from rlhf_lab.derivations.optimal_policy import objective_gradient, objective_to_optimum
+from rlhf_lab.exercises.checking import Case, Exercise, Mistake, Task
+from rlhf_lab.exercises.derive import NextLine
+from rlhf_lab.exercises.predictions import Prediction
+from rlhf_lab.exercises.training_loops import TrainingLoop, loop_mistakes
+from rlhf_lab.worlds import bandit
 
 
 def _double(values: object) -> Tensor:
@@ -80,6 +88,16 @@ def _naive(log_ref: Tensor, reward: Tensor, beta: float) -> Tensor:
     return torch.log(tilted / tilted.sum(-1, keepdim=True))
 
 
+def _kl(log_p: Any, log_q: Any) -> Any:
+    """KL(p‖q), (X,)."""
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+def _centred(w: Any, value: Any) -> Any:
+    """π times the difference of a value from its mean under π, (X, K)."""
+    return w.policy * (value - (w.policy * value).sum(-1, keepdim=True))
+
+
 _TREE = {
     "log_ref": _double([[0.6, 0.4], [0.3, 0.7]]).log(),
     "reward": _double([[0.5, -0.5], [0.0, 1.0]]),
@@ -87,7 +105,335 @@ _TREE = {
     "beta": 0.5,
 }
 
-EXERCISES = (
+
+def _better_of_two(beta: float = 0.5) -> float:
+    """π* of the better of two responses with rewards 0 and 1, which are equally probable under the reference."""
+    log_ref = _double([0.5, 0.5]).log()
+    return exact.optimal_policy(log_ref, _double([0.0, 1.0]), beta).exp()[1].item()
+
+
+def objective_by_kl(w: Any) -> Any:
+    """J(π) as a constant minus a KL divergence, (X,)."""
+    divergence = (w.log_policy.exp() * (w.log_policy - w.log_star)).sum(-1)
+    return w.beta * w.log_z - w.beta * divergence
+
+
+def gradient_of_j(w: Any) -> Any:
+    """∇J with respect to the logits of π, (X, K)."""
+    net_reward = w.reward - w.beta * w.log_ratio
+    objective = (w.policy * net_reward).sum(-1, keepdim=True)
+    return w.policy * (net_reward - objective)
+
+
+def gradient_ascent(
+    logits: Tensor, log_ref: Tensor, reward: Tensor, beta: float, steps: int, learning_rate: float
+) -> list[float]:
+    """Gradient ascent on J, without sampling: train `logits`, return the losses, −J."""
+    optimizer = torch.optim.SGD([logits], lr=learning_rate)
+    losses = []
+    for _ in range(steps):
+        log_policy = logits.log_softmax(-1)
+        policy = log_policy.exp()
+        divergence = (policy * (log_policy - log_ref)).sum(-1)
+        objective = (policy * reward).sum(-1) - beta * divergence
+        loss = -objective.mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def _gradient_ascent(
+    logits: Tensor,
+    log_ref: Tensor,
+    reward: Tensor,
+    beta: float,
+    steps: int,
+    learning_rate: float,
+    wrong: Sequence[str] = (),
+) -> list[float]:
+    """The same loop with the mistakes that `wrong` names."""
+    optimizer = torch.optim.SGD([logits], lr=learning_rate)
+    losses = []
+    for _ in range(steps):
+        log_policy = logits.log_softmax(-1)
+        policy = log_policy.exp()
+        to = torch.zeros_like(log_ref) if "no reference" in wrong else log_ref
+        weight = log_ref.exp() if "expectation under the reference" in wrong else policy
+        divergence = (weight * (log_policy - to)).sum(-1)
+        if "swapped KL" in wrong:
+            divergence = (log_ref.exp() * (log_ref - log_policy)).sum(-1)
+        strength = 1.0 if "no beta" in wrong else -beta if "sign of the penalty" in wrong else beta
+        objective = (policy * reward).sum(-1) - strength * divergence
+        loss = objective.mean() if "sign" in wrong else -objective.mean()
+        if "gradients not reset" not in wrong:
+            optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def natural_gradient(
+    logits: Tensor, log_ref: Tensor, reward: Tensor, beta: float, steps: int, learning_rate: float
+) -> list[float]:
+    """Natural gradient ascent on J: train `logits`, return the losses, −J."""
+    losses = []
+    for _ in range(steps):
+        log_policy = logits.detach().log_softmax(-1)
+        net_reward = reward - beta * (log_policy - log_ref)
+        objective = (log_policy.exp() * net_reward).sum(-1, keepdim=True)
+        with torch.no_grad():
+            logits += learning_rate * (net_reward - objective)
+        losses.append(-objective.mean().item())
+    return losses
+
+
+def _broken_natural_gradient(
+    logits: Tensor, log_ref: Tensor, reward: Tensor, beta: float, steps: int, learning_rate: float
+) -> list[float]:
+    """Natural gradient ascent on J: train `logits`, return the losses, −J."""
+    losses = []
+    for _ in range(steps):
+        log_policy = logits.detach().log_softmax(-1)
+        net_reward = reward - beta * (log_policy - log_ref)
+        objective = (log_policy.exp() * net_reward).sum(-1, keepdim=True)
+        with torch.no_grad():
+            logits += learning_rate * (net_reward - objective)
+        log_ref = log_policy
+        losses.append(-objective.mean().item())
+    return losses
+
+
+def _natural_gradient(
+    logits: Tensor,
+    log_ref: Tensor,
+    reward: Tensor,
+    beta: float,
+    steps: int,
+    learning_rate: float,
+    wrong: Sequence[str] = (),
+) -> list[float]:
+    """The same loop with the mistakes that `wrong` names."""
+    losses = []
+    for _ in range(steps):
+        log_policy = logits.detach().log_softmax(-1)
+        score = -reward if "sign of the reward" in wrong else reward
+        strength = 1.0 if "no beta" in wrong else -beta if "sign of the penalty" in wrong else beta
+        to = torch.zeros_like(log_ref) if "no reference" in wrong else log_ref
+        net_reward = score - strength * (log_policy - to)
+        objective = (log_policy.exp() * net_reward).sum(-1, keepdim=True)
+        direction = net_reward - objective
+        with torch.no_grad():
+            logits += learning_rate * (log_policy.exp() * direction if "plain gradient" in wrong else direction)
+        if "updated reference" in wrong:
+            log_ref = log_policy
+        losses.append(-objective.mean().item())
+    return losses
+
+
+_WORLD, _BETA = bandit.lecture(), 0.5
+
+
+def _arguments(steps: int, learning_rate: float) -> dict[str, Any]:
+    """A table of logits that starts at the reference of the lecture's bandit."""
+    log_ref = _WORLD.log_ref()
+    logits = log_ref.clone().requires_grad_(True)
+    return {
+        "logits": logits,
+        "log_ref": log_ref,
+        "reward": _WORLD.rewards(),
+        "beta": _BETA,
+        "steps": steps,
+        "learning_rate": learning_rate,
+    }
+
+
+def _distance(logits: Tensor) -> float:
+    return exact.regret(logits.log_softmax(-1), _WORLD.log_ref(), _WORLD.rewards(), _BETA).mean().item()
+
+
+EXERCISES: tuple[Task, ...] = (
+    Prediction(
+        key="nb03.better_of_two",
+        title="π* of two responses",
+        objective="estimate π* without a computer",
+        difficulty=1,
+        minutes=3,
+        question=(
+            "Two responses are equally probable under the reference. Their rewards are 0 and 1, and β = 0.5. Which "
+            "probability does π\\* give to the better response?"
+        ),
+        truth=_better_of_two,
+        explanation=(
+            "The odds of the two responses under π* are the odds under the reference, 1, times e^{(1−0)/β} = e² ≈ 7.4. "
+            "The probability is σ(1/β) = σ(2) = {truth}."
+        ),
+        mistakes=(
+            Mistake(
+                "multiplied by β",
+                "this is σ(β). The difference of the rewards is divided by β, not multiplied.",
+                lambda: 1 / (1 + math.exp(-0.5)),
+            ),
+            Mistake("β missing", "this is σ(1), the probability at β = 1.", lambda: _better_of_two(1.0)),
+            Mistake("the maximum", "this is the limit β → 0, in which the KL is not penalised.", lambda: 1.0),
+            Mistake("the reference", "this is the limit β → ∞, in which π* is the reference.", lambda: 0.5),
+        ),
+    ),
+    NextLine(
+        key="nb03.objective_by_kl",
+        title="J as a constant minus a KL",
+        objective="write the objective such that its maximum can be read off",
+        difficulty=2,
+        minutes=6,
+        derivation=objective_to_optimum,
+        line=6,
+        quantities=("log_policy", "log_star", "log_z", "beta"),
+        solution=objective_by_kl,
+        mistakes=(
+            Mistake(
+                "sign of the constant",
+                "the sign of log Z is wrong. The factor −β multiplies the bracket, which contains −log Z.",
+                lambda w: -w.beta * w.log_z - w.beta * _kl(w.log_policy, w.log_star),
+            ),
+            Mistake(
+                "constant without β",
+                "β is missing before log Z. The factor −β multiplies the whole bracket.",
+                lambda w: w.log_z - w.beta * _kl(w.log_policy, w.log_star),
+            ),
+            Mistake(
+                "KL without β",
+                "β is missing before the KL. The factor −β multiplies the whole bracket.",
+                lambda w: w.beta * w.log_z - _kl(w.log_policy, w.log_star),
+            ),
+            Mistake(
+                "sign of the KL",
+                "the sign of the KL is wrong. J would then be larger than its maximum β log Z.",
+                lambda w: w.beta * w.log_z + w.beta * _kl(w.log_policy, w.log_star),
+            ),
+            Mistake(
+                "no constant",
+                "log Z is missing. It does not depend on π, but it is part of the value of J.",
+                lambda w: -w.beta * _kl(w.log_policy, w.log_star),
+            ),
+            Mistake(
+                "divided by β",
+                "the expression is divided by β instead of multiplied.",
+                lambda w: (w.log_z - _kl(w.log_policy, w.log_star)) / w.beta,
+            ),
+        ),
+        hints=(
+            "The expectation of log π − log π* under π is a KL divergence. Which arguments does it have, and in which "
+            "order?",
+            "Multiply both terms of the bracket by −β. `(p.exp() * (p - q)).sum(-1)` is KL(p‖q) of log-probabilities.",
+        ),
+    ),
+    NextLine(
+        key="nb03.gradient_of_j",
+        title="The gradient of J",
+        objective="derive the policy gradient of the KL-regularised objective for a softmax",
+        difficulty=2,
+        minutes=8,
+        derivation=objective_gradient,
+        line=4,
+        quantities=("policy", "log_ratio", "reward", "beta"),
+        solution=gradient_of_j,
+        mistakes=(
+            Mistake(
+                "1 of the product rule",
+                "the −β of the product rule remains, and the mean of q is missing. Both errors ignore that the "
+                "probabilities sum to one.",
+                lambda w: w.policy * (w.reward - w.beta * w.log_ratio - w.beta),
+            ),
+            Mistake(
+                "reward alone",
+                "the KL penalty is missing. This is the policy gradient of the expected reward.",
+                lambda w: w.policy * (w.reward - (w.policy * w.reward).sum(-1, keepdim=True)),
+            ),
+            Mistake(
+                "reward as the mean",
+                "the mean of the reward is subtracted instead of the mean of r − β log π/π_ref, which is J.",
+                lambda w: w.policy * (w.reward - w.beta * w.log_ratio - (w.policy * w.reward).sum(-1, keepdim=True)),
+            ),
+            Mistake(
+                "sign of the penalty",
+                "the sign of the penalty is wrong. A response whose probability has grown has a smaller q.",
+                lambda w: _centred(w, w.reward + w.beta * w.log_ratio),
+            ),
+            Mistake(
+                "β missing",
+                "β is missing before the log-ratio.",
+                lambda w: _centred(w, w.reward - w.log_ratio),
+            ),
+        ),
+        hints=(
+            "The derivative of log π(y') with respect to the logit of y is 1[y' = y] − π(y). Insert it into the "
+            "expectation.",
+            "E_π[q (1[y' = y] − π(y))] = π(y) q(y) − π(y) E_π[q] with q = r − β log π/π_ref.",
+        ),
+    ),
+    TrainingLoop(
+        key="nb03.gradient_ascent",
+        title="Gradient ascent on J",
+        objective="write a training loop that converges to π*",
+        difficulty=2,
+        minutes=10,
+        arguments=lambda: _arguments(60, 3.0),
+        distance=_distance,
+        solution=gradient_ascent,
+        mistakes=loop_mistakes(
+            _gradient_ascent,
+            {
+                "sign": "J is minimised. An optimiser descends, so the loss is −J.",
+                "sign of the penalty": "the penalty has the wrong sign, so distance from the reference is rewarded.",
+                "swapped KL": "this is KL(π_ref‖π), but the objective has KL(π‖π_ref).",
+                "expectation under the reference": "the log-ratio is averaged under the reference. The KL is an "
+                "expectation under π.",
+                "no beta": "β is missing from the penalty.",
+                "no reference": "the reference is missing, so the entropy of π is rewarded instead of a small KL.",
+                "gradients not reset": "gradients add up over the steps, because they are not reset to zero.",
+            },
+            pairs=(("sign", "sign of the penalty"), ("no beta", "no reference")),
+        ),
+        hints=(
+            "J is the expected reward minus β times the KL. Both are sums over the responses, weighted by π.",
+            "With `log_policy = logits.log_softmax(-1)` the KL is the sum of "
+            "`log_policy.exp() * (log_policy - log_ref)`.",
+            "The loss is minus J, averaged over the prompts. Then come zero_grad, backward and step.",
+        ),
+    ),
+    TrainingLoop(
+        key="nb03.natural_gradient",
+        title="A policy that ignores β",
+        objective="find the bug in a loop that always converges to the best response",
+        difficulty=2,
+        minutes=8,
+        arguments=lambda: _arguments(30, 0.5),
+        distance=_distance,
+        loss_falls=False,
+        solution=natural_gradient,
+        broken=_broken_natural_gradient,
+        bug="updated reference",
+        mistakes=loop_mistakes(
+            _natural_gradient,
+            {
+                "updated reference": "the reference is replaced by the policy of the last step, so the penalty acts on "
+                "the size of one step only.",
+                "sign of the penalty": "the penalty has the wrong sign, so distance from the reference is rewarded.",
+                "sign of the reward": "the reward has the wrong sign.",
+                "no beta": "β is missing from the penalty.",
+                "no reference": "the reference is missing, so the entropy of π is rewarded instead of a small KL.",
+                "plain gradient": "the direction is multiplied by π. This is the plain gradient, which is much slower.",
+            },
+            pairs=(("updated reference", "no beta"), ("no beta", "sign of the reward")),
+        ),
+        hints=(
+            "Run the loop with two values of β and compare the policies. Which of the arguments does the loop use in "
+            "the last step?",
+            "KL(π‖π_ref) has a fixed second argument. Which variable changes that should not?",
+        ),
+    ),
     Exercise(
         key="nb03.regret",
         title="The regret of a policy",

@@ -1,11 +1,21 @@
 """Exercises of notebook 04: the partition function."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
 
-from rlhf_lab.exercises.checking import Case, Exercise, Mistake
+from rlhf_lab import exact
+from rlhf_lab.derivations.partition import z_stays, z_variance
+from rlhf_lab.derivations.random_worlds import RandomWorld
+from rlhf_lab.exercises.checking import Case, Exercise, Mistake, Seed, Task
+from rlhf_lab.exercises.derive import NextLine
+from rlhf_lab.exercises.predictions import Prediction
+from rlhf_lab.exercises.training_loops import TrainingLoop, loop_mistakes
+from rlhf_lab.worlds import bandit
 
 
 def _double(values: object) -> Tensor:
@@ -57,6 +67,11 @@ def _chain(
     return log_sum.amax(-1) if best else torch.logsumexp(log_sum, -1)
 
 
+def _across(w: Any) -> Any:
+    """The difference of the implicit rewards of two prompts, (K, K)."""
+    return w.implicit[0][:, None] - w.implicit[1]
+
+
 _DRAWN = _double([[0.0, 1.0, 2.0, 0.5], [-1.0, 0.5, 1.5, -0.5]])
 _REF = _double([[0.5, 0.3, 0.2], [0.1, 0.7, 0.2]]).log()
 _REWARD = _double([[0.0, 1.0, 2.0], [-1.0, 0.5, 1.5]])
@@ -68,7 +83,380 @@ _CHAIN = {
     "length": 4,
 }
 
-EXERCISES = (
+
+def _bias_of_log_z() -> str:
+    """The sign of E[log Ẑ] − log Z for the mean of two samples, by enumeration: A above, B below, C zero."""
+    log_ref, weight = _REF[0], (_REWARD[0] / 0.5).exp()
+    estimates = ((weight.unsqueeze(-1) + weight) / 2).log()
+    expected = ((log_ref.unsqueeze(-1) + log_ref).exp() * estimates).sum()
+    bias = float(expected - exact.log_partition(log_ref, _REWARD[0], 0.5))
+    return "C" if abs(bias) < 1e-12 else "A" if bias > 0 else "B"
+
+
+def _implicit(w: RandomWorld) -> Tensor:
+    """β log π*/π_ref, (X, K)."""
+    return w.beta * (w.log_star - w.log_ref)
+
+
+def two_prompts(w: Any) -> Any:
+    """p((x₁, y₁) ≻ (x₂, y₂)) for all y₁ and y₂, (K, K)."""
+    first, second = w.implicit[0], w.implicit[1]
+    return torch.sigmoid(first[:, None] - second + w.beta * (w.log_z[0] - w.log_z[1]))
+
+
+def variance_of_z(w: Any) -> Any:
+    """Var(Ẑ)/Z² of the mean of n samples, (X,)."""
+    return (torch.exp(w.log_z_half - 2 * w.log_z) - 1) / w.n
+
+
+def fit_thumbs(
+    logits: Tensor, log_ref: Tensor, p_up: Tensor, beta: float, steps: int, learning_rate: float
+) -> list[float]:
+    """Fit a policy to probabilities of a thumbs-up: train `logits`, return the losses."""
+    offset = torch.zeros(len(logits), 1, dtype=logits.dtype, requires_grad=True)
+    optimizer = torch.optim.SGD([logits, offset], lr=learning_rate)
+    losses = []
+    for _ in range(steps):
+        implicit = beta * (logits.log_softmax(-1) - log_ref)
+        predicted = torch.sigmoid(implicit + offset)
+        loss = -(p_up * predicted.log() + (1 - p_up) * (1 - predicted).log()).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def _fit_thumbs(
+    logits: Tensor,
+    log_ref: Tensor,
+    p_up: Tensor,
+    beta: float,
+    steps: int,
+    learning_rate: float,
+    wrong: Sequence[str] = (),
+) -> list[float]:
+    """The same loop with the mistakes that `wrong` names."""
+    shape = logits.shape if "one for each response" in wrong else (1, 1) if "one for all" in wrong else (len(logits), 1)
+    offset = torch.zeros(shape, dtype=logits.dtype, requires_grad=True)
+    trained = [logits] if "no offset" in wrong else [logits, offset]
+    optimizer = torch.optim.SGD(trained, lr=learning_rate)
+    losses = []
+    for _ in range(steps):
+        log_policy = logits.log_softmax(-1)
+        log_ratio = log_policy if "no reference" in wrong else log_policy - log_ref
+        implicit = log_ratio if "no beta" in wrong else beta * log_ratio
+        target = 1 - p_up if "flipped labels" in wrong else p_up
+        loss = binary_cross_entropy_with_logits(implicit + offset, target)
+        if "gradients not reset" not in wrong:
+            optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def weighted_sft(
+    logits: Tensor,
+    log_ref: Tensor,
+    reward: Tensor,
+    beta: float,
+    steps: int,
+    learning_rate: float,
+    samples: int,
+    generator: torch.Generator,
+) -> list[float]:
+    """SFT on weighted samples, which fits π*: train `logits`, return the losses."""
+    optimizer = torch.optim.SGD([logits], lr=learning_rate)
+    losses = []
+    for _ in range(steps):
+        p = log_ref.exp()
+        drawn = torch.multinomial(p, samples, True, generator=generator)
+        weight = torch.softmax(reward.gather(-1, drawn) / beta, -1)
+        log_prob = logits.log_softmax(-1).gather(-1, drawn)
+        loss = -(weight * log_prob).sum(-1).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def _broken_weighted_sft(
+    logits: Tensor,
+    log_ref: Tensor,
+    reward: Tensor,
+    beta: float,
+    steps: int,
+    learning_rate: float,
+    samples: int,
+    generator: torch.Generator,
+) -> list[float]:
+    """SFT on weighted samples, which fits π*: train `logits`, return the losses."""
+    optimizer = torch.optim.SGD([logits], lr=learning_rate)
+    losses = []
+    for _ in range(steps):
+        p = logits.detach().softmax(-1)
+        drawn = torch.multinomial(p, samples, True, generator=generator)
+        weight = torch.softmax(reward.gather(-1, drawn) / beta, -1)
+        log_prob = logits.log_softmax(-1).gather(-1, drawn)
+        loss = -(weight * log_prob).sum(-1).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def _weighted_sft(
+    logits: Tensor,
+    log_ref: Tensor,
+    reward: Tensor,
+    beta: float,
+    steps: int,
+    learning_rate: float,
+    samples: int,
+    generator: torch.Generator,
+    wrong: Sequence[str] = (),
+) -> list[float]:
+    """The same loop with the mistakes that `wrong` names."""
+    optimizer = torch.optim.SGD([logits], lr=learning_rate)
+    losses = []
+    for _ in range(steps):
+        p = logits.detach().softmax(-1) if "samples of the policy" in wrong else log_ref.exp()
+        drawn = torch.multinomial(p, samples, True, generator=generator)
+        scale = 1.0 if "no beta" in wrong else 1 / beta if "multiplied by beta" in wrong else beta
+        exponent = reward.gather(-1, drawn) / (-scale if "sign of the reward" in wrong else scale)
+        weight = torch.softmax(exponent, 0 if "normalised over prompts" in wrong else -1)
+        if "no weights" in wrong:
+            weight = torch.full_like(weight, 1 / samples)
+        loss = -(weight * logits.log_softmax(-1).gather(-1, drawn)).sum(-1).mean()
+        if "gradients not reset" not in wrong:
+            optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+_WORLD, _BETA = bandit.lecture(), 0.5
+
+
+def _thumbs_arguments() -> dict[str, Any]:
+    """A table of logits that starts at the reference, and the probability of a thumbs-up of every response."""
+    log_ref = _WORLD.log_ref()
+    logits = log_ref.clone().requires_grad_(True)
+    level = _double([[1.0], [-1.0]])  # the labellers are more generous to the first prompt
+    p_up = torch.sigmoid(_WORLD.rewards() + level)
+    return {"logits": logits, "log_ref": log_ref, "p_up": p_up, "beta": _BETA, "steps": 300, "learning_rate": 12.0}
+
+
+def _sft_arguments() -> dict[str, Any]:
+    log_ref = _WORLD.log_ref()
+    return {
+        "logits": log_ref.clone().requires_grad_(True),
+        "log_ref": log_ref,
+        "reward": _WORLD.rewards(),
+        "beta": _BETA,
+        "steps": 60,
+        "learning_rate": 2.0,
+        "samples": 128,
+        "generator": Seed(0),
+    }
+
+
+def _distance(logits: Tensor) -> float:
+    return exact.regret(logits.log_softmax(-1), _WORLD.log_ref(), _WORLD.rewards(), _BETA).mean().item()
+
+
+EXERCISES: tuple[Task, ...] = (
+    Prediction(
+        key="nb04.bias_of_log_z",
+        title="Is the estimate of log Z unbiased?",
+        objective="say in which direction an estimate of log Z is biased",
+        difficulty=1,
+        minutes=2,
+        question=(
+            "$\\hat Z$ is the mean of $e^{r(y_i)/\\beta}$ over a few samples from the reference, so "
+            "$\\mathbb{E}[\\hat Z]=Z$. What is true of $\\log\\hat Z$?"
+        ),
+        options={
+            "A": "Its expectation is larger than $\\log Z$.",
+            "B": "Its expectation is smaller than $\\log Z$.",
+            "C": "Its expectation is $\\log Z$, because $\\hat Z$ is unbiased.",
+        },
+        truth=_bias_of_log_z,
+        explanation=(
+            "The logarithm is concave, so by Jensen's inequality the expectation of the logarithm is smaller than the "
+            "logarithm of the expectation. The bias vanishes as the number of samples grows."
+        ),
+        why_not={
+            "A": "this would be true of a convex function, but the logarithm is concave.",
+            "C": "an unbiased estimate stays unbiased under linear functions only, and the logarithm is not linear.",
+        },
+    ),
+    NextLine(
+        key="nb04.two_prompts",
+        title="A preference between two prompts",
+        objective="find the terms with Z that remain in a comparison across prompts",
+        difficulty=2,
+        minutes=6,
+        derivation=z_stays,
+        line=2,
+        quantities=("log_z", "beta"),
+        defined={"implicit": ("β log π*/π_ref, (X, K); row 0 is prompt x₁, row 1 is prompt x₂", _implicit)},
+        solution=two_prompts,
+        mistakes=(
+            Mistake(
+                "sign of Z",
+                "the sign of the terms with Z is wrong. The reward is β log π*/π_ref plus β log Z.",
+                lambda w: torch.sigmoid(_across(w) - w.beta * (w.log_z[0] - w.log_z[1])),
+            ),
+            Mistake(
+                "β missing",
+                "β is missing before log Z.",
+                lambda w: torch.sigmoid(_across(w) + (w.log_z[0] - w.log_z[1])),
+            ),
+            Mistake(
+                "one Z",
+                "only the Z of the first prompt is included. Each reward contains the Z of its prompt.",
+                lambda w: torch.sigmoid(_across(w) + w.beta * w.log_z[0]),
+            ),
+            Mistake(
+                "β twice",
+                "the implicit reward is multiplied by β again. It contains β already.",
+                lambda w: torch.sigmoid(w.beta * (_across(w) + w.log_z[0] - w.log_z[1])),
+            ),
+            Mistake(
+                "swapped",
+                "the two responses are swapped. Row i, column j is the probability that response i to x₁ wins.",
+                lambda w: torch.sigmoid(-_across(w) - w.beta * (w.log_z[0] - w.log_z[1])),
+            ),
+        ),
+        hints=(
+            "Insert r(x, y) = β log π*/π_ref + β log Z(x) for both rewards. Which terms cancel?",
+            "`w.implicit[0][:, None] - w.implicit[1]` is a (K, K) table. Add β (log Z(x₁) − log Z(x₂)) and apply σ.",
+        ),
+    ),
+    NextLine(
+        key="nb04.variance_of_z",
+        title="The variance of an estimate of Z",
+        objective="express a second moment by the partition function of another β",
+        difficulty=3,
+        minutes=7,
+        derivation=z_variance,
+        line=2,
+        quantities=(),
+        defined={
+            "log_z": ("log Z at β, (X,)", lambda w: w.log_z),
+            "log_z_half": (
+                "log Z at β/2, (X,)",
+                lambda w: exact.log_partition(w.log_ref, w.reward, w.beta / 2),
+            ),
+            "log_z_double": (
+                "log Z at 2β, (X,)",
+                lambda w: exact.log_partition(w.log_ref, w.reward, 2 * w.beta),
+            ),
+            "n": ("the number of samples, 2", lambda w: 2),
+        },
+        solution=variance_of_z,
+        mistakes=(
+            Mistake(
+                "divided by Z once",
+                "this is divided by Z instead of Z².",
+                lambda w: (torch.exp(w.log_z_half - w.log_z) - 1) / w.n,
+            ),
+            Mistake(
+                "square of the mean",
+                "the square of the mean is not subtracted. A variance is a second moment minus a squared mean.",
+                lambda w: torch.exp(w.log_z_half - 2 * w.log_z) / w.n,
+            ),
+            Mistake(
+                "no 1/n",
+                "this is the variance of one sample. The variance of a mean of n samples is n times smaller.",
+                lambda w: torch.exp(w.log_z_half - 2 * w.log_z) - 1,
+            ),
+            Mistake(
+                "standard deviation",
+                "this is divided by √n, as for a standard deviation. A variance is divided by n.",
+                lambda w: (torch.exp(w.log_z_half - 2 * w.log_z) - 1) / math.sqrt(w.n),
+            ),
+            Mistake(
+                "logarithms",
+                "the logarithms are subtracted and divided, but the variance is a ratio of Z's. Use exp first.",
+                lambda w: (w.log_z_half - 2 * w.log_z - 1) / w.n,
+            ),
+        ),
+        hints=(
+            "(e^{r/β})² = e^{2r/β}. At which β is the mean of this under π_ref a partition function?",
+            "2/β = 1/(β/2), so the second moment is Z at β/2. Write it with exp of a difference of logarithms.",
+        ),
+    ),
+    TrainingLoop(
+        key="nb04.fit_thumbs",
+        title="Fit a policy to thumbs",
+        objective="write a training loop in which Z does not cancel",
+        difficulty=3,
+        minutes=15,
+        arguments=_thumbs_arguments,
+        distance=_distance,
+        solution=fit_thumbs,
+        mistakes=loop_mistakes(
+            _fit_thumbs,
+            {
+                "no offset": "the implicit reward is used as the reward, but β log Z(x) is missing. Learn a number for "
+                "each prompt.",
+                "one for all": "one offset is learned for all prompts, but β log Z(x) differs between prompts.",
+                "one for each response": "an offset is learned for each response. It explains all labels, so the "
+                "policy learns too little.",
+                "no beta": "β is missing from the implicit reward.",
+                "no reference": "the reference is missing from the log-ratio.",
+                "flipped labels": "the labels are flipped. p_up is the probability of a thumbs-up.",
+                "gradients not reset": "gradients add up over the steps, because they are not reset to zero.",
+            },
+            pairs=(("no offset", "no reference"), ("no beta", "flipped labels")),
+        ),
+        hints=(
+            "The probability of a thumbs-up is σ(r). Which reward does a policy have, and which term of it is unknown?",
+            "r = β log π/π_ref + β log Z(x). Replace β log Z(x) by a number for each prompt, with shape (X, 1), and "
+            "train it together with the logits.",
+            "The loss of a response is −p_up log σ(z) − (1 − p_up) log(1 − σ(z)) with z = β log π/π_ref + offset. Take "
+            "the mean over all responses and prompts.",
+        ),
+    ),
+    TrainingLoop(
+        key="nb04.weighted_sft",
+        title="Weighted SFT that forgets the reference",
+        objective="find the bug in a loop that weights samples by exp(r/β)",
+        difficulty=3,
+        minutes=10,
+        arguments=_sft_arguments,
+        distance=_distance,
+        loss_falls=False,
+        solution=weighted_sft,
+        broken=_broken_weighted_sft,
+        bug="samples of the policy",
+        mistakes=loop_mistakes(
+            _weighted_sft,
+            {
+                "samples of the policy": "the samples come from the trained policy, but exp(r/β)/Z is the ratio of π* "
+                "to the reference.",
+                "no beta": "β is missing from the weights.",
+                "multiplied by beta": "the reward is multiplied by β instead of divided.",
+                "sign of the reward": "the reward has the wrong sign.",
+                "normalised over prompts": "the weights are normalised over the prompts. Every prompt has a different "
+                "Z, which is a sum over its responses.",
+                "no weights": "the samples have equal weights, so the policy stays at the reference.",
+                "gradients not reset": "gradients add up over the steps, because they are not reset to zero.",
+            },
+            pairs=(("samples of the policy", "no beta"), ("samples of the policy", "normalised over prompts")),
+        ),
+        hints=(
+            "Print the policy after 10, 60 and 200 steps. To which policy does it converge?",
+            "The loss should be an expectation under π*. With samples of which policy is exp(r/β)/Z the weight that "
+            "gives it?",
+        ),
+    ),
     Exercise(
         key="nb04.log_z_estimate",
         title="log Z from samples",
