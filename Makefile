@@ -18,6 +18,13 @@ SLIDES_STAMP := $(VENV)/.slides-$(KEY)
 # JupyterLab's defaults, but without the question about news that covers the first notebook.
 LAB_SETTINGS := $(VENV)/share/jupyter/lab/settings
 
+# The folder of your own notebooks: make lab COURSE=/path/to/folder.
+COURSE ?= my-course
+
+# JupyterLab in a folder, opened on a notebook there, and reachable from this machine only.
+JUPYTERLAB = $(BIN)/jupyter lab --ip=127.0.0.1 --ServerApp.root_dir="$$(cd "$(1)" && pwd)" \
+	--LabApp.default_url=/lab/tree/$(2) $(AS_ROOT) $(LAB_FLAGS)
+
 # Additional flags: make lab LAB_FLAGS="--no-browser --port 9000", make test TEST_FLAGS="-x -k dpo".
 LAB_FLAGS ?=
 TEST_FLAGS ?=
@@ -38,7 +45,7 @@ TWO_CORES := -n 2 --dist loadfile --no-loadscope-reorder
 NOTEBOOKS := --nbval --nbval-current-env --nbval-sanitize-with tests/notebooks/sanitize.cfg
 
 .DEFAULT_GOAL := help
-.PHONY: help install lab test test-slow portability lint format compare compare-tree experiments claims models corpora smollm2 notebooks student slides practice site slides-browser site-browser bench browser mutants wheel wheel-test clean distclean
+.PHONY: help install lab lab-solutions progress test test-slow portability lint format compare compare-tree experiments claims models corpora smollm2 notebooks student slides practice site slides-browser site-browser bench browser mutants wheel wheel-test clean distclean
 
 help: ## list these targets
 	@echo "rlhf_lab: RLHF and its variants, each compared with the exact optimal policy."
@@ -48,9 +55,15 @@ help: ## list these targets
 
 install: $(STAMP) ## create .venv with the package and its dependencies at the versions of constraints.txt
 
-lab: install ## open JupyterLab with the first notebook, reachable from this machine only
-	$(BIN)/jupyter lab --ip=127.0.0.1 --ServerApp.root_dir="$(CURDIR)" \
-		--LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb $(AS_ROOT) $(LAB_FLAGS)
+lab: install ## open JupyterLab with your own notebooks in my-course/, without solutions; your work is never overwritten
+	$(BIN)/rlhf-lab course "$(COURSE)"
+	$(call JUPYTERLAB,$(COURSE),00_start_here.ipynb)
+
+lab-solutions: install ## open JupyterLab with the full notebooks of this checkout, with solutions and outputs
+	$(call JUPYTERLAB,$(CURDIR),notebooks/00_start_here.ipynb)
+
+progress: install ## print what you have solved in my-course/
+	$(BIN)/rlhf-lab progress "$(COURSE)"
 
 test: install ## run the tests and notebooks on two cores (some minutes), without the slow tests
 	$(TEST_ENV) $(BIN)/python -m pytest $(TWO_CORES) $(NOTEBOOKS) -m "not slow" $(TEST_FLAGS) notebooks tests

@@ -1,18 +1,22 @@
-"""`rlhf-lab course DIR`: write the notebooks of the course to a folder without overwriting changed files.
+"""`rlhf-lab course DIR`: write the notebooks of the course to a folder. A student's work is never overwritten.
 
 The students' versions have no solutions and no outputs (`exercises/student_notebooks.py`). With --solutions the full
 notebooks are written. The folder `configs` with the configurations of `accelerate launch`, which notebook 12 uses, is
 written too.
 
-The same command updates a folder after an upgrade. It replaces files that are unchanged since it wrote them, and it
-keeps and names files that were changed. The file `.rlhf-lab-course.json` in the folder contains the SHA-256 of every
-version that was written, so that the command can tell them apart. Without this file, only files that are equal to the
-current version are regarded as unchanged.
+The same command updates a folder after an upgrade. It replaces files that are unchanged since it wrote them. If a file
+was changed, it is kept, and a new version of the course is written beside it, `05_dpo.new.ipynb` (with --solutions
+`05_dpo.solutions.ipynb`). The file `.rlhf-lab-course.json` in the folder contains the SHA-256 of every version that was
+written, so that the command can tell them apart. Without this file, only files that are equal to the current version
+are regarded as unchanged.
+
+`rlhf-lab progress DIR` prints what is solved in the folder (`exercises/records.py`).
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -25,10 +29,10 @@ import tyro
 import rlhf_lab
 from rlhf_lab import shipped
 from rlhf_lab.errors import LabError
+from rlhf_lab.exercises.records import ANSWERS_FILE, COURSE_FILE
 from rlhf_lab.exercises.student_notebooks import notebook_text, student_version
 from rlhf_lab.training.checkpoint import write_json, write_text
 
-MANIFEST = ".rlhf-lab-course.json"
 INSTALL = """# Installs rlhf_lab where it is missing, for example on Colab.
 import importlib.util
 
@@ -39,7 +43,7 @@ if importlib.util.find_spec("rlhf_lab") is None:
 
 @dataclass(frozen=True)
 class Course:
-    """Write the notebooks of the course to a folder. Changed files there are kept."""
+    """Write the notebooks of the course to a folder. Changed files are kept, and new versions come beside them."""
 
     folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR")]
     """Folder to write to. It is created if it does not exist."""
@@ -70,32 +74,53 @@ def course(settings: Course) -> None:
     if folder.resolve() in (shipped.path("notebooks").resolve(), shipped.path("notebooks").resolve().parent):
         raise LabError(f"{folder} contains the original notebooks of the lab. Give another folder.")
     files = contents(settings.solutions, settings.install_from)
-    written = _versions(folder)
+    written, beside = _versions(folder, "files"), _versions(folder, "beside")
     changed = [name for name, text in files.items() if _changed(folder / name, {_digest(text), *written.get(name, [])})]
-    new = [name for name, text in files.items() if name not in changed and _text(folder / name) != text]
-    versions = {name: sorted({_digest(text), *written.get(name, [])}) for name, text in files.items()}
-    try:
-        for name in new:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LabError(
-            f"{error.filename} cannot be created as a folder ({error.strerror}). Give another folder."
-        ) from None
-    if new:
-        # The list is written before the files, so that an interrupted command leaves no file that is not in it.
-        write_json(folder / MANIFEST, {"rlhf_lab": rlhf_lab.__version__, "files": {**written, **versions}})
-    for name in new:
-        write_text(folder / name, files[name])
+    new = {name: text for name, text in files.items() if name not in changed and _text(folder / name) != text}
+    later = [name for name in changed if _digest(files[name]) not in written.get(name, [])]
+    names = {name: _place_beside(folder, name, "solutions" if settings.solutions else "new", beside) for name in later}
+    kept = _with(written, {name: text for name, text in files.items() if name not in changed})
+    _write(folder, new, kept, beside)
+    # A changed file's new version counts as received when it has been written, so that a stopped command is repeated.
+    received = {names[name]: files[name] for name in later}
+    _write(folder, received, kept, _with(beside, received))
+    if later:
+        _save_versions(folder, _with(written, files), _with(beside, received))
     kind = "full notebooks" if settings.solutions else "students' notebooks"
     print(f"The {kind} of rlhf_lab {rlhf_lab.__version__} in {folder}:")
     print(f"  {len(new)} files written, {len(files) - len(new) - len(changed)} already there.")
     if changed:
         print(f"  Kept, because they were changed: {', '.join(changed)}.")
-        print("  For the new version of one of them, rename or delete it and run the command again.")
+    if later:
+        print(f"  New versions of changed files, written beside them: {', '.join(received)}.")
     gone = [name for name in written if name not in files and (folder / name).exists()]
     if gone:
         print(f"  No longer part of the course, and left alone: {', '.join(gone)}.")
     print(f"Open the first one with:  jupyter lab {folder / next(iter(files))}")
+
+
+@dataclass(frozen=True)
+class ShowProgress:
+    """Print what is solved in each notebook of a student's folder."""
+
+    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR")]
+    """Folder that `rlhf-lab course` or `make lab` has made."""
+
+
+def show_progress(settings: ShowProgress) -> None:
+    """Print the summary of a student's folder.
+
+    Raises:
+        LabError: the folder is not one.
+    """
+    from rlhf_lab.exercises import progress
+
+    folder = settings.folder.expanduser()
+    if not (folder / COURSE_FILE).is_file():
+        raise LabError(f"{folder} has not been made by `rlhf-lab course`, so it has no answers. Give that folder.")
+    print(progress(folder=folder))
+    if not (folder / ANSWERS_FILE).is_file():
+        print("Nothing has been checked in this folder yet.")
 
 
 def contents(solutions: bool = False, install_from: str | None = None) -> dict[str, str]:
@@ -144,10 +169,54 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _versions(folder: Path) -> dict[str, list[str]]:
-    """SHA-256 of every version of each file that the command has written to the folder, as far as is known."""
+def _versions(folder: Path, kind: str) -> dict[str, list[str]]:
+    """SHA-256 of every version of each file that the command has written to the folder, as far as is known.
+
+    Args:
+        folder: the student's folder.
+        kind: files of the course, or versions `beside` changed files.
+    """
     try:
-        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        files = json.loads((folder / COURSE_FILE).read_text(encoding="utf-8"))[kind]
         return {str(name): [str(one) for one in versions] for name, versions in files.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
+
+
+def _with(versions: dict[str, list[str]], files: dict[str, str]) -> dict[str, list[str]]:
+    """The versions with those of the files added."""
+    return versions | {name: sorted({_digest(text), *versions.get(name, [])}) for name, text in files.items()}
+
+
+def _place_beside(folder: Path, name: str, kind: str, beside: dict[str, list[str]]) -> str:
+    """The name of the new version of a changed file: one that is free, or whose file is unchanged."""
+    path = Path(name)
+    for number in itertools.count(1):
+        found = path.with_name(f"{path.stem}.{kind}{f'-{number}' if number > 1 else ''}{path.suffix}").as_posix()
+        if not _changed(folder / found, set(beside.get(found, []))):
+            break
+    return found
+
+
+def _save_versions(folder: Path, files: dict[str, list[str]], beside: dict[str, list[str]]) -> None:
+    write_json(folder / COURSE_FILE, {"rlhf_lab": rlhf_lab.__version__, "files": files, "beside": beside})
+
+
+def _write(folder: Path, texts: dict[str, str], files: dict[str, list[str]], beside: dict[str, list[str]]) -> None:
+    """Write files, and before them the list of versions, so that a stopped command leaves no file that is unknown.
+
+    Raises:
+        LabError: a file or folder cannot be written.
+    """
+    if not texts:
+        return
+    try:
+        for name in texts:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LabError(
+            f"{error.filename} cannot be created as a folder ({error.strerror}). Give another folder."
+        ) from None
+    _save_versions(folder, files, beside)
+    for name, text in texts.items():
+        write_text(folder / name, text)

@@ -103,6 +103,9 @@ COMMANDS: dict[tuple[str, ...], _Command] = {
     ),
     ("budget",): _Command("rlhf_lab.cli.budget", "Budget", "plan_budget", "plan how to use a budget for labels"),
     ("course",): _Command("rlhf_lab.cli.course", "Course", "course", "write the course's notebooks to a folder"),
+    ("progress",): _Command(
+        "rlhf_lab.cli.course", "ShowProgress", "show_progress", "print what is solved in a folder of the course"
+    ),
     ("doctor",): _Command("rlhf_lab.cli.doctor", "Doctor", "doctor", "check what is installed, cached and reachable"),
 }
 

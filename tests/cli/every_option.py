@@ -103,6 +103,6 @@ def parsed(command: str, words: list[str]) -> Any:
 def from_words(command: str, values: dict[str, Any]) -> Any:
     flags = yaml_config.flags(KINDS[command])
     said = {name: value for name, value in values.items() if value is not None and name != "config"}
-    # The one argument without a name is `course DIR`.
-    first = [str(said.pop("folder"))] if command == "course" else []
+    # The one argument without a name is that of `course DIR` and `progress DIR`.
+    first = [str(said.pop("folder"))] if command in ("course", "progress") else []
     return parsed(command, first + [w for name, value in said.items() for w in words_of(name, value, name in flags)])

@@ -11,6 +11,7 @@ from rlhf_lab import shipped
 from rlhf_lab.cli import course
 from rlhf_lab.cli.main import main
 from rlhf_lab.errors import LabError
+from rlhf_lab.exercises import records
 from rlhf_lab.exercises.student_notebooks import BEGIN, STUB
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
@@ -75,7 +76,9 @@ def test_a_second_call_writes_nothing(small, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("list_lost", [False, True])
-def test_after_an_upgrade_unchanged_files_are_replaced_and_changed_ones_kept(small, tmp_path, capsys, list_lost):
+def test_after_an_upgrade_unchanged_files_are_replaced_and_new_versions_come_beside_changed_ones(
+    small, tmp_path, capsys, list_lost
+):
     """Without the list of what was written, only a file that equals the new version is known to be unchanged."""
     out = tmp_path / "course"
     run(capsys, out)
@@ -83,20 +86,82 @@ def test_after_an_upgrade_unchanged_files_are_replaced_and_changed_ones_kept(sma
     mine.write_text(mine.read_text().replace(json.dumps(STUB)[1:-1], "return 2 * x"))
     answer = mine.read_bytes()
     assert b"2 * x" in answer
+    assert "0 files written, 2 already there" in run(capsys, out)[1] and not (out / "00_start.new.ipynb").exists()
     if list_lost:
-        (out / course.MANIFEST).unlink()
+        (out / course.COURSE_FILE).unlink()
     ship(small, "y = 1\n" + SOURCE)
     said = run(capsys, out)[1]
     assert mine.read_bytes() == answer
+    assert code(out / "00_start.new.ipynb")[0].source.startswith("y = 1\ndef f(x)")
     if list_lost:
         assert (out / "01_next.ipynb").read_text() == old
         assert "Kept, because they were changed: 00_start.ipynb, 01_next.ipynb." in said
+        assert "beside them: 00_start.new.ipynb, 01_next.new.ipynb." in said
     else:
         assert code(out / "01_next.ipynb")[0].source.startswith("y = 1\ndef f(x)")
         assert "1 files written, 1 already there" in said and "changed: 00_start.ipynb." in said
-    mine.rename(out / "mine.ipynb")
+        assert "beside them: 00_start.new.ipynb." in said
+    before = {path: path.read_bytes() for path in out.rglob("*.ipynb")}
+    said = run(capsys, out)[1]
+    assert "beside" not in said and "left alone" not in said
+    assert {path: path.read_bytes() for path in out.rglob("*.ipynb")} == before
+
+
+def test_a_new_version_that_was_worked_on_is_kept_too(small, tmp_path, capsys):
+    """Two upgrades: the second new version replaces the first if that is untouched, and otherwise takes a free name."""
+    out = tmp_path / "course"
     run(capsys, out)
-    assert code(mine)[0].source.startswith("y = 1") and (out / "mine.ipynb").read_bytes() == answer
+    mine, new = out / "00_start.ipynb", out / "00_start.new.ipynb"
+    mine.write_text("my work")
+    for number in ("two", "three"):
+        ship(small, f"{number} = 1")
+        run(capsys, out)
+        assert code(new)[0].source == f"{number} = 1"
+    new.write_text("my work on the new version")
+    ship(small, "four = 1")
+    assert "beside them: 00_start.new-2.ipynb." in run(capsys, out)[1]
+    assert code(out / "00_start.new-2.ipynb")[0].source == "four = 1"
+    assert (mine.read_text(), new.read_text()) == ("my work", "my work on the new version")
+    assert "00_start.solutions.ipynb" in run(capsys, out, "--solutions")[1]
+    assert code(out / "00_start.solutions.ipynb")[0].outputs and mine.read_text() == "my work"
+
+
+def test_a_new_version_that_could_not_be_written_comes_with_the_next_call(small, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "course"
+    run(capsys, out)
+    (out / "00_start.ipynb").write_text("my work")
+    ship(small, "new = 1")
+    whole = course.write_text
+
+    def full_disk(path, text):
+        if ".new" in path.name:
+            raise LabError(f"{path} cannot be written (No space left on device).")
+        whole(path, text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(course, "write_text", full_disk)
+        assert run(capsys, out)[0] == 2
+    assert "beside them: 00_start.new.ipynb." in run(capsys, out)[1]
+    assert code(out / "00_start.new.ipynb")[0].source == "new = 1"
+
+
+def test_progress_is_printed_for_a_students_folder_and_refused_for_another(small, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "course"
+    run(capsys, out)
+    assert main(["progress", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "Nothing has been checked" in said and re.search(r"^nb05 .* 0 of \d+$", said, re.M)
+    monkeypatch.setattr(records, "_in_memory", [])
+    monkeypatch.chdir(out)
+    from rlhf_lab.exercises import check, exercise
+
+    check("nb05.dpo_loss", exercise("nb05.dpo_loss").solution)
+    monkeypatch.chdir(tmp_path)
+    assert main(["progress", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "Nothing has been checked" not in said and re.search(r"^nb05 .* 1 of \d+$", said, re.M)
+    assert main(["progress", str(tmp_path)]) == 2
+    assert "has not been made by `rlhf-lab course`" in capsys.readouterr().err
 
 
 def test_any_version_that_was_written_counts_as_unchanged_also_after_two_upgrades(small, tmp_path, capsys):
@@ -150,7 +215,7 @@ def test_what_is_no_file_of_the_command_is_kept(small, tmp_path, capsys):
     (out / "configs").mkdir()
     (out / "configs" / "ddp.yaml").write_bytes(b"\xff\xd8")
     for damage in ("{", "[]", '{"files": []}', '{"files": {"00_start.ipynb": 3}}'):
-        (out / course.MANIFEST).write_text(damage)
+        (out / course.COURSE_FILE).write_text(damage)
         said = run(capsys, out)[1]
         assert "0 files written" in said and "changed: 00_start.ipynb, 01_next.ipynb, configs/ddp.yaml." in said
     assert (tmp_path / "elsewhere").read_text() == "mine" and (out / "configs" / "ddp.yaml").read_bytes() == b"\xff\xd8"
@@ -210,7 +275,7 @@ def test_the_manifest_names_every_file_and_the_version(small, tmp_path, capsys):
     import rlhf_lab
 
     run(capsys, tmp_path / "course")
-    record = json.loads((tmp_path / "course" / course.MANIFEST).read_text())
+    record = json.loads((tmp_path / "course" / course.COURSE_FILE).read_text())
     assert record["rlhf_lab"] == rlhf_lab.__version__
     assert sorted(record["files"]) == ["00_start.ipynb", "01_next.ipynb", "configs/ddp.yaml"]
 
