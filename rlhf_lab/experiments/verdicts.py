@@ -26,7 +26,7 @@ from __future__ import annotations
 import math
 import re
 import string
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -34,7 +34,7 @@ from typing import Any, Literal, get_args
 from rlhf_lab.errors import LabError
 from rlhf_lab.intervals import Interval, format_number
 
-__all__ = ["OUTCOMES", "Notes", "Number", "Outcome", "Verdict", "fill", "read_notes"]
+__all__ = ["OUTCOMES", "Notes", "Number", "Outcome", "Verdict", "fill", "outcome_of", "read_notes", "side"]
 
 Outcome = Literal["supported", "partly supported", "not supported", "inconclusive"]
 OUTCOMES: tuple[str, ...] = get_args(Outcome)
@@ -105,6 +105,27 @@ class Notes:
     outcome: str
     conditions: tuple[str, ...]
     sections: Mapping[str, str]
+
+
+def side(one: Interval, threshold: float = 0.0) -> int:
+    """Return +1 for an interval above the threshold, −1 for one below it, and 0 where it contains the threshold."""
+    return int(one.low > threshold) - int(one.high < threshold)
+
+
+def outcome_of(parts: Iterable[int]) -> Outcome:
+    """Decide a claim from its parts.
+
+    Args:
+        parts: for each part +1 if it is true, −1 if it is false, and 0 if it is open.
+
+    Returns:
+        "supported" if all parts are true, "partly supported" if some are, "not supported" if none is true and some are
+        false, and "inconclusive" if all are open.
+    """
+    found = set(parts)
+    if 1 in found:
+        return "supported" if found == {1} else "partly supported"
+    return "not supported" if -1 in found else "inconclusive"
 
 
 def read_notes(path: Path) -> Notes:

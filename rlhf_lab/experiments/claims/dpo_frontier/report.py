@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from rlhf_lab.evaluation import mean_interval
 from rlhf_lab.experiments.claims.dpo_frontier.frontiers import METHODS, budgets_of, gains, heights
-from rlhf_lab.experiments.claims.dpo_frontier.settings import BUDGETS, MIN_LEAD, DPOFrontier
-from rlhf_lab.experiments.verdicts import Number, Verdict
+from rlhf_lab.experiments.claims.dpo_frontier.settings import JUDGED, DPOFrontier
+from rlhf_lab.experiments.statistics import holm_intervals
+from rlhf_lab.experiments.verdicts import Number, Verdict, outcome_of, side
 from rlhf_lab.figures import style
 from rlhf_lab.intervals import Interval
 
@@ -17,29 +18,19 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-QUOTED = (1, BUDGETS // 2 + 1, BUDGETS)
-"""The budgets, counted from 1, at which the gain of every method is a number of the verdict."""
-
 
 def numbers_of(settings: DPOFrontier, summary: pd.DataFrame, runs: pd.DataFrame) -> dict[str, Number]:
     """Return the numbers of a result by name, such as `lead_ppo_3` for DPO's lead over PPO at the third budget.
 
-    A number that some seed does not have is left out, such as a gain beyond the last point of a method.
+    The leads over PPO on the gold reward have usual intervals, since they do not decide. A number that some seed does
+    not have is left out, such as a gain beyond the last point of a method.
     """
     found = heights(settings, runs)
-    numbers: dict[str, Number] = {"budgets": BUDGETS}
-    numbers |= {f"budget_{place}": float(kl) for place, kl in enumerate(budgets_of(runs), 1)}
-    for method in ("ppo", "ppo-gold"):
-        name = method.replace("-", "_")
-        leads = [Interval(*mean_interval(values)) for values in (found["dpo"] - found[method]).T]
-        leads = [lead for lead in leads if lead.mean == lead.mean]
-        numbers |= {f"lead_{name}_{place}": lead for place, lead in enumerate(leads, 1)}
-        ahead, behind = (
-            len([1 for lead in leads if lead.low > MIN_LEAD]),
-            len([1 for lead in leads if lead.high < MIN_LEAD]),
-        )
-        numbers |= {f"ahead_{name}": ahead, f"behind_{name}": behind, f"open_{name}": len(leads) - ahead - behind}
-    for place in QUOTED:
+    numbers: dict[str, Number] = {f"budget_{place}": float(budgets_of(runs)[place - 1]) for place in JUDGED}
+    numbers |= holm_intervals({f"lead_ppo_{i}": (found["dpo"] - found["ppo"])[:, i - 1] for i in JUDGED})
+    for place in JUDGED:
+        over_gold = (found["dpo"] - found["ppo-gold"])[:, place - 1]
+        numbers[f"lead_ppo_gold_{place}"] = Interval(*mean_interval(over_gold))
         best = float(found["optimal"][:, place - 1].mean())
         for method, height in found.items():
             name, gain = method.replace("-", "_"), Interval(*mean_interval(height[:, place - 1]))
@@ -72,12 +63,8 @@ def _known(number: Number) -> bool:
 def decide(settings: DPOFrontier, summary: pd.DataFrame, runs: pd.DataFrame) -> Verdict:
     """Apply the rule (`settings.RULE`) to the numbers."""
     numbers = numbers_of(settings, summary, runs)
-    thresholds = {name: MIN_LEAD for name in numbers if name.startswith("lead_ppo_") and "gold" not in name}
-    if numbers["ahead_ppo"] == BUDGETS:
-        return Verdict("supported", numbers, thresholds)
-    if numbers["ahead_ppo"]:
-        return Verdict("partly supported", numbers, thresholds)
-    return Verdict("not supported" if numbers["behind_ppo"] else "inconclusive", numbers, thresholds)
+    leads = {name: one for place in JUDGED if isinstance(one := numbers[name := f"lead_ppo_{place}"], Interval)}
+    return Verdict(outcome_of(map(side, leads.values())), numbers, dict.fromkeys(leads, 0.0))
 
 
 def _styles(exact: bool) -> dict[str, style.Style]:
@@ -106,7 +93,7 @@ def figure(settings: DPOFrontier, summary: pd.DataFrame, runs: pd.DataFrame) -> 
         right, leads, "kl", "lead", "method", over, dodge=0.01 * budget["kl"].max(), legend=False,
         title="Lead of DPO at equal KL", xlabel="KL budget [nats]", ylabel="difference of reward [logits of a label]",
     )  # fmt: skip
-    right.axhline(MIN_LEAD, color="#444444", lw=1)
+    right.axhline(0, color="#444444", lw=1)
     low, high = right.get_ylim()
     right.set_ylim(low, high + 0.25 * (high - low))
     with style.use():

@@ -8,18 +8,19 @@ from typing import ClassVar
 from rlhf_lab.errors import LabError, Natural, Positive
 from rlhf_lab.experiments.settings import Defaults, PerScale, Settings
 
-BUDGETS = 8
+BUDGETS = 9
 """Number of KL budgets at which the methods are compared. They are evenly spaced in √KL."""
-MIN_LEAD = 0.0
-"""DPO is ahead at a budget if the interval of its lead lies above this, and behind if it lies below."""
+JUDGED = (3, 6, 9)
+"""The budgets, counted from 1, that decide: a third, two thirds and all of the largest √KL of both methods."""
 
 RULE = (
     f"A method's frontier in a seed is the concave envelope of its points and π_ref. DPO's lead is its reward minus "
-    f"PPO's at the same KL budget, taken within the seed, with a 95% interval over seeds. It is measured at {BUDGETS} "
-    f"budgets, evenly spaced in √KL up to the largest KL that both methods reach in all seeds. The claim is supported "
-    f"if the interval lies above {MIN_LEAD:g} at every budget, and partly supported if it does so at some of them. It "
-    f"is not supported if the interval lies below {MIN_LEAD:g} at some budget and above it at none. Otherwise the "
-    f"result is inconclusive."
+    f"PPO's at the same KL budget, taken within the seed. Three budgets decide: a third, two thirds and all of the "
+    f"largest √KL that both methods reach in all seeds. The intervals of the three leads are t intervals over seeds, "
+    f"corrected by Holm's procedure at 95%. DPO is ahead at a budget if the interval lies above 0 and behind if it "
+    f"lies below. The claim is supported if DPO is ahead at all three budgets, partly supported if it is ahead at some "
+    f"of them, not supported if it is ahead at none and behind at some, and otherwise inconclusive. The leads at all "
+    f"{BUDGETS} budgets of the picture have 95% intervals of their own and do not decide."
 )
 
 
