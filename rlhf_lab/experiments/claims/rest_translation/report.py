@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from rlhf_lab.evaluation import mean_interval
 from rlhf_lab.experiments import statistics
 from rlhf_lab.experiments.claims.rest_translation.settings import FRONTIER, LOSSES, ReSTTranslation
-from rlhf_lab.experiments.verdicts import Number, Outcome, Verdict
+from rlhf_lab.experiments.verdicts import Number, Verdict, outcome_of, side
 from rlhf_lab.intervals import Interval
 
 if TYPE_CHECKING:
@@ -20,7 +19,8 @@ if TYPE_CHECKING:
 
     from rlhf_lab.figures.style import Style
 
-Status = Literal["shown", "proxy alone", "refuted", "open"]
+PARTS = ("improve_proxy", "grow_proxy", "over_ppo_proxy")
+"""The parts (1), (2) and (3) of the rule."""
 METRICS = ("proxy_gain", "gold_gain", "kl", "regret", "bleu", "distinct")
 
 
@@ -51,54 +51,25 @@ def _interval(row: Any, metric: str) -> Interval:
 
 
 def _differences(settings: ReSTTranslation, runs: pd.DataFrame) -> dict[str, Number]:
-    """The numbers that the rule compares with zero."""
+    """The differences within seeds. Those of `PARTS` decide and are corrected for their number."""
     first, second = settings.first_names[-1], settings.second_names[-1]
     compared = {"improve": (first, settings.first_names[0]), "grow": (second, first), "over_ppo": (second, "ppo"),
                 **{f"over_{name}": (first, name) for name in LOSSES}}  # fmt: skip
     trained = runs[~runs["condition"].str.match("limit|frontier")]
-    numbers: dict[str, Number] = {
-        f"{name}_{metric}": Interval(*statistics.difference(trained, "condition", one, other, metric))
+    found = {
+        f"{name}_{metric}": statistics.paired(trained, "condition", one, other, metric)
         for name, (one, other) in compared.items()
         for metric in ("proxy", "gold")
     }
-    gaps = runs[runs["condition"] == f"limit {settings.thresholds[-1]:g}"]["gap"]
-    return numbers | {"limit_gap": Interval(*mean_interval(gaps.to_numpy()))}
-
-
-def status(proxy: Iterable[Interval], gold: Iterable[Interval] = ()) -> Status:
-    """Decide one part of the claim from its differences in r_φ and in the gold reward."""
-    proxy = list(proxy)
-    if any(one.below for one in proxy):
-        return "refuted"
-    if not all(one.above for one in proxy):
-        return "open"
-    return "proxy alone" if any(one.below for one in gold) else "shown"
-
-
-def outcome(improve: Status, others: Iterable[Status]) -> Outcome:
-    """Apply the rule (`settings.RULE`) to part (1) and to the other parts."""
-    found = set(others)
-    if improve in ("refuted", "open"):
-        return "not supported" if improve == "refuted" else "inconclusive"
-    if improve == "shown" and found == {"shown"}:
-        return "supported"
-    return "inconclusive" if improve == "shown" and found == {"open"} else "partly supported"
+    found["limit_gap"] = runs[runs["condition"] == f"limit {settings.thresholds[-1]:g}"]["gap"].to_numpy()
+    numbers: dict[str, Number] = {name: Interval(*mean_interval(values)) for name, values in found.items()}
+    return numbers | statistics.holm_intervals({name: found[name] for name in PARTS})
 
 
 def decide(settings: ReSTTranslation, summary: pd.DataFrame, runs: pd.DataFrame) -> Verdict:
-    """Compute the numbers and decide the claim."""
+    """Apply the rule (`settings.RULE`) to the numbers."""
     numbers: dict[str, Any] = numbers_of(settings, summary, runs)
-
-    def part(*names: str) -> Status:
-        return status(*([numbers[f"{name}_{metric}"] for name in names] for metric in ("proxy", "gold")))
-
-    others = [
-        part("grow"),
-        part(*(f"over_{name}" for name in LOSSES)),
-        part("over_ppo"),
-        status([numbers["limit_gap"]]),
-    ]
-    return Verdict(outcome(part("improve"), others), numbers)
+    return Verdict(outcome_of(side(numbers[name]) for name in PARTS), numbers, dict.fromkeys(PARTS, 0.0))
 
 
 def _styles(settings: ReSTTranslation) -> dict[str, Style]:

@@ -14,15 +14,13 @@ FRONTIER = (0.0, 0.03, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0)
 """Shares of the KL of the last filter's limit at which π* of the reward model is evaluated."""
 
 RULE = (
-    "The claim has five parts. Each is decided by differences in r_φ that are paired within seeds. (1) r_φ is higher "
-    "after the last Improve step than after SFT on all samples. (2) It is higher at the end of the second Grow step "
-    "than at the end of the first. (3) It is higher after the last Improve step of the first Grow step than with every "
-    "other loss. (4) It is higher at the end of the second Grow step than with PPO. (5) It is lower in the limit of "
-    "the last filter than for π* of the same reward at the same KL. A part is shown if all its 95% intervals lie on "
-    "the claimed side of zero, refuted if one lies on the other side, and open otherwise. A part from (1) to (4) that "
-    "is shown counts as shown on the proxy alone if the gold reward falls, with its whole interval. Supported if all "
-    "five parts are shown; not supported if (1) is refuted; inconclusive if (1) is open, or if (1) is shown and all "
-    "others are open; otherwise partly supported."
+    "The claim has three parts. Each is a difference in r_φ, the reward that ReST filters by, paired within seeds. (1) "
+    "The last Improve step of the first Grow step minus SFT on all samples. (2) The end of the second Grow step minus "
+    "the end of the first. (3) The end of the second Grow step minus PPO. The intervals are t intervals over seeds, "
+    "corrected for three comparisons by Holm's procedure at 95%. A part is true if its interval lies above 0 and false "
+    "if it lies below. Supported if all three parts are true; partly supported if some are; not supported if none is "
+    "true and some are false; inconclusive if all are open. The same differences in the gold reward, the other losses "
+    "and the limit of the filter are reported and do not decide."
 )
 
 
