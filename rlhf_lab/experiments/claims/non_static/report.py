@@ -16,10 +16,11 @@ from rlhf_lab.experiments.claims.non_static.settings import (
     NonStatic,
 )
 from rlhf_lab.experiments.claims.non_static.strategies import STRATEGIES
-from rlhf_lab.experiments.verdicts import Number, Outcome, Verdict
+from rlhf_lab.experiments.verdicts import Number, Verdict, outcome_of, side
 from rlhf_lab.intervals import Interval
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -32,15 +33,23 @@ def _near(column: pd.Series, value: float) -> pd.Series:
     return (column - value).abs() < 1e-6
 
 
-def regret_difference(runs: pd.DataFrame, change: str, turn: float, one: str, other: str) -> Interval:
-    """Return the mean regret of a round of strategy `one` minus that of `other`, paired within seeds."""
+CASES = ("drift_saving", "policy_saving", "policy_narrow_saving")
+TEXT_CASES = ("drift_gain", "policy_gain")
+"""The differences that decide, positive where fresh labels are better."""
+
+
+def regret_differences(runs: pd.DataFrame, change: str, turn: float, one: str, other: str) -> np.ndarray:
+    """Return the mean regret of a round of strategy `one` minus that of `other`, for each seed."""
     deployed = runs[(runs["part"] == "deploy") & (runs["change"] == change) & _near(runs["turn"], turn)]
-    return Interval(*statistics.difference(deployed, "strategy", one, other, "regret"))
+    return statistics.paired(deployed, "strategy", one, other, "regret")
 
 
 def savings(settings: NonStatic, runs: pd.DataFrame) -> dict[float, Interval]:
     """Return by how much refitting to the newest labels lowers the regret of a round, for each turn in order."""
-    return {turn: regret_difference(runs, "drift", turn, "offline", "window") for turn in sorted(settings.turns)}
+    return {
+        turn: Interval(*mean_interval(regret_differences(runs, "drift", turn, "offline", "window")))
+        for turn in sorted(settings.turns)
+    }
 
 
 def ratio_at_best(runs: pd.DataFrame, more: int) -> Interval:
@@ -51,10 +60,10 @@ def ratio_at_best(runs: pd.DataFrame, more: int) -> Interval:
     return Interval(*mean_interval((near["regret"] / near["limit"]).groupby(near["seed"]).mean().to_numpy()))
 
 
-def objective_difference(runs: pd.DataFrame, change: str, one: str, other: str) -> Interval:
-    """Return J of strategy `one` minus that of `other`, mean over the rounds, paired within seeds."""
+def objective_differences(runs: pd.DataFrame, change: str, one: str, other: str) -> np.ndarray:
+    """Return J of strategy `one` minus that of `other`, mean over the rounds, for each seed."""
     part = runs[runs["change"] == change].groupby(["strategy", "seed"], sort=False)["objective"].mean().reset_index()
-    return Interval(*statistics.difference(part, "strategy", one, other, "objective"))
+    return statistics.paired(part, "strategy", one, other, "objective")
 
 
 def rhythm(summary: pd.DataFrame, rate: float, cost: float, column: str = "regret") -> tuple[int, int]:
@@ -92,15 +101,17 @@ def numbers_of(settings: NonStatic, summary: pd.DataFrame, runs: pd.DataFrame) -
             if change == "sudden":
                 numbers[f"late_regret_{name}"] = _interval(rows.loc[strategy], f"quarter_{PIECES}")
             numbers["break_even"] = _interval(rows.loc[strategy], "even")
-    for change, one, other in (
-        ("drift", "online", "window"),
-        ("prompts", "refit-all", "window"),
-        ("policy", "online-all", "offline"),
-        ("policy-narrow", "online-all", "offline"),
-    ):
-        turn = turns[-1] if change == "drift" else 0.0
+    for change, one, other in (("drift", "online", "window"), ("prompts", "refit-all", "window")):
         name = f"{change}_{one}_vs_{other}".replace("-", "_")
-        numbers[name] = regret_difference(runs, change, turn, one, other)
+        found = regret_differences(runs, change, turns[-1] if change == "drift" else 0.0, one, other)
+        numbers[name] = Interval(*mean_interval(found))
+    cases = (("drift", turns[-1], "window"), ("policy", 0.0, "online-all"), ("policy-narrow", 0.0, "online-all"))
+    numbers |= statistics.holm_intervals(
+        {
+            name: regret_differences(runs, change, turn, "offline", fresh)
+            for name, (change, turn, fresh) in zip(CASES, cases, strict=True)
+        }
+    )
     return numbers | _long_run_numbers(settings, summary, runs)
 
 
@@ -127,13 +138,19 @@ def _text_numbers(settings: NonStatic, summary: pd.DataFrame, runs: pd.DataFrame
             for metric in ("objective", "gold", "words") if change == "drift" else ():
                 numbers[f"last_{metric}_{name}"] = _interval(rows.loc[str(settings.rounds)], metric)
     for change, one, other in (
-        ("drift", "online", "offline"), ("none", "online-all", "offline"), ("prompts", "online-all", "offline"),
-        ("drift", "window", "refit-all"), ("drift", "online", "window"),
+        ("prompts", "online-all", "offline"), ("drift", "window", "refit-all"), ("drift", "online", "window"),
     ):  # fmt: skip
         name = f"{change}_{one}_vs_{other}".replace("-", "_")
-        numbers[name] = objective_difference(runs, change, one, other)
-    last = runs[runs["round"] == settings.rounds]
-    return numbers | {"last_drift_window_vs_offline": objective_difference(last, "drift", "window", "offline")}
+        numbers[name] = Interval(*mean_interval(objective_differences(runs, change, one, other)))
+    last = objective_differences(runs[runs["round"] == settings.rounds], "drift", "window", "offline")
+    numbers["last_drift_window_vs_offline"] = Interval(*mean_interval(last))
+    cases = (("drift", "online"), ("none", "online-all"))
+    return numbers | statistics.holm_intervals(
+        {
+            name: objective_differences(runs, change, fresh, "offline")
+            for name, (change, fresh) in zip(TEXT_CASES, cases, strict=True)
+        }
+    )
 
 
 def first_turn(saved: Mapping[float, Interval]) -> float | None:
@@ -142,30 +159,14 @@ def first_turn(saved: Mapping[float, Interval]) -> float | None:
     return next((turn for i, turn in enumerate(turns) if all(saved[one].above for one in turns[i:])), None)
 
 
-def outcome(saved: Mapping[float, Interval]) -> Outcome:
-    """Apply the rule of the exact scales (`settings.RULE`) to what refitting saves at each turn, in order."""
-    start = first_turn(saved)
-    if start is not None:
-        return "supported" if start == next(iter(saved)) else "partly supported"
-    refuted = any(one.below for one in saved.values()) and not any(one.above for one in saved.values())
-    return "not supported" if refuted else "inconclusive"
-
-
-def text_outcome(drift: Interval, still: Interval) -> Outcome:
-    """Apply the rule of text to the differences in J under drift and without any change."""
-    if drift.above:
-        return "supported" if still.above else "partly supported"
-    return "not supported" if drift.below else "inconclusive"
-
-
 def decide(settings: NonStatic, summary: pd.DataFrame, runs: pd.DataFrame) -> Verdict:
-    """Compute the numbers and decide the claim."""
+    """Apply the rule (`settings.RULE`) to the numbers."""
     numbers: dict[str, Any] = numbers_of(settings, summary, runs)
-    if not settings.exact:
-        return Verdict(text_outcome(numbers["drift_online_vs_offline"], numbers["none_online_all_vs_offline"]), numbers)
-    # The bound that is nearer to the estimate.
-    bound = CLOSED_FORM[numbers["ratio_more"].mean > 1]
-    return Verdict(outcome(savings(settings, runs)), numbers, {"ratio_more": bound})
+    cases = CASES if settings.exact else TEXT_CASES
+    thresholds = dict.fromkeys(cases, 0.0)
+    if settings.exact:  # the bound that is nearer to the estimate
+        thresholds["ratio_more"] = 1 + math.copysign(CLOSED_FORM, numbers["ratio_more"].mean - 1)
+    return Verdict(outcome_of(side(numbers[name]) for name in cases), numbers, thresholds)
 
 
 def strategy_styles() -> dict[str, Style]:
