@@ -150,8 +150,9 @@ class TextSetup(Setup):
         proxy: Reward | None = None,
         judge: Judge | None = None,
         beta: float | None = None,
+        first: int = 0,
     ) -> dict[str, float]:
-        """Estimate a policy's numbers on the first prompts of a split, each a mean over prompts and responses.
+        """Estimate a policy's numbers on some prompts of a split, each a mean over prompts and responses.
 
         The samples depend on the seed of the set-up. Compare conditions within a seed, and give intervals over seeds.
 
@@ -162,6 +163,8 @@ class TextSetup(Setup):
             proxy: a reward model that also scores the responses; None for none.
             judge: compares each response with the target; None for none.
             beta: of J; None for the budget's.
+            first: number of the first prompt. Where it depends on the seed, intervals over seeds contain the error of
+                the prompts.
 
         Returns:
             gold (raw), reward (r* = gold / unit), kl (k1, nats; at temperature 1 only, else NaN), objective
@@ -170,8 +173,9 @@ class TextSetup(Setup):
             proxy and proxy_wins; with `judge`: judge_wins.
         """
         task, budget = self.task, self.budget
-        prompts = task.world.prompts(task.tokenizer, split, budget.test_prompts)
-        examples = task.world.examples(split, budget.test_prompts)
+        last = first + budget.test_prompts
+        prompts = task.world.prompts(task.tokenizer, split, last)[first:]
+        examples = task.world.examples(split, last)[first:]
         targets = [example.target for example in examples]
         asked = [example.prompt for example in examples]
         samples = 1 if temperature == 0 else budget.test_samples
@@ -198,7 +202,7 @@ class TextSetup(Setup):
         out["objective"] = out["reward"] - (budget.beta if beta is None else beta) * out["kl"]
         if proxy is not None:
             score = proxy(prompts, y).cpu()
-            _, answers = task.world.sft(task.tokenizer, split, budget.test_prompts)
+            answers = task.world.sft(task.tokenizer, split, last)[1][first:]
             out |= {"proxy": score.double().mean().item(), "proxy_wins": _wins(score, proxy(prompts, answers).cpu())}
         if judge is not None:
             found = evaluation.win_rate(asked, texts, targets, judge)

@@ -88,10 +88,27 @@ def test_each_outcome_of_the_rule_from_runs_that_call_for_it(runs, outcome, sign
 def test_the_parts_are_the_differences_that_were_put_in():
     """DPO .62 → .60, PPO .57 → .40, best-of-128 .60 at temperature 1: +5, 15 and +2 points."""
     runs = _runs((0.62, 0.6), (0.57, 0.4), 0.6)
-    found = comparisons(SETTINGS, claim.summarise_runs(SETTINGS, runs), runs, "gold_wins")
+    found = comparisons(SETTINGS, runs, "gold_wins")
     assert [found[name].mean for name in PARTS] == pytest.approx([0.05, 0.15, 0.02])
     best = {"best_temperature_ppo": 0, "best_temperature_dpo": 0, "best_n": 128, "best_temperature_best_of_n": 1}
     assert found.items() >= best.items()
+
+
+def test_two_methods_tie_where_the_interval_of_their_difference_is_narrow_and_contains_zero():
+    """Differences of ±0.1 points are ties, which contradict "more often"; those of ±20 points leave the parts open."""
+    tied = _runs((0.55, 0.45), (0.55, 0.45), 0.55, spread=0.001)
+    verdict = decide(SETTINGS, claim.summarise_runs(SETTINGS, tied), tied)
+    assert verdict.outcome == "not supported"
+    assert not any(verdict.numbers[name].above or verdict.numbers[name].below for name in PARTS)
+
+
+def test_the_best_cell_of_a_seed_is_found_on_the_other_seeds():
+    """Seed 0 alone is high at temperature 1. The other seeds take 1 because of it, and seed 0 itself takes 0."""
+    runs = _runs((0.6, 0.5), (0.5, 0.5), 0.4)
+    lucky = (runs["seed"] == 0) & (runs["method"] == "ppo") & (runs["temperature"] == 1)
+    runs["gold_wins"] = runs["gold_wins"].mask(lucky, 0.9)
+    found = comparisons(SETTINGS, runs, "gold_wins")
+    assert found["lead_over_ppo"].mean == pytest.approx(0.1) and found["best_temperature_ppo"] == 1
 
 
 def _checked(found):

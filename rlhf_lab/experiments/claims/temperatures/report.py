@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rlhf_lab.evaluation import mean_interval
-from rlhf_lab.experiments.claims.temperatures.settings import THRESHOLD, Temperatures
-from rlhf_lab.experiments.verdicts import Number, Outcome, Verdict
+from rlhf_lab.experiments.claims.temperatures.settings import TIE, Temperatures
+from rlhf_lab.experiments.statistics import holm_intervals
+from rlhf_lab.experiments.verdicts import Number, Verdict, outcome_of, side
 from rlhf_lab.intervals import Interval
 
 if TYPE_CHECKING:
@@ -20,9 +21,6 @@ PAPER = {"dpo": 0.617, "ppo": 0.570}
 """Win rates at temperature 0 in the DPO paper's TL;DR figure. Temperature 0 is also PPO's best there."""
 PARTS = ("lead_over_ppo", "smaller_fall", "lead_over_best_of_n")
 """The parts (a), (b) and (c) of the rule."""
-
-Cell = tuple[str, float]
-"""A method and a temperature."""
 
 
 def metrics(settings: Temperatures) -> dict[str, str]:
@@ -39,59 +37,55 @@ def numbers_of(settings: Temperatures, summary: pd.DataFrame, runs: pd.DataFrame
         row = table.loc[(method, temperature)]
         return Interval(row[column], row[f"{column}_low"], row[f"{column}_high"])
 
-    numbers = comparisons(settings, summary, runs, "gold_wins")
+    numbers = comparisons(settings, runs, "gold_wins")
     if not settings.exact:
-        numbers |= {
-            f"judge_{name}": value for name, value in comparisons(settings, summary, runs, "judge_wins").items()
-        }
+        numbers |= {f"judge_{name}": value for name, value in comparisons(settings, runs, "judge_wins").items()}
     for name, column in metrics(settings).items():
         for method in styles(settings):
             key = method.replace("-", "_")
             numbers |= {f"{name}_{key}_{t}": at(method, t, column) for t in (0, 1)}
     rival = f"best-of-{numbers['best_n']}"
     numbers["wins_best_of_n"] = at(rival, float(numbers["best_temperature_best_of_n"]), "gold_wins")  # type: ignore[arg-type]
-    return numbers | {"fall_reference": _difference(runs, "gold_wins", [("reference", 0)], [("reference", 1)])}
+    start = runs[runs["method"] == "reference"].pivot(index="seed", columns="temperature", values="gold_wins")
+    return numbers | {"fall_reference": Interval(*mean_interval((start[0] - start[1]).to_numpy()))}
 
 
-def comparisons(settings: Temperatures, summary: pd.DataFrame, runs: pd.DataFrame, metric: str) -> dict[str, Number]:
+def comparisons(settings: Temperatures, runs: pd.DataFrame, metric: str) -> dict[str, Number]:
     """Return the three parts of the rule by one measure of winning, with the best temperatures and the best n."""
-    _, ppo = _best(summary, ["ppo"], metric)
-    _, dpo = _best(summary, ["dpo"], metric)
-    rival, temperature = _best(summary, [f"best-of-{n}" for n in settings.best_of], metric)
+    table: Any = runs.pivot(index="seed", columns=["method", "temperature"], values=metric)
+    best_of = [f"best-of-{n}" for n in settings.best_of]
+    at_best = {name: _at_best(table[methods]) for name, methods in (("ppo", ["ppo"]), ("dpo", ["dpo"]), ("n", best_of))}
+    parts = {
+        "lead_over_ppo": table["dpo", 0] - at_best["ppo"],
+        "smaller_fall": table["ppo", 0] - table["ppo", 1] - table["dpo", 0] + table["dpo", 1],
+        "lead_over_best_of_n": at_best["dpo"] - at_best["n"],
+    }
+    rival, temperature = table[best_of].mean().idxmax()
     return {
-        "lead_over_ppo": _difference(runs, metric, [("dpo", 0)], [("ppo", ppo)]),
-        "smaller_fall": _difference(runs, metric, [("ppo", 0), ("dpo", 1)], [("ppo", 1), ("dpo", 0)]),
-        "lead_over_best_of_n": _difference(runs, metric, [("dpo", dpo)], [(rival, temperature)]),
-        "best_temperature_ppo": ppo,
-        "best_temperature_dpo": dpo,
-        "best_temperature_best_of_n": temperature,
+        **holm_intervals({name: part.to_numpy() for name, part in parts.items()}),
+        "best_temperature_ppo": float(table["ppo"].mean().idxmax()),
+        "best_temperature_dpo": float(table["dpo"].mean().idxmax()),
+        "best_temperature_best_of_n": float(temperature),
         "best_n": int(rival.removeprefix("best-of-")),
     }
 
 
-def _best(summary: pd.DataFrame, methods: list[str], metric: str) -> Cell:
-    """The method and the temperature of the maximal mean over seeds."""
-    part = summary[summary["method"].isin(methods)]
-    row = part.iloc[int(part[metric].to_numpy().argmax())]
-    return str(row["method"]), float(row["temperature"])
+def _at_best(table: pd.DataFrame) -> pd.Series:
+    """Return each seed's value in the cell whose mean over the other seeds is maximal.
 
-
-def _difference(runs: pd.DataFrame, metric: str, plus: list[Cell], minus: list[Cell]) -> Interval:
-    """The sum of some cells minus that of others, within a seed: its mean over seeds with its interval."""
-    table = runs.pivot(index="seed", columns=["method", "temperature"], values=metric)
-    total: Any = sum(table[cell] for cell in plus) - sum(table[cell] for cell in minus)
-    return Interval(*mean_interval(total.to_numpy()))
+    Args:
+        table: a row for each seed, a column for each cell.
+    """
+    others = (table.sum() - table) / (len(table) - 1) if len(table) > 1 else table
+    return table.where(others.eq(others.max(axis=1), axis=0)).bfill(axis=1).iloc[:, 0]
 
 
 def decide(settings: Temperatures, summary: pd.DataFrame, runs: pd.DataFrame) -> Verdict:
     """Apply the rule (`settings.RULE`) to the numbers."""
     numbers = numbers_of(settings, summary, runs)
-    parts: list[Any] = [numbers[name] for name in PARTS]
-    true, false = [part.low > THRESHOLD for part in parts], [part.high < THRESHOLD for part in parts]
-    outcome: Outcome = "supported" if all(true) else "partly supported"
-    if not any(true):
-        outcome = "not supported" if any(false) else "inconclusive"
-    return Verdict(outcome, numbers, dict.fromkeys(PARTS, THRESHOLD))
+    parts = [one for name in PARTS if isinstance(one := numbers[name], Interval)]
+    signs = [side(one) or -int(max(-one.low, one.high) < TIE) for one in parts]
+    return Verdict(outcome_of(signs), numbers, dict.fromkeys(PARTS, 0.0))
 
 
 def styles(settings: Temperatures) -> dict[str, Style]:

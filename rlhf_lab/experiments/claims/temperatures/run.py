@@ -142,10 +142,13 @@ def _text_rows(settings: Temperatures, setup: TextSetup, method: str, policy: Po
         reward: Any = setup.reward_model
         policies = {f"best-of-{n}": BestOf(policy, reward, n, sampling_batch_size=16) for n in settings.best_of}
     judge = judge_of(settings.scale, WORLD, settings.quick)
+    # Every seed has other test prompts, as long as there are enough.
+    sets = len(setup.task.world.examples("test")) // settings.prompts
+    first = setup.seed % sets * settings.prompts
     rows = []
     for name, one in policies.items():
         for temperature in settings.temperatures:
-            found = setup.evaluate(one, temperature=temperature, judge=judge)
+            found = setup.evaluate(one, temperature=temperature, judge=judge, first=first)
             saved = {key: found[key] for key in ("gold_wins", "judge_wins", "reward", "tokens", "distinct_2")}
             rows.append({"method": name, "temperature": temperature, **saved})
     return rows

@@ -8,18 +8,20 @@ from typing import ClassVar
 from rlhf_lab.errors import LabError, Natural, NonNegative, Positive
 from rlhf_lab.experiments.settings import Defaults, PerScale, Settings
 
-THRESHOLD = 0.0
-"""A part of the claim is true where the whole interval of its difference lies above this, and false where it lies
-below."""
+TIE = 0.03
+"""Two win rates tie if the interval of their difference lies within ± this. The paper's DPO leads PPO by 0.047."""
 
 RULE = (
-    "The claim has three parts. Each is a difference of win rates by the gold reward, taken within a seed, with its "
-    "95% interval over seeds: (a) the win rate of DPO at temperature 0 minus that of PPO at its best temperature; (b) "
-    "PPO's fall from temperature 0 to 1 minus DPO's; (c) the win rate of DPO at its best temperature minus that of "
-    "best-of-n at its best n and temperature. “Best” is the maximum of the mean over seeds. A part is true if its "
-    "interval lies above 0, false if it lies below 0, and otherwise open. Supported if all three parts are true; "
-    "partly supported if some are; not supported if none is true and at least one is false; inconclusive if all three "
-    "are open."
+    f"The claim has three parts. Each is a difference of win rates by the gold reward, taken within a seed: (a) the "
+    f"win rate of DPO at temperature 0 minus that of PPO at its best temperature; (b) PPO's fall from temperature 0 "
+    f"to 1 minus DPO's; (c) the win rate of DPO at its best temperature minus that of best-of-n at its best n and "
+    f"temperature. “Best” is the maximum of the mean over the other seeds, so that no method gains from being selected "
+    f"on the seed that is measured. The intervals are t intervals over seeds, corrected for three parts by Holm's "
+    f"procedure at 95%. On finite worlds each seed has a world of its own, and on text each seed has test prompts of "
+    f"its own, so the intervals contain the error of the prompts too. A part is true if its interval lies above 0. It "
+    f"is false if the interval lies below 0, or within ±{TIE:.0%}, which is a tie. Otherwise it is open. Supported if "
+    f"all three parts are true; partly supported if some are; not supported if none is true and at least one is false; "
+    f"inconclusive if all three are open."
 )
 
 
@@ -42,7 +44,7 @@ class Temperatures(Settings):
     steps: Natural
     """Optimiser steps of every run. PPO uses each batch of samples for several steps."""
     prompts: Natural
-    """Text: number of test prompts. Each is answered once at every temperature."""
+    """Text: number of test prompts of a seed. Each is answered once at every temperature."""
 
     DEFAULTS: ClassVar[Defaults] = {
         "seeds": PerScale(10, 10, 3),
