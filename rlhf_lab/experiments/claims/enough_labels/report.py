@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from rlhf_lab.evaluation import mean_interval
-from rlhf_lab.experiments.claims.enough_labels.settings import MAX_LEFT, MAX_SLOPE, SLOPE_RANGE, EnoughLabels
-from rlhf_lab.experiments.verdicts import Number, Outcome, Verdict
+from rlhf_lab.experiments.claims.enough_labels.settings import MARGIN, MAX_LEFT, SLOPE_RANGE, EnoughLabels
+from rlhf_lab.experiments.statistics import equivalence
+from rlhf_lab.experiments.verdicts import Number, Verdict, outcome_of, side
 from rlhf_lab.intervals import Interval
 
 if TYPE_CHECKING:
@@ -17,15 +21,34 @@ if TYPE_CHECKING:
 TEXT_METRICS = ("objective", "gain", "gold", "kl", "regret", "left", "effective", "trusted")
 
 
-def slope(settings: EnoughLabels, runs: pd.DataFrame) -> Interval:
-    """Return the slope of log regret in log N for tables, fitted for each seed, with its interval over seeds."""
-    import numpy as np
-
+def slopes(settings: EnoughLabels, runs: pd.DataFrame) -> np.ndarray:
+    """Return the slope of log regret in log N for tables, fitted for each seed."""
     part = runs[(runs["kind"] == "table") & (runs["labels"] >= settings.labels[-1] / SLOPE_RANGE)]
     wide = part.pivot(index="seed", columns="labels", values="regret")
     x = np.log(wide.columns.to_numpy(dtype=float))
     x = x - x.mean()
-    return Interval(*mean_interval((np.log(wide.to_numpy(dtype=float)) @ x) / (x @ x)))
+    fitted: np.ndarray = (np.log(wide.to_numpy(dtype=float)) @ x) / (x @ x)
+    return fitted
+
+
+def judged(settings: EnoughLabels, runs: pd.DataFrame) -> dict[str, Interval]:
+    """Return the numbers that decide, with intervals that hold together at 95%."""
+    first, last = settings.labels[0], settings.labels[-1]
+    values: dict[str, np.ndarray | pd.Series] = {}
+    if settings.exact:
+        table = runs[(runs["kind"] == "table") & (runs["labels"] == last)]
+        values = {"slope": slopes(settings, runs), f"ratio_{last}": table["ratio"]}
+        if settings.net_labels:
+            stopped = runs[(runs["kind"] == "transformer") & (runs["when"] == "stopped")]
+            wide = stopped.pivot(index="seed", columns="labels", values="regret")
+            values["net_fall"] = wide[settings.net_labels[0]] - wide[settings.net_labels[-1]]
+    else:
+        few, many = (runs[runs["labels"] == n].set_index("seed") for n in (first, last))
+        values["objective_rise"] = many["objective"] - few["objective"]
+        values["regret_fall"] = few["regret"] - many["regret"]
+        values[f"left_{last}"] = many["left"]
+    level = 1 - 0.05 / len(values)
+    return {name: Interval(*mean_interval(np.asarray(one), level)) for name, one in values.items()}
 
 
 def value_at(summary: pd.DataFrame, kind: str, labels: int, metric: str, when: str = "end") -> Interval:
@@ -40,8 +63,7 @@ def numbers_of(settings: EnoughLabels, summary: pd.DataFrame, runs: pd.DataFrame
     numbers: dict[str, Number] = {"labels_first": ends[0], "labels_last": ends[1]}
     if not settings.exact:
         numbers |= {f"{m}_{n}": value_at(summary, "text", n, m) for m in TEXT_METRICS for n in settings.labels}
-        return numbers | {"passes_last": settings.steps * settings.batch / ends[1]}
-    numbers["slope"] = slope(settings, runs)
+        return numbers | judged(settings, runs) | {"passes_last": settings.steps * settings.batch / ends[1]}
     for metric in ("regret", "ratio", "left", "finite"):
         numbers |= {f"{metric}_{n}": value_at(summary, "table", n, metric) for n in settings.labels}
     for when in ("end", "stopped") if settings.net_labels else ():
@@ -53,44 +75,26 @@ def numbers_of(settings: EnoughLabels, summary: pd.DataFrame, runs: pd.DataFrame
     if settings.net_labels:
         fresh = settings.steps * settings.batch
         numbers |= {"fresh_labels": fresh, "fresh_regret": value_at(summary, "fresh", fresh, "regret")}
-    return numbers
+    return numbers | judged(settings, runs)
 
 
 def decide(settings: EnoughLabels, summary: pd.DataFrame, runs: pd.DataFrame) -> Verdict:
     """Apply the rule (`settings.RULE`) to the numbers."""
-    numbers = numbers_of(settings, summary, runs)
-    first, last = settings.labels[0], settings.labels[-1]
-    if not settings.exact:
-        outcome = _text_outcome(numbers, first, last)
-        return Verdict(outcome, numbers, {f"left_{last}": MAX_LEFT})
-    thresholds = {"slope": MAX_SLOPE, f"ratio_{last}": 1.0}
-    change, ratio, steep = _change(numbers, "regret", first, last), numbers[f"ratio_{last}"], numbers["slope"]
-    assert isinstance(ratio, Interval) and isinstance(steep, Interval)
-    if change >= 0:
-        return Verdict("not supported" if change > 0 else "inconclusive", numbers, thresholds)
-    supported = steep.high < MAX_SLOPE and ratio.low <= 1 <= ratio.high
-    if settings.net_labels:
-        few, many = settings.net_labels[0], settings.net_labels[-1]
-        falls = [_change(numbers, f"net_regret_{when}", few, many) < 0 for when in ("stopped", "end")]
-        supported = supported and all(falls)
-    return Verdict("supported" if supported else "partly supported", numbers, thresholds)
-
-
-def _text_outcome(numbers: dict[str, Number], first: int, last: int) -> Outcome:
-    change = _change(numbers, "objective", first, last)
-    if change <= 0:
-        return "not supported" if change < 0 else "inconclusive"
-    left, trusted = numbers[f"left_{last}"], numbers[f"trusted_{last}"]
-    assert isinstance(left, Interval) and isinstance(trusted, Interval)
-    found = _change(numbers, "regret", first, last) < 0 and trusted.mean == 1 and left.high < MAX_LEFT
-    return "supported" if found else "partly supported"
-
-
-def _change(numbers: dict[str, Number], metric: str, first: int, last: int) -> int:
-    """+1 where the metric is higher at the larger number of labels, −1 where it is lower, 0 where intervals overlap."""
-    one, other = numbers[f"{metric}_{first}"], numbers[f"{metric}_{last}"]
-    assert isinstance(one, Interval) and isinstance(other, Interval)
-    return int(other.low > one.high) - int(other.high < one.low)
+    parts, last = judged(settings, runs), settings.labels[-1]
+    signs, thresholds = {name: side(one) for name, one in parts.items()}, dict.fromkeys(parts, 0.0)
+    if settings.exact:
+        steep = parts["slope"]
+        ratios = {"slope": Interval(-steep.mean, -steep.high, -steep.low), f"ratio_{last}": parts[f"ratio_{last}"]}
+        for name, one in ratios.items():
+            signs[name] = {"equal": 1, "different": -1, "open": 0}[equivalence(one, MARGIN)]
+            bound = 1 + math.copysign(MARGIN, one.mean - 1)  # the bound that is nearer to the estimate
+            thresholds[name] = -bound if name == "slope" else bound
+    else:
+        signs[f"left_{last}"] = -side(parts[f"left_{last}"], MAX_LEFT)
+        thresholds[f"left_{last}"] = MAX_LEFT
+        if not runs[runs["labels"] == last]["trusted"].all():
+            signs |= {"regret_fall": 0, f"left_{last}": 0}
+    return Verdict(outcome_of(signs.values()), numbers_of(settings, summary, runs), thresholds)
 
 
 def figure(settings: EnoughLabels, summary: pd.DataFrame, runs: pd.DataFrame) -> Figure:

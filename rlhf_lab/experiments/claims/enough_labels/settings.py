@@ -8,8 +8,8 @@ from typing import ClassVar
 from rlhf_lab.errors import LabError, Natural, Positive
 from rlhf_lab.experiments.settings import Defaults, PerScale, Settings
 
-MAX_SLOPE = -0.9
-"""The interval of the slope of log regret in log N must lie below this; the theory's slope is −1."""
+MARGIN = 0.1
+"""Margin within which the slope must equal −1 and the ratio of regret and limit must equal 1."""
 SLOPE_RANGE = 10.0
 """The slope is fitted over the numbers of labels within this factor of the largest."""
 MAX_LEFT = 0.1
@@ -18,16 +18,16 @@ MAX_LEFT = 0.1
 DECADES = (100, 300, 1000, 3000, 10_000, 30_000, 100_000)
 
 RULE = (
-    f"Bandit: supported if a table's regret is lower at the largest N than at the smallest (with disjoint "
-    f"intervals), the 95% interval of its slope in N (on logarithmic axes, over the last factor of {SLOPE_RANGE:g}) "
-    f"lies below {MAX_SLOPE:g}, and the interval of N · regret / limit at the largest N contains 1. Partly supported "
-    f"if the regret falls and one of the other two conditions fails; not supported if the regret rises. Tree: the "
-    f"same, and the transformer's regret must be lower at its largest N than at its smallest, both at the end of "
-    f"training and when training is stopped by held-out labels; otherwise partly supported. Text: J must rise and "
-    f"the estimated regret fall from the smallest to the largest N with disjoint intervals, the estimate must be "
-    f"trusted in all runs at the largest N, and less than {MAX_LEFT:.0%} of the way from π_ref to π* must remain, "
-    f"with its whole interval. Partly supported if J rises and one of the other conditions fails; not supported if J "
-    f"falls. Inconclusive if the intervals overlap."
+    f"The claim has two or three parts. Bandit and tree: (1) the slope of a table's log regret in log N, over the last "
+    f"factor of {SLOPE_RANGE:g}, equals −1 within {MARGIN:.0%}; (2) N · regret / limit at the largest N equals 1 "
+    f"within {MARGIN:.0%}. These two are true if the interval lies within the margin and false if it lies outside. "
+    f"Tree also: (3) the transformer's regret, when training is stopped by held-out labels, falls from its smallest to "
+    f"its largest N. Text: (1) J rises and (2) the estimated regret falls from the smallest to the largest N, and (3) "
+    f"less than {MAX_LEFT:.0%} of the way from π_ref to π* remains at the largest N. These are true if the whole "
+    f"interval lies on the claimed side and false if it lies on the other side; (2) and (3) are open where the "
+    f"estimate is not trusted in all runs at the largest N. Differences are paired within seeds, and the t intervals "
+    f"of all parts hold together at 95%. Supported if all parts are true; partly supported if some are; not supported "
+    f"if none is true and some are false; inconclusive if all are open."
 )
 
 
