@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from rlhf_lab.experiments.claims.cost.settings import MAX_MEMORY_RATIO, MIN_LEAD, Cost
+import numpy as np
+
+from rlhf_lab.experiments import statistics
+from rlhf_lab.experiments.claims.cost.settings import MARGIN, Cost
 from rlhf_lab.experiments.claims.cost.setup import TRAINED
 from rlhf_lab.experiments.methods import METHODS
-from rlhf_lab.experiments.statistics import difference, mean_interval
-from rlhf_lab.experiments.verdicts import Number, Verdict
+from rlhf_lab.experiments.verdicts import Number, Verdict, outcome_of, side
 from rlhf_lab.figures import style
 from rlhf_lab.intervals import Interval
 
@@ -24,26 +26,35 @@ NAMES = {method: "rso" if method == _RSO else method for method in TRAINED}
 AT_END = ("objective", "seconds", "samples", "to_seconds", "to_samples", "spread")
 
 
-def memory_ratio(runs: pd.DataFrame) -> Interval:
-    """Return DPO's memory divided by PPO's.
+JUDGED = ("ppo", _RSO)
+"""The methods whose J is compared with DPO's by the rule."""
 
-    It is the geometric mean over seeds with a t interval where the memory was measured, and otherwise exact.
-    """
-    import numpy as np
 
+def log_memory_ratios(runs: pd.DataFrame) -> np.ndarray:
+    """Return log of DPO's memory divided by PPO's, for each seed where it was measured, and otherwise exact."""
     part = runs[runs["when"] == "memory"]
     if part.empty:
         held = runs[runs["when"] == "end"].groupby("method")["held"].first()
-        share = float(held["dpo"] / held["ppo"])
-        return Interval(share, share, share)
+        ratios = np.array([held["dpo"] / held["ppo"]] * 2)
+        return np.asarray(np.log(ratios))
     wide = part.pivot(index="seed", columns="method", values="own")[["dpo", "ppo"]].dropna()
-    return Interval(*(math.exp(v) for v in mean_interval(np.log((wide["dpo"] / wide["ppo"]).to_numpy()))))
+    return np.asarray(np.log(wide["dpo"] / wide["ppo"]))
+
+
+def judged(runs: pd.DataFrame) -> dict[str, Interval]:
+    """Return the memory ratio and the two differences in J that decide, with intervals corrected for their number."""
+    end = runs[runs["when"] == "end"]
+    compared = {f"lead_{NAMES[m]}": statistics.paired(end, "method", "dpo", m, "objective") for m in JUDGED}
+    saved = log_memory_ratios(runs) - math.log(1 - MARGIN)
+    found = statistics.holm_intervals(compared | {"memory_ratio": saved})
+    ratio = Interval(*((1 - MARGIN) * math.exp(one) for one in found["memory_ratio"]))
+    return found | {"memory_ratio": ratio}
 
 
 def leads(runs: pd.DataFrame) -> dict[str, Interval]:
-    """Return J of DPO at the end minus that of each other trained method, paired within the seed."""
+    """Return J of DPO at the end minus that of each other trained method, paired within the seed, uncorrected."""
     end = runs[runs["when"] == "end"]
-    return {m: Interval(*difference(end, "method", "dpo", m, "objective")) for m in TRAINED if m != "dpo"}
+    return {m: statistics.difference(end, "method", "dpo", m, "objective") for m in TRAINED if m != "dpo"}
 
 
 def final(summary: pd.DataFrame, method: str, metric: str, when: str = "end") -> Interval:
@@ -60,10 +71,8 @@ def numbers_of(settings: Cost, summary: pd.DataFrame, runs: pd.DataFrame) -> dic
     deviation of J over seeds. A number that does not exist is left out.
     """
     found = leads(runs)
-    numbers: dict[str, Number] = {"memory_ratio": memory_ratio(runs)}
-    numbers |= {f"lead_{NAMES[method]}": lead for method, lead in found.items()}
-    numbers["ahead"] = len([1 for lead in found.values() if lead.low > MIN_LEAD])
-    numbers["behind"] = len([1 for lead in found.values() if lead.high < MIN_LEAD])
+    numbers: dict[str, Number] = {f"lead_{NAMES[method]}": lead for method, lead in found.items()}
+    numbers |= judged(runs)
     numbers |= {name: final(summary, "dpo", name) for name in ("start", "level")}
     unit, factor = ("kib", 1024) if settings.exact else ("mib", 1)
     for method, name in NAMES.items():
@@ -79,16 +88,13 @@ def numbers_of(settings: Cost, summary: pd.DataFrame, runs: pd.DataFrame) -> dic
 
 def decide(settings: Cost, summary: pd.DataFrame, runs: pd.DataFrame) -> Verdict:
     """Apply the rule (`settings.RULE`) to the numbers."""
-    numbers = numbers_of(settings, summary, runs)
-    thresholds = {name: MIN_LEAD for name in numbers if name.startswith("lead_")} | {"memory_ratio": MAX_MEMORY_RATIO}
     samples = {method: final(summary, method, "samples").mean for method in ("dpo", "ppo")}
-    ratio, easy = memory_ratio(runs), samples["dpo"] == 0 and samples["ppo"] > 0
-    if not easy or ratio.low > MAX_MEMORY_RATIO:
-        return Verdict("not supported", numbers, thresholds)
-    if not ratio.high < MAX_MEMORY_RATIO:
-        return Verdict("inconclusive", numbers, thresholds)
-    mixed = numbers["ahead"] and numbers["behind"]
-    return Verdict("supported" if mixed else "partly supported", numbers, thresholds)
+    parts = judged(runs)
+    easy = 1 if samples["dpo"] == 0 < samples["ppo"] else -1
+    one, other = (side(parts[f"lead_{NAMES[method]}"]) for method in JUDGED)
+    thresholds = dict.fromkeys(parts, 0.0) | {"memory_ratio": 1 - MARGIN}
+    outcome = outcome_of([easy, -side(parts["memory_ratio"], 1 - MARGIN), -one * other])
+    return Verdict(outcome, numbers_of(settings, summary, runs), thresholds)
 
 
 def figure(settings: Cost, summary: pd.DataFrame, runs: pd.DataFrame) -> Figure:

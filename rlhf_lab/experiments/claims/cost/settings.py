@@ -8,19 +8,19 @@ from typing import ClassVar
 from rlhf_lab.errors import LabError, Natural, Positive
 from rlhf_lab.experiments.settings import Defaults, PerScale, Settings
 
-MAX_MEMORY_RATIO = 1.0
-"""DPO saves memory if the ratio of its memory to PPO's lies below this, with its whole interval."""
-MIN_LEAD = 0.0
-"""DPO's J is higher than another method's if the interval of the difference lies above this, lower if it lies below."""
+MARGIN = 0.1
+"""DPO saves memory if it needs less than PPO by more than this share."""
 
 RULE = (
     f"The claim has three parts. Easy to train: DPO samples no response during training, and PPO does. Saves memory: "
-    f"the ratio of DPO's memory to PPO's is below {MAX_MEMORY_RATIO:g}. On text this is the measured peak with its "
-    f"interval; on finite worlds it is the size of networks, gradients and Adam's moments, which is exact. Mixed "
-    f"results: at the end of training DPO's J is higher than that of one other trained method and lower than that of "
-    f"another (paired 95% intervals). The claim is supported if all three parts are true, and partly supported if only "
-    f"the first two are. It is not supported if PPO samples nothing, DPO samples something, or the interval of the "
-    f"memory ratio lies above {MAX_MEMORY_RATIO:g}. It is inconclusive if this interval contains {MAX_MEMORY_RATIO:g}."
+    f"the interval of the ratio of DPO's memory to PPO's lies below {1 - MARGIN:g}; this part is false if the interval "
+    f"lies above. On text this is the measured peak; on finite worlds it is the size of networks, gradients and Adam's "
+    f"moments, which is exact. Mixed results: at the end of training DPO's J is higher than that of one of PPO and RSO "
+    f"and lower than that of the other; this part is false if it is higher than both or lower than both. The "
+    f"differences in J are paired within seeds, and the two differences and the logarithm of the ratio have t "
+    f"intervals over seeds, corrected for three comparisons by Holm's procedure at 95%. A part that is neither true "
+    f"nor false is open. Supported if all three parts are true; partly supported if some are; not supported if none is "
+    f"true and some are false; inconclusive if all are open. The other methods are reported and do not decide."
 )
 
 
