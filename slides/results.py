@@ -28,6 +28,7 @@ OUTCOMES = {
     "supported": T("supported", "得到支持"),
     "partly supported": T("partly supported", "得到部分支持"),
     "not supported": T("not supported", "未得到支持"),
+    "answered": T("answered", "已有答案"),
     "inconclusive": T("inconclusive", "尚无定论"),
 }
 LETTERS = 14

@@ -26,8 +26,9 @@ text worlds with a gold reward) the numbers are estimates. A verdict is about th
 would happen with a model a thousand times larger, but the same command runs on one (`--scale gpt2`).
 
 The rule of each claim decides between four outcomes: *supported*, *partly supported* (in part, or under a
-condition that the notes name), *not supported*, and *inconclusive* (the intervals are too wide to decide). A dash
-means that the claim has not been run on that scale. The command of a row runs it again: it shows a progress bar,
+condition that the notes name), *not supported*, and *inconclusive* (the intervals are too wide to decide). A question
+of the lecture claims nothing; it is *answered* or inconclusive. A dash means that the claim has not been run on that
+scale. The command of a row runs it again: it shows a progress bar,
 continues after an interruption, and writes to `results/`. Every method was tuned by the same search, which is
 stored in `search.csv` beside the result. Times were measured on one shared core and are upper bounds.
 

@@ -174,8 +174,10 @@ def bootstrap(
     return Interval(float(statistic(rows)), float(low), float(high))
 
 
-def bootstrap_median(values: Sequence[float] | np.ndarray, draws: int = 2000, seed: int = 0) -> Interval:
-    """Return the median with its 95% percentile interval, the same numbers as `bootstrap` with `np.median`.
+def bootstrap_median(
+    values: Sequence[float] | np.ndarray, draws: int = 2000, seed: int = 0, level: float = 0.95
+) -> Interval:
+    """Return the median with its percentile interval, the same numbers as `bootstrap` with `np.median`.
 
     All bootstrap samples are computed together, which is faster.
 
@@ -183,12 +185,13 @@ def bootstrap_median(values: Sequence[float] | np.ndarray, draws: int = 2000, se
         values: (n,), resampled with replacement.
         draws: number of bootstrap samples.
         seed: of the resampling.
+        level: of the interval.
     """
     rows = np.asarray(values, dtype=float)
     if len(rows) < 2:
         return Interval(float(np.median(rows)), float("nan"), float("nan"))
     again = np.median(rows[_resampled(len(rows), draws, seed)], axis=1)
-    return Interval(float(np.median(rows)), *map(float, np.quantile(again, [0.025, 0.975])))
+    return Interval(float(np.median(rows)), *map(float, np.quantile(again, [(1 - level) / 2, (1 + level) / 2])))
 
 
 def _resampled(rows: int, draws: int, seed: int) -> np.ndarray:

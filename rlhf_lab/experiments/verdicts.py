@@ -36,7 +36,7 @@ from rlhf_lab.intervals import Interval, format_number
 
 __all__ = ["OUTCOMES", "Notes", "Number", "Outcome", "Verdict", "fill", "outcome_of", "read_notes", "side"]
 
-Outcome = Literal["supported", "partly supported", "not supported", "inconclusive"]
+Outcome = Literal["supported", "partly supported", "not supported", "answered", "inconclusive"]
 OUTCOMES: tuple[str, ...] = get_args(Outcome)
 Number = Interval | float
 """An estimate with its interval, or an exact number."""
@@ -49,7 +49,8 @@ class Verdict:
     """What the rule of a claim decides on one scale.
 
     Attributes:
-        outcome: by the rule. "inconclusive" means that the intervals are too wide to decide.
+        outcome: by the rule. "inconclusive" means that the intervals are too wide to decide. A question, which claims
+            nothing, is "answered" or "inconclusive".
         numbers: every number that the rule compares or that the notes and slides quote, by name.
         thresholds: for names of `numbers`, the value with which the rule compares them. No printed number crosses it by
             rounding.

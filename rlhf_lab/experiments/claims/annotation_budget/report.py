@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from rlhf_lab import label_budget
@@ -9,12 +10,16 @@ from rlhf_lab.errors import LabError
 from rlhf_lab.experiments.claims.annotation_budget.run_text import STRATEGIES
 from rlhf_lab.experiments.claims.annotation_budget.settings import (
     LIMITS,
+    MARGIN,
     MAX_RATIO,
     ROUNDS_MARGIN,
     SHARES,
+    TEXT_COMPARED,
+    TIE,
     AnnotationBudget,
 )
-from rlhf_lab.experiments.verdicts import Number, Outcome, Verdict
+from rlhf_lab.experiments.statistics import equivalence, holm_intervals, paired
+from rlhf_lab.experiments.verdicts import Number, Verdict, side
 from rlhf_lab.intervals import Interval
 
 if TYPE_CHECKING:
@@ -22,6 +27,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+ANSWERS = ("limit_design", "ratio_active", "ratio_reference")
+"""The numbers that answer the question on the exact scales."""
 _PRICES = (("#949494", "o"), ("#727272", "s"), ("#484848", "^"), ("#111111", "D"))
 """Grey and marker of each price of a demonstration, darker for a higher price. Colours belong to methods."""
 
@@ -101,25 +108,18 @@ def numbers_of(settings: AnnotationBudget, summary: pd.DataFrame) -> dict[str, N
 def decide(settings: AnnotationBudget, summary: pd.DataFrame, runs: pd.DataFrame) -> Verdict:
     """Apply the rule (`settings.RULE`) to the numbers."""
     numbers = numbers_of(settings, summary)
-    if not settings.exact:
-        gains = [one for name, one in numbers.items() if name.startswith("gain_") and isinstance(one, Interval)]
-        higher, lower = any(one.above for one in gains), any(one.below for one in gains)
-        if higher:
-            return Verdict("partly supported" if lower else "supported", numbers)
-        return Verdict("not supported" if lower else "inconclusive", numbers)
-    limits = [one for key in LIMITS if isinstance(one := numbers[f"limit_{key}"], Interval)]
-    ratios = [one for key in ("ratio_active", "simulated_active") if isinstance(one := numbers[key], Interval)]
-    met, missed = all(one.low <= 1 <= one.high for one in limits), any(one.low > 1 or one.high < 1 for one in limits)
-    near, far = all(one.high <= MAX_RATIO for one in ratios), any(one.low > MAX_RATIO for one in ratios)
-    outcome: Outcome = "inconclusive"
-    if met and near:
-        outcome = "supported"
-    elif (met and far) or (missed and near):
-        outcome = "partly supported"
-    elif missed and far:
-        outcome = "not supported"
-    thresholds = {f"limit_{key}": 1.0 for key in LIMITS} | {"ratio_active": MAX_RATIO, "simulated_active": MAX_RATIO}
-    return Verdict(outcome, numbers, thresholds)
+    if settings.exact:
+        named = dict(zip(ANSWERS, (numbers[name] for name in ANSWERS), strict=True))
+        limit, *ratios = (one for one in named.values() if isinstance(one, Interval))
+        decided = equivalence(limit, MARGIN) != "open" and all(side(one, MAX_RATIO) for one in ratios)
+        thresholds = dict.fromkeys(ANSWERS, MAX_RATIO) | {ANSWERS[0]: 1 + math.copysign(MARGIN, limit.mean - 1)}
+    else:
+        names = {f"gain_{key.replace('-', '_')}": key for key in TEXT_COMPARED}
+        found = holm_intervals({name: paired(runs, "part", key, "random", "objective") for name, key in names.items()})
+        numbers |= found
+        thresholds = dict.fromkeys(found, 0.0)
+        decided = all(side(one) or max(-one.low, one.high) < TIE for one in found.values())
+    return Verdict("answered" if decided else "inconclusive", numbers, thresholds)
 
 
 def figure(settings: AnnotationBudget, summary: pd.DataFrame, runs: pd.DataFrame) -> Figure:

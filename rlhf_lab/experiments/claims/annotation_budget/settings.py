@@ -8,8 +8,14 @@ from typing import ClassVar
 from rlhf_lab.errors import LabError, Natural, NonNegative, Positive
 from rlhf_lab.experiments.settings import Defaults, PerScale, Settings
 
+MARGIN = 0.1
+"""Margin within which N · regret must equal its closed-form limit."""
 MAX_RATIO = 1.25
-"""The active policy may need this many times the labels of the best design."""
+"""A source of pairs is as good as the best design if it needs at most this many times its labels."""
+TIE = 0.1
+"""Text: two strategies tie if the interval of their difference in J lies within ± this, in logits of a label."""
+TEXT_COMPARED = ("uncertain", "rounds-4", "demonstrations")
+"""Text: the strategies that answer which pairs to label, in how many rounds, and whether to buy demonstrations."""
 ROUNDS_MARGIN = 1.1
 """Enough rounds are the fewest whose median is at most this many times that of the largest number of rounds."""
 LIMITS = ("reference", "optimal", "design")
@@ -20,18 +26,17 @@ SHARES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 """Shares of the budget that are spent on demonstrations."""
 
 RULE = (
-    f"Bandit and tree: there are two conditions. (1) At the largest N the interval of N · regret relative to its "
-    f"closed-form limit contains 1 for pairs from π_ref, from π* and from the best design (t intervals over seeds, 95% "
-    f"for the three together). (2) The active policy, which does not know the rewards, needs at most {MAX_RATIO:g} "
-    f"times the labels of the best design, which knows them. It is compared with the closed form of the best design "
-    f"and with its simulation at the same N, and the upper ends of both 95% bootstrap intervals of the median over "
-    f"worlds must be at most {MAX_RATIO:g}. Supported if both conditions are met. A condition is violated if an "
-    f"interval of (1) excludes 1, or if an interval of (2) lies above {MAX_RATIO:g}. Partly supported if one condition "
-    f"is met and the other is violated; not supported if both are violated; inconclusive otherwise. Language model: "
-    f"supported if at equal cost some strategy has a higher J = reward − β KL than DPO on random pairs from π_ref, and "
-    f"none has a lower one. A difference counts if its interval excludes 0 (t over seeds, 95% for all strategies "
-    f"together). Partly supported if some are higher and some lower; not supported if some are lower and none is "
-    f"higher; inconclusive otherwise."
+    f"This is a question, so it has an answer and no verdict. It counts as answered on a scale if three comparisons "
+    f"are decided, whichever way. Bandit and tree: (1) Does the closed form predict the regret? At the largest N, N · "
+    f"regret relative to its limit, for pairs from the best design, equals 1 within {MARGIN:.0%} (the interval lies "
+    f"within the margin) or differs (it lies outside). (2) Does a policy that does not know the rewards need more than "
+    f"{MAX_RATIO:g} times the labels of the best design, which knows them? (3) Do random pairs from π_ref need more "
+    f"than {MAX_RATIO:g} times as many? (2) and (3) are medians over worlds with bootstrap intervals, which lie below "
+    f"or above {MAX_RATIO:g}. Each interval has the level 1 − 5%/3. Language model: at equal cost, J = reward − β KL "
+    f"of three strategies minus that of DPO on random pairs from π_ref: pairs on which two reward models differ, four "
+    f"rounds, and half of the money on demonstrations. The t intervals over seeds are corrected by Holm's procedure at "
+    f"95%. A comparison is decided if its interval excludes 0 or lies within ±{TIE:g}, which is a tie. If a comparison "
+    f"is open, the question is inconclusive on that scale."
 )
 
 
