@@ -13,8 +13,9 @@ from rlhf_lab.errors import LabError
 from rlhf_lab.experiments.claims.dpo_frontier import frontiers
 from rlhf_lab.experiments.claims.dpo_frontier.report import figure
 from rlhf_lab.experiments.claims.dpo_frontier.run import EXPERIMENT, select_best
-from rlhf_lab.experiments.claims.dpo_frontier.settings import DPOFrontier
+from rlhf_lab.experiments.claims.dpo_frontier.settings import JUDGED, DPOFrontier
 from rlhf_lab.experiments.runner import experiment_run
+from rlhf_lab.experiments.verdicts import side
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -64,30 +65,30 @@ def _runs(lead, spread=0.0, seeds=4):
 
 
 @pytest.mark.parametrize(
-    ("lead", "spread", "outcome", "ahead", "behind"),
+    ("lead", "spread", "outcome", "signs"),
     [
-        (lambda kl: 0.2 * kl**0.5, 0.0, "supported", 8, 0),
-        (lambda kl: -0.2 * kl**0.5, 0.0, "not supported", 0, 8),
-        (lambda kl: 0.3 * (kl**0.5 - 0.6), 0.0, "partly supported", 4, 4),
-        (lambda kl: 0.05, 0.4, "inconclusive", 0, 0),
+        (lambda kl: 0.2 * kl**0.5, 0.0, "supported", [1, 1, 1]),
+        (lambda kl: -0.2 * kl**0.5, 0.0, "not supported", [-1, -1, -1]),
+        (lambda kl: 0.3 * (kl**0.5 - 0.6), 0.0, "partly supported", [-1, 1, 1]),
+        (lambda kl: 0.05, 0.4, "inconclusive", [0, 0, 0]),
     ],
 )
-def test_each_outcome_of_the_rule_from_runs_that_call_for_it(lead, spread, outcome, ahead, behind):
+def test_each_outcome_of_the_rule_from_runs_that_call_for_it(lead, spread, outcome, signs):
     settings, runs = DPOFrontier(), _runs(lead, spread)
     verdict = EXPERIMENT.decide(settings, frontiers.summarise_runs(settings, runs), runs)
     assert verdict.outcome == outcome
-    assert (verdict.numbers["ahead_ppo"], verdict.numbers["behind_ppo"]) == (ahead, behind)
+    assert [side(verdict.numbers[f"lead_ppo_{place}"]) for place in JUDGED] == signs
 
 
 def test_numbers_compare_frontiers_at_the_same_budget():
     """Made-up runs to KL 1, with rewards √KL, DPO 0.25 KL more and the best policy 3 √KL: shares are 5/12 and 1/3."""
     runs = _runs(lambda kl: 0.25 * kl)
     numbers = EXPERIMENT.decide(DPOFrontier(), frontiers.summarise_runs(DPOFrontier(), runs), runs).numbers
-    assert numbers["budget_8"] == pytest.approx(1) and numbers["budget_4"] == pytest.approx(0.25)
-    assert numbers["lead_ppo_8"] == numbers["lead_ppo_gold_8"] == pytest.approx((0.25, 0.25, 0.25))
-    assert numbers["share_dpo_8"] == pytest.approx(1.25 / 3) and numbers["share_ppo_8"] == pytest.approx(1 / 3)
-    assert numbers["gold_effect_5"].mean == pytest.approx(0) and numbers["first_kl_ppo"].mean == pytest.approx(0.01)
-    # The first budget, 1/64, is larger than the first KL, 0.01, so no frontier there is a mixture with π_ref.
+    assert numbers["budget_9"] == pytest.approx(1) and numbers["budget_6"] == pytest.approx(4 / 9)
+    assert numbers["lead_ppo_9"] == numbers["lead_ppo_gold_9"] == pytest.approx((0.25, 0.25, 0.25))
+    assert numbers["share_dpo_9"] == pytest.approx(1.25 / 3) and numbers["share_ppo_9"] == pytest.approx(1 / 3)
+    assert numbers["gold_effect_6"].mean == pytest.approx(0) and numbers["first_kl_ppo"].mean == pytest.approx(0.01)
+    # The first budget, 1/81, is larger than the first KL, 0.01, so no frontier there is a mixture with π_ref.
     assert numbers["mixture_budgets"] == 0
 
 
@@ -113,7 +114,7 @@ def test_the_search_takes_the_rate_with_the_largest_mean_objective_at_the_end():
 
 def _checked(found):
     numbers = found.verdict.numbers.values()
-    assert all(one == one for one in numbers) and "lead_ppo_8" in found.verdict.numbers
+    assert all(one == one for one in numbers) and "lead_ppo_9" in found.verdict.numbers
     for ax in figure(found.settings, found.summary, found.runs).axes:
         assert ax.get_title(loc="left") and ax.get_xlabel() and ax.get_ylabel()
 

@@ -12,14 +12,14 @@ from rlhf_lab.algorithms.dpo import DPO, dpo
 from rlhf_lab.batch import Pairs, Tokens
 from rlhf_lab.errors import LabError
 from rlhf_lab.experiments.claims.non_static.report import (
+    CASES,
+    TEXT_CASES,
     first_turn,
-    outcome,
     ratio_at_best,
     savings,
-    text_outcome,
 )
 from rlhf_lab.experiments.claims.non_static.run import EXPERIMENT
-from rlhf_lab.experiments.claims.non_static.settings import NonStatic
+from rlhf_lab.experiments.claims.non_static.settings import TEXT_STRATEGIES, NonStatic
 from rlhf_lab.experiments.claims.non_static.strategies import STRATEGIES, Memory, deploy, round_weights, steady
 from rlhf_lab.experiments.runner import experiment_run
 from rlhf_lab.intervals import Interval
@@ -127,19 +127,17 @@ def made_up(gains, ratio=1.0):
 
 
 @pytest.mark.parametrize(
-    ("gains", "expected", "start"),
+    ("gains", "start"),
     [
-        ({0.0: 0.1, 1.0: 0.2}, "supported", 0.0),
-        ({0.0: -0.1, 0.5: 0.0, 1.0: 0.2}, "partly supported", 1.0),
-        ({0.0: -0.1, 1.0: -0.2}, "not supported", None),
-        ({0.0: 0.2, 1.0: -0.2}, "inconclusive", None),
-        ({0.0: 0.0, 1.0: 0.0015}, "inconclusive", None),
+        ({0.0: 0.1, 1.0: 0.2}, 0.0),
+        ({0.0: -0.1, 0.5: 0.0, 1.0: 0.2}, 1.0),
+        ({0.0: -0.1, 1.0: -0.2}, None),
+        ({0.0: 0.2, 1.0: -0.2}, None),
     ],
 )
-def test_the_rule_can_come_to_every_outcome(gains, expected, start):
-    runs = made_up(gains)
-    found = savings(NonStatic(scale="bandit", turns=tuple(gains)), runs)
-    assert outcome(found) == expected and first_turn(found) == start
+def test_the_first_turn_is_the_one_from_which_on_refitting_is_better(gains, start):
+    found = savings(NonStatic(scale="bandit", turns=tuple(gains)), made_up(gains))
+    assert first_turn(found) == start
     assert [one.mean for one in found.values()] == pytest.approx([gain - 0.0015 for gain in gains.values()])
 
 
@@ -150,12 +148,59 @@ def test_the_ratio_to_the_closed_form_is_that_of_the_window_nearest_to_its_best_
     assert ratio_at_best(pd.concat([runs, far], ignore_index=True), 25).mean == pytest.approx(ratio + 0.0015)
 
 
+@pytest.fixture(scope="module")
+def quick():
+    return experiment_run(EXPERIMENT, NonStatic(scale="bandit", quick=True, progress=False))
+
+
+OUTCOMES = [
+    ((0.1, 0.1, 0.1), "supported"),
+    ((0.1, -0.1, 0.1), "partly supported"),
+    ((0.0, -0.1, 0.0), "not supported"),
+    ((0.0, 0.0, 0.0), "inconclusive"),
+]
+
+
+@pytest.mark.parametrize(("gains", "expected"), OUTCOMES)
+def test_the_rule_can_come_to_every_outcome(quick, gains, expected):
+    """Fresh labels lower the regret by what was put in: under drift, for a policy that moves, and for a small model."""
+    runs = pd.concat([quick.runs.assign(seed=quick.runs["seed"] + 2 * i) for i in range(3)], ignore_index=True)
+    deployed = runs["part"] == "deploy"
+    runs["regret"] = runs["regret"].where(~deployed, 1.0)
+    cases = (("drift", math.pi / 2, "window"), ("policy", 0.0, "online-all"), ("policy-narrow", 0.0, "online-all"))
+    for (change, turn, fresh), gain in zip(cases, gains, strict=True):
+        here = (
+            deployed & (runs["change"] == change) & ((runs["turn"] - turn).abs() < 1e-6) & (runs["strategy"] == fresh)
+        )
+        runs.loc[here, "regret"] -= gain + 0.01 * (-1.0) ** runs.loc[here, "seed"]
+    verdict = EXPERIMENT.decide(quick.settings, EXPERIMENT.summarise(quick.settings, runs), runs)
+    assert verdict.outcome == expected
+    assert [verdict.numbers[name].mean for name in CASES] == pytest.approx(gains)
+
+
 @pytest.mark.parametrize(
-    ("drift", "still", "expected"),
-    [(0.5, 0.5, "supported"), (0.5, 0.0, "partly supported"), (-0.5, 0.5, "not supported"), (0.0, 0.5, "inconclusive")],
+    ("gains", "expected"),
+    [
+        ((0.1, 0.1), "supported"),
+        ((0.1, -0.1), "partly supported"),
+        ((-0.1, 0.0), "not supported"),
+        ((0.0, 0.0), "inconclusive"),
+    ],
 )
-def test_the_rule_on_text_can_come_to_every_outcome(drift, still, expected):
-    assert text_outcome(*(Interval(one, one - 0.1, one + 0.1) for one in (drift, still))) == expected
+def test_the_rule_on_text_can_come_to_every_outcome(gains, expected):
+    settings, rows = NonStatic(scale="small"), []
+    gained = {("drift", "online"): gains[0], ("none", "online-all"): gains[1]}
+    for change, strategies in TEXT_STRATEGIES.items():
+        for strategy in strategies:
+            for seed in range(6):
+                more = gained.get((change, strategy), 0.0) + 0.01 * (-1.0) ** seed * (strategy != "offline")
+                names = {"change": change, "strategy": strategy, "seed": seed}
+                numbers = {"objective": 1.0 + more, "reward": 1.0, "kl": 0.0, "gold": 0.0, "words": 9.0}
+                rows += [{**names, "round": t, **numbers} for t in range(1, settings.rounds + 1)]
+    runs = pd.DataFrame(rows)
+    verdict = EXPERIMENT.decide(settings, EXPERIMENT.summarise(settings, runs), runs)
+    assert verdict.outcome == expected
+    assert [verdict.numbers[name].mean for name in TEXT_CASES] == pytest.approx(gains)
 
 
 @pytest.mark.parametrize("scale", ["bandit", "tree", pytest.param("small", marks=pytest.mark.slow)])

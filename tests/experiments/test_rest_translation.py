@@ -11,7 +11,6 @@ import torch
 from rlhf_lab import exact
 from rlhf_lab.errors import LabError
 from rlhf_lab.experiments.claims.rest_translation import run as claim
-from rlhf_lab.experiments.claims.rest_translation.report import outcome, status
 from rlhf_lab.experiments.claims.rest_translation.settings import ReSTTranslation
 from rlhf_lab.experiments.claims.rest_translation.training import at_equal_kl, filter_limit, rest_rows, rest_setup
 from rlhf_lab.experiments.runner import experiment_run
@@ -130,27 +129,6 @@ def test_scores_of_the_thresholds_do_not_know_a_prompts_constant():
     torch.testing.assert_close(after.scaled(after.setup.prompts, after.samples[0]), plain)
 
 
-def test_the_rule_gives_every_outcome_it_names():
-    """Made-up statuses of the five parts, the Improve steps' first."""
-    assert outcome("shown", ["shown"] * 4) == "supported"
-    assert outcome("refuted", ["shown"] * 4) == "not supported"
-    assert outcome("open", ["shown"] * 4) == "inconclusive"
-    assert outcome("shown", ["open"] * 4) == "inconclusive"
-    assert outcome("shown", ["shown", "refuted", "open", "shown"]) == "partly supported"
-    assert outcome("shown", ["shown", "open", "open", "open"]) == "partly supported"
-    assert outcome("proxy alone", ["shown"] * 4) == "partly supported"
-    assert outcome("proxy alone", ["open"] * 4) == "partly supported"
-
-
-def test_a_part_is_shown_refuted_open_or_shown_on_the_proxy_alone():
-    """By hand, from intervals above, below and around zero."""
-    up, down, wide = Interval(1, 0.5, 1.5), Interval(-1, -1.5, -0.5), Interval(0.1, -1, 1.2)
-    assert status([up, up], [wide, up]) == "shown"
-    assert status([up, up], [wide, down]) == "proxy alone"
-    assert status([up, wide], [up, up]) == "open"
-    assert status([down, up], [up, up]) == "refuted"
-
-
 def test_the_decision_reads_the_parts_from_rows():
     """Three seeds of a made-up world in which every part is true by a wide margin."""
     settings = ReSTTranslation(scale="bandit")
@@ -178,9 +156,17 @@ def test_the_decision_reads_the_parts_from_rows():
     def changed(condition, metric, value):
         return frame.assign(**{metric: frame[metric].where(frame["condition"] != condition, value)})
 
-    assert decided(changed("G1 I4", "proxy", 0.01 * frame["seed"])).outcome == "not supported"
-    assert decided(changed("ppo", "gold", 100.0)).outcome == "partly supported"
-    assert decided(changed("limit 0.95", "gap", -1.0)).outcome == "partly supported"
+    noise = 40 * (-1.0) ** frame["seed"]
+    falling = changed("G2 I3", "proxy", -9.0)
+    assert decided(falling).outcome == "partly supported"  # the first Improve steps still raise it
+    falling["proxy"] = falling["proxy"].mask(falling["condition"] == "G1 I4", -5.0)
+    assert decided(falling.assign(seed=frame["seed"])).outcome == "not supported"
+    open_ = frame.assign(proxy=frame["proxy"] + noise * frame["condition"].isin(["G1 I0", "G2 I3"]))
+    assert decided(open_).outcome == "inconclusive"
+    # The gold reward, the other losses and the limit do not decide.
+    assert decided(changed("ppo", "gold", 100.0)).outcome == "supported"
+    assert decided(changed("raft", "proxy", 100.0)).outcome == "supported"
+    assert decided(changed("limit 0.95", "gap", -1.0)).outcome == "supported"
 
 
 def test_bad_settings_are_refused():
