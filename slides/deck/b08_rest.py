@@ -176,7 +176,7 @@ BLOCK = Block(
                     finding(
                         "rest-translation",
                         "tree",
-                        "partly supported",
+                        "supported",
                         "Improve adds {improve_proxy:mean}, a second Grow {grow_proxy:mean}. PPO is {over_ppo_proxy:mean} lower. Other losses beat the filter.",
                         "改进使奖励增加 {improve_proxy:mean}，第二次生成再加 {grow_proxy:mean}；PPO 低 {over_ppo_proxy:mean}。其他损失胜过过滤后克隆。",
                         conditions=(
@@ -191,10 +191,10 @@ BLOCK = Block(
                     finding(
                         "rest-translation",
                         "small",
-                        "partly supported",
-                        "r_φ changes by {improve_proxy:mean,signed}, the gold reward by {improve_gold:signed}.",
-                        "翻译：代理奖励变化 {improve_proxy:mean,signed}，真实奖励变化 {improve_gold:signed}。",
-                        conditions=("improve_proxy > 0", "improve_gold ~ 0"),
+                        "inconclusive",
+                        "r_φ changes by {improve_proxy:signed}, the gold reward by {improve_gold:signed}.",
+                        "翻译：代理奖励变化 {improve_proxy:signed}，真实奖励变化 {improve_gold:signed}。",
+                        conditions=("improve_proxy ~ 0", "improve_gold ~ 0"),
                     ),
                 ),
                 alt="词元树上 ReST 逐步的奖励，代理奖励与真实奖励，带区间；右边是其他损失、PPO 与 best of 8。",
@@ -205,12 +205,11 @@ BLOCK = Block(
                 "step. Filled marks show the reward that filters, and open marks the gold reward. Weighted "
                 "cloning, RAFT and DPO on the same samples all reach a higher reward than the filter.\n\n"
                 "In the paper the reported reward is the learned metric that also filters. On our language model, "
-                "with three seeds, the proxy reward rises, and no change of the gold reward can be shown. Ask "
+                "with three seeds, no change of either reward can be shown. Ask "
                 "which of the two rewards the paper's table shows.",
                 "G1 I0 是不过滤的克隆，I1 到 I4 是上升的阈值，G2 是第二次 Grow。实心点是用来过滤的奖励，空心点是"
                 "真实奖励。在同样的样本上，加权克隆、RAFT 和 DPO 的奖励都高于过滤。\n\n"
-                "论文报告的奖励就是用来过滤的那个学习到的指标。在我们三个种子的语言模型上，代理奖励上升，真实奖励"
-                "却看不出变化。问：论文的表格展示的是哪一个奖励？",
+                "论文报告的奖励就是用来过滤的那个学习到的指标。在我们三个种子的语言模型上，两种奖励都看不出变化。问：论文的表格展示的是哪一个奖励？",
             ),
             minutes=2.0,
         ),

@@ -184,16 +184,11 @@ BLOCK = Block(
                         "non-static",
                         "bandit",
                         "partly supported",
-                        "From {turn_from:1} rad on, refitting lowers the regret of a round, at first by {saving_from}. Up to "
-                        "{turn_until:1} rad fitting once is better. Simulation over closed form: {ratio_more}.",
-                        "从 {turn_from:1} 弧度起，重新拟合能降低每轮后悔值，起初减少 {saving_from}；{turn_until:1} 弧度以内，一次拟合更好。"
-                        "模拟值与闭式解之比为 {ratio_more}。",
-                        conditions=(
-                            "saving_from > 0",
-                            "turn_until < turn_from",
-                            "ratio_more > 0.9",
-                            "ratio_more < 1.1",
-                        ),
+                        "From {turn_from:1} rad on refitting lowers the regret. If the policy moves, labels of its own responses "
+                        "lower it by {policy_narrow_saving} with a small reward model, but by {policy_saving} with a full one.",
+                        "从 {turn_from:1} 弧度起，重新拟合能降低后悔值。策略自身变化时标注它的回答：奖励模型小，后悔值减少 "
+                        "{policy_narrow_saving}；奖励模型完整，减少 {policy_saving}。",
+                        conditions=("saving_from > 0", "policy_saving < 0", "policy_narrow_saving > 0"),
                     ),
                 ),
                 alt="每轮平均后悔值随偏好在 24 轮中转过的角度变化，六种策略；点线是闭式解给出的转折点。",
@@ -320,7 +315,7 @@ BLOCK = Block(
                     finding(
                         "annotation-budget",
                         "bandit",
-                        "supported",
+                        "answered",
                         "N · regret relative to its limit is {limit_reference} for π_ref, {limit_optimal} for π* and "
                         "{limit_design} for the best design. At {labels} labels the active policy needs {ratio_active} "
                         "times the labels of the best design, and π_ref {ratio_reference} times.",

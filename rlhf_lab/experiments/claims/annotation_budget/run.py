@@ -20,7 +20,7 @@ from rlhf_lab.algorithms import label_rounds
 from rlhf_lab.experiments import runner
 from rlhf_lab.experiments.claims.annotation_budget.report import decide, figure
 from rlhf_lab.experiments.claims.annotation_budget.run_text import STRATEGIES, BudgetTracker, Prices
-from rlhf_lab.experiments.claims.annotation_budget.settings import LIMITS, RULE, SHARES, AnnotationBudget
+from rlhf_lab.experiments.claims.annotation_budget.settings import LIMITS, REDESIGNS, RULE, SHARES, AnnotationBudget
 from rlhf_lab.experiments.runner import BestConfig, Experiment, Job
 from rlhf_lab.experiments.scales import set_up
 from rlhf_lab.experiments.setup_text import TextSetup
@@ -352,6 +352,7 @@ EXPERIMENT = Experiment(
         "samples and optimiser steps."
     ),
     rule=RULE,
+    redesigns=REDESIGNS,
     settings=AnnotationBudget,
     scales=("bandit", "tree", "small"),
     jobs=jobs,

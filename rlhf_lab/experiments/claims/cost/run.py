@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rlhf_lab.experiments import runner
 from rlhf_lab.experiments.claims.cost.memory import measure
 from rlhf_lab.experiments.claims.cost.report import decide, figure
-from rlhf_lab.experiments.claims.cost.settings import RULE, Cost
+from rlhf_lab.experiments.claims.cost.settings import REDESIGNS, RULE, Cost
 from rlhf_lab.experiments.claims.cost.setup import BEST_OF, TRAINED, CostSetup, Meter, held_bytes, size_of, train
 from rlhf_lab.experiments.methods import METHODS
 from rlhf_lab.experiments.runner import BestConfig, Experiment, Job
@@ -163,6 +163,7 @@ EXPERIMENT = Experiment(
         "number of optimiser steps, with the same number of responses in each step and in each batch of samples."
     ),
     rule=RULE,
+    redesigns=REDESIGNS,
     settings=Cost,
     scales=("bandit", "tree", "small"),
     jobs=_jobs,

@@ -18,7 +18,7 @@ from rlhf_lab import evaluation, exact
 from rlhf_lab.experiments import runner
 from rlhf_lab.experiments.claims.dpo_frontier.frontiers import METHODS, summarise_runs
 from rlhf_lab.experiments.claims.dpo_frontier.report import decide, figure
-from rlhf_lab.experiments.claims.dpo_frontier.settings import RULE, DPOFrontier
+from rlhf_lab.experiments.claims.dpo_frontier.settings import REDESIGNS, RULE, DPOFrontier
 from rlhf_lab.experiments.methods import train
 from rlhf_lab.experiments.runner import BestConfig, Experiment, Job
 from rlhf_lab.experiments.scales import set_up
@@ -167,6 +167,7 @@ EXPERIMENT = Experiment(
         "from samples of π_ref as far as the estimate can be trusted."
     ),
     rule=RULE,
+    redesigns=REDESIGNS,
     settings=DPOFrontier,
     scales=("bandit", "tree", "small"),
     jobs=jobs,

@@ -22,6 +22,11 @@ RULE = (
     f"of them, not supported if it is ahead at none and behind at some, and otherwise inconclusive. The leads at all "
     f"{BUDGETS} budgets of the picture have 95% intervals of their own and do not decide."
 )
+REDESIGNS = (
+    "The first rule compared eight budgets without a correction, and one of them was enough to decide. Now three "
+    "budgets decide, and their intervals are corrected.",
+)
+"""What was changed after a first result, and why."""
 
 
 @dataclass(frozen=True, init=False, kw_only=True)

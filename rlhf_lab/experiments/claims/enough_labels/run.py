@@ -22,7 +22,7 @@ from rlhf_lab.batch import Pairs, Tokens
 from rlhf_lab.evaluation import Draws, distance_to_optimal, evaluate
 from rlhf_lab.experiments import runner
 from rlhf_lab.experiments.claims.enough_labels.report import decide, figure
-from rlhf_lab.experiments.claims.enough_labels.settings import RULE, EnoughLabels
+from rlhf_lab.experiments.claims.enough_labels.settings import REDESIGNS, RULE, EnoughLabels
 from rlhf_lab.experiments.runner import Experiment, Job
 from rlhf_lab.experiments.scales import set_up
 from rlhf_lab.experiments.setup import Budget
@@ -264,6 +264,7 @@ EXPERIMENT = Experiment(
         "effect of optimisation and capacity. On text the distance is estimated from weighted samples."
     ),
     rule=RULE,
+    redesigns=REDESIGNS,
     settings=EnoughLabels,
     scales=("bandit", "tree", "small"),
     jobs=_jobs,

@@ -29,6 +29,13 @@ RULE = (
     f"of all parts hold together at 95%. Supported if all parts are true; partly supported if some are; not supported "
     f"if none is true and some are false; inconclusive if all are open."
 )
+REDESIGNS = (
+    "The first rule asked whether an interval contains 1 and whether a slope lies below −0.9. More seeds make the"
+    " first less likely and the second more likely, whatever the truth, so both are now compared with a margin of"
+    " 10%.",
+    "The first rule compared intervals of single numbers of labels. Differences are now paired within seeds.",
+)
+"""What was changed after a first result, and why."""
 
 
 @dataclass(frozen=True, init=False, kw_only=True)

@@ -23,7 +23,14 @@ from rlhf_lab import exact
 from rlhf_lab.experiments import runner
 from rlhf_lab.experiments.claims.non_static.report import decide, figure
 from rlhf_lab.experiments.claims.non_static.run_text import run_text
-from rlhf_lab.experiments.claims.non_static.settings import OTHER_CHANGES, PIECES, RULE, TEXT_STRATEGIES, NonStatic
+from rlhf_lab.experiments.claims.non_static.settings import (
+    OTHER_CHANGES,
+    PIECES,
+    REDESIGNS,
+    RULE,
+    TEXT_STRATEGIES,
+    NonStatic,
+)
 from rlhf_lab.experiments.claims.non_static.strategies import DriftSetup, deploy, drift_setup, steady
 from rlhf_lab.experiments.runner import BestConfig, Experiment, Job
 from rlhf_lab.experiments.statistics import summarise
@@ -144,6 +151,7 @@ EXPERIMENT = Experiment(
         "parameters, and it is the policy that moves there. Here the change follows a law that we set."
     ),
     rule=RULE,
+    redesigns=REDESIGNS,
     settings=NonStatic,
     scales=("bandit", "tree", "small"),
     jobs=jobs,

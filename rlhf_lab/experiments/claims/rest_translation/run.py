@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf_lab.experiments import runner
 from rlhf_lab.experiments.claims.rest_translation.report import decide, figure
-from rlhf_lab.experiments.claims.rest_translation.settings import LOSSES, RULE, ReSTTranslation
+from rlhf_lab.experiments.claims.rest_translation.settings import LOSSES, REDESIGNS, RULE, ReSTTranslation
 from rlhf_lab.experiments.claims.rest_translation.training import (
     other_rows,
     ppo_rows,
@@ -86,6 +86,7 @@ EXPERIMENT = Experiment(
         "labels do not determine a constant for each prompt."
     ),
     rule=RULE,
+    redesigns=REDESIGNS,
     settings=ReSTTranslation,
     scales=("bandit", "tree", "small"),
     jobs=jobs,

@@ -22,6 +22,11 @@ RULE = (
     "true and some are false; inconclusive if all are open. The same differences in the gold reward, the other losses "
     "and the limit of the filter are reported and do not decide."
 )
+REDESIGNS = (
+    "The first rule looked at seven differences in r_φ and six in the gold reward without a correction. Three of "
+    "them now decide.",
+)
+"""What was changed after a first result, and why."""
 
 
 @dataclass(frozen=True, init=False, kw_only=True)

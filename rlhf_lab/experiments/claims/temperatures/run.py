@@ -19,7 +19,7 @@ from torch import Tensor
 from rlhf_lab import exact
 from rlhf_lab.experiments import runner
 from rlhf_lab.experiments.claims.temperatures.report import decide, figure, metrics
-from rlhf_lab.experiments.claims.temperatures.settings import RULE, Temperatures
+from rlhf_lab.experiments.claims.temperatures.settings import REDESIGNS, RULE, Temperatures
 from rlhf_lab.experiments.methods import BestOf, train
 from rlhf_lab.experiments.rso_common import chance_to_win
 from rlhf_lab.experiments.runner import BestConfig, Experiment, Job
@@ -187,6 +187,7 @@ EXPERIMENT = Experiment(
         "world. Best-of-n has n of 8 and 128 there, and 4 and 16 on text."
     ),
     rule=RULE,
+    redesigns=REDESIGNS,
     settings=Temperatures,
     scales=("bandit", "tree", "small"),
     jobs=jobs,
