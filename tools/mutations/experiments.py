@@ -31,8 +31,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "edge",
             "a percentile interval of twice the wrong share",
-            "[(1 - level) / 2, (1 + level) / 2]",
-            "[1 - level, level]",
+            "low, high = np.quantile(again, [(1 - level) / 2, (1 + level) / 2])",
+            "low, high = np.quantile(again, [1 - level, level])",
             near="experiments/test_runner.py::test_the_bootstrap_of_a_mean_is_the_normal_interval",
         ),
         Mutation(
