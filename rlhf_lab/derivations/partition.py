@@ -56,7 +56,7 @@ z_cancels = Derivation(
     wrong=(
         Wrong(
             rf"\sigma\big({_SECOND} - {_FIRST}\big)",
-            "the pair is swapped",
+            "the two responses are swapped",
             lambda w: torch.sigmoid(-_gaps(_implicit(w))),
             3,
         ),
@@ -69,13 +69,13 @@ z_cancels = Derivation(
         ),
         Wrong(
             r"\sigma\big(\beta\log\pi^*(y_1|x) - \beta\log\pi^*(y_2|x)\big)",
-            r"the reference does not cancel with $Z$",
+            r"the reference is missing, but it does not cancel with $Z$",
             lambda w: torch.sigmoid(w.beta * _gaps(w.log_star)),
             3,
         ),
         Wrong(
             rf"\frac{{1}}{{1 + \exp\big({_SECOND} - {_FIRST} + \beta\log Z(x)\big)}}",
-            r"one $\log Z$ remains",
+            r"one $\log Z$ remains, although it is in both exponents",
             lambda w: 1 / (1 + torch.exp(-_gaps(_implicit(w)) + w.beta * w.log_z[:, None, None])),
             2,
         ),
@@ -105,7 +105,7 @@ z_stays = Derivation(
         Line(
             r"\sigma\Big(\beta\log\frac{\pi^*(y_1|x_1)}{\pi_\text{ref}(y_1|x_1)}"
             r" - \beta\log\frac{\pi^*(y_2|x_2)}{\pi_\text{ref}(y_2|x_2)} + \beta\log\frac{Z(x_1)}{Z(x_2)}\Big)",
-            r"each prompt has its own $Z$",
+            r"each prompt has a different $Z$",
             lambda w: torch.sigmoid(_across(_implicit(w)) + w.beta * (w.log_z[0] - w.log_z[1])),
         ),
     ),
@@ -145,7 +145,7 @@ z_variance = Derivation(
     lines=(
         Line(
             r"\frac{1}{n}\bigg(\frac{\mathbb{E}_{\pi_\text{ref}}[e^{2r/\beta}]}{Z^2} - 1\bigg)",
-            "the draws are independent; the left side enumerates all of them",
+            "the draws are independent. The left side enumerates all of them",
             lambda w: (_second_moment(w) - 1) / 2,
             left=r"\frac{\mathrm{Var}(\hat Z)}{Z^2},\;\; \hat Z = \tfrac1n\sum_i e^{r(y_i)/\beta}",
             left_value=_relative_variance,
@@ -179,7 +179,7 @@ z_variance = Derivation(
     wrong=(
         Wrong(
             r"\frac{\mathbb{E}_{\pi_\text{ref}}[e^{2r/\beta}]}{Z^2} - 1",
-            r"the $1/n$ is missing; this is the variance of one draw, not of their mean",
+            r"the $1/n$ is missing. This is the variance of one draw, not of the mean of n draws",
             lambda w: _second_moment(w) - 1,
             1,
         ),

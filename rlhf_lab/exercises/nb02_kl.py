@@ -48,7 +48,7 @@ def kl_term(log_policy: Tensor, log_ref: Tensor) -> Tensor:
     return k.detach() * log_policy
 
 
-def _scores(w: Any, weight: Tensor) -> Tensor:
+def _scores(w: Any, weight: Tensor) -> Any:
     """E_π[weight ∇ log π] with respect to the logits, (X, K)."""
     return w.policy * (weight - (w.policy * weight).sum(-1, keepdim=True))
 
@@ -245,7 +245,8 @@ def _reinforce(
 
 def _reinforce_with_k2(*given: Any, wrong: Sequence[str] = ()) -> list[float]:
     """`policy_gradient_with_k2` with the mistakes that `wrong` names."""
-    return _reinforce(*given, wrong=("k2 as a loss", *wrong))
+    loop: Callable[..., list[float]] = _reinforce
+    return loop(*given, wrong=("k2 as a loss", *wrong))
 
 
 _WORLD, _BETA = bandit.lecture(), 0.5
