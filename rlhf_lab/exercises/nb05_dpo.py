@@ -124,6 +124,8 @@ def _train_dpo(
         subtracted = torch.zeros_like(log_ref) if "no reference" in wrong else log_ref
         if "moving reference" in wrong:
             subtracted = log_policy.detach()
+        if "reference with gradient" in wrong:
+            subtracted = log_policy
         log_ratio = log_policy - subtracted
         margin = log_ratio[prompts, chosen] - log_ratio[prompts, rejected]
         margin = margin if "no beta" in wrong else beta * margin
@@ -135,6 +137,59 @@ def _train_dpo(
         optimizer.step()
         losses.append(loss.item())
     return losses
+
+
+def train_from_reference(
+    logits: Tensor,
+    prompts: Tensor,
+    chosen: Tensor,
+    rejected: Tensor,
+    beta: float,
+    steps: int,
+    learning_rate: float,
+) -> list[float]:
+    """DPO with the starting policy as the reference: train `logits`, return the losses."""
+    optimizer = torch.optim.SGD([logits], lr=learning_rate)
+    log_ref = logits.detach().log_softmax(-1)
+    losses = []
+    for _ in range(steps):
+        log_ratio = logits.log_softmax(-1) - log_ref
+        margin = beta * (log_ratio[prompts, chosen] - log_ratio[prompts, rejected])
+        loss = -torch.nn.functional.logsigmoid(margin).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def _broken_train_from_reference(
+    logits: Tensor,
+    prompts: Tensor,
+    chosen: Tensor,
+    rejected: Tensor,
+    beta: float,
+    steps: int,
+    learning_rate: float,
+) -> list[float]:
+    """DPO with the starting policy as the reference: train `logits`, return the losses."""
+    optimizer = torch.optim.SGD([logits], lr=learning_rate)
+    losses = []
+    for _ in range(steps):
+        log_ref = logits.detach().log_softmax(-1)
+        log_ratio = logits.log_softmax(-1) - log_ref
+        margin = beta * (log_ratio[prompts, chosen] - log_ratio[prompts, rejected])
+        loss = -torch.nn.functional.logsigmoid(margin).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def _train_from_reference(logits: Tensor, *given: Any, wrong: Sequence[str] = ()) -> list[float]:
+    """`train_from_reference` with the mistakes that `wrong` names."""
+    return _train_dpo(logits, logits.detach().log_softmax(-1), *given, wrong=wrong)
 
 
 _WORLD, _BETA = bandit.lecture(), 0.5
@@ -156,6 +211,10 @@ def _dpo_arguments() -> dict[str, Any]:
         "steps": 60,
         "learning_rate": 25.0,
     }
+
+
+def _arguments_without_reference() -> dict[str, Any]:
+    return {name: value for name, value in _dpo_arguments().items() if name != "log_ref"}
 
 
 def _regret(logits: Tensor) -> float:
@@ -259,6 +318,35 @@ EXERCISES: tuple[Task, ...] = (
             "One step needs log π_θ − log π_ref of all responses, and from it the values of chosen and rejected.",
             "`logits.log_softmax(-1)` is log π_θ, (X, K). `table[prompts, chosen]` takes one entry for each pair.",
             "The loss is `-logsigmoid(margin).mean()`. Then come zero_grad, backward and step.",
+        ),
+    ),
+    TrainingLoop(
+        key="nb05.train_from_reference",
+        title="Debug: a loss that stays at 0.693",
+        objective="find the bug in a loop whose loss does not fall although the policy moves",
+        difficulty=2,
+        minutes=6,
+        arguments=_arguments_without_reference,
+        distance=_regret,
+        solution=train_from_reference,
+        broken=_broken_train_from_reference,
+        bug="moving reference",
+        mistakes=loop_mistakes(
+            _train_from_reference,
+            {
+                "moving reference": "the reference is computed again in every step, so it follows the policy.",
+                "reference with gradient": "the reference is not detached, so both gradients cancel and nothing moves.",
+                "no reference": "the reference is missing from the log-ratio.",
+                "no beta": "β is missing from the margin.",
+                "sign": "the sign is lost: gradient descent on this loss lowers the likelihood of the labels.",
+                "swapped pair": "chosen and rejected are swapped, so that the policy learns to prefer the rejected.",
+            },
+            pairs=(("moving reference", "no beta"), ("moving reference", "sign"), ("no reference", "no beta")),
+        ),
+        hints=(
+            "Which margin does a pair have in the second step? Print `margin.abs().max()` in the loop.",
+            "The reference is the policy before the first step. When is it computed in this loop?",
+            "Move the line with `log_ref` above the loop, and keep `detach`.",
         ),
     ),
     Exercise(

@@ -1,12 +1,25 @@
 """Exercises of notebook 06: DPO's gradient."""
 
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
+from torch.nn.functional import logsigmoid, one_hot
 
-from rlhf_lab.exercises.checking import Case, Exercise, Mistake
+from rlhf_lab import exact, losses
+from rlhf_lab.batch import Pairs
+from rlhf_lab.derivations import dpo as derivations
+from rlhf_lab.derivations.random_worlds import RandomWorld
+from rlhf_lab.exercises.checking import Case, Exercise, Mistake, Task
+from rlhf_lab.exercises.derive import NextLine
+from rlhf_lab.exercises.predictions import Prediction
+from rlhf_lab.exercises.training_loops import TrainingLoop, loop_mistakes
+from rlhf_lab.policies.tabular import TabularPolicy
+from rlhf_lab.preferences import sample_preferences
+from rlhf_lab.training import seeded
+from rlhf_lab.worlds import bandit, token_tree
 
 
 def _double(values: object) -> Tensor:
@@ -49,9 +62,304 @@ def _mistaken(logits: Tensor, log_ref: Tensor, chosen: int, rejected: int, beta:
     return -factor * weight * (up - down)
 
 
+_BETA = 0.5
+_LOG_REF, _REWARD = bandit.lecture().log_ref()[0], bandit.lecture().rewards()[0]
+_CITED, _SHORT = 3, 2
+_TREE = token_tree.random(vocab_size=3, depth=3, seed=0, reward="sequence", has_end=True)
+
+
+def _final_weight() -> float:
+    """The gradient weight of “a cited answer” ≻ “a short answer” at π*."""
+    log_ratio = exact.optimal_policy(_LOG_REF, _REWARD, _BETA) - _LOG_REF
+    return losses.dpo_gradient_weight(log_ratio[_CITED], log_ratio[_SHORT], _BETA).item()
+
+
+def _margin(w: RandomWorld) -> Tensor:
+    """u = βΔ of the pair of each prompt, (X, 1)."""
+    chosen, rejected = w.of_pair(w.beta * w.log_ratio)
+    return (chosen - rejected).unsqueeze(-1)
+
+
+def _score(w: RandomWorld, y: Tensor) -> Tensor:
+    """∇ log π_θ(y|x) of a table, (X, K)."""
+    return one_hot(y, w.log_policy.shape[-1]) - w.policy
+
+
+def gradient_line(w: Any) -> Any:
+    """∇ of −log σ(u) of the pair of each prompt, (X, K)."""
+    return -w.beta * torch.sigmoid(-w.margin) * (w.chosen_score - w.rejected_score)
+
+
+def train_by_formula(
+    logits: Tensor, log_ref: Tensor, chosen: Tensor, rejected: Tensor, beta: float, steps: int, learning_rate: float
+) -> list[float]:
+    """DPO by the formula of its gradient, without autograd; return the losses."""
+    losses = []
+    for _ in range(steps):
+        log_ratio = logits.detach().log_softmax(-1) - log_ref
+        margin = beta * (log_ratio[chosen] - log_ratio[rejected])
+        share = beta * torch.sigmoid(-margin) / len(margin)
+        gradient = torch.zeros_like(log_ref)
+        gradient = gradient.index_add(0, chosen, -share).index_add(0, rejected, share)
+        with torch.no_grad():
+            logits -= learning_rate * gradient
+        losses.append(-torch.nn.functional.logsigmoid(margin).mean().item())
+    return losses
+
+
+def _train_by_formula(
+    logits: Tensor,
+    log_ref: Tensor,
+    chosen: Tensor,
+    rejected: Tensor,
+    beta: float,
+    steps: int,
+    learning_rate: float,
+    wrong: Sequence[str] = (),
+) -> list[float]:
+    """The same loop with the mistakes that `wrong` names."""
+    found = []
+    for _ in range(steps):
+        log_policy = logits.detach().log_softmax(-1)
+        log_ratio = log_policy if "no reference" in wrong else log_policy - log_ref
+        margin = beta * (log_ratio[chosen] - log_ratio[rejected])
+        weight = torch.sigmoid(margin if "weight exchanged" in wrong else -margin)
+        weight = torch.full_like(weight, 0.5) if "no weight" in wrong else weight
+        share = weight * (1.0 if "no beta" in wrong else beta) / (1 if "sum" in wrong else len(margin))
+        share = -share if "sign" in wrong else share
+        gradient = torch.zeros_like(log_ref).index_add(0, chosen, -share)
+        gradient = gradient if "rejected forgotten" in wrong else gradient.index_add(0, rejected, share)
+        with torch.no_grad():
+            logits -= learning_rate * gradient
+        found.append(-logsigmoid(margin).mean().item())
+    return found
+
+
+def _formula_arguments() -> dict[str, Any]:
+    """A table of four logits that starts at the reference, and 100 labels on every pair of responses."""
+    first, second = torch.tensor([(i, j) for i in range(4) for j in range(i)]).repeat(100, 1).unbind(-1)
+    won = sample_preferences(_REWARD[first], _REWARD[second], seeded(0))
+    return {
+        "logits": _LOG_REF.clone().requires_grad_(True),
+        "log_ref": _LOG_REF,
+        "chosen": torch.where(won, first, second),
+        "rejected": torch.where(won, second, first),
+        "beta": _BETA,
+        "steps": 60,
+        "learning_rate": 10.0,
+    }
+
+
+def _regret(logits: Tensor) -> float:
+    return exact.regret(logits.log_softmax(-1), _LOG_REF, _REWARD, _BETA).item()
+
+
+def train_on_sequences(
+    policy: TabularPolicy, token_log_ref: Tensor, pairs: Pairs, beta: float, steps: int, learning_rate: float
+) -> list[float]:
+    """DPO on sequences of tokens: train `policy` in place and return the losses."""
+    optimizer = torch.optim.SGD(policy.parameters(), lr=learning_rate)
+    losses = []
+    for _ in range(steps):
+        # (N, 2, T), and 0 at padding, as is token_log_ref.
+        token_log_probs = policy.token_log_probs(pairs.prompts, pairs.responses)
+        log_ratio = (token_log_probs - token_log_ref).sum(-1)
+        margin = beta * (log_ratio[:, 0] - log_ratio[:, 1])
+        loss = -torch.nn.functional.logsigmoid(margin).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def _broken_train_on_sequences(
+    policy: TabularPolicy, token_log_ref: Tensor, pairs: Pairs, beta: float, steps: int, learning_rate: float
+) -> list[float]:
+    """DPO on sequences of tokens: train `policy` in place and return the losses."""
+    optimizer = torch.optim.SGD(policy.parameters(), lr=learning_rate)
+    losses = []
+    for _ in range(steps):
+        # (N, 2, T), and 0 at padding, as is token_log_ref.
+        token_log_probs = policy.token_log_probs(pairs.prompts, pairs.responses)
+        log_ratio = (token_log_probs - token_log_ref).mean(-1)
+        margin = beta * (log_ratio[:, 0] - log_ratio[:, 1])
+        loss = -torch.nn.functional.logsigmoid(margin).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def _train_on_sequences(
+    policy: TabularPolicy,
+    token_log_ref: Tensor,
+    pairs: Pairs,
+    beta: float,
+    steps: int,
+    learning_rate: float,
+    wrong: Sequence[str] = (),
+) -> list[float]:
+    """`train_on_sequences` with the mistakes that `wrong` names."""
+    optimizer = torch.optim.SGD(policy.parameters(), lr=learning_rate)
+    found, lengths = [], pairs.responses.lengths
+    for _ in range(steps):
+        token_log_probs = policy.token_log_probs(pairs.prompts, pairs.responses)
+        each = token_log_probs if "no reference" in wrong else token_log_probs - token_log_ref
+        log_ratio = each[..., -1] if "last token" in wrong else each.sum(-1)
+        log_ratio = log_ratio / each.shape[-1] if "mean over padding" in wrong else log_ratio
+        log_ratio = log_ratio / lengths if "mean over tokens" in wrong else log_ratio
+        margin = log_ratio[:, 0] - log_ratio[:, 1]
+        margin = margin if "no beta" in wrong else beta * margin
+        loss = -logsigmoid(-margin if "swapped pair" in wrong else margin).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        found.append(loss.item())
+    return found
+
+
+def _sequence_arguments() -> dict[str, Any]:
+    """A table over all sequences of up to three tokens, which starts at the reference, and 1,000 labelled pairs."""
+    pairs = _TREE.preferences(1000, seeded(0))
+    return {
+        "policy": _TREE.reference.copy(),
+        "token_log_ref": _TREE.reference.token_log_probs(pairs.prompts, pairs.responses),
+        "pairs": pairs,
+        "beta": _BETA,
+        "steps": 60,
+        "learning_rate": 20.0,
+    }
+
+
+def _distance(policy: TabularPolicy) -> float:
+    """KL(π_θ‖π*) on the tree."""
+    return exact.kl(_TREE.log_probs(policy), _TREE.optimal(_BETA)).mean().item()
+
+
 _SCORES = {"chosen_score": _double([1.0, -0.5, 0.2]), "rejected_score": _double([1.8, -1.0, 0.1])}
 
-EXERCISES = (
+EXERCISES: tuple[Task, ...] = (
+    Prediction(
+        key="nb06.final_weight",
+        title="The weight of a label after training",
+        objective="predict where the gradient weight of a label converges",
+        difficulty=2,
+        minutes=3,
+        question=(
+            "DPO is trained with infinitely many Bradley–Terry labels. “A cited answer” has the reward 1.5 and “a "
+            "short answer” the reward 1.0. What is the gradient weight of the label “a cited answer ≻ a short answer” "
+            "after training?"
+        ),
+        truth=_final_weight,
+        explanation=(
+            "At the optimum the reward margin βΔ is the difference of the rewards, 0.5. The weight is σ(−0.5) = "
+            "{truth}, the probability of the opposite label."
+        ),
+        mistakes=(
+            Mistake(
+                "zero",
+                "the weight would be 0 only for an infinite margin. The opposite label also occurs, and keeps the "
+                "margin finite.",
+                lambda: 0.0,
+            ),
+            Mistake("start", "this is the weight before the first step, where all margins are 0.", lambda: 0.5),
+            Mistake(
+                "the label's probability",
+                "this is the probability of the label itself. The weight is large for labels that are unlikely.",
+                lambda: 1 - _final_weight(),
+            ),
+        ),
+    ),
+    NextLine(
+        key="nb06.gradient_line",
+        title="DPO's gradient",
+        objective="derive DPO's gradient with its sign, its factor β and its weight",
+        difficulty=2,
+        minutes=6,
+        derivation=derivations.dpo_gradient,
+        line=3,
+        quantities=("beta",),
+        defined={
+            "margin": ("u, the reward margin of the pair of each prompt, (X, 1)", _margin),
+            "chosen_score": ("∇ log π_θ(y_w given x), (X, K)", lambda w: _score(w, w.chosen)),
+            "rejected_score": ("∇ log π_θ(y_l given x), (X, K)", lambda w: _score(w, w.rejected)),
+        },
+        solution=gradient_line,
+        mistakes=(
+            Mistake(
+                "sum of the scores",
+                "the scores are added. The margin is a difference, and so is its gradient.",
+                lambda w: -w.beta * torch.sigmoid(-w.margin) * (w.chosen_score + w.rejected_score),
+            ),
+        ),
+        hints=(
+            "u is the difference of β log π_θ/π_ref at y_w and at y_l. Which of these terms depend on θ?",
+            "∇u = β (∇ log π_θ(y_w) − ∇ log π_θ(y_l)). Multiply it by the factor in the line above.",
+        ),
+    ),
+    TrainingLoop(
+        key="nb06.train_by_formula",
+        title="Gradient descent without autograd",
+        objective="write DPO's training loop with the formula of its gradient",
+        difficulty=3,
+        minutes=12,
+        arguments=_formula_arguments,
+        distance=_regret,
+        solution=train_by_formula,
+        mistakes=loop_mistakes(
+            _train_by_formula,
+            {
+                "sign": "the sign is lost: the step must go against the gradient of the loss.",
+                "no beta": "β in front of the weight is missing.",
+                "weight exchanged": "the weight is σ of the margin. It must be large for incorrectly ranked pairs.",
+                "no weight": "every pair has the weight ½, so the two labels of a pair never cancel.",
+                "rejected forgotten": "only the chosen responses have a gradient. The rejected ones have it too.",
+                "no reference": "the margin contains log π_θ instead of the log-ratio to the reference.",
+                "sum": "the contributions are added up, but the loss is a mean over pairs.",
+            },
+            pairs=(("no beta", "sum"), ("no reference", "no beta"), ("rejected forgotten", "sum")),
+        ),
+        hints=(
+            "Each pair adds −β·weight to the gradient at the chosen response, and +β·weight at the rejected one.",
+            "Several pairs have the same response, so use `index_add`. Assignment would keep only the last pair.",
+            "Divide by the number of pairs, and change `logits` in place under `torch.no_grad()`.",
+        ),
+    ),
+    TrainingLoop(
+        key="nb06.train_on_sequences",
+        title="Debug: log-probabilities of sequences",
+        objective="find the bug in a loop whose loss falls and whose policy does not converge to π\\*",
+        difficulty=2,
+        minutes=6,
+        arguments=_sequence_arguments,
+        distance=_distance,
+        quantity="the KL to π*",
+        solution=train_on_sequences,
+        broken=_broken_train_on_sequences,
+        bug="mean over padding",
+        mistakes=loop_mistakes(
+            _train_on_sequences,
+            {
+                "mean over padding": "the mean over all positions is taken, including padding.",
+                "mean over tokens": "the mean over tokens is taken. The log-probability of a sequence is a sum.",
+                "last token": "only the last position counts. Each token of the response has a factor.",
+                "no reference": "the reference is missing from the log-ratio.",
+                "no beta": "β is missing from the margin.",
+                "swapped pair": "chosen and rejected are swapped.",
+            },
+            pairs=(
+                ("mean over padding", "no beta"),
+                ("mean over padding", "swapped pair"),
+                ("no reference", "no beta"),
+            ),
+        ),
+        hints=(
+            "What is log π(y|x) of a sequence of tokens? Compare the reduction in the loop with it.",
+            "The padded positions contain 0. Which reduction over the last axis is not changed by zeros?",
+        ),
+    ),
     Exercise(
         key="nb06.dpo_gradient",
         title="The gradient by hand",

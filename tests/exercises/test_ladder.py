@@ -68,7 +68,7 @@ def test_the_computed_answer_is_an_option_and_every_other_option_is_explained(on
 def test_the_broken_loop_is_recognised_and_runs_like_the_mistake_that_is_its_name(one):
     feedback = check(one.key, one.broken)
     assert feedback.mistake == one.bug and "the bug is still there." in repr(feedback)
-    scope = {"torch": torch}
+    scope = {"torch": torch, "TabularPolicy": object, "Pairs": object}
     exec(one.broken_source.replace("Tensor", "object").replace("torch.Generator", "object"), scope)
     assert check(one.key, scope[one.name]).mistake == one.bug
 
@@ -89,6 +89,13 @@ RIGHT_LINES = {
         lambda w: w.beta * (w.epsilon - 1 / (1 + w.margin.exp())),
         lambda w: w.beta * (w.epsilon * torch.sigmoid(w.margin) - (1 - w.epsilon) * (1 - torch.sigmoid(w.margin))),
     ],
+    "nb06.gradient_line": [
+        lambda w: w.beta * (1 - w.margin.sigmoid()) * (w.rejected_score - w.chosen_score),
+        lambda w: -w.beta / (1 + w.margin.exp()) * (w.chosen_score - w.rejected_score),
+        lambda w: (
+            w.beta * torch.special.expit(-w.margin) * w.rejected_score - w.beta * w.chosen_score / (1 + w.margin.exp())
+        ),
+    ],
 }
 WRONG_LINES = {
     "nb05.cdpo_slope": [
@@ -102,6 +109,13 @@ WRONG_LINES = {
         (lambda w: "text", "got text"),
         (lambda: 0, "called with 1 arguments"),
         (3.0, "give the function"),
+    ],
+    "nb06.gradient_line": [
+        (lambda w: -w.beta * w.margin * (w.chosen_score - w.rejected_score), "not yet"),
+        (lambda w: -(w.beta**2) * torch.sigmoid(-w.margin) * (w.chosen_score - w.rejected_score), "not yet"),
+        (lambda w: -w.beta * torch.sigmoid(-w.beta * w.margin) * (w.chosen_score - w.rejected_score), "not yet"),
+        (lambda w: (w.chosen_score - w.rejected_score).sum(-1), "expected shape"),
+        (lambda w: w.reward, "may not contain w.reward"),
     ],
 }
 
@@ -257,6 +271,113 @@ def test_the_direction_of_a_wrong_first_step_is_given_as_an_angle():
     moved = arguments["logits"].detach() - start
     degrees = torch.rad2deg(torch.acos(moved[0].norm() / moved.norm()))
     assert f"is wrong by {degrees:.0f} degrees" in repr(check(one.key, half))
+
+
+def reference_first(make):
+    """DPO without a given reference: `make` computes it from the logits before the first step."""
+
+    def train(logits, *rest):
+        return dpo()(logits, make(logits), *rest)
+
+    return train
+
+
+def formula(gradient):
+    """Descent on a table by `gradient(margin, chosen, rejected, beta, K)`, which returns K derivatives."""
+
+    def train(logits, log_ref, chosen, rejected, beta, steps, learning_rate):
+        losses = []
+        for _ in range(steps):
+            ratio = logits.detach().log_softmax(-1) - log_ref
+            margin = beta * (ratio[chosen] - ratio[rejected])
+            logits.data -= learning_rate * gradient(margin, chosen, rejected, beta, len(log_ref))
+            losses.append(softplus(-margin).mean())
+        return losses
+
+    return train
+
+
+def one_hot(y, size):
+    return torch.nn.functional.one_hot(y, size).double()
+
+
+def scattered(m, w, r, b, k):
+    push = b * torch.sigmoid(-m) / len(m)
+    return torch.zeros(k).double().scatter_add(0, r, push).scatter_add(0, w, -push)
+
+
+def last_pair_only(m, w, r, b, k):
+    gradient = torch.zeros(k, dtype=torch.float64)
+    for push, i, j in zip(b * torch.sigmoid(-m) / len(m), w, r, strict=True):
+        gradient[i], gradient[j] = -push, push
+    return gradient
+
+
+def sequences(reduce):
+    """DPO on sequences with `reduce` of the log-ratios of the tokens."""
+
+    def train(policy, token_log_ref, pairs, beta, steps, learning_rate):
+        optimizer, losses = torch.optim.SGD(policy.parameters(), lr=learning_rate), []
+        for _ in range(steps):
+            ratio = reduce(policy, pairs, token_log_ref)
+            loss = softplus(-beta * (ratio[:, 0] - ratio[:, 1])).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+        return losses
+
+    return train
+
+
+def each_token(policy, pairs, token_log_ref):
+    return policy.token_log_probs(pairs.prompts, pairs.responses) - token_log_ref
+
+
+OTHER_RIGHT_LOOPS = {
+    "nb05.train_from_reference": [
+        reference_first(lambda logits: logits.detach().clone().log_softmax(-1)),
+        reference_first(lambda logits: torch.log_softmax(logits, -1).detach()),
+        reference_first(lambda logits: logits.detach().softmax(-1).log()),
+    ],
+    "nb06.train_by_formula": [
+        formula(scattered),
+        formula(lambda m, w, r, b, k: (b * torch.sigmoid(-m)[:, None] * (one_hot(r, k) - one_hot(w, k))).mean(0)),
+        formula(lambda m, w, r, b, k: -b * (1 - m.sigmoid()) @ (one_hot(w, k) - one_hot(r, k)) / len(m)),
+    ],
+    "nb06.train_on_sequences": [
+        sequences(lambda policy, pairs, ref: policy.log_prob(pairs.prompts, pairs.responses) - ref.sum(-1)),
+        sequences(
+            lambda policy, pairs, ref: torch.where(pairs.responses.mask, each_token(policy, pairs, ref), 0).sum(2)
+        ),
+        sequences(lambda policy, pairs, ref: each_token(policy, pairs, ref).cumsum(-1)[..., -1]),
+    ],
+}
+
+
+@pytest.mark.parametrize(("key", "loop"), [(key, loop) for key, loops in OTHER_RIGHT_LOOPS.items() for loop in loops])
+def test_right_loops_of_notebooks_05_and_06_pass_in_other_forms(key, loop):
+    feedback = check(key, loop)
+    assert feedback.passed, feedback
+
+
+OTHER_WRONG_LOOPS = [
+    ("nb05.train_from_reference", reference_first(lambda logits: 0 * logits.detach()), "the reference is missing"),
+    ("nb05.train_from_reference", reference_first(lambda x: -5 * x.detach()), "is not right yet"),
+    ("nb05.train_from_reference", lambda logits, *rest: [0.7] * rest[-2], "both gradients cancel and nothing moves"),
+    ("nb06.train_by_formula", formula(last_pair_only), "Look at the loss of that step"),
+    ("nb06.train_by_formula", formula(lambda *given: -scattered(*given)), "the sign is lost"),
+    ("nb06.train_by_formula", formula(lambda *given: scattered(*given) / 100), "0.01 times the right length"),
+    ("nb06.train_on_sequences", sequences(lambda *given: each_token(*given).abs().sum(-1)), "is not right yet"),
+    ("nb06.train_on_sequences", sequences(lambda *given: each_token(*given)[..., 0]), "is not right yet"),
+    ("nb06.train_on_sequences", sequences(lambda *given: each_token(*given).mean(-1)), "the bug is still there"),
+]
+
+
+@pytest.mark.parametrize(("key", "loop", "words"), OTHER_WRONG_LOOPS)
+def test_wrong_loops_of_notebooks_05_and_06_are_told_what_is_wrong(key, loop, words):
+    feedback = check(key, loop)
+    assert not feedback.passed and words in repr(feedback), feedback
 
 
 def reinforce(term, value=lambda score: score, generator=None):
