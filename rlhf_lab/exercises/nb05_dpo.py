@@ -189,7 +189,7 @@ def _broken_train_from_reference(
 
 def _train_from_reference(logits: Tensor, *given: Any, wrong: Sequence[str] = ()) -> list[float]:
     """`train_from_reference` with the mistakes that `wrong` names."""
-    return _train_dpo(logits, logits.detach().log_softmax(-1), *given, wrong=wrong)
+    return partial(_train_dpo, wrong=wrong)(logits, logits.detach().log_softmax(-1), *given)
 
 
 _WORLD, _BETA = bandit.lecture(), 0.5
@@ -322,7 +322,7 @@ EXERCISES: tuple[Task, ...] = (
     ),
     TrainingLoop(
         key="nb05.train_from_reference",
-        title="Debug: a loss that stays at 0.693",
+        title="A loss that stays at 0.693",
         objective="find the bug in a loop whose loss does not fall although the policy moves",
         difficulty=2,
         minutes=6,

@@ -329,7 +329,7 @@ EXERCISES: tuple[Task, ...] = (
     ),
     TrainingLoop(
         key="nb06.train_on_sequences",
-        title="Debug: log-probabilities of sequences",
+        title="A loss that falls towards another policy",
         objective="find the bug in a loop whose loss falls and whose policy does not converge to π\\*",
         difficulty=2,
         minutes=6,
