@@ -352,6 +352,7 @@ EXPERIMENT = Experiment(
         "samples and optimiser steps."
     ),
     rule=RULE,
+    rule_commit="a91ec0ee26f5",
     redesigns=REDESIGNS,
     settings=AnnotationBudget,
     scales=("bandit", "tree", "small"),

@@ -163,6 +163,7 @@ EXPERIMENT = Experiment(
         "number of optimiser steps, with the same number of responses in each step and in each batch of samples."
     ),
     rule=RULE,
+    rule_commit="ac159f97b903",
     redesigns=REDESIGNS,
     settings=Cost,
     scales=("bandit", "tree", "small"),

@@ -167,6 +167,7 @@ EXPERIMENT = Experiment(
         "from samples of π_ref as far as the estimate can be trusted."
     ),
     rule=RULE,
+    rule_commit="d209872b8d69",
     redesigns=REDESIGNS,
     settings=DPOFrontier,
     scales=("bandit", "tree", "small"),

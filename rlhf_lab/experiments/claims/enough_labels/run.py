@@ -264,6 +264,7 @@ EXPERIMENT = Experiment(
         "effect of optimisation and capacity. On text the distance is estimated from weighted samples."
     ),
     rule=RULE,
+    rule_commit="79c7d384a46b",
     redesigns=REDESIGNS,
     settings=EnoughLabels,
     scales=("bandit", "tree", "small"),

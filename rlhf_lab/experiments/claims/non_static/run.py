@@ -151,6 +151,7 @@ EXPERIMENT = Experiment(
         "parameters, and it is the policy that moves there. Here the change follows a law that we set."
     ),
     rule=RULE,
+    rule_commit="666d0bd48539",
     redesigns=REDESIGNS,
     settings=NonStatic,
     scales=("bandit", "tree", "small"),

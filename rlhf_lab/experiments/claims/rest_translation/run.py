@@ -86,6 +86,7 @@ EXPERIMENT = Experiment(
         "labels do not determine a constant for each prompt."
     ),
     rule=RULE,
+    rule_commit="770c78f43f8e",
     redesigns=REDESIGNS,
     settings=ReSTTranslation,
     scales=("bandit", "tree", "small"),

@@ -187,6 +187,7 @@ EXPERIMENT = Experiment(
         "world. Best-of-n has n of 8 and 128 there, and 4 and 16 on text."
     ),
     rule=RULE,
+    rule_commit="da8cecbaabe6",
     redesigns=REDESIGNS,
     settings=Temperatures,
     scales=("bandit", "tree", "small"),
