@@ -5,7 +5,28 @@ from mutations.mutation import Mutation, in_file
 MUTATIONS: list[Mutation] = [
     *in_file(
         "experiments/statistics.py",
-        ["experiments/test_runner.py"],
+        ["experiments/test_runner.py", "experiments/test_statistics.py"],
+        Mutation(
+            "setting",
+            "the intervals of a family are not corrected for their number",
+            "1 - (1 - level) / left))",
+            "level))",
+            near="experiments/test_statistics.py::test_levels_rise_from_one_rejected_comparison_to_the_next",
+        ),
+        Mutation(
+            "edge",
+            "the level rises also after a comparison that is not rejected",
+            "left -= rejecting and left > 1",
+            "left -= left > 1",
+            near="experiments/test_statistics.py::test_levels_rise_from_one_rejected_comparison_to_the_next",
+        ),
+        Mutation(
+            "edge",
+            "a ratio equals 1 if one end of its interval lies within the margin",
+            "1 - margin <= ratio.low and ratio.high <= 1 + margin",
+            "1 - margin <= ratio.low or ratio.high <= 1 + margin",
+            near="experiments/test_statistics.py::test_equivalence_is_two_one_sided_tests_and_symmetric",
+        ),
         Mutation(
             "sign",
             "a paired difference with its sign flipped",
