@@ -1,9 +1,19 @@
 """Exercises of notebook 07: statistical rejection sampling."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from rlhf_lab.exercises.checking import Case, Exercise, Mistake
+from rlhf_lab import exact, sampling
+from rlhf_lab.derivations.random_worlds import RandomWorld
+from rlhf_lab.derivations.rejection import accepted_are_exact
+from rlhf_lab.exercises.checking import Case, Exercise, Mistake, Seed, Task
+from rlhf_lab.exercises.derive import NextLine
+from rlhf_lab.exercises.predictions import Prediction
+from rlhf_lab.exercises.training_loops import TrainingLoop, loop_mistakes
+from rlhf_lab.worlds import bandit
 
 
 def _double(values: object) -> Tensor:
@@ -81,7 +91,344 @@ _REWARDS = _double([[0.0, 1.0, 0.4, -0.7], [2.0, -1.0, 0.5, 1.9]])
 _UNIFORM = _double([[0.62, 0.21, 0.91, 0.35], [0.07, 0.93, 0.85, 0.02]])
 _WIDE = _double([[1.2, -0.3, 0.8]])
 
-EXERCISES = (
+_WORLD, _BETA, _CANDIDATES = bandit.lecture(), 0.5, 64
+
+
+def _accepted_of_64() -> float:
+    """The expected number of accepted candidates for the first prompt."""
+    return _CANDIDATES * sampling.acceptance_rate(_WORLD.log_ref()[0], _WORLD.rewards()[0], _BETA).item()
+
+
+def _acceptance_under_target() -> float:
+    log_star = _WORLD.optimal(_BETA)[0]
+    return _CANDIDATES * (log_star.exp() * acceptance(_WORLD.rewards()[0], _BETA)).sum().item()
+
+
+def _acceptance_of(w: RandomWorld) -> Tensor:
+    return acceptance(w.reward, w.beta)
+
+
+def first_accepted(w: Any) -> Any:
+    """P(first accepted = y) after the geometric series is summed."""
+    both = w.ref * w.acceptance
+    return both / both.sum(-1, keepdim=True)
+
+
+def train_on_accepted(
+    logits: Tensor,
+    log_sft: Tensor,
+    reward: Tensor,
+    beta: float,
+    steps: int,
+    learning_rate: float,
+    draws: int,
+    generator: torch.Generator,
+) -> list[float]:
+    """Fine-tune on accepted draws from π_sft, with new draws in every step."""
+    optimizer = torch.optim.SGD([logits], lr=learning_rate)
+    probability = torch.exp((reward - reward.amax(-1, keepdim=True)) / beta)
+    losses = []
+    for _ in range(steps):
+        y = torch.multinomial(log_sft.exp(), draws, True, generator=generator)
+        u = torch.rand(y.shape, dtype=reward.dtype, generator=generator)
+        accepted = u < probability.gather(-1, y)
+        log_prob = logits.log_softmax(-1).gather(-1, y)
+        loss = -log_prob[accepted].mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def _train_on_accepted(
+    logits: Tensor,
+    log_sft: Tensor,
+    reward: Tensor,
+    beta: float,
+    steps: int,
+    learning_rate: float,
+    draws: int,
+    generator: torch.Generator,
+    wrong: Sequence[str] = (),
+) -> list[float]:
+    """The same loop with the mistakes that `wrong` names."""
+    optimizer = torch.optim.SGD([logits], lr=learning_rate)
+    gap = reward if "no maximum" in wrong else reward - reward.amax(-1, keepdim=True)
+    probability = torch.exp(gap * beta if "beta on the wrong side" in wrong else gap / beta)
+    losses = []
+    for _ in range(steps):
+        source = logits.detach().softmax(-1) if "draws from the policy" in wrong else log_sft.exp()
+        y = torch.multinomial(source, draws, True, generator=generator)
+        u = torch.rand(y.shape, dtype=reward.dtype, generator=generator)
+        accepted = u < probability.gather(-1, y)
+        if "inverted" in wrong:
+            accepted = ~accepted
+        if "nothing rejected" in wrong:
+            accepted = torch.ones_like(accepted)
+        log_prob = logits.log_softmax(-1).gather(-1, y)
+        loss = -log_prob[accepted].mean()
+        loss = -loss if "sign" in wrong else loss
+        if "gradients not reset" not in wrong:
+            optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def train_on_best(
+    logits: Tensor,
+    log_sft: Tensor,
+    reward: Tensor,
+    beta: float,
+    steps: int,
+    learning_rate: float,
+    candidates: int,
+    generator: torch.Generator,
+) -> list[float]:
+    """Fine-tune on one of `candidates`, drawn by weights exp(r/β), 32 times a step."""
+    optimizer = torch.optim.SGD([logits], lr=learning_rate)
+    scores = reward[:, None].expand(-1, 32, -1)
+    losses = []
+    for _ in range(steps):
+        policy = log_sft.exp()
+        y = torch.multinomial(policy, 32 * candidates, True, generator=generator)
+        y = y.reshape(len(reward), 32, candidates)
+        u = torch.rand(y.shape, dtype=reward.dtype, generator=generator)
+        noisy = scores.gather(-1, y) / beta - torch.log(-torch.log(u))
+        accepted = y.gather(-1, noisy.argmax(-1, keepdim=True)).squeeze(-1)
+        loss = -logits.log_softmax(-1).gather(-1, accepted).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def _broken_train_on_best(
+    logits: Tensor,
+    log_sft: Tensor,
+    reward: Tensor,
+    beta: float,
+    steps: int,
+    learning_rate: float,
+    candidates: int,
+    generator: torch.Generator,
+) -> list[float]:
+    """Fine-tune on one of `candidates`, drawn by weights exp(r/β), 32 times a step."""
+    optimizer = torch.optim.SGD([logits], lr=learning_rate)
+    scores = reward[:, None].expand(-1, 32, -1)
+    losses = []
+    for _ in range(steps):
+        policy = logits.detach().softmax(-1)
+        y = torch.multinomial(policy, 32 * candidates, True, generator=generator)
+        y = y.reshape(len(reward), 32, candidates)
+        u = torch.rand(y.shape, dtype=reward.dtype, generator=generator)
+        noisy = scores.gather(-1, y) / beta - torch.log(-torch.log(u))
+        accepted = y.gather(-1, noisy.argmax(-1, keepdim=True)).squeeze(-1)
+        loss = -logits.log_softmax(-1).gather(-1, accepted).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def _train_on_best(
+    logits: Tensor,
+    log_sft: Tensor,
+    reward: Tensor,
+    beta: float,
+    steps: int,
+    learning_rate: float,
+    candidates: int,
+    generator: torch.Generator,
+    wrong: Sequence[str] = (),
+) -> list[float]:
+    """The same loop with the mistakes that `wrong` names."""
+    optimizer = torch.optim.SGD([logits], lr=learning_rate)
+    scores = reward[:, None].expand(-1, 32, -1)
+    losses = []
+    for _ in range(steps):
+        policy = logits.detach().softmax(-1) if "candidates from the policy" in wrong else log_sft.exp()
+        y = torch.multinomial(policy, 32 * candidates, True, generator=generator)
+        y = y.reshape(len(reward), 32, candidates)
+        u = torch.rand(y.shape, dtype=reward.dtype, generator=generator)
+        noise = -torch.log(-torch.log(u))
+        if "no noise" in wrong:
+            noise = torch.zeros_like(u)
+        if "sign of the noise" in wrong:
+            noise = -noise
+        scaled = scores.gather(-1, y)
+        noisy = (scaled if "no beta" in wrong else scaled / beta) + noise
+        accepted = y.gather(-1, noisy.argmax(-1, keepdim=True)).squeeze(-1)
+        loss = -logits.log_softmax(-1).gather(-1, accepted).mean()
+        if "gradients not reset" not in wrong:
+            optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def _accepted_arguments() -> dict[str, object]:
+    log_sft = _WORLD.log_ref()
+    return {
+        "logits": log_sft.clone().requires_grad_(True),
+        "log_sft": log_sft,
+        "reward": _WORLD.rewards(),
+        "beta": _BETA,
+        "steps": 60,
+        "learning_rate": 2.0,
+        "draws": 2000,
+        "generator": Seed(0),
+    }
+
+
+def _candidate_arguments() -> dict[str, object]:
+    given = _accepted_arguments()
+    del given["draws"], given["generator"]
+    return given | {"candidates": 64, "generator": Seed(0)}
+
+
+def _regret(logits: Tensor) -> float:
+    regrets = exact.regret(logits.log_softmax(-1), _WORLD.log_ref(), _WORLD.rewards(), _BETA)
+    return regrets.mean().item()
+
+
+EXERCISES: tuple[Task, ...] = (
+    Prediction(
+        key="nb07.accepted_of_64",
+        title="How many of 64 draws are accepted",
+        objective="predict the cost of rejection sampling from M",
+        difficulty=1,
+        minutes=3,
+        question=(
+            f"The four responses of section 1 have M = {_CANDIDATES / _accepted_of_64():.3f} at β = {_BETA}. How many "
+            f"of {_CANDIDATES} independent draws from the SFT policy does rejection sampling accept on average? The "
+            "maximum reward is that of all four responses. Give a number."
+        ),
+        truth=_accepted_of_64,
+        explanation="A draw is accepted with probability 1/M, so that 64/M = {truth} draws are accepted on average.",
+        mistakes=(
+            Mistake(
+                "draws for one sample",
+                "this is M, the average number of draws for one accepted response.",
+                lambda: _CANDIDATES / _accepted_of_64(),
+            ),
+            Mistake(
+                "best response only",
+                "this counts only the draws of the best response. Other responses are accepted with a smaller "
+                "probability, which is not zero.",
+                lambda: _CANDIDATES * _WORLD.log_ref()[0].exp()[-1].item(),
+            ),
+            Mistake(
+                "mean under the target",
+                "this is the mean of the acceptance probability under π_r. The draws come from π_sft.",
+                _acceptance_under_target,
+            ),
+        ),
+    ),
+    NextLine(
+        key="nb07.first_accepted",
+        title="The distribution of the first accepted draw",
+        objective="sum the probabilities of all numbers of rejections",
+        difficulty=2,
+        minutes=6,
+        derivation=accepted_are_exact,
+        line=2,
+        quantities=("ref",),
+        defined={"acceptance": ("exp((r − r_max)/β), the acceptance probability, (X, K)", _acceptance_of)},
+        solution=first_accepted,
+        mistakes=(
+            Mistake(
+                "rejections in the denominator",
+                "this divides by the probability that a draw is rejected. The geometric series of q is 1/(1 − q).",
+                lambda w: w.ref * w.acceptance / (1 - (w.ref * w.acceptance).sum(-1, keepdim=True)),
+            ),
+            Mistake(
+                "first draw only",
+                "this is the probability that the first draw is y and is accepted. Later draws may be accepted too.",
+                lambda w: w.ref * w.acceptance,
+            ),
+            Mistake(
+                "π_sft forgotten",
+                "π_sft is missing. The response y must be drawn before it can be accepted.",
+                lambda w: w.acceptance / w.acceptance.sum(-1, keepdim=True),
+            ),
+            Mistake(
+                "rejections of y only",
+                "only the rejections of y itself are summed. Earlier draws may be any response.",
+                lambda w: w.ref,
+            ),
+        ),
+        hints=(
+            "P(reject) does not depend on y or on t. Which factor remains when the sum over t is taken?",
+            "The sum of P(reject)^(t−1) is 1/P(accept), and P(accept) is the sum of π_sft times the acceptance "
+            "probability over all responses.",
+        ),
+    ),
+    TrainingLoop(
+        key="nb07.train_on_accepted",
+        title="Fine-tune on accepted draws",
+        objective="write rejection sampling inside a training loop",
+        difficulty=2,
+        minutes=10,
+        arguments=_accepted_arguments,
+        distance=_regret,
+        solution=train_on_accepted,
+        mistakes=loop_mistakes(
+            _train_on_accepted,
+            {
+                "no maximum": "r_max is missing, so that every response with a reward above zero is accepted.",
+                "beta on the wrong side": "β multiplies the difference of the rewards, but it is divided by β.",
+                "draws from the policy": "the draws come from the current policy, so that each step tilts it again. "
+                "Draw from π_sft.",
+                "inverted": "the rejected draws are used. A draw is accepted if u is below its probability.",
+                "nothing rejected": "every draw is used, so that the policy stays at π_sft.",
+                "sign": "the sign is lost, so that descent lowers the probability of the accepted draws.",
+                "gradients not reset": "gradients add up over the steps, because they are not reset to zero.",
+            },
+            pairs=(("inverted", "beta on the wrong side"),),
+        ),
+        hints=(
+            "Compute the acceptance probability of every response once. In each step draw responses and uniform "
+            "numbers, and keep the accepted draws.",
+            "`accepted = u < probability.gather(-1, y)` is a mask of the shape of y, (X, draws).",
+            "The loss is the mean of −log π_θ over the accepted draws, `-log_prob[accepted].mean()`.",
+        ),
+    ),
+    TrainingLoop(
+        key="nb07.train_on_best",
+        title="A policy that does not stop moving",
+        objective="find out why a loop that samples goes past its target",
+        difficulty=3,
+        minutes=8,
+        arguments=_candidate_arguments,
+        distance=_regret,
+        solution=train_on_best,
+        broken=_broken_train_on_best,
+        bug="candidates from the policy",
+        mistakes=loop_mistakes(
+            _train_on_best,
+            {
+                "candidates from the policy": "the candidates come from the current policy. They are tilted by "
+                "exp(r/β) in every step, so that only the best response remains in the end.",
+                "no noise": "the best candidate is always accepted. Without Gumbel noise this is best-of-n.",
+                "sign of the noise": "Gumbel noise has the wrong sign.",
+                "no beta": "β is missing from the scores.",
+                "gradients not reset": "gradients add up over the steps, because they are not reset to zero.",
+            },
+            pairs=(("candidates from the policy", "no noise"), ("candidates from the policy", "no beta")),
+        ),
+        hints=(
+            "The regret first falls and then rises again. Which distribution do the accepted candidates follow in the "
+            "second step?",
+            "Rejection sampling tilts the distribution of the candidates by exp(r/β). For π_r the candidates must come "
+            "from π_sft in every step.",
+        ),
+    ),
     Exercise(
         key="nb07.acceptance",
         title="The acceptance probability",
@@ -192,7 +539,7 @@ EXERCISES = (
         ),
         hints=(
             "Of the draws equal to y, the share exp((r(y) − r_max)/β) is accepted. How often is a draw y?",
-            "An expectation under π_sft: `(log_sft.exp() * …).sum(-1)`, with your answer to the first exercise inside.",
+            "It is an expectation under π_sft: `(log_sft.exp() * …).sum(-1)`, with the acceptance probability inside.",
         ),
     ),
     Exercise(

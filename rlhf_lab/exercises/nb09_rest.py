@@ -1,9 +1,19 @@
 """Exercises of notebook 09: ReST, RAFT and best-of-n."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from rlhf_lab.exercises.checking import Case, Exercise, Mistake
+from rlhf_lab import exact
+from rlhf_lab.derivations import rest as derivations
+from rlhf_lab.derivations.random_worlds import RandomWorld
+from rlhf_lab.exercises.checking import Case, Exercise, Mistake, Seed, Task
+from rlhf_lab.exercises.derive import NextLine
+from rlhf_lab.exercises.predictions import Prediction
+from rlhf_lab.exercises.training_loops import TrainingLoop, loop_mistakes
+from rlhf_lab.worlds import bandit
 
 
 def _double(values: object) -> Tensor:
@@ -77,7 +87,343 @@ _TWO = {
 }
 _ONE = {"log_ref": _double([0.4, 0.3, 0.2, 0.1]).log(), "reward": _double([0.5, -1.0, 1.5, 1.0])}
 
-EXERCISES = (
+_WORLD, _TAU, _N = bandit.lecture(), 0.3, 4
+
+
+def _two_rounds() -> str:
+    """Which best-of-n best-of-4 of best-of-4 is."""
+    log_ref, reward = _WORLD.log_ref(), _WORLD.rewards()
+    twice = exact.best_of_n(exact.best_of_n(log_ref, reward, 4), reward, 4)
+    found = {letter: exact.best_of_n(log_ref, reward, n) for letter, n in {"A": 4, "B": 8, "C": 16}.items()}
+    return min(found, key=lambda letter: (found[letter] - twice).abs().max().item())
+
+
+def _passes(w: RandomWorld) -> Tensor:
+    return (w.reward > w.threshold).double()
+
+
+def filter_gradient(w: Any) -> Any:
+    """The gradient of E[F log π_θ] in the logits of a table, (X, K)."""
+    passing = w.ref * w.passes
+    return passing - passing.sum(-1, keepdim=True) * w.policy
+
+
+def train_raft(
+    logits: Tensor,
+    reward: Tensor,
+    n: int,
+    copies: int,
+    steps: int,
+    learning_rate: float,
+    generator: torch.Generator,
+) -> list[float]:
+    """One round of RAFT, with `copies` times the best of n samples for each prompt."""
+    policy = logits.detach().softmax(-1)
+    y = torch.multinomial(policy, copies * n, True, generator=generator)
+    score = reward.gather(-1, y).reshape(len(reward), copies, n)
+    best = score.argmax(-1, keepdim=True)
+    y = y.reshape(len(reward), copies, n).gather(-1, best).squeeze(-1)
+    optimizer = torch.optim.SGD([logits], lr=learning_rate)
+    losses = []
+    for _ in range(steps):
+        loss = -logits.log_softmax(-1).gather(-1, y).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def _train_raft(
+    logits: Tensor,
+    reward: Tensor,
+    n: int,
+    copies: int,
+    steps: int,
+    learning_rate: float,
+    generator: torch.Generator,
+    wrong: Sequence[str] = (),
+) -> list[float]:
+    """The same loop with the mistakes that `wrong` names."""
+
+    def targets() -> tuple[Tensor, Tensor]:
+        y = torch.multinomial(logits.detach().softmax(-1), copies * n, True, generator=generator)
+        score = reward.gather(-1, y)
+        if "every sample" in wrong:
+            return y, score
+        if "best of all samples" in wrong:
+            place = score.argmax(-1, keepdim=True)
+            return y.gather(-1, place), score.gather(-1, place)
+        y, score = (one.reshape(len(reward), copies, n) for one in (y, score))
+        place = (-score if "worst of n" in wrong else score).argmax(-1, keepdim=True)
+        return y.gather(-1, place).squeeze(-1), score.gather(-1, place).squeeze(-1)
+
+    y, score = targets()
+    optimizer = torch.optim.SGD([logits], lr=learning_rate)
+    losses = []
+    for step in range(steps):
+        if step and "new samples in every step" in wrong:
+            y, score = targets()
+        log_prob = logits.log_softmax(-1).gather(-1, y)
+        loss = -((score if "weighted by the reward" in wrong else 1.0) * log_prob).mean()
+        loss = -loss if "sign" in wrong else loss
+        if "gradients not reset" not in wrong:
+            optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def improve(
+    logits: Tensor,
+    reward: Tensor,
+    threshold: float,
+    samples: int,
+    steps: int,
+    learning_rate: float,
+    generator: torch.Generator,
+) -> list[float]:
+    """A Grow and an Improve step of ReST, with rewards scaled to [0, 1]."""
+    policy = logits.detach().softmax(-1)
+    y = torch.multinomial(policy, samples, True, generator=generator)
+    r = reward.gather(-1, y)
+    score = (r - r.min()) / (r.max() - r.min())
+    passes = (score > threshold).to(r.dtype)
+    optimizer = torch.optim.SGD([logits], lr=learning_rate)
+    losses = []
+    for _ in range(steps):
+        log_prob = logits.log_softmax(-1).gather(-1, y)
+        loss = -(passes * log_prob).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def _broken_improve(
+    logits: Tensor,
+    reward: Tensor,
+    threshold: float,
+    samples: int,
+    steps: int,
+    learning_rate: float,
+    generator: torch.Generator,
+) -> list[float]:
+    """A Grow and an Improve step of ReST, with rewards scaled to [0, 1]."""
+    policy = logits.detach().softmax(-1)
+    y = torch.multinomial(policy, samples, True, generator=generator)
+    r = reward.gather(-1, y)
+    low, high = r.amin(-1, keepdim=True), r.amax(-1, keepdim=True)
+    passes = ((r - low) / (high - low) > threshold).to(r.dtype)
+    optimizer = torch.optim.SGD([logits], lr=learning_rate)
+    losses = []
+    for _ in range(steps):
+        log_prob = logits.log_softmax(-1).gather(-1, y)
+        loss = -(passes * log_prob).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def _improve(
+    logits: Tensor,
+    reward: Tensor,
+    threshold: float,
+    samples: int,
+    steps: int,
+    learning_rate: float,
+    generator: torch.Generator,
+    wrong: Sequence[str] = (),
+) -> list[float]:
+    """The same loop with the mistakes that `wrong` names."""
+    y = torch.multinomial(logits.detach().softmax(-1), samples, True, generator=generator)
+    r = reward.gather(-1, y)
+    low, high = r.min(), r.max()
+    if "range of each prompt" in wrong:
+        low, high = r.amin(-1, keepdim=True), r.amax(-1, keepdim=True)
+    score = r if "not scaled" in wrong else (r - low) / (high - low)
+    passes = (score > threshold).to(r.dtype)
+    if "inverted filter" in wrong:
+        passes = 1 - passes
+    optimizer = torch.optim.SGD([logits], lr=learning_rate)
+    losses = []
+    for _ in range(steps):
+        log_prob = logits.log_softmax(-1).gather(-1, y)
+        loss = -((1.0 if "no filter" in wrong else passes) * log_prob).mean()
+        loss = -loss if "sign" in wrong else loss
+        if "gradients not reset" not in wrong:
+            optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def _raft_arguments() -> dict[str, object]:
+    return {
+        "logits": _WORLD.log_ref().clone().requires_grad_(True),
+        "reward": _WORLD.rewards(),
+        "n": _N,
+        "copies": 1000,
+        "steps": 60,
+        "learning_rate": 2.0,
+        "generator": Seed(0),
+    }
+
+
+def _rest_arguments() -> dict[str, object]:
+    return {
+        "logits": _WORLD.log_ref().clone().requires_grad_(True),
+        "reward": _WORLD.rewards(),
+        "threshold": _TAU,
+        "samples": 2000,
+        "steps": 60,
+        "learning_rate": 4.0,
+        "generator": Seed(0),
+    }
+
+
+def _from_best_of_n(logits: Tensor) -> float:
+    limit = exact.best_of_n(_WORLD.log_ref(), _WORLD.rewards(), _N)
+    return exact.kl(limit, logits.log_softmax(-1)).mean().item()
+
+
+def _from_filter(logits: Tensor) -> float:
+    reward = _WORLD.rewards()
+    score = (reward - reward.min()) / (reward.max() - reward.min())
+    limit = exact.filtered(_WORLD.log_ref(), score, _TAU)
+    return exact.kl(limit, logits.log_softmax(-1)).mean().item()
+
+
+EXERCISES: tuple[Task, ...] = (
+    NextLine(
+        key="nb09.filter_gradient",
+        title="The gradient of cloning what passes",
+        objective="differentiate the expected loss of an Improve step",
+        difficulty=2,
+        minutes=8,
+        derivation=derivations.filter_limit,
+        line=4,
+        quantities=("ref", "policy"),
+        defined={"passes": ("F, 1 for a response that passes and 0 otherwise, (X, K)", _passes)},
+        solution=filter_gradient,
+        mistakes=(
+            Mistake(
+                "share missing",
+                "the share of samples that pass is missing. A prompt whose samples rarely pass has a small gradient.",
+                lambda w: w.ref * w.passes / (w.ref * w.passes).sum(-1, keepdim=True) - w.policy,
+            ),
+            Mistake(
+                "sign",
+                "the sign is wrong. The gradient increases the logits of the responses that pass too rarely.",
+                lambda w: (w.ref * w.passes).sum(-1, keepdim=True) * w.policy - w.ref * w.passes,
+            ),
+            Mistake(
+                "no filter",
+                "the filter is missing. This is the gradient of cloning every sample.",
+                lambda w: w.ref - w.policy,
+            ),
+            Mistake(
+                "normaliser forgotten",
+                "the normaliser of the policy is not differentiated. A larger logit lowers the probabilities of the "
+                "other responses.",
+                lambda w: w.ref * w.passes,
+            ),
+        ),
+        hints=(
+            "In a table, ∇ log π_θ(y) is the unit vector e_y minus π_θ. Insert it into E[F ∇ log π_θ(y)].",
+            "The unit vectors give π_ref F. The policy is multiplied by E[F], which is `(w.ref * w.passes).sum(-1, "
+            "keepdim=True)`.",
+        ),
+    ),
+    Prediction(
+        key="nb09.two_rounds",
+        title="Two rounds of RAFT",
+        objective="predict how the selection of several rounds combines",
+        difficulty=2,
+        minutes=2,
+        question=(
+            "RAFT runs for two rounds with n = 4 and infinitely many samples. In the second round it samples from the "
+            "policy of the first round. To which policy does it converge?"
+        ),
+        options={"A": "Best-of-4.", "B": "Best-of-8.", "C": "Best-of-16."},
+        truth=_two_rounds,
+        explanation=(
+            "Each of the four samples of the second round is itself the best of four draws from the reference, so the "
+            "best of them is the best of 16 draws."
+        ),
+        why_not={
+            "A": "the second round does not repeat the first one, because it samples from a better policy.",
+            "B": "the draws do not add up. The second round takes four samples, and each of them is already the best "
+            "of four.",
+        },
+    ),
+    TrainingLoop(
+        key="nb09.train_raft",
+        title="A round of RAFT from scratch",
+        objective="write RAFT's sampling, selection and training loop in plain PyTorch",
+        difficulty=2,
+        minutes=12,
+        arguments=_raft_arguments,
+        distance=_from_best_of_n,
+        quantity="KL(best-of-n‖π_θ)",
+        solution=train_raft,
+        mistakes=loop_mistakes(
+            _train_raft,
+            {
+                "worst of n": "the sample with the lowest score is selected.",
+                "every sample": "nothing is selected. The policy is cloned as it is.",
+                "best of all samples": "one response is selected from all samples of a prompt. Select the best of "
+                "every n of them.",
+                "new samples in every step": "new samples are drawn in every step. A round samples once, from the "
+                "policy at its start.",
+                "weighted by the reward": "the loss is weighted by the reward. RAFT clones the selected responses with "
+                "equal weights.",
+                "sign": "the sign is lost, so that descent lowers the probability of the selected responses.",
+                "gradients not reset": "gradients add up over the steps, because they are not reset to zero.",
+            },
+            pairs=(("worst of n", "sign"),),
+        ),
+        hints=(
+            "Sample once before the first step, select the best of every n samples, and then fit by cross-entropy.",
+            "`torch.multinomial(logits.detach().softmax(-1), copies * n, True, generator=generator)` draws the "
+            "samples. Reshape them and their rewards to (X, copies, n), and take `argmax(-1)` of the rewards.",
+            "The loss is `-logits.log_softmax(-1).gather(-1, y).mean()` with the selected responses y, (X, copies).",
+        ),
+    ),
+    TrainingLoop(
+        key="nb09.improve",
+        title="One threshold for two prompts",
+        objective="find a bug in the scaling of the rewards",
+        difficulty=2,
+        minutes=8,
+        arguments=_rest_arguments,
+        distance=_from_filter,
+        quantity="KL(π_τ‖π_θ)",
+        solution=improve,
+        broken=_broken_improve,
+        bug="range of each prompt",
+        mistakes=loop_mistakes(
+            _improve,
+            {
+                "range of each prompt": "the rewards of each prompt are scaled by the range of that prompt.",
+                "not scaled": "the rewards are not scaled before they are compared with the threshold.",
+                "inverted filter": "the samples below the threshold are cloned.",
+                "no filter": "every sample is cloned.",
+                "sign": "the sign is lost, so that descent lowers the probability of what passes.",
+                "gradients not reset": "gradients add up over the steps, because they are not reset to zero.",
+            },
+            pairs=(("range of each prompt", "sign"), ("range of each prompt", "gradients not reset")),
+        ),
+        hints=(
+            "Print which responses pass for each prompt, and compare with section 1. Which range does ReST use?",
+            "The paper uses one range for the whole data set, so `r.min()` and `r.max()` are over all prompts.",
+        ),
+    ),
     Exercise(
         key="nb09.improve_loss",
         title="The loss of an Improve step",

@@ -1,6 +1,7 @@
 """Notebooks 07 to 09: next lines, training loops and loops with a bug, in other right forms and other wrong ones."""
 
 import random
+from functools import partial
 
 import pytest
 import torch
@@ -78,7 +79,95 @@ def add(log_sft):
     log_sft += 0.001
 
 
+# Notebook 07. -------------------------------------------------------------------------------------------------------
+
+
+def accepted(probability=None, loss=lambda p: -p.mean(), extra=lambda log_sft: None, per_prompt=False, **how):
+    """A correct loop over accepted draws with one thing done otherwise."""
+
+    def train(logits, log_sft, reward, beta, steps, learning_rate, draws, generator):
+        ratio = (log_sft + reward / beta).log_softmax(-1) - log_sft
+        accept = (probability or (lambda: (ratio - ratio.amax(-1, keepdim=True)).exp()))()
+
+        def loss_of():
+            extra(log_sft)
+            y = torch.multinomial(log_sft.exp(), draws, True, generator=generator)
+            u = torch.rand(y.shape, dtype=reward.dtype, generator=generator)
+            mask = (u < accept.gather(-1, y)).double()
+            log_prob = logits.log_softmax(-1).gather(-1, y)
+            if per_prompt:
+                return -((mask * log_prob).sum(-1) / mask.sum(-1)).mean()
+            return loss(log_prob[mask.bool()])
+
+        return take_steps(logits, loss_of, steps, learning_rate, **how)
+
+    return train
+
+
+def best_by_weights(logits, log_sft, reward, beta, steps, learning_rate, candidates, generator, **how):
+    """One of the candidates by its weight, without Gumbel noise."""
+
+    def loss_of():
+        y = torch.multinomial(log_sft.exp(), 32 * candidates, True, generator=generator)
+        y = y.reshape(-1, candidates)
+        score = reward.repeat_interleave(32, 0).gather(-1, y)
+        chosen = y.gather(-1, torch.multinomial((score / beta).softmax(-1), 1, generator=generator))
+        return -logits.log_softmax(-1).repeat_interleave(32, 0).gather(-1, chosen).mean()
+
+    return take_steps(logits, loss_of, steps, learning_rate, **how)
+
+
+# Notebook 09. -------------------------------------------------------------------------------------------------------
+
+
+def raft(loss=lambda p: -p.mean(), draw=torch.multinomial, extra=lambda reward: None, **how):
+    """A correct round of RAFT with one thing done otherwise."""
+
+    def train(logits, reward, n, copies, steps, learning_rate, generator):
+        start = logits.detach().softmax(-1).repeat_interleave(copies, 0)
+        y = draw(start, n, True, generator=generator)
+        score = reward.repeat_interleave(copies, 0).gather(-1, y)
+        y = y[torch.arange(len(y)), score.argmax(-1)]
+
+        def loss_of():
+            extra(reward)
+            return loss(logits.log_softmax(-1).repeat_interleave(copies, 0)[torch.arange(len(y)), y])
+
+        return take_steps(logits, loss_of, steps, learning_rate, **how)
+
+    return train
+
+
+def improve_only_what_passes(logits, reward, threshold, samples, steps, learning_rate, generator, **how):
+    """The mean over the samples that pass, with a threshold in units of reward."""
+    y = torch.multinomial(logits.detach().softmax(-1), samples, True, generator=generator)
+    r = reward.gather(-1, y)
+    passes = r > r.min() + threshold * (r.max() - r.min())
+    return take_steps(logits, lambda: -logits.log_softmax(-1).gather(-1, y)[passes].mean(), steps, learning_rate, **how)
+
+
 RIGHT = {
+    "nb07.train_on_accepted": {
+        "the ratio of two policies": accepted(),
+        "another optimiser": accepted(make=adam),
+        "a mean for each prompt": accepted(per_prompt=True),
+        "losses as tensors": accepted(value=lambda x: x.detach()),
+    },
+    "nb07.train_on_best": {
+        "by weights": best_by_weights,
+        "another optimiser": partial(best_by_weights, make=adam),
+        "losses as tensors": partial(best_by_weights, value=lambda x: x.detach()),
+    },
+    "nb09.train_raft": {
+        "one row for each sample": raft(),
+        "another optimiser": raft(make=adam),
+        "a larger loss": raft(loss=lambda p: -2 * p.mean()),
+    },
+    "nb09.improve": {
+        "the mean over what passes": improve_only_what_passes,
+        "another optimiser": partial(improve_only_what_passes, make=adam),
+        "losses as tensors": partial(improve_only_what_passes, value=lambda x: x.detach()),
+    },
     "nb08.train_rso": {
         "halves are paired": rso(),
         "another optimiser": rso(steps={"make": adam}),
@@ -89,6 +178,35 @@ RIGHT = {
     },
 }
 WRONG = {
+    "nb07.train_on_accepted": {
+        "changes π_sft": (accepted(extra=add), "the loop changes log_sft"),
+        "global state": (accepted(extra=lambda x: torch.rand(1)), "uses the global random state"),
+        "tiny steps": (accepted(loss=lambda p: -p.mean() / 200), "does not reach the optimum"),
+        "no losses": (accepted(value=lambda x: None), "return the list of the losses"),
+        "raises": (accepted(loss=lambda p: p @ torch.zeros(7)), "raises RuntimeError"),
+    },
+    "nb07.train_on_best": {
+        "too short": (lambda *given: best_by_weights(*given[:4], 1, *given[5:]), "return the list of the losses"),
+        "tiny steps": (
+            lambda *given: best_by_weights(*given[:5], given[5] / 100, *given[6:]),
+            "the bug’s trajectory is gone, but the loop is not right yet",
+        ),
+    },
+    "nb09.train_raft": {
+        "changes the reward": (raft(extra=add), "the loop changes reward"),
+        "global state": (raft(extra=lambda x: random.random()), "uses the global random state"),
+        "no generator": (
+            raft(
+                draw=lambda p, n, *rest, **given: torch.multinomial(
+                    p, n, True, generator=torch.Generator().manual_seed(3)
+                )
+            ),
+            "does not use its generator",
+        ),
+        "tiny steps": (raft(loss=lambda p: -p.mean() / 200), "does not reach the optimum"),
+        "probabilities": (raft(loss=lambda p: -p.exp().mean()), "does not reach the optimum"),
+        "nothing": (lambda *given: None, "returns nothing"),
+    },
     "nb08.train_rso": {
         "changes π_sft": (rso(extra=add), "the loop changes log_sft"),
         "global state": (rso(extra=lambda x: random.random()), "uses the global random state"),
@@ -118,7 +236,7 @@ def test_a_wrong_loop_is_told_what_is_wrong(key, name):
     assert not feedback.passed and words in repr(feedback), feedback
 
 
-def labels_by_reward(logits, log_sft, candidates, scores, beta, accepted, steps, learning_rate, generator):
+def labels_by_reward(logits, log_sft, candidates, scores, beta, accepted, steps, learning_rate, generator, **how):
     """A correct offline loop that keeps the pairs as indices into the candidates."""
     top = gumbel(candidates, scores, beta, accepted, generator)
     one, two = top[:, 0::2], top[:, 1::2]
@@ -131,12 +249,13 @@ def labels_by_reward(logits, log_sft, candidates, scores, beta, accepted, steps,
         ratio = logits.log_softmax(-1) - log_sft
         return -logsigmoid(beta * (ratio.gather(-1, chosen) - ratio.gather(-1, rejected))).mean()
 
-    return take_steps(logits, loss_of, steps, learning_rate)
+    return take_steps(logits, loss_of, steps, learning_rate, **how)
 
 
 def test_the_bug_of_rso_is_gone_with_other_code_and_a_second_bug_is_named():
     key = "nb08.fit_accepted"
-    assert check(key, labels_by_reward).passed
+    for how in ({}, {"make": adam}, {"value": lambda x: x.detach()}):
+        assert check(key, partial(labels_by_reward, **how)).passed
     both = next(one for one in exercise(key).mistakes if one.name == "scores of other candidates + no beta")
     assert "the bug is still there, and another one came in" in repr(check(key, both.function))
     other = next(one for one in exercise(key).mistakes if one.name == "swapped pair")
@@ -150,6 +269,18 @@ def test_the_bug_of_rso_is_gone_with_other_code_and_a_second_bug_is_named():
 # Next lines. --------------------------------------------------------------------------------------------------------
 
 RIGHT_LINES = {
+    "nb07.first_accepted": [
+        lambda w: (w.ref.log() + w.acceptance.log()).softmax(-1),
+        lambda w: w.ref * w.acceptance / (w.ref * w.acceptance).sum(-1)[:, None],
+        lambda w: torch.nn.functional.normalize(w.ref * w.acceptance, p=1, dim=-1),
+    ],
+    "nb09.filter_gradient": [
+        lambda w: w.ref * w.passes - w.policy * (w.ref * w.passes).sum(-1)[:, None],
+        lambda w: (
+            (w.ref * w.passes) @ (torch.eye(w.ref.shape[-1]).double()) - (w.ref * w.passes).sum(1, True) * w.policy
+        ),
+        lambda w: torch.stack([f * p - (f * p).sum() * q for f, p, q in zip(w.passes, w.ref, w.policy, strict=True)]),
+    ],
     "nb08.hinge_slope": [
         lambda w: w.gamma * (1 - 2 * w.p),
         lambda w: -w.p * w.gamma + (1 - w.p) * w.gamma,
@@ -157,6 +288,20 @@ RIGHT_LINES = {
     ],
 }
 WRONG_LINES = {
+    "nb07.first_accepted": [
+        (lambda w: (w.ref * w.acceptance).softmax(-1), "not yet"),
+        (lambda w: w.ref * w.acceptance**2 / (w.ref * w.acceptance).sum(-1, True), "not yet"),
+        (lambda w: (w.ref * w.acceptance).sum(), "expected shape"),
+        (lambda w: w.star, "may not contain w.star"),
+        (lambda w: "text", "got text"),
+    ],
+    "nb09.filter_gradient": [
+        (lambda w: w.ref * w.passes - w.policy / 2, "not yet"),
+        (lambda w: torch.zeros_like(w.ref), "not yet"),
+        (lambda w: w.ref[0], "expected shape"),
+        (lambda w: w.reward, "may not contain w.reward"),
+        (lambda w: w.ref @ w.passes, "raises RuntimeError"),
+    ],
     "nb08.hinge_slope": [
         (lambda w: -w.gamma * (2 * w.p - 1) ** 2, "not yet"),
         (lambda w: w.p * 0, "not yet"),
