@@ -714,4 +714,66 @@ MUTATIONS: list[Mutation] = [
             near="experiments/test_non_static.py::test_a_round_s_policy_knows_only_the_labels_of_rounds_before",
         ),
     ),
+    *in_file(
+        "experiments/claims/rso_phase/misfit.py",
+        ["experiments/test_rso_phase.py"],
+        Mutation(
+            "swap",
+            "phase diagram: pairs from π_ref and from π_r are exchanged",
+            "torch.stack([log_ref, log_star,",
+            "torch.stack([log_star, log_ref,",
+            near="experiments/test_rso_phase.py::test_the_mixture_gives_every_response_half_of_both_probabilities",
+        ),
+        Mutation(
+            "mean",
+            "phase diagram: the second order without its ½",
+            "error.square()).sum(-1) / (2 * beta)",
+            "error.square()).sum(-1) / beta",
+            near="experiments/test_rso_phase.py::test_the_second_order_approximation_is_the_limit_of_weak_rewards",
+        ),
+        Mutation(
+            "sign",
+            "phase diagram: a saturating reward accelerates",
+            "sign * torch.exp(sign * middle.exp() * self.linear)",
+            "torch.exp(middle.exp() * self.linear)",
+            near="experiments/test_rso_phase.py::"
+            "test_a_saturating_reward_rises_ever_more_slowly_and_an_accelerating_one_ever_faster",
+        ),
+    ),
+    *in_file(
+        "experiments/claims/dpo_samplers/training.py",
+        ["experiments/test_dpo_samplers.py"],
+        Mutation(
+            "norm",
+            "samplers: the mixture without the pairs reweighted by exp(−r̂)",
+            "(2 + gap.exp() + (-gap).exp()) / 4",
+            "(2 + 2 * gap.exp()) / 4",
+            near="experiments/test_dpo_samplers.py::test_the_weights_of_the_samplers_by_hand",
+        ),
+        Mutation(
+            "swap",
+            "samplers: a sampled label pulls the rejected response up",
+            "slope.index_add(0, winner, -pull).index_add(0, loser, pull)",
+            "slope.index_add(0, winner, pull).index_add(0, loser, -pull)",
+            near="experiments/test_dpo_samplers.py::test_sampled_gradients_are_unbiased",
+        ),
+        Mutation(
+            "data",
+            "samplers: a round forgets the labels of earlier rounds",
+            "wins = wins + draw_wins(",
+            "wins = draw_wins(",
+            near="experiments/test_dpo_samplers.py::test_rounds_use_all_labels_so_far",
+        ),
+    ),
+    *in_file(
+        "experiments/claims/soft_best_of_n/run.py",
+        ["experiments/test_soft_best_of_n.py"],
+        Mutation(
+            "mean",
+            "claim 14: the leading term for one accepted response",
+            "((accepted + 1) / (2 * n)) ** 2",
+            "(1 / n) ** 2",
+            near="experiments/test_soft_best_of_n.py::test_the_leading_term_by_hand",
+        ),
+    ),
 ]

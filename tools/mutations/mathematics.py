@@ -267,6 +267,27 @@ MUTATIONS: list[Mutation] = [
             "log_cdf = torch.where(above < 0.5,",
             "log_cdf = torch.where(above < 0.0,",
         ),
+        Mutation(
+            "edge",
+            "soft best-of-n: one other candidate too many",
+            "(n - 1 - counts) * late",
+            "(n - counts) * late",
+            near="test_best_of_n_and_filter.py::test_soft_best_of_two_by_hand",
+        ),
+        Mutation(
+            "beta",
+            "soft best-of-n: weights exp(r)",
+            "reward - best, 0.0) / beta  # log w",
+            "reward - best, 0.0)  # log w",
+            near="test_best_of_n_and_filter.py::test_what_rso_accepts_agrees_with_every_one_of_the_draws",
+        ),
+        Mutation(
+            "mean",
+            "soft best-of-n: the accepted responses are summed, not averaged",
+            "math.log(step * n / accepted)",
+            "math.log(step * n)",
+            near="test_best_of_n_and_filter.py::test_what_rso_accepts_agrees_with_every_one_of_the_draws",
+        ),
         Mutation("edge", "best-of-n takes n = 0", "number == int(number) >= 1", "number == int(number) >= 0"),
     ),
     *in_file(
