@@ -11,7 +11,7 @@ import numpy as np
 
 from rlhf_lab.evaluation import mean_interval
 from rlhf_lab.experiments.claims.dpo_samplers.settings import CONSECUTIVE, SAMPLERS, DPOSamplers
-from rlhf_lab.experiments.rso_common import decide_part
+from rlhf_lab.experiments.rso_common import decide_part, log_ticks
 from rlhf_lab.experiments.statistics import bootstrap_median, holm_intervals, paired, summarise
 from rlhf_lab.experiments.verdicts import Number, Verdict
 from rlhf_lab.intervals import Interval
@@ -103,6 +103,8 @@ def figure(settings: DPOSamplers, summary: pd.DataFrame, runs: pd.DataFrame) -> 
                 ylabel="regret / regret of π_ref", xscale="log", yscale="log",
                 lines={"marker": "", "linestyle": "-"} if part != "rounds" else {"linestyle": "-"},
             )  # fmt: skip
+            if part == "rounds":
+                log_ticks(ax)
         axes[0].set_ylim(1e-12, 2)
         statistical.legend_below(drawing, *axes, columns=5)
     return drawing
