@@ -258,7 +258,7 @@ EXERCISES: tuple[Task, ...] = (
     Prediction(
         key="nb03.better_of_two",
         title="π* of two responses",
-        objective="estimate π* without a computer",
+        objective="estimate the optimal policy without a computer",
         difficulty=1,
         minutes=3,
         question=(
@@ -376,7 +376,7 @@ EXERCISES: tuple[Task, ...] = (
     TrainingLoop(
         key="nb03.gradient_ascent",
         title="Gradient ascent on J",
-        objective="write a training loop that converges to π*",
+        objective="write a training loop that converges to the optimal policy",
         difficulty=2,
         minutes=10,
         arguments=lambda: _arguments(60, 3.0),
