@@ -23,7 +23,7 @@ RULE = (
     f"true and some are false; inconclusive if all are open. The other methods are reported and do not decide."
 )
 REDESIGNS = (
-    "The first rule looked at six differences in J without a correction, of which any two could make the results "
+    "The first rule compared six differences in J without a correction, of which any two could make the results "
     "mixed. Two of them now decide, together with the memory ratio, which has a margin.",
 )
 """What was changed after a first result, and why."""

@@ -23,7 +23,7 @@ RULE = (
     "and the limit of the filter are reported and do not decide."
 )
 REDESIGNS = (
-    "The first rule looked at seven differences in r_φ and six in the gold reward without a correction. Three of "
+    "The first rule compared seven differences in r_φ and six in the gold reward without a correction. Three of "
     "them now decide.",
 )
 """What was changed after a first result, and why."""
