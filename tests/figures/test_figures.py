@@ -211,6 +211,22 @@ def test_the_still_view_draws_every_kind_of_layer():
     style.png(picture.draw(picture.failed("no such thing")), dpi=50)
 
 
+def test_panels_are_shown_in_one_call_with_a_legend_above_each_that_fits_its_width():
+    """Short labels are in one row, and long ones in as many rows as their number of columns leaves."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    x, y = picture.Axis("x"), picture.Axis("y")
+    short = picture.Panel("few", x, y, tuple(picture.Curve("dpo", [0, 1], [0, i], f"c{i}") for i in range(4)))
+    long = picture.Panel("many", x, y, tuple(picture.Curve("dpo", [0, 1], [0, i], f"{i}" * 20) for i in range(6)))
+    shown = picture.show("Ten lines.", short, long)
+    assert shown.alt == "Ten lines." and len(shown.drawing.axes) == 2
+    FigureCanvasAgg(shown.drawing).draw()
+    for ax, rows in zip(shown.drawing.axes, (1, 3), strict=True):
+        legend = ax.get_legend().get_window_extent()
+        assert legend.width <= 1.1 * ax.get_window_extent().width and legend.y0 >= ax.get_window_extent().y1 - 1
+        assert len({round(text.get_window_extent().y0) for text in ax.get_legend().get_texts()}) == rows
+
+
 def test_a_point_s_bars_run_from_its_intervals_ends_along_their_own_axes():
     """KL 1 in [0.9, 1.3], reward 5 in [3, 5.5]: horizontal from 0.9 to 1.3, vertical from 3 to 5.5."""
     row = {

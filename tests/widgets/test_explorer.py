@@ -179,6 +179,18 @@ def test_the_optimal_policys_picture_shows_the_numbers_worked_by_hand(beta):
     assert numbers["J(π*)"] == pytest.approx(beta * log_z)
 
 
+@pytest.mark.parametrize("beta", [0.02, 0.5, 30.0])
+def test_the_dashed_line_is_the_tangent_of_the_frontier(beta):
+    """Its slope is β, it passes through π*, and no policy of the frontier is above it."""
+    layers = {layer.label: layer for layer in optimal_policy_picture(REF.log(), REWARD, beta, NAMES).panels[1].layers}
+    tangent, star, curve = (layers[name] for name in ("tangent, slope β", "π* at this β", "π* for every β"))
+    (x0, x1), (y0, y1) = tangent.x, tangent.y
+    assert (y1 - y0) / (x1 - x0) == pytest.approx(beta)
+    assert (x0 + x1) / 2 == pytest.approx(star.x[0]) and (y0 + y1) / 2 == pytest.approx(star.y[0])
+    assert (curve.y - (star.y[0] + beta * (curve.x - star.x[0]))).max() < 1e-9
+    assert x1 - x0 <= curve.x.max() and y1 - y0 <= curve.y.max() - curve.y.min()
+
+
 def test_moving_beta_moves_the_bars_from_the_reference_to_the_best_response():
     explorer = optimal_policy_explorer(REF.log(), REWARD, NAMES)
 
