@@ -217,7 +217,9 @@ def test_panels_are_shown_in_one_call_with_a_legend_above_each_that_fits_its_wid
 
     x, y = picture.Axis("x"), picture.Axis("y")
     short = picture.Panel("few", x, y, tuple(picture.Curve("dpo", [0, 1], [0, i], f"c{i}") for i in range(4)))
-    long = picture.Panel("many", x, y, tuple(picture.Curve("dpo", [0, 1], [0, i], f"{i}" * 20) for i in range(6)))
+    long = picture.Panel(
+        "many", x, y, tuple(picture.Curve("dpo", [0, 1], [0, i], f"a line of type {i}") for i in range(6))
+    )
     shown = picture.show("Ten lines.", short, long)
     assert shown.alt == "Ten lines." and len(shown.drawing.axes) == 2
     FigureCanvasAgg(shown.drawing).draw()
