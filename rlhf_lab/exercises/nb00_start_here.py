@@ -1,9 +1,18 @@
-"""The one exercise of notebook 00: start here."""
+"""Exercises of notebook 00: start here."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from rlhf_lab.exercises.checking import Case, Exercise, Mistake
+from rlhf_lab import exact
+from rlhf_lab.derivations.optimal_policy import objective_to_optimum
+from rlhf_lab.derivations.random_worlds import RandomWorld
+from rlhf_lab.exercises.checking import Case, Exercise, Mistake, Task
+from rlhf_lab.exercises.derive import NextLine
+from rlhf_lab.exercises.predictions import Prediction
+from rlhf_lab.exercises.training_loops import TrainingLoop, loop_mistakes
 from rlhf_lab.worlds import bandit
 
 
@@ -15,7 +24,189 @@ def optimal_policy(log_ref: Tensor, reward: Tensor, beta: float) -> Tensor:
 _WORLD = bandit.lecture()
 _TABLES = {"log_ref": _WORLD.log_ref(), "reward": _WORLD.rewards()}
 
-EXERCISES = (
+_BETA = 0.5
+
+
+def _effect_of_beta() -> str:
+    """Whether β changes the order of two responses (C) and whether π* is π_ref at a small (A) or a large β (B)."""
+    log_ref, reward = torch.full((2,), 0.5).double().log(), torch.tensor([0.0, 1.0]).double()
+    small, large = (exact.optimal_policy(log_ref, reward, beta) for beta in (0.01, 100.0))
+    if bool(small[1] > small[0]) != bool(large[1] > large[0]):
+        return "C"
+    return "B" if exact.kl(large, log_ref) < exact.kl(small, log_ref) else "A"
+
+
+def _kl_to_optimum(w: RandomWorld) -> Tensor:
+    return exact.kl(w.log_policy, w.log_star)
+
+
+def objective_by_kl(w: Any) -> Any:
+    """J(π), written with the KL from π to π*."""
+    return w.beta * w.log_z - w.beta * w.kl_to_star
+
+
+def maximise_objective(
+    logits: Tensor, log_ref: Tensor, reward: Tensor, beta: float, steps: int, learning_rate: float
+) -> list[float]:
+    """Maximise J by gradient descent on −J: train `logits`, return the losses."""
+    optimizer = torch.optim.SGD([logits], lr=learning_rate)
+    losses = []
+    for _ in range(steps):
+        log_policy = logits.log_softmax(-1)
+        kl = (log_policy.exp() * (log_policy - log_ref)).sum(-1)
+        gain = (log_policy.exp() * reward).sum(-1)
+        loss = -(gain - beta * kl).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def penalised_reward(
+    logits: Tensor, log_ref: Tensor, reward: Tensor, beta: float, steps: int, learning_rate: float
+) -> list[float]:
+    """Maximise J by gradient descent on −J: train `logits`, return the losses."""
+    optimizer = torch.optim.SGD([logits], lr=learning_rate)
+    losses = []
+    for _ in range(steps):
+        log_policy = logits.log_softmax(-1)
+        log_ratio = log_policy - log_ref
+        value = reward - beta * log_ratio
+        loss = -(log_policy.exp() * value).sum(-1).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def _broken_objective(
+    logits: Tensor, log_ref: Tensor, reward: Tensor, beta: float, steps: int, learning_rate: float
+) -> list[float]:
+    """Maximise J by gradient descent on −J: train `logits`, return the losses."""
+    optimizer = torch.optim.SGD([logits], lr=learning_rate)
+    losses = []
+    for _ in range(steps):
+        log_policy = logits.log_softmax(-1)
+        log_ratio = log_ref - log_policy
+        value = reward - beta * log_ratio
+        loss = -(log_policy.exp() * value).sum(-1).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def _objective_loop(
+    logits: Tensor,
+    log_ref: Tensor,
+    reward: Tensor,
+    beta: float,
+    steps: int,
+    learning_rate: float,
+    wrong: Sequence[str] = (),
+) -> list[float]:
+    """Both loops with the mistakes that `wrong` names."""
+    optimizer = torch.optim.SGD([logits], lr=learning_rate)
+    losses = []
+    for _ in range(steps):
+        log_policy = logits.log_softmax(-1)
+        kl = (log_policy.exp() * (log_policy - log_ref)).sum(-1)
+        if "KL swapped" in wrong:
+            kl = (log_ref.exp() * (log_ref - log_policy)).sum(-1)
+        strength = (1.0 if "no beta" in wrong else beta) * (-1 if "sign of the KL" in wrong else 1)
+        gain = reward.mean(-1) if "no expectation" in wrong else (log_policy.exp() * reward).sum(-1)
+        loss = -(gain - (0 if "no KL" in wrong else strength * kl)).mean()
+        loss = -loss if "sign" in wrong else loss
+        if "gradients not reset" not in wrong:
+            optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def _loop_arguments() -> dict[str, object]:
+    log_ref = _TABLES["log_ref"]
+    return {
+        "logits": log_ref.clone().requires_grad_(True),
+        **_TABLES,
+        "beta": _BETA,
+        "steps": 60,
+        "learning_rate": 2.0,
+    }
+
+
+def _regret(logits: Tensor) -> float:
+    return exact.regret(logits.log_softmax(-1), _TABLES["log_ref"], _TABLES["reward"], _BETA).mean().item()
+
+
+_LOOP_MISTAKES = loop_mistakes(
+    _objective_loop,
+    {
+        "sign of the KL": "the KL has the wrong sign, so that distance from the reference is rewarded.",
+        "KL swapped": "the arguments of the KL are swapped. The expectation is taken under the policy.",
+        "no beta": "β is missing, so every nat costs 1.",
+        "no KL": "the KL is missing, so that the policy moves to the best response alone.",
+        "no expectation": "the reward is averaged over the responses without the policy's probabilities, so it has no "
+        "gradient.",
+        "sign": "the sign is lost: gradient descent on this loss lowers J.",
+        "gradients not reset": "gradients add up over the steps, because they are not reset to zero.",
+    },
+    pairs=(("sign of the KL", "no beta"), ("no beta", "KL swapped"), ("sign of the KL", "gradients not reset")),
+)
+
+EXERCISES: tuple[Task, ...] = (
+    Prediction(
+        key="nb00.effect_of_beta",
+        title="What does β change?",
+        objective="predict the effect of β on π*",
+        difficulty=1,
+        minutes=1,
+        question=(
+            "π_ref gives two responses the same probability, and the second one has the higher reward. Which statement "
+            "about π\\* is true?"
+        ),
+        options={
+            "A": "π\\* prefers the second response at every β, and it approaches π_ref as β becomes small.",
+            "B": "π\\* prefers the second response at every β, and it approaches π_ref as β becomes large.",
+            "C": "β decides which of the two responses π\\* prefers.",
+        },
+        truth=_effect_of_beta,
+        explanation=(
+            "The ratio of the two probabilities under π* is exp((r2 − r1)/β). It is above 1 for every β, and it "
+            "approaches 1, its value under π_ref, as β becomes large."
+        ),
+        why_not={
+            "A": "a small β makes KL cheap, so π* moves far from the reference.",
+            "C": "the ratio of the two probabilities is exp((r2 − r1)/β), which is above 1 at every β.",
+        },
+    ),
+    NextLine(
+        key="nb00.objective_by_kl",
+        title="The regret is a KL",
+        objective="write the objective with the KL from π to π*",
+        difficulty=1,
+        minutes=4,
+        derivation=objective_to_optimum,
+        line=6,
+        quantities=("beta", "log_z"),
+        defined={"kl_to_star": ("KL(π‖π\\*) of each prompt, (X,)", _kl_to_optimum)},
+        solution=objective_by_kl,
+        mistakes=(
+            Mistake("sign of the KL", "the sign of the KL is lost.", lambda w: w.beta * (w.log_z + w.kl_to_star)),
+            Mistake("no beta", "β is missing from the KL.", lambda w: w.beta * w.log_z - w.kl_to_star),
+            Mistake(
+                "no log Z", "this is minus the regret: J(π*) = β log Z is missing.", lambda w: -w.beta * w.kl_to_star
+            ),
+        ),
+        hints=(
+            "An expectation of log π/π* under π is a KL. Which one?",
+            "Insert it into the line above, and multiply −β into the bracket.",
+        ),
+    ),
     Exercise(
         key="nb00.optimal_policy",
         title="π* in one line",
@@ -85,6 +276,38 @@ EXERCISES = (
             "In logarithms the product becomes a sum: log π* = log π_ref + r/β − log Z. Which function subtracts log "
             "Z?",
             "`torch.log_softmax(…, -1)` subtracts the logarithm of the sum of exponentials, and that sum is Z(x).",
+        ),
+    ),
+    TrainingLoop(
+        key="nb00.maximise_objective",
+        title="Maximise J by gradient steps",
+        objective="write a training loop, and check that it reaches the same π* as the formula",
+        difficulty=2,
+        minutes=8,
+        arguments=_loop_arguments,
+        distance=_regret,
+        solution=maximise_objective,
+        mistakes=_LOOP_MISTAKES,
+        hints=(
+            "`logits.log_softmax(-1)` is log π. The expected reward is the sum of π times the reward.",
+            "KL is the sum of π times (log π − log π_ref). The loss is minus the mean of E[r] − β KL.",
+        ),
+    ),
+    TrainingLoop(
+        key="nb00.penalised_reward",
+        title="A loop that leaves the reference too far",
+        objective="find the bug in a loop from the policy that it reaches",
+        difficulty=2,
+        minutes=5,
+        arguments=_loop_arguments,
+        distance=_regret,
+        solution=penalised_reward,
+        broken=_broken_objective,
+        bug="sign of the KL",
+        mistakes=_LOOP_MISTAKES,
+        hints=(
+            "Print the KL to the reference after every step, and train once with a larger β.",
+            "Is the log-ratio positive where the policy has increased a probability?",
         ),
     ),
 )

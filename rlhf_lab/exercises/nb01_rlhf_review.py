@@ -1,23 +1,32 @@
 """Exercises of notebook 01: review of RLHF."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
-from rlhf_lab.exercises.checking import Case, Exercise, Mistake
+from rlhf_lab import exact
+from rlhf_lab.derivations.sft import cloning_is_kl
+from rlhf_lab.exercises.checking import Case, Exercise, Mistake, Seed, Task
+from rlhf_lab.exercises.derive import NextLine
+from rlhf_lab.exercises.predictions import Prediction
+from rlhf_lab.exercises.training_loops import TrainingLoop, loop_mistakes
+from rlhf_lab.worlds import bandit
 
 
 def _double(values: object) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def bradley_terry_loss(chosen_reward: Tensor, rejected_reward: Tensor) -> Tensor:
-    """Mean loss of the pairs whose scores are given, (B,) each; one number."""
-    return -torch.nn.functional.logsigmoid(chosen_reward - rejected_reward).mean()
+def sft_loss(logits: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+    """Mean of −log π(y|x) over responses; logits (B, T, V), ids and mask (B, T)."""
+    log_p = logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1)
+    return -(log_p * mask[:, 1:]).sum(-1).mean()
 
 
 def reward_distance(first: Tensor, second: Tensor) -> Tensor:
-    """Distance of two rewards (X, K) for each prompt, minimised over functions f(x) of the prompt: (X,)."""
+    """How far two rewards (X, K) are apart for each prompt, up to the best f(x): (X,)."""
     difference = first - second
     difference = difference - difference.mean(-1, keepdim=True)  # the best f(x) is the mean
     return difference.square().mean(-1).sqrt()
@@ -52,59 +61,353 @@ _TOKENS = {
     "beta": 0.1,
 }
 
-EXERCISES = (
-    Exercise(
-        key="nb01.bradley_terry_loss",
-        title="The reward model's loss",
-        objective="write ℒ_R with chosen and rejected responses in the correct places",
+
+def _labels_of(logits: Tensor, ids: Tensor) -> Tensor:
+    """log π of the tokens after the first, (B, T − 1)."""
+    return logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1)
+
+
+_SEQUENCES = {
+    "ids": torch.tensor([[4, 1, 0, 2, 3], [5, 0, 2, 3, 0]]),
+    "mask": torch.tensor([[False, False, True, True, True], [False, True, True, True, False]]),
+}
+"""Two sequences of five tokens: prompts of two and one tokens, responses of three, and padding at the end."""
+
+
+def _sequence_logits(scale: float) -> Tensor:
+    return scale * torch.sin(torch.arange(60, dtype=torch.float64)).reshape(2, 5, 6)
+
+
+def sft_gradient(w: Any) -> Any:
+    """The gradient of the SFT loss with respect to the logits."""
+    return w.policy - w.ref
+
+
+def _detectable() -> str:
+    """Which changes of a reward change the probabilities of labels and π*: the offset, the scale, both or none."""
+    log_ref, reward = _WORLD.log_ref(), _WORLD.rewards()
+    found = []
+    for other in (reward + torch.tensor([[3.0], [0.0]]), 2 * reward):
+        same_labels = torch.allclose(exact.preference(other), exact.preference(reward))
+        same_optimum = torch.allclose(
+            exact.optimal_policy(log_ref, other, _BETA), exact.optimal_policy(log_ref, reward, _BETA)
+        )
+        assert same_labels == same_optimum
+        found.append(not same_labels)
+    return {(True, True): "A", (False, True): "B", (True, False): "C", (False, False): "D"}[found[0], found[1]]
+
+
+def actor_critic(
+    logits: Tensor,
+    log_ref: Tensor,
+    reward: Tensor,
+    beta: float,
+    steps: int,
+    learning_rate: float,
+    samples: int,
+    generator: torch.Generator,
+) -> list[float]:
+    """REINFORCE with a KL penalty and a critic: train `logits`, return the losses."""
+    value = torch.zeros_like(log_ref[:, :1]).requires_grad_(True)
+    optimizer = torch.optim.SGD([logits, value], lr=learning_rate)
+    losses = []
+    for _ in range(steps):
+        log_policy = logits.log_softmax(-1)
+        y = torch.multinomial(log_policy.detach().exp(), samples, True, generator=generator)
+        log_prob = log_policy.gather(-1, y)
+        log_ratio = (log_prob - log_ref.gather(-1, y)).detach()
+        returns = reward.gather(-1, y) - beta * log_ratio
+        advantages = returns - value.detach()
+        loss = -(advantages * log_prob).mean() + (value - returns).square().mean() / 2
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def _actor_critic(
+    logits: Tensor,
+    log_ref: Tensor,
+    reward: Tensor,
+    beta: float,
+    steps: int,
+    learning_rate: float,
+    samples: int,
+    generator: torch.Generator,
+    wrong: Sequence[str] = (),
+) -> list[float]:
+    """The same loop with the mistakes that `wrong` names."""
+    value = torch.zeros_like(log_ref[:, :1]).requires_grad_(True)
+    optimizer = torch.optim.SGD([logits, value], lr=learning_rate)
+    losses = []
+    for _ in range(steps):
+        log_policy = logits.log_softmax(-1)
+        y = torch.multinomial(log_policy.detach().exp(), samples, True, generator=generator)
+        log_prob = log_policy.gather(-1, y)
+        log_ratio = log_prob - log_ref.gather(-1, y)
+        log_ratio = log_ratio if "return not detached" in wrong else log_ratio.detach()
+        strength = -beta if "sign of the penalty" in wrong else 1.0 if "no beta" in wrong else beta
+        returns = reward.gather(-1, y) - (0 if "no penalty" in wrong else strength * log_ratio)
+        baseline = value if "advantage not detached" in wrong else value.detach()
+        policy_loss = -((returns - baseline) * log_prob).mean()
+        value_loss = (value - returns).square().mean() / 2
+        loss = -policy_loss if "sign of the loss" in wrong else policy_loss
+        loss = loss + (0 * value_loss if "critic not trained" in wrong else value_loss)
+        if "gradients not reset" not in wrong:
+            optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def ppo_rounds(
+    logits: Tensor,
+    log_ref: Tensor,
+    reward: Tensor,
+    beta: float,
+    steps: int,
+    learning_rate: float,
+    samples: int,
+    generator: torch.Generator,
+) -> list[float]:
+    """PPO with a mean as baseline: train `logits`, return the last loss of each round."""
+    optimizer = torch.optim.SGD([logits], lr=learning_rate)
+    losses = []
+    for _ in range(steps):
+        log_old = logits.detach().log_softmax(-1)
+        y = torch.multinomial(log_old.exp(), samples, True, generator=generator)
+        old = log_old.gather(-1, y)
+        returns = reward.gather(-1, y) - beta * (old - log_ref.gather(-1, y))
+        advantages = returns - returns.mean(-1, keepdim=True)
+        for _ in range(4):
+            ratio = (logits.log_softmax(-1).gather(-1, y) - old).exp()
+            held = ratio.clamp(0.8, 1.2)
+            loss = -torch.minimum(ratio * advantages, held * advantages).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def _broken_ppo(
+    logits: Tensor,
+    log_ref: Tensor,
+    reward: Tensor,
+    beta: float,
+    steps: int,
+    learning_rate: float,
+    samples: int,
+    generator: torch.Generator,
+) -> list[float]:
+    """PPO with a mean as baseline: train `logits`, return the last loss of each round."""
+    optimizer = torch.optim.SGD([logits], lr=learning_rate)
+    reference = log_ref
+    losses = []
+    for _ in range(steps):
+        log_old = logits.detach().log_softmax(-1)
+        y = torch.multinomial(log_old.exp(), samples, True, generator=generator)
+        old = log_old.gather(-1, y)
+        returns = reward.gather(-1, y) - beta * (old - reference.gather(-1, y))
+        advantages = returns - returns.mean(-1, keepdim=True)
+        for _ in range(4):
+            ratio = (logits.log_softmax(-1).gather(-1, y) - old).exp()
+            held = ratio.clamp(0.8, 1.2)
+            loss = -torch.minimum(ratio * advantages, held * advantages).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        reference = logits.detach().log_softmax(-1)
+        losses.append(loss.item())
+    return losses
+
+
+def _ppo(
+    logits: Tensor,
+    log_ref: Tensor,
+    reward: Tensor,
+    beta: float,
+    steps: int,
+    learning_rate: float,
+    samples: int,
+    generator: torch.Generator,
+    wrong: Sequence[str] = (),
+) -> list[float]:
+    """The same loop with the mistakes that `wrong` names."""
+    optimizer = torch.optim.SGD([logits], lr=learning_rate)
+    reference = log_ref
+    losses = []
+    for _ in range(steps):
+        log_old = logits.detach().log_softmax(-1)
+        y = torch.multinomial(log_old.exp(), samples, True, generator=generator)
+        old = log_old.gather(-1, y)
+        strength = -beta if "sign of the penalty" in wrong else 1.0 if "no beta" in wrong else beta
+        returns = reward.gather(-1, y) - strength * (old - reference.gather(-1, y))
+        advantages = returns - returns.mean(-1, keepdim=True)
+        advantages = -advantages if "sign of the loss" in wrong else advantages
+        for _ in range(4):
+            now = logits.log_softmax(-1).gather(-1, y)
+            log_ratio = now - (now.detach() if "old not fixed" in wrong else old)
+            ratio = (-log_ratio if "ratio inverted" in wrong else log_ratio).exp()
+            held = ratio.clamp(0.8, 1.2)
+            loss = -torch.minimum(ratio * advantages, held * advantages).mean()
+            if "gradients not reset" not in wrong:
+                optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        if "moving reference" in wrong:
+            reference = logits.detach().log_softmax(-1)
+        losses.append(loss.item())
+    return losses
+
+
+_WORLD, _BETA = bandit.lecture(), 0.5
+
+
+def _loop_arguments() -> dict[str, object]:
+    log_ref = _WORLD.log_ref()
+    return {
+        "logits": log_ref.clone().requires_grad_(True),
+        "log_ref": log_ref,
+        "reward": _WORLD.rewards(),
+        "beta": _BETA,
+        "steps": 60,
+        "learning_rate": 1.0,
+        "samples": 128,
+        "generator": Seed(0),
+    }
+
+
+def _regret(logits: Tensor) -> float:
+    regrets = exact.regret(logits.log_softmax(-1), _WORLD.log_ref(), _WORLD.rewards(), _BETA)
+    return regrets.mean().item()
+
+
+_PENALTY = {
+    "sign of the penalty": "the penalty has the wrong sign, so that moving away from the reference is rewarded.",
+    "no beta": "β is missing from the penalty.",
+}
+
+EXERCISES: tuple[Task, ...] = (
+    Prediction(
+        key="nb01.what_labels_detect",
+        title="What do labels detect?",
+        objective="tell which changes of a reward model can be seen in labels and in π*",
         difficulty=1,
-        minutes=3,
-        cases=(
-            Case(
-                "three pairs",
-                {"chosen_reward": _double([1.0, 0.2, -0.5]), "rejected_reward": _double([0.0, 1.0, -2.0])},
-            ),
-            Case("rewards far apart", {"chosen_reward": _double([-800.0]), "rejected_reward": _double([800.0])}),
+        minutes=2,
+        question=(
+            "A reward model is changed in two ways. *First change*: 3 is added to the scores of all responses to "
+            "prompt 1. *Second change*: all scores are multiplied by 2. Which change alters the probabilities of "
+            "labels, and with them π\\*?"
         ),
-        solution=bradley_terry_loss,
-        differentiate=("chosen_reward", "rejected_reward"),
+        options={"A": "Both.", "B": "Only the second.", "C": "Only the first.", "D": "Neither."},
+        truth=_detectable,
+        explanation=(
+            "Labels and π* depend only on differences of rewards of the same prompt. A constant cancels in them, and a "
+            "factor does not."
+        ),
+        why_not={
+            "A": "a constant that is added to all responses of a prompt cancels in every difference.",
+            "C": "the constant cancels in every difference, and the factor 2 doubles every difference.",
+            "D": "the factor 2 doubles every difference, so each label becomes more certain, and π* acts as if β were "
+            "half as large.",
+        },
+    ),
+    NextLine(
+        key="nb01.sft_gradient",
+        title="The gradient of SFT",
+        objective="derive the gradient of the SFT loss with respect to the logits",
+        difficulty=2,
+        minutes=5,
+        derivation=cloning_is_kl,
+        line=3,
+        quantities=("policy", "ref"),
+        solution=sft_gradient,
+        mistakes=(
+            Mistake(
+                "normaliser forgotten",
+                "this is the derivative of the logit alone. log π also contains −log of the sum of all exponentials.",
+                lambda w: -w.ref,
+            ),
+            Mistake(
+                "with respect to the probability",
+                "this is the derivative with respect to the probability π(y), not with respect to the logit.",
+                lambda w: -w.ref / w.policy,
+            ),
+            Mistake(
+                "softmax twice",
+                "this has a factor π too many: log π is differentiated, not π.",
+                lambda w: w.policy * (w.policy - w.ref),
+            ),
+        ),
+        hints=(
+            "log π(y) = θ_y − log Σ exp θ. What is the derivative of the second term with respect to θ_k?",
+            "∂ log π(y)/∂θ_k = 1[y = k] − π(k). Take minus the mean of this over the demonstrator.",
+        ),
+    ),
+    Exercise(
+        key="nb01.sft_loss",
+        title="The SFT loss of padded sequences",
+        objective="compute log-probabilities from logits with shift, mask, sum and mean in the correct places",
+        difficulty=2,
+        minutes=8,
+        cases=(
+            Case("two sequences, the second one padded", {"logits": _sequence_logits(2.0), **_SEQUENCES}),
+            Case("large logits", {"logits": _sequence_logits(1000.0), **_SEQUENCES}),
+        ),
+        solution=sft_loss,
+        differentiate=("logits",),
         compare="both",
         mistakes=(
             Mistake(
-                "swapped pair",
-                "chosen and rejected are swapped: the loss would fall as the rejected response's score rises.",
-                lambda chosen, rejected: -logsigmoid(rejected - chosen).mean(),
+                "no shift",
+                "the logits at position t are compared with the token at t. They predict the token at t + 1.",
+                lambda logits, ids, mask: (
+                    -(logits.log_softmax(-1).gather(-1, ids[..., None]).squeeze(-1) * mask).sum(-1).mean()
+                ),
+            ),
+            Mistake(
+                "mask not shifted",
+                "the mask belongs to the tokens, so it must be shifted like the labels.",
+                lambda logits, ids, mask: -(_labels_of(logits, ids) * mask[:, :-1]).sum(-1).mean(),
+            ),
+            Mistake(
+                "no mask",
+                "all tokens count, also those of the prompt and the padding.",
+                lambda logits, ids, mask: -_labels_of(logits, ids).sum(-1).mean(),
+            ),
+            Mistake(
+                "mean over tokens",
+                "this is the mean over tokens. log π(y|x) is a sum over the tokens, and the mean is taken over the "
+                "responses.",
+                lambda logits, ids, mask: -(_labels_of(logits, ids) * mask[:, 1:]).sum() / mask[:, 1:].sum(),
+            ),
+            Mistake(
+                "sum over the batch",
+                "this is the sum over the responses instead of their mean; it would grow with the batch.",
+                lambda logits, ids, mask: -(_labels_of(logits, ids) * mask[:, 1:]).sum(),
+            ),
+            Mistake(
+                "no softmax",
+                "these are logits and not log-probabilities: log_softmax is missing.",
+                lambda logits, ids, mask: (
+                    -(logits[:, :-1].gather(-1, ids[:, 1:, None]).squeeze(-1) * mask[:, 1:]).sum(-1).mean()
+                ),
             ),
             Mistake(
                 "sign",
                 "the minus is lost: this is the log-likelihood, but a loss is minimised.",
-                lambda chosen, rejected: logsigmoid(chosen - rejected).mean(),
-            ),
-            Mistake(
-                "sum for mean",
-                "this is the sum over the pairs instead of their mean; it would grow with the batch.",
-                lambda chosen, rejected: -logsigmoid(chosen - rejected).sum(),
-            ),
-            Mistake(
-                "no mean",
-                "this gives one value for each pair; the mean over the pairs is missing.",
-                lambda chosen, rejected: -logsigmoid(chosen - rejected),
-            ),
-            Mistake(
-                "forgot the logarithm",
-                "the logarithm is missing: this is minus the mean probability, not minus the mean log-probability.",
-                lambda chosen, rejected: -torch.sigmoid(chosen - rejected).mean(),
-            ),
-            Mistake(
-                "log of sigmoid in two steps",
-                "this is correct on paper, but σ of a large negative number rounds to 0 and its logarithm is −∞: use "
-                "logsigmoid.",
-                lambda chosen, rejected: -torch.log(torch.sigmoid(chosen - rejected)).mean(),
+                lambda logits, ids, mask: (_labels_of(logits, ids) * mask[:, 1:]).sum(-1).mean(),
             ),
         ),
         hints=(
-            "The label's probability is σ(chosen − rejected). How does one turn a probability into a loss?",
-            "`torch.nn.functional.logsigmoid` is log σ without overflow. The loss is minus its mean over the pairs.",
+            "The logits at position t predict the token at t + 1. Which part of the logits, of the ids and of the mask "
+            "do you need?",
+            "`logits[:, :-1].log_softmax(-1)` are the log-probabilities of all tokens. `gather` takes those of "
+            "`ids[:, 1:]`.",
+            "Multiply by `mask[:, 1:]`, sum over the tokens, and take minus the mean over the responses.",
         ),
     ),
     Exercise(
@@ -299,6 +602,70 @@ EXERCISES = (
         hints=(
             "There are two candidates: the plain product, and that with the ratio within 1 ± ε. Which is pessimistic?",
             "`ratio.clamp(1 - clip, 1 + clip)`; multiply both by the advantage first, then take the minimum.",
+        ),
+    ),
+    TrainingLoop(
+        key="nb01.actor_critic",
+        title="REINFORCE with a critic",
+        objective="write a policy-gradient loop in which a critic is trained together with the policy",
+        difficulty=3,
+        minutes=15,
+        arguments=_loop_arguments,
+        distance=_regret,
+        loss_falls=False,
+        solution=actor_critic,
+        mistakes=loop_mistakes(
+            _actor_critic,
+            {
+                **_PENALTY,
+                "no penalty": "the KL penalty is missing from the returns, so the policy maximises the reward alone.",
+                "return not detached": "the gradient runs through the log-ratio inside the return. The return is a "
+                "number.",
+                "advantage not detached": "the gradient of the policy's loss runs into the critic. Detach the critic's "
+                "prediction in the advantage.",
+                "critic not trained": "the critic is not trained, so its prediction never changes.",
+                "sign of the loss": "the sign is lost: descent on this loss makes good responses less probable.",
+                "gradients not reset": "gradients add up over the steps, because they are not reset to zero.",
+            },
+            pairs=(("no penalty", "advantage not detached"), ("no beta", "critic not trained")),
+        ),
+        hints=(
+            "Make a critic with one value for each prompt, such as `torch.zeros_like(log_ref[:, :1])`. It requires "
+            "gradients.",
+            "The returns are the reward minus β times the log-ratio, as numbers. The advantage is the return minus the "
+            "critic's prediction, also as a number.",
+            "The loss is minus the mean of advantage times log π, plus half the mean squared error of the critic. One "
+            "optimiser trains both.",
+        ),
+    ),
+    TrainingLoop(
+        key="nb01.ppo_rounds",
+        title="PPO whose KL penalty has no effect",
+        objective="find the bug in a PPO loop that leaves the reference",
+        difficulty=3,
+        minutes=10,
+        arguments=_loop_arguments,
+        distance=_regret,
+        loss_falls=False,
+        solution=ppo_rounds,
+        broken=_broken_ppo,
+        bug="moving reference",
+        mistakes=loop_mistakes(
+            _ppo,
+            {
+                "moving reference": "the reference is updated after every round, so that the log-ratio is always 0.",
+                **_PENALTY,
+                "old not fixed": "the ratio is taken to the current policy, so that it is always 1.",
+                "ratio inverted": "the ratio is inverted.",
+                "sign of the loss": "the sign is lost: descent on this loss makes good responses less probable.",
+                "gradients not reset": "gradients add up over the steps, because they are not reset to zero.",
+            },
+            pairs=(("moving reference", "ratio inverted"), ("no beta", "ratio inverted")),
+        ),
+        hints=(
+            "Print KL(π_θ‖π_ref) after every round, and the penalty that is subtracted from the reward.",
+            "The penalty is 0 in every round after the first. Of which two policies is the log-ratio?",
+            "π_ref is fixed for the whole training. Only the old policy changes from round to round.",
         ),
     ),
 )

@@ -1,7 +1,6 @@
 """The solution in a notebook and the one in the file of its exercises are two texts: either passes as an answer."""
 
 import ast
-import re
 from pathlib import Path
 
 import nbformat
@@ -13,16 +12,11 @@ STORED = {f"nb{path.stem[:2]}": path for path in sorted((Path(__file__).parents[
 
 
 def parts_of(path: Path) -> tuple[list[ast.stmt], dict[str, list[ast.stmt]]]:
-    """A notebook's imports, and by function the statements of the cell that defines it, without its calls.
-
-    The first notebook's one exercise is handed out open, so its folded solution is taken.
-    """
+    """A notebook's imports, and by function the statements of the cell that defines it, without its calls."""
     imports: list[ast.stmt] = []
     functions: dict[str, list[ast.stmt]] = {}
-    for cell in nbformat.read(path, as_version=4).cells:
-        source = cell.source
-        if cell.cell_type != "code":
-            source = "\n".join(re.findall(r"```python\n(.*?)```", source, re.S)) if path.stem.startswith("00") else ""
+    code = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    for source in code:
         source = "\n".join(line for line in source.splitlines() if not line.lstrip().startswith(("%", "!")))
         body = ast.parse(source).body
         imports += [one for one in body if isinstance(one, ast.Import | ast.ImportFrom)]
