@@ -72,13 +72,13 @@ price_of_n = Derivation(
         ),
         Line(
             r"\sum_y \int_{F_{y-}}^{F_y} n u^{n-1}\log\big(n u^{n-1}\big)\,du",
-            r"Jensen: $t\log t$ is convex, and $F_y^n - F_{y-}^n$ is the integral of $n u^{n-1}$ over the part of $y$",
+            r"Jensen: $t\log t$ is convex, and $F_y^n - F_{y-}^n$ is the integral of $n u^{n-1}$ over $y$'s interval",
             lambda w: _density_kl(w, *_stretches(w)).sum(-1),
             relation="≤",
         ),
         Line(
             r"\log n + (n-1)\int_0^1 n u^{n-1}\log u\,du",
-            "the parts fill the unit interval",
+            "the intervals of all responses together are the unit interval",
             lambda w: _density_kl(w, torch.zeros(len(w.ref)).double(), torch.ones(len(w.ref)).double()),
         ),
         Line(

@@ -46,7 +46,7 @@ gamma_is_the_target = Derivation(
         ),
         Line(
             r"r(y_1) - r(y_2)",
-            "there the implicit reward is the reward, so labels and model agree on every pair",
+            "at this policy the implicit rewards have the same differences as the rewards",
             lambda w: _gap(w, w.reward),
             left=r"\gamma\log\frac{\pi_\gamma(y_1)}{\pi_\text{sft}(y_1)}"
             r" - \gamma\log\frac{\pi_\gamma(y_2)}{\pi_\text{sft}(y_2)}",
@@ -54,7 +54,7 @@ gamma_is_the_target = Derivation(
         ),
         Line(
             r"\frac{\gamma}{\beta}\,\big(r(y_1) - r(y_2)\big)",
-            r"at $\pi_r$ it is not, unless γ = β",
+            r"at $\pi_r$ the differences are scaled by γ/β; they are equal to those of the rewards only if γ = β",
             lambda w: w.tau / w.beta * _gap(w, w.reward),
             left=r"\gamma\log\frac{\pi_r(y_1)}{\pi_\text{sft}(y_1)} - \gamma\log\frac{\pi_r(y_2)}{\pi_\text{sft}(y_2)}",
             left_value=lambda w: w.tau * _gap(w, w.log_star - w.log_ref),

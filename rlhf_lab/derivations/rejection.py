@@ -28,7 +28,7 @@ acceptance = Derivation(
     lines=(
         Line(
             r"\sum_y \pi_\text{sft}(y)\,\frac{\pi_r(y)}{M\,\pi_\text{sft}(y)}",
-            r"a draw is compared with $u \sim U[0,1]$; the left side is `sampling.acceptance_rate`",
+            r"a draw is accepted if $u \sim U[0,1]$ is below the ratio; the left side is `sampling.acceptance_rate`",
             lambda w: (w.ref * (w.star / (_m(w) * w.ref))).sum(-1),
             left=r"P(\text{accept})",
             left_value=lambda w: sampling.acceptance_rate(w.log_ref, w.reward, w.beta),

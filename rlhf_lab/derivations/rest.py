@@ -53,7 +53,7 @@ filter_limit = Derivation(
         Line(
             r"-P(r > \tau)\,\big(H(\pi_\tau) + \mathrm{KL}(\pi_\tau\|\pi_\theta)\big),\quad"
             r" \pi_\tau = \pi_\text{ref}(\cdot\,|\,r > \tau)",
-            "cross-entropy = entropy + KL; `exact.filtered` on the right",
+            "a cross-entropy is an entropy plus a KL; the right side uses `exact.filtered`",
             lambda w: (
                 -_share(w).squeeze(-1)
                 * (_entropy(w) + exact.kl(exact.filtered(w.log_ref, w.reward, w.threshold), w.log_policy))
@@ -61,7 +61,7 @@ filter_limit = Derivation(
         ),
         Line(
             r"-P(r > \tau)\,H(\pi_\tau)",
-            r"Gibbs: the bound is attained only at $\pi_\theta = \pi_\tau$",
+            r"Gibbs’ inequality: the KL is zero only at $\pi_\theta = \pi_\tau$",
             lambda w: -_share(w).squeeze(-1) * _entropy(w),
             relation="≤",
         ),

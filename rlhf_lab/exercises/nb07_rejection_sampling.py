@@ -307,7 +307,7 @@ EXERCISES: tuple[Task, ...] = (
         question=(
             f"The four responses of section 1 have M = {_CANDIDATES / _accepted_of_64():.3f} at β = {_BETA}. How many "
             f"of {_CANDIDATES} independent draws from the SFT policy does rejection sampling accept on average? The "
-            "maximum reward is that of all four responses. Give a number."
+            "maximum reward is the maximum over all four responses. Give a number."
         ),
         truth=_accepted_of_64,
         explanation="A draw is accepted with probability 1/M, so that 64/M = {truth} draws are accepted on average.",
@@ -333,7 +333,7 @@ EXERCISES: tuple[Task, ...] = (
     NextLine(
         key="nb07.first_accepted",
         title="The distribution of the first accepted draw",
-        objective="sum the probabilities of all numbers of rejections",
+        objective="sum a geometric series over the number of rejected draws",
         difficulty=2,
         minutes=6,
         derivation=accepted_are_exact,

@@ -343,7 +343,7 @@ EXERCISES: tuple[Task, ...] = (
     Prediction(
         key="nb09.two_rounds",
         title="Two rounds of RAFT",
-        objective="predict how the selection of several rounds combines",
+        objective="predict the limit of several rounds of selection",
         difficulty=2,
         minutes=2,
         question=(
