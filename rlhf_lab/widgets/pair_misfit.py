@@ -60,7 +60,7 @@ def fits(world: LinearWorld, kind: str, share: float, beta: float) -> tuple[Tens
     return reward, found + ((reward - found) * star).sum(-1, keepdim=True)
 
 
-def pair_misfit_picture(kind: str, share: float, beta: float, worlds: int = 24, responses: int = 20) -> Picture:
+def pair_misfit_picture(kind: str, share: float, beta: float, worlds: int = 40, responses: int = 20) -> Picture:
     """Draw the fits in one world, and the regret by source of the pairs over β.
 
     Args:
