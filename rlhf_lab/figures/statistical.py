@@ -11,6 +11,7 @@ them to styles. Further keyword arguments go to `Axes.set` after the drawing: ti
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -295,11 +296,14 @@ def heat_map(
         for column in (value, "written")
     )
     low, high = limits or (None, None)
-    sns.heatmap(
-        table, annot=texts, fmt="", cmap="crest" if centre is None else "vlag", center=centre, vmin=low, vmax=high,
-        annot_kws={"size": 9} if {*ends} <= {*frame.columns} else None, cbar_kws={"label": scale}, linewidths=0.5,
-        ax=ax,
-    )  # fmt: skip
+    with warnings.catch_warnings():
+        # seaborn 0.13 calls a function that matplotlib 3.11 announces to remove.
+        warnings.filterwarnings("ignore", "The set_bad function", PendingDeprecationWarning)
+        sns.heatmap(
+            table, annot=texts, fmt="", cmap="crest" if centre is None else "vlag", center=centre, vmin=low, vmax=high,
+            annot_kws={"size": 9} if {*ends} <= {*frame.columns} else None, cbar_kws={"label": scale}, linewidths=0.5,
+            ax=ax,
+        )  # fmt: skip
     ax.tick_params(length=0)
     ax.set(**labels)
 

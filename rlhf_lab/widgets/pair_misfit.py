@@ -30,7 +30,7 @@ BETAS = tuple(float(f"{10**e:.3g}") for e in torch.linspace(-1, math.log10(2), 9
 """The β at which the curves are computed."""
 NAMES = {"noise": "independent noise", "saturating": "reward saturates", "accelerating": "reward accelerates"}
 STYLES = {"r": "rso-rso-sample-rank", "mixture": "online"}
-LABELS = {"r": "pairs from π_r", "mixture": "half of each"}
+LABELS = {"r": "from π_r", "mixture": "half of each"}
 LOWEST, HIGHEST = 0.01, 5.0
 
 
@@ -83,16 +83,16 @@ def pair_misfit_picture(kind: str, share: float, beta: float, worlds: int = 40, 
     low, high = float(reward.min()) - 0.5, float(reward.max()) + 0.5
     here = regret_ratios(world, kind, share, beta)
     scatter = Panel(
-        "Fits in one world",
+        "Fits in one world, by source of pairs",
         Axis("reward r(y) [SD]", low, high),
         Axis("implicit reward f(y) [SD]", low, high),
         (
             Curve("optimal", [low, high], [low, high], "f = r", "--"),
-            Points("reference", reward, found[0], "pairs from π_ref"),
+            Points("reference", reward, found[0], "from π_ref"),
             Points(STYLES["r"], reward, found[1], LABELS["r"]),
         ),
     )
-    layers: list[Band | Curve | Points | Rule] = [Rule("reference", 1.0, "y", "pairs from π_ref")]
+    layers: list[Band | Curve | Points | Rule] = [Rule("reference", 1.0, "y", "from π_ref")]
     for name, curve in _curves(kind, share, worlds, responses).items():
         mean, lower, upper = torch.tensor(curve).clamp(LOWEST, HIGHEST).T
         layers += [
@@ -101,8 +101,8 @@ def pair_misfit_picture(kind: str, share: float, beta: float, worlds: int = 40, 
             Points(STYLES[name], [beta], [min(max(here[name][0], LOWEST), HIGHEST)], "", big=name == "r"),
         ]
     ratios = Panel(
-        "Regret relative to pairs from π_ref",
-        Axis("β = γ [SD of the reward]", BETAS[0], BETAS[-1], log=True),
+        "Regret, relative to π_ref's pairs",
+        Axis("β = γ [SD of the reward]", 0.0, BETAS[-1]),
         Axis("ratio of regrets", LOWEST, HIGHEST, log=True),
         tuple(layers),
     )
@@ -144,5 +144,5 @@ def pair_misfit_explorer(kind: str = "noise", share: float = 0.1, beta: float = 
             "share": Choice(share, {f"{s:.0%}": s for s in (0.01, 0.03, 0.1, 0.3, 0.6)}, "share of the variance"),
             "beta": Slider(beta, BETAS[0], BETAS[-1], "β = γ [SD of the reward]", log=True),
         },
-        "Where pairs from π_r help a restricted policy, and where they hurt",
+        "Pairs from π_r for a restricted policy",
     )

@@ -40,7 +40,7 @@ def test_the_fits_agree_with_the_reward_in_the_mean_under_the_optimum():
 def test_the_mark_lies_on_the_curve_and_its_words_follow_the_interval():
     picture = pair_misfit_picture("accelerating", 0.1, BETAS[4], **SMALL)
     layers = picture.panels[1].layers
-    curve = next(layer for layer in layers if getattr(layer, "label", "") == "pairs from π_r")
+    curve = next(layer for layer in layers if getattr(layer, "label", "") == "from π_r")
     mark = next(layer for layer in layers if isinstance(layer, Points) and layer.big)
     assert mark.y[0] == pytest.approx(float(curve.y[4]))
     upper = {one.symbol: one.value for one in picture.numbers}["upper end"]
