@@ -43,6 +43,8 @@ def dpo_loss_picture(beta: float, chosen: float, rejected: float) -> Picture:
     margin = beta * gap
     margins = torch.linspace(-2 * NEAR, 2 * NEAR, 161, dtype=torch.float64)
     none = torch.zeros_like(margins)
+    # The tangent ends where it reaches zero, so that it stays inside the panel.
+    ends = torch.tensor([-2 * NEAR, min(2 * NEAR, margin + loss / weight)], dtype=torch.float64)
     x = Axis("βΔ = r̂_w − r̂_l [reward]", -2 * NEAR, 2 * NEAR)
     curve = Panel(
         "Loss of a pair",
@@ -50,7 +52,7 @@ def dpo_loss_picture(beta: float, chosen: float, rejected: float) -> Picture:
         Axis("−log σ(βΔ) [nats]", 0.0, 2 * NEAR + 0.4),
         (
             Curve("dpo", margins, losses.dpo(margins, none, 1.0), "loss"),
-            Curve("policy", margins, loss - weight * (margins - margin), "tangent", dash="--"),
+            Curve("policy", ends, loss - weight * (ends - margin), "tangent", dash="--"),
             Points("reference", [0.0], [math.log(2)], "start: π_θ = π_ref"),
             Points("policy", [margin], [loss], "this pair", big=True),
         ),

@@ -89,11 +89,10 @@ def test_every_state_of_the_loss_is_inside_its_panels():
     for picture in states["pictures"]:
         assert not picture["failed"] and "nan" not in picture["text"]
         for panel in picture["panels"]:
-            points = [layer for layer in panel["layers"] if layer["kind"] == "points"]
-            assert len(points) == 2
-            for point in points:
-                assert panel["x"]["low"] <= point["x"][0] <= panel["x"]["high"]
-                assert panel["y"]["low"] <= point["y"][0] <= panel["y"]["high"]
+            assert [layer["kind"] for layer in panel["layers"]].count("points") == 2
+            for layer in panel["layers"]:
+                assert panel["x"]["low"] <= min(layer["x"]) <= max(layer["x"]) <= panel["x"]["high"]
+                assert panel["y"]["low"] - 1e-9 <= min(layer["y"]) <= max(layer["y"]) <= panel["y"]["high"]
 
 
 def test_the_loss_s_explorer_opens_at_the_values_it_is_given():

@@ -69,8 +69,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "sign",
             "the tangent of the loss has the slope of the other label",
-            "loss - weight * (margins - margin)",
-            "loss - (1 - weight) * (margins - margin)",
+            "loss - weight * (ends - margin)",
+            "loss - (1 - weight) * (ends - margin)",
             near="widgets/test_dpo_gradient_explorer.py::"
             "test_the_tangent_touches_the_loss_with_the_slope_that_autograd_computes",
         ),
