@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.after:
         places = [place for place, cell in enumerate(notebook.cells) if cell.get("id") == args.after]
     else:
-        places = [place for place, source in enumerate(sources) if re.match(r'check\("nb|reveal\("nb', source)]
+        places = [place for place, source in enumerate(sources) if re.search(r'^(check|reveal)\("nb', source, re.M)]
         places = [place + sources[place + 1].startswith("<details>") for place in places[-1:]]
     if not places:
         sys.exit(f"{args.notebook} has no such place. Give the id of a cell with --after.")

@@ -29,6 +29,7 @@ import tyro
 import rlhf_lab
 from rlhf_lab import shipped
 from rlhf_lab.errors import LabError
+from rlhf_lab.exercises.grading import Grader, assignment
 from rlhf_lab.exercises.records import ANSWERS_FILE, COURSE_FILE
 from rlhf_lab.exercises.student_notebooks import notebook_text, student_version
 from rlhf_lab.training.checkpoint import write_json, write_text
@@ -49,6 +50,9 @@ class Course:
     """Folder to write to. It is created if it does not exist."""
     solutions: bool = False
     """Write the full notebooks with solutions and outputs, not the students' versions."""
+    grader: Grader | None = None
+    """Write the notebooks as assignments with points: as source notebooks of nbgrader, in `source/`, or as master
+    notebooks of Otter-Grader. They contain solutions."""
     install_from: str | None = None
     """Begin every notebook with a cell that installs rlhf_lab if it is missing, for hosted notebooks. The value is the
     argument of pip: the file name or the address of a wheel."""
@@ -73,7 +77,7 @@ def course(settings: Course) -> None:
         raise LabError(f"{folder} is a file. Give the name of a folder for the notebooks.")
     if folder.resolve() in (shipped.path("notebooks").resolve(), shipped.path("notebooks").resolve().parent):
         raise LabError(f"{folder} contains the original notebooks of the lab. Give another folder.")
-    files = contents(settings.solutions, settings.install_from)
+    files = contents(settings.solutions, settings.install_from, settings.grader)
     written, beside = _versions(folder, "files"), _versions(folder, "beside")
     changed = [name for name, text in files.items() if _changed(folder / name, {_digest(text), *written.get(name, [])})]
     new = {name: text for name, text in files.items() if name not in changed and _text(folder / name) != text}
@@ -87,6 +91,7 @@ def course(settings: Course) -> None:
     if later:
         _save_versions(folder, _with(written, files), _with(beside, received))
     kind = "full notebooks" if settings.solutions else "students' notebooks"
+    kind = f"assignments for {settings.grader}" if settings.grader else kind
     print(f"The {kind} of rlhf_lab {rlhf_lab.__version__} in {folder}:")
     print(f"  {len(new)} files written, {len(files) - len(new) - len(changed)} already there.")
     if changed:
@@ -96,7 +101,15 @@ def course(settings: Course) -> None:
     gone = [name for name in written if name not in files and (folder / name).exists()]
     if gone:
         print(f"  No longer part of the course, and left alone: {', '.join(gone)}.")
-    print(f"Open the first one with:  jupyter lab {folder / next(iter(files))}")
+    print(_NEXT[settings.grader].format(folder=folder, first=next(iter(files))))
+
+
+_NEXT = {
+    None: "Open the first one with:  jupyter lab {folder}/{first}",
+    "nbgrader": "Make a release with:  nbgrader generate_assignment 05_dpo --course-dir {folder} --create",
+    "otter": "Make an assignment with:  otter assign {folder}/05_dpo.ipynb {folder}/dist/05_dpo",
+}
+"""The last line of the output."""
 
 
 @dataclass(frozen=True)
@@ -123,11 +136,12 @@ def show_progress(settings: ShowProgress) -> None:
         print("Nothing has been checked in this folder yet.")
 
 
-def contents(solutions: bool = False, install_from: str | None = None) -> dict[str, str]:
+def contents(solutions: bool = False, install_from: str | None = None, grader: Grader | None = None) -> dict[str, str]:
     """What the command writes: each file's name in the folder, and its text.
 
     Args:
         solutions: full notebooks, not the students' versions.
+        grader: the tool for which the notebooks are made into assignments; None for none.
         install_from: what a first cell installs where rlhf_lab is missing; None for no such cell.
 
     Returns:
@@ -138,12 +152,15 @@ def contents(solutions: bool = False, install_from: str | None = None) -> dict[s
     files = {}
     for path in sorted(shipped.path("notebooks").glob("[0-9][0-9]_*.ipynb")):
         notebook: Any = nbformat.read(path, as_version=4)
-        if not solutions:
+        if grader:
+            notebook = assignment(notebook, path.name, grader)
+        elif not solutions:
             notebook = student_version(notebook, path.name)
         if install_from is not None:
             cell = nbformat.v4.new_code_cell(INSTALL.format(source=install_from), id="install-rlhf-lab")
             notebook.cells.insert(0, cell)
-        files[path.name] = notebook_text(notebook)
+        name = f"source/{path.stem}/{path.name}" if grader == "nbgrader" else path.name
+        files[name] = notebook_text(notebook)
     for path in sorted(shipped.path("configs").glob("*.yaml")):
         files[f"configs/{path.name}"] = path.read_text(encoding="utf-8")
     return files

@@ -68,6 +68,16 @@ def test_with_solutions_the_stored_notebooks_are_written_byte_for_byte(tmp_path,
         assert (tmp_path / "course" / path.name).read_bytes() == path.read_bytes()
 
 
+def test_with_a_grader_the_notebooks_are_written_as_assignments(tmp_path, capsys):
+    status, said = run(capsys, tmp_path / "nbgrader", "--grader", "nbgrader")
+    assert status == 0 and "assignments for nbgrader" in said and "nbgrader generate_assignment 05_dpo" in said
+    written = sorted((tmp_path / "nbgrader" / "source").glob("*/*.ipynb"))
+    assert [path.name for path in written] == [path.name for path in NOTEBOOKS]
+    assert all(path.parent.name == path.stem and '"grade_id"' in path.read_text(encoding="utf-8") for path in written)
+    assert "otter assign" in run(capsys, tmp_path / "otter", "--grader", "otter")[1]
+    assert "# BEGIN QUESTION" in (tmp_path / "otter" / "05_dpo.ipynb").read_text(encoding="utf-8")
+
+
 def test_a_second_call_writes_nothing(small, tmp_path, capsys):
     run(capsys, tmp_path / "course")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "course").rglob("*")}
