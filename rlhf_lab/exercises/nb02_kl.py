@@ -274,7 +274,7 @@ def _regret(logits: Tensor) -> float:
 EXERCISES: tuple[Task, ...] = (
     Prediction(
         key="nb02.effect_of_k1",
-        title="k1 as a loss: what does training do?",
+        title="The effect of k1 as a loss",
         objective="predict the effect of a KL estimator from its gradient, not from its value",
         difficulty=2,
         minutes=2,
