@@ -64,3 +64,13 @@ def test_metadata_is_trimmed_and_ids_are_unique(notebook):
     assert "version" not in notebook.metadata.language_info
     ids = [cell.id for cell in notebook.cells]
     assert len(set(ids)) == len(ids)
+
+
+def test_a_link_that_names_a_heading_names_one_of_that_notebook(notebook):
+    """Such as [notebook 09, “RAFT converges to best-of-n”](09_rest.ipynb); the number of a section is left out."""
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    for number, heading, name in re.findall(r"\[notebook (\d\d), “([^”]+)”\]\((\d\d_\w+\.ipynb)\)", text):
+        other = nbformat.read(NOTEBOOKS[0].parent / name, as_version=4)
+        prose = "\n".join(cell.source for cell in other.cells if cell.cell_type == "markdown")
+        headings = re.findall(r"^#+ (?:\d+\. )?(.+)$", prose, re.M)
+        assert name.startswith(number) and heading in headings, f"{name} has no heading “{heading}”"
