@@ -296,7 +296,7 @@ EXERCISES: tuple[Task, ...] = (
     TrainingLoop(
         key="nb00.penalised_reward",
         title="A loop that leaves the reference too far",
-        objective="find the bug in a loop from the policy that it reaches",
+        objective="find a bug in a training loop with the help of the policy that it reaches",
         difficulty=2,
         minutes=5,
         arguments=_loop_arguments,
