@@ -66,6 +66,7 @@ COMMANDS: dict[tuple[str, ...], _Command] = {
             _experiment("cost", "Cost", "claim 8: time, memory, samples and spread over seeds"),
             _experiment("non-static", "NonStatic", "question 9: when to retrain in a world that changes"),
             _experiment("annotation-budget", "AnnotationBudget", "question 10: how to use N labels"),
+            _experiment("dpo-samplers", "DPOSamplers", "claim 11: the pairs on which DPO converges fastest"),
             _experiment("soft-best-of-n", "SoftBestOfN", "claim 14: from best-of-n to π*, with exact distributions"),
         ]
     ),

@@ -15,6 +15,7 @@ PACKAGES = {
     "cost": "cost",
     "non-static": "non_static",
     "annotation-budget": "annotation_budget",
+    "dpo-samplers": "dpo_samplers",
     "soft-best-of-n": "soft_best_of_n",
 }
 """The package of each claim, by the name of its experiment (`rlhf-lab experiment NAME`), in the claims' order."""

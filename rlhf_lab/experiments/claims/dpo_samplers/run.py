@@ -113,11 +113,12 @@ EXPERIMENT = Experiment(
         "Tables are trained by DPO on pairs of five samplers: uniform, π_ref, the current policy, π*, and a mixture of "
         "uniform pairs and pairs reweighted by exp(±r̂). Three kinds of training are compared: exact gradient steps, "
         "gradient steps on sampled Bradley–Terry labels, and rounds of labels with a fit to all labels after each. "
-        "Every sampler has its own step size, the best of as many on other worlds. The sources treat general linear "
-        "classes and language models and prove rates; here the classes contain π*, and speed is measured by regret. "
-        "The second source's learner uses each batch once, ours keeps all labels."
+        "Every sampler has its own step size, the best of as many on other worlds. The sources treat linear softmax "
+        "classes and language models, and prove rates. Here the tables contain π*, speed is measured by regret, and "
+        "the labels of all rounds are kept."
     ),
     rule=RULE,
+    rule_commit="dc4c961c1ef5dfc4330ac5a1d0e069899caf5d5c",
     settings=DPOSamplers,
     scales=("bandit", "tree"),
     jobs=lambda settings: _jobs(range(settings.seeds), (*PARTS, "rounds")),
