@@ -7,9 +7,10 @@ conditions of a seed therefore differ only in what their names say.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any
+from itertools import product
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -42,51 +43,140 @@ _CHUNK = 16
 """Number of prompts whose candidates are sampled and scored together."""
 
 
+@dataclass(frozen=True)
+class Cell:
+    """One combination of those settings in which our first runs differed from the paper."""
+
+    gamma: float
+    """γ, the slope of the loss."""
+    ranks: preferences.Labels
+    """How the reward model labels a pair: hard, by the larger reward, or sampled with probability σ(r₁ − r₂)."""
+    reward_model: Literal["many", "few"]
+    """Whether the reward model is fitted to many or to few preference labels."""
+    length: Literal["short", "long"]
+    """Whether training is short, or so long that sigmoid-norm on sampled labels converges."""
+
+    @property
+    def key(self) -> str:
+        """The name of the cell in the tables."""
+        return f"γ={self.gamma:g} {self.ranks} {self.reward_model} {self.length}"
+
+
+def cells(paper_gamma: float, beta: float, every: bool) -> list[Cell]:
+    """Return the cells of a design, the paper's first.
+
+    Args:
+        paper_gamma: γ in the paper.
+        beta: the other value of γ, at which the fit aims at π*.
+        every: return all sixteen combinations; otherwise the paper's cell and four cells with one change each.
+    """
+    ranks: tuple[preferences.Labels, ...] = ("hard", "sampled")
+    found = [Cell(*one) for one in product((paper_gamma, beta), ranks, ("many", "few"), ("short", "long"))]  # type: ignore[arg-type]
+    paper = astuple(found[0])
+    return [one for one in found if every or sum(a != b for a, b in zip(astuple(one), paper, strict=True)) < 2]
+
+
 @dataclass(eq=False)
 class RSOSetup:
     """One seed of an experiment on RSO: its set-up, and the candidates from which pairs and targets are taken.
 
     Attributes:
-        setup: labels, reward model, prompts and reference policy.
+        setup: labels, prompts and reference policy.
         candidates: number of responses of π_ref for each prompt.
+        temperature: at which the candidates are sampled.
+        top_k: the candidates are sampled among this many likeliest tokens; None for all tokens.
+        labels: number of the set-up's preference labels to which the reward model is fitted; None for all labels.
     """
 
     setup: Setup
     candidates: int
+    temperature: float = 1.0
+    top_k: int | None = None
+    labels: int | None = None
 
     @cached_property
-    def sampled(self) -> tuple[Tokens, Tensor]:
-        """The candidates of π_ref for the prompts of the set-up, (P, G, T), and their learned rewards r_φ, (P, G)."""
-        reward, reference, prompts = self.setup.reward_model, self.setup.reference, self.setup.prompts
+    def reward_model(self) -> Any:
+        """r_φ, fitted to the first `labels` of the preference labels and frozen."""
+        if self.labels is None:
+            return self.setup.reward_model
+        return self.setup.fit_reward_model(self.setup.pairs[: self.labels], Stream.REWARD_MODEL)
+
+    def with_labels(self, labels: int) -> RSOSetup:
+        """Return the same labels, prompts and candidates with a reward model that is fitted to `labels` of the labels.
+
+        The result is cached.
+        """
+        if labels not in self._others:
+            other = replace(self, labels=labels)
+            # The candidates do not depend on the reward model. On text they take longer than the fit of a policy.
+            other.__dict__["responses"] = self.responses
+            self._others[labels] = other
+        return self._others[labels]
+
+    @cached_property
+    def _others(self) -> dict[int, RSOSetup]:
+        return {}
+
+    @cached_property
+    def responses(self) -> Tokens:
+        """The candidates of π_ref for the prompts of the set-up, (P, G, T)."""
+        reference, prompts = self.setup.reference, self.setup.prompts
         generator = seeded(self.setup.seed, Stream.CANDIDATES, device=reference.device)
-        found, scores = [], []
-        size = len(prompts) if isinstance(self.setup, ExactSetup) else _CHUNK
+        found = [
+            reference.sample(prompts[rows], self.candidates, generator, self.temperature, self.top_k)
+            for rows in self._chunks
+        ]
+        return cat(found).to("cpu")
+
+    @cached_property
+    def scores(self) -> Tensor:
+        """The learned rewards r_φ of the candidates, (P, G), float64."""
+        reward, prompts, y = self.reward_model, self.setup.prompts, self.responses
         with torch.no_grad():
-            for start in range(0, len(prompts), size):
-                x = prompts[start : start + size]
-                y = reference.sample(x, self.candidates, generator)
-                found.append(y)
-                scores.append(reward(x, y).double().cpu())
-        return cat(found).to("cpu"), torch.cat(scores)
+            parts = [reward(prompts[rows], y[rows].trim()).double().cpu() for rows in self._chunks]
+        return torch.cat(parts)
+
+    @property
+    def _chunks(self) -> list[slice]:
+        number = len(self.setup.prompts)
+        size = number if isinstance(self.setup, ExactSetup) else _CHUNK
+        return [slice(start, start + size) for start in range(0, number, size)]
+
+    @cached_property
+    def learned(self) -> Tensor:
+        """r_φ of every response, (X, K), on exact scales only."""
+        assert isinstance(self.setup, ExactSetup)
+        reward, world = self.reward_model, self.setup.world
+        with torch.no_grad():
+            scores: Tensor = reward(world.prompts, world.responses).double().cpu()
+        return scores
 
     @cached_property
     def evaluator(self) -> ExactEvaluator:
         """The exact evaluation of this seed, for exact scales only."""
         assert isinstance(self.setup, ExactSetup)
-        return ExactEvaluator(self.setup.world, self.setup.learned_rewards, self.setup.budget.beta)
+        return ExactEvaluator(self.setup.world, self.learned, self.setup.budget.beta)
+
+    @cached_property
+    def best_gamma(self) -> float:
+        """The γ for which π_ref exp(r_φ/γ)/Z has the maximum J, on exact scales only. It is β for r_φ = r*."""
+        assert isinstance(self.setup, ExactSetup)
+        world = self.setup.world
+        return float(exact.best_slope(world.log_ref(), self.learned, world.rewards(), self.setup.budget.beta))
 
     @cached_property
     def gold_scores(self) -> Tensor:
         """The gold rewards r* of the candidates, (P, G)."""
         with torch.no_grad():
-            return self.setup.gold(self.setup.prompts, self.sampled[0])
+            return self.setup.gold(self.setup.prompts, self.responses)
 
     def reach(self, beta: float) -> float:
         """Estimate KL(π_r‖π_ref) in nats, mean over prompts, from the candidates weighted by exp(r_φ/β).
 
-        The estimate is at most log G.
+        The estimate is at most log G. With a temperature below 1 or with top-k, π_ref is the distribution of the
+        candidates.
         """
-        weights = (self.sampled[1] / beta).softmax(-1)
+        weights = (self.scores / beta).softmax(-1)
         return float(torch.special.xlogy(weights, weights * weights.shape[-1]).sum(-1).mean())
 
     def pairs(
@@ -97,6 +187,7 @@ class RSOSetup:
         pairing: preferences.Pairing = "first-round",
         gold: bool = False,
         labels: preferences.Labels = "sampled",
+        number: int | None = None,
     ) -> Pairs:
         """Make the preference pairs of a source. The reward model labels them, except for "direct".
 
@@ -107,18 +198,21 @@ class RSOSetup:
             pairing: see `preferences.make_pairs`.
             gold: accept and label by r* instead of r_φ.
             labels: "sampled" with probability σ(r_1 − r_2), or "hard", by the larger score.
+            number: how many pairs of different responses are returned at most, drawn at random; None for all.
         """
         if source == "direct":
-            return self.setup.pairs
-        (y, scores), generator = self.sampled, seeded(self.setup.seed, Stream.CANDIDATE_PAIRS)
-        if gold:
-            scores = self.gold_scores
+            return self.setup.pairs[:number]
+        y, generator = self.responses, seeded(self.setup.seed, Stream.CANDIDATE_PAIRS)
+        scores = self.gold_scores if gold else self.scores
         if source == "rso-sample-rank":
             index = sampling.rejection_sample(scores, accepted, beta, generator)
         else:
             index = torch.arange(accepted).expand(len(scores), accepted)
         chosen = preferences.make_pairs(scores.gather(1, index), generator, pairing, labels)
-        return pick_pairs(self.setup.prompts, y.take(index), chosen)[0]
+        pairs = pick_pairs(self.setup.prompts, y.take(index), chosen)[0]
+        if number is None or number >= len(pairs):
+            return pairs
+        return pairs[torch.randperm(len(pairs), generator=generator)[:number]]
 
     def evaluate(self, policy: Policy, beta: float, search: bool, judge: Judge | None = None) -> dict[str, float]:
         """Return win rates, reward, KL and objectives of a policy, and its regret on exact scales.
@@ -132,9 +226,8 @@ class RSOSetup:
         if isinstance(self.setup, ExactSetup):
             return self.evaluator(policy)
         assert isinstance(self.setup, TextSetup)
-        reward: Any = self.setup.reward_model
         split = "validation" if search else "test"
-        found = self.setup.evaluate(policy, split, proxy=reward, judge=judge, beta=beta)
+        found = self.setup.evaluate(policy, split, proxy=self.reward_model, judge=judge, beta=beta)
         return {**found, "proxy_objective": found["proxy"] - beta * found["kl"]}
 
 
@@ -143,18 +236,20 @@ def rso_setup(settings: Any, task: str, seed: int) -> RSOSetup:
     """Make the set-up of one seed, or return it again while the conditions of the seed follow each other.
 
     Args:
-        settings: those of one of the three experiments. On exact scales the reward model is fitted with the middle one
-            of its learning rates.
+        settings: those of one of the three experiments. Where they have `rate`, all fits of an exact scale have it.
         task: the text world of a language model.
         seed: the seed of labels, reward model and samples, and on exact scales also of the world.
     """
     sizes: dict[str, Any] = {"labels": settings.labels, "prompts": settings.prompts, "beta": settings.beta}
     sizes |= {"steps": settings.steps, "batch_size": settings.batch, "reward_steps": settings.reward_steps}
     if settings.exact:
-        sizes["learning_rate"] = sorted(settings.rates)[len(settings.rates) // 2]
+        sizes |= {"learning_rate": settings.rate, "reward_batch_size": settings.reward_batch}
     else:
         sizes |= {"test_prompts": settings.test_prompts, "test_samples": settings.test_samples}
-    return RSOSetup(set_up(settings.scale, seed, task, **sizes), settings.candidates)
+    made = RSOSetup(set_up(settings.scale, seed, task, **sizes), settings.candidates)
+    if not hasattr(settings, "temperature"):
+        return made
+    return replace(made, temperature=settings.temperature, top_k=settings.top_k or None)
 
 
 def chance_to_win(log_ref: Tensor, reward: Tensor) -> Tensor:
@@ -224,20 +319,32 @@ def decide_part(differences: Sequence[Interval], threshold: float = 0.0) -> Outc
     return "not supported" if any(one.high < threshold for one in differences) else "inconclusive"
 
 
-def decide_claim(main: Outcome, *others: Outcome) -> Outcome:
-    """Decide a claim from the outcomes of its parts.
+def decide_by_main(differences: Sequence[Interval]) -> Outcome:
+    """Decide a claim from comparisons of which the first one is the main one, with the same rule for and against it.
 
     Returns:
-        supported if all parts are. Not supported if the main part is not supported, or if no part is supported in full
-        or in part and one is not supported. Inconclusive if all parts are. Otherwise partly supported.
+        inconclusive if the first interval contains zero. Otherwise supported (first interval above zero) or not
+        supported (below zero), and partly supported if another interval lies wholly on the other side of zero.
     """
-    parts = (main, *others)
-    if all(one == "supported" for one in parts):
-        return "supported"
-    some = any(one in ("supported", "partly supported") for one in parts)
-    if main == "not supported" or (not some and "not supported" in parts):
-        return "not supported"
-    return "partly supported" if some else "inconclusive"
+    main = differences[0]
+    if not main.above and not main.below:
+        return "inconclusive"
+    if any(one.below if main.above else one.above for one in differences[1:]):
+        return "partly supported"
+    return "supported" if main.above else "not supported"
+
+
+def decide_by_majority(differences: Sequence[Interval]) -> Outcome:
+    """Decide a claim from comparisons of equal rank, with the same rule for and against it.
+
+    Returns:
+        supported if at least two intervals are above zero and none is below, not supported if at least two are below
+        and none is above, inconclusive if at most one excludes zero, and otherwise partly supported.
+    """
+    above, below = sum(one.above for one in differences), sum(one.below for one in differences)
+    if above + below < 2:
+        return "inconclusive"
+    return "partly supported" if above and below else "supported" if above else "not supported"
 
 
 def best_rates(search: pd.DataFrame, by: str) -> dict[str, float]:

@@ -17,7 +17,8 @@ CANDIDATES = Tokens.from_lists([[[10], [11], [12], [13]]] * 40)
 def rso_setup(scores: list[float], gold: list[float] | None = None) -> RSOSetup:
     """Forty prompts with the same four candidates, 10 to 13, of these scores."""
     made = RSOSetup(SimpleNamespace(seed=0, prompts=PROMPTS, pairs="labelled"), 4)
-    made.__dict__["sampled"] = CANDIDATES, torch.tensor([scores] * 40, dtype=torch.float64)
+    made.__dict__["responses"] = CANDIDATES
+    made.__dict__["scores"] = torch.tensor([scores] * 40, dtype=torch.float64)
     made.__dict__["gold_scores"] = torch.tensor([gold or scores] * 40, dtype=torch.float64)
     return made
 
@@ -48,12 +49,14 @@ def test_hard_labels_follow_the_smallest_gap_and_a_tournament_has_a_pair_more():
     drawn = made.pairs("sft-sample-rank", 0.5, 4)
     assert any(one < other for one, other in ids(drawn))
     assert len(made.pairs("sft-sample-rank", 0.5, 4, "tournament")) == 40 * 3
+    assert len(made.pairs("sft-sample-rank", 0.5, 4, number=7)) == 7
+    assert len(made.pairs("sft-sample-rank", 0.5, 4, number=100)) == 40 * 2
 
 
 def test_the_reach_of_weights_three_to_one_by_hand():
     """Scores 0 and β log 3 of two candidates: weights ¼ and ¾ against even halves, ¼ log ½ + ¾ log 3/2."""
     made = rso_setup([0.0, 0.0, 0.0, 0.0])
-    made.__dict__["sampled"] = CANDIDATES, torch.tensor([[0.0, 2 * math.log(3)]] * 40, dtype=torch.float64)
+    made.__dict__["scores"] = torch.tensor([[0.0, 2 * math.log(3)]] * 40, dtype=torch.float64)
     assert made.reach(2.0) == pytest.approx(0.25 * math.log(0.5) + 0.75 * math.log(1.5))
 
 

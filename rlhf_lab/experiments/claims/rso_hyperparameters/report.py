@@ -1,143 +1,186 @@
-"""Decision and picture of claim 5: differences between RSO's hyperparameters, paired within seeds."""
+"""Decision and picture of claim 5: wins and J by RSO's β and γ, by cell, and by candidates and ranking."""
 
 from __future__ import annotations
 
-import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from rlhf_lab.experiments.claims.rso_hyperparameters.settings import SFT, Condition, RSOHyperparameters
-from rlhf_lab.experiments.rso_common import decide_claim, decide_part
-from rlhf_lab.experiments.statistics import difference
+from rlhf_lab.experiments.claims.rso_hyperparameters.settings import Condition, RSOHyperparameters
+from rlhf_lab.experiments.rso_common import Cell, decide_by_majority
+from rlhf_lab.experiments.statistics import difference, holm_intervals, paired
 from rlhf_lab.experiments.verdicts import Number, Verdict
 from rlhf_lab.intervals import Interval
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
+    import numpy as np
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+METRICS = {"proxy": "proxy_wins", "judge": "judge_wins", "gold": "gold_wins", "objective": "objective"}
 KINDS = ("sft-8", "rso-8", "sft-64")
 
 
-def _more(runs: pd.DataFrame, one: Condition, other: Condition, metric: str = "judge_wins") -> Interval:
-    return Interval(*difference(runs, "condition", one.key, other.key, metric))
+def contrasts(settings: RSOHyperparameters, cell: Cell) -> dict[str, tuple[Condition, Condition]]:
+    """Return the pairs of conditions that are compared in a cell, by name, such as `beta_over_0`."""
+    base, (low, *_, high) = Condition(settings.beta, cell), settings.samplers
+    equal = Condition(settings.beta, replace(cell, gamma=settings.beta))
+    return {
+        f"beta_over_{low:g}": (base, Condition(low, cell)),
+        f"beta_over_{high:g}": (base, Condition(high, cell)),
+        "small_gamma": (base, equal),
+    }
 
 
-def comparisons(settings: RSOHyperparameters, runs: pd.DataFrame) -> list[dict[str, Interval]]:
-    """Return the differences in win rate that each part of the rule compares, by name."""
-    base, rows = settings.base, settings.rankings
-    first = {kind: rows[f"{kind} first-round"] for kind in KINDS}
-    second = {kind: rows[f"{kind} tournament"] for kind in KINDS}
-    return [
-        {
-            "base_over_beta_0": _more(runs, base, Condition(0.0, settings.beta)),
-            "base_over_no_rejection": _more(runs, base, Condition(SFT, settings.beta)),
-        },
-        {"small_gamma_over_base": _more(runs, Condition(settings.beta, settings.paper_gamma), base)},
-        {f"rso_8_over_{_name(kind)}": _more(runs, first["rso-8"], first[kind]) for kind in ("sft-8", "sft-64")},
-        {f"tournament_{_name(kind)}": _more(runs, second[kind], first[kind], "proxy_wins") for kind in KINDS},
-    ]
+def _paired(runs: pd.DataFrame, both: tuple[Condition, Condition], metric: str) -> np.ndarray:
+    return paired(runs, "condition", both[0].key, both[1].key, metric)
+
+
+def comparisons(settings: RSOHyperparameters, runs: pd.DataFrame) -> dict[str, Interval]:
+    """Return the differences in win rate by the reward model that the rule compares, with intervals by Holm."""
+    pairs = contrasts(settings, settings.design[0])
+    pairs["small_gamma"] = contrasts(settings, settings.gamma_cell)["small_gamma"]
+    return holm_intervals({name: _paired(runs, both, "proxy_wins") for name, both in pairs.items()})
 
 
 def _name(words: str) -> str:
     return words.replace("-", "_").replace(" ", "_")
 
 
-def _named(settings: RSOHyperparameters) -> dict[str, Condition]:
-    """Every condition by its name in the names of numbers: `beta_0.1`, `beta_none`, `gamma_2`, `sft_8_tournament`."""
-    betas = {f"beta_{'none' if math.isinf(b) else f'{b:g}'}": Condition(b, settings.beta) for b in settings.samplers}
-    gammas = {f"gamma_{gamma:g}": Condition(settings.beta, gamma) for gamma in settings.slopes}
-    return betas | gammas | {_name(name): one for name, one in settings.rankings.items()}
+def cell_name(cell: Cell) -> str:
+    """Return a cell's name in the names of numbers: `paper`, or what it changes, such as `sampled_few_long`."""
+    changes = (
+        cell.ranks == "sampled" and "sampled",
+        cell.reward_model == "few" and "few",
+        cell.length == "long" and "long",
+    )
+    return "_".join(name for name in changes if name) or "paper"
 
 
 def numbers_of(settings: RSOHyperparameters, summary: pd.DataFrame, runs: pd.DataFrame) -> dict[str, Number]:
-    """Return the numbers of a result by name, such as `wins_beta_0.1`, and the differences of `comparisons`."""
-    numbers: dict[str, Number] = {name: one for part in comparisons(settings, runs) for name, one in part.items()}
-    small, rows = Condition(settings.beta, settings.paper_gamma), settings.rankings
-    numbers["objective_base_over_no_rejection"] = _more(runs, settings.base, Condition(SFT, settings.beta), "objective")
-    numbers["objective_small_gamma_over_base"] = _more(runs, small, settings.base, "objective")
-    for kind in KINDS:
-        name = f"tournament_judge_{_name(kind)}"
-        numbers[name] = _more(runs, rows[f"{kind} tournament"], rows[f"{kind} first-round"])
+    """Return the numbers of a result by name.
+
+    For example, `judge_small_gamma_long` is the difference in wins by the judge between the two values of γ after long
+    training, and `proxy_gamma_0.005_long` is a win rate by the reward model.
+    """
+    numbers: dict[str, Number] = dict(comparisons(settings, runs))
     table: Any = summary.set_index("condition")
-    metrics = {"wins": "judge_wins", "proxy_wins": "proxy_wins", "objective": "objective", "kl": "kl", "pairs": "pairs"}
-    if settings.exact:
-        metrics["limit_kl"] = "limit_kl"
-        best = (
-            table["objective"][[Condition(beta, settings.beta).key for beta in settings.samplers]].to_numpy().argmax()
-        )
-        numbers["best_beta"] = settings.samplers[int(best)]
-    for name, one in _named(settings).items():
-        row: Any = table.loc[one.key]
-        for short, metric in metrics.items():
-            numbers[f"{short}_{name}"] = Interval(*(row[f"{metric}{end}"] for end in ("", "_low", "_high")))
-    return numbers | {"first_round_pairs": 4 * settings.prompts}
+
+    def mean(condition: Condition, metric: str) -> Interval:
+        row = table.loc[condition.key]
+        return Interval(*(row[f"{metric}{end}"] for end in ("", "_low", "_high")))
+
+    metrics = METRICS | {"kl": "kl"} | ({"limit_kl": "limit_kl"} if settings.exact else {})
+    for cell in settings.design:
+        where = cell_name(cell)
+        for name, both in contrasts(settings, cell).items():
+            for short, metric in METRICS.items():
+                numbers[f"{short}_{name}_{where}"] = difference(runs, "condition", both[0].key, both[1].key, metric)
+        named = {f"beta_{beta:g}": Condition(beta, cell) for beta in settings.samplers}
+        named |= {f"gamma_{g:g}": Condition(settings.beta, replace(cell, gamma=g)) for g in settings.slopes}
+        for name, condition in named.items():
+            numbers |= {f"{short}_{name}_{where}": mean(condition, metric) for short, metric in metrics.items()}
+    for name, ranking in settings.rankings.items():
+        for short in ("proxy", "judge", "objective"):
+            numbers[f"{short}_{_name(name)}"] = mean(ranking, METRICS[short])
+    for kind in KINDS:
+        first, second = (settings.rankings[f"{kind} {pairing}"].key for pairing in ("tournament", "first-round"))
+        for short in ("proxy", "judge"):
+            numbers[f"{short}_tournament_{_name(kind)}"] = difference(runs, "condition", first, second, METRICS[short])
+    return numbers
 
 
-def decide(settings: RSOHyperparameters, summary: pd.DataFrame, runs: pd.DataFrame) -> Verdict:
-    """Apply the rule (`settings.RULE`)."""
-    outcomes = [decide_part([*part.values()]) for part in comparisons(settings, runs)]
-    return Verdict(decide_claim(*outcomes), numbers_of(settings, summary, runs))
+def decide(settings: Any, summary: pd.DataFrame, runs: pd.DataFrame) -> Verdict:
+    """Return the numbers; the rule follows in its own commit."""
+    return Verdict("inconclusive", numbers_of(settings, summary, runs))
 
 
 def figure(settings: RSOHyperparameters, summary: pd.DataFrame, runs: pd.DataFrame) -> Figure:
-    """Draw the differences to one condition, paired within seeds, because worlds differ by more than settings do."""
+    """Draw wins by β, γ and ranking, and below the differences by cell, paired within seeds."""
     from rlhf_lab.figures import statistical, style
 
     who = "labeller" if settings.exact else "judge"
     wins = {
-        "judge_wins": style.of("rso-rso-sample-rank", label=f"wins by the {who}"),
         "proxy_wins": style.of("reward", label="wins by the reward model", marker="s"),
+        "judge_wins": style.of("rso-rso-sample-rank", label=f"wins by the {who}"),
+        "gold_wins": style.of("optimal", label="wins by the gold reward", marker="D"),
     }
-    objective = {"objective": style.of("optimal", label="J by the gold reward", marker="D")}
-
-    def shown(prefix: str) -> dict[str, Condition]:
-        return {name.removeprefix(prefix): one for name, one in _named(settings).items() if name.startswith(prefix)}
-
-    rows = {_stacked(name): one for name, one in settings.rankings.items()}
-    base = f"β = γ = {settings.beta:g}"
-    columns = [
-        ("β of the sampler", f"β (none: no rejection), γ = {settings.beta:g}", base, settings.base, shown("beta_")),
-        ("γ of the loss", f"γ, β = {settings.beta:g}", base, settings.base, shown("gamma_")),
-        ("Candidates and ranking", "", "sft-8, first-round", next(iter(rows.values())), rows),
-    ]
-    drawing, axes = style.subplots(2, 3, 15.5, 7.4, sharex="col", width_ratios=[1, 1, 1.3])
+    value = {"objective": style.of("dpo", label="J by the gold reward", marker="^")}
+    paper = settings.design[0]
+    betas = {f"{beta:g}": Condition(beta, paper) for beta in settings.samplers}
+    gammas = {f"{g:g}": Condition(settings.beta, replace(settings.gamma_cell, gamma=g)) for g in settings.slopes}
+    rankings = {
+        name.replace(" ", "\n").replace("tournament", "tourna-\nment"): one for name, one in settings.rankings.items()
+    }
+    names = [*contrasts(settings, paper)]
+    drawing, axes = style.subplots(
+        2, 3, 17.5, 5.2 + 0.55 * len(settings.design), height_ratios=[1, 0.35 + 0.12 * len(settings.design)]
+    )
     with style.use():
-        for (title, label, name, origin, conditions), (above, below) in zip(columns, axes.T, strict=True):
-            _differences(above, runs, origin, conditions, wins, 100)
-            _differences(below, runs, origin, conditions, objective, 1)
-            above.set(title=title, ylabel=f"wins minus those of\n{name} [points]")
-            below.set(xlabel=label, ylabel=f"J minus that of\n{name} [reward]")
-        statistical.legend_below(drawing, *axes[:, 0], columns=3)
+        for ax, shown, title, label in zip(
+            axes[0],
+            (betas, gammas, rankings),
+            (
+                "β of the sampler, paper's cell",
+                "γ of the loss, sampled labels, long training",
+                "Candidates and ranking, paper's cell",
+            ),
+            (f"β (γ = {settings.paper_gamma:g})", f"γ (β = {settings.beta:g})", ""),
+            strict=True,
+        ):
+            _levels(ax, summary, shown, wins)
+            ax.set(title=title, xlabel=label, ylabel="wins [%]")
+        for ax, looks, title, label in zip(
+            axes[1],
+            (wins, wins, value),
+            (
+                f"β = {settings.beta:g} instead of 0: wins",
+                "small γ instead of γ = β: wins",
+                "small γ instead of γ = β: J",
+            ),
+            ("difference in wins [points]",) * 2 + ("difference in J [reward]",),
+            strict=True,
+        ):
+            name = names[0] if title.startswith("β") else names[-1]
+            _cells(ax, settings, runs, name, looks, 1 if looks is value else 100)
+            ax.set(title=title, xlabel=label)
+        statistical.legend_below(drawing, axes[0, 0], axes[1, 2], columns=4)
     return drawing
 
 
-def _stacked(name: str) -> str:
-    return name.replace(" ", "\n").replace("t-r", "t\nr").replace("am", "a-\nm")
-
-
-def _differences(
-    ax: Axes,
-    runs: pd.DataFrame,
-    origin: Condition,
-    shown: Mapping[str, Condition],
-    looks: Mapping[str, Any],
-    scale: float,
-) -> None:
-    """Draw how much each condition differs from `origin`, times `scale`, with a point for each metric in `looks`."""
+def _levels(ax: Axes, summary: pd.DataFrame, shown: dict[str, Condition], looks: Any) -> None:
     import pandas as pd
 
     from rlhf_lab.figures import statistical
 
-    rows = [
-        (name, metric, *(scale * end for end in _more(runs, one, origin, metric)))
-        for name, one in shown.items()
+    table = summary.set_index("condition").loc[[one.key for one in shown.values()]]
+    parts = [
+        pd.DataFrame(
+            {
+                "x": [*shown],
+                "metric": metric,
+                **{f"y{e}": 100 * table[f"{metric}{e}"].to_numpy() for e in ("", "_low", "_high")},
+            }
+        )
         for metric in looks
     ]
-    frame = pd.DataFrame(rows, columns=["condition", "metric", "value", "value_low", "value_high"])
-    ax.axhline(0, color="#999999", lw=1.2, ls="--", zorder=1)
     statistical.interval_points(
-        ax, frame, "condition", "value", "metric", looks, vertical=True, dodge=0.16, legend=False
-    )  # fmt: skip
+        ax, pd.concat(parts), "x", "y", "metric", looks, vertical=True, dodge=0.16, legend=False
+    )
+
+
+def _cells(ax: Axes, settings: RSOHyperparameters, runs: pd.DataFrame, name: str, looks: Any, scale: float) -> None:
+    import pandas as pd
+
+    from rlhf_lab.figures import statistical
+
+    rows = []
+    for cell in settings.design:
+        one, other = contrasts(settings, cell)[name]
+        label = f"{cell.ranks}, {cell.reward_model}, {cell.length}" + (" (paper)" if cell == settings.design[0] else "")
+        for metric in looks:
+            ends = difference(runs, "condition", one.key, other.key, metric)
+            rows.append((label, metric, *(scale * end for end in ends)))
+    frame = pd.DataFrame(rows, columns=["cell", "metric", "value", "value_low", "value_high"])
+    ax.axvline(0, color="#999999", lw=1.2, ls="--", zorder=1)
+    statistical.interval_points(ax, frame, "cell", "value", "metric", looks, dodge=0.22, legend=False)

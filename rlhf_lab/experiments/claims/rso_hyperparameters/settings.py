@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from rlhf_lab.errors import LabError, Natural, NonNegative, Positive, check_beta
+from rlhf_lab.experiments.rso_common import Cell, cells
 from rlhf_lab.experiments.settings import Defaults, PerScale, Settings
 from rlhf_lab.experiments.setup_text import UNITS
 from rlhf_lab.preferences import Pairing
@@ -14,15 +15,7 @@ from rlhf_lab.preferences import Pairing
 SFT = math.inf
 """β of the sampler at which no candidate is rejected, which is sft-sample-rank."""
 
-RULE = (
-    "The rule has four parts, paired within seeds. By the win rate of the judge: (1) β = 0.5 wins more than β = 0 and "
-    "more than no rejection; (2) γ = 0.05 wins more than γ = β = 0.5; (3) with first-round pairs, rso-8 wins more than "
-    "sft-8 and than sft-64. By the win rate of the reward model: (4) a tournament wins more than a first round with "
-    "each of the three. A part is supported if all its 95% intervals are above zero, partly supported if some are, not "
-    "supported if none is above and at least one is below zero, and otherwise inconclusive. The claim is supported if "
-    "all four parts are. It is not supported if part 1 is not supported, or if no part is supported or partly "
-    "supported and at least one is not supported. It is inconclusive if all parts are, and otherwise partly supported."
-)
+RULE = ""
 
 
 @dataclass(frozen=True)
@@ -31,8 +24,8 @@ class Condition:
 
     beta: float
     """β of the sampler; inf takes the candidates of π_ref without rejection."""
-    gamma: float
-    """γ, the slope of the loss."""
+    cell: Cell
+    """Slope of the loss, labels, reward model and length of training."""
     accepted: int = 8
     """Number of responses that are paired."""
     pairing: Pairing = "first-round"
@@ -41,66 +34,87 @@ class Condition:
     @property
     def key(self) -> str:
         """The name of the condition in the tables."""
-        return f"β={self.beta:g} γ={self.gamma:g} {self.accepted} {self.pairing}"
+        return f"β={self.beta:g} {self.cell.key} {self.accepted} {self.pairing}"
 
 
 @dataclass(frozen=True, init=False, kw_only=True)
 class RSOHyperparameters(Settings):
-    """Vary RSO's β, γ, number of candidates, and ranking (first-round or tournament)."""
+    """Vary RSO's β and γ (its Figure 3), and candidates and ranking (its Table 2)."""
 
     task: str
     """Text: the text world."""
     beta: Positive
-    """β of the objective. It is also the β of the sampler and the γ of the loss wherever these are not varied."""
+    """β of the objective, and the β of the sampler wherever it is not varied."""
     betas: tuple[NonNegative, ...]
-    """Values of β of the sampler. 0, `beta` and no rejection are always run too."""
+    """Values of β of the sampler. `beta` is always run too."""
     gammas: tuple[Positive, ...]
     """Values of γ of the loss. `beta` and `paper_gamma` are always run too."""
     paper_gamma: Positive
-    """The γ which the paper uses with β = 0.5."""
+    """The γ of the paper, and of every fit in which it is not varied."""
     labels: Natural
-    """Number of preference labels."""
+    """Number of preference labels. A reward model is fitted to all of them ("many") or to `few_labels`."""
+    few_labels: Natural
+    """Number of labels of the less reliable reward model."""
     prompts: Natural
     """Number of prompts to which responses are sampled."""
     candidates: Natural
     """Responses of π_ref to each prompt, a power of two."""
+    temperature: Positive
+    """Sampling temperature of the candidates."""
+    top_k: Natural
+    """The candidates are sampled among this many likeliest tokens; 0 for all tokens."""
+    pairs: Natural
+    """Number of pairs of a fit. All are used where a condition has fewer pairs of different responses."""
     steps: Natural
-    """Optimiser steps of every fit."""
+    """Optimiser steps of every fit in cells with short training."""
+    long_steps: Natural
+    """Optimiser steps of every fit in cells with long training."""
     batch: Natural
     """Pairs in an optimiser step."""
-    rates: tuple[Positive, ...]
-    """Learning rates which the search tries."""
+    rate: Positive
+    """Learning rate of every fit."""
     reward_steps: Natural
-    """Optimiser steps of the reward model."""
+    """Optimiser steps of the reward models."""
+    reward_batch: Natural
+    """Exact scales: labels in an optimiser step of the reward models."""
     test_prompts: Natural
     """Text: number of test prompts."""
     test_samples: Natural
     """Text: responses to each test prompt."""
 
+    # Sizes, steps and rates are those of rso-table.
     DEFAULTS: ClassVar[Defaults] = {
-        "seeds": PerScale(20, 5, 4),
+        "seeds": PerScale(12, 6, 8),
         "task": PerScale("bandit", "tree", "summaries"),
         "beta": 0.5,
-        "betas": PerScale((0.0, 0.1, 0.25, 0.5, 1.0, 2.0), (0.0, 0.1, 0.25, 0.5, 1.0, 2.0), (0.0, 0.5, 2.0)),
-        "gammas": PerScale((0.05, 0.15, 0.25, 0.5, 1.0, 2.0), (0.05, 0.15, 0.25, 0.5, 1.0, 2.0), (0.05, 0.5, 2.0)),
+        "betas": (0.0, 0.05, 0.5, 5.0),
+        "gammas": (0.005, 0.05, 0.5),
         "paper_gamma": 0.05,
-        "labels": PerScale(400, 5000, 384),
-        "prompts": PerScale(500, 2000, 64),
+        "labels": PerScale(4000, 20000, 512),
+        "few_labels": PerScale(200, 1000, 64),
+        "prompts": PerScale(5000, 6000, 160),
         "candidates": 64,
-        "steps": PerScale(150, 150, 24),
-        "batch": PerScale(4096, 4096, 16),
-        "rates": PerScale((0.02, 0.05, 0.15), (0.02, 0.05, 0.15), (1e-4, 3e-4, 1e-3)),
+        "temperature": PerScale(1.0, 1.0, 0.7),
+        "top_k": PerScale(0, 0, 40),
+        "pairs": PerScale(4000, 20000, 480),
+        "steps": PerScale(50, 50, 32),
+        "long_steps": PerScale(300, 300, 96),
+        "batch": PerScale(512, 1024, 16),
+        "rate": PerScale(0.2, 0.2, 1e-4),
         "reward_steps": PerScale(150, 150, 80),
+        "reward_batch": 4096,
         "test_prompts": 64,
         "test_samples": 4,
     }
     QUICK: ClassVar[Defaults] = {
         "seeds": 2,
         "labels": PerScale(200, 200, 16),
+        "few_labels": PerScale(50, 50, 8),
         "prompts": PerScale(50, 50, 4),
-        "steps": PerScale(5, 5, 1),
-        "batch": PerScale(4096, 4096, 4),
-        "rates": PerScale((0.05,), (0.05,), (3e-4,)),
+        "pairs": PerScale(100, 100, 8),
+        "steps": PerScale(2, 2, 1),
+        "long_steps": PerScale(4, 4, 2),
+        "batch": PerScale(512, 512, 4),
         "reward_steps": PerScale(20, 20, 2),
         "test_prompts": 4,
         "test_samples": 2,
@@ -116,11 +130,15 @@ class RSOHyperparameters(Settings):
             )
         if not self.exact and self.task not in UNITS:
             raise LabError(f"Unknown task '{self.task}'. There are: {', '.join(UNITS)}.")
+        if self.few_labels > self.labels:
+            raise LabError(f"few_labels ({self.few_labels}) must be at most labels ({self.labels}).")
+        if self.paper_gamma == self.beta:
+            raise LabError(f"paper_gamma must differ from beta ({self.beta:g}), to which it is compared.")
 
     @property
     def samplers(self) -> tuple[float, ...]:
-        """Every β of the sampler in increasing order; the last one rejects nothing."""
-        return (*sorted({*self.betas, 0.0, self.beta}), SFT)
+        """Every β of the sampler in increasing order."""
+        return tuple(sorted({*self.betas, self.beta}))
 
     @property
     def slopes(self) -> tuple[float, ...]:
@@ -128,24 +146,38 @@ class RSOHyperparameters(Settings):
         return tuple(sorted({*self.gammas, self.beta, self.paper_gamma}))
 
     @property
-    def base(self) -> Condition:
-        """rso-8, first-round, with β and γ equal to the β of the objective."""
-        return Condition(self.beta, self.beta)
+    def gamma_cell(self) -> Cell:
+        """The cell in which the rule compares two values of γ: sampled labels and long training."""
+        return Cell(self.paper_gamma, "sampled", "many", "long")
+
+    @property
+    def design(self) -> list[Cell]:
+        """The cells, all at the paper's γ: the paper's first, then on exact scales all, on text `gamma_cell`."""
+        every = cells(self.paper_gamma, self.beta, every=True)
+        return [
+            one for one in every if one.gamma == self.paper_gamma and (self.exact or one in (every[0], self.gamma_cell))
+        ]
 
     @property
     def rankings(self) -> dict[str, Condition]:
-        """The rows of the paper's Table 2: candidates and ranking."""
+        """The rows of the paper's Table 2 in the paper's cell: candidates and ranking."""
         kinds = {"sft-8": (SFT, 8), "rso-8": (self.beta, 8), "sft-64": (SFT, self.candidates)}
         pairings: tuple[Pairing, ...] = ("first-round", "tournament")
         return {
-            f"{kind} {pairing}": Condition(beta, self.beta, accepted, pairing)
+            f"{kind} {pairing}": Condition(beta, self.design[0], accepted, pairing)
             for kind, (beta, accepted) in kinds.items()
             for pairing in pairings
         }
 
+    def figure_3(self, cell: Cell) -> list[Condition]:
+        """Return the conditions of the paper's Figure 3 in a cell: every β of the sampler, and every γ of the loss."""
+        found = [Condition(beta, cell) for beta in self.samplers]
+        return found + [Condition(self.beta, replace(cell, gamma=gamma)) for gamma in self.slopes]
+
     @property
     def conditions(self) -> list[Condition]:
-        """Every condition once, the base first."""
-        every = [self.base, *(Condition(beta, self.beta) for beta in self.samplers)]
-        every += [Condition(self.beta, gamma) for gamma in self.slopes]
-        return list(dict.fromkeys([*every, *self.rankings.values()]))
+        """Every condition once, those of the paper's cell first."""
+        every = [*self.figure_3(self.design[0]), *self.rankings.values()]
+        for cell in self.design[1:]:
+            every += self.figure_3(cell)
+        return list(dict.fromkeys(every))

@@ -1,13 +1,15 @@
-"""Decision and picture of the experiment on RSO's Table 1: win rates by loss and by source of pairs."""
+"""Decision and picture of the experiment on RSO's Table 1: wins, and J apart from them, by source of pairs and cell."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from rlhf_lab.evaluation import mean_interval
-from rlhf_lab.experiments.claims.rso_table.settings import MARGIN, RSOTable
-from rlhf_lab.experiments.rso_common import LOSSES, SOURCES, decide_claim, decide_part, log_ticks
-from rlhf_lab.experiments.statistics import difference
+from rlhf_lab.experiments.claims.rso_table.settings import Condition, RSOTable
+from rlhf_lab.experiments.rso_common import SOURCES, Cell, decide_by_main
+from rlhf_lab.experiments.statistics import difference, holm_intervals, paired
 from rlhf_lab.experiments.verdicts import Number, Outcome, Verdict
 from rlhf_lab.intervals import Interval
 
@@ -16,9 +18,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-RSO = "sigmoid-norm rso-sample-rank"
+RSO, SFT, DIRECT = (f"sigmoid-norm {source}" for source in reversed(SOURCES))
 SHORT = {"direct": "direct", "sft-sample-rank": "sft", "rso-sample-rank": "rso"}
 """Sources of pairs → their names in the names of numbers."""
+COMPARED = {"rso_over_sft": (RSO, SFT), "sft_over_direct": (SFT, DIRECT), "rso_over_raft": (RSO, "raft")}
+"""The rule's comparisons: name → the two rows."""
+WINS = {"judge": "judge_wins", "gold": "gold_wins", "proxy": "proxy_wins"}
 
 
 def name_of(row: str) -> str:
@@ -27,44 +32,62 @@ def name_of(row: str) -> str:
     return f"{loss}_{SHORT[source]}".replace("-", "_") if source else row
 
 
-def comparisons(runs: pd.DataFrame) -> list[dict[str, Interval]]:
-    """Return the differences in win rate that each part of the rule compares, by name, for the rows of one task."""
-
-    def more(one: str, other: str) -> Interval:
-        return Interval(*difference(runs, "row", one, other, "judge_wins"))
-
-    names = {loss: loss.replace("-", "_") for loss in LOSSES}
-    return [
-        {f"rso_over_sft_{n}": more(f"{loss} rso-sample-rank", f"{loss} sft-sample-rank") for loss, n in names.items()},
-        {f"sft_over_direct_{n}": more(f"{loss} sft-sample-rank", f"{loss} direct") for loss, n in names.items()},
-        {
-            f"{n}_over_hinge": more(f"{loss} rso-sample-rank", "hinge rso-sample-rank")
-            for loss, n in names.items()
-            if loss != "hinge"
-        },
-        {f"rso_over_{method}": more(RSO, method) for method in ("raft", "rest")},
-    ]
+def cell_name(settings: RSOTable, cell: Cell) -> str:
+    """Return a cell's name in the names of numbers: `paper`, or what it changes, such as `equal_sampled_few_long`."""
+    changes = {
+        "equal": cell.gamma != settings.paper_gamma, "sampled": cell.ranks == "sampled",
+        "few": cell.reward_model == "few", "long": cell.length == "long",
+    }  # fmt: skip
+    return "_".join(name for name, changed in changes.items() if changed) or "paper"
 
 
-def numbers_of(settings: RSOTable, summary: pd.DataFrame, runs: pd.DataFrame, task: str) -> dict[str, Number]:
-    """Return the numbers of one task by name, such as `wins_hinge_sft` for the win rate of hinge on sft-sample-rank."""
-    runs, summary = runs[runs["task"] == task], summary[summary["task"] == task]
-    numbers: dict[str, Number] = {name: one for part in comparisons(runs) for name, one in part.items()}
-    for name, one, other in (
-        ("objective_rso_over_sft", RSO, "sigmoid-norm sft-sample-rank"),
-        ("objective_sft_over_direct", "sigmoid-norm sft-sample-rank", "sigmoid-norm direct"),
-    ):
-        numbers[name] = Interval(*difference(runs, "row", one, other, "objective"))
-    metrics = {"wins": "judge_wins", "kl": "kl"} | ({"regret": "regret"} if settings.exact else {})
+def _differences(runs: pd.DataFrame, cell: Cell, rows: tuple[str, str], metric: str) -> np.ndarray:
+    one, other = (Condition(row, cell).key for row in rows)
+    return paired(runs, "condition", one, other, metric)
+
+
+def comparisons(settings: RSOTable, runs: pd.DataFrame) -> dict[str, Interval]:
+    """Return the differences in win rate that the rule compares, with intervals by Holm, for the rows of one task."""
+    paper = settings.design[0]
+    return holm_intervals({name: _differences(runs, paper, rows, "judge_wins") for name, rows in COMPARED.items()})
+
+
+def numbers_of(settings: RSOTable, summary: pd.DataFrame, runs: pd.DataFrame) -> dict[str, Number]:
+    """Return the numbers of one task by name.
+
+    For example, `wins_hinge_sft` is a win rate in the paper's cell, and `proxy_rso_over_sft_sampled` is a difference in
+    wins by the reward model in the cell with sampled labels. Over the cells the intervals of a metric are Holm's.
+    """
+    numbers: dict[str, Number] = dict(comparisons(settings, runs))
+    paper, design = settings.design[0], settings.design
+    metrics = WINS | {"objective": "objective"}
     for short, metric in metrics.items():
-        columns = summary[["row", metric, f"{metric}_low", f"{metric}_high"]]
-        numbers |= {f"{short}_{name_of(row)}": Interval(*ends) for row, *ends in columns.itertuples(index=False)}
+        for name, rows in COMPARED.items():
+            if short != "judge":
+                numbers[f"{short}_{name}"] = Interval(*mean_interval(_differences(runs, paper, rows, metric)))
+        cells = {cell_name(settings, one): _differences(runs, one, (RSO, SFT), metric) for one in design}
+        numbers |= {f"{short}_rso_over_sft_{name}": one for name, one in holm_intervals(cells).items()}
+    table: Any = summary.set_index("condition")
+
+    def mean(condition: Condition, metric: str) -> Interval:
+        row = table.loc[condition.key]
+        return Interval(*(row[f"{metric}{end}"] for end in ("", "_low", "_high")))
+
+    for one in settings.conditions:
+        if one.cell == paper:
+            numbers |= {f"{s}_{name_of(one.row)}": mean(one, m) for s, m in {"wins": "judge_wins", "kl": "kl"}.items()}
+    for cell in design:
+        name = cell_name(settings, cell)
+        for row in (RSO, SFT):
+            numbers[f"kl_{SHORT[row.partition(' ')[2]]}_in_{name}"] = mean(Condition(row, cell), "kl")
+        if settings.exact:
+            numbers[f"limit_kl_in_{name}"] = mean(Condition(RSO, cell), "limit_kl")
     if settings.exact:
-        return numbers
+        for cell in design[:4:2]:
+            numbers[f"best_gamma_{cell.reward_model}"] = mean(Condition(RSO, cell), "best_gamma")
     for source, short in SHORT.items():
-        shares = runs[runs["source"] == source].groupby("seed")["right"].mean()
-        numbers[f"correct_labels_{short}"] = Interval(*mean_interval(shares.to_numpy()))
-    numbers["kl_pi_r"] = Interval(*mean_interval(runs.groupby("seed")["reach"].mean().to_numpy()))
+        numbers[f"correct_labels_{short}"] = mean(Condition(f"sigmoid-norm {source}", paper), "right")
+    numbers["kl_pi_r"] = mean(Condition(RSO, paper), "reach")
     return numbers | _against_paper(summary)
 
 
@@ -86,100 +109,87 @@ def _against_paper(summary: pd.DataFrame) -> dict[str, Number]:
     }
 
 
-def decide(settings: RSOTable, summary: pd.DataFrame, runs: pd.DataFrame) -> Verdict:
-    """Apply the rule (`settings.RULE`) to each task, and then to all of them."""
-    pairs = settings.prompts * settings.accepted // 2
-    rates = runs[runs["row"] != "reference"].groupby("row")["rate"].first()
-    numbers: dict[str, Number] = {
-        "tuned_rows": len(rates),
-        "rows_at_lowest_rate": int((rates == min(settings.rates)).sum()),
-        "rows_at_highest_rate": int((rates == max(settings.rates)).sum()),
-        "pairs": pairs,
-        "pairs_per_label": pairs / settings.labels,
-    }
-    thresholds, outcomes = dict[str, float](), set[Outcome]()
-    for task in settings.tasks:
-        suffix = "" if settings.exact else f"_{task}"
-        rso, sft, hinge, others = comparisons(runs[runs["task"] == task])
-        parts = [decide_part([*part.values()]) for part in (rso, sft, others)]
-        outcomes.add(decide_claim(*parts, decide_part([*hinge.values()], -MARGIN)))
-        found = numbers_of(settings, summary, runs, task)
-        numbers |= {f"{name}{suffix}": value for name, value in found.items()}
-        thresholds |= {f"{name}{suffix}": -MARGIN for name in hinge}
-    if len(outcomes) == 1:
-        return Verdict(outcomes.pop(), numbers, thresholds)
-    some = outcomes & {"supported", "partly supported"}
-    return Verdict("partly supported" if some else "inconclusive", numbers, thresholds)
+def decide(settings: Any, summary: pd.DataFrame, runs: pd.DataFrame) -> Verdict:
+    """Return the numbers; the rule follows in its own commit."""
+    return Verdict("inconclusive", numbers_of(settings, summary, runs))
 
 
 def figure(settings: RSOTable, summary: pd.DataFrame, runs: pd.DataFrame) -> Figure:
-    """Draw the win rates of all rows on each task, and on exact scales their regret."""
-    from rlhf_lab.figures import style
+    """Draw for each task the table in the paper's cell, and by cell what pairs from π_r change in wins and in J."""
+    from rlhf_lab.figures import statistical, style
 
-    panels = len(settings.tasks) + settings.exact
-    drawing, axes = style.subplots(1, panels, 6.6 * panels + 1.6, 6.2, sharey=True, squeeze=False)
+    tasks, number = settings.tasks, len(settings.design)
+    drawing, axes = style.subplots(
+        len(tasks), 3, 17.5, (3.2 + 0.24 * number) * len(tasks), squeeze=False, width_ratios=[1, 1.1, 0.9]
+    )  # fmt: skip
+    who = "labeller" if settings.exact else "judge"
+    looks = {
+        "judge_wins": style.of("rso-rso-sample-rank", label=f"wins by the {who}"),
+        "gold_wins": style.of("optimal", label="wins by the gold reward", marker="D"),
+        "proxy_wins": style.of("reward", label="wins by the reward model", marker="s"),
+    }
+    objective = {"objective": style.of("dpo", label="J by the gold reward", marker="^")}
     with style.use():
-        for ax, task in zip(axes[0], settings.tasks, strict=False):
-            _wins_panel(ax, summary[summary["task"] == task], task, settings.exact)
-        if settings.exact:
-            _regret_panel(axes[0][-1], summary, settings.scale)
-        _legend(drawing, settings.exact, panels)
+        for (table, wins, value), task in zip(axes, tasks, strict=True):
+            of_task = runs[runs["task"] == task]
+            _table_panel(table, settings, summary[summary["task"] == task], looks, f"{'the ' * settings.exact}{task}")
+            _cells_panel(wins, settings, of_task, looks, 100)
+            _cells_panel(value, settings, of_task, objective, 1)
+            wins.set(title="π_r instead of π_ref: wins", xlabel="difference in wins [percentage points]")
+            value.set(title="π_r instead of π_ref: J", xlabel="difference in J [reward]", yticklabels=[])
+        statistical.legend_below(drawing, *axes[0], columns=5)
     return drawing
 
 
-def _points(ax: Axes, table: pd.DataFrame, metric: str, **labels: Any) -> list[str]:
-    """Draw a metric of each row in the colour of its source, and return the colours."""
-    from rlhf_lab.figures import statistical, style
+def _table_panel(ax: Axes, settings: RSOTable, table: pd.DataFrame, looks: Any, task: str) -> None:
+    import pandas as pd
 
-    names = {"reference": "π_ref", "raft": "RAFT", "rest": "ReST"}
-    looks = {
-        row: style.of(f"rso-{source}" if source in SOURCES else source, label=names.get(row, row.replace(" ", ", ")))
-        for row, source in zip(table["row"], table["source"], strict=True)
-    }
-    statistical.interval_points(ax, table, "row", metric, looks=looks, legend=False, **labels)
-    for line in ax.lines:
-        line.set_markersize(9)
-    return [look.light for look in looks.values()]
+    from rlhf_lab.figures import statistical
 
-
-def _wins_panel(ax: Axes, table: pd.DataFrame, task: str, exact: bool) -> None:
-    import numpy as np
-
-    table = table.assign(**{name: 100 * table[name] for name in table.columns if "_wins" in name})
-    colours = _points(
-        ax, table, "judge_wins", title=f"Win rates on {'the ' if exact else ''}{task}",
-        xlabel=f"wins against {'samples of π_ref' if exact else 'the SFT target'} [%]",
+    paper = settings.design[0]
+    rows = [one for one in settings.conditions if one.cell == paper]
+    known = table.set_index("condition").loc[[one.key for one in rows]]
+    names = [_row_name(one.row) for one in rows]
+    parts = [
+        pd.DataFrame(
+            {"row": names, "metric": metric, **{f"wins{e}": 100 * known[f"{metric}{e}"].to_numpy() for e in ENDS}}
+        )
+        for metric in looks
+    ]
+    statistical.interval_points(
+        ax, pd.concat(parts), "row", "wins", "metric", looks, dodge=0.22, legend=False,
+        title=f"Table 1 on {task}, paper's settings",
+        xlabel=f"wins against {'samples of π_ref' if settings.exact else 'the SFT target'} [%]",
     )  # fmt: skip
-    places = np.arange(len(table))
-    ax.scatter(table["gold_wins"], places + 0.28, 45, marker="D", facecolors="none", edgecolors=colours, linewidths=1.4)
-    ax.scatter(table["proxy_wins"], places + 0.28, 70, marker="|", c=colours, linewidths=1.6)
-    ax.scatter(table["paper_judge_wins"], places, 50, marker="x", c="#111111", linewidths=1.6, zorder=5)
-    # With two seeds an interval may be wider than all possible win rates.
+    if known["paper_judge_wins"].notna().any():
+        places = np.arange(len(known))
+        published = 100 * known["paper_judge_wins"].to_numpy()
+        ax.scatter(published, places, 50, marker="x", c="#111111", linewidths=1.6, zorder=5, label="the paper's judge")
     left, right = ax.get_xlim()
     ax.set_xlim(max(left, 0), min(right, 100))
     ax.axvline(50, color="#999999", lw=1.2, ls="--", zorder=1)
 
 
-def _regret_panel(ax: Axes, table: pd.DataFrame, scale: str) -> None:
-    least = float(table["regret"].min())
-    # On a logarithmic axis an interval that reaches zero is drawn to the left end of the axis.
-    shown = table.assign(regret_low=table["regret_low"].clip(lower=least / 4))
-    _points(
-        ax, shown, "regret", title=f"Distance to π* on the {scale}", xlabel="regret J(π*) − J(π) [reward, log scale]"
-    )
-    log_ticks(ax)
-    ax.set_xlim(least / 2, 2 * float(table["regret"].max()))
+ENDS = ("", "_low", "_high")
 
 
-def _legend(drawing: Figure, exact: bool, panels: int) -> None:
-    from matplotlib.lines import Line2D
+def _row_name(row: str) -> str:
+    return {"reference": "π_ref", "raft": "RAFT", "rest": "ReST"}.get(row, row.replace(" ", ", "))
 
-    grey, who = "#555555", "labeller" if exact else "judge"
-    handles = [
-        Line2D([], [], ls="-", marker="o", color=grey, ms=8, label=f"{who}, 95% interval over seeds"),
-        Line2D([], [], ls="", marker="D", color=grey, mfc="none", ms=7, label="gold reward"),
-        Line2D([], [], ls="", marker="|", color=grey, ms=9, mew=1.6, label="reward model"),
-    ]
-    if not exact:
-        handles.append(Line2D([], [], ls="", marker="x", color="#111111", ms=7, mew=1.6, label="the paper's judge"))
-    drawing.legend(handles=handles, loc="outside lower center", ncols=len(handles) if panels > 1 else 2)
+
+def _cells_panel(ax: Axes, settings: RSOTable, runs: pd.DataFrame, looks: Any, scale: float) -> None:
+    """Draw rso-sample-rank minus sft-sample-rank in every cell, times `scale`, with a point for each metric."""
+    import pandas as pd
+
+    from rlhf_lab.figures import statistical
+
+    rows = []
+    for cell in settings.design:
+        name = f"γ = {cell.gamma:g}, {cell.ranks}, {cell.reward_model}, {cell.length}"
+        for metric in looks:
+            one, other = Condition(RSO, cell).key, Condition(SFT, cell).key
+            ends = difference(runs, "condition", one, other, metric)
+            rows.append((name + (" (paper)" if cell == settings.design[0] else ""), metric, *(scale * e for e in ends)))
+    frame = pd.DataFrame(rows, columns=["cell", "metric", "value", "value_low", "value_high"])
+    ax.axvline(0, color="#999999", lw=1.2, ls="--", zorder=1)
+    statistical.interval_points(ax, frame, "cell", "value", "metric", looks, dodge=0.22, legend=False)

@@ -1,27 +1,33 @@
 """Claim 4, first part: RSO's Table 1. RAFT, ReST, and three losses on three sources of pairs.
 
 The preference labels serve for the reward model and for the rows "direct". Every other row learns from the same
-candidates of π_ref, which the reward model scores. All rows have the same number of optimiser steps.
+candidates of π_ref, which the reward model scores. All rows have the same number of pairs and of optimiser steps. The
+table is run at the paper's settings (the cell "paper"), and with other values of γ, kinds of labels, reward models and
+lengths of training.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from rlhf_lab import exact
 from rlhf_lab.algorithms.dpo import DPO, dpo
 from rlhf_lab.algorithms.raft import best_of
 from rlhf_lab.algorithms.rest import reward_filter
 from rlhf_lab.algorithms.sft import sft
-from rlhf_lab.batch import Tokens
+from rlhf_lab.batch import Pairs, Tokens
+from rlhf_lab.errors import LabError
 from rlhf_lab.experiments import runner
 from rlhf_lab.experiments.claims.rso_table.report import decide, figure
-from rlhf_lab.experiments.claims.rso_table.settings import RULE, RSOTable
+from rlhf_lab.experiments.claims.rso_table.settings import RULE, Condition, RSOTable
 from rlhf_lab.experiments.published_results import RSO_TABLE_1
-from rlhf_lab.experiments.rso_common import LOSSES, SEARCH_SEED, SOURCES, RSOSetup, best_rates, rso_setup
+from rlhf_lab.experiments.rso_common import SOURCES, RSOSetup, rso_setup
 from rlhf_lab.experiments.runner import BestConfig, Experiment, Job
+from rlhf_lab.experiments.setup_exact import ExactSetup
 from rlhf_lab.experiments.statistics import summarise
 from rlhf_lab.experiments.text_judge import judge_of
 from rlhf_lab.policies.base import Policy
@@ -32,83 +38,104 @@ from rlhf_lab.training import seeded
 if TYPE_CHECKING:
     import pandas as pd
 
-ROWS = ("raft", "rest", *(f"{loss} {source}" for loss in LOSSES for source in SOURCES))
-"""The rows of the table: RAFT, ReST, and "loss source"."""
-METRICS = ["proxy_wins", "gold_wins", "judge_wins", "reward", "kl", "objective", "regret", "kl_to_optimal", "right"]
-
-
-def _search_trials(settings: RSOTable) -> list[Job]:
-    # On text the search uses the first task only, because it costs as much as one seed of a task.
-    task = settings.tasks[0]
-    return [{"seed": SEARCH_SEED, "task": task, "row": row, "rate": rate} for row in ROWS for rate in settings.rates]
+METRICS = [
+    "judge_wins", "gold_wins", "proxy_wins", "objective", "kl", "reward", "regret", "kl_to_optimal", "limit_kl",
+    "limit_judge_wins", "limit_objective", "best_gamma", "right", "reach",
+]  # fmt: skip
 
 
 def _jobs(settings: RSOTable) -> list[Job]:
     return [
-        {"seed": seed, "task": task, "row": row}
+        {"seed": seed, "task": task, "condition": one.key}
         for seed in range(settings.seeds)
         for task in settings.tasks
-        for row in ("reference", *ROWS)
+        for one in settings.conditions
     ]
 
 
-def fit(shared: RSOSetup, settings: RSOTable, row: str, rate: float) -> Policy:
-    """Train the policy of one row. "reference" is π_ref."""
-    if row == "reference":
+def setup_of(settings: RSOTable, task: str, seed: int, one: Condition) -> RSOSetup:
+    """Return the set-up of one seed with the reward model of a condition."""
+    shared = rso_setup(settings, task, seed)
+    return shared if one.cell.reward_model == "many" else shared.with_labels(settings.few_labels)
+
+
+def pairs_of(shared: RSOSetup, settings: RSOTable, one: Condition) -> Pairs:
+    """Return the pairs of a condition, as many as `settings.pairs` says.
+
+    Raises:
+        LabError: too few pairs of different responses.
+    """
+    pairs = shared.pairs(one.source, settings.beta, settings.accepted, labels=one.cell.ranks, number=settings.pairs)
+    if len(pairs) < settings.pairs and not settings.quick:
+        raise LabError(f"{one.key} has {len(pairs)} pairs of different responses, not {settings.pairs}. Raise prompts.")
+    return pairs
+
+
+def fit(shared: RSOSetup, settings: RSOTable, one: Condition) -> Policy:
+    """Train the policy of one condition. "reference" is π_ref."""
+    if one.row == "reference":
         return shared.setup.reference
     policy = shared.setup.new_policy()
-    training = shared.setup.training(Stream.RSO_FIT, learning_rate=rate)
-    if row in ("raft", "rest"):
-        (y, scores), prompts = shared.sampled, shared.setup.prompts
-        if row == "raft":
-            best = best_of(scores, seeded(shared.setup.seed, Stream.BEST_OF_N))
-            sft(policy, prompts, y.take(best), training)
-            return policy
-        flat = scores.flatten()
-        keep = reward_filter(unit_interval(flat, flat.min().item(), flat.max().item()), settings.threshold)
-        every = Tokens(y.ids.flatten(0, 1).unsqueeze(1), y.mask.flatten(0, 1).unsqueeze(1))
-        sft(policy, prompts.repeat(settings.candidates)[keep], every[keep], training)
+    steps = settings.steps if one.cell.length == "short" else settings.long_steps
+    training = shared.setup.training(Stream.RSO_FIT, learning_rate=settings.rate, steps=steps)
+    if one.source in SOURCES:
+        pairs = pairs_of(shared, settings, one)
+        dpo(policy, shared.setup.reference, pairs, DPO(one.loss, one.cell.gamma), training)  # type: ignore[arg-type]
         return policy
-    loss, source = row.split(" ")
-    pairs = shared.pairs(source, settings.beta, settings.accepted, labels=settings.ranks)
-    dpo(policy, shared.setup.reference, pairs, DPO(loss, settings.gamma), training)  # type: ignore[arg-type]
+    y, scores, prompts = shared.responses, shared.scores, shared.setup.prompts
+    if one.row == "raft":
+        best = best_of(scores, seeded(shared.setup.seed, Stream.BEST_OF_N))
+        sft(policy, prompts, y.take(best), training)
+        return policy
+    flat = scores.flatten()
+    keep = reward_filter(unit_interval(flat, flat.min().item(), flat.max().item()), settings.threshold)
+    every = Tokens(y.ids.flatten(0, 1).unsqueeze(1), y.mask.flatten(0, 1).unsqueeze(1))
+    sft(policy, prompts.repeat(settings.candidates)[keep], every[keep], training)
     return policy
 
 
 def _run(settings: RSOTable, job: Job, best_config: BestConfig) -> list[dict[str, Any]]:
-    row, task, search = job["row"], job["task"], "rate" in job
-    rate = float(job["rate"] if search else best_config.get(row, settings.rates[0]))
-    shared = rso_setup(settings, task, job["seed"])
-    policy = fit(shared, settings, row, rate)
-    loss, _, source = row.partition(" ")
-    out: dict[str, Any] = {"loss": loss if source else "none" if row == "reference" else "cross-entropy"}
-    out |= {"source": source or row} | ({} if search else {"rate": rate})
-    judge = None if search or settings.exact else judge_of(settings.scale, task, settings.quick)
-    out |= shared.evaluate(policy, settings.beta, search, judge)
-    if not settings.exact:
-        out |= {"right": label_accuracy(shared, settings, source), "reach": shared.reach(settings.beta)}
+    one = next(condition for condition in settings.conditions if condition.key == job["condition"])
+    shared = setup_of(settings, job["task"], job["seed"], one)
+    policy = fit(shared, settings, one)
+    judge = None if settings.exact else judge_of(settings.scale, job["task"], settings.quick)
+    out: dict[str, Any] = {"row": one.row, "loss": one.loss, "source": one.source, **asdict(one.cell)}
+    out |= shared.evaluate(policy, settings.beta, False, judge)
+    out |= {"right": label_accuracy(shared, settings, one), "reach": shared.reach(settings.beta)}
+    if isinstance(shared.setup, ExactSetup):
+        out |= limit_of(shared, one)
     return [out]
 
 
-def label_accuracy(shared: RSOSetup, settings: RSOTable, source: str) -> float:
-    """Return how often the label of a pair prefers the response with the larger reward, ties counted half.
+def limit_of(shared: RSOSetup, one: Condition) -> dict[str, float]:
+    """Return numbers of π_ref exp(r_φ/γ)/Z, to which sigmoid-norm on sampled labels converges on a table."""
+    assert isinstance(shared.setup, ExactSetup)
+    found = shared.evaluator(exact.optimal_policy(shared.setup.world.log_ref(), shared.learned, one.cell.gamma))
+    limits = {f"limit_{name}": found[name] for name in ("judge_wins", "objective", "kl")}
+    return limits | {"best_gamma": shared.best_gamma}
 
-    The reward is the one that labels: r* for "direct", and otherwise r_φ. Rows without pairs give NaN.
+
+def label_accuracy(shared: RSOSetup, settings: RSOTable, one: Condition) -> float:
+    """Return how often the label of a pair prefers the response with the larger gold reward, ties counted half.
+
+    Rows without pairs give NaN.
     """
-    if source not in SOURCES:
+    if one.source not in SOURCES:
         return math.nan
-    pairs = shared.pairs(source, settings.beta, settings.accepted, labels=settings.ranks)
-    score: Any = shared.setup.gold if source == "direct" else shared.setup.reward_model
+    pairs = pairs_of(shared, settings, one)
     with torch.no_grad():
-        chosen, rejected = score(pairs.prompts, pairs.responses).unbind(-1)
+        chosen, rejected = shared.setup.gold(pairs.prompts, pairs.responses).unbind(-1)
     return wins(chosen, rejected).double().mean().item()
 
 
 def _summarise(settings: RSOTable, runs: pd.DataFrame) -> pd.DataFrame:
-    table = summarise(runs, ["task", "row", "loss", "source"], [m for m in METRICS if m in runs])
+    names = ["task", "condition", "row", "loss", "source", "gamma", "ranks", "reward_model", "length"]
+    table = summarise(runs, names, [m for m in METRICS if m in runs])
+    paper = table["condition"].isin([one.key for one in settings.conditions if one.cell == settings.design[0]])
     for metric in ("proxy", "gold", "judge"):
-        paper = [RSO_TABLE_1.get(task, {}).get(row) for task, row in zip(table["task"], table["row"], strict=True)]
-        table[f"paper_{metric}_wins"] = [math.nan if one is None else getattr(one, metric) / 100 for one in paper]
+        numbers = [RSO_TABLE_1.get(task, {}).get(row) for task, row in zip(table["task"], table["row"], strict=True)]
+        found = [math.nan if one is None else getattr(one, metric) / 100 for one in numbers]
+        table[f"paper_{metric}_wins"] = [one if known else math.nan for one, known in zip(found, paper, strict=True)]
     return table
 
 
@@ -125,22 +152,31 @@ EXPERIMENT = Experiment(
     ),
     source="Liu et al. 2024 (RSO), Table 1; lecture, “Statistical Rejection Sampling Improves Preference Optimization”",
     setup=(
-        "All eleven rows of the table are trained from the same labels, the same reward model and the same 64 "
-        "responses of π_ref to each prompt, with the same number of optimiser steps. The experiment reports wins by "
-        "the reward model, by the gold reward and by a judge that shares neither weights nor labels with it. It adds "
-        "KL and J, and on exact scales the regret. Summaries and dialogue take the place of TL;DR and HH. Seven things "
-        "differ from the paper. Its direct pairs are responses of other policies; ours are from π_ref, so that direct "
-        "and sft-sample-rank differ only in who labels. Its reward model has fourteen times as many weights as its "
-        "policy; ours has as many as the policy. It selects the checkpoint that its reward model prefers; we use the "
-        "last one. Our slope γ equals β = 0.5, in logits of a label, so that sigmoid-norm aims at π*; the paper uses γ "
-        "= 0.05. Our reward model samples its labels with probability σ(r₁ − r₂), where `--ranks hard` would always "
-        "prefer the larger reward. Our candidates are sampled at temperature 1. Our language model takes a few dozen "
-        "optimiser steps on a few hundred pairs. On exact scales the policies are tables, each seed has a different "
-        "world, wins are against samples of π_ref, and the judge is the gold labeller, who prefers by the "
-        "Bradley–Terry model. Every row is searched over the same learning rates on one additional seed (on text: "
-        "validation prompts of summaries), and the one with the largest E[r_φ] − β KL is used."
+        "All rows of the table are trained from the same labels, the same reward model and the same 64 responses of "
+        "π_ref to each prompt, with the same number of pairs and optimiser steps and the same learning rate. The "
+        "paper's cell has γ = 0.05, labels of the reward model by the larger reward (hard), a reward model with many "
+        "labels, and short training. The other cells change γ to β = 0.5, sample the labels with probability σ(r₁ − "
+        "r₂), fit the reward model to few labels, or train longer. On exact scales all sixteen combinations are run, "
+        "and on text one change at a time. Wins by the reward model, by the gold reward and by a judge are reported, "
+        "and J and KL apart from them. Four things differ from the paper. Its direct pairs are responses of other "
+        "policies; ours are from π_ref, so that direct and sft-sample-rank differ only in who labels. Its reward model "
+        "has fourteen times as many weights as its policy; ours has as many. It selects the checkpoint that its reward "
+        "model prefers; we use the last one. It labels more pairs than people did; here all sources have as many pairs "
+        "as there are labels. On text, summaries take the place of TL;DR, wins are against the SFT target, and the "
+        "candidates are sampled at temperature 0.7 and top-k 40 as in the paper. On exact scales the policies are "
+        "tables, each seed has a different world, the candidates are samples of π_ref itself, wins are against samples "
+        "of π_ref, and the judge is the gold labeller, who prefers by the Bradley–Terry model."
     ),
     rule=RULE,
+    redesigns=(
+        "The first design had γ = β = 0.5 and sampled labels on all scales. Its outcome, that pairs from π_r do not "
+        "beat pairs from π_ref, was one of these settings and not of the method. The paper's settings are now one "
+        "cell of the design, and the rule is applied to it.",
+        "In the first design the reward model labelled more pairs than people did, and each row had its own learning "
+        "rate, found by a search for the largest proxy J. Now all rows have the same number of pairs, the same steps "
+        "and the same rate, because a search for J shortens the training of a row with γ < β.",
+        "The first rule compared ten win rates at 95% each. The new rule compares three and corrects for their number.",
+    ),
     settings=RSOTable,
     scales=("bandit", "tree", "small"),
     jobs=_jobs,
@@ -148,8 +184,6 @@ EXPERIMENT = Experiment(
     summarise=_summarise,
     decide=decide,
     figure=figure,
-    search_trials=_search_trials,
-    select_best=lambda settings, search: best_rates(search, "row"),
 )
 
 

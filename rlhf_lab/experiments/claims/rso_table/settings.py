@@ -1,83 +1,117 @@
-"""Settings of the experiment on RSO's Table 1, the number of its decision rule, and the rule in words."""
+"""Settings of the experiment on RSO's Table 1, its conditions, and the decision rule in words."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar
 
 from rlhf_lab.errors import LabError, Natural, NonNegative, Positive, check_beta
+from rlhf_lab.experiments.rso_common import LOSSES, SOURCES, Cell, cells
 from rlhf_lab.experiments.settings import Defaults, PerScale, Settings
 from rlhf_lab.experiments.setup_text import UNITS
 
-MARGIN = 0.02
-"""A loss is not worse than hinge if its win rate is less than this below hinge's, with the whole interval."""
+RULE = ""
 
-RULE = (
-    f"The rule compares win rates by the judge, paired within seeds. It has four parts. (1) rso-sample-rank wins more "
-    f"than sft-sample-rank with each loss. (2) sft-sample-rank wins more than direct with each loss. (3) On "
-    f"rso-sample-rank, sigmoid-norm and hinge-norm are less than {MARGIN:.0%} below hinge. (4) RSO (sigmoid-norm on "
-    f"rso-sample-rank) wins more than RAFT and ReST. A part is supported if this is true of all its 95% intervals, "
-    f"partly supported if it is true of some, not supported if it is true of none and false of at least one whole "
-    f"interval, and otherwise inconclusive. The claim is supported if all four parts are. It is not supported if part "
-    f"1 is not supported, or if no part is supported or partly supported and at least one is not supported. It is "
-    f"inconclusive if all parts are, and otherwise partly supported. With several tasks the rule is applied to each. "
-    f"If the tasks differ, the claim is partly supported if it is supported or partly supported on one of them, and "
-    f"otherwise inconclusive."
-)
+
+@dataclass(frozen=True)
+class Condition:
+    """One row of the table in one cell of the design."""
+
+    row: str
+    """One of reference, raft and rest, or a loss and a source of pairs with a space between."""
+    cell: Cell
+    """Settings of the loss, the labels, the reward model and the training."""
+
+    @property
+    def source(self) -> str:
+        """The source of the pairs, or the row itself where there are none."""
+        return self.row.partition(" ")[2] or self.row
+
+    @property
+    def loss(self) -> str:
+        """The loss of the fit."""
+        if self.source in SOURCES:
+            return self.row.partition(" ")[0]
+        return "none" if self.row == "reference" else "cross-entropy"
+
+    @property
+    def key(self) -> str:
+        """The name of the condition in the tables: the row, and those settings of the cell on which it depends."""
+        c = self.cell
+        words: list[str] = [c.key]
+        if self.source not in SOURCES:
+            words = [] if self.row == "reference" else [c.reward_model, c.length]
+        elif self.source == "direct":
+            words = [f"γ={c.gamma:g}", c.length]
+        return " ".join([self.row, *words])
 
 
 @dataclass(frozen=True, init=False, kw_only=True)
 class RSOTable(Settings):
-    """Rerun RSO's Table 1: RAFT, ReST, and three losses on three sources of pairs."""
+    """Rerun RSO's Table 1 (RAFT, ReST, three losses on three sources of pairs) at the paper's settings and others."""
 
     tasks: tuple[str, ...]
     """Text: the text worlds. Summaries and dialogue take the place of the paper's TL;DR and HH."""
     beta: Positive
     """β of π_r and of the objective, in logits of a label."""
-    gamma: Positive
-    """γ, the slope of every loss. The default is β, with which sigmoid-norm aims at π*; the paper uses 0.05."""
+    paper_gamma: Positive
+    """The slope γ of the losses in the paper. The other cells of the design have γ = β."""
     labels: Natural
-    """Number of preference labels."""
+    """Number of preference labels. A reward model is fitted to all of them ("many") or to `few_labels`."""
+    few_labels: Natural
+    """Number of labels of the less reliable reward model."""
+    pairs: Natural
+    """Number of pairs of every source. The source "direct" takes the first ones of the labels."""
     prompts: Natural
     """Number of prompts to which responses are sampled."""
     candidates: Natural
     """Responses of π_ref to each prompt. RAFT trains on the best one, and ReST on those above its threshold."""
     accepted: Natural
     """Number of the candidates that are paired. Eight make four first-round pairs, as in the paper."""
-    ranks: Literal["sampled", "hard"]
-    """How the reward model labels a pair: sampled with probability σ(r₁ − r₂), or hard, by the larger reward."""
+    temperature: Positive
+    """Sampling temperature of the candidates."""
+    top_k: Natural
+    """The candidates are sampled among this many likeliest tokens; 0 for all tokens."""
     threshold: NonNegative
     """Threshold of ReST's Improve step, on rewards scaled to [0, 1]."""
     steps: Natural
-    """Optimiser steps of every fit."""
+    """Optimiser steps of every fit in cells with short training."""
+    long_steps: Natural
+    """Optimiser steps of every fit in cells with long training."""
     batch: Natural
     """Pairs or responses in an optimiser step."""
-    rates: tuple[Positive, ...]
-    """Learning rates which the search tries for every row."""
+    rate: Positive
+    """Learning rate of every fit."""
     reward_steps: Natural
-    """Optimiser steps of the reward model."""
+    """Optimiser steps of the reward models."""
+    reward_batch: Natural
+    """Exact scales: labels in an optimiser step of the reward models."""
     test_prompts: Natural
     """Text: number of test prompts."""
     test_samples: Natural
     """Text: responses to each test prompt."""
 
-    # The sizes on text were chosen on seed 2000, which neither the results nor the search use, by how far the fits move
-    # from π_ref and by which learning rates are too high. Every fit sees as many pairs as the reward model labels.
+    # Steps and rates were chosen on seed 2000, which no result uses, by how far the fits move from π_ref.
     DEFAULTS: ClassVar[Defaults] = {
-        "seeds": PerScale(20, 5, 4),
-        "tasks": PerScale(("bandit",), ("tree",), ("summaries", "dialogue")),
+        "seeds": PerScale(12, 6, 8),
+        "tasks": PerScale(("bandit",), ("tree",), ("summaries",)),
         "beta": 0.5,
-        "labels": PerScale(400, 5000, 256),
-        "prompts": PerScale(500, 2000, 128),
+        "paper_gamma": 0.05,
+        "labels": PerScale(4000, 20000, 512),
+        "few_labels": PerScale(200, 1000, 64),
+        "pairs": PerScale(4000, 20000, 480),
+        "prompts": PerScale(5000, 6000, 160),
         "candidates": 64,
         "accepted": 8,
-        "ranks": "sampled",
+        "temperature": PerScale(1.0, 1.0, 0.7),
+        "top_k": PerScale(0, 0, 40),
         "threshold": 0.7,
-        "steps": PerScale(150, 150, 32),
-        "batch": PerScale(4096, 4096, 16),
-        "rates": PerScale((0.02, 0.05, 0.15), (0.02, 0.05, 0.15), (2e-5, 6e-5, 1.5e-4, 4e-4, 1e-3)),
-        "reward_steps": PerScale(150, 150, 48),
+        "steps": PerScale(50, 50, 32),
+        "long_steps": PerScale(300, 300, 96),
+        "batch": PerScale(512, 1024, 16),
+        "rate": PerScale(0.2, 0.2, 1e-4),
+        "reward_steps": PerScale(150, 150, 80),
+        "reward_batch": 4096,
         "test_prompts": 64,
         "test_samples": 4,
     }
@@ -85,20 +119,17 @@ class RSOTable(Settings):
         "seeds": 2,
         "tasks": PerScale(("bandit",), ("tree",), ("summaries",)),
         "labels": PerScale(200, 200, 16),
-        "prompts": PerScale(100, 100, 8),
+        "few_labels": PerScale(50, 50, 8),
+        "pairs": PerScale(100, 100, 4),
+        "prompts": PerScale(100, 50, 8),
         "candidates": 16,
-        "steps": PerScale(5, 5, 1),
-        "batch": PerScale(4096, 4096, 4),
-        "rates": PerScale((0.05,), (0.05,), (6e-5,)),
+        "steps": PerScale(2, 2, 1),
+        "long_steps": PerScale(4, 4, 2),
+        "batch": PerScale(512, 512, 4),
         "reward_steps": PerScale(20, 20, 2),
         "test_prompts": 4,
         "test_samples": 2,
     }
-
-    @classmethod
-    def derived(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Return γ = β."""
-        return {"gamma": values["beta"]}
 
     def check(self) -> None:
         """Refuse tasks of another scale and numbers that contradict each other."""
@@ -111,3 +142,27 @@ class RSOTable(Settings):
             raise LabError(f"accepted must be even and between 2 and candidates ({self.candidates}).")
         if not self.threshold < 1:
             raise LabError(f"threshold must be less than 1, not {self.threshold}.")
+        if max(self.few_labels, self.pairs) > self.labels:
+            raise LabError(
+                f"few_labels ({self.few_labels}) and pairs ({self.pairs}) must be at most labels ({self.labels})."
+            )
+        if self.paper_gamma == self.beta:
+            raise LabError(f"paper_gamma must differ from beta ({self.beta:g}), to which it is compared.")
+
+    @property
+    def design(self) -> list[Cell]:
+        """The cells: all combinations on exact scales; on text the paper's cell and one change at a time."""
+        return cells(self.paper_gamma, self.beta, self.exact)
+
+    @property
+    def conditions(self) -> list[Condition]:
+        """Every condition once: the whole table in the paper's cell, and RAFT and sigmoid-norm in the others."""
+        paper = self.design[0]
+        found = [Condition("reference", paper), Condition("raft", paper), Condition("rest", paper)]
+        found += [Condition(f"{loss} {source}", paper) for loss in LOSSES for source in SOURCES]
+        rows = ("raft", *(f"sigmoid-norm {source}" for source in SOURCES))
+        found += [Condition(row, cell) for cell in self.design[1:] for row in rows]
+        once: dict[str, Condition] = {}
+        for one in found:
+            once.setdefault(one.key, one)
+        return list(once.values())
