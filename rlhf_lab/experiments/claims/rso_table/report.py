@@ -109,9 +109,17 @@ def _against_paper(summary: pd.DataFrame) -> dict[str, Number]:
     }
 
 
-def decide(settings: Any, summary: pd.DataFrame, runs: pd.DataFrame) -> Verdict:
-    """Return the numbers; the rule follows in its own commit."""
-    return Verdict("inconclusive", numbers_of(settings, summary, runs))
+def decide(settings: RSOTable, summary: pd.DataFrame, runs: pd.DataFrame) -> Verdict:
+    """Apply the rule (`settings.RULE`) to each task. The outcome is that of the tasks if they agree."""
+    numbers: dict[str, Number] = {"pairs_per_label": settings.pairs / settings.labels}
+    outcomes = set[Outcome]()
+    for task in settings.tasks:
+        suffix = "" if len(settings.tasks) == 1 else f"_{task}"
+        of_task = runs[runs["task"] == task]
+        outcomes.add(decide_by_main([*comparisons(settings, of_task).values()]))
+        found = numbers_of(settings, summary[summary["task"] == task], of_task)
+        numbers |= {f"{name}{suffix}": value for name, value in found.items()}
+    return Verdict(outcomes.pop() if len(outcomes) == 1 else "partly supported", numbers)
 
 
 def figure(settings: RSOTable, summary: pd.DataFrame, runs: pd.DataFrame) -> Figure:

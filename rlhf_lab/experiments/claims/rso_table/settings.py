@@ -10,7 +10,17 @@ from rlhf_lab.experiments.rso_common import LOSSES, SOURCES, Cell, cells
 from rlhf_lab.experiments.settings import Defaults, PerScale, Settings
 from rlhf_lab.experiments.setup_text import UNITS
 
-RULE = ""
+RULE = (
+    "The rule compares win rates by the judge in the paper's cell, with the loss sigmoid-norm and paired within seeds. "
+    "The paper's cell has γ = 0.05, hard labels, the reward model with many labels, and short training. Three "
+    "comparisons are made, and their intervals are corrected for their number (Holm, 95% for the family). The main one "
+    "is (1) rso-sample-rank against sft-sample-rank. The others are (2) sft-sample-rank against direct and (3) "
+    "rso-sample-rank against RAFT. The claim is supported if interval 1 is above zero and no other interval is below "
+    "zero. It is not supported if interval 1 is below zero and no other interval is above zero. It is partly supported "
+    "if interval 1 excludes zero and another interval lies on the other side of zero, and inconclusive if interval 1 "
+    "contains zero. Wins by the gold reward and by the reward model, J, and all other cells are reported without a "
+    "verdict. With several tasks the rule is applied to each, and the claim is partly supported if they differ."
+)
 
 
 @dataclass(frozen=True)
