@@ -90,9 +90,10 @@ def numbers_of(settings: RSOHyperparameters, summary: pd.DataFrame, runs: pd.Dat
     return numbers
 
 
-def decide(settings: Any, summary: pd.DataFrame, runs: pd.DataFrame) -> Verdict:
-    """Return the numbers; the rule follows in its own commit."""
-    return Verdict("inconclusive", numbers_of(settings, summary, runs))
+def decide(settings: RSOHyperparameters, summary: pd.DataFrame, runs: pd.DataFrame) -> Verdict:
+    """Apply the rule (`settings.RULE`)."""
+    outcome = decide_by_majority([*comparisons(settings, runs).values()])
+    return Verdict(outcome, numbers_of(settings, summary, runs))
 
 
 def figure(settings: RSOHyperparameters, summary: pd.DataFrame, runs: pd.DataFrame) -> Figure:
