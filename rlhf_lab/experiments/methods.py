@@ -272,6 +272,9 @@ METHODS: dict[str, Method] = {
     "dpo-hinge-norm": Method("hinge-norm, γ = β", **_PAIRS, stream=5, settings={"loss": "hinge-norm"}),
     "rso-sft-sample-rank": Method("RSO, sft-sample-rank", **_RSO, stream=6, settings={"source": "sft-sample-rank"}),
     "rso-rso-sample-rank": Method("RSO, rso-sample-rank", **_RSO, stream=10, settings={"source": "rso-sample-rank"}),
+    "rso-paper": Method(
+        "RSO, γ = 0.05, hard labels", **_RSO, stream=10, settings={"gamma": 0.05, "labels": "hard"}
+    ),
     "raft": Method(
         "RAFT, best of 8", _raft, stream=7, settings={"best_of": BEST_OF}, reward_model=True, samples=True
     ),

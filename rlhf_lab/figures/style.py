@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 LIGHT_PAGE, DARK_PAGE = "#FFFFFF", "#111111"
 
-OPEN_MARKERS = frozenset("x+_123")
+OPEN_MARKERS = frozenset("x+_1234")
 """Markers made of strokes, which have no inside."""
 
 
@@ -89,6 +89,7 @@ STYLES: dict[str, Style] = {
     "rso-direct": Style("RSO, direct", "#B0649B", "#D98FCB", "P", ":"),
     "rso-sft-sample-rank": Style("RSO, sft-sample-rank", "#93387C", "#CC6FBA", "X", "--"),
     "rso-rso-sample-rank": Style("RSO, rso-sample-rank", "#74105C", "#C252AE", "p"),
+    "rso-paper": Style("RSO, γ = 0.05, hard labels", "#C2185B", "#FF6FA5", "4"),
     "raft": Style("RAFT", "#065C80", "#7CC8FA", ">"),
     "rest": Style("ReST", "#5B9C5A", "#4FE39A", "d"),
     "online": Style("online DPO", "#3D3A9E", "#8F8AF5", "H"),

@@ -20,7 +20,6 @@ from rlhf_lab.algorithms.raft import best_of
 from rlhf_lab.algorithms.rest import reward_filter
 from rlhf_lab.algorithms.sft import sft
 from rlhf_lab.batch import Pairs, Tokens
-from rlhf_lab.errors import LabError
 from rlhf_lab.experiments import runner
 from rlhf_lab.experiments.claims.rso_table.report import decide, figure
 from rlhf_lab.experiments.claims.rso_table.settings import RULE, Condition, RSOTable
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
 
 METRICS = [
     "judge_wins", "gold_wins", "proxy_wins", "objective", "kl", "reward", "regret", "kl_to_optimal", "limit_kl",
-    "limit_judge_wins", "limit_objective", "best_gamma", "right", "reach",
+    "limit_judge_wins", "limit_objective", "best_gamma", "right", "reach", "pairs",
 ]  # fmt: skip
 
 
@@ -60,15 +59,8 @@ def setup_of(settings: RSOTable, task: str, seed: int, one: Condition) -> RSOSet
 
 
 def pairs_of(shared: RSOSetup, settings: RSOTable, one: Condition) -> Pairs:
-    """Return the pairs of a condition, as many as `settings.pairs` says.
-
-    Raises:
-        LabError: too few pairs of different responses.
-    """
-    pairs = shared.pairs(one.source, settings.beta, settings.accepted, labels=one.cell.ranks, number=settings.pairs)
-    if len(pairs) < settings.pairs and not settings.quick:
-        raise LabError(f"{one.key} has {len(pairs)} pairs of different responses, not {settings.pairs}. Raise prompts.")
-    return pairs
+    """Return the pairs of a condition, `settings.pairs` of them if there are so many of different responses."""
+    return shared.pairs(one.source, settings.beta, settings.accepted, labels=one.cell.ranks, number=settings.pairs)
 
 
 def fit(shared: RSOSetup, settings: RSOTable, one: Condition) -> Policy:
@@ -101,7 +93,8 @@ def _run(settings: RSOTable, job: Job, best_config: BestConfig) -> list[dict[str
     judge = None if settings.exact else judge_of(settings.scale, job["task"], settings.quick)
     out: dict[str, Any] = {"row": one.row, "loss": one.loss, "source": one.source, **asdict(one.cell)}
     out |= shared.evaluate(policy, settings.beta, False, judge)
-    out |= {"right": label_accuracy(shared, settings, one), "reach": shared.reach(settings.beta)}
+    number = len(pairs_of(shared, settings, one)) if one.source in SOURCES else math.nan
+    out |= {"right": label_accuracy(shared, settings, one), "reach": shared.reach(settings.beta), "pairs": number}
     if isinstance(shared.setup, ExactSetup):
         out |= limit_of(shared, one)
     return [out]

@@ -71,7 +71,8 @@ class RSOTable(Settings):
     few_labels: Natural
     """Number of labels of the less reliable reward model."""
     pairs: Natural
-    """Number of pairs of every source. The source "direct" takes the first ones of the labels."""
+    """Number of pairs of every source, as far as there are so many of different responses. "direct" takes the first
+    ones of the labels."""
     prompts: Natural
     """Number of prompts to which responses are sampled."""
     candidates: Natural
@@ -109,8 +110,8 @@ class RSOTable(Settings):
         "paper_gamma": 0.05,
         "labels": PerScale(4000, 20000, 512),
         "few_labels": PerScale(200, 1000, 64),
-        "pairs": PerScale(4000, 20000, 480),
-        "prompts": PerScale(5000, 6000, 160),
+        "pairs": PerScale(4000, 20000, 400),
+        "prompts": PerScale(5000, 6000, 192),
         "candidates": 64,
         "accepted": 8,
         "temperature": PerScale(1.0, 1.0, 0.7),
