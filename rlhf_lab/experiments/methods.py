@@ -270,8 +270,12 @@ METHODS: dict[str, Method] = {
     "dpo": Method("DPO (RSO's direct)", **_PAIRS, stream=3),
     "dpo-ipo": Method("IPO, τ = β", **_PAIRS, stream=4, settings={"loss": "ipo"}),
     "dpo-hinge-norm": Method("hinge-norm, γ = β", **_PAIRS, stream=5, settings={"loss": "hinge-norm"}),
-    "rso-sft-sample-rank": Method("RSO, sft-sample-rank", **_RSO, stream=6, settings={"source": "sft-sample-rank"}),
-    "rso-rso-sample-rank": Method("RSO, rso-sample-rank", **_RSO, stream=10, settings={"source": "rso-sample-rank"}),
+    "rso-sft-sample-rank": Method(
+        "RSO, sft-sample-rank, γ = β", **_RSO, stream=6, settings={"source": "sft-sample-rank"}
+    ),
+    "rso-rso-sample-rank": Method(
+        "RSO, rso-sample-rank, γ = β", **_RSO, stream=10, settings={"source": "rso-sample-rank"}
+    ),
     "rso-paper": Method(
         "RSO, γ = 0.05, hard labels", **_RSO, stream=10, settings={"gamma": 0.05, "labels": "hard"}
     ),

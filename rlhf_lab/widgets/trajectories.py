@@ -148,7 +148,9 @@ def frontier_of(shown: RecordedWorld) -> tuple[Tensor, Tensor]:
 
 
 def _short(key: str) -> str:
-    return {"rso-rso-sample-rank": "RSO", "rso-sft-sample-rank": "RSO, sft"}.get(key, style.label(key))
+    return {"rso-rso-sample-rank": "RSO", "rso-sft-sample-rank": "RSO, sft", "rso-paper": "RSO, γ = 0.05"}.get(
+        key, style.label(key)
+    )
 
 
 def _plain(number: float) -> str:

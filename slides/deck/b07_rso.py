@@ -350,12 +350,12 @@ BLOCK = Block(
         Slide(
             key="rso-table-claim",
             title=T(
-                "On our small model the ranking is reversed",
-                "在我们的小模型上，次序相反",
+                "At the paper's settings pairs from π_r win more, and their J is lower",
+                "在论文的设置下，π_r 的成对数据胜率更高，J 更低",
             ),
             parts=claim(
                 "rso-table",
-                "small",
+                "bandit",
                 paper=T(
                     "TL;DR wins: rso 72%, sft 69%, direct 68%, RAFT 54%, ReST 34%.",
                     "TL;DR 胜率：rso 72%，sft 69%，direct 68%，RAFT 54%，ReST 34%。",
@@ -364,41 +364,42 @@ BLOCK = Block(
                 found=(
                     finding(
                         "rso-table",
-                        "small",
-                        "not supported",
-                        "On both tasks pairs from π_r win less than pairs from π_sft (summaries: "
-                        "{rso_over_sft_sigmoid_norm_summaries:signed,points} points), and RAFT and ReST win more than RSO. "
-                        "Only {correct_labels_rso_summaries:percent,mean,0} of the labels on pairs from π_r are correct.",
-                        "两个任务上，π_r 的成对数据胜率都低于 π_sft 的（摘要：{rso_over_sft_sigmoid_norm_summaries:signed,points} "
-                        "个百分点），RAFT 和 ReST 胜过 RSO。π_r 接受的回答彼此太像，只有 "
-                        "{correct_labels_rso_summaries:percent,mean,0} 的标注是对的。",
+                        "bandit",
+                        "partly supported",
+                        "With γ = 0.05 and hard labels, pairs from π_r win {rso_over_sft:signed,points} points more than pairs "
+                        "from π_sft, and J changes by {objective_rso_over_sft:signed}. With γ = β and sampled labels they win "
+                        "{judge_rso_over_sft_equal_sampled:signed,points} points. RAFT wins more than RSO.",
+                        "γ = 0.05、硬标注时，π_r 的成对数据比 π_sft 的胜率高 {rso_over_sft:signed,points} 个百分点，J 变化 "
+                        "{objective_rso_over_sft:signed}。γ = β、标注抽样时，差 {judge_rso_over_sft_equal_sampled:signed,points} "
+                        "个百分点。RAFT 胜过 RSO。",
                         conditions=(
-                            "rso_over_sft_sigmoid_norm_summaries < 0",
-                            "rso_over_sft_sigmoid_norm_dialogue < 0",
-                            "rso_over_raft_summaries < 0",
-                            "rso_over_rest_summaries < 0",
-                            "rso_over_raft_dialogue < 0",
-                            "rso_over_rest_dialogue < 0",
-                            "correct_labels_rso_summaries < 0.65",
+                            "rso_over_sft > 0",
+                            "objective_rso_over_sft < 0",
+                            "judge_rso_over_sft_equal_sampled < 0",
+                            "rso_over_raft < 0",
                         ),
                     ),
                 ),
-                alt="摘要任务十一行方法的胜率：实心点是本课程的评判与区间，空心菱形是真实奖励，叉是论文的数字。",
-                size=(5.8, 4.9),
-                share=0.42,
+                alt="十六种设置下，π_r 的成对数据减去 π_sft 的：按标注者、真实奖励和奖励模型计算的胜率之差与区间。",
+                panels=(1,),
+                size=(6.4, 5.4),
+                share=0.4,
             ),
             notes=T(
-                "Crosses show the paper's numbers. This is not a refutation. Our model has a million parameters "
-                "and is trained for a few dozen steps. Its reward model is no larger than the policy and labels "
-                "twice as many pairs as people did. The result shows that the ranking does not hold in general, "
-                "and it shows one reason: labels are sampled from the reward model's probabilities, and two "
-                "answers that are both accepted under π_r have almost the same reward.\n\n"
-                "The exact bandit and tree agree. docs/claims.md lists the differences from the paper. Ask which "
-                "difference the students suspect.",
-                "叉是论文的数字。这不是反驳：我们的模型只有一百万参数，训练几十步，奖励模型不比策略大，它标注的对"
-                "数是人的两倍。结果说明这个次序并非普遍成立，也给出一个原因：标注按奖励模型的概率抽取，而在 π_r "
-                "下都被接受的两个回答奖励几乎相同。\n\n"
-                "精确的老虎机和词元树结论相同。与论文的不同之处列在 docs/claims.md 里。问学生怀疑是哪一点。",
+                "Each row of the picture is one setting. The first row is the paper's: γ = 0.05, labels by the larger "
+                "reward, a reward model with many labels, short training. The points show by how much pairs from π_r "
+                "change the wins.\n\n"
+                "The explanation has three parts. A small γ moves the limit π_sft exp(r/γ) far away. The length of training "
+                "decides how much of this distance is reached, and pairs from π_r go faster because they consist of good "
+                "answers. The reward model decides whether the wins are real: with few labels the wins by the reward model "
+                "rise, and those by the gold labeller hardly do.\n\n"
+                "Our first run had γ = β and sampled labels and came out the other way. Ask which column of the paper's "
+                "table would show the lower J.",
+                "图中每一行是一种设置。第一行是论文的：γ = 0.05，奖励大的一方为优，奖励模型的标注多，训练短。点表示 π_r "
+                "的成对数据使胜率改变多少。\n\n"
+                "解释有三点。γ 小时，极限 π_sft exp(r/γ) 很远。训练长度决定走到多远，而 π_r 的成对数据都是好的回答，所以走得"
+                "更快。奖励模型决定胜率是否真实：标注少时，按奖励模型的胜率上升，按真实标注者的几乎不变。\n\n"
+                "我们的第一次实验用 γ = β 和抽样标注，结论相反。问：论文的表里，哪一列能看出 J 更低？",
             ),
             minutes=2.0,
         ),
@@ -437,8 +438,8 @@ BLOCK = Block(
         Slide(
             key="rso-hyperparameters-claim",
             title=T(
-                "In our runs a small β of the sampler lowers the win rate",
-                "在我们的实验里，采样器的 β 太小会降低胜率",
+                "The paper's Figure 3 returns on the bandit, by wins and not by J",
+                "按胜率，老虎机重现了论文的图 3；按 J 则没有",
             ),
             parts=claim(
                 "rso-hyperparameters",
@@ -452,37 +453,25 @@ BLOCK = Block(
                     finding(
                         "rso-hyperparameters",
                         "bandit",
-                        "partly supported",
-                        "The wins at β = 0.5 differ from those at β = 0 by {base_over_beta_0:signed,points} points, and from "
-                        "those without rejection by {base_over_no_rejection:signed,points}. The small γ wins more, rso-8 less.",
-                        "β = 0.5 的胜率与 β = 0 相差 {base_over_beta_0:signed,points} 个百分点，与不拒绝相差 "
-                        "{base_over_no_rejection:signed,points}。小的 γ 胜率更高，rso-8 更低。",
+                        "supported",
+                        "By the reward model, β = 0.5 wins {beta_over_0:signed,points} points more than β = 0 and {beta_over_5:signed,points} more than β = 5. With sampled labels and long training γ = 0.05 wins {small_gamma:signed,points} more than γ = β. By J, β = 0.5 loses against β = 5 ({objective_beta_over_5_paper:signed}).",
+                        "按奖励模型，β = 0.5 的胜率比 β = 0 高 {beta_over_0:signed,points} 个百分点，比 β = 5 高 {beta_over_5:signed,points}。标注抽样、训练长时，γ = 0.05 比 γ = β 高 {small_gamma:signed,points}。按 J，β = 0.5 不如 β = 5（{objective_beta_over_5_paper:signed}）。",
                         conditions=(
-                            "base_over_beta_0 > 0",
-                            "base_over_no_rejection < 0",
-                            "small_gamma_over_base > 0",
-                            "rso_8_over_sft_8 < 0",
-                            "rso_8_over_sft_64 < 0",
+                            "beta_over_0 > 0",
+                            "beta_over_5 > 0",
+                            "small_gamma > 0",
+                            "objective_beta_over_5_paper < 0",
                         ),
                     ),
                 ),
-                alt="上：胜率之差，下：J 之差，都相对于 β = γ = 0.5，横轴是采样器的 β，从 0 到不拒绝。",
-                panels=(0, 3),
+                alt="上：采样器的 β 取不同值时的胜率；下：损失的 γ 取不同值时的胜率。按奖励模型、标注者和真实奖励计算。",
+                panels=(0, 1),
                 stacked=True,
                 share=0.44,
             ),
             notes=T(
-                "The upper panel shows the win rate relative to β = 0.5. The lower panel shows J, which includes "
-                "the KL penalty. Both increase to the right.\n\n"
-                "For a tabular policy the limit does not depend on the sampler's β, so these differences come "
-                "from noise alone. With a small γ the policy moves far from π_ref: the win rate is higher and J "
-                "is lower. In the paper's table 2, rso-8 is above sft-8 and sft-64, and tournament ranking is "
-                "above first-round ranking by the reward model. Here the first is contradicted and the second is "
-                "undecided.",
-                "上图是相对 β = 0.5 的胜率，下图是包含 KL 惩罚的 J。两者都是越往右越高。\n\n"
-                "对表格策略来说，极限与采样器的 β 无关，所以这些差异只来自噪声。γ 小时策略离 π_ref 很远：胜率更高"
-                "，J 更低。论文表 2 中 rso-8 胜过 sft-8 和 sft-64，按奖励模型锦标赛胜过首轮；这里前者被否定，后者"
-                "尚无定论。",
+                "The upper panel shows wins by the sampler's β in the paper's cell, the lower one wins by γ after long training on sampled labels.\n\nA smaller β and a smaller γ both take the policy further from π_ref, which adds wins. At β = 0 only nearly equal answers are compared, so the wins are lower again. For a tabular policy with sampled labels the limit depends on γ alone: it is π_ref exp(r/γ). With hard labels there is no limit, and γ hardly matters. J, which includes the KL penalty, prefers less movement.\n\nAsk why the paper could not see this in its figure.",
+                "上图是论文设置下胜率随采样器的 β 的变化，下图是标注抽样、长训练后胜率随 γ 的变化。\n\nβ 小、γ 小都使策略离 π_ref 更远，胜率因此更高。β = 0 时只比较几乎相同的回答，胜率又降低。对表格策略，标注抽样时极限只取决于 γ，即 π_ref exp(r/γ)；硬标注时没有极限，γ 几乎不起作用。包含 KL 惩罚的 J 偏好更小的移动。\n\n问：论文的图里为什么看不出这一点？",
             ),
             minutes=1.5,
         ),

@@ -7,7 +7,7 @@ import pytest
 
 from rlhf_lab.cli.main import _settings
 from rlhf_lab.errors import LabError, Natural
-from rlhf_lab.experiments.claims.rso_table.settings import RSOTable
+from rlhf_lab.experiments.claims.rso_why.settings import RSOWhy
 from rlhf_lab.experiments.settings import Defaults, PerScale, Settings
 
 
@@ -87,8 +87,8 @@ def test_the_command_line_takes_the_other_settings_from_the_scale_s_table(words,
     assert {name: getattr(made, name) for name in expected} == expected
 
 
-def test_on_the_command_line_gamma_follows_beta_unless_it_is_given():
-    """In rso-table γ = β by default; a γ that is given stays, even where it equals the default of β."""
-    assert _settings(RSOTable, ["--beta", "0.2"], "p").gamma == 0.2
-    made = _settings(RSOTable, ["--beta", "0.2", "--gamma", "0.5"], "p")
-    assert (made.beta, made.gamma) == (0.2, 0.5)
+def test_on_the_command_line_a_derived_setting_follows_the_other_unless_it_is_given():
+    """In rso-why there are ten pairs for each label by default; a given number stays."""
+    assert _settings(RSOWhy, ["--labels", "200"], "p").pairs == 2000
+    made = _settings(RSOWhy, ["--labels", "200", "--pairs", "300"], "p")
+    assert (made.labels, made.pairs) == (200, 300)

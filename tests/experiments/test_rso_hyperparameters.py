@@ -33,13 +33,17 @@ def test_the_limit_goes_further_the_smaller_gamma_and_does_not_depend_on_the_sam
     assert max(limits) == pytest.approx(min(limits), abs=1e-12)
 
 
+def run_one(settings, condition, seed=0):
+    return EXPERIMENT.run(settings, {"seed": seed, "condition": condition.key}, {})[0]
+
+
 def test_a_tournament_has_seven_pairs_where_a_first_round_has_four():
     """Of 8 responses; pairs of equal ones are dropped, so at most 7 and 4 a prompt, and the tournament more of them."""
-    found = experiment_run(EXPERIMENT, RSOHyperparameters(scale="bandit", quick=True, pairs=10_000, progress=False))
-    table, rows = found.summary.set_index("condition"), found.settings.rankings
+    settings = RSOHyperparameters(scale="bandit", quick=True, pairs=10_000, progress=False)
+    pairs = {name: run_one(settings, condition)["pairs"] for name, condition in settings.rankings.items()}
     for kind, most in (("sft-8", (4, 7)), ("rso-8", (4, 7)), ("sft-64", (32, 63))):
-        first, tournament = (table.loc[rows[f"{kind} {p}"].key, "pairs"] for p in ("first-round", "tournament"))
-        assert first <= most[0] * found.settings.prompts and tournament <= most[1] * found.settings.prompts
+        first, tournament = pairs[f"{kind} first-round"], pairs[f"{kind} tournament"]
+        assert first <= most[0] * settings.prompts and tournament <= most[1] * settings.prompts
         assert tournament > first
 
 
@@ -74,10 +78,11 @@ def test_a_language_model_runs_and_is_set_beside_the_paper():
 
 def test_without_any_pair_the_policy_stays_where_it_is():
     """At β = 0 the top 8 of 64 draws of one prompt are often one arm alone: no pair, so π_ref itself."""
-    settings = RSOHyperparameters(scale="bandit", quick=True, prompts=1, seeds=6, progress=False)
-    found = experiment_run(EXPERIMENT, settings)
-    none = found.runs[found.runs["pairs"] == 0]
-    assert len(none) > 0 and none["kl"].to_numpy() == pytest.approx(0, abs=1e-12)
+    settings = RSOHyperparameters(scale="bandit", quick=True, prompts=1, progress=False)
+    best = Condition(0.0, settings.design[0])
+    rows = [run_one(settings, best, seed) for seed in range(6)]
+    none = [row["kl"] for row in rows if row["pairs"] == 0]
+    assert none and none == pytest.approx([0] * len(none), abs=1e-12)
 
 
 def _made(settings, proxy):

@@ -102,8 +102,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "beta",
             "the reach of π_r without β",
-            "weights = (self.sampled[1] / beta).softmax(-1)",
-            "weights = self.sampled[1].softmax(-1)",
+            "weights = (self.scores / beta).softmax(-1)",
+            "weights = self.scores.softmax(-1)",
             near="experiments/test_rso_table.py::test_the_way_to_pi_r_is_the_candidates_entropy_lost",
         ),
         Mutation(
@@ -111,13 +111,13 @@ MUTATIONS: list[Mutation] = [
             "the reach of π_r against one candidate, not G",
             "torch.special.xlogy(weights, weights * weights.shape[-1])",
             "torch.special.xlogy(weights, weights)",
-            near="experiments/test_rso_table.py::test_a_language_model_runs_and_is_set_beside_the_paper",
+            near="experiments/test_rso_common.py::test_the_reach_of_weights_three_to_one_by_hand",
         ),
         Mutation(
             "swap",
             "pairs of the gold row are labelled by the proxy",
-            "            scores = self.gold_scores\n",
-            "            scores = self.sampled[1]\n",
+            "scores = self.gold_scores if gold else self.scores",
+            "scores = self.scores",
             near="experiments/test_rso_common.py::test_the_first_candidates_are_paired_and_labelled_by_their_own_scores_or_by_gold",
         ),
         Mutation(
@@ -140,6 +140,27 @@ MUTATIONS: list[Mutation] = [
             "generator, pairing, labels)",
             "generator, pairing)",
             near="experiments/test_rso_table.py::test_hard_labels_name_the_larger_score_and_drawn_ones_as_often_as_bradley_terry_says",
+        ),
+        Mutation(
+            "data",
+            "the reward model with few labels is fitted to all of them",
+            "self.setup.fit_reward_model(self.setup.pairs[: self.labels], Stream.REWARD_MODEL)",
+            "self.setup.fit_reward_model(self.setup.pairs, Stream.REWARD_MODEL)",
+            near="experiments/test_rso_table.py::test_both_reward_models_score_the_same_candidates",
+        ),
+        Mutation(
+            "edge",
+            "a claim is decided although its main comparison is not",
+            "    if not main.above and not main.below:\n",
+            "    if False:\n",
+            near="experiments/test_rso_table.py::test_both_rules_treat_wins_and_losses_alike",
+        ),
+        Mutation(
+            "edge",
+            "one comparison of three decides a claim",
+            "if above + below < 2:",
+            "if above + below < 1:",
+            near="experiments/test_rso_table.py::test_both_rules_treat_wins_and_losses_alike",
         ),
         Mutation(
             "setting",

@@ -234,6 +234,40 @@ MUTATIONS: list[Mutation] = [
         ),
     ),
     *in_file(
+        "exact/loss_slope.py",
+        ["test_loss_slope.py"],
+        Mutation(
+            "mean",
+            "the covariance without the mean of the learned reward",
+            "shift = learned - (p * learned).sum(-1, keepdim=True)",
+            "shift = learned",
+        ),
+        Mutation(
+            "swap",
+            "the best slope maximises J by the learned reward",
+            "objective(optimal_policy(log_ref, learned, g), log_ref, gold, beta)",
+            "objective(optimal_policy(log_ref, learned, g), log_ref, learned, beta)",
+        ),
+        Mutation(
+            "edge",
+            "hard labels count a tie as a loss",
+            "(gap.sign() + 1) / 2",
+            "(gap > 0).to(gap.dtype)",
+        ),
+        Mutation(
+            "beta",
+            "the gradient of the loss without γ inside σ",
+            "believed = label_means(log_source, gamma * log_ratio)",
+            "believed = label_means(log_source, log_ratio)",
+        ),
+        Mutation(
+            "sign",
+            "the gradient of the loss with the opposite sign",
+            "return -2 * gamma * log_source.exp()",
+            "return 2 * gamma * log_source.exp()",
+        ),
+    ),
+    *in_file(
         "exact/best_of_n.py",
         ["test_best_of_n_and_filter.py"],
         Mutation(

@@ -110,27 +110,19 @@ def figure(settings: RSOHyperparameters, summary: pd.DataFrame, runs: pd.DataFra
     paper = settings.design[0]
     betas = {f"{beta:g}": Condition(beta, paper) for beta in settings.samplers}
     gammas = {f"{g:g}": Condition(settings.beta, replace(settings.gamma_cell, gamma=g)) for g in settings.slopes}
-    rankings = {
-        name.replace(" ", "\n").replace("tournament", "tourna-\nment"): one for name, one in settings.rankings.items()
-    }
     names = [*contrasts(settings, paper)]
     drawing, axes = style.subplots(
         2, 3, 17.5, 5.2 + 0.55 * len(settings.design), height_ratios=[1, 0.35 + 0.12 * len(settings.design)]
     )
     with style.use():
-        for ax, shown, title, label in zip(
-            axes[0],
-            (betas, gammas, rankings),
-            (
-                "β of the sampler, paper's cell",
-                "γ of the loss, sampled labels, long training",
-                "Candidates and ranking, paper's cell",
-            ),
-            (f"β (γ = {settings.paper_gamma:g})", f"γ (β = {settings.beta:g})", ""),
-            strict=True,
+        for ax, shown, title, label in (
+            (axes[0, 0], betas, "β of the sampler, paper's cell", f"β (γ = {settings.paper_gamma:g})"),
+            (axes[0, 1], gammas, "γ of the loss, sampled, long", f"γ (β = {settings.beta:g})"),
         ):
-            _levels(ax, summary, shown, wins)
+            _levels(ax, summary, shown, wins, vertical=True, dodge=0.16)
             ax.set(title=title, xlabel=label, ylabel="wins [%]")
+        _levels(axes[0, 2], summary, settings.rankings, wins, dodge=0.22)
+        axes[0, 2].set(title="Candidates, paper's cell", xlabel="wins [%]")
         for ax, looks, title, label in zip(
             axes[1],
             (wins, wins, value),
@@ -149,25 +141,18 @@ def figure(settings: RSOHyperparameters, summary: pd.DataFrame, runs: pd.DataFra
     return drawing
 
 
-def _levels(ax: Axes, summary: pd.DataFrame, shown: dict[str, Condition], looks: Any) -> None:
+def _levels(ax: Axes, summary: pd.DataFrame, shown: dict[str, Condition], looks: Any, **options: Any) -> None:
     import pandas as pd
 
     from rlhf_lab.figures import statistical
 
     table = summary.set_index("condition").loc[[one.key for one in shown.values()]]
+    ends = ("", "_low", "_high")
     parts = [
-        pd.DataFrame(
-            {
-                "x": [*shown],
-                "metric": metric,
-                **{f"y{e}": 100 * table[f"{metric}{e}"].to_numpy() for e in ("", "_low", "_high")},
-            }
-        )
-        for metric in looks
+        pd.DataFrame({"x": [*shown], "metric": m} | {f"y{end}": 100 * table[f"{m}{end}"].to_numpy() for end in ends})
+        for m in looks
     ]
-    statistical.interval_points(
-        ax, pd.concat(parts), "x", "y", "metric", looks, vertical=True, dodge=0.16, legend=False
-    )
+    statistical.interval_points(ax, pd.concat(parts), "x", "y", "metric", looks, legend=False, **options)
 
 
 def _cells(ax: Axes, settings: RSOHyperparameters, runs: pd.DataFrame, name: str, looks: Any, scale: float) -> None:

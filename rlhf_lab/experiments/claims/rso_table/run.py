@@ -154,8 +154,8 @@ EXPERIMENT = Experiment(
         "and J and KL apart from them. Four things differ from the paper. Its direct pairs are responses of other "
         "policies; ours are from π_ref, so that direct and sft-sample-rank differ only in who labels. Its reward model "
         "has fourteen times as many weights as its policy; ours has as many. It selects the checkpoint that its reward "
-        "model prefers; we use the last one. It labels more pairs than people did; here all sources have as many pairs "
-        "as there are labels. On text, summaries take the place of TL;DR, wins are against the SFT target, and the "
+        "model prefers; we use the last one. It labels more pairs than people did; here all sources have the same "
+        "number of pairs. On text, summaries take the place of TL;DR, wins are against the SFT target, and the "
         "candidates are sampled at temperature 0.7 and top-k 40 as in the paper. On exact scales the policies are "
         "tables, each seed has a different world, the candidates are samples of π_ref itself, wins are against samples "
         "of π_ref, and the judge is the gold labeller, who prefers by the Bradley–Terry model."
@@ -169,6 +169,9 @@ EXPERIMENT = Experiment(
         "rate, found by a search for the largest proxy J. Now all rows have the same number of pairs, the same steps "
         "and the same rate, because a search for J shortens the training of a row with γ < β.",
         "The first rule compared ten win rates at 95% each. The new rule compares three and corrects for their number.",
+        "On the tree the new design first had 1,000 and 20,000 labels. After two seeds the γ with the maximum J was "
+        "3.9 and 1.7, so neither reward model was reliable. The run was started again with as many labels per "
+        "parameter of the reward model as on the bandit, 20,000 and 400,000.",
     ),
     settings=RSOTable,
     scales=("bandit", "tree", "small"),
