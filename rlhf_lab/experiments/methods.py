@@ -277,7 +277,7 @@ METHODS: dict[str, Method] = {
         "RSO, rso-sample-rank, γ = β", **_RSO, stream=10, settings={"source": "rso-sample-rank"}
     ),
     "rso-paper": Method(
-        "RSO, γ = 0.05, hard labels", **_RSO, stream=10, settings={"gamma": 0.05, "labels": "hard"}
+        "RSO, γ = 0.05, hard labels", **_RSO, stream=11, settings={"gamma": 0.05, "labels": "hard"}
     ),
     "raft": Method(
         "RAFT, best of 8", _raft, stream=7, settings={"best_of": BEST_OF}, reward_model=True, samples=True

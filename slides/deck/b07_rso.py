@@ -367,15 +367,16 @@ BLOCK = Block(
                         "bandit",
                         "partly supported",
                         "With γ = 0.05 and hard labels, pairs from π_r win {rso_over_sft:signed,points} points more than pairs "
-                        "from π_sft, and J changes by {objective_rso_over_sft:signed}. With γ = β and sampled labels they win "
-                        "{judge_rso_over_sft_equal_sampled:signed,points} points. RAFT wins more than RSO.",
+                        "from π_sft, and J changes by {objective_rso_over_sft:signed}. With γ = β, sampled "
+                        "labels and long training the difference is {judge_rso_over_sft_equal_sampled_long:signed,points} "
+                        "points. RAFT wins more than RSO.",
                         "γ = 0.05、硬标注时，π_r 的成对数据比 π_sft 的胜率高 {rso_over_sft:signed,points} 个百分点，J 变化 "
-                        "{objective_rso_over_sft:signed}。γ = β、标注抽样时，差 {judge_rso_over_sft_equal_sampled:signed,points} "
+                        "{objective_rso_over_sft:signed}。γ = β、标注抽样、训练长时，差 {judge_rso_over_sft_equal_sampled_long:signed,points} "
                         "个百分点。RAFT 胜过 RSO。",
                         conditions=(
                             "rso_over_sft > 0",
                             "objective_rso_over_sft < 0",
-                            "judge_rso_over_sft_equal_sampled < 0",
+                            "judge_rso_over_sft_equal_sampled_long < 0",
                             "rso_over_raft < 0",
                         ),
                     ),
