@@ -93,7 +93,7 @@ EXPERIMENT = Experiment(
         "temperature 0.7 and top-k 40."
     ),
     rule=RULE,
-    rule_commit="f8886603434042a7040067ecab887465c6a5ecad",
+    rule_commit="4d1a96dc039ac366436f2fd9d578c493deadc130",
     redesigns=(
         "The first design had γ = β = 0.5 and sampled labels wherever they were not varied, and the rule used the "
         "judge. The paper's Figure 3 reports wins by the reward model at γ = 0.05. Both are now as in the paper.",

@@ -161,7 +161,7 @@ EXPERIMENT = Experiment(
         "of π_ref, and the judge is the gold labeller, who prefers by the Bradley–Terry model."
     ),
     rule=RULE,
-    rule_commit="92e7401f0f8e2eccaa04d936e20b91e078f7b722",
+    rule_commit="17fa7f0a31987631680e8c73c2d9fd9ae4ada403",
     redesigns=(
         "The first design had γ = β = 0.5 and sampled labels on all scales. Its outcome, that pairs from π_r do not "
         "beat pairs from π_ref, was one of these settings and not of the method. The paper's settings are now one "
