@@ -47,6 +47,13 @@ def population(lp, lr, r, b):
     return total / (k * (k - 1) / 2)
 
 
+def each_pair_once(implicit, r):
+    """p softplus(−m) + (1 − p) softplus(m) is softplus(−m) + (1 − p) m."""
+    i, j = torch.triu_indices(len(r), len(r), 1)
+    m = implicit[i] - implicit[j]
+    return (softplus(-m) + torch.sigmoid(r[j] - r[i]) * m).mean()
+
+
 def by_autograd(logits, ref, w, losing, beta):
     x = logits.clone().requires_grad_(True)
     ratio = x.log_softmax(-1) - ref
@@ -158,17 +165,36 @@ RIGHT = {
         lambda c, r, b: torch.logaddexp(torch.zeros_like(c), b * (r - c)),
         lambda c, r, b: -logsigmoid(b * c - b * r),
     ],
-    "nb05.population_loss": [population],
+    "nb05.population_loss": [
+        population,
+        lambda lp, lr, r, b: (
+            -2
+            * (torch.sigmoid(r[:, None] - r) * logsigmoid(b * ((lp - lr)[:, None] - (lp - lr)))).fill_diagonal_(0).sum()
+            / (len(r) * (len(r) - 1))
+        ),
+        lambda lp, lr, r, b: each_pair_once(b * (lp - lr), r),
+    ],
     "nb05.robust_loss": [
         lambda c, r, b, e: ((1 - e) * softplus(b * (r - c)) - e * softplus(b * (c - r))) / (1 - 2 * e),
         lambda c, r, b, e: -logsigmoid(b * (c - r)) - e / (1 - 2 * e) * b * (c - r),
+        lambda c, r, b, e: (softplus(b * (r - c)) - e * (softplus(b * (r - c)) + softplus(b * (c - r)))) / (1 - 2 * e),
     ],
     "nb05.ipo_margin": [
         lambda p, t: (2 * p - 1) / (2 * t),
         lambda p, t: p / (2 * t) - (1 - p) / (2 * t),
         lambda p, t: torch.tensor([(x - 0.5) / t for x in p.tolist()]),
     ],
-    "nb06.dpo_gradient": [by_autograd],
+    "nb06.dpo_gradient": [
+        by_autograd,
+        lambda x, ref, w, losing, b: (
+            b
+            * torch.sigmoid(b * ((x - ref)[losing] - (x - ref)[w]))
+            * (torch.eye(len(x))[losing] - torch.eye(len(x))[w])
+        ),
+        lambda x, ref, w, losing, b: torch.autograd.functional.jacobian(
+            lambda z: -logsigmoid(b * ((z - ref)[w] - (z - ref)[losing])), x
+        ),
+    ],
     "nb06.chosen_speed": [
         lambda c, r, b, w: b * w * (c @ c - c @ r),
         lambda c, r, b, w: (b * w * c * (c - r)).sum(),
