@@ -138,7 +138,7 @@ class SamplerSetup:
         return slope.index_add(0, winner, -pull).index_add(0, loser, pull)
 
     def label_in_rounds(self, sampler: str, rounds: int, labels: int, generator: torch.Generator) -> list[float]:
-        """The regret after each round, in which the sampler's pairs are labelled and a table is fitted to all labels."""
+        """The regret after each round: the sampler's pairs are labelled, and a table is fitted to all labels so far."""
         implicit = torch.zeros_like(self.log_ref)
         wins = torch.zeros(len(implicit), len(implicit), dtype=torch.float64)
         found = []
