@@ -249,6 +249,13 @@ def test_a_wrong_loop_is_told_what_is_wrong(name):
     assert not feedback.passed and words in repr(feedback), feedback
 
 
+def test_a_wrong_loop_leaves_the_global_random_state_as_it_was():
+    before = torch.get_rng_state(), random.getstate()
+    check("nb05.train_dpo", WRONG_LOOPS["torch's global state"][0])
+    check("nb05.train_dpo", WRONG_LOOPS["python's global state"][0])
+    assert torch.equal(before[0], torch.get_rng_state()) and before[1] == random.getstate()
+
+
 def test_an_unwritten_loop_and_one_with_other_arguments_are_named():
     def stub(*given):
         raise NotImplementedError("your code here")
