@@ -292,7 +292,7 @@ def test_every_stored_notebook_can_be_shown_and_every_picture_of_it_has_words():
         out = notebook.drawn(stored, path.stem, lambda number, words: "key")
         body, contents = markdown_html.finished(out.body, lambda link: link, path.name)
         assert len(contents) > 2
-        assert len(out.states) == 1
+        assert len(out.states) >= 1  # an explorer or more
         assert not [
             text for text in soup(body).find_all(string=lambda s: "$" in s) if not text.find_parents(["pre", "code"])
         ]
