@@ -16,6 +16,7 @@ import inspect
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -110,6 +111,16 @@ class NextLine(FunctionTask):
         above = line.left_value or self.derivation.lines[self.line - 2].value
         return torch.as_tensor(above(world)).detach().double()
 
+    @cached_property
+    def _worlds(self) -> list[tuple[_Restricted, Tensor, list[Tensor]]]:
+        """The random worlds, each with the values of the line above and of the known wrong lines."""
+        found = []
+        for number in range(WORLDS):
+            world = self.derivation.world(seeded(SEED, number))
+            few, above = _Restricted(world, self._quantities(world)), self.value(world)
+            found.append((few, above, [_number(one.function(few), above) for one in self.mistakes]))
+        return found
+
     def grade(self, given: Any) -> Feedback:
         """Compute the line on random worlds, and describe the first one in which it is not equal to the line above."""
         reason = refused(self, {"w": None}, given)
@@ -118,17 +129,16 @@ class NextLine(FunctionTask):
         call = guarded(given, None)
         answers: list[Any] = []
 
-        def world(generator: torch.Generator) -> tuple[Any, Any, Tensor]:
-            drawn = self.derivation.world(generator)
-            few = _Restricted(drawn, self._quantities(drawn))
-            answers.append(call(few))
-            above = self.value(drawn)
-            return few, _number(answers[-1], above), above
+        def world(generator: torch.Generator) -> tuple[Tensor, Tensor, list[Tensor]]:
+            few, above, known = self._worlds[len(answers)]
+            answers.append(None)
+            answers[-1] = call(few)
+            return _number(answers[-1], above), above, known
 
         # The engine compares the answer with the line above, and the known wrong lines with the answer.
-        lines = [Line("", "", lambda drawn: drawn[1], "?", lambda drawn: drawn[2])]
-        lines += [Line("", "", _first(one.function), "?", lambda drawn: drawn[1]) for one in self.mistakes]
-        wrong = (Wrong("", "", lambda drawn: drawn[1]),)
+        lines = [Line("", "", lambda drawn: drawn[0], "?", lambda drawn: drawn[1])]
+        lines += [Line("", "", _known(place), "?", lambda drawn: drawn[0]) for place in range(len(self.mistakes))]
+        wrong = (Wrong("", "", lambda drawn: drawn[0]),)
         try:
             checked = Derivation(self.key, "", tuple(lines), wrong, "", world).check(WORLDS, SEED)
         except Complaint as complaint:
@@ -139,8 +149,7 @@ class NextLine(FunctionTask):
             return Feedback(True, [f"{self.key}: equal to the line above in all {WORLDS} random worlds."])
         mistake = next((one for one, same in zip(self.mistakes, known, strict=True) if same), None)
         first = int((~(checked.errors[:, 0] <= TOLERANCE)).nonzero()[0])
-        want = self.value(self.derivation.world(seeded(SEED, first)))
-        text = difference(normal(answers[first]), want, tolerances(coarsest(answers[first])))
+        text = difference(normal(answers[first]), self._worlds[first][1], tolerances(coarsest(answers[first])))
         return Feedback(
             False,
             [
@@ -152,14 +161,14 @@ class NextLine(FunctionTask):
         )
 
     def _place(self, number: int) -> str:
-        world = self.derivation.world(seeded(SEED, number))
-        values = ", ".join(f"w.{name} = {shown(value)}" for name, value in self._quantities(world).items())
+        quantities = self._worlds[number][0]._quantities
+        values = ", ".join(f"w.{name} = {shown(value)}" for name, value in quantities.items())
         return f"In random world {number + 1} of {WORLDS}, with {values}"
 
 
-def _first(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """`function` of the first of several."""
-    return lambda given: function(given[0])
+def _known(place: int) -> Callable[[Any], Tensor]:
+    """The values of the known wrong line at this place."""
+    return lambda drawn: drawn[2][place]
 
 
 _SIGN = {"=": "=", "≤": r"\le", "≥": r"\ge"}

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
@@ -16,7 +17,6 @@ from rlhf_lab import exact
 from rlhf_lab.derivations import kl as kl_derivations
 from rlhf_lab.errors import LabError
 from rlhf_lab.exercises import Mistake, check, exercise, notebooks, of_notebook, predict, progress, records, reveal
-from rlhf_lab.exercises.derive import NextLine
 from rlhf_lab.exercises.predictions import Prediction
 from rlhf_lab.exercises.student_notebooks import STUB, student_version
 from rlhf_lab.exercises.training_loops import TrainingLoop, loop_mistakes
@@ -132,6 +132,8 @@ def test_a_right_line_in_another_form_passes(key, line):
 def test_a_wrong_line_gets_a_sentence_and_a_counterexample(key, line, words):
     feedback = check(key, line)
     assert not feedback.passed and feedback.mistake == "" and words in repr(feedback), feedback
+    if "raises" in words or "text" in words:
+        assert "In random world 1 of 200" in repr(feedback)
     if words == "not yet":
         assert "In random world 1 of 200, with w.beta = " in repr(feedback) and "expected" in repr(feedback)
 
@@ -143,7 +145,7 @@ def test_the_counterexample_is_the_first_world_in_which_the_line_fails():
 
     first = next(number for number in range(200) if world(seeded(0, number)).n == 3)
     one = exercise("nb05.cdpo_slope")
-    task = NextLine(**{**vars(one), "quantities": (*one.quantities, "n"), "mistakes": one.mistakes[:3]})
+    task = replace(one, quantities=(*one.quantities, "n"), mistakes=one.mistakes[:3])
     feedback = task.grade(lambda w: one.solution(w) + (w.n == 3))
     assert f"In random world {first + 1} of 200" in repr(feedback)
 
@@ -154,7 +156,7 @@ def test_the_derivation_s_own_wrong_lines_are_mistakes_and_its_text_explains_the
     assert check(one.key, lambda w: -w.beta * torch.sigmoid(-w.margin)).mistake.startswith("this is the derivative")
     assert r"\mathcal{L}(w,l) + \varepsilon\,\beta\Delta" in one.statement and "= \\;\\;?" in one.statement
     assert "| `w.epsilon` | ε in (0.05, 0.4), the rate of flipped labels |" in one.statement
-    on_property = NextLine(**{**vars(one), "quantities": ("log_policy",), "derivation": kl_derivations.kl_values})
+    on_property = replace(one, quantities=("log_policy",), derivation=kl_derivations.kl_values)
     assert "| `w.log_policy` | log π_θ, (X, K) |" in on_property.statement
 
 
