@@ -13,8 +13,9 @@ import torch
 
 from rlhf_lab import exact
 from rlhf_lab.errors import LabError
+from rlhf_lab.experiments.claims.over_optimisation import report
 from rlhf_lab.experiments.claims.over_optimisation import run as claim
-from rlhf_lab.experiments.claims.over_optimisation.report import METHODS, figure, outcome_of, peak_shift, turn
+from rlhf_lab.experiments.claims.over_optimisation.report import METHODS, decide, figure, peak_shifts
 from rlhf_lab.experiments.claims.over_optimisation.settings import OverOptimisation
 from rlhf_lab.experiments.claims.over_optimisation.trajectories import (
     PartReward,
@@ -22,9 +23,9 @@ from rlhf_lab.experiments.claims.over_optimisation.trajectories import (
     _position,
     best_of_subsets,
     make_world,
+    saturating_world,
 )
 from rlhf_lab.experiments.runner import experiment_run
-from rlhf_lab.intervals import Interval
 from rlhf_lab.training import seeded
 
 SCALES = ("bandit", pytest.param("tree", marks=pytest.mark.slow), pytest.param("small", marks=pytest.mark.slow))
@@ -78,19 +79,28 @@ def test_best_of_subsets_needs_enough_samples():
         best_of_subsets(torch.zeros(1, 5), torch.zeros(1, 5), 6)
 
 
+def turn(rows, most=None):
+    """The turn of one trajectory whose own maximum of the proxy is the largest, or `most`."""
+    best = rows.groupby("seed")["proxy"].max()
+    found = report.turn(rows, best if most is None else best * 0 + most)
+    return found, found.sign(found.fall)
+
+
 def test_a_trajectory_that_rises_and_falls_turns_and_one_that_only_rises_stays():
     """By hand: gold 0, 1, 2, 1, the fall is 1; and gold that ends at its highest falls by 0."""
-    there = turn(trajectory([0, 1, 2, 1], noise=0.01))
-    assert there.status == "turns" and there.fall.mean == pytest.approx(1, abs=0.05)
+    there, sign = turn(trajectory([0, 1, 2, 1], noise=0.01))
+    assert sign == 1 and there.fall.mean == pytest.approx(1, abs=0.05)
     assert there.peak == pytest.approx(2**0.5) and there.gain == pytest.approx(2, abs=0.05)
-    stays = turn(trajectory([0, 1, 2, 3], noise=0.01))
-    assert stays.status == "stays" and abs(stays.fall.mean) < 0.05
+    stays, sign = turn(trajectory([0, 1, 2, 3], noise=0.01))
+    assert sign == -1 and abs(stays.fall.mean) < 0.05
 
 
-def test_a_fall_of_gold_with_the_proxy_is_no_turn_and_a_short_trajectory_decides_nothing():
-    """A proxy that falls too was not optimised; a trajectory that ends at √KL 0.5 is too short."""
-    assert turn(trajectory([0, 1, 2, 1], proxy=[0, 3, 4, 2], noise=0.01)).status == "open"
-    assert turn(trajectory([0, 1, 2, 3], noise=0.01, kl=[0, 0.1, 0.2, 0.25])).status == "open"
+def test_a_fall_of_gold_with_the_proxy_is_no_turn_and_a_trajectory_far_from_the_maximum_decides_nothing():
+    """A proxy that falls too was not optimised. One that ends at 3 of 4 is open, and at 3 of 3.2 it is not."""
+    assert turn(trajectory([0, 1, 2, 1], proxy=[0, 3, 4, 2], noise=0.01))[1] == 0
+    assert turn(trajectory([0, 1, 2, 3], noise=0.01), most=4)[1] == 0
+    there, sign = turn(trajectory([0, 1, 2, 3], noise=0.01), most=3.2)
+    assert sign == -1 and there.reach == pytest.approx(3 / 3.2, abs=0.01)
 
 
 def test_on_noise_alone_the_cross_fitted_fall_is_centred_at_zero():
@@ -99,7 +109,7 @@ def test_on_noise_alone_the_cross_fitted_fall_is_centred_at_zero():
     for s in range(40):
         rows = trajectory([0.0] * 10, seeds=5)
         rows["gold"] = np.random.default_rng(s).normal(size=len(rows))
-        falls.append(turn(rows).fall.mean)
+        falls.append(turn(rows)[0].fall.mean)
         table = rows.pivot(index="seed", columns="place", values="gold").to_numpy()
         biased.append((table.max(1) - table[:, -1]).mean())
     error = np.std(falls, ddof=1) / np.sqrt(len(falls))
@@ -107,30 +117,35 @@ def test_on_noise_alone_the_cross_fitted_fall_is_centred_at_zero():
     assert np.mean(biased) > 10 * error
 
 
-def test_the_rule_gives_every_outcome_it_names():
-    """Made-up statuses of the four methods."""
-    later, wide = Interval(1, 0.5, 1.5), Interval(0.1, -1, 1.2)
-    names = METHODS
+def made_up(shapes, kind="extrapolating", noise=0.01):
+    """Rows of both methods of the rule with few and with many labels; `shapes` has a gold reward for each."""
+    parts = []
+    for labels, shape in zip((8, 16), shapes, strict=True):
+        for name, gold in zip(METHODS, (shape, shape, [0, 1, 2], [0, 1, 2]), strict=True):
+            rows = trajectory(gold, kl=[0.0, 1.0, 4.0], noise=noise)
+            parts.append(rows.assign(road=name, kind=kind, labels=labels, pressure=rows["place"]))
+    return pd.concat(parts, ignore_index=True)
 
-    def of(statuses, shift=later):
-        return outcome_of(dict(zip(names, statuses, strict=True)), shift)
 
-    assert of(["turns"] * 4) == "supported"
-    assert of(["turns"] * 4, wide) == "partly supported"
-    assert of(["turns", "stays", "open", "stays"]) == "partly supported"
-    assert of(["stays"] * 4) == "not supported"
-    assert of(["open", "stays", "stays", "stays"]) == "inconclusive"
+@pytest.mark.parametrize(
+    ("few", "many", "noise", "expected"),
+    [
+        ([0, 2, 1], [0, 1, 2], 0.01, "supported"),  # both turn, and with many labels the peak is at the end
+        ([0, 2, 1], [0, 2, 1], 0.01, "partly supported"),  # the peak does not move
+        ([0, 1, 2], [0, 1, 2], 0.01, "not supported"),  # both stay high at the maximum of the proxy
+        ([0, 1, 2], [0, 2, 1], 0.01, "not supported"),  # the peak comes earlier with many labels
+        ([0, 1, 1], [0, 1, 1], 3.0, "inconclusive"),
+    ],
+)
+def test_the_rule_gives_every_outcome_it_names(few, many, noise, expected):
+    rows, settings = made_up((few, many), noise=noise), OverOptimisation(labels=(8, 16))
+    assert decide(settings, claim.summarise_rows(settings, rows), rows).outcome == expected
 
 
 def test_the_shift_of_the_peak_compares_the_peaks_of_each_seed():
     """By hand: with few labels gold is highest at KL 1, with many at KL 4: √KL is larger by 1."""
-    parts = []
-    for labels, gold in ((8, [0, 2, 1]), (16, [0, 1, 2])):
-        for name in METHODS:
-            rows = trajectory(gold, kl=[0.0, 1.0, 4.0])
-            parts.append(rows.assign(road=name, kind="full", labels=labels))
-    shift = peak_shift(OverOptimisation(labels=(8, 16)), pd.concat(parts))
-    assert shift.mean == pytest.approx(1) and shift.above
+    shifts = peak_shifts(OverOptimisation(labels=(8, 16)), made_up(([0, 2, 1], [0, 1, 2])))
+    assert shifts == pytest.approx(np.ones(6))
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -192,6 +207,25 @@ def test_the_bandits_gold_is_mostly_linear_in_the_features():
             rest = gold - design @ torch.linalg.lstsq(design, gold.unsqueeze(-1)).solution.squeeze(-1)
             found.append(1 - (rest.var() / gold.var()).item())
     assert 0.5 < np.mean(found) < 0.85
+
+
+@pytest.mark.parametrize("scale", ["bandit", "tree"])
+def test_the_gold_reward_saturates_in_each_feature_and_has_unit_variance(scale):
+    """r* is linear in 1 − exp(−φ), exactly, and not in φ. On the tree φ counts the tokens of a response."""
+    world, features = saturating_world(scale, 3)
+    gold, places = world.rewards(), torch.arange(world.tree.depth)
+    amount = features[:, places, world.tree.responses.ids].sum(-2)
+    assert gold.std(-1) == pytest.approx([1.0] * len(gold))
+    for x in range(len(gold)):
+
+        def left(design, gold=gold[x]):
+            design = torch.cat([design, torch.ones(len(design), 1, dtype=torch.float64)], 1)
+            rest = gold - design @ torch.linalg.pinv(design) @ gold
+            return float(rest.var())
+
+        assert left(1 - (-amount[x]).exp()) < 1e-20 < 0.02 < left(amount[x])
+    if scale == "tree":
+        assert (amount.sum(-1) == 4).all()
 
 
 def test_best_of_n_on_the_bandit_is_the_exact_one(found):

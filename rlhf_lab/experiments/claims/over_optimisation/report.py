@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rlhf_lab.evaluation import mean_interval
-from rlhf_lab.experiments.claims.over_optimisation.settings import FAR, MARGIN, OverOptimisation
+from rlhf_lab.experiments.claims.over_optimisation.settings import MARGIN, REACH, OverOptimisation
 from rlhf_lab.experiments.claims.over_optimisation.trajectories import POINT, TRAINED, TRAJECTORY
-from rlhf_lab.experiments.verdicts import Number, Outcome, Verdict
+from rlhf_lab.experiments.statistics import holm_intervals
+from rlhf_lab.experiments.verdicts import Number, Verdict, outcome_of, side
 from rlhf_lab.intervals import Interval
 
 if TYPE_CHECKING:
@@ -21,8 +22,18 @@ if TYPE_CHECKING:
     from rlhf_lab.figures.style import Style
 
 METHODS = ("best-of-n", *TRAINED)
-"""The four methods of the claim."""
-KINDS = {"full": "any reward", "noisy": "any reward (noisy labels)", "limited": "a part of the gold reward"}
+"""The methods whose trajectories are recorded."""
+JUDGED = ("best-of-n", "ppo")
+"""The methods of the rule, those of the source."""
+JUDGED_KIND = "extrapolating"
+"""The kind of reward model that the rule judges on the exact scales. On text there is one kind, "full"."""
+KINDS = {
+    "full": "any reward",
+    "noisy": "any reward (noisy labels)",
+    "limited": "a part of the gold reward",
+    "saturating": "any reward (gold saturates)",
+    "extrapolating": "features (gold saturates)",
+}
 """Reward models of the exact scales, by what they can represent."""
 
 
@@ -30,9 +41,9 @@ KINDS = {"full": "any reward", "noisy": "any reward (noisy labels)", "limited": 
 class Turn:
     """What one trajectory does between the peak of the gold reward, found on the other seeds, and its end."""
 
-    fall: Interval
-    """Gold reward at the peak minus that at the end, paired within seeds."""
-    rise: Interval
+    falls: np.ndarray
+    """Gold reward at the peak minus that at the end, for each seed."""
+    rises: np.ndarray
     """Proxy reward at the end minus that at the peak."""
     gain: float
     """The mean gold reward at its peak minus that of π_ref."""
@@ -40,17 +51,33 @@ class Turn:
     """√KL at the peak of the mean gold reward, √nats."""
     end: float
     """√KL at the end."""
+    reach: float
+    """Proxy reward at the end relative to its maximum, mean over seeds."""
 
     @property
-    def status(self) -> str:
-        """`turns`, `stays` or `open`, by the rule."""
-        if self.fall.above and self.rise.above:
-            return "turns"
-        return "stays" if self.fall.high < MARGIN * self.gain and self.end >= FAR else "open"
+    def fall(self) -> Interval:
+        """The mean fall with its usual interval."""
+        return Interval(*mean_interval(self.falls))
+
+    @property
+    def rise(self) -> Interval:
+        """The mean rise with its usual interval."""
+        return Interval(*mean_interval(self.rises))
+
+    def sign(self, fall: Interval) -> int:
+        """+1 if the trajectory turns, −1 if it stays high, 0 if this is open; `fall` has the interval of the rule."""
+        if fall.above and self.rise.above:
+            return 1
+        return -int(fall.high < MARGIN * self.gain and self.reach >= REACH)
 
 
-def turn(rows: pd.DataFrame) -> Turn:
-    """Return the turn of one trajectory from its rows of all seeds."""
+def turn(rows: pd.DataFrame, most: pd.Series) -> Turn:
+    """Return the turn of one trajectory.
+
+    Args:
+        rows: its rows, of all seeds.
+        most: seed → the maximum of the proxy reward.
+    """
     gold, proxy, kl = (
         rows.pivot(index="seed", columns=POINT, values=name).to_numpy(float) for name in ("gold", "proxy", "kl")
     )
@@ -63,51 +90,63 @@ def turn(rows: pd.DataFrame) -> Turn:
     mean, root = gold.mean(0), np.sqrt(kl.clip(min=0)).mean(0)
     top = int(mean.argmax())
     return Turn(
-        Interval(*mean_interval(np.array(falls))),
-        Interval(*mean_interval(np.array(rises))),
+        np.array(falls),
+        np.array(rises),
         float(mean[top] - mean[0]),
         float(root[top]),
         float(root[-1]),
+        float((proxy[:, -1] / most.sort_index().to_numpy()).mean()),
     )
 
 
 def turns(rows: pd.DataFrame) -> dict[tuple[str, str, int], Turn]:
     """Return the turn of every trajectory, by its name, kind of reward model and number of labels."""
+    most = rows.groupby(["kind", "labels", "seed"])["proxy"].max()
     groups: Any = rows.groupby([TRAJECTORY, "kind", "labels"], sort=False)
-    return {(str(name), str(kind), int(n)): turn(part) for (name, kind, n), part in groups}
+    return {(str(name), str(kind), int(n)): turn(part, most[kind, n]) for (name, kind, n), part in groups}
 
 
-def peak_shift(settings: OverOptimisation, rows: pd.DataFrame) -> Interval:
-    """Return √KL at the peak of the gold reward with the most labels minus that with the fewest.
+def peak_shifts(settings: OverOptimisation, rows: pd.DataFrame) -> np.ndarray:
+    """Return √KL at the peak of the gold reward with the most labels minus that with the fewest, for each seed.
 
     The peak is found in each seed. A trajectory that does not turn has it at its end. The difference is averaged over
-    the methods that were run with both numbers of labels, and then over seeds.
+    the two methods of the rule.
     """
     few, many = settings.labels[0], settings.labels[-1]
-    full = rows[(rows["kind"] == "full") & rows[TRAJECTORY].isin(METHODS)].reset_index(drop=True)
-    peaks = full.loc[full.groupby(["seed", TRAJECTORY, "labels"])["gold"].idxmax()]
+    judged = rows[(rows["kind"] == judged_kind(settings)) & rows[TRAJECTORY].isin(JUDGED)].reset_index(drop=True)
+    peaks = judged.loc[judged.groupby(["seed", TRAJECTORY, "labels"])["gold"].idxmax()]
     root = peaks.assign(root=peaks["kl"].clip(lower=0) ** 0.5).pivot(
         index=["seed", TRAJECTORY], columns="labels", values="root"
     )
-    shift = (root[many] - root[few]).dropna().groupby("seed").mean()
-    return Interval(*mean_interval(shift.to_numpy()))
+    return (root[many] - root[few]).groupby("seed").mean().to_numpy()
+
+
+def judged_kind(settings: OverOptimisation) -> str:
+    """Return the kind of reward model that the rule judges."""
+    return JUDGED_KIND if settings.exact else "full"
+
+
+def key_of(name: str, kind: str, labels: int) -> str:
+    """Return the end of the names of a trajectory's numbers, such as `best_of_n_50`."""
+    return f"{name.replace('-', '_')}_{labels}" if kind == "full" else f"{name.replace('-', '_')}_{kind}_{labels}"
 
 
 def numbers_of(
-    settings: OverOptimisation, summary: pd.DataFrame, found: dict[tuple[str, str, int], Turn], shift: Interval
+    settings: OverOptimisation, summary: pd.DataFrame, found: dict[tuple[str, str, int], Turn]
 ) -> dict[str, Number]:
     """Return the numbers of a result by name, such as `fall_ppo_50` for PPO with 50 labels.
 
-    `gold_…` and `proxy_…` are the gains in both rewards at the end of a trajectory.
+    `gold_…` and `proxy_…` are the gains in both rewards at the end of a trajectory, `reach_…` the share of the proxy's
+    maximum there.
     """
     few, many = settings.labels[0], settings.labels[-1]
-    numbers: dict[str, Number] = {"labels_few": few, "labels_many": many, "peak_shift": shift}
+    numbers: dict[str, Number] = {"labels_few": few, "labels_many": many}
     ends: Any = summary.groupby([TRAJECTORY, "kind", "labels"]).last()
     for (name, kind, labels), one in found.items():
-        key = f"{name.replace('-', '_')}_{labels}" if kind == "full" else f"{name}_{kind}_{labels}"
-        if kind == "full" and labels in (few, many):
+        key = key_of(name, kind, labels)
+        if kind in ("full", JUDGED_KIND) and labels in (few, many):
             row = ends.loc[(name, kind, labels)]
-            numbers |= {f"fall_{key}": one.fall, f"rise_{key}": one.rise}
+            numbers |= {f"fall_{key}": one.fall, f"rise_{key}": one.rise, f"reach_{key}": one.reach}
             numbers |= {f"gain_{key}": one.gain, f"peak_{key}": one.peak, f"end_{key}": one.end}
             for reward in ("gold", "proxy"):
                 numbers[f"{reward}_{key}"] = Interval(row[reward], row[f"{reward}_low"], row[f"{reward}_high"])
@@ -117,24 +156,16 @@ def numbers_of(
     return numbers
 
 
-def outcome_of(statuses: dict[str, str], shift: Interval) -> Outcome:
-    """Apply the rule to the four methods' statuses with the fewest labels and to the shift of the peak."""
-    turned = [status == "turns" for status in statuses.values()]
-    if any(turned):
-        return "supported" if all(turned) and shift.above else "partly supported"
-    return "not supported" if all(status == "stays" for status in statuses.values()) else "inconclusive"
-
-
 def decide(settings: OverOptimisation, summary: pd.DataFrame, rows: pd.DataFrame) -> Verdict:
     """Apply the rule (`settings.RULE`) to the rows."""
-    found, shift, few = turns(rows), peak_shift(settings, rows), settings.labels[0]
-    here = {name: found[name, "full", few] for name in METHODS}
-    thresholds = {"peak_shift": 0.0}
-    for name, one in here.items():
-        key = f"{name.replace('-', '_')}_{few}"
-        thresholds |= {f"fall_{key}": MARGIN * one.gain, f"rise_{key}": 0.0, f"end_{key}": FAR}
-    outcome = outcome_of({name: one.status for name, one in here.items()}, shift)
-    return Verdict(outcome, numbers_of(settings, summary, found, shift), thresholds)
+    found, few, kind = turns(rows), settings.labels[0], judged_kind(settings)
+    judged = {f"fall_{key_of(name, kind, few)}": found[name, kind, few] for name in JUDGED}
+    compared = {name: one.falls for name, one in judged.items()} | {"peak_shift": peak_shifts(settings, rows)}
+    intervals = holm_intervals(compared)
+    signs = [one.sign(intervals[name]) for name, one in judged.items()] + [side(intervals["peak_shift"])]
+    thresholds = {name: MARGIN * one.gain for name, one in judged.items()} | {"peak_shift": 0.0}
+    thresholds |= {name.replace("fall", "reach"): REACH for name in judged}
+    return Verdict(outcome_of(signs), numbers_of(settings, summary, found) | intervals, thresholds)
 
 
 def styles() -> dict[str, Style]:
@@ -155,7 +186,7 @@ def figure(settings: OverOptimisation, summary: pd.DataFrame, rows: pd.DataFrame
     with style.use():
         drawing, axes = style.subplots(1, 3, width=17, height=5.2)
         for ax, labels in zip(axes, (settings.labels[0], settings.labels[-1]), strict=False):
-            _rewards(ax, summary[(summary["kind"] == "full") & (summary["labels"] == labels)])
+            _rewards(ax, summary[(summary["kind"] == judged_kind(settings)) & (summary["labels"] == labels)])
             ax.set(
                 title=f"Gold and proxy, {labels:,} labels", xlabel="√KL(π‖π_ref) [√nats]",
                 ylabel="gain over π_ref [logits of a label]",
@@ -195,7 +226,8 @@ def _falls(ax: Axes, settings: OverOptimisation, found: dict[tuple[str, str, int
 
     ylabel = "peak to end [logits of a label]"
     if settings.exact:
-        marks = {"full": ("plug-in", "o"), "noisy": ("wrong", "x"), "limited": ("reward", "s")}
+        marks = {"full": ("plug-in", "o"), "noisy": ("wrong", "x"), "limited": ("reward", "s"),
+                 "saturating": ("rest", "^"), "extrapolating": ("policy", "D")}  # fmt: skip
         kinds = {k: style.of(marks[k][0], label=label, marker=marks[k][1], dash="-") for k, label in KINDS.items()}
         rows = [
             {"labels": n, "kind": kind, **_fall(found["optimum", kind, n])} for kind in KINDS for n in settings.labels

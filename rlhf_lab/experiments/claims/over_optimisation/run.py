@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rlhf_lab.experiments import runner
-from rlhf_lab.experiments.claims.over_optimisation.report import KINDS, decide, figure
+from rlhf_lab.experiments.claims.over_optimisation.report import JUDGED_KIND, KINDS, decide, figure
 from rlhf_lab.experiments.claims.over_optimisation.settings import RULE, OverOptimisation
 from rlhf_lab.experiments.claims.over_optimisation.trajectories import (
     POINT,
@@ -35,7 +35,7 @@ def jobs(settings: OverOptimisation) -> list[Job]:
     few, many = settings.labels[0], settings.labels[-1]
     if settings.exact:
         conditions = [("exact", n, kind) for kind in KINDS for n in settings.labels]
-        conditions += [(name, n, "full") for n in (few, many) for name in TRAINED]
+        conditions += [(name, n, kind) for kind in ("full", JUDGED_KIND) for n in (few, many) for name in TRAINED]
     else:
         conditions = [(name, few, "full") for name in TRAINED]
         conditions += [("ppo", many, "full"), ("dpo", many, "full"), ("best-of-n", 0, "full")]
@@ -53,7 +53,7 @@ def run(settings: OverOptimisation, job: Job, best_config: BestConfig) -> list[d
         return exact_trajectories(settings, seed, labels, job["kind"])
     if method == "best-of-n":
         return best_of_n_on_text(settings, seed)
-    return (trained_exactly if settings.exact else trained_on_text)(settings, seed, labels, method)
+    return (trained_exactly if settings.exact else trained_on_text)(settings, job)
 
 
 def summarise_rows(settings: OverOptimisation, rows: pd.DataFrame) -> pd.DataFrame:
@@ -84,7 +84,9 @@ EXPERIMENT = Experiment(
         "reward and KL are measured at every point. On the bandit (2 prompts × 64 arms) and the tree (4,096 responses) "
         "every seed has a separate world and everything is enumerated. The exact optimum of the proxy is added there, "
         "also for reward models that learn from noisy labels and for reward models that can represent only a part of "
-        "the gold reward. On a language model the world is summaries. It was chosen before any run, because its gold "
+        "the gold reward. In a second world (256 arms on the bandit) the gold reward saturates in each feature of a "
+        "response, and a reward model that is linear in the features extrapolates to responses with much of one "
+        "feature. On a language model the world is summaries. It was chosen before any run, because its gold "
         "reward weighs facts against words and inventions. DPO has no reward model, so its proxy is one that is fitted "
         "to the same labels."
     ),

@@ -10,18 +10,23 @@ from rlhf_lab.experiments.settings import Defaults, PerScale, Settings
 
 MARGIN = 0.1
 """A trajectory stays high if its fall is less than this share of what the gold reward gained on it."""
-FAR = 1.0
-"""√KL, √nats, beyond which a trajectory must end before it can be said to stay high."""
+REACH = 0.9
+"""Share of the proxy's optimum that a trajectory must reach before it can be said to stay high."""
 
 RULE = (
-    f"A trajectory turns if the gold reward falls and the proxy reward rises from the peak of the gold reward to the "
-    f"end, with both 95% intervals over seeds above zero. The peak is that of the mean over the other seeds, so that "
-    f"it is not selected on the seed whose fall is measured. A trajectory stays high if the interval of its fall ends "
-    f"below {MARGIN:.0%} of what the gold reward gained and the trajectory ends beyond √KL = {FAR:g}. Supported if the "
-    f"trajectories of best-of-n, PPO, DPO and RSO all turn with the fewest labels, and with the most labels the peak "
-    f"of the gold reward has a larger √KL (mean over methods, paired within seeds, interval above zero). Partly "
-    f"supported if at least one of the four turns but another of these conditions fails; not supported if all four "
-    f"stay high; otherwise inconclusive."
+    f"Two trajectories are judged with the fewest labels, those of best-of-n and of PPO, which are the source's. A "
+    f"trajectory turns if the gold reward falls and the proxy reward rises from the peak of the gold reward to the "
+    f"end, with both intervals over seeds above zero. The peak is that of the mean over the other seeds, so that it is "
+    f"not selected on the seed whose fall is measured. A trajectory stays high if its proxy reward ends at {REACH:.0%} or "
+    f"more of the maximum and the interval of its fall ends below {MARGIN:.0%} of what the gold reward gained. "
+    f"Otherwise it is open. The maximum is the largest proxy reward of any trajectory of the seed; on the exact scales "
+    f"this is the optimum of the proxy. The third comparison is the shift of the peak: √KL at the peak with the most "
+    f"labels minus that with the fewest, mean over the two methods. The intervals of both falls and of the shift are t "
+    f"intervals over seeds, corrected for three comparisons by Holm's procedure at 95%. Supported if both trajectories "
+    f"turn and the peak shifts up; partly supported if some of the three are true; not supported if none is true and a "
+    f"trajectory stays high or the peak shifts down; inconclusive if all three are open. On the exact scales this is "
+    f"judged where the source's conditions hold: the reward model extrapolates from features, and the gold reward "
+    f"saturates. The other reward models, DPO and RSO are reported and do not decide."
 )
 
 
@@ -53,7 +58,7 @@ class OverOptimisation(Settings):
     """Text: responses to each test prompt at every point of a trajectory."""
 
     DEFAULTS: ClassVar[Defaults] = {
-        "seeds": PerScale(12, 5, 3),
+        "seeds": PerScale(24, 24, 3),
         "labels": PerScale((50, 200, 800, 3200), (500, 2000, 8000), (64, 512)),
         "noise": 0.25,
         "beta": 0.05,

@@ -15,15 +15,17 @@ from rlhf_lab.algorithms.reward_model import RewardModel, reward_model
 from rlhf_lab.batch import Tokens
 from rlhf_lab.errors import LabError, check_finite
 from rlhf_lab.experiments.methods import train
+from rlhf_lab.experiments.runner import Job
 from rlhf_lab.experiments.scales import set_up
 from rlhf_lab.experiments.setup import Budget
 from rlhf_lab.experiments.setup_exact import ExactSetup, random_world
 from rlhf_lab.experiments.setup_text import TextSetup
 from rlhf_lab.experiments.trajectories import record
 from rlhf_lab.policies.base import Policy
+from rlhf_lab.policies.tabular import TabularReward
 from rlhf_lab.randomness import Stream
 from rlhf_lab.training import seeded
-from rlhf_lab.worlds import bandit
+from rlhf_lab.worlds import bandit, token_tree
 from rlhf_lab.worlds.finite_world import FiniteWorld
 
 if TYPE_CHECKING:
@@ -41,6 +43,10 @@ KEYS = {"ppo": "ppo", "dpo": "dpo", "rso": "rso-rso-sample-rank"}
 """Their keys in the table of methods."""
 FEATURES = 8
 """Features of an arm of the bandit."""
+WITH_FEATURES = ("limited", "extrapolating")
+"""Kinds of reward models that are linear in features. The others are tables."""
+SATURATING = ("saturating", "extrapolating")
+"""Kinds that are fitted in a world whose gold reward saturates."""
 BETAS = tuple(float(b) for b in np.logspace(1.0, -2.0, 31))
 """β along the trajectory of the optimum, from nearly π_ref to nearly greedy."""
 
@@ -88,19 +94,48 @@ def make_world(scale: str, seed: int) -> tuple[FiniteWorld, Tensor]:
     return bandit.make(normal(2, 64), 0.8 * linear + 0.6 * normal(2, 64)), features.unsqueeze(1)
 
 
+def saturating_world(scale: str, seed: int) -> tuple[FiniteWorld, Tensor]:
+    """A world whose gold reward saturates in every feature, r*(y) = Σ_f w_f (1 − exp(−φ_f(y))), and its features.
+
+    On the bandit (2 prompts × 256 arms) the 8 features of an arm are exponential. On the tree they count how often each
+    token occurs, so the first use of a token counts most. A reward model that is linear in φ is nearly right on usual
+    responses and extrapolates to responses with much of one feature. The gold reward has unit variance.
+
+    Returns:
+        the world, and the features of each token at each position, (X, L, V, F).
+    """
+    generator = seeded(seed, Stream.OVER_OPTIMISATION_WORLD, 1)
+    if scale == "tree":
+        world = random_world("tree", seed)
+        features = torch.eye(8, dtype=torch.float64).expand(1, 4, 8, 8)
+        amount = torch.nn.functional.one_hot(world.tree.responses.ids, 8).sum(1).double().unsqueeze(0)
+    else:
+        amount = -torch.rand(2, 256, FEATURES, dtype=torch.float64, generator=generator).log()
+        features = amount.unsqueeze(1)
+    weights = torch.randn(len(amount), 1, amount.shape[-1], dtype=torch.float64, generator=generator)
+    gold = (weights * (1 - (-amount).exp())).sum(-1)
+    gold = gold / gold.std(-1, keepdim=True)
+    if scale == "tree":
+        return token_tree.make(world.tree, world.reference, token_tree.sequence_reward(world.tree, gold)), features
+    return bandit.make(torch.randn(gold.shape, dtype=torch.float64, generator=generator), gold), features
+
+
 @lru_cache(maxsize=8)
 def _exact_setup(settings: OverOptimisation, seed: int, labels: int, kind: str) -> ExactSetup:
-    world, features = make_world(settings.scale, seed)
+    world, features = (saturating_world if kind in SATURATING else make_world)(settings.scale, seed)
     budget = Budget(
         labels=labels, noise=settings.noise if kind == "noisy" else 0.0, prompts=settings.prompts, beta=settings.beta,
         steps=settings.steps, batch_size=2048, learning_rate=settings.rate, reward_steps=settings.reward_steps,
     )  # fmt: skip
     setup = ExactSetup(world, budget, seed)
-    if kind == "limited":
+    if kind in WITH_FEATURES:
         model = PartReward(world, features)
         training = setup.training(Stream.REWARD_MODEL, steps=settings.reward_steps)
         reward_model(model, setup.pairs, RewardModel(), training)
-        setup.reward_model = model.requires_grad_(False)  # in place of the table that the set-up would fit
+        with torch.no_grad():  # PPO's critic needs a table
+            scores = model(world.prompts, world.responses)
+        tables = token_tree.sequence_reward(world.tree, scores)
+        setup.reward_model = TabularReward(world.tree, tables).requires_grad_(False)
     return setup
 
 
@@ -146,9 +181,9 @@ def _evenly_spaced(total: int, places: int) -> set[int]:
     return {round(total * i / places) for i in range(places + 1)}
 
 
-def trained_exactly(settings: OverOptimisation, seed: int, labels: int, method: str) -> list[dict[str, Any]]:
+def trained_exactly(settings: OverOptimisation, job: Job) -> list[dict[str, Any]]:
     """The trajectory of a method, evaluated exactly at some of its optimiser steps."""
-    setup = _exact_setup(settings, seed, labels, "full")
+    method, setup = job["method"], _exact_setup(settings, job["seed"], job["labels"], job["kind"])
     rows: list[dict[str, Any]] = []
     epochs = 4 if method == "ppo" else 1  # PPO has as many rounds as the others have steps, of four steps each
     wanted = _evenly_spaced(settings.steps * epochs, settings.places)
@@ -165,9 +200,9 @@ def trained_exactly(settings: OverOptimisation, seed: int, labels: int, method: 
     return rows
 
 
-def trained_on_text(settings: OverOptimisation, seed: int, labels: int, method: str) -> list[dict[str, Any]]:
+def trained_on_text(settings: OverOptimisation, job: Job) -> list[dict[str, Any]]:
     """The trajectory of a method on a language model, evaluated by samples."""
-    setup = _text_setup(settings, seed, labels)
+    method, setup = job["method"], _text_setup(settings, job["seed"], job["labels"])
     reward: Any = setup.reward_model
     rows: list[dict[str, Any]] = []
     # A round of PPO is expensive, so PPO takes half as many optimiser steps, two for each round.
