@@ -104,34 +104,33 @@ BLOCK = Block(
                     finding(
                         "over-optimisation",
                         "bandit",
-                        "not supported",
-                        "The gold reward falls with neither {labels_few} nor {labels_many} labels. With more labels its peak is later by "
-                        "{peak_shift} in √KL.",
-                        "{labels_few} 个标注和 {labels_many} 个标注时都未见转折；标注多时，真实奖励的峰值更晚，√KL 增加 "
-                        "{peak_shift}。",
-                        conditions=("peak_shift > 0", "fall_best_of_n_3200 ~ 0", "fall_ppo_3200 ~ 0"),
+                        "inconclusive",
+                        "With {labels_few} labels the gold reward falls by {fall_best_of_n_extrapolating_50} for best-of-n and by "
+                        "{fall_ppo_extrapolating_50} for PPO.",
+                        "{labels_few} 个标注时，best-of-n 的真实奖励下降 {fall_best_of_n_extrapolating_50}，PPO 下降 "
+                        "{fall_ppo_extrapolating_50}。",
+                        conditions=("fall_best_of_n_extrapolating_50 ~ 0", "fall_ppo_extrapolating_50 ~ 0"),
                     ),
                     finding(
                         "over-optimisation",
                         "small",
                         "inconclusive",
-                        "DPO's gold reward falls by {fall_dpo_64}, but the proxy is not shown to rise.",
-                        "DPO 的真实奖励下降 {fall_dpo_64}，但未见代理奖励上升。",
-                        conditions=("fall_dpo_64 > 0", "rise_dpo_64 ~ 0"),
+                        "The gold reward of best-of-n falls by {fall_best_of_n_64}, but the proxy is not shown to rise.",
+                        "best-of-n 的真实奖励下降 {fall_best_of_n_64}，但未见代理奖励上升。",
+                        conditions=("fall_best_of_n_64 > 0", "rise_best_of_n_64 ~ 0"),
                     ),
                 ),
-                alt="真实奖励（实线）与代理奖励（虚线）随 √KL 的变化，奖励模型用 50 个标注拟合：虚线远高于实线，实线变平。",
+                alt="真实奖励（实线）与代理奖励（虚线）随 √KL 的变化，线性奖励模型用 50 个标注拟合：虚线远高于实线，实线变平。",
                 share=0.45,
             ),
             notes=T(
-                "Dashed lines show the proxy reward and solid lines the gold reward. The decision rule requires "
-                "two things at the same time: the gold reward falls and the proxy reward rises, both by more than "
-                "their intervals.\n\n"
+                "Dashed lines show the proxy reward and solid lines the gold reward. The reward model is linear in features and extrapolates, and the gold reward saturates. The decision "
+                "rule requires two things at the same time: the gold reward falls and the proxy reward rises, both by "
+                "more than their intervals.\n\n"
                 "If the errors of the reward model are independent of the gold reward, the answers that it "
                 "prefers are still better than most, and the gold reward levels off. It falls only if the "
                 "preferred answers are worse.",
-                "虚线是代理奖励，实线是真实奖励。判定规则要求两者同时发生：真实奖励下降，代理奖励上升，且都超出区"
-                "间。\n\n"
+                "虚线是代理奖励，实线是真实奖励。奖励模型对特征是线性的，会外推；真实奖励会饱和。判定规则要求两者同时发生：真实奖励下降，代理奖励上升，且都超出区间。\n\n"
                 "若奖励模型的错误与真实奖励无关，它偏爱的回答仍比大多数好，真实奖励只是趋平。只有它偏爱的回答反而"
                 "更差时，真实奖励才下降。",
             ),

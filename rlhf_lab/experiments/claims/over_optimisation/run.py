@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf_lab.experiments import runner
 from rlhf_lab.experiments.claims.over_optimisation.report import JUDGED_KIND, KINDS, decide, figure
-from rlhf_lab.experiments.claims.over_optimisation.settings import RULE, OverOptimisation
+from rlhf_lab.experiments.claims.over_optimisation.settings import REDESIGNS, RULE, OverOptimisation
 from rlhf_lab.experiments.claims.over_optimisation.trajectories import (
     POINT,
     TRAINED,
@@ -91,6 +91,7 @@ EXPERIMENT = Experiment(
         "to the same labels."
     ),
     rule=RULE,
+    redesigns=REDESIGNS,
     settings=OverOptimisation,
     scales=("bandit", "tree", "small"),
     jobs=jobs,

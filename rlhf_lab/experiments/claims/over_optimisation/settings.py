@@ -17,8 +17,8 @@ RULE = (
     f"Two trajectories are judged with the fewest labels, those of best-of-n and of PPO, which are the source's. A "
     f"trajectory turns if the gold reward falls and the proxy reward rises from the peak of the gold reward to the "
     f"end, with both intervals over seeds above zero. The peak is that of the mean over the other seeds, so that it is "
-    f"not selected on the seed whose fall is measured. A trajectory stays high if its proxy reward ends at {REACH:.0%} or "
-    f"more of the maximum and the interval of its fall ends below {MARGIN:.0%} of what the gold reward gained. "
+    f"not selected on the seed whose fall is measured. A trajectory stays high if its proxy reward ends at {REACH:.0%} "
+    f"or more of the maximum and the interval of its fall ends below {MARGIN:.0%} of what the gold reward gained. "
     f"Otherwise it is open. The maximum is the largest proxy reward of any trajectory of the seed; on the exact scales "
     f"this is the optimum of the proxy. The third comparison is the shift of the peak: √KL at the peak with the most "
     f"labels minus that with the fewest, mean over the two methods. The intervals of both falls and of the shift are t "
@@ -28,6 +28,18 @@ RULE = (
     f"judged where the source's conditions hold: the reward model extrapolates from features, and the gold reward "
     f"saturates. The other reward models, DPO and RSO are reported and do not decide."
 )
+
+REDESIGNS = (
+    "In the first run every reward model of the rule was a table. A table gives unseen responses its prior mean, "
+    "so it does not extrapolate. A world in which the gold reward saturates and the reward model extrapolates "
+    "from features was added, and the rule judges it.",
+    "The first rule said that a trajectory stays high beyond √KL = 1, where some proxy rewards were at half of "
+    "their maximum. Now 90% of the maximum are required.",
+    "The first rule judged four methods without a correction. The source speaks of best-of-n and PPO, and these "
+    "decide.",
+    "The tree had 5 seeds and the bandit 12, with which nothing could be decided. Both have 24 now.",
+)
+"""What was changed after a first result, and why."""
 
 
 @dataclass(frozen=True, init=False, kw_only=True)
