@@ -34,7 +34,7 @@ REDESIGNS = (
     " first less likely and the second more likely, whatever the truth, so both are now compared with a margin of"
     " 10%.",
     "The first rule compared intervals of single numbers of labels. Differences are now paired within seeds.",
-    "With 200 seeds the interval of the ratio on the bandit reached beyond the margin, so 800 seeds were run.",
+    "With 200 seeds the intervals of bandit and tree reached beyond the margin, so 800 seeds were run.",
 )
 """What was changed after a first result, and why."""
 
@@ -67,7 +67,7 @@ class EnoughLabels(Settings):
     """Text: name of the text world."""
 
     DEFAULTS: ClassVar[Defaults] = {
-        "seeds": PerScale(800, 200, 3),
+        "seeds": PerScale(800, 800, 3),
         # On text β = 1, so that the distance to π* can be estimated from few samples.
         "beta": PerScale(0.5, 0.5, 1.0),
         "labels": PerScale(DECADES, DECADES, (64, 360, 2048)),
