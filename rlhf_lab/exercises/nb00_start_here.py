@@ -187,7 +187,7 @@ EXERCISES: tuple[Task, ...] = (
     NextLine(
         key="nb00.objective_by_kl",
         title="The regret is a KL",
-        objective="write the objective with the KL from π to π*",
+        objective="write the objective in terms of KL(π‖π*)",
         difficulty=1,
         minutes=4,
         derivation=objective_to_optimum,
@@ -210,7 +210,7 @@ EXERCISES: tuple[Task, ...] = (
     Exercise(
         key="nb00.optimal_policy",
         title="π* in one line",
-        objective="write the policy with the maximum J from the reference and the reward",
+        objective="express the policy that maximises J in terms of the reference and the reward",
         difficulty=1,
         minutes=3,
         cases=(
@@ -281,7 +281,7 @@ EXERCISES: tuple[Task, ...] = (
     TrainingLoop(
         key="nb00.maximise_objective",
         title="Maximise J by gradient steps",
-        objective="write a training loop, and check that it reaches the same π* as the formula",
+        objective="write a training loop and check that it converges to the π* of the formula",
         difficulty=2,
         minutes=8,
         arguments=_loop_arguments,
@@ -296,7 +296,7 @@ EXERCISES: tuple[Task, ...] = (
     TrainingLoop(
         key="nb00.penalised_reward",
         title="A loop that leaves the reference too far",
-        objective="find a bug in a training loop with the help of the policy that it reaches",
+        objective="find a bug in a training loop from the policy to which the loop converges",
         difficulty=2,
         minutes=5,
         arguments=_loop_arguments,

@@ -484,7 +484,7 @@ EXERCISES: tuple[Task, ...] = (
     Exercise(
         key="nb01.token_rewards",
         title="PPO's reward of each token",
-        objective="compute penalty and score of each token with correct signs, β, mask and last token",
+        objective="compute the penalty and the score of each token with the correct signs, β, mask and last token",
         difficulty=2,
         minutes=8,
         cases=(Case("two responses, the second one shorter", _TOKENS),),

@@ -244,7 +244,7 @@ EXERCISES: tuple[Task, ...] = (
     Prediction(
         key="nb06.final_weight",
         title="The weight of a label after training",
-        objective="predict where the gradient weight of a label converges",
+        objective="predict the value to which the gradient weight of a label converges",
         difficulty=2,
         minutes=3,
         question=(

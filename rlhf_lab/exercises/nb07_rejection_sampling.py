@@ -402,7 +402,7 @@ EXERCISES: tuple[Task, ...] = (
     TrainingLoop(
         key="nb07.train_on_best",
         title="A policy that does not stop moving",
-        objective="find out why a loop that samples goes past its target",
+        objective="find out why a sampling loop overshoots its target",
         difficulty=3,
         minutes=8,
         arguments=_candidate_arguments,

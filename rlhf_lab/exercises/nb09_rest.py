@@ -590,7 +590,7 @@ EXERCISES: tuple[Task, ...] = (
     Exercise(
         key="nb09.least_regret",
         title="The best threshold",
-        objective="compute for a given β how near the filter can come to π* with the best threshold",
+        objective="compute for a given β how close the filter can come to π* with the best threshold",
         difficulty=3,
         minutes=12,
         cases=(
