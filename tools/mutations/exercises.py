@@ -283,7 +283,7 @@ MUTATIONS: list[Mutation] = [
         ["exercises/test_grading.py"],
         Mutation(
             "setting",
-            "an answer cell is locked",
+            "an answer cell is not marked as a solution",
             '"solution": True, "grade": False, "locked": False',
             '"solution": False, "grade": False, "locked": False',
             near="exercises/test_grading.py::test_every_exercise_of_a_notebook_is_a_question_once_in_both_forms",
