@@ -5,8 +5,8 @@ locked test cell with points. `nbgrader generate_assignment` makes the students'
 notebook, whose questions have a solution and a test, for `otter assign`. Predictions carry no points. Their answers are
 removed here, because neither tool knows them.
 
-An exercise gives as many points as its difficulty. An answer cell without the markers of a solution (notebook 00, and
-loops to debug) is given to students as it is.
+An exercise gives as many points as its difficulty. An answer cell without the markers of a solution, such as a loop to
+debug, is given to students as it is.
 """
 
 from __future__ import annotations
