@@ -104,7 +104,7 @@ def _share(w: Drifting) -> Tensor:
     return _drift(w) * ((best + 1) / 2) ** 2 / (_price(w) / (w.labels * best))
 
 
-best_window = Derivation(
+best_window_derivation = Derivation(
     "best-window",
     "The best number of rounds of labels",
     world=drifting,
@@ -128,7 +128,7 @@ best_window = Derivation(
         Line(
             r"0,\quad W_*^2\,(W_*+1) = \frac{2P}{nD}",
             r"estimation falls with $W$, drift rises: $P/(nW_*^2) = D\,(W_*+1)/2$, with $D = "
-            r"\omega^2\,\mathrm{Var}_{\pi^*}(u)/(2\beta)$ and $P$ the price of a label",
+            r"\omega^2\,\mathrm{Var}_{\pi^*}(u)/(2\beta)$ and $P$ the asymptotic variance",
             lambda w: torch.zeros((), dtype=torch.float64),
             left=r"\frac{d}{dW}\Big|_{W_*}\Big[\frac{P}{nW} + D\Big(\frac{W+1}{2}\Big)^2\Big]\Big/\frac{P}{nW_*^2}",
             left_value=lambda w: _slope(w, _root(w)),
@@ -180,7 +180,7 @@ best_window = Derivation(
             4,
         ),
     ),
-    source="Delta method, as for the price of a label (notebook 08); Bai et al. 2022, section 4.5, for the practice; "
+    source="Delta method, as for the asymptotic variance (notebook 08); Bai et al. 2022, section 4.5, for practice; "
     "lecture, “Non-static Environment”.",
 )
 

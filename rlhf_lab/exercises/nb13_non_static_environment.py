@@ -1,14 +1,21 @@
 """Exercises of notebook 13: a non-static environment, and how long a label stays useful."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from rlhf_lab import exact
-from rlhf_lab.exercises.checking import Case, Exercise, Mistake, as_tensor
+from rlhf_lab.derivations.best_window import Drifting, best_window_derivation
+from rlhf_lab.exercises.checking import Case, Exercise, Mistake, Task, as_tensor
+from rlhf_lab.exercises.derive import NextLine
+from rlhf_lab.exercises.predictions import Prediction
+from rlhf_lab.exercises.training_loops import TrainingLoop, loop_mistakes
+from rlhf_lab.training import seeded
+from rlhf_lab.worlds import nonstationary
 
 
 def _double(values: object) -> Tensor:
@@ -39,6 +46,194 @@ def best_window(price: float, drift: float, labels: float) -> int:
 def once_wins(price: float, late: float, rounds: int) -> list[float]:
     """Labels per round, and a turn of at least half a radian, for which fitting once has the lower regret."""
     return [2 * price / (late * rounds), 0.5]
+
+
+def _eight_times_the_labels() -> str:
+    """By which factor the best window changes if eight times as many labels arrive in every round."""
+    before, after = (exact.drift.best_window(30.0, 0.0001, labels) for labels in (100.0, 800.0))
+    factors = {"A": 1.0, "B": 1 / 2, "C": 1 / 8, "D": 2.0}
+    return min(factors, key=lambda letter: abs(math.log(factors[letter] * before / after)))
+
+
+def _variance(w: Drifting) -> Tensor:
+    """Var_{π*}(u) in the first prompt."""
+    star, u = w.star[0], w.velocity[0]
+    return (star * (u - (star * u).sum()).square()).sum()
+
+
+def window_curvature(w: Any) -> Any:
+    """The second derivative of the regret in ω, for a fit to the last W rounds."""
+    return ((w.window + 1) / 2) ** 2 * w.variance / w.beta
+
+
+_ROUNDS = 12
+_WORLD = nonstationary.nonstationary_bandit(1, 5, seed=0, kind="drift", rate=1.5 / _ROUNDS, rounds=_ROUNDS)
+
+
+def _labels(number: int = 200) -> tuple[Tensor, Tensor]:
+    """The chosen and the rejected response of the labels of rounds 0 … T − 1, (T, n) each."""
+    generator = seeded(13)
+    drawn = [_WORLD.sample_labels(number, t, generator) for t in range(_ROUNDS)]
+    return torch.stack([one.chosen for one in drawn]), torch.stack([one.rejected for one in drawn])
+
+
+def _regret_now(logits: Tensor) -> float:
+    """The regret in the last round."""
+    return _WORLD.regret(logits.log_softmax(-1).unsqueeze(0), _ROUNDS)
+
+
+def _window_arguments() -> dict[str, Any]:
+    chosen, rejected = _labels()
+    log_ref = _WORLD.log_ref[0]
+    return {
+        "logits": log_ref.clone().requires_grad_(),
+        "log_ref": log_ref,
+        "chosen": chosen.flatten(),
+        "rejected": rejected.flatten(),
+        "age": torch.arange(_ROUNDS, 0, -1).repeat_interleave(chosen.shape[1]),
+        "window": 3,
+        "beta": _WORLD.beta,
+        "steps": 100,
+        "learning_rate": 10.0,
+    }
+
+
+def train_on_window(
+    logits: Tensor,
+    log_ref: Tensor,
+    chosen: Tensor,
+    rejected: Tensor,
+    age: Tensor,
+    window: int,
+    beta: float,
+    steps: int,
+    learning_rate: float,
+) -> list[float]:
+    """DPO on the labels of the last `window` rounds."""
+    recent = age <= window
+    chosen, rejected = chosen[recent], rejected[recent]
+    optimizer = torch.optim.SGD([logits], lr=learning_rate)
+    losses = []
+    for _ in range(steps):
+        log_ratio = logits.log_softmax(-1) - log_ref
+        loss = -logsigmoid(beta * (log_ratio[chosen] - log_ratio[rejected])).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def _train_on_window(
+    logits: Tensor, log_ref: Tensor, chosen: Tensor, rejected: Tensor, age: Tensor, window: int, beta: float,
+    steps: int, learning_rate: float, wrong: Collection[str] = (),
+) -> list[float]:  # fmt: skip
+    """`train_on_window` with mistakes."""
+    recent = age <= window
+    if "all labels" in wrong:
+        recent = age > 0
+    if "old labels" in wrong:
+        recent = age > window
+    if "one round too few" in wrong:
+        recent = age < window
+    if "sign" in wrong:
+        chosen, rejected = rejected, chosen
+    beta = 1.0 if "no beta" in wrong else beta
+    losses = []
+    for _ in range(steps):
+        log_ratio = logits.log_softmax(-1) - (0 if "no reference" in wrong else log_ref)
+        loss = -logsigmoid(beta * (log_ratio[chosen[recent]] - log_ratio[rejected[recent]])).mean()
+        _descend(logits, loss, learning_rate, keep="gradients not reset" in wrong)
+        losses.append(loss.item())
+    return losses
+
+
+def _descend(logits: Tensor, loss: Tensor, learning_rate: float, keep: bool) -> None:
+    """One step of gradient descent. With `keep` the gradients of earlier steps are added."""
+    if not keep:
+        logits.grad = None
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert logits.grad is not None
+    with torch.no_grad():
+        logits -= learning_rate * logits.grad
+
+
+def _refit_arguments() -> dict[str, Any]:
+    chosen, rejected = _labels()
+    log_ref = _WORLD.log_ref[0]
+    return {
+        "logits": log_ref.clone().requires_grad_(),
+        "log_ref": log_ref,
+        "chosen": chosen,
+        "rejected": rejected,
+        "beta": _WORLD.beta,
+        "steps": 20 * _ROUNDS,
+        "learning_rate": 10.0,
+    }
+
+
+def refit(
+    logits: Tensor, log_ref: Tensor, chosen: Tensor, rejected: Tensor, beta: float, steps: int, learning_rate: float
+) -> list[float]:
+    """DPO on the labels of the last three rounds, in every round; pairs are (rounds, n)."""
+    rounds = len(chosen)
+    optimizer = torch.optim.SGD([logits], lr=learning_rate)
+    losses = []
+    for step in range(steps):
+        t = step * rounds // steps  # the newest round with labels
+        newest = slice(max(t - 2, 0), t + 1)
+        log_ratio = logits.log_softmax(-1) - log_ref
+        delta = log_ratio[chosen[newest]] - log_ratio[rejected[newest]]
+        loss = -logsigmoid(beta * delta).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def _broken_refit(
+    logits: Tensor, log_ref: Tensor, chosen: Tensor, rejected: Tensor, beta: float, steps: int, learning_rate: float
+) -> list[float]:
+    """DPO on the labels of the last three rounds, in every round; pairs are (rounds, n)."""
+    rounds, last = len(chosen), -1
+    optimizer = torch.optim.SGD([logits], lr=learning_rate)
+    losses = []
+    for step in range(steps):
+        t = step * rounds // steps  # the newest round with labels
+        if t > last:  # a new round begins with the policy of the last one
+            last, reference = t, logits.detach().log_softmax(-1)
+        newest = slice(max(t - 2, 0), t + 1)
+        log_ratio = logits.log_softmax(-1) - reference
+        delta = log_ratio[chosen[newest]] - log_ratio[rejected[newest]]
+        loss = -logsigmoid(beta * delta).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def _refit(
+    logits: Tensor, log_ref: Tensor, chosen: Tensor, rejected: Tensor, beta: float, steps: int, learning_rate: float,
+    wrong: Collection[str] = (),
+) -> list[float]:  # fmt: skip
+    """`refit` with mistakes."""
+    rounds, last, losses = len(chosen), -1, []
+    if "sign" in wrong:
+        chosen, rejected = rejected, chosen
+    for step in range(steps):
+        t = step * rounds // steps
+        if t > last and "moving reference" in wrong:
+            log_ref = logits.detach().log_softmax(-1)
+        last = t
+        newest = slice(0, t + 1) if "all labels" in wrong else slice(max(t - 2, 0), t + 1)
+        log_ratio = logits.log_softmax(-1) - (0 if "no reference" in wrong else log_ref)
+        delta = log_ratio[chosen[newest]] - log_ratio[rejected[newest]]
+        loss = -logsigmoid(beta * delta).mean()
+        _descend(logits, loss, learning_rate, keep="gradients not reset" in wrong)
+        losses.append(loss.item())
+    return losses
 
 
 def _turned(mistake: str) -> Callable[..., Tensor]:
@@ -77,15 +272,18 @@ def _judge(answer: object, price: float, late: float, rounds: int) -> str | None
         return "return two numbers: labels per round, and the turn over the deployment in radians."
     labels, turn = numbers.tolist()
     if not labels >= 1:
-        return f"{labels:g} labels a round: at least 1 is wanted. Labels come first, then the turn."
+        return f"{labels:g} labels per round are too few: give at least 1. Labels come first, then the turn."
     if not 0.5 <= turn <= 3.15:
-        return f"a turn of {turn:g} rad: between 0.5 and π is wanted."
+        return f"a turn of {turn:g} rad is not allowed: give a turn between 0.5 and π."
     drift = late * (turn / rounds) ** 2
     once = exact.drift.once_regret(price, drift, labels, rounds)
     kept = exact.drift.best_deployed(price, drift, labels, rounds)
     again = exact.drift.deployed_regret(price, drift, labels, rounds, kept)
     if once >= again:
-        return f"fitting once loses {once:.3g} a round, fitting again on the best window {again:.3g}."
+        return (
+            f"the mean regret of a round is {once:.3g} for fitting once and {again:.3g} for refitting with the best "
+            "window. The first must be lower."
+        )
     return None
 
 
@@ -99,7 +297,139 @@ _POLICY: dict[str, Any] = {
 }
 _SLOW = {"price": 30.0, "drift": 0.002, "labels": 100.0}
 
-EXERCISES = (
+EXERCISES: tuple[Task, ...] = (
+    Prediction(
+        key="nb13.more_labels",
+        title="The best window with more labels",
+        objective="predict how the number of labels affects the window that should be used",
+        difficulty=1,
+        minutes=2,
+        question=(
+            "Preferences drift slowly and steadily. A policy is refitted in every round to the labels of the last $W$ "
+            "rounds, and $W$ is chosen so that the regret in the long run is minimal. Now eight times as many labels "
+            "arrive in every round. How does the best window change?"
+        ),
+        options={
+            "A": "It stays the same, because the preferences drift as fast as before.",
+            "B": "It becomes about half as long.",
+            "C": "It becomes about an eighth as long, so that a fit uses as many labels as before.",
+            "D": "It becomes about twice as long, because there are more labels to learn from.",
+        },
+        truth=_eight_times_the_labels,
+        explanation=(
+            "The regret from estimation falls as 1/(nW), and the regret from drift rises as the square of W. Their sum "
+            "is minimal at a W that is proportional to the cube root of 1/n, and the cube root of 1/8 is 1/2."
+        ),
+        why_not={
+            "A": "with more labels a short window is already precise, so that the age of the labels matters more.",
+            "C": "a fit with as many labels as before lowers only the part due to drift. At the best window both parts "
+            "of the regret fall, so a fit uses four times as many labels.",
+            "D": "a longer window was useful because labels were few. With more labels in every round it is needed "
+            "less.",
+        },
+    ),
+    NextLine(
+        key="nb13.window_curvature",
+        title="The regret from drift of a fit to the last W rounds",
+        objective="compute the regret that is caused by the age of the labels",
+        difficulty=2,
+        minutes=8,
+        derivation=best_window_derivation,
+        line=2,
+        quantities=("window", "beta"),
+        defined={"variance": ("$\\mathrm{Var}_{\\pi^*}(u)$", _variance)},
+        solution=window_curvature,
+        mistakes=(
+            Mistake(
+                "the oldest label",
+                "the fit has the mean age of its labels, not the age of the oldest ones.",
+                lambda w: w.window**2 * w.variance / w.beta,
+            ),
+            Mistake(
+                "the age is not squared",
+                "the regret is quadratic in the delay, so the mean age must be squared.",
+                lambda w: (w.window + 1) / 2 * w.variance / w.beta,
+            ),
+            Mistake(
+                "value instead of second derivative",
+                "this is the coefficient of ω² in the regret. The second derivative is twice as large.",
+                lambda w: ((w.window + 1) / 2) ** 2 * w.variance / (2 * w.beta),
+            ),
+            Mistake(
+                "β multiplies",
+                "β is on the wrong side of the fraction. The logits are off by the error of the reward divided by β.",
+                lambda w: ((w.window + 1) / 2) ** 2 * w.variance * w.beta,
+            ),
+        ),
+        hints=(
+            "To first order in ω, the mean of $r_{t-1}, \\dots, r_{t-W}$ is the reward of one moment. How long ago was "
+            "it?",
+            "The mean of the ages $1, \\dots, W$ is $(W+1)/2$. Substitute $a = \\omega\\,(W+1)/2$ in the line above "
+            "and use the chain rule twice.",
+        ),
+    ),
+    TrainingLoop(
+        key="nb13.train_on_window",
+        title="DPO on the labels of a window",
+        objective="write a training loop that uses only recent labels",
+        difficulty=2,
+        minutes=10,
+        arguments=_window_arguments,
+        distance=_regret_now,
+        solution=train_on_window,
+        mistakes=loop_mistakes(
+            _train_on_window,
+            {
+                "all labels": "all labels are used, so that the policy is fitted to a mean of old and new preferences.",
+                "old labels": "the labels outside the window are used. Recent labels have a low age.",
+                "one round too few": "the labels of the oldest round of the window are missing. A label of age "
+                "`window` belongs to it.",
+                "no reference": "the log-probabilities of the reference policy are missing, so π_ref does not "
+                "contribute to the limit.",
+                "no beta": "β is missing. The policy converges to the optimum for β = 1.",
+                "sign": "chosen and rejected are swapped.",
+                "gradients not reset": "gradients add up over the steps, because they are not reset to zero.",
+            },
+            pairs=(("all labels", "no beta"),),
+        ),
+        hints=(
+            "Select the pairs with `age <= window` once, before the first step. The rest is DPO.",
+            "With `log_ratio = logits.log_softmax(-1) - log_ref`, the margin of a pair is `beta * (log_ratio[chosen] "
+            "- log_ratio[rejected])`.",
+            "The loss is `-torch.nn.functional.logsigmoid(margin).mean()`.",
+        ),
+    ),
+    TrainingLoop(
+        key="nb13.refit",
+        title="The reference policy of a refit",
+        objective="find a bug that makes the policy leave the reference policy further in every round",
+        difficulty=2,
+        minutes=8,
+        arguments=_refit_arguments,
+        distance=_regret_now,
+        loss_falls=False,  # the labels change from round to round
+        solution=refit,
+        broken=_broken_refit,
+        bug="moving reference",
+        mistakes=loop_mistakes(
+            _refit,
+            {
+                "moving reference": "in every round the reference is replaced by the current policy. The KL penalty of "
+                "the objective is measured from π_ref.",
+                "all labels": "all labels are used, so that the policy is fitted to a mean of old and new preferences.",
+                "no reference": "the log-probabilities of the reference policy are missing.",
+                "sign": "chosen and rejected are swapped.",
+                "gradients not reset": "gradients add up over the steps, because they are not reset to zero.",
+            },
+            pairs=(("moving reference", "all labels"), ("moving reference", "sign")),
+        ),
+        hints=(
+            "Print the entropy of the policy in the last step of every round. It ends near 0, although the size of the "
+            "rewards stays the same.",
+            "Which policy is the reference in the objective $\\mathbb{E}[r]-\\beta\\,\\mathrm{KL}(\\pi\\|"
+            "\\pi_\\text{ref})$? Does it change from round to round?",
+        ),
+    ),
     Exercise(
         key="nb13.moving_regret",
         title="Regret against a π* that has moved on",
@@ -133,15 +463,15 @@ EXERCISES = (
             Mistake("no beta", "this is in nats; regret is in units of reward.", _turned("no beta")),
         ),
         hints=(
-            "First compute the current reward: $\\cos(a)\\,r+\\sin(a)\\,u$. Then compute the current π\\* from π_ref "
+            "First compute the current reward, $\\cos(a)\\,r+\\sin(a)\\,u$. Then compute the current π\\* from π_ref "
             "and that reward.",
             "Regret is $\\beta\\,\\mathrm{KL}(\\pi\\|\\pi^*_\\text{today})$; `log_softmax(-1)` normalises.",
         ),
     ),
     Exercise(
         key="nb13.window_cost",
-        title="What a round costs",
-        objective="add the regret from estimation and from drift for a window and a refitting interval",
+        title="The regret of a round with a window and a refitting interval",
+        objective="add the regret from estimation and the regret from drift",
         difficulty=2,
         minutes=8,
         cases=(
@@ -184,13 +514,13 @@ EXERCISES = (
     ),
     Exercise(
         key="nb13.best_window",
-        title="How many rounds to keep",
-        objective="choose a window from the limit of N · regret, the drift and the labels per round",
+        title="The number of rounds whose labels should be used",
+        objective="choose a window from the asymptotic variance, the drift and the number of labels per round",
         difficulty=2,
         minutes=6,
         cases=(
-            Case("100 labels a round", _SLOW),
-            Case("12 labels a round, less drift", {"price": 30.0, "drift": 0.0004, "labels": 12.0}),
+            Case("100 labels per round", _SLOW),
+            Case("12 labels per round, less drift", {"price": 30.0, "drift": 0.0004, "labels": 12.0}),
         ),
         solution=best_window,
         mistakes=(
@@ -200,8 +530,8 @@ EXERCISES = (
                 lambda p, d, n: round((p / (n * d)) ** 0.5),
             ),
             Mistake(
-                "price of one round",
-                "n labels come in every round. How many does a window contain?",
+                "labels of one round",
+                "n labels arrive in every round. How many does a window contain?",
                 lambda p, d, n: _least(lambda w: p / w + d * ((w + 1) / 2) ** 2),
             ),
             Mistake(
@@ -222,8 +552,8 @@ EXERCISES = (
     ),
     Exercise(
         key="nb13.once_wins",
-        title="Find the regime: once is enough",
-        objective="find when drift is too small for a second fit",
+        title="Find a case in which fitting once is better",
+        objective="describe when refitting has a higher regret than fitting once",
         difficulty=3,
         minutes=10,
         cases=(
@@ -249,10 +579,10 @@ EXERCISES = (
             ),
         ),
         hints=(
-            "Drift harms only fitting once, few labels harm fitting again. Which of the two numbers makes labels "
-            "scarce?",
-            "`exact.drift.break_even(price, labels, rounds)` is the drift at which both lose alike, `late * (turn / "
-            "rounds) ** 2` is yours. Lower `labels` until yours is the smaller.",
+            "Drift mostly raises the regret of fitting once, and few labels raise the regret of refitting. Which of "
+            "the two numbers makes labels scarce?",
+            "`exact.drift.break_even(price, labels, rounds)` is the drift at which both regrets are equal. Your drift "
+            "is `late * (turn / rounds) ** 2`. Lower `labels` until your drift is the smaller one.",
         ),
         judge=_judge,
     ),

@@ -1,4 +1,4 @@
-r"""Explorer of a non-static world: the expected regret of fitting once, again, and to labels of own responses.
+r"""Explorer of a non-static world: the expected regret of fitting once, refitting, and labelling own responses.
 
 No label is drawn. For n labels of each of some rounds s with information I_s about θ, r = Φθ, a fit with prior
 precision λ has, to leading order, the mean (A + λ)⁻¹ Σ n I_s θ_s and the covariance (A + λ)⁻¹ A (A + λ)⁻¹, A = Σ n I_s.
@@ -32,10 +32,10 @@ KINDS = {
 }
 """What can change, by the name shown."""
 STRATEGIES = {
-    # strategy: (style, name)
-    "once": ("dpo", "once"),
-    "again": ("policy", "again"),
-    "own": ("online", "own responses"),
+    # strategy: (style, name, dash)
+    "once": ("dpo", "fit once", "-"),
+    "again": ("policy", "refit", "--"),
+    "own": ("online", "own responses", ":"),
 }
 LOW, HIGH = 1e-3, 3.0
 """Ends of the regret axis."""
@@ -150,8 +150,9 @@ def non_static_picture(motion: Motion, labels: float, window: int, every: int = 
     found = expected_regrets(motion, labels, window, every)
     rounds = torch.arange(1, at.rounds + 1, dtype=torch.float64)
     means = {key: float(values.mean()) for key, values in found.items()}
-    lines = tuple(Curve(STRATEGIES[key][0], rounds, values, STRATEGIES[key][1]) for key, values in found.items())
-    sums = tuple(Curve(STRATEGIES[key][0], rounds, values.cumsum(0), "") for key, values in found.items())
+    looks = {key: STRATEGIES[key] for key in found}
+    lines = tuple(Curve(look, rounds, found[key], name, dash) for key, (look, name, dash) in looks.items())
+    sums = tuple(Curve(look, rounds, found[key].cumsum(0), "", dash) for key, (look, _, dash) in looks.items())
     time = Axis("round t", 0.0, float(at.rounds))
     panels = (
         Panel("Regret against the moving π*", time, Axis("expected regret [reward]", LOW, HIGH, log=True), lines),
@@ -234,7 +235,7 @@ def non_static_explorer(
         "every": Slider(1, 1, 12, "refit every k [rounds]", whole=True),
     }
     advice = (
-        "Find the turn at which fitting again becomes better, then the window with the lowest regret. Now double the "
-        "labels."
+        "Find the turn at which refitting becomes better, and then the window with the lowest regret. Then double the "
+        "number of labels."
     )
     return Explorer(compute, controls, "A non-static world", advice)

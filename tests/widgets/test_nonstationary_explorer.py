@@ -61,7 +61,7 @@ def test_the_text_and_the_numbers_say_the_means_and_the_best_window():
     picture = non_static_picture(motion, 100, 4)
     numbers = {n.symbol: n.value for n in picture.numbers}
     expected = expected_regrets(motion, 100, 4)
-    assert numbers["mean, once"] == pytest.approx(float(expected["once"].mean()))
+    assert numbers["mean, fit once"] == pytest.approx(float(expected["once"].mean()))
     price = float(exact.drift.price(PHI, at.log_ref, at.first, at.beta).sum())
     late = float(exact.drift.drift_cost(at.log_ref, at.first, at.other, at.beta).mean())
     assert numbers["best W"] == pytest.approx(exact.drift.best_window(price, late * 0.01, 100))

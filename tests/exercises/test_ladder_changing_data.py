@@ -1,0 +1,161 @@
+"""Notebooks 13 and 14: next lines, training loops and loops with a bug, in other right forms and other wrong ones."""
+
+import random
+from functools import partial
+
+import pytest
+import torch
+from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid, softplus
+
+from rlhf_lab.exercises import check, exercise, records
+
+
+@pytest.fixture(autouse=True)
+def forgotten(monkeypatch, tmp_path):
+    """Each test starts without events, in an empty folder."""
+    monkeypatch.setattr(records, "_in_memory", [])
+    monkeypatch.chdir(tmp_path)
+
+
+def take_steps(logits, loss_of, steps, learning_rate, make=torch.optim.SGD, value=lambda x: x.item()):
+    """The part that all loops have in common: a step on the loss of each number below `steps`."""
+    optimizer, losses = make([logits], lr=learning_rate), []
+    for step in range(steps):
+        loss = loss_of(step)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(value(loss))
+    return losses
+
+
+def adam(parameters, lr):
+    return torch.optim.Adam(parameters, lr=0.1)
+
+
+def add(log_ref):
+    log_ref += 0.001
+
+
+# Notebook 13. -------------------------------------------------------------------------------------------------------
+
+
+def on_window(loss=lambda m: -logsigmoid(m).mean(), extra=lambda log_ref: None, weighted=False, **how):
+    """A correct fit to a window with one thing done otherwise."""
+
+    def train(logits, log_ref, chosen, rejected, age, window, beta, steps, learning_rate):
+        keep = (age <= window).double() if weighted else (age <= window).nonzero().squeeze(-1)
+
+        def loss_of(step):
+            extra(log_ref)
+            ratio = logits.log_softmax(-1) - log_ref
+            margin = beta * (ratio.gather(0, chosen) - ratio.gather(0, rejected))
+            return -(keep * logsigmoid(margin)).sum() / keep.sum() if weighted else loss(margin[keep])
+
+        return take_steps(logits, loss_of, steps, learning_rate, **how)
+
+    return train
+
+
+def in_rounds(logits, log_ref, chosen, rejected, beta, steps, learning_rate, loss=lambda m: softplus(-m).mean(), **how):
+    """A correct refit that goes through lists."""
+    pairs = list(zip(chosen, rejected, strict=True))
+
+    def loss_of(step):
+        t = step * len(pairs) // steps
+        one, two = (torch.cat(part) for part in zip(*pairs[max(t - 2, 0) : t + 1], strict=True))
+        ratio = logits.log_softmax(-1) - log_ref
+        return loss(beta * (ratio[one] - ratio[two]))
+
+    return take_steps(logits, loss_of, steps, learning_rate, **how)
+
+
+RIGHT = {
+    "nb13.train_on_window": {
+        "weights": on_window(weighted=True),
+        "another optimiser": on_window(make=adam),
+        "cross-entropy": on_window(loss=lambda m: binary_cross_entropy_with_logits(m, torch.ones_like(m))),
+        "losses as tensors": on_window(value=lambda x: x.detach()),
+    },
+    "nb13.refit": {
+        "softplus": in_rounds,
+        "another optimiser": partial(in_rounds, make=adam),
+        "losses as tensors": partial(in_rounds, value=lambda x: x.detach()),
+    },
+}
+WRONG = {
+    "nb13.train_on_window": {
+        "changes π_ref": (on_window(extra=add), "the loop changes log_ref"),
+        "global state": (on_window(extra=lambda x: random.random()), "uses the global random state"),
+        "tiny steps": (on_window(loss=lambda m: -logsigmoid(m).mean() / 500), "times the right length"),
+        "no losses": (on_window(value=lambda x: None), "return the list of the losses"),
+        "raises": (on_window(loss=lambda m: m @ torch.zeros(7)), "raises RuntimeError"),
+    },
+    "nb13.refit": {
+        "tiny steps": (
+            partial(in_rounds, loss=lambda m: softplus(-m).mean() / 500),
+            "the bug’s trajectory is gone, but the loop is not right yet",
+        ),
+        "no losses": (partial(in_rounds, value=lambda x: None), "return the list of the losses"),
+    },
+}
+
+
+def cases(table):
+    return [(key, name) for key, forms in table.items() for name in forms]
+
+
+@pytest.mark.parametrize(("key", "name"), cases(RIGHT))
+def test_a_right_loop_in_another_form_passes(key, name):
+    feedback = check(key, RIGHT[key][name])
+    assert feedback.passed, feedback
+
+
+@pytest.mark.parametrize(("key", "name"), cases(WRONG))
+def test_a_wrong_loop_is_told_what_is_wrong(key, name):
+    loop, words = WRONG[key][name]
+    feedback = check(key, loop)
+    assert not feedback.passed and words in repr(feedback), feedback
+
+
+@pytest.mark.parametrize(
+    ("key", "pair", "other", "words"),
+    [("nb13.refit", "moving reference + all labels", "sign", "chosen and rejected are swapped")],
+)
+def test_a_second_bug_is_named_with_and_without_the_first(key, pair, other, words):
+    mistakes = {one.name: one.function for one in exercise(key).mistakes}
+    assert "the bug is still there, and another one came in" in repr(check(key, mistakes[pair]))
+    assert f"the bug is gone, but another one came in: {words}" in repr(check(key, mistakes[other]))
+
+
+# Next lines. --------------------------------------------------------------------------------------------------------
+
+RIGHT_LINES = {
+    "nb13.window_curvature": [
+        lambda w: torch.arange(1, w.window + 1).double().mean() ** 2 / w.beta * w.variance,
+        lambda w: (w.window + 1) ** 2 * w.variance / (4 * w.beta),
+        lambda w: float(w.variance) * (w.window**2 + 2 * w.window + 1) / 4 / w.beta,
+    ],
+}
+WRONG_LINES = {
+    "nb13.window_curvature": [
+        (lambda w: (w.window / 2) ** 2 * w.variance / w.beta, "not yet"),
+        (lambda w: w.variance / w.beta, "not yet"),
+        (lambda w: torch.ones(3) * w.variance, "expected shape"),
+        (lambda w: w.omega**2 * w.variance, "may not contain w.omega"),
+        (lambda w: None, "returns nothing"),
+    ],
+}
+
+
+@pytest.mark.parametrize(("key", "line"), [(key, line) for key, lines in RIGHT_LINES.items() for line in lines])
+def test_a_right_line_in_another_form_passes(key, line):
+    assert check(key, line).passed, check(key, line)
+
+
+@pytest.mark.parametrize(
+    ("key", "line", "words"), [(key, *pair) for key, pairs in WRONG_LINES.items() for pair in pairs]
+)
+def test_a_wrong_line_gets_a_sentence(key, line, words):
+    feedback = check(key, line)
+    assert not feedback.passed and feedback.mistake == "" and words in repr(feedback), feedback
