@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
 from rlhf_lab import exact
 from rlhf_lab.derivations.best_window import Drifting, best_window_derivation
@@ -116,7 +115,8 @@ def train_on_window(
     losses = []
     for _ in range(steps):
         log_ratio = logits.log_softmax(-1) - log_ref
-        loss = -logsigmoid(beta * (log_ratio[chosen] - log_ratio[rejected])).mean()
+        margin = beta * (log_ratio[chosen] - log_ratio[rejected])
+        loss = -torch.nn.functional.logsigmoid(margin).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -142,7 +142,7 @@ def _train_on_window(
     losses = []
     for _ in range(steps):
         log_ratio = logits.log_softmax(-1) - (0 if "no reference" in wrong else log_ref)
-        loss = -logsigmoid(beta * (log_ratio[chosen[recent]] - log_ratio[rejected[recent]])).mean()
+        loss = -torch.nn.functional.logsigmoid(beta * (log_ratio[chosen[recent]] - log_ratio[rejected[recent]])).mean()
         _descend(logits, loss, learning_rate, keep="gradients not reset" in wrong)
         losses.append(loss.item())
     return losses
@@ -152,7 +152,7 @@ def _descend(logits: Tensor, loss: Tensor, learning_rate: float, keep: bool) -> 
     """One step of gradient descent. With `keep` the gradients of earlier steps are added."""
     if not keep:
         logits.grad = None
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     assert logits.grad is not None
     with torch.no_grad():
         logits -= learning_rate * logits.grad
@@ -184,7 +184,7 @@ def refit(
         newest = slice(max(t - 2, 0), t + 1)
         log_ratio = logits.log_softmax(-1) - log_ref
         delta = log_ratio[chosen[newest]] - log_ratio[rejected[newest]]
-        loss = -logsigmoid(beta * delta).mean()
+        loss = -torch.nn.functional.logsigmoid(beta * delta).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -206,7 +206,7 @@ def _broken_refit(
         newest = slice(max(t - 2, 0), t + 1)
         log_ratio = logits.log_softmax(-1) - reference
         delta = log_ratio[chosen[newest]] - log_ratio[rejected[newest]]
-        loss = -logsigmoid(beta * delta).mean()
+        loss = -torch.nn.functional.logsigmoid(beta * delta).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -230,7 +230,7 @@ def _refit(
         newest = slice(0, t + 1) if "all labels" in wrong else slice(max(t - 2, 0), t + 1)
         log_ratio = logits.log_softmax(-1) - (0 if "no reference" in wrong else log_ref)
         delta = log_ratio[chosen[newest]] - log_ratio[rejected[newest]]
-        loss = -logsigmoid(beta * delta).mean()
+        loss = -torch.nn.functional.logsigmoid(beta * delta).mean()
         _descend(logits, loss, learning_rate, keep="gradients not reset" in wrong)
         losses.append(loss.item())
     return losses
