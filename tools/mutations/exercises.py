@@ -70,6 +70,13 @@ MUTATIONS: list[Mutation] = [
             "return torch.exp(k) - 1 - k",
             near="exercises/test_solutions_in_notebooks.py::test_the_notebook_s_solution_passes_as_an_answer",
         ),
+        Mutation(
+            "sign",
+            "next line: the expected gradient of k3 with its sign flipped",
+            "return w.policy - w.ref",
+            "return w.ref - w.policy",
+            near="exercises/test_exercises.py::test_a_notebook_and_its_exercises_say_the_same",
+        ),
     ),
     *in_file(
         "exercises/nb03_optimal_policy.py",
@@ -88,6 +95,13 @@ MUTATIONS: list[Mutation] = [
             "return beta * (log_star.exp() * (log_star - log_policy)).sum(-1)",
             near="exercises/test_solutions_in_notebooks.py::test_the_notebook_s_solution_passes_as_an_answer",
         ),
+        Mutation(
+            "mean",
+            "next line: the gradient of J without subtracting J",
+            "return w.policy * (net_reward - objective)",
+            "return w.policy * net_reward",
+            near="exercises/test_exercises.py::test_a_notebook_and_its_exercises_say_the_same",
+        ),
     ),
     *in_file(
         "exercises/nb04_partition_function.py",
@@ -98,6 +112,13 @@ MUTATIONS: list[Mutation] = [
             "return torch.logsumexp(reward / beta, -1) - math.log(reward.shape[-1])",
             "return torch.logsumexp(reward / beta, -1)",
             near="exercises/test_solutions_in_notebooks.py::test_the_notebook_s_solution_passes_as_an_answer",
+        ),
+        Mutation(
+            "norm",
+            "next line: the variance of one sample",
+            "return (torch.exp(w.log_z_half - 2 * w.log_z) - 1) / w.n",
+            "return torch.exp(w.log_z_half - 2 * w.log_z) - 1",
+            near="exercises/test_exercises.py::test_a_notebook_and_its_exercises_say_the_same",
         ),
     ),
     *in_file(

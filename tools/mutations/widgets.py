@@ -4,6 +4,17 @@ from mutations.mutation import Mutation, in_file
 
 MUTATIONS: list[Mutation] = [
     *in_file(
+        "widgets/optimal_policy.py",
+        ["widgets/test_explorer.py"],
+        Mutation(
+            "beta",
+            "the tangent of the frontier has slope 1",
+            "[gain - beta * half, gain + beta * half]",
+            "[gain - half, gain + half]",
+            near="widgets/test_explorer.py::test_the_dashed_line_is_the_tangent_of_the_frontier",
+        ),
+    ),
+    *in_file(
         "widgets/bradley_terry.py",
         ["widgets/test_bradley_terry_explorer.py"],
         Mutation(
