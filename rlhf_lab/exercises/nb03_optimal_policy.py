@@ -284,7 +284,7 @@ EXERCISES: tuple[Task, ...] = (
     NextLine(
         key="nb03.objective_by_kl",
         title="J as a constant minus a KL",
-        objective="write the objective such that its maximum can be read off",
+        objective="write the objective in a form from which its maximum can be read off",
         difficulty=2,
         minutes=6,
         derivation=objective_to_optimum,
@@ -536,7 +536,7 @@ EXERCISES: tuple[Task, ...] = (
         ),
         hints=(
             "Take the logarithm of π_ref exp(r/β)/Z. Which two of the three terms can you write down immediately?",
-            "log Z is the logsumexp of the other two over the responses. `torch.log_softmax` subtracts it.",
+            "log Z is the logsumexp, over the responses, of the sum of the other two. `torch.log_softmax` subtracts it.",
         ),
     ),
     Exercise(
