@@ -536,7 +536,8 @@ EXERCISES: tuple[Task, ...] = (
         ),
         hints=(
             "Take the logarithm of π_ref exp(r/β)/Z. Which two of the three terms can you write down immediately?",
-            "log Z is the logsumexp, over the responses, of the sum of the other two. `torch.log_softmax` subtracts it.",
+            "log Z is the logsumexp, over the responses, of the sum of the other two. "
+            "`torch.log_softmax` subtracts it.",
         ),
     ),
     Exercise(

@@ -697,8 +697,8 @@ EXERCISES: tuple[Task, ...] = (
         ),
         hints=(
             "The future depends on a prefix only through its last token. How many last tokens are there?",
-            "For each last token b, store the log of the sum over all prefixes that end in b. Appending the token c adds "
-            "log_next[b, c] + reward[b, c]/β. Then sum over b with `torch.logsumexp(…, 0)`.",
+            "For each last token b, store the log of the sum over all prefixes that end in b. Appending the token c "
+            "adds log_next[b, c] + reward[b, c]/β. Then sum over b with `torch.logsumexp(…, 0)`.",
         ),
     ),
 )
