@@ -1,9 +1,19 @@
 """Exercises of notebook 11: evaluation of a language model that was trained on a reward model."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from rlhf_lab.exercises.checking import Case, Exercise, Mistake
+from rlhf_lab import evaluation
+from rlhf_lab.derivations.optimal_policy import regret_is_a_kl
+from rlhf_lab.exercises.checking import Case, Exercise, Mistake, Seed, Task
+from rlhf_lab.exercises.derive import NextLine
+from rlhf_lab.exercises.predictions import Prediction
+from rlhf_lab.exercises.training_loops import TrainingLoop, loop_mistakes
+from rlhf_lab.training import seeded
+from rlhf_lab.worlds import bandit
 
 
 def _double(values: object) -> Tensor:
@@ -48,7 +58,315 @@ def _weighted(weights: Tensor, gold: Tensor) -> Tensor:
     return (weights * gold).sum(-1).mean()
 
 
-EXERCISES = (
+def regret_as_kl(w: Any) -> Any:
+    """J(π*) − J(π) = β KL(π‖π*), (X,)."""
+    return w.beta * (w.policy * (w.log_policy - w.log_star)).sum(-1)
+
+
+def train_reward_head(head: Tensor, states: Tensor, lengths: Tensor, steps: int, learning_rate: float) -> list[float]:
+    """Bradley–Terry fit of a linear reward; states (N, 2, T, D), chosen first."""
+    optimizer = torch.optim.SGD([head], lr=learning_rate)
+    last = (lengths - 1)[..., None, None].expand(-1, -1, 1, states.shape[-1])
+    final_states = states.gather(2, last).squeeze(2)
+    losses = []
+    for _ in range(steps):
+        reward = final_states @ head
+        loss = -torch.nn.functional.logsigmoid(reward[:, 0] - reward[:, 1]).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def _train_reward_head(
+    head: Tensor, states: Tensor, lengths: Tensor, steps: int, learning_rate: float, wrong: Sequence[str] = ()
+) -> list[float]:
+    """The same loop with the mistakes that `wrong` names."""
+    optimizer = torch.optim.SGD([head], lr=learning_rate)
+    last = (lengths - 1)[..., None, None].expand(-1, -1, 1, states.shape[-1])
+    final = states.gather(2, last).squeeze(2)
+    if "padding" in wrong:
+        final = states[:, :, -1]
+    if "first token" in wrong:
+        final = states[:, :, 0]
+    if "mean over positions" in wrong:
+        final = states.mean(2)
+    losses = []
+    for _ in range(steps):
+        reward = final @ head
+        margin = reward[:, 0] - reward[:, 1]
+        margin = -margin if "swapped pair" in wrong else margin
+        loss = -(torch.sigmoid(margin) if "no logarithm" in wrong else torch.nn.functional.logsigmoid(margin)).mean()
+        if "gradients not reset" not in wrong:
+            optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def train_on_filtered(
+    logits: Tensor,
+    proxy: Tensor,
+    samples: int,
+    share: float,
+    steps: int,
+    learning_rate: float,
+    generator: torch.Generator,
+) -> list[float]:
+    """Imitate the given share of the samples, those with the highest proxy rewards."""
+    y = torch.multinomial(logits.detach().softmax(-1), samples, True, generator=generator)
+    score = proxy.gather(-1, y)
+    passes = score >= score.quantile(1 - share, dim=-1, keepdim=True)
+    optimizer = torch.optim.SGD([logits], lr=learning_rate)
+    losses = []
+    for _ in range(steps):
+        log_prob = logits.log_softmax(-1).gather(-1, y)
+        loss = -(log_prob * passes).sum() / passes.sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def _broken_train_on_filtered(
+    logits: Tensor,
+    proxy: Tensor,
+    samples: int,
+    share: float,
+    steps: int,
+    learning_rate: float,
+    generator: torch.Generator,
+) -> list[float]:
+    """Imitate the given share of the samples, those with the highest proxy rewards."""
+    y = torch.multinomial(logits.detach().softmax(-1), samples, True, generator=generator)
+    score = proxy.gather(-1, y)
+    passes = score >= score.quantile(1 - share)
+    optimizer = torch.optim.SGD([logits], lr=learning_rate)
+    losses = []
+    for _ in range(steps):
+        log_prob = logits.log_softmax(-1).gather(-1, y)
+        loss = -(log_prob * passes).sum() / passes.sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def _train_on_filtered(
+    logits: Tensor,
+    proxy: Tensor,
+    samples: int,
+    share: float,
+    steps: int,
+    learning_rate: float,
+    generator: torch.Generator,
+    wrong: Sequence[str] = (),
+) -> list[float]:
+    """The same loop with the mistakes that `wrong` names."""
+    y = torch.multinomial(logits.detach().softmax(-1), samples, True, generator=generator)
+    score = proxy.gather(-1, y)
+    score = -score if "lowest" in wrong else score
+    if "one threshold" in wrong:
+        passes = score >= score.quantile(1 - share)
+    else:
+        passes = score >= score.quantile(1 - share, dim=-1, keepdim=True)
+    if "no filter" in wrong:
+        passes = torch.ones_like(passes)
+    optimizer = torch.optim.SGD([logits], lr=learning_rate)
+    losses = []
+    for _ in range(steps):
+        log_prob = logits.log_softmax(-1).gather(-1, y)
+        log_prob = log_prob.exp() if "probabilities" in wrong else log_prob
+        loss = -(log_prob * passes).sum() / passes.sum()
+        if "gradients not reset" not in wrong:
+            optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+_GOLD_HEAD = _double([1.0, -0.5, 0.8])
+_LOG_REF = bandit.lecture().log_ref()[:1].expand(4, -1)
+_PROXY = bandit.lecture().rewards()[:1] + 3 * torch.arange(4, dtype=torch.float64)[:, None]
+"""A proxy reward of four prompts. A reward is known up to a function of the prompt, here 0, 3, 6 and 9."""
+
+
+def _head_arguments() -> dict[str, object]:
+    generator, number, longest = seeded(0), 2000, 5
+    states = torch.randn(number, 2, longest, 3, dtype=torch.float64, generator=generator)
+    lengths = torch.randint(2, longest + 1, (number, 2), generator=generator)
+    rows = torch.arange(number)
+    one, two = (states[rows, i, lengths[:, i] - 1] @ _GOLD_HEAD for i in (0, 1))
+    flip = torch.rand(number, dtype=torch.float64, generator=generator) > torch.sigmoid(one - two)
+    order = torch.stack([flip.long(), 1 - flip.long()], 1)
+    return {
+        "head": torch.zeros(3, dtype=torch.float64, requires_grad=True),
+        "states": states[rows[:, None], order],
+        "lengths": lengths.gather(1, order),
+        "steps": 60,
+        "learning_rate": 2.0,
+    }
+
+
+def _filter_arguments() -> dict[str, object]:
+    return {
+        "logits": _LOG_REF.clone().requires_grad_(True),
+        "proxy": _PROXY,
+        "samples": 400,
+        "share": 0.3,
+        "steps": 60,
+        "learning_rate": 4.0,
+        "generator": Seed(0),
+    }
+
+
+def _filter_kl(logits: Tensor) -> float:
+    """KL from the distribution of the samples that pass, in the limit of many samples, mean over prompts."""
+    order = _PROXY.argsort(-1, descending=True)
+    above = _LOG_REF.exp().gather(-1, order).cumsum(-1)
+    above = above - _LOG_REF.exp().gather(-1, order)  # probability of a strictly higher reward
+    passes = torch.zeros_like(above, dtype=torch.bool).scatter(-1, order, above < 0.3)
+    target = torch.where(passes, _LOG_REF, -torch.inf).log_softmax(-1)
+    return (target.exp() * (target.clamp(min=-1e3) - logits.log_softmax(-1))).sum(-1).mean().item()
+
+
+def _effective(weights: Tensor) -> float:
+    """Effective samples of one prompt with these weights, (G,)."""
+    [found] = evaluation.tilted_frontier(weights.log().expand(2, -1), [1.0])
+    return found.effective
+
+
+_ONE_HALF = torch.full((64,), 0.5 / 63, dtype=torch.float64).index_fill(0, torch.tensor([0]), 0.5)
+
+
+EXERCISES: tuple[Task, ...] = (
+    Prediction(
+        key="nb11.effective_samples",
+        title="Effective samples",
+        objective="predict the effective sample size of unequal weights",
+        difficulty=1,
+        minutes=3,
+        question=(
+            "An estimate uses 64 samples. After weighting, one sample has half of the weight, and the other 63 share "
+            "the other half equally. How many effective samples, $(\\sum w)^2/\\sum w^2$, does the estimate have?"
+        ),
+        truth=lambda: _effective(_ONE_HALF),
+        explanation=(
+            "The sum of the squared weights is 0.25 + 63 · (0.5/63)² = 0.254, and its reciprocal is {truth}. The other "
+            "63 samples have nearly no effect on it."
+        ),
+        mistakes=(
+            Mistake(
+                "all samples",
+                "this would be the number if all weights were equal.",
+                lambda: float(len(_ONE_HALF)),
+            ),
+            Mistake(
+                "half of the samples",
+                "half of the weight is on one sample, but the number depends on the squares of the weights.",
+                lambda: len(_ONE_HALF) / 2,
+            ),
+            Mistake(
+                "reciprocal of the maximum",
+                "this is one divided by the largest weight. Its square is needed, and the other weights too.",
+                lambda: 1 / _ONE_HALF.max().item(),
+            ),
+        ),
+    ),
+    NextLine(
+        key="nb11.regret_as_kl",
+        title="The regret without Z",
+        objective="write the regret so that it can be estimated without the partition function",
+        difficulty=1,
+        minutes=4,
+        derivation=regret_is_a_kl,
+        line=2,
+        quantities=("policy", "log_policy", "log_star", "beta"),
+        solution=regret_as_kl,
+        mistakes=(
+            Mistake(
+                "sign",
+                "the sign is wrong. A regret is never negative.",
+                lambda w: w.beta * (w.policy * (w.log_star - w.log_policy)).sum(-1),
+            ),
+            Mistake(
+                "log-ratio not averaged",
+                "the log-ratio is summed over all responses without their probabilities under π.",
+                lambda w: w.beta * (w.log_policy - w.log_star).sum(-1),
+            ),
+            Mistake(
+                "divided by beta",
+                "the KL is divided by β, but nats become reward by multiplying with β.",
+                lambda w: (w.policy * (w.log_policy - w.log_star)).sum(-1) / w.beta,
+            ),
+        ),
+        hints=(
+            "β log Z occurs twice with opposite signs. Which term remains?",
+            "The remaining term is β KL(π‖π*), the mean of log π − log π* under π, with one number for each prompt.",
+        ),
+    ),
+    TrainingLoop(
+        key="nb11.train_reward_head",
+        title="A reward model on token states",
+        objective="fit a reward model to pairs of padded responses",
+        difficulty=2,
+        minutes=10,
+        arguments=_head_arguments,
+        distance=lambda head: (head - _GOLD_HEAD).norm().item(),
+        quantity="the distance to the gold weights",
+        solution=train_reward_head,
+        mistakes=loop_mistakes(
+            _train_reward_head,
+            {
+                "padding": "the reward is read at the last position, which is padding for most responses.",
+                "first token": "the reward is read at the first token, before the response is complete.",
+                "mean over positions": "the reward is a mean over all positions, padding included.",
+                "swapped pair": "chosen and rejected are swapped.",
+                "no logarithm": "the loss contains the probability of the label instead of its logarithm.",
+                "gradients not reset": "gradients add up over the steps, because they are not reset to zero.",
+            },
+            pairs=(("padding", "swapped pair"), ("swapped pair", "no logarithm")),
+        ),
+        hints=(
+            "A reward model gives one number for a response, at its last token. At which index of T is it?",
+            "`states[rows, side, lengths[:, side] - 1]` selects these states, with `rows = torch.arange(N)` and side 0 "
+            "for the chosen and 1 for the rejected responses. Their product with `head` is the reward.",
+        ),
+    ),
+    TrainingLoop(
+        key="nb11.train_on_filtered",
+        title="Prompts that are never trained",
+        objective="find a bug in a filter by reward",
+        difficulty=2,
+        minutes=8,
+        arguments=_filter_arguments,
+        distance=_filter_kl,
+        quantity="the KL from the filtered distribution",
+        solution=train_on_filtered,
+        broken=_broken_train_on_filtered,
+        bug="one threshold",
+        mistakes=loop_mistakes(
+            _train_on_filtered,
+            {
+                "one threshold": "all prompts have the same threshold, but a learned reward is only determined up to a "
+                "function of the prompt.",
+                "lowest": "the samples with the lowest rewards pass.",
+                "no filter": "all samples pass.",
+                "probabilities": "the loss contains probabilities instead of their logarithms.",
+                "gradients not reset": "gradients add up over the steps, because they are not reset to zero.",
+            },
+            pairs=(("one threshold", "lowest"), ("one threshold", "gradients not reset")),
+        ),
+        hints=(
+            "Count the samples that pass for each prompt. The rewards of different prompts may differ by any constant.",
+            "The quantile must be computed for each prompt: `score.quantile(1 - share, dim=-1, keepdim=True)`.",
+        ),
+    ),
     Exercise(
         key="nb11.response_kl",
         title="KL of whole responses",
