@@ -1,9 +1,16 @@
 """Exercises of notebook 14: the annotation budget."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from rlhf_lab.exercises.checking import Case, Exercise, Mistake
+from rlhf_lab import exact
+from rlhf_lab.derivations.label_value import label_price
+from rlhf_lab.derivations.random_worlds import RandomWorld
+from rlhf_lab.exercises.checking import Case, Exercise, Mistake, Task
+from rlhf_lab.exercises.derive import NextLine
+from rlhf_lab.exercises.predictions import Prediction
 
 
 def _double(values: object) -> Tensor:
@@ -74,7 +81,7 @@ def _both(
 
 
 def _laplacian(edges: object) -> Tensor:
-    both = _double(edges)
+    both = torch.as_tensor(edges, dtype=torch.float64)
     both = both + both.T
     return torch.diag(both.sum(-1)) - both
 
@@ -97,10 +104,87 @@ def _inverse(edges: object, labels: float) -> Tensor:
     return inverse
 
 
-EXERCISES = (
+def _inverse_information(w: RandomWorld) -> Tensor:
+    """I(μ)⁺ in the first prompt, (K, K)."""
+    p = exact.preference(w.reward[0])
+    inverse: Tensor = torch.linalg.pinv(_laplacian(w.pair_weights[0] * p * (1 - p)), hermitian=True)
+    return inverse
+
+
+def trace_line(w: Any) -> Any:
+    """The limit of N times the regret as a trace."""
+    return torch.trace(w.sigma @ w.inverse) / (2 * w.beta)
+
+
+_VARIANCES, _BUDGET = _double([1.0, 9.0]), 400.0
+
+EXERCISES: tuple[Task, ...] = (
+    Prediction(
+        key="nb14.labels_of_a_prompt",
+        title="Labels for an expensive prompt",
+        objective="predict how a budget should be distributed over two prompts",
+        difficulty=1,
+        minutes=3,
+        question=(
+            "Two prompts are equally frequent. Their asymptotic variances are 1 and 9, so that the regret with $n$ "
+            "labels is $1/n$ for the first and $9/n$ for the second. You have 400 labels. How many of them should the "
+            "second prompt get, so that the sum of the regrets is minimal? Give a number of labels."
+        ),
+        truth=lambda: share_labels(_VARIANCES, _BUDGET)[1].item(),
+        explanation=(
+            "{truth} labels. At the minimum one more label lowers both regrets equally, so φ/n² is the same for both "
+            "prompts and n is proportional to √φ. The ratio is 3 to 1."
+        ),
+        mistakes=(
+            Mistake(
+                "in proportion",
+                "with labels in proportion to the variance both regrets are equal. What must be equal is the decrease "
+                "by one more label.",
+                lambda: (_BUDGET * _VARIANCES / _VARIANCES.sum())[1].item(),
+            ),
+            Mistake("evenly", "one more label has more effect at the second prompt.", lambda: _BUDGET / 2),
+            Mistake(
+                "inverted",
+                "the prompt with the higher variance needs more labels, not fewer.",
+                lambda: share_labels(_VARIANCES, _BUDGET)[0].item(),
+            ),
+        ),
+        relative=0.02,
+    ),
+    NextLine(
+        key="nb14.trace_line",
+        title="The limit of N times the regret as a trace",
+        objective="compute the mean of a quadratic form of a Gaussian error",
+        difficulty=2,
+        minutes=6,
+        derivation=label_price,
+        line=2,
+        quantities=("beta",),
+        defined={
+            "sigma": ("$\\Sigma$, the covariance matrix of $\\pi^*$, (K, K)", lambda w: _matters(w.star[0])),
+            "inverse": ("$I(\\mu)^+$, (K, K)", _inverse_information),
+        },
+        solution=trace_line,
+        mistakes=(
+            Mistake(
+                "entries multiplied",
+                "the diagonals are multiplied entry by entry. A trace of a product contains all pairs of entries.",
+                lambda w: (w.sigma.diagonal() * w.inverse.diagonal()).sum() / (2 * w.beta),
+            ),
+            Mistake(
+                "product of traces",
+                "the trace of a product is not the product of the traces.",
+                lambda w: torch.trace(w.sigma) * torch.trace(w.inverse) / (2 * w.beta),
+            ),
+        ),
+        hints=(
+            "For standard normal z, the mean of $z^\\top B z$ is the sum of the diagonal entries of B. What is B here?",
+            "Use $\\mathrm{tr}(A^\\top\\Sigma A)=\\mathrm{tr}(\\Sigma AA^\\top)$ and substitute $AA^\\top$.",
+        ),
+    ),
     Exercise(
         key="nb14.share_labels",
-        title="Labels for prompts of different price",
+        title="Labels for prompts of different variance",
         objective="distribute a budget over prompts that need different numbers of labels",
         difficulty=1,
         minutes=5,
@@ -112,17 +196,17 @@ EXERCISES = (
         mistakes=(
             Mistake(
                 "evenly",
-                "all prompts get the same number, but one more label has more effect where the price is high.",
+                "all prompts get the same number, but one more label has more effect where the variance is high.",
                 lambda prices, number: torch.full_like(prices, number / len(prices)),
             ),
             Mistake(
-                "in proportion to the price",
+                "in proportion to the variance",
                 "this makes every prompt's regret equal. The decrease by one more label must be equal instead.",
                 lambda prices, number: number * prices / prices.sum(),
             ),
             Mistake(
-                "inverted prices",
-                "the prompt with the higher price gets fewer labels here: the price is on the wrong side.",
+                "inverted",
+                "the prompt with the higher variance gets fewer labels here. The variance is on the wrong side.",
                 lambda prices, number: number * prices.rsqrt() / prices.rsqrt().sum(),
             ),
             Mistake(
@@ -132,13 +216,13 @@ EXERCISES = (
             ),
         ),
         hints=(
-            "Minimise Σ price/n under Σ n = N: at the optimum the derivatives price/n² are all equal.",
-            "So n is proportional to the square root of the price; scale it to sum to N.",
+            "Minimise Σ φ/n under the constraint Σ n = N. At the optimum the derivatives φ/n² are all equal.",
+            "So n is proportional to the square root of φ. Scale it so that the sum is N.",
         ),
     ),
     Exercise(
         key="nb14.worth_of_a_label",
-        title="What is the next label worth?",
+        title="The value of the next label",
         objective="compute for all pairs at the same time by how much one more label lowers the regret",
         difficulty=3,
         minutes=12,
@@ -155,8 +239,8 @@ EXERCISES = (
         mistakes=(
             Mistake(
                 "denominator forgotten",
-                "the denominator 1 + w bᵀVb is missing: without it a label on a pair of which nothing is known "
-                "would be worth more than all there is to gain.",
+                "the denominator 1 + w bᵀVb is missing: without it, one label of a pair of which nothing is "
+                "known would lower the regret by more than the whole regret.",
                 lambda m, t, v: _worth(m, t, v, "denominator"),
             ),
             Mistake(
@@ -170,7 +254,7 @@ EXERCISES = (
                 lambda m, t, v: _worth(m, t, v, "once"),
             ),
             Mistake(
-                "all labels alike",
+                "no weight",
                 "the weight w = p(1 − p) is missing: a label that is certain beforehand has no value.",
                 lambda m, t, v: _worth(m, t, v, "told"),
             ),

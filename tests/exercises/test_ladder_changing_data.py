@@ -136,6 +136,11 @@ RIGHT_LINES = {
         lambda w: (w.window + 1) ** 2 * w.variance / (4 * w.beta),
         lambda w: float(w.variance) * (w.window**2 + 2 * w.window + 1) / 4 / w.beta,
     ],
+    "nb14.trace_line": [
+        lambda w: (w.sigma * w.inverse).sum() / w.beta / 2,
+        lambda w: torch.einsum("ij,ji->", w.inverse, w.sigma) / (2 * w.beta),
+        lambda w: float((w.inverse @ w.sigma).diagonal().sum()) / (2 * w.beta),
+    ],
 }
 WRONG_LINES = {
     "nb13.window_curvature": [
@@ -144,6 +149,13 @@ WRONG_LINES = {
         (lambda w: torch.ones(3) * w.variance, "expected shape"),
         (lambda w: w.omega**2 * w.variance, "may not contain w.omega"),
         (lambda w: None, "returns nothing"),
+    ],
+    "nb14.trace_line": [
+        (lambda w: torch.trace(w.sigma) / (2 * w.beta), "not yet"),
+        (lambda w: torch.linalg.norm(w.sigma @ w.inverse) / (2 * w.beta), "not yet"),
+        (lambda w: w.sigma @ w.inverse / (2 * w.beta), "expected shape"),
+        (lambda w: w.reward.sum(), "may not contain w.reward"),
+        (lambda w: "text", "got text"),
     ],
 }
 
