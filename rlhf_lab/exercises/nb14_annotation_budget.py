@@ -132,7 +132,7 @@ EXERCISES: tuple[Task, ...] = (
         ),
         truth=lambda: share_labels(_VARIANCES, _BUDGET)[1].item(),
         explanation=(
-            "{truth} labels. At the minimum one more label lowers both regrets equally, so φ/n² is the same for both "
+            "At the minimum one more label lowers both regrets equally, so φ/n² is the same for both "
             "prompts and n is proportional to √φ. The ratio is 3 to 1."
         ),
         mistakes=(
