@@ -218,7 +218,7 @@ def _filter_arguments() -> dict[str, object]:
         "logits": _LOG_REF.clone().requires_grad_(True),
         "proxy": _PROXY,
         "samples": 400,
-        "share": 0.3,
+        "share": 0.2,
         "steps": 60,
         "learning_rate": 4.0,
         "generator": Seed(0),
@@ -230,7 +230,7 @@ def _filter_kl(logits: Tensor) -> float:
     order = _PROXY.argsort(-1, descending=True)
     above = _LOG_REF.exp().gather(-1, order).cumsum(-1)
     above = above - _LOG_REF.exp().gather(-1, order)  # probability of a strictly higher reward
-    passes = torch.zeros_like(above, dtype=torch.bool).scatter(-1, order, above < 0.3)
+    passes = torch.zeros_like(above, dtype=torch.bool).scatter(-1, order, above < 0.2)
     target = torch.where(passes, _LOG_REF, -torch.inf).log_softmax(-1)
     return (target.exp() * (target.clamp(min=-1e3) - logits.log_softmax(-1))).sum(-1).mean().item()
 
