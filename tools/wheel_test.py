@@ -32,7 +32,7 @@ STEPS = [
     ["rlhf-lab", "course", "course"],
     ["jupyter", "execute", "course/00_start_here.ipynb"],
 ]  # fmt: skip
-EXPECTED = ["compare/summary.csv", "runs/dpo/model/model.safetensors", "course/14_annotation_budget.ipynb"]
+EXPECTED = ["compare/summary.csv", "runs/dpo/model/model.safetensors", "course/15_group_methods.ipynb"]
 
 
 def environment(bin_folder: Path) -> dict[str, str]:

@@ -324,7 +324,31 @@ RIGHT = {
             torch.trace(diag(s) @ torch.linalg.inv(nd * diag(d) / db**2 + nl * i + torch.ones_like(i))) / (2 * b)
         ),
     ],
+    "nb15.leave_one_out": [
+        lambda s: s.shape[-1] / (s.shape[-1] - 1) * (s - s.mean(-1, keepdim=True)),
+        lambda s: s - s @ ((1 - torch.eye(s.shape[-1], dtype=s.dtype)) / (s.shape[-1] - 1)),
+        lambda s: torch.stack([torch.stack([(r[i] - r).sum() / (len(r) - 1) for i in range(len(r))]) for r in s]),
+    ],
+    "nb15.success_with_k3": [
+        lambda p, b: 1 - 2 * b * (1 - p) / (1 + b + ((1 + b) ** 2 - 4 * b * (1 - p)) ** 0.5),
+        lambda p, b: (1 - b + ((1 - b) ** 2 + 4 * b * p).sqrt()) / 2,
+        lambda p, b: torch.stack([halved(float(x), b) for x in p]),
+    ],
+    "nb15.equivalent_beta": [
+        lambda ref, p: 1 / (p * (1 - ref) / (ref * (1 - p))).log(),
+        lambda ref, p: 1 / ((p.log() - ref.log()) - (torch.log1p(-p) - torch.log1p(-ref))),
+        lambda ref, p: (torch.special.logit(p) - torch.special.logit(ref)) ** -1,
+    ],
 }
+
+
+def halved(p, b):
+    """The q at which the slope 1 + b (p/q − (1 − p)/(1 − q)) of the objective is zero, by halving."""
+    low, high = 1e-12, 1 - 1e-12
+    for _ in range(60):
+        q = (low + high) / 2
+        low, high = (q, high) if 1 + b * (p / q - (1 - p) / (1 - q)) > 0 else (low, q)
+    return torch.tensor((low + high) / 2, dtype=torch.float64)
 
 
 def following(first, i):
