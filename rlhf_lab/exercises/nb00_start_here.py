@@ -296,7 +296,7 @@ EXERCISES: tuple[Task, ...] = (
     TrainingLoop(
         key="nb00.penalised_reward",
         title="A loop that leaves the reference too far",
-        objective="find a bug in a training loop from the policy to which the loop converges",
+        objective="diagnose a bug in a training loop by looking at the policy to which it converges",
         difficulty=2,
         minutes=5,
         arguments=_loop_arguments,

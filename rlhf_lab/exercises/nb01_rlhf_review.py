@@ -294,7 +294,7 @@ EXERCISES: tuple[Task, ...] = (
     Prediction(
         key="nb01.what_labels_detect",
         title="What do labels detect?",
-        objective="tell which changes of a reward model can be seen in labels and in π*",
+        objective="tell which changes to a reward model affect the labels and π*",
         difficulty=1,
         minutes=2,
         question=(
@@ -413,7 +413,7 @@ EXERCISES: tuple[Task, ...] = (
     Exercise(
         key="nb01.reward_distance",
         title="How far are two reward models apart?",
-        objective="compare rewards up to the function of the prompt that labels cannot determine",
+        objective="compare rewards up to the prompt-dependent offset that labels cannot determine",
         difficulty=2,
         minutes=6,
         cases=(
@@ -641,7 +641,7 @@ EXERCISES: tuple[Task, ...] = (
     TrainingLoop(
         key="nb01.ppo_rounds",
         title="PPO whose KL penalty has no effect",
-        objective="find the bug in a PPO loop that leaves the reference",
+        objective="find the bug that makes a PPO loop drift away from the reference policy",
         difficulty=3,
         minutes=10,
         arguments=_loop_arguments,

@@ -456,7 +456,7 @@ EXERCISES: tuple[Task, ...] = (
     Exercise(
         key="nb02.kl",
         title="KL of two tables",
-        objective="write KL(p‖q) from log-probabilities, over the right axis",
+        objective="compute KL(p‖q) from log-probabilities, summing over the correct axis",
         difficulty=1,
         minutes=4,
         cases=(

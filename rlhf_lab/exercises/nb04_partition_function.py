@@ -341,7 +341,7 @@ EXERCISES: tuple[Task, ...] = (
     NextLine(
         key="nb04.variance_of_z",
         title="The variance of an estimate of Z",
-        objective="express a second moment by the partition function of another β",
+        objective="express a second moment in terms of the partition function at a different β",
         difficulty=3,
         minutes=7,
         derivation=z_variance,

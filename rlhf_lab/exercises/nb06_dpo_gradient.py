@@ -275,7 +275,7 @@ EXERCISES: tuple[Task, ...] = (
     NextLine(
         key="nb06.gradient_line",
         title="DPO's gradient",
-        objective="derive DPO's gradient with its sign, its factor β and its weight",
+        objective="derive DPO's gradient, including its sign, the factor β and the weight",
         difficulty=2,
         minutes=6,
         derivation=derivations.dpo_gradient,
@@ -363,7 +363,7 @@ EXERCISES: tuple[Task, ...] = (
     Exercise(
         key="nb06.dpo_gradient",
         title="The gradient by hand",
-        objective="write the gradient of one pair's loss without autograd, with its sign, its β and its weight",
+        objective="write the gradient of one pair's loss by hand, including its sign, the factor β and the weight",
         difficulty=2,
         minutes=8,
         cases=(

@@ -476,7 +476,7 @@ EXERCISES: tuple[Task, ...] = (
     TrainingLoop(
         key="nb08.fit_accepted",
         title="Labels without effect",
-        objective="find a bug in the data of a preference loss",
+        objective="find a bug in the data fed to a preference loss",
         difficulty=3,
         minutes=10,
         arguments=_offline_arguments,

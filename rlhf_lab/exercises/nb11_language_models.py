@@ -341,7 +341,7 @@ EXERCISES: tuple[Task, ...] = (
     TrainingLoop(
         key="nb11.train_on_filtered",
         title="Prompts that are never trained",
-        objective="find a bug in a filter by reward",
+        objective="find a bug in a reward filter",
         difficulty=2,
         minutes=8,
         arguments=_filter_arguments,

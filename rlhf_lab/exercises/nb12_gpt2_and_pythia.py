@@ -259,7 +259,7 @@ EXERCISES: tuple[Task, ...] = (
     NextLine(
         key="nb12.solved_for_reward",
         title="The reward that belongs to a policy",
-        objective="solve for the reward of which a policy is the optimum",
+        objective="solve for the reward under which a given policy is optimal",
         difficulty=1,
         minutes=4,
         derivation=reward_from_optimum,
@@ -351,7 +351,7 @@ EXERCISES: tuple[Task, ...] = (
     Exercise(
         key="nb12.ended",
         title="Where a response ends",
-        objective="end a response once, but not if it was cut",
+        objective="append exactly one end token to a response, and none if it was truncated",
         difficulty=1,
         minutes=4,
         cases=(

@@ -43,8 +43,8 @@ def statement(task: Task) -> str:
         first, *_ = inspect.signature(task.solution).parameters
         quantity = task.quantity.removeprefix("the ")
         asked = (
-            f"`{task.signature}` should train `{first}` in place and return the list of the losses, one number for "
-            f"each step. `check` runs your loop and compares its final {quantity} with that of the solution."
+            f"`{task.signature}` should train `{first}` in place and return a list of losses, one per "
+            f"step. `check` runs your loop and compares its final {quantity} with that of the solution."
         )
         return f"This loop has a bug. Find it and correct the cell. {asked}" if task.broken else asked
     assert isinstance(task, FunctionTask)

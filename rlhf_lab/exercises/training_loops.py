@@ -240,7 +240,7 @@ class _Run:
         if self.unused:
             return "the loop does not use its generator, so it draws nothing, or the same numbers every time."
         if not self.losses:
-            return f"return the list of the losses, one number for each of the {self.steps} steps."
+            return f"return a list of losses, one for each of the {self.steps} steps."
         if not all(map(math.isfinite, self.losses)):
             return "one of the losses is not finite."
         fifth = max(1, len(self.losses) // 5)

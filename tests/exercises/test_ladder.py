@@ -228,8 +228,8 @@ WRONG_LOOPS = {
     "python's global state": (dpo(extra=lambda *x: random.random()), "uses the global random state"),
     "numpy's global state": (dpo(extra=lambda *x: np.random.rand()), "uses the global random state"),  # noqa: NPY002
     "another policy": (dpo(lambda p, lr: torch.optim.SGD([torch.zeros(1)])), "logits is the same after training"),
-    "no losses": (lambda *given: dpo()(*given)[:3], "return the list of the losses, one number for each of the 60"),
-    "text for losses": (lambda *given: ["low"] * len(dpo()(*given)), "return the list of the losses"),
+    "no losses": (lambda *given: dpo()(*given)[:3], "return a list of losses, one for each of the 60"),
+    "text for losses": (lambda *given: ["low"] * len(dpo()(*given)), "return a list of losses"),
     "rising losses": (lambda *given: dpo()(*given)[::-1], "the loss does not fall"),
     "losses that are no numbers": (dpo(value=lambda x: float("nan")), "one of the losses is not finite"),
     "diverges": (dpo(lambda p, lr: torch.optim.SGD(p, lr=torch.inf)), "logits is not finite"),

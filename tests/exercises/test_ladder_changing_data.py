@@ -88,7 +88,7 @@ WRONG = {
         "changes π_ref": (on_window(extra=add), "the loop changes log_ref"),
         "global state": (on_window(extra=lambda x: random.random()), "uses the global random state"),
         "tiny steps": (on_window(loss=lambda m: -logsigmoid(m).mean() / 500), "times the right length"),
-        "no losses": (on_window(value=lambda x: None), "return the list of the losses"),
+        "no losses": (on_window(value=lambda x: None), "return a list of losses"),
         "raises": (on_window(loss=lambda m: m @ torch.zeros(7)), "raises RuntimeError"),
     },
     "nb13.refit": {
@@ -96,7 +96,7 @@ WRONG = {
             partial(in_rounds, loss=lambda m: softplus(-m).mean() / 500),
             "the bug’s trajectory is gone, but the loop is not right yet",
         ),
-        "no losses": (partial(in_rounds, value=lambda x: None), "return the list of the losses"),
+        "no losses": (partial(in_rounds, value=lambda x: None), "return a list of losses"),
     },
 }
 

@@ -129,7 +129,7 @@ WRONG = {
         "changes the states": (head(extra=add), "the loop changes states"),
         "global state": (head(extra=lambda x: random.random()), "uses the global random state"),
         "tiny steps": (head(lambda m: softplus(-m).mean() / 500), "0.002 times the right length"),
-        "no losses": (head(value=lambda x: None), "return the list of the losses"),
+        "no losses": (head(value=lambda x: None), "return a list of losses"),
         "raises": (head(lambda m: m @ torch.zeros(7)), "raises RuntimeError"),
     },
     "nb11.train_on_filtered": {
@@ -144,20 +144,20 @@ WRONG = {
             "does not use its generator",
         ),
         "tiny steps": (filtered(lambda p: -p.mean() / 500), "the loop is not right yet"),
-        "no losses": (filtered(value=lambda x: None), "return the list of the losses"),
+        "no losses": (filtered(value=lambda x: None), "return a list of losses"),
     },
     "nb12.train_lora": {
         "changes W": (lora(extra=add), "the loop changes weight"),
         "only A": (lora(only="A"), "is the same after training"),
         "tiny steps": (lora(lambda m: softplus(-m).mean() / 500), "0.002 times the right length"),
-        "no losses": (lora(value=lambda x: None), "return the list of the losses"),
+        "no losses": (lora(value=lambda x: None), "return a list of losses"),
         "raises": (lora(lambda m: m @ torch.zeros(7)), "raises RuntimeError"),
     },
     "nb12.fit_responses": {
         "changes the ids": (responses(extra=add), "the loop changes ids"),
         "global state": (responses(extra=lambda x: torch.rand(1)), "uses the global random state"),
         "tiny steps": (responses(lambda p, n: -p.sum() / n / 500), "the loop is not right yet"),
-        "no losses": (responses(value=lambda x: None), "return the list of the losses"),
+        "no losses": (responses(value=lambda x: None), "return a list of losses"),
         "nothing": (lambda *given: None, "returns nothing"),
     },
 }

@@ -182,11 +182,11 @@ WRONG = {
         "changes π_sft": (accepted(extra=add), "the loop changes log_sft"),
         "global state": (accepted(extra=lambda x: torch.rand(1)), "uses the global random state"),
         "tiny steps": (accepted(loss=lambda p: -p.mean() / 200), "does not reach the optimum"),
-        "no losses": (accepted(value=lambda x: None), "return the list of the losses"),
+        "no losses": (accepted(value=lambda x: None), "return a list of losses"),
         "raises": (accepted(loss=lambda p: p @ torch.zeros(7)), "raises RuntimeError"),
     },
     "nb07.train_on_best": {
-        "too short": (lambda *given: best_by_weights(*given[:4], 1, *given[5:]), "return the list of the losses"),
+        "too short": (lambda *given: best_by_weights(*given[:4], 1, *given[5:]), "return a list of losses"),
         "tiny steps": (
             lambda *given: best_by_weights(*given[:5], given[5] / 100, *given[6:]),
             "the bug’s trajectory is gone, but the loop is not right yet",
@@ -213,7 +213,7 @@ WRONG = {
         "tiny steps": (rso(loss=lambda m: -logsigmoid(m).mean() / 200), "does not reach the optimum"),
         "lost sign": (rso(loss=lambda m: logsigmoid(m).mean()), "does not reach the optimum"),
         "no logarithm": (rso(loss=lambda m: 1 + 0 * m.mean()), "is the same after training"),
-        "no losses": (rso(steps={"value": lambda x: None}), "return the list of the losses"),
+        "no losses": (rso(steps={"value": lambda x: None}), "return a list of losses"),
         "raises": (rso(loss=lambda m: m @ torch.zeros(7)), "raises RuntimeError"),
     },
 }

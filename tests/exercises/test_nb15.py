@@ -104,7 +104,7 @@ WRONG_LOOPS = {
         "changes π_ref": (loop(rloo, extra=change), "the loop changes log_ref"),
         "global state": (loop(rloo, extra=lambda x: torch.rand(1)), "uses the global random state"),
         "tiny steps": (loop(rloo, lr=0.005), "does not reach the optimum"),
-        "no losses": (loop(rloo, value=lambda loss: None), "return the list of the losses"),
+        "no losses": (loop(rloo, value=lambda loss: None), "return a list of losses"),
         "raises": (loop(lambda new, *rest: new @ torch.zeros(7)), "raises RuntimeError"),
         "nothing": (lambda *given: None, "returns nothing"),
     },
@@ -113,7 +113,7 @@ WRONG_LOOPS = {
         "global state": (loop(dr_grpo, extra=lambda x: torch.rand(1)), "uses the global random state"),
         "tiny steps": (loop(dr_grpo, lr=0.005), "the bug’s trajectory is gone, but the loop is not right yet"),
         "nothing": (lambda *given: None, "returns nothing"),
-        "no losses": (loop(dr_grpo, value=lambda loss: None), "return the list of the losses"),
+        "no losses": (loop(dr_grpo, value=lambda loss: None), "return a list of losses"),
     },
 }
 
