@@ -370,7 +370,7 @@ EXERCISES: tuple[Task, ...] = (
     Exercise(
         key="nb11.response_kl",
         title="KL of whole responses",
-        objective="estimate a language model's KL to its reference from the tokens that it drew",
+        objective="estimate a language model's KL to its reference from the tokens that it sampled",
         difficulty=1,
         minutes=5,
         cases=(Case("two prompts, two responses each", _TOKENS), Case("one prompt, three responses", _ONE)),
@@ -416,8 +416,8 @@ EXERCISES: tuple[Task, ...] = (
     ),
     Exercise(
         key="nb11.error_over_prompts",
-        title="The error bar that knows about prompts",
-        objective="give a mean over prompts and responses its standard error",
+        title="A standard error over prompts",
+        objective="compute the standard error of a mean over prompts and responses",
         difficulty=2,
         minutes=5,
         cases=(
@@ -462,7 +462,7 @@ EXERCISES: tuple[Task, ...] = (
     ),
     Exercise(
         key="nb11.gold_under_tilt",
-        title="What the proxy's optimum is worth",
+        title="The gold reward of the proxy's optimal policy",
         objective="estimate the gold reward of the optimal policy of a reward model",
         difficulty=2,
         minutes=8,

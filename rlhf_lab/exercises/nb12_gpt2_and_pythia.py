@@ -237,7 +237,7 @@ EXERCISES: tuple[Task, ...] = (
         difficulty=1,
         minutes=2,
         question=(
-            "The end token is also the padding token, and the mask of the SFT loss is `ids != pad`. Before training "
+            "The end token is also the padding token, and the mask of the SFT loss is `ids != pad`. Before training, "
             "the model ends a response with probability 0.25 after every token. What happens to this probability "
             "during training?"
         ),
