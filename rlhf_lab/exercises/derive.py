@@ -93,7 +93,7 @@ class NextLine(FunctionTask):
 
     def _meaning(self, name: str) -> str:
         """The description of a quantity from the docstrings of the world's class."""
-        kind = type(self.derivation.world(seeded(SEED, 0)))
+        kind = type(self.derivation.world(seeded(SEED)))
         described = getattr(kind, name, None)
         if isinstance(described, property):
             return str(described.__doc__).rstrip(".")
