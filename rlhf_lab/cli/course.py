@@ -5,7 +5,7 @@ notebooks are written. The folder `configs` with the configurations of `accelera
 written too.
 
 The same command updates a folder after an upgrade. It replaces files that are unchanged since it wrote them. If a file
-was changed, it is kept, and a new version of the course is written beside it, `05_dpo.new.ipynb` (with --solutions
+was changed, it stays as it is, and the new version is written beside it, `05_dpo.new.ipynb` (with --solutions
 `05_dpo.solutions.ipynb`). The file `.rlhf-lab-course.json` in the folder contains the SHA-256 of every version that was
 written, so that the command can tell them apart. Without this file, only files that are equal to the current version
 are regarded as unchanged.
@@ -175,7 +175,7 @@ def _changed(place: Path, written: set[str]) -> bool:
 
 
 def _text(place: Path) -> str | None:
-    """The file's text, its line ends as `\\n`; None for what is no plain text file of its own."""
+    """Return the text of the file with line ends as `\\n`, or None if it is not a regular text file."""
     try:
         return None if place.is_symlink() else place.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
