@@ -200,6 +200,7 @@ BLOCK = Block(
                     ),
                 ),
                 alt="各方法的真实奖励随处理器时间的变化，横轴为对数；虚线是比较成本所用的同等奖励。",
+                size=(5.4, 4.1),
             ),
             answer_notes=T(
                 "Each curve shows one method during training. The dashed line is the common reward at "

@@ -366,13 +366,12 @@ BLOCK = Block(
                         "rso-table",
                         "bandit",
                         "partly supported",
-                        "With γ = 0.05 and hard labels, pairs from π_r win {rso_over_sft:signed,points} points more than pairs "
-                        "from π_sft, and J changes by {objective_rso_over_sft:signed}. With γ = β, sampled "
-                        "labels and long training the difference is {judge_rso_over_sft_equal_sampled_long:signed,points} "
-                        "points. RAFT wins more than RSO.",
-                        "γ = 0.05、硬标注时，π_r 的成对数据比 π_sft 的胜率高 {rso_over_sft:signed,points} 个百分点，J 变化 "
-                        "{objective_rso_over_sft:signed}。γ = β、标注抽样、训练长时，差 {judge_rso_over_sft_equal_sampled_long:signed,points} "
-                        "个百分点。RAFT 胜过 RSO。",
+                        "Pairs from π_r instead of π_sft change the wins by {rso_over_sft:signed,points} points and J "
+                        "by {objective_rso_over_sft:signed}. With γ = β, sampled labels and long training they change "
+                        "the wins by {judge_rso_over_sft_equal_sampled_long:signed,points}. RAFT beats RSO.",
+                        "与 π_sft 的成对数据相比，π_r 的胜率差 {rso_over_sft:signed,points} 个百分点，J 变化 "
+                        "{objective_rso_over_sft:signed}。γ = β、标注抽样、训练长时，胜率差 "
+                        "{judge_rso_over_sft_equal_sampled_long:signed,points} 个百分点。RAFT 胜过 RSO。",
                         conditions=(
                             "rso_over_sft > 0",
                             "objective_rso_over_sft < 0",
@@ -383,8 +382,8 @@ BLOCK = Block(
                 ),
                 alt="十六种设置下，π_r 的成对数据减去 π_sft 的：按标注者、真实奖励和奖励模型计算的胜率之差与区间。",
                 panels=(1,),
-                size=(6.4, 5.4),
-                share=0.4,
+                size=(7.4, 5.0),
+                share=0.42,
             ),
             notes=T(
                 "Each row of the picture is one setting. The first row is the paper's: γ = 0.05, labels by the larger "
@@ -468,7 +467,7 @@ BLOCK = Block(
                 alt="左：采样器的 β 取不同值时的胜率；右：损失的 γ 取不同值时的胜率。按奖励模型、标注者和真实奖励计算。",
                 panels=(0, 1),
                 size=(7.0, 4.8),
-                share=0.38,
+                share=0.42,
             ),
             notes=T(
                 "The left panel shows wins by the sampler's β in the paper's cell, the right one wins by γ after long training on sampled labels.\n\nA smaller β and a smaller γ both take the policy further from π_ref, which adds wins. At β = 0 only nearly equal answers are compared, so the wins are lower again. For a tabular policy with sampled labels the limit depends on γ alone: it is π_ref exp(r/γ). With hard labels there is no limit, and γ hardly matters. J, which includes the KL penalty, prefers less movement.\n\nAsk why the paper could not see this in its figure.",
@@ -575,9 +574,9 @@ BLOCK = Block(
                         "rso-phase",
                         "bandit",
                         "supported",
-                        "Where a tenth of the reward is missed, regret changes by {r_noise:mean,percent,signed} (noise) and "
-                        "{r_saturating:mean,percent,signed} (saturating). Where 60% is missed as noise, by "
-                        "{map_r_noise_0.6_0.5:mean,percent,signed}.",
+                        "Regret changes by {r_noise:mean,percent,signed} (noise) or "
+                        "{r_saturating:mean,percent,signed} (saturating) if 10% is missed, and by "
+                        "{map_r_noise_0.6_0.5:mean,percent,signed} if 60% is missed as noise.",
                         "缺失奖励方差的十分之一时，后悔值变化 {r_noise:mean,percent,signed}（噪声）和 "
                         "{r_saturating:mean,percent,signed}（饱和）。60% 作为噪声缺失时，变化 "
                         "{map_r_noise_0.6_0.5:mean,percent,signed}。",
@@ -587,7 +586,7 @@ BLOCK = Block(
                         "rso-phase",
                         "tree",
                         "supported",
-                        "Half of each source never raises the regret for noise.",
+                        "With half of each, noise never raises the regret.",
                         "两种来源各取一半时，噪声情形下后悔值从不上升。",
                         conditions=("higher_mixture_noise < 1",),
                     ),
@@ -596,7 +595,7 @@ BLOCK = Block(
                 "每格是用 π_r 代替 π_ref 采样成对数据时后悔值变化的百分比，蓝色为下降，红色为上升。",
                 panels=(0, 1),
                 size=(7.0, 4.4),
-                share=0.34,
+                share=0.39,
             ),
             notes=T(
                 "Both maps have γ = β and infinitely many labels, so only the restriction of the policy matters. To "
