@@ -205,29 +205,16 @@ def text_report(
     """
     check_positive(temperature, "temperature")
     tokenizer = tokenizer if tokenizer is not None else getattr(policy, "tokenizer", None)
-    if tokenizer is None:
-        raise LabError("A report on texts needs a tokenizer. Pass tokenizer=….")
-    if len(prompts) < 2:
-        raise LabError("A standard error over prompts needs at least two prompts.")
-    if targets is not None and len(targets) != len(prompts):
-        raise LabError(f"{len(targets)} targets came with {len(prompts)} prompts. Give one target per prompt.")
+    _check_request(prompts, tokenizer, targets)
     if judge is None and (targets is not None or against is not None):
-        if gold is None:
-            raise LabError("To compare responses, pass a judge=… (see rlhf_lab.evaluation.judges) or gold=….")
-        judge = GoldJudge(gold)
+        judge = _gold_judge(gold)
     columns: dict[str, list[Tensor]] = {}
     whole = getattr(judge, "special_tokens", False)
     asked, shown, ours, theirs = [], [], [], []
     for start in tqdm(range(0, len(prompts), batch_size), desc="report", leave=False, disable=not progress):
         x = prompts[start : start + batch_size]
-        y = _draw(
-            policy,
-            x,
-            num_samples,
-            temperature,
-            top_k,
-            seeded(seed, Stream.REPORT_RESPONSES, start, device=policy.device),
-        )
+        draws = seeded(seed, Stream.REPORT_RESPONSES, start, device=policy.device)
+        y = _draw(policy, x, num_samples, temperature, top_k, draws)
         block = _numbers(policy, reference, x, y, temperature, proxy, tokenizer, with_kl=top_k is None)
         for name, values in block.items():
             columns.setdefault(name, []).append(values.cpu())
@@ -266,6 +253,21 @@ def text_report(
         self_bleu=self_bleu(ours) if num_samples > 1 else None,
         examples=[{"prompt": x, "response": ys[0]} for x, ys in zip(asked[:num_examples], ours, strict=False)],
     )
+
+
+def _check_request(prompts: Tokens, tokenizer: Any, targets: Sequence[str] | None) -> None:
+    if tokenizer is None:
+        raise LabError("A report on texts needs a tokenizer. Pass tokenizer=….")
+    if len(prompts) < 2:
+        raise LabError("A standard error over prompts needs at least two prompts.")
+    if targets is not None and len(targets) != len(prompts):
+        raise LabError(f"{len(targets)} targets came with {len(prompts)} prompts. Give one target per prompt.")
+
+
+def _gold_judge(gold: Gold | None) -> Judge:
+    if gold is None:
+        raise LabError("To compare responses, pass a judge=… (see rlhf_lab.evaluation.judges) or gold=….")
+    return GoldJudge(gold)
 
 
 def _draw(

@@ -100,9 +100,6 @@ STYLES: dict[str, Style] = {
 }
 """The styles by key. Keys are never renamed and colours never exchanged."""
 
-MAIN = ("reference", "optimal", "policy", "ppo", "dpo", "rso-rso-sample-rank", "raft", "rest")
-"""The entries that must be distinguishable by colour alone, with every kind of colour vision."""
-
 _FAMILY = {"rso": "rso-rso-sample-rank", "dpo-sigmoid-norm": "dpo", "dpo-sigmoid": "dpo"}
 
 
