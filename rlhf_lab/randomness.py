@@ -110,6 +110,8 @@ class Stream:
     """Labels of gradient steps on the pairs of a sampler."""
     SAMPLER_ROUNDS = 57
     """Labels of rounds on the pairs of a sampler."""
+    COVERAGE_LABELS = 58
+    """Labels on pairs from which responses are masked."""
     OVER_OPTIMISATION_WORLD = 50
     """Features and rewards of the world on which over-optimisation is shown."""
     OVER_OPTIMISATION_BEST_OF_N = 61

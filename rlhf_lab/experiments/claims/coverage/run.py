@@ -1,0 +1,123 @@
+r"""Claim 12: must the pairs cover what π* does? Pairs without some responses, and three ways to use as many labels.
+
+Offline DPO uses labels on pairs of π_ref from which responses are masked. DPO in rounds starts with a part of them and
+labels pairs of its own policy, in which masked responses can occur. RLHF fits a reward model to the labels of offline
+DPO and maximises J exactly. All fits run to convergence from π_ref under the same prior, and every seed is a world.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlhf_lab.bradley_terry import draw_wins, expected_wins, pair_distribution
+from rlhf_lab.experiments import runner
+from rlhf_lab.experiments.claims.coverage.fits import CoverageWorld, coverage_world
+from rlhf_lab.experiments.claims.coverage.report import decide, figure, summarise_runs
+from rlhf_lab.experiments.claims.coverage.settings import CLASSES, MASKS, RULE, Coverage
+from rlhf_lab.experiments.runner import BestConfig, Experiment, Job
+from rlhf_lab.randomness import Stream
+from rlhf_lab.training import seeded
+
+MANY = 1e6
+"""The labels that stand for infinitely many, each with its probability."""
+
+
+def rounds(world: CoverageWorld, settings: Coverage, pairs: Tensor, generators: list[torch.Generator]) -> Tensor:
+    """Return log π after DPO in rounds, (R, K): the first one on `pairs` (R, K, K), then on those of the policy."""
+    wins, log_policy = torch.zeros_like(pairs), world.ref.expand(len(pairs), -1)
+    for number in range(settings.rounds):
+        source = pairs if number == 0 else pair_distribution(log_policy)
+        new = [
+            draw_wins(world.reward, one, [settings.labels // settings.rounds], generator)[0]
+            for one, generator in zip(source, generators, strict=True)
+        ]
+        wins = wins + torch.stack(new)
+        log_policy = world.log_policy(world.fit_dpo(wins, settings.prior))
+    return log_policy
+
+
+def policies(world: CoverageWorld, settings: Coverage, pairs: Tensor, seed: int) -> dict[tuple[str, float], Tensor]:
+    """Return log π of every method on distributions of offline pairs (R, K, K), by its name and number of labels."""
+
+    def generators() -> list[torch.Generator]:  # the same random numbers for every distribution
+        return [seeded(seed, Stream.COVERAGE_LABELS) for _ in pairs]
+
+    drawn = [draw_wins(world.reward, p, [settings.labels], g)[0] for p, g in zip(pairs, generators(), strict=True)]
+    found = {}
+    many = torch.stack([MANY * expected_wins(world.reward, p) for p in pairs])
+    for number, wins in ((float(settings.labels), torch.stack(drawn)), (math.inf, many)):
+        found["offline", number] = world.log_policy(world.fit_dpo(wins, settings.prior))
+        found["rlhf", number] = world.best_policy(world.fit_reward(wins, settings.prior))
+    found["rounds", float(settings.labels)] = rounds(world, settings, pairs, generators())
+    return found
+
+
+def _run(settings: Coverage, job: Job, best_config: BestConfig) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for name in CLASSES:
+        world = coverage_world(settings.scale, name, job["seed"], settings.beta)
+        cells = [(kind, one) for kind in MASKS for one in settings.coverages]
+        pairs = torch.stack([world.pairs(*cell) for cell in cells])
+        start = world.regret(world.ref.unsqueeze(0)).item()
+        best = world.regret(world.best_policy(world.reward.unsqueeze(0))).item()
+        for (method, labels), log_policy in policies(world, settings, pairs, job["seed"]).items():
+            for (kind, coverage), one, regret in zip(cells, log_policy, world.regret(log_policy).tolist(), strict=True):
+                row = {"policies": name, "masked": kind, "coverage": coverage, "method": method, "labels": labels}
+                row |= {"regret": regret, "left": max(regret / start, 1e-12), "best": best / start}
+                row |= {"mass": one.exp()[world.mask(kind)].sum().item()}
+                rows.append(row | {"mass_optimal": world.log_star.exp()[world.mask(kind)].sum().item()})
+        if name == "table":
+            for kind in MASKS:
+                worst = {"offline": world.worst_offline(kind), "rlhf": world.worst_rlhf(kind)}
+                rows += [
+                    {"policies": "worst", "masked": kind, "coverage": 0.0, "method": method, "labels": math.inf}
+                    | {"regret": regret, "left": regret / start}
+                    for method, regret in worst.items()
+                ]
+    return rows
+
+
+EXPERIMENT = Experiment(
+    number=12,
+    name="coverage",
+    title="Offline DPO needs pairs that cover what π* does; on-policy rounds do not",
+    claim=(
+        "A global coverage condition is necessary and sufficient for offline contrastive methods to converge to the "
+        "optimal policy, and a weaker partial coverage condition suffices for online RL methods (Song et al., "
+        "abstract). Approaches that use on-policy sampling or push down the likelihood of some responses outperform "
+        "offline and maximum likelihood objectives in general (Tajwar et al., abstract). Offline data coverage and "
+        "data quality by themselves cannot convincingly explain the advantage of online methods (Tang et al., "
+        "abstract)."
+    ),
+    source=(
+        "Song et al. 2024 (arXiv 2406.01462), Tajwar et al. 2024 (arXiv 2404.14367) and Tang et al. 2024 (arXiv "
+        "2405.08448), abstracts; lecture, “Preference Data Distribution – Choices”"
+    ),
+    setup=(
+        "Pairs of π_ref lose a set of responses, or contain them more rarely: either the likeliest of π* with half of "
+        "its mass, or the least likely with 5% of it. Offline DPO, DPO in four rounds and RLHF get equally many labels "
+        "and run to convergence from π_ref under the same prior. Policies are tables, or share parameters. RLHF's "
+        "reward model has the same parameters, and its policy maximises J exactly, so that it is online RL without "
+        "sampling error. Song et al. prove guarantees, which are about the worst policy that fits the data; the worst "
+        "case is computed as well. Tang et al. and Tajwar et al. train language models by gradient steps in a limited "
+        "time. Here a fit has converged, so that the order of its labels has no effect."
+    ),
+    rule=RULE,
+    settings=Coverage,
+    scales=("bandit", "tree"),
+    jobs=lambda settings: [{"seed": seed} for seed in range(settings.seeds)],
+    run=_run,
+    summarise=summarise_runs,
+    decide=decide,
+    figure=figure,
+    interval="95% Student-t over worlds",
+)
+
+
+def main(settings: Coverage) -> None:
+    """The command `rlhf-lab experiment coverage`."""
+    runner.main(EXPERIMENT, settings)

@@ -1,0 +1,64 @@
+"""Settings of claim 12, on pairs that do not cover all responses, and its decision rule in words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from rlhf_lab.errors import Count, Fraction, LabError, Positive
+from rlhf_lab.experiments.settings import Defaults, PerScale, Settings
+
+CLASSES = ("table", "shared")
+"""Policy classes: a logit for each next token of each prefix, or logits that share parameters."""
+MASKS = ("optimal", "rest")
+"""Masked responses: the likeliest of π* with together at least `HALF` of its mass, or the least likely of π* with
+together at most `LITTLE` of its mass, in both cases at most half of all responses. In the second case the pairs cover
+what π* does."""
+HALF, LITTLE = 0.5, 0.05
+METHODS = ("offline", "rounds", "rlhf")
+"""Offline DPO, DPO in rounds, and RLHF: a reward model of the same labels as offline DPO, then the exact optimum."""
+
+RULE = (
+    "Three comparisons of regrets are made within worlds, each by the mean of a log ratio at equal numbers of "
+    "labels, and their intervals are corrected by Holm's procedure. In the first two the masked responses have at "
+    f"least {HALF:.0%} of the mass of π*, no offline pair contains them, and DPO in rounds is compared with offline DPO, "
+    "first with tables and then with policies that share parameters. In the third the masked responses are those with "
+    f"at most {LITTLE:.0%} of the mass of π*, so that the pairs cover π*, and RLHF is compared with offline DPO, with "
+    "tables. A comparison counts for the claim if its interval is below zero, and against it if the interval is above. "
+    "Supported if all count for it, partly supported if some do, not supported if none does and one counts against it, "
+    "otherwise inconclusive."
+)
+
+
+@dataclass(frozen=True, init=False, kw_only=True)
+class Coverage(Settings):
+    """Compare offline DPO, DPO in rounds and RLHF on pairs from which responses are masked."""
+
+    beta: Positive
+    """β of the objective, of the loss and of RLHF."""
+    coverages: tuple[Fraction, ...]
+    """Factors of the probability with which a masked response is drawn for the offline pairs: 0 leaves it out, and 1
+    draws pairs from π_ref."""
+    labels: Count
+    """Labels of each method. DPO in rounds takes equal parts of them in each round, the first part offline."""
+    rounds: Count
+    """Rounds of DPO. The first one has offline pairs, each further one pairs of the policy fitted to all labels so far."""
+    prior: Positive
+    """Standard deviation of the normal prior on every parameter, in units of reward. It keeps all fits finite."""
+
+    DEFAULTS: ClassVar[Defaults] = {
+        "seeds": PerScale(200, 60),
+        "beta": 0.5,
+        "coverages": (0.0, 0.01, 0.1, 1.0),
+        "labels": PerScale(400, 1600),
+        "rounds": 4,
+        "prior": 3.0,
+    }
+    QUICK: ClassVar[Defaults] = {"seeds": 2, "coverages": (0.0, 1.0), "labels": PerScale(100, 200), "rounds": 2}
+
+    def check(self) -> None:
+        """Refuse coverages without the rule's, and labels that cannot be divided among the rounds."""
+        if 0.0 not in self.coverages or self.labels % self.rounds:
+            raise LabError(
+                f"coverages must contain 0, and labels ({self.labels}) must be a multiple of rounds ({self.rounds})."
+            )
