@@ -107,6 +107,7 @@ EXPERIMENT = Experiment(
         "time. Here a fit has converged, so that the order of its labels has no effect."
     ),
     rule=RULE,
+    rule_commit="8e5805daca17bceaf7be2098196f57664028b7ff",
     settings=Coverage,
     scales=("bandit", "tree"),
     jobs=lambda settings: [{"seed": seed} for seed in range(settings.seeds)],

@@ -19,9 +19,9 @@ METHODS = ("offline", "rounds", "rlhf")
 """Offline DPO, DPO in rounds, and RLHF: a reward model of the same labels as offline DPO, then the exact optimum."""
 
 RULE = (
-    "Three comparisons of regrets are made within worlds, each by the mean of a log ratio at equal numbers of "
-    "labels, and their intervals are corrected by Holm's procedure. In the first two the masked responses have at "
-    f"least {HALF:.0%} of the mass of π*, no offline pair contains them, and DPO in rounds is compared with offline DPO, "
+    "Three comparisons of regrets are made within worlds, each by the mean of a log ratio at equal numbers of labels, "
+    "and their intervals are corrected by Holm's procedure. In the first two the masked responses have at least "
+    f"{HALF:.0%} of the mass of π*, no offline pair contains them, and DPO in rounds is compared with offline DPO, "
     "first with tables and then with policies that share parameters. In the third the masked responses are those with "
     f"at most {LITTLE:.0%} of the mass of π*, so that the pairs cover π*, and RLHF is compared with offline DPO, with "
     "tables. A comparison counts for the claim if its interval is below zero, and against it if the interval is above. "
@@ -42,7 +42,7 @@ class Coverage(Settings):
     labels: Count
     """Labels of each method. DPO in rounds takes equal parts of them in each round, the first part offline."""
     rounds: Count
-    """Rounds of DPO. The first one has offline pairs, each further one pairs of the policy fitted to all labels so far."""
+    """Rounds of DPO. The first one has offline pairs, a further one pairs of the policy fitted to all labels so far."""
     prior: Positive
     """Standard deviation of the normal prior on every parameter, in units of reward. It keeps all fits finite."""
 
