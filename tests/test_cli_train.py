@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from histories import read_history
 from safetensors.torch import load_file
 from tiny_models import one_thread, tiny, tiny_tokenizer  # noqa: F401
 
@@ -156,9 +157,7 @@ def test_ctrl_c_keeps_the_step_in_hand_and_resume_ends_at_the_same_weights(
     assert main(words(given, out, "--resume")) == 0
     ours, theirs = (load_file(folder / "model" / "model.safetensors") for folder in (out, finished))
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
-    assert (out / "history.jsonl").read_text(encoding="utf-8") == (finished / "history.jsonl").read_text(
-        encoding="utf-8"
-    )
+    assert read_history(out / "history.jsonl") == read_history(finished / "history.jsonl")
 
 
 def test_a_run_stopped_while_its_model_loads_can_be_resumed(given, finished, tmp_path, monkeypatch):

@@ -103,7 +103,7 @@ def kto(
             responses are computed in any case.
 
     Returns:
-        the history: loss, accuracy, and reference_point z in nats, before it is clamped at 0.
+        the history: loss, accuracy, and reference_point, the z ≥ 0 of the loss, in nats.
 
     Raises:
         LabError: fewer than two rows; verdicts of one kind only; a loss that is not finite.
@@ -147,7 +147,9 @@ def kto(
                     doubt = losses.weighted_mean(rounding(1.0, here, there, units=MANY).squeeze(-1), batch.weight)
             # Every row gets the number of the whole batch, so that all parts of a batch use the same one.
             each, off = (number.expand(len(rows)).unsqueeze(-1) for number in (z, doubt))
-            loop.update(loss_of, (batch, known[rows.to(known.device)], each, off), batch.weight, reference_point=z)
+            loop.update(
+                loss_of, (batch, known[rows.to(known.device)], each, off), batch.weight, reference_point=z.clamp(min=0)
+            )
     return loop.history
 
 

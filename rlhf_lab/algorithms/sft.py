@@ -22,8 +22,13 @@ from rlhf_lab.training import Loop, Metrics, Training
 
 
 def sft_loss(policy: Policy, prompts: Tokens, responses: Tokens) -> tuple[Tensor, Metrics]:
-    """Return the mean of −log π_θ(y|x) over B prompts with G responses each, in nats per response; and no metrics."""
-    return losses.sft(policy.log_prob(prompts, responses)).mean(), {}
+    """Return the mean of −log π_θ(y|x) over B prompts with G responses each, in nats per response; and metrics.
+
+    The metric is response_tokens, the mean number of tokens of a response. The training loop divides the loss by it,
+    which gives loss_per_token, in nats per token.
+    """
+    log_prob = policy.log_prob(prompts, responses)
+    return losses.sft(log_prob).mean(), {"response_tokens": responses.lengths.to(log_prob).mean()}
 
 
 def sft(
@@ -45,7 +50,7 @@ def sft(
         stop: called before each step with the step's number; True ends the run.
 
     Returns:
-        the history: loss in nats per response.
+        the history: loss in nats per response, loss_per_token, response_tokens.
 
     Raises:
         LabError: the numbers of prompts and responses differ, or are 0; L-BFGS with batches smaller than the data; a

@@ -68,6 +68,8 @@ class Training:
     """Continue from the last checkpoint in `out`."""
     progress: bool = True
     """Show a progress bar."""
+    log_lines: bool = False
+    """Print a line on stderr for each logged step, for output that is written to a file."""
     trackers: tuple[str, ...] = ()
     """Trackers that also receive the logged steps, by accelerate's names: tensorboard, wandb, trackio, … They require
     the folder `out`."""

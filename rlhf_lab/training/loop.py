@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import math
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -99,8 +100,10 @@ class _Part(NamedTuple):
     first: int = 0
 
 
-FIRST_SHOWN = ("loss", "reward", "score", "kl", "accuracy", "objective")
+FIRST_SHOWN = ("loss", "loss_per_token", "reward", "score", "kl", "accuracy", "objective")
 """Metrics that the progress bar shows first."""
+SPEED = "tokens_per_second"
+"""The only number of the history that is not a function of the seed. Only a run with an output folder has it."""
 FUSED = 2**18
 """Number of weights from which Adam's fused kernel is used. Smaller models do not become faster."""
 
@@ -201,8 +204,7 @@ class Loop:
             yield step, seeded(self.training.seed, Stream.STEP, step, device=device)
             self.done = step + 1
             last = self.done == self.training.steps
-            logged = step % self.training.log_every == 0 or last
-            if logged:
+            if logged := self._is_logged(step):
                 self._log(step)
             self.bar.update()
             # Several processes exchange the request to stop only at logged steps, where they wait for each other.
@@ -221,6 +223,15 @@ class Loop:
         if out is not None:
             lines = "".join(json.dumps(row) + "\n" for row in self.history)
             distributed.on_main_process(lambda: checkpoint.write_text(out / "history.jsonl", lines))
+
+    def _is_logged(self, step: int | None = None) -> bool:
+        """Whether `step`, by default the current one, has an entry in the history."""
+        step = self.done if step is None else step
+        return step % self.training.log_every == 0 or step + 1 == self.training.steps
+
+    @property
+    def _is_timed(self) -> bool:
+        return self.training.progress or self.training.out is not None
 
     def rows(self, number: int) -> Tensor:
         """Return the rows of the current step (see `rows_at`), and remember them for error messages.
@@ -283,7 +294,11 @@ class Loop:
             self._loss = value
             self._metrics = {"loss": value, **metrics, **watched}
             if self.training.max_grad_norm is not None:
-                nn.utils.clip_grad_norm_(self.parameters, self.training.max_grad_norm)
+                norm = nn.utils.clip_grad_norm_(self.parameters, self.training.max_grad_norm)
+                self._metrics["grad_norm"] = distributed.full_tensor(norm)
+            elif self._is_logged():
+                norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+                self._metrics["grad_norm"] = distributed.full_tensor(norm)
             return value
 
         if isinstance(self.optimizer, torch.optim.LBFGS):
@@ -300,7 +315,7 @@ class Loop:
         else:
             evaluate()
             self.optimizer.step()
-        if self.training.progress:
+        if self._is_timed:
             self._tokens = self._tokens + (_tokens_of(batch or ()) if tokens is None else tokens)
 
     def _parts(self, batch: tuple[Any, ...] | None, weight: Tensor | None) -> list[_Part]:
@@ -424,21 +439,47 @@ class Loop:
         return f" The last complete checkpoint is {found}." if found is not None else ""
 
     def _log(self, step: int) -> None:
-        row = {k: float(v.detach()) if isinstance(v, Tensor) else float(v) for k, v in self._metrics.items()}
+        row = _numbers(self._metrics)
         if "loss" in row and not math.isfinite(row["loss"]):
             raise LabError(self._nonfinite(f"the loss became {row['loss']}"))
-        self.history.append({"step": step, **row})
+        if self.training.optimizer != "lbfgs":
+            row["learning_rate"] = float(self.optimizer.param_groups[0]["lr"])
+        now = time.perf_counter()
+        # Reading the number of tokens waits for the GPU, but so does reading the loss above.
+        tokens = float(self._tokens)
+        speed = {SPEED: tokens / max(now - self._since, 1e-9)} if tokens > 0 else {}
+        self._tokens, self._since = 0, now
+        self.history.append({"step": step, **row, **(speed if self.training.out is not None else {})})
         names = sorted(row, key=lambda k: FIRST_SHOWN.index(k) if k in FIRST_SHOWN else len(FIRST_SHOWN))
         shown = {k: f"{row[k]:.3g}" for k in names[:4]}
-        now, speed = time.perf_counter(), {}
-        # Reading the number of tokens waits for the GPU, but so does reading the loss above. The speed is not part of
-        # the history, which is a function of the seed.
-        if self.training.progress and (tokens := float(self._tokens)) > 0:
-            speed = {"tokens_per_second": tokens / max(now - self._since, 1e-9)}
-            shown["tokens/s"] = f"{speed['tokens_per_second']:,.0f}"
-        self._tokens, self._since = 0, now
+        if speed:
+            shown["tokens/s"] = f"{speed[SPEED]:,.0f}"
         self.bar.set_postfix(shown, refresh=False)
+        self.say(f"{self.name}: step {step + 1} of {self.training.steps}: {_words(row | speed)}", lines_only=True)
         self.trackers.log({**row, **speed}, step)
+
+    def say(self, text: str, lines_only: bool = False) -> None:
+        """Print a line on stderr: above the progress bar, or alone with `training.log_lines`.
+
+        Args:
+            text: the line.
+            lines_only: print it only with `training.log_lines`, because the progress bar shows the same.
+        """
+        if distributed.is_main_process() and (self.training.log_lines or (self.training.progress and not lines_only)):
+            tqdm.write(text, file=sys.stderr)
+
+
+def _numbers(metrics: Metrics) -> dict[str, float]:
+    """Metrics as plain numbers. A loss in nats per response also becomes one in nats per token."""
+    row = {k: float(v.detach()) if isinstance(v, Tensor) else float(v) for k, v in metrics.items()}
+    if row.get("response_tokens"):
+        row["loss_per_token"] = row["loss"] / row["response_tokens"]
+    return row
+
+
+def _words(row: dict[str, float]) -> str:
+    """Text such as "loss 0.693, accuracy 0.5"."""
+    return ", ".join(f"{name} {value:.4g}" for name, value in row.items())
 
 
 def _listed(rows: list[int]) -> str:

@@ -20,7 +20,8 @@ from rlhf_lab.training.lock import LOCK, PROCESS, FolderLock
 
 # Settings that may differ between a run and its resumption. Those that save memory change results only by rounding.
 _MAY_DIFFER = {
-    "out", "resume", "progress", "log_every", "save_every", "trackers", "accumulate", "gradient_checkpointing",
+    "out", "resume", "progress", "log_lines", "log_every", "save_every", "trackers", "accumulate",
+    "gradient_checkpointing",
 }  # fmt: skip
 # Files that a run may leave when it is stopped before its first step.
 _TRACES = {LOCK, PROCESS, ".run.json.part"}

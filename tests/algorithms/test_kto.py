@@ -66,16 +66,19 @@ def test_mismatched_responses_are_never_of_the_row_s_own_prompt_and_of_both_verd
 def test_the_reference_point_is_the_mean_log_ratio_of_other_prompts_responses():
     """One step with all rows: z recomputed row by row from the row's prompt and its mismatched response."""
     pairs = TREE.preferences(9, seeded(0))
-    verdicts, policy = Verdicts.from_pairs(pairs), TREE.reference.copy()
+    verdicts, moved, means = Verdicts.from_pairs(pairs), TREE.reference.copy(), []
     with torch.no_grad():
-        for table in policy.logits.tables:
+        for table in moved.logits.tables:
             table.add_(torch.randn(table.shape, dtype=table.dtype, generator=seeded(1)))
-    total = 0.0
-    for row, response in enumerate(mismatched(verdicts).tolist()):
-        y = Tokens.from_lists([response])
-        total += (policy.log_prob(pairs.prompts[row], y) - TREE.reference.log_prob(pairs.prompts[row], y)).item()
-    history = kto(policy, TREE.reference, verdicts, training=Training(steps=1, progress=False))
-    assert history[0]["reference_point"] == pytest.approx(total / 9, rel=1e-9)
+    for policy, reference in ((moved, TREE.reference), (TREE.reference.copy(), moved.copy())):  # opposite log-ratios
+        total = 0.0
+        for row, response in enumerate(mismatched(verdicts).tolist()):
+            y = Tokens.from_lists([response])
+            total += (policy.log_prob(pairs.prompts[row], y) - reference.log_prob(pairs.prompts[row], y)).item()
+        history = kto(policy, reference, verdicts, training=Training(steps=1, progress=False))
+        assert history[0]["reference_point"] == pytest.approx(max(total / 9, 0), rel=1e-9), "as the loss has it"
+        means.append(total / 9)
+    assert min(means) < 0 < max(means)
 
 
 def test_on_a_bandit_kto_ends_where_scipy_does_and_not_at_the_optimal_policy():

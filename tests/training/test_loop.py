@@ -12,6 +12,7 @@ import threading
 
 import pytest
 import torch
+from histories import read_history, without_speed
 
 from rlhf_lab.algorithms.dpo import DPO, dpo, pair_loss
 from rlhf_lab.errors import LabError
@@ -250,8 +251,8 @@ def test_without_out_nothing_is_written(tmp_path, monkeypatch):
 def test_with_out_the_run_leaves_its_settings_history_and_last_checkpoint(tmp_path):
     out = tmp_path / "run"
     policy, history = run(training(out=out))
-    lines = (out / "history.jsonl").read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line) for line in lines] == history
+    assert read_history(out / "history.jsonl") == without_speed(history)
+    assert all(row["tokens_per_second"] > 0 for row in history)
     record = json.loads((out / "run.json").read_text(encoding="utf-8"))
     assert (record["method"], record["training"]["steps"], record["settings"]["beta"]) == ("dpo", 12, 0.5)
     other = WORLD.reference.copy()
@@ -274,9 +275,7 @@ def test_a_run_resumed_after_a_power_cut_ends_in_the_bits_of_one_never_stopped(o
         troubled(training(**steps, out=out), stopped_in, power_cut)
     resumed, history = troubled(training(**steps, out=out, resume=True))
     assert same(bits(whole), bits(resumed))
-    assert history == whole_history
-    lines = (out / "history.jsonl").read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line) for line in lines] == whole_history
+    assert without_speed(history) == read_history(out / "history.jsonl") == whole_history
 
 
 def test_a_run_on_fixed_pairs_resumes_to_the_same_bits_too(tmp_path):
@@ -315,7 +314,7 @@ def test_ctrl_c_ends_the_step_in_hand_saves_it_and_says_where(optimizer, steps, 
     assert checkpoint.latest(out).name == "step-000006"
     resumed, history = troubled(training(out=out, optimizer=optimizer, steps=steps, resume=True))
     whole, whole_history = troubled(training(optimizer=optimizer, steps=steps))
-    assert same(bits(whole), bits(resumed)) and history == whole_history
+    assert same(bits(whole), bits(resumed)) and without_speed(history) == whole_history
 
 
 def test_the_last_step_is_saved_though_no_checkpoint_is_due(tmp_path):

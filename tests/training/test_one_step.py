@@ -125,3 +125,36 @@ def test_the_norm_of_the_whole_gradient_is_clipped():
         for _ in loop:
             loop.update((module.x * torch.tensor([3.0, 4.0])).sum())
     assert module.x.grad.tolist() == pytest.approx([0.3, 0.4], rel=1e-4)
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_the_history_has_the_learning_rate_and_the_norm_of_the_gradient_before_it_is_clipped(clip):
+    """The loss 3x − 4y has the gradient (3, −4), whose norm is 5 at every step. With three steps and a linear schedule
+    the rates are 1, 2/3 and 1/3 of the peak."""
+    module = Numbers(1.0, 1.0)
+    with Loop("x", module, training(max_grad_norm=clip, schedule="linear", learning_rate=0.3)) as loop:
+        for _ in loop:
+            loop.update(module.x @ torch.tensor([3.0, -4.0], dtype=torch.float64))
+    assert [row["grad_norm"] for row in loop.history] == pytest.approx([5, 5, 5])
+    assert [row["learning_rate"] for row in loop.history] == pytest.approx([0.3, 0.2, 0.1])
+
+
+def test_lbfgs_whose_line_search_finds_the_steps_has_no_learning_rate_in_its_history():
+    module = Numbers(1.0)
+    with Loop("x", module, Training(steps=1, optimizer="lbfgs", progress=False)) as loop:
+        for _ in loop:
+            loop.update(lambda: (module.x.square().sum(), {}))
+    assert "learning_rate" not in loop.history[0]
+
+
+def test_log_lines_print_one_line_for_each_logged_step_and_nothing_else_does(capsys):
+    """Five steps, of which steps 1, 4 and 5 are logged (counted from 1)."""
+    for lines in (False, True):
+        module = Numbers(2.0)
+        with Loop("my run", module, training(steps=5, log_every=3, log_lines=lines)) as loop:
+            for _ in loop:
+                loop.update(3 * module.x.sum(), zebra=1.5)
+        said = capsys.readouterr().err.splitlines()
+        assert len(said) == (3 if lines else 0)
+    assert [line.partition(":")[2].partition(":")[0] for line in said] == [f" step {i} of 5" for i in (1, 4, 5)]
+    assert said[0].endswith("loss 6, zebra 1.5, grad_norm 3, learning_rate 0.1")

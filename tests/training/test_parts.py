@@ -76,6 +76,22 @@ def test_parts_are_computed_one_after_the_other():
     assert sizes == [2, 2, 1]
 
 
+@pytest.mark.parametrize("parts", [1, 3])
+def test_sft_reports_nats_per_token_of_all_responses_together(parts):
+    """−Σ log π / Σ |y| over the batch's responses, whose lengths differ, so it is no mean of the responses' ratios."""
+    module = policy().double()
+    prompts, responses = variable_length_batch(count=5, group=2)
+    assert len(set(responses.lengths.flatten().tolist())) > 1
+    with torch.no_grad():
+        nats = -module.log_prob(prompts, responses).sum().item()
+    with Loop("sft", module, settings(steps=1, accumulate=parts)) as loop:
+        for _ in loop:
+            loop.update(lambda x, y: sft_loss(module, x, y), batch=(prompts, responses))
+    row, tokens = loop.history[0], responses.lengths.sum().item()
+    assert (row["loss"], row["response_tokens"]) == pytest.approx((nats / 10, tokens / 10), rel=1e-9)
+    assert row["loss_per_token"] == pytest.approx(nats / tokens, rel=1e-6)
+
+
 def test_explicit_weights_decide_the_share_of_a_part():
     """The mean of x² w over rows, Σ w x²/Σ w: its gradient at x = 1 in two parts of three rows."""
     x = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
@@ -455,14 +471,14 @@ def test_without_trackers_and_alone_accelerate_is_not_imported():
 # The progress bar.
 
 
-def test_the_bar_shows_loss_reward_kl_and_speed_and_the_history_no_speed():
+def test_the_bar_shows_loss_reward_kl_and_speed_and_the_history_without_a_folder_no_speed():
     module = torch.nn.Linear(1, 1)
     with Loop("ppo", module, settings(progress=True)) as loop:
         for _ in loop:
             loop.update(module.weight.sum(), tokens=100, zebra=1.0, kl=0.25, reward=3.0)
     shown = loop.bar.postfix
     assert shown.index("loss=") < shown.index("reward=3") < shown.index("kl=0.25") < shown.index("tokens/s=")
-    assert loop.history[-1].keys() == {"step", "loss", "zebra", "kl", "reward"}
+    assert loop.history[-1].keys() == {"step", "loss", "zebra", "kl", "reward", "learning_rate", "grad_norm"}
 
 
 # Shares of several processes, without any.

@@ -12,14 +12,14 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "sign",
             "the likelihood of the targets is minimised",
-            "return losses.sft(policy.log_prob(prompts, responses)).mean(), {}",
-            "return -losses.sft(policy.log_prob(prompts, responses)).mean(), {}",
+            "return losses.sft(log_prob).mean(), {",
+            "return -losses.sft(log_prob).mean(), {",
         ),
         Mutation(
             "mean",
             "the sum over the batch in place of its mean",
-            "return losses.sft(policy.log_prob(prompts, responses)).mean(), {}",
-            "return losses.sft(policy.log_prob(prompts, responses)).sum(), {}",
+            "return losses.sft(log_prob).mean(), {",
+            "return losses.sft(log_prob).sum(), {",
         ),
         Mutation(
             "data",

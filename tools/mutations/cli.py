@@ -143,8 +143,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "setting",
             "a method's requirements for the loop are lost",
-            '"steps": steps, **changes})',
-            '"steps": steps})',
+            "**fixed, **changes})",
+            "**fixed})",
             near="cli/test_options.py::test_epochs_become_steps_by_the_rows_and_the_batch_and_a_method_s_own_demands_win",
         ),
     ),

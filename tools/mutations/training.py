@@ -120,14 +120,14 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "edge",
             "logged from the second step on",
-            "logged = step % self.training.log_every == 0 or last",
-            "logged = self.done % self.training.log_every == 0 or last",
+            "return step % self.training.log_every == 0 or step + 1",
+            "return (step + 1) % self.training.log_every == 0 or step + 1",
         ),
         Mutation(
             "edge",
             "the last step is not logged",
-            "logged = step % self.training.log_every == 0 or last",
-            "logged = step % self.training.log_every == 0",
+            "return step % self.training.log_every == 0 or step + 1 == self.training.steps",
+            "return step % self.training.log_every == 0",
         ),
         Mutation(
             "edge",
@@ -344,20 +344,20 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "setting",
             "a resumed run may have other seeds",
-            '"out", "resume", "progress", "log_every",',
-            '"out", "resume", "seed", "progress", "log_every",',
+            '"out", "resume", "progress", "log_lines",',
+            '"out", "resume", "seed", "progress", "log_lines",',
         ),
         Mutation(
             "setting",
             "a resumed run may have another learning rate",
-            '"out", "resume", "progress", "log_every",',
-            '"out", "resume", "learning_rate", "progress", "log_every",',
+            '"out", "resume", "progress", "log_lines",',
+            '"out", "resume", "learning_rate", "progress", "log_lines",',
         ),
         Mutation(
             "setting",
             "a resumed run must log as often as before",
-            '"out", "resume", "progress", "log_every", "save_every", "trackers"',
-            '"out", "resume", "progress", "save_every", "trackers"',
+            '"log_lines", "log_every", "save_every", "trackers"',
+            '"log_lines", "save_every", "trackers"',
         ),
         Mutation(
             "data",

@@ -114,7 +114,7 @@ class Common:
     resume: bool = False
     """Continue the stopped run in `out`."""
     progress: bool = True
-    """Show a progress bar."""
+    """Show a progress bar. --no-progress prints one line for each logged step instead."""
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -147,7 +147,8 @@ class Common:
         steps = self.steps if self.steps is not None else max(round(self.epochs * rows / each), 1)
         names = {field.name for field in dataclasses.fields(Training)} & {f.name for f in dataclasses.fields(Common)}
         shared = {name: getattr(self, name) for name in names}
-        return Training(**{**shared, "optimizer": "adamw", "steps": steps, **changes})
+        fixed = {"optimizer": "adamw", "log_lines": not self.progress, "steps": steps}
+        return Training(**{**shared, **fixed, **changes})
 
 
 @dataclass(frozen=True, kw_only=True)
