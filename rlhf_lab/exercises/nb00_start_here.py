@@ -1,6 +1,7 @@
 """Exercises of notebook 00: start here."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,9 +12,9 @@ from rlhf_lab.derivations.optimal_policy import objective_to_optimum
 from rlhf_lab.derivations.random_worlds import RandomWorld
 from rlhf_lab.exercises.checking import Case, Exercise, Mistake, Task
 from rlhf_lab.exercises.derive import NextLine
+from rlhf_lab.exercises.lecture_loop import LOG_REF, REWARD, loop_arguments, loop_regret
 from rlhf_lab.exercises.predictions import Prediction
 from rlhf_lab.exercises.training_loops import TrainingLoop, loop_mistakes
-from rlhf_lab.worlds import bandit
 
 
 def optimal_policy(log_ref: Tensor, reward: Tensor, beta: float) -> Tensor:
@@ -21,10 +22,7 @@ def optimal_policy(log_ref: Tensor, reward: Tensor, beta: float) -> Tensor:
     return torch.log_softmax(log_ref + reward / beta, -1)
 
 
-_WORLD = bandit.lecture()
-_TABLES = {"log_ref": _WORLD.log_ref(), "reward": _WORLD.rewards()}
-
-_BETA = 0.5
+_TABLES = {"log_ref": LOG_REF, "reward": REWARD}
 
 
 def _effect_of_beta() -> str:
@@ -126,21 +124,6 @@ def _objective_loop(
         optimizer.step()
         losses.append(loss.item())
     return losses
-
-
-def _loop_arguments() -> dict[str, object]:
-    log_ref = _TABLES["log_ref"]
-    return {
-        "logits": log_ref.clone().requires_grad_(True),
-        **_TABLES,
-        "beta": _BETA,
-        "steps": 60,
-        "learning_rate": 2.0,
-    }
-
-
-def _regret(logits: Tensor) -> float:
-    return exact.regret(logits.log_softmax(-1), _TABLES["log_ref"], _TABLES["reward"], _BETA).mean().item()
 
 
 _LOOP_MISTAKES = loop_mistakes(
@@ -284,8 +267,8 @@ EXERCISES: tuple[Task, ...] = (
         objective="write a training loop and check that it converges to the π* of the formula",
         difficulty=2,
         minutes=8,
-        arguments=_loop_arguments,
-        distance=_regret,
+        arguments=partial(loop_arguments, 60, 2.0),
+        distance=loop_regret,
         solution=maximise_objective,
         mistakes=_LOOP_MISTAKES,
         hints=(
@@ -299,8 +282,8 @@ EXERCISES: tuple[Task, ...] = (
         objective="diagnose a bug in a training loop by looking at the policy to which it converges",
         difficulty=2,
         minutes=5,
-        arguments=_loop_arguments,
-        distance=_regret,
+        arguments=partial(loop_arguments, 60, 2.0),
+        distance=loop_regret,
         solution=penalised_reward,
         broken=_broken_objective,
         bug="sign of the KL",

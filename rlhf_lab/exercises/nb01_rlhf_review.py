@@ -1,6 +1,7 @@
 """Exercises of notebook 01: review of RLHF."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,11 +9,11 @@ from torch import Tensor
 
 from rlhf_lab import exact
 from rlhf_lab.derivations.sft import cloning_is_kl
-from rlhf_lab.exercises.checking import Case, Exercise, Mistake, Seed, Task
+from rlhf_lab.exercises.checking import Case, Exercise, Mistake, Task
 from rlhf_lab.exercises.derive import NextLine
+from rlhf_lab.exercises.lecture_loop import BETA, LOG_REF, REWARD, loop_arguments, loop_regret
 from rlhf_lab.exercises.predictions import Prediction
 from rlhf_lab.exercises.training_loops import TrainingLoop, loop_mistakes
-from rlhf_lab.worlds import bandit
 
 
 def _double(values: object) -> Tensor:
@@ -85,12 +86,12 @@ def sft_gradient(w: Any) -> Any:
 
 def _detectable() -> str:
     """Which changes of a reward change the probabilities of labels and π*: the offset, the scale, both or none."""
-    log_ref, reward = _WORLD.log_ref(), _WORLD.rewards()
+    log_ref, reward = LOG_REF, REWARD
     found = []
     for other in (reward + torch.tensor([[3.0], [0.0]]), 2 * reward):
         same_labels = torch.allclose(exact.preference(other), exact.preference(reward))
         same_optimum = torch.allclose(
-            exact.optimal_policy(log_ref, other, _BETA), exact.optimal_policy(log_ref, reward, _BETA)
+            exact.optimal_policy(log_ref, other, BETA), exact.optimal_policy(log_ref, reward, BETA)
         )
         assert same_labels == same_optimum
         found.append(not same_labels)
@@ -261,28 +262,6 @@ def _ppo(
             reference = logits.detach().log_softmax(-1)
         losses.append(loss.item())
     return losses
-
-
-_WORLD, _BETA = bandit.lecture(), 0.5
-
-
-def _loop_arguments() -> dict[str, object]:
-    log_ref = _WORLD.log_ref()
-    return {
-        "logits": log_ref.clone().requires_grad_(True),
-        "log_ref": log_ref,
-        "reward": _WORLD.rewards(),
-        "beta": _BETA,
-        "steps": 60,
-        "learning_rate": 1.0,
-        "samples": 128,
-        "generator": Seed(0),
-    }
-
-
-def _regret(logits: Tensor) -> float:
-    regrets = exact.regret(logits.log_softmax(-1), _WORLD.log_ref(), _WORLD.rewards(), _BETA)
-    return regrets.mean().item()
 
 
 _PENALTY = {
@@ -610,8 +589,8 @@ EXERCISES: tuple[Task, ...] = (
         objective="write a policy-gradient loop in which a critic is trained together with the policy",
         difficulty=3,
         minutes=15,
-        arguments=_loop_arguments,
-        distance=_regret,
+        arguments=partial(loop_arguments, 60, 1.0, samples=128),
+        distance=loop_regret,
         loss_falls=False,
         solution=actor_critic,
         mistakes=loop_mistakes(
@@ -644,8 +623,8 @@ EXERCISES: tuple[Task, ...] = (
         objective="find the bug that makes a PPO loop drift away from the reference policy",
         difficulty=3,
         minutes=10,
-        arguments=_loop_arguments,
-        distance=_regret,
+        arguments=partial(loop_arguments, 60, 1.0, samples=128),
+        distance=loop_regret,
         loss_falls=False,
         solution=ppo_rounds,
         broken=_broken_ppo,

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,11 +10,11 @@ from torch import Tensor
 
 from rlhf_lab import exact
 from rlhf_lab.derivations.kl import kl_gradient_k2, kl_gradient_k3
-from rlhf_lab.exercises.checking import Case, Complaint, Exercise, Measure, Mistake, Seed, Task
+from rlhf_lab.exercises.checking import Case, Complaint, Exercise, Measure, Mistake, Task
 from rlhf_lab.exercises.derive import NextLine
+from rlhf_lab.exercises.lecture_loop import loop_arguments, loop_regret
 from rlhf_lab.exercises.predictions import Prediction
 from rlhf_lab.exercises.training_loops import TrainingLoop, loop_mistakes
-from rlhf_lab.worlds import bandit
 
 
 def _double(values: object) -> Tensor:
@@ -249,28 +250,6 @@ def _reinforce_with_k2(*given: Any, wrong: Sequence[str] = ()) -> list[float]:
     return loop(*given, wrong=("k2 as a loss", *wrong))
 
 
-_WORLD, _BETA = bandit.lecture(), 0.5
-
-
-def _reinforce_arguments() -> dict[str, object]:
-    log_ref = _WORLD.log_ref()
-    return {
-        "logits": log_ref.clone().requires_grad_(True),
-        "log_ref": log_ref,
-        "reward": _WORLD.rewards(),
-        "beta": _BETA,
-        "steps": 60,
-        "learning_rate": 1.0,
-        "samples": 128,
-        "generator": Seed(0),
-    }
-
-
-def _regret(logits: Tensor) -> float:
-    regrets = exact.regret(logits.log_softmax(-1), _WORLD.log_ref(), _WORLD.rewards(), _BETA)
-    return regrets.mean().item()
-
-
 EXERCISES: tuple[Task, ...] = (
     Prediction(
         key="nb02.effect_of_k1",
@@ -388,8 +367,8 @@ EXERCISES: tuple[Task, ...] = (
         objective="write a training loop whose KL term has the correct expected gradient",
         difficulty=2,
         minutes=12,
-        arguments=_reinforce_arguments,
-        distance=_regret,
+        arguments=partial(loop_arguments, 60, 1.0, samples=128),
+        distance=loop_regret,
         loss_falls=False,
         solution=policy_gradient_with_k2,
         mistakes=loop_mistakes(
@@ -421,8 +400,8 @@ EXERCISES: tuple[Task, ...] = (
         objective="find the bug in a policy-gradient loop with a KL penalty",
         difficulty=3,
         minutes=10,
-        arguments=_reinforce_arguments,
-        distance=_regret,
+        arguments=partial(loop_arguments, 60, 1.0, samples=128),
+        distance=loop_regret,
         loss_falls=False,
         solution=reinforce_with_kl,
         broken=_broken_reinforce,

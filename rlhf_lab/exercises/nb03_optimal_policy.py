@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,9 +12,9 @@ from rlhf_lab import exact
 from rlhf_lab.derivations.optimal_policy import objective_gradient, objective_to_optimum
 from rlhf_lab.exercises.checking import Case, Exercise, Mistake, Task
 from rlhf_lab.exercises.derive import NextLine
+from rlhf_lab.exercises.lecture_loop import loop_arguments, loop_regret
 from rlhf_lab.exercises.predictions import Prediction
 from rlhf_lab.exercises.training_loops import TrainingLoop, loop_mistakes
-from rlhf_lab.worlds import bandit
 
 
 def _double(values: object) -> Tensor:
@@ -233,27 +234,6 @@ def _natural_gradient(
     return losses
 
 
-_WORLD, _BETA = bandit.lecture(), 0.5
-
-
-def _arguments(steps: int, learning_rate: float) -> dict[str, Any]:
-    """A table of logits that starts at the reference of the lecture's bandit."""
-    log_ref = _WORLD.log_ref()
-    logits = log_ref.clone().requires_grad_(True)
-    return {
-        "logits": logits,
-        "log_ref": log_ref,
-        "reward": _WORLD.rewards(),
-        "beta": _BETA,
-        "steps": steps,
-        "learning_rate": learning_rate,
-    }
-
-
-def _distance(logits: Tensor) -> float:
-    return exact.regret(logits.log_softmax(-1), _WORLD.log_ref(), _WORLD.rewards(), _BETA).mean().item()
-
-
 EXERCISES: tuple[Task, ...] = (
     Prediction(
         key="nb03.better_of_two",
@@ -379,8 +359,8 @@ EXERCISES: tuple[Task, ...] = (
         objective="write a training loop that converges to the optimal policy",
         difficulty=2,
         minutes=10,
-        arguments=lambda: _arguments(60, 3.0),
-        distance=_distance,
+        arguments=partial(loop_arguments, 60, 3.0),
+        distance=loop_regret,
         solution=gradient_ascent,
         mistakes=loop_mistakes(
             _gradient_ascent,
@@ -409,8 +389,8 @@ EXERCISES: tuple[Task, ...] = (
         objective="find the bug in a loop that always converges to the best response",
         difficulty=2,
         minutes=8,
-        arguments=lambda: _arguments(30, 0.5),
-        distance=_distance,
+        arguments=partial(loop_arguments, 30, 0.5),
+        distance=loop_regret,
         loss_falls=False,
         solution=natural_gradient,
         broken=_broken_natural_gradient,

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,11 +12,11 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from rlhf_lab import exact
 from rlhf_lab.derivations.partition import z_stays, z_variance
 from rlhf_lab.derivations.random_worlds import RandomWorld
-from rlhf_lab.exercises.checking import Case, Exercise, Mistake, Seed, Task
+from rlhf_lab.exercises.checking import Case, Exercise, Mistake, Task
 from rlhf_lab.exercises.derive import NextLine
+from rlhf_lab.exercises.lecture_loop import loop_arguments, loop_regret
 from rlhf_lab.exercises.predictions import Prediction
 from rlhf_lab.exercises.training_loops import TrainingLoop, loop_mistakes
-from rlhf_lab.worlds import bandit
 
 
 def _double(values: object) -> Tensor:
@@ -239,34 +240,16 @@ def _weighted_sft(
     return losses
 
 
-_WORLD, _BETA = bandit.lecture(), 0.5
-
-
 def _thumbs_arguments() -> dict[str, Any]:
-    """A table of logits that starts at the reference, and the probability of a thumbs-up of every response."""
-    log_ref = _WORLD.log_ref()
-    logits = log_ref.clone().requires_grad_(True)
+    """The probability of a thumbs-up of every response in place of its reward."""
     level = _double([[1.0], [-1.0]])  # the labellers are more generous to the first prompt
-    p_up = torch.sigmoid(_WORLD.rewards() + level)
-    return {"logits": logits, "log_ref": log_ref, "p_up": p_up, "beta": _BETA, "steps": 300, "learning_rate": 12.0}
-
-
-def _sft_arguments() -> dict[str, Any]:
-    log_ref = _WORLD.log_ref()
+    given = loop_arguments(300, 12.0)
     return {
-        "logits": log_ref.clone().requires_grad_(True),
-        "log_ref": log_ref,
-        "reward": _WORLD.rewards(),
-        "beta": _BETA,
-        "steps": 60,
-        "learning_rate": 2.0,
-        "samples": 128,
-        "generator": Seed(0),
+        "logits": given.pop("logits"),
+        "log_ref": given.pop("log_ref"),
+        "p_up": torch.sigmoid(given.pop("reward") + level),
+        **given,
     }
-
-
-def _distance(logits: Tensor) -> float:
-    return exact.regret(logits.log_softmax(-1), _WORLD.log_ref(), _WORLD.rewards(), _BETA).mean().item()
 
 
 EXERCISES: tuple[Task, ...] = (
@@ -399,7 +382,7 @@ EXERCISES: tuple[Task, ...] = (
         difficulty=3,
         minutes=15,
         arguments=_thumbs_arguments,
-        distance=_distance,
+        distance=loop_regret,
         solution=fit_thumbs,
         mistakes=loop_mistakes(
             _fit_thumbs,
@@ -430,8 +413,8 @@ EXERCISES: tuple[Task, ...] = (
         objective="find the bug in a loop that weights samples by exp(r/β)",
         difficulty=3,
         minutes=10,
-        arguments=_sft_arguments,
-        distance=_distance,
+        arguments=partial(loop_arguments, 60, 2.0, samples=128),
+        distance=loop_regret,
         loss_falls=False,
         solution=weighted_sft,
         broken=_broken_weighted_sft,

@@ -8,16 +8,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from rlhf_lab import exact, losses
+from rlhf_lab import losses
 from rlhf_lab.derivations.losses import cdpo
 from rlhf_lab.derivations.random_worlds import RandomWorld
 from rlhf_lab.exercises.checking import Case, Exercise, Mistake, Task
 from rlhf_lab.exercises.derive import NextLine
+from rlhf_lab.exercises.lecture_loop import BETA, LOG_REF, REWARD, loop_regret
 from rlhf_lab.exercises.predictions import Prediction
 from rlhf_lab.exercises.training_loops import TrainingLoop, loop_mistakes
 from rlhf_lab.preferences import sample_preferences
 from rlhf_lab.training import seeded
-from rlhf_lab.worlds import bandit
 
 
 def _double(values: object) -> Tensor:
@@ -192,12 +192,9 @@ def _train_from_reference(logits: Tensor, *given: Any, wrong: Sequence[str] = ()
     return partial(_train_dpo, wrong=wrong)(logits, logits.detach().log_softmax(-1), *given)
 
 
-_WORLD, _BETA = bandit.lecture(), 0.5
-
-
 def _dpo_arguments() -> dict[str, Any]:
     """A table of logits that starts at the reference, and 100 labels on every pair of responses to every prompt."""
-    log_ref, reward = _WORLD.log_ref(), _WORLD.rewards()
+    log_ref, reward = LOG_REF, REWARD
     rows = torch.tensor([(x, i, j) for x in range(2) for i in range(4) for j in range(i)]).repeat(100, 1)
     prompts, first, second = rows.unbind(-1)
     won = sample_preferences(reward[prompts, first], reward[prompts, second], seeded(0))
@@ -207,7 +204,7 @@ def _dpo_arguments() -> dict[str, Any]:
         "prompts": prompts,
         "chosen": torch.where(won, first, second),
         "rejected": torch.where(won, second, first),
-        "beta": _BETA,
+        "beta": BETA,
         "steps": 60,
         "learning_rate": 25.0,
     }
@@ -217,15 +214,10 @@ def _arguments_without_reference() -> dict[str, Any]:
     return {name: value for name, value in _dpo_arguments().items() if name != "log_ref"}
 
 
-def _regret(logits: Tensor) -> float:
-    regrets = exact.regret(logits.log_softmax(-1), _WORLD.log_ref(), _WORLD.rewards(), _BETA)
-    return regrets.mean().item()
-
-
 def _first_loss() -> float:
     """DPO's mean loss before the first step, where the policy is the reference."""
     at_reference = torch.zeros(len(_dpo_arguments()["prompts"]), dtype=torch.float64)
-    return float(losses.dpo(at_reference, at_reference, _BETA).mean())
+    return float(losses.dpo(at_reference, at_reference, BETA).mean())
 
 
 EXERCISES: tuple[Task, ...] = (
@@ -298,7 +290,7 @@ EXERCISES: tuple[Task, ...] = (
         difficulty=2,
         minutes=12,
         arguments=_dpo_arguments,
-        distance=_regret,
+        distance=loop_regret,
         solution=train_dpo,
         mistakes=loop_mistakes(
             _train_dpo,
@@ -327,7 +319,7 @@ EXERCISES: tuple[Task, ...] = (
         difficulty=2,
         minutes=6,
         arguments=_arguments_without_reference,
-        distance=_regret,
+        distance=loop_regret,
         solution=train_from_reference,
         broken=_broken_train_from_reference,
         bug="moving reference",

@@ -6,14 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_lab import exact, sampling
+from rlhf_lab import sampling
 from rlhf_lab.derivations.random_worlds import RandomWorld
 from rlhf_lab.derivations.rejection import accepted_are_exact
 from rlhf_lab.exercises.checking import Case, Exercise, Mistake, Seed, Task
 from rlhf_lab.exercises.derive import NextLine
+from rlhf_lab.exercises.lecture_loop import BETA, LOG_REF, REWARD, WORLD, loop_regret
 from rlhf_lab.exercises.predictions import Prediction
 from rlhf_lab.exercises.training_loops import TrainingLoop, loop_mistakes
-from rlhf_lab.worlds import bandit
 
 
 def _double(values: object) -> Tensor:
@@ -91,17 +91,17 @@ _REWARDS = _double([[0.0, 1.0, 0.4, -0.7], [2.0, -1.0, 0.5, 1.9]])
 _UNIFORM = _double([[0.62, 0.21, 0.91, 0.35], [0.07, 0.93, 0.85, 0.02]])
 _WIDE = _double([[1.2, -0.3, 0.8]])
 
-_WORLD, _BETA, _CANDIDATES = bandit.lecture(), 0.5, 64
+_CANDIDATES = 64
 
 
 def _accepted_of_64() -> float:
     """The expected number of accepted candidates for the first prompt."""
-    return _CANDIDATES * sampling.acceptance_rate(_WORLD.log_ref()[0], _WORLD.rewards()[0], _BETA).item()
+    return _CANDIDATES * sampling.acceptance_rate(LOG_REF[0], REWARD[0], BETA).item()
 
 
 def _acceptance_under_target() -> float:
-    log_star = _WORLD.optimal(_BETA)[0]
-    return _CANDIDATES * (log_star.exp() * acceptance(_WORLD.rewards()[0], _BETA)).sum().item()
+    log_star = WORLD.optimal(BETA)[0]
+    return _CANDIDATES * (log_star.exp() * acceptance(REWARD[0], BETA)).sum().item()
 
 
 def _acceptance_of(w: RandomWorld) -> Tensor:
@@ -273,12 +273,12 @@ def _train_on_best(
 
 
 def _accepted_arguments() -> dict[str, object]:
-    log_sft = _WORLD.log_ref()
+    log_sft = LOG_REF
     return {
         "logits": log_sft.clone().requires_grad_(True),
         "log_sft": log_sft,
-        "reward": _WORLD.rewards(),
-        "beta": _BETA,
+        "reward": REWARD,
+        "beta": BETA,
         "steps": 60,
         "learning_rate": 2.0,
         "draws": 2000,
@@ -292,11 +292,6 @@ def _candidate_arguments() -> dict[str, object]:
     return given | {"candidates": 64, "generator": Seed(0)}
 
 
-def _regret(logits: Tensor) -> float:
-    regrets = exact.regret(logits.log_softmax(-1), _WORLD.log_ref(), _WORLD.rewards(), _BETA)
-    return regrets.mean().item()
-
-
 EXERCISES: tuple[Task, ...] = (
     Prediction(
         key="nb07.accepted_of_64",
@@ -305,7 +300,7 @@ EXERCISES: tuple[Task, ...] = (
         difficulty=1,
         minutes=3,
         question=(
-            f"The four responses of section 1 have M = {_CANDIDATES / _accepted_of_64():.3f} at β = {_BETA}. How many "
+            f"The four responses of section 1 have M = {_CANDIDATES / _accepted_of_64():.3f} at β = {BETA}. How many "
             f"of {_CANDIDATES} independent draws from the SFT policy does rejection sampling accept on average? The "
             "maximum reward is the maximum over all four responses. Give a number."
         ),
@@ -321,7 +316,7 @@ EXERCISES: tuple[Task, ...] = (
                 "best response only",
                 "this counts only the draws of the best response. Other responses are accepted with a smaller "
                 "probability, which is not zero.",
-                lambda: _CANDIDATES * _WORLD.log_ref()[0].exp()[-1].item(),
+                lambda: _CANDIDATES * LOG_REF[0].exp()[-1].item(),
             ),
             Mistake(
                 "mean under the target",
@@ -376,7 +371,7 @@ EXERCISES: tuple[Task, ...] = (
         difficulty=2,
         minutes=10,
         arguments=_accepted_arguments,
-        distance=_regret,
+        distance=loop_regret,
         solution=train_on_accepted,
         mistakes=loop_mistakes(
             _train_on_accepted,
@@ -406,7 +401,7 @@ EXERCISES: tuple[Task, ...] = (
         difficulty=3,
         minutes=8,
         arguments=_candidate_arguments,
-        distance=_regret,
+        distance=loop_regret,
         solution=train_on_best,
         broken=_broken_train_on_best,
         bug="candidates from the policy",

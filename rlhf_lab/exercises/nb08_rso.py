@@ -12,10 +12,10 @@ from rlhf_lab.derivations.pair_losses import hinge_forgets_how_much
 from rlhf_lab.derivations.random_worlds import RandomWorld
 from rlhf_lab.exercises.checking import Case, Exercise, Mistake, Seed, Task, as_tensor
 from rlhf_lab.exercises.derive import NextLine
+from rlhf_lab.exercises.lecture_loop import BETA, LOG_REF, REWARD, loop_regret
 from rlhf_lab.exercises.predictions import Prediction
 from rlhf_lab.exercises.training_loops import TrainingLoop, loop_mistakes
 from rlhf_lab.training import seeded
-from rlhf_lab.worlds import bandit
 
 
 def _double(values: object) -> Tensor:
@@ -118,13 +118,13 @@ _FOUR, _REWARD_4 = _double([0.1, 0.2, 0.3, 0.4]).log(), _double([0.3, -1.2, 0.8,
 _PAIRS = _double([[0.0, 0.3, 0.1], [0.2, 0.0, 0.05], [0.15, 0.2, 0.0]])
 _PAIRS_2 = _double([[0.0, 0.9], [0.1, 0.0]])
 
-_WORLD, _BETA, _GAMMA = bandit.lecture(), 0.5, 0.05
+_GAMMA = 0.05
 
 
 def _limit_of_the_fit() -> str:
     """Which policy makes the expected gradient of sigmoid-norm zero, at the paper's β and γ: A is π_r, B is π_γ."""
-    log_sft, reward = _WORLD.log_ref()[0], _WORLD.rewards()[0]
-    log_r = exact.optimal_policy(log_sft, reward, _BETA)
+    log_sft, reward = LOG_REF[0], REWARD[0]
+    log_r = exact.optimal_policy(log_sft, reward, BETA)
     labels = first_round(log_r) * exact.preference(reward)
 
     def slope(log_policy: Tensor) -> float:
@@ -332,13 +332,13 @@ def _fit_accepted(
 
 
 def _loop_arguments() -> dict[str, object]:
-    log_sft = _WORLD.log_ref()
+    log_sft = LOG_REF
     return {
         "logits": log_sft.clone().requires_grad_(True),
         "log_sft": log_sft,
-        "reward": _WORLD.rewards(),
-        "beta": _BETA,
-        "gamma": _BETA,
+        "reward": REWARD,
+        "beta": BETA,
+        "gamma": BETA,
         "steps": 80,
         "learning_rate": 10.0,
         "candidates": 512,
@@ -347,24 +347,19 @@ def _loop_arguments() -> dict[str, object]:
 
 
 def _offline_arguments() -> dict[str, object]:
-    log_sft, reward = _WORLD.log_ref(), _WORLD.rewards()
+    log_sft, reward = LOG_REF, REWARD
     candidates = torch.multinomial(log_sft.exp(), 4000, True, generator=seeded(0))
     return {
         "logits": log_sft.clone().requires_grad_(True),
         "log_sft": log_sft,
         "candidates": candidates,
         "scores": reward.gather(-1, candidates),
-        "beta": _BETA,
+        "beta": BETA,
         "accepted": 1000,
         "steps": 60,
         "learning_rate": 20.0,
         "generator": Seed(0),
     }
-
-
-def _regret(logits: Tensor) -> float:
-    regrets = exact.regret(logits.log_softmax(-1), _WORLD.log_ref(), _WORLD.rewards(), _BETA)
-    return regrets.mean().item()
 
 
 EXERCISES: tuple[Task, ...] = (
@@ -445,7 +440,7 @@ EXERCISES: tuple[Task, ...] = (
         difficulty=3,
         minutes=15,
         arguments=_loop_arguments,
-        distance=_regret,
+        distance=loop_regret,
         solution=train_rso,
         mistakes=loop_mistakes(
             _train_rso,
@@ -480,7 +475,7 @@ EXERCISES: tuple[Task, ...] = (
         difficulty=3,
         minutes=10,
         arguments=_offline_arguments,
-        distance=_regret,
+        distance=loop_regret,
         solution=fit_accepted,
         broken=_broken_fit_accepted,
         bug="scores of other candidates",

@@ -40,7 +40,7 @@ from rlhf_lab.exercises.checking import (
 )
 
 SHARE = 0.1
-"""The share of the solution's improvement that a correct loop may miss, for example with another optimiser."""
+"""The usual share of the solution's improvement that a correct loop may miss, for example with another optimiser."""
 SAME = 1e-6
 """Relative difference up to which two loops have the same parameters."""
 
@@ -54,6 +54,7 @@ class TrainingLoop(FunctionTask):
             module. One is `steps`. A generator is given as `Seed`. Every run gets copies.
         distance: from the trained policy to its distance from the optimum, such as the regret. Training lowers it.
         quantity: the name of the distance, such as “the regret”.
+        share: the share of the solution's improvement that a correct loop may miss.
         loss_falls: whether the loss is expected to fall, which is not so for a policy gradient.
         broken: for an exercise in debugging, the loop with the bug.
         bug: the name of the bug among the mistakes.
@@ -62,6 +63,7 @@ class TrainingLoop(FunctionTask):
     arguments: Callable[[], Mapping[str, Any]]
     distance: Callable[[Any], float]
     quantity: str = "the regret"
+    share: float = SHARE
     loss_falls: bool = True
     broken: Callable[..., Any] | None = None
     bug: str = ""
@@ -105,7 +107,7 @@ class TrainingLoop(FunctionTask):
                 False, [f"{self.key}: {self._named(mistake)}", self._reached(end, solved[last])], mistake.name
             )
         complaint = end.complaint(self.loss_falls)
-        allowed = solved[last].distance + SHARE * (solved[last].start - solved[last].distance)
+        allowed = solved[last].distance + self.share * (solved[last].start - solved[last].distance)
         if not complaint and not end.distance <= allowed:
             complaint = _first_difference(runs, solved, any(isinstance(v, torch.Generator) for v in end.arguments))
         if complaint:

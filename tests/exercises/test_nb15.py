@@ -112,6 +112,8 @@ WRONG_LOOPS = {
         "changes π_ref": (loop(dr_grpo, extra=change), "the loop changes log_ref"),
         "global state": (loop(dr_grpo, extra=lambda x: torch.rand(1)), "uses the global random state"),
         "tiny steps": (loop(dr_grpo, lr=0.005), "the bug’s trajectory is gone, but the loop is not right yet"),
+        "k2 in the loss": (loop(with_k2), "the KL term is k2"),
+        "k2 and another optimiser": (loop(with_k2, torch.optim.Adam, lr=0.1), "does not reach the optimum"),
         "nothing": (lambda *given: None, "returns nothing"),
         "no losses": (loop(dr_grpo, value=lambda loss: None), "return a list of losses"),
     },
