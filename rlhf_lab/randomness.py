@@ -112,6 +112,12 @@ class Stream:
     """Labels of rounds on the pairs of a sampler."""
     COVERAGE_LABELS = 58
     """Labels on pairs from which responses are masked."""
+    COVERAGE_WORLD = 66
+    """Reference, features and reward of a bandit on which they are labelled."""
+    CHOSEN_WORLD = 59
+    """Features or the pretraining distribution of a world in which log π of chosen responses is followed."""
+    CHOSEN_PAIRS = 65
+    """The labelled pair of each of its prompts."""
     OVER_OPTIMISATION_WORLD = 50
     """Features and rewards of the world on which over-optimisation is shown."""
     OVER_OPTIMISATION_BEST_OF_N = 61

@@ -24,7 +24,8 @@ from torch.nn.functional import logsigmoid, one_hot
 from rlhf_lab import exact
 from rlhf_lab.bradley_terry import laplacian, pair_distribution
 from rlhf_lab.experiments.claims.coverage.settings import HALF, LITTLE
-from rlhf_lab.experiments.claims.rso_phase.misfit import linear_world
+from rlhf_lab.randomness import Stream
+from rlhf_lab.training import seeded
 from rlhf_lab.worlds import token_tree
 
 
@@ -211,10 +212,12 @@ def coverage_world(scale: str, policies: str, seed: int, beta: float) -> Coverag
         beta: β.
     """
     if scale == "bandit":
-        linear = linear_world("bandit", seed, responses=10, features=3)
-        eye = torch.eye(10, dtype=torch.float64)
-        features = eye if policies == "table" else linear.basis * (10 / 3) ** 0.5
-        return CoverageWorld(10, eye, features, linear.log_ref, linear.linear, beta)
+        generator = seeded(seed, Stream.COVERAGE_WORLD)
+        log_ref, weight, *columns = torch.randn(5, 10, dtype=torch.float64, generator=generator)
+        phi, eye = torch.stack(columns, -1) / 3**0.5, torch.eye(10, dtype=torch.float64)
+        reward = phi @ weight[:3]
+        reward = (reward - reward.mean()) / reward.std(correction=0)
+        return CoverageWorld(10, eye, eye if policies == "table" else phi, log_ref.log_softmax(-1), reward, beta)
     world = token_tree.random(4, 3, 1, seed)
     tree, size = world.tree, world.tree.vocab_size
     place = torch.cat([torch.full((nodes,), t) for t, (nodes, _) in enumerate(tree.shapes)])
