@@ -1,0 +1,94 @@
+r"""Claim 13: DPO raises a margin. What happens to the probability of the chosen response, and why?
+
+Policies are trained on one pair for each prompt until the mean margin is the same for every loss: tables, in which no
+two prompts share a parameter, and policies that share all parameters. All responses are enumerated, so that the changes
+of probability are exact, and the step from π_ref is compared with its gradients (`training`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rlhf_lab.evaluation import evaluate
+from rlhf_lab.experiments import runner
+from rlhf_lab.experiments.claims.chosen_probability.report import decide, figure, summarise_runs
+from rlhf_lab.experiments.claims.chosen_probability.settings import CLASSES, LOSSES, RULE, ChosenProbability
+from rlhf_lab.experiments.claims.chosen_probability.training import pair_setup, predicted
+from rlhf_lab.experiments.runner import BestConfig, Experiment, Job
+
+
+def _run(settings: ChosenProbability, job: Job, best_config: BestConfig) -> list[dict[str, Any]]:
+    setup = pair_setup(settings, job["seed"])
+    world, log_ref = setup.world, setup.world.log_ref()
+    rows: list[dict[str, Any]] = []
+    for beta in settings.betas:
+        limit = setup.change_to_optimum(beta)
+        rows.append({"part": "optimum", "beta": beta, "chosen": limit[0], "rejected": limit[1]})
+    before = evaluate(log_ref, world, settings.beta)
+    mass_before = setup.pairs(log_ref.exp())
+    for policies in CLASSES:
+        gradients = setup.gradients(policies)
+        own, every = predicted(*gradients)
+        overlap = (gradients[0] * gradients[1]).sum(-1) / gradients[0].square().sum(-1)
+        for loss in LOSSES:
+            log_policy, steps = setup.train(policies, loss, settings)
+            chosen, rejected = setup.pairs(log_policy - log_ref)
+            mass = setup.pairs(log_policy.exp())
+            found = evaluate(log_policy, world, settings.beta)
+            row = {"part": "training", "policies": policies, "loss": loss, "steps": steps}
+            row |= {"chosen": chosen.mean().item(), "rejected": rejected.mean().item()}
+            row |= {"margin": (chosen - rejected).mean().item(), "falling": (chosen < 0).double().mean().item()}
+            row |= {f"mass_{name}": (new - old).mean().item()
+                    for name, new, old in zip(("chosen", "rejected"), mass, mass_before, strict=True)}  # fmt: skip
+            row |= {"reward": found.reward - before.reward, "kl": found.kl}
+            rows.append(row)
+            if loss == "dpo":
+                columns = {
+                    "chosen": chosen, "rejected": rejected, "ches": setup.ches(), "overlap": overlap, "own": own,
+                    "predicted": every, "shared_tokens": setup.shared_tokens(),
+                }  # fmt: skip
+                rows += [
+                    {"part": "pair", "policies": policies, "pair": i}
+                    | {name: values[i].item() for name, values in columns.items()}
+                    for i in range(settings.prompts)
+                ]
+    return rows
+
+
+EXPERIMENT = Experiment(
+    number=13,
+    name="chosen-probability",
+    title="DPO lowers the probability of chosen responses where similar pairs share parameters; DPOP prevents it",
+    claim=(
+        "The likelihood of preferred responses often decreases during training with DPO. This is driven by preferences "
+        "that induce similar embeddings, as measured by a centred hidden embedding similarity (CHES) score (Razin et "
+        "al., abstract). DPO's loss can reduce the likelihood of preferred examples as long as the relative "
+        "probability increases. This occurs especially where the edit distance of the pairs is low, and DPO-Positive "
+        "(DPOP) avoids it (Pal et al., abstract)."
+    ),
+    source=(
+        "Razin et al. 2024 (arXiv 2410.08847) and Pal et al. 2024 (arXiv 2402.13228), abstracts; lecture, “DPO "
+        "Objective Function”"
+    ),
+    setup=(
+        "Each of 16 prompts has one labelled pair of π_ref. Tables and policies with shared parameters are trained by "
+        "DPO, IPO, ORPO, DPO with the likelihood of chosen responses, and DPOP, in gradient steps of equal length, "
+        "until the mean margin is 3 nats. The shared class has random features on the bandit. On the tree it is a "
+        "transformer, whose reference was fitted to a structured distribution. All responses are enumerated. The "
+        "sources train language models for a number of epochs."
+    ),
+    rule=RULE,
+    settings=ChosenProbability,
+    scales=("bandit", "tree"),
+    jobs=lambda settings: [{"seed": seed} for seed in range(settings.seeds)],
+    run=_run,
+    summarise=summarise_runs,
+    decide=decide,
+    figure=figure,
+    interval="95% Student-t over worlds",
+)
+
+
+def main(settings: ChosenProbability) -> None:
+    """The command `rlhf-lab experiment chosen-probability`."""
+    runner.main(EXPERIMENT, settings)
