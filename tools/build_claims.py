@@ -1,4 +1,4 @@
-"""Write docs/claims.md from the saved results. With `--check`, only compare the page with them."""
+"""Write docs/claims.md and its forest plot from the saved results. With `--check`, only compare them."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="compare only")
     check = parser.parse_args().check
     place = ROOT / "docs" / "claims.md"
-    text = claims_page.build(ROOT / "results", place)
     if not check:
-        place.write_text(text, encoding="utf-8")
-    elif not place.is_file() or place.read_text(encoding="utf-8") != text:
-        sys.exit("docs/claims.md does not match the saved results. Run `make claims`.")
+        claims_page.write(ROOT / "results", place)
+    elif not claims_page.is_current(ROOT / "results", place):
+        sys.exit("docs/claims.md or its forest plot does not match the saved results. Run `make claims`.")
 
 
 if __name__ == "__main__":

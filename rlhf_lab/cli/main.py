@@ -38,7 +38,7 @@ def _train(method: str, settings: str, help: str) -> tuple[tuple[str, ...], _Com
 
 
 def _experiment(name: str, settings: str, help: str) -> tuple[tuple[str, ...], _Command]:
-    return ("experiment", name), _Command(module_of(name), settings, "main", help)
+    return ("experiment", name), _Command(module_of(name), settings, "EXPERIMENT", help)
 
 
 COMMANDS: dict[tuple[str, ...], _Command] = {

@@ -1,58 +1,228 @@
-"""docs/claims.md: every claim with what its source says, what was found on each scale, and the verdict.
+"""docs/claims.md: what the source of each claim says, what was found and why, and, folded, all rules and numbers.
 
-The page is made of the kept results alone (`results/NAME/SCALE/`), by `make claims`; a test compares.
+The page is made of the saved results (`results/NAME/SCALE/`) and of a file `results/NAME/claim.md` for each claim, by
+`make claims`; a test compares. `claim.md` is written by hand, like `notes.md` (`verdicts.py`):
+
+    ---
+    figure: bandit
+    outcomes: {bandit: supported, tree: partly supported}
+    conditions:
+      - bandit.slope < -1
+    contrasts:
+      - label: regret of soft best-of-8 / that of best-of-8
+        number: soft_over_best
+        reference: 1
+        claimed: below
+        axis: log
+    ---
+    ## Source
+    ## Finding
+    ## Why
+    ## Source in detail
+    ## Experiment
+
+The first three sections are the visible text, of at most 150 words together. Placeholders and conditions name the scale
+before the number (`{bandit.slope}`). The outcomes and conditions say for which results the words are true. `Redesigns`
+and `Later work` are further sections, which may be absent. `Contrast` describes the entries of `contrasts`.
 """
 
 from __future__ import annotations
 
+import functools
 import os
+import re
 import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlhf_lab.experiments.claims_forest import Contrast, draw, numbers
 from rlhf_lab.experiments.results import read, saved
 from rlhf_lab.experiments.runner import Experiment
-from rlhf_lab.experiments.settings import SCALES
-from rlhf_lab.experiments.verdicts import OUTCOMES, SECTIONS, Verdict, fill, read_notes
+from rlhf_lab.experiments.settings import SCALE_NAMES, SCALES
+from rlhf_lab.experiments.verdicts import OUTCOMES, SECTIONS, Notes, Verdict, fill, read_notes, read_parts
+from rlhf_lab.training.checkpoint import write_text
 
-SCALE_NAMES = {"bandit": "bandit", "tree": "token tree", "small": "small language model"}
+SHORT = {"Source": "What the source says", "Finding": "What we find", "Why": "Why"}
+LONG = ("Source in detail", "Experiment")
+FOREST = "claims-forest.png"
 
 HEAD = """# The lecture's claims, tested
 
-Each claim of the lecture is an experiment with settings, seeds, a rule that was written before the first run, a
-table with intervals, and a verdict. On the **bandit** and the **token tree** the optimal policy π\\* is exact, and
-so is every distance to it. On the **small language model** (`lab-gpt2`, which has about a million weights, on four
-text worlds with a gold reward) the numbers are estimates. A verdict is about these scales. It does not say what
-would happen with a model a thousand times larger, but the same command runs on one (`--scale gpt2`).
+The lecture makes claims about methods, and so do papers that were written after it. Each claim is tested here
+by an experiment. A rule that was written before the run turns its numbers into an outcome, which is
+*supported*, *partly supported* (in part, or under a condition), *not supported* or *inconclusive* (the
+intervals are too wide to decide). A question of the lecture claims nothing, so it is *answered* or
+*inconclusive*.
 
-The rule of each claim decides between four outcomes: *supported*, *partly supported* (in part, or under a
-condition that the notes name), *not supported*, and *inconclusive* (the intervals are too wide to decide). A question
-of the lecture claims nothing; it is *answered* or inconclusive. A dash means that the claim has not been run on that
-scale. The command of a row runs it again: it shows a progress bar,
-continues after an interruption, and writes to `results/`. Every method was tuned by the same search, which is
-stored in `search.csv` beside the result. Times were measured on one shared core and are upper bounds.
+There are three scales. On the **bandit** and the **token tree** all responses can be enumerated, so the optimal
+policy π\\* and every distance to it are exact. The **small language model** (`lab-gpt2`) has about a million
+weights and writes texts in four worlds with a known gold reward, so its numbers are estimates. An outcome is a
+statement about these scales. It does not say what a model with a thousand times as many weights would do, but
+the same command runs on one (`--scale gpt2`).
 
-This page is generated from the saved results (`make claims`).
+J is the objective of the lecture, the expected gold reward minus β times the KL divergence from π_ref. The
+regret of a policy is J of π\\* minus J of the policy. Numbers in brackets are 95% intervals over seeds. Each
+seed has a different world or, on the language model, different labels and samples.
+"""
+
+TABLE = "## All claims in one table\n"
+
+FOREST_WORDS = """## The key contrast of each claim
+
+Each panel shows one contrast on every scale on which it was measured. The panels have different units, so their
+lengths must not be compared with each other. The grey area is what the claim predicts. A scale in brackets was not
+measured.
+"""
+
+FOREST_ALTERNATIVE = (
+    "{} small panels in the order of the claims. Each has one interval for the bandit (blue circle), the token tree "
+    "(orange square) and the small language model (green diamond), and a line at the value compared with. The table "
+    "below has all numbers."
+)
+
+CLAIMS = """## The claims one by one
+
+Each section first says what the source reports, what we find, and why. The folded parts contain the rule with
+the commit that wrote it, the settings, what was changed after a first result, and for each scale all numbers,
+the figure, the rows and the command that runs it again. A command shows a progress bar and continues after an
+interruption. Learning rates were chosen by the same search for every method where a search was made
+(`search.csv`). Times were measured on one shared core and are upper bounds. This page is generated from the
+saved results (`make claims`).
 """
 
 
-def build(root: Path, page: Path) -> str:
-    """The page's text.
+@dataclass(frozen=True)
+class Result:
+    """A saved result with its words."""
+
+    folder: Path
+    record: Mapping[str, Any]
+
+    @functools.cached_property
+    def verdict(self) -> Verdict:
+        """Its outcome and numbers."""
+        return Verdict.from_record(self.record["verdict"])
+
+    @functools.cached_property
+    def notes(self) -> Notes:
+        """Its words, with placeholders."""
+        return read_notes(self.folder / "notes.md")
+
+    def filled(self, text: str) -> str:
+        """Return a text of the notes with its numbers."""
+        return fill(text, self.verdict, self.record["settings"])
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim with its hand-written words and its results by scale.
+
+    Attributes:
+        experiment: that tests it.
+        results: scale → the saved result.
+        head: the data in front of `claim.md`.
+        sections: its texts, with placeholders.
+    """
+
+    experiment: Experiment
+    results: Mapping[str, Result]
+    head: Mapping[str, Any]
+    sections: Mapping[str, str]
+
+    @functools.cached_property
+    def verdict(self) -> Verdict:
+        """The numbers of all scales, each named with its scale in front."""
+        every = [(scale, result.verdict) for scale, result in self.results.items()]
+        numbers = {f"{scale}.{name}": value for scale, one in every for name, value in one.numbers.items()}
+        thresholds = {f"{scale}.{name}": value for scale, one in every for name, value in one.thresholds.items()}
+        return Verdict("answered", numbers, thresholds)
+
+    def filled(self, section: str) -> str:
+        """Return a section with its numbers."""
+        settings = {
+            f"{scale}.{name}": value
+            for scale, result in self.results.items()
+            for name, value in result.record["settings"].items()
+        }
+        return fill(self.sections[section], self.verdict, settings)
+
+    def contrasts(self) -> list[Contrast]:
+        """Return the contrasts of the forest plot, with the intervals of the scales that have them."""
+        verdicts = {scale: result.verdict for scale, result in self.results.items()}
+        return [Contrast.of(self.experiment.number, one, verdicts) for one in self.head.get("contrasts", ())]
+
+
+def claims(root: Path) -> list[Claim]:
+    """Return all claims with a saved result.
 
     Args:
         root: the folder `results`.
-        page: where the page will stand, for its links: a file in a folder of the checkout.
+
+    Raises:
+        LabError: a claim or a result without its words.
     """
-    claims: dict[str, list[tuple[Experiment, Path, dict[str, Any]]]] = {}
+    found: dict[str, tuple[Experiment, dict[str, Result]]] = {}
     for experiment, folder in saved(root):
-        claims.setdefault(experiment.name, []).append((experiment, folder, read(folder)))
-    parts = [HEAD, _table(claims)]
-    for found in claims.values():
-        parts.append(_claim(found, page))
+        found.setdefault(experiment.name, (experiment, {}))[1][folder.name] = Result(folder, read(folder))
+    return [
+        Claim(experiment, results, *read_parts(root / name / "claim.md", (*SHORT, *LONG)))
+        for name, (experiment, results) in found.items()
+    ]
+
+
+def build(root: Path, page: Path) -> str:
+    """Return the page's text.
+
+    Args:
+        root: the folder `results`.
+        page: where the page will be, for its links: a file in a folder of the checkout.
+    """
+    every = claims(root)
+    panels = [contrast for claim in every for contrast in claim.contrasts()]
+    forest = (
+        f"![{FOREST_ALTERNATIVE.format(len(panels))}]({FOREST})\n\n{_fold('Numbers of this figure', numbers(panels))}"
+    )
+    parts = [HEAD, TABLE, _table(every), FOREST_WORDS, forest, CLAIMS, *(_claim(claim, page) for claim in every)]
     return "\n".join(parts).rstrip("\n") + "\n"
 
 
-def overall(outcomes: dict[str, str]) -> str:
+def write(root: Path, page: Path) -> None:
+    """Write the page, and the forest plot beside it if its numbers have changed. Arguments as for `build`."""
+    from rlhf_lab.figures import style
+
+    write_text(page, build(root, page))
+    panels = [contrast for claim in claims(root) for contrast in claim.contrasts()]
+    if _stored(page.parent / FOREST) != numbers(panels):
+        picture = style.png(draw(panels), dpi=110, description=numbers(panels))
+        (page.parent / FOREST).write_bytes(picture)
+
+
+def is_current(root: Path, page: Path) -> bool:
+    """Return whether the page and the numbers in its forest plot are those of the saved results."""
+    panels = [contrast for claim in claims(root) for contrast in claim.contrasts()]
+    text = page.read_text(encoding="utf-8") if page.is_file() else ""
+    return text == build(root, page) and _stored(page.parent / FOREST) == numbers(panels)
+
+
+def _stored(picture: Path) -> str | None:
+    """Return the description that is stored in a PNG, None without one."""
+    from PIL import Image
+
+    if not picture.is_file():
+        return None
+    with Image.open(picture) as image:
+        return image.info.get("Description")
+
+
+def unfolded(text: str) -> str:
+    """Return what a reader of a page sees before opening a fold: no folded parts, and words instead of links."""
+    text = re.sub(r"<details>.*?</details>", "", text, flags=re.DOTALL)
+    return re.sub(r"!\[[^]]*\]\([^)]*\)|\]\([^)]*\)|<[^>]*>", " ", text)
+
+
+def overall(outcomes: Mapping[str, str]) -> str:
     """Return the outcome of a claim over all scales: one if all agree, otherwise each with its scales."""
     scales = {outcome: [SCALE_NAMES.get(s, s) for s, one in outcomes.items() if one == outcome] for outcome in OUTCOMES}
     found = {outcome: names for outcome, names in scales.items() if names}
@@ -63,48 +233,75 @@ def overall(outcomes: dict[str, str]) -> str:
 
 def words_of(folder: Path, record: dict[str, Any]) -> tuple[str, str, str]:
     """Return the finding, the explanation and the alternative text of a saved result, with its numbers."""
-    notes, verdict = read_notes(folder / "notes.md"), Verdict.from_record(record["verdict"])
-    finding, explanation, figure = (fill(notes.sections[name], verdict, record["settings"]) for name in SECTIONS)
+    result = Result(folder, record)
+    finding, explanation, figure = (result.filled(result.notes.sections[name]) for name in SECTIONS)
     return finding, explanation, figure
 
 
-def _table(claims: dict[str, list[tuple[Experiment, Path, dict[str, Any]]]]) -> str:
+def _table(every: list[Claim]) -> str:
     lines = ["| | claim | " + " | ".join(SCALE_NAMES.values()) + " |", "|---|---|" + "---|" * len(SCALES)]
-    for found in claims.values():
-        experiment = found[0][0]
-        outcomes = {folder.name: record["verdict"]["outcome"] for _, folder, record in found}
-        cells = [outcomes.get(scale, "–") for scale in SCALES]
+    for claim in every:
+        cells = [_cell(claim.results.get(scale)) for scale in SCALES]
+        experiment = claim.experiment
         lines.append(f"| {experiment.number} | [{experiment.title}](#{experiment.name}) | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def _claim(found: list[tuple[Experiment, Path, dict[str, Any]]], page: Path) -> str:
-    experiment = found[0][0]
-    outcomes = {folder.name: record["verdict"]["outcome"] for _, folder, record in found}
-    out = [
-        f'<a id="{experiment.name}"></a>\n\n## {experiment.number}. {experiment.title}\n',
-        f"**The source.** {experiment.claim} *({experiment.source})*\n",
-        f"**Here.** {experiment.setup}\n",
-        f"**Rule, written before the run{commit_words(experiment.rule_commit, page.parents[1])}.** {experiment.rule}\n",
-        *(f"**Changed after a first result.** {redesign}\n" for redesign in experiment.redesigns),
-        f"**Verdict: {overall(outcomes)}.**\n",
-    ]
-    for _, folder, record in found:
-        scale = SCALE_NAMES.get(folder.name, folder.name)
-        picture = Path(os.path.relpath(folder / "figure.png", page.parent)).as_posix()
-        minutes = record["seconds"] / 60
-        finding, explanation, figure = words_of(folder, record)
-        words = " ".join(figure.split()).replace("[", "(").replace("]", ")")
-        out += [
-            f"### On the {scale}: {record['verdict']['outcome']}\n",
-            f"{finding}\n",
-            f"{explanation}\n",
-            f"![{words}]({picture})\n",
-            f"`{record['command']}`: {record['settings']['seeds']} seeds, {minutes:.1f} minutes; "
-            f"intervals: {record['interval']}. [Rows]({picture.replace('figure.png', 'runs.csv')}), "
-            f"[summary]({picture.replace('figure.png', 'summary.csv')}).\n",
+def _cell(result: Result | None) -> str:
+    if result is None:
+        return "not run"
+    return f"**{result.verdict.outcome}**<br>{' '.join(result.filled(result.notes.cell).split())}"
+
+
+def _claim(claim: Claim, page: Path) -> str:
+    experiment = claim.experiment
+    outcomes = {scale: result.verdict.outcome for scale, result in claim.results.items()}
+    rule = f"**Rule, written before the run{commit_words(experiment.rule_commit, page.parents[1])}.** {experiment.rule}"
+    parts = [f"**The source.** {claim.filled('Source in detail')}", f"**Here.** {claim.filled('Experiment')}", rule]
+    if "Redesigns" in claim.sections:
+        parts.append(f"**Changed after a first result.**\n\n{claim.sections['Redesigns']}")
+    if "Later work" in claim.sections:
+        parts.append(f"**Later work.** {claim.filled('Later work')}")
+    shown = claim.results[claim.head["figure"]]
+    return "\n".join(
+        [
+            f'<a id="{experiment.name}"></a>\n\n### {experiment.number}. {experiment.title}\n',
+            f"*{overall(outcomes).capitalize()}.*\n",
+            *(f"**{words}.** {claim.filled(section)}\n" for section, words in SHORT.items()),
+            _picture(shown, page),
+            _fold("Source, experiment and rule in detail", "\n\n".join(parts)),
+            *(_fold(f"{SCALE_NAMES[s].capitalize()}: {outcomes[s]}", _scale(claim, s, page)) for s in claim.results),
         ]
-    return "\n".join(out)
+    )
+
+
+def _scale(claim: Claim, scale: str, page: Path) -> str:
+    result = claim.results[scale]
+    record, rows = result.record, _link(result.folder / "runs.csv", page)
+    finding, explanation = (result.filled(result.notes.sections[name]) for name in SECTIONS[:2])
+    parts = [finding, explanation] + ([] if scale == claim.head["figure"] else [_picture(result, page).rstrip("\n")])
+    parts.append(
+        f"`{record['command']}`: {record['settings']['seeds']} seeds, {record['seconds'] / 60:.1f} minutes; intervals: "
+        f"{record['interval']}. [Rows]({rows}), [summary]({rows.replace('runs.csv', 'summary.csv')})."
+    )
+    return "\n\n".join(parts)
+
+
+def _picture(result: Result, page: Path) -> str:
+    words = _alternative(result.filled(result.notes.sections["Figure"]))
+    return f"![{words}]({_link(result.folder / 'figure.png', page)})\n"
+
+
+def _alternative(text: str) -> str:
+    return " ".join(text.split()).replace("[", "(").replace("]", ")")
+
+
+def _link(file: Path, page: Path) -> str:
+    return Path(os.path.relpath(file, page.parent)).as_posix()
+
+
+def _fold(summary: str, body: str) -> str:
+    return f"<details>\n<summary>{summary}</summary>\n\n{body}\n\n</details>\n"
 
 
 def commit_words(commit: str, root: Path) -> str:

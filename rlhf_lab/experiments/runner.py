@@ -1,6 +1,6 @@
 """Running an experiment on a claim: jobs, search for settings, resuming, the verdict, and the result's files.
 
-A claim is a package of `experiments/claims`: its settings with the rule's thresholds (`settings.py`), its jobs
+A claim is a package of `experiments/claims`: its settings with the rule and its thresholds (`settings.py`), its jobs
 (`run.py`), and the decision and the picture (`report.py`). This module runs the jobs and stores what they found:
 
     results/NAME/SCALE/runs.csv      the rows of every job
@@ -9,6 +9,7 @@ A claim is a package of `experiments/claims`: its settings with the rule's thres
                        result.json   settings, command, versions, seconds, the verdict with its numbers
                        figure.png
                        notes.md      the words, written by hand (`verdicts.py`)
+    results/NAME/claim.md            what the source says, what was found and why, by hand (`claims_page.py`)
 
 A finished job is written to the folder `unfinished` at once. A run that was stopped continues from there, and an
 earlier result stays in place until the new one is complete.
@@ -59,12 +60,8 @@ class Experiment:
         number: of the claim, from 1.
         name: of the command and of the folder.
         title: the claim in a line.
-        claim: what the source says, with its numbers.
-        source: paper with section, table or figure, and the lecture's slide.
-        setup: what is measured here, in a few sentences, and what differs from the source's experiment.
         rule: when the claim is supported and when it is not. `decide` carries it out.
         rule_commit: hash of the commit that wrote the rule, before the run; empty where it is not recorded.
-        redesigns: what was changed after a first result, and why, one sentence each.
         settings: the class of the settings.
         scales: the scales on which it can be run; "small" stands for any language model.
         jobs: settings → the jobs, in order. A job is independent of all others and knows its seed.
@@ -81,9 +78,6 @@ class Experiment:
     number: int
     name: str
     title: str
-    claim: str
-    source: str
-    setup: str
     rule: str
     settings: type[Settings]
     scales: tuple[str, ...]
@@ -94,9 +88,12 @@ class Experiment:
     figure: Callable[[Any, pd.DataFrame, pd.DataFrame], Figure]
     interval: str = "95% Student-t over seeds"
     rule_commit: str = ""
-    redesigns: tuple[str, ...] = ()
     search_trials: Callable[[Any], list[Job]] | None = None
     select_best: Callable[[Any, pd.DataFrame], BestConfig] | None = None
+
+    def __call__(self, settings: Any) -> None:
+        """Run the command `rlhf-lab experiment NAME`."""
+        main(self, settings)
 
 
 @dataclass
@@ -355,7 +352,6 @@ def save(experiment: Experiment, found: Found, out: Path) -> None:
         "name": experiment.name,
         "title": experiment.title,
         "scale": found.settings.scale,
-        "rule": experiment.rule,
         "verdict": found.verdict.record(),
         "interval": experiment.interval,
         "command": command_of(experiment, found.settings),

@@ -23,12 +23,14 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 from rlhf_lab.errors import LabError, Natural, check_settings
 
-__all__ = ["EXACT_SCALES", "SCALES", "Defaults", "PerScale", "Settings"]
+__all__ = ["EXACT_SCALES", "SCALES", "SCALE_NAMES", "Defaults", "PerScale", "Settings"]
 
 EXACT_SCALES = ("bandit", "tree")
 """The scales on which π* is exact."""
 SCALES = (*EXACT_SCALES, "small")
 """The scales whose results are saved; `small` is the language model that ships with the package."""
+SCALE_NAMES = {"bandit": "bandit", "tree": "token tree", "small": "small language model"}
+"""The words for them in texts."""
 
 
 class PerScale(NamedTuple):

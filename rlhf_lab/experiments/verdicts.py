@@ -5,6 +5,7 @@ are in `notes.md` beside it, written by hand, with a placeholder for each number
 
     ---
     outcome: supported
+    cell: DPO needs {memory_ratio:percent} of PPO's memory.
     conditions:
       - memory_ratio < 1
     ---
@@ -17,8 +18,9 @@ are in `notes.md` beside it, written by hand, with a placeholder for each number
     ## Figure
     Alternative text of the picture, for readers who cannot see it.
 
-A placeholder is the name of a number or of a setting, with the words of `intervals.format_number` after a colon. The
-outcome and the conditions say for which results the words are true; a test compares them with the numbers.
+`cell` is one sentence with the key number, for the table of all claims. A placeholder is the name of a number or of a
+setting, with the words of `intervals.format_number` after a colon. The outcome and the conditions say for which results
+the words are true; a test compares them with the numbers.
 """
 
 from __future__ import annotations
@@ -34,7 +36,18 @@ from typing import Any, Literal, get_args
 from rlhf_lab.errors import LabError
 from rlhf_lab.intervals import Interval, format_number
 
-__all__ = ["OUTCOMES", "Notes", "Number", "Outcome", "Verdict", "fill", "outcome_of", "read_notes", "side"]
+__all__ = [
+    "OUTCOMES",
+    "Notes",
+    "Number",
+    "Outcome",
+    "Verdict",
+    "fill",
+    "outcome_of",
+    "read_notes",
+    "read_parts",
+    "side",
+]
 
 Outcome = Literal["supported", "partly supported", "not supported", "answered", "inconclusive"]
 OUTCOMES: tuple[str, ...] = get_args(Outcome)
@@ -99,11 +112,13 @@ class Notes:
 
     Attributes:
         outcome: the outcome for which they were written.
+        cell: one sentence with placeholders, for the table of all claims.
         conditions: comparisons of numbers on which the words rely, as text; see `holds`.
         sections: the text of each of `SECTIONS`, with placeholders.
     """
 
     outcome: str
+    cell: str
     conditions: tuple[str, ...]
     sections: Mapping[str, str]
 
@@ -133,23 +148,47 @@ def read_notes(path: Path) -> Notes:
     """Read a file `notes.md`.
 
     Raises:
-        LabError: it is missing, has no outcome in front, or lacks a section.
+        LabError: it is missing, has no outcome or no cell in front, or lacks a section.
+    """
+    head, sections = read_parts(path, SECTIONS)
+    if head.get("outcome") not in OUTCOMES:
+        raise LabError(f"{path} must begin with '---', 'outcome: …' (one of {', '.join(OUTCOMES)}) and '---'.")
+    if not head.get("cell"):
+        raise LabError(f"{path} has no 'cell: …' in front, a sentence with the key number for the table of all claims.")
+    return Notes(head["outcome"], head["cell"], tuple(head.get("conditions") or ()), sections)
+
+
+def read_parts(path: Path, wanted: Iterable[str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Read a Markdown file with YAML in front, between two lines `---`, and sections with headings of level two.
+
+    Args:
+        path: of the file.
+        wanted: the headings that it must have.
+
+    Returns:
+        the data in front, empty where there are none, and the text of each section by its heading.
+
+    Raises:
+        LabError: it is missing, lacks a section, or has other data in front than YAML.
     """
     import yaml
 
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise LabError(f"{path} cannot be read ({error.strerror}). Every saved result needs its notes.") from None
+        raise LabError(f"{path} cannot be read ({error.strerror}). Every saved result needs its words.") from None
     found = re.fullmatch(r"---\n(.*?)\n---\n(.*)", text, re.DOTALL)
-    head = yaml.safe_load(found[1]) if found else None
-    if found is None or not isinstance(head, dict) or head.get("outcome") not in OUTCOMES:
-        raise LabError(f"{path} must begin with '---', 'outcome: …' (one of {', '.join(OUTCOMES)}) and '---'.")
-    parts = re.split(r"^## (.+)\n", found[2], flags=re.MULTILINE)
+    try:
+        head = yaml.safe_load(found[1]) if found else {}
+    except yaml.YAMLError as error:
+        raise LabError(
+            f"The lines between '---' in {path} are not valid YAML ({' '.join(str(error).split())})."
+        ) from None
+    parts = re.split(r"^## (.+)\n", found[2] if found else text, flags=re.MULTILINE)
     sections = {name.strip(): body.strip() for name, body in zip(parts[1::2], parts[2::2], strict=True)}
-    if missing := [name for name in SECTIONS if not sections.get(name)]:
-        raise LabError(f"{path} has no section '## {missing[0]}'. It needs {', '.join(SECTIONS)}.")
-    return Notes(head["outcome"], tuple(head.get("conditions") or ()), sections)
+    if missing := [name for name in wanted if not sections.get(name)]:
+        raise LabError(f"{path} has no section '## {missing[0]}'. It needs {', '.join(wanted)}.")
+    return head if isinstance(head, dict) else {}, sections
 
 
 def fill(text: str, verdict: Verdict, settings: Mapping[str, Any]) -> str:

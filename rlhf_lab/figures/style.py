@@ -195,11 +195,18 @@ def subplots(
         return drawing, drawing.subplots(rows, columns, **more)
 
 
-def png(drawing: Figure, dpi: int = 144) -> bytes:
-    """`drawing` as PNG; the same picture gives the same bytes (no date or version in the file)."""
+def png(drawing: Figure, dpi: int = 144, description: str | None = None) -> bytes:
+    """`drawing` as PNG; the same picture gives the same bytes (no date or version in the file).
+
+    Args:
+        drawing: the figure.
+        dpi: pixels per inch.
+        description: text that is stored in the file.
+    """
     stream = io.BytesIO()
+    metadata = {"Software": None} | ({} if description is None else {"Description": description})
     with use():
-        drawing.savefig(stream, format="png", dpi=dpi, metadata={"Software": None})
+        drawing.savefig(stream, format="png", dpi=dpi, metadata=metadata)
     return stream.getvalue()
 
 

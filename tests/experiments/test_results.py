@@ -1,25 +1,27 @@
 """What the repository says of the claims is what the kept rows say, and the page is made of that."""
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from rlhf_lab.experiments import claims_page, results
+from rlhf_lab.experiments import claims_forest, claims_page, results
 from rlhf_lab.experiments.runner import command_of, settings_of
 from rlhf_lab.experiments.verdicts import Verdict, fill, holds, read_notes
 
 ROOT = Path(__file__).parents[2]
 SAVED = list(results.saved(ROOT / "results"))
 IDS = [f"{experiment.name}-{folder.name}" for experiment, folder in SAVED]
+CLAIMS = claims_page.claims(ROOT / "results")
+by_claim = pytest.mark.parametrize("claim", CLAIMS, ids=[claim.experiment.name for claim in CLAIMS])
 
 
 @pytest.mark.parametrize(("experiment", "folder"), SAVED, ids=IDS)
 def test_the_stored_verdict_is_that_of_the_rows(experiment, folder):
     found, record = results.recompute(experiment, folder), results.read(folder)
-    assert record["rule"] == experiment.rule
     stored = Verdict.from_record(record["verdict"])
     assert stored.outcome == found.verdict.outcome and stored.thresholds == found.verdict.thresholds
     assert stored.numbers.keys() == found.verdict.numbers.keys()
@@ -33,7 +35,7 @@ def test_notes_were_written_for_this_outcome_and_their_conditions_and_placeholde
     verdict = Verdict.from_record(record["verdict"])
     assert notes.outcome == verdict.outcome, "the outcome has changed: write the notes anew"
     assert [one for one in notes.conditions if not holds(one, verdict)] == []
-    for text in notes.sections.values():
+    for text in (notes.cell, *notes.sections.values()):
         filled = fill(text, verdict, record["settings"])
         assert "{" not in filled and "NaN" not in filled
 
@@ -82,9 +84,45 @@ def test_no_result_is_kept_for_a_scale_that_its_experiment_does_not_know():
     assert all(folder.name in experiment.scales for experiment, folder in SAVED)
 
 
-def test_the_page_is_made_of_the_kept_results():
-    place = ROOT / "docs" / "claims.md"
-    assert place.read_text(encoding="utf-8") == claims_page.build(ROOT / "results", place), "run `make claims`"
+def test_the_page_and_its_forest_plot_are_made_of_the_kept_results():
+    assert claims_page.is_current(ROOT / "results", ROOT / "docs" / "claims.md"), "run `make claims`"
+
+
+@by_claim
+def test_the_words_of_a_claim_were_written_for_its_results(claim):
+    outcomes = {scale: result.verdict.outcome for scale, result in claim.results.items()}
+    assert claim.head["outcomes"].items() <= outcomes.items(), "an outcome has changed: write claim.md anew"
+    assert [one for one in claim.head["conditions"] if not holds(one, claim.verdict)] == []
+    assert all("{" not in claim.filled(section) for section in claim.sections)
+    assert claim.head["figure"] in claim.results and claim.contrasts()
+
+
+@by_claim
+def test_what_a_reader_sees_of_a_claim_first_has_at_most_150_words(claim):
+    assert len(" ".join(claim.filled(section) for section in claims_page.SHORT).split()) <= 150
+
+
+@pytest.mark.parametrize(("experiment", "folder"), SAVED, ids=IDS)
+def test_a_cell_of_the_table_is_one_sentence_with_a_number(experiment, folder):
+    cell = claims_page.Result(folder, results.read(folder)).notes.cell
+    assert "{" in cell and re.fullmatch(r"[A-Z][^.]*(\.\d[^.]*)*\.", re.sub(r"\{[^}]*}", "1", cell)), cell
+
+
+def test_the_page_has_at_most_6000_words_outside_its_folds():
+    text = claims_page.unfolded((ROOT / "docs" / "claims.md").read_text(encoding="utf-8"))
+    assert "What we find" in text and "Rule, written" not in text
+    assert len(text.split()) <= 6000
+
+
+@by_claim
+def test_the_forest_plot_shows_the_intervals_that_the_rule_compares(claim):
+    """Every scale of a claim is in one of its panels, and the picture has a line for each interval."""
+    panels = claim.contrasts()
+    assert {scale for panel in panels for scale in panel.intervals} == set(claim.results)
+    for axes, panel in zip(claims_forest.draw(panels).axes, panels, strict=True):
+        factor = 100 if panel.unit else 1
+        drawn = [line.get_xdata() for line in axes.get_lines() if line.get_marker() == "None"][: len(panel.intervals)]
+        assert drawn == [pytest.approx([factor * one.low, factor * one.high]) for one in panel.intervals.values()]
 
 
 def test_kept_results_are_small():

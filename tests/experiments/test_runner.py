@@ -55,7 +55,7 @@ def say(settings, summary, rows):
 
 
 TOY = tool.Experiment(
-    number=1, name="toy", title="A toy", claim="Says.", source="Nobody", setup="Asks.", rule="Above zero.",
+    number=1, name="toy", title="A toy", rule="Above zero.",
     settings=Toy, scales=("bandit", "small"),
     jobs=lambda s: [{"seed": seed, "method": "coin"} for seed in range(s.seeds)],
     run=toss, summarise=lambda s, rows: summarise(rows, "method", ["value"]), decide=say, figure=picture,

@@ -78,6 +78,7 @@ def test_a_condition_of_another_form_is_refused(condition):
 
 NOTES = """---
 outcome: supported
+cell: The ratio is {ratio}.
 conditions:
   - ratio > 1
 ---
@@ -97,13 +98,18 @@ D.
 def test_notes_are_read_by_section(tmp_path):
     (tmp_path / "notes.md").write_text(NOTES, encoding="utf-8")
     notes = read_notes(tmp_path / "notes.md")
-    assert (notes.outcome, notes.conditions) == ("supported", ("ratio > 1",))
+    assert (notes.outcome, notes.cell) == ("supported", "The ratio is {ratio}.") and notes.conditions == ("ratio > 1",)
     assert dict(notes.sections) == {"Finding": "A {ratio}.", "Explanation": "B.\n\nC.", "Figure": "D."}
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [(("outcome: supported", "outcome: maybe"), "must begin"), (("## Figure", "## Picture"), "no section '## Figure'")],
+    [
+        (("outcome: supported", "outcome: maybe"), "must begin"),
+        (("## Figure", "## Picture"), "no section '## Figure'"),
+        (("cell: The", "words: The"), "no 'cell: …'"),
+        (("cell: The ratio", "cell: The ratio: it"), "not valid YAML"),
+    ],
 )
 def test_incomplete_notes_are_refused_with_what_is_missing(change, message, tmp_path):
     (tmp_path / "notes.md").write_text(NOTES.replace(*change), encoding="utf-8")

@@ -17,10 +17,9 @@ from torch import Tensor
 
 from rlhf_lab import bradley_terry, exact, label_budget
 from rlhf_lab.algorithms import label_rounds
-from rlhf_lab.experiments import runner
 from rlhf_lab.experiments.claims.annotation_budget.report import decide, figure
 from rlhf_lab.experiments.claims.annotation_budget.run_text import STRATEGIES, BudgetTracker, Prices
-from rlhf_lab.experiments.claims.annotation_budget.settings import LIMITS, REDESIGNS, RULE, SHARES, AnnotationBudget
+from rlhf_lab.experiments.claims.annotation_budget.settings import LIMITS, RULE, SHARES, AnnotationBudget
 from rlhf_lab.experiments.runner import BestConfig, Experiment, Job
 from rlhf_lab.experiments.scales import set_up
 from rlhf_lab.experiments.setup_text import TextSetup
@@ -338,22 +337,8 @@ EXPERIMENT = Experiment(
     number=10,
     name="annotation-budget",
     title="Given a budget of human labels, the whole training can be designed",
-    claim=(
-        "The lecture asks the question and leaves it open: given a budget of human annotation, how should the whole "
-        "training be designed? RSO's partial answer is to draw pairs from an estimate of π*."
-    ),
-    source="Lecture, “Future Direction” (last slide); Liu et al. 2023 (RSO), sections 1 and 3.2, for pairs from π*.",
-    setup=(
-        "On finite worlds five questions are answered. Does the regret after N labels approach its closed-form limit? "
-        "How many labels does each source of pairs need relative to the best design, among them an active policy that "
-        "does not know the rewards? How should a budget be divided between demonstrations and preference labels? Is "
-        "DPO or a reward model better in a small policy class? How many rounds of labelling are enough? Each seed has "
-        "new worlds. On a language model six strategies spend the same amount, which pays for labels, demonstrations, "
-        "samples and optimiser steps."
-    ),
     rule=RULE,
     rule_commit="a91ec0ee26f5",
-    redesigns=REDESIGNS,
     settings=AnnotationBudget,
     scales=("bandit", "tree", "small"),
     jobs=jobs,
@@ -364,8 +349,3 @@ EXPERIMENT = Experiment(
     interval="means: Student-t over seeds; medians and best shares: bootstrap over worlds; 95%, and 98.3% for regret "
     "over its limit and for the sources of pairs",
 )
-
-
-def main(settings: AnnotationBudget) -> None:
-    """The command `rlhf-lab experiment annotation-budget`."""
-    runner.main(EXPERIMENT, settings)

@@ -38,11 +38,6 @@ RULE = (
     f"95%. A comparison is decided if its interval excludes 0 or lies within ±{TIE:g}, which is a tie. If a comparison "
     f"is open, the question is inconclusive on that scale."
 )
-REDESIGNS = (
-    "The first rule gave a verdict on a question. A question is now answered or inconclusive.",
-    "The first rule asked whether intervals contain 1, and compared five strategies on text. The ratio now has a "
-    "margin of 10%, and three strategies decide.",
-)
 """What was changed after a first result, and why."""
 
 

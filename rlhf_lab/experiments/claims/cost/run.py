@@ -12,10 +12,9 @@ import math
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from rlhf_lab.experiments import runner
 from rlhf_lab.experiments.claims.cost.memory import measure
 from rlhf_lab.experiments.claims.cost.report import decide, figure
-from rlhf_lab.experiments.claims.cost.settings import REDESIGNS, RULE, Cost
+from rlhf_lab.experiments.claims.cost.settings import RULE, Cost
 from rlhf_lab.experiments.claims.cost.setup import BEST_OF, TRAINED, CostSetup, Meter, held_bytes, size_of, train
 from rlhf_lab.experiments.methods import METHODS
 from rlhf_lab.experiments.runner import BestConfig, Experiment, Job
@@ -150,21 +149,8 @@ EXPERIMENT = Experiment(
     number=8,
     name="cost",
     title="DPO is easy to train and saves memory; its results are mixed",
-    claim=(
-        "“Advantage: easy to train (no inference while training), saves GPU memory. Disadvantage: mixed results.” No "
-        "number is given."
-    ),
-    source="Lecture, “Compared to PPO”, “Conclusion”; Rafailov et al. 2023, sections 1 and 4.",
-    setup=(
-        "The experiment measures processor time, sampled responses, labels, memory, and the spread over seeds of SFT, "
-        "DPO, PPO, RSO, RAFT, ReST and online DPO. Best-of-n is compared with them; its cost arises at every answer. "
-        "Costs are read where a method first reaches the same gold reward. On finite worlds this reward is halfway "
-        "from π_ref to π*, on text halfway from π_ref to the best of 8 by the reward model. All methods take the same "
-        "number of optimiser steps, with the same number of responses in each step and in each batch of samples."
-    ),
     rule=RULE,
     rule_commit="ac159f97b903",
-    redesigns=REDESIGNS,
     settings=Cost,
     scales=("bandit", "tree", "small"),
     jobs=_jobs,
@@ -176,8 +162,3 @@ EXPERIMENT = Experiment(
     search_trials=_search_trials,
     select_best=_select_best,
 )
-
-
-def main(settings: Cost) -> None:
-    """Run the command `rlhf-lab experiment cost`."""
-    runner.main(EXPERIMENT, settings)

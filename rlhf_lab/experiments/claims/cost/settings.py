@@ -22,10 +22,6 @@ RULE = (
     f"nor false is open. Supported if all three parts are true; partly supported if some are; not supported if none is "
     f"true and some are false; inconclusive if all are open. The other methods are reported and do not decide."
 )
-REDESIGNS = (
-    "The first rule compared six differences in J without a correction, of which any two could make the results "
-    "mixed. Two of them now decide, together with the memory ratio, which has a margin.",
-)
 """What was changed after a first result, and why."""
 
 

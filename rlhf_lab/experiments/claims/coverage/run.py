@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from rlhf_lab.bradley_terry import draw_wins, expected_wins, pair_distribution
-from rlhf_lab.experiments import runner
 from rlhf_lab.experiments.claims.coverage.fits import CoverageWorld, coverage_world
 from rlhf_lab.experiments.claims.coverage.report import decide, figure, summarise_runs
 from rlhf_lab.experiments.claims.coverage.settings import CLASSES, MASKS, RULE, Coverage
@@ -85,27 +84,6 @@ EXPERIMENT = Experiment(
     number=12,
     name="coverage",
     title="Offline DPO needs pairs that cover what π* does; on-policy rounds do not",
-    claim=(
-        "A global coverage condition is necessary and sufficient for offline contrastive methods to converge to the "
-        "optimal policy, and a weaker partial coverage condition suffices for online RL methods (Song et al., "
-        "abstract). Approaches that use on-policy sampling or push down the likelihood of some responses outperform "
-        "offline and maximum likelihood objectives in general (Tajwar et al., abstract). Offline data coverage and "
-        "data quality by themselves cannot convincingly explain the advantage of online methods (Tang et al., "
-        "abstract)."
-    ),
-    source=(
-        "Song et al. 2024 (arXiv 2406.01462), Tajwar et al. 2024 (arXiv 2404.14367) and Tang et al. 2024 (arXiv "
-        "2405.08448), abstracts; lecture, “Preference Data Distribution – Choices”"
-    ),
-    setup=(
-        "Pairs of π_ref lose a set of responses, or contain them more rarely: either the likeliest of π* with half of "
-        "its mass, or the least likely with 5% of it. Offline DPO, DPO in four rounds and RLHF get equally many labels "
-        "and run to convergence from π_ref under the same prior. Policies are tables, or share parameters. RLHF's "
-        "reward model has the same parameters, and its policy maximises J exactly, so that it is online RL without "
-        "sampling error. Song et al. prove guarantees, which are about the worst policy that fits the data; the worst "
-        "case is computed as well. Tang et al. and Tajwar et al. train language models by gradient steps in a limited "
-        "time. Here a fit has converged, so that the order of its labels has no effect."
-    ),
     rule=RULE,
     rule_commit="8e5805daca17bceaf7be2098196f57664028b7ff",
     settings=Coverage,
@@ -117,8 +95,3 @@ EXPERIMENT = Experiment(
     figure=figure,
     interval="95% Student-t over worlds",
 )
-
-
-def main(settings: Coverage) -> None:
-    """The command `rlhf-lab experiment coverage`."""
-    runner.main(EXPERIMENT, settings)

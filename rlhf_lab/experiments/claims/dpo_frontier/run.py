@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rlhf_lab import evaluation, exact
-from rlhf_lab.experiments import runner
 from rlhf_lab.experiments.claims.dpo_frontier.frontiers import METHODS, summarise_runs
 from rlhf_lab.experiments.claims.dpo_frontier.report import decide, figure
-from rlhf_lab.experiments.claims.dpo_frontier.settings import REDESIGNS, RULE, DPOFrontier
+from rlhf_lab.experiments.claims.dpo_frontier.settings import RULE, DPOFrontier
 from rlhf_lab.experiments.methods import train
 from rlhf_lab.experiments.runner import BestConfig, Experiment, Job
 from rlhf_lab.experiments.scales import set_up
@@ -151,24 +150,8 @@ EXPERIMENT = Experiment(
     number=2,
     name="dpo-frontier",
     title="DPO's frontier of reward and KL lies above PPO's",
-    claim=(
-        "In controlled sentiment generation DPO has the highest expected reward at every KL. Its frontier strictly "
-        "dominates that of PPO, even of PPO on the true reward (22 runs: β of .05, .1, 1, 5 for DPO, target KL of 3, "
-        "6, 9, 12 for PPO)."
-    ),
-    source="Rafailov et al. 2023, section 6.1 and Figure 2, left; lecture, “Compared to PPO”",
-    setup=(
-        "DPO and PPO are trained with the same values of β on the same labels. Beside them are PPO on the gold reward "
-        "(the paper's PPO-GT) and SFT on the chosen responses (Preferred-FT). Each run is evaluated several times "
-        "during training. Every method gets as many optimiser steps and the same small search for its learning rate. "
-        "PPO has a fixed β, whereas the paper adapts β to a target KL. On the bandit and the tree the policies are "
-        "tables, each seed has a different world, and all numbers are exact, including the frontier of all policies. "
-        "On text the world is sentiment with VADER as the gold reward, and the frontier of all policies is estimated "
-        "from samples of π_ref as far as the estimate can be trusted."
-    ),
     rule=RULE,
     rule_commit="d209872b8d69",
-    redesigns=REDESIGNS,
     settings=DPOFrontier,
     scales=("bandit", "tree", "small"),
     jobs=jobs,
@@ -179,8 +162,3 @@ EXPERIMENT = Experiment(
     search_trials=search_trials,
     select_best=select_best,
 )
-
-
-def main(settings: DPOFrontier) -> None:
-    """Run the command `rlhf-lab experiment dpo-frontier`."""
-    runner.main(EXPERIMENT, settings)

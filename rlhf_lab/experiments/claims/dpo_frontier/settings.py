@@ -22,11 +22,6 @@ RULE = (
     f"of them, not supported if it is ahead at none and behind at some, and otherwise inconclusive. The leads at all "
     f"{BUDGETS} budgets of the picture have 95% intervals of their own and do not decide."
 )
-REDESIGNS = (
-    "The first rule compared eight budgets without a correction, and one of them was enough to decide. Now three "
-    "budgets decide, and their intervals are corrected.",
-    "With 5 seeds on the tree two of the three comparisons were open, so 12 seeds were run.",
-)
 """What was changed after a first result, and why."""
 
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from rlhf_lab.experiments import runner
 from rlhf_lab.experiments.claims.dpo_samplers.report import decide, figure, summarise_runs
 from rlhf_lab.experiments.claims.dpo_samplers.settings import (
     CONSECUTIVE,
@@ -99,24 +98,6 @@ EXPERIMENT = Experiment(
     number=11,
     name="dpo-samplers",
     title="The pairs decide how fast DPO converges: a mixture beats uniform pairs, on-policy pairs beat those of π_ref",
-    claim=(
-        "With exact gradients, DPO converges linearly on uniform pairs and quadratically with a proposed online "
-        "sampler, which in adapted form also improves practice (Shi et al., abstract). On-policy DPO converges "
-        "exponentially in the number of iterations if the batch is large enough, while samples of the initial policy "
-        "give a slower minimax rate (Kim et al., abstract). The lecture asks from which policy pairs should come."
-    ),
-    source=(
-        "Shi, Zhou and Du 2024 (arXiv 2409.19605), abstract; Kim et al. 2026 (arXiv 2601.08421), abstract; lecture, "
-        "“Preference Data Distribution – Choices”"
-    ),
-    setup=(
-        "Tables are trained by DPO on pairs of five samplers: uniform, π_ref, the current policy, π*, and a mixture of "
-        "uniform pairs and pairs reweighted by exp(±r̂). Three kinds of training are compared: exact gradient steps, "
-        "gradient steps on sampled Bradley–Terry labels, and rounds of labels with a fit to all labels after each. "
-        "Every sampler has its own step size, the best of as many on other worlds. The sources treat linear softmax "
-        "classes and language models, and prove rates. Here the tables contain π*, speed is measured by regret, and "
-        "the labels of all rounds are kept."
-    ),
     rule=RULE,
     rule_commit="dc4c961c1ef5dfc4330ac5a1d0e069899caf5d5c",
     settings=DPOSamplers,
@@ -130,8 +111,3 @@ EXPERIMENT = Experiment(
     search_trials=lambda settings: _jobs(SEARCH_SEEDS[: 1 if settings.quick else None], PARTS),
     select_best=_select,
 )
-
-
-def main(settings: DPOSamplers) -> None:
-    """The command `rlhf-lab experiment dpo-samplers`."""
-    runner.main(EXPERIMENT, settings)

@@ -20,9 +20,8 @@ from rlhf_lab import bradley_terry, exact
 from rlhf_lab.algorithms.dpo import DPO, dpo, pair_loss
 from rlhf_lab.batch import Pairs, Tokens
 from rlhf_lab.evaluation import Draws, distance_to_optimal, evaluate
-from rlhf_lab.experiments import runner
 from rlhf_lab.experiments.claims.enough_labels.report import decide, figure
-from rlhf_lab.experiments.claims.enough_labels.settings import REDESIGNS, RULE, EnoughLabels
+from rlhf_lab.experiments.claims.enough_labels.settings import RULE, EnoughLabels
 from rlhf_lab.experiments.runner import Experiment, Job
 from rlhf_lab.experiments.scales import set_up
 from rlhf_lab.experiments.setup import Budget
@@ -251,21 +250,8 @@ EXPERIMENT = Experiment(
     number=1,
     name="enough-labels",
     title="With enough preference data DPO finds π*, without a reward model or sampling",
-    claim=(
-        "The DPO loss is the maximum likelihood of the preferences with the policy as its own reward model. Its "
-        "optimum for the population of labels is therefore π* itself. No reward model is fitted, and nothing is "
-        "sampled during training. The source does not say how many labels are enough."
-    ),
-    source="Rafailov et al. 2023, sections 4 and 5, equation 7; lecture, “DPO Objective Function” and “DPO Outline”.",
-    setup=(
-        "The experiment measures how the distance J(π*) − J(π_θ) falls with the number N of labelled pairs from "
-        "π_ref. Tables on random bandits and on a tree of 16 sequences are compared with the limit which "
-        "`exact.label_price` computes without any label. A small transformer on the tree of 4,096 sequences shows the "
-        "effect of optimisation and capacity. On text the distance is estimated from weighted samples."
-    ),
     rule=RULE,
     rule_commit="79c7d384a46b",
-    redesigns=REDESIGNS,
     settings=EnoughLabels,
     scales=("bandit", "tree", "small"),
     jobs=_jobs,
@@ -274,8 +260,3 @@ EXPERIMENT = Experiment(
     decide=decide,
     figure=figure,
 )
-
-
-def main(settings: EnoughLabels) -> None:
-    """The command `rlhf-lab experiment enough-labels`."""
-    runner.main(EXPERIMENT, settings)

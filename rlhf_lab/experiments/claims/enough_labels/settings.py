@@ -29,13 +29,6 @@ RULE = (
     f"of all parts hold together at 95%. Supported if all parts are true; partly supported if some are; not supported "
     f"if none is true and some are false; inconclusive if all are open."
 )
-REDESIGNS = (
-    "The first rule asked whether an interval contains 1 and whether a slope lies below −0.9. More seeds make the"
-    " first less likely and the second more likely, whatever the truth, so both are now compared with a margin of"
-    " 10%.",
-    "The first rule compared intervals of single numbers of labels. Differences are now paired within seeds.",
-    "With 200 seeds the intervals of bandit and tree reached beyond the margin, so 800 seeds were run.",
-)
 """What was changed after a first result, and why."""
 
 

@@ -20,13 +20,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rlhf_lab import exact
-from rlhf_lab.experiments import runner
 from rlhf_lab.experiments.claims.non_static.report import decide, figure
 from rlhf_lab.experiments.claims.non_static.run_text import run_text
 from rlhf_lab.experiments.claims.non_static.settings import (
     OTHER_CHANGES,
     PIECES,
-    REDESIGNS,
     RULE,
     TEXT_STRATEGIES,
     NonStatic,
@@ -138,21 +136,8 @@ EXPERIMENT = Experiment(
     number=9,
     name="non-static",
     title="A world that moves: fresh labels every round beat as many labels at the start",
-    claim=(
-        "Weekly updates of preference models and policies with fresh human feedback efficiently improve data and "
-        "models (Bai et al. 2022, abstract). The lecture does not say when such updates pay, or how often to make them."
-    ),
-    source="Bai et al. 2022 (arXiv 2204.05862), abstract and section 4.5; lecture, “Non-static Environment”.",
-    setup=(
-        "In these worlds preferences drift or turn suddenly, prompts shift, or the policy moves on, and the moving π* "
-        "is exact. The compared strategies have the same number of labels: fit once; refit to all labels, to the "
-        "newest, or to labels whose weight decays; label the policy's own responses. We measure the regret of every "
-        "round and compare the best window and rhythm with a closed form. The source's models have up to 52B "
-        "parameters, and it is the policy that moves there. Here the change follows a law that we set."
-    ),
     rule=RULE,
     rule_commit="666d0bd48539",
-    redesigns=REDESIGNS,
     settings=NonStatic,
     scales=("bandit", "tree", "small"),
     jobs=jobs,
@@ -161,8 +146,3 @@ EXPERIMENT = Experiment(
     decide=decide,
     figure=figure,
 )
-
-
-def main(settings: NonStatic) -> None:
-    """The command `rlhf-lab experiment non-static`."""
-    runner.main(EXPERIMENT, settings)

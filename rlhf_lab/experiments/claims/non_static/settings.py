@@ -41,11 +41,6 @@ RULE = (
 
 _TURNS = (0.0, 0.1, 0.2, 0.4, 0.8, 1.2, math.pi / 2)
 _WINDOWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
-REDESIGNS = (
-    "The first rule tested a drift of preferences alone. In the cited work the policy itself moves and its own "
-    "responses are labelled, so this is now a case of the rule.",
-    "The first rule compared every tested drift without a correction. Now three cases decide.",
-)
 """What was changed after a first result, and why."""
 
 

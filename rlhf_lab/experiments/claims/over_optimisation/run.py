@@ -11,9 +11,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rlhf_lab.experiments import runner
 from rlhf_lab.experiments.claims.over_optimisation.report import JUDGED_KIND, KINDS, decide, figure
-from rlhf_lab.experiments.claims.over_optimisation.settings import REDESIGNS, RULE, OverOptimisation
+from rlhf_lab.experiments.claims.over_optimisation.settings import RULE, OverOptimisation
 from rlhf_lab.experiments.claims.over_optimisation.trajectories import (
     POINT,
     TRAINED,
@@ -69,30 +68,8 @@ EXPERIMENT = Experiment(
     number=7,
     name="over-optimisation",
     title="When a proxy reward is optimised ever harder, the gold reward peaks and falls; more labels delay this",
-    claim=(
-        "As √KL grows the proxy reward keeps rising, while the gold reward rises, turns and falls. This is true of "
-        "best-of-n and of PPO. With more data for the reward model the turn comes later and at a higher gold reward. "
-        "When a learned reward of summaries was optimised too far, people preferred the summaries of the initial "
-        "policy."
-    ),
-    source=(
-        "Gao et al. 2023, Scaling Laws for Reward Model Overoptimization, Figure 1 and the section on data size; "
-        "Stiennon et al. 2020, section 4.3; lecture, reward modelling, and RSO's proxy against gold reward."
-    ),
-    setup=(
-        "PPO, DPO and RSO are recorded while they train at a small β, and best-of-n as n grows. Gold reward, proxy "
-        "reward and KL are measured at every point. On the bandit (2 prompts × 64 arms) and the tree (4,096 responses) "
-        "every seed has a separate world and everything is enumerated. The exact optimum of the proxy is added there, "
-        "also for reward models that learn from noisy labels and for reward models that can represent only a part of "
-        "the gold reward. In a second world (256 arms on the bandit) the gold reward saturates in each feature of a "
-        "response, and a reward model that is linear in the features extrapolates to responses with much of one "
-        "feature. On a language model the world is summaries. It was chosen before any run, because its gold "
-        "reward weighs facts against words and inventions. DPO has no reward model, so its proxy is one that is fitted "
-        "to the same labels."
-    ),
     rule=RULE,
     rule_commit="f3492faf7a4e",
-    redesigns=REDESIGNS,
     settings=OverOptimisation,
     scales=("bandit", "tree", "small"),
     jobs=jobs,
@@ -101,8 +78,3 @@ EXPERIMENT = Experiment(
     decide=decide,
     figure=figure,
 )
-
-
-def main(settings: OverOptimisation) -> None:
-    """The command `rlhf-lab experiment over-optimisation`."""
-    runner.main(EXPERIMENT, settings)

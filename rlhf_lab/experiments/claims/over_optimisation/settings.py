@@ -29,16 +29,6 @@ RULE = (
     f"saturates. The other reward models, DPO and RSO are reported and do not decide."
 )
 
-REDESIGNS = (
-    "In the first run every reward model of the rule was a table. A table gives unseen responses its prior mean, "
-    "so it does not extrapolate. A world in which the gold reward saturates and the reward model extrapolates "
-    "from features was added, and the rule judges it.",
-    "The first rule said that a trajectory stays high beyond √KL = 1, where some proxy rewards were at half of "
-    "their maximum. Now 90% of the maximum are required.",
-    "The first rule judged four methods without a correction. The source speaks of best-of-n and PPO, and these "
-    "decide.",
-    "The tree had 5 seeds and the bandit 12, with which nothing could be decided. Both have 24 now.",
-)
 """What was changed after a first result, and why."""
 
 

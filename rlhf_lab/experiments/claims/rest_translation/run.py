@@ -11,9 +11,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from rlhf_lab.experiments import runner
 from rlhf_lab.experiments.claims.rest_translation.report import decide, figure
-from rlhf_lab.experiments.claims.rest_translation.settings import LOSSES, REDESIGNS, RULE, ReSTTranslation
+from rlhf_lab.experiments.claims.rest_translation.settings import LOSSES, RULE, ReSTTranslation
 from rlhf_lab.experiments.claims.rest_translation.training import (
     other_rows,
     ppo_rows,
@@ -65,29 +64,8 @@ EXPERIMENT = Experiment(
     number=6,
     name="rest-translation",
     title="ReST: Improve steps under rising thresholds raise the reward, a second Grow raises it further",
-    claim=(
-        "On IWSLT translation the reward rises from 70.9 (behaviour cloning) to 71.9 with one Grow step, to 77.8 with "
-        "four Improve steps, and to 83.1 with a second Grow step and three more Improve steps. Online RL reaches 71.6. "
-        "Behaviour cloning is the best of the tested losses. The source does not say what the filter converges to."
-    ),
-    source=(
-        "Gulcehre et al. 2023, Reinforced Self-Training (ReST) for Language Modeling, Algorithm 1 and section 4; "
-        "lecture, Reinforced Self-Training, Experiments, Task: Translation."
-    ),
-    setup=(
-        "On the language model the task is translation from Velu. π_ref takes the place of behaviour cloning, a reward "
-        "model fitted to preference labels takes the place of the learned metric, and chrF against all correct "
-        "translations is the gold reward. Bandit and tree are random worlds with tables, a different one for each "
-        "seed, and everything is exact. On the same samples of π_ref we train SFT on all of them, four Improve steps, "
-        "a second Grow step with three more, and three losses in place of the filter: SFT weighted by exp(r/β), SFT on "
-        "each prompt's best response, and DPO. PPO and best-of-n at test time are evaluated beside them. All have the "
-        "same number of optimiser steps and the same learning rate, and none was tuned. The original data stay in the "
-        "mix and are filtered too. From r_φ its mean over the sampled responses to the prompt is subtracted, because "
-        "labels do not determine a constant for each prompt."
-    ),
     rule=RULE,
     rule_commit="770c78f43f8e",
-    redesigns=REDESIGNS,
     settings=ReSTTranslation,
     scales=("bandit", "tree", "small"),
     jobs=jobs,
@@ -96,8 +74,3 @@ EXPERIMENT = Experiment(
     decide=decide,
     figure=figure,
 )
-
-
-def main(settings: ReSTTranslation) -> None:
-    """The command `rlhf-lab experiment rest-translation`."""
-    runner.main(EXPERIMENT, settings)

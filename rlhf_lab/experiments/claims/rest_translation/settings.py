@@ -22,10 +22,6 @@ RULE = (
     "true and some are false; inconclusive if all are open. The same differences in the gold reward, the other losses "
     "and the limit of the filter are reported and do not decide."
 )
-REDESIGNS = (
-    "The first rule compared seven differences in r_φ and six in the gold reward without a correction. Three of "
-    "them now decide.",
-)
 """What was changed after a first result, and why."""
 
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf_lab import exact
 from rlhf_lab.algorithms.dpo import DPO, dpo
-from rlhf_lab.experiments import runner
 from rlhf_lab.experiments.claims.rso_hyperparameters.report import decide, figure
 from rlhf_lab.experiments.claims.rso_hyperparameters.settings import RULE, RSOHyperparameters
 from rlhf_lab.experiments.published_results import RSO_TABLE_2
@@ -68,41 +67,8 @@ EXPERIMENT = Experiment(
     number=5,
     name="rso-hyperparameters",
     title="RSO works best at a β of its sampler between the extremes and at a γ of its loss far below β",
-    claim=(
-        "The paper accepts 8 of 64 candidates at β = 0.5 and fits at γ = 0.05. Its Figure 3 shows wins by the reward "
-        "model on TL;DR. Of β = 0, 0.05, 0.5 and 5 the best is 0.5 (at γ = 0.05); of γ = 0.005, 0.05 and 0.5 the best "
-        "is 0.05 (at β = 0.5). Its Table 2 shows wins by the reward model and by AutoSxS. With first-round pairs they "
-        "are 88.63% and 68.51% for sft-8, 92.37% and 71.86% for rso-8, and 88.91% and 68.84% for sft-64. With a "
-        "tournament they are 90.69% and 68.57%, 93.35% and 71.69%, and 91.14% and 71.08%. Tournaments therefore win "
-        "more by the reward model but hardly more by AutoSxS (except for sft-64), and rejection wins more by both."
-    ),
-    source=(
-        "Liu et al. 2024 (RSO), section 5.2, Figure 3 and Table 2; lecture, “How to sample from π_r? Rejection "
-        "Sampling!”"
-    ),
-    setup=(
-        "The loss is sigmoid-norm. The β of the sampler and the γ of the loss have the paper's values, each in the "
-        "paper's cell (γ = 0.05, hard labels, a reward model with many labels, short training) and in other cells: "
-        "labels sampled with probability σ(r₁ − r₂), a reward model with few labels, and long training. On exact "
-        "scales all combinations are run. On text the second cell is that of the rule's comparison of γ. The six rows "
-        "of Table 2 are run in the paper's cell. All conditions of a seed share labels, reward model and candidates, "
-        "and have the same number of optimiser steps, the same learning rate, and the same number of pairs where there "
-        "are enough of different responses. J uses β = 0.5. On exact scales policies are tables, each seed has a "
-        "different world, the judge is the gold labeller, who prefers by the Bradley–Terry model, and wins are against "
-        "samples of π_ref. On text wins are against the SFT target, on summaries, and the candidates are sampled at "
-        "temperature 0.7 and top-k 40."
-    ),
     rule=RULE,
     rule_commit="4d1a96dc039ac366436f2fd9d578c493deadc130",
-    redesigns=(
-        "The first design had γ = β = 0.5 and sampled labels wherever they were not varied, and the rule used the "
-        "judge. The paper's Figure 3 reports wins by the reward model at γ = 0.05. Both are now as in the paper.",
-        "On the language model both values of γ ended at the same KL, so that nothing was tested. The comparison of γ "
-        "is now made after long training on sampled labels, where on an additional seed the two values of γ led to "
-        "different KL. The same seed showed on the bandit that with hard labels the KL does not depend on γ.",
-        "The first rule compared eight win rates at 95% each. The new rule compares three and corrects for their "
-        "number.",
-    ),
     settings=RSOHyperparameters,
     scales=("bandit", "tree", "small"),
     jobs=_jobs,
@@ -111,8 +77,3 @@ EXPERIMENT = Experiment(
     decide=decide,
     figure=figure,
 )
-
-
-def main(settings: RSOHyperparameters) -> None:
-    """The command `rlhf-lab experiment rso-hyperparameters`."""
-    runner.main(EXPERIMENT, settings)

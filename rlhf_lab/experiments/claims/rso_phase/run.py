@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from rlhf_lab.experiments import runner
 from rlhf_lab.experiments.claims.rso_phase.misfit import KINDS, linear_world, regrets
 from rlhf_lab.experiments.claims.rso_phase.report import decide, figure, summarise_runs
 from rlhf_lab.experiments.claims.rso_phase.settings import RULE, RSOPhase
@@ -41,25 +40,8 @@ EXPERIMENT = Experiment(
     number=4,
     name="rso-phase",
     title="Where pairs from π_r lower the regret of a restricted policy, and where they raise it",
-    claim=(
-        "The maximum likelihood estimate of the optimal policy needs labelled pairs sampled from that policy (Liu et "
-        "al., abstract). If the policy class contains π*, the limit of many pairs does not depend on their source, so "
-        "the statement concerns restricted classes."
-    ),
-    source="Liu et al. 2024 (RSO), abstract; lecture, “Preference Data Distribution – Choices”",
-    setup=(
-        "The policies are log-linear in few features, γ = β, and infinitely many pairs are labelled by the reward, so "
-        "that π_r is π* and only the restriction matters. The class misses a given share of the reward's variance: as "
-        "independent noise, or because the reward saturates or accelerates along a direction of the class. The bandit "
-        "has 40 responses with 3 random features, the tree 256 sequences with a feature for each token in each place. "
-        "The source's policy is a language model with γ = 0.05 and a learned reward."
-    ),
     rule=RULE,
     rule_commit="2463d9e70ac2291d67596f4c6c9677083502f8fa",
-    redesigns=(
-        "Regrets below 1e-12 have a floor: at small β some were rounding errors, whose logarithm does not exist. The "
-        "rule's cell is not affected.",
-    ),
     settings=RSOPhase,
     scales=("bandit", "tree"),
     jobs=lambda settings: [{"seed": seed} for seed in range(settings.seeds)],
@@ -69,8 +51,3 @@ EXPERIMENT = Experiment(
     figure=figure,
     interval="95% Student-t over worlds, corrected for the number of cells",
 )
-
-
-def main(settings: RSOPhase) -> None:
-    """The command `rlhf-lab experiment rso-phase`."""
-    runner.main(EXPERIMENT, settings)

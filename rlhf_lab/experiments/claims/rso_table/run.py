@@ -20,7 +20,6 @@ from rlhf_lab.algorithms.raft import best_of
 from rlhf_lab.algorithms.rest import reward_filter
 from rlhf_lab.algorithms.sft import sft
 from rlhf_lab.batch import Pairs, Tokens
-from rlhf_lab.experiments import runner
 from rlhf_lab.experiments.claims.rso_table.report import decide, figure
 from rlhf_lab.experiments.claims.rso_table.settings import RULE, Condition, RSOTable
 from rlhf_lab.experiments.published_results import RSO_TABLE_1
@@ -136,44 +135,8 @@ EXPERIMENT = Experiment(
     number=4,
     name="rso-table",
     title="Pairs from π_r, labelled by a reward model, beat pairs from π_sft, and these beat the preference labels",
-    claim=(
-        "The source reports win rates against the SFT target. On TL;DR, by AutoSxS, RSO (sigmoid-norm on "
-        "rso-sample-rank) reaches 71.86%, sft-sample-rank 69.02% and direct (DPO) 67.72%. SLiC's hinge loss on the "
-        "same three sources reaches 69.26%, 67.34% and 60.54%, RAFT 53.77% and ReST 34.36%. On HH the numbers of "
-        "sigmoid-norm are 40.98%, 39.56% and 24.01%, with 24.99% for RAFT and 15.58% for ReST. The order of the three "
-        "sources is the same with every loss, by reward model, gold reward and AutoSxS."
-    ),
-    source="Liu et al. 2024 (RSO), Table 1; lecture, “Statistical Rejection Sampling Improves Preference Optimization”",
-    setup=(
-        "All rows of the table are trained from the same labels, the same reward model and the same 64 responses of "
-        "π_ref to each prompt, with the same number of pairs and optimiser steps and the same learning rate. The "
-        "paper's cell has γ = 0.05, labels of the reward model by the larger reward (hard), a reward model with many "
-        "labels, and short training. The other cells change γ to β = 0.5, sample the labels with probability σ(r₁ − "
-        "r₂), fit the reward model to few labels, or train longer. On exact scales all sixteen combinations are run, "
-        "and on text one change at a time. Wins by the reward model, by the gold reward and by a judge are reported, "
-        "and J and KL apart from them. Four things differ from the paper. Its direct pairs are responses of other "
-        "policies; ours are from π_ref, so that direct and sft-sample-rank differ only in who labels. Its reward model "
-        "has fourteen times as many weights as its policy; ours has as many. It selects the checkpoint that its reward "
-        "model prefers; we use the last one. It labels more pairs than people did; here all sources have the same "
-        "number of pairs. On text, summaries take the place of TL;DR, wins are against the SFT target, and the "
-        "candidates are sampled at temperature 0.7 and top-k 40 as in the paper. On exact scales the policies are "
-        "tables, each seed has a different world, the candidates are samples of π_ref itself, wins are against samples "
-        "of π_ref, and the judge is the gold labeller, who prefers by the Bradley–Terry model."
-    ),
     rule=RULE,
     rule_commit="17fa7f0a31987631680e8c73c2d9fd9ae4ada403",
-    redesigns=(
-        "The first design had γ = β = 0.5 and sampled labels on all scales. Its outcome, that pairs from π_r do not "
-        "beat pairs from π_ref, was one of these settings and not of the method. The paper's settings are now one "
-        "cell of the design, and the rule is applied to it.",
-        "In the first design the reward model labelled more pairs than people did, and each row had its own learning "
-        "rate, found by a search for the largest proxy J. Now all rows have the same number of pairs, the same steps "
-        "and the same rate, because a search for J shortens the training of a row with γ < β.",
-        "The first rule compared ten win rates at 95% each. The new rule compares three and corrects for their number.",
-        "On the tree the new design first had 1,000 and 20,000 labels. After two seeds the γ with the maximum J was "
-        "3.9 and 1.7, so neither reward model was reliable. The run was started again with as many labels per "
-        "parameter of the reward model as on the bandit, 20,000 and 400,000.",
-    ),
     settings=RSOTable,
     scales=("bandit", "tree", "small"),
     jobs=_jobs,
@@ -182,8 +145,3 @@ EXPERIMENT = Experiment(
     decide=decide,
     figure=figure,
 )
-
-
-def main(settings: RSOTable) -> None:
-    """The command `rlhf-lab experiment rso-table`."""
-    runner.main(EXPERIMENT, settings)

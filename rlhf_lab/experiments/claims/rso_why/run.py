@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rlhf_lab.algorithms.dpo import DPO, dpo
-from rlhf_lab.experiments import runner
 from rlhf_lab.experiments.claims.rso_why.linear_classes import exact_rows
 from rlhf_lab.experiments.claims.rso_why.report import decide, figure
 from rlhf_lab.experiments.claims.rso_why.settings import DIRECT, POLICIES, RULE, RSOWhy
@@ -85,26 +84,6 @@ EXPERIMENT = Experiment(
     number=4,
     name="rso-why",
     title="Why pairs from π_r should help: additional labels, a policy of limited capacity, or statistics",
-    claim=(
-        "The paper argues that the maximum likelihood estimate of the optimal policy needs labelled pairs sampled from "
-        "that policy. With sigmoid-norm on TL;DR it reports AutoSxS win rates of 67.72% (direct), 69.02% "
-        "(sft-sample-rank) and 71.86% (rso-sample-rank). The lecture says that statistically rso-sample-rank is closer "
-        "to π* than the two other choices. Neither separates the effect of a reward model's labels from that of the "
-        "source of the pairs."
-    ),
-    source="Liu et al. 2024 (RSO), abstract and Table 1; lecture, “Preference Data Distribution – Choices”",
-    setup=(
-        "The design is factorial. The labels are those of the gold reward or of r_φ, which is fitted to N gold labels; "
-        "the pairs are few or many; they come from π_ref, π_r or π*; and the policy can represent everything, or is "
-        "limited. On exact scales every fit is convex and solved to convergence, pairs are sampled from π_r itself, "
-        "and each seed has a different world. The limit of infinitely many pairs is also computed. It splits the gain "
-        "from π_r's pairs into what the capacity of the limited policy explains, and the rest, which is statistics. "
-        "The full policy is a table. The limited one has three random features for each prompt (bandit), or a number "
-        "for each token in its place, while the reward also depends on neighbouring tokens (tree). On the language "
-        "model the full policy trains all weights, and the limited one only biases and normalisation weights. Each has "
-        "one learning rate, the best of four on an additional seed by E[r_φ] − β KL on validation prompts. There are "
-        "as many prompts for its pairs as labels. The slope γ equals β = 0.5 everywhere."
-    ),
     rule=RULE,
     settings=RSOWhy,
     scales=("bandit", "tree", "small"),
@@ -116,8 +95,3 @@ EXPERIMENT = Experiment(
     search_trials=_search_trials,
     select_best=lambda settings, search: best_rates(search, "policy") if len(search) else {},
 )
-
-
-def main(settings: RSOWhy) -> None:
-    """The command `rlhf-lab experiment rso-why`."""
-    runner.main(EXPERIMENT, settings)

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from rlhf_lab import exact
 from rlhf_lab.evaluation import evaluate
-from rlhf_lab.experiments import runner
 from rlhf_lab.experiments.claims.soft_best_of_n.report import decide, figure
 from rlhf_lab.experiments.claims.soft_best_of_n.settings import RULE, SoftBestOfN
 from rlhf_lab.experiments.runner import BestConfig, Experiment, Job
@@ -75,22 +74,6 @@ EXPERIMENT = Experiment(
     number=14,
     name="soft-best-of-n",
     title="Soft best-of-n and RSO approach π* with the number of candidates; best-of-n does not",
-    claim=(
-        "Soft best-of-n converges to the optimal tilted distribution, which is π*, at a rate of O(1/n) in KL and in "
-        "the expected relative reward (Verdun et al., abstract). RSO draws candidates from π_sft and accepts some of "
-        "them by rejection sampling, to obtain responses that follow π_r (Liu et al., section 3.2; lecture)."
-    ),
-    source=(
-        "Verdun et al. 2025 (arXiv 2505.03156), abstract; Liu et al. 2024 (RSO), Algorithm 1; lecture, “How to sample "
-        "from π_r? Rejection Sampling!”"
-    ),
-    setup=(
-        "Soft best-of-n takes one of n candidates of π_ref with weights exp(r/β). RSO takes k of them by the same rule "
-        "without replacement, so that soft best-of-n is its case k = 1, and best-of-n its limit β → 0. All "
-        "distributions are exact (`exact.soft_best_of_n`), the reward is the gold reward, and the intervals are over "
-        "random worlds with finitely many responses. The source also treats blocks of sequences and has no RSO. Its "
-        "rate is an upper bound; here the leading term of the KL is computed and compared."
-    ),
     rule=RULE,
     rule_commit="e09755c7bfd8784d38ae9109dcd70a84a83f3c98",
     settings=SoftBestOfN,
@@ -102,8 +85,3 @@ EXPERIMENT = Experiment(
     figure=figure,
     interval="95% Student-t over worlds",
 )
-
-
-def main(settings: SoftBestOfN) -> None:
-    """The command `rlhf-lab experiment soft-best-of-n`."""
-    runner.main(EXPERIMENT, settings)

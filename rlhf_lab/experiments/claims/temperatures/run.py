@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from rlhf_lab import exact
-from rlhf_lab.experiments import runner
 from rlhf_lab.experiments.claims.temperatures.report import decide, figure, metrics
-from rlhf_lab.experiments.claims.temperatures.settings import REDESIGNS, RULE, Temperatures
+from rlhf_lab.experiments.claims.temperatures.settings import RULE, Temperatures
 from rlhf_lab.experiments.methods import BestOf, train
 from rlhf_lab.experiments.rso_common import chance_to_win
 from rlhf_lab.experiments.runner import BestConfig, Experiment, Job
@@ -171,24 +170,8 @@ EXPERIMENT = Experiment(
     number=3,
     name="temperatures",
     title="DPO beats PPO and best-of-n at their best temperatures and is more robust to the temperature",
-    claim=(
-        "On TL;DR, DPO's summaries win 61.7% of the comparisons with the reference summaries at temperature 0. PPO's "
-        "summaries win 57.0% at its best temperature, which is also 0. DPO is much more robust to the temperature than "
-        "PPO, and at its best temperature it wins more often than the best of N = 128."
-    ),
-    source="Rafailov et al. 2023, section 6.2 and Figure 2, right; lecture, “Compared to PPO”",
-    setup=(
-        "The experiment compares π_ref, SFT on the chosen responses (Preferred-FT), DPO, PPO and best-of-n of π_ref by "
-        "the reward model of PPO, at temperatures from 0 to 1. Within a seed all methods share labels, reward model, "
-        "prompts and steps, and each learning rate comes from the same small search. On text the opponent is the "
-        "target of the summaries world, and the winner is decided by the gold reward and by a judge. The judge is a "
-        "reward model with another architecture and other labels, where the paper uses GPT-4. On bandit and tree the "
-        "win rates are exact, the opponent is a sample of π_ref, policies are tables, and each seed has a separate "
-        "world. Best-of-n has n of 8 and 128 there, and 4 and 16 on text."
-    ),
     rule=RULE,
     rule_commit="da8cecbaabe6",
-    redesigns=REDESIGNS,
     settings=Temperatures,
     scales=("bandit", "tree", "small"),
     jobs=jobs,
@@ -199,8 +182,3 @@ EXPERIMENT = Experiment(
     search_trials=search_trials,
     select_best=select_best,
 )
-
-
-def main(settings: Temperatures) -> None:
-    """The command `rlhf-lab experiment temperatures`."""
-    runner.main(EXPERIMENT, settings)

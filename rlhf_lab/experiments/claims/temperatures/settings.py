@@ -23,13 +23,6 @@ RULE = (
     f"all three parts are true; partly supported if some are; not supported if none is true and at least one is false; "
     f"inconclusive if all three are open."
 )
-REDESIGNS = (
-    "The first rule selected the best temperature on the seeds that it measured, which favours a method with more"
-    " temperatures to choose from. It is now selected on the other seeds.",
-    "The first run on text used the same 80 test prompts for every seed. Their error of about four points was in "
-    "no interval, so each seed now has other prompts.",
-    "A tie was not an outcome before. It now contradicts a part of the claim.",
-)
 """What was changed after a first result, and why."""
 
 
