@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 from rlhf_lab.evaluation import evaluate
-from rlhf_lab.experiments import runner
 from rlhf_lab.experiments.claims.chosen_probability.report import decide, figure, summarise_runs
 from rlhf_lab.experiments.claims.chosen_probability.settings import CLASSES, LOSSES, RULE, ChosenProbability
 from rlhf_lab.experiments.claims.chosen_probability.training import pair_setup, predicted
@@ -59,24 +58,6 @@ EXPERIMENT = Experiment(
     number=13,
     name="chosen-probability",
     title="DPO lowers the probability of chosen responses where similar pairs share parameters; DPOP prevents it",
-    claim=(
-        "The likelihood of preferred responses often decreases during training with DPO. This is driven by preferences "
-        "that induce similar embeddings, as measured by a centred hidden embedding similarity (CHES) score (Razin et "
-        "al., abstract). DPO's loss can reduce the likelihood of preferred examples as long as the relative "
-        "probability increases. This occurs especially where the edit distance of the pairs is low, and DPO-Positive "
-        "(DPOP) avoids it (Pal et al., abstract)."
-    ),
-    source=(
-        "Razin et al. 2024 (arXiv 2410.08847) and Pal et al. 2024 (arXiv 2402.13228), abstracts; lecture, “DPO "
-        "Objective Function”"
-    ),
-    setup=(
-        "Each of 16 prompts has one labelled pair of π_ref. Tables and policies with shared parameters are trained by "
-        "DPO, IPO, ORPO, DPO with the likelihood of chosen responses, and DPOP, in gradient steps of equal length, "
-        "until the mean margin is 3 nats. The shared class has random features on the bandit. On the tree it is a "
-        "transformer, whose reference was fitted to a structured distribution. All responses are enumerated. The "
-        "sources train language models for a number of epochs."
-    ),
     rule=RULE,
     settings=ChosenProbability,
     scales=("bandit", "tree"),
@@ -87,8 +68,3 @@ EXPERIMENT = Experiment(
     figure=figure,
     interval="95% Student-t over worlds",
 )
-
-
-def main(settings: ChosenProbability) -> None:
-    """The command `rlhf-lab experiment chosen-probability`."""
-    runner.main(EXPERIMENT, settings)
