@@ -12,6 +12,12 @@ to which its arguments broadcast. The caller takes the mean.
     hinge (SLiC)               the same function of log-probabilities, without a reference
     chi_po                     −log σ(β [φ(z_w) − φ(z_l)]),  z = π_θ/π_ref,  φ(z) = z + log z
     bradley_terry              −log σ(r_w − r_l)
+    dpop                       −log σ(β (Δ − λ max(0, −log z_w)))
+    dpo_nll                    −log σ(β Δ) − α log π_θ(y_w)/|y_w|
+    apo_zero                   1 − σ(β log z_w) + σ(β log z_l)
+    apo_down                   σ(β log z_w) + 1 − σ(β Δ)
+    bco                        −log σ(β log z_w − δ) − log σ(δ − β log z_l)
+    sppo                       (log z_w − 1/(2β))² + (log z_l + 1/(2β))²
     kto                        a loss of single responses with a verdict, without pairs
 
 The following losses divide by the number of tokens |y|, as their names or arguments show:
@@ -31,6 +37,7 @@ Policy gradients, of tokens or of whole responses, and supervised fine-tuning:
 "norm" is RSO's term for *divided by π_sft*. In other papers a "normalised" loss is one that is divided by the length.
 """
 
+import math
 from typing import Literal
 
 import torch
@@ -190,6 +197,158 @@ def chi_link(log_ratio: Tensor) -> Tensor:
     β φ is χPO's implicit reward, up to a function of x. See `chi_po`.
     """
     return log_ratio.clamp(max=20.0).exp() + log_ratio
+
+
+def dpop(chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, beta: float, penalty: float) -> Tensor:
+    r"""−log σ(β (Δ − λ max(0, −log z_w))) with z = π_θ/π_ref: DPO-positive, which penalises π_θ(y_w) < π_ref(y_w).
+
+    Pal et al. 2024 (Smaug), equation 3. DPO's loss falls whenever Δ rises, also if both responses become less
+    probable. Here a chosen response below its reference probability costs λ times its log-ratio more. For λ → 0 the
+    optimum is π*. If every response is chosen in some pair, a λ of at least max_y (c π_ref − W + L)/W keeps π_ref,
+    where W(y) and L(y) are the fractions of pairs in which y is chosen and rejected, and c = max_y (W − L)/π_ref. In
+    between, the optimum has no closed form (derived here).
+
+    Args:
+        chosen_log_ratio: log z of the chosen response, any shape, nats.
+        rejected_log_ratio: log z of the rejected response.
+        beta: β > 0.
+        penalty: λ > 0.
+
+    Raises:
+        LabError: beta or penalty not above zero; NaN; shapes that do not match.
+    """
+    beta, penalty = check_beta(beta), check_positive(penalty, "penalty")
+    difference = _difference(chosen_log_ratio, rejected_log_ratio, "log_ratio")
+    return -logsigmoid(beta * (difference - penalty * torch.relu(-chosen_log_ratio)))
+
+
+def dpo_nll(
+    chosen_log_ratio: Tensor,
+    rejected_log_ratio: Tensor,
+    chosen_log_prob: Tensor,
+    chosen_length: Tensor,
+    beta: float,
+    weight: float,
+) -> Tensor:
+    r"""−log σ(β Δ) − α log π_θ(y_w|x)/|y_w|: DPO with the negative log-likelihood (NLL) of the chosen response.
+
+    Pang et al. 2024 ("Iterative reasoning preference optimization"), section 2. Liu et al. 2024 ("Provably mitigating
+    overoptimization in RLHF", RPO) derive such a loss from a pessimistic objective. The optimum has no closed form. On
+    responses of one token it goes from π* (α → 0) to the distribution of the chosen responses (α → ∞). If no
+    chosen response is rejected in another pair, every policy without rejected responses minimises DPO's loss, but only
+    the distribution of the chosen responses minimises this one (derived here).
+
+    Args:
+        chosen_log_ratio: any shape, nats.
+        rejected_log_ratio: the same of the rejected response.
+        chosen_log_prob: log π_θ(y_w|x), *summed* over tokens, same shape.
+        chosen_length: its number of tokens, same shape.
+        beta: β > 0.
+        weight: α > 0.
+
+    Raises:
+        LabError: beta or weight not above zero; a response without tokens; NaN; shapes that do not match.
+    """
+    weight = check_positive(weight, "weight")
+    likelihood = per_token(chosen_log_prob, chosen_length, "chosen_log_prob")
+    return dpo(chosen_log_ratio, rejected_log_ratio, beta) + weight * sft(likelihood)
+
+
+def apo_zero(chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, beta: float) -> Tensor:
+    r"""1 − σ(β log z_w) + σ(β log z_l) with z = π_θ/π_ref: anchored preference optimisation (APO), "zero".
+
+    D'Oosterlinck et al. 2024, equation 7, for pairs whose chosen response is better than those of the policy. The two
+    responses are not compared with each other, but each with its reference probability. With W(y) and L(y), the
+    fractions of pairs in which y is chosen and rejected, the expected loss is 1 − Σ_y (W(y) − L(y)) σ(β log z(y)). As
+    with KTO, a response that is rejected more often than it is chosen therefore loses all its probability. The others
+    have (W − L) σ'(β log z) ∝ π at the optimum, which is not π* (derived here).
+
+    Args:
+        chosen_log_ratio: log z of the chosen response, any shape, nats.
+        rejected_log_ratio: log z of the rejected response.
+        beta: β > 0.
+
+    Returns:
+        values between 0 and 2.
+
+    Raises:
+        LabError: beta not above zero; NaN; shapes that do not match.
+    """
+    beta = check_beta(beta)
+    _difference(chosen_log_ratio, rejected_log_ratio, "log_ratio")
+    return torch.sigmoid(-beta * chosen_log_ratio) + torch.sigmoid(beta * rejected_log_ratio)
+
+
+def apo_down(chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, beta: float) -> Tensor:
+    r"""σ(β log z_w) + 1 − σ(β Δ) with z = π_θ/π_ref: anchored preference optimisation (APO), "down".
+
+    D'Oosterlinck et al. 2024, equation 8, to which the constant 1 is added here, as in TRL. It is for pairs whose
+    chosen response is worse than those of the policy: both responses should become less probable, the rejected one
+    more so. The loss tends to its infimum 0 only if all chosen responses lose all their probability. If some
+    responses are in no pair, and the labels do not contradict each other, the policy converges to these responses. If
+    every response is in pairs, the optimum has no closed form, and it is not π* (derived here).
+
+    The arguments, the range and the errors are those of `apo_zero`.
+    """
+    beta = check_beta(beta)
+    difference = _difference(chosen_log_ratio, rejected_log_ratio, "log_ratio")
+    return torch.sigmoid(beta * chosen_log_ratio) + torch.sigmoid(-beta * difference)
+
+
+def bco(chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, beta: float, shift: float = 0.0) -> Tensor:
+    r"""−log σ(r̂_w − δ) − log σ(δ − r̂_l) with r̂ = β log π_θ/π_ref: binary classifier optimisation (BCO) of pairs.
+
+    Jung et al. 2024. The implicit reward minus the shift δ is the logit of a classifier that separates
+    chosen from rejected responses. In the paper δ is a running mean of the implicit rewards. Here it is a constant,
+    and δ = 0 is TRL's loss `bco_pair`. With W(y) and L(y), the fractions of pairs in which y is chosen and rejected,
+    the classifier's optimum is r̂ − δ = log W/L. A policy can reach it only if its probabilities then sum to one, that
+    is, at δ = −β log Σ_y π_ref(y) (W(y)/L(y))^{1/β}. The optimum is then π ∝ π_ref (W/L)^{1/β}. With another δ it is
+    the solution of (W + L) (σ(log W/L) − σ(r̂ − δ)) ∝ π, in which the normalisation distorts the classifier. Neither
+    is π*, because log W/L is a win rate's logit and not a reward (derived here).
+
+    Args:
+        chosen_log_ratio: any shape, nats.
+        rejected_log_ratio: the same of the rejected response.
+        beta: β > 0.
+        shift: δ, a finite number, in units of reward.
+
+    Returns:
+        non-negative values of the broadcast shape.
+
+    Raises:
+        LabError: beta not above zero; shift not finite; NaN; shapes that do not match.
+    """
+    beta = check_beta(beta)
+    if not math.isfinite(shift):
+        raise LabError(f"shift must be a finite number, not {shift}.")
+    _difference(chosen_log_ratio, rejected_log_ratio, "log_ratio")
+    return -logsigmoid(beta * chosen_log_ratio - shift) - logsigmoid(shift - beta * rejected_log_ratio)
+
+
+def sppo(chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, beta: float) -> Tensor:
+    r"""(log z_w − 1/(2β))² + (log z_l + 1/(2β))² with z = π_θ/π_ref: self-play preference optimisation (SPPO), hard.
+
+    Wu et al. 2024, equation 4.7 with η = 1/β, where the estimated win rates are replaced by the labels 1 and 0 ("hard",
+    as in TRL). The reference is the policy of the last iteration. With W(y) and L(y), the fractions of pairs in which
+    y is chosen and rejected, the loss fits log z(y) to m(y) = (p(y) − ½)/β, where p = W/(W + L) is the win rate. These
+    targets are those of the paper's update π_ref exp(p/β)/Z, with Z replaced by exp(1/(2β)), so their probabilities
+    need not sum to one. The optimum is log z = m − ω(λ π_ref e^m/(W + L)), with Lambert's function ω and the λ for
+    which it sums to one (derived here). It is close to the update if 1/β is small. It is not π*.
+
+    Args:
+        chosen_log_ratio: log z of the chosen response, any shape, nats.
+        rejected_log_ratio: log z of the rejected response.
+        beta: β = 1/η > 0. The paper uses η = 1000.
+
+    Returns:
+        non-negative values of the broadcast shape, nats².
+
+    Raises:
+        LabError: beta not above zero; NaN; shapes that do not match.
+    """
+    target = 1 / (2 * check_beta(beta))
+    _difference(chosen_log_ratio, rejected_log_ratio, "log_ratio")
+    return (chosen_log_ratio - target).square() + (rejected_log_ratio + target).square()
 
 
 def per_token(value: Tensor, length: Tensor, name: str = "value") -> Tensor:

@@ -1,4 +1,4 @@
-"""χPO, IPO by mean, length-normalised DPO, SimPO, ORPO and KTO: numbers worked by hand, gradients, bad input.
+"""The relatives of DPO with papers of their own, and KTO: numbers worked by hand, TRL's numbers, gradients, bad input.
 
 What each of them aims at in the limit of data is tested where they are fitted: tests/algorithms/test_dpo_family.py.
 """
@@ -32,6 +32,12 @@ PAIRWISE = {
     "dpo_length": lambda c, r: losses.dpo_length(c, r, THREE, TWO, 0.3),
     "simpo": lambda c, r: losses.simpo(c, r, THREE, TWO, 2.0, 0.5),
     "orpo": lambda c, r: losses.orpo(c, r, THREE, TWO, 0.3),
+    "dpop": lambda c, r: losses.dpop(c, r, 0.3, 5.0),
+    "dpo_nll": lambda c, r: losses.dpo_nll(c, r, c - 0.5, THREE, 0.3, 0.7),
+    "apo_zero": lambda c, r: losses.apo_zero(c, r, 0.3),
+    "apo_down": lambda c, r: losses.apo_down(c, r, 0.3),
+    "bco": lambda c, r: losses.bco(c, r, 0.3, 0.2),
+    "sppo": lambda c, r: losses.sppo(c, r, 0.3),
 }
 every_loss = pytest.mark.parametrize("loss", PAIRWISE.values(), ids=PAIRWISE.keys())
 
@@ -96,6 +102,69 @@ def test_orpo_by_hand():
     assert value == pytest.approx(math.log(2) + math.log(1.25) / 2, rel=1e-12)
 
 
+def test_dpop_by_hand():
+    """β = ½, λ = 3. Log-ratios 1 and −1: the chosen one is above the reference, so it is DPO, log(1 + e⁻¹) = 0.313262.
+    Log-ratios −1 and −2: ½ (1 − 3·1) = −1, so it is log(1 + e) = 1.313262."""
+    value = losses.dpop(t([1.0, -1.0]), t([-1.0, -2.0]), 0.5, 3.0)
+    assert value.tolist() == pytest.approx([0.3132616875182228, 1.3132616875182228], rel=1e-12)
+
+
+def test_dpo_with_nll_by_hand():
+    """β = ½, log-ratios 1 and −1: DPO's loss is 0.313262. log π(y_w) = −6 over three tokens is 2 a token; α = ¼."""
+    value = losses.dpo_nll(t(1.0), t(-1.0), t(-6.0), THREE, 0.5, 0.25).item()
+    assert value == pytest.approx(0.3132616875182228 + 0.25 * 2, rel=1e-12)
+
+
+def test_apo_by_hand():
+    """β = ½, log-ratios 2 and −4: rewards 1 and −2. Zero: 1 − σ(1) + σ(−2) = 0.268941 + 0.119203. Down: σ(1) + 1 −
+    σ(3) = 0.731059 + 0.047426."""
+    assert losses.apo_zero(t(2.0), t(-4.0), 0.5).item() == pytest.approx(0.2689414213 + 0.1192029220, abs=1e-9)
+    assert losses.apo_down(t(2.0), t(-4.0), 0.5).item() == pytest.approx(0.7310585787 + 0.0474258731, abs=1e-9)
+
+
+def test_bco_by_hand():
+    """β = ½, log-ratios 2 and −4: rewards 1 and −2. δ = 0: log(1 + e⁻¹) + log(1 + e⁻²) = 0.313262 + 0.126928. δ = 1:
+    log 2 + log(1 + e⁻³) = 0.693147 + 0.048587."""
+    assert losses.bco(t(2.0), t(-4.0), 0.5).item() == pytest.approx(0.3132616875 + 0.1269280111, abs=1e-9)
+    assert losses.bco(t(2.0), t(-4.0), 0.5, 1.0).item() == pytest.approx(math.log(2) + 0.0485873516, abs=1e-9)
+
+
+def test_sppo_by_hand():
+    """β = ¼: the targets are 2 and −2. Log-ratios 1 and −5: (1 − 2)² + (−5 + 2)² = 10."""
+    assert losses.sppo(t(1.0), t(-5.0), 0.25).item() == pytest.approx(10.0, rel=1e-12)
+
+
+# The values that TRL 1.16.0 computes (`DPOTrainer._compute_loss`; SimPO: `CPOTrainer.cpo_loss`; ORPO:
+# `ORPOTrainer.odds_ratio_loss`, in float32) for one pair. log π_θ and log π_ref are −2.2 and −2.4 of the chosen
+# response, which has three tokens, and −2.5 and −1.5 of the rejected one, which has two.
+CHOSEN, REJECTED, RATIOS, SIZES = t(-2.2), t(-2.5), (t(-2.2 + 2.4), t(-2.5 + 1.5)), (THREE, TWO)
+TRL = [
+    ("sigmoid", 0.6349461015956135, lambda: losses.dpo(*RATIOS, 0.1)),
+    ("sigmoid", 0.3588698996603233, lambda: losses.dpo(*RATIOS, 0.7)),
+    ("hinge", 0.16000000000000025, lambda: losses.hinge_norm(*RATIOS, 0.7)),
+    ("ipo", 0.02179138321995469, lambda: losses.ipo_mean(*RATIOS, *SIZES, 0.7)),
+    ("robust, ε 0.2", 0.0788698996603234, lambda: losses.robust_dpo(*RATIOS, 0.7, 0.2)),
+    ("sigmoid_norm", 0.5143542952736782, lambda: losses.dpo_length(*RATIOS, *SIZES, 0.7)),
+    ("simpo, γ 0.5", 0.46162249262875726, lambda: losses.simpo(CHOSEN, REJECTED, *SIZES, 2.0, 0.5)),
+    ("orpo", 0.9498156299193701, lambda: losses.orpo(CHOSEN, REJECTED, *SIZES, 0.6)),
+    ("bco_pair", 1.3275938398002052, lambda: losses.bco(*RATIOS, 0.1)),
+    ("bco_pair", 1.0287812312226094, lambda: losses.bco(*RATIOS, 0.7)),
+    ("sppo_hard", 39.040000000000006, lambda: losses.sppo(*RATIOS, 0.1)),
+    ("sppo_hard", 0.3461224489795921, lambda: losses.sppo(*RATIOS, 0.7)),
+    ("apo_zero", 0.9700209791810602, lambda: losses.apo_zero(*RATIOS, 0.1)),
+    ("apo_zero", 0.7968692826736195, lambda: losses.apo_zero(*RATIOS, 0.7)),
+    ("apo_down", 0.975035781575428, lambda: losses.apo_down(*RATIOS, 0.1)),
+    ("apo_down", 0.8364777291556759, lambda: losses.apo_down(*RATIOS, 0.7)),
+    ("sigmoid + 0.6 sft", 1.0749461015956134, lambda: losses.dpo_nll(*RATIOS, CHOSEN, THREE, 0.1, 0.6)),
+    ("sigmoid + 0.6 sft", 0.7988698996603233, lambda: losses.dpo_nll(*RATIOS, CHOSEN, THREE, 0.7, 0.6)),
+]
+
+
+@pytest.mark.parametrize("name, value, loss", TRL, ids=[f"{name} {value:.3f}" for name, value, _ in TRL])
+def test_a_pair_has_the_loss_that_trl_computes(name, value, loss):
+    assert loss().item() == pytest.approx(value, rel=1e-6 if name == "orpo" else 1e-9)
+
+
 def test_kto_by_hand():
     """k = 1.5, z = 0.5, β = ½: σ(−½) = 0.3775407 where desirable; λ_U = 1.5: 1.5·σ(½) = 0.9336890 where not."""
     verdicts = torch.tensor([True, False])
@@ -106,6 +175,17 @@ def test_kto_by_hand():
 
 
 # Identities.
+
+
+@given(ordinary, ordinary, st.floats(0.1, 3), st.floats(-3, 3))
+def test_bco_is_at_least_dpo(c, r, beta, shift):
+    """Jung et al. 2024: the classifier's loss bounds DPO's from above, with every shift."""
+    assert losses.bco(t(c), t(r), beta, shift).item() >= losses.dpo(t(c), t(r), beta).item() - 1e-12
+
+
+@given(st.floats(0, 10), ordinary, st.floats(0.1, 3), st.floats(0.1, 100))
+def test_dpop_is_dpo_where_the_chosen_response_has_not_become_less_probable(c, r, beta, penalty):
+    assert losses.dpop(t(c), t(r), beta, penalty).item() == losses.dpo(t(c), t(r), beta).item()
 
 
 @given(ordinary, ordinary, st.floats(0.1, 5))
@@ -214,6 +294,14 @@ def test_the_family_refuses_strengths_out_of_range(bad):
         (lambda: losses.dpo_length(x, x, n, n, bad), "beta"),
         (lambda: losses.simpo(x, x, n, n, bad), "beta"),
         (lambda: losses.orpo(x, x, n, n, bad), "weight"),
+        (lambda: losses.dpop(x, x, bad, 1.0), "beta"),
+        (lambda: losses.dpop(x, x, 1.0, bad), "penalty"),
+        (lambda: losses.dpo_nll(x, x, x, n, bad, 1.0), "beta"),
+        (lambda: losses.dpo_nll(x, x, x, n, 1.0, bad), "weight"),
+        (lambda: losses.apo_zero(x, x, bad), "beta"),
+        (lambda: losses.apo_down(x, x, bad), "beta"),
+        (lambda: losses.bco(x, x, bad), "beta"),
+        (lambda: losses.sppo(x, x, bad), "beta"),
         (lambda: losses.kto(x, verdicts, 0.0, bad), "beta"),
         (lambda: losses.kto(x, verdicts, 0.0, 1.0, bad), "λ_D"),
         (lambda: losses.kto(x, verdicts, 0.0, 1.0, 1.0, bad), "λ_U"),
@@ -227,6 +315,11 @@ def test_empty_responses_negative_margins_and_numbers_for_verdicts_are_refused()
     for loss in (losses.ipo_mean, losses.dpo_length, losses.simpo, losses.orpo):
         with pytest.raises(LabError, match="0 tokens"):
             loss(x, x, n, n, 1.0)
+    with pytest.raises(LabError, match="0 tokens"):
+        losses.dpo_nll(x, x, x, n, 1.0, 1.0)
+    for bad in (math.nan, math.inf):
+        with pytest.raises(LabError, match="shift must be a finite number"):
+            losses.bco(x, x, 1.0, bad)
     with pytest.raises(LabError, match="target_margin"):
         losses.simpo(x, x, torch.ones(2), torch.ones(2), 1.0, -0.1)
     with pytest.raises(LabError, match="booleans"):

@@ -10,7 +10,7 @@ import torch
 from scipy.optimize import brentq, minimize
 from scipy.special import expit, lambertw, log_expit, logsumexp
 
-from rlhf_lab import exact
+from rlhf_lab import exact, losses
 from rlhf_lab.algorithms.dpo import DPO, PairLoss, dpo, pair_loss, reference_log_probs
 from rlhf_lab.algorithms.pair_losses import PAIR_LOSSES
 from rlhf_lab.batch import Pairs
@@ -138,33 +138,183 @@ def test_simpos_margin_moves_two_arms_to_the_root_of_a_quadratic():
     assert np.log(u) > 1.3 + 0.1
 
 
+ARMS = bandit.random(1, 4, seed=3)
+REF = ARMS.log_ref()[0].numpy()
+
+
+def both(world):
+    """The positions of the chosen and the rejected responses of all pairs of the first prompt, and their masses."""
+    pairs = world.all_pairs()
+    return *world.tree.index(pairs.responses).numpy().T, pairs.weight.numpy()
+
+
+def fractions():
+    """W(y) and L(y) of `ARMS`: the fractions of its pairs in which y is chosen and rejected."""
+    winner, loser, mass = both(ARMS)
+    return np.bincount(winner, mass), np.bincount(loser, mass)
+
+
+def minimum(expectation):
+    """The policy of `ARMS` at which scipy finds the minimum of a loss. `expectation(log_p)` is a function of a pair."""
+    winner, loser, mass = both(ARMS)
+
+    def of(logits):
+        return (mass * expectation(logits - logsumexp(logits))(winner, loser)).sum()
+
+    best = minimize(of, REF, method="BFGS", options={"gtol": 1e-10}).x
+    return torch.tensor(best - logsumexp(best)).unsqueeze(0)
+
+
 @pytest.mark.parametrize("weight", [0.3, 3.0])
 def test_orpo_arrives_at_the_minimum_that_scipy_finds_of_its_expectation(weight):
-    world = bandit.random(1, 4, seed=3)
-    pairs = world.all_pairs()
-    winner, loser = world.tree.index(pairs.responses).numpy().T
-    mass = pairs.weight.numpy()
-
-    def expectation(logits):
-        log_p = logits - logsumexp(logits)
+    def expectation(log_p):
         odds = log_p - np.log(-np.expm1(log_p))
-        return (mass * (-log_p[winner] - weight * log_expit(odds[winner] - odds[loser]))).sum()
+        return lambda w, other: -log_p[w] - weight * log_expit(odds[w] - odds[other])
 
-    best = minimize(expectation, np.zeros(4), method="BFGS", options={"gtol": 1e-10})
-    target = torch.tensor(best.x - logsumexp(best.x)).unsqueeze(0)
-    end = fitted(world, DPO("orpo", weight))
-    assert far(end, target) < 1e-8
-    assert far(end, world.optimal(BETA)) > 1e-2
+    end = fitted(ARMS, DPO("orpo", weight))
+    assert far(end, minimum(expectation)) < 1e-8
+    assert far(end, ARMS.optimal(BETA)) > 1e-2
 
 
 def test_orpo_goes_from_the_chosen_responses_to_odds_that_are_rewards():
     """λ → 0: the distribution of chosen responses. λ → ∞: log odds = r + c, π = σ(r + c)."""
-    world = bandit.random(1, 4, seed=3)
-    pairs = world.all_pairs()
-    chosen = torch.zeros(4, dtype=torch.float64).index_add(0, world.tree.index(pairs.responses)[:, 0], pairs.weight)
-    assert far(fitted(world, DPO("orpo", 1e-5)), (chosen / chosen.sum()).log().unsqueeze(0)) < 1e-6
-    target = solved(world, lambda c, ref, r: np.log(expit(r - c)))
-    assert far(fitted(world, DPO("orpo", 1e5), steps=40), target) < 1e-6
+    assert far(fitted(ARMS, DPO("orpo", 1e-5)), chosen_distribution()) < 1e-6
+    target = solved(ARMS, lambda c, ref, r: np.log(expit(r - c)))
+    assert far(fitted(ARMS, DPO("orpo", 1e5), steps=40), target) < 1e-6
+
+
+def chosen_distribution():
+    return torch.tensor(np.log(fractions()[0])).unsqueeze(0)
+
+
+CERTAIN = bandit.make(torch.tensor([[0.3, 0.2, 0.5]]).log(), torch.zeros(1, 3))
+
+
+def of_one_certain_pair(settings, steps=60):
+    """Log-probabilities of three responses, of which the first is always preferred to the second, and the third one
+    is in no pair."""
+    pair = CERTAIN.all_pairs()
+    where = CERTAIN.tree.index(pair.responses)
+    row = pair[((where[:, 0] == 0) & (where[:, 1] == 1)).nonzero()[0]]
+    policy = CERTAIN.reference.copy()
+    training = Training(steps=steps, optimizer="adam", learning_rate=0.3, schedule="constant", progress=False)
+    dpo(policy, CERTAIN.reference, row, settings, training)
+    return CERTAIN.log_probs(policy)[0]
+
+
+@pytest.mark.parametrize("weight", [0.1, 1.0])
+def test_dpo_with_nll_arrives_at_the_minimum_that_scipy_finds_of_its_expectation(weight):
+    def expectation(log_p):
+        k = log_p - REF
+        return lambda w, other: -log_expit(BETA * (k[w] - k[other])) - weight * log_p[w]
+
+    end = fitted(ARMS, DPO("dpo-nll", BETA, nll_weight=weight))
+    assert far(end, minimum(expectation)) < 1e-8
+    assert far(end, ARMS.optimal(BETA)) > 1e-3
+
+
+def test_dpo_with_nll_goes_from_the_optimal_policy_to_the_chosen_responses():
+    assert far(fitted(ARMS, DPO("dpo-nll", BETA, nll_weight=1e-6)), ARMS.optimal(BETA)) < 1e-6
+    assert far(fitted(ARMS, DPO("dpo-nll", BETA, nll_weight=1e6)), chosen_distribution()) < 1e-6
+
+
+def test_a_certain_pair_gives_dpo_with_nll_the_chosen_response_and_apo_down_the_one_in_no_pair():
+    assert of_one_certain_pair(DPO("dpo-nll", BETA)).exp()[0] > 0.99
+    assert of_one_certain_pair(DPO("apo-down", 2.0)).exp()[2] > 0.99
+
+
+@pytest.mark.parametrize("penalty", [0.05, 0.1])
+def test_dpop_arrives_at_the_minimum_that_scipy_finds_of_its_expectation(penalty):
+    def expectation(log_p):
+        k = log_p - REF
+        return lambda w, other: -log_expit(BETA * (k[w] - k[other] - penalty * np.maximum(0, -k[w])))
+
+    end = fitted(ARMS, DPO("dpop", BETA, chosen_penalty=penalty))
+    assert far(end, minimum(expectation)) < 1e-8
+    assert far(end, ARMS.optimal(BETA)) > 1e-3
+
+
+def test_dpop_keeps_the_reference_from_a_finite_penalty_on():
+    """With c = max (W − L)/π_ref, π_ref is the minimum if λ ≥ max (c π_ref − W + L)/W, and it is not below this bound.
+    There, moving probability from the second maximum's response to the first one's lowers the loss."""
+    won, lost = fractions()
+    ref = np.exp(REF)
+    gain = (won - lost) / ref
+    bounds = (gain.max() * ref - won + lost) / won
+    winner, loser, mass = (torch.tensor(x) for x in both(ARMS))
+
+    def loss(log_pi, penalty):
+        k = log_pi - torch.tensor(REF)
+        return (mass * losses.dpop(k[winner], k[loser], BETA, penalty)).sum().item()
+
+    other = torch.randn(200, 4, dtype=torch.float64, generator=seeded(0)) * torch.logspace(-4, 0, 200).unsqueeze(1)
+    for push in other:
+        assert loss((torch.tensor(REF) + push).log_softmax(-1), 1.01 * bounds.max()) > np.log(2)
+    moved = ref.copy()
+    moved[gain.argmax()] += 1e-5
+    moved[bounds.argmax()] -= 1e-5
+    assert loss(torch.tensor(np.log(moved)), 0.99 * bounds.max()) < np.log(2)
+
+
+def test_dpop_with_a_small_penalty_arrives_at_the_optimal_policy():
+    assert far(fitted(ARMS, DPO("dpop", BETA, chosen_penalty=1e-6)), ARMS.optimal(BETA)) < 1e-6
+
+
+def test_apo_zero_keeps_the_responses_that_are_chosen_more_often_than_rejected():
+    """Maximise Σ_y a(y) σ(β log z(y)), a = W − L: a(y) < 0 leaves no probability, and on the others a σ' ∝ π."""
+    won, lost = fractions()
+    kept = won > lost
+    assert 1 < kept.sum() < 4
+    end = fitted(ARMS, DPO("apo-zero", BETA), steps=40)[0].numpy()
+    assert np.exp(end[~kept]).sum() < 1e-3
+    slope = (won - lost) * expit(BETA * (end - REF)) * expit(BETA * (REF - end)) / np.exp(end)
+    assert slope[kept] == pytest.approx(slope[kept].mean(), rel=0.02)
+
+
+def test_apo_down_arrives_at_the_minimum_that_scipy_finds_of_its_expectation():
+    def expectation(log_p):
+        r = BETA * (log_p - REF)
+        return lambda w, other: expit(r[w]) + 1 - expit(r[w] - r[other])
+
+    end = fitted(ARMS, DPO("apo-down", BETA))
+    assert far(end, minimum(expectation)) < 1e-6
+    assert far(end, ARMS.optimal(BETA)) > 1e-2
+
+
+def test_bco_with_the_right_shift_arrives_at_the_odds_of_being_chosen():
+    """δ = −β log Σ π_ref (W/L)^{1/β} makes the classifier log W/L a policy: π ∝ π_ref (W/L)^{1/β}."""
+    won, lost = fractions()
+    log_p = REF + np.log(won / lost) / BETA
+    shift = -BETA * logsumexp(log_p)
+    target = torch.tensor(log_p).log_softmax(-1).unsqueeze(0)
+    end = fitted(ARMS, DPO("bco", BETA, reward_shift=shift))
+    assert far(end, target) < 1e-8
+    assert far(end, ARMS.optimal(BETA)) > 1e-2
+
+
+@pytest.mark.parametrize("shift", [0.0, 1.0])
+def test_bco_with_another_shift_balances_the_classifier_and_the_normalisation(shift):
+    """(W + L) (σ(log W/L) − σ(β log z − δ)) ∝ π, and the constant is not 0 as with the right shift."""
+    won, lost = fractions()
+    end = fitted(ARMS, DPO("bco", BETA, reward_shift=shift))[0].numpy()
+    constant = (won - (won + lost) * expit(BETA * (end - REF) - shift)) / np.exp(end)
+    assert constant == pytest.approx(constant.mean(), rel=1e-6)
+    assert abs(constant.mean()) > 1e-3
+
+
+@pytest.mark.parametrize("beta", [0.3, 3.0])
+def test_sppo_arrives_at_its_closed_form_by_lamberts_function(beta):
+    won, lost = fractions()
+    m = (won / (won + lost) - 0.5) / beta
+
+    def log_p(c, _):
+        return REF + m - lambertw(np.exp(c + REF + m) / (won + lost)).real
+
+    end = fitted(ARMS, DPO("sppo", beta))
+    assert far(end, torch.tensor(normalised(log_p)(0)).unsqueeze(0)) < 1e-8
+    # With a weak update, a large β, it is close to that of the paper.
+    update = exact.optimal_policy(ARMS.log_ref(), torch.tensor(m).unsqueeze(0), 1.0)
+    assert (far(end, update) < 1e-4) == (beta == 3.0)
 
 
 def test_cdpo_is_sigmoid_norm_with_label_smoothing():
@@ -177,8 +327,10 @@ NAMES = list(PairLoss.__args__)
 
 
 def of_family(loss: str, beta: float = 0.1) -> DPO:
-    """The loss by its name, with a rate of wrong labels where it needs one."""
-    return DPO(loss, beta, 0.1 if PAIR_LOSSES[loss].needs_smoothing else 0.0)
+    """The loss by its name, with a rate of wrong labels where it needs one, and with a penalty of DPOP that is small
+    enough to leave the reference."""
+    more = {"chosen_penalty": 0.1} if loss == "dpop" else {}
+    return DPO(loss, beta, 0.1 if PAIR_LOSSES[loss].needs_smoothing else 0.0, **more)
 
 
 @pytest.mark.parametrize("loss", NAMES)
@@ -235,7 +387,7 @@ def test_pair_loss_of_each_name_is_its_function_of_what_the_policy_says(loss):
         log_prob = policy.log_prob(pairs.prompts[row], pairs.responses[row])[0]
         both = log_prob - log_ref[row] if settings.needs_reference else log_prob
         size = [torch.tensor(len(answer)) for answer in answers]
-        total += settings(both[0], both[1], *size).item()
+        total += settings(both[0], both[1], *size, log_prob[0]).item()
     assert value == pytest.approx(total / len(pairs), rel=1e-12)
 
 
@@ -246,6 +398,7 @@ def test_implicit_rewards_by_hand():
     odds = -0.5 - np.log(1 - np.exp(-0.5))
     wanted = {
         **dict.fromkeys(("sigmoid-norm", "cdpo", "robust", "ipo", "hinge-norm", "hinge"), -3.0),
+        **dict.fromkeys(("dpop", "dpo-nll", "apo-zero", "apo-down", "bco", "sppo"), -3.0),
         **dict.fromkeys(("ipo-mean", "dpo-length", "simpo"), -1.0),
         "chi": 2 * (np.exp(-1.5) - 1.5),
         "orpo": odds,
@@ -297,6 +450,13 @@ def test_what_cannot_be_fitted_is_refused_by_name():
         (lambda: DPO("chi", max_reward=0.0), "max_reward"),
         (lambda: DPO("simpo", label_smoothing=0.1), "label_smoothing"),
         (lambda: DPO("simpo")(torch.zeros(1), torch.zeros(1)), "lengths"),
+        (lambda: DPO("dpo-nll")(*torch.zeros(2, 1), *torch.ones(2, 1)), "pass the chosen response's length and log-p"),
+        (lambda: DPO("ipo", chosen_penalty=1.0), "chosen_penalty is for dpop; ipo has none"),
+        (lambda: DPO("dpop", nll_weight=2.0), "nll_weight is for dpo-nll; dpop has none"),
+        (lambda: DPO("apo-zero", reward_shift=1.0), "reward_shift is for bco; apo-zero has none"),
+        (lambda: DPO("dpop", chosen_penalty=0.0), "chosen_penalty must be a finite number above 0"),
+        (lambda: DPO("dpo-nll", nll_weight=-1.0), "nll_weight must be a finite number above 0"),
+        (lambda: DPO("bco", reward_shift=float("nan")), "reward_shift must be a finite number"),
     ):
         with pytest.raises(LabError, match=message):
             call()

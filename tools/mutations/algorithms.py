@@ -92,8 +92,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "setting",
             "χPO's clip is lost",
-            "return spec.function(chosen, rejected, *lengths, self.beta, *others)",
-            'return spec.function(chosen, rejected, *lengths, self.beta, *others[: self.loss != "chi"])',
+            "return spec.function(chosen, rejected, *more, self.beta, *others)",
+            'return spec.function(chosen, rejected, *more, self.beta, *others[: self.loss != "chi"])',
         ),
         Mutation(
             "setting",
@@ -136,6 +136,12 @@ MUTATIONS: list[Mutation] = [
             "value",
         ),
         Mutation("setting", "ORPO's implicit reward is a mean log-probability", "link=losses.log_odds, ", ""),
+        Mutation("setting", "the penalty of DPOP is lost", 'uses=("chosen_penalty",)', 'uses=("beta",)'),
+        Mutation("setting", "the weight of the likelihood is lost", 'uses=("nll_weight",)', 'uses=("beta",)'),
+        Mutation(
+            "setting", "BCO's shift is lost", 'LossSpec(losses.bco, uses=("reward_shift",))', "LossSpec(losses.bco)"
+        ),
+        Mutation("swap", "APO's zero and down exchanged", "LossSpec(losses.apo_zero)", "LossSpec(losses.apo_down)"),
     ),
     *in_file(
         "algorithms/gae.py",

@@ -834,6 +834,56 @@ MUTATIONS: list[Mutation] = [
             "log_p = log_p.clamp(max=-torch.finfo(log_p.dtype).eps)",
             "log_p = log_p * 1.0",
         ),
+        Mutation(
+            "sign",
+            "DPOP rewards what it should penalise",
+            "penalty * torch.relu(-chosen",
+            "penalty * torch.relu(chosen",
+        ),
+        Mutation("beta", "DPOP without λ", "- penalty * torch.relu(", "- torch.relu("),
+        Mutation(
+            "beta",
+            "DPOP's penalty without β",
+            "-logsigmoid(beta * (difference - penalty * torch.relu(-chosen_log_ratio)))",
+            "-logsigmoid(beta * difference - penalty * torch.relu(-chosen_log_ratio))",
+        ),
+        Mutation(
+            "sign", "DPO with NLL lowers the likelihood", "+ weight * sft(likelihood)", "- weight * sft(likelihood)"
+        ),
+        Mutation("beta", "DPO with NLL without α", "+ weight * sft(likelihood)", "+ sft(likelihood)"),
+        Mutation(
+            "norm",
+            "DPO with NLL: the likelihood of the whole response",
+            "+ weight * sft(likelihood)",
+            "+ weight * sft(chosen_log_prob)",
+        ),
+        Mutation(
+            "sign",
+            "APO zero raises the rejected response",
+            "+ torch.sigmoid(beta * rejected_log_ratio)",
+            "+ torch.sigmoid(-beta * rejected_log_ratio)",
+        ),
+        Mutation(
+            "sign",
+            "APO down raises the chosen response",
+            "torch.sigmoid(beta * chosen_log_ratio) + torch.sigmoid(-beta * difference)",
+            "torch.sigmoid(-beta * chosen_log_ratio) + torch.sigmoid(-beta * difference)",
+        ),
+        Mutation(
+            "swap",
+            "APO down is APO zero in its second term",
+            "+ torch.sigmoid(-beta * difference)",
+            "+ torch.sigmoid(beta * rejected_log_ratio)",
+        ),
+        Mutation("sign", "BCO shifts only the chosen response", "- logsigmoid(shift - beta", "- logsigmoid(-beta"),
+        Mutation("setting", "BCO ignores its shift", "beta * chosen_log_ratio - shift)", "beta * chosen_log_ratio)"),
+        Mutation("beta", "SPPO: β for 2β", "target = 1 / (2 * check_beta(beta))", "target = 1 / check_beta(beta)"),
+        Mutation(
+            "sign",
+            "SPPO: both responses have the winner's target",
+            "(rejected_log_ratio + target).square()",
+            "(rejected_log_ratio - target).square()",
+        ),
         Mutation("edge", "a response of no tokens has a mean", "bool((length < 1).any())", "bool((length < 0).any())"),
         Mutation("edge", "KTO: z below 0 counts", ".detach().clamp(min=0.0)\n    gap", ".detach()\n    gap"),
         Mutation(
