@@ -47,7 +47,7 @@ def pair_loss(policy: Policy, batch: Pairs, log_ref: Tensor | None, settings: DP
     # Numbers that were passed in, for example from a file, may be on another device.
     log_ref = None if log_ref is None else log_ref.to(log_prob.device)
     value = log_prob - log_ref if log_ref is not None and settings.needs_reference else log_prob
-    loss = settings(*value.unbind(-1), *length.unbind(-1), log_prob[..., 0])
+    loss = settings(*value.unbind(-1), *length.unbind(-1), chosen_log_prob=log_prob[..., 0])
     with torch.no_grad():
         better, worse = settings.implicit_reward(value.detach(), length).unbind(-1)
         margin = better - worse

@@ -120,7 +120,7 @@ class DPO:
                 f"for example 0.1, or use the loss sigmoid-norm."
             )
         # The function checks its settings here, before a long run, and not at its first step.
-        self(*torch.zeros(2, 1), *torch.ones(2, 1), torch.zeros(1))
+        self(*torch.zeros(2, 1), *torch.ones(2, 1), chosen_log_prob=torch.zeros(1))
 
     @property
     def spec(self) -> LossSpec:
