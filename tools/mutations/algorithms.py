@@ -136,8 +136,12 @@ MUTATIONS: list[Mutation] = [
             "value",
         ),
         Mutation("setting", "ORPO's implicit reward is a mean log-probability", "link=losses.log_odds, ", ""),
-        Mutation("setting", "the penalty of DPOP is lost", 'uses=("chosen_penalty",)', 'uses=("beta",)'),
-        Mutation("setting", "the weight of the likelihood is lost", 'uses=("nll_weight",)', 'uses=("beta",)'),
+        Mutation(
+            "setting", "DPOP's penalty is the likelihood's weight", 'uses=("chosen_penalty",)', 'uses=("nll_weight",)'
+        ),
+        Mutation(
+            "setting", "the likelihood's weight is DPOP's penalty", 'uses=("nll_weight",)', 'uses=("chosen_penalty",)'
+        ),
         Mutation(
             "setting", "BCO's shift is lost", 'LossSpec(losses.bco, uses=("reward_shift",))', "LossSpec(losses.bco)"
         ),
