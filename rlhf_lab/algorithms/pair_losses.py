@@ -138,6 +138,7 @@ class DPO:
         rejected: Tensor,
         chosen_length: Tensor | None = None,
         rejected_length: Tensor | None = None,
+        *,
         chosen_log_prob: Tensor | None = None,
     ) -> Tensor:
         """The loss of each pair.

@@ -387,7 +387,7 @@ def test_pair_loss_of_each_name_is_its_function_of_what_the_policy_says(loss):
         log_prob = policy.log_prob(pairs.prompts[row], pairs.responses[row])[0]
         both = log_prob - log_ref[row] if settings.needs_reference else log_prob
         size = [torch.tensor(len(answer)) for answer in answers]
-        total += settings(both[0], both[1], *size, log_prob[0]).item()
+        total += settings(both[0], both[1], *size, chosen_log_prob=log_prob[0]).item()
     assert value == pytest.approx(total / len(pairs), rel=1e-12)
 
 
