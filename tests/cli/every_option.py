@@ -30,7 +30,8 @@ TOLD: dict[str, dict[str, Any]] = {
     "train grpo": {"kind": "grpo", "penalty": "k2"},
     "budget": {"labels": None, "candidates": 5},
 }
-EVERYWHERE: dict[str, Any] = {"scale": "tree", "resume": False, "batch_size": 24}
+PAIR_LOSS = {"chosen_penalty": 50.0, "nll_weight": 1.0, "reward_shift": 0.0}
+EVERYWHERE: dict[str, Any] = {"scale": "tree", "resume": False, "batch_size": 24, **PAIR_LOSS}
 
 
 @pytest.fixture(autouse=True)
