@@ -36,13 +36,13 @@ BLOCK = Block(
                 ),
             ),
             notes=T(
-                "This slide only solves the equation for r. But the direction of the argument changes. Until now "
-                "a reward defined a policy. From here on a policy defines a reward, through the ratio of its "
-                "probability to the reference policy's.\n\n"
-                "The partition function has not disappeared: the term β log Z is at the end of the line.",
-                "这一页只是从等式中解出 r，但论证的方向变了：之前是奖励决定策略，从这里起是策略决定奖励，即它与参"
-                "考策略的概率之比。\n\n"
-                "配分函数并没有消失：行尾仍有 β log Z。",
+                "This slide only solves the equation for r, but it changes the direction of the argument. Until "
+                "now a reward defined a policy. From here on a policy defines a reward, through its log-ratio to "
+                "the reference policy.\n\n"
+                "The partition function has not disappeared, because β log Z is the last term of the line.",
+                "这一页只是从等式中解出 r，但论证的方向变了：之前是奖励决定策略，从这里起是策略决定奖励，即它对参"
+                "考策略的对数比。\n\n"
+                "配分函数并没有消失：最后一行的末项就是 β log Z。",
             ),
             minutes=1.5,
             source="Rafailov et al. 2023, eq. 5",
@@ -50,7 +50,7 @@ BLOCK = Block(
         Slide(
             key="preference-z-cancels",
             title=T(
-                "Z(x) cancels when two answers to one prompt are compared",
+                "Z(x) cancels when two responses to one prompt are compared",
                 "比较同一提示的两个回答时，Z(x) 约去",
             ),
             parts=(
@@ -65,14 +65,15 @@ BLOCK = Block(
             ),
             notes=T(
                 "This is the main result of the first lecture. Give the students time to read the long first "
-                "line, in which every exponential contains Z. Then show the next line: after one division, Z has "
-                "cancelled. It cancels because both answers belong to the same prompt.\n\n"
-                "Mention two common mistakes: the reference policy does not cancel together with Z, and β "
-                "remains. Notebook 04 computes both mistakes and shows how large the errors are.",
-                "这是第一讲的主要结论。给学生时间读完很长的第一行：每个指数里都有 Z。再显示下一行：作一次除法，Z "
-                "就约去了，因为两个回答属于同一个提示。\n\n"
-                "提醒两种常见错误：参考策略并没有随 Z 一起约去，β 也仍然存在。04 号笔记本计算了这两种错误，并给出"
-                "误差的大小。",
+                "line, in which every exponential contains Z. Then show the next line. The fraction has been "
+                "divided by its numerator, and Z has cancelled. This works because both responses belong to the "
+                "same prompt.\n\n"
+                "Mention two common mistakes. One is to cancel the reference policy together with Z. The other "
+                "is to drop β. Notebook 04 computes both and shows how large the errors are.",
+                "这是第一讲的主要结论。给学生时间读完很长的第一行：每个指数里都有 Z。再显示下一行：分子分母同除以"
+                "分子，Z 就约去了。这是因为两个回答属于同一个提示。\n\n"
+                "提醒两种常见错误：一是把参考策略随 Z 一起约去，二是丢掉 β。04 号笔记本计算了这两种错误，并给出误"
+                "差的大小。",
             ),
             minutes=2.0,
             source="Rafailov et al. 2023, eq. 6 and appendix A.2",
@@ -80,21 +81,21 @@ BLOCK = Block(
         *question(
             "preference-question",
             T(
-                "A label compares answers to two different prompts. Does Z cancel?",
+                "A label compares responses to two different prompts. Does Z cancel?",
                 "如果标注比较的是两个不同提示下的回答，Z 还会约去吗？",
             ),
             parts=(
                 Equation(r"p\big((x_1,y_1) \succ (x_2,y_2)\big) = \;?", big=True),
                 Bullets(
                     T(
-                        "Yes, as before",
-                        "会，和刚才一样",
+                        "Yes, Z cancels as before",
+                        "会，Z 和刚才一样约去",
                     ),
                     T(
-                        "No, each prompt has a different Z",
-                        "不会，每个提示的 Z 不同",
+                        "No, because each prompt has a different Z",
+                        "不会，因为每个提示的 Z 不同",
                     ),
-                    T("Only if both prompts are equally long", "仅当两个提示一样长时"),
+                    T("Yes, but only if both prompts are equally long", "仅当两个提示一样长时才会"),
                     ordered=True,
                 ),
             ),
@@ -107,22 +108,22 @@ BLOCK = Block(
                 ),
             ),
             notes=T(
-                "Such labels are common: absolute ratings and thumbs up or down compare answers across prompts. "
-                "Ask the students to write the difference of two rewards on paper.",
+                "Such labels are common. Absolute ratings and thumbs up or down compare responses to different "
+                "prompts. Ask the students to write down the difference of the two rewards.",
                 "这样的标注很常见：绝对打分、点赞点踩，都是跨提示的比较。请学生在纸上写出两个奖励之差。",
             ),
             answer_notes=T(
-                "The red line uses DPO's formula across prompts. Computed on the same random worlds, it is "
+                "The red line uses DPO's formula for two different prompts. On the same random worlds it is "
                 "false.\n\n"
-                "There is a simple test: add f(x) to the reward. If no probability changes, Z cancels. "
-                "Ties pass this test, and absolute scores do not.",
-                "红色那行把 DPO 的公式用到两个提示之间：在同样的随机世界上计算，它不成立。\n\n"
-                "有一个简单的检验：给奖励加上 f(x)，如果概率都不变，Z 就会约去。平局能通过检验，绝对打分不"
-                "能。",
+                "There is a simple test of whether Z cancels. Add f(x) to the reward and see whether any label "
+                "probability changes. Labels with ties pass this test, and absolute scores do not.",
+                "红色那行把 DPO 的公式用到两个不同的提示上。在同样的随机世界上计算，它不成立。\n\n"
+                "Z 会不会约去，有一个简单的检验：给奖励加上 f(x)，看标注的概率是否改变。允许平局的标注能通过检验"
+                "，绝对打分不能。",
             ),
             answer_title=T(
-                "No: Z cancels only between answers to one prompt",
-                "不会：只有同一提示下的回答之间，Z 才约去",
+                "Z cancels only between responses to the same prompt",
+                "只有同一提示下的回答之间，Z 才约去",
             ),
             minutes=(1.0, 1.0),
         ),

@@ -16,42 +16,43 @@ BLOCK = Block(
         Slide(
             key="dpo-ppo-map",
             title=T(
-                "All methods on one map: expected reward against KL",
-                "一张图看所有方法：期望奖励与 KL",
+                "One map shows the reward and the KL of every method",
+                "一张图显示每种方法的期望奖励与 KL",
             ),
             parts=(
                 ExplorerPart(
                     "trajectories",
                     advice=T(
-                        "Train all methods. Which one leaves the frontier, and when?",
-                        "让所有方法训练：哪一个离开了前沿，何时离开？",
+                        "Train all methods. Which ones leave the frontier, and when?",
+                        "让所有方法训练：哪些离开了前沿，何时离开？",
                     ),
                 ),
             ),
             notes=T(
                 "Every method starts at π_ref, where the KL is zero. The curve is the exact frontier, and no "
-                "policy can be above it. Move the slider slowly from 0 to 100 per cent.\n\n"
-                "A method can end badly in two ways. Below the curve, a part of its KL brought no reward. On the "
-                "curve but far from the star, it stopped too early or moved too far.",
-                "所有方法都从 π_ref 出发，那里的 KL 为零。曲线是精确的前沿，没有策略能在它上面。把滑块从 0 慢慢移"
-                "到 100%。\n\n"
-                "结果不好有两种情况：落在曲线下面，一部分 KL 没有换来奖励；或在曲线上却离星号很远，停得太早或走得"
-                "太远。",
+                "policy is above it. Move the slider slowly from 0 to 100 per cent.\n\n"
+                "A result can be bad in two ways. If a policy is below the curve, the same KL could have brought "
+                "more reward. If it is on the curve but far from the star, it has moved too little or too far "
+                "for this β.",
+                "所有方法都从 π_ref 出发，那里的 KL 为零。曲线是精确的前沿，没有策略在它上面。把滑块从 0 慢慢移到"
+                " 100%。\n\n"
+                "结果不好有两种情况：策略在曲线下面，说明同样的 KL 本可以换来更多奖励；策略在曲线上却离星号很远，"
+                "说明对这个 β 来说移动得太少或太多。",
             ),
             minutes=2.0,
         ),
         Slide(
             key="dpo-ppo-frontier",
             title=T(
-                "DPO's frontier is not always higher than PPO's",
-                "DPO 的前沿并不总是高于 PPO",
+                "DPO's lead over PPO is clear only on the token tree",
+                "只有在词元树上，DPO 对 PPO 的领先是明确的",
             ),
             parts=claim(
                 "dpo-frontier",
                 "tree",
                 paper=T(
-                    "on sentiment DPO has the higher reward at every KL, even than PPO with the true reward.",
-                    "情感任务上，DPO 在每个 KL 都有更高的奖励，即使 PPO 用的是真实奖励。",
+                    "On sentiment DPO has more reward than PPO at every KL, even if PPO uses the true reward.",
+                    "情感任务上，在每个 KL 上 DPO 的奖励都高于 PPO，即使 PPO 用的是真实奖励。",
                 ),
                 source="Rafailov et al. 2023, fig. 2",
                 found=(
@@ -59,47 +60,47 @@ BLOCK = Block(
                         "dpo-frontier",
                         "tree",
                         "supported",
-                        "DPO is ahead at all three KL budgets, by {lead_ppo_9} at {budget_9:1} nats.",
-                        "在全部三个 KL 预算上 DPO 领先；{budget_9:1} 纳特处领先 {lead_ppo_9}。",
+                        "DPO is ahead at all three KL budgets. At {budget_9:1} nats its lead is {lead_ppo_9}.",
+                        "在全部三个 KL 预算上 DPO 都领先。在 {budget_9:1} 纳特处领先 {lead_ppo_9}。",
                     ),
                     finding(
                         "dpo-frontier",
                         "small",
                         "inconclusive",
-                        "DPO's lead over PPO is {lead_ppo_6} at {budget_6:2} nats and {lead_ppo_9} at {budget_9:2} nats.",
-                        "DPO 对 PPO 的领先：{budget_6:2} 纳特处为 {lead_ppo_6}，{budget_9:2} 纳特处为 {lead_ppo_9}。",
+                        "DPO's lead is {lead_ppo_6} at {budget_6:2} nats and {lead_ppo_9} at {budget_9:2} nats.",
+                        "DPO 的领先在 {budget_6:2} 纳特处为 {lead_ppo_6}，在 {budget_9:2} 纳特处为 {lead_ppo_9}。",
                         conditions=("lead_ppo_6 ~ 0", "lead_ppo_9 ~ 0"),
                     ),
                 ),
-                alt="词元树上 DPO 在同样的 KL 预算下比 PPO 多得的奖励，带区间；另一条线是与使用真实奖励的 PPO 之差。",
+                alt="词元树上，同样的 KL 预算下 DPO 的奖励减去 PPO 的奖励，带区间；另一条线是减去使用真实奖励的 PPO。",
                 panels=(1,),
             ),
             notes=T(
-                "This is a small version of the paper's experiment. Every method has the same sweep of β, the "
-                "same labels and the same number of trials. Three "
-                "budgets decide, and their intervals are corrected for their number. An earlier rule compared eight "
-                "budgets without a correction.\n\n"
-                "The tree is computed exactly. The language model has a million parameters and was trained with "
-                "three seeds. Ask which result would change the students' opinion.",
-                "这是论文实验的缩小版：各方法的 β 扫描、标注和试验次数都相同，判定只看三个预算，区"
-                "间按比较的次数校正；先前的规则比较八个预算而不校正。\n\n"
-                "词元树上的结果是精确计算的；语言模型有一百万参数，只用三个种子。问学生：什么样的结果会让你改变看"
-                "法？",
+                "This is a small version of the paper's experiment. All methods have the same values of β, the "
+                "same labels and the same number of trials. Three KL budgets decide, and their intervals are "
+                "corrected for their number. An earlier rule compared eight budgets without a correction.\n\n"
+                "The tree is computed exactly. On the bandit DPO is ahead at one budget, and the other two are "
+                "open. The language model has a million parameters and was trained with three seeds. Ask which "
+                "result would change the students' opinion.",
+                "这是论文实验的缩小版：各方法的 β 取值、标注和试验次数都相同。判定只看三个 KL 预算，区间按比较的"
+                "次数校正；先前的规则比较八个预算而不校正。\n\n"
+                "词元树上的结果是精确计算的。在多臂老虎机上，DPO 在一个预算上领先，另外两个尚无定论。语言模型有一"
+                "百万参数，只用三个种子。问学生：什么样的结果会让你改变看法？",
             ),
             minutes=1.5,
         ),
         Slide(
             key="dpo-ppo-temperature",
             title=T(
-                "On summaries DPO at temperature 0 wins more than PPO",
-                "摘要任务：温度 0 的 DPO 胜过 PPO",
+                "On summaries DPO at temperature 0 beats PPO",
+                "摘要任务上，温度 0 的 DPO 胜过 PPO",
             ),
             parts=claim(
                 "temperatures",
                 "small",
                 paper=T(
-                    "x a Reddit post, y its summary. At temperature 0 DPO wins 61.7%, PPO 57.0%.",
-                    "x 是 Reddit 帖子，y 是摘要。温度 0 时 DPO 胜 61.7%，PPO 57.0%。",
+                    "The task is to summarise Reddit posts. At temperature 0 DPO wins 61.7% and PPO 57.0%.",
+                    "任务是为 Reddit 帖子写摘要。温度 0 时 DPO 胜 61.7%，PPO 胜 57.0%。",
                 ),
                 source="Rafailov et al. 2023, sec. 6.2",
                 found=(
@@ -107,34 +108,34 @@ BLOCK = Block(
                         "temperatures",
                         "small",
                         "partly supported",
-                        "DPO at temperature 0 wins {lead_over_ppo:points,1} points more than PPO at its best temperature. "
-                        "At its best temperature it wins {lead_over_best_of_n:points,1} points more than best-of-n. "
-                        "A smaller fall than PPO's is open ({smaller_fall:points,1}).",
+                        "DPO at temperature 0 wins {lead_over_ppo:points,1} points more than PPO at its best temperature, and "
+                        "at its best {lead_over_best_of_n:points,1} more than best-of-n. Which falls less is open: "
+                        "{smaller_fall:points,1}.",
                         "温度 0 的 DPO 比最佳温度下的 PPO 多胜 {lead_over_ppo:points,1} 个百分点，在最佳温度下比 "
-                        "best-of-n 多胜 {lead_over_best_of_n:points,1} 个。升温时是否比 PPO 降得少（{smaller_fall:points,1}），尚无定论。",
+                        "best-of-n 多胜 {lead_over_best_of_n:points,1} 个。升温时谁降得少尚无定论（{smaller_fall:points,1}）。",
                         conditions=("lead_over_ppo > 0", "smaller_fall ~ 0", "lead_over_best_of_n > 0"),
                     ),
                 ),
                 alt="摘要世界上各策略按真实奖励对目标摘要的胜率，随采样温度从 0 到 1 变化，带区间。",
             ),
             notes=T(
-                "The paper also reports that DPO's win rate falls less as the temperature rises. First look at "
-                "the width of the intervals, then at the order of the curves. Even π_ref wins far more at "
-                "temperature 0, because a low temperature makes the distribution sharper, in addition to "
+                "The paper also reports that DPO's win rate falls less than PPO's as the temperature rises. "
+                "First discuss the width of the intervals and then the order of the curves. Even π_ref wins far "
+                "more at temperature 0, because a low temperature sharpens a distribution in addition to "
                 "training.\n\n"
-                "All seeds of this run have the same prompts, so the intervals are too narrow. On the exact bandit "
-                "and tree DPO and PPO tie. docs/claims.md lists all scales.",
-                "论文还说，升温时 DPO 的胜率降得较少。先看区间的宽度，再看曲线的次序。连 π_ref 在温度 0 时也胜得"
-                "多，因为低温在训练之外又使分布更尖锐。\n\n"
-                "这次运行的各个种子使用相同的提示，因此区间偏窄。在精确的老虎机和词元树上，DPO "
-                "与 PPO 不分胜负：所有规模见 docs/claims.md。",
+                "All seeds of this run have the same prompts, so the intervals are too narrow. On the bandit and "
+                "the tree, which are exact, DPO and PPO tie. docs/claims.md lists all scales.",
+                "论文还说，升温时 DPO 的胜率比 PPO 降得少。先讨论区间的宽度，再看曲线的次序。连 π_ref 在温度 0 时"
+                "也胜得多，因为低温在训练之外又使分布更尖锐。\n\n"
+                "这次运行的各个种子使用相同的提示，因此区间偏窄。在可精确计算的多臂老虎机和词元树上，DPO 与 PPO "
+                "不分胜负。所有规模见 docs/claims.md。",
             ),
             minutes=1.5,
         ),
         *question(
             "dpo-ppo-question",
             T(
-                "You have one GPU, a thousand labels and one week: DPO or PPO?",
+                "You have one GPU, a thousand labels and one week. Do you use DPO or PPO?",
                 "有一块 GPU、一千个标注、一周时间：用 DPO 还是 PPO？",
             ),
             parts=(
@@ -155,18 +156,19 @@ BLOCK = Block(
                 ),
                 Text(
                     T(
-                        "With a tabular policy: can PPO be better than DPO in principle?",
-                        "如果策略是表格：原则上 PPO 能胜过 DPO 吗？",
+                        "If the policy is a table, can PPO be better than DPO in principle?",
+                        "如果策略是一张表格，原则上 PPO 能胜过 DPO 吗？",
                     ),
                     step=True,
                 ),
             ),
             notes=T(
-                "Collect three short answers. PPO holds policy, reference policy, reward model and critic. DPO "
-                "holds the first two, or only the policy if the reference's log-probabilities are stored. PPO "
-                "also samples during training. The third question has no general answer.\n\n"
+                "Collect three short answers. PPO holds the policy, the reference policy, the reward model and "
+                "the critic in memory. DPO holds the first two, or only the policy if the log-probabilities of "
+                "the reference are stored. PPO also samples during training. The third question has no general "
+                "answer.\n\n"
                 "For a tabular policy both optima are the same function of the labels. A reward model that "
-                "generalises can label new answers without additional human labels. RSO will use this.",
+                "generalises can label new responses without additional human labels. RSO will use this.",
                 "收集三个简短的回答。PPO 要放策略、参考策略、奖励模型和价值网络；DPO 只要前两个，若存下参考策略的"
                 "对数概率，则只要策略。PPO 还要边训练边采样。第三问没有普遍的答案。\n\n"
                 "对表格策略来说，两者的最优点是标注的同一个函数。会泛化的奖励模型可以标注新回答，不需要更多人工标"
@@ -176,8 +178,8 @@ BLOCK = Block(
                 "cost",
                 "bandit",
                 paper=T(
-                    "easy to train, no sampling during training; saves GPU memory; mixed results.",
-                    "训练方便（训练时不需要采样）；节省 GPU 显存；效果褒贬不一。",
+                    "DPO is easy to train, because it does not sample. It saves GPU memory. Its results are mixed.",
+                    "训练方便（不需要一边采样一边训练），节省 GPU 显存，效果褒贬不一。",
                 ),
                 source="lecture, “Conclusion”",
                 found=(
@@ -185,15 +187,13 @@ BLOCK = Block(
                         "cost",
                         "bandit",
                         "partly supported",
-                        "DPO samples {samples_dpo} responses in training, PPO {samples_ppo}; it needs {memory_ratio:2} "
-                        "times PPO's memory. Its J ends above RSO, SFT, RAFT and ReST and below online DPO; its lead over PPO is {lead_ppo}.",
-                        "训练时 DPO 采样 {samples_dpo} 个回答，PPO 采样 {samples_ppo} 个；内存是 PPO 的 {memory_ratio:2} 倍。最终 J 高于 RSO、SFT、"
-                        "RAFT 和 ReST，低于在线 DPO；对 PPO 的领先为 {lead_ppo}。",
+                        "DPO samples {samples_dpo} responses in training and PPO {samples_ppo}. It needs {memory_ratio:2} "
+                        "times PPO's memory. Its J ends higher than RSO's, but lower than that of online DPO. Its lead "
+                        "over PPO, {lead_ppo}, is not clear.",
+                        "训练时 DPO 采样 {samples_dpo} 个回答，PPO 采样 {samples_ppo} 个。内存是 PPO 的 {memory_ratio:2} 倍。最终 J 高于 RSO，"
+                        "低于在线 DPO。对 PPO 的领先 {lead_ppo} 不明确。",
                         conditions=(
-                            "lead_sft > 0",
                             "lead_rso > 0",
-                            "lead_raft > 0",
-                            "lead_rest > 0",
                             "lead_online < 0",
                             "lead_ppo ~ 0",
                         ),
@@ -203,21 +203,19 @@ BLOCK = Block(
                 size=(5.4, 4.1),
             ),
             answer_notes=T(
-                "Each curve shows one method during training. The dashed line is the common reward at "
-                "which the costs are compared. PPO's curve begins later, because a reward model must be "
-                "fitted first.\n\n"
-                "“Mixed” would mean that DPO is better than one of PPO and RSO and worse than the other, beyond the "
-                "variation between seeds. This is not shown, although DPO is worse than online DPO. Few papers report this "
-                "variation. This is the end of the first lecture.",
-                "每条曲线是一种方法的训练过程；虚线是比较成本所用的同等奖励。PPO 要先拟合奖励模型，所以曲"
-                "线起步较晚。\n\n"
-                "“褒贬不一”是说：在 PPO 和 RSO 中，DPO 好于一种而差于另一种，而且差异超出种子之间的波动。这里没有显"
-                "示出来，虽然 DPO 差于在线 DPO。很少有论文报"
-                "告这种波动。第一讲到此结束。",
+                "Each curve shows one method during training. The dashed line is the common reward at which the "
+                "costs are compared. PPO's curve begins later, because a reward model must be fitted first.\n\n"
+                "“Mixed” means in our rule that DPO is better than one of PPO and RSO and worse than the other, "
+                "beyond the variation between seeds. This is not shown on the bandit. Few papers report the "
+                "variation between seeds. This is the end of the first lecture.",
+                "每条曲线是一种方法的训练过程；虚线是比较成本所用的同等奖励。PPO 要先拟合奖励模型，所以曲线起步较"
+                "晚。\n\n"
+                "按我们的规则，“褒贬不一”是说：在 PPO 和 RSO 中，DPO 好于一种而差于另一种，而且差异超出种子之间的"
+                "波动。在多臂老虎机上没有显示出来。很少有论文报告种子之间的波动。第一讲到此结束。",
             ),
             answer_title=T(
-                "DPO is easy to train and saves memory; mixed results are open",
-                "训练方便、节省显存；效果是否褒贬不一尚无定论",
+                "DPO trains without sampling and saves memory",
+                "DPO 训练时不采样，并节省显存",
             ),
             minutes=(1.0, 1.5),
         ),

@@ -7,7 +7,6 @@ from slides.schema import (
     Block,
     Bullets,
     Columns,
-    DerivationPart,
     Equation,
     ExplorerPart,
     Flow,
@@ -30,57 +29,57 @@ BLOCK = Block(
         Slide(
             key="rso-intuition",
             title=T(
-                "RSO would like pairs from π*; the available ones differ",
-                "RSO 希望成对数据来自 π*，手头的却另有来源",
+                "Ideal pairs come from π*; real pairs come from other policies",
+                "理想的成对数据来自 π*，实际的来自别的策略",
             ),
             parts=(
                 Columns(
                     left=(
                         Text(
                             T(
-                                "**Wanted**",
-                                "**想要的**",
+                                "**Ideal data**",
+                                "**理想的数据**",
                             )
                         ),
                         Equation(r"\mathcal{D}^* = \{(x,y_w,y_l)\;|\;y_w,y_l\sim\pi^*(y\mid x)\}"),
                         Text(
                             T(
-                                "fit by maximum likelihood",
-                                "用最大似然拟合",
+                                r"$\pi_\theta$ is fitted to them by maximum likelihood",
+                                r"用最大似然在这些数据上拟合 $\pi_\theta$",
                             )
                         ),
                     ),
                     right=(
                         Text(
                             T(
-                                "**Available**",
-                                "**现有的**",
+                                "**Available data**",
+                                "**现有的数据**",
                             )
                         ),
                         Equation(r"\mathcal{D}_\text{hf} = \{(x,y_w,y_l)\;|\;y_w,y_l\sim\pi_\text{unk}(y\mid x)\}"),
                         Text(
                             T(
-                                "a mixture of the SFT policy, older policies and other models",
-                                "SFT 策略、旧策略和其他模型的混合",
+                                r"$\pi_\text{unk}$ is a mixture of the SFT policy, older policies and other models",
+                                r"$\pi_\text{unk}$ 是 SFT 策略、旧策略和其他模型的混合",
                             )
                         ),
                     ),
                 ),
                 Text(
                     T(
-                        "An estimate is most accurate where its data are. RSO wants data near π*.",
-                        "估计在有数据的地方最准。RSO 希望数据在 π* 附近。",
+                        "An estimate is most accurate where its data are. RSO therefore samples pairs near π*.",
+                        "估计在有数据的地方最准，所以 RSO 在 π* 附近采样成对数据。",
                     ),
                     step=True,
                 ),
             ),
             notes=T(
-                "Explain the intuition, which is a reasonable one. Remember the answer of the last lecture: if "
-                "the policy class contains π*, the limit does not depend on the source of the pairs.\n\n"
-                "An improvement must therefore come from less noise, from limited capacity, or from something "
-                "else. We shall measure which one it is.",
-                "讲清这个直觉，它是有道理的。回顾上一讲的答案：如果策略类包含 π*，极限与成对数据的来源无关。\n\n"
-                "所以改进只能来自更小的噪声、有限的能力或其他原因。后面会测出来是哪一个。",
+                "Explain the intuition, which is reasonable. Then recall a result of the first lecture. If the "
+                "policy class contains π*, the limit does not depend on the source of the pairs.\n\n"
+                "An improvement must therefore have another reason, such as less noise, faster convergence or "
+                "limited capacity. The experiments of this block separate these reasons.",
+                "讲清这个直觉，它是有道理的。再回顾第一讲的结论：如果策略类包含 π*，极限与成对数据的来源无关。\n\n"
+                "所以改进必须有别的原因，例如噪声更小、收敛更快或能力有限。本节的实验会把这些原因分开。",
             ),
             minutes=1.5,
             source="Liu et al. 2024, sections 1 and 3",
@@ -88,8 +87,8 @@ BLOCK = Block(
         Slide(
             key="rso-choices",
             title=T(
-                "The three sources of pairs differ in two respects",
-                "成对数据有三种来源，它们有两点不同",
+                "The three sources differ in the labels and in the policy",
+                "三种来源的标注者不同，采样策略也不同",
             ),
             parts=(
                 Flow(
@@ -125,14 +124,15 @@ BLOCK = Block(
                 ),
             ),
             notes=T(
-                "The first step to the right uses a reward model again, which can label any number of pairs. The "
-                "second step changes the policy from which the answers are sampled. According to the lecture "
-                "these answers are then closer to π*.\n\n"
-                "These are two changes with two effects. A table that compares only the first and the last column "
-                "cannot separate them.",
-                "向右第一步重新使用奖励模型，于是可以标注任意多的成对数据。第二步改变采样回答的策略；讲义说这样离 "
-                "π* 更近。\n\n"
-                "这是两个改变，有两种效应。只比较两端的表格无法把它们分开。",
+                "The first arrow replaces the labels of people by labels of a reward model, which can label any "
+                "number of pairs. It also replaces the unknown policy by π_sft. The second arrow changes the "
+                "policy from which the responses are sampled. According to the lecture these responses are then "
+                "closer to π*.\n\n"
+                "Changes of the labels and of the policy have different effects. A table that compares only the "
+                "first and the last source cannot separate them.",
+                "第一个箭头用奖励模型的标注代替人工标注，于是可以标注任意多的成对数据；同时用 π_sft 代替未知的策"
+                "略。第二个箭头改变采样回答的策略；讲义说这样离 π* 更近。\n\n"
+                "改变标注与改变策略有不同的效应。只比较第一种和最后一种来源的表格无法把它们分开。",
             ),
             minutes=1.5,
             source="Liu et al. 2024, section 3; lecture, “Choices”",
@@ -159,95 +159,130 @@ BLOCK = Block(
                         r"若 $u < \dfrac{\pi_{r_\psi}(y\mid x)}{M\,\pi_\text{sft}(y\mid x)} = \exp\!\big((r_\psi(x,y) - r_\text{max})/\beta\big)$ 则接受 $y$",
                     ),
                     T(
-                        "Repeat until there are enough answers",
-                        "重复，直到数量足够",
+                        r"Repeat. At first, $M = e^{r_\text{max}/\beta}/Z(x)$ draws are needed per response",
+                        r"重复。开始时平均每 $M = e^{r_\text{max}/\beta}/Z(x)$ 次抽样得到一个回答",
                     ),
                     steps=True,
                     ordered=True,
                 ),
             ),
             notes=T(
-                "Both π_r and M contain Z, which cancels in the ratio, as in DPO. r_max is the maximum reward "
-                "among the answers not yet accepted.\n\n"
-                "The true maximum is not known. The algorithm uses the maximum of 64 candidates. If the maximum "
-                "is updated after each acceptance, the whole loop is equivalent to one line: add Gumbel noise to "
-                "r/β and take the k largest. Notebook 07 derives this and computes the error of the estimated "
-                "maximum.",
-                "π_r 和 M 都含有 Z，作比就约去了，这与 DPO 相同。r_max 是尚未接受的回答中最大的奖励。\n\n"
+                "Both π_r and M contain Z, which cancels in the ratio, as in DPO. The number r_max is the "
+                "maximum reward among the responses that are not yet accepted. A response is accepted with "
+                "probability 1/M on average, which is a mean under π_sft and can be estimated from the draws "
+                "themselves. With a small β almost all draws are rejected.\n\n"
+                "The true maximum is not known, so the algorithm uses the maximum of 64 candidates. If the "
+                "maximum is updated after each acceptance, the whole loop is equivalent to one line: add Gumbel "
+                "noise to r/β and take the k largest values. Notebook 07 derives this and the acceptance rate, "
+                "and it computes the error of the estimated maximum.",
+                "π_r 和 M 都含有 Z，作比就约去了，这与 DPO 相同。r_max 是尚未接受的回答中最大的奖励。平均接受概率"
+                "是 1/M，它是 π_sft 下的一个期望，可以用抽出的样本估计。β 很小时，几乎所有样本都被拒绝。\n\n"
                 "真正的最大值并不知道，算法使用 64 个候选中的最大值。若每次接受后更新最大值，整个循环等价于一行："
-                "给 r/β 加 Gumbel 噪声，取最大的 k 个。07 号笔记本给出推导，并计算估计最大值带来的误差。",
+                "给 r/β 加 Gumbel 噪声，取最大的 k 个。07 号笔记本推导了这一点和接受率，并计算估计最大值带来的误"
+                "差。",
             ),
             minutes=2.0,
             source="Liu et al. 2024, section 3 and algorithm 1",
         ),
         Slide(
-            key="rso-acceptance",
-            title=T(
-                "The acceptance rate depends on Z",
-                "接受率取决于 Z",
-            ),
-            parts=(
-                DerivationPart(
-                    "acceptance",
-                    reasons=(
-                        r"先抽，再与 $u \sim U[0,1]$ 比较；左边是 `sampling.acceptance_rate`",
-                        r"$\pi_\text{sft}$ 约去，$\pi_r$ 之和为一",
-                        r"$\pi_r/\pi_\text{sft} = e^{r/\beta}/Z$ 在 $r$ 最大处最大",
-                        r"$Z$ 是 $\pi_\text{sft}$ 下的期望：β 小，接受率就小",
-                    ),
-                ),
-            ),
-            notes=T(
-                "One accepted answer needs on average the inverse of this probability in samples. The last line "
-                "is useful in practice, because its mean can be estimated from the samples that are drawn anyway.\n\n"
-                "With a small β almost all samples are rejected.",
-                "接受一个回答平均需要的样本数，是这个概率的倒数。最后一行在实践中有用：这个平均值可以用已有的样本"
-                "估计。\n\n"
-                "β 很小时，几乎所有样本都被拒绝。",
-            ),
-            minutes=1.5,
-        ),
-        Slide(
             key="rso-rejection-explorer",
             title=T(
-                "Accepted samples follow π_r; the rejected ones are the cost",
+                "Accepted samples follow π_r exactly; the rest are the cost",
                 "被接受的样本精确服从 π_r，代价是被拒绝的样本",
             ),
             parts=(
                 ExplorerPart(
                     "rejection",
                     advice=T(
-                        "Show single samples, then lower β: more samples are rejected.",
-                        "先看逐次采样，再减小 β：更多样本被拒绝。",
+                        "First show single draws. Then lower β and watch the acceptance rate.",
+                        "先看逐次采样，再减小 β，注意接受率。",
                     ),
                     only=("step", "beta"),
                 ),
             ),
             notes=T(
-                "Show the first ten samples one by one, and explain which were accepted and why. Then go to two "
-                "hundred samples: the proportions of the accepted ones converge to π_r.\n\n"
-                "Decrease β step by step and read the acceptance rate aloud. As β approaches zero, this becomes "
-                "best-of-n, because only the best candidate is accepted.",
-                "先逐个展示前十个样本：哪些被接受，为什么。再移到二百个：被接受样本的比例收敛到 π_r。\n\n"
-                "然后逐步减小 β，把接受率念出来。β 趋于零时就是 best-of-n：只有最好的候选被接受。",
+                "Show the first ten draws one by one, and explain which were accepted and why. Then go to two "
+                "hundred draws. The proportions of the accepted responses converge to π_r.\n\n"
+                "Decrease β step by step and read the acceptance rate aloud. As β approaches zero, only the best "
+                "candidate is accepted, and the method becomes best-of-n.",
+                "先逐个展示前十次采样：哪些被接受，为什么。再移到二百次：被接受回答的比例收敛到 π_r。\n\n"
+                "然后逐步减小 β，把接受率念出来。β 趋于零时只有最好的候选被接受，方法就成为 best-of-n。",
             ),
             minutes=2.0,
         ),
         Slide(
+            key="rso-best-of-n-claim",
+            title=T(
+                "Soft best-of-n and RSO converge to π*; best-of-n does not",
+                "Soft best-of-n 和 RSO 收敛到 π*，best-of-n 则不收敛到 π*",
+            ),
+            parts=claim(
+                "soft-best-of-n",
+                "bandit",
+                paper=T(
+                    "Soft best-of-n converges to π*. Its KL falls at least as fast as 1/n.",
+                    "Soft best-of-n 收敛到 π*，KL 至少按 1/n 下降。",
+                ),
+                source="Verdun et al. 2025",
+                found=(
+                    finding(
+                        "soft-best-of-n",
+                        "bandit",
+                        "supported",
+                        "The KL to π* falls with slope {slope:mean}, about as 1/n². With eight draws the regret is "
+                        "{soft_over_best} times that of best-of-8.",
+                        "到 π* 的 KL 的斜率是 {slope:mean}，约按 1/n² 下降。抽八次时，后悔值是 best-of-8 的 "
+                        "{soft_over_best} 倍。",
+                        conditions=("slope < -1.9", "soft_over_best < 1", "best_lowest > 0.1"),
+                    ),
+                    finding(
+                        "soft-best-of-n",
+                        "tree",
+                        "partly supported",
+                        "The slope is {slope:mean}, and the regret with eight draws is {soft_over_best} times that of best-of-8.",
+                        "斜率是 {slope:mean}。抽八次时，后悔值是 best-of-8 的 {soft_over_best} 倍。",
+                        conditions=("slope < -1", "soft_over_best > 1"),
+                    ),
+                ),
+                alt="KL(π‖π*) 随每个回答的抽样次数变化，两轴均为对数。soft best-of-n 和 RSO 沿虚线下降，虚线是与 1/n² 成正比的"
+                "首项；best-of-n 先降后升。",
+                share=0.46,
+            ),
+            notes=T(
+                "Soft best-of-n takes one of n candidates with a probability proportional to exp(r/β). RSO takes k of them "
+                "by the same rule without replacement, so soft best-of-n is the case k = 1. Best-of-n is the limit of a β "
+                "that approaches zero. All distributions are computed exactly. The dashed lines are the leading terms of "
+                "the KL.\n\n"
+                "At equal draws RSO is nearer to π* than soft best-of-n, because its responses are taken from a larger "
+                "pool. They are not independent of each other. Best-of-n has no β. From some n on it moves further from "
+                "π_ref than the objective allows, and its regret rises.\n\n"
+                "Ask how many draws rejection sampling with the true maximum needs for an exact sample. It needs M on "
+                "average. On the tree M is far larger than eight, so with eight candidates soft best-of-n moves too "
+                "little, and best-of-8 is nearer to π*.",
+                "Soft best-of-n 从 n 个候选中取一个，概率与 exp(r/β) 成正比。RSO 按同样的规则不放回地取 k 个，所以 soft "
+                "best-of-n 是 k = 1 的情形；best-of-n 是 β 趋于零的极限。所有分布都精确计算，虚线是 KL 的首项。\n\n"
+                "抽样次数相同时，RSO 比 soft best-of-n 更接近 π*，因为它的回答取自更大的候选池，但这些回答彼此不独立。"
+                "best-of-n 没有 β：n 大到一定程度，它离 π_ref 就比目标所允许的更远，后悔值上升。\n\n"
+                "问：用真正的最大值做拒绝采样，得到一个精确样本平均要抽多少次？平均 M 次。在词元树上 M 远大于八，所以只有"
+                "八个候选时 soft best-of-n 移动得太少，best-of-8 更接近 π*。",
+            ),
+            minutes=1.5,
+        ),
+        Slide(
             key="rso-losses",
             title=T(
-                "Three losses learn different things from the same pairs",
-                "同样的成对数据，三种损失学到的东西不同",
+                "On the same pairs the three losses have different limits",
+                "用同样的成对数据，三种损失的极限不同",
             ),
             parts=(
                 Table(
-                    (T("name", "名称"), T("loss", "损失"), T("what it learns", "学到什么")),
+                    (T("name", "名称"), T("loss", "损失"), T("what determines the policy", "什么决定策略")),
                     (
                         (
                             "sigmoid-norm",
                             r"$-\log\sigma(\gamma\Delta)$",
                             T(
-                                "which answer is better, and by how much",
+                                "which response is better, and by how much",
                                 "哪个回答更好，好多少",
                             ),
                         ),
@@ -255,7 +290,7 @@ BLOCK = Block(
                             "hinge-norm",
                             r"$\max(0,\,1-\gamma\Delta)$",
                             T(
-                                "which answer is better",
+                                "which response is better",
                                 "哪个回答更好",
                             ),
                         ),
@@ -263,14 +298,15 @@ BLOCK = Block(
                             "hinge",
                             r"$\max(0,\,1-\gamma\,(\log\pi_w-\log\pi_l))$",
                             T(
-                                "which answer is better, without a reference",
+                                "which response is better, without a reference",
                                 "哪个回答更好，没有参考策略",
                             ),
                         ),
                     ),
                     T(
-                        r"$\Delta$: difference of log-ratios to $\pi_\text{sft}$; “norm”: divided by $\pi_\text{sft}$, not by length",
-                        r"$\Delta$：对 $\pi_\text{sft}$ 的对数比之差；“norm”指除以 $\pi_\text{sft}$，不是除以长度",
+                        r"$\Delta$ is the difference of log-ratios to $\pi_\text{sft}$. “norm” means divided by "
+                        r"$\pi_\text{sft}$, not by length.",
+                        r"$\Delta$ 是对 $\pi_\text{sft}$ 的对数比之差。“norm”指除以 $\pi_\text{sft}$，不是除以长度。",
                     ),
                     source="Liu et al. 2024, table 1; Zhao et al. 2023 (SLiC-HF)",
                 ),
@@ -284,14 +320,14 @@ BLOCK = Block(
                 ),
             ),
             notes=T(
-                "sigmoid-norm is DPO's loss with γ in place of β. Two parameters are easily confused: the "
-                "sampler's β and the loss's γ. The paper uses 0.5 and 0.05. DPO has only one of them.\n\n"
-                "The gradient of the hinge loss does not depend on how clear a preference is: a preference of 51% "
-                "leads to the same margin as one of 99%. Notebook 08 derives both limits.",
-                "sigmoid-norm 就是把 β 换成 γ 的 DPO 损失。两个参数容易混：采样器的 β 和损失的 γ。论文用 0.5 与 "
-                "0.05；DPO 只有其中一个。\n\n"
-                "hinge 的梯度与偏好有多明显无关：51% 的偏好与 99% 的偏好得到相同的间隔。两者的极限见 08 号笔记本"
-                "的推导。",
+                "sigmoid-norm is DPO's loss with γ in place of β. Do not confuse the two parameters, the β of "
+                "the sampler and the γ of the loss. The paper uses 0.5 and 0.05. In DPO they are equal.\n\n"
+                "The gradient of the hinge loss does not depend on how clear a preference is. A preference of "
+                "51% leads to the same margin as one of 99%. Notebook 08 derives the limits.",
+                "sigmoid-norm 就是把 β 换成 γ 的 DPO 损失。不要混淆两个参数：采样器的 β 和损失的 γ。论文用 0.5 与"
+                " 0.05；在 DPO 里两者相等。\n\n"
+                "hinge 的梯度与偏好有多明显无关：51% 的偏好与 99% 的偏好得到相同的间隔。极限的推导见 08 号笔记本"
+                "。",
             ),
             minutes=1.5,
         ),
@@ -329,8 +365,8 @@ BLOCK = Block(
                         ("rso-sample-rank", "92.37", "82.22", "71.86", "86.94", "59.15", "40.98"),
                     ),
                     T(
-                        "Win rates in % against the SFT target, Reddit TL;DR and AnthropicHH",
-                        "对 SFT 目标的胜率（%），Reddit TL;DR 与 AnthropicHH",
+                        "The table shows win rates in % against the SFT target.",
+                        "表中是对 SFT 目标的胜率（%）。",
                     ),
                     source="Liu et al. 2024, table 1",
                     strong=(4,),
@@ -338,11 +374,11 @@ BLOCK = Block(
             ),
             notes=T(
                 "Compare the rows of one column. On HH the largest step is from direct to sft-sample-rank. This "
-                "step replaces human labels by the reward model's labels. It does not change the distribution "
-                "towards π_r.\n\n"
+                "step replaces the labels of people by those of the reward model, and it does not sample from "
+                "π_r yet.\n\n"
                 "Ask which result would show which of the two changes helped.",
                 "竖着比较一列：HH 上最大的一步是从 direct 到 sft-sample-rank。这一步用奖励模型的标注代替人工标注"
-                "，而没有把分布变为 π_r。\n\n"
+                "，还没有从 π_r 采样。\n\n"
                 "问：什么样的结果才能说明是哪一个改变起了作用？",
             ),
             minutes=1.5,
@@ -350,15 +386,15 @@ BLOCK = Block(
         Slide(
             key="rso-table-claim",
             title=T(
-                "At the paper's settings pairs from π_r win more, and their J is lower",
-                "在论文的设置下，π_r 的成对数据胜率更高，J 更低",
+                "With the paper's settings, pairs from π_r win more at lower J",
+                "用论文的设置，π_r 的成对数据胜率更高，J 更低",
             ),
             parts=claim(
                 "rso-table",
                 "bandit",
                 paper=T(
-                    "TL;DR wins: rso 72%, sft 69%, direct 68%, RAFT 54%, ReST 34%.",
-                    "TL;DR 胜率：rso 72%，sft 69%，direct 68%，RAFT 54%，ReST 34%。",
+                    "On TL;DR rso wins 72%, sft 69%, direct 68%, RAFT 54% and ReST 34%.",
+                    "TL;DR 上的胜率：rso 72%，sft 69%，direct 68%，RAFT 54%，ReST 34%。",
                 ),
                 source="Liu et al. 2024, table 1",
                 found=(
@@ -366,12 +402,12 @@ BLOCK = Block(
                         "rso-table",
                         "bandit",
                         "partly supported",
-                        "Pairs from π_r instead of π_sft change the wins by {rso_over_sft:signed,points} points and J "
-                        "by {objective_rso_over_sft:signed}. With γ = β, sampled labels and long training they change "
-                        "the wins by {judge_rso_over_sft_equal_sampled_long:signed,points}. RAFT beats RSO.",
-                        "与 π_sft 的成对数据相比，π_r 的胜率差 {rso_over_sft:signed,points} 个百分点，J 变化 "
-                        "{objective_rso_over_sft:signed}。γ = β、标注抽样、训练长时，胜率差 "
-                        "{judge_rso_over_sft_equal_sampled_long:signed,points} 个百分点。RAFT 胜过 RSO。",
+                        "Pairs from π_r instead of π_sft change the win rate by {rso_over_sft:signed,points} points and J by "
+                        "{objective_rso_over_sft:signed}. With γ = β, sampled labels and long training it changes by "
+                        "{judge_rso_over_sft_equal_sampled_long:signed,points}. RAFT wins more than RSO.",
+                        "成对数据从 π_sft 换成 π_r，胜率变化 {rso_over_sft:signed,points} 个百分点，J 变化 "
+                        "{objective_rso_over_sft:signed}。γ = β、标注抽样、训练长时，胜率变化 "
+                        "{judge_rso_over_sft_equal_sampled_long:signed,points}。RAFT 的胜率高于 RSO。",
                         conditions=(
                             "rso_over_sft > 0",
                             "objective_rso_over_sft < 0",
@@ -380,34 +416,36 @@ BLOCK = Block(
                         ),
                     ),
                 ),
-                alt="十六种设置下，π_r 的成对数据减去 π_sft 的：按标注者、真实奖励和奖励模型计算的胜率之差与区间。",
+                alt="十六种设置下，成对数据从 π_sft 换成 π_r 时胜率的变化，按标注者、真实奖励和奖励模型计算，带区间。",
                 panels=(1,),
                 size=(7.4, 5.0),
                 share=0.42,
             ),
             notes=T(
-                "Each row of the picture is one setting. The first row is the paper's: γ = 0.05, labels by the larger "
-                "reward, a reward model with many labels, short training. The points show by how much pairs from π_r "
-                "change the wins.\n\n"
-                "The explanation has three parts. A small γ moves the limit π_sft exp(r/γ) far away. The length of training "
-                "decides how much of this distance is reached, and pairs from π_r go faster because they consist of good "
-                "answers. The reward model decides whether the wins are real: with few labels the wins by the reward model "
-                "rise, and those by the gold labeller hardly do.\n\n"
-                "Our first run had γ = β and sampled labels and came out the other way. Ask which column of the paper's "
-                "table would show the lower J.",
-                "图中每一行是一种设置。第一行是论文的：γ = 0.05，奖励大的一方为优，奖励模型的标注多，训练短。点表示 π_r "
-                "的成对数据使胜率改变多少。\n\n"
-                "解释有三点。γ 小时，极限 π_sft exp(r/γ) 很远。训练长度决定走到多远，而 π_r 的成对数据都是好的回答，所以走得"
-                "更快。奖励模型决定胜率是否真实：标注少时，按奖励模型的胜率上升，按真实标注者的几乎不变。\n\n"
-                "我们的第一次实验用 γ = β 和抽样标注，结论相反。问：论文的表里，哪一列能看出 J 更低？",
+                "Each row of the picture is one setting. The first row is the paper's: γ = 0.05, the response "
+                "with the larger reward is chosen, the reward model has many labels, and training is short. The "
+                "points show by how much pairs from π_r change the win rate.\n\n"
+                "The explanation has three parts. First, a small γ moves the limit π_sft exp(r/γ) far away from "
+                "π_sft. Second, the length of training decides how much of this distance is covered. Pairs from "
+                "π_r cover it faster, because they consist of good responses. Third, the reward model decides "
+                "whether the wins are real. With few labels the win rate by the reward model rises, and that by "
+                "the gold labeller hardly does.\n\n"
+                "In our first run γ was equal to β and the labels were sampled, and the result was the opposite. "
+                "Ask which column of the paper's table would show the lower J.",
+                "图中每一行是一种设置。第一行是论文的：γ = 0.05，奖励大的回答被选，奖励模型的标注多，训练短。点表"
+                "示 π_r 的成对数据使胜率改变多少。\n\n"
+                "解释有三点。第一，γ 小时，极限 π_sft exp(r/γ) 离 π_sft 很远。第二，训练长度决定走完这段距离的多"
+                "少，而 π_r 的成对数据都是好的回答，所以走得更快。第三，奖励模型决定胜率是否真实：标注少时，按奖"
+                "励模型的胜率上升，按真实标注者的几乎不变。\n\n"
+                "在我们的第一次实验里，γ 等于 β，标注是抽样的，结论相反。问：论文的表里，哪一列能看出 J 更低？",
             ),
             minutes=2.0,
         ),
         Slide(
             key="rso-pairs-explorer",
             title=T(
-                "The labels needed per pair source can be computed exactly",
-                "每种来源需要多少标注，可以精确计算",
+                "How many labels are needed depends on the pairs' source",
+                "需要多少标注，取决于成对数据的来源",
             ),
             parts=(
                 ExplorerPart(
@@ -420,32 +458,32 @@ BLOCK = Block(
                 ),
             ),
             notes=T(
-                "With N labels the regret is a constant divided by N, and this constant can be computed exactly "
+                "For large N the regret is a constant divided by N, and this constant can be computed exactly "
                 "for each source. The left panel shows the distribution of the pairs. The right panel shows the "
                 "number of labels needed, as a multiple of that of the best design.\n\n"
-                "In this world of four answers, pairs from π_r need the fewest labels at small β, and at large β "
-                "the sources hardly differ. This does not hold in general: in worlds with more answers, pairs "
-                "from π* need the most labels, as the last block shows. The constant does not depend on who "
-                "labels, so labels by a reward model are another question.",
-                "N 个标注时，后悔值等于一个常数除以 N，每种来源的常数都可以精确计算。左图是成对数据的分布，右图是"
-                "所需标注数，以最优设计为单位。\n\n"
+                "In this world of four responses, pairs from π_r need the fewest labels at a small β. At a large "
+                "β the sources hardly differ. This is not true in general. In worlds with more responses, pairs "
+                "from π* need the most labels, as the last block shows. The constant is for labels of the gold "
+                "reward, so labels of a reward model are another question.",
+                "N 很大时，后悔值等于一个常数除以 N，每种来源的常数都可以精确计算。左图是成对数据的分布，右图是所"
+                "需标注数与最优设计所需标注数之比。\n\n"
                 "在这个只有四个回答的世界里，β 小时来自 π_r 的成对数据所需标注最少，β 大时几种来源差别很小。这并"
-                "不普遍：回答更多时，来自 π* 的成对数据所需标注最多，最后一节会看到。这个常数与由谁标注无关，所以"
-                "由奖励模型标注是另一个问题。",
+                "不普遍：回答更多时，来自 π* 的成对数据所需标注最多，最后一节会看到。这个常数针对真实奖励的标注，"
+                "所以由奖励模型标注是另一个问题。",
             ),
             minutes=2.0,
         ),
         Slide(
             key="rso-hyperparameters-claim",
             title=T(
-                "The paper's Figure 3 returns on the bandit, by wins and not by J",
-                "按胜率，老虎机重现了论文的图 3；按 J 则没有",
+                "The paper's β = 0.5 has more wins but a lower J",
+                "论文的 β = 0.5 胜率更高，但 J 更低",
             ),
             parts=claim(
                 "rso-hyperparameters",
                 "bandit",
                 paper=T(
-                    "β = 0.5 of 0 to 5 and γ = 0.05 of 0.005 to 0.5 are best.",
+                    "Of β from 0 to 5, 0.5 is best. Of γ from 0.005 to 0.5, 0.05 is best.",
                     "β 在 0 到 5 中 0.5 最好，γ 在 0.005 到 0.5 中 0.05 最好。",
                 ),
                 source="Liu et al. 2024, fig. 3",
@@ -454,8 +492,11 @@ BLOCK = Block(
                         "rso-hyperparameters",
                         "bandit",
                         "supported",
-                        "By the reward model, β = 0.5 wins {beta_over_0:signed,points} points more than β = 0 and {beta_over_5:signed,points} more than β = 5. With sampled labels and long training γ = 0.05 wins {small_gamma:signed,points} more than γ = β. By J, β = 0.5 loses against β = 5 ({objective_beta_over_5_paper:signed}).",
-                        "按奖励模型，β = 0.5 的胜率比 β = 0 高 {beta_over_0:signed,points} 个百分点，比 β = 5 高 {beta_over_5:signed,points}。标注抽样、训练长时，γ = 0.05 比 γ = β 高 {small_gamma:signed,points}。按 J，β = 0.5 不如 β = 5（{objective_beta_over_5_paper:signed}）。",
+                        "By the reward model, β = 0.5 wins {beta_over_0:points} points more than β = 0 and {beta_over_5:points} "
+                        "more than β = 5, but its J is lower than with β = 5 ({objective_beta_over_5_paper:signed}). "
+                        "After long training γ = 0.05 wins {small_gamma:points} points more than γ = β.",
+                        "按奖励模型，β = 0.5 的胜率比 β = 0 高 {beta_over_0:points} 个百分点，比 β = 5 高 {beta_over_5:points} 个，但 J 低于 β = 5"
+                        "（{objective_beta_over_5_paper:signed}）。长训练后，γ = 0.05 的胜率比 γ = β 高 {small_gamma:points} 个百分点。",
                         conditions=(
                             "beta_over_0 > 0",
                             "beta_over_5 > 0",
@@ -470,8 +511,19 @@ BLOCK = Block(
                 share=0.42,
             ),
             notes=T(
-                "The left panel shows wins by the sampler's β in the paper's cell, the right one wins by γ after long training on sampled labels.\n\nA smaller β and a smaller γ both take the policy further from π_ref, which adds wins. At β = 0 only nearly equal answers are compared, so the wins are lower again. For a tabular policy with sampled labels the limit depends on γ alone: it is π_ref exp(r/γ). With hard labels there is no limit, and γ hardly matters. J, which includes the KL penalty, prefers less movement.\n\nAsk why the paper could not see this in its figure.",
-                "左图是论文设置下胜率随采样器的 β 的变化，右图是标注抽样、长训练后胜率随 γ 的变化。\n\nβ 小、γ 小都使策略离 π_ref 更远，胜率因此更高。β = 0 时只比较几乎相同的回答，胜率又降低。对表格策略，标注抽样时极限只取决于 γ，即 π_ref exp(r/γ)；硬标注时没有极限，γ 几乎不起作用。包含 KL 惩罚的 J 偏好更小的移动。\n\n问：论文的图里为什么看不出这一点？",
+                "The left panel shows win rates for each β of the sampler with the paper's other settings. The "
+                "right panel shows win rates for each γ after long training on sampled labels.\n\n"
+                "A smaller β and a smaller γ both move the policy further from π_ref, which raises the win rate. "
+                "At β = 0 only nearly equal responses are compared, so the win rate is lower again. For a "
+                "tabular policy with sampled labels the limit depends on γ alone. It is π_ref exp(r/γ). With "
+                "hard labels there is no limit, and γ hardly matters. J includes the KL penalty, so it is higher "
+                "for policies that move less.\n\n"
+                "Ask why the paper's figure could not show this.",
+                "左图是其他设置与论文相同时，胜率随采样器的 β 的变化；右图是标注抽样、长训练后胜率随 γ 的变化。\n\n"
+                "β 小、γ 小都使策略离 π_ref 更远，胜率因此更高。β = 0 时只比较几乎相同的回答，胜率又降低。对表格"
+                "策略，标注抽样时极限只取决于 γ，即 π_ref exp(r/γ)；硬标注时没有极限，γ 几乎不起作用。J 包含 KL "
+                "惩罚，所以移动较小的策略 J 更高。\n\n"
+                "问：论文的图里为什么看不出这一点？",
             ),
             minutes=1.5,
         ),
@@ -484,16 +536,16 @@ BLOCK = Block(
             parts=(
                 Bullets(
                     T(
-                        "Free labels: does the reward model label any number of pairs?",
-                        "免费标注：奖励模型可以标注任意多的成对数据？",
+                        "The reward model can label any number of pairs without additional human labels",
+                        "奖励模型可以标注任意多的成对数据，不需要更多人工标注",
                     ),
                     T(
-                        "Limited capacity: can the policy not fit all pairs?",
-                        "能力有限：策略无法拟合所有成对数据？",
+                        "A policy of limited capacity cannot fit all pairs",
+                        "能力有限的策略无法拟合所有成对数据",
                     ),
                     T(
-                        "Statistics: are these pairs more informative?",
-                        "统计：这些成对数据的信息更多？",
+                        r"Pairs from $\pi_r$ may be statistically more informative",
+                        r"来自 $\pi_r$ 的成对数据在统计上可能信息更多",
                     ),
                     steps=True,
                 ),
@@ -502,8 +554,8 @@ BLOCK = Block(
                 "rso-why",
                 "tree",
                 paper=T(
-                    "fitting π* needs pairs from π*.",
-                    "对 π* 做最大似然估计，需要从 π* 采样的成对数据。",
+                    "Estimating π* needs pairs from π*.",
+                    "估计 π* 需要来自 π* 的成对数据。",
                 ),
                 source="Liu et al. 2024, abstract",
                 found=(
@@ -511,9 +563,9 @@ BLOCK = Block(
                         "rso-why",
                         "tree",
                         "not supported",
-                        "Pairs from π_r change J by {pi_r_pairs_full:signed}, additional labels of r_φ by "
+                        "Pairs from π_r change J by {pi_r_pairs_full:signed}, and additional labels by "
                         "{more_labels_full:signed}. Limited capacity is undecided.",
-                        "对完整策略，π_r 的成对数据使 J 变化 {pi_r_pairs_full:signed}，r_φ 的额外标注使 J 变化 "
+                        "π_r 的成对数据使 J 变化 {pi_r_pairs_full:signed}，额外标注使 J 变化 "
                         "{more_labels_full:signed}。能力有限的作用尚无定论。",
                         conditions=("pi_r_pairs_full < 0", "more_labels_full > 0", "capacity_limited ~ 0"),
                     ),
@@ -521,52 +573,53 @@ BLOCK = Block(
                         "rso-why",
                         "bandit",
                         "not supported",
-                        "Limited capacity has an effect of {capacity_limited:signed}, additional labels of {more_labels_full:signed}.",
-                        "能力有限时，π_r 的成对数据使 J 变化 {capacity_limited:signed}；额外标注：{more_labels_full:signed}。",
+                        "Limited capacity changes J by {capacity_limited:signed}, and additional labels by "
+                        "{more_labels_full:signed}.",
+                        "能力有限使 J 变化 {capacity_limited:signed}，额外标注使 J 变化 {more_labels_full:signed}。",
                         conditions=("capacity_limited < 0", "more_labels_full < 0"),
                     ),
                 ),
-                alt="词元树上各个因素使 J 增加多少，完整策略与受限策略，带 95% 区间：免费标注、来自 π_r 的成对数据、其中能力与统计的部分、真实奖励的标注、来自 π* 的成对数据。",
+                alt="词元树上各个因素使 J 增加多少，完整策略与受限策略，带 95% 区间：额外标注、来自 π_r 的成对数据、其中能力与统计的部分、真实奖励的标注、来自 π* 的成对数据。",
                 share=0.44,
             ),
             notes=T(
-                "Collect answers on the board before you show the list. Ask which of them can be tested with the "
-                "paper's table alone. The answer is none, because two things changed at the same time.",
+                "Collect answers on the board before you show the list. Ask which of the reasons can be tested "
+                "with the paper's table alone. None can, because two things changed at the same time.",
                 "先把回答写在黑板上，再展开列表。问：只用论文的表格能检验其中哪一个？一个也不能，因为同时改变了两"
                 "件事。",
             ),
             answer_notes=T(
-                "A factorial design switches each reason on and off, and J is computed exactly. On the "
-                "tree the reward model generalises beyond a table of the labels, and its additional labels "
-                "help. On the bandit it does not, and its labels only add noise. Pairs from π_r help on "
-                "neither.\n\n"
-                "A limited policy can be worse with them for the following reason. They do not compare the "
-                "answers that are rare under π_r, but the regret is a mean over the answers of the policy "
-                "itself.",
-                "析因设计把每个原因逐一打开和关闭，J 精确计算。在词元树上，奖励模型比标注表格泛化得更好，"
-                "它的额外标注有用；在老虎机上它没有更多信息，它的标注只增加噪声。π_r 的成对数据在两处都没"
-                "有好处。\n\n"
-                "受限策略为什么会更差？这些数据不比较在 π_r 下很少出现的回答，而后悔值是对策略本身的回答求"
-                "平均。",
+                "A factorial design switches each reason on and off, and J is computed exactly. On the tree the "
+                "reward model has the form of the gold reward, so it generalises beyond a table, and its "
+                "additional labels help. On the bandit it is a table itself, and its labels only add noise. "
+                "Pairs from π_r help on neither.\n\n"
+                "A limited policy can have a lower J with them for the following reason. They hardly compare the "
+                "responses that are rare under π_r. But the regret is a mean over the responses of the policy "
+                "itself, which may give such responses much probability.",
+                "析因设计把每个原因逐一打开和关闭，J 精确计算。在词元树上，奖励模型与真实奖励形式相同，泛化得比表"
+                "格好，它的额外标注有用；在多臂老虎机上它本身就是表格，它的标注只增加噪声。π_r 的成对数据在两处都"
+                "没有好处。\n\n"
+                "用这些数据时受限策略的 J 为什么会更低？它们几乎不比较在 π_r 下很少出现的回答，而后悔值是对策略本"
+                "身的回答求平均，策略可能给这些回答很大的概率。",
             ),
             answer_title=T(
-                "Free labels may help; in our runs RSO's pairs do not",
-                "免费标注可能有用；在我们的实验里 RSO 的成对数据没有用",
+                "Additional labels help on the tree; pairs from π_r do not",
+                "词元树上额外标注有用，π_r 的成对数据没有用",
             ),
             minutes=(1.5, 2.0),
         ),
         Slide(
             key="rso-phase-claim",
             title=T(
-                "Pairs from π_r help a restricted policy where it misses little, or misses smoothly",
-                "策略受限时，若缺失的奖励很少或变化平滑，来自 π_r 的成对数据有用",
+                "If the misfit is small or smooth, pairs from π_r lower regret",
+                "误差小或平滑时，π_r 的成对数据降低后悔值",
             ),
             parts=claim(
                 "rso-phase",
                 "bandit",
                 paper=T(
-                    "fitting π* needs pairs from π*.",
-                    "对 π* 做最大似然估计，需要从 π* 采样的成对数据。",
+                    "Estimating π* needs pairs from π*.",
+                    "估计 π* 需要来自 π* 的成对数据。",
                 ),
                 source="Liu et al. 2024, abstract",
                 found=(
@@ -574,11 +627,11 @@ BLOCK = Block(
                         "rso-phase",
                         "bandit",
                         "supported",
-                        "Regret changes by {r_noise:mean,percent,signed} (noise) or "
-                        "{r_saturating:mean,percent,signed} (saturating) if 10% is missed, and by "
-                        "{map_r_noise_0.6_0.5:mean,percent,signed} if 60% is missed as noise.",
-                        "缺失奖励方差的十分之一时，后悔值变化 {r_noise:mean,percent,signed}（噪声）和 "
-                        "{r_saturating:mean,percent,signed}（饱和）。60% 作为噪声缺失时，变化 "
+                        "At a misfit of 10% the regret changes by {r_noise:mean,percent,signed} (noise) or "
+                        "{r_saturating:mean,percent,signed} (saturation), at 60% noise by "
+                        "{map_r_noise_0.6_0.5:mean,percent,signed}.",
+                        "奖励方差的 10% 无法表示时，后悔值变化 {r_noise:mean,percent,signed}（噪声）和 "
+                        "{r_saturating:mean,percent,signed}（饱和）；60% 为噪声时变化 "
                         "{map_r_noise_0.6_0.5:mean,percent,signed}。",
                         conditions=("r_noise < 0", "r_saturating < 0", "map_r_noise_0.6_0.5 > 0"),
                     ),
@@ -586,8 +639,8 @@ BLOCK = Block(
                         "rso-phase",
                         "tree",
                         "supported",
-                        "With half of each, noise never raises the regret.",
-                        "两种来源各取一半时，噪声情形下后悔值从不上升。",
+                        "With half of each source, noise never raises it.",
+                        "两种来源各取一半时，噪声从不使后悔值上升。",
                         conditions=("higher_mixture_noise < 1",),
                     ),
                 ),
@@ -598,15 +651,17 @@ BLOCK = Block(
                 share=0.39,
             ),
             notes=T(
-                "Both maps have γ = β and infinitely many labels, so only the restriction of the policy matters. To "
-                "second order DPO's loss on pairs from π* is the regret's own quadratic form, which explains the blue "
-                "cells.\n\n"
-                "The red cells are large errors: pairs from π_r compare few of the answers that π_r makes rare, and a "
-                "policy that overrates one of them gives it much probability. docs/claims.md has the intervals.",
-                "两张图里 γ = β，标注无限多，所以只有策略受限起作用。展开到二阶，DPO 在 π* 的成对数据上的损失就是"
-                "后悔值的二次型，这解释了蓝色的格子。\n\n"
-                "红色的格子是大误差：来自 π_r 的成对数据很少比较 π_r 下稀有的回答，策略如果高估其中一个，就会给它很大"
-                "的概率。区间见 docs/claims.md。",
+                "Both maps have γ = β and infinitely many labels, so only the restriction of the policy matters. "
+                "The share on the horizontal axis is the part of the reward's variance that the policy cannot "
+                "represent. To second order DPO's loss on pairs from π* is the quadratic form of the regret, "
+                "which explains the blue cells.\n\n"
+                "In the red cells the errors are large. Pairs from π_r rarely compare the responses that are "
+                "rare under π_r. A policy that overestimates such a response gives it much probability. "
+                "docs/claims.md has the intervals.",
+                "两张图里 γ = β，标注无限多，所以只有策略受限起作用。横轴是策略无法表示的那部分奖励方差的比例。展"
+                "开到二阶，DPO 在 π* 的成对数据上的损失就是后悔值的二次型，这解释了蓝色的格子。\n\n"
+                "红色格子里误差很大：来自 π_r 的成对数据很少比较 π_r 下稀有的回答，策略如果高估其中一个，就会给它"
+                "很大的概率。区间见 docs/claims.md。",
             ),
             minutes=2.0,
         ),
@@ -620,19 +675,19 @@ BLOCK = Block(
                 ExplorerPart(
                     "pair_misfit",
                     advice=T(
-                        "Change what the policy misses, then lower β.",
-                        "换一种缺失，再减小 β。",
+                        "Change what the policy cannot represent. Then lower β.",
+                        "换一种策略无法表示的部分，再减小 β。",
                     ),
                     stops=5,
                 ),
             ),
             notes=T(
-                "The left panel shows the fits in one world: the implicit reward against the reward, for pairs from "
-                "π_ref and from π_r. The right panel shows the regret relative to that with pairs from π_ref, for pairs "
-                "from π_r and for half of each.\n\n"
+                "The left panel shows two fits in one world, one to pairs from π_ref and one to pairs from π_r. "
+                "It compares the implicit reward with the gold reward. The right panel shows the regret with "
+                "pairs from π_r, and with half of each, relative to that with pairs from π_ref.\n\n"
                 "Let the students predict the effect of a saturating reward before you change the control.",
-                "左图是一个世界里的拟合：隐式奖励对奖励，成对数据来自 π_ref 或 π_r。右图是相对于 π_ref 成对数据的后悔值"
-                "，来源为 π_r，或两种各取一半。\n\n"
+                "左图是一个世界里的两次拟合，成对数据分别来自 π_ref 和 π_r，图中比较隐式奖励与真实奖励。右图是来"
+                "源为 π_r 或两种各取一半时的后悔值，以 π_ref 的后悔值为单位。\n\n"
                 "改变控件之前，先让学生预测奖励饱和时的结果。",
             ),
             minutes=1.5,

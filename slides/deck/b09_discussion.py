@@ -16,40 +16,40 @@ BLOCK = Block(
         Slide(
             key="discussion-moves",
             title=T(
-                "Three things change during training and deployment",
-                "训练和部署期间有三样东西在变",
+                "The policy, the preferences and the prompts change over time",
+                "策略、偏好和提示都随时间变化",
             ),
             parts=(
                 Bullets(
                     T(
-                        r"**The policy** moves away from the data of $r_\phi$",
-                        r"**策略**离开了 $r_\phi$ 的训练数据",
+                        r"**The policy** moves away from the data on which $r_\phi$ was fitted",
+                        r"**策略**逐渐离开 $r_\phi$ 的训练数据",
                     ),
                     T(
-                        "**Preferences** drift: $r_t$ differs from $r_0$",
-                        "**偏好**在漂移：$r_t$ 不再是 $r_0$",
+                        "**The preferences** drift, so $r_t$ differs from $r_0$",
+                        "**偏好**在漂移，$r_t$ 不再等于 $r_0$",
                     ),
                     T(
-                        "**Prompts** shift: people ask other questions",
-                        "**提示**在变：人们问别的问题",
+                        "**The prompts** shift, because people ask other questions",
+                        "**提示**在变，因为人们问别的问题",
                     ),
                     steps=True,
                 ),
                 Text(
                     T(
-                        r"The lecture asks this as an open question. In a finite world $\pi^*_t$ is known at each time, "
-                        "so the answer can be computed.",
-                        r"讲义把它作为开放问题。在有限世界里，每个时刻的 $\pi^*_t$ 都已知，所以答案可以算出来。",
+                        r"The lecture leaves open what to do. In a finite world $\pi^*_t$ is known at each time, so the "
+                        "answer can be computed.",
+                        r"讲义没有回答该怎么办。在有限世界里，每个时刻的 $\pi^*_t$ 都已知，所以答案可以算出来。",
                     ),
                     step=True,
                 ),
             ),
             notes=T(
-                "The authors renewed their preference models and policies about once a week with new comparisons. "
-                "Ask why a week is better than a day or a year.\n\n"
-                "The first of the three changes happens even if no preference changes, so the block begins with "
+                "The cited authors updated their preference models and policies about once a week with new "
+                "comparisons. Ask why they did not do so daily or yearly.\n\n"
+                "The first of the three changes happens even if no preference changes, so this block begins with "
                 "it.",
-                "所引的工作大约每周用新的比较数据更新偏好模型和策略。问：为什么是一周，而不是一天或一年？\n\n"
+                "所引的工作大约每周用新的比较数据更新偏好模型和策略。问：为什么不是每天或每年？\n\n"
                 "三者中的第一个，即使偏好不变也会发生，所以先讲它。",
             ),
             minutes=1.5,
@@ -58,30 +58,30 @@ BLOCK = Block(
         Slide(
             key="discussion-over-optimisation",
             title=T(
-                "Strong optimisation raises the proxy reward, not gold",
+                "Strong optimisation raises the proxy, not the gold reward",
                 "优化过强时，代理奖励上升，真实奖励并不上升",
             ),
             parts=(
                 ExplorerPart(
                     "over_optimisation",
                     advice=T(
-                        "Lower β: what do proxy and gold reward do? Then change the model.",
+                        "Lower β. How do the proxy and the gold reward change? Then change the model.",
                         "减小 β：代理奖励和真实奖励如何变化？再换奖励模型。",
                     ),
                     at={"which": 1},
                 ),
             ),
             notes=T(
-                "Begin with the reward model of 250 labels and a large β, then decrease β. The proxy reward only "
-                "rises. The gold reward rises, reaches a maximum and falls. Stop at the maximum.\n\n"
-                "With 2,000 labels the maximum comes later and the fall is small. With 60 labels there is no fall "
-                "in this sample: if the errors of the reward model are random, the answers that it prefers may "
-                "still be good. Also read the effective sample size. At a large KL a few samples dominate the "
-                "estimate.",
+                "Begin with the reward model of 250 labels and a large β, and then decrease β. The proxy reward "
+                "only rises. The gold reward rises, reaches a maximum and falls. Stop at the maximum.\n\n"
+                "With 2,000 labels the maximum comes later and the fall is small. With 60 labels there is no "
+                "fall in this sample. If the errors of the reward model are random, the responses with a high "
+                "proxy reward may still be good. Also read the effective sample size. At a large KL a few "
+                "samples dominate the estimate.",
                 "从 250 个标注的奖励模型、大的 β 开始，逐步减小 β。代理奖励只升不降；真实奖励先升，到达最大值，再"
                 "降。在最大值处停下。\n\n"
-                "2000 个标注时，最大值出现更晚，下降很少。60 个标注时，在这次抽样里没有下降：若奖励模型的错误是随"
-                "机的，它偏爱的回答可能仍然不错。再读有效样本数：KL 很大时，少数样本主导了估计。",
+                "2000 个标注时，最大值出现更晚，下降很少。60 个标注时，在这次抽样里没有下降：若奖励模型的误差是随"
+                "机的，代理奖励高的回答可能仍然不错。再读有效样本数：KL 很大时，少数样本主导了估计。",
             ),
             minutes=2.0,
             source="Gao et al. 2023, figure 1",
@@ -89,15 +89,15 @@ BLOCK = Block(
         Slide(
             key="discussion-over-optimisation-claim",
             title=T(
-                "Overestimation alone does not make the gold reward fall",
-                "高估本身并不会使真实奖励下降",
+                "The proxy reward is far too high, but gold need not fall",
+                "代理奖励高估很多，但真实奖励不一定下降",
             ),
             parts=claim(
                 "over-optimisation",
                 "bandit",
                 paper=T(
-                    "the proxy keeps rising; gold rises, then falls; more data delay this.",
-                    "代理奖励一直上升，真实奖励先升后降；数据越多，转折越晚。",
+                    "The proxy reward rises throughout. The gold reward rises and then falls, later with more data.",
+                    "代理奖励一直上升，真实奖励先升后降；数据越多，下降越晚。",
                 ),
                 source="Gao et al. 2023, fig. 1",
                 found=(
@@ -105,42 +105,47 @@ BLOCK = Block(
                         "over-optimisation",
                         "bandit",
                         "inconclusive",
-                        "With {labels_few} labels the gold reward falls by {fall_best_of_n_extrapolating_50} for best-of-n and by "
-                        "{fall_ppo_extrapolating_50} for PPO.",
-                        "{labels_few} 个标注时，best-of-n 的真实奖励下降 {fall_best_of_n_extrapolating_50}，PPO 下降 "
-                        "{fall_ppo_extrapolating_50}。",
+                        "With {labels_few} labels the gold reward falls by {fall_best_of_n_extrapolating_50} (best-of-n) and "
+                        "{fall_ppo_extrapolating_50} (PPO).",
+                        "{labels_few} 个标注时，真实奖励下降 {fall_best_of_n_extrapolating_50}（best-of-n）和 "
+                        "{fall_ppo_extrapolating_50}（PPO）。",
                         conditions=("fall_best_of_n_extrapolating_50 ~ 0", "fall_ppo_extrapolating_50 ~ 0"),
                     ),
                     finding(
                         "over-optimisation",
-                        "small",
-                        "inconclusive",
-                        "The gold reward of best-of-n falls by {fall_best_of_n_64}, but the proxy is not shown to rise.",
-                        "best-of-n 的真实奖励下降 {fall_best_of_n_64}，但未见代理奖励上升。",
-                        conditions=("fall_best_of_n_64 > 0", "rise_best_of_n_64 ~ 0"),
+                        "tree",
+                        "not supported",
+                        "The fall is less than a tenth of what the gold reward has gained.",
+                        "下降不到真实奖励增益的十分之一。",
+                        conditions=(
+                            "fall_best_of_n_extrapolating_500 < margin_best_of_n_extrapolating_500",
+                            "fall_ppo_extrapolating_500 < margin_ppo_extrapolating_500",
+                        ),
                     ),
                 ),
                 alt="真实奖励（实线）与代理奖励（虚线）随 √KL 的变化，线性奖励模型用 50 个标注拟合：虚线远高于实线，实线变平。",
                 share=0.45,
             ),
             notes=T(
-                "Dashed lines show the proxy reward and solid lines the gold reward. The reward model is linear in features and extrapolates, and the gold reward saturates. The decision "
-                "rule requires two things at the same time: the gold reward falls and the proxy reward rises, both by "
-                "more than their intervals.\n\n"
-                "If the errors of the reward model are independent of the gold reward, the answers that it "
-                "prefers are still better than most, and the gold reward levels off. It falls only if the "
-                "preferred answers are worse.",
-                "虚线是代理奖励，实线是真实奖励。奖励模型对特征是线性的，会外推；真实奖励会饱和。判定规则要求两者同时发生：真实奖励下降，代理奖励上升，且都超出区间。\n\n"
-                "若奖励模型的错误与真实奖励无关，它偏爱的回答仍比大多数好，真实奖励只是趋平。只有它偏爱的回答反而"
-                "更差时，真实奖励才下降。",
+                "Dashed lines show the proxy reward and solid lines the gold reward. The gold reward saturates. "
+                "The reward model is linear in features, so it extrapolates. By the decision rule the claim is "
+                "true if the gold reward falls while the proxy reward rises, both by more than their intervals.\n\n"
+                "If the errors of the reward model are independent of the gold reward, the responses with a high "
+                "proxy reward are still better than most, and the gold reward levels off. It falls only if these "
+                "responses are worse. On the language model the gold reward of best-of-n falls, but the proxy "
+                "reward is not shown to rise.",
+                "虚线是代理奖励，实线是真实奖励。真实奖励会饱和；奖励模型对特征是线性的，会外推。判定规则要求真实"
+                "奖励下降的同时代理奖励上升，且都超出区间。\n\n"
+                "若奖励模型的误差与真实奖励无关，代理奖励高的回答仍比大多数好，真实奖励只是趋平。只有这些回答反而"
+                "更差时，真实奖励才下降。在语言模型上，best-of-n 的真实奖励下降，但未见代理奖励上升。",
             ),
             minutes=1.5,
         ),
         Slide(
             key="discussion-non-static",
             title=T(
-                "Old labels are many but outdated; new labels are few",
-                "旧标注多而过时，新标注少而准确",
+                "A long window has less noise but more outdated labels",
+                "窗口长，噪声小，但过时的标注多",
             ),
             parts=(
                 ExplorerPart(
@@ -153,14 +158,14 @@ BLOCK = Block(
                 ),
             ),
             notes=T(
-                "Without drift the longest window is best, and fitting once to all labels is even better, because "
-                "more labels mean less noise. Increase the drift: a long window then averages over rewards that "
-                "are no longer valid.\n\n"
-                "Find the best window by hand, then compare it with the formula below. Notebook 13 derives it: "
+                "Without drift the longest window is best. A single fit to all labels is even better, because "
+                "more labels mean less noise. Then increase the drift. A long window now averages over rewards "
+                "that are no longer valid.\n\n"
+                "Find the best window by hand, and compare it with the formula below. Notebook 13 derives that "
                 "the best window is proportional to the drift to the power −2/3.",
-                "没有漂移时窗口越长越好，用全部标注拟合一次更好：标注多，噪声小。加大漂移：长窗口平均的是已经失效"
-                "的奖励。\n\n"
-                "先手动找最佳窗口，再与下面的公式比较。推导见 13 号笔记本：最佳窗口与漂移的 −2/3 次方成正比。",
+                "没有漂移时窗口越长越好，用全部标注拟合一次更好，因为标注多，噪声小。再加大漂移：长窗口平均的是已"
+                "经失效的奖励。\n\n"
+                "先手动找最佳窗口，再与下面的公式比较。13 号笔记本推导出：最佳窗口与漂移的 −2/3 次方成正比。",
             ),
             minutes=2.0,
         ),
@@ -174,8 +179,8 @@ BLOCK = Block(
                 "non-static",
                 "bandit",
                 paper=T(
-                    "weekly updates improved data and models; no interval is derived.",
-                    "每周用新反馈更新，数据和模型都有改进；没有推导更新的间隔。",
+                    "Weekly updates improved the data and the models. No interval is derived.",
+                    "每周更新使数据和模型都有改进，但没有推导更新的间隔。",
                 ),
                 source="Bai et al. 2022, sec. 4.5",
                 found=(
@@ -183,10 +188,11 @@ BLOCK = Block(
                         "non-static",
                         "bandit",
                         "partly supported",
-                        "From {turn_from:1} rad on refitting lowers the regret. If the policy moves, labels of its own responses "
-                        "lower it by {policy_narrow_saving} with a small reward model, but by {policy_saving} with a full one.",
-                        "从 {turn_from:1} 弧度起，重新拟合能降低后悔值。策略自身变化时标注它的回答：奖励模型小，后悔值减少 "
-                        "{policy_narrow_saving}；奖励模型完整，减少 {policy_saving}。",
+                        "From a turn of {turn_from:1} rad on, refitting lowers the regret. If the policy itself moves, labels of "
+                        "its responses lower it by {policy_narrow_saving} with a small reward model. With a full one "
+                        "the saving is {policy_saving}.",
+                        "偏好转过 {turn_from:1} 弧度起，重新拟合能降低后悔值。策略自身变化时，标注它的回答使后悔值减少 "
+                        "{policy_narrow_saving}（小奖励模型）或 {policy_saving}（完整的奖励模型）。",
                         conditions=("saving_from > 0", "policy_saving < 0", "policy_narrow_saving > 0"),
                     ),
                 ),
@@ -194,20 +200,20 @@ BLOCK = Block(
                 panels=(1,),
             ),
             notes=T(
-                "All strategies use the same number of labels. The dotted line is the drift at which, by the "
-                "closed form, retraining becomes better than fitting once.\n\n"
-                "Ask which quantity a team would have to measure to use this result. It is the rate of drift. The "
-                "language model with three seeds gives no conclusion.",
-                "所有策略使用的标注数相同。点线是闭式解给出的转折点，漂移超过它时，重新训练优于一次拟合。\n\n"
-                "问：一个团队要用上这个结果，需要测哪个量？漂移的速度。三个种子的语言模型得不出结论。",
+                "All strategies use the same number of labels. The dotted line is the drift above which, by the "
+                "closed form, retraining is better than fitting once.\n\n"
+                "Ask which quantity a team has to measure before it can use this result. It is the rate of "
+                "drift. On the language model, three seeds are too few for a conclusion.",
+                "所有策略使用的标注数相同。点线是闭式解给出的漂移，超过它时，重新训练优于一次拟合。\n\n"
+                "问：一个团队要用上这个结果，先要测哪个量？是漂移的速度。在语言模型上，三个种子太少，得不出结论。",
             ),
             minutes=1.5,
         ),
         Slide(
             key="discussion-budget",
             title=T(
-                "How should a budget of labels be used?",
-                "如何使用标注预算？",
+                "For large N the regret is φ(μ)/N, and we can choose μ",
+                "N 大时后悔值是 φ(μ)/N，而 μ 可以选择",
             ),
             parts=(
                 DerivationPart(
@@ -219,28 +225,26 @@ BLOCK = Block(
                 ),
                 Bullets(
                     T(
-                        r"Which pairs? Choose μ: from $\pi_\text{ref}$, from $\pi^*$, or the most informative pairs",
-                        r"标注哪些对？选择 μ：来自 $\pi_\text{ref}$、来自 $\pi^*$，还是信息最多的对",
+                        r"Which pairs should be labelled? μ can be $\pi_\text{ref}$, $\pi^*$ or the optimal design",
+                        r"标注哪些对？μ 可以是 $\pi_\text{ref}$、$\pi^*$ 或最优设计",
                     ),
                     T(
-                        "How many demonstrations, and in how many rounds?",
-                        "多少示范，分几轮？",
-                    ),
-                    T(
-                        "DPO on the labels, or a reward model first?",
-                        "直接用 DPO，还是先训练奖励模型？",
+                        "How many rounds and demonstrations are best, and does a reward model help?",
+                        "多少轮、多少示范最好？奖励模型有用吗？",
                     ),
                     steps=True,
                 ),
             ),
             notes=T(
-                "The lecture ends with this question. With N labels the regret is a constant divided by N. The "
-                "constant is a trace, where I(μ) is the information of pairs sampled from μ and Σ is the "
-                "covariance under π*. Choosing μ to minimise this trace is a problem of experimental design.\n\n"
+                "The lecture ends with this question: how should a budget of labels be used? For large N the "
+                "regret is a constant φ(μ) divided by N. The constant is a trace, where I(μ) is the information "
+                "in pairs sampled from μ and Σ is the covariance under π*. Choosing μ to minimise this trace is "
+                "a problem of experimental design.\n\n"
                 "The optimal μ depends on the reward, which is not known before the labels are collected. This "
                 "leads to active learning.",
-                "讲义以这个问题结束。N 个标注时，后悔值等于一个常数除以 N；这个常数是一个迹，其中 I(μ) 是从 μ 抽"
-                "取的成对数据的信息量，Σ 是 π* 下的协方差。选择 μ 使迹最小，是一个实验设计问题。\n\n"
+                "讲义以这个问题结束：给定标注预算，如何设计训练过程？N 很大时，后悔值等于常数 φ(μ) 除以 N；这个常"
+                "数是一个迹，其中 I(μ) 是从 μ 抽取的成对数据的信息量，Σ 是 π* 下的协方差。选择 μ 使迹最小，是一个"
+                "实验设计问题。\n\n"
                 "最优的 μ 依赖于奖励，而奖励在收集标注之前并不知道。于是需要主动学习。",
             ),
             minutes=2.5,
@@ -249,8 +253,8 @@ BLOCK = Block(
         Slide(
             key="discussion-budget-explorer",
             title=T(
-                "The next label should go where it changes the policy most",
-                "下一个标注，应放在最能改变策略的地方",
+                "Here the optimal design needs half as many labels as π_ref",
+                "在这里，最优设计所需标注约为 π_ref 的一半",
             ),
             parts=(
                 ExplorerPart(
@@ -265,13 +269,13 @@ BLOCK = Block(
             ),
             notes=T(
                 "Compare the distributions of pairs. Pairs from the reference policy concentrate on frequent "
-                "answers. The optimal design concentrates on the pairs that determine the policy, and it needs "
+                "responses. The optimal design concentrates on the pairs that determine the policy, and it needs "
                 "about half as many labels. The active policy begins without knowledge of the reward and comes "
                 "close to the optimal design.\n\n"
-                "For your data, `rlhf-lab budget` prints a plan.",
+                "The command `rlhf-lab budget` prints a plan for your own data.",
                 "比较成对数据的分布：来自参考策略的标注集中在常见的回答上，最优设计集中在对策略起决定作用的对上，"
                 "所需标注约为一半。主动策略开始时不了解奖励，却能接近最优设计。\n\n"
-                "想代入自己的数据：`rlhf-lab budget` 会打印一份方案。",
+                "命令 `rlhf-lab budget` 会为自己的数据打印一份方案。",
             ),
             minutes=2.0,
         ),
@@ -284,19 +288,19 @@ BLOCK = Block(
             parts=(
                 Bullets(
                     T(
-                        "All now, on pairs from π_ref",
+                        "Use all of them now, on pairs from π_ref",
                         "现在全部用在来自 π_ref 的成对数据上",
                     ),
                     T(
-                        "All now, on pairs from an estimate of π*",
+                        "Use all of them now, on pairs from an estimate of π*",
                         "现在全部用在来自 π* 的估计的成对数据上",
                     ),
                     T(
-                        "In rounds, each on the pairs that are most uncertain",
+                        "Label in rounds, each time the most uncertain pairs",
                         "分轮进行，每轮标注当前最不确定的对",
                     ),
                     T(
-                        "Keep half for later, because labels become outdated",
+                        "Save half for later, because labels become outdated",
                         "留一半以后用，因为标注会过期",
                     ),
                     ordered=True,
@@ -306,7 +310,7 @@ BLOCK = Block(
                 "annotation-budget",
                 "bandit",
                 paper=T(
-                    "the lecture leaves it open; RSO samples pairs from an estimate of π*.",
+                    "The lecture leaves the question open. RSO samples pairs from an estimate of π*.",
                     "讲义把它留作开放问题；RSO 从对 π* 的估计中采样成对数据。",
                 ),
                 source="Liu et al. 2024",
@@ -315,12 +319,12 @@ BLOCK = Block(
                         "annotation-budget",
                         "bandit",
                         "answered",
-                        "N · regret relative to its limit is {limit_reference} for π_ref, {limit_optimal} for π* and "
-                        "{limit_design} for the best design. At {labels} labels the active policy needs {ratio_active} "
-                        "times the labels of the best design, and π_ref {ratio_reference} times.",
-                        "N · 后悔值与极限之比：π_ref {limit_reference}，π* {limit_optimal}，最优设计 {limit_design}。{labels} 个标注时，"
+                        "The closed form predicts the regret: N · regret is {limit_design} times its limit for the best design. "
+                        "At {labels} labels the active policy needs {ratio_active} times as many labels as the best "
+                        "design, and π_ref {ratio_reference} times.",
+                        "闭式解预测了后悔值：采用最优设计时，N · 后悔值是极限的 {limit_design} 倍。{labels} 个标注时，"
                         "主动标注所需为最优设计的 {ratio_active} 倍，π_ref 为 {ratio_reference} 倍。",
-                        conditions=("limit_reference ~ 1", "ratio_active < 1.25", "ratio_reference > ratio_active"),
+                        conditions=("limit_design ~ 1", "ratio_active < 1.25", "ratio_reference > ratio_active"),
                     ),
                 ),
                 alt="各种成对数据来源所需标注数，以最优设计为单位，随标注数变化：来自 π* 的越来越多，主动标注接近 1。",
@@ -328,26 +332,26 @@ BLOCK = Block(
                 share=0.45,
             ),
             notes=T(
-                "There is no single correct answer. Let four students defend the four options, with the pictures "
+                "There is no single correct answer. Let four students defend the four options with the pictures "
                 "of this block.",
                 "没有唯一答案。请四位同学用本节的图分别为四个选项辩护。",
             ),
             answer_notes=T(
-                "If nothing changes, label in rounds, and choose the pairs whose uncertainty matters for "
-                "the policy. Pairs from the optimal policy then need the most labels, because it rarely "
-                "gives the answers that must be ruled out. If preferences drift, keep some labels for "
-                "later. If you know neither, label a pilot of fifty pairs to estimate the spread of the "
-                "reward. On the language model, six designs of equal cost could not be distinguished.\n\n"
-                "Return to the formula of the title slide at the end. The course showed how close each "
-                "method comes to π*, and how this is measured.",
-                "如果什么都不变，就分轮标注，选择其不确定性对策略最重要的对。来自最优策略的成对数据所需标"
-                "注最多，因为它很少给出需要排除的回答。如果偏好漂移，留一些标注以后用。如果都不知道，先用"
-                "五十个标注试点，估计奖励的离散程度。在语言模型上，同样花费的六种设计分不出高下。\n\n"
+                "If nothing changes, label in rounds, and choose the pairs whose uncertainty matters for the "
+                "policy. Pairs from the optimal policy need the most labels, because it rarely gives the "
+                "responses that must be ruled out. If preferences drift, save some labels for later. If you know "
+                "neither the reward nor the drift, first label fifty pairs to estimate the spread of the reward. "
+                "On the language model, six strategies of equal cost could not be distinguished.\n\n"
+                "Return to the formula of the title slide at the end. The course showed how close each method "
+                "comes to π*, and how this is measured.",
+                "如果什么都不变，就分轮标注，选择其不确定性对策略最重要的对。来自最优策略的成对数据所需标注最多，"
+                "因为它很少给出需要排除的回答。如果偏好漂移，留一些标注以后用。如果奖励和漂移都不知道，先标注五十"
+                "对，估计奖励的离散程度。在语言模型上，同样花费的六种方案分不出高下。\n\n"
                 "最后回到标题页的公式：这门课讲的是各种方法离 π* 有多近，以及如何测量。",
             ),
             answer_title=T(
-                "Without drift: in rounds, on the pairs that matter most",
-                "没有漂移时：分轮标注最重要的不确定之处",
+                "Without drift, label in rounds the pairs that matter most",
+                "没有漂移时，分轮标注最重要的对",
             ),
             minutes=(1.5, 2.5),
         ),
