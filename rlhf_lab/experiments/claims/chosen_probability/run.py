@@ -59,6 +59,7 @@ EXPERIMENT = Experiment(
     name="chosen-probability",
     title="DPO lowers the probability of chosen responses where similar pairs share parameters; DPOP prevents it",
     rule=RULE,
+    rule_commit="ed7923cff845461cd5ddebb5780047af0ca12c83",
     settings=ChosenProbability,
     scales=("bandit", "tree"),
     jobs=lambda settings: [{"seed": seed} for seed in range(settings.seeds)],

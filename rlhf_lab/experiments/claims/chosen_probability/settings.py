@@ -52,7 +52,7 @@ class ChosenProbability(Settings):
     """Tree: steps in which the transformer is fitted to a reference with structure."""
 
     DEFAULTS: ClassVar[Defaults] = {
-        "seeds": PerScale(100, 16),
+        "seeds": PerScale(40, 16),
         "prompts": 16,
         "beta": 0.1,
         "margin": 3.0,

@@ -75,9 +75,12 @@ class CoverageWorld:
 
     def mask(self, kind: str) -> Tensor:
         """The responses that a mask of `MASKS` contains, (K,) bool."""
-        p, order = self.log_star.exp().sort(descending=kind == "optimal")
+        star = self.log_star.exp()
+        weight = (star + self.ref.exp()) / 2 if kind == "rare" else star
+        p, order = weight.sort(descending=kind == "optimal")
         before = p.cumsum(0) - p
         chosen = before < HALF if kind == "optimal" else p.cumsum(0) <= LITTLE
+        chosen[0] = True
         half = order[: len(order) // 2]  # at least half of all responses stay, so that there are pairs
         return torch.zeros(len(p), dtype=torch.bool).index_fill(0, half[chosen[: len(half)]], True)
 

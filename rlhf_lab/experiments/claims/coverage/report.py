@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 COMPARISONS = {
     "rounds_table": ("table", "optimal", "rounds"),
     "rounds_shared": ("shared", "optimal", "rounds"),
-    "rlhf_rest": ("table", "rest", "rlhf"),
+    "rlhf_rare": ("table", "rare", "rlhf"),
 }
 """Comparison of the rule → policy class, mask, and the method that is compared with offline DPO at coverage 0."""
 
@@ -54,41 +54,36 @@ def decide(settings: Coverage, summary: pd.DataFrame, runs: pd.DataFrame) -> Ver
     numbers: dict[str, Number] = {
         name: Interval(*np.exp([-one.mean, -one.high, -one.low]).tolist()) for name, one in gains.items()
     }
-    for name in CLASSES:
-        for kind in MASKS:
-            for method in METHODS:
-                ratio = -paired(cells[name, kind, 0.0], "method", method, "offline", "log_left")
-                if method != "offline":
-                    numbers[f"{method}_over_offline_{name}_{kind}"] = _exp(-ratio)
-                for coverage in settings.coverages:
-                    part = cells[name, kind, coverage]
-                    values = part.loc[part["method"] == method, "log_left"]
-                    numbers[f"left_{method}_{name}_{kind}_{coverage:g}"] = _exp(values)
-            many = _log_left(runs[(runs["policies"] == name) & (runs["masked"] == kind) & (runs["coverage"] == 0)])
-            for method in ("offline", "rlhf"):
-                of = many[(many["method"] == method) & np.isinf(many["labels"])]
-                numbers[f"limit_{method}_{name}_{kind}"] = _exp(of["log_left"])
-                numbers[f"mass_{method}_{name}_{kind}"] = Interval(*mean_interval(of["mass"].to_numpy(dtype=float)))
-        numbers[f"best_{name}"] = Interval(
-            *mean_interval(
-                runs.loc[runs["policies"] == name, "best"].groupby(runs["seed"]).first().to_numpy(dtype=float)
-            )
-        )
+    for (name, kind, coverage), cell in cells.items():
+        logs = {method: cell.loc[cell["method"] == method].set_index("seed")["log_left"] for method in METHODS}
+        for method, values in logs.items():
+            numbers[f"left_{method}_{name}_{kind}_{coverage:g}"] = _exp(values)
+            if method != "offline":
+                numbers[f"{method}_over_offline_{name}_{kind}_{coverage:g}"] = _exp(values - logs["offline"])
+    limits = _log_left(runs[(runs["coverage"] == 0) & np.isinf(runs["labels"])])
+    for keys, part in limits.groupby(["policies", "masked", "method"]):
+        where = "{2}_{0}_{1}".format(*keys)
+        numbers[f"limit_{where}"] = _exp(part["log_left"])
+        if keys[0] in CLASSES:
+            numbers[f"mass_{where}"] = _mean(part["mass"])
+    table = finite[(finite["policies"] == "table") & (finite["method"] == "offline") & (finite["coverage"] == 0)]
     for kind in MASKS:
-        numbers[f"mass_optimal_{kind}"] = float(runs.loc[(runs["masked"] == kind), "mass_optimal"].mean())
-        for method in ("offline", "rlhf"):
-            worst = runs[(runs["policies"] == "worst") & (runs["masked"] == kind) & (runs["method"] == method)]
-            numbers[f"worst_{method}_{kind}"] = _exp(np.log(worst["left"]))
+        part = table[table["masked"] == kind]
+        numbers |= {f"{name}_{kind}": _mean(part[name]) for name in ("mass_ref", "mass_optimal")}
     return Verdict(decide_part([*gains.values()]), numbers, dict.fromkeys(COMPARISONS, 1.0))
 
 
-def _exp(logs: pd.Series | np.ndarray) -> Interval:
+def _mean(values: pd.Series) -> Interval:
+    return Interval(*mean_interval(values.to_numpy(dtype=float)))
+
+
+def _exp(logs: pd.Series) -> Interval:
     """The geometric mean of numbers whose logarithms are given, with its interval."""
-    return Interval(*np.exp(mean_interval(np.asarray(logs, dtype=float))).tolist())
+    return Interval(*np.exp(_mean(logs)).tolist())
 
 
 def figure(settings: Coverage, summary: pd.DataFrame, runs: pd.DataFrame) -> Figure:
-    """Draw the share of π_ref's regret that is left against the coverage, for both classes and both masks."""
+    """Draw the share of π_ref's regret that is left against the coverage, by policy class and mask."""
     from rlhf_lab.figures import statistical, style
 
     looks = {
@@ -97,19 +92,19 @@ def figure(settings: Coverage, summary: pd.DataFrame, runs: pd.DataFrame) -> Fig
         "rlhf": style.of("ppo", label="RLHF, exact KL"),
     }
     titles = {"table": "Table", "shared": "Shared"}
-    words = {"optimal": "likely responses masked", "rest": "unlikely responses masked"}
+    words = {"optimal": "likely in π* masked", "rest": "unlikely in π* masked", "rare": "rare ones masked"}
     shown = summary[np.isfinite(summary["labels"])]
     place = {coverage: at for at, coverage in enumerate(sorted(settings.coverages))}
-    drawing, axes = style.subplots(1, 4, 16.0, 4.6, sharey=True)
+    drawing, axes = style.subplots(2, 3, 13.0, 8.0, sharex=True, sharey="row")
     with style.use():
-        panels = [(name, kind) for kind in MASKS for name in CLASSES]
-        for ax, (name, kind) in zip(axes, panels, strict=True):
-            rows = shown[(shown["policies"] == name) & (shown["masked"] == kind)]
-            statistical.interval_lines(
-                ax, rows.assign(place=rows["coverage"].map(place)), "place", "left", "method", looks, legend=False,
-                title=f"{titles[name]}, {words[kind]}", xlabel="coverage of the masked responses", yscale="log",
-                ylabel="regret / regret of π_ref" if ax is axes[0] else "",
-            )  # fmt: skip
-            ax.set_xticks([*place.values()], [f"{one:g}" for one in place])
-        statistical.legend_below(drawing, *axes, columns=3)
+        for row, name in zip(axes, CLASSES, strict=True):
+            for ax, kind in zip(row, MASKS, strict=True):
+                rows = shown[(shown["policies"] == name) & (shown["masked"] == kind)]
+                statistical.interval_lines(
+                    ax, rows.assign(place=rows["coverage"].map(place)), "place", "left", "method", looks, legend=False,
+                    title=f"{titles[name]}, {words[kind]}", xlabel="coverage of the masked responses", yscale="log",
+                    ylabel="regret / regret of π_ref",
+                )  # fmt: skip
+                ax.set_xticks([*place.values()], [f"{one:g}" for one in place])
+        statistical.legend_below(drawing, *axes.flat, columns=3)
     return drawing

@@ -67,8 +67,8 @@ def _run(settings: Coverage, job: Job, best_config: BestConfig) -> list[dict[str
             for (kind, coverage), one, regret in zip(cells, log_policy, world.regret(log_policy).tolist(), strict=True):
                 row = {"policies": name, "masked": kind, "coverage": coverage, "method": method, "labels": labels}
                 row |= {"regret": regret, "left": max(regret / start, 1e-12), "best": best / start}
-                row |= {"mass": one.exp()[world.mask(kind)].sum().item()}
-                rows.append(row | {"mass_optimal": world.log_star.exp()[world.mask(kind)].sum().item()})
+                log_p = {"mass": one, "mass_ref": world.ref, "mass_optimal": world.log_star}
+                rows.append(row | {key: of.exp()[world.mask(kind)].sum().item() for key, of in log_p.items()})
         if name == "table":
             for kind in MASKS:
                 worst = {"offline": world.worst_offline(kind), "rlhf": world.worst_rlhf(kind)}

@@ -10,10 +10,11 @@ from rlhf_lab.experiments.settings import Defaults, PerScale, Settings
 
 CLASSES = ("table", "shared")
 """Policy classes: a logit for each next token of each prefix, or logits that share parameters."""
-MASKS = ("optimal", "rest")
-"""Masked responses: the likeliest of π* with together at least `HALF` of its mass, or the least likely of π* with
-together at most `LITTLE` of its mass, in both cases at most half of all responses. In the second case the pairs cover
-what π* does."""
+MASKS = ("optimal", "rest", "rare")
+"""Masked responses: the likeliest of π* with together at least `HALF` of its mass; the least likely of π* with together
+at most `LITTLE` of its mass; the least likely of the mean of π_ref and π* with together at most `LITTLE` of its mass.
+One response at least and half of all responses at most are masked. In the second case the pairs cover what π* does, and
+in the third also what π_ref does."""
 HALF, LITTLE = 0.5, 0.05
 METHODS = ("offline", "rounds", "rlhf")
 """Offline DPO, DPO in rounds, and RLHF: a reward model of the same labels as offline DPO, then the exact optimum."""
@@ -22,11 +23,11 @@ RULE = (
     "Three comparisons of regrets are made within worlds, each by the mean of a log ratio at equal numbers of labels, "
     "and their intervals are corrected by Holm's procedure. In the first two the masked responses have at least "
     f"{HALF:.0%} of the mass of π*, no offline pair contains them, and DPO in rounds is compared with offline DPO, "
-    "first with tables and then with policies that share parameters. In the third the masked responses are those with "
-    f"at most {LITTLE:.0%} of the mass of π*, so that the pairs cover π*, and RLHF is compared with offline DPO, with "
-    "tables. A comparison counts for the claim if its interval is below zero, and against it if the interval is above. "
-    "Supported if all count for it, partly supported if some do, not supported if none does and one counts against it, "
-    "otherwise inconclusive."
+    "first with tables and then with policies that share parameters. In the third the masked responses have at most "
+    f"{LITTLE:.0%} of the mean mass of π_ref and π*, so that the pairs cover both, and RLHF is compared with offline "
+    "DPO, with tables. A comparison counts for the claim if its interval is below zero, and against it if the interval "
+    "is above. Supported if all count for it, partly supported if some do, not supported if none does and one counts "
+    "against it, otherwise inconclusive."
 )
 
 
@@ -47,7 +48,7 @@ class Coverage(Settings):
     """Standard deviation of the normal prior on every parameter, in units of reward. It keeps all fits finite."""
 
     DEFAULTS: ClassVar[Defaults] = {
-        "seeds": PerScale(200, 60),
+        "seeds": PerScale(100, 40),
         "beta": 0.5,
         "coverages": (0.0, 0.01, 0.1, 1.0),
         "labels": PerScale(400, 1600),
