@@ -158,6 +158,8 @@ def check_float(x: Tensor, name: str) -> Tensor:
 
 def check_same_shape(**tensors: Tensor) -> None:
     """Raise `LabError` unless all named tensors broadcast to one shape."""
+    if len({t.shape for t in tensors.values()}) == 1:  # the usual case, without torch's slow general function
+        return
     try:
         torch.broadcast_shapes(*(t.shape for t in tensors.values()))
     except RuntimeError:

@@ -56,7 +56,9 @@ def _difference(chosen: Tensor, rejected: Tensor, name: str) -> Tensor:
     check_float(rejected, f"rejected_{name}")
     check_same_shape(**{f"chosen_{name}": chosen, f"rejected_{name}": rejected})
     difference = chosen - rejected
-    if difference.device.type == "cpu":  # on a GPU the check would wait for the result; the loop checks the loss there
+    # A NaN in either of the two is one in the difference. On a GPU the check would wait for the result; the loop checks
+    # the loss there.
+    if difference.device.type == "cpu" and bool(difference.detach().isnan().any()):
         check_no_nan(chosen, f"chosen_{name}")
         check_no_nan(rejected, f"rejected_{name}")
         check_no_nan(difference, f"chosen_{name} − rejected_{name} (both infinite?)")

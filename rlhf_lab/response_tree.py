@@ -128,9 +128,11 @@ class ResponseTree:
         ids, mask = responses.ids, responses.mask
         if responses.shape[-1] > self.depth and bool(mask[..., self.depth :].any()):
             raise LabError(f"A response is longer than the tree's depth {self.depth}.")
-        if bool(((ids < 0) | (ids >= self.vocab_size))[mask].any()):
+        if bool((((ids < 0) | (ids >= self.vocab_size)) & mask).any()):
             raise LabError(f"A response contains an id outside 0 … {self.vocab_size - 1}.")
         lengths = responses.lengths
+        if not self.has_end and bool((lengths == self.depth).all()):
+            return  # the usual case, which occurs in every step of a training
         if bool((lengths == 0).any()):
             raise LabError("A response is empty. It needs at least one token.")
         goes_on = mask[..., 1:] & (ids[..., :-1] == self.end_token) if self.has_end else mask[..., :0]

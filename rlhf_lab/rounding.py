@@ -42,7 +42,7 @@ def rounding(*numbers: Tensor | float, units: int = FEW) -> Tensor:
     for size in sizes:
         if isinstance(size, Tensor):
             size = size.masked_fill(size.isinf(), 0.0) if size.is_floating_point() else size
-            largest = size if largest is None else torch.maximum(*torch.broadcast_tensors(largest, size))
+            largest = size if largest is None else torch.maximum(largest, size)
     largest = torch.tensor(plain, dtype=torch.float64) if largest is None else largest.clamp(min=plain)
     return largest * (epsilon * (1 if epsilon > 1e-4 else units))
 

@@ -7,6 +7,7 @@ reward model is fitted to n labels per round of the last W rounds, and its optim
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -31,6 +32,11 @@ class Drifting(RandomWorld):
     omega: float
     labels: float
     window: int
+
+    @cached_property
+    def price(self) -> Tensor:
+        """P, the asymptotic variance in the first prompt."""
+        return exact.label_price(self.log_ref[0], self.reward[0], self.beta, self.pair_weights[0])
 
 
 def drifting(generator: torch.Generator) -> Drifting:
@@ -74,34 +80,29 @@ def _window_mean(w: Drifting, omega: Tensor) -> Tensor:
     return torch.stack([_ago(w, omega * age) for age in range(1, w.window + 1)]).mean(0)
 
 
-def _price(w: Drifting) -> Tensor:
-    return exact.label_price(w.log_ref[0], w.reward[0], w.beta, w.pair_weights[0])
-
-
 def _drift(w: Drifting) -> Tensor:
     """D = ω² Var_{π*}(u)/(2β)."""
     return w.omega**2 * _variance(w) / (2 * w.beta)
 
 
 def _total(w: Drifting, window: Tensor) -> Tensor:
-    return _price(w) / (w.labels * window) + _drift(w) * ((window + 1) / 2) ** 2
+    return w.price / (w.labels * window) + _drift(w) * ((window + 1) / 2) ** 2
 
 
 def _root(w: Drifting, power: float = 2.0, factor: float = 2.0) -> Tensor:
     """The W with W^power (W + 1) = factor · P/(nD), by halving."""
-    wanted = factor * _price(w) / (w.labels * _drift(w))
-    low, high = torch.zeros_like(wanted), wanted.clamp(min=1.0)
+    wanted = float(factor * w.price / (w.labels * _drift(w)))
+    low, high = 0.0, max(wanted, 1.0)
     for _ in range(200):
         middle = (low + high) / 2
-        below = middle**power * (middle + 1) < wanted
-        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-    return (low + high) / 2
+        low, high = (middle, high) if middle**power * (middle + 1) < wanted else (low, middle)
+    return torch.tensor((low + high) / 2, dtype=torch.float64)
 
 
 def _share(w: Drifting) -> Tensor:
     """The regret from drift divided by that from estimation, at the best window."""
     best = _root(w)
-    return _drift(w) * ((best + 1) / 2) ** 2 / (_price(w) / (w.labels * best))
+    return _drift(w) * ((best + 1) / 2) ** 2 / (w.price / (w.labels * best))
 
 
 best_window_derivation = Derivation(
@@ -189,4 +190,4 @@ def _slope(w: Drifting, window: Tensor) -> Tensor:
     """The derivative of the total with respect to W, divided by that of the estimation term."""
     at = window.detach().clone().requires_grad_(True)
     (slope,) = torch.autograd.grad(_total(w, at), at)
-    return slope / (_price(w) / (w.labels * window**2))
+    return slope / (w.price / (w.labels * window**2))

@@ -290,7 +290,9 @@ function drawPanel(panel, palette, left, top, width, height, em, id) {
     for (const [value, name] of ticksOf(panel.x, Math.floor((box.right - box.left) / (4.5 * em)))) {
       const at = to.x(value);
       group.append(make("path", { d: `M${at},${box.top}L${at},${box.bottom}`, class: "grid" }));
-      say(name, at, box.bottom + 1.32 * em, { "text-anchor": "middle" });
+      // The number at the right end would otherwise reach beyond the edge of the chart.
+      const inside = Math.min(at, left + width - (name.length * WIDE * em) / 2);
+      say(name, inside, box.bottom + 1.32 * em, { "text-anchor": "middle" });
     }
   }
   const middle = (box.left + box.right) / 2;

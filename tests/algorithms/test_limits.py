@@ -132,7 +132,11 @@ def test_reward_model_prior_fixes_the_free_constant_near_zero():
     assert abs(means[1e-2]) < 1.0
 
 
-@pytest.mark.parametrize("world", [bandit.random(4, 10, seed=0), bandit.random(1, 6, seed=7)], ids=lambda w: w.name)
+@pytest.mark.parametrize(
+    "world",
+    [bandit.random(4, 10, seed=0), pytest.param(bandit.random(1, 6, seed=7), marks=pytest.mark.slow)],
+    ids=lambda w: w.name,
+)
 def test_ppo_on_the_gold_reward_of_a_bandit_arrives_at_the_optimum(world):
     policy = world.reference.copy()
     settings = PPO(beta=BETA, samples=256 // world.num_prompts)

@@ -88,7 +88,13 @@ def test_ppo_raises_the_reward_and_pays_in_kl(policy, prompts):
     assert result.kl.mean > 3 * result.kl.error > 0
 
 
-@pytest.mark.parametrize("loss", ["sigmoid-norm", "ipo", "hinge-norm", "hinge", "chi", "dpo-length", "simpo"])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        "sigmoid-norm", "ipo", "hinge-norm", "simpo",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("hinge", "chi", "dpo-length")),
+    ],
+)  # fmt: skip
 def test_dpo_ranks_its_pairs_better_than_chance_and_raises_the_reward(policy, prompts, loss):
     """The mean of 15 steps of 64 of the 500 pairs, which is chance, 0.5, give or take √(0.25/500) = 0.02, in a policy
     that learned nothing: 0.6 is four of these above it.

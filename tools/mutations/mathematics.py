@@ -1288,8 +1288,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "mask",
             "ids of padding are checked",
-            "(ids >= self.vocab_size))[mask].any()",
-            "(ids >= self.vocab_size)).any()",
+            "(ids >= self.vocab_size)) & mask).any()",
+            "(ids >= self.vocab_size))).any()",
         ),
     ),
     *in_file(
@@ -1304,8 +1304,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "swap",
             "the smallest of the numbers is the scale",
-            "torch.maximum(*torch.broadcast_tensors(largest, size))",
-            "torch.minimum(*torch.broadcast_tensors(largest, size))",
+            "torch.maximum(largest, size)",
+            "torch.minimum(largest, size)",
         ),
         Mutation(
             "edge",
