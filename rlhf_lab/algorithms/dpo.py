@@ -22,6 +22,7 @@ from rlhf_lab.algorithms.pair_losses import DPO, PairLoss
 from rlhf_lab.batch import Pairs
 from rlhf_lab.errors import LabError
 from rlhf_lab.policies.base import Policy
+from rlhf_lab.policies.reference_cache import ReferenceRows
 from rlhf_lab.rounding import MANY, rounding, wins
 from rlhf_lab.training import Loop, Metrics, Training, distributed
 
@@ -73,7 +74,7 @@ def dpo(
     settings: DPO = DPO(),
     training: Training = Training(),
     name: str = "dpo",
-    reference_log_probs: Tensor | None = None,
+    reference_log_probs: Tensor | ReferenceRows | None = None,
 ) -> list[dict[str, float]]:
     """Train `policy` in place on preference pairs.
 
@@ -84,7 +85,8 @@ def dpo(
         settings: the loss.
         training: steps, batch size in pairs, rate, seed.
         name: text of the progress bar.
-        reference_log_probs: log π_ref of both responses of every pair, (N, 2), if they are already known.
+        reference_log_probs: log π_ref of both responses of every pair, (N, 2), if they are already known; or
+            `ReferenceRows`, which compute them when a step first needs a row.
 
     Returns:
         the history: loss, accuracy (how often the implicit reward ranks the pair as labelled, ties ½), margin (mean
@@ -127,7 +129,7 @@ def _check_reference(
     reference: Policy | None,
     pairs: Pairs | Callable[[torch.Generator], Pairs],
     settings: DPO,
-    log_ref: Tensor | None,
+    log_ref: Tensor | ReferenceRows | None,
 ) -> None:
     if isinstance(pairs, Pairs) and len(pairs) == 0:
         raise LabError("There are no pairs to train on.")

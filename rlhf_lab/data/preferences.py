@@ -6,11 +6,21 @@ dropped and counted by reason. A malformed row is an error.
 
 from __future__ import annotations
 
+import atexit
+import hashlib
+import itertools
+import shutil
+import tempfile
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from tqdm.auto import tqdm
+
 from rlhf_lab.batch import Pairs, Tokens
+from rlhf_lab.data import token_store
 from rlhf_lab.data.formats import (  # the reasons are imported by callers that count dropped rows
     EMPTY_PROMPT,
     EMPTY_RESPONSE,
@@ -25,18 +35,25 @@ from rlhf_lab.data.formats import (  # the reasons are imported by callers that 
     pair_of,
     standard_row,
 )
-from rlhf_lab.data.readers import Source, near_columns, rows_of
-from rlhf_lab.errors import LabError, check_utf8
+from rlhf_lab.data.readers import Source, is_local, near_columns, rows_of
+from rlhf_lab.errors import LabError, check_path, check_utf8
 from rlhf_lab.policies.end_tokens import chat_turn_end
 
 __all__ = [
     "EMPTY_PROMPT", "EMPTY_RESPONSE", "EQUAL", "EQUAL_AFTER", "HOLDS_END", "MISSING", "NO_ASSISTANT", "PART_BEFORE",
-    "SPACE_ONLY", "PreferenceTexts", "Source", "TokenReport", "load_preferences", "tokenise",
+    "SPACE_ONLY", "PreferenceTexts", "Source", "TokenReport", "load_pairs", "load_preferences", "tokenise",
 ]  # fmt: skip
 
 HOLDS_END = "the text of a response contains the end token"
 """The end token is followed by more text. At the end of a text it is allowed."""
 EQUAL_AFTER = "equal responses after truncation"
+
+IN_MEMORY = 20_000
+"""Largest number of pairs that `load_pairs` pads in memory."""
+CHUNK = 2048
+"""Number of pairs that are tokenised together."""
+KEY_VERSION = 1
+"""Part of the key of stored ids. It must change when formats or tokenisation change."""
 
 LOOK = 1000
 """Number of rows after which data without the expected columns are refused."""
@@ -82,10 +99,11 @@ class PreferenceTexts:
 
     def summary(self) -> str:
         """Return a line with the source, the number of pairs, and the numbers of dropped rows."""
-        return (
-            f"{self.source} ({self.form}): {len(self):,} pairs; dropped {self.dropped.total():,} rows: "
-            f"{counts(self.dropped)}"
-        )
+        return _summary(self.source, self.form, len(self), self.dropped)
+
+
+def _summary(source: str, form: str, pairs: int, dropped: Counter[str]) -> str:
+    return f"{source} ({form}): {pairs:,} pairs; dropped {dropped.total():,} rows: {counts(dropped)}"
 
 
 @dataclass(frozen=True)
@@ -129,36 +147,52 @@ def load_preferences(source: Source | str, tokenizer: Any = None) -> PreferenceT
         LabError: the source cannot be read, columns are missing, a row is malformed, or every row was dropped. The
             message names file and row.
     """
-    source = Source.of(source)
-    name = source.name
-    pairs: list[Triple] = []
-    templated: list[bool] = []
-    dropped: Counter[str] = Counter()
-    forms: Counter[str] = Counter()
-    columns: set[str] = set()
-    seen, first = 0, ""
-    for row in rows_of(source):
-        row = standard_row(row, name)
-        seen += 1
-        columns |= row.fields.keys()
-        if seen == LOOK and not pairs:
-            check_columns(columns, name)
-        form, pair = pair_of(row, name, "prompt" in columns, tokenizer)
-        if isinstance(pair, str):
-            dropped[pair] += 1
-            first = first or f" (the first is {row.place})"
-        else:
-            pairs.append(pair)
-            templated.append(by_template(form, tokenizer))
-            forms[form] += 1
-            if len(pairs) == source.limit:
+    reading = _Reading(Source.of(source), tokenizer)
+    return reading.texts(list(reading))
+
+
+class _Reading:
+    """The usable pairs of a source, each with whether the chat template wrote its prompt, and counts of all rows.
+
+    Attributes:
+        source: the source.
+        dropped: number of rows so far from which no pair was made, by reason.
+        forms: number of pairs so far by format.
+    """
+
+    def __init__(self, source: Source, tokenizer: Any) -> None:
+        self.source, self.tokenizer = source, tokenizer
+        self.dropped: Counter[str] = Counter()
+        self.forms: Counter[str] = Counter()
+
+    def __iter__(self) -> Iterator[tuple[Triple, bool]]:
+        name, columns, first = self.source.name, set[str](), ""
+        for seen, row in enumerate(rows_of(self.source), 1):
+            row = standard_row(row, name)
+            columns |= row.fields.keys()
+            if seen == LOOK and not self.forms:
+                check_columns(columns, name)
+            form, pair = pair_of(row, name, "prompt" in columns, self.tokenizer)
+            if isinstance(pair, str):
+                self.dropped[pair] += 1
+                first = first or f" (the first is {row.place})"
+                continue
+            self.forms[form] += 1
+            yield pair, by_template(form, self.tokenizer)
+            if self.forms.total() == self.source.limit:
                 break
-    if not pairs:
-        check_columns(columns, name)
-        near = "" if "info" in columns else near_columns(("prompt",), columns)
-        raise LabError(f"None of the {seen:,} rows of {name} gives a pair: {counts(dropped)}{first}.{near}")
-    prompts, chosen, rejected = (list(column) for column in zip(*pairs, strict=True))
-    return PreferenceTexts(prompts, chosen, rejected, dropped, name, " and ".join(sorted(forms)), templated)
+        if not self.forms:
+            check_columns(columns, name)
+            near = "" if "info" in columns else near_columns(("prompt",), columns)
+            number, reasons = self.dropped.total(), counts(self.dropped)
+            raise LabError(f"None of the {number:,} rows of {name} gives a pair: {reasons}{first}.{near}")
+
+    def texts(self, pairs: Sequence[tuple[Triple, bool]]) -> PreferenceTexts:
+        """Return pairs as columns, with the present counts."""
+        prompts, chosen, rejected = (list(column) for column in zip(*(pair for pair, _ in pairs), strict=True))
+        forms = " and ".join(sorted(self.forms))
+        templated = [by for _, by in pairs]
+        return PreferenceTexts(prompts, chosen, rejected, self.dropped, self.source.name, forms, templated)
 
 
 def tokenise(
@@ -187,40 +221,149 @@ def tokenise(
         LabError: a limit is below 1, or every pair was dropped.
     """
     check_limits(max_prompt_tokens, max_response_tokens)
-    opening = opening_of(tokenizer)
-    columns = [ids_of(column, tokenizer) for column in (texts.prompts, texts.chosen, texts.rejected)]
-    ends = ends_of(tokenizer, end_token)
-    prompts, responses, dropped = [], [], Counter[str]()
-    short = {"prompts": 0, "responses": 0}
-    for place, (prompt, *both) in enumerate(zip(*columns, strict=True)):
-        templated = bool(texts.templated) and texts.templated[place]
-        pair, endings = zip(*(split_end(response, ends, templated, tokenizer) for response in both), strict=True)
-        if prompt and prompt[: len(opening)] != opening:
-            prompt = opening + prompt
-        if any(end in response for response in pair for end in ends):
-            dropped[HOLDS_END] += 1
-            continue
-        asked = last(prompt, max_prompt_tokens, len(opening))
-        answers = [(ids + ending)[:max_response_tokens] for ids, ending in zip(pair, endings, strict=True)]
-        if not asked:
-            dropped[EMPTY_PROMPT] += 1
-        elif not all(answers) or [] in pair:
-            dropped[EMPTY_RESPONSE] += 1
-        elif answers[0] == answers[1]:
-            # Different texts can have the same ids. Such a pair contains no preference either.
-            dropped[EQUAL_AFTER] += 1
-        else:
-            prompts.append(asked)
-            responses.append(answers)
-            short["prompts"] += len(asked) < len(prompt)
-            short["responses"] += sum(len(a) < len(b) + bool(ends) for a, b in zip(answers, pair, strict=True))
-    if not prompts:
-        raise LabError(
-            f"No pair of {texts.source} remains after tokenisation: {counts(dropped)}.{end_token_hint(dropped)}"
-        )
-    longest = max(len(p) + max(map(len, r)) for p, r in zip(prompts, responses, strict=True))
-    report = TokenReport(len(prompts), dropped, short["prompts"], short["responses"], longest)
+    rows = _Rows(tokenizer, max_prompt_tokens, max_response_tokens, end_token)
+    prompts, responses = rows.tokenised(texts)
+    report = rows.report(texts.source)
     return Pairs(Tokens.from_lists(prompts), Tokens.from_lists(responses)), report
+
+
+class _Rows:
+    """Tokenises pairs as `tokenise` does, some at a time, and counts what was dropped and truncated."""
+
+    def __init__(
+        self, tokenizer: Any, max_prompt_tokens: int | None, max_response_tokens: int | None, end_token: int | None
+    ) -> None:
+        self.tokenizer, self.limits, self.end_token = tokenizer, (max_prompt_tokens, max_response_tokens), end_token
+        self.dropped: Counter[str] = Counter()
+        self.kept = self.longest = self.short_prompts = self.short_responses = 0
+
+    def tokenised(self, texts: PreferenceTexts) -> tuple[list[list[int]], list[list[list[int]]]]:
+        """Return the ids of the prompts and of both responses of the pairs that are kept."""
+        tokenizer, (max_prompt_tokens, max_response_tokens) = self.tokenizer, self.limits
+        opening = opening_of(tokenizer)
+        columns = [ids_of(column, tokenizer) for column in (texts.prompts, texts.chosen, texts.rejected)]
+        ends = ends_of(tokenizer, self.end_token)
+        prompts, responses = [], []
+        for place, (prompt, *both) in enumerate(zip(*columns, strict=True)):
+            templated = bool(texts.templated) and texts.templated[place]
+            pair, endings = zip(*(split_end(response, ends, templated, tokenizer) for response in both), strict=True)
+            if prompt and prompt[: len(opening)] != opening:
+                prompt = opening + prompt
+            if any(end in response for response in pair for end in ends):
+                self.dropped[HOLDS_END] += 1
+                continue
+            asked = last(prompt, max_prompt_tokens, len(opening))
+            answers = [(ids + ending)[:max_response_tokens] for ids, ending in zip(pair, endings, strict=True)]
+            if not asked:
+                self.dropped[EMPTY_PROMPT] += 1
+            elif not all(answers) or [] in pair:
+                self.dropped[EMPTY_RESPONSE] += 1
+            elif answers[0] == answers[1]:
+                # Different texts can have the same ids. Such a pair contains no preference either.
+                self.dropped[EQUAL_AFTER] += 1
+            else:
+                prompts.append(asked)
+                responses.append(answers)
+                self.longest = max(self.longest, len(asked) + max(map(len, answers)))
+                self.short_prompts += len(asked) < len(prompt)
+                self.short_responses += sum(len(a) < len(b) + bool(ends) for a, b in zip(answers, pair, strict=True))
+        self.kept += len(prompts)
+        return prompts, responses
+
+    def report(self, source: str) -> TokenReport:
+        """Return the counts.
+
+        Raises:
+            LabError: every pair was dropped.
+        """
+        if not self.kept:
+            reasons, hint = counts(self.dropped), end_token_hint(self.dropped)
+            raise LabError(f"No pair of {source} remains after tokenisation: {reasons}.{hint}")
+        return TokenReport(self.kept, self.dropped, self.short_prompts, self.short_responses, self.longest)
+
+
+def load_pairs(
+    source: Source | str,
+    tokenizer: Any,
+    max_prompt_tokens: int | None,
+    max_response_tokens: int | None,
+    end_token: int | None,
+    folder: Path,
+    progress: bool = False,
+) -> tuple[Pairs, list[str]]:
+    """Read and tokenise pairs. More than `IN_MEMORY` pairs are stored in files and mapped into memory.
+
+    The ids of a local file are stored for the next time. Their key is the SHA-256 of the file, the tokenizer, the
+    limits and this package's version. Those of a data set on the Hub are stored only for this run.
+
+    Args:
+        source: as for `load_preferences`.
+        tokenizer: as for `tokenise`.
+        max_prompt_tokens: as for `tokenise`.
+        max_response_tokens: as for `tokenise`.
+        end_token: as for `tokenise`.
+        folder: folder for the stored ids. Each data set has a folder in it.
+        progress: show a progress bar.
+
+    Returns:
+        the pairs, whose tokens are `StoredTokens` if there are more than `IN_MEMORY`; and two lines of text about the
+        rows that were read, dropped and truncated.
+
+    Raises:
+        LabError: as `load_preferences` and `tokenise`; or the folder cannot be written.
+    """
+    source = Source.of(source)
+    check_limits(max_prompt_tokens, max_response_tokens)
+    limits = (max_prompt_tokens, max_response_tokens, end_token)
+    key = _key(source, tokenizer, limits)
+    known = token_store.open_pairs(folder / key) if key else None
+    if known is not None:
+        return known[0], list(known[1]["lines"])
+    reading = _Reading(source, tokenizer)
+    rows = _Rows(tokenizer, *limits)
+    pairs = iter(reading)
+    first = list(itertools.islice(pairs, IN_MEMORY + 1))
+    if len(first) <= IN_MEMORY:
+        texts = reading.texts(first)
+        found, report = tokenise(texts, tokenizer, *limits)
+        return found, [texts.summary(), report.summary()]
+    folder = folder / key if key else _temporary(folder)
+    bar = tqdm(desc="tokenise", unit=" pairs", disable=not progress)
+    with bar, token_store.PairWriter(folder, len(tokenizer)) as writer:
+        pairs = itertools.chain(first, pairs)
+        del first
+        while chunk := list(itertools.islice(pairs, CHUNK)):
+            texts = reading.texts(chunk)
+            writer.add(*rows.tokenised(texts))
+            bar.update(len(chunk))
+        said = _summary(source.name, texts.form, reading.forms.total(), reading.dropped)
+        writer.report = {"lines": [said, rows.report(source.name).summary()]}
+    stored = token_store.open_pairs(folder)
+    if stored is None:
+        raise LabError(f"The token ids in {folder} were changed while they were written. Run the command again.")
+    return stored[0], list(stored[1]["lines"])
+
+
+def _key(source: Source, tokenizer: Any, limits: tuple[int | None, ...]) -> str:
+    """The key of the ids of a local file, or an empty text for other sources and for tokenizers without a file."""
+    whole = getattr(tokenizer, "backend_tokenizer", None)
+    if not is_local(source.name) or not check_path(source.name, "data").is_file() or whole is None:
+        return ""
+    with check_path(source.name, "data").open("rb") as file:
+        content = hashlib.file_digest(file, "sha256").hexdigest()
+    parts = (
+        KEY_VERSION, content, source.split, source.limit, limits, len(tokenizer), whole.to_str(),
+        tokenizer.chat_template, tokenizer.bos_token_id, tokenizer.eos_token_id, chat_turn_end(tokenizer),
+    )  # fmt: skip
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def _temporary(folder: Path) -> Path:
+    """A name for a folder that is removed when the program ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix="run-", dir=folder))
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    return made / "pairs"
 
 
 def check_limits(max_prompt_tokens: int | None, max_response_tokens: int | None) -> None:

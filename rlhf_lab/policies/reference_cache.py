@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from rlhf_lab.batch import Pairs, Tokens
-from rlhf_lab.errors import LabError, check_path
+from rlhf_lab.errors import LabError, check_finite, check_path
 from rlhf_lab.policies.base import Policy
 
+SAVE_AFTER = 4096
+"""`ReferenceRows` writes what it knows after this many new rows, or after a twentieth of all rows if that is more."""
 VERSION = "1"
 """Part of the key. It must change when the computation of log-probabilities changes."""
 
@@ -78,9 +81,95 @@ def cache_key(reference: nn.Module, prompts: Tokens, responses: Tokens) -> str:
         _add(digest, name, tensor)
     # Padding is not part of the data.
     for name, tokens in (("prompts", prompts.trim()), ("responses", responses.trim())):
-        _add(digest, f"{name} mask", tokens.mask)
-        _add(digest, name, tokens.ids.where(tokens.mask, 0))
+        if hasattr(tokens, "digest"):  # stored tokens are not padded for this
+            digest.update(f"{name} {tokens.digest()}".encode())
+        else:
+            _add(digest, f"{name} mask", tokens.mask)
+            _add(digest, name, tokens.ids.where(tokens.mask, 0))
     return digest.hexdigest()
+
+
+class ReferenceRows:
+    """log π_ref(y|x) of pairs, computed when a training step first needs a row, and stored in the cache.
+
+    A step of the first epoch computes the rows of its batch together. These batches are the blocks of the rows:
+    whenever a number is missing, its whole block is computed. The numbers therefore do not depend on what is stored
+    already, and a resumed run has those of an uninterrupted one to the last bit.
+
+    Indexing with row numbers (B,) returns (B, G) in nats, on the CPU.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(
+        self,
+        reference: Policy,
+        data: Pairs,
+        order: Tensor,
+        batch_size: int,
+        folder: str | Path | None,
+        accumulate: int = 1,
+        context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
+        """Read what is stored.
+
+        Args:
+            reference: the frozen policy.
+            data: N pairs.
+            order: the rows 0 … N − 1 in the order of the first epoch.
+            batch_size: number of rows of a training step.
+            folder: of the cache; None stores nothing.
+            accumulate: number of parts in which a block is computed, to save memory.
+            context: precision in which the numbers are computed.
+
+        Raises:
+            LabError: there are no pairs, or the folder cannot be written.
+        """
+        if len(data) == 0:
+            raise LabError("There are no pairs of which to compute reference log-probabilities. Give some data.")
+        self._reference, self._data, self._context = reference, data, context
+        self._batch_size, self._accumulate = min(batch_size, len(data)), accumulate
+        self.shape = data.responses.shape[:2]
+        self._order, self._place = order, torch.empty_like(order)
+        self._place[order] = torch.arange(len(data))
+        self._dtype = torch.float64 if next(reference.parameters()).dtype == torch.float64 else torch.float32
+        self._values = torch.full(self.shape, torch.nan, dtype=self._dtype)
+        self._unsaved = 0
+        self._file: Path | None = None
+        if folder is not None:
+            digest = hashlib.sha256(cache_key(reference, data.prompts, data.responses).encode())
+            _add(digest, f"blocks {self._batch_size} {accumulate}", self._order)
+            self._key = digest.hexdigest()
+            self._file = check_path(folder, "folder") / f"{self._key}.safetensors"
+            known = _read(self._file, self._key, tuple(self.shape))
+            self._values = self._values if known is None else known
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        missing = rows[self._values[rows].isnan().any(-1)]
+        for block in (self._place[missing] // self._batch_size).unique().tolist():
+            self._compute(self._order[block * self._batch_size : (block + 1) * self._batch_size])
+        return self._values[rows]
+
+    @torch.no_grad()
+    def _compute(self, rows: Tensor) -> None:
+        with self._context():
+            for part in rows.tensor_split(min(self._accumulate, len(rows))):
+                batch = self._data[part]
+                found = self._reference.log_prob(batch.prompts, batch.responses)
+                self._values[part] = check_finite(found.to("cpu", self._dtype), "log π_ref")
+        self._unsaved += len(rows)
+        if self._unsaved >= max(SAVE_AFTER, len(self._data) // 20):
+            self.save()
+
+    def save(self) -> None:
+        """Write the numbers that are known so far to the cache.
+
+        Raises:
+            LabError: the folder cannot be written.
+        """
+        if self._file is not None and self._unsaved:
+            _write(self._file, self._key, self._values)
+            self._unsaved = 0
 
 
 def _settings(reference: nn.Module) -> str:

@@ -25,6 +25,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -59,6 +60,12 @@ def seeded(seed: int, *path: int, device: torch.device | str = "cpu") -> torch.G
     return torch.Generator(device).manual_seed(word & 0x7FFFFFFFFFFFFFFF)
 
 
+@lru_cache(maxsize=2)
+def epoch_order(num_rows: int, seed: int, epoch: int) -> Tensor:
+    """Return the rows 0 … `num_rows` − 1 in the order of an epoch. The tensor is shared and must not be changed."""
+    return torch.randperm(num_rows, generator=seeded(seed, Stream.ROW_ORDER, epoch))
+
+
 def rows_at(step: int, num_rows: int, batch_size: int, seed: int) -> Tensor:
     """Return the rows of a step. In each epoch every row occurs once, in an order that depends on the epoch.
 
@@ -79,8 +86,7 @@ def rows_at(step: int, num_rows: int, batch_size: int, seed: int) -> Tensor:
     parts, wanted = [], batch_size
     while wanted > 0:
         epoch, start = divmod(first, num_rows)
-        order = torch.randperm(num_rows, generator=seeded(seed, Stream.ROW_ORDER, epoch))
-        part = order[start : start + wanted]
+        part = epoch_order(num_rows, seed, epoch)[start : start + wanted]
         parts.append(part)
         first, wanted = first + len(part), wanted - len(part)
     return torch.cat(parts)

@@ -30,7 +30,7 @@ def ids(text: str) -> list[int]:
 @pytest.mark.parametrize(
     ("kind", "module", "loader"),
     [
-        ("pairs", preferences, "load_preferences"),
+        ("pairs", preferences, "load_pairs"),
         ("targets", sft, "load_targets"),
         ("prompts", sft, "load_prompts"),
     ],
@@ -41,7 +41,7 @@ def test_split_revision_folder_and_limit_reach_the_source(kind, module, loader, 
     class Seen(Exception):
         pass
 
-    def load(source, tokenizer):
+    def load(source, tokenizer, *limits):
         raise Seen(source)
 
     monkeypatch.setattr(module, loader, load)

@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -92,6 +93,7 @@ def fitted(monkeypatch, policy, method: str, algorithm: str, data: Data, module:
     monkeypatch.setattr(Job, "reward", lambda self: REWARD)
     monkeypatch.setattr(Job, "drawing", lambda self, policy: (DRAWING, policy))
     monkeypatch.setattr(Job, "reference_log_probs", lambda self, reference, data: (KNOWN, reference, data))
+    monkeypatch.setattr(Job, "reference_rows", lambda self, reference, data: nullcontext((KNOWN, reference, data)))
     runs = []
 
     def run(settings, word, kind, fit, save=None):

@@ -8,7 +8,7 @@ from rlhf_lab.batch import Pairs, Tokens
 from rlhf_lab.errors import LabError
 from rlhf_lab.policies import reference_cache
 from rlhf_lab.policies.language_model import LanguageModelPolicy
-from rlhf_lab.policies.reference_cache import cached_reference_log_probs
+from rlhf_lab.policies.reference_cache import ReferenceRows, cached_reference_log_probs
 
 
 @pytest.fixture
@@ -125,3 +125,99 @@ def test_a_whole_file_of_another_key_is_not_believed(policy, computed, tmp_path)
     file.rename(tmp_path / f"{key}.safetensors")
     found = cached_reference_log_probs(policy, (other, responses), tmp_path, 2)
     assert len(computed) == 2 and torch.allclose(found, policy.log_prob(other, responses), atol=1e-5)
+
+
+# --- rows that are computed when they are needed -------------------------------------------------------------------
+
+
+def pairs_of(number: int) -> Pairs:
+    """Pairs of different lengths, so that a batch's padding depends on its rows."""
+    prompts = Tokens.from_lists([[1 + i % 7] * (1 + i % 4) for i in range(number)])
+    return Pairs(prompts, Tokens.from_lists([[[2 + i % 5] * (1 + i % 3), [9, 3 + i]] for i in range(number)]))
+
+
+class Counting:
+    """A policy that remembers the rows of each call. The last token of a row's rejected response is 3 + its number."""
+
+    def __init__(self, policy):
+        self.policy, self.calls = policy, []
+
+    def __getattr__(self, name):
+        return getattr(self.policy, name)
+
+    def log_prob(self, prompts, responses):
+        self.calls.append([y[1][1] - 3 for y in responses.tolist()])
+        return self.policy.log_prob(prompts, responses)
+
+
+def test_rows_are_computed_in_the_batches_of_the_first_epoch_and_only_when_they_are_needed(policy):
+    data, order, reference = pairs_of(7), torch.tensor([4, 0, 6, 2, 5, 1, 3]), Counting(policy)
+    rows = ReferenceRows(reference, data, order, 3, None)
+    assert rows.shape == (7, 2) and reference.calls == []
+    found = rows[order[:3]]
+    assert reference.calls == [[4, 0, 6]]
+    assert torch.allclose(found, policy.log_prob(data[order[:3]].prompts, data[order[:3]].responses), atol=1e-6)
+    rows[torch.tensor([6, 4])]
+    assert len(reference.calls) == 1  # known
+    rows[torch.tensor([3, 0, 5])]  # the end of the first epoch, a known row, and one of the second block
+    assert reference.calls[1:] == [[2, 5, 1], [3]]
+    assert torch.allclose(rows[torch.arange(7)], policy.log_prob(data.prompts, data.responses), atol=1e-6)
+
+
+def test_stored_rows_and_rows_computed_again_are_equal_to_the_last_bit(policy, tmp_path):
+    data, order = pairs_of(9), torch.randperm(9, generator=torch.Generator().manual_seed(3))
+    whole = ReferenceRows(policy, data, order, 4, None)[torch.arange(9)]
+    first = ReferenceRows(Counting(policy), data, order, 4, tmp_path)
+    first[order[:4]]
+    first.save()
+    again = ReferenceRows(Counting(policy), data, order, 4, tmp_path)
+    assert torch.equal(again[torch.arange(9)], whole)
+    assert all(row not in order[:4].tolist() for call in again._reference.calls for row in call)
+    # Another order, another batch size, other data and another reference have files of their own.
+    moved = policy.copy()
+    with torch.no_grad():
+        next(moved.parameters())[0, 0] += 1e-3
+    few = order[order < 8]
+    others = [
+        (policy, data, order.flip(0), 4),
+        (policy, data, order, 3),
+        (policy, data[:8], few, 4),
+        (moved, data, order, 4),
+    ]
+    for arguments in [*others, (moved, data, order, 4)]:
+        reference = Counting(arguments[0])
+        ReferenceRows(reference, *arguments[1:], tmp_path)[torch.tensor([0])]
+        assert len(reference.calls) == 1
+
+
+def test_a_block_is_computed_in_as_many_parts_as_the_training_step(policy):
+    data, reference = pairs_of(5), Counting(policy)
+    ReferenceRows(reference, data, torch.arange(5), 5, None, accumulate=2)[torch.tensor([1])]
+    assert reference.calls == [[0, 1, 2], [3, 4]]
+
+
+def test_no_pairs_and_log_probabilities_that_are_not_finite_are_refused(policy):
+    with pytest.raises(LabError, match="no pairs"):
+        ReferenceRows(policy, pairs_of(3)[:0], torch.arange(0), 2, None)
+    broken = Counting(policy)
+    broken.log_prob = lambda prompts, responses: torch.full((len(prompts), 2), torch.nan)
+    with pytest.raises(LabError, match="log π_ref contains nan"):
+        ReferenceRows(broken, pairs_of(3), torch.arange(3), 2, None)[torch.tensor([0])]
+
+
+def test_dpo_with_rows_computed_when_needed_is_dpo_with_all_of_them(policy):
+    """Two epochs and a part of a third, so that batches contain rows of two epochs."""
+    from rlhf_lab.algorithms.dpo import DPO, dpo, reference_log_probs
+    from rlhf_lab.training import Training
+    from rlhf_lab.training.loop import epoch_order
+
+    data = pairs_of(7)
+    training = Training(steps=6, batch_size=3, learning_rate=1e-3, seed=5, progress=False)
+    rows = ReferenceRows(policy, data, epoch_order(7, 5, 0), 3, None)
+    lazy, eager = policy.copy(), policy.copy()
+    history = dpo(lazy, policy, data, DPO(), training, reference_log_probs=rows)
+    other = dpo(eager, policy, data, DPO(), training, reference_log_probs=reference_log_probs(policy, data, 7))
+    assert history[0]["margin"] == 0  # policy and reference were computed from the same rows, so they are equal
+    for a, b in zip(lazy.parameters(), eager.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+    assert [row["loss"] for row in history] == pytest.approx([row["loss"] for row in other], abs=1e-4)

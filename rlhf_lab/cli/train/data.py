@@ -15,6 +15,7 @@ from rlhf_lab.data import preferences, sft
 from rlhf_lab.data.readers import Source, check_source, holds_splits, is_local
 from rlhf_lab.errors import LabError, check_path, refuse_unused
 from rlhf_lab.policies.base import Policy, Reward
+from rlhf_lab.policies.hub_lookup import cache_folder
 from rlhf_lab.policies.transformer.shared_prefix_forward import context_length
 from rlhf_lab.randomness import Stream
 from rlhf_lab.training import distributed, seeded
@@ -140,9 +141,10 @@ def load_data(settings: Any, kind: Kind, tokenizer: Any, limits: tuple[int, int]
     if kind == "verdicts" and not sft.holds_verdicts(where):
         kind = "pairs"
     if kind == "pairs":
-        texts = preferences.load_preferences(where, tokenizer)
-        pairs, report = preferences.tokenise(texts, tokenizer, *limits, end)
-        return Data(pairs=pairs, said=[texts.summary(), report.summary()])
+        folder = cache_folder() / "tokens"
+        progress = distributed.shows_progress(settings.progress)
+        pairs, said = preferences.load_pairs(where, tokenizer, *limits, end, folder, progress)
+        return Data(pairs=pairs, said=said)
     if kind in ("targets", "verdicts"):
         load = sft.load_targets if kind == "targets" else sft.load_verdicts
         examples = load(where, tokenizer)

@@ -36,7 +36,9 @@ def train_dpo(settings: TrainDPO) -> History:
 def _fit(job: Job) -> History:
     pairs, loss = job.data.pairs, job.settings.dpo
     assert pairs is not None
-    reference = job.reference() if loss.needs_reference else None
-    known = None if reference is None else job.reference_log_probs(reference, pairs)
     training = job.training(len(pairs))
-    return dpo(job.policy, reference, pairs, loss, training, reference_log_probs=known)
+    if not loss.needs_reference:
+        return dpo(job.policy, None, pairs, loss, training)
+    reference = job.reference()
+    with job.reference_rows(reference, pairs) as known:
+        return dpo(job.policy, reference, pairs, loss, training, reference_log_probs=known)

@@ -61,8 +61,11 @@ def _fit(job: Job) -> History:
     pairs = job.data.pairs if settings.source == "direct" else _pairs(job, reference)
     assert pairs is not None
     loss = DPO(settings.loss, settings.gamma if settings.gamma is not None else settings.beta)
-    known = job.reference_log_probs(reference, pairs) if loss.needs_reference else None
-    return dpo(job.policy, reference, pairs, loss, job.training(len(pairs)), "rso", known)
+    training = job.training(len(pairs))
+    if not loss.needs_reference:
+        return dpo(job.policy, None, pairs, loss, training, "rso")
+    with job.reference_rows(reference, pairs) as known:
+        return dpo(job.policy, reference, pairs, loss, training, "rso", known)
 
 
 def _pairs(job: Job, reference: Policy) -> Pairs:

@@ -19,8 +19,8 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,10 +50,11 @@ from rlhf_lab.policies.loading import (
     show_progress_bars,
 )
 from rlhf_lab.policies.lora import AdapterReference, LoraPolicy, check_lora_rank, with_lora
-from rlhf_lab.policies.reference_cache import cached_reference_log_probs
+from rlhf_lab.policies.reference_cache import ReferenceRows, cached_reference_log_probs
 from rlhf_lab.policies.transformer.cuda_graph import check_cuda_device
 from rlhf_lab.policies.vllm import VllmSampler, check_vllm_installed
 from rlhf_lab.training import Training, checkpoint, distributed, memory, output_folder
+from rlhf_lab.training.loop import epoch_order
 
 History = list[dict[str, float]]
 
@@ -114,10 +115,36 @@ class Job:
         if distributed.world_size() > 1:
             return None
         settings: Common = self.settings
-        folder = (settings.reference_cache or hub_lookup.cache_folder() / "reference") / settings.precision
         # The same precision as in the training loop, so that the policy's log-ratio to the reference starts at zero.
         with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+            folder = self._reference_folder()
             return cached_reference_log_probs(reference, data, folder, settings.batch_size, settings.progress)
+
+    @contextmanager
+    def reference_rows(self, reference: Policy, pairs: Pairs) -> Iterator[ReferenceRows | None]:
+        """Yield log π_ref of the pairs, which is computed when a training step first needs a row, and stored.
+
+        With several processes this yields None. The algorithm then computes all rows before the first step, and the
+        processes share the work.
+        """
+        if distributed.world_size() > 1:
+            yield None
+            return
+        settings: Common = self.settings
+        training = self.training(len(pairs))
+        size = min(training.batch_size, len(pairs))
+        order = torch.arange(len(pairs)) if size == len(pairs) else epoch_order(len(pairs), training.seed, 0)
+        # The same precision as in the training loop, so that the policy's log-ratio to the reference starts at zero.
+        precision = partial(torch.autocast, self.device.type, torch.bfloat16, enabled=settings.precision == "bf16")
+        rows = ReferenceRows(reference, pairs, order, size, self._reference_folder(), training.accumulate, precision)
+        try:
+            yield rows
+        finally:
+            rows.save()
+
+    def _reference_folder(self) -> Path:
+        settings: Common = self.settings
+        return (settings.reference_cache or hub_lookup.cache_folder() / "reference") / settings.precision
 
     def drawing(self, policy: Policy) -> Policy:
         """Return `policy` with the sampler of `--sampler`. Training the result trains `policy`.
