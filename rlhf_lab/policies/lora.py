@@ -129,8 +129,6 @@ class LoraPolicy(LanguageModelPolicy):
 class AdapterReference(Policy):
     """π_ref as a view of a `LoraPolicy` with its adapters switched off. It has no separate weights."""
 
-    cache_note = "adapters off"
-
     def __init__(self, policy: LoraPolicy) -> None:
         """Create a view of `policy`, whose training may continue."""
         super().__init__()
@@ -141,6 +139,11 @@ class AdapterReference(Policy):
     def policy(self) -> LoraPolicy:
         """The policy with adapters."""
         return self._policy[0]
+
+    @property
+    def cache_note(self) -> str:
+        """What determines the numbers besides the weights; see `reference_cache.cache_key`."""
+        return f"adapters off {self.policy.model.config.to_json_string(use_diff=False)}"
 
     @torch.no_grad()
     def token_log_probs(self, prompts: Tokens, responses: Tokens, temperature: float = 1.0) -> Tensor:

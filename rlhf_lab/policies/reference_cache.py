@@ -132,7 +132,8 @@ class ReferenceRows:
         self.shape = data.responses.shape[:2]
         self._order, self._place = order, torch.empty_like(order)
         self._place[order] = torch.arange(len(data))
-        self._dtype = torch.float64 if next(reference.parameters()).dtype == torch.float64 else torch.float32
+        double = any(tensor.dtype == torch.float64 for tensor in reference.state_dict().values())
+        self._dtype = torch.float64 if double else torch.float32
         self._values = torch.full(self.shape, torch.nan, dtype=self._dtype)
         self._unsaved = 0
         self._file: Path | None = None
