@@ -125,9 +125,15 @@ class StoredTokens(Tokens):
         """Compute the SHA-256 of the lengths and ids of the rows."""
         found = hashlib.sha256()
         for start in range(0, len(self), PADDED_AT_ONCE):
-            part = self._padded(self._index[start : start + PADDED_AT_ONCE])
-            found.update(part.lengths.cpu().numpy().astype("<i8").tobytes())
-            found.update(part.ids[part.mask].cpu().numpy().astype("<i8").tobytes())
+            index = self._index[start : start + PADDED_AT_ONCE]
+            found.update(self._lengths(index).astype("<i8").tobytes())
+            if (np.diff(index) == 1).all():
+                sequences = self._sequences(index)
+                flat = self._flat[self._starts[sequences.min()] : self._starts[sequences.max() + 1]]
+            else:
+                part = self._padded(index)
+                flat = part.ids[part.mask].cpu().numpy()
+            found.update(flat.astype("<i8").tobytes())
         return found.hexdigest()
 
     def _sequences(self, index: np.ndarray) -> np.ndarray:

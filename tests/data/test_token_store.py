@@ -71,6 +71,10 @@ def test_the_digest_depends_on_ids_and_on_the_boundaries_between_sequences():
     same = StoredTokens(flat.astype("<u4"), np.array([0, 1, 3]))
     changed = StoredTokens(np.array([1, 2, 4], "<u2"), np.array([0, 1, 3]))
     assert one.digest() == same.digest() and len({one.digest(), other.digest(), changed.digest()}) == 3
+    turned = StoredTokens(np.array([2, 3, 1], "<u2"), np.array([0, 2, 3]))  # the rows of `one` in the other order
+    assert turned[torch.tensor([1, 0])].tolist() == one.tolist()
+    view = StoredTokens(turned._flat, turned._starts, rows=np.array([1, 0]))
+    assert view.digest() == one.digest() != turned.digest()
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "missing", "version", "not json"])

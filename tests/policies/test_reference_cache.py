@@ -173,6 +173,7 @@ def test_stored_rows_and_rows_computed_again_are_equal_to_the_last_bit(policy, t
     again = ReferenceRows(Counting(policy), data, order, 4, tmp_path)
     assert torch.equal(again[torch.arange(9)], whole)
     assert all(row not in order[:4].tolist() for call in again._reference.calls for row in call)
+    again.save()
     # Another order, another batch size, other data and another reference have files of their own.
     moved = policy.copy()
     with torch.no_grad():

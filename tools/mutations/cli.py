@@ -273,8 +273,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "mask",
             "pairs from a file have no end token",
-            "preferences.tokenise(texts, tokenizer, *limits, end)",
-            "preferences.tokenise(texts, tokenizer, *limits, None)",
+            "preferences.load_pairs(where, tokenizer, *limits, end,",
+            "preferences.load_pairs(where, tokenizer, *limits, None,",
             near="cli/test_data_of_commands.py::test_pairs_and_targets_of_a_file_are_cut_to_their_limits_and_end",
         ),
         Mutation(
@@ -319,7 +319,7 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "setting",
             "the reference is computed in float32 under --precision bf16",
-            'enabled=settings.precision == "bf16"',
+            'enabled=self.settings.precision == "bf16"',
             "enabled=False",
             near="cli/test_plumbing.py::test_reference_log_probabilities_are_kept_apart_by_precision_and_computed_in_it",
         ),

@@ -37,7 +37,7 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "mask",
             "responses have no end token",
-            "ends = ends_of(tokenizer, end_token)",
+            "ends = ends_of(tokenizer, self.end_token)",
             "ends: list[int] = []",
             near="data/test_preference_data.py::test_prompt_and_response_are_tokenised_apart_and_the_end_token_is_added_once",
         ),
@@ -100,8 +100,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "edge",
             "the limit counts rows of which no pair was made",
-            "if len(pairs) == source.limit:",
-            "if seen == source.limit:",
+            "if self.forms.total() == self.source.limit:",
+            "if seen == self.source.limit:",
             near="data/test_preference_data.py::test_a_limit_stops_at_so_many_usable_pairs",
         ),
         Mutation(
@@ -114,16 +114,66 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "mean",
             "the longest pair is reported without its prompt",
-            "longest = max(len(p) + max(map(len, r))",
-            "longest = max(max(map(len, r))",
+            "self.longest = max(self.longest, len(asked) + max(map(len, answers)))",
+            "self.longest = max(self.longest, max(map(len, answers)))",
             near="data/test_preference_data.py::test_truncation_keeps_a_prompt_s_end_and_a_response_s_beginning_and_is_counted",
         ),
         Mutation(
             "swap",
             "prompts and responses that were cut are exchanged in the report",
-            'TokenReport(len(prompts), dropped, short["prompts"], short["responses"], longest)',
-            'TokenReport(len(prompts), dropped, short["responses"], short["prompts"], longest)',
+            "self.dropped, self.short_prompts, self.short_responses, self.longest",
+            "self.dropped, self.short_responses, self.short_prompts, self.longest",
             near="data/test_preference_data.py::test_a_cut_prompt_and_two_cut_responses_are_counted_under_their_own_names",
+        ),
+    ),
+    *in_file(
+        "data/preferences.py",
+        ["data/test_token_store.py"],
+        Mutation(
+            "data",
+            "the key of stored ids without the file's contents",
+            "KEY_VERSION, content, source.split",
+            "KEY_VERSION, source.split",
+        ),
+        Mutation(
+            "data",
+            "the key of stored ids without the limits of length",
+            "source.limit, limits, len(tokenizer)",
+            "source.limit, len(tokenizer)",
+        ),
+        Mutation(
+            "data",
+            "the first pairs of large data are lost",
+            "pairs = itertools.chain(first, pairs)",
+            "pairs = iter(pairs)",
+        ),
+    ),
+    *in_file(
+        "data/token_store.py",
+        ["data/test_token_store.py"],
+        Mutation(
+            "data",
+            "the digest of stored tokens without the lengths",
+            '            found.update(self._lengths(index).astype("<i8").tobytes())\n',
+            "",
+        ),
+        Mutation(
+            "edge",
+            "four bytes are not enough for a vocabulary of 65,537",
+            'np.dtype("<u2" if vocabulary <= 2**16 else "<u4")',
+            'np.dtype("<u2" if vocabulary <= 2**17 else "<u4")',
+        ),
+        Mutation(
+            "data",
+            "a damaged store is read",
+            'or not _intact(folder, record["sha256"].items()):',
+            "or False:",
+        ),
+        Mutation(
+            "swap",
+            "the chosen and the rejected response come from different rows",
+            "index[:, None] * self._group + np.arange(self._group)",
+            "index[:, None] + np.arange(self._group) * len(index)",
         ),
     ),
     *in_file(

@@ -858,6 +858,20 @@ MUTATIONS: list[Mutation] = [
         ["policies/test_reference_cache.py", "policies/test_lora.py"],
         Mutation(
             "data",
+            "missing reference rows are computed alone, so that a resumed run has other bits",
+            "self._compute(self._order[block * self._batch_size : (block + 1) * self._batch_size])",
+            "self._compute(missing)",
+            near="policies/test_reference_cache.py::test_rows_are_computed_in_the_batches_of_the_first_epoch_and_only_when_they_are_needed",
+        ),
+        Mutation(
+            "data",
+            "the key of reference rows without their order",
+            '_add(digest, f"blocks {self._batch_size} {accumulate}", self._order)',
+            "digest.update(str(self._batch_size).encode())",
+            near="policies/test_reference_cache.py::test_stored_rows_and_rows_computed_again_are_equal_to_the_last_bit",
+        ),
+        Mutation(
+            "data",
             "the cache's key without the prompts",
             'for name, tokens in (("prompts", prompts.trim()), ("responses", responses.trim())):',
             'for name, tokens in (("responses", responses.trim()),):',

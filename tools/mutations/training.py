@@ -77,8 +77,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "data",
             "the order of rows is not shuffled",
-            "order = torch.randperm(num_rows, generator=seeded(seed, Stream.ROW_ORDER, epoch))",
-            "order = torch.arange(num_rows)",
+            "return torch.randperm(num_rows, generator=seeded(seed, Stream.ROW_ORDER, epoch))",
+            "return torch.arange(num_rows)",
         ),
         Mutation(
             "edge",

@@ -20,7 +20,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -114,11 +114,14 @@ class Job:
         """
         if distributed.world_size() > 1:
             return None
-        settings: Common = self.settings
-        # The same precision as in the training loop, so that the policy's log-ratio to the reference starts at zero.
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-            folder = self._reference_folder()
-            return cached_reference_log_probs(reference, data, folder, settings.batch_size, settings.progress)
+        with self._precision():
+            return cached_reference_log_probs(
+                reference, data, self._reference_folder(), self.settings.batch_size, self.settings.progress
+            )
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        """The precision of the training loop, so that the policy's log-ratio to the reference starts at zero."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16")
 
     @contextmanager
     def reference_rows(self, reference: Policy, pairs: Pairs) -> Iterator[ReferenceRows | None]:
@@ -130,13 +133,12 @@ class Job:
         if distributed.world_size() > 1:
             yield None
             return
-        settings: Common = self.settings
         training = self.training(len(pairs))
         size = min(training.batch_size, len(pairs))
         order = torch.arange(len(pairs)) if size == len(pairs) else epoch_order(len(pairs), training.seed, 0)
-        # The same precision as in the training loop, so that the policy's log-ratio to the reference starts at zero.
-        precision = partial(torch.autocast, self.device.type, torch.bfloat16, enabled=settings.precision == "bf16")
-        rows = ReferenceRows(reference, pairs, order, size, self._reference_folder(), training.accumulate, precision)
+        rows = ReferenceRows(
+            reference, pairs, order, size, self._reference_folder(), training.accumulate, self._precision
+        )
         try:
             yield rows
         finally:
