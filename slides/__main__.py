@@ -47,7 +47,7 @@ def _preview(name: str) -> None:
     build.library(folder / "lib")
     context = render.Context(build.static_place)
     page = render.typeset(render.sections(Deck(TITLE, blocks), context), vendor.katex)
-    folder.joinpath("index.html").write_text(build.page(page, "lib", TITLE.en, []), encoding="utf-8")
+    folder.joinpath("index.html").write_text(build.page(page, "lib", TITLE, []), encoding="utf-8")
     for sentence in context.missing:
         print(f"not shown yet: {sentence}")
     print(f"{folder / 'index.html'}  (without explorers; see them with make slides)")
@@ -78,7 +78,7 @@ def main() -> None:
             from slides import live as view
             from slides.deck import TITLE, deck
 
-            view.prepare(deck(), TITLE.en)
+            view.prepare(deck(), TITLE)
         elif arguments.command == "site":
             from slides import site
 
@@ -91,7 +91,7 @@ def main() -> None:
             from slides import live as view
             from slides.deck import TITLE, deck
 
-            view.present(deck(), TITLE.en, arguments.port, not arguments.no_browser, arguments.lang)
+            view.present(deck(), TITLE, arguments.port, not arguments.no_browser, arguments.lang)
     except LabError as error:
         sys.exit(f"{error}")
     if arguments.command in ("check", "preview"):

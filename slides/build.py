@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from rlhf_lab import language
 from rlhf_lab.errors import LabError
 from slides import compressed_states, render, vendor
 from slides import schema as f
-from slides.schema import Deck, ExplorerPart, Slide
+from slides.schema import Deck, ExplorerPart, Slide, T
 
 ROOT = Path(__file__).parents[1]
 BUILD = ROOT / "build" / "slides"
@@ -46,6 +47,7 @@ def _sources(experiments: bool) -> Iterator[Path]:
     for path in sorted((ROOT / "rlhf_lab").rglob("*.py")):
         if experiments or not set(_ASIDE) & set(path.parts):
             yield path
+    yield language.TABLE
     yield from (ROOT / "slides" / name for name in ("schema.py", "render.py", "compressed_states.py", "explorers.py"))
     if experiments:
         yield from sorted((ROOT / "results").glob("*/*/result.json"))
@@ -73,14 +75,14 @@ def kept(name: str, key: str, make: Callable[[], str]) -> str:
 
 
 def states_named(part: ExplorerPart) -> str:
-    """The states of an explorer as JSON; an explorer that is shown in several places is computed once."""
+    """The states of an explorer in both languages as JSON; what is shown in several places is computed once."""
     of = repr((part.name, sorted(part.at.items()), part.only, part.panels, part.stops))
 
     def make() -> str:
         from slides import explorers
 
         made = explorers.make(part.name, part.at, part.only, part.panels)
-        return json.dumps(compressed_states.folded(made, part.stops), ensure_ascii=False, separators=(",", ":"))
+        return json.dumps(compressed_states.folded(made, part.stops, True), ensure_ascii=False, separators=(",", ":"))
 
     same = hashlib.sha256(of.encode()).hexdigest()[:8]
     return kept(f"states-{part.name}-{same}", digest(of, experiments=part.name in _FROM_EXPERIMENTS), make)
@@ -178,12 +180,12 @@ def ours(target: Path) -> None:
     (target / "chart.js").write_text(chart_script(), encoding="utf-8")
 
 
-def head(lib: str, title: str) -> str:
+def head(lib: str, title: T) -> str:
     """The HTML head of a page with slides; `lib` is the relative path of the libraries."""
     return f"""<meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <link rel="icon" href="data:,">
-<title>{title}</title>
+<title data-en="{title.en}" data-zh="{title.zh}">{title.en}</title>
 <link rel="stylesheet" href="{lib}/fonts.css">
 <link rel="stylesheet" href="{lib}/reveal/reveal.css">
 <link rel="stylesheet" href="{lib}/katex/katex.min.css">
@@ -191,7 +193,7 @@ def head(lib: str, title: str) -> str:
 <link rel="stylesheet" href="{lib}/deck.css">"""
 
 
-def page(deck_html: str, lib: str, title: str, scripts: list[str]) -> str:
+def page(deck_html: str, lib: str, title: T, scripts: list[str]) -> str:
     """The static page of the slides, which opens from disk without a server."""
     loads = "\n".join(f'<script defer src="{script}"></script>' for script in scripts)
     return f"""<!DOCTYPE html>
@@ -221,7 +223,7 @@ def static_place(slide: Slide, part: ExplorerPart) -> str:
     return f'<div data-states="{slide.key}"></div>'
 
 
-def write_page(deck: Deck, folder: Path, lib: str, title: str, katex: Any = vendor.katex) -> list[str]:
+def write_page(deck: Deck, folder: Path, lib: str, title: T, katex: Any = vendor.katex) -> list[str]:
     """Write the static page and its explorers' states into `folder`. Returns messages about what could not be shown."""
     deck_html, missing = html(deck, static_place, katex)
     (folder / "states").mkdir(parents=True, exist_ok=True)

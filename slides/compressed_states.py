@@ -9,6 +9,9 @@ takes as many values as that control has stops. So a set of pictures becomes
                                               which: for each picture, the index of its value
 
 and `unfolded` restores every picture. `assets/explorers.js` does the same in the page.
+
+A second language differs in texts only, so it is stored as `"zh"`: `words` (English text → Chinese text) and, for slots
+that consist of texts, such as the sentence below the picture, `values` (number of the slot → its values in Chinese).
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ import json
 import math
 from typing import Any
 
+from rlhf_lab import language
+from rlhf_lab.errors import LabError
 from rlhf_lab.widgets.explorer import Explorer, Slider
 
 MOST = 1500
@@ -26,6 +31,8 @@ DIGITS = 4
 """Significant digits of a drawn number, which is finer than a projector's pixels."""
 STOPS = 41
 """Maximum number of stops of one slider."""
+TEXTS = ("label", "title", "text", "unit", "symbol", "names")
+"""Names of the entries of a picture or a control that are shown as text."""
 
 
 def stops_for(explorer: Explorer, most: int = MOST) -> int:
@@ -36,19 +43,67 @@ def stops_for(explorer: Explorer, most: int = MOST) -> int:
     return 4
 
 
-def folded(explorer: Explorer, stops: int | None = None) -> dict[str, Any]:
+def folded(explorer: Explorer, stops: int | None = None, chinese: bool = False) -> dict[str, Any]:
     """The compressed states of an explorer: `Explorer.states` with `same` and `slots` in place of its pictures.
 
     Args:
         explorer: any explorer.
         stops: maximum number of stops of each slider; None for as many as `MOST` allows.
+        chinese: also store the Chinese texts.
     """
-    states = explorer.states(stops or stops_for(explorer))
+    stops = stops or stops_for(explorer)
+    states = explorer.states(stops)
     pictures = [_rounded(picture) for picture in states.pop("pictures")]
     for control, spec in zip(states["controls"], explorer.controls.values(), strict=True):
         if isinstance(spec, Slider):
             control["low"], control["high"] = control["names"][0], control["names"][-1]
-    return {**states, **fold(pictures)}
+    made = {**states, **fold(pictures)}
+    if chinese:
+        with language.use("zh"):
+            made["zh"] = _translations({**states, "pictures": pictures}, explorer.states(stops), made["slots"])
+    return made
+
+
+def _translations(english: dict[str, Any], chinese: dict[str, Any], slots: list[list[Any]]) -> dict[str, Any]:
+    """Return the entry `zh` of the states of an explorer.
+
+    Args:
+        english: the states with their pictures.
+        chinese: the same in Chinese.
+        slots: the slots of the English pictures.
+
+    Raises:
+        LabError: if one English text has two translations, so that the page could not replace it.
+    """
+    words: dict[str, str] = {}
+    _pair((english, chinese), words)
+    values: dict[str, list[str]] = {}
+    for number, (path, options, which) in enumerate(slots):
+        if path and path[-1] in TEXTS and all(isinstance(option, str) for option in options):
+            values[str(number)] = [_at(chinese["pictures"][which.index(i)], path) for i in range(len(options))]
+            for option in options:
+                words.pop(option, None)
+    return {"words": {e: c for e, c in words.items() if e != c}, "values": values}
+
+
+def _at(tree: Any, path: list[Any]) -> Any:
+    for key in path:
+        tree = tree[key]
+    return tree
+
+
+def _pair(pair: tuple[Any, Any], words: dict[str, str], text: bool = False) -> None:
+    """Add to `words` the texts that differ between two states of the same structure."""
+    english, chinese = pair
+    if isinstance(english, dict):
+        for key, value in chinese.items():
+            _pair((english[key], value), words, key in TEXTS)
+    elif isinstance(english, list | tuple):
+        if not english or isinstance(english[0], dict | list | str):
+            for one in zip(english, chinese, strict=True):
+                _pair(one, words, text)
+    elif text and words.setdefault(english, chinese) != chinese:
+        raise LabError(f"{english!r} is translated as {words[english]!r} and as {chinese!r}. Use two English texts.")
 
 
 def _rounded(value: Any) -> Any:

@@ -153,11 +153,11 @@ def over_optimisation() -> Explorer:
 
     def fitted() -> dict[str, torch.Tensor]:
         scores = {}
-        for labels in (2000, 250, 60):
+        for name, labels in {"2000 labels": 2000, "250 labels": 250, "60 labels": 60}.items():
             model: Any = world.reference.new_reward_model()
             schedule = Training(steps=2, batch_size=labels, optimizer="lbfgs", learning_rate=1.0, progress=False)
             reward_model(model, world.preferences(labels, seeded(0, 1)), RewardModel(prior=1e-2), schedule)
-            scores[f"{labels} labels"] = model.enumerate(world.prompts).detach().double().gather(-1, drawn)
+            scores[name] = model.enumerate(world.prompts).detach().double().gather(-1, drawn)
         return scores
 
     return over_optimisation_explorer(_once("over_optimisation", fitted), world.rewards().gather(-1, drawn))

@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 
 from rlhf_lab.errors import LabError
 from slides import build, explorers, render
-from slides.schema import Deck, ExplorerPart, Slide
+from slides.schema import Deck, ExplorerPart, Slide, T
 
 LIVE = build.BUILD / "live"
 TEMPLATE = "lecture"
@@ -41,6 +41,7 @@ from slides.explorers import make
 from slides.heartbeat import Heartbeat
 
 heartbeat = Heartbeat()
+explorers = heartbeat.explorers
 print(heartbeat.model_id)
 """
 
@@ -54,7 +55,7 @@ def cell_source(part: ExplorerPart) -> str:
         arguments.append(f"only={part.only!r}")
     if part.panels:
         arguments.append(f"panels={part.panels!r}")
-    return f"explorer = make({', '.join(arguments)})\ndisplay(explorer.widget)"
+    return f"explorer = make({', '.join(arguments)})\nexplorers.append(explorer)\ndisplay(explorer.widget)"
 
 
 def notebook(deck: Deck) -> nbformat.NotebookNode:
@@ -83,7 +84,7 @@ def place(slide: Slide, part: ExplorerPart) -> str:
     )
 
 
-def template(deck_html: str, title: str) -> str:
+def template(deck_html: str, title: T) -> str:
     """The Voila template: first the slides, then the outputs of the cells, each of which is moved into its slide."""
     lib = f"{{{{ resources.base_url }}}}voila/templates/{TEMPLATE}/static/lib"
     raw = deck_html.replace("{% endraw %}", "{ % endraw % }")
@@ -132,7 +133,7 @@ def template(deck_html: str, title: str) -> str:
 """
 
 
-def write(deck: Deck, title: str) -> list[str]:
+def write(deck: Deck, title: T) -> list[str]:
     """Write notebook, template and libraries to build/slides/live. Returns messages about what could not be shown."""
     deck_html, missing = build.html(deck, place)
     home = LIVE / "share" / "voila" / "templates" / TEMPLATE
@@ -148,7 +149,7 @@ def write(deck: Deck, title: str) -> list[str]:
     return missing
 
 
-def prepare(deck: Deck, title: str) -> None:
+def prepare(deck: Deck, title: T) -> None:
     """Build in advance what takes long: the HTML of the slides, and the policies that two explorers train."""
     for sentence in write(deck, title):
         print(f"not shown yet: {sentence}")
@@ -216,7 +217,7 @@ def clear() -> None:
     shutil.rmtree(LIVE, ignore_errors=True)
 
 
-def present(deck: Deck, title: str, port: int, browser: bool, language: str) -> None:
+def present(deck: Deck, title: T, port: int, browser: bool, language: str) -> None:
     """Build the slides if needed, serve them, open the browser, and wait for Ctrl-C."""
     begin = time.monotonic()
     for sentence in write(deck, title):

@@ -74,7 +74,7 @@ def run() -> int:
 def serve(made: Deck, report: Report) -> None:
     """Build the slides, start the server, and request its page with the output of every cell."""
     begin = time.monotonic()
-    for sentence in live.write(made, TITLE.en):
+    for sentence in live.write(made, TITLE):
         report.wrong.append(f"not shown: {sentence}")
     with live.server() as (url, _), urllib.request.urlopen(url, timeout=120) as page:
         text, first = b"", 0.0

@@ -15,10 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rlhf_lab import language
 from rlhf_lab.errors import LabError
 from rlhf_lab.figures import style
+from rlhf_lab.language import LANGUAGES
 from slides import schema as f
-from slides.schema import LANGUAGES, Deck, Slide, T
+from slides.schema import Deck, Slide, T
 
 ROOT = Path(__file__).parents[1]
 
@@ -68,9 +70,29 @@ def both(text: T | str) -> str:
     return "".join(f'<span lang="{language}">{words(text.of(language))}</span>' for language in LANGUAGES)
 
 
+def both_of(text: str) -> str:
+    """A text of `rlhf_lab/chinese.toml`, such as a source, in both languages."""
+    with language.use("zh"):
+        return both(T(text, language.tr(text)))
+
+
 def tex(source: str, display: bool = False) -> str:
     """A marked formula, which `typeset` renders."""
     return f'<span class="tex"{" data-display" if display else ""}>{html.escape(source, quote=False)}</span>'
+
+
+_WORDS = re.compile(r"(?<=\\text\{)[^{}]*")
+
+
+def _both_tex(source: str, display: bool = False) -> str:
+    """A marked formula, in both languages if it contains words of `rlhf_lab/chinese.toml`."""
+    with language.use("zh"):
+        chinese = _WORDS.sub(lambda word: language.tr(word[0]), source)
+    if chinese == source:
+        return tex(source, display)
+    return "".join(
+        f'<span lang="{n}">{tex(t, display)}</span>' for n, t in zip(LANGUAGES, (source, chinese), strict=True)
+    )
 
 
 _TEX = re.compile(r'<span class="tex"( data-display)?>(.*?)</span>', re.S)
@@ -108,7 +130,7 @@ def _bullets(part: f.Bullets) -> str:
 
 def _equation(part: f.Equation) -> str:
     note = f'<div class="note">{both(part.note)}</div>' if part.note else ""
-    return f"<div{_step(part.step, 'equation big' if part.big else 'equation')}>{tex(part.tex, True)}{note}</div>"
+    return f"<div{_step(part.step, 'equation big' if part.big else 'equation')}>{_both_tex(part.tex, True)}{note}</div>"
 
 
 def _derivation(part: f.DerivationPart, here: str, context: Context) -> str:
@@ -158,27 +180,28 @@ def _derivation(part: f.DerivationPart, here: str, context: Context) -> str:
 def _line(number: int, left: str, right: str, reason: T, mark: str, kind: str, step: bool) -> str:
     return (
         f"<div{_step(step, f'line {kind}'.strip())}>"
-        f'<span class="left">{tex(chr(92) + "displaystyle " + left) if left else ""}</span>'
-        f'<span class="right">{tex(chr(92) + "displaystyle " + right)}</span>'
-        f'<span class="tick" aria-label="{"holds" if mark == "✓" else "does not hold"}">{mark}</span>'
+        f'<span class="left">{_both_tex(chr(92) + "displaystyle " + left) if left else ""}</span>'
+        f'<span class="right">{_both_tex(chr(92) + "displaystyle " + right)}</span>'
+        f'<span class="tick" {_named(*("holds", "成立") if mark == "✓" else ("does not hold", "不成立"))}>{mark}</span>'
         f'<span class="reason">{both(reason)}</span></div>'
     )
 
 
-def _png(data: bytes, alt: T, note: str = "", kind: str = "figure") -> str:
-    """A picture with its alternative text. Its bytes are in the page, which therefore needs no further file."""
-    source = "data:image/png;base64," + base64.b64encode(data).decode()
-    # The page uses the alternative text of its language.
-    alts = html.escape(alt.en), html.escape(alt.zh)
-    return (
-        f'<figure class="{kind}"><img src="{source}" alt="{alts[0]}" data-en="{alts[0]}" data-zh="{alts[1]}">'
-        f"{note}</figure>"
-    )
+def _named(en: str, zh: str) -> str:
+    """Attributes of an element that has a name but no text; `assets/deck.js` selects the language."""
+    return f'aria-label="{en}" data-en="{en}" data-zh="{zh}"'
 
 
 def _figure(part: f.Figure) -> str:
+    """The picture in both languages. Its bytes are in the page, which therefore needs no further file."""
+    pictures = []
+    for name, kind in zip(LANGUAGES, ("png", "svg+xml"), strict=True):
+        with language.use(name), style.use():
+            data = style.png(part.draw(), dpi=200) if kind == "png" else style.svg(part.draw())
+        source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+        pictures.append(f'<img lang="{name}" src="{source}" alt="{html.escape(part.alt.of(name))}">')
     note = f"<figcaption>{both(part.note)}</figcaption>" if part.note else ""
-    return _png(style.png(part.draw(), dpi=200), part.alt, note)
+    return f'<figure class="figure">{"".join(pictures)}{note}</figure>'
 
 
 def _table(part: f.Table) -> str:
@@ -191,7 +214,7 @@ def _table(part: f.Table) -> str:
             for cell in row
         )
         rows.append(f"<tr{' class=strong' if number in part.strong else ''}>{cells}</tr>")
-    source = f' <span class="where">{html.escape(part.source)}</span>' if part.source else ""
+    source = f' <span class="where">{both_of(part.source)}</span>' if part.source else ""
     return (
         f"<table><caption>{both(part.caption)}{source}</caption><thead><tr>{head}</tr></thead>"
         f"<tbody>{''.join(rows)}</tbody></table>"
@@ -199,7 +222,7 @@ def _table(part: f.Table) -> str:
 
 
 def _quote(part: f.Quote) -> str:
-    return f"<blockquote><p>{both(part.text)}</p><cite>{html.escape(part.source)}</cite></blockquote>"
+    return f"<blockquote><p>{both(part.text)}</p><cite>{both_of(part.source)}</cite></blockquote>"
 
 
 def _flow(part: f.Flow) -> str:
@@ -246,7 +269,7 @@ def section(block: f.Block, slide: Slide, context: Context) -> str:
     here = f"Slide {slide.key!r} (block {block.key!r})"
     parts = "".join(_part(part, slide, here, context) for part in slide.parts)
     level = "h1" if slide.kind == "title" else "h2"
-    source = f'<span class="source">{html.escape(slide.source)}</span>' if slide.source else ""
+    source = f'<span class="source">{both_of(slide.source)}</span>' if slide.source else ""
     return (
         f'<section id="{slide.key}" class="{slide.kind}" data-block="{block.key}" data-minutes="{slide.minutes:g}" '
         f'data-timing="{round(slide.minutes * 60)}" aria-labelledby="{slide.key}-title">\n'
@@ -259,10 +282,10 @@ def section(block: f.Block, slide: Slide, context: Context) -> str:
 def _notes(slide: Slide) -> str:
     """The notes in both languages, and the element from which the speaker view reads the current ones."""
     stored = []
-    for language in LANGUAGES:
-        paragraphs = [f"<p>{words(one.strip())}</p>" for one in slide.notes.of(language).split("\n\n")]
-        minutes = f"{slide.minutes:g} min" if language == "en" else f"{slide.minutes:g} 分钟"
-        stored.append(f'<template data-notes="{language}"><p><b>{minutes}</b></p>{"".join(paragraphs)}</template>')
+    for name in LANGUAGES:
+        paragraphs = [f"<p>{words(one.strip())}</p>" for one in slide.notes.of(name).split("\n\n")]
+        minutes = f"{slide.minutes:g} min" if name == "en" else f"{slide.minutes:g} 分钟"
+        stored.append(f'<template data-notes="{name}"><p><b>{minutes}</b></p>{"".join(paragraphs)}</template>')
     return "".join(stored) + '<aside class="notes"></aside>'
 
 

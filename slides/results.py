@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import functools
 import json
-import textwrap
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlhf_lab import language
 from rlhf_lab.experiments.claims_page import words_of
 from rlhf_lab.experiments.verdicts import Verdict, fill, holds
+from rlhf_lab.figures import style
+from rlhf_lab.language import columns as width_of
+from rlhf_lab.language import wrap
 from slides.schema import Columns, Figure, Part, T, Text
 
 if TYPE_CHECKING:
@@ -103,16 +106,22 @@ def picture(
     return functools.partial(_draw, name, scale, panels, size, stacked)
 
 
+@functools.lru_cache(maxsize=4)
+def _result(name: str, scale: str) -> tuple[Any, Any]:
+    """The experiment and its saved result, which is drawn once in each language."""
+    from rlhf_lab.experiments import results
+
+    experiment = results.experiment_of(name)
+    return experiment, results.recompute(experiment, RESULTS / name / scale)
+
+
 def _draw(name: str, scale: str, panels: tuple[int, ...], size: tuple[float, float], stacked: bool) -> Drawing:
     from matplotlib.gridspec import GridSpec
     from matplotlib.text import Text as Writing
 
-    from rlhf_lab.experiments import results
-
-    experiment = results.experiment_of(name)
-    folder = RESULTS / name / scale
-    found = results.recompute(experiment, folder)
-    drawing = experiment.figure(found.settings, found.summary, found.runs)
+    experiment, found = _result(name, scale)
+    drawing: Drawing = experiment.figure(found.settings, found.summary, found.runs)
+    style.translate(drawing)
     every = list(drawing.axes)
     stay = [every[number] for number in panels]
     entries, elsewhere = _legends(drawing, stay)
@@ -128,7 +137,7 @@ def _draw(name: str, scale: str, panels: tuple[int, ...], size: tuple[float, flo
     drawing.set_size_inches(*size)
     kept_small: set[Any] = set()
     if shown:
-        wide = max(len(label) for label in shown)
+        wide = max(width_of(label) for label in shown)
         # A long legend would leave little space for the picture, so it has two columns and a smaller font.
         many = len(shown) > 6 or (len(shown) > 3 and wide > 18)
         across = max(2 if many else 1, min(len(shown), int(size[0] * 10 / (wide + 6))))
@@ -155,17 +164,21 @@ def _fit(axes: Any, size: tuple[float, float], rows: int, columns: int) -> None:
     from matplotlib.ticker import AutoLocator, MaxNLocator
 
     high, wide = int(size[1] * 6.3 / rows), int(size[0] * 7.2 / columns)
-    axes.set_ylabel(textwrap.fill(" ".join(axes.get_ylabel().split()), high))
+    axes.set_ylabel(_filled(axes.get_ylabel(), high))
     label = " ".join(axes.get_xlabel().split())
-    axes.set_xlabel(textwrap.fill(label, wide), loc="right" if len(label) > 0.6 * wide else "center")
+    axes.set_xlabel(_filled(label, wide), loc="right" if width_of(label) > 0.6 * wide else "center")
     title = " ".join(axes.get_title(loc="left").split())
     words = [tick.get_text() for tick in axes.get_yticklabels()]
-    names = max((len(word) for word in words if "$" not in word), default=0)
+    names = max((width_of(word) for word in words if "$" not in word), default=0)
     axes.set_title("", loc="left")
     side = "right" if names > 10 else "left"  # left-aligned after long names, a title would be cut off
-    axes.set_title(textwrap.fill(title, int(wide * 0.95)), loc=side, pad=8, fontweight="bold")
+    axes.set_title(_filled(title, int(wide * 0.95)), loc=side, pad=8, fontweight="bold")
     if isinstance(axes.xaxis.get_major_locator(), AutoLocator):
         axes.xaxis.set_major_locator(MaxNLocator(3 if names > 10 else 5))
+
+
+def _filled(text: str, width: int) -> str:
+    return "\n".join(wrap(" ".join(text.split()), width))
 
 
 def _legends(drawing: Drawing, stay: list[Any]) -> tuple[dict[str, Any], set[str]]:
@@ -211,8 +224,10 @@ def claim(
         stacked: see `picture`.
         share: the share of the width that the text takes.
     """
+    with language.use("zh"):
+        chinese = language.tr(source)
     words = (
-        Text(T(f"**Paper:** {paper.en} ({source})", f"**文献**：{paper.zh}（{source}）")),
+        Text(T(f"**Paper:** {paper.en} ({source})", f"**文献**：{paper.zh}（{chinese}）")),
         *(Text(one) for one in found),
     )
     place = RESULTS / name / scale / "result.json"

@@ -12,12 +12,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rlhf_lab.errors import LabError
+from rlhf_lab.language import LANGUAGES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
-
-LANGUAGES = ("en", "zh")
-"""English and Chinese, as HTML's `lang` names them."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ class Equation:
     r"""A displayed equation, LaTeX as KaTeX knows it, without dollars.
 
     Attributes:
-        tex: the same in both languages. Words inside (`\text{…}`) stay English, so put words into `note`.
+        tex: the same in both languages. Words inside (`\text{…}`) are translated by `rlhf_lab/chinese.toml`.
         note: a line below the equation.
         step: whether it appears at the next key press.
         big: whether it is set larger, as the main equation of its slide.
@@ -218,7 +216,7 @@ class Slide:
         minutes: planned time, including the students' questions.
         kind: "slide"; "title" for the opening of the lecture or of a block, set large; "question" and "answer" are
             made by `question`.
-        source: a line in the footer.
+        source: a line in the footer, in English; its translation is in `rlhf_lab/chinese.toml`.
     """
 
     key: str

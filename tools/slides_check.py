@@ -353,7 +353,7 @@ def exported() -> Path:
         return page
     folder = build.BUILD / "page"
     build.library(folder / "lib")
-    for sentence in build.write_page(deck(), folder / "slides", "../lib", TITLE.en):
+    for sentence in build.write_page(deck(), folder / "slides", "../lib", TITLE):
         print(f"not shown yet: {sentence}")
     return folder / "slides" / "index.html"
 
@@ -426,7 +426,7 @@ def live(browser: Any, args: argparse.Namespace) -> list[str]:
     from slides.deck import TITLE, deck
 
     begin = time.monotonic()
-    view.write(deck(), TITLE.en)
+    view.write(deck(), TITLE)
     with view.server() as (url, process):
         context = browser.new_context(viewport={"width": 1280, "height": 720})
         made = Walk(context.new_page(), "live", args.out)

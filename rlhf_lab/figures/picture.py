@@ -21,6 +21,7 @@ import torch
 
 from rlhf_lab.errors import LabError
 from rlhf_lab.figures import style
+from rlhf_lab.language import tr
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -145,7 +146,7 @@ class Number:
     def text(self) -> str:
         """The value as text. Rounded zeros have no sign, and infinity is written as ∞."""
         if math.isnan(self.value):
-            return "undefined"
+            return tr("undefined")
         if math.isinf(self.value):
             return "−∞" if self.value < 0 else "∞"
         if self.value != 0 and not 1e-3 <= abs(self.value) < 1e5:
@@ -170,12 +171,12 @@ class Picture:
     """True if the compute function refused its input; `text` then gives the reason."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The picture as JSON data for `chart.js`. Not-a-number and infinity become None."""
+        """The picture in the present language as JSON data for `chart.js`. NaN and infinity become None."""
         return {
-            "text": self.text,
+            "text": tr(self.text),
             "failed": self.failed,
             "panels": [_panel_dict(panel) for panel in self.panels],
-            "numbers": [{"symbol": n.symbol, "text": n.text, "unit": n.unit} for n in self.numbers],
+            "numbers": [{"symbol": tr(n.symbol), "text": n.text, "unit": tr(n.unit)} for n in self.numbers],
         }
 
     def styles(self) -> set[str]:
@@ -196,11 +197,11 @@ def _panel_dict(panel: Panel) -> dict[str, Any]:
                 item[name] = getattr(layer, name)
         if isinstance(layer, Rule):
             item["at"] = _json([layer.at])[0]
-        item["label"] = style.label(layer.style) if layer.label is None else layer.label
+        item["label"] = tr(style.label(layer.style) if layer.label is None else layer.label)
         layers.append(item)
     (x_low, x_high), (y_low, y_high) = limits(panel)
     return {
-        "title": panel.title,
+        "title": tr(panel.title),
         "width": panel.width,
         "x": _axis_dict(panel.x, x_low, x_high),
         "y": _axis_dict(panel.y, y_low, y_high),
@@ -209,7 +210,8 @@ def _panel_dict(panel: Panel) -> dict[str, Any]:
 
 
 def _axis_dict(axis: Axis, low: float, high: float) -> dict[str, Any]:
-    return {"label": axis.label, "low": low, "high": high, "log": axis.log, "names": list(axis.names)}
+    names = [tr(name) for name in axis.names]
+    return {"label": tr(axis.label), "low": low, "high": high, "log": axis.log, "names": names}
 
 
 def limits(panel: Panel) -> tuple[tuple[float, float], tuple[float, float]]:

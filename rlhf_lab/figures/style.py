@@ -18,13 +18,18 @@ matplotlib is loaded only by functions that draw, because explorers use the colo
 from __future__ import annotations
 
 import base64
+import functools
 import io
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlhf_lab import language
 from rlhf_lab.errors import LabError
+from rlhf_lab.language import tr
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -163,6 +168,7 @@ _RC: dict[Any, Any] = {
     "lines.markersize": 7,
     "figure.constrained_layout.use": True,
     "svg.hashsalt": "rlhf_lab",
+    "svg.fonttype": "none",
 }
 
 
@@ -174,7 +180,8 @@ def use() -> Iterator[None]:
     """
     import matplotlib
 
-    with matplotlib.rc_context(_RC):
+    chinese = {"font.family": ["DejaVu Sans", _chinese_font()]} if language.current() == "zh" else {}
+    with matplotlib.rc_context(_RC | chinese):
         yield
 
 
@@ -208,6 +215,74 @@ def png(drawing: Figure, dpi: int = 144, description: str | None = None) -> byte
     with use():
         drawing.savefig(stream, format="png", dpi=dpi, metadata=metadata)
     return stream.getvalue()
+
+
+def translate(drawing: Figure) -> None:
+    """Replace every label of `drawing` by its translation into the present language (`rlhf_lab.language`)."""
+    from matplotlib.axis import Axis
+    from matplotlib.text import Text
+    from matplotlib.ticker import FixedFormatter
+
+    for ax in drawing.axes:
+        for container in ax.containers:
+            container.set_label(tr(container.get_label() or ""))
+        for axis in (ax.xaxis, ax.yaxis):
+            formatter = axis.get_major_formatter()
+            if isinstance(formatter, FixedFormatter):
+                formatter.seq = [tr(name) for name in formatter.seq]
+    for artist in drawing.findobj():
+        if isinstance(artist, Text):
+            artist.set_text(tr(artist.get_text()))
+        if not isinstance(artist, Axis) and isinstance(artist.get_label(), str):
+            artist.set_label(tr(str(artist.get_label())))
+
+
+_SQUARES = "Chinese squares"
+
+
+@functools.cache
+def _chinese_font() -> str:
+    """The name of a font in which every Chinese character is an empty square.
+
+    It measures Chinese text for the layout, because a Chinese character is as wide as high in every font. The viewer
+    of the picture provides the real one. No font with Chinese characters is therefore needed on this machine.
+    """
+    from fontTools.fontBuilder import FontBuilder
+    from fontTools.ttLib.tables._g_l_y_f import Glyph
+    from matplotlib import font_manager, get_cachedir
+
+    path = Path(get_cachedir()) / "rlhf-lab-chinese-squares.ttf"
+    if not path.is_file():
+        build = FontBuilder(1000, isTTF=True)
+        build.setupGlyphOrder([".notdef", "square"])
+        build.setupCharacterMap({code: "square" for start, end in _CHINESE for code in range(start, end)})
+        build.setupGlyf({".notdef": Glyph(), "square": Glyph()})
+        build.setupHorizontalMetrics({".notdef": (1000, 0), "square": (1000, 0)})
+        build.setupHorizontalHeader(ascent=880, descent=-120)
+        build.setupNameTable({"familyName": _SQUARES, "styleName": "Regular"})
+        build.setupOS2(sTypoAscender=880, sTypoDescender=-120)
+        build.setupPost()
+        part = path.with_suffix(f".{os.getpid()}")  # two processes may draw at the same time
+        build.save(part)
+        part.replace(path)
+    known = font_manager.fontManager
+    known.addfont(path)
+    known.ttflist.append(replace(known.ttflist[-1], weight=700))  # titles are bold
+    return _SQUARES
+
+
+_CHINESE = ((0x3000, 0x3040), (0x4E00, 0xA000), (0xFF00, 0xFFF0))
+"""Chinese punctuation, characters, and letters of full width."""
+_SYSTEM_FONTS = "'PingFang SC', 'Microsoft YaHei', 'Noto Sans CJK SC', 'Noto Sans SC', sans-serif"
+
+
+def svg(drawing: Figure) -> bytes:
+    """`drawing` in the present language as SVG, with its text as text in the fonts of the viewer's machine."""
+    translate(drawing)
+    stream = io.BytesIO()
+    with use():
+        drawing.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
+    return stream.getvalue().replace(f"'{_SQUARES}'".encode(), _SYSTEM_FONTS.encode())
 
 
 class Shown:

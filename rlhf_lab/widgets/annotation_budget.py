@@ -18,6 +18,7 @@ from rlhf_lab import label_budget
 from rlhf_lab.algorithms import label_rounds
 from rlhf_lab.errors import LabError, check_positive, check_responses_axis
 from rlhf_lab.figures.picture import Axis, Bars, Curve, Number, Panel, Picture, Points, Rule
+from rlhf_lab.language import tr
 from rlhf_lab.randomness import Stream
 from rlhf_lab.training import seeded
 from rlhf_lab.widgets.explorer import Choice, Explorer, Slider
@@ -131,15 +132,15 @@ def annotation_budget_picture(
         width=0.8,
     )
     first, second = places[int(asked[places[:, 0], places[:, 1]].argmax())].tolist()
-    legend = ", ".join(f"{i + 1} {name}" for i, name in enumerate(responses))
-    text = (
-        f"With {number} labels on {label_budget.PAIR_SOURCES[pairs]} at β = {world.beta:g}, the pair labelled most "
-        f"often is "
-        f"“{responses[first]}” against “{responses[second]}” (by number: {legend}). The regret is {found:.3g}; the "
-        f"closed form gives {limit:.3g}. In the limit, {number / over:.0f} labels of the best design have the same "
-        f"regret. If a demonstration costs {ratio:.3g} labels, {100 * share:.0f}% of the budget is best spent on "
-        f"demonstrations."
-    )
+    text = tr(
+        "With {number} labels on {source} at β = {beta:g}, the pair labelled most often is “{first}” against "
+        "“{second}” (by number: {legend}). The regret is {found:.3g}; the closed form gives {limit:.3g}. In the limit, "
+        "{equal:.0f} labels of the best design have the same regret. If a demonstration costs {ratio:.3g} labels, "
+        "{share:.0%} of the budget is best spent on demonstrations.",
+        number=number, source=tr(label_budget.PAIR_SOURCES[pairs]), beta=world.beta, first=tr(responses[first]),
+        second=tr(responses[second]), legend=tr(", ").join(f"{i + 1} {tr(name)}" for i, name in enumerate(responses)),
+        found=found, limit=limit, equal=number / over, ratio=ratio, share=share,
+    )  # fmt: skip
     numbers = (
         Number("N", number, "labels", 0),
         Number("regret", found, "reward"),

@@ -10,6 +10,7 @@ from torch import Tensor
 from rlhf_lab import exact, losses
 from rlhf_lab.errors import LabError, check_finite, check_positive, check_responses_axis
 from rlhf_lab.figures.picture import Axis, Bars, Curve, Number, Panel, Picture, Points
+from rlhf_lab.language import tr
 from rlhf_lab.widgets.explorer import Choice, Explorer, Slider
 
 
@@ -96,11 +97,12 @@ def bradley_terry_picture(
             Points("optimal", [gap], [p], "r", big=True),
         ),
     )
-    pair = f"“{responses[first]}” beats “{responses[second]}”"
-    text = (
-        f"With f = {_signed(offset)} and c = {scale:.3g}, {pair} in {100 * p:.0f}% of the labels; the model predicts "
-        f"{100 * model_p:.0f}%. {_verdict(worse, moved)}"
-    )
+    text = tr(
+        "With f = {offset} and c = {scale:.3g}, “{first}” beats “{second}” in {p:.0%} of the labels; the model "
+        "predicts {model_p:.0%}. {verdict}",
+        offset=_signed(offset), scale=scale, first=tr(responses[first]), second=tr(responses[second]), p=p,
+        model_p=model_p, verdict=_verdict(worse, moved),
+    )  # fmt: skip
     numbers = (
         Number("p(y₁ ≻ y₂)", p),
         Number("p of the model", model_p),
@@ -112,10 +114,12 @@ def bradley_terry_picture(
 
 def _verdict(worse: float, moved: float) -> str:
     if abs(worse) < 1e-9:
-        return "No number of labels can distinguish the two rewards, and they have the same π*."
-    return (
-        f"The model's loss per label is {worse:.3f} nats above that of the labeller's reward, and the KL of its "
-        f"optimal policy to π* is {moved:.2f} nats."
+        return tr("No number of labels can distinguish the two rewards, and they have the same π*.")
+    return tr(
+        "The model's loss per label is {worse:.3f} nats above that of the labeller's reward, and the KL of its optimal "
+        "policy to π* is {moved:.2f} nats.",
+        worse=worse,
+        moved=moved,
     )
 
 
@@ -146,7 +150,9 @@ def bradley_terry_explorer(
         )
     log_ref, reward = log_ref.detach().double(), reward.detach().double()
     size = len(responses)
-    pairs = {f"{responses[i]} ≻ {responses[j]}": (i, j) for i in range(size - 1, -1, -1) for j in range(size) if i != j}
+    pairs = {
+        (responses[i], " ≻ ", responses[j]): (i, j) for i in range(size - 1, -1, -1) for j in range(size) if i != j
+    }
 
     def compute(offset: float, scale: float, pair: tuple[int, int]) -> Picture:
         return bradley_terry_picture(log_ref, reward, offset, scale, *pair, responses, beta)

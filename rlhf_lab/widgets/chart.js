@@ -66,21 +66,31 @@ const ticksOf = (axis, about) => (axis.log ? logTicks : linearTicks)(axis.low, a
 
 const WIDE = 0.56; // a character's mean width in em
 
+// The width of a text in characters, of which a Chinese one takes 1 em.
+const wide = (text) => [...text].reduce((sum, letter) => sum + (letter >= "\u2e80" ? 1 / WIDE : 1), 0);
+
+// What stays on one line: a word, or a Chinese character with the punctuation that belongs to it.
+const PIECES = /[（“《]?[\u2e80-\uffef][，。、：；？！）”》]*|[^\s\u2e80-\uffef]+|\s+/gu;
+
 function wrap(name, room, lines = 3) {
-  // Words on lines of at most `room` characters; what does not fit ends in "…". The tooltip has it all.
+  // Lines of at most `room` characters; what does not fit ends in "…". The tooltip has it all.
   const out = [];
   for (const part of name.split("\n")) {
     let line = "";
-    for (const word of part.split(" ")) {
-      if (line && line.length + word.length + 1 > room) {
-        out.push(line);
-        line = word;
-      } else line = line ? `${line} ${word}` : word;
+    for (const piece of part.match(PIECES) ?? []) {
+      if (line.trim() && wide(line) + wide(piece.trimEnd()) > room) {
+        out.push(line.trimEnd());
+        line = piece.trimStart();
+      } else line += piece;
     }
-    out.push(line);
+    out.push(line.trimEnd());
   }
-  const kept = out.slice(0, lines).map((l) => (l.length > room + 2 ? `${l.slice(0, Math.max(room - 1, 1))}…` : l));
-  return kept;
+  return out.slice(0, lines).map((line) => {
+    if (wide(line) <= room + 2) return line;
+    const letters = [...line];
+    while (letters.length > 1 && wide(letters.join("")) > room - 1) letters.pop();
+    return `${letters.join("")}…`;
+  });
 }
 
 // --- marks --------------------------------------------------------------------------------------------------
@@ -252,14 +262,14 @@ function drawPanel(panel, palette, left, top, width, height, em, id) {
   if (entries.length > 1) {
     let x = left;
     for (const layer of entries) {
-      const wide = (1.7 + layer.label.length * WIDE) * em;
-      if (x > left && x + wide > left + width) {
+      const needs = (1.7 + wide(layer.label) * WIDE) * em;
+      if (x > left && x + needs > left + width) {
         x = left;
         y += 1.4 * em;
       }
       group.append(sample(layer, palette[layer.style], x, y - 0.02 * em, em));
       say(layer.label, x + 1.5 * em, y + 0.33 * em);
-      x += wide + 0.9 * em;
+      x += needs + 0.9 * em;
     }
     y += 1.4 * em;
   }
@@ -377,6 +387,8 @@ export function mount(el, { title = "", palette = {} } = {}) {
     numbers.replaceChildren(...current.numbers.map(({ symbol, text, unit }) =>
       html("span", { class: "number" }, html("i", {}, symbol), ` = ${text}`, unit ? html("small", {}, ` ${unit}`) : "")));
     words.textContent = current.text;
+    head.textContent = current.title ?? title;
+    figure.setAttribute("aria-label", head.textContent);
     figure.classList.toggle("failed", current.failed);
     figure.dataset.drawn = String(++drawn);
     clearTimeout(timer);
@@ -422,6 +434,7 @@ export default {
     let shown = null;
     const now = () => Object.fromEntries(hands.map(([name, box, key]) => [name, box.get(key)]));
     const keep = (picture) => {
+      if (known[0]?.language !== picture.language) known.length = 0;
       known.unshift(picture);
       known.length = Math.min(known.length, KNOWN);
     };
@@ -433,7 +446,8 @@ export default {
       const picture = model.get("picture");
       keep(picture);
       // Already drawn; or the answer to an older move than the one that is drawn.
-      if (picture.at && hands.length && shown?.at && agree(shown.at, now())) return;
+      const current = shown?.at && shown.language === picture.language;
+      if (picture.at && hands.length && current && agree(shown.at, now())) return;
       show(picture);
     };
     const ahead = (message) => message.ahead && keep(message.ahead);

@@ -16,6 +16,7 @@ import torch
 from rlhf_lab import losses
 from rlhf_lab.errors import check_beta
 from rlhf_lab.figures.picture import Axis, Curve, Number, Panel, Picture, Points, Rule
+from rlhf_lab.language import tr
 from rlhf_lab.widgets.explorer import Explorer, Slider
 
 REACH = 10.0
@@ -75,11 +76,11 @@ def dpo_loss_picture(beta: float, chosen: float, rejected: float) -> Picture:
         Number("loss", loss, "nats"),
         Number("weight", weight),
     )
-    text = (
-        f"At β = {beta:.3g} the pair has the log-ratios {_signed(chosen)} (chosen) and {_signed(rejected)} (rejected) "
-        f"in nats. {_order(gap)}. The loss is {loss:.3f} nats. Its tangent has the slope −{weight:.3f}, which is "
-        f"minus the gradient weight."
-    )
+    text = tr(
+        "At β = {beta:.3g} the pair has the log-ratios {chosen} (chosen) and {rejected} (rejected) in nats. {order} "
+        "The loss is {loss:.3f} nats. Its tangent has the slope −{weight:.3f}, which is minus the gradient weight.",
+        beta=beta, chosen=_signed(chosen), rejected=_signed(rejected), order=_order(gap), loss=loss, weight=weight,
+    )  # fmt: skip
     return Picture(text, (curve, slope), numbers)
 
 
@@ -140,17 +141,22 @@ def dpo_gradient_picture(beta: float, chosen: float, rejected: float) -> Picture
 
 
 def _words(beta: float, chosen: float, rejected: float, weight: float) -> str:
-    return (
-        f"At β = {beta:.3g} the log-ratio of the chosen response is {_signed(chosen)}, that of the rejected one "
-        f"{_signed(rejected)}. {_order(chosen - rejected)}. The weight of the pair is {weight:.3f}, and its gradient "
-        f"has the factor β × weight = {beta * weight:.3g}."
-    )
+    return tr(
+        "At β = {beta:.3g} the log-ratio of the chosen response is {chosen}, that of the rejected one {rejected}. "
+        "{order} The weight of the pair is {weight:.3f}, and its gradient has the factor β × weight = {factor:.3g}.",
+        beta=beta, chosen=_signed(chosen), rejected=_signed(rejected), order=_order(chosen - rejected), weight=weight,
+        factor=beta * weight,
+    )  # fmt: skip
 
 
 def _order(gap: float) -> str:
     if abs(gap) < 1e-9:
-        return "The implicit rewards of the two are equal, as at the start of training"
-    return f"The pair is ranked {'correctly' if gap > 0 else 'incorrectly'}, by {abs(gap):.2f} nats"
+        return tr("The implicit rewards of the two are equal, as at the start of training.")
+    right, wrong = (
+        "The pair is ranked correctly, by {gap:.2f} nats.",
+        "The pair is ranked incorrectly, by {gap:.2f} nats.",
+    )
+    return tr(right if gap > 0 else wrong, gap=abs(gap))
 
 
 def _signed(number: float) -> str:

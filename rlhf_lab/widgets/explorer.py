@@ -24,9 +24,11 @@ import anywidget
 import ipywidgets
 import traitlets
 
+from rlhf_lab import language
 from rlhf_lab.errors import LabError, check_positive
 from rlhf_lab.figures import style
 from rlhf_lab.figures.picture import Picture, draw, failed
+from rlhf_lab.language import tr
 from rlhf_lab.widgets.prefetch import Ahead, seen_by_page
 
 _HERE = Path(__file__).parent
@@ -105,10 +107,17 @@ class Slider:
 
 @dataclass(frozen=True)
 class Choice:
-    """One of several named values. `options` maps the name shown to the value passed on."""
+    """One of several named values.
+
+    Attributes:
+        value: the value at the start.
+        options: the name shown → the value passed on. A tuple is a name of several parts, which are translated one by
+            one.
+        label: what is chosen.
+    """
 
     value: Any
-    options: Mapping[str, Any]
+    options: Mapping[Any, Any]
     label: str
 
     def __post_init__(self) -> None:
@@ -118,9 +127,12 @@ class Choice:
     def widget(self) -> ipywidgets.Widget:
         """A new drop-down list."""
         wide = ipywidgets.Layout(width="auto", max_width="100%")
-        return ipywidgets.Dropdown(
-            options=list(self.options.items()), value=self.value, description=self.label, style=_WIDE, layout=wide
-        )
+        options = list(zip(self.names(), self.options.values(), strict=True))
+        return ipywidgets.Dropdown(options=options, value=self.value, description=self.label, style=_WIDE, layout=wide)
+
+    def names(self) -> list[str]:
+        """The names of the options in the present language."""
+        return ["".join(map(tr, (key,) if isinstance(key, str) else key)) for key in self.options]
 
     def grid(self, stops: int) -> list[Any]:
         """All values, whatever `stops` is."""
@@ -175,6 +187,7 @@ class Explorer:
         if not controls:
             raise LabError("An explorer needs at least one control.")
         self.compute, self.controls, self.title = compute, dict(controls), title
+        self._language, self.advice, self._advice = "en", advice, ipywidgets.Label(advice)
         self.inputs: dict[str, Any] = {name: control.widget() for name, control in controls.items()}
         # For each control, the model that the page reads and the name under which the model stores the value.
         seen = [
@@ -186,8 +199,25 @@ class Explorer:
         for name, box in self.inputs.items():
             box.observe(functools.partial(self._update, name), names="value")
         row = ipywidgets.Layout(display="flex", flex_flow="row wrap", width="100%")
-        parts: list[Any] = [ipywidgets.Label(advice)] if advice else []
+        parts: list[Any] = [self._advice] if advice else []
         self.widget = ipywidgets.VBox([*parts, ipywidgets.Box(list(self.inputs.values()), layout=row), self.chart])
+
+    @property
+    def language(self) -> str:
+        """The language that the explorer shows, one of `rlhf_lab.language.LANGUAGES`; English at the start."""
+        return self._language
+
+    @language.setter
+    def language(self, to: str) -> None:
+        values = self.values
+        with language.use(to):
+            self._language, self._advice.value = to, tr(self.advice)
+            for name, control in self.controls.items():
+                self.inputs[name].description = tr(control.label)
+                if isinstance(control, Choice):  # new options select the first one
+                    self.inputs[name].options = list(zip(control.names(), control.options.values(), strict=True))
+                    self.inputs[name].value = values[name]
+        self.chart.picture = self._message(values)
 
     @property
     def values(self) -> dict[str, Any]:
@@ -195,7 +225,10 @@ class Explorer:
         return {name: box.value for name, box in self.inputs.items()}
 
     def picture(self, **values: Any) -> Picture:
-        """The picture at `values`. Controls that are not named keep their present values."""
+        """The picture at `values`, in the present language of `rlhf_lab.language`.
+
+        Controls that are not named keep their present values.
+        """
         try:
             return self.compute(**{**self.values, **values})
         except LabError as error:
@@ -209,7 +242,9 @@ class Explorer:
     def _message(self, values: dict[str, Any]) -> dict[str, Any]:
         """The picture at `values` for the page, and the values as the page knows them."""
         at = {name: seen_by_page(box, values[name]) for name, box in self.inputs.items()}
-        return {**self.picture(**values).to_dict(), "at": at}
+        with language.use(self._language):
+            shown = {"title": tr(self.title), "language": self._language, "at": at}
+            return {**self.picture(**values).to_dict(), **shown}
 
     def _update(self, name: str, change: Any) -> None:
         # A single assignment sends a single message, so that picture, numbers and words change together.
@@ -220,7 +255,7 @@ class Explorer:
         self.chart.send({"ahead": self._message(values)})
 
     def states(self, stops: int = 21) -> dict[str, Any]:
-        """Every state on a grid of the controls, as JSON data for a page without a kernel.
+        """Every state on a grid of the controls in the present language, as JSON data for a page without a kernel.
 
         Args:
             stops: at most so many values of each slider; choices and toggles keep all of theirs.
@@ -234,13 +269,13 @@ class Explorer:
             axes.append(control.grid(stops))
             names = [_written(v) for v in axes[-1]]
             if isinstance(control, Choice):
-                names = list(control.options)
+                names = control.names()
             elif isinstance(control, Toggle):
-                names = ["no", "yes"]
+                names = [tr("no"), tr("yes")]
             described.append(
                 {
                     "name": name,
-                    "label": control.label,
+                    "label": tr(control.label),
                     "kind": type(control).__name__.lower(),
                     "names": names,
                     "first": axes[-1].index(_nearest(axes[-1], control.value)),
@@ -251,7 +286,7 @@ class Explorer:
         ]
         used = {key for picture in pictures for key in picture.styles()}
         return {
-            "title": self.title,
+            "title": tr(self.title),
             "palette": {key: look for key, look in palette().items() if key in used},
             "controls": described,
             "pictures": [picture.to_dict() for picture in pictures],

@@ -17,6 +17,7 @@ from torch import Tensor
 from rlhf_lab import bradley_terry, exact
 from rlhf_lab.errors import LabError, check_finite, check_log_distribution, check_responses_axis
 from rlhf_lab.figures.picture import Axis, Bars, Curve, Number, Panel, Picture, Points
+from rlhf_lab.language import tr
 from rlhf_lab.training import seeded
 from rlhf_lab.widgets.explorer import Explorer, Slider
 
@@ -67,7 +68,7 @@ class _Fits:
 
 
 def _picture(fits: _Fits, responses: Sequence[str], number: float, seed: int, noise: float, beta: float) -> Picture:
-    names = tuple(f"{name}\nr = {_signed(r)}" for name, r in zip(responses, fits.reward.tolist(), strict=True))
+    names = tuple(f"{tr(name)}\nr = {_signed(r)}" for name, r in zip(responses, fits.reward.tolist(), strict=True))
     labels, noise, beta = round(number), round(float(noise), 6), float(beta)
     r_hat, finite = fits.fitted(seed, noise, labels)
     log_ref = fits.log_ref
@@ -102,15 +103,18 @@ def _picture(fits: _Fits, responses: Sequence[str], number: float, seed: int, no
     )
     top = int(log_hat.argmax())
     best = int(log_star.argmax())
-    turned = f", {noise:.0%} of them flipped" if noise else ""
-    text = (
-        f"With {labels} labels (seed {seed}{turned}) at β = {beta:.3g}, DPO’s exact optimum gives "
-        f"“{responses[top]}” {float(log_hat[top].exp()):.2f}; π* gives “{responses[best]}” "
-        f"{float(log_star[best].exp()):.2f}. Its regret is {now:.3g}. For labels without noise, the closed form "
-        f"gives {rate / labels:.3g} on average. "
-        + ("" if finite else "Some response never won or never lost, so some margin of DPO is unbounded. ")
-        + (f"With this noise the regret converges to {end:.3g}, however many labels there are." if noise else "")
-    ).strip()
+    text = tr(
+        "With {labels} labels (seed {seed}{flipped}) at β = {beta:.3g}, DPO’s exact optimum gives “{top}” {p:.2f}; π* "
+        "gives “{best}” {star:.2f}. Its regret is {regret:.3g}. For labels without noise, the closed form gives "
+        "{limit:.3g} on average.",
+        flipped=tr(", {noise:.0%} of them flipped", noise=noise) if noise else "", labels=labels, seed=seed, beta=beta,
+        top=tr(responses[top]), p=float(log_hat[top].exp()), best=tr(responses[best]),
+        star=float(log_star[best].exp()), regret=now, limit=rate / labels,
+    )  # fmt: skip
+    if not finite:
+        text += tr(" Some response never won or never lost, so some margin of DPO is unbounded.")
+    if noise:
+        text += tr(" With this noise the regret converges to {end:.3g}, however many labels there are.", end=end)
     numbers = (
         Number("regret", now, "reward"),
         Number("KL(π̂‖π*)", now / beta, "nats"),

@@ -12,6 +12,7 @@ from torch import Tensor
 from rlhf_lab import exact, kl
 from rlhf_lab.errors import LabError, check_responses_axis
 from rlhf_lab.figures.picture import Axis, Bars, Number, Panel, Picture, Points, Rule
+from rlhf_lab.language import tr
 from rlhf_lab.randomness import Stream
 from rlhf_lab.training import seeded
 from rlhf_lab.widgets.explorer import Choice, Explorer, Slider
@@ -89,17 +90,18 @@ def kl_values_picture(
         told.append(f"{name} {_plain(got[-1])}")
     layers.append(Points("policy", [0, 1, 2], got, "one set of draws"))
     values = Panel(
-        f"Mean of {samples} draws: 95% range",
+        tr("Mean of {samples} draws: 95% range", samples=samples),
         Axis("estimator", names=("k1", "k2", "k3")),
         Axis("KL estimate [nats]"),
         tuple(layers),
         width=1.2,
     )
-    text = (
-        f"KL(π‖π_ref) is {truth:.3f} nats. The means of {samples} draws are: {', '.join(told)}. The standard deviation "
-        f"of a single value is {spread['k1']:.2f} nats for k1 and {spread['k3']:.2f} for k3. The expectation of k2 is "
-        f"{moments(log_policy, log_ref, 'k2')[0]:.3f}."
-    )
+    text = tr(
+        "KL(π‖π_ref) is {truth:.3f} nats. The means of {samples} draws are: {means}. The standard deviation of a "
+        "single value is {spread[k1]:.2f} nats for k1 and {spread[k3]:.2f} for k3. The expectation of k2 is {k2:.3f}.",
+        truth=truth, samples=samples, means=tr(", ").join(told), spread=spread,
+        k2=moments(log_policy, log_ref, "k2")[0],
+    )  # fmt: skip
     numbers = (
         Number("KL(π‖π_ref)", truth, "nats"),
         Number("sd of k1", spread["k1"], "nats"),
@@ -134,12 +136,12 @@ def kl_gradients_picture(log_policy: Tensor, log_ref: Tensor, responses: Sequenc
         width=1.6,
     )
     far = {name: float((got[name] - target).abs().max()) for name, target in (("k2", forward), ("k3", back))}
-    text = (
-        f"As a loss, k1 has an expected gradient of at most {float(got['k1'].abs().max()):.3f}. The gradient of k2 "
-        f"differs from ∇KL(π‖π_ref) by at most {far['k2']:.3f}, that of k3 from ∇KL(π_ref‖π) by at most "
-        f"{far['k3']:.3f}. The gradients of the two divergences differ by up to "
-        f"{float((forward - back).abs().max()):.3f} nats."
-    )
+    text = tr(
+        "As a loss, k1 has an expected gradient of at most {k1:.3f}. The gradient of k2 differs from ∇KL(π‖π_ref) by "
+        "at most {far[k2]:.3f}, that of k3 from ∇KL(π_ref‖π) by at most {far[k3]:.3f}. The gradients of the two "
+        "divergences differ by up to {apart:.3f} nats.",
+        k1=float(got["k1"].abs().max()), far=far, apart=float((forward - back).abs().max()),
+    )  # fmt: skip
     numbers = (
         Number("|∇KL(π‖π_ref)|", float(forward.norm()), "nats"),
         Number("|k1|", float(got["k1"].norm()), "nats"),

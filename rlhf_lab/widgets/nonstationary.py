@@ -19,6 +19,7 @@ from torch import Tensor
 from rlhf_lab import exact
 from rlhf_lab.errors import LabError
 from rlhf_lab.figures.picture import Axis, Curve, Number, Panel, Picture
+from rlhf_lab.language import tr
 from rlhf_lab.widgets.explorer import Choice, Explorer, Slider
 from rlhf_lab.worlds import nonstationary
 from rlhf_lab.worlds.nonstationary import NonstationaryWorld
@@ -159,22 +160,22 @@ def non_static_picture(motion: Motion, labels: float, window: int, every: int = 
         Panel("Sum over rounds", time, Axis("regret so far [reward]", LOW, HIGH * at.rounds, log=True), sums),
     )
     best = min(means, key=lambda key: means[key])
-    said = ", ".join(f"{STRATEGIES[key][1]} {means[key]:.3f}" for key in means)
-    again = "every round" if every == 1 else f"every {every} rounds"
-    what = f"{labels:.0f} labels per round, fits {again} to the last {window}" + (
-        " round" if window == 1 else " rounds"
-    )
-    numbers = [Number(f"mean, {STRATEGIES[key][1]}", means[key]) for key in means]
+    said = tr(", ").join(f"{tr(STRATEGIES[key][1])} {means[key]:.3f}" for key in means)
+    again = tr("every round") if every == 1 else tr("every {every} rounds", every=every)
+    last = tr("the last round") if window == 1 else tr("the last {window} rounds", window=window)
+    numbers = [Number(tr("mean, {strategy}", strategy=tr(STRATEGIES[key][1])), means[key]) for key in means]
     hint = ""
     if at.kind == "drift" and at.rate > 0:
         price, drift = _costs(motion)
         wanted = exact.drift.best_window(price, drift, labels, every)
         numbers.append(Number("best W", wanted, "rounds", 1))
-        hint = f" By the closed form, the best window in the long run is {wanted:.1f} rounds."
-    text = (
-        f"{_moved(at)} There are {what}. The mean regret of a round by strategy is: {said}. “{STRATEGIES[best][1]}” "
-        f"has the lowest.{hint}"
-    )
+        hint = tr(" By the closed form, the best window in the long run is {wanted:.1f} rounds.", wanted=wanted)
+    text = tr(
+        "{moved} There are {labels:.0f} labels per round, fits {again} to {last}. The mean regret of a round by "
+        "strategy is: {means}. “{best}” has the lowest.",
+        moved=_moved(at), labels=labels, again=again, last=last, means=said, best=tr(STRATEGIES[best][1]),
+    )  # fmt: skip
+    text += hint
     return Picture(text, panels, tuple(numbers))
 
 
@@ -188,14 +189,15 @@ def _costs(motion: Motion) -> tuple[float, float]:
 
 def _moved(at: NonstationaryWorld) -> str:
     angle = at.rate * (at.rounds if at.kind == "drift" else 1)
-    return {
+    words = {
         "none": "Nothing changes.",
-        "drift": f"Preferences turn by {angle:.2f} rad over {at.rounds} rounds.",
-        "sudden": f"Preferences turn by {angle:.2f} rad suddenly after round {at.rounds // 2}.",
-        "prompts": f"At first {at.share:.0%} of the prompts come from one half of the list, in the end from the other "
+        "drift": "Preferences turn by {angle:.2f} rad over {rounds} rounds.",
+        "sudden": "Preferences turn by {angle:.2f} rad suddenly after round {half}.",
+        "prompts": "At first {at.share:.0%} of the prompts come from one half of the list, in the end from the other "
         "half.",
-        "policy": f"The policy moves: β falls from {at.beta:.2g} to {at.last_beta:.2g}.",
+        "policy": "The policy moves: β falls from {at.beta:.2g} to {at.last_beta:.2g}.",
     }[at.kind]
+    return tr(words, angle=angle, rounds=at.rounds, half=at.rounds // 2, at=at)
 
 
 def non_static_explorer(

@@ -11,6 +11,7 @@ from torch import Tensor
 from rlhf_lab import exact
 from rlhf_lab.errors import LabError, check_responses_axis
 from rlhf_lab.figures.picture import Axis, Bars, Curve, Number, Panel, Picture, Points
+from rlhf_lab.language import tr
 from rlhf_lab.widgets.explorer import Choice, Explorer, Slider
 
 
@@ -53,7 +54,7 @@ def optimal_policy_picture(
     # The tangent stays inside the panel: at most a quarter of its width or height to each side.
     half = min(float(curve_kl.max()) / 4, float(curve_reward.max() - curve_reward.min()) / (4 * beta))
     tangent = [cost - half, cost + half], [gain - beta * half, gain + beta * half]
-    names = tuple(f"{name}\nr = {_signed(r)}" for name, r in zip(responses, reward.tolist(), strict=True))
+    names = tuple(f"{tr(name)}\nr = {_signed(r)}" for name, r in zip(responses, reward.tolist(), strict=True))
     bars = Panel(
         "Policies over the responses",
         Axis("response y and its reward r", names=names),
@@ -73,12 +74,13 @@ def optimal_policy_picture(
         ),
     )
     top = int(star.argmax())
-    where = f" for the prompt “{prompt}”" if prompt else ""
-    text = (
-        f"At β = {beta:.3g}{where}, π* gives “{responses[top]}” a probability of {float(star[top]):.2f} "
-        f"(π_ref: {float(ref[top]):.2f}). Its expected reward is {_plain(gain)} instead of {_plain(before)}, at a KL "
-        f"of {cost:.2f} nats."
-    )
+    text = tr(
+        "At β = {beta:.3g}{where}, π* gives “{response}” a probability of {star:.2f} (π_ref: {ref:.2f}). Its expected "
+        "reward is {gain} instead of {before}, at a KL of {cost:.2f} nats.",
+        where=tr(" for the prompt “{prompt}”", prompt=tr(prompt)) if prompt else "",
+        beta=beta, response=tr(responses[top]), star=float(star[top]), ref=float(ref[top]), gain=_plain(gain),
+        before=_plain(before), cost=cost,
+    )  # fmt: skip
     numbers = (
         Number("E[r]", gain, "reward"),
         Number("KL(π*‖π_ref)", cost, "nats"),

@@ -18,6 +18,7 @@ from rlhf_lab.evaluation.frontier import tilted_frontier
 from rlhf_lab.evaluation.importance import ENOUGH
 from rlhf_lab.evaluation.sampled import Estimate, over_prompts
 from rlhf_lab.figures.picture import Axis, Band, Curve, Number, Panel, Picture, Points, Rule
+from rlhf_lab.language import tr
 from rlhf_lab.widgets.explorer import Choice, Explorer, Slider
 
 BETAS = tuple(float(b) for b in torch.logspace(1.5, -1.5, 31, dtype=torch.float64))
@@ -142,16 +143,17 @@ def over_optimisation_picture(
             Rule("wrong", ENOUGH, "y", ""),
         ),
     )
-    verdict = (
-        ""
-        if here.trusted
-        else f" There are fewer than {ENOUGH:g} effective samples per prompt, so these numbers are unreliable."
-    )
-    text = (
-        f"At β = {beta:.3g} the optimal policy of the proxy is {here.kl.mean:.2f} nats from π_ref. The proxy predicts "
-        f"a gold reward of {_plain(here.promised.mean)}; the true one is {_plain(here.gold.mean)}, with the 95% "
-        f"interval {_plain(ends[0])} to {_plain(ends[1])}.{verdict}"
-    )
+    text = tr(
+        "At β = {beta:.3g} the optimal policy of the proxy is {kl:.2f} nats from π_ref. The proxy predicts a gold "
+        "reward of {promised}; the true one is {gold}, with the 95% interval {low} to {high}.",
+        beta=beta, kl=here.kl.mean, promised=_plain(here.promised.mean), gold=_plain(here.gold.mean),
+        low=_plain(ends[0]), high=_plain(ends[1]),
+    )  # fmt: skip
+    if not here.trusted:
+        text += tr(
+            " There are fewer than {enough:g} effective samples per prompt, so these numbers are unreliable.",
+            enough=ENOUGH,
+        )
     numbers = (
         Number("KL(π_r‖π_ref)", here.kl.mean, "nats"),
         Number("E[gold]", here.gold.mean, "reward"),

@@ -24,6 +24,7 @@ from rlhf_lab.experiments.claims.rso_phase.misfit import (
     stacked,
 )
 from rlhf_lab.figures.picture import Axis, Band, Curve, Number, Panel, Picture, Points, Rule
+from rlhf_lab.language import tr
 from rlhf_lab.widgets.explorer import Choice, Explorer, Slider
 
 BETAS = tuple(float(f"{10**e:.3g}") for e in torch.linspace(-1, math.log10(2), 9).tolist())
@@ -108,11 +109,13 @@ def pair_misfit_picture(kind: str, share: float, beta: float, worlds: int = 40, 
     )
     mean, lower, upper = here["r"]
     effect = "lower" if upper < 1 else "raise" if lower > 1 else "do not clearly change"
-    text = (
-        f"The class misses {100 * share:.0f}% of the reward's variance ({NAMES[kind]}). At β = {beta:.2g}, pairs from "
-        f"π_r {effect} the regret: it is {mean:.2g} times that with pairs from π_ref, with the interval "
-        f"{lower:.2g} to {upper:.2g} over {worlds} worlds. With half of each it is {here['mixture'][0]:.2g} times."
-    )
+    text = tr(
+        "The class misses {share:.0%} of the reward's variance ({kind}). At β = {beta:.2g}, pairs from π_r {effect} "
+        "the regret: it is {mean:.2g} times that with pairs from π_ref, with the interval {lower:.2g} to {upper:.2g} "
+        "over {worlds} worlds. With half of each it is {half:.2g} times.",
+        share=share, kind=tr(NAMES[kind]), beta=beta, effect=tr(effect), mean=mean, lower=lower, upper=upper,
+        worlds=worlds, half=here["mixture"][0],
+    )  # fmt: skip
     numbers = (
         Number("regret, π_r / π_ref", mean),
         Number("lower end", lower),

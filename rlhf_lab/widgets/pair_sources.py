@@ -21,6 +21,7 @@ from torch import Tensor
 from rlhf_lab import exact
 from rlhf_lab.errors import LabError, check_log_distribution, check_responses_axis
 from rlhf_lab.figures.picture import Axis, Bars, Curve, Number, Panel, Picture, Points, Rule
+from rlhf_lab.language import tr
 from rlhf_lab.widgets.explorer import Choice, Explorer, Slider
 
 SOURCES = ("direct", "sft-sample-rank", "rso-sample-rank")
@@ -173,12 +174,13 @@ def pair_sources_picture(
         (*lines, Rule("optimal", beta, "x", "", ":"), Points(f"rso-{source}", [beta], [at], "", big=True)),
     )
     top = int(weights.sum(-1).argmax())
-    pairing = "first-round pairs" if rounds == 1 else f"tournaments of {2**rounds}"
-    text = (
-        f"With {source} at β = {beta:.3g} and {pairing}, “{responses[top]}” is the most frequent response in the "
-        f"pairs. The better response wins {100 * sure:.0f}% of the labels. An expected regret of 0.01 needs about "
-        f"{100 * price:.0f} labels, {at:.2f} times as many as the best design."
-    )
+    pairing = tr("first-round pairs") if rounds == 1 else tr("tournaments of {players}", players=2**rounds)
+    text = tr(
+        "With {source} at β = {beta:.3g} and {pairing}, “{response}” is the most frequent response in the pairs. The "
+        "better response wins {sure:.0%} of the labels. An expected regret of 0.01 needs about {labels:.0f} labels, "
+        "{ratio:.2f} times as many as the best design.",
+        source=source, beta=beta, pairing=pairing, response=tr(responses[top]), sure=sure, labels=100 * price, ratio=at,
+    )  # fmt: skip
     numbers = (
         Number("N × regret", price, "reward × labels", 2),
         Number("N for regret 0.01", 100 * price, "labels", 0),

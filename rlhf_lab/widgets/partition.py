@@ -17,6 +17,7 @@ from torch import Tensor
 from rlhf_lab import exact
 from rlhf_lab.errors import LabError, check_beta, check_finite, check_log_distribution, check_positive
 from rlhf_lab.figures.picture import Axis, Band, Curve, Number, Panel, Picture, Rule
+from rlhf_lab.language import tr
 from rlhf_lab.randomness import Stream
 from rlhf_lab.training import seeded
 from rlhf_lab.widgets.explorer import Explorer, Slider
@@ -152,7 +153,7 @@ def partition_picture(
     n, at = draws.numbers, doublings
     now = int(n[at])
     scatter = Panel(
-        f"Error of {draws.counts.shape[1]} estimates",
+        tr("Error of {runs} estimates", runs=draws.counts.shape[1]),
         Axis("samples n", 1.0, float(n[-1]), log=True),
         Axis("log Ẑ − log Z [nats]", -8.0, 3.0),
         (
@@ -175,11 +176,12 @@ def partition_picture(
     )
     error = math.sqrt(variance / now)
     needed = max(1.0, 100 * variance)
-    words = (
-        f"With R/β = {reward_range / beta:.3g} and n = {now} samples, 90% of the estimates of log Z are between "
-        f"{_signed(float(low[at]))} and {_signed(float(high[at]))} nats of the exact {log_z:.2f}. "
-        f"The relative standard deviation of Ẑ is {error:.2g}; 10% requires n = {_count(needed)}."
-    )
+    words = tr(
+        "With R/β = {ratio:.3g} and n = {now} samples, 90% of the estimates of log Z are between {low} and {high} nats "
+        "of the exact {log_z:.2f}. The relative standard deviation of Ẑ is {error:.2g}; 10% requires n = {needed}.",
+        ratio=reward_range / beta, now=now, low=_signed(float(low[at])), high=_signed(float(high[at])), log_z=log_z,
+        error=error, needed=_count(needed),
+    )  # fmt: skip
     numbers = (
         Number("log Z", log_z, "nats", 2),
         Number("median log Ẑ", log_z + float(middle[at]), "nats", 2),

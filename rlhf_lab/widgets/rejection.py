@@ -19,6 +19,7 @@ from torch import Tensor
 from rlhf_lab import exact, sampling
 from rlhf_lab.errors import LabError, check_responses_axis
 from rlhf_lab.figures.picture import Axis, Band, Bars, Curve, Number, Panel, Picture, Points
+from rlhf_lab.language import tr
 from rlhf_lab.randomness import Stream
 from rlhf_lab.training import seeded
 from rlhf_lab.widgets.explorer import Choice, Explorer, Slider
@@ -150,19 +151,22 @@ def rejection_picture(
             Bars("optimal", exact.optimal_policy(log_sft, reward, beta).exp(), "π_r"),
         ),
     )
-    name, at, odds = responses[int(y[-1])], float(u[-1]), float(chance[y[-1]])
-    verdict = f"{at:.3f} < {odds:.3f}: accepted" if bool(taken[-1]) else f"{at:.3f} ≥ {odds:.3f}: rejected"
-    text = (
-        f"Draw {step} at β = {beta:.3g} is “{name}”. Its u compared with its acceptance probability is {verdict}. So "
-        f"far {number} of {step} draws were accepted, a share of {number / step:.2f}; the exact rate is 1/M = "
-        f"{rate:.3g}."
+    at, odds = float(u[-1]), float(chance[y[-1]])
+    verdict = tr(
+        "{u:.3f} < {odds:.3f}: accepted" if bool(taken[-1]) else "{u:.3f} ≥ {odds:.3f}: rejected", u=at, odds=odds
     )
+    text = tr(
+        "Draw {step} at β = {beta:.3g} is “{response}”. Its u compared with its acceptance probability is {verdict}. "
+        "So far {number} of {step} draws were accepted, a share of {share:.2f}; the exact rate is 1/M = {rate:.3g}.",
+        step=step, beta=beta, response=tr(responses[int(y[-1])]), verdict=verdict, number=number, share=number / step,
+        rate=rate,
+    )  # fmt: skip
     numbers = (
         Number("u", at),
         Number("acceptance", odds),
         Number("M", 1 / rate, digits=2),
         Number("1/M", rate),
-        Number("accepted", number, f"of {step}", 0),
+        Number("accepted", number, tr("of {step}", step=step), 0),
     )
     return Picture(text, (Panel(under.title, under.x, under.y, layers, under.width), shares), numbers)
 

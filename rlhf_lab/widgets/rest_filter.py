@@ -10,6 +10,7 @@ from torch import Tensor
 from rlhf_lab import exact
 from rlhf_lab.errors import LabError, check_responses_axis
 from rlhf_lab.figures.picture import Axis, Bars, Curve, Number, Panel, Picture, Points
+from rlhf_lab.language import tr
 from rlhf_lab.rounding import unit_interval, wins
 from rlhf_lab.widgets.explorer import Choice, Explorer, Slider
 
@@ -77,7 +78,7 @@ def rest_filter_picture(
     above = wins(score, threshold) == 1
     share = float(log_ref.exp()[above].sum()) if threshold > 0 else 1.0
     regret = float(exact.regret(log_tau, log_ref, reward, beta))
-    names = tuple(f"{name}\n{_plain(s)}" for name, s in zip(responses, score.tolist(), strict=True))
+    names = tuple(f"{tr(name)}\n{_plain(s)}" for name, s in zip(responses, score.tolist(), strict=True))
     bars = Panel(
         "Policies over the responses",
         Axis("response y and its score in [0, 1]", names=names),
@@ -101,14 +102,19 @@ def rest_filter_picture(
         ),
     )
     if passes:
-        passing = ", ".join(f"“{n}”" for n, passed in zip(responses, above.tolist(), strict=True) if passed)
-        what = f"passes {'every response' if threshold <= 0 else passing}, {100 * share:.0f}% of the samples"
+        named = (f"“{tr(n)}”" for n, passed in zip(responses, above.tolist(), strict=True) if passed)
+        passing = tr("every response") if threshold <= 0 else tr(", ").join(named)
+        what = tr("passes {passing}, {share:.0%} of the samples", passing=passing, share=share)
     else:
-        what = "passes no response of this prompt, which does not contribute to the loss, and the policy stays at π_ref"
-    text = (
-        f"At τ = {threshold:.2f} the filter {what}. Its limit has E[r] = {_plain(gain)} at a KL of {cost:.2f} nats; "
-        f"π* at β = {beta:.3g} has {_plain(best_gain)} at {best_cost:.2f}. The regret of the limit is {_plain(regret)}."
-    )
+        what = tr(
+            "passes no response of this prompt, which does not contribute to the loss, and the policy stays at π_ref"
+        )
+    text = tr(
+        "At τ = {threshold:.2f} the filter {what}. Its limit has E[r] = {gain} at a KL of {cost:.2f} nats; π* at "
+        "β = {beta:.3g} has {best} at {best_cost:.2f}. The regret of the limit is {regret}.",
+        threshold=threshold, what=what, gain=_plain(gain), cost=cost, beta=beta, best=_plain(best_gain),
+        best_cost=best_cost, regret=_plain(regret),
+    )  # fmt: skip
     numbers = (
         Number("P(score > τ)", share),
         Number("E[r] of π_τ", gain, "reward"),

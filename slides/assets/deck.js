@@ -10,14 +10,22 @@ window.Slides = (() => {
   const kept = (name) => { try { return localStorage.getItem(`rlhf-${name}`); } catch { return null; } };
   let deck = null;
 
+  // A name that is no text of the page (a tooltip, the page's title) stands in data-en and data-zh.
+  function rename(node) {
+    const name = node.dataset[root.lang];
+    if (node.tagName === "TITLE") document.title = name;
+    else node.setAttribute("aria-label", name);
+    if (node.title) node.title = name;
+  }
+
   function language(to) {
     root.lang = to;
+    document.querySelectorAll("[data-en]").forEach(rename);
     document.querySelectorAll("section").forEach((section) => {
       const from = section.querySelector(`template[data-notes="${to}"]`);
       const notes = section.querySelector("aside.notes");
       if (from && notes) notes.innerHTML = from.innerHTML;
     });
-    document.querySelectorAll("img[data-en]").forEach((image) => { image.alt = image.dataset[to]; });
     keep("lang", to);
     dispatchEvent(new CustomEvent("slides-language", { detail: to }));
   }
@@ -92,22 +100,24 @@ window.Slides = (() => {
 
   function bar() {
     const node = Object.assign(document.createElement("nav"), { className: "bar" });
-    node.setAttribute("aria-label", "slides");
-    const add = (text, name, act, kind = "") => {
-      const button = Object.assign(document.createElement("button"), { type: "button", innerHTML: text, title: name, className: kind });
-      button.setAttribute("aria-label", name);
-      button.addEventListener("click", act);
-      node.append(button);
+    const put = (part, en, zh) => {
+      Object.assign(part.dataset, { en, zh });
+      rename(part);
+      if (part !== node) node.append(part);
     };
-    add("‹", "previous", () => deck?.prev(), "pager");
-    add("›", "next", () => deck?.next(), "pager");
-    add('<span lang="en">中文</span><span lang="zh">English</span>', "language", switchLanguage);
-    add("◐", "light or dark", () => theme(root.dataset.theme === "dark" ? "light" : "dark"));
-    add("?", "keys", help, "pager");
+    put(node, "slides", "幻灯片");
+    const add = (text, en, zh, act, kind = "") => {
+      const button = Object.assign(document.createElement("button"), { type: "button", innerHTML: text, title: en, className: kind });
+      button.addEventListener("click", act);
+      put(button, en, zh);
+    };
+    add("‹", "previous", "上一页", () => deck?.prev(), "pager");
+    add("›", "next", "下一页", () => deck?.next(), "pager");
+    add('<span lang="en">中文</span><span lang="zh">English</span>', "Chinese", "英文", switchLanguage);
+    add("◐", "light or dark", "明暗主题", () => theme(root.dataset.theme === "dark" ? "light" : "dark"));
+    add("?", "keys", "按键说明", help, "pager");
     if (!window.SlidesLive) {
-      const home = Object.assign(document.createElement("a"), { href: "../index.html", textContent: "⌂", title: "all pages" });
-      home.setAttribute("aria-label", "all pages");
-      node.append(home);
+      put(Object.assign(document.createElement("a"), { href: "../index.html", textContent: "⌂", title: "all pages" }), "all pages", "全部页面");
     }
     document.body.prepend(node);
     let timer = 0;

@@ -11,12 +11,13 @@ window.StaticExplorers = (() => {
   };
 
   /** Picture number `at`: what all share, with the values that are its own put into their places. */
-  function unfold(states, at) {
+  function unfold(states, at, texts = {}) {
     const picture = structuredClone(states.same);
-    for (const [path, values, which, parts] of states.slots) {
+    for (const [slot, [path, english, which, parts]] of states.slots.entries()) {
+      const values = texts[slot] ?? english;
       // With parts, a value is a list of their numbers (slides/static_states.py).
       const value = parts ? values[which[at]].map((number) => parts[number]) : values[which[at]];
-      if (!path.length) return value;
+      if (!path.length) return structuredClone(value);
       let place = picture;
       for (const key of path.slice(0, -1)) place = place[key];
       place[path.at(-1)] = value;
@@ -24,16 +25,38 @@ window.StaticExplorers = (() => {
     return picture;
   }
 
+  const TEXTS = ["label", "title", "text", "unit", "symbol", "names"]; // slides/compressed_states.py
+
+  /** A copy of `value` in which every text of `words` is replaced by its translation. */
+  function translated(value, words, key = "") {
+    if (typeof value === "string") return TEXTS.includes(key) ? words[value] ?? value : value;
+    if (Array.isArray(value)) return typeof value[0] === "number" ? value : value.map((one) => translated(one, words, key));
+    if (value === null || typeof value !== "object") return value;
+    return Object.fromEntries(Object.entries(value).map(([name, one]) => [name, translated(one, words, name)]));
+  }
+
+  /** An explorer in `el`, which follows the page's language if its states have a second one. */
   function mount(el, states) {
     const chosen = states.controls.map((control) => control.first);
     const controls = make("div", { class: "movers" });
     el.append(controls);
     const chart = RlhfChart.mount(el, { title: states.title, palette: states.palette });
+    let here = states; // the states as the page's language shows them
+    let texts = {};
     const show = () => {
       const at = states.controls.reduce((sum, control, i) => sum * control.names.length + chosen[i], 0);
-      chart.show(unfold(states, at));
+      const picture = unfold(states, at, texts);
+      chart.show({ ...(here === states ? picture : translated(picture, states.zh.words)), title: here.title });
     };
-    states.controls.forEach((control, i) => {
+    const fill = () => {
+      const zh = states.zh && document.documentElement.lang === "zh" ? states.zh : null;
+      here = zh ? { title: zh.words[states.title] ?? states.title, controls: translated(states.controls, zh.words) } : states;
+      texts = zh?.values ?? {};
+      controls.replaceChildren();
+      here.controls.forEach(control_);
+      show();
+    };
+    const control_ = (control, i) => {
       const label = make("label", {}, make("span", {}, control.label));
       if (control.kind === "slider") {
         const range = make("input", { type: "range", min: 0, max: control.names.length - 1, step: 1, value: chosen[i] });
@@ -61,8 +84,9 @@ window.StaticExplorers = (() => {
         label.prepend(box);
       }
       controls.append(label);
-    });
-    show();
+    };
+    fill();
+    if (states.zh) addEventListener("slides-language", fill);
   }
 
   function mountAll() {
@@ -75,5 +99,5 @@ window.StaticExplorers = (() => {
     }
   }
 
-  return { mount, mountAll, unfold };
+  return { mount, mountAll, translated, unfold };
 })();

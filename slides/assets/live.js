@@ -40,16 +40,18 @@ window.SlidesLive = { speakerUrl: new URL("static/page/slides/index.html", windo
       say("gone", "The kernel is gone: press K", "内核已断开：按 K 恢复");
       document.documentElement.dataset.kernel = "gone";
     }
-    try { model.send({ ping: 1 }); } catch { /* found out by the missing answer */ }
+    try { model.send({ ping: 1, language: document.documentElement.lang }); } catch { /* found out by the missing answer */ }
   }
   setInterval(heartbeat, 1500);
+  addEventListener("slides-language", heartbeat);
 
   const revive = () => { location.reload(); };
   const code = () => {
     const section = window.deck.getCurrentSlide();
     const source = document.querySelector(`template[data-code="${section.id}"]`);
     Slides.sheet("code", (node) => {
-      const title = source ? `slides: ${section.id}` : "no code on this slide / 本页没有代码";
+      const none = document.documentElement.lang === "zh" ? "本页没有代码" : "no code on this slide";
+      const title = source ? section.id : none;
       node.innerHTML = "<h2></h2><pre></pre>";
       node.firstChild.textContent = title;
       node.lastChild.textContent = source ? source.content.textContent : "";

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bs4 import BeautifulSoup
+from matplotlib.text import Text as Writing
 
 from rlhf_lab.experiments import results as saved_results
 from rlhf_lab.figures import style
@@ -19,6 +21,7 @@ from slides import explorers, render
 from slides import results as slide_results
 from slides import schema as f
 from slides.deck import deck
+from slides.translation import english
 
 MADE = deck()
 SLIDES = [slide for _, slide in MADE.slides()]
@@ -115,29 +118,37 @@ def test_notes_say_something_in_both_languages() -> None:
 
 
 @pytest.fixture(scope="module")
-def page() -> tuple[str, render.Context]:
-    """The whole deck as HTML, formulas as they are written, pictures as a single byte."""
+def page() -> tuple[str, render.Context, list[list[str]]]:
+    """The deck as HTML, formulas as they are written, pictures as a single byte; the texts of the Chinese pictures."""
+    drawn: list[list[str]] = []
+
+    def keep(drawing: Any) -> bytes:
+        style.translate(drawing)
+        drawn.append([one.get_text() for one in drawing.findobj(Writing) if one.get_visible()])
+        return b"0"
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(style, "png", lambda drawing, **_: b"0")
+        patch.setattr(style, "svg", keep)
         context = render.Context(lambda slide, part: f"[{part.name}]", worlds=3)
         made = render.sections(MADE, context)
     import matplotlib.pyplot as plt
 
     plt.close("all")
-    return made, context
+    return made, context, drawn
 
 
-def test_every_derivation_holds_and_every_figure_can_be_drawn(page: tuple[str, Any]) -> None:
+def test_every_derivation_holds_and_every_figure_can_be_drawn(page: tuple[str, Any, Any]) -> None:
     """Drawing raises where a derivation's tick would be false."""
-    made, context = page
+    made, context, _ = page
     assert context.missing == []
     assert made.count("<section") == len(SLIDES)
     assert "✓" in made
 
 
-def test_no_text_stands_in_one_language_alone(page: tuple[str, Any]) -> None:
+def test_no_text_stands_in_one_language_alone(page: tuple[str, Any, Any]) -> None:
     """CSS hides one of each pair: as many in English as in Chinese, or a slide would lose words."""
-    made, _ = page
+    made, *_ = page
     body = re.sub(r"<template.*?</template>", "", made, flags=re.S)
     assert body.count('<span lang="en">') == body.count('<span lang="zh">') > 3 * len(SLIDES)
 
@@ -146,7 +157,33 @@ def test_a_star_after_a_letter_is_an_optimum_and_no_emphasis() -> None:
     assert render.words("π* and J* are *optimal*") == "π* and J* are <em>optimal</em>"
 
 
-def test_no_markdown_and_no_placeholder_is_left(page: tuple[str, Any]) -> None:
-    made, _ = page
+def test_no_markdown_and_no_placeholder_is_left(page: tuple[str, Any, Any]) -> None:
+    made, *_ = page
     plain = re.sub(r'<span class="tex".*?</span>|data:image[^"]*|<code>.*?</code>', "", made, flags=re.S)
     assert not re.search(r"\*\*|\$|(?<!\{)\{[a-z_]+(\.[a-z_]+)?\}", plain)
+
+
+@pytest.fixture(scope="module")
+def chinese(page: tuple[str, Any, Any]) -> BeautifulSoup:
+    """What the Chinese deck shows without explorers, of formulas only their words."""
+    soup = BeautifulSoup(re.sub(r"\[\w+\]", "", page[0]), "html.parser")
+    for other in soup.select('[lang="en"], code, template'):
+        other.decompose()
+    for formula in soup.select(".tex"):
+        formula.replace_with(" ".join(re.findall(r"\\text\{([^}]*)\}", formula.get_text())))
+    return soup
+
+
+def test_no_chinese_slide_shows_english(chinese: BeautifulSoup) -> None:
+    """Texts, alternative texts and names for screen readers. Translations of sources are in rlhf_lab/chinese.toml."""
+    for slide in chinese.select("section"):
+        shown = [slide.get_text(" "), *(str(one["alt"]) for one in slide.select("[alt]"))]
+        shown += [str(one["data-zh"]) for one in slide.select("[data-zh]")]
+        assert english(" ".join(shown)) == [], slide["id"]
+    assert not chinese.select("[aria-label]:not([data-zh]), [title]:not([data-zh])")
+
+
+def test_no_chinese_picture_of_a_claim_shows_english(page: tuple[Any, Any, list[list[str]]]) -> None:
+    assert len(page[2]) == sum(isinstance(part, f.Figure) for slide in SLIDES for part in f.parts_of(slide)) > 9
+    for written in page[2]:
+        assert [text for text in written if english(text)] == []

@@ -56,7 +56,7 @@ def page() -> str:
             yield SimpleNamespace(metadata=cell.metadata, outputs=made)
 
     deck_html = render.typeset(render.sections(MADE, render.Context(live.place)), render.raw)
-    template = jinja2.Environment().from_string(live.template(deck_html, "a title"))
+    template = jinja2.Environment().from_string(live.template(deck_html, T("a title", "标题")))
     return template.render(
         resources={"base_url": "/t/"}, page_config={"fullStaticUrl": "/t/static"}, nb=live.notebook(MADE),
         kernel_start=lambda nb: "kernel-1", cell_generator=cells, main_js="voila.js",

@@ -61,7 +61,7 @@ def test_after_a_rest_the_neighbours_pictures_are_sent_as_the_function_makes_the
     assert sorted(m["at"]["x"] for m in messages) == [0.0, 0.5, 1.0, 1.5, 2.5, 3.0, 3.5, 4.0, 4.5]
     for message in messages:
         expected = picture(message["at"]["x"], "a").to_dict()
-        assert {k: v for k, v in message.items() if k != "at"} == expected
+        assert {key: message[key] for key in expected} == expected
 
 
 def test_a_drop_down_is_named_as_the_page_knows_it_by_its_place_in_the_list(monkeypatch):

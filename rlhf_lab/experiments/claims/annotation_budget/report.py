@@ -21,6 +21,7 @@ from rlhf_lab.experiments.claims.annotation_budget.settings import (
 from rlhf_lab.experiments.statistics import equivalence, holm_intervals, paired
 from rlhf_lab.experiments.verdicts import Number, Verdict, side
 from rlhf_lab.intervals import Interval
+from rlhf_lab.language import tr
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -146,7 +147,7 @@ def figure(settings: AnnotationBudget, summary: pd.DataFrame, runs: pd.DataFrame
         )  # fmt: skip
         axes[1].set_xticks(settings.totals, [str(n) for n in settings.totals], fontsize=9)
         axes[1].xaxis.set_minor_formatter("")
-        axes[1].set_title(f"Sources of pairs (β = {settings.beta:g})", pad=46)
+        axes[1].set_title(tr("Sources of pairs (β = {beta:g})", beta=settings.beta), pad=46)
         _split_panel(axes[2], settings, summary)
         for ax in (axes[0], axes[2]):
             ax.yaxis.set_major_formatter(lambda value, place: f"{value:g}")

@@ -12,6 +12,7 @@ from rlhf_lab.experiments.statistics import holm_intervals
 from rlhf_lab.experiments.verdicts import Number, Verdict, outcome_of, side
 from rlhf_lab.figures import style
 from rlhf_lab.intervals import Interval
+from rlhf_lab.language import tr
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -88,7 +89,10 @@ def figure(settings: DPOFrontier, summary: pd.DataFrame, runs: pd.DataFrame) -> 
     styles, budget = _styles(settings.exact), summary[summary["what"] == "budget"]
     _frontier_panel(left, settings, budget, runs, styles)
     leads = budget[budget["method"].isin(["ppo", "ppo-gold"])].dropna(subset=["lead"])
-    over = {method: replace(styles[method], label=f"over {styles[method].label}") for method in ("ppo", "ppo-gold")}
+    over = {
+        method: replace(styles[method], label=tr("over {method}", method=tr(styles[method].label)))
+        for method in ("ppo", "ppo-gold")
+    }
     statistical.interval_lines(
         right, leads, "kl", "lead", "method", over, dodge=0.01 * budget["kl"].max(), legend=False,
         title="Lead of DPO at equal KL", xlabel="KL budget [nats]", ylabel="difference of reward [logits of a label]",

@@ -18,6 +18,7 @@ from rlhf_lab.experiments.claims.non_static.settings import (
 from rlhf_lab.experiments.claims.non_static.strategies import STRATEGIES
 from rlhf_lab.experiments.verdicts import Number, Verdict, outcome_of, side
 from rlhf_lab.intervals import Interval
+from rlhf_lab.language import tr
 
 if TYPE_CHECKING:
     import numpy as np
@@ -192,8 +193,8 @@ def figure(settings: NonStatic, summary: pd.DataFrame, runs: pd.DataFrame) -> Fi
         )  # fmt: skip
     statistical.interval_lines(
         axes[1], drift, "turn", "regret", "strategy", strategy_styles(), legend=False, yscale="log",
-        xlabel=f"turn of preferences over {settings.rounds} rounds [rad]", ylabel="mean regret of a round [reward]",
-        title="Drift: fit once or refit?",
+        xlabel=tr("turn of preferences over {rounds} rounds [rad]", rounds=settings.rounds),
+        ylabel="mean regret of a round [reward]", title="Drift: fit once or refit?",
     )  # fmt: skip
     names = dict(zip(OTHER_CHANGES, ["preferences\nturn at once", "prompts\nshift", "policy\nmoves",
                                      "policy moves,\nsmall model"], strict=True))  # fmt: skip

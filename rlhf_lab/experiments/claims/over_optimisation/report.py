@@ -13,6 +13,7 @@ from rlhf_lab.experiments.claims.over_optimisation.trajectories import POINT, TR
 from rlhf_lab.experiments.statistics import holm_intervals
 from rlhf_lab.experiments.verdicts import Number, Verdict, outcome_of, side
 from rlhf_lab.intervals import Interval
+from rlhf_lab.language import tr
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -188,7 +189,7 @@ def figure(settings: OverOptimisation, summary: pd.DataFrame, rows: pd.DataFrame
         for ax, labels in zip(axes, (settings.labels[0], settings.labels[-1]), strict=False):
             _rewards(ax, summary[(summary["kind"] == judged_kind(settings)) & (summary["labels"] == labels)])
             ax.set(
-                title=f"Gold and proxy, {labels:,} labels", xlabel="√KL(π‖π_ref) [√nats]",
+                title=tr("Gold and proxy, {labels:,} labels", labels=labels), xlabel="√KL(π‖π_ref) [√nats]",
                 ylabel="gain over π_ref [logits of a label]",
             )  # fmt: skip
         low, high = min(ax.get_ylim()[0] for ax in axes[:2]), max(ax.get_ylim()[1] for ax in axes[:2])

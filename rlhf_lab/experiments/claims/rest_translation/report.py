@@ -11,6 +11,7 @@ from rlhf_lab.experiments import statistics
 from rlhf_lab.experiments.claims.rest_translation.settings import FRONTIER, LOSSES, ReSTTranslation
 from rlhf_lab.experiments.verdicts import Number, Verdict, outcome_of, side
 from rlhf_lab.intervals import Interval
+from rlhf_lab.language import tr
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -79,7 +80,7 @@ def _styles(settings: ReSTTranslation) -> dict[str, Style]:
     return {
         "weighted": style.of("reward", label="weighted SFT", dash="none"),
         **{name: style.of(name, dash="none") for name in ("raft", "dpo", "ppo")},
-        "best-of-n": style.of("best-of-n", label=f"best of {settings.best_of}", dash="none"),
+        "best-of-n": style.of("best-of-n", label=tr("best of {n}", n=settings.best_of), dash="none"),
     }
 
 
@@ -105,8 +106,8 @@ def _steps_panel(ax: Axes, settings: ReSTTranslation, summary: pd.DataFrame) -> 
     methods = {"rest": style.of("rest"), **others}
     looks, rows = {}, []
     for shift, metric, words in (
-        (-0.08, "proxy_gain", "r_φ, which the filter uses"),
-        (0.08, "gold_gain", "gold reward"),
+        (-0.08, "proxy_gain", "ReST: r_φ, which the filter uses"),
+        (0.08, "gold_gain", "ReST: gold reward"),
     ):
         hollow = metric == "gold_gain"
         part = summary[summary["condition"].isin(places)]
@@ -116,7 +117,7 @@ def _steps_panel(ax: Axes, settings: ReSTTranslation, summary: pd.DataFrame) -> 
         rows.append(part.assign(place=part["condition"].map(places) + shift, line=method + metric))
         for name, look in methods.items():
             dash = "none" if name != "rest" else "--" if hollow else "-"
-            label = f"ReST: {words}" if name == "rest" else "_"
+            label = words if name == "rest" else "_"
             looks[name + metric] = replace(look, label=label, dash=dash, hollow=hollow)
     with style.use():
         ax.axhline(0, color="#999999", lw=1)

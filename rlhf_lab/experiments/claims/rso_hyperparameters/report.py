@@ -100,10 +100,11 @@ def figure(settings: RSOHyperparameters, summary: pd.DataFrame, runs: pd.DataFra
     """Draw wins by β, γ and ranking, and below the differences by cell, paired within seeds."""
     from rlhf_lab.figures import statistical, style
 
-    who = "labeller" if settings.exact else "judge"
     wins = {
         "proxy_wins": style.of("reward", label="wins by the reward model", marker="s"),
-        "judge_wins": style.of("rso-rso-sample-rank", label=f"wins by the {who}"),
+        "judge_wins": style.of(
+            "rso-rso-sample-rank", label="wins by the labeller" if settings.exact else "wins by the judge"
+        ),
         "gold_wins": style.of("optimal", label="wins by the gold reward", marker="D"),
     }
     value = {"objective": style.of("dpo", label="J by the gold reward", marker="^")}

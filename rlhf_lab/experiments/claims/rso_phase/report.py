@@ -13,6 +13,7 @@ from rlhf_lab.experiments.rso_common import decide_part
 from rlhf_lab.experiments.statistics import holm_intervals
 from rlhf_lab.experiments.verdicts import Number, Verdict
 from rlhf_lab.intervals import Interval
+from rlhf_lab.language import tr
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -84,7 +85,7 @@ def figure(settings: RSOPhase, summary: pd.DataFrame, runs: pd.DataFrame) -> Fig
                 part = percent[(percent["source"] == source) & (percent["kind"] == kind)]
                 statistical.heat_map(
                     ax, part, "share", "beta", "change", scale="change in regret [%]", form="+.0f", centre=0.0,
-                    limits=(-100, 100), title=f"{kind}: {words}", xlabel="share of the reward missed",
+                    limits=(-100, 100), title=f"{tr(kind)}{tr(': ')}{tr(words)}", xlabel="share of the reward missed",
                     ylabel="β = γ [SD of the reward]",
                 )  # fmt: skip
                 ax.invert_yaxis()

@@ -12,6 +12,7 @@ from rlhf_lab.experiments.rso_common import SOURCES, Cell, decide_by_main
 from rlhf_lab.experiments.statistics import difference, holm_intervals, paired
 from rlhf_lab.experiments.verdicts import Number, Outcome, Verdict
 from rlhf_lab.intervals import Interval
+from rlhf_lab.language import tr
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -130,9 +131,10 @@ def figure(settings: RSOTable, summary: pd.DataFrame, runs: pd.DataFrame) -> Fig
     drawing, axes = style.subplots(
         len(tasks), 3, 17.5, (3.2 + 0.24 * number) * len(tasks), squeeze=False, width_ratios=[1, 1.1, 0.9]
     )  # fmt: skip
-    who = "labeller" if settings.exact else "judge"
     looks = {
-        "judge_wins": style.of("rso-rso-sample-rank", label=f"wins by the {who}"),
+        "judge_wins": style.of(
+            "rso-rso-sample-rank", label="wins by the labeller" if settings.exact else "wins by the judge"
+        ),
         "gold_wins": style.of("optimal", label="wins by the gold reward", marker="D"),
         "proxy_wins": style.of("reward", label="wins by the reward model", marker="s"),
     }
@@ -193,11 +195,13 @@ def _cells_panel(ax: Axes, settings: RSOTable, runs: pd.DataFrame, looks: Any, s
 
     rows = []
     for cell in settings.design:
-        name = f"γ = {cell.gamma:g}, {cell.ranks}, {cell.reward_model}, {cell.length}"
+        name = tr(", ").join([f"γ = {cell.gamma:g}", *map(tr, (cell.ranks, cell.reward_model, cell.length))])
         for metric in looks:
             one, other = Condition(RSO, cell).key, Condition(SFT, cell).key
             ends = difference(runs, "condition", one, other, metric)
-            rows.append((name + (" (paper)" if cell == settings.design[0] else ""), metric, *(scale * e for e in ends)))
+            rows.append(
+                (name + (tr(" (paper)") if cell == settings.design[0] else ""), metric, *(scale * e for e in ends))
+            )
     frame = pd.DataFrame(rows, columns=["cell", "metric", "value", "value_low", "value_high"])
     ax.axvline(0, color="#999999", lw=1.2, ls="--", zorder=1)
     statistical.interval_points(ax, frame, "cell", "value", "metric", looks, dodge=0.22, legend=False)

@@ -9,6 +9,7 @@ from rlhf_lab.experiments.claims.temperatures.settings import TIE, Temperatures
 from rlhf_lab.experiments.statistics import holm_intervals
 from rlhf_lab.experiments.verdicts import Number, Verdict, outcome_of, side
 from rlhf_lab.intervals import Interval
+from rlhf_lab.language import tr
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -95,7 +96,8 @@ def styles(settings: Temperatures) -> dict[str, Style]:
     found = {method: style.of(method, label=name) for method, name in NAMES.items()}
     for n in settings.best_of:
         dashed = n == settings.best_of[0] and len(settings.best_of) > 1
-        found[f"best-of-{n}"] = style.of("best-of-n", label=f"best of {n}", dash="--" if dashed else "-", hollow=dashed)
+        label, dash = tr("best of {n}", n=n), "--" if dashed else "-"
+        found[f"best-of-{n}"] = style.of("best-of-n", label=label, dash=dash, hollow=dashed)
     return found
 
 
@@ -105,8 +107,8 @@ def figure(settings: Temperatures, summary: pd.DataFrame, runs: pd.DataFrame) ->
 
     from rlhf_lab.figures import statistical, style
 
-    opponent = "a sample of π_ref" if settings.exact else "the target"
-    rate = f"comparisons won against {opponent} [%]"
+    exact, text = "comparisons won against a sample of π_ref [%]", "comparisons won against the target [%]"
+    rate = exact if settings.exact else text
     second = ("gain", "Expected gold reward", "gain in E[r*] over π_ref at temperature 1\n[logits of a label]")
     if not settings.exact:
         second = ("judge_wins", "Win rate by the judge", rate)
