@@ -45,7 +45,7 @@ def twins(generator: torch.Generator) -> Twins:
         log_policy = torch.where(far.unsqueeze(-1), ((log_policy + w.log_ref) / 2).log_softmax(-1), log_policy)
     wanted = _kl(log_policy, w.log_ref).unsqueeze(-1)
     low, high = torch.full_like(wanted, -12.0), torch.full_like(wanted, 12.0)  # natural logarithms of β'
-    for _ in range(200):
+    for _ in range(60):  # enough for float64
         middle = (low + high) / 2
         spent = _kl((w.log_ref + w.reward * torch.exp(-middle)).log_softmax(-1), w.log_ref).unsqueeze(-1)
         low, high = torch.where(spent > wanted, middle, low), torch.where(spent > wanted, high, middle)

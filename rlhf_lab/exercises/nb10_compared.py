@@ -1,13 +1,21 @@
 """Exercises of notebook 10: KL, reward and regret of all methods compared."""
 
 import math
-from functools import partial
+from collections.abc import Sequence
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rlhf_lab.exercises.checking import Case, Exercise, Mistake
+from rlhf_lab import exact
+from rlhf_lab.derivations.optimal_policy import beta_is_the_slope
+from rlhf_lab.derivations.random_worlds import RandomWorld
+from rlhf_lab.exercises.checking import Case, Exercise, Mistake, Task
+from rlhf_lab.exercises.derive import NextLine
+from rlhf_lab.exercises.lecture_loop import BETA, LOG_REF, REWARD, loop_arguments
+from rlhf_lab.exercises.predictions import Prediction
+from rlhf_lab.exercises.training_loops import TrainingLoop, loop_mistakes
 
 
 def _double(values: object) -> Tensor:
@@ -24,24 +32,10 @@ def equal_price(kl_a: float, reward_a: float, kl_b: float, reward_b: float) -> f
     return (reward_a - reward_b) / (kl_a - kl_b)
 
 
-def twin_beta(log_ref: Tensor, reward: Tensor, kl: float) -> float:
-    """The β' for which KL(π*‖π_ref) is `kl` nats; a single prompt, (K,)."""
-    low, high = 1e-4, 1e4
-    for _ in range(100):
-        beta = (low * high) ** 0.5
-        log_star = (log_ref + reward / beta).log_softmax(-1)
-        spent = (log_star.exp() * (log_star - log_ref)).sum().item()
-        if spent > kl:
-            low = beta  # the KL is too large: raise β
-        else:
-            high = beta
-    return float((low * high) ** 0.5)
-
-
 def regret_in_two(
     log_policy: Tensor, log_ref: Tensor, reward: Tensor, beta: float, twin: float
 ) -> tuple[Tensor, Tensor]:
-    """Regret lost below the frontier, and by the wrong place on it; `twin` is β' of the policy's twin."""
+    """The loss below the frontier, and the loss from the place on it."""
     log_star = (log_ref + reward / beta).log_softmax(-1)
     log_twin = (log_ref + reward / twin).log_softmax(-1)
     below = twin * (log_policy.exp() * (log_policy - log_twin)).sum(-1)
@@ -49,26 +43,164 @@ def regret_in_two(
     return below, place
 
 
-def _spent(log_ref: Tensor, reward: Tensor, beta: float, turned: bool = False) -> float:
-    log_star = (log_ref + reward / beta).log_softmax(-1)
-    one, other = (log_ref, log_star) if turned else (log_star, log_ref)
-    return (one.exp() * (one - other)).sum().item()
-
-
-def _search(log_ref: Tensor, reward: Tensor, kl: float, mistake: str) -> float:
-    """`twin_beta` with one mistake."""
+def _twin_beta(log_ref: Tensor, reward: Tensor, kl: float) -> float:
+    """The β' for which KL(π*‖π_ref), the mean over prompts, is `kl` nats."""
     low, high = 1e-4, 1e4
     for _ in range(100):
-        beta = (low * high) ** 0.5
-        at = 1 / beta if mistake == "product" else beta
-        spent = _spent(log_ref, reward, at, mistake == "turned")
-        spent = spent / math.log(2) if mistake == "bits" else spent
-        grows = spent > kl
-        if grows != (mistake in ("wrong half", "product")):
-            low = beta
-        else:
-            high = beta
-    return float((low * high) ** 0.5)
+        middle = (low * high) ** 0.5
+        larger = exact.kl(exact.optimal_policy(log_ref, reward, middle), log_ref).mean().item() > kl
+        low, high = (middle, high) if larger else (low, middle)
+    return float(middle)
+
+
+def _parts_of_a_limit() -> str:
+    """Which part of the regret at β = 0.5 the limit for γ = 0.05 has."""
+    log_policy = exact.optimal_policy(LOG_REF, REWARD, 0.05)
+    twin = _twin_beta(LOG_REF, REWARD, exact.kl(log_policy, LOG_REF).mean().item())
+    below = exact.regret(log_policy, LOG_REF, REWARD, twin).mean().item() > 1e-6
+    place = exact.regret(exact.optimal_policy(LOG_REF, REWARD, twin), LOG_REF, REWARD, BETA).mean().item() > 1e-6
+    return {(True, False): "A", (False, True): "B", (True, True): "C", (False, False): "D"}[below, place]
+
+
+def kl_slope(w: Any) -> Any:
+    """The derivative of KL(π*‖π_ref) with respect to 1/β, (X, 1)."""
+    return w.variance / w.beta
+
+
+def _mean(w: RandomWorld) -> Tensor:
+    return (w.star * w.reward).sum(-1, keepdim=True)
+
+
+def train_to_kl(
+    logits: Tensor, log_ref: Tensor, reward: Tensor, target: float, steps: int, learning_rate: float
+) -> list[float]:
+    """Gradient ascent on J with a β that is adapted until KL(π‖π_ref) is `target`."""
+    optimizer = torch.optim.SGD([logits], lr=learning_rate)
+    beta, losses = 1.0, []
+    for _ in range(steps):
+        log_policy = logits.log_softmax(-1)
+        kl = (log_policy.exp() * (log_policy - log_ref)).sum(-1).mean()
+        gain = (log_policy.exp() * reward).sum(-1).mean()
+        loss = -(gain - beta * kl)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        error = (kl.item() - target) / target
+        beta *= 1 + 0.1 * min(max(error, -0.2), 0.2)
+        losses.append(loss.item())
+    return losses
+
+
+def _train_to_kl(
+    logits: Tensor, log_ref: Tensor, reward: Tensor, target: float, steps: int, learning_rate: float,
+    wrong: Sequence[str] = (),
+) -> list[float]:  # fmt: skip
+    """`train_to_kl` with mistakes."""
+    beta, losses = 1.0, []
+    for _ in range(steps):
+        log_policy = logits.log_softmax(-1)
+        kl = (log_policy.exp() * (log_policy - log_ref)).sum(-1).mean()
+        if "swapped KL" in wrong:
+            kl = (log_ref.exp() * (log_ref - log_policy)).sum(-1).mean()
+        gain = (log_policy.exp() * reward).sum(-1).mean()
+        loss = -(gain - (0.0 if "no penalty" in wrong else beta) * kl)
+        loss = -loss if "sign" in wrong else loss
+        _descend(logits, loss, learning_rate, keep="gradients not reset" in wrong)
+        error = (kl.item() - target) / target
+        error = -error if "sign of the control" in wrong else error
+        if "fixed beta" not in wrong:
+            beta *= 1 + 0.1 * min(max(error, -0.2), 0.2)
+        losses.append(loss.item())
+    return losses
+
+
+def _descend(logits: Tensor, loss: Tensor, learning_rate: float, keep: bool) -> None:
+    """One step of gradient descent. With `keep` the gradients of earlier steps are added."""
+    if not keep:
+        logits.grad = None
+    loss.backward()
+    assert logits.grad is not None
+    with torch.no_grad():
+        logits -= learning_rate * logits.grad
+
+
+_TARGET = 1.0
+
+
+def _target_arguments() -> dict[str, Any]:
+    given = loop_arguments(200, 2.0)
+    rest = {"steps": given["steps"], "learning_rate": given["learning_rate"]}
+    return {name: given[name] for name in ("logits", "log_ref", "reward")} | {"target": _TARGET, **rest}
+
+
+@cache
+def _at_target() -> Tensor:
+    """log π* with the target's KL, (2, 4)."""
+    return exact.optimal_policy(LOG_REF, REWARD, _twin_beta(LOG_REF, REWARD, _TARGET))
+
+
+def _from_twin(logits: Tensor) -> float:
+    return exact.kl(logits.log_softmax(-1), _at_target()).mean().item()
+
+
+_OTHER_BETA = 0.4
+"""With two prompts and β = 0.5 a loop without β would be the loop that sums over prompts."""
+
+
+def over_prompts(
+    logits: Tensor, log_ref: Tensor, reward: Tensor, beta: float, steps: int, learning_rate: float
+) -> list[float]:
+    """Gradient ascent on J, the mean over prompts."""
+    optimizer = torch.optim.SGD([logits], lr=learning_rate)
+    losses = []
+    for _ in range(steps):
+        log_policy = logits.log_softmax(-1)
+        kl = log_policy.exp() * (log_policy - log_ref)
+        gain = log_policy.exp() * reward
+        loss = beta * kl.sum(-1).mean() - gain.sum(-1).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def _broken_over_prompts(
+    logits: Tensor, log_ref: Tensor, reward: Tensor, beta: float, steps: int, learning_rate: float
+) -> list[float]:
+    """Gradient ascent on J, the mean over prompts."""
+    optimizer = torch.optim.SGD([logits], lr=learning_rate)
+    losses = []
+    for _ in range(steps):
+        log_policy = logits.log_softmax(-1)
+        kl = log_policy.exp() * (log_policy - log_ref)
+        gain = log_policy.exp() * reward
+        loss = beta * kl.sum() - gain.sum(-1).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def _over_prompts(
+    logits: Tensor, log_ref: Tensor, reward: Tensor, beta: float, steps: int, learning_rate: float,
+    wrong: Sequence[str] = (),
+) -> list[float]:  # fmt: skip
+    """`over_prompts` with mistakes."""
+    losses = []
+    for _ in range(steps):
+        log_policy = logits.log_softmax(-1)
+        kl = (log_policy.exp() * (log_policy - log_ref)).sum(-1)
+        if "swapped KL" in wrong:
+            kl = (log_ref.exp() * (log_ref - log_policy)).sum(-1)
+        kl = kl.sum() if "sum over prompts" in wrong else kl.mean()
+        kl = kl / logits.shape[-1] if "mean over responses" in wrong else kl
+        kl = -kl if "sign of the KL" in wrong else kl
+        loss = (1.0 if "no beta" in wrong else beta) * kl - (log_policy.exp() * reward).sum(-1).mean()
+        _descend(logits, loss, learning_rate, keep="gradients not reset" in wrong)
+        losses.append(loss.item())
+    return losses
 
 
 def _parts(
@@ -104,10 +236,83 @@ _SPLIT = {
     "twin": 0.8,
 }
 
-EXERCISES = (
+EXERCISES: tuple[Task, ...] = (
+    NextLine(
+        key="nb10.kl_slope",
+        title="How fast the KL of π* grows",
+        objective="differentiate the KL of the optimal policy",
+        difficulty=2,
+        minutes=6,
+        derivation=beta_is_the_slope,
+        line=2,
+        quantities=("beta",),
+        defined={
+            "variance": (
+                "$\\mathrm{Var}_{\\pi^*}(r)$, (X, 1)",
+                lambda w: (w.star * (w.reward - _mean(w)).square()).sum(-1, keepdim=True),
+            ),
+            "mean": ("$\\mathbb{E}_{\\pi^*}[r]$, (X, 1)", _mean),
+            "log_z": ("$\\log Z$, (X, 1)", lambda w: w.z.log()),
+        },
+        solution=kl_slope,
+        mistakes=(
+            Mistake(
+                "no product rule",
+                "the derivative of $\\frac1\\beta\\mathbb{E}_{\\pi^*}[r]$ has two terms. The mean itself is missing.",
+                lambda w: w.variance / w.beta - w.mean,
+            ),
+            Mistake(
+                "log Z is constant",
+                "log Z depends on β as well. Its derivative must be subtracted.",
+                lambda w: w.variance / w.beta + w.mean,
+            ),
+            Mistake(
+                "inverted",
+                "β is on the wrong side of the fraction.",
+                lambda w: w.variance * w.beta,
+            ),
+            Mistake(
+                "slope of the reward",
+                "this is the derivative of the reward, the line above. The KL has another one.",
+                lambda w: w.variance,
+            ),
+        ),
+        hints=(
+            "Write $\\mathrm{KL}(\\pi^*\\|\\pi_\\text{ref})=\\frac1\\beta\\mathbb{E}_{\\pi^*}[r]-\\log Z$ and "
+            "differentiate both terms with respect to $t=1/\\beta$. The first one is a product.",
+            "$\\frac{d\\log Z}{dt}=\\mathbb{E}_{\\pi^*}[r]$, so two terms cancel.",
+        ),
+    ),
+    Prediction(
+        key="nb10.parts_of_a_limit",
+        title="Where the regret of a small γ comes from",
+        objective="predict which part of its regret a method has in the limit",
+        difficulty=2,
+        minutes=3,
+        question=(
+            "DPO with γ = 0.05 in its loss gets infinitely many labels and is trained until its loss is minimal. The "
+            "regret of the resulting policy is evaluated at β = 0.5. Which of its two parts is above zero?"
+        ),
+        options={
+            "A": "Only the loss below the frontier.",
+            "B": "Only the loss from the wrong place on the frontier.",
+            "C": "Both.",
+            "D": "Neither: DPO with infinitely many labels converges to π\\*.",
+        },
+        truth=_parts_of_a_limit,
+        explanation=(
+            "The limit is π* at 0.05, the γ of the loss. It is on the frontier, so no reward is lost below it. Its KL "
+            "is much larger than that of π* at β = 0.5."
+        ),
+        why_not={
+            "A": "the limit of DPO is π* at γ, and no policy has a higher reward at its KL.",
+            "C": "there is no label noise in the limit, and π* at γ = 0.05 is on the frontier.",
+            "D": "it converges to π* at β = 0.05, but the regret is that at β = 0.5.",
+        },
+    ),
     Exercise(
         key="nb10.regret_of_place",
-        title="Regret read off the map",
+        title="Regret from KL and reward",
         objective="compute a policy's regret from its KL and its reward alone",
         difficulty=1,
         minutes=4,
@@ -150,7 +355,7 @@ EXERCISES = (
     ),
     Exercise(
         key="nb10.equal_price",
-        title="At which β would you change sides?",
+        title="The β at which two policies are equally good",
         objective="find the β for which two policies have the same objective",
         difficulty=2,
         minutes=5,
@@ -174,7 +379,7 @@ EXERCISES = (
                 lambda ka, ra, kb, rb: (ra - rb) / (kb - ka),
             ),
             Mistake(
-                "average price",
+                "average reward per nat",
                 "this compares the reward per nat of each. Compare the additional reward with the additional nats.",
                 lambda ka, ra, kb, rb: ra / ka - rb / kb,
             ),
@@ -184,6 +389,11 @@ EXERCISES = (
                 "of KLs.",
                 lambda ka, ra, kb, rb: (ra + rb) / (ka + kb),
             ),
+            Mistake(
+                "logarithm",
+                "this is a ratio of logarithms. The line through both points has its slope in the units of the map.",
+                lambda ka, ra, kb, rb: math.log(ra / rb) / math.log(ka / kb),
+            ),
         ),
         hints=(
             "Write J(a) = J(b), and solve for β.",
@@ -192,50 +402,8 @@ EXERCISES = (
         ),
     ),
     Exercise(
-        key="nb10.twin_beta",
-        title="The twin on the frontier",
-        objective="find the β for which π* has a given KL",
-        difficulty=2,
-        minutes=10,
-        cases=(
-            Case("four responses, 0.5 nats", _BANDIT | {"kl": 0.5}),
-            Case("four responses, 1.2 nats", _BANDIT | {"kl": 1.2}),
-        ),
-        solution=twin_beta,
-        relative=1e-3,
-        mistakes=(
-            Mistake(
-                "swapped KL",
-                "this matches KL(π_ref‖π*). The objective's KL is KL(π‖π_ref): the expectation is under the policy.",
-                partial(_search, mistake="turned"),
-            ),
-            Mistake(
-                "1/β",
-                "this is 1/β: π* is π_ref exp(r/β)/Z, not π_ref exp(β r)/Z.",
-                partial(_search, mistake="product"),
-            ),
-            Mistake(
-                "bits",
-                "the KL is in bits here: use the natural logarithm.",
-                partial(_search, mistake="bits"),
-            ),
-            Mistake(
-                "wrong half",
-                "the search ends at an end of its range: if the KL of π* is too large, β must be raised.",
-                partial(_search, mistake="wrong half"),
-            ),
-        ),
-        hints=(
-            "The KL of π* falls as β rises. So halve an interval: which half holds the β you want?",
-            "Search between 1e-4 and 1e4, and take the geometric mean as the middle, because the scale of β is "
-            "unknown.",
-            "`log_star = (log_ref + reward / beta).log_softmax(-1)`; its KL is `(log_star.exp() * (log_star - "
-            "log_ref)).sum()`. If that is too large, `low = beta`.",
-        ),
-    ),
-    Exercise(
         key="nb10.regret_in_two",
-        title="Two ways to fall short",
+        title="The two parts of the regret",
         objective="split a method's regret into the loss below the frontier and the loss from its place on it",
         difficulty=3,
         minutes=10,
@@ -278,8 +446,68 @@ EXERCISES = (
             ),
         ),
         hints=(
-            "Go through the twin: from π to π*_β′, and from there to π*_β. Each step is a β times a KL.",
-            "Below: β′ KL(π‖π*_β′). Wrong place: β KL(π*_β′‖π*_β).",
+            "The first part is the regret of π at β′, and the second one is the regret of the twin π*_β′ at β.",
+            "Each regret is a KL times its β: β′ KL(π‖π*_β′) and β KL(π*_β′‖π*_β).",
+        ),
+    ),
+    TrainingLoop(
+        key="nb10.train_to_kl",
+        title="Training to a given KL",
+        objective="write a training loop that makes methods comparable at the same KL",
+        difficulty=3,
+        minutes=15,
+        arguments=_target_arguments,
+        distance=_from_twin,
+        quantity="KL(π_θ‖twin)",
+        share=0.02,
+        solution=train_to_kl,
+        mistakes=loop_mistakes(
+            _train_to_kl,
+            {
+                "fixed beta": "β stays at its first value, so that the KL does not reach the target.",
+                "sign of the control": "β falls when the KL is too large. It must rise then.",
+                "no penalty": "the loss contains no KL, so that β has no effect.",
+                "swapped KL": "this is KL(π_ref‖π). The objective has KL(π‖π_ref), the expectation under the policy.",
+                "sign": "the sign is lost, so that descent lowers J.",
+                "gradients not reset": "gradients add up over the steps, because they are not reset to zero.",
+            },
+            pairs=(("fixed beta", "swapped KL"),),
+        ),
+        hints=(
+            "One step: compute KL and reward, both means over prompts, descend on −(E[r] − β KL), and then adapt β.",
+            "If the KL is above the target, multiply β by a number a little above 1. If it is below, by one below 1.",
+            "`error = (kl.item() - target) / target` and `beta *= 1 + 0.1 * min(max(error, -0.2), 0.2)`",
+        ),
+    ),
+    TrainingLoop(
+        key="nb10.over_prompts",
+        title="A loop that stops too close to the reference",
+        objective="use the two parts of the regret to find a bug",
+        difficulty=2,
+        minutes=6,
+        arguments=lambda: loop_arguments(60, 2.0) | {"beta": _OTHER_BETA},
+        distance=lambda logits: exact.regret(logits.log_softmax(-1), LOG_REF, REWARD, _OTHER_BETA).mean().item(),
+        share=0.02,
+        solution=over_prompts,
+        broken=_broken_over_prompts,
+        bug="sum over prompts",
+        mistakes=loop_mistakes(
+            _over_prompts,
+            {
+                "sum over prompts": "the KL is summed over prompts, but the reward is averaged. So β is multiplied by "
+                "the number of prompts.",
+                "mean over responses": "the KL is averaged over the responses. It is a sum over them.",
+                "swapped KL": "this is KL(π_ref‖π). The objective has KL(π‖π_ref), the expectation under the policy.",
+                "sign of the KL": "the KL has the wrong sign, so that distance from the reference is rewarded.",
+                "no beta": "β is missing.",
+                "gradients not reset": "gradients add up over the steps, because they are not reset to zero.",
+            },
+            pairs=(("sum over prompts", "no beta"), ("sum over prompts", "swapped KL")),
+        ),
+        hints=(
+            "All of the regret is due to the place on the frontier, so the trade-off between reward and KL is wrong, "
+            "and nothing else is.",
+            "Which β does the loop use effectively, if there are two prompts? Compare the two sums in the loss.",
         ),
     ),
 )

@@ -214,6 +214,11 @@ EXERCISES: tuple[Task, ...] = (
                 "these are shares, which sum to 1. Give labels, which sum to `number`.",
                 lambda prices, number: prices.sqrt() / prices.sqrt().sum(),
             ),
+            Mistake(
+                "squared",
+                "n is proportional to φ² here. Solve φ/n² = constant for n.",
+                lambda prices, number: number * prices.square() / prices.square().sum(),
+            ),
         ),
         hints=(
             "Minimise Σ φ/n under the constraint Σ n = N. At the optimum the derivatives φ/n² are all equal.",

@@ -32,6 +32,7 @@ def trajectories_on_frontier(
     curve: pd.DataFrame,
     beta: float,
     names: Mapping[str, str] | None = None,
+    limits: Mapping[str, tuple[float, float]] | None = None,
 ) -> None:
     """Draw every trajectory as a thin line that ends in the method's marker, below the exact frontier.
 
@@ -41,6 +42,7 @@ def trajectories_on_frontier(
         curve: columns `beta`, `kl` (nats), `reward`: π* along β.
         beta: the β whose π* is marked by a star.
         names: names for the legend by method; the style's label where one is missing.
+        limits: by method, KL and reward of the policy to which it converges, drawn as the method's marker in a ring.
 
     Raises:
         LabError: no trajectory.
@@ -57,16 +59,28 @@ def trajectories_on_frontier(
         ax.plot(one.kl[-1:], one.reward[-1:], ms=9, zorder=5, label=label, **{**look.line(), "linestyle": "none"})
     first, start = trajectories[0], style.of("reference")
     ax.plot(first.kl[:1], first.reward[:1], start.marker, color=start.light, ms=9, zorder=5, label=start.label)
-    _limits(ax, trajectories, optimum(curve, beta))
-    ax.legend(loc="lower right", ncols=2)
+    ring: dict[str, Any] = {"marker": "o", "markerfacecolor": "none", "linestyle": "none", "ms": 17, "mew": 1.2}
+    for key, (kl, reward) in (limits or {}).items():
+        look = style.of(key)
+        ax.plot([kl], [reward], ms=8, zorder=4, **{**look.line(), "linestyle": "none"})
+        ax.plot([kl], [reward], color=look.light, zorder=4, **ring)
+    if limits:
+        ax.plot([], [], color="#555555", label="limit of the method", **ring)
+    star = style.of("optimal")
+    ax.plot([], [], star.marker, color=star.light, ms=14, mew=1.4, mfc="none", label=f"π* at β = {beta:g}")
+    ax.plot([], [], color=star.light, lw=2, label="frontier")
+    _set_limits(ax, trajectories, [optimum(curve, beta), *(limits or {}).values()])
+    # The legend is below the axes, because trajectories may be anywhere.
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3)
 
 
-def _limits(ax: Axes, trajectories: Sequence[Trajectory], star: tuple[float, float]) -> None:
-    """Set limits that show every trajectory and π*, with little room beside them."""
-    furthest = max(float(one.kl.max()) for one in trajectories)
-    gains = [float(end) for one in trajectories for end in (one.reward.min(), one.reward.max())]
-    low, high = min(gains), max([*gains, star[1]])
-    ax.set_xlim(-0.03 * furthest, 1.08 * max(furthest, star[0]))
+def _set_limits(ax: Axes, trajectories: Sequence[Trajectory], points: Sequence[tuple[float, float]]) -> None:
+    """Set limits that show every trajectory and every point, with little room beside them."""
+    kls, rewards = (list(values) for values in zip(*points, strict=True))
+    kls.append(max(float(one.kl.max()) for one in trajectories))
+    rewards += [float(end) for one in trajectories for end in (one.reward.min(), one.reward.max())]
+    low, high = min(rewards), max(rewards)
+    ax.set_xlim(-0.03 * max(kls), 1.08 * max(kls))
     ax.set_ylim(low - 0.06 * (high - low), high + 0.12 * (high - low))
 
 
@@ -74,7 +88,7 @@ def _limits(ax: Axes, trajectories: Sequence[Trajectory], star: tuple[float, flo
 def regret_split(
     ax: Axes, parts: Mapping[str, tuple[Sequence[float], Sequence[float]]], names: Mapping[str, str] | None = None
 ) -> None:
-    """Draw each method's regret as a bar of two parts: lost below the frontier, and the wrong place on it.
+    """Draw each method's regret as a bar of two parts: the loss below the frontier, and that from the place on it.
 
     Args:
         ax: where to draw.
@@ -96,8 +110,40 @@ def regret_split(
     interval_bars(ax, frame, "regret", "method", bars=hatched)
     interval_bars(ax, frame, "below", "method", bars={"errorbar": None})
     ax.set_yticks(range(len(order)), [(names or {}).get(key, style.label(key)) for key in order])
-    ax.bar(0, 0, color="#555555", label="lost below the frontier")
-    ax.bar(0, 0, color="#555555", label="wrong place on it", **hatched)
+    ax.bar(0, 0, color="#555555", label="loss below the frontier")
+    ax.bar(0, 0, color="#555555", label="loss from the place on it", **hatched)
     ax.set(xlim=(0, None), ylabel="", title="Where the regret comes from", xlabel="regret J(π*) − J(π) [reward]")
     # The legend is below the axes, because bars and intervals may be anywhere.
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)
+
+
+def comparison(
+    trajectories: Sequence[Trajectory],
+    parts: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    curve: pd.DataFrame,
+    beta: float,
+    names: Mapping[str, str] | None = None,
+    limits: Mapping[str, tuple[float, float]] | None = None,
+) -> style.Shown:
+    """Draw `trajectories_on_frontier` beside `regret_split`, with a text that ranks the methods.
+
+    Args:
+        trajectories: see `trajectories_on_frontier`.
+        parts: see `regret_split`.
+        curve: see `trajectories_on_frontier`.
+        beta: see `trajectories_on_frontier`.
+        names: names by method; the style's label where one is missing.
+        limits: see `trajectories_on_frontier`.
+
+    Raises:
+        LabError: no trajectory; no method.
+    """
+    drawing, axes = style.subplots(1, 2, width=12, height=5.6)
+    trajectories_on_frontier(axes[0], trajectories, curve, beta, names, limits)
+    regret_split(axes[1], parts, names)
+    rows = sorted(((sum(below) + sum(place)) / len(below), sum(below), key) for key, (below, place) in parts.items())
+    ranked = [
+        f"{(names or {}).get(key, style.label(key))} {regret:.2f} ({below / len(parts[key][0]) / regret:.0%} below)"
+        for regret, below, key in rows
+    ]
+    return style.show(drawing, f"Regret, and its share below the frontier: {', '.join(ranked)}.")

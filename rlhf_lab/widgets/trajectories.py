@@ -117,7 +117,7 @@ def trajectories_picture(
         "Reward against KL",
         Axis("KL(π‖π_ref) [nats]", -0.03 * reach, 1.1 * reach),
         Axis("expected reward [reward]", min(everything) - room, max(everything) + 2 * room),
-        (*lines, *points, Points("optimal", [star_kl], [star_reward], "π* now", big=True)),
+        (*lines, *points, Points("optimal", [star_kl], [star_reward], "π* at β", big=True)),
         width=1.1,
     )
     names = tuple(_short(key) for key in shown.trajectories)

@@ -268,11 +268,11 @@ RIGHT = {
         lambda ka, ra, kb, rb: torch.tensor((ra - rb) / (ka - kb)),
         lambda ka, ra, kb, rb: np.float64((ra - rb) / (ka - kb)),
     ],
-    "nb10.twin_beta": [
-        lambda lr, r, kl: newton_free(lr, r, kl, 40),
-        lambda lr, r, kl: torch.tensor(newton_free(lr, r, kl, 30)),
+    "nb10.regret_in_two": [
+        lambda *a: torch.stack(exercise("nb10.regret_in_two").solution(*a)),
+        lambda p, q, r, b, t: (gap(p, q, r, t), gap((q + r / t).log_softmax(0), q, r, b)),
+        lambda p, q, r, b, t: [gap(p, q, r, t).item(), gap((q + r / t).log_softmax(0), q, r, b).item()],
     ],
-    "nb10.regret_in_two": [lambda *a: torch.stack(exercise("nb10.regret_in_two").solution(*a))],
     "nb11.response_kl": [
         lambda p, q, m: torch.where(m, p - q, 0.0).sum() / (m.shape[0] * m.shape[1]),
         lambda p, q, m: ((p * m).sum(-1) - (q * m).sum(-1)).mean().item(),
@@ -318,8 +318,16 @@ RIGHT = {
         lambda p, n: torch.tensor([n * x**0.5 / sum(y**0.5 for y in p.tolist()) for x in p.tolist()]),
         lambda p, n: n * (0.5 * p.log()).softmax(-1),
     ],
-    "nb14.worth_of_a_label": [lambda *given: by_update(*given)],
+    "nb14.worth_of_a_label": [
+        lambda *given: by_update(*given),
+        lambda m, t, v: t * across(v @ m @ v) / (1 + t * across(v)),
+        lambda m, t, v: across(v @ m @ v) / (1 / t + across(v)),
+    ],
     "nb14.regret_of_both": [
+        lambda s, d, i, nd, nl, db, b: (diag(s) * torch.linalg.pinv(nd * diag(d) / db**2 + nl * i)).sum() / b / 2,
+        lambda s, d, i, nd, nl, db, b: (
+            torch.linalg.solve(nd / db**2 * diag(d) + nl * i + 1, diag(s)).diagonal().sum().item() / (2 * b)
+        ),
         lambda s, d, i, nd, nl, db, b: (
             torch.trace(diag(s) @ torch.linalg.inv(nd * diag(d) / db**2 + nl * i + torch.ones_like(i))) / (2 * b)
         ),
@@ -388,6 +396,19 @@ def by_update(m, t, v):
             after = torch.linalg.inv(torch.linalg.inv(v) + t[i, j] * torch.outer(b, b))
             out[i, j] = torch.trace(m @ (v - after))
     return out
+
+
+def gap(log_policy, log_ref, reward, beta):
+    """β log Z − J, the regret from its definition."""
+    log_z = (log_ref + reward / beta).logsumexp(-1)
+    return beta * log_z - (log_policy.exp() * (reward - beta * (log_policy - log_ref))).sum(-1)
+
+
+def across(matrix):
+    """bᵀ M b of every pair, by the vectors b."""
+    eye = torch.eye(len(matrix), dtype=matrix.dtype)
+    b = eye[:, None] - eye[None]
+    return torch.einsum("ijk,kl,ijl->ij", b, matrix, b)
 
 
 def newton_free(lr, r, kl, halvings):

@@ -1,5 +1,6 @@
-"""Notebooks 13 and 14: next lines, training loops and loops with a bug, in other right forms and other wrong ones."""
+"""Notebooks 10, 13 and 14: next lines and training loops in other right forms and in other wrong ones."""
 
+import math
 import random
 from functools import partial
 
@@ -37,6 +38,45 @@ def add(log_ref):
     log_ref += 0.001
 
 
+# Notebook 10. -------------------------------------------------------------------------------------------------------
+
+
+def parts(logits, log_ref, reward):
+    log_policy = logits.log_softmax(-1)
+    return torch.nn.functional.kl_div(log_ref, log_policy, reduction="none", log_target=True), log_policy.exp() * reward
+
+
+def to_kl(control=lambda beta, error: beta * (1 + 0.1 * error), extra=lambda log_ref: None, scale=1.0, **how):
+    """A correct loop to a given KL with one thing done otherwise."""
+
+    def train(logits, log_ref, reward, target, steps, learning_rate):
+        beta = [1.0]
+
+        def loss_of(step):
+            extra(log_ref)
+            kl, gain = (one.sum() / len(logits) for one in parts(logits, log_ref, reward))
+            loss = scale * (beta[0] * kl - gain)
+            beta[0] = control(beta[0], min(max(kl.item() / target - 1, -0.2), 0.2))
+            return loss
+
+        return take_steps(logits, loss_of, steps, learning_rate, **how)
+
+    return train
+
+
+def mean_of_j(reduce=lambda kl, gain, beta: (beta * kl - gain).sum(-1).mean(), extra=lambda log_ref: None, **how):
+    """A correct loop on J with one thing done otherwise."""
+
+    def train(logits, log_ref, reward, beta, steps, learning_rate):
+        def loss_of(step):
+            extra(log_ref)
+            return reduce(*parts(logits, log_ref, reward), beta)
+
+        return take_steps(logits, loss_of, steps, learning_rate, **how)
+
+    return train
+
+
 # Notebook 13. -------------------------------------------------------------------------------------------------------
 
 
@@ -71,6 +111,17 @@ def in_rounds(logits, log_ref, chosen, rejected, beta, steps, learning_rate, los
 
 
 RIGHT = {
+    "nb10.train_to_kl": {
+        "log β": to_kl(lambda beta, error: beta * math.exp(0.1 * error)),
+        "faster control": to_kl(lambda beta, error: beta * (1 + 0.2 * error)),
+        "another optimiser": to_kl(make=adam),
+        "losses as tensors": to_kl(value=lambda x: x.detach()),
+    },
+    "nb10.over_prompts": {
+        "sums divided": mean_of_j(lambda kl, gain, beta: (beta * kl.sum() - gain.sum()) / len(kl)),
+        "another optimiser": mean_of_j(make=adam),
+        "sums": mean_of_j(lambda kl, gain, beta: beta * kl.sum() - gain.sum()),
+    },
     "nb13.train_on_window": {
         "weights": on_window(weighted=True),
         "another optimiser": on_window(make=adam),
@@ -84,6 +135,21 @@ RIGHT = {
     },
 }
 WRONG = {
+    "nb10.train_to_kl": {
+        "changes π_ref": (to_kl(extra=add), "the loop changes log_ref"),
+        "global state": (to_kl(extra=lambda x: random.random()), "uses the global random state"),
+        "slow control": (to_kl(lambda beta, error: beta * (1 + 0.001 * error)), "but a later one is not"),
+        "tiny steps": (to_kl(scale=0.002), "times the right length"),
+        "no losses": (to_kl(value=lambda x: None), "return a list of losses"),
+        "raises": (to_kl(lambda beta, error: beta @ error), "raises AttributeError"),
+    },
+    "nb10.over_prompts": {
+        "changes π_ref": (mean_of_j(extra=add), "the loop changes log_ref"),
+        "tiny steps": (mean_of_j(lambda kl, gain, beta: (beta * kl - gain).mean() / 200), "times the right length"),
+        "only the reward": (mean_of_j(lambda kl, gain, beta: -gain.sum(-1).mean()), "is not right yet"),
+        "no losses": (mean_of_j(value=lambda x: None), "return a list of losses"),
+        "nothing": (lambda *given: None, "returns nothing"),
+    },
     "nb13.train_on_window": {
         "changes π_ref": (on_window(extra=add), "the loop changes log_ref"),
         "global state": (on_window(extra=lambda x: random.random()), "uses the global random state"),
@@ -120,7 +186,10 @@ def test_a_wrong_loop_is_told_what_is_wrong(key, name):
 
 @pytest.mark.parametrize(
     ("key", "pair", "other", "words"),
-    [("nb13.refit", "moving reference + all labels", "sign", "chosen and rejected are swapped")],
+    [
+        ("nb10.over_prompts", "sum over prompts + no beta", "no beta", "β is missing"),
+        ("nb13.refit", "moving reference + all labels", "sign", "chosen and rejected are swapped"),
+    ],
 )
 def test_a_second_bug_is_named_with_and_without_the_first(key, pair, other, words):
     mistakes = {one.name: one.function for one in exercise(key).mistakes}
@@ -131,6 +200,11 @@ def test_a_second_bug_is_named_with_and_without_the_first(key, pair, other, word
 # Next lines. --------------------------------------------------------------------------------------------------------
 
 RIGHT_LINES = {
+    "nb10.kl_slope": [
+        lambda w: (1 / w.beta) * w.variance,
+        lambda w: torch.stack([v / w.beta for v in w.variance]),
+        lambda w: w.mean + w.variance / w.beta - w.mean,
+    ],
     "nb13.window_curvature": [
         lambda w: torch.arange(1, w.window + 1).double().mean() ** 2 / w.beta * w.variance,
         lambda w: (w.window + 1) ** 2 * w.variance / (4 * w.beta),
@@ -143,6 +217,13 @@ RIGHT_LINES = {
     ],
 }
 WRONG_LINES = {
+    "nb10.kl_slope": [
+        (lambda w: -w.variance / w.beta, "not yet"),
+        (lambda w: w.variance / w.beta**2, "not yet"),
+        (lambda w: w.mean / w.beta - w.log_z, "not yet"),
+        (lambda w: (w.variance / w.beta).squeeze(-1), "expected shape"),
+        (lambda w: w.star * w.reward, "may not contain w.star"),
+    ],
     "nb13.window_curvature": [
         (lambda w: (w.window / 2) ** 2 * w.variance / w.beta, "not yet"),
         (lambda w: w.variance / w.beta, "not yet"),

@@ -60,9 +60,10 @@ def test_the_pictures_show_every_method_once(recorded):
     from rlhf_lab.experiments.compare import frontier_of
 
     drawing, axes = style.subplots(1, 2)
-    pictures.trajectories_on_frontier(axes[0], recorded, frontier_of(WORLD, 0.5), 0.5)
+    pictures.trajectories_on_frontier(axes[0], recorded, frontier_of(WORLD, 0.5), 0.5, limits={"rest": (9.0, 0.5)})
     _, labels = axes[0].get_legend_handles_labels()
-    assert labels == ["DPO", "PPO", "ReST", "π_ref"]
+    assert labels == ["DPO", "PPO", "ReST", "π_ref", "limit of the method", "π* at β = 0.5", "frontier"]
+    assert axes[0].get_xlim()[1] > 9
     pictures.regret_split(axes[1], {"dpo": ([0.1, 0.2], [0.0, 0.1]), "rest": ([0.5], [0.1])})
     # The worst method stands at the bottom.
     low, high = axes[1].get_ylim()
