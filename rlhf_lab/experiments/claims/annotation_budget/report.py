@@ -83,6 +83,7 @@ def numbers_of(settings: AnnotationBudget, summary: pd.DataFrame) -> dict[str, N
     for key in label_budget.PAIR_SOURCES:
         numbers[f"ratio_{key}"] = value("sources", "label_ratio", pairs=key, labels=last)
         numbers[f"ratio_{key}_early"] = value("sources", "label_ratio", pairs=key, labels=early)
+    numbers["ratio_d_optimal"] = value("d-optimal", "label_ratio", pairs="d-optimal")
     numbers["simulated_active"] = value("sources", "simulated_ratio", pairs="active", labels=last)
     rounds = {n: value("rounds", "label_ratio", pairs="active", rounds=n) for n in settings.rounds}
     numbers |= {f"rounds_{n}": one for n, one in rounds.items()}

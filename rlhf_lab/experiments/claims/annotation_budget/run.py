@@ -191,12 +191,50 @@ def _rounds(settings: AnnotationBudget, seed: int) -> list[Row]:
     return rows
 
 
+def d_optimal_design(reward: Tensor, tolerance: float = 1e-3) -> Tensor:
+    """Return the pair weights whose information about the rewards of a table has the maximum determinant.
+
+    The multiplicative algorithm (Silvey, Titterington and Torsney 1978) stops when no pair's variance exceeds K − 1, the
+    value at the optimum, by more than the fraction `tolerance` (Kiefer and Wolfowitz 1960).
+
+    Args:
+        reward: (W, K), the true rewards.
+        tolerance: of the certificate.
+
+    Returns:
+        (W, K, K), symmetric, zero diagonal, summing to 1 over the last two axes.
+    """
+    gap = reward.unsqueeze(-1) - reward.unsqueeze(-2)
+    information, size = gap.sigmoid() * (-gap).sigmoid(), reward.shape[-1]
+    off_diagonal = ~torch.eye(size, dtype=torch.bool)
+    mu = off_diagonal.to(reward.dtype).expand_as(information) / (size * (size - 1))
+    for _ in range(20_000):
+        edges = mu * information
+        inverse = torch.linalg.inv(edges.sum(-1).diag_embed() - edges + 1 / size)
+        spread = inverse.diagonal(dim1=-2, dim2=-1)
+        variance = information * (spread.unsqueeze(-1) + spread.unsqueeze(-2) - 2 * inverse) * off_diagonal / 2
+        if variance.max() <= (size - 1) * (1 + tolerance):
+            break
+        mu = mu * variance / (size - 1)
+        mu = mu / mu.sum((-1, -2), keepdim=True)
+    return mu
+
+
+def _d_optimal(settings: AnnotationBudget, seed: int) -> list[Row]:
+    """Compare the D-optimal design with the best design, both in the limit of many labels."""
+    world, _ = _world(settings, seed)
+    price = exact.label_price(world.log_ref, world.reward, world.beta, d_optimal_design(world.reward))
+    ratios = (price / world.price("design")).tolist()
+    return [{"pairs": "d-optimal", "place": place, "ratio": ratio} for place, ratio in enumerate(ratios)]
+
+
 PARTS: dict[str, Callable[[AnnotationBudget, int], list[Row]]] = {
     "limit": _limit,
     "sources": _sources,
     "split": _split,
     "learners": _learners,
     "rounds": _rounds,
+    "d-optimal": _d_optimal,
 }
 
 
@@ -240,7 +278,7 @@ def summarise(settings: AnnotationBudget, runs: pd.DataFrame) -> pd.DataFrame:
 
     if not settings.exact:
         return pd.DataFrame(_text_summary(runs))
-    parts = (_limit_summary, _sources_summary, _split_summary, _learners_summary, _rounds_summary)
+    parts = (_limit_summary, _sources_summary, _split_summary, _learners_summary, _rounds_summary, _d_optimal_summary)
     return pd.DataFrame([row for summary in parts for row in summary(settings, runs)])
 
 
@@ -328,6 +366,11 @@ def _rounds_summary(settings: AnnotationBudget, runs: pd.DataFrame) -> list[Row]
         found, labels = bootstrap_median(group["ratio"].to_numpy()), int(group["labels"].iloc[0])
         out.append(_row("rounds", "label_ratio", found, len(group), pairs=pairs, rounds=number, labels=labels))
     return out
+
+
+def _d_optimal_summary(settings: AnnotationBudget, runs: pd.DataFrame) -> list[Row]:
+    ratios = runs[runs["part"] == "d-optimal"]["ratio"].to_numpy()
+    return [_row("d-optimal", "label_ratio", bootstrap_median(ratios, level=LEVEL), len(ratios), pairs="d-optimal")]
 
 
 # --- experiment --------------------------------------------------------------------------------------------------

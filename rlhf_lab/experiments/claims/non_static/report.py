@@ -82,7 +82,7 @@ def numbers_of(settings: NonStatic, summary: pd.DataFrame, runs: pd.DataFrame) -
     """Return the numbers of a result by name.
 
     `regret_drift_window` (text: `objective_…`) is that of a strategy under a change, for drift at the largest turn.
-    `drift_online_vs_window` is one strategy minus another. `saving_0.8` is what refitting saves at a turn of 0.8 rad.
+    `drift_online_vs_window` is one strategy minus another, `still_…` the same without drift. `saving_0.8` is what refitting saves at a turn of 0.8 rad.
     """
     if not settings.exact:
         return _text_numbers(settings, summary, runs)
@@ -102,10 +102,14 @@ def numbers_of(settings: NonStatic, summary: pd.DataFrame, runs: pd.DataFrame) -
             if change == "sudden":
                 numbers[f"late_regret_{name}"] = _interval(rows.loc[strategy], f"quarter_{PIECES}")
             numbers["break_even"] = _interval(rows.loc[strategy], "even")
-    for change, one, other in (("drift", "online", "window"), ("prompts", "refit-all", "window")):
-        name = f"{change}_{one}_vs_{other}".replace("-", "_")
-        found = regret_differences(runs, change, turns[-1] if change == "drift" else 0.0, one, other)
-        numbers[name] = Interval(*mean_interval(found))
+    differences = (
+        ("drift", turns[-1], "online", "window"), ("prompts", 0.0, "refit-all", "window"),
+        ("drift", turns[-1], "forgetting", "window"), ("drift", turns[-1], "forgetting", "refit-all"),
+        ("drift", 0.0, "forgetting", "refit-all"),
+    )  # fmt: skip
+    for change, turn, one, other in differences:
+        name = f"{'still' if change == 'drift' and turn == 0 else change}_{one}_vs_{other}".replace("-", "_")
+        numbers[name] = Interval(*mean_interval(regret_differences(runs, change, turn, one, other)))
     cases = (("drift", turns[-1], "window"), ("policy", 0.0, "online-all"), ("policy-narrow", 0.0, "online-all"))
     numbers |= statistics.holm_intervals(
         {
