@@ -194,8 +194,8 @@ def _rounds(settings: AnnotationBudget, seed: int) -> list[Row]:
 def d_optimal_design(reward: Tensor, tolerance: float = 1e-3) -> Tensor:
     """Return the pair weights whose information about the rewards of a table has the maximum determinant.
 
-    The multiplicative algorithm (Silvey, Titterington and Torsney 1978) stops when no pair's variance exceeds K − 1, the
-    value at the optimum, by more than the fraction `tolerance` (Kiefer and Wolfowitz 1960).
+    The multiplicative algorithm (Silvey, Titterington and Torsney 1978) stops when no pair's variance exceeds K − 1, which
+    is its value at the optimum, by more than the fraction `tolerance` (Kiefer and Wolfowitz 1960).
 
     Args:
         reward: (W, K), the true rewards.
@@ -210,9 +210,10 @@ def d_optimal_design(reward: Tensor, tolerance: float = 1e-3) -> Tensor:
     mu = off_diagonal.to(reward.dtype).expand_as(information) / (size * (size - 1))
     for _ in range(20_000):
         edges = mu * information
-        inverse = torch.linalg.inv(edges.sum(-1).diag_embed() - edges + 1 / size)
+        inverse = torch.linalg.inv(edges.sum(-1).diag_embed() - edges + edges.mean((-1, -2), keepdim=True))
         spread = inverse.diagonal(dim1=-2, dim2=-1)
-        variance = information * (spread.unsqueeze(-1) + spread.unsqueeze(-2) - 2 * inverse) * off_diagonal / 2
+        resistance = (spread.unsqueeze(-1) + spread.unsqueeze(-2) - inverse - inverse.mT).clamp(min=0)
+        variance = information * resistance * off_diagonal / 2
         if variance.max() <= (size - 1) * (1 + tolerance):
             break
         mu = mu * variance / (size - 1)

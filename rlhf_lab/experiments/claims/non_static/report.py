@@ -82,7 +82,8 @@ def numbers_of(settings: NonStatic, summary: pd.DataFrame, runs: pd.DataFrame) -
     """Return the numbers of a result by name.
 
     `regret_drift_window` (text: `objective_…`) is that of a strategy under a change, for drift at the largest turn.
-    `drift_online_vs_window` is one strategy minus another, `still_…` the same without drift. `saving_0.8` is what refitting saves at a turn of 0.8 rad.
+    `drift_online_vs_window` is one strategy minus another, and `still_…` the same without drift. `saving_0.8` is what
+    refitting saves at a turn of 0.8 rad.
     """
     if not settings.exact:
         return _text_numbers(settings, summary, runs)
