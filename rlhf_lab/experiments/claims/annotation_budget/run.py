@@ -194,8 +194,8 @@ def _rounds(settings: AnnotationBudget, seed: int) -> list[Row]:
 def d_optimal_design(reward: Tensor, tolerance: float = 1e-3) -> Tensor:
     """Return the pair weights whose information about the rewards of a table has the maximum determinant.
 
-    The multiplicative algorithm (Silvey, Titterington and Torsney 1978) stops when no pair's variance exceeds K − 1, which
-    is its value at the optimum, by more than the fraction `tolerance` (Kiefer and Wolfowitz 1960).
+    The multiplicative algorithm (Silvey, Titterington and Torsney 1978) stops when no pair's variance exceeds K − 1,
+    its value at the optimum, by more than the fraction `tolerance` (Kiefer and Wolfowitz 1960).
 
     Args:
         reward: (W, K), the true rewards.
