@@ -82,11 +82,12 @@ def pair_misfit_picture(kind: str, share: float, beta: float, worlds: int = 40, 
     world = _worlds(worlds, responses)
     reward, found = fits(world, kind, share, beta)
     low, high = float(reward.min()) - 0.5, float(reward.max()) + 0.5
+    lowest, highest = _ends(kind, share, worlds, responses)
     here = regret_ratios(world, kind, share, beta)
     scatter = Panel(
         "Fits in one world, by source of pairs",
         Axis("reward r(y) [SD]", low, high),
-        Axis("implicit reward f(y) [SD]", low, high),
+        Axis("implicit reward f(y) [SD]", lowest - 0.5, highest + 0.5),
         (
             Curve("optimal", [low, high], [low, high], "f = r", "--"),
             Points("reference", reward, found[0], "from π_ref"),
@@ -130,6 +131,14 @@ def _curves(kind: str, share: float, worlds: int, responses: int) -> dict[str, l
     """`regret_ratios` at every β of `BETAS`, by source."""
     found = [regret_ratios(_worlds(worlds, responses), kind, share, beta) for beta in BETAS]
     return {name: [one[name] for one in found] for name in STYLES}
+
+
+@lru_cache(maxsize=64)
+def _ends(kind: str, share: float, worlds: int, responses: int) -> tuple[float, float]:
+    """The smallest and the largest value among the reward and its fits at every β of `BETAS`."""
+    world = _worlds(worlds, responses)
+    values = torch.cat([torch.cat([reward, *found]) for reward, found in (fits(world, kind, share, b) for b in BETAS)])
+    return float(values.min()), float(values.max())
 
 
 def pair_misfit_explorer(kind: str = "noise", share: float = 0.1, beta: float = 0.5) -> Explorer:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rlhf_lab.errors import LabError
-from rlhf_lab.experiments.claims.rso_phase.misfit import linear_world, regrets
+from rlhf_lab.experiments.claims.rso_phase.misfit import KINDS, linear_world, regrets
 from rlhf_lab.figures.picture import Points
 from rlhf_lab.widgets.pair_misfit import BETAS, pair_misfit_explorer, pair_misfit_picture
 
@@ -55,3 +55,12 @@ def test_the_explorer_moves_and_refuses_bad_input():
     assert explorer.picture(kind="quadratic").failed
     with pytest.raises(LabError, match="share in"):
         pair_misfit_picture("noise", 1.0, 0.5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("beta", [BETAS[0], 0.5, BETAS[-1]])
+def test_every_fit_is_drawn_inside_the_axes(kind, beta):
+    panel = pair_misfit_picture(kind, 0.3, beta, **SMALL).panels[0]
+    for one in panel.layers:
+        if isinstance(one, Points):
+            assert panel.y.low < min(one.y) and max(one.y) < panel.y.high
