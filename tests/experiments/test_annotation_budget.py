@@ -49,6 +49,7 @@ def test_the_class_has_no_better_policy_than_its_best(bandit):
     assert (rows["regret"] >= rows["floor"] - 0.02).all()  # of several starts, not all
 
 
+@pytest.mark.slow
 def test_a_quick_run_on_the_tree():
     found = runner.experiment_run(EXPERIMENT, AnnotationBudget(scale="tree", quick=True, progress=False))
     check_report(found)

@@ -203,7 +203,7 @@ def test_the_rule_on_text_can_come_to_every_outcome(gains, expected):
     assert [verdict.numbers[name].mean for name in TEXT_CASES] == pytest.approx(gains)
 
 
-@pytest.mark.parametrize("scale", ["bandit", "tree", pytest.param("small", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("scale", ["bandit", *(pytest.param(s, marks=pytest.mark.slow) for s in ("tree", "small"))])
 def test_a_quick_run_gives_a_verdict_and_a_picture(scale, tmp_path):
     settings = NonStatic(scale=scale, quick=True, progress=False, out=tmp_path)
     found = experiment_run(EXPERIMENT, settings)
