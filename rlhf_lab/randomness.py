@@ -26,12 +26,16 @@ class Stream:
     """RAFT's responses of each turn."""
     REST_GROW = 3
     """ReST's responses of each Grow step."""
-    REST_CHECK = 4
-    """ReST's responses to held-out prompts, from which the end of an Improve step is decided."""
+    HELD_OUT_RESPONSES = 4
+    """Responses to held-out prompts, whose rewards are measured during training."""
     RSO_CANDIDATES = 5
     """RSO's candidates, their acceptance, pairing and labels."""
     ITERATED_DPO = 6
     """The responses, pairs and labels of each turn of iterated DPO."""
+    HELD_OUT_SPLIT = 7
+    """The prompts that `rlhf-lab train --eval-fraction` holds out."""
+    HELD_OUT_PAIRS = 8
+    """Labelled pairs that `rlhf-lab train --eval-data` draws from a text world."""
     IMPORTANCE_SAMPLES = 11
     """Responses for importance estimates of the distance to π*."""
     FRONTIER_SAMPLES = 12

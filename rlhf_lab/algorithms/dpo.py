@@ -24,9 +24,10 @@ from rlhf_lab.errors import LabError
 from rlhf_lab.policies.base import Policy
 from rlhf_lab.policies.reference_cache import ReferenceRows
 from rlhf_lab.rounding import MANY, rounding, wins
-from rlhf_lab.training import Loop, Metrics, Training, distributed
+from rlhf_lab.training import Evaluation, Loop, Metrics, Training, distributed
+from rlhf_lab.training.evaluation import once
 
-__all__ = ["DPO", "PairLoss", "dpo", "pair_loss", "reference_log_probs"]
+__all__ = ["DPO", "PairLoss", "dpo", "held_out_pairs", "pair_loss", "reference_log_probs"]
 
 
 def pair_loss(policy: Policy, batch: Pairs, log_ref: Tensor | None, settings: DPO) -> tuple[Tensor, Metrics]:
@@ -67,6 +68,33 @@ def pair_loss(policy: Policy, batch: Pairs, log_ref: Tensor | None, settings: DP
     return losses.weighted_mean(loss, batch.weight), watched
 
 
+def held_out_pairs(
+    policy: Policy,
+    reference: Policy | None,
+    pairs: Pairs,
+    settings: DPO = DPO(),
+    reference_log_probs: Tensor | None = None,
+) -> Evaluation:
+    """Measure loss, accuracy and margin on pairs that are not trained on, see `pair_loss`. Arguments as of `dpo`."""
+    _check_reference(reference, pairs, settings, reference_log_probs)
+
+    def log_ref_of(rows: Tensor) -> Tensor:
+        if reference_log_probs is not None:
+            return reference_log_probs[rows.to(reference_log_probs.device)]
+        assert reference is not None
+        return distributed.map_rows(reference.log_prob, pairs.prompts[rows], pairs.responses[rows])
+
+    known = once(log_ref_of)
+
+    def batch(rows: Tensor) -> tuple[Pairs | Tensor, ...]:
+        return (pairs[rows], known(rows)) if settings.needs_reference else (pairs[rows],)
+
+    def measure(batch: Pairs, log_ref: Tensor | None = None) -> tuple[Tensor, Metrics]:
+        return pair_loss(policy, batch, log_ref, settings)
+
+    return Evaluation(len(pairs), batch, measure)
+
+
 def dpo(
     policy: Policy,
     reference: Policy | None,
@@ -75,6 +103,7 @@ def dpo(
     training: Training = Training(),
     name: str = "dpo",
     reference_log_probs: Tensor | ReferenceRows | None = None,
+    evaluation: Evaluation | None = None,
 ) -> list[dict[str, float]]:
     """Train `policy` in place on preference pairs.
 
@@ -87,6 +116,7 @@ def dpo(
         name: text of the progress bar.
         reference_log_probs: log π_ref of both responses of every pair, (N, 2), if they are already known; or
             `ReferenceRows`, which compute them when a step first needs a row.
+        evaluation: what is measured on held-out data, for example `held_out_pairs`.
 
     Returns:
         the history: loss, accuracy (how often the implicit reward ranks the pair as labelled, ties ½), margin (mean
@@ -102,7 +132,7 @@ def dpo(
         return pair_loss(policy, batch, log_ref, settings)
 
     training.check_rows(name, len(pairs) if isinstance(pairs, Pairs) else None)
-    loop = Loop(name, policy, training, settings)
+    loop = Loop(name, policy, training, settings, evaluation)
     dataset = pairs if isinstance(pairs, Pairs) else None
     known = reference_log_probs
     if dataset is not None and settings.needs_reference and known is None and loop.start < training.steps:

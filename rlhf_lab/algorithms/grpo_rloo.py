@@ -33,7 +33,7 @@ from rlhf_lab.batch import Tokens
 from rlhf_lab.errors import Count, LabError, Positive, Range, Temperature, check_settings, refuse_unused
 from rlhf_lab.policies.base import Policy, Reward
 from rlhf_lab.rounding import MANY, rounding
-from rlhf_lab.training import Loop, Metrics, Training
+from rlhf_lab.training import Evaluation, Loop, Metrics, Training
 
 Kind = Literal["rloo", "grpo"]
 Penalty = Literal["reward", "k2", "k3"]
@@ -168,6 +168,7 @@ def group(
     settings: Group = Group(),
     training: Training = Training(),
     name: str | None = None,
+    evaluation: Evaluation | None = None,
 ) -> list[dict[str, float]]:
     """Train `policy` in place on samples from the current policy.
 
@@ -179,6 +180,7 @@ def group(
         settings: which method, and how.
         training: here a step is one round of sampling and `epochs` passes of learning.
         name: text of the progress bar; the kind by default.
+        evaluation: what is measured on held-out data, for example `on_policy.held_out_rewards`.
 
     Returns:
         the history: loss, score, kl (k1, nats per response), objective, clip_fraction.
@@ -196,7 +198,7 @@ def group(
         mean = score.mean()
         return loss, {"score": mean, "objective": mean - settings.beta * seen["kl"], **seen}
 
-    with Loop(name, policy, training, settings) as loop:
+    with Loop(name, policy, training, settings, evaluation) as loop:
         for step, generator in loop:
             x = prompts[loop.rows(len(prompts))]
             with torch.no_grad(), loop.autocast():

@@ -22,7 +22,7 @@ from rlhf_lab.batch import Pairs, cat_pairs
 from rlhf_lab.errors import Count, LabError, check_settings
 from rlhf_lab.policies.base import Policy
 from rlhf_lab.randomness import Stream
-from rlhf_lab.training import Training, seeded
+from rlhf_lab.training import Evaluation, Training, seeded
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ def online(
     settings: Online = Online(),
     training: Training = Training(),
     name: str = "online",
+    evaluation: Evaluation | None = None,
 ) -> list[dict[str, float]]:
     """Train `policy` in place on labelled responses of the current policy.
 
@@ -65,6 +66,7 @@ def online(
         settings: rounds and labels.
         training: of each round.
         name: text of the progress bar.
+        evaluation: what is measured on held-out data, for example `on_policy.held_out_rewards`.
 
     Returns:
         the history of all rounds, see `dpo`, with `round` and the total number of `labels` after it.
@@ -86,7 +88,8 @@ def online(
                 raise LabError(f"{name}: round {turn} asked for {number} pairs and got none. Are all responses equal?")
             spent += number
             seen = [fresh] if settings.forget else [*seen, fresh]
-            rows = dpo(policy, reference, cat_pairs(seen), loss, training.stage(f"round-{turn}", turn), title)
+            stage = training.stage(f"round-{turn}", turn)
+            rows = dpo(policy, reference, cat_pairs(seen), loss, stage, title, evaluation=evaluation)
             history += [row | {"round": turn, "labels": spent} for row in rows]
     return history
 

@@ -24,9 +24,10 @@ from rlhf_lab.batch import Tokens
 from rlhf_lab.errors import LabError, Positive, check_settings
 from rlhf_lab.policies.base import Policy
 from rlhf_lab.rounding import MANY, rounding, wins
-from rlhf_lab.training import Loop, Metrics, Training, distributed
+from rlhf_lab.training import Evaluation, Loop, Metrics, Training, distributed
+from rlhf_lab.training.evaluation import once
 
-__all__ = ["KTO", "Verdicts", "kto", "kto_loss", "mismatched"]
+__all__ = ["KTO", "Verdicts", "held_out_verdicts", "kto", "kto_loss", "mismatched"]
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,9 @@ def kto_loss(
         reference_point_doubt: how far rounding may have moved z, of a shape that broadcasts; see `rlhf_lab.rounding`.
 
     Returns:
-        the loss, a scalar; and accuracy, the fraction of desirable responses with k > z and undesirable ones with
-        k < z. A k that equals z within rounding, as at the start of training, counts ½.
+        the loss, a scalar; and metrics. accuracy is the fraction of desirable responses with k > z and undesirable ones
+        with k < z. A k that equals z within rounding, as at the start of training, counts ½. margin is the mean of
+        β (k − z) of desirable responses and β (z − k) of undesirable ones.
     """
     log_prob = policy.log_prob(batch.prompts, batch.responses)
     log_ratio = log_prob - log_ref.to(log_prob.device)
@@ -76,9 +78,64 @@ def kto_loss(
     doubt = rounding(1.0, log_prob, log_ref.to(log_prob.device), units=MANY) + reference_point_doubt
     above = wins(log_ratio, z, doubt)
     right = torch.where(desirable, above, 1 - above)
+    margin = settings.beta * torch.where(desirable, log_ratio - z, z - log_ratio).detach()
     return losses.weighted_mean(loss.mean(-1), batch.weight), {
-        "accuracy": losses.weighted_mean(right.mean(-1), batch.weight)
+        "accuracy": losses.weighted_mean(right.mean(-1), batch.weight),
+        "margin": losses.weighted_mean(margin.mean(-1), batch.weight),
     }
+
+
+def _reference_point(
+    policy: Policy, batch: Verdicts, other: Tokens | None, log_ref: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """z of a batch before it is clamped, and how far rounding may have moved it, (B, 1) each.
+
+    Every row gets the number of the whole batch, so that all parts of a batch use the same one.
+    """
+    if other is None or log_ref is None:
+        zero = torch.zeros(len(batch), 1, device=batch.responses.device)
+        return zero, zero
+    here = distributed.map_rows(policy.log_prob, batch.prompts, other)
+    there = log_ref.to(here.device)
+    z = losses.weighted_mean((here - there).squeeze(-1), batch.weight)
+    doubt = losses.weighted_mean(rounding(1.0, here, there, units=MANY).squeeze(-1), batch.weight)
+    return z.expand(len(batch)).unsqueeze(-1), doubt.expand(len(batch)).unsqueeze(-1)
+
+
+def held_out_verdicts(
+    policy: Policy,
+    reference: Policy,
+    verdicts: Verdicts,
+    settings: KTO = KTO(),
+    reference_log_probs: Tensor | None = None,
+) -> Evaluation:
+    """Measure loss, accuracy and margin on verdicts that are not trained on, see `kto_loss`. Arguments as of `kto`.
+
+    z is that of each batch, as in the training.
+    """
+    other = mismatched(verdicts)
+
+    def log_ref_of(rows: Tensor) -> Tensor:
+        if reference_log_probs is not None:
+            return reference_log_probs[rows.to(reference_log_probs.device)]
+        return distributed.map_rows(reference.log_prob, verdicts.prompts[rows], verdicts.responses[rows])
+
+    def log_ref_of_other(rows: Tensor) -> Tensor:
+        assert other is not None
+        return distributed.map_rows(reference.log_prob, verdicts.prompts[rows], other[rows])
+
+    known, known_other = once(log_ref_of), once(log_ref_of_other)
+
+    def batch(rows: Tensor) -> tuple[Verdicts | Tensor, ...]:
+        part = verdicts[rows]
+        mixed = (None, None) if other is None else (other[rows], known_other(rows))
+        return part, known(rows), *_reference_point(policy, part, *mixed)
+
+    def measure(batch: Verdicts, log_ref: Tensor, z: Tensor, doubt: Tensor) -> tuple[Tensor, Metrics]:
+        loss, seen = kto_loss(policy, batch, log_ref, z, settings, doubt)
+        return loss, {**seen, "reference_point": z.clamp(min=0).mean()}
+
+    return Evaluation(len(verdicts), batch, measure)
 
 
 def kto(
@@ -89,6 +146,7 @@ def kto(
     training: Training = Training(),
     name: str = "kto",
     reference_log_probs: Tensor | None = None,
+    evaluation: Evaluation | None = None,
 ) -> list[dict[str, float]]:
     """Train `policy` in place on verdicts.
 
@@ -101,9 +159,10 @@ def kto(
         name: text of the progress bar.
         reference_log_probs: log π_ref of the responses, (N, G), if they are already known. Those of the mismatched
             responses are computed in any case.
+        evaluation: what is measured on held-out data, for example `held_out_verdicts`.
 
     Returns:
-        the history: loss, accuracy, and reference_point, the z ≥ 0 of the loss, in nats.
+        the history: loss, accuracy, margin, and reference_point, the z ≥ 0 of the loss, in nats.
 
     Raises:
         LabError: fewer than two rows; verdicts of one kind only; a loss that is not finite.
@@ -126,7 +185,7 @@ def kto(
         return kto_loss(policy, batch, log_ref, z, settings, doubt)
 
     training.check_rows(name, number)
-    loop = Loop(name, policy, training, settings)
+    loop = Loop(name, policy, training, settings, evaluation)
     if loop.start < training.steps:
         with loop.autocast():
             if known is None:
@@ -137,19 +196,15 @@ def kto(
             rows = loop.rows(number)
             batch = verdicts[rows]
             with torch.no_grad(), loop.autocast():
+                mixed = (
+                    (None, None)
+                    if other is None or known_other is None
+                    else (other[rows], known_other[rows.to(known_other.device)])
+                )
+                z, doubt = _reference_point(policy, batch, *mixed)
                 assert known is not None
-                if other is None or known_other is None:
-                    z = doubt = known.new_zeros(())
-                else:
-                    here = distributed.map_rows(policy.log_prob, batch.prompts, other[rows])
-                    there = known_other[rows.to(here.device)]
-                    z = losses.weighted_mean((here - there).squeeze(-1), batch.weight)
-                    doubt = losses.weighted_mean(rounding(1.0, here, there, units=MANY).squeeze(-1), batch.weight)
-            # Every row gets the number of the whole batch, so that all parts of a batch use the same one.
-            each, off = (number.expand(len(rows)).unsqueeze(-1) for number in (z, doubt))
-            loop.update(
-                loss_of, (batch, known[rows.to(known.device)], each, off), batch.weight, reference_point=z.clamp(min=0)
-            )
+                given = batch, known[rows.to(known.device)], z, doubt
+            loop.update(loss_of, given, batch.weight, reference_point=z[0, 0].clamp(min=0))
     return loop.history
 
 

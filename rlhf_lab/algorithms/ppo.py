@@ -26,7 +26,7 @@ from rlhf_lab.batch import Tokens
 from rlhf_lab.errors import Count, Fraction, NonNegative, Positive, Temperature, check_settings, refuse_unused
 from rlhf_lab.policies.base import Policy, Reward
 from rlhf_lab.rounding import rounding
-from rlhf_lab.training import Loop, Metrics, Training
+from rlhf_lab.training import Evaluation, Loop, Metrics, Training
 
 __all__ = ["PPO", "clipped_loss", "gae", "ppo", "token_rewards", "whiten"]
 
@@ -77,6 +77,7 @@ def ppo(
     settings: PPO = PPO(),
     training: Training = Training(),
     name: str = "ppo",
+    evaluation: Evaluation | None = None,
 ) -> list[dict[str, float]]:
     """Train `policy` and `critic` in place on samples from the current policy.
 
@@ -89,6 +90,7 @@ def ppo(
         settings: those of PPO.
         training: here a step is one round of sampling and `epochs` passes of learning.
         name: text of the progress bar.
+        evaluation: what is measured on held-out data, for example `on_policy.held_out_rewards`.
 
     Returns:
         the history: loss, score, kl (k1, nats per response), objective, clip_fraction, value_loss.
@@ -103,7 +105,8 @@ def ppo(
         old, old_values, advantages, returns = drawn
         return clipped_loss(policy, critic, x, y, old, old_values, advantages, returns, settings)
 
-    with Loop(name, nn.ModuleDict({"policy": policy, "critic": critic}), training, settings) as loop:
+    trained = nn.ModuleDict({"policy": policy, "critic": critic})
+    with Loop(name, trained, training, settings, evaluation) as loop:
         for step, generator in loop:
             x = prompts[loop.rows(len(prompts))]
             with torch.no_grad(), loop.autocast():

@@ -20,7 +20,7 @@ from rlhf_lab.errors import Count, Temperature, check_finite, check_settings
 from rlhf_lab.policies.base import Policy, Reward
 from rlhf_lab.randomness import Stream, uniform
 from rlhf_lab.rounding import wins
-from rlhf_lab.training import Training
+from rlhf_lab.training import Evaluation, Training
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ def raft(
     settings: RAFT = RAFT(),
     training: Training = Training(),
     name: str = "raft",
+    evaluation: Evaluation | None = None,
 ) -> list[dict[str, float]]:
     """Train `policy` in place on the best of the samples from the current policy.
 
@@ -71,6 +72,7 @@ def raft(
         settings: those of RAFT.
         training: the SFT of every round.
         name: text of the progress bar.
+        evaluation: what is measured on held-out data, for example `on_policy.held_out_rewards`.
 
     Returns:
         the history of all rounds: loss, round, score (the mean of all samples) and kept_score (of the best ones).
@@ -86,7 +88,7 @@ def raft(
             best = sample_and_score(
                 policy, reward, prompts, settings.best_of, settings, training, stream, folder, title, select=best_of
             )
-            rows = sft(policy, prompts, best.responses, training.stage(f"round-{turn}", turn), title)
+            rows = sft(policy, prompts, best.responses, training.stage(f"round-{turn}", turn), title, evaluation)
             kept = best.scores.gather(1, best.selected)
             seen = {"round": turn, "score": float(best.scores.mean()), "kept_score": float(kept.mean())}
             history += [row | seen for row in rows]

@@ -20,7 +20,7 @@ from rlhf_lab import losses
 from rlhf_lab.batch import Pairs
 from rlhf_lab.errors import NonNegative, check_settings
 from rlhf_lab.rounding import wins
-from rlhf_lab.training import Loop, Metrics, Training
+from rlhf_lab.training import Evaluation, Loop, Metrics, Training
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,9 @@ def order_loss(model: nn.Module, batch: Pairs, chosen_first: Tensor, prior: floa
         prior: λ.
 
     Returns:
-        the loss, a scalar; and metrics: likelihood_loss (without the prior), accuracy, and first_preferred, the
-        fraction of pairs in which the first response is preferred. A logit of 0 counts ½.
+        the loss, a scalar; and metrics: likelihood_loss (without the prior), accuracy, margin (the mean logit of the
+        chosen response), and first_preferred, the fraction of pairs in which the first response is preferred. A logit
+        of 0 counts ½.
     """
     chosen_first = chosen_first.to(batch.responses.device)
     index = torch.stack([~chosen_first, chosen_first], -1).long()
@@ -59,6 +60,7 @@ def order_loss(model: nn.Module, batch: Pairs, chosen_first: Tensor, prior: floa
     watched: Metrics = {
         "likelihood_loss": loss.detach(),
         "accuracy": losses.weighted_mean(wins(right, 0.0), batch.weight),
+        "margin": losses.weighted_mean(right.detach(), batch.weight),
         "first_preferred": wins(shown, 0.0).mean(),
     }
     return loss + prior * losses.weighted_mean(shown.square(), batch.weight), watched
@@ -72,12 +74,18 @@ def both_orders_loss(model: nn.Module, batch: Pairs, prior: float) -> tuple[Tens
     return (parts[0][0] + parts[1][0]) / 2, watched
 
 
+def held_out_pairs(model: nn.Module, pairs: Pairs) -> Evaluation:
+    """Measure the likelihood of labels that are not trained on, in both orders. The loss has no prior."""
+    return Evaluation.of_rows(partial(both_orders_loss, model, prior=0.0), pairs, best_by="likelihood_loss")
+
+
 def ranker(
     model: nn.Module,
     pairs: Pairs,
     settings: Ranker = Ranker(),
     training: Training = Training(),
     name: str = "ranker",
+    evaluation: Evaluation | None = None,
 ) -> list[dict[str, float]]:
     """Train `model`, a `rlhf_lab.rewards.ranker.PairwiseRanker`, in place on labelled pairs.
 
@@ -87,6 +95,7 @@ def ranker(
         settings: orders and prior.
         training: steps, batch size in pairs, learning rate, seed.
         name: text of the progress bar.
+        evaluation: what is measured on held-out data, for example `held_out_pairs`.
 
     Returns:
         the history: loss, and the metrics of `order_loss`.
@@ -95,7 +104,7 @@ def ranker(
         LabError: no pairs; a loss that is not finite.
     """
     training.check_rows(name, len(pairs) if settings.orders == "both" else None)
-    with Loop(name, model, training, settings) as loop:
+    with Loop(name, model, training, settings, evaluation) as loop:
         for _, generator in loop:
             batch = pairs[loop.rows(len(pairs))]
             if settings.orders == "both":

@@ -11,23 +11,20 @@ the one before. ℒ is behaviour cloning, which the paper found to be the best l
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
 from rlhf_lab.algorithms.cached_rollouts import Shard, claim_output, in_shards, join, sample_and_score
-from rlhf_lab.algorithms.on_policy import sample
 from rlhf_lab.algorithms.sft import sft
 from rlhf_lab.batch import Tokens, cat
-from rlhf_lab.errors import Count, Finite, LabError, Range, Temperature, check_finite, check_settings, refuse_unused
+from rlhf_lab.errors import Count, Finite, LabError, Range, Temperature, check_finite, check_settings
 from rlhf_lab.policies.base import Policy, Reward
 from rlhf_lab.randomness import Stream
 from rlhf_lab.rounding import unit_interval, wins
-from rlhf_lab.training import Training, checkpoint, distributed, seeded
+from rlhf_lab.training import Evaluation, Training
 
 History = list[dict[str, float]]
 
@@ -46,10 +43,6 @@ class ReST:
     """minmax: rewards are mapped to [0, 1] by the range of the first Grow step. none: τ has the reward's own units."""
     rate_decay: Annotated[float, Range(0, 1, exclusive_minimum=True)] = 0.5
     """Factor of the learning rate from one Improve step to the next, at most 1."""
-    patience: Count | None = None
-    """With held-out prompts: an Improve step ends after this many checks without a better held-out reward."""
-    check_every: Count = 20
-    """Training steps between two such checks."""
     temperature: Temperature = 1.0
     """Sampling temperature."""
     top_k: Count | None = None
@@ -60,8 +53,6 @@ class ReST:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        if self.patience is None:
-            refuse_unused(self, ["check_every"], "without patience, which is what ends an Improve step early")
         if not self.thresholds or list(self.thresholds) != sorted(self.thresholds):
             raise LabError(
                 f"thresholds must rise, not {self.thresholds}: a lower threshold would admit worse samples again."
@@ -97,8 +88,8 @@ def rest(
     settings: ReST = ReST(),
     training: Training = Training(),
     original: tuple[Tokens, Tokens] | None = None,
-    held_out: Tokens | None = None,
     name: str = "rest",
+    evaluation: Evaluation | None = None,
 ) -> History:
     """Train `policy` in place on the samples from the policy that pass the filter.
 
@@ -109,8 +100,9 @@ def rest(
         settings: those of ReST.
         training: of each Improve step; the batch size counts responses.
         original: prompts (M, P) and responses (M, G', T) of the SFT data, which are filtered and trained on too.
-        held_out: prompts on which `patience` measures the mean reward.
         name: text of the progress bar.
+        evaluation: what is measured on held-out data, for example `on_policy.held_out_rewards`. With
+            `training.patience` it ends each Improve step early.
 
     Returns:
         the history of all Improve steps: loss, grow, improve, threshold, `kept` (the fraction of samples that passed).
@@ -118,12 +110,14 @@ def rest(
     Raises:
         LabError: there are no prompts; no sample passes a threshold; a score is not finite.
     """
-    _check_data(settings, original, held_out)
+    if original is not None and len(original[0]) != len(original[1]):
+        raise LabError(
+            f"original has {len(original[0])} prompts and responses for {len(original[1])}; the numbers must be equal."
+        )
     with claim_output(name, training, settings) as out:
         old = None if original is None else _rows(*original, _score(reward, *original, settings, training.progress))
         history: History = []
         reward_range: tuple[float, float] | None = None
-        watched = None if settings.patience is None else held_out
         for grow in range(settings.grows):
             folder = None if out is None else out / "samples" / f"grow-{grow}"
             stream, title = (Stream.REST_GROW, grow), f"{name} {grow + 1}"
@@ -144,21 +138,10 @@ def rest(
                     grow * len(settings.thresholds) + improve,
                     learning_rate=training.learning_rate * settings.rate_decay**improve,
                 )
-                record = None if out is None else out / f"held-out-grow-{grow}-improve-{improve}.json"
-                stop = None if watched is None else _Patience(policy, reward, watched, settings, training.seed, record)
-                rows = sft(policy, x[keep], y[keep], stage, f"{title}.{improve + 1}", stop)
+                rows = sft(policy, x[keep], y[keep], stage, f"{title}.{improve + 1}", evaluation)
                 seen = {"grow": grow, "improve": improve, "threshold": threshold, "kept": float(keep.float().mean())}
                 history += [row | seen for row in rows]
     return history
-
-
-def _check_data(settings: ReST, original: tuple[Tokens, Tokens] | None, held_out: Tokens | None) -> None:
-    if settings.patience is not None and held_out is None:
-        raise LabError("patience needs held_out prompts, on which the reward is measured. Pass held_out.")
-    if original is not None and len(original[0]) != len(original[1]):
-        raise LabError(
-            f"original has {len(original[0])} prompts and responses for {len(original[1])}; the numbers must be equal."
-        )
 
 
 def _rows(prompts: Tokens, responses: Tokens, scores: Tensor) -> tuple[Tokens, Tokens, Tensor]:
@@ -175,42 +158,3 @@ def _score(reward: Reward, prompts: Tokens, responses: Tokens, settings: ReST, p
 
     size = settings.sampling_batch_size or 512
     return join(in_shards(make, len(prompts), size, None, "scores", progress), "scores")
-
-
-class _Patience:
-    """Decides before a training step whether the held-out reward has stopped rising for `patience` checks.
-
-    Every check samples with the same generator. The checks are written to `record`, so that a resumed run decides as
-    one that was never interrupted.
-    """
-
-    def __init__(
-        self, policy: Policy, reward: Reward, held_out: Tokens, settings: ReST, seed: int, record: Path | None
-    ) -> None:
-        self.policy, self.reward, self.held_out, self.settings, self.seed = policy, reward, held_out, settings, seed
-        self.record = record
-        self.scores: dict[int, float] = {}
-        if record is not None and distributed.any_rank(record.is_file()):
-            try:
-                self.scores = {int(k): float(v) for k, v in json.loads(record.read_text(encoding="utf-8")).items()}
-            except (ValueError, AttributeError, TypeError) as error:
-                raise LabError(
-                    f"{record} is damaged ({error}). Remove it and run again with --resume: the checks are repeated."
-                ) from None
-
-    def __call__(self, step: int) -> bool:
-        settings = self.settings
-        if step % settings.check_every:
-            return False
-        if step not in self.scores:
-            generator = seeded(self.seed, Stream.REST_CHECK, device=self.policy.device)
-            y = sample(self.policy, self.held_out, settings.samples, generator, settings.temperature, settings.top_k)
-            self.scores[step] = float(self.reward(self.held_out, y).detach().mean())
-            record = self.record
-            if record is not None:
-                distributed.on_main_process(lambda: checkpoint.write_json(record, self.scores))
-        best, waited = -float("inf"), 0
-        for _, score in sorted((at, score) for at, score in self.scores.items() if at <= step):
-            waited = 0 if score > best else waited + 1
-            best = max(best, score)
-        return waited >= (settings.patience or 0)

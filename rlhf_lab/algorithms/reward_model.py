@@ -18,7 +18,7 @@ from rlhf_lab import losses
 from rlhf_lab.batch import Pairs
 from rlhf_lab.errors import NonNegative, check_settings
 from rlhf_lab.rounding import MANY, rounding, wins
-from rlhf_lab.training import Loop, Metrics, Training
+from rlhf_lab.training import Evaluation, Loop, Metrics, Training
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,21 @@ class RewardModel:
 def bradley_terry_loss(model: nn.Module, batch: Pairs, prior: float) -> tuple[Tensor, Metrics]:
     """Return the mean negative log-likelihood of a batch's labels plus λ times the mean squared reward, and metrics.
 
-    The metrics are likelihood_loss (without the prior) and accuracy (equal scores count ½).
+    The metrics are likelihood_loss (without the prior), accuracy (equal scores count ½), and margin, the mean
+    difference of the two scores.
     """
     scores = model(batch.prompts, batch.responses)
     chosen, rejected = scores.unbind(-1)
     loss = losses.weighted_mean(losses.bradley_terry(chosen, rejected), batch.weight)
     accuracy = losses.weighted_mean(wins(chosen, rejected, rounding(chosen, rejected, units=MANY)), batch.weight)
     size = losses.weighted_mean(scores.square().mean(-1), batch.weight)
-    return loss + prior * size, {"likelihood_loss": loss.detach(), "accuracy": accuracy}
+    margin = losses.weighted_mean((chosen - rejected).detach(), batch.weight)
+    return loss + prior * size, {"likelihood_loss": loss.detach(), "accuracy": accuracy, "margin": margin}
+
+
+def held_out_pairs(model: nn.Module, pairs: Pairs) -> Evaluation:
+    """Measure the likelihood of labels that are not trained on, see `bradley_terry_loss`. The loss has no prior."""
+    return Evaluation.of_rows(partial(bradley_terry_loss, model, prior=0.0), pairs, best_by="likelihood_loss")
 
 
 def reward_model(
@@ -51,6 +58,7 @@ def reward_model(
     settings: RewardModel = RewardModel(),
     training: Training = Training(),
     name: str = "reward model",
+    evaluation: Evaluation | None = None,
 ) -> list[dict[str, float]]:
     """Train `model`, r_φ(prompts, responses) → (B, G), in place on labelled pairs.
 
@@ -60,6 +68,7 @@ def reward_model(
         settings: the prior.
         training: steps, batch size in pairs, learning rate, seed.
         name: text of the progress bar.
+        evaluation: what is measured on held-out data, for example `held_out_pairs`.
 
     Returns:
         the history: loss, and the metrics of `bradley_terry_loss`.
@@ -68,7 +77,7 @@ def reward_model(
         LabError: no pairs; a loss that is not finite.
     """
     training.check_rows(name, len(pairs))
-    with Loop(name, model, training, settings) as loop:
+    with Loop(name, model, training, settings, evaluation) as loop:
         for _ in loop:
             loop.update(partial(bradley_terry_loss, model, prior=settings.prior), (pairs[loop.rows(len(pairs))],))
     return loop.history

@@ -30,7 +30,7 @@ from rlhf_lab.batch import Pairs, Tokens, cat_pairs, pick_pairs
 from rlhf_lab.errors import Count, LabError, Positive, Temperature, check_finite, check_settings, refuse_unused
 from rlhf_lab.policies.base import Policy, Reward
 from rlhf_lab.randomness import Stream
-from rlhf_lab.training import Training, seeded
+from rlhf_lab.training import Evaluation, Training, seeded
 
 Source = Literal["direct", "sft-sample-rank", "rso-sample-rank"]
 
@@ -154,6 +154,7 @@ def rso(
     direct: Pairs | None = None,
     name: str = "rso",
     reference_log_probs: Tensor | None = None,
+    evaluation: Evaluation | None = None,
 ) -> list[dict[str, float]]:
     """Make preference pairs as `settings.source` says and train `policy` in place on them.
 
@@ -167,6 +168,7 @@ def rso(
         direct: the labelled pairs D_hf, for the source `direct`.
         name: text of the progress bar.
         reference_log_probs: of the `direct` pairs, (N, 2), if they are known already (see `dpo`).
+        evaluation: what is measured on held-out data, for example `on_policy.held_out_rewards`.
 
     Returns:
         the history of the fit, see `dpo`.
@@ -184,4 +186,4 @@ def rso(
             progress, reference_log_probs = training.progress, None
             pairs, _ = make_pairs(reference, reward, prompts, settings, training.seed, progress=progress, folder=folder)
         assert pairs is not None
-        return dpo(policy, reference, pairs, loss, training, name, reference_log_probs)
+        return dpo(policy, reference, pairs, loss, training, name, reference_log_probs, evaluation)

@@ -9,7 +9,6 @@ into one row, which changes the speed and not the result.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 from torch import Tensor
@@ -18,7 +17,7 @@ from rlhf_lab import losses
 from rlhf_lab.batch import Tokens
 from rlhf_lab.errors import LabError
 from rlhf_lab.policies.base import Policy
-from rlhf_lab.training import Loop, Metrics, Training
+from rlhf_lab.training import Evaluation, Loop, Metrics, Training
 
 
 def sft_loss(policy: Policy, prompts: Tokens, responses: Tokens) -> tuple[Tensor, Metrics]:
@@ -31,13 +30,18 @@ def sft_loss(policy: Policy, prompts: Tokens, responses: Tokens) -> tuple[Tensor
     return losses.sft(log_prob).mean(), {"response_tokens": responses.lengths.to(log_prob).mean()}
 
 
+def held_out_responses(policy: Policy, prompts: Tokens, responses: Tokens) -> Evaluation:
+    """Measure the loss on responses that are not trained on, (N, G, T)."""
+    return Evaluation.of_rows(partial(sft_loss, policy), prompts, responses, best_by="loss")
+
+
 def sft(
     policy: Policy,
     prompts: Tokens,
     responses: Tokens,
     training: Training = Training(),
     name: str = "sft",
-    stop: Callable[[int], bool] | None = None,
+    evaluation: Evaluation | None = None,
 ) -> list[dict[str, float]]:
     """Train `policy` in place on given responses.
 
@@ -47,7 +51,7 @@ def sft(
         responses: (N, G, T), G equally weighted targets for each prompt.
         training: steps, batch size in prompts, learning rate, seed.
         name: text of the progress bar.
-        stop: called before each step with the step's number; True ends the run.
+        evaluation: what is measured on held-out data, for example `held_out_responses`.
 
     Returns:
         the history: loss in nats per response, loss_per_token, response_tokens.
@@ -61,10 +65,8 @@ def sft(
             f"{len(prompts)} prompts came with responses for {len(responses)}. The numbers must be equal, and not 0."
         )
     training.check_rows(name, len(prompts))
-    with Loop(name, policy, training) as loop:
-        for step, _ in loop:
-            if stop is not None and stop(step):
-                break
+    with Loop(name, policy, training, evaluation=evaluation) as loop:
+        for _ in loop:
             rows = loop.rows(len(prompts))
             loop.update(partial(sft_loss, policy), (prompts[rows], responses[rows]))
     return loop.history

@@ -19,6 +19,7 @@ COMMANDS: dict[tuple[str, ...], tuple[str, ...]] = {
 OPTIONS: dict[str, str] = {
     "rung": "scale",
     "prompts_at_once": "sampling_batch_size",
+    "check_every": "eval_every",
     "online": "iterated_dpo",  # a group of settings in a YAML file
 }
 """Old option → new option. The names are those of the settings' fields, with `_`."""

@@ -163,6 +163,41 @@ def _write(folder: Path, weights: dict[str, Tensor], optimizer: dict[str, Tensor
     drop_old(folder.parent)
 
 
+def save_best(out: Path, step: int, module: nn.Module, row: dict[str, float]) -> None:
+    """Write the weights of the best held-out measurement as `checkpoints/best-STEP`, and delete the earlier best ones.
+
+    Args:
+        out: folder of the run.
+        step: number of steps before the measurement.
+        module: module with the weights.
+        row: the measurement.
+
+    Raises:
+        LabError: as `save`.
+    """
+    weights = {k: distributed.full_tensor(v) for k, v in module.state_dict().items()}
+    folder = out / "checkpoints" / f"best-{step:06d}"
+
+    def write() -> None:
+        _write(folder, weights, {}, {"step": step, "optimizer": {}, "history": [row]})
+        for other in folder.parent.glob("best-*"):
+            if other != folder:
+                _put_aside(other)
+
+    distributed.on_main_process(write)
+
+
+def best(out: Path) -> tuple[Path, int, dict[str, float]] | None:
+    """Return the folder of the best held-out weights of the run in `out`, their step and their measurement, or None."""
+    for folder in (out / "checkpoints").glob("best-*"):
+        try:
+            state = _read_state(folder)
+            return folder, state["step"], state["history"][0]
+        except (OSError, ValueError, LookupError):
+            continue
+    return None
+
+
 def drop_old(folder: Path) -> None:
     """Delete all checkpoints in `folder` but the last two, and incomplete folders that a killed process left.
 
@@ -175,7 +210,7 @@ def drop_old(folder: Path) -> None:
 
 def _remove_leftovers(folder: Path) -> None:
     """Delete temporary folders of `_write` and `_put_aside` that a killed process left."""
-    for leftover in folder.glob(".step-*"):
+    for leftover in [*folder.glob(".step-*"), *folder.glob(".best-*")]:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
@@ -242,21 +277,30 @@ def load(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> d
         LabError: a file is missing or incomplete, or the weights are those of another model.
     """
     try:
-        weights = load_file(folder / "weights.safetensors")
         tensors = load_file(folder / "optimizer.safetensors")
         state = _read_state(folder)
-        now = module.state_dict()
-        trained = {name for name, _ in module.named_parameters()}
-        check_weights(
-            ((k, v) for k, v in weights.items() if k in trained), lambda name: str(folder / "weights.safetensors")
-        )
-        module.load_state_dict({k: distributed.shard_like(v, now[k]) if k in now else v for k, v in weights.items()})
+        load_weights(folder, module)
         _unpack(optimizer, tensors, state.pop("optimizer"))
     except Exception as error:
         found = _last_readable(folder.parent, besides=folder)
         fix = f"Remove it to continue from {found}." if found else "There is no earlier one."
         raise LabError(f"The checkpoint {folder} cannot be read ({_reason(error)}). {fix}") from None
     return state
+
+
+def load_weights(folder: Path, module: nn.Module) -> None:
+    """Load the weights of a checkpoint.
+
+    Raises:
+        OSError, LabError or an error of safetensors or torch: the file cannot be read, or has other weights.
+    """
+    weights = load_file(folder / "weights.safetensors")
+    now = module.state_dict()
+    trained = {name for name, _ in module.named_parameters()}
+    check_weights(
+        ((k, v) for k, v in weights.items() if k in trained), lambda name: str(folder / "weights.safetensors")
+    )
+    module.load_state_dict({k: distributed.shard_like(v, now[k]) if k in now else v for k, v in weights.items()})
 
 
 def _read_state(folder: Path) -> dict[str, Any]:

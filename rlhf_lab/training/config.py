@@ -62,6 +62,10 @@ class Training:
     """Steps between two entries of the history."""
     save_every: Count = 100
     """Steps between two checkpoints, if `out` is given."""
+    eval_every: Count = 50
+    """Steps between two measurements on held-out data, if the method gets an `Evaluation`."""
+    patience: Count | None = None
+    """Stop after this many measurements without a better one. None: train for all steps."""
     out: Path | None = None
     """Folder of the run: settings, history, checkpoints, result. None: nothing is written."""
     resume: bool = False

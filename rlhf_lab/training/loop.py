@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -37,6 +38,7 @@ from rlhf_lab.errors import LabError
 from rlhf_lab.randomness import Stream
 from rlhf_lab.training import checkpoint, distributed, memory, output_folder
 from rlhf_lab.training.config import Training
+from rlhf_lab.training.evaluation import PREFIX, Best, Evaluation, Metrics
 from rlhf_lab.training.tracking import Trackers
 
 
@@ -92,8 +94,6 @@ def rows_at(step: int, num_rows: int, batch_size: int, seed: int) -> Tensor:
     return torch.cat(parts)
 
 
-Metrics = dict[str, Tensor | float]
-"""Numbers to log, by name."""
 Loss = Tensor | Callable[..., tuple[Tensor, Metrics]]
 """A loss, or a function that computes it and metrics."""
 
@@ -118,10 +118,18 @@ class Loop:
     """The steps of one training run of `module`. Several modules are passed as an `nn.ModuleDict`.
 
     Attributes:
-        history: one dictionary of numbers for each logged step.
+        history: one dictionary of numbers for each logged step, and one for each measurement on held-out data. `step`
+            is the number of steps before it.
     """
 
-    def __init__(self, name: str, module: nn.Module, training: Training, settings: Any = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        module: nn.Module,
+        training: Training,
+        settings: Any = None,
+        evaluation: Evaluation | None = None,
+    ) -> None:
         """Prepare a run, and load its last checkpoint if it is resumed.
 
         Args:
@@ -129,12 +137,15 @@ class Loop:
             module: module that is trained and saved.
             training: settings that all methods share.
             settings: settings of the method, which are stored with the run.
+            evaluation: what is measured on held-out data. None: nothing.
 
         Raises:
             LabError: no parameter requires a gradient; the output folder contains another run; a checkpoint cannot be
-                read.
+                read; patience without an evaluation.
         """
-        self.name, self.module, self.training = name, module, training
+        self.name, self.module, self.training, self.evaluation = name, module, training, evaluation
+        if training.patience is not None and evaluation is None:
+            raise LabError(f"{name}: patience={training.patience} needs held-out data. Pass evaluation=….")
         if not any(p.requires_grad for p in module.parameters()):
             raise LabError(f"{name}: nothing to train, no parameter requires a gradient. Pass policy.copy().")
         self.history: list[dict[str, float]] = []
@@ -163,6 +174,7 @@ class Loop:
                 distributed.on_main_process(lambda: checkpoint.drop_old(found.parent))
                 self.start = self.done = state["step"]
                 self.history = state["history"]
+                self._note_best()
             self.trackers = Trackers(training, name, checkpoint.plain(record))
         except BaseException:
             self._open.close()
@@ -203,6 +215,8 @@ class Loop:
     def __iter__(self) -> Iterator[tuple[int, torch.Generator]]:
         out = self.training.out
         for step in range(self.start, self.training.steps):
+            if self._ends_early(step):
+                break
             for group in self.optimizer.param_groups if self.training.optimizer != "lbfgs" else []:
                 group["lr"] = self.training.learning_rate * self.training.rate_at(step)
             device = self.parameters[0].device
@@ -213,6 +227,8 @@ class Loop:
             if logged := self._is_logged(step):
                 self._log(step)
             self.bar.update()
+            if last and self.evaluation is not None:
+                self._evaluate(self.evaluation, self.done)
             # Several processes exchange the request to stop only at logged steps, where they wait for each other.
             stop = (
                 self._stop_asked if distributed.world_size() == 1 else logged and distributed.any_rank(self._stop_asked)
@@ -220,7 +236,7 @@ class Loop:
             if out is not None and (self.done % self.training.save_every == 0 or last or stop):
                 self._refuse_nonfinite(self._loss, wait=True)
                 self._refuse_nonfinite_weights()
-                checkpoint.save(out, self.done, self.module, self.optimizer, {"history": self.history})
+                self._save(out)
             if stop and not last:
                 raise KeyboardInterrupt(
                     f"{self.name} stopped after step {self.done} of {self.training.steps}, which is saved in {out}. "
@@ -229,6 +245,72 @@ class Loop:
         if out is not None:
             lines = "".join(json.dumps(row) + "\n" for row in self.history)
             distributed.on_main_process(lambda: checkpoint.write_text(out / "history.jsonl", lines))
+
+    def _save(self, out: Path) -> None:
+        checkpoint.save(out, self.done, self.module, self.optimizer, {"history": self.history})
+
+    def _ends_early(self, step: int) -> bool:
+        """Measure the weights before `step` on held-out data if it is time, and return whether the training ends."""
+        evaluation, patience, out = self.evaluation, self.training.patience, self.training.out
+        if evaluation is None or step % self.training.eval_every:
+            return False
+        # A run that ended early and is resumed has this measurement in its checkpoint.
+        fresh = all(row["step"] != step for row in evaluation.measured(self.history))
+        if fresh:
+            self._evaluate(evaluation, step)
+        if patience is None or evaluation.waited(self.history) < patience:
+            return False
+        self.say(f"{self.name}: stopped early. The held-out {evaluation.best_by} has not improved {patience} times.")
+        if fresh and out is not None:
+            self._save(out)
+        return True
+
+    def _evaluate(self, evaluation: Evaluation, step: int) -> None:
+        """Measure the present weights on held-out data, and store them if they are the best ones."""
+        start = time.perf_counter()
+        row = self._measure(evaluation)
+        bad = [name for name, value in row.items() if not math.isfinite(value)]
+        if bad:
+            raise LabError(self._nonfinite(f"the held-out {bad[0]} became {row[bad[0]]}"))
+        self.history.append({"step": step, **{PREFIX + name: value for name, value in row.items()}})
+        improved = evaluation.waited(self.history) == 0
+        if improved:
+            if self.training.out is not None:
+                checkpoint.save_best(self.training.out, step, self.module, self.history[-1])
+            self._note_best()
+        self.say(f"{self.name}: after {step} steps, held out: {_words(row)}{' (the best)' if improved else ''}")
+        self.trackers.log({PREFIX + name: value for name, value in row.items()}, step)
+        self._since += time.perf_counter() - start  # not part of the speed of training
+
+    def _note_best(self) -> None:
+        """Tell the evaluation this run's best measurement, if no other round has had a better one."""
+        evaluation, out = self.evaluation, self.training.out
+        rows = [] if evaluation is None else evaluation.measured(self.history)
+        if evaluation is None or not rows:
+            return
+        row = max(rows, key=evaluation.value)
+        # What is on the disk counts, should a GPU have measured something else before the run was stopped.
+        folder, step, row = (None if out is None else checkpoint.best(out)) or (None, int(row["step"]), row)
+        if evaluation.best is None or evaluation.value(row) > evaluation.value(evaluation.best.row):
+            evaluation.best = Best(step, row, self.module, folder, self.name)
+
+    @torch.no_grad()
+    def _measure(self, evaluation: Evaluation) -> dict[str, float]:
+        """The means of the held-out metrics over all rows, which the processes divide among themselves."""
+        total, whole = dict[str, Any](), 0.0
+        for rows in evaluation.chunks(self.training.batch_size):
+            with self._precision():
+                batch = evaluation.batch(rows)
+            weight = _weight_in(batch)
+            size = float(len(rows) if weight is None else weight.sum())
+            for part, share, _ in self._parts(batch, None) if size else []:
+                with self._precision():
+                    loss, seen = evaluation.measure(*part)
+                for name, number in (seen if loss is None else {"loss": loss, **seen}).items():
+                    total[name] = torch.as_tensor(number).double() * (share * size) + total.get(name, 0.0)
+            whole += size
+        sums = _sum_over_processes(list(total.values()))
+        return _numbers({name: number / whole for name, number in zip(total, sums, strict=True)})
 
     def _is_logged(self, step: int | None = None) -> bool:
         """Whether `step`, by default the current one, has an entry in the history."""
@@ -336,7 +418,7 @@ class Loop:
         if distributed.world_size() == 1 and self.training.accumulate == 1:
             return [_Part(batch, 1.0)]
         if weight is None:
-            weight = next((b.weight for b in batch if getattr(b, "weight", None) is not None), None)
+            weight = _weight_in(batch)
         if weight is not None:
             weight = weight.double() / weight.double().sum()
         widest = -(-number // distributed.world_size())
@@ -374,10 +456,8 @@ class Loop:
         assert value is not None
         distributed.all_reduce_gradients(self.parameters)
         if distributed.world_size() > 1:
-            names = list(watched)
-            numbers = [value, *(torch.as_tensor(watched[name]).to(value) for name in names)]
-            value, *summed = distributed.all_reduce_sum(torch.stack(numbers)).unbind()
-            watched = dict(zip(names, summed, strict=True))
+            value, *summed = _sum_over_processes([value, *watched.values()])
+            watched = dict(zip(watched, summed, strict=True))
             self._refuse_nonfinite(value)
         self._refuse_nonfinite_gradient(value)
         return value, watched
@@ -475,10 +555,22 @@ class Loop:
             tqdm.write(text, file=sys.stderr)
 
 
+def _weight_in(batch: tuple[Any, ...]) -> Tensor | None:
+    """The weights of the rows of a batch; None if all rows count the same."""
+    return next((b.weight for b in batch if getattr(b, "weight", None) is not None), None)
+
+
+def _sum_over_processes(numbers: list[Any]) -> list[Any]:
+    """The sum of each number over all processes. The first one is a tensor."""
+    if distributed.world_size() == 1:
+        return numbers
+    return list(distributed.all_reduce_sum(torch.stack([torch.as_tensor(n).to(numbers[0]) for n in numbers])).unbind())
+
+
 def _numbers(metrics: Metrics) -> dict[str, float]:
     """Metrics as plain numbers. A loss in nats per response also becomes one in nats per token."""
     row = {k: float(v.detach()) if isinstance(v, Tensor) else float(v) for k, v in metrics.items()}
-    if row.get("response_tokens"):
+    if "loss" in row and row.get("response_tokens"):
         row["loss_per_token"] = row["loss"] / row["response_tokens"]
     return row
 

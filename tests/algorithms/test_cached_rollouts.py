@@ -1,6 +1,7 @@
 """Drawing in shards: what a shard is, what is kept on disk, and that a resumed method ends with the same bits."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from rlhf_lab.algorithms.cached_rollouts import (
 )
 from rlhf_lab.algorithms.dpo import DPO
 from rlhf_lab.algorithms.iterated_dpo import Online, online
+from rlhf_lab.algorithms.on_policy import held_out_rewards
 from rlhf_lab.algorithms.raft import RAFT, raft
 from rlhf_lab.algorithms.rest import ReST, rest
 from rlhf_lab.algorithms.rso import RSO, make_pairs, rso
@@ -145,8 +147,8 @@ METHODS = {
     ),
     "rest with patience": lambda p, r, t: rest(
         p, r, PROMPTS,
-        ReST(thresholds=(0.2, 0.5), samples=4, sampling_batch_size=8, patience=1, check_every=2), t,
-        held_out=PROMPTS[:4],
+        ReST(thresholds=(0.2, 0.5), samples=4, sampling_batch_size=8), replace(t, patience=1, eval_every=2),
+        evaluation=held_out_rewards(p, WORLD.reference, r, PROMPTS[:4], 3),
     ),
     "rso": lambda p, r, t: rso(p, WORLD.reference, r, PROMPTS, RSO(candidates=8, accepted=2, sampling_batch_size=8), t),
     "online": lambda p, r, t: online(

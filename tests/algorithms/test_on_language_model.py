@@ -4,6 +4,8 @@ The gold reward is the share of one token id in the response, which any method c
 but that the method does what it is for.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny_models import one_thread, tiny  # noqa: F401
@@ -13,6 +15,7 @@ from rlhf_lab.algorithms.dpo import DPO, dpo
 from rlhf_lab.algorithms.grpo_rloo import Group, group
 from rlhf_lab.algorithms.iterated_dpo import Online, online
 from rlhf_lab.algorithms.kto import KTO, Verdicts, kto
+from rlhf_lab.algorithms.on_policy import held_out_rewards
 from rlhf_lab.algorithms.ppo import PPO, ppo
 from rlhf_lab.algorithms.raft import RAFT, raft
 from rlhf_lab.algorithms.rest import ReST, rest
@@ -150,10 +153,13 @@ def test_raft_raises_the_reward_and_a_second_round_raises_it_again(policy, promp
 
 def test_rest_raises_the_reward_and_stops_when_patience_runs_out(policy, prompts):
     before = mean_reward(policy, prompts)
-    settings = ReST(thresholds=(0.3, 0.6), samples=32, patience=2, check_every=5)
-    history = rest(policy, liking, prompts, settings, training(40), held_out=prompts[:4])
+    settings, schedule = ReST(thresholds=(0.3, 0.6), samples=32), replace(training(40), patience=2, eval_every=5)
+    evaluation = held_out_rewards(policy, policy.frozen(), liking, prompts[:4], seed=0, samples=32)
+    history = rest(policy, liking, prompts, settings, schedule, evaluation=evaluation)
     assert mean_reward(policy, prompts) > before + 0.2
     assert history[0]["kept"] > history[-1]["kept"]
+    scores = [[row["eval_score"] for row in history if row["improve"] == i and "eval_score" in row] for i in (0, 1)]
+    assert scores[1][-1] > scores[0][0] and evaluation.best.row["eval_score"] == max(scores[0] + scores[1])
 
 
 def test_online_rounds_raise_the_reward(policy, prompts):

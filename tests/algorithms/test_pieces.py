@@ -133,7 +133,6 @@ def test_pair_loss_is_the_weighted_mean_and_its_gradient_agrees_with_finite_diff
         (lambda: RSO("direct", temperature=0.7), "temperature=0.7 has no effect with the source direct"),
         (lambda: RSO("direct", beta=0.1, gamma=0.1), "beta=0.1 has no effect with the source direct"),
         (lambda: ReST(thresholds=(0.0, 1.0)), "thresholds must be below 1"),
-        (lambda: ReST(check_every=5), "check_every=5 has no effect without patience"),
         (lambda: Demonstrations(torch.ones(2), torch.zeros(2), 0.0), "demonstrations' beta"),
         (lambda: Online(rounds=10, labels=5), "labels"),
         (lambda: RewardModel(prior=-1.0), "prior"),

@@ -17,7 +17,7 @@ from rlhf_lab.algorithms.raft import RAFT, raft
 from rlhf_lab.algorithms.rest import ReST, rest
 from rlhf_lab.algorithms.rso import RSO, make_pairs, rso
 from rlhf_lab.batch import Tokens
-from rlhf_lab.training import Training, seeded
+from rlhf_lab.training import Evaluation, Training, seeded
 from rlhf_lab.worlds import token_tree
 
 WORLD = token_tree.random(3, 3, 4, seed=1, has_end=True, reward="sequence")
@@ -45,8 +45,8 @@ def fits(monkeypatch):
     """What `sft` of ReST and RAFT is called with: rows as lists, and the stage's settings."""
     notes = []
 
-    def fit(policy, prompts, responses, stage, name, stop=None):
-        notes.append((list(zip(prompts.tolist(), responses.tolist(), strict=True)), stage, stop))
+    def fit(policy, prompts, responses, stage, name, evaluation=None):
+        notes.append((list(zip(prompts.tolist(), responses.tolist(), strict=True)), stage, evaluation))
         return [{"step": 0, "loss": 0.0}]
 
     monkeypatch.setattr(rest_room, "sft", fit)
@@ -59,8 +59,8 @@ def pair_fits(monkeypatch):
     """What `dpo` of online and RSO is called with."""
     notes = []
 
-    def fit(policy, reference, pairs, loss, stage, name, reference_log_probs=None):
-        notes.append((pairs, loss, stage, reference_log_probs))
+    def fit(policy, reference, pairs, loss, stage, name, reference_log_probs=None, evaluation=None):
+        notes.append((pairs, loss, stage, reference_log_probs, evaluation))
         with torch.no_grad():  # the next round's policy is another one
             for table in policy.logits.tables:
                 table.add_(torch.randn(table.shape, dtype=table.dtype, generator=seeded(len(notes))))
@@ -122,13 +122,13 @@ def test_each_improve_step_of_rest_gets_the_rows_above_its_threshold_beside_thei
         if low is None:
             low, high = min(scores), max(scores)
         for improve, threshold in enumerate((0.0, 0.6, 0.8)):
-            given, stage, stop = fits[3 * grow + improve]
+            given, stage, evaluation = fits[3 * grow + improve]
             want = [
                 (x, [y])
                 for (x, y), s in zip(rows + old, scores, strict=True)
                 if improve == 0 or (s - low) / (high - low) > threshold
             ]
-            assert given == want and len(want) > 0 and stop is None
+            assert given == want and len(want) > 0 and evaluation is None
             assert stage.learning_rate == pytest.approx(RATE * 0.5**improve)
             assert stage.seed == training().stage("any", 3 * grow + improve).seed
             seen = history[3 * grow + improve]
@@ -150,53 +150,22 @@ def test_without_scaling_a_threshold_is_in_the_rewards_own_units_and_strict(fits
         assert given == [row for row in rows if score(row[0], row[1][0]) > threshold + 1e-12]
 
 
-class Scripted:
-    """A reward that gives one number of a list at each call, and notes the prompts."""
+def test_every_stage_gets_the_evaluation(fits, pair_fits):
+    """Two rounds of RAFT and of iterated DPO, two Improve steps of ReST, and RSO's only fit."""
+    evaluation = Evaluation(1, lambda rows: (), lambda: (None, {"score": 1.0}), "score")
+    policy = Asked(WORLD.reference.copy())
+    raft(policy, WORLD.reward, PROMPTS, RAFT(2, rounds=2), training(), evaluation=evaluation)
+    rest(policy, WORLD.reward, PROMPTS, ReST(thresholds=(0.0, 0.1), samples=4), training(), evaluation=evaluation)
+    assert [found for *_, found in fits] == [evaluation] * 4
+    loose, reference = WORLD.reference.copy(), WORLD.reference
 
-    def __init__(self, *scores):
-        self.scores, self.asked = list(scores), []
+    def collect(policy, number, generator):
+        return WORLD.preferences(number, generator)
 
-    def __call__(self, prompts, responses):
-        self.asked.append(prompts.tolist())
-        return torch.full(responses.shape[:2], self.scores[len(self.asked) - 1], dtype=torch.float64)
-
-
-@pytest.mark.parametrize(
-    ("scores", "patience", "stops_at"),
-    [
-        ((1.0, 2.0, 2.0, 2.0), 2, 6),  # an equal reward is no rise
-        ((1.0, 3.0, 2.0, 2.5, 9.0), 2, 6),  # 2.5 is above 2.0, but not above the best
-        ((1.0, 0.0, 2.0, 1.0, 3.0, 2.0, 2.0), 2, 12),  # a rise lets the count begin again
-        ((1.0, 0.5), 1, 2),
-    ],
-)
-def test_patience_counts_checks_without_a_new_best_reward(scores, patience, stops_at, fits):
-    """Checks at steps 0, 2, 4, … of an Improve step; the same numbers are drawn at each, for the held-out prompts."""
-    policy, held_out = Asked(WORLD.reference.copy()), PROMPTS[1:3]
-    settings = ReST(
-        thresholds=(0.0,), samples=6, patience=patience, check_every=2, temperature=0.8, top_k=2, sampling_batch_size=4
-    )
-    reward = Scripted(0.0, *scores)
-    rest(policy, reward, PROMPTS, settings, training(), held_out=held_out)
-    stop = fits[0][2]
-    assert next(step for step in range(20) if stop(step)) == stops_at
-    checks = policy.calls[1:]
-    assert len(checks) == stops_at // 2 + 1 == len(scores) - scores.count(9.0)
-    assert all(call[:2] == (held_out.tolist(), 6) and call[3:5] == (0.8, 2) for call in checks)
-    assert {call[2] for call in checks} == {seeded(3, 4).initial_seed()}
-    assert all(call[-1] == checks[0][-1] for call in checks)
-
-
-def test_a_resumed_improve_step_counts_the_checks_up_to_its_own_step(tmp_path):
-    """Checks at 0, 2, 4 and 6 were written before the stop. Step 2 is asked again: the waits at 4 and 6 are yet to
-    come. The saved rewards are read, not drawn again."""
-    settings = ReST(thresholds=(0.0,), samples=2, patience=2, check_every=2)
-    first = rest_room._Patience(
-        WORLD.reference, Scripted(1.0, 2.0, 0.0, 0.0), PROMPTS, settings, 3, tmp_path / "held-out.json"
-    )
-    assert [first(step) for step in (0, 1, 2, 4, 6)] == [False, False, False, False, True]
-    again = rest_room._Patience(WORLD.reference, Scripted(), PROMPTS, settings, 3, tmp_path / "held-out.json")
-    assert [again(step) for step in (2, 4, 6)] == [False, False, True]
+    online(loose, reference, collect, settings=Online(rounds=2, labels=8), training=training(), evaluation=evaluation)
+    direct = WORLD.preferences(4, seeded(0))
+    rso(loose, reference, None, PROMPTS, RSO("direct"), training(), direct=direct, evaluation=evaluation)
+    assert [found for *_, found in pair_fits] == [evaluation] * 3
 
 
 # RAFT.
@@ -244,7 +213,7 @@ def test_each_online_round_labels_the_policy_as_it_is_and_fits_all_labels_or_its
     assert torch.equal(tables[0], WORLD.log_ref()) and torch.equal(tables[2], tables[3])
     assert not torch.equal(tables[1], tables[2]) and not torch.equal(tables[3], tables[4])
     rounds = [made[0] + made[1], made[2] + made[3], made[4] + made[5]]
-    for turn, (pairs, given, stage, _) in enumerate(pair_fits):
+    for turn, (pairs, given, stage, *_) in enumerate(pair_fits):
         want = rounds[turn] if forget else [row for rows in rounds[: turn + 1] for row in rows]
         assert list(zip(pairs.prompts.tolist(), pairs.responses.tolist(), strict=True)) == want
         assert given is loss and stage.seed == training().stage("any", turn).seed
@@ -306,7 +275,7 @@ def test_rso_fits_its_loss_at_gamma_to_the_pairs_of_its_source(source, pair_fits
         settings = RSO(source, gamma=gamma, loss="hinge-norm", **sampled)
         rso(WORLD.reference.copy(), WORLD.reference, WORLD.reward, PROMPTS, settings, training(), direct,
             reference_log_probs=known)  # fmt: skip
-        pairs, loss, stage, given = pair_fits[-1]
+        pairs, loss, stage, given, _ = pair_fits[-1]
         assert (loss.loss, loss.beta) == ("hinge-norm", slope) and stage == training()
         want = direct if source == "direct" else make_pairs(WORLD.reference, WORLD.reward, PROMPTS, settings, 3)[0]
         assert pairs.responses.tolist() == want.responses.tolist() and pairs.prompts.tolist() == want.prompts.tolist()

@@ -101,9 +101,9 @@ def test_every_command_s_settings_survive_the_way_to_yaml_and_back(path, tmp_pat
     kind = getattr(importlib.import_module(command.module), command.settings)
     needed = {f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING}
     words = [word for name in sorted(needed - {"data"}) for word in (f"--{name}", f"some-{name}")]
-    # Data of a world and a patience, which some of the settings belong to.
+    # Data of a world and held-out data, which some of the settings belong to.
     words += ["--data", "world:sentiment"] if "data" in needed else []
-    words += ["--patience", "2"] if "patience" in yaml_config.flat_fields(kind) else []
+    words += ["--eval-data", "some-file"] if "eval_data" in yaml_config.flat_fields(kind) else []
     settings = _settings(kind, words, "p")
     simple = {f.name: changed(getattr(settings, f.name), f.name) for f in dataclasses.fields(kind)}
     moved = dataclasses.replace(settings, **(simple | {"resume": False} if "resume" in simple else simple))

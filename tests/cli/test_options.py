@@ -40,7 +40,8 @@ def test_settings_of_one_call_are_not_written_with_those_of_the_run():
 # What the loop and its users share, by the options' names.
 SHARED = (
     "batch_size", "learning_rate", "schedule", "warmup", "weight_decay", "adam_epsilon", "max_grad_norm", "precision",
-    "accumulate", "gradient_checkpointing", "seed", "log_every", "save_every", "out", "resume", "progress", "trackers",
+    "accumulate", "gradient_checkpointing", "seed", "log_every", "save_every", "eval_every", "patience",
+    "out", "resume", "progress", "trackers",
 )  # fmt: skip
 
 

@@ -194,17 +194,17 @@ def test_raft_gets_its_settings(monkeypatch, policy):
     assert (call.policy, call.reward, call.prompts) == ((DRAWING, policy), REWARD, PROMPTS)
 
 
-def test_rest_keeps_the_last_prompts_apart_and_the_original_data_in_the_mix(monkeypatch, policy):
-    """Two of six prompts apart, 128 samples for each of the other four, and three original examples."""
+def test_rest_has_the_original_data_in_the_mix(monkeypatch, policy):
+    """128 samples for each of six prompts, and three original examples."""
     from rlhf_lab.cli.train import rest as room
 
     original = Data(prompts=PROMPTS[:3], targets=TARGETS[:3], said=["three"])
     loaded = record(monkeypatch, room, "load_data", original)
     monkeypatch.setattr(room, "check_data", lambda *a: None)
-    found = fitted(monkeypatch, policy, "rest", "rest", Data(prompts=PROMPTS), held_out=2)
-    loop_is_the_command_s(found, 4 * 128 + 3)
+    found = fitted(monkeypatch, policy, "rest", "rest", Data(prompts=PROMPTS))
+    loop_is_the_command_s(found, 6 * 128 + 3)
     call = found.call
-    assert call.prompts.tolist() == PROMPTS[:4].tolist() and call.held_out.tolist() == PROMPTS[4:].tolist()
+    assert call.prompts is PROMPTS and call.evaluation is None
     assert call.settings == found.settings.rest and call.original == (original.prompts, original.targets)
     theirs = loaded.last.settings
     assert (theirs.data, theirs.data_split, theirs.data_revision, theirs.data_folder, theirs.limit) == (
@@ -212,8 +212,8 @@ def test_rest_keeps_the_last_prompts_apart_and_the_original_data_in_the_mix(monk
     )  # fmt: skip
     assert (loaded.last.kind, loaded.last.limits) == ("targets", (12, 8))
     whole = {f"original_{name}": None for name in ("split", "revision", "folder", "limit")}
-    alone = fitted(monkeypatch, policy, "rest", "rest", Data(prompts=PROMPTS), held_out=1, original=None, **whole)
-    loop_is_the_command_s(alone, 5 * 128)
+    alone = fitted(monkeypatch, policy, "rest", "rest", Data(prompts=PROMPTS), original=None, **whole)
+    loop_is_the_command_s(alone, 6 * 128)
     assert alone.call.original is None
 
 

@@ -24,7 +24,7 @@ torch.set_num_threads(1)
 from histories import read_history, without_speed  # noqa: E402
 from tiny_models import tiny, variable_length_batch  # noqa: E402
 
-from rlhf_lab.algorithms.dpo import DPO, dpo  # noqa: E402
+from rlhf_lab.algorithms.dpo import DPO, dpo, held_out_pairs  # noqa: E402
 from rlhf_lab.batch import Pairs  # noqa: E402
 from rlhf_lab.policies.language_model import LanguageModelPolicy  # noqa: E402
 from rlhf_lab.training import Training, checkpoint  # noqa: E402
@@ -38,8 +38,11 @@ def train(out: Path) -> None:
     training = Training(
         steps=30, batch_size=5, learning_rate=3e-3, log_every=2, save_every=3, seed=4, max_grad_norm=1.0,
         optimizer="adamw", weight_decay=0.01, out=out, resume=(out / "run.json").is_file(), progress=False,
+        eval_every=4, patience=20,
     )  # fmt: skip
-    history = dpo(policy, policy.frozen(), Pairs(prompts, responses), DPO(beta=0.5), training)
+    pairs, reference, loss = Pairs(prompts, responses), policy.frozen(), DPO(beta=0.5)
+    evaluation = held_out_pairs(policy, reference, pairs[:4], loss)
+    history = dpo(policy, reference, pairs[4:], loss, training, evaluation=evaluation)
     torch.save({"history": history, "weights": policy.state_dict()}, out / "result.pt")
 
 
@@ -135,6 +138,8 @@ def main(folder: Path, seed: int) -> None:
     whole, killed = (torch.load(folder / name / "result.pt") for name in ("whole", "killed"))
     same = all(torch.equal(whole["weights"][k], killed["weights"][k]) for k in whole["weights"])
     lines = [read_history(folder / name / "history.jsonl") for name in ("whole", "killed")]
+    bests = [next((folder / name / "checkpoints").glob("best-*")) for name in ("whole", "killed")]
+    weights = [(best / "weights.safetensors").read_bytes() for best in bests]
     report = {
         "kills": kills,
         "resumed_from": steps,
@@ -142,7 +147,8 @@ def main(folder: Path, seed: int) -> None:
         "same_weights": same and whole["weights"].keys() == killed["weights"].keys(),
         "same_history": without_speed(whole["history"]) == without_speed(killed["history"]) and lines[0] == lines[1],
         "rows": len(whole["history"]),
-        "left": sorted(p.name for p in (out / "checkpoints").iterdir()),
+        "same_best": bests[0].name == bests[1].name and weights[0] == weights[1],
+        "left": sorted(p.name for p in (out / "checkpoints").iterdir() if p != bests[1]),
     }
     print(json.dumps(report))
 

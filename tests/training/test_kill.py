@@ -26,6 +26,6 @@ def test_killed_at_random_moments_and_resumed_a_run_ends_in_the_same_bits(tmp_pa
     assert done.returncode == 0, f"seed {seed}\n{done.stderr}"
     report = json.loads(done.stdout.splitlines()[-1])
     print(report)
-    assert report["same_weights"] and report["same_history"], f"seed {seed}: {report}"
-    assert report["rows"] == 16 and report["left"] == ["step-000027", "step-000030"], f"seed {seed}: {report}"
+    assert report["same_weights"] and report["same_history"] and report["same_best"], f"seed {seed}: {report}"
+    assert report["rows"] == 16 + 9 and report["left"] == ["step-000027", "step-000030"], f"seed {seed}: {report}"
     assert report["kills"] >= 2, "an early end leaves nothing to test"

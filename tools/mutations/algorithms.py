@@ -27,10 +27,6 @@ MUTATIONS: list[Mutation] = [
             "(prompts[rows], responses[rows])",
             "(prompts[rows], responses[: len(rows)])",
         ),
-        Mutation(
-            "setting", "stop is never called", "if stop is not None and stop(step):", "if stop is not None and False:"
-        ),
-        Mutation("edge", "stop is called for the previous step", "stop(step):", "stop(step - 1):"),
     ),
     *in_file(
         "algorithms/dpo.py",
@@ -726,44 +722,6 @@ MUTATIONS: list[Mutation] = [
             "rows = sft(policy, x[keep], y[: int(keep.sum())], stage",
         ),
         Mutation(
-            "edge",
-            "patience: an equal reward counts as better",
-            "waited = 0 if score > best else waited + 1",
-            "waited = 0 if score >= best else waited + 1",
-        ),
-        Mutation(
-            "edge",
-            "patience: one check too long",
-            "return waited >= (settings.patience or 0)",
-            "return waited > (settings.patience or 0)",
-        ),
-        Mutation(
-            "data",
-            "patience: the last reward, not the best, is to be beaten",
-            "best = max(best, score)",
-            "best = score",
-        ),
-        Mutation(
-            "data",
-            "patience: the counter is never reset",
-            "waited = 0 if score > best else waited + 1",
-            "waited = waited if score > best else waited + 1",
-        ),
-        Mutation(
-            "data",
-            "patience: different samples at every check",
-            "seeded(self.seed, Stream.REST_CHECK, device",
-            "seeded(self.seed, Stream.REST_CHECK, step, device",
-        ),
-        Mutation("data", "patience: checks of later steps count for a resumed run", "if at <= step):", "if True):"),
-        Mutation("setting", "patience: a check at every step", "if step % settings.check_every:", "if step % 1:"),
-        Mutation(
-            "setting",
-            "patience watches the training prompts' reward",
-            "_Patience(policy, reward, watched, settings",
-            "_Patience(policy, reward, prompts, settings",
-        ),
-        Mutation(
             "mean",
             "the number of kept samples, not their fraction",
             '"kept": float(keep.float().mean())',
@@ -874,8 +832,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "setting",
             "the loss is always DPO at its defaults",
-            "policy, reference, cat_pairs(seen), loss, training.stage",
-            "policy, reference, cat_pairs(seen), DPO(), training.stage",
+            "policy, reference, cat_pairs(seen), loss, stage",
+            "policy, reference, cat_pairs(seen), DPO(), stage",
         ),
         Mutation("setting", "labels_at_once is ignored", "size = settings.labels_at_once or number", "size = number"),
         Mutation(
@@ -969,8 +927,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "data",
             "reference log-probabilities of the direct pairs are dropped",
-            "loss, training, name, reference_log_probs)",
-            "loss, training, name)",
+            "loss, training, name, reference_log_probs, evaluation)",
+            "loss, training, name, None, evaluation)",
         ),
         Mutation(
             "mean",
@@ -1230,14 +1188,14 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "data",
             "log π_ref of the first rows beside the drawn ones",
-            "(batch, known[rows.to(known.device)], each, off)",
-            "(batch, known[: len(rows)], each, off)",
+            "batch, known[rows.to(known.device)], z, doubt",
+            "batch, known[: len(rows)], z, doubt",
         ),
         Mutation(
             "data",
             "log π_ref of the mismatched responses of the first rows",
-            "there = known_other[rows.to(here.device)]",
-            "there = known_other[: len(rows)]",
+            "known_other[rows.to(known_other.device)]",
+            "known_other[: len(rows)]",
         ),
         Mutation(
             "norm",

@@ -4,6 +4,48 @@ from mutations.mutation import Mutation, in_file
 
 MUTATIONS: list[Mutation] = [
     *in_file(
+        "training/evaluation.py",
+        ["training/test_evaluation.py"],
+        Mutation(
+            "edge",
+            "early stopping: of equal measurements the last counts as the best",
+            "len(values) - 1 - values.index(max(values))",
+            "values[::-1].index(max(values))",
+        ),
+        Mutation("sign", "early stopping: the worst counts as the best", "value if self.higher else -value", "-value"),
+    ),
+    *in_file(
+        "training/loop.py",
+        ["training/test_evaluation.py"],
+        Mutation(
+            "edge",
+            "early stopping: one measurement too long",
+            "evaluation.waited(self.history) < patience",
+            "evaluation.waited(self.history) <= patience",
+        ),
+        Mutation(
+            "data",
+            "early stopping: a resumed run measures a step again",
+            'all(row["step"] != step for row in evaluation.measured(self.history))',
+            "True",
+        ),
+        Mutation(
+            "data", "early stopping: the last state is not saved", "if fresh and out is not None:", "if out is None:"
+        ),
+        Mutation(
+            "data",
+            "the weights of each measurement replace the best ones",
+            "improved = evaluation.waited(self.history) == 0",
+            "improved = True",
+        ),
+        Mutation(
+            "mean",
+            "a measurement is the mean of its batches, whatever their sizes",
+            "size = float(len(rows) if weight is None else weight.sum())",
+            "size = 1.0",
+        ),
+    ),
+    *in_file(
         "training/config.py",
         ["training/test_training_config.py"],
         Mutation(
@@ -169,8 +211,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "norm",
             "parts: the weights of a batch of pairs are ignored",
-            'weight = next((b.weight for b in batch if getattr(b, "weight", None) is not None), None)',
-            "pass",
+            "            weight = _weight_in(batch)\n        if weight is not None:",
+            "            pass\n        if weight is not None:",
         ),
         Mutation(
             "norm",
@@ -325,8 +367,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "data",
             "files that a killed run left are not removed",
-            'for leftover in folder.glob(".step-*"):',
-            'for leftover in folder.glob(".nothing-*"):',
+            'in [*folder.glob(".step-*"), *folder',
+            'in [*folder.glob(".nothing-*"), *folder',
         ),
         Mutation(
             "data",

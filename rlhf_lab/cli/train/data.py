@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rlhf_lab.batch import Pairs, Tokens
-from rlhf_lab.cli.train.settings import PairSettings
+from rlhf_lab.cli.train.settings import WORLD, PairSettings
 from rlhf_lab.data import preferences, sft
 from rlhf_lab.data.readers import Source, check_source, holds_splits, is_local
 from rlhf_lab.errors import LabError, check_path, refuse_unused
@@ -46,6 +47,26 @@ class Data:
     labels: Tensor | None = None
     said: list[str] = field(default_factory=list)
 
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.pairs if self.pairs is not None else self.prompts or ())
+
+    def __getitem__(self, rows: Tensor) -> Data:
+        """Select rows. The result has nothing to say."""
+        found = Data()
+        for name in ("pairs", "prompts", "targets", "labels"):
+            part = getattr(self, name)
+            setattr(found, name, None if part is None else part[rows])
+        return found
+
+    def rows(self) -> list[tuple[tuple[int, ...], str]]:
+        """Return the prompt of each row, and a text that is equal for rows with the same prompt and responses."""
+        prompts = self.prompts if self.pairs is None else self.pairs.prompts
+        responses = self.targets if self.pairs is None else self.pairs.responses
+        assert prompts is not None
+        both = zip(prompts.tolist(), prompts.tolist() if responses is None else responses.tolist(), strict=True)
+        return [(tuple(prompt), f"{prompt} {answers}") for prompt, answers in both]
+
 
 def check_data(settings: Any, split_given: bool = True) -> None:
     """Raise `LabError` if the data do not exist or a setting does not fit them. Nothing is loaded.
@@ -71,6 +92,32 @@ def check_data(settings: Any, split_given: bool = True) -> None:
         check_source(settings.data, settings.data_revision)
 
 
+def held_out_of(settings: Any) -> Any:
+    """Return `settings` with the data of `--eval-data` in place of `--data`, or None without `--eval-data`.
+
+    The folder and the revision on the Hub are those of `--data` if both are the same data set.
+    """
+    if settings.eval_data is None:
+        return None
+    same = settings.eval_data == settings.data
+    # Only pairs of a world are labelled here.
+    unlabelled = isinstance(settings, PairSettings) and not settings.eval_data.startswith(WORLD)
+    labels = {"label_noise": 0.0, "label_beta": 1.0} if unlabelled else {}
+    return replace(
+        settings,
+        data=settings.eval_data,
+        data_split=settings.eval_split,
+        data_revision=settings.data_revision if same else None,
+        data_folder=settings.data_folder if same else None,
+        limit=settings.eval_limit,
+        eval_data=None,
+        eval_fraction=0.5,  # the settings about held-out data are refused without one of the two
+        eval_split="test",
+        eval_limit=None,
+        **labels,
+    )
+
+
 def load_world(name: str) -> Any:
     """Return the text world with this name."""
     from rlhf_lab.worlds import text
@@ -81,7 +128,7 @@ def load_world(name: str) -> Any:
 def data_mark(settings: Any) -> dict[str, str]:
     """Return the SHA-256 of the local data files, for run.json. Other data have none."""
     marks = {}
-    for name in ("data", "original"):
+    for name in ("data", "original", "eval_data"):
         source = getattr(settings, name, None)
         if source is not None and not source.startswith("world:") and is_local(source):
             with check_path(source, name).open("rb") as file:
@@ -177,7 +224,65 @@ def _from_world(settings: Any, kind: Kind, tokenizer: Any, limits: tuple[int, in
     return data
 
 
-def sample_pairs(settings: PairSettings, policy: Policy, tokenizer: Any) -> Data:
+def hold_out(settings: Any, data: Data, load: Callable[[Any], Data]) -> tuple[Data, Data | None]:
+    """Return the data to train on and the held-out data, which are None if the settings name none.
+
+    The field `said` of the held-out data has lines about them, among them a warning about rows in both.
+
+    Args:
+        settings: of a command.
+        data: all data of `--data`.
+        load: loads the data of other settings, those of `held_out_of`.
+
+    Raises:
+        LabError: as `load`; the held-out data are empty; all rows have the same prompt, so they cannot be divided.
+    """
+    if settings.eval_fraction is not None:
+        return _split(data, settings.eval_fraction, settings.seed)
+    other = held_out_of(settings)
+    if other is None:
+        return data, None
+    held = load(other)
+    if len(held) == 0:
+        raise LabError(f"{other.data} gives no held-out data for this method. Give a file to --eval-data.")
+    held.said = [f"held out: {line}" for line in held.said]
+    prompts, rows = (set(part) for part in zip(*data.rows(), strict=True))
+    known = [prompt in prompts for prompt, _ in held.rows()]
+    equal = [row in rows for _, row in held.rows()]
+    if any(known):
+        held.said.append(
+            f"Warning: of the {len(held):,} held-out rows, {sum(equal):,} are also in the training data, and "
+            f"{sum(known):,} have a prompt of the training data. Results on them are too good."
+        )
+    return data, held
+
+
+def _split(data: Data, fraction: float, seed: int) -> tuple[Data, Data]:
+    """Hold out a fraction of the rows at random. Rows with the same prompt stay together."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for row, (prompt, _) in enumerate(data.rows()):
+        groups.setdefault(prompt, []).append(row)
+    if len(groups) < 2:
+        raise LabError(
+            f"eval_fraction={fraction:g} cannot divide the {len(data):,} rows, because they all have the same prompt. "
+            f"Give --eval-data in its place."
+        )
+    order = torch.randperm(len(groups), generator=seeded(seed, Stream.HELD_OUT_SPLIT)).tolist()
+    shuffled = [list(groups.values())[place] for place in order]
+    wanted, held = fraction * len(data), list[int]()
+    for rows in shuffled:
+        if len(held) + len(rows) <= wanted:
+            held += rows
+    held = held or min(shuffled, key=len)
+    apart = torch.zeros(len(data), dtype=torch.bool)
+    apart[held] = True
+    train, test = data[(~apart).nonzero()[:, 0]], data[apart.nonzero()[:, 0]]
+    train.said = data.said
+    test.said = [f"held out: {len(test):,} of {len(data):,} rows, chosen by seed {seed}"]
+    return train, test
+
+
+def sample_pairs(settings: PairSettings, policy: Policy, tokenizer: Any, stream: int = Stream.COMMAND_PAIRS) -> Data:
     """Sample two responses of the policy to each prompt of a world, labelled by Bradley-Terry on the gold reward."""
     number = settings.limit or WORLD_PAIRS
     pairs, dropped = load_world(str(settings.world)).preferences(
@@ -185,7 +290,7 @@ def sample_pairs(settings: PairSettings, policy: Policy, tokenizer: Any) -> Data
         tokenizer,
         settings.data_split,
         number,
-        seeded(settings.seed, Stream.COMMAND_PAIRS, device=policy.device),
+        seeded(settings.seed, stream, device=policy.device),
         settings.label_beta,
         settings.label_noise,
         distributed.shows_progress(settings.progress),

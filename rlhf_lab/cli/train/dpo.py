@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
-from rlhf_lab.algorithms.dpo import DPO, dpo
+from rlhf_lab.algorithms.dpo import DPO, dpo, held_out_pairs
+from rlhf_lab.cli.train.data import Data
 from rlhf_lab.cli.train.runner import History, Job, run
 from rlhf_lab.cli.train.settings import Flat, PairSettings, refuse_reference
 from rlhf_lab.errors import Positive
+from rlhf_lab.policies.base import Policy
+from rlhf_lab.training import Evaluation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +39,20 @@ def train_dpo(settings: TrainDPO) -> History:
 def _fit(job: Job) -> History:
     pairs, loss = job.data.pairs, job.settings.dpo
     assert pairs is not None
-    training = job.training(len(pairs))
-    if not loss.needs_reference:
-        return dpo(job.policy, None, pairs, loss, training)
-    reference = job.reference()
+    reference = job.reference() if loss.needs_reference else None
+    training, evaluation = job.training(len(pairs)), pair_evaluation(job, reference, loss)
+    if reference is None:
+        return dpo(job.policy, None, pairs, loss, training, evaluation=evaluation)
     with job.reference_rows(reference, pairs) as known:
-        return dpo(job.policy, reference, pairs, loss, training, reference_log_probs=known)
+        return dpo(job.policy, reference, pairs, loss, training, reference_log_probs=known, evaluation=evaluation)
+
+
+def pair_evaluation(job: Job, reference: Policy | None, loss: DPO) -> Evaluation | None:
+    """Return the evaluation by the loss on held-out pairs, or None without such pairs."""
+
+    def make(held: Data) -> Evaluation:
+        assert held.pairs is not None
+        known = job.reference_log_probs(reference, held.pairs) if reference is not None else None
+        return held_out_pairs(job.policy, reference, held.pairs, loss, known)
+
+    return job.evaluation_of(make)

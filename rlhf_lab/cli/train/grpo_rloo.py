@@ -26,5 +26,6 @@ def _fit(job: Job) -> History:
     prompts = job.data.prompts
     assert prompts is not None
     training = job.training(len(prompts))
-    policy = job.drawing(job.policy)
-    return group(policy, job.reference(), job.reward(), prompts, job.settings.group, training)
+    policy, reference, reward, settings = job.drawing(job.policy), job.reference(), job.reward(), job.settings.group
+    evaluation = job.reward_evaluation(reward, settings, settings.beta, reference)
+    return group(policy, reference, reward, prompts, settings, training, evaluation=evaluation)

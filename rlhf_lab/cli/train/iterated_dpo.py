@@ -63,5 +63,7 @@ def _fit(job: Job) -> History:
         return cat_pairs(parts)
 
     rows = settings.iterated_dpo.labels // settings.iterated_dpo.rounds
-    policy = job.drawing(job.policy)
-    return online(policy, job.reference(), collect, settings.dpo, settings.iterated_dpo, job.training(rows))
+    policy, reference, loss = job.drawing(job.policy), job.reference(), settings.dpo
+    # A loss without a reference has no β of a KL penalty.
+    evaluation = job.reward_evaluation(reward, settings, loss.beta if loss.needs_reference else None, reference)
+    return online(policy, reference, collect, loss, settings.iterated_dpo, job.training(rows), evaluation=evaluation)

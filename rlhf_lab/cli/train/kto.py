@@ -9,10 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
-from rlhf_lab.algorithms.kto import KTO, Verdicts, kto
+from torch import Tensor
+
+from rlhf_lab.algorithms.kto import KTO, Verdicts, held_out_verdicts, kto
+from rlhf_lab.cli.train.data import Data
 from rlhf_lab.cli.train.runner import History, Job, run
 from rlhf_lab.cli.train.settings import Flat, PairSettings
 from rlhf_lab.errors import Positive
+from rlhf_lab.training import Evaluation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,13 +41,26 @@ def train_kto(settings: TrainKTO) -> History:
 
 
 def _fit(job: Job) -> History:
-    data = job.data
-    if data.pairs is not None:
-        verdicts = Verdicts.from_pairs(data.pairs)
-    else:
-        assert data.prompts is not None and data.targets is not None and data.labels is not None
-        verdicts = Verdicts(data.prompts, data.targets, data.labels)
+    verdicts, settings = _verdicts(job.data), job.settings.kto
     reference = job.reference()
-    known = job.reference_log_probs(reference, (verdicts.prompts, verdicts.responses))
-    training = job.training(len(verdicts))
-    return kto(job.policy, reference, verdicts, job.settings.kto, training, reference_log_probs=known)
+
+    def known(verdicts: Verdicts) -> Tensor | None:
+        return job.reference_log_probs(reference, (verdicts.prompts, verdicts.responses))
+
+    def measure(held: Data) -> Evaluation:
+        apart = _verdicts(held)
+        return held_out_verdicts(job.policy, reference, apart, settings, known(apart))
+
+    training, evaluation = job.training(len(verdicts)), job.evaluation_of(measure)
+    return kto(
+        job.policy, reference, verdicts, settings, training,
+        reference_log_probs=known(verdicts), evaluation=evaluation,
+    )  # fmt: skip
+
+
+def _verdicts(data: Data) -> Verdicts:
+    """The labelled responses; of preference pairs the chosen ones are desirable."""
+    if data.pairs is not None:
+        return Verdicts.from_pairs(data.pairs)
+    assert data.prompts is not None and data.targets is not None and data.labels is not None
+    return Verdicts(data.prompts, data.targets, data.labels)

@@ -52,7 +52,9 @@ def model_card(
     import transformers
 
     rows = [f"| {name} | {value} |" for name, value in flat(record) if value not in (None, []) and name != "method"]
-    last = {k: f"{v:.4g}" for k, v in history[-1].items()} if history else {}
+    # The last measurement on held-out data follows the last step in the history.
+    ends = history[-2:] if history and "loss" not in history[-1] else history[-1:]
+    last = {k: f"{v:.4g}" for row in ends for k, v in row.items()}
     return "\n".join(
         [
             *_metadata(method, model, data),

@@ -35,5 +35,6 @@ def _fit(job: Job) -> History:
     reward = job.reward()
     critic = new_critic(job.policy, reward)
     training = job.training(len(prompts))
-    policy = job.drawing(job.policy)
-    return ppo(policy, job.reference(), reward, critic, prompts, job.settings.ppo, training)
+    policy, reference, settings = job.drawing(job.policy), job.reference(), job.settings.ppo
+    evaluation = job.reward_evaluation(reward, settings, settings.beta, reference)
+    return ppo(policy, reference, reward, critic, prompts, settings, training, evaluation=evaluation)

@@ -25,5 +25,6 @@ def train_raft(settings: TrainRAFT) -> History:
 def _fit(job: Job) -> History:
     prompts = job.data.prompts
     assert prompts is not None
-    policy = job.drawing(job.policy)
-    return raft(policy, job.reward(), prompts, job.settings.raft, job.training(len(prompts)))
+    policy, reward, settings = job.drawing(job.policy), job.reward(), job.settings.raft
+    evaluation = job.reward_evaluation(reward, settings)
+    return raft(policy, reward, prompts, settings, job.training(len(prompts)), evaluation=evaluation)

@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from rlhf_lab.algorithms.ranker import Ranker, ranker
+from rlhf_lab.algorithms.ranker import Ranker, held_out_pairs, ranker
+from rlhf_lab.cli.train.data import Data
 from rlhf_lab.cli.train.runner import History, Job, no_adapters, run
 from rlhf_lab.cli.train.settings import Flat, PairSettings
 from rlhf_lab.rewards.ranker import PairwiseRanker
+from rlhf_lab.training import Evaluation
 
 READS = (
     "`model/` can be loaded with `rlhf_lab.rewards.ranker.PairwiseRanker.from_pretrained`. Give this folder to "
@@ -33,7 +35,13 @@ def train_ranker(settings: TrainRanker) -> History:
         assert job.data.pairs is not None
         trained.append(PairwiseRanker(job.policy.model, tokenizer=job.tokenizer, seed=settings.seed))
         pairs = job.data.pairs
-        return ranker(trained[0], pairs, settings.ranker, job.training(len(pairs)))
+
+        def measure(held: Data) -> Evaluation:
+            assert held.pairs is not None
+            return held_out_pairs(trained[0], held.pairs)
+
+        training, evaluation = job.training(len(pairs)), job.evaluation_of(measure)
+        return ranker(trained[0], pairs, settings.ranker, training, evaluation=evaluation)
 
     def save(job: Job, folder: Path) -> str:
         trained[0].save_pretrained(folder)

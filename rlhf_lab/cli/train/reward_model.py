@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from rlhf_lab.algorithms.reward_model import RewardModel, reward_model
+from rlhf_lab.algorithms.reward_model import RewardModel, held_out_pairs, reward_model
+from rlhf_lab.cli.train.data import Data
 from rlhf_lab.cli.train.runner import History, Job, no_adapters, run
 from rlhf_lab.cli.train.settings import Flat, PairSettings
 from rlhf_lab.rewards.language_model import LanguageModelReward
+from rlhf_lab.training import Evaluation
 
 READS = (
     "`model/` can be loaded with `rlhf_lab.rewards.language_model.LanguageModelReward.from_pretrained`. Give this "
@@ -36,7 +38,13 @@ def train_reward_model(settings: TrainRewardModel) -> History:
         assert job.data.pairs is not None
         trained.append(LanguageModelReward(job.policy.model, job.tokenizer))
         pairs = job.data.pairs
-        return reward_model(trained[0], pairs, settings.reward_model, job.training(len(pairs)))
+
+        def measure(held: Data) -> Evaluation:
+            assert held.pairs is not None
+            return held_out_pairs(trained[0], held.pairs)
+
+        training, evaluation = job.training(len(pairs)), job.evaluation_of(measure)
+        return reward_model(trained[0], pairs, settings.reward_model, training, evaluation=evaluation)
 
     def save(job: Job, folder: Path) -> str:
         trained[0].save_pretrained(folder)

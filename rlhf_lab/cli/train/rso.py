@@ -11,6 +11,7 @@ from typing import Annotated, ClassVar
 from rlhf_lab.algorithms.dpo import DPO, dpo
 from rlhf_lab.algorithms.rso import RSO, make_pairs
 from rlhf_lab.batch import Pairs
+from rlhf_lab.cli.train.dpo import pair_evaluation
 from rlhf_lab.cli.train.model_card import pairs_card
 from rlhf_lab.cli.train.pairs import save_pairs
 from rlhf_lab.cli.train.runner import History, Job, run
@@ -62,10 +63,15 @@ def _fit(job: Job) -> History:
     assert pairs is not None
     loss = DPO(settings.loss, settings.gamma if settings.gamma is not None else settings.beta)
     training = job.training(len(pairs))
+    if settings.source == "direct":
+        evaluation = pair_evaluation(job, reference if loss.needs_reference else None, loss)
+    else:
+        # The temperature and top_k of the settings are those of the candidates, which the reference samples.
+        evaluation = job.reward_evaluation(job.reward(), None, settings.beta, reference)
     if not loss.needs_reference:
-        return dpo(job.policy, None, pairs, loss, training, "rso")
+        return dpo(job.policy, None, pairs, loss, training, "rso", evaluation=evaluation)
     with job.reference_rows(reference, pairs) as known:
-        return dpo(job.policy, reference, pairs, loss, training, "rso", known)
+        return dpo(job.policy, reference, pairs, loss, training, "rso", known, evaluation)
 
 
 def _pairs(job: Job, reference: Policy) -> Pairs:

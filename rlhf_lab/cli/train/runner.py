@@ -7,6 +7,7 @@ output folder contains in the end:
     settings.yaml    the settings in the form that --config reads
     history.jsonl    loss and other numbers of the training
     checkpoints/     the states from which --resume continues; methods with rounds have one folder per round
+    best/            the same for the best measurement on held-out data
     model/           weights and tokenizer, for from_pretrained
     pairs/           preference pairs, if the method made some
     README.md        a model card
@@ -29,10 +30,21 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from rlhf_lab.algorithms import on_policy
 from rlhf_lab.batch import Pairs, Tokens
 from rlhf_lab.cli import yaml_config
 from rlhf_lab.cli.train import model_card, sampling_batch
-from rlhf_lab.cli.train.data import Data, Kind, check_data, data_mark, load_data, sample_pairs, token_limits
+from rlhf_lab.cli.train.data import (
+    Data,
+    Kind,
+    check_data,
+    data_mark,
+    held_out_of,
+    hold_out,
+    load_data,
+    sample_pairs,
+    token_limits,
+)
 from rlhf_lab.cli.train.reward import check_reward, frozen_start, load_reward
 from rlhf_lab.cli.train.settings import Common, PairSettings, record_of
 from rlhf_lab.errors import LabError, check_paths
@@ -53,7 +65,9 @@ from rlhf_lab.policies.lora import AdapterReference, LoraPolicy, check_lora_rank
 from rlhf_lab.policies.reference_cache import ReferenceRows, cached_reference_log_probs
 from rlhf_lab.policies.transformer.cuda_graph import check_cuda_device
 from rlhf_lab.policies.vllm import VllmSampler, check_vllm_installed
-from rlhf_lab.training import Training, checkpoint, distributed, memory, output_folder
+from rlhf_lab.randomness import Stream
+from rlhf_lab.training import Evaluation, Training, checkpoint, distributed, memory, output_folder
+from rlhf_lab.training.evaluation import PREFIX
 from rlhf_lab.training.loop import epoch_order
 
 History = list[dict[str, float]]
@@ -70,6 +84,8 @@ class Job:
         tokenizer: the tokenizer of the model.
         policy: π_θ, which is trained in place.
         data: data of the kind that the method needs.
+        held_out: data of the same kind that are not trained on, or None.
+        evaluation: what is measured on them, after `evaluation_of`.
         limits: maximum lengths of a prompt and of a response, in tokens.
         device: device of the policy.
         said: lines about the data for the model card.
@@ -83,12 +99,43 @@ class Job:
         tokenizer: Any,
         data: Data,
         limits: tuple[int, int],
+        held_out: Data | None = None,
     ) -> None:
         """Keep the arguments as attributes; the policy and the data give the others."""
         self.settings, self.method, self.policy, self.tokenizer, self.data = settings, method, policy, tokenizer, data
         self.limits = limits
         self.device = policy.device
-        self.said = list(data.said)
+        self.said = [*data.said, *(held_out.said if held_out is not None else [])]
+        self.held_out = held_out
+        self.evaluation: Evaluation | None = None
+
+    def evaluation_of(self, make: Callable[[Data], Evaluation]) -> Evaluation | None:
+        """Return the evaluation that `make` makes of the held-out data, or None without such data."""
+        self.evaluation = None if self.held_out is None else make(self.held_out)
+        return self.evaluation
+
+    def reward_evaluation(
+        self, reward: Reward, method: Any, beta: float | None = None, reference: Policy | None = None
+    ) -> Evaluation | None:
+        """Return the evaluation of the policy by the reward of its samples, or None without held-out prompts.
+
+        Args:
+            reward: scores (B, G).
+            method: settings of the method, whose `temperature` and `top_k` are used if it has them.
+            beta: β of the objective, or None for a method without one.
+            reference: π_ref, or None for the policy before training.
+        """
+
+        def make(held: Data) -> Evaluation:
+            assert held.prompts is not None
+            start = self.reference() if reference is None else reference
+            temperature, top_k = getattr(method, "temperature", 1.0), getattr(method, "top_k", None)
+            settings, policy = self.settings, self.drawing(self.policy)
+            return on_policy.held_out_rewards(
+                policy, start, reward, held.prompts, settings.seed, beta, settings.eval_samples, temperature, top_k
+            )
+
+        return self.evaluation_of(make)
 
     def reference(self) -> Policy:
         """Return π_ref, frozen: the model of `--reference`, or the policy itself before training.
@@ -233,18 +280,20 @@ def _run(
     settings = sampling_batch.with_sampling_batch(settings, sizes, limits)
     record = {**record_of(settings, method), **data_mark(settings)}
     _refuse_taken(out, record, settings.resume)
-    data = load_data(settings, kind, tokenizer, limits)
-    for line in data.said:
+    sampled = any(_samples_pairs(one) for one in (settings, held_out_of(settings)))
+    data, apart = load_data(settings, kind, tokenizer, limits), None
+    if not sampled:
+        data, apart = hold_out(settings, data, lambda other: load_data(other, kind, tokenizer, limits))
+    for line in [*data.said, *(apart.said if apart is not None else [])]:
         _say(settings, line)
     policy, tokenizer = _load_policy(settings, device, limits)
     held.enter_context(output_folder.claim_output(out, record, settings.resume))
     _write(out / "settings.yaml", f"# rlhf-lab train {method} --config THIS-FILE\n{yaml_config.write(settings)}")
     try:
         with memory.oom_hint(settings):
-            if settings.world is not None and isinstance(settings, PairSettings):
-                data = sample_pairs(settings, policy, tokenizer)
-                _say(settings, data.said[0])
-            job = Job(settings, method, policy, tokenizer, data, limits)
+            if sampled:
+                data, apart = _with_samples(settings, kind, data, policy, tokenizer, limits)
+            job = Job(settings, method, policy, tokenizer, data, limits, apart)
             history = fit(job)
     except LabError:
         _remove_unstarted(out)
@@ -253,9 +302,36 @@ def _run(
     return history
 
 
+def _samples_pairs(settings: Any) -> bool:
+    """Whether the pairs are sampled from the model: those of a world are."""
+    return isinstance(settings, PairSettings) and settings.world is not None
+
+
+def _with_samples(
+    settings: Common, kind: Kind, data: Data, policy: LanguageModelPolicy, tokenizer: Any, limits: tuple[int, int]
+) -> tuple[Data, Data | None]:
+    """Return the training data and the held-out data, of which at least one are pairs sampled in a world."""
+
+    def load(other: Any) -> Data:
+        if _samples_pairs(other):
+            return sample_pairs(other, policy, tokenizer, Stream.HELD_OUT_PAIRS)
+        return load_data(other, kind, tokenizer, limits)
+
+    said = list(data.said)
+    if isinstance(settings, PairSettings) and settings.world is not None:
+        data = sample_pairs(settings, policy, tokenizer)
+    data, held = hold_out(settings, data, load)
+    for line in [*data.said, *(held.said if held is not None else [])]:
+        if line not in said:
+            _say(settings, line)
+    return data, held
+
+
 def _check(settings: Any) -> tuple[Any, Any]:
     """Check data, reward, sampler and models before anything large is loaded; return the tokenizer and the config."""
     check_data(settings)
+    if (held_out := held_out_of(settings)) is not None:
+        check_data(held_out, settings.eval_split != "test")
     check_reward(settings)
     _check_sampler(settings)
     reference = getattr(settings, "reference", None)
@@ -297,6 +373,7 @@ def _save_result(
     if isinstance(job.policy, LoraPolicy):
         distributed.on_main_process(partial(job.policy.save_adapter, out / "adapters"))
     reads = _save(job, out / "model", save)
+    _save_best(job, save)
     _write(out / "history.jsonl", "".join(json.dumps(row) + "\n" for row in history))
     seconds = time.perf_counter() - start
     card = model_card.model_card(
@@ -304,6 +381,22 @@ def _save_result(
     )
     _write(out / "README.md", card)
     _say(settings, f"Done in {seconds:,.0f} s. The result is in {out / 'model'}.")
+
+
+def _save_best(job: Job, save: Callable[[Job, Path], str] | None) -> None:
+    """Write the model of the best held-out measurement. The weights in memory are then those of this model."""
+    evaluation, out = job.evaluation, job.settings.out
+    best = None if evaluation is None else evaluation.best
+    if evaluation is None or best is None:
+        return
+    if distributed.is_main_process():
+        best.load()
+    _save(job, out / "best", save)
+    value = best.row[PREFIX + evaluation.best_by]
+    job.say(
+        f"The best held-out {evaluation.best_by} is {value:.4g}, measured after {best.step} steps of {best.run}. The "
+        f"model of that moment is in {out / 'best'}."
+    )
 
 
 def _check_sampler(settings: Any) -> None:

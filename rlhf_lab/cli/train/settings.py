@@ -14,6 +14,7 @@ import tyro
 
 from rlhf_lab.errors import (
     Count,
+    LabError,
     Natural,
     NonNegative,
     Positive,
@@ -77,6 +78,21 @@ class Common:
     limit: Count | None = None
     """Use only this number of rows, the first usable ones. Data from the Hub are then streamed. For pairs of a world:
     the number of pairs to sample (default 1,000)."""
+    eval_data: str | None = None
+    """Held-out data, in the formats of `data`. The model is measured on them before, during and after training. The
+    folder best/ then contains the model of the best measurement."""
+    eval_split: str = "test"
+    """Split of `eval_data`."""
+    eval_limit: Count | None = None
+    """Use only this number of rows of `eval_data`, the first usable ones."""
+    eval_fraction: Annotated[float, Range(0, 1, exclusive_minimum=True, exclusive_maximum=True)] | None = None
+    """Hold out this fraction of the rows of `data`, between 0 and 1, in place of `eval_data`. `seed` decides which.
+    Rows with the same prompt stay together."""
+    eval_every: Count = 50
+    """Number of steps between two measurements on held-out data."""
+    patience: Count | None = None
+    """Stop early after this many measurements without a better one. Methods with rounds stop each round. Default: never
+    stop early."""
     seed: Seed = 0
     """Random seed of the run."""
     model_revision: str | None = None
@@ -124,9 +140,19 @@ class Common:
             refuse_unused(
                 self, ["reference_cache"], "for this method, which stores no log-probabilities of a reference"
             )
+        self._check_held_out()
         # Without `steps`, the number of steps depends on the data, so the warm-up is checked later.
         warmup = self.warmup if self.steps is not None else 0
         self.training(rows=1, warmup=warmup, out=None, resume=False, trackers=())
+
+    def _check_held_out(self) -> None:
+        if self.eval_data is not None and self.eval_fraction is not None:
+            raise LabError("eval_data and eval_fraction both say what is held out. Give only one of them.")
+        if self.eval_data is None:
+            refuse_unused(self, ["eval_split", "eval_limit"], "without eval_data")
+        if self.eval_data is None and self.eval_fraction is None:
+            unused = ["eval_every", "patience", "eval_samples"]
+            refuse_unused(self, unused, "without held-out data, which eval_data or eval_fraction gives")
 
     @property
     def world(self) -> str | None:
@@ -176,6 +202,8 @@ class SamplerSettings(Common):
     """Implementation of sampling. lab: the lab's own. graphs: the lab's own with CUDA graphs, on a GPU (experimental).
     vllm: the package vllm, on Linux with a GPU and one process (experimental). vllm samples other responses from the
     same distribution."""
+    eval_samples: Count = 4
+    """Number of responses that are sampled to each held-out prompt, whose rewards are measured."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rlhf_lab.algorithms.sft import sft
+from rlhf_lab.algorithms.sft import held_out_responses, sft
+from rlhf_lab.cli.train.data import Data
 from rlhf_lab.cli.train.runner import History, Job, run
 from rlhf_lab.cli.train.settings import Common
 from rlhf_lab.errors import Positive
+from rlhf_lab.training import Evaluation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,4 +31,9 @@ def train_sft(settings: TrainSFT) -> History:
 def _fit(job: Job) -> History:
     prompts, targets = job.data.prompts, job.data.targets
     assert prompts is not None and targets is not None
-    return sft(job.policy, prompts, targets, job.training(len(prompts)))
+
+    def measure(held: Data) -> Evaluation:
+        assert held.prompts is not None and held.targets is not None
+        return held_out_responses(job.policy, held.prompts, held.targets)
+
+    return sft(job.policy, prompts, targets, job.training(len(prompts)), evaluation=job.evaluation_of(measure))
