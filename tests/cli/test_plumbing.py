@@ -51,7 +51,7 @@ def settings_of(command: str, **changes: Any) -> Any:
     """Every option at a value that is not its default, but for these; three epochs of one row a step."""
     epochs = {"data_epochs" if "data_epochs" in wanted(command) else "epochs": 3.0} if "train" in command else {}
     usual = {"steps": None, "batch_size": 1, "accumulate": 1, "lora_rank": None, "lora_alpha": None, "lora_targets": ()}
-    usual |= {"precision": "fp32", "sampler": "lab", "trackers": (), "progress": False, **epochs}
+    usual |= {"precision": "fp32", "sampler": "lab", "trackers": (), "progress": False, "eval_data": None, **epochs}
     values = wanted(command)
     return from_words(command, {**values, **{k: v for k, v in usual.items() if k in values}, **changes})
 

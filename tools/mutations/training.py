@@ -15,37 +15,6 @@ MUTATIONS: list[Mutation] = [
         Mutation("sign", "early stopping: the worst counts as the best", "value if self.higher else -value", "-value"),
     ),
     *in_file(
-        "training/loop.py",
-        ["training/test_evaluation.py"],
-        Mutation(
-            "edge",
-            "early stopping: one measurement too long",
-            "evaluation.waited(self.history) < patience",
-            "evaluation.waited(self.history) <= patience",
-        ),
-        Mutation(
-            "data",
-            "early stopping: a resumed run measures a step again",
-            'all(row["step"] != step for row in evaluation.measured(self.history))',
-            "True",
-        ),
-        Mutation(
-            "data", "early stopping: the last state is not saved", "if fresh and out is not None:", "if out is None:"
-        ),
-        Mutation(
-            "data",
-            "the weights of each measurement replace the best ones",
-            "improved = evaluation.waited(self.history) == 0",
-            "improved = True",
-        ),
-        Mutation(
-            "mean",
-            "a measurement is the mean of its batches, whatever their sizes",
-            "size = float(len(rows) if weight is None else weight.sum())",
-            "size = 1.0",
-        ),
-    ),
-    *in_file(
         "training/config.py",
         ["training/test_training_config.py"],
         Mutation(
@@ -315,6 +284,37 @@ MUTATIONS: list[Mutation] = [
             "a second Ctrl-C waits for the step's end too",
             "if self._stop_asked:\n            raise KeyboardInterrupt",
             "if False:\n            raise KeyboardInterrupt",
+        ),
+    ),
+    *in_file(
+        "training/loop.py",
+        ["training/test_evaluation.py"],
+        Mutation(
+            "edge",
+            "early stopping: one measurement too long",
+            "evaluation.waited(self.history) < patience",
+            "evaluation.waited(self.history) <= patience",
+        ),
+        Mutation(
+            "data",
+            "early stopping: a resumed run measures a step again",
+            'all(row["step"] != step for row in evaluation.measured(self.history))',
+            "True",
+        ),
+        Mutation(
+            "data", "early stopping: the last state is not saved", "if fresh and out is not None:", "if out is None:"
+        ),
+        Mutation(
+            "data",
+            "the weights of each measurement replace the best ones",
+            "improved = evaluation.waited(self.history) == 0",
+            "improved = True",
+        ),
+        Mutation(
+            "mean",
+            "a measurement is the mean of its batches, whatever their sizes",
+            "size = float(len(rows) if weight is None else weight.sum())",
+            "size = 1.0",
         ),
     ),
     *in_file(

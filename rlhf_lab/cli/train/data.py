@@ -59,13 +59,22 @@ class Data:
             setattr(found, name, None if part is None else part[rows])
         return found
 
-    def rows(self) -> list[tuple[tuple[int, ...], str]]:
-        """Return the prompt of each row, and a text that is equal for rows with the same prompt and responses."""
+    def keys(self) -> list[tuple[bytes, bytes]]:
+        """Return two digests of each row: that of its prompt, and that of its prompt and responses."""
         prompts = self.prompts if self.pairs is None else self.pairs.prompts
         responses = self.targets if self.pairs is None else self.pairs.responses
         assert prompts is not None
-        both = zip(prompts.tolist(), prompts.tolist() if responses is None else responses.tolist(), strict=True)
-        return [(tuple(prompt), f"{prompt} {answers}") for prompt, answers in both]
+        found = []
+        for start in range(0, len(prompts), 4096):  # stored data are padded, part by part, when they are read
+            part = slice(start, start + 4096)
+            asked = prompts[part].tolist()
+            both = zip(asked, asked if responses is None else responses[part].tolist(), strict=True)
+            found += [(_digest(prompt), _digest([prompt, answers])) for prompt, answers in both]
+        return found
+
+
+def _digest(ids: Any) -> bytes:
+    return hashlib.blake2b(str(ids).encode(), digest_size=16).digest()
 
 
 def check_data(settings: Any, split_given: bool = True) -> None:
@@ -246,21 +255,21 @@ def hold_out(settings: Any, data: Data, load: Callable[[Any], Data]) -> tuple[Da
     if len(held) == 0:
         raise LabError(f"{other.data} gives no held-out data for this method. Give a file to --eval-data.")
     held.said = [f"held out: {line}" for line in held.said]
-    prompts, rows = (set(part) for part in zip(*data.rows(), strict=True))
-    known = [prompt in prompts for prompt, _ in held.rows()]
-    equal = [row in rows for _, row in held.rows()]
-    if any(known):
+    prompts, rows = (set(part) for part in zip(*data.keys(), strict=True))
+    theirs = held.keys()
+    known, equal = sum(prompt in prompts for prompt, _ in theirs), sum(row in rows for _, row in theirs)
+    if known:
         held.said.append(
-            f"Warning: of the {len(held):,} held-out rows, {sum(equal):,} are also in the training data, and "
-            f"{sum(known):,} have a prompt of the training data. Results on them are too good."
+            f"Warning: of the {len(held):,} held-out rows, {equal:,} are also in the training data, and "
+            f"{known:,} have a prompt of the training data. Results on them are too good."
         )
     return data, held
 
 
 def _split(data: Data, fraction: float, seed: int) -> tuple[Data, Data]:
     """Hold out a fraction of the rows at random. Rows with the same prompt stay together."""
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for row, (prompt, _) in enumerate(data.rows()):
+    groups: dict[bytes, list[int]] = {}
+    for row, (prompt, _) in enumerate(data.keys()):
         groups.setdefault(prompt, []).append(row)
     if len(groups) < 2:
         raise LabError(
