@@ -103,7 +103,7 @@ def draw(contrasts: Sequence[Contrast], columns: int = 3) -> Figure:
     from rlhf_lab.figures import style
 
     rows = -(-len(contrasts) // columns)
-    figure, grid = style.subplots(rows, columns, width=12.0, height=1.75 * rows + 0.8, squeeze=False)
+    figure, grid = style.subplots(rows, columns, width=10.5, height=1.75 * rows + 0.8, squeeze=False)
     for axes in grid.flat[len(contrasts) :]:
         axes.remove()
     for axes, contrast in zip(grid.flat, contrasts, strict=False):
@@ -149,5 +149,5 @@ def _panel(axes: Axes, contrast: Contrast) -> None:
         range(len(SCALES)), [n if s in contrast.intervals else f"({n})" for s, n in zip(SCALES, names, strict=True)]
     )
     axes.set_ylim(len(SCALES) - 0.5, -0.5)
-    words = "\n".join(textwrap.wrap(f"{contrast.claim}. {contrast.label}", 42))
+    words = "\n".join(textwrap.wrap(f"{contrast.claim}. {contrast.label}", 38))
     axes.set_title(re.sub(r"([πr])_(ref|r|φ)\b", r"$\1_{\\mathrm{\2}}$", words), loc="left", fontsize=10)

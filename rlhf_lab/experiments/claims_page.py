@@ -84,12 +84,12 @@ FOREST_ALTERNATIVE = (
 
 CLAIMS = """## The claims one by one
 
-Each section first says what the source reports, what we find, and why. The folded parts contain the rule with
-the commit that wrote it, the settings, what was changed after a first result, and for each scale all numbers,
-the figure, the rows and the command that runs it again. A command shows a progress bar and continues after an
-interruption. Learning rates were chosen by the same search for every method where a search was made
-(`search.csv`). Times were measured on one shared core and are upper bounds. This page is generated from the
-saved results (`make claims`).
+Each section first says what the source reports, what we find, and why. The folded parts have everything else. One part
+contains the rule with the commit that wrote it, the settings, and what was changed after a first result. The words of
+some rules were made clearer after their commit, without a change of what they decide. One part for each scale contains all numbers, the rows, and the command that runs the experiment again. A command shows a progress
+bar and continues after an interruption. Where learning rates were searched, every method had the same search
+(`search.csv`). Times were measured on one shared core and are upper bounds. This page is generated from the saved
+results (`make claims`).
 """
 
 
@@ -256,7 +256,8 @@ def _cell(result: Result | None) -> str:
 def _claim(claim: Claim, page: Path) -> str:
     experiment = claim.experiment
     outcomes = {scale: result.verdict.outcome for scale, result in claim.results.items()}
-    rule = f"**Rule, written before the run{commit_words(experiment.rule_commit, page.parents[1])}.** {experiment.rule}"
+    rule = f"**Rule, written before the run{commit_words(experiment.rule_commit, page.parents[1])}.** "
+    rule += experiment.rule.replace("π*", "π\\*")
     parts = [f"**The source.** {claim.filled('Source in detail')}", f"**Here.** {claim.filled('Experiment')}", rule]
     if "Redesigns" in claim.sections:
         parts.append(f"**Changed after a first result.**\n\n{claim.sections['Redesigns']}")

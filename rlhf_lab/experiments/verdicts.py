@@ -54,6 +54,11 @@ OUTCOMES: tuple[str, ...] = get_args(Outcome)
 Number = Interval | float
 """An estimate with its interval, or an exact number."""
 
+BY_PARTS = (
+    "The claim is supported if all parts are true and partly supported if some are. It is not supported if none is "
+    "true and some are false, and inconclusive if all are open."
+)
+"""What `outcome_of` decides, as a part of a rule's text."""
 SECTIONS = ("Finding", "Explanation", "Figure")
 
 

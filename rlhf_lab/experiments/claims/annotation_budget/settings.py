@@ -25,20 +25,24 @@ RATIOS = (1.0, 3.0, 10.0, 30.0)
 SHARES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 """Shares of the budget that are spent on demonstrations."""
 
-RULE = (
-    f"This is a question, so it has an answer and no verdict. It counts as answered on a scale if three comparisons "
-    f"are decided, whichever way. Bandit and tree: (1) Does the closed form predict the regret? At the largest N, N · "
-    f"regret relative to its limit, for pairs from the best design, equals 1 within {MARGIN:.0%} (the interval lies "
-    f"within the margin) or differs (it lies outside). (2) Does a policy that does not know the rewards need more than "
-    f"{MAX_RATIO:g} times the labels of the best design, which knows them? (3) Do random pairs from π_ref need more "
-    f"than {MAX_RATIO:g} times as many? (2) and (3) are medians over worlds with bootstrap intervals, which lie below "
-    f"or above {MAX_RATIO:g}. Each interval has the level 1 − 5%/3. Language model: at equal cost, J = reward − β KL "
-    f"of three strategies minus that of DPO on random pairs from π_ref: pairs on which two reward models differ, four "
-    f"rounds, and half of the money on demonstrations. The t intervals over seeds are corrected by Holm's procedure at "
-    f"95%. A comparison is decided if its interval excludes 0 or lies within ±{TIE:g}, which is a tie. If a comparison "
-    f"is open, the question is inconclusive on that scale."
-)
-"""What was changed after a first result, and why."""
+RULE = f"""This is a question, so it has an answer and no verdict. It is answered on a scale if three comparisons are
+decided, whichever way. If a comparison is open, the question is inconclusive on that scale. On the bandit and the
+tree they are:
+
+- Does the closed form predict the regret? It does if N times the regret, divided by its limit, is 1 within
+  {MARGIN:.0%} at the largest N, with pairs from the best design. The comparison is decided if the interval lies
+  within this margin or outside it.
+- Does a policy that does not know the rewards need more than {MAX_RATIO:g} times the labels of the best design, which
+  knows them?
+- Do random pairs from π_ref need more than {MAX_RATIO:g} times as many labels as the best design?
+
+The last two are medians over worlds with bootstrap intervals, and each is decided if its interval excludes
+{MAX_RATIO:g}. Each of the three intervals has the level 1 − 5%/3.
+
+On the language model three strategies are compared with DPO on random pairs from π_ref by J, at equal cost. They are
+pairs on which two reward models differ, four rounds of labels, and half of the money on demonstrations. The t
+intervals over seeds are corrected by Holm's procedure at 95%. A comparison is decided if its interval excludes 0 or
+lies within ±{TIE:g}, which is a tie."""
 
 
 @dataclass(frozen=True, init=False, kw_only=True)

@@ -7,22 +7,23 @@ from typing import ClassVar
 
 from rlhf_lab.errors import LabError, Natural, Positive
 from rlhf_lab.experiments.settings import Defaults, PerScale, Settings
+from rlhf_lab.experiments.verdicts import BY_PARTS
 
 MARGIN = 0.1
 """DPO saves memory if it needs less than PPO by more than this share."""
 
-RULE = (
-    f"The claim has three parts. Easy to train: DPO samples no response during training, and PPO does. Saves memory: "
-    f"the interval of the ratio of DPO's memory to PPO's lies below {1 - MARGIN:g}; this part is false if the interval "
-    f"lies above. On text this is the measured peak; on finite worlds it is the size of networks, gradients and Adam's "
-    f"moments, which is exact. Mixed results: at the end of training DPO's J is higher than that of one of PPO and RSO "
-    f"and lower than that of the other; this part is false if it is higher than both or lower than both. The "
-    f"differences in J are paired within seeds, and the two differences and the logarithm of the ratio have t "
-    f"intervals over seeds, corrected for three comparisons by Holm's procedure at 95%. A part that is neither true "
-    f"nor false is open. Supported if all three parts are true; partly supported if some are; not supported if none is "
-    f"true and some are false; inconclusive if all are open. The other methods are reported and do not decide."
-)
-"""What was changed after a first result, and why."""
+RULE = f"""The claim has three parts.
+
+- Easy to train: DPO samples no response during training, and PPO does.
+- Saves memory: the ratio of DPO's memory to PPO's has an interval below {1 - MARGIN:g}. The part is false if the
+  interval lies above. On text the memory is the measured peak. On the bandit and the tree it is the size of networks,
+  gradients and Adam's moments, which is exact.
+- Mixed results: at the end of training the J of DPO is higher than that of one of PPO and RSO and lower than that of
+  the other. The part is false if it is higher than both or lower than both.
+
+The differences in J are taken within seeds. They and the logarithm of the memory ratio have t intervals over seeds,
+corrected for three comparisons by Holm's procedure at 95%. A part that is neither true nor false is open. {BY_PARTS}
+The other methods are reported and do not decide."""
 
 
 @dataclass(frozen=True, init=False, kw_only=True)

@@ -13,16 +13,15 @@ BUDGETS = 9
 JUDGED = (3, 6, 9)
 """The budgets, counted from 1, that decide: a third, two thirds and all of the largest √KL of both methods."""
 
-RULE = (
-    f"A method's frontier in a seed is the concave envelope of its points and π_ref. DPO's lead is its reward minus "
-    f"PPO's at the same KL budget, taken within the seed. Three budgets decide: a third, two thirds and all of the "
-    f"largest √KL that both methods reach in all seeds. The intervals of the three leads are t intervals over seeds, "
-    f"corrected by Holm's procedure at 95%. DPO is ahead at a budget if the interval lies above 0 and behind if it "
-    f"lies below. The claim is supported if DPO is ahead at all three budgets, partly supported if it is ahead at some "
-    f"of them, not supported if it is ahead at none and behind at some, and otherwise inconclusive. The leads at all "
-    f"{BUDGETS} budgets of the picture have 95% intervals of their own and do not decide."
-)
-"""What was changed after a first result, and why."""
+RULE = f"""In each seed the frontier of a method is the concave envelope of its points and π_ref. The lead of DPO at a
+KL budget is its reward minus that of PPO at the same budget and in the same seed. Three budgets decide. Their √KL is
+one third, two thirds and all of the largest √KL that both methods reach in all seeds. The leads have t intervals over
+seeds, corrected for three comparisons by Holm's procedure at 95%. DPO is ahead at a budget if the interval lies above
+0, and behind if it lies below.
+
+The claim is supported if DPO is ahead at all three budgets and partly supported if it is ahead at some. It is not
+supported if DPO is ahead at none and behind at some, and otherwise it is inconclusive. The picture shows {BUDGETS}
+budgets with uncorrected 95% intervals, which do not decide."""
 
 
 @dataclass(frozen=True, init=False, kw_only=True)

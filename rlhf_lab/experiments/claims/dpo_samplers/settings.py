@@ -18,15 +18,17 @@ TARGET = 1e-4
 CONSECUTIVE = 10
 """The regret is stored at each of the first so many exact steps, from which the order of convergence is computed."""
 
-RULE = (
-    f"Three comparisons are made within worlds, each by the mean of a log ratio, and their intervals are corrected by "
-    f"Holm's procedure. The first is the number of exact gradient steps to {TARGET:g} of the regret of π_ref, mixture "
-    f"over uniform; a run that does not get there counts with all its steps. The second is the regret after rounds of "
-    f"labels with a fit in each round, pairs of the current policy over pairs of π_ref. The third is the regret after "
-    f"gradient steps on sampled labels, mixture over uniform. A comparison counts for the claim if its interval is "
-    f"below zero, and against it if the interval is above. Supported if all count for it, partly supported if some do, "
-    f"not supported if none does and one counts against it, otherwise inconclusive."
-)
+RULE = f"""Three comparisons are made within worlds. Each is the mean of a log ratio, and their intervals are
+corrected by Holm's procedure.
+
+- Exact gradient steps until the regret is {TARGET:g} of that of π_ref: the mixture over uniform pairs. A run that
+  does not get there counts with all its steps.
+- The regret after rounds of labels with a fit in each round: pairs of the current policy over pairs of π_ref.
+- The regret after gradient steps on sampled labels: the mixture over uniform pairs.
+
+A comparison counts for the claim if its interval is below zero, and against it if the interval is above zero. The
+claim is supported if all count for it and partly supported if some do. It is not supported if none does and one
+counts against it, and otherwise it is inconclusive."""
 
 
 @dataclass(frozen=True, init=False, kw_only=True)

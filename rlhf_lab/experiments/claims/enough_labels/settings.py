@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from rlhf_lab.errors import LabError, Natural, Positive
 from rlhf_lab.experiments.settings import Defaults, PerScale, Settings
+from rlhf_lab.experiments.verdicts import BY_PARTS
 
 MARGIN = 0.1
 """Margin within which the slope must equal −1 and the ratio of regret and limit must equal 1."""
@@ -17,19 +18,21 @@ MAX_LEFT = 0.1
 
 DECADES = (100, 300, 1000, 3000, 10_000, 30_000, 100_000)
 
-RULE = (
-    f"The claim has two or three parts. Bandit and tree: (1) the slope of a table's log regret in log N, over the last "
-    f"factor of {SLOPE_RANGE:g}, equals −1 within {MARGIN:.0%}; (2) N · regret / limit at the largest N equals 1 "
-    f"within {MARGIN:.0%}. These two are true if the interval lies within the margin and false if it lies outside. "
-    f"Tree also: (3) the transformer's regret, when training is stopped by held-out labels, falls from its smallest to "
-    f"its largest N. Text: (1) J rises and (2) the estimated regret falls from the smallest to the largest N, and (3) "
-    f"less than {MAX_LEFT:.0%} of the way from π_ref to π* remains at the largest N. These are true if the whole "
-    f"interval lies on the claimed side and false if it lies on the other side; (2) and (3) are open where the "
-    f"estimate is not trusted in all runs at the largest N. Differences are paired within seeds, and the t intervals "
-    f"of all parts hold together at 95%. Supported if all parts are true; partly supported if some are; not supported "
-    f"if none is true and some are false; inconclusive if all are open."
-)
-"""What was changed after a first result, and why."""
+RULE = f"""The parts of the claim depend on the scale. N is the number of labels.
+
+- Bandit and tree, part 1: the slope of a table's log regret in log N is −1 within {MARGIN:.0%}, over the last factor
+  of {SLOPE_RANGE:g} in N.
+- Bandit and tree, part 2: N times the regret, divided by its theoretical limit, is 1 within {MARGIN:.0%} at the
+  largest N.
+- Tree, part 3: the regret of a transformer falls from the smallest to the largest N, if held-out labels stop its
+  training.
+- Text, parts 1 and 2: from the smallest to the largest N, J rises and the estimated regret falls.
+- Text, part 3: at the largest N less than {MAX_LEFT:.0%} of the way from π_ref to π* remains.
+
+A part with a margin is true if its interval lies within the margin, and false if it lies outside. Any other part is
+true if the whole interval lies on the claimed side, and false if it lies on the other side. Otherwise a part is open.
+On text, parts 2 and 3 are also open if the estimate of the regret is not trusted in all runs at the largest N.
+Differences are paired within seeds. The t intervals of all parts hold together at 95%. {BY_PARTS}"""
 
 
 @dataclass(frozen=True, init=False, kw_only=True)

@@ -23,25 +23,27 @@ TEXT_STRATEGIES = {
 }
 """Text: the strategies that are compared under each change."""
 
-RULE = (
-    f"Fresh labels in every round are compared with as many labels of π_ref's responses at the start, within seeds. "
-    f"Bandit and tree, by the mean regret of a round, in three cases: (1) preferences drift by the largest tested "
-    f"turn, and the fresh labels are the newest ones of π_ref's responses, in the closed form's window; (2) the policy "
-    f"itself moves, as in the cited work, and the fresh labels are all those of its own responses so far; (3) the same "
-    f"with a reward model that is too small for the reward. Text, by J averaged over the rounds, in two cases: "
-    f"preferences drift, with the newest labels of the policy's own responses; and only the policy moves, with all "
-    f"labels of its own responses. The intervals are t intervals over seeds, corrected for the number of cases by "
-    f"Holm's procedure at 95%. Fresh labels are better in a case if the interval of the difference lies on their side "
-    f"of 0, and worse if it lies on the other side. Supported if they are better in all cases; partly supported if in "
-    f"some; not supported if better in none and worse in some; otherwise inconclusive. Smaller drifts, changes of "
-    f"prompts and the closed form do not decide. The closed form counts as met if simulated regret over closed form, "
-    f"at its best window and with the larger number of labels, equals 1 within {CLOSED_FORM:.0%} (its 95% interval "
-    f"lies within this margin), and as missed if the interval lies outside."
-)
+RULE = f"""Fresh labels in every round are compared within seeds with as many labels of π_ref's responses at the
+start. On the bandit and the tree the mean regret of a round is compared in three cases.
+
+- Case 1: preferences drift by the largest tested turn. The fresh labels are the newest ones of π_ref's responses, in
+  the window of the closed form.
+- Case 2: the policy itself moves, as in the cited work. The fresh labels are all labels of its responses until then.
+- Case 3: as case 2, with a reward model that is too small for the reward.
+
+On text J, averaged over the rounds, is compared in two cases. In the first preferences drift, and the fresh labels
+are the newest ones of the policy's responses. In the second only the policy moves, and the fresh labels are all
+labels of its responses.
+
+The differences have t intervals over seeds, corrected for the number of cases by Holm's procedure at 95%. In a case
+fresh labels are better if the interval lies on their side of 0, and worse if it lies on the other side. The claim is
+supported if they are better in all cases and partly supported if in some. It is not supported if they are better in
+none and worse in some, and otherwise it is inconclusive. Smaller drifts, changes of prompts and the closed form do
+not decide. The closed form is met if the simulated regret divided by it is 1 within {CLOSED_FORM:.0%}, at its best
+window and with the larger number of labels. It is missed if the 95% interval lies outside this margin."""
 
 _TURNS = (0.0, 0.1, 0.2, 0.4, 0.8, 1.2, math.pi / 2)
 _WINDOWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
-"""What was changed after a first result, and why."""
 
 
 @dataclass(frozen=True, init=False, kw_only=True)

@@ -13,23 +13,25 @@ MARGIN = 0.1
 REACH = 0.9
 """Share of the proxy's optimum that a trajectory must reach before it can be said to stay high."""
 
-RULE = (
-    f"Two trajectories are judged with the fewest labels, those of best-of-n and of PPO, which are the source's. A "
-    f"trajectory turns if the gold reward falls and the proxy reward rises from the peak of the gold reward to the "
-    f"end, with both intervals over seeds above zero. The peak is that of the mean over the other seeds, so that it is "
-    f"not selected on the seed whose fall is measured. A trajectory stays high if its proxy reward ends at {REACH:.0%} "
-    f"or more of the maximum and the interval of its fall ends below {MARGIN:.0%} of what the gold reward gained. "
-    f"Otherwise it is open. The maximum is the largest proxy reward of any trajectory of the seed; on the exact scales "
-    f"this is the optimum of the proxy. The third comparison is the shift of the peak: √KL at the peak with the most "
-    f"labels minus that with the fewest, mean over the two methods. The intervals of both falls and of the shift are t "
-    f"intervals over seeds, corrected for three comparisons by Holm's procedure at 95%. Supported if both trajectories "
-    f"turn and the peak shifts up; partly supported if some of the three are true; not supported if none is true and a "
-    f"trajectory stays high or the peak shifts down; inconclusive if all three are open. On the exact scales this is "
-    f"judged where the source's conditions hold: the reward model extrapolates from features, and the gold reward "
-    f"saturates. The other reward models, DPO and RSO are reported and do not decide."
-)
+RULE = f"""The rule judges the trajectories of best-of-n and of PPO with the fewest labels. On the bandit and the tree
+they are taken from the world in which the source's conditions hold: the reward model extrapolates from features, and
+the gold reward saturates.
 
-"""What was changed after a first result, and why."""
+- A trajectory turns if the gold reward falls and the proxy reward rises from the peak of the gold reward to the end,
+  with both intervals above zero. The peak of a seed is that of the mean over the other seeds, so that it is not
+  selected on the seed whose fall is measured.
+- A trajectory stays high if its proxy reward ends at {REACH:.0%} or more of its maximum, and the interval of the fall
+  ends below {MARGIN:.0%} of what the gold reward had gained. The maximum is the largest proxy reward of any
+  trajectory of the seed, which on the bandit and the tree is that of the proxy's optimum.
+- Otherwise a trajectory is open.
+
+The third comparison is the shift of the peak, which is √KL at the peak with the most labels minus that with the
+fewest labels, averaged over the two methods. Both falls and the shift have t intervals over seeds, corrected for
+three comparisons by Holm's procedure at 95%.
+
+The claim is supported if both trajectories turn and the peak shifts up, and partly supported if some of these three
+are true. It is not supported if none is true, and a trajectory stays high or the peak shifts down. It is inconclusive
+if all three are open. The other reward models, DPO and RSO are reported and do not decide."""
 
 
 @dataclass(frozen=True, init=False, kw_only=True)

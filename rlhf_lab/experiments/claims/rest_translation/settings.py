@@ -7,22 +7,22 @@ from typing import ClassVar
 
 from rlhf_lab.errors import LabError, Natural, NonNegative, check_beta
 from rlhf_lab.experiments.settings import Defaults, PerScale, Settings
+from rlhf_lab.experiments.verdicts import BY_PARTS
 
 LOSSES = ("weighted", "raft", "dpo")
 """Losses that replace the filter on the same samples: SFT weighted by exp(r/β), SFT on each prompt's best, and DPO."""
 FRONTIER = (0.0, 0.03, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0)
 """Shares of the KL of the last filter's limit at which π* of the reward model is evaluated."""
 
-RULE = (
-    "The claim has three parts. Each is a difference in r_φ, the reward that ReST filters by, paired within seeds. (1) "
-    "The last Improve step of the first Grow step minus SFT on all samples. (2) The end of the second Grow step minus "
-    "the end of the first. (3) The end of the second Grow step minus PPO. The intervals are t intervals over seeds, "
-    "corrected for three comparisons by Holm's procedure at 95%. A part is true if its interval lies above 0 and false "
-    "if it lies below. Supported if all three parts are true; partly supported if some are; not supported if none is "
-    "true and some are false; inconclusive if all are open. The same differences in the gold reward, the other losses "
-    "and the limit of the filter are reported and do not decide."
-)
-"""What was changed after a first result, and why."""
+RULE = f"""The claim has three parts. Each is a difference within seeds in r_φ, the reward by which ReST filters.
+
+- Part 1: the last Improve step of the first Grow step minus SFT on all samples.
+- Part 2: the end of the second Grow step minus the end of the first.
+- Part 3: the end of the second Grow step minus PPO.
+
+The differences have t intervals over seeds, corrected for three comparisons by Holm's procedure at 95%. A part is
+true if its interval lies above 0, false if it lies below, and otherwise open. {BY_PARTS} The same differences in the
+gold reward, the other losses and the limit of the filter are reported and do not decide."""
 
 
 @dataclass(frozen=True, init=False, kw_only=True)

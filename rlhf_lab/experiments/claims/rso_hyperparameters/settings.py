@@ -15,17 +15,19 @@ from rlhf_lab.preferences import Pairing
 SFT = math.inf
 """β of the sampler at which no candidate is rejected, which is sft-sample-rank."""
 
-RULE = (
-    "The rule makes three comparisons of the paper's Figure 3 by its metric, the win rate by the reward model. They "
-    "are paired within seeds, and their intervals are corrected for their number (Holm, 95% for the family). In the "
-    "paper's cell (γ = 0.05, hard labels, the reward model with many labels, short training) they are (1) β = 0.5 "
-    "against β = 0 and (2) β = 0.5 against β = 5. After long training on sampled labels it is (3) γ = 0.05 against γ = "
-    "0.5 at β = 0.5, because with hard labels or short training both values of γ end at the same KL and nothing would "
-    "be tested. The claim is supported if at least two intervals are above zero and none is below. It is not supported "
-    "if at least two are below zero and none is above. It is inconclusive if at most one interval excludes zero, and "
-    "otherwise partly supported. Wins by the judge and by the gold reward, J, all other cells, and the rows of Table 2 "
-    "are reported without a verdict."
-)
+RULE = """The rule makes three comparisons of the paper's Figure 3 by its metric, the win rate by the reward model.
+They are made within seeds, and their t intervals are corrected by Holm's procedure at 95%.
+
+- Comparison 1: β = 0.5 minus β = 0 of the sampler, in the paper's cell (γ = 0.05, hard labels, the reward model with
+  many labels, short training).
+- Comparison 2: β = 0.5 minus β = 5 of the sampler, in the same cell.
+- Comparison 3: γ = 0.05 minus γ = 0.5 of the loss, at β = 0.5, after long training on sampled labels. With hard
+  labels or short training both values of γ lead to the same KL, so nothing would be tested.
+
+The claim is supported if at least two intervals are above zero and none is below. It is not supported if at least two
+are below zero and none is above. It is inconclusive if at most one interval excludes zero, and otherwise partly
+supported. Wins by the judge and by the gold reward, J, all other cells, and the rows of Table 2 are reported and do
+not decide."""
 
 
 @dataclass(frozen=True)

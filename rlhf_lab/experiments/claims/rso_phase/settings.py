@@ -11,15 +11,15 @@ from rlhf_lab.experiments.settings import Defaults, PerScale, Settings
 CELL = (0.1, 0.5)
 """The rule reads the cell with this share of misfit, and with RSO's β."""
 
-RULE = (
-    f"The rule compares the regret of DPO's limit with pairs from π_r and with pairs from π_ref within worlds, at a "
-    f"misfit of {CELL[0]:.0%} of the reward's variance and β = γ = {CELL[1]:g}, for three kinds of misfit: independent "
-    f"noise, a saturating and an accelerating reward. The three intervals of the mean log ratio of regrets are "
-    f"corrected by Holm's procedure. A kind counts for the claim if its interval is below zero, and against it if the "
-    f"interval is above. Supported if all three count for it, partly supported if some do, not supported if none does "
-    f"and one counts against it, otherwise inconclusive. The intervals of the whole map are corrected for the number "
-    f"of its cells; the outcome does not depend on them."
-)
+RULE = f"""The rule compares the regret of DPO's limit with pairs from π_r and with pairs from π_ref within worlds. It
+does so at β = γ = {CELL[1]:g}, for a policy class that misses {CELL[0]:.0%} of the reward's variance, and for three
+kinds of misfit: independent noise, a saturating reward and an accelerating reward. The mean log ratio of the two
+regrets has one interval for each kind, and the three intervals are corrected by Holm's procedure. A kind counts for
+the claim if its interval is below zero, and against it if the interval is above zero.
+
+The claim is supported if all three kinds count for it and partly supported if some do. It is not supported if none
+does and one counts against it, and otherwise it is inconclusive. The intervals of the whole map are corrected for the
+number of its cells and do not decide."""
 
 
 @dataclass(frozen=True, init=False, kw_only=True)

@@ -10,17 +10,19 @@ from rlhf_lab.experiments.rso_common import LOSSES, SOURCES, Cell, cells
 from rlhf_lab.experiments.settings import Defaults, PerScale, Settings
 from rlhf_lab.experiments.setup_text import UNITS
 
-RULE = (
-    "The rule compares win rates by the judge in the paper's cell, with the loss sigmoid-norm and paired within seeds. "
-    "The paper's cell has γ = 0.05, hard labels, the reward model with many labels, and short training. Three "
-    "comparisons are made, and their intervals are corrected for their number (Holm, 95% for the family). The main one "
-    "is (1) rso-sample-rank against sft-sample-rank. The others are (2) sft-sample-rank against direct and (3) "
-    "rso-sample-rank against RAFT. The claim is supported if interval 1 is above zero and no other interval is below "
-    "zero. It is not supported if interval 1 is below zero and no other interval is above zero. It is partly supported "
-    "if interval 1 excludes zero and another interval lies on the other side of zero, and inconclusive if interval 1 "
-    "contains zero. Wins by the gold reward and by the reward model, J, and all other cells are reported without a "
-    "verdict. With several tasks the rule is applied to each, and the claim is partly supported if they differ."
-)
+RULE = """The rule compares win rates by the judge in the paper's cell, with the loss sigmoid-norm and within seeds.
+The paper's cell has γ = 0.05, hard labels, the reward model with many labels, and short training. The three
+comparisons have t intervals over seeds, corrected by Holm's procedure at 95%.
+
+- Comparison 1, the main one: rso-sample-rank minus sft-sample-rank.
+- Comparison 2: sft-sample-rank minus direct.
+- Comparison 3: rso-sample-rank minus RAFT.
+
+The claim is supported if interval 1 is above zero and no other interval is below zero. It is not supported if
+interval 1 is below zero and no other interval is above zero. It is partly supported if interval 1 excludes zero and
+another interval lies on the other side of zero. It is inconclusive if interval 1 contains zero. With several tasks
+the rule is applied to each, and the claim is partly supported if the tasks differ. Wins by the gold reward and by the
+reward model, J, and all other cells are reported and do not decide."""
 
 
 @dataclass(frozen=True)

@@ -18,15 +18,18 @@ MANY = ("rm ref M", "rm r M", "gold ref M", "gold star M")
 INFINITE = ("rm ref inf", "rm r inf", "gold ref inf", "gold star inf")
 FEW = ("rm ref N", "gold r N", "gold star N")
 
-RULE = (
-    "The rule compares J with pairs from π_r and with pairs from π_ref, paired within seeds. In both cases r_φ labels "
-    "M pairs. The claim is supported if the 95% interval of the gain is above zero for the full and for the limited "
-    "policy, and partly supported if it is for one of them. It is not supported if it is for neither and the interval "
-    "of at least one is below zero. Otherwise it is inconclusive. Three explanations are measured in the same way, and "
-    "each helps, hurts or is undecided by its intervals. Additional labels: the gain from N gold labels to M labels of "
-    "r_φ. Limited capacity: the gain that remains with infinitely many pairs; on text, the gain of the limited policy "
-    "minus that of the full one. Statistics: the rest of the gain."
-)
+RULE = """The rule compares J with pairs from π_r and J with pairs from π_ref within seeds. In both cases r_φ labels M
+pairs. The claim is supported if the 95% interval of the gain is above zero for the full and for the limited policy,
+and partly supported if it is above zero for one of them. It is not supported if it is above zero for neither and
+below zero for at least one. Otherwise it is inconclusive.
+
+Three explanations are measured in the same way. Each helps if its interval is above zero, hurts if it is below, and
+is undecided otherwise.
+
+- Additional labels: the gain from N gold labels to M labels of r_φ.
+- Limited capacity: the gain that remains with infinitely many pairs. On text it is the gain of the limited policy
+  minus that of the full policy.
+- Statistics: the rest of the gain."""
 
 
 @dataclass(frozen=True, init=False, kw_only=True)

@@ -11,16 +11,17 @@ from rlhf_lab.experiments.settings import Defaults, PerScale, Settings
 COMPARED = 8
 """Draws of π_ref per response at which the methods are compared. The paper's RSO accepts 8 of 64 candidates."""
 
-RULE = (
-    f"Three comparisons are made within worlds, and their intervals are corrected by Holm's procedure. The first is "
-    f"the slope of log KL(π‖π*) in log n for soft best-of-n, over the largest numbers of candidates, which is compared "
-    f"with −1, the rate that the source proves. The second is the logarithm of the regret of soft best-of-{COMPARED} "
-    f"over that of best-of-{COMPARED}. The third is the logarithm of the regret of RSO, which accepts {COMPARED} of "
-    f"{COMPARED * COMPARED} candidates, over that of soft best-of-{COMPARED}, which takes as many draws of π_ref per "
-    f"response. A comparison counts for the claim if its interval is below the value compared with (−1, or 0 for a "
-    f"logarithm), and against it if the interval is above. Supported if all count for it, partly supported if some do, "
-    f"not supported if none does and one counts against it, otherwise inconclusive."
-)
+RULE = f"""Three comparisons are made within worlds, and their intervals are corrected by Holm's procedure.
+
+- The slope of log KL(π‖π*) in log n for soft best-of-n, over the largest numbers of candidates. It is compared with
+  −1, the rate that the source proves.
+- The logarithm of the regret of soft best-of-{COMPARED} divided by that of best-of-{COMPARED}, compared with 0.
+- The logarithm of the regret of RSO divided by that of soft best-of-{COMPARED}, compared with 0. RSO accepts
+  {COMPARED} of {COMPARED * COMPARED} candidates, so both take as many draws of π_ref for each response.
+
+A comparison counts for the claim if its interval is below the value compared with, and against it if the interval is
+above. The claim is supported if all count for it and partly supported if some do. It is not supported if none does
+and one counts against it, and otherwise it is inconclusive."""
 
 
 @dataclass(frozen=True, init=False, kw_only=True)

@@ -7,23 +7,23 @@ from typing import ClassVar
 
 from rlhf_lab.errors import LabError, Natural, NonNegative, Positive
 from rlhf_lab.experiments.settings import Defaults, PerScale, Settings
+from rlhf_lab.experiments.verdicts import BY_PARTS
 
 TIE = 0.03
 """Two win rates tie if the interval of their difference lies within ± this. The paper's DPO leads PPO by 0.047."""
 
-RULE = (
-    f"The claim has three parts. Each is a difference of win rates by the gold reward, taken within a seed: (a) the "
-    f"win rate of DPO at temperature 0 minus that of PPO at its best temperature; (b) PPO's fall from temperature 0 "
-    f"to 1 minus DPO's; (c) the win rate of DPO at its best temperature minus that of best-of-n at its best n and "
-    f"temperature. “Best” is the maximum of the mean over the other seeds, so that no method gains from being selected "
-    f"on the seed that is measured. The intervals are t intervals over seeds, corrected for three parts by Holm's "
-    f"procedure at 95%. On finite worlds each seed has a world of its own, and on text each seed has test prompts of "
-    f"its own, so the intervals contain the error of the prompts too. A part is true if its interval lies above 0. It "
-    f"is false if the interval lies below 0, or within ±{TIE:.0%}, which is a tie. Otherwise it is open. Supported if "
-    f"all three parts are true; partly supported if some are; not supported if none is true and at least one is false; "
-    f"inconclusive if all three are open."
-)
-"""What was changed after a first result, and why."""
+RULE = f"""The claim has three parts. Each is a difference of win rates by the gold reward, taken within a seed.
+
+- (a) The win rate of DPO at temperature 0 minus that of PPO at its best temperature.
+- (b) The fall of PPO's win rate from temperature 0 to temperature 1 minus the fall of DPO's.
+- (c) The win rate of DPO at its best temperature minus that of best-of-n at its best n and temperature.
+
+The best n and temperature of a seed are those with the highest mean over the other seeds, so that no method gains
+from a selection on the seed that is measured. The differences have t intervals over seeds, corrected for three
+comparisons by Holm's procedure at 95%. On the bandit and the tree every seed has a different world. On text every
+seed has different test prompts, so the intervals include the error that comes from the choice of prompts. A part is
+true if its interval lies above 0. It is false if the interval lies below 0, or within ±{TIE:.0%}, which is a tie.
+Otherwise it is open. {BY_PARTS}"""
 
 
 @dataclass(frozen=True, init=False, kw_only=True)
