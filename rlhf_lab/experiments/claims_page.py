@@ -84,10 +84,11 @@ FOREST_ALTERNATIVE = (
 
 CLAIMS = """## The claims one by one
 
-Each section first says what the source reports, what we find, and why. The folded parts have everything else. One part
-contains the rule with the commit that wrote it, the settings, and what was changed after a first result. The words of
-some rules were made clearer after their commit, without a change of what they decide. One part for each scale contains all numbers, the rows, and the command that runs the experiment again. A command shows a progress
-bar and continues after an interruption. Where learning rates were searched, every method had the same search
+Each section first says what the source reports, what we find, and why. The folded parts have everything else. One
+part contains the rule with the commit that wrote it, the settings, and what was changed after a first result. The
+words of some rules were made clearer after their commit, without a change of what they decide. One part for each
+scale contains all numbers, the rows, and the command that runs the experiment again. A command shows a progress bar
+and continues after an interruption. Where learning rates were searched, every method had the same search
 (`search.csv`). Times were measured on one shared core and are upper bounds. This page is generated from the saved
 results (`make claims`).
 """
