@@ -127,7 +127,7 @@ def test_the_forest_plot_shows_the_intervals_that_the_rule_compares(claim):
 
 def test_kept_results_are_small():
     size = sum(path.stat().st_size for _, folder in SAVED for path in folder.iterdir())
-    assert size < 15_000_000
+    assert size < 20_000_000
 
 
 def test_no_result_holds_a_path_of_the_machine_that_made_it():
