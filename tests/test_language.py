@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import string
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,11 @@ def test_every_translation_is_of_a_text_in_the_code() -> None:
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     )  # fmt: skip
     assert [text for text in language.chinese() if text not in constants] == []
+
+
+def test_no_text_is_translated_twice() -> None:
+    sections = tomllib.loads(language.TABLE.read_text(encoding="utf-8"))
+    assert len(language.chinese()) == sum(map(len, sections.values()))
 
 
 def test_both_languages_have_the_same_placeholders() -> None:
