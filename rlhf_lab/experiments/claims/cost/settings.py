@@ -21,9 +21,9 @@ RULE = f"""The claim has three parts.
 - Mixed results: at the end of training the J of DPO is higher than that of one of PPO and RSO and lower than that of
   the other. The part is false if it is higher than both or lower than both.
 
-The differences in J are taken within seeds. They and the logarithm of the memory ratio have t intervals over seeds,
-corrected for three comparisons by Holm's procedure at 95%. A part that is neither true nor false is open. {BY_PARTS}
-The other methods are reported and do not decide."""
+The differences in J are taken within seeds. These two differences and the logarithm of the memory ratio have t
+intervals, corrected for three comparisons by Holm's procedure at 95%. A part that is neither true nor false is open.
+{BY_PARTS} The other methods are reported and do not decide."""
 
 
 @dataclass(frozen=True, init=False, kw_only=True)
