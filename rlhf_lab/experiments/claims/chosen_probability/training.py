@@ -167,9 +167,9 @@ def pair_loss(
     if loss == "orpo":
         return losses.orpo(chosen, rejected, tokens, tokens, settings.odds_weight)
     if loss == "dpo-nll":
-        return losses.dpo(*ratios, settings.beta) + settings.nll_weight * losses.sft(chosen / length)
+        return losses.dpo_nll(*ratios, chosen, tokens, beta=settings.beta, weight=settings.nll_weight)
     if loss == "dpop":
-        return losses.dpo(ratios[0] - settings.penalty * torch.relu(-ratios[0]), ratios[1], settings.beta)
+        return losses.dpop(*ratios, settings.beta, settings.penalty)
     return losses.dpo(*ratios, settings.beta)
 
 
