@@ -67,6 +67,10 @@ COMMANDS: dict[tuple[str, ...], _Command] = {
             _experiment("non-static", "NonStatic", "question 9: when to retrain in a world that changes"),
             _experiment("annotation-budget", "AnnotationBudget", "question 10: how to use N labels"),
             _experiment("dpo-samplers", "DPOSamplers", "claim 11: the pairs on which DPO converges fastest"),
+            _experiment("coverage", "Coverage", "claim 12: pairs that do not cover all responses"),
+            _experiment(
+                "chosen-probability", "ChosenProbability", "claim 13: how the probability of chosen responses changes"
+            ),
             _experiment("soft-best-of-n", "SoftBestOfN", "claim 14: from best-of-n to π*, with exact distributions"),
         ]
     ),

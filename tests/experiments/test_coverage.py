@@ -167,7 +167,7 @@ def test_a_quick_run_has_every_cell_and_can_be_drawn(scale):
     settings = Coverage(scale=scale, quick=True, progress=False)
     found = experiment_run(EXPERIMENT, settings)
     cells = found.runs.groupby(["policies", "masked", "coverage", "method", "labels"]).size()
-    assert (cells == 2).all() and len(cells) == 2 * 3 * 2 * 5 + 6
+    assert (cells == 2).all() and len(cells) == 2 * 3 * (2 * 3 + 2) + 6
     assert set(found.runs["method"]) == set(METHODS)
     axes = EXPERIMENT.figure(settings, found.summary, found.runs).axes
     assert all(ax.get_xlabel() and ax.get_title(loc="left") for ax in axes)
@@ -179,9 +179,9 @@ def _made(**gains):
         cell = [name for name, key in COMPARISONS.items() if key == (policies, masked, method) and coverage == 0]
         gain = gains[cell[0]] + 0.01 * seed if cell else 0.0
         row = {"policies": policies, "masked": masked, "coverage": coverage, "method": method, "mass": 0.1}
-        row |= {"seed": seed, "left": 0.1 * math.exp(gain), "best": 0.0, "mass_optimal": 0.5, "mass_ref": 0.5}
-        rows += [row | {"labels": number} for number in ((400.0,) if method == "rounds" else (400.0, math.inf))]
-    worst = {"policies": "worst", "coverage": 0.0, "labels": math.inf, "left": 2.0, "mass": 0.1}
+        row |= {"seed": seed, "left": 0.1 * math.exp(gain)}
+        rows += [row | {"labels": number} for number in ((400.0,) if method == "rounds" or coverage else (400.0, math.inf))]
+    worst = {"policies": "worst", "coverage": 0.0, "labels": math.inf, "left": 2.0, "mass_optimal": 0.5, "mass_ref": 0.5}
     rows += [
         worst | {"seed": seed, "masked": masked, "method": method}
         for seed, masked, method in itertools.product(range(4), MASKS, ("offline", "rlhf"))

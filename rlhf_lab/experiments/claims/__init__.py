@@ -16,6 +16,8 @@ PACKAGES = {
     "non-static": "non_static",
     "annotation-budget": "annotation_budget",
     "dpo-samplers": "dpo_samplers",
+    "coverage": "coverage",
+    "chosen-probability": "chosen_probability",
     "soft-best-of-n": "soft_best_of_n",
 }
 """The package of each claim, by the name of its experiment (`rlhf-lab experiment NAME`), in the claims' order."""

@@ -62,13 +62,16 @@ def decide(settings: ChosenProbability, summary: pd.DataFrame, runs: pd.DataFram
             for metric in METRICS:
                 numbers[f"{metric}_{policies}_{loss.replace('-', '_')}"] = _mean(of(policies, loss, metric))
         table = pairs[policies]
-        for column in ("overlap", "predicted", "own", "shared_tokens"):
+        table = table.assign(others=table["predicted"] - table["own"])
+        varying = ("shared_tokens",) if table["shared_tokens"].any() else ()  # a bandit's responses share no tokens
+        for column in ("overlap", "predicted", "own", "others", *varying):
             numbers[f"{column}_{policies}"] = _mean(table.groupby("seed")[column].mean())
             numbers[f"rank_{column}_{policies}"] = _mean(rank_correlations(table, column, "chosen"))
         numbers[f"above_one_{policies}"] = float((table["overlap"] > 1).mean())
+        numbers[f"predicted_falling_{policies}"] = float((table["predicted"] < 0).mean())
         numbers[f"overlap_most_{policies}"] = float(table["overlap"].max())
-        for tokens, part in table.groupby(table["shared_tokens"] > 0):
-            word = "same" if tokens else "other"
+        for same, part in table.groupby(table["shared_tokens"] > 0) if varying else ():
+            word = "same" if same else "other"
             numbers[f"chosen_{word}_first_token_{policies}"] = _mean(part.groupby("seed")["chosen"].mean())
     for beta, part in runs[runs["part"] == "optimum"].groupby("beta"):
         numbers[f"optimum_chosen_{beta:g}"] = _mean(part["chosen"])
@@ -88,16 +91,15 @@ def figure(settings: ChosenProbability, summary: pd.DataFrame, runs: pd.DataFram
     with style.use():
         for ax, policies, title in zip(axes[:2], CLASSES, ("Table", "Shared parameters"), strict=True):
             rows = summary[summary["policies"] == policies].set_index("loss").loc[list(LOSSES)]
-            for shift, side in ((-0.15, "chosen"), (0.15, "rejected")):
-                key = "optimal" if side == "chosen" else "reward"
+            for shift, side, key, marker in ((-0.15, "chosen", "optimal", "o"), (0.15, "rejected", "reward", "s")):
                 error = np.abs(rows[[f"{side}_low", f"{side}_high"]].to_numpy(float) - rows[[side]].to_numpy(float)).T
                 ax.errorbar(
-                    np.arange(len(rows)) + shift, rows[side], np.nan_to_num(error), fmt="o",
+                    np.arange(len(rows)) + shift, rows[side], np.nan_to_num(error), fmt=marker,
                     color=style.colour(key), capsize=3, label=side,
                 )  # fmt: skip
             ax.axhline(0, color="0.4", lw=1)
             ax.set_xticks(range(len(rows)), [NAMES[loss] for loss in rows.index])
-            ax.set(title=f"{title}, margin {settings.margin:g} nats", ylabel="change of log π [nats]", xlabel="loss")
+            ax.set(title=f"{title}, margin up to {settings.margin:g} nats", ylabel="change of log π [nats]", xlabel="loss")
             ax.legend()
         ax = axes[2]
         pairs = runs[runs["part"] == "pair"]

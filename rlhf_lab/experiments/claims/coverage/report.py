@@ -66,10 +66,9 @@ def decide(settings: Coverage, summary: pd.DataFrame, runs: pd.DataFrame) -> Ver
         numbers[f"limit_{where}"] = _exp(part["log_left"])
         if keys[0] in CLASSES:
             numbers[f"mass_{where}"] = _mean(part["mass"])
-    table = finite[(finite["policies"] == "table") & (finite["method"] == "offline") & (finite["coverage"] == 0)]
+    worst = runs[(runs["policies"] == "worst") & (runs["method"] == "offline")].set_index("masked")
     for kind in MASKS:
-        part = table[table["masked"] == kind]
-        numbers |= {f"{name}_{kind}": _mean(part[name]) for name in ("mass_ref", "mass_optimal")}
+        numbers |= {f"{name}_{kind}": _mean(worst.loc[kind, name]) for name in ("mass_ref", "mass_optimal")}
     return Verdict(decide_part([*gains.values()]), numbers, dict.fromkeys(COMPARISONS, 1.0))
 
 
@@ -103,7 +102,7 @@ def figure(settings: Coverage, summary: pd.DataFrame, runs: pd.DataFrame) -> Fig
                 statistical.interval_lines(
                     ax, rows.assign(place=rows["coverage"].map(place)), "place", "left", "method", looks, legend=False,
                     title=f"{titles[name]}, {words[kind]}", xlabel="coverage of the masked responses", yscale="log",
-                    ylabel="regret / regret of π_ref",
+                    ylabel="regret / regret of π_ref", dodge=0.08,
                 )  # fmt: skip
                 ax.set_xticks([*place.values()], [f"{one:g}" for one in place])
         statistical.legend_below(drawing, *axes.flat, columns=3)

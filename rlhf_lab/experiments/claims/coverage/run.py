@@ -62,21 +62,20 @@ def _run(settings: Coverage, job: Job, best_config: BestConfig) -> list[dict[str
         cells = [(kind, one) for kind in MASKS for one in settings.coverages]
         pairs = torch.stack([world.pairs(*cell) for cell in cells])
         start = world.regret(world.ref.unsqueeze(0)).item()
-        best = world.regret(world.best_policy(world.reward.unsqueeze(0))).item()
         for (method, labels), log_policy in policies(world, settings, pairs, job["seed"]).items():
             for (kind, coverage), one, regret in zip(cells, log_policy, world.regret(log_policy).tolist(), strict=True):
+                if coverage and labels == math.inf:
+                    continue  # with infinitely many pairs only an uncovered response matters
                 row = {"policies": name, "masked": kind, "coverage": coverage, "method": method, "labels": labels}
-                row |= {"regret": regret, "left": max(regret / start, 1e-12), "best": best / start}
-                log_p = {"mass": one, "mass_ref": world.ref, "mass_optimal": world.log_star}
-                rows.append(row | {key: of.exp()[world.mask(kind)].sum().item() for key, of in log_p.items()})
+                mass = one.exp()[world.mask(kind)].sum().item()
+                rows.append(row | {"left": max(regret / start, 1e-12), "mass": mass})
         if name == "table":
             for kind in MASKS:
                 worst = {"offline": world.worst_offline(kind), "rlhf": world.worst_rlhf(kind)}
-                rows += [
-                    {"policies": "worst", "masked": kind, "coverage": 0.0, "method": method, "labels": math.inf}
-                    | {"regret": regret, "left": regret / start}
-                    for method, regret in worst.items()
-                ]
+                row = {"policies": "worst", "masked": kind, "coverage": 0.0, "labels": math.inf}
+                for key, log_p in (("mass_ref", world.ref), ("mass_optimal", world.log_star)):
+                    row[key] = log_p.exp()[world.mask(kind)].sum().item()
+                rows += [row | {"method": method, "left": regret / start} for method, regret in worst.items()]
     return rows
 
 
