@@ -180,8 +180,17 @@ def _made(**gains):
         gain = gains[cell[0]] + 0.01 * seed if cell else 0.0
         row = {"policies": policies, "masked": masked, "coverage": coverage, "method": method, "mass": 0.1}
         row |= {"seed": seed, "left": 0.1 * math.exp(gain)}
-        rows += [row | {"labels": number} for number in ((400.0,) if method == "rounds" or coverage else (400.0, math.inf))]
-    worst = {"policies": "worst", "coverage": 0.0, "labels": math.inf, "left": 2.0, "mass_optimal": 0.5, "mass_ref": 0.5}
+        rows += [
+            row | {"labels": number} for number in ((400.0,) if method == "rounds" or coverage else (400.0, math.inf))
+        ]
+    worst = {
+        "policies": "worst",
+        "coverage": 0.0,
+        "labels": math.inf,
+        "left": 2.0,
+        "mass_optimal": 0.5,
+        "mass_ref": 0.5,
+    }
     rows += [
         worst | {"seed": seed, "masked": masked, "method": method}
         for seed, masked, method in itertools.product(range(4), MASKS, ("offline", "rlhf"))

@@ -99,7 +99,9 @@ def figure(settings: ChosenProbability, summary: pd.DataFrame, runs: pd.DataFram
                 )  # fmt: skip
             ax.axhline(0, color="0.4", lw=1)
             ax.set_xticks(range(len(rows)), [NAMES[loss] for loss in rows.index])
-            ax.set(title=f"{title}, margin up to {settings.margin:g} nats", ylabel="change of log π [nats]", xlabel="loss")
+            ax.set(
+                title=f"{title}, margin up to {settings.margin:g} nats", ylabel="change of log π [nats]", xlabel="loss"
+            )
             ax.legend()
         ax = axes[2]
         pairs = runs[runs["part"] == "pair"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -66,9 +67,9 @@ def decide(settings: Coverage, summary: pd.DataFrame, runs: pd.DataFrame) -> Ver
         numbers[f"limit_{where}"] = _exp(part["log_left"])
         if keys[0] in CLASSES:
             numbers[f"mass_{where}"] = _mean(part["mass"])
-    worst = runs[(runs["policies"] == "worst") & (runs["method"] == "offline")].set_index("masked")
-    for kind in MASKS:
-        numbers |= {f"{name}_{kind}": _mean(worst.loc[kind, name]) for name in ("mass_ref", "mass_optimal")}
+    worst = runs[(runs["policies"] == "worst") & (runs["method"] == "offline")]
+    for kind, name in itertools.product(MASKS, ("mass_ref", "mass_optimal")):
+        numbers[f"{name}_{kind}"] = _mean(worst.loc[worst["masked"] == kind, name])
     return Verdict(decide_part([*gains.values()]), numbers, dict.fromkeys(COMPARISONS, 1.0))
 
 
