@@ -13,17 +13,17 @@ CLASSES = ("table", "shared")
 on the tree."""
 LOSSES = ("dpo", "ipo", "orpo", "dpo-nll", "dpop")
 
-RULE = (
-    "Policies that share parameters are trained on one pair for each prompt until the mean margin is the same for all "
-    "losses and seeds. Three means over seeds are compared with zero, and their intervals are corrected by Holm's "
-    "procedure. The first is the mean change of log π of the chosen responses under DPO, which counts for the claim "
-    "below zero and against it above. The second is Spearman's correlation, over the pairs of a seed, between the "
-    "similarity of a pair (CHES, from the hidden embeddings of π_ref) and the change of log π of its chosen response "
-    "under DPO, which counts for the claim below zero and against it above. The third is the mean change of log π of "
-    "the chosen responses under DPOP, which counts for the claim above zero and against it below. Supported if all "
-    "count for it, partly supported if some do, not supported if none does and one counts against it, otherwise "
-    "inconclusive."
-)
+RULE = """Policies that share parameters are trained on one pair for each prompt until the mean margin is the same for
+all losses and seeds. Three means over seeds are compared with zero, and their intervals are corrected by Holm's procedure.
+
+- The mean change of log π of the chosen responses under DPO counts for the claim below zero and against it above.
+- Spearman's correlation, over the pairs of a seed, between the similarity of a pair (CHES, from the hidden embeddings
+  of π_ref) and the change of log π of its chosen response under DPO counts for the claim below zero and against it
+  above.
+- The mean change of log π of the chosen responses under DPOP counts for the claim above zero and against it below.
+
+The claim is supported if all count for it and partly supported if some do. It is not supported if none does and one
+counts against it, and otherwise it is inconclusive."""
 
 
 @dataclass(frozen=True, init=False, kw_only=True)

@@ -19,16 +19,18 @@ HALF, LITTLE = 0.5, 0.05
 METHODS = ("offline", "rounds", "rlhf")
 """Offline DPO, DPO in rounds, and RLHF: a reward model of the same labels as offline DPO, then the exact optimum."""
 
-RULE = (
-    "Three comparisons of regrets are made within worlds, each by the mean of a log ratio at equal numbers of labels, "
-    "and their intervals are corrected by Holm's procedure. In the first two the masked responses have at least "
-    f"{HALF:.0%} of the mass of π*, no offline pair contains them, and DPO in rounds is compared with offline DPO, "
-    "first with tables and then with policies that share parameters. In the third the masked responses have at most "
-    f"{LITTLE:.0%} of the mean mass of π_ref and π*, so that the pairs cover both, and RLHF is compared with offline "
-    "DPO, with tables. A comparison counts for the claim if its interval is below zero, and against it if the interval "
-    "is above. Supported if all count for it, partly supported if some do, not supported if none does and one counts "
-    "against it, otherwise inconclusive."
-)
+RULE = f"""Three comparisons of regrets are made within worlds, each by the mean of a log ratio at equal numbers of
+labels, and their intervals are corrected by Holm's procedure.
+
+- DPO in rounds is compared with offline DPO, with tables. The masked responses have at least {HALF:.0%} of the mass of
+  π*, and no offline pair contains them.
+- The same comparison is made with policies that share parameters.
+- RLHF is compared with offline DPO, with tables. The masked responses have at most {LITTLE:.0%} of the mean mass of
+  π_ref and π*, so that the pairs cover both.
+
+A comparison counts for the claim if its interval is below zero, and against it if the interval is above. The claim is
+supported if all count for it and partly supported if some do. It is not supported if none does and one counts against
+it, and otherwise it is inconclusive."""
 
 
 @dataclass(frozen=True, init=False, kw_only=True)
