@@ -14,7 +14,8 @@ on the tree."""
 LOSSES = ("dpo", "ipo", "orpo", "dpo-nll", "dpop")
 
 RULE = """Policies that share parameters are trained on one pair for each prompt until the mean margin is the same for
-all losses and seeds. Three means over seeds are compared with zero, and their intervals are corrected by Holm's procedure.
+all losses and seeds. Three means over seeds are compared with zero, and their intervals are corrected by Holm's
+procedure.
 
 - The mean change of log π of the chosen responses under DPO counts for the claim below zero and against it above.
 - Spearman's correlation, over the pairs of a seed, between the similarity of a pair (CHES, from the hidden embeddings
