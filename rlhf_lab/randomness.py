@@ -36,6 +36,8 @@ class Stream:
     """The prompts that `rlhf-lab train --eval-fraction` holds out."""
     HELD_OUT_PAIRS = 8
     """Labelled pairs that `rlhf-lab train --eval-data` draws from a text world."""
+    CALIBRATION = 16
+    """Outcomes of a calibrated model, with which a calibration error is compared."""
     IMPORTANCE_SAMPLES = 11
     """Responses for importance estimates of the distance to π*."""
     FRONTIER_SAMPLES = 12

@@ -139,11 +139,11 @@ def test_ctrl_c_keeps_the_step_in_hand_and_resume_ends_at_the_same_weights(
     run that was never stopped."""
     out, calls, loss = tmp_path / "run", [], DPO.__call__
 
-    def stop_at_the_fifth(self, chosen, rejected, *lengths):
+    def stop_at_the_fifth(self, chosen, rejected, *lengths, **named):
         calls.append(len(chosen))
         if calls.count(8) == 5:
             signal.raise_signal(signal.SIGINT)
-        return loss(self, chosen, rejected, *lengths)
+        return loss(self, chosen, rejected, *lengths, **named)
 
     with monkeypatch.context() as patch:
         patch.setattr(DPO, "__call__", stop_at_the_fifth)

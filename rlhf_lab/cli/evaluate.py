@@ -1,4 +1,7 @@
-"""`rlhf-lab evaluate`: measure rewards, win rates, KL, diversity and length of a language model, with errors."""
+"""`rlhf-lab evaluate`: measure rewards, win rates, KL, diversity and length of a language model, with errors.
+
+For the folder of a reward model or ranker it measures accuracy and calibration (`evaluate_reward.py`).
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_lab.batch import Tokens
-from rlhf_lab.cli import yaml_config
+from rlhf_lab.cli import evaluate_reward, yaml_config
 from rlhf_lab.cli.train.data import Kind, check_data, load_data, load_world, token_limits
-from rlhf_lab.cli.train.reward import check_reward, read_reward
+from rlhf_lab.cli.train.reward import check_reward, find_reward, read_reward
 from rlhf_lab.cli.train.settings import WORLD
 from rlhf_lab.errors import (
     Count,
@@ -24,6 +27,7 @@ from rlhf_lab.errors import (
 )
 from rlhf_lab.evaluation.judges import EndpointJudge, GoldJudge, Judge, RewardJudge
 from rlhf_lab.evaluation.language_model_report import TextReport, text_report
+from rlhf_lab.evaluation.reward_report import RewardReport
 from rlhf_lab.policies.end_tokens import find_end_tokens
 from rlhf_lab.policies.language_model import LanguageModelPolicy
 from rlhf_lab.policies.loading import (
@@ -43,14 +47,17 @@ JUDGES = ("gold", "reward")
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """Evaluate a causal language model on prompts that it was not trained on."""
+    """Evaluate a causal language model on prompts that it was not trained on, or a reward model or ranker on pairs."""
 
     model: str
-    """Model to evaluate: a folder, a .gguf file, lab-gpt2, lab-pythia, smollm2, or a name on the Hub."""
+    """Model to evaluate: a folder, a .gguf file, lab-gpt2, lab-pythia, smollm2, or a name on the Hub; or the output
+    folder of `train reward-model` or `train ranker`."""
     data: str
-    """Source of prompts, with or without targets: a file, a data set on the Hub, or world:NAME."""
-    reference: str
-    """Reference model, from which the KL is measured. It is usually the model before training."""
+    """Source of prompts, with or without targets: a file, a data set on the Hub, or world:NAME. For a reward model or
+    ranker: labelled pairs."""
+    reference: str | None = None
+    """Reference model, from which the KL is measured. It is usually the model before training. For a reward model on
+    world:NAME: the model whose responses are compared."""
     out: Path | None = None
     """Folder for report.json, report.txt and settings.yaml. The table is always printed."""
     config: Path | None = None
@@ -79,7 +86,7 @@ class Evaluate:
     top_k: Count | None = None
     """Sample only from the k most likely tokens. The KL is then not reported."""
     limit: Count | None = 128
-    """Number of prompts."""
+    """Number of prompts, or of pairs for a reward model or ranker. None: all."""
     max_prompt_tokens: Count | None = None
     """Maximum length of a prompt. Longer prompts lose their beginning. Default: the longest prompt of the world, or 256
     tokens if the context has room for them."""
@@ -114,7 +121,7 @@ class Evaluate:
         return self.data.removeprefix(WORLD) if self.data.startswith(WORLD) else None
 
 
-def evaluate(settings: Evaluate) -> TextReport:
+def evaluate(settings: Evaluate) -> TextReport | RewardReport:
     """Run the command: print the table, write the files, return the report.
 
     Raises:
@@ -123,7 +130,23 @@ def evaluate(settings: Evaluate) -> TextReport:
     """
     settings = check_paths(settings)
     show_progress_bars(settings.progress)
-    _check(settings)
+    _check_out(settings)
+    folder = find_reward(settings.model)
+    report: TextReport | RewardReport
+    if folder is not None:
+        evaluate_reward.check(settings)
+        report, said = evaluate_reward.report(settings, folder)
+        for line in said:
+            _say(settings, line)
+    else:
+        _check(settings)
+        report = _text_report(settings)
+    _write(settings, report)
+    return report
+
+
+def _text_report(settings: Evaluate) -> TextReport:
+    """Load the models and measure the one of the settings."""
     device = pick_device(settings.device)
     tokenizer = load_tokenizer(settings.model, settings.model_revision)
     limits = token_limits(settings, load_config(settings.model, settings.model_revision), tokenizer)
@@ -135,7 +158,7 @@ def evaluate(settings: Evaluate) -> TextReport:
         ends = find_end_tokens(model, other)
         return LanguageModelPolicy(model, ends[0], limits[1], len(other), other, end_tokens=ends)
 
-    policy, reference = policy_of(settings.model, settings.model_revision), policy_of(settings.reference)
+    policy, reference = policy_of(settings.model, settings.model_revision), policy_of(str(settings.reference))
     against = None if settings.against is None else policy_of(settings.against)
     gold = None if _gold(settings) is None else load_world(str(_gold(settings))).gold
     # A ranker scores a response against baseline responses of the reference.
@@ -147,7 +170,7 @@ def evaluate(settings: Evaluate) -> TextReport:
             "Responses are not compared with the targets without a judge. Give --judge gold, reward or a URL.",
         )
         targets = None
-    report = text_report(
+    return text_report(
         policy,
         reference,
         prompts,
@@ -164,6 +187,10 @@ def evaluate(settings: Evaluate) -> TextReport:
         settings.batch_size,
         progress=settings.progress,
     )
+
+
+def _write(settings: Evaluate, report: TextReport | RewardReport) -> None:
+    """Print the report, and write it to the output folder."""
     print(report.table())
     if settings.out is not None:
         lock = FolderLock(settings.out)
@@ -175,14 +202,18 @@ def evaluate(settings: Evaluate) -> TextReport:
             checkpoint.write_text(settings.out / "report.json", report.to_json())
         finally:
             lock.release()
-    return report
 
 
-def _check(settings: Evaluate) -> None:
+def _check_out(settings: Evaluate) -> None:
     if settings.out is not None:
         if (settings.out / "report.json").exists():
             raise LabError(f"{settings.out} already contains a report; nothing was changed. Give another folder.")
         check_output_folder(settings.out)
+
+
+def _check(settings: Evaluate) -> None:
+    if settings.reference is None:
+        raise LabError("evaluate needs --reference, from which the KL is measured: usually the model before training.")
     check_data(settings)
     check_reward(settings)
     judge = settings.judge

@@ -101,7 +101,7 @@ COMMANDS: dict[tuple[str, ...], _Command] = {
         "rlhf_lab.cli.evaluate",
         "Evaluate",
         "evaluate",
-        "measure reward, win rate, KL, diversity and length, with standard errors",
+        "measure a language model (reward, win rate, KL, diversity, length) or a reward model (accuracy, calibration)",
     ),
     ("plan",): _Command(
         "rlhf_lab.cli.plan", "ResourcePlan", "plan", "estimate the memory and the time that a run needs"

@@ -9,7 +9,7 @@ and with Student's t for few prompts. It lies within [0, 1], and its width is no
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,6 +135,24 @@ def _checked(preferences: Sequence[float], wanted: int) -> list[float]:
     if bad is not None:
         raise LabError(f"The judge returned the preference {bad}; it must lie in [0, 1].")
     return out
+
+
+def proportion(values: Sequence[float], groups: Sequence[Hashable], level: float = 0.95) -> Interval:
+    """Compute the mean of numbers in [0, 1] with Wilson's interval, for which the rows of a group are correlated.
+
+    Args:
+        values: at least one number in [0, 1], for example 1 for a win, 0 for a loss, and ½ for a tie.
+        groups: the group of each value, such as its prompt.
+        level: level of the confidence interval.
+
+    Returns:
+        the mean and its interval, which is [0, 1] for a single group.
+    """
+    clusters: dict[Hashable, list[float]] = {}
+    for value, group in zip(values, groups, strict=True):
+        clusters.setdefault(group, []).append(value)
+    mean, error = _cluster(list(clusters.values()))
+    return Interval(mean, *_wilson(mean, error, len(clusters), level))
 
 
 def _cluster(clusters: list[list[float]]) -> tuple[float, float]:

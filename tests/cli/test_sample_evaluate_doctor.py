@@ -119,6 +119,46 @@ def test_evaluate_compares_two_models_response_by_response(model, pairs, reward,
     assert wins["comparisons"] == 12 and 0 <= wins["low"] <= wins["mean"] <= wins["high"] <= 1
 
 
+@pytest.mark.parametrize("kind", ["reward", "ranker"])
+def test_evaluate_measures_a_reward_model_or_ranker_on_pairs(kind, pairs, tmp_path, request, capsys):
+    """Twelve of the 16 pairs; the accuracy is the share of rows that the loaded model orders correctly."""
+    folder, out = request.getfixturevalue(kind), tmp_path / "report"
+    words = ["evaluate", "--model", folder, "--data", pairs, "--limit", "12", "--device", "cpu", "--no-progress"]
+    assert main([*words, "--out", str(out)]) == 0
+    report = json.loads((out / "report.json").read_text())
+    assert (
+        report["pairs"] == 12 and report["accuracy"]["low"] <= report["accuracy"]["mean"] <= report["accuracy"]["high"]
+    )
+    assert sum(group["pairs"] for group in report["calibration"]) == 12
+    said = capsys.readouterr().out
+    assert "expected calibration error" in said and (out / "report.txt").read_text() == said
+    assert main([*words, "--out", str(out)]) == 2
+    capsys.readouterr()
+    for more, message in (
+        (["--num-samples", "2"], "num_samples=2 has no effect for a reward model or ranker"),
+        (["--reference", "lab-gpt2"], "has no effect for a reward model on data that already have responses"),
+        (["--data", "world:sentiment"], "world:sentiment has prompts, but no pairs. Give --reference"),
+    ):
+        assert main([*words, *more]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_evaluate_samples_the_pairs_of_a_world_from_the_reference(tmp_path):
+    from rlhf_lab.policies.loading import load_language_model
+    from rlhf_lab.rewards.language_model import LanguageModelReward
+
+    LanguageModelReward(*load_language_model("lab-gpt2")).save_pretrained(tmp_path / "reward")
+    words = ["evaluate", "--model", str(tmp_path / "reward"), "--data", "world:sentiment", "--reference", "lab-gpt2"]
+    assert main([*words, "--limit", "8", "--device", "cpu", "--no-progress", "--out", str(tmp_path / "out")]) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert 6 <= report["pairs"] <= 8 and report["accuracy"]["mean"] == 0.5, "a head of zeros knows nothing"
+
+
+def test_evaluate_of_a_language_model_needs_a_reference(model, pairs, capsys):
+    assert main(["evaluate", "--model", model, "--data", pairs, "--no-progress"]) == 2
+    assert "evaluate needs --reference" in capsys.readouterr().err
+
+
 def test_evaluate_takes_prompts_alone(model, tmp_path, capsys):
     data = write_lines(tmp_path / "prompts.jsonl", [{"prompt": f"What is {i}?"} for i in range(5)])
     assert main(evaluate(model, data)) == 0

@@ -446,15 +446,15 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "data",
             "a ranker's baseline is sampled from the policy during training",
-            "return BaselineReward(ranker, frozen_start(policy), seed)",
-            "return BaselineReward(ranker, policy, seed)",
+            "return BaselineReward(found, frozen_start(policy), seed)",
+            "return BaselineReward(found, policy, seed)",
             near="cli/test_plumbing.py::test_a_ranker_s_baseline_is_the_policy_as_it_starts_with_the_run_s_seed",
         ),
         Mutation(
             "setting",
             "a ranker's baseline ignores --seed",
-            "return BaselineReward(ranker, frozen_start(policy), seed)",
-            "return BaselineReward(ranker, frozen_start(policy))",
+            "return BaselineReward(found, frozen_start(policy), seed)",
+            "return BaselineReward(found, frozen_start(policy))",
             near="cli/test_plumbing.py::test_a_ranker_s_baseline_is_the_policy_as_it_starts_with_the_run_s_seed",
         ),
         Mutation(
@@ -474,8 +474,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "data",
             "the reward model is trained along with the policy",
-            "return reward.requires_grad_(False)",
-            "return reward",
+            "return found.requires_grad_(False)",
+            "return found",
             near="cli/test_plumbing.py::test_a_reward_model_is_not_trained_along",
         ),
         Mutation(
@@ -831,15 +831,15 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "setting",
             "the model's revision is used for the reference",
-            "policy_of(settings.reference)\n",
-            "policy_of(settings.reference, settings.model_revision)\n",
+            "policy_of(str(settings.reference))\n",
+            "policy_of(str(settings.reference), settings.model_revision)\n",
             near="cli/test_plumbing.py::test_evaluate_hands_every_number_to_the_report",
         ),
         Mutation(
             "swap",
             "another model is compared with the reference",
             "policy_of(settings.against)\n",
-            "policy_of(settings.reference)\n",
+            "policy_of(str(settings.reference))\n",
             near="cli/test_plumbing.py::test_evaluate_hands_every_number_to_the_report",
         ),
         Mutation(

@@ -291,7 +291,7 @@ def _split(data: Data, fraction: float, seed: int) -> tuple[Data, Data]:
     return train, test
 
 
-def sample_pairs(settings: PairSettings, policy: Policy, tokenizer: Any, stream: int = Stream.COMMAND_PAIRS) -> Data:
+def sample_pairs(settings: Any, policy: Policy, tokenizer: Any, stream: int = Stream.COMMAND_PAIRS) -> Data:
     """Sample two responses of the policy to each prompt of a world, labelled by Bradley-Terry on the gold reward."""
     number = settings.limit or WORLD_PAIRS
     pairs, dropped = load_world(str(settings.world)).preferences(

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rlhf_lab.cli.train.data import gold_reward, load_world
 from rlhf_lab.errors import LabError, check_path
 from rlhf_lab.policies.base import Policy, Reward
@@ -28,6 +30,12 @@ def _gold_world(reward: str, world: str | None) -> str | None:
     return name
 
 
+def find_reward(name: str) -> Path | None:
+    """Return the folder of a reward model or ranker: `name` or its subfolder model/. None if there is none."""
+    path = Path(name)
+    return next((folder for folder in (path, path / "model") if (folder / RECORD).is_file()), None)
+
+
 def reward_folder(reward: str) -> Path:
     """Return the folder that contains the reward: the given one, or its subfolder model/ if it is a run's output.
 
@@ -35,9 +43,8 @@ def reward_folder(reward: str) -> Path:
         LabError: the folder does not exist or contains no reward.
     """
     path = check_path(reward, "reward")
-    for folder in (path, path / "model"):
-        if (folder / RECORD).is_file():
-            return folder
+    if (folder := find_reward(str(path))) is not None:
+        return folder
     if not path.exists():
         raise LabError(
             f"There is no reward folder {reward}. Give the output folder of `rlhf-lab train reward-model`, or gold."
@@ -80,13 +87,23 @@ def read_reward(name: str, policy: LanguageModelPolicy, tokenizer: Any, seed: in
     Raises:
         LabError: as `load_reward`.
     """
-    folder = reward_folder(name)
+    found = load_reward_model(reward_folder(name), policy.device, tokenizer)
+    if isinstance(found, PairwiseRanker):
+        return BaselineReward(found, frozen_start(policy), seed)
+    return found.requires_grad_(False)
+
+
+def load_reward_model(
+    folder: Path, device: torch.device, tokenizer: Any = None
+) -> LanguageModelReward | PairwiseRanker:
+    """Return the reward model or ranker in a folder. With a tokenizer, its vocabulary must be that of the reward.
+
+    Raises:
+        LabError: as `load_reward`.
+    """
     try:
         kind = json.loads((folder / RECORD).read_text(encoding="utf-8")).get("kind")
     except (OSError, ValueError, AttributeError) as error:
         raise LabError(f"{folder / RECORD} is damaged ({type(error).__name__}). Train the reward again.") from None
-    if kind == PairwiseRanker.kind:
-        ranker = PairwiseRanker.from_pretrained(folder, tokenizer, policy.device)
-        return BaselineReward(ranker, frozen_start(policy), seed)
-    reward = LanguageModelReward.from_pretrained(folder, tokenizer, policy.device)
-    return reward.requires_grad_(False)
+    found = PairwiseRanker if kind == PairwiseRanker.kind else LanguageModelReward
+    return found.from_pretrained(folder, tokenizer, device)
