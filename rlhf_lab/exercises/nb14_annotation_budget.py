@@ -1,16 +1,21 @@
 """Exercises of notebook 14: the annotation budget."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from rlhf_lab import exact
 from rlhf_lab.derivations.label_value import label_price
 from rlhf_lab.derivations.random_worlds import RandomWorld
 from rlhf_lab.exercises.checking import Case, Exercise, Mistake, Task
 from rlhf_lab.exercises.derive import NextLine
+from rlhf_lab.exercises.lecture_loop import BETA, LOG_REF, REWARD
 from rlhf_lab.exercises.predictions import Prediction
+from rlhf_lab.exercises.training_loops import TrainingLoop, loop_mistakes
+from rlhf_lab.training import seeded
 
 
 def _double(values: object) -> Tensor:
@@ -114,6 +119,152 @@ def _inverse_information(w: RandomWorld) -> Tensor:
 def trace_line(w: Any) -> Any:
     """The limit of N times the regret as a trace."""
     return torch.trace(w.sigma @ w.inverse) / (2 * w.beta)
+
+
+_DEMO_BETA = 2.0
+
+
+def _wins(labels: Sequence[Sequence[int]], seed: int) -> Tensor:
+    """How often i was preferred to j, (4, 4), with `labels[i][j]` Bradley–Terry labels of the pair i < j."""
+    number = _double(labels)
+    drawn = torch.rand(int(number.max()), 4, 4, dtype=torch.float64, generator=seeded(14, seed))
+    counted = torch.arange(len(drawn))[:, None, None] < number
+    won = (counted & (drawn < exact.preference(REWARD[0]))).double().sum(0)
+    return won + (number - won).T
+
+
+def _plug_in_regret(rewards: Tensor) -> float:
+    """The regret of the policy that is optimal for the fitted rewards."""
+    return exact.regret(exact.optimal_policy(LOG_REF[0], rewards, BETA), LOG_REF[0], REWARD[0], BETA).item()
+
+
+def _both_arguments() -> dict[str, Any]:
+    """Demonstrations, and labels on two pairs that have no response in common."""
+    demo = exact.optimal_policy(LOG_REF[0], REWARD[0], _DEMO_BETA).exp()
+    shown = torch.multinomial(demo, 100, True, generator=seeded(14, 0))
+    return {
+        "rewards": torch.zeros(4, dtype=torch.float64, requires_grad=True),
+        "log_ref": LOG_REF[0],
+        "demonstrations": torch.bincount(shown, minlength=4).double(),
+        "wins": _wins([[0, 1000, 0, 0], [0, 0, 0, 0], [0, 0, 0, 1000], [0, 0, 0, 0]], 1),
+        "demo_beta": _DEMO_BETA,
+        "steps": 200,
+        "learning_rate": 5.0,
+    }
+
+
+def fit_both(
+    rewards: Tensor,
+    log_ref: Tensor,
+    demonstrations: Tensor,
+    wins: Tensor,
+    demo_beta: float,
+    steps: int,
+    learning_rate: float,
+) -> list[float]:
+    """Fit rewards to demonstrations and labels by maximum likelihood."""
+    optimizer = torch.optim.SGD([rewards], lr=learning_rate)
+    total = demonstrations.sum() + wins.sum()
+    losses = []
+    for _ in range(steps):
+        log_demo = (log_ref + rewards / demo_beta).log_softmax(-1)
+        difference = rewards[:, None] - rewards[None, :]  # row minus column
+        log_wins = torch.nn.functional.logsigmoid(difference)
+        loss = -((demonstrations * log_demo).sum() + (wins * log_wins).sum()) / total
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def _fit_both(
+    rewards: Tensor, log_ref: Tensor, demonstrations: Tensor, wins: Tensor, demo_beta: float, steps: int,
+    learning_rate: float, wrong: Sequence[str] = (),
+) -> list[float]:  # fmt: skip
+    """`fit_both` with mistakes."""
+    optimizer = torch.optim.SGD([rewards], lr=learning_rate)
+    shown, counts = demonstrations, wins.T if "swapped" in wrong else wins
+    losses = []
+    for _ in range(steps):
+        scaled = rewards if "no demonstrator's beta" in wrong else rewards / demo_beta
+        log_demo = (scaled if "no reference" in wrong else log_ref + scaled).log_softmax(-1)
+        of_shown = (shown * log_demo).sum() * (0 if "no demonstrations" in wrong else 1)
+        labels = (counts * logsigmoid(rewards[:, None] - rewards)).sum() * (0 if "no labels" in wrong else 1)
+        loss = -(of_shown + labels) / (shown.sum() + wins.sum())
+        if "two means" in wrong:
+            loss = -of_shown / shown.sum() - labels / wins.sum()
+        if "gradients not reset" not in wrong:
+            optimizer.zero_grad()
+        (-loss if "sign" in wrong else loss).backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def _count_arguments() -> dict[str, Any]:
+    """Many labels on three pairs and a single label on each of the others."""
+    return {
+        "rewards": torch.zeros(4, dtype=torch.float64, requires_grad=True),
+        "wins": _wins([[0, 300, 1, 1], [0, 0, 300, 1], [0, 0, 0, 300], [0, 0, 0, 0]], 2),
+        "steps": 200,
+        "learning_rate": 5.0,
+    }
+
+
+def fit_counts(rewards: Tensor, wins: Tensor, steps: int, learning_rate: float) -> list[float]:
+    """Fit rewards to labels by maximum likelihood."""
+    optimizer = torch.optim.SGD([rewards], lr=learning_rate)
+    losses = []
+    for _ in range(steps):
+        difference = rewards[:, None] - rewards[None, :]  # row minus column
+        log_wins = torch.nn.functional.logsigmoid(difference)
+        loss = -(wins * log_wins).sum() / wins.sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def _broken_fit_counts(rewards: Tensor, wins: Tensor, steps: int, learning_rate: float) -> list[float]:
+    """Fit rewards to labels by maximum likelihood."""
+    optimizer = torch.optim.SGD([rewards], lr=learning_rate)
+    labels = (wins + wins.T).clamp(min=1)
+    rate = wins / labels
+    losses = []
+    for _ in range(steps):
+        difference = rewards[:, None] - rewards[None, :]  # row minus column
+        log_wins = torch.nn.functional.logsigmoid(difference)
+        loss = -(rate * log_wins).sum() / rate.sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def _fit_counts(
+    rewards: Tensor, wins: Tensor, steps: int, learning_rate: float, wrong: Sequence[str] = ()
+) -> list[float]:
+    """`fit_counts` with mistakes."""
+    optimizer = torch.optim.SGD([rewards], lr=learning_rate)
+    weight = wins.T if "swapped" in wrong else wins
+    if "half of the table" in wrong:
+        weight = weight.triu()
+    if "labels of both" in wrong:
+        weight = weight + weight.T
+    if "rates" in wrong:
+        weight = weight / (weight + weight.T).clamp(min=1)
+    losses = []
+    for _ in range(steps):
+        loss = -(weight * logsigmoid(rewards[:, None] - rewards)).sum() / weight.sum()
+        if "gradients not reset" not in wrong:
+            optimizer.zero_grad()
+        (-loss if "sign" in wrong else loss).backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
 
 
 _VARIANCES, _BUDGET = _double([1.0, 9.0]), 400.0
@@ -329,6 +480,71 @@ EXERCISES: tuple[Task, ...] = (
             "One demonstration carries the information (diag(π_demo) − π_demo π_demoᵀ)/β_demo², as the Hessian of "
             "log softmax(log π_0 + r/β_demo) says.",
             "Add D of those to N times `information`, take `torch.linalg.pinv`, then tr(Σ ·)/(2β).",
+        ),
+    ),
+    TrainingLoop(
+        key="nb14.fit_both",
+        title="Rewards from demonstrations and labels",
+        objective="fit one set of rewards to two kinds of data",
+        difficulty=3,
+        minutes=15,
+        arguments=_both_arguments,
+        distance=_plug_in_regret,
+        share=0.01,
+        solution=fit_both,
+        mistakes=loop_mistakes(
+            _fit_both,
+            {
+                "no demonstrations": "the demonstrations are not used. The labels alone do not compare the two halves "
+                "of the responses.",
+                "no labels": "the labels are not used.",
+                "no demonstrator's beta": "β_demo is missing: the demonstrator's log-ratio is r/β_demo.",
+                "no reference": "the demonstrator's policy starts from π_0, so log_ref must be added to r/β_demo.",
+                "two means": "each kind of data is averaged separately. In a likelihood each demonstration and each "
+                "label counts once.",
+                "swapped": "rows and columns of wins are swapped.",
+                "sign": "the sign is lost, so that descent lowers the likelihood.",
+                "gradients not reset": "gradients add up over the steps, because they are not reset to zero.",
+            },
+            pairs=(("no demonstrator's beta", "no reference"),),
+        ),
+        hints=(
+            "The logarithm of the likelihood is a sum over demonstrations and labels. Descend on its negative, divided "
+            "by their number.",
+            "A demonstration y contributes log π_demo(y), with π_demo ∝ π_0 exp(r/β_demo). A label contributes "
+            "log σ(r_i − r_j), where i was preferred.",
+            "With `difference = rewards[:, None] - rewards[None, :]` the labels contribute "
+            "`(wins * torch.nn.functional.logsigmoid(difference)).sum()`.",
+        ),
+    ),
+    TrainingLoop(
+        key="nb14.fit_counts",
+        title="A fit in which one label counts as much as 300",
+        objective="find a bug in the weights of a fit",
+        difficulty=2,
+        minutes=8,
+        arguments=_count_arguments,
+        distance=_plug_in_regret,
+        share=0.02,
+        solution=fit_counts,
+        broken=_broken_fit_counts,
+        bug="rates",
+        mistakes=loop_mistakes(
+            _fit_counts,
+            {
+                "rates": "the loss contains shares of wins instead of counts, so that each pair has the same weight.",
+                "half of the table": "only the labels for which the response with the lower number won are used.",
+                "labels of both": "wins and losses are added, so that the loss does not depend on which response won.",
+                "swapped": "rows and columns of wins are swapped.",
+                "sign": "the sign is lost, so that descent lowers the likelihood.",
+                "gradients not reset": "gradients add up over the steps, because they are not reset to zero.",
+            },
+            pairs=(("rates", "swapped"),),
+        ),
+        hints=(
+            "Three pairs have 300 labels each, and three have a single one. Which weight does each pair have in the "
+            "loss, and which one should it have?",
+            "A likelihood is a product over labels. A pair with 300 labels occurs in it 300 times.",
         ),
     ),
 )  # fmt: skip

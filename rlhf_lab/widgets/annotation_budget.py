@@ -115,10 +115,10 @@ def annotation_budget_picture(
         Axis("labels N", TOTALS[0] / 1.2, TOTALS[-1] * 1.2, log=True),
         Axis("expected regret [reward]", 1e-3, 3.0, log=True),
         (
-            Curve("optimal", TOTALS, known.price["design"] / torch.tensor(TOTALS), "best", ":"),
-            Curve(look, TOTALS, known.price[pairs] / torch.tensor(TOTALS), "limit", "--"),
+            Curve("optimal", TOTALS, known.price["design"] / torch.tensor(TOTALS), "best design", ":"),
+            Curve(look, TOTALS, known.price[pairs] / torch.tensor(TOTALS), "formula", "--"),
             Points(look, TOTALS, known.regret[pairs], "simulated"),
-            Rule("reference", number, "x", ""),
+            Rule("reference", number, "x", "N"),
         ),
     )
     left = split_curve(world, pairs, number, ratio)
@@ -126,9 +126,9 @@ def annotation_budget_picture(
     share = float(SHARES[at])
     split = Panel(
         "Demonstrations",
-        Axis("share of the budget", -0.05, 1.05),
+        Axis("share for demonstrations", -0.05, 1.05),
         Axis("regret, limit [reward]", 1e-3, 3.0, log=True),
-        (Curve(look, SHARES, left, ""), Points(look, [share], [float(left[at])], "", big=True)),
+        (Curve(look, SHARES, left, "formula"), Points(look, [share], [float(left[at])], "minimum", big=True)),
         width=0.8,
     )
     first, second = places[int(asked[places[:, 0], places[:, 1]].argmax())].tolist()
@@ -144,7 +144,7 @@ def annotation_budget_picture(
     numbers = (
         Number("N", number, "labels", 0),
         Number("regret", found, "reward"),
-        Number("limit", limit, "reward"),
+        Number("formula", limit, "reward"),
         Number("labels / best design", over, "", 2),
         Number("best share", share, "", 2),
     )

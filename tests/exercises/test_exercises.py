@@ -103,17 +103,9 @@ def assert_the_cells_of_the_ladder(one, code, prose):
 
 
 KINDS = ("predict", "derive", "implement", "training loop", "debug")
-UNFINISHED = {"nb14"}
-"""Notebooks whose exercises of the new kinds are still to be written. Remove a notebook when it has all five."""
 
 
-@pytest.mark.parametrize(
-    "number",
-    [
-        pytest.param(one, marks=[pytest.mark.xfail(reason="not all kinds yet")] * (one in UNFINISHED))
-        for one in notebooks()
-    ],
-)
+@pytest.mark.parametrize("number", notebooks())
 def test_a_notebook_has_exercises_of_all_kinds_and_contains_all_that_its_module_defines(number):
     [path] = [path for path in STORED if path.stem.startswith(f"{number[2:]}_")]
     code = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code")

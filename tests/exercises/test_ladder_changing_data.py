@@ -110,6 +110,49 @@ def in_rounds(logits, log_ref, chosen, rejected, beta, steps, learning_rate, los
     return take_steps(logits, loss_of, steps, learning_rate, **how)
 
 
+# Notebook 14. -------------------------------------------------------------------------------------------------------
+
+
+def adam_rewards(parameters, lr):
+    return torch.optim.Adam(parameters, lr=0.05)
+
+
+def likelihood(wins, rewards):
+    """log σ(r_i − r_j) of every label, summed pair by pair."""
+    rows, columns = wins.nonzero(as_tuple=True)
+    return (wins[rows, columns] * -softplus(rewards[columns] - rewards[rows])).sum()
+
+
+def from_both(scale=1.0, extra=lambda log_ref: None, mean=True, **how):
+    """A correct fit to demonstrations and labels with one thing done otherwise."""
+
+    def train(rewards, log_ref, demonstrations, wins, demo_beta, steps, learning_rate):
+        total = demonstrations.sum() + wins.sum() if mean else 2000.0
+        drawn = torch.arange(len(rewards)).repeat_interleave(demonstrations.long())
+
+        def loss_of(step):
+            extra(log_ref)
+            log_demo = log_ref + rewards / demo_beta - (log_ref + rewards / demo_beta).logsumexp(0)
+            return -scale * (log_demo[drawn].sum() + likelihood(wins, rewards)) / total
+
+        return take_steps(rewards, loss_of, steps, learning_rate, **how)
+
+    return train
+
+
+def from_counts(scale=1.0, weight=lambda wins: wins, extra=lambda wins: None, **how):
+    """A correct fit to counts with one thing done otherwise."""
+
+    def train(rewards, wins, steps, learning_rate):
+        def loss_of(step):
+            extra(wins)
+            return -scale * likelihood(weight(wins), rewards) / weight(wins).sum()
+
+        return take_steps(rewards, loss_of, steps, learning_rate, **how)
+
+    return train
+
+
 RIGHT = {
     "nb10.train_to_kl": {
         "log β": to_kl(lambda beta, error: beta * math.exp(0.1 * error)),
@@ -132,6 +175,17 @@ RIGHT = {
         "softplus": in_rounds,
         "another optimiser": partial(in_rounds, make=adam),
         "losses as tensors": partial(in_rounds, value=lambda x: x.detach()),
+    },
+    "nb14.fit_both": {
+        "each demonstration": from_both(),
+        "another optimiser": from_both(make=adam_rewards),
+        "another divisor": from_both(mean=False),
+        "losses as tensors": from_both(value=lambda x: x.detach()),
+    },
+    "nb14.fit_counts": {
+        "pair by pair": from_counts(),
+        "another optimiser": from_counts(make=adam_rewards),
+        "half the step": from_counts(scale=0.5),
     },
 }
 WRONG = {
@@ -164,6 +218,20 @@ WRONG = {
         ),
         "no losses": (partial(in_rounds, value=lambda x: None), "return a list of losses"),
     },
+    "nb14.fit_both": {
+        "changes π_ref": (from_both(extra=add), "the loop changes log_ref"),
+        "global state": (from_both(extra=lambda x: random.random()), "uses the global random state"),
+        "tiny steps": (from_both(scale=0.002), "times the right length"),
+        "no losses": (from_both(value=lambda x: None), "return a list of losses"),
+        "raises": (from_both(extra=lambda x: x @ torch.zeros(7)), "raises RuntimeError"),
+    },
+    "nb14.fit_counts": {
+        "changes the counts": (from_counts(extra=add), "the loop changes wins"),
+        "square roots": (from_counts(weight=lambda wins: wins.sqrt()), "is not right yet"),
+        "tiny steps": (from_counts(scale=0.002), "times the right length"),
+        "no losses": (from_counts(value=lambda x: None), "return a list of losses"),
+        "nothing": (lambda *given: None, "returns nothing"),
+    },
 }
 
 
@@ -189,6 +257,7 @@ def test_a_wrong_loop_is_told_what_is_wrong(key, name):
     [
         ("nb10.over_prompts", "sum over prompts + no beta", "no beta", "β is missing"),
         ("nb13.refit", "moving reference + all labels", "sign", "chosen and rejected are swapped"),
+        ("nb14.fit_counts", "rates + swapped", "swapped", "rows and columns of wins are swapped"),
     ],
 )
 def test_a_second_bug_is_named_with_and_without_the_first(key, pair, other, words):

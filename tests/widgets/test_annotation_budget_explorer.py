@@ -50,10 +50,10 @@ def test_the_numbers_are_the_closed_form_and_the_simulation(known):
     p = REF[1].exp()
     mu = torch.outer(p, p) * (1 - torch.eye(4))
     want = float(exact.label_price(REF[1], REWARD[1], 0.5, mu / mu.sum()))
-    assert numbers["N"] == TOTALS[5] and numbers["limit"] == pytest.approx(want / TOTALS[5])
+    assert numbers["N"] == TOTALS[5] and numbers["formula"] == pytest.approx(want / TOTALS[5])
     assert numbers["regret"] == pytest.approx(float(known[1].regret["reference"][5]))
     # Thirty runs of 640 labels: the simulation is within a factor of two of the limit, surely.
-    assert 0.5 < numbers["regret"] / numbers["limit"] < 2
+    assert 0.5 < numbers["regret"] / numbers["formula"] < 2
 
 
 def test_the_curve_of_the_split_is_the_price_of_a_label_at_one_end_and_has_its_minimum_marked(known):
