@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import string
 import tomllib
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,15 +14,20 @@ from rlhf_lab import language
 from rlhf_lab.errors import LabError
 
 ROOT = Path(__file__).parents[1]
-SOURCES = [ast.parse(path.read_text(encoding="utf-8")) for folder in ("rlhf_lab", "slides")
-           for path in (ROOT / folder).rglob("*.py")]  # fmt: skip
+
+
+@cache
+def sources() -> list[ast.Module]:
+    """Every file of the package and of the slides. It is not a constant, because each worker imports this file."""
+    paths = [path for folder in ("rlhf_lab", "slides") for path in (ROOT / folder).rglob("*.py")]
+    return [ast.parse(path.read_text(encoding="utf-8")) for path in paths]
 
 
 def test_every_text_with_numbers_has_a_translation() -> None:
     """Each literal that is passed to `tr`. The other labels are found by `tests/slides/test_chinese.py`."""
     texts = {
         one.value
-        for tree in SOURCES
+        for tree in sources()
         for call in ast.walk(tree)
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "tr"
         for one in ast.walk(call.args[0])
@@ -33,7 +39,7 @@ def test_every_text_with_numbers_has_a_translation() -> None:
 
 def test_every_translation_is_of_a_text_in_the_code() -> None:
     constants = "\n".join(
-        node.value for tree in SOURCES for node in ast.walk(tree)
+        node.value for tree in sources() for node in ast.walk(tree)
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     )  # fmt: skip
     assert [text for text in language.chinese() if text not in constants] == []
