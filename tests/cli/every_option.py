@@ -28,6 +28,7 @@ TOLD: dict[str, dict[str, Any]] = {
     "train rest": {"scale": "none"},
     "train rloo": {"kind": "rloo", "penalty": "k3", "divide_by_length": None},
     "train grpo": {"kind": "grpo", "penalty": "k2"},
+    "plot": {"out": Path("some/curve.png")},
     "budget": {"labels": None, "candidates": 5},
 }
 PAIR_LOSS = {"chosen_penalty": 50.0, "nll_weight": 1.0, "reward_shift": 0.0}
@@ -104,6 +105,7 @@ def parsed(command: str, words: list[str]) -> Any:
 def from_words(command: str, values: dict[str, Any]) -> Any:
     flags = yaml_config.flags(KINDS[command])
     said = {name: value for name, value in values.items() if value is not None and name != "config"}
-    # The one argument without a name is that of `course DIR` and `progress DIR`.
+    # The arguments without a name are those of `course DIR`, `progress DIR` and `plot RUN…`.
     first = [str(said.pop("folder"))] if command in ("course", "progress") else []
+    first += [str(run) for run in said.pop("runs")] if command == "plot" else []
     return parsed(command, first + [w for name, value in said.items() for w in words_of(name, value, name in flags)])
