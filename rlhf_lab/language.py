@@ -70,7 +70,9 @@ def tr(text: str, **values: Any) -> str:
     return shown.format(**values) if values else shown
 
 
-_PIECES = re.compile(r"[（“《]?[\u2e80-\u9fff\uac00-\uffee][，。、：；？！）”》]*|[^\s\u2e80-\u9fff\uff00-\uffee]+|\s+")
+_PIECES = re.compile(
+    r"[（“《(\[]*[\u2e80-\u9fff\uac00-\uffee][，。、：；？！）”》)\]]*|[^\s\u2e80-\u9fff\uff00-\uffee]+|\s+"
+)
 
 
 def columns(text: str) -> int:

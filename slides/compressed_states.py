@@ -10,8 +10,8 @@ takes as many values as that control has stops. So a set of pictures becomes
 
 and `unfolded` restores every picture. `assets/explorers.js` does the same in the page.
 
-A second language differs in texts only, so it is stored as `"zh"`: `words` (English text → Chinese text) and, for slots
-that consist of texts, such as the sentence below the picture, `values` (number of the slot → its values in Chinese).
+A second language differs in texts only, so it is stored as `"zh"`: `words` (English label → Chinese label), and in
+`values` the Chinese values of the slot that contains the sentence below the picture (number of the slot → values).
 """
 
 from __future__ import annotations
@@ -79,17 +79,11 @@ def _translations(english: dict[str, Any], chinese: dict[str, Any], slots: list[
     _pair((english, chinese), words)
     values: dict[str, list[str]] = {}
     for number, (path, options, which) in enumerate(slots):
-        if path and path[-1] in TEXTS and all(isinstance(option, str) for option in options):
-            values[str(number)] = [_at(chinese["pictures"][which.index(i)], path) for i in range(len(options))]
-            for option in options:
-                words.pop(option, None)
+        if path == ["text"]:
+            values[str(number)] = [chinese["pictures"][which.index(i)]["text"] for i in range(len(options))]
+            for sentence in options:
+                words.pop(sentence, None)
     return {"words": {e: c for e, c in words.items() if e != c}, "values": values}
-
-
-def _at(tree: Any, path: list[Any]) -> Any:
-    for key in path:
-        tree = tree[key]
-    return tree
 
 
 def _pair(pair: tuple[Any, Any], words: dict[str, str], text: bool = False) -> None:

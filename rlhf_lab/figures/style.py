@@ -221,15 +221,16 @@ def translate(drawing: Figure) -> None:
     """Replace every label of `drawing` by its translation into the present language (`rlhf_lab.language`)."""
     from matplotlib.axis import Axis
     from matplotlib.text import Text
-    from matplotlib.ticker import FixedFormatter
+    from matplotlib.ticker import FixedLocator
 
     for ax in drawing.axes:
         for container in ax.containers:
             container.set_label(tr(container.get_label() or ""))
         for axis in (ax.xaxis, ax.yaxis):
-            formatter = axis.get_major_formatter()
-            if isinstance(formatter, FixedFormatter):
-                formatter.seq = [tr(name) for name in formatter.seq]
+            names = [name.get_text() for name in axis.get_majorticklabels()]
+            shown = [tr(name) for name in names]
+            if isinstance(axis.get_major_locator(), FixedLocator) and shown != names:
+                axis.set_ticks(axis.get_majorticklocs(), shown)
     for artist in drawing.findobj():
         if isinstance(artist, Text):
             artist.set_text(tr(artist.get_text()))

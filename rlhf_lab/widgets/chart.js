@@ -70,7 +70,7 @@ const WIDE = 0.56; // a character's mean width in em
 const wide = (text) => [...text].reduce((sum, letter) => sum + (letter >= "\u2e80" ? 1 / WIDE : 1), 0);
 
 // What stays on one line: a word, or a Chinese character with the punctuation that belongs to it.
-const PIECES = /[（“《]?[\u2e80-\uffef][，。、：；？！）”》]*|[^\s\u2e80-\uffef]+|\s+/gu;
+const PIECES = /[（“《([]*[\u2e80-\uffef][，。、：；？！）”》)\]]*|[^\s\u2e80-\uffef]+|\s+/gu;
 
 function wrap(name, room, lines = 3) {
   // Lines of at most `room` characters; what does not fit ends in "…". The tooltip has it all.
@@ -78,7 +78,7 @@ function wrap(name, room, lines = 3) {
   for (const part of name.split("\n")) {
     let line = "";
     for (const piece of part.match(PIECES) ?? []) {
-      if (line.trim() && wide(line) + wide(piece.trimEnd()) > room) {
+      if (line.trim() && wide(line) + wide(piece.trimEnd()) > room + (piece >= "\u2e80" ? 0.6 : 0)) {
         out.push(line.trimEnd());
         line = piece.trimStart();
       } else line += piece;

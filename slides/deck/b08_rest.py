@@ -200,7 +200,7 @@ BLOCK = Block(
                         conditions=("improve_proxy ~ 0",),
                     ),
                 ),
-                alt="词元树上 ReST 逐步的奖励，代理奖励与真实奖励，带区间；右边是其他损失、PPO 与 best of 8。",
+                alt="词元树上 ReST 逐步的奖励，代理奖励与真实奖励，带区间；右边是其他损失、PPO 与 best-of-8。",
                 share=0.44,
             ),
             notes=T(

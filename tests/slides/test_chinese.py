@@ -18,6 +18,7 @@ from rlhf_lab import language
 from rlhf_lab.errors import LabError
 from rlhf_lab.experiments import trajectories
 from rlhf_lab.figures import style
+from rlhf_lab.figures.picture import Axis, Curve, Panel, Picture
 from rlhf_lab.widgets.explorer import Choice, Explorer
 from rlhf_lab.widgets.optimal_policy import optimal_policy_explorer
 from rlhf_lab.worlds import bandit
@@ -119,6 +120,17 @@ def test_the_static_states_hold_the_chinese_texts_once(states: dict[str, Any]) -
     assert len(folded["zh"]["values"][str(sentences)]) == len(folded["slots"][sentences][1]) > 4
     plain = compressed_states.folded(states["explorer"], 4)
     assert {key: value for key, value in folded.items() if key != "zh"} == plain
+
+
+def test_a_label_that_also_changes_with_a_control_is_translated_in_both_places() -> None:
+    def compute(kind: str) -> Picture:
+        layers = (Curve("dpo", [0, 1], [0, 1], kind), Curve("policy", [0, 1], [1, 0], "best design"))
+        return Picture(f"kind {kind}", (Panel("Policies", Axis("labels N"), Axis("share"), layers),))
+
+    choice = Choice("evenly", {"evenly": "evenly", "best design": "best design"}, "pairs")
+    folded = compressed_states.folded(Explorer(compute, {"kind": choice}, "Policies"), chinese=True)
+    assert folded["zh"]["words"]["best design"] == "最优设计"
+    assert folded["zh"]["words"]["evenly"] == "均匀"
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="no node on this machine")

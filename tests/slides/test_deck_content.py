@@ -124,7 +124,9 @@ def page() -> tuple[str, render.Context, list[list[str]]]:
 
     def keep(drawing: Any) -> bytes:
         style.translate(drawing)
-        drawn.append([one.get_text() for one in drawing.findobj(Writing) if one.get_visible()])
+        axes = [axis for ax in drawing.axes for axis in (ax.xaxis, ax.yaxis)]
+        ticks = [name for one in axes for name in one.get_major_formatter().format_ticks(one.get_majorticklocs())]
+        drawn.append([*map(str, ticks), *(one.get_text() for one in drawing.findobj(Writing) if one.get_visible())])
         return b"0"
 
     with pytest.MonkeyPatch.context() as patch:

@@ -12,6 +12,7 @@ from rlhf_lab.experiments.rso_common import decide_part, log_ticks
 from rlhf_lab.experiments.statistics import holm_intervals
 from rlhf_lab.experiments.verdicts import Number, Verdict
 from rlhf_lab.intervals import Interval
+from rlhf_lab.language import tr
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,7 +67,7 @@ def figure(settings: SoftBestOfN, summary: pd.DataFrame, runs: pd.DataFrame) -> 
     looks = {
         "best-of-n": style.of("best-of-n"),
         "soft": style.of("policy", label="soft best-of-n"),
-        "rso": style.of("rso", label=f"RSO, {settings.accepted} accepted"),
+        "rso": style.of("rso", label=tr("RSO, {accepted} accepted", accepted=settings.accepted)),
     }
     drawing, (left, right) = style.subplots(1, 2, 11.5, 4.6)
     with style.use():
@@ -76,12 +77,13 @@ def figure(settings: SoftBestOfN, summary: pd.DataFrame, runs: pd.DataFrame) -> 
             left.plot(part["draws"], part["limit"], "--", color=style.colour("optimal"), lw=1.2, label=label)
         rejection = runs[runs["method"] == "rejection"]
         right.axhline(rejection["kl"].mean(), ls="--", lw=1.2, color=style.colour("optimal"), label="π*")
-        for ax, metric, to, title in (
-            (left, "kl_to_optimal", "π*", "Distance to π*"), (right, "kl", "π_ref", "Distance from π_ref"),
-        ):  # fmt: skip
+        for ax, metric, label, title in (
+            (left, "kl_to_optimal", "KL(π‖π*) [nats]", "Distance to π*"),
+            (right, "kl", "KL(π‖π_ref) [nats]", "Distance from π_ref"),
+        ):
             statistical.interval_lines(
                 ax, summary, "draws", metric, "method", looks, legend=False, title=title, xscale="log",
-                xlabel="draws of π_ref per response", ylabel=f"KL(π‖{to}) [nats]",
+                xlabel="draws of π_ref per response", ylabel=label,
             )  # fmt: skip
             log_ticks(ax)
         left.set_yscale("log")
