@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from rlhf_lab.errors import LabError
 from rlhf_lab.experiments import claims_forest, claims_page, results
 from rlhf_lab.experiments.runner import command_of, settings_of
 from rlhf_lab.experiments.verdicts import Verdict, fill, holds, read_notes
+from rlhf_lab.intervals import Interval
 
 ROOT = Path(__file__).parents[2]
 SAVED = list(results.saved(ROOT / "results"))
@@ -133,3 +135,27 @@ def test_kept_results_are_small():
 def test_no_result_holds_a_path_of_the_machine_that_made_it():
     for _, folder in SAVED:
         assert json.loads((folder / "result.json").read_text(encoding="utf-8"))["settings"].get("out") is None
+
+
+ENTRY = {"label": "a / b", "number": "ratio", "reference": 1, "claimed": "below", "axis": "percent"}
+
+
+def test_a_contrast_takes_its_numbers_from_the_scales_that_have_them():
+    """An interval that contains no end of the claimed range decides, whichever side it lies on."""
+    verdicts = {"bandit": Verdict("supported", {"ratio": Interval(0.5, 0.4, 0.6)}), "tree": Verdict("supported", {})}
+    contrast = claims_forest.Contrast.of(3, ENTRY, verdicts)
+    assert dict(contrast.intervals) == {"bandit": (0.5, 0.4, 0.6)} and contrast.claimed == (None, 1.0)
+    assert contrast.lines == [1.0] and contrast.decided(Interval(2, 1.5, 3)) and not contrast.decided(Interval(1, 0, 2))
+    last = claims_forest.numbers([contrast]).splitlines()[-1]
+    assert last == "| 3 | a / b | 100% | 50% [40%, 60%] | not measured | not measured |"
+
+
+@pytest.mark.parametrize("change", [{"number": "other"}, {"axis": "cubic"}])
+def test_a_contrast_without_a_number_or_with_another_axis_is_refused(change):
+    with pytest.raises(LabError, match="a / b"):
+        claims_forest.Contrast.of(3, ENTRY | change, {"bandit": Verdict("supported", {"ratio": 0.5})})
+
+
+def test_folded_parts_pictures_and_targets_of_links_are_not_what_a_reader_sees_first():
+    text = "One [two](three.md) ![four](five.png)\n<details>\n<summary>six</summary>\n\nseven\n\n</details>\neight"
+    assert claims_page.unfolded(text).replace("[", "").split() == ["One", "two", "eight"]

@@ -39,8 +39,9 @@ The differences have t intervals over seeds, corrected for the number of cases b
 fresh labels are better if the interval lies on their side of 0, and worse if it lies on the other side. The claim is
 supported if they are better in all cases and partly supported if in some. It is not supported if they are better in
 none and worse in some, and otherwise it is inconclusive. Smaller drifts, changes of prompts and the closed form do
-not decide. The closed form is met if the simulated regret divided by it is 1 within {CLOSED_FORM:.0%}, at its best
-window and with the larger number of labels. It is missed if the 95% interval lies outside this margin."""
+not decide. The closed form is met if the 95% interval of the simulated regret divided by it
+lies within {CLOSED_FORM:.0%} of 1, at its best window and with the larger number of labels. It is missed if the
+interval lies outside this margin."""
 
 _TURNS = (0.0, 0.1, 0.2, 0.4, 0.8, 1.2, math.pi / 2)
 _WINDOWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
