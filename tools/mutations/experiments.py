@@ -787,6 +787,43 @@ MUTATIONS: list[Mutation] = [
         ),
     ),
     *in_file(
+        "experiments/claims/coverage/fits.py",
+        ["experiments/test_coverage.py"],
+        Mutation(
+            "norm",
+            "claim 12: the slopes of the implicit reward without those of the normaliser",
+            "features - (p * features).sum(-2, keepdim=True)",
+            "features + 0 * p",
+            near="experiments/test_coverage.py::"
+            "test_parameters_of_zero_are_the_reference_and_slopes_are_those_of_autograd",
+        ),
+        Mutation(
+            "data",
+            "claim 12: the worst policy has no mass on masked responses",
+            "torch.cat([alone, none.unsqueeze(0)]).max()",
+            "none.max()",
+            near="experiments/test_coverage.py::test_worst_cases_by_hand",
+        ),
+    ),
+    *in_file(
+        "experiments/claims/chosen_probability/training.py",
+        ["experiments/test_chosen_probability.py"],
+        Mutation(
+            "sign",
+            "claim 13: the gradients of rejected responses raise log π of chosen ones",
+            "difference = chosen - rejected\n",
+            "difference = chosen + rejected\n",
+            near="experiments/test_chosen_probability.py::test_the_own_part_of_a_table_s_step_is_positive_by_hand",
+        ),
+        Mutation(
+            "swap",
+            "claim 13: the mean changes of chosen and rejected responses at the optimum are exchanged",
+            "for axis in (-1, -2)",
+            "for axis in (-2, -1)",
+            near="experiments/test_chosen_probability.py::test_the_change_to_the_optimum_by_hand",
+        ),
+    ),
+    *in_file(
         "experiments/claims/soft_best_of_n/run.py",
         ["experiments/test_soft_best_of_n.py"],
         Mutation(
