@@ -146,6 +146,8 @@ def test_a_contrast_takes_its_numbers_from_the_scales_that_have_them():
     contrast = claims_forest.Contrast.of(3, ENTRY, verdicts)
     assert dict(contrast.intervals) == {"bandit": (0.5, 0.4, 0.6)} and contrast.claimed == (None, 1.0)
     assert contrast.lines == [1.0] and contrast.decided(Interval(2, 1.5, 3)) and not contrast.decided(Interval(1, 0, 2))
+    band = claims_forest.Contrast.of(3, ENTRY | {"claimed": [0.9, 1.1]}, verdicts)
+    assert band.decided(Interval(1, 0.95, 1.05)) and not band.decided(Interval(1, 0.95, 1.2))
     last = claims_forest.numbers([contrast]).splitlines()[-1]
     assert last == "| 3 | a / b | 100% | 50% [40%, 60%] | not measured | not measured |"
 

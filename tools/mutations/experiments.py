@@ -834,4 +834,33 @@ MUTATIONS: list[Mutation] = [
             near="experiments/test_soft_best_of_n.py::test_the_leading_term_by_hand",
         ),
     ),
+    *in_file(
+        "experiments/claims/annotation_budget/run.py",
+        ["experiments/test_annotation_budget.py"],
+        Mutation(
+            "mean",
+            "the D-optimal design ignores the information of a label",
+            "edges = mu * information\n",
+            "edges = mu\n",
+            near="experiments/test_annotation_budget.py::test_the_d_optimal_design_meets_the_certificate_of_kiefer_and_wolfowitz",
+        ),
+    ),
+    *in_file(
+        "experiments/claims_forest.py",
+        ["experiments/test_results.py"],
+        Mutation(
+            "swap",
+            "the forest plot shades the other side of the reference",
+            '"above": (reference, None), "below": (None, reference)',
+            '"above": (None, reference), "below": (reference, None)',
+            near="experiments/test_results.py::test_a_contrast_takes_its_numbers_from_the_scales_that_have_them",
+        ),
+        Mutation(
+            "edge",
+            "an interval that contains one end of the claimed range decides",
+            "return all(side(one, end) for end in self.lines)",
+            "return any(side(one, end) for end in self.lines)",
+            near="experiments/test_results.py::test_a_contrast_takes_its_numbers_from_the_scales_that_have_them",
+        ),
+    ),
 ]
