@@ -90,6 +90,21 @@ window.SlidesCheck = {
     return [...new Set(found)];
   },
 
+  // What the current slide shows or names, apart from formulas, code and the other language.
+  texts: () => {
+    const other = document.documentElement.lang === 'zh' ? 'en' : 'zh';
+    const skip = `[lang="${other}"], .katex, code, template, aside, style, script`;
+    const found = [];
+    const visit = (node) => {
+      if (node.nodeType === Node.TEXT_NODE) found.push(node.textContent);
+      if (node.nodeType !== Node.ELEMENT_NODE || node.matches(skip)) return;
+      found.push(...['alt', 'aria-label', 'title'].map((name) => node.getAttribute(name) ?? ''));
+      node.childNodes.forEach(visit);
+    };
+    visit(window.deck.getCurrentSlide());
+    return found;
+  },
+
   // Texts of a chart that nobody can read: cut by its edge, or on one another. A line's box is higher than its letters,
   // by more in one font than in another: what counts is the middle part, in which letters are.
   crowded: (chart) => {

@@ -8,6 +8,7 @@ Every slide is checked with everything revealed, in the chosen languages, sizes 
 
 - something overflows the slide, scrolls, is cut off or overlaps the footer, or a formula is too wide;
 - text is smaller than 24 px (of a slide of 1280 × 720), or its contrast is below 4.5 : 1;
+- a Chinese slide shows an English word;
 - a picture has no alternative text, or a chart has text that is cut off or overlaps other text;
 - an explorer is missing, reports a failure, or has a control that does not change the picture;
 - the page or the browser's console reports an error, or the page requests anything from another host.
@@ -37,6 +38,8 @@ from browser_check import FLAGS, find_chromium
 
 REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO))
+
+from slides.translation import english  # noqa: E402
 
 LEAST = 24
 """Minimum size of text in px of a slide of 1280 × 720, which can be read from the back of the room."""
@@ -122,6 +125,9 @@ class Walk:
                 chart = self.page.query_selector("section.present .rlhf-chart")
                 if chart is not None:
                     faults += self.page.evaluate("(chart) => SlidesCheck.crowded(chart)", chart)
+            if language == "zh":
+                shown = " ".join(self.page.evaluate("() => SlidesCheck.texts()"))
+                faults += [f"the English word {word!r}" for word in dict.fromkeys(english(shown))]
             where = f"{self.view} {language} {size} {theme}"
             self.wrong += [f"{where}: {number + 1} {key}: {fault}" for fault in faults]
             if shots:

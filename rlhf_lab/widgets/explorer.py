@@ -166,6 +166,8 @@ class Explorer:
         inputs: the ipywidgets, by the same names; setting `inputs["beta"].value` moves the picture.
         chart: the view.
         widget: controls and view together, for use in a larger layout.
+        title: above the picture, in English.
+        advice: above the controls, in English.
     """
 
     def __init__(
