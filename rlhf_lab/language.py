@@ -71,8 +71,9 @@ def tr(text: str, **values: Any) -> str:
 
 
 _PIECES = re.compile(
-    r"[（“《(\[]*[\u2e80-\u9fff\uac00-\uffee][，。、：；？！）”》)\]]*|[^\s\u2e80-\u9fff\uff00-\uffee]+|\s+"
+    r"\[[^\]\s]{1,8}\]|[（“《(\[]*[\u2e80-\u9fff\uff00-\uffee][，。、：；？！）”》)\]]*|[^\s\u2e80-\u9fff\uff00-\uffee]+|\s+"
 )
+"""What stays on one line: a unit in brackets, a Chinese character with its punctuation, a word, spaces."""
 
 
 def columns(text: str) -> int:

@@ -77,4 +77,5 @@ def test_chinese_lines_break_between_characters_but_not_before_punctuation() -> 
     assert "".join(lines).replace(" ", "") == text.replace(" ", "")
     assert max(map(language.columns, lines)) <= 12  # punctuation may stand in the margin
     assert not any(line[0] in "，。）" for line in lines)
+    assert language.wrap("期望的奖励 [奖励]", 10) == ["期望的奖励", "[奖励]"]
     assert language.wrap("the regret of a policy", 10) == ["the regret", "of a", "policy"]

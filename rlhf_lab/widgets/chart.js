@@ -69,8 +69,8 @@ const WIDE = 0.56; // a character's mean width in em
 // The width of a text in characters, of which a Chinese one takes 1 em.
 const wide = (text) => [...text].reduce((sum, letter) => sum + (letter >= "\u2e80" ? 1 / WIDE : 1), 0);
 
-// What stays on one line: a word, or a Chinese character with the punctuation that belongs to it.
-const PIECES = /[（“《([]*[\u2e80-\uffef][，。、：；？！）”》)\]]*|[^\s\u2e80-\uffef]+|\s+/gu;
+// What stays on one line: a unit in brackets, a Chinese character with its punctuation, a word, spaces.
+const PIECES = /\[[^\]\s]{1,8}\]|[（“《([]*[\u2e80-\uffef][，。、：；？！）”》)\]]*|[^\s\u2e80-\uffef]+|\s+/gu;
 
 function wrap(name, room, lines = 3) {
   // Lines of at most `room` characters; what does not fit ends in "…". The tooltip has it all.
