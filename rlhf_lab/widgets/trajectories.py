@@ -118,7 +118,7 @@ def trajectories_picture(
         Axis("KL(π‖π_ref) [nats]", -0.03 * reach, 1.1 * reach),
         Axis("expected reward [reward]", min(everything) - room, max(everything) + 2 * room),
         (*lines, *points, Points("optimal", [star_kl], [star_reward], "π* at β", big=True)),
-        width=1.1,
+        width=0.8,  # the names below the other panel need the room
     )
     names = tuple(_short(key) for key in shown.trajectories)
     lacking = Panel(
