@@ -103,7 +103,7 @@ def draw(contrasts: Sequence[Contrast], columns: int = 3) -> Figure:
     from rlhf_lab.figures import style
 
     rows = -(-len(contrasts) // columns)
-    figure, grid = style.subplots(rows, columns, width=10.5, height=1.75 * rows + 0.8, squeeze=False)
+    figure, grid = style.subplots(rows, columns, width=10.5, height=1.75 * rows + 1.0, squeeze=False)
     for axes in grid.flat[len(contrasts) :]:
         axes.remove()
     for axes, contrast in zip(grid.flat, contrasts, strict=False):
@@ -115,7 +115,7 @@ def draw(contrasts: Sequence[Contrast], columns: int = 3) -> Figure:
     key.append(Line2D([], [], **grey, label="interval without the line"))
     key.append(Line2D([], [], **grey, markerfacecolor="white", label="interval with the line"))
     key.append(Patch(facecolor="0.88", label="predicted by the claim"))
-    figure.legend(handles=key, loc="outside lower center", ncols=len(key), frameon=False)
+    figure.legend(handles=key, loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
@@ -133,7 +133,8 @@ def _panel(axes: Axes, contrast: Contrast) -> None:
         axes.plot([mean], [y], marker, color=colour, markerfacecolor=inside, markersize=7)
     if contrast.axis == "log":
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        left, right = axes.get_xlim()
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if right > 1.6 * left else (1, 1.1, 1.2, 1.3, 1.4, 1.5)))
         axes.xaxis.set_major_formatter(ScalarFormatter())
         axes.xaxis.set_minor_locator(NullLocator())
     for line in contrast.lines:
@@ -149,5 +150,5 @@ def _panel(axes: Axes, contrast: Contrast) -> None:
         range(len(SCALES)), [n if s in contrast.intervals else f"({n})" for s, n in zip(SCALES, names, strict=True)]
     )
     axes.set_ylim(len(SCALES) - 0.5, -0.5)
-    words = "\n".join(textwrap.wrap(f"{contrast.claim}. {contrast.label}", 38))
+    words = "\n".join(textwrap.wrap(f"{contrast.claim}. {contrast.label}", 35))
     axes.set_title(re.sub(r"([πr])_(ref|r|φ)\b", r"$\1_{\\mathrm{\2}}$", words), loc="left", fontsize=10)
