@@ -15,6 +15,7 @@ from rlhf_lab.cli import evaluate_reward, yaml_config
 from rlhf_lab.cli.train.data import Kind, check_data, load_data, load_world, token_limits
 from rlhf_lab.cli.train.reward import check_reward, find_reward, read_reward
 from rlhf_lab.cli.train.settings import WORLD
+from rlhf_lab.data.readers import Chat
 from rlhf_lab.errors import (
     Count,
     LabError,
@@ -90,6 +91,8 @@ class Evaluate:
     max_prompt_tokens: Count | None = None
     """Maximum length of a prompt. Longer prompts lose their beginning. Default: the longest prompt of the world, or 256
     tokens if the context has room for them."""
+    chat: Chat = "auto"
+    """Which rows the model's chat template writes, as in training."""
     max_response_tokens: Count | None = None
     """Maximum length of a response, with its end token. Default: as for prompts."""
     batch_size: Count = 16

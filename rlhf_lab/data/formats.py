@@ -20,10 +20,11 @@ of `prompt` is the assistant's, the response continues this turn.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection
-from typing import Any
+from typing import Any, TypeVar, cast
 
-from rlhf_lab.data.readers import Row, near_columns
+from rlhf_lab.data.readers import Row, Source, near_columns
 from rlhf_lab.errors import LabError
 
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
@@ -47,6 +48,10 @@ _ROLES = {
 
 COMPARISON = {"info", "summaries", "choice"}
 
+BY_TEMPLATE = "written by the chat template"
+"""Part of the name of a format whose texts became turns."""
+
+Texts = TypeVar("Texts", bound=tuple[str, ...])
 Triple = tuple[str, str, str]
 """Prompt, chosen, rejected."""
 
@@ -332,13 +337,55 @@ def _from_conversations(
     return text, one, two
 
 
+def writer_of(source: Source, tokenizer: Any) -> Any:
+    """Return the tokenizer whose chat template writes conversations; None if no template does.
+
+    Raises:
+        LabError: `chat` is on, and there is no template.
+    """
+    if source.chat == "on" and not _has_template(tokenizer):
+        raise LabError(
+            "The tokenizer has no chat template, so chat cannot be on. Leave it out, or set it to auto or off."
+        )
+    return None if source.chat == "off" else tokenizer
+
+
+def by_chat(form: str, texts: Texts, source: Source, tokenizer: Any, place: str) -> tuple[str, Texts]:
+    """Let the chat template write a row of texts, if `source.chat` asks for it; other rows are unchanged.
+
+    Args:
+        form: the format of the row.
+        texts: its prompt and its responses.
+        source: the data.
+        tokenizer: the result of `writer_of`.
+        place: file and row, for messages.
+
+    Raises:
+        LabError: the chat template refuses the turns.
+    """
+    dialogue = texts[0].startswith(HUMAN) and texts[0].rstrip().endswith(ASSISTANT.strip())
+    if not _has_template(tokenizer) or by_template(form, tokenizer) or not (dialogue or source.chat == "on"):
+        return form, texts
+    turns = _turns_of(texts[0]) if dialogue else [{"role": "user", "content": texts[0].strip()}]
+    written = (write_turns(turns, tokenizer, place), *(text.strip() for text in texts[1:]))
+    return f"{form} {BY_TEMPLATE}", cast("Texts", written)
+
+
+def _turns_of(dialogue: str) -> list[dict[str, str]]:
+    """The turns of a prompt of AnthropicHH's format, which ends with the opening of the assistant's answer."""
+    parts = re.split(f"({HUMAN}|{ASSISTANT})", dialogue)[1:]
+    names = {HUMAN: "user", ASSISTANT: "assistant"}
+    turns = [{"role": names[name], "content": text.strip()} for name, text in zip(parts[::2], parts[1::2], strict=True)]
+    return turns[:-1]
+
+
 def _has_template(tokenizer: Any) -> bool:
     return getattr(tokenizer, "chat_template", None) is not None
 
 
 def by_template(form: str, tokenizer: Any) -> bool:
     """Return whether the chat template wrote the prompts of rows of this format."""
-    return _has_template(tokenizer) and ("conversational" in form or "messages" in form)
+    return _has_template(tokenizer) and any(word in form for word in ("conversational", "messages", BY_TEMPLATE))
 
 
 def _knows(tokenizer: Any, word: str) -> bool:

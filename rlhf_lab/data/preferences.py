@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tqdm.auto import tqdm
 
@@ -30,10 +30,12 @@ from rlhf_lab.data.formats import (  # the reasons are imported by callers that 
     PART_BEFORE,
     SPACE_ONLY,
     Triple,
+    by_chat,
     by_template,
     check_columns,
     pair_of,
     standard_row,
+    writer_of,
 )
 from rlhf_lab.data.readers import Source, is_local, near_columns, rows_of
 from rlhf_lab.errors import LabError, check_path, check_utf8
@@ -47,6 +49,10 @@ __all__ = [
 HOLDS_END = "the text of a response contains the end token"
 """The end token is followed by more text. At the end of a text it is allowed."""
 EQUAL_AFTER = "equal responses after truncation"
+TOO_LONG = "longer than the limits of length"
+
+TooLong = Literal["cut", "drop"]
+"""What happens to a prompt or response of more tokens than its limit: it is cut, or its row is dropped."""
 
 IN_MEMORY = 20_000
 """Largest number of pairs that `load_pairs` pads in memory."""
@@ -161,7 +167,7 @@ class _Reading:
     """
 
     def __init__(self, source: Source, tokenizer: Any) -> None:
-        self.source, self.tokenizer = source, tokenizer
+        self.source, self.tokenizer = source, writer_of(source, tokenizer)
         self.dropped: Counter[str] = Counter()
         self.forms: Counter[str] = Counter()
 
@@ -177,6 +183,7 @@ class _Reading:
                 self.dropped[pair] += 1
                 first = first or f" (the first is {row.place})"
                 continue
+            form, pair = by_chat(form, pair, self.source, self.tokenizer, f"{name}, {row.place}")
             self.forms[form] += 1
             yield pair, by_template(form, self.tokenizer)
             if self.forms.total() == self.source.limit:
@@ -201,6 +208,7 @@ def tokenise(
     max_prompt_tokens: int | None,
     max_response_tokens: int | None,
     end_token: int | None,
+    too_long: TooLong = "cut",
 ) -> tuple[Pairs, TokenReport]:
     """Turn texts into `Pairs` of token ids.
 
@@ -216,12 +224,13 @@ def tokenise(
         max_prompt_tokens: maximum length of a prompt. None means no limit.
         max_response_tokens: maximum length of a response with its end token. None means no limit.
         end_token: id of the token that ends a response if no chat template wrote its prompt. None adds no end token.
+        too_long: what happens to texts of more tokens than the limits.
 
     Raises:
         LabError: a limit is below 1, or every pair was dropped.
     """
     check_limits(max_prompt_tokens, max_response_tokens)
-    rows = _Rows(tokenizer, max_prompt_tokens, max_response_tokens, end_token)
+    rows = _Rows(tokenizer, max_prompt_tokens, max_response_tokens, end_token, too_long)
     prompts, responses = rows.tokenised(texts)
     report = rows.report(texts.source)
     return Pairs(Tokens.from_lists(prompts), Tokens.from_lists(responses)), report
@@ -231,9 +240,15 @@ class _Rows:
     """Tokenises pairs as `tokenise` does, some at a time, and counts what was dropped and truncated."""
 
     def __init__(
-        self, tokenizer: Any, max_prompt_tokens: int | None, max_response_tokens: int | None, end_token: int | None
+        self,
+        tokenizer: Any,
+        max_prompt_tokens: int | None,
+        max_response_tokens: int | None,
+        end_token: int | None,
+        too_long: TooLong,
     ) -> None:
-        self.tokenizer, self.limits, self.end_token = tokenizer, (max_prompt_tokens, max_response_tokens), end_token
+        self.tokenizer, self.limits = tokenizer, (max_prompt_tokens, max_response_tokens)
+        self.end_token, self.too_long = end_token, too_long
         self.dropped: Counter[str] = Counter()
         self.kept = self.longest = self.short_prompts = self.short_responses = 0
 
@@ -258,6 +273,8 @@ class _Rows:
                 self.dropped[EMPTY_PROMPT] += 1
             elif not all(answers) or [] in pair:
                 self.dropped[EMPTY_RESPONSE] += 1
+            elif self.too_long == "drop" and (len(asked) < len(prompt) or any(map(was_cut, answers, pair, endings))):
+                self.dropped[TOO_LONG] += 1
             elif answers[0] == answers[1]:
                 # Different texts can have the same ids. Such a pair contains no preference either.
                 self.dropped[EQUAL_AFTER] += 1
@@ -290,6 +307,7 @@ def load_pairs(
     end_token: int | None,
     folder: Path,
     progress: bool = False,
+    too_long: TooLong = "cut",
 ) -> tuple[Pairs, list[str]]:
     """Read and tokenise pairs. More than `IN_MEMORY` pairs are stored in files and mapped into memory.
 
@@ -304,6 +322,7 @@ def load_pairs(
         end_token: as for `tokenise`.
         folder: folder for the stored ids. Each data set has a folder in it.
         progress: show a progress bar.
+        too_long: as for `tokenise`.
 
     Returns:
         the pairs, whose tokens are `StoredTokens` if there are more than `IN_MEMORY`; and two lines of text about the
@@ -314,7 +333,7 @@ def load_pairs(
     """
     source = Source.of(source)
     check_limits(max_prompt_tokens, max_response_tokens)
-    limits = (max_prompt_tokens, max_response_tokens, end_token)
+    limits = (max_prompt_tokens, max_response_tokens, end_token, too_long)
     key = _key(source, tokenizer, limits)
     known = token_store.open_pairs(folder / key) if key else None
     if known is not None:
@@ -344,7 +363,7 @@ def load_pairs(
     return stored[0], list(stored[1]["lines"])
 
 
-def _key(source: Source, tokenizer: Any, limits: tuple[int | None, ...]) -> str:
+def _key(source: Source, tokenizer: Any, limits: tuple[int | str | None, ...]) -> str:
     """The key of the ids of a local file, or an empty text for other sources and for tokenizers without a file."""
     whole = getattr(tokenizer, "backend_tokenizer", None)
     if not is_local(source.name) or not check_path(source.name, "data").is_file() or whole is None:
@@ -352,7 +371,7 @@ def _key(source: Source, tokenizer: Any, limits: tuple[int | None, ...]) -> str:
     with check_path(source.name, "data").open("rb") as file:
         content = hashlib.file_digest(file, "sha256").hexdigest()
     parts = (
-        KEY_VERSION, content, source.split, source.limit, limits, len(tokenizer), whole.to_str(),
+        KEY_VERSION, content, source.split, source.limit, source.chat, limits, len(tokenizer), whole.to_str(),
         tokenizer.chat_template, tokenizer.bos_token_id, tokenizer.eos_token_id, chat_turn_end(tokenizer),
     )  # fmt: skip
     return hashlib.sha256(repr(parts).encode()).hexdigest()
@@ -371,6 +390,11 @@ def check_limits(max_prompt_tokens: int | None, max_response_tokens: int | None)
     for name, limit in (("max_prompt_tokens", max_prompt_tokens), ("max_response_tokens", max_response_tokens)):
         if limit is not None and limit < 1:
             raise LabError(f"{name} must be at least 1, not {limit}.")
+
+
+def was_cut(shown: list[int], ids: list[int], ending: list[int]) -> bool:
+    """Return whether a response `ids` with its end token lost tokens."""
+    return len(shown) < len(ids) + len(ending)
 
 
 def opening_of(tokenizer: Any) -> list[int]:

@@ -19,11 +19,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, Literal, NamedTuple
 
 from rlhf_lab.data import hub
 from rlhf_lab.errors import LabError, check_path, check_utf8
 from rlhf_lab.policies import hub_lookup
+
+Chat = Literal["auto", "on", "off"]
+"""Which rows a chat template writes. auto: conversations and dialogues of AnthropicHH's format. on: every row, and a
+text is a turn of the user. off: no row, and conversations are written in AnthropicHH's format. Without a template, auto
+is off."""
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 
@@ -60,6 +65,8 @@ class Source:
     limit: int | None = None
     """Stop after this number of usable rows. From the Hub, rows are then streamed and stored for the next time. Without
     a limit, a data set on the Hub is downloaded completely."""
+    chat: Chat = "auto"
+    """Which rows the model's chat template writes, see `Chat`."""
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:

@@ -24,7 +24,9 @@ from rlhf_lab.data import formats as forms
 from rlhf_lab.data.preferences import (
     HOLDS_END,
     LOOK,
+    TOO_LONG,
     TokenReport,
+    TooLong,
     check_limits,
     counts,
     end_token_hint,
@@ -33,6 +35,7 @@ from rlhf_lab.data.preferences import (
     last,
     opening_of,
     split_end,
+    was_cut,
 )
 from rlhf_lab.data.readers import Row, Source, near_columns, rows_of
 from rlhf_lab.errors import LabError
@@ -84,6 +87,7 @@ def load_targets(source: Source | str, tokenizer: Any = None) -> TargetTexts:
         LabError: the source cannot be read, columns are missing, a row is malformed, or every row was dropped.
     """
     source = Source.of(source)
+    tokenizer = forms.writer_of(source, tokenizer)
 
     def example(row: Row, columns: set[str]) -> tuple[str, tuple[str, str] | str]:
         form, found = _example(row, source.name, columns, tokenizer)
@@ -107,6 +111,7 @@ def load_verdicts(source: Source | str, tokenizer: Any = None) -> TargetTexts:
         LabError: as `load_targets`, or a label is neither true nor false.
     """
     source = Source.of(source)
+    tokenizer = forms.writer_of(source, tokenizer)
     labels: list[bool] = []
 
     def verdict(row: Row, columns: set[str]) -> tuple[str, tuple[str, str] | str]:
@@ -133,6 +138,7 @@ def load_prompts(source: Source | str, tokenizer: Any = None) -> TargetTexts:
         LabError: as `load_targets`.
     """
     source = Source.of(source)
+    tokenizer = forms.writer_of(source, tokenizer)
     known: set[str] = set()
 
     def prompt(row: Row, columns: set[str]) -> tuple[str, tuple[str, str] | str]:
@@ -171,6 +177,7 @@ def _load(
             dropped[one] += 1
             first = first or f" (the first is {row.place})"
         else:
+            form, one = forms.by_chat(form, one, source, tokenizer, f"{name}, {row.place}")
             found.append(one)
             templated.append(forms.by_template(form, tokenizer))
             seen_forms[form] += 1
@@ -276,7 +283,11 @@ def _prompt(row: Row, source: str, columns: set[str], tokenizer: Any) -> tuple[s
 
 
 def tokenise_prompts(
-    prompts: list[str], tokenizer: Any, max_prompt_tokens: int | None, source: str = "the prompts"
+    prompts: list[str],
+    tokenizer: Any,
+    max_prompt_tokens: int | None,
+    source: str = "the prompts",
+    too_long: TooLong = "cut",
 ) -> tuple[Tokens, TokenReport]:
     """Return prompts as ids (N, P), truncated as by `preferences.tokenise`, and a report.
 
@@ -291,8 +302,8 @@ def tokenise_prompts(
     for ids in ids_of(prompts, tokenizer) if prompts else []:
         whole = opening + ids if ids and ids[: len(opening)] != opening else ids
         asked = last(whole, max_prompt_tokens, len(opening))
-        if not asked:
-            dropped[forms.EMPTY_PROMPT] += 1
+        if not asked or (too_long == "drop" and len(asked) < len(whole)):
+            dropped[TOO_LONG if asked else forms.EMPTY_PROMPT] += 1
             continue
         kept.append(asked)
         short += len(asked) < len(whole)
@@ -307,6 +318,7 @@ def tokenise_targets(
     max_prompt_tokens: int | None,
     max_response_tokens: int | None,
     end_token: int | None,
+    too_long: TooLong = "cut",
 ) -> tuple[Tokens, Tokens, list[int], TokenReport]:
     """Tokenise prompts and targets separately, truncated and ended as by `preferences.tokenise`.
 
@@ -337,6 +349,8 @@ def tokenise_targets(
             dropped[forms.EMPTY_PROMPT] += 1
         elif not target:
             dropped[forms.EMPTY_RESPONSE] += 1
+        elif too_long == "drop" and (len(asked) < len(whole) or was_cut(answer, target, ending)):
+            dropped[TOO_LONG] += 1
         else:
             prompts.append(asked)
             targets.append([answer])

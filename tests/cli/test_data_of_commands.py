@@ -48,8 +48,8 @@ def test_split_revision_folder_and_limit_reach_the_source(kind, module, loader, 
     with pytest.raises(Seen) as seen:
         load_data(settings_of("train dpo", limit=5), kind, TOKENIZER, (8, 8))
     (source,) = seen.value.args
-    assert (source.name, source.split, source.revision, source.folder, source.limit) == (
-        "some-data", "some-data_split", "some-data_revision", "some-data_folder", 5,
+    assert (source.name, source.split, source.revision, source.folder, source.limit, source.chat) == (
+        "some-data", "some-data_split", "some-data_revision", "some-data_folder", 5, "off",
     )  # fmt: skip
 
 
@@ -57,7 +57,7 @@ def test_pairs_and_targets_of_a_file_are_cut_to_their_limits_and_end(tmp_path):
     """Prompts keep their last four tokens, responses their first three; what was not cut has the end token."""
     rows = [{"prompt": "What is one and two?", "chosen": "It is three. Say it again.", "rejected": "a"}]
     file = write_lines(tmp_path / "pairs.jsonl", rows)
-    settings = settings_of("train dpo", data=file, limit=None)
+    settings = settings_of("train dpo", data=file, limit=None, too_long="cut")
     pairs = load_data(settings, "pairs", TOKENIZER, (4, 3)).pairs
     assert pairs.prompts.tolist() == [ids(rows[0]["prompt"])[-4:]]
     assert pairs.responses.tolist() == [[ids(rows[0]["chosen"])[:3], [*ids("a"), END]]]

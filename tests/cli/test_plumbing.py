@@ -353,7 +353,14 @@ def started(monkeypatch, model: str, pairs: str, out: Path, **changes: Any) -> J
     """The job that `runner.run` makes of the settings; nothing is trained or saved."""
     made: list[Job] = []
     monkeypatch.setattr(runner, "_save", lambda *a: "")
-    loop = {"device": "cpu", "data_revision": None, "data_folder": None, "limit": None, "model_revision": None}
+    loop = {
+        "device": "cpu",
+        "data_revision": None,
+        "data_folder": None,
+        "limit": None,
+        "model_revision": None,
+        "too_long": "cut",
+    }
     own = {"loss": "ipo", "target_margin": None, "max_prompt_tokens": 32, "max_response_tokens": 7}
     values = {**loop, **own, "model": model, "data": pairs, "out": out, **changes}
     settings = settings_of("train dpo", **values)

@@ -6,7 +6,7 @@ import pytest
 from tiny_models import chat_tokenizer, tiny_tokenizer
 
 from rlhf_lab.data import preferences as data
-from rlhf_lab.data.preferences import PreferenceTexts, load_preferences, tokenise
+from rlhf_lab.data.preferences import PreferenceTexts, Source, load_preferences, tokenise
 from rlhf_lab.data.sft import TargetTexts, load_prompts, load_targets, tokenise_prompts, tokenise_targets
 from rlhf_lab.errors import LabError
 
@@ -333,3 +333,68 @@ def test_a_broken_row_of_these_forms_is_refused_with_its_place(tmp_path, row, me
 def test_empty_rows_of_alpaca_s_form_are_dropped_and_counted(tmp_path):
     rows = [{"instruction": text, "output": "yes"} for text in ("hi", " ", None)]
     assert load_targets(lines(tmp_path, *rows)).dropped == {data.EMPTY_PROMPT: 1, data.MISSING: 1}
+
+
+# --- which rows the chat template writes: Source.chat --------------------------------------------------------------
+
+DIALOGUE = "\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: 2+2?\n\nAssistant:"
+TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}, USER]
+CHATTY = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+BY_TEMPLATE = "<user>Hi</><assistant>Yes?</><user>2+2?</><assistant>"
+
+
+@pytest.mark.parametrize(
+    ("row", "chat", "prompt", "chosen"),
+    [
+        ({"chosen": DIALOGUE + " 4.", "rejected": DIALOGUE + " 5."}, "auto", BY_TEMPLATE, "4."),
+        ({"chosen": DIALOGUE + " 4.", "rejected": DIALOGUE + " 5."}, "on", BY_TEMPLATE, "4."),
+        ({"chosen": DIALOGUE + " 4.", "rejected": DIALOGUE + " 5."}, "off", DIALOGUE, " 4."),
+        ({"prompt": DIALOGUE, "chosen": " 4.", "rejected": " 5."}, "auto", BY_TEMPLATE, "4."),
+        ({"prompt": "2+2?", "chosen": " 4.", "rejected": " 5."}, "auto", "2+2?", " 4."),
+        ({"prompt": "2+2?", "chosen": " 4.", "rejected": " 5."}, "on", "<user>2+2?</><assistant>", "4."),
+        ({"prompt": "2+2?", "chosen": " 4.", "rejected": " 5."}, "off", "2+2?", " 4."),
+        (pair(*TURNS), "auto", BY_TEMPLATE, "4."),
+        (pair(*TURNS), "off", DIALOGUE, " 4."),
+    ],
+)
+def test_chat_decides_which_rows_the_template_writes(tmp_path, row, chat, prompt, chosen):
+    tokenizer, source = tokenizer_of(CHATTY), Source(lines(tmp_path, row), chat=chat)
+    texts = load_preferences(source, tokenizer)
+    assert (texts.prompts, texts.chosen) == ([prompt], [chosen])
+    written = prompt.startswith("<user>")
+    assert texts.templated == [written]
+    assert ("by the chat template" in texts.summary()) == (written and not isinstance(row["chosen"], list))
+    # Targets and prompts of the same row are written in the same way, and so are they without a template.
+    targets = load_targets(source, tokenizer)
+    assert (targets.prompts, targets.targets, targets.templated) == ([prompt], [chosen], [written])
+    assert load_prompts(source, tokenizer).prompts == [prompt]
+    if chat == "auto":
+        assert load_preferences(source, tokenizer_of(None)).templated == [False]
+
+
+def test_chat_on_without_a_template_is_refused_before_anything_is_read(tmp_path):
+    source = Source(str(tmp_path / "missing.jsonl"), chat="on")
+    for load in (load_preferences, load_targets, load_prompts):
+        with pytest.raises(LabError, match="no chat template, so chat cannot be on"):
+            load(source, tokenizer_of(None))
+
+
+def test_rows_that_are_too_long_are_dropped_and_counted_where_that_is_asked_for():
+    """Limits of 3 and 2 tokens, the end token included: the first pair fits, each other one has one text too many."""
+    tokenizer = tiny_tokenizer(["a"])
+    end = tokenizer.eos_token_id
+    pairs = [("aaa", "a", "b"), ("aaaa", "a", "b"), ("a", "bb", "a"), ("a", "a", "bb")]
+    prompts, chosen, rejected = map(list, zip(*pairs, strict=True))
+    texts = PreferenceTexts(prompts, chosen, rejected)
+    kept, report = tokenise(texts, tokenizer, 3, 2, end, "drop")
+    assert len(kept) == 1 and report.dropped == {data.TOO_LONG: 3}
+    assert report.truncated_prompts == report.truncated_responses == 0
+    assert len(tokenise(texts, tokenizer, 3, 2, end)[0]) == 4
+    some = TargetTexts(prompts, chosen)
+    targets = tokenise_targets(some, tokenizer, 3, 2, end, "drop")
+    assert targets[2] == [0, 3] and targets[3].dropped == {data.TOO_LONG: 2}
+    asked, counted = tokenise_prompts(prompts, tokenizer, 3, too_long="drop")
+    assert len(asked) == 3 and counted.dropped == {data.TOO_LONG: 1}

@@ -154,8 +154,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "setting",
             "--limit does not reach the data",
-            "settings.data_revision, settings.data_folder, settings.limit)",
-            "settings.data_revision, settings.data_folder)",
+            "settings.data_folder, settings.limit,\n",
+            "settings.data_folder, None,\n",
             near="cli/test_data_of_commands.py::test_split_revision_folder_and_limit_reach_the_source",
         ),
         Mutation(
@@ -168,8 +168,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "setting",
             "--data-split is lost",
-            "where = Source(settings.data, settings.data_split,",
-            'where = Source(settings.data, "train",',
+            "        settings.data, settings.data_split, settings.data_revision,",
+            '        settings.data, "train", settings.data_revision,',
             near="cli/test_data_of_commands.py::test_split_revision_folder_and_limit_reach_the_source",
         ),
         Mutation(

@@ -138,14 +138,39 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "data",
             "the key of stored ids without the limits of length",
-            "source.limit, limits, len(tokenizer)",
-            "source.limit, len(tokenizer)",
+            "source.chat, limits, len(tokenizer)",
+            "source.chat, len(tokenizer)",
         ),
         Mutation(
             "data",
             "the first pairs of large data are lost",
             "pairs = itertools.chain(first, pairs)",
             "pairs = iter(pairs)",
+        ),
+    ),
+    *in_file(
+        "data/formats.py",
+        ["data/test_conversations.py"],
+        Mutation(
+            "setting",
+            "plain texts become turns without chat=on",
+            'not (dialogue or source.chat == "on")',
+            "False",
+            near="data/test_conversations.py::test_chat_decides_which_rows_the_template_writes",
+        ),
+        Mutation(
+            "setting",
+            "chat=off is ignored",
+            'return None if source.chat == "off" else tokenizer',
+            "return tokenizer",
+            near="data/test_conversations.py::test_chat_decides_which_rows_the_template_writes",
+        ),
+        Mutation(
+            "swap",
+            "the turns of a dialogue have each other's roles",
+            'names = {HUMAN: "user", ASSISTANT: "assistant"}',
+            'names = {HUMAN: "assistant", ASSISTANT: "user"}',
+            near="data/test_conversations.py::test_chat_decides_which_rows_the_template_writes",
         ),
     ),
     *in_file(

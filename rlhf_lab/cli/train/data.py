@@ -91,6 +91,8 @@ def check_data(settings: Any, split_given: bool = True) -> None:
     if settings.world is not None:
         load_world(settings.world)
         refuse_unused(settings, hub_only, "on data of a world; it is for data sets on the Hub")
+        texts_only = [name for name in ("chat", "too_long") if isinstance(getattr(settings, name, None), str)]
+        refuse_unused(settings, texts_only, "on data of a world; it is for texts of a file or of the Hub")
     elif is_local(settings.data):
         check_source(settings.data)
         refuse_unused(settings, hub_only, "on a local file; it is for data sets on the Hub")
@@ -192,23 +194,28 @@ def load_data(settings: Any, kind: Kind, tokenizer: Any, limits: tuple[int, int]
     """
     if settings.world is not None:
         return Data() if kind in ("pairs", "verdicts") else _from_world(settings, kind, tokenizer, limits)
-    where = Source(settings.data, settings.data_split, settings.data_revision, settings.data_folder, settings.limit)
+    chat: Any = getattr(settings, "chat", "auto")
+    where = Source(
+        settings.data, settings.data_split, settings.data_revision, settings.data_folder, settings.limit,
+        "auto" if isinstance(chat, bool) else chat,
+    )  # fmt: skip
+    too_long: Any = getattr(settings, "too_long", "cut")
     end = tokenizer.eos_token_id
     if kind == "verdicts" and not sft.holds_verdicts(where):
         kind = "pairs"
     if kind == "pairs":
         folder = cache_folder() / "tokens"
         progress = distributed.shows_progress(settings.progress)
-        pairs, said = preferences.load_pairs(where, tokenizer, *limits, end, folder, progress)
+        pairs, said = preferences.load_pairs(where, tokenizer, *limits, end, folder, progress, too_long)
         return Data(pairs=pairs, said=said)
     if kind in ("targets", "verdicts"):
         load = sft.load_targets if kind == "targets" else sft.load_verdicts
         examples = load(where, tokenizer)
-        prompts, targets, kept, report = sft.tokenise_targets(examples, tokenizer, *limits, end)
+        prompts, targets, kept, report = sft.tokenise_targets(examples, tokenizer, *limits, end, too_long)
         labels = torch.tensor([[examples.labels[i]] for i in kept]) if examples.labels else None
         return Data(prompts=prompts, targets=targets, labels=labels, said=[examples.summary(), report.summary()])
     asked = sft.load_prompts(where, tokenizer)
-    prompts, report = sft.tokenise_prompts(asked.prompts, tokenizer, limits[0], settings.data)
+    prompts, report = sft.tokenise_prompts(asked.prompts, tokenizer, limits[0], settings.data, too_long)
     return Data(prompts=prompts, said=[asked.summary(), report.summary()])
 
 

@@ -12,6 +12,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
+from rlhf_lab.data.preferences import TooLong
+from rlhf_lab.data.readers import Chat
 from rlhf_lab.errors import (
     Count,
     LabError,
@@ -75,6 +77,11 @@ class Common:
     tokens if the context has room for them."""
     max_response_tokens: Count | None = None
     """Maximum length of a response, with its end token. Longer responses lose their end. Default: as for prompts."""
+    too_long: TooLong = "cut"
+    """What happens to texts of more tokens: cut, or drop the row. The number of either is in the README of the run."""
+    chat: Chat = "auto"
+    """Which rows the model's chat template writes. auto: conversations and dialogues of AnthropicHH's format. on: every
+    row, and a text is a turn of the user. off: no row. Without a template, auto is off."""
     limit: Count | None = None
     """Use only this number of rows, the first usable ones. Data from the Hub are then streamed. For pairs of a world:
     the number of pairs to sample (default 1,000)."""
