@@ -149,31 +149,6 @@ MUTATIONS: list[Mutation] = [
         ),
     ),
     *in_file(
-        "data/formats.py",
-        ["data/test_conversations.py"],
-        Mutation(
-            "setting",
-            "plain texts become turns without chat=on",
-            'not (dialogue or source.chat == "on")',
-            "False",
-            near="data/test_conversations.py::test_chat_decides_which_rows_the_template_writes",
-        ),
-        Mutation(
-            "setting",
-            "chat=off is ignored",
-            'return None if source.chat == "off" else tokenizer',
-            "return tokenizer",
-            near="data/test_conversations.py::test_chat_decides_which_rows_the_template_writes",
-        ),
-        Mutation(
-            "swap",
-            "the turns of a dialogue have each other's roles",
-            'names = {HUMAN: "user", ASSISTANT: "assistant"}',
-            'names = {HUMAN: "assistant", ASSISTANT: "user"}',
-            near="data/test_conversations.py::test_chat_decides_which_rows_the_template_writes",
-        ),
-    ),
-    *in_file(
         "data/token_store.py",
         ["data/test_token_store.py"],
         Mutation(
@@ -250,6 +225,27 @@ MUTATIONS: list[Mutation] = [
     *in_file(
         "data/formats.py",
         ["data/test_preference_data.py", "data/test_sft_data.py"],
+        Mutation(
+            "setting",
+            "plain texts become turns without chat=on",
+            'not (dialogue or source.chat == "on")',
+            "False",
+            near="data/test_conversations.py::test_chat_decides_which_rows_the_template_writes",
+        ),
+        Mutation(
+            "setting",
+            "chat=off is ignored",
+            'return None if source.chat == "off" else tokenizer',
+            "return tokenizer",
+            near="data/test_conversations.py::test_chat_decides_which_rows_the_template_writes",
+        ),
+        Mutation(
+            "swap",
+            "the turns of a dialogue have each other's roles",
+            'names = {HUMAN: "user", ASSISTANT: "assistant"}',
+            'names = {HUMAN: "assistant", ASSISTANT: "user"}',
+            near="data/test_conversations.py::test_chat_decides_which_rows_the_template_writes",
+        ),
         Mutation(
             "swap",
             "the worse of two summaries is chosen",
