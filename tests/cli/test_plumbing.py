@@ -271,6 +271,44 @@ def test_rso_draws_from_the_reference_and_fits_at_gamma(monkeypatch, policy, tmp
     assert (direct.kind, direct.call.pairs, len(made.calls)) == ("pairs", PAIRS, number)
 
 
+@pytest.mark.parametrize(
+    ("method", "algorithm", "module", "drawn", "beta"),
+    [
+        ("ppo", "ppo", "", True, 0.05),
+        ("grpo", "group", "grpo_rloo", True, 0.05),
+        ("raft", "raft", "", True, None),
+        ("iterated-dpo", "online", "", True, 0.05),
+        ("rso", "dpo", "", False, 0.25),
+    ],
+)
+def test_methods_that_sample_measure_held_out_prompts_by_their_reward(
+    method, algorithm, module, drawn, beta, monkeypatch, policy
+):
+    """Held-out prompts, the method's reward, reference and β (None: no objective), and its sampler. The
+    temperature and top_k are those of the method's responses; RSO's are of its candidates, iterated DPO has none."""
+    from rlhf_lab.algorithms import on_policy
+    from rlhf_lab.cli.train import rso
+
+    made = record(monkeypatch, on_policy, "held_out_rewards", "the evaluation")
+    monkeypatch.setattr(rso, "make_pairs", lambda *a, **more: (PAIRS, 0))
+    monkeypatch.setattr(rso, "save_pairs", lambda *a: None)
+    init = Job.__init__
+
+    def with_held_out(self, *args):
+        init(self, *args, Data(prompts=PROMPTS[:2]))
+
+    monkeypatch.setattr(Job, "__init__", with_held_out)
+    more = {"source": "rso-sample-rank", "loss": "hinge-norm"} if method == "rso" else {}
+    found = fitted(monkeypatch, policy, method, algorithm, Data(prompts=PROMPTS), module, **more)
+    call = made.last
+    assert found.call.evaluation == found.job.evaluation == "the evaluation"
+    assert call.policy == ((DRAWING, policy) if drawn else policy) and call.prompts.tolist() == PROMPTS[:2].tolist()
+    assert (call.reference, call.reward, call.beta) == (REFERENCE, REWARD, beta)
+    assert (call.seed, call.samples) == (found.settings.seed, found.settings.eval_samples)
+    group = getattr(found.settings, {"grpo": "group"}.get(method, method), None) if method != "rso" else None
+    assert call.temperature == getattr(group, "temperature", 1.0) and call.top_k == getattr(group, "top_k", None)
+
+
 @pytest.mark.parametrize("method", ["reward-model", "ranker"])
 def test_scorers_get_pairs_and_settings_and_are_what_is_saved(monkeypatch, policy, method, tmp_path):
     word = method.replace("-", "_")

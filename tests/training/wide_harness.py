@@ -18,9 +18,9 @@ torch.set_num_threads(1)
 
 from tiny_models import tiny, variable_length_batch  # noqa: E402
 
-from rlhf_lab.algorithms.dpo import DPO, dpo, pair_loss, reference_log_probs  # noqa: E402
+from rlhf_lab.algorithms.dpo import DPO, dpo, held_out_pairs, pair_loss, reference_log_probs  # noqa: E402
 from rlhf_lab.algorithms.reward_model import RewardModel, bradley_terry_loss, reward_model  # noqa: E402
-from rlhf_lab.algorithms.sft import sft, sft_loss  # noqa: E402
+from rlhf_lab.algorithms.sft import held_out_responses, sft, sft_loss  # noqa: E402
 from rlhf_lab.batch import Pairs  # noqa: E402
 from rlhf_lab.errors import LabError  # noqa: E402
 from rlhf_lab.policies.language_model import LanguageModelPolicy  # noqa: E402
@@ -79,13 +79,16 @@ def loop_reward(training: Training):
 
 def whole_sft(training: Training):
     module, data = policy(), pairs()
-    return module, sft(module, data.prompts, data.responses, training)
+    evaluation = held_out_responses(module, data.prompts[:7], data.responses[:7])
+    return module, sft(module, data.prompts, data.responses, training, evaluation=evaluation)
 
 
 def whole_dpo(training: Training):
     module = policy()
     distributed.broadcast_parameters(module)
-    return module, dpo(module, module.frozen(), pairs(), DPO(beta=0.5), training)
+    reference = module.frozen()
+    evaluation = held_out_pairs(module, reference, pairs(weighted=True)[:7], DPO(beta=0.5))
+    return module, dpo(module, reference, pairs(), DPO(beta=0.5), training, evaluation=evaluation)
 
 
 def whole_reward(training: Training):
@@ -103,8 +106,8 @@ def trainings(folder: Path) -> dict:
         "reward model": (loop_reward, settings()),
         # More processes than rows: one of them has nothing of its own to do.
         "one row": (loop_sft, settings(batch_size=1, steps=2)),
-        "algorithm sft": (whole_sft, settings()),
-        "algorithm dpo": (whole_dpo, settings()),
+        "algorithm sft": (whole_sft, settings(eval_every=2, patience=9)),
+        "algorithm dpo": (whole_dpo, settings(eval_every=2)),
         "algorithm reward model": (whole_reward, settings()),
     }
 

@@ -621,8 +621,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "edge",
             "direct pairs are drawn anew",
-            'pairs = job.data.pairs if settings.source == "direct" else _pairs(job, reference)',
-            "pairs = _pairs(job, reference)",
+            "pairs = job.data.pairs if reward is None else _pairs(job, reference, reward)",
+            "pairs = _pairs(job, reference, reward)",
             near="cli/test_plumbing.py::test_rso_draws_from_the_reference_and_fits_at_gamma",
         ),
     ),

@@ -27,5 +27,5 @@ def _fit(job: Job) -> History:
     assert prompts is not None
     training = job.training(len(prompts))
     policy, reference, reward, settings = job.drawing(job.policy), job.reference(), job.reward(), job.settings.group
-    evaluation = job.reward_evaluation(reward, settings, settings.beta, reference)
+    evaluation = job.reward_evaluation(policy, reward, settings, settings.beta, reference)
     return group(policy, reference, reward, prompts, settings, training, evaluation=evaluation)

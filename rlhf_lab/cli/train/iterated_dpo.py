@@ -65,5 +65,5 @@ def _fit(job: Job) -> History:
     rows = settings.iterated_dpo.labels // settings.iterated_dpo.rounds
     policy, reference, loss = job.drawing(job.policy), job.reference(), settings.dpo
     # A loss without a reference has no β of a KL penalty.
-    evaluation = job.reward_evaluation(reward, settings, loss.beta if loss.needs_reference else None, reference)
+    evaluation = job.reward_evaluation(policy, reward, settings, loss.beta if loss.needs_reference else None, reference)
     return online(policy, reference, collect, loss, settings.iterated_dpo, job.training(rows), evaluation=evaluation)

@@ -36,5 +36,5 @@ def _fit(job: Job) -> History:
     critic = new_critic(job.policy, reward)
     training = job.training(len(prompts))
     policy, reference, settings = job.drawing(job.policy), job.reference(), job.settings.ppo
-    evaluation = job.reward_evaluation(reward, settings, settings.beta, reference)
+    evaluation = job.reward_evaluation(policy, reward, settings, settings.beta, reference)
     return ppo(policy, reference, reward, critic, prompts, settings, training, evaluation=evaluation)

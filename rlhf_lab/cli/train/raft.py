@@ -26,5 +26,5 @@ def _fit(job: Job) -> History:
     prompts = job.data.prompts
     assert prompts is not None
     policy, reward, settings = job.drawing(job.policy), job.reward(), job.settings.raft
-    evaluation = job.reward_evaluation(reward, settings)
+    evaluation = job.reward_evaluation(policy, reward, settings)
     return raft(policy, reward, prompts, settings, job.training(len(prompts)), evaluation=evaluation)

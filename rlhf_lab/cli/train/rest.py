@@ -54,8 +54,8 @@ def _fit(job: Job) -> History:
     # An epoch of an Improve step has this many rows if every response passes the threshold.
     rows = len(prompts) * settings.rest.samples + (0 if original is None else len(original[0]))
     reward = job.reward()
-    evaluation = job.reward_evaluation(reward, settings.rest)
     policy, training = job.drawing(job.policy), job.training(rows)
+    evaluation = job.reward_evaluation(policy, reward, settings.rest)
     return rest(policy, reward, prompts, settings.rest, training, original, evaluation=evaluation)
 
 

@@ -17,7 +17,7 @@ from rlhf_lab.cli.train.pairs import save_pairs
 from rlhf_lab.cli.train.runner import History, Job, run
 from rlhf_lab.cli.train.settings import Flat, SamplerSettings, refuse_reference
 from rlhf_lab.errors import LabError, refuse_unused
-from rlhf_lab.policies.base import Policy
+from rlhf_lab.policies.base import Policy, Reward
 from rlhf_lab.training import checkpoint, distributed
 
 
@@ -59,28 +59,29 @@ def train_rso(settings: TrainRSO) -> History:
 def _fit(job: Job) -> History:
     settings: RSO = job.settings.rso
     reference = job.reference()
-    pairs = job.data.pairs if settings.source == "direct" else _pairs(job, reference)
+    reward = None if settings.source == "direct" else job.reward()
+    pairs = job.data.pairs if reward is None else _pairs(job, reference, reward)
     assert pairs is not None
     loss = DPO(settings.loss, settings.gamma if settings.gamma is not None else settings.beta)
     training = job.training(len(pairs))
-    if settings.source == "direct":
+    if reward is None:
         evaluation = pair_evaluation(job, reference if loss.needs_reference else None, loss)
     else:
         # The temperature and top_k of the settings are those of the candidates, which the reference samples.
-        evaluation = job.reward_evaluation(job.reward(), None, settings.beta, reference)
+        evaluation = job.reward_evaluation(job.policy, reward, None, settings.beta, reference)
     if not loss.needs_reference:
         return dpo(job.policy, None, pairs, loss, training, "rso", evaluation=evaluation)
     with job.reference_rows(reference, pairs) as known:
         return dpo(job.policy, reference, pairs, loss, training, "rso", known, evaluation)
 
 
-def _pairs(job: Job, reference: Policy) -> Pairs:
+def _pairs(job: Job, reference: Policy, reward: Reward) -> Pairs:
     prompts, settings = job.data.prompts, job.settings
     assert prompts is not None
     # Finished batches of samples are stored in samples/, so a resumed run does not sample them again.
     pairs, dropped = make_pairs(
         job.drawing(reference),
-        job.reward(),
+        reward,
         prompts,
         settings.rso,
         settings.seed,

@@ -115,11 +115,12 @@ class Job:
         return self.evaluation
 
     def reward_evaluation(
-        self, reward: Reward, method: Any, beta: float | None = None, reference: Policy | None = None
+        self, policy: Policy, reward: Reward, method: Any, beta: float | None = None, reference: Policy | None = None
     ) -> Evaluation | None:
         """Return the evaluation of the policy by the reward of its samples, or None without held-out prompts.
 
         Args:
+            policy: the policy that is trained, as `drawing` returns it.
             reward: scores (B, G).
             method: settings of the method, whose `temperature` and `top_k` are used if it has them.
             beta: β of the objective, or None for a method without one.
@@ -130,7 +131,7 @@ class Job:
             assert held.prompts is not None
             start = self.reference() if reference is None else reference
             temperature, top_k = getattr(method, "temperature", 1.0), getattr(method, "top_k", None)
-            settings, policy = self.settings, self.drawing(self.policy)
+            settings = self.settings
             return on_policy.held_out_rewards(
                 policy, start, reward, held.prompts, settings.seed, beta, settings.eval_samples, temperature, top_k
             )
