@@ -150,5 +150,5 @@ def _panel(axes: Axes, contrast: Contrast) -> None:
         range(len(SCALES)), [n if s in contrast.intervals else f"({n})" for s, n in zip(SCALES, names, strict=True)]
     )
     axes.set_ylim(len(SCALES) - 0.5, -0.5)
-    words = "\n".join(textwrap.wrap(f"{contrast.claim}. {contrast.label}", 35))
+    words = "\n".join(textwrap.wrap(f"{contrast.claim}. {contrast.label}", 34))
     axes.set_title(re.sub(r"([πr])_(ref|r|φ)\b", r"$\1_{\\mathrm{\2}}$", words), loc="left", fontsize=10)
