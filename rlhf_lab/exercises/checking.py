@@ -172,7 +172,7 @@ class Task:
     def heading(self) -> str:
         """The exercise's heading in the notebook."""
         kind = "" if self.kind == "implement" else f"{self.kind}, "
-        return f"{self.title} ({kind}{self.dots}, {self.minutes} minutes)"
+        return f"{self.title} ({kind}{self.dots}, {self.minutes} minute{'s' * (self.minutes > 1)})"
 
 
 @dataclass(frozen=True, kw_only=True)

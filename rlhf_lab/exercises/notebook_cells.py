@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 
 from rlhf_lab.exercises.checking import FunctionTask, Task
 from rlhf_lab.exercises.derive import NextLine
@@ -19,7 +20,9 @@ def cells(task: Task, number: int) -> list[tuple[str, str]]:
         task: the exercise.
         number: its number in the notebook.
     """
-    head = f"### Exercise {number}: {task.heading}\n\n*You will be able to {task.objective}.*\n\n{statement(task)}"
+    # An asterisk without a backslash would end the italics.
+    objective = re.sub(r"(?<!\\)\*", r"\*", task.objective)
+    head = f"### Exercise {number}: {task.heading}\n\n*You will be able to {objective}.*\n\n{statement(task)}"
     if isinstance(task, Prediction):
         truth = task.truth()
         answer = f'"{truth}"' if isinstance(truth, str) else f"{truth:.3g}"

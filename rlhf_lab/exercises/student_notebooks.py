@@ -15,6 +15,8 @@ from rlhf_lab.errors import LabError
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
 PREDICTION = re.compile(r'^predict\(("nb\d\d\.\w+"), .*\)$', re.M)
 """A cell's call with an answer to predict."""
+NOQA = re.compile(r" *# noqa: [A-Z]+\d+$", re.M)
+"""A mark for the linter, which means nothing to students."""
 STUB = 'raise NotImplementedError("your code here")'
 
 
@@ -60,7 +62,7 @@ def student_version(notebook: Any, name: str) -> Any:
     for cell in notebook.cells:
         if cell.cell_type == "code":
             source = without_solution(cell.source, f"{name}, cell {cell.get('id', '?')}")
-            cell.source = PREDICTION.sub(r"predict(\1, ...)", source)
+            cell.source = PREDICTION.sub(r"predict(\1, ...)", NOQA.sub("", source))
             cell.outputs, cell.execution_count = [], None
     return notebook
 

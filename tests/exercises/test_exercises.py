@@ -74,6 +74,8 @@ def test_a_notebook_and_its_exercises_say_the_same(path):
         assert len(written) == 1, one.name
         assert "### BEGIN SOLUTION" in written[0] and "### END SOLUTION" in written[0]
         assert f'check("{one.key}", {one.name})' in "\n".join(code)
+    # An asterisk without a backslash would end the italics.
+    assert re.findall(r"^\*You will be able to .*(?<!\\)\*.+\*$", prose, re.M) == []
     keys = {one.key: one for one in of_notebook(number)}
     assert len(set(called)) == len(called) and set(called) <= set(keys)
     assert {one.key for one in implemented(number)} <= set(called)

@@ -7,7 +7,7 @@ import nbformat
 import pytest
 
 from rlhf_lab.errors import LabError
-from rlhf_lab.exercises.student_notebooks import without_solution
+from rlhf_lab.exercises.student_notebooks import student_version, without_solution
 
 SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "make_student.py"
 spec = importlib.util.spec_from_file_location("make_student", SCRIPT)
@@ -73,6 +73,12 @@ def test_the_command_clears_outputs_keeps_folded_solutions_and_writes_the_same_b
     first = (out / path.name).read_bytes()
     make_student.main([str(path), "--out", str(out)])
     assert (out / path.name).read_bytes() == first and path.read_bytes() == before
+
+
+def test_a_mark_for_the_linter_is_left_out():
+    cell = nbformat.v4.new_code_cell("from x import check, hint  # noqa: F401\nlines = 3  # noqa is a word here")
+    student = student_version(nbformat.v4.new_notebook(cells=[cell]), "x")
+    assert student.cells[0].source == "from x import check, hint\nlines = 3  # noqa is a word here"
 
 
 def test_the_command_writes_nothing_when_one_notebook_is_broken(tmp_path):
