@@ -62,7 +62,7 @@ def student_version(notebook: Any, name: str) -> Any:
     for cell in notebook.cells:
         if cell.cell_type == "code":
             source = without_solution(cell.source, f"{name}, cell {cell.get('id', '?')}")
-            cell.source = PREDICTION.sub(r"predict(\1, ...)", NOQA.sub("", source))
+            cell.source = NOQA.sub("", PREDICTION.sub(r"predict(\1, ...)", source))
             cell.outputs, cell.execution_count = [], None
     return notebook
 
