@@ -73,7 +73,7 @@ BLOCK = Block(
                 "The loss is the negative log-likelihood of the labels, and its expectation is a cross-entropy. "
                 "The entropy of the labels is a lower bound for every policy. The remaining term is a KL, which "
                 "is zero at π*. With unlimited labels π* therefore minimises the loss. With finitely many labels "
-                "another policy does, as the next slide shows.\n\n"
+                "the minimum is at another policy, as the next slide shows.\n\n"
                 "If the training loss is far below this entropy, the policy has memorised single labels. "
                 "Evaluate it on held-out pairs.",
                 "损失是标注的负对数似然，它的期望是交叉熵。标注的熵是下界，对任何策略都成立。剩下的一项是 KL，在 "
@@ -166,8 +166,12 @@ BLOCK = Block(
                 ),
                 Equation(
                     r"-\beta\;\mathbb{E}\Big[\underbrace{\sigma\big(\hat r_\theta(x,y_l)-\hat r_\theta(x,y_w)\big)}"
-                    r"_{\text{larger if ranked incorrectly}}\Big[\underbrace{\nabla\log\pi(y_w|x)}_{\text{raise the chosen}}"
-                    r"-\underbrace{\nabla\log\pi(y_l|x)}_{\text{lower the rejected}}\Big]\Big]",
+                    r"_{(1)}\Big[\underbrace{\nabla\log\pi(y_w|x)}_{(2)}"
+                    r"-\underbrace{\nabla\log\pi(y_l|x)}_{(3)}\Big]\Big]",
+                    T(
+                        "(1) is large for incorrectly ranked pairs, (2) raises the chosen and (3) lowers the rejected response",
+                        "(1) 在排错时大，(2) 提高被选回答的概率，(3) 降低被拒回答的概率",
+                    ),
                     step=True,
                 ),
             ),

@@ -151,23 +151,26 @@ BLOCK = Block(
                         "dpo-samplers",
                         "bandit",
                         "partly supported",
-                        "The mixture needs {steps_mixture_mean:mean} steps, uniform pairs {steps_uniform_mean:mean} and "
-                        "π_ref {steps_reference_mean:mean}. In rounds of labels the current policy leaves "
-                        "{rounds_current} times the regret of π_ref's pairs.",
-                        "混合需要 {steps_mixture_mean:mean} 步，均匀成对数据 {steps_uniform_mean:mean} 步，π_ref "
-                        "{steps_reference_mean:mean} 步。分轮标注时，用当前策略的后悔值是用 π_ref 的 {rounds_current} 倍。",
-                        conditions=(
-                            "steps_mixture < 1",
-                            "rounds_current < 1",
-                            "steps_reference_mean > steps_uniform_mean",
-                        ),
+                        "The mixture needs {steps_mixture_mean:mean} steps and uniform pairs {steps_uniform_mean:mean}. In "
+                        "rounds of labels the current policy leaves {rounds_current} times π_ref's regret.",
+                        "混合需要 {steps_mixture_mean:mean} 步，均匀成对数据 {steps_uniform_mean:mean} 步。"
+                        "分轮标注时，用当前策略的后悔值是用 π_ref 的 {rounds_current} 倍。",
+                        conditions=("steps_mixture < 1", "rounds_current < 1"),
+                    ),
+                    finding(
+                        "dpo-samplers",
+                        "tree",
+                        "partly supported",
+                        "In rounds the ratio is {rounds_current}. The mixture's lead is open.",
+                        "分轮标注时，这个比值是 {rounds_current}。混合是否领先尚无定论。",
+                        conditions=("steps_mixture ~ 1", "rounds_current < 1"),
                     ),
                 ),
                 alt="老虎机上相对于 π_ref 的后悔值，两轴均为对数。左图：精确梯度下，混合下降最快，其次是均匀成对数据和 π_ref，"
                 "当前策略和 π* 慢得多。右图：分轮标注时，当前策略最低，π* 最高。",
                 panels=(0, 2),
                 size=(6.4, 4.8),
-                share=0.42,
+                share=0.43,
             ),
             notes=T(
                 "Five sources of pairs are compared on tables. The tables can represent π*, so all sources have the same "

@@ -77,8 +77,9 @@ BLOCK = Block(
             ),
             notes=T(
                 "This is a small version of the paper's experiment. All methods have the same values of β, the "
-                "same labels and the same number of trials. Three KL budgets decide, and their intervals are "
-                "corrected for their number. An earlier rule compared eight budgets without a correction.\n\n"
+                "same labels and the same number of trials. The outcome is decided at three KL budgets, whose "
+                "intervals are corrected for their number. An earlier rule compared eight budgets without a "
+                "correction.\n\n"
                 "The tree is computed exactly. On the bandit DPO is ahead at one budget, and the other two are "
                 "open. The language model has a million parameters, and PPO is ahead there at one budget. Ask which "
                 "result would change the students' opinion.",

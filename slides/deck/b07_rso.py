@@ -683,8 +683,9 @@ BLOCK = Block(
             ),
             notes=T(
                 "The left panel shows two fits in one world, one to pairs from π_ref and one to pairs from π_r. "
-                "It compares the implicit reward with the gold reward. The right panel shows the regret with "
-                "pairs from π_r, and with half of each, relative to that with pairs from π_ref.\n\n"
+                "It compares the implicit reward with the gold reward. The right panel shows regrets relative to "
+                "that with pairs from π_ref. One curve is for pairs from π_r, and the other for half of each "
+                "source.\n\n"
                 "Let the students predict the effect of a saturating reward before you change the control.",
                 "左图是一个世界里的两次拟合，成对数据分别来自 π_ref 和 π_r，图中比较隐式奖励与真实奖励。右图是来"
                 "源为 π_r 或两种各取一半时的后悔值，以 π_ref 的后悔值为单位。\n\n"

@@ -46,10 +46,10 @@ BLOCK = Block(
             ),
             notes=T(
                 "The cited authors updated their preference models and policies about once a week with new "
-                "comparisons. Ask why they did not do so daily or yearly.\n\n"
+                "comparisons. Ask why a week may be a better interval than a day or a year.\n\n"
                 "The first of the three changes happens even if no preference changes, so this block begins with "
                 "it.",
-                "所引的工作大约每周用新的比较数据更新偏好模型和策略。问：为什么不是每天或每年？\n\n"
+                "所引的工作大约每周用新的比较数据更新偏好模型和策略。问：间隔为什么是一周，而不是一天或一年？\n\n"
                 "三者中的第一个，即使偏好不变也会发生，所以先讲它。",
             ),
             minutes=1.5,
