@@ -165,12 +165,8 @@ BLOCK = Block(
             parts=(
                 Equation(
                     r"\max_{\pi_\theta}\;\;\underbrace{\mathbb{E}_{x\sim\mathcal{D},\,y\sim\pi_\theta(y\mid x)}"
-                    r"\big[r_\phi(x,y)\big]}_{(1)}\;-\;\beta\,\underbrace{\mathbb{D}_{\mathrm{KL}}"
-                    r"\big[\pi_\theta(y\mid x)\,\big\|\,\pi_\text{ref}(y\mid x)\big]}_{(2)}",
-                    T(
-                        "(1) is the expected reward, and (2) is the distance from the reference policy",
-                        "(1) 是期望奖励，(2) 是与参考策略的距离",
-                    ),
+                    r"\big[r_\phi(x,y)\big]}_{\text{expected reward}}\;-\;\beta\,\underbrace{\mathbb{D}_{\mathrm{KL}}"
+                    r"\big[\pi_\theta(y\mid x)\,\big\|\,\pi_\text{ref}(y\mid x)\big]}_{\text{distance from the reference}}",
                     big=True,
                 ),
                 Table(

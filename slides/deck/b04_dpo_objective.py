@@ -166,12 +166,8 @@ BLOCK = Block(
                 ),
                 Equation(
                     r"-\beta\;\mathbb{E}\Big[\underbrace{\sigma\big(\hat r_\theta(x,y_l)-\hat r_\theta(x,y_w)\big)}"
-                    r"_{(1)}\Big[\underbrace{\nabla\log\pi(y_w|x)}_{(2)}"
-                    r"-\underbrace{\nabla\log\pi(y_l|x)}_{(3)}\Big]\Big]",
-                    T(
-                        "(1) is large for incorrectly ranked pairs, (2) raises the chosen and (3) lowers the rejected response",
-                        "(1) 在排错时大，(2) 提高被选回答的概率，(3) 降低被拒回答的概率",
-                    ),
+                    r"_{\text{larger if ranked incorrectly}}\Big[\underbrace{\nabla\log\pi(y_w|x)}_{\text{raise the chosen}}"
+                    r"-\underbrace{\nabla\log\pi(y_l|x)}_{\text{lower the rejected}}\Big]\Big]",
                     step=True,
                 ),
             ),

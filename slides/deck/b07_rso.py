@@ -214,14 +214,14 @@ BLOCK = Block(
             key="rso-best-of-n-claim",
             title=T(
                 "Soft best-of-n and RSO converge to π*; best-of-n does not",
-                "Soft best-of-n 和 RSO 收敛到 π*，best-of-n 则不收敛到 π*",
+                "软 best-of-n 和 RSO 收敛到 π*，best-of-n 则不收敛到 π*",
             ),
             parts=claim(
                 "soft-best-of-n",
                 "bandit",
                 paper=T(
                     "Soft best-of-n converges to π*. Its KL falls at least as fast as 1/n.",
-                    "Soft best-of-n 收敛到 π*，KL 至少按 1/n 下降。",
+                    "软 best-of-n 收敛到 π*，KL 至少按 1/n 下降。",
                 ),
                 source="Verdun et al. 2025",
                 found=(
@@ -259,7 +259,7 @@ BLOCK = Block(
                 "Ask how many draws rejection sampling with the true maximum needs for an exact sample. It needs M on "
                 "average. On the tree M is far larger than eight, so with eight candidates soft best-of-n moves too "
                 "little, and best-of-8 is nearer to π*.",
-                "Soft best-of-n 从 n 个候选中取一个，概率与 exp(r/β) 成正比。RSO 按同样的规则不放回地取 k 个，所以 soft "
+                "软 best-of-n 从 n 个候选中取一个，概率与 exp(r/β) 成正比。RSO 按同样的规则不放回地取 k 个，所以 soft "
                 "best-of-n 是 k = 1 的情形；best-of-n 是 β 趋于零的极限。所有分布都精确计算，虚线是 KL 的首项。\n\n"
                 "抽样次数相同时，RSO 比 soft best-of-n 更接近 π*，因为它的回答取自更大的候选池，但这些回答彼此不独立。"
                 "best-of-n 没有 β：n 大到一定程度，它离 π_ref 就比目标所允许的更远，后悔值上升。\n\n"
