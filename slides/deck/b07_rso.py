@@ -244,7 +244,7 @@ BLOCK = Block(
                         conditions=("slope < -1", "soft_over_best > 1"),
                     ),
                 ),
-                alt="KL(π‖π*) 随每个回答的抽样次数变化，两轴均为对数。soft best-of-n 和 RSO 沿虚线下降，虚线是与 1/n² 成正比的"
+                alt="KL(π‖π*) 随每个回答的抽样次数变化，两轴均为对数。软 best-of-n 和 RSO 沿虚线下降，虚线是与 1/n² 成正比的"
                 "首项；best-of-n 先降后升。",
                 share=0.46,
             ),
@@ -259,12 +259,12 @@ BLOCK = Block(
                 "Ask how many draws rejection sampling with the true maximum needs for an exact sample. It needs M on "
                 "average. On the tree M is far larger than eight, so with eight candidates soft best-of-n moves too "
                 "little, and best-of-8 is nearer to π*.",
-                "软 best-of-n 从 n 个候选中取一个，概率与 exp(r/β) 成正比。RSO 按同样的规则不放回地取 k 个，所以 soft "
+                "软 best-of-n 从 n 个候选中取一个，概率与 exp(r/β) 成正比。RSO 按同样的规则不放回地取 k 个，所以软 "
                 "best-of-n 是 k = 1 的情形；best-of-n 是 β 趋于零的极限。所有分布都精确计算，虚线是 KL 的首项。\n\n"
-                "抽样次数相同时，RSO 比 soft best-of-n 更接近 π*，因为它的回答取自更大的候选池，但这些回答彼此不独立。"
+                "抽样次数相同时，RSO 比软 best-of-n 更接近 π*，因为它的回答取自更大的候选池，但这些回答彼此不独立。"
                 "best-of-n 没有 β：n 大到一定程度，它离 π_ref 就比目标所允许的更远，后悔值上升。\n\n"
                 "问：用真正的最大值做拒绝采样，得到一个精确样本平均要抽多少次？平均 M 次。在词元树上 M 远大于八，所以只有"
-                "八个候选时 soft best-of-n 移动得太少，best-of-8 更接近 π*。",
+                "八个候选时软 best-of-n 移动得太少，best-of-8 更接近 π*。",
             ),
             minutes=1.5,
         ),
@@ -386,8 +386,8 @@ BLOCK = Block(
         Slide(
             key="rso-table-claim",
             title=T(
-                "With the paper's settings, pairs from π_r win more at lower J",
-                "用论文的设置，π_r 的成对数据胜率更高，J 更低",
+                "With the paper's settings π_r's pairs win, but not on text",
+                "用论文的设置，π_r 的成对数据胜率更高，但在文本上更低",
             ),
             parts=claim(
                 "rso-table",
@@ -403,16 +403,22 @@ BLOCK = Block(
                         "bandit",
                         "partly supported",
                         "Pairs from π_r instead of π_sft change the win rate by {rso_over_sft:signed,points} points and J by "
-                        "{objective_rso_over_sft:signed}. With γ = β, sampled labels and long training it changes by "
-                        "{judge_rso_over_sft_equal_sampled_long:signed,points}. RAFT wins more than RSO.",
+                        "{objective_rso_over_sft:signed}. RAFT wins more than RSO.",
                         "成对数据从 π_sft 换成 π_r，胜率变化 {rso_over_sft:signed,points} 个百分点，J 变化 "
-                        "{objective_rso_over_sft:signed}。γ = β、标注抽样、训练长时，胜率变化 "
-                        "{judge_rso_over_sft_equal_sampled_long:signed,points}。RAFT 的胜率高于 RSO。",
+                        "{objective_rso_over_sft:signed}。RAFT 的胜率高于 RSO。",
+                        conditions=("rso_over_sft > 0", "objective_rso_over_sft < 0", "rso_over_raft < 0"),
+                    ),
+                    finding(
+                        "rso-table",
+                        "small",
+                        "partly supported",
+                        "They change the win rate by {rso_over_sft:signed,points} points and J by "
+                        "{objective_rso_over_sft:signed}.",
+                        "胜率变化 {rso_over_sft:signed,points} 个百分点，J 变化 {objective_rso_over_sft:signed}。",
                         conditions=(
-                            "rso_over_sft > 0",
+                            "rso_over_sft < 0",
                             "objective_rso_over_sft < 0",
-                            "judge_rso_over_sft_equal_sampled_long < 0",
-                            "rso_over_raft < 0",
+                            "correct_labels_rso < correct_labels_sft",
                         ),
                     ),
                 ),
@@ -422,22 +428,23 @@ BLOCK = Block(
                 share=0.42,
             ),
             notes=T(
-                "Each row of the picture is one setting. The first row is the paper's: γ = 0.05, the response "
-                "with the larger reward is chosen, the reward model has many labels, and training is short. The "
-                "points show by how much pairs from π_r change the win rate.\n\n"
+                "Each row of the picture is one setting on the bandit. The first row is the paper's: γ = 0.05, "
+                "the response with the larger reward is chosen, the reward model has many labels, and training "
+                "is short. The points show by how much pairs from π_r change the win rate.\n\n"
                 "The explanation has three parts. First, a small γ moves the limit π_sft exp(r/γ) far away from "
                 "π_sft. Second, the length of training decides how much of this distance is covered. Pairs from "
-                "π_r cover it faster, because they consist of good responses. Third, the reward model decides "
-                "whether the wins are real. With few labels the win rate by the reward model rises, and that by "
-                "the gold labeller hardly does.\n\n"
-                "In our first run γ was equal to β and the labels were sampled, and the result was the opposite. "
+                "π_r cover it faster, because they consist of good responses. With γ = β, sampled labels and "
+                "long training they win less. Third, the reward model decides whether the wins are real. On the "
+                "language model it orders the pairs from π_r less reliably than those from π_sft, because their "
+                "responses are more alike.\n\n"
                 "Ask which column of the paper's table would show the lower J.",
-                "图中每一行是一种设置。第一行是论文的：γ = 0.05，奖励大的回答被选，奖励模型的标注多，训练短。点表"
-                "示 π_r 的成对数据使胜率改变多少。\n\n"
+                "图中每一行是多臂老虎机上的一种设置。第一行是论文的：γ = 0.05，奖励大的回答被选，奖励模型的标注多"
+                "，训练短。点表示 π_r 的成对数据使胜率改变多少。\n\n"
                 "解释有三点。第一，γ 小时，极限 π_sft exp(r/γ) 离 π_sft 很远。第二，训练长度决定走完这段距离的多"
-                "少，而 π_r 的成对数据都是好的回答，所以走得更快。第三，奖励模型决定胜率是否真实：标注少时，按奖"
-                "励模型的胜率上升，按真实标注者的几乎不变。\n\n"
-                "在我们的第一次实验里，γ 等于 β，标注是抽样的，结论相反。问：论文的表里，哪一列能看出 J 更低？",
+                "少，而 π_r 的成对数据都是好的回答，所以走得更快。γ = β、标注抽样、训练长时，它们的胜率反而更低。"
+                "第三，奖励模型决定胜率是否真实：在语言模型上，π_r 的成对数据中两个回答更相似，奖励模型对它们的排"
+                "序不如对 π_sft 的可靠。\n\n"
+                "问：论文的表里，哪一列能看出 J 更低？",
             ),
             minutes=2.0,
         ),
@@ -476,8 +483,8 @@ BLOCK = Block(
         Slide(
             key="rso-hyperparameters-claim",
             title=T(
-                "The paper's β = 0.5 has more wins but a lower J",
-                "论文的 β = 0.5 胜率更高，但 J 更低",
+                "On the bandit β = 0.5 has the most wins but a lower J",
+                "在多臂老虎机上，β = 0.5 胜率最高，但 J 较低",
             ),
             parts=claim(
                 "rso-hyperparameters",
@@ -518,12 +525,13 @@ BLOCK = Block(
                 "tabular policy with sampled labels the limit depends on γ alone. It is π_ref exp(r/γ). With "
                 "hard labels there is no limit, and γ hardly matters. J includes the KL penalty, so it is higher "
                 "for policies that move less.\n\n"
-                "Ask why the paper's figure could not show this.",
+                "On the language model the win rate rises up to the largest β. Ask why the paper's figure could "
+                "not show the effect on J.",
                 "左图是其他设置与论文相同时，胜率随采样器的 β 的变化；右图是标注抽样、长训练后胜率随 γ 的变化。\n\n"
                 "β 小、γ 小都使策略离 π_ref 更远，胜率因此更高。β = 0 时只比较几乎相同的回答，胜率又降低。对表格"
                 "策略，标注抽样时极限只取决于 γ，即 π_ref exp(r/γ)；硬标注时没有极限，γ 几乎不起作用。J 包含 KL "
                 "惩罚，所以移动较小的策略 J 更高。\n\n"
-                "问：论文的图里为什么看不出这一点？",
+                "在语言模型上，β 越大胜率越高，直到最大的 β。问：论文的图里为什么看不出对 J 的影响？",
             ),
             minutes=1.5,
         ),
