@@ -107,14 +107,6 @@ def rejection() -> Explorer:
     return rejection_explorer(log_ref, reward, responses, prompts, beta=BETA)
 
 
-def pair_sources() -> Explorer:
-    """Notebook 08: the pair sources direct, sft-sample-rank and rso-sample-rank, and the value of a label for each."""
-    from rlhf_lab.widgets.pair_sources import pair_sources_explorer
-
-    log_ref, reward, responses, prompts = _bandit()
-    return pair_sources_explorer(log_ref, reward, responses, prompts, beta=BETA)
-
-
 def pair_misfit() -> Explorer:
     """Notebook 08: where pairs from π_r help a restricted policy, by what the policy misses and by β."""
     from rlhf_lab.widgets.pair_misfit import pair_misfit_explorer
@@ -182,7 +174,7 @@ FACTORIES: dict[str, Callable[[], Explorer]] = {
     factory.__name__: factory
     for factory in (
         bradley_terry, kl_estimators, optimal_policy, partition, finite_preferences, dpo_gradient, rejection,
-        pair_sources, pair_misfit, rest_filter, trajectories, over_optimisation, non_static, annotation_budget,
+        pair_misfit, rest_filter, trajectories, over_optimisation, non_static, annotation_budget,
     )
 }  # fmt: skip
 """The factories by the names that slides use."""

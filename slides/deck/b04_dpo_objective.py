@@ -107,7 +107,7 @@ BLOCK = Block(
                 "增加标注数：策略趋近 π*。再翻转一部分标注：损失的最小点变成别的策略，cDPO 和 robust DPO 正是为此"
                 "设计的。",
             ),
-            minutes=2.0,
+            minutes=1.5,
         ),
         Slide(
             key="dpo-enough-labels",
@@ -183,8 +183,65 @@ BLOCK = Block(
                 "提一个令人吃惊的现象：间隔在增大，被选回答的对数概率却可能下降，两个回答的大部分词元相同时尤其如"
                 "此。这不是程序错误；何时会这样，推导见 06 号笔记本。",
             ),
-            minutes=2.0,
+            minutes=1.5,
             source="Rafailov et al. 2023, section 4 and appendix A.4",
+        ),
+        Slide(
+            key="dpo-chosen-claim",
+            title=T(
+                "DPO may lower the probability of chosen responses",
+                "DPO 可能降低被选回答的概率",
+            ),
+            parts=claim(
+                "chosen-probability",
+                "bandit",
+                paper=T(
+                    "The likelihood of chosen responses often falls. DPO-Positive (DPOP) avoids this.",
+                    "被选回答的似然常常下降，DPO-Positive（DPOP）可以避免。",
+                ),
+                source="Razin et al. 2024; Pal et al. 2024",
+                found=(
+                    finding(
+                        "chosen-probability",
+                        "bandit",
+                        "supported",
+                        "With shared features DPO changes log π of the chosen responses by {dpo_chosen} nats, and DPOP "
+                        "by {dpop_chosen}. With a table DPO raises it by {chosen_table_dpo:mean}.",
+                        "共享特征时，DPO 使被选回答的 log π 变化 {dpo_chosen} 纳特，DPOP 使它变化 {dpop_chosen}。"
+                        "用表格时，DPO 使它升高 {chosen_table_dpo:mean}。",
+                        conditions=("dpo_chosen < 0", "dpop_chosen > 0", "chosen_table_dpo > 0"),
+                    ),
+                    finding(
+                        "chosen-probability",
+                        "tree",
+                        "partly supported",
+                        "DPO raises it by {dpo_chosen}, but {falling_shared_dpo:percent,mean,0} of them fall.",
+                        "DPO 使它平均升高 {dpo_chosen}，但其中 {falling_shared_dpo:percent,mean,0} 下降。",
+                        conditions=("dpo_chosen > 0", "falling_shared_dpo > 0.3"),
+                    ),
+                ),
+                alt="多臂老虎机上，共享特征的策略用五种损失训练后，被选回答与被拒回答的 log π 的变化，带区间：DPO 和 IPO 使两者都"
+                "下降，ORPO、DPO + NLL 和 DPOP 使被选回答略微升高。",
+                panels=(1,),
+                share=0.46,
+            ),
+            notes=T(
+                "The picture shows the change of log π under five losses. The policies share parameters between responses. "
+                "Training stops at a fixed margin or after a fixed number of steps. DPOP, ORPO and DPO with NLL do not "
+                "reach the margin on the bandit.\n\n"
+                "Explain why the probability of a chosen response falls. In a table, a step on a pair raises it. With shared "
+                "parameters the gradients of the other pairs matter, too, and probability moves to responses that no pair "
+                "contains.\n\n"
+                "A fall is not always a failure. With a small β the chosen responses are on average less probable under π* "
+                "than under π_ref, because better responses gain the probability. Notebook 06 derives when a fall happens.",
+                "图中是五种损失使 log π 变化多少，策略在回答之间共享参数。训练到固定的间隔或固定的步数为止；在多臂老虎机上，"
+                "DPOP、ORPO 和 DPO + NLL 没有达到这个间隔。\n\n"
+                "解释被选回答的概率为什么下降。用表格时，在一对数据上走一步会提高它；共享参数时，其他成对数据的梯度也起作用，"
+                "概率转移到没有出现在任何成对数据里的回答。\n\n"
+                "下降不一定是失败。β 小时，被选回答在 π* 下平均也比在 π_ref 下概率低，因为更好的回答得到了概率。何时会下降，"
+                "推导见 06 号笔记本。",
+            ),
+            minutes=1.5,
         ),
         *question(
             "dpo-question",

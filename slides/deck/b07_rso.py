@@ -449,38 +449,6 @@ BLOCK = Block(
             minutes=2.0,
         ),
         Slide(
-            key="rso-pairs-explorer",
-            title=T(
-                "How many labels are needed depends on the pairs' source",
-                "需要多少标注，取决于成对数据的来源",
-            ),
-            parts=(
-                ExplorerPart(
-                    "pair_sources",
-                    advice=T(
-                        "Change the source, then lower β.",
-                        "换一种来源，再减小 β。",
-                    ),
-                    only=("source", "beta"),
-                ),
-            ),
-            notes=T(
-                "For large N the regret is a constant divided by N, and this constant can be computed exactly "
-                "for each source. The left panel shows the distribution of the pairs. The right panel shows the "
-                "number of labels needed, as a multiple of that of the best design.\n\n"
-                "In this world of four responses, pairs from π_r need the fewest labels at a small β. At a large "
-                "β the sources hardly differ. This is not true in general. In worlds with more responses, pairs "
-                "from π* need the most labels, as the last block shows. The constant is for labels of the gold "
-                "reward, so labels of a reward model are another question.",
-                "N 很大时，后悔值等于一个常数除以 N，每种来源的常数都可以精确计算。左图是成对数据的分布，右图是所"
-                "需标注数与最优设计所需标注数之比。\n\n"
-                "在这个只有四个回答的世界里，β 小时来自 π_r 的成对数据所需标注最少，β 大时几种来源差别很小。这并"
-                "不普遍：回答更多时，来自 π* 的成对数据所需标注最多，最后一节会看到。这个常数针对真实奖励的标注，"
-                "所以由奖励模型标注是另一个问题。",
-            ),
-            minutes=2.0,
-        ),
-        Slide(
             key="rso-hyperparameters-claim",
             title=T(
                 "On the bandit β = 0.5 has the most wins but a lower J",
@@ -698,6 +666,63 @@ BLOCK = Block(
                 "左图是一个世界里的两次拟合，成对数据分别来自 π_ref 和 π_r，图中比较隐式奖励与真实奖励。右图是来"
                 "源为 π_r 或两种各取一半时的后悔值，以 π_ref 的后悔值为单位。\n\n"
                 "改变控件之前，先让学生预测奖励饱和时的结果。",
+            ),
+            minutes=1.5,
+        ),
+        Slide(
+            key="rso-coverage-claim",
+            title=T(
+                "If pairs do not cover π*, rounds of labels beat offline DPO",
+                "成对数据不覆盖 π* 时，分轮标注优于离线 DPO",
+            ),
+            parts=claim(
+                "coverage",
+                "bandit",
+                paper=T(
+                    "Offline methods need pairs that cover all responses. Online RL needs less.",
+                    "离线方法需要覆盖所有回答的成对数据，在线强化学习的要求较低。",
+                ),
+                source="Song et al. 2024",
+                found=(
+                    finding(
+                        "coverage",
+                        "bandit",
+                        "partly supported",
+                        "If the likeliest responses of π* are masked, rounds leave {rounds_table} times the regret of "
+                        "offline DPO with a table, and {rounds_shared} times with shared features.",
+                        "遮住 π* 最可能的回答时，分轮的后悔值是离线 DPO 的 {rounds_table} 倍（表格）和 "
+                        "{rounds_shared} 倍（共享特征）。",
+                        conditions=("rounds_table < 1", "rounds_shared ~ 1"),
+                    ),
+                    finding(
+                        "coverage",
+                        "tree",
+                        "partly supported",
+                        "These ratios are {rounds_table} and {rounds_shared}.",
+                        "这两个比值是 {rounds_table} 和 {rounds_shared}。",
+                        conditions=("rounds_table < 1", "rounds_shared < 1", "rlhf_rare > 1"),
+                    ),
+                ),
+                alt="多臂老虎机上，表格策略相对于 π_ref 的后悔值随被遮回答的覆盖程度变化，纵轴为对数：离线 DPO 与 RLHF 随覆盖程度"
+                "下降，分轮 DPO 始终低而平。",
+                share=0.46,
+            ),
+            notes=T(
+                "The pairs come from π_ref, but some responses are masked. They never occur in the pairs, or they occur more "
+                "rarely. The horizontal axis is the share of their frequency that remains. All methods have equally many "
+                "labels. The policy of RLHF maximises J exactly for its reward model.\n\n"
+                "Explain the picture. With a table, no label says anything about a masked response, so offline DPO does not "
+                "change its logit. Rounds label responses of the policy itself, which include the masked ones. With shared "
+                "features the other pairs carry information about them. Rounds also win with full coverage, so coverage is "
+                "not the only reason.\n\n"
+                "The source expects that online RL needs less coverage. With our number of labels this is not found for "
+                "tables, and on the tree RLHF has the higher regret. The next block turns to an online method.",
+                "成对数据来自 π_ref，但遮住了一部分回答：它们在成对数据里不出现，或更少出现。横轴是它们剩下的出现频率。各种方法的"
+                "标注数相同；RLHF 的策略对它的奖励模型精确地最大化 J。\n\n"
+                "讲图：用表格时，没有标注涉及被遮的回答，所以离线 DPO 不改变它的 logit。分轮标注的是策略自己的回答，其中包括被遮的"
+                "回答。共享特征时，其他成对数据也带来关于它们的信息。完全覆盖时分轮也更好，所以覆盖不是唯一的原因。\n\n"
+                "文献预期在线强化学习对覆盖的要求较低。以我们的标注数，表格策略上没有看到这一点，在词元树上 RLHF 的后悔值更高。"
+                "下一节讲在线方法。",
             ),
             minutes=1.5,
         ),

@@ -61,12 +61,11 @@ def test_every_idea_that_has_an_explorer_shows_it() -> None:
     assert shown == set(explorers.FACTORIES)
 
 
-def test_every_claim_of_the_lecture_is_shown_with_its_own_figure() -> None:
-    """`experiments.results.NAMES` is what docs/claims.md lists. Claims after the tenth are from later work."""
+def test_every_claim_is_shown_with_its_own_figure() -> None:
+    """`experiments.results.NAMES` is what docs/claims.md lists."""
     figures = [part for slide in SLIDES for part in f.parts_of(slide) if isinstance(part, f.Figure)]
     drawn = {part.draw.args[0] for part in figures if getattr(part.draw, "func", None) is slide_results._draw}
-    lecture = {name for name in saved_results.NAMES if saved_results.experiment_of(name).number <= 10}
-    assert lecture <= drawn <= set(saved_results.NAMES)
+    assert drawn == set(saved_results.NAMES)
 
 
 def test_every_verdict_on_a_slide_is_the_kept_results_own() -> None:

@@ -12,6 +12,7 @@ from rlhf_lab.experiments.rso_common import decide_part
 from rlhf_lab.experiments.statistics import holm_intervals, summarise
 from rlhf_lab.experiments.verdicts import Number, Verdict
 from rlhf_lab.intervals import Interval
+from rlhf_lab.language import tr
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -100,7 +101,9 @@ def figure(settings: ChosenProbability, summary: pd.DataFrame, runs: pd.DataFram
             ax.axhline(0, color="0.4", lw=1)
             ax.set_xticks(range(len(rows)), [NAMES[loss] for loss in rows.index])
             ax.set(
-                title=f"{title}, margin up to {settings.margin:g} nats", ylabel="change of log π [nats]", xlabel="loss"
+                title=tr("{policies}, margin up to {margin:g} nats", policies=tr(title), margin=settings.margin),
+                ylabel="change of log π [nats]",
+                xlabel="loss",
             )
             ax.legend()
         ax = axes[2]

@@ -13,6 +13,7 @@ from rlhf_lab.experiments.rso_common import decide_part
 from rlhf_lab.experiments.statistics import holm_intervals, paired, summarise
 from rlhf_lab.experiments.verdicts import Number, Verdict
 from rlhf_lab.intervals import Interval
+from rlhf_lab.language import tr
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -102,7 +103,8 @@ def figure(settings: Coverage, summary: pd.DataFrame, runs: pd.DataFrame) -> Fig
                 rows = shown[(shown["policies"] == name) & (shown["masked"] == kind)]
                 statistical.interval_lines(
                     ax, rows.assign(place=rows["coverage"].map(place)), "place", "left", "method", looks, legend=False,
-                    title=f"{titles[name]}, {words[kind]}", xlabel="coverage of the masked responses", yscale="log",
+                    title=tr(titles[name]) + tr(", ") + tr(words[kind]), xlabel="coverage of the masked responses",
+                    yscale="log",
                     ylabel="regret / regret of π_ref", dodge=0.08,
                 )  # fmt: skip
                 ax.set_xticks([*place.values()], [f"{one:g}" for one in place])
