@@ -8,7 +8,7 @@ NAMES = frozenset(
     """DPO PPO SFT RSO RAFT ReST IPO KL RLHF GPU Adam LoRA logit dropout min max log sft ref unk soft Soft
     direct sft-sample-rank rso-sample-rank rso best-of best-of-n sigmoid-norm hinge-norm hinge norm
     Bradley Terry Rafailov Ouyang Schulman Liu Zhao Gulcehre Dong Bai Gao Shi Kim Verdun Song Razin Pal SLiC-HF
-    DPOP ORPO NLL DPO-Positive Reddit AnthropicHH AutoSxS IWSLT Grow Improve""".split()  # noqa: SIM905
+    DPOP ORPO NLL Reddit AnthropicHH AutoSxS IWSLT Grow Improve""".split()  # noqa: SIM905
 )
 """Names of methods, papers, authors and data sets, which Chinese papers use too."""
 

@@ -196,8 +196,8 @@ BLOCK = Block(
                 "chosen-probability",
                 "bandit",
                 paper=T(
-                    "The likelihood of chosen responses often falls. DPO-Positive (DPOP) avoids this.",
-                    "被选回答的似然常常下降，DPO-Positive（DPOP）可以避免。",
+                    "The likelihood of chosen responses often falls. DPOP avoids this.",
+                    "被选回答的似然常常下降，DPOP 可以避免。",
                 ),
                 source="Razin et al. 2024; Pal et al. 2024",
                 found=(
@@ -206,16 +206,16 @@ BLOCK = Block(
                         "bandit",
                         "supported",
                         "With shared features DPO changes log π of the chosen responses by {dpo_chosen} nats, and DPOP "
-                        "by {dpop_chosen}. With a table DPO raises it by {chosen_table_dpo:mean}.",
+                        "by {dpop_chosen}. With a table it rises.",
                         "共享特征时，DPO 使被选回答的 log π 变化 {dpo_chosen} 纳特，DPOP 使它变化 {dpop_chosen}。"
-                        "用表格时，DPO 使它升高 {chosen_table_dpo:mean}。",
+                        "用表格时它升高。",
                         conditions=("dpo_chosen < 0", "dpop_chosen > 0", "chosen_table_dpo > 0"),
                     ),
                     finding(
                         "chosen-probability",
                         "tree",
                         "partly supported",
-                        "DPO raises it by {dpo_chosen}, but {falling_shared_dpo:percent,mean,0} of them fall.",
+                        "It rises by {dpo_chosen}, but it falls for {falling_shared_dpo:percent,mean,0} of them.",
                         "DPO 使它平均升高 {dpo_chosen}，但其中 {falling_shared_dpo:percent,mean,0} 下降。",
                         conditions=("dpo_chosen > 0", "falling_shared_dpo > 0.3"),
                     ),
