@@ -1,6 +1,7 @@
 """Held-out data on the command line: what is held out, what is said about it, and the folder best/."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,8 @@ from small import dialogue, history, pair_rows, train, write_lines
 
 from rlhf_lab.batch import Pairs, Tokens
 from rlhf_lab.cli.main import main
-from rlhf_lab.cli.train.data import Data, _split, hold_out
+from rlhf_lab.cli.train.data import Data, _split, check_data, held_out_of, hold_out
+from rlhf_lab.cli.train.dpo import TrainDPO
 from rlhf_lab.errors import LabError
 
 PROMPTS = Tokens.from_lists([[1], [2], [1], [3], [4], [1], [5], [6], [7], [8]])
@@ -168,6 +170,18 @@ def test_held_out_files_without_a_usable_row_are_refused_before_anything_is_writ
     assert main(train("dpo", model, pairs, tmp_path / "run", "--eval-data", held)) == 2
     said = capsys.readouterr().err.strip()
     assert message in said and "held.jsonl" in said and "\n" not in said and not (tmp_path / "run").exists()
+
+
+def test_settings_of_the_training_data_are_not_asked_of_the_held_out_data():
+    """Label noise of a world for a file, and the chat template of a file for a world, would be refused there."""
+    needed = {"model": "lab-gpt2", "out": Path("run"), "seed": 3}
+    noisy = TrainDPO(data="world:sentiment", label_noise=0.1, eval_data="held.jsonl", eval_limit=5, **needed)
+    file = held_out_of(noisy)
+    assert (file.data, file.limit, file.label_noise, file.seed) == ("held.jsonl", 5, 0.0, 3)
+    chatty = TrainDPO(data="pairs.jsonl", chat="on", too_long="drop", eval_data="world:sentiment", **needed)
+    world = held_out_of(chatty)
+    check_data(world)
+    assert (world.data, world.data_split) == ("world:sentiment", "test")
 
 
 def test_a_world_gives_pairs_of_its_test_prompts_for_a_run_on_pairs_of_the_world(tmp_path):

@@ -111,9 +111,10 @@ def held_out_of(settings: Any) -> Any:
     if settings.eval_data is None:
         return None
     same = settings.eval_data == settings.data
-    # Only pairs of a world are labelled here.
-    unlabelled = isinstance(settings, PairSettings) and not settings.eval_data.startswith(WORLD)
-    labels = {"label_noise": 0.0, "label_beta": 1.0} if unlabelled else {}
+    # Settings without effect on these data are refused: a world has no texts, and only its pairs are labelled here.
+    other: dict[str, Any] = {"chat": "auto", "too_long": "cut"}
+    if not settings.eval_data.startswith(WORLD):
+        other = {"label_noise": 0.0, "label_beta": 1.0} if isinstance(settings, PairSettings) else {}
     return replace(
         settings,
         data=settings.eval_data,
@@ -125,7 +126,7 @@ def held_out_of(settings: Any) -> Any:
         eval_fraction=0.5,  # the settings about held-out data are refused without one of the two
         eval_split="test",
         eval_limit=None,
-        **labels,
+        **other,
     )
 
 
