@@ -109,6 +109,11 @@ class Walk:
         self.page.set_viewport_size({"width": width, "height": height})
         self.page.evaluate(f"() => {{ Slides.language('{language}'); Slides.theme('{theme}'); window.deck.layout(); }}")
         self.page.wait_for_timeout(200)
+        if self.view == "live":  # the kernel computes every picture again
+            charts = "[...document.querySelectorAll('.rlhf-chart')]"
+            told = f"() => {charts}.every((chart) => chart.dataset.language === '{language}')"
+            with contextlib.suppress(Exception):
+                self.page.wait_for_function(told, timeout=30_000)
         if shots and not only:
             shutil.rmtree(self.out / f"{self.view}-{language}-{size}-{theme}", ignore_errors=True)
             for old in self.out.glob(f"{self.view}-{language}-{size}-{theme}-sheet-*.png"):

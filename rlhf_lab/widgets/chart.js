@@ -389,6 +389,7 @@ export function mount(el, { title = "", palette = {} } = {}) {
     words.textContent = current.text;
     head.textContent = current.title ?? title;
     figure.setAttribute("aria-label", head.textContent);
+    figure.dataset.language = current.language ?? "";
     figure.classList.toggle("failed", current.failed);
     figure.dataset.drawn = String(++drawn);
     clearTimeout(timer);
