@@ -73,12 +73,12 @@ const wide = (text) => [...text].reduce((sum, letter) => sum + (letter >= "\u2e8
 const PIECES = /\[[^\]\s]{1,8}\]|[（“《([]*[\u2e80-\uffef][，。、：；？！）”》)\]]*|[^\s\u2e80-\uffef]+|\s+/gu;
 
 function wrap(name, room, lines = 3) {
-  // Lines of at most `room` characters; what does not fit ends in "…". The tooltip has it all.
+  // Lines of at most `room` characters, or of two Chinese ones; what does not fit ends in "…". The tooltip has it all.
   const out = [];
   for (const part of name.split("\n")) {
     let line = "";
     for (const piece of part.match(PIECES) ?? []) {
-      if (line.trim() && wide(line) + wide(piece.trimEnd()) > room + (piece >= "\u2e80" ? 0.6 : 0)) {
+      if (line.trim() && wide(line) + wide(piece.trimEnd()) > room + (room < 4 ? 0.6 : 0)) {
         out.push(line.trimEnd());
         line = piece.trimStart();
       } else line += piece;

@@ -191,6 +191,8 @@ class Explorer:
         self.compute, self.controls, self.title = compute, dict(controls), title
         self._language, self.advice, self._advice = "en", advice, ipywidgets.Label(advice)
         self.inputs: dict[str, Any] = {name: control.widget() for name, control in controls.items()}
+        for box in self.inputs.values():
+            box.tooltip = box.description  # without one, the page shows "null"
         # For each control, the model that the page reads and the name under which the model stores the value.
         seen = [
             [name, box.model_id, "index" if isinstance(box, ipywidgets.Dropdown) else "value"]
@@ -215,7 +217,7 @@ class Explorer:
         with language.use(to):
             self._language, self._advice.value = to, tr(self.advice)
             for name, control in self.controls.items():
-                self.inputs[name].description = tr(control.label)
+                self.inputs[name].description = self.inputs[name].tooltip = tr(control.label)
                 if isinstance(control, Choice):  # new options select the first one
                     self.inputs[name].options = list(zip(control.names(), control.options.values(), strict=True))
                     self.inputs[name].value = values[name]

@@ -79,7 +79,7 @@ def test_an_explorer_changes_its_language_and_keeps_its_values() -> None:
     explorer.inputs["prompt"].value = 1
     before = explorer.chart.picture
     explorer.language = "zh"
-    assert explorer.inputs["beta"].description == "β [奖励/纳特]"
+    assert explorer.inputs["beta"].description == explorer.inputs["beta"].tooltip == "β [奖励/纳特]"
     assert [name for name, _ in explorer.inputs["prompt"].options][1] == "概括：猫坐在垫子上，然后睡着了。"
     assert explorer.values["prompt"] == 1
     shown = explorer.chart.picture
