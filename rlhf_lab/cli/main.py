@@ -7,7 +7,6 @@ imported only when a command needs them, so that --help and --version answer imm
 from __future__ import annotations
 
 import contextlib
-import difflib
 import errno
 import importlib
 import io
@@ -19,7 +18,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import rlhf_lab
-from rlhf_lab.cli import old_names
+from rlhf_lab.cli import familiar_names, old_names
 from rlhf_lab.experiments.claims import module_of
 
 
@@ -134,6 +133,7 @@ def usage() -> str:
             "commands:",
             *lines,
             "",
+            f"Losses of train dpo are commands too: train {', '.join(familiar_names.LOSS_COMMANDS)}.",
             "rlhf-lab COMMAND --help explains the options of a command.",
         ]
     )
@@ -168,7 +168,8 @@ def _settings(kind: type, words: list[str], prog: str) -> Any:
 
     from rlhf_lab.cli import yaml_config
 
-    words = old_names.new_options(words, yaml_config.option_types(kind))
+    options = yaml_config.option_types(kind)
+    words = old_names.new_options(words, options)
     file, words = yaml_config.split_config(words)
     from_file = yaml_config.read(file, kind) if file is not None and "config" in yaml_config.flat_fields(kind) else []
     from rlhf_lab.errors import LabError
@@ -186,6 +187,8 @@ def _settings(kind: type, words: list[str], prog: str) -> Any:
         # An error of a settings class is shown in our words. tyro shows the rest: --help and unknown options.
         if isinstance(stop.__context__, LabError):
             raise stop.__context__ from None
+    if wrong := familiar_names.unknown_option(words, options, prog):
+        raise LabError(wrong)
     try:
         return parse()
     except SystemExit as stop:
@@ -220,7 +223,7 @@ def _dispatch(words: list[str]) -> int:
     if words[0] == "--version":
         print(f"rlhf-lab {rlhf_lab.__version__}")
         return 0
-    words = old_names.new_command(words, COMMANDS)
+    words = familiar_names.loss_command(old_names.new_command(words, COMMANDS))
     path = next((path for path in COMMANDS if tuple(words[: len(path)]) == path), None)
     if path is None:
         if any(group[0] == words[0] for group in COMMANDS) and (len(words) < 2 or words[1] in ("--help", "-h")):
@@ -228,8 +231,8 @@ def _dispatch(words: list[str]) -> int:
             return 0 if len(words) > 1 else REFUSED
         known = [" ".join(group) for group in COMMANDS]
         given = " ".join(words[: 2 if words[0] in ("train", "experiment") else 1])
-        near = difflib.get_close_matches(given, known, 1)
-        hint = f" Do you mean '{near[0]}'?" if near else ""
+        near = familiar_names.near_command(words, [*known, *(f"train {name}" for name in familiar_names.LOSS_COMMANDS)])
+        hint = f" Do you mean '{near}'?" if near else ""
         return _fail(f"there is no command '{given}'.{hint} The commands are: {', '.join(known)}.", REFUSED)
     command = COMMANDS[path]
     module = importlib.import_module(command.module)

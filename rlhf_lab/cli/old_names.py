@@ -10,6 +10,8 @@ import sys
 import typing
 from collections.abc import Collection, Mapping, Sequence
 
+from rlhf_lab.cli.familiar_names import ALIASES
+
 COMMANDS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("train", "online"): ("train", "iterated-dpo"),
     ("experiment", "rso-settings"): ("experiment", "rso-hyperparameters"),
@@ -59,7 +61,8 @@ def new_options(words: Sequence[str], options: Mapping[str, object]) -> list[str
             if new != option:
                 option = new
                 word = f"--{new.replace('_', '-')}{equals}{value}"
-                _notice(f"`--{name}`", f"`--{new.replace('_', '-')}`")
+                if name not in ALIASES:
+                    _notice(f"`--{name}`", f"`--{new.replace('_', '-')}`")
             if equals:
                 changed = _new_value(option, value, options)
                 word = word if changed == value else word.removesuffix(value) + changed
@@ -70,17 +73,17 @@ def new_options(words: Sequence[str], options: Mapping[str, object]) -> list[str
 
 
 def new_name(name: str, known: Collection[str], source: str = "") -> str:
-    """Return the new name of a setting, or `name` itself if it was not renamed.
+    """Return the new name of a setting, or the setting of another name, or `name` itself.
 
     Args:
         name: the setting's name, with `_`.
         known: names that exist now.
         source: the settings file that contains the old name. It is given to print the notice here.
     """
-    new = OPTIONS.get(name, name)
+    new = ALIASES.get(name) or OPTIONS.get(name, name)
     if new == name or name in known or new not in known:
         return name
-    if source:
+    if source and name not in ALIASES:
         _notice(f"{source}: `{name}`", f"`{new}`")
     return new
 

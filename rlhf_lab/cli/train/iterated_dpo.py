@@ -30,7 +30,7 @@ class TrainIteratedDPO(SamplingSettings):
     iterated_dpo: Annotated[Online, Flat] = field(default_factory=Online)
     dpo: Annotated[DPO, Flat] = field(default_factory=DPO)
     learning_rate: Positive = 1e-6
-    """Peak learning rate. Small models need larger ones, for example 1e-4 for lab-gpt2."""
+    """Peak learning rate (also `--lr`). Small models need larger ones, for example 1e-4 for lab-gpt2."""
     reference: str | None = None
     """Reference model. Default: the model itself before training. Not for losses without a reference."""
 

@@ -30,7 +30,7 @@ class TrainKTO(PairSettings):
 
     kto: Annotated[KTO, Flat] = field(default_factory=KTO)
     learning_rate: Positive = 1e-6
-    """Peak learning rate. Small models need larger ones, for example 1e-4 for lab-gpt2."""
+    """Peak learning rate (also `--lr`). Small models need larger ones, for example 1e-4 for lab-gpt2."""
     reference: str | None = None
     """Reference model. Default: the model itself before training."""
 

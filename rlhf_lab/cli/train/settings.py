@@ -61,7 +61,7 @@ class Common:
     batch_size: Count = 32
     """Rows of data (pairs, examples or prompts) in each optimiser step."""
     learning_rate: Positive = 1e-5
-    """Peak learning rate. Small models need larger ones, for example 1e-3 for lab-gpt2."""
+    """Peak learning rate (also `--lr`). Small models need larger ones, for example 1e-3 for lab-gpt2."""
     warmup: Natural = 0
     """Number of steps over which the learning rate rises from zero, at most the number of all steps."""
     schedule: Schedule = "linear"

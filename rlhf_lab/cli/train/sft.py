@@ -20,7 +20,7 @@ class TrainSFT(Common):
     """
 
     learning_rate: Positive = 2e-5
-    """Peak learning rate. Small models need larger ones, for example 1e-3 for lab-gpt2."""
+    """Peak learning rate (also `--lr`). Small models need larger ones, for example 1e-3 for lab-gpt2."""
 
 
 def train_sft(settings: TrainSFT) -> History:
