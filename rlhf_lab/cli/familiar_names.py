@@ -134,6 +134,14 @@ def near_command(words: Sequence[str], commands: Collection[str]) -> str | None:
     return last[near[0]] if near else None
 
 
+def near_options(name: str, options: Collection[str]) -> list[str]:
+    """Return the options that an unknown name, with `_`, may mean: ours for one of another tool, or similar ones."""
+    there = ELSEWHERE.get(name, "")
+    if there in options:
+        return [there]
+    return difflib.get_close_matches(name, options, 1, 0.85) or difflib.get_close_matches(name, options, 3, 0.6)
+
+
 def unknown_option(words: Sequence[str], options: Collection[str], prog: str) -> str | None:
     """Return a message about the first option that a command does not have, or None if it has all of them.
 
@@ -146,8 +154,7 @@ def unknown_option(words: Sequence[str], options: Collection[str], prog: str) ->
         name = word[2:].partition("=")[0].replace("-", "_")
         if not word.startswith("--") or name in ("", "help") or {name, name.removeprefix("no_")} & set(options):
             continue
-        there = ELSEWHERE.get(name)
-        near = [there] if there in options else difflib.get_close_matches(name, options, 3, 0.6)
+        near = near_options(name, options)
         meant = " or ".join(f"--{option.replace('_', '-')}" for option in near)
         hint = f"Do you mean {meant}?" if near else f"`{prog} --help` lists the options."
         return f"{prog.removeprefix('rlhf-lab ')} has no option {word.partition('=')[0]}. {hint}"

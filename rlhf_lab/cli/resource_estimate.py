@@ -127,9 +127,11 @@ def shape_of(model: str) -> Shape:
     Raises:
         LabError: the name is neither known nor a folder, or the folder's config.json is of another architecture.
     """
-    from rlhf_lab.policies.loading import SHIPPED, shipped_folder
+    from rlhf_lab.policies.loading import SHIPPED, adapter_base, shipped_folder
 
-    path = shipped_folder(model) if model in SHIPPED else check_path(model, "model")
+    path = shipped_folder(model) if model in SHIPPED else check_path(adapter_base(model) or model, "model")
+    if not (path / "config.json").is_file():
+        path = path / "model"  # the output folder of a run
     if (path / "config.json").is_file():
         try:
             config = dict(json.loads((path / "config.json").read_text(encoding="utf-8")))

@@ -8,12 +8,12 @@ command line override the file.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import typing
 from pathlib import Path
 from typing import Any
 
 from rlhf_lab.cli import old_names
+from rlhf_lab.cli.familiar_names import near_options
 from rlhf_lab.errors import LabError, check_path
 
 NOT_SAVED = ("config", "resume")
@@ -144,7 +144,7 @@ def _flat(given: dict[Any, Any], known: dict[str, tuple[str, ...]], source: str)
         elif name in known and name != "config":
             found = {name: value}
         else:
-            near = difflib.get_close_matches(name, [key for key in known if key != "config"], 3, 0.6)
+            near = near_options(name, [key for key in known if key != "config"])
             hint = f" Do you mean {' or '.join(near)}?" if near else f" The settings are: {', '.join(sorted(known))}."
             raise LabError(f"{source}: there is no setting {raw!r}.{hint}")
         if twice := out.keys() & found.keys():

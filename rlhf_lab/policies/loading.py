@@ -1,5 +1,8 @@
 """Loads a causal language model and its tokenizer from a folder, a GGUF file or the Hugging Face Hub.
 
+The output folder of a run stands for the `model/` inside it. A folder with LoRA adapters only (peft's
+`adapter_config.json`) is loaded with its base, into which the adapters are merged.
+
 A name that is not a path is one of these:
 
 - `lab-gpt2` and `lab-pythia` are the small models that ship with the project (`data/models/` in a checkout).
@@ -16,6 +19,7 @@ updates.
 from __future__ import annotations
 
 import difflib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +78,37 @@ def _local_path(name_or_path: str, convert: bool = True) -> Path | None:
             similar = near[0] if near else " or ".join(SHIPPED)
             raise LabError(f"There is no model '{name_or_path}'. Do you mean {similar}?")
         return None
+    elif not (path / "config.json").exists() and (path / "model" / "config.json").is_file():
+        path = path / "model"
     return gguf_files.converted_folder(path) if convert and path.suffix.lower() == ".gguf" else path
+
+
+def adapter_base(name_or_path: str) -> str | None:
+    """Return the name or the folder of the base of LoRA adapters; None if this is no folder of adapters.
+
+    The adapters of a run of the lab have the base in the run's `run.json`, others in their `adapter_config.json`.
+
+    Args:
+        name_or_path: as in `load_language_model`.
+
+    Raises:
+        LabError: the adapters' settings are damaged or name no base, or their weights are missing.
+    """
+    folder = check_path(name_or_path, "model")
+    record = folder / "adapter_config.json"
+    if not record.is_file() or (folder / "config.json").is_file():
+        return None
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise LabError(f"The adapters in {folder} have no adapter_model.safetensors. Save them again as safetensors.")
+    base = None
+    for file, key in ((folder.parent / "run.json", "model"), (record, "base_model_name_or_path")):
+        try:
+            base = base or (json.loads(file.read_text(encoding="utf-8")).get(key) if file.is_file() else None)
+        except (ValueError, OSError, AttributeError) as error:
+            raise LabError(f"{file} is damaged ({type(error).__name__}). Save the adapters again.") from None
+    if not base:
+        raise LabError(f"{record} names no base model. Add it there as base_model_name_or_path.")
+    return str(base)
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -124,6 +158,7 @@ def check_model_available(name_or_path: str, revision: str | None = None) -> boo
         LabError: there is no such folder, a file in it is missing, the Hub has no model of that name, or a revision
             was given for a model on this machine.
     """
+    base = adapter_base(name_or_path)
     path = _local_path(name_or_path, convert=False)
     if path is None:
         return hub_lookup.can_download("model", name_or_path, revision)
@@ -131,6 +166,8 @@ def check_model_available(name_or_path: str, revision: str | None = None) -> boo
         raise LabError(
             f"The revision {revision!r} has no effect, because {name_or_path} is not a model on the Hub. Leave it out."
         )
+    if base is not None:
+        return check_model_available(base)
     if path.suffix.lower() != ".gguf":
         _check_folder(path)
     return False
@@ -221,8 +258,9 @@ def load_language_model(
     """Load a causal language model and its tokenizer.
 
     Args:
-        name_or_path: a folder written by `save_pretrained`, a .gguf file, `lab-gpt2`, `lab-pythia`, `smollm2`, or
-            a name on the Hub such as `gpt2-xl` or `EleutherAI/pythia-410m`.
+        name_or_path: a folder written by `save_pretrained`, the output folder of a run, a folder of LoRA adapters,
+            a .gguf file, `lab-gpt2`, `lab-pythia`, `smollm2`, or a name on the Hub such as `gpt2-xl` or
+            `EleutherAI/pythia-410m`.
         device: the model's device; None for a GPU if there is one.
         dtype: of the weights; None for float32.
         revision: branch, tag or commit on the Hub.
@@ -237,6 +275,10 @@ def load_language_model(
     from transformers import AutoModelForCausalLM
 
     device = pick_device("auto" if device is None else str(device))
+    if (base := adapter_base(name_or_path)) is not None:
+        check_model_available(name_or_path, revision)
+        model, tokenizer = load_language_model(base, device, dtype)
+        return merged_with_adapters(model, check_path(name_or_path, "model"), base), tokenizer
     tokenizer = load_tokenizer(name_or_path, revision)
     load_config(name_or_path, revision)
     model, info = _load(
@@ -264,6 +306,30 @@ def load_language_model(
         model.named_parameters(), lambda name: file_with_weight(_local_path(name_or_path), name, name_or_path)
     )
     return model.to(device).eval(), tokenizer
+
+
+def merged_with_adapters(model: Any, folder: Path, base: str) -> Any:
+    """Return a model with the LoRA adapters of a folder added to its weights.
+
+    Args:
+        model: the base, which is changed.
+        folder: of the adapters.
+        base: name of the base, for messages.
+
+    Raises:
+        LabError: peft is not installed, or the adapters do not fit the base.
+    """
+    try:
+        from peft import PeftModel
+    except ImportError:
+        raise LabError(f"{folder} contains LoRA adapters, which need peft: pip install 'rlhf-lab[lora]'.") from None
+    try:
+        merged = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+    except Exception as error:
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise LabError(f"The adapters in {folder} do not fit their base {base} ({reason}).") from None
+    check_weights(merged.named_parameters(), lambda name: str(folder / "adapter_model.safetensors"))
+    return merged.requires_grad_(True).eval()
 
 
 def file_with_weight(folder: Path | None, weight: str, otherwise: str) -> str:
@@ -298,6 +364,7 @@ def _check_folder(path: Path) -> None:
 
 def _load(factory: Any, name_or_path: str, revision: str | None, what: str, **more: Any) -> Any:
     online = check_model_available(name_or_path, revision)
+    name_or_path = adapter_base(name_or_path) or name_or_path
     path = _local_path(name_or_path)
     local = path is not None
     try:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from rlhf_lab.errors import (
     Count,
+    Fraction,
     LabError,
     Natural,
     NonNegative,
@@ -20,7 +21,9 @@ from rlhf_lab.errors import (
     refuse_unused,
 )
 
-Schedule = Literal["constant", "linear", "cosine"]
+Schedule = Literal["constant", "linear", "cosine", "inverse-sqrt"]
+INVERSE_SQRT_STEPS = 10_000
+"""Steps after which the rate of the schedule inverse-sqrt without a warm-up has fallen to 1/√2 of its peak."""
 Epsilon = Annotated[float, Range(1e-30, fix="Adam divides by it where a gradient is zero.")]
 Clip = Annotated[
     float, Range(0, exclusive_minimum=True, fix="None means that gradients are not clipped; 0 would stop training.")
@@ -38,7 +41,11 @@ class Training:
     learning_rate: Positive = 1e-2
     """Peak learning rate. `lbfgs` does not use it, because its line search finds the length of each step."""
     schedule: Schedule = "linear"
-    """How the learning rate falls to zero after the warm-up. constant: it does not fall."""
+    """How the learning rate falls after the warm-up. linear and cosine: to `min_rate` at the last step. inverse-sqrt:
+    as √(w/s) at step s, where w is the number of warm-up steps. Without a warm-up it is √(w/(w + s)) with w = 10,000.
+    constant: it does not fall."""
+    min_rate: Fraction = 0.0
+    """The learning rate at the end as a fraction of its peak. With inverse-sqrt it is a lower bound."""
     warmup: Natural = 0
     """Steps over which the learning rate rises from zero to its peak; at most `steps`."""
     optimizer: Literal["adam", "adamw", "lbfgs"] = "adam"
@@ -90,8 +97,10 @@ class Training:
         if self.optimizer != "adamw":
             refuse_unused(self, ["weight_decay"], f"with optimizer={self.optimizer!r}; adamw has it")
         if self.optimizer == "lbfgs":
-            unused = ["schedule", "warmup", "adam_epsilon", "max_grad_norm"]
+            unused = ["schedule", "min_rate", "warmup", "adam_epsilon", "max_grad_norm"]
             refuse_unused(self, unused, "with optimizer='lbfgs', whose line search finds the length of each step")
+        if self.schedule == "constant":
+            refuse_unused(self, ["min_rate"], "with schedule='constant', whose learning rate does not fall")
         if self.accumulate > self.batch_size:
             raise LabError(
                 f"accumulate={self.accumulate} cannot cut a batch of {self.batch_size} rows into so many parts. Give "
@@ -145,7 +154,11 @@ class Training:
             return (step + 1) / self.warmup
         if self.schedule == "constant":
             return 1.0
-        left = 1.0 - (step - self.warmup) / max(self.steps - self.warmup, 1)
-        if self.schedule == "linear":
-            return left
-        return 0.5 * (1.0 + math.cos(math.pi * (1.0 - left)))
+        done = step - self.warmup
+        if self.schedule == "inverse-sqrt":
+            scale = self.warmup or INVERSE_SQRT_STEPS
+            return max(self.min_rate, math.sqrt(scale / (scale + done)))
+        left = 1.0 - done / max(self.steps - self.warmup, 1)
+        if self.schedule == "cosine":
+            left = 0.5 * (1.0 + math.cos(math.pi * (1.0 - left)))
+        return self.min_rate + (1.0 - self.min_rate) * left

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rlhf_lab.errors import LabError
 from rlhf_lab.training import distributed
@@ -28,8 +28,28 @@ _TRACES = {LOCK, PROCESS, ".run.json.part"}
 _CLAIMED: ContextVar[frozenset[Path]] = ContextVar("_CLAIMED", default=frozenset())
 
 
+_MAY_GROW = {"steps", "epochs"}
+"""Settings that may be larger in the resumption, if the run can be extended."""
+
+
+class Rules(NamedTuple):
+    """How a resumption may differ from the run.
+
+    Attributes:
+        defaults: values of settings that the run may lack, because an older version wrote it.
+        extends: whether `steps` and `epochs` may be larger, so that the run becomes longer.
+    """
+
+    defaults: dict[str, Any] = {}  # noqa: RUF012
+    extends: bool = False
+
+
+STRICT = Rules()
+"""All settings must be the same."""
+
+
 @contextmanager
-def hold(out: Path, settings: dict[str, Any], resume: bool) -> Iterator[None]:
+def hold(out: Path, settings: dict[str, Any], resume: bool, rules: Rules = STRICT) -> Iterator[None]:
     """Claim the folder `out` for a run of `settings`, and lock it within the block.
 
     Raises:
@@ -39,7 +59,7 @@ def hold(out: Path, settings: dict[str, Any], resume: bool) -> Iterator[None]:
     lockable = out.is_dir() if resume else not out.exists() or out.is_dir()
     lock = distributed.on_main_process(lambda: FolderLock(out) if lockable else None)
     try:
-        claim(out, settings, resume)
+        claim(out, settings, resume, rules)
         yield
     finally:
         if lock is not None:
@@ -47,7 +67,7 @@ def hold(out: Path, settings: dict[str, Any], resume: bool) -> Iterator[None]:
 
 
 @contextmanager
-def claim_output(out: Path | None, settings: dict[str, Any], resume: bool) -> Iterator[None]:
+def claim_output(out: Path | None, settings: dict[str, Any], resume: bool, rules: Rules = STRICT) -> Iterator[None]:
     """Claim and lock a folder for a method with several stages: each `Loop` within the block may write to it too.
 
     Nothing is done without a folder, or if an enclosing block has claimed the same folder.
@@ -56,6 +76,7 @@ def claim_output(out: Path | None, settings: dict[str, Any], resume: bool) -> It
         out: the output folder, or None.
         settings: those of the whole run, stored as `run.json`.
         resume: continue the run in the folder.
+        rules: how the resumption may differ from the run.
 
     Raises:
         LabError: as `hold`.
@@ -63,7 +84,7 @@ def claim_output(out: Path | None, settings: dict[str, Any], resume: bool) -> It
     if out is None or is_claimed(out):
         yield
         return
-    with hold(out, settings, resume):
+    with hold(out, settings, resume, rules):
         token = _CLAIMED.set(_CLAIMED.get() | {out.resolve()})
         try:
             yield
@@ -76,22 +97,29 @@ def is_claimed(out: Path) -> bool:
     return out.resolve() in _CLAIMED.get()
 
 
-def claim(out: Path, settings: dict[str, Any], resume: bool) -> None:
+def claim(
+    out: Path, settings: dict[str, Any], resume: bool, rules: Rules = STRICT, write: bool = True
+) -> dict[str, Any]:
     """Write `run.json` into the folder `out`, or raise an error and change nothing.
 
     Args:
         out: the output folder.
         settings: those of the whole run.
         resume: continue the run in the folder.
+        rules: how the resumption may differ from the run.
+        write: False to check only, if the run is resumed.
+
+    Returns:
+        the former values of the settings that extend the run; usually none.
 
     Raises:
         LabError: the folder contains another run or other files; or `resume` is True and the folder contains no run,
             or a run with other settings. The first setting that differs is named.
     """
-    distributed.on_main_process(lambda: _claim(out, settings, resume))
+    return distributed.on_main_process(lambda: _claim(out, settings, resume, rules, write)) or {}
 
 
-def _claim(out: Path, settings: dict[str, Any], resume: bool) -> None:
+def _claim(out: Path, settings: dict[str, Any], resume: bool, rules: Rules, write: bool) -> dict[str, Any]:
     record = out / "run.json"
     settings = plain(settings)
     if resume:
@@ -103,12 +131,19 @@ def _claim(out: Path, settings: dict[str, Any], resume: bool) -> None:
                 raise ValueError(f"it contains a {type(before).__name__} in place of settings")
         except (ValueError, OSError) as error:
             raise LabError(f"{record} is damaged ({error}); the run cannot be resumed from it.") from None
-        for key, old, new in _differences(before, settings):
+        former = {}
+        for key, old, new in _differences(_completed(before, rules.defaults), settings):
+            if rules.extends and key in _MAY_GROW and new is not None and (old is None or new > old):
+                former[key] = old
+                continue
+            more = f", with more {key}" if rules.extends and key in _MAY_GROW else ""
             raise LabError(
-                f"{out} contains a run with {key} = {old!r}, not {new!r}. Resume it with the same settings, or "
+                f"{out} contains a run with {key} = {old!r}, not {new!r}. Resume it with the same settings{more}, or "
                 f"give another output folder."
             )
-        return
+        if former and write:
+            write_json(record, settings)
+        return former
     _refuse_taken(out, record)
     lock = FolderLock(out)
     try:
@@ -116,6 +151,18 @@ def _claim(out: Path, settings: dict[str, Any], resume: bool) -> None:
         write_json(record, settings)
     finally:
         lock.release()
+    return {}
+
+
+def _completed(record: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """A record with the defaults of the settings that it lacks, also inside its groups of settings."""
+    out = dict(record)
+    for name, value in defaults.items():
+        if isinstance(value, dict) and isinstance(out.get(name), dict):
+            out[name] = _completed(out[name], value)
+        else:
+            out.setdefault(name, value)
+    return out
 
 
 def _refuse_taken(out: Path, record: Path) -> None:

@@ -32,7 +32,8 @@ TOLD: dict[str, dict[str, Any]] = {
     "budget": {"labels": None, "candidates": 5},
 }
 PAIR_LOSS = {"chosen_penalty": 50.0, "nll_weight": 1.0, "reward_shift": 0.0}
-EVERYWHERE: dict[str, Any] = {"scale": "tree", "resume": False, "batch_size": 24, "eval_fraction": None, **PAIR_LOSS}
+EVERYWHERE: dict[str, Any] = {"scale": "tree", "resume": False, "batch_size": 24, **PAIR_LOSS}
+EVERYWHERE |= {"eval_fraction": None, "warmup_ratio": None}
 
 
 @pytest.fixture(autouse=True)

@@ -39,8 +39,8 @@ def test_settings_of_one_call_are_not_written_with_those_of_the_run():
 
 # What the loop and its users share, by the options' names.
 SHARED = (
-    "batch_size", "learning_rate", "schedule", "warmup", "weight_decay", "adam_epsilon", "max_grad_norm", "precision",
-    "accumulate", "gradient_checkpointing", "seed", "log_every", "save_every", "eval_every", "patience",
+    "batch_size", "learning_rate", "schedule", "min_rate", "warmup", "weight_decay", "adam_epsilon", "max_grad_norm",
+    "precision", "accumulate", "gradient_checkpointing", "seed", "log_every", "save_every", "eval_every", "patience",
     "out", "resume", "progress", "trackers",
 )  # fmt: skip
 
@@ -72,6 +72,13 @@ def test_epochs_become_steps_by_the_rows_and_the_batch_and_a_method_s_own_demand
     assert usual.training(100, steps=9, weight_decay=0.5) == dataclasses.replace(
         usual.training(100), steps=9, weight_decay=0.5
     )
+
+
+def test_the_warmup_ratio_is_a_fraction_of_the_steps_rounded_up():
+    """A tenth of 25 steps is 2.5, so three steps. With steps from the data: 100 rows in batches of 8 are 12 steps."""
+    usual = from_words("train sft", {"model": "m", "data": "d", "out": "o", "warmup_ratio": 0.1, "batch_size": 8})
+    assert dataclasses.replace(usual, steps=25).training(100).warmup == 3
+    assert (usual.training(100).steps, usual.training(100).warmup) == (12, 2)
 
 
 def test_ppo_has_the_adam_epsilon_of_its_source():

@@ -27,6 +27,24 @@ def test_cosine_rate_is_half_of_one_plus_the_cosine():
     assert rates(steps=5, schedule="cosine") == pytest.approx(expected)
 
 
+def test_the_rate_falls_to_its_minimum():
+    """Linear from 1 to 0.2 in four steps loses 0.2 a step. The cosine's factor f becomes 0.2 + 0.8 f."""
+    assert rates(steps=4, schedule="linear", min_rate=0.2) == pytest.approx([1, 0.8, 0.6, 0.4])
+    plain = rates(steps=5, schedule="cosine")
+    assert rates(steps=5, schedule="cosine", min_rate=0.2) == pytest.approx([0.2 + 0.8 * f for f in plain])
+
+
+def test_the_inverse_square_root_falls_from_the_end_of_the_warmup():
+    """With a warm-up of 4 steps, √(4/4), √(4/5), …, √(4/16) = ½ at 12 steps more; not below the minimum. Without one
+    the rate is 1/√2 after 10,000 steps. The number of all steps does not matter."""
+    found = rates(steps=17, schedule="inverse-sqrt", warmup=4)
+    assert found[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
+    assert (found[4], found[5], found[16]) == pytest.approx((1.0, math.sqrt(4 / 5), 0.5))
+    assert rates(steps=17, schedule="inverse-sqrt", warmup=4, min_rate=0.7)[16] == 0.7
+    assert found[:10] == rates(steps=10, schedule="inverse-sqrt", warmup=4)
+    assert Training(steps=20_000, schedule="inverse-sqrt").rate_at(10_000) == pytest.approx(math.sqrt(0.5))
+
+
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
 def test_warmup_rises_to_the_peak_and_the_fall_takes_the_steps_that_are_left(schedule):
     """¼, ½, ¾, 1 and then the schedule of a run of the remaining steps."""
@@ -53,7 +71,9 @@ def test_a_run_that_is_all_warmup_never_divides_by_zero():
         ({"max_grad_norm": 0.0}, "max_grad_norm must be a finite number above 0 or None, not 0.0. None means"),
         ({"max_grad_norm": -1.0}, "max_grad_norm must be"),
         ({"optimizer": "sgd"}, "optimizer must be adam, adamw or lbfgs, not 'sgd'"),
-        ({"schedule": "polynomial"}, "schedule must be constant, linear or cosine, not 'polynomial'"),
+        ({"min_rate": 1.5}, "min_rate must be a finite number between 0 and 1"),
+        ({"min_rate": 0.1, "schedule": "constant"}, "min_rate=0.1 has no effect with schedule='constant'"),
+        ({"schedule": "polynomial"}, "schedule must be constant, linear, cosine or inverse-sqrt, not 'polynomial'"),
         ({"steps": 2, "warmup": 4}, "warmup=4 is more than the run's 2 steps"),
         ({"weight_decay": 0.1}, "weight_decay=0.1 has no effect with optimizer='adam'; adamw has it"),
         ({"weight_decay": 0.1, "optimizer": "lbfgs"}, "weight_decay=0.1 has no effect with optimizer='lbfgs'"),

@@ -36,6 +36,25 @@ MUTATIONS: list[Mutation] = [
         ),
     ),
     *in_file(
+        "cli/familiar_names.py",
+        ["cli/test_familiar_names.py"],
+        Mutation(
+            "setting",
+            "a loss's command is plain DPO",
+            'return ["train", "dpo", f"--loss={loss}", *rest]',
+            'return ["train", "dpo", *rest]',
+            near="cli/test_familiar_names.py::test_a_loss_is_a_command_with_that_loss",
+        ),
+        Mutation(
+            "setting",
+            "another loss beside a loss's command wins",
+            'if option == "--loss" and given != loss:',
+            'if option == "--loss" and given == "":',
+            near="cli/test_familiar_names.py::"
+            "test_another_loss_beside_a_loss_command_is_refused_before_anything_is_written",
+        ),
+    ),
+    *in_file(
         "cli/yaml_config.py",
         ["cli/test_options.py", "cli/test_config.py"],
         Mutation(
@@ -77,6 +96,13 @@ MUTATIONS: list[Mutation] = [
     *in_file(
         "cli/train/settings.py",
         ["cli/test_options.py", "cli/test_config.py"],
+        Mutation(
+            "edge",
+            "the warm-up's share of the steps is rounded down",
+            "math.ceil(self.warmup_ratio * steps)",
+            "int(self.warmup_ratio * steps)",
+            near="cli/test_options.py::test_the_warmup_ratio_is_a_fraction_of_the_steps_rounded_up",
+        ),
         Mutation(
             "setting",
             "--weight-decay is lost",
@@ -295,6 +321,20 @@ MUTATIONS: list[Mutation] = [
     *in_file(
         "cli/train/runner.py",
         ["cli/test_plumbing.py"],
+        Mutation(
+            "setting",
+            "--save-dtype is ignored",
+            "found = getattr(torch, name, torch.float32)",
+            "found = torch.float32",
+            near="cli/test_extend_and_save.py::test_saved_weights_keep_the_number_type_of_the_model_s_files",
+        ),
+        Mutation(
+            "setting",
+            "weights are saved in the files' number type whatever --save-dtype says",
+            'if name == "auto":',
+            "if name:",
+            near="cli/test_extend_and_save.py::test_saved_weights_keep_the_number_type_of_the_model_s_files",
+        ),
         Mutation(
             "setting",
             "--reference is ignored",

@@ -29,7 +29,7 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "edge",
             "the linear rate falls over all steps, the warm-up among them",
-            "left = 1.0 - (step - self.warmup) / max(self.steps - self.warmup, 1)",
+            "left = 1.0 - done / max(self.steps - self.warmup, 1)",
             "left = 1.0 - step / self.steps",
         ),
         Mutation(
@@ -41,12 +41,39 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "mean",
             "the cosine without its ½",
-            "return 0.5 * (1.0 + math.cos(math.pi * (1.0 - left)))",
-            "return 1.0 + math.cos(math.pi * (1.0 - left))",
+            "left = 0.5 * (1.0 + math.cos(math.pi * (1.0 - left)))",
+            "left = 1.0 + math.cos(math.pi * (1.0 - left))",
         ),
         Mutation("sign", "the cosine rises", "math.cos(math.pi * (1.0 - left))", "math.cos(math.pi * left)"),
         Mutation(
-            "setting", "the constant schedule falls", 'if self.schedule == "constant":', 'if self.schedule == "none":'
+            "setting",
+            "the constant schedule falls",
+            'if self.schedule == "constant":\n            return 1.0',
+            'if self.schedule == "none":\n            return 1.0',
+        ),
+        Mutation(
+            "setting",
+            "the minimum rate is ignored",
+            "return self.min_rate + (1.0 - self.min_rate) * left",
+            "return left",
+        ),
+        Mutation(
+            "edge",
+            "the minimum rate is added",
+            "return self.min_rate + (1.0 - self.min_rate) * left",
+            "return self.min_rate + left",
+        ),
+        Mutation(
+            "mean",
+            "the inverse square root without the root",
+            "math.sqrt(scale / (scale + done))",
+            "scale / (scale + done)",
+        ),
+        Mutation(
+            "edge",
+            "the inverse square root counts the warm-up twice",
+            "math.sqrt(scale / (scale + done))",
+            "math.sqrt(scale / (scale + step))",
         ),
         Mutation("data", "stages share one seed", "seed=self.seed + 7919 * (number + 1)", "seed=self.seed + 7919"),
         Mutation(
@@ -383,6 +410,28 @@ MUTATIONS: list[Mutation] = [
     *in_file(
         "training/output_folder.py",
         ["training/test_checkpoint.py", "algorithms/test_cached_rollouts.py", "training/test_parts.py"],
+        Mutation(
+            "edge",
+            "a run can be shortened by --resume",
+            "(old is None or new > old)",
+            "(old is None or new != old)",
+            near="cli/test_extend_and_save.py::test_what_is_no_extension_is_refused_and_changes_nothing",
+        ),
+        Mutation(
+            "data",
+            "run.json keeps the steps of the shorter run",
+            "        if former and write:\n",
+            "        if former and not write:\n",
+            near="cli/test_extend_and_save.py::test_an_extended_run_with_a_constant_rate_is_the_longer_run",
+        ),
+        Mutation(
+            "setting",
+            "an older run is not resumed for lack of a new option",
+            "_differences(_completed(before, rules.defaults), settings)",
+            "_differences(before, settings)",
+            near="cli/test_extend_and_save.py::"
+            "test_a_run_of_an_older_version_which_lacks_a_setting_is_resumed_with_its_default",
+        ),
         Mutation(
             "setting",
             "a resumed run may have other seeds",

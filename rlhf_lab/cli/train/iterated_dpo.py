@@ -6,7 +6,7 @@ The algorithm is `algorithms/iterated_dpo.py`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 
@@ -26,6 +26,8 @@ class TrainIteratedDPO(SamplingSettings):
 
     In each round the model's responses are sampled and labelled by a reward.
     """
+
+    extends: ClassVar[bool] = False
 
     iterated_dpo: Annotated[Online, Flat] = field(default_factory=Online)
     dpo: Annotated[DPO, Flat] = field(default_factory=DPO)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from rlhf_lab.algorithms.raft import RAFT, raft
 from rlhf_lab.cli.train.runner import History, Job, run
@@ -13,6 +13,8 @@ from rlhf_lab.cli.train.settings import Flat, SamplingSettings
 @dataclass(frozen=True, kw_only=True)
 class TrainRAFT(SamplingSettings):
     """Fine-tune a causal language model on the best of several sampled responses, once or in rounds (RAFT)."""
+
+    extends: ClassVar[bool] = False
 
     raft: Annotated[RAFT, Flat] = field(default_factory=RAFT)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from rlhf_lab.algorithms.rest import ReST, rest
 from rlhf_lab.batch import Tokens
@@ -19,6 +19,8 @@ class TrainReST(SamplingSettings):
 
     The Grow step samples responses from the model. The Improve steps train it on responses above a rising threshold.
     """
+
+    extends: ClassVar[bool] = False
 
     rest: Annotated[ReST, Flat] = field(default_factory=ReST)
     original: str | None = None

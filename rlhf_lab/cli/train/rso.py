@@ -28,6 +28,7 @@ class TrainRSO(SamplerSettings):
     Pairs are made of the model's responses, which are accepted by rejection sampling and labelled by a reward.
     """
 
+    extends: ClassVar[bool] = False
     caches_reference: ClassVar[bool] = True
 
     rso: Annotated[RSO, Flat] = field(default_factory=RSO)

@@ -15,6 +15,7 @@ output folder contains in the end:
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -28,6 +29,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rlhf_lab.algorithms import on_policy
@@ -46,7 +48,7 @@ from rlhf_lab.cli.train.data import (
     token_limits,
 )
 from rlhf_lab.cli.train.reward import check_reward, frozen_start, load_reward
-from rlhf_lab.cli.train.settings import Common, PairSettings, record_of
+from rlhf_lab.cli.train.settings import Common, PairSettings, record_of, resume_rules
 from rlhf_lab.errors import LabError, check_paths
 from rlhf_lab.policies import hub_lookup
 from rlhf_lab.policies.base import Policy, Reward
@@ -89,6 +91,8 @@ class Job:
         limits: maximum lengths of a prompt and of a response, in tokens.
         device: device of the policy.
         said: lines about the data for the model card.
+        former: former values of the settings by which a resumed run is extended.
+        save_dtype: number type of the weights that are saved.
     """
 
     def __init__(
@@ -100,10 +104,12 @@ class Job:
         data: Data,
         limits: tuple[int, int],
         held_out: Data | None = None,
+        former: dict[str, Any] | None = None,
+        save_dtype: torch.dtype = torch.float32,
     ) -> None:
         """Keep the arguments as attributes; the policy and the data give the others."""
         self.settings, self.method, self.policy, self.tokenizer, self.data = settings, method, policy, tokenizer, data
-        self.limits = limits
+        self.limits, self.former, self.save_dtype = limits, former, save_dtype
         self.device = policy.device
         self.said = [*data.said, *(held_out.said if held_out is not None else [])]
         self.held_out = held_out
@@ -220,6 +226,19 @@ class Job:
     def training(self, rows: int, **changes: Any) -> Training:
         """Return the settings of the training loop for `rows` rows of data."""
         training: Training = self.settings.training(rows, **changes)
+        if self.former:
+            old: Training = dataclasses.replace(self.settings, **self.former).training(rows, **changes)
+            if training.steps < old.steps:
+                raise LabError(
+                    f"{self.settings.out} contains a run of {old.steps} steps, and it cannot be resumed with "
+                    f"{training.steps}. Give at least as many steps."
+                )
+            ended, now = (t.learning_rate * t.rate_at(s) for t, s in ((old, old.steps - 1), (training, old.steps)))
+            self.say(
+                f"The run is extended from {old.steps:,} to {training.steps:,} steps. The learning rate follows the "
+                f"schedule of {training.steps:,} steps. It was {ended:.3g} at the end of the shorter run, and there "
+                f"it is {now:.3g} now."
+            )
         return training
 
     def say(self, text: str) -> None:
@@ -280,7 +299,8 @@ def _run(
     limits = token_limits(settings, sizes, tokenizer)
     settings = sampling_batch.with_sampling_batch(settings, sizes, limits)
     record = {**record_of(settings, method), **data_mark(settings)}
-    _refuse_taken(out, record, settings.resume)
+    rules = resume_rules(settings)
+    former = _refuse_taken(out, record, settings.resume, rules)
     sampled = any(_samples_pairs(one) for one in (settings, held_out_of(settings)))
     data, apart = load_data(settings, kind, tokenizer, limits), None
     if not sampled:
@@ -288,13 +308,14 @@ def _run(
     for line in [*data.said, *(apart.said if apart is not None else [])]:
         _say(settings, line)
     policy, tokenizer = _load_policy(settings, device, limits)
-    held.enter_context(output_folder.claim_output(out, record, settings.resume))
+    held.enter_context(output_folder.claim_output(out, record, settings.resume, rules))
     _write(out / "settings.yaml", f"# rlhf-lab train {method} --config THIS-FILE\n{yaml_config.write(settings)}")
     try:
         with memory.oom_hint(settings):
             if sampled:
                 data, apart = _with_samples(settings, kind, data, policy, tokenizer, limits)
-            job = Job(settings, method, policy, tokenizer, data, limits, apart)
+            dtype = _save_dtype(settings, sizes)
+            job = Job(settings, method, policy, tokenizer, data, limits, apart, former, dtype)
             history = fit(job)
     except LabError:
         _remove_unstarted(out)
@@ -411,10 +432,14 @@ def _check_sampler(settings: Any) -> None:
         check_vllm_installed()
 
 
-def _refuse_taken(out: Path, record: dict[str, Any], resume: bool) -> None:
-    """Check the folder without writing to it, so that a run that is refused later leaves no files."""
+def _refuse_taken(out: Path, record: dict[str, Any], resume: bool, rules: output_folder.Rules) -> dict[str, Any]:
+    """Check the folder without writing to it, so that a run that is refused later leaves no files.
+
+    Returns the former values of the settings by which a resumed run is extended.
+    """
     if resume or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
-        output_folder.claim(out, record, resume)
+        return output_folder.claim(out, record, resume, rules, write=False)
+    return {}
 
 
 def _remove_unstarted(out: Path) -> None:
@@ -435,6 +460,7 @@ def _save(job: Job, folder: Path, save: Callable[[Job, Path], str] | None) -> st
             reads = POLICY
         else:
             reads = save(job, part)
+        _cast(part, job.save_dtype)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(part, folder)
         return reads
@@ -450,6 +476,32 @@ def _save(job: Job, folder: Path, save: Callable[[Job, Path], str] | None) -> st
             ) from None
 
     return distributed.on_main_process(write_or_raise) or ""
+
+
+def _save_dtype(settings: Common, config: Any) -> torch.dtype:
+    """The number type of `--save-dtype`; auto: that of the model's files, float32 if they do not say."""
+    name = settings.save_dtype
+    if name == "auto":
+        name = str(getattr(config.get_text_config(), "dtype", None) or "float32").removeprefix("torch.")  # type: ignore
+    found = getattr(torch, name, torch.float32)
+    return found if found in (torch.float32, torch.bfloat16, torch.float16) else torch.float32
+
+
+def _cast(folder: Path, dtype: torch.dtype) -> None:
+    """Convert the float32 weights of a saved model to `dtype`, file by file. The head of a reward model is small."""
+    if dtype == torch.float32:
+        return
+    for file in folder.glob("model*.safetensors"):
+        save_file(
+            {k: v.to(dtype) if v.dtype == torch.float32 else v for k, v in load_file(file).items()},
+            file,
+            {"format": "pt"},
+        )
+    config = folder / "config.json"
+    settings = json.loads(config.read_text(encoding="utf-8"))
+    config.write_text(
+        json.dumps({**settings, "dtype": str(dtype).removeprefix("torch.")}, indent=2) + "\n", encoding="utf-8"
+    )
 
 
 def _write(path: Path, text: str) -> None:

@@ -6,6 +6,7 @@ The settings of a method are these and the dataclass of its algorithm, whose fie
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -16,6 +17,7 @@ from rlhf_lab.data.preferences import TooLong
 from rlhf_lab.data.readers import Chat
 from rlhf_lab.errors import (
     Count,
+    Fraction,
     LabError,
     Natural,
     NonNegative,
@@ -27,6 +29,7 @@ from rlhf_lab.errors import (
 )
 from rlhf_lab.training import Training, checkpoint
 from rlhf_lab.training.config import Clip, Epsilon, Schedule
+from rlhf_lab.training.output_folder import Rules
 
 WORLD = "world:"
 """Prefix of `--data` for the name of a text world."""
@@ -44,9 +47,12 @@ class Common:
 
     caches_reference: ClassVar[bool] = False
     """Whether the method stores the reference's log-probabilities of its data in `reference_cache`."""
+    extends: ClassVar[bool] = True
+    """Whether a run can be resumed with more steps. Methods that train several times cannot."""
 
     model: str
-    """Model to start from: a folder, a .gguf file, lab-gpt2, lab-pythia, smollm2, or a name on the Hub."""
+    """Model to start from: a folder, the output folder of a run, a folder of LoRA adapters, a .gguf file, lab-gpt2,
+    lab-pythia, smollm2, or a name on the Hub."""
     data: str
     """Training data: a .json, .jsonl, .csv or .parquet file (also .gz), a data set on the Hub, or world:NAME for a text
     world (sentiment, summaries, dialogue, translation)."""
@@ -59,13 +65,19 @@ class Common:
     epochs: Positive = 1.0
     """Number of passes over the data, if `steps` is not given."""
     batch_size: Count = 32
-    """Rows of data (pairs, examples or prompts) in each optimiser step."""
+    """Rows of data (pairs, examples or prompts) in each optimiser step, over all parts of `accumulate` and all
+    processes."""
     learning_rate: Positive = 1e-5
     """Peak learning rate (also `--lr`). Small models need larger ones, for example 1e-3 for lab-gpt2."""
     warmup: Natural = 0
     """Number of steps over which the learning rate rises from zero, at most the number of all steps."""
+    warmup_ratio: Fraction | None = None
+    """The warm-up as a fraction of all steps, in place of `warmup`."""
     schedule: Schedule = "linear"
-    """How the learning rate changes after the warm-up."""
+    """How the learning rate falls after the warm-up. linear and cosine: to `min_rate` at the last step. inverse-sqrt:
+    as 1/√step. constant: it does not fall."""
+    min_rate: Fraction = 0.0
+    """Learning rate at the end, as a fraction of its peak."""
     weight_decay: NonNegative = 0.0
     """Decoupled weight decay of AdamW."""
     adam_epsilon: Epsilon = 1e-8
@@ -114,8 +126,12 @@ class Common:
     """Device: cpu, cuda, cuda:1, …, or auto, which uses a GPU if there is one."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Precision of matrix products. With bf16, weights and optimiser stay in float32."""
+    save_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number type of the weights in model/. auto: that of the model's files. Training itself uses float32. bfloat16
+    rounds to three significant digits, which may be more than a short run with a small learning rate changes."""
     accumulate: Count = 1
-    """Number of parts into which each batch is split to save memory. The gradient is the same."""
+    """Number of parts into which each batch is split to save memory. The batch is not multiplied by it, and the
+    gradient is the same."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass. This saves memory and costs time."""
     lora_rank: Count | None = None
@@ -135,7 +151,8 @@ class Common:
     trackers: tuple[str, ...] = ()
     """Trackers that also receive the logged numbers: tensorboard, wandb, trackio, … Default: none."""
     resume: bool = False
-    """Continue the stopped run in `out`."""
+    """Continue the stopped run in `out`. With more steps or epochs than before, a run is extended (not for raft, rest,
+    rso and iterated-dpo), and the learning rate follows the schedule of the longer run."""
     progress: bool = True
     """Show a progress bar. --no-progress prints one line for each logged step instead."""
 
@@ -148,6 +165,8 @@ class Common:
                 self, ["reference_cache"], "for this method, which stores no log-probabilities of a reference"
             )
         self._check_held_out()
+        if self.warmup_ratio is not None:
+            refuse_unused(self, ["warmup"], "with warmup_ratio, which determines it")
         # Without `steps`, the number of steps depends on the data, so the warm-up is checked later.
         warmup = self.warmup if self.steps is not None else 0
         self.training(rows=1, warmup=warmup, out=None, resume=False, trackers=())
@@ -180,6 +199,8 @@ class Common:
         steps = self.steps if self.steps is not None else max(round(self.epochs * rows / each), 1)
         names = {field.name for field in dataclasses.fields(Training)} & {f.name for f in dataclasses.fields(Common)}
         shared = {name: getattr(self, name) for name in names}
+        if self.warmup_ratio is not None:
+            shared["warmup"] = math.ceil(self.warmup_ratio * steps)
         fixed = {"optimizer": "adamw", "log_lines": not self.progress, "steps": steps}
         return Training(**{**shared, **fixed, **changes})
 
@@ -237,6 +258,22 @@ def refuse_reference(settings: Any, loss: str, needed: bool) -> None:
 def record_of(settings: Common, method: str) -> dict[str, Any]:
     """Return the content of run.json, which a resumed run must agree with. The device may differ."""
     record = {"method": method, **checkpoint.plain(settings)}
-    for name in ("device", "config"):
+    for name in _NOT_IN_RECORD:
         del record[name]
     return record
+
+
+_NOT_IN_RECORD = ("device", "config")
+
+
+def resume_rules(settings: Common) -> Rules:
+    """Return how a resumption may differ from the run in the folder."""
+    defaults = {}
+    for field in dataclasses.fields(settings):
+        if field.name in _NOT_IN_RECORD:
+            continue
+        if field.default is not dataclasses.MISSING:
+            defaults[field.name] = checkpoint.plain(field.default)
+        elif field.default_factory is not dataclasses.MISSING:
+            defaults[field.name] = checkpoint.plain(field.default_factory())
+    return Rules(defaults, settings.extends)
