@@ -420,8 +420,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "data",
             "run.json keeps the steps of the shorter run",
-            "        if former and write:\n",
-            "        if former and not write:\n",
+            "if former and write:",
+            "if not former and write:",
             near="cli/test_extend_and_save.py::test_an_extended_run_with_a_constant_rate_is_the_longer_run",
         ),
         Mutation(
