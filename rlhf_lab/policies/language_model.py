@@ -13,6 +13,7 @@ The class works on token ids and needs no tokenizer, so that it is also used on 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,10 @@ class LanguageModelPolicy(Policy):
         else:
             getattr(self.model, f"{name}_checkpointing_disable")()
 
+    def _forward_mode(self) -> AbstractContextManager[None]:
+        """The context in which log-probabilities are computed: without dropout."""
+        return dropout_off(self.model)
+
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the weights."""
@@ -174,7 +179,7 @@ class LanguageModelPolicy(Policy):
         """
         check_positive(temperature, "temperature")
         check_batch(prompts, responses, self.model.config, self.vocab_size)
-        with dropout_off(self.model):
+        with self._forward_mode():
             states = shared_prefix_states(body_of(self.model), prompts, responses)
         # The indices are computed on the mask's device. If this is the CPU, nothing waits for the GPU.
         where = responses.mask.flatten().nonzero().squeeze(1)

@@ -9,7 +9,8 @@ copy of the weights is needed.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,6 +31,8 @@ def with_lora(
     alpha: float | None = None,
     targets: Sequence[str] | str | None = None,
     seed: int = 0,
+    dropout: float = 0.0,
+    rank_stabilised: bool = False,
 ) -> LoraPolicy:
     """Add trainable adapters to a policy, whose weights are frozen. At first the adapters change nothing (B = 0).
 
@@ -40,6 +43,9 @@ def with_lora(
         targets: names of the linear layers to adapt; "all-linear" for all of them; None for peft's default for the
             architecture.
         seed: of the initial values of A.
+        dropout: probability with which an input of the adapters is set to 0 when a gradient is computed, in [0, 1). It
+            draws from the global generator, which `training.Loop` seeds for each step.
+        rank_stabilised: scale BA by alpha / √rank (rsLoRA, Kalajdzievski 2023), in place of alpha / rank.
 
     Returns:
         The policy with adapters.
@@ -55,7 +61,10 @@ def with_lora(
         raise LabError("LoRA needs peft: pip install 'rlhf-lab[lora]'.") from error
     chosen: Any = targets if targets is None or isinstance(targets, str) else list(targets)
     scale: Any = 2 * rank if alpha is None else alpha
-    settings = LoraConfig(r=rank, lora_alpha=scale, lora_dropout=0.0, target_modules=chosen, task_type="CAUSAL_LM")
+    settings = LoraConfig(
+        r=rank, lora_alpha=scale, lora_dropout=dropout, target_modules=chosen, task_type="CAUSAL_LM",
+        use_rslora=rank_stabilised,
+    )  # fmt: skip
     if any(type(m).__name__ == "Conv1D" for m in policy.model.modules()):
         settings.fan_in_fan_out = True  # GPT-2 stores its weights transposed
     # peft initialises from the global generator, whose state is restored afterwards.
@@ -68,7 +77,9 @@ def with_lora(
                 model = get_peft_model(policy.model, settings)
         except ValueError as error:
             raise LabError(f"The adapters do not fit the model: {error}") from error
-    return _like(LoraPolicy, policy, model)
+    adapted = _like(LoraPolicy, policy, model)
+    adapted.adapter_dropout = float(dropout)
+    return adapted
 
 
 def check_lora_rank(rank: int, config: Any) -> None:
@@ -90,7 +101,27 @@ def _like(kind: type[P], policy: LanguageModelPolicy, model: nn.Module) -> P:
 
 
 class LoraPolicy(LanguageModelPolicy):
-    """A `LanguageModelPolicy` on a peft model, of which only the adapters are trained."""
+    """A `LanguageModelPolicy` on a peft model, of which only the adapters are trained.
+
+    Attributes:
+        adapter_dropout: dropout of the adapters' inputs while a gradient is computed; 0 at all other times.
+    """
+
+    adapter_dropout: float = 0.0
+
+    @contextmanager
+    def _forward_mode(self) -> Iterator[None]:
+        """Without dropout, except that of the adapters while a gradient is computed."""
+        with super()._forward_mode():
+            active = torch.is_grad_enabled() and self.adapter_dropout > 0
+            parts = [m for name, m in self.model.named_modules() if ".lora_dropout." in name] if active else []
+            for part in parts:
+                part.p, part.training = self.adapter_dropout, True
+            try:
+                yield
+            finally:
+                for part in parts:
+                    part.p, part.training = 0.0, False
 
     def reference(self) -> AdapterReference:
         """Return π_ref, which is this model with its adapters switched off."""

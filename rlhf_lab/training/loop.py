@@ -155,6 +155,7 @@ class Loop:
         self._loss = torch.zeros(())
         self._tokens: Tensor | float = 0
         self._stop_asked = self._autocast_used = False
+        self._has_dropout = any(getattr(part, "adapter_dropout", 0.0) > 0 for part in module.modules())
         self._open = ExitStack()
         distributed.init_process_group()
         out = training.out
@@ -437,7 +438,7 @@ class Loop:
         for batch, share, first in parts:
             seen: Metrics = {}
             if callable(loss):
-                with self._precision():
+                with self._precision(), self._dropout(first):
                     part, seen = loss(*batch)
             else:
                 part = loss
@@ -461,6 +462,17 @@ class Loop:
             self._refuse_nonfinite(value)
         self._refuse_nonfinite_gradient(value)
         return value, watched
+
+    @contextmanager
+    def _dropout(self, first: int) -> Iterator[None]:
+        """Seed torch's global generator, from which dropout draws, by the step. Its state is restored afterwards."""
+        if not self._has_dropout:
+            yield
+            return
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            path = (self.training.seed, Stream.ADAPTER_DROPOUT, self.done, first)
+            torch.manual_seed(seeded(*path).initial_seed())
+            yield
 
     def _refuse_nonfinite(
         self,

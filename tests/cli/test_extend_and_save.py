@@ -92,6 +92,22 @@ def test_adapters_are_loaded_with_their_base(model, pairs, tmp_path):
     assert main(train("dpo", str(folder), pairs, tmp_path / "next", "--lora-rank", "2")) == 0
 
 
+def test_lora_with_dropout_is_a_function_of_the_seed_also_if_it_is_resumed(model, pairs, tmp_path):
+    """Four steps at once, and two and two more, have the same bits; without dropout the weights are others."""
+    pytest.importorskip("peft")
+    lora = [*CONSTANT, "--lora-rank", "4", "--lora-rank-stabilised"]
+    drop = [*lora, "--lora-dropout", "0.5"]
+    assert main(train("dpo", model, pairs, tmp_path / "a", *drop)) == 0
+    assert main(longer("dpo", model, pairs, tmp_path / "a", *drop, "--resume")) == 0
+    torch.manual_seed(123)
+    state = torch.random.get_rng_state()
+    assert main(longer("dpo", model, pairs, tmp_path / "b", *drop)) == 0
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert main(longer("dpo", model, pairs, tmp_path / "c", *lora)) == 0
+    a, b, c = (weights(tmp_path / name / "adapters") for name in "abc")
+    assert all(torch.equal(a[name], b[name]) for name in a) and not all(torch.equal(a[name], c[name]) for name in a)
+
+
 @pytest.mark.parametrize(
     ("broken", "message"),
     [

@@ -135,3 +135,53 @@ def test_the_reference_scores_and_samples_at_the_temperature_and_top_k_that_are_
             p.sample(data[0], 20, torch.Generator().manual_seed(0), temperature, top_k) for p in (before, reference)
         )
         assert bool(a.equal(b).all())
+
+
+def test_rank_stabilised_adapters_are_scaled_by_the_root_of_the_rank():
+    """The same A and B with alpha = 8 at rank 4: BA is multiplied by 8/4 = 2, and by 8/√4 = 4 with rsLoRA."""
+    data, shifts = variable_length_batch(), []
+    start = plain().log_prob(*data).detach()
+    for stabilised in (False, True):
+        policy = with_lora(plain(), rank=4, alpha=8, rank_stabilised=stabilised)
+        with torch.no_grad():
+            for name, value in policy.named_parameters():
+                if "lora_B" in name:
+                    value.fill_(1e-4)
+        shifts.append(policy.log_prob(*data).detach() - start)
+    # For so small a change the log-probability is linear in it.
+    assert torch.allclose(shifts[1], 2 * shifts[0], rtol=0.05, atol=1e-4)
+    assert shifts[0].abs().max() > 1e-3
+
+
+def test_dropout_is_on_only_where_a_gradient_is_computed_and_draws_from_the_global_generator():
+    data = variable_length_batch()
+    policy, without = (trained(with_lora(plain(), rank=4, dropout=p), data) for p in (0.5, 0.0))
+    without.load_state_dict(policy.state_dict())
+
+    def drawn(seed):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return policy.log_prob(*data).detach()
+
+    assert torch.equal(drawn(1), drawn(1)) and not torch.equal(drawn(1), drawn(2))
+    with torch.no_grad():
+        assert torch.equal(policy.log_prob(*data), without.log_prob(*data))
+    assert torch.equal(policy.reference().log_prob(*data), without.reference().log_prob(*data))
+    one, two = (p.sample(data[0], 3, torch.Generator().manual_seed(0)) for p in (policy, without))
+    assert bool(one.equal(two).all())
+
+
+def test_the_mean_over_dropouts_is_the_policy_without():
+    """Dropout divides what is left by 1 − p, so the adapters' output is unbiased. With small adapters the
+    log-probability is linear in it, so its mean over draws is that without dropout, within four standard errors."""
+    data = variable_length_batch()
+    policy = with_lora(plain(), rank=4, dropout=0.5)
+    with torch.no_grad():
+        for name, value in policy.named_parameters():
+            if "lora_B" in name:
+                value.fill_(1e-3)
+        exact = policy.log_prob(*data).sum()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        draws = torch.stack([policy.log_prob(*data).detach().sum() for _ in range(200)])
+    assert (draws.mean() - exact).abs() < 4 * draws.std() / 200**0.5 and draws.std() > 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from rlhf_lab.algorithms.grpo_rloo import Group
 from rlhf_lab.cli.train.grpo_rloo import run_group
@@ -14,6 +14,8 @@ from rlhf_lab.cli.train.settings import Epochs, Flat, SamplingSettings
 @dataclass(frozen=True, kw_only=True)
 class TrainGRPO(SamplingSettings):
     """Train a causal language model on a reward with GRPO, which normalises the rewards of each prompt."""
+
+    uses_ratio: ClassVar[bool] = True
 
     group: Annotated[Group, Flat] = field(default_factory=lambda: Group(kind="grpo"))
     epochs: Epochs = 1.0

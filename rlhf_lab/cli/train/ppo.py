@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from rlhf_lab.algorithms.ppo import PPO, ppo
 from rlhf_lab.cli.train.runner import History, Job, new_critic, run
@@ -14,6 +14,8 @@ from rlhf_lab.training.config import Epsilon
 @dataclass(frozen=True, kw_only=True)
 class TrainPPO(SamplingSettings):
     """Train a causal language model on a reward with PPO, with a critic and a KL penalty per token."""
+
+    uses_ratio: ClassVar[bool] = True
 
     ppo: Annotated[PPO, Flat] = field(default_factory=PPO)
     epochs: Epochs = 1.0

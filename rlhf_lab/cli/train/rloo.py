@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from rlhf_lab.algorithms.grpo_rloo import Group
 from rlhf_lab.cli.train.grpo_rloo import run_group
@@ -17,6 +17,8 @@ class TrainRLOO(SamplingSettings):
 
     The baseline of a response is the mean reward of the other responses to its prompt.
     """
+
+    uses_ratio: ClassVar[bool] = True
 
     group: Annotated[Group, Flat] = field(default_factory=lambda: Group(kind="rloo"))
     epochs: Epochs = 1.0

@@ -378,8 +378,9 @@ def _load_policy(settings: Any, device: torch.device, limits: tuple[int, int]) -
     policy = LanguageModelPolicy(model, ends[0], limits[1], len(tokenizer), tokenizer, graphs, ends)
     if settings.lora_rank is not None:
         policy = with_lora(
-            policy, settings.lora_rank, settings.lora_alpha, settings.lora_targets or None, settings.seed
-        )
+            policy, settings.lora_rank, settings.lora_alpha, settings.lora_targets or None, settings.seed,
+            settings.lora_dropout, settings.lora_rank_stabilised,
+        )  # fmt: skip
     return policy, tokenizer
 
 

@@ -50,6 +50,9 @@ class Common:
     extends: ClassVar[bool] = True
     """Whether a run can be resumed with more steps. Methods that train several times cannot."""
 
+    uses_ratio: ClassVar[bool] = False
+    """Whether the loss compares the policy with itself before the step, as PPO's does."""
+
     model: str
     """Model to start from: a folder, the output folder of a run, a folder of LoRA adapters, a .gguf file, lab-gpt2,
     lab-pythia, smollm2, or a name on the Hub."""
@@ -141,6 +144,11 @@ class Common:
     """Scale of the adapters, with `lora_rank`. Default: twice the rank."""
     lora_targets: tuple[str, ...] = ()
     """Names of the layers that get adapters, with `lora_rank`. Default: the usual layers of the architecture."""
+    lora_dropout: Annotated[float, Range(0, 1, exclusive_maximum=True)] = 0.0
+    """Dropout of the adapters' inputs in training steps, with `lora_rank`. Not for ppo, rloo and grpo, and not with
+    `gradient_checkpointing`."""
+    lora_rank_stabilised: bool = False
+    """Scale the adapters by alpha/√rank (rsLoRA) in place of alpha/rank, with `lora_rank`."""
     reference_cache: Path | None = None
     """Folder in which dpo, kto and rso store the log-probabilities of the reference model, so that they are computed
     once. Default: a folder in the cache of the lab."""
@@ -159,7 +167,18 @@ class Common:
     def __post_init__(self) -> None:
         check_settings(self)
         if self.lora_rank is None:
-            refuse_unused(self, ["lora_alpha", "lora_targets"], "without lora_rank")
+            lora = ["lora_alpha", "lora_targets", "lora_dropout", "lora_rank_stabilised"]
+            refuse_unused(self, lora, "without lora_rank")
+        if self.lora_dropout and self.gradient_checkpointing:
+            raise LabError(
+                "lora_dropout cannot be used with gradient_checkpointing, whose recomputation would draw another "
+                "dropout. Leave one of them out."
+            )
+        if self.lora_dropout and self.uses_ratio:
+            raise LabError(
+                "lora_dropout cannot be used with this method: its ratio π/π_old would be that of two different "
+                "dropouts. Leave it out."
+            )
         if not self.caches_reference:
             refuse_unused(
                 self, ["reference_cache"], "for this method, which stores no log-probabilities of a reference"
