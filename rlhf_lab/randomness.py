@@ -50,7 +50,7 @@ class Stream:
     """Labelled pairs that `rlhf-lab train` draws from a text world."""
     COMMAND_SAMPLE = 15
     """Responses of `rlhf-lab sample`."""
-    ADAPTER_DROPOUT = 16
+    ADAPTER_DROPOUT = 17
     """Dropout of LoRA adapters in a training step."""
     BUDGET_BELIEF = 60
     """`rlhf-lab budget`: draws from the posterior of a pilot's rewards."""

@@ -12,6 +12,7 @@ from tiny_models import one_thread, tiny_tokenizer  # noqa: F401
 from rlhf_lab.cli.main import main
 from rlhf_lab.errors import LabError
 from rlhf_lab.policies.loading import adapter_base, load_language_model
+from rlhf_lab.training import Loop, Training
 
 CONSTANT = ["--schedule", "constant"]
 
@@ -106,6 +107,27 @@ def test_lora_with_dropout_is_a_function_of_the_seed_also_if_it_is_resumed(model
     assert main(longer("dpo", model, pairs, tmp_path / "c", *lora)) == 0
     a, b, c = (weights(tmp_path / name / "adapters") for name in "abc")
     assert all(torch.equal(a[name], b[name]) for name in a) and not all(torch.equal(a[name], c[name]) for name in a)
+
+
+def test_every_step_has_its_own_dropout():
+    """The first numbers that the loss of each step draws are different, and another run draws the same ones."""
+
+    class Module(torch.nn.Linear):
+        adapter_dropout = 0.5
+
+    def drawn() -> list[float]:
+        module, out = Module(1, 1), []
+
+        def loss():
+            out.append(torch.rand(1).item())
+            return module.weight.sum(), {}
+
+        with Loop("x", module, Training(steps=4, progress=False)) as loop:
+            for _ in loop:
+                loop.update(loss, batch=None)
+        return out
+
+    assert drawn() == drawn() and len(set(drawn())) == 4
 
 
 @pytest.mark.parametrize(

@@ -798,9 +798,24 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation(
             "setting",
+            "rsLoRA is ignored",
+            "use_rslora=rank_stabilised",
+            "use_rslora=False",
+            near="policies/test_lora.py::test_rank_stabilised_adapters_are_scaled_by_the_root_of_the_rank",
+        ),
+        Mutation(
+            "mask",
+            "the adapters' dropout is on without a gradient",
+            "active = torch.is_grad_enabled() and",
+            "active =",
+            near="policies/test_lora.py::"
+            "test_dropout_is_on_only_where_a_gradient_is_computed_and_draws_from_the_global_generator",
+        ),
+        Mutation(
+            "setting",
             "the rank is lost: always 8",
-            "LoraConfig(r=rank, lora_alpha=scale",
-            "LoraConfig(r=8, lora_alpha=scale",
+            "r=rank, lora_alpha=scale",
+            "r=8, lora_alpha=scale",
             near="policies/test_lora.py::test_training_moves_the_policy_and_leaves_the_reference_where_it_was",
         ),
         Mutation(

@@ -137,6 +137,13 @@ MUTATIONS: list[Mutation] = [
             "self.training.batch_size, 0)",
         ),
         Mutation(
+            "data",
+            "every step has the same dropout",
+            "Stream.ADAPTER_DROPOUT, self.done, first)",
+            "Stream.ADAPTER_DROPOUT, 0, first)",
+            near="cli/test_extend_and_save.py::test_every_step_has_its_own_dropout",
+        ),
+        Mutation(
             "setting",
             "the schedule is ignored",
             'group["lr"] = self.training.learning_rate * self.training.rate_at(step)',
