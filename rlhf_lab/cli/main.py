@@ -103,6 +103,7 @@ COMMANDS: dict[tuple[str, ...], _Command] = {
         "measure a language model (reward, win rate, KL, diversity, length) or a reward model (accuracy, calibration)",
     ),
     ("plot",): _Command("rlhf_lab.cli.plot", "Plot", "plot", "draw the training curves of runs as a PNG"),
+    ("push",): _Command("rlhf_lab.cli.push", "Push", "push", "upload the result of a run to the Hugging Face Hub"),
     ("plan",): _Command(
         "rlhf_lab.cli.plan", "ResourcePlan", "plan", "estimate the memory and the time that a run needs"
     ),

@@ -106,7 +106,7 @@ def parsed(command: str, words: list[str]) -> Any:
 def from_words(command: str, values: dict[str, Any]) -> Any:
     flags = yaml_config.flags(KINDS[command])
     said = {name: value for name, value in values.items() if value is not None and name != "config"}
-    # The arguments without a name are those of `course DIR`, `progress DIR` and `plot RUN…`.
-    first = [str(said.pop("folder"))] if command in ("course", "progress") else []
+    # The arguments without a name are those of `course DIR`, `progress DIR`, `push RUN` and `plot RUN…`.
+    first = [str(said.pop("folder"))] if command in ("course", "progress", "push") else []
     first += [str(run) for run in said.pop("runs")] if command == "plot" else []
     return parsed(command, first + [w for name, value in said.items() for w in words_of(name, value, name in flags)])

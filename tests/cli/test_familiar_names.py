@@ -1,7 +1,9 @@
 """Names from papers and other tools: commands of losses, `--lr`, and the right suggestion for a wrong name."""
 
 import json
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -100,6 +102,22 @@ def test_a_setting_of_another_tool_in_a_file_gets_the_same_suggestion(tmp_path):
     file.write_text("num_train_epochs: 3\n")
     with pytest.raises(LabError, match=r"no setting 'num_train_epochs'. Do you mean epochs\?"):
         parsed("train sft", ["--config", str(file), *NEEDED])
+
+
+def test_the_page_s_table_of_other_tools_has_only_options_that_exist_here():
+    """The last column of `docs/commands.md` names options and commands of the lab. An option that the code suggests for
+    a name of the other columns is the one in its row."""
+    page = (Path(__file__).parents[2] / "docs" / "commands.md").read_text(encoding="utf-8")
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| ") and line.count(" | ") == 3]
+    rows = rows[[row[0] for row in rows].index("| TRL") + 1 :]
+    known = set().union(*(yaml_config.flat_fields(kind) for kind in KINDS.values())) | set(familiar_names.ALIASES)
+    assert len(rows) > 30
+    for row in rows:
+        ours = {name.replace("-", "_") for name in re.findall(r"--([a-z-]+)", row[3])}
+        assert ours <= known, row
+        for name in re.findall(r"`(\w+)`", " ".join(row[:3])):
+            suggested = familiar_names.ELSEWHERE.get(name)
+            assert suggested is None or suggested in ours or name == "gradient_accumulation_steps", row
 
 
 def test_a_tilde_is_the_home_folder_in_every_path(model, pairs, tmp_path, monkeypatch):
