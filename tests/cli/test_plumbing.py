@@ -435,7 +435,7 @@ def test_a_run_s_revision_and_adapters_are_those_of_the_settings(monkeypatch, mo
     for module in (runner, loading):
         monkeypatch.setattr(module, "check_model_available", lambda *a: False)
     more = {"lora_rank": 3, "lora_alpha": 5.0, "lora_targets": ("c_attn",), "seed": 11, "model_revision": "main"}
-    more |= {"lora_dropout": 0.125, "lora_rank_stabilised": True}
+    more |= {"lora_dropout": 0.125, "lora_rank_stabilised": True, "gradient_checkpointing": False}
     with pytest.raises(pytest.fail.Exception, match=r"\(3, 5.0, \('c_attn',\), 11, 0.125, True\)"):
         started(monkeypatch, model, pairs, tmp_path / "run", **more)
     assert asked == ["main"]
