@@ -584,7 +584,7 @@ EXERCISES: tuple[Task, ...] = (
     Exercise(
         key="nb02.kl_term",
         title="A loss term with the gradient of KL(π‖π_ref)",
-        objective="write a loss term of a sample whose expected gradient is that of KL(π‖π_ref)",
+        objective="write a per-sample loss term whose expected gradient is that of KL(π‖π_ref)",
         difficulty=3,
         minutes=8,
         cases=(

@@ -624,8 +624,8 @@ EXERCISES: tuple[Task, ...] = (
         hints=(
             "KL(π*‖π_ref) falls from −log π_ref(best) to 0 as β rises. An equation with a falling function can be "
             "solved by bisection.",
-            "Start with low = 1e-4 and high = 1e4. Try β = √(low · high). If its KL exceeds the budget, it is the new "
-            "low, otherwise the new high. Repeat this a hundred times.",
+            "Start with low = 1e-4 and high = 1e4. Try β = √(low · high). If its KL exceeds the budget, "
+            "set low = β. Otherwise set high = β. Repeat this a hundred times.",
         ),
     ),
 )

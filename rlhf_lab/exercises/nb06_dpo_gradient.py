@@ -433,7 +433,7 @@ EXERCISES: tuple[Task, ...] = (
     ),
     Exercise(
         key="nb06.chosen_speed",
-        title="Will the chosen response rise?",
+        title="Will the chosen response become more likely?",
         objective="tell from two gradients whether a step on a pair raises the chosen response's probability",
         difficulty=2,
         minutes=6,

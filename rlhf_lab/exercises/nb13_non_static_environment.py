@@ -433,7 +433,7 @@ EXERCISES: tuple[Task, ...] = (
     Exercise(
         key="nb13.moving_regret",
         title="Regret against a π* that has moved on",
-        objective="evaluate a policy by the current reward, not by the one it was fitted to",
+        objective="evaluate a policy by the current reward, not by the reward to which it was fitted",
         difficulty=1,
         minutes=4,
         cases=(

@@ -289,7 +289,7 @@ EXERCISES: tuple[Task, ...] = (
         ),
         why_not={
             "A": "π* has the exact trade-off at β = 0.5. A division of the reward alone changes this trade-off.",
-            "B": "without the division the mean of all even shortens the reward by (G−1)/G, and KL(π_ref‖π) grows fast "
+            "B": "without the division the mean of all multiplies the reward by (G−1)/G, and KL(π_ref‖π) grows fast "
             "as wrong answers lose probability.",
         },
     ),

@@ -51,7 +51,7 @@ def statement(task: Task) -> str:
         )
         return f"This loop has a bug. Find it and correct the cell. {asked}" if task.broken else asked
     assert isinstance(task, FunctionTask)
-    return f"Write `{task.signature}`: {task.solution.__doc__}"
+    return f"Write `{task.signature}`. Its docstring says what it returns: “{task.solution.__doc__}”"
 
 
 def notebook_source(source: str, marked: bool) -> str:
