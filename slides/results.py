@@ -37,7 +37,7 @@ OUTCOMES = {
 LETTERS = 14
 """Font size in points. At the width of a picture on a slide this is at least 24 px."""
 SCALES = {
-    "bandit": T("Bandit", "老虎机"),
+    "bandit": T("Bandit", "多臂老虎机"),
     "tree": T("Token tree", "词元树"),
     "small": T("Language model", "语言模型"),
 }

@@ -141,7 +141,7 @@ def _plug_in_regret(rewards: Tensor) -> float:
 def _both_arguments() -> dict[str, Any]:
     """Demonstrations, and labels on two pairs that have no response in common."""
     demo = exact.optimal_policy(LOG_REF[0], REWARD[0], _DEMO_BETA).exp()
-    shown = torch.multinomial(demo, 100, True, generator=seeded(14, 0))
+    shown = torch.multinomial(demo, 100, True, generator=seeded(14))
     return {
         "rewards": torch.zeros(4, dtype=torch.float64, requires_grad=True),
         "log_ref": LOG_REF[0],

@@ -142,7 +142,7 @@ BLOCK = Block(
                 "dpo-samplers",
                 "bandit",
                 paper=T(
-                    "Pairs of an online mixture converge quadratically. On-policy pairs beat those of π_ref.",
+                    "DPO converges quadratically on an online mixture. On-policy pairs beat those of π_ref.",
                     "在线混合的收敛是二阶的；当前策略的成对数据胜过 π_ref 的。",
                 ),
                 source="Shi et al. 2024; Kim et al. 2026",

@@ -95,7 +95,7 @@ def test_a_finding_takes_its_numbers_from_the_result_in_both_languages(results: 
         ("ratio < 5", "ratio ~ 0"), results,
     )  # fmt: skip
     assert made.en == "**Bandit: supported.** 1.5, in full 1.5 [−1.8, 4.8], 7"
-    assert made.zh == "**老虎机：得到支持**。1.5 [−1.8, 4.8]，9 个种子"
+    assert made.zh == "**多臂老虎机：得到支持**。1.5 [−1.8, 4.8]，9 个种子"
 
 
 @pytest.mark.parametrize(("outcome", "condition"), [("inconclusive", "ratio < 5"), ("supported", "ratio > 0")])
