@@ -51,10 +51,10 @@ FOREST = "claims-forest.png"
 HEAD = """# The lecture's claims, tested
 
 The lecture makes claims about methods, and so do papers that were written after it. Each claim is tested here
-by an experiment. A rule that was written before the run turns its numbers into an outcome, which is
-*supported*, *partly supported* (in part, or under a condition), *not supported* or *inconclusive* (the
-intervals are too wide to decide). A question of the lecture claims nothing, so it is *answered* or
-*inconclusive*.
+by an experiment. A rule written before the run decides the outcome from the numbers. There are four outcomes:
+*supported*, *partly supported* (in part, or under a condition), *not supported* and *inconclusive* (the
+intervals are too wide to decide). Claim 10 is a question of the lecture, so its outcome is
+*answered* or *inconclusive*.
 
 There are three scales. On the **bandit** and the **token tree** all responses can be enumerated, so the optimal
 policy π\\* and every distance to it are exact. The **small language model** (`lab-gpt2`) has about a million
@@ -71,9 +71,9 @@ TABLE = "## All claims in one table\n"
 
 FOREST_WORDS = """## The key contrast of each claim
 
-Each panel shows one contrast on every scale on which it was measured. The panels have different units, so their
-lengths must not be compared with each other. The grey area is what the claim predicts. A scale in brackets was not
-measured.
+Each panel shows one contrast on every scale on which it was measured. The panels have different units, so
+the lengths of the intervals cannot be compared between panels. The grey area is what the claim predicts. A scale in
+brackets was not measured.
 """
 
 FOREST_ALTERNATIVE = (
@@ -84,12 +84,12 @@ FOREST_ALTERNATIVE = (
 
 CLAIMS = """## The claims one by one
 
-Each section first says what the source reports, what we find, and why. The folded parts have everything else. One
-part contains the rule with the commit that wrote it, the settings, and what was changed after a first result. The
-words of some rules were made clearer after their commit, without a change of what they decide. One part for each
-scale contains all numbers, the rows, and the command that runs the experiment again. A command shows a progress bar
-and continues after an interruption. Where learning rates were searched, every method had the same search
-(`search.csv`). Times were measured on one shared core and are upper bounds. This page is generated from the saved
+Each section first says what the source reports, what we find, and why. The folded parts contain everything else.
+One part contains the rule and the commit in which it was written, the settings, and the changes made after a first
+result. Some rules were reworded after their commit to make them clearer, but what they decide did not change. One
+part for each scale contains all numbers, the rows, and the command that runs the experiment again. Each command shows
+a progress bar and can continue after an interruption. Where learning rates were searched,
+every method had the same search (`search.csv`). Times were measured on one shared core and are upper bounds. This page is generated from the saved
 results (`make claims`).
 """
 
