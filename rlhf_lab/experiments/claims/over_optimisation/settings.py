@@ -62,7 +62,7 @@ class OverOptimisation(Settings):
     """Text: responses to each test prompt at every point of a trajectory."""
 
     DEFAULTS: ClassVar[Defaults] = {
-        "seeds": PerScale(24, 24, 3),
+        "seeds": PerScale(24, 24, 8),
         "labels": PerScale((50, 200, 800, 3200), (500, 2000, 8000), (64, 512)),
         "noise": 0.25,
         "beta": 0.05,
