@@ -189,9 +189,9 @@ def inclusion(weights, accepted):
     """The probability that each of some candidates is among `accepted` draws without replacement, summed by order."""
     found = np.zeros(len(weights))
     for order in itertools.permutations(range(len(weights)), accepted):
-        chance, rest = 1.0, sum(weights)
-        for i in order:
-            chance, rest = chance * weights[i] / rest, rest - weights[i]
+        chance = 1.0
+        for place, i in enumerate(order):  # a difference of weights of very different size would be imprecise
+            chance *= weights[i] / math.fsum(w for j, w in enumerate(weights) if j not in order[:place])
         found[list(order)] += chance
     return found
 

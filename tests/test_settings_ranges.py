@@ -87,7 +87,10 @@ def bare(kind: type) -> Any:
         value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         if value is dataclasses.MISSING:
             hint = field_types(kind)[field.name]
-            value = hint("x")  # a required field is a text or a path
+            while get_origin(hint) is Annotated:
+                hint = get_args(hint)[0]
+            many = get_origin(hint) is tuple
+            value = (get_args(hint)[0]("x"),) if many else hint("x")  # texts or paths
         object.__setattr__(made, field.name, value)
     return made
 

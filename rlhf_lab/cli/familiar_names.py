@@ -5,8 +5,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Sequence
 
-from rlhf_lab.errors import LabError
-
 LOSS_COMMANDS: dict[str, str] = {
     "orpo": "orpo",
     "simpo": "simpo",
@@ -112,6 +110,8 @@ def loss_command(words: Sequence[str]) -> list[str]:
         option, equals, value = word.partition("=")
         given = value if equals else "".join(rest[place + 1 : place + 2])
         if option == "--loss" and given != loss:
+            from rlhf_lab.errors import LabError  # which imports torch
+
             raise LabError(
                 f"`train {name}` has the loss {loss}, and --loss is {given}. Leave --loss out, or use `train dpo`."
             )

@@ -243,12 +243,12 @@ def stopped_by(monkeypatch, step: int):
 
     calls, loss = [], DPO.__call__
 
-    def twice(self, chosen, *arguments):
+    def twice(self, chosen, *arguments, **named):
         calls.append(len(chosen))
         if len(chosen) == 4 and calls.count(4) == step:
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)
-        return loss(self, chosen, *arguments)
+        return loss(self, chosen, *arguments, **named)
 
     monkeypatch.setattr(DPO, "__call__", twice)
 
@@ -387,7 +387,9 @@ def test_a_result_that_the_disk_has_no_room_for_is_not_left_half_written(model, 
 
     with monkeypatch.context() as patch:
         patch.setattr(LanguageModelPolicy, "save_pretrained", full)
-        said = refused(train("dpo", model, pairs, tmp_path / "run"), capsys)
+        assert main(train("dpo", model, pairs, tmp_path / "run")) == 2
+    *steps, said = capsys.readouterr().err.strip().splitlines()
+    assert all(line.startswith("dpo: step") for line in steps)
     assert "cannot be written" in said and "No space left" in said and "step-000002 is saved" in said
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
         "run.json", "settings.yaml", "checkpoints", "history.jsonl",
