@@ -68,7 +68,7 @@ progress: install ## print what you have solved in my-course/
 test: install ## run the tests and notebooks on two cores (some minutes), without the slow tests
 	$(TEST_ENV) $(BIN)/python -m pytest $(TWO_CORES) $(NOTEBOOKS) -m "not slow" $(TEST_FLAGS) notebooks tests
 
-test-slow: install ## run the tests that take more than ten seconds each
+test-slow: install ## run the slower tests, which make test leaves out
 	$(TEST_ENV) $(BIN)/python -m pytest $(TWO_CORES) -m slow $(TEST_FLAGS) tests
 
 # `make test` with SSE and AVX2 instructions and with two threads; on Arm, the settings that can be varied there.

@@ -145,6 +145,7 @@ def test_ppo_on_the_gold_reward_of_a_bandit_arrives_at_the_optimum(world):
     assert evaluate(policy, world, BETA).kl_to_optimal < 1e-3
 
 
+@pytest.mark.slow
 def test_ppo_on_a_token_tree_arrives_at_the_optimum_token_by_token():
     world = token_tree.random(3, 3, 1, seed=0, has_end=True)
     policy = world.reference.copy()
@@ -279,6 +280,7 @@ def test_online_rounds_spend_exactly_the_labels_and_come_near_the_optimum():
     assert evaluate(policy, world, BETA).regret < 0.01
 
 
+@pytest.mark.slow
 def test_expected_regret_of_dpo_on_finite_labels_meets_the_closed_form():
     """DPO on a table is the Bradley–Terry MLE in other words: N·E[regret] → label_price. 60 runs, 4-σ interval."""
     world, number = bandit.random(1, 4, seed=9, reward_scale=0.5), 4000

@@ -218,7 +218,9 @@ def test_columns_of_other_names_come_with_a_proposal(model, tmp_path, capsys):
     assert "rename `question` to `prompt` and `accepted` to `chosen`" in said
 
 
-@pytest.mark.parametrize("method", ["dpo", "reward-model", "sft", "rloo"])
+@pytest.mark.parametrize(
+    "method", ["sft", *(pytest.param(name, marks=pytest.mark.slow) for name in ("dpo", "reward-model", "rloo"))]
+)
 def test_a_text_world_is_data_for_a_method_whatever_the_tokenizer(method, tmp_path):
     """A world's texts in a tiny model's byte-level tokens: pairs drawn and labelled, targets, gold reward."""
     from rlhf_lab.worlds import text

@@ -74,7 +74,11 @@ def on(device: str, words: list[str]) -> list[str]:
     return [device if before == "--device" else word for before, word in zip(["", *words], words, strict=False)]
 
 
-@pytest.mark.parametrize("case", METHODS)
+SLOW = {"ppo, adapters", "raft", "rest", "rso", "rloo"}
+"""Cases that `make test` leaves out."""
+
+
+@pytest.mark.parametrize("case", [pytest.param(c, marks=[pytest.mark.slow] * (c in SLOW)) for c in METHODS])
 def test_every_method_trains_on_a_gpu(case, model, pairs, reward, ranker, gpu, tmp_path):
     method, more = case.split(",")[0], [*METHODS[case]]
     if method in REWARDED and "direct" not in more:

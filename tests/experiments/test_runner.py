@@ -83,6 +83,7 @@ def test_a_run_gives_a_row_a_job_and_a_verdict_by_the_rule():
     assert tool.experiment_run(TOY, quiet(bias=-1.0)).verdict.outcome == "not supported"
 
 
+@pytest.mark.slow
 def test_workers_change_nothing():
     alone, two = tool.experiment_run(TOY, quiet()), tool.experiment_run(TOY, quiet(workers=2))
     pd.testing.assert_frame_equal(alone.runs, two.runs)

@@ -10,6 +10,7 @@ import pytest
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forks of a process")
+@pytest.mark.slow
 def test_killed_at_random_moments_and_resumed_a_run_ends_in_the_same_bits(tmp_path):
     """DPO of a tiny GPT-2, up to twelve kills: at random moments, and at random points of saving (half a file written,
     before and after each rename, each deletion, each wait for the disk). RLHF_LAB_KILL_SEED takes another seed. The

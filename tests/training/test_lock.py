@@ -39,6 +39,7 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
         FolderLock(tmp_path / "file")
 
 
+@pytest.mark.slow
 def test_processes_that_take_and_release_one_folder_at_the_same_time_never_hold_it_together(tmp_path):
     """Three processes take the folder again and again, and each writes a file that must not exist meanwhile.
 

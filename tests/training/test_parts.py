@@ -350,6 +350,7 @@ print(sorted(p.name for p in (Path(sys.argv[1]) / "checkpoints").iterdir()))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no limit on a file's size there")
+@pytest.mark.slow
 def test_a_file_that_the_system_refuses_to_write_on_leaves_no_folder_behind(tmp_path):
     """The system's own limit on a file's size, 100 kB, met by the writer in the middle of 4 · 64 · 1000 bytes."""
     done = subprocess.run(
