@@ -63,7 +63,7 @@ class EnoughLabels(Settings):
     """Text: name of the text world."""
 
     DEFAULTS: ClassVar[Defaults] = {
-        "seeds": PerScale(800, 800, 3),
+        "seeds": PerScale(800, 800, 8),
         # On text β = 1, so that the distance to π* can be estimated from few samples.
         "beta": PerScale(0.5, 0.5, 1.0),
         "labels": PerScale(DECADES, DECADES, (64, 360, 2048)),
