@@ -402,7 +402,7 @@ BLOCK = Block(
                         "rso-table",
                         "bandit",
                         "partly supported",
-                        "Pairs from π_r instead of π_sft change the win rate by {rso_over_sft:signed,points} points and J by "
+                        "Pairs from π_r change the win rate by {rso_over_sft:signed,points} points and J by "
                         "{objective_rso_over_sft:signed}.",
                         "成对数据从 π_sft 换成 π_r，胜率变化 {rso_over_sft:signed,points} 个百分点，J 变化 "
                         "{objective_rso_over_sft:signed}。",
@@ -688,8 +688,8 @@ BLOCK = Block(
                         "coverage",
                         "bandit",
                         "partly supported",
-                        "If π*'s likeliest responses are masked, rounds have {rounds_table} times the regret of offline DPO "
-                        "with a table, and {rounds_shared} times with shared features.",
+                        "If π*'s likeliest responses are masked, rounds have {rounds_table} times offline DPO's regret "
+                        "(table), or {rounds_shared} times (shared features).",
                         "遮住 π* 最可能的回答时，分轮的后悔值是离线 DPO 的 {rounds_table} 倍（表格）和 "
                         "{rounds_shared} 倍（共享特征）。",
                         conditions=("rounds_table < 1", "rounds_shared ~ 1"),
