@@ -78,7 +78,7 @@ class NonStatic(Settings):
     """Text: optimiser steps of every DPO fit."""
 
     DEFAULTS: ClassVar[Defaults] = {
-        "seeds": PerScale(12, 5, 3),
+        "seeds": PerScale(12, 5, 8),
         "beta": 0.5,
         "labels": PerScale(120, 500, 160),
         "rounds": PerScale(24, 24, 3),
