@@ -15,7 +15,7 @@ from rlhf_lab.exercises.checking import Case, Exercise, Mistake, Task
 from rlhf_lab.exercises.derive import NextLine
 from rlhf_lab.exercises.lecture_loop import BETA, LOG_REF, REWARD, loop_arguments
 from rlhf_lab.exercises.predictions import Prediction
-from rlhf_lab.exercises.training_loops import TrainingLoop, loop_mistakes
+from rlhf_lab.exercises.training_loops import TrainingLoop, descend, loop_mistakes
 
 
 def _double(values: object) -> Tensor:
@@ -105,23 +105,13 @@ def _train_to_kl(
         gain = (log_policy.exp() * reward).sum(-1).mean()
         loss = -(gain - (0.0 if "no penalty" in wrong else beta) * kl)
         loss = -loss if "sign" in wrong else loss
-        _descend(logits, loss, learning_rate, keep="gradients not reset" in wrong)
+        descend(logits, loss, learning_rate, keep="gradients not reset" in wrong)
         error = (kl.item() - target) / target
         error = -error if "sign of the control" in wrong else error
         if "fixed beta" not in wrong:
             beta *= 1 + 0.1 * min(max(error, -0.2), 0.2)
         losses.append(loss.item())
     return losses
-
-
-def _descend(logits: Tensor, loss: Tensor, learning_rate: float, keep: bool) -> None:
-    """One step of gradient descent. With `keep` the gradients of earlier steps are added."""
-    if not keep:
-        logits.grad = None
-    loss.backward()
-    assert logits.grad is not None
-    with torch.no_grad():
-        logits -= learning_rate * logits.grad
 
 
 _TARGET = 1.0
@@ -198,7 +188,7 @@ def _over_prompts(
         kl = kl / logits.shape[-1] if "mean over responses" in wrong else kl
         kl = -kl if "sign of the KL" in wrong else kl
         loss = (1.0 if "no beta" in wrong else beta) * kl - (log_policy.exp() * reward).sum(-1).mean()
-        _descend(logits, loss, learning_rate, keep="gradients not reset" in wrong)
+        descend(logits, loss, learning_rate, keep="gradients not reset" in wrong)
         losses.append(loss.item())
     return losses
 

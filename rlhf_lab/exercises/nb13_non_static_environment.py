@@ -12,7 +12,7 @@ from rlhf_lab.derivations.best_window import Drifting, best_window_derivation
 from rlhf_lab.exercises.checking import Case, Exercise, Mistake, Task, as_tensor
 from rlhf_lab.exercises.derive import NextLine
 from rlhf_lab.exercises.predictions import Prediction
-from rlhf_lab.exercises.training_loops import TrainingLoop, loop_mistakes
+from rlhf_lab.exercises.training_loops import TrainingLoop, descend, loop_mistakes
 from rlhf_lab.training import seeded
 from rlhf_lab.worlds import nonstationary
 
@@ -143,19 +143,9 @@ def _train_on_window(
     for _ in range(steps):
         log_ratio = logits.log_softmax(-1) - (0 if "no reference" in wrong else log_ref)
         loss = -torch.nn.functional.logsigmoid(beta * (log_ratio[chosen[recent]] - log_ratio[rejected[recent]])).mean()
-        _descend(logits, loss, learning_rate, keep="gradients not reset" in wrong)
+        descend(logits, loss, learning_rate, keep="gradients not reset" in wrong)
         losses.append(loss.item())
     return losses
-
-
-def _descend(logits: Tensor, loss: Tensor, learning_rate: float, keep: bool) -> None:
-    """One step of gradient descent. With `keep` the gradients of earlier steps are added."""
-    if not keep:
-        logits.grad = None
-    loss.backward()
-    assert logits.grad is not None
-    with torch.no_grad():
-        logits -= learning_rate * logits.grad
 
 
 def _refit_arguments() -> dict[str, Any]:
@@ -231,7 +221,7 @@ def _refit(
         log_ratio = logits.log_softmax(-1) - (0 if "no reference" in wrong else log_ref)
         delta = log_ratio[chosen[newest]] - log_ratio[rejected[newest]]
         loss = -torch.nn.functional.logsigmoid(beta * delta).mean()
-        _descend(logits, loss, learning_rate, keep="gradients not reset" in wrong)
+        descend(logits, loss, learning_rate, keep="gradients not reset" in wrong)
         losses.append(loss.item())
     return losses
 

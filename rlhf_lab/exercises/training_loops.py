@@ -335,3 +335,20 @@ def _flat(before: Any) -> Tensor:
 
 def _three_digits(x: float) -> str:
     return f"{x:.3g}"
+
+
+def descend(logits: Tensor, loss: Tensor, learning_rate: float, keep: bool) -> None:
+    """Take one step of gradient descent in place.
+
+    Args:
+        logits: the parameters.
+        loss: a scalar with a gradient.
+        learning_rate: of the step.
+        keep: whether the gradients of earlier steps are added, which is a frequent mistake.
+    """
+    if not keep:
+        logits.grad = None
+    loss.backward()
+    assert logits.grad is not None
+    with torch.no_grad():
+        logits -= learning_rate * logits.grad
