@@ -72,7 +72,7 @@ test-slow: install ## run the slower tests, which make test leaves out
 	$(TEST_ENV) $(BIN)/python -m pytest $(TWO_CORES) -m slow $(TEST_FLAGS) tests
 
 # `make test` with SSE and AVX2 instructions and with two threads; on Arm, the settings that can be varied there.
-portability: install ## run the tests with the instruction sets of other processors (three times make test)
+portability: install ## run the tests with the instruction sets of other processors (four times as long as make test)
 	$(BIN)/python tools/portability.py $(TEST_FLAGS)
 
 lint: install ## check format, style, types and the layers of imports, without changing anything

@@ -27,9 +27,16 @@ def test_x86_gets_two_instruction_sets_and_two_threads_and_arm_what_it_can_vary(
 
 
 def test_flags_are_passed_on_and_files_take_the_place_of_all_tests(tool):
-    assert tool.command(["-x", "-k", "kl"])[-5:] == ["-x", "-k", "kl", "notebooks", "tests"]
-    assert tool.command(["tests/test_kl.py::test_it"])[-1] == "tests/test_kl.py::test_it"
-    assert "tests" not in tool.command(["tests/test_kl.py", "-x"])
+    assert tool.command(["-x", "-k", "kl"], 1)[-5:] == ["-x", "-k", "kl", "notebooks", "tests"]
+    assert tool.command(["tests/test_kl.py::test_it"], 1)[-1] == "tests/test_kl.py::test_it"
+    assert "tests" not in tool.command(["tests/test_kl.py", "-x"], 1)
+
+
+def test_processes_times_threads_are_the_two_cores(tool):
+    """Two processes of two threads each would wait for each other on two cores."""
+    for threads in (1, 2):
+        command = tool.command([], threads)
+        assert int(command[command.index("-n") + 1]) * threads == 2
 
 
 @pytest.mark.parametrize(
@@ -46,10 +53,11 @@ def test_the_summary_is_pytest_s_last_line(tool, said, expected):
 
 @pytest.mark.parametrize(("codes", "status"), [([0, 0, 0], 0), ([0, 1, 0], 1), ([0, 0, 2], 1)])
 def test_every_setting_runs_and_one_that_fails_makes_the_status_one(tool, monkeypatch, capsys, codes, status):
-    seen, left = [], list(codes)
+    seen, processes, left = [], [], list(codes)
 
     def pretended(command, env, **rest):
         seen.append(env)
+        processes.append(command[command.index("-n") + 1])
         code = left.pop(0)
         return subprocess.CompletedProcess(command, code, f"FAILED a.py::b\n{code} failed, 1 passed in 1s\n", "")
 
@@ -57,6 +65,7 @@ def test_every_setting_runs_and_one_that_fails_makes_the_status_one(tool, monkey
     monkeypatch.setattr(tool.platform, "machine", lambda: "x86_64")
     assert tool.main(["-x"]) == status
     assert len(seen) == 3 and [env["OMP_NUM_THREADS"] for env in seen] == ["1", "1", "2"]
+    assert processes == ["2", "2", "1"]
     assert all(env["HF_HUB_OFFLINE"] == "1" for env in seen)
     said = capsys.readouterr().out.split("Summary\n")[1].splitlines()
     assert [line.startswith("passed") for line in said] == [code == 0 for code in codes]

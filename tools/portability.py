@@ -12,7 +12,8 @@ one after another:
 - other processors than x86 (Arm): torch without vector instructions, on one thread. Nothing else can be varied there.
 
 It cannot imitate another operating system, another Python or another processor's libraries: the workflow in .github
-runs the tests on those. Each setting takes as long as `make test`; without files the tests are all of `make test`.
+runs the tests on those. The setting with two threads takes twice as long as `make test`, each of the others as long.
+Without files the tests are all of `make test`.
 
 The exit status is 0 if all settings passed, 1 otherwise. The output ends with a summary.
 """
@@ -36,6 +37,8 @@ QUIET = {
 }
 NOTEBOOKS = ["--nbval", "--nbval-current-env", "--nbval-sanitize-with", "tests/notebooks/sanitize.cfg"]
 TWO_CORES = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
+# Two processes of two threads each would wait for each other on two cores, and need many times as long.
+ONE_PROCESS = ["-n", "1", "--dist", "loadfile", "--no-loadscope-reorder"]
 EVERYTHING = ["notebooks", "tests"]
 
 
@@ -64,11 +67,16 @@ def settings(machine: str) -> dict[str, dict[str, str]]:
     }
 
 
-def command(flags: list[str]) -> list[str]:
-    """The command of `make test` with `flags` added. If `flags` name files, only these are tested."""
+def command(flags: list[str], threads: int) -> list[str]:
+    """The command of `make test` with `flags` added. If `flags` name files, only these are tested.
+
+    Args:
+        flags: pytest's flags and files.
+        threads: how many threads torch uses. With one, two processes share the tests; with two, one process runs them.
+    """
     files = [flag for flag in flags if (REPO / flag.split("::")[0]).exists()]
     return [
-        sys.executable, "-m", "pytest", "-q", *TWO_CORES, *NOTEBOOKS, "-m", "not slow", *flags,
+        sys.executable, "-m", "pytest", "-q", *(TWO_CORES if threads == 1 else ONE_PROCESS), *NOTEBOOKS, "-m", "not slow", *flags,
         *([] if files else EVERYTHING),
     ]  # fmt: skip
 
@@ -84,7 +92,7 @@ def run(name: str, variables: dict[str, str], flags: list[str]) -> tuple[bool, s
     print(f"== {name}: {' '.join(f'{key}={value}' for key, value in variables.items())}", flush=True)
     start = time.perf_counter()
     done = subprocess.run(
-        command(flags), cwd=REPO, env=os.environ | QUIET | variables, capture_output=True, text=True, encoding="utf-8",
+        command(flags, int(variables["OMP_NUM_THREADS"])), cwd=REPO, env=os.environ | QUIET | variables, capture_output=True, text=True, encoding="utf-8",
         errors="replace",
     )  # fmt: skip
     for line in done.stdout.splitlines():
