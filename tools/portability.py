@@ -75,8 +75,9 @@ def command(flags: list[str], threads: int) -> list[str]:
         threads: how many threads torch uses. With one, two processes share the tests; with two, one process runs them.
     """
     files = [flag for flag in flags if (REPO / flag.split("::")[0]).exists()]
+    processes = TWO_CORES if threads == 1 else ONE_PROCESS
     return [
-        sys.executable, "-m", "pytest", "-q", *(TWO_CORES if threads == 1 else ONE_PROCESS), *NOTEBOOKS, "-m", "not slow", *flags,
+        sys.executable, "-m", "pytest", "-q", *processes, *NOTEBOOKS, "-m", "not slow", *flags,
         *([] if files else EVERYTHING),
     ]  # fmt: skip
 
@@ -92,8 +93,8 @@ def run(name: str, variables: dict[str, str], flags: list[str]) -> tuple[bool, s
     print(f"== {name}: {' '.join(f'{key}={value}' for key, value in variables.items())}", flush=True)
     start = time.perf_counter()
     done = subprocess.run(
-        command(flags, int(variables["OMP_NUM_THREADS"])), cwd=REPO, env=os.environ | QUIET | variables, capture_output=True, text=True, encoding="utf-8",
-        errors="replace",
+        command(flags, int(variables["OMP_NUM_THREADS"])), cwd=REPO, env=os.environ | QUIET | variables,
+        capture_output=True, text=True, encoding="utf-8", errors="replace",
     )  # fmt: skip
     for line in done.stdout.splitlines():
         if line.startswith(("FAILED", "ERROR")):
