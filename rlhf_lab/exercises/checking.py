@@ -78,6 +78,11 @@ class Measure:
     function: Callable[..., Any]
 
 
+def double(values: object) -> Tensor:
+    """The values of a case as a tensor in float64."""
+    return torch.tensor(values, dtype=torch.float64)
+
+
 class Feedback:
     """The result of `check`, which displays itself as a cell's last line.
 
@@ -538,24 +543,27 @@ def difference(got: Any, want: Any, within: tuple[float, float]) -> str:
         got, want = (exact if exact is not None else got), as_tensor(want)
     if isinstance(want, Tensor):
         return _tensor_difference(got, want, within)
-    if isinstance(want, list) and isinstance(got, Tensor) and got.ndim:
-        got = list(got)
-    if isinstance(want, list) and isinstance(got, list) and len(got) == len(want):
-        for place, (one, other) in enumerate(zip(got, want, strict=True), 1):
-            text = difference(one, other, within)
-            if text:
-                return f"part {place} of {len(want)}: {text}"
-        return ""
-    if isinstance(want, list) and isinstance(got, list):
-        return f"expected {len(want)} parts, got {len(got)}."
+    if isinstance(want, list) and (isinstance(got, list) or (isinstance(got, Tensor) and got.ndim)):
+        return _list_difference(list(got), want, within)
     if isinstance(want, dict) and isinstance(got, dict):
-        if set(got) != set(want):
-            return f"expected the keys {sorted(map(str, want))}, got {sorted(map(str, got))}."
-        texts = ((key, difference(got[key], value, within)) for key, value in want.items())
-        return next((f"{key}: {text}" for key, text in texts if text), "")
+        return _dict_difference(got, want, within)
     if type(got) is not type(want):
         return f"expected {_kind(want)}, got {_kind(got)}."
     return "" if got == want else f"expected {want!r}, got {got!r}."
+
+
+def _list_difference(got: list[Any], want: list[Any], within: tuple[float, float]) -> str:
+    if len(got) != len(want):
+        return f"expected {len(want)} parts, got {len(got)}."
+    texts = (difference(one, other, within) for one, other in zip(got, want, strict=True))
+    return next((f"part {place} of {len(want)}: {text}" for place, text in enumerate(texts, 1) if text), "")
+
+
+def _dict_difference(got: dict[Any, Any], want: dict[Any, Any], within: tuple[float, float]) -> str:
+    if set(got) != set(want):
+        return f"expected the keys {sorted(map(str, want))}, got {sorted(map(str, got))}."
+    texts = ((key, difference(got[key], value, within)) for key, value in want.items())
+    return next((f"{key}: {text}" for key, text in texts if text), "")
 
 
 def _tensor_difference(got: Any, want: Tensor, within: tuple[float, float]) -> str:

@@ -1,6 +1,5 @@
 """Exercises of notebook 00: start here."""
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -10,11 +9,12 @@ from torch import Tensor
 from rlhf_lab import exact
 from rlhf_lab.derivations.optimal_policy import objective_to_optimum
 from rlhf_lab.derivations.random_worlds import RandomWorld
-from rlhf_lab.exercises.checking import Case, Exercise, Mistake, Task
+from rlhf_lab.exercises.checking import Case, Exercise, Task
 from rlhf_lab.exercises.derive import NextLine
+from rlhf_lab.exercises.edits import wrong_answers
 from rlhf_lab.exercises.lecture_loop import LOG_REF, REWARD, loop_arguments, loop_regret
 from rlhf_lab.exercises.predictions import Prediction
-from rlhf_lab.exercises.training_loops import TrainingLoop, loop_mistakes
+from rlhf_lab.exercises.training_loops import TrainingLoop
 
 
 def optimal_policy(log_ref: Tensor, reward: Tensor, beta: float) -> Tensor:
@@ -79,67 +79,17 @@ def penalised_reward(
     return losses
 
 
-def _broken_objective(
-    logits: Tensor, log_ref: Tensor, reward: Tensor, beta: float, steps: int, learning_rate: float
-) -> list[float]:
-    """Maximise J by gradient descent on −J: train `logits`, return the losses."""
-    optimizer = torch.optim.SGD([logits], lr=learning_rate)
-    losses = []
-    for _ in range(steps):
-        log_policy = logits.log_softmax(-1)
-        log_ratio = log_ref - log_policy
-        value = reward - beta * log_ratio
-        loss = -(log_policy.exp() * value).sum(-1).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
-
-
-def _objective_loop(
-    logits: Tensor,
-    log_ref: Tensor,
-    reward: Tensor,
-    beta: float,
-    steps: int,
-    learning_rate: float,
-    wrong: Sequence[str] = (),
-) -> list[float]:
-    """Both loops with the mistakes that `wrong` names."""
-    optimizer = torch.optim.SGD([logits], lr=learning_rate)
-    losses = []
-    for _ in range(steps):
-        log_policy = logits.log_softmax(-1)
-        kl = (log_policy.exp() * (log_policy - log_ref)).sum(-1)
-        if "KL swapped" in wrong:
-            kl = (log_ref.exp() * (log_ref - log_policy)).sum(-1)
-        strength = (1.0 if "no beta" in wrong else beta) * (-1 if "sign of the KL" in wrong else 1)
-        gain = reward.mean(-1) if "no expectation" in wrong else (log_policy.exp() * reward).sum(-1)
-        loss = -(gain - (0 if "no KL" in wrong else strength * kl)).mean()
-        loss = -loss if "sign" in wrong else loss
-        if "gradients not reset" not in wrong:
-            optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
-
-
-_LOOP_MISTAKES = loop_mistakes(
-    _objective_loop,
-    {
-        "sign of the KL": "the KL has the wrong sign, so that distance from the reference is rewarded.",
-        "KL swapped": "the arguments of the KL are swapped. The expectation is taken under the policy.",
-        "no beta": "β is missing, so every nat costs 1.",
-        "no KL": "the KL is missing, so that the policy moves to the best response alone.",
-        "no expectation": "the reward is averaged over the responses without the policy's probabilities, so it has no "
-        "gradient.",
-        "sign": "the sign is lost: gradient descent on this loss lowers J.",
-        "gradients not reset": "gradients add up over the steps, because they are not reset to zero.",
-    },
-    pairs=(("sign of the KL", "no beta"), ("no beta", "KL swapped"), ("sign of the KL", "gradients not reset")),
-)
+_MESSAGES = {
+    "sign of the KL": "the KL has the wrong sign, so that distance from the reference is rewarded.",
+    "KL swapped": "the arguments of the KL are swapped. The expectation is taken under the policy.",
+    "no beta": "β is missing, so every nat costs 1.",
+    "no KL": "the KL is missing, so that the policy moves to the best response alone.",
+    "no expectation": "the reward is averaged over the responses without the policy's probabilities, so it has no "
+    "gradient.",
+    "sign": "the sign is lost: gradient descent on this loss lowers J.",
+    "gradients not reset": "gradients add up over the steps, because they are not reset to zero.",
+}
+_PAIRS = (("sign of the KL", "no beta"), ("no beta", "KL swapped"), ("sign of the KL", "gradients not reset"))
 
 EXERCISES: tuple[Task, ...] = (
     Prediction(
@@ -178,12 +128,18 @@ EXERCISES: tuple[Task, ...] = (
         quantities=("beta", "log_z"),
         defined={"kl_to_star": ("KL(π‖π\\*) of each prompt, (X,)", _kl_to_optimum)},
         solution=objective_by_kl,
-        mistakes=(
-            Mistake("sign of the KL", "the sign of the KL is lost.", lambda w: w.beta * (w.log_z + w.kl_to_star)),
-            Mistake("no beta", "β is missing from the KL.", lambda w: w.beta * w.log_z - w.kl_to_star),
-            Mistake(
-                "no log Z", "this is minus the regret: J(π*) = β log Z is missing.", lambda w: -w.beta * w.kl_to_star
-            ),
+        mistakes=wrong_answers(
+            objective_by_kl,
+            {
+                "sign of the KL": lambda w: w.beta * (w.log_z + w.kl_to_star),
+                "no beta": lambda w: w.beta * w.log_z - w.kl_to_star,
+                "no log Z": lambda w: -w.beta * w.kl_to_star,
+            },
+            {
+                "sign of the KL": "the sign of the KL is lost.",
+                "no beta": "β is missing from the KL.",
+                "no log Z": "this is minus the regret: J(π*) = β log Z is missing.",
+            },
         ),
         hints=(
             "An expectation of log π/π* under π is a KL. Which one?",
@@ -201,59 +157,39 @@ EXERCISES: tuple[Task, ...] = (
             Case("the same at β = 2", {**_TABLES, "beta": 2.0}),
         ),
         solution=optimal_policy,
-        mistakes=(
-            Mistake(
-                "reference",
-                "this is still π_ref; the reward is missing.",
-                lambda log_ref, reward, beta: log_ref,
-            ),
-            Mistake(
-                "lost sign",
-                "the sign is lost, exp(−r/β): this policy prefers the worst answers.",
-                lambda log_ref, reward, beta: torch.log_softmax(log_ref - reward / beta, -1),
-            ),
-            Mistake(
-                "β on the wrong side",
-                "β is on the wrong side, exp(β r). Compare with the formula in section 3.",
-                lambda log_ref, reward, beta: torch.log_softmax(log_ref + reward * beta, -1),
-            ),
-            Mistake(
-                "β forgotten",
-                "β is missing, exp(r). Compare with the formula in section 3.",
-                lambda log_ref, reward, beta: torch.log_softmax(log_ref + reward, -1),
-            ),
-            Mistake(
-                "π_ref forgotten",
-                "π_ref is missing; without it this is the optimum for a uniform reference.",
-                lambda log_ref, reward, beta: torch.log_softmax(reward / beta, -1),
-            ),
-            Mistake(
-                "missing Z",
-                "the probabilities of a prompt do not sum to 1: log Z(x) is not subtracted.",
-                lambda log_ref, reward, beta: log_ref + reward / beta,
-            ),
-            Mistake(
-                "wrong axis",
-                "Z is summed over the wrong axis: every prompt has its own Z(x), a sum over its responses.",
-                lambda log_ref, reward, beta: torch.log_softmax(log_ref + reward / beta, 0),
-            ),
-            Mistake(
-                "one Z for all prompts",
-                "this has one Z for all prompts, but every prompt has its own Z(x), a sum over its responses.",
-                lambda log_ref, reward, beta: (
+        mistakes=wrong_answers(
+            optimal_policy,
+            {
+                "reference": lambda log_ref, reward, beta: log_ref,
+                "lost sign": lambda log_ref, reward, beta: torch.log_softmax(log_ref - reward / beta, -1),
+                "β on the wrong side": lambda log_ref, reward, beta: torch.log_softmax(log_ref + reward * beta, -1),
+                "β forgotten": lambda log_ref, reward, beta: torch.log_softmax(log_ref + reward, -1),
+                "π_ref forgotten": lambda log_ref, reward, beta: torch.log_softmax(reward / beta, -1),
+                "missing Z": lambda log_ref, reward, beta: log_ref + reward / beta,
+                "wrong axis": lambda log_ref, reward, beta: torch.log_softmax(log_ref + reward / beta, 0),
+                "one Z for all prompts": lambda log_ref, reward, beta: (
                     log_ref + reward / beta - torch.logsumexp((log_ref + reward / beta).flatten(), 0)
                 ),
-            ),
-            Mistake(
-                "probabilities",
-                "these are probabilities: return their logarithms.",
-                lambda log_ref, reward, beta: torch.softmax(log_ref + reward / beta, -1),
-            ),
-            Mistake(
-                "π_ref for log π_ref",
-                "π_ref is added instead of log π_ref. In logarithms the product becomes a sum of logarithms.",
-                lambda log_ref, reward, beta: torch.log_softmax(log_ref.exp() + reward / beta, -1),
-            ),
+                "probabilities": lambda log_ref, reward, beta: torch.softmax(log_ref + reward / beta, -1),
+                "π_ref for log π_ref": lambda log_ref, reward, beta: torch.log_softmax(
+                    log_ref.exp() + reward / beta, -1
+                ),
+            },
+            {
+                "reference": "this is still π_ref; the reward is missing.",
+                "lost sign": "the sign is lost, exp(−r/β): this policy prefers the worst answers.",
+                "β on the wrong side": "β is on the wrong side, exp(β r). Compare with the formula in section 3.",
+                "β forgotten": "β is missing, exp(r). Compare with the formula in section 3.",
+                "π_ref forgotten": "π_ref is missing; without it this is the optimum for a uniform reference.",
+                "missing Z": "the probabilities of a prompt do not sum to 1: log Z(x) is not subtracted.",
+                "wrong axis": "Z is summed over the wrong axis: every prompt has its own Z(x), a sum over its "
+                "responses.",
+                "one Z for all prompts": "this has one Z for all prompts, but every prompt has its own Z(x), a sum "
+                "over its responses.",
+                "probabilities": "these are probabilities: return their logarithms.",
+                "π_ref for log π_ref": "π_ref is added instead of log π_ref. In logarithms the product becomes a sum "
+                "of logarithms.",
+            },
         ),
         hints=(
             "In logarithms the product becomes a sum: log π* = log π_ref + r/β − log Z. Which function subtracts log "
@@ -270,7 +206,20 @@ EXERCISES: tuple[Task, ...] = (
         arguments=partial(loop_arguments, 60, 2.0),
         distance=loop_regret,
         solution=maximise_objective,
-        mistakes=_LOOP_MISTAKES,
+        mistakes=wrong_answers(
+            maximise_objective,
+            {
+                "sign of the KL": "gain - beta → gain + beta",
+                "KL swapped": "log_policy.exp() * (log_policy - log_ref) → log_ref.exp() * (log_ref - log_policy)",
+                "no beta": "beta * kl → kl",
+                "no KL": "gain - beta * kl → gain",
+                "no expectation": "(log_policy.exp() * reward).sum(-1) → reward.mean(-1)",
+                "sign": "loss = -( → loss = (",
+                "gradients not reset": "optimizer.zero_grad() → pass",
+            },
+            _MESSAGES,
+            _PAIRS,
+        ),
         hints=(
             "`logits.log_softmax(-1)` is log π. The expected reward is the sum of π times the reward.",
             "KL is the sum of π times (log π − log π_ref). The loss is minus the mean of E[r] − β KL.",
@@ -285,9 +234,21 @@ EXERCISES: tuple[Task, ...] = (
         arguments=partial(loop_arguments, 60, 2.0),
         distance=loop_regret,
         solution=penalised_reward,
-        broken=_broken_objective,
         bug="sign of the KL",
-        mistakes=_LOOP_MISTAKES,
+        mistakes=wrong_answers(
+            penalised_reward,
+            {
+                "sign of the KL": "log_policy - log_ref → log_ref - log_policy",
+                "KL swapped": "* log_ratio → * -(log_ref - log_policy).exp() * log_ratio",
+                "no beta": "- beta * → - 1.0 *",
+                "no KL": "reward - beta * log_ratio → reward",
+                "no expectation": "value = reward → value = reward.mean(-1, keepdim=True)",
+                "sign": "loss = -( → loss = (",
+                "gradients not reset": "optimizer.zero_grad() → pass",
+            },
+            _MESSAGES,
+            _PAIRS,
+        ),
         hints=(
             "Print the KL to the reference after every step, and train once with a larger β.",
             "Is the log-ratio positive where the policy has increased a probability?",

@@ -1,6 +1,5 @@
 """Exercises of notebook 01: review of RLHF."""
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -9,15 +8,12 @@ from torch import Tensor
 
 from rlhf_lab import exact
 from rlhf_lab.derivations.sft import cloning_is_kl
-from rlhf_lab.exercises.checking import Case, Exercise, Mistake, Task
+from rlhf_lab.exercises.checking import Case, Exercise, Task, double
 from rlhf_lab.exercises.derive import NextLine
+from rlhf_lab.exercises.edits import wrong_answers
 from rlhf_lab.exercises.lecture_loop import BETA, LOG_REF, REWARD, loop_arguments, loop_regret
 from rlhf_lab.exercises.predictions import Prediction
-from rlhf_lab.exercises.training_loops import TrainingLoop, loop_mistakes
-
-
-def _double(values: object) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
+from rlhf_lab.exercises.training_loops import TrainingLoop
 
 
 def sft_loss(logits: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
@@ -46,26 +42,13 @@ def clipped_surrogate(ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
     return torch.minimum(ratio * advantage, held * advantage)
 
 
-def _put(penalty: Tensor, score: Tensor, at: Tensor) -> Tensor:
-    return penalty.scatter_add(-1, at, score.unsqueeze(-1))
-
-
-def _last(mask: Tensor) -> Tensor:
-    return mask.sum(-1, keepdim=True) - 1
-
-
 _TOKENS = {
-    "score": _double([[2.0, -1.0]]),
-    "log_policy": _double([[[-0.5, -1.0, -0.2, -0.1], [-2.0, -0.3, -9.0, -3.0]]]),
-    "log_ref": _double([[[-0.7, -0.4, -0.9, -0.3], [-1.0, -0.8, -1.0, -1.0]]]),
+    "score": double([[2.0, -1.0]]),
+    "log_policy": double([[[-0.5, -1.0, -0.2, -0.1], [-2.0, -0.3, -9.0, -3.0]]]),
+    "log_ref": double([[[-0.7, -0.4, -0.9, -0.3], [-1.0, -0.8, -1.0, -1.0]]]),
     "mask": torch.tensor([[[True, True, True, True], [True, True, False, False]]]),
     "beta": 0.1,
 }
-
-
-def _labels_of(logits: Tensor, ids: Tensor) -> Tensor:
-    """log π of the tokens after the first, (B, T − 1)."""
-    return logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1)
 
 
 _SEQUENCES = {
@@ -127,42 +110,6 @@ def actor_critic(
     return losses
 
 
-def _actor_critic(
-    logits: Tensor,
-    log_ref: Tensor,
-    reward: Tensor,
-    beta: float,
-    steps: int,
-    learning_rate: float,
-    samples: int,
-    generator: torch.Generator,
-    wrong: Sequence[str] = (),
-) -> list[float]:
-    """The same loop with the mistakes that `wrong` names."""
-    value = torch.zeros_like(log_ref[:, :1]).requires_grad_(True)
-    optimizer = torch.optim.SGD([logits, value], lr=learning_rate)
-    losses = []
-    for _ in range(steps):
-        log_policy = logits.log_softmax(-1)
-        y = torch.multinomial(log_policy.detach().exp(), samples, True, generator=generator)
-        log_prob = log_policy.gather(-1, y)
-        log_ratio = log_prob - log_ref.gather(-1, y)
-        log_ratio = log_ratio if "return not detached" in wrong else log_ratio.detach()
-        strength = -beta if "sign of the penalty" in wrong else 1.0 if "no beta" in wrong else beta
-        returns = reward.gather(-1, y) - (0 if "no penalty" in wrong else strength * log_ratio)
-        baseline = value if "advantage not detached" in wrong else value.detach()
-        policy_loss = -((returns - baseline) * log_prob).mean()
-        value_loss = (value - returns).square().mean() / 2
-        loss = -policy_loss if "sign of the loss" in wrong else policy_loss
-        loss = loss + (0 * value_loss if "critic not trained" in wrong else value_loss)
-        if "gradients not reset" not in wrong:
-            optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
-
-
 def ppo_rounds(
     logits: Tensor,
     log_ref: Tensor,
@@ -189,77 +136,6 @@ def ppo_rounds(
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        losses.append(loss.item())
-    return losses
-
-
-def _broken_ppo(
-    logits: Tensor,
-    log_ref: Tensor,
-    reward: Tensor,
-    beta: float,
-    steps: int,
-    learning_rate: float,
-    samples: int,
-    generator: torch.Generator,
-) -> list[float]:
-    """PPO with a mean as baseline: train `logits`, return the last loss of each round."""
-    optimizer = torch.optim.SGD([logits], lr=learning_rate)
-    reference = log_ref
-    losses = []
-    for _ in range(steps):
-        log_old = logits.detach().log_softmax(-1)
-        y = torch.multinomial(log_old.exp(), samples, True, generator=generator)
-        old = log_old.gather(-1, y)
-        returns = reward.gather(-1, y) - beta * (old - reference.gather(-1, y))
-        advantages = returns - returns.mean(-1, keepdim=True)
-        for _ in range(4):
-            ratio = (logits.log_softmax(-1).gather(-1, y) - old).exp()
-            held = ratio.clamp(0.8, 1.2)
-            loss = -torch.minimum(ratio * advantages, held * advantages).mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        reference = logits.detach().log_softmax(-1)
-        losses.append(loss.item())
-    return losses
-
-
-def _ppo(
-    logits: Tensor,
-    log_ref: Tensor,
-    reward: Tensor,
-    beta: float,
-    steps: int,
-    learning_rate: float,
-    samples: int,
-    generator: torch.Generator,
-    wrong: Sequence[str] = (),
-) -> list[float]:
-    """The same loop with the mistakes that `wrong` names."""
-    optimizer = torch.optim.SGD([logits], lr=learning_rate)
-    reference = log_ref
-    losses = []
-    for _ in range(steps):
-        log_old = logits.detach().log_softmax(-1)
-        y = torch.multinomial(log_old.exp(), samples, True, generator=generator)
-        old = log_old.gather(-1, y)
-        strength = -beta if "sign of the penalty" in wrong else 1.0 if "no beta" in wrong else beta
-        returns = reward.gather(-1, y) - strength * (old - reference.gather(-1, y))
-        advantages = returns - returns.mean(-1, keepdim=True)
-        advantages = -advantages if "sign of the loss" in wrong else advantages
-        for _ in range(4):
-            now = logits.log_softmax(-1).gather(-1, y)
-            log_ratio = now - (now.detach() if "old not fixed" in wrong else old)
-            ratio = (-log_ratio if "ratio inverted" in wrong else log_ratio).exp()
-            held = ratio.clamp(0.8, 1.2)
-            loss = -torch.minimum(ratio * advantages, held * advantages).mean()
-            if "gradients not reset" not in wrong:
-                optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        if "moving reference" in wrong:
-            reference = logits.detach().log_softmax(-1)
         losses.append(loss.item())
     return losses
 
@@ -304,22 +180,20 @@ EXERCISES: tuple[Task, ...] = (
         line=3,
         quantities=("policy", "ref"),
         solution=sft_gradient,
-        mistakes=(
-            Mistake(
-                "normaliser forgotten",
-                "this is the derivative of the logit alone. log π also contains −log of the sum of all exponentials.",
-                lambda w: -w.ref,
-            ),
-            Mistake(
-                "with respect to the probability",
-                "this is the derivative with respect to the probability π(y), not with respect to the logit.",
-                lambda w: -w.ref / w.policy,
-            ),
-            Mistake(
-                "softmax twice",
-                "this has a factor π too many: log π is differentiated, not π.",
-                lambda w: w.policy * (w.policy - w.ref),
-            ),
+        mistakes=wrong_answers(
+            sft_gradient,
+            {
+                "normaliser forgotten": lambda w: -w.ref,
+                "with respect to the probability": lambda w: -w.ref / w.policy,
+                "softmax twice": lambda w: w.policy * (w.policy - w.ref),
+            },
+            {
+                "normaliser forgotten": "this is the derivative of the logit alone. log π also contains −log of the "
+                "sum of all exponentials.",
+                "with respect to the probability": "this is the derivative with respect to the probability π(y), not "
+                "with respect to the logit.",
+                "softmax twice": "this has a factor π too many: log π is differentiated, not π.",
+            },
         ),
         hints=(
             "log π(y) = θ_y − log Σ exp θ. What is the derivative of the second term with respect to θ_k?",
@@ -339,47 +213,33 @@ EXERCISES: tuple[Task, ...] = (
         solution=sft_loss,
         differentiate=("logits",),
         compare="both",
-        mistakes=(
-            Mistake(
-                "no shift",
-                "the logits at position t are compared with the token at t. They predict the token at t + 1.",
-                lambda logits, ids, mask: (
-                    -(logits.log_softmax(-1).gather(-1, ids[..., None]).squeeze(-1) * mask).sum(-1).mean()
+        mistakes=wrong_answers(
+            sft_loss,
+            {
+                "no shift": (
+                    "logits[:, :-1] → logits",
+                    "ids[:, 1:, None] → ids[..., None]",
+                    "mask[:, 1:] → mask",
                 ),
-            ),
-            Mistake(
-                "mask not shifted",
-                "the mask belongs to the tokens, so it must be shifted like the labels.",
-                lambda logits, ids, mask: -(_labels_of(logits, ids) * mask[:, :-1]).sum(-1).mean(),
-            ),
-            Mistake(
-                "no mask",
-                "all tokens count, also those of the prompt and the padding.",
-                lambda logits, ids, mask: -_labels_of(logits, ids).sum(-1).mean(),
-            ),
-            Mistake(
-                "mean over tokens",
-                "this is the mean over tokens. log π(y|x) is a sum over the tokens, and the mean is taken over the "
-                "responses.",
-                lambda logits, ids, mask: -(_labels_of(logits, ids) * mask[:, 1:]).sum() / mask[:, 1:].sum(),
-            ),
-            Mistake(
-                "sum over the batch",
-                "this is the sum over the responses instead of their mean; it would grow with the batch.",
-                lambda logits, ids, mask: -(_labels_of(logits, ids) * mask[:, 1:]).sum(),
-            ),
-            Mistake(
-                "no softmax",
-                "these are logits and not log-probabilities: log_softmax is missing.",
-                lambda logits, ids, mask: (
-                    -(logits[:, :-1].gather(-1, ids[:, 1:, None]).squeeze(-1) * mask[:, 1:]).sum(-1).mean()
-                ),
-            ),
-            Mistake(
-                "sign",
-                "the minus is lost: this is the log-likelihood, but a loss is minimised.",
-                lambda logits, ids, mask: (_labels_of(logits, ids) * mask[:, 1:]).sum(-1).mean(),
-            ),
+                "mask not shifted": "mask[:, 1:] → mask[:, :-1]",
+                "no mask": "(log_p * mask[:, 1:]) → log_p",
+                "mean over tokens": ".sum(-1).mean() → .sum() / mask[:, 1:].sum()",
+                "sum over the batch": ".sum(-1).mean() → .sum()",
+                "no softmax": ".log_softmax(-1) → [:]",
+                "sign": "return - → return +",
+            },
+            {
+                "no shift": "the logits at position t are compared with the token at t. They predict the token at t + "
+                "1.",
+                "mask not shifted": "the mask belongs to the tokens, so it must be shifted like the labels.",
+                "no mask": "all tokens count, also those of the prompt and the padding.",
+                "mean over tokens": "this is the mean over tokens. log π(y|x) is a sum over the tokens, and the mean "
+                "is taken over the responses.",
+                "sum over the batch": "this is the sum over the responses instead of their mean; it would grow with "
+                "the batch.",
+                "no softmax": "these are logits and not log-probabilities: log_softmax is missing.",
+                "sign": "the minus is lost: this is the log-likelihood, but a loss is minimised.",
+            },
         ),
         hints=(
             "The logits at position t predict the token at t + 1. Which part of the logits, of the ids and of the mask "
@@ -399,61 +259,52 @@ EXERCISES: tuple[Task, ...] = (
             Case(
                 "two prompts, three responses",
                 {
-                    "first": _double([[1.0, 2.0, 4.0], [0.0, -1.0, 0.5]]),
-                    "second": _double([[3.0, 3.0, 3.0], [1.0, 1.0, 0.0]]),
+                    "first": double([[1.0, 2.0, 4.0], [0.0, -1.0, 0.5]]),
+                    "second": double([[3.0, 3.0, 3.0], [1.0, 1.0, 0.0]]),
                 },
             ),
             Case(
                 "equal up to a function of the prompt",
                 {
-                    "first": _double([[1.0, 2.0, 4.0], [0.0, 1.0, 0.5]]),
-                    "second": _double([[6.0, 7.0, 9.0], [-2.0, -1.0, -1.5]]),
+                    "first": double([[1.0, 2.0, 4.0], [0.0, 1.0, 0.5]]),
+                    "second": double([[6.0, 7.0, 9.0], [-2.0, -1.0, -1.5]]),
                 },
             ),
             Case(
                 "equal up to a scale, which labels determine",
-                {"first": _double([[1.0, 2.0, 4.0]]), "second": _double([[2.0, 4.0, 8.0]])},
+                {"first": double([[1.0, 2.0, 4.0]]), "second": double([[2.0, 4.0, 8.0]])},
             ),
         ),
         solution=reward_distance,
-        mistakes=(
-            Mistake(
-                "offset kept",
-                "the function of x is still included: two models that predict the same labels would have a distance.",
-                lambda first, second: (first - second).square().mean(-1).sqrt(),
-            ),
-            Mistake(
-                "one offset for all prompts",
-                "one constant was subtracted for all prompts: every prompt has its own f(x).",
-                lambda first, second: (first - second - (first - second).mean()).square().mean(-1).sqrt(),
-            ),
-            Mistake(
-                "wrong axis",
-                "this is centred over the prompts, which subtracts a function of the response. Labels determine that "
-                "function.",
-                lambda first, second: (first - second - (first - second).mean(0)).square().mean(-1).sqrt(),
-            ),
-            Mistake(
-                "scale removed",
-                "the scale is removed too, but a factor changes the labels' probabilities, so it must count.",
-                lambda first, second: (_standard(first) - _standard(second)).square().mean(-1).sqrt(),
-            ),
-            Mistake(
-                "K − 1",
-                "this is divided by K − 1, as `std` does by default. The root mean square over K responses divides by "
-                "K.",
-                lambda first, second: (first - second).std(-1),
-            ),
-            Mistake(
-                "no root",
-                "this is the mean square without its root; its unit is reward squared.",
-                lambda first, second: (first - second).var(-1, correction=0),
-            ),
-            Mistake(
-                "mean over prompts",
-                "this is one number for all prompts. Give one for each.",
-                lambda first, second: (first - second).std(-1, correction=0).mean(),
-            ),
+        mistakes=wrong_answers(
+            reward_distance,
+            {
+                "offset kept": lambda first, second: (first - second).square().mean(-1).sqrt(),
+                "one offset for all prompts": lambda first, second: (
+                    (first - second - (first - second).mean()).square().mean(-1).sqrt()
+                ),
+                "wrong axis": lambda first, second: (
+                    (first - second - (first - second).mean(0)).square().mean(-1).sqrt()
+                ),
+                "scale removed": lambda first, second: (_standard(first) - _standard(second)).square().mean(-1).sqrt(),
+                "K − 1": lambda first, second: (first - second).std(-1),
+                "no root": lambda first, second: (first - second).var(-1, correction=0),
+                "mean over prompts": lambda first, second: (first - second).std(-1, correction=0).mean(),
+            },
+            {
+                "offset kept": "the function of x is still included: two models that predict the same labels would "
+                "have a distance.",
+                "one offset for all prompts": "one constant was subtracted for all prompts: every prompt has its own "
+                "f(x).",
+                "wrong axis": "this is centred over the prompts, which subtracts a function of the response. Labels "
+                "determine that function.",
+                "scale removed": "the scale is removed too, but a factor changes the labels' probabilities, so it must "
+                "count.",
+                "K − 1": "this is divided by K − 1, as `std` does by default. The root mean square over K responses "
+                "divides by K.",
+                "no root": "this is the mean square without its root; its unit is reward squared.",
+                "mean over prompts": "this is one number for all prompts. Give one for each.",
+            },
         ),
         hints=(
             "Which constant c minimises the mean square of (difference − c)? Each prompt has its own c.",
@@ -468,54 +319,38 @@ EXERCISES: tuple[Task, ...] = (
         minutes=8,
         cases=(Case("two responses, the second one shorter", _TOKENS),),
         solution=token_rewards,
-        mistakes=(
-            Mistake(
-                "sign of the penalty",
-                "the sign of the penalty is lost: leaving the reference would be rewarded.",
-                lambda score, p, ref, mask, beta: _put(beta * (p - ref) * mask, score, _last(mask)),
-            ),
-            Mistake(
-                "missing β",
-                "β is missing: the penalty is in nats, and β turns nats into reward.",
-                lambda score, p, ref, mask, beta: _put(-(p - ref) * mask, score, _last(mask)),
-            ),
-            Mistake(
-                "no mask",
-                "padding is penalised: multiply by the mask.",
-                lambda score, p, ref, mask, beta: _put(-beta * (p - ref), score, _last(mask)),
-            ),
-            Mistake(
-                "score in the last column",
-                "the score is in the last column, where a shorter response has padding; its last token is earlier.",
-                lambda score, p, ref, mask, beta: _put(
-                    -beta * (p - ref) * mask, score, torch.full_like(_last(mask), mask.shape[-1] - 1)
+        mistakes=wrong_answers(
+            token_rewards,
+            {
+                "sign of the penalty": "= -beta * → = beta *",
+                "missing β": "-beta * → -",
+                "no mask": "(log_policy - log_ref) * mask → (log_policy - log_ref)",
+                "score in the last column": "keepdim=True) - 1 → keepdim=True).fill_(mask.shape[-1] - 1)",
+                "score one too far": "keepdim=True) - 1 → keepdim=True).clamp(max=mask.shape[-1] - 1)",
+                "score on every token": (
+                    (
+                        "rewards = -beta * (log_policy - log_ref) * mask → "
+                        "rewards = (score.unsqueeze(-1) - beta * (log_policy - log_ref)) * mask"
+                    ),
+                    "rewards.scatter_add(-1, last, score.unsqueeze(-1)) → rewards",
                 ),
-            ),
-            Mistake(
-                "score one too far",
-                "the score is one place too far: counted from 0, the last of n tokens is number n − 1.",
-                lambda score, p, ref, mask, beta: _put(
-                    -beta * (p - ref) * mask, score, mask.sum(-1, keepdim=True).clamp(max=mask.shape[-1] - 1)
-                ),
-            ),
-            Mistake(
-                "score on every token",
-                "the whole score is on every token: a response would get it once for each of its tokens.",
-                lambda score, p, ref, mask, beta: (score.unsqueeze(-1) - beta * (p - ref)) * mask,
-            ),
-            Mistake(
-                "mean for sum",
-                "the penalty is divided by the length, but its sum over the tokens must be −β times the whole "
-                "log-ratio.",
-                lambda score, p, ref, mask, beta: _put(
-                    -beta * (p - ref) * mask / mask.sum(-1, keepdim=True), score, _last(mask)
-                ),
-            ),
-            Mistake(
-                "forgot the score",
-                "the score is missing; this is the penalty alone.",
-                lambda score, p, ref, mask, beta: -beta * (p - ref) * mask,
-            ),
+                "mean for sum": "* mask → * mask / mask.sum(-1, keepdim=True)",
+                "forgot the score": "rewards.scatter_add(-1, last, score.unsqueeze(-1)) → rewards",
+            },
+            {
+                "sign of the penalty": "the sign of the penalty is lost: leaving the reference would be rewarded.",
+                "missing β": "β is missing: the penalty is in nats, and β turns nats into reward.",
+                "no mask": "padding is penalised: multiply by the mask.",
+                "score in the last column": "the score is in the last column, where a shorter response has padding; "
+                "its last token is earlier.",
+                "score one too far": "the score is one place too far: counted from 0, the last of n tokens is number n "
+                "− 1.",
+                "score on every token": "the whole score is on every token: a response would get it once for each of "
+                "its tokens.",
+                "mean for sum": "the penalty is divided by the length, but its sum over the tokens must be −β times "
+                "the whole log-ratio.",
+                "forgot the score": "the score is missing; this is the penalty alone.",
+            },
         ),
         hints=(
             "There are two parts: −β times the log-ratio at every real token, and the score at one place. Which place?",
@@ -532,8 +367,8 @@ EXERCISES: tuple[Task, ...] = (
             Case(
                 "both signs of the advantage, on both sides of the clip",
                 {
-                    "ratio": _double([0.5, 0.9, 1.5, 0.5, 0.9, 1.5]),
-                    "advantage": _double([1.0, 1.0, 2.0, -1.0, -2.0, -1.0]),
+                    "ratio": double([0.5, 0.9, 1.5, 0.5, 0.9, 1.5]),
+                    "advantage": double([1.0, 1.0, 2.0, -1.0, -2.0, -1.0]),
                     "clip": 0.2,
                 },
             ),
@@ -541,42 +376,32 @@ EXERCISES: tuple[Task, ...] = (
         solution=clipped_surrogate,
         differentiate=("ratio",),
         compare="both",
-        mistakes=(
-            Mistake(
-                "max for min",
-                "this is the maximum instead of the minimum: it rewards the steps that the clip should limit.",
-                lambda ratio, a, clip: torch.maximum(ratio * a, ratio.clamp(1 - clip, 1 + clip) * a),
-            ),
-            Mistake(
-                "only the clip",
-                "this is the clipped term alone: a harmful step gets no gradient, so it cannot be undone.",
-                lambda ratio, a, clip: ratio.clamp(1 - clip, 1 + clip) * a,
-            ),
-            Mistake(
-                "no clip",
-                "the clip is missing: this is the plain importance-weighted advantage.",
-                lambda ratio, a, clip: ratio * a,
-            ),
-            Mistake(
-                "loss, not objective",
-                "the sign is wrong: this is the loss, but the exercise asks for the objective that PPO maximises.",
-                lambda ratio, a, clip: -clipped_surrogate(ratio, a, clip),
-            ),
-            Mistake(
-                "minimum of the ratios",
-                "this is the minimum of the ratios instead of the products; a negative advantage reverses the order.",
-                lambda ratio, a, clip: torch.minimum(ratio, ratio.clamp(1 - clip, 1 + clip)) * a,
-            ),
-            Mistake(
-                "clipped around zero",
-                "this is clipped to ±ε around 0, but the ratio is near 1.",
-                lambda ratio, a, clip: torch.minimum(ratio * a, ratio.clamp(-clip, clip) * a),
-            ),
-            Mistake(
-                "mean",
-                "this is averaged. Give the objective of each token; the training loop takes the mean.",
-                lambda ratio, a, clip: clipped_surrogate(ratio, a, clip).mean(),
-            ),
+        mistakes=wrong_answers(
+            clipped_surrogate,
+            {
+                "max for min": lambda ratio, a, clip: torch.maximum(ratio * a, ratio.clamp(1 - clip, 1 + clip) * a),
+                "only the clip": lambda ratio, a, clip: ratio.clamp(1 - clip, 1 + clip) * a,
+                "no clip": lambda ratio, a, clip: ratio * a,
+                "loss, not objective": lambda ratio, a, clip: -clipped_surrogate(ratio, a, clip),
+                "minimum of the ratios": lambda ratio, a, clip: (
+                    torch.minimum(ratio, ratio.clamp(1 - clip, 1 + clip)) * a
+                ),
+                "clipped around zero": lambda ratio, a, clip: torch.minimum(ratio * a, ratio.clamp(-clip, clip) * a),
+                "mean": lambda ratio, a, clip: clipped_surrogate(ratio, a, clip).mean(),
+            },
+            {
+                "max for min": "this is the maximum instead of the minimum: it rewards the steps that the clip should "
+                "limit.",
+                "only the clip": "this is the clipped term alone: a harmful step gets no gradient, so it cannot be "
+                "undone.",
+                "no clip": "the clip is missing: this is the plain importance-weighted advantage.",
+                "loss, not objective": "the sign is wrong: this is the loss, but the exercise asks for the objective "
+                "that PPO maximises.",
+                "minimum of the ratios": "this is the minimum of the ratios instead of the products; a negative "
+                "advantage reverses the order.",
+                "clipped around zero": "this is clipped to ±ε around 0, but the ratio is near 1.",
+                "mean": "this is averaged. Give the objective of each token; the training loop takes the mean.",
+            },
         ),
         hints=(
             "There are two candidates: the plain product, and that with the ratio within 1 ± ε. Which is pessimistic?",
@@ -593,8 +418,18 @@ EXERCISES: tuple[Task, ...] = (
         distance=loop_regret,
         loss_falls=False,
         solution=actor_critic,
-        mistakes=loop_mistakes(
-            _actor_critic,
+        mistakes=wrong_answers(
+            actor_critic,
+            {
+                "sign of the penalty": "- beta * → + beta *",
+                "no beta": "beta * log_ratio → log_ratio",
+                "no penalty": "reward.gather(-1, y) - beta * log_ratio → reward.gather(-1, y)",
+                "return not detached": "(log_prob - log_ref.gather(-1, y)).detach() → log_prob - log_ref.gather(-1, y)",
+                "advantage not detached": "value.detach() → value",
+                "critic not trained": "[logits, value] → [logits]",
+                "sign of the loss": "loss = -(advantages → loss = (advantages",
+                "gradients not reset": "optimizer.zero_grad() → pass",
+            },
             {
                 **_PENALTY,
                 "no penalty": "the KL penalty is missing from the returns, so the policy maximises the reward alone.",
@@ -627,10 +462,22 @@ EXERCISES: tuple[Task, ...] = (
         distance=loop_regret,
         loss_falls=False,
         solution=ppo_rounds,
-        broken=_broken_ppo,
         bug="moving reference",
-        mistakes=loop_mistakes(
-            _ppo,
+        mistakes=wrong_answers(
+            ppo_rounds,
+            {
+                "moving reference": (
+                    "losses = [] → reference = log_ref\n    losses = []",
+                    "- log_ref.gather → - reference.gather",
+                    "losses.append → reference = logits.detach().log_softmax(-1)\n        losses.append",
+                ),
+                "sign of the penalty": "- beta * → + beta *",
+                "no beta": "- beta * (old → - (old",
+                "old not fixed": "- old).exp() → - logits.detach().log_softmax(-1).gather(-1, y)).exp()",
+                "ratio inverted": "- old).exp() → - old).neg().exp()",
+                "sign of the loss": "(ratio * advantages, held → (-ratio * advantages, -held",
+                "gradients not reset": "optimizer.zero_grad() → pass",
+            },
             {
                 "moving reference": "the reference is updated after every round, so that the log-ratio is always 0.",
                 **_PENALTY,

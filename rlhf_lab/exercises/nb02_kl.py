@@ -1,7 +1,7 @@
 """Exercises of notebook 02: the KL divergence and its estimators."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -10,21 +10,17 @@ from torch import Tensor
 
 from rlhf_lab import exact
 from rlhf_lab.derivations.kl import kl_gradient_k2, kl_gradient_k3
-from rlhf_lab.exercises.checking import Case, Complaint, Exercise, Measure, Mistake, Task
+from rlhf_lab.exercises.checking import Case, Complaint, Exercise, Measure, Task, double
 from rlhf_lab.exercises.derive import NextLine
+from rlhf_lab.exercises.edits import wrong_answers
 from rlhf_lab.exercises.lecture_loop import loop_arguments, loop_regret
 from rlhf_lab.exercises.predictions import Prediction
-from rlhf_lab.exercises.training_loops import TrainingLoop, loop_mistakes
+from rlhf_lab.exercises.training_loops import TrainingLoop
 
-
-def _double(values: object) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
-
-
-_PI = _double([0.7, 0.2, 0.1]).log()
-_REF = _double([0.3, 0.3, 0.4]).log()
-_SURE = _double([0.04, 0.9, 0.06]).log()
-_TWO_PROMPTS = (_double([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]]).log(), _double([[0.2, 0.2, 0.6], [0.3, 0.5, 0.2]]).log())
+_PI = double([0.7, 0.2, 0.1]).log()
+_REF = double([0.3, 0.3, 0.4]).log()
+_SURE = double([0.04, 0.9, 0.06]).log()
+_TWO_PROMPTS = (double([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]]).log(), double([[0.2, 0.2, 0.6], [0.3, 0.5, 0.2]]).log())
 
 
 def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -98,10 +94,10 @@ def _self_in_baseline(got: object, want: list[Tensor]) -> str:
     )
 
 
-_SAMPLES = {"log_policy": _double([-0.4, -1.2, -2.3]), "log_ref": _double([-1.2, -1.2, -0.9])}
+_SAMPLES = {"log_policy": double([-0.4, -1.2, -2.3]), "log_ref": double([-1.2, -1.2, -0.9])}
 _TOKENS = {
-    "log_policy": _double([[[-0.5, -1.0, -0.2], [-2.0, -0.3, -9.0]]]),
-    "log_ref": _double([[[-0.7, -0.4, -0.9], [-1.0, -0.8, -1.0]]]),
+    "log_policy": double([[[-0.5, -1.0, -0.2], [-2.0, -0.3, -9.0]]]),
+    "log_ref": double([[[-0.7, -0.4, -0.9], [-1.0, -0.8, -1.0]]]),
     "mask": torch.tensor([[[True, True, True], [True, True, False]]]),
 }
 
@@ -180,76 +176,6 @@ def reinforce_with_kl(
     return losses
 
 
-def _broken_reinforce(
-    logits: Tensor,
-    log_ref: Tensor,
-    reward: Tensor,
-    beta: float,
-    steps: int,
-    learning_rate: float,
-    samples: int,
-    generator: torch.Generator,
-) -> list[float]:
-    """REINFORCE on the reward minus β KL: train `logits` in place and return the losses."""
-    optimizer = torch.optim.SGD([logits], lr=learning_rate)
-    losses = []
-    for _ in range(steps):
-        log_policy = logits.log_softmax(-1)
-        p = log_policy.detach().exp()
-        drawn = torch.multinomial(p, samples, True, generator=generator)
-        log_prob = log_policy.gather(-1, drawn)
-        k1 = log_prob - log_ref.gather(-1, drawn)
-        loss = -(reward.gather(-1, drawn) * log_prob).mean() + beta * k1.mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
-
-
-def _reinforce(
-    logits: Tensor,
-    log_ref: Tensor,
-    reward: Tensor,
-    beta: float,
-    steps: int,
-    learning_rate: float,
-    samples: int,
-    generator: torch.Generator,
-    wrong: Sequence[str] = (),
-) -> list[float]:
-    """The same loop with the mistakes that `wrong` names."""
-    optimizer = torch.optim.SGD([logits], lr=learning_rate)
-    losses = []
-    drawn = torch.empty(0)
-    for step in range(steps):
-        log_policy = logits.log_softmax(-1)
-        if step == 0 or "sampled once" not in wrong:
-            drawn = torch.multinomial(log_policy.detach().exp(), samples, True, generator=generator)
-        log_prob = log_policy.gather(-1, drawn)
-        k1 = log_prob - log_ref.gather(-1, drawn)
-        score = reward.gather(-1, drawn) * (-1 if "sign of the reward" in wrong else 1)
-        penalty = k1 if "not detached" in wrong else k1.detach()
-        strength = 1.0 if "no beta" in wrong else -beta if "sign of the penalty" in wrong else beta
-        loss = -((score - strength * penalty) * log_prob).mean()
-        k2 = k1.square() if "no half" in wrong else k1.square() / 2
-        terms = {"k2 as a loss": k2, "k1 as a loss": k1, "k3 as a loss": torch.exp(-k1) - 1 + k1}
-        for name in (name for name in terms if name in wrong):  # of two, the later one
-            loss = (-score * log_prob + strength * terms[name]).mean()
-        if "gradients not reset" not in wrong:
-            optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
-
-
-def _reinforce_with_k2(*given: Any, wrong: Sequence[str] = ()) -> list[float]:
-    """`policy_gradient_with_k2` with the mistakes that `wrong` names."""
-    loop: Callable[..., list[float]] = _reinforce
-    return loop(*given, wrong=("k2 as a loss", *wrong))
-
-
 EXERCISES: tuple[Task, ...] = (
     Prediction(
         key="nb02.effect_of_k1",
@@ -288,34 +214,26 @@ EXERCISES: tuple[Task, ...] = (
         line=3,
         quantities=("policy", "log_ratio"),
         solution=gradient_of_the_kl,
-        mistakes=(
-            Mistake(
-                "no mean",
-                "the mean of k is not subtracted. A larger logit of one response lowers all other probabilities.",
-                lambda w: w.policy * w.log_ratio,
-            ),
-            Mistake(
-                "derivative with respect to π",
-                "this is π times the derivative with respect to π(y), with the 1 of the product rule. The softmax of "
-                "the logits is missing from the chain rule.",
-                lambda w: w.policy * (w.log_ratio + 1),
-            ),
-            Mistake(
-                "sign",
-                "the sign is wrong. The gradient is positive where π is too large, that is where k is above its mean.",
-                lambda w: -gradient_of_the_kl(w),
-            ),
-            Mistake(
-                "twice",
-                "this is twice the gradient. The ½ of k2 cancels the 2 of the square.",
-                lambda w: 2 * gradient_of_the_kl(w),
-            ),
-            Mistake(
-                "no probability",
-                "the factor π(y) is missing. The derivative of log π(y') with respect to the logit of y is "
-                "1[y' = y] − π(y).",
-                lambda w: w.log_ratio - (w.policy * w.log_ratio).sum(-1, keepdim=True),
-            ),
+        mistakes=wrong_answers(
+            gradient_of_the_kl,
+            {
+                "no mean": lambda w: w.policy * w.log_ratio,
+                "derivative with respect to π": lambda w: w.policy * (w.log_ratio + 1),
+                "sign": lambda w: -gradient_of_the_kl(w),
+                "twice": lambda w: 2 * gradient_of_the_kl(w),
+                "no probability": lambda w: w.log_ratio - (w.policy * w.log_ratio).sum(-1, keepdim=True),
+            },
+            {
+                "no mean": "the mean of k is not subtracted. A larger logit of one response lowers all other "
+                "probabilities.",
+                "derivative with respect to π": "this is π times the derivative with respect to π(y), with the 1 of "
+                "the product rule. The softmax of the logits is missing from the chain rule.",
+                "sign": "the sign is wrong. The gradient is positive where π is too large, that is where k is above "
+                "its mean.",
+                "twice": "this is twice the gradient. The ½ of k2 cancels the 2 of the square.",
+                "no probability": "the factor π(y) is missing. The derivative of log π(y') with respect to the logit "
+                "of y is 1[y' = y] − π(y).",
+            },
         ),
         hints=(
             "Which k does the gradient ∇π(y') multiply? For a softmax, ∂π(y')/∂θ_y = π(y') (1[y' = y] − π(y)).",
@@ -332,28 +250,23 @@ EXERCISES: tuple[Task, ...] = (
         line=3,
         quantities=("policy", "ref", "log_ratio"),
         solution=gradient_of_k3,
-        mistakes=(
-            Mistake(
-                "sign",
-                "the sign is wrong. Gradient descent must increase π where it is below π_ref.",
-                lambda w: w.ref - w.policy,
-            ),
-            Mistake(
-                "own logit only",
-                "this uses ∂log π(y)/∂θ_y = 1, but the normalisation of the softmax depends on θ_y too.",
-                lambda w: -w.ref,
-            ),
-            Mistake(
-                "zero",
-                "this is the expected gradient of k1. For k3 the term e^{−k} has a gradient too.",
-                lambda w: torch.zeros_like(w.policy),
-            ),
-            Mistake("log-ratio", "this is k, not its gradient.", lambda w: w.log_ratio),
-            Mistake(
-                "inverted ratio",
-                "this is the gradient for e^{k} − 1 − k, which is k3 with the inverted ratio.",
-                lambda w: _scores(w, torch.expm1(w.log_ratio)),
-            ),
+        mistakes=wrong_answers(
+            gradient_of_k3,
+            {
+                "sign": lambda w: w.ref - w.policy,
+                "own logit only": lambda w: -w.ref,
+                "zero": lambda w: torch.zeros_like(w.policy),
+                "log-ratio": lambda w: w.log_ratio,
+                "inverted ratio": lambda w: _scores(w, torch.expm1(w.log_ratio)),
+            },
+            {
+                "sign": "the sign is wrong. Gradient descent must increase π where it is below π_ref.",
+                "own logit only": "this uses ∂log π(y)/∂θ_y = 1, but the normalisation of the softmax depends on θ_y "
+                "too.",
+                "zero": "this is the expected gradient of k1. For k3 the term e^{−k} has a gradient too.",
+                "log-ratio": "this is k, not its gradient.",
+                "inverted ratio": "this is the gradient for e^{k} − 1 − k, which is k3 with the inverted ratio.",
+            },
         ),
         hints=(
             "Write log π(y) = θ_y − log Σ_y' e^{θ_y'}. What is its derivative with respect to the logit of another "
@@ -371,8 +284,26 @@ EXERCISES: tuple[Task, ...] = (
         distance=loop_regret,
         loss_falls=False,
         solution=policy_gradient_with_k2,
-        mistakes=loop_mistakes(
-            _reinforce_with_k2,
+        mistakes=wrong_answers(
+            policy_gradient_with_k2,
+            {
+                "k1 as a loss": "drawn)).square() / 2 → drawn))",
+                "k3 as a loss": (
+                    (
+                        "k2 = (log_prob - log_ref.gather(-1, drawn)).square() / 2 → "
+                        "k1 = log_prob - log_ref.gather(-1, drawn)"
+                    ),
+                    "beta * k2 → beta * (torch.exp(-k1) - 1 + k1)",
+                ),
+                "no half": ".square() / 2 → .square()",
+                "sign of the penalty": "+ beta * → - beta *",
+                "sign of the reward": "-reward.gather → reward.gather",
+                "sampled once": (
+                    "for _ in → for step in",
+                    "drawn = → drawn = drawn if step else",
+                ),
+                "gradients not reset": "optimizer.zero_grad() → pass",
+            },
             {
                 "k1 as a loss": "this uses k1 in the loss. Its expected gradient is zero.",
                 "k3 as a loss": "this uses k3 in the loss. Its expected gradient is that of KL(π_ref‖π), so the loop "
@@ -404,16 +335,31 @@ EXERCISES: tuple[Task, ...] = (
         distance=loop_regret,
         loss_falls=False,
         solution=reinforce_with_kl,
-        broken=_broken_reinforce,
         bug="k1 as a loss",
-        mistakes=loop_mistakes(
-            _reinforce,
+        mistakes=wrong_answers(
+            reinforce_with_kl,
+            {
+                "k1 as a loss": (
+                    "value = reward.gather(-1, drawn) - beta * k1.detach()\n"
+                    "        loss = -(value * log_prob).mean() → "
+                    "loss = -(reward.gather(-1, drawn) * log_prob).mean() + beta * k1.mean()"
+                ),
+                "k3 as a loss": (
+                    "- beta * k1.detach() → + 0.0",
+                    "(value * log_prob).mean() → (value * log_prob).mean() + beta * (torch.exp(-k1) - 1 + k1).mean()",
+                ),
+                "not detached": "k1.detach() → k1",
+                "sign of the penalty": "- beta * → + beta *",
+                "sign of the reward": "reward.gather(-1, drawn) → -reward.gather(-1, drawn)",
+                "no beta": "beta * k1 → k1",
+                "gradients not reset": "optimizer.zero_grad() → pass",
+            },
             {
                 "k1 as a loss": "k1 is a term of the loss, and its expected gradient is zero.",
                 "k3 as a loss": "k3 as a loss has the expected gradient of the other divergence, KL(π_ref‖π). Here "
                 "KL(π‖π_ref) is penalised.",
-                "not detached": "k1 is multiplied by log π without being detached, so that the product rule adds "
-                "log π · ∇k1.",
+                "not detached": "k1 is multiplied by log π without being detached, so that the product rule adds log π "
+                "· ∇k1.",
                 "sign of the penalty": "the penalty has the wrong sign, so distance from the reference is rewarded.",
                 "sign of the reward": "the reward has the wrong sign. Gradient descent on the loss then lowers the "
                 "reward.",
@@ -443,42 +389,30 @@ EXERCISES: tuple[Task, ...] = (
             Case("two prompts", {"log_p": _TWO_PROMPTS[0], "log_q": _TWO_PROMPTS[1]}),
         ),
         solution=kl,
-        mistakes=(
-            Mistake(
-                "swapped KL",
-                "this is KL(q‖p). The expectation is under the first argument.",
-                lambda log_p, log_q: (log_q.exp() * (log_q - log_p)).sum(-1),
-            ),
-            Mistake(
-                "sign",
-                "the sign is wrong. This is −KL, and a KL is never negative.",
-                lambda log_p, log_q: (log_p.exp() * (log_q - log_p)).sum(-1),
-            ),
-            Mistake(
-                "mean for sum",
-                "this is a mean over the responses instead of a sum. The weights are p, and nothing is divided by K.",
-                lambda log_p, log_q: (log_p.exp() * (log_p - log_q)).mean(-1),
-            ),
-            Mistake(
-                "wrong axis",
-                "the sum is over the wrong axis. The responses are the last axis, and every prompt has its own KL.",
-                lambda log_p, log_q: (log_p.exp() * (log_p - log_q)).sum(0),
-            ),
-            Mistake(
-                "summed over everything",
-                "this is one number for all prompts. Sum over the last axis only; every prompt has its own KL.",
-                lambda log_p, log_q: (log_p.exp() * (log_p - log_q)).sum(),
-            ),
-            Mistake(
-                "no weights",
-                "the log-ratios are summed without weights, but an expectation under p multiplies each by p.",
-                lambda log_p, log_q: (log_p - log_q).sum(-1),
-            ),
-            Mistake(
-                "forgot exp",
-                "the weights are log p instead of p. The weights of an expectation are probabilities.",
-                lambda log_p, log_q: (log_p * (log_p - log_q)).sum(-1),
-            ),
+        mistakes=wrong_answers(
+            kl,
+            {
+                "swapped KL": lambda log_p, log_q: (log_q.exp() * (log_q - log_p)).sum(-1),
+                "sign": lambda log_p, log_q: (log_p.exp() * (log_q - log_p)).sum(-1),
+                "mean for sum": lambda log_p, log_q: (log_p.exp() * (log_p - log_q)).mean(-1),
+                "wrong axis": lambda log_p, log_q: (log_p.exp() * (log_p - log_q)).sum(0),
+                "summed over everything": lambda log_p, log_q: (log_p.exp() * (log_p - log_q)).sum(),
+                "no weights": lambda log_p, log_q: (log_p - log_q).sum(-1),
+                "forgot exp": lambda log_p, log_q: (log_p * (log_p - log_q)).sum(-1),
+            },
+            {
+                "swapped KL": "this is KL(q‖p). The expectation is under the first argument.",
+                "sign": "the sign is wrong. This is −KL, and a KL is never negative.",
+                "mean for sum": "this is a mean over the responses instead of a sum. The weights are p, and nothing is "
+                "divided by K.",
+                "wrong axis": "the sum is over the wrong axis. The responses are the last axis, and every prompt has "
+                "its own KL.",
+                "summed over everything": "this is one number for all prompts. Sum over the last axis only; every "
+                "prompt has its own KL.",
+                "no weights": "the log-ratios are summed without weights, but an expectation under p multiplies each "
+                "by p.",
+                "forgot exp": "the weights are log p instead of p. The weights of an expectation are probabilities.",
+            },
         ),
         hints=(
             "An expectation over a finite set is a sum of probability times value. Which values and which "
@@ -497,38 +431,30 @@ EXERCISES: tuple[Task, ...] = (
             Case("π equals π_ref", {"log_policy": _REF, "log_ref": _REF}),
         ),
         solution=k3,
-        mistakes=(
-            Mistake(
-                "inverted ratio",
-                "the ratio is inverted. With samples from π, k is log π − log π_ref.",
-                lambda log_policy, log_ref: torch.exp(log_policy - log_ref) - 1 - (log_policy - log_ref),
-            ),
-            Mistake(
-                "forgot the minus one",
-                "the estimate is not zero where π equals π_ref. A constant is missing.",
-                lambda log_policy, log_ref: torch.exp(log_ref - log_policy) + (log_policy - log_ref),
-            ),
-            Mistake(
-                "sign of k",
-                "the sign of k outside the exponential is wrong, so the mean is not the KL.",
-                lambda log_policy, log_ref: torch.exp(log_ref - log_policy) - 1 - (log_policy - log_ref),
-            ),
-            Mistake(
-                "k1",
-                "this is k1, which is unbiased too but can be negative. Add a term with mean zero that makes it "
+        mistakes=wrong_answers(
+            k3,
+            {
+                "inverted ratio": lambda log_policy, log_ref: (
+                    torch.exp(log_policy - log_ref) - 1 - (log_policy - log_ref)
+                ),
+                "forgot the minus one": lambda log_policy, log_ref: (
+                    torch.exp(log_ref - log_policy) + (log_policy - log_ref)
+                ),
+                "sign of k": lambda log_policy, log_ref: torch.exp(log_ref - log_policy) - 1 - (log_policy - log_ref),
+                "k1": lambda log_policy, log_ref: log_policy - log_ref,
+                "k2": lambda log_policy, log_ref: (log_policy - log_ref).square() / 2,
+                "mean over samples": lambda log_policy, log_ref: k3(log_policy, log_ref).mean(),
+            },
+            {
+                "inverted ratio": "the ratio is inverted. With samples from π, k is log π − log π_ref.",
+                "forgot the minus one": "the estimate is not zero where π equals π_ref. A constant is missing.",
+                "sign of k": "the sign of k outside the exponential is wrong, so the mean is not the KL.",
+                "k1": "this is k1, which is unbiased too but can be negative. Add a term with mean zero that makes it "
                 "non-negative.",
-                lambda log_policy, log_ref: log_policy - log_ref,
-            ),
-            Mistake(
-                "k2",
-                "this is k2, k²/2. It is never negative, but its mean is not the KL.",
-                lambda log_policy, log_ref: (log_policy - log_ref).square() / 2,
-            ),
-            Mistake(
-                "mean over samples",
-                "this is averaged over the samples. Give one value for each sample; the caller takes the mean.",
-                lambda log_policy, log_ref: k3(log_policy, log_ref).mean(),
-            ),
+                "k2": "this is k2, k²/2. It is never negative, but its mean is not the KL.",
+                "mean over samples": "this is averaged over the samples. Give one value for each sample; the caller "
+                "takes the mean.",
+            },
         ),
         hints=(
             "Let k = log π − log π_ref. E_π[k] is the KL. Which other term has the expectation zero under π and can be "
@@ -544,37 +470,28 @@ EXERCISES: tuple[Task, ...] = (
         minutes=5,
         cases=(Case("two responses, the second one shorter", _TOKENS),),
         solution=response_k1,
-        mistakes=(
-            Mistake(
-                "no mask",
-                "padding is counted. Positions outside the mask belong to no response.",
-                lambda log_policy, log_ref, mask: (log_policy - log_ref).sum(-1),
-            ),
-            Mistake(
-                "mean for sum",
-                "this is divided by the length. log π(y|x) is the sum over tokens, so its log-ratio is a sum too.",
-                lambda log_policy, log_ref, mask: ((log_policy - log_ref) * mask).sum(-1) / mask.sum(-1),
-            ),
-            Mistake(
-                "mean over padding",
-                "this is a mean over all positions with padding. Take the sum, and exclude padding by the mask.",
-                lambda log_policy, log_ref, mask: ((log_policy - log_ref) * mask).mean(-1),
-            ),
-            Mistake(
-                "wrong axis",
-                "the sum is over the responses, but the tokens are the last axis of (B, G, T).",
-                lambda log_policy, log_ref, mask: ((log_policy - log_ref) * mask).sum(1),
-            ),
-            Mistake(
-                "sign",
-                "the ratio is inverted. This would reward distance from the reference.",
-                lambda log_policy, log_ref, mask: ((log_ref - log_policy) * mask).sum(-1),
-            ),
-            Mistake(
-                "inverted mask",
-                "the mask is inverted. It is True on the response's tokens.",
-                lambda log_policy, log_ref, mask: ((log_policy - log_ref) * ~mask).sum(-1),
-            ),
+        mistakes=wrong_answers(
+            response_k1,
+            {
+                "no mask": lambda log_policy, log_ref, mask: (log_policy - log_ref).sum(-1),
+                "mean for sum": lambda log_policy, log_ref, mask: (
+                    ((log_policy - log_ref) * mask).sum(-1) / mask.sum(-1)
+                ),
+                "mean over padding": lambda log_policy, log_ref, mask: ((log_policy - log_ref) * mask).mean(-1),
+                "wrong axis": lambda log_policy, log_ref, mask: ((log_policy - log_ref) * mask).sum(1),
+                "sign": lambda log_policy, log_ref, mask: ((log_ref - log_policy) * mask).sum(-1),
+                "inverted mask": lambda log_policy, log_ref, mask: ((log_policy - log_ref) * ~mask).sum(-1),
+            },
+            {
+                "no mask": "padding is counted. Positions outside the mask belong to no response.",
+                "mean for sum": "this is divided by the length. log π(y|x) is the sum over tokens, so its log-ratio is "
+                "a sum too.",
+                "mean over padding": "this is a mean over all positions with padding. Take the sum, and exclude "
+                "padding by the mask.",
+                "wrong axis": "the sum is over the responses, but the tokens are the last axis of (B, G, T).",
+                "sign": "the ratio is inverted. This would reward distance from the reference.",
+                "inverted mask": "the mask is inverted. It is True on the response's tokens.",
+            },
         ),
         hints=(
             "The probability of a response is the product of its tokens' probabilities. What is its logarithm?",
@@ -596,42 +513,29 @@ EXERCISES: tuple[Task, ...] = (
             "the expected gradient with respect to the logits, in batches of two and of three", _expected_gradient
         ),
         also=_self_in_baseline,
-        mistakes=(
-            Mistake(
-                "k1 as a loss",
-                "this is k1 as a loss. Its gradient is ∇log π, which has mean zero, so on average it has no effect.",
-                lambda log_policy, log_ref: log_policy - log_ref,
-            ),
-            Mistake(
-                "k3 as a loss",
-                "this is k3 as a loss. Its expected gradient is that of the other divergence, KL(π_ref‖π).",
-                k3,
-            ),
-            Mistake(
-                "forgot detaching",
-                "k is not detached. The product rule adds log π · ∇k, which is wrong here.",
-                lambda log_policy, log_ref: (log_policy - log_ref) * log_policy,
-            ),
-            Mistake(
-                "log π for the log-ratio",
-                "the reference is missing. This is the gradient of the negative entropy, E[log π].",
-                lambda log_policy, log_ref: log_policy.detach() * log_policy,
-            ),
-            Mistake(
-                "weighted twice",
-                "the samples come from π already; weighting each by its probability counts it twice.",
-                lambda log_policy, log_ref: log_policy.exp() * (log_policy - log_ref),
-            ),
-            Mistake(
-                "sign",
-                "the sign is wrong. Descent on this term would move the policy away from the reference.",
-                lambda log_policy, log_ref: -(log_policy - log_ref).detach() * log_policy,
-            ),
-            Mistake(
-                "forgot the half",
-                "this is too large by a factor of two. k² has the gradient 2k ∇k.",
-                lambda log_policy, log_ref: (log_policy - log_ref).square(),
-            ),
+        mistakes=wrong_answers(
+            kl_term,
+            {
+                "k1 as a loss": lambda log_policy, log_ref: log_policy - log_ref,
+                "k3 as a loss": k3,
+                "forgot detaching": lambda log_policy, log_ref: (log_policy - log_ref) * log_policy,
+                "log π for the log-ratio": lambda log_policy, log_ref: log_policy.detach() * log_policy,
+                "weighted twice": lambda log_policy, log_ref: log_policy.exp() * (log_policy - log_ref),
+                "sign": lambda log_policy, log_ref: -(log_policy - log_ref).detach() * log_policy,
+                "forgot the half": lambda log_policy, log_ref: (log_policy - log_ref).square(),
+            },
+            {
+                "k1 as a loss": "this is k1 as a loss. Its gradient is ∇log π, which has mean zero, so on average it "
+                "has no effect.",
+                "k3 as a loss": "this is k3 as a loss. Its expected gradient is that of the other divergence, "
+                "KL(π_ref‖π).",
+                "forgot detaching": "k is not detached. The product rule adds log π · ∇k, which is wrong here.",
+                "log π for the log-ratio": "the reference is missing. This is the gradient of the negative entropy, "
+                "E[log π].",
+                "weighted twice": "the samples come from π already; weighting each by its probability counts it twice.",
+                "sign": "the sign is wrong. Descent on this term would move the policy away from the reference.",
+                "forgot the half": "this is too large by a factor of two. k² has the gradient 2k ∇k.",
+            },
         ),
         hints=(
             "∇KL(π‖π_ref) = E_π[k ∇log π]. You need a term whose gradient is k ∇log π for each sample.",

@@ -1,7 +1,6 @@
 """Exercises of notebook 03: the optimal policy."""
 
 import math
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -10,21 +9,17 @@ from torch import Tensor
 
 from rlhf_lab import exact
 from rlhf_lab.derivations.optimal_policy import objective_gradient, objective_to_optimum
-from rlhf_lab.exercises.checking import Case, Exercise, Mistake, Task
+from rlhf_lab.exercises.checking import Case, Exercise, Mistake, Task, double
 from rlhf_lab.exercises.derive import NextLine
+from rlhf_lab.exercises.edits import wrong_answers
 from rlhf_lab.exercises.lecture_loop import loop_arguments, loop_regret
 from rlhf_lab.exercises.predictions import Prediction
-from rlhf_lab.exercises.training_loops import TrainingLoop, loop_mistakes
+from rlhf_lab.exercises.training_loops import TrainingLoop
 
-
-def _double(values: object) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
-
-
-_REF = _double([[0.5, 0.3, 0.2], [0.1, 0.7, 0.2]]).log()
-_REWARD = _double([[0.0, 1.0, 2.0], [-1.0, 0.5, 1.5]])
-_STAR = _double([[0.2, 0.3, 0.5], [0.05, 0.35, 0.6]]).log()
-_POLICY = _double([[0.6, 0.3, 0.1], [0.3, 0.3, 0.4]]).log()
+_REF = double([[0.5, 0.3, 0.2], [0.1, 0.7, 0.2]]).log()
+_REWARD = double([[0.0, 1.0, 2.0], [-1.0, 0.5, 1.5]])
+_STAR = double([[0.2, 0.3, 0.5], [0.05, 0.35, 0.6]]).log()
+_POLICY = double([[0.6, 0.3, 0.1], [0.3, 0.3, 0.4]]).log()
 
 
 def regret(log_policy: Tensor, log_star: Tensor, beta: float) -> Tensor:
@@ -50,21 +45,6 @@ def beta_for_kl(log_ref: Tensor, reward: Tensor, budget: float) -> float:
         log_star = torch.log_softmax(log_ref + reward / beta, -1)
         divergence = (log_star.exp() * (log_star - log_ref)).sum()
         if divergence > budget:
-            low = beta
-        else:
-            high = beta
-    return beta
-
-
-def _bisect(log_ref: Tensor, reward: Tensor, budget: float, swapped: bool = False, flipped: bool = False) -> float:
-    """`beta_for_kl` with swapped KL arguments, or with the wrong half of the interval."""
-    low, high = 1e-4, 1e4
-    for _ in range(100):
-        beta = math.sqrt(low * high)
-        log_star = torch.log_softmax(log_ref + reward / beta, -1)
-        one, other = (log_ref, log_star) if swapped else (log_star, log_ref)
-        divergence = (one.exp() * (one - other)).sum()
-        if (divergence > budget) != flipped:
             low = beta
         else:
             high = beta
@@ -100,17 +80,17 @@ def _centred(w: Any, value: Any) -> Any:
 
 
 _TREE = {
-    "log_ref": _double([[0.6, 0.4], [0.3, 0.7]]).log(),
-    "reward": _double([[0.5, -0.5], [0.0, 1.0]]),
-    "next_value": _double([[1.0, 2.0], [0.5, -0.25]]),
+    "log_ref": double([[0.6, 0.4], [0.3, 0.7]]).log(),
+    "reward": double([[0.5, -0.5], [0.0, 1.0]]),
+    "next_value": double([[1.0, 2.0], [0.5, -0.25]]),
     "beta": 0.5,
 }
 
 
 def _better_of_two(beta: float = 0.5) -> float:
     """π* of the better of two responses with rewards 0 and 1, which are equally probable under the reference."""
-    log_ref = _double([0.5, 0.5]).log()
-    return exact.optimal_policy(log_ref, _double([0.0, 1.0]), beta).exp()[1].item()
+    log_ref = double([0.5, 0.5]).log()
+    return exact.optimal_policy(log_ref, double([0.0, 1.0]), beta).exp()[1].item()
 
 
 def objective_by_kl(w: Any) -> Any:
@@ -145,37 +125,6 @@ def gradient_ascent(
     return losses
 
 
-def _gradient_ascent(
-    logits: Tensor,
-    log_ref: Tensor,
-    reward: Tensor,
-    beta: float,
-    steps: int,
-    learning_rate: float,
-    wrong: Sequence[str] = (),
-) -> list[float]:
-    """The same loop with the mistakes that `wrong` names."""
-    optimizer = torch.optim.SGD([logits], lr=learning_rate)
-    losses = []
-    for _ in range(steps):
-        log_policy = logits.log_softmax(-1)
-        policy = log_policy.exp()
-        to = torch.zeros_like(log_ref) if "no reference" in wrong else log_ref
-        weight = log_ref.exp() if "expectation under the reference" in wrong else policy
-        divergence = (weight * (log_policy - to)).sum(-1)
-        if "swapped KL" in wrong:
-            divergence = (log_ref.exp() * (log_ref - log_policy)).sum(-1)
-        strength = 1.0 if "no beta" in wrong else -beta if "sign of the penalty" in wrong else beta
-        objective = (policy * reward).sum(-1) - strength * divergence
-        loss = objective.mean() if "sign" in wrong else -objective.mean()
-        if "gradients not reset" not in wrong:
-            optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
-
-
 def natural_gradient(
     logits: Tensor, log_ref: Tensor, reward: Tensor, beta: float, steps: int, learning_rate: float
 ) -> list[float]:
@@ -187,49 +136,6 @@ def natural_gradient(
         objective = (log_policy.exp() * net_reward).sum(-1, keepdim=True)
         with torch.no_grad():
             logits += learning_rate * (net_reward - objective)
-        losses.append(-objective.mean().item())
-    return losses
-
-
-def _broken_natural_gradient(
-    logits: Tensor, log_ref: Tensor, reward: Tensor, beta: float, steps: int, learning_rate: float
-) -> list[float]:
-    """Natural gradient ascent on J: train `logits`, return the losses, −J."""
-    losses = []
-    for _ in range(steps):
-        log_policy = logits.detach().log_softmax(-1)
-        net_reward = reward - beta * (log_policy - log_ref)
-        objective = (log_policy.exp() * net_reward).sum(-1, keepdim=True)
-        with torch.no_grad():
-            logits += learning_rate * (net_reward - objective)
-        log_ref = log_policy
-        losses.append(-objective.mean().item())
-    return losses
-
-
-def _natural_gradient(
-    logits: Tensor,
-    log_ref: Tensor,
-    reward: Tensor,
-    beta: float,
-    steps: int,
-    learning_rate: float,
-    wrong: Sequence[str] = (),
-) -> list[float]:
-    """The same loop with the mistakes that `wrong` names."""
-    losses = []
-    for _ in range(steps):
-        log_policy = logits.detach().log_softmax(-1)
-        score = -reward if "sign of the reward" in wrong else reward
-        strength = 1.0 if "no beta" in wrong else -beta if "sign of the penalty" in wrong else beta
-        to = torch.zeros_like(log_ref) if "no reference" in wrong else log_ref
-        net_reward = score - strength * (log_policy - to)
-        objective = (log_policy.exp() * net_reward).sum(-1, keepdim=True)
-        direction = net_reward - objective
-        with torch.no_grad():
-            logits += learning_rate * (log_policy.exp() * direction if "plain gradient" in wrong else direction)
-        if "updated reference" in wrong:
-            log_ref = log_policy
         losses.append(-objective.mean().item())
     return losses
 
@@ -271,37 +177,25 @@ EXERCISES: tuple[Task, ...] = (
         line=6,
         quantities=("log_policy", "log_star", "log_z", "beta"),
         solution=objective_by_kl,
-        mistakes=(
-            Mistake(
-                "sign of the constant",
-                "the sign of log Z is wrong. The factor −β multiplies the bracket, which contains −log Z.",
-                lambda w: -w.beta * w.log_z - w.beta * _kl(w.log_policy, w.log_star),
-            ),
-            Mistake(
-                "constant without β",
-                "β is missing before log Z. The factor −β multiplies the whole bracket.",
-                lambda w: w.log_z - w.beta * _kl(w.log_policy, w.log_star),
-            ),
-            Mistake(
-                "KL without β",
-                "β is missing before the KL. The factor −β multiplies the whole bracket.",
-                lambda w: w.beta * w.log_z - _kl(w.log_policy, w.log_star),
-            ),
-            Mistake(
-                "sign of the KL",
-                "the sign of the KL is wrong. J would then be larger than its maximum β log Z.",
-                lambda w: w.beta * w.log_z + w.beta * _kl(w.log_policy, w.log_star),
-            ),
-            Mistake(
-                "no constant",
-                "log Z is missing. It does not depend on π, but it is part of the value of J.",
-                lambda w: -w.beta * _kl(w.log_policy, w.log_star),
-            ),
-            Mistake(
-                "divided by β",
-                "the expression is divided by β instead of multiplied.",
-                lambda w: (w.log_z - _kl(w.log_policy, w.log_star)) / w.beta,
-            ),
+        mistakes=wrong_answers(
+            objective_by_kl,
+            {
+                "sign of the constant": lambda w: -w.beta * w.log_z - w.beta * _kl(w.log_policy, w.log_star),
+                "constant without β": lambda w: w.log_z - w.beta * _kl(w.log_policy, w.log_star),
+                "KL without β": lambda w: w.beta * w.log_z - _kl(w.log_policy, w.log_star),
+                "sign of the KL": lambda w: w.beta * w.log_z + w.beta * _kl(w.log_policy, w.log_star),
+                "no constant": lambda w: -w.beta * _kl(w.log_policy, w.log_star),
+                "divided by β": lambda w: (w.log_z - _kl(w.log_policy, w.log_star)) / w.beta,
+            },
+            {
+                "sign of the constant": "the sign of log Z is wrong. The factor −β multiplies the bracket, which "
+                "contains −log Z.",
+                "constant without β": "β is missing before log Z. The factor −β multiplies the whole bracket.",
+                "KL without β": "β is missing before the KL. The factor −β multiplies the whole bracket.",
+                "sign of the KL": "the sign of the KL is wrong. J would then be larger than its maximum β log Z.",
+                "no constant": "log Z is missing. It does not depend on π, but it is part of the value of J.",
+                "divided by β": "the expression is divided by β instead of multiplied.",
+            },
         ),
         hints=(
             "The expectation of log π − log π* under π is a KL divergence. Which arguments does it have, and in which "
@@ -319,33 +213,27 @@ EXERCISES: tuple[Task, ...] = (
         line=4,
         quantities=("policy", "log_ratio", "reward", "beta"),
         solution=gradient_of_j,
-        mistakes=(
-            Mistake(
-                "1 of the product rule",
-                "the −β of the product rule remains, and the mean of q is missing. Both errors ignore that the "
-                "probabilities sum to one.",
-                lambda w: w.policy * (w.reward - w.beta * w.log_ratio - w.beta),
-            ),
-            Mistake(
-                "reward alone",
-                "the KL penalty is missing. This is the policy gradient of the expected reward.",
-                lambda w: w.policy * (w.reward - (w.policy * w.reward).sum(-1, keepdim=True)),
-            ),
-            Mistake(
-                "reward as the mean",
-                "the mean of the reward is subtracted instead of the mean of r − β log π/π_ref, which is J.",
-                lambda w: w.policy * (w.reward - w.beta * w.log_ratio - (w.policy * w.reward).sum(-1, keepdim=True)),
-            ),
-            Mistake(
-                "sign of the penalty",
-                "the sign of the penalty is wrong. A response whose probability has grown has a smaller q.",
-                lambda w: _centred(w, w.reward + w.beta * w.log_ratio),
-            ),
-            Mistake(
-                "β missing",
-                "β is missing before the log-ratio.",
-                lambda w: _centred(w, w.reward - w.log_ratio),
-            ),
+        mistakes=wrong_answers(
+            gradient_of_j,
+            {
+                "1 of the product rule": lambda w: w.policy * (w.reward - w.beta * w.log_ratio - w.beta),
+                "reward alone": lambda w: w.policy * (w.reward - (w.policy * w.reward).sum(-1, keepdim=True)),
+                "reward as the mean": lambda w: (
+                    w.policy * (w.reward - w.beta * w.log_ratio - (w.policy * w.reward).sum(-1, keepdim=True))
+                ),
+                "sign of the penalty": lambda w: _centred(w, w.reward + w.beta * w.log_ratio),
+                "β missing": lambda w: _centred(w, w.reward - w.log_ratio),
+            },
+            {
+                "1 of the product rule": "the −β of the product rule remains, and the mean of q is missing. Both "
+                "errors ignore that the probabilities sum to one.",
+                "reward alone": "the KL penalty is missing. This is the policy gradient of the expected reward.",
+                "reward as the mean": "the mean of the reward is subtracted instead of the mean of r − β log π/π_ref, "
+                "which is J.",
+                "sign of the penalty": "the sign of the penalty is wrong. A response whose probability has grown has a "
+                "smaller q.",
+                "β missing": "β is missing before the log-ratio.",
+            },
         ),
         hints=(
             "The derivative of log π(y') with respect to the logit of y is 1[y' = y] − π(y). Insert it into the "
@@ -362,8 +250,17 @@ EXERCISES: tuple[Task, ...] = (
         arguments=partial(loop_arguments, 60, 3.0),
         distance=loop_regret,
         solution=gradient_ascent,
-        mistakes=loop_mistakes(
-            _gradient_ascent,
+        mistakes=wrong_answers(
+            gradient_ascent,
+            {
+                "sign": "-objective.mean() → objective.mean()",
+                "sign of the penalty": "- beta * → + beta *",
+                "swapped KL": "policy * (log_policy - log_ref) → log_ref.exp() * (log_ref - log_policy)",
+                "expectation under the reference": "policy * (log_policy → log_ref.exp() * (log_policy",
+                "no beta": "beta * divergence → divergence",
+                "no reference": "(log_policy - log_ref) → log_policy",
+                "gradients not reset": "optimizer.zero_grad() → pass",
+            },
             {
                 "sign": "J is minimised. An optimiser descends, so the loss is −J.",
                 "sign of the penalty": "the penalty has the wrong sign, so distance from the reference is rewarded.",
@@ -393,10 +290,17 @@ EXERCISES: tuple[Task, ...] = (
         distance=loop_regret,
         loss_falls=False,
         solution=natural_gradient,
-        broken=_broken_natural_gradient,
         bug="updated reference",
-        mistakes=loop_mistakes(
-            _natural_gradient,
+        mistakes=wrong_answers(
+            natural_gradient,
+            {
+                "updated reference": ("losses.append → log_ref = log_policy\n        losses.append"),
+                "sign of the penalty": "- beta * → + beta *",
+                "sign of the reward": "net_reward = reward → net_reward = -reward",
+                "no beta": "beta * (log_policy → (log_policy",
+                "no reference": "(log_policy - log_ref) → log_policy",
+                "plain gradient": "* (net_reward - objective) → * log_policy.exp() * (net_reward - objective)",
+            },
             {
                 "updated reference": "the reference is replaced by the policy of the last step, so the penalty acts on "
                 "the size of one step only.",
@@ -422,37 +326,35 @@ EXERCISES: tuple[Task, ...] = (
         minutes=4,
         cases=(Case("two prompts", {"log_policy": _POLICY, "log_star": _STAR, "beta": 0.5}),),
         solution=regret,
-        mistakes=(
-            Mistake(
-                "missing β",
-                "this is in nats and not in units of reward. The regret is β times the KL.",
-                lambda log_policy, log_star, beta: (log_policy.exp() * (log_policy - log_star)).sum(-1),
-            ),
-            Mistake(
-                "swapped KL",
-                "this is β KL(π*‖π). J is a mean under π, so this KL is an expectation under π too.",
-                lambda log_policy, log_star, beta: beta * (log_star.exp() * (log_star - log_policy)).sum(-1),
-            ),
-            Mistake(
-                "sign",
-                "the sign is wrong. No policy is better than π*, so a regret is never negative.",
-                lambda log_policy, log_star, beta: beta * (log_policy.exp() * (log_star - log_policy)).sum(-1),
-            ),
-            Mistake(
-                "mean for sum",
-                "this is a mean over the responses instead of a sum. The probabilities are the weights already.",
-                lambda log_policy, log_star, beta: beta * (log_policy.exp() * (log_policy - log_star)).mean(-1),
-            ),
-            Mistake(
-                "wrong axis",
-                "the sum is over the prompts. The responses are the last axis, and every prompt has its own regret.",
-                lambda log_policy, log_star, beta: beta * (log_policy.exp() * (log_policy - log_star)).sum(0),
-            ),
-            Mistake(
-                "divided by β",
-                "this is divided by β instead of multiplied. β is the KL penalty per nat, in units of reward.",
-                lambda log_policy, log_star, beta: (log_policy.exp() * (log_policy - log_star)).sum(-1) / beta,
-            ),
+        mistakes=wrong_answers(
+            regret,
+            {
+                "missing β": lambda log_policy, log_star, beta: (log_policy.exp() * (log_policy - log_star)).sum(-1),
+                "swapped KL": lambda log_policy, log_star, beta: (
+                    beta * (log_star.exp() * (log_star - log_policy)).sum(-1)
+                ),
+                "sign": lambda log_policy, log_star, beta: beta * (log_policy.exp() * (log_star - log_policy)).sum(-1),
+                "mean for sum": lambda log_policy, log_star, beta: (
+                    beta * (log_policy.exp() * (log_policy - log_star)).mean(-1)
+                ),
+                "wrong axis": lambda log_policy, log_star, beta: (
+                    beta * (log_policy.exp() * (log_policy - log_star)).sum(0)
+                ),
+                "divided by β": lambda log_policy, log_star, beta: (
+                    (log_policy.exp() * (log_policy - log_star)).sum(-1) / beta
+                ),
+            },
+            {
+                "missing β": "this is in nats and not in units of reward. The regret is β times the KL.",
+                "swapped KL": "this is β KL(π*‖π). J is a mean under π, so this KL is an expectation under π too.",
+                "sign": "the sign is wrong. No policy is better than π*, so a regret is never negative.",
+                "mean for sum": "this is a mean over the responses instead of a sum. The probabilities are the weights "
+                "already.",
+                "wrong axis": "the sum is over the prompts. The responses are the last axis, and every prompt has its "
+                "own regret.",
+                "divided by β": "this is divided by β instead of multiplied. β is the KL penalty per nat, in units of "
+                "reward.",
+            },
         ),
         hints=(
             "The derivation ends with J(π) = β log Z − β KL(π‖π*). What is J(π*) − J(π)?",
@@ -471,48 +373,30 @@ EXERCISES: tuple[Task, ...] = (
         ),
         solution=optimal_policy,
         also=_underflowed,
-        mistakes=(
-            Mistake(
-                "overflow",
-                "this is correct on paper, but exp(r/β) overflows at a small β and ∞/∞ is not a number. Stay in "
-                "logarithms.",
-                _naive,
-            ),
-            Mistake(
-                "sign",
-                "the reward has the wrong sign. This policy prefers the worst response.",
-                lambda log_ref, reward, beta: torch.log_softmax(log_ref - reward / beta, -1),
-            ),
-            Mistake(
-                "multiplied by β",
-                "the reward is multiplied by β. A large β would then move the policy further from the reference.",
-                lambda log_ref, reward, beta: torch.log_softmax(log_ref + reward * beta, -1),
-            ),
-            Mistake(
-                "missing β",
-                "β is missing. The reward would have the same weight at every β.",
-                lambda log_ref, reward, beta: torch.log_softmax(log_ref + reward, -1),
-            ),
-            Mistake(
-                "missing reference",
-                "the reference is missing. This is the optimum for a uniform π_ref.",
-                lambda log_ref, reward, beta: torch.log_softmax(reward / beta, -1),
-            ),
-            Mistake(
-                "missing Z",
-                "the probabilities do not sum to one. log Z is missing.",
-                lambda log_ref, reward, beta: log_ref + reward / beta,
-            ),
-            Mistake(
-                "wrong axis",
-                "this is normalised over the prompts, but Z(x) is a sum over responses, the last axis.",
-                lambda log_ref, reward, beta: torch.log_softmax(log_ref + reward / beta, 0),
-            ),
-            Mistake(
-                "probabilities",
-                "these are probabilities, but log-probabilities are required.",
-                lambda log_ref, reward, beta: torch.softmax(log_ref + reward / beta, -1),
-            ),
+        mistakes=wrong_answers(
+            optimal_policy,
+            {
+                "overflow": _naive,
+                "sign": lambda log_ref, reward, beta: torch.log_softmax(log_ref - reward / beta, -1),
+                "multiplied by β": lambda log_ref, reward, beta: torch.log_softmax(log_ref + reward * beta, -1),
+                "missing β": lambda log_ref, reward, beta: torch.log_softmax(log_ref + reward, -1),
+                "missing reference": lambda log_ref, reward, beta: torch.log_softmax(reward / beta, -1),
+                "missing Z": lambda log_ref, reward, beta: log_ref + reward / beta,
+                "wrong axis": lambda log_ref, reward, beta: torch.log_softmax(log_ref + reward / beta, 0),
+                "probabilities": lambda log_ref, reward, beta: torch.softmax(log_ref + reward / beta, -1),
+            },
+            {
+                "overflow": "this is correct on paper, but exp(r/β) overflows at a small β and ∞/∞ is not a number. "
+                "Stay in logarithms.",
+                "sign": "the reward has the wrong sign. This policy prefers the worst response.",
+                "multiplied by β": "the reward is multiplied by β. A large β would then move the policy further from "
+                "the reference.",
+                "missing β": "β is missing. The reward would have the same weight at every β.",
+                "missing reference": "the reference is missing. This is the optimum for a uniform π_ref.",
+                "missing Z": "the probabilities do not sum to one. log Z is missing.",
+                "wrong axis": "this is normalised over the prompts, but Z(x) is a sum over responses, the last axis.",
+                "probabilities": "these are probabilities, but log-probabilities are required.",
+            },
         ),
         hints=(
             "Take the logarithm of π_ref exp(r/β)/Z. Which two of the three terms can you write down immediately?",
@@ -531,53 +415,38 @@ EXERCISES: tuple[Task, ...] = (
             Case("the same at a β of 0.001", {**_TREE, "beta": 0.001}),
         ),
         solution=soft_value,
-        mistakes=(
-            Mistake(
-                "overflow",
-                "this is correct on paper, but exp(r/β) overflows at a small β. Use torch.logsumexp.",
-                lambda log_ref, reward, next_value, beta: (
+        mistakes=wrong_answers(
+            soft_value,
+            {
+                "overflow": lambda log_ref, reward, next_value, beta: (
                     beta * (log_ref.exp() * torch.exp((reward + next_value) / beta)).sum(-1).log()
                 ),
-            ),
-            Mistake(
-                "hard maximum",
-                "this is a hard maximum, the value for β → 0, where there is no KL penalty.",
-                lambda log_ref, reward, next_value, beta: (reward + next_value).amax(-1),
-            ),
-            Mistake(
-                "plain mean",
-                "this is the mean under the reference, the value for β → ∞, where the policy stays at the reference.",
-                lambda log_ref, reward, next_value, beta: (log_ref.exp() * (reward + next_value)).sum(-1),
-            ),
-            Mistake(
-                "missing reference",
-                "the reference is missing. Every next token has the same weight.",
-                lambda log_ref, reward, next_value, beta: beta * torch.logsumexp((reward + next_value) / beta, -1),
-            ),
-            Mistake(
-                "no later values",
-                "the children's values are missing. This value includes only one token.",
-                lambda log_ref, reward, next_value, beta: beta * torch.logsumexp(log_ref + reward / beta, -1),
-            ),
-            Mistake(
-                "missing outer β",
-                "this is V/β. It is in nats, and V is in units of reward.",
-                lambda log_ref, reward, next_value, beta: torch.logsumexp(log_ref + (reward + next_value) / beta, -1),
-            ),
-            Mistake(
-                "β under the reward alone",
-                "β divides the reward alone, but the later value is reward too and must be divided by β as well.",
-                lambda log_ref, reward, next_value, beta: (
-                    beta * torch.logsumexp(log_ref + reward / beta + next_value, -1)
+                "hard maximum": lambda log_ref, reward, next_value, beta: (reward + next_value).amax(-1),
+                "plain mean": lambda log_ref, reward, next_value, beta: (log_ref.exp() * (reward + next_value)).sum(-1),
+                "missing reference": lambda log_ref, reward, next_value, beta: (
+                    beta * torch.logsumexp((reward + next_value) / beta, -1)
                 ),
-            ),
-            Mistake(
-                "wrong axis",
-                "the sum is over the prefixes, but next tokens are the last axis.",
-                lambda log_ref, reward, next_value, beta: (
-                    beta * torch.logsumexp(log_ref + (reward + next_value) / beta, 0)
+                "no later values": lambda log_ref, reward, next_value, beta: (
+                    beta * torch.logsumexp(log_ref + reward / beta, -1)
                 ),
-            ),
+                "missing outer β": lambda log_ref, reward, next_value, beta: torch.logsumexp(
+                    log_ref + (reward + next_value) / beta, -1
+                ),
+                "β under the reward alone": "(reward + next_value) / beta → reward / beta + next_value",
+                "wrong axis": "beta, -1) → beta, 0)",
+            },
+            {
+                "overflow": "this is correct on paper, but exp(r/β) overflows at a small β. Use torch.logsumexp.",
+                "hard maximum": "this is a hard maximum, the value for β → 0, where there is no KL penalty.",
+                "plain mean": "this is the mean under the reference, the value for β → ∞, where the policy stays at "
+                "the reference.",
+                "missing reference": "the reference is missing. Every next token has the same weight.",
+                "no later values": "the children's values are missing. This value includes only one token.",
+                "missing outer β": "this is V/β. It is in nats, and V is in units of reward.",
+                "β under the reward alone": "β divides the reward alone, but the later value is reward too and must be "
+                "divided by β as well.",
+                "wrong axis": "the sum is over the prefixes, but next tokens are the last axis.",
+            },
         ),
         hints=(
             "It is β log Z of a bandit whose responses are the next tokens. What is the total reward of a next token?",
@@ -596,30 +465,24 @@ EXERCISES: tuple[Task, ...] = (
         ),
         solution=beta_for_kl,
         relative=1e-3,
-        mistakes=(
-            Mistake(
-                "swapped KL",
-                "this is the β for KL(π_ref‖π*), but the objective has KL(π*‖π_ref).",
-                lambda log_ref, reward, budget: _bisect(log_ref, reward, budget, swapped=True),
-            ),
-            Mistake(
-                "the wrong half",
-                "the search ends at an end of the interval. A larger β gives a smaller KL, so increase β if the KL is "
-                "too large.",
-                lambda log_ref, reward, budget: _bisect(log_ref, reward, budget, flipped=True),
-            ),
-            Mistake(
-                "1/β",
-                "this is 1/β, but the exponent is r/β.",
-                lambda log_ref, reward, budget: 1 / beta_for_kl(log_ref, reward, budget),
-            ),
-            Mistake(
-                "the approximation",
-                "√(Var_ref(r)/(2·budget)) is only the approximation for large β. Find the exact value.",
-                lambda log_ref, reward, budget: math.sqrt(
+        mistakes=wrong_answers(
+            beta_for_kl,
+            {
+                "swapped KL": "log_star.exp() * (log_star - log_ref) → log_ref.exp() * (log_ref - log_star)",
+                "the wrong half": "divergence > budget → divergence <= budget",
+                "1/β": lambda log_ref, reward, budget: 1 / beta_for_kl(log_ref, reward, budget),
+                "the approximation": lambda log_ref, reward, budget: math.sqrt(
                     float((log_ref.exp() * (reward - (log_ref.exp() * reward).sum()).square()).sum()) / 2 / budget
                 ),
-            ),
+            },
+            {
+                "swapped KL": "this is the β for KL(π_ref‖π*), but the objective has KL(π*‖π_ref).",
+                "the wrong half": "the search ends at an end of the interval. A larger β gives a smaller KL, so "
+                "increase β if the KL is too large.",
+                "1/β": "this is 1/β, but the exponent is r/β.",
+                "the approximation": "√(Var_ref(r)/(2·budget)) is only the approximation for large β. Find the exact "
+                "value.",
+            },
         ),
         hints=(
             "KL(π*‖π_ref) falls from −log π_ref(best) to 0 as β rises. An equation with a falling function can be "

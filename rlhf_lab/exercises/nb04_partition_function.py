@@ -1,26 +1,21 @@
 """Exercises of notebook 04: the partition function."""
 
 import math
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
 
 from rlhf_lab import exact
 from rlhf_lab.derivations.partition import z_stays, z_variance
 from rlhf_lab.derivations.random_worlds import RandomWorld
-from rlhf_lab.exercises.checking import Case, Exercise, Mistake, Task
+from rlhf_lab.exercises.checking import Case, Exercise, Task, double
 from rlhf_lab.exercises.derive import NextLine
+from rlhf_lab.exercises.edits import wrong_answers
 from rlhf_lab.exercises.lecture_loop import loop_arguments, loop_regret
 from rlhf_lab.exercises.predictions import Prediction
-from rlhf_lab.exercises.training_loops import TrainingLoop, loop_mistakes
-
-
-def _double(values: object) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
+from rlhf_lab.exercises.training_loops import TrainingLoop
 
 
 def log_z_estimate(reward: Tensor, beta: float) -> Tensor:
@@ -49,37 +44,18 @@ def log_z_chain(log_first: Tensor, log_next: Tensor, reward: Tensor, beta: float
     return torch.logsumexp(log_sum, -1)
 
 
-def _chain(
-    log_first: Tensor,
-    log_next: Tensor,
-    reward: Tensor,
-    beta: float,
-    steps: int,
-    turned: bool = False,
-    best: bool = False,
-) -> Tensor:
-    log_sum = log_first
-    for _ in range(steps):
-        joint = log_sum.unsqueeze(-1) + log_next + reward / beta
-        if best:
-            log_sum = joint.amax(0)
-        else:
-            log_sum = torch.logsumexp(joint, 1 if turned else 0)
-    return log_sum.amax(-1) if best else torch.logsumexp(log_sum, -1)
-
-
 def _across(w: Any) -> Any:
     """The difference of the implicit rewards of two prompts, (K, K)."""
     return w.implicit[0][:, None] - w.implicit[1]
 
 
-_DRAWN = _double([[0.0, 1.0, 2.0, 0.5], [-1.0, 0.5, 1.5, -0.5]])
-_REF = _double([[0.5, 0.3, 0.2], [0.1, 0.7, 0.2]]).log()
-_REWARD = _double([[0.0, 1.0, 2.0], [-1.0, 0.5, 1.5]])
+_DRAWN = double([[0.0, 1.0, 2.0, 0.5], [-1.0, 0.5, 1.5, -0.5]])
+_REF = double([[0.5, 0.3, 0.2], [0.1, 0.7, 0.2]]).log()
+_REWARD = double([[0.0, 1.0, 2.0], [-1.0, 0.5, 1.5]])
 _CHAIN = {
-    "log_first": _double([0.5, 0.3, 0.2]).log(),
-    "log_next": _double([[0.1, 0.6, 0.3], [0.2, 0.2, 0.6], [0.7, 0.2, 0.1]]).log(),
-    "reward": _double([[-1.0, 1.0, 0.0], [0.0, -1.0, 0.5], [0.5, 0.0, -1.0]]),
+    "log_first": double([0.5, 0.3, 0.2]).log(),
+    "log_next": double([[0.1, 0.6, 0.3], [0.2, 0.2, 0.6], [0.7, 0.2, 0.1]]).log(),
+    "reward": double([[-1.0, 1.0, 0.0], [0.0, -1.0, 0.5], [0.5, 0.0, -1.0]]),
     "beta": 0.5,
     "length": 4,
 }
@@ -128,35 +104,6 @@ def fit_thumbs(
     return losses
 
 
-def _fit_thumbs(
-    logits: Tensor,
-    log_ref: Tensor,
-    p_up: Tensor,
-    beta: float,
-    steps: int,
-    learning_rate: float,
-    wrong: Sequence[str] = (),
-) -> list[float]:
-    """The same loop with the mistakes that `wrong` names."""
-    shape = logits.shape if "one for each response" in wrong else (1, 1) if "one for all" in wrong else (len(logits), 1)
-    offset = torch.zeros(shape, dtype=logits.dtype, requires_grad=True)
-    trained = [logits] if "no offset" in wrong else [logits, offset]
-    optimizer = torch.optim.SGD(trained, lr=learning_rate)
-    losses = []
-    for _ in range(steps):
-        log_policy = logits.log_softmax(-1)
-        log_ratio = log_policy if "no reference" in wrong else log_policy - log_ref
-        implicit = log_ratio if "no beta" in wrong else beta * log_ratio
-        target = 1 - p_up if "flipped labels" in wrong else p_up
-        loss = binary_cross_entropy_with_logits(implicit + offset, target)
-        if "gradients not reset" not in wrong:
-            optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
-
-
 def weighted_sft(
     logits: Tensor,
     log_ref: Tensor,
@@ -183,66 +130,9 @@ def weighted_sft(
     return losses
 
 
-def _broken_weighted_sft(
-    logits: Tensor,
-    log_ref: Tensor,
-    reward: Tensor,
-    beta: float,
-    steps: int,
-    learning_rate: float,
-    samples: int,
-    generator: torch.Generator,
-) -> list[float]:
-    """SFT on weighted samples, which fits π*: train `logits`, return the losses."""
-    optimizer = torch.optim.SGD([logits], lr=learning_rate)
-    losses = []
-    for _ in range(steps):
-        p = logits.detach().softmax(-1)
-        drawn = torch.multinomial(p, samples, True, generator=generator)
-        weight = torch.softmax(reward.gather(-1, drawn) / beta, -1)
-        log_prob = logits.log_softmax(-1).gather(-1, drawn)
-        loss = -(weight * log_prob).sum(-1).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
-
-
-def _weighted_sft(
-    logits: Tensor,
-    log_ref: Tensor,
-    reward: Tensor,
-    beta: float,
-    steps: int,
-    learning_rate: float,
-    samples: int,
-    generator: torch.Generator,
-    wrong: Sequence[str] = (),
-) -> list[float]:
-    """The same loop with the mistakes that `wrong` names."""
-    optimizer = torch.optim.SGD([logits], lr=learning_rate)
-    losses = []
-    for _ in range(steps):
-        p = logits.detach().softmax(-1) if "samples of the policy" in wrong else log_ref.exp()
-        drawn = torch.multinomial(p, samples, True, generator=generator)
-        scale = 1.0 if "no beta" in wrong else 1 / beta if "multiplied by beta" in wrong else beta
-        exponent = reward.gather(-1, drawn) / (-scale if "sign of the reward" in wrong else scale)
-        weight = torch.softmax(exponent, 0 if "normalised over prompts" in wrong else -1)
-        if "no weights" in wrong:
-            weight = torch.full_like(weight, 1 / samples)
-        loss = -(weight * logits.log_softmax(-1).gather(-1, drawn)).sum(-1).mean()
-        if "gradients not reset" not in wrong:
-            optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
-
-
 def _thumbs_arguments() -> dict[str, Any]:
     """The probability of a thumbs-up of every response in place of its reward."""
-    level = _double([[1.0], [-1.0]])  # the labellers are more generous to the first prompt
+    level = double([[1.0], [-1.0]])  # the labellers are more generous to the first prompt
     given = loop_arguments(300, 12.0)
     return {
         "logits": given.pop("logits"),
@@ -289,32 +179,23 @@ EXERCISES: tuple[Task, ...] = (
         quantities=("log_z", "beta"),
         defined={"implicit": ("β log π*/π_ref, (X, K); row 0 is prompt x₁, row 1 is prompt x₂", _implicit)},
         solution=two_prompts,
-        mistakes=(
-            Mistake(
-                "sign of Z",
-                "the sign of the terms with Z is wrong. The reward is β log π*/π_ref plus β log Z.",
-                lambda w: torch.sigmoid(_across(w) - w.beta * (w.log_z[0] - w.log_z[1])),
-            ),
-            Mistake(
-                "β missing",
-                "β is missing before log Z.",
-                lambda w: torch.sigmoid(_across(w) + (w.log_z[0] - w.log_z[1])),
-            ),
-            Mistake(
-                "one Z",
-                "only the Z of the first prompt is included. Each reward contains the Z of its prompt.",
-                lambda w: torch.sigmoid(_across(w) + w.beta * w.log_z[0]),
-            ),
-            Mistake(
-                "β twice",
-                "the implicit reward is multiplied by β again. It contains β already.",
-                lambda w: torch.sigmoid(w.beta * (_across(w) + w.log_z[0] - w.log_z[1])),
-            ),
-            Mistake(
-                "swapped",
-                "the two responses are swapped. Row i, column j is the probability that response i to x₁ wins.",
-                lambda w: torch.sigmoid(-_across(w) - w.beta * (w.log_z[0] - w.log_z[1])),
-            ),
+        mistakes=wrong_answers(
+            two_prompts,
+            {
+                "sign of Z": lambda w: torch.sigmoid(_across(w) - w.beta * (w.log_z[0] - w.log_z[1])),
+                "β missing": lambda w: torch.sigmoid(_across(w) + (w.log_z[0] - w.log_z[1])),
+                "one Z": lambda w: torch.sigmoid(_across(w) + w.beta * w.log_z[0]),
+                "β twice": lambda w: torch.sigmoid(w.beta * (_across(w) + w.log_z[0] - w.log_z[1])),
+                "swapped": lambda w: torch.sigmoid(-_across(w) - w.beta * (w.log_z[0] - w.log_z[1])),
+            },
+            {
+                "sign of Z": "the sign of the terms with Z is wrong. The reward is β log π*/π_ref plus β log Z.",
+                "β missing": "β is missing before log Z.",
+                "one Z": "only the Z of the first prompt is included. Each reward contains the Z of its prompt.",
+                "β twice": "the implicit reward is multiplied by β again. It contains β already.",
+                "swapped": "the two responses are swapped. Row i, column j is the probability that response i to x₁ "
+                "wins.",
+            },
         ),
         hints=(
             "Insert r(x, y) = β log π*/π_ref + β log Z(x) for both rewards. Which terms cancel?",
@@ -343,32 +224,24 @@ EXERCISES: tuple[Task, ...] = (
             "n": ("the number of samples, 2", lambda w: 2),
         },
         solution=variance_of_z,
-        mistakes=(
-            Mistake(
-                "divided by Z once",
-                "this is divided by Z instead of Z².",
-                lambda w: (torch.exp(w.log_z_half - w.log_z) - 1) / w.n,
-            ),
-            Mistake(
-                "square of the mean",
-                "the square of the mean is not subtracted. A variance is a second moment minus a squared mean.",
-                lambda w: torch.exp(w.log_z_half - 2 * w.log_z) / w.n,
-            ),
-            Mistake(
-                "no 1/n",
-                "this is the variance of one sample. The variance of a mean of n samples is n times smaller.",
-                lambda w: torch.exp(w.log_z_half - 2 * w.log_z) - 1,
-            ),
-            Mistake(
-                "standard deviation",
-                "this is divided by √n, as for a standard deviation. A variance is divided by n.",
-                lambda w: (torch.exp(w.log_z_half - 2 * w.log_z) - 1) / math.sqrt(w.n),
-            ),
-            Mistake(
-                "logarithms",
-                "the logarithms are subtracted and divided, but the variance is a ratio of Z's. Use exp first.",
-                lambda w: (w.log_z_half - 2 * w.log_z - 1) / w.n,
-            ),
+        mistakes=wrong_answers(
+            variance_of_z,
+            {
+                "divided by Z once": lambda w: (torch.exp(w.log_z_half - w.log_z) - 1) / w.n,
+                "square of the mean": lambda w: torch.exp(w.log_z_half - 2 * w.log_z) / w.n,
+                "no 1/n": lambda w: torch.exp(w.log_z_half - 2 * w.log_z) - 1,
+                "standard deviation": lambda w: (torch.exp(w.log_z_half - 2 * w.log_z) - 1) / math.sqrt(w.n),
+                "logarithms": lambda w: (w.log_z_half - 2 * w.log_z - 1) / w.n,
+            },
+            {
+                "divided by Z once": "this is divided by Z instead of Z².",
+                "square of the mean": "the square of the mean is not subtracted. A variance is a second moment minus a "
+                "squared mean.",
+                "no 1/n": "this is the variance of one sample. The variance of a mean of n samples is n times smaller.",
+                "standard deviation": "this is divided by √n, as for a standard deviation. A variance is divided by n.",
+                "logarithms": "the logarithms are subtracted and divided, but the variance is a ratio of Z's. Use exp "
+                "first.",
+            },
         ),
         hints=(
             "(e^{r/β})² = e^{2r/β}. At which β is the mean of this under π_ref a partition function?",
@@ -384,8 +257,17 @@ EXERCISES: tuple[Task, ...] = (
         arguments=_thumbs_arguments,
         distance=loop_regret,
         solution=fit_thumbs,
-        mistakes=loop_mistakes(
-            _fit_thumbs,
+        mistakes=wrong_answers(
+            fit_thumbs,
+            {
+                "no offset": "[logits, offset] → [logits]",
+                "one for all": "len(logits), 1, → 1, 1,",
+                "one for each response": "len(logits), 1, → logits.shape,",
+                "no beta": "beta * (logits → (logits",
+                "no reference": "(logits.log_softmax(-1) - log_ref) → logits.log_softmax(-1)",
+                "flipped labels": "p_up * predicted.log() + (1 - p_up) * → (1 - p_up) * predicted.log() + p_up *",
+                "gradients not reset": "optimizer.zero_grad() → pass",
+            },
             {
                 "no offset": "the implicit reward is used as the reward, but β log Z(x) is missing. Learn a number for "
                 "each prompt.",
@@ -417,10 +299,18 @@ EXERCISES: tuple[Task, ...] = (
         distance=loop_regret,
         loss_falls=False,
         solution=weighted_sft,
-        broken=_broken_weighted_sft,
         bug="samples of the policy",
-        mistakes=loop_mistakes(
-            _weighted_sft,
+        mistakes=wrong_answers(
+            weighted_sft,
+            {
+                "samples of the policy": "p = log_ref.exp() → p = logits.detach().softmax(-1)",
+                "no beta": "(-1, drawn) / beta → (-1, drawn)",
+                "multiplied by beta": "/ beta → * beta",
+                "sign of the reward": "softmax(reward → softmax(-reward",
+                "normalised over prompts": "beta, -1) → beta, 0)",
+                "no weights": "torch.softmax(reward.gather(-1, drawn) / beta, -1) → 1 / samples",
+                "gradients not reset": "optimizer.zero_grad() → pass",
+            },
             {
                 "samples of the policy": "the samples come from the trained policy, but exp(r/β)/Z is the ratio of π* "
                 "to the reference.",
@@ -451,43 +341,28 @@ EXERCISES: tuple[Task, ...] = (
             Case("a β of a thousandth", {"reward": _DRAWN, "beta": 0.001}),
         ),
         solution=log_z_estimate,
-        mistakes=(
-            Mistake(
-                "logarithm inside",
-                "this is the mean of r/β, but the logarithm is taken after the mean. (By Jensen, this is never "
-                "larger.)",
-                lambda reward, beta: (reward / beta).mean(-1),
-            ),
-            Mistake(
-                "sum for mean",
-                "this is the sum over the samples instead of their mean. Subtract log n.",
-                lambda reward, beta: torch.logsumexp(reward / beta, -1),
-            ),
-            Mistake(
-                "overflow",
-                "this is correct on paper, but exp(r/β) overflows at a small β. Use torch.logsumexp.",
-                lambda reward, beta: torch.exp(reward / beta).mean(-1).log(),
-            ),
-            Mistake(
-                "multiplied by β",
-                "the reward is multiplied by β instead of divided.",
-                lambda reward, beta: torch.logsumexp(reward * beta, -1) - math.log(reward.shape[-1]),
-            ),
-            Mistake(
-                "missing β",
-                "β is missing. Z is a mean of exp(r/β).",
-                lambda reward, beta: torch.logsumexp(reward, -1) - math.log(reward.shape[-1]),
-            ),
-            Mistake(
-                "wrong axis",
-                "this is averaged over the prompts. Samples are the last axis, and every prompt has its own Z.",
-                lambda reward, beta: torch.logsumexp(reward / beta, 0) - math.log(reward.shape[0]),
-            ),
-            Mistake(
-                "Z for log Z",
-                "this is Ẑ, but its logarithm is required.",
-                lambda reward, beta: torch.exp(reward / beta).mean(-1),
-            ),
+        mistakes=wrong_answers(
+            log_z_estimate,
+            {
+                "logarithm inside": lambda reward, beta: (reward / beta).mean(-1),
+                "sum for mean": lambda reward, beta: torch.logsumexp(reward / beta, -1),
+                "overflow": lambda reward, beta: torch.exp(reward / beta).mean(-1).log(),
+                "multiplied by β": lambda reward, beta: torch.logsumexp(reward * beta, -1) - math.log(reward.shape[-1]),
+                "missing β": lambda reward, beta: torch.logsumexp(reward, -1) - math.log(reward.shape[-1]),
+                "wrong axis": lambda reward, beta: torch.logsumexp(reward / beta, 0) - math.log(reward.shape[0]),
+                "Z for log Z": lambda reward, beta: torch.exp(reward / beta).mean(-1),
+            },
+            {
+                "logarithm inside": "this is the mean of r/β, but the logarithm is taken after the mean. (By Jensen, "
+                "this is never larger.)",
+                "sum for mean": "this is the sum over the samples instead of their mean. Subtract log n.",
+                "overflow": "this is correct on paper, but exp(r/β) overflows at a small β. Use torch.logsumexp.",
+                "multiplied by β": "the reward is multiplied by β instead of divided.",
+                "missing β": "β is missing. Z is a mean of exp(r/β).",
+                "wrong axis": "this is averaged over the prompts. Samples are the last axis, and every prompt has its "
+                "own Z.",
+                "Z for log Z": "this is Ẑ, but its logarithm is required.",
+            },
         ),
         hints=(
             "Z is an expectation under π_ref. How do you estimate an expectation from samples of π_ref?",
@@ -509,69 +384,28 @@ EXERCISES: tuple[Task, ...] = (
             ),
         ),
         solution=samples_needed,
-        mistakes=(
-            Mistake(
-                "accuracy not squared",
-                "this is divided by the accuracy instead of its square. Standard deviations fall with √n.",
-                lambda log_ref, reward, beta, accuracy: samples_needed(log_ref, reward, beta, accuracy) * accuracy,
-            ),
-            Mistake(
-                "square of the mean missing",
-                "E[w²]/Z² is the second moment. The variance is smaller by one.",
-                lambda log_ref, reward, beta, accuracy: (
-                    samples_needed(log_ref, reward, beta, accuracy) + 1 / accuracy**2
+        mistakes=wrong_answers(
+            samples_needed,
+            {
+                "accuracy not squared": "accuracy**2 → accuracy",
+                "square of the mean missing": "2 * log_z) - 1) → 2 * log_z))",
+                "β doubled": "2 * reward / beta → reward / (2 * beta)",
+                "not relative": "exp(log_second - 2 * log_z) - 1) → exp(log_second) - torch.exp(2 * log_z))",
+                "divided by Z once": "- 2 * log_z → - log_z",
+                "wrong axis": (
+                    "log_ref + reward / beta, -1) → log_ref + reward / beta, 0)",
+                    "log_ref + 2 * reward / beta, -1) → log_ref + 2 * reward / beta, 0)",
                 ),
-            ),
-            Mistake(
-                "β doubled",
-                "exp(r/β)² is exp(2r/β), so β is halved and not doubled.",
-                lambda log_ref, reward, beta, accuracy: (
-                    (
-                        torch.exp(
-                            torch.logsumexp(log_ref + reward / (2 * beta), -1)
-                            - 2 * torch.logsumexp(log_ref + reward / beta, -1)
-                        )
-                        - 1
-                    )
-                    / accuracy**2
-                ),
-            ),
-            Mistake(
-                "not relative",
-                "this is the plain variance, but `accuracy` is relative to Z, so divide by Z².",
-                lambda log_ref, reward, beta, accuracy: (
-                    samples_needed(log_ref, reward, beta, accuracy)
-                    * torch.exp(2 * torch.logsumexp(log_ref + reward / beta, -1))
-                ),
-            ),
-            Mistake(
-                "divided by Z once",
-                "this is divided by Z instead of Z². The second moment has the unit of Z².",
-                lambda log_ref, reward, beta, accuracy: (
-                    (
-                        torch.exp(
-                            torch.logsumexp(log_ref + 2 * reward / beta, -1)
-                            - torch.logsumexp(log_ref + reward / beta, -1)
-                        )
-                        - 1
-                    )
-                    / accuracy**2
-                ),
-            ),
-            Mistake(
-                "wrong axis",
-                "the sum is over the prompts, but responses are the last axis.",
-                lambda log_ref, reward, beta, accuracy: (
-                    (
-                        torch.exp(
-                            torch.logsumexp(log_ref + 2 * reward / beta, 0)
-                            - 2 * torch.logsumexp(log_ref + reward / beta, 0)
-                        )
-                        - 1
-                    )
-                    / accuracy**2
-                ),
-            ),
+            },
+            {
+                "accuracy not squared": "this is divided by the accuracy instead of its square. Standard deviations "
+                "fall with √n.",
+                "square of the mean missing": "E[w²]/Z² is the second moment. The variance is smaller by one.",
+                "β doubled": "exp(r/β)² is exp(2r/β), so β is halved and not doubled.",
+                "not relative": "this is the plain variance, but `accuracy` is relative to Z, so divide by Z².",
+                "divided by Z once": "this is divided by Z instead of Z². The second moment has the unit of Z².",
+                "wrong axis": "the sum is over the prompts, but responses are the last axis.",
+            },
         ),
         hints=(
             "The derivation shows that Var(Ẑ)/Z² = (E[e^{2r/β}]/Z² − 1)/n. Set it equal to accuracy² and solve for n.",
@@ -588,37 +422,35 @@ EXERCISES: tuple[Task, ...] = (
         cases=(
             Case(
                 "three responses",
-                {"log_policy": _double([0.1, 0.3, 0.6]).log(), "log_ref": _REF[0], "beta": 0.5},
+                {"log_policy": double([0.1, 0.3, 0.6]).log(), "log_ref": _REF[0], "beta": 0.5},
             ),
         ),
         solution=preference,
-        mistakes=(
-            Mistake(
-                "swapped pair",
-                "the pair is swapped. Entry (i, j) is the probability that i beats j.",
-                lambda log_policy, log_ref, beta: preference(log_policy, log_ref, beta).transpose(-1, -2),
-            ),
-            Mistake(
-                "missing β",
-                "β is missing. A log-ratio is in nats, and the reward is β times it.",
-                lambda log_policy, log_ref, beta: preference(log_policy, log_ref, 1.0),
-            ),
-            Mistake(
-                "missing reference",
-                "the reference is missing. Z cancels between two responses, but π_ref(y|x) does not, because it "
-                "depends on y.",
-                lambda log_policy, log_ref, beta: preference(log_policy, torch.zeros_like(log_ref), beta),
-            ),
-            Mistake(
-                "divided by β",
-                "this is divided by β instead of multiplied. The reward is r = β log(π*/π_ref) + β log Z.",
-                lambda log_policy, log_ref, beta: preference(log_policy, log_ref, 1 / beta),
-            ),
-            Mistake(
-                "ratio of policies",
-                "π(i)/(π(i) + π(j)) is how often the policy gives i rather than j, not how often people prefer i.",
-                lambda log_policy, log_ref, beta: torch.sigmoid(log_policy.unsqueeze(-1) - log_policy.unsqueeze(-2)),
-            ),
+        mistakes=wrong_answers(
+            preference,
+            {
+                "swapped pair": lambda log_policy, log_ref, beta: preference(log_policy, log_ref, beta).transpose(
+                    -1, -2
+                ),
+                "missing β": lambda log_policy, log_ref, beta: preference(log_policy, log_ref, 1.0),
+                "missing reference": lambda log_policy, log_ref, beta: preference(
+                    log_policy, torch.zeros_like(log_ref), beta
+                ),
+                "divided by β": lambda log_policy, log_ref, beta: preference(log_policy, log_ref, 1 / beta),
+                "ratio of policies": lambda log_policy, log_ref, beta: torch.sigmoid(
+                    log_policy.unsqueeze(-1) - log_policy.unsqueeze(-2)
+                ),
+            },
+            {
+                "swapped pair": "the pair is swapped. Entry (i, j) is the probability that i beats j.",
+                "missing β": "β is missing. A log-ratio is in nats, and the reward is β times it.",
+                "missing reference": "the reference is missing. Z cancels between two responses, but π_ref(y|x) does "
+                "not, because it depends on y.",
+                "divided by β": "this is divided by β instead of multiplied. The reward is r = β log(π*/π_ref) + β log "
+                "Z.",
+                "ratio of policies": "π(i)/(π(i) + π(j)) is how often the policy gives i rather than j, not how often "
+                "people prefer i.",
+            },
         ),
         hints=(
             "Write the reward in terms of its optimal policy. Which of the two terms depends on the response?",
@@ -638,45 +470,32 @@ EXERCISES: tuple[Task, ...] = (
             Case("ten tokens, β = 1", {**_CHAIN, "length": 10, "beta": 1.0}),
         ),
         solution=log_z_chain,
-        mistakes=(
-            Mistake(
-                "one step too many",
-                "this is one step too many. The first token is given, so length − 1 steps remain.",
-                lambda log_first, log_next, reward, beta, length: _chain(log_first, log_next, reward, beta, length),
-            ),
-            Mistake(
-                "summed over the next token",
-                "the sum is over the next token. Keep the next token, and sum over the previous one.",
-                lambda log_first, log_next, reward, beta, length: _chain(
-                    log_first, log_next, reward, beta, length - 1, turned=True
+        mistakes=wrong_answers(
+            log_z_chain,
+            {
+                "one step too many": "length - 1 → length",
+                "summed over the next token": "beta, 0) → beta, 1)",
+                "maximum for sum": (
+                    (
+                        "torch.logsumexp(log_sum.unsqueeze(-1) + log_next + reward / beta, 0) → "
+                        "(log_sum.unsqueeze(-1) + log_next + reward / beta).amax(0)"
+                    ),
+                    "torch.logsumexp(log_sum, -1) → log_sum.amax(-1)",
                 ),
-            ),
-            Mistake(
-                "maximum for sum",
-                "this is the single largest term of Z (Viterbi), but Z is a sum.",
-                lambda log_first, log_next, reward, beta, length: _chain(
-                    log_first, log_next, reward, beta, length - 1, best=True
-                ),
-            ),
-            Mistake(
-                "missing β",
-                "β is missing. The reward is divided by β.",
-                lambda log_first, log_next, reward, beta, length: _chain(log_first, log_next, reward, 1.0, length - 1),
-            ),
-            Mistake(
-                "missing reference",
-                "the reference's transitions are missing. Every next token counts the same.",
-                lambda log_first, log_next, reward, beta, length: _chain(
-                    log_first, torch.zeros_like(log_next), reward, beta, length - 1
-                ),
-            ),
-            Mistake(
-                "tables transposed",
-                "the tables are transposed. The row is the previous token, and the column is the next one.",
-                lambda log_first, log_next, reward, beta, length: _chain(
-                    log_first, log_next.T, reward.T, beta, length - 1
-                ),
-            ),
+                "missing β": "reward / beta → reward",
+                "missing reference": "+ log_next + → +",
+                "tables transposed": "log_next + reward → log_next.T + reward.T",
+            },
+            {
+                "one step too many": "this is one step too many. The first token is given, so length − 1 steps remain.",
+                "summed over the next token": "the sum is over the next token. Keep the next token, and sum over the "
+                "previous one.",
+                "maximum for sum": "this is the single largest term of Z (Viterbi), but Z is a sum.",
+                "missing β": "β is missing. The reward is divided by β.",
+                "missing reference": "the reference's transitions are missing. Every next token counts the same.",
+                "tables transposed": "the tables are transposed. The row is the previous token, and the column is the "
+                "next one.",
+            },
         ),
         hints=(
             "The future depends on a prefix only through its last token. How many last tokens are there?",

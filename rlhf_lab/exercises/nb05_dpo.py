@@ -1,7 +1,5 @@
 """Exercises of notebook 05: DPO and its relatives."""
 
-from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -11,17 +9,14 @@ from torch.nn.functional import logsigmoid
 from rlhf_lab import losses
 from rlhf_lab.derivations.losses import cdpo
 from rlhf_lab.derivations.random_worlds import RandomWorld
-from rlhf_lab.exercises.checking import Case, Exercise, Mistake, Task
+from rlhf_lab.exercises.checking import Case, Exercise, Mistake, Task, double
 from rlhf_lab.exercises.derive import NextLine
+from rlhf_lab.exercises.edits import wrong_answers
 from rlhf_lab.exercises.lecture_loop import BETA, LOG_REF, REWARD, loop_regret
 from rlhf_lab.exercises.predictions import Prediction
-from rlhf_lab.exercises.training_loops import TrainingLoop, loop_mistakes
+from rlhf_lab.exercises.training_loops import TrainingLoop
 from rlhf_lab.preferences import sample_preferences
 from rlhf_lab.training import seeded
-
-
-def _double(values: object) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def dpo_loss(chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, beta: float) -> Tensor:
@@ -50,22 +45,9 @@ def ipo_margin(p: Tensor, tau: float) -> Tensor:
     return (p - 0.5) / tau
 
 
-def _population(log_policy: Tensor, log_ref: Tensor, reward: Tensor, beta: float, mistake: str) -> Tensor:
-    """`population_loss` with one mistake."""
-    implicit = beta * (log_policy - (0.0 if mistake == "reference" else log_ref))
-    if mistake == "beta":
-        implicit = log_policy - log_ref
-    margin = implicit[:, None] - implicit[None, :]
-    gap = reward[:, None] - reward[None, :]
-    p = (gap > 0).double() if mistake == "certain" else torch.sigmoid(-gap if mistake == "swapped" else gap)
-    apart = ~torch.eye(len(reward), dtype=torch.bool)
-    terms = -2 * p * (torch.sigmoid(margin).log() if mistake == "two steps" else logsigmoid(margin))
-    return terms.mean() if mistake == "diagonal" else terms[apart].mean() / (2 if mistake == "half" else 1)
-
-
-_PAIRS = {"chosen_log_ratio": _double([0.8, -1.1, 0.3]), "rejected_log_ratio": _double([-0.4, 0.6, 0.3])}
-_FAR = {"chosen_log_ratio": _double([-900.0, 700.0]), "rejected_log_ratio": _double([800.0, -600.0])}
-_ONE = {"chosen_log_ratio": _double(-0.5), "rejected_log_ratio": _double(0.7)}
+_PAIRS = {"chosen_log_ratio": double([0.8, -1.1, 0.3]), "rejected_log_ratio": double([-0.4, 0.6, 0.3])}
+_FAR = {"chosen_log_ratio": double([-900.0, 700.0]), "rejected_log_ratio": double([800.0, -600.0])}
+_ONE = {"chosen_log_ratio": double(-0.5), "rejected_log_ratio": double(0.7)}
 
 
 def _margin(w: RandomWorld) -> Tensor:
@@ -103,42 +85,6 @@ def train_dpo(
     return losses
 
 
-def _train_dpo(
-    logits: Tensor,
-    log_ref: Tensor,
-    prompts: Tensor,
-    chosen: Tensor,
-    rejected: Tensor,
-    beta: float,
-    steps: int,
-    learning_rate: float,
-    wrong: Sequence[str] = (),
-) -> list[float]:
-    """The same loop with the mistakes that `wrong` names."""
-    optimizer = torch.optim.SGD([logits], lr=learning_rate)
-    losses = []
-    if "swapped pair" in wrong:
-        chosen, rejected = rejected, chosen
-    for _ in range(steps):
-        log_policy = logits.log_softmax(-1)
-        subtracted = torch.zeros_like(log_ref) if "no reference" in wrong else log_ref
-        if "moving reference" in wrong:
-            subtracted = log_policy.detach()
-        if "reference with gradient" in wrong:
-            subtracted = log_policy
-        log_ratio = log_policy - subtracted
-        margin = log_ratio[prompts, chosen] - log_ratio[prompts, rejected]
-        margin = margin if "no beta" in wrong else beta * margin
-        loss = -(torch.sigmoid(margin) if "forgot log" in wrong else logsigmoid(margin)).mean()
-        loss = -loss if "sign" in wrong else loss
-        if "gradients not reset" not in wrong:
-            optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
-
-
 def train_from_reference(
     logits: Tensor,
     prompts: Tensor,
@@ -161,35 +107,6 @@ def train_from_reference(
         optimizer.step()
         losses.append(loss.item())
     return losses
-
-
-def _broken_train_from_reference(
-    logits: Tensor,
-    prompts: Tensor,
-    chosen: Tensor,
-    rejected: Tensor,
-    beta: float,
-    steps: int,
-    learning_rate: float,
-) -> list[float]:
-    """DPO with the starting policy as the reference: train `logits`, return the losses."""
-    optimizer = torch.optim.SGD([logits], lr=learning_rate)
-    losses = []
-    for _ in range(steps):
-        log_ref = logits.detach().log_softmax(-1)
-        log_ratio = logits.log_softmax(-1) - log_ref
-        margin = beta * (log_ratio[prompts, chosen] - log_ratio[prompts, rejected])
-        loss = -torch.nn.functional.logsigmoid(margin).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
-
-
-def _train_from_reference(logits: Tensor, *given: Any, wrong: Sequence[str] = ()) -> list[float]:
-    """`train_from_reference` with the mistakes that `wrong` names."""
-    return partial(_train_dpo, wrong=wrong)(logits, logits.detach().log_softmax(-1), *given)
 
 
 def _dpo_arguments() -> dict[str, Any]:
@@ -256,27 +173,21 @@ EXERCISES: tuple[Task, ...] = (
         quantities=("beta", "epsilon"),
         defined={"margin": ("βΔ, the margin of the pair of each prompt, (X,)", _margin)},
         solution=cdpo_slope,
-        mistakes=(
-            Mistake(
-                "sign",
-                "the sign is lost: where the pair is not yet ranked clearly, a larger Δ lowers the loss.",
-                lambda w: w.beta * (torch.sigmoid(-w.margin) - w.epsilon),
-            ),
-            Mistake(
-                "no beta",
-                "β is missing: this is the derivative with respect to βΔ.",
-                lambda w: -(torch.sigmoid(-w.margin) - w.epsilon),
-            ),
-            Mistake(
-                "sigma of the margin",
-                "the argument of σ has the wrong sign: the derivative of log σ(u) is σ(−u).",
-                lambda w: -w.beta * (torch.sigmoid(w.margin) - w.epsilon),
-            ),
-            Mistake(
-                "flipped label forgotten",
-                "only the loss of the label as given is differentiated. The flipped label has the weight ε.",
-                lambda w: -w.beta * (1 - w.epsilon) * torch.sigmoid(-w.margin),
-            ),
+        mistakes=wrong_answers(
+            cdpo_slope,
+            {
+                "sign": lambda w: w.beta * (torch.sigmoid(-w.margin) - w.epsilon),
+                "no beta": lambda w: -(torch.sigmoid(-w.margin) - w.epsilon),
+                "sigma of the margin": lambda w: -w.beta * (torch.sigmoid(w.margin) - w.epsilon),
+                "flipped label forgotten": lambda w: -w.beta * (1 - w.epsilon) * torch.sigmoid(-w.margin),
+            },
+            {
+                "sign": "the sign is lost: where the pair is not yet ranked clearly, a larger Δ lowers the loss.",
+                "no beta": "β is missing: this is the derivative with respect to βΔ.",
+                "sigma of the margin": "the argument of σ has the wrong sign: the derivative of log σ(u) is σ(−u).",
+                "flipped label forgotten": "only the loss of the label as given is differentiated. The flipped label "
+                "has the weight ε.",
+            },
         ),
         hints=(
             "Differentiate the second line: the loss of DPO plus ε βΔ. What is the derivative of −log σ(u)?",
@@ -292,8 +203,17 @@ EXERCISES: tuple[Task, ...] = (
         arguments=_dpo_arguments,
         distance=loop_regret,
         solution=train_dpo,
-        mistakes=loop_mistakes(
-            _train_dpo,
+        mistakes=wrong_answers(
+            train_dpo,
+            {
+                "swapped pair": "chosen] - log_ratio[prompts, rejected] → rejected] - log_ratio[prompts, chosen]",
+                "sign": "loss = -torch → loss = torch",
+                "no reference": "log_softmax(-1) - log_ref → log_softmax(-1)",
+                "no beta": "beta * (log_ratio → (log_ratio",
+                "moving reference": "- log_ref → - logits.detach().log_softmax(-1)",
+                "forgot log": "torch.nn.functional.logsigmoid → torch.sigmoid",
+                "gradients not reset": "optimizer.zero_grad() → pass",
+            },
             {
                 "swapped pair": "chosen and rejected are swapped, so that the policy learns to prefer the rejected.",
                 "sign": "the sign is lost: gradient descent on this loss lowers the likelihood of the labels.",
@@ -321,10 +241,24 @@ EXERCISES: tuple[Task, ...] = (
         arguments=_arguments_without_reference,
         distance=loop_regret,
         solution=train_from_reference,
-        broken=_broken_train_from_reference,
         bug="moving reference",
-        mistakes=loop_mistakes(
-            _train_from_reference,
+        mistakes=wrong_answers(
+            train_from_reference,
+            {
+                "moving reference": (
+                    "log_ref = logits.detach().log_softmax(-1)\n    losses = [] → losses = []",
+                    (
+                        "for _ in range(steps): → "
+                        "for _ in range(steps):\n"
+                        "        log_ref = logits.detach().log_softmax(-1)"
+                    ),
+                ),
+                "reference with gradient": "- log_ref → - logits.log_softmax(-1)",
+                "no reference": "log_softmax(-1) - log_ref → log_softmax(-1)",
+                "no beta": "beta * (log_ratio → (log_ratio",
+                "sign": "loss = -torch → loss = torch",
+                "swapped pair": "chosen] - log_ratio[prompts, rejected] → rejected] - log_ratio[prompts, chosen]",
+            },
             {
                 "moving reference": "the reference is computed again in every step, so it follows the policy.",
                 "reference with gradient": "the reference is not detached, so both gradients cancel and nothing moves.",
@@ -355,49 +289,33 @@ EXERCISES: tuple[Task, ...] = (
         solution=dpo_loss,
         differentiate=("chosen_log_ratio", "rejected_log_ratio"),
         compare="both",
-        mistakes=(
-            Mistake(
-                "swapped pair",
-                "chosen and rejected are swapped: the loss must be small where the chosen one's log-ratio is larger.",
-                lambda chosen, rejected, beta: -logsigmoid(beta * (rejected - chosen)),
-            ),
-            Mistake(
-                "no beta",
-                "β is missing: the implicit reward is β log π_θ/π_ref.",
-                lambda chosen, rejected, beta: -logsigmoid(chosen - rejected),
-            ),
-            Mistake(
-                "sign",
-                "the minus is missing: this is the log-likelihood, which rises as the fit improves.",
-                lambda chosen, rejected, beta: logsigmoid(beta * (chosen - rejected)),
-            ),
-            Mistake(
-                "forgot log",
-                "the logarithm is missing: −σ is not a log-likelihood.",
-                lambda chosen, rejected, beta: -torch.sigmoid(beta * (chosen - rejected)),
-            ),
-            Mistake(
-                "mean over pairs",
-                "this is averaged over the pairs: give one value for each pair; the caller takes the mean.",
-                lambda chosen, rejected, beta: -logsigmoid(beta * (chosen - rejected)).mean(),
-            ),
-            Mistake(
-                "beta outside",
-                "β is outside σ, but it scales the implicit reward, which is the argument.",
-                lambda chosen, rejected, beta: -beta * logsigmoid(chosen - rejected),
-            ),
-            Mistake(
-                "beta on one side",
-                "β multiplies the chosen log-ratio only: both implicit rewards contain it.",
-                lambda chosen, rejected, beta: -logsigmoid(beta * chosen - rejected),
-            ),
-            Mistake(
-                "log of sigmoid in two steps",
-                "this is correct on paper, but for a pair that is ranked very incorrectly σ rounds to 0 and the loss "
-                "is infinite: "
-                "use logsigmoid.",
-                lambda chosen, rejected, beta: -torch.log(torch.sigmoid(beta * (chosen - rejected))),
-            ),
+        mistakes=wrong_answers(
+            dpo_loss,
+            {
+                "swapped pair": lambda chosen, rejected, beta: -logsigmoid(beta * (rejected - chosen)),
+                "no beta": lambda chosen, rejected, beta: -logsigmoid(chosen - rejected),
+                "sign": lambda chosen, rejected, beta: logsigmoid(beta * (chosen - rejected)),
+                "forgot log": lambda chosen, rejected, beta: -torch.sigmoid(beta * (chosen - rejected)),
+                "mean over pairs": lambda chosen, rejected, beta: -logsigmoid(beta * (chosen - rejected)).mean(),
+                "beta outside": lambda chosen, rejected, beta: -beta * logsigmoid(chosen - rejected),
+                "beta on one side": lambda chosen, rejected, beta: -logsigmoid(beta * chosen - rejected),
+                "log of sigmoid in two steps": lambda chosen, rejected, beta: (
+                    -torch.log(torch.sigmoid(beta * (chosen - rejected)))
+                ),
+            },
+            {
+                "swapped pair": "chosen and rejected are swapped: the loss must be small where the chosen one's "
+                "log-ratio is larger.",
+                "no beta": "β is missing: the implicit reward is β log π_θ/π_ref.",
+                "sign": "the minus is missing: this is the log-likelihood, which rises as the fit improves.",
+                "forgot log": "the logarithm is missing: −σ is not a log-likelihood.",
+                "mean over pairs": "this is averaged over the pairs: give one value for each pair; the caller takes "
+                "the mean.",
+                "beta outside": "β is outside σ, but it scales the implicit reward, which is the argument.",
+                "beta on one side": "β multiplies the chosen log-ratio only: both implicit rewards contain it.",
+                "log of sigmoid in two steps": "this is correct on paper, but for a pair that is ranked very "
+                "incorrectly σ rounds to 0 and the loss is infinite: use logsigmoid.",
+            },
         ),
         hints=(
             "Bradley–Terry with the implicit reward r̂ = β · log-ratio: how likely is it that the chosen one wins?",
@@ -414,27 +332,27 @@ EXERCISES: tuple[Task, ...] = (
             Case(
                 "three responses",
                 {
-                    "log_policy": _double([0.5, 0.3, 0.2]).log(),
-                    "log_ref": _double([0.2, 0.2, 0.6]).log(),
-                    "reward": _double([1.0, 0.0, -0.5]),
+                    "log_policy": double([0.5, 0.3, 0.2]).log(),
+                    "log_ref": double([0.2, 0.2, 0.6]).log(),
+                    "reward": double([1.0, 0.0, -0.5]),
                     "beta": 0.5,
                 },
             ),
             Case(
                 "two responses, a large β",
                 {
-                    "log_policy": _double([0.7, 0.3]).log(),
-                    "log_ref": _double([0.4, 0.6]).log(),
-                    "reward": _double([-0.3, 0.8]),
+                    "log_policy": double([0.7, 0.3]).log(),
+                    "log_ref": double([0.4, 0.6]).log(),
+                    "reward": double([-0.3, 0.8]),
                     "beta": 2.0,
                 },
             ),
             Case(
                 "a policy with almost no probability for two responses",
                 {
-                    "log_policy": _double([0.0, -2000.0, -3000.0]),
-                    "log_ref": _double([0.2, 0.2, 0.6]).log(),
-                    "reward": _double([1.0, 0.0, -0.5]),
+                    "log_policy": double([0.0, -2000.0, -3000.0]),
+                    "log_ref": double([0.2, 0.2, 0.6]).log(),
+                    "reward": double([1.0, 0.0, -0.5]),
                     "beta": 1.0,
                 },
             ),
@@ -442,44 +360,29 @@ EXERCISES: tuple[Task, ...] = (
         solution=population_loss,
         differentiate=("log_policy",),
         compare="both",
-        mistakes=(
-            Mistake(
-                "certain labels",
-                "the better response always wins here. Bradley–Terry labels are noisy: it wins with σ(r_1 − r_2).",
-                partial(_population, mistake="certain"),
-            ),
-            Mistake(
-                "swapped labels",
-                "the labels are swapped: the worse response wins more often.",
-                partial(_population, mistake="swapped"),
-            ),
-            Mistake(
-                "no reference",
-                "the reference is missing: the implicit reward is β log π_θ/π_ref.",
-                partial(_population, mistake="reference"),
-            ),
-            Mistake(
-                "no beta",
-                "β is missing from the implicit reward.",
-                partial(_population, mistake="beta"),
-            ),
-            Mistake(
-                "diagonal",
-                "comparisons of a response with itself are counted. Leave the diagonal out of the mean.",
-                partial(_population, mistake="diagonal"),
-            ),
-            Mistake(
-                "half the labels",
-                "this is half of the loss: a pair has two possible labels, whose probabilities must sum to one.",
-                partial(_population, mistake="half"),
-            ),
-            Mistake(
-                "log of sigmoid in two steps",
-                "this is correct on paper, but where the policy has almost no probability for a response σ rounds to 0 "
-                "and the loss is infinite: "
-                "use logsigmoid.",
-                partial(_population, mistake="two steps"),
-            ),
+        mistakes=wrong_answers(
+            population_loss,
+            {
+                "certain labels": "torch.sigmoid(reward[:, None] - reward → 1.0 * (reward[:, None] > reward",
+                "swapped labels": "reward[:, None] - reward[None, :] → reward[None, :] - reward[:, None]",
+                "no reference": "(log_policy - log_ref) → log_policy",
+                "no beta": "beta * (log_policy → (log_policy",
+                "diagonal": "[apart].mean() → .mean()",
+                "half the labels": "-2 * ( → -(",
+                "log of sigmoid in two steps": "torch.nn.functional.logsigmoid(margin) → torch.sigmoid(margin).log()",
+            },
+            {
+                "certain labels": "the better response always wins here. Bradley–Terry labels are noisy: it wins with "
+                "σ(r_1 − r_2).",
+                "swapped labels": "the labels are swapped: the worse response wins more often.",
+                "no reference": "the reference is missing: the implicit reward is β log π_θ/π_ref.",
+                "no beta": "β is missing from the implicit reward.",
+                "diagonal": "comparisons of a response with itself are counted. Leave the diagonal out of the mean.",
+                "half the labels": "this is half of the loss: a pair has two possible labels, whose probabilities must "
+                "sum to one.",
+                "log of sigmoid in two steps": "this is correct on paper, but where the policy has almost no "
+                "probability for a response σ rounds to 0 and the loss is infinite: use logsigmoid.",
+            },
         ),
         hints=(
             "For one pair (i, j): i wins with p_ij = σ(r_i − r_j), with the loss −log σ(r̂_i − r̂_j); j wins with 1 − "
@@ -502,48 +405,33 @@ EXERCISES: tuple[Task, ...] = (
         solution=robust_loss,
         differentiate=("chosen_log_ratio", "rejected_log_ratio"),
         compare="both",
-        mistakes=(
-            Mistake(
-                "cDPO",
-                "this is cDPO, which adds the second term. Its mean over flips is not the loss without noise.",
-                lambda c, r, beta, e: (1 - e) * dpo_loss(c, r, beta) + e * dpo_loss(r, c, beta),
-            ),
-            Mistake(
-                "no divisor",
-                "the divisor is missing: the mean over flips is only a fraction of the loss without noise.",
-                lambda c, r, beta, e: (1 - e) * dpo_loss(c, r, beta) - e * dpo_loss(r, c, beta),
-            ),
-            Mistake(
-                "swapped pair",
-                "the two losses are swapped: most labels are correct, so the larger weight belongs to the label as "
-                "given.",
-                lambda c, r, beta, e: robust_loss(r, c, beta, e),
-            ),
-            Mistake(
-                "plain DPO",
-                "ε is not used: this is DPO's loss, whose mean over flips is not the loss without noise.",
-                lambda c, r, beta, e: dpo_loss(c, r, beta),
-            ),
-            Mistake(
-                "mean over pairs",
-                "this is averaged over the pairs: give one value for each pair; the caller takes the mean.",
-                lambda c, r, beta, e: robust_loss(c, r, beta, e).mean(),
-            ),
-            Mistake(
-                "no beta",
-                "β is missing from the margin.",
-                lambda c, r, beta, e: robust_loss(c, r, 1.0, e),
-            ),
-            Mistake(
-                "log of sigmoid in two steps",
-                "this is correct on paper, but for a pair that is ranked very incorrectly σ rounds to 0 and the loss "
-                "is infinite: "
-                "use logsigmoid.",
-                lambda c, r, beta, e: (
+        mistakes=wrong_answers(
+            robust_loss,
+            {
+                "cDPO": lambda c, r, beta, e: (1 - e) * dpo_loss(c, r, beta) + e * dpo_loss(r, c, beta),
+                "no divisor": lambda c, r, beta, e: (1 - e) * dpo_loss(c, r, beta) - e * dpo_loss(r, c, beta),
+                "swapped pair": lambda c, r, beta, e: robust_loss(r, c, beta, e),
+                "plain DPO": lambda c, r, beta, e: dpo_loss(c, r, beta),
+                "mean over pairs": lambda c, r, beta, e: robust_loss(c, r, beta, e).mean(),
+                "no beta": lambda c, r, beta, e: robust_loss(c, r, 1.0, e),
+                "log of sigmoid in two steps": lambda c, r, beta, e: (
                     (-(1 - e) * torch.sigmoid(beta * (c - r)).log() + e * torch.sigmoid(beta * (r - c)).log())
                     / (1 - 2 * e)
                 ),
-            ),
+            },
+            {
+                "cDPO": "this is cDPO, which adds the second term. Its mean over flips is not the loss without noise.",
+                "no divisor": "the divisor is missing: the mean over flips is only a fraction of the loss without "
+                "noise.",
+                "swapped pair": "the two losses are swapped: most labels are correct, so the larger weight belongs to "
+                "the label as given.",
+                "plain DPO": "ε is not used: this is DPO's loss, whose mean over flips is not the loss without noise.",
+                "mean over pairs": "this is averaged over the pairs: give one value for each pair; the caller takes "
+                "the mean.",
+                "no beta": "β is missing from the margin.",
+                "log of sigmoid in two steps": "this is correct on paper, but for a pair that is ranked very "
+                "incorrectly σ rounds to 0 and the loss is infinite: use logsigmoid.",
+            },
         ),
         hints=(
             "Look for a ℒ(w,l) + b ℒ(l,w) whose mean over flips, (1−ε) of it plus ε of it swapped, is ℒ(w,l).",
@@ -557,42 +445,30 @@ EXERCISES: tuple[Task, ...] = (
         difficulty=2,
         minutes=6,
         cases=(
-            Case("an even, a clear and a certain preference", {"p": _double([0.5, 0.8, 1.0]), "tau": 0.2}),
-            Case("a preference against the chosen one", {"p": _double([0.1]), "tau": 2.0}),
+            Case("an even, a clear and a certain preference", {"p": double([0.5, 0.8, 1.0]), "tau": 0.2}),
+            Case("a preference against the chosen one", {"p": double([0.1]), "tau": 2.0}),
         ),
         solution=ipo_margin,
-        mistakes=(
-            Mistake(
-                "DPO's margin",
-                "this is the minimum of DPO, the log-odds, which is infinite for a certain preference. IPO's loss is a "
-                "square.",
-                lambda p, tau: torch.logit(p) / tau,
-            ),
-            Mistake(
-                "label noise forgotten",
-                "this is the target of a single label, 1/(2τ). The mean is over both labels.",
-                lambda p, tau: torch.full_like(p, 1 / (2 * tau)),
-            ),
-            Mistake(
-                "factor of two",
-                "this is too large by a factor of two: the derivative of a square has a factor 2.",
-                lambda p, tau: (2 * p - 1) / tau,
-            ),
-            Mistake(
-                "tau on the wrong side",
-                "τ is on the wrong side: a larger τ, a stronger KL penalty, must give a smaller margin.",
-                lambda p, tau: (p - 0.5) * tau,
-            ),
-            Mistake(
-                "sign",
-                "the sign is lost: a preferred response needs a positive margin.",
-                lambda p, tau: (0.5 - p) / tau,
-            ),
-            Mistake(
-                "not centred",
-                "a preference of ½ must give the margin 0: subtract ½ from p.",
-                lambda p, tau: p / tau,
-            ),
+        mistakes=wrong_answers(
+            ipo_margin,
+            {
+                "DPO's margin": lambda p, tau: torch.logit(p) / tau,
+                "label noise forgotten": lambda p, tau: torch.full_like(p, 1 / (2 * tau)),
+                "factor of two": lambda p, tau: (2 * p - 1) / tau,
+                "tau on the wrong side": lambda p, tau: (p - 0.5) * tau,
+                "sign": lambda p, tau: (0.5 - p) / tau,
+                "not centred": lambda p, tau: p / tau,
+            },
+            {
+                "DPO's margin": "this is the minimum of DPO, the log-odds, which is infinite for a certain preference. "
+                "IPO's loss is a square.",
+                "label noise forgotten": "this is the target of a single label, 1/(2τ). The mean is over both labels.",
+                "factor of two": "this is too large by a factor of two: the derivative of a square has a factor 2.",
+                "tau on the wrong side": "τ is on the wrong side: a larger τ, a stronger KL penalty, must give a "
+                "smaller margin.",
+                "sign": "the sign is lost: a preferred response needs a positive margin.",
+                "not centred": "a preference of ½ must give the margin 0: subtract ½ from p.",
+            },
         ),
         hints=(
             "The mean loss is p (Δ − 1/(2τ))² + (1−p)(Δ + 1/(2τ))². Differentiate it with respect to Δ.",

@@ -1,29 +1,24 @@
 """Exercises of notebook 06: DPO's gradient."""
 
-from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid, one_hot
+from torch.nn.functional import one_hot
 
 from rlhf_lab import exact, losses
 from rlhf_lab.batch import Pairs
 from rlhf_lab.derivations import dpo as derivations
 from rlhf_lab.derivations.random_worlds import RandomWorld
-from rlhf_lab.exercises.checking import Case, Exercise, Mistake, Task
+from rlhf_lab.exercises.checking import Case, Exercise, Mistake, Task, double
 from rlhf_lab.exercises.derive import NextLine
+from rlhf_lab.exercises.edits import wrong_answers
 from rlhf_lab.exercises.predictions import Prediction
-from rlhf_lab.exercises.training_loops import TrainingLoop, loop_mistakes
+from rlhf_lab.exercises.training_loops import TrainingLoop
 from rlhf_lab.policies.tabular import TabularPolicy
 from rlhf_lab.preferences import sample_preferences
 from rlhf_lab.training import seeded
 from rlhf_lab.worlds import bandit, token_tree
-
-
-def _double(values: object) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def dpo_gradient(logits: Tensor, log_ref: Tensor, chosen: int, rejected: int, beta: float) -> Tensor:
@@ -44,22 +39,6 @@ def chosen_speed(chosen_score: Tensor, rejected_score: Tensor, beta: float, weig
 def response_log_prob(token_log_probs: Tensor, mask: Tensor) -> Tensor:
     """log π(y|x) of every response, (B, G), from its tokens', (B, G, T)."""
     return torch.where(mask, token_log_probs, 0.0).sum(-1)
-
-
-def _mistaken(logits: Tensor, log_ref: Tensor, chosen: int, rejected: int, beta: float, mistake: str) -> Tensor:
-    """`dpo_gradient` with one mistake."""
-    log_policy = torch.log_softmax(logits, -1)
-    log_ratio = log_policy if mistake == "reference" else log_policy - log_ref
-    margin = beta * (log_ratio[chosen] - log_ratio[rejected])
-    weight = torch.sigmoid(margin if mistake == "weight" else -margin)
-    if mistake == "none":
-        weight = torch.ones_like(weight)
-    size = len(logits)
-    up, down = (one_hot(torch.tensor(y), size).to(logits) for y in (chosen, rejected))
-    if mistake == "half":
-        down = log_policy.exp()
-    factor = {"beta": 1.0, "sign": -beta}.get(mistake, beta)
-    return -factor * weight * (up - down)
 
 
 _BETA = 0.5
@@ -107,34 +86,6 @@ def train_by_formula(
     return losses
 
 
-def _train_by_formula(
-    logits: Tensor,
-    log_ref: Tensor,
-    chosen: Tensor,
-    rejected: Tensor,
-    beta: float,
-    steps: int,
-    learning_rate: float,
-    wrong: Sequence[str] = (),
-) -> list[float]:
-    """The same loop with the mistakes that `wrong` names."""
-    found = []
-    for _ in range(steps):
-        log_policy = logits.detach().log_softmax(-1)
-        log_ratio = log_policy if "no reference" in wrong else log_policy - log_ref
-        margin = beta * (log_ratio[chosen] - log_ratio[rejected])
-        weight = torch.sigmoid(margin if "weight exchanged" in wrong else -margin)
-        weight = torch.full_like(weight, 0.5) if "no weight" in wrong else weight
-        share = weight * (1.0 if "no beta" in wrong else beta) / (1 if "sum" in wrong else len(margin))
-        share = -share if "sign" in wrong else share
-        gradient = torch.zeros_like(log_ref).index_add(0, chosen, -share)
-        gradient = gradient if "rejected forgotten" in wrong else gradient.index_add(0, rejected, share)
-        with torch.no_grad():
-            logits -= learning_rate * gradient
-        found.append(-logsigmoid(margin).mean().item())
-    return found
-
-
 def _formula_arguments() -> dict[str, Any]:
     """A table of four logits that starts at the reference, and 100 labels on every pair of responses."""
     first, second = torch.tensor([(i, j) for i in range(4) for j in range(i)]).repeat(100, 1).unbind(-1)
@@ -173,53 +124,6 @@ def train_on_sequences(
     return losses
 
 
-def _broken_train_on_sequences(
-    policy: TabularPolicy, token_log_ref: Tensor, pairs: Pairs, beta: float, steps: int, learning_rate: float
-) -> list[float]:
-    """DPO on sequences of tokens: train `policy` in place and return the losses."""
-    optimizer = torch.optim.SGD(policy.parameters(), lr=learning_rate)
-    losses = []
-    for _ in range(steps):
-        # (N, 2, T), and 0 at padding, as is token_log_ref.
-        token_log_probs = policy.token_log_probs(pairs.prompts, pairs.responses)
-        log_ratio = (token_log_probs - token_log_ref).mean(-1)
-        margin = beta * (log_ratio[:, 0] - log_ratio[:, 1])
-        loss = -torch.nn.functional.logsigmoid(margin).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
-
-
-def _train_on_sequences(
-    policy: TabularPolicy,
-    token_log_ref: Tensor,
-    pairs: Pairs,
-    beta: float,
-    steps: int,
-    learning_rate: float,
-    wrong: Sequence[str] = (),
-) -> list[float]:
-    """`train_on_sequences` with the mistakes that `wrong` names."""
-    optimizer = torch.optim.SGD(policy.parameters(), lr=learning_rate)
-    found, lengths = [], pairs.responses.lengths
-    for _ in range(steps):
-        token_log_probs = policy.token_log_probs(pairs.prompts, pairs.responses)
-        each = token_log_probs if "no reference" in wrong else token_log_probs - token_log_ref
-        log_ratio = each[..., -1] if "last token" in wrong else each.sum(-1)
-        log_ratio = log_ratio / each.shape[-1] if "mean over padding" in wrong else log_ratio
-        log_ratio = log_ratio / lengths if "mean over tokens" in wrong else log_ratio
-        margin = log_ratio[:, 0] - log_ratio[:, 1]
-        margin = margin if "no beta" in wrong else beta * margin
-        loss = -logsigmoid(-margin if "swapped pair" in wrong else margin).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        found.append(loss.item())
-    return found
-
-
 def _sequence_arguments() -> dict[str, Any]:
     """A table over all sequences of up to three tokens, which starts at the reference, and 1,000 labelled pairs."""
     pairs = _TREE.preferences(1000, seeded(0))
@@ -238,7 +142,7 @@ def _distance(policy: TabularPolicy) -> float:
     return exact.kl(_TREE.log_probs(policy), _TREE.optimal(_BETA)).mean().item()
 
 
-_SCORES = {"chosen_score": _double([1.0, -0.5, 0.2]), "rejected_score": _double([1.8, -1.0, 0.1])}
+_SCORES = {"chosen_score": double([1.0, -0.5, 0.2]), "rejected_score": double([1.8, -1.0, 0.1])}
 
 EXERCISES: tuple[Task, ...] = (
     Prediction(
@@ -287,12 +191,14 @@ EXERCISES: tuple[Task, ...] = (
             "rejected_score": ("∇ log π_θ(y_l given x), (X, K)", lambda w: _score(w, w.rejected)),
         },
         solution=gradient_line,
-        mistakes=(
-            Mistake(
-                "sum of the scores",
-                "the scores are added. The margin is a difference, and so is its gradient.",
-                lambda w: -w.beta * torch.sigmoid(-w.margin) * (w.chosen_score + w.rejected_score),
-            ),
+        mistakes=wrong_answers(
+            gradient_line,
+            {
+                "sum of the scores": lambda w: -w.beta * torch.sigmoid(-w.margin) * (w.chosen_score + w.rejected_score),
+            },
+            {
+                "sum of the scores": "the scores are added. The margin is a difference, and so is its gradient.",
+            },
         ),
         hints=(
             "u is the difference of β log π_θ/π_ref at y_w and at y_l. Which of these terms depend on θ?",
@@ -308,8 +214,17 @@ EXERCISES: tuple[Task, ...] = (
         arguments=_formula_arguments,
         distance=_regret,
         solution=train_by_formula,
-        mistakes=loop_mistakes(
-            _train_by_formula,
+        mistakes=wrong_answers(
+            train_by_formula,
+            {
+                "sign": "logits -= → logits +=",
+                "no beta": "beta * torch.sigmoid → torch.sigmoid",
+                "weight exchanged": "sigmoid(-margin) → sigmoid(margin)",
+                "no weight": "torch.sigmoid(-margin) → torch.full_like(margin, 0.5)",
+                "rejected forgotten": "-share).index_add(0, rejected, share) → -share)",
+                "no reference": "log_softmax(-1) - log_ref → log_softmax(-1)",
+                "sum": "sigmoid(-margin) / len(margin) → sigmoid(-margin)",
+            },
             {
                 "sign": "the sign is lost: the step must go against the gradient of the loss.",
                 "no beta": "β in front of the weight is missing.",
@@ -337,10 +252,17 @@ EXERCISES: tuple[Task, ...] = (
         distance=_distance,
         quantity="the KL to π*",
         solution=train_on_sequences,
-        broken=_broken_train_on_sequences,
         bug="mean over padding",
-        mistakes=loop_mistakes(
-            _train_on_sequences,
+        mistakes=wrong_answers(
+            train_on_sequences,
+            {
+                "mean over padding": ".sum(-1) → .mean(-1)",
+                "mean over tokens": ".sum(-1) → .sum(-1) / pairs.responses.lengths",
+                "last token": ".sum(-1) → [..., -1]",
+                "no reference": "(token_log_probs - token_log_ref) → token_log_probs",
+                "no beta": "beta * (log_ratio → (log_ratio",
+                "swapped pair": "logsigmoid(margin) → logsigmoid(-margin)",
+            },
             {
                 "mean over padding": "the mean over all positions is taken, including padding.",
                 "mean over tokens": "the mean over tokens is taken. The log-probability of a sequence is a sum.",
@@ -370,8 +292,8 @@ EXERCISES: tuple[Task, ...] = (
             Case(
                 "three responses, ranked incorrectly",
                 {
-                    "logits": _double([0.2, 1.0, -0.3]),
-                    "log_ref": _double([0.5, 0.3, 0.2]).log(),
+                    "logits": double([0.2, 1.0, -0.3]),
+                    "log_ref": double([0.5, 0.3, 0.2]).log(),
                     "chosen": 0,
                     "rejected": 1,
                     "beta": 0.5,
@@ -380,8 +302,8 @@ EXERCISES: tuple[Task, ...] = (
             Case(
                 "four responses, ranked correctly, a large β",
                 {
-                    "logits": _double([-0.4, 0.1, 0.9, 0.0]),
-                    "log_ref": _double([0.25, 0.25, 0.1, 0.4]).log(),
+                    "logits": double([-0.4, 0.1, 0.9, 0.0]),
+                    "log_ref": double([0.25, 0.25, 0.1, 0.4]).log(),
                     "chosen": 2,
                     "rejected": 3,
                     "beta": 2.0,
@@ -389,42 +311,40 @@ EXERCISES: tuple[Task, ...] = (
             ),
         ),
         solution=dpo_gradient,
-        mistakes=(
-            Mistake(
-                "sign",
-                "the sign is lost: this is the direction of learning, minus the gradient.",
-                partial(_mistaken, mistake="sign"),
-            ),
-            Mistake(
-                "no beta",
-                "β in front is missing: the weight is only a part of the factor.",
-                partial(_mistaken, mistake="beta"),
-            ),
-            Mistake(
-                "swapped weight",
-                "the weight is swapped: it must be large if the pair is ranked incorrectly.",
-                partial(_mistaken, mistake="weight"),
-            ),
-            Mistake(
-                "no weight",
-                "the weight is missing: every pair has the same weight here, learned or not.",
-                partial(_mistaken, mistake="none"),
-            ),
-            Mistake(
-                "rejected forgotten",
-                "this has only the score of the chosen response; subtract that of the rejected one.",
-                partial(_mistaken, mistake="half"),
-            ),
-            Mistake(
-                "no reference",
-                "the weight does not contain the reference: r̂ is β log π_θ/π_ref.",
-                partial(_mistaken, mistake="reference"),
-            ),
-            Mistake(
-                "mean over responses",
-                "this is one number. Give the K derivatives with respect to the logits.",
-                lambda *a: dpo_gradient(*a).abs().mean(),
-            ),
+        mistakes=wrong_answers(
+            dpo_gradient,
+            {
+                "sign": (
+                    "[chosen] = -beta → [chosen] = beta",
+                    "[rejected] = beta → [rejected] = -beta",
+                ),
+                "no beta": (
+                    "-beta * weight → -weight",
+                    "] = beta * weight → ] = weight",
+                ),
+                "swapped weight": "log_ratio[rejected] - log_ratio[chosen] → log_ratio[chosen] - log_ratio[rejected]",
+                "no weight": (
+                    "-beta * weight → -beta",
+                    "] = beta * weight → ] = beta",
+                ),
+                "rejected forgotten": (
+                    "torch.zeros_like(logits) → beta * weight * logits.softmax(-1)",
+                    "[chosen] = -beta → [chosen] -= beta",
+                    "gradient[rejected] = beta * weight → pass",
+                ),
+                "no reference": "torch.log_softmax(logits, -1) - log_ref → torch.log_softmax(logits, -1)",
+                "mean over responses": lambda *a: dpo_gradient(*a).abs().mean(),
+            },
+            {
+                "sign": "the sign is lost: this is the direction of learning, minus the gradient.",
+                "no beta": "β in front is missing: the weight is only a part of the factor.",
+                "swapped weight": "the weight is swapped: it must be large if the pair is ranked incorrectly.",
+                "no weight": "the weight is missing: every pair has the same weight here, learned or not.",
+                "rejected forgotten": "this has only the score of the chosen response; subtract that of the rejected "
+                "one.",
+                "no reference": "the weight does not contain the reference: r̂ is β log π_θ/π_ref.",
+                "mean over responses": "this is one number. Give the K derivatives with respect to the logits.",
+            },
         ),
         hints=(
             "On a table ∇log π(y) = e_y − π, with e_y the unit vector of y. What remains of π in the difference?",
@@ -442,43 +362,37 @@ EXERCISES: tuple[Task, ...] = (
             Case(
                 "orthogonal gradients",
                 {
-                    "chosen_score": _double([1.0, 0.0]),
-                    "rejected_score": _double([0.0, 2.0]),
+                    "chosen_score": double([1.0, 0.0]),
+                    "rejected_score": double([0.0, 2.0]),
                     "beta": 2.0,
                     "weight": 0.8,
                 },
             ),
         ),
         solution=chosen_speed,
-        mistakes=(
-            Mistake(
-                "the margin's speed",
-                "this is how fast the margin log π(y_w) − log π(y_l) moves. The margin never falls, but the chosen "
-                "log-probability may.",
-                lambda w, r, b, v: b * v * ((w - r) @ (w - r)),
-            ),
-            Mistake(
-                "sign",
-                "the sign is lost: gradient descent moves against the gradient of the loss.",
-                lambda w, r, b, v: -b * v * (w @ (w - r)),
-            ),
-            Mistake(
-                "lost minus",
-                "the term of the rejected response has the wrong sign; subtract its score.",
-                lambda w, r, b, v: b * v * (w @ (w + r)),
-            ),
-            Mistake(
-                "rejected forgotten",
-                "the rejected response is missing: its gradient moves the chosen one too if they share parameters.",
-                lambda w, r, b, v: b * v * (w @ w),
-            ),
-            Mistake("no beta", "β is missing.", lambda w, r, b, v: v * (w @ (w - r))),
-            Mistake("no weight", "the weight σ(r̂_l − r̂_w) is missing.", lambda w, r, b, v: b * (w @ (w - r))),
-            Mistake(
-                "swapped pair",
-                "chosen and rejected are swapped: this is minus the rate of change of the rejected response.",
-                lambda w, r, b, v: b * v * (r @ (r - w)),
-            ),
+        mistakes=wrong_answers(
+            chosen_speed,
+            {
+                "the margin's speed": lambda w, r, b, v: b * v * ((w - r) @ (w - r)),
+                "sign": lambda w, r, b, v: -b * v * (w @ (w - r)),
+                "lost minus": lambda w, r, b, v: b * v * (w @ (w + r)),
+                "rejected forgotten": lambda w, r, b, v: b * v * (w @ w),
+                "no beta": lambda w, r, b, v: v * (w @ (w - r)),
+                "no weight": lambda w, r, b, v: b * (w @ (w - r)),
+                "swapped pair": lambda w, r, b, v: b * v * (r @ (r - w)),
+            },
+            {
+                "the margin's speed": "this is how fast the margin log π(y_w) − log π(y_l) moves. The margin never "
+                "falls, but the chosen log-probability may.",
+                "sign": "the sign is lost: gradient descent moves against the gradient of the loss.",
+                "lost minus": "the term of the rejected response has the wrong sign; subtract its score.",
+                "rejected forgotten": "the rejected response is missing: its gradient moves the chosen one too if they "
+                "share parameters.",
+                "no beta": "β is missing.",
+                "no weight": "the weight σ(r̂_l − r̂_w) is missing.",
+                "swapped pair": "chosen and rejected are swapped: this is minus the rate of change of the rejected "
+                "response.",
+            },
         ),
         hints=(
             "A small step moves θ by −∇ℒ, and log π(y_w) by its own gradient times that.",
@@ -495,7 +409,7 @@ EXERCISES: tuple[Task, ...] = (
             Case(
                 "two prompts, two responses each, of 1 to 3 tokens; padded places contain arbitrary numbers",
                 {
-                    "token_log_probs": _double(
+                    "token_log_probs": double(
                         [[[-0.5, -1.0, -0.2], [-2.0, -0.7, -9.0]], [[-0.1, -0.4, -7.0], [-1.5, -8.0, -6.0]]]
                     ),
                     "mask": torch.tensor(
@@ -506,44 +420,32 @@ EXERCISES: tuple[Task, ...] = (
             Case(
                 "one prompt, a padded place holds −∞",
                 {
-                    "token_log_probs": _double([[[-0.3, -0.6], [-1.0, -torch.inf]]]),
+                    "token_log_probs": double([[[-0.3, -0.6], [-1.0, -torch.inf]]]),
                     "mask": torch.tensor([[[True, True], [True, False]]]),
                 },
             ),
         ),
         solution=response_log_prob,
-        mistakes=(
-            Mistake(
-                "mean for sum",
-                "averaged over the tokens: the probability of a response is the product of its tokens', "
-                "so its logarithm is their sum.",
-                lambda t, m: torch.where(m, t, 0.0).sum(-1) / m.sum(-1),
-            ),
-            Mistake(
-                "no mask",
-                "padded places are counted: they are no tokens of the response.",
-                lambda t, m: t.sum(-1),
-            ),
-            Mistake(
-                "inverted mask",
-                "the mask is inverted: it is True where a token counts.",
-                lambda t, m: torch.where(m, 0.0, t).sum(-1),
-            ),
-            Mistake(
-                "mean over padding",
-                "this is a mean, over the padded length. Take the sum.",
-                lambda t, m: torch.where(m, t, 0.0).mean(-1),
-            ),
-            Mistake(
-                "wrong axis",
-                "the sum is over the wrong axis. The tokens are the last axis.",
-                lambda t, m: torch.where(m, t, 0.0).sum(1),
-            ),
-            Mistake(
-                "multiplied by the mask",
-                "this is correct if padded places are finite, but 0 · ∞ is nan. Select with torch.where.",
-                lambda t, m: (t * m).sum(-1),
-            ),
+        mistakes=wrong_answers(
+            response_log_prob,
+            {
+                "mean for sum": lambda t, m: torch.where(m, t, 0.0).sum(-1) / m.sum(-1),
+                "no mask": lambda t, m: t.sum(-1),
+                "inverted mask": lambda t, m: torch.where(m, 0.0, t).sum(-1),
+                "mean over padding": lambda t, m: torch.where(m, t, 0.0).mean(-1),
+                "wrong axis": lambda t, m: torch.where(m, t, 0.0).sum(1),
+                "multiplied by the mask": lambda t, m: (t * m).sum(-1),
+            },
+            {
+                "mean for sum": "averaged over the tokens: the probability of a response is the product of its "
+                "tokens', so its logarithm is their sum.",
+                "no mask": "padded places are counted: they are no tokens of the response.",
+                "inverted mask": "the mask is inverted: it is True where a token counts.",
+                "mean over padding": "this is a mean, over the padded length. Take the sum.",
+                "wrong axis": "the sum is over the wrong axis. The tokens are the last axis.",
+                "multiplied by the mask": "this is correct if padded places are finite, but 0 · ∞ is nan. Select with "
+                "torch.where.",
+            },
         ),
         hints=(
             "log π(y|x) = Σ_t log π(y_t | x, y_<t), over the places where the mask is True.",

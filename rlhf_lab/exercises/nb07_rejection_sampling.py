@@ -1,6 +1,5 @@
 """Exercises of notebook 07: statistical rejection sampling."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,15 +8,12 @@ from torch import Tensor
 from rlhf_lab import sampling
 from rlhf_lab.derivations.random_worlds import RandomWorld
 from rlhf_lab.derivations.rejection import accepted_are_exact
-from rlhf_lab.exercises.checking import Case, Exercise, Mistake, Seed, Task
+from rlhf_lab.exercises.checking import Case, Exercise, Mistake, Seed, Task, double
 from rlhf_lab.exercises.derive import NextLine
+from rlhf_lab.exercises.edits import wrong_answers
 from rlhf_lab.exercises.lecture_loop import BETA, LOG_REF, REWARD, WORLD, loop_regret
 from rlhf_lab.exercises.predictions import Prediction
-from rlhf_lab.exercises.training_loops import TrainingLoop, loop_mistakes
-
-
-def _double(values: object) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
+from rlhf_lab.exercises.training_loops import TrainingLoop
 
 
 def acceptance(reward: Tensor, beta: float) -> Tensor:
@@ -44,52 +40,9 @@ def two_accepted(reward: Tensor, beta: float) -> Tensor:
     return both * (1 - torch.eye(len(reward), dtype=reward.dtype))
 
 
-def _rate(log_sft: Tensor, reward: Tensor, beta: float, mistake: str) -> Tensor:
-    """`acceptance_rate` with one mistake."""
-    gap = reward - (0.0 if mistake == "maximum" else reward.amax(-1, keepdim=True))
-    chance = torch.exp(gap * beta if mistake == "beta" else gap / beta)
-    if mistake == "uniform":
-        return chance.mean(-1)
-    if mistake == "target":
-        return ((log_sft + reward / beta).softmax(-1) * chance).sum(-1)
-    rate = (log_sft.exp() * chance).sum(-1)
-    return 1 / rate if mistake == "upside down" else rate
-
-
-def _top(reward: Tensor, beta: float, uniform: Tensor, number: int, mistake: str) -> Tensor:
-    """`gumbel_top_k` with one mistake."""
-    gumbel = -torch.log(-torch.log(uniform))
-    scores = {
-        "sign": reward / beta - gumbel,
-        "beta": reward + gumbel,
-        "upside down": reward * beta + gumbel,
-        "noise": reward / beta + uniform,
-        "none": reward / beta,
-        "lowest": -(reward / beta + gumbel),
-    }
-    return scores[mistake].topk(number, -1).indices
-
-
-def _two(reward: Tensor, beta: float, mistake: str) -> Tensor:
-    """`two_accepted` with one mistake."""
-    first = torch.softmax(reward * beta if mistake == "beta" else reward / beta, -1)
-    apart = 1 - torch.eye(len(reward), dtype=reward.dtype)
-    if mistake == "replacement":
-        return first[:, None] * first[None, :]
-    if mistake == "zeroed":
-        return first[:, None] * first[None, :] * apart
-    both = first[:, None] * first[None, :] / (1 - first[:, None])
-    if mistake == "diagonal":
-        return both
-    if mistake == "transposed":
-        return (both * apart).T
-    both = both * apart
-    return both + both.T if mistake == "sets" else both
-
-
-_REWARDS = _double([[0.0, 1.0, 0.4, -0.7], [2.0, -1.0, 0.5, 1.9]])
-_UNIFORM = _double([[0.62, 0.21, 0.91, 0.35], [0.07, 0.93, 0.85, 0.02]])
-_WIDE = _double([[1.2, -0.3, 0.8]])
+_REWARDS = double([[0.0, 1.0, 0.4, -0.7], [2.0, -1.0, 0.5, 1.9]])
+_UNIFORM = double([[0.62, 0.21, 0.91, 0.35], [0.07, 0.93, 0.85, 0.02]])
+_WIDE = double([[1.2, -0.3, 0.8]])
 
 _CANDIDATES = 64
 
@@ -141,42 +94,6 @@ def train_on_accepted(
     return losses
 
 
-def _train_on_accepted(
-    logits: Tensor,
-    log_sft: Tensor,
-    reward: Tensor,
-    beta: float,
-    steps: int,
-    learning_rate: float,
-    draws: int,
-    generator: torch.Generator,
-    wrong: Sequence[str] = (),
-) -> list[float]:
-    """The same loop with the mistakes that `wrong` names."""
-    optimizer = torch.optim.SGD([logits], lr=learning_rate)
-    gap = reward if "no maximum" in wrong else reward - reward.amax(-1, keepdim=True)
-    probability = torch.exp(gap * beta if "beta on the wrong side" in wrong else gap / beta)
-    losses = []
-    for _ in range(steps):
-        source = logits.detach().softmax(-1) if "draws from the policy" in wrong else log_sft.exp()
-        y = torch.multinomial(source, draws, True, generator=generator)
-        u = torch.rand(y.shape, dtype=reward.dtype, generator=generator)
-        accepted = u < probability.gather(-1, y)
-        if "inverted" in wrong:
-            accepted = ~accepted
-        if "nothing rejected" in wrong:
-            accepted = torch.ones_like(accepted)
-        log_prob = logits.log_softmax(-1).gather(-1, y)
-        loss = -log_prob[accepted].mean()
-        loss = -loss if "sign" in wrong else loss
-        if "gradients not reset" not in wrong:
-            optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
-
-
 def train_on_best(
     logits: Tensor,
     log_sft: Tensor,
@@ -200,72 +117,6 @@ def train_on_best(
         accepted = y.gather(-1, noisy.argmax(-1, keepdim=True)).squeeze(-1)
         loss = -logits.log_softmax(-1).gather(-1, accepted).mean()
         optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
-
-
-def _broken_train_on_best(
-    logits: Tensor,
-    log_sft: Tensor,
-    reward: Tensor,
-    beta: float,
-    steps: int,
-    learning_rate: float,
-    candidates: int,
-    generator: torch.Generator,
-) -> list[float]:
-    """Fine-tune on one of `candidates`, drawn by weights exp(r/β), 32 times a step."""
-    optimizer = torch.optim.SGD([logits], lr=learning_rate)
-    scores = reward[:, None].expand(-1, 32, -1)
-    losses = []
-    for _ in range(steps):
-        policy = logits.detach().softmax(-1)
-        y = torch.multinomial(policy, 32 * candidates, True, generator=generator)
-        y = y.reshape(len(reward), 32, candidates)
-        u = torch.rand(y.shape, dtype=reward.dtype, generator=generator)
-        noisy = scores.gather(-1, y) / beta - torch.log(-torch.log(u))
-        accepted = y.gather(-1, noisy.argmax(-1, keepdim=True)).squeeze(-1)
-        loss = -logits.log_softmax(-1).gather(-1, accepted).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
-
-
-def _train_on_best(
-    logits: Tensor,
-    log_sft: Tensor,
-    reward: Tensor,
-    beta: float,
-    steps: int,
-    learning_rate: float,
-    candidates: int,
-    generator: torch.Generator,
-    wrong: Sequence[str] = (),
-) -> list[float]:
-    """The same loop with the mistakes that `wrong` names."""
-    optimizer = torch.optim.SGD([logits], lr=learning_rate)
-    scores = reward[:, None].expand(-1, 32, -1)
-    losses = []
-    for _ in range(steps):
-        policy = logits.detach().softmax(-1) if "candidates from the policy" in wrong else log_sft.exp()
-        y = torch.multinomial(policy, 32 * candidates, True, generator=generator)
-        y = y.reshape(len(reward), 32, candidates)
-        u = torch.rand(y.shape, dtype=reward.dtype, generator=generator)
-        noise = -torch.log(-torch.log(u))
-        if "no noise" in wrong:
-            noise = torch.zeros_like(u)
-        if "sign of the noise" in wrong:
-            noise = -noise
-        scaled = scores.gather(-1, y)
-        noisy = (scaled if "no beta" in wrong else scaled / beta) + noise
-        accepted = y.gather(-1, noisy.argmax(-1, keepdim=True)).squeeze(-1)
-        loss = -logits.log_softmax(-1).gather(-1, accepted).mean()
-        if "gradients not reset" not in wrong:
-            optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
@@ -336,27 +187,25 @@ EXERCISES: tuple[Task, ...] = (
         quantities=("ref",),
         defined={"acceptance": ("exp((r − r_max)/β), the acceptance probability, (X, K)", _acceptance_of)},
         solution=first_accepted,
-        mistakes=(
-            Mistake(
-                "rejections in the denominator",
-                "this divides by the probability that a draw is rejected. The geometric series of q is 1/(1 − q).",
-                lambda w: w.ref * w.acceptance / (1 - (w.ref * w.acceptance).sum(-1, keepdim=True)),
-            ),
-            Mistake(
-                "first draw only",
-                "this is the probability that the first draw is y and is accepted. Later draws may be accepted too.",
-                lambda w: w.ref * w.acceptance,
-            ),
-            Mistake(
-                "π_sft forgotten",
-                "π_sft is missing. The response y must be drawn before it can be accepted.",
-                lambda w: w.acceptance / w.acceptance.sum(-1, keepdim=True),
-            ),
-            Mistake(
-                "rejections of y only",
-                "only the rejections of y itself are summed. Earlier draws may be any response.",
-                lambda w: w.ref,
-            ),
+        mistakes=wrong_answers(
+            first_accepted,
+            {
+                "rejections in the denominator": lambda w: (
+                    w.ref * w.acceptance / (1 - (w.ref * w.acceptance).sum(-1, keepdim=True))
+                ),
+                "first draw only": lambda w: w.ref * w.acceptance,
+                "π_sft forgotten": lambda w: w.acceptance / w.acceptance.sum(-1, keepdim=True),
+                "rejections of y only": lambda w: w.ref,
+            },
+            {
+                "rejections in the denominator": "this divides by the probability that a draw is rejected. The "
+                "geometric series of q is 1/(1 − q).",
+                "first draw only": "this is the probability that the first draw is y and is accepted. Later draws may "
+                "be accepted too.",
+                "π_sft forgotten": "π_sft is missing. The response y must be drawn before it can be accepted.",
+                "rejections of y only": "only the rejections of y itself are summed. Earlier draws may be any "
+                "response.",
+            },
         ),
         hints=(
             "P(reject) does not depend on y or on t. Which factor remains when the sum over t is taken?",
@@ -373,8 +222,17 @@ EXERCISES: tuple[Task, ...] = (
         arguments=_accepted_arguments,
         distance=loop_regret,
         solution=train_on_accepted,
-        mistakes=loop_mistakes(
-            _train_on_accepted,
+        mistakes=wrong_answers(
+            train_on_accepted,
+            {
+                "no maximum": "(reward - reward.amax(-1, keepdim=True)) → reward",
+                "beta on the wrong side": "/ beta → * beta",
+                "draws from the policy": "log_sft.exp() → logits.detach().softmax(-1)",
+                "inverted": "u < probability → u >= probability",
+                "nothing rejected": "log_prob[accepted] → log_prob",
+                "sign": "-log_prob[accepted] → log_prob[accepted]",
+                "gradients not reset": "optimizer.zero_grad() → pass",
+            },
             {
                 "no maximum": "r_max is missing, so that every response with a reward above zero is accepted.",
                 "beta on the wrong side": "β multiplies the difference of the rewards, but it is divided by β.",
@@ -403,10 +261,16 @@ EXERCISES: tuple[Task, ...] = (
         arguments=_candidate_arguments,
         distance=loop_regret,
         solution=train_on_best,
-        broken=_broken_train_on_best,
         bug="candidates from the policy",
-        mistakes=loop_mistakes(
-            _train_on_best,
+        mistakes=wrong_answers(
+            train_on_best,
+            {
+                "candidates from the policy": "policy = log_sft.exp() → policy = logits.detach().softmax(-1)",
+                "no noise": "y) / beta - torch.log(-torch.log(u)) → y) / beta",
+                "sign of the noise": "- torch.log(- → + torch.log(-",
+                "no beta": "y) / beta → y)",
+                "gradients not reset": "optimizer.zero_grad() → pass",
+            },
             {
                 "candidates from the policy": "the candidates come from the current policy. They are tilted by "
                 "exp(r/β) in every step, so that only the best response remains in the end.",
@@ -435,44 +299,30 @@ EXERCISES: tuple[Task, ...] = (
             Case("one prompt, a large β", {"reward": _WIDE, "beta": 3.0}),
         ),
         solution=acceptance,
-        mistakes=(
-            Mistake(
-                "no maximum",
-                "r_max is missing. exp(r/β) is not a probability, and every candidate with a positive reward would "
-                "be accepted.",
-                lambda r, beta: torch.exp(r / beta),
-            ),
-            Mistake(
-                "wrong axis",
-                "the maximum is over several prompts, but each prompt has a separate M, over its candidates.",
-                lambda r, beta: torch.exp((r - r.max()) / beta),
-            ),
-            Mistake(
-                "maximum over prompts",
-                "the maximum is over the prompts. The candidates are the last axis.",
-                lambda r, beta: torch.exp((r - r.amax(0, keepdim=True)) / beta),
-            ),
-            Mistake(
-                "beta on the wrong side",
-                "β multiplies the gap, but the reward is divided by β.",
-                lambda r, beta: torch.exp((r - r.amax(-1, keepdim=True)) * beta),
-            ),
-            Mistake(
-                "no beta",
-                "β is missing.",
-                lambda r, beta: torch.exp(r - r.amax(-1, keepdim=True)),
-            ),
-            Mistake(
-                "sign",
-                "the sign is wrong. The best candidate must be accepted with probability one, the others with less.",
-                lambda r, beta: torch.exp((r.amax(-1, keepdim=True) - r) / beta),
-            ),
-            Mistake(
-                "softmax",
-                "these sum to one over the candidates, but the acceptance probability of the best candidate is exactly "
-                "one.",
-                lambda r, beta: torch.softmax(r / beta, -1),
-            ),
+        mistakes=wrong_answers(
+            acceptance,
+            {
+                "no maximum": lambda r, beta: torch.exp(r / beta),
+                "wrong axis": lambda r, beta: torch.exp((r - r.max()) / beta),
+                "maximum over prompts": lambda r, beta: torch.exp((r - r.amax(0, keepdim=True)) / beta),
+                "beta on the wrong side": lambda r, beta: torch.exp((r - r.amax(-1, keepdim=True)) * beta),
+                "no beta": lambda r, beta: torch.exp(r - r.amax(-1, keepdim=True)),
+                "sign": lambda r, beta: torch.exp((r.amax(-1, keepdim=True) - r) / beta),
+                "softmax": lambda r, beta: torch.softmax(r / beta, -1),
+            },
+            {
+                "no maximum": "r_max is missing. exp(r/β) is not a probability, and every candidate with a positive "
+                "reward would be accepted.",
+                "wrong axis": "the maximum is over several prompts, but each prompt has a separate M, over its "
+                "candidates.",
+                "maximum over prompts": "the maximum is over the prompts. The candidates are the last axis.",
+                "beta on the wrong side": "β multiplies the gap, but the reward is divided by β.",
+                "no beta": "β is missing.",
+                "sign": "the sign is wrong. The best candidate must be accepted with probability one, the others with "
+                "less.",
+                "softmax": "these sum to one over the candidates, but the acceptance probability of the best candidate "
+                "is exactly one.",
+            },
         ),
         hints=(
             "u is compared with π_r/(M π_sft). Which part of that does not depend on y, and cancels in M?",
@@ -489,48 +339,42 @@ EXERCISES: tuple[Task, ...] = (
             Case(
                 "two prompts, four responses each",
                 {
-                    "log_sft": _double([[0.4, 0.3, 0.2, 0.1], [0.1, 0.45, 0.15, 0.3]]).log(),
+                    "log_sft": double([[0.4, 0.3, 0.2, 0.1], [0.1, 0.45, 0.15, 0.3]]).log(),
                     "reward": _REWARDS,
                     "beta": 0.5,
                 },
             ),
             Case(
                 "one prompt, a large β",
-                {"log_sft": _double([[0.2, 0.5, 0.3]]).log(), "reward": _WIDE, "beta": 3.0},
+                {"log_sft": double([[0.2, 0.5, 0.3]]).log(), "reward": _WIDE, "beta": 3.0},
             ),
         ),
         solution=acceptance_rate,
-        mistakes=(
-            Mistake(
-                "upside down",
-                "this is M, the mean number of draws for one sample. The rate is its inverse and at most one.",
-                lambda log_sft, r, beta: _rate(log_sft, r, beta, "upside down"),
-            ),
-            Mistake(
-                "π_sft forgotten",
-                "all responses have the same weight here, but draws come from π_sft, which gives the weights.",
-                lambda log_sft, r, beta: _rate(log_sft, r, beta, "uniform"),
-            ),
-            Mistake(
-                "mean under the target",
-                "the mean is under π_r, but the draws come from π_sft. Only the accepted ones follow π_r.",
-                lambda log_sft, r, beta: _rate(log_sft, r, beta, "target"),
-            ),
-            Mistake(
-                "no maximum",
-                "r_max is missing. This is Z, which can be above one.",
-                lambda log_sft, r, beta: _rate(log_sft, r, beta, "maximum"),
-            ),
-            Mistake(
-                "beta on the wrong side",
-                "β multiplies the gap, but a small β must make acceptance rarer, not more frequent.",
-                lambda log_sft, r, beta: _rate(log_sft, r, beta, "beta"),
-            ),
-            Mistake(
-                "log-probabilities as weights",
-                "the weights are log-probabilities. Take `.exp()` before you average.",
-                lambda log_sft, r, beta: (log_sft * acceptance(r, beta)).sum(-1),
-            ),
+        mistakes=wrong_answers(
+            acceptance_rate,
+            {
+                "upside down": "return (log_sft → return 1 / (log_sft",
+                "π_sft forgotten": (
+                    "(log_sft.exp() * torch.exp((reward - best) / beta)).sum(-1) → "
+                    "torch.exp((reward - best) / beta).mean(-1)"
+                ),
+                "mean under the target": "log_sft.exp() → (log_sft + reward / beta).softmax(-1)",
+                "no maximum": "(reward - best) → reward",
+                "beta on the wrong side": "/ beta → * beta",
+                "log-probabilities as weights": "log_sft.exp() → log_sft",
+            },
+            {
+                "upside down": "this is M, the mean number of draws for one sample. The rate is its inverse and at "
+                "most one.",
+                "π_sft forgotten": "all responses have the same weight here, but draws come from π_sft, which gives "
+                "the weights.",
+                "mean under the target": "the mean is under π_r, but the draws come from π_sft. Only the accepted ones "
+                "follow π_r.",
+                "no maximum": "r_max is missing. This is Z, which can be above one.",
+                "beta on the wrong side": "β multiplies the gap, but a small β must make acceptance rarer, not more "
+                "frequent.",
+                "log-probabilities as weights": "the weights are log-probabilities. Take `.exp()` before you average.",
+            },
         ),
         hints=(
             "Of the draws equal to y, the share exp((r(y) − r_max)/β) is accepted. How often is a draw y?",
@@ -554,37 +398,27 @@ EXERCISES: tuple[Task, ...] = (
             ),
         ),
         solution=gumbel_top_k,
-        mistakes=(
-            Mistake(
-                "sign of the noise",
-                "the noise has the wrong sign. Gumbel noise is −log(−log u), with two minus signs.",
-                lambda r, beta, u, n: _top(r, beta, u, n, "sign"),
-            ),
-            Mistake(
-                "no beta",
-                "β is missing. The noise is of order one, so the rewards must be in nats, r/β.",
-                lambda r, beta, u, n: _top(r, beta, u, n, "beta"),
-            ),
-            Mistake(
-                "beta on the wrong side",
-                "β multiplies the reward, but with a small β the reward must decide, not the noise.",
-                lambda r, beta, u, n: _top(r, beta, u, n, "upside down"),
-            ),
-            Mistake(
-                "uniform noise",
-                "the noise is uniform, but only Gumbel noise gives probabilities proportional to exp(r/β).",
-                lambda r, beta, u, n: _top(r, beta, u, n, "noise"),
-            ),
-            Mistake(
-                "no noise",
-                "the noise is missing. This is best-of-n, the limit β → 0.",
-                lambda r, beta, u, n: _top(r, beta, u, n, "none"),
-            ),
-            Mistake(
-                "lowest",
-                "these are the lowest noisy scores, but the highest are accepted.",
-                lambda r, beta, u, n: _top(r, beta, u, n, "lowest"),
-            ),
+        mistakes=wrong_answers(
+            gumbel_top_k,
+            {
+                "sign of the noise": "+ gumbel → - gumbel",
+                "no beta": "reward / beta → reward",
+                "beta on the wrong side": "reward / beta → reward * beta",
+                "uniform noise": "+ gumbel → + uniform",
+                "no noise": "beta + gumbel → beta",
+                "lowest": "(reward / beta + gumbel) → (-reward / beta - gumbel)",
+            },
+            {
+                "sign of the noise": "the noise has the wrong sign. Gumbel noise is −log(−log u), with two minus "
+                "signs.",
+                "no beta": "β is missing. The noise is of order one, so the rewards must be in nats, r/β.",
+                "beta on the wrong side": "β multiplies the reward, but with a small β the reward must decide, not the "
+                "noise.",
+                "uniform noise": "the noise is uniform, but only Gumbel noise gives probabilities proportional to "
+                "exp(r/β).",
+                "no noise": "the noise is missing. This is best-of-n, the limit β → 0.",
+                "lowest": "these are the lowest noisy scores, but the highest are accepted.",
+            },
         ),
         hints=(
             "Make Gumbel noise from the uniform numbers, −log(−log u), and add it to the rewards in nats.",
@@ -602,39 +436,30 @@ EXERCISES: tuple[Task, ...] = (
             Case("three candidates, a large β", {"reward": _WIDE[0], "beta": 3.0}),
         ),
         solution=two_accepted,
-        mistakes=(
-            Mistake(
-                "with replacement",
-                "these are two draws with replacement, but an accepted candidate is removed and cannot be accepted "
-                "again.",
-                lambda r, beta: _two(r, beta, "replacement"),
-            ),
-            Mistake(
-                "not renormalised",
-                "the diagonal is zero, but the rest does not sum to one. The second probabilities must be "
-                "renormalised.",
-                lambda r, beta: _two(r, beta, "zeroed"),
-            ),
-            Mistake(
-                "diagonal",
-                "the diagonal is not zero, but a candidate cannot be both first and second.",
-                lambda r, beta: _two(r, beta, "diagonal"),
-            ),
-            Mistake(
-                "transposed",
-                "rows and columns are swapped. Row i is the first accepted candidate.",
-                lambda r, beta: _two(r, beta, "transposed"),
-            ),
-            Mistake(
-                "order lost",
-                "both orders are added, but (i, j) and (j, i) are different events, and the table sums to one.",
-                lambda r, beta: _two(r, beta, "sets"),
-            ),
-            Mistake(
-                "beta on the wrong side",
-                "β multiplies the reward.",
-                lambda r, beta: _two(r, beta, "beta"),
-            ),
+        mistakes=wrong_answers(
+            two_accepted,
+            {
+                "with replacement": (
+                    "first[None, :] / (1 - first[:, None]) → first[None, :]",
+                    "both * (1 - torch.eye(len(reward), dtype=reward.dtype)) → both",
+                ),
+                "not renormalised": "first[None, :] / (1 - first[:, None]) → first[None, :]",
+                "diagonal": "both * (1 - torch.eye(len(reward), dtype=reward.dtype)) → both",
+                "transposed": "return both → return both.T",
+                "order lost": "return both → return (both + both.T)",
+                "beta on the wrong side": "reward / beta → reward * beta",
+            },
+            {
+                "with replacement": "these are two draws with replacement, but an accepted candidate is removed and "
+                "cannot be accepted again.",
+                "not renormalised": "the diagonal is zero, but the rest does not sum to one. The second probabilities "
+                "must be renormalised.",
+                "diagonal": "the diagonal is not zero, but a candidate cannot be both first and second.",
+                "transposed": "rows and columns are swapped. Row i is the first accepted candidate.",
+                "order lost": "both orders are added, but (i, j) and (j, i) are different events, and the table sums "
+                "to one.",
+                "beta on the wrong side": "β multiplies the reward.",
+            },
         ),
         hints=(
             "The first is a softmax of r/β over all candidates. The second is a softmax over the remaining ones. What "

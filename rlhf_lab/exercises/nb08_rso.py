@@ -1,7 +1,6 @@
 """Exercises of notebook 08: RSO and its pair sources."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,16 +9,13 @@ from torch import Tensor
 from rlhf_lab import exact, losses
 from rlhf_lab.derivations.pair_losses import hinge_forgets_how_much
 from rlhf_lab.derivations.random_worlds import RandomWorld
-from rlhf_lab.exercises.checking import Case, Exercise, Mistake, Seed, Task, as_tensor
+from rlhf_lab.exercises.checking import Case, Exercise, Seed, Task, as_tensor, double
 from rlhf_lab.exercises.derive import NextLine
+from rlhf_lab.exercises.edits import wrong_answers
 from rlhf_lab.exercises.lecture_loop import BETA, LOG_REF, REWARD, loop_regret
 from rlhf_lab.exercises.predictions import Prediction
-from rlhf_lab.exercises.training_loops import TrainingLoop, loop_mistakes
+from rlhf_lab.exercises.training_loops import TrainingLoop
 from rlhf_lab.training import seeded
-
-
-def _double(values: object) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def fitted_policy(log_sft: Tensor, reward: Tensor, beta: float, gamma: float) -> Tensor:
@@ -80,43 +76,14 @@ def _judge(answer: object, factor: float) -> str | None:
     return None
 
 
-def _first(log_source: Tensor, mistake: str) -> Tensor:
-    """`first_round` with one mistake."""
-    p = log_source if mistake == "log" else log_source.exp()
-    pairs = p[:, None] * p[None, :]
-    apart = 1 - torch.eye(len(p), dtype=p.dtype)
-    if mistake == "diagonal":
-        return pairs
-    if mistake == "not renormalised":
-        return pairs * apart
-    if mistake == "replacement":
-        return pairs * apart / (1 - p[:, None])
-    if mistake == "uniform":
-        return apart / apart.sum()
-    pairs = pairs * apart
-    return pairs / (pairs.sum() / 2 if mistake == "twice" else pairs.sum())
-
-
-def _information(reward: Tensor, pairs: Tensor, mistake: str) -> Tensor:
-    """`information` with one mistake."""
-    p = torch.sigmoid(reward[:, None] - reward[None, :])
-    both = pairs if mistake == "one order" else pairs + pairs.T
-    information = {"even": torch.ones_like(p), "wins": p}.get(mistake, p * (1 - p))
-    edges = both * information * (1 - torch.eye(len(reward), dtype=reward.dtype))
-    if mistake == "edges":
-        return edges
-    laplacian = torch.diag(edges.sum(-1)) - edges
-    return -laplacian if mistake == "sign" else torch.diag(edges.sum(-1)) if mistake == "diagonal" else laplacian
-
-
 def _world(reward: object, beta: float) -> tuple[Tensor, Tensor, float]:
-    return torch.full((4,), 0.25, dtype=torch.float64).log(), _double(reward), beta
+    return torch.full((4,), 0.25, dtype=torch.float64).log(), double(reward), beta
 
 
-_SFT, _REWARD = _double([0.5, 0.3, 0.2]).log(), _double([0.0, 1.0, -0.5])
-_FOUR, _REWARD_4 = _double([0.1, 0.2, 0.3, 0.4]).log(), _double([0.3, -1.2, 0.8, 1.1])
-_PAIRS = _double([[0.0, 0.3, 0.1], [0.2, 0.0, 0.05], [0.15, 0.2, 0.0]])
-_PAIRS_2 = _double([[0.0, 0.9], [0.1, 0.0]])
+_SFT, _REWARD = double([0.5, 0.3, 0.2]).log(), double([0.0, 1.0, -0.5])
+_FOUR, _REWARD_4 = double([0.1, 0.2, 0.3, 0.4]).log(), double([0.3, -1.2, 0.8, 1.1])
+_PAIRS = double([[0.0, 0.3, 0.1], [0.2, 0.0, 0.05], [0.15, 0.2, 0.0]])
+_PAIRS_2 = double([[0.0, 0.9], [0.1, 0.0]])
 
 _GAMMA = 0.05
 
@@ -184,50 +151,6 @@ def train_rso(
     return losses
 
 
-def _train_rso(
-    logits: Tensor,
-    log_sft: Tensor,
-    reward: Tensor,
-    beta: float,
-    gamma: float,
-    steps: int,
-    learning_rate: float,
-    candidates: int,
-    generator: torch.Generator,
-    wrong: Sequence[str] = (),
-) -> list[float]:
-    """The same loop with the mistakes that `wrong` names."""
-    optimizer = torch.optim.SGD([logits], lr=learning_rate)
-    losses = []
-    for _ in range(steps):
-        source = logits.detach().softmax(-1) if "candidates from the policy" in wrong else log_sft.exp()
-        y = torch.multinomial(source, candidates, True, generator=generator)
-        score = reward.gather(-1, y)
-        u = torch.rand(y.shape, dtype=reward.dtype, generator=generator)
-        noise = torch.zeros_like(u) if "no noise" in wrong else -torch.log(-torch.log(u))
-        top = (score * beta if "beta on the wrong side" in wrong else score / beta) + noise
-        top = top.topk(candidates // 8).indices
-        y, score = y.gather(-1, top), score.gather(-1, top)
-        one, two = y[:, 0::2], y[:, 1::2]
-        u = torch.rand(one.shape, dtype=reward.dtype, generator=generator)
-        gap = score[:, 0::2] - score[:, 1::2]
-        first_wins = gap > 0 if "hard labels" in wrong else u < torch.sigmoid(gap)
-        if "swapped pair" in wrong:
-            first_wins = ~first_wins
-        chosen = torch.where(first_wins, one, two)
-        rejected = torch.where(first_wins, two, one)
-        log_ratio = logits.log_softmax(-1) - (0.0 if "no reference" in wrong else log_sft)
-        delta = log_ratio.gather(-1, chosen) - log_ratio.gather(-1, rejected)
-        margin = delta if "no gamma" in wrong else gamma * delta
-        loss = -torch.nn.functional.logsigmoid(margin).mean()
-        if "gradients not reset" not in wrong:
-            optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
-
-
 def fit_accepted(
     logits: Tensor,
     log_sft: Tensor,
@@ -254,77 +177,6 @@ def fit_accepted(
         delta = log_ratio.gather(-1, chosen) - log_ratio.gather(-1, rejected)
         loss = -torch.nn.functional.logsigmoid(beta * delta).mean()
         optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
-
-
-def _broken_fit_accepted(
-    logits: Tensor,
-    log_sft: Tensor,
-    candidates: Tensor,
-    scores: Tensor,
-    beta: float,
-    accepted: int,
-    steps: int,
-    learning_rate: float,
-    generator: torch.Generator,
-) -> list[float]:
-    """RSO on given candidates and scores, (X, N). Pairs are made before the first step."""
-    u = torch.rand(scores.shape, dtype=scores.dtype, generator=generator)
-    top = (scores / beta - torch.log(-torch.log(u))).topk(accepted).indices
-    y, score = candidates.gather(-1, top), scores[:, :accepted]
-    u = torch.rand(len(y), accepted // 2, dtype=scores.dtype, generator=generator)
-    first_wins = u < torch.sigmoid(score[:, 0::2] - score[:, 1::2])
-    chosen = torch.where(first_wins, y[:, 0::2], y[:, 1::2])
-    rejected = torch.where(first_wins, y[:, 1::2], y[:, 0::2])
-    optimizer = torch.optim.SGD([logits], lr=learning_rate)
-    losses = []
-    for _ in range(steps):
-        log_ratio = logits.log_softmax(-1) - log_sft
-        delta = log_ratio.gather(-1, chosen) - log_ratio.gather(-1, rejected)
-        loss = -torch.nn.functional.logsigmoid(beta * delta).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
-
-
-def _fit_accepted(
-    logits: Tensor,
-    log_sft: Tensor,
-    candidates: Tensor,
-    scores: Tensor,
-    beta: float,
-    accepted: int,
-    steps: int,
-    learning_rate: float,
-    generator: torch.Generator,
-    wrong: Sequence[str] = (),
-) -> list[float]:
-    """The same loop with the mistakes that `wrong` names."""
-    u = torch.rand(scores.shape, dtype=scores.dtype, generator=generator)
-    top = (scores / beta - torch.log(-torch.log(u))).topk(accepted).indices
-    y = candidates.gather(-1, top)
-    score = scores[:, :accepted] if "scores of other candidates" in wrong else scores.gather(-1, top)
-    u = torch.rand(len(y), accepted // 2, dtype=scores.dtype, generator=generator)
-    first_wins = u < torch.sigmoid(score[:, 0::2] - score[:, 1::2])
-    if "swapped pair" in wrong:
-        first_wins = ~first_wins
-    chosen = torch.where(first_wins, y[:, 0::2], y[:, 1::2])
-    rejected = torch.where(first_wins, y[:, 1::2], y[:, 0::2])
-    optimizer = torch.optim.SGD([logits], lr=learning_rate)
-    losses = []
-    for _ in range(steps):
-        log_policy = logits.log_softmax(-1)
-        log_ratio = log_policy - (log_policy.detach() if "moving reference" in wrong else log_sft)
-        delta = log_ratio.gather(-1, chosen) - log_ratio.gather(-1, rejected)
-        margin = delta if "no beta" in wrong else beta * delta
-        loss = -torch.nn.functional.logsigmoid(margin).mean()
-        if "gradients not reset" not in wrong:
-            optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
@@ -405,28 +257,22 @@ EXERCISES: tuple[Task, ...] = (
             "gamma": ("γ, the slope of the loss", lambda w: w.tau),
         },
         solution=hinge_slope,
-        mistakes=(
-            Mistake(
-                "sign",
-                "the sign is wrong. If the first response wins more often, a larger Δ lowers the loss.",
-                lambda w: w.gamma * (2 * w.p - 1),
-            ),
-            Mistake(
-                "flipped label forgotten",
-                "only the label in favour of the first response is differentiated. With probability 1 − p the other "
-                "one wins, and its loss rises with Δ.",
-                lambda w: -w.gamma * w.p,
-            ),
-            Mistake(
-                "no gamma",
-                "γ is missing. The chain rule gives a factor γ for each of the two losses.",
-                lambda w: -(2 * w.p - 1),
-            ),
-            Mistake(
-                "log-odds",
-                "this contains the log-odds of the label, which belong to a likelihood. The hinge loss is linear.",
-                lambda w: -w.gamma * torch.logit(w.p),
-            ),
+        mistakes=wrong_answers(
+            hinge_slope,
+            {
+                "sign": lambda w: w.gamma * (2 * w.p - 1),
+                "flipped label forgotten": lambda w: -w.gamma * w.p,
+                "no gamma": lambda w: -(2 * w.p - 1),
+                "log-odds": lambda w: -w.gamma * torch.logit(w.p),
+            },
+            {
+                "sign": "the sign is wrong. If the first response wins more often, a larger Δ lowers the loss.",
+                "flipped label forgotten": "only the label in favour of the first response is differentiated. With "
+                "probability 1 − p the other one wins, and its loss rises with Δ.",
+                "no gamma": "γ is missing. The chain rule gives a factor γ for each of the two losses.",
+                "log-odds": "this contains the log-odds of the label, which belong to a likelihood. The hinge loss is "
+                "linear.",
+            },
         ),
         hints=(
             "For |Δ| < 1/γ both maxima are positive, so the expected loss is p (1 − γΔ) + (1 − p)(1 + γΔ).",
@@ -442,8 +288,18 @@ EXERCISES: tuple[Task, ...] = (
         arguments=_loop_arguments,
         distance=loop_regret,
         solution=train_rso,
-        mistakes=loop_mistakes(
-            _train_rso,
+        mistakes=wrong_answers(
+            train_rso,
+            {
+                "candidates from the policy": "log_sft.exp() → logits.detach().softmax(-1)",
+                "no noise": "score / beta - torch.log(-torch.log(u)) → score / beta",
+                "beta on the wrong side": "score / beta → score * beta",
+                "hard labels": "u < torch.sigmoid(score[:, 0::2] - score[:, 1::2]) → score[:, 0::2] > score[:, 1::2]",
+                "swapped pair": "u < torch.sigmoid → u >= torch.sigmoid",
+                "no reference": "log_softmax(-1) - log_sft → log_softmax(-1)",
+                "no gamma": "gamma * delta → delta",
+                "gradients not reset": "optimizer.zero_grad() → pass",
+            },
             {
                 "candidates from the policy": "the candidates come from the current policy, but RSO's candidates come "
                 "from π_sft.",
@@ -477,10 +333,16 @@ EXERCISES: tuple[Task, ...] = (
         arguments=_offline_arguments,
         distance=loop_regret,
         solution=fit_accepted,
-        broken=_broken_fit_accepted,
         bug="scores of other candidates",
-        mistakes=loop_mistakes(
-            _fit_accepted,
+        mistakes=wrong_answers(
+            fit_accepted,
+            {
+                "scores of other candidates": "scores.gather(-1, top) → scores[:, :accepted]",
+                "swapped pair": "u < torch.sigmoid → u >= torch.sigmoid",
+                "moving reference": "- log_sft → - logits.detach().log_softmax(-1)",
+                "no beta": "beta * delta → delta",
+                "gradients not reset": "optimizer.zero_grad() → pass",
+            },
             {
                 "scores of other candidates": "the labels are drawn from the scores of the first candidates, not of "
                 "the accepted ones.",
@@ -513,39 +375,26 @@ EXERCISES: tuple[Task, ...] = (
             Case("γ above β", {"log_sft": _FOUR, "reward": _REWARD_4, "beta": 0.4, "gamma": 1.5}),
         ),
         solution=fitted_policy,
-        mistakes=(
-            Mistake(
-                "beta taken for gamma",
-                "this is π_r, from which the pairs come. At the limit of the fit the implicit reward is r; see section "
-                "2.",
-                lambda s, r, beta, gamma: (s + r / beta).log_softmax(-1),
-            ),
-            Mistake(
-                "tilted twice",
-                "the tilt is applied twice, by the sampler and by the loss. The distribution of the pairs does not "
-                "change the limit.",
-                lambda s, r, beta, gamma: (s + r / beta + r / gamma).log_softmax(-1),
-            ),
-            Mistake(
-                "gamma multiplies",
-                "γ multiplies the reward: γ · log-ratio = r, so the log-ratio is r divided by γ.",
-                lambda s, r, beta, gamma: (s + r * gamma).log_softmax(-1),
-            ),
-            Mistake(
-                "reference forgotten",
-                "π_sft is missing. The “norm” of sigmoid-norm is the division by it.",
-                lambda s, r, beta, gamma: (r / gamma).log_softmax(-1),
-            ),
-            Mistake(
-                "not normalised",
-                "the probabilities do not sum to one, because Z is missing.",
-                lambda s, r, beta, gamma: s + r / gamma,
-            ),
-            Mistake(
-                "probabilities",
-                "these are probabilities. Return their logarithms.",
-                lambda s, r, beta, gamma: (s + r / gamma).softmax(-1),
-            ),
+        mistakes=wrong_answers(
+            fitted_policy,
+            {
+                "beta taken for gamma": lambda s, r, beta, gamma: (s + r / beta).log_softmax(-1),
+                "tilted twice": lambda s, r, beta, gamma: (s + r / beta + r / gamma).log_softmax(-1),
+                "gamma multiplies": lambda s, r, beta, gamma: (s + r * gamma).log_softmax(-1),
+                "reference forgotten": lambda s, r, beta, gamma: (r / gamma).log_softmax(-1),
+                "not normalised": lambda s, r, beta, gamma: s + r / gamma,
+                "probabilities": lambda s, r, beta, gamma: (s + r / gamma).softmax(-1),
+            },
+            {
+                "beta taken for gamma": "this is π_r, from which the pairs come. At the limit of the fit the implicit "
+                "reward is r; see section 2.",
+                "tilted twice": "the tilt is applied twice, by the sampler and by the loss. The distribution of the "
+                "pairs does not change the limit.",
+                "gamma multiplies": "γ multiplies the reward: γ · log-ratio = r, so the log-ratio is r divided by γ.",
+                "reference forgotten": "π_sft is missing. The “norm” of sigmoid-norm is the division by it.",
+                "not normalised": "the probabilities do not sum to one, because Z is missing.",
+                "probabilities": "these are probabilities. Return their logarithms.",
+            },
         ),
         hints=(
             "At the minimum γ log π/π_sft differs from r only by a constant. Solve for log π.",
@@ -560,41 +409,30 @@ EXERCISES: tuple[Task, ...] = (
         minutes=6,
         cases=(
             Case("three responses", {"log_source": _SFT}),
-            Case("two responses, one rare", {"log_source": _double([0.95, 0.05]).log()}),
+            Case("two responses, one rare", {"log_source": double([0.95, 0.05]).log()}),
         ),
         solution=first_round,
-        mistakes=(
-            Mistake(
-                "diagonal",
-                "pairs of equal responses are included, but they contain no information and are dropped.",
-                lambda log_source: _first(log_source, "diagonal"),
-            ),
-            Mistake(
-                "not renormalised",
-                "the table does not sum to one. A dropped pair needs no label and is replaced by another one.",
-                lambda log_source: _first(log_source, "not renormalised"),
-            ),
-            Mistake(
-                "second drawn again",
-                "the second response is redrawn until it differs, which gives rare first responses too much weight. "
-                "Drop the whole pair.",
-                lambda log_source: _first(log_source, "replacement"),
-            ),
-            Mistake(
-                "uniform",
-                "all pairs have the same weight, but the frequency of a pair depends on the source.",
-                lambda log_source: _first(log_source, "uniform"),
-            ),
-            Mistake(
-                "log-probabilities",
-                "log-probabilities are multiplied. Take `.exp()` first.",
-                lambda log_source: _first(log_source, "log"),
-            ),
-            Mistake(
-                "sums to two",
-                "the table sums to two. (i, j) and (j, i) are both included, and together they are one pair.",
-                lambda log_source: _first(log_source, "twice"),
-            ),
+        mistakes=wrong_answers(
+            first_round,
+            {
+                "diagonal": "p[None, :] * (1 - torch.eye(len(p), dtype=p.dtype)) → p[None, :]",
+                "not renormalised": "pairs / pairs.sum() → pairs",
+                "second drawn again": "pairs / pairs.sum() → pairs / (1 - p[:, None])",
+                "uniform": "p[:, None] * p[None, :] * → 1.0 *",
+                "log-probabilities": "log_source.exp() → log_source",
+                "sums to two": "return pairs → return 2 * pairs",
+            },
+            {
+                "diagonal": "pairs of equal responses are included, but they contain no information and are dropped.",
+                "not renormalised": "the table does not sum to one. A dropped pair needs no label and is replaced by "
+                "another one.",
+                "second drawn again": "the second response is redrawn until it differs, which gives rare first "
+                "responses too much weight. Drop the whole pair.",
+                "uniform": "all pairs have the same weight, but the frequency of a pair depends on the source.",
+                "log-probabilities": "log-probabilities are multiplied. Take `.exp()` first.",
+                "sums to two": "the table sums to two. (i, j) and (j, i) are both included, and together they are one "
+                "pair.",
+            },
         ),
         hints=(
             "Two independent draws are (i, j) with probability p_i p_j. What happens if i = j?",
@@ -609,42 +447,30 @@ EXERCISES: tuple[Task, ...] = (
         minutes=8,
         cases=(
             Case("three responses", {"reward": _REWARD, "pairs": _PAIRS}),
-            Case("two responses", {"reward": _double([0.0, 2.0]), "pairs": _PAIRS_2}),
+            Case("two responses", {"reward": double([0.0, 2.0]), "pairs": _PAIRS_2}),
         ),
         solution=information,
-        mistakes=(
-            Mistake(
-                "all labels alike",
-                "p(1 − p) is missing. A label that is certain beforehand contains no information.",
-                lambda r, pairs: _information(r, pairs, "even"),
-            ),
-            Mistake(
-                "p for p(1 − p)",
-                "this has p instead of p(1 − p), the variance of a label, which is the same for both orders of the "
-                "pair.",
-                lambda r, pairs: _information(r, pairs, "wins"),
-            ),
-            Mistake(
-                "one order",
-                "(i, j) and (j, i) are the same comparison, so their weights must be added.",
-                lambda r, pairs: _information(r, pairs, "one order"),
-            ),
-            Mistake(
-                "sign",
-                "the sign is wrong, because information on the diagonal is positive.",
-                lambda r, pairs: _information(r, pairs, "sign"),
-            ),
-            Mistake(
-                "no diagonal",
-                "these are only the off-diagonal entries. Each b bᵀ has ones on the diagonal too, and rows must sum to "
-                "zero.",
-                lambda r, pairs: _information(r, pairs, "edges"),
-            ),
-            Mistake(
-                "diagonal only",
-                "the off-diagonal entries are missing. A label depends on the difference of two rewards.",
-                lambda r, pairs: _information(r, pairs, "diagonal"),
-            ),
+        mistakes=wrong_answers(
+            information,
+            {
+                "all labels alike": "(pairs + pairs.T) * p * (1 - p) → pairs + pairs.T",
+                "p for p(1 − p)": "* p * (1 - p) → * p",
+                "one order": "(pairs + pairs.T) → pairs",
+                "sign": "torch.diag(edges.sum(-1)) - edges → edges - torch.diag(edges.sum(-1))",
+                "no diagonal": "torch.diag(edges.sum(-1)) - edges → edges",
+                "diagonal only": "torch.diag(edges.sum(-1)) - edges → torch.diag(edges.sum(-1))",
+            },
+            {
+                "all labels alike": "p(1 − p) is missing. A label that is certain beforehand contains no information.",
+                "p for p(1 − p)": "this has p instead of p(1 − p), the variance of a label, which is the same for both "
+                "orders of the pair.",
+                "one order": "(i, j) and (j, i) are the same comparison, so their weights must be added.",
+                "sign": "the sign is wrong, because information on the diagonal is positive.",
+                "no diagonal": "these are only the off-diagonal entries. Each b bᵀ has ones on the diagonal too, and "
+                "rows must sum to zero.",
+                "diagonal only": "the off-diagonal entries are missing. A label depends on the difference of two "
+                "rewards.",
+            },
         ),
         hints=(
             "For one pair, b bᵀ with b = e_i − e_j is +1 at two places of the diagonal and −1 at two places off it. "
@@ -663,23 +489,19 @@ EXERCISES: tuple[Task, ...] = (
             Case("ten times the labels", {"factor": 10.0}),
         ),
         solution=where_rso_loses,
-        mistakes=(
-            Mistake(
-                "nothing to learn",
-                "all rewards are equal, so π_r is π_sft and both sources give the same pairs.",
-                lambda factor: _world([0.0, 0.0, 0.0, 0.0], 0.5),
-            ),
-            Mistake(
-                "large β",
-                "β is large, so π_r hardly differs from π_sft and both sources give nearly the same pairs.",
-                lambda factor: _world([0.0, 0.0, -6.0, -6.0], 20.0),
-            ),
-            Mistake(
-                "one favourite",
-                "π_r nearly always gives the same response. Pairs of equal responses cost no label, so the labels "
-                "compare this response with each of the others, which is informative.",
-                lambda factor: _world([0.0, 0.0, 0.0, 6.0], 0.5),
-            ),
+        mistakes=wrong_answers(
+            where_rso_loses,
+            {
+                "nothing to learn": lambda factor: _world([0.0, 0.0, 0.0, 0.0], 0.5),
+                "large β": lambda factor: _world([0.0, 0.0, -6.0, -6.0], 20.0),
+                "one favourite": lambda factor: _world([0.0, 0.0, 0.0, 6.0], 0.5),
+            },
+            {
+                "nothing to learn": "all rewards are equal, so π_r is π_sft and both sources give the same pairs.",
+                "large β": "β is large, so π_r hardly differs from π_sft and both sources give nearly the same pairs.",
+                "one favourite": "π_r nearly always gives the same response. Pairs of equal responses cost no label, "
+                "so the labels compare this response with each of the others, which is informative.",
+            },
         ),
         hints=(
             "A label is wasted on a pair whose difference is already known well enough, as long as a bad response is "

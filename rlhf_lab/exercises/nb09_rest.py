@@ -1,6 +1,5 @@
 """Exercises of notebook 09: ReST, RAFT and best-of-n."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,15 +8,12 @@ from torch import Tensor
 from rlhf_lab import exact
 from rlhf_lab.derivations import rest as derivations
 from rlhf_lab.derivations.random_worlds import RandomWorld
-from rlhf_lab.exercises.checking import Case, Exercise, Mistake, Seed, Task
+from rlhf_lab.exercises.checking import Case, Exercise, Seed, Task, double
 from rlhf_lab.exercises.derive import NextLine
+from rlhf_lab.exercises.edits import wrong_answers
 from rlhf_lab.exercises.predictions import Prediction
-from rlhf_lab.exercises.training_loops import TrainingLoop, loop_mistakes
+from rlhf_lab.exercises.training_loops import TrainingLoop
 from rlhf_lab.worlds import bandit
-
-
-def _double(values: object) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def improve_loss(score: Tensor, log_prob: Tensor, threshold: float) -> Tensor:
@@ -55,10 +51,6 @@ def _limit(log_ref: Tensor, passes: Tensor, axis: int = -1) -> Tensor:
     return passing / passing.sum(axis, keepdim=True).clamp(min=1e-12)
 
 
-def _cdf(p_ref: Tensor, reward: Tensor) -> Tensor:
-    return (p_ref * (reward[None, :] <= reward[:, None])).sum(-1)
-
-
 def _regrets(log_ref: Tensor, reward: Tensor, beta: float) -> tuple[Tensor, Tensor]:
     """Regret and expected reward of every threshold, from the one that passes every response, (K,) each."""
     log_star = (log_ref + reward / beta).log_softmax(-1)
@@ -77,15 +69,15 @@ def _forward(log_ref: Tensor, reward: Tensor, beta: float) -> float:
 
 
 _SAMPLES = {
-    "score": _double([[0.2, 0.7, 0.9], [0.7, 0.1, 0.95]]),
-    "log_prob": _double([[-0.5, -1.5, -2.0], [-1.0, -0.2, -3.0]]),
+    "score": double([[0.2, 0.7, 0.9], [0.7, 0.1, 0.95]]),
+    "log_prob": double([[-0.5, -1.5, -2.0], [-1.0, -0.2, -3.0]]),
     "threshold": 0.7,
 }
 _TWO = {
-    "log_ref": _double([[0.4, 0.3, 0.2, 0.1], [0.1, 0.45, 0.15, 0.3]]).log(),
-    "reward": _double([[-0.5, 0.0, 1.0, 1.5], [0.5, 0.0, 1.5, -1.0]]),
+    "log_ref": double([[0.4, 0.3, 0.2, 0.1], [0.1, 0.45, 0.15, 0.3]]).log(),
+    "reward": double([[-0.5, 0.0, 1.0, 1.5], [0.5, 0.0, 1.5, -1.0]]),
 }
-_ONE = {"log_ref": _double([0.4, 0.3, 0.2, 0.1]).log(), "reward": _double([0.5, -1.0, 1.5, 1.0])}
+_ONE = {"log_ref": double([0.4, 0.3, 0.2, 0.1]).log(), "reward": double([0.5, -1.0, 1.5, 1.0])}
 
 _WORLD, _TAU, _N = bandit.lecture(), 0.3, 4
 
@@ -134,47 +126,6 @@ def train_raft(
     return losses
 
 
-def _train_raft(
-    logits: Tensor,
-    reward: Tensor,
-    n: int,
-    copies: int,
-    steps: int,
-    learning_rate: float,
-    generator: torch.Generator,
-    wrong: Sequence[str] = (),
-) -> list[float]:
-    """The same loop with the mistakes that `wrong` names."""
-
-    def targets() -> tuple[Tensor, Tensor]:
-        y = torch.multinomial(logits.detach().softmax(-1), copies * n, True, generator=generator)
-        score = reward.gather(-1, y)
-        if "every sample" in wrong:
-            return y, score
-        if "best of all samples" in wrong:
-            place = score.argmax(-1, keepdim=True)
-            return y.gather(-1, place), score.gather(-1, place)
-        y, score = (one.reshape(len(reward), copies, n) for one in (y, score))
-        place = (-score if "worst of n" in wrong else score).argmax(-1, keepdim=True)
-        return y.gather(-1, place).squeeze(-1), score.gather(-1, place).squeeze(-1)
-
-    y, score = targets()
-    optimizer = torch.optim.SGD([logits], lr=learning_rate)
-    losses = []
-    for step in range(steps):
-        if step and "new samples in every step" in wrong:
-            y, score = targets()
-        log_prob = logits.log_softmax(-1).gather(-1, y)
-        loss = -((score if "weighted by the reward" in wrong else 1.0) * log_prob).mean()
-        loss = -loss if "sign" in wrong else loss
-        if "gradients not reset" not in wrong:
-            optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
-
-
 def improve(
     logits: Tensor,
     reward: Tensor,
@@ -196,67 +147,6 @@ def improve(
         log_prob = logits.log_softmax(-1).gather(-1, y)
         loss = -(passes * log_prob).mean()
         optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
-
-
-def _broken_improve(
-    logits: Tensor,
-    reward: Tensor,
-    threshold: float,
-    samples: int,
-    steps: int,
-    learning_rate: float,
-    generator: torch.Generator,
-) -> list[float]:
-    """A Grow and an Improve step of ReST, with rewards scaled to [0, 1]."""
-    policy = logits.detach().softmax(-1)
-    y = torch.multinomial(policy, samples, True, generator=generator)
-    r = reward.gather(-1, y)
-    low, high = r.amin(-1, keepdim=True), r.amax(-1, keepdim=True)
-    passes = ((r - low) / (high - low) > threshold).to(r.dtype)
-    optimizer = torch.optim.SGD([logits], lr=learning_rate)
-    losses = []
-    for _ in range(steps):
-        log_prob = logits.log_softmax(-1).gather(-1, y)
-        loss = -(passes * log_prob).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
-
-
-def _improve(
-    logits: Tensor,
-    reward: Tensor,
-    threshold: float,
-    samples: int,
-    steps: int,
-    learning_rate: float,
-    generator: torch.Generator,
-    wrong: Sequence[str] = (),
-) -> list[float]:
-    """The same loop with the mistakes that `wrong` names."""
-    y = torch.multinomial(logits.detach().softmax(-1), samples, True, generator=generator)
-    r = reward.gather(-1, y)
-    low, high = r.min(), r.max()
-    if "range of each prompt" in wrong:
-        low, high = r.amin(-1, keepdim=True), r.amax(-1, keepdim=True)
-    score = r if "not scaled" in wrong else (r - low) / (high - low)
-    passes = (score > threshold).to(r.dtype)
-    if "inverted filter" in wrong:
-        passes = 1 - passes
-    optimizer = torch.optim.SGD([logits], lr=learning_rate)
-    losses = []
-    for _ in range(steps):
-        log_prob = logits.log_softmax(-1).gather(-1, y)
-        loss = -((1.0 if "no filter" in wrong else passes) * log_prob).mean()
-        loss = -loss if "sign" in wrong else loss
-        if "gradients not reset" not in wrong:
-            optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
@@ -311,28 +201,22 @@ EXERCISES: tuple[Task, ...] = (
         quantities=("ref", "policy"),
         defined={"passes": ("F, 1 for a response that passes and 0 otherwise, (X, K)", _passes)},
         solution=filter_gradient,
-        mistakes=(
-            Mistake(
-                "share missing",
-                "the share of samples that pass is missing. A prompt whose samples rarely pass has a small gradient.",
-                lambda w: w.ref * w.passes / (w.ref * w.passes).sum(-1, keepdim=True) - w.policy,
-            ),
-            Mistake(
-                "sign",
-                "the sign is wrong. The gradient increases the logits of the responses that pass too rarely.",
-                lambda w: (w.ref * w.passes).sum(-1, keepdim=True) * w.policy - w.ref * w.passes,
-            ),
-            Mistake(
-                "no filter",
-                "the filter is missing. This is the gradient of cloning every sample.",
-                lambda w: w.ref - w.policy,
-            ),
-            Mistake(
-                "normaliser forgotten",
-                "the normaliser of the policy is not differentiated. A larger logit lowers the probabilities of the "
-                "other responses.",
-                lambda w: w.ref * w.passes,
-            ),
+        mistakes=wrong_answers(
+            filter_gradient,
+            {
+                "share missing": lambda w: w.ref * w.passes / (w.ref * w.passes).sum(-1, keepdim=True) - w.policy,
+                "sign": lambda w: (w.ref * w.passes).sum(-1, keepdim=True) * w.policy - w.ref * w.passes,
+                "no filter": lambda w: w.ref - w.policy,
+                "normaliser forgotten": lambda w: w.ref * w.passes,
+            },
+            {
+                "share missing": "the share of samples that pass is missing. A prompt whose samples rarely pass has a "
+                "small gradient.",
+                "sign": "the sign is wrong. The gradient increases the logits of the responses that pass too rarely.",
+                "no filter": "the filter is missing. This is the gradient of cloning every sample.",
+                "normaliser forgotten": "the normaliser of the policy is not differentiated. A larger logit lowers the "
+                "probabilities of the other responses.",
+            },
         ),
         hints=(
             "In a table, ∇ log π_θ(y) is the unit vector e_y minus π_θ. Insert it into E[F ∇ log π_θ(y)].",
@@ -372,8 +256,31 @@ EXERCISES: tuple[Task, ...] = (
         distance=_from_best_of_n,
         quantity="KL(best-of-n‖π_θ)",
         solution=train_raft,
-        mistakes=loop_mistakes(
-            _train_raft,
+        mistakes=wrong_answers(
+            train_raft,
+            {
+                "worst of n": "best = score → best = (-score)",
+                "every sample": "y = y.reshape(len(reward), copies, n).gather(-1, best).squeeze(-1) → pass",
+                "best of all samples": (
+                    "y = y.reshape(len(reward), copies, n).gather(-1, best).squeeze(-1) → "
+                    "y = y.gather(-1, reward.gather(-1, y).argmax(-1, keepdim=True))"
+                ),
+                "new samples in every step": (
+                    "for _ in range(steps): → "
+                    "for step in range(steps):\n"
+                    "        if step:\n"
+                    "            policy = logits.detach().softmax(-1)\n"
+                    "            y = torch.multinomial(policy, copies * n, True, generator=generator)\n"
+                    "            best = reward.gather(-1, y).reshape(len(reward), copies, n).argmax(-1, keepdim=True)\n"
+                    "            y = y.reshape(len(reward), copies, n).gather(-1, best).squeeze(-1)"
+                ),
+                "weighted by the reward": (
+                    "-logits.log_softmax(-1).gather(-1, y).mean() → "
+                    "-(reward.gather(-1, y) * logits.log_softmax(-1).gather(-1, y)).mean()"
+                ),
+                "sign": "loss = -logits → loss = logits",
+                "gradients not reset": "optimizer.zero_grad() → pass",
+            },
             {
                 "worst of n": "the sample with the lowest score is selected.",
                 "every sample": "nothing is selected. The policy is cloned as it is.",
@@ -405,10 +312,23 @@ EXERCISES: tuple[Task, ...] = (
         distance=_from_filter,
         quantity="KL(π_τ‖π_θ)",
         solution=improve,
-        broken=_broken_improve,
         bug="range of each prompt",
-        mistakes=loop_mistakes(
-            _improve,
+        mistakes=wrong_answers(
+            improve,
+            {
+                "range of each prompt": (
+                    (
+                        "score = (r - r.min()) / (r.max() - r.min()) → "
+                        "low, high = r.amin(-1, keepdim=True), r.amax(-1, keepdim=True)"
+                    ),
+                    "(score > threshold) → ((r - low) / (high - low) > threshold)",
+                ),
+                "not scaled": "(r - r.min()) / (r.max() - r.min()) → r",
+                "inverted filter": "score > threshold → score <= threshold",
+                "no filter": "passes * log_prob → log_prob",
+                "sign": "loss = -(passes → loss = (passes",
+                "gradients not reset": "optimizer.zero_grad() → pass",
+            },
             {
                 "range of each prompt": "the rewards of each prompt are scaled by the range of that prompt.",
                 "not scaled": "the rewards are not scaled before they are compared with the threshold.",
@@ -438,44 +358,29 @@ EXERCISES: tuple[Task, ...] = (
         solution=improve_loss,
         differentiate=("log_prob",),
         compare="both",
-        mistakes=(
-            Mistake(
-                "not strict",
-                "a score equal to τ passes here. The slide's filter is 1[R > τ], a strict inequality.",
-                lambda s, lp, t: -((s >= t) * lp).mean(),
-            ),
-            Mistake(
-                "inverted filter",
-                "the filter is inverted. F is 1 above the threshold.",
-                lambda s, lp, t: -((s <= t) * lp).mean(),
-            ),
-            Mistake(
-                "sign",
-                "the minus sign is missing. The loss of behaviour cloning is −log π_θ. Minimising yours would lower "
-                "the probability of the data.",
-                lambda s, lp, t: ((s > t) * lp).mean(),
-            ),
-            Mistake(
-                "mean over what passed",
-                "this is the mean over the samples that pass. The slide's expectation is over all samples of the Grow "
-                "step, and F is inside it.",
-                lambda s, lp, t: -lp[s > t].mean(),
-            ),
-            Mistake(
-                "sum for mean",
-                "this is the sum over the samples, but the slide has an expectation, which is the mean.",
-                lambda s, lp, t: -((s > t) * lp).sum(),
-            ),
-            Mistake(
-                "no filter",
-                "the filter is missing. This clones every sample, which gives the same policy again.",
-                lambda s, lp, t: -lp.mean(),
-            ),
-            Mistake(
-                "weighted by the score",
-                "the samples that pass are weighted by their score, but F is 0 or 1.",
-                lambda s, lp, t: -((s > t) * s * lp).mean(),
-            ),
+        mistakes=wrong_answers(
+            improve_loss,
+            {
+                "not strict": lambda s, lp, t: -((s >= t) * lp).mean(),
+                "inverted filter": lambda s, lp, t: -((s <= t) * lp).mean(),
+                "sign": lambda s, lp, t: ((s > t) * lp).mean(),
+                "mean over what passed": lambda s, lp, t: -lp[s > t].mean(),
+                "sum for mean": lambda s, lp, t: -((s > t) * lp).sum(),
+                "no filter": lambda s, lp, t: -lp.mean(),
+                "weighted by the score": lambda s, lp, t: -((s > t) * s * lp).mean(),
+            },
+            {
+                "not strict": "a score equal to τ passes here. The slide's filter is 1[R > τ], a strict inequality.",
+                "inverted filter": "the filter is inverted. F is 1 above the threshold.",
+                "sign": "the minus sign is missing. The loss of behaviour cloning is −log π_θ. Minimising yours would "
+                "lower the probability of the data.",
+                "mean over what passed": "this is the mean over the samples that pass. The slide's expectation is over "
+                "all samples of the Grow step, and F is inside it.",
+                "sum for mean": "this is the sum over the samples, but the slide has an expectation, which is the "
+                "mean.",
+                "no filter": "the filter is missing. This clones every sample, which gives the same policy again.",
+                "weighted by the score": "the samples that pass are weighted by their score, but F is 0 or 1.",
+            },
         ),
         hints=(
             "F is a mask. `score > threshold` gives True and False. What is False times a number?",
@@ -493,38 +398,27 @@ EXERCISES: tuple[Task, ...] = (
             Case("two prompts, τ = −0.7", _TWO | {"threshold": -0.7}),
         ),
         solution=filter_limit,
-        mistakes=(
-            Mistake(
-                "not strict",
-                "a reward equal to τ passes here, but the filter is strict, r > τ.",
-                lambda lr, r, t: _limit(lr, r >= t),
-            ),
-            Mistake(
-                "not normalised",
-                "the rows do not sum to one. Divide by P_ref(r > τ).",
-                lambda lr, r, t: lr.exp() * (r > t),
-            ),
-            Mistake(
-                "wrong axis",
-                "this is normalised over the prompts. Each prompt has a distribution, so sum over the last axis.",
-                lambda lr, r, t: _limit(lr, r > t, 0),
-            ),
-            Mistake(
-                "no reference",
-                "all responses that pass have the same probability here, but they are sampled from π_ref.",
-                lambda lr, r, t: _limit(torch.zeros_like(lr), r > t),
-            ),
-            Mistake(
-                "tilted",
-                "the responses that pass are tilted by exp(r) here, but above τ the filter does not depend on the "
-                "reward.",
-                lambda lr, r, t: _limit(lr + r, r > t),
-            ),
-            Mistake(
-                "inverted filter",
-                "the filter is inverted. The responses above the threshold pass.",
-                lambda lr, r, t: _limit(lr, r <= t),
-            ),
+        mistakes=wrong_answers(
+            filter_limit,
+            {
+                "not strict": lambda lr, r, t: _limit(lr, r >= t),
+                "not normalised": lambda lr, r, t: lr.exp() * (r > t),
+                "wrong axis": lambda lr, r, t: _limit(lr, r > t, 0),
+                "no reference": lambda lr, r, t: _limit(torch.zeros_like(lr), r > t),
+                "tilted": lambda lr, r, t: _limit(lr + r, r > t),
+                "inverted filter": lambda lr, r, t: _limit(lr, r <= t),
+            },
+            {
+                "not strict": "a reward equal to τ passes here, but the filter is strict, r > τ.",
+                "not normalised": "the rows do not sum to one. Divide by P_ref(r > τ).",
+                "wrong axis": "this is normalised over the prompts. Each prompt has a distribution, so sum over the "
+                "last axis.",
+                "no reference": "all responses that pass have the same probability here, but they are sampled from "
+                "π_ref.",
+                "tilted": "the responses that pass are tilted by exp(r) here, but above τ the filter does not depend "
+                "on the reward.",
+                "inverted filter": "the filter is inverted. The responses above the threshold pass.",
+            },
         ),
         hints=(
             "Cloning converges to the distribution of the data. Which distribution do samples of π_ref with r > τ "
@@ -541,44 +435,32 @@ EXERCISES: tuple[Task, ...] = (
         cases=(
             Case(
                 "four responses, n = 3",
-                {"p_ref": _double([0.4, 0.3, 0.2, 0.1]), "reward": _double([0.5, -1.0, 1.5, 1.0]), "n": 3},
+                {"p_ref": double([0.4, 0.3, 0.2, 0.1]), "reward": double([0.5, -1.0, 1.5, 1.0]), "n": 3},
             ),
-            Case("two responses, n = 2", {"p_ref": _double([0.25, 0.75]), "reward": _double([2.0, -2.0]), "n": 2}),
+            Case("two responses, n = 2", {"p_ref": double([0.25, 0.75]), "reward": double([2.0, -2.0]), "n": 2}),
         ),
         solution=best_of_n,
-        mistakes=(
-            Mistake(
-                "density",
-                "n π F^{n−1} is the formula for a density. In a finite set a response can be drawn twice, so these "
-                "numbers do not sum to one.",
-                lambda p, r, n: n * p * _cdf(p, r) ** (n - 1),
-            ),
-            Mistake(
-                "no subtraction",
-                "F^n is the chance that no draw is better than y, including the case that y was never drawn. "
-                "Subtract the chance that all are worse.",
-                lambda p, r, n: _cdf(p, r) ** n,
-            ),
-            Mistake(
-                "worst of n",
-                "this is the worst of n draws, because the comparison of the rewards is inverted.",
-                lambda p, r, n: (1 - _cdf(p, r) + p) ** n - (1 - _cdf(p, r)) ** n,
-            ),
-            Mistake(
-                "left in order",
-                "the result is sorted by reward. Give the probabilities in the order of the input.",
-                lambda p, r, n: best_of_n(p, r, n)[r.argsort()],
-            ),
-            Mistake(
-                "one too many",
-                "this is one draw too many, because n counts all draws.",
-                lambda p, r, n: best_of_n(p, r, n + 1),
-            ),
-            Mistake(
-                "tempered",
-                "π_ref^n, normalised, does not depend on the reward. It is the reference at a lower temperature.",
-                lambda p, r, n: p**n / (p**n).sum(),
-            ),
+        mistakes=wrong_answers(
+            best_of_n,
+            {
+                "density": "upto**n - (upto - p_ref) ** n → n * p_ref * upto ** (n - 1)",
+                "no subtraction": "upto**n - (upto - p_ref) ** n → upto**n",
+                "worst of n": "reward[None, :] <= reward[:, None] → reward[None, :] >= reward[:, None]",
+                "left in order": lambda p, r, n: best_of_n(p, r, n)[r.argsort()],
+                "one too many": lambda p, r, n: best_of_n(p, r, n + 1),
+                "tempered": lambda p, r, n: p**n / (p**n).sum(),
+            },
+            {
+                "density": "n π F^{n−1} is the formula for a density. In a finite set a response can be drawn twice, "
+                "so these numbers do not sum to one.",
+                "no subtraction": "F^n is the chance that no draw is better than y, including the case that y was "
+                "never drawn. Subtract the chance that all are worse.",
+                "worst of n": "this is the worst of n draws, because the comparison of the rewards is inverted.",
+                "left in order": "the result is sorted by reward. Give the probabilities in the order of the input.",
+                "one too many": "this is one draw too many, because n counts all draws.",
+                "tempered": "π_ref^n, normalised, does not depend on the reward. It is the reference at a lower "
+                "temperature.",
+            },
         ),
         hints=(
             "The best of n is y if no draw is better than y, and not all draws are worse.",
@@ -598,32 +480,22 @@ EXERCISES: tuple[Task, ...] = (
             Case("four responses, β = 2", _ONE | {"beta": 2.0}),
         ),
         solution=least_regret,
-        mistakes=(
-            Mistake(
-                "no beta",
-                "β is missing. A KL is in nats, a regret in units of reward.",
-                lambda lr, r, b: _regrets(lr, r, b)[0].min().item() / b,
-            ),
-            Mistake(
-                "most reward",
-                "this takes the threshold with the highest reward and ignores its KL.",
-                lambda lr, r, b: _regrets(lr, r, b)[0][-1].item(),
-            ),
-            Mistake(
-                "worst threshold",
-                "this is the maximum regret over the thresholds, not the minimum.",
-                lambda lr, r, b: _regrets(lr, r, b)[0].max().item(),
-            ),
-            Mistake(
-                "mean over thresholds",
-                "this is the mean over the thresholds. Choose the best one.",
-                lambda lr, r, b: _regrets(lr, r, b)[0].mean().item(),
-            ),
-            Mistake(
-                "swapped KL",
-                "KL(π*‖π_τ) is infinite as soon as the filter drops a response. Regret is β KL(π_τ‖π*).",
-                _forward,
-            ),
+        mistakes=wrong_answers(
+            least_regret,
+            {
+                "no beta": lambda lr, r, b: _regrets(lr, r, b)[0].min().item() / b,
+                "most reward": lambda lr, r, b: _regrets(lr, r, b)[0][-1].item(),
+                "worst threshold": lambda lr, r, b: _regrets(lr, r, b)[0].max().item(),
+                "mean over thresholds": lambda lr, r, b: _regrets(lr, r, b)[0].mean().item(),
+                "swapped KL": _forward,
+            },
+            {
+                "no beta": "β is missing. A KL is in nats, a regret in units of reward.",
+                "most reward": "this takes the threshold with the highest reward and ignores its KL.",
+                "worst threshold": "this is the maximum regret over the thresholds, not the minimum.",
+                "mean over thresholds": "this is the mean over the thresholds. Choose the best one.",
+                "swapped KL": "KL(π*‖π_τ) is infinite as soon as the filter drops a response. Regret is β KL(π_τ‖π*).",
+            },
         ),
         hints=(
             "Only K thresholds differ, one for each response that can be the lowest one to pass.",

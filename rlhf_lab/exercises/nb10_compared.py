@@ -1,8 +1,7 @@
 """Exercises of notebook 10: KL, reward and regret of all methods compared."""
 
 import math
-from collections.abc import Sequence
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import torch
@@ -11,15 +10,12 @@ from torch import Tensor
 from rlhf_lab import exact
 from rlhf_lab.derivations.optimal_policy import beta_is_the_slope
 from rlhf_lab.derivations.random_worlds import RandomWorld
-from rlhf_lab.exercises.checking import Case, Exercise, Mistake, Task
+from rlhf_lab.exercises.checking import Case, Exercise, Task, double
 from rlhf_lab.exercises.derive import NextLine
+from rlhf_lab.exercises.edits import wrong_answers
 from rlhf_lab.exercises.lecture_loop import BETA, LOG_REF, REWARD, loop_arguments
 from rlhf_lab.exercises.predictions import Prediction
-from rlhf_lab.exercises.training_loops import TrainingLoop, descend, loop_mistakes
-
-
-def _double(values: object) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
+from rlhf_lab.exercises.training_loops import TrainingLoop
 
 
 def regret_of_place(kl: Tensor, reward: Tensor, log_z: float, beta: float) -> Tensor:
@@ -91,29 +87,6 @@ def train_to_kl(
     return losses
 
 
-def _train_to_kl(
-    logits: Tensor, log_ref: Tensor, reward: Tensor, target: float, steps: int, learning_rate: float,
-    wrong: Sequence[str] = (),
-) -> list[float]:  # fmt: skip
-    """`train_to_kl` with mistakes."""
-    beta, losses = 1.0, []
-    for _ in range(steps):
-        log_policy = logits.log_softmax(-1)
-        kl = (log_policy.exp() * (log_policy - log_ref)).sum(-1).mean()
-        if "swapped KL" in wrong:
-            kl = (log_ref.exp() * (log_ref - log_policy)).sum(-1).mean()
-        gain = (log_policy.exp() * reward).sum(-1).mean()
-        loss = -(gain - (0.0 if "no penalty" in wrong else beta) * kl)
-        loss = -loss if "sign" in wrong else loss
-        descend(logits, loss, learning_rate, keep="gradients not reset" in wrong)
-        error = (kl.item() - target) / target
-        error = -error if "sign of the control" in wrong else error
-        if "fixed beta" not in wrong:
-            beta *= 1 + 0.1 * min(max(error, -0.2), 0.2)
-        losses.append(loss.item())
-    return losses
-
-
 _TARGET = 1.0
 
 
@@ -155,72 +128,10 @@ def over_prompts(
     return losses
 
 
-def _broken_over_prompts(
-    logits: Tensor, log_ref: Tensor, reward: Tensor, beta: float, steps: int, learning_rate: float
-) -> list[float]:
-    """Gradient ascent on J, the mean over prompts."""
-    optimizer = torch.optim.SGD([logits], lr=learning_rate)
-    losses = []
-    for _ in range(steps):
-        log_policy = logits.log_softmax(-1)
-        kl = log_policy.exp() * (log_policy - log_ref)
-        gain = log_policy.exp() * reward
-        loss = beta * kl.sum() - gain.sum(-1).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
-
-
-def _over_prompts(
-    logits: Tensor, log_ref: Tensor, reward: Tensor, beta: float, steps: int, learning_rate: float,
-    wrong: Sequence[str] = (),
-) -> list[float]:  # fmt: skip
-    """`over_prompts` with mistakes."""
-    losses = []
-    for _ in range(steps):
-        log_policy = logits.log_softmax(-1)
-        kl = (log_policy.exp() * (log_policy - log_ref)).sum(-1)
-        if "swapped KL" in wrong:
-            kl = (log_ref.exp() * (log_ref - log_policy)).sum(-1)
-        kl = kl.sum() if "sum over prompts" in wrong else kl.mean()
-        kl = kl / logits.shape[-1] if "mean over responses" in wrong else kl
-        kl = -kl if "sign of the KL" in wrong else kl
-        loss = (1.0 if "no beta" in wrong else beta) * kl - (log_policy.exp() * reward).sum(-1).mean()
-        descend(logits, loss, learning_rate, keep="gradients not reset" in wrong)
-        losses.append(loss.item())
-    return losses
-
-
-def _parts(
-    log_policy: Tensor, log_ref: Tensor, reward: Tensor, beta: float, twin: float, mistake: str
-) -> tuple[Any, ...]:
-    """`regret_in_two` with one mistake."""
-    log_star = (log_ref + reward / beta).log_softmax(-1)
-    log_twin = (log_ref + reward / twin).log_softmax(-1)
-
-    def kl(p: Tensor, q: Tensor) -> Tensor:
-        return (p.exp() * (p - q)).sum(-1)
-
-    below, place = twin * kl(log_policy, log_twin), beta * kl(log_twin, log_star)
-    if mistake == "beta twice":
-        below = beta * kl(log_policy, log_twin)
-    if mistake == "twin twice":
-        place = twin * kl(log_twin, log_star)
-    if mistake == "turned":
-        place = beta * kl(log_star, log_twin)
-    if mistake == "no beta":
-        below, place = kl(log_policy, log_twin), kl(log_twin, log_star)
-    if mistake == "to the star":
-        below = beta * kl(log_policy, log_star)
-    return (place, below) if mistake == "swapped" else (below, place)
-
-
-_PLACES = {"kl": _double([0.0, 0.4, 1.5]), "reward": _double([0.3, 0.8, 1.1]), "log_z": 1.4, "beta": 0.5}
-_BANDIT = {"log_ref": _double([0.4, 0.3, 0.2, 0.1]).log(), "reward": _double([-0.5, 0.0, 1.0, 1.5])}
+_PLACES = {"kl": double([0.0, 0.4, 1.5]), "reward": double([0.3, 0.8, 1.1]), "log_z": 1.4, "beta": 0.5}
+_BANDIT = {"log_ref": double([0.4, 0.3, 0.2, 0.1]).log(), "reward": double([-0.5, 0.0, 1.0, 1.5])}
 _SPLIT = {
-    "log_policy": _double([0.2, 0.1, 0.3, 0.4]).log(),
+    "log_policy": double([0.2, 0.1, 0.3, 0.4]).log(),
     **_BANDIT,
     "beta": 0.5,
     "twin": 0.8,
@@ -245,27 +156,21 @@ EXERCISES: tuple[Task, ...] = (
             "log_z": ("$\\log Z$, (X, 1)", lambda w: w.z.log()),
         },
         solution=kl_slope,
-        mistakes=(
-            Mistake(
-                "no product rule",
-                "the derivative of $\\frac1\\beta\\mathbb{E}_{\\pi^*}[r]$ has two terms. The mean itself is missing.",
-                lambda w: w.variance / w.beta - w.mean,
-            ),
-            Mistake(
-                "log Z is constant",
-                "log Z depends on β as well. Its derivative must be subtracted.",
-                lambda w: w.variance / w.beta + w.mean,
-            ),
-            Mistake(
-                "inverted",
-                "β is on the wrong side of the fraction.",
-                lambda w: w.variance * w.beta,
-            ),
-            Mistake(
-                "slope of the reward",
-                "this is the derivative of the reward, the line above. The KL has another one.",
-                lambda w: w.variance,
-            ),
+        mistakes=wrong_answers(
+            kl_slope,
+            {
+                "no product rule": lambda w: w.variance / w.beta - w.mean,
+                "log Z is constant": lambda w: w.variance / w.beta + w.mean,
+                "inverted": lambda w: w.variance * w.beta,
+                "slope of the reward": lambda w: w.variance,
+            },
+            {
+                "no product rule": "the derivative of $\\frac1\\beta\\mathbb{E}_{\\pi^*}[r]$ has two terms. The mean "
+                "itself is missing.",
+                "log Z is constant": "log Z depends on β as well. Its derivative must be subtracted.",
+                "inverted": "β is on the wrong side of the fraction.",
+                "slope of the reward": "this is the derivative of the reward, the line above. The KL has another one.",
+            },
         ),
         hints=(
             "Write $\\mathrm{KL}(\\pi^*\\|\\pi_\\text{ref})=\\frac1\\beta\\mathbb{E}_{\\pi^*}[r]-\\log Z$ and "
@@ -311,32 +216,22 @@ EXERCISES: tuple[Task, ...] = (
             Case("the same at β = 2", _PLACES | {"beta": 2.0, "log_z": 0.25}),
         ),
         solution=regret_of_place,
-        mistakes=(
-            Mistake(
-                "sign of the KL",
-                "the KL has the wrong sign: J = E[r] − β KL, so a larger KL gives a larger regret.",
-                lambda kl, r, lz, b: b * lz - (r + b * kl),
-            ),
-            Mistake(
-                "no beta at the KL",
-                "β is missing: the KL is in nats, and β turns nats into reward.",
-                lambda kl, r, lz, b: b * lz - (r - kl),
-            ),
-            Mistake(
-                "no beta at log Z",
-                "log Z is in nats: the best value of J is β log Z.",
-                lambda kl, r, lz, b: lz - (r - b * kl),
-            ),
-            Mistake(
-                "sign",
-                "the sign is wrong: regret is J(π*) − J(π) and never negative.",
-                lambda kl, r, lz, b: (r - b * kl) - b * lz,
-            ),
-            Mistake(
-                "objective",
-                "this is J, not the regret J(π*) − J.",
-                lambda kl, r, lz, b: r - b * kl,
-            ),
+        mistakes=wrong_answers(
+            regret_of_place,
+            {
+                "sign of the KL": lambda kl, r, lz, b: b * lz - (r + b * kl),
+                "no beta at the KL": lambda kl, r, lz, b: b * lz - (r - kl),
+                "no beta at log Z": lambda kl, r, lz, b: lz - (r - b * kl),
+                "sign": lambda kl, r, lz, b: (r - b * kl) - b * lz,
+                "objective": lambda kl, r, lz, b: r - b * kl,
+            },
+            {
+                "sign of the KL": "the KL has the wrong sign: J = E[r] − β KL, so a larger KL gives a larger regret.",
+                "no beta at the KL": "β is missing: the KL is in nats, and β turns nats into reward.",
+                "no beta at log Z": "log Z is in nats: the best value of J is β log Z.",
+                "sign": "the sign is wrong: regret is J(π*) − J(π) and never negative.",
+                "objective": "this is J, not the regret J(π*) − J.",
+            },
         ),
         hints=(
             "Regret is J(π*) − J(π). Which of the two follows from KL and reward, and which from Z?",
@@ -357,33 +252,25 @@ EXERCISES: tuple[Task, ...] = (
             Case("a has more KL", {"kl_a": 2.0, "reward_a": 1.5, "kl_b": 0.5, "reward_b": 0.2}),
         ),
         solution=equal_price,
-        mistakes=(
-            Mistake(
-                "upside down",
-                "the fraction is inverted: β is reward per nat, the slope of the line between the two.",
-                lambda ka, ra, kb, rb: (ka - kb) / (ra - rb),
-            ),
-            Mistake(
-                "sign",
-                "β is negative: both differences must be taken in the same order.",
-                lambda ka, ra, kb, rb: (ra - rb) / (kb - ka),
-            ),
-            Mistake(
-                "average reward per nat",
-                "this compares the reward per nat of each. Compare the additional reward with the additional nats.",
-                lambda ka, ra, kb, rb: ra / ka - rb / kb,
-            ),
-            Mistake(
-                "sums",
-                "these are sums instead of differences: at equal J the difference of rewards is β times the difference "
-                "of KLs.",
-                lambda ka, ra, kb, rb: (ra + rb) / (ka + kb),
-            ),
-            Mistake(
-                "logarithm",
-                "this is a ratio of logarithms. The line through both points has its slope in the units of the map.",
-                lambda ka, ra, kb, rb: math.log(ra / rb) / math.log(ka / kb),
-            ),
+        mistakes=wrong_answers(
+            equal_price,
+            {
+                "upside down": lambda ka, ra, kb, rb: (ka - kb) / (ra - rb),
+                "sign": lambda ka, ra, kb, rb: (ra - rb) / (kb - ka),
+                "average reward per nat": lambda ka, ra, kb, rb: ra / ka - rb / kb,
+                "sums": lambda ka, ra, kb, rb: (ra + rb) / (ka + kb),
+                "logarithm": lambda ka, ra, kb, rb: math.log(ra / rb) / math.log(ka / kb),
+            },
+            {
+                "upside down": "the fraction is inverted: β is reward per nat, the slope of the line between the two.",
+                "sign": "β is negative: both differences must be taken in the same order.",
+                "average reward per nat": "this compares the reward per nat of each. Compare the additional reward "
+                "with the additional nats.",
+                "sums": "these are sums instead of differences: at equal J the difference of rewards is β times the "
+                "difference of KLs.",
+                "logarithm": "this is a ratio of logarithms. The line through both points has its slope in the units "
+                "of the map.",
+            },
         ),
         hints=(
             "Write J(a) = J(b), and solve for β.",
@@ -402,38 +289,33 @@ EXERCISES: tuple[Task, ...] = (
             Case("the same with β = 2", _SPLIT | {"beta": 2.0}),
         ),
         solution=regret_in_two,
-        mistakes=(
-            Mistake(
-                "swapped",
-                "the parts are swapped: the first is the loss below the frontier, from the policy to its twin.",
-                partial(_parts, mistake="swapped"),
-            ),
-            Mistake(
-                "β twice",
-                "both parts have the factor β here, but below the frontier it is β′, the slope at the twin.",
-                partial(_parts, mistake="beta twice"),
-            ),
-            Mistake(
-                "β′ twice",
-                "both parts have the factor β′ here, but the regret of the twin is at β.",
-                partial(_parts, mistake="twin twice"),
-            ),
-            Mistake(
-                "swapped KL",
-                "the arguments of the second KL are swapped: the twin is the first argument, because its regret to π* "
-                "is computed.",
-                partial(_parts, mistake="turned"),
-            ),
-            Mistake(
-                "no β",
-                "these are nats. Regret is in units of reward: each KL has its factor.",
-                partial(_parts, mistake="no beta"),
-            ),
-            Mistake(
-                "whole regret",
-                "the first part is the whole regret here, β KL(π‖π*): use the KL to the twin, not to π*.",
-                partial(_parts, mistake="to the star"),
-            ),
+        mistakes=wrong_answers(
+            regret_in_two,
+            {
+                "swapped": "return below, place → return place, below",
+                "β twice": "below = twin * → below = beta *",
+                "β′ twice": "place = beta * → place = twin *",
+                "swapped KL": "log_twin.exp() * (log_twin - log_star) → log_star.exp() * (log_star - log_twin)",
+                "no β": (
+                    "below = twin * → below =",
+                    "place = beta * → place =",
+                ),
+                "whole regret": (
+                    "below = twin * → below = beta *",
+                    "log_policy - log_twin → log_policy - log_star",
+                ),
+            },
+            {
+                "swapped": "the parts are swapped: the first is the loss below the frontier, from the policy to its "
+                "twin.",
+                "β twice": "both parts have the factor β here, but below the frontier it is β′, the slope at the twin.",
+                "β′ twice": "both parts have the factor β′ here, but the regret of the twin is at β.",
+                "swapped KL": "the arguments of the second KL are swapped: the twin is the first argument, because its "
+                "regret to π* is computed.",
+                "no β": "these are nats. Regret is in units of reward: each KL has its factor.",
+                "whole regret": "the first part is the whole regret here, β KL(π‖π*): use the KL to the twin, not to "
+                "π*.",
+            },
         ),
         hints=(
             "The first part is the regret of π at β′, and the second one is the regret of the twin π*_β′ at β.",
@@ -451,8 +333,16 @@ EXERCISES: tuple[Task, ...] = (
         quantity="KL(π_θ‖twin)",
         share=0.02,
         solution=train_to_kl,
-        mistakes=loop_mistakes(
-            _train_to_kl,
+        mistakes=wrong_answers(
+            train_to_kl,
+            {
+                "fixed beta": "beta *= 1 + 0.1 * min(max(error, -0.2), 0.2) → pass",
+                "sign of the control": "(kl.item() - target) → (target - kl.item())",
+                "no penalty": "gain - beta * kl → gain",
+                "swapped KL": "log_policy.exp() * (log_policy - log_ref) → log_ref.exp() * (log_ref - log_policy)",
+                "sign": "loss = -(gain → loss = (gain",
+                "gradients not reset": "optimizer.zero_grad() → pass",
+            },
             {
                 "fixed beta": "β stays at its first value, so that the KL does not reach the target.",
                 "sign of the control": "β falls when the KL is too large. It must rise then.",
@@ -479,10 +369,17 @@ EXERCISES: tuple[Task, ...] = (
         distance=lambda logits: exact.regret(logits.log_softmax(-1), LOG_REF, REWARD, _OTHER_BETA).mean().item(),
         share=0.02,
         solution=over_prompts,
-        broken=_broken_over_prompts,
         bug="sum over prompts",
-        mistakes=loop_mistakes(
-            _over_prompts,
+        mistakes=wrong_answers(
+            over_prompts,
+            {
+                "sum over prompts": "kl.sum(-1).mean() → kl.sum()",
+                "mean over responses": "kl.sum(-1).mean() → kl.mean()",
+                "swapped KL": "log_policy.exp() * (log_policy - log_ref) → log_ref.exp() * (log_ref - log_policy)",
+                "sign of the KL": "beta * kl → -beta * kl",
+                "no beta": "beta * kl → kl",
+                "gradients not reset": "optimizer.zero_grad() → pass",
+            },
             {
                 "sum over prompts": "the KL is summed over prompts, but the reward is averaged. So β is multiplied by "
                 "the number of prompts.",

@@ -1,6 +1,5 @@
 """Exercises of notebook 11: evaluation of a language model that was trained on a reward model."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,16 +7,13 @@ from torch import Tensor
 
 from rlhf_lab import evaluation
 from rlhf_lab.derivations.optimal_policy import regret_is_a_kl
-from rlhf_lab.exercises.checking import Case, Exercise, Mistake, Seed, Task
+from rlhf_lab.exercises.checking import Case, Exercise, Mistake, Seed, Task, double
 from rlhf_lab.exercises.derive import NextLine
+from rlhf_lab.exercises.edits import wrong_answers
 from rlhf_lab.exercises.predictions import Prediction
-from rlhf_lab.exercises.training_loops import TrainingLoop, loop_mistakes
+from rlhf_lab.exercises.training_loops import TrainingLoop
 from rlhf_lab.training import seeded
 from rlhf_lab.worlds import bandit
-
-
-def _double(values: object) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def response_kl(log_policy: Tensor, log_ref: Tensor, mask: Tensor) -> Tensor:
@@ -38,19 +34,19 @@ def gold_under_tilt(proxy: Tensor, gold: Tensor, beta: float) -> Tensor:
 
 
 _TOKENS = {
-    "log_policy": _double([[[-0.5, -1.0, -0.2], [-0.7, -0.4, -9.0]], [[-1.5, -7.0, -8.0], [-0.3, -0.6, -0.1]]]),
-    "log_ref": _double([[[-1.0, -1.2, -0.9], [-0.6, -1.1, -2.0]], [[-2.5, -3.0, -1.0], [-0.5, -0.4, -1.1]]]),
+    "log_policy": double([[[-0.5, -1.0, -0.2], [-0.7, -0.4, -9.0]], [[-1.5, -7.0, -8.0], [-0.3, -0.6, -0.1]]]),
+    "log_ref": double([[[-1.0, -1.2, -0.9], [-0.6, -1.1, -2.0]], [[-2.5, -3.0, -1.0], [-0.5, -0.4, -1.1]]]),
     "mask": torch.tensor([[[True, True, True], [True, True, False]], [[True, False, False], [True, True, True]]]),
 }
 _ONE = {
-    "log_policy": _double([[[-0.4, -0.8, -5.0, -5.0], [-0.1, -0.3, -0.9, -0.2], [-2.0, -6.0, -6.0, -6.0]]]),
-    "log_ref": _double([[[-0.9, -0.7, -1.0, -2.0], [-0.8, -0.9, -0.4, -0.6], [-1.0, -3.0, -1.0, -1.0]]]),
+    "log_policy": double([[[-0.4, -0.8, -5.0, -5.0], [-0.1, -0.3, -0.9, -0.2], [-2.0, -6.0, -6.0, -6.0]]]),
+    "log_ref": double([[[-0.9, -0.7, -1.0, -2.0], [-0.8, -0.9, -0.4, -0.6], [-1.0, -3.0, -1.0, -1.0]]]),
     "mask": torch.tensor([[[True, True, False, False], [True] * 4, [True, False, False, False]]]),
 }
-_SCORES = _double([[0.9, 0.7, 0.8, 0.6], [-0.5, -0.2, -0.6, -0.1], [0.3, 0.1, 0.4, 0.2]])
+_SCORES = double([[0.9, 0.7, 0.8, 0.6], [-0.5, -0.2, -0.6, -0.1], [0.3, 0.1, 0.4, 0.2]])
 _TILT = {
-    "proxy": _double([[2.0, 0.5, -1.0, 0.0], [1.0, 1.5, -0.5, 3.0]]),
-    "gold": _double([[0.8, 0.9, -0.7, 0.1], [0.2, 0.6, -0.4, -0.3]]),
+    "proxy": double([[2.0, 0.5, -1.0, 0.0], [1.0, 1.5, -0.5, 3.0]]),
+    "gold": double([[0.8, 0.9, -0.7, 0.1], [0.2, 0.6, -0.4, -0.3]]),
 }
 
 
@@ -73,33 +69,6 @@ def train_reward_head(head: Tensor, states: Tensor, lengths: Tensor, steps: int,
         reward = final_states @ head
         loss = -torch.nn.functional.logsigmoid(reward[:, 0] - reward[:, 1]).mean()
         optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
-
-
-def _train_reward_head(
-    head: Tensor, states: Tensor, lengths: Tensor, steps: int, learning_rate: float, wrong: Sequence[str] = ()
-) -> list[float]:
-    """The same loop with the mistakes that `wrong` names."""
-    optimizer = torch.optim.SGD([head], lr=learning_rate)
-    last = (lengths - 1)[..., None, None].expand(-1, -1, 1, states.shape[-1])
-    final = states.gather(2, last).squeeze(2)
-    if "padding" in wrong:
-        final = states[:, :, -1]
-    if "first token" in wrong:
-        final = states[:, :, 0]
-    if "mean over positions" in wrong:
-        final = states.mean(2)
-    losses = []
-    for _ in range(steps):
-        reward = final @ head
-        margin = reward[:, 0] - reward[:, 1]
-        margin = -margin if "swapped pair" in wrong else margin
-        loss = -(torch.sigmoid(margin) if "no logarithm" in wrong else torch.nn.functional.logsigmoid(margin)).mean()
-        if "gradients not reset" not in wrong:
-            optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
@@ -131,66 +100,7 @@ def train_on_filtered(
     return losses
 
 
-def _broken_train_on_filtered(
-    logits: Tensor,
-    proxy: Tensor,
-    samples: int,
-    share: float,
-    steps: int,
-    learning_rate: float,
-    generator: torch.Generator,
-) -> list[float]:
-    """Imitate the given share of the samples, those with the highest proxy rewards."""
-    y = torch.multinomial(logits.detach().softmax(-1), samples, True, generator=generator)
-    score = proxy.gather(-1, y)
-    passes = score >= score.quantile(1 - share)
-    optimizer = torch.optim.SGD([logits], lr=learning_rate)
-    losses = []
-    for _ in range(steps):
-        log_prob = logits.log_softmax(-1).gather(-1, y)
-        loss = -(log_prob * passes).sum() / passes.sum()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
-
-
-def _train_on_filtered(
-    logits: Tensor,
-    proxy: Tensor,
-    samples: int,
-    share: float,
-    steps: int,
-    learning_rate: float,
-    generator: torch.Generator,
-    wrong: Sequence[str] = (),
-) -> list[float]:
-    """The same loop with the mistakes that `wrong` names."""
-    y = torch.multinomial(logits.detach().softmax(-1), samples, True, generator=generator)
-    score = proxy.gather(-1, y)
-    score = -score if "lowest" in wrong else score
-    if "one threshold" in wrong:
-        passes = score >= score.quantile(1 - share)
-    else:
-        passes = score >= score.quantile(1 - share, dim=-1, keepdim=True)
-    if "no filter" in wrong:
-        passes = torch.ones_like(passes)
-    optimizer = torch.optim.SGD([logits], lr=learning_rate)
-    losses = []
-    for _ in range(steps):
-        log_prob = logits.log_softmax(-1).gather(-1, y)
-        log_prob = log_prob.exp() if "probabilities" in wrong else log_prob
-        loss = -(log_prob * passes).sum() / passes.sum()
-        if "gradients not reset" not in wrong:
-            optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
-
-
-_GOLD_HEAD = _double([1.0, -0.5, 0.8])
+_GOLD_HEAD = double([1.0, -0.5, 0.8])
 _LOG_REF = bandit.lecture().log_ref()[:1].expand(4, -1)
 _PROXY = bandit.lecture().rewards()[:1] + 3 * torch.arange(4, dtype=torch.float64)[:, None]
 """A proxy reward of four prompts. A reward is known up to a function of the prompt, here 0, 3, 6 and 9."""
@@ -288,22 +198,19 @@ EXERCISES: tuple[Task, ...] = (
         line=2,
         quantities=("policy", "log_policy", "log_star", "beta"),
         solution=regret_as_kl,
-        mistakes=(
-            Mistake(
-                "sign",
-                "the sign is wrong. A regret is never negative.",
-                lambda w: w.beta * (w.policy * (w.log_star - w.log_policy)).sum(-1),
-            ),
-            Mistake(
-                "log-ratio not averaged",
-                "the log-ratio is summed over all responses without their probabilities under π.",
-                lambda w: w.beta * (w.log_policy - w.log_star).sum(-1),
-            ),
-            Mistake(
-                "divided by beta",
-                "the KL is divided by β, but nats become reward by multiplying with β.",
-                lambda w: (w.policy * (w.log_policy - w.log_star)).sum(-1) / w.beta,
-            ),
+        mistakes=wrong_answers(
+            regret_as_kl,
+            {
+                "sign": lambda w: w.beta * (w.policy * (w.log_star - w.log_policy)).sum(-1),
+                "log-ratio not averaged": lambda w: w.beta * (w.log_policy - w.log_star).sum(-1),
+                "divided by beta": lambda w: (w.policy * (w.log_policy - w.log_star)).sum(-1) / w.beta,
+            },
+            {
+                "sign": "the sign is wrong. A regret is never negative.",
+                "log-ratio not averaged": "the log-ratio is summed over all responses without their probabilities "
+                "under π.",
+                "divided by beta": "the KL is divided by β, but nats become reward by multiplying with β.",
+            },
         ),
         hints=(
             "β log Z occurs twice with opposite signs. Which term remains?",
@@ -320,8 +227,16 @@ EXERCISES: tuple[Task, ...] = (
         distance=lambda head: (head - _GOLD_HEAD).norm().item(),
         quantity="the distance to the gold weights",
         solution=train_reward_head,
-        mistakes=loop_mistakes(
-            _train_reward_head,
+        mistakes=wrong_answers(
+            train_reward_head,
+            {
+                "padding": "states.gather(2, last).squeeze(2) → states[:, :, -1]",
+                "first token": "states.gather(2, last).squeeze(2) → states[:, :, 0]",
+                "mean over positions": "states.gather(2, last).squeeze(2) → states.mean(2)",
+                "swapped pair": "reward[:, 0] - reward[:, 1] → reward[:, 1] - reward[:, 0]",
+                "no logarithm": "torch.nn.functional.logsigmoid → torch.sigmoid",
+                "gradients not reset": "optimizer.zero_grad() → pass",
+            },
             {
                 "padding": "the reward is read at the last position, which is padding for most responses.",
                 "first token": "the reward is read at the first token, before the response is complete.",
@@ -348,10 +263,16 @@ EXERCISES: tuple[Task, ...] = (
         distance=_filter_kl,
         quantity="the KL from the filtered distribution",
         solution=train_on_filtered,
-        broken=_broken_train_on_filtered,
         bug="one threshold",
-        mistakes=loop_mistakes(
-            _train_on_filtered,
+        mistakes=wrong_answers(
+            train_on_filtered,
+            {
+                "one threshold": "1 - share, dim=-1, keepdim=True → 1 - share",
+                "lowest": "score = proxy → score = -proxy",
+                "no filter": "score >= score.quantile(1 - share, dim=-1, keepdim=True) → torch.ones_like(score)",
+                "probabilities": "log_prob * passes → log_prob.exp() * passes",
+                "gradients not reset": "optimizer.zero_grad() → pass",
+            },
             {
                 "one threshold": "all prompts have the same threshold, but a learned reward is only determined up to a "
                 "function of the prompt.",
@@ -375,38 +296,27 @@ EXERCISES: tuple[Task, ...] = (
         minutes=5,
         cases=(Case("two prompts, two responses each", _TOKENS), Case("one prompt, three responses", _ONE)),
         solution=response_kl,
-        mistakes=(
-            Mistake(
-                "no mask",
-                "padding is included here, but places where the mask is False are not tokens.",
-                lambda p, q, m: (p - q).sum(-1).mean(),
-            ),
-            Mistake(
-                "mean over tokens",
-                "this is the KL of a token. A response's log-ratio is the sum over its tokens, not their mean.",
-                lambda p, q, m: (((p - q) * m).sum(-1) / m.sum(-1)).mean(),
-            ),
-            Mistake(
-                "mean over all tokens",
-                "this is the mean over all tokens of all responses. Take the sum over a response and the mean over "
-                "responses.",
-                lambda p, q, m: (p - q)[m].mean(),
-            ),
-            Mistake(
-                "sign",
-                "the sign is wrong: the policy drew the tokens, so its log-probability comes first.",
-                lambda p, q, m: ((q - p) * m).sum(-1).mean(),
-            ),
-            Mistake(
-                "weighted twice",
-                "the tokens were drawn from the policy already; weighting them by its probability counts it twice.",
-                lambda p, q, m: (p.exp() * (p - q) * m).sum(-1).mean(),
-            ),
-            Mistake(
-                "sum over responses",
-                "this grows with the number of responses: the KL is a mean over them.",
-                lambda p, q, m: ((p - q) * m).sum(),
-            ),
+        mistakes=wrong_answers(
+            response_kl,
+            {
+                "no mask": lambda p, q, m: (p - q).sum(-1).mean(),
+                "mean over tokens": lambda p, q, m: (((p - q) * m).sum(-1) / m.sum(-1)).mean(),
+                "mean over all tokens": lambda p, q, m: (p - q)[m].mean(),
+                "sign": lambda p, q, m: ((q - p) * m).sum(-1).mean(),
+                "weighted twice": lambda p, q, m: (p.exp() * (p - q) * m).sum(-1).mean(),
+                "sum over responses": lambda p, q, m: ((p - q) * m).sum(),
+            },
+            {
+                "no mask": "padding is included here, but places where the mask is False are not tokens.",
+                "mean over tokens": "this is the KL of a token. A response's log-ratio is the sum over its tokens, not "
+                "their mean.",
+                "mean over all tokens": "this is the mean over all tokens of all responses. Take the sum over a "
+                "response and the mean over responses.",
+                "sign": "the sign is wrong: the policy drew the tokens, so its log-probability comes first.",
+                "weighted twice": "the tokens were drawn from the policy already; weighting them by its probability "
+                "counts it twice.",
+                "sum over responses": "this grows with the number of responses: the KL is a mean over them.",
+            },
         ),
         hints=(
             "log π(y|x) is a sum over the tokens of y. Which places of the (B, G, T) tensors are tokens?",
@@ -422,37 +332,30 @@ EXERCISES: tuple[Task, ...] = (
         minutes=5,
         cases=(
             Case("three prompts, four responses each", {"scores": _SCORES}),
-            Case("four prompts, two responses each", {"scores": _SCORES.T[:, :2] + _double([[0.0, 0.2]])}),
+            Case("four prompts, two responses each", {"scores": _SCORES.T[:, :2] + double([[0.0, 0.2]])}),
         ),
         solution=error_over_prompts,
-        mistakes=(
-            Mistake(
-                "all independent",
-                "all responses are taken as independent. Those to one prompt are alike, so the bar is too short: a "
-                "prompt with all its responses is one draw.",
-                lambda s: s.std() / s.numel() ** 0.5,
-            ),
-            Mistake(
-                "deviation",
-                "this is the standard deviation over prompts. The error of their mean is smaller and shrinks with more "
+        mistakes=wrong_answers(
+            error_over_prompts,
+            {
+                "all independent": lambda s: s.std() / s.numel() ** 0.5,
+                "deviation": lambda s: s.mean(1).std(),
+                "over responses": lambda s: s.mean(0).std() / s.shape[1] ** 0.5,
+                "within prompts": lambda s: s.std(1).mean() / s.shape[1] ** 0.5,
+                "population": lambda s: s.mean(1).std(correction=0) / len(s) ** 0.5,
+            },
+            {
+                "all independent": "all responses are taken as independent. Those to one prompt are alike, so the bar "
+                "is too short: a prompt with all its responses is one draw.",
+                "deviation": "this is the standard deviation over prompts. The error of their mean is smaller and "
+                "shrinks with more prompts.",
+                "over responses": "the axes are swapped: average over the responses of a prompt first, then over "
                 "prompts.",
-                lambda s: s.mean(1).std(),
-            ),
-            Mistake(
-                "over responses",
-                "the axes are swapped: average over the responses of a prompt first, then over prompts.",
-                lambda s: s.mean(0).std() / s.shape[1] ** 0.5,
-            ),
-            Mistake(
-                "within prompts",
-                "this is the spread within prompts. It does not include the differences between prompts.",
-                lambda s: s.std(1).mean() / s.shape[1] ** 0.5,
-            ),
-            Mistake(
-                "population",
-                "the deviation is divided by B instead of B − 1: the mean was estimated from the same prompts.",
-                lambda s: s.mean(1).std(correction=0) / len(s) ** 0.5,
-            ),
+                "within prompts": "this is the spread within prompts. It does not include the differences between "
+                "prompts.",
+                "population": "the deviation is divided by B instead of B − 1: the mean was estimated from the same "
+                "prompts.",
+            },
         ),
         hints=(
             "Which samples change when the experiment is repeated: responses, or prompts too?",
@@ -471,43 +374,29 @@ EXERCISES: tuple[Task, ...] = (
             Case("the same at β = 0.4", _TILT | {"beta": 0.4}),
         ),
         solution=gold_under_tilt,
-        mistakes=(
-            Mistake(
-                "tilted by gold",
-                "the weights are those of the gold reward, but the policy is optimised for the proxy. Gold is used for "
-                "evaluation only.",
-                lambda p, g, b: _weighted((g / b).softmax(-1), g),
-            ),
-            Mistake(
-                "judged by the proxy",
-                "this is the proxy reward of the optimal policy of the proxy, not its gold reward.",
-                lambda p, g, b: _weighted((p / b).softmax(-1), p),
-            ),
-            Mistake(
-                "wrong axis",
-                "the weights sum to one over prompts. Z belongs to a prompt: normalise over its samples.",
-                lambda p, g, b: _weighted((p / b).softmax(0), g),
-            ),
-            Mistake(
-                "one Z for all",
-                "this has one Z for all prompts, which gives a prompt with high rewards more weight than another.",
-                lambda p, g, b: ((p / b).flatten().softmax(0) * g.flatten()).sum(),
-            ),
-            Mistake(
-                "times beta",
-                "the reward is multiplied by β, but a small β must tilt more, not less.",
-                lambda p, g, b: _weighted((p * b).softmax(-1), g),
-            ),
-            Mistake(
-                "no beta",
-                "β is missing: this is the optimum at β = 1.",
-                lambda p, g, b: _weighted(p.softmax(-1), g),
-            ),
-            Mistake(
-                "not normalised",
-                "the weights are not divided by their sum, which estimates G · Z(x).",
-                lambda p, g, b: ((p / b).exp() * g).mean(),
-            ),
+        mistakes=wrong_answers(
+            gold_under_tilt,
+            {
+                "tilted by gold": lambda p, g, b: _weighted((g / b).softmax(-1), g),
+                "judged by the proxy": lambda p, g, b: _weighted((p / b).softmax(-1), p),
+                "wrong axis": lambda p, g, b: _weighted((p / b).softmax(0), g),
+                "one Z for all": lambda p, g, b: ((p / b).flatten().softmax(0) * g.flatten()).sum(),
+                "times beta": lambda p, g, b: _weighted((p * b).softmax(-1), g),
+                "no beta": lambda p, g, b: _weighted(p.softmax(-1), g),
+                "not normalised": lambda p, g, b: ((p / b).exp() * g).mean(),
+            },
+            {
+                "tilted by gold": "the weights are those of the gold reward, but the policy is optimised for the "
+                "proxy. Gold is used for evaluation only.",
+                "judged by the proxy": "this is the proxy reward of the optimal policy of the proxy, not its gold "
+                "reward.",
+                "wrong axis": "the weights sum to one over prompts. Z belongs to a prompt: normalise over its samples.",
+                "one Z for all": "this has one Z for all prompts, which gives a prompt with high rewards more weight "
+                "than another.",
+                "times beta": "the reward is multiplied by β, but a small β must tilt more, not less.",
+                "no beta": "β is missing: this is the optimum at β = 1.",
+                "not normalised": "the weights are not divided by their sum, which estimates G · Z(x).",
+            },
         ),
         hints=(
             "The samples came from π_ref. By which factor must each be weighted to stand for π_r, and what is divided "

@@ -1,6 +1,5 @@
 """Exercises of notebook 12: end tokens, LoRA and memory of a real language model."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,10 +7,11 @@ from torch import Tensor, nn
 
 from rlhf_lab import exact
 from rlhf_lab.derivations.optimal_policy import reward_from_optimum
-from rlhf_lab.exercises.checking import Case, Exercise, Mistake, Task
+from rlhf_lab.exercises.checking import Case, Exercise, Task
 from rlhf_lab.exercises.derive import NextLine
+from rlhf_lab.exercises.edits import Edited, wrong_answers
 from rlhf_lab.exercises.predictions import Prediction
-from rlhf_lab.exercises.training_loops import TrainingLoop, loop_mistakes
+from rlhf_lab.exercises.training_loops import TrainingLoop
 from rlhf_lab.training import seeded
 
 
@@ -75,38 +75,6 @@ def train_lora(
     return losses
 
 
-def _train_lora(
-    adapter: Adapter,
-    weight: Tensor,
-    scale: float,
-    features: Tensor,
-    chosen: Tensor,
-    rejected: Tensor,
-    beta: float,
-    steps: int,
-    learning_rate: float,
-    wrong: Sequence[str] = (),
-) -> list[float]:
-    """The same loop with the mistakes that `wrong` names."""
-    optimizer = torch.optim.SGD(adapter.parameters(), lr=learning_rate)
-    log_ref = 0.0 if "no reference" in wrong else (features @ weight.T).log_softmax(-1)
-    if "swapped pair" in wrong:
-        chosen, rejected = rejected, chosen
-    losses = []
-    for _ in range(steps):
-        adapted = (1.0 if "no scale" in wrong else scale) * adapter.B @ adapter.A
-        adapted = adapted if "adapter alone" in wrong else weight + adapted
-        log_ratio = (features @ adapted.T).log_softmax(-1) - log_ref
-        delta = log_ratio.gather(-1, chosen) - log_ratio.gather(-1, rejected)
-        loss = -torch.nn.functional.logsigmoid(delta if "no beta" in wrong else beta * delta).mean()
-        if "gradients not reset" not in wrong:
-            optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
-
-
 def fit_responses(logits: Tensor, ids: Tensor, lengths: Tensor, steps: int, learning_rate: float) -> list[float]:
     """SFT of a table (V, V) for the next token; ids (N, T) are padded with 0, the end."""
     optimizer = torch.optim.SGD([logits], lr=learning_rate)
@@ -122,49 +90,7 @@ def fit_responses(logits: Tensor, ids: Tensor, lengths: Tensor, steps: int, lear
     return losses
 
 
-def _broken_fit_responses(
-    logits: Tensor, ids: Tensor, lengths: Tensor, steps: int, learning_rate: float
-) -> list[float]:
-    """SFT of a table (V, V) for the next token; ids (N, T) are padded with 0, the end."""
-    optimizer = torch.optim.SGD([logits], lr=learning_rate)
-    mask = ids[:, 1:] != 0
-    losses = []
-    for _ in range(steps):
-        log_prob = logits.log_softmax(-1)[ids[:, :-1], ids[:, 1:]]
-        loss = -(log_prob * mask).sum(-1).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
-
-
-def _fit_responses(
-    logits: Tensor, ids: Tensor, lengths: Tensor, steps: int, learning_rate: float, wrong: Sequence[str] = ()
-) -> list[float]:
-    """The same loop with the mistakes that `wrong` names."""
-    optimizer = torch.optim.SGD([logits], lr=learning_rate)
-    mask = torch.arange(1, ids.shape[1]) < lengths[:, None]
-    if "end token masked" in wrong:
-        mask = ids[:, 1:] != 0
-    if "padding counted" in wrong:
-        mask = torch.ones_like(mask)
-    before, after = ids[:, :-1], ids[:, 1:]
-    losses = []
-    for _ in range(steps):
-        log_softmax = logits.log_softmax(-1)
-        log_prob = log_softmax[after, after] if "no shift" in wrong else log_softmax[before, after]
-        if "probabilities" in wrong:
-            log_prob = log_prob.exp()
-        loss = -(log_prob * mask).sum(-1).mean()
-        if "gradients not reset" not in wrong:
-            optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
-
-
+_END_MASKED = "torch.arange(1, ids.shape[1]) < lengths[:, None] → ids[:, 1:] != 0"
 _BETA, _SCALE = 0.5, 1.5
 _FEATURES = torch.randn(8, 3, dtype=torch.float64, generator=seeded(2))
 _WEIGHT = torch.randn(4, 3, dtype=torch.float64, generator=seeded(3))
@@ -224,7 +150,7 @@ def _response_kl(logits: Tensor) -> float:
 def _end_without_targets() -> str:
     """What the loop with the wrong mask does to the mean probability of the end token after tokens 1 to 3."""
     given: dict[str, Any] = _response_arguments()
-    _broken_fit_responses(**given)
+    Edited(fit_responses, (_END_MASKED,))(**given)
     end = given["logits"].detach().softmax(-1)[1:, 0].mean().item()
     return "A" if end > 0.25 else "C" if end < 0.05 else "B"
 
@@ -266,23 +192,19 @@ EXERCISES: tuple[Task, ...] = (
         line=3,
         quantities=("log_star", "log_ref", "log_z", "beta"),
         solution=solved_for_reward,
-        mistakes=(
-            Mistake(
-                "no partition function",
-                "this is the implicit reward β log π*/π_ref. The term with Z(x) is missing, which shifts all "
-                "rewards of a prompt.",
-                lambda w: w.beta * (w.log_star - w.log_ref),
-            ),
-            Mistake(
-                "no reference",
-                "π_ref is missing. The reward depends on the ratio of π* and π_ref.",
-                lambda w: w.beta * (w.log_star + w.log_z[:, None]),
-            ),
-            Mistake(
-                "divided by beta",
-                "β is on the wrong side. The reward divided by β is added to log π_ref.",
-                lambda w: (w.log_star - w.log_ref + w.log_z[:, None]) / w.beta,
-            ),
+        mistakes=wrong_answers(
+            solved_for_reward,
+            {
+                "no partition function": lambda w: w.beta * (w.log_star - w.log_ref),
+                "no reference": lambda w: w.beta * (w.log_star + w.log_z[:, None]),
+                "divided by beta": lambda w: (w.log_star - w.log_ref + w.log_z[:, None]) / w.beta,
+            },
+            {
+                "no partition function": "this is the implicit reward β log π*/π_ref. The term with Z(x) is missing, "
+                "which shifts all rewards of a prompt.",
+                "no reference": "π_ref is missing. The reward depends on the ratio of π* and π_ref.",
+                "divided by beta": "β is on the wrong side. The reward divided by β is added to log π_ref.",
+            },
         ),
         hints=(
             "log π* = log π_ref + r/β − log Z. Move everything except r/β to one side.",
@@ -299,8 +221,16 @@ EXERCISES: tuple[Task, ...] = (
         arguments=_lora_arguments,
         distance=_lora_regret,
         solution=train_lora,
-        mistakes=loop_mistakes(
-            _train_lora,
+        mistakes=wrong_answers(
+            train_lora,
+            {
+                "no scale": "scale * adapter.B → adapter.B",
+                "adapter alone": "weight + scale → scale",
+                "no reference": "log_softmax(-1) - log_ref → log_softmax(-1)",
+                "swapped pair": "chosen) - log_ratio.gather(-1, rejected) → rejected) - log_ratio.gather(-1, chosen)",
+                "no beta": "beta * delta → delta",
+                "gradients not reset": "optimizer.zero_grad() → pass",
+            },
             {
                 "no scale": "the factor α/r (`scale`) of the adapter is missing.",
                 "adapter alone": "the frozen weight is missing from the policy: W' = W + (α/r) B A.",
@@ -330,10 +260,16 @@ EXERCISES: tuple[Task, ...] = (
         distance=_response_kl,
         quantity="KL(π_demo‖π_θ)",
         solution=fit_responses,
-        broken=_broken_fit_responses,
         bug="end token masked",
-        mistakes=loop_mistakes(
-            _fit_responses,
+        mistakes=wrong_answers(
+            fit_responses,
+            {
+                "end token masked": _END_MASKED,
+                "padding counted": "< lengths[:, None] → < ids.shape[1]",
+                "no shift": "[ids[:, :-1], ids[:, 1:]] → [ids[:, 1:], ids[:, 1:]]",
+                "probabilities": "log_prob * mask → log_prob.exp() * mask",
+                "gradients not reset": "optimizer.zero_grad() → pass",
+            },
             {
                 "end token masked": "the mask removes the true end tokens too, so nothing teaches the model to stop.",
                 "padding counted": "the padding after the end of a response is part of the loss.",
@@ -360,33 +296,24 @@ EXERCISES: tuple[Task, ...] = (
             Case("it fits only without its end", {"response": [3, 2, 4], "end": 0, "limit": 3}),
         ),
         solution=ended,
-        mistakes=(
-            Mistake(
-                "cut, then ended",
-                "a response that was cut gets an end token, and is longer than the limit: the model would learn to "
-                "stop in the middle of a sentence.",
-                lambda y, end, n: [*y[:n], end],
-            ),
-            Mistake(
-                "last token replaced",
-                "the last token is replaced by the end token where the text was cut, but the text did not end there.",
-                lambda y, end, n: [*y[: n - 1], end],
-            ),
-            Mistake(
-                "never ended",
-                "the end token is missing: nothing teaches the model to stop.",
-                lambda y, end, n: y[:n],
-            ),
-            Mistake(
-                "not cut",
-                "nothing is cut here. Return at most `limit` ids, including the end token.",
-                lambda y, end, n: [*y, end],
-            ),
-            Mistake(
-                "beginning lost",
-                "the beginning was cut off. A prompt keeps its end, a response its beginning.",
-                lambda y, end, n: [*y, end][-n:],
-            ),
+        mistakes=wrong_answers(
+            ended,
+            {
+                "cut, then ended": lambda y, end, n: [*y[:n], end],
+                "last token replaced": lambda y, end, n: [*y[: n - 1], end],
+                "never ended": lambda y, end, n: y[:n],
+                "not cut": lambda y, end, n: [*y, end],
+                "beginning lost": lambda y, end, n: [*y, end][-n:],
+            },
+            {
+                "cut, then ended": "a response that was cut gets an end token, and is longer than the limit: the model "
+                "would learn to stop in the middle of a sentence.",
+                "last token replaced": "the last token is replaced by the end token where the text was cut, but the "
+                "text did not end there.",
+                "never ended": "the end token is missing: nothing teaches the model to stop.",
+                "not cut": "nothing is cut here. Return at most `limit` ids, including the end token.",
+                "beginning lost": "the beginning was cut off. A prompt keeps its end, a response its beginning.",
+            },
         ),
         hints=(
             "Is the response ended and then cut, or the reverse? What does the model learn from each?",
@@ -404,27 +331,20 @@ EXERCISES: tuple[Task, ...] = (
             Case("a square layer, rank 4", {"inputs": 1024, "outputs": 1024, "rank": 4}),
         ),
         solution=adapter_weights,
-        mistakes=(
-            Mistake(
-                "the layer itself",
-                "that is the layer itself, which is frozen.",
-                lambda i, o, r: i * o,
-            ),
-            Mistake(
-                "one factor",
-                "only one of the two factors is counted: W' = W + (α/r) B A trains both.",
-                lambda i, o, r: r * i,
-            ),
-            Mistake(
-                "product",
-                "this is a product instead of a sum: A and B are r × in and out × r.",
-                lambda i, o, r: r * i * o,
-            ),
-            Mistake(
-                "with the layer",
-                "the frozen layer is counted too: it is used, not trained.",
-                lambda i, o, r: i * o + r * (i + o),
-            ),
+        mistakes=wrong_answers(
+            adapter_weights,
+            {
+                "the layer itself": lambda i, o, r: i * o,
+                "one factor": lambda i, o, r: r * i,
+                "product": lambda i, o, r: r * i * o,
+                "with the layer": lambda i, o, r: i * o + r * (i + o),
+            },
+            {
+                "the layer itself": "that is the layer itself, which is frozen.",
+                "one factor": "only one of the two factors is counted: W' = W + (α/r) B A trains both.",
+                "product": "this is a product instead of a sum: A and B are r × in and out × r.",
+                "with the layer": "the frozen layer is counted too: it is used, not trained.",
+            },
         ),
         hints=(
             "W' = W + (α/r) B A: what are the shapes of A and B?",
@@ -445,32 +365,23 @@ EXERCISES: tuple[Task, ...] = (
             ),
         ),
         solution=training_bytes,
-        mistakes=(
-            Mistake(
-                "one moment",
-                "Adam stores two moments of each trained weight; this counts one.",
-                lambda w, t, ref: 4 * w + 8 * t + 4 * w * ref,
-            ),
-            Mistake(
-                "everything trained",
-                "gradients and moments are counted for frozen weights too: they have none.",
-                lambda w, t, ref: 16 * w + 4 * w * ref,
-            ),
-            Mistake(
-                "reference forgotten",
-                "the reference is missing.",
-                _lost_reference,
-            ),
-            Mistake(
-                "reference trained",
-                "the reference is counted as if it were trained: it is frozen and has only its weights.",
-                lambda w, t, ref: 4 * w + 12 * t + (4 * w + 12 * t if ref else 0),
-            ),
-            Mistake(
-                "half precision",
-                "these are two bytes for each number, but float32 has four.",
-                lambda w, t, ref: (4 * w + 12 * t + 4 * w * ref) // 2,
-            ),
+        mistakes=wrong_answers(
+            training_bytes,
+            {
+                "one moment": lambda w, t, ref: 4 * w + 8 * t + 4 * w * ref,
+                "everything trained": lambda w, t, ref: 16 * w + 4 * w * ref,
+                "reference forgotten": _lost_reference,
+                "reference trained": lambda w, t, ref: 4 * w + 12 * t + (4 * w + 12 * t if ref else 0),
+                "half precision": lambda w, t, ref: (4 * w + 12 * t + 4 * w * ref) // 2,
+            },
+            {
+                "one moment": "Adam stores two moments of each trained weight; this counts one.",
+                "everything trained": "gradients and moments are counted for frozen weights too: they have none.",
+                "reference forgotten": "the reference is missing.",
+                "reference trained": "the reference is counted as if it were trained: it is frozen and has only its "
+                "weights.",
+                "half precision": "these are two bytes for each number, but float32 has four.",
+            },
         ),
         hints=(
             "Each number has four bytes. Which numbers belong to every weight, and which only to trained ones?",

@@ -1,7 +1,7 @@
 """Exercises of notebook 13: a non-static environment, and how long a label stays useful."""
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,16 +9,13 @@ from torch import Tensor
 
 from rlhf_lab import exact
 from rlhf_lab.derivations.best_window import Drifting, best_window_derivation
-from rlhf_lab.exercises.checking import Case, Exercise, Mistake, Task, as_tensor
+from rlhf_lab.exercises.checking import Case, Exercise, Task, as_tensor, double
 from rlhf_lab.exercises.derive import NextLine
+from rlhf_lab.exercises.edits import wrong_answers
 from rlhf_lab.exercises.predictions import Prediction
-from rlhf_lab.exercises.training_loops import TrainingLoop, descend, loop_mistakes
+from rlhf_lab.exercises.training_loops import TrainingLoop
 from rlhf_lab.training import seeded
 from rlhf_lab.worlds import nonstationary
-
-
-def _double(values: object) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def moving_regret(
@@ -124,30 +121,6 @@ def train_on_window(
     return losses
 
 
-def _train_on_window(
-    logits: Tensor, log_ref: Tensor, chosen: Tensor, rejected: Tensor, age: Tensor, window: int, beta: float,
-    steps: int, learning_rate: float, wrong: Collection[str] = (),
-) -> list[float]:  # fmt: skip
-    """`train_on_window` with mistakes."""
-    recent = age <= window
-    if "all labels" in wrong:
-        recent = age > 0
-    if "old labels" in wrong:
-        recent = age > window
-    if "one round too few" in wrong:
-        recent = age < window
-    if "sign" in wrong:
-        chosen, rejected = rejected, chosen
-    beta = 1.0 if "no beta" in wrong else beta
-    losses = []
-    for _ in range(steps):
-        log_ratio = logits.log_softmax(-1) - (0 if "no reference" in wrong else log_ref)
-        loss = -torch.nn.functional.logsigmoid(beta * (log_ratio[chosen[recent]] - log_ratio[rejected[recent]])).mean()
-        descend(logits, loss, learning_rate, keep="gradients not reset" in wrong)
-        losses.append(loss.item())
-    return losses
-
-
 def _refit_arguments() -> dict[str, Any]:
     chosen, rejected = _labels()
     log_ref = _WORLD.log_ref[0]
@@ -182,75 +155,6 @@ def refit(
     return losses
 
 
-def _broken_refit(
-    logits: Tensor, log_ref: Tensor, chosen: Tensor, rejected: Tensor, beta: float, steps: int, learning_rate: float
-) -> list[float]:
-    """DPO on the labels of the last three rounds, in every round; pairs are (rounds, n)."""
-    rounds, last = len(chosen), -1
-    optimizer = torch.optim.SGD([logits], lr=learning_rate)
-    losses = []
-    for step in range(steps):
-        t = step * rounds // steps  # the newest round with labels
-        if t > last:  # a new round begins with the policy of the last one
-            last, reference = t, logits.detach().log_softmax(-1)
-        newest = slice(max(t - 2, 0), t + 1)
-        log_ratio = logits.log_softmax(-1) - reference
-        delta = log_ratio[chosen[newest]] - log_ratio[rejected[newest]]
-        loss = -torch.nn.functional.logsigmoid(beta * delta).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
-
-
-def _refit(
-    logits: Tensor, log_ref: Tensor, chosen: Tensor, rejected: Tensor, beta: float, steps: int, learning_rate: float,
-    wrong: Collection[str] = (),
-) -> list[float]:  # fmt: skip
-    """`refit` with mistakes."""
-    rounds, last, losses = len(chosen), -1, []
-    if "sign" in wrong:
-        chosen, rejected = rejected, chosen
-    for step in range(steps):
-        t = step * rounds // steps
-        if t > last and "moving reference" in wrong:
-            log_ref = logits.detach().log_softmax(-1)
-        last = t
-        newest = slice(0, t + 1) if "all labels" in wrong else slice(max(t - 2, 0), t + 1)
-        log_ratio = logits.log_softmax(-1) - (0 if "no reference" in wrong else log_ref)
-        delta = log_ratio[chosen[newest]] - log_ratio[rejected[newest]]
-        loss = -torch.nn.functional.logsigmoid(beta * delta).mean()
-        descend(logits, loss, learning_rate, keep="gradients not reset" in wrong)
-        losses.append(loss.item())
-    return losses
-
-
-def _turned(mistake: str) -> Callable[..., Tensor]:
-    """`moving_regret` with one mistake."""
-
-    def wrong(
-        log_policy: Tensor, log_ref: Tensor, reward: Tensor, velocity: Tensor, angle: float, beta: float
-    ) -> Tensor:
-        c, s = math.cos(angle), math.sin(angle)
-        now = c * reward + s * velocity
-        if mistake == "old":
-            now = reward
-        if mistake == "swapped":
-            now = s * reward + c * velocity
-        if mistake == "back":
-            now = c * reward - s * velocity
-        log_star = (log_ref + now / beta).log_softmax(-1)
-        if mistake == "no ref":
-            log_star = (now / beta).log_softmax(-1)
-        if mistake == "turned":
-            return beta * (log_star.exp() * (log_star - log_policy)).sum(-1)
-        kl = (log_policy.exp() * (log_policy - log_star)).sum(-1)
-        return kl if mistake == "no beta" else beta * kl
-
-    return wrong
-
-
 def _least(cost: Callable[[int], float]) -> int:
     return min(range(1, 1001), key=cost)
 
@@ -278,10 +182,10 @@ def _judge(answer: object, price: float, late: float, rounds: int) -> str | None
 
 
 _POLICY: dict[str, Any] = {
-    "log_policy": _double([0.2, 0.1, 0.3, 0.4]).log(),
-    "log_ref": _double([0.4, 0.3, 0.2, 0.1]).log(),
-    "reward": _double([-0.5, 0.0, 1.0, 1.5]),
-    "velocity": _double([1.0, -1.0, 0.5, -0.5]),
+    "log_policy": double([0.2, 0.1, 0.3, 0.4]).log(),
+    "log_ref": double([0.4, 0.3, 0.2, 0.1]).log(),
+    "reward": double([-0.5, 0.0, 1.0, 1.5]),
+    "velocity": double([1.0, -1.0, 0.5, -0.5]),
     "angle": 0.6,
     "beta": 0.5,
 }
@@ -329,27 +233,22 @@ EXERCISES: tuple[Task, ...] = (
         quantities=("window", "beta"),
         defined={"variance": ("$\\mathrm{Var}_{\\pi^*}(u)$", _variance)},
         solution=window_curvature,
-        mistakes=(
-            Mistake(
-                "the oldest label",
-                "the fit has the mean age of its labels, not the age of the oldest ones.",
-                lambda w: w.window**2 * w.variance / w.beta,
-            ),
-            Mistake(
-                "the age is not squared",
-                "the regret is quadratic in the delay, so the mean age must be squared.",
-                lambda w: (w.window + 1) / 2 * w.variance / w.beta,
-            ),
-            Mistake(
-                "value instead of second derivative",
-                "this is the coefficient of ω² in the regret. The second derivative is twice as large.",
-                lambda w: ((w.window + 1) / 2) ** 2 * w.variance / (2 * w.beta),
-            ),
-            Mistake(
-                "β multiplies",
-                "β is on the wrong side of the fraction. The logits are off by the error of the reward divided by β.",
-                lambda w: ((w.window + 1) / 2) ** 2 * w.variance * w.beta,
-            ),
+        mistakes=wrong_answers(
+            window_curvature,
+            {
+                "the oldest label": lambda w: w.window**2 * w.variance / w.beta,
+                "the age is not squared": lambda w: (w.window + 1) / 2 * w.variance / w.beta,
+                "value instead of second derivative": lambda w: ((w.window + 1) / 2) ** 2 * w.variance / (2 * w.beta),
+                "β multiplies": lambda w: ((w.window + 1) / 2) ** 2 * w.variance * w.beta,
+            },
+            {
+                "the oldest label": "the fit has the mean age of its labels, not the age of the oldest ones.",
+                "the age is not squared": "the regret is quadratic in the delay, so the mean age must be squared.",
+                "value instead of second derivative": "this is the coefficient of ω² in the regret. The second "
+                "derivative is twice as large.",
+                "β multiplies": "β is on the wrong side of the fraction. The logits are off by the error of the reward "
+                "divided by β.",
+            },
         ),
         hints=(
             "To first order in ω, the mean of $r_{t-1}, \\dots, r_{t-W}$ is the reward of one moment. How long ago was "
@@ -367,8 +266,17 @@ EXERCISES: tuple[Task, ...] = (
         arguments=_window_arguments,
         distance=_regret_now,
         solution=train_on_window,
-        mistakes=loop_mistakes(
-            _train_on_window,
+        mistakes=wrong_answers(
+            train_on_window,
+            {
+                "all labels": "age <= window → age > 0",
+                "old labels": "age <= window → age > window",
+                "one round too few": "age <= window → age < window",
+                "no reference": "log_softmax(-1) - log_ref → log_softmax(-1)",
+                "no beta": "beta * (log_ratio → (log_ratio",
+                "sign": "log_ratio[chosen] - log_ratio[rejected] → log_ratio[rejected] - log_ratio[chosen]",
+                "gradients not reset": "optimizer.zero_grad() → pass",
+            },
             {
                 "all labels": "all labels are used, so that the policy is fitted to a mean of old and new preferences.",
                 "old labels": "the labels outside the window are used. Recent labels have a low age.",
@@ -399,10 +307,25 @@ EXERCISES: tuple[Task, ...] = (
         distance=_regret_now,
         loss_falls=False,  # the labels change from round to round
         solution=refit,
-        broken=_broken_refit,
         bug="moving reference",
-        mistakes=loop_mistakes(
-            _refit,
+        mistakes=wrong_answers(
+            refit,
+            {
+                "moving reference": (
+                    "rounds = len(chosen) → rounds, last = len(chosen), -1",
+                    (
+                        "newest = slice → "
+                        "if t > last:  # a new round begins with the policy of the last one\n"
+                        "            last, reference = t, logits.detach().log_softmax(-1)\n"
+                        "        newest = slice"
+                    ),
+                    "- log_ref → - reference",
+                ),
+                "all labels": "slice(max(t - 2, 0), t + 1) → slice(0, t + 1)",
+                "no reference": "log_softmax(-1) - log_ref → log_softmax(-1)",
+                "sign": "chosen[newest]] - log_ratio[rejected[newest]] → rejected[newest]] - log_ratio[chosen[newest]]",
+                "gradients not reset": "optimizer.zero_grad() → pass",
+            },
             {
                 "moving reference": "in every round the reference is replaced by the current policy. The KL penalty of "
                 "the objective is measured from π_ref.",
@@ -432,25 +355,32 @@ EXERCISES: tuple[Task, ...] = (
                 "two prompts, 2 rad, β = 1.5",
                 {
                     **{k: torch.stack([_POLICY[k], _POLICY[k].flip(0)]) for k in ("log_policy", "log_ref")},
-                    "reward": _double([[-0.5, 0.0, 1.0, 1.5], [0.3, -1.0, 0.0, 0.7]]),
-                    "velocity": _double([[1.0, -1.0, 0.5, -0.5], [0.0, 0.4, -0.9, 1.1]]),
+                    "reward": double([[-0.5, 0.0, 1.0, 1.5], [0.3, -1.0, 0.0, 0.7]]),
+                    "velocity": double([[1.0, -1.0, 0.5, -0.5], [0.0, 0.4, -0.9, 1.1]]),
                     "angle": 2.0,
                     "beta": 1.5,
                 },
             ),
         ),
         solution=moving_regret,
-        mistakes=(
-            Mistake("old reward", "this is the regret of round 0, but the reward has turned since.", _turned("old")),
-            Mistake("sine and cosine", "at angle 0 the reward must be the old one.", _turned("swapped")),
-            Mistake("backwards", "the reward turns towards its velocity, not away from it.", _turned("back")),
-            Mistake("no reference", "π_ref is missing in the current π*.", _turned("no ref")),
-            Mistake(
-                "swapped KL",
-                "the arguments of the KL are swapped: the expectation is under the deployed policy.",
-                _turned("turned"),
-            ),
-            Mistake("no beta", "this is in nats; regret is in units of reward.", _turned("no beta")),
+        mistakes=wrong_answers(
+            moving_regret,
+            {
+                "old reward": "now = math.cos(angle) * reward + math.sin(angle) * velocity → now = reward",
+                "sine and cosine": "cos(angle) * reward + math.sin → sin(angle) * reward + math.cos",
+                "backwards": "reward + math.sin → reward - math.sin",
+                "no reference": "(log_ref + now / beta) → (now / beta)",
+                "swapped KL": "log_policy.exp() * (log_policy - log_star) → log_star.exp() * (log_star - log_policy)",
+                "no beta": "return beta * → return",
+            },
+            {
+                "old reward": "this is the regret of round 0, but the reward has turned since.",
+                "sine and cosine": "at angle 0 the reward must be the old one.",
+                "backwards": "the reward turns towards its velocity, not away from it.",
+                "no reference": "π_ref is missing in the current π*.",
+                "swapped KL": "the arguments of the KL are swapped: the expectation is under the deployed policy.",
+                "no beta": "this is in nats; regret is in units of reward.",
+            },
         ),
         hints=(
             "First compute the current reward, $\\cos(a)\\,r+\\sin(a)\\,u$. Then compute the current π\\* from π_ref "
@@ -469,32 +399,28 @@ EXERCISES: tuple[Task, ...] = (
             Case("5 rounds of labels, a fit every 4 rounds", _SLOW | {"labels": 40.0, "window": 5, "every": 4}),
         ),
         solution=window_cost,
-        mistakes=(
-            Mistake(
-                "always fresh",
-                "the fit is used for several rounds, and is older in the last of them than in the first.",
-                lambda p, d, n, w, k: p / (n * w) + d * ((w + 1) / 2) ** 2,
-            ),
-            Mistake(
-                "mean age squared",
-                "average the squared ages, not the ages: each round has its own regret.",
-                lambda p, d, n, w, k: p / (n * w) + d * ((w + k) / 2) ** 2,
-            ),
-            Mistake(
-                "one round's labels",
-                "the fit uses the labels of the whole window, not those of one round only.",
-                lambda p, d, n, w, k: p / n + d * sum(((w + 1) / 2 + a) ** 2 for a in range(k)) / k,
-            ),
-            Mistake(
-                "ages from zero",
-                "the newest labels are one round old when they are used: those of the current round come too late.",
-                lambda p, d, n, w, k: p / (n * w) + d * sum(((w - 1) / 2 + a) ** 2 for a in range(k)) / k,
-            ),
-            Mistake(
-                "added up",
-                "this is the drift regret of `every` rounds together; give that of one round.",
-                lambda p, d, n, w, k: p / (n * w) + d * sum(((w + 1) / 2 + a) ** 2 for a in range(k)),
-            ),
+        mistakes=wrong_answers(
+            window_cost,
+            {
+                "always fresh": lambda p, d, n, w, k: p / (n * w) + d * ((w + 1) / 2) ** 2,
+                "mean age squared": lambda p, d, n, w, k: p / (n * w) + d * ((w + k) / 2) ** 2,
+                "one round's labels": lambda p, d, n, w, k: (
+                    p / n + d * sum(((w + 1) / 2 + a) ** 2 for a in range(k)) / k
+                ),
+                "ages from zero": lambda p, d, n, w, k: (
+                    p / (n * w) + d * sum(((w - 1) / 2 + a) ** 2 for a in range(k)) / k
+                ),
+                "added up": lambda p, d, n, w, k: p / (n * w) + d * sum(((w + 1) / 2 + a) ** 2 for a in range(k)),
+            },
+            {
+                "always fresh": "the fit is used for several rounds, and is older in the last of them than in the "
+                "first.",
+                "mean age squared": "average the squared ages, not the ages: each round has its own regret.",
+                "one round's labels": "the fit uses the labels of the whole window, not those of one round only.",
+                "ages from zero": "the newest labels are one round old when they are used: those of the current round "
+                "come too late.",
+                "added up": "this is the drift regret of `every` rounds together; give that of one round.",
+            },
         ),
         hints=(
             "In its first round a fit is $(W+1)/2$ rounds old on average, in the next one round older, and so on.",
@@ -513,27 +439,21 @@ EXERCISES: tuple[Task, ...] = (
             Case("12 labels per round, less drift", {"price": 30.0, "drift": 0.0004, "labels": 12.0}),
         ),
         solution=best_window,
-        mistakes=(
-            Mistake(
-                "square root",
-                "the two terms were set equal, or a derivative is wrong: the window follows a cube root.",
-                lambda p, d, n: round((p / (n * d)) ** 0.5),
-            ),
-            Mistake(
-                "labels of one round",
-                "n labels arrive in every round. How many does a window contain?",
-                lambda p, d, n: _least(lambda w: p / w + d * ((w + 1) / 2) ** 2),
-            ),
-            Mistake(
-                "oldest label",
-                "the fit has the mean age of its labels, not the age of the oldest.",
-                lambda p, d, n: _least(lambda w: p / (n * w) + d * w**2),
-            ),
-            Mistake(
-                "age not squared",
-                "a policy with twice the delay has four times the regret.",
-                lambda p, d, n: _least(lambda w: p / (n * w) + d * (w + 1) / 2),
-            ),
+        mistakes=wrong_answers(
+            best_window,
+            {
+                "square root": lambda p, d, n: round((p / (n * d)) ** 0.5),
+                "labels of one round": lambda p, d, n: _least(lambda w: p / w + d * ((w + 1) / 2) ** 2),
+                "oldest label": lambda p, d, n: _least(lambda w: p / (n * w) + d * w**2),
+                "age not squared": lambda p, d, n: _least(lambda w: p / (n * w) + d * (w + 1) / 2),
+            },
+            {
+                "square root": "the two terms were set equal, or a derivative is wrong: the window follows a cube "
+                "root.",
+                "labels of one round": "n labels arrive in every round. How many does a window contain?",
+                "oldest label": "the fit has the mean age of its labels, not the age of the oldest.",
+                "age not squared": "a policy with twice the delay has four times the regret.",
+            },
         ),
         hints=(
             "Write the regret of a round with a window of $W$ rounds, and try every $W$.",
@@ -551,22 +471,18 @@ EXERCISES: tuple[Task, ...] = (
             Case("12 rounds, cheaper labels", {"price": 6.0, "late": 0.3, "rounds": 12}),
         ),
         solution=once_wins,
-        mistakes=(
-            Mistake(
-                "too little drift",
-                "the preferences hardly change. The turn must be at least half a radian.",
-                lambda p, late, rounds: [2 * p / (late * rounds), 0.1],
-            ),
-            Mistake(
-                "many labels",
-                "with more labels, having all of them at the start is less of an advantage.",
-                lambda p, late, rounds: [200 * p / (late * rounds), 0.5],
-            ),
-            Mistake(
-                "order",
-                "labels come first, then the turn.",
-                lambda p, late, rounds: [0.5, 2 * p / (late * rounds)],
-            ),
+        mistakes=wrong_answers(
+            once_wins,
+            {
+                "too little drift": lambda p, late, rounds: [2 * p / (late * rounds), 0.1],
+                "many labels": lambda p, late, rounds: [200 * p / (late * rounds), 0.5],
+                "order": lambda p, late, rounds: [0.5, 2 * p / (late * rounds)],
+            },
+            {
+                "too little drift": "the preferences hardly change. The turn must be at least half a radian.",
+                "many labels": "with more labels, having all of them at the start is less of an advantage.",
+                "order": "labels come first, then the turn.",
+            },
         ),
         hints=(
             "Drift mostly raises the regret of fitting once, and few labels raise the regret of refitting. Which of "

@@ -5,21 +5,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
 from rlhf_lab import exact
 from rlhf_lab.derivations.label_value import label_price
 from rlhf_lab.derivations.random_worlds import RandomWorld
-from rlhf_lab.exercises.checking import Case, Exercise, Mistake, Task
+from rlhf_lab.exercises.checking import Case, Exercise, Mistake, Task, double
 from rlhf_lab.exercises.derive import NextLine
+from rlhf_lab.exercises.edits import wrong_answers
 from rlhf_lab.exercises.lecture_loop import BETA, LOG_REF, REWARD
 from rlhf_lab.exercises.predictions import Prediction
-from rlhf_lab.exercises.training_loops import TrainingLoop, loop_mistakes
+from rlhf_lab.exercises.training_loops import TrainingLoop
 from rlhf_lab.training import seeded
-
-
-def _double(values: object) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def share_labels(prices: Tensor, number: float) -> Tensor:
@@ -48,53 +44,16 @@ def regret_of_both(
     return torch.trace(matters @ torch.linalg.pinv(known)) / (2 * beta)
 
 
-def _worth(matters: Tensor, told: Tensor, inverse: Tensor, mistake: str) -> Tensor:
-    """`worth_of_a_label` with one mistake, pair by pair."""
-    size = len(told)
-    out = torch.zeros(size, size, dtype=told.dtype)
-    for i in range(size):
-        for j in range(size):
-            b = torch.zeros(size, dtype=told.dtype)
-            b[i] += 1
-            b[j] += 1 if mistake == "sum" else -1
-            v = inverse @ b
-            middle = v @ v if mistake == "matters" else b @ matters @ v if mistake == "once" else v @ matters @ v
-            w = 1.0 if mistake == "told" else told[i, j]
-            out[i, j] = w * middle / (1 if mistake == "denominator" else 1 + w * (b @ v))
-    return out
-
-
-def _both(
-    mistake: str, star: Tensor, demo: Tensor, information: Tensor, demonstrations: float, labels: float,
-    demo_beta: float, beta: float,
-) -> Tensor:  # fmt: skip
-    """`regret_of_both` with one mistake."""
-
-    def spread(p: Tensor) -> Tensor:
-        return torch.diag(p) - torch.outer(p, p)
-
-    power = 1 if mistake == "power" else 2
-    shown = spread(star if mistake == "star" else demo) / demo_beta**power
-    if mistake == "apart":
-        return sum(
-            torch.trace(spread(star) @ torch.linalg.pinv(part)) / (2 * beta)
-            for part in (demonstrations * shown, labels * information)
-        )  # type: ignore[return-value]
-    known = demonstrations * shown + labels * information
-    half = 1 if mistake == "half" else 2
-    return torch.trace((spread(demo) if mistake == "demo" else spread(star)) @ torch.linalg.pinv(known)) / (half * beta)
-
-
 def _laplacian(edges: object) -> Tensor:
     both = torch.as_tensor(edges, dtype=torch.float64)
     both = both + both.T
     return torch.diag(both.sum(-1)) - both
 
 
-_STAR, _DEMO = _double([0.6, 0.3, 0.1]), _double([0.4, 0.35, 0.25])
-_STAR_4, _DEMO_4 = _double([0.05, 0.15, 0.3, 0.5]), _double([0.1, 0.3, 0.2, 0.4])
-_TOLD = _double([[0.0, 0.2, 0.1], [0.2, 0.0, 0.25], [0.1, 0.25, 0.0]])
-_TOLD_4 = _double([[0.0, 0.2, 0.1, 0.05], [0.2, 0.0, 0.25, 0.15], [0.1, 0.25, 0.0, 0.22], [0.05, 0.15, 0.22, 0.0]])
+_STAR, _DEMO = double([0.6, 0.3, 0.1]), double([0.4, 0.35, 0.25])
+_STAR_4, _DEMO_4 = double([0.05, 0.15, 0.3, 0.5]), double([0.1, 0.3, 0.2, 0.4])
+_TOLD = double([[0.0, 0.2, 0.1], [0.2, 0.0, 0.25], [0.1, 0.25, 0.0]])
+_TOLD_4 = double([[0.0, 0.2, 0.1, 0.05], [0.2, 0.0, 0.25, 0.15], [0.1, 0.25, 0.0, 0.22], [0.05, 0.15, 0.22, 0.0]])
 _EDGES = [[0.0, 0.1, 0.05], [0.0, 0.0, 0.08], [0.0, 0.0, 0.0]]
 _EDGES_4 = [[0.0, 0.05, 0.02, 0.03], [0.0, 0.0, 0.06, 0.01], [0.0, 0.0, 0.0, 0.04], [0.0, 0.0, 0.0, 0.0]]
 
@@ -126,7 +85,7 @@ _DEMO_BETA = 2.0
 
 def _wins(labels: Sequence[Sequence[int]], seed: int) -> Tensor:
     """How often i was preferred to j, (4, 4), with `labels[i][j]` Bradley–Terry labels of the pair i < j."""
-    number = _double(labels)
+    number = double(labels)
     drawn = torch.rand(int(number.max()), 4, 4, dtype=torch.float64, generator=seeded(14, seed))
     counted = torch.arange(len(drawn))[:, None, None] < number
     won = (counted & (drawn < exact.preference(REWARD[0]))).double().sum(0)
@@ -178,30 +137,6 @@ def fit_both(
     return losses
 
 
-def _fit_both(
-    rewards: Tensor, log_ref: Tensor, demonstrations: Tensor, wins: Tensor, demo_beta: float, steps: int,
-    learning_rate: float, wrong: Sequence[str] = (),
-) -> list[float]:  # fmt: skip
-    """`fit_both` with mistakes."""
-    optimizer = torch.optim.SGD([rewards], lr=learning_rate)
-    shown, counts = demonstrations, wins.T if "swapped" in wrong else wins
-    losses = []
-    for _ in range(steps):
-        scaled = rewards if "no demonstrator's beta" in wrong else rewards / demo_beta
-        log_demo = (scaled if "no reference" in wrong else log_ref + scaled).log_softmax(-1)
-        of_shown = (shown * log_demo).sum() * (0 if "no demonstrations" in wrong else 1)
-        labels = (counts * logsigmoid(rewards[:, None] - rewards)).sum() * (0 if "no labels" in wrong else 1)
-        loss = -(of_shown + labels) / (shown.sum() + wins.sum())
-        if "two means" in wrong:
-            loss = -of_shown / shown.sum() - labels / wins.sum()
-        if "gradients not reset" not in wrong:
-            optimizer.zero_grad()
-        (-loss if "sign" in wrong else loss).backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
-
-
 def _count_arguments() -> dict[str, Any]:
     """Many labels on three pairs and a single label on each of the others."""
     return {
@@ -227,47 +162,7 @@ def fit_counts(rewards: Tensor, wins: Tensor, steps: int, learning_rate: float) 
     return losses
 
 
-def _broken_fit_counts(rewards: Tensor, wins: Tensor, steps: int, learning_rate: float) -> list[float]:
-    """Fit rewards to labels by maximum likelihood."""
-    optimizer = torch.optim.SGD([rewards], lr=learning_rate)
-    labels = (wins + wins.T).clamp(min=1)
-    rate = wins / labels
-    losses = []
-    for _ in range(steps):
-        difference = rewards[:, None] - rewards[None, :]  # row minus column
-        log_wins = torch.nn.functional.logsigmoid(difference)
-        loss = -(rate * log_wins).sum() / rate.sum()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
-
-
-def _fit_counts(
-    rewards: Tensor, wins: Tensor, steps: int, learning_rate: float, wrong: Sequence[str] = ()
-) -> list[float]:
-    """`fit_counts` with mistakes."""
-    optimizer = torch.optim.SGD([rewards], lr=learning_rate)
-    weight = wins.T if "swapped" in wrong else wins
-    if "half of the table" in wrong:
-        weight = weight.triu()
-    if "labels of both" in wrong:
-        weight = weight + weight.T
-    if "rates" in wrong:
-        weight = weight / (weight + weight.T).clamp(min=1)
-    losses = []
-    for _ in range(steps):
-        loss = -(weight * logsigmoid(rewards[:, None] - rewards)).sum() / weight.sum()
-        if "gradients not reset" not in wrong:
-            optimizer.zero_grad()
-        (-loss if "sign" in wrong else loss).backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
-
-
-_VARIANCES, _BUDGET = _double([1.0, 9.0]), 400.0
+_VARIANCES, _BUDGET = double([1.0, 9.0]), 400.0
 
 EXERCISES: tuple[Task, ...] = (
     Prediction(
@@ -316,17 +211,17 @@ EXERCISES: tuple[Task, ...] = (
             "inverse": ("$I(\\mu)^+$, (K, K)", _inverse_information),
         },
         solution=trace_line,
-        mistakes=(
-            Mistake(
-                "entries multiplied",
-                "the diagonals are multiplied entry by entry. A trace of a product contains all pairs of entries.",
-                lambda w: (w.sigma.diagonal() * w.inverse.diagonal()).sum() / (2 * w.beta),
-            ),
-            Mistake(
-                "product of traces",
-                "the trace of a product is not the product of the traces.",
-                lambda w: torch.trace(w.sigma) * torch.trace(w.inverse) / (2 * w.beta),
-            ),
+        mistakes=wrong_answers(
+            trace_line,
+            {
+                "entries multiplied": lambda w: (w.sigma.diagonal() * w.inverse.diagonal()).sum() / (2 * w.beta),
+                "product of traces": lambda w: torch.trace(w.sigma) * torch.trace(w.inverse) / (2 * w.beta),
+            },
+            {
+                "entries multiplied": "the diagonals are multiplied entry by entry. A trace of a product contains all "
+                "pairs of entries.",
+                "product of traces": "the trace of a product is not the product of the traces.",
+            },
         ),
         hints=(
             "For standard normal z, the mean of $z^\\top B z$ is the sum of the diagonal entries of B. What is B here?",
@@ -340,36 +235,29 @@ EXERCISES: tuple[Task, ...] = (
         difficulty=1,
         minutes=5,
         cases=(
-            Case("three prompts", {"prices": _double([1.0, 4.0, 9.0]), "number": 60.0}),
-            Case("four prompts", {"prices": _double([0.5, 2.0, 8.0, 8.0]), "number": 100.0}),
+            Case("three prompts", {"prices": double([1.0, 4.0, 9.0]), "number": 60.0}),
+            Case("four prompts", {"prices": double([0.5, 2.0, 8.0, 8.0]), "number": 100.0}),
         ),
         solution=share_labels,
-        mistakes=(
-            Mistake(
-                "evenly",
-                "all prompts get the same number, but one more label has more effect where the variance is high.",
-                lambda prices, number: torch.full_like(prices, number / len(prices)),
-            ),
-            Mistake(
-                "in proportion to the variance",
-                "this makes every prompt's regret equal. The decrease by one more label must be equal instead.",
-                lambda prices, number: number * prices / prices.sum(),
-            ),
-            Mistake(
-                "inverted",
-                "the prompt with the higher variance gets fewer labels here. The variance is on the wrong side.",
-                lambda prices, number: number * prices.rsqrt() / prices.rsqrt().sum(),
-            ),
-            Mistake(
-                "shares",
-                "these are shares, which sum to 1. Give labels, which sum to `number`.",
-                lambda prices, number: prices.sqrt() / prices.sqrt().sum(),
-            ),
-            Mistake(
-                "squared",
-                "n is proportional to φ² here. Solve φ/n² = constant for n.",
-                lambda prices, number: number * prices.square() / prices.square().sum(),
-            ),
+        mistakes=wrong_answers(
+            share_labels,
+            {
+                "evenly": lambda prices, number: torch.full_like(prices, number / len(prices)),
+                "in proportion to the variance": lambda prices, number: number * prices / prices.sum(),
+                "inverted": lambda prices, number: number * prices.rsqrt() / prices.rsqrt().sum(),
+                "shares": lambda prices, number: prices.sqrt() / prices.sqrt().sum(),
+                "squared": lambda prices, number: number * prices.square() / prices.square().sum(),
+            },
+            {
+                "evenly": "all prompts get the same number, but one more label has more effect where the variance is "
+                "high.",
+                "in proportion to the variance": "this makes every prompt's regret equal. The decrease by one more "
+                "label must be equal instead.",
+                "inverted": "the prompt with the higher variance gets fewer labels here. The variance is on the wrong "
+                "side.",
+                "shares": "these are shares, which sum to 1. Give labels, which sum to `number`.",
+                "squared": "n is proportional to φ² here. Solve φ/n² = constant for n.",
+            },
         ),
         hints=(
             "Minimise Σ φ/n under the constraint Σ n = N. At the optimum the derivatives φ/n² are all equal.",
@@ -383,42 +271,33 @@ EXERCISES: tuple[Task, ...] = (
         difficulty=3,
         minutes=12,
         cases=(
-            Case(
-                "three responses", {"matters": _matters(_STAR), "told": _TOLD, "inverse": _inverse(_EDGES, 8.0)}
-            ),
+            Case("three responses", {"matters": _matters(_STAR), "told": _TOLD, "inverse": _inverse(_EDGES, 8.0)}),
             Case(
                 "four responses",
                 {"matters": _matters(_STAR_4), "told": _TOLD_4, "inverse": _inverse(_EDGES_4, 20.0)},
             ),
         ),
         solution=worth_of_a_label,
-        mistakes=(
-            Mistake(
-                "denominator forgotten",
-                "the denominator 1 + w bᵀVb is missing: without it, one label of a pair of which nothing is "
-                "known would lower the regret by more than the whole regret.",
-                lambda m, t, v: _worth(m, t, v, "denominator"),
-            ),
-            Mistake(
-                "Σ forgotten",
-                "Σ is missing, as if errors of all rewards affected the policy equally.",
-                lambda m, t, v: _worth(m, t, v, "matters"),
-            ),
-            Mistake(
-                "V once",
-                "V is on one side of Σ only, but the change is V b bᵀ V.",
-                lambda m, t, v: _worth(m, t, v, "once"),
-            ),
-            Mistake(
-                "no weight",
-                "the weight w = p(1 − p) is missing: a label that is certain beforehand has no value.",
-                lambda m, t, v: _worth(m, t, v, "told"),
-            ),
-            Mistake(
-                "sum for difference",
-                "b is e_i + e_j here, but a label depends on the difference of two rewards.",
-                lambda m, t, v: _worth(m, t, v, "sum"),
-            ),
+        mistakes=wrong_answers(
+            worth_of_a_label,
+            {
+                "denominator forgotten": "@ inverse) / (1 + told * between(inverse)) → @ inverse)",
+                "Σ forgotten": "inverse @ matters @ inverse → inverse @ inverse",
+                "V once": "inverse @ matters @ inverse → matters @ inverse",
+                "no weight": (
+                    "return told * → return",
+                    "1 + told * → 1 +",
+                ),
+                "sum for difference": "- matrix - matrix.T → + matrix + matrix.T",
+            },
+            {
+                "denominator forgotten": "the denominator 1 + w bᵀVb is missing: without it, one label of a pair of "
+                "which nothing is known would lower the regret by more than the whole regret.",
+                "Σ forgotten": "Σ is missing, as if errors of all rewards affected the policy equally.",
+                "V once": "V is on one side of Σ only, but the change is V b bᵀ V.",
+                "no weight": "the weight w = p(1 − p) is missing: a label that is certain beforehand has no value.",
+                "sum for difference": "b is e_i + e_j here, but a label depends on the difference of two rewards.",
+            },
         ),
         hints=(
             "With H → H + w b bᵀ, Sherman–Morrison gives V → V − w V b bᵀ V/(1 + w bᵀ V b). Take tr(Σ ·) of it.",
@@ -435,46 +314,60 @@ EXERCISES: tuple[Task, ...] = (
             Case(
                 "three responses",
                 {
-                    "star": _STAR, "demo": _DEMO, "information": _laplacian(_EDGES), "demonstrations": 20.0,
-                    "labels": 50.0, "demo_beta": 2.0, "beta": 0.5,
+                    "star": _STAR,
+                    "demo": _DEMO,
+                    "information": _laplacian(_EDGES),
+                    "demonstrations": 20.0,
+                    "labels": 50.0,
+                    "demo_beta": 2.0,
+                    "beta": 0.5,
                 },
             ),
             Case(
                 "four responses",
                 {
-                    "star": _STAR_4, "demo": _DEMO_4, "information": _laplacian(_EDGES_4), "demonstrations": 5.0,
-                    "labels": 200.0, "demo_beta": 0.7, "beta": 0.3,
+                    "star": _STAR_4,
+                    "demo": _DEMO_4,
+                    "information": _laplacian(_EDGES_4),
+                    "demonstrations": 5.0,
+                    "labels": 200.0,
+                    "demo_beta": 0.7,
+                    "beta": 0.3,
                 },
             ),
         ),
         solution=regret_of_both,
-        mistakes=(
-            Mistake(
-                "β_demo not squared",
-                "β_demo must be squared: log π_demo moves by dr/β_demo, and information is the square of that.",
-                lambda *given: _both("power", *given),
-            ),
-            Mistake(
-                "prices added",
-                "two regrets were added, but information adds up: the regret with both is lower than with either "
-                "alone.",
-                lambda *given: _both("apart", *given),
-            ),
-            Mistake(
-                "π* as the demonstrator",
-                "the demonstrations are taken to come from π*: the demonstrator draws from `demo`.",
-                lambda *given: _both("star", *given),
-            ),
-            Mistake(
-                "½ forgotten",
-                "the ½ of the quadratic form is missing.",
-                lambda *given: _both("half", *given),
-            ),
-            Mistake(
-                "errors weighed by the demonstrator",
-                "errors are weighted by the demonstrator's policy, but the regret depends on π*.",
-                lambda *given: _both("demo", *given),
-            ),
+        mistakes=wrong_answers(
+            regret_of_both,
+            {
+                "β_demo not squared": "demo_beta**2 → demo_beta",
+                "prices added": (
+                    (
+                        "known = demonstrations * shown + labels * information → "
+                        "parts = (demonstrations * shown, labels * information)"
+                    ),
+                    (
+                        "torch.trace(matters @ torch.linalg.pinv(known)) → "
+                        "sum(torch.trace(matters @ torch.linalg.pinv(part)) for part in parts)"
+                    ),
+                ),
+                "π* as the demonstrator": "diag(demo) - torch.outer(demo, demo) → diag(star) - torch.outer(star, star)",
+                "½ forgotten": "(2 * beta) → beta",
+                "errors weighed by the demonstrator": (
+                    "diag(star) - torch.outer(star, star) → diag(demo) - torch.outer(demo, demo)"
+                ),
+            },
+            {
+                "β_demo not squared": "β_demo must be squared: log π_demo moves by dr/β_demo, and information is the "
+                "square of that.",
+                "prices added": "two regrets were added, but information adds up: the regret with both is lower than "
+                "with either alone.",
+                "π* as the demonstrator": "the demonstrations are taken to come from π*: the demonstrator draws from "
+                "`demo`.",
+                "½ forgotten": "the ½ of the quadratic form is missing.",
+                "errors weighed by the demonstrator": "errors are weighted by the demonstrator's policy, but the "
+                "regret depends on π*.",
+            },
         ),
         hints=(
             "One demonstration carries the information (diag(π_demo) − π_demo π_demoᵀ)/β_demo², as the Hessian of "
@@ -492,8 +385,21 @@ EXERCISES: tuple[Task, ...] = (
         distance=_plug_in_regret,
         share=0.01,
         solution=fit_both,
-        mistakes=loop_mistakes(
-            _fit_both,
+        mistakes=wrong_answers(
+            fit_both,
+            {
+                "no demonstrations": "(demonstrations * log_demo).sum() + (wins → (wins",
+                "no labels": "log_demo).sum() + (wins * log_wins).sum() → log_demo).sum()",
+                "no demonstrator's beta": "rewards / demo_beta → rewards",
+                "no reference": "log_ref + rewards → rewards",
+                "two means": (
+                    "-((demonstrations * log_demo).sum() + (wins * log_wins).sum()) / total → "
+                    "-(demonstrations * log_demo).sum() / demonstrations.sum() - (wins * log_wins).sum() / wins.sum()"
+                ),
+                "swapped": "wins * log_wins → wins.T * log_wins",
+                "sign": "loss.backward() → (-loss).backward()",
+                "gradients not reset": "optimizer.zero_grad() → pass",
+            },
             {
                 "no demonstrations": "the demonstrations are not used. The labels alone do not compare the two halves "
                 "of the responses.",
@@ -527,10 +433,20 @@ EXERCISES: tuple[Task, ...] = (
         distance=_plug_in_regret,
         share=0.02,
         solution=fit_counts,
-        broken=_broken_fit_counts,
         bug="rates",
-        mistakes=loop_mistakes(
-            _fit_counts,
+        mistakes=wrong_answers(
+            fit_counts,
+            {
+                "rates": (
+                    "losses = [] → labels = (wins + wins.T).clamp(min=1)\n    rate = wins / labels\n    losses = []",
+                    "(wins * log_wins).sum() / wins.sum() → (rate * log_wins).sum() / rate.sum()",
+                ),
+                "half of the table": ("optimizer = → wins = wins.triu()\n    optimizer ="),
+                "labels of both": ("optimizer = → wins = wins + wins.T\n    optimizer ="),
+                "swapped": ("optimizer = → wins = wins.T\n    optimizer ="),
+                "sign": "loss.backward() → (-loss).backward()",
+                "gradients not reset": "optimizer.zero_grad() → pass",
+            },
             {
                 "rates": "the loss contains shares of wins instead of counts, so that each pair has the same weight.",
                 "half of the table": "only the labels for which the response with the lower number won are used.",
@@ -547,4 +463,4 @@ EXERCISES: tuple[Task, ...] = (
             "A likelihood is a product over labels. A pair with 300 labels occurs in it 300 times.",
         ),
     ),
-)  # fmt: skip
+)

@@ -1,6 +1,5 @@
 """Exercises of notebook 15: RLOO, GRPO, Dr. GRPO and rewards that are 0 or 1."""
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -9,11 +8,12 @@ from torch import Tensor
 
 from rlhf_lab import exact
 from rlhf_lab.derivations.group_methods import group_baselines
-from rlhf_lab.exercises.checking import Case, Exercise, Mistake, Task
+from rlhf_lab.exercises.checking import Case, Exercise, Task, double
 from rlhf_lab.exercises.derive import NextLine
+from rlhf_lab.exercises.edits import wrong_answers
 from rlhf_lab.exercises.lecture_loop import BETA, LOG_REF, REWARD, loop_arguments, loop_regret
 from rlhf_lab.exercises.predictions import Prediction
-from rlhf_lab.exercises.training_loops import TrainingLoop, loop_mistakes
+from rlhf_lab.exercises.training_loops import TrainingLoop
 
 _SAMPLES = 256
 
@@ -76,40 +76,6 @@ def train_rloo(
     return losses
 
 
-def _train_rloo(
-    logits: Tensor,
-    log_ref: Tensor,
-    reward: Tensor,
-    beta: float,
-    steps: int,
-    learning_rate: float,
-    samples: int,
-    generator: torch.Generator,
-    wrong: Sequence[str] = (),
-) -> list[float]:
-    """The same loop with the mistakes that `wrong` names."""
-    optimizer = torch.optim.SGD([logits], lr=learning_rate)
-    losses = []
-    for _ in range(steps):
-        log_policy = logits.log_softmax(-1)
-        source = log_ref if "samples of the reference" in wrong else log_policy.detach()
-        y = torch.multinomial(source.exp(), samples, True, generator=generator)
-        log_prob = log_policy.gather(-1, y)
-        attached = log_prob if "score with gradient" in wrong else log_prob.detach()
-        k1 = attached - log_ref.gather(-1, y)
-        weight = 0.0 if "no KL" in wrong else -beta if "sign of the KL" in wrong else beta
-        score = reward.gather(-1, y) - (k1 if "no beta" in wrong else weight * k1)
-        others = (score.sum(-1, keepdim=True) - score) / (samples - 1)
-        loss = -((score - others) * (log_prob.exp() if "probability" in wrong else log_prob)).mean()
-        loss = -loss if "sign" in wrong else loss
-        if "gradients not reset" not in wrong:
-            optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
-
-
 def train_dr_grpo(
     logits: Tensor,
     log_ref: Tensor,
@@ -139,70 +105,6 @@ def train_dr_grpo(
     return losses
 
 
-def _broken_dr_grpo(
-    logits: Tensor,
-    log_ref: Tensor,
-    reward: Tensor,
-    beta: float,
-    steps: int,
-    learning_rate: float,
-    samples: int,
-    generator: torch.Generator,
-) -> list[float]:
-    """Dr. GRPO with a KL term: no standard deviation, and β k3 in the loss."""
-    optimizer = torch.optim.SGD([logits], lr=learning_rate)
-    losses = []
-    for _ in range(steps):
-        log_policy = logits.log_softmax(-1)
-        y = torch.multinomial(log_policy.detach().exp(), samples, True, generator=generator)
-        log_prob = log_policy.gather(-1, y)
-        score = reward.gather(-1, y)
-        advantage = score - score.mean(-1, keepdim=True)
-        kl = log_prob - log_ref.gather(-1, y)
-        loss = (-advantage * log_prob + beta * kl).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
-
-
-def _train_dr_grpo(
-    logits: Tensor,
-    log_ref: Tensor,
-    reward: Tensor,
-    beta: float,
-    steps: int,
-    learning_rate: float,
-    samples: int,
-    generator: torch.Generator,
-    wrong: Sequence[str] = (),
-) -> list[float]:
-    """The same loop with the mistakes that `wrong` names."""
-    optimizer = torch.optim.SGD([logits], lr=learning_rate)
-    losses = []
-    for _ in range(steps):
-        log_policy = logits.log_softmax(-1)
-        y = torch.multinomial(log_policy.detach().exp(), samples, True, generator=generator)
-        log_prob = log_policy.gather(-1, y)
-        score = reward.gather(-1, y)
-        advantage = score - score.mean(-1, keepdim=True)
-        if "standard deviation" in wrong:
-            advantage = advantage / score.std(-1, keepdim=True, correction=0)
-        k = log_prob - (log_policy.detach() if "moving reference" in wrong else log_ref).gather(-1, y)
-        k = -k if "inverted ratio" in wrong else k
-        kl = k if "k1 in the loss" in wrong else torch.exp(-k) - 1 + k
-        kl = k.square() / 2 if "k2 in the loss" in wrong else kl
-        kl = -kl if "sign of the KL" in wrong else kl
-        loss = (-advantage * log_prob + (1.0 if "no beta" in wrong else beta) * kl).mean()
-        if "gradients not reset" not in wrong:
-            optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
-
-
 def _from_limit(logits: Tensor) -> float:
     limit = exact.reverse_kl_optimum(LOG_REF, REWARD * (_SAMPLES - 1) / _SAMPLES, BETA)
     return exact.kl(limit, logits.log_softmax(-1)).mean().item()
@@ -220,10 +122,6 @@ def _highest_success() -> str:
     return max(limits, key=lambda letter: limits[letter][0].item())
 
 
-def _double(values: object) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
-
-
 EXERCISES: tuple[Task, ...] = (
     NextLine(
         key="nb15.mean_of_all",
@@ -235,32 +133,27 @@ EXERCISES: tuple[Task, ...] = (
         line=2,
         quantities=("policy", "reward", "n"),
         solution=mean_of_all,
-        mistakes=(
-            Mistake(
-                "factor missing",
-                "the factor (G−1)/G of the line above is missing.",
-                lambda w: w.policy * (w.reward - (w.policy * w.reward).sum(-1, keepdim=True)),
-            ),
-            Mistake(
-                "factor inverted",
-                "the factor is inverted. The mean of all contains the sample itself, which makes the gradient smaller.",
-                lambda w: w.n / (w.n - 1) * w.policy * (w.reward - (w.policy * w.reward).sum(-1, keepdim=True)),
-            ),
-            Mistake(
-                "normaliser forgotten",
-                "∇log π_θ(y) is taken to be e_y alone. In a table it is e_y − π_θ, so the entries sum to 0.",
-                lambda w: (w.n - 1) / w.n * w.policy * w.reward,
-            ),
-            Mistake(
-                "unweighted mean",
-                "the mean of the rewards is not weighted by the policy.",
-                lambda w: (w.n - 1) / w.n * w.policy * (w.reward - w.reward.mean(-1, keepdim=True)),
-            ),
-            Mistake(
-                "policy missing",
-                "a response must be weighted by its probability, because it is sampled from the policy.",
-                lambda w: (w.n - 1) / w.n * (w.reward - (w.policy * w.reward).sum(-1, keepdim=True)),
-            ),
+        mistakes=wrong_answers(
+            mean_of_all,
+            {
+                "factor missing": lambda w: w.policy * (w.reward - (w.policy * w.reward).sum(-1, keepdim=True)),
+                "factor inverted": lambda w: (
+                    w.n / (w.n - 1) * w.policy * (w.reward - (w.policy * w.reward).sum(-1, keepdim=True))
+                ),
+                "normaliser forgotten": lambda w: (w.n - 1) / w.n * w.policy * w.reward,
+                "unweighted mean": lambda w: (w.n - 1) / w.n * w.policy * (w.reward - w.reward.mean(-1, keepdim=True)),
+                "policy missing": lambda w: (w.n - 1) / w.n * (w.reward - (w.policy * w.reward).sum(-1, keepdim=True)),
+            },
+            {
+                "factor missing": "the factor (G−1)/G of the line above is missing.",
+                "factor inverted": "the factor is inverted. The mean of all contains the sample itself, which makes "
+                "the gradient smaller.",
+                "normaliser forgotten": "∇log π_θ(y) is taken to be e_y alone. In a table it is e_y − π_θ, so the "
+                "entries sum to 0.",
+                "unweighted mean": "the mean of the rewards is not weighted by the policy.",
+                "policy missing": "a response must be weighted by its probability, because it is sampled from the "
+                "policy.",
+            },
         ),
         hints=(
             "The rewards of the others are independent of y_i, so their mean times ∇log π_θ(y_i) has expectation 0.",
@@ -300,32 +193,27 @@ EXERCISES: tuple[Task, ...] = (
         difficulty=1,
         minutes=5,
         cases=(
-            Case("a group of three", {"score": _double([[1.0, 2.0, 6.0]])}),
-            Case("two groups of four", {"score": _double([[0.0, 1.0, 0.0, 0.0], [2.0, -1.0, 0.5, 3.0]])}),
+            Case("a group of three", {"score": double([[1.0, 2.0, 6.0]])}),
+            Case("two groups of four", {"score": double([[0.0, 1.0, 0.0, 0.0], [2.0, -1.0, 0.5, 3.0]])}),
         ),
         solution=leave_one_out,
-        mistakes=(
-            Mistake(
-                "mean of all",
-                "the baseline contains the response's score itself. RLOO takes the mean of the others.",
-                lambda s: s - s.mean(-1, keepdim=True),
-            ),
-            Mistake(
-                "divided by G",
-                "the sum of the other scores is divided by G, but there are G − 1 of them.",
-                lambda s: s - (s.sum(-1, keepdim=True) - s) / s.shape[-1],
-            ),
-            Mistake("sign", "the sign is wrong.", lambda s: (s.sum(-1, keepdim=True) - s) / (s.shape[-1] - 1) - s),
-            Mistake(
-                "only the baseline",
-                "this is the baseline. The advantage is the score minus the baseline.",
-                lambda s: (s.sum(-1, keepdim=True) - s) / (s.shape[-1] - 1),
-            ),
-            Mistake(
-                "standard deviation",
-                "the advantages are divided by the standard deviation of the group, which RLOO does not do.",
-                lambda s: (s - s.mean(-1, keepdim=True)) / s.std(-1, keepdim=True),
-            ),
+        mistakes=wrong_answers(
+            leave_one_out,
+            {
+                "mean of all": lambda s: s - s.mean(-1, keepdim=True),
+                "divided by G": lambda s: s - (s.sum(-1, keepdim=True) - s) / s.shape[-1],
+                "sign": lambda s: (s.sum(-1, keepdim=True) - s) / (s.shape[-1] - 1) - s,
+                "only the baseline": lambda s: (s.sum(-1, keepdim=True) - s) / (s.shape[-1] - 1),
+                "standard deviation": lambda s: (s - s.mean(-1, keepdim=True)) / s.std(-1, keepdim=True),
+            },
+            {
+                "mean of all": "the baseline contains the response's score itself. RLOO takes the mean of the others.",
+                "divided by G": "the sum of the other scores is divided by G, but there are G − 1 of them.",
+                "sign": "the sign is wrong.",
+                "only the baseline": "this is the baseline. The advantage is the score minus the baseline.",
+                "standard deviation": "the advantages are divided by the standard deviation of the group, which RLOO "
+                "does not do.",
+            },
         ),
         hints=(
             "The sum of the others is the sum of all minus the score itself.",
@@ -339,30 +227,26 @@ EXERCISES: tuple[Task, ...] = (
         difficulty=2,
         minutes=6,
         cases=(
-            Case("three references", {"p_ref": _double([0.1, 0.2, 0.3]), "p": _double([0.5, 0.6, 0.9])}),
-            Case("a rare success", {"p_ref": _double([0.01]), "p": _double([0.35])}),
+            Case("three references", {"p_ref": double([0.1, 0.2, 0.3]), "p": double([0.5, 0.6, 0.9])}),
+            Case("a rare success", {"p_ref": double([0.01]), "p": double([0.35])}),
         ),
         solution=equivalent_beta,
-        mistakes=(
-            Mistake(
-                "not inverted",
-                "this is 1/β, the difference of the log-odds.",
-                lambda ref, p: torch.logit(p) - torch.logit(ref),
-            ),
-            Mistake(
-                "sign", "the sign is wrong: β is positive if p > p_ref.", lambda ref, p: 1 / (ref.logit() - p.logit())
-            ),
-            Mistake(
-                "probabilities",
-                "the factor exp(1/β) multiplies the odds p/(1 − p) and not the probability.",
-                lambda ref, p: 1 / (p / ref).log(),
-            ),
-            Mistake("no reference", "the log-odds of the reference are missing.", lambda ref, p: 1 / p.logit()),
-            Mistake(
-                "no logarithm",
-                "the odds are multiplied by exp(1/β), so take the logarithm of their ratio.",
-                lambda ref, p: 1 / (p / (1 - p) / (ref / (1 - ref))),
-            ),
+        mistakes=wrong_answers(
+            equivalent_beta,
+            {
+                "not inverted": lambda ref, p: torch.logit(p) - torch.logit(ref),
+                "sign": lambda ref, p: 1 / (ref.logit() - p.logit()),
+                "probabilities": lambda ref, p: 1 / (p / ref).log(),
+                "no reference": lambda ref, p: 1 / p.logit(),
+                "no logarithm": lambda ref, p: 1 / (p / (1 - p) / (ref / (1 - ref))),
+            },
+            {
+                "not inverted": "this is 1/β, the difference of the log-odds.",
+                "sign": "the sign is wrong: β is positive if p > p_ref.",
+                "probabilities": "the factor exp(1/β) multiplies the odds p/(1 − p) and not the probability.",
+                "no reference": "the log-odds of the reference are missing.",
+                "no logarithm": "the odds are multiplied by exp(1/β), so take the logarithm of their ratio.",
+            },
         ),
         hints=(
             "π* multiplies the probability of each correct response by exp(1/β), and that of each wrong one by 1. What "
@@ -377,28 +261,27 @@ EXERCISES: tuple[Task, ...] = (
         difficulty=3,
         minutes=10,
         cases=(
-            Case("three references", {"p_ref": _double([0.1, 0.2, 0.7]), "beta": 0.5}),
-            Case("a large β", {"p_ref": _double([0.05, 0.4]), "beta": 2.0}),
+            Case("three references", {"p_ref": double([0.1, 0.2, 0.7]), "beta": 0.5}),
+            Case("a large β", {"p_ref": double([0.05, 0.4]), "beta": 2.0}),
         ),
         solution=success_with_k3,
-        mistakes=(
-            Mistake(
-                "smaller root",
-                "this is the smaller root of the quadratic equation. c must be above 1, the largest reward.",
-                lambda p, b: b * p / ((1 + b - ((1 + b) ** 2 - 4 * b * (1 - p)).sqrt()) / 2 - 1),
-            ),
-            Mistake(
-                "wrong responses",
-                "this is the probability of a wrong response.",
-                lambda p, b: b * (1 - p) / _root(p, b),
-            ),
-            Mistake(
-                "π*",
-                "this is the success rate of π*, which belongs to KL(π‖π_ref).",
-                lambda p, b: torch.sigmoid(p.logit() + 1 / b),
-            ),
-            Mistake("reward forgotten", "the denominator is c − r, and r is 1 here.", lambda p, b: b * p / _root(p, b)),
-            Mistake("no beta", "β is missing from the numerator.", lambda p, b: p / (_root(p, b) - 1)),
+        mistakes=wrong_answers(
+            success_with_k3,
+            {
+                "smaller root": lambda p, b: b * p / ((1 + b - ((1 + b) ** 2 - 4 * b * (1 - p)).sqrt()) / 2 - 1),
+                "wrong responses": lambda p, b: b * (1 - p) / _root(p, b),
+                "π*": lambda p, b: torch.sigmoid(p.logit() + 1 / b),
+                "reward forgotten": lambda p, b: b * p / _root(p, b),
+                "no beta": lambda p, b: p / (_root(p, b) - 1),
+            },
+            {
+                "smaller root": "this is the smaller root of the quadratic equation. c must be above 1, the largest "
+                "reward.",
+                "wrong responses": "this is the probability of a wrong response.",
+                "π*": "this is the success rate of π*, which belongs to KL(π‖π_ref).",
+                "reward forgotten": "the denominator is c − r, and r is 1 here.",
+                "no beta": "β is missing from the numerator.",
+            },
         ),
         hints=(
             "The limit is β π_ref/(c − r). The two probabilities β p/(c − 1) and β (1 − p)/c must sum to 1.",
@@ -415,8 +298,18 @@ EXERCISES: tuple[Task, ...] = (
         distance=loop_regret,
         solution=train_rloo,
         loss_falls=False,
-        mistakes=loop_mistakes(
-            _train_rloo,
+        mistakes=wrong_answers(
+            train_rloo,
+            {
+                "samples of the reference": "log_policy.detach().exp() → log_ref.exp()",
+                "score with gradient": "log_prob.detach() → log_prob",
+                "no KL": "reward.gather(-1, y) - beta * k1 → reward.gather(-1, y)",
+                "sign of the KL": "- beta * → + beta *",
+                "no beta": "beta * k1 → k1",
+                "probability": "others) * log_prob → others) * log_prob.exp()",
+                "sign": "loss = -( → loss = (",
+                "gradients not reset": "optimizer.zero_grad() → pass",
+            },
             {
                 "samples of the reference": "the samples come from π_ref, but the gradient assumes samples of π_θ.",
                 "score with gradient": "the KL term in the score is not detached, so it is differentiated as well.",
@@ -447,11 +340,27 @@ EXERCISES: tuple[Task, ...] = (
         quantity="KL(limit‖π_θ)",
         share=0.02,  # with k2, whose limit is close to that of k3, a loop misses 7%
         solution=train_dr_grpo,
-        broken=_broken_dr_grpo,
         bug="k1 in the loss",
         loss_falls=False,
-        mistakes=loop_mistakes(
-            _train_dr_grpo,
+        mistakes=wrong_answers(
+            train_dr_grpo,
+            {
+                "k1 in the loss": (
+                    "k = log_prob - log_ref.gather(-1, y)\n"
+                    "        kl = torch.exp(-k) - 1 + k → "
+                    "kl = log_prob - log_ref.gather(-1, y)"
+                ),
+                "k2 in the loss": "torch.exp(-k) - 1 + k → k.square() / 2",
+                "standard deviation": (
+                    "advantage = score - score.mean(-1, keepdim=True) → "
+                    "advantage = (score - score.mean(-1, keepdim=True)) / score.std(-1, keepdim=True, correction=0)"
+                ),
+                "moving reference": "log_ref.gather → log_policy.detach().gather",
+                "inverted ratio": "log_prob - log_ref.gather(-1, y) → log_ref.gather(-1, y) - log_prob",
+                "sign of the KL": "+ beta * → - beta *",
+                "no beta": "beta * kl → kl",
+                "gradients not reset": "optimizer.zero_grad() → pass",
+            },
             {
                 "k1 in the loss": "the KL term in the loss is k1 = log π_θ − log π_ref, whose expected gradient is 0.",
                 "k2 in the loss": "the KL term is k2, whose limit is π*. GRPO has k3 = exp(−k) − 1 + k.",

@@ -29,7 +29,7 @@ def cells(task: Task, number: int) -> list[tuple[str, str]]:
         return [("markdown", head), ("code", f'predict("{task.key}", {answer})'), ("code", f'reveal("{task.key}")')]
     assert isinstance(task, FunctionTask)
     head += f'\n\nStuck? `hint("{task.key}", 1)` shows the first of {len(task.hints)} hints.'
-    if isinstance(task, TrainingLoop) and task.broken:
+    if isinstance(task, TrainingLoop) and task.bug:
         code = notebook_source(task.broken_source, False)
     else:
         code = notebook_source(task.source, True)
@@ -49,7 +49,7 @@ def statement(task: Task) -> str:
             f"`{task.signature}` should train `{first}` in place and return a list of losses, one per "
             f"step. `check` runs your loop and compares its final {quantity} with that of the solution."
         )
-        return f"This loop has a bug. Find it and correct the cell. {asked}" if task.broken else asked
+        return f"This loop has a bug. Find it and correct the cell. {asked}" if task.bug else asked
     assert isinstance(task, FunctionTask)
     return f"Write `{task.signature}`. Its docstring says what it returns: “{task.solution.__doc__}”"
 

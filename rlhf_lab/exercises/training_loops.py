@@ -13,13 +13,11 @@ place; one argument is `steps`; it returns the losses, one number for each step.
 
 from __future__ import annotations
 
-import inspect
 import math
 import random
-import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -38,6 +36,7 @@ from rlhf_lab.exercises.checking import (
     snapshot,
     unchanged,
 )
+from rlhf_lab.exercises.edits import PLUS, Edited
 
 SHARE = 0.1
 """The usual share of the solution's improvement that a correct loop may miss, for example with another optimiser."""
@@ -47,7 +46,7 @@ SAME = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingLoop(FunctionTask):
-    """A whole training loop to write, or with `broken` a loop to debug.
+    """A whole training loop to write, or with `bug` a loop to debug.
 
     Attributes:
         arguments: the arguments by name, in order. The first is the policy, a tensor that requires gradients or a
@@ -56,8 +55,8 @@ class TrainingLoop(FunctionTask):
         quantity: the name of the distance, such as “the regret”.
         share: the share of the solution's improvement that a correct loop may miss.
         loss_falls: whether the loss is expected to fall, which is not so for a policy gradient.
-        broken: for an exercise in debugging, the loop with the bug.
-        bug: the name of the bug among the mistakes.
+        bug: for an exercise in debugging, the name of the bug among the mistakes, which must be an edit of the
+            solution.
     """
 
     arguments: Callable[[], Mapping[str, Any]]
@@ -65,28 +64,30 @@ class TrainingLoop(FunctionTask):
     quantity: str = "the regret"
     share: float = SHARE
     loss_falls: bool = True
-    broken: Callable[..., Any] | None = None
     bug: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if bool(self.bug) != (self.broken is not None) or (
-            self.bug and self.bug not in {one.name for one in self.mistakes}
-        ):
-            raise LabError(f"Exercise {self.key!r} needs broken and bug, the name of a mistake, or neither of them.")
+        if self.bug and self.broken is None:
+            raise LabError(f"Exercise {self.key!r}: the bug {self.bug!r} is not a mistake that edits the solution.")
 
     @property
     def kind(self) -> str:
         """The kind of exercise."""
-        return "debug" if self.broken else "training loop"
+        return "debug" if self.bug else "training loop"
+
+    @property
+    def broken(self) -> Edited | None:
+        """The loop with the bug, of an exercise in debugging."""
+        found = (one.function for one in self.mistakes if one.name == self.bug)
+        return next((function for function in found if isinstance(function, Edited)), None)
 
     @property
     def broken_source(self) -> str:
-        """The code of the loop with the bug, under the name of the function to write."""
+        """The code of the loop with the bug."""
         if self.broken is None:
             raise LabError(f"{self.key} has no broken loop.")
-        source = textwrap.dedent(inspect.getsource(self.broken))
-        return source.replace(f"def {self.broken.__name__}(", f"def {self.name}(", 1)
+        return self.broken.source
 
     def grade(self, given: Any) -> Feedback:
         """Run the loop, and describe what is right or wrong about it."""
@@ -111,9 +112,9 @@ class TrainingLoop(FunctionTask):
         if not complaint and not end.distance <= allowed:
             complaint = _first_difference(runs, solved, any(isinstance(v, torch.Generator) for v in end.arguments))
         if complaint:
-            gone = "the bug’s trajectory is gone, but the loop is not right yet. " if self.broken else ""
+            gone = "the bug’s trajectory is gone, but the loop is not right yet. " if self.bug else ""
             return Feedback(False, [f"{self.key}: {gone}{complaint}", self._reached(end, solved[last])])
-        verdict = "the bug is gone, and no other one came in." if self.broken else "the loop is right."
+        verdict = "the bug is gone, and no other one came in." if self.bug else "the loop is right."
         return Feedback(True, [f"{self.key}: {verdict}", self._reached(end, solved[last])])
 
     def _recognised(self, runs: Mapping[int, _Run]) -> Mistake | None:
@@ -130,15 +131,15 @@ class TrainingLoop(FunctionTask):
         return None
 
     def _named(self, mistake: Mistake) -> str:
-        if not self.broken:
+        if not self.bug:
             return mistake.message
-        others = [name for name in mistake.name.split(_PLUS) if name != self.bug]
+        others = [name for name in mistake.name.split(PLUS) if name != self.bug]
         messages = " ".join(one.message for name in others for one in self.mistakes if one.name == name)
         if not others:
             return "the bug is still there."
         still = (
             "the bug is still there, and another one came in"
-            if self.bug in mistake.name.split(_PLUS)
+            if self.bug in mistake.name.split(PLUS)
             else ("the bug is gone, but another one came in")
         )
         return f"{still}: {messages}"
@@ -150,30 +151,6 @@ class TrainingLoop(FunctionTask):
             f"{self.quantity[:1].upper()}{self.quantity[1:]} is {first} before the first step and {end} after "
             f"{len(solved.losses)} steps; the solution reaches {right}."
         )
-
-
-def loop_mistakes(
-    loop: Callable[..., Any], messages: Mapping[str, str], pairs: Iterable[tuple[str, str]] = ()
-) -> tuple[Mistake, ...]:
-    """Known wrong loops, from one loop that takes the names of its mistakes.
-
-    Args:
-        loop: a training loop with a keyword argument `wrong`, a collection of names of mistakes.
-        messages: by name what is wrong and where to look.
-        pairs: mistakes that are also tried together.
-
-    Returns:
-        one mistake for each name and for each pair.
-    """
-    single = [Mistake(name, message, partial(loop, wrong=(name,))) for name, message in messages.items()]
-    both = [
-        Mistake(_PLUS.join(pair), " ".join(messages[name] for name in pair), partial(loop, wrong=pair))
-        for pair in pairs
-    ]
-    return (*single, *both)
-
-
-_PLUS = " + "
 
 
 @dataclass(frozen=True)
@@ -335,20 +312,3 @@ def _flat(before: Any) -> Tensor:
 
 def _three_digits(x: float) -> str:
     return f"{x:.3g}"
-
-
-def descend(logits: Tensor, loss: Tensor, learning_rate: float, keep: bool) -> None:
-    """Take one step of gradient descent in place.
-
-    Args:
-        logits: the parameters.
-        loss: a scalar with a gradient.
-        learning_rate: of the step.
-        keep: whether the gradients of earlier steps are added, which is a frequent mistake.
-    """
-    if not keep:
-        logits.grad = None
-    loss.backward()
-    assert logits.grad is not None
-    with torch.no_grad():
-        logits -= learning_rate * logits.grad

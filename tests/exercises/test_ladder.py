@@ -17,9 +17,10 @@ from rlhf_lab import exact
 from rlhf_lab.derivations import kl as kl_derivations
 from rlhf_lab.errors import LabError
 from rlhf_lab.exercises import Mistake, check, exercise, notebooks, of_notebook, predict, progress, records, reveal
+from rlhf_lab.exercises.edits import Edited, wrong_answers
 from rlhf_lab.exercises.predictions import Prediction
 from rlhf_lab.exercises.student_notebooks import STUB, student_version
-from rlhf_lab.exercises.training_loops import TrainingLoop, loop_mistakes
+from rlhf_lab.exercises.training_loops import TrainingLoop
 
 ROOT = Path(__file__).resolve().parents[2]
 ALL = [one for number in notebooks() for one in of_notebook(number)]
@@ -72,6 +73,13 @@ def test_the_broken_loop_is_recognised_and_runs_like_the_mistake_that_is_its_nam
     scope = {"torch": torch, "TabularPolicy": object, "Pairs": object}
     exec(one.broken_source.replace("Tensor", "object").replace("torch.Generator", "object"), scope)
     assert check(one.key, scope[one.name]).mistake == one.bug
+
+
+@pytest.mark.parametrize("number", notebooks())
+def test_every_edit_fits_its_solution(number):
+    found = [mistake.function for one in of_notebook(number) for mistake in one.mistakes]
+    for function in (function for function in found if isinstance(function, Edited)):
+        assert function.source != Edited(function.function, ()).source
 
 
 @of_kind("training loop", "debug")
@@ -479,19 +487,34 @@ def test_a_module_can_be_the_policy():
     assert "the loop changes frozen, but only layer may change" in repr(task.grade(both))
 
 
-@pytest.mark.parametrize("changes", [{"bug": "no beta"}, {"broken": abs}, {"broken": abs, "bug": "unknown"}])
-def test_an_incomplete_loop_is_refused(changes):
-    with pytest.raises(LabError, match="broken and bug"):
-        TrainingLoop(**{**vars(exercise("nb05.train_dpo")), **changes})
+def test_a_bug_that_is_not_an_edit_of_the_solution_is_refused():
+    with pytest.raises(LabError, match="'unknown' is not a mistake that edits the solution"):
+        TrainingLoop(**{**vars(exercise("nb05.train_dpo")), "bug": "unknown"})
 
 
-def test_pairs_of_mistakes_are_run_together():
-    def loop(x, wrong=()):
-        return list(wrong)
+def _add(x):
+    x = x + 1
+    return x * 10
 
-    one, two, both = loop_mistakes(loop, {"a": "A.", "b": "B."}, (("a", "b"),))
-    assert (one.function(0), two.function(0), both.function(0)) == (["a"], ["b"], ["a", "b"])
-    assert both.name == "a + b" and both.message == "A. B."
+
+def test_a_mistake_is_the_solution_with_code_replaced_and_pairs_of_mistakes_are_made_together():
+    wrong = {"a": "x + 1 → x + 2", "b": ("x * 10 → x * 20", "x + → 5 + x +"), "c": lambda x: -x}
+    found = wrong_answers(_add, wrong, {"c": "C.", "a": "A.", "b": "B."}, (("a", "b"),))
+    # From x = 1: −1, (1 + 2)·10, (5 + 1 + 1)·20, and (5 + 1 + 2)·20 with both.
+    assert [(one.name, one.function(1)) for one in found] == [("c", -1), ("a", 30), ("b", 140), ("a + b", 160)]
+    assert found[-1].message == "A. B."
+    assert _add(1) == 20, "the solution itself is not changed"
+
+
+@pytest.mark.parametrize("edit", ["y → z", "x → y", "x + 1"])
+def test_an_edit_that_does_not_fit_exactly_once_is_refused(edit):
+    with pytest.raises(LabError, match="does not fit _add"):
+        Edited(_add, (edit,))(0)
+
+
+def test_mistakes_without_messages_are_refused():
+    with pytest.raises(LabError, match="different names: b"):
+        wrong_answers(_add, {"a": "x + 1 → x + 2"}, {"a": "A.", "b": "B."})
 
 
 # Predictions and what is recorded. ----------------------------------------------------------------------------------
