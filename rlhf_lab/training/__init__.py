@@ -2,6 +2,7 @@
 
 from rlhf_lab.training.config import Training
 from rlhf_lab.training.evaluation import Evaluation, Metrics
-from rlhf_lab.training.loop import Loop, rows_at, seeded
+from rlhf_lab.training.loop import Loop
+from rlhf_lab.training.rows import rows_at, seeded
 
 __all__ = ["Evaluation", "Loop", "Metrics", "Training", "rows_at", "seeded"]

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_lab.training import checkpoint
+from rlhf_lab.training.config import Training
+from rlhf_lab.training.parts import parts_of, sum_over_processes, weight_in
 
 Metrics = dict[str, Tensor | float]
 """Numbers to log, by name."""
@@ -100,6 +102,56 @@ class Evaluation:
         """Return the number of measurements since the best one. Of equal ones the first counts."""
         values = [self.value(row) for row in self.measured(history)]
         return len(values) - 1 - values.index(max(values)) if values else 0
+
+    def note_best(self, history: list[dict[str, float]], module: nn.Module, out: Path | None, run: str) -> None:
+        """Remember a run's best measurement as `best`, if no other round has had a better one.
+
+        Args:
+            history: of the run.
+            module: which it trains.
+            out: its output folder, if it has one.
+            run: its name.
+        """
+        if not (rows := self.measured(history)):
+            return
+        row = max(rows, key=self.value)
+        # What is on the disk counts, should a GPU have measured something else before the run was stopped.
+        folder, step, row = (None if out is None else checkpoint.best(out)) or (None, int(row["step"]), row)
+        if self.best is None or self.value(row) > self.value(self.best.row):
+            self.best = Best(step, row, module, folder, run)
+
+
+@torch.no_grad()
+def measure(evaluation: Evaluation, training: Training, precision: Callable[[], Any]) -> dict[str, float]:
+    """Return the means of the held-out metrics over all rows, which the processes divide among themselves.
+
+    Args:
+        evaluation: what is measured.
+        training: its `batch_size` rows are computed together, in `accumulate` parts.
+        precision: makes the context in which the metrics are computed.
+    """
+    total, whole = dict[str, Any](), 0.0
+    for rows in evaluation.chunks(training.batch_size):
+        with precision():
+            batch = evaluation.batch(rows)
+        weight = weight_in(batch)
+        size = float(len(rows) if weight is None else weight.sum())
+        for part, share, _ in parts_of(batch, None, training.accumulate) if size else []:
+            with precision():
+                loss, seen = evaluation.measure(*part)
+            for name, number in (seen if loss is None else {"loss": loss, **seen}).items():
+                total[name] = torch.as_tensor(number).double() * (share * size) + total.get(name, 0.0)
+        whole += size
+    sums = sum_over_processes(list(total.values()))
+    return plain_numbers({name: number / whole for name, number in zip(total, sums, strict=True)})
+
+
+def plain_numbers(metrics: Metrics) -> dict[str, float]:
+    """Return metrics as plain numbers. A loss in nats per response also becomes one in nats per token."""
+    row = {k: float(v.detach()) if isinstance(v, Tensor) else float(v) for k, v in metrics.items()}
+    if "loss" in row and row.get("response_tokens"):
+        row["loss_per_token"] = row["loss"] / row["response_tokens"]
+    return row
 
 
 def once(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

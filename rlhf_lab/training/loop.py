@@ -25,85 +25,24 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from rlhf_lab.batch import Tokens
 from rlhf_lab.errors import LabError
 from rlhf_lab.randomness import Stream
-from rlhf_lab.training import checkpoint, distributed, memory, output_folder
+from rlhf_lab.training import checkpoint, distributed, finite, memory, output_folder
 from rlhf_lab.training.config import Training
-from rlhf_lab.training.evaluation import PREFIX, Best, Evaluation, Metrics
+from rlhf_lab.training.evaluation import PREFIX, Evaluation, Metrics, measure, plain_numbers
+from rlhf_lab.training.parts import Part, parts_of, sum_over_processes, tokens_of
+from rlhf_lab.training.rows import rows_at, seeded
 from rlhf_lab.training.tracking import Trackers
-
-
-def seeded(seed: int, *path: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """Create a generator whose random numbers are a function of `seed` and `path`.
-
-    The integers are combined by a hash (the finaliser of splitmix64), so that neighbouring seeds and steps have
-    unrelated streams.
-
-    Args:
-        seed: the run's seed.
-        *path: further integers, for example a stream of `rlhf_lab.randomness` and a step.
-        device: device of the generator.
-    """
-    word = 0x9E3779B97F4A7C15
-    for part in (seed, *path):
-        word = (word ^ (part + 0x9E3779B97F4A7C15 + (word << 6) + (word >> 2))) & 0xFFFFFFFFFFFFFFFF
-        word = ((word ^ (word >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-        word = ((word ^ (word >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
-        word ^= word >> 31
-    return torch.Generator(device).manual_seed(word & 0x7FFFFFFFFFFFFFFF)
-
-
-@lru_cache(maxsize=2)
-def epoch_order(num_rows: int, seed: int, epoch: int) -> Tensor:
-    """Return the rows 0 … `num_rows` − 1 in the order of an epoch. The tensor is shared and must not be changed."""
-    return torch.randperm(num_rows, generator=seeded(seed, Stream.ROW_ORDER, epoch))
-
-
-def rows_at(step: int, num_rows: int, batch_size: int, seed: int) -> Tensor:
-    """Return the rows of a step. In each epoch every row occurs once, in an order that depends on the epoch.
-
-    A batch can contain rows of two epochs, so all batches have the same size. If `batch_size >= num_rows`, every step
-    has all rows in their order.
-
-    Args:
-        step: number of the step, from 0.
-        num_rows: number of rows of the data.
-        batch_size: rows per step.
-        seed: the run's seed.
-    """
-    if num_rows < 1:
-        raise LabError("There are no rows to train on.")
-    if batch_size >= num_rows:
-        return torch.arange(num_rows)
-    first = step * batch_size
-    parts, wanted = [], batch_size
-    while wanted > 0:
-        epoch, start = divmod(first, num_rows)
-        part = epoch_order(num_rows, seed, epoch)[start : start + wanted]
-        parts.append(part)
-        first, wanted = first + len(part), wanted - len(part)
-    return torch.cat(parts)
-
 
 Loss = Tensor | Callable[..., tuple[Tensor, Metrics]]
 """A loss, or a function that computes it and metrics."""
-
-
-class _Part(NamedTuple):
-    """Rows of a step's batch that are computed together, their weight in its mean, and the first one's position."""
-
-    batch: tuple[Any, ...]
-    share: Any
-    first: int = 0
 
 
 FIRST_SHOWN = ("loss", "loss_per_token", "reward", "score", "kl", "accuracy", "objective")
@@ -269,7 +208,7 @@ class Loop:
     def _evaluate(self, evaluation: Evaluation, step: int) -> None:
         """Measure the present weights on held-out data, and store them if they are the best ones."""
         start = time.perf_counter()
-        row = self._measure(evaluation)
+        row = measure(evaluation, self.training, self._precision)
         bad = [name for name, value in row.items() if not math.isfinite(value)]
         if bad:
             raise LabError(self._nonfinite(f"the held-out {bad[0]} became {row[bad[0]]}"))
@@ -284,34 +223,8 @@ class Loop:
         self._since += time.perf_counter() - start  # not part of the speed of training
 
     def _note_best(self) -> None:
-        """Tell the evaluation this run's best measurement, if no other round has had a better one."""
-        evaluation, out = self.evaluation, self.training.out
-        rows = [] if evaluation is None else evaluation.measured(self.history)
-        if evaluation is None or not rows:
-            return
-        row = max(rows, key=evaluation.value)
-        # What is on the disk counts, should a GPU have measured something else before the run was stopped.
-        folder, step, row = (None if out is None else checkpoint.best(out)) or (None, int(row["step"]), row)
-        if evaluation.best is None or evaluation.value(row) > evaluation.value(evaluation.best.row):
-            evaluation.best = Best(step, row, self.module, folder, self.name)
-
-    @torch.no_grad()
-    def _measure(self, evaluation: Evaluation) -> dict[str, float]:
-        """The means of the held-out metrics over all rows, which the processes divide among themselves."""
-        total, whole = dict[str, Any](), 0.0
-        for rows in evaluation.chunks(self.training.batch_size):
-            with self._precision():
-                batch = evaluation.batch(rows)
-            weight = _weight_in(batch)
-            size = float(len(rows) if weight is None else weight.sum())
-            for part, share, _ in self._parts(batch, None) if size else []:
-                with self._precision():
-                    loss, seen = evaluation.measure(*part)
-                for name, number in (seen if loss is None else {"loss": loss, **seen}).items():
-                    total[name] = torch.as_tensor(number).double() * (share * size) + total.get(name, 0.0)
-            whole += size
-        sums = _sum_over_processes(list(total.values()))
-        return _numbers({name: number / whole for name, number in zip(total, sums, strict=True)})
+        if self.evaluation is not None:
+            self.evaluation.note_best(self.history, self.module, self.training.out, self.name)
 
     def _is_logged(self, step: int | None = None) -> bool:
         """Whether `step`, by default the current one, has an entry in the history."""
@@ -375,7 +288,7 @@ class Loop:
             raise LabError(f"{self.name} cannot cut its batch into parts. Set accumulate=1 and lower batch_size.")
         if not callable(loss) and self.training.precision != "fp32" and not self._autocast_used:
             raise LabError(f"{self.name} does not compute in bf16. Set precision=fp32.")
-        parts = self._parts(batch, weight)
+        parts = parts_of(batch, weight, self.training.accumulate)
 
         def evaluate() -> Tensor:
             self.optimizer.zero_grad(set_to_none=True)
@@ -405,32 +318,9 @@ class Loop:
             evaluate()
             self.optimizer.step()
         if self._is_timed:
-            self._tokens = self._tokens + (_tokens_of(batch or ()) if tokens is None else tokens)
+            self._tokens = self._tokens + (tokens_of(batch or ()) if tokens is None else tokens)
 
-    def _parts(self, batch: tuple[Any, ...] | None, weight: Tensor | None) -> list[_Part]:
-        """The parts of a step that this process computes.
-
-        All processes have the same number of parts, because with FSDP they compute each part together. If a process has
-        too few rows, its remaining parts consist of row 0 with weight 0.
-        """
-        if batch is None:
-            return [_Part((), 1.0 / distributed.world_size())]
-        number, mine = len(batch[0]), distributed.local_rows(len(batch[0]))
-        if distributed.world_size() == 1 and self.training.accumulate == 1:
-            return [_Part(batch, 1.0)]
-        if weight is None:
-            weight = _weight_in(batch)
-        if weight is not None:
-            weight = weight.double() / weight.double().sum()
-        widest = -(-number // distributed.world_size())
-        out = []
-        for rows in torch.arange(mine.start, mine.stop).tensor_split(min(self.training.accumulate, widest)):
-            share = len(rows) / number if weight is None else weight[rows.to(weight.device)].sum()
-            some = rows if len(rows) else torch.zeros(1, dtype=torch.long)
-            out.append(_Part(tuple(b[some] for b in batch), share, mine.start if not len(rows) else int(rows[0])))
-        return out
-
-    def _backward(self, loss: Loss, parts: list[_Part]) -> tuple[Tensor, Metrics]:
+    def _backward(self, loss: Loss, parts: list[Part]) -> tuple[Tensor, Metrics]:
         """Compute the loss, metrics and gradient of the whole step from the parts of all processes."""
         value, watched = None, dict[str, Any]()
         # FSDP averages gradients over processes, but the weights of the parts require their sum.
@@ -457,7 +347,7 @@ class Loop:
         assert value is not None
         distributed.all_reduce_gradients(self.parameters)
         if distributed.world_size() > 1:
-            value, *summed = _sum_over_processes([value, *watched.values()])
+            value, *summed = sum_over_processes([value, *watched.values()])
             watched = dict(zip(watched, summed, strict=True))
             self._refuse_nonfinite(value)
         self._refuse_nonfinite_gradient(value)
@@ -484,49 +374,27 @@ class Loop:
     ) -> None:
         # On a GPU the check would wait for the result. There it is made only when a step is logged or saved.
         if (wait or loss.device.type == "cpu") and not bool(torch.isfinite(loss)):
-            raise LabError(self._nonfinite(f"the loss became {loss.item()}", self._bad_rows(function, batch, first)))
-
-    @torch.no_grad()
-    def _bad_rows(self, function: Loss | None, batch: tuple[Any, ...], first: int) -> list[int]:
-        """Positions in the step's batch of the rows whose loss is not finite; [] if they cannot be determined."""
-        if not batch or not callable(function):
-            return []
-        bad = []
-        try:
-            for row in range(len(batch[0])):
-                if not bool(torch.isfinite(function(*(b[torch.tensor([row])] for b in batch))[0])):
-                    bad.append(first + row)
-        except Exception:  # the loss that is not finite is reported, and not an error of this search
-            return []
-        return bad
+            raise LabError(self._nonfinite(f"the loss became {loss.item()}", finite.bad_rows(function, batch, first)))
 
     def _refuse_nonfinite_gradient(self, loss: Tensor) -> None:
         """Raise `LabError` for a gradient that is not finite. A finite loss can have one, for example √x at x = 0."""
-        if loss.device.type != "cpu":
-            return
-        grads = [distributed.local_tensor(p.grad) for p in self.parameters if p.grad is not None]
-        # The sum needs no temporary tensor, and it is not finite if a value is not. It can also overflow, so the values
-        # are then checked one by one.
-        bad = not all(bool(torch.isfinite(g.sum())) or bool(torch.isfinite(g).all()) for g in grads)
-        if distributed.any_rank(bad) if distributed.uses_fsdp() else bad:
+        if loss.device.type == "cpu" and not finite.gradients_are_finite(self.parameters):
             raise LabError(self._nonfinite("the gradient became nan or infinite"))
 
     def _refuse_nonfinite_weights(self) -> None:
         """Raise `LabError` for weights that are not finite, since on a GPU the loss is not checked in every step."""
-        with torch.no_grad():
-            fine = torch.stack([torch.isfinite(distributed.local_tensor(p)).all() for p in self.parameters]).all()
-        if distributed.any_rank(not bool(fine)):
+        if not finite.weights_are_finite(self.parameters):
             raise LabError(self._nonfinite("the weights became nan or infinite"))
 
     def _nonfinite(self, what: str, bad: list[int] = []) -> str:  # noqa: B006
         where = f" at step {self.done}"
         rows = self._rows.tolist() if self._rows is not None else None
         if bad and rows is not None:
-            where += f", in {_listed([rows[i] for i in bad])} of the data"
+            where += f", in {finite.rows_in_words([rows[i] for i in bad])} of the data"
         elif rows is not None:
-            where += f", whose batch is {_listed(rows)} of the data"
+            where += f", whose batch is {finite.rows_in_words(rows)} of the data"
         elif bad:
-            where += f", in {_listed(bad)} of its batch"
+            where += f", in {finite.rows_in_words(bad)} of its batch"
         return (
             f"{self.name}: {what}{where}. Lower learning_rate (now {self.training.learning_rate:g}), set "
             f"max_grad_norm, or check the data and rewards.{self._last_checkpoint()}"
@@ -537,7 +405,7 @@ class Loop:
         return f" The last complete checkpoint is {found}." if found is not None else ""
 
     def _log(self, step: int) -> None:
-        row = _numbers(self._metrics)
+        row = plain_numbers(self._metrics)
         if "loss" in row and not math.isfinite(row["loss"]):
             raise LabError(self._nonfinite(f"the loss became {row['loss']}"))
         if self.training.optimizer != "lbfgs":
@@ -567,45 +435,9 @@ class Loop:
             tqdm.write(text, file=sys.stderr)
 
 
-def _weight_in(batch: tuple[Any, ...]) -> Tensor | None:
-    """The weights of the rows of a batch; None if all rows count the same."""
-    return next((b.weight for b in batch if getattr(b, "weight", None) is not None), None)
-
-
-def _sum_over_processes(numbers: list[Any]) -> list[Any]:
-    """The sum of each number over all processes. The first one is a tensor."""
-    if distributed.world_size() == 1:
-        return numbers
-    return list(distributed.all_reduce_sum(torch.stack([torch.as_tensor(n).to(numbers[0]) for n in numbers])).unbind())
-
-
-def _numbers(metrics: Metrics) -> dict[str, float]:
-    """Metrics as plain numbers. A loss in nats per response also becomes one in nats per token."""
-    row = {k: float(v.detach()) if isinstance(v, Tensor) else float(v) for k, v in metrics.items()}
-    if "loss" in row and row.get("response_tokens"):
-        row["loss_per_token"] = row["loss"] / row["response_tokens"]
-    return row
-
-
 def _words(row: dict[str, float]) -> str:
     """Text such as "loss 0.693, accuracy 0.5"."""
     return ", ".join(f"{name} {value:.4g}" for name, value in row.items())
-
-
-def _listed(rows: list[int]) -> str:
-    """Text such as "row 3" or "rows 3, 17, 40", with at most eight rows."""
-    shown = ", ".join(map(str, rows[:8])) + (f" … ({len(rows)} in all)" if len(rows) > 8 else "")
-    return f"row{'s' * (len(rows) > 1)} {shown}"
-
-
-def _tokens_of(batch: tuple[Any, ...]) -> Tensor | float:
-    """The number of tokens in a batch that are not padding. A prompt is counted once for all its responses."""
-    found: Tensor | float = 0
-    for b in batch:
-        for tokens in (b, getattr(b, "prompts", None), getattr(b, "responses", None)):
-            if isinstance(tokens, Tokens):
-                found = found + tokens.mask.sum()
-    return found
 
 
 def _optimizer(parameters: list[nn.Parameter], training: Training) -> torch.optim.Optimizer:

@@ -210,7 +210,7 @@ def test_dpo_with_rows_computed_when_needed_is_dpo_with_all_of_them(policy):
     """Two epochs and a part of a third, so that batches contain rows of two epochs."""
     from rlhf_lab.algorithms.dpo import DPO, dpo, reference_log_probs
     from rlhf_lab.training import Training
-    from rlhf_lab.training.loop import epoch_order
+    from rlhf_lab.training.rows import epoch_order
 
     data = pairs_of(7)
     training = Training(steps=6, batch_size=3, learning_rate=1e-3, seed=5, progress=False)

@@ -13,6 +13,12 @@ MUTATIONS: list[Mutation] = [
             "values[::-1].index(max(values))",
         ),
         Mutation("sign", "early stopping: the worst counts as the best", "value if self.higher else -value", "-value"),
+        Mutation(
+            "mean",
+            "a measurement is the mean of its batches, whatever their sizes",
+            "size = float(len(rows) if weight is None else weight.sum())",
+            "size = 1.0",
+        ),
     ),
     *in_file(
         "training/config.py",
@@ -102,7 +108,7 @@ MUTATIONS: list[Mutation] = [
         ),
     ),
     *in_file(
-        "training/loop.py",
+        "training/rows.py",
         ["training/test_one_step.py", "training/test_loop.py", "training/test_parts.py"],
         Mutation("data", "the seed does not enter a stream", "for part in (seed, *path):", "for part in path:"),
         Mutation("edge", "a batch that straddles two epochs is cut short", "while wanted > 0:", "for _ in range(1):"),
@@ -124,6 +130,39 @@ MUTATIONS: list[Mutation] = [
             "if batch_size >= num_rows:",
             "if batch_size > num_rows:",
         ),
+    ),
+    *in_file(
+        "training/parts.py",
+        ["training/test_one_step.py", "training/test_loop.py", "training/test_parts.py"],
+        Mutation(
+            "norm",
+            "parts have equal weights, whatever their number of rows",
+            "share = len(rows) / number if weight is None",
+            "share = 1 / accumulate if weight is None",
+        ),
+        Mutation(
+            "norm",
+            "parts: the weights of a batch of pairs are ignored",
+            "        weight = weight_in(batch)\n    if weight is not None:",
+            "        pass\n    if weight is not None:",
+        ),
+    ),
+    *in_file(
+        "training/finite.py",
+        ["training/test_one_step.py", "training/test_loop.py", "training/test_parts.py"],
+        Mutation(
+            "edge",
+            "a gradient whose sum overflows is refused",
+            "bool(torch.isfinite(g.sum())) or bool(torch.isfinite(g).all())",
+            "bool(torch.isfinite(g.sum()))",
+        ),
+        Mutation(
+            "edge", "a NaN's place is that in its part, not in the batch", "bad.append(first + row)", "bad.append(row)"
+        ),
+    ),
+    *in_file(
+        "training/loop.py",
+        ["training/test_one_step.py", "training/test_loop.py", "training/test_parts.py"],
         Mutation(
             "data",
             "the rows of every step are those of step 0",
@@ -207,21 +246,9 @@ MUTATIONS: list[Mutation] = [
         Mutation("setting", "max_grad_norm is ignored", "if self.training.max_grad_norm is not None:", "if False:"),
         Mutation(
             "norm",
-            "parts have equal weights, whatever their number of rows",
-            "share = len(rows) / number if weight is None",
-            "share = 1 / self.training.accumulate if weight is None",
-        ),
-        Mutation(
-            "norm",
-            "parts: the weights of a batch of pairs are ignored",
-            "            weight = _weight_in(batch)\n        if weight is not None:",
-            "            pass\n        if weight is not None:",
-        ),
-        Mutation(
-            "norm",
             "parts: explicit weights are ignored",
-            "parts = self._parts(batch, weight)",
-            "parts = self._parts(batch, None)",
+            "parts = parts_of(batch, weight,",
+            "parts = parts_of(batch, None,",
         ),
         Mutation(
             "norm",
@@ -285,12 +312,6 @@ MUTATIONS: list[Mutation] = [
             "return",
         ),
         Mutation(
-            "edge",
-            "a gradient whose sum overflows is refused",
-            "bool(torch.isfinite(g.sum())) or bool(torch.isfinite(g).all())",
-            "bool(torch.isfinite(g.sum()))",
-        ),
-        Mutation(
             "data",
             "L-BFGS: after a loss that is not finite the weights stay in the line search",
             "parameter.copy_(old)",
@@ -304,9 +325,6 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation("setting", "bf16 is ignored", 'if self.training.precision == "fp32":', "if True:"),
         Mutation("setting", "gradient_checkpointing is ignored", "if training.gradient_checkpointing:", "if False:"),
-        Mutation(
-            "edge", "a NaN's place is that in its part, not in the batch", "bad.append(first + row)", "bad.append(row)"
-        ),
         Mutation(
             "data",
             "Ctrl-C's previous handler is not restored",
@@ -343,12 +361,6 @@ MUTATIONS: list[Mutation] = [
             "the weights of each measurement replace the best ones",
             "improved = evaluation.waited(self.history) == 0",
             "improved = True",
-        ),
-        Mutation(
-            "mean",
-            "a measurement is the mean of its batches, whatever their sizes",
-            "size = float(len(rows) if weight is None else weight.sum())",
-            "size = 1.0",
         ),
     ),
     *in_file(

@@ -70,7 +70,7 @@ from rlhf_lab.policies.vllm import VllmSampler, check_vllm_installed
 from rlhf_lab.randomness import Stream
 from rlhf_lab.training import Evaluation, Training, checkpoint, distributed, memory, output_folder
 from rlhf_lab.training.evaluation import PREFIX
-from rlhf_lab.training.loop import epoch_order
+from rlhf_lab.training.rows import epoch_order
 
 History = list[dict[str, float]]
 
