@@ -335,21 +335,29 @@ def _checked(value: Any, hint: Any, name: str, allowed: Range = Range(), optiona
         (only,) = (part for part in inner if part is not NoneType)
         return _checked(value, only, name, allowed, " or None" if NoneType in inner else "")
     if kind is Literal:
-        if not any(value == choice and type(value) is type(choice) for choice in inner):
-            choices = ", ".join(map(str, inner[:-1])) + f" or {inner[-1]}"
-            raise LabError(f"{name} must be {choices}{optional}, not {value!r}.")
-        return value
+        return _choice(value, inner, name, optional)
     if kind is tuple:
-        if not isinstance(value, tuple | list):
-            raise LabError(f"{name} must be a tuple of values, not {value!r}.")
-        parts = tuple(_checked(part, inner[0], f"{name}[{place}]") for place, part in enumerate(value))
-        return value if isinstance(value, tuple) and all(a is b for a, b in zip(parts, value, strict=True)) else parts
+        return _values(value, inner[0], name)
     if hint in (int, float):
         return _number(value, hint, name, allowed, optional)
     if not isinstance(value, hint):
         what = {bool: "True or False", str: "a text"}.get(hint, f"a {hint.__name__}")
         raise LabError(f"{name} must be {what}{optional}, not {value!r}.")
     return value
+
+
+def _choice(value: Any, choices: tuple[Any, ...], name: str, optional: str) -> Any:
+    if not any(value == choice and type(value) is type(choice) for choice in choices):
+        words = ", ".join(map(str, choices[:-1])) + f" or {choices[-1]}"
+        raise LabError(f"{name} must be {words}{optional}, not {value!r}.")
+    return value
+
+
+def _values(value: Any, hint: Any, name: str) -> tuple[Any, ...]:
+    if not isinstance(value, tuple | list):
+        raise LabError(f"{name} must be a tuple of values, not {value!r}.")
+    parts = tuple(_checked(part, hint, f"{name}[{place}]") for place, part in enumerate(value))
+    return value if isinstance(value, tuple) and all(a is b for a, b in zip(parts, value, strict=True)) else parts
 
 
 def _number(value: Any, kind: type, name: str, allowed: Range, optional: str) -> int | float:

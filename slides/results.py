@@ -135,19 +135,7 @@ def _draw(name: str, scale: str, panels: tuple[int, ...], size: tuple[float, flo
         _fit(axes, size, len(stay) if stacked else 1, 1 if stacked else len(stay))
     shown = {label: handle for label, handle in entries.items() if label not in elsewhere}
     drawing.set_size_inches(*size)
-    kept_small: set[Any] = set()
-    if shown:
-        wide = max(width_of(label) for label in shown)
-        # A long legend would leave little space for the picture, so it has two columns and a smaller font.
-        many = len(shown) > 6 or (len(shown) > 3 and wide > 18)
-        across = max(2 if many else 1, min(len(shown), int(size[0] * 10 / (wide + 6))))
-        small = (
-            {"fontsize": LETTERS - (4 if wide > 22 else 2), "columnspacing": 0.8, "handlelength": 1.2} if many else {}
-        )
-        legend = drawing.legend(
-            shown.values(), shown.keys(), loc="outside lower center", ncols=across, frameon=False, **small
-        )
-        kept_small = set(legend.get_texts()) if many else set()
+    kept_small = _common_legend(drawing, shown, size[0]) if shown else set()
     for axes in stay:  # the labels of many rows would overlap at the full size
         if len(axes.get_yticklabels()) > 8:
             kept_small |= set(axes.get_yticklabels())
@@ -157,6 +145,19 @@ def _draw(name: str, scale: str, panels: tuple[int, ...], size: tuple[float, flo
     for text in set(drawing.findobj(Writing)) - kept_small:
         text.set_fontsize(max(text.get_fontsize(), LETTERS))
     return drawing
+
+
+def _common_legend(drawing: Drawing, shown: dict[str, Any], width: float) -> set[Any]:
+    """Draw the legend below all panels, and return its texts if their font must stay small."""
+    wide = max(width_of(label) for label in shown)
+    # A long legend would leave little space for the picture, so it has two columns and a smaller font.
+    many = len(shown) > 6 or (len(shown) > 3 and wide > 18)
+    across = max(2 if many else 1, min(len(shown), int(width * 10 / (wide + 6))))
+    small = {"fontsize": LETTERS - (4 if wide > 22 else 2), "columnspacing": 0.8, "handlelength": 1.2} if many else {}
+    legend = drawing.legend(
+        shown.values(), shown.keys(), loc="outside lower center", ncols=across, frameon=False, **small
+    )
+    return set(legend.get_texts()) if many else set()
 
 
 def _fit(axes: Any, size: tuple[float, float], rows: int, columns: int) -> None:

@@ -386,23 +386,31 @@ def _part(part: Part, here: str) -> None:
     if isinstance(part, Figure) and not callable(part.draw):
         raise LabError(f"{here}: draw must be a function without arguments.")
     if isinstance(part, Table):
-        for number, row in enumerate(part.rows):
-            if len(row) != len(part.head):
-                raise LabError(f"{here}: row {number} has {len(row)} cells for {len(part.head)} columns.")
+        _table(part, here)
     if isinstance(part, Quote) and not part.source.strip():
         raise LabError(f"{here} needs its source.")
     if isinstance(part, Flow) and not 2 <= len(part.boxes) <= 5:
         raise LabError(f"{here} has {len(part.boxes)} boxes; two to five fit a slide.")
     if isinstance(part, Columns):
-        if not 0.2 <= part.share <= 0.8:
-            raise LabError(f"{here}: share must lie between 0.2 and 0.8, not {part.share}.")
-        if any(isinstance(one, Columns) for one in (*part.left, *part.right)):
-            raise LabError(f"{here}: columns cannot contain columns.")
+        _columns(part, here)
     if isinstance(part, DerivationPart):
         for words in (*part.reasons, *part.mistakes):
             if not words.strip():
                 raise LabError(f"{here} ({part.key}): an empty reason.")
             _dollars(words, here)
+
+
+def _table(part: Table, here: str) -> None:
+    for number, row in enumerate(part.rows):
+        if len(row) != len(part.head):
+            raise LabError(f"{here}: row {number} has {len(row)} cells for {len(part.head)} columns.")
+
+
+def _columns(part: Columns, here: str) -> None:
+    if not 0.2 <= part.share <= 0.8:
+        raise LabError(f"{here}: share must lie between 0.2 and 0.8, not {part.share}.")
+    if any(isinstance(one, Columns) for one in (*part.left, *part.right)):
+        raise LabError(f"{here}: columns cannot contain columns.")
 
 
 def _both(text: T, here: str) -> None:

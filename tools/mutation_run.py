@@ -251,7 +251,6 @@ def reported(page: str) -> dict[tuple[str, str], str]:
 def report(results: dict[str, str], how_far: str) -> str:
     """The text of docs/mutations.md. Mutations that are missing in `results` are listed as not run yet."""
     results = {key(m): NOT_RUN for m in MUTATIONS} | results
-    left = [m for m in MUTATIONS if results[key(m)] == SURVIVED]
     kinds = Counter(m.kind for m in MUTATIONS)
     places = len({(m.file, m.old) for m in MUTATIONS})
     asked = {
@@ -268,15 +267,8 @@ def report(results: dict[str, str], how_far: str) -> str:
         "",
         "| subpackage | bugs | caught | survive, explained | survive, unexplained | not run yet |",
         "|---|---|---|---|---|---|",
-    ]
-    for name, table in [*((f"`{n}`", t) for n, t in TABLES.items() if t), ("**all**", MUTATIONS)]:
-        explained = sum(m in left and bool(m.excuse) for m in table)
-        unexplained = sum(m in left and not m.excuse for m in table)
-        waiting = sum(results[key(m)] == NOT_RUN for m in table)
-        caught = len(table) - explained - unexplained - waiting
-        share = f"{caught} ({100 * caught // len(table)}%)"  # rounded down: 100% is all of them
-        lines += [f"| {name} | {len(table)} | {share} | {explained} | {unexplained} | {waiting} |"]
-    lines += [
+        *(counts(f"`{name}`", table, results) for name, table in TABLES.items() if table),
+        counts("**all**", MUTATIONS, results),
         "",
         f"The bugs are in {places} places of {len({m.file for m in MUTATIONS})} files. Their kinds are "
         f"{', '.join(f'{words} ({kinds[kind]})' for kind, words in KINDS.items() if kinds[kind])}.",
@@ -292,15 +284,30 @@ def report(results: dict[str, str], how_far: str) -> str:
         if table:
             lines += [f"## {name}", ""]
         for file in dict.fromkeys(m.file for m in table):
-            lines += [
-                f"### [`{file}`](../rlhf_lab/{file})",
-                "",
-                "| kind | the bug | caught by |",
-                "|---|---|---|",
-                *(f"| {m.kind} | {m.what} | {cell(m, results[key(m)])} |" for m in table if m.file == file),
-                "",
-            ]
+            lines += rows_of(file, [m for m in table if m.file == file], results)
     return "\n".join(lines)
+
+
+def counts(name: str, table: list[Mutation], results: dict[str, str]) -> str:
+    """The row of a subpackage in the overview."""
+    left = [m for m in table if results[key(m)] == SURVIVED]
+    explained = sum(bool(m.excuse) for m in left)
+    waiting = sum(results[key(m)] == NOT_RUN for m in table)
+    caught = len(table) - len(left) - waiting
+    share = f"{caught} ({100 * caught // len(table)}%)"  # rounded down: 100% is all of them
+    return f"| {name} | {len(table)} | {share} | {explained} | {len(left) - explained} | {waiting} |"
+
+
+def rows_of(file: str, table: list[Mutation], results: dict[str, str]) -> list[str]:
+    """The heading and the table of a file's mutations."""
+    return [
+        f"### [`{file}`](../rlhf_lab/{file})",
+        "",
+        "| kind | the bug | caught by |",
+        "|---|---|---|",
+        *(f"| {m.kind} | {m.what} | {cell(m, results[key(m)])} |" for m in table),
+        "",
+    ]
 
 
 def run_all(chosen: list[Mutation], known: dict[str, str], runs: list[Run], how_far: str) -> None:
@@ -336,8 +343,8 @@ def run_all(chosen: list[Mutation], known: dict[str, str], runs: list[Run], how_
             raise
 
 
-def main() -> None:
-    """Run the mutation tests from the command line."""
+def arguments() -> argparse.Namespace:
+    """The options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(
         "--only", default="", metavar="TEXT", help="only mutations whose file or description contains TEXT"
@@ -355,8 +362,20 @@ def main() -> None:
         "--workers", type=int, default=1, metavar="N", help="number of copies that are tested in parallel"
     )
     parser.set_defaults(how_far="rest")
-    args = parser.parse_args()
+    return parser.parse_args()
 
+
+def write_report(known: dict[str, str], how_far: str) -> None:
+    """Write the report: the new results, and the old ones of all other mutations."""
+    page = reported(REPORT.read_text(encoding="utf-8")) if REPORT.is_file() else {}
+    results = {key(m): page[m.file, m.what] for m in MUTATIONS if (m.file, m.what) in page} | known
+    REPORT.write_text(report(results, how_far), encoding="utf-8")
+    print(f"Written: {REPORT.relative_to(REPO)}")
+
+
+def main() -> None:
+    """Run the mutation tests from the command line."""
+    args = arguments()
     # Turn SIGTERM into an exception, so that the copies and the test processes are removed too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("Stopped."))
     chosen = [m for m in MUTATIONS if args.only in f"{m.file} {m.kind} {m.what}"]
@@ -373,10 +392,7 @@ def main() -> None:
         sys.exit(str(error))
     left = [m for m in chosen if known[key(m)] == SURVIVED]
     print(f"{len(chosen) - len(left)} of {len(chosen)} detected.")
-    page = reported(REPORT.read_text(encoding="utf-8")) if REPORT.is_file() else {}
-    results = {key(m): page[m.file, m.what] for m in MUTATIONS if (m.file, m.what) in page} | known
-    REPORT.write_text(report(results, args.how_far), encoding="utf-8")
-    print(f"Written: {REPORT.relative_to(REPO)}")
+    write_report(known, args.how_far)
     unexplained = [m for m in left if not m.excuse]
     if unexplained:
         sys.exit("Not detected and not explained:\n" + "\n".join(f"  {m.file}: {m.what}" for m in unexplained))

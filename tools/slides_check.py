@@ -154,38 +154,45 @@ class Walk:
             if not sliders and not others:
                 self.wrong.append(f"{self.view}: {key}: the explorer has no control")
             for i, slider in enumerate(sliders):
-                times = []
-                for press in ("ArrowRight", "ArrowRight", "ArrowLeft", "ArrowLeft", "ArrowLeft", "ArrowRight"):
-                    took = self.page.evaluate("(move) => SlidesCheck.felt(move)", [slider, press])
-                    self.page.wait_for_timeout(120)
-                    if took is not None:
-                        times.append(took)
-                if not times:  # one step of a fine slider may change nothing visible, but its ends must
-                    before = box.query_selector("svg").inner_html()
-                    for press in ("Home", "End"):
-                        slider.press(press)
-                        self.page.wait_for_timeout(700)
-                        if box.query_selector("svg").inner_html() != before:
-                            times.append(float("nan"))
-                            break
+                times = self.move_slider(box, slider)
                 if not times:
                     self.wrong.append(f"{self.view}: {key}: slider {i + 1} does not change the picture")
                 self.felt.setdefault(key, []).extend(t for t in times if t == t)
             for i, other in enumerate(others):
-                before, changed = box.query_selector("svg").inner_html(), False
-                is_menu = other.evaluate("n => n.tagName === 'SELECT'")
-                first, count = other.evaluate("n => [n.selectedIndex, n.options?.length ?? 2]")
-                for j in [j for j in range(count) if not is_menu or j != first]:
-                    if is_menu:
-                        other.select_option(index=j)
-                    else:
-                        other.press("Space")
-                    self.page.wait_for_timeout(350)
-                    changed = changed or box.query_selector("svg").inner_html() != before
-                if is_menu:
-                    other.select_option(index=first)
-                if not changed:
+                if not self.change(box, other):
                     self.wrong.append(f"{self.view}: {key}: control {i + 1} does not change the picture")
+
+    def move_slider(self, box: Any, slider: Any) -> list[float]:
+        """Move a slider, and return the times until the picture changed; [nan] if only its ends change it."""
+        times = []
+        for press in ("ArrowRight", "ArrowRight", "ArrowLeft", "ArrowLeft", "ArrowLeft", "ArrowRight"):
+            took = self.page.evaluate("(move) => SlidesCheck.felt(move)", [slider, press])
+            self.page.wait_for_timeout(120)
+            if took is not None:
+                times.append(took)
+        before = box.query_selector("svg").inner_html()
+        for press in () if times else ("Home", "End"):  # one step of a fine slider may change nothing visible
+            slider.press(press)
+            self.page.wait_for_timeout(700)
+            if box.query_selector("svg").inner_html() != before:
+                return [float("nan")]
+        return times
+
+    def change(self, box: Any, control: Any) -> bool:
+        """Choose every entry of a menu, or tick a box twice, and return whether the picture changes."""
+        before, changed = box.query_selector("svg").inner_html(), False
+        is_menu = control.evaluate("n => n.tagName === 'SELECT'")
+        first, count = control.evaluate("n => [n.selectedIndex, n.options?.length ?? 2]")
+        for j in [j for j in range(count) if not is_menu or j != first]:
+            if is_menu:
+                control.select_option(index=j)
+            else:
+                control.press("Space")
+            self.page.wait_for_timeout(350)
+            changed = changed or box.query_selector("svg").inner_html() != before
+        if is_menu:
+            control.select_option(index=first)
+        return changed
 
     def clicker(self) -> None:
         """Check that Page Down and Page Up turn the slides, also while a slider has the focus."""

@@ -72,11 +72,7 @@ def course(settings: Course) -> None:
     Raises:
         LabError: the folder is a file, is the source of the notebooks, or cannot be written to.
     """
-    folder = settings.folder.expanduser()
-    if folder.exists() and not folder.is_dir():
-        raise LabError(f"{folder} is a file. Give the name of a folder for the notebooks.")
-    if folder.resolve() in (shipped.path("notebooks").resolve(), shipped.path("notebooks").resolve().parent):
-        raise LabError(f"{folder} contains the original notebooks of the lab. Give another folder.")
+    folder = _checked_folder(settings.folder)
     files = contents(settings.solutions, settings.install_from, settings.grader)
     written, beside = _versions(folder, "files"), _versions(folder, "beside")
     changed = [name for name, text in files.items() if _changed(folder / name, {_digest(text), *written.get(name, [])})]
@@ -90,18 +86,32 @@ def course(settings: Course) -> None:
     _write(folder, received, kept, _with(beside, received))
     if later:
         _save_versions(folder, _with(written, files), _with(beside, received))
-    kind = "full notebooks" if settings.solutions else "students' notebooks"
-    kind = f"assignments for {settings.grader}" if settings.grader else kind
-    print(f"The {kind} of rlhf_lab {rlhf_lab.__version__} in {folder}:")
+    print(f"The {_kind(settings)} of rlhf_lab {rlhf_lab.__version__} in {folder}:")
     print(f"  {len(new)} files written, {len(files) - len(new) - len(changed)} already there.")
-    if changed:
-        print(f"  Kept, because they were changed: {', '.join(changed)}.")
-    if later:
-        print(f"  New versions of changed files, written beside them: {', '.join(received)}.")
     gone = [name for name in written if name not in files and (folder / name).exists()]
-    if gone:
-        print(f"  No longer part of the course, and left alone: {', '.join(gone)}.")
+    for words, names_of_files in (
+        ("Kept, because they were changed", changed),
+        ("New versions of changed files, written beside them", received),
+        ("No longer part of the course, and left alone", gone),
+    ):
+        if names_of_files:
+            print(f"  {words}: {', '.join(names_of_files)}.")
     print(_NEXT[settings.grader].format(folder=folder, first=next(iter(files))))
+
+
+def _kind(settings: Course) -> str:
+    if settings.grader:
+        return f"assignments for {settings.grader}"
+    return "full notebooks" if settings.solutions else "students' notebooks"
+
+
+def _checked_folder(given: Path) -> Path:
+    folder = given.expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise LabError(f"{folder} is a file. Give the name of a folder for the notebooks.")
+    if folder.resolve() in (shipped.path("notebooks").resolve(), shipped.path("notebooks").resolve().parent):
+        raise LabError(f"{folder} contains the original notebooks of the lab. Give another folder.")
+    return folder
 
 
 _NEXT = {

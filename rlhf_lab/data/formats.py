@@ -125,10 +125,16 @@ def standard_row(row: Row, source: str) -> Row:
     elif "instruction" in fields and "prompt" not in fields and fields.keys() & {"output", "chosen"}:
         fields["prompt"] = _from_alpaca(fields, place)
         known = True
-    system, begins = fields.get("system"), next((name for name in ("prompt", *TURNS) if name in fields), None)
-    if known and isinstance(system, str) and system.strip() and begins is not None and fields[begins]:
-        fields[begins] = [{"role": "system", "content": system}, *fields[begins]]
+    if known:
+        _add_system(fields)
     return Row(row.place, fields)
+
+
+def _add_system(fields: dict[str, Any]) -> None:
+    """Put the text of the column `system` before the first turn."""
+    system, begins = fields.get("system"), next((name for name in ("prompt", *TURNS) if name in fields), None)
+    if isinstance(system, str) and system.strip() and begins is not None and fields[begins]:
+        fields[begins] = [{"role": "system", "content": system}, *fields[begins]]
 
 
 def _from_alpaca(fields: dict[str, Any], place: str) -> list[dict[str, str]] | str | None:

@@ -223,14 +223,7 @@ class EndpointJudge:
             LabError: the URL is invalid or contains a password; the template lacks one of its fields; a number is out
                 of range.
         """
-        parts = urllib.parse.urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise LabError("The judge's url must begin with https:// (or http:// on this machine) and name a host.")
-        if parts.username or parts.password or parts.query:
-            raise LabError(
-                f"The url of {parts.hostname} contains a password or a query, which would be written to logs. Put the "
-                f"key into an environment variable, and give its name as key_variable."
-            )
+        parts = _url_parts(url)
         missing = [name for name in ("{prompt}", "{a}", "{b}") if name not in question]
         if missing:
             raise LabError(f"The question lacks {', '.join(missing)}. The texts are inserted there.")
@@ -247,8 +240,7 @@ class EndpointJudge:
         self._stop = threading.Event()
         self._trimmed = False
         self._known = self._read_cache()
-        local = parts.hostname == "localhost" or parts.hostname == "::1" or parts.hostname.startswith("127.")
-        if parts.scheme == "http" and not local and self._key():
+        if parts.scheme == "http" and not _is_this_machine(parts.hostname) and self._key():
             raise LabError(
                 f"The connection to {self.host} uses http, which would send the key in ${key_variable} unencrypted. "
                 f"Use https, or key_variable=None if the service needs no key."
@@ -406,6 +398,23 @@ class EndpointJudge:
         elif 300 <= code < 400:
             said, fix = "", " It redirects to another address. Give that address."
         return f"The judge at {self.host} refused the request ({code}{': ' + said if said else ''}).{fix}"
+
+
+def _url_parts(url: str) -> urllib.parse.SplitResult:
+    """The parts of a service's URL, which names a host and contains no secret."""
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise LabError("The judge's url must begin with https:// (or http:// on this machine) and name a host.")
+    if parts.username or parts.password or parts.query:
+        raise LabError(
+            f"The url of {parts.hostname} contains a password or a query, which would be written to logs. Put the "
+            f"key into an environment variable, and give its name as key_variable."
+        )
+    return parts
+
+
+def _is_this_machine(host: str | None) -> bool:
+    return host is not None and (host in ("localhost", "::1") or host.startswith("127."))
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

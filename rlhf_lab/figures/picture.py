@@ -235,18 +235,23 @@ def limits(panel: Panel) -> tuple[tuple[float, float], tuple[float, float]]:
 def _ends(axis: Axis, data: list[float], grounded: bool = False) -> tuple[float, float]:
     if axis.names:
         return -0.5, len(axis.names) - 0.5
-    if axis.log and not all(end is None or end > 0 for end in (axis.low, axis.high)):
-        raise LabError(f"Axis {axis.label!r} is logarithmic, so its ends must be above 0.")
-    usable = [v for v in data if math.isfinite(v) and (v > 0 or not axis.log)]
-    low, high = (min(usable), max(usable)) if usable else ((0.1, 1.0) if axis.log else (0.0, 1.0))
+    usable = [v for v in data if math.isfinite(v)]
     if axis.log:
-        low, high = axis.low or low / 1.2, axis.high or high * 1.2
-        return (low, high) if low < high else (low / 2, low * 2)
+        return _log_ends(axis, [v for v in usable if v > 0])
+    low, high = (min(usable), max(usable)) if usable else (0.0, 1.0)
     room = 0.05 * (high - low) or 0.5 * abs(high) or 0.5
     # Bars start at zero: no space is left below them.
     low = (low if grounded and low == 0 else low - room) if axis.low is None else axis.low
     high = high + room if axis.high is None else axis.high
     return (low, high) if low < high else (low - 0.5, low + 0.5)
+
+
+def _log_ends(axis: Axis, usable: list[float]) -> tuple[float, float]:
+    if not all(end is None or end > 0 for end in (axis.low, axis.high)):
+        raise LabError(f"Axis {axis.label!r} is logarithmic, so its ends must be above 0.")
+    low, high = (min(usable), max(usable)) if usable else (0.1, 1.0)
+    low, high = axis.low or low / 1.2, axis.high or high * 1.2
+    return (low, high) if low < high else (low / 2, low * 2)
 
 
 def failed(message: str) -> Picture:
@@ -301,28 +306,7 @@ def draw_panel(ax: Axes, panel: Panel) -> None:
         ax.set_yscale("log")
     bars = [layer for layer in panel.layers if isinstance(layer, Bars)]
     for layer in panel.layers:
-        look = style.of(layer.style)
-        name = look.label if layer.label is None else layer.label
-        if isinstance(layer, Bars):
-            span = 0.8 / len(bars)
-            heights = _floats(layer.height)
-            at = [i - 0.4 + (bars.index(layer) + 0.5) * span for i in range(len(heights))]
-            ax.bar(at, heights, span * 0.92, color=look.light, label=name)
-        elif isinstance(layer, Curve):
-            dash = look.dash if layer.dash is None else layer.dash
-            ax.plot(_floats(layer.x), _floats(layer.y), dash, color=look.light, label=name)
-        elif isinstance(layer, Band):
-            ax.fill_between(
-                _floats(layer.x), _floats(layer.low), _floats(layer.high), color=look.light, alpha=0.2, label=name
-            )
-        elif isinstance(layer, Points):
-            x, y = _floats(layer.x), _floats(layer.y)
-            if layer.low is not None and layer.high is not None:
-                ax.vlines(x, _floats(layer.low), _floats(layer.high), color=look.light)
-            ax.plot(x, y, look.marker, color=look.light, ms=16 if layer.big else 7, label=name, zorder=5)
-        else:
-            across = ax.axvline if layer.axis == "x" else ax.axhline
-            across(layer.at, color=look.light, ls=layer.dash, lw=1.5, label=layer.label or None)
+        _draw_layer(ax, layer, bars)
     figure: Any = ax.get_figure(root=True)
     letters = figure.get_figwidth() * 9 * _share(ax)  # so many fit beside each other
     if panel.x.names:
@@ -344,6 +328,31 @@ def draw_panel(ax: Axes, panel: Panel) -> None:
         loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.1, columnspacing=1.2,
         handlelength=1.4 if one_row else 2.2, borderpad=0.2,
     )  # fmt: skip
+
+
+def _draw_layer(ax: Axes, layer: Layer, bars: list[Bars]) -> None:
+    look = style.of(layer.style)
+    name = look.label if layer.label is None else layer.label
+    if isinstance(layer, Bars):
+        span = 0.8 / len(bars)
+        heights = _floats(layer.height)
+        at = [i - 0.4 + (bars.index(layer) + 0.5) * span for i in range(len(heights))]
+        ax.bar(at, heights, span * 0.92, color=look.light, label=name)
+    elif isinstance(layer, Curve):
+        dash = look.dash if layer.dash is None else layer.dash
+        ax.plot(_floats(layer.x), _floats(layer.y), dash, color=look.light, label=name)
+    elif isinstance(layer, Band):
+        ax.fill_between(
+            _floats(layer.x), _floats(layer.low), _floats(layer.high), color=look.light, alpha=0.2, label=name
+        )
+    elif isinstance(layer, Points):
+        x, y = _floats(layer.x), _floats(layer.y)
+        if layer.low is not None and layer.high is not None:
+            ax.vlines(x, _floats(layer.low), _floats(layer.high), color=look.light)
+        ax.plot(x, y, look.marker, color=look.light, ms=16 if layer.big else 7, label=name, zorder=5)
+    else:
+        across = ax.axvline if layer.axis == "x" else ax.axhline
+        across(layer.at, color=look.light, ls=layer.dash, lw=1.5, label=layer.label or None)
 
 
 def _share(ax: Axes) -> float:
