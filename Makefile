@@ -45,7 +45,7 @@ TWO_CORES := -n 2 --dist loadfile --no-loadscope-reorder
 NOTEBOOKS := --nbval --nbval-current-env --nbval-sanitize-with tests/notebooks/sanitize.cfg
 
 .DEFAULT_GOAL := help
-.PHONY: help install lab lab-solutions progress test test-slow portability lint format compare compare-tree experiments claims models corpora smollm2 notebooks student slides practice site slides-browser site-browser bench browser mutants wheel wheel-test clean distclean
+.PHONY: help install lab lab-solutions progress test test-slow portability lint format compare compare-tree experiments claims models corpora smollm2 notebooks student slides practice site slides-browser site-browser bench browser mutants wheel wheel-test graders clean distclean
 
 help: ## list these targets
 	@echo "rlhf_lab: RLHF and its variants, each compared with the exact optimal policy."
@@ -147,6 +147,9 @@ wheel: install ## build the wheel and the source archive in dist/
 
 wheel-test: wheel ## install the wheel in a fresh virtual environment and use it from an empty folder (some minutes)
 	$(BIN)/python tools/wheel_test.py
+
+graders: install ## let nbgrader and Otter grade a solved and a wrong submission, in an environment of their own (a minute)
+	$(TEST_ENV) $(BIN)/python tools/graders_test.py
 
 clean: ## remove caches and built files, but not results/, runs/ and .venv
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

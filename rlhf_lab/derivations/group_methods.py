@@ -48,7 +48,7 @@ def _reward_gradient(w: RandomWorld) -> Tensor:
 
 group_baselines = Derivation(
     "group-baselines",
-    "RLOO has the gradient of the expected reward, and GRPO’s mean of all shortens it by (G−1)/G",
+    "RLOO has the gradient of the expected reward, and GRPO’s baseline multiplies it by (G−1)/G",
     lines=(
         Line(
             r"\tfrac{G-1}{G}\;\mathbb{E}\Big[\tfrac1G\sum_i \big(r_i - \tfrac{1}{G-1}\textstyle\sum_{j\ne i} r_j\big)"

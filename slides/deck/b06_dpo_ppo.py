@@ -80,8 +80,8 @@ BLOCK = Block(
                 "same labels and the same number of trials. The outcome is decided at three KL budgets, whose "
                 "intervals are corrected for their number. An earlier rule compared eight budgets without a "
                 "correction.\n\n"
-                "The tree is computed exactly. On the bandit DPO is ahead at one budget, and the other two are "
-                "open. The language model has a million parameters, and PPO is ahead there at one budget. Ask which "
+                "The tree is computed exactly. On the bandit DPO is ahead at one budget, and the other two "
+                "are undecided. The language model has a million parameters, and PPO is ahead there at one budget. Ask which "
                 "result would change the students' opinion.",
                 "这是论文实验的缩小版：各方法的 β 取值、标注和试验次数都相同。判定只看三个 KL 预算，区间按比较的"
                 "次数校正；先前的规则比较八个预算而不校正。\n\n"

@@ -567,9 +567,9 @@ BLOCK = Block(
             answer_notes=T(
                 "A factorial design switches each reason on and off, and J is computed exactly. On the tree the "
                 "reward model has the form of the gold reward, so it generalises beyond a table, and its "
-                "additional labels help. On the bandit it is a table itself, and its labels only add noise. "
+                "additional labels help. On the bandit the reward model is a table too, and its labels only add noise. "
                 "Pairs from π_r help on neither.\n\n"
-                "A limited policy can have a lower J with them for the following reason. They hardly compare the "
+                "With pairs from π_r a limited policy can have a lower J. These pairs hardly compare the "
                 "responses that are rare under π_r. But the regret is a mean over the responses of the policy "
                 "itself, which may give such responses much probability.",
                 "析因设计把每个原因逐一打开和关闭，J 精确计算。在词元树上，奖励模型与真实奖励形式相同，泛化得比表"
@@ -632,7 +632,7 @@ BLOCK = Block(
                 "represent. To second order DPO's loss on pairs from π* is the quadratic form of the regret, "
                 "which explains the blue cells.\n\n"
                 "In the red cells the errors are large. Pairs from π_r rarely compare the responses that are "
-                "rare under π_r. A policy that overestimates such a response gives it much probability. "
+                "rare under π_r. If the policy overestimates such a response, it gives it a high probability. "
                 "docs/claims.md has the intervals.",
                 "两张图里 γ = β，标注无限多，所以只有策略受限起作用。横轴是策略无法表示的那部分奖励方差的比例。展"
                 "开到二阶，DPO 在 π* 的成对数据上的损失就是后悔值的二次型，这解释了蓝色的格子。\n\n"

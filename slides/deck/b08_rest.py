@@ -86,7 +86,7 @@ BLOCK = Block(
                         r"损失可以任选；论文中行为克隆 $-\log\pi_\theta$ 最好",
                     ),
                     T(
-                        "RAFT selects the best of K responses, so each prompt has another threshold",
+                        "RAFT selects the best of K responses, so each prompt has its own threshold",
                         "RAFT 选 K 个回答中最好的，相当于每个提示有不同的阈值",
                     ),
                     steps=True,

@@ -192,7 +192,7 @@ BLOCK = Block(
                         "its responses lower it by {policy_narrow_saving} with a small reward model. With a full one "
                         "the saving is {policy_saving}.",
                         "偏好转过 {turn_from:1} 弧度起，重新拟合能降低后悔值。策略自身变化时，标注它的回答使后悔值减少 "
-                        "{policy_narrow_saving}（小奖励模型）或 {policy_saving}（完整的奖励模型）。",
+                        "{policy_narrow_saving}（小奖励模型）；奖励模型完整时，减少量是 {policy_saving}。",
                         conditions=("saving_from > 0", "policy_saving < 0", "policy_narrow_saving > 0"),
                     ),
                 ),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import Linear
 from torch.nn.functional import cross_entropy, kl_div, logsigmoid, softplus
 
 from rlhf_lab.exercises import check, exercise, notebooks, of_notebook
@@ -138,7 +139,11 @@ RIGHT = {
         lambda lr, r, v, b: b * (log_mean(lr + (r + v) / b) + math.log(r.shape[-1])),
         lambda lr, r, v, b: b * torch.logsumexp((b * lr + r + v) / b, -1),
     ],
-    "nb03.beta_for_kl": [lambda lr, r, kl: newton_free(lr, r, kl, 40), lambda lr, r, kl: newton_free(lr, r, kl, 25)],
+    "nb03.beta_for_kl": [
+        lambda lr, r, kl: newton_free(lr, r, kl, 40),
+        lambda lr, r, kl: newton_free(lr, r, kl, 25),
+        lambda lr, r, kl: by_inverse(lr, r, kl),
+    ],
     "nb04.log_z_estimate": [
         lambda r, b: log_mean(r / b),
         lambda r, b: torch.logsumexp(r / b - math.log(r.shape[1]), 1),
@@ -159,6 +164,7 @@ RIGHT = {
     "nb04.log_z_chain": [
         lambda f, m, r, b, n: (f.exp() @ torch.linalg.matrix_power((m + r / b).exp(), n - 1)).sum().log(),
         lambda f, m, r, b, n: (torch.linalg.matrix_power((m + r / b).exp().T, n - 1) @ f.exp()).sum().log(),
+        lambda f, m, r, b, n: every_sequence(f, m + r / b, n).logsumexp(0),
     ],
     "nb05.dpo_loss": [
         lambda c, r, b: softplus(b * (r - c)),
@@ -225,10 +231,14 @@ RIGHT = {
         lambda r, b: torch.tensor(
             [[0.0 if i == j else second(r / b, i, j) for j in range(len(r))] for i in range(len(r))]
         ),
+        lambda r, b: ((r / b).softmax(0).logit().exp()[:, None] * (r / b).softmax(0)).fill_diagonal_(0),
     ],
     "nb08.first_round": [
         lambda s: (s.exp()[:, None] * s.exp()).fill_diagonal_(0) / (1 - s.exp().square().sum()),
         lambda s: (s[:, None] + s).exp().sub(torch.diag((2 * s).exp())) / (1 - (2 * s).exp().sum()),
+        lambda s: (
+            (s[:, None] + s).masked_fill(torch.eye(len(s)).bool(), -torch.inf).flatten().softmax(0).view(len(s), -1)
+        ),
     ],
     "nb08.fitted_policy": [
         lambda s, r, b, g: (s + r / g).softmax(-1).log(),
@@ -238,10 +248,12 @@ RIGHT = {
     "nb08.information": [
         lambda r, w: laplacian(r, w),
         lambda r, w: -torch.autograd.functional.hessian(lambda x: (w * expected_log(r, x)).sum(), r),
+        lambda r, w: by_vectors(w / (2 + 2 * torch.cosh(r[:, None] - r))),
     ],
     "nb08.where_rso_loses": [
         lambda f: ([math.log(0.25)] * 4, [0.0, 0.0, -20.0, -20.0], 0.5),
         lambda f: (torch.full((4,), 0.25).log().double(), torch.tensor([0.0, 0.0, -20.0, -20.0]), torch.tensor(0.5)),
+        lambda f: (np.log([0.3, 0.3, 0.4]), np.array([2.0, 2.0, -4.0]), 0.5),
     ],
     "nb09.improve_loss": [
         lambda s, lp, t: -torch.where(s > t, lp, 0.0).mean(),
@@ -253,10 +265,19 @@ RIGHT = {
         lambda lr, r, t: lr.exp() * (r > t) / (lr.exp() * (r > t)).sum(1)[:, None],
         lambda lr, r, t: torch.nn.functional.normalize(lr.exp() * (r > t).double(), p=1, dim=-1),
     ],
-    "nb09.best_of_n": [lambda *given: by_listing(*given)],
+    "nb09.best_of_n": [
+        lambda *given: by_listing(*given),
+        lambda p, r, n: torch.zeros_like(p).scatter(
+            0, r.argsort(), torch.diff(p[r.argsort()].cumsum(0) ** n, prepend=torch.zeros(1, dtype=p.dtype))
+        ),
+        lambda p, r, n: sum(
+            math.comb(n, k) * p**k * (p * (r < r[:, None])).sum(-1) ** (n - k) for k in range(1, n + 1)
+        ),
+    ],
     "nb09.least_regret": [
         lambda lr, r, b: min(float(cut_regret(lr, r, b, low)) for low in r.tolist()),
         lambda lr, r, b: torch.stack([cut_regret(lr, r, b, low) for low in r.tolist()]).min(),
+        lambda lr, r, b: by_sorted_sums(lr, r, b),
     ],
     "nb10.regret_of_place": [
         lambda kl, r, z, b: b * (z + kl) - r,
@@ -293,26 +314,44 @@ RIGHT = {
         lambda y, e, n: list((*y, e))[:n],
         lambda y, e, n: torch.tensor([*y, e])[:n],
     ],
-    "nb12.adapter_weights": [lambda i, o, r: r * i + o * r, lambda i, o, r: float(r * (i + o))],
+    "nb12.adapter_weights": [
+        lambda i, o, r: r * i + o * r,
+        lambda i, o, r: float(r * (i + o)),
+        lambda i, o, r: sum(one.weight.numel() for one in (Linear(i, r, bias=False), Linear(r, o, bias=False))),
+    ],
     "nb12.training_bytes": [
         lambda w, t, ref: 4 * (w * (1 + ref) + 3 * t),
         lambda w, t, ref: 4.0 * w + 12 * t + 4 * w * ref,
+        lambda w, t, ref: sum(4 * count for count in (w, t, t, t, w if ref else 0)),
     ],
     "nb13.moving_regret": [
         lambda p, q, r, u, a, b: (
             b * (q + (math.cos(a) * r + math.sin(a) * u) / b).logsumexp(-1)
             - (p.exp() * (math.cos(a) * r + math.sin(a) * u - b * (p - q))).sum(-1)
         ),
+        lambda p, q, r, u, a, b: (
+            b * kl_div(turned_optimum(q, r, u, a, b), p, reduction="none", log_target=True).sum(-1)
+        ),
+        lambda p, q, r, u, a, b: gap(
+            p, q, torch.stack([r, u], -1) @ torch.tensor([math.cos(a), math.sin(a)]).double(), b
+        ),
     ],
     "nb13.window_cost": [
         lambda p, d, n, w, k: sum(p / (n * w) + d * ((w + 1) / 2 + late) ** 2 for late in range(k)) / k,
         lambda p, d, n, w, k: p / n / w + d * (((w + k) / 2) ** 2 + (k * k - 1) / 12),
+        lambda p, d, n, w, k: p / (n * w) + d * (torch.arange(k).double() + (w + 1) / 2).square().mean(),
     ],
     "nb13.best_window": [
         lambda p, d, n: 1 + int(torch.tensor([p / n / w + d * (w + 1) ** 2 / 4 for w in range(1, 500)]).argmin()),
         lambda p, d, n: min(range(1, 400), key=lambda w: p / (n * w) + d * ((w + 1) / 2) ** 2),
+        # One more round pays as long as it lowers the variance by more than it raises the squared age.
+        lambda p, d, n: next(w for w in itertools.count(1) if p / (n * w * (w + 1)) < d * (2 * w + 3) / 4),
     ],
-    "nb13.once_wins": [lambda p, late, n: torch.tensor([2 * p / (late * n), 0.5]), lambda p, late, n: (1.0, 3.0)],
+    "nb13.once_wins": [
+        lambda p, late, n: torch.tensor([2 * p / (late * n), 0.5]),
+        lambda p, late, n: (1.0, 3.0),
+        lambda p, late, n: np.array([1, 1]),
+    ],
     "nb14.share_labels": [
         lambda p, n: n * p**0.5 / (p**0.5).sum(),
         lambda p, n: torch.tensor([n * x**0.5 / sum(y**0.5 for y in p.tolist()) for x in p.tolist()]),
@@ -348,6 +387,78 @@ RIGHT = {
         lambda ref, p: (torch.special.logit(p) - torch.special.logit(ref)) ** -1,
     ],
 }
+
+
+# Wrong answers beside the mistakes that an exercise knows.
+WRONG = {
+    "nb03.beta_for_kl": [
+        (lambda lr, r, kl: 2 * newton_free(lr, r, kl, 40), "expected"),
+        (lambda lr, r, kl: newton_free(lr, r, kl / math.log(2), 40), "expected"),
+        (lambda lr, r, kl: newton_free(lr, r, kl, 3), "expected"),
+    ],
+    "nb08.where_rso_loses": [
+        (lambda f: ([math.log(1 / 3)] * 3, [0.0, 1.0], 0.5), "shape"),
+        (lambda f: ([0.5, 0.5], [0.0, 1.0], 0.5), "this is not a valid world"),
+        (lambda f: ([math.log(1 / 3)] * 3, [0.0, 1.0, 2.0], 0.0), "this is not a valid world"),
+        (lambda f: ("a", "b", "c"), "tensors of K numbers"),
+        (lambda f: (1.0, 2.0), "three things"),
+    ],
+    "nb12.adapter_weights": [
+        (lambda i, o, r: i + o, "expected"),
+        (lambda i, o, r: r * (i + o) + o, "expected"),
+    ],
+    "nb13.best_window": [
+        (lambda p, d, n: (2 * p / (n * d)) ** (1 / 3) / 2, "expected"),
+        (lambda p, d, n: min(p / (n * w) + d * ((w + 1) / 2) ** 2 for w in range(1, 400)), "expected"),
+    ],
+    "nb13.once_wins": [
+        (lambda *given: ["a", 1.0], "two numbers"),
+        (lambda *given: (1.0, 1.0, 1.0), "two numbers"),
+        (lambda *given: (0.2, 1.0), "too few"),
+        (lambda *given: (1.0, 7.0), "not allowed"),
+    ],
+}
+
+
+def turned_optimum(log_ref, reward, velocity, angle, beta):
+    """log π* of the rewards after a turn."""
+    return (log_ref + (math.cos(angle) * reward + math.sin(angle) * velocity) / beta).log_softmax(-1)
+
+
+def every_sequence(first, following, length):
+    """The sums of all V^length sequences."""
+    size = range(len(first))
+    return torch.stack(
+        [
+            first[y[0]] + sum(following[one, two] for one, two in itertools.pairwise(y))
+            for y in itertools.product(size, repeat=length)
+        ]
+    )
+
+
+def by_vectors(weight):
+    """Σ weight b bᵀ over all ordered pairs."""
+    eye = torch.eye(len(weight), dtype=weight.dtype)
+    b = eye[:, None] - eye
+    return torch.einsum("ij,ijk,ijl->kl", weight, b, b)
+
+
+def by_sorted_sums(lr, r, b):
+    """The regret β log Z − J of every threshold from cumulated sums, from the highest reward downwards."""
+    order = r.argsort(descending=True)
+    p = lr[order].exp()
+    mass = p.cumsum(0)
+    return (b * (lr + r / b).logsumexp(0) - (p * r[order]).cumsum(0) / mass - b * mass.log()).min()
+
+
+def by_inverse(lr, r, kl):
+    """β by halving an interval of 1/β, in which the KL rises."""
+    low, high = 0.0, 1000.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        star = (lr + r * middle).log_softmax(-1)
+        low, high = (low, middle) if (star.exp() * (star - lr)).sum() > kl else (middle, high)
+    return torch.tensor(1 / low)
 
 
 def halved(p, b):
@@ -446,8 +557,11 @@ def test_another_right_form_passes(key, number):
     assert feedback.passed, feedback
 
 
-def test_every_exercise_has_another_right_form():
-    assert set(RIGHT) == {one.key for one in EXERCISES}
+@pytest.mark.parametrize(("key", "number"), [(key, i) for key, forms in WRONG.items() for i in range(len(forms))])
+def test_a_wrong_answer_that_is_no_known_mistake_gets_a_sentence(key, number):
+    answer, words = WRONG[key][number]
+    feedback = check(key, answer)
+    assert not feedback.passed and feedback.mistake == "" and words in repr(feedback), feedback
 
 
 def cast(x, to):
@@ -592,16 +706,3 @@ def test_the_expected_gradient_decides_and_a_baseline_with_the_sample_in_it_is_r
     assert not check(key, lambda p, q: (p - q).square() / 4).passed
     assert "no gradient reaches" in repr(check(key, lambda p, q: (p - q).detach() * p.detach()))
     assert "one value for each sample" in repr(check(key, lambda p, q: ((p - q).detach() * p).mean()))
-
-
-def test_a_world_that_cannot_be_is_named():
-    third = math.log(1 / 3)
-    for made, words in (
-        (([third] * 3, [0.0, 1.0], 0.5), "shape"),
-        (([0.5, 0.5], [0.0, 1.0], 0.5), "this is not a valid world"),
-        (([third] * 3, [0.0, 1.0, 2.0], 0.0), "this is not a valid world"),
-        (("a", "b", "c"), "tensors of K numbers"),
-        ((1.0, 2.0), "three things"),
-    ):
-        assert words in repr(check("nb08.where_rso_loses", lambda f, made=made: made))
-    assert "two numbers" in repr(check("nb13.once_wins", lambda *given: ["a", 1.0]))

@@ -1,6 +1,6 @@
 """The notebooks as assignments of nbgrader and Otter: every exercise once, and graded once by the real tools.
 
-The two slow tests need the tools: `pip install -c constraints.txt -e '.[grading]'`.
+The two slow tests need the tools: `make graders`, or `pip install -c constraints.txt -e '.[grading]'`.
 """
 
 import copy

@@ -1,4 +1,4 @@
-"""The ladders of notebooks 02, 03 and 04: right answers in other forms, and wrong ones that are no known mistakes."""
+"""The ladders of notebooks 00 and 02 to 04: other right answers, and wrong ones that are no known mistakes."""
 
 import pytest
 import torch
@@ -13,6 +13,11 @@ def scores(policy):
 
 
 RIGHT_LINES = {
+    "nb00.objective_by_kl": [
+        lambda w: w.beta * (w.log_z - w.kl_to_star),
+        lambda w: w.beta * torch.log(w.log_z.exp() / w.kl_to_star.exp()),
+        lambda w: -torch.stack([w.beta * k - w.beta * z for k, z in zip(w.kl_to_star, w.log_z, strict=True)]),
+    ],
     "nb02.gradient_of_the_kl": [
         lambda w: torch.einsum("xk,xk,xkj->xj", w.policy, w.log_ratio, scores(w.policy)),
         lambda w: w.policy * w.log_ratio - w.policy * (w.policy * w.log_ratio).sum(-1)[:, None],
@@ -144,6 +149,13 @@ def minus_j(logits, log_ref, reward, beta, extra):
     return (policy * (beta * (policy.log() - log_ref) - reward)).sum(-1).mean()
 
 
+def minus_j_by_cross_entropy(logits, log_ref, reward, beta, extra):
+    """Entropy, cross-entropy and reward apart."""
+    policy = logits.softmax(-1)
+    entropy = torch.distributions.Categorical(logits=logits).entropy()
+    return ((-policy * (beta * log_ref + reward)).sum(-1) - beta * entropy).mean()
+
+
 def natural(advantage):
     """Natural gradient ascent in which `advantage` gives the direction."""
 
@@ -161,6 +173,16 @@ def natural(advantage):
 
 
 RIGHT_LOOPS = {
+    "nb00.maximise_objective": [
+        loop(minus_j),
+        loop(minus_j, optimizer=torch.optim.Adam, lr=0.1),
+        loop(lambda *given: 2 * minus_j(*given)),
+    ],
+    "nb00.penalised_reward": [
+        loop(minus_j_by_cross_entropy),
+        loop(minus_j, optimizer=torch.optim.Adam, lr=0.1),
+        loop(minus_j, lr=1.0),
+    ],
     "nb02.policy_gradient_with_k2": [
         loop(with_k2),
         loop(with_k2, optimizer=torch.optim.Adam, lr=0.05),
@@ -192,20 +214,27 @@ def test_a_right_loop_in_another_form_passes(key, number):
 
 
 WRONG = {
-    "nb02.gradient_of_k3": (lambda w: (w.policy - w.ref) / 2, "not yet"),
-    "nb02.gradient_of_the_kl": (lambda w: w.policy * (w.log_policy - w.log_ref), "may not contain"),
-    "nb03.objective_by_kl": (lambda w: w.beta * w.log_z, "not yet"),
-    "nb03.gradient_of_j": (lambda w: w.policy * (w.reward - w.beta * w.log_ratio).sum(-1), "shape"),
-    "nb04.two_prompts": (lambda w: torch.sigmoid(w.implicit), "expected shape"),
-    "nb04.variance_of_z": (lambda w: torch.exp(w.log_z_half - 2 * w.log_z) / w.n - 1, "not yet"),
-    "nb03.gradient_ascent": (loop(lambda *given: minus_j(*given) / 100), "times the right length"),
-    "nb04.fit_thumbs": (loop(lambda *given: thumbs(*given) / 100), "times the right length"),
-    "nb02.policy_gradient_with_k2": (loop(lambda *given: with_k2(*given) / 100), "does not reach the optimum"),
+    "nb00.objective_by_kl": [(lambda w: w.beta * (w.log_z - w.kl_to_star).mean(), "expected shape")],
+    "nb00.maximise_objective": [(loop(lambda *given: minus_j(*given) / 100), "times the right length")],
+    "nb00.penalised_reward": [
+        (
+            loop(lambda *given: minus_j(*given) / 100),
+            "the bug’s trajectory is gone, but the loop is not right yet",
+        )
+    ],
+    "nb02.gradient_of_k3": [(lambda w: (w.policy - w.ref) / 2, "not yet")],
+    "nb02.gradient_of_the_kl": [(lambda w: w.policy * (w.log_policy - w.log_ref), "may not contain")],
+    "nb03.objective_by_kl": [(lambda w: w.beta * w.log_z, "not yet")],
+    "nb03.gradient_of_j": [(lambda w: w.policy * (w.reward - w.beta * w.log_ratio).sum(-1), "shape")],
+    "nb04.two_prompts": [(lambda w: torch.sigmoid(w.implicit), "expected shape")],
+    "nb04.variance_of_z": [(lambda w: torch.exp(w.log_z_half - 2 * w.log_z) / w.n - 1, "not yet")],
+    "nb03.gradient_ascent": [(loop(lambda *given: minus_j(*given) / 100), "times the right length")],
+    "nb04.fit_thumbs": [(loop(lambda *given: thumbs(*given) / 100), "times the right length")],
+    "nb02.policy_gradient_with_k2": [(loop(lambda *given: with_k2(*given) / 100), "does not reach the optimum")],
 }
 
 
-@pytest.mark.parametrize("key", WRONG)
-def test_a_wrong_answer_that_is_no_known_mistake_gets_a_sentence(key):
-    answer, words = WRONG[key]
+@pytest.mark.parametrize(("key", "answer", "words"), [(key, *pair) for key, pairs in WRONG.items() for pair in pairs])
+def test_a_wrong_answer_that_is_no_known_mistake_gets_a_sentence(key, answer, words):
     feedback = check(key, answer)
     assert not feedback.passed and feedback.mistake == "" and words in repr(feedback), feedback

@@ -193,45 +193,43 @@ def test_a_second_bug_beside_the_first_and_another_one_in_its_place_are_named(ke
     assert "the bug is gone, but another one came in" in repr(check(key, wrong[other]))
 
 
-LINES = {
-    "nb11.regret_as_kl": (
-        [
-            lambda w: w.beta * torch.einsum("xk,xk->x", w.policy, w.log_policy - w.log_star),
-            lambda w: -(w.policy * w.beta * (w.log_star - w.log_policy)).sum(-1),
-            lambda w: w.beta * ((w.policy * w.log_policy).sum(1) - (w.policy * w.log_star).sum(1)),
-        ],
-        [
-            (lambda w: w.beta * (w.policy * (w.log_policy - w.log_star) ** 2).sum(-1), "not yet"),
-            (lambda w: w.beta * (w.log_policy - w.log_star).mean(-1), "not yet"),
-            (lambda w: (w.policy * (w.log_policy - w.log_star)).sum(), "expected shape"),
-            (lambda w: w.beta * w.log_z, "may not contain w.log_z"),
-            (lambda w: None, "returns nothing"),
-        ],
-    ),
-    "nb12.solved_for_reward": (
-        [
-            lambda w: w.beta * (w.log_star - w.log_ref) + w.beta * w.log_z.unsqueeze(-1),
-            lambda w: (w.log_star - w.log_ref + w.log_z.reshape(-1, 1)) * w.beta,
-            lambda w: w.beta * torch.log(w.log_star.exp() * w.log_z.exp()[:, None] / w.log_ref.exp()),
-        ],
-        [
-            (lambda w: w.beta * (w.log_star + w.log_ref + w.log_z[:, None]), "not yet"),
-            (lambda w: w.log_star - w.log_ref + w.log_z[:, None], "not yet"),
-            (lambda w: w.beta * w.log_z, "expected shape"),
-            (lambda w: w.reward, "may not contain w.reward"),
-            (lambda w: "text", "got text"),
-        ],
-    ),
+RIGHT_LINES = {
+    "nb11.regret_as_kl": [
+        lambda w: w.beta * torch.einsum("xk,xk->x", w.policy, w.log_policy - w.log_star),
+        lambda w: -(w.policy * w.beta * (w.log_star - w.log_policy)).sum(-1),
+        lambda w: w.beta * ((w.policy * w.log_policy).sum(1) - (w.policy * w.log_star).sum(1)),
+    ],
+    "nb12.solved_for_reward": [
+        lambda w: w.beta * (w.log_star - w.log_ref) + w.beta * w.log_z.unsqueeze(-1),
+        lambda w: (w.log_star - w.log_ref + w.log_z.reshape(-1, 1)) * w.beta,
+        lambda w: w.beta * torch.log(w.log_star.exp() * w.log_z.exp()[:, None] / w.log_ref.exp()),
+    ],
+}
+WRONG_LINES = {
+    "nb11.regret_as_kl": [
+        (lambda w: w.beta * (w.policy * (w.log_policy - w.log_star) ** 2).sum(-1), "not yet"),
+        (lambda w: w.beta * (w.log_policy - w.log_star).mean(-1), "not yet"),
+        (lambda w: (w.policy * (w.log_policy - w.log_star)).sum(), "expected shape"),
+        (lambda w: w.beta * w.log_z, "may not contain w.log_z"),
+        (lambda w: None, "returns nothing"),
+    ],
+    "nb12.solved_for_reward": [
+        (lambda w: w.beta * (w.log_star + w.log_ref + w.log_z[:, None]), "not yet"),
+        (lambda w: w.log_star - w.log_ref + w.log_z[:, None], "not yet"),
+        (lambda w: w.beta * w.log_z, "expected shape"),
+        (lambda w: w.reward, "may not contain w.reward"),
+        (lambda w: "text", "got text"),
+    ],
 }
 
 
-@pytest.mark.parametrize(("key", "line"), [(key, line) for key, (right, _) in LINES.items() for line in right])
+@pytest.mark.parametrize(("key", "line"), [(key, line) for key, lines in RIGHT_LINES.items() for line in lines])
 def test_a_right_line_in_another_form_passes(key, line):
     assert check(key, line).passed, check(key, line)
 
 
 @pytest.mark.parametrize(
-    ("key", "line", "words"), [(key, *pair) for key, (_, wrong) in LINES.items() for pair in wrong]
+    ("key", "line", "words"), [(key, *pair) for key, pairs in WRONG_LINES.items() for pair in pairs]
 )
 def test_a_wrong_line_gets_a_sentence(key, line, words):
     feedback = check(key, line)

@@ -5,29 +5,30 @@ import torch
 
 from rlhf_lab.exercises import check
 
-
-@pytest.mark.parametrize(
-    "line",
-    [
+RIGHT_LINES = {
+    "nb01.sft_gradient": [
         lambda w: -(w.ref - w.policy),
         lambda w: w.policy * (1 - w.ref) - w.ref * (1 - w.policy),
         lambda w: w.policy - w.ref * w.policy.sum(-1, keepdim=True),
     ],
-)
-def test_the_gradient_of_sft_in_another_form_passes(line):
-    assert check("nb01.sft_gradient", line).passed
-
-
-@pytest.mark.parametrize(
-    ("line", "words"),
-    [
+}
+WRONG_LINES = {
+    "nb01.sft_gradient": [
         (lambda w: w.policy + w.ref, "not yet"),
         (lambda w: w.policy, "not yet"),
         (lambda w: (w.policy - w.ref).sum(-1), "expected shape"),
         (lambda w: w.policy - w.log_ref.exp(), "may not contain w.log_ref"),
         (lambda w: w.policy.log() - w.ref.log(), "not yet"),
     ],
-)
+}
+
+
+@pytest.mark.parametrize("line", RIGHT_LINES["nb01.sft_gradient"])
+def test_the_gradient_of_sft_in_another_form_passes(line):
+    assert check("nb01.sft_gradient", line).passed
+
+
+@pytest.mark.parametrize(("line", "words"), WRONG_LINES["nb01.sft_gradient"])
 def test_another_wrong_gradient_of_sft_does_not_pass(line, words):
     feedback = check("nb01.sft_gradient", line)
     assert not feedback.passed and words in repr(feedback), feedback
@@ -87,12 +88,6 @@ def with_adam(logits, log_ref, reward, beta, steps, learning_rate, samples, gene
     return losses
 
 
-@pytest.mark.parametrize("loop", [two_optimisers, running_mean, with_adam])
-def test_another_critic_passes(loop):
-    feedback = check("nb01.actor_critic", loop)
-    assert feedback.passed, feedback
-
-
 def ppo(advantage=lambda r: r - r.mean(-1, keepdim=True), epochs=4, clip=0.2, reference=None, rate=1.0):
     """PPO with one thing done otherwise."""
 
@@ -115,25 +110,42 @@ def ppo(advantage=lambda r: r - r.mean(-1, keepdim=True), epochs=4, clip=0.2, re
     return train
 
 
-@pytest.mark.parametrize(
-    "loop",
-    [ppo(), ppo(lambda r: (r - r.mean()) / r.std()), ppo(epochs=2, rate=2.0), ppo(clip=0.1)],
-    ids=["clip by sign", "whitened", "two epochs", "narrow clip"],
-)
+RIGHT_LOOPS = {
+    "nb01.actor_critic": [two_optimisers, running_mean, with_adam],
+    "nb01.ppo_rounds": [
+        ppo(),  # the clip by the sign of the advantage
+        ppo(lambda r: (r - r.mean()) / r.std()),
+        ppo(epochs=2, rate=2.0),
+        ppo(clip=0.1),
+    ],
+}
+WRONG_LOOPS = {
+    "nb01.ppo_rounds": [
+        (ppo(lambda r: -0.5 * (r - r.mean())), "does not reach the optimum"),
+        (ppo(reference=lambda ref: ref.flip(0)), "does not reach the optimum"),
+        (ppo(lambda r: 0 * r), "the same after training"),
+    ],
+    "nb01.actor_critic": [
+        (ppo(lambda r: -0.5 * (r - r.mean())), "does not reach the optimum"),
+        (ppo(epochs=0), "raises UnboundLocalError"),
+    ],
+}
+
+
+@pytest.mark.parametrize("loop", RIGHT_LOOPS["nb01.actor_critic"])
+def test_another_critic_passes(loop):
+    feedback = check("nb01.actor_critic", loop)
+    assert feedback.passed, feedback
+
+
+@pytest.mark.parametrize("loop", RIGHT_LOOPS["nb01.ppo_rounds"])
 def test_another_fix_of_ppo_passes(loop):
     feedback = check("nb01.ppo_rounds", loop)
     assert feedback.passed and "the bug is gone" in repr(feedback), feedback
 
 
 @pytest.mark.parametrize(
-    ("key", "loop", "words"),
-    [
-        ("nb01.ppo_rounds", ppo(lambda r: -0.5 * (r - r.mean())), "does not reach the optimum"),
-        ("nb01.ppo_rounds", ppo(reference=lambda ref: ref.flip(0)), "does not reach the optimum"),
-        ("nb01.ppo_rounds", ppo(lambda r: 0 * r), "the same after training"),
-        ("nb01.actor_critic", ppo(lambda r: -0.5 * (r - r.mean())), "does not reach the optimum"),
-        ("nb01.actor_critic", ppo(epochs=0), "raises UnboundLocalError"),
-    ],
+    ("key", "loop", "words"), [(key, *pair) for key, pairs in WRONG_LOOPS.items() for pair in pairs]
 )
 def test_another_wrong_loop_does_not_pass(key, loop, words):
     feedback = check(key, loop)

@@ -6,18 +6,22 @@ from torch.nn.functional import one_hot
 
 from rlhf_lab.exercises import check
 
-RIGHT_LINES = [
-    lambda w: (w.n - 1) * w.policy * (w.reward - (w.policy * w.reward).sum(-1)[:, None]) / w.n,
-    lambda w: torch.stack([(p * r - (p @ r) * p) * (1 - 1 / w.n) for p, r in zip(w.policy, w.reward, strict=True)]),
-    lambda w: (1 - 1 / w.n) * torch.einsum("xk,xk,xkj->xj", w.policy, w.reward, scores(w.policy)),
-]
-WRONG_LINES = [
-    (lambda w: w.policy * w.reward / w.n, "not yet"),
-    (lambda w: w.policy, "not yet"),
-    (lambda w: (w.policy * w.reward).sum(-1), "expected shape"),
-    (lambda w: w.star * w.reward, "may not contain w.star"),
-    (lambda w: None, "returns nothing"),
-]
+RIGHT_LINES = {
+    "nb15.mean_of_all": [
+        lambda w: (w.n - 1) * w.policy * (w.reward - (w.policy * w.reward).sum(-1)[:, None]) / w.n,
+        lambda w: torch.stack([(p * r - (p @ r) * p) * (1 - 1 / w.n) for p, r in zip(w.policy, w.reward, strict=True)]),
+        lambda w: (1 - 1 / w.n) * torch.einsum("xk,xk,xkj->xj", w.policy, w.reward, scores(w.policy)),
+    ],
+}
+WRONG_LINES = {
+    "nb15.mean_of_all": [
+        (lambda w: w.policy * w.reward / w.n, "not yet"),
+        (lambda w: w.policy, "not yet"),
+        (lambda w: (w.policy * w.reward).sum(-1), "expected shape"),
+        (lambda w: w.star * w.reward, "may not contain w.star"),
+        (lambda w: None, "returns nothing"),
+    ],
+}
 
 
 def scores(policy):
@@ -25,12 +29,12 @@ def scores(policy):
     return torch.eye(policy.shape[-1], dtype=policy.dtype) - policy.unsqueeze(-2)
 
 
-@pytest.mark.parametrize("line", RIGHT_LINES)
+@pytest.mark.parametrize("line", RIGHT_LINES["nb15.mean_of_all"])
 def test_the_gradient_with_the_mean_of_all_in_another_form_passes(line):
     assert check("nb15.mean_of_all", line).passed
 
 
-@pytest.mark.parametrize(("line", "words"), WRONG_LINES)
+@pytest.mark.parametrize(("line", "words"), WRONG_LINES["nb15.mean_of_all"])
 def test_a_wrong_line_gets_a_sentence(line, words):
     feedback = check("nb15.mean_of_all", line)
     assert not feedback.passed and feedback.mistake == "" and words in repr(feedback), feedback

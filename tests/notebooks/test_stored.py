@@ -74,3 +74,14 @@ def test_a_link_that_names_a_heading_names_one_of_that_notebook(notebook):
         prose = "\n".join(cell.source for cell in other.cells if cell.cell_type == "markdown")
         headings = re.findall(r"^#+ (?:\d+\. )?(.+)$", prose, re.M)
         assert name.startswith(number) and heading in headings, f"{name} has no heading “{heading}”"
+
+
+def test_sections_1_to_8_of_notebook_00_are_read_in_five_minutes():
+    """At 200 words a minute, without code, formulas and links. Exercise 1 has a minute of its own."""
+    cells = nbformat.read(NOTEBOOKS[0], as_version=4).cells
+    ids = [cell.id for cell in cells]
+    prose = [cell.source for cell in cells[: ids.index("practice")] if cell.cell_type == "markdown"]
+    assert prose[-1].startswith("In this world") and len(prose) > 10
+    read = " ".join(text for text in prose if not text.startswith("### Exercise"))
+    words = re.findall(r"\w\S*", re.sub(r"\$\$.*?\$\$|\[[^\]]*\]\(.*?\)|\$[^$]*\$", " ", read, flags=re.S))
+    assert len(words) <= 5 * 200
