@@ -31,6 +31,10 @@ class Interval(NamedTuple):
     low: float
     high: float
 
+    def __neg__(self) -> Interval:
+        """Return the interval of the negated number."""
+        return Interval(-self.mean, -self.high, -self.low)
+
     @property
     def above(self) -> bool:
         """Whether the whole interval lies above zero."""

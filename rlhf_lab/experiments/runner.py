@@ -52,6 +52,11 @@ FILES = ("runs.csv", "summary.csv", "search.csv", "figure.png", "result.json", "
 """The files of a result's folder. `unfinished` is there while a run is not complete."""
 
 
+def one_per_seed(settings: Settings) -> list[Job]:
+    """Return one job for each seed."""
+    return [{"seed": seed} for seed in range(settings.seeds)]
+
+
 @dataclass(frozen=True)
 class Experiment:
     """A claim and the experiment that tests it.
@@ -64,11 +69,11 @@ class Experiment:
         rule_commit: hash of the commit that wrote the rule, before the run; empty where it is not recorded.
         settings: the class of the settings.
         scales: the scales on which it can be run; "small" stands for any language model.
-        jobs: settings → the jobs, in order. A job is independent of all others and knows its seed.
         run: (settings, job, best_config) → the job's rows: numbers and names, nothing else.
         summarise: (settings, rows) → one row a condition, with columns x, x_low, x_high for a measured x.
         decide: (settings, summary, rows) → the verdict.
         figure: (settings, summary, rows) → the picture. The file names its panels' title and axes with units.
+        jobs: settings → the jobs, in order. A job is independent of all others and knows its seed.
         interval: which interval the summary gives, for the page.
         search_trials: settings → the jobs of a search for settings. The same number for every method, on seeds that no
             result uses.
@@ -81,11 +86,11 @@ class Experiment:
     rule: str
     settings: type[Settings]
     scales: tuple[str, ...]
-    jobs: Callable[[Any], list[Job]]
     run: Callable[[Any, Job, BestConfig], list[dict[str, Any]]]
     summarise: Callable[[Any, pd.DataFrame], pd.DataFrame]
     decide: Callable[[Any, pd.DataFrame, pd.DataFrame], Verdict]
     figure: Callable[[Any, pd.DataFrame, pd.DataFrame], Figure]
+    jobs: Callable[[Any], list[Job]] = one_per_seed
     interval: str = "95% Student-t over seeds"
     rule_commit: str = ""
     search_trials: Callable[[Any], list[Job]] | None = None

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -28,11 +28,30 @@ __all__ = [
     "bootstrap_median",
     "difference",
     "equivalence",
+    "exp_of",
     "holm_intervals",
+    "in_row",
     "mean_interval",
+    "mean_of",
     "paired",
     "summarise",
+    "summarise_geometric",
 ]
+
+
+def mean_of(values: Sequence[float] | np.ndarray | pd.Series, level: float = 0.95) -> Interval:
+    """Return the mean of one number per seed with its t interval."""
+    return Interval(*mean_interval(np.asarray(values, dtype=float), level))
+
+
+def in_row(row: Any, metric: str) -> Interval:
+    """Return `metric` of a row of `summarise`, with its interval."""
+    return Interval(*(float(row[f"{metric}{end}"]) for end in ("", "_low", "_high")))
+
+
+def exp_of(logs: Interval) -> Interval:
+    """Return the exponential of an interval, such as a geometric mean with its interval from the mean of logarithms."""
+    return Interval(*np.exp(logs).tolist())
 
 
 def summarise(runs: pd.DataFrame, by: str | list[str], metrics: list[str], level: float = 0.95) -> pd.DataFrame:
@@ -57,11 +76,29 @@ def summarise(runs: pd.DataFrame, by: str | list[str], metrics: list[str], level
     return pd.DataFrame(rows)
 
 
+def summarise_geometric(
+    runs: pd.DataFrame, by: list[str], geometric: list[str], metrics: Sequence[str] = ()
+) -> pd.DataFrame:
+    """Return the table of `summarise`, with geometric means of some columns.
+
+    Args:
+        runs: the rows.
+        by: the columns that define a group.
+        geometric: columns of positive numbers. The mean and the interval of their logarithms are exponentiated.
+        metrics: further columns, with usual means.
+    """
+    logs = runs.assign(**{name: np.log(runs[name]) for name in geometric})
+    table = summarise(logs, by, [*geometric, *metrics])
+    ends = [f"{name}{end}" for name in geometric for end in ("", "_low", "_high")]
+    table[ends] = np.exp(table[ends])
+    return table
+
+
 def difference(
     runs: pd.DataFrame, by: str, one: object, other: object, metric: str, seed: str = "seed", level: float = 0.95
 ) -> Interval:
     """Return the mean over seeds of the paired differences (see `paired`) with its interval."""
-    return Interval(*mean_interval(paired(runs, by, one, other, metric, seed), level))
+    return mean_of(paired(runs, by, one, other, metric, seed), level)
 
 
 def paired(runs: pd.DataFrame, by: str, one: object, other: object, metric: str, seed: str = "seed") -> np.ndarray:
@@ -127,7 +164,7 @@ def holm_intervals(
     found: dict[str, Interval] = {}
     left, rejecting = len(differences), True
     for name in sorted(differences, key=p_value):
-        one = Interval(*mean_interval(np.asarray(differences[name], dtype=float), 1 - (1 - level) / left))
+        one = mean_of(differences[name], 1 - (1 - level) / left)
         rejecting = rejecting and (one.low > threshold or one.high < threshold)
         left -= rejecting and left > 1
         found[name] = one

@@ -9,8 +9,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "setting",
             "the intervals of a family are not corrected for their number",
-            "1 - (1 - level) / left))",
-            "level))",
+            "mean_of(differences[name], 1 - (1 - level) / left)",
+            "mean_of(differences[name], level)",
             near="experiments/test_statistics.py::test_levels_rise_from_one_rejected_comparison_to_the_next",
         ),
         Mutation(

@@ -18,7 +18,7 @@ from rlhf_lab.experiments.claims.annotation_budget.settings import (
     TIE,
     AnnotationBudget,
 )
-from rlhf_lab.experiments.statistics import equivalence, holm_intervals, paired
+from rlhf_lab.experiments.statistics import equivalence, holm_intervals, in_row, paired
 from rlhf_lab.experiments.verdicts import Number, Verdict, side
 from rlhf_lab.intervals import Interval
 from rlhf_lab.language import tr
@@ -51,8 +51,7 @@ def value_of(summary: pd.DataFrame, part: str, what: str, **names: Any) -> Inter
         rows = rows[rows[name] == value]
     if len(rows) != 1:
         raise LabError(f"The summary has {len(rows)} rows of {part}, {what}, {names}, but should have one.")
-    row = rows.iloc[0]
-    return Interval(float(row["value"]), float(row["value_low"]), float(row["value_high"]))
+    return in_row(rows.iloc[0], "value")
 
 
 def numbers_of(settings: AnnotationBudget, summary: pd.DataFrame) -> dict[str, Number]:

@@ -6,12 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rlhf_lab.evaluation import mean_interval
 from rlhf_lab.experiments.claims.chosen_probability.settings import CLASSES, LOSSES, ChosenProbability
 from rlhf_lab.experiments.rso_common import decide_part
-from rlhf_lab.experiments.statistics import holm_intervals, summarise
+from rlhf_lab.experiments.statistics import holm_intervals, mean_of, summarise
 from rlhf_lab.experiments.verdicts import Number, Verdict
-from rlhf_lab.intervals import Interval
 from rlhf_lab.language import tr
 
 if TYPE_CHECKING:
@@ -55,33 +53,27 @@ def decide(settings: ChosenProbability, summary: pd.DataFrame, runs: pd.DataFram
     })  # fmt: skip
     outcome = decide_part([*gains.values()])
     numbers: dict[str, Number] = dict(gains)
-    for name in ("dpo_chosen", "ches"):
-        one = gains[name]
-        numbers[name] = Interval(-one.mean, -one.high, -one.low)
+    numbers |= {name: -gains[name] for name in ("dpo_chosen", "ches")}
     for policies in CLASSES:
         for loss in LOSSES:
             for metric in METRICS:
-                numbers[f"{metric}_{policies}_{loss.replace('-', '_')}"] = _mean(of(policies, loss, metric))
+                numbers[f"{metric}_{policies}_{loss.replace('-', '_')}"] = mean_of(of(policies, loss, metric))
         table = pairs[policies]
         table = table.assign(others=table["predicted"] - table["own"])
         varying = ("shared_tokens",) if table["shared_tokens"].any() else ()  # a bandit's responses share no tokens
         for column in ("overlap", "predicted", "own", "others", *varying):
-            numbers[f"{column}_{policies}"] = _mean(table.groupby("seed")[column].mean())
-            numbers[f"rank_{column}_{policies}"] = _mean(rank_correlations(table, column, "chosen"))
+            numbers[f"{column}_{policies}"] = mean_of(table.groupby("seed")[column].mean())
+            numbers[f"rank_{column}_{policies}"] = mean_of(rank_correlations(table, column, "chosen"))
         numbers[f"above_one_{policies}"] = float((table["overlap"] > 1).mean())
         numbers[f"predicted_falling_{policies}"] = float((table["predicted"] < 0).mean())
         numbers[f"overlap_most_{policies}"] = float(table["overlap"].max())
         for same, part in table.groupby(table["shared_tokens"] > 0) if varying else ():
             word = "same" if same else "other"
-            numbers[f"chosen_{word}_first_token_{policies}"] = _mean(part.groupby("seed")["chosen"].mean())
+            numbers[f"chosen_{word}_first_token_{policies}"] = mean_of(part.groupby("seed")["chosen"].mean())
     for beta, part in runs[runs["part"] == "optimum"].groupby("beta"):
-        numbers[f"optimum_chosen_{beta:g}"] = _mean(part["chosen"])
-        numbers[f"optimum_rejected_{beta:g}"] = _mean(part["rejected"])
+        numbers[f"optimum_chosen_{beta:g}"] = mean_of(part["chosen"])
+        numbers[f"optimum_rejected_{beta:g}"] = mean_of(part["rejected"])
     return Verdict(outcome, numbers, dict.fromkeys(gains, 0.0))
-
-
-def _mean(values: pd.Series | np.ndarray) -> Interval:
-    return Interval(*mean_interval(np.asarray(values, dtype=float)))
 
 
 def figure(settings: ChosenProbability, summary: pd.DataFrame, runs: pd.DataFrame) -> Figure:

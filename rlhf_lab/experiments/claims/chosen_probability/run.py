@@ -62,7 +62,6 @@ EXPERIMENT = Experiment(
     rule_commit="ed7923cff845461cd5ddebb5780047af0ca12c83",
     settings=ChosenProbability,
     scales=("bandit", "tree"),
-    jobs=lambda settings: [{"seed": seed} for seed in range(settings.seeds)],
     run=_run,
     summarise=summarise_runs,
     decide=decide,

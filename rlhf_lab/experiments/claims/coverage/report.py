@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rlhf_lab.evaluation import mean_interval
 from rlhf_lab.experiments.claims.coverage.settings import CLASSES, MASKS, METHODS, Coverage
 from rlhf_lab.experiments.rso_common import decide_part
-from rlhf_lab.experiments.statistics import holm_intervals, paired, summarise
+from rlhf_lab.experiments.statistics import exp_of, holm_intervals, mean_of, paired, summarise_geometric
 from rlhf_lab.experiments.verdicts import Number, Verdict
-from rlhf_lab.intervals import Interval
 from rlhf_lab.language import tr
 
 if TYPE_CHECKING:
@@ -33,12 +31,7 @@ def _log_left(runs: pd.DataFrame) -> pd.DataFrame:
 
 def summarise_runs(settings: Coverage, runs: pd.DataFrame) -> pd.DataFrame:
     """Return the geometric mean of the share of π_ref's regret that is left, and the mean mass on masked responses."""
-    table = summarise(
-        runs.assign(left=np.log(runs["left"])), ["policies", "masked", "coverage", "method", "labels"], ["left", "mass"]
-    )
-    ends = ["left", "left_low", "left_high"]
-    table[ends] = np.exp(table[ends])
-    return table
+    return summarise_geometric(runs, ["policies", "masked", "coverage", "method", "labels"], ["left"], ["mass"])
 
 
 def decide(settings: Coverage, summary: pd.DataFrame, runs: pd.DataFrame) -> Verdict:
@@ -53,34 +46,23 @@ def decide(settings: Coverage, summary: pd.DataFrame, runs: pd.DataFrame) -> Ver
         name: -np.round(paired(cells[policies, kind, 0.0], "method", method, "offline", "log_left"), 6)
         for name, (policies, kind, method) in COMPARISONS.items()
     })  # fmt: skip
-    numbers: dict[str, Number] = {
-        name: Interval(*np.exp([-one.mean, -one.high, -one.low]).tolist()) for name, one in gains.items()
-    }
+    numbers: dict[str, Number] = {name: exp_of(-one) for name, one in gains.items()}
     for (name, kind, coverage), cell in cells.items():
         logs = {method: cell.loc[cell["method"] == method].set_index("seed")["log_left"] for method in METHODS}
         for method, values in logs.items():
-            numbers[f"left_{method}_{name}_{kind}_{coverage:g}"] = _exp(values)
+            numbers[f"left_{method}_{name}_{kind}_{coverage:g}"] = exp_of(mean_of(values))
             if method != "offline":
-                numbers[f"{method}_over_offline_{name}_{kind}_{coverage:g}"] = _exp(values - logs["offline"])
+                numbers[f"{method}_over_offline_{name}_{kind}_{coverage:g}"] = exp_of(mean_of(values - logs["offline"]))
     limits = _log_left(runs[(runs["coverage"] == 0) & np.isinf(runs["labels"])])
     for keys, part in limits.groupby(["policies", "masked", "method"]):
         where = "{2}_{0}_{1}".format(*keys)
-        numbers[f"limit_{where}"] = _exp(part["log_left"])
+        numbers[f"limit_{where}"] = exp_of(mean_of(part["log_left"]))
         if keys[0] in CLASSES:
-            numbers[f"mass_{where}"] = _mean(part["mass"])
+            numbers[f"mass_{where}"] = mean_of(part["mass"])
     worst = runs[(runs["policies"] == "worst") & (runs["method"] == "offline")]
     for kind, name in itertools.product(MASKS, ("mass_ref", "mass_optimal")):
-        numbers[f"{name}_{kind}"] = _mean(worst.loc[worst["masked"] == kind, name])
+        numbers[f"{name}_{kind}"] = mean_of(worst.loc[worst["masked"] == kind, name])
     return Verdict(decide_part([*gains.values()]), numbers, dict.fromkeys(COMPARISONS, 1.0))
-
-
-def _mean(values: pd.Series) -> Interval:
-    return Interval(*mean_interval(values.to_numpy(dtype=float)))
-
-
-def _exp(logs: pd.Series) -> Interval:
-    """The geometric mean of numbers whose logarithms are given, with its interval."""
-    return Interval(*np.exp(_mean(logs)).tolist())
 
 
 def figure(settings: Coverage, summary: pd.DataFrame, runs: pd.DataFrame) -> Figure:

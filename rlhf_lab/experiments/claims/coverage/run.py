@@ -87,7 +87,6 @@ EXPERIMENT = Experiment(
     rule_commit="6bb86ef656fd658614df2c2b709400353dbf1ce7",
     settings=Coverage,
     scales=("bandit", "tree"),
-    jobs=lambda settings: [{"seed": seed} for seed in range(settings.seeds)],
     run=_run,
     summarise=summarise_runs,
     decide=decide,

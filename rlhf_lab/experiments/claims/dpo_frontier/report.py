@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from rlhf_lab.evaluation import mean_interval
 from rlhf_lab.experiments.claims.dpo_frontier.frontiers import METHODS, budgets_of, gains, heights
 from rlhf_lab.experiments.claims.dpo_frontier.settings import JUDGED, DPOFrontier
-from rlhf_lab.experiments.statistics import holm_intervals
+from rlhf_lab.experiments.statistics import holm_intervals, in_row, mean_of
 from rlhf_lab.experiments.verdicts import Number, Verdict, outcome_of, side
 from rlhf_lab.figures import style
 from rlhf_lab.intervals import Interval
@@ -30,28 +29,24 @@ def numbers_of(settings: DPOFrontier, summary: pd.DataFrame, runs: pd.DataFrame)
     numbers: dict[str, Number] = {f"budget_{place}": float(budgets_of(runs)[place - 1]) for place in JUDGED}
     numbers |= holm_intervals({f"lead_ppo_{i}": (found["dpo"] - found["ppo"])[:, i - 1] for i in JUDGED})
     for place in JUDGED:
-        over_gold = (found["dpo"] - found["ppo-gold"])[:, place - 1]
-        numbers[f"lead_ppo_gold_{place}"] = Interval(*mean_interval(over_gold))
+        numbers[f"lead_ppo_gold_{place}"] = mean_of((found["dpo"] - found["ppo-gold"])[:, place - 1])
         best = float(found["optimal"][:, place - 1].mean())
         for method, height in found.items():
-            name, gain = method.replace("-", "_"), Interval(*mean_interval(height[:, place - 1]))
+            name, gain = method.replace("-", "_"), mean_of(height[:, place - 1])
             numbers[f"gain_{name}_{place}"] = gain
             if method != "optimal":
                 numbers[f"share_{name}_{place}"] = gain.mean / best if best > 0 else float("nan")
-        effect = found["ppo-gold"][:, place - 1] - found["ppo"][:, place - 1]
-        numbers[f"gold_effect_{place}"] = Interval(*mean_interval(effect))
+        numbers[f"gold_effect_{place}"] = mean_of((found["ppo-gold"] - found["ppo"])[:, place - 1])
     first = runs[runs["method"].isin(METHODS)].groupby(["method", "seed"])["kl"].min()
     for method in METHODS:
-        numbers[f"first_kl_{method.replace('-', '_')}"] = Interval(*mean_interval(first[method].to_numpy()))
+        numbers[f"first_kl_{method.replace('-', '_')}"] = mean_of(first[method])
     # Below the first point of a run a frontier is a mixture with π_ref.
     trained_from = max(first["dpo"].mean(), first["ppo"].mean())
     numbers["mixture_budgets"] = len([kl for kl in budgets_of(runs) if kl < trained_from])
     for method in ("dpo", "ppo"):
         ends = summary[(summary["what"] == "point") & (summary["method"] == method)]
         far = ends.sort_values("kl").iloc[-1]
-        numbers |= {
-            f"farthest_{m}_{method}": Interval(far[m], far[f"{m}_low"], far[f"{m}_high"]) for m in ("kl", "gain")
-        }
+        numbers |= {f"farthest_{m}_{method}": in_row(far, m) for m in ("kl", "gain")}
         numbers[f"farthest_beta_{method}"] = float(far["beta"])
     return {name: one for name, one in numbers.items() if _known(one)}
 

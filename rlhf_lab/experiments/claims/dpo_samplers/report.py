@@ -9,12 +9,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rlhf_lab.evaluation import mean_interval
 from rlhf_lab.experiments.claims.dpo_samplers.settings import CONSECUTIVE, SAMPLERS, DPOSamplers
 from rlhf_lab.experiments.rso_common import decide_part, log_ticks
-from rlhf_lab.experiments.statistics import bootstrap_median, holm_intervals, paired, summarise
+from rlhf_lab.experiments.statistics import (
+    bootstrap_median,
+    exp_of,
+    holm_intervals,
+    mean_of,
+    paired,
+    summarise_geometric,
+)
 from rlhf_lab.experiments.verdicts import Number, Verdict
-from rlhf_lab.intervals import Interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,10 +51,7 @@ def order(shares: Sequence[float]) -> float:
 
 def summarise_runs(settings: DPOSamplers, runs: pd.DataFrame) -> pd.DataFrame:
     """Return the geometric mean of the share of π_ref's regret that is left, by part, sampler and step or label."""
-    table = summarise(runs.assign(left=np.log(runs["left"])), ["part", "sampler", "at"], ["left"])
-    ends = ["left", "left_low", "left_high"]
-    table[ends] = np.exp(table[ends])
-    return table
+    return summarise_geometric(runs, ["part", "sampler", "at"], ["left"])
 
 
 def decide(settings: DPOSamplers, summary: pd.DataFrame, runs: pd.DataFrame) -> Verdict:
@@ -65,21 +67,18 @@ def decide(settings: DPOSamplers, summary: pd.DataFrame, runs: pd.DataFrame) -> 
             "sampled_mixture": paired(by_part["sampled"], "sampler", "uniform", "mixture", "log_left"),
         }
     )
-    numbers: dict[str, Number] = {
-        name: Interval(*np.exp([-one.mean, -one.high, -one.low]).tolist()) for name, one in gains.items()
-    }
+    numbers: dict[str, Number] = {name: exp_of(-one) for name, one in gains.items()}
     for sampler in SAMPLERS:
         exact = by_part["exact"][by_part["exact"]["sampler"] == sampler]
-        steps, needed = mean_interval(exact["log_steps"].to_numpy()), exact["steps_needed"].to_numpy()
-        numbers[f"steps_{sampler}_mean"] = Interval(*np.exp(steps).tolist())
-        numbers[f"reached_{sampler}"] = float((needed < settings.steps).mean())
+        numbers[f"steps_{sampler}_mean"] = exp_of(mean_of(exact["log_steps"]))
+        numbers[f"reached_{sampler}"] = float((exact["steps_needed"] < settings.steps).mean())
         first = runs[(runs["part"] == "exact") & (runs["sampler"] == sampler) & (runs["at"] <= CONSECUTIVE)]
         orders = [order(part.sort_values("at")["left"].tolist()) for _, part in first.groupby("seed")]
         numbers[f"order_{sampler}"] = bootstrap_median([one for one in orders if not math.isnan(one)] or [math.nan])
         numbers[f"rate_{sampler}"] = float(exact["rate"].iloc[0])
         for part in ("sampled", "rounds"):
             own = by_part[part][by_part[part]["sampler"] == sampler]["log_left"]
-            numbers[f"left_{part}_{sampler}"] = Interval(*np.exp(mean_interval(own.to_numpy())).tolist())
+            numbers[f"left_{part}_{sampler}"] = exp_of(mean_of(own))
     return Verdict(decide_part([*gains.values()]), numbers, dict.fromkeys(gains, 1.0))
 
 

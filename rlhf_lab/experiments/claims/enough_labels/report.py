@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rlhf_lab.evaluation import mean_interval
 from rlhf_lab.experiments.claims.enough_labels.settings import MARGIN, MAX_LEFT, SLOPE_RANGE, EnoughLabels
-from rlhf_lab.experiments.statistics import equivalence
+from rlhf_lab.experiments.statistics import equivalence, in_row, mean_of
 from rlhf_lab.experiments.verdicts import Number, Verdict, outcome_of, side
 from rlhf_lab.intervals import Interval
 
@@ -48,13 +47,13 @@ def judged(settings: EnoughLabels, runs: pd.DataFrame) -> dict[str, Interval]:
         values["regret_fall"] = few["regret"] - many["regret"]
         values[f"left_{last}"] = many["left"]
     level = 1 - 0.05 / len(values)
-    return {name: Interval(*mean_interval(np.asarray(one), level)) for name, one in values.items()}
+    return {name: mean_of(one, level) for name, one in values.items()}
 
 
 def value_at(summary: pd.DataFrame, kind: str, labels: int, metric: str, when: str = "end") -> Interval:
     """Return `metric` of one kind of policy at this number of labels, with its interval over seeds."""
     row = summary[(summary["kind"] == kind) & (summary["labels"] == labels) & (summary["when"] == when)].iloc[0]
-    return Interval(row[metric], row[f"{metric}_low"], row[f"{metric}_high"])
+    return in_row(row, metric)
 
 
 def numbers_of(settings: EnoughLabels, summary: pd.DataFrame, runs: pd.DataFrame) -> dict[str, Number]:
@@ -83,8 +82,7 @@ def decide(settings: EnoughLabels, summary: pd.DataFrame, runs: pd.DataFrame) ->
     parts, last = judged(settings, runs), settings.labels[-1]
     signs, thresholds = {name: side(one) for name, one in parts.items()}, dict.fromkeys(parts, 0.0)
     if settings.exact:
-        steep = parts["slope"]
-        ratios = {"slope": Interval(-steep.mean, -steep.high, -steep.low), f"ratio_{last}": parts[f"ratio_{last}"]}
+        ratios = {"slope": -parts["slope"], f"ratio_{last}": parts[f"ratio_{last}"]}
         for name, one in ratios.items():
             signs[name] = {"equal": 1, "different": -1, "open": 0}[equivalence(one, MARGIN)]
             bound = 1 + math.copysign(MARGIN, one.mean - 1)  # the bound that is nearer to the estimate

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from rlhf_lab.evaluation import mean_interval
 from rlhf_lab.experiments import statistics
 from rlhf_lab.experiments.claims.non_static.settings import (
     CLOSED_FORM,
@@ -48,7 +47,7 @@ def regret_differences(runs: pd.DataFrame, change: str, turn: float, one: str, o
 def savings(settings: NonStatic, runs: pd.DataFrame) -> dict[float, Interval]:
     """Return by how much refitting to the newest labels lowers the regret of a round, for each turn in order."""
     return {
-        turn: Interval(*mean_interval(regret_differences(runs, "drift", turn, "offline", "window")))
+        turn: statistics.mean_of(regret_differences(runs, "drift", turn, "offline", "window"))
         for turn in sorted(settings.turns)
     }
 
@@ -58,7 +57,7 @@ def ratio_at_best(runs: pd.DataFrame, more: int) -> Interval:
     rows = runs[(runs["part"] == "steady") & (runs["more"] == more) & (runs["every"] == runs["every"].min())]
     near = rows.assign(off=(rows["window"].map(math.log) - rows["best"].map(math.log)).abs())
     near = near.loc[near.groupby(["seed", "rate"])["off"].idxmin()]
-    return Interval(*mean_interval((near["regret"] / near["limit"]).groupby(near["seed"]).mean().to_numpy()))
+    return statistics.mean_of((near["regret"] / near["limit"]).groupby(near["seed"]).mean())
 
 
 def objective_differences(runs: pd.DataFrame, change: str, one: str, other: str) -> np.ndarray:
@@ -72,10 +71,6 @@ def rhythm(summary: pd.DataFrame, rate: float, cost: float, column: str = "regre
     rows = summary[(summary["part"] == "steady") & _near(summary["rate"], rate) & (summary["more"] == 1)]
     best = rows.iloc[int((rows[column] + cost / rows["every"]).to_numpy().argmin())]
     return int(best["window"]), int(best["every"])
-
-
-def _interval(row: Any, metric: str) -> Interval:
-    return Interval(row[metric], row[f"{metric}_low"], row[f"{metric}_high"])
 
 
 def numbers_of(settings: NonStatic, summary: pd.DataFrame, runs: pd.DataFrame) -> dict[str, Number]:
@@ -99,10 +94,10 @@ def numbers_of(settings: NonStatic, summary: pd.DataFrame, runs: pd.DataFrame) -
         rows = summary[(summary["change"] == change) & _near(summary["turn"], turn)].set_index("strategy")
         for strategy in STRATEGIES:
             name = f"{change}_{strategy}".replace("-", "_")
-            numbers[f"regret_{name}"] = _interval(rows.loc[strategy], "regret")
+            numbers[f"regret_{name}"] = statistics.in_row(rows.loc[strategy], "regret")
             if change == "sudden":
-                numbers[f"late_regret_{name}"] = _interval(rows.loc[strategy], f"quarter_{PIECES}")
-            numbers["break_even"] = _interval(rows.loc[strategy], "even")
+                numbers[f"late_regret_{name}"] = statistics.in_row(rows.loc[strategy], f"quarter_{PIECES}")
+            numbers["break_even"] = statistics.in_row(rows.loc[strategy], "even")
     differences = (
         ("drift", turns[-1], "online", "window"), ("prompts", 0.0, "refit-all", "window"),
         ("drift", turns[-1], "forgetting", "window"), ("drift", turns[-1], "forgetting", "refit-all"),
@@ -110,7 +105,7 @@ def numbers_of(settings: NonStatic, summary: pd.DataFrame, runs: pd.DataFrame) -
     )  # fmt: skip
     for change, turn, one, other in differences:
         name = f"{'still' if change == 'drift' and turn == 0 else change}_{one}_vs_{other}".replace("-", "_")
-        numbers[name] = Interval(*mean_interval(regret_differences(runs, change, turn, one, other)))
+        numbers[name] = statistics.mean_of(regret_differences(runs, change, turn, one, other))
     cases = (("drift", turns[-1], "window"), ("policy", 0.0, "online-all"), ("policy-narrow", 0.0, "online-all"))
     numbers |= statistics.holm_intervals(
         {
@@ -126,7 +121,7 @@ def _long_run_numbers(settings: NonStatic, summary: pd.DataFrame, runs: pd.DataF
     for rate in settings.drifts:
         rows = summary[_near(summary["rate"], rate) & (summary["more"] == 1) & (summary["every"] == 1)]
         numbers[f"window_{rate:g}"] = rhythm(summary, rate, 0.0)[0]
-        numbers[f"formula_{rate:g}"] = _interval(rows.iloc[0], "best")
+        numbers[f"formula_{rate:g}"] = statistics.in_row(rows.iloc[0], "best")
     numbers["rhythm_drift"] = middle = settings.drifts[len(settings.drifts) // 2]
     for name, column in (("rhythm", "regret"), ("formula_rhythm", "limit")):
         numbers[f"{name}_window"], numbers[f"{name}_every"] = rhythm(summary, middle, settings.cost, column)
@@ -140,16 +135,16 @@ def _text_numbers(settings: NonStatic, summary: pd.DataFrame, runs: pd.DataFrame
             rows = summary[(summary["change"] == change) & (summary["strategy"] == strategy)]
             rows = rows.set_index(rows["round"].astype(str))
             name = f"{change}_{strategy}".replace("-", "_")
-            numbers[f"objective_{name}"] = _interval(rows.loc["all"], "objective")
+            numbers[f"objective_{name}"] = statistics.in_row(rows.loc["all"], "objective")
             for metric in ("objective", "gold", "words") if change == "drift" else ():
-                numbers[f"last_{metric}_{name}"] = _interval(rows.loc[str(settings.rounds)], metric)
+                numbers[f"last_{metric}_{name}"] = statistics.in_row(rows.loc[str(settings.rounds)], metric)
     for change, one, other in (
         ("prompts", "online-all", "offline"), ("drift", "window", "refit-all"), ("drift", "online", "window"),
     ):  # fmt: skip
         name = f"{change}_{one}_vs_{other}".replace("-", "_")
-        numbers[name] = Interval(*mean_interval(objective_differences(runs, change, one, other)))
+        numbers[name] = statistics.mean_of(objective_differences(runs, change, one, other))
     last = objective_differences(runs[runs["round"] == settings.rounds], "drift", "window", "offline")
-    numbers["last_drift_window_vs_offline"] = Interval(*mean_interval(last))
+    numbers["last_drift_window_vs_offline"] = statistics.mean_of(last)
     cases = (("drift", "online"), ("none", "online-all"))
     return numbers | statistics.holm_intervals(
         {

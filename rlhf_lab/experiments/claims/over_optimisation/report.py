@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rlhf_lab.evaluation import mean_interval
 from rlhf_lab.experiments.claims.over_optimisation.settings import MARGIN, REACH, OverOptimisation
 from rlhf_lab.experiments.claims.over_optimisation.trajectories import POINT, TRAINED, TRAJECTORY
-from rlhf_lab.experiments.statistics import holm_intervals
+from rlhf_lab.experiments.statistics import holm_intervals, in_row, mean_of
 from rlhf_lab.experiments.verdicts import Number, Verdict, outcome_of, side
 from rlhf_lab.intervals import Interval
 from rlhf_lab.language import tr
@@ -58,12 +57,12 @@ class Turn:
     @property
     def fall(self) -> Interval:
         """The mean fall with its usual interval."""
-        return Interval(*mean_interval(self.falls))
+        return mean_of(self.falls)
 
     @property
     def rise(self) -> Interval:
         """The mean rise with its usual interval."""
-        return Interval(*mean_interval(self.rises))
+        return mean_of(self.rises)
 
     def sign(self, fall: Interval) -> int:
         """+1 if the trajectory turns, −1 if it stays high, 0 if this is open; `fall` has the interval of the rule."""
@@ -150,7 +149,7 @@ def numbers_of(
             numbers |= {f"fall_{key}": one.fall, f"rise_{key}": one.rise, f"reach_{key}": one.reach}
             numbers |= {f"gain_{key}": one.gain, f"peak_{key}": one.peak, f"end_{key}": one.end}
             for reward in ("gold", "proxy"):
-                numbers[f"{reward}_{key}"] = Interval(row[reward], row[f"{reward}_low"], row[f"{reward}_high"])
+                numbers[f"{reward}_{key}"] = in_row(row, reward)
             numbers[f"margin_{key}"] = MARGIN * one.gain
         elif name == "optimum":
             numbers[f"fall_{key}"] = one.fall

@@ -6,11 +6,9 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from rlhf_lab.evaluation import mean_interval
 from rlhf_lab.experiments import statistics
 from rlhf_lab.experiments.claims.rest_translation.settings import FRONTIER, LOSSES, ReSTTranslation
 from rlhf_lab.experiments.verdicts import Number, Verdict, outcome_of, side
-from rlhf_lab.intervals import Interval
 from rlhf_lab.language import tr
 
 if TYPE_CHECKING:
@@ -39,16 +37,12 @@ def numbers_of(settings: ReSTTranslation, summary: pd.DataFrame, runs: pd.DataFr
     for name, condition in conditions.items():
         for metric in METRICS:
             if condition in table.index and metric in table and not math.isnan(table.loc[condition, metric]):
-                numbers[f"{metric}_{name}"] = _interval(table.loc[condition], metric)
-    numbers["passed_first"] = _interval(table.loc[first], "kept")
+                numbers[f"{metric}_{name}"] = statistics.in_row(table.loc[condition], metric)
+    numbers["passed_first"] = statistics.in_row(table.loc[first], "kept")
     numbers |= {f"samples_{name}": int(table.loc[one, "samples"]) for name, one in (("second", second), ("ppo", "ppo"))}
     gaps = {tau: float(table.loc[f"limit {tau:g}", "gap"]) for tau in settings.thresholds}
     widest = max(gaps, key=lambda tau: gaps[tau])
     return numbers | {"widest_gap": gaps[widest], "widest_gap_threshold": widest} | _differences(settings, runs)
-
-
-def _interval(row: Any, metric: str) -> Interval:
-    return Interval(row[metric], row[f"{metric}_low"], row[f"{metric}_high"])
 
 
 def _differences(settings: ReSTTranslation, runs: pd.DataFrame) -> dict[str, Number]:
@@ -63,7 +57,7 @@ def _differences(settings: ReSTTranslation, runs: pd.DataFrame) -> dict[str, Num
         for metric in ("proxy", "gold")
     }
     found["limit_gap"] = runs[runs["condition"] == f"limit {settings.thresholds[-1]:g}"]["gap"].to_numpy()
-    numbers: dict[str, Number] = {name: Interval(*mean_interval(values)) for name, values in found.items()}
+    numbers: dict[str, Number] = {name: statistics.mean_of(values) for name, values in found.items()}
     return numbers | statistics.holm_intervals({name: found[name] for name in PARTS})
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf_lab.experiments.claims.rso_hyperparameters.settings import Condition, RSOHyperparameters
 from rlhf_lab.experiments.rso_common import Cell, decide_by_majority
-from rlhf_lab.experiments.statistics import difference, holm_intervals, paired
+from rlhf_lab.experiments.statistics import difference, holm_intervals, in_row, paired
 from rlhf_lab.experiments.verdicts import Number, Verdict
 from rlhf_lab.intervals import Interval
 
@@ -67,8 +67,7 @@ def numbers_of(settings: RSOHyperparameters, summary: pd.DataFrame, runs: pd.Dat
     table: Any = summary.set_index("condition")
 
     def mean(condition: Condition, metric: str) -> Interval:
-        row = table.loc[condition.key]
-        return Interval(*(row[f"{metric}{end}"] for end in ("", "_low", "_high")))
+        return in_row(table.loc[condition.key], metric)
 
     metrics = METRICS | {"kl": "kl"} | ({"limit_kl": "limit_kl"} if settings.exact else {})
     for cell in settings.design:

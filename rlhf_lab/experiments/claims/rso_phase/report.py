@@ -60,7 +60,7 @@ def decide(settings: RSOPhase, summary: pd.DataFrame, runs: pd.DataFrame) -> Ver
         found = holm_intervals({kind: cells[kind, *CELL] for kind in KINDS})
         numbers |= {f"{source}_{kind}": change(one) for kind, one in found.items()}
         if source == "r":
-            outcome = decide_part([Interval(-one.mean, -one.high, -one.low) for one in found.values()])
+            outcome = decide_part([-one for one in found.values()])
         for kind in KINDS:
             part = summary[(summary["source"] == source) & (summary["kind"] == kind)]
             numbers[f"lower_{source}_{kind}"] = int((part["change_high"] < 0).sum())

@@ -44,7 +44,6 @@ EXPERIMENT = Experiment(
     rule_commit="2463d9e70ac2291d67596f4c6c9677083502f8fa",
     settings=RSOPhase,
     scales=("bandit", "tree"),
-    jobs=lambda settings: [{"seed": seed} for seed in range(settings.seeds)],
     run=_run,
     summarise=summarise_runs,
     decide=decide,

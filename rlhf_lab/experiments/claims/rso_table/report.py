@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rlhf_lab.evaluation import mean_interval
 from rlhf_lab.experiments.claims.rso_table.settings import Condition, RSOTable
 from rlhf_lab.experiments.rso_common import SOURCES, Cell, decide_by_main
-from rlhf_lab.experiments.statistics import difference, holm_intervals, paired
+from rlhf_lab.experiments.statistics import difference, holm_intervals, in_row, mean_of, paired
 from rlhf_lab.experiments.verdicts import Number, Outcome, Verdict
 from rlhf_lab.intervals import Interval
 from rlhf_lab.language import tr
@@ -65,14 +64,13 @@ def numbers_of(settings: RSOTable, summary: pd.DataFrame, runs: pd.DataFrame) ->
     for short, metric in metrics.items():
         for name, rows in COMPARED.items():
             if short != "judge":
-                numbers[f"{short}_{name}"] = Interval(*mean_interval(_differences(runs, paper, rows, metric)))
+                numbers[f"{short}_{name}"] = mean_of(_differences(runs, paper, rows, metric))
         cells = {cell_name(settings, one): _differences(runs, one, (RSO, SFT), metric) for one in design}
         numbers |= {f"{short}_rso_over_sft_{name}": one for name, one in holm_intervals(cells).items()}
     table: Any = summary.set_index("condition")
 
     def mean(condition: Condition, metric: str) -> Interval:
-        row = table.loc[condition.key]
-        return Interval(*(row[f"{metric}{end}"] for end in ("", "_low", "_high")))
+        return in_row(table.loc[condition.key], metric)
 
     for one in settings.conditions:
         if one.cell == paper:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rlhf_lab.evaluation import mean_interval
 from rlhf_lab.experiments.claims.rso_why.settings import DIRECT, POLICIES, RSOWhy
 from rlhf_lab.experiments.rso_common import decide_part, log_ticks
+from rlhf_lab.experiments.statistics import mean_of
 from rlhf_lab.experiments.verdicts import Number, Verdict
 from rlhf_lab.intervals import Interval
 
@@ -69,10 +69,7 @@ def effects(settings: RSOWhy, runs: pd.DataFrame) -> dict[str, dict[str, Interva
         "gold_labels": {policy: gain(policy, "gold ref M", "rm ref M") for policy in POLICIES},
         "pi_star_pairs": {policy: gain(policy, "gold star M", "gold ref M") for policy in POLICIES},
     }
-    return {
-        name: {policy: Interval(*mean_interval(one.to_numpy())) for policy, one in gains.items()}
-        for name, gains in found.items()
-    }
+    return {name: {policy: mean_of(one) for policy, one in gains.items()} for name, gains in found.items()}
 
 
 def decide(settings: RSOWhy, summary: pd.DataFrame, runs: pd.DataFrame) -> Verdict:

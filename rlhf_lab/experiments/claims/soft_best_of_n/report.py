@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rlhf_lab.evaluation import mean_interval
 from rlhf_lab.experiments.claims.soft_best_of_n.settings import COMPARED, SoftBestOfN
 from rlhf_lab.experiments.rso_common import decide_part, log_ticks
-from rlhf_lab.experiments.statistics import holm_intervals
+from rlhf_lab.experiments.statistics import exp_of, holm_intervals, in_row, mean_of
 from rlhf_lab.experiments.verdicts import Number, Verdict
 from rlhf_lab.intervals import Interval
 from rlhf_lab.language import tr
@@ -39,13 +38,12 @@ def decide(settings: SoftBestOfN, summary: pd.DataFrame, runs: pd.DataFrame) -> 
     outcome = decide_part([*gains.values()])
     steep = gains.pop("slope")
     numbers: dict[str, Number] = {"slope": Interval(-1 - steep.mean, -1 - steep.high, -1 - steep.low)}
-    numbers |= {name: Interval(*np.exp([-one.mean, -one.high, -one.low]).tolist()) for name, one in gains.items()}
+    numbers |= {name: exp_of(-one) for name, one in gains.items()}
     last, best = settings.draws[-1], regret["best-of-n"]
     for method in METHODS:
         for n in (COMPARED, last):
             row = summary[(summary["method"] == method) & (summary["draws"] == n)].iloc[0]
-            name = f"{method.replace('-', '_')}_left_{n}"
-            numbers[name] = Interval(float(row["left"]), float(row["left_low"]), float(row["left_high"]))
+            numbers[f"{method.replace('-', '_')}_left_{n}"] = in_row(row, "left")
     soft = curves["soft"][curves["soft"]["draws"] == last]
     needed = runs.loc[runs["method"] == "rejection", "draws"]
     means = {
@@ -54,7 +52,7 @@ def decide(settings: SoftBestOfN, summary: pd.DataFrame, runs: pd.DataFrame) -> 
         "best_lowest": best.min(axis=1) / best[settings.draws[0]],
         "rejection_draws": needed,
     }
-    numbers |= {name: Interval(*mean_interval(values.to_numpy(dtype=float))) for name, values in means.items()}
+    numbers |= {name: mean_of(values) for name, values in means.items()}
     nearer = np.log(regret["soft"] / best).mean() < 0
     numbers |= {"draws_last": last, "soft_nearer_from": min((n for n in settings.draws if nearer[n]), default=np.inf)}
     return Verdict(outcome, numbers, {"slope": -1.0, "soft_over_best": 1.0, "rso_over_soft": 1.0})

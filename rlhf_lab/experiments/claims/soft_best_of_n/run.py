@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,7 +19,7 @@ from rlhf_lab.experiments.claims.soft_best_of_n.report import decide, figure
 from rlhf_lab.experiments.claims.soft_best_of_n.settings import RULE, SoftBestOfN
 from rlhf_lab.experiments.runner import BestConfig, Experiment, Job
 from rlhf_lab.experiments.setup_exact import random_world
-from rlhf_lab.experiments.statistics import summarise
+from rlhf_lab.experiments.statistics import summarise_geometric
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,11 +62,7 @@ def _run(settings: SoftBestOfN, job: Job, best_config: BestConfig) -> list[dict[
 def _summarise(settings: SoftBestOfN, runs: pd.DataFrame) -> pd.DataFrame:
     """Return means by method and number of draws; geometric ones of the KL to π*, its limit and the share of regret."""
     curves, by = runs[runs["method"] != "rejection"], ["method", "draws"]
-    logs = ["kl_to_optimal", "limit", "left"]
-    table = summarise(curves.assign(**{name: np.log(curves[name]) for name in logs}), by, [*logs, "kl", "reward"])
-    ends = [f"{name}{end}" for name in logs for end in ("", "_low", "_high")]
-    table[ends] = np.exp(table[ends])
-    return table
+    return summarise_geometric(curves, by, ["kl_to_optimal", "limit", "left"], ["kl", "reward"])
 
 
 EXPERIMENT = Experiment(
@@ -78,7 +73,6 @@ EXPERIMENT = Experiment(
     rule_commit="e09755c7bfd8784d38ae9109dcd70a84a83f3c98",
     settings=SoftBestOfN,
     scales=("bandit", "tree"),
-    jobs=lambda settings: [{"seed": seed} for seed in range(settings.seeds)],
     run=_run,
     summarise=_summarise,
     decide=decide,

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rlhf_lab.evaluation import mean_interval
 from rlhf_lab.experiments.claims.temperatures.settings import TIE, Temperatures
-from rlhf_lab.experiments.statistics import holm_intervals
+from rlhf_lab.experiments.statistics import holm_intervals, in_row, mean_of
 from rlhf_lab.experiments.verdicts import Number, Verdict, outcome_of, side
 from rlhf_lab.intervals import Interval
 from rlhf_lab.language import tr
@@ -35,8 +34,7 @@ def numbers_of(settings: Temperatures, summary: pd.DataFrame, runs: pd.DataFrame
     table: Any = summary.set_index(["method", "temperature"])
 
     def at(method: str, temperature: float, column: str) -> Interval:
-        row = table.loc[(method, temperature)]
-        return Interval(row[column], row[f"{column}_low"], row[f"{column}_high"])
+        return in_row(table.loc[(method, temperature)], column)
 
     numbers = comparisons(settings, runs, "gold_wins")
     if not settings.exact:
@@ -48,7 +46,7 @@ def numbers_of(settings: Temperatures, summary: pd.DataFrame, runs: pd.DataFrame
     rival = f"best-of-{numbers['best_n']}"
     numbers["wins_best_of_n"] = at(rival, float(numbers["best_temperature_best_of_n"]), "gold_wins")  # type: ignore[arg-type]
     start = runs[runs["method"] == "reference"].pivot(index="seed", columns="temperature", values="gold_wins")
-    return numbers | {"fall_reference": Interval(*mean_interval((start[0] - start[1]).to_numpy()))}
+    return numbers | {"fall_reference": mean_of(start[0] - start[1])}
 
 
 def comparisons(settings: Temperatures, runs: pd.DataFrame, metric: str) -> dict[str, Number]:
