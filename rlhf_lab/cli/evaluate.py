@@ -1,6 +1,7 @@
 """`rlhf-lab evaluate`: measure rewards, win rates, KL, diversity and length of a language model, with errors.
 
-For the folder of a reward model or ranker it measures accuracy and calibration (`evaluate_reward.py`).
+For the folder of a reward model or ranker, and for the implicit reward of a policy, it measures accuracy and
+calibration (`evaluate_reward.py`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from rlhf_lab.data.readers import Chat
 from rlhf_lab.errors import (
     Count,
     LabError,
+    Positive,
     Seed,
     Temperature,
     check_output_folder,
@@ -29,13 +31,10 @@ from rlhf_lab.errors import (
 from rlhf_lab.evaluation.judges import EndpointJudge, GoldJudge, Judge, RewardJudge
 from rlhf_lab.evaluation.language_model_report import TextReport, text_report
 from rlhf_lab.evaluation.reward_report import RewardReport
-from rlhf_lab.policies.end_tokens import find_end_tokens
 from rlhf_lab.policies.language_model import LanguageModelPolicy
 from rlhf_lab.policies.loading import (
     check_model_available,
-    check_same_vocabulary,
     load_config,
-    load_language_model,
     load_tokenizer,
     pick_device,
     show_progress_bars,
@@ -67,6 +66,9 @@ class Evaluate:
     """Proxy reward: the folder of the reward model that the model was trained on."""
     gold: str | None = None
     """World whose gold reward is measured. Default: the world of the data."""
+    implicit_beta: Positive | None = None
+    """Evaluate the implicit reward β log π/π_ref of the model on labelled pairs, with this β, in place of samples. The
+    report is that of a reward model. β changes the margins, but not the accuracy."""
     against: str | None = None
     """Another model, whose responses are compared with those of the model."""
     targets: bool = True
@@ -136,8 +138,8 @@ def evaluate(settings: Evaluate) -> TextReport | RewardReport:
     _check_out(settings)
     folder = find_reward(settings.model)
     report: TextReport | RewardReport
-    if folder is not None:
-        evaluate_reward.check(settings)
+    if folder is not None or settings.implicit_beta is not None:
+        evaluate_reward.check(settings, folder)
         report, said = evaluate_reward.report(settings, folder)
         for line in said:
             _say(settings, line)
@@ -156,10 +158,7 @@ def _text_report(settings: Evaluate) -> TextReport:
     prompts, targets = _prompts(settings, tokenizer, limits)
 
     def policy_of(name: str, revision: str | None = None) -> LanguageModelPolicy:
-        model, other = load_language_model(name, device, revision=revision)
-        check_same_vocabulary(tokenizer, other, settings.model, name)
-        ends = find_end_tokens(model, other)
-        return LanguageModelPolicy(model, ends[0], limits[1], len(other), other, end_tokens=ends)
+        return evaluate_reward.load_policy(settings, name, tokenizer, limits[1], device, revision)
 
     policy, reference = policy_of(settings.model, settings.model_revision), policy_of(str(settings.reference))
     against = None if settings.against is None else policy_of(settings.against)

@@ -118,8 +118,6 @@ class ResourcePlan:
         if self.method not in METHODS:
             raise LabError(f"There is no method {self.method!r}. The methods are {', '.join(METHODS)}.")
         shape, method = shape_of(self.model), METHODS[self.method]
-        if self.lora_rank is not None and self.method in ("reward-model", "ranker"):
-            raise LabError(f"lora_rank cannot be used with {self.method}, which trains all weights. Leave it out.")
         if self.lora_rank is not None and self.lora_rank > shape.hidden:
             raise LabError(f"lora_rank must be at most {shape.hidden}, the model's hidden size, not {self.lora_rank}.")
         prompt, response = self.tokens(shape.context)

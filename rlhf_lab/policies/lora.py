@@ -3,11 +3,12 @@
     W' = W + (α/r) B A,     A ∈ ℝ^{r×in} random, B ∈ ℝ^{out×r} zero, W frozen
 
 With B = 0 the policy starts at π_ref. Later, π_ref is the same model with its adapters switched off, so that no second
-copy of the weights is needed.
+copy of the weights is needed. A reward model or ranker on the body of such a model trains the adapters and its head.
 """
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -100,6 +101,46 @@ def _like(kind: type[P], policy: LanguageModelPolicy, model: nn.Module) -> P:
     )  # fmt: skip
 
 
+@contextmanager
+def adapters_drop(module: nn.Module, probability: float) -> Iterator[None]:
+    """Inside the `with` block, set inputs of the adapters to 0 with this probability if a gradient is computed.
+
+    Args:
+        module: a model or body with adapters of any kind, or without.
+        probability: in [0, 1); 0 changes nothing.
+    """
+    active = torch.is_grad_enabled() and probability > 0
+    parts = [m for name, m in module.named_modules() if ".lora_dropout." in name] if active else []
+    for part in parts:
+        part.p, part.training = probability, True
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.p, part.training = 0.0, False
+
+
+def freeze_all_but_adapters(body: nn.Module) -> None:
+    """Freeze the weights of a body with adapters, except the adapters. Without adapters nothing is frozen."""
+    weights = dict(body.named_parameters())
+    if any("lora_" in name for name in weights):
+        for name, weight in weights.items():
+            weight.requires_grad_("lora_" in name)
+
+
+def merged_body(body: nn.Module) -> nn.Module:
+    """Return a copy of a body with the adapters' product added to its weights; without adapters, the body itself."""
+    if not any("lora_" in name for name, _ in body.named_parameters()):
+        return body
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    twin = copy.deepcopy(body)
+    for name, layer in [(n, m) for n, m in twin.named_modules() if isinstance(m, BaseTunerLayer)]:
+        layer.merge()
+        twin.set_submodule(name, layer.get_base_layer())
+    return twin
+
+
 class LoraPolicy(LanguageModelPolicy):
     """A `LanguageModelPolicy` on a peft model, of which only the adapters are trained.
 
@@ -112,16 +153,8 @@ class LoraPolicy(LanguageModelPolicy):
     @contextmanager
     def _forward_mode(self) -> Iterator[None]:
         """Without dropout, except that of the adapters while a gradient is computed."""
-        with super()._forward_mode():
-            active = torch.is_grad_enabled() and self.adapter_dropout > 0
-            parts = [m for name, m in self.model.named_modules() if ".lora_dropout." in name] if active else []
-            for part in parts:
-                part.p, part.training = self.adapter_dropout, True
-            try:
-                yield
-            finally:
-                for part in parts:
-                    part.p, part.training = 0.0, False
+        with super()._forward_mode(), adapters_drop(self.model, self.adapter_dropout):
+            yield
 
     def reference(self) -> AdapterReference:
         """Return π_ref, which is this model with its adapters switched off."""
@@ -129,14 +162,10 @@ class LoraPolicy(LanguageModelPolicy):
 
     def copy(self) -> LoraPolicy:
         """Return a copy that shares no weights with this policy. The same weights are frozen."""
-        import copy
-
         return copy.deepcopy(self)
 
     def merged(self) -> LanguageModelPolicy:
         """Return a policy without adapters, on a copy of the model with the adapters' product added to its weights."""
-        import copy
-
         plain = copy.deepcopy(self.model).merge_and_unload()
         return _like(LanguageModelPolicy, self, plain)
 
@@ -201,8 +230,6 @@ class AdapterReference(Policy):
 
     def copy(self) -> LanguageModelPolicy:  # type: ignore[override]
         """Return a trainable policy with the weights of π_ref, on a copy of the model without its adapters."""
-        import copy
-
         plain = copy.deepcopy(self.policy.model).unload()
         plain.requires_grad_(True)
         return _like(LanguageModelPolicy, self.policy, plain)

@@ -19,6 +19,7 @@ from torch.nn.functional import pad
 from rlhf_lab.batch import Tokens
 from rlhf_lab.errors import LabError
 from rlhf_lab.policies.loading import pick_device
+from rlhf_lab.policies.lora import adapters_drop, freeze_all_but_adapters
 from rlhf_lab.policies.transformer.shared_prefix_forward import body_of, check_batch, dropout_off, shared_prefix_states
 from rlhf_lab.rewards import saving
 
@@ -31,9 +32,14 @@ def at_least_float32(values: Tensor) -> Tensor:
 
 
 class _Scored(nn.Module):
-    """A body and a linear head. The head is initialised with zeros, so that no generator is needed."""
+    """A body and a linear head. The head is initialised with zeros, so that no generator is needed.
+
+    Attributes:
+        adapter_dropout: dropout of the inputs of the body's adapters while a gradient is computed.
+    """
 
     kind: ClassVar[str]
+    adapter_dropout: float = 0.0
 
     def __init__(self, model: nn.Module, tokenizer: Any = None, copied: bool = True) -> None:
         super().__init__()
@@ -52,9 +58,12 @@ class _Scored(nn.Module):
             weight = next(self.body.parameters())
             self.head.to(weight.device, torch.promote_types(weight.dtype, torch.float32))
         self.requires_grad_(True)
+        freeze_all_but_adapters(self.body)
 
     def save_pretrained(self, folder: Path | str) -> None:
         """Write body, head and tokenizer (if there is one) to `folder`; see `rlhf_lab.rewards.saving`.
+
+        Adapters are merged into the body that is written.
 
         Args:
             folder: created if it does not exist.
@@ -91,7 +100,7 @@ class _Scored(nn.Module):
 
     def _values(self, prompts: Tokens, responses: Tokens) -> Tensor:
         """The head's output before every response token, (B, G, T), float32 or float64."""
-        with dropout_off(self.body):
+        with dropout_off(self.body), adapters_drop(self.body, self.adapter_dropout):
             states = shared_prefix_states(self.body, prompts, responses)
         return at_least_float32(self.head(states.flat.to(self.head.weight.dtype)).squeeze(-1))[states.before]
 

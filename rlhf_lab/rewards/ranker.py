@@ -31,6 +31,7 @@ from rlhf_lab.batch import Tokens
 from rlhf_lab.errors import LabError, check_positive
 from rlhf_lab.policies.base import Policy
 from rlhf_lab.policies.loading import pick_device
+from rlhf_lab.policies.lora import adapters_drop, freeze_all_but_adapters
 from rlhf_lab.policies.transformer.shared_prefix_forward import body_of, check_batch, dropout_off
 from rlhf_lab.rewards import saving
 from rlhf_lab.rewards.language_model import at_least_float32
@@ -48,9 +49,11 @@ class PairwiseRanker(nn.Module):
             samples one order for each pair.
         tokenizer: stored for `save_pretrained` and for checks against a policy's. Ranking works on ids.
         which: two learned vectors, which are added to the embeddings of the first and of the second response.
+        adapter_dropout: dropout of the inputs of the body's adapters while a gradient is computed.
     """
 
     kind = "pairwise ranker"
+    adapter_dropout: float = 0.0
 
     def __init__(
         self, model: nn.Module, order: Order = "both", tokenizer: Any = None, seed: int = 0, copied: bool = True
@@ -80,6 +83,7 @@ class PairwiseRanker(nn.Module):
         self.which = nn.Parameter(which.to(weight.device))
         self.head.to(weight.device, torch.promote_types(weight.dtype, torch.float32))
         self.requires_grad_(True)
+        freeze_all_but_adapters(self.body)
 
     def logits(self, prompts: Tokens, first: Tokens, second: Tokens) -> Tensor:
         """Compute f(x, y₁, y₂) in the given order, with gradients and without dropout.
@@ -138,7 +142,7 @@ class PairwiseRanker(nn.Module):
         ids, positions, segment = (lay(values) for values in zip(*columns, strict=True))
         added = torch.cat([torch.zeros_like(self.which[:1]), self.which])[segment]
         embedded = self.body.get_input_embeddings()(ids)
-        with dropout_off(self.body):
+        with dropout_off(self.body), adapters_drop(self.body, self.adapter_dropout):
             # The mask is all ones: padding follows the tokens, so that a causal model does not attend to it.
             states = self.body(
                 inputs_embeds=embedded + added.to(embedded.dtype),

@@ -19,12 +19,13 @@ from torch import Tensor, nn
 
 from rlhf_lab.errors import LabError, check_path, check_weights
 from rlhf_lab.policies.loading import check_same_vocabulary, file_with_weight
+from rlhf_lab.policies.lora import merged_body
 
 HEAD, RECORD = "head.safetensors", "reward.json"
 
 
 def save(module: nn.Module, folder: Path | str, kind: str, tokenizer: Any = None, **record: Any) -> None:
-    """Write `module`, which has a `body`, to `folder`.
+    """Write `module`, which has a `body`, to `folder`. LoRA adapters are merged into the body that is written.
 
     Args:
         module: a module with an attribute `body`, and further parameters.
@@ -38,7 +39,7 @@ def save(module: nn.Module, folder: Path | str, kind: str, tokenizer: Any = None
     folder = check_path(folder, "folder")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RECORD).unlink(missing_ok=True)
-    body: Any = module.body
+    body: Any = merged_body(module.body)  # type: ignore[arg-type]
     body.save_pretrained(folder)
     own = {name: t for name, t in module.state_dict().items() if not name.startswith("body.")}
     save_file({name: t.detach().contiguous().clone() for name, t in own.items()}, folder / HEAD)

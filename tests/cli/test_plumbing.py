@@ -552,7 +552,7 @@ def measured(monkeypatch):
         monkeypatch.setattr(evaluate_module, name, lambda *a, gives=gives: gives)
     monkeypatch.setattr(evaluate_module, "load_tokenizer", lambda name, revision=None: TOKENIZER)
     monkeypatch.setattr(evaluate_module, "load_config", lambda name, revision=None: config)
-    monkeypatch.setattr(evaluate_module, "load_language_model", load)
+    monkeypatch.setattr(evaluate_module.evaluate_reward, "load_language_model", load)
     read = record(monkeypatch, evaluate_module, "read_reward", lambda x, y: torch.zeros(1, 2))
     loaded = record(monkeypatch, evaluate_module, "load_data", Data(prompts=PROMPTS, targets=TARGETS))
     world = SimpleNamespace(gold=lambda x, y: [0.0])

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from small import make, write_lines
 from tiny_models import one_thread  # noqa: F401
 
@@ -135,12 +136,47 @@ def test_evaluate_measures_a_reward_model_or_ranker_on_pairs(kind, pairs, tmp_pa
     assert main([*words, "--out", str(out)]) == 2
     capsys.readouterr()
     for more, message in (
-        (["--num-samples", "2"], "num_samples=2 has no effect for a reward model or ranker"),
+        (["--num-samples", "2"], "num_samples=2 has no effect for a reward, which samples no responses"),
+        (["--implicit-beta", "0.1"], "implicit_beta=0.1 has no effect for a reward model or ranker"),
         (["--reference", "lab-gpt2"], "has no effect for a reward model on data that already have responses"),
         (["--data", "world:sentiment"], "world:sentiment has prompts, but no pairs. Give --reference"),
     ):
         assert main([*words, *more]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_evaluate_measures_the_implicit_reward_of_a_model(model, pairs, tmp_path, capsys):
+    """The margins are β times the differences of log-ratios. A model against itself has ties only."""
+    from rlhf_lab.data.preferences import load_pairs
+    from rlhf_lab.policies.language_model import LanguageModelPolicy
+    from rlhf_lab.policies.loading import load_language_model
+
+    other = make(tmp_path / "other", texts=None)
+    with torch.no_grad():  # a model with the same tokenizer and other weights
+        moved, tokenizer = load_language_model(other, "cpu")
+        for weight in moved.parameters():
+            weight.add_(0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)))
+        moved.save_pretrained(other)
+    words = ["--data", pairs, "--device", "cpu", "--no-progress", "--limit", "None", "--implicit-beta", "0.5"]
+    assert main(["evaluate", "--model", other, "--reference", model, *words, "--out", str(tmp_path / "report")]) == 0
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    read, _ = load_pairs(pairs, tokenizer, 48, 48, tokenizer.eos_token_id, tmp_path)
+    ours, theirs = (
+        LanguageModelPolicy(one, tokenizer.eos_token_id, 48).log_prob(read.prompts, read.responses).detach()
+        for one in (moved, load_language_model(model, "cpu")[0])
+    )
+    margin = 0.5 * ((ours - theirs)[:, 0] - (ours - theirs)[:, 1])
+    assert report["pairs"] == len(read) == 16
+    assert report["accuracy"]["mean"] == float((margin > 0).double().mean()) not in (0, 0.5, 1)
+    assert report["margin"]["mean"] == pytest.approx(float(margin.mean()), rel=1e-3)
+    assert main(["evaluate", "--model", model, "--reference", model, *words, "--out", str(tmp_path / "same")]) == 0
+    same = json.loads((tmp_path / "same" / "report.json").read_text())
+    assert same["accuracy"]["mean"] == 0.5 and same["margin"]["mean"] == 0
+    capsys.readouterr()
+    assert main(["evaluate", "--model", model, *words]) == 2
+    assert "An implicit reward needs --reference" in capsys.readouterr().err
+    assert main(["evaluate", "--model", model, "--reference", model, *words, "--judge", "reward"]) == 2
+    assert "has no effect for a reward, which samples no responses" in capsys.readouterr().err
 
 
 def test_evaluate_samples_the_pairs_of_a_world_from_the_reference(tmp_path):

@@ -6,6 +6,7 @@ import signal
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from small import history, train, weights
 from tiny_models import one_thread  # noqa: F401
 
@@ -131,7 +132,25 @@ def test_adapters_train_few_weights_and_the_merged_model_is_a_plain_one(model, p
     # The change is of rank 2 at most: it is a product of two thin matrices.
     change = (after[matrix] - before[matrix]).double()
     assert torch.linalg.matrix_rank(change, atol=1e-6) <= 2
-    assert main(train("reward-model", model, pairs, tmp_path / "other", "--lora-rank", "2")) == 2
+
+
+@pytest.mark.parametrize("method", ["reward-model", "ranker"])
+def test_a_scorer_with_adapters_is_saved_with_them_merged(method, model, pairs, tmp_path):
+    """The embeddings stay, a matrix moves by at most rank 2, the head moves, and the folder loads without peft."""
+    pytest.importorskip("peft")
+    from pathlib import Path
+
+    out = tmp_path / "run"
+    assert main(train(method, model, pairs, out, "--lora-rank", "2", "--save-every", "1")) == 0
+    before, after = weights(Path(model)), load_file(out / "model" / "model.safetensors")
+    before = {name.removeprefix("transformer."): value for name, value in before.items()}
+    assert set(after) <= set(before) and torch.equal(before["wte.weight"], after["wte.weight"])
+    change = (after["h.0.attn.c_attn.weight"] - before["h.0.attn.c_attn.weight"]).double()
+    assert change.abs().max() > 0 and torch.linalg.matrix_rank(change, atol=1e-6) <= 2
+    assert load_file(out / "model" / "head.safetensors")["head.weight"].abs().max() > 0
+    assert not (out / "adapters").exists()
+    words = ["evaluate", "--model", str(out), "--data", pairs, "--device", "cpu", "--no-progress"]
+    assert main([*words, "--max-prompt-tokens", "32", "--max-response-tokens", "8"]) == 0
 
 
 def test_verdicts_on_single_responses_are_read_for_kto(model, tmp_path):

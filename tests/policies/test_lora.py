@@ -9,6 +9,7 @@ from rlhf_lab.errors import LabError
 from rlhf_lab.policies.language_model import LanguageModelPolicy
 from rlhf_lab.policies.lora import with_lora
 from rlhf_lab.policies.reference_cache import cache_key
+from rlhf_lab.rewards.language_model import LanguageModelReward
 
 pytest.importorskip("peft")
 
@@ -98,6 +99,35 @@ def test_adapters_that_do_not_fit_are_refused():
         with_lora(plain(), rank=0)
     with pytest.raises(LabError, match="do not fit"):
         with_lora(plain(), targets=["no_such_layer"])
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_reward_model_on_an_adapted_body_trains_adapters_and_head_and_is_saved_merged(kind, tmp_path):
+    """The scores of the saved model, which has no adapters, are those of the trained one, whose base has not moved."""
+    data = variable_length_batch()
+    policy = with_lora(plain(kind), rank=2, dropout=0.5)
+    reward = LanguageModelReward(policy.model, copied=False)
+    free = {name for name, weight in reward.named_parameters() if weight.requires_grad}
+    assert {name for name in free if "lora_" not in name} == {"head.weight", "head.bias"} and len(free) > 2
+    base = {name: value.clone() for name, value in reward.state_dict().items() if name not in free}
+    optimizer = torch.optim.Adam([w for w in reward.parameters() if w.requires_grad], lr=0.05)
+    for _ in range(3):
+        optimizer.zero_grad()
+        (reward(*data) * torch.arange(4.0)).sum().backward()
+        optimizer.step()
+    assert all(torch.equal(value, reward.state_dict()[name]) for name, value in base.items())
+    expected = reward(*data).detach()
+    reward.save_pretrained(tmp_path)
+    found = LanguageModelReward.from_pretrained(tmp_path)
+    assert not any("lora_" in name for name, _ in found.named_parameters())
+    assert expected.abs().max() > 0.1 and torch.allclose(found(*data), expected, atol=1e-4)
+    assert torch.equal(reward(*data), expected), "merging was done on a copy"
+    # Dropout of the adapters acts while a gradient is computed, and at no other time.
+    reward.adapter_dropout = 0.5
+    torch.manual_seed(0)
+    assert not torch.allclose(reward(*data), expected, atol=1e-4)
+    with torch.no_grad():
+        assert torch.equal(reward(*data), expected)
 
 
 def test_a_reward_model_starts_from_the_merged_body():

@@ -899,8 +899,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "edge",
             "responses are as long as prompts may be in evaluate",
-            "return LanguageModelPolicy(model, ends[0], limits[1], len(other), other, end_tokens=ends)",
-            "return LanguageModelPolicy(model, ends[0], limits[0], len(other), other, end_tokens=ends)",
+            "load_policy(settings, name, tokenizer, limits[1], device, revision)",
+            "load_policy(settings, name, tokenizer, limits[0], device, revision)",
             near="cli/test_plumbing.py::test_evaluate_hands_every_number_to_the_report",
         ),
         Mutation(

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from rlhf_lab.algorithms.ranker import Ranker, held_out_pairs, ranker
 from rlhf_lab.cli.train.data import Data
-from rlhf_lab.cli.train.runner import History, Job, no_adapters, run
+from rlhf_lab.cli.train.runner import History, Job, run
 from rlhf_lab.cli.train.settings import Flat, PairSettings
 from rlhf_lab.rewards.ranker import PairwiseRanker
 from rlhf_lab.training import Evaluation
@@ -28,12 +28,14 @@ class TrainRanker(PairSettings):
 
 def train_ranker(settings: TrainRanker) -> History:
     """Run the command; see `runner.run`."""
-    no_adapters(settings, "ranker")
     trained: list[PairwiseRanker] = []
 
     def fit(job: Job) -> History:
         assert job.data.pairs is not None
-        trained.append(PairwiseRanker(job.policy.model, tokenizer=job.tokenizer, seed=settings.seed))
+        # The body is that of the policy, because the command needs no policy beside the ranker.
+        made = PairwiseRanker(job.policy.model, tokenizer=job.tokenizer, seed=settings.seed, copied=False)
+        made.adapter_dropout = settings.lora_dropout
+        trained.append(made)
         pairs = job.data.pairs
 
         def measure(held: Data) -> Evaluation:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from rlhf_lab.algorithms.reward_model import RewardModel, held_out_pairs, reward_model
 from rlhf_lab.cli.train.data import Data
-from rlhf_lab.cli.train.runner import History, Job, no_adapters, run
+from rlhf_lab.cli.train.runner import History, Job, run
 from rlhf_lab.cli.train.settings import Flat, PairSettings
 from rlhf_lab.rewards.language_model import LanguageModelReward
 from rlhf_lab.training import Evaluation
@@ -31,12 +31,13 @@ class TrainRewardModel(PairSettings):
 
 def train_reward_model(settings: TrainRewardModel) -> History:
     """Run the command; see `runner.run`."""
-    no_adapters(settings, "reward-model")
     trained: list[LanguageModelReward] = []
 
     def fit(job: Job) -> History:
         assert job.data.pairs is not None
-        trained.append(LanguageModelReward(job.policy.model, job.tokenizer))
+        # The body is that of the policy, because the command needs no policy beside the reward model.
+        trained.append(LanguageModelReward(job.policy.model, job.tokenizer, copied=False))
+        trained[0].adapter_dropout = settings.lora_dropout
         pairs = job.data.pairs
 
         def measure(held: Data) -> Evaluation:

@@ -244,7 +244,7 @@ class Job:
     def say(self, text: str) -> None:
         """Add a line to the model card and print it."""
         self.said.append(text)
-        _say(self.settings, text)
+        _say(text)
 
 
 def run(
@@ -306,7 +306,7 @@ def _run(
     if not sampled:
         data, apart = hold_out(settings, data, lambda other: load_data(other, kind, tokenizer, limits))
     for line in [*data.said, *(apart.said if apart is not None else [])]:
-        _say(settings, line)
+        _say(line)
     policy, tokenizer = _load_policy(settings, device, limits)
     held.enter_context(output_folder.claim_output(out, record, settings.resume, rules))
     _write(out / "settings.yaml", f"# rlhf-lab train {method} --config THIS-FILE\n{yaml_config.write(settings)}")
@@ -345,7 +345,7 @@ def _with_samples(
     data, held = hold_out(settings, data, load)
     for line in [*data.said, *(held.said if held is not None else [])]:
         if line not in said:
-            _say(settings, line)
+            _say(line)
     return data, held
 
 
@@ -393,7 +393,7 @@ def _save_result(
 ) -> None:
     """Write the trained model, the history and the README."""
     settings, out = job.settings, job.settings.out
-    if isinstance(job.policy, LoraPolicy):
+    if isinstance(job.policy, LoraPolicy) and save is None:  # adapters alone are no reward model
         distributed.on_main_process(partial(job.policy.save_adapter, out / "adapters"))
     reads = _save(job, out / "model", save)
     _save_best(job, save)
@@ -403,7 +403,7 @@ def _save_result(
         job.method, record, settings.model, settings.data, job.said, history, str(job.device), seconds, reads
     )
     _write(out / "README.md", card)
-    _say(settings, f"Done in {seconds:,.0f} s. The result is in {out / 'model'}.")
+    _say(f"Done in {seconds:,.0f} s. The result is in {out / 'model'}.")
 
 
 def _save_best(job: Job, save: Callable[[Job, Path], str] | None) -> None:
@@ -510,8 +510,8 @@ def _write(path: Path, text: str) -> None:
         checkpoint.write_text(path, text)
 
 
-def _say(settings: Common, text: str) -> None:
-    if distributed.shows_progress(settings.progress):
+def _say(text: str) -> None:
+    if distributed.is_main_process():
         print(text, file=sys.stderr, flush=True)
 
 
@@ -520,9 +520,3 @@ def new_critic(policy: Policy, reward: Reward) -> Any:
     from rlhf_lab.rewards.language_model import LanguageModelReward
 
     return policy.new_critic(reward if isinstance(reward, LanguageModelReward) else None)
-
-
-def no_adapters(settings: Common, method: str) -> None:
-    """Raise `LabError` for LoRA with a method that trains all weights."""
-    if settings.lora_rank is not None:
-        raise LabError(f"lora_rank cannot be used with {method}, which trains all weights. Leave it out.")
