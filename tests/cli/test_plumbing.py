@@ -562,6 +562,7 @@ def measured(monkeypatch):
     def run(**changes: Any) -> Any:
         usual = {"model": "measured", "reference": "start", "against": "rival", "out": None, "judge": None, "top_k": 9}
         usual |= {
+            "implicit_beta": None,
             "max_prompt_tokens": 11,
             "max_response_tokens": 6,
             "device": "cpu",

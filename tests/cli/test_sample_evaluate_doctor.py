@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from small import make, write_lines
+from small import make, pair_rows, write_lines
 from tiny_models import one_thread  # noqa: F401
 
 from rlhf_lab.cli import doctor as doctor_module
@@ -145,7 +145,7 @@ def test_evaluate_measures_a_reward_model_or_ranker_on_pairs(kind, pairs, tmp_pa
         assert message in capsys.readouterr().err
 
 
-def test_evaluate_measures_the_implicit_reward_of_a_model(model, pairs, tmp_path, capsys):
+def test_evaluate_measures_the_implicit_reward_of_a_model(model, tmp_path, capsys):
     """The margins are β times the differences of log-ratios. A model against itself has ties only."""
     from rlhf_lab.data.preferences import load_pairs
     from rlhf_lab.policies.language_model import LanguageModelPolicy
@@ -157,6 +157,8 @@ def test_evaluate_measures_the_implicit_reward_of_a_model(model, pairs, tmp_path
         for weight in moved.parameters():
             weight.add_(0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)))
         moved.save_pretrained(other)
+    rows = [dict(zip(row, reversed(row.values()), strict=True)) if i % 3 else row for i, row in enumerate(pair_rows())]
+    pairs = write_lines(tmp_path / "pairs.jsonl", rows)
     words = ["--data", pairs, "--device", "cpu", "--no-progress", "--limit", "None", "--implicit-beta", "0.5"]
     assert main(["evaluate", "--model", other, "--reference", model, *words, "--out", str(tmp_path / "report")]) == 0
     report = json.loads((tmp_path / "report" / "report.json").read_text())
