@@ -142,7 +142,7 @@ def evaluate(settings: Evaluate) -> TextReport | RewardReport:
         evaluate_reward.check(settings, folder)
         report, said = evaluate_reward.report(settings, folder)
         for line in said:
-            _say(settings, line)
+            _say(line)
     else:
         _check(settings)
         report = _text_report(settings)
@@ -168,7 +168,6 @@ def _text_report(settings: Evaluate) -> TextReport:
     judge = _judge(settings, gold, proxy, tokenizer)
     if targets is not None and judge is None:
         _say(
-            settings,
             "Responses are not compared with the targets without a judge. Give --judge gold, reward or a URL.",
         )
         targets = None
@@ -248,7 +247,7 @@ def _prompts(settings: Evaluate, tokenizer: Any, limits: tuple[int, int]) -> tup
         data = load_data(settings, "prompts", tokenizer, limits)
     assert data.prompts is not None
     for line in data.said:
-        _say(settings, line)
+        _say(line)
     if data.targets is None:
         return data.prompts, None
     rows = [row[0] for row in data.targets.tolist()]
@@ -274,6 +273,5 @@ def _judge(settings: Evaluate, gold: Any, proxy: Any, tokenizer: Any) -> Judge |
     )
 
 
-def _say(settings: Evaluate, text: str) -> None:
-    if settings.progress:
-        print(text, file=sys.stderr, flush=True)
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
