@@ -390,7 +390,7 @@ def test_a_result_that_the_disk_has_no_room_for_is_not_left_half_written(model, 
         patch.setattr(LanguageModelPolicy, "save_pretrained", full)
         assert main(train("dpo", model, pairs, tmp_path / "run")) == 2
     *steps, said = capsys.readouterr().err.strip().splitlines()
-        assert any(line.startswith("dpo: step") for line in steps) and not any("Error" in line for line in steps)
+    assert any(line.startswith("dpo: step") for line in steps) and not any("Error" in line for line in steps)
     assert "cannot be written" in said and "No space left" in said and "step-000002 is saved" in said
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
         "run.json", "settings.yaml", "checkpoints", "history.jsonl",
