@@ -736,8 +736,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "setting",
             "the ranker's head ignores --seed",
-            "tokenizer=job.tokenizer, seed=settings.seed)",
-            "tokenizer=job.tokenizer)",
+            "tokenizer=job.tokenizer, seed=settings.seed, copied=False)",
+            "tokenizer=job.tokenizer, copied=False)",
             near="cli/test_plumbing.py::test_scorers_get_pairs_and_settings_and_are_what_is_saved",
         ),
         Mutation(

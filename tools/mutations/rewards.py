@@ -54,8 +54,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "setting",
             "dropout is on",
-            "with dropout_off(self.body):\n            states",
-            "if True:\n            states",
+            "with dropout_off(self.body), adapters_drop(",
+            "with adapters_drop(",
         ),
         Mutation(
             "edge", "empty responses are scored", "empty = responses.lengths == 0", "empty = responses.lengths < 0"
@@ -173,8 +173,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "setting",
             "dropout is on",
-            "with dropout_off(self.body):\n            # The mask",
-            "if True:\n            # The mask",
+            "with dropout_off(self.body), adapters_drop(",
+            "with adapters_drop(",
             near="rewards/test_ranker.py::test_dropout_is_off_in_training_mode_too",
         ),
         Mutation(
