@@ -1,9 +1,10 @@
-"""Large preference data: memory, and seconds from the start of `rlhf-lab train dpo` to its first optimiser step.
+"""Large data: memory, and seconds from the start of `rlhf-lab train` to its first optimiser step.
 
-By default the pairs are random words, with lengths like those of AnthropicHH. The first run tokenises them, and the
-second one reads the stored ids. Each run is a process with `--steps 2`. The goal for the second run is a million pairs
-in less than 2 GB and less than 60 s. The benchmark needs Linux, because it reads the peak memory from /proc. The peak
-includes the mapped files, whose memory the system can use for something else at any time.
+By default the data are pairs of random words, with lengths like those of AnthropicHH. SFT trains on the chosen
+responses. The first run tokenises the pairs, and the second one reads the stored ids. Each run is a process with
+`--steps 2`. The goal for the second run is a million pairs in less than 2 GB and less than 60 s. The benchmark needs
+Linux, because it reads the peak memory from /proc. The peak includes the mapped files, whose memory the system can use
+for something else at any time.
 """
 
 from __future__ import annotations
@@ -72,9 +73,9 @@ def write_pairs(path: Path, number: int) -> None:
                 file.write(json.dumps(row) + "\n")
 
 
-def run(data: Path, out: Path, cache: Path, model: str) -> tuple[float, float, float, float]:
+def run(method: str, data: Path, out: Path, cache: Path, model: str) -> tuple[float, float, float, float]:
     """Return the seconds of a command, the seconds to its first step, and its peak and final memory in GiB."""
-    words = ["train", "dpo", "--model", model, "--data", str(data), "--out", str(out), "--steps", "2"]
+    words = ["train", method, "--model", model, "--data", str(data), "--out", str(out), "--steps", "2"]
     start = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-c", CHILD, *words, "--batch-size", "4", "--no-progress"],
@@ -89,6 +90,7 @@ def run(data: Path, out: Path, cache: Path, model: str) -> tuple[float, float, f
 def main() -> None:
     """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--method", choices=("dpo", "kto", "sft", "reward-model"), default="dpo")
     parser.add_argument("--pairs", type=int, default=100_000)
     parser.add_argument("--data", type=Path, help="a file of pairs in place of random words")
     parser.add_argument("--model", default="lab-gpt2")
@@ -102,7 +104,9 @@ def main() -> None:
             write_pairs(data, given.pairs)
         table = []
         for what in ("first run", "ids stored"):
-            table.append([what, *run(data, folder / what.replace(" ", "-"), folder / "cache", given.model)])
+            table.append(
+                [what, *run(given.method, data, folder / what.replace(" ", "-"), folder / "cache", given.model)]
+            )
         stored = sum(file.stat().st_size for file in (folder / "cache" / "tokens").rglob("*") if file.is_file())
         print(f"{data.stat().st_size / 1e6:,.0f} MB of text, {stored / 1e6:,.0f} MB of stored ids")
     columns = ["run", "whole command, s", "first step, s", "peak memory, GiB", "of it not files, at the end, GiB"]

@@ -8,10 +8,13 @@ and pass both to policies and rewards. They never look at the ids.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,6 +34,14 @@ def _as_rows(rows: Any, number: int) -> Any:
     if not -number <= rows < number:
         raise IndexError(f"The batch has {number} rows, so it has no row {rows}.")
     return slice(rows % number, rows % number + 1)
+
+
+def row_key(sequences: Iterable[np.ndarray]) -> bytes:
+    """Return a digest of the ids of a row's sequences, 16 bytes."""
+    digest = hashlib.blake2b(digest_size=16)
+    for ids in sequences:
+        digest.update(len(ids).to_bytes(4, "little") + ids.astype("<i8").tobytes())
+    return digest.digest()
 
 
 def unchecked(kind: type[T], **fields: Any) -> T:
@@ -169,6 +180,12 @@ class Tokens:
     def to(self, device: torch.device | str) -> Tokens:
         """Move the tokens to `device`."""
         return _tokens(self.ids.to(device), self.mask.to(device))
+
+    def keys(self) -> list[bytes]:
+        """Return a digest of each row: equal ones for rows of the same sequences, whatever their padding."""
+        rows = self.reshape(len(self), math.prod(self.shape[1:-1]))
+        ids, lengths = rows.ids.cpu().numpy(), rows.lengths.cpu().numpy()
+        return [row_key(one[:n] for one, n in zip(*row, strict=True)) for row in zip(ids, lengths, strict=True)]
 
     def tolist(self) -> list[Any]:
         """Convert to nested lists of ids without padding, the inverse of `from_lists`."""

@@ -96,8 +96,9 @@ def check_paths(settings: T) -> T:
         value = getattr(settings, field.name)
         if isinstance(value, Path):
             found[field.name] = check_path(value, field.name)
-        elif isinstance(value, str) and "\0" in check_utf8(value, field.name):
-            raise LabError(f"{field.name} contains a NUL byte ({value!r}). Remove it.")
+        for text in value if isinstance(value, tuple) else (value,):
+            if isinstance(text, str) and "\0" in check_utf8(text, field.name):
+                raise LabError(f"{field.name} contains a NUL byte ({text!r}). Remove it.")
     changed = {name: path for name, path in found.items() if path != getattr(settings, name)}
     return dataclasses.replace(settings, **changed) if changed else settings  # type: ignore[type-var]
 
@@ -332,7 +333,9 @@ def _checked(value: Any, hint: Any, name: str, allowed: Range = Range(), optiona
     if kind in (Union, UnionType):
         if value is None and NoneType in inner:
             return value
-        (only,) = (part for part in inner if part is not NoneType)
+        kinds = [part for part in inner if part is not NoneType]
+        several = [part for part in kinds if get_origin(part) is tuple and isinstance(value, tuple | list)]
+        only = (several or kinds)[0]
         return _checked(value, only, name, allowed, " or None" if NoneType in inner else "")
     if kind is Literal:
         return _choice(value, inner, name, optional)

@@ -36,6 +36,8 @@ class Stream:
     """The prompts that `rlhf-lab train --eval-fraction` holds out."""
     HELD_OUT_PAIRS = 8
     """Labelled pairs that `rlhf-lab train --eval-data` draws from a text world."""
+    DATA_MIXTURE = 18
+    """The rows of each of several data that `rlhf-lab train --data-weights` selects."""
     CALIBRATION = 16
     """Outcomes of a calibrated model, with which a calibration error is compared."""
     IMPORTANCE_SAMPLES = 11

@@ -73,7 +73,7 @@ def held_out_pairs(
     reference: Policy | None,
     pairs: Pairs,
     settings: DPO = DPO(),
-    reference_log_probs: Tensor | None = None,
+    reference_log_probs: Tensor | ReferenceRows | None = None,
 ) -> Evaluation:
     """Measure loss, accuracy and margin on pairs that are not trained on, see `pair_loss`. Arguments as of `dpo`."""
     _check_reference(reference, pairs, settings, reference_log_probs)

@@ -12,20 +12,26 @@ optimum of the loss is not π*; see `losses.kto`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from rlhf_lab import losses
 from rlhf_lab.algorithms.verdicts import Verdicts, mismatched
 from rlhf_lab.batch import Tokens
 from rlhf_lab.errors import LabError, Positive, check_settings
 from rlhf_lab.policies.base import Policy
+from rlhf_lab.policies.reference_cache import ReferenceRows
 from rlhf_lab.rounding import MANY, rounding, wins
 from rlhf_lab.training import Evaluation, Loop, Metrics, Training, distributed
-from rlhf_lab.training.evaluation import once
+from rlhf_lab.training.rows import reference_rows
+
+LogProbs = Tensor | Callable[[Tokens], Tensor | ReferenceRows] | None
+"""log π_ref of responses, or a function of responses that returns it."""
 
 __all__ = ["KTO", "Verdicts", "held_out_verdicts", "kto", "kto_loss", "mismatched"]
 
@@ -107,29 +113,18 @@ def held_out_verdicts(
     reference: Policy,
     verdicts: Verdicts,
     settings: KTO = KTO(),
-    reference_log_probs: Tensor | None = None,
+    reference_log_probs: LogProbs = None,
 ) -> Evaluation:
     """Measure loss, accuracy and margin on verdicts that are not trained on, see `kto_loss`. Arguments as of `kto`.
 
     z is that of each batch, as in the training.
     """
     other = mismatched(verdicts)
-
-    def log_ref_of(rows: Tensor) -> Tensor:
-        if reference_log_probs is not None:
-            return reference_log_probs[rows.to(reference_log_probs.device)]
-        return distributed.map_rows(reference.log_prob, verdicts.prompts[rows], verdicts.responses[rows])
-
-    def log_ref_of_other(rows: Tensor) -> Tensor:
-        assert other is not None
-        return distributed.map_rows(reference.log_prob, verdicts.prompts[rows], other[rows])
-
-    known, known_other = once(log_ref_of), once(log_ref_of_other)
+    known, known_other = _known(reference, verdicts, other, reference_log_probs, Training(), held_out=True)
 
     def batch(rows: Tensor) -> tuple[Verdicts | Tensor, ...]:
         part = verdicts[rows]
-        mixed = (None, None) if other is None else (other[rows], known_other(rows))
-        return part, known(rows), *_reference_point(policy, part, *mixed)
+        return part, _at(known, rows), *_reference_point(policy, part, *_mixed(other, known_other, rows))
 
     def measure(batch: Verdicts, log_ref: Tensor, z: Tensor, doubt: Tensor) -> tuple[Tensor, Metrics]:
         loss, seen = kto_loss(policy, batch, log_ref, z, settings, doubt)
@@ -145,7 +140,7 @@ def kto(
     settings: KTO = KTO(),
     training: Training = Training(),
     name: str = "kto",
-    reference_log_probs: Tensor | None = None,
+    reference_log_probs: LogProbs = None,
     evaluation: Evaluation | None = None,
 ) -> list[dict[str, float]]:
     """Train `policy` in place on verdicts.
@@ -157,8 +152,9 @@ def kto(
         settings: those of KTO.
         training: steps, batch size in rows, learning rate, seed.
         name: text of the progress bar.
-        reference_log_probs: log π_ref of the responses, (N, G), if they are already known. Those of the mismatched
-            responses are computed in any case.
+        reference_log_probs: log π_ref of the responses, (N, G), if they are already known; or a function of responses
+            (N, G, T) that returns it, which is also called for the mismatched ones. None: it is computed when a step
+            first needs a row.
         evaluation: what is measured on held-out data, for example `held_out_verdicts`.
 
     Returns:
@@ -173,10 +169,9 @@ def kto(
     if bool(verdicts.desirable.all()) or not bool(verdicts.desirable.any()):
         kind = "desirable" if bool(verdicts.desirable.any()) else "undesirable"
         raise LabError(f"All verdicts are {kind}. KTO needs desirable and undesirable responses.")
-    known = reference_log_probs
-    if known is not None and known.shape != verdicts.desirable.shape:
+    if isinstance(reference_log_probs, Tensor) and reference_log_probs.shape != verdicts.desirable.shape:
         raise LabError(
-            f"reference_log_probs has shape {tuple(known.shape)}; these verdicts need "
+            f"reference_log_probs has shape {tuple(reference_log_probs.shape)}; these verdicts need "
             f"{tuple(verdicts.desirable.shape)}."
         )
     other = mismatched(verdicts)
@@ -186,35 +181,44 @@ def kto(
 
     training.check_rows(name, number)
     loop = Loop(name, policy, training, settings, evaluation)
-    if loop.start < training.steps:
-        with loop.autocast():
-            if known is None:
-                known = _log_probs(reference, verdicts.prompts, verdicts.responses, training)
-            known_other = None if other is None else _log_probs(reference, verdicts.prompts, other, training)
+    known, known_other = _known(reference, verdicts, other, reference_log_probs, training, loop.autocast)
     with loop:
         for _, _generator in loop:
             rows = loop.rows(number)
             batch = verdicts[rows]
             with torch.no_grad(), loop.autocast():
-                mixed = (
-                    (None, None)
-                    if other is None or known_other is None
-                    else (other[rows], known_other[rows.to(known_other.device)])
-                )
-                z, doubt = _reference_point(policy, batch, *mixed)
-                assert known is not None
-                given = batch, known[rows.to(known.device)], z, doubt
+                z, doubt = _reference_point(policy, batch, *_mixed(other, known_other, rows))
+                given = batch, _at(known, rows), z, doubt
             loop.update(loss_of, given, batch.weight, reference_point=z[0, 0].clamp(min=0))
     return loop.history
 
 
-@torch.no_grad()
-def _log_probs(reference: Policy, prompts: Tokens, responses: Tokens, training: Training) -> Tensor:
-    """Compute log π_ref of (N, G) responses in batches."""
-    starts = range(0, len(prompts), training.batch_size)
-    shown = len(starts) > 1 and distributed.shows_progress(training.progress)
-    parts = []
-    for start in tqdm(starts, desc="reference", leave=False, disable=not shown):
-        rows = slice(start, start + training.batch_size)
-        parts.append(distributed.map_rows(reference.log_prob, prompts[rows], responses[rows]))
-    return torch.cat(parts)
+def _known(
+    reference: Policy,
+    verdicts: Verdicts,
+    other: Tokens | None,
+    given: LogProbs,
+    training: Training,
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    held_out: bool = False,
+) -> tuple[Tensor | ReferenceRows, Tensor | ReferenceRows | None]:
+    """log π_ref of the responses and of the mismatched ones."""
+
+    def computed(responses: Tokens) -> Tensor | ReferenceRows:
+        if callable(given):
+            return given(responses)
+        return reference_rows(reference, (verdicts.prompts, responses), training, context, held_out=held_out)
+
+    known = given if isinstance(given, Tensor) else computed(verdicts.responses)
+    return known, None if other is None else computed(other)
+
+
+def _at(known: Tensor | ReferenceRows, rows: Tensor) -> Tensor:
+    return known[rows.to(known.device)]
+
+
+def _mixed(
+    other: Tokens | None, known: Tensor | ReferenceRows | None, rows: Tensor
+) -> tuple[Tokens | None, Tensor | None]:
+    """The mismatched responses of some rows and their log π_ref, if there are any."""
+    return (None, None) if other is None or known is None else (other[rows], _at(known, rows))

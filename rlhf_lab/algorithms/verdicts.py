@@ -62,9 +62,9 @@ def mismatched(verdicts: Verdicts) -> Tokens | None:
     end of the block. After the last block the count continues with the first one, and it skips the row's own block. The
     i-th row in this order gets response i mod G of that row.
     """
-    blocks: dict[tuple[int, ...], list[int]] = {}
-    for row, ids in enumerate(verdicts.prompts.tolist()):
-        blocks.setdefault(tuple(ids), []).append(row)
+    blocks: dict[bytes, list[int]] = {}
+    for row, key in enumerate(verdicts.prompts.keys()):
+        blocks.setdefault(key, []).append(row)
     if len(blocks) < 2:
         return None
     order = [row for rows in blocks.values() for row in rows]

@@ -12,7 +12,8 @@ import importlib
 import io
 import os
 import sys
-from collections.abc import Sequence
+import typing
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -170,7 +171,7 @@ def _settings(kind: type, words: list[str], prog: str) -> Any:
     from rlhf_lab.cli import yaml_config
 
     options = yaml_config.option_types(kind)
-    words = old_names.new_options(words, options)
+    words = _gathered(old_names.new_options(words, options), options)
     file, words = yaml_config.split_config(words)
     from_file = yaml_config.read(file, kind) if file is not None and "config" in yaml_config.flat_fields(kind) else []
     from rlhf_lab.errors import LabError
@@ -199,6 +200,23 @@ def _settings(kind: type, words: list[str], prog: str) -> Any:
                 file=sys.stderr,
             )
         raise
+
+
+def _gathered(words: list[str], options: Mapping[str, Any]) -> list[str]:
+    """Join the values of an option that takes several values and is given several times, as in `--data A --data B`."""
+    groups: list[list[str]] = [[]]
+    known: dict[str, list[str]] = {}
+    for word in words:
+        if not word.startswith("--"):
+            groups[-1].append(word)
+            continue
+        name, equals, value = word.partition("=")
+        hint = options.get(name[2:].replace("-", "_"))
+        several = any(typing.get_origin(part) is tuple for part in (hint, *typing.get_args(hint)))
+        group = known.setdefault(name, [name]) if several else [word]
+        groups = [*(other for other in groups if other is not group), group]
+        group += [value] if several and equals else []
+    return [word for group in groups for word in group]
 
 
 def _named(words: list[str]) -> set[str]:

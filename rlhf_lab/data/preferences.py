@@ -6,21 +6,13 @@ dropped and counted by reason. A malformed row is an error.
 
 from __future__ import annotations
 
-import atexit
 import hashlib
-import itertools
-import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
-
-from tqdm.auto import tqdm
+from typing import Any, Literal, NamedTuple
 
 from rlhf_lab.batch import Pairs, Tokens
-from rlhf_lab.data import token_store
 from rlhf_lab.data.formats import (  # the reasons are imported by callers that count dropped rows
     EMPTY_PROMPT,
     EMPTY_RESPONSE,
@@ -29,7 +21,6 @@ from rlhf_lab.data.formats import (  # the reasons are imported by callers that 
     NO_ASSISTANT,
     PART_BEFORE,
     SPACE_ONLY,
-    Triple,
     by_chat,
     by_template,
     check_columns,
@@ -37,29 +28,23 @@ from rlhf_lab.data.formats import (  # the reasons are imported by callers that 
     standard_row,
     writer_of,
 )
-from rlhf_lab.data.readers import Source, is_local, near_columns, rows_of
-from rlhf_lab.errors import LabError, check_path, check_utf8
+from rlhf_lab.data.readers import Row, Source, near_columns, rows_of
+from rlhf_lab.errors import LabError, check_utf8
 from rlhf_lab.policies.end_tokens import chat_turn_end
 
 __all__ = [
     "EMPTY_PROMPT", "EMPTY_RESPONSE", "EQUAL", "EQUAL_AFTER", "HOLDS_END", "MISSING", "NO_ASSISTANT", "PART_BEFORE",
-    "SPACE_ONLY", "PreferenceTexts", "Source", "TokenReport", "load_pairs", "load_preferences", "tokenise",
+    "SPACE_ONLY", "PreferenceTexts", "Source", "TokenReport", "load_preferences", "tokenise",
 ]  # fmt: skip
 
 HOLDS_END = "the text of a response contains the end token"
 """The end token is followed by more text. At the end of a text it is allowed."""
 EQUAL_AFTER = "equal responses after truncation"
 TOO_LONG = "longer than the limits of length"
+REPEATED = "repeated prompt"
 
 TooLong = Literal["cut", "drop"]
 """What happens to a prompt or response of more tokens than its limit: it is cut, or its row is dropped."""
-
-IN_MEMORY = 20_000
-"""Largest number of pairs that `load_pairs` pads in memory."""
-CHUNK = 2048
-"""Number of pairs that are tokenised together."""
-KEY_VERSION = 1
-"""Part of the key of stored ids. It must change when formats or tokenisation change."""
 
 LOOK = 1000
 """Number of rows after which data without the expected columns are refused."""
@@ -105,11 +90,12 @@ class PreferenceTexts:
 
     def summary(self) -> str:
         """Return a line with the source, the number of pairs, and the numbers of dropped rows."""
-        return _summary(self.source, self.form, len(self), self.dropped)
+        return summary(self.source, self.form, len(self), "pairs", self.dropped)
 
 
-def _summary(source: str, form: str, pairs: int, dropped: Counter[str]) -> str:
-    return f"{source} ({form}): {pairs:,} pairs; dropped {dropped.total():,} rows: {counts(dropped)}"
+def summary(source: str, form: str, number: int, what: str, dropped: Counter[str]) -> str:
+    """Return a line about the rows of a source: how many were read, and how many were dropped, by reason."""
+    return f"{source} ({form}): {number:,} {what}; dropped {dropped.total():,} rows: {counts(dropped)}"
 
 
 @dataclass(frozen=True)
@@ -153,53 +139,118 @@ def load_preferences(source: Source | str, tokenizer: Any = None) -> PreferenceT
         LabError: the source cannot be read, columns are missing, a row is malformed, or every row was dropped. The
             message names file and row.
     """
-    reading = _Reading(Source.of(source), tokenizer)
-    return reading.texts(list(reading))
+    reading = Reading(PAIRS, source, tokenizer)
+    examples = list(reading)
+    prompts, chosen, rejected = (list(column) for column in zip(*(one.texts for one in examples), strict=True))
+    templated = [one.templated for one in examples]
+    return PreferenceTexts(prompts, chosen, rejected, reading.dropped, reading.source.name, reading.form, templated)
 
 
-class _Reading:
-    """The usable pairs of a source, each with whether the chat template wrote its prompt, and counts of all rows.
+class Example(NamedTuple):
+    """A usable row.
+
+    Attributes:
+        texts: the prompt and its responses.
+        templated: whether the chat template wrote the prompt.
+        label: whether the response is desirable, if the data have labels.
+    """
+
+    texts: tuple[str, ...]
+    templated: bool = False
+    label: bool | None = None
+
+
+class RowKind(NamedTuple):
+    """What is read from each row of a source.
+
+    Attributes:
+        what: a word for one usable row.
+        responses: number of responses of each prompt.
+        read: `(row, source, columns, tokenizer) -> (format, texts)`, with a reason in place of the texts if the row is
+            dropped.
+        check: `(columns, source)` raises `LabError` if the columns of the data do not fit.
+        label: `(row, source) -> label`, which is None if it is missing. None: the data have no labels.
+        distinct: whether rows with a prompt that was read already are dropped.
+    """
+
+    what: str
+    responses: int
+    read: Callable[[Row, str, set[str], Any], tuple[str, tuple[str, ...] | str]]
+    check: Callable[[set[str], str], None]
+    label: Callable[[Row, str], bool | None] | None = None
+    distinct: bool = False
+
+
+def _read_pair(row: Row, source: str, columns: set[str], tokenizer: Any) -> tuple[str, tuple[str, ...] | str]:
+    return pair_of(row, source, "prompt" in columns, tokenizer)
+
+
+PAIRS = RowKind("pair", 2, _read_pair, check_columns)
+
+
+class Reading:
+    """The usable rows of a source, and counts of all rows.
 
     Attributes:
         source: the source.
-        dropped: number of rows so far from which no pair was made, by reason.
-        forms: number of pairs so far by format.
+        dropped: number of rows so far from which no example was made, by reason.
+        forms: number of examples so far by format.
     """
 
-    def __init__(self, source: Source, tokenizer: Any) -> None:
-        self.source, self.tokenizer = source, writer_of(source, tokenizer)
+    def __init__(self, kind: RowKind, source: Source | str, tokenizer: Any) -> None:
+        self.kind, self.source = kind, Source.of(source)
+        self.tokenizer = writer_of(self.source, tokenizer)
         self.dropped: Counter[str] = Counter()
         self.forms: Counter[str] = Counter()
 
-    def __iter__(self) -> Iterator[tuple[Triple, bool]]:
-        name, columns, first = self.source.name, set[str](), ""
+    def __iter__(self) -> Iterator[Example]:
+        name, columns, first, known = self.source.name, set[str](), "", set[bytes]()
         for seen, row in enumerate(rows_of(self.source), 1):
             row = standard_row(row, name)
             columns |= row.fields.keys()
             if seen == LOOK and not self.forms:
-                check_columns(columns, name)
-            form, pair = pair_of(row, name, "prompt" in columns, self.tokenizer)
-            if isinstance(pair, str):
-                self.dropped[pair] += 1
+                self.kind.check(columns, name)
+            form, texts = self.kind.read(row, name, columns, self.tokenizer)
+            label = None if self.kind.label is None or isinstance(texts, str) else self.kind.label(row, name)
+            reason = texts if isinstance(texts, str) else self._unusable(texts, label, known)
+            if reason is not None or isinstance(texts, str):
+                self.dropped[str(reason)] += 1
                 first = first or f" (the first is {row.place})"
                 continue
-            form, pair = by_chat(form, pair, self.source, self.tokenizer, f"{name}, {row.place}")
-            self.forms[form] += 1
-            yield pair, by_template(form, self.tokenizer)
+            form, texts = by_chat(
+                form, texts[: 1 + self.kind.responses], self.source, self.tokenizer, f"{name}, {row.place}"
+            )
+            self.forms[form if label is None else f"{form} with label"] += 1
+            yield Example(texts, by_template(form, self.tokenizer), label)
             if self.forms.total() == self.source.limit:
                 break
         if not self.forms:
-            check_columns(columns, name)
-            near = "" if "info" in columns else near_columns(("prompt",), columns)
-            number, reasons = self.dropped.total(), counts(self.dropped)
-            raise LabError(f"None of the {number:,} rows of {name} gives a pair: {reasons}{first}.{near}")
+            self.kind.check(columns, name)
+            article = "an" if self.kind.what == "example" else "a"
+            near = near_columns(("prompt",), columns) if self.kind.responses == 2 and "info" not in columns else ""
+            raise LabError(
+                f"None of the {self.dropped.total():,} rows of {name} gives {article} {self.kind.what}: "
+                f"{counts(self.dropped)}{first}.{near}"
+            )
 
-    def texts(self, pairs: Sequence[tuple[Triple, bool]]) -> PreferenceTexts:
-        """Return pairs as columns, with the present counts."""
-        prompts, chosen, rejected = (list(column) for column in zip(*(pair for pair, _ in pairs), strict=True))
-        forms = " and ".join(sorted(self.forms))
-        templated = [by for _, by in pairs]
-        return PreferenceTexts(prompts, chosen, rejected, self.dropped, self.source.name, forms, templated)
+    def _unusable(self, texts: tuple[str, ...], label: bool | None, known: set[bytes]) -> str | None:
+        """The reason why a row is dropped, or None."""
+        if self.kind.label is not None and label is None:
+            return MISSING
+        empty = [not text.strip() for text in texts[: 1 + self.kind.responses]]
+        if any(empty):
+            return EMPTY_PROMPT if empty[0] else EMPTY_RESPONSE
+        if self.kind.distinct:
+            key = hashlib.blake2b(texts[0].encode(), digest_size=16).digest()
+            if key in known:
+                return REPEATED
+            known.add(key)
+        return None
+
+    @property
+    def form(self) -> str:
+        """The formats of the rows so far."""
+        return " and ".join(sorted(self.forms))
 
 
 def tokenise(
@@ -229,160 +280,87 @@ def tokenise(
     Raises:
         LabError: a limit is below 1, or every pair was dropped.
     """
-    check_limits(max_prompt_tokens, max_response_tokens)
-    rows = _Rows(tokenizer, max_prompt_tokens, max_response_tokens, end_token, too_long)
-    prompts, responses = rows.tokenised(texts)
-    report = rows.report(texts.source)
+    encoder = Encoder(PAIRS.what, tokenizer, max_prompt_tokens, max_response_tokens, end_token, too_long)
+    texts_of = zip(texts.prompts, texts.chosen, texts.rejected, strict=True)
+    prompts, responses, _ = encoder.encode(examples_of(texts_of, texts.templated))
+    report = encoder.report(texts.source)
     return Pairs(Tokens.from_lists(prompts), Tokens.from_lists(responses)), report
 
 
-class _Rows:
-    """Tokenises pairs as `tokenise` does, some at a time, and counts what was dropped and truncated."""
+def examples_of(texts: Iterable[tuple[str, ...]], templated: Sequence[bool]) -> list[Example]:
+    """Return rows as examples. An empty `templated` means that the chat template wrote none of the prompts."""
+    return [Example(one, bool(templated) and templated[place]) for place, one in enumerate(texts)]
+
+
+class Encoder:
+    """Tokenises prompts with their responses as `tokenise` does, some at a time, and counts what is dropped and cut."""
 
     def __init__(
         self,
+        what: str,
         tokenizer: Any,
         max_prompt_tokens: int | None,
         max_response_tokens: int | None,
         end_token: int | None,
         too_long: TooLong,
     ) -> None:
-        self.tokenizer, self.limits = tokenizer, (max_prompt_tokens, max_response_tokens)
-        self.end_token, self.too_long = end_token, too_long
+        check_limits(max_prompt_tokens, max_response_tokens)
+        self.what, self.tokenizer, self.too_long = what, tokenizer, too_long
+        self.max_prompt_tokens, self.max_response_tokens = max_prompt_tokens, max_response_tokens
+        self._opening, self._ends = opening_of(tokenizer), ends_of(tokenizer, end_token)
         self.dropped: Counter[str] = Counter()
         self.kept = self.longest = self.short_prompts = self.short_responses = 0
 
-    def tokenised(self, texts: PreferenceTexts) -> tuple[list[list[int]], list[list[list[int]]]]:
-        """Return the ids of the prompts and of both responses of the pairs that are kept."""
-        tokenizer, (max_prompt_tokens, max_response_tokens) = self.tokenizer, self.limits
-        opening = opening_of(tokenizer)
-        columns = [ids_of(column, tokenizer) for column in (texts.prompts, texts.chosen, texts.rejected)]
-        ends = ends_of(tokenizer, self.end_token)
-        prompts, responses = [], []
-        for place, (prompt, *both) in enumerate(zip(*columns, strict=True)):
-            templated = bool(texts.templated) and texts.templated[place]
-            pair, endings = zip(*(split_end(response, ends, templated, tokenizer) for response in both), strict=True)
-            if prompt and prompt[: len(opening)] != opening:
-                prompt = opening + prompt
-            if any(end in response for response in pair for end in ends):
-                self.dropped[HOLDS_END] += 1
+    def encode(self, examples: Sequence[Example]) -> tuple[list[list[int]], list[list[list[int]]], list[int]]:
+        """Return the ids of the prompts and responses that are kept, and the positions of their examples."""
+        prompts, responses, kept = [], [], []
+        columns = [
+            ids_of(list(column), self.tokenizer) for column in zip(*(one.texts for one in examples), strict=True)
+        ]
+        for place, (prompt, *whole) in enumerate(zip(*columns, strict=True)):
+            if prompt and prompt[: len(self._opening)] != self._opening:
+                prompt = self._opening + prompt
+            asked = last(prompt, self.max_prompt_tokens, len(self._opening))
+            parts = [split_end(ids, self._ends, examples[place].templated, self.tokenizer) for ids in whole]
+            answers = [(body + ending)[: self.max_response_tokens] for body, ending in parts]
+            cut = [was_cut(answer, *part) for answer, part in zip(answers, parts, strict=True)]
+            reason = self._unusable(asked, [body for body, _ in parts], answers, len(asked) < len(prompt) or any(cut))
+            if reason is not None:
+                self.dropped[reason] += 1
                 continue
-            asked = last(prompt, max_prompt_tokens, len(opening))
-            answers = [(ids + ending)[:max_response_tokens] for ids, ending in zip(pair, endings, strict=True)]
-            if not asked:
-                self.dropped[EMPTY_PROMPT] += 1
-            elif not all(answers) or [] in pair:
-                self.dropped[EMPTY_RESPONSE] += 1
-            elif self.too_long == "drop" and (len(asked) < len(prompt) or any(map(was_cut, answers, pair, endings))):
-                self.dropped[TOO_LONG] += 1
-            elif answers[0] == answers[1]:
-                # Different texts can have the same ids. Such a pair contains no preference either.
-                self.dropped[EQUAL_AFTER] += 1
-            else:
-                prompts.append(asked)
-                responses.append(answers)
-                self.longest = max(self.longest, len(asked) + max(map(len, answers)))
-                self.short_prompts += len(asked) < len(prompt)
-                self.short_responses += sum(len(a) < len(b) + bool(ends) for a, b in zip(answers, pair, strict=True))
-        self.kept += len(prompts)
-        return prompts, responses
+            prompts.append(asked)
+            responses.append(answers)
+            kept.append(place)
+            self.longest = max(self.longest, len(asked) + max(map(len, answers), default=0))
+            self.short_prompts += len(asked) < len(prompt)
+            self.short_responses += sum(cut)
+        self.kept += len(kept)
+        return prompts, responses, kept
+
+    def _unusable(self, asked: list[int], bodies: list[list[int]], answers: list[list[int]], cut: bool) -> str | None:
+        """The reason why a row is dropped, or None."""
+        if any(end in body for body in bodies for end in self._ends):
+            return HOLDS_END
+        if not asked:
+            return EMPTY_PROMPT
+        if [] in bodies:
+            return EMPTY_RESPONSE
+        if cut and self.too_long == "drop":
+            return TOO_LONG
+        # Different texts can have the same ids. Such a pair contains no preference either.
+        return EQUAL_AFTER if len(answers) == 2 and answers[0] == answers[1] else None
 
     def report(self, source: str) -> TokenReport:
         """Return the counts.
 
         Raises:
-            LabError: every pair was dropped.
+            LabError: every row was dropped.
         """
         if not self.kept:
             reasons, hint = counts(self.dropped), end_token_hint(self.dropped)
-            raise LabError(f"No pair of {source} remains after tokenisation: {reasons}.{hint}")
-        return TokenReport(self.kept, self.dropped, self.short_prompts, self.short_responses, self.longest)
-
-
-def load_pairs(
-    source: Source | str,
-    tokenizer: Any,
-    max_prompt_tokens: int | None,
-    max_response_tokens: int | None,
-    end_token: int | None,
-    folder: Path,
-    progress: bool = False,
-    too_long: TooLong = "cut",
-) -> tuple[Pairs, list[str]]:
-    """Read and tokenise pairs. More than `IN_MEMORY` pairs are stored in files and mapped into memory.
-
-    The ids of a local file are stored for the next time. Their key is the SHA-256 of the file, the tokenizer, the
-    limits and this package's version. Those of a data set on the Hub are stored only for this run.
-
-    Args:
-        source: as for `load_preferences`.
-        tokenizer: as for `tokenise`.
-        max_prompt_tokens: as for `tokenise`.
-        max_response_tokens: as for `tokenise`.
-        end_token: as for `tokenise`.
-        folder: folder for the stored ids. Each data set has a folder in it.
-        progress: show a progress bar.
-        too_long: as for `tokenise`.
-
-    Returns:
-        the pairs, whose tokens are `StoredTokens` if there are more than `IN_MEMORY`; and two lines of text about the
-        rows that were read, dropped and truncated.
-
-    Raises:
-        LabError: as `load_preferences` and `tokenise`; or the folder cannot be written.
-    """
-    source = Source.of(source)
-    check_limits(max_prompt_tokens, max_response_tokens)
-    limits = (max_prompt_tokens, max_response_tokens, end_token, too_long)
-    key = _key(source, tokenizer, limits)
-    known = token_store.open_pairs(folder / key) if key else None
-    if known is not None:
-        return known[0], list(known[1]["lines"])
-    reading = _Reading(source, tokenizer)
-    rows = _Rows(tokenizer, *limits)
-    pairs = iter(reading)
-    first = list(itertools.islice(pairs, IN_MEMORY + 1))
-    if len(first) <= IN_MEMORY:
-        texts = reading.texts(first)
-        found, report = tokenise(texts, tokenizer, *limits)
-        return found, [texts.summary(), report.summary()]
-    folder = folder / key if key else _temporary(folder)
-    bar = tqdm(desc="tokenise", unit=" pairs", disable=not progress)
-    with bar, token_store.PairWriter(folder, len(tokenizer)) as writer:
-        pairs = itertools.chain(first, pairs)
-        del first
-        while chunk := list(itertools.islice(pairs, CHUNK)):
-            texts = reading.texts(chunk)
-            writer.add(*rows.tokenised(texts))
-            bar.update(len(chunk))
-        said = _summary(source.name, texts.form, reading.forms.total(), reading.dropped)
-        writer.report = {"lines": [said, rows.report(source.name).summary()]}
-    stored = token_store.open_pairs(folder)
-    if stored is None:
-        raise LabError(f"The token ids in {folder} were changed while they were written. Run the command again.")
-    return stored[0], list(stored[1]["lines"])
-
-
-def _key(source: Source, tokenizer: Any, limits: tuple[int | str | None, ...]) -> str:
-    """The key of the ids of a local file, or an empty text for other sources and for tokenizers without a file."""
-    whole = getattr(tokenizer, "backend_tokenizer", None)
-    if not is_local(source.name) or not check_path(source.name, "data").is_file() or whole is None:
-        return ""
-    with check_path(source.name, "data").open("rb") as file:
-        content = hashlib.file_digest(file, "sha256").hexdigest()
-    parts = (
-        KEY_VERSION, content, source.split, source.limit, source.chat, limits, len(tokenizer), whole.to_str(),
-        tokenizer.chat_template, tokenizer.bos_token_id, tokenizer.eos_token_id, chat_turn_end(tokenizer),
-    )  # fmt: skip
-    return hashlib.sha256(repr(parts).encode()).hexdigest()
-
-
-def _temporary(folder: Path) -> Path:
-    """A name for a folder that is removed when the program ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix="run-", dir=folder))
-    atexit.register(shutil.rmtree, made, ignore_errors=True)
-    return made / "pairs"
+            raise LabError(f"No {self.what} of {source} remains after tokenisation: {reasons}.{hint}")
+        what = f"{self.what}s"
+        return TokenReport(self.kept, self.dropped, self.short_prompts, self.short_responses, self.longest, what)
 
 
 def check_limits(max_prompt_tokens: int | None, max_response_tokens: int | None) -> None:

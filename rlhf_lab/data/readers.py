@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import difflib
 import gzip
+import hashlib
 import io
 import itertools
 import json
@@ -17,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
 
@@ -96,6 +97,7 @@ def check_source(source: str, revision: str | None = None) -> bool:
     if not path.exists():
         raise LabError(
             f"There is no data file {source}, and the name cannot belong to a data set on the Hub. Check the path."
+            + (" Several names are separated by spaces." if "," in source else "")
         )
     if path.is_dir():
         raise LabError(f"{source} is a folder. Give one data file in it.")
@@ -104,6 +106,19 @@ def check_source(source: str, revision: str | None = None) -> bool:
     if path.stat().st_size == 0:
         raise LabError(f"{source} is empty.")
     return False
+
+
+def file_sha256(source: str) -> str:
+    """Return the SHA-256 of a local file. A file that has not changed is read only once in a process."""
+    path = check_path(source, "data").resolve()
+    status = path.stat()
+    return _sha256_of(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _sha256_of(path: Path, size: int, changed: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def holds_splits(source: str) -> bool:

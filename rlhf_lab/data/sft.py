@@ -15,35 +15,27 @@ are prompts with targets and a column `label`, which is true if the response is 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from rlhf_lab.batch import Tokens
 from rlhf_lab.data import formats as forms
 from rlhf_lab.data.preferences import (
-    HOLDS_END,
-    LOOK,
-    TOO_LONG,
+    Encoder,
+    Example,
+    Reading,
+    RowKind,
     TokenReport,
     TooLong,
-    check_limits,
-    counts,
-    end_token_hint,
-    ends_of,
-    ids_of,
-    last,
-    opening_of,
-    split_end,
-    was_cut,
+    examples_of,
+    summary,
 )
 from rlhf_lab.data.readers import Row, Source, near_columns, rows_of
 from rlhf_lab.errors import LabError
 
 TARGETS = ("completion", "response", "answer", "output", "target", "summary")
 """Names of the column with the target. The first one that exists is used."""
-
-AGAIN = "repeated prompt"
 
 
 @dataclass(frozen=True)
@@ -73,11 +65,7 @@ class TargetTexts:
 
     def summary(self) -> str:
         """Return a line with the source, the number of examples, and the numbers of dropped rows."""
-        what = "examples" if self.targets else "prompts"
-        return (
-            f"{self.source} ({self.form}): {len(self):,} {what}; dropped {self.dropped.total():,} rows: "
-            f"{counts(self.dropped)}"
-        )
+        return summary(self.source, self.form, len(self), "examples" if self.targets else "prompts", self.dropped)
 
 
 def load_targets(source: Source | str, tokenizer: Any = None) -> TargetTexts:
@@ -86,16 +74,7 @@ def load_targets(source: Source | str, tokenizer: Any = None) -> TargetTexts:
     Raises:
         LabError: the source cannot be read, columns are missing, a row is malformed, or every row was dropped.
     """
-    source = Source.of(source)
-    tokenizer = forms.writer_of(source, tokenizer)
-
-    def example(row: Row, columns: set[str]) -> tuple[str, tuple[str, str] | str]:
-        form, found = _example(row, source.name, columns, tokenizer)
-        if not isinstance(found, str):
-            found = forms.EMPTY_PROMPT if not found[0].strip() else found if found[1].strip() else forms.EMPTY_RESPONSE
-        return form, found
-
-    return _load(source, example, "example", tokenizer)
+    return _load(EXAMPLES, source, tokenizer)
 
 
 def holds_verdicts(source: Source | str) -> bool:
@@ -110,25 +89,7 @@ def load_verdicts(source: Source | str, tokenizer: Any = None) -> TargetTexts:
     Raises:
         LabError: as `load_targets`, or a label is neither true nor false.
     """
-    source = Source.of(source)
-    tokenizer = forms.writer_of(source, tokenizer)
-    labels: list[bool] = []
-
-    def verdict(row: Row, columns: set[str]) -> tuple[str, tuple[str, str] | str]:
-        form, found = _example(row, source.name, columns, tokenizer)
-        label = row.fields.get("label")
-        if isinstance(found, str) or label is None:
-            return form, found if isinstance(found, str) else forms.MISSING
-        if not found[0].strip() or not found[1].strip():
-            return form, forms.EMPTY_RESPONSE if found[0].strip() else forms.EMPTY_PROMPT
-        known = {"true": True, "1": True, "false": False, "0": False}.get(str(label).lower())
-        if known is None:
-            raise LabError(f"{source.name}, {row.place}: `label` is {label!r}; it must be true (desirable) or false.")
-        labels.append(known)
-        return f"{form} with label", found
-
-    texts = _load(source, verdict, "example", tokenizer)
-    return replace(texts, labels=labels)
+    return _load(VERDICTS, source, tokenizer)
 
 
 def load_prompts(source: Source | str, tokenizer: Any = None) -> TargetTexts:
@@ -137,61 +98,34 @@ def load_prompts(source: Source | str, tokenizer: Any = None) -> TargetTexts:
     Raises:
         LabError: as `load_targets`.
     """
-    source = Source.of(source)
-    tokenizer = forms.writer_of(source, tokenizer)
-    known: set[str] = set()
-
-    def prompt(row: Row, columns: set[str]) -> tuple[str, tuple[str, str] | str]:
-        form, found = _prompt(row, source.name, columns, tokenizer)
-        if isinstance(found, str):
-            return form, found
-        if not found[0].strip():
-            return form, forms.EMPTY_PROMPT
-        if found[0] in known:
-            return form, AGAIN
-        known.add(found[0])
-        return form, found
-
-    texts = _load(source, prompt, "prompt", tokenizer)
-    return TargetTexts(texts.prompts, [], texts.dropped, texts.source, texts.form)
+    return _load(PROMPTS, source, tokenizer)
 
 
-def _load(
-    source: Source, read: Callable[[Row, set[str]], tuple[str, tuple[str, str] | str]], what: str, tokenizer: Any
-) -> TargetTexts:
-    name = source.name
-    found: list[tuple[str, str]] = []
-    templated: list[bool] = []
-    dropped: Counter[str] = Counter()
-    seen_forms: Counter[str] = Counter()
-    columns: set[str] = set()
-    seen, first = 0, ""
-    for row in rows_of(source):
-        row = forms.standard_row(row, name)
-        seen += 1
-        columns |= row.fields.keys()
-        if seen == LOOK and not found:
-            _check_columns(columns, name, what)
-        form, one = read(row, columns)
-        if isinstance(one, str):
-            dropped[one] += 1
-            first = first or f" (the first is {row.place})"
-        else:
-            form, one = forms.by_chat(form, one, source, tokenizer, f"{name}, {row.place}")
-            found.append(one)
-            templated.append(forms.by_template(form, tokenizer))
-            seen_forms[form] += 1
-            if len(found) == source.limit:
-                break
-    if not found:
-        _check_columns(columns, name, what)
-        article = "an" if what == "example" else "a"
-        raise LabError(f"None of the {seen:,} rows of {name} gives {article} {what}: {counts(dropped)}{first}.")
-    prompts, targets = (list(column) for column in zip(*found, strict=True))
-    return TargetTexts(prompts, targets, dropped, name, " and ".join(sorted(seen_forms)), templated=templated)
+def _load(kind: RowKind, source: Source | str, tokenizer: Any) -> TargetTexts:
+    reading = Reading(kind, source, tokenizer)
+    examples = list(reading)
+    prompts, *targets = (list(column) for column in zip(*(one.texts for one in examples), strict=True))
+    return TargetTexts(
+        prompts,
+        targets[0] if targets else [],
+        reading.dropped,
+        reading.source.name,
+        reading.form,
+        [one.label for one in examples if one.label is not None],
+        [one.templated for one in examples] if targets else [],
+    )
 
 
-def _check_columns(columns: set[str], source: str, what: str) -> None:
+def _label(row: Row, source: str) -> bool | None:
+    """The label of a row, or None if it has none."""
+    label = row.fields.get("label")
+    known = {"true": True, "1": True, "false": False, "0": False}.get(str(label).lower())
+    if label is not None and known is None:
+        raise LabError(f"{source}, {row.place}: `label` is {label!r}; it must be true (desirable) or false.")
+    return known
+
+
+def _check_columns(columns: set[str], source: str, what: str = "example") -> None:
     pairs = {"chosen", "rejected"} <= columns or columns >= forms.COMPARISON
     turns = any(name in columns for name in forms.TURNS)
     target = any(name in columns for name in TARGETS)
@@ -205,7 +139,7 @@ def _check_columns(columns: set[str], source: str, what: str) -> None:
     )
 
 
-def _example(row: Row, source: str, columns: set[str], tokenizer: Any) -> tuple[str, tuple[str, str] | str]:
+def _example(row: Row, source: str, columns: set[str], tokenizer: Any) -> tuple[str, tuple[str, ...] | str]:
     place = f"{source}, {row.place}"
     if {"chosen", "rejected"} <= columns or columns >= forms.COMPARISON:
         form, pair = forms.pair_of(row, source, "prompt" in columns, tokenizer)
@@ -258,8 +192,8 @@ def _of_turns(
     return prompt, forms.answer_of(turns, prompt, tokenizer, place, tools, continued)
 
 
-def _prompt(row: Row, source: str, columns: set[str], tokenizer: Any) -> tuple[str, tuple[str, str] | str]:
-    """Return the format of a row and its prompt with an empty target, or the reason why there is none."""
+def _prompt(row: Row, source: str, columns: set[str], tokenizer: Any) -> tuple[str, tuple[str, ...] | str]:
+    """Return the format of a row and its prompt, or the reason why there is none."""
     place = f"{source}, {row.place}"
     prompt, chosen = row.fields.get("prompt"), row.fields.get("chosen")
     if prompt is not None and not isinstance(chosen, list):
@@ -282,6 +216,11 @@ def _prompt(row: Row, source: str, columns: set[str], tokenizer: Any) -> tuple[s
     return form, found if isinstance(found, str) else (found[0], "")
 
 
+EXAMPLES = RowKind("example", 1, _example, _check_columns)
+VERDICTS = RowKind("example", 1, _example, _check_columns, _label)
+PROMPTS = RowKind("prompt", 0, _prompt, partial(_check_columns, what="prompt"), distinct=True)
+
+
 def tokenise_prompts(
     prompts: list[str],
     tokenizer: Any,
@@ -294,22 +233,10 @@ def tokenise_prompts(
     Raises:
         LabError: the limit is below 1, or every prompt was dropped.
     """
-    check_limits(max_prompt_tokens, None)
-    opening = opening_of(tokenizer)
-    kept: list[list[int]] = []
-    dropped: Counter[str] = Counter()
-    short = 0
-    for ids in ids_of(prompts, tokenizer) if prompts else []:
-        whole = opening + ids if ids and ids[: len(opening)] != opening else ids
-        asked = last(whole, max_prompt_tokens, len(opening))
-        if not asked or (too_long == "drop" and len(asked) < len(whole)):
-            dropped[TOO_LONG if asked else forms.EMPTY_PROMPT] += 1
-            continue
-        kept.append(asked)
-        short += len(asked) < len(whole)
-    if not kept:
-        raise LabError(f"No prompt of {source} remains after tokenisation: {counts(dropped)}.")
-    return Tokens.from_lists(kept), TokenReport(len(kept), dropped, short, 0, max(map(len, kept)), "prompts")
+    encoder = Encoder(PROMPTS.what, tokenizer, max_prompt_tokens, None, None, too_long)
+    kept, _, _ = encoder.encode([Example((prompt,)) for prompt in prompts])
+    report = encoder.report(source)
+    return Tokens.from_lists(kept), report
 
 
 def tokenise_targets(
@@ -328,39 +255,8 @@ def tokenise_targets(
     Raises:
         LabError: a limit is below 1, or every example was dropped.
     """
-    check_limits(max_prompt_tokens, max_response_tokens)
-    opening = opening_of(tokenizer)
-    ends = ends_of(tokenizer, end_token)
-    prompts: list[list[int]] = []
-    targets: list[list[list[int]]] = []
-    dropped: Counter[str] = Counter()
-    short = {"prompts": 0, "targets": 0}
-    kept: list[int] = []
-    both = zip(ids_of(texts.prompts, tokenizer), ids_of(texts.targets, tokenizer), strict=True)
-    for place, (prompt, target) in enumerate(both):
-        templated = bool(texts.templated) and texts.templated[place]
-        target, ending = split_end(target, ends, templated, tokenizer)
-        whole = opening + prompt if prompt and prompt[: len(opening)] != opening else prompt
-        asked = last(whole, max_prompt_tokens, len(opening))
-        answer = (target + ending)[:max_response_tokens]
-        if any(end in target for end in ends):
-            dropped[HOLDS_END] += 1
-        elif not asked:
-            dropped[forms.EMPTY_PROMPT] += 1
-        elif not target:
-            dropped[forms.EMPTY_RESPONSE] += 1
-        elif too_long == "drop" and (len(asked) < len(whole) or was_cut(answer, target, ending)):
-            dropped[TOO_LONG] += 1
-        else:
-            prompts.append(asked)
-            targets.append([answer])
-            kept.append(place)
-            short["prompts"] += len(asked) < len(whole)
-            short["targets"] += len(answer) < len(target) + len(ending)
-    if not prompts:
-        raise LabError(
-            f"No example of {texts.source} remains after tokenisation: {counts(dropped)}.{end_token_hint(dropped)}"
-        )
-    longest = max(len(p) + len(y) for p, (y,) in zip(prompts, targets, strict=True))
-    report = TokenReport(len(prompts), dropped, short["prompts"], short["targets"], longest, "examples")
+    encoder = Encoder(EXAMPLES.what, tokenizer, max_prompt_tokens, max_response_tokens, end_token, too_long)
+    texts_of = zip(texts.prompts, texts.targets, strict=True)
+    prompts, targets, kept = encoder.encode(examples_of(texts_of, texts.templated))
+    report = encoder.report(texts.source)
     return Tokens.from_lists(prompts), Tokens.from_lists(targets), kept, report

@@ -1,8 +1,9 @@
-"""Cache on disk for the reference policy's log-probabilities, so that they are computed only once for the same data.
+"""log π_ref of given responses: computed when they are first needed, and stored on disk for the next run.
 
 The name of a file is the SHA-256 of everything that determines the numbers: the reference's weights and architecture,
-the ids and masks of prompts and responses, and a version of this code. If a file is damaged or has another shape, the
-numbers are computed and written again. Writing is atomic, so that an interrupted run leaves the old file or none.
+the ids of prompts and responses, the blocks in which they are computed, and a version of this code. If a file is
+damaged or has another shape, the numbers are computed and written again. Writing is atomic, so that an interrupted run
+leaves the old file or none.
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ VERSION = "1"
 """Part of the key. It must change when the computation of log-probabilities changes."""
 
 
-@torch.no_grad()
 def cached_reference_log_probs(
     reference: Policy,
     data: Pairs | tuple[Tokens, Tokens],
@@ -51,18 +51,10 @@ def cached_reference_log_probs(
     Raises:
         LabError: there is no data, or the folder cannot be written.
     """
-    prompts, responses = (data.prompts, data.responses) if isinstance(data, Pairs) else data
-    if len(prompts) == 0:
-        raise LabError("There are no pairs or prompts of which to compute reference log-probabilities. Give some data.")
-    if folder is None:
-        return _compute(reference, prompts, responses, batch_size, progress)
-    key = cache_key(reference, prompts, responses)
-    file = check_path(folder, "folder") / f"{key}.safetensors"
-    known = _read(file, key, tuple(responses.shape[:2]))
-    if known is None:
-        known = _compute(reference, prompts, responses, batch_size, progress)
-        _write(file, key, known)
-    return known
+    rows = ReferenceRows(reference, data, None, batch_size, folder)
+    found = rows.all(progress)
+    rows.save()
+    return found
 
 
 def cache_key(reference: nn.Module, prompts: Tokens, responses: Tokens) -> str:
@@ -90,11 +82,11 @@ def cache_key(reference: nn.Module, prompts: Tokens, responses: Tokens) -> str:
 
 
 class ReferenceRows:
-    """log π_ref(y|x) of pairs, computed when a training step first needs a row, and stored in the cache.
+    """log π_ref(y|x) of responses, computed when a row is first needed, and stored in the cache.
 
-    A step of the first epoch computes the rows of its batch together. These batches are the blocks of the rows:
-    whenever a number is missing, its whole block is computed. The numbers therefore do not depend on what is stored
-    already, and a resumed run has those of an uninterrupted one to the last bit.
+    A training step of the first epoch computes the rows of its batch together. These batches are the blocks of the
+    rows: whenever a number is missing, its whole block is computed. The numbers therefore do not depend on what is
+    stored already, and a resumed run has those of an uninterrupted one to the last bit.
 
     Indexing with row numbers (B,) returns (B, G) in nats, on the CPU.
     """
@@ -104,41 +96,50 @@ class ReferenceRows:
     def __init__(
         self,
         reference: Policy,
-        data: Pairs,
-        order: Tensor,
+        data: Pairs | tuple[Tokens, Tokens],
+        order: Tensor | None,
         batch_size: int,
         folder: str | Path | None,
         accumulate: int = 1,
         context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        log_prob: Callable[[Tokens, Tokens], Tensor] | None = None,
     ) -> None:
         """Read what is stored.
 
         Args:
             reference: the frozen policy.
-            data: N pairs.
-            order: the rows 0 … N − 1 in the order of the first epoch.
+            data: N pairs; or prompts (N, P) and responses (N, G, T).
+            order: the rows 0 … N − 1 in the order of the first epoch. None: in the order of the data.
             batch_size: number of rows of a training step.
             folder: of the cache; None stores nothing.
             accumulate: number of parts in which a block is computed, to save memory.
             context: precision in which the numbers are computed.
+            log_prob: computes log π_ref of some rows. None: `reference.log_prob`.
 
         Raises:
-            LabError: there are no pairs, or the folder cannot be written.
+            LabError: there is no data, or the folder cannot be written.
         """
-        if len(data) == 0:
-            raise LabError("There are no pairs of which to compute reference log-probabilities. Give some data.")
-        self._reference, self._data, self._context = reference, data, context
-        self._batch_size, self._accumulate = min(batch_size, len(data)), accumulate
-        self.shape = data.responses.shape[:2]
-        self._order, self._place = order, torch.empty_like(order)
-        self._place[order] = torch.arange(len(data))
+        prompts, responses = (data.prompts, data.responses) if isinstance(data, Pairs) else data
+        if len(prompts) == 0:
+            raise LabError(
+                "There are no pairs or prompts of which to compute reference log-probabilities. Give some data."
+            )
+        if batch_size < 1:
+            raise LabError(f"batch_size must be at least 1, not {batch_size}.")
+        self._prompts, self._responses, self._context = prompts, responses, context
+        self._log_prob = reference.log_prob if log_prob is None else log_prob
+        self._batch_size, self._accumulate = min(batch_size, len(prompts)), accumulate
+        self.shape = responses.shape[:2]
+        self._order = torch.arange(len(prompts)) if order is None else order
+        self._place = torch.empty_like(self._order)
+        self._place[self._order] = torch.arange(len(prompts))
         double = any(tensor.dtype == torch.float64 for tensor in reference.state_dict().values())
         self._dtype = torch.float64 if double else torch.float32
         self._values = torch.full(self.shape, torch.nan, dtype=self._dtype)
         self._unsaved = 0
         self._file: Path | None = None
         if folder is not None:
-            digest = hashlib.sha256(cache_key(reference, data.prompts, data.responses).encode())
+            digest = hashlib.sha256(cache_key(reference, prompts, responses).encode())
             _add(digest, f"blocks {self._batch_size} {accumulate}", self._order)
             self._key = digest.hexdigest()
             self._file = check_path(folder, "folder") / f"{self._key}.safetensors"
@@ -155,12 +156,18 @@ class ReferenceRows:
     def _compute(self, rows: Tensor) -> None:
         with self._context():
             for part in rows.tensor_split(min(self._accumulate, len(rows))):
-                batch = self._data[part]
-                found = self._reference.log_prob(batch.prompts, batch.responses)
+                found = self._log_prob(self._prompts[part], self._responses[part])
                 self._values[part] = check_finite(found.to("cpu", self._dtype), "log π_ref")
         self._unsaved += len(rows)
-        if self._unsaved >= max(SAVE_AFTER, len(self._data) // 20):
+        if self._unsaved >= max(SAVE_AFTER, len(self._order) // 20):
             self.save()
+
+    def all(self, progress: bool = False) -> Tensor:
+        """Return the numbers of all rows, (N, G). `progress` shows a progress bar."""
+        blocks = self._order.split(self._batch_size)
+        for rows in tqdm(blocks, desc="reference", leave=False, disable=not progress or len(blocks) == 1):
+            self[rows]
+        return self._values
 
     def save(self) -> None:
         """Write the numbers that are known so far to the cache.
@@ -185,16 +192,6 @@ def _add(digest: Any, name: str, tensor: Tensor) -> None:
     digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
     # The tensor is converted to bytes, because numpy has no bfloat16.
     digest.update(tensor.flatten().view(torch.uint8).numpy() if tensor.numel() else b"")
-
-
-def _compute(reference: Policy, prompts: Tokens, responses: Tokens, batch_size: int, progress: bool) -> Tensor:
-    if batch_size < 1:
-        raise LabError(f"batch_size must be at least 1, not {batch_size}.")
-    starts = range(0, len(prompts), batch_size)
-    bar = tqdm(starts, desc="reference", leave=False, disable=not progress or len(starts) == 1)
-    return torch.cat(
-        [reference.log_prob(prompts[i : i + batch_size], responses[i : i + batch_size]).cpu() for i in bar]
-    )
 
 
 def _read(file: Path, key: str, shape: tuple[int, ...]) -> Tensor | None:

@@ -1,14 +1,22 @@
-"""Random generators by seed and step, and the rows of the data that a step trains on."""
+"""Random generators by seed and step, the rows of the data that a step trains on, and log π_ref of these rows."""
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from rlhf_lab.batch import Pairs, Tokens
 from rlhf_lab.errors import LabError
+from rlhf_lab.policies.reference_cache import ReferenceRows
 from rlhf_lab.randomness import Stream
+from rlhf_lab.training import distributed
+from rlhf_lab.training.config import Training
 
 
 def seeded(seed: int, *path: int, device: torch.device | str = "cpu") -> torch.Generator:
@@ -61,3 +69,41 @@ def rows_at(step: int, num_rows: int, batch_size: int, seed: int) -> Tensor:
         parts.append(part)
         first, wanted = first + len(part), wanted - len(part)
     return torch.cat(parts)
+
+
+def reference_rows(
+    reference: Any,
+    data: Pairs | tuple[Tokens, Tokens],
+    training: Training,
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    folder: Path | None = None,
+    held_out: bool = False,
+) -> ReferenceRows:
+    """Return log π_ref of responses, which is computed when a training step or a measurement first needs a row.
+
+    Several processes share the work. They store nothing, because their caches may differ.
+
+    Args:
+        reference: the frozen policy.
+        data: N pairs; or prompts (N, P) and responses (N, G, T).
+        training: settings of the run whose steps need the numbers.
+        context: precision in which the numbers are computed.
+        folder: of the cache; None stores nothing.
+        held_out: whether the rows are measured in their order, and not trained on.
+
+    Raises:
+        LabError: there is no data.
+    """
+    number = len(data if isinstance(data, Pairs) else data[0])
+    shuffled = training.batch_size < number and not held_out
+    alone = distributed.world_size() == 1
+    return ReferenceRows(
+        reference,
+        data,
+        epoch_order(number, training.seed, 0) if shuffled else None,
+        training.batch_size,
+        folder if alone else None,
+        training.accumulate if alone else 1,
+        context,
+        partial(distributed.map_rows, reference.log_prob),
+    )

@@ -33,7 +33,7 @@ TOLD: dict[str, dict[str, Any]] = {
 }
 PAIR_LOSS = {"chosen_penalty": 50.0, "nll_weight": 1.0, "reward_shift": 0.0}
 EVERYWHERE: dict[str, Any] = {"scale": "tree", "resume": False, "batch_size": 24, **PAIR_LOSS}
-EVERYWHERE |= {"eval_fraction": None, "warmup_ratio": None, "lora_dropout": 0.0}
+EVERYWHERE |= {"data_weights": (), "eval_fraction": None, "warmup_ratio": None, "lora_dropout": 0.0}
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from tiny_models import tiny_tokenizer
 
 from rlhf_lab.cli.train import data
 from rlhf_lab.cli.train.data import data_mark, load_data, original_of, sample_pairs, token_limits
-from rlhf_lab.data import preferences, sft
+from rlhf_lab.data import loading
 from rlhf_lab.errors import LabError
 
 TOKENIZER = tiny_tokenizer(["What is one and two? It is three.", "Say it again."], vocab=300)
@@ -27,27 +27,21 @@ def ids(text: str) -> list[int]:
     return TOKENIZER(text, add_special_tokens=False)["input_ids"]
 
 
-@pytest.mark.parametrize(
-    ("kind", "module", "loader"),
-    [
-        ("pairs", preferences, "load_pairs"),
-        ("targets", sft, "load_targets"),
-        ("prompts", sft, "load_prompts"),
-    ],
-)
-def test_split_revision_folder_and_limit_reach_the_source(kind, module, loader, monkeypatch):
+@pytest.mark.parametrize("kind", ["pairs", "targets", "prompts"])
+def test_split_revision_folder_and_limit_reach_the_source(kind, monkeypatch):
     """The values are the options' names, so that two which trade places are seen."""
 
     class Seen(Exception):
         pass
 
-    def load(source, tokenizer, *limits):
-        raise Seen(source)
+    def load(kind, source, tokenizer, *limits):
+        raise Seen(kind, source, limits[:3], limits[-1])
 
-    monkeypatch.setattr(module, loader, load)
+    monkeypatch.setattr(loading, "load_rows", load)
     with pytest.raises(Seen) as seen:
-        load_data(settings_of("train dpo", limit=5), kind, TOKENIZER, (8, 8))
-    (source,) = seen.value.args
+        load_data(settings_of("train dpo", limit=5), kind, TOKENIZER, (8, 9))
+    given, source, limits, too_long = seen.value.args
+    assert (given, limits, too_long) == (kind, (8, 9, END), "drop")
     assert (source.name, source.split, source.revision, source.folder, source.limit, source.chat) == (
         "some-data", "some-data_split", "some-data_revision", "some-data_folder", 5, "off",
     )  # fmt: skip

@@ -3,7 +3,6 @@
 import importlib
 import inspect
 import json
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,7 +26,7 @@ from rlhf_lab.policies import loading
 from rlhf_lab.policies.language_model import LanguageModelPolicy
 from rlhf_lab.rewards.language_model import LanguageModelReward
 from rlhf_lab.rewards.ranker import BaselineReward, PairwiseRanker
-from rlhf_lab.training import seeded
+from rlhf_lab.training import rows, seeded
 
 TOKENIZER = tiny_tokenizer(["What is one and two? It is three.", "Say it again."], vocab=300)
 PROMPTS = Tokens.from_lists([[5, 6 + i] for i in range(6)])
@@ -92,8 +91,7 @@ def fitted(monkeypatch, policy, method: str, algorithm: str, data: Data, module:
     monkeypatch.setattr(Job, "reference", lambda self: REFERENCE)
     monkeypatch.setattr(Job, "reward", lambda self: REWARD)
     monkeypatch.setattr(Job, "drawing", lambda self, policy: (DRAWING, policy))
-    monkeypatch.setattr(Job, "reference_log_probs", lambda self, reference, data: (KNOWN, reference, data))
-    monkeypatch.setattr(Job, "reference_rows", lambda self, reference, data: nullcontext((KNOWN, reference, data)))
+    monkeypatch.setattr(Job, "reference_rows", lambda self, reference, data, held_out=False: (KNOWN, reference, data))
     runs = []
 
     def run(settings, word, kind, fit, save=None):
@@ -131,8 +129,7 @@ def test_kto_gets_both_sides_of_pairs_or_verdicts_as_they_are(monkeypatch, polic
     assert torch.equal(call.verdicts.desirable.flatten(), LABELS.flatten())
     assert call.verdicts.responses.tolist() == TARGETS.tolist() and call.verdicts.prompts.tolist() == PROMPTS.tolist()
     assert call.settings == found.settings.kto and call.reference is REFERENCE and found.kind == "verdicts"
-    assert call.reference_log_probs[:2] == (KNOWN, REFERENCE)
-    assert call.reference_log_probs[2][1].tolist() == TARGETS.tolist()
+    assert call.reference_log_probs(TARGETS) == (KNOWN, REFERENCE, (call.verdicts.prompts, TARGETS))
     both = fitted(monkeypatch, policy, "kto", "kto", Data(pairs=PAIRS))
     loop_is_the_command_s(both, 5)
     assert both.call.verdicts.responses.tolist() == PAIRS.responses.tolist()
@@ -352,19 +349,33 @@ def test_reference_log_probabilities_are_kept_apart_by_precision_and_computed_in
     monkeypatch, policy, precision, tmp_path
 ):
     """The key of the cache knows nothing of autocast, so the folder must."""
-    seen = []
+    computed = []
 
-    def cached(reference, data, folder, batch_size, progress=False):
-        seen.append((reference, data, folder, batch_size, torch.is_autocast_enabled("cpu")))
-        return KNOWN
+    def log_prob(prompts, responses):
+        computed.append(torch.is_autocast_enabled("cpu"))
+        return real(prompts, responses)
 
-    monkeypatch.setattr(runner, "cached_reference_log_probs", cached)
-    made = job_of(policy, precision=precision, reference_cache=tmp_path, batch_size=3)
-    assert made.reference_log_probs(REFERENCE, PAIRS) is KNOWN
-    assert seen == [(REFERENCE, PAIRS, tmp_path / precision, 3, precision == "bf16")]
-    monkeypatch.setattr(runner.hub_lookup, "cache_folder", lambda: Path("lab"))
-    job_of(policy, precision=precision, reference_cache=None).reference_log_probs(REFERENCE, PAIRS)
-    assert seen[1][2] == Path("lab") / "reference" / precision
+    frozen = policy.copy().frozen()
+    real = frozen.log_prob
+    monkeypatch.setattr(frozen, "log_prob", log_prob, raising=False)
+    made = job_of(policy, precision=precision, reference_cache=tmp_path, batch_size=3, accumulate=1)
+    known = made.reference_rows(frozen, PAIRS)
+    assert computed == [] and not list(tmp_path.iterdir())
+    first = rows.epoch_order(5, made.settings.seed, 0)[:3]  # the rows of the first step
+    known[first[:1]]
+    assert computed == [precision == "bf16"]
+    known[first]
+    assert len(computed) == 1
+    held = made.reference_rows(frozen, (PAIRS.prompts, PAIRS.responses), held_out=True)
+    held[torch.arange(3)]
+    assert len(computed) == 2  # the first rows of the data
+    made.save_reference_rows()
+    assert len(list((tmp_path / precision).iterdir())) == 2 == len(list(tmp_path.rglob("*.safetensors")))
+    monkeypatch.setattr(runner.hub_lookup, "cache_folder", lambda: tmp_path / "lab")
+    other = job_of(policy, precision=precision, reference_cache=None)
+    other.reference_rows(frozen, PAIRS)[torch.tensor([0])]
+    other.save_reference_rows()
+    assert len(list((tmp_path / "lab" / "reference" / precision).iterdir())) == 1
 
 
 def test_vllm_draws_from_the_reference_without_its_adapters(monkeypatch):
@@ -528,7 +539,7 @@ def test_saved_pairs_have_the_chosen_text_under_chosen_and_no_special_tokens(tmp
 
 def test_a_card_tells_the_last_step_and_every_setting():
     record = {"method": "dpo", "steps": 2, "dpo": {"beta": 0.3}}
-    text = model_card.model_card("dpo", record, "m", "d", [], [{"loss": 0.7}, {"loss": 0.2}], "cpu", 1.0, "Loads.")
+    text = model_card.model_card("dpo", record, "m", ["d"], [], [{"loss": 0.7}, {"loss": 0.2}], "cpu", 1.0, "Loads.")
     assert "- loss: 0.2" in text and "- loss: 0.7" not in text and "| dpo.beta | 0.3 |" in text
 
 

@@ -7,6 +7,7 @@ from tiny_models import tiny_tokenizer
 
 from rlhf_lab.data import formats as forms
 from rlhf_lab.data import sft as data
+from rlhf_lab.data.preferences import HOLDS_END, REPEATED
 from rlhf_lab.data.readers import Source
 from rlhf_lab.data.sft import TargetTexts, load_prompts, load_targets, load_verdicts, tokenise_targets
 from rlhf_lab.errors import LabError
@@ -66,7 +67,7 @@ def test_prompts_stand_once_and_a_limit_stops_the_reading(tmp_path):
     rows = [json.dumps({"prompt": p}) for p in ("a", "a", "b")]
     path.write_text("\n".join([*rows, "{broken"]))
     texts = load_prompts(Source(str(path), limit=2))
-    assert texts.prompts == ["a", "b"] and texts.dropped == {data.AGAIN: 1} and "2 prompts" in texts.summary()
+    assert texts.prompts == ["a", "b"] and texts.dropped == {REPEATED: 1} and "2 prompts" in texts.summary()
     with pytest.raises(LabError, match="line 4: malformed JSON"):
         load_prompts(str(path))
 
@@ -105,7 +106,7 @@ def test_targets_are_tokenised_apart_end_once_and_are_cut_with_a_count():
     assert prompts.tolist() == [[ids[c] for c in "cde"], [ids["a"]]] and kept == [0, 1]
     assert targets.tolist() == [[[ids[c] for c in "wxyz"]], [[ids["w"], ids["x"], end]]]
     assert (report.truncated_prompts, report.truncated_responses, report.longest) == (1, 1, 7)
-    assert report.dropped == {data.HOLDS_END: 1, forms.EMPTY_PROMPT: 1} and "2 examples" in report.summary()
+    assert report.dropped == {HOLDS_END: 1, forms.EMPTY_PROMPT: 1} and "2 examples" in report.summary()
 
 
 def test_places_are_those_of_the_texts_that_were_given():

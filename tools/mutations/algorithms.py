@@ -1188,14 +1188,14 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "data",
             "log π_ref of the first rows beside the drawn ones",
-            "batch, known[rows.to(known.device)], z, doubt",
-            "batch, known[: len(rows)], z, doubt",
+            "batch, _at(known, rows), z, doubt",
+            "batch, _at(known, torch.arange(len(rows))), z, doubt",
         ),
         Mutation(
             "data",
             "log π_ref of the mismatched responses of the first rows",
-            "known_other[rows.to(known_other.device)]",
-            "known_other[: len(rows)]",
+            "(other[rows], _at(known, rows))",
+            "(other[rows], _at(known, torch.arange(len(rows))))",
         ),
         Mutation(
             "norm",
@@ -1228,11 +1228,10 @@ MUTATIONS: list[Mutation] = [
             "right = above",
         ),
         Mutation(
-            "edge",
-            "the reference: the last, incomplete batch is left out",
-            "starts = range(0, len(prompts), training.batch_size)",
-            "starts = range(0, max(len(prompts) - training.batch_size + 1, 1), training.batch_size)",
+            "data",
+            "given log π_ref is computed again",
+            "known = given if isinstance(given, Tensor) else computed(verdicts.responses)",
+            "known = computed(verdicts.responses)",
         ),
-        Mutation("data", "given log π_ref is computed again", "if known is None:", "if True:"),
     ),
 ]

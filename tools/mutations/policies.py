@@ -944,8 +944,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "data",
             "the last rows, which do not fill a batch, are left out",
-            "starts = range(0, len(prompts), batch_size)",
-            "starts = range(0, len(prompts) - batch_size + 1, batch_size)",
+            "blocks = self._order.split(self._batch_size)",
+            "blocks = self._order[: len(self._order) // self._batch_size * self._batch_size].split(self._batch_size)",
             near="policies/test_reference_cache.py::test_the_second_call_reads_what_the_first_computed",
         ),
     ),

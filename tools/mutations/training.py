@@ -339,6 +339,17 @@ MUTATIONS: list[Mutation] = [
         ),
     ),
     *in_file(
+        "training/rows.py",
+        ["cli/test_plumbing.py"],
+        Mutation(
+            "data",
+            "log π_ref of held-out rows is computed in the order of training",
+            "shuffled = training.batch_size < number and not held_out",
+            "shuffled = training.batch_size < number",
+            near="cli/test_plumbing.py::test_reference_log_probabilities_are_kept_apart_by_precision_and_computed_in_it",
+        ),
+    ),
+    *in_file(
         "training/loop.py",
         ["training/test_evaluation.py"],
         Mutation(

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rlhf_lab.batch import Pairs, Tokens
 from rlhf_lab.cli.train.settings import WORLD, PairSettings
-from rlhf_lab.data import preferences, sft
-from rlhf_lab.data.readers import Source, check_source, holds_splits, is_local
-from rlhf_lab.errors import LabError, check_path, refuse_unused
+from rlhf_lab.data import loading, sft, token_store
+from rlhf_lab.data.loading import Kind as Kind  # also for other commands
+from rlhf_lab.data.readers import Source, check_source, file_sha256, holds_splits, is_local
+from rlhf_lab.errors import LabError, refuse_unused
 from rlhf_lab.policies.base import Policy, Reward
 from rlhf_lab.policies.hub_lookup import cache_folder
 from rlhf_lab.policies.transformer.shared_prefix_forward import context_length
 from rlhf_lab.randomness import Stream
 from rlhf_lab.training import distributed, seeded
-
-Kind = Literal["pairs", "targets", "prompts", "verdicts"]
 
 TOKENS = 256
 """Default maximum length of a prompt and of a response, in tokens."""
@@ -64,17 +62,9 @@ class Data:
         prompts = self.prompts if self.pairs is None else self.pairs.prompts
         responses = self.targets if self.pairs is None else self.pairs.responses
         assert prompts is not None
-        found = []
-        for start in range(0, len(prompts), 4096):  # stored data are padded, part by part, when they are read
-            part = slice(start, start + 4096)
-            asked = prompts[part].tolist()
-            both = zip(asked, asked if responses is None else responses[part].tolist(), strict=True)
-            found += [(_digest(prompt), _digest([prompt, answers])) for prompt, answers in both]
-        return found
-
-
-def _digest(ids: Any) -> bytes:
-    return hashlib.blake2b(str(ids).encode(), digest_size=16).digest()
+        asked = prompts.keys()
+        answers = asked if responses is None else responses.keys()
+        return [(prompt, prompt + rest) for prompt, rest in zip(asked, answers, strict=True)]
 
 
 def check_data(settings: Any, split_given: bool = True) -> None:
@@ -93,14 +83,21 @@ def check_data(settings: Any, split_given: bool = True) -> None:
         refuse_unused(settings, hub_only, "on data of a world; it is for data sets on the Hub")
         texts_only = [name for name in ("chat", "too_long") if isinstance(getattr(settings, name, None), str)]
         refuse_unused(settings, texts_only, "on data of a world; it is for texts of a file or of the Hub")
-    elif is_local(settings.data):
-        check_source(settings.data)
+        return
+    names = sources_of(settings)
+    for name in names:
+        check_source(name, None if is_local(name) else settings.data_revision)
+    if all(map(is_local, names)):
         refuse_unused(settings, hub_only, "on a local file; it is for data sets on the Hub")
-        if split_given and not holds_splits(settings.data):
-            reason = f"on {settings.data}, a file without splits; only a .json file can have splits"
+        if split_given and not any(map(holds_splits, names)):
+            what = "a file without splits" if len(names) == 1 else "files without splits"
+            reason = f"on {' and '.join(names)}, {what}; only a .json file can have splits"
             refuse_unused(settings, ["data_split"], reason)
-    else:
-        check_source(settings.data, settings.data_revision)
+
+
+def sources_of(settings: Any) -> tuple[str, ...]:
+    """Return the names of the data of a command."""
+    return (settings.data,) if isinstance(settings.data, str) else settings.data
 
 
 def held_out_of(settings: Any) -> Any:
@@ -110,7 +107,7 @@ def held_out_of(settings: Any) -> Any:
     """
     if settings.eval_data is None:
         return None
-    same = settings.eval_data == settings.data
+    same = settings.eval_data in sources_of(settings)
     # Settings without effect on these data are refused: a world has no texts, and only its pairs are labelled here.
     other: dict[str, Any] = {"chat": "auto", "too_long": "cut"}
     if not settings.eval_data.startswith(WORLD):
@@ -118,6 +115,7 @@ def held_out_of(settings: Any) -> Any:
     return replace(
         settings,
         data=settings.eval_data,
+        data_weights=(),
         data_split=settings.eval_split,
         data_revision=settings.data_revision if same else None,
         data_folder=settings.data_folder if same else None,
@@ -137,14 +135,15 @@ def load_world(name: str) -> Any:
     return text.load(name)
 
 
-def data_mark(settings: Any) -> dict[str, str]:
+def data_mark(settings: Any) -> dict[str, str | list[str | None]]:
     """Return the SHA-256 of the local data files, for run.json. Other data have none."""
-    marks = {}
+    marks: dict[str, str | list[str | None]] = {}
     for name in ("data", "original", "eval_data"):
         source = getattr(settings, name, None)
-        if source is not None and not source.startswith("world:") and is_local(source):
-            with check_path(source, name).open("rb") as file:
-                marks[f"{name}_sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
+        if isinstance(source, tuple):
+            marks[f"{name}_sha256"] = [file_sha256(one) if is_local(one) else None for one in source]
+        elif source is not None and not source.startswith(WORLD) and is_local(source):
+            marks[f"{name}_sha256"] = file_sha256(source)
     return marks
 
 
@@ -155,6 +154,7 @@ def original_of(settings: Any) -> Any:
     return replace(
         settings,
         data=settings.original,
+        data_weights=(),
         data_split=settings.original_split or settings.data_split,
         data_revision=settings.original_revision,
         data_folder=settings.original_folder,
@@ -190,34 +190,93 @@ def token_limits(settings: Any, config: Any, tokenizer: Any) -> tuple[int, int]:
 def load_data(settings: Any, kind: Kind, tokenizer: Any, limits: tuple[int, int]) -> Data:
     """Read and tokenise the data. Pairs of a world are not read but sampled, see `sample_pairs`.
 
+    Several data are mixed: all their rows, or with `data_weights` the rows that `mixture` selects.
+
     Raises:
-        LabError: as the loaders of `rlhf_lab.data`.
+        LabError: as the loaders of `rlhf_lab.data`; some of several data have labels and others have none.
     """
     if settings.world is not None:
         return Data() if kind in ("pairs", "verdicts") else _from_world(settings, kind, tokenizer, limits)
     chat: Any = getattr(settings, "chat", "auto")
-    where = Source(
-        settings.data, settings.data_split, settings.data_revision, settings.data_folder, settings.limit,
-        "auto" if isinstance(chat, bool) else chat,
-    )  # fmt: skip
-    too_long: Any = getattr(settings, "too_long", "cut")
-    end = tokenizer.eos_token_id
-    if kind == "verdicts" and not sft.holds_verdicts(where):
-        kind = "pairs"
+    where = [
+        Source(
+            name, settings.data_split, settings.data_revision, settings.data_folder, settings.limit,
+            "auto" if isinstance(chat, bool) else chat,
+        )
+        for name in sources_of(settings)
+    ]  # fmt: skip
+    if kind == "verdicts":
+        kind = _kind_of_labels(where)
+    parts = [
+        loading.load_rows(
+            kind, source, tokenizer, *limits, tokenizer.eos_token_id, cache_folder() / "tokens",
+            distributed.shows_progress(settings.progress), getattr(settings, "too_long", "cut"),
+        )
+        for source in where
+    ]  # fmt: skip
+    (prompts, responses, labels), said = parts[0]
+    if len(parts) > 1:
+        prompts, responses, labels = token_store.join([part.rows for part in parts])
     if kind == "pairs":
-        folder = cache_folder() / "tokens"
-        progress = distributed.shows_progress(settings.progress)
-        pairs, said = preferences.load_pairs(where, tokenizer, *limits, end, folder, progress, too_long)
-        return Data(pairs=pairs, said=said)
-    if kind in ("targets", "verdicts"):
-        load = sft.load_targets if kind == "targets" else sft.load_verdicts
-        examples = load(where, tokenizer)
-        prompts, targets, kept, report = sft.tokenise_targets(examples, tokenizer, *limits, end, too_long)
-        labels = torch.tensor([[examples.labels[i]] for i in kept]) if examples.labels else None
-        return Data(prompts=prompts, targets=targets, labels=labels, said=[examples.summary(), report.summary()])
-    asked = sft.load_prompts(where, tokenizer)
-    prompts, report = sft.tokenise_prompts(asked.prompts, tokenizer, limits[0], settings.data, too_long)
-    return Data(prompts=prompts, said=[asked.summary(), report.summary()])
+        assert responses is not None
+        data = Data(pairs=Pairs(prompts, responses), said=said)
+    else:
+        data = Data(prompts=prompts, targets=responses, labels=labels, said=said)
+    return data if len(parts) == 1 else _mixed(data, [source.name for source in where], parts, settings)
+
+
+def _kind_of_labels(sources: Sequence[Source]) -> Kind:
+    """Whether KTO's data have labels of responses, or are preference pairs."""
+    labelled = [sft.holds_verdicts(source) for source in sources]
+    if any(labelled) and not all(labelled):
+        one, other = sources[labelled.index(True)].name, sources[labelled.index(False)].name
+        raise LabError(
+            f"{one} has labels of responses, and {other} has none. Mixed data must all have labels, or all be "
+            f"preference pairs."
+        )
+    return "verdicts" if all(labelled) else "pairs"
+
+
+def _mixed(data: Data, names: Sequence[str], parts: Sequence[loading.LoadedRows], settings: Any) -> Data:
+    """Select the rows of several data that are used, and report them for each of the data."""
+    sizes = [len(part.rows.prompts) for part in parts]
+    rows = mixture(sizes, settings.data_weights, settings.seed)
+    whole = torch.cat(rows)
+    mixed, shares = data[whole] if settings.data_weights else data, []
+    mixed.said = []
+    for name, part, used, size in zip(names, parts, rows, sizes, strict=True):
+        mixed.said += [part.said[0], f"{name}: {part.said[1]}"]  # the second line does not name its data
+        shares.append(f"{name}: {len(used):,} of {size:,} rows, {len(used) / len(whole):.1%} of an epoch")
+    mixed.said.append(f"mixture of {len(whole):,} rows: {'; '.join(shares)}")
+    return mixed
+
+
+def mixture(sizes: Sequence[int], weights: Sequence[float], seed: int) -> list[Tensor]:
+    """Select the rows of several data that make up an epoch.
+
+    With weights wᵢ, divided by their sum, and nᵢ rows, an epoch has N = min nᵢ/wᵢ rows. This is the largest number for
+    which no row is needed twice. Of each data wᵢ N rows are selected at random, rounded to whole rows and at least one.
+    They are the same in every epoch.
+
+    Args:
+        sizes: nᵢ ≥ 1.
+        weights: wᵢ > 0; or none, which selects all rows.
+        seed: of the run.
+
+    Returns:
+        the selected rows of each data, in increasing order. The rows of all data are counted one after the other.
+    """
+    total = sum(weights)
+    longest = min(n * total / w for n, w in zip(sizes, weights, strict=True)) if weights else 0.0
+    rows, start = [], 0
+    for place, number in enumerate(sizes):
+        part = torch.arange(number)
+        if weights:
+            wanted = min(max(round(longest * weights[place] / total), 1), number)
+            part = torch.randperm(number, generator=seeded(seed, Stream.DATA_MIXTURE, place))[:wanted].sort().values
+        rows.append(part + start)
+        start += number
+    return rows
 
 
 def _from_world(settings: Any, kind: Kind, tokenizer: Any, limits: tuple[int, int]) -> Data:

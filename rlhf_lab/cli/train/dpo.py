@@ -41,10 +41,8 @@ def _fit(job: Job) -> History:
     assert pairs is not None
     reference = job.reference() if loss.needs_reference else None
     training, evaluation = job.training(len(pairs)), pair_evaluation(job, reference, loss)
-    if reference is None:
-        return dpo(job.policy, None, pairs, loss, training, evaluation=evaluation)
-    with job.reference_rows(reference, pairs) as known:
-        return dpo(job.policy, reference, pairs, loss, training, reference_log_probs=known, evaluation=evaluation)
+    known = None if reference is None else job.reference_rows(reference, pairs)
+    return dpo(job.policy, reference, pairs, loss, training, reference_log_probs=known, evaluation=evaluation)
 
 
 def pair_evaluation(job: Job, reference: Policy | None, loss: DPO) -> Evaluation | None:
@@ -52,7 +50,7 @@ def pair_evaluation(job: Job, reference: Policy | None, loss: DPO) -> Evaluation
 
     def make(held: Data) -> Evaluation:
         assert held.pairs is not None
-        known = job.reference_log_probs(reference, held.pairs) if reference is not None else None
+        known = None if reference is None else job.reference_rows(reference, held.pairs, held_out=True)
         return held_out_pairs(job.policy, reference, held.pairs, loss, known)
 
     return job.evaluation_of(make)

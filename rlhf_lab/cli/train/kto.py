@@ -7,15 +7,16 @@ the chosen one is desirable and the rejected one is not.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, ClassVar
 
-from torch import Tensor
-
 from rlhf_lab.algorithms.kto import KTO, Verdicts, held_out_verdicts, kto
+from rlhf_lab.batch import Tokens
 from rlhf_lab.cli.train.data import Data
 from rlhf_lab.cli.train.runner import History, Job, run
 from rlhf_lab.cli.train.settings import Flat, PairSettings
 from rlhf_lab.errors import Positive
+from rlhf_lab.policies.reference_cache import ReferenceRows
 from rlhf_lab.training import Evaluation
 
 
@@ -44,17 +45,18 @@ def _fit(job: Job) -> History:
     verdicts, settings = _verdicts(job.data), job.settings.kto
     reference = job.reference()
 
-    def known(verdicts: Verdicts) -> Tensor | None:
-        return job.reference_log_probs(reference, (verdicts.prompts, verdicts.responses))
-
     def measure(held: Data) -> Evaluation:
         apart = _verdicts(held)
-        return held_out_verdicts(job.policy, reference, apart, settings, known(apart))
+        log_probs = partial(known, apart, held_out=True)
+        return held_out_verdicts(job.policy, reference, apart, settings, log_probs)
+
+    def known(verdicts: Verdicts, responses: Tokens, held_out: bool = False) -> ReferenceRows:
+        return job.reference_rows(reference, (verdicts.prompts, responses), held_out)
 
     training, evaluation = job.training(len(verdicts)), job.evaluation_of(measure)
     return kto(
         job.policy, reference, verdicts, settings, training,
-        reference_log_probs=known(verdicts), evaluation=evaluation,
+        reference_log_probs=partial(known, verdicts), evaluation=evaluation,
     )  # fmt: skip
 
 

@@ -28,7 +28,7 @@ def model_card(
     method: str,
     record: dict[str, Any],
     model: str,
-    data: str,
+    data: Sequence[str],
     said: Sequence[str],
     history: list[dict[str, float]],
     device: str,
@@ -41,7 +41,7 @@ def model_card(
         method: the name of the method on the command line.
         record: the settings, as in run.json.
         model: the model before training.
-        data: the source of the data.
+        data: the names of the data.
         said: lines about the data.
         history: the history of the training.
         device: the device of the run.
@@ -60,7 +60,7 @@ def model_card(
             *_metadata(method, model, data),
             f"# {WHAT[method]}",
             "",
-            f"Made from `{model}` with data from `{data}` by `rlhf-lab train {method}` (rlhf_lab "
+            f"Made from `{model}` with data from {_named(data)} by `rlhf-lab train {method}` (rlhf_lab "
             f"{rlhf_lab.__version__}, torch {torch.__version__}, transformers {transformers.__version__}, {device}; "
             f"{seconds:,.0f} s).",
             loads_with,
@@ -84,7 +84,7 @@ def model_card(
     )
 
 
-def pairs_card(settings: dict[str, Any], model: str, data: str, said: Sequence[str], count: int) -> str:
+def pairs_card(settings: dict[str, Any], model: str, data: Sequence[str], said: Sequence[str], count: int) -> str:
     """Return the card of a data set of preference pairs that the lab made."""
     rows = [f"| {name} | {value} |" for name, value in flat(settings) if value is not None]
     return "\n".join(
@@ -100,8 +100,8 @@ def pairs_card(settings: dict[str, Any], model: str, data: str, said: Sequence[s
             "# Preference pairs",
             "",
             f"{count:,} pairs in the columns `prompt`, `chosen` and `rejected`, which TRL's trainers can read. Both "
-            f"responses were sampled from `{model}` for prompts of `{data}` and labelled by a reward, not by a person "
-            f"(rlhf_lab {rlhf_lab.__version__}). `datasets.load_dataset(FOLDER)` reads the pairs.",
+            f"responses were sampled from `{model}` for prompts of {_named(data)} and labelled by a reward, not by a "
+            f"person (rlhf_lab {rlhf_lab.__version__}). `datasets.load_dataset(FOLDER)` reads the pairs.",
             "",
             *[f"- {line}" for line in said],
             "",
@@ -113,7 +113,11 @@ def pairs_card(settings: dict[str, Any], model: str, data: str, said: Sequence[s
     )
 
 
-def _metadata(method: str, model: str, data: str) -> list[str]:
+def _named(data: Sequence[str]) -> str:
+    return " and ".join(f"`{name}`" for name in data)
+
+
+def _metadata(method: str, model: str, data: Sequence[str]) -> list[str]:
     """Return the YAML header for the Hub. It contains only names of models and data sets on the Hub."""
     from rlhf_lab.data.readers import is_local
     from rlhf_lab.policies.hub_lookup import is_hub_name
@@ -122,8 +126,8 @@ def _metadata(method: str, model: str, data: str) -> list[str]:
     head = ["---", "library_name: transformers"]
     if is_hub_name(model) and not Path(model).exists() and model not in SHIPPED and model != SMOLLM2:
         head.append(f"base_model: {model}")
-    if is_hub_name(data) and not is_local(data):
-        head += ["datasets:", f"- {data}"]
+    if found := [name for name in data if is_hub_name(name) and not is_local(name)]:
+        head += ["datasets:", *(f"- {name}" for name in found)]
     return [*head, "tags:", "- rlhf_lab", f"- {method}", "---", ""]
 
 

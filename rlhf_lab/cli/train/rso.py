@@ -70,10 +70,8 @@ def _fit(job: Job) -> History:
     else:
         # The temperature and top_k of the settings are those of the candidates, which the reference samples.
         evaluation = job.reward_evaluation(job.policy, reward, None, settings.beta, reference)
-    if not loss.needs_reference:
-        return dpo(job.policy, None, pairs, loss, training, "rso", evaluation=evaluation)
-    with job.reference_rows(reference, pairs) as known:
-        return dpo(job.policy, reference, pairs, loss, training, "rso", known, evaluation)
+    known = job.reference_rows(reference, pairs) if loss.needs_reference else None
+    return dpo(job.policy, None if known is None else reference, pairs, loss, training, "rso", known, evaluation)
 
 
 def _pairs(job: Job, reference: Policy, reward: Reward) -> Pairs:
@@ -91,6 +89,6 @@ def _pairs(job: Job, reference: Policy, reward: Reward) -> Pairs:
     )
     job.say(f"{len(pairs):,} pairs made from {len(prompts):,} prompts; {dropped:,} with equal responses were dropped")
     record = {**checkpoint.plain(settings.rso), "reward": settings.reward, "seed": settings.seed}
-    text = pairs_card(record, settings.model, settings.data, job.said, len(pairs))
+    text = pairs_card(record, settings.model, settings.sources, job.said, len(pairs))
     distributed.on_main_process(lambda: save_pairs(pairs, job.tokenizer, settings.out / "pairs", text))
     return pairs

@@ -21,8 +21,8 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from rlhf_lab.algorithms import on_policy
 from rlhf_lab.batch import Pairs, Tokens
@@ -64,13 +63,12 @@ from rlhf_lab.policies.loading import (
     show_progress_bars,
 )
 from rlhf_lab.policies.lora import AdapterReference, LoraPolicy, check_lora_rank, with_lora
-from rlhf_lab.policies.reference_cache import ReferenceRows, cached_reference_log_probs
+from rlhf_lab.policies.reference_cache import ReferenceRows
 from rlhf_lab.policies.transformer.cuda_graph import check_cuda_device
 from rlhf_lab.policies.vllm import VllmSampler, check_vllm_installed
 from rlhf_lab.randomness import Stream
-from rlhf_lab.training import Evaluation, Training, checkpoint, distributed, memory, output_folder
+from rlhf_lab.training import Evaluation, Training, checkpoint, distributed, memory, output_folder, rows
 from rlhf_lab.training.evaluation import PREFIX
-from rlhf_lab.training.rows import epoch_order
 
 History = list[dict[str, float]]
 
@@ -114,6 +112,7 @@ class Job:
         self.said = [*data.said, *(held_out.said if held_out is not None else [])]
         self.held_out = held_out
         self.evaluation: Evaluation | None = None
+        self._reference_rows: list[ReferenceRows] = []
 
     def evaluation_of(self, make: Callable[[Data], Evaluation]) -> Evaluation | None:
         """Return the evaluation that `make` makes of the held-out data, or None without such data."""
@@ -161,42 +160,27 @@ class Job:
             policy.end_tokens,
         ).frozen()  # fmt: skip
 
-    def reference_log_probs(self, reference: Policy, data: Pairs | tuple[Tokens, Tokens]) -> Tensor | None:
-        """Return log π_ref of given responses, (N, G), computed once and stored in the cache.
+    def reference_rows(
+        self, reference: Policy, data: Pairs | tuple[Tokens, Tokens], held_out: bool = False
+    ) -> ReferenceRows:
+        """Return log π_ref of responses, computed when a step or a measurement first needs a row, and stored.
 
-        With several processes this returns None. The algorithm then computes them, and the processes share the work.
+        Args:
+            reference: the frozen policy.
+            data: pairs; or prompts (N, P) and responses (N, G, T).
+            held_out: whether they are not trained on.
         """
-        if distributed.world_size() > 1:
-            return None
-        with self._precision():
-            return cached_reference_log_probs(
-                reference, data, self._reference_folder(), self.settings.batch_size, self.settings.progress
-            )
+        # The precision is that of the training loop, so that the policy's log-ratio to the reference starts at zero.
+        precision = partial(torch.autocast, self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16")
+        training = self.settings.training(1, warmup=0)
+        known = rows.reference_rows(reference, data, training, precision, self._reference_folder(), held_out)
+        self._reference_rows.append(known)
+        return known
 
-    def _precision(self) -> AbstractContextManager[Any]:
-        """The precision of the training loop, so that the policy's log-ratio to the reference starts at zero."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16")
-
-    @contextmanager
-    def reference_rows(self, reference: Policy, pairs: Pairs) -> Iterator[ReferenceRows | None]:
-        """Yield log π_ref of the pairs, which is computed when a training step first needs a row, and stored.
-
-        With several processes this yields None. The algorithm then computes all rows before the first step, and the
-        processes share the work.
-        """
-        if distributed.world_size() > 1:
-            yield None
-            return
-        training = self.training(len(pairs))
-        size = min(training.batch_size, len(pairs))
-        order = torch.arange(len(pairs)) if size == len(pairs) else epoch_order(len(pairs), training.seed, 0)
-        rows = ReferenceRows(
-            reference, pairs, order, size, self._reference_folder(), training.accumulate, self._precision
-        )
-        try:
-            yield rows
-        finally:
-            rows.save()
+    def save_reference_rows(self) -> None:
+        """Store all that is known of log π_ref."""
+        for known in self._reference_rows:
+            known.save()
 
     def _reference_folder(self) -> Path:
         settings: Common = self.settings
@@ -316,7 +300,10 @@ def _run(
                 data, apart = _with_samples(settings, kind, data, policy, tokenizer, limits)
             dtype = _save_dtype(settings, sizes)
             job = Job(settings, method, policy, tokenizer, data, limits, apart, former, dtype)
-            history = fit(job)
+            try:
+                history = fit(job)
+            finally:
+                job.save_reference_rows()
     except LabError:
         _remove_unstarted(out)
         raise
@@ -400,7 +387,7 @@ def _save_result(
     _write(out / "history.jsonl", "".join(json.dumps(row) + "\n" for row in history))
     seconds = time.perf_counter() - start
     card = model_card.model_card(
-        job.method, record, settings.model, settings.data, job.said, history, str(job.device), seconds, reads
+        job.method, record, settings.model, settings.sources, job.said, history, str(job.device), seconds, reads
     )
     _write(out / "README.md", card)
     _say(f"Done in {seconds:,.0f} s. The result is in {out / 'model'}.")

@@ -56,9 +56,12 @@ class Common:
     model: str
     """Model to start from: a folder, the output folder of a run, a folder of LoRA adapters, a .gguf file, lab-gpt2,
     lab-pythia, smollm2, or a name on the Hub."""
-    data: str
+    data: Annotated[str | tuple[str, ...], tyro.conf.arg(metavar="DATA [DATA …]")]
     """Training data: a .json, .jsonl, .csv or .parquet file (also .gz), a data set on the Hub, or world:NAME for a text
-    world (sentiment, summaries, dialogue, translation)."""
+    world (sentiment, summaries, dialogue, translation). Several files and data sets on the Hub are mixed."""
+    data_weights: tuple[Positive, ...] = ()
+    """Share of each of several `data` in the rows of an epoch, in their order. They are divided by their sum. The epoch
+    is as long as it can be without a repeated row. Default: all rows of all data."""
     out: Path
     """Output folder. It must be empty or new, unless a run is resumed."""
     config: Path | None = None
@@ -98,8 +101,8 @@ class Common:
     """Which rows the model's chat template writes. auto: conversations and dialogues of AnthropicHH's format. on: every
     row, and a text is a turn of the user. off: no row. Without a template, auto is off."""
     limit: Count | None = None
-    """Use only this number of rows, the first usable ones. Data from the Hub are then streamed. For pairs of a world:
-    the number of pairs to sample (default 1,000)."""
+    """Use only this number of rows, the first usable ones; of several `data`, of each. Data from the Hub are then
+    streamed. For pairs of a world: the number of pairs to sample (default 1,000)."""
     eval_data: str | None = None
     """Held-out data, in the formats of `data`. The model is measured on them before, during and after training. The
     folder best/ then contains the model of the best measurement."""
@@ -166,6 +169,7 @@ class Common:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        self._check_data()
         if self.lora_rank is None:
             lora = ["lora_alpha", "lora_targets", "lora_dropout", "lora_rank_stabilised"]
             refuse_unused(self, lora, "without lora_rank")
@@ -190,6 +194,21 @@ class Common:
         warmup = self.warmup if self.steps is not None else 0
         self.training(rows=1, warmup=warmup, out=None, resume=False, trackers=())
 
+    def _check_data(self) -> None:
+        names = self.sources
+        if not names:
+            raise LabError("data names no data. Give a file, a data set on the Hub, or world:NAME.")
+        if len(names) == 1:
+            object.__setattr__(self, "data", names[0])
+            refuse_unused(self, ["data_weights"], f"on one source of data, {names[0]}")
+        elif worlds := [name for name in names if name.startswith(WORLD)]:
+            raise LabError(f"{worlds[0]} cannot be mixed with other data. Give files or data sets on the Hub.")
+        elif self.data_weights and len(self.data_weights) != len(names):
+            raise LabError(
+                f"There are {len(self.data_weights)} data_weights for {len(names)} data ({', '.join(names)}). Give one "
+                f"for each, in the same order."
+            )
+
     def _check_held_out(self) -> None:
         if self.eval_data is not None and self.eval_fraction is not None:
             raise LabError("eval_data and eval_fraction both say what is held out. Give only one of them.")
@@ -200,9 +219,15 @@ class Common:
             refuse_unused(self, unused, "without held-out data, which eval_data or eval_fraction gives")
 
     @property
+    def sources(self) -> tuple[str, ...]:
+        """The names of `data`."""
+        return (self.data,) if isinstance(self.data, str) else self.data
+
+    @property
     def world(self) -> str | None:
         """Name of the text world, or None if the data are not from a world."""
-        return self.data.removeprefix(WORLD) if self.data.startswith(WORLD) else None
+        name = self.sources[0]
+        return name.removeprefix(WORLD) if name.startswith(WORLD) else None
 
     def training(self, rows: int, **changes: Any) -> Training:
         """Return the settings of the training loop.
