@@ -96,9 +96,8 @@ def check_paths(settings: T) -> T:
         value = getattr(settings, field.name)
         if isinstance(value, Path):
             found[field.name] = check_path(value, field.name)
-        for text in value if isinstance(value, tuple) else (value,):
-            if isinstance(text, str) and "\0" in check_utf8(text, field.name):
-                raise LabError(f"{field.name} contains a NUL byte ({text!r}). Remove it.")
+        elif isinstance(value, str) and "\0" in check_utf8(value, field.name):
+            raise LabError(f"{field.name} contains a NUL byte ({value!r}). Remove it.")
     changed = {name: path for name, path in found.items() if path != getattr(settings, name)}
     return dataclasses.replace(settings, **changed) if changed else settings  # type: ignore[type-var]
 
