@@ -1,7 +1,6 @@
 """Stored token ids: the same rows as padded tokens, read back only if they are intact, and written once."""
 
 import json
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -230,7 +229,9 @@ def test_a_malformed_row_of_large_data_is_named_and_no_ids_are_stored(file, tmp_
     assert not any(path.is_dir() for path in (tmp_path / "tokens").iterdir())
 
 
-def test_an_interrupted_start_begins_again_and_two_starts_at_once_tokenise_once(file, tmp_path, monkeypatch):
+def test_an_interrupted_start_begins_again_and_a_start_that_waited_for_another_reads_its_ids(
+    file, tmp_path, monkeypatch
+):
     monkeypatch.setattr(loading, "IN_MEMORY", 2)
     monkeypatch.setattr(loading, "CHUNK", 2)
     tokenizer = tiny_tokenizer(["abcd"])
@@ -250,11 +251,16 @@ def test_an_interrupted_start_begins_again_and_two_starts_at_once_tokenise_once(
     monkeypatch.setattr(loading.Encoder, "encode", real)
     written, add = [], StoreWriter.add
     monkeypatch.setattr(StoreWriter, "add", lambda self, columns: written.append(1) or add(self, columns))
-    with ThreadPoolExecutor(2) as pool:
-        one, other = pool.map(lambda _: load_rows(*arguments), range(2))
-    assert len(written) == 3  # chunks of 2, 2 and 1 rows
-    assert one.rows.responses.tolist() == other.rows.responses.tolist() and len(one.rows.prompts) == 5
-    assert one.said == other.said
+    first = load_rows(*arguments)
+    assert len(written) == 3 and len(first.rows.prompts) == 5  # chunks of 2, 2 and 1 rows
+    # Another process finishes after this one has looked for the ids, and before this one has the lock.
+    looks, read = [], token_store.open_store
+    monkeypatch.setattr(
+        token_store, "open_store", lambda folder: looks.append(1) or (read(folder) if looks[1:] else None)
+    )
+    other = load_rows(*arguments)
+    assert len(written) == 3 and len(looks) == 3
+    assert other.rows.responses.tolist() == first.rows.responses.tolist() and other.said == first.said
 
 
 def test_a_folder_that_cannot_be_written_is_named(file, tmp_path, monkeypatch):

@@ -187,7 +187,7 @@ MUTATIONS: list[Mutation] = [
             "a process that has waited for the stored ids writes them again",
             "if token_store.open_store(folder) is None:",
             "if True:",
-            near="data/test_token_store.py::test_an_interrupted_start_begins_again_and_two_starts_at_once_tokenise_once",
+            near="data/test_token_store.py::test_an_interrupted_start_begins_again_and_a_start_that_waited_for_another_reads_its_ids",
         ),
     ),
     *in_file(
