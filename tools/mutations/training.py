@@ -132,6 +132,16 @@ MUTATIONS: list[Mutation] = [
         ),
     ),
     *in_file(
+        "training/rows.py",
+        ["cli/test_plumbing.py"],
+        Mutation(
+            "data",
+            "log π_ref of held-out rows is computed in the order of training",
+            "shuffled = training.batch_size < number and not held_out",
+            "shuffled = training.batch_size < number",
+            near="cli/test_plumbing.py::test_reference_log_probabilities_are_kept_apart_by_precision_and_computed_in_it",
+        ),
+    *in_file(
         "training/parts.py",
         ["training/test_one_step.py", "training/test_loop.py", "training/test_parts.py"],
         Mutation(
@@ -338,16 +348,6 @@ MUTATIONS: list[Mutation] = [
             "if False:\n            raise KeyboardInterrupt",
         ),
     ),
-    *in_file(
-        "training/rows.py",
-        ["cli/test_plumbing.py"],
-        Mutation(
-            "data",
-            "log π_ref of held-out rows is computed in the order of training",
-            "shuffled = training.batch_size < number and not held_out",
-            "shuffled = training.batch_size < number",
-            near="cli/test_plumbing.py::test_reference_log_probabilities_are_kept_apart_by_precision_and_computed_in_it",
-        ),
     ),
     *in_file(
         "training/loop.py",
