@@ -141,6 +141,7 @@ MUTATIONS: list[Mutation] = [
             "shuffled = training.batch_size < number",
             near="cli/test_plumbing.py::test_reference_log_probabilities_are_kept_apart_by_precision_and_computed_in_it",
         ),
+    ),
     *in_file(
         "training/parts.py",
         ["training/test_one_step.py", "training/test_loop.py", "training/test_parts.py"],
@@ -347,7 +348,6 @@ MUTATIONS: list[Mutation] = [
             "if self._stop_asked:\n            raise KeyboardInterrupt",
             "if False:\n            raise KeyboardInterrupt",
         ),
-    ),
     ),
     *in_file(
         "training/loop.py",
