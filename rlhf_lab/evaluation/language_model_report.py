@@ -225,12 +225,6 @@ def text_report(
             other = seeded(seed, Stream.REPORT_OPPONENT, start, device=against.device)
             z = _draw(against, x, num_samples, temperature, top_k, other)
             theirs += _grouped(z, tokenizer, _ends(against, tokenizer))
-    found = {name: torch.cat(parts) for name, parts in columns.items()}
-    length = found["tokens"]
-
-    def estimate(name: str, weight: Tensor | None = None) -> Estimate | None:
-        return over_prompts(found[name], weight) if name in found else None
-
     return TextReport(
         prompts=len(prompts),
         samples=num_samples,
@@ -238,21 +232,40 @@ def text_report(
         temperature=temperature,
         top_k=top_k,
         gold=None if gold is None else over_prompts(_gold(gold, asked, ours)),
-        proxy=estimate("proxy"),
         against_targets=None if targets is None or judge is None else win_rate(shown, ours, list(targets), judge),
         against_policy=None if against is None or judge is None else win_rate(shown, ours, theirs, judge),
-        kl_k1=estimate("k1"),
-        kl_k3=estimate("k3"),
-        kl_k1_per_token=estimate("k1", length),
-        kl_k3_per_token=estimate("k3", length),
-        tokens=over_prompts(length),
-        words=over_prompts(torch.tensor([[float(len(y.split())) for y in ys] for ys in ours])),
-        no_end=over_prompts(found["no_end"]),
-        distinct_1=distinct(ours, 1),
-        distinct_2=distinct(ours, 2),
-        self_bleu=self_bleu(ours) if num_samples > 1 else None,
         examples=[{"prompt": x, "response": ys[0]} for x, ys in zip(asked[:num_examples], ours, strict=False)],
+        **_estimates({name: torch.cat(parts) for name, parts in columns.items()}),
+        **_diversity(ours),
     )
+
+
+def _estimates(found: dict[str, Tensor]) -> dict[str, Any]:
+    """The fields of a report that are estimated from token ids, each from (N, G) numbers."""
+    length = found["tokens"]
+
+    def estimate(name: str, weight: Tensor | None = None) -> Estimate | None:
+        return over_prompts(found[name], weight) if name in found else None
+
+    return {
+        "proxy": estimate("proxy"),
+        "kl_k1": estimate("k1"),
+        "kl_k3": estimate("k3"),
+        "kl_k1_per_token": estimate("k1", length),
+        "kl_k3_per_token": estimate("k3", length),
+        "tokens": over_prompts(length),
+        "no_end": over_prompts(found["no_end"]),
+    }
+
+
+def _diversity(ours: list[list[str]]) -> dict[str, Any]:
+    """The fields of a report that are estimated from texts, with G of them for each prompt."""
+    return {
+        "words": over_prompts(torch.tensor([[float(len(y.split())) for y in ys] for ys in ours])),
+        "distinct_1": distinct(ours, 1),
+        "distinct_2": distinct(ours, 2),
+        "self_bleu": self_bleu(ours) if len(ours[0]) > 1 else None,
+    }
 
 
 def _check_request(prompts: Tokens, tokenizer: Any, targets: Sequence[str] | None) -> None:

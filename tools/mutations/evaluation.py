@@ -706,8 +706,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "norm",
             "the KL per token is the KL per response",
-            'kl_k1_per_token=estimate("k1", length),',
-            'kl_k1_per_token=estimate("k1"),',
+            '"kl_k1_per_token": estimate("k1", length),',
+            '"kl_k1_per_token": estimate("k1"),',
             near="evaluation/test_language_model_report.py::test_kl_reward_and_length_lie_within_their_errors_of_the_exact_ones",
         ),
         Mutation(
