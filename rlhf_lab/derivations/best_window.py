@@ -52,9 +52,9 @@ def drifting(generator: torch.Generator) -> Drifting:
     )
 
 
-def _curvature(f: object, at: float = 0.0) -> Tensor:
-    """f'' by autograd, twice."""
-    x = torch.tensor(at, dtype=torch.float64, requires_grad=True)
+def _curvature(f: object) -> Tensor:
+    """f''(0) by autograd, twice."""
+    x = torch.tensor(0.0, dtype=torch.float64, requires_grad=True)
     (slope,) = torch.autograd.grad(f(x), x, create_graph=True)  # type: ignore[operator]
     return torch.autograd.grad(slope, x)[0]
 
@@ -89,9 +89,9 @@ def _total(w: Drifting, window: Tensor) -> Tensor:
     return w.price / (w.labels * window) + _drift(w) * ((window + 1) / 2) ** 2
 
 
-def _root(w: Drifting, power: float = 2.0, factor: float = 2.0) -> Tensor:
-    """The W with W^power (W + 1) = factor · P/(nD), by halving."""
-    wanted = float(factor * w.price / (w.labels * _drift(w)))
+def _root(w: Drifting, power: float = 2.0) -> Tensor:
+    """The W with W^power (W + 1) = 2P/(nD), by halving."""
+    wanted = float(2.0 * w.price / (w.labels * _drift(w)))
     low, high = 0.0, max(wanted, 1.0)
     for _ in range(200):
         middle = (low + high) / 2

@@ -13,7 +13,7 @@ In a notebook:
 
 There is one file for each notebook, such as `nb05_dpo.py`, with a tuple `EXERCISES`. The kinds of exercises are
 `Prediction` (`predictions.py`), `NextLine` (`derive.py`), `Exercise` (`checking.py`) and `TrainingLoop`
-(`training_loops.py`), which also serves for debugging.
+(`training_loops.py`), which also serves for debugging. `edits.py` makes their mistakes from the solution's code.
 """
 
 from __future__ import annotations

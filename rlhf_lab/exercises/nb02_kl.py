@@ -345,7 +345,7 @@ EXERCISES: tuple[Task, ...] = (
                     "loss = -(reward.gather(-1, drawn) * log_prob).mean() + beta * k1.mean()"
                 ),
                 "k3 as a loss": (
-                    "- beta * k1.detach() → + 0.0",
+                    "reward.gather(-1, drawn) - beta * k1.detach() → reward.gather(-1, drawn)",
                     "(value * log_prob).mean() → (value * log_prob).mean() + beta * (torch.exp(-k1) - 1 + k1).mean()",
                 ),
                 "not detached": "k1.detach() → k1",

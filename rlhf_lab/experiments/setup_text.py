@@ -66,13 +66,12 @@ class TextTask:
 
 
 @lru_cache(maxsize=2)
-def text_task(scale: str, world: str, device: str = "auto") -> TextTask:
+def text_task(scale: str, world: str) -> TextTask:
     """The task of a scale and a text world.
 
     Args:
         scale: "small" for the shipped lab-gpt2. Any other name is a model, which is first fitted to the targets.
         world: which text world.
-        device: of a model other than the shipped one.
 
     Raises:
         LabError: an unknown world; a model that cannot be loaded.
@@ -86,7 +85,7 @@ def text_task(scale: str, world: str, device: str = "auto") -> TextTask:
     show_progress_bars(False)
     name = "lab-gpt2" if scale == "small" else scale
     # The small model always runs on the CPU, so that its results come from the same kind of machine everywhere.
-    place = "cpu" if scale == "small" else str(pick_device(device))
+    place = "cpu" if scale == "small" else str(pick_device("auto"))
     model, tokenizer = load_language_model(name, device=place, dtype=torch.float32)
     made = text.load(world)
     # A third more than the longest of 512 targets: tokenising all ten thousand targets would take seconds.

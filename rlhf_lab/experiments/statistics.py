@@ -94,11 +94,9 @@ def summarise_geometric(
     return table
 
 
-def difference(
-    runs: pd.DataFrame, by: str, one: object, other: object, metric: str, seed: str = "seed", level: float = 0.95
-) -> Interval:
+def difference(runs: pd.DataFrame, by: str, one: object, other: object, metric: str) -> Interval:
     """Return the mean over seeds of the paired differences (see `paired`) with its interval."""
-    return mean_of(paired(runs, by, one, other, metric, seed), level)
+    return mean_of(paired(runs, by, one, other, metric))
 
 
 def paired(runs: pd.DataFrame, by: str, one: object, other: object, metric: str, seed: str = "seed") -> np.ndarray:
@@ -191,43 +189,32 @@ def bootstrap(
     values: Sequence[Sequence[float]] | np.ndarray,
     statistic: Callable[[np.ndarray], float],
     draws: int = 2000,
-    level: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """Return a statistic of independent rows with its percentile interval.
+    """Return a statistic of independent rows with its 95% percentile interval.
 
     Args:
         values: (n,) or (n, d); rows are resampled with replacement.
         statistic: an array of that shape → one number.
         draws: number of bootstrap samples.
-        level: of the interval.
         seed: of the resampling.
     """
     rows = np.asarray(values, dtype=float)
     if len(rows) < 2:
         return Interval(float(statistic(rows)), float("nan"), float("nan"))
     again = np.array([statistic(rows[i]) for i in _resampled(len(rows), draws, seed)])
-    low, high = np.quantile(again, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(statistic(rows)), float(low), float(high))
+    return Interval(float(statistic(rows)), *map(float, np.quantile(again, [(1 - 0.95) / 2, (1 + 0.95) / 2])))
 
 
-def bootstrap_median(
-    values: Sequence[float] | np.ndarray, draws: int = 2000, seed: int = 0, level: float = 0.95
-) -> Interval:
+def bootstrap_median(values: Sequence[float] | np.ndarray, level: float = 0.95) -> Interval:
     """Return the median with its percentile interval, the same numbers as `bootstrap` with `np.median`.
 
     All bootstrap samples are computed together, which is faster.
-
-    Args:
-        values: (n,), resampled with replacement.
-        draws: number of bootstrap samples.
-        seed: of the resampling.
-        level: of the interval.
     """
     rows = np.asarray(values, dtype=float)
     if len(rows) < 2:
         return Interval(float(np.median(rows)), float("nan"), float("nan"))
-    again = np.median(rows[_resampled(len(rows), draws, seed)], axis=1)
+    again = np.median(rows[_resampled(len(rows), 2000, 0)], axis=1)
     return Interval(float(np.median(rows)), *map(float, np.quantile(again, [(1 - level) / 2, (1 + level) / 2])))
 
 

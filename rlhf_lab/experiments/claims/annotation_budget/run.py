@@ -191,15 +191,14 @@ def _rounds(settings: AnnotationBudget, seed: int) -> list[Row]:
     return rows
 
 
-def d_optimal_design(reward: Tensor, tolerance: float = 1e-3) -> Tensor:
+def d_optimal_design(reward: Tensor) -> Tensor:
     """Return the pair weights whose information about the rewards of a table has the maximum determinant.
 
     The multiplicative algorithm (Silvey, Titterington and Torsney 1978) stops when no pair's variance exceeds K − 1,
-    its value at the optimum, by more than the fraction `tolerance` (Kiefer and Wolfowitz 1960).
+    its value at the optimum, by more than a thousandth (Kiefer and Wolfowitz 1960).
 
     Args:
         reward: (W, K), the true rewards.
-        tolerance: of the certificate.
 
     Returns:
         (W, K, K), symmetric, zero diagonal, summing to 1 over the last two axes.
@@ -214,7 +213,7 @@ def d_optimal_design(reward: Tensor, tolerance: float = 1e-3) -> Tensor:
         spread = inverse.diagonal(dim1=-2, dim2=-1)
         resistance = (spread.unsqueeze(-1) + spread.unsqueeze(-2) - inverse - inverse.mT).clamp(min=0)
         variance = information * resistance * off_diagonal / 2
-        if variance.max() <= (size - 1) * (1 + tolerance):
+        if variance.max() <= (size - 1) * (1 + 1e-3):
             break
         mu = mu * variance / (size - 1)
         mu = mu / mu.sum((-1, -2), keepdim=True)

@@ -220,21 +220,23 @@ def reward_then_rso(tracker: BudgetTracker, prompts: int = 64, candidates: int =
     return tracker.fit_dpo(setup.new_policy(), pairs, 2, tracker.steps)
 
 
-def demonstrations_first(
-    share: float, demo_beta: float = 1.0, candidates: int = 16
-) -> Callable[[BudgetTracker], Policy]:
+DEMO_BETA = 1.0
+"""β of the simulated demonstrator, who samples from π_ref exp(r/β)/Z."""
+
+
+def demonstrations_first(share: float) -> Callable[[BudgetTracker], Policy]:
     """Use a share of the budget for demonstrations for SFT, and the rest on labels of its samples for DPO."""
 
     def spend(tracker: BudgetTracker) -> Policy:
         setup = tracker.setup
         number = max(int(share * tracker.money / tracker.prices.demonstration), 1)
         before = tracker.usage.samples
-        drawn = tracker.candidates(setup.reference, tracker.next_prompts(number), candidates, 3)
+        drawn = tracker.candidates(setup.reference, tracker.next_prompts(number), 16, 3)
         tracker.usage.samples = before  # these samples only simulate the demonstrator, so they cost nothing
         generator = seeded(setup.seed, Stream.STRATEGY_DEMONSTRATIONS)
         demonstrations: list[Pairs] = []
         for x, y in drawn:
-            chosen = sampling.rejection_sample(setup.gold(x, y), 1, demo_beta, generator)
+            chosen = sampling.rejection_sample(setup.gold(x, y), 1, DEMO_BETA, generator)
             # The demonstration is repeated to make a pair, because `cat_pairs` joins chunks of different length.
             demonstrations.append(Pairs(x, y.take(chosen.expand(-1, 2))))
         both = cat_pairs(demonstrations)
