@@ -44,7 +44,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from rlhf_lab.errors import LabError, check_beta, check_float, check_no_nan, check_positive, check_same_shape
+from rlhf_lab.errors import (
+    LabError,
+    check_beta,
+    check_finite,
+    check_float,
+    check_no_nan,
+    check_positive,
+    check_same_shape,
+)
 from rlhf_lab.rounding import centred, standardised
 
 Divisor = Literal["nothing", "population std", "sample std"]
@@ -297,22 +305,24 @@ def apo_down(chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, beta: float) 
     return torch.sigmoid(beta * chosen_log_ratio) + torch.sigmoid(-beta * difference)
 
 
-def bco(chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, beta: float, shift: float = 0.0) -> Tensor:
+def bco(chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, beta: float, shift: float | Tensor = 0.0) -> Tensor:
     r"""−log σ(r̂_w − δ) − log σ(δ − r̂_l) with r̂ = β log π_θ/π_ref: binary classifier optimisation (BCO) of pairs.
 
     Jung et al. 2024. The implicit reward minus the shift δ is the logit of a classifier that separates
-    chosen from rejected responses. In the paper δ is a running mean of the implicit rewards. Here it is a constant,
-    and δ = 0 is TRL's loss `bco_pair`. With W(y) and L(y), the fractions of pairs in which y is chosen and rejected,
+    chosen from rejected responses. In the paper δ is a running mean of the implicit rewards, which
+    `algorithms.reward_shift` computes. δ = 0 is the loss `bco_pair` of TRL's `DPOTrainer`. With W(y) and L(y), the
+    fractions of pairs in which y is chosen and rejected,
     the classifier's optimum is r̂ − δ = log W/L. A policy can reach it only if its probabilities then sum to one, that
     is, at δ = −β log Σ_y π_ref(y) (W(y)/L(y))^{1/β}. The optimum is then π ∝ π_ref (W/L)^{1/β}. With another δ it is
-    the solution of (W + L) (σ(log W/L) − σ(r̂ − δ)) ∝ π, in which the normalisation distorts the classifier. Neither
-    is π*, because log W/L is a win rate's logit and not a reward (derived here).
+    the solution of (W + L) (σ(log W/L) − σ(r̂ − δ)) ∝ π, in which the normalisation distorts the classifier. The
+    running mean converges to δ = ½ Σ_y (W + L) r̂, which is the right shift if KL(W‖L) = KL(L‖W). None of these
+    policies is π*, because log W/L is a win rate's logit and not a reward (derived here).
 
     Args:
         chosen_log_ratio: any shape, nats.
         rejected_log_ratio: the same of the rejected response.
         beta: β > 0.
-        shift: δ, a finite number, in units of reward.
+        shift: δ, finite, in units of reward; a number or a tensor of a shape that broadcasts.
 
     Returns:
         non-negative values of the broadcast shape.
@@ -321,7 +331,9 @@ def bco(chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, beta: float, shift
         LabError: beta not above zero; shift not finite; NaN; shapes that do not match.
     """
     beta = check_beta(beta)
-    if not math.isfinite(shift):
+    if isinstance(shift, Tensor):
+        check_finite(shift, "shift")
+    elif not math.isfinite(shift):
         raise LabError(f"shift must be a finite number, not {shift}.")
     _difference(chosen_log_ratio, rejected_log_ratio, "log_ratio")
     return -logsigmoid(beta * chosen_log_ratio - shift) - logsigmoid(shift - beta * rejected_log_ratio)

@@ -14,11 +14,12 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from rlhf_lab import losses
 from rlhf_lab.algorithms.pair_losses import DPO, PairLoss
+from rlhf_lab.algorithms.reward_shift import RewardShift
 from rlhf_lab.batch import Pairs
 from rlhf_lab.errors import LabError
 from rlhf_lab.policies.base import Policy
@@ -30,7 +31,9 @@ from rlhf_lab.training.evaluation import once
 __all__ = ["DPO", "PairLoss", "dpo", "held_out_pairs", "pair_loss", "reference_log_probs"]
 
 
-def pair_loss(policy: Policy, batch: Pairs, log_ref: Tensor | None, settings: DPO) -> tuple[Tensor, Metrics]:
+def pair_loss(
+    policy: Policy, batch: Pairs, log_ref: Tensor | None, settings: DPO, reward_shift: Tensor | None = None
+) -> tuple[Tensor, Metrics]:
     """Return the mean loss of a batch of pairs, and metrics.
 
     Args:
@@ -38,6 +41,7 @@ def pair_loss(policy: Policy, batch: Pairs, log_ref: Tensor | None, settings: DP
         batch: B pairs.
         log_ref: log π_ref of both responses, (B, 2); None where the loss needs none.
         settings: the loss.
+        reward_shift: δ of BCO, a scalar or (B,), if it is a running mean.
 
     Returns:
         the loss, a scalar; and metrics without gradient: accuracy (a margin that is 0 within rounding counts ½) and
@@ -49,7 +53,8 @@ def pair_loss(policy: Policy, batch: Pairs, log_ref: Tensor | None, settings: DP
     # Numbers that were passed in, for example from a file, may be on another device.
     log_ref = None if log_ref is None else log_ref.to(log_prob.device)
     value = log_prob - log_ref if log_ref is not None and settings.needs_reference else log_prob
-    loss = settings(*value.unbind(-1), *length.unbind(-1), chosen_log_prob=log_prob[..., 0])
+    shift = None if reward_shift is None else reward_shift.to(value)
+    loss = settings(*value.unbind(-1), *length.unbind(-1), chosen_log_prob=log_prob[..., 0], reward_shift=shift)
     with torch.no_grad():
         better, worse = settings.implicit_reward(value.detach(), length).unbind(-1)
         margin = better - worse
@@ -74,6 +79,7 @@ def held_out_pairs(
     pairs: Pairs,
     settings: DPO = DPO(),
     reference_log_probs: Tensor | ReferenceRows | None = None,
+    shift: RewardShift | None = None,
 ) -> Evaluation:
     """Measure loss, accuracy and margin on pairs that are not trained on, see `pair_loss`. Arguments as of `dpo`."""
     _check_reference(reference, pairs, settings, reference_log_probs)
@@ -90,7 +96,7 @@ def held_out_pairs(
         return (pairs[rows], known(rows)) if settings.needs_reference else (pairs[rows],)
 
     def measure(batch: Pairs, log_ref: Tensor | None = None) -> tuple[Tensor, Metrics]:
-        return pair_loss(policy, batch, log_ref, settings)
+        return pair_loss(policy, batch, log_ref, settings, None if shift is None else shift.value)
 
     return Evaluation(len(pairs), batch, measure)
 
@@ -104,6 +110,7 @@ def dpo(
     name: str = "dpo",
     reference_log_probs: Tensor | ReferenceRows | None = None,
     evaluation: Evaluation | None = None,
+    shift: RewardShift | None = None,
 ) -> list[dict[str, float]]:
     """Train `policy` in place on preference pairs.
 
@@ -117,22 +124,28 @@ def dpo(
         reference_log_probs: log π_ref of both responses of every pair, (N, 2), if they are already known; or
             `ReferenceRows`, which compute them when a step first needs a row.
         evaluation: what is measured on held-out data, for example `held_out_pairs`.
+        shift: the running mean of BCO with `shift_decay`, if it is shared with `held_out_pairs`. It costs one more
+            forward pass of the policy in each step.
 
     Returns:
         the history: loss, accuracy (how often the implicit reward ranks the pair as labelled, ties ½), margin (mean
         difference of implicit rewards), chosen and rejected log-ratios, in nats (log-probabilities where the loss has
-        no reference).
+        no reference); reward_shift, the running δ of BCO.
 
     Raises:
         LabError: no pairs; no reference where the loss needs one; a loss that is not finite.
     """
     _check_reference(reference, pairs, settings, reference_log_probs)
 
-    def loss_of(batch: Pairs, log_ref: Tensor | None = None) -> tuple[Tensor, Metrics]:
-        return pair_loss(policy, batch, log_ref, settings)
+    def loss_of(
+        batch: Pairs, log_ref: Tensor | None = None, reward_shift: Tensor | None = None
+    ) -> tuple[Tensor, Metrics]:
+        return pair_loss(policy, batch, log_ref, settings, reward_shift)
 
+    shift = settings.new_shift(policy.device) if shift is None else shift
+    module = policy if shift is None else nn.ModuleDict({"policy": policy, "shift": shift})
     training.check_rows(name, len(pairs) if isinstance(pairs, Pairs) else None)
-    loop = Loop(name, policy, training, settings, evaluation)
+    loop = Loop(name, module, training, settings, evaluation)
     dataset = pairs if isinstance(pairs, Pairs) else None
     known = reference_log_probs
     if dataset is not None and settings.needs_reference and known is None and loop.start < training.steps:
@@ -151,8 +164,20 @@ def dpo(
                     assert reference is not None
                     with loop.autocast():
                         log_ref = _reference_of(reference, batch, max(len(batch), 1))
-            loop.update(loss_of, (batch,) if log_ref is None else (batch, log_ref))
+            given, seen = ((batch,) if log_ref is None else (batch, log_ref)), dict[str, Tensor]()
+            if shift is not None and log_ref is not None:
+                with loop.autocast():
+                    seen["reward_shift"] = shift.update(_mean_reward(policy, batch, log_ref, settings.beta))
+                given = *given, seen["reward_shift"].expand(len(batch))
+            loop.update(loss_of, given, **seen)
     return loop.history
+
+
+def _mean_reward(policy: Policy, batch: Pairs, log_ref: Tensor, beta: float) -> Tensor:
+    """The mean of (r̂_w + r̂_l)/2 over a batch, a scalar. All parts of the batch use the same number."""
+    log_prob = distributed.map_rows(policy.log_prob, batch.prompts, batch.responses)
+    reward = beta * (log_prob - log_ref.to(log_prob.device)).mean(-1)
+    return losses.weighted_mean(reward, batch.weight)
 
 
 def _check_reference(

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
 from rlhf_lab import losses
-from rlhf_lab.errors import Finite, LabError, NonNegative, Positive, Range, check_settings
+from rlhf_lab.algorithms.reward_shift import RewardShift
+from rlhf_lab.errors import Finite, Fraction, LabError, NonNegative, Positive, Range, check_settings, refuse_unused
 
 PairLoss = Literal[
     "sigmoid-norm", "cdpo", "robust", "ipo", "ipo-mean", "hinge-norm", "hinge", "chi", "dpo-length", "simpo", "orpo",
@@ -104,6 +105,9 @@ class DPO:
     """α of dpo-nll, the weight of the chosen response's negative log-likelihood per token."""
     reward_shift: Finite = 0.0
     """δ of BCO, which is subtracted from both implicit rewards."""
+    shift_decay: Fraction | None = None
+    """BCO: δ is a running mean of the implicit rewards, in which the weight of a batch is multiplied by this number at
+    every later step. 1 is the mean over all batches, as in TRL. Default: δ is the constant reward_shift."""
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -114,6 +118,10 @@ class DPO:
                 *others, last = losses_with
                 having = f"{', '.join(others)} and {last}" if others else last
                 raise LabError(f"{field.name} is for {having}; {self.loss} has none. Leave it out.")
+        if self.shift_decay is not None:
+            if "reward_shift" not in spec.uses:
+                raise LabError(f"shift_decay is for bco; {self.loss} has none. Leave it out.")
+            refuse_unused(self, ["reward_shift"], "with shift_decay, by which δ is a running mean")
         if spec.needs_smoothing and not self.label_smoothing:
             raise LabError(
                 f"{self.loss} with label_smoothing=0 is plain DPO. Give label_smoothing, the rate of flipped labels, "
@@ -132,6 +140,14 @@ class DPO:
         """Whether the loss is a function of log-ratios to π_ref; otherwise it is one of log-probabilities."""
         return self.spec.reference
 
+    def new_shift(self, device: torch.device | str) -> RewardShift | None:
+        """Return the running mean that is BCO's δ, or None without `shift_decay`.
+
+        Args:
+            device: that of the policy.
+        """
+        return None if self.shift_decay is None else RewardShift(self.shift_decay, device)
+
     def __call__(
         self,
         chosen: Tensor,
@@ -140,6 +156,7 @@ class DPO:
         rejected_length: Tensor | None = None,
         *,
         chosen_log_prob: Tensor | None = None,
+        reward_shift: Tensor | None = None,
     ) -> Tensor:
         """The loss of each pair.
 
@@ -149,6 +166,7 @@ class DPO:
             chosen_length: its number of tokens, for the losses that divide by length.
             rejected_length: the same of the rejected one.
             chosen_log_prob: log-probability of the chosen response, for the loss dpo-nll.
+            reward_shift: δ of bco, in place of the setting.
 
         Raises:
             LabError: lengths or chosen_log_prob missing where they are needed; as the loss.
@@ -163,8 +181,10 @@ class DPO:
             if chosen_length is None or chosen_log_prob is None:
                 raise LabError(f"{self.loss} has a likelihood: pass the chosen response's length and log-probability.")
             more = chosen_log_prob, chosen_length
-        defaults = {"target_margin": self.beta / 2} if self.target_margin is None else {}
-        others = [defaults.get(name, getattr(self, name)) for name in spec.uses]
+        given: dict[str, Any] = {"target_margin": self.beta / 2} if self.target_margin is None else {}
+        if reward_shift is not None:
+            given["reward_shift"] = reward_shift
+        others = [given.get(name, getattr(self, name)) for name in spec.uses]
         return spec.function(chosen, rejected, *more, self.beta, *others)
 
     def implicit_reward(self, value: Tensor, length: Tensor) -> Tensor:

@@ -66,8 +66,8 @@ class Budget:
     """Standard deviation of log π_ref over the candidates."""
     demo_beta: Positive = 1.0
     """β of the demonstrators, who sample from π_ref exp(r/demo_beta)/Z. A smaller one means better demonstrations."""
-    features: Natural = 0
-    """Number of features of a response that the policy can use. 0 means that it can represent every function."""
+    features: Count | None = None
+    """Number of features of a response that the policy can use. Default: the policy can represent every function."""
     pilot: Path | None = None
     """File of existing comparisons: .csv or .jsonl with the columns chosen, rejected and, optionally, prompt."""
     worlds: Annotated[int, Range(8)] = 32
@@ -322,7 +322,7 @@ def _learner(
 ) -> tuple[str, tuple[float, float, float] | None]:
     """Compare DPO with a reward model for a policy with few features. For other policies they are the same."""
     assert settings.candidates is not None
-    if not settings.features or settings.features >= settings.candidates - 1:
+    if settings.features is None or settings.features >= settings.candidates - 1:
         return "either", None
     features = torch.randn(
         *world.log_ref.shape,

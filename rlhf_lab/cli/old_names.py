@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import typing
 from collections.abc import Collection, Mapping, Sequence
+from itertools import pairwise
 
 from rlhf_lab.cli.familiar_names import ALIASES
 
@@ -28,6 +29,9 @@ OPTIONS: dict[str, str] = {
 
 VALUES: dict[tuple[str, str], str] = {("method", "online"): "iterated-dpo"}
 """(option, old value) → new value."""
+
+SWITCHES = ("chat",)
+"""Options that took no value and now have the values on and off: `--chat` and `--no-chat`."""
 
 
 def new_command(words: Sequence[str], commands: Collection[tuple[str, ...]]) -> list[str]:
@@ -53,7 +57,13 @@ def new_options(words: Sequence[str], options: Mapping[str, object]) -> list[str
     """
     out: list[str] = []
     option = ""
-    for word in words:
+    for word, following in pairwise([*words, "--"]):
+        if value := _switched(word, following, options):
+            name = word[2:].removeprefix("no-")
+            if name in SWITCHES:
+                _notice(f"`{word}`", f"`--{name} {value}`")
+            out.append(f"--{name}={value}")
+            continue
         if word.startswith("--"):
             name, equals, value = word[2:].partition("=")
             option = name.replace("-", "_")
@@ -86,6 +96,20 @@ def new_name(name: str, known: Collection[str], source: str = "") -> str:
     if source and name not in ALIASES:
         _notice(f"{source}: `{name}`", f"`{new}`")
     return new
+
+
+def _switched(word: str, following: str, options: Mapping[str, object]) -> str | None:
+    """The value that an option without a value stands for, or None if the word is no such option.
+
+    Besides those of `SWITCHES`, these are options with the values True, False and None.
+    """
+    name = word.removeprefix("--")
+    plain = name.removeprefix("no-")
+    allowed = typing.get_args(options.get(plain.replace("-", "_")))
+    known = ("on", "off") if plain in SWITCHES and "on" in allowed else ("True", "False") if bool in allowed else None
+    if name == word or known is None or (plain == name and not following.startswith("--")):
+        return None
+    return known[plain != name]
 
 
 def _new_value(option: str, value: str, options: Mapping[str, object]) -> str:

@@ -81,6 +81,8 @@ class ResourcePlan:
     """Whether activations are recomputed in the backward pass, as in `rlhf-lab train`."""
     lora_rank: Count | None = None
     """Rank of LoRA adapters. Default: all weights are trained."""
+    load_in_4bit: bool = False
+    """Whether the frozen matrices are in 4 bits, as in `rlhf-lab train`."""
     device: str = "auto"
     """Device: auto (this machine's GPU if it has one, else its CPU), cpu, or one of t4, v100, l4, rtx4090, a100, h100,
     h200, whose data sheet is used."""
@@ -118,6 +120,11 @@ class ResourcePlan:
         if self.method not in METHODS:
             raise LabError(f"There is no method {self.method!r}. The methods are {', '.join(METHODS)}.")
         shape, method = shape_of(self.model), METHODS[self.method]
+        if self.load_in_4bit and (self.lora_rank is None or self.fsdp or not method.head):
+            raise LabError(
+                "load_in_4bit needs lora_rank. It cannot be used with fsdp, which spreads the weights, nor with "
+                "reward-model and ranker."
+            )
         if self.lora_rank is not None and self.lora_rank > shape.hidden:
             raise LabError(f"lora_rank must be at most {shape.hidden}, the model's hidden size, not {self.lora_rank}.")
         prompt, response = self.tokens(shape.context)
@@ -137,7 +144,8 @@ class ResourcePlan:
             method = replace(method, samples_per_prompt=self.samples, responses=responses, sampled=sampled)
         return Workload(
             shape, method, self.batch_size, prompt, response, self.precision == "bf16",
-            self.accumulate, self.gradient_checkpointing, self.lora_rank or 0, self.num_devices, self.fsdp,
+            self.accumulate, self.gradient_checkpointing, self.lora_rank, self.load_in_4bit, self.num_devices,
+            self.fsdp,
         )  # fmt: skip
 
 
@@ -247,7 +255,9 @@ def _changes(settings: ResourcePlan, device: Device) -> dict[str, int]:
         each.append(("batch_size=1", {"batch_size": 1, "accumulate": 1}))
     if settings.lora_rank is None:
         each.append(("lora_rank=16", {"lora_rank": 16}))
-    if not settings.fsdp:
+    elif not settings.load_in_4bit and not settings.fsdp:
+        each.append(("load_in_4bit", {"load_in_4bit": True}))
+    if not settings.fsdp and not settings.load_in_4bit:
         number = max(settings.num_devices, 4)
         each.append((f"num_devices={number} with fsdp", {"num_devices": number, "fsdp": True}))
 

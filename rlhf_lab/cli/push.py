@@ -51,18 +51,22 @@ def push(settings: Push) -> None:
             f"The Hugging Face Hub cannot be reached, so nothing of {settings.folder} was pushed. Connect to the "
             f"network, and unset HF_HUB_OFFLINE if it is set."
         )
-    from huggingface_hub import CommitOperationAdd, HfApi
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+    import httpx
+    import huggingface_hub
+    from huggingface_hub import CommitOperationAdd
 
-    api = HfApi()
+    if huggingface_hub.get_token() is None:
+        raise LabError(f"You are not logged in, so nothing was pushed to {settings.to}. Run `hf auth login`.")
+    api = huggingface_hub.HfApi()
     try:
         name = api.create_repo(settings.to, private=settings.private, exist_ok=True).repo_id
         operations = [CommitOperationAdd(path, str(file)) for path, file in files.items()]
         commit = api.create_commit(name, operations, commit_message=settings.message)
-    except LocalTokenNotFoundError:
-        raise LabError(f"You are not logged in, so nothing was pushed to {settings.to}. Run `hf auth login`.") from None
-    except (HfHubHTTPError, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+    except (httpx.HTTPError, OSError, ValueError) as error:  # an answer of the Hub, no answer, or an invalid card
+        text = getattr(error, "server_message", None) or str(error) or type(error).__name__
+        reason = next((line.strip().removesuffix(".") for line in text.splitlines() if line.strip()), text)
+        if (answer := getattr(error, "response", None)) is not None:
+            reason = f"{answer.status_code}: {reason}"
         raise LabError(
             f"The Hub did not accept the upload to {settings.to} ({reason}). Check the name, and that the token of "
             f"`hf auth login` may write to it."

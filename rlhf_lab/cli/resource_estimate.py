@@ -18,6 +18,8 @@ from typing import Any
 from rlhf_lab.errors import LabError, check_path
 from rlhf_lab.policies.transformer.token_logprobs import MAX_LOGITS
 
+NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Bytes of a weight in 4 bits: 64 weights share a scale of 8 bits, and 256 scales a float32 (Dettmers et al. 2023)."""
 FLOAT = 4
 """Bytes of a weight, a gradient and each of Adam's two moments, which are always float32."""
 
@@ -33,10 +35,10 @@ class Shape:
     heads: int
     vocab: int
     context: int
-    inner: int = 0
-    """Width of the MLP. 0 means 4 · hidden."""
-    kv_heads: int = 0
-    """Number of heads of keys and values. 0 means `heads`."""
+    inner: int | None = None
+    """Width of the MLP. None means 4 · hidden."""
+    kv_heads: int | None = None
+    """Number of heads of keys and values. None means `heads`."""
     tied: bool = True
     """Whether the language-model head shares the weights of the embedding."""
 
@@ -129,7 +131,9 @@ def shape_of(model: str) -> Shape:
     """
     from rlhf_lab.policies.loading import SHIPPED, adapter_base, shipped_folder
 
-    path = shipped_folder(model) if model in SHIPPED else check_path(adapter_base(model) or model, "model")
+    while model not in SHIPPED and (base := adapter_base(model)) is not None:
+        model = base
+    path = shipped_folder(model) if model in SHIPPED else check_path(model, "model")
     if not (path / "config.json").is_file():
         path = path / "model"  # the output folder of a run
     if (path / "config.json").is_file():
@@ -163,13 +167,13 @@ def _from_config(config: dict[str, Any], path: Path) -> Shape:
     if kind == "gpt2":
         return Shape(
             "gpt2", number("n_layer"), number("n_embd"), number("n_head"), number("vocab_size"), number("n_positions"),
-            number("n_inner", 0),
+            number("n_inner", 0) or None,
         )  # fmt: skip
     if kind in ("gpt_neox", "llama"):
         return Shape(
             kind, number("num_hidden_layers"), number("hidden_size"), number("num_attention_heads"),
             number("vocab_size"), number("max_position_embeddings"), number("intermediate_size"),
-            number("num_key_value_heads", 0), bool(config.get("tie_word_embeddings", False)),
+            number("num_key_value_heads", 0) or None, bool(config.get("tie_word_embeddings", False)),
         )  # fmt: skip
     raise LabError(
         f"The model in {path} is of the architecture {kind!r}. `rlhf-lab plan` knows gpt2, gpt_neox (Pythia) and llama "
@@ -231,7 +235,9 @@ class Workload:
     bf16: bool = False
     accumulate: int = 1
     checkpointing: bool = False
-    lora_rank: int = 0
+    lora_rank: int | None = None
+    four_bits: bool = False
+    """Whether the matrices of the layers are in 4 bits. Then only adapters are trained."""
     devices: int = 1
     sharded: bool = False
     """Whether weights, gradients and moments are spread over the devices (FSDP)."""
@@ -265,6 +271,10 @@ def memory(load: Workload, process: int) -> dict[str, int]:
     spread = load.devices if load.sharded else 1
     model = shape.parameters() if method.head else shape.body()
     out = {"weights": (model + (load.trained if load.lora_rank else 0)) * FLOAT // spread}
+    if load.four_bits:
+        matrices = shape.layers * shape.layer_weights()
+        out["weights"] -= int(matrices * (FLOAT - NF4))
+        out["one dequantised matrix"] = max(a * b for a, b in shape.linears()) * (2 if load.bf16 else FLOAT)
     if method.reference:
         # Without its adapters the policy is the reference, so the reference needs no memory.
         out["reference"] = 0 if load.lora_rank else shape.parameters() * FLOAT
@@ -303,7 +313,9 @@ def _learning(load: Workload) -> dict[str, int]:
             # From the second part on, the part's gradient of the head exists beside the sum of the earlier ones.
             out["gradient of the head"] = shape.embedding() * FLOAT
     if load.bf16:
-        out["weights in bf16"] = 2 * (shape.parameters() if method.head else shape.body())
+        # Matrices in 4 bits are dequantised when they are used, one at a time.
+        matrices = shape.layers * shape.layer_weights() if load.four_bits else 0
+        out["weights in bf16"] = 2 * ((shape.parameters() if method.head else shape.body()) - matrices)
     return out
 
 

@@ -26,6 +26,7 @@ from rlhf_lab.cli.train.data import check_data, load_data, token_limits
 from rlhf_lab.cli.train.reward import check_reward, load_reward
 from rlhf_lab.cli.train.settings import WORLD, Sampler
 from rlhf_lab.data.formats import write_turns
+from rlhf_lab.data.readers import Chat
 from rlhf_lab.data.sft import tokenise_prompts
 from rlhf_lab.errors import Count, LabError, Seed, Temperature, check_paths, check_settings, check_utf8, refuse_unused
 from rlhf_lab.policies.base import Policy, Reward
@@ -70,8 +71,9 @@ class Sample:
     """Implementation of sampling. lab: the lab's own. graphs: the lab's own with CUDA graphs, on a GPU (experimental).
     vllm: the package vllm, on Linux with a GPU (experimental). vllm samples other responses from the same
     distribution."""
-    chat: bool = False
-    """Write each prompt of the command line as a user's turn, by the model's chat template."""
+    chat: Chat = "auto"
+    """Which prompts the model's chat template writes. auto: conversations and dialogues of AnthropicHH's format in
+    `data`. on: every prompt, as a turn of the user. off: no prompt. Without a template, auto is off."""
     reward: str | None = None
     """Reward that scores the responses: the folder of a reward model, or gold (gold:NAME) for a world's gold reward."""
     max_prompt_tokens: Count | None = None
@@ -105,8 +107,6 @@ class Sample:
         if self.data is None:
             of_data = ["limit", "data_revision", "data_split", "data_folder"]
             refuse_unused(self, of_data, "without data, to which it belongs")
-        else:
-            refuse_unused(self, ["chat"], "with data; it is for prompts of the command line")
 
     @property
     def world(self) -> str | None:
@@ -206,9 +206,9 @@ def _prompts(settings: Sample, tokenizer: Any, limits: tuple[int, int]) -> tuple
     empty = next((number for number, text in enumerate(texts, 1) if not text.strip()), None)
     if empty is not None:
         raise LabError(f"Prompt {empty} of the command line is empty. Give it a text.")
-    if settings.chat:
+    if settings.chat == "on":
         if getattr(tokenizer, "chat_template", None) is None:
-            raise LabError(f"{settings.model} has no chat template. Leave --chat out.")
+            raise LabError(f"{settings.model} has no chat template, so chat cannot be on. Leave it out.")
         texts = [
             write_turns([{"role": "user", "content": text}], tokenizer, f"Prompt {number} of the command line")
             for number, text in enumerate(texts, 1)

@@ -106,9 +106,11 @@ def read(path: Path, settings: type) -> list[str]:
         return []
     if not isinstance(given, dict):
         raise LabError(f"{path}: expected `name: value` lines, found a {type(given).__name__}.")
-    known, switches = flat_fields(settings), flags(settings)
+    known, switches, types = flat_fields(settings), flags(settings), option_types(settings)
     words: list[str] = []
     for name, value in _flat(given, known, str(path)).items():
+        if isinstance(value, bool) and {"on", "off"} <= set(typing.get_args(types[name])):
+            value = "on" if value else "off"  # YAML reads the words on and off without quotes as true and false
         words += _words(name, value, name in switches, str(path))
     return words
 

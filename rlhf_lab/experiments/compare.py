@@ -17,13 +17,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from tqdm.auto import tqdm
 
 from rlhf_lab import exact
-from rlhf_lab.errors import LabError, Natural, NonNegative, check_beta, check_path, check_paths, check_settings
+from rlhf_lab.errors import Count, LabError, Positive, Range, Seed, check_path, check_paths, check_settings
 from rlhf_lab.experiments.methods import METHODS, Trained, train
 from rlhf_lab.experiments.setup import Budget
 from rlhf_lab.experiments.setup_exact import ExactSetup, random_world
@@ -50,22 +50,22 @@ class Compare:
     """bandit: 4 prompts × 10 arms. tree: the 4,096 sequences of 4 tokens over 8."""
     policy: Literal["auto", "table", "gpt2", "gpt_neox"] = "auto"
     """The policy: a table or, on the tree, a small transformer of this architecture. auto: table; on the tree gpt2."""
-    seeds: Natural = 5
+    seeds: Count = 5
     """Number of runs of every method, with seeds 0, 1, …"""
-    beta: NonNegative = 0.5
+    beta: Positive = 0.5
     """β of the objective."""
-    labels: Natural = 0
-    """Number of preference labels that a method may use. 0: 2,000; on the tree 20,000."""
-    noise: NonNegative = 0.0
-    """Probability that a label is flipped."""
-    world_seed: Natural = 0
+    labels: Annotated[int, Range(8)] | None = None
+    """Number of preference labels that a method may use. Default: 2,000; on the tree 20,000."""
+    noise: Annotated[float, Range(0, 0.5)] = 0.0
+    """Probability that a label is flipped, at most 0.5."""
+    world_seed: Seed = 0
     """Seed of the random world."""
-    steps: Natural = 150
+    steps: Count = 150
     """Optimiser steps of every fit. For PPO this is the number of rounds."""
-    learning_rate: NonNegative = 0.0
-    """Learning rate of every fit. 0: 0.05 for tables, 0.003 for transformers."""
-    batch_size: Natural = 0
-    """Number of pairs or responses in a step. 0: 4,096 for tables, 512 for transformers."""
+    learning_rate: Positive | None = None
+    """Learning rate of every fit. Default: 0.05 for tables, 0.003 for transformers."""
+    batch_size: Count | None = None
+    """Number of pairs or responses in a step. Default: 4,096 for tables, 512 for transformers."""
     methods: tuple[str, ...] = ()
     """Keys of the methods, such as dpo or rest. Default: all methods."""
     out: Path | None = None
@@ -75,7 +75,6 @@ class Compare:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        check_beta(self.beta)
         # Defaults are filled in here, so that the record of a run contains every number.
         tree = self.world == "tree"
         if self.policy == "auto":
@@ -87,13 +86,8 @@ class Compare:
             "batch_size": 4096 if table else 512,
         }
         for name, value in defaults.items():
-            if getattr(self, name) == 0:
+            if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
-        if self.seeds < 1 or self.labels < 8 or self.steps < 1:
-            raise LabError(
-                f"A comparison needs at least 1 seed, 8 labels and 1 step, not {self.seeds}, {self.labels} and "
-                f"{self.steps}."
-            )
         if self.world == "bandit" and self.policy != "table":
             raise LabError(
                 f"The policy of a bandit is a table, not {self.policy!r}. Give --world tree for a transformer."
@@ -123,9 +117,11 @@ def exact_setup(settings: Compare, world: FiniteWorld, seed: int, prompts: int =
         seed: of the labels, the prompts, the reward model and the fits.
         prompts: number of prompts, with repeats, that a sampling method answers.
     """
+    labels, batch_size, learning_rate = settings.labels, settings.batch_size, settings.learning_rate
+    assert labels is not None and batch_size is not None and learning_rate is not None  # filled in by `Compare`
     budget = Budget(
-        labels=settings.labels, noise=settings.noise, prompts=prompts, beta=settings.beta, steps=settings.steps,
-        batch_size=settings.batch_size, learning_rate=settings.learning_rate,
+        labels=labels, noise=settings.noise, prompts=prompts, beta=settings.beta, steps=settings.steps,
+        batch_size=batch_size, learning_rate=learning_rate,
         progress=settings.progress and settings.policy != "table",
     )  # fmt: skip
     return ExactSetup(world, budget, seed)

@@ -24,6 +24,7 @@ from rlhf_lab.batch import Tokens
 from rlhf_lab.errors import LabError, check_path, check_positive
 from rlhf_lab.policies.base import Policy
 from rlhf_lab.policies.end_tokens import generation_end_tokens
+from rlhf_lab.policies.quantised import computes_in_half
 from rlhf_lab.policies.transformer import cuda_graph, varlen_attention
 from rlhf_lab.policies.transformer.generate import EagerStep, generate, generate_with_repeated_cache
 from rlhf_lab.policies.transformer.malloc import keep_freed_memory
@@ -116,7 +117,8 @@ class LanguageModelPolicy(Policy):
             return
         body = body_of(self.model)
         plain = self.model(ids, attention_mask=torch.ones_like(ids)).logits[:, 1:3, : self.vocab_size].float()
-        limit = plain.abs().max().clamp(min=1.0) * (0.1 if self.dtype.itemsize < 4 else 1e-3)
+        half = self.dtype.itemsize < 4 or computes_in_half(self.model)
+        limit = plain.abs().max().clamp(min=1.0) * (0.1 if half else 1e-3)
         for _ in range(2):
             try:
                 states = shared_prefix_states(body, Tokens.full(ids[:1, :2]), Tokens.full(ids[None, :, 2:]))

@@ -20,14 +20,17 @@ from __future__ import annotations
 
 import difflib
 import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from rlhf_lab import shipped
 from rlhf_lab.errors import LabError, check_path, check_weights
-from rlhf_lab.policies import gguf_files, hub_lookup
+from rlhf_lab.policies import gguf_files, hub_lookup, quantised
 
 SHIPPED = {"lab-gpt2": "gpt2", "lab-pythia": "pythia"}
 """Names of the models that ship with the project, and their folders in `data/models/`."""
@@ -83,10 +86,30 @@ def _local_path(name_or_path: str, convert: bool = True) -> Path | None:
     return gguf_files.converted_folder(path) if convert and path.suffix.lower() == ".gguf" else path
 
 
+def adapters_folder(name_or_path: str) -> Path:
+    """Return a folder of LoRA adapters: the given one, or `adapters/` in the output folder of a run.
+
+    Args:
+        name_or_path: as in `load_language_model`.
+
+    Raises:
+        LabError: there are no adapters.
+    """
+    folder = check_path(name_or_path, "model")
+    for place in (folder, folder / "adapters"):
+        if (place / "adapter_config.json").is_file():
+            return place
+    raise LabError(
+        f"{name_or_path} contains no LoRA adapters that could be trained further. Give the output folder of a run with "
+        f"lora_rank, or a folder of adapters. For new adapters, leave adapter=continue out and give lora_rank."
+    )
+
+
 def adapter_base(name_or_path: str) -> str | None:
     """Return the name or the folder of the base of LoRA adapters; None if this is no folder of adapters.
 
-    The adapters of a run of the lab have the base in the run's `run.json`, others in their `adapter_config.json`.
+    The adapters of a run of the lab have the base in the run's `run.json`, others in their `adapter_config.json`. If
+    the run continued other adapters, its base is theirs.
 
     Args:
         name_or_path: as in `load_language_model`.
@@ -100,15 +123,21 @@ def adapter_base(name_or_path: str) -> str | None:
         return None
     if not (folder / "adapter_model.safetensors").is_file():
         raise LabError(f"The adapters in {folder} have no adapter_model.safetensors. Save them again as safetensors.")
-    base = None
-    for file, key in ((folder.parent / "run.json", "model"), (record, "base_model_name_or_path")):
-        try:
-            base = base or (json.loads(file.read_text(encoding="utf-8")).get(key) if file.is_file() else None)
-        except (ValueError, OSError, AttributeError) as error:
-            raise LabError(f"{file} is damaged ({type(error).__name__}). Save the adapters again.") from None
+    run, own = _json(folder.parent / "run.json"), _json(record)
+    if run.get("adapter") == "continue" and Path(str(run.get("model"))).is_dir():
+        return adapter_base(str(adapters_folder(str(run["model"]))))
+    base = (None if run.get("adapter") == "continue" else run.get("model")) or own.get("base_model_name_or_path")
     if not base:
         raise LabError(f"{record} names no base model. Add it there as base_model_name_or_path.")
     return str(base)
+
+
+def _json(file: Path) -> dict[str, Any]:
+    """The content of a JSON file beside adapters; empty if there is no such file."""
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+    except (ValueError, OSError, TypeError) as error:
+        raise LabError(f"{file} is damaged ({type(error).__name__}). Save the adapters again.") from None
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -254,6 +283,7 @@ def load_language_model(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     revision: str | None = None,
+    four_bits: Literal["fp32", "bf16"] | None = None,
 ) -> tuple[Any, Any]:
     """Load a causal language model and its tokenizer.
 
@@ -264,6 +294,7 @@ def load_language_model(
         device: the model's device; None for a GPU if there is one.
         dtype: of the weights; None for float32.
         revision: branch, tag or commit on the Hub.
+        four_bits: load the matrices of the layers in 4 bits (`quantised.py`), and compute with them in this precision.
 
     Returns:
         The model in eval mode, and the tokenizer.
@@ -277,6 +308,11 @@ def load_language_model(
     device = pick_device("auto" if device is None else str(device))
     if (base := adapter_base(name_or_path)) is not None:
         check_model_available(name_or_path, revision)
+        if four_bits is not None:
+            raise LabError(
+                f"{name_or_path} contains LoRA adapters, which cannot be merged into weights of 4 bits. Train them "
+                f"further with adapter=continue, or give a folder with merged weights, such as model/ of a run."
+            )
         model, tokenizer = load_language_model(base, device, dtype)
         return merged_with_adapters(model, check_path(name_or_path, "model"), base), tokenizer
     tokenizer = load_tokenizer(name_or_path, revision)
@@ -290,7 +326,10 @@ def load_language_model(
         use_safetensors=True,
         attn_implementation="sdpa",
         output_loading_info=True,
+        **({} if four_bits is None else quantised.load_options(device, four_bits == "bf16")),
     )
+    quantised.check_rounding(model)
+    quantised.keep_gradients(model)
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise LabError(
@@ -305,7 +344,7 @@ def load_language_model(
     check_weights(
         model.named_parameters(), lambda name: file_with_weight(_local_path(name_or_path), name, name_or_path)
     )
-    return model.to(device).eval(), tokenizer
+    return (model if four_bits is not None else model.to(device)).eval(), tokenizer
 
 
 def merged_with_adapters(model: Any, folder: Path, base: str) -> Any:
@@ -323,13 +362,57 @@ def merged_with_adapters(model: Any, folder: Path, base: str) -> Any:
         from peft import PeftModel
     except ImportError:
         raise LabError(f"{folder} contains LoRA adapters, which need peft: pip install 'rlhf-lab[lora]'.") from None
+    with fitting_adapters(folder, base):
+        adapted = PeftModel.from_pretrained(model, str(folder))
+        check_adapter_names(adapted, folder)
+        merged = adapted.merge_and_unload()
+    check_weights(merged.named_parameters(), lambda name: str(folder / "adapter_model.safetensors"))
+    # New adapters record this name as their base. Without it they would record the base without these adapters.
+    merged.name_or_path = str(folder)
+    return merged.requires_grad_(True).eval()
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Hide the warning that peft uses a deprecated name of transformers, which users cannot change."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
+        yield
+
+
+@contextmanager
+def fitting_adapters(folder: Path, base: str) -> Iterator[None]:
+    """Turn an error within the block, where peft loads adapters, into a `LabError` that they do not fit.
+
+    Args:
+        folder: of the adapters.
+        base: name of the base.
+    """
     try:
-        merged = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+        with quiet_peft():
+            yield
     except Exception as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise LabError(f"The adapters in {folder} do not fit their base {base} ({reason}).") from None
-    check_weights(merged.named_parameters(), lambda name: str(folder / "adapter_model.safetensors"))
-    return merged.requires_grad_(True).eval()
+
+
+def check_adapter_names(model: Any, folder: Path) -> None:
+    """Raise `ValueError` unless a peft model has the tensors of an adapter file, neither more nor fewer.
+
+    peft ignores tensors that the model does not have, and leaves new ones at random values.
+
+    Args:
+        model: with the adapters under the name "default".
+        folder: of the adapters.
+    """
+    from safetensors import safe_open
+
+    with safe_open(folder / "adapter_model.safetensors", "pt") as opened:
+        stored = set(opened.keys())
+    ours = {name.replace(".default", "") for name, _ in model.named_parameters() if ".default" in name}
+    if odd := sorted(stored ^ ours):
+        where = "only in the file" if odd[0] in stored else "missing in the file"
+        raise ValueError(f"{len(odd)} of the tensors differ, for example {odd[0]}, which is {where}")
 
 
 def file_with_weight(folder: Path | None, weight: str, otherwise: str) -> str:
@@ -364,7 +447,8 @@ def _check_folder(path: Path) -> None:
 
 def _load(factory: Any, name_or_path: str, revision: str | None, what: str, **more: Any) -> Any:
     online = check_model_available(name_or_path, revision)
-    name_or_path = adapter_base(name_or_path) or name_or_path
+    while (base := adapter_base(name_or_path)) is not None:
+        name_or_path = base
     path = _local_path(name_or_path)
     local = path is not None
     try:

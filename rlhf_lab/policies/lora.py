@@ -3,15 +3,17 @@
     W' = W + (α/r) B A,     A ∈ ℝ^{r×in} random, B ∈ ℝ^{out×r} zero, W frozen
 
 With B = 0 the policy starts at π_ref. Later, π_ref is the same model with its adapters switched off, so that no second
-copy of the weights is needed. A reward model or ranker on the body of such a model trains the adapters and its head.
+copy of the weights is needed. If adapters are trained further, π_ref is the model with these adapters as they were. A
+frozen copy of them, a small part of all weights, is then in the same model. A reward model or ranker on the body of a
+model with adapters trains them and its head.
 """
 
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,11 +21,16 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_lab.batch import Tokens
-from rlhf_lab.errors import LabError, check_path
+from rlhf_lab.errors import LabError, check_path, check_weights
+from rlhf_lab.policies import quantised
 from rlhf_lab.policies.base import Policy
 from rlhf_lab.policies.language_model import LanguageModelPolicy
+from rlhf_lab.policies.loading import check_adapter_names, fitting_adapters, quiet_peft
 
 P = TypeVar("P", bound=LanguageModelPolicy)
+
+TRAINED, START = "default", "start"
+"""peft's names of the adapters that are trained, and of the frozen copy of adapters that are trained further."""
 
 
 def with_lora(
@@ -56,10 +63,9 @@ def with_lora(
             targets.
     """
     check_lora_rank(rank, policy.model.config)
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise LabError("LoRA needs peft: pip install 'rlhf-lab[lora]'.") from error
+    check_peft()
+    from peft import LoraConfig, get_peft_model
+
     chosen: Any = targets if targets is None or isinstance(targets, str) else list(targets)
     scale: Any = 2 * rank if alpha is None else alpha
     settings = LoraConfig(
@@ -72,15 +78,105 @@ def with_lora(
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         try:
-            with warnings.catch_warnings():
-                # peft uses a deprecated name of transformers, which users cannot change.
-                warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
+            with quiet_peft():
                 model = get_peft_model(policy.model, settings)
         except ValueError as error:
             raise LabError(f"The adapters do not fit the model: {error}") from error
     adapted = _like(LoraPolicy, policy, model)
     adapted.adapter_dropout = float(dropout)
     return adapted
+
+
+def continue_lora(policy: LanguageModelPolicy, folder: str | Path, base: str, dropout: float = 0.0) -> LoraPolicy:
+    """Add adapters that were trained before, to train them further. The policy's weights are frozen.
+
+    Args:
+        policy: the base of the adapters; its model object is wrapped, not copied.
+        folder: of the adapters, as peft writes it.
+        base: name of the base, for messages.
+        dropout: as of `with_lora`.
+
+    Returns:
+        The policy with the adapters. Its reference has the adapters as they are in the folder.
+
+    Raises:
+        LabError: peft is not installed, these are not plain LoRA adapters, or they do not fit the base.
+    """
+    folder = check_path(folder, "folder")
+    config = adapter_config(folder)
+    config.lora_dropout = dropout
+    from peft import PeftModel
+
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), fitting_adapters(folder, base):
+        model = PeftModel.from_pretrained(policy.model, str(folder), is_trainable=True, config=config)
+        check_adapter_names(model, folder)
+        model.load_adapter(str(folder), START)
+        model.set_adapter(TRAINED)
+    check_weights(
+        ((name, p) for name, p in model.named_parameters() if "lora_" in name),
+        lambda name: str(folder / "adapter_model.safetensors"),
+    )
+    adapted = _like(LoraPolicy, policy, model)
+    adapted.adapter_dropout = float(dropout)
+    return adapted
+
+
+_NOT_PLAIN = (
+    "modules_to_save", "trainable_token_indices", "target_parameters", "layer_replication", "use_dora", "lora_bias",
+)  # fmt: skip
+"""Settings of peft by which adapters train more than A and B."""
+
+
+def adapter_config(folder: Path, **given: Any) -> Any:
+    """Return peft's configuration of LoRA adapters that will be trained further.
+
+    Args:
+        folder: of the adapters.
+        given: settings of the command about adapters, by name, which must be those of the adapters. None and empty ones
+            are not compared.
+
+    Raises:
+        LabError: peft is not installed, these are not plain LoRA adapters, or they have other settings.
+    """
+    check_peft()
+    from peft import LoraConfig, PeftConfig
+
+    try:
+        config: Any = PeftConfig.from_pretrained(str(folder))
+    except Exception as error:
+        raise LabError(
+            f"{folder / 'adapter_config.json'} is damaged ({type(error).__name__}). Save it again."
+        ) from None
+    odd = [name for name in _NOT_PLAIN if getattr(config, name, None)]
+    if getattr(config, "bias", "none") != "none":
+        odd.append("bias")
+    if not isinstance(config, LoraConfig) or odd:
+        what = f"plain LoRA; they have the setting {odd[0]}" if odd else f"LoRA, but {config.peft_type}"
+        raise LabError(
+            f"The adapters in {folder} are not {what}. Such adapters cannot be trained further here. Leave "
+            f"adapter=continue out, and they are merged."
+        )
+    names = config.target_modules
+    theirs = {
+        "lora_rank": config.r,
+        "lora_alpha": config.lora_alpha,
+        "lora_targets": names if isinstance(names, str) else tuple(sorted(names or ())),
+        "lora_rank_stabilised": config.use_rslora,
+    }
+    for name, value in given.items():
+        value = tuple(sorted(value)) if isinstance(value, tuple) else value
+        if value and value != theirs[name]:
+            raise LabError(
+                f"{name}={value!r} does not fit the adapters in {folder}, which have {theirs[name]!r}. Leave it out, "
+                f"because adapters that are trained further keep their shape."
+            )
+    return config
+
+
+def check_peft() -> None:
+    """Raise `LabError` if peft is not installed."""
+    if find_spec("peft") is None:
+        raise LabError("LoRA needs peft: pip install 'rlhf-lab[lora]'.")
 
 
 def check_lora_rank(rank: int, config: Any) -> None:
@@ -150,6 +246,32 @@ class LoraPolicy(LanguageModelPolicy):
 
     adapter_dropout: float = 0.0
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Create a policy on a peft model; the arguments are those of `LanguageModelPolicy`."""
+        super().__init__(*args, **kwargs)
+        if quantised.is_quantised(self.model):
+            # Matrices in 4 bits cannot be loaded into a module, and they never change.
+            self.register_state_dict_post_hook(_drop_frozen)  # type: ignore[no-untyped-call]
+            self.register_load_state_dict_post_hook(_accept_without_frozen)  # type: ignore[no-untyped-call]
+
+    @property
+    def continues(self) -> bool:
+        """Whether the adapters had been trained before, so that π_ref has adapters too."""
+        return START in self.model.peft_config
+
+    @contextmanager
+    def as_reference(self) -> Iterator[None]:
+        """Within the block the model is π_ref: its adapters are off, or those with which the training started."""
+        if not self.continues:
+            with self.model.disable_adapter():
+                yield
+            return
+        self.model.set_adapter(START)
+        try:
+            yield
+        finally:
+            self.model.set_adapter(TRAINED)
+
     @contextmanager
     def _forward_mode(self) -> Iterator[None]:
         """Without dropout, except that of the adapters while a gradient is computed."""
@@ -157,7 +279,7 @@ class LoraPolicy(LanguageModelPolicy):
             yield
 
     def reference(self) -> AdapterReference:
-        """Return π_ref, which is this model with its adapters switched off."""
+        """Return π_ref, which is this model with its adapters switched off, or as they were at the start."""
         return AdapterReference(self)
 
     def copy(self) -> LoraPolicy:
@@ -165,13 +287,32 @@ class LoraPolicy(LanguageModelPolicy):
         return copy.deepcopy(self)
 
     def merged(self) -> LanguageModelPolicy:
-        """Return a policy without adapters, on a copy of the model with the adapters' product added to its weights."""
-        plain = copy.deepcopy(self.model).merge_and_unload()
-        return _like(LanguageModelPolicy, self, plain)
+        """Return a policy without adapters, on a copy of the model with the adapters' product added to its weights.
+
+        Of weights in 4 bits the copy has the float32 values with which the policy was trained.
+        """
+        return _like(LanguageModelPolicy, self, self.without_adapters(TRAINED))
+
+    def without_adapters(self, merge: str | None) -> Any:
+        """Return a copy of the model without adapters, in float32 where this model has 4 bits.
+
+        Args:
+            merge: name of the adapters that are merged into the weights. None: none.
+        """
+        model = copy.deepcopy(self.model)
+        if not quantised.is_quantised(model):
+            return model.unload() if merge is None else model.merge_and_unload(adapter_names=[merge])
+        prefix, changes = "base_model.model.", dict[str, Tensor]()
+        for name, layer in model.named_modules() if merge is not None else []:
+            if hasattr(layer, "get_delta_weight"):
+                changes[name.removeprefix(prefix)] = layer.get_delta_weight(merge)
+        return quantised.dequantised(model.unload(), changes)
 
     def save_adapter(self, folder: str | Path) -> None:
         """Write the adapters only, in the format of peft's `from_pretrained`."""
-        self.model.save_pretrained(check_path(folder, "folder"))
+        self.model.save_pretrained(
+            check_path(folder, "folder"), selected_adapters=[TRAINED], save_embedding_layers=False
+        )
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the merged model, which can be loaded without peft, and the tokenizer if there is one."""
@@ -186,8 +327,20 @@ class LoraPolicy(LanguageModelPolicy):
         return self.merged().new_critic(reward_model)
 
 
+def _drop_frozen(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    """Remove everything but the adapters from the state of a policy with weights in 4 bits."""
+    for name in [name for name in state if name.startswith(prefix) and "lora_" not in name]:
+        del state[name]
+
+
+def _accept_without_frozen(module: nn.Module, keys: Any) -> None:
+    """Accept a state that contains only the adapters."""
+    frozen = tuple(name for name in nn.Module.state_dict(module.model) if "lora_" not in name)  # type: ignore[arg-type]
+    keys.missing_keys[:] = [name for name in keys.missing_keys if not name.endswith(frozen)]
+
+
 class AdapterReference(Policy):
-    """π_ref as a view of a `LoraPolicy` with its adapters switched off. It has no separate weights."""
+    """π_ref as a view of a `LoraPolicy` with its adapters switched off, or with those with which it started."""
 
     def __init__(self, policy: LoraPolicy) -> None:
         """Create a view of `policy`, whose training may continue."""
@@ -203,12 +356,13 @@ class AdapterReference(Policy):
     @property
     def cache_note(self) -> str:
         """What determines the numbers besides the weights; see `reference_cache.cache_key`."""
-        return f"adapters off {self.policy.model.config.to_json_string(use_diff=False)}"
+        state = "at the start" if self.policy.continues else "off"
+        return f"adapters {state} {self.policy.model.config.to_json_string(use_diff=False)}"
 
     @torch.no_grad()
     def token_log_probs(self, prompts: Tokens, responses: Tokens, temperature: float = 1.0) -> Tensor:
         """Compute log π_ref(y_t | x, y_<t) without gradients; see `Policy.token_log_probs`."""
-        with self.policy.model.disable_adapter():
+        with self.policy.as_reference():
             return self.policy.token_log_probs(prompts, responses, temperature)
 
     @torch.no_grad()
@@ -221,7 +375,7 @@ class AdapterReference(Policy):
         top_k: int | None = None,
     ) -> Tokens:
         """Sample from π_ref; see `Policy.sample`."""
-        with self.policy.model.disable_adapter():
+        with self.policy.as_reference():
             return self.policy.sample(prompts, num_samples, generator, temperature, top_k)
 
     def frozen(self) -> AdapterReference:
@@ -229,15 +383,15 @@ class AdapterReference(Policy):
         return self
 
     def copy(self) -> LanguageModelPolicy:  # type: ignore[override]
-        """Return a trainable policy with the weights of π_ref, on a copy of the model without its adapters."""
-        plain = copy.deepcopy(self.policy.model).unload()
+        """Return a trainable policy with the weights of π_ref, on a copy of the model without adapters."""
+        plain = self.policy.without_adapters(START if self.policy.continues else None)
         plain.requires_grad_(True)
         return _like(LanguageModelPolicy, self.policy, plain)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """Return the weights of π_ref, without those of the adapters."""
+        """Return the weights of π_ref, without those of the adapters that are trained."""
         whole = self.policy.model.state_dict()
-        return {name: value for name, value in whole.items() if "lora_" not in name}
+        return {name: value for name, value in whole.items() if "lora_" not in name or START in name.split(".")}
 
     @property
     def device(self) -> torch.device:

@@ -31,7 +31,7 @@ TOLD: dict[str, dict[str, Any]] = {
     "plot": {"out": Path("some/curve.png")},
     "budget": {"labels": None, "candidates": 5},
 }
-PAIR_LOSS = {"chosen_penalty": 50.0, "nll_weight": 1.0, "reward_shift": 0.0}
+PAIR_LOSS = {"chosen_penalty": 50.0, "nll_weight": 1.0, "reward_shift": 0.0, "shift_decay": None}
 EVERYWHERE: dict[str, Any] = {"scale": "tree", "resume": False, "batch_size": 24, **PAIR_LOSS}
 EVERYWHERE |= {"data_weights": (), "eval_fraction": None, "warmup_ratio": None, "lora_dropout": 0.0}
 

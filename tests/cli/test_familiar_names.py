@@ -113,7 +113,7 @@ def test_the_page_s_table_of_other_tools_has_only_options_that_exist_here():
     known = set().union(*(yaml_config.flat_fields(kind) for kind in KINDS.values())) | set(familiar_names.ALIASES)
     assert len(rows) > 30
     for row in rows:
-        ours = {name.replace("-", "_") for name in re.findall(r"--([a-z-]+)", row[3])}
+        ours = {name.replace("-", "_") for name in re.findall(r"--([a-z0-9-]+)", row[3])}
         assert ours <= known, row
         for name in re.findall(r"`(\w+)`", " ".join(row[:3])):
             suggested = familiar_names.ELSEWHERE.get(name)

@@ -8,6 +8,8 @@ import pytest
 from rlhf_lab.cli import old_names, yaml_config
 from rlhf_lab.cli.main import COMMANDS, _settings, main
 from rlhf_lab.cli.plan import ResourcePlan
+from rlhf_lab.cli.sample import Sample
+from rlhf_lab.cli.train.grpo import TrainGRPO
 from rlhf_lab.cli.train.iterated_dpo import TrainIteratedDPO
 
 
@@ -100,3 +102,51 @@ def test_a_settings_file_with_both_names_is_refused(tmp_path):
     file.write_text("rung: tree\nscale: bandit\n", encoding="utf-8")
     with pytest.raises(ValueError, match="`scale` appears more than once"):
         yaml_config.read(file, Now)
+
+
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [
+        (["--chat", "--top-k", "5"], "on"),
+        (["--top-k", "5", "--chat"], "on"),
+        (["--no-chat", "--top-k", "5"], "off"),
+    ],
+)
+def test_chat_without_a_value_is_on_with_a_notice(words, value, capsys):
+    settings = _settings(Sample, ["--model", "m", "--prompt", "a", *words], "p")
+    assert (settings.chat, settings.top_k) == (value, 5)
+    (line,) = notices(capsys)
+    assert f"is now called `--chat {value}`" in line
+
+
+@pytest.mark.parametrize("words", [["--chat", "off"], ["--chat=off"]])
+def test_chat_with_a_value_needs_no_notice(words, capsys):
+    assert _settings(Sample, ["--model", "m", "--prompt", "a", *words], "p").chat == "off"
+    assert not notices(capsys)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("on", "on"), ("off", "off"), ("true", "on"), ("'off'", "off"), ("auto", "auto")]
+)
+def test_on_and_off_in_a_settings_file_need_no_quotes(text, value, tmp_path):
+    """YAML reads on and off as true and false, of which `--chat=True` would be made."""
+    file = tmp_path / "settings.yaml"
+    file.write_text(f"model: m\nchat: {text}\n", encoding="utf-8")
+    assert _settings(Sample, ["--config", str(file), "--prompt", "a"], "p").chat == value
+
+
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [
+        ([], None),
+        (["--divide-by-std"], True),
+        (["--divide-by-std", "True"], True),
+        (["--divide-by-std=None"], None),
+        (["--no-divide-by-std"], False),
+    ],
+)
+def test_an_option_with_the_values_true_false_and_none_needs_no_value(words, value, capsys):
+    """As for other switches, `--divide-by-std` is True and `--no-divide-by-std` is False."""
+    needed = ["--model", "m", "--data", "d", "--reward", "r", "--out", "o"]
+    assert _settings(TrainGRPO, [*needed, *words, "--seed", "3"], "p").group.divide_by_std is value
+    assert not notices(capsys)

@@ -289,6 +289,8 @@ def test_the_cpu_is_measured():
         ({"samples": 4}, "dpo does not sample"),
         ({"fsdp": True}, "Set num_devices"),
         ({"lora_rank": 0}, "lora_rank must be"),
+        ({"load_in_4bit": True}, "load_in_4bit needs lora_rank"),
+        ({"load_in_4bit": True, "lora_rank": 4, "fsdp": True, "num_devices": 2}, "cannot be used with fsdp"),
         ({"memory_gb": -1.0}, "memory_gb must be"),
     ],
 )

@@ -50,7 +50,16 @@ def settings_of(command: str, **changes: Any) -> Any:
     """Every option at a value that is not its default, but for these; three epochs of one row a step."""
     epochs = {"data_epochs" if "data_epochs" in wanted(command) else "epochs": 3.0} if "train" in command else {}
     usual = {"steps": None, "batch_size": 1, "accumulate": 1, "lora_rank": None, "lora_alpha": None, "lora_targets": ()}
-    usual |= {"precision": "fp32", "sampler": "lab", "trackers": (), "progress": False, "eval_data": None, **epochs}
+    usual |= {
+        "adapter": "merge",
+        "load_in_4bit": False,
+        "precision": "fp32",
+        "sampler": "lab",
+        "trackers": (),
+        "progress": False,
+        "eval_data": None,
+        **epochs,
+    }
     values = wanted(command)
     return from_words(command, {**values, **{k: v for k, v in usual.items() if k in values}, **changes})
 
@@ -436,7 +445,7 @@ def test_a_run_wraps_the_model_as_the_settings_say(monkeypatch, pairs, tmp_path)
 def test_a_run_s_revision_and_adapters_are_those_of_the_settings(monkeypatch, model, pairs, tmp_path):
     asked, real = [], runner.load_language_model
 
-    def load(name, device, revision=None):
+    def load(name, device, dtype=None, revision=None, four_bits=None):
         asked.append(revision)
         return real(name, device)
 
@@ -690,7 +699,7 @@ def test_a_file_that_goes_on_loses_its_half_batch_and_refuses_other_settings(tmp
 
 
 def test_sample_wraps_the_model_cuts_prompts_and_writes_chats_by_the_template(monkeypatch, tmp_path):
-    """A prompt of the command line is cut to --max-prompt-tokens at its beginning; with --chat it is a user's turn."""
+    """A prompt of the command line is cut to --max-prompt-tokens at its beginning; with --chat on it is a turn."""
     made, plain = [], policy_of()
     plain.model.generation_config.eos_token_id = [9, TOKENIZER.eos_token_id]
     tokenizer = tiny_tokenizer(["What is one and two? It is three.", "Say it again."], vocab=300)
@@ -707,11 +716,11 @@ def test_sample_wraps_the_model_cuts_prompts_and_writes_chats_by_the_template(mo
     monkeypatch.setattr(sample_module, "_batches", lambda *a: iter(made.append(a) or ()))
     usual = {"data": None, "reward": None, "out": None, "top_k": 5, "max_prompt_tokens": 4, "max_response_tokens": 6}
     usual |= {"prompt": ("What is one and two?",), "device": "cpu", "data_revision": None}
-    sample_module.sample(settings_of("sample", **usual, chat=False))
+    sample_module.sample(settings_of("sample", **usual, chat="auto"))
     _, _, policy, _, prompts, texts, _ = made[-1]
     ids = tokenizer("What is one and two?", add_special_tokens=False)["input_ids"]
     assert len(ids) > 4 and prompts.tolist() == [ids[-4:]] and texts == ["What is one and two?"]
     assert policy.max_new_tokens == 6 and policy.vocab_size == len(tokenizer)
     assert policy.end_tokens == (tokenizer.eos_token_id, 9)
-    sample_module.sample(settings_of("sample", **usual | {"max_prompt_tokens": 40}, chat=True))
+    sample_module.sample(settings_of("sample", **usual | {"max_prompt_tokens": 40}, chat="on"))
     assert made[-1][4].tolist() == [tokenizer("[What is one and two?]", add_special_tokens=False)["input_ids"]]

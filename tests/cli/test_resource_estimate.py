@@ -59,6 +59,15 @@ def test_parts_of_a_batch_adapters_checkpoints_and_several_devices_by_hand():
     assert parts["activations"] == int(2 * 10 * 2 * kept * 4) and parts["logits"] == 2 * 2 * 3 * 10 * 2 * 4
     assert parts["gradient of the head"] == 80 * 4
     adapted, trained = memory(replace(DPO, lora_rank=3), 0), 4 * GPT2.adapters(3)
+    # In 4 bits a matrix has ½ + 1/64 + 4/(64·256) bytes a weight, and one of them, 8 × 32, is dequantised at a time.
+    four = memory(replace(DPO, lora_rank=3, four_bits=True), 0)
+    matrices = 2 * (8 * 24 + 8 * 8 + 8 * 32 + 32 * 8)
+    assert four.pop("one dequantised matrix") == 4 * 8 * 32
+    assert four.pop("weights") == adapted["weights"] - int(matrices * (4 - 0.515869140625))
+    assert four == {name: value for name, value in adapted.items() if name != "weights"}
+    half = [memory(replace(DPO, lora_rank=3, bf16=True, four_bits=bits), 0) for bits in (False, True)]
+    assert half[1]["weights in bf16"] == half[0]["weights in bf16"] - 2 * matrices
+    assert half[1]["one dequantised matrix"] == 2 * 8 * 32
     assert (adapted["weights"], adapted["reference"]) == (weights + trained, 0)
     assert (adapted["gradients"], adapted["Adam's moments"]) == (trained, 2 * trained)
     checkpoints = memory(replace(DPO, checkpointing=True), 0)

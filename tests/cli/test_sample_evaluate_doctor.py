@@ -75,7 +75,7 @@ def test_sample_scores_by_a_reward_model(model, pairs, reward, tmp_path):
         (["--prompt", "a", "--temperature", "0"], "temperature must be"),
         (["--prompt", "a", "--top-k", "0"], "top_k must be a whole number of at least 1"),
         (["--prompt", "a", "--resume"], "--resume needs --out"),
-        (["--prompt", "a", "--chat"], "has no chat template"),
+        (["--prompt", "a", "--chat", "on"], "has no chat template, so chat cannot be on. Leave it out."),
         (["--prompt", "a", "caf\udce9"], "Prompt 2 of the command line contains a lone surrogate (U+DCE9"),
         (["--prompt", "a", "--max-prompt-tokens", "95"], "context of"),
         (["--prompt", "a", "--reward", "gold"], "The reward gold needs a world"),

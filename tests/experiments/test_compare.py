@@ -133,7 +133,11 @@ def test_a_folder_with_another_comparison_is_refused_and_untouched(tmp_path):
     [
         ({"beta": 0.0}, "beta"),
         ({"beta": float("nan")}, "beta"),
-        ({"seeds": 0}, "seed"),
+        ({"seeds": 0}, "seeds must be a whole number of at least 1, not 0"),
+        ({"labels": 0}, "labels must be a whole number of at least 8 or None, not 0"),
+        ({"learning_rate": 0.0}, "learning_rate must be a finite number above 0 or None, not 0.0"),
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1 or None, not 0"),
+        ({"noise": 0.7}, "noise must be a finite number between 0 and 0.5, not 0.7"),
         ({"methods": ("grpo",)}, "Unknown methods grpo"),
         ({"policy": "gpt2"}, "world tree"),
     ],

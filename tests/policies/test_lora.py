@@ -1,13 +1,16 @@
 """LoRA through peft: starts at the reference, trains adapters alone, and gives the reference for nothing."""
 
+import json
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_models import one_thread, tiny, variable_length_batch  # noqa: F401
 
 from rlhf_lab.batch import Tokens
 from rlhf_lab.errors import LabError
 from rlhf_lab.policies.language_model import LanguageModelPolicy
-from rlhf_lab.policies.lora import with_lora
+from rlhf_lab.policies.lora import continue_lora, with_lora
 from rlhf_lab.policies.reference_cache import cache_key
 from rlhf_lab.rewards.language_model import LanguageModelReward
 
@@ -215,3 +218,113 @@ def test_the_mean_over_dropouts_is_the_policy_without():
         torch.manual_seed(0)
         draws = torch.stack([policy.log_prob(*data).detach().sum() for _ in range(200)])
     assert (draws.mean() - exact).abs() < 4 * draws.std() / 200**0.5 and draws.std() > 0
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """Trained adapters of rank 2 in a folder, and log π of the policy with them."""
+    data = variable_length_batch()
+    policy = trained(with_lora(plain(), rank=2, seed=3), data)
+    policy.save_adapter(tmp_path / "adapters")
+    return tmp_path / "adapters", policy.log_prob(*data).detach()
+
+
+def test_adapters_that_are_trained_further_have_themselves_as_reference(stored):
+    """π and π_ref start at the base plus the stored adapters. Training moves π, and π_ref stays where it was; the base
+    without adapters is another policy. The base is in memory once."""
+    folder, start = stored
+    data, base = variable_length_batch(), plain().log_prob(*variable_length_batch()).detach()
+    policy = continue_lora(plain(), folder, "base")
+    reference = policy.reference()
+    assert torch.allclose(policy.log_prob(*data), start, atol=1e-5)
+    assert torch.allclose(reference.log_prob(*data), start, atol=1e-5) and not torch.allclose(start, base, atol=1e-2)
+    names = {n for n, p in policy.named_parameters() if p.requires_grad}
+    assert names and all("lora_" in n and ".default." in n for n in names)
+    key = cache_key(reference, *data)
+    trained(policy, data)
+    assert {n for n, p in policy.named_parameters() if p.requires_grad} == names
+    assert policy.log_prob(*data).mean() > start.mean() + 0.1
+    assert torch.allclose(reference.log_prob(*data), start, atol=1e-5) and cache_key(reference, *data) == key
+    assert torch.allclose(reference.copy().log_prob(*data), start, atol=1e-4)
+    whole = sum(p.numel() for n, p in policy.named_parameters() if "lora_" not in n)
+    assert whole == sum(p.numel() for p in plain().parameters())
+    a, b = (p.sample(data[0], 5, torch.Generator().manual_seed(0)) for p in (reference, reference.copy()))
+    assert bool(a.equal(b).all())
+
+
+def test_continued_adapters_are_saved_alone_and_merge_to_the_trained_policy(stored, tmp_path):
+    from peft import PeftModel
+
+    folder, start = stored
+    data = variable_length_batch()
+    policy = trained(continue_lora(plain(), folder, "base"), data)
+    now = policy.log_prob(*data).detach()
+    assert torch.allclose(policy.merged().log_prob(*data), now, atol=1e-4) and not torch.allclose(now, start, atol=1e-2)
+    policy.save_adapter(tmp_path / "again")
+    assert {path.name for path in (tmp_path / "again").iterdir() if path.is_dir()} == set()
+    under = PeftModel.from_pretrained(tiny("gpt2"), tmp_path / "again")
+    assert torch.allclose(LanguageModelPolicy(under, 0, 6).log_prob(*data), now, atol=1e-4)
+
+
+def test_the_gradient_of_a_step_is_that_of_the_trained_adapters_after_the_reference_was_used(stored):
+    """π_ref is computed between the policy's forward and backward passes. The gradient is that without π_ref."""
+    folder, _ = stored
+    data = variable_length_batch()
+    grads = []
+    for used in (False, True):
+        policy = continue_lora(plain(), folder, "base")
+        loss = -policy.log_prob(*data).mean()
+        if used:
+            policy.reference().log_prob(*data)
+        loss.backward()
+        grads.append({n: p.grad for n, p in policy.named_parameters() if p.grad is not None})
+    assert grads[0].keys() == grads[1].keys() and all(".default." in n for n in grads[0])
+    assert all(torch.equal(grads[0][n], grads[1][n]) for n in grads[0])
+
+
+def test_dropout_of_continued_adapters_is_that_of_the_command(stored):
+    folder, start = stored
+    data = variable_length_batch()
+    policy = continue_lora(plain(), folder, "base", dropout=0.5)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        assert not torch.allclose(policy.log_prob(*data), start, atol=1e-3)
+    with torch.no_grad():
+        assert torch.allclose(policy.log_prob(*data), start, atol=1e-5)
+
+
+def _changed(folder, **changes):
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def _without_a_tensor(folder, extra=None):
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    first = sorted(tensors)[0]
+    value = tensors.pop(first) if extra is None else tensors[first]
+    save_file(tensors if extra is None else {**tensors, extra: value.clone()}, file)
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (lambda f: _changed(f, use_dora=True), "are not plain LoRA; they have the setting use_dora"),
+        (lambda f: _changed(f, bias="all"), "are not plain LoRA; they have the setting bias"),
+        (lambda f: _changed(f, modules_to_save=["lm_head"]), "have the setting modules_to_save"),
+        (lambda f: _changed(f, peft_type="NOTHING"), "adapter_config.json is damaged"),
+        (lambda f: _changed(f, r=3), "do not fit their base base"),
+        (_without_a_tensor, "1 of the tensors differ, for example .*which is missing in the file"),
+        (lambda f: _without_a_tensor(f, "base_model.model.other.lora_A.weight"), "which is only in the file"),
+    ],
+)
+def test_adapters_that_cannot_be_trained_further_are_refused(broken, message, stored):
+    folder, _ = stored
+    broken(folder)
+    with pytest.raises(LabError, match=message):
+        continue_lora(plain(), folder, "base")
+
+
+def test_adapters_of_another_architecture_are_refused(stored):
+    with pytest.raises(LabError, match="do not fit their base llama"):
+        continue_lora(plain("llama"), stored[0], "llama")

@@ -51,6 +51,21 @@ MUTATIONS: list[Mutation] = [
         ),
         Mutation("swap", "the margin: rejected minus chosen", "margin = better - worse", "margin = worse - better"),
         Mutation(
+            "mean",
+            "BCO's mean is that of the chosen responses",
+            "reward = beta * (log_prob - log_ref.to(log_prob.device)).mean(-1)",
+            "reward = beta * (log_prob - log_ref.to(log_prob.device))[..., 0]",
+            near="algorithms/test_reward_shift.py::test_the_loop_uses_the_mean_over_the_present_and_the_earlier_batches",
+        ),
+        Mutation(
+            "setting",
+            "held-out losses have no running δ",
+            "settings, None if shift is None else shift.value)",
+            "settings, None)",
+            near="algorithms/test_reward_shift.py::"
+            "test_the_held_out_loss_has_the_shift_of_the_training_and_does_not_change_it",
+        ),
+        Mutation(
             "swap",
             "the rejected log-ratio reported as the chosen one",
             'f"chosen_{kind}": losses.weighted_mean(shown[..., 0], batch.weight)',
@@ -142,6 +157,31 @@ MUTATIONS: list[Mutation] = [
             "setting", "BCO's shift is lost", 'LossSpec(losses.bco, uses=("reward_shift",))', "LossSpec(losses.bco)"
         ),
         Mutation("swap", "APO's zero and down exchanged", "LossSpec(losses.apo_zero)", "LossSpec(losses.apo_down)"),
+    ),
+    *in_file(
+        "algorithms/reward_shift.py",
+        ["algorithms/test_reward_shift.py"],
+        Mutation(
+            "norm",
+            "the moving average is not divided by its weights",
+            "self.total / self.weight",
+            "self.total / 1 + 0 * self.weight",
+            near="algorithms/test_reward_shift.py::test_the_running_mean_of_2_4_1_by_hand",
+        ),
+        Mutation(
+            "edge",
+            "the decay applies to the present batch too",
+            "self.total.mul_(self.decay).add_(mean)",
+            "self.total.add_(mean).mul_(self.decay)",
+            near="algorithms/test_reward_shift.py::test_the_running_mean_of_2_4_1_by_hand",
+        ),
+        Mutation(
+            "data",
+            "δ is not part of a checkpoint",
+            "device=device))",
+            "device=device), persistent=False)",
+            near="algorithms/test_reward_shift.py::test_a_resumed_run_continues_the_mean_to_the_bit",
+        ),
     ),
     *in_file(
         "algorithms/gae.py",

@@ -62,6 +62,17 @@ MUTATIONS: list[Mutation] = [
         ),
     ),
     *in_file(
+        "cli/old_names.py",
+        ["cli/test_old_names.py"],
+        Mutation(
+            "swap",
+            "--no-chat is --chat on",
+            "return known[plain != name]",
+            "return known[plain == name]",
+            near="cli/test_old_names.py::test_chat_without_a_value_is_on_with_a_notice",
+        ),
+    ),
+    *in_file(
         "cli/yaml_config.py",
         ["cli/test_options.py", "cli/test_config.py"],
         Mutation(
@@ -443,8 +454,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "setting",
             "--model-revision is lost",
-            "load_language_model(settings.model, device, revision=settings.model_revision)",
-            "load_language_model(settings.model, device)",
+            "load_language_model(base, device, None, settings.model_revision, four_bits)",
+            "load_language_model(base, device, None, None, four_bits)",
             near="cli/test_plumbing.py::test_a_run_s_revision_and_adapters_are_those_of_the_settings",
         ),
         Mutation(
@@ -599,8 +610,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "data",
             "the reference's saved log-probabilities are not used",
-            "training, reference_log_probs=known, evaluation",
-            "training, evaluation",
+            "reference_log_probs=known, evaluation=evaluation, shift=shift",
+            "evaluation=evaluation, shift=shift",
             near="cli/test_plumbing.py::test_dpo_gets_pairs_loss_reference_and_the_saved_log_probabilities",
         ),
         Mutation(
@@ -1050,8 +1061,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "setting",
             "--chat is ignored",
-            "    if settings.chat:\n",
-            "    if settings.chat and settings.data:\n",
+            '    if settings.chat == "on":\n',
+            '    if settings.chat == "on" and settings.data:\n',
             near="cli/test_plumbing.py::test_sample_wraps_the_model_cuts_prompts_and_writes_chats_by_the_template",
         ),
     ),
@@ -1187,8 +1198,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "setting",
             "a config's grouped heads are not read",
-            'number("num_key_value_heads", 0), bool(',
-            "0, bool(",
+            'number("num_key_value_heads", 0) or None, bool(',
+            "None, bool(",
             near="cli/test_resource_estimate.py::test_sizes_are_read_from_their_own_places_in_a_config",
         ),
     ),
@@ -1250,8 +1261,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "setting",
             "--lora-rank is lost in plan",
-            "self.gradient_checkpointing, self.lora_rank or 0,",
-            "self.gradient_checkpointing, 0,",
+            "self.gradient_checkpointing, self.lora_rank, self.load",
+            "self.gradient_checkpointing, None, self.load",
             near="cli/test_resource_estimate.py::test_a_plan_s_options_reach_the_workload",
         ),
         Mutation(

@@ -81,8 +81,7 @@ def check_data(settings: Any, split_given: bool = True) -> None:
     if settings.world is not None:
         load_world(settings.world)
         refuse_unused(settings, hub_only, "on data of a world; it is for data sets on the Hub")
-        texts_only = [name for name in ("chat", "too_long") if isinstance(getattr(settings, name, None), str)]
-        refuse_unused(settings, texts_only, "on data of a world; it is for texts of a file or of the Hub")
+        refuse_unused(settings, ["chat", "too_long"], "on data of a world; it is for texts of a file or of the Hub")
         return
     names = sources_of(settings)
     for name in names:
@@ -197,11 +196,10 @@ def load_data(settings: Any, kind: Kind, tokenizer: Any, limits: tuple[int, int]
     """
     if settings.world is not None:
         return Data() if kind in ("pairs", "verdicts") else _from_world(settings, kind, tokenizer, limits)
-    chat: Any = getattr(settings, "chat", "auto")
     where = [
         Source(
             name, settings.data_split, settings.data_revision, settings.data_folder, settings.limit,
-            "auto" if isinstance(chat, bool) else chat,
+            getattr(settings, "chat", "auto"),
         )
         for name in sources_of(settings)
     ]  # fmt: skip

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
 from rlhf_lab.algorithms.dpo import DPO, dpo, held_out_pairs
+from rlhf_lab.algorithms.reward_shift import RewardShift
 from rlhf_lab.cli.train.data import Data
 from rlhf_lab.cli.train.runner import History, Job, run
 from rlhf_lab.cli.train.settings import Flat, PairSettings, refuse_reference
@@ -40,17 +41,30 @@ def _fit(job: Job) -> History:
     pairs, loss = job.data.pairs, job.settings.dpo
     assert pairs is not None
     reference = job.reference() if loss.needs_reference else None
-    training, evaluation = job.training(len(pairs)), pair_evaluation(job, reference, loss)
+    shift = loss.new_shift(job.device)
+    training, evaluation = job.training(len(pairs)), pair_evaluation(job, reference, loss, shift)
     known = None if reference is None else job.reference_rows(reference, pairs)
-    return dpo(job.policy, reference, pairs, loss, training, reference_log_probs=known, evaluation=evaluation)
+    return dpo(
+        job.policy, reference, pairs, loss, training,
+        reference_log_probs=known, evaluation=evaluation, shift=shift,
+    )  # fmt: skip
 
 
-def pair_evaluation(job: Job, reference: Policy | None, loss: DPO) -> Evaluation | None:
-    """Return the evaluation by the loss on held-out pairs, or None without such pairs."""
+def pair_evaluation(
+    job: Job, reference: Policy | None, loss: DPO, shift: RewardShift | None = None
+) -> Evaluation | None:
+    """Return the evaluation by the loss on held-out pairs, or None without such pairs.
+
+    Args:
+        job: the run.
+        reference: π_ref, or None if the loss needs none.
+        loss: the loss.
+        shift: the running mean of BCO, which `dpo` updates.
+    """
 
     def make(held: Data) -> Evaluation:
         assert held.pairs is not None
         known = None if reference is None else job.reference_rows(reference, held.pairs, held_out=True)
-        return held_out_pairs(job.policy, reference, held.pairs, loss, known)
+        return held_out_pairs(job.policy, reference, held.pairs, loss, known, shift)
 
     return job.evaluation_of(make)

@@ -49,11 +49,13 @@ from rlhf_lab.cli.train.data import (
 from rlhf_lab.cli.train.reward import check_reward, frozen_start, load_reward
 from rlhf_lab.cli.train.settings import Common, PairSettings, record_of, resume_rules
 from rlhf_lab.errors import LabError, check_paths
-from rlhf_lab.policies import hub_lookup
+from rlhf_lab.policies import hub_lookup, quantised
 from rlhf_lab.policies.base import Policy, Reward
 from rlhf_lab.policies.end_tokens import find_end_tokens
 from rlhf_lab.policies.language_model import LanguageModelPolicy
 from rlhf_lab.policies.loading import (
+    adapter_base,
+    adapters_folder,
     check_model_available,
     check_same_vocabulary,
     load_config,
@@ -62,7 +64,14 @@ from rlhf_lab.policies.loading import (
     pick_device,
     show_progress_bars,
 )
-from rlhf_lab.policies.lora import AdapterReference, LoraPolicy, check_lora_rank, with_lora
+from rlhf_lab.policies.lora import (
+    AdapterReference,
+    LoraPolicy,
+    adapter_config,
+    check_lora_rank,
+    continue_lora,
+    with_lora,
+)
 from rlhf_lab.policies.reference_cache import ReferenceRows
 from rlhf_lab.policies.transformer.cuda_graph import check_cuda_device
 from rlhf_lab.policies.vllm import VllmSampler, check_vllm_installed
@@ -300,6 +309,8 @@ def _run(
                 data, apart = _with_samples(settings, kind, data, policy, tokenizer, limits)
             dtype = _save_dtype(settings, sizes)
             job = Job(settings, method, policy, tokenizer, data, limits, apart, former, dtype)
+            if settings.adapter == "continue":
+                job.say(f"The adapters in {_start(settings)} are trained further.")
             try:
                 history = fit(job)
             finally:
@@ -343,27 +354,49 @@ def _check(settings: Any) -> tuple[Any, Any]:
         check_data(held_out, settings.eval_split != "test")
     check_reward(settings)
     _check_sampler(settings)
-    reference = getattr(settings, "reference", None)
-    for name in (settings.model, reference):
+    reference, start = getattr(settings, "reference", None), _start(settings)
+    for name in (start, reference):
         if name is not None:
-            check_model_available(name, settings.model_revision if name == settings.model else None)
-    tokenizer = load_tokenizer(settings.model, settings.model_revision)
-    sizes = load_config(settings.model, settings.model_revision)
-    if settings.lora_rank is not None:
-        check_lora_rank(settings.lora_rank, sizes)
+            check_model_available(name, settings.model_revision if name == start else None)
+    tokenizer = load_tokenizer(start, settings.model_revision)
+    sizes = load_config(start, settings.model_revision)
+    _check_adapters(settings, start, sizes)
     if reference is not None:
         load_config(reference)
     return tokenizer, sizes
 
 
+def _start(settings: Common) -> str:
+    """The model of `--model`, or the folder of the adapters that are trained further."""
+    return settings.model if settings.adapter == "merge" else str(adapters_folder(settings.model))
+
+
+def _check_adapters(settings: Common, start: str, sizes: Any) -> None:
+    """Raise `LabError` if adapters, or weights in 4 bits, cannot be used as the settings say."""
+    if settings.lora_rank is not None:
+        check_lora_rank(settings.lora_rank, sizes)
+    if settings.adapter == "continue":
+        names = ("lora_rank", "lora_alpha", "lora_targets", "lora_rank_stabilised")
+        adapter_config(Path(start), **{name: getattr(settings, name) for name in names})
+    if settings.load_in_4bit:
+        quantised.check_bitsandbytes()
+        if distributed.uses_fsdp():
+            raise LabError("load_in_4bit cannot be used with FSDP, which spreads the weights. Use configs/ddp.yaml.")
+
+
 def _load_policy(settings: Any, device: torch.device, limits: tuple[int, int]) -> tuple[LanguageModelPolicy, Any]:
     """Load the model; return it as a policy, with LoRA adapters if wanted, and its tokenizer."""
+    start = _start(settings)
+    base = start if settings.adapter == "merge" else str(adapter_base(start))
+    four_bits = settings.precision if settings.load_in_4bit else None
     with memory.oom_hint(settings):
-        model, tokenizer = load_language_model(settings.model, device, revision=settings.model_revision)
+        model, tokenizer = load_language_model(base, device, None, settings.model_revision, four_bits)
     graphs = getattr(settings, "sampler", "lab") == "graphs"
     ends = find_end_tokens(model, tokenizer)
     policy = LanguageModelPolicy(model, ends[0], limits[1], len(tokenizer), tokenizer, graphs, ends)
-    if settings.lora_rank is not None:
+    if settings.adapter == "continue":
+        policy = continue_lora(policy, start, base, settings.lora_dropout)
+    elif settings.lora_rank is not None:
         policy = with_lora(
             policy, settings.lora_rank, settings.lora_alpha, settings.lora_targets or None, settings.seed,
             settings.lora_dropout, settings.lora_rank_stabilised,
@@ -507,3 +540,10 @@ def new_critic(policy: Policy, reward: Reward) -> Any:
     from rlhf_lab.rewards.language_model import LanguageModelReward
 
     return policy.new_critic(reward if isinstance(reward, LanguageModelReward) else None)
+
+
+def plain_adapters(settings: Common, method: str) -> None:
+    """Raise `LabError` for adapters that a reward model cannot have: continued ones, or on weights of 4 bits."""
+    for name, given in (("adapter=continue", settings.adapter == "continue"), ("load_in_4bit", settings.load_in_4bit)):
+        if given:
+            raise LabError(f"{name} cannot be used with {method}. Leave it out, and give lora_rank for new adapters.")

@@ -152,6 +152,11 @@ class Common:
     `gradient_checkpointing`."""
     lora_rank_stabilised: bool = False
     """Scale the adapters by alpha/√rank (rsLoRA) in place of alpha/rank, with `lora_rank`."""
+    adapter: Literal["merge", "continue"] = "merge"
+    """What happens to LoRA adapters that `model` names. merge: they become part of the weights. continue: they are
+    trained further, and all other weights are frozen. The reference is the model with the adapters as they were."""
+    load_in_4bit: bool = False
+    """Load the frozen matrices in 4 bits (QLoRA), with `lora_rank` or `adapter=continue` (package bitsandbytes)."""
     reference_cache: Path | None = None
     """Folder in which dpo, kto and rso store the log-probabilities of the reference model, so that they are computed
     once. Default: a folder in the cache of the lab."""
@@ -170,9 +175,14 @@ class Common:
     def __post_init__(self) -> None:
         check_settings(self)
         self._check_data()
-        if self.lora_rank is None:
+        if not self.has_adapters:
             lora = ["lora_alpha", "lora_targets", "lora_dropout", "lora_rank_stabilised"]
             refuse_unused(self, lora, "without lora_rank")
+            if self.load_in_4bit:
+                raise LabError(
+                    "load_in_4bit needs adapters, because weights of 4 bits cannot be trained. Give lora_rank, for "
+                    "example 16, or continue adapters with adapter=continue."
+                )
         if self.lora_dropout and self.gradient_checkpointing:
             raise LabError(
                 "lora_dropout cannot be used with gradient_checkpointing, whose recomputation would draw another "
@@ -222,6 +232,11 @@ class Common:
     def sources(self) -> tuple[str, ...]:
         """The names of `data`."""
         return (self.data,) if isinstance(self.data, str) else self.data
+
+    @property
+    def has_adapters(self) -> bool:
+        """Whether adapters are trained in place of all weights."""
+        return self.lora_rank is not None or self.adapter == "continue"
 
     @property
     def world(self) -> str | None:
