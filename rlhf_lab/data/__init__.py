@@ -8,6 +8,7 @@ A row passes through the modules in this order:
   it into a prompt and responses.
 - `preferences`: load preference pairs, and tokenise them to `rlhf_lab.batch.Pairs`.
 - `sft`: load and tokenise prompts with target responses, labelled responses, and prompts alone.
+- `loading`: read and tokenise any of these rows for a command, once. The ids of large data are stored by `token_store`.
 
 The two functions that most users need are `preferences.load_preferences` and `preferences.tokenise`.
 """

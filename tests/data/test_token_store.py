@@ -263,6 +263,33 @@ def test_an_interrupted_start_begins_again_and_a_start_that_waited_for_another_r
     assert other.rows.responses.tolist() == first.rows.responses.tolist() and other.said == first.said
 
 
+def test_texts_are_tokenised_in_batches_and_the_bar_counts_every_usable_row(file, tmp_path, monkeypatch):
+    """A batch of texts in one call is what the tokenizer divides among its threads. Five pairs are three chunks of at
+    most two pairs, with a call each for prompts, chosen and rejected responses."""
+    monkeypatch.setattr(loading, "IN_MEMORY", 2)
+    monkeypatch.setattr(loading, "CHUNK", 2)
+    tokenizer, batches, bars = tiny_tokenizer(["abcd"]), [], []
+    call = type(tokenizer).__call__
+
+    def counted(self, texts, **more):
+        if isinstance(texts, list):
+            batches.append(len(texts))
+        return call(self, texts, **more)
+
+    class Bar(loading.tqdm):
+        def __init__(self, *a, **k):
+            super().__init__(*a, **{**k, "disable": True})
+            bars.append((k["disable"], []))
+
+        def update(self, n=1):
+            bars[-1][1].append(n)
+
+    monkeypatch.setattr(type(tokenizer), "__call__", counted)
+    monkeypatch.setattr(loading, "tqdm", Bar)
+    load_rows("pairs", str(file), tokenizer, 8, 6, tokenizer.eos_token_id, tmp_path / "tokens", progress=True)
+    assert batches == [2, 2, 2] * 2 + [1, 1, 1] and bars == [(False, [2, 2, 1])]
+
+
 def test_a_folder_that_cannot_be_written_is_named(file, tmp_path, monkeypatch):
     monkeypatch.setattr(loading, "IN_MEMORY", 2)
     monkeypatch.setattr(loading, "CHUNK", 2)

@@ -55,12 +55,12 @@ def together(request, tmp_path_factory):
 
 
 def test_two_processes_take_the_steps_of_one(alone, together):
-    """SFT, DPO (weighted pairs too, and in parts), the reward model; by hand on the loop and by the algorithms' own
-    files. Batches of 5 rows are 3 and 2; a batch of one row leaves a process idle; a run cut in its fourth step is
+    """SFT, DPO (weighted pairs too, and in parts), KTO, the reward model; by hand on the loop and by the algorithms'
+    own files. Batches of 5 rows are 3 and 2; a batch of one row leaves a process idle; a run cut in its fourth step is
     resumed. The sums are the same up to their order: in float64 weights agree to 1e-9, histories to 1e-6 (a metric of
     a reward model is float32)."""
     names = sorted(path.name for path in alone.glob("*.pt"))
-    assert len(names) == 10 and names == sorted(path.name for path in together.glob("*.pt"))
+    assert len(names) == 12 and names == sorted(path.name for path in together.glob("*.pt"))
     for name in names:
         one, two = torch.load(alone / name), torch.load(together / name)
         assert one["weights"].keys() == two["weights"].keys()

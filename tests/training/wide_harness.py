@@ -19,12 +19,14 @@ torch.set_num_threads(1)
 from tiny_models import tiny, variable_length_batch  # noqa: E402
 
 from rlhf_lab.algorithms.dpo import DPO, dpo, held_out_pairs, pair_loss, reference_log_probs  # noqa: E402
+from rlhf_lab.algorithms.kto import KTO, Verdicts, kto  # noqa: E402
 from rlhf_lab.algorithms.reward_model import RewardModel, bradley_terry_loss, reward_model  # noqa: E402
 from rlhf_lab.algorithms.sft import held_out_responses, sft, sft_loss  # noqa: E402
 from rlhf_lab.batch import Pairs  # noqa: E402
 from rlhf_lab.errors import LabError  # noqa: E402
 from rlhf_lab.policies.language_model import LanguageModelPolicy  # noqa: E402
 from rlhf_lab.training import Loop, Training, checkpoint, distributed  # noqa: E402
+from rlhf_lab.training.rows import reference_rows  # noqa: E402
 
 ROWS = []
 """How many rows this process computed, one entry a part."""
@@ -91,6 +93,23 @@ def whole_dpo(training: Training):
     return module, dpo(module, reference, pairs(), DPO(beta=0.5), training, evaluation=evaluation)
 
 
+def dpo_by_rows(training: Training):
+    """log π_ref is computed when a step or a measurement first needs a row, as the commands do."""
+    module, data, held_out = policy(), pairs(), pairs(weighted=True)[:7]
+    distributed.broadcast_parameters(module)
+    reference = module.frozen()
+    known = reference_rows(reference, held_out, training, held_out=True)
+    evaluation = held_out_pairs(module, reference, held_out, DPO(beta=0.5), known)
+    known = reference_rows(reference, data, training)
+    return module, dpo(module, reference, data, DPO(beta=0.5), training, "dpo", known, evaluation)
+
+
+def whole_kto(training: Training):
+    module = policy()
+    distributed.broadcast_parameters(module)
+    return module, kto(module, module.frozen(), Verdicts.from_pairs(pairs()), KTO(beta=0.5), training)
+
+
 def whole_reward(training: Training):
     module = policy().new_reward_model().double()
     return module, reward_model(module, pairs(), RewardModel(), training)
@@ -108,6 +127,8 @@ def trainings(folder: Path) -> dict:
         "one row": (loop_sft, settings(batch_size=1, steps=2)),
         "algorithm sft": (whole_sft, settings(eval_every=2, patience=9)),
         "algorithm dpo": (whole_dpo, settings(eval_every=2)),
+        "log π_ref by rows": (dpo_by_rows, settings(eval_every=2)),
+        "algorithm kto": (whole_kto, settings()),
         "algorithm reward model": (whole_reward, settings()),
     }
 
