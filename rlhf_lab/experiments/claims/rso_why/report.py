@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf_lab.experiments.claims.rso_why.settings import DIRECT, POLICIES, RSOWhy
 from rlhf_lab.experiments.rso_common import decide_part, log_ticks
-from rlhf_lab.experiments.statistics import mean_of
+from rlhf_lab.experiments.statistics import holm_intervals, mean_of
 from rlhf_lab.experiments.verdicts import Number, Verdict
 from rlhf_lab.intervals import Interval
 
@@ -48,7 +48,8 @@ def effects(settings: RSOWhy, runs: pd.DataFrame) -> dict[str, dict[str, Interva
 
     `more_labels` + `pi_r_pairs` is the whole step from direct to rso-sample-rank. On exact scales `pi_r_pairs` =
     `capacity` (the gain that remains with infinitely many pairs) + `statistics` (the rest). On text `capacity` is how
-    much more the limited policy gains from π_r than the full one, and `statistics` is the gain of the full one.
+    much more the limited policy gains from π_r than the full one, and `statistics` is the gain of the full one. The
+    intervals of `pi_r_pairs`, which decide, are corrected for two comparisons.
     """
     table = runs.pivot(index="seed", columns=["policy", "condition"], values="objective")
 
@@ -69,7 +70,8 @@ def effects(settings: RSOWhy, runs: pd.DataFrame) -> dict[str, dict[str, Interva
         "gold_labels": {policy: gain(policy, "gold ref M", "rm ref M") for policy in POLICIES},
         "pi_star_pairs": {policy: gain(policy, "gold star M", "gold ref M") for policy in POLICIES},
     }
-    return {name: {policy: mean_of(one) for policy, one in gains.items()} for name, gains in found.items()}
+    intervals = {name: {policy: mean_of(one) for policy, one in gains.items()} for name, gains in found.items()}
+    return intervals | {"pi_r_pairs": holm_intervals(source)}
 
 
 def decide(settings: RSOWhy, summary: pd.DataFrame, runs: pd.DataFrame) -> Verdict:
@@ -84,7 +86,8 @@ def decide(settings: RSOWhy, summary: pd.DataFrame, runs: pd.DataFrame) -> Verdi
         part = summary[summary[column].notna()][["policy", "condition", column, f"{column}_low", f"{column}_high"]]
         for policy, condition, *ends in part.itertuples(index=False):
             numbers[f"{name}_{policy}_{condition.replace(' ', '_').lower()}"] = Interval(*ends)
-    return Verdict(decide_part([*found["pi_r_pairs"].values()]), numbers)
+    thresholds = {f"pi_r_pairs_{policy}": 0.0 for policy in POLICIES}
+    return Verdict(decide_part([*found["pi_r_pairs"].values()]), numbers, thresholds)
 
 
 def figure(settings: RSOWhy, summary: pd.DataFrame, runs: pd.DataFrame) -> Figure:

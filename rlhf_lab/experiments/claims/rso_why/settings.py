@@ -18,13 +18,13 @@ MANY = ("rm ref M", "rm r M", "gold ref M", "gold star M")
 INFINITE = ("rm ref inf", "rm r inf", "gold ref inf", "gold star inf")
 FEW = ("rm ref N", "gold r N", "gold star N")
 
-RULE = """The rule compares J with pairs from π_r and J with pairs from π_ref within seeds. In both cases r_φ labels M
-pairs. The claim is supported if the 95% interval of the gain is above zero for the full and for the limited policy,
-and partly supported if it is above zero for one of them. It is not supported if it is above zero for neither and
-below zero for at least one. Otherwise it is inconclusive.
+RULE = """The rule makes two comparisons within seeds: J with pairs from π_r minus J with pairs from π_ref, for the full
+policy and for the limited one. In both cases r_φ labels M pairs. The differences have t intervals over seeds, corrected
+by Holm's procedure at 95%. A comparison counts for the claim if its interval is above zero, and against it if the
+interval is below. The claim is supported if both count for it and partly supported if one does. It is not supported if
+none does and one counts against it, and otherwise it is inconclusive.
 
-Three explanations are measured in the same way. Each helps if its interval is above zero, hurts if it is below, and
-is undecided otherwise.
+Three explanations are reported with 95% intervals that are not corrected, and do not decide.
 
 - Additional labels: the gain from N gold labels to M labels of r_φ.
 - Limited capacity: the gain that remains with infinitely many pairs. On text it is the gain of the limited policy
@@ -69,7 +69,7 @@ class RSOWhy(Settings):
     """Text: responses to each test prompt."""
 
     DEFAULTS: ClassVar[Defaults] = {
-        "seeds": PerScale(40, 6, 4),
+        "seeds": PerScale(100, 24, 8),
         "task": PerScale("bandit", "tree", "summaries"),
         "beta": 0.5,
         "labels": PerScale(400, 2000, 192),
