@@ -112,8 +112,8 @@ def draw(contrasts: Sequence[Contrast], columns: int = 3) -> Figure:
     key: list[Any] = [
         Line2D([], [], color=LOOKS[s][0], marker=LOOKS[s][1], label=name) for s, name in SCALE_NAMES.items()
     ]
-    key.append(Line2D([], [], **grey, label="interval without the line"))
-    key.append(Line2D([], [], **grey, markerfacecolor="white", label="interval with the line"))
+    key.append(Line2D([], [], **grey, label="interval excludes the line"))
+    key.append(Line2D([], [], **grey, markerfacecolor="white", label="interval contains the line"))
     key.append(Patch(facecolor="0.88", label="predicted by the claim"))
     figure.legend(handles=key, loc="outside lower center", ncols=3, frameon=False)
     return figure
@@ -150,5 +150,5 @@ def _panel(axes: Axes, contrast: Contrast) -> None:
         range(len(SCALES)), [n if s in contrast.intervals else f"({n})" for s, n in zip(SCALES, names, strict=True)]
     )
     axes.set_ylim(len(SCALES) - 0.5, -0.5)
-    words = "\n".join(textwrap.wrap(f"{contrast.claim}. {contrast.label}", 34))
+    words = "\n".join(textwrap.wrap(f"{contrast.claim}. {contrast.label}", 32))
     axes.set_title(re.sub(r"([πr])_(ref|r|φ)\b", r"$\1_{\\mathrm{\2}}$", words), loc="left", fontsize=10)

@@ -86,11 +86,11 @@ CLAIMS = """## The claims one by one
 
 Each section first says what the source reports, what we find, and why. The folded parts contain everything else. One
 part contains the rule and the commit in which it was written, the settings, and the changes made after a first
-result. Some rules were reworded after their commit to make them clearer, but what they decide did not change. One
-part for each scale contains all numbers, the rows, and the command that runs the experiment again. Each command shows
-a progress bar and can continue after an interruption. Where learning rates were searched, every method had the same
-search (`search.csv`). Times were measured on one shared core and are upper bounds. This page is generated from the
-saved results (`make claims`).
+result. `git show COMMIT` displays that commit. Some rules were reworded later to make them clearer, but what they
+decide did not change. One part for each scale contains all numbers, the rows, and the command that runs the
+experiment again. Each command shows a progress bar and can continue after an interruption. Where learning rates were
+searched, every method had the same search (`search.csv`). Times were measured on one shared core and are upper
+bounds. This page is generated from the saved results (`make claims`).
 """
 
 

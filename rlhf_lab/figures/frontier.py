@@ -182,4 +182,4 @@ def _frame(ax: Axes, summary: pd.DataFrame, curve: pd.DataFrame, beta: float) ->
     _, high = ends["kl"]
     ax.set_xlim(-0.03 * high, 1.12 * high)
     low, high = ends["reward"]
-    ax.set_ylim(low - 0.08 * (high - low), high + 0.3 * (high - low))
+    ax.set_ylim(low - 0.08 * (high - low), high + 0.45 * (high - low))

@@ -21,11 +21,13 @@ from rlhf_lab.experiments.claims.over_optimisation.trajectories import (
     PartReward,
     _exact_setup,
     _position,
+    _text_setup,
     best_of_subsets,
     make_world,
     saturating_world,
 )
 from rlhf_lab.experiments.runner import experiment_run
+from rlhf_lab.randomness import Stream
 from rlhf_lab.training import seeded
 
 SCALES = ("bandit", pytest.param("tree", marks=pytest.mark.slow), pytest.param("small", marks=pytest.mark.slow))
@@ -71,6 +73,22 @@ def test_best_of_subsets_is_the_mean_over_all_choices(n):
         for choice in combinations(range(5), n)
     ]
     assert best_of_subsets(scores, values, n) == pytest.approx(np.mean(listed))
+
+
+@pytest.mark.slow
+def test_best_of_n_on_text_runs_before_any_other_job_and_agrees_with_scores_of_all_samples():
+    """It scores equal responses once. At n = G the estimate is the gold reward of the best of all samples."""
+    settings = OverOptimisation(scale="small", quick=True, most=64, most_prompts=1, progress=False)
+    rows = claim.run(settings, {"seed": 5, "method": "best-of-n", "labels": 0, "kind": "full"}, {})
+    setup = _text_setup(settings, 5, settings.labels[0])
+    prompt = setup.task.world.prompts(setup.task.tokenizer, "test", 1)
+    with torch.no_grad():
+        y = setup.reference.sample(prompt, 64, seeded(5, Stream.OVER_OPTIMISATION_BEST_OF_N, 0))
+        scores, gold = setup.reward_model(prompt, y), setup.gold(prompt, y)
+    last = [row for row in rows if row["labels"] == settings.labels[0]][-1]
+    assert last["pressure"] == 64
+    assert last["gold"] == pytest.approx((gold[0, scores.argmax()] - gold.mean()).item(), abs=1e-5)
+    assert last["proxy"] == pytest.approx((scores.max() - scores.mean()).item(), abs=1e-4)
 
 
 def test_best_of_subsets_needs_enough_samples():

@@ -161,3 +161,60 @@ def test_a_contrast_without_a_number_or_with_another_axis_is_refused(change):
 def test_folded_parts_pictures_and_targets_of_links_are_not_what_a_reader_sees_first():
     text = "One [two](three.md) ![four](five.png)\n<details>\n<summary>six</summary>\n\nseven\n\n</details>\neight"
     assert claims_page.unfolded(text).replace("[", "").split() == ["One", "two", "eight"]
+
+
+NOTEBOOKS = [
+    (
+        "08_rso",
+        "policies trained on pairs from $\\pi_r$ have a higher win rate than policies trained on pairs from "
+        "$\\pi_\\text{sft}$. They do not have a higher $J$. With γ = β, sampled labels and long training their win "
+        "rate is lower on both. On the small language model, their win rate is lower even at the paper's settings, "
+        "because its reward model labels fewer of the pairs from $\\pi_r$ correctly.",
+        "rso-table",
+        (
+            "bandit.rso_over_sft > 0",
+            "tree.rso_over_sft > 0",
+            "bandit.objective_rso_over_sft < 0",
+            "tree.objective_rso_over_sft ~ 0",
+            "bandit.judge_rso_over_sft_equal_sampled_long < 0",
+            "tree.judge_rso_over_sft_equal_sampled_long < 0",
+            "small.rso_over_sft < 0",
+            "small.correct_labels_rso < small.correct_labels_sft",
+        ),
+    ),
+    (
+        "08_rso",
+        "A D-optimal design, as in Kveton et al. (arXiv 2503.01076), needs two to three times as many labels",
+        "annotation-budget",
+        ("bandit.ratio_d_optimal > 2", "bandit.ratio_d_optimal < 3", "tree.ratio_d_optimal ~ 2.15"),
+    ),
+    (
+        "13_non_static_environment",
+        "On the bandit, fresh labels are better in two of three cases and worse in one. On the language model they are "
+        "better if the preferences drift, and worse if only the policy moves.",
+        "non-static",
+        (
+            "bandit.drift_saving > 0",
+            "bandit.policy_narrow_saving > 0",
+            "bandit.policy_saving < 0",
+            "small.drift_gain > 0",
+            "small.policy_gain < 0",
+        ),
+    ),
+    (
+        "13_non_static_environment",
+        "its ratio of simulation to formula is 0.996 with a 95% interval from 0.937 to 1.056.",
+        "non-static",
+        ("bandit.ratio_more > 0.936", "bandit.ratio_more < 1.057", "bandit.ratio_more ~ 0.996"),
+    ),
+]
+"""Findings that a notebook reports: the notebook, its words, the claim, and conditions under which they are true."""
+
+
+@pytest.mark.parametrize(("notebook", "words", "name", "conditions"), NOTEBOOKS)
+def test_a_notebook_reports_the_findings_of_the_saved_results(notebook, words, name, conditions):
+    cells = json.loads((ROOT / "notebooks" / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
+    text = " ".join(" ".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown").split())
+    assert words in text, "change the entry of NOTEBOOKS with the notebook"
+    claim = next(one for one in CLAIMS if one.experiment.name == name)
+    assert [one for one in conditions if not holds(one, claim.verdict)] == []

@@ -173,7 +173,7 @@ def _split_panel(ax: Axes, settings: AnnotationBudget, summary: pd.DataFrame) ->
         ax, rows, "share", "value", "line", looks, dodge=0.006, legend=False, yscale="log",
         xlabel="share of the budget for demonstrations", ylabel="regret [reward]",
     )  # fmt: skip
-    ax.set_title("Price of a demonstration (hollow: pairs of π_sft)", pad=28, fontsize=11)
+    ax.set_title("Cost of a demonstration (hollow: pairs of π_sft)", pad=28, fontsize=11)
 
 
 def _text_figure(settings: AnnotationBudget, summary: pd.DataFrame) -> Figure:

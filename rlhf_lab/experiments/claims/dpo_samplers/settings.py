@@ -21,10 +21,11 @@ CONSECUTIVE = 10
 RULE = f"""Three comparisons are made within worlds. Each is the mean of a log ratio, and their intervals are
 corrected by Holm's procedure.
 
-- Exact gradient steps until the regret is {TARGET:g} of that of π_ref: the mixture over uniform pairs. A run that
-  does not get there counts with all its steps.
-- The regret after rounds of labels with a fit in each round: pairs of the current policy over pairs of π_ref.
-- The regret after gradient steps on sampled labels: the mixture over uniform pairs.
+- The number of exact gradient steps until the regret is {TARGET:g} of that of π_ref, with the mixture divided by that
+  with uniform pairs. A run that does not get there counts with all its steps.
+- The regret after rounds of labels with a fit in each round, with pairs of the current policy divided by that with
+  pairs of π_ref.
+- The regret after gradient steps on sampled labels, with the mixture divided by that with uniform pairs.
 
 A comparison counts for the claim if its interval is below zero, and against it if the interval is above zero. The
 claim is supported if all count for it and partly supported if some do. It is not supported if none does and one

@@ -163,7 +163,7 @@ def _text_figure(summary: pd.DataFrame) -> Figure:
     with style.use():
         drawing, axes = style.subplots(1, 3, 13.5, 4.2)
         panels = [
-            ("gain", "J(π) − J(π_ref) [units of a label]", "Objective gained", "reference", "π_ref", "upper left"),
+            ("gain", "J(π) − J(π_ref) [units of a label]", "Objective gained", "reference", "π_ref", "lower right"),
             ("regret", "regret J(π*) − J(π) [units]", "Estimated distance to π*", "optimal", "π*", "lower left"),
             ("kl", "KL(π‖π_ref) [nats]", "Distance from π_ref", None, "", "upper left"),
         ]

@@ -239,7 +239,7 @@ def _falls(ax: Axes, settings: OverOptimisation, found: dict[tuple[str, str, int
         ax.set_xticks(settings.labels, [f"{n:,}" for n in settings.labels])
         ax.minorticks_off()
         low, high = ax.get_ylim()
-        ax.set_ylim(low, high + 0.3 * (high - low))
+        ax.set_ylim(low, high + 0.5 * (high - low))
         ax.legend(title="The reward model can represent", loc="upper right", fontsize=10)
         return
     named, rows, conditions = styles(), [], {}

@@ -56,8 +56,10 @@ class OverOptimisation(Settings):
     """Number of prompts that PPO and RSO answer."""
     most: Count
     """Largest n of best-of-n."""
+    most_prompts: Count
+    """Text: number of test prompts of best-of-n, each with `most` responses."""
     test_prompts: Count
-    """Text: number of test prompts."""
+    """Text: number of test prompts of the trained methods."""
     test_samples: Count
     """Text: responses to each test prompt at every point of a trajectory."""
 
@@ -72,6 +74,7 @@ class OverOptimisation(Settings):
         "reward_steps": PerScale(200, 200, 80),
         "prompts": PerScale(500, 500, 64),
         "most": PerScale(4096, 4096, 64),
+        "most_prompts": 64,
         "test_prompts": 64,
         "test_samples": 4,
     }
@@ -83,6 +86,7 @@ class OverOptimisation(Settings):
         "reward_steps": PerScale(20, 20, 2),
         "prompts": PerScale(30, 30, 4),
         "most": PerScale(64, 64, 4),
+        "most_prompts": 4,
         "test_prompts": 4,
         "test_samples": 2,
     }

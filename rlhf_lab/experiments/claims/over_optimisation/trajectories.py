@@ -147,7 +147,8 @@ def _text_setup(settings: OverOptimisation, seed: int, labels: int) -> TextSetup
         test_samples=settings.test_samples,
     )  # fmt: skip
     assert isinstance(setup, TextSetup)
-    _ = setup.reward_model  # fitted here, since its first use may be within `no_grad`
+    with torch.enable_grad():  # its first use may be within `no_grad`
+        _ = setup.reward_model
     return setup
 
 
@@ -237,19 +238,27 @@ def _from_start(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def best_of_n_on_text(settings: OverOptimisation, seed: int) -> list[dict[str, Any]]:
     """Best-of-n by the reward models of few and of many labels, which choose among the same samples of π_ref.
 
-    The numbers are means over all choices of n among the samples.
+    The numbers are means over all choices of n among the samples. The KL is that of distinct rewards, an upper bound
+    if samples repeat.
     """
     setups = {n: _text_setup(settings, seed, n) for n in (settings.labels[0], settings.labels[-1])}
     task = setups[settings.labels[0]].task
-    x = task.world.prompts(task.tokenizer, "test", settings.test_prompts)
+    x = task.world.prompts(task.tokenizer, "test", settings.most_prompts)
     parts: list[tuple[Tensor, dict[int, Tensor]]] = []
-    for start in range(0, len(x), 16):
-        rows = x[start : start + 16]
+    for row in range(len(x)):
+        prompt = x[row : row + 1]
         y = task.reference.sample(
-            rows, settings.most, seeded(seed, Stream.OVER_OPTIMISATION_BEST_OF_N, start, device=task.reference.device)
+            prompt, settings.most, seeded(seed, Stream.OVER_OPTIMISATION_BEST_OF_N, row, device=task.reference.device)
         )
-        scores = {n: check_finite(one.reward_model(rows, y), "reward").double().cpu() for n, one in setups.items()}
-        parts.append((task.gold(rows, y).cpu(), scores))
+        # Equal responses are scored once.
+        distinct, place = torch.cat([y.ids[0], y.mask[0].long()], -1).unique(dim=0, return_inverse=True)
+        ids, mask = distinct.unsqueeze(0).chunk(2, -1)
+        once = Tokens(ids, mask.bool())
+        scores = {
+            n: check_finite(one.reward_model(prompt, once), "reward").double()[:, place].cpu()
+            for n, one in setups.items()
+        }
+        parts.append((task.gold(prompt, once)[:, place.to("cpu")].cpu(), scores))
     gold = torch.cat([part[0] for part in parts])
     out: list[dict[str, Any]] = []
     for n_labels in setups:

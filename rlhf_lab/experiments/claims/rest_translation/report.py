@@ -118,7 +118,7 @@ def _steps_panel(ax: Axes, settings: ReSTTranslation, summary: pd.DataFrame) -> 
         ax.axvline(len(steps) - 0.5, color="#CCCCCC", lw=1)
         statistical.interval_lines(
             ax, pd.concat(rows), "place", "gain", "line", looks, legend=False, title="Gain over π_ref, step by step",
-            xlabel="ReST's steps, then other methods", ylabel="gain [logits of a label]",
+            xlabel="steps of ReST (G: Grow, I: Improve), then other methods", ylabel="gain [logits of a label]",
         )  # fmt: skip
         names = [*steps, *(look.label for look in others.values())]
         ax.set_xticks(range(len(places)), names, rotation=50, ha="right", rotation_mode="anchor")
