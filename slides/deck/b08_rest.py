@@ -194,10 +194,10 @@ BLOCK = Block(
                     finding(
                         "rest-translation",
                         "small",
-                        "inconclusive",
-                        "Improve steps change r_φ by {improve_proxy:signed}.",
-                        "Improve 使 r_φ 变化 {improve_proxy:signed}。",
-                        conditions=("improve_proxy ~ 0",),
+                        "supported",
+                        "Grow adds {grow_proxy:mean}, but changes the gold reward by {grow_gold:signed,mean}.",
+                        "第二次 Grow 加 {grow_proxy:mean}，但真实奖励变化 {grow_gold:signed,mean}。",
+                        conditions=("improve_proxy > 0", "grow_proxy > 0", "over_ppo_proxy > 0", "grow_gold < 0"),
                     ),
                 ),
                 alt="词元树上 ReST 逐步的奖励，代理奖励与真实奖励，带区间；右边是其他损失、PPO 与 best-of-8。",
@@ -208,13 +208,13 @@ BLOCK = Block(
                 "Grow step. Filled markers show r_φ, the reward that filters, and open markers show the gold "
                 "reward. On the same samples weighted cloning, RAFT and DPO all reach a higher reward than the "
                 "filter.\n\n"
-                "The paper reports the learned metric that also filters. On our language model, with three "
-                "seeds, no change of either reward can be shown. Ask which of the two rewards is in the paper's "
-                "table.",
+                "The paper reports the learned metric that also filters. On our language model, with eight "
+                "seeds, this reward rises as well, but the second Grow step lowers the gold reward. Ask which of "
+                "the two rewards is in the paper's table.",
                 "G1 I0 是不过滤的克隆，I1 到 I4 是上升的阈值，G2 是第二次 Grow。实心点是用来过滤的奖励 r_φ，空心"
                 "点是真实奖励。在同样的样本上，加权克隆、RAFT 和 DPO 的奖励都高于过滤。\n\n"
-                "论文报告的就是用来过滤的那个学习到的指标。在我们三个种子的语言模型上，两种奖励都看不出变化。问："
-                "论文的表格里是哪一个奖励？",
+                "论文报告的就是用来过滤的那个学习到的指标。在我们八个种子的语言模型上，这个奖励同样上升，但"
+                "第二次 Grow 使真实奖励下降。问：论文的表格里是哪一个奖励？",
             ),
             minutes=2.0,
         ),

@@ -87,7 +87,7 @@ class AnnotationBudget(Settings):
     """Language model: number of test prompts."""
 
     DEFAULTS: ClassVar[Defaults] = {
-        "seeds": PerScale(20, 6, 3),
+        "seeds": PerScale(20, 6, 8),
         "beta": PerScale(0.3, 0.5, 0.5),
         "arms": 10,
         "tokens": 3,

@@ -57,7 +57,7 @@ class ReSTTranslation(Settings):
     """Text: responses to each test prompt."""
 
     DEFAULTS: ClassVar[Defaults] = {
-        "seeds": PerScale(20, 5, 3),
+        "seeds": PerScale(20, 5, 8),
         "beta": 0.5,
         "labels": PerScale(500, 4000, 512),
         "prompts": PerScale(500, 500, 64),

@@ -85,6 +85,7 @@ EXPERIMENT = Experiment(
     name="rso-why",
     title="Why pairs from π_r should help: additional labels, a policy of limited capacity, or statistics",
     rule=RULE,
+    rule_commit="753db01a472b",
     settings=RSOWhy,
     scales=("bandit", "tree", "small"),
     jobs=_jobs,
