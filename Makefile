@@ -131,7 +131,7 @@ site-browser: site ## build the site and check every page in a headless browser 
 	$(BIN)/python tools/site_check.py $(BROWSER_FLAGS)
 
 bench: install ## run the benchmarks, which print ratios within one run
-	@set -e; for file in $(filter-out benchmarks/shapes.py,$(wildcard benchmarks/*.py)); do \
+	@set -e; for file in $(filter-out benchmarks/shapes.py benchmarks/trl_peer.py,$(wildcard benchmarks/*.py)); do \
 		echo "== $$file"; $(BIN)/python "$$file"; done
 
 browser: install ## check the explorers of the notebooks in a headless browser (needs a Chromium)

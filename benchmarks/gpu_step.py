@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from shapes import Pair, needed_flops, pairs
+from shapes import Pair, pairs, step_flops
 
 from rlhf_lab.algorithms.dpo import DPO, pair_loss
 from rlhf_lab.batch import Pairs, Tokens
@@ -137,7 +137,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             torch.cuda.reset_peak_memory_stats()
         model = build()
         config = model.config
-        flops = needed_flops(rows, config.num_hidden_layers, config.hidden_size, config.vocab_size)
+        flops = step_flops(
+            "dpo", [(len(x), [len(c), len(r)]) for x, c, r in rows],
+            layers=config.num_hidden_layers, width=config.hidden_size, vocab=config.vocab_size,
+        )  # fmt: skip
         step, times = lab_step(model, rows), []
         for _ in range(args.steps):
             wait()

@@ -1,119 +1,143 @@
-"""Benchmark of one DPO step (forward, backward, AdamW) against TRL's `DPOTrainer` on the same pairs.
+"""Benchmark of one training step against TRL on the same rows: DPO, SFT, reward model, KTO, GRPO, RLOO; and PPO.
 
-TRL runs with its fastest settings here: precomputed reference log-probabilities, no gradient checkpointing, no logging.
-It is installed in a separate environment, which is created at the first run or given by `--peer-venv`. Both libraries
-run in processes that wait between steps, so their steps alternate and never overlap. The output contains the median
-seconds, their ratio, peak memory, and the fraction of the machine's matrix-product rate that the step reaches.
+    python benchmarks/trl_step.py --method sft --peer-venv DIR
+
+A step is everything between two batches of data: forward and backward pass, clipping, AdamW, and sampling for the
+methods that sample. DPO, SFT, the reward model and KTO get rows with the lengths of TL;DR or AnthropicHH. GRPO, RLOO
+and PPO sample 8 responses of 32 tokens to prompts of 300, with a reward that costs nothing, and pass over them once
+(`--epochs`). TRL 1.16 has no PPO trainer, so a step of PPO is compared with one of GRPO on as many samples.
+
+This side calls the package's functions, as `rlhf-lab train` does. Only the loop is replaced, by one that waits before
+each step. Model, rows, batch, precision, optimizer, learning rate, clipping, β and temperature are the same on both
+sides, and reference log-probabilities of given data are computed before the first step. `trl_peer.py` lists TRL's
+settings. TRL is installed in a separate environment, which is created at the first run or given by `--peer-venv`.
+
+Both libraries run in processes that wait between steps, so their steps alternate and never overlap. The output contains
+the median seconds, their ratio, peak memory, and the fraction of the machine's matrix-product rate that the step
+reaches. This is the number of operations that the step needs (`shapes.step_flops`), divided by its time and the rate.
 """
 
 import argparse
+import importlib
 import os
-import resource
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from shapes import gpt2, needed_flops, pairs
+import torch
+from shapes import BATCH, SAMPLES, TOKENS, Lengths, gpt2, method_rows, step_flops
+from torch import Tensor
+from trl_peer import add_options, peak, wait
+
+from rlhf_lab.algorithms.dpo import DPO, dpo, reference_log_probs
+from rlhf_lab.algorithms.grpo_rloo import Group, group
+from rlhf_lab.algorithms.kto import KTO, kto
+from rlhf_lab.algorithms.ppo import PPO, ppo
+from rlhf_lab.algorithms.reward_model import RewardModel, reward_model
+from rlhf_lab.algorithms.sft import sft
+from rlhf_lab.algorithms.verdicts import Verdicts, mismatched
+from rlhf_lab.batch import Pairs, Tokens
+from rlhf_lab.policies.language_model import LanguageModelPolicy
+from rlhf_lab.training import Loop, Training
 
 HERE = Path(__file__).parent
 PEER = ["torch", "transformers", "trl==1.16.*", "datasets"]
+MODULES = {"reward": "reward_model", "grpo": "grpo_rloo", "rloo": "grpo_rloo"}
+"""Names of the modules in `rlhf_lab.algorithms` that are not those of the methods."""
+Rows = list[tuple[list[int], list[list[int]]]]
 
 
-def wait() -> None:
-    """Announce that a step may begin, and wait for the permission."""
-    print("ready", flush=True)
-    sys.stdin.readline()
+class TimedLoop(Loop):
+    """The package's loop, with the rows in their order. It waits before each step, and prints its numbers after it."""
 
+    lengths: ClassVar[Lengths]
+    method: ClassVar[str]
+    epochs: ClassVar[int]
 
-def peak() -> float:
-    """Peak memory of this process in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    def rows(self, number: int) -> Tensor:
+        """The rows of the current step."""
+        self._rows = torch.arange(self.done * self.training.batch_size, (self.done + 1) * self.training.batch_size)
+        return self._rows
 
-
-def run_trl(shape: str, steps: int, batch: int, precision: str) -> None:
-    """Run TRL's steps, in the environment in which it is installed."""
-    os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
-    import copy
-
-    from datasets import Dataset
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, TrainerCallback
-    from trl import DPOConfig, DPOTrainer
-
-    # Each word is one token, so texts correspond to ids.
-    words = {"<eos>": 0, "<pad>": 1, **{f"w{i}": i for i in range(2, 49_152)}}
-    inner = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
-    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<eos>", pad_token="<pad>")
-
-    def text(ids: list[int]) -> str:
-        return " " + " ".join(f"w{i}" for i in ids) + " "
-
-    rows = [{"prompt": text(x), "chosen": text(c), "rejected": text(r)} for x, c, r in pairs(shape, steps * batch)]
-    model = gpt2()
-
-    class Clock(TrainerCallback):
-        def on_step_begin(self, *args: object, **kwargs: object) -> None:
-            wait()
-            self.start = time.perf_counter()
-
-        def on_step_end(self, *args: object, **kwargs: object) -> None:
-            print(time.perf_counter() - self.start, peak(), flush=True)
-
-    settings = DPOConfig(
-        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=batch, max_steps=steps, report_to=[],
-        logging_steps=10_000, save_strategy="no", use_cpu=True, precompute_ref_log_probs=True,
-        bf16=precision == "bf16", gradient_checkpointing=False, beta=0.1, learning_rate=1e-5,
-        dataloader_pin_memory=False, seed=0, disable_tqdm=True,
-    )  # fmt: skip
-    DPOTrainer(
-        model=model, ref_model=copy.deepcopy(model), args=settings, train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer, callbacks=[Clock()],
-    ).train()  # fmt: skip
-
-
-def run_lab(shape: str, steps: int, batch: int, precision: str) -> None:
-    """Run this package's steps, with the loop and the loss of `rlhf-lab train dpo`."""
-    from functools import partial
-
-    import torch
-
-    from rlhf_lab.algorithms.dpo import DPO, pair_loss, reference_log_probs
-    from rlhf_lab.batch import Pairs, Tokens
-    from rlhf_lab.policies.language_model import LanguageModelPolicy
-    from rlhf_lab.training import Loop, Training
-
-    rows = pairs(shape, steps * batch)
-    data = Pairs(Tokens.from_lists([x for x, _, _ in rows]), Tokens.from_lists([[c, r] for _, c, r in rows]))
-    policy = LanguageModelPolicy(gpt2(), end_token=0, max_new_tokens=64)
-    known = reference_log_probs(policy, data, batch)
-    lower = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
-    training = Training(
-        steps=steps, batch_size=batch, learning_rate=1e-5, optimizer="adamw", max_grad_norm=1.0, progress=False
-    )
-    square = torch.randn(2048, 2048)
-    loss = DPO(beta=0.1)
-
-    def under(policy_: LanguageModelPolicy, chunk: Pairs, log_ref: torch.Tensor) -> tuple[torch.Tensor, dict[str, Any]]:
-        with lower:
-            return pair_loss(policy_, chunk, log_ref, loss)
-
-    with Loop("dpo", policy, training, loss) as loop:
-        for step, _ in loop:
-            here = slice(step * batch, (step + 1) * batch)
+    def __iter__(self) -> Iterator[tuple[int, torch.Generator]]:
+        square, size = torch.randn(2048, 2048), self.training.batch_size
+        for step, generator in super().__iter__():
             wait()
             start = time.perf_counter()
-            loop.update(partial(under, policy, data[here].to(policy.device), known[here]))
+            yield step, generator
             seconds, memory = time.perf_counter() - start, peak()
             start = time.perf_counter()
             square @ square
             rate = 2 * 2048**3 / (time.perf_counter() - start)
-            print(seconds, memory, rate, needed_flops(rows[here]), flush=True)
+            needed = step_flops(self.method, self.lengths[step * size : (step + 1) * size], self.epochs)
+            print(seconds, memory, rate, needed, flush=True)
+
+
+def verdicts_of(rows: Rows) -> Verdicts:
+    """The rows of KTO: those with even numbers are desirable."""
+    desirable = torch.tensor([[number % 2 == 0] for number in range(len(rows))])
+    return Verdicts(Tokens.from_lists([x for x, _ in rows]), Tokens.from_lists([y for _, y in rows]), desirable)
+
+
+def lengths_of(method: str, rows: Rows, tokens: int = TOKENS) -> Lengths:
+    """The numbers of tokens that `step_flops` needs; `tokens` is the length of a sampled response."""
+    if method in ("grpo", "rloo", "ppo"):
+        return [(len(x), [tokens] * SAMPLES) for x, _ in rows]
+    given = [(len(x), [len(y) for y in responses]) for x, responses in rows]
+    if method == "kto":
+        other = mismatched(verdicts_of(rows))
+        assert other is not None
+        given = [(p, [*own, int(n)]) for (p, own), n in zip(given, other.lengths[:, 0], strict=True)]
+    return given
+
+
+def even_ids(prompts: Tokens, responses: Tokens) -> Tensor:
+    """The reward: the fraction of even ids in a response."""
+    return ((responses.ids % 2 == 0) & responses.mask).sum(-1) / responses.lengths
+
+
+def train(method: str, policy: LanguageModelPolicy, rows: Rows, training: Training, epochs: int = 1) -> None:
+    """Train `policy` on the rows with the package's function."""
+    prompts = Tokens.from_lists([x for x, _ in rows])
+    if method in ("grpo", "rloo"):
+        kind: Any = method
+        settings = Group(kind=kind, beta=0.1, samples=SAMPLES, epochs=epochs)
+        group(policy, policy.frozen(), even_ids, prompts, settings, training)
+    elif method == "ppo":
+        reference, critic = policy.frozen(), policy.new_critic()
+        ppo(policy, reference, even_ids, critic, prompts, PPO(beta=0.1, samples=SAMPLES, epochs=epochs), training)
+    elif method == "kto":
+        kto(policy, policy, verdicts_of(rows), KTO(beta=0.1), training)
+    else:
+        responses = Tokens.from_lists([y for _, y in rows])
+        if method == "sft":
+            sft(policy, prompts, responses, training)
+        elif method == "reward":
+            reward_model(policy.new_reward_model(), Pairs(prompts, responses), RewardModel(prior=0.0), training)
+        else:
+            pairs = Pairs(prompts, responses)
+            known = reference_log_probs(policy, pairs, training.batch_size)
+            dpo(policy, None, pairs, DPO(beta=0.1), training, reference_log_probs=known)
+
+
+def run_lab(args: argparse.Namespace) -> None:
+    """Run this package's steps, with a loop that waits."""
+    torch.set_num_threads(args.threads)
+    rows = method_rows(args.method, args.shape, args.steps * args.batch)
+    TimedLoop.method, TimedLoop.lengths, TimedLoop.epochs = args.method, lengths_of(args.method, rows), args.epochs
+    module = importlib.import_module(f"rlhf_lab.algorithms.{MODULES.get(args.method, args.method)}")
+    setattr(module, "Loop", TimedLoop)  # noqa: B010
+    samples = args.method in ("grpo", "rloo", "ppo")
+    policy = LanguageModelPolicy(gpt2(), end_token=None if samples else 0, max_new_tokens=TOKENS)
+    training = Training(
+        steps=args.steps, batch_size=args.batch, learning_rate=1e-5, optimizer="adamw", max_grad_norm=1.0,
+        precision=args.precision, progress=False,
+    )  # fmt: skip
+    train(args.method, policy, rows, training, args.epochs)
 
 
 def peer_python(folder: Path | None) -> Path:
@@ -131,9 +155,10 @@ def peer_python(folder: Path | None) -> Path:
 class Contender:
     """A process that runs one step on demand."""
 
-    def __init__(self, python: Path | str, name: str, args: argparse.Namespace) -> None:
-        command = [str(python), __file__, "--run", name, "--shape", args.shape, "--steps", str(args.steps)]
-        command += ["--batch", str(args.batch), "--threads", str(args.threads), "--precision", args.precision]
+    def __init__(self, command: list[str], method: str, args: argparse.Namespace) -> None:
+        command = [*command, "--method", method]
+        for name in ("shape", "steps", "batch", "epochs", "threads", "precision"):
+            command += [f"--{name}", str(getattr(args, name))]
         self.rows: list[list[float]] = []
         self.process = subprocess.Popen(
             command, cwd=HERE, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
@@ -145,7 +170,8 @@ class Contender:
         for line in self.process.stdout:
             if wanted(line):
                 return line
-        raise SystemExit("A process ended before its last step. Run it alone (--run) to see why.")
+        command = " ".join(map(str, self.process.args))  # type: ignore[arg-type]
+        raise SystemExit(f"A process ended before its last step. Run it alone in {HERE} to see why: {command}")
 
     def step(self) -> None:
         """Let it run a step, and record the numbers that it prints."""
@@ -159,6 +185,11 @@ class Contender:
         """One number of every step except the first, which allocates memory."""
         return [row[i] for row in self.rows[1:] or self.rows]
 
+    def share(self) -> float:
+        """The median fraction of the matrix-product rate that the steps reach."""
+        columns = zip(self.column(0), self.column(2), self.column(3), strict=True)
+        return statistics.median([flops / took / rate for took, rate, flops in columns])
+
 
 def _numbers(line: str) -> bool:
     try:
@@ -170,44 +201,49 @@ def _numbers(line: str) -> bool:
 def main(arguments: Sequence[str] | None = None) -> float:
     """Run both alternately and print the comparison. Returns the ratio of the medians."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shape", default="tldr", choices=["tldr", "hh"])
-    parser.add_argument("--steps", type=int, default=4, help="steps of each library; the first is not counted")
-    parser.add_argument("--batch", type=int, default=4, help="pairs per step")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
+    add_options(parser)
     parser.add_argument("--peer-venv", type=Path, help="an environment with torch, transformers, trl and datasets")
-    parser.add_argument("--alone", action="store_true", help="run this package only, without TRL")
-    parser.add_argument("--run", choices=["trl", "lab"], help=argparse.SUPPRESS)
+    parser.add_argument("--alone", action="store_true", help="run this package's method only, without the comparison")
+    parser.add_argument("--run", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
-    if args.run is not None:
-        import torch
-
-        torch.set_num_threads(args.threads)
-        (run_trl if args.run == "trl" else run_lab)(args.shape, args.steps, args.batch, args.precision)
+    args.batch = args.batch or BATCH[args.method]
+    if args.run:
+        run_lab(args)
         return 0.0
-    lab = Contender(sys.executable, "lab", args)
-    both = [lab] if args.alone else [lab, Contender(peer_python(args.peer_venv), "trl", args)]
+    mine = [sys.executable, __file__, "--run"]
+    contenders = [Contender(mine, args.method, args)]
+    if args.method == "ppo" and not args.alone:
+        contenders.append(Contender(mine, "grpo", args))
+    elif not args.alone:
+        peer = [str(peer_python(args.peer_venv)), str(HERE / "trl_peer.py")]
+        contenders.append(Contender(peer, args.method, args))
     for _ in range(args.steps):
-        for contender in both:
+        for contender in contenders:
             contender.step()
-    seconds = [statistics.median(c.column(0)) for c in both]
-    shares = [
-        flops / took / rate for took, rate, flops in zip(lab.column(0), lab.column(2), lab.column(3), strict=True)
-    ]
+    lab, *others = contenders
+    seconds = [statistics.median(c.column(0)) for c in contenders]
+    samples = args.method in ("grpo", "rloo", "ppo")
+    rows = f"{SAMPLES} × {TOKENS} tokens to each of {args.batch} prompts" if samples else (
+        f"{args.batch} {args.shape}-shaped {'pairs' if args.method in ('dpo', 'reward') else 'responses'}"
+    )  # fmt: skip
     print(
-        f"DPO step, {args.batch} {args.shape}-shaped pairs, {args.precision}, {args.threads} threads, median of "
-        f"{max(args.steps - 1, 1)}: lab {seconds[0]:.2f} s, peak memory {max(lab.column(1)):.0f} MB"
+        f"{args.method} step, {rows}, {args.precision}, {args.threads} threads, median of {max(args.steps - 1, 1)}: "
+        f"lab {seconds[0]:.2f} s, peak memory {max(lab.column(1)):.0f} MB"
     )
     print(
-        f"  required operations: {statistics.median(lab.column(3)) / 1e9:.0f} GFLOP per step at "
-        f"{statistics.median(shares):.0%} of this machine's matrix-product rate "
-        f"({statistics.median(lab.column(2)) / 1e9:.0f} GFLOP/s, measured after each step)"
+        f"  required operations: {statistics.median(lab.column(3)) / 1e9:.0f} GFLOP per step at {lab.share():.0%} of "
+        f"this machine's matrix-product rate ({statistics.median(lab.column(2)) / 1e9:.0f} GFLOP/s, measured after "
+        f"each step)"
     )
-    if args.alone:
+    if not others:
         return 0.0
-    ratio = seconds[1] / seconds[0]
-    memory = max(lab.column(1)) / max(both[1].column(1))
-    print(f"  TRL {seconds[1]:.2f} s, {max(both[1].column(1)):.0f} MB: ratio {ratio:.1f}×, memory {memory:.2f}×")
+    ratio, memory = seconds[1] / seconds[0], max(lab.column(1)) / max(others[0].column(1))
+    if args.method == "ppo":
+        print(
+            f"  GRPO on as many samples {seconds[1]:.2f} s at {others[0].share():.0%}: PPO takes {1 / ratio:.2f}× that"
+        )
+    else:
+        print(f"  TRL {seconds[1]:.2f} s, {max(others[0].column(1)):.0f} MB: ratio {ratio:.1f}×, memory {memory:.2f}×")
     return ratio
 
 
