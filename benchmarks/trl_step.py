@@ -33,7 +33,7 @@ from shapes import BATCH, SAMPLES, TOKENS, Lengths, gpt2, method_rows, step_flop
 from torch import Tensor
 from trl_peer import add_options, peak, wait
 
-from rlhf_lab.algorithms.dpo import DPO, dpo, reference_log_probs
+from rlhf_lab.algorithms.dpo import DPO, dpo
 from rlhf_lab.algorithms.grpo_rloo import Group, group
 from rlhf_lab.algorithms.kto import KTO, kto
 from rlhf_lab.algorithms.ppo import PPO, ppo
@@ -102,7 +102,13 @@ def even_ids(prompts: Tokens, responses: Tokens) -> Tensor:
 
 def train(method: str, policy: LanguageModelPolicy, rows: Rows, training: Training, epochs: int = 1) -> None:
     """Train `policy` on the rows with the package's function."""
-    prompts = Tokens.from_lists([x for x, _ in rows])
+    prompts, size = Tokens.from_lists([x for x, _ in rows]), training.batch_size
+
+    @torch.no_grad()
+    def log_ref(responses: Tokens) -> Tensor:  # before training, so the policy is the reference
+        starts = range(0, len(prompts), size)
+        return torch.cat([policy.log_prob(prompts[i : i + size], responses[i : i + size]) for i in starts])
+
     if method in ("grpo", "rloo"):
         kind: Any = method
         settings = Group(kind=kind, beta=0.1, samples=SAMPLES, epochs=epochs)
@@ -111,7 +117,7 @@ def train(method: str, policy: LanguageModelPolicy, rows: Rows, training: Traini
         reference, critic = policy.frozen(), policy.new_critic()
         ppo(policy, reference, even_ids, critic, prompts, PPO(beta=0.1, samples=SAMPLES, epochs=epochs), training)
     elif method == "kto":
-        kto(policy, policy, verdicts_of(rows), KTO(beta=0.1), training)
+        kto(policy, policy, verdicts_of(rows), KTO(beta=0.1), training, reference_log_probs=log_ref)
     else:
         responses = Tokens.from_lists([y for _, y in rows])
         if method == "sft":
@@ -119,9 +125,8 @@ def train(method: str, policy: LanguageModelPolicy, rows: Rows, training: Traini
         elif method == "reward":
             reward_model(policy.new_reward_model(), Pairs(prompts, responses), RewardModel(prior=0.0), training)
         else:
-            pairs = Pairs(prompts, responses)
-            known = reference_log_probs(policy, pairs, training.batch_size)
-            dpo(policy, None, pairs, DPO(beta=0.1), training, reference_log_probs=known)
+            known = log_ref(responses)
+            dpo(policy, None, Pairs(prompts, responses), DPO(beta=0.1), training, reference_log_probs=known)
 
 
 def run_lab(args: argparse.Namespace) -> None:
