@@ -15,6 +15,8 @@ settings. TRL is installed in a separate environment, which is created at the fi
 Both libraries run in processes that wait between steps, so their steps alternate and never overlap. The output contains
 the median seconds, their ratio, peak memory, and the fraction of the machine's matrix-product rate that the step
 reaches. This is the number of operations that the step needs (`shapes.step_flops`), divided by its time and the rate.
+The last line is the row of the table in docs/benchmarks.md. With `--clock cpu --threads 1` the times and the rate are
+those of the processor's work for the process, which other work on the machine changes less.
 """
 
 import argparse
@@ -23,15 +25,14 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from shapes import BATCH, SAMPLES, TOKENS, Lengths, gpt2, method_rows, step_flops
+from shapes import BATCH, PROMPT, SAMPLES, TOKENS, Lengths, gpt2, method_rows, step_flops
 from torch import Tensor
-from trl_peer import add_options, peak, wait
+from trl_peer import CLOCKS, add_options, peak, wait
 
 from rlhf_lab.algorithms.dpo import DPO, dpo
 from rlhf_lab.algorithms.grpo_rloo import Group, group
@@ -48,6 +49,7 @@ HERE = Path(__file__).parent
 PEER = ["torch", "transformers", "trl==1.16.*", "datasets"]
 MODULES = {"reward": "reward_model", "grpo": "grpo_rloo", "rloo": "grpo_rloo"}
 """Names of the modules in `rlhf_lab.algorithms` that are not those of the methods."""
+NAMES = {"reward": "Reward model"}
 Rows = list[tuple[list[int], list[list[int]]]]
 
 
@@ -57,6 +59,7 @@ class TimedLoop(Loop):
     lengths: ClassVar[Lengths]
     method: ClassVar[str]
     epochs: ClassVar[int]
+    clock: ClassVar[str]
 
     def rows(self, number: int) -> Tensor:
         """The rows of the current step."""
@@ -64,15 +67,15 @@ class TimedLoop(Loop):
         return self._rows
 
     def __iter__(self) -> Iterator[tuple[int, torch.Generator]]:
-        square, size = torch.randn(2048, 2048), self.training.batch_size
+        square, size, clock = torch.randn(2048, 2048), self.training.batch_size, CLOCKS[self.clock]
         for step, generator in super().__iter__():
             wait()
-            start = time.perf_counter()
+            start = clock()
             yield step, generator
-            seconds, memory = time.perf_counter() - start, peak()
-            start = time.perf_counter()
+            seconds, memory = clock() - start, peak()
+            start = clock()
             square @ square
-            rate = 2 * 2048**3 / (time.perf_counter() - start)
+            rate = 2 * 2048**3 / (clock() - start)
             needed = step_flops(self.method, self.lengths[step * size : (step + 1) * size], self.epochs)
             print(seconds, memory, rate, needed, flush=True)
 
@@ -133,7 +136,8 @@ def run_lab(args: argparse.Namespace) -> None:
     """Run this package's steps, with a loop that waits."""
     torch.set_num_threads(args.threads)
     rows = method_rows(args.method, args.shape, args.steps * args.batch)
-    TimedLoop.method, TimedLoop.lengths, TimedLoop.epochs = args.method, lengths_of(args.method, rows), args.epochs
+    TimedLoop.method, TimedLoop.epochs, TimedLoop.clock = args.method, args.epochs, args.clock
+    TimedLoop.lengths = lengths_of(args.method, rows)
     module = importlib.import_module(f"rlhf_lab.algorithms.{MODULES.get(args.method, args.method)}")
     setattr(module, "Loop", TimedLoop)  # noqa: B010
     samples = args.method in ("grpo", "rloo", "ppo")
@@ -162,7 +166,7 @@ class Contender:
 
     def __init__(self, command: list[str], method: str, args: argparse.Namespace) -> None:
         command = [*command, "--method", method]
-        for name in ("shape", "steps", "batch", "epochs", "threads", "precision"):
+        for name in ("shape", "steps", "batch", "epochs", "threads", "precision", "clock"):
             command += [f"--{name}", str(getattr(args, name))]
         self.rows: list[list[float]] = []
         self.process = subprocess.Popen(
@@ -204,7 +208,7 @@ def _numbers(line: str) -> bool:
 
 
 def main(arguments: Sequence[str] | None = None) -> float:
-    """Run both alternately and print the comparison. Returns the ratio of the medians."""
+    """Run both alternately and print the comparison. Returns the ratio of the medians, 1 with `--alone`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_options(parser)
     parser.add_argument("--peer-venv", type=Path, help="an environment with torch, transformers, trl and datasets")
@@ -225,31 +229,44 @@ def main(arguments: Sequence[str] | None = None) -> float:
     for _ in range(args.steps):
         for contender in contenders:
             contender.step()
+    report(contenders, args)
+    seconds = [statistics.median(c.column(0)) for c in contenders]
+    return seconds[-1] / seconds[0]
+
+
+def report(contenders: list[Contender], args: argparse.Namespace) -> None:
+    """Print the medians, the share of the matrix-product rate, and the row of the table in docs/benchmarks.md."""
     lab, *others = contenders
     seconds = [statistics.median(c.column(0)) for c in contenders]
-    samples = args.method in ("grpo", "rloo", "ppo")
-    rows = f"{SAMPLES} × {TOKENS} tokens to each of {args.batch} prompts" if samples else (
-        f"{args.batch} {args.shape}-shaped {'pairs' if args.method in ('dpo', 'reward') else 'responses'}"
-    )  # fmt: skip
-    print(
-        f"{args.method} step, {rows}, {args.precision}, {args.threads} threads, median of {max(args.steps - 1, 1)}: "
-        f"lab {seconds[0]:.2f} s, peak memory {max(lab.column(1)):.0f} MB"
-    )
+    memory = [max(c.column(1)) for c in contenders]
+    rate = f"{statistics.median(lab.column(2)) / 1e9:.0f}"
+    what = f"{NAMES.get(args.method, args.method.upper())} step, {args.batch} "
+    if args.method in ("grpo", "rloo", "ppo"):
+        passes = f", {args.epochs} passes" if args.epochs > 1 else ""
+        what += f"prompts of {PROMPT} with {SAMPLES} × {TOKENS} tokens each{passes}"
+    else:
+        shape = {"tldr": "TL;DR", "hh": "HH"}[args.shape]
+        what += f"{shape}-shaped {'pairs' if args.method in ('dpo', 'reward') else 'responses'}"
+    if args.precision != "fp32":
+        what += f", {args.precision}"
+    if args.clock == "cpu":
+        what += f", processor seconds with {args.threads} thread{'s' * (args.threads > 1)}"
+    times = max(args.steps - 1, 1)
+    print(f"{what}: {seconds[0]:.2f} s (median of {times}), peak memory {memory[0]:,.0f} MB")
     print(
         f"  required operations: {statistics.median(lab.column(3)) / 1e9:.0f} GFLOP per step at {lab.share():.0%} of "
-        f"this machine's matrix-product rate ({statistics.median(lab.column(2)) / 1e9:.0f} GFLOP/s, measured after "
-        f"each step)"
+        f"this machine's matrix-product rate ({rate} GFLOP/s, measured after each step)"
     )
     if not others:
-        return 0.0
-    ratio, memory = seconds[1] / seconds[0], max(lab.column(1)) / max(others[0].column(1))
+        return
     if args.method == "ppo":
-        print(
-            f"  GRPO on as many samples {seconds[1]:.2f} s at {others[0].share():.0%}: PPO takes {1 / ratio:.2f}× that"
-        )
-    else:
-        print(f"  TRL {seconds[1]:.2f} s, {max(others[0].column(1)):.0f} MB: ratio {ratio:.1f}×, memory {memory:.2f}×")
-    return ratio
+        print(f"  GRPO on as many samples: {seconds[1]:.2f} s, so PPO takes {seconds[0] / seconds[1]:.2f}× that")
+        return
+    print(
+        f"| {what} (medians of {times}) | {seconds[1]:.2f} s, {memory[1]:,.0f} MB | {seconds[0]:.2f} s, "
+        f"{memory[0]:,.0f} MB | {seconds[1] / seconds[0]:.1f}× | {memory[0] / memory[1]:.2f}× | {rate} | "
+        f"{lab.share():.0%} |"
+    )
 
 
 if __name__ == "__main__":
