@@ -22,15 +22,30 @@ def longer(method, model, pairs, out, *more):
     return [word if word != "2" else "4" for word in train(method, model, pairs, out)] + list(more)
 
 
-def test_an_extended_run_with_a_constant_rate_is_the_longer_run(model, pairs, tmp_path):
-    """Two steps and then two more have the weights and the history of four steps at once, and run.json says four."""
-    assert main(train("dpo", model, pairs, tmp_path / "a", *CONSTANT)) == 0
-    assert main(longer("dpo", model, pairs, tmp_path / "a", *CONSTANT, "--resume")) == 0
-    assert main(longer("dpo", model, pairs, tmp_path / "b", *CONSTANT)) == 0
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_an_extended_run_with_a_constant_rate_is_the_longer_run(method, model, pairs, tmp_path):
+    """Two steps and then two more have the weights and the history of four steps at once, and run.json says four.
+
+    The first run finds nothing in the cache of log π_ref, its continuation finds what the first two steps and the
+    measurements needed, and the long run computes everything again.
+    """
+    cache = str(tmp_path / "cache")
+    more = [*CONSTANT, "--eval-fraction", "0.25", "--eval-every", "4", "--reference-cache", cache]
+    assert main(train(method, model, pairs, tmp_path / "a", *more)) == 0
+    stored = sorted(Path(cache).rglob("*.safetensors"))
+    assert len(stored) == (4 if method == "kto" else 2)  # of trained and held-out rows, for KTO also mismatched ones
+    assert main(longer(method, model, pairs, tmp_path / "a", *more, "--resume")) == 0
+    assert sorted(Path(cache).rglob("*.safetensors")) == stored
+    shutil.rmtree(cache)
+    assert main(longer(method, model, pairs, tmp_path / "b", *more)) == 0
     ours, theirs = weights(tmp_path / "a" / "model"), weights(tmp_path / "b" / "model")
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    assert [row["step"] for row in history(tmp_path / "a")] == [0, 1, 2, 3]
-    assert [r["loss"] for r in history(tmp_path / "a")] == [r["loss"] for r in history(tmp_path / "b")]
+    trained = [[row for row in history(tmp_path / run) if "loss" in row] for run in "ab"]
+    assert [row["step"] for row in trained[0]] == [0, 1, 2, 3]
+    assert [r["loss"] for r in trained[0]] == [r["loss"] for r in trained[1]]
+    rows = [[row for row in history(tmp_path / run) if "eval_loss" in row] for run in "ab"]
+    measured = [{row["step"]: row["eval_loss"] for row in part} for part in rows]
+    assert [measured[0][step] for step in (0, 4)] == [measured[1][step] for step in (0, 4)]
     assert json.loads((tmp_path / "a" / "run.json").read_text())["steps"] == 4
 
 
