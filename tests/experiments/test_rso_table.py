@@ -121,6 +121,11 @@ def test_the_limits_are_those_of_the_condition_s_gamma_and_reward_model(bandit):
     assert table[in_cell(rso).key] > table[in_cell(rso, gamma=0.5).key]
     assert table[in_cell(rso).key] == table[in_cell(rso, "sampled", length="long").key]
     assert (bandit.runs["best_gamma"] > 0).all()
+    expected = bandit.summary.set_index("condition")["expected_kl"]
+    cells = [
+        in_cell(f"sigmoid-norm {s}", "sampled", length=n).key for s in rso_common.SOURCES[1:] for n in ("short", "long")
+    ]
+    assert set(expected[expected.notna()].index) == set(cells) and (expected[cells] > 0).all()
 
 
 @pytest.mark.slow

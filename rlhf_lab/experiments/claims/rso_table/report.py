@@ -78,7 +78,10 @@ def numbers_of(settings: RSOTable, summary: pd.DataFrame, runs: pd.DataFrame) ->
     for cell in design:
         name = cell_name(settings, cell)
         for row in (RSO, SFT):
-            numbers[f"kl_{SHORT[row.partition(' ')[2]]}_in_{name}"] = mean(Condition(row, cell), "kl")
+            source = SHORT[row.partition(" ")[2]]
+            numbers[f"kl_{source}_in_{name}"] = mean(Condition(row, cell), "kl")
+            if cell in settings.expected and "expected_kl" in table:  # the rows of the tree do not have it yet
+                numbers[f"expected_kl_{source}_in_{name}"] = mean(Condition(row, cell), "expected_kl")
         if settings.exact:
             numbers[f"limit_kl_in_{name}"] = mean(Condition(RSO, cell), "limit_kl")
     if settings.exact:

@@ -20,6 +20,7 @@ from rlhf_lab.algorithms.raft import best_of
 from rlhf_lab.algorithms.rest import reward_filter
 from rlhf_lab.algorithms.sft import sft
 from rlhf_lab.batch import Pairs, Tokens
+from rlhf_lab.experiments.claims.rso_table.expected_fit import expected_fit
 from rlhf_lab.experiments.claims.rso_table.report import decide, figure
 from rlhf_lab.experiments.claims.rso_table.settings import RULE, Condition, RSOTable
 from rlhf_lab.experiments.published_results import RSO_TABLE_1
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 METRICS = [
     "judge_wins", "gold_wins", "proxy_wins", "objective", "kl", "reward", "regret", "kl_to_optimal", "limit_kl",
-    "limit_judge_wins", "limit_objective", "best_gamma", "right", "reach", "pairs",
+    "limit_judge_wins", "limit_objective", "best_gamma", "expected_kl", "right", "reach", "pairs",
 ]  # fmt: skip
 
 
@@ -95,7 +96,7 @@ def _run(settings: RSOTable, job: Job, best_config: BestConfig) -> list[dict[str
     number = len(pairs_of(shared, settings, one)) if one.source in SOURCES else math.nan
     out |= {"right": label_accuracy(shared, settings, one), "reach": shared.reach(settings.beta), "pairs": number}
     if isinstance(shared.setup, ExactSetup):
-        out |= limit_of(shared, one)
+        out |= limit_of(shared, one) | expected_of(shared, settings, one)
     return [out]
 
 
@@ -105,6 +106,22 @@ def limit_of(shared: RSOSetup, one: Condition) -> dict[str, float]:
     found = shared.evaluator(exact.optimal_policy(shared.setup.world.log_ref(), shared.learned, one.cell.gamma))
     limits = {f"limit_{name}": found[name] for name in ("judge_wins", "objective", "kl")}
     return limits | {"best_gamma": shared.best_gamma}
+
+
+def expected_of(shared: RSOSetup, settings: RSOTable, one: Condition) -> dict[str, float]:
+    """Return the KL that the steps of a condition reach with infinitely many pairs of its source.
+
+    It is computed for sigmoid-norm on labels of the reward model in the cells `settings.expected`, and NaN elsewhere.
+    """
+    assert isinstance(shared.setup, ExactSetup)
+    cell, world = one.cell, shared.setup.world
+    if one.loss != "sigmoid-norm" or one.source == "direct" or cell not in settings.expected:
+        return {"expected_kl": math.nan}
+    log_ref, learned = world.log_ref(), shared.learned
+    source = exact.optimal_policy(log_ref, learned, settings.beta) if one.source == "rso-sample-rank" else log_ref
+    steps = settings.steps if cell.length == "short" else settings.long_steps
+    log_fit = expected_fit(world, source, learned, cell.gamma, cell.ranks, steps, settings.rate)
+    return {"expected_kl": exact.kl(log_fit, log_ref).mean().item()}
 
 
 def label_accuracy(shared: RSOSetup, settings: RSOTable, one: Condition) -> float:

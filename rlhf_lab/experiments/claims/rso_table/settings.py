@@ -169,6 +169,11 @@ class RSOTable(Settings):
         return cells(self.paper_gamma, self.beta, self.exact)
 
     @property
+    def expected(self) -> list[Cell]:
+        """The cells with a fit to infinitely many pairs: the paper's γ, and sampled labels, which have a limit."""
+        return [Cell(self.paper_gamma, "sampled", "many", length) for length in ("short", "long")]
+
+    @property
     def conditions(self) -> list[Condition]:
         """Every condition once: the whole table in the paper's cell, and RAFT and sigmoid-norm in the others."""
         paper = self.design[0]
