@@ -113,6 +113,18 @@ def test_the_page_tells_of_exactly_these_bugs_and_of_no_survivor_without_a_reaso
     assert [result for result in caught if not re.fullmatch(r"tests/[\w/]+\.py(::[\w:]+)?", result)] == []
 
 
+def test_each_test_that_the_page_names_exists() -> None:
+    """A test that was renamed or removed since a bug was run may no longer detect it, so the bug is run again."""
+    results = mutation_run.reported((ROOT / "docs" / "mutations.md").read_text(encoding="utf-8"))
+    gone = []
+    for result in sorted(set(results.values()) - {SURVIVED}):
+        file, *names = result.split("::")
+        text = (ROOT / file).read_text(encoding="utf-8") if (ROOT / file).is_file() else ""
+        if not text or not all(re.search(rf"(?:def|class) {name}\b", text) for name in names):
+            gone.append(result)
+    assert gone == []
+
+
 def test_a_page_holds_the_results_that_it_was_written_from_and_counts_them_by_subpackage() -> None:
     """Every third bug survives and the last has not been run: `reported` reads from the page what `report` wrote, and
     the top table adds up."""
