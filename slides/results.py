@@ -8,6 +8,7 @@ asks for a new text, so that a slide never states what its result does not suppo
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import warnings
 from collections.abc import Callable, Sequence
@@ -93,6 +94,7 @@ def picture(
     panels: tuple[int, ...] = (0,),
     size: tuple[float, float] = (5.0, 4.3),
     stacked: bool = False,
+    rows: int | None = None,
 ) -> Callable[[], Drawing]:
     """Return a function that draws selected panels of a saved result's picture, with one legend below them.
 
@@ -102,8 +104,10 @@ def picture(
         panels: the numbers of the axes to be shown, from 0.
         size: width and height in inches. A smaller picture has larger letters on the slide.
         stacked: True draws the panels one below the other, False side by side.
+        rows: how many of the first rows are shown, if the y axis has names. What all these names begin with is
+            written in the title instead. The default is all rows.
     """
-    return functools.partial(_draw, name, scale, panels, size, stacked)
+    return functools.partial(_draw, name, scale, panels, size, stacked, rows)
 
 
 @functools.lru_cache(maxsize=4)
@@ -115,7 +119,9 @@ def _result(name: str, scale: str) -> tuple[Any, Any]:
     return experiment, results.recompute(experiment, RESULTS / name / scale)
 
 
-def _draw(name: str, scale: str, panels: tuple[int, ...], size: tuple[float, float], stacked: bool) -> Drawing:
+def _draw(
+    name: str, scale: str, panels: tuple[int, ...], size: tuple[float, float], stacked: bool, rows: int | None
+) -> Drawing:
     from matplotlib.gridspec import GridSpec
     from matplotlib.text import Text as Writing
 
@@ -132,6 +138,8 @@ def _draw(name: str, scale: str, panels: tuple[int, ...], size: tuple[float, flo
     for place, axes in enumerate(stay):
         axes.set_subplotspec(grid[place])
         axes.tick_params(labelleft=True, labelbottom=not stacked or place == len(stay) - 1)
+        if rows:
+            _first_rows(axes, rows)
         _fit(axes, size, len(stay) if stacked else 1, 1 if stacked else len(stay))
     shown = {label: handle for label, handle in entries.items() if label not in elsewhere}
     drawing.set_size_inches(*size)
@@ -145,6 +153,16 @@ def _draw(name: str, scale: str, panels: tuple[int, ...], size: tuple[float, flo
     for text in set(drawing.findobj(Writing)) - kept_small:
         text.set_fontsize(max(text.get_fontsize(), LETTERS))
     return drawing
+
+
+def _first_rows(axes: Any, rows: int) -> None:
+    """Show only the first rows of a panel, and write the beginning that their names share in the title."""
+    names = [tick.get_text() for tick in axes.get_yticklabels()][:rows]
+    ends = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(min(names), max(names), strict=False))
+    shared = "".join(letter for letter, _ in ends)
+    axes.set_yticks(axes.get_yticks()[:rows], [name[len(shared) :] for name in names])
+    axes.set_ylim(rows - 0.5, -0.5)  # the first row is at the top, at 0
+    axes.set_title(shared + axes.get_title(loc="left"), loc="left")
 
 
 def _common_legend(drawing: Drawing, shown: dict[str, Any], width: float) -> set[Any]:
@@ -209,6 +227,7 @@ def claim(
     panels: tuple[int, ...] = (0,),
     size: tuple[float, float] = (5.0, 4.3),
     stacked: bool = False,
+    rows: int | None = None,
     share: float = 0.44,
 ) -> tuple[Part, ...]:
     """Return the parts of a claim's slide: statement and findings at the left, the picture at the right.
@@ -223,6 +242,7 @@ def claim(
         panels: see `picture`.
         size: see `picture`.
         stacked: see `picture`.
+        rows: see `picture`.
         share: the share of the width that the text takes.
     """
     with language.use("zh"):
@@ -236,6 +256,7 @@ def claim(
         return words
     record = json.loads(place.read_text(encoding="utf-8"))
     shown = Figure(
-        picture(name, scale, panels, size, stacked), T(" ".join(words_of(place.parent, record)[2].split()), alt)
+        picture(name, scale, panels, size, stacked, rows),
+        T(" ".join(words_of(place.parent, record)[2].split()), alt),
     )
     return (Columns(left=words, right=(shown,), share=share),)

@@ -43,7 +43,8 @@ function linearTicks(low, high, about) {
   for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) {
     ticks.push([i * step, (i * step + 0).toFixed(digits).replace("-", "−")]);
   }
-  return ticks;
+  // A single number shows no scale.
+  return ticks.length > 1 || about > 32 ? ticks : linearTicks(low, high, 2 * Math.max(about, 1));
 }
 
 const UP = { "-": "⁻", 0: "⁰", 1: "¹", 2: "²", 3: "³", 4: "⁴", 5: "⁵", 6: "⁶", 7: "⁷", 8: "⁸", 9: "⁹" };
@@ -69,8 +70,9 @@ const WIDE = 0.56; // a character's mean width in em
 // The width of a text in characters, of which a Chinese one takes 1 em.
 const wide = (text) => [...text].reduce((sum, letter) => sum + (letter >= "\u2e80" ? 1 / WIDE : 1), 0);
 
-// What stays on one line: a unit in brackets, a Chinese character with its punctuation, a word, spaces.
-const PIECES = /\[[^\]\s]{1,8}\]|[（“《([]*[\u2e80-\uffef][，。、：；？！）”》)\]]*|[^\s\u2e80-\uffef]+|\s+/gu;
+// What stays on one line: a value ("r = 1"), a pair ("1 | 2"), a unit in brackets, a Chinese character with its
+// punctuation, a word, spaces.
+const PIECES = /\S [=|] \S{1,5}|\[[^\]\s]{1,8}\]|[（“《([]*[\u2e80-\uffef][，。、：；？！）”》)\]]*|[^\s\u2e80-\uffef]+|\s+/gu;
 
 function wrap(name, room, lines = 3) {
   // Lines of at most `room` characters, or of two Chinese ones; what does not fit ends in "…". The tooltip has it all.
@@ -276,8 +278,8 @@ function drawPanel(panel, palette, left, top, width, height, em, id) {
 
   const yTicks = ticksOf(panel.y, Math.floor(height / (4 * em)));
   const tickRoom = Math.max(...yTicks.map(([, name]) => name.length), 1) * WIDE * em;
-  // A y label longer than the axis takes a second line.
-  const sideLines = wrap(panel.y.label, Math.floor((height - 9 * em) / (WIDE * em)), 2);
+  // A y label longer than the axis takes up to three lines.
+  const sideLines = wrap(panel.y.label, Math.floor((height - 9 * em) / (WIDE * em)), 3);
   const box = { left: left + tickRoom + (1.2 + 1.3 * sideLines.length) * em, right: left + width - 0.6 * em, top: y };
   const slot = (box.right - box.left) / Math.max(panel.x.names.length, 1);
   const names = panel.x.names.map((name) => wrap(name, Math.floor(slot / (1.08 * WIDE * em)), 4));

@@ -422,15 +422,16 @@ BLOCK = Block(
                         ),
                     ),
                 ),
-                alt="十六种设置下，成对数据从 π_sft 换成 π_r 时胜率的变化，按标注者、真实奖励和奖励模型计算，带区间。",
+                alt="γ = 0.05 的八种设置下，成对数据从 π_sft 换成 π_r 时胜率的变化，按标注者、真实奖励和奖励模型计算，带区间。",
                 panels=(1,),
-                size=(7.4, 5.0),
+                size=(6.2, 5.0),
+                rows=8,
                 share=0.42,
             ),
             notes=T(
-                "Each row of the picture is one setting on the bandit. The first row is the paper's: γ = 0.05, "
-                "the response with the larger reward is chosen, the reward model has many labels, and training "
-                "is short. The points show by how much pairs from π_r change the win rate.\n\n"
+                "Each row of the picture is one setting on the bandit with the paper's γ = 0.05. In the first row "
+                "everything is as in the paper: the response with the larger reward is chosen, the reward model has "
+                "many labels, and training is short. The points show by how much pairs from π_r change the win rate.\n\n"
                 "The explanation has three parts. First, a small γ moves the limit π_sft exp(r/γ) far away from "
                 "π_sft. Second, the length of training decides how much of this distance is covered. Pairs from "
                 "π_r cover it faster, because they consist of good responses. With γ = β, sampled labels and "
@@ -438,8 +439,8 @@ BLOCK = Block(
                 "language model it orders the pairs from π_r less reliably than those from π_sft, because their "
                 "responses are more alike.\n\n"
                 "On the bandit and on text RAFT wins more than RSO, unlike in the paper. Ask which column of the paper's table would show the lower J.",
-                "图中每一行是多臂老虎机上的一种设置。第一行是论文的：γ = 0.05，奖励大的回答被选，奖励模型的标注多"
-                "，训练短。点表示 π_r 的成对数据使胜率改变多少。\n\n"
+                "图中每一行是多臂老虎机上的一种设置，γ 都是论文的 0.05。第一行与论文完全相同：奖励大的回答被选，奖励"
+                "模型的标注多，训练短。点表示 π_r 的成对数据使胜率改变多少。\n\n"
                 "解释有三点。第一，γ 小时，极限 π_sft exp(r/γ) 离 π_sft 很远。第二，训练长度决定走完这段距离的多"
                 "少，而 π_r 的成对数据都是好的回答，所以走得更快。γ = β、标注抽样、训练长时，它们的胜率反而更低。"
                 "第三，奖励模型决定胜率是否真实：在语言模型上，π_r 的成对数据中两个回答更相似，奖励模型对它们的排"
