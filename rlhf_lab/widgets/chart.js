@@ -88,7 +88,7 @@ function wrap(name, room, lines = 3) {
     out.push(line.trimEnd());
   }
   return out.slice(0, lines).map((line) => {
-    if (wide(line) <= room + 2) return line;
+    if (wide(line) <= Math.max(room + 2, 5)) return line;
     const letters = [...line];
     while (letters.length > 1 && wide(letters.join("")) > room - 1) letters.pop();
     return `${letters.join("")}…`;

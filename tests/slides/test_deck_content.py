@@ -110,6 +110,18 @@ def test_a_result_that_is_missing_is_reported_as_not_run(results: Path) -> None:
     assert "not run yet" in made.en and "尚未运行" in made.zh
 
 
+def test_the_first_rows_of_a_picture_keep_their_points_and_share_the_beginning_of_their_names_in_the_title() -> None:
+    names = ["γ = 1, hard, short", "γ = 1, hard, long", "γ = 1, sampled", "γ = 2, hard"]
+    drawing, axes = style.subplots(1, 1)
+    axes.plot([3.0, 2.0, 1.0, 0.0], range(4), "o")
+    axes.set_yticks(range(4), names)
+    axes.set_title("wins", loc="left")
+    slide_results._first_rows(axes, 3)
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["hard, short", "hard, long", "sampled"]
+    assert list(axes.get_yticks()) == [0, 1, 2] and axes.get_ylim() == (2.5, -0.5)
+    assert axes.get_title(loc="left") == "γ = 1, wins"
+
+
 def test_notes_say_something_in_both_languages() -> None:
     for slide in SLIDES:
         assert len(slide.notes.en.split()) >= 12, slide.key
