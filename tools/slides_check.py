@@ -407,7 +407,7 @@ def phone(browser: Any, made: Walk, url: str) -> None:
     page = context.new_page()
     page.add_init_script(path=str(Path(__file__).with_suffix(".js")))
     for language in ("en", "zh"):
-        page.goto(f"{url}?lang={language}")
+        page.goto(f"{url}?lang={language}", timeout=120_000)
         page.wait_for_timeout(1500)
         made.wrong += [f"phone {language}: {fault}" for fault in page.evaluate("() => SlidesCheck.phone()")]
         page.screenshot(path=str(made.out / f"phone-{language}.png"), full_page=True)

@@ -143,7 +143,7 @@ BLOCK = Block(
                 "bandit",
                 paper=T(
                     "DPO converges quadratically on an online mixture. On-policy pairs beat those of π_ref.",
-                    "在线混合的收敛是二阶的；当前策略的成对数据胜过 π_ref 的。",
+                    "在线混合二阶收敛；当前策略的数据胜过 π_ref 的。",
                 ),
                 source="Shi et al. 2024; Kim et al. 2026",
                 found=(
