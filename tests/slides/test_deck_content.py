@@ -112,7 +112,7 @@ def test_a_result_that_is_missing_is_reported_as_not_run(results: Path) -> None:
 
 def test_the_first_rows_of_a_picture_keep_their_points_and_share_the_beginning_of_their_names_in_the_title() -> None:
     names = ["γ = 1, hard, short", "γ = 1, hard, long", "γ = 1, sampled", "γ = 2, hard"]
-    drawing, axes = style.subplots(1, 1)
+    _, axes = style.subplots(1, 1)
     axes.plot([3.0, 2.0, 1.0, 0.0], range(4), "o")
     axes.set_yticks(range(4), names)
     axes.set_title("wins", loc="left")
