@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Sequence
+import typing
+from collections.abc import Collection, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
 
 LOSS_COMMANDS: dict[str, str] = {
     "orpo": "orpo",
@@ -86,8 +89,64 @@ ELSEWHERE: dict[str, str] = {
     "reward_model": "reward",
     "reward_model_path": "reward",
     "num_generations": "samples",
+    "num_iterations": "epochs",
+    "scale_rewards": "divide_by_std",
+    "epsilon": "clip",
+    "cliprange": "clip",
+    "cliprange_value": "value_clip",
+    "vf_coef": "value_coefficient",
+    "lam": "gae_lambda",
+    "num_mini_batches": "minibatches",
+    "num_ppo_epochs": "epochs",
+    "ppo_epochs": "epochs",
+    "kl_coef": "beta",
+    "init_kl_coef": "beta",
+    "rl_beta": "beta",
+    "orpo_alpha": "beta",
+    "orpo_beta": "beta",
+    "kto_desirable_weight": "desirable_weight",
+    "kto_undesirable_weight": "undesirable_weight",
+    "use_vllm": "sampler",
+    "precompute_ref_log_probs": "reference_cache",
+    "ref_model_name_or_path": "reference",
+    "gradient_clipping": "max_grad_norm",
+    "grad_clip": "max_grad_norm",
+    "dataset_path": "data",
+    "train_file": "data",
+    "validation_file": "eval_data",
+    "test_size": "eval_fraction",
+    "test_split_size": "eval_fraction",
+    "early_stopping": "patience",
+    "chat_template": "chat",
+    "template": "chat",
+    "max_seq_length": "max_prompt_tokens",
+    "torch_dtype": "precision",
+    "tf32": "precision",
+    "optim": "",
+    "adam_beta1": "",
+    "save_total_limit": "",
+    "deepspeed": "",
 }
-"""An option of TRL, axolotl or LLaMA-Factory → ours. These names do not work, but the error suggests ours."""
+"""An option of TRL, axolotl or LLaMA-Factory → ours, or "" without one. They do not work, but the error suggests
+ours."""
+
+VALUES_ELSEWHERE: dict[tuple[str, str], str] = {
+    ("loss", "sigmoid"): "sigmoid-norm",
+    ("loss", "dpo"): "sigmoid-norm",
+    ("loss", "sigmoid_norm"): "dpo-length",  # TRL's name of the loss that is divided by length
+    ("loss", "bco_pair"): "bco",
+    ("loss", "sppo_hard"): "sppo",
+    ("loss", "slic"): "hinge",
+    ("loss", "rpo"): "dpo-nll",
+    ("precision", "bfloat16"): "bf16",
+    ("precision", "float32"): "fp32",
+    ("precision", "True"): "bf16",
+    ("schedule", "constant_with_warmup"): "constant",
+    ("schedule", "cosine_with_min_lr"): "cosine",
+    ("adapter", "lora"): "",
+    ("adapter", "qlora"): "",
+}
+"""(option, value of another tool) → our value, or "" without one. These do not work, but the error suggests ours."""
 
 _COMMANDS_ELSEWHERE = {
     "rm": "train reward-model",
@@ -153,9 +212,8 @@ def near_command(words: Sequence[str], commands: Collection[str]) -> str | None:
 
 def near_options(name: str, options: Collection[str]) -> list[str]:
     """Return the options that an unknown name, with `_`, may mean: ours for one of another tool, or similar ones."""
-    there = ELSEWHERE.get(name, "")
-    if there in options:
-        return [there]
+    if name in ELSEWHERE:
+        return [there] if (there := ELSEWHERE[name]) in options else []
     return difflib.get_close_matches(name, options, 1, 0.85) or difflib.get_close_matches(name, options, 3, 0.6)
 
 
@@ -175,4 +233,30 @@ def unknown_option(words: Sequence[str], options: Collection[str], prog: str) ->
         meant = " or ".join(f"--{option.replace('_', '-')}" for option in near)
         hint = f"Do you mean {meant}?" if near else f"`{prog} --help` lists the options."
         return f"{prog.removeprefix('rlhf-lab ')} has no option {word.partition('=')[0]}. {hint}"
+    return None
+
+
+def wrong_choice(words: Sequence[str], options: Mapping[str, Any], prog: str) -> str | None:
+    """Return a message about the first value that its option does not allow, or None.
+
+    Args:
+        words: the command line behind the command's name.
+        options: the type of each option, by its name with `_`. Only those with a list of values are checked.
+        prog: the program and the command, for the message.
+    """
+    for word, following in pairwise([*words, ""]):
+        option, equals, value = word[2:].partition("=")
+        name, value = option.replace("-", "_"), value if equals else following
+        inside = [options.get(name), *typing.get_args(options.get(name))]
+        allowed = next((typing.get_args(kind) for kind in inside if typing.get_origin(kind) is typing.Literal), ())
+        if not word.startswith("--") or not allowed or value in (*allowed, "None"):
+            continue
+        near = VALUES_ELSEWHERE.get((name, value))
+        if near is None:
+            near = next(iter(difflib.get_close_matches(value.replace("_", "-"), allowed, 1)), "")
+        hint = f" Do you mean {near}?" if near else ""
+        if name == "adapter" and not near:
+            hint = " --lora-rank trains new adapters."
+        choices = f"{', '.join(allowed[:-1])} or {allowed[-1]}"
+        return f"{prog.removeprefix('rlhf-lab ')}: --{option} must be {choices}, not {value!r}.{hint}"
     return None

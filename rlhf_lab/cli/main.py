@@ -189,7 +189,8 @@ def _settings(kind: type, words: list[str], prog: str) -> Any:
         # An error of a settings class is shown in our words. tyro shows the rest: --help and unknown options.
         if isinstance(stop.__context__, LabError):
             raise stop.__context__ from None
-    if wrong := familiar_names.unknown_option(words, options, prog):
+    wrong = familiar_names.unknown_option(words, options, prog)
+    if wrong := wrong or familiar_names.wrong_choice([*from_file, *words], options, prog):
         raise LabError(wrong)
     try:
         return parse()

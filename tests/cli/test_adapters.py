@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from small import history, train, weights
 from tiny_models import one_thread, tiny_tokenizer  # noqa: F401
 
@@ -109,3 +110,21 @@ def test_weights_of_four_bits_need_adapters_and_the_package(model, pairs, tmp_pa
     (line,) = capsys.readouterr().err.splitlines()
     assert "load_in_4bit needs the package bitsandbytes" in line and "pip install 'rlhf-lab[qlora]'" in line
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("loss", [[], ["--loss", "bco", "--shift-decay", "0.5"]])
+def test_a_run_on_weights_of_four_bits_is_resumed_to_the_bit_and_its_checkpoints_have_adapters_only(
+    loss, pairs, tmp_path
+):
+    pytest.importorskip("bitsandbytes")
+    words = ["--load-in-4bit", "--lora-rank", "2", "--schedule", "constant", *loss]
+    whole, half = tmp_path / "whole", tmp_path / "half"
+    assert main([*train("dpo", "lab-gpt2", pairs, whole, *words), "--steps", "4"]) == 0
+    assert main(train("dpo", "lab-gpt2", pairs, half, *words)) == 0
+    assert main([*train("dpo", "lab-gpt2", pairs, half, *words), "--steps", "4", "--resume"]) == 0
+    one, two = (weights(out / "adapters") for out in (whole, half))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    stored = load_file(half / "checkpoints" / "step-000004" / "weights.safetensors")
+    assert all("lora_" in name or name.startswith("shift.") for name in stored)
+    model, _ = load_language_model(str(half / "model"), "cpu")
+    assert not quantised.is_quantised(model)

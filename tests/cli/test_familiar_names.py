@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import typing
 from pathlib import Path
 
 import pytest
@@ -84,12 +85,45 @@ def test_a_wrong_command_gets_the_right_suggestion(words, meant, capsys):
         ("train sft", "--lr-scheduler-type", "--schedule"),
         ("train grpo", "--num-generations", "--samples"),
         ("train kto", "--lora-r", "--lora-rank"),
+        ("train dpo", "--gradient-clipping", "--max-grad-norm"),
+        ("train grpo", "--epsilon", "--clip"),
+        ("train ppo", "--vf-coef", "--value-coefficient"),
         ("sample", "--tempratur", "--temperature"),
     ],
 )
 def test_a_wrong_option_gets_the_right_suggestion(command, word, meant):
     with pytest.raises(LabError, match=rf"{command} has no option {word.split('=')[0]}. Do you mean {meant}\?"):
         parsed(command, [*(NEEDED if command.startswith("train") else []), word, "1"])
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "message"),
+    [
+        ("train dpo", ["--loss", "sigmoid"], "or sppo, not 'sigmoid'. Do you mean sigmoid-norm?"),
+        ("train dpo", ["--loss=sigmoid_norm"], "Do you mean dpo-length?"),
+        ("train dpo", ["--loss", "apo_zero"], "Do you mean apo-zero?"),
+        ("train sft", ["--schedule", "inverse_sqrt"], "Do you mean inverse-sqrt?"),
+        (
+            "train sft",
+            ["--precision", "bfloat16"],
+            "--precision must be fp32 or bf16, not 'bfloat16'. Do you mean bf16?",
+        ),
+        ("train sft", ["--adapter", "lora"], "must be merge or continue, not 'lora'. --lora-rank trains new adapters."),
+        ("train grpo", ["--penalty", "k9", "--reward", "r"], "--penalty must be reward, k2 or k3, not 'k9'."),
+        ("sample", ["--model", "m", "--prompt", "a", "--chat", "yes"], "--chat must be auto, on or off, not 'yes'."),
+    ],
+)
+def test_a_wrong_value_gets_the_allowed_ones_and_a_suggestion(command, words, message):
+    with pytest.raises(LabError) as error:
+        parsed(command, [*(NEEDED if command.startswith("train") else []), *words])
+    assert message in str(error.value)
+
+
+def test_a_wrong_value_in_a_file_gets_the_same_words(tmp_path):
+    file = tmp_path / "s.yaml"
+    file.write_text("loss: bco_pair\n")
+    with pytest.raises(LabError, match=r"not 'bco_pair'. Do you mean bco\?"):
+        parsed("train dpo", ["--config", str(file), *NEEDED])
 
 
 def test_an_option_that_is_like_no_other_points_to_the_help():
@@ -137,5 +171,12 @@ def test_a_tilde_is_the_home_folder_in_every_path(model, pairs, tmp_path, monkey
 
 def test_names_of_other_tools_lead_to_options_that_exist_and_are_none_themselves():
     known = set().union(*(yaml_config.flat_fields(kind) for kind in KINDS.values()))
-    assert set(familiar_names.ELSEWHERE.values()) | set(familiar_names.ALIASES.values()) <= known
+    assert set(familiar_names.ELSEWHERE.values()) - {""} | set(familiar_names.ALIASES.values()) <= known
     assert not (set(familiar_names.ELSEWHERE) | set(familiar_names.ALIASES)) & known
+
+
+def test_values_of_other_tools_lead_to_values_that_exist_and_are_none_themselves():
+    types = {name: kind for one in KINDS.values() for name, kind in yaml_config.option_types(one).items()}
+    for (option, value), ours in familiar_names.VALUES_ELSEWHERE.items():
+        allowed = typing.get_args(types[option])
+        assert value not in allowed and (ours in allowed or ours == ""), option

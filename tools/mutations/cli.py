@@ -62,6 +62,24 @@ MUTATIONS: list[Mutation] = [
         ),
     ),
     *in_file(
+        "cli/familiar_names.py",
+        ["cli/test_familiar_names.py"],
+        Mutation(
+            "swap",
+            "TRL's loss that is divided by length is said to be DPO",
+            '("loss", "sigmoid_norm"): "dpo-length"',
+            '("loss", "sigmoid_norm"): "sigmoid-norm"',
+            near="cli/test_familiar_names.py::test_a_wrong_value_gets_the_allowed_ones_and_a_suggestion",
+        ),
+        Mutation(
+            "edge",
+            "a value after = is not compared with the allowed ones",
+            "value if equals else following\n        inside",
+            "following if equals else following\n        inside",
+            near="cli/test_familiar_names.py::test_a_wrong_value_gets_the_allowed_ones_and_a_suggestion",
+        ),
+    ),
+    *in_file(
         "cli/old_names.py",
         ["cli/test_old_names.py"],
         Mutation(
