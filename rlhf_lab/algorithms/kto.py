@@ -124,7 +124,7 @@ def held_out_verdicts(
 
     def batch(rows: Tensor) -> tuple[Verdicts | Tensor, ...]:
         part = verdicts[rows]
-        return part, _at(known, rows), *_reference_point(policy, part, *_mixed(other, known_other, rows))
+        return part, known[rows.to(known.device)], *_reference_point(policy, part, *_mixed(other, known_other, rows))
 
     def measure(batch: Verdicts, log_ref: Tensor, z: Tensor, doubt: Tensor) -> tuple[Tensor, Metrics]:
         loss, seen = kto_loss(policy, batch, log_ref, z, settings, doubt)
@@ -188,7 +188,7 @@ def kto(
             batch = verdicts[rows]
             with torch.no_grad(), loop.autocast():
                 z, doubt = _reference_point(policy, batch, *_mixed(other, known_other, rows))
-                given = batch, _at(known, rows), z, doubt
+                given = batch, known[rows.to(known.device)], z, doubt
             loop.update(loss_of, given, batch.weight, reference_point=z[0, 0].clamp(min=0))
     return loop.history
 
@@ -213,12 +213,8 @@ def _known(
     return known, None if other is None else computed(other)
 
 
-def _at(known: Tensor | ReferenceRows, rows: Tensor) -> Tensor:
-    return known[rows.to(known.device)]
-
-
 def _mixed(
     other: Tokens | None, known: Tensor | ReferenceRows | None, rows: Tensor
 ) -> tuple[Tokens | None, Tensor | None]:
     """The mismatched responses of some rows and their log π_ref, if there are any."""
-    return (None, None) if other is None or known is None else (other[rows], _at(known, rows))
+    return (None, None) if other is None or known is None else (other[rows], known[rows.to(known.device)])

@@ -238,8 +238,8 @@ def _seconds(load: Workload, device: Device) -> float:
     return (work + traffic(load) / device.bandwidth) / load.devices
 
 
-def _changes(settings: ResourcePlan, device: Device) -> dict[str, int]:
-    """Settings that need less memory, each with its peak: first one change at a time, then several together."""
+def _possible_changes(settings: ResourcePlan) -> list[tuple[str, dict[str, Any]]]:
+    """Settings that may need less memory: in words, and as changes of the plan."""
     each: list[tuple[str, dict[str, Any]]] = []
     if settings.batch_size > settings.accumulate * settings.num_devices:
         each.append((f"accumulate={settings.batch_size // settings.num_devices}", {
@@ -260,12 +260,17 @@ def _changes(settings: ResourcePlan, device: Device) -> dict[str, int]:
     if not settings.fsdp and not settings.load_in_4bit:
         number = max(settings.num_devices, 4)
         each.append((f"num_devices={number} with fsdp", {"num_devices": number, "fsdp": True}))
+    return each
+
+
+def _changes(settings: ResourcePlan, device: Device) -> dict[str, int]:
+    """Settings that need less memory, each with its peak: first one change at a time, then several together."""
 
     def peak(change: dict[str, Any]) -> int:
         return sum(memory(replace(settings, **change).workload(), _process(device)).values())
 
     now, found = peak({}), dict[str, tuple[dict[str, Any], int]]()
-    for name, change in each:
+    for name, change in _possible_changes(settings):
         # A change can also need more memory. bf16 does if weights outweigh activations, since it keeps a copy of them.
         if (needed := peak(change)) < now:
             found[name] = change, needed

@@ -1228,14 +1228,14 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "data",
             "log π_ref of the first rows beside the drawn ones",
-            "batch, _at(known, rows), z, doubt",
-            "batch, _at(known, torch.arange(len(rows))), z, doubt",
+            "batch, known[rows.to(known.device)], z, doubt",
+            "batch, known[torch.arange(len(rows))], z, doubt",
         ),
         Mutation(
             "data",
             "log π_ref of the mismatched responses of the first rows",
-            "(other[rows], _at(known, rows))",
-            "(other[rows], _at(known, torch.arange(len(rows))))",
+            "(other[rows], known[rows.to(known.device)])",
+            "(other[rows], known[torch.arange(len(rows))])",
         ),
         Mutation(
             "norm",
