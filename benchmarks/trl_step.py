@@ -251,8 +251,8 @@ def report(contenders: list[Contender], args: argparse.Namespace) -> None:
         what += f", {args.precision}"
     if args.clock == "cpu":
         what += f", processor seconds with {args.threads} thread{'s' * (args.threads > 1)}"
-    times = max(args.steps - 1, 1)
-    print(f"{what}: {seconds[0]:.2f} s (median of {times}), peak memory {memory[0]:,.0f} MB")
+    counted = f"medians of {args.steps - 1}" if args.steps > 2 else "one step"
+    print(f"{what}: {seconds[0]:.2f} s ({counted}), peak memory {memory[0]:,.0f} MB")
     print(
         f"  required operations: {statistics.median(lab.column(3)) / 1e9:.0f} GFLOP per step at {lab.share():.0%} of "
         f"this machine's matrix-product rate ({rate} GFLOP/s, measured after each step)"
@@ -263,9 +263,9 @@ def report(contenders: list[Contender], args: argparse.Namespace) -> None:
         print(f"  GRPO on as many samples: {seconds[1]:.2f} s, so PPO takes {seconds[0] / seconds[1]:.2f}× that")
         return
     print(
-        f"| {what} (medians of {times}) | {seconds[1]:.2f} s, {memory[1]:,.0f} MB | {seconds[0]:.2f} s, "
+        f"| {what} ({counted}) | {seconds[1]:.2f} s, {memory[1]:,.0f} MB | {seconds[0]:.2f} s, "
         f"{memory[0]:,.0f} MB | {seconds[1] / seconds[0]:.1f}× | {memory[0] / memory[1]:.2f}× | {rate} | "
-        f"{lab.share():.0%} |"
+        f"{100 * lab.share():.0f} % |"
     )
 
 
