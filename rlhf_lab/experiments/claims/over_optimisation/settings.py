@@ -73,8 +73,8 @@ class OverOptimisation(Settings):
         "rate": PerScale(0.05, 0.05, 3e-4),
         "reward_steps": PerScale(200, 200, 80),
         "prompts": PerScale(500, 500, 64),
-        "most": PerScale(4096, 4096, 64),
-        "most_prompts": 64,
+        "most": PerScale(4096, 4096, 1024),
+        "most_prompts": PerScale(64, 64, 16),
         "test_prompts": 64,
         "test_samples": 4,
     }
