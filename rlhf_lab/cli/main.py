@@ -96,6 +96,12 @@ COMMANDS: dict[tuple[str, ...], _Command] = {
             _train("grpo", "TrainGRPO", "train a language model on a reward with GRPO, without a critic"),
         ]
     ),
+    ("data",): _Command(
+        "rlhf_lab.cli.inspect_data",
+        "InspectData",
+        "inspect_data",
+        "print what a run would be trained on: rows, lengths, duplicates, and tokens in the loss",
+    ),
     ("sample",): _Command("rlhf_lab.cli.sample", "Sample", "sample", "sample responses from a language model"),
     ("evaluate",): _Command(
         "rlhf_lab.cli.evaluate",

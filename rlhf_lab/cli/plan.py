@@ -347,15 +347,15 @@ def table(settings: ResourcePlan, report: ResourceReport) -> str:
     """Return the estimate as text."""
     method, load = METHODS[settings.method], settings.workload()
     trained = "" if report.trained >= report.parameters * 0.5 else f", {report.trained:,} of them trained"
-    seconds, all_seconds = _time(report.seconds), _time(report.seconds * report.steps)
+    seconds, all_seconds = duration(report.seconds), duration(report.seconds * report.steps)
     lines = [
         f"{settings.model}: {report.parameters:,} weights{trained}; {settings.method}, {settings.batch_size} "
         f"{method.row} of {load.prompt} + {load.response} tokens in a step, {settings.precision}",
         _device_line(settings, report.device),
         "",
         f"memory{' of each device' if settings.num_devices > 1 else ''}",
-        _columns({**report.memory, "sum": report.peak}, _gib),
-        f"  {_gib(report.available)} are available.",
+        _columns({**report.memory, "sum": report.peak}, gib),
+        f"  {gib(report.available)} are available.",
         "",
         "operations of a step",
         _columns(report.operations, lambda value: f"{_si(value)}FLOP"),
@@ -363,12 +363,12 @@ def table(settings: ResourcePlan, report: ResourceReport) -> str:
         "",
     ]
     if report.fits:
-        lines.append(f"The run fits. {_gib(report.available - report.peak)} remain free.")
+        lines.append(f"The run fits. {gib(report.available - report.peak)} remain free.")
     else:
         reserve = "a fifth" if report.reserve == 0.2 else "a tenth"
         lines.append(f"The run does not fit, because {reserve} of the memory is kept free. These settings need less:")
         fits = {name: "fits" if report.fitting(peak) else "does not fit" for name, peak in report.changes.items()}
-        lines.append(_columns(report.changes, _gib, fits))
+        lines.append(_columns(report.changes, gib, fits))
     lines.append(
         "These are estimates, within 15% for tensors, to which the allocator adds, and a factor of two for time. "
         "Times on GPUs have not been measured yet."
@@ -397,7 +397,8 @@ def _columns(
     return indent(pd.DataFrame(columns, index=list(values)).to_string(header=False), "  ")
 
 
-def _gib(value: float) -> str:
+def gib(value: float) -> str:
+    """Return a number of bytes as text, in GiB or MiB."""
     return f"{value / GIB:,.2f} GiB" if value >= 0.1 * GIB else f"{value / 2**20:,.1f} MiB"
 
 
@@ -408,7 +409,8 @@ def _si(value: float) -> str:
     return f"{value:,.3g} "
 
 
-def _time(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return a time as text, in a unit in which it is at least 1."""
     for size, unit in ((86400.0, "days"), (3600.0, "h"), (60.0, "min"), (1.0, "s")):
         if seconds >= size:
             return f"{seconds / size:,.3g} {unit}"

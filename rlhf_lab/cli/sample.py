@@ -25,7 +25,7 @@ from rlhf_lab.cli import yaml_config
 from rlhf_lab.cli.train.data import check_data, load_data, token_limits
 from rlhf_lab.cli.train.reward import check_reward, load_reward
 from rlhf_lab.cli.train.settings import WORLD, Sampler
-from rlhf_lab.data.formats import write_turns
+from rlhf_lab.data.conversations import write_turns
 from rlhf_lab.data.readers import Chat
 from rlhf_lab.data.sft import tokenise_prompts
 from rlhf_lab.errors import Count, LabError, Seed, Temperature, check_paths, check_settings, check_utf8, refuse_unused

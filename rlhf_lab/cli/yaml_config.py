@@ -16,7 +16,7 @@ from rlhf_lab.cli import old_names
 from rlhf_lab.cli.familiar_names import near_options
 from rlhf_lab.errors import LabError, check_path
 
-NOT_SAVED = ("config", "resume")
+NOT_SAVED = ("config", "resume", "dry_run")
 """Settings of one call, which do not belong to the run."""
 
 

@@ -6,6 +6,7 @@ A row passes through the modules in this order:
 - `hub`: download or stream the rows of a data set on the Hub. It is used by `readers`.
 - `formats`: recognise the format of a row (plain, conversational, ShareGPT, Alpaca, Anthropic HH, comparisons) and turn
   it into a prompt and responses.
+- `conversations`: write the turns of a row as text by the chat template, and shorten conversations.
 - `preferences`: load preference pairs, and tokenise them to `rlhf_lab.batch.Pairs`.
 - `sft`: load and tokenise prompts with target responses, labelled responses, and prompts alone.
 - `loading`: read and tokenise any of these rows for a command, once. The ids of large data are stored by `token_store`.

@@ -14,20 +14,29 @@ In every format the response is the last turn of the assistant, and the prompt i
 of `prompt` is the assistant's, the response continues this turn.
 
 `standard_row` turns two further formats into these: **ShareGPT** (turns with `from` and `value`) and **Alpaca**
-(`instruction`, `input`, `output`, `history`). A column `tools` is passed to the chat template.
+(`instruction`, `input`, `output`, `history`). `conversations.py` writes turns as text. A column `tools` is passed to
+the chat template.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Collection
 from typing import Any, TypeVar, cast
 
+from rlhf_lab.data.conversations import (
+    ASSISTANT,
+    HUMAN,
+    answer_of,
+    answers,
+    has_template,
+    is_dialogue,
+    knows,
+    turns_of_dialogue,
+    write_turns,
+)
 from rlhf_lab.data.readers import Row, Source, near_columns
 from rlhf_lab.errors import LabError
-
-HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 
 MISSING = "a field is missing"
 PART_BEFORE = "dialogues differ before the last turn"
@@ -210,7 +219,7 @@ def with_tools(form: str, tools: list[Any] | None, tokenizer: Any) -> str:
     """Return the name of a row's format, with a note on whether its `tools` are used."""
     if not tools:
         return form
-    written = form.endswith(("conversational", "messages")) and _knows(tokenizer, "tools")
+    written = form.endswith(("conversational", "messages")) and knows(tokenizer, "tools")
     return (
         f"{form} with tools" if written else f"{form}, whose `tools` are not used, because no chat template writes them"
     )
@@ -349,7 +358,7 @@ def writer_of(source: Source, tokenizer: Any) -> Any:
     Raises:
         LabError: `chat` is on, and there is no template.
     """
-    if source.chat == "on" and not _has_template(tokenizer):
+    if source.chat == "on" and not has_template(tokenizer):
         raise LabError(
             "The tokenizer has no chat template, so chat cannot be on. Leave it out, or set it to auto or off."
         )
@@ -369,114 +378,14 @@ def by_chat(form: str, texts: Texts, source: Source, tokenizer: Any, place: str)
     Raises:
         LabError: the chat template refuses the turns.
     """
-    dialogue = texts[0].startswith(HUMAN) and texts[0].rstrip().endswith(ASSISTANT.strip())
-    if not _has_template(tokenizer) or by_template(form, tokenizer) or not (dialogue or source.chat == "on"):
+    dialogue = is_dialogue(texts[0])
+    if not has_template(tokenizer) or by_template(form, tokenizer) or not (dialogue or source.chat == "on"):
         return form, texts
-    turns = _turns_of(texts[0]) if dialogue else [{"role": "user", "content": texts[0].strip()}]
+    turns = turns_of_dialogue(texts[0]) if dialogue else [{"role": "user", "content": texts[0].strip()}]
     written = (write_turns(turns, tokenizer, place), *(text.strip() for text in texts[1:]))
     return f"{form} {BY_TEMPLATE}", cast("Texts", written)
 
 
-def _turns_of(dialogue: str) -> list[dict[str, str]]:
-    """The turns of a prompt of AnthropicHH's format, which ends with the opening of the assistant's answer."""
-    parts = re.split(f"({HUMAN}|{ASSISTANT})", dialogue)[1:]
-    names = {HUMAN: "user", ASSISTANT: "assistant"}
-    turns = [{"role": names[name], "content": text.strip()} for name, text in zip(parts[::2], parts[1::2], strict=True)]
-    return turns[:-1]
-
-
-def _has_template(tokenizer: Any) -> bool:
-    return getattr(tokenizer, "chat_template", None) is not None
-
-
 def by_template(form: str, tokenizer: Any) -> bool:
     """Return whether the chat template wrote the prompts of rows of this format."""
-    return _has_template(tokenizer) and any(word in form for word in ("conversational", "messages", BY_TEMPLATE))
-
-
-def _knows(tokenizer: Any, word: str) -> bool:
-    """Whether the chat template contains `word`."""
-    return _has_template(tokenizer) and word in str(tokenizer.chat_template)
-
-
-def answers(texts: list[str], tokenizer: Any, continued: bool = False) -> tuple[str, ...]:
-    """Return responses as they follow the prompt. Without a chat template a space separates them from "Assistant:".
-
-    Args:
-        texts: the responses.
-        tokenizer: as for `write_turns`.
-        continued: whether they continue a turn of the prompt. Then there is no space.
-    """
-    lead = "" if continued or _has_template(tokenizer) else " "
-    return tuple(lead + text if text.strip() else "" for text in texts)
-
-
-def answer_of(
-    turns: list[dict[str, Any]], prompt: str, tokenizer: Any, place: str, tools: list[Any] | None, continued: bool
-) -> str:
-    """Return the text of the last turn, as it follows `prompt`, which `write_turns` made of the other turns.
-
-    Raises:
-        LabError: the turn calls a tool, and the chat template does not write this call after the prompt.
-    """
-    if not turns[-1].get("tool_calls"):
-        return answers([turns[-1].get("content") or ""], tokenizer, continued)[0]
-    whole = _written(turns, tokenizer, place, tools)
-    if continued or not whole.startswith(prompt):
-        raise LabError(
-            f"{place}: the chat template does not write the answer's tool calls after its prompt. Remove the row."
-        )
-    return whole[len(prompt) :].rstrip()
-
-
-def write_turns(
-    turns: list[dict[str, Any]],
-    tokenizer: Any,
-    place: str = "The conversation",
-    tools: list[Any] | None = None,
-    continued: bool = False,
-) -> str:
-    """Return the text of a prompt, up to the beginning of the assistant's answer.
-
-    Args:
-        turns: the conversation before the answer.
-        tokenizer: its chat template writes the turns. Without one, they are written in AnthropicHH's format.
-        place: file and row, for messages.
-        tools: functions that are passed to the template.
-        continued: whether the last turn is the assistant's and the answer continues it.
-
-    Raises:
-        LabError: the chat template refuses the turns, or a turn calls a tool and no template can write the call.
-    """
-    if not turns:
-        return ""
-    if _has_template(tokenizer) or any(turn.get("tool_calls") for turn in turns):
-        how = "continue_final_message" if continued else "add_generation_prompt"
-        return _written(turns, tokenizer, place, tools, **{how: True})
-    names = {"user": HUMAN, "human": HUMAN, "assistant": ASSISTANT}
-    parts = []
-    for turn in turns:
-        opening = names.get(turn["role"])
-        parts.append(f"{opening} {turn.get('content') or ''}" if opening else (turn.get("content") or ""))
-    return "".join(parts) + ("" if continued else ASSISTANT)
-
-
-def _written(turns: list[dict[str, Any]], tokenizer: Any, place: str, tools: list[Any] | None, **how: bool) -> str:
-    if any(turn.get("tool_calls") for turn in turns) and not _knows(tokenizer, "tool_calls"):
-        raise LabError(
-            f"{place}: a turn calls a tool, and {'the' if _has_template(tokenizer) else 'there is no'} chat template "
-            f"{'does not write' if _has_template(tokenizer) else 'to write'} such calls. Use a model whose template "
-            f"writes them, or remove the row."
-        )
-    # In Parquet every turn has all fields, with None for missing ones. Templates check whether a field exists.
-    present = [{k: v for k, v in turn.items() if v is not None} for turn in turns]
-    for turn in present:
-        turn.setdefault("content", None if turn.get("tool_calls") else "")
-    try:
-        return str(tokenizer.apply_chat_template(present, tools=tools, tokenize=False, **how))
-    except Exception as error:  # a template may raise any exception
-        words = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__).strip()
-        raise LabError(
-            f"{place}: the chat template refuses the conversation ({words}). Change its turns as the template "
-            f"needs, remove the row, or set another chat_template in the tokenizer."
-        ) from None
+    return has_template(tokenizer) and any(word in form for word in ("conversational", "messages", BY_TEMPLATE))

@@ -21,6 +21,7 @@ from filelock import FileLock
 from tqdm.auto import tqdm
 
 from rlhf_lab.data import sft, token_store
+from rlhf_lab.data.conversations import TrainOn
 from rlhf_lab.data.preferences import PAIRS, Encoder, Reading, TooLong, summary
 from rlhf_lab.data.readers import Source, file_sha256, is_local
 from rlhf_lab.data.token_store import Columns, StoredRows
@@ -34,15 +35,16 @@ IN_MEMORY = 20_000
 """Largest number of rows that are not stored in files."""
 CHUNK = 2048
 """Number of rows that are tokenised together."""
-KEY_VERSION = 2
+KEY_VERSION = 3
 """Part of the key of stored ids. It must change when formats or tokenisation change."""
 
 
 class LoadedRows(NamedTuple):
-    """Rows, and two lines of text about those that were read, dropped and truncated."""
+    """Rows, two lines of text about those that were read, dropped and truncated, and the numbers in these lines."""
 
     rows: StoredRows
     said: list[str]
+    counts: dict[str, Any]
 
 
 def load_rows(
@@ -55,6 +57,7 @@ def load_rows(
     folder: Path,
     progress: bool = False,
     too_long: TooLong = "cut",
+    train_on: TrainOn = "last",
 ) -> LoadedRows:
     """Read and tokenise the rows of a source. More than `IN_MEMORY` rows are stored in files and mapped into memory.
 
@@ -72,17 +75,18 @@ def load_rows(
         folder: folder for the stored ids. Each data set has a folder in it.
         progress: show a progress bar.
         too_long: what happens to texts of more tokens than the limits.
+        train_on: for targets, whether the loss contains the last answer of a conversation or all of them.
 
     Raises:
         LabError: the source cannot be read, columns are missing, a row is malformed, every row was dropped, or the
             folder cannot be written.
     """
-    source, limits = Source.of(source), (max_prompt_tokens, max_response_tokens, end_token, too_long)
+    source, limits = Source.of(source), (max_prompt_tokens, max_response_tokens, end_token, too_long, train_on)
     encoder = Encoder(KINDS[kind].what, tokenizer, *limits)
     key = _key(kind, source, tokenizer, limits)
     known = token_store.open_store(folder / key) if key else None
     if known is not None:
-        return LoadedRows(known[0], list(known[1]["lines"]))
+        return LoadedRows(known[0], list(known[1]["lines"]), dict(known[1]["counts"]))
     reading = Reading(KINDS[kind], source, tokenizer)
     dtype, group = token_store.id_type(len(tokenizer)), KINDS[kind].responses
     with ExitStack() as stack:
@@ -94,8 +98,8 @@ def load_rows(
                 break
         else:
             columns = {name: np.concatenate([part[name] for part in first]) for name in first[0]} if first else {}
-            said = _said(reading, encoder)
-            return LoadedRows(token_store.unpack(columns, group), said)
+            found = _report(reading, encoder)
+            return LoadedRows(token_store.unpack(columns, group), found["lines"], found["counts"])
         try:
             folder.mkdir(parents=True, exist_ok=True)
             folder = folder / key if key else _temporary(folder)
@@ -107,31 +111,32 @@ def load_rows(
             with token_store.StoreWriter(folder, group, dtype) as writer:
                 for part in itertools.chain(first, parts):
                     writer.add(part)
-                writer.report = {"lines": _said(reading, encoder)}
+                writer.report = _report(reading, encoder)
     stored = token_store.open_store(folder)
     if stored is None:
         raise LabError(f"The token ids in {folder} were changed while they were written. Run the command again.")
-    return LoadedRows(stored[0], list(stored[1]["lines"]))
+    return LoadedRows(stored[0], list(stored[1]["lines"]), dict(stored[1]["counts"]))
 
 
 def _encoded(reading: Reading, encoder: Encoder, dtype: np.dtype[Any], bar: Any) -> Iterator[Columns]:
     rows = iter(reading)
     while chunk := list(itertools.islice(rows, CHUNK)):
-        prompts, responses, kept = encoder.encode(chunk)
+        prompts, responses, kept, trained = encoder.encode(chunk)
         labels = [label for label in (chunk[place].label for place in kept) if label is not None]
-        yield token_store.pack(prompts, responses, labels, dtype)
+        yield token_store.pack(prompts, responses, labels, dtype, trained)
         bar.update(len(chunk))
 
 
-def _said(reading: Reading, encoder: Encoder) -> list[str]:
-    """Two lines about the rows.
+def _report(reading: Reading, encoder: Encoder) -> dict[str, Any]:
+    """Two lines about the rows, and the numbers in them.
 
     Raises:
         LabError: every row was dropped.
     """
     name, number = reading.source.name, reading.forms.total()
-    report = encoder.report(name).summary()
-    return [summary(name, reading.form, number, f"{reading.kind.what}s", reading.dropped), report]
+    found = encoder.report(name)
+    lines = [summary(name, reading.form, number, f"{reading.kind.what}s", reading.dropped), found.summary()]
+    return {"lines": lines, "counts": found.counts(reading.form, reading.dropped)}
 
 
 def _key(kind: Kind, source: Source, tokenizer: Any, limits: tuple[int | str | None, ...]) -> str:

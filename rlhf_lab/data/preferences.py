@@ -7,12 +7,14 @@ dropped and counted by reason. A malformed row is an error.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from rlhf_lab.batch import Pairs, Tokens
+from rlhf_lab.data.conversations import Answered, TrainOn, Written, shortened, turn_end_text, with_all_answers
 from rlhf_lab.data.formats import (  # the reasons are imported by callers that count dropped rows
     EMPTY_PROMPT,
     EMPTY_RESPONSE,
@@ -42,6 +44,8 @@ HOLDS_END = "the text of a response contains the end token"
 EQUAL_AFTER = "equal responses after truncation"
 TOO_LONG = "longer than the limits of length"
 REPEATED = "repeated prompt"
+LOST_TEXT = "lost the beginning"
+"""What a prompt has lost that was not written from turns and was cut."""
 
 TooLong = Literal["cut", "drop"]
 """What happens to a prompt or response of more tokens than its limit: it is cut, or its row is dropped."""
@@ -105,10 +109,11 @@ class TokenReport:
     Attributes:
         kept: number of pairs that were kept.
         dropped: number of dropped pairs, by reason.
-        truncated_prompts: number of kept pairs whose prompt lost its beginning.
+        truncated_prompts: number of kept pairs whose prompt was cut.
         truncated_responses: number of responses in kept pairs that lost their end, with the end token.
         longest: largest number of tokens in a kept prompt + response.
         what: what is counted.
+        cuts: number of kept prompts by what they lost. A prompt may have lost turns and the beginning of another one.
     """
 
     kept: int
@@ -117,13 +122,28 @@ class TokenReport:
     truncated_responses: int
     longest: int
     what: str = "pairs"
+    cuts: Counter[str] = field(default_factory=Counter)
+
+    def counts(self, form: str, dropped: Counter[str]) -> dict[str, Any]:
+        """Return the numbers of rows as JSON can write them.
+
+        Args:
+            form: the formats of the rows.
+            dropped: number of rows that were dropped before tokenisation, by reason.
+        """
+        return {
+            "form": form, "what": self.what, "read": self.kept + self.dropped.total() + dropped.total(),
+            "kept": self.kept, "dropped": dict(dropped + self.dropped), "cut_prompts": self.truncated_prompts,
+            "cuts": dict(self.cuts), "cut_responses": self.truncated_responses,
+        }  # fmt: skip
 
     def summary(self) -> str:
         """Return the numbers as a line of text."""
+        turns = Counter({name: number for name, number in self.cuts.items() if name != LOST_TEXT})
         return (
             f"{self.kept:,} {self.what} of at most {self.longest:,} tokens; {self.truncated_prompts:,} prompts and "
-            f"{self.truncated_responses:,} responses truncated; dropped {self.dropped.total():,} {self.what}: "
-            f"{counts(self.dropped)}"
+            f"{self.truncated_responses:,} responses truncated{f' (prompts: {counts(turns)})' if turns else ''}; "
+            f"dropped {self.dropped.total():,} {self.what}: {counts(self.dropped)}"
         )
 
 
@@ -265,9 +285,9 @@ def tokenise(
 
     Prompt and response are tokenised separately, so that the boundary between them is fixed. Each response ends with
     exactly one end token, even if its text already contains one. After a prompt that the chat template wrote, this is
-    the token with which the template closes a turn. A prompt that is too long loses its beginning. A response that is
-    too long loses its end and its end token. If the tokenizer opens every text with a special token, as Llama's does,
-    the prompt keeps this token.
+    the token with which the template closes a turn. A prompt that is too long is cut by `Encoder`. A response that
+    is too long loses its end and its end token. If the tokenizer opens every text with a special token, as Llama's
+    does, the prompt keeps this token.
 
     Args:
         texts: the pairs.
@@ -282,14 +302,30 @@ def tokenise(
     """
     encoder = Encoder(PAIRS.what, tokenizer, max_prompt_tokens, max_response_tokens, end_token, too_long)
     texts_of = zip(texts.prompts, texts.chosen, texts.rejected, strict=True)
-    prompts, responses, _ = encoder.encode(examples_of(texts_of, texts.templated))
+    found = encoder.encode(examples_of(texts_of, texts.templated))
     report = encoder.report(texts.source)
-    return Pairs(Tokens.from_lists(prompts), Tokens.from_lists(responses)), report
+    return Pairs(Tokens.from_lists(found.prompts), Tokens.from_lists(found.responses)), report
 
 
 def examples_of(texts: Iterable[tuple[str, ...]], templated: Sequence[bool]) -> list[Example]:
     """Return rows as examples. An empty `templated` means that the chat template wrote none of the prompts."""
     return [Example(one, bool(templated) and templated[place]) for place, one in enumerate(texts)]
+
+
+class Encoded(NamedTuple):
+    """Token ids of rows.
+
+    Attributes:
+        prompts: ids of N prompts.
+        responses: ids of the responses of each.
+        kept: the positions of the N rows among those that were given.
+        trained: for conversations with `train_on="all"`, whether each id of a response is trained on. Otherwise empty.
+    """
+
+    prompts: list[list[int]]
+    responses: list[list[list[int]]]
+    kept: list[int]
+    trained: list[list[bool]]
 
 
 class Encoder:
@@ -303,46 +339,94 @@ class Encoder:
         max_response_tokens: int | None,
         end_token: int | None,
         too_long: TooLong,
+        train_on: TrainOn = "last",
     ) -> None:
         check_limits(max_prompt_tokens, max_response_tokens)
-        self.what, self.tokenizer, self.too_long = what, tokenizer, too_long
+        self.what, self.tokenizer, self.too_long, self.train_on = what, tokenizer, too_long, train_on
         self.max_prompt_tokens, self.max_response_tokens = max_prompt_tokens, max_response_tokens
         self._opening, self._ends = opening_of(tokenizer), ends_of(tokenizer, end_token)
+        self._turn_end = turn_end_text(tokenizer) if train_on == "all" else ""
         self.dropped: Counter[str] = Counter()
+        self.cuts: Counter[str] = Counter()
         self.kept = self.longest = self.short_prompts = self.short_responses = 0
 
-    def encode(self, examples: Sequence[Example]) -> tuple[list[list[int]], list[list[list[int]]], list[int]]:
-        """Return the ids of the prompts and responses that are kept, and the positions of their examples."""
-        prompts, responses, kept = [], [], []
+    def encode(self, examples: Sequence[Example]) -> Encoded:
+        """Return the ids of the rows that are kept."""
+        found = Encoded([], [], [], [])
         columns = [
             ids_of(list(column), self.tokenizer) for column in zip(*(one.texts for one in examples), strict=True)
         ]
         for place, (prompt, *whole) in enumerate(zip(*columns, strict=True)):
-            if prompt and prompt[: len(self._opening)] != self._opening:
-                prompt = self._opening + prompt
-            asked = last(prompt, self.max_prompt_tokens, len(self._opening))
+            text = examples[place].texts[0]
             parts = [split_end(ids, self._ends, examples[place].templated, self.tokenizer) for ids in whole]
-            answers = [(body + ending)[: self.max_response_tokens] for body, ending in parts]
-            cut = [was_cut(answer, *part) for answer, part in zip(answers, parts, strict=True)]
-            reason = self._unusable(asked, [body for body, _ in parts], answers, len(asked) < len(prompt) or any(cut))
+            bodies = [body for body, _ in parts]
+            several = self._all_answers(text, parts[0]) if self.train_on == "all" else None
+            if several is None:
+                asked, lost = self._fit_prompt(text, prompt)
+                answers = [(body + ending)[: self.max_response_tokens] for body, ending in parts]
+            else:
+                asked, lost, answers = several.prompt, several.lost, [several.response]
+                bodies += [ids[:-1] for ids in several.answers if len(ids) > 1]
+            cut = [several is None and was_cut(answer, *part) for answer, part in zip(answers, parts, strict=True)]
+            reason = self._unusable(asked, bodies, answers, lost, any(cut))
             if reason is not None:
                 self.dropped[reason] += 1
                 continue
-            prompts.append(asked)
-            responses.append(answers)
-            kept.append(place)
+            found.prompts.append(asked)
+            found.responses.append(answers)
+            found.kept.append(place)
+            if self.train_on == "all":
+                found.trained.append([True] * len(answers[0]) if several is None else several.trained)
             self.longest = max(self.longest, len(asked) + max(map(len, answers), default=0))
-            self.short_prompts += len(asked) < len(prompt)
+            self.short_prompts += bool(lost)
+            self.cuts.update(lost)
             self.short_responses += sum(cut)
-        self.kept += len(kept)
-        return prompts, responses, kept
+        self.kept += len(found.kept)
+        return found
 
-    def _unusable(self, asked: list[int], bodies: list[list[int]], answers: list[list[int]], cut: bool) -> str | None:
+    def _all_answers(self, text: str, last: tuple[list[int], list[int]]) -> Answered | None:
+        """The conversation with all answers, if it has several that fit into the sum of both limits."""
+        limits = self.max_prompt_tokens, self.max_response_tokens
+        limit = math.inf if None in limits else sum(limit or 0 for limit in limits)
+        answer = [*last[0], *last[1]]
+        found = with_all_answers(text, answer, self.tokenizer, self._encoded, self._opened, limit, self._turn_end)
+        return None if found is not None and found.lost and self.too_long == "drop" else found
+
+    def _encoded(self, text: str) -> list[int]:
+        return ids_of([text], self.tokenizer)[0]
+
+    def _opened(self, ids: list[int]) -> list[int]:
+        """A prompt with the token that opens every text."""
+        return self._opening + ids if ids and ids[: len(self._opening)] != self._opening else ids
+
+    def _fit_prompt(self, text: str, ids: list[int]) -> tuple[list[int], tuple[str, ...]]:
+        """Return at most `max_prompt_tokens` ids of a prompt, and what it has lost.
+
+        A prompt that was written from turns is cut by `conversations.shortened`. Any other prompt loses its beginning.
+        If the row must be dropped, the ids are empty, and the words are the reason.
+        """
+        whole, limit = self._opened(ids), self.max_prompt_tokens
+        if limit is None or len(whole) <= limit:
+            return whole, ()
+        if self.too_long == "drop":
+            return [], (TOO_LONG,)
+        if isinstance(text, Written):
+            return shortened(text, self.tokenizer, lambda text: self._opened(self._encoded(text)), limit)
+        return last(whole, limit, len(self._opening)), (LOST_TEXT,)
+
+    def _unusable(
+        self,
+        asked: list[int],
+        bodies: list[list[int]],
+        answers: list[list[int]],
+        lost: tuple[str, ...],
+        cut: bool,
+    ) -> str | None:
         """The reason why a row is dropped, or None."""
         if any(end in body for body in bodies for end in self._ends):
             return HOLDS_END
         if not asked:
-            return EMPTY_PROMPT
+            return lost[0] if lost else EMPTY_PROMPT
         if [] in bodies:
             return EMPTY_RESPONSE
         if cut and self.too_long == "drop":
@@ -360,7 +444,9 @@ class Encoder:
             reasons, hint = counts(self.dropped), end_token_hint(self.dropped)
             raise LabError(f"No {self.what} of {source} remains after tokenisation: {reasons}.{hint}")
         what = f"{self.what}s"
-        return TokenReport(self.kept, self.dropped, self.short_prompts, self.short_responses, self.longest, what)
+        return TokenReport(
+            self.kept, self.dropped, self.short_prompts, self.short_responses, self.longest, what, self.cuts
+        )
 
 
 def check_limits(max_prompt_tokens: int | None, max_response_tokens: int | None) -> None:

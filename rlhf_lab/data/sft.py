@@ -21,6 +21,7 @@ from typing import Any
 
 from rlhf_lab.batch import Tokens
 from rlhf_lab.data import formats as forms
+from rlhf_lab.data.conversations import answer_of, write_turns
 from rlhf_lab.data.preferences import (
     Encoder,
     Example,
@@ -81,6 +82,17 @@ def holds_verdicts(source: Source | str) -> bool:
     """Return whether the first row has a `label` and is not a pair."""
     first = next(rows_of(replace(Source.of(source), limit=1)))
     return "label" in first.fields and "chosen" not in first.fields
+
+
+def usual_method(source: Source | str) -> str:
+    """Return what the first row is usually used for: pairs, kto, sft or prompts."""
+    first = next(rows_of(replace(Source.of(source), limit=1)))
+    fields = forms.standard_row(first, Source.of(source).name).fields.keys()
+    if {"chosen", "rejected"} <= fields or fields >= forms.COMPARISON:
+        return "pairs"
+    if fields & {*TARGETS, *forms.TURNS}:
+        return "kto" if "label" in fields else "sft"
+    return "prompts"
 
 
 def load_verdicts(source: Source | str, tokenizer: Any = None) -> TargetTexts:
@@ -188,8 +200,8 @@ def _of_turns(
     forms.check_value(turns, name, place)
     if not turns or turns[-1]["role"] != "assistant":
         return forms.NO_ASSISTANT
-    prompt = forms.write_turns(turns[:-1], tokenizer, place, tools, continued)
-    return prompt, forms.answer_of(turns, prompt, tokenizer, place, tools, continued)
+    prompt = write_turns(turns[:-1], tokenizer, place, tools, continued)
+    return prompt, answer_of(turns, prompt, tokenizer, place, tools, continued)
 
 
 def _prompt(row: Row, source: str, columns: set[str], tokenizer: Any) -> tuple[str, tuple[str, ...] | str]:
@@ -201,7 +213,7 @@ def _prompt(row: Row, source: str, columns: set[str], tokenizer: Any) -> tuple[s
         if isinstance(prompt, str):
             return "prompts", (prompt, "")
         tools, continued = forms.tools_of(row, source), bool(prompt) and prompt[-1]["role"] == "assistant"
-        text = forms.write_turns(prompt, tokenizer, place, tools, continued)
+        text = write_turns(prompt, tokenizer, place, tools, continued)
         return forms.with_tools("prompts as messages", tools, tokenizer), (text, "")
     if "prompt" not in columns:
         if isinstance(chosen, str):
@@ -234,9 +246,9 @@ def tokenise_prompts(
         LabError: the limit is below 1, or every prompt was dropped.
     """
     encoder = Encoder(PROMPTS.what, tokenizer, max_prompt_tokens, None, None, too_long)
-    kept, _, _ = encoder.encode([Example((prompt,)) for prompt in prompts])
+    found = encoder.encode([Example((prompt,)) for prompt in prompts])
     report = encoder.report(source)
-    return Tokens.from_lists(kept), report
+    return Tokens.from_lists(found.prompts), report
 
 
 def tokenise_targets(
@@ -257,6 +269,6 @@ def tokenise_targets(
     """
     encoder = Encoder(EXAMPLES.what, tokenizer, max_prompt_tokens, max_response_tokens, end_token, too_long)
     texts_of = zip(texts.prompts, texts.targets, strict=True)
-    prompts, targets, kept = encoder.encode(examples_of(texts_of, texts.templated))
+    prompts, targets, kept, _ = encoder.encode(examples_of(texts_of, texts.templated))
     report = encoder.report(texts.source)
     return Tokens.from_lists(prompts), Tokens.from_lists(targets), kept, report

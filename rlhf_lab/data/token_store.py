@@ -7,6 +7,7 @@ nine bytes. A folder contains, for `prompts` and, if there are any, for `respons
     NAME.ids       the ids of all sequences, one after the other
     NAME.lengths   the number of tokens of each sequence
     labels         for labelled responses, one byte each
+    trained        for conversations in which all answers are trained on, one byte for each id of the responses
     store.json     the number of responses per prompt, the type and the SHA-256 of the files, and a report
 """
 
@@ -191,20 +192,23 @@ class StoredRows(NamedTuple):
         prompts: (N, P).
         responses: (N, G, T); None for prompts alone.
         labels: whether each response is desirable, (N, 1) booleans; None without labels.
+        trained: 1 for each token of a response that is trained on, (N, 1, T); None if all are.
     """
 
     prompts: StoredTokens
     responses: StoredTokens | None
     labels: Tensor | None
+    trained: StoredTokens | None = None
 
 
 def join(parts: Sequence[StoredRows]) -> StoredRows:
     """Return the rows of several data, of the same kind, one after the other. No ids are copied."""
-    prompts, responses, labels = zip(*parts, strict=True)
+    prompts, responses, labels, trained = zip(*parts, strict=True)
     return StoredRows(
         _joined(prompts),
         None if responses[0] is None else _joined(responses),
         None if labels[0] is None else torch.cat(labels),
+        None if trained[0] is None else _joined(trained),
     )
 
 
@@ -218,6 +222,7 @@ def pack(
     responses: Sequence[Sequence[Sequence[int]]],
     labels: Sequence[bool],
     dtype: np.dtype[Any],
+    trained: Sequence[Sequence[bool]] = (),
 ) -> Columns:
     """Return rows as flat arrays.
 
@@ -226,8 +231,11 @@ def pack(
         responses: ids of the responses of each.
         labels: labels of N responses, or none.
         dtype: type of the ids.
+        trained: for each of N responses whether each of its ids is trained on, or none.
     """
     columns = {"labels": np.asarray(labels, bool)} if labels else {}
+    if trained:
+        columns["trained"] = np.fromiter((mark for one in trained for mark in one), bool)
     for name, sequences in (("prompts", prompts), ("responses", [one for row in responses for one in row])):
         lengths = np.fromiter(map(len, sequences), "<u4", len(sequences))
         columns[f"{name}.lengths"] = lengths
@@ -255,9 +263,16 @@ def unpack(columns: Columns, group: int, digests: dict[str, str] | None = None) 
             raise ValueError(f"{len(flat)} {name} ids for {starts[-1]} places")
         content = None if digests is None else digests[f"{name}.ids"] + digests[f"{name}.lengths"]
         found[name] = StoredTokens(flat, starts, np.arange(len(lengths)).reshape(shape), content)
-    labels = columns.get("labels")
+    labels, trained = columns.get("labels"), columns.get("trained")
+    marks = None
+    if trained is not None:
+        places = found["responses"]
+        if len(trained) != places._starts[-1]:
+            raise ValueError(f"{len(trained)} marks for {places._starts[-1]} ids")
+        content = None if digests is None else digests["trained"] + digests["responses.lengths"]
+        marks = StoredTokens(trained, places._starts, places._index, content)
     verdicts = None if labels is None else torch.from_numpy(labels.astype(bool).reshape(number, 1))
-    return StoredRows(found["prompts"], found["responses"] if group else None, verdicts)
+    return StoredRows(found["prompts"], found["responses"] if group else None, verdicts, marks)
 
 
 class StoreWriter:

@@ -11,9 +11,11 @@ from rlhf_lab.algorithms.raft import RAFT, best_of
 from rlhf_lab.algorithms.rest import ReST, reward_filter
 from rlhf_lab.algorithms.reward_model import RewardModel
 from rlhf_lab.algorithms.rso import RSO, make_pairs, rso
-from rlhf_lab.algorithms.sft import sft
+from rlhf_lab.algorithms.sft import held_out_responses, sft, sft_loss
+from rlhf_lab.batch import Tokens
 from rlhf_lab.bradley_terry import Demonstrations
 from rlhf_lab.errors import LabError
+from rlhf_lab.policies.base import Policy
 from rlhf_lab.training import Training, seeded
 from rlhf_lab.worlds import bandit
 
@@ -23,6 +25,29 @@ def _variable_length(seed=0):
     lengths = torch.tensor([[1, 3], [4, 2]])
     mask = torch.arange(4) < lengths.unsqueeze(-1)
     return g, mask, [torch.randn(2, 2, 4, dtype=torch.float64, generator=g) * mask for _ in range(3)]
+
+
+def test_the_sft_loss_of_marked_tokens_is_the_sum_over_them():
+    """Two responses of three and two tokens, whose tokens have log-probabilities −1, −2, −4 and −8, −16. With the marks
+    on the first and third token, and on the second, the loss is (5 + 16) / 2 and the mean number of tokens 3 / 2.
+    All marked is the loss without marks: (7 + 24) / 2, with 5 / 2 tokens."""
+    log_probs = -torch.tensor([[[1.0, 2.0, 4.0]], [[8.0, 16.0, 0.0]]])
+
+    class Fixed(Policy):
+        def token_log_probs(self, prompts, responses, temperature=1.0):
+            return log_probs[prompts.ids[:, 0]]
+
+    prompts = Tokens.from_lists([[0], [1]])
+    responses = Tokens.from_lists([[[5, 6, 7]], [[5, 6]]])
+    marked = torch.tensor([[[1, 0, 1]], [[0, 1, 0]]]).bool()
+    loss, seen = sft_loss(Fixed(), prompts, responses, marked)
+    assert (loss.item(), seen["response_tokens"].item()) == (10.5, 1.5)
+    for whole in (None, responses.mask):
+        loss, seen = sft_loss(Fixed(), prompts, responses, whole)
+        assert (loss.item(), seen["response_tokens"].item()) == (15.5, 2.5)
+    trained = Tokens.from_lists([[[1, 0, 1]], [[0, 1]]])
+    evaluation = held_out_responses(Fixed(), prompts, responses, trained)
+    assert evaluation.measure(*evaluation.batch(torch.tensor([1])))[0].item() == 16
 
 
 def test_token_rewards_sum_to_the_score_minus_beta_times_the_log_ratio_and_the_score_is_on_the_last_token():

@@ -33,7 +33,7 @@ TOLD: dict[str, dict[str, Any]] = {
 }
 PAIR_LOSS = {"chosen_penalty": 50.0, "nll_weight": 1.0, "reward_shift": 0.0, "shift_decay": None}
 EVERYWHERE: dict[str, Any] = {"scale": "tree", "resume": False, "batch_size": 24, **PAIR_LOSS}
-EVERYWHERE |= {"data_weights": (), "eval_fraction": None, "warmup_ratio": None, "lora_dropout": 0.0}
+EVERYWHERE |= {"data_weights": (), "eval_fraction": None, "warmup_ratio": None, "lora_dropout": 0.0, "dry_run": False}
 
 
 @pytest.fixture(autouse=True)
@@ -106,7 +106,8 @@ def parsed(command: str, words: list[str]) -> Any:
 def from_words(command: str, values: dict[str, Any]) -> Any:
     flags = yaml_config.flags(KINDS[command])
     said = {name: value for name, value in values.items() if value is not None and name != "config"}
-    # The arguments without a name are those of `course DIR`, `progress DIR`, `push RUN` and `plot RUN…`.
+    # The arguments without a name are those of `course DIR`, `progress DIR`, `push RUN`, `plot RUN…` and `data FILE`.
     first = [str(said.pop("folder"))] if command in ("course", "progress", "push") else []
+    first += [str(said.pop("data"))] if command == "data" else []
     first += [str(run) for run in said.pop("runs")] if command == "plot" else []
     return parsed(command, first + [w for name, value in said.items() for w in words_of(name, value, name in flags)])

@@ -194,12 +194,13 @@ def test_resuming_nothing_is_refused_and_leaves_no_folder(method, model, pairs, 
     ],
 )
 def test_settings_that_do_not_fit_are_refused_with_the_mend(method, more, message, model, pairs, tmp_path, capsys):
-    """Each is known before anything is written: no folder is left."""
+    """Each is known before anything is written: no folder is left. A dry run says the same."""
     words = train(method, model, pairs, tmp_path / "run", *more)
     if "--data" in more:  # in place of the pairs
         place = words.index("--data")
         del words[place : place + 2]
-    assert message in refused(words, capsys)
+    for last in ([], ["--dry-run"]):
+        assert message in refused([*words, *last], capsys)
     assert not (tmp_path / "run").exists()
 
 

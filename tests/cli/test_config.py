@@ -107,7 +107,13 @@ def test_every_command_s_settings_survive_the_way_to_yaml_and_back(path, tmp_pat
     settings = _settings(kind, words, "p")
     simple = {f.name: changed(getattr(settings, f.name), f.name) for f in dataclasses.fields(kind)}
     # Options that are refused without another one keep their defaults.
-    kept = {"resume": False, "lora_dropout": 0.0, "lora_rank_stabilised": False, "load_in_4bit": False}
+    kept = {
+        "resume": False,
+        "dry_run": False,
+        "lora_dropout": 0.0,
+        "lora_rank_stabilised": False,
+        "load_in_4bit": False,
+    }
     moved = dataclasses.replace(settings, **simple | {name: kept[name] for name in simple.keys() & kept.keys()})
     file = tmp_path / "settings.yaml"
     file.write_text(yaml_config.write(moved), encoding="utf-8")

@@ -35,13 +35,13 @@ def test_split_revision_folder_and_limit_reach_the_source(kind, monkeypatch):
         pass
 
     def load(kind, source, tokenizer, *limits):
-        raise Seen(kind, source, limits[:3], limits[-1])
+        raise Seen(kind, source, limits[:3], limits[-2:])
 
     monkeypatch.setattr(loading, "load_rows", load)
     with pytest.raises(Seen) as seen:
         load_data(settings_of("train dpo", limit=5), kind, TOKENIZER, (8, 9))
     given, source, limits, too_long = seen.value.args
-    assert (given, limits, too_long) == (kind, (8, 9, END), "drop")
+    assert (given, limits, too_long) == (kind, (8, 9, END), ("drop", "last"))
     assert (source.name, source.split, source.revision, source.folder, source.limit, source.chat) == (
         "some-data", "some-data_split", "some-data_revision", "some-data_folder", 5, "off",
     )  # fmt: skip

@@ -103,7 +103,7 @@ def fitted(monkeypatch, policy, method: str, algorithm: str, data: Data, module:
     monkeypatch.setattr(Job, "reference_rows", lambda self, reference, data, held_out=False: (KNOWN, reference, data))
     runs = []
 
-    def run(settings, word, kind, fit, save=None):
+    def run(settings, word, kind, fit, save=None, rows=None):
         runs.append(SimpleNamespace(method=word, kind=kind, save=save))
         return fit(made)
 
@@ -146,9 +146,11 @@ def test_kto_gets_both_sides_of_pairs_or_verdicts_as_they_are(monkeypatch, polic
 
 
 def test_sft_gets_prompts_and_targets(monkeypatch, policy):
-    found = fitted(monkeypatch, policy, "sft", "sft", Data(prompts=PROMPTS, targets=TARGETS))
+    marks = Tokens.full(torch.ones_like(TARGETS.ids))
+    found = fitted(monkeypatch, policy, "sft", "sft", Data(prompts=PROMPTS, targets=TARGETS, trained=marks))
     loop_is_the_command_s(found, 6)
     assert (found.call.policy, found.call.prompts, found.call.responses) == (policy, PROMPTS, TARGETS)
+    assert found.call.trained is marks
     assert found.kind == "targets"
 
 

@@ -29,8 +29,8 @@ def stored(folder, vocabulary=65_536):
 
 
 def test_stored_rows_are_the_padded_ones_for_every_kind_of_selection(tmp_path):
-    (prompts, responses, labels), report = stored(tmp_path / "a")
-    assert report == {"lines": ["a"]} and labels is None
+    (prompts, responses, labels, trained), report = stored(tmp_path / "a")
+    assert report == {"lines": ["a"]} and labels is None and trained is None
     for found, padded in ((prompts, Tokens.from_lists(PROMPTS)), (responses, Tokens.from_lists(RESPONSES))):
         assert isinstance(found, StoredTokens) and len(found) == 4 and found.shape == padded.shape
         assert torch.equal(found.lengths, padded.lengths) and torch.equal(found.mask, padded.mask)
@@ -46,7 +46,7 @@ def test_stored_rows_are_the_padded_ones_for_every_kind_of_selection(tmp_path):
 
 def test_a_large_selection_is_not_padded_and_can_be_selected_from_again(tmp_path, monkeypatch):
     monkeypatch.setattr(token_store, "PADDED_AT_ONCE", 2)
-    (prompts, responses, _), _ = stored(tmp_path / "a")
+    (prompts, responses, *_), _ = stored(tmp_path / "a")
     order = torch.tensor([3, 0, 1])
     part = prompts[order]
     assert isinstance(part, StoredTokens) and len(part) == 3
@@ -109,7 +109,7 @@ def test_the_digest_depends_on_ids_on_the_boundaries_between_sequences_and_on_th
     assert len({tokens.digest() for tokens in (one, other, turned, changed)}) == 4
     assert one.digest() == again.digest()
     # In memory and in files the same rows have the same digest, which is not computed from the ids again.
-    (prompts, _, _), _ = stored(tmp_path / "a")
+    (prompts, *_), _ = stored(tmp_path / "a")
     dtype = id_type(65_536)
     assert unpack(pack(PROMPTS, RESPONSES, [], dtype), 2).prompts.digest() == prompts.digest()
     (tmp_path / "a" / "prompts.ids").write_bytes(b"")
@@ -168,20 +168,21 @@ def file(tmp_path):
 def test_large_data_give_the_rows_and_counts_of_small_data_and_are_tokenised_once(file, tmp_path, monkeypatch):
     tokenizer = tiny_tokenizer(["abcd"])
     arguments = (tokenizer, 8, 6, tokenizer.eos_token_id, tmp_path / "tokens")
-    small, said = load_rows("pairs", str(file), *arguments)
+    small, *said = load_rows("pairs", str(file), *arguments)
     assert not (tmp_path / "tokens").exists()
     monkeypatch.setattr(loading, "IN_MEMORY", 3)
     monkeypatch.setattr(loading, "CHUNK", 2)
-    large, said_large = load_rows("pairs", str(file), *arguments)
+    large, *said_large = load_rows("pairs", str(file), *arguments)
     assert isinstance(large.prompts._flat, np.memmap) and said_large == said
-    assert "5 pairs; dropped 2 rows" in said[0] and "responses truncated" in said[1]
+    assert "5 pairs; dropped 2 rows" in said[0][0] and "responses truncated" in said[0][1]
+    assert said[1]["read"] == 7 and said[1]["kept"] == 5 and sum(said[1]["dropped"].values()) == 2
     assert large.prompts.tolist() == small.prompts.tolist() and large.responses.tolist() == small.responses.tolist()
 
     def refuse(self):
         raise AssertionError("the rows are read again")
 
     monkeypatch.setattr(loading.Reading, "__iter__", refuse)
-    again, said_again = load_rows("pairs", str(file), *arguments)
+    again, *said_again = load_rows("pairs", str(file), *arguments)
     assert said_again == said and again.responses.tolist() == small.responses.tolist()
     for changed in ((tokenizer, 7, *arguments[2:]), (tiny_tokenizer(["abce"]), *arguments[1:])):
         with pytest.raises(AssertionError, match="read again"):
@@ -202,11 +203,11 @@ def test_every_kind_of_large_data_is_that_of_small_data(kind, tmp_path, monkeypa
     file, tokenizer = tmp_path / "rows.jsonl", tiny_tokenizer(["abcd"])
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     arguments = (kind, str(file), tokenizer, 8, 6, tokenizer.eos_token_id, tmp_path / "tokens")
-    small, said = load_rows(*arguments)
+    small, *said = load_rows(*arguments)
     monkeypatch.setattr(loading, "IN_MEMORY", 1)
     monkeypatch.setattr(loading, "CHUNK", 2)
     for _ in ("written", "read"):
-        large, said_large = load_rows(*arguments)
+        large, *said_large = load_rows(*arguments)
         assert said_large == said and large.prompts.tolist() == small.prompts.tolist()
         if kind == "prompts":
             assert large.responses is None and len(large.prompts) == len({row["prompt"] for row in rows})

@@ -24,8 +24,15 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "data",
             "the targets of the first rows beside the prompts of the drawn ones",
-            "(prompts[rows], responses[rows])",
-            "(prompts[rows], responses[: len(rows)])",
+            "some = (prompts[rows], responses[rows])",
+            "some = (prompts[rows], responses[: len(rows)])",
+        ),
+        Mutation(
+            "mask",
+            "the loss of all answers contains the user's turns",
+            "(by_token * trained.to(by_token)).sum(-1)",
+            "by_token.sum(-1)",
+            near="algorithms/test_pieces.py::test_the_sft_loss_of_marked_tokens_is_the_sum_over_them",
         ),
     ),
     *in_file(

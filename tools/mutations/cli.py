@@ -124,8 +124,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "setting",
             "`--resume` is saved with the settings",
-            'NOT_SAVED = ("config", "resume")',
-            'NOT_SAVED = ("config",)',
+            'NOT_SAVED = ("config", "resume", "dry_run")',
+            'NOT_SAVED = ("config", "dry_run")',
             near="cli/test_options.py::test_settings_of_one_call_are_not_written_with_those_of_the_run",
         ),
     ),
@@ -641,6 +641,42 @@ MUTATIONS: list[Mutation] = [
         ),
     ),
     *in_file(
+        "cli/inspect_data.py",
+        ["cli/test_inspect_data.py"],
+        Mutation(
+            "sign",
+            "rejected responses have the weight of chosen ones",
+            '-1 if name == "rejected" else 1',
+            "1",
+            near="cli/test_inspect_data.py::test_the_two_sides_of_a_pair_have_opposite_weights_and_prompts_alone_have_none",
+        ),
+        Mutation(
+            "edge",
+            "control characters in the data reach the terminal",
+            "letter if letter.isprintable() else",
+            "letter if letter else",
+            near="cli/test_inspect_data.py::test_colours_are_for_terminals_only_and_can_be_switched_off",
+        ),
+        Mutation(
+            "data",
+            "rows with the same prompt are counted as repeated rows",
+            '{"rows": len(last) - len(set(last))',
+            '{"rows": len(first) - len(set(first))',
+            near="cli/test_inspect_data.py::test_rows_read_dropped_cut_and_repeated_are_counted_and_lengths_are_in_tokens",
+        ),
+    ),
+    *in_file(
+        "cli/train/runner.py",
+        ["cli/test_dry_run.py"],
+        Mutation(
+            "edge",
+            "a dry run plans an epoch of the prompts for methods that sample",
+            "        number = rows(job)\n",
+            "        number = len(job.data)\n",
+            near="cli/test_dry_run.py::test_the_plan_has_the_steps_of_the_run_and_nothing_is_written",
+        ),
+    ),
+    *in_file(
         "cli/train/sft.py",
         ["cli/test_plumbing.py"],
         Mutation(
@@ -648,6 +684,13 @@ MUTATIONS: list[Mutation] = [
             "an epoch is one step",
             "job.training(len(prompts))",
             "job.training(1)",
+            near="cli/test_plumbing.py::test_sft_gets_prompts_and_targets",
+        ),
+        Mutation(
+            "setting",
+            "`--train-on all` does not reach the loss",
+            "trained=job.data.trained",
+            "trained=None",
             near="cli/test_plumbing.py::test_sft_gets_prompts_and_targets",
         ),
     ),
@@ -743,8 +786,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "mean",
             "an epoch of an Improve step counts prompts, not responses",
-            "rows = len(prompts) * settings.rest.samples +",
-            "rows = len(prompts) +",
+            "return len(job.data) * wanted.samples +",
+            "return len(job.data) +",
             near="cli/test_plumbing.py::test_rest_has_the_original_data_in_the_mix",
         ),
         Mutation(
@@ -768,8 +811,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "mean",
             "a round's epoch counts the labels of all rounds",
-            "rows = settings.iterated_dpo.labels // settings.iterated_dpo.rounds",
-            "rows = settings.iterated_dpo.labels",
+            "return wanted.labels // wanted.rounds",
+            "return wanted.labels",
             near="cli/test_plumbing.py::test_iterated_dpo_counts_a_round_s_labels_and_labels_its_own_responses",
         ),
         Mutation(

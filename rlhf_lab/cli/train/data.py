@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,6 +14,7 @@ from rlhf_lab.batch import Pairs, Tokens
 from rlhf_lab.cli.train.settings import WORLD, PairSettings
 from rlhf_lab.data import loading, sft, token_store
 from rlhf_lab.data.loading import Kind as Kind  # also for other commands
+from rlhf_lab.data.preferences import TokenReport
 from rlhf_lab.data.readers import Source, check_source, file_sha256, holds_splits, is_local
 from rlhf_lab.errors import LabError, refuse_unused
 from rlhf_lab.policies.base import Policy, Reward
@@ -36,14 +38,18 @@ class Data:
         prompts: prompts, (N, P).
         targets: target or labelled responses, (N, 1, T).
         labels: whether each labelled response is desirable, (N, 1) booleans.
+        trained: 1 for each token of a target that is trained on, (N, 1, T). None: all of them.
         said: lines of text about the rows that were read, dropped and truncated.
+        counts: for each source of the data the numbers in these lines.
     """
 
     pairs: Pairs | None = None
     prompts: Tokens | None = None
     targets: Tokens | None = None
     labels: Tensor | None = None
+    trained: Tokens | None = None
     said: list[str] = field(default_factory=list)
+    counts: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -52,7 +58,7 @@ class Data:
     def __getitem__(self, rows: Tensor) -> Data:
         """Select rows. The result has nothing to say."""
         found = Data()
-        for name in ("pairs", "prompts", "targets", "labels"):
+        for name in ("pairs", "prompts", "targets", "labels", "trained"):
             part = getattr(self, name)
             setattr(found, name, None if part is None else part[rows])
         return found
@@ -81,7 +87,8 @@ def check_data(settings: Any, split_given: bool = True) -> None:
     if settings.world is not None:
         load_world(settings.world)
         refuse_unused(settings, hub_only, "on data of a world; it is for data sets on the Hub")
-        refuse_unused(settings, ["chat", "too_long"], "on data of a world; it is for texts of a file or of the Hub")
+        texts_only = ["chat", "too_long", "train_on"]
+        refuse_unused(settings, texts_only, "on data of a world; it is for texts of a file or of the Hub")
         return
     names = sources_of(settings)
     for name in names:
@@ -109,6 +116,8 @@ def held_out_of(settings: Any) -> Any:
     same = settings.eval_data in sources_of(settings)
     # Settings without effect on these data are refused: a world has no texts, and only its pairs are labelled here.
     other: dict[str, Any] = {"chat": "auto", "too_long": "cut"}
+    if hasattr(settings, "train_on"):
+        other["train_on"] = "last"
     if not settings.eval_data.startswith(WORLD):
         other = {"label_noise": 0.0, "label_beta": 1.0} if isinstance(settings, PairSettings) else {}
     return replace(
@@ -209,17 +218,18 @@ def load_data(settings: Any, kind: Kind, tokenizer: Any, limits: tuple[int, int]
         loading.load_rows(
             kind, source, tokenizer, *limits, tokenizer.eos_token_id, cache_folder() / "tokens",
             distributed.shows_progress(settings.progress), getattr(settings, "too_long", "cut"),
+            getattr(settings, "train_on", "last") if kind == "targets" else "last",
         )
         for source in where
     ]  # fmt: skip
-    (prompts, responses, labels), said = parts[0]
-    if len(parts) > 1:
-        prompts, responses, labels = token_store.join([part.rows for part in parts])
+    said, counts = parts[0].said, {source.name: part.counts for source, part in zip(where, parts, strict=True)}
+    rows = parts[0].rows if len(parts) == 1 else token_store.join([part.rows for part in parts])
+    prompts, responses, labels, trained = rows
     if kind == "pairs":
         assert responses is not None
-        data = Data(pairs=Pairs(prompts, responses), said=said)
+        data = Data(pairs=Pairs(prompts, responses), said=said, counts=counts)
     else:
-        data = Data(prompts=prompts, targets=responses, labels=labels, said=said)
+        data = Data(None, prompts, responses, labels, trained, said, counts)
     return data if len(parts) == 1 else _mixed(data, [source.name for source in where], parts, settings)
 
 
@@ -241,7 +251,7 @@ def _mixed(data: Data, names: Sequence[str], parts: Sequence[loading.LoadedRows]
     rows = mixture(sizes, settings.data_weights, settings.seed)
     whole = torch.cat(rows)
     mixed, shares = data[whole] if settings.data_weights else data, []
-    mixed.said = []
+    mixed.said, mixed.counts = [], data.counts
     for name, part, used, size in zip(names, parts, rows, sizes, strict=True):
         mixed.said += [part.said[0], f"{name}: {part.said[1]}"]  # the second line does not name its data
         shares.append(f"{name}: {len(used):,} of {size:,} rows, {len(used) / len(whole):.1%} of an epoch")
@@ -295,6 +305,8 @@ def _from_world(settings: Any, kind: Kind, tokenizer: Any, limits: tuple[int, in
         raise LabError(f"A prompt of {settings.data} has {longest} tokens. Raise max_prompt_tokens to this number.")
     what = "examples" if kind == "targets" else "prompts"
     data.said.append(f"{settings.data}, split {settings.data_split}: {len(prompts):,} {what}")
+    report = TokenReport(len(prompts), Counter(), 0, 0, longest, what)
+    data.counts[settings.data] = report.counts(f"split {settings.data_split}", Counter())
     return data
 
 

@@ -43,7 +43,13 @@ class TrainIteratedDPO(SamplingSettings):
 
 def train_iterated_dpo(settings: TrainIteratedDPO) -> History:
     """Run the command; see `runner.run`. Each round has `steps` steps."""
-    return run(settings, "iterated-dpo", "prompts", _fit)
+    return run(settings, "iterated-dpo", "prompts", _fit, rows=_rows)
+
+
+def _rows(job: Job) -> int:
+    """The labelled responses of a round."""
+    wanted: Online = job.settings.iterated_dpo
+    return wanted.labels // wanted.rounds
 
 
 def _fit(job: Job) -> History:
@@ -64,8 +70,8 @@ def _fit(job: Job) -> History:
             parts.append(pick_pairs(x.to(y.device), y, preferences.make_pairs(scores, generator).to(y.device))[0])
         return cat_pairs(parts)
 
-    rows = settings.iterated_dpo.labels // settings.iterated_dpo.rounds
     policy, reference, loss = job.drawing(job.policy), job.reference(), settings.dpo
     # A loss without a reference has no β of a KL penalty.
     evaluation = job.reward_evaluation(policy, reward, settings, loss.beta if loss.needs_reference else None, reference)
-    return online(policy, reference, collect, loss, settings.iterated_dpo, job.training(rows), evaluation=evaluation)
+    training = job.training(_rows(job))
+    return online(policy, reference, collect, loss, settings.iterated_dpo, training, evaluation=evaluation)

@@ -46,19 +46,23 @@ def train_rest(settings: TrainReST) -> History:
     """Run the command; see `runner.run`. Each Improve step has `steps` optimiser steps."""
     if settings.original is not None:
         check_data(original_of(settings), settings.original_split is not None)
-    return run(settings, "rest", "prompts", _fit)
+    return run(settings, "rest", "prompts", _fit, rows=lambda job: _rows(job, _original(job)))
 
 
 def _fit(job: Job) -> History:
     prompts, settings = job.data.prompts, job.settings
     assert prompts is not None
     original = _original(job)
-    # An epoch of an Improve step has this many rows if every response passes the threshold.
-    rows = len(prompts) * settings.rest.samples + (0 if original is None else len(original[0]))
     reward = job.reward()
-    policy, training = job.drawing(job.policy), job.training(rows)
+    policy, training = job.drawing(job.policy), job.training(_rows(job, original))
     evaluation = job.reward_evaluation(policy, reward, settings.rest)
     return rest(policy, reward, prompts, settings.rest, training, original, evaluation=evaluation)
+
+
+def _rows(job: Job, original: tuple[Tokens, Tokens] | None) -> int:
+    """The rows of an epoch of an Improve step if every response passes the threshold."""
+    wanted: ReST = job.settings.rest
+    return len(job.data) * wanted.samples + (0 if original is None else len(original[0]))
 
 
 def _original(job: Job) -> tuple[Tokens, Tokens] | None:

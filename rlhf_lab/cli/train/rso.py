@@ -54,7 +54,9 @@ def train_rso(settings: TrainRSO) -> History:
         raise LabError(
             f"The source {settings.rso.source} needs a reward. Give --reward FOLDER, or --reward gold for a world."
         )
-    return run(settings, "rso", "pairs" if direct else "prompts", _fit)
+    return run(
+        settings, "rso", "pairs" if direct else "prompts", _fit, rows=lambda job: len(job.data) if direct else None
+    )
 
 
 def _fit(job: Job) -> History:

@@ -34,8 +34,9 @@ from safetensors.torch import load_file, save_file
 from rlhf_lab.algorithms import on_policy
 from rlhf_lab.batch import Pairs, Tokens
 from rlhf_lab.cli import yaml_config
-from rlhf_lab.cli.train import model_card, sampling_batch
+from rlhf_lab.cli.train import dry_run, model_card, sampling_batch
 from rlhf_lab.cli.train.data import (
+    WORLD_PAIRS,
     Data,
     Kind,
     check_data,
@@ -46,7 +47,7 @@ from rlhf_lab.cli.train.data import (
     sample_pairs,
     token_limits,
 )
-from rlhf_lab.cli.train.reward import check_reward, frozen_start, load_reward
+from rlhf_lab.cli.train.reward import check_reward, find_reward, frozen_start, load_reward
 from rlhf_lab.cli.train.settings import Common, PairSettings, record_of, resume_rules
 from rlhf_lab.errors import LabError, check_paths
 from rlhf_lab.policies import hub_lookup, quantised
@@ -91,7 +92,7 @@ class Job:
         settings: the settings of the command.
         method: the name of the method on the command line.
         tokenizer: the tokenizer of the model.
-        policy: π_θ, which is trained in place.
+        policy: π_θ, which is trained in place; None in a dry run.
         data: data of the kind that the method needs.
         held_out: data of the same kind that are not trained on, or None.
         evaluation: what is measured on them, after `evaluation_of`.
@@ -106,7 +107,7 @@ class Job:
         self,
         settings: Any,
         method: str,
-        policy: LanguageModelPolicy,
+        policy: Any,
         tokenizer: Any,
         data: Data,
         limits: tuple[int, int],
@@ -117,7 +118,7 @@ class Job:
         """Keep the arguments as attributes; the policy and the data give the others."""
         self.settings, self.method, self.policy, self.tokenizer, self.data = settings, method, policy, tokenizer, data
         self.limits, self.former, self.save_dtype = limits, former, save_dtype
-        self.device = policy.device
+        self.device: torch.device = getattr(policy, "device", torch.device("cpu"))
         self.said = [*data.said, *(held_out.said if held_out is not None else [])]
         self.held_out = held_out
         self.evaluation: Evaluation | None = None
@@ -246,6 +247,7 @@ def run(
     kind: Kind,
     fit: Callable[[Job], History],
     save: Callable[[Job, Path], str] | None = None,
+    rows: Callable[[Job], int | None] = lambda job: len(job.data),
 ) -> History:
     """Run a method.
 
@@ -256,9 +258,11 @@ def run(
         fit: function that trains `job.policy`, or another model, and returns the history.
         save: function that writes the result to a folder and returns a sentence on how to read it. By default the
             policy is saved.
+        rows: number of rows of one epoch for `--dry-run`; None if it is known only after responses are sampled. By
+            default all rows of the data.
 
     Returns:
-        the history.
+        the history, which is empty after `--dry-run`.
 
     Raises:
         LabError: the settings, the folder, the data or the model cannot be used.
@@ -267,7 +271,7 @@ def run(
     settings = check_paths(settings)
     try:
         with ExitStack() as held:
-            return _run(settings, method, kind, fit, save, held)
+            return _run(settings, method, kind, fit, save, rows, held)
     except KeyboardInterrupt as stop:
         if not str(stop):
             stop.args = (f"{method} stopped. {checkpoint.what_was_saved(settings.out)}",)
@@ -280,6 +284,7 @@ def _run(
     kind: Kind,
     fit: Callable[[Job], History],
     save: Callable[[Job, Path], str] | None,
+    rows: Callable[[Job], int | None],
     held: ExitStack,
 ) -> History:
     """Run a method; `held` keeps the lock of the output folder until the result is saved."""
@@ -298,6 +303,9 @@ def _run(
     data, apart = load_data(settings, kind, tokenizer, limits), None
     if not sampled:
         data, apart = hold_out(settings, data, lambda other: load_data(other, kind, tokenizer, limits))
+    if settings.dry_run:
+        _print_plan(Job(settings, method, None, tokenizer, data, limits, apart, former), rows, sampled)
+        return []
     for line in [*data.said, *(apart.said if apart is not None else [])]:
         _say(line)
     policy, tokenizer = _load_policy(settings, device, limits)
@@ -320,6 +328,28 @@ def _run(
         raise
     _save_result(job, record, history, save, start)
     return history
+
+
+def _print_plan(job: Job, rows: Callable[[Job], int | None], sampled: bool) -> None:
+    """Check the vocabularies of the other models, and print what the run would do."""
+    settings = job.settings
+    reference, reward = getattr(settings, "reference", None), getattr(settings, "reward", None)
+    if reference is not None:
+        check_same_vocabulary(job.tokenizer, load_tokenizer(reference), settings.model, reference)
+    if reward is not None and (folder := find_reward(reward)) is not None:
+        name = f"the reward in {folder}"
+        check_same_vocabulary(job.tokenizer, load_tokenizer(str(folder)), settings.model, name, may_have_more=True)
+    if sampled:
+        number = settings.limit or WORLD_PAIRS
+        job.data.said.append(f"{settings.data}: up to {number:,} pairs, which are sampled from {settings.model}")
+    else:
+        number = rows(job)
+    training = None if number is None and settings.steps is None else job.training(number or 1)
+    group = getattr(settings, "ppo", None) or getattr(settings, "group", None)
+    if group is not None and training is not None and job.data.prompts is not None:
+        on_policy.check_training(job.method, training, group.minibatches, job.data.prompts)
+    if distributed.is_main_process():
+        print(dry_run.describe(settings, job.method, job.data, job.held_out, training, job.limits))
 
 
 def _samples_pairs(settings: Any) -> bool:

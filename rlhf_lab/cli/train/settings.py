@@ -42,16 +42,8 @@ Flat = tyro.conf.arg(name="")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Common:
-    """The settings of all methods."""
-
-    caches_reference: ClassVar[bool] = False
-    """Whether the method stores the reference's log-probabilities of its data in `reference_cache`."""
-    extends: ClassVar[bool] = True
-    """Whether a run can be resumed with more steps. Methods that train several times cannot."""
-
-    uses_ratio: ClassVar[bool] = False
-    """Whether the loss compares the policy with itself before the step, as PPO's does."""
+class DataSettings:
+    """The settings that determine the data which a model is trained on."""
 
     model: str
     """Model to start from: a folder, the output folder of a run, a folder of LoRA adapters, a .gguf file, lab-gpt2,
@@ -62,6 +54,68 @@ class Common:
     data_weights: tuple[Positive, ...] = ()
     """Share of each of several `data` in the rows of an epoch, in their order. They are divided by their sum. The epoch
     is as long as it can be without a repeated row. Default: all rows of all data."""
+    model_revision: str | None = None
+    """Branch, tag or commit of the model on the Hub."""
+    data_revision: str | None = None
+    """Branch, tag or commit of the data set on the Hub."""
+    data_split: str = "train"
+    """Split of the data set, of the world, or of a .json file with several splits."""
+    data_folder: str | None = None
+    """Folder inside the data set on the Hub, such as harmless-base of Anthropic/hh-rlhf."""
+    max_prompt_tokens: Count | None = None
+    """Maximum length of a prompt. Longer prompts are cut, see `too_long`. Default: the longest prompt of the world, or
+    256 tokens if the context has room for them."""
+    max_response_tokens: Count | None = None
+    """Maximum length of a response, with its end token. Longer responses lose their end. Default: as for prompts."""
+    too_long: TooLong = "cut"
+    """What happens to texts of more tokens: cut, or drop the row. A response loses its end. A conversation loses its
+    oldest turns but not the system's, and any other prompt its beginning. The README of the run counts them."""
+    chat: Chat = "auto"
+    """Which rows the model's chat template writes. auto: conversations and dialogues of AnthropicHH's format. on: every
+    row, and a text is a turn of the user. off: no row. Without a template, auto is off."""
+    limit: Count | None = None
+    """Use only this number of rows, the first usable ones; of several `data`, of each. Data from the Hub are then
+    streamed. For pairs of a world: the number of pairs to sample (default 1,000)."""
+
+    def _check_data(self) -> None:
+        names = self.sources
+        if not names:
+            raise LabError("data names no data. Give a file, a data set on the Hub, or world:NAME.")
+        if len(names) == 1:
+            object.__setattr__(self, "data", names[0])
+            refuse_unused(self, ["data_weights"], f"on one source of data, {names[0]}")
+        elif worlds := [name for name in names if name.startswith(WORLD)]:
+            raise LabError(f"{worlds[0]} cannot be mixed with other data. Give files or data sets on the Hub.")
+        elif self.data_weights and len(self.data_weights) != len(names):
+            raise LabError(
+                f"There are {len(self.data_weights)} data_weights for {len(names)} data ({', '.join(names)}). Give one "
+                f"for each, in the same order."
+            )
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The names of `data`."""
+        return (self.data,) if isinstance(self.data, str) else self.data
+
+    @property
+    def world(self) -> str | None:
+        """Name of the text world, or None if the data are not from a world."""
+        name = self.sources[0]
+        return name.removeprefix(WORLD) if name.startswith(WORLD) else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Common(DataSettings):
+    """The settings of all methods."""
+
+    caches_reference: ClassVar[bool] = False
+    """Whether the method stores the reference's log-probabilities of its data in `reference_cache`."""
+    extends: ClassVar[bool] = True
+    """Whether a run can be resumed with more steps. Methods that train several times cannot."""
+
+    uses_ratio: ClassVar[bool] = False
+    """Whether the loss compares the policy with itself before the step, as PPO's does."""
+
     out: Path
     """Output folder. It must be empty or new, unless a run is resumed."""
     config: Path | None = None
@@ -90,19 +144,6 @@ class Common:
     """Adam's ε."""
     max_grad_norm: Clip | None = 10.0
     """Clip the norm of the gradient to this positive number. None disables clipping."""
-    max_prompt_tokens: Count | None = None
-    """Maximum length of a prompt. Longer prompts lose their beginning. Default: the longest prompt of the world, or 256
-    tokens if the context has room for them."""
-    max_response_tokens: Count | None = None
-    """Maximum length of a response, with its end token. Longer responses lose their end. Default: as for prompts."""
-    too_long: TooLong = "cut"
-    """What happens to texts of more tokens: cut, or drop the row. The number of either is in the README of the run."""
-    chat: Chat = "auto"
-    """Which rows the model's chat template writes. auto: conversations and dialogues of AnthropicHH's format. on: every
-    row, and a text is a turn of the user. off: no row. Without a template, auto is off."""
-    limit: Count | None = None
-    """Use only this number of rows, the first usable ones; of several `data`, of each. Data from the Hub are then
-    streamed. For pairs of a world: the number of pairs to sample (default 1,000)."""
     eval_data: str | None = None
     """Held-out data, in the formats of `data`. The model is measured on them before, during and after training. The
     folder best/ then contains the model of the best measurement."""
@@ -120,14 +161,6 @@ class Common:
     stop early."""
     seed: Seed = 0
     """Random seed of the run."""
-    model_revision: str | None = None
-    """Branch, tag or commit of the model on the Hub."""
-    data_revision: str | None = None
-    """Branch, tag or commit of the data set on the Hub."""
-    data_split: str = "train"
-    """Split of the data set, of the world, or of a .json file with several splits."""
-    data_folder: str | None = None
-    """Folder inside the data set on the Hub, such as harmless-base of Anthropic/hh-rlhf."""
     device: str = "auto"
     """Device: cpu, cuda, cuda:1, …, or auto, which uses a GPU if there is one."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -169,6 +202,9 @@ class Common:
     resume: bool = False
     """Continue the stopped run in `out`. With more steps or epochs than before, a run is extended (not for raft, rest,
     rso and iterated-dpo), and the learning rate follows the schedule of the longer run."""
+    dry_run: bool = False
+    """Check the settings, the data and the files of the models, print what the run would do, and stop. Nothing is
+    trained or written."""
     progress: bool = True
     """Show a progress bar. --no-progress prints one line for each logged step instead."""
 
@@ -204,21 +240,6 @@ class Common:
         warmup = self.warmup if self.steps is not None else 0
         self.training(rows=1, warmup=warmup, out=None, resume=False, trackers=())
 
-    def _check_data(self) -> None:
-        names = self.sources
-        if not names:
-            raise LabError("data names no data. Give a file, a data set on the Hub, or world:NAME.")
-        if len(names) == 1:
-            object.__setattr__(self, "data", names[0])
-            refuse_unused(self, ["data_weights"], f"on one source of data, {names[0]}")
-        elif worlds := [name for name in names if name.startswith(WORLD)]:
-            raise LabError(f"{worlds[0]} cannot be mixed with other data. Give files or data sets on the Hub.")
-        elif self.data_weights and len(self.data_weights) != len(names):
-            raise LabError(
-                f"There are {len(self.data_weights)} data_weights for {len(names)} data ({', '.join(names)}). Give one "
-                f"for each, in the same order."
-            )
-
     def _check_held_out(self) -> None:
         if self.eval_data is not None and self.eval_fraction is not None:
             raise LabError("eval_data and eval_fraction both say what is held out. Give only one of them.")
@@ -229,20 +250,9 @@ class Common:
             refuse_unused(self, unused, "without held-out data, which eval_data or eval_fraction gives")
 
     @property
-    def sources(self) -> tuple[str, ...]:
-        """The names of `data`."""
-        return (self.data,) if isinstance(self.data, str) else self.data
-
-    @property
     def has_adapters(self) -> bool:
         """Whether adapters are trained in place of all weights."""
         return self.lora_rank is not None or self.adapter == "continue"
-
-    @property
-    def world(self) -> str | None:
-        """Name of the text world, or None if the data are not from a world."""
-        name = self.sources[0]
-        return name.removeprefix(WORLD) if name.startswith(WORLD) else None
 
     def training(self, rows: int, **changes: Any) -> Training:
         """Return the settings of the training loop.
@@ -322,7 +332,7 @@ def record_of(settings: Common, method: str) -> dict[str, Any]:
     return record
 
 
-_NOT_IN_RECORD = ("device", "config")
+_NOT_IN_RECORD = ("device", "config", "dry_run")
 
 
 def resume_rules(settings: Common) -> Rules:

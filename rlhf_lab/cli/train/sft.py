@@ -8,6 +8,7 @@ from rlhf_lab.algorithms.sft import held_out_responses, sft
 from rlhf_lab.cli.train.data import Data
 from rlhf_lab.cli.train.runner import History, Job, run
 from rlhf_lab.cli.train.settings import Common
+from rlhf_lab.data.conversations import TrainOn
 from rlhf_lab.errors import Positive
 from rlhf_lab.training import Evaluation
 
@@ -21,6 +22,9 @@ class TrainSFT(Common):
 
     learning_rate: Positive = 2e-5
     """Peak learning rate (also `--lr`). Small models need larger ones, for example 1e-3 for lab-gpt2."""
+    train_on: TrainOn = "last"
+    """The answers of a conversation that are in the loss: the last turn of the assistant, or all of its turns. With
+    all, the limit of a conversation of several answers is the sum of both limits of length."""
 
 
 def train_sft(settings: TrainSFT) -> History:
@@ -34,6 +38,7 @@ def _fit(job: Job) -> History:
 
     def measure(held: Data) -> Evaluation:
         assert held.prompts is not None and held.targets is not None
-        return held_out_responses(job.policy, held.prompts, held.targets)
+        return held_out_responses(job.policy, held.prompts, held.targets, held.trained)
 
-    return sft(job.policy, prompts, targets, job.training(len(prompts)), evaluation=job.evaluation_of(measure))
+    training, evaluation = job.training(len(prompts)), job.evaluation_of(measure)
+    return sft(job.policy, prompts, targets, training, evaluation=evaluation, trained=job.data.trained)

@@ -1,0 +1,132 @@
+"""`train … --dry-run`: the plan of a run, with its errors and without its files."""
+
+import json
+
+import pytest
+from small import make, train, write_lines
+from tiny_models import one_thread  # noqa: F401
+
+from rlhf_lab.cli import plan
+from rlhf_lab.cli.main import main
+
+
+@pytest.fixture(autouse=True)
+def known_machine(monkeypatch):
+    """The speed of this machine takes a second to measure."""
+    monkeypatch.setattr(plan, "machine", lambda name: plan.CARDS["t4"])
+
+
+def words_of(method: str, model: str, data: str, out, *more: str) -> list[str]:
+    """Two epochs of batches of four rows, in place of a number of steps."""
+    words = train(method, model, data, out, "--dry-run", *more)
+    place = words.index("--steps")
+    words[place : place + 2] = ["--data-epochs" if method in ("ppo", "rloo", "grpo") else "--epochs", "2"]
+    return words
+
+
+@pytest.mark.parametrize(
+    ("method", "more", "steps"),
+    [
+        ("sft", [], "8, of 4 rows each"),
+        ("dpo", [], "8, of 4 rows each"),
+        ("simpo", [], "8, of 4 rows each"),
+        ("kto", [], "8, of 4 rows each"),
+        ("reward-model", [], "8, of 4 rows each"),
+        ("ranker", [], "8, of 4 rows each"),
+        ("ppo", ["--reward", "gold:sentiment"], "8, of 4 rows each"),
+        ("grpo", ["--reward", "gold:sentiment"], "8, of 4 rows each"),
+        ("rloo", ["--reward", "gold:sentiment"], "8, of 4 rows each"),
+        ("raft", ["--reward", "gold:sentiment"], "8 in each round or stage, of 4 rows each"),
+        ("rest", ["--reward", "gold:sentiment", "--samples", "3"], "24 in each round or stage, of 4 rows each"),
+        (
+            "iterated-dpo",
+            ["--reward", "gold:sentiment", "--labels", "24", "--rounds", "3"],
+            "4 in each round or stage,",
+        ),
+        ("rso", ["--source", "direct"], "8 in each round or stage, of 4 rows each"),
+        ("rso", ["--reward", "gold:sentiment"], "as many as the pairs give"),
+    ],
+)
+def test_the_plan_has_the_steps_of_the_run_and_nothing_is_written(method, more, steps, model, pairs, tmp_path, capsys):
+    """16 pairs with 16 prompts: two epochs in batches of four are 8 steps. ReST has 3 samples of each prompt, and
+    iterated DPO has 24 labels in 3 rounds, so 8 rows a round."""
+    assert main(words_of(method, model, pairs, tmp_path / "run", *more)) == 0
+    said = capsys.readouterr().out
+    assert f"steps     {steps}" in said and any(f"16 {what} of" in said for what in ("pairs", "prompts", "examples"))
+    assert "of memory, and 15.00 GiB are free on T4" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_rest_s_original_data_are_counted(model, pairs, tmp_path, capsys):
+    """16 prompts with 3 samples and 16 original responses are 64 rows: 32 steps."""
+    more = ["--reward", "gold:sentiment", "--samples", "3", "--original", pairs]
+    assert main(words_of("rest", model, pairs, tmp_path / "run", *more)) == 0
+    assert "steps     32 in each" in capsys.readouterr().out
+
+
+def test_rows_that_are_held_out_and_dropped_are_in_the_plan(model, tmp_path, capsys):
+    """Of six rows one has no response, and a fifth of the other five is held out: four rows, so one step an epoch."""
+    rows = [{"prompt": f"What is {i}?", "completion": f" It is {i}."} for i in range(5)]
+    data = write_lines(tmp_path / "a.jsonl", [*rows, {"prompt": "a", "completion": " "}])
+    assert main(words_of("sft", model, data, tmp_path / "run", "--eval-fraction", "0.2")) == 0
+    said = capsys.readouterr().out
+    assert "dropped 1 rows: 1 empty response" in said and "held out: 1 of 5 rows" in said
+    assert "steps     2, of 4 rows each" in said and "2 passes over 4 rows" in said
+
+
+def test_pairs_of_a_world_are_announced_and_not_sampled(model, tmp_path, capsys):
+    words = ["train", "dpo", "--model", "lab-gpt2", "--data", "world:sentiment", "--out", str(tmp_path / "run")]
+    assert main([*words, "--limit", "64", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "up to 64 pairs, which are sampled from lab-gpt2" in said and "steps     2, of 32 rows each" in said
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--data", "missing.jsonl"],
+        ["--model", "missing/model"],
+        ["--warmup", "9"],
+        ["--max-prompt-tokens", "90"],
+        ["--reference", "OTHER"],
+        ["--device", "nonsense"],
+        ["--lora-rank", "64"],
+        ["--resume"],
+        ["--chat", "on"],
+    ],
+)
+def test_a_bad_input_has_the_error_of_the_real_run(more, model, pairs, tmp_path, capsys):
+    """Of two equal options the last one counts."""
+    other = make(tmp_path / "other", vocab=280)
+    more = [other if word == "OTHER" else word for word in more]
+    said = []
+    for last in ([], ["--dry-run"]):
+        assert main([*train("dpo", model, pairs, tmp_path / "run"), *more, *last]) == 2
+        said.append(capsys.readouterr().err.strip().splitlines()[-1])
+        assert not (tmp_path / "run").exists()
+    assert said[0] == said[1] and said[0].startswith("rlhf-lab: ")
+
+
+def test_a_reward_of_another_vocabulary_is_refused_as_in_the_real_run(model, pairs, tmp_path, capsys):
+    other = make(tmp_path / "other", texts=["quite another text of other words"] * 9, vocab=280)
+    assert main(train("reward-model", other, pairs, tmp_path / "reward")) == 0
+    words = train("raft", model, pairs, tmp_path / "run", "--reward", str(tmp_path / "reward"), "--dry-run")
+    assert main(words) == 2 and "different vocabularies" in capsys.readouterr().err
+
+
+def test_a_dry_run_leaves_no_trace_in_the_settings_of_a_run_and_can_plan_its_extension(model, pairs, tmp_path, capsys):
+    words = train("sft", model, pairs, tmp_path / "run")
+    assert main(words) == 0
+    assert "dry_run" not in json.loads((tmp_path / "run" / "run.json").read_text())
+    assert "dry_run:" not in (tmp_path / "run" / "settings.yaml").read_text()
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    assert main([*words, "--dry-run"]) == 2  # the folder is taken
+    assert main([*words, "--resume", "--steps", "5", "--dry-run"]) == 0
+    assert "steps     5, of 4 rows each" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
+
+
+def test_a_model_whose_sizes_the_plan_does_not_know_has_no_estimate(model, pairs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(plan.ResourcePlan, "workload", lambda self: plan.shape_of("nonsense"))
+    assert main(words_of("sft", model, pairs, tmp_path / "run")) == 0
+    assert "estimate  none (The sizes of nonsense are not known" in capsys.readouterr().out
