@@ -513,6 +513,17 @@ MUTATIONS: list[Mutation] = [
         ),
     ),
     *in_file(
+        "cli/train/runner.py",
+        ["cli/test_dry_run.py"],
+        Mutation(
+            "edge",
+            "a dry run plans an epoch of the prompts for methods that sample",
+            "        number = rows(job)\n",
+            "        number = len(job.data)\n",
+            near="cli/test_dry_run.py::test_the_plan_has_the_steps_of_the_run_and_nothing_is_written",
+        ),
+    ),
+    *in_file(
         "cli/train/sampling_batch.py",
         ["cli/test_plumbing.py", "cli/test_sampling_settings.py"],
         Mutation(
@@ -663,17 +674,6 @@ MUTATIONS: list[Mutation] = [
             '{"rows": len(last) - len(set(last))',
             '{"rows": len(first) - len(set(first))',
             near="cli/test_inspect_data.py::test_rows_read_dropped_cut_and_repeated_are_counted_and_lengths_are_in_tokens",
-        ),
-    ),
-    *in_file(
-        "cli/train/runner.py",
-        ["cli/test_dry_run.py"],
-        Mutation(
-            "edge",
-            "a dry run plans an epoch of the prompts for methods that sample",
-            "        number = rows(job)\n",
-            "        number = len(job.data)\n",
-            near="cli/test_dry_run.py::test_the_plan_has_the_steps_of_the_run_and_nothing_is_written",
         ),
     ),
     *in_file(
