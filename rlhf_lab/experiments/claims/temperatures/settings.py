@@ -48,7 +48,7 @@ class Temperatures(Settings):
     """Text: number of test prompts of a seed. Each is answered once at every temperature."""
 
     DEFAULTS: ClassVar[Defaults] = {
-        "seeds": PerScale(10, 10, 3),
+        "seeds": PerScale(10, 10, 8),
         "temperatures": (0.0, 0.25, 0.5, 0.75, 1.0),
         "best_of": PerScale((8, 128), (8, 128), (4, 16)),
         "beta": 0.5,
@@ -56,7 +56,7 @@ class Temperatures(Settings):
         "search_seeds": PerScale(2, 2, 1),
         "labels": PerScale(1000, 20_000, 512),
         "steps": PerScale(240, 400, 44),
-        "prompts": 80,
+        "prompts": PerScale(80, 80, 64),
     }
     QUICK: ClassVar[Defaults] = {
         "seeds": 2,
