@@ -132,3 +132,20 @@ def test_bf16_autocast_reduces_the_softmax_in_single_precision():
     with torch.autocast("cpu", torch.bfloat16):
         policy.log_prob(prompts, Tokens.full(torch.ones(1, 2, 3, dtype=torch.long))).sum().backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in policy.parameters())
+
+
+def test_attention_under_bf16_autocast_is_computed_in_float32_on_a_cpu(monkeypatch):
+    """torch's kernel is slower there in bf16. Under autocast the call itself must not convert back."""
+    seen = []
+
+    def recorded(query, *args, **more):
+        out = attention(query, *args, **more)
+        seen.append((query.dtype, out.dtype))
+        return out
+
+    attention = row.scaled_dot_product_attention
+    monkeypatch.setattr(row, "scaled_dot_product_attention", recorded)
+    policy = LanguageModelPolicy(tiny("llama"), end_token=0, max_new_tokens=3)
+    with torch.autocast("cpu", torch.bfloat16):
+        policy.log_prob(*variable_length_batch()).sum().backward()
+    assert seen and set(seen) == {(torch.float32, torch.float32)}

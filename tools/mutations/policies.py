@@ -784,6 +784,27 @@ MUTATIONS: list[Mutation] = [
         ["policies/test_lora.py"],
         Mutation(
             "setting",
+            "the base of an adapted body is trained too",
+            'weight.requires_grad_("lora_" in name)',
+            "weight.requires_grad_(True)",
+            near="policies/test_lora.py::test_a_reward_model_on_an_adapted_body_trains_adapters_and_head_and_is_saved_merged[gpt2]",
+        ),
+        Mutation(
+            "data",
+            "the adapters of a body are lost when they are merged",
+            "layer.merge()",
+            "pass",
+            near="policies/test_lora.py::test_a_reward_model_on_an_adapted_body_trains_adapters_and_head_and_is_saved_merged[gpt2]",
+        ),
+        Mutation(
+            "data",
+            "merging changes the body itself",
+            "twin = copy.deepcopy(body)",
+            "twin = body",
+            near="policies/test_lora.py::test_a_reward_model_on_an_adapted_body_trains_adapters_and_head_and_is_saved_merged[gpt2]",
+        ),
+        Mutation(
+            "setting",
             "a policy with adapters has only the first of its end tokens",
             "        policy.end_tokens,\n",
             "        (),\n",

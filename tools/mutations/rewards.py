@@ -242,6 +242,31 @@ MUTATIONS: list[Mutation] = [
         ),
     ),
     *in_file(
+        "rewards/implicit.py",
+        ["cli/test_sample_evaluate_doctor.py"],
+        Mutation(
+            "sign",
+            "the implicit reward is log π_ref/π",
+            "self.beta * (ours - theirs)",
+            "self.beta * (theirs - ours)",
+            near="cli/test_sample_evaluate_doctor.py::test_evaluate_measures_the_implicit_reward_of_a_model",
+        ),
+        Mutation(
+            "norm",
+            "the implicit reward has no β",
+            "self.beta * (ours - theirs)",
+            "ours - theirs",
+            near="cli/test_sample_evaluate_doctor.py::test_evaluate_measures_the_implicit_reward_of_a_model",
+        ),
+        Mutation(
+            "data",
+            "the implicit reward has no reference",
+            "self.beta * (ours - theirs)",
+            "self.beta * ours",
+            near="cli/test_sample_evaluate_doctor.py::test_evaluate_measures_the_implicit_reward_of_a_model",
+        ),
+    ),
+    *in_file(
         "rewards/saving.py",
         ["rewards/test_reward_saving.py"],
         Mutation("data", "the head is not read", "module.load_state_dict(own, strict=False)", "pass"),
