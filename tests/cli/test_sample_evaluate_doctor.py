@@ -147,7 +147,7 @@ def test_evaluate_measures_a_reward_model_or_ranker_on_pairs(kind, pairs, tmp_pa
 
 def test_evaluate_measures_the_implicit_reward_of_a_model(model, tmp_path, capsys):
     """The margins are β times the differences of log-ratios. A model against itself has ties only."""
-    from rlhf_lab.data.preferences import load_pairs
+    from rlhf_lab.data.preferences import load_preferences, tokenise
     from rlhf_lab.policies.language_model import LanguageModelPolicy
     from rlhf_lab.policies.loading import load_language_model
 
@@ -162,7 +162,7 @@ def test_evaluate_measures_the_implicit_reward_of_a_model(model, tmp_path, capsy
     words = ["--data", pairs, "--device", "cpu", "--no-progress", "--limit", "None", "--implicit-beta", "0.5"]
     assert main(["evaluate", "--model", other, "--reference", model, *words, "--out", str(tmp_path / "report")]) == 0
     report = json.loads((tmp_path / "report" / "report.json").read_text())
-    read, _ = load_pairs(pairs, tokenizer, 48, 48, tokenizer.eos_token_id, tmp_path)
+    read, _ = tokenise(load_preferences(pairs, tokenizer), tokenizer, 48, 48, tokenizer.eos_token_id)
     ours, theirs = (
         LanguageModelPolicy(one, tokenizer.eos_token_id, 48).log_prob(read.prompts, read.responses).detach()
         for one in (moved, load_language_model(model, "cpu")[0])
