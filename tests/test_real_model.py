@@ -54,6 +54,13 @@ def test_intervals_of_shares_follow_from_the_saved_counts(script):
     assert found or not list(script.RESULTS.glob("*.json"))
 
 
+def test_what_the_page_says_of_the_reward_model_with_adapters_is_in_its_saved_report(script):
+    report = script.saved("accuracy-reward-model-lora-0")["report"]
+    assert report["accuracy"]["low"] > 0.5
+    assert report["prefers_longer"]["mean"] < report["chosen_longer"]["mean"] < 0.5
+    assert report["lengths"][-1]["name"].endswith("or more") and report["lengths"][-1]["accuracy"]["high"] < 0.5
+
+
 def test_every_command_is_one_that_the_command_line_accepts(script, tmp_path):
     made = list(script.jobs(tmp_path))
     assert len({job.name for job in made}) == len(made) == 20
