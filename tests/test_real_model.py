@@ -61,6 +61,11 @@ def test_what_the_page_says_of_the_reward_model_with_adapters_is_in_its_saved_re
     assert report["lengths"][-1]["name"].endswith("or more") and report["lengths"][-1]["accuracy"]["high"] < 0.5
 
 
+def test_what_the_page_says_of_dpo_with_adapters_is_in_its_saved_report(script):
+    report = script.saved("accuracy-dpo-lora-0")["report"]
+    assert report["accuracy"]["low"] > 0.5 and 0.68 < report["loss"]["mean"] < 0.6932
+
+
 def test_every_command_is_one_that_the_command_line_accepts(script, tmp_path):
     made = list(script.jobs(tmp_path))
     assert len({job.name for job in made}) == len(made) == 20
