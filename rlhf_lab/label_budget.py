@@ -38,7 +38,7 @@ PAIR_SOURCES: dict[str, str] = {
     "uniform": "all pairs evenly",
     "optimal": "two draws from π* (knows the rewards)",
     "design": "best design (knows the rewards)",
-    "online": "two draws from the present policy",
+    "online": "two draws from the current policy",
     "active": "active: the next labels that matter most",
 }
 """The sources of pairs, each with its name."""
@@ -48,7 +48,7 @@ STYLES = {
 }  # fmt: skip
 """The style of each source in pictures, see `figures.style`."""
 NAMES = {
-    "reference": "π_ref", "uniform": "evenly", "optimal": "π*", "design": "best design", "online": "present policy",
+    "reference": "π_ref", "uniform": "evenly", "optimal": "π*", "design": "best design", "online": "current policy",
     "active": "active",
 }  # fmt: skip
 """A short name of each source, for legends."""

@@ -9,7 +9,7 @@ from rlhf_lab.errors import Count, LabError, Positive
 from rlhf_lab.experiments.settings import Defaults, PerScale, Settings
 
 SAMPLERS = ("uniform", "reference", "current", "optimal", "mixture")
-"""Pairs of uniform responses, of π_ref, of the present policy and of π*; and uniform pairs together with pairs whose
+"""Pairs of uniform responses, of π_ref, of the current policy and of π*; and uniform pairs together with pairs whose
 responses are reweighted by exp(r̂) and exp(−r̂)."""
 SEARCH_SEEDS = (1000, 1001, 1002, 1003)
 """Worlds on which the step sizes are chosen. No result uses them."""
