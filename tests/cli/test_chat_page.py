@@ -61,7 +61,7 @@ def test_the_tokens_in_the_loss_are_those_of_the_page(tokenizer, tmp_path, monke
 def test_the_commands_of_the_table_of_expectations_have_their_options():
     """A cell such as `train dpo --chat on` names a command and options of it."""
     page = (Path(__file__).parents[2] / "docs" / "commands.md").read_text(encoding="utf-8")
-    table = page.partition("| expectation | command |")[2].partition("\n\n")[0]
+    table = page.partition("| feature | command |")[2].partition("\n\n")[0]
     cells = [cell for row in table.splitlines()[2:] for cell in re.findall(r"`([^`]+)`", row.split(" | ")[1])]
     commands = 0
     for cell in cells:
