@@ -232,12 +232,31 @@ def unknown_option(words: Sequence[str], options: Collection[str], prog: str) ->
     """
     for word in words:
         name = word[2:].partition("=")[0].replace("-", "_")
+        if prog.endswith(" data") and name == "data":
+            return f"data has no option --data. Leave it out, and give the files alone: `{prog} FILE --model MODEL`."
         if not word.startswith("--") or name in ("", "help") or {name, name.removeprefix("no_")} & set(options):
             continue
         near = near_options(name, options)
         meant = " or ".join(f"--{option.replace('_', '-')}" for option in near)
         hint = f"Do you mean {meant}?" if near else f"`{prog} --help` lists the options."
         return f"{prog.removeprefix('rlhf-lab ')} has no option {word.partition('=')[0]}. {hint}"
+    return None
+
+
+def missing_value(words: Sequence[str], options: Mapping[str, Any], prog: str) -> str | None:
+    """Return a message about the first option without a value, or None if all have one.
+
+    Args:
+        words: the command line behind the command's name.
+        options: the type of each option, by its name with `_`.
+        prog: the program and the command, for the message.
+    """
+    for word, following in pairwise([*words, "--help"]):
+        name, after = (one[2:].replace("-", "_") for one in (word, following))
+        if not word.startswith("--") or options.get(name, bool) is bool:
+            continue
+        if following.startswith("--") and {after, after.removeprefix("no_")} & {"help", *options}:
+            return f"{prog.removeprefix('rlhf-lab ')}: {word} needs a value. `{prog} --help` explains the option."
     return None
 
 

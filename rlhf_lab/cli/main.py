@@ -182,6 +182,9 @@ def _settings(kind: type, words: list[str], prog: str) -> Any:
     from_file = yaml_config.read(file, kind) if file is not None and "config" in yaml_config.flat_fields(kind) else []
     from rlhf_lab.errors import LabError
 
+    # An option with several values would be parsed without any, which is its default.
+    if missing := familiar_names.missing_value(words, options, prog):
+        raise LabError(missing)
     parse = partial(tyro.cli, kind, args=[*from_file, *words], prog=prog)
     by_scale = hasattr(kind, "with_defaults_except")
     if by_scale:

@@ -180,3 +180,18 @@ def test_values_of_other_tools_lead_to_values_that_exist_and_are_none_themselves
     for (option, value), ours in familiar_names.VALUES_ELSEWHERE.items():
         allowed = typing.get_args(types[option])
         assert value not in allowed and (ours in allowed or ours == ""), option
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (["compare", "--methods"], "--methods"),
+        (["compare", "--methods", "--seeds", "1"], "--methods"),
+        (["compare", "--world"], "--world"),
+        (["train", "dpo", "--data-weights", "--no-progress"], "--data-weights"),
+    ],
+)
+def test_an_option_without_its_value_is_refused(words, option, capsys):
+    """An option with several values would otherwise be parsed as its default, for `--methods` all methods."""
+    assert main(words) == 2
+    assert f"{words[0]}" in (said := capsys.readouterr().err) and f"{option} needs a value." in said
