@@ -133,6 +133,16 @@ def held_out_verdicts(
     return Evaluation(len(verdicts), batch, measure)
 
 
+def check_verdicts(verdicts: Verdicts) -> None:
+    """Raise `LabError` for fewer than two rows, and for verdicts of one kind only."""
+    number = len(verdicts)
+    if number < 2:
+        raise LabError(f"KTO compares prompts with responses to other prompts and needs at least 2 rows, not {number}.")
+    if bool(verdicts.desirable.all()) or not bool(verdicts.desirable.any()):
+        kind = "desirable" if bool(verdicts.desirable.any()) else "undesirable"
+        raise LabError(f"All verdicts are {kind}. KTO needs desirable and undesirable responses.")
+
+
 def kto(
     policy: Policy,
     reference: Policy,
@@ -163,12 +173,8 @@ def kto(
     Raises:
         LabError: fewer than two rows; verdicts of one kind only; a loss that is not finite.
     """
+    check_verdicts(verdicts)
     number = len(verdicts)
-    if number < 2:
-        raise LabError(f"KTO compares prompts with responses to other prompts and needs at least 2 rows, not {number}.")
-    if bool(verdicts.desirable.all()) or not bool(verdicts.desirable.any()):
-        kind = "desirable" if bool(verdicts.desirable.any()) else "undesirable"
-        raise LabError(f"All verdicts are {kind}. KTO needs desirable and undesirable responses.")
     if isinstance(reference_log_probs, Tensor) and reference_log_probs.shape != verdicts.desirable.shape:
         raise LabError(
             f"reference_log_probs has shape {tuple(reference_log_probs.shape)}; these verdicts need "

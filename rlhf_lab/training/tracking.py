@@ -5,11 +5,26 @@ A tracker receives the settings of a run and each logged row of numbers. It rece
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from rlhf_lab.errors import LabError
 from rlhf_lab.training.config import Training
 from rlhf_lab.training.distributed import is_main_process
+
+
+def check_trackers(names: Collection[str]) -> None:
+    """Raise `LabError` for a tracker that accelerate does not know, or whose package is not installed."""
+    if not names:
+        return
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    installed = sorted(str(getattr(kind, "value", kind)) for kind in get_available_trackers())
+    for tracker in names:
+        if tracker not in LOGGER_TYPE_TO_CLASS:
+            raise LabError(f"There is no tracker {tracker!r}; accelerate knows {', '.join(LOGGER_TYPE_TO_CLASS)}.")
+        if tracker not in installed:
+            raise LabError(f"The tracker {tracker} is not installed. Run `pip install {tracker}`.")
 
 
 class Trackers:
@@ -29,15 +44,9 @@ class Trackers:
         self.accelerator: Any = None
         if not training.trackers or training.out is None:
             return
+        check_trackers(training.trackers)
         from accelerate import Accelerator
-        from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
-        installed = sorted(str(getattr(kind, "value", kind)) for kind in get_available_trackers())
-        for tracker in training.trackers:
-            if tracker not in LOGGER_TYPE_TO_CLASS:
-                raise LabError(f"There is no tracker {tracker!r}; accelerate knows {', '.join(LOGGER_TYPE_TO_CLASS)}.")
-            if tracker not in installed:
-                raise LabError(f"The tracker {tracker} is not installed. Run `pip install {tracker}`.")
         if not is_main_process():
             return
         self.accelerator = Accelerator(log_with=list(training.trackers), project_dir=str(training.out))

@@ -93,6 +93,7 @@ def test_pairs_of_a_world_are_announced_and_not_sampled(model, tmp_path, capsys)
         ["--lora-rank", "64"],
         ["--resume"],
         ["--chat", "on"],
+        ["--trackers", "nonsense"],
     ],
 )
 def test_a_bad_input_has_the_error_of_the_real_run(more, model, pairs, tmp_path, capsys):
@@ -105,6 +106,17 @@ def test_a_bad_input_has_the_error_of_the_real_run(more, model, pairs, tmp_path,
         said.append(capsys.readouterr().err.strip().splitlines()[-1])
         assert not (tmp_path / "run").exists()
     assert said[0] == said[1] and said[0].startswith("rlhf-lab: ")
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"), [([True] * 3, "All verdicts are desirable"), ([True], "at least 2 rows")]
+)
+def test_labels_that_kto_cannot_use_are_refused_as_in_the_real_run(labels, message, model, tmp_path, capsys):
+    rows = [{"prompt": "a", "completion": f"b{place}", "label": label} for place, label in enumerate(labels)]
+    words = train("kto", model, write_lines(tmp_path / "labels.jsonl", rows), tmp_path / "run")
+    for last in ([], ["--dry-run"]):
+        assert main([*words, *last]) == 2
+        assert message in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
 def test_a_reward_of_another_vocabulary_is_refused_as_in_the_real_run(model, pairs, tmp_path, capsys):

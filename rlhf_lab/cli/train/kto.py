@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, ClassVar
 
-from rlhf_lab.algorithms.kto import KTO, Verdicts, held_out_verdicts, kto
+from rlhf_lab.algorithms.kto import KTO, Verdicts, check_verdicts, held_out_verdicts, kto
 from rlhf_lab.batch import Tokens
 from rlhf_lab.cli.train.data import Data
 from rlhf_lab.cli.train.runner import History, Job, run
@@ -38,7 +38,13 @@ class TrainKTO(PairSettings):
 
 def train_kto(settings: TrainKTO) -> History:
     """Run the command; see `runner.run`."""
-    return run(settings, "kto", "verdicts", _fit)
+    return run(settings, "kto", "verdicts", _fit, rows=_rows)
+
+
+def _rows(job: Job) -> int:
+    verdicts = _verdicts(job.data)
+    check_verdicts(verdicts)
+    return len(verdicts)
 
 
 def _fit(job: Job) -> History:

@@ -79,6 +79,7 @@ from rlhf_lab.policies.vllm import VllmSampler, check_vllm_installed
 from rlhf_lab.randomness import Stream
 from rlhf_lab.training import Evaluation, Training, checkpoint, distributed, memory, output_folder, rows
 from rlhf_lab.training.evaluation import PREFIX
+from rlhf_lab.training.tracking import check_trackers
 
 History = list[dict[str, float]]
 
@@ -383,6 +384,7 @@ def _check(settings: Any) -> tuple[Any, Any]:
     if (held_out := held_out_of(settings)) is not None:
         check_data(held_out, settings.eval_split != "test")
     check_reward(settings)
+    check_trackers(settings.trackers)
     _check_sampler(settings)
     reference, start = getattr(settings, "reference", None), _start(settings)
     for name in (start, reference):
