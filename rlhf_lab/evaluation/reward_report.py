@@ -240,8 +240,8 @@ def _length_ranges(longer: Tensor) -> list[tuple[str, Tensor]]:
     limit = int(sizes.median()) if len(sizes) else 0
     return [
         (f"−{limit + 1} tokens or less", longer < -limit),
-        (f"−{limit} to −1", (longer < 0) & (longer >= -limit)),
+        ("−1" if limit == 1 else f"−{limit} to −1", (longer < 0) & (longer >= -limit)),
         ("0", longer == 0),
-        (f"1 to {limit}", (longer > 0) & (longer <= limit)),
+        ("1" if limit == 1 else f"1 to {limit}", (longer > 0) & (longer <= limit)),
         (f"{limit + 1} or more", longer > limit),
     ]

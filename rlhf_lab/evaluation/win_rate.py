@@ -173,4 +173,5 @@ def _wilson(mean: float, error: float, prompts: int, level: float) -> tuple[floa
     z = quantile(level, prompts - 1)
     centre = (mean + z * z / (2 * number)) / (1 + z * z / number)
     half = z / (1 + z * z / number) * math.sqrt(mean * (1 - mean) / number + z * z / (4 * number**2))
-    return max(centre - half, 0.0), min(centre + half, 1.0)
+    # An end that is 0 or 1 exactly would otherwise be off by a rounding error, and printed as a tiny number.
+    return max(centre - half, 0.0) if mean > 0 else 0.0, min(centre + half, 1.0) if mean < 1 else 1.0

@@ -9,7 +9,7 @@ from scipy import stats
 
 from rlhf_lab.batch import Pairs, Tokens
 from rlhf_lab.errors import LabError
-from rlhf_lab.evaluation.reward_report import _margins, reward_report
+from rlhf_lab.evaluation.reward_report import _length_ranges, _margins, reward_report
 from rlhf_lab.evaluation.win_rate import proportion
 from rlhf_lab.rewards.ranker import PairwiseRanker
 
@@ -106,7 +106,7 @@ def test_accuracy_is_reported_by_the_difference_of_lengths():
     found = report_of([-1.0, -1.0, 1.0, 1.0, 1.0, 1.0], lengths=lengths)
     groups = {group.name: (group.pairs, group.accuracy.mean) for group in found.lengths}
     assert groups == {
-        "−2 tokens or less": (1, 0.0), "−1 to −1": (1, 0.0), "0": (1, 1.0), "1 to 1": (2, 1.0), "2 or more": (1, 1.0),
+        "−2 tokens or less": (1, 0.0), "−1": (1, 0.0), "0": (1, 1.0), "1": (2, 1.0), "2 or more": (1, 1.0),
     }  # fmt: skip
     assert found.prefers_longer.mean == 1.0 and found.chosen_longer.mean == pytest.approx(3 / 5)
 
@@ -136,3 +136,8 @@ def test_a_single_prompt_and_a_score_that_is_not_finite_are_refused():
     with pytest.raises(LabError, match="reward"):
         report_of([1.0, math.nan])
     assert proportion([1.0, 0.0], ["a", "a"]) == (0.5, 0.0, 1.0)
+    for number in range(2, 30):  # an end that is 0 or 1 has no rounding error
+        assert proportion([0.0] * number, range(number)).low == 0
+        assert proportion([1.0] * number, range(number)).high == 1
+    names = [[name for name, _ in _length_ranges(torch.tensor(longer))] for longer in ([-1, 1, 0], [-3, 3, 0])]
+    assert names[0][1:4] == ["−1", "0", "1"] and names[1][1:4] == ["−3 to −1", "0", "1 to 3"]
