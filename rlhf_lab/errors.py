@@ -393,4 +393,5 @@ def refuse_unused(settings: Any, names: Collection[str], reason: str) -> None:
         usual = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         value = getattr(settings, field.name)
         if field.name in names and value != usual:
-            raise LabError(f"{field.name}={value!r} has no effect {reason}. Leave it out.")
+            shown = " ".join(map(str, value)) if isinstance(value, tuple) else repr(value)
+            raise LabError(f"{field.name}={shown} has no effect {reason}. Leave it out.")

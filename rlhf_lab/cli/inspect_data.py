@@ -133,6 +133,8 @@ def report(settings: InspectData, data: Data, tokenizer: Any, limits: tuple[int,
     for place, name in enumerate(names[1:]):
         assert responses is not None
         lengths[name] = _lengths(responses.lengths[:, place], limits[1])
+    if settings.train_on == "all":  # a conversation with several answers shares both limits
+        lengths["response"]["limit_with_prompt"] = sum(limits)
     chosen = sorted(random.Random(settings.seed).sample(range(len(data)), min(settings.rows, len(data))))
     return {
         "model": settings.model,
@@ -184,6 +186,7 @@ def _row(data: Data, number: int, names: Sequence[str], tokenizer: Any) -> dict[
     row: dict[str, Any] = {"row": number + 1}
     if one.labels is not None:
         row["label"] = bool(one.labels[0, 0])
+        weights[1] = [1 if row["label"] else -1] * len(ids[1])
     for name, part, weight in zip(names, ids, weights, strict=True):
         row[name] = {"tokens": [tokenizer.decode([token]) for token in part], "weights": weight}
     return row
@@ -231,6 +234,8 @@ def _lines(found: dict[str, Any], colour: bool) -> Iterator[str]:
 
 def _histogram(name: str, lengths: dict[str, Any]) -> Iterator[str]:
     numbers = ", ".join(f"{what} {lengths[what]:,}" for what in ("median", "95%", "maximum", "limit"))
+    if "limit_with_prompt" in lengths:
+        numbers += f", with prompt {lengths['limit_with_prompt']:,}"
     yield f"{name}, in tokens: {numbers}"
     most = max(number for *_, number in lengths["histogram"])
     for start, end, number in lengths["histogram"]:

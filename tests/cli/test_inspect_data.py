@@ -149,6 +149,9 @@ def test_the_two_sides_of_a_pair_have_opposite_weights_and_prompts_alone_have_no
     assert row["prompt"] == {"tokens": ["a", "a"], "weights": [0, 0]}
     assert row["chosen"] == {"tokens": ["b", "<end>"], "weights": [1, 1]}
     assert row["rejected"] == {"tokens": ["c", "<end>"], "weights": [-1, -1]}
+    labelled = [{"prompt": "a", "completion": "b", "label": label} for label in (True, False)]
+    kto = report(["data", write_lines(tmp_path / "kto.jsonl", labelled), "--model", chat_model], capsys)["shown"]
+    assert [row["response"]["weights"] for row in kto] == [[1, 1], [-1, -1]]
     assert list(report([*words, "--as", "prompts"], capsys)["lengths"]) == ["prompt"]
     assert list(report([*words, "--as", "sft"], capsys)["lengths"]) == ["prompt", "response"]
 
@@ -190,6 +193,22 @@ def test_several_files_are_counted_apart_and_mixed(chat_model, tmp_path, capsys)
     assert main([*words, "--no-progress"]) == 0 and "rows of an epoch" in capsys.readouterr().out
 
 
+def test_a_file_that_is_given_twice_is_counted_twice(chat_model, tmp_path, capsys):
+    data = write_lines(tmp_path / "a.jsonl", ROWS[:2])
+    found = report(["data", data, data, "--model", chat_model], capsys)
+    assert [(name, counts["kept"]) for name, counts in found["sources"].items()] == [(data, 2), (f"{data} (2)", 2)]
+    assert found["rows"] == 4
+
+
+def test_a_conversation_with_several_answers_has_the_sum_of_both_limits(chat_model, tmp_path, capsys):
+    turns = [{"role": role, "content": "a" * 8} for _ in range(2) for role in ("user", "assistant")]
+    words = ["data", write_lines(tmp_path / "a.jsonl", [{"messages": turns}]), "--model", chat_model]
+    words += ["--max-prompt-tokens", "60", "--max-response-tokens", "20", "--train-on", "all"]
+    found = report(words, capsys)["lengths"]["response"]
+    assert 20 < found["maximum"] <= 80 and found["limit_with_prompt"] == 80
+    assert main([*words, "--no-progress"]) == 0 and "limit 20, with prompt 80" in capsys.readouterr().out
+
+
 def test_a_world_has_targets_and_prompts(capsys):
     found = report(["data", "world:sentiment", "--model", "lab-gpt2", "--limit", "4"], capsys)
     assert found["sources"]["world:sentiment"]["kept"] == 4 and list(found["lengths"]) == ["prompt", "response"]
@@ -206,6 +225,7 @@ def test_a_world_has_targets_and_prompts(capsys):
         (["PAIRS", "--data-split", "test"], "data_split='test' has no effect"),
         (["PAIRS", "--max-prompt-tokens", "90", "--max-response-tokens", "90"], "are 180 tokens together"),
         (["PAIRS", "--row", "3"], "data has no option --row. Do you mean --rows?"),
+        (["--data", "PAIRS"], "data has no option --data. Leave it out, and give the files alone"),
     ],
 )
 def test_bad_inputs_have_one_sentence(words, message, chat_model, tmp_path, capsys):

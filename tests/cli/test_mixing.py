@@ -133,7 +133,7 @@ def test_a_mixture_is_recorded_and_a_stopped_run_goes_on_with_its_rows(model, tm
         (["c", "d"], ["--data-weights", "1", "0"], "data_weights[1]"),
         (["c", "d"], ["--data-weights", "1", "-2"], "data_weights[1]"),
         (["c", "d"], ["--data-weights", "1", "nan"], "data_weights[1]"),
-        (["c"], ["--data-weights", "1"], "data_weights=(1.0,) has no effect on one source of data, c.jsonl"),
+        (["c"], ["--data-weights", "1"], "data_weights=1.0 has no effect on one source of data, c.jsonl"),
         (["c", "gone"], [], "There is no data file gone.jsonl"),
         (["c,d"], [], "Several names are separated by spaces"),
         (["c", "empty"], [], "empty.jsonl is empty"),

@@ -222,7 +222,10 @@ def load_data(settings: Any, kind: Kind, tokenizer: Any, limits: tuple[int, int]
         )
         for source in where
     ]  # fmt: skip
-    said, counts = parts[0].said, {source.name: part.counts for source, part in zip(where, parts, strict=True)}
+    said, counts = parts[0].said, dict[str, dict[str, Any]]()
+    for place, part in enumerate(parts):
+        name, before = where[place].name, [source.name for source in where[:place]]
+        counts[f"{name} ({before.count(name) + 1})" if name in before else name] = part.counts
     rows = parts[0].rows if len(parts) == 1 else token_store.join([part.rows for part in parts])
     prompts, responses, labels, trained = rows
     if kind == "pairs":
