@@ -54,6 +54,7 @@ def test_the_plan_has_the_steps_of_the_run_and_nothing_is_written(method, more, 
     said = capsys.readouterr().out
     assert f"steps     {steps}" in said and any(f"16 {what} of" in said for what in ("pairs", "prompts", "examples"))
     assert "of memory, and 15.00 GiB are free on T4" in said
+    assert all(len(line) <= 80 or pairs in line or str(tmp_path) in line for line in said.splitlines())
     assert list(tmp_path.iterdir()) == []
 
 

@@ -5,12 +5,17 @@ The memory and the time are those of `rlhf-lab plan` for the longest prompt and 
 
 from __future__ import annotations
 
+import textwrap
+from functools import partial
 from typing import Any
 
 from rlhf_lab.cli import plan
 from rlhf_lab.cli.train.data import Data
 from rlhf_lab.errors import LabError
 from rlhf_lab.training import Training, distributed
+
+WIDTH = 80
+"""Columns of the output. Only a path may be longer."""
 
 
 def describe(
@@ -43,7 +48,9 @@ def describe(
         )
     lines += [f"estimate  {line}" for line in _estimate(settings, method, data, training, limits)]
     state = "continued" if settings.resume else "new or empty, and it would be written"
-    return "\n".join([*lines, f"output    {settings.out} ({state})"])
+    lines.append(f"output    {settings.out} ({state})")
+    wrap = partial(textwrap.wrap, width=WIDTH, subsequent_indent=" " * 10, break_long_words=False)
+    return "\n".join(part for line in lines for part in wrap(line, break_on_hyphens=False))
 
 
 def _estimate(settings: Any, method: str, data: Data, training: Training | None, limits: tuple[int, int]) -> list[str]:
