@@ -69,7 +69,7 @@ class RSOWhy(Settings):
     """Text: responses to each test prompt."""
 
     DEFAULTS: ClassVar[Defaults] = {
-        "seeds": PerScale(100, 24, 4),
+        "seeds": PerScale(100, 24, 8),
         "task": PerScale("bandit", "tree", "summaries"),
         "beta": 0.5,
         "labels": PerScale(400, 2000, 192),
