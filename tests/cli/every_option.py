@@ -105,7 +105,8 @@ def parsed(command: str, words: list[str]) -> Any:
 
 def from_words(command: str, values: dict[str, Any]) -> Any:
     flags = yaml_config.flags(KINDS[command])
-    said = {name: value for name, value in values.items() if value is not None and name != "config"}
+    # An option of several values cannot be given without one. Without the option it has its default, which is empty.
+    said = {name: value for name, value in values.items() if value is not None and value != () and name != "config"}
     # The arguments without a name are those of `course DIR`, `progress DIR`, `push RUN`, `plot RUN…` and `data FILE`.
     first = [str(said.pop("folder"))] if command in ("course", "progress", "push") else []
     first += [str(said.pop("data"))] if command == "data" else []
