@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import one_thread, tiny, variable_length_batch  # noqa: F401
+from tiny_models import one_thread, tiny, trained, variable_length_batch  # noqa: F401
 
 from rlhf_lab.batch import Tokens
 from rlhf_lab.errors import LabError
@@ -19,16 +19,6 @@ pytest.importorskip("peft")
 
 def plain(kind="gpt2"):
     return LanguageModelPolicy(tiny(kind), end_token=0, max_new_tokens=6)
-
-
-def trained(policy, data):
-    """A few large steps on the adapters."""
-    optimizer = torch.optim.SGD([p for p in policy.parameters() if p.requires_grad], lr=0.05)
-    for _ in range(3):
-        optimizer.zero_grad()
-        (-policy.log_prob(*data).mean()).backward()
-        optimizer.step()
-    return policy
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "gpt_neox", "llama"])

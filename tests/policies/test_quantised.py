@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from tiny_models import one_thread, tiny_tokenizer, variable_length_batch  # noqa: F401
+from tiny_models import one_thread, tiny_tokenizer, trained, variable_length_batch  # noqa: F401
 from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig
 
 from rlhf_lab.errors import LabError
@@ -51,15 +51,6 @@ def folders(tmp_path_factory):
 def loaded(folder, four_bits="fp32"):
     model, _ = load_language_model(str(folder), "cpu", four_bits=four_bits)
     return LanguageModelPolicy(model, end_token=0, max_new_tokens=6)
-
-
-def trained(policy, data):
-    optimizer = torch.optim.SGD([p for p in policy.parameters() if p.requires_grad], lr=0.05)
-    for _ in range(3):
-        optimizer.zero_grad()
-        (-policy.log_prob(*data).mean()).backward()
-        optimizer.step()
-    return policy
 
 
 @pytest.mark.parametrize("kind", KINDS)
