@@ -19,7 +19,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import rlhf_lab
-from rlhf_lab.cli import familiar_names, old_names
+from rlhf_lab.cli import familiar_names, help_texts, old_names
 from rlhf_lab.experiments.claims import module_of
 
 
@@ -191,7 +191,7 @@ def _settings(kind: type, words: list[str], prog: str) -> Any:
         parse = partial(parse, default=_scale_defaults(kind, words))
     try:
         # tyro prints the error of a settings class even with console_outputs=False.
-        with contextlib.redirect_stderr(io.StringIO()):
+        with contextlib.redirect_stderr(io.StringIO()), help_texts.from_docstrings(options):
             settings = parse(console_outputs=False)
         return settings.with_defaults_except(_named(words)) if by_scale else settings
     except SystemExit as stop:
@@ -202,7 +202,8 @@ def _settings(kind: type, words: list[str], prog: str) -> Any:
     if wrong := wrong or familiar_names.wrong_choice([*from_file, *words], options, prog):
         raise LabError(wrong)
     try:
-        return parse()
+        with help_texts.from_docstrings(options):
+            return parse()
     except SystemExit as stop:
         if from_file and stop.code:
             print(

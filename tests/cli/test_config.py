@@ -2,10 +2,12 @@
 
 import dataclasses
 import importlib
+import re
 
+import docstring_parser
 import pytest
 
-from rlhf_lab.cli import yaml_config
+from rlhf_lab.cli import help_texts, yaml_config
 from rlhf_lab.cli.main import COMMANDS, _settings, main
 from rlhf_lab.cli.train.dpo import TrainDPO
 from rlhf_lab.errors import LabError
@@ -130,3 +132,19 @@ def test_no_option_means_two_things_and_every_option_is_explained(path, capsys):
         main([*path, "--help"])
     said = capsys.readouterr().out
     assert all(f"--{name.replace('_', '-')}" in said for name in options)
+    assert not re.findall("`[a-z]+_[a-z_]+`", said)
+
+
+def test_an_explanation_is_running_text_that_names_options():
+    """Continued lines of a docstring are indented, and tyro would keep their line breaks."""
+
+    @dataclasses.dataclass
+    class Settings:
+        one_rate: int = 0
+        """Used with `two` or `two=5`, and not with
+        `one_rate`; see `others`."""
+
+    with help_texts.from_docstrings(["one_rate", "two"]):
+        (found,) = docstring_parser.parse_from_object(Settings).params
+    assert found.description == "Used with `--two` or `--two=5`, and not with `--one-rate`; see `others`."
+    assert "\n" in docstring_parser.parse_from_object(Settings).params[0].description
