@@ -280,14 +280,13 @@ def notebook_page(path: Path, folder: Path, links: Links, shared: States) -> Pag
         target = folder / "notebooks" / "pictures" / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(data)
-    first = stored.cells[0].source
-    takes = re.search(r"\*\*It takes\*\*\s+(?:about )?(.*?minutes?) to read", first)
+    first = stored.cells[0]
     counted = [
-        takes[1] if takes else "", _many(len(drawn.states), "explorer"), _many(drawn.derivations, "derivation"),
-        _many(drawn.exercises, "exercise"),
+        _many(first.metadata.get("minutes_to_read", 0), "minute"), _many(len(drawn.states), "explorer"),
+        _many(drawn.derivations, "derivation"), _many(drawn.exercises, "exercise"),
     ]  # fmt: skip
     about = " · ".join(filter(None, counted))
-    title = markdown_html.plain(first.split("\n")[0].lstrip("# "))
+    title = markdown_html.plain(first.source.split("\n")[0].lstrip("# "))
     title = title if title[:2].isdigit() else f"{path.stem[:2]} · {title}"
     return Page(place, title, markdown_html.written(soup), contents, tuple(scripts), about)
 

@@ -66,6 +66,12 @@ def test_metadata_is_trimmed_and_ids_are_unique(notebook):
     assert len(set(ids)) == len(ids)
 
 
+def test_the_first_cell_has_the_reading_time_as_data_and_in_words(notebook):
+    """The site shows the number of the metadata."""
+    first = notebook.cells[0]
+    assert f"{first.metadata.minutes_to_read} minutes to read" in first.source.replace(" five ", " 5 ")
+
+
 def test_a_link_that_names_a_heading_names_one_of_that_notebook(notebook):
     """Such as [notebook 09, “RAFT converges to best-of-n”](09_rest.ipynb); the number of a section is left out."""
     text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")

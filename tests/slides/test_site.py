@@ -4,6 +4,7 @@ import json
 import os
 import time
 
+import nbformat
 import nbformat.v4 as v4
 import pytest
 
@@ -445,6 +446,16 @@ def test_only_a_page_with_explorers_loads_what_they_need_each_file_once():
     sources = [s["src"] for s in made.find_all("script")]
     assert sources.count(f"../{script}") == 1
     assert sources.index("../lib/explorers.js") < sources.index(f"../{script}") < sources.index("../lib/mount.js")
+
+
+def test_a_notebooks_entry_has_its_reading_time_from_the_metadata_of_its_first_cell(tmp_path):
+    path = tmp_path / "03_a.ipynb"
+    for minutes, about in ((30, "30 minutes"), (1, "1 minute"), (None, "")):
+        metadata = {} if minutes is None else {"minutes_to_read": minutes}
+        first = v4.new_markdown_cell("# A title\n\n**It takes** 99 minutes to read.", metadata=metadata)
+        nbformat.write(v4.new_notebook(cells=[first]), path)
+        made = site.notebook_page(path, tmp_path, site.Links(), site.States(tmp_path))
+        assert (made.title, made.about) == ("03 · A title", about)
 
 
 def test_the_entrance_leads_to_every_page():
