@@ -1,4 +1,4 @@
-"""Intervals of estimates, and how they are printed: digits, signs, percentages.
+"""Intervals of estimates, and how numbers and tables are printed: digits, signs, percentages, columns.
 
 An estimate is printed with as many decimals as its interval justifies (two significant digits of its half width). A
 number is given more decimals where rounding would move it across a threshold or onto it: an interval that excludes 1
@@ -8,12 +8,12 @@ is printed as [1.0004, 1.17], never as [1.00, 1.17].
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from rlhf_lab.errors import LabError
 
-__all__ = ["MINUS", "Interval", "format_number"]
+__all__ = ["MINUS", "Interval", "aligned", "format_number", "typeset"]
 
 MINUS = "−"
 """The minus sign of printed text (U+2212)."""
@@ -94,6 +94,32 @@ def format_number(value: Interval | float, spec: str = "", thresholds: Iterable[
         return mean_text
     ends = f"[{_text(low, places, safe, signed)}{unit}, {_text(high, places, safe, signed)}{unit}]"
     return ends if "ends" in words else f"{mean_text} {ends}"
+
+
+def typeset(value: float, spec: str) -> str:
+    """Print a number with Python's format specification `spec` and the typographic minus sign.
+
+    A number that is rounded to zero has no minus sign.
+    """
+    text, zero = format(value, spec), format(0.0, spec)
+    return zero if text.lstrip("-") == zero.lstrip("+") else text.replace("-", MINUS)
+
+
+def aligned(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> list[str]:
+    """Return the lines of a plain-text table, with two spaces between its columns.
+
+    Args:
+        rows: the cells of each row, as many in every row.
+        right: numbers of the columns whose cells are aligned on the right.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if number in right else cell.ljust(width)
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
 
 
 def _decimals_of(value: float, half_width: float) -> int:

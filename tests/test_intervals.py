@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_lab.errors import LabError
-from rlhf_lab.intervals import Interval, format_number
+from rlhf_lab.intervals import Interval, aligned, format_number, typeset
 
 
 @pytest.mark.parametrize(
@@ -62,3 +62,19 @@ def test_an_unknown_word_names_the_known_ones():
 def test_above_and_below_mean_the_whole_interval():
     assert Interval(1, 0.1, 2).above and not Interval(1, 0, 2).above
     assert Interval(-1, -2, -0.1).below and not Interval(-1, -2, 0).below
+
+
+@pytest.mark.parametrize(
+    ("value", "spec", "text"),
+    [
+        (-1.239, ".2f", "−1.24"), (-0.004, ".2f", "0.00"), (-0.004, "+.2f", "+0.00"), (0.5, "+.2f", "+0.50"),
+        (-2e-5, ".1e", "−2.0e−05"), (-0.0, "+g", "+0"), (-math.inf, ".2f", "−inf"), (-12345.6, ",.0f", "−12,346"),
+    ],
+)  # fmt: skip
+def test_a_typeset_number_has_the_typographic_minus_sign_and_a_rounded_zero_has_none(value, spec, text):
+    assert typeset(value, spec) == text
+
+
+def test_the_columns_of_a_table_are_aligned_on_the_left_or_on_the_right():
+    rows = [("name", "pairs", "rate"), ("a", "1,200", "10%"), ("longer", "7", "")]
+    assert aligned(rows, right=[1]) == ["name    pairs  rate", "a       1,200  10%", "longer      7"]

@@ -18,6 +18,7 @@ from typing import Any
 
 from rlhf_lab.errors import LabError
 from rlhf_lab.exercises.checking import Task
+from rlhf_lab.intervals import aligned
 from rlhf_lab.training.checkpoint import append, read_lines
 
 COURSE_FILE = ".rlhf-lab-course.json"
@@ -108,10 +109,7 @@ class Progress:
         return f"{sum(self.right.values())} of {asked} predictions are right." if asked else ""
 
     def __repr__(self) -> str:
-        rows = self.rows()
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return "\n".join([*lines, *([self._note()] if self._note() else [])])
+        return "\n".join([*aligned(self.rows()), *([self._note()] if self._note() else [])])
 
     def _repr_html_(self) -> str:
         head, *rows = [[html.escape(cell) for cell in row] for row in self.rows()]

@@ -21,6 +21,7 @@ import torch
 
 from rlhf_lab.errors import LabError
 from rlhf_lab.figures import style
+from rlhf_lab.intervals import typeset
 from rlhf_lab.language import tr
 
 if TYPE_CHECKING:
@@ -34,6 +35,14 @@ def _floats(values: Values) -> tuple[float, ...]:
     if isinstance(values, torch.Tensor):
         values = values.detach().reshape(-1).tolist()
     return tuple(float(v) for v in values)
+
+
+def reward_names(responses: Sequence[str], reward: torch.Tensor) -> tuple[str, ...]:
+    """The names of bars: each response with its reward, rounded to two decimals, in a second line."""
+    rounded = [round(r, 2) for r in reward.tolist()]
+    return tuple(
+        f"{tr(name)}\nr = {typeset(r, '+g') if r else '0'}" for name, r in zip(responses, rounded, strict=True)
+    )
 
 
 def _json(values: Iterable[float]) -> list[float | None]:
@@ -150,8 +159,8 @@ class Number:
         if math.isinf(self.value):
             return "−∞" if self.value < 0 else "∞"
         if self.value != 0 and not 1e-3 <= abs(self.value) < 1e5:
-            return f"{self.value:.2e}".replace("-", "−")
-        return f"{round(self.value, self.digits) + 0.0:.{self.digits}f}".replace("-", "−")
+            return typeset(self.value, ".2e")
+        return typeset(self.value, f".{self.digits}f")
 
 
 @dataclass(frozen=True)

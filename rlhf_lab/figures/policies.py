@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rlhf_lab.errors import LabError, check_log_distribution
 from rlhf_lab.figures import style
+from rlhf_lab.intervals import typeset
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,11 +56,7 @@ def policy_bars(
         frame, x=frame.index, y="p", hue="policy", palette=palette, saturation=1, gap=0.08, errorbar=None, ax=ax
     )
     if reward is not None:
-        # + 0.0 turns a rounded −0.0 into 0.0.
-        names = [
-            f"{name}\nr = {round(r, 1) + 0.0:+.1f}".replace("-", "−")
-            for name, r in zip(names, reward.tolist(), strict=True)
-        ]
+        names = [f"{name}\nr = {typeset(r, '+.1f')}" for name, r in zip(names, reward.tolist(), strict=True)]
     ax.set_xticks(range(number), names)
     ax.grid(visible=False, axis="x")
     ax.set(title=title, xlabel="response y", ylabel="probability", ylim=(0, 1))

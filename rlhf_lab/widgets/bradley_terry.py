@@ -10,6 +10,7 @@ from torch import Tensor
 from rlhf_lab import exact, losses
 from rlhf_lab.errors import LabError, check_finite, check_positive, check_responses_axis
 from rlhf_lab.figures.picture import Axis, Bars, Curve, Number, Panel, Picture, Points
+from rlhf_lab.intervals import typeset
 from rlhf_lab.language import tr
 from rlhf_lab.widgets.explorer import Choice, Explorer, Slider
 
@@ -100,7 +101,7 @@ def bradley_terry_picture(
     text = tr(
         "With f = {offset} and c = {scale:.3g}, “{first}” beats “{second}” in {p:.0%} of the labels; the model "
         "predicts {model_p:.0%}. {verdict}",
-        offset=_signed(offset), scale=scale, first=tr(responses[first]), second=tr(responses[second]), p=p,
+        offset=typeset(offset, "+.2f"), scale=scale, first=tr(responses[first]), second=tr(responses[second]), p=p,
         model_p=model_p, verdict=_verdict(worse, moved),
     )  # fmt: skip
     numbers = (
@@ -121,10 +122,6 @@ def _verdict(worse: float, moved: float) -> str:
         worse=worse,
         moved=moved,
     )
-
-
-def _signed(number: float) -> str:
-    return f"{round(number, 2) + 0.0:+.2f}".replace("-", "−")
 
 
 def bradley_terry_explorer(

@@ -16,6 +16,7 @@ import torch
 from rlhf_lab import losses
 from rlhf_lab.errors import check_beta
 from rlhf_lab.figures.picture import Axis, Curve, Number, Panel, Picture, Points, Rule
+from rlhf_lab.intervals import typeset
 from rlhf_lab.language import tr
 from rlhf_lab.widgets.explorer import Explorer, Slider
 
@@ -79,7 +80,8 @@ def dpo_loss_picture(beta: float, chosen: float, rejected: float) -> Picture:
     text = tr(
         "At β = {beta:.3g} the pair has the log-ratios {chosen} (chosen) and {rejected} (rejected) in nats. {order} "
         "The loss is {loss:.3f} nats. Its tangent has the slope −{weight:.3f}, which is minus the gradient weight.",
-        beta=beta, chosen=_signed(chosen), rejected=_signed(rejected), order=_order(gap), loss=loss, weight=weight,
+        beta=beta, chosen=typeset(chosen, "+.2f"), rejected=typeset(rejected, "+.2f"), order=_order(gap),
+        loss=loss, weight=weight,
     )  # fmt: skip
     return Picture(text, (curve, slope), numbers)
 
@@ -144,8 +146,8 @@ def _words(beta: float, chosen: float, rejected: float, weight: float) -> str:
     return tr(
         "At β = {beta:.3g} the log-ratio of the chosen response is {chosen}, that of the rejected one {rejected}. "
         "{order} The weight of the pair is {weight:.3f}, and its gradient has the factor β × weight = {factor:.3g}.",
-        beta=beta, chosen=_signed(chosen), rejected=_signed(rejected), order=_order(chosen - rejected), weight=weight,
-        factor=beta * weight,
+        beta=beta, chosen=typeset(chosen, "+.2f"), rejected=typeset(rejected, "+.2f"),
+        order=_order(chosen - rejected), weight=weight, factor=beta * weight,
     )  # fmt: skip
 
 
@@ -157,10 +159,6 @@ def _order(gap: float) -> str:
         "The pair is ranked incorrectly, by {gap:.2f} nats.",
     )
     return tr(right if gap > 0 else wrong, gap=abs(gap))
-
-
-def _signed(number: float) -> str:
-    return f"{round(number, 2) + 0.0:+.2f}".replace("-", "−")
 
 
 def dpo_gradient_explorer(beta: float = 0.5, chosen: float = 0.0, rejected: float = 0.0) -> Explorer:

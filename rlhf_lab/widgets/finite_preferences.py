@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rlhf_lab import bradley_terry, exact
 from rlhf_lab.errors import LabError, check_finite, check_log_distribution, check_responses_axis
-from rlhf_lab.figures.picture import Axis, Bars, Curve, Number, Panel, Picture, Points
+from rlhf_lab.figures.picture import Axis, Bars, Curve, Number, Panel, Picture, Points, reward_names
 from rlhf_lab.language import tr
 from rlhf_lab.training import seeded
 from rlhf_lab.widgets.explorer import Explorer, Slider
@@ -68,7 +68,7 @@ class _Fits:
 
 
 def _picture(fits: _Fits, responses: Sequence[str], number: float, seed: int, noise: float, beta: float) -> Picture:
-    names = tuple(f"{tr(name)}\nr = {_signed(r)}" for name, r in zip(responses, fits.reward.tolist(), strict=True))
+    names = reward_names(responses, fits.reward)
     labels, noise, beta = round(number), round(float(noise), 6), float(beta)
     r_hat, finite = fits.fitted(seed, noise, labels)
     log_ref = fits.log_ref
@@ -162,8 +162,3 @@ def finite_preferences_explorer(
         "DPO on finite preference data",
         "Change the seed at 50 labels, then at 5,000. Flip some labels: do more labels help? What does β change?",
     )
-
-
-def _signed(number: float) -> str:
-    rounded = round(number, 2)
-    return f"{rounded:+g}".replace("-", "−") if rounded else "0"

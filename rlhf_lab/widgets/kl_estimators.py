@@ -12,6 +12,7 @@ from torch import Tensor
 from rlhf_lab import exact, kl
 from rlhf_lab.errors import LabError, check_responses_axis
 from rlhf_lab.figures.picture import Axis, Bars, Number, Panel, Picture, Points, Rule
+from rlhf_lab.intervals import typeset
 from rlhf_lab.language import tr
 from rlhf_lab.randomness import Stream
 from rlhf_lab.training import seeded
@@ -87,7 +88,7 @@ def kl_values_picture(
         half = 1.96 * spread[name] / math.sqrt(samples)
         got.append(float(estimate(log_policy, log_ref)[drawn].mean()))
         layers.append(Points(LOOKS[name], [place], [mean], name, [mean - half], [mean + half]))
-        told.append(f"{name} {_plain(got[-1])}")
+        told.append(f"{name} {typeset(got[-1], '.3f')}")
     layers.append(Points("policy", [0, 1, 2], got, "one set of draws"))
     values = Panel(
         tr("Mean of {samples} draws: 95% range", samples=samples),
@@ -158,10 +159,6 @@ def _bars(log_policy: Tensor, log_ref: Tensor, responses: Sequence[str]) -> Pane
         Axis("probability", 0.0, 1.0),
         (Bars("reference", log_ref.exp(), "π_ref"), Bars("policy", log_policy.exp(), "π")),
     )
-
-
-def _plain(number: float) -> str:
-    return f"{round(number, 3) + 0.0:.3f}".replace("-", "−")
 
 
 def kl_estimators_explorer(

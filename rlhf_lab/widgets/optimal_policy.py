@@ -10,7 +10,8 @@ from torch import Tensor
 
 from rlhf_lab import exact
 from rlhf_lab.errors import LabError, check_responses_axis
-from rlhf_lab.figures.picture import Axis, Bars, Curve, Number, Panel, Picture, Points
+from rlhf_lab.figures.picture import Axis, Bars, Curve, Number, Panel, Picture, Points, reward_names
+from rlhf_lab.intervals import typeset
 from rlhf_lab.language import tr
 from rlhf_lab.widgets.explorer import Choice, Explorer, Slider
 
@@ -54,7 +55,7 @@ def optimal_policy_picture(
     # The tangent stays inside the panel: at most a quarter of its width or height to each side.
     half = min(float(curve_kl.max()) / 4, float(curve_reward.max() - curve_reward.min()) / (4 * beta))
     tangent = [cost - half, cost + half], [gain - beta * half, gain + beta * half]
-    names = tuple(f"{tr(name)}\nr = {_signed(r)}" for name, r in zip(responses, reward.tolist(), strict=True))
+    names = reward_names(responses, reward)
     bars = Panel(
         "Policies over the responses",
         Axis("response y and its reward r", names=names),
@@ -78,8 +79,8 @@ def optimal_policy_picture(
         "At β = {beta:.3g}{where}, π* gives “{response}” a probability of {star:.2f} (π_ref: {ref:.2f}). Its expected "
         "reward is {gain} instead of {before}, at a KL of {cost:.2f} nats.",
         where=tr(" for the prompt “{prompt}”", prompt=tr(prompt)) if prompt else "",
-        beta=beta, response=tr(responses[top]), star=float(star[top]), ref=float(ref[top]), gain=_plain(gain),
-        before=_plain(before), cost=cost,
+        beta=beta, response=tr(responses[top]), star=float(star[top]), ref=float(ref[top]), gain=typeset(gain, ".2f"),
+        before=typeset(before, ".2f"), cost=cost,
     )  # fmt: skip
     numbers = (
         Number("E[r]", gain, "reward"),
@@ -88,15 +89,6 @@ def optimal_policy_picture(
         Number("log Z", log_z, "nats"),
     )
     return Picture(text, (bars, plane), numbers)
-
-
-def _plain(number: float) -> str:
-    return f"{round(number, 2) + 0.0:.2f}".replace("-", "−")
-
-
-def _signed(reward: float) -> str:
-    rounded = round(reward, 2)
-    return f"{rounded:+g}".replace("-", "−") if rounded else "0"
 
 
 def optimal_policy_explorer(

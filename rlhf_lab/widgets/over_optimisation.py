@@ -18,6 +18,7 @@ from rlhf_lab.evaluation.frontier import tilted_frontier
 from rlhf_lab.evaluation.importance import ENOUGH
 from rlhf_lab.evaluation.sampled import Estimate, over_prompts
 from rlhf_lab.figures.picture import Axis, Band, Curve, Number, Panel, Picture, Points, Rule
+from rlhf_lab.intervals import typeset
 from rlhf_lab.language import tr
 from rlhf_lab.widgets.explorer import Choice, Explorer, Slider
 
@@ -146,8 +147,8 @@ def over_optimisation_picture(
     text = tr(
         "At β = {beta:.3g} the optimal policy of the proxy is {kl:.2f} nats from π_ref. The proxy predicts a gold "
         "reward of {promised}; the true one is {gold}, with the 95% interval {low} to {high}.",
-        beta=beta, kl=here.kl.mean, promised=_plain(here.promised.mean), gold=_plain(here.gold.mean),
-        low=_plain(ends[0]), high=_plain(ends[1]),
+        beta=beta, kl=here.kl.mean, promised=typeset(here.promised.mean, ".2f"), gold=typeset(here.gold.mean, ".2f"),
+        low=typeset(ends[0], ".2f"), high=typeset(ends[1], ".2f"),
     )  # fmt: skip
     if not here.trusted:
         text += tr(
@@ -171,10 +172,6 @@ def frontier(gold: Tensor) -> list[tuple[float, float]]:
     scale = float(gold.double().std()) or 1.0
     found = tilted_frontier(gold, [scale * beta for beta in BETAS])
     return [(t.kl.mean, t.reward.mean) for t in found if t.trusted] or [(0.0, float(gold.double().mean()))]
-
-
-def _plain(number: float) -> str:
-    return f"{round(number, 2) + 0.0:.2f}".replace("-", "−")
 
 
 def over_optimisation_explorer(proxies: Mapping[str, Tensor], gold: Tensor, beta: float = 1.0) -> Explorer:

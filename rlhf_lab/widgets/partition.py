@@ -17,6 +17,7 @@ from torch import Tensor
 from rlhf_lab import exact
 from rlhf_lab.errors import LabError, check_beta, check_finite, check_log_distribution, check_positive
 from rlhf_lab.figures.picture import Axis, Band, Curve, Number, Panel, Picture, Rule
+from rlhf_lab.intervals import typeset
 from rlhf_lab.language import tr
 from rlhf_lab.randomness import Stream
 from rlhf_lab.training import seeded
@@ -179,8 +180,8 @@ def partition_picture(
     words = tr(
         "With R/β = {ratio:.3g} and n = {now} samples, 90% of the estimates of log Z are between {low} and {high} nats "
         "of the exact {log_z:.2f}. The relative standard deviation of Ẑ is {error:.2g}; 10% requires n = {needed}.",
-        ratio=reward_range / beta, now=now, low=_signed(float(low[at])), high=_signed(float(high[at])), log_z=log_z,
-        error=error, needed=_count(needed),
+        ratio=reward_range / beta, now=now, low=typeset(float(low[at]), "+.2g"), high=typeset(float(high[at]), "+.2g"),
+        log_z=log_z, error=error, needed=_count(needed),
     )  # fmt: skip
     numbers = (
         Number("log Z", log_z, "nats", 2),
@@ -189,10 +190,6 @@ def partition_picture(
         Number("n for 10%", needed, "samples", 0),
     )
     return Picture(words, (scatter, why), numbers)
-
-
-def _signed(nats: float) -> str:
-    return f"{nats:+.2g}".replace("-", "−")
 
 
 def _count(number: float) -> str:

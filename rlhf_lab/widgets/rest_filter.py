@@ -10,6 +10,7 @@ from torch import Tensor
 from rlhf_lab import exact
 from rlhf_lab.errors import LabError, check_responses_axis
 from rlhf_lab.figures.picture import Axis, Bars, Curve, Number, Panel, Picture, Points
+from rlhf_lab.intervals import typeset
 from rlhf_lab.language import tr
 from rlhf_lab.rounding import unit_interval, wins
 from rlhf_lab.widgets.explorer import Choice, Explorer, Slider
@@ -78,7 +79,7 @@ def rest_filter_picture(
     above = wins(score, threshold) == 1
     share = float(log_ref.exp()[above].sum()) if threshold > 0 else 1.0
     regret = float(exact.regret(log_tau, log_ref, reward, beta))
-    names = tuple(f"{tr(name)}\n{_plain(s)}" for name, s in zip(responses, score.tolist(), strict=True))
+    names = tuple(f"{tr(name)}\n{typeset(s, '.2f')}" for name, s in zip(responses, score.tolist(), strict=True))
     bars = Panel(
         "Policies over the responses",
         Axis("response y and its score in [0, 1]", names=names),
@@ -112,8 +113,8 @@ def rest_filter_picture(
     text = tr(
         "At τ = {threshold:.2f} the filter {what}. Its limit has E[r] = {gain} at a KL of {cost:.2f} nats; π* at "
         "β = {beta:.3g} has {best} at {best_cost:.2f}. The regret of the limit is {regret}.",
-        threshold=threshold, what=what, gain=_plain(gain), cost=cost, beta=beta, best=_plain(best_gain),
-        best_cost=best_cost, regret=_plain(regret),
+        threshold=threshold, what=what, gain=typeset(gain, ".2f"), cost=cost, beta=beta, best=typeset(best_gain, ".2f"),
+        best_cost=best_cost, regret=typeset(regret, ".2f"),
     )  # fmt: skip
     numbers = (
         Number("P(score > τ)", share),
@@ -150,10 +151,6 @@ def _some(log_ref: Tensor, score: Tensor, level: float) -> bool:
 def _place(log_policy: Tensor, log_ref: Tensor, reward: Tensor) -> tuple[float, float]:
     """(E[r], KL to the reference)."""
     return float((log_policy.exp() * reward).sum()), float(exact.kl(log_policy, log_ref))
-
-
-def _plain(number: float) -> str:
-    return f"{round(number, 2) + 0.0:.2f}".replace("-", "−")
 
 
 def rest_filter_explorer(

@@ -13,6 +13,7 @@ from rlhf_lab.errors import LabError, check_beta
 from rlhf_lab.experiments.trajectories import Trajectory
 from rlhf_lab.figures import style
 from rlhf_lab.figures.picture import Axis, Curve, Layer, Number, Panel, Picture, Points
+from rlhf_lab.intervals import typeset
 from rlhf_lab.language import tr
 from rlhf_lab.widgets.explorer import Choice, Explorer, Slider
 
@@ -128,13 +129,13 @@ def trajectories_picture(
         tuple(sticks),
     )
     best = min(now, key=lambda key: now[key])
-    ranked = tr(", ").join(f"{_short(key)} {_plain(now[key])}" for key in sorted(now, key=lambda key: now[key]))
+    ranked = tr(", ").join(f"{_short(key)} {typeset(now[key], '.2f')}" for key in sorted(now, key=lambda key: now[key]))
     trained = tr(" (the methods were trained for β = {trained:.3g})", trained=shown.beta)
     text = tr(
         "After {percent:.0f}% of training, the regrets at β = {beta:.3g}{trained} are: {ranked}. π* has E[r] = {star} "
         "at a KL of {star_kl:.2f} nats.",
         percent=percent, beta=beta, trained="" if abs(beta - shown.beta) < 1e-9 else trained, ranked=ranked,
-        star=_plain(star_reward), star_kl=star_kl,
+        star=typeset(star_reward, ".2f"), star_kl=star_kl,
     )  # fmt: skip
     numbers = (
         Number("J(π*)", value, "reward"),
@@ -153,10 +154,6 @@ def frontier_of(shown: RecordedWorld) -> tuple[Tensor, Tensor]:
 def _short(key: str) -> str:
     short = {"rso-rso-sample-rank": "RSO", "rso-sft-sample-rank": "RSO, sft", "rso-paper": "RSO, γ = 0.05"}
     return tr(short.get(key, style.label(key)))
-
-
-def _plain(number: float) -> str:
-    return f"{round(number, 2) + 0.0:.2f}".replace("-", "−")
 
 
 def trajectories_explorer(
