@@ -20,7 +20,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
 import torch
@@ -32,7 +31,6 @@ from rlhf_lab.errors import LabError, check_beta, check_positive
 from rlhf_lab.randomness import Stream
 from rlhf_lab.training import seeded
 
-Pairs = Literal["reference", "uniform", "optimal", "design", "online", "active"]
 PAIR_SOURCES: dict[str, str] = {
     "reference": "two draws from π_ref",
     "uniform": "all pairs evenly",

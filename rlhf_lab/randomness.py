@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class Stream:
-    """The number of each random stream, the second argument of `seeded`.
+    """The number of each random stream, the second argument of `seeded` or the stream of an experiment's fit.
 
     The numbers are fixed, because saved results were made with them. Streams that are never used in the same run may
     have the same number. A new stream takes a number that is not used yet.
@@ -64,6 +64,28 @@ class Stream:
     """`rlhf-lab budget`: labels for DPO on that class."""
     BUDGET_REWARD_MODEL = 64
     """`rlhf-lab budget`: labels for a reward model and the same class."""
+    SFT_FIT = 1
+    """SFT in an experiment; the next ones are the fits of the other methods of `experiments.methods`."""
+    PPO_POLICY_FIT = 2
+    """PPO's policy and critic."""
+    DPO_FIT = 3
+    """DPO."""
+    IPO_FIT = 4
+    """IPO."""
+    HINGE_FIT = 5
+    """The loss hinge-norm."""
+    SFT_SAMPLE_RANK_FIT = 6
+    """RSO's sft-sample-rank."""
+    RAFT_FIT = 7
+    """RAFT."""
+    REST_FIT = 8
+    """ReST."""
+    ITERATED_DPO_FIT = 9
+    """Iterated DPO."""
+    RSO_SAMPLE_RANK_FIT = 10
+    """RSO's rso-sample-rank."""
+    RSO_PAPER_FIT = 11
+    """RSO with the paper's γ."""
     LABELS = 20
     """The labelled pairs of an experiment."""
     PROMPTS = 21
@@ -196,6 +218,10 @@ class Stream:
     """Draws in the explorer of rejection sampling."""
     BUDGET_CURVES = 70
     """Simulated labels in the explorer of the annotation budget."""
+    SLIDE_RESPONSES = 7
+    """Responses in the slides' explorer of over-optimisation."""
+    SLIDE_LABELS = 1
+    """Labels of its reward models."""
 
 
 def uniform(

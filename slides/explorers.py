@@ -18,6 +18,7 @@ import torch
 
 from rlhf_lab.errors import LabError
 from rlhf_lab.figures.picture import Picture
+from rlhf_lab.randomness import Stream
 from rlhf_lab.training import Training, seeded
 from rlhf_lab.widgets.explorer import Explorer
 from rlhf_lab.worlds import bandit
@@ -141,14 +142,16 @@ def over_optimisation() -> Explorer:
     from rlhf_lab.widgets.over_optimisation import over_optimisation_explorer
 
     world = bandit.random(4, 30, seed=3)
-    drawn = torch.multinomial(world.log_ref().exp(), 400, replacement=True, generator=seeded(0, 7))
+    generator = seeded(0, Stream.SLIDE_RESPONSES)
+    drawn = torch.multinomial(world.log_ref().exp(), 400, replacement=True, generator=generator)
 
     def fitted() -> dict[str, torch.Tensor]:
         scores = {}
         for name, labels in {"2000 labels": 2000, "250 labels": 250, "60 labels": 60}.items():
             model: Any = world.reference.new_reward_model()
             schedule = Training(steps=2, batch_size=labels, optimizer="lbfgs", learning_rate=1.0, progress=False)
-            reward_model(model, world.preferences(labels, seeded(0, 1)), RewardModel(prior=1e-2), schedule)
+            pairs = world.preferences(labels, seeded(0, Stream.SLIDE_LABELS))
+            reward_model(model, pairs, RewardModel(prior=1e-2), schedule)
             scores[name] = model.enumerate(world.prompts).detach().double().gather(-1, drawn)
         return scores
 

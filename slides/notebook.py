@@ -40,11 +40,11 @@ class Drawn:
     pictures: dict[str, bytes] = field(default_factory=dict)
 
 
-States = Callable[[int, str], str]
+StatesOfCell = Callable[[int, str], str]
 """Takes the number of a cell and its explorer's initial text, and returns the key of the explorer's states."""
 
 
-def drawn(notebook: Any, stem: str, states: States) -> Drawn:
+def drawn(notebook: Any, stem: str, states: StatesOfCell) -> Drawn:
     """Convert a notebook.
 
     Args:
@@ -96,7 +96,7 @@ def alt(output: Any, here: str) -> str:
     return found
 
 
-def _outputs(cell: Any, here: str, number: int, stem: str, states: States, out: Drawn) -> str:
+def _outputs(cell: Any, here: str, number: int, stem: str, states: StatesOfCell, out: Drawn) -> str:
     made: list[str] = []
     for output in cell.get("outputs", []):
         data = output.get("data", {})

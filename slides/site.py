@@ -126,7 +126,7 @@ def write(folder: Path = SITE, slides: bool = True) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     build.library(folder / "lib")
     (folder / "lib" / "code.css").write_text(code_style(), encoding="utf-8")
-    shared = States(folder)
+    shared = StateFiles(folder)
     if slides:
         (folder / "slides").mkdir()
         for sentence in build.write_page(deck(), folder / "slides", "../lib", TITLE):
@@ -205,7 +205,7 @@ def sizes(folder: Path, limit: int = LIMIT) -> int:
     return total
 
 
-class States:
+class StateFiles:
     """The explorers' states of all pages; states that several pages show are stored in one file."""
 
     def __init__(self, folder: Path) -> None:
@@ -257,7 +257,7 @@ def code_style() -> str:
 # --- pages ----------------------------------------------------------------------------------------------------
 
 
-def notebook_page(path: Path, folder: Path, links: Links, shared: States) -> Page:
+def notebook_page(path: Path, folder: Path, links: Links, shared: StateFiles) -> Page:
     """Convert a stored notebook into a page, and write its pictures and its explorers' states."""
     import nbformat
 

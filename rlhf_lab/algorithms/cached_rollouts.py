@@ -109,6 +109,17 @@ def sample_and_score(
     return Rollouts(responses, join(shards, "scores"), join(shards, "selected"))
 
 
+@torch.no_grad()
+def score_in_shards(reward: Reward, prompts: Tokens, responses: Tokens, settings: Any, training: Training) -> Tensor:
+    """The scores of given responses (N, G, T), (N, G); `settings` and `training` as of `sample_and_score`."""
+
+    def make(start: int, stop: int) -> Shard:
+        return {"scores": check_finite(reward(prompts[start:stop], responses[start:stop]).detach(), "reward")}
+
+    size = settings.sampling_batch_size or 512
+    return join(in_shards(make, len(prompts), size, None, "scores", training.progress), "scores")
+
+
 def in_shards(
     make: Callable[[int, int], Shard],
     number: int,

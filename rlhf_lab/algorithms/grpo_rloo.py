@@ -35,7 +35,7 @@ from rlhf_lab.policies.base import Policy, Reward
 from rlhf_lab.rounding import MANY, rounding
 from rlhf_lab.training import Evaluation, Loop, Metrics, Training
 
-Kind = Literal["rloo", "grpo"]
+GroupMethod = Literal["rloo", "grpo"]
 Penalty = Literal["reward", "k2", "k3"]
 
 
@@ -43,7 +43,7 @@ Penalty = Literal["reward", "k2", "k3"]
 class Group:
     """Settings of RLOO and GRPO. A setting of None has the value of the kind's paper."""
 
-    kind: Kind = "rloo"
+    kind: GroupMethod = "rloo"
     """rloo or grpo, as in the list at the top of the module."""
     beta: Positive = 0.1
     """β of the objective."""

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from rlhf_lab import losses
-from rlhf_lab.algorithms.verdicts import Verdicts, mismatched
+from rlhf_lab.algorithms.verdicts import Verdicts, check_verdicts, mismatched
 from rlhf_lab.batch import Tokens
 from rlhf_lab.errors import LabError, Positive, check_settings
 from rlhf_lab.policies.base import Policy
@@ -133,16 +133,6 @@ def held_out_verdicts(
     return Evaluation(len(verdicts), batch, measure)
 
 
-def check_verdicts(verdicts: Verdicts) -> None:
-    """Raise `LabError` for fewer than two rows, and for verdicts of one kind only."""
-    number = len(verdicts)
-    if number < 2:
-        raise LabError(f"KTO compares prompts with responses to other prompts and needs at least 2 rows, not {number}.")
-    if bool(verdicts.desirable.all()) or not bool(verdicts.desirable.any()):
-        kind = "desirable" if bool(verdicts.desirable.any()) else "undesirable"
-        raise LabError(f"All verdicts are {kind}. KTO needs desirable and undesirable responses.")
-
-
 def kto(
     policy: Policy,
     reference: Policy,
@@ -174,7 +164,6 @@ def kto(
         LabError: fewer than two rows; verdicts of one kind only; a loss that is not finite.
     """
     check_verdicts(verdicts)
-    number = len(verdicts)
     if isinstance(reference_log_probs, Tensor) and reference_log_probs.shape != verdicts.desirable.shape:
         raise LabError(
             f"reference_log_probs has shape {tuple(reference_log_probs.shape)}; these verdicts need "
@@ -185,12 +174,12 @@ def kto(
     def loss_of(batch: Verdicts, log_ref: Tensor, z: Tensor, doubt: Tensor) -> tuple[Tensor, Metrics]:
         return kto_loss(policy, batch, log_ref, z, settings, doubt)
 
-    training.check_rows(name, number)
+    training.check_rows(name, len(verdicts))
     loop = Loop(name, policy, training, settings, evaluation)
     known, known_other = _known(reference, verdicts, other, reference_log_probs, training, loop.autocast)
     with loop:
         for _, _generator in loop:
-            rows = loop.rows(number)
+            rows = loop.rows(len(verdicts))
             batch = verdicts[rows]
             with torch.no_grad(), loop.autocast():
                 z, doubt = _reference_point(policy, batch, *_mixed(other, known_other, rows))

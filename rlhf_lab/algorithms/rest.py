@@ -17,16 +17,14 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from rlhf_lab.algorithms.cached_rollouts import Shard, claim_output, in_shards, join, sample_and_score
+from rlhf_lab.algorithms.cached_rollouts import claim_output, sample_and_score, score_in_shards
 from rlhf_lab.algorithms.sft import sft
 from rlhf_lab.batch import Tokens, cat
-from rlhf_lab.errors import Count, Finite, LabError, Range, Temperature, check_finite, check_settings
+from rlhf_lab.errors import Count, Finite, LabError, Range, Temperature, check_settings
 from rlhf_lab.policies.base import Policy, Reward
 from rlhf_lab.randomness import Stream
 from rlhf_lab.rounding import unit_interval, wins
 from rlhf_lab.training import Evaluation, Training
-
-History = list[dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,7 @@ def rest(
     original: tuple[Tokens, Tokens] | None = None,
     name: str = "rest",
     evaluation: Evaluation | None = None,
-) -> History:
+) -> list[dict[str, float]]:
     """Train `policy` in place on the samples from the policy that pass the filter.
 
     Args:
@@ -115,8 +113,8 @@ def rest(
             f"original has {len(original[0])} prompts and responses for {len(original[1])}; the numbers must be equal."
         )
     with claim_output(name, training, settings) as out:
-        old = None if original is None else _rows(*original, _score(reward, *original, settings, training.progress))
-        history: History = []
+        old = None if original is None else _rows(*original, score_in_shards(reward, *original, settings, training))
+        history: list[dict[str, float]] = []
         reward_range: tuple[float, float] | None = None
         for grow in range(settings.grows):
             folder = None if out is None else out / "samples" / f"grow-{grow}"
@@ -147,14 +145,3 @@ def rest(
 def _rows(prompts: Tokens, responses: Tokens, scores: Tensor) -> tuple[Tokens, Tokens, Tensor]:
     """One row for each of the N·G responses: its prompt, the response as (N·G, 1, T), and its score."""
     return prompts.repeat(scores.shape[1]), responses.reshape(scores.numel(), 1), scores.flatten()
-
-
-@torch.no_grad()
-def _score(reward: Reward, prompts: Tokens, responses: Tokens, settings: ReST, progress: bool) -> Tensor:
-    """The scores of given responses, (N, G)."""
-
-    def make(start: int, stop: int) -> Shard:
-        return {"scores": check_finite(reward(prompts[start:stop], responses[start:stop]).detach(), "reward")}
-
-    size = settings.sampling_batch_size or 512
-    return join(in_shards(make, len(prompts), size, None, "scores", progress), "scores")

@@ -32,14 +32,14 @@ from rlhf_lab.policies.base import Policy, Reward
 from rlhf_lab.randomness import Stream
 from rlhf_lab.training import Evaluation, Training, seeded
 
-Source = Literal["direct", "sft-sample-rank", "rso-sample-rank"]
+PairSource = Literal["direct", "sft-sample-rank", "rso-sample-rank"]
 
 
 @dataclass(frozen=True)
 class RSO:
     """Settings of RSO: where the pairs come from, and which loss is fitted."""
 
-    source: Source = "rso-sample-rank"
+    source: PairSource = "rso-sample-rank"
     """Where the preference pairs come from; see the list at the head of the module."""
     beta: Positive = 0.5
     """β of π_r, in the sampler."""

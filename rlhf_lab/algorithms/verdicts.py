@@ -77,3 +77,13 @@ def mismatched(verdicts: Verdicts) -> Tokens | None:
             source[row] = order[(end + j % (number - len(rows))) % number]
             which[row, 0] = (end - len(rows) + j) % group
     return verdicts.responses[source.to(verdicts.responses.device)].take(which)
+
+
+def check_verdicts(verdicts: Verdicts) -> None:
+    """Raise `LabError` for fewer than two rows, and for verdicts of one kind only."""
+    number = len(verdicts)
+    if number < 2:
+        raise LabError(f"KTO compares prompts with responses to other prompts and needs at least 2 rows, not {number}.")
+    if bool(verdicts.desirable.all()) or not bool(verdicts.desirable.any()):
+        kind = "desirable" if bool(verdicts.desirable.any()) else "undesirable"
+        raise LabError(f"All verdicts are {kind}. KTO needs desirable and undesirable responses.")

@@ -169,7 +169,7 @@ class Derivation:
         uncomputed = ["not computed"] * len(self.lines)
         return display.markdown(self.title, "nothing computed yet", self._rows(uncomputed), [], [], self.source)
 
-    def _rows(self, verdicts: Sequence[str]) -> list[display.Row]:
+    def _rows(self, verdicts: Sequence[str]) -> list[display.TableRow]:
         """The first lines, as many as there are verdicts."""
         found = []
         for number, (line, verdict) in enumerate(zip(self.lines, verdicts, strict=False), 1):
@@ -286,7 +286,7 @@ class Checked:
         one = self.derivation
         return display.markdown(one.title, self._found(), rows, self._wrong_rows(), code, one.source)
 
-    def _wrong_rows(self) -> list[display.Row]:
+    def _wrong_rows(self) -> list[display.TableRow]:
         found = []
         for wrong, typical, worlds in self._slips():
             line = self.derivation.lines[wrong.instead_of - 1]

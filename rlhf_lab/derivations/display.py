@@ -15,12 +15,17 @@ from typing import Any
 
 LINES = "line | computed | equation, and why"
 """The head of the table of lines."""
-Row = tuple[str, str, str, str]
+TableRow = tuple[str, str, str, str]
 """Its number, what was computed, the equation in LaTeX, and the reason."""
 
 
 def markdown(
-    title: str, found: str, rows: Sequence[Row], wrong: Sequence[Row], code: Sequence[tuple[str, str]], source: str
+    title: str,
+    found: str,
+    rows: Sequence[TableRow],
+    wrong: Sequence[TableRow],
+    code: Sequence[tuple[str, str]],
+    source: str,
 ) -> str:
     """A derivation as Markdown.
 
@@ -87,7 +92,7 @@ def _names(code: CodeType) -> set[str]:
     return own.union(*map(_names, inner))
 
 
-def _table(head: str, rows: Sequence[Row]) -> str:
+def _table(head: str, rows: Sequence[TableRow]) -> str:
     lines = [f"| {head} |", "|---|---|---|"]
     for number, computed, equation, words in rows:
         below = f"<br>{_text(words)}" if words else ""

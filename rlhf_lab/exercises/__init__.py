@@ -27,7 +27,7 @@ from typing import Any
 
 from rlhf_lab.errors import LabError
 from rlhf_lab.exercises import records
-from rlhf_lab.exercises.checking import Case, Exercise, Feedback, Mistake, Prose, Seed, Task
+from rlhf_lab.exercises.checking import Case, Exercise, Feedback, GeneratorSeed, Mistake, Prose, Task
 from rlhf_lab.exercises.predictions import Prediction
 
 
@@ -157,10 +157,10 @@ __all__ = [
     "Case",
     "Exercise",
     "Feedback",
+    "GeneratorSeed",
     "Mistake",
     "Prediction",
     "Prose",
-    "Seed",
     "Task",
     "check",
     "exercise",

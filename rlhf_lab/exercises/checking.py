@@ -30,7 +30,7 @@ SINGLE_RELATIVE, SINGLE_ABSOLUTE = 1e-4, 1e-5
 
 
 @dataclass(frozen=True)
-class Seed:
+class GeneratorSeed:
     """Represents a `torch.Generator` with this seed in a case; every call gets a new one."""
 
     seed: int
@@ -378,7 +378,7 @@ def guarded(function: Callable[..., Any], names: list[str] | None) -> Callable[.
 
 def fresh(value: Any) -> Any:
     """A copy for a call, so that changes do not persist after it."""
-    return torch.Generator().manual_seed(value.seed) if isinstance(value, Seed) else copy.deepcopy(value)
+    return torch.Generator().manual_seed(value.seed) if isinstance(value, GeneratorSeed) else copy.deepcopy(value)
 
 
 def snapshot(value: Any) -> Any:
@@ -651,7 +651,7 @@ def _said(case: Case) -> str:
 
 def shown(x: Any) -> str:
     """A value with four digits; long tensors by their shape."""
-    if isinstance(x, Seed):
+    if isinstance(x, GeneratorSeed):
         return f"a generator with seed {x.seed}"
     if isinstance(x, Tensor):
         if x.numel() > 12:

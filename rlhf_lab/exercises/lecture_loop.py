@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from rlhf_lab import exact
-from rlhf_lab.exercises.checking import Seed
+from rlhf_lab.exercises.checking import GeneratorSeed
 from rlhf_lab.worlds import bandit
 
 WORLD, BETA = bandit.lecture(), 0.5
@@ -24,7 +24,7 @@ def loop_arguments(steps: int, learning_rate: float, samples: int = 0) -> dict[s
         learning_rate: of plain SGD.
         samples: samples for each prompt in a step. With 0 the arguments `samples` and `generator` are left out.
     """
-    drawn = {"samples": samples, "generator": Seed(0)} if samples else {}
+    drawn = {"samples": samples, "generator": GeneratorSeed(0)} if samples else {}
     return {
         "logits": LOG_REF.clone().requires_grad_(True),
         "log_ref": LOG_REF,

@@ -8,7 +8,7 @@ from torch import Tensor
 from rlhf_lab import sampling
 from rlhf_lab.derivations.random_worlds import RandomWorld
 from rlhf_lab.derivations.rejection import accepted_are_exact
-from rlhf_lab.exercises.checking import Case, Exercise, Mistake, Seed, Task, double
+from rlhf_lab.exercises.checking import Case, Exercise, GeneratorSeed, Mistake, Task, double
 from rlhf_lab.exercises.derive import NextLine
 from rlhf_lab.exercises.edits import wrong_answers
 from rlhf_lab.exercises.lecture_loop import BETA, LOG_REF, REWARD, WORLD, loop_regret
@@ -133,14 +133,14 @@ def _accepted_arguments() -> dict[str, object]:
         "steps": 60,
         "learning_rate": 2.0,
         "draws": 2000,
-        "generator": Seed(0),
+        "generator": GeneratorSeed(0),
     }
 
 
 def _candidate_arguments() -> dict[str, object]:
     given = _accepted_arguments()
     del given["draws"], given["generator"]
-    return given | {"candidates": 64, "generator": Seed(0)}
+    return given | {"candidates": 64, "generator": GeneratorSeed(0)}
 
 
 EXERCISES: tuple[Task, ...] = (

@@ -9,7 +9,7 @@ from torch import Tensor
 from rlhf_lab import exact, losses
 from rlhf_lab.derivations.pair_losses import hinge_forgets_how_much
 from rlhf_lab.derivations.random_worlds import RandomWorld
-from rlhf_lab.exercises.checking import Case, Exercise, Seed, Task, as_tensor, double
+from rlhf_lab.exercises.checking import Case, Exercise, GeneratorSeed, Task, as_tensor, double
 from rlhf_lab.exercises.derive import NextLine
 from rlhf_lab.exercises.edits import wrong_answers
 from rlhf_lab.exercises.lecture_loop import BETA, LOG_REF, REWARD, loop_regret
@@ -194,7 +194,7 @@ def _loop_arguments() -> dict[str, object]:
         "steps": 80,
         "learning_rate": 10.0,
         "candidates": 512,
-        "generator": Seed(0),
+        "generator": GeneratorSeed(0),
     }
 
 
@@ -210,7 +210,7 @@ def _offline_arguments() -> dict[str, object]:
         "accepted": 1000,
         "steps": 60,
         "learning_rate": 20.0,
-        "generator": Seed(0),
+        "generator": GeneratorSeed(0),
     }
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from rlhf_lab import exact
 from rlhf_lab.derivations import rest as derivations
 from rlhf_lab.derivations.random_worlds import RandomWorld
-from rlhf_lab.exercises.checking import Case, Exercise, Seed, Task, double
+from rlhf_lab.exercises.checking import Case, Exercise, GeneratorSeed, Task, double
 from rlhf_lab.exercises.derive import NextLine
 from rlhf_lab.exercises.edits import wrong_answers
 from rlhf_lab.exercises.predictions import Prediction
@@ -161,7 +161,7 @@ def _raft_arguments() -> dict[str, object]:
         "copies": 1000,
         "steps": 60,
         "learning_rate": 2.0,
-        "generator": Seed(0),
+        "generator": GeneratorSeed(0),
     }
 
 
@@ -173,7 +173,7 @@ def _rest_arguments() -> dict[str, object]:
         "samples": 2000,
         "steps": 60,
         "learning_rate": 4.0,
-        "generator": Seed(0),
+        "generator": GeneratorSeed(0),
     }
 
 

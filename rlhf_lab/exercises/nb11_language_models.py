@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rlhf_lab import evaluation
 from rlhf_lab.derivations.optimal_policy import regret_is_a_kl
-from rlhf_lab.exercises.checking import Case, Exercise, Mistake, Seed, Task, double
+from rlhf_lab.exercises.checking import Case, Exercise, GeneratorSeed, Mistake, Task, double
 from rlhf_lab.exercises.derive import NextLine
 from rlhf_lab.exercises.edits import wrong_answers
 from rlhf_lab.exercises.predictions import Prediction
@@ -131,7 +131,7 @@ def _filter_arguments() -> dict[str, object]:
         "share": 0.2,
         "steps": 60,
         "learning_rate": 4.0,
-        "generator": Seed(0),
+        "generator": GeneratorSeed(0),
     }
 
 

@@ -50,7 +50,7 @@ class TrainingLoop(FunctionTask):
 
     Attributes:
         arguments: the arguments by name, in order. The first is the policy, a tensor that requires gradients or a
-            module. One is `steps`. A generator is given as `Seed`. Every run gets copies.
+            module. One is `steps`. A generator is given as `GeneratorSeed`. Every run gets copies.
         distance: from the trained policy to its distance from the optimum, such as the regret. Training lowers it.
         quantity: the name of the distance, such as “the regret”.
         share: the share of the solution's improvement that a correct loop may miss.

@@ -26,6 +26,7 @@ from rlhf_lab.errors import LabError
 from rlhf_lab.experiments.setup import Setup
 from rlhf_lab.experiments.setup_exact import ExactSetup
 from rlhf_lab.policies.base import Policy, Reward
+from rlhf_lab.randomness import Stream
 from rlhf_lab.training import Training, seeded
 
 BEST_OF = 8
@@ -262,33 +263,35 @@ METHODS: dict[str, Method] = {
     "reference": Method("π_ref, the SFT policy", untrained=lambda one: one.reference, labels="none", repeated=False),
     "optimal": Method("π*, exact", untrained=_optimal, labels="none", repeated=False),
     "plug-in": Method("exact optimum of the reward model", untrained=_plug_in, reward_model=True),
-    "sft": Method("SFT on chosen responses", _sft, stream=1),
+    "sft": Method("SFT on chosen responses", _sft, stream=Stream.SFT_FIT),
     "ppo": Method(
-        "PPO on the reward model", _ppo, stream=2, settings={"samples": 4, "epochs": 4},
+        "PPO on the reward model", _ppo, stream=Stream.PPO_POLICY_FIT, settings={"samples": 4, "epochs": 4},
         stages=lambda settings: settings["epochs"], reward_model=True, reference=True, critic=True, samples=True,
     ),
-    "dpo": Method("DPO (RSO's direct)", **_PAIRS, stream=3),
-    "dpo-ipo": Method("IPO, τ = β", **_PAIRS, stream=4, settings={"loss": "ipo"}),
-    "dpo-hinge-norm": Method("hinge-norm, γ = β", **_PAIRS, stream=5, settings={"loss": "hinge-norm"}),
+    "dpo": Method("DPO (RSO's direct)", **_PAIRS, stream=Stream.DPO_FIT),
+    "dpo-ipo": Method("IPO, τ = β", **_PAIRS, stream=Stream.IPO_FIT, settings={"loss": "ipo"}),
+    "dpo-hinge-norm": Method("hinge-norm, γ = β", **_PAIRS, stream=Stream.HINGE_FIT, settings={"loss": "hinge-norm"}),
     "rso-sft-sample-rank": Method(
-        "RSO, sft-sample-rank, γ = β", **_RSO, stream=6, settings={"source": "sft-sample-rank"}
+        "RSO, sft-sample-rank, γ = β", **_RSO, stream=Stream.SFT_SAMPLE_RANK_FIT, settings={"source": "sft-sample-rank"}
     ),
     "rso-rso-sample-rank": Method(
-        "RSO, rso-sample-rank, γ = β", **_RSO, stream=10, settings={"source": "rso-sample-rank"}
+        "RSO, rso-sample-rank, γ = β", **_RSO, stream=Stream.RSO_SAMPLE_RANK_FIT, settings={"source": "rso-sample-rank"}
     ),
     "rso-paper": Method(
-        "RSO, γ = 0.05, hard labels", **_RSO, stream=11, settings={"gamma": 0.05, "labels": "hard"}
+        "RSO, γ = 0.05, hard labels", **_RSO, stream=Stream.RSO_PAPER_FIT, settings={"gamma": 0.05, "labels": "hard"}
     ),
     "raft": Method(
-        "RAFT, best of 8", _raft, stream=7, settings={"best_of": BEST_OF}, reward_model=True, samples=True
+        "RAFT, best of 8", _raft, stream=Stream.RAFT_FIT, settings={"best_of": BEST_OF}, reward_model=True, samples=True
     ),
     "best-of-n": Method("best of 8, exact", untrained=_best_of_n, reward_model=True),
     "rest": Method(
-        "ReST, τ = 0, .7, .8", _rest, stream=8, settings={"samples": 8, "thresholds": (0.0, 0.7, 0.8), "grows": 1},
+        "ReST, τ = 0, .7, .8", _rest, stream=Stream.REST_FIT,
+        settings={"samples": 8, "thresholds": (0.0, 0.7, 0.8), "grows": 1},
         stages=lambda settings: settings["grows"] * len(settings["thresholds"]), reward_model=True, samples=True,
     ),
     "online": Method(
-        "online DPO, 4 rounds", _online, stream=9, settings={"rounds": 4}, stages=lambda settings: settings["rounds"],
+        "online DPO, 4 rounds", _online, stream=Stream.ITERATED_DPO_FIT, settings={"rounds": 4},
+        stages=lambda settings: settings["rounds"],
         labels="own", reference=True, samples=True,
     ),
 }  # fmt: skip

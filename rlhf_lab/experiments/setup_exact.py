@@ -20,10 +20,10 @@ from rlhf_lab.training import seeded
 from rlhf_lab.worlds import bandit, token_tree
 from rlhf_lab.worlds.finite_world import FiniteWorld
 
-Architecture = Literal["table", "gpt2", "gpt_neox"]
+PolicyClass = Literal["table", "gpt2", "gpt_neox"]
 
 
-def random_world(scale: str, seed: int, architecture: Architecture = "table") -> FiniteWorld:
+def random_world(scale: str, seed: int, architecture: PolicyClass = "table") -> FiniteWorld:
     """The random world of an exact scale.
 
     Args:

@@ -12,7 +12,7 @@ from rlhf_lab.figures.statistical import legend_below
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-History = Sequence[Mapping[str, float]]
+LoggedRows = Sequence[Mapping[str, float]]
 HELD_OUT = "eval_"
 """Start of the names of numbers that were measured on held-out data."""
 NOT_DRAWN = ("step", "round", "labels", "grow", "improve", "threshold", "kept")
@@ -32,7 +32,7 @@ LOOKS = ("dpo", "ppo", "rest", "rso-rso-sample-rank", "raft", "policy", "referen
 """Styles of the runs, which are distinguishable with every kind of colour vision."""
 
 
-def total_steps(history: History) -> list[int]:
+def total_steps(history: LoggedRows) -> list[int]:
     """Return the number of steps since the start of the run for each row. Each round counts its steps from 0."""
     found, before, last = [], 0, 0
     for row in history:
@@ -43,7 +43,7 @@ def total_steps(history: History) -> list[int]:
     return found
 
 
-def numbers_of(histories: Sequence[History]) -> list[str]:
+def numbers_of(histories: Sequence[LoggedRows]) -> list[str]:
     """Return the names of all numbers in the histories that can be drawn, without `eval_`."""
     names = dict.fromkeys(
         name.removeprefix(HELD_OUT) for history in histories for row in history for name in row if name not in NOT_DRAWN
@@ -51,7 +51,7 @@ def numbers_of(histories: Sequence[History]) -> list[str]:
     return sorted(names, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
 
 
-def training_curves(histories: Mapping[str, History], names: Sequence[str] = (), title: str = "") -> Figure:
+def training_curves(histories: Mapping[str, LoggedRows], names: Sequence[str] = (), title: str = "") -> Figure:
     """Draw the logged numbers of one or several runs against the optimiser step.
 
     Args:

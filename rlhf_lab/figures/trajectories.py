@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-class Trajectory(Protocol):
+class DrawnTrajectory(Protocol):
     """The places of one run during training: its method, and KL and reward (S,) from the start to the end."""
 
     method: str
@@ -28,7 +28,7 @@ class Trajectory(Protocol):
 @style.use()
 def trajectories_on_frontier(
     ax: Axes,
-    trajectories: Sequence[Trajectory],
+    trajectories: Sequence[DrawnTrajectory],
     curve: pd.DataFrame,
     beta: float,
     names: Mapping[str, str] | None = None,
@@ -74,7 +74,7 @@ def trajectories_on_frontier(
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3)
 
 
-def _set_limits(ax: Axes, trajectories: Sequence[Trajectory], points: Sequence[tuple[float, float]]) -> None:
+def _set_limits(ax: Axes, trajectories: Sequence[DrawnTrajectory], points: Sequence[tuple[float, float]]) -> None:
     """Set limits that show every trajectory and every point, with little room beside them."""
     kls, rewards = (list(values) for values in zip(*points, strict=True))
     kls.append(max(float(one.kl.max()) for one in trajectories))
@@ -118,7 +118,7 @@ def regret_split(
 
 
 def comparison(
-    trajectories: Sequence[Trajectory],
+    trajectories: Sequence[DrawnTrajectory],
     parts: Mapping[str, tuple[Sequence[float], Sequence[float]]],
     curve: pd.DataFrame,
     beta: float,

@@ -37,7 +37,7 @@ from rlhf_lab.randomness import Stream
 from rlhf_lab.training import checkpoint, distributed, finite, memory, output_folder
 from rlhf_lab.training.config import Training
 from rlhf_lab.training.evaluation import PREFIX, Evaluation, Metrics, measure, plain_numbers
-from rlhf_lab.training.parts import Part, parts_of, sum_over_processes, tokens_of
+from rlhf_lab.training.parts import BatchPart, parts_of, sum_over_processes, tokens_of
 from rlhf_lab.training.rows import rows_at, seeded
 from rlhf_lab.training.tracking import Trackers
 
@@ -320,7 +320,7 @@ class Loop:
         if self._is_timed:
             self._tokens = self._tokens + (tokens_of(batch or ()) if tokens is None else tokens)
 
-    def _backward(self, loss: Loss, parts: list[Part]) -> tuple[Tensor, Metrics]:
+    def _backward(self, loss: Loss, parts: list[BatchPart]) -> tuple[Tensor, Metrics]:
         """Compute the loss, metrics and gradient of the whole step from the parts of all processes."""
         value, watched = None, dict[str, Any]()
         # FSDP averages gradients over processes, but the weights of the parts require their sum.

@@ -11,7 +11,7 @@ from rlhf_lab.batch import Tokens
 from rlhf_lab.training import distributed
 
 
-class Part(NamedTuple):
+class BatchPart(NamedTuple):
     """Rows of a step's batch that are computed together, their weight in its mean, and the first one's position."""
 
     batch: tuple[Any, ...]
@@ -19,7 +19,7 @@ class Part(NamedTuple):
     first: int = 0
 
 
-def parts_of(batch: tuple[Any, ...] | None, weight: Tensor | None, accumulate: int) -> list[Part]:
+def parts_of(batch: tuple[Any, ...] | None, weight: Tensor | None, accumulate: int) -> list[BatchPart]:
     """Return the parts of a step that this process computes.
 
     All processes have the same number of parts, because with FSDP they compute each part together. If a process has
@@ -31,10 +31,10 @@ def parts_of(batch: tuple[Any, ...] | None, weight: Tensor | None, accumulate: i
         accumulate: number of parts of one process.
     """
     if batch is None:
-        return [Part((), 1.0 / distributed.world_size())]
+        return [BatchPart((), 1.0 / distributed.world_size())]
     number, mine = len(batch[0]), distributed.local_rows(len(batch[0]))
     if distributed.world_size() == 1 and accumulate == 1:
-        return [Part(batch, 1.0)]
+        return [BatchPart(batch, 1.0)]
     if weight is None:
         weight = weight_in(batch)
     if weight is not None:
@@ -44,7 +44,7 @@ def parts_of(batch: tuple[Any, ...] | None, weight: Tensor | None, accumulate: i
     for rows in torch.arange(mine.start, mine.stop).tensor_split(min(accumulate, widest)):
         share = len(rows) / number if weight is None else weight[rows.to(weight.device)].sum()
         some = rows if len(rows) else torch.zeros(1, dtype=torch.long)
-        out.append(Part(tuple(b[some] for b in batch), share, mine.start if not len(rows) else int(rows[0])))
+        out.append(BatchPart(tuple(b[some] for b in batch), share, mine.start if not len(rows) else int(rows[0])))
     return out
 
 

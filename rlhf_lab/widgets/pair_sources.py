@@ -13,12 +13,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from rlhf_lab import exact
+from rlhf_lab.algorithms.rso import PairSource
 from rlhf_lab.errors import LabError, check_log_distribution, check_responses_axis
 from rlhf_lab.figures.picture import Axis, Bars, Curve, Number, Panel, Picture, Points, Rule
 from rlhf_lab.language import tr
@@ -26,7 +26,6 @@ from rlhf_lab.widgets.explorer import Choice, Explorer, Slider
 
 SOURCES = ("direct", "sft-sample-rank", "rso-sample-rank")
 """The three sources of the lecture slides, in their order."""
-Source = Literal["direct", "sft-sample-rank", "rso-sample-rank"]
 BETAS = tuple(float(f"{10**e:.3g}") for e in torch.linspace(math.log10(0.25), math.log10(4), 13).tolist())
 """The β at which the curves are computed."""
 
@@ -87,7 +86,7 @@ def pair_weights(log_source: Tensor, reward: Tensor, rounds: int = 1) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Prices:
+class PriceCurves:
     """`exact.label_price` at every β of `BETAS`, for one prompt and one kind of pairing.
 
     Attributes:
@@ -108,8 +107,8 @@ def best_prices(log_sft: Tensor, reward: Tensor) -> Tensor:
     return torch.stack(found)
 
 
-def price_curves(log_sft: Tensor, reward: Tensor, rounds: int, best: Tensor | None = None) -> Prices:
-    """`Prices` of one prompt, (K,). `best` is `best_prices`; None computes it."""
+def price_curves(log_sft: Tensor, reward: Tensor, rounds: int, best: Tensor | None = None) -> PriceCurves:
+    """`PriceCurves` of one prompt, (K,). `best` is `best_prices`; None computes it."""
     curves: dict[str, Tensor] = {}
     for source in SOURCES:
         prices = []
@@ -117,7 +116,7 @@ def price_curves(log_sft: Tensor, reward: Tensor, rounds: int, best: Tensor | No
             weights = pair_weights(source_policy(source, log_sft, reward, beta), reward, rounds)
             prices.append(exact.label_price(log_sft, reward, beta, weights))
         curves[source] = torch.stack(prices)
-    return Prices(best_prices(log_sft, reward) if best is None else best, curves)
+    return PriceCurves(best_prices(log_sft, reward) if best is None else best, curves)
 
 
 def pair_sources_picture(
@@ -127,7 +126,7 @@ def pair_sources_picture(
     source: str,
     rounds: int,
     responses: Sequence[str],
-    prices: Prices | None = None,
+    prices: PriceCurves | None = None,
 ) -> Picture:
     """Draw the responses in the pairs of `source`, and how many more labels it needs than the best design.
 
@@ -205,7 +204,7 @@ def pair_sources_explorer(
     responses: Sequence[str],
     prompts: Sequence[str] = (),
     beta: float = 0.5,
-    source: Source = "rso-sample-rank",
+    source: PairSource = "rso-sample-rank",
 ) -> Explorer:
     """Show the pair sources with controls for the source, β and the pairing.
 

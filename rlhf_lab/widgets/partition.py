@@ -71,7 +71,7 @@ def relative_variance(log_ref: Tensor, reward: Tensor, beta: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Draws:
+class DrawCounts:
     """Counts of each response in independent runs of up to 2^m draws from π_ref.
 
     Attributes:
@@ -98,7 +98,7 @@ class Draws:
         return log_total - self.numbers.log().unsqueeze(-1)
 
 
-def draw(log_ref: Tensor, runs: int = 200, seed: int = 0, doublings: int = DOUBLINGS) -> Draws:
+def draw(log_ref: Tensor, runs: int = 200, seed: int = 0, doublings: int = DOUBLINGS) -> DrawCounts:
     """`runs` runs of 2^doublings draws from π_ref, (K,).
 
     Raises:
@@ -121,11 +121,11 @@ def draw(log_ref: Tensor, runs: int = 200, seed: int = 0, doublings: int = DOUBL
         sofar = sofar.scatter_add(1, part, torch.ones_like(part, dtype=torch.float64))
         counts.append(sofar)
         start = 2**k
-    return Draws(torch.stack(counts))
+    return DrawCounts(torch.stack(counts))
 
 
 def partition_picture(
-    log_ref: Tensor, score: Tensor, draws: Draws, doublings: int, beta: float, reward_range: float
+    log_ref: Tensor, score: Tensor, draws: DrawCounts, doublings: int, beta: float, reward_range: float
 ) -> Picture:
     """Draw the estimates of log Z by number of samples, and the distributions of the samples and of the terms of Z.
 

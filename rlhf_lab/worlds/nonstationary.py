@@ -36,8 +36,10 @@ from rlhf_lab.training import seeded
 from rlhf_lab.worlds import bandit, token_tree
 from rlhf_lab.worlds.finite_world import FiniteWorld
 
-Kind = Literal["none", "drift", "sudden", "prompts", "policy"]
-KINDS: tuple[Kind, ...] = ("none", "drift", "sudden", "prompts", "policy")
+Change = Literal["none", "drift", "sudden", "prompts", "policy"]
+KINDS: tuple[Change, ...] = ("none", "drift", "sudden", "prompts", "policy")
+SECOND_TREE = 70_000
+"""The second reward of a tree is that of the random tree whose seed is larger by this number."""
 
 
 def standard(reward: Tensor) -> Tensor:
@@ -102,7 +104,7 @@ class NonstationaryWorld:
     world: FiniteWorld
     first: Tensor
     other: Tensor
-    kind: Kind = "drift"
+    kind: Change = "drift"
     rounds: int = 24
     rate: float = 0.05
     beta: float = 0.5
@@ -243,7 +245,7 @@ def nonstationary_tree(
     """
     world = token_tree.random(vocab_size, depth, num_prompts, seed)
     first = standard(world.rewards())
-    drawn = token_tree.random(vocab_size, depth, num_prompts, seed + 70_000).rewards()
+    drawn = token_tree.random(vocab_size, depth, num_prompts, SECOND_TREE + seed).rewards()
     return NonstationaryWorld(world, first, orthogonal(first, drawn), **changes)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rlhf_lab.errors import LabError
-from rlhf_lab.exercises import Case, Exercise, Mistake, Seed, check, exercise, hint, notebooks, solution
+from rlhf_lab.exercises import Case, Exercise, GeneratorSeed, Mistake, check, exercise, hint, notebooks, solution
 from rlhf_lab.exercises.checking import judge_answer
 
 A = torch.tensor([[1.0, 2.0, 4.0], [0.5, 0.25, 8.0]], dtype=torch.float64)
@@ -183,7 +183,7 @@ def test_a_seed_becomes_a_new_generator_for_every_call():
         return torch.rand((), generator=generator, dtype=torch.float64)
 
     more = {
-        "cases": (Case("a seed", {"generator": Seed(3)}),),
+        "cases": (Case("a seed", {"generator": GeneratorSeed(3)}),),
         "solution": draw,
         "mistakes": tuple(Mistake(f"m{i}", "", lambda g, i=i: draw(g) + i) for i in (1, 2, 3)),
     }

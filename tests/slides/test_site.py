@@ -407,7 +407,7 @@ def test_the_pages_script_reads_pooled_states(tmp_path):
 
 
 def test_states_that_two_pages_show_are_one_file(tmp_path):
-    shared = site.States(tmp_path)
+    shared = site.StateFiles(tmp_path)
     one, two = '{"slots": [], "same": 1}', '{"slots": [], "same": 2}'
     shared.there("slide", one, "slides/states/slide.js")
     assert shared.written("a-1", one) == ("slide", "slides/states/slide.js")
@@ -454,7 +454,7 @@ def test_a_notebooks_entry_has_its_reading_time_from_the_metadata_of_its_first_c
         metadata = {} if minutes is None else {"minutes_to_read": minutes}
         first = v4.new_markdown_cell("# A title\n\n**It takes** 99 minutes to read.", metadata=metadata)
         nbformat.write(v4.new_notebook(cells=[first]), path)
-        made = site.notebook_page(path, tmp_path, site.Links(), site.States(tmp_path))
+        made = site.notebook_page(path, tmp_path, site.Links(), site.StateFiles(tmp_path))
         assert (made.title, made.about) == ("03 · A title", about)
 
 

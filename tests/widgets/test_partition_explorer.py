@@ -80,14 +80,14 @@ def test_draws_never_hit_a_response_without_probability():
 
 def test_an_estimate_is_the_logarithm_of_the_mean_of_its_draws():
     """Three draws by hand: y = 0 twice and y = 2 once, r = 0, 1, 2 at β = 0.5: (1 + 1 + e⁴)/3."""
-    draws = partition.Draws(torch.tensor([[[2.0, 0.0, 1.0]]], dtype=torch.float64))
+    draws = partition.DrawCounts(torch.tensor([[[2.0, 0.0, 1.0]]], dtype=torch.float64))
     estimate = draws.estimates(torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64), 0.5)
     assert float(estimate) == pytest.approx(math.log((2 + math.exp(4)) / 3), rel=1e-12)
 
 
 def test_estimates_are_finite_where_a_run_never_saw_a_good_response():
     """Only y = 0 was drawn, and the best response is 10⁶ nats better: log Ẑ = r(0)/β = 0, not −∞."""
-    draws = partition.Draws(torch.tensor([[[4.0, 0.0]]], dtype=torch.float64))
+    draws = partition.DrawCounts(torch.tensor([[[4.0, 0.0]]], dtype=torch.float64))
     estimate = draws.estimates(torch.tensor([0.0, 1.0], dtype=torch.float64), 1e-6)
     assert float(estimate) == pytest.approx(0.0, abs=1e-12)
 

@@ -235,7 +235,7 @@ class TwoAnswers:
 def test_preferences_are_bradley_terry_on_the_gold_reward(beta_label, noise):
     """p(good first) = (1 − ε) σ(Δ/β) + ε σ(−Δ/β) with Δ = 1 − (−0.4) for a prompt about wine on a scarf."""
     world = text.load("dialogue")
-    fixed = text.Example(STAIN, "", {}, 0.0)
+    fixed = text.TextExample(STAIN, "", {}, 0.0)
     world.examples = lambda split, limit=None: [fixed] * (limit or 1)
     number = 400
     pairs, dropped = world.preferences(

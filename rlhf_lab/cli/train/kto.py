@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, ClassVar
 
-from rlhf_lab.algorithms.kto import KTO, Verdicts, check_verdicts, held_out_verdicts, kto
+from rlhf_lab.algorithms.kto import KTO, held_out_verdicts, kto
+from rlhf_lab.algorithms.verdicts import Verdicts, check_verdicts
 from rlhf_lab.batch import Tokens
 from rlhf_lab.cli.train.data import Data
 from rlhf_lab.cli.train.runner import History, Job, run

@@ -40,7 +40,7 @@ class Recording(NamedTuple):
     out: Tensor
 
 
-Recorder = Callable[[Callable[[], Tensor]], Recording]
+GraphRecorder = Callable[[Callable[[], Tensor]], Recording]
 """Records a function without arguments."""
 
 
@@ -99,7 +99,7 @@ class CudaGraphStep:
         layout: varlen_attention.VarlenLayout,
         group: int,
         capacity: int,
-        record: Recorder | None = None,
+        record: GraphRecorder | None = None,
     ) -> None:
         """Allocate the buffers.
 

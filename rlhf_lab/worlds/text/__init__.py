@@ -14,10 +14,10 @@ from pathlib import Path
 
 from rlhf_lab.errors import LabError
 from rlhf_lab.worlds.text import dialogue, sentiment, summaries, translation
-from rlhf_lab.worlds.text.text_world import SIZES, Example, TextWorld
+from rlhf_lab.worlds.text.text_world import SIZES, TextExample, TextWorld
 from rlhf_lab.worlds.text.translation import Translation
 
-__all__ = ["SIZES", "WORLDS", "Example", "TextWorld", "Translation", "load", "shipped"]
+__all__ = ["SIZES", "WORLDS", "TextExample", "TextWorld", "Translation", "load", "shipped"]
 
 WORLDS: dict[str, Callable[..., TextWorld]] = {
     "sentiment": sentiment.world,

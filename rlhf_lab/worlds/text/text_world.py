@@ -29,7 +29,7 @@ _CHUNK = 64  # prompts that are sampled from at the same time
 
 
 @dataclass(frozen=True)
-class Example:
+class TextExample:
     """A prompt with a target, as in data for supervised fine-tuning. The whole text is prompt + target.
 
     Attributes:
@@ -65,11 +65,11 @@ class TextWorld:
     score: Callable[[str, str], float]
     follows_grammar: Callable[[str, str], bool]
     seed: int = 0
-    _made: dict[str, list[Example]] = field(default_factory=lambda: {split: [] for split in SIZES}, repr=False)
+    _made: dict[str, list[TextExample]] = field(default_factory=lambda: {split: [] for split in SIZES}, repr=False)
     _lengths: tuple[Any, int, int] | None = field(default=None, repr=False)
-    _stream: Iterator[tuple[str, Example]] | None = field(default=None, repr=False)
+    _stream: Iterator[tuple[str, TextExample]] | None = field(default=None, repr=False)
 
-    def _examples(self) -> Iterator[tuple[str, Example]]:
+    def _examples(self) -> Iterator[tuple[str, TextExample]]:
         """Generate examples with their splits without end. No prompt occurs twice."""
         seen: set[str] = set()
         number = 0
@@ -82,9 +82,9 @@ class TextWorld:
             seen.add(prompt)
             draw = Draw(place + "/target")
             target = self.draw_target(facts, draw)
-            yield split_of(prompt), Example(prompt, target, facts, draw.nats)
+            yield split_of(prompt), TextExample(prompt, target, facts, draw.nats)
 
-    def examples(self, split: str, limit: int | None = None) -> list[Example]:
+    def examples(self, split: str, limit: int | None = None) -> list[TextExample]:
         """The first `limit` examples of a split, or all if it is None. They are the same each time.
 
         Raises:
