@@ -116,8 +116,8 @@ def score_in_shards(reward: Reward, prompts: Tokens, responses: Tokens, settings
     def make(start: int, stop: int) -> Shard:
         return {"scores": check_finite(reward(prompts[start:stop], responses[start:stop]).detach(), "reward")}
 
-    size = settings.sampling_batch_size or 512
-    return join(in_shards(make, len(prompts), size, None, "scores", training.progress), "scores")
+    shards = in_shards(make, len(prompts), settings.sampling_batch_size or 512, None, "scores", training.progress)
+    return join(shards, "scores")
 
 
 def in_shards(
