@@ -13,14 +13,14 @@ import sys
 
 from rlhf_lab.cli.main import main as lab
 from rlhf_lab.experiments.results import NAMES, experiment_of
-from rlhf_lab.experiments.settings import SCALES
+from rlhf_lab.experiments.scales import SCALES
 
 
 def main() -> None:
     """Run the chosen experiments one after the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=NAMES, nargs="+", default=NAMES, help="experiments to run; default: all")
-    parser.add_argument("--scale", choices=SCALES, nargs="+", default=SCALES, help="scales to run; default: all")
+    parser.add_argument("--scale", choices=SCALES, nargs="+", default=list(SCALES), help="scales to run; default: all")
     parser.add_argument("--workers", type=int, default=1, help="number of processes per experiment")
     args = parser.parse_args()
     for name in args.only:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rlhf_lab.errors import LabError
-from rlhf_lab.experiments.settings import SCALE_NAMES, SCALES
+from rlhf_lab.experiments.scales import SCALES
 from rlhf_lab.experiments.verdicts import Verdict, side
 from rlhf_lab.intervals import Interval, format_number
 
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 AXES = ("linear", "log", "percent", "points")
-LOOKS = {"bandit": ("#0072B2", "o"), "tree": ("#D55E00", "s"), "small": ("#009E73", "D")}
-"""Colour (Okabe and Ito) and marker of each scale."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,10 @@ class Contrast:
 
 def numbers(contrasts: Sequence[Contrast]) -> str:
     """Return all numbers of the plot as a Markdown table."""
-    lines = ["| claim | contrast | compared with | " + " | ".join(SCALE_NAMES.values()) + " |", "|---" * 6 + "|"]
+    lines = [
+        "| claim | contrast | compared with | " + " | ".join(one.words for one in SCALES.values()) + " |",
+        "|---" * 6 + "|",
+    ]
     for one in contrasts:
         found = {s: format_number(v, one.unit, tuple(one.lines)) for s, v in one.intervals.items()}
         ends = " and ".join(format_number(end, one.unit) for end in one.lines)
@@ -109,9 +110,7 @@ def draw(contrasts: Sequence[Contrast], columns: int = 3) -> Figure:
     for axes, contrast in zip(grid.flat, contrasts, strict=False):
         _panel(axes, contrast)
     grey: dict[str, Any] = {"color": "0.35", "linestyle": "none", "marker": "o"}
-    key: list[Any] = [
-        Line2D([], [], color=LOOKS[s][0], marker=LOOKS[s][1], label=name) for s, name in SCALE_NAMES.items()
-    ]
+    key: list[Any] = [Line2D([], [], color=one.look[0], marker=one.look[1], label=one.words) for one in SCALES.values()]
     key.append(Line2D([], [], **grey, label="interval excludes the line"))
     key.append(Line2D([], [], **grey, markerfacecolor="white", label="interval contains the line"))
     key.append(Patch(facecolor="0.88", label="predicted by the claim"))
@@ -126,7 +125,7 @@ def _panel(axes: Axes, contrast: Contrast) -> None:
 
     factor = 100.0 if contrast.unit else 1.0
     for scale, one in contrast.intervals.items():
-        (colour, marker), y = LOOKS[scale], SCALES.index(scale)
+        (colour, marker), y = SCALES[scale].look, list(SCALES).index(scale)
         mean, low, high = (factor * value for value in one)
         axes.plot([low, high], [y, y], color=colour, linewidth=2, solid_capstyle="butt")
         inside = colour if contrast.decided(one) else "white"
@@ -145,10 +144,8 @@ def _panel(axes: Axes, contrast: Contrast) -> None:
         low, high = (e if v is None else factor * v for v, e in zip(contrast.claimed, (left, right), strict=True))
         axes.axvspan(low, high, color="0.88", linewidth=0, zorder=0)
         axes.set_xlim(left, right)
-    names = ["bandit", "tree", "language\nmodel"]
-    axes.set_yticks(
-        range(len(SCALES)), [n if s in contrast.intervals else f"({n})" for s, n in zip(SCALES, names, strict=True)]
-    )
+    names = [(scale, one.short.replace(" ", "\n")) for scale, one in SCALES.items()]
+    axes.set_yticks(range(len(SCALES)), [n if s in contrast.intervals else f"({n})" for s, n in names])
     axes.set_ylim(len(SCALES) - 0.5, -0.5)
     words = "\n".join(textwrap.wrap(f"{contrast.claim}. {contrast.label}", 32))
     axes.set_title(re.sub(r"([πr])_(ref|r|φ)\b", r"$\1_{\\mathrm{\2}}$", words), loc="left", fontsize=10)

@@ -40,7 +40,7 @@ from typing import Any
 from rlhf_lab.experiments.claims_forest import Contrast, draw, numbers
 from rlhf_lab.experiments.results import read, saved
 from rlhf_lab.experiments.runner import Experiment
-from rlhf_lab.experiments.settings import SCALE_NAMES, SCALES
+from rlhf_lab.experiments.scales import SCALES, scale_of
 from rlhf_lab.experiments.verdicts import OUTCOMES, SECTIONS, Notes, Verdict, fill, read_notes, read_parts
 from rlhf_lab.training.checkpoint import write_text
 
@@ -225,7 +225,7 @@ def unfolded(text: str) -> str:
 
 def overall(outcomes: Mapping[str, str]) -> str:
     """Return the outcome of a claim over all scales: one if all agree, otherwise each with its scales."""
-    scales = {outcome: [SCALE_NAMES.get(s, s) for s, one in outcomes.items() if one == outcome] for outcome in OUTCOMES}
+    scales = {outcome: [scale_of(s).words for s, one in outcomes.items() if one == outcome] for outcome in OUTCOMES}
     found = {outcome: names for outcome, names in scales.items() if names}
     if len(found) == 1:
         return next(iter(found))
@@ -240,7 +240,10 @@ def words_of(folder: Path, record: dict[str, Any]) -> tuple[str, str, str]:
 
 
 def _table(every: list[Claim]) -> str:
-    lines = ["| | claim | " + " | ".join(SCALE_NAMES.values()) + " |", "|---|---|" + "---|" * len(SCALES)]
+    lines = [
+        "| | claim | " + " | ".join(one.words for one in SCALES.values()) + " |",
+        "|---|---|" + "---|" * len(SCALES),
+    ]
     for claim in every:
         cells = [_cell(claim.results.get(scale)) for scale in SCALES]
         experiment = claim.experiment
@@ -272,7 +275,7 @@ def _claim(claim: Claim, page: Path) -> str:
             *(f"**{words}.** {claim.filled(section)}\n" for section, words in SHORT.items()),
             _picture(shown, page),
             _fold("Source, experiment and rule in detail", "\n\n".join(parts)),
-            *(_fold(f"{SCALE_NAMES[s].capitalize()}: {outcomes[s]}", _scale(claim, s, page)) for s in claim.results),
+            *(_fold(f"{SCALES[s].words.capitalize()}: {outcomes[s]}", _scale(claim, s, page)) for s in claim.results),
         ]
     )
 

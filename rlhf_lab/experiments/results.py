@@ -16,7 +16,7 @@ from rlhf_lab import shipped
 from rlhf_lab.errors import LabError
 from rlhf_lab.experiments.claims import PACKAGES, module_of
 from rlhf_lab.experiments.runner import Experiment, Found, save
-from rlhf_lab.experiments.settings import SCALES
+from rlhf_lab.experiments.scales import SCALES
 from rlhf_lab.training.checkpoint import write_json
 
 NAMES = tuple(PACKAGES)

@@ -35,7 +35,8 @@ import torch
 from tqdm.auto import tqdm
 
 from rlhf_lab.errors import LabError, check_output_folder, check_path, check_paths
-from rlhf_lab.experiments.settings import EXACT_SCALES, Settings
+from rlhf_lab.experiments.scales import scale_of
+from rlhf_lab.experiments.settings import Settings
 from rlhf_lab.experiments.verdicts import Verdict, fill
 from rlhf_lab.training.checkpoint import append, plain, read_lines, write_json, write_text
 from rlhf_lab.training.lock import FolderLock
@@ -68,7 +69,7 @@ class Experiment:
         rule: when the claim is supported and when it is not. `decide` carries it out.
         rule_commit: hash of the commit that wrote the rule, before the run; empty where it is not recorded.
         settings: the class of the settings.
-        scales: the scales on which it can be run; "small" stands for any language model.
+        scales: the columns of `settings.PerScale` for which it is made; "small" stands for any language model.
         run: (settings, job, best_config) → the job's rows: numbers and names, nothing else.
         summarise: (settings, rows) → one row a condition, with columns x, x_low, x_high for a measured x.
         decide: (settings, summary, rows) → the verdict.
@@ -310,8 +311,7 @@ def settings_of(settings: Any) -> dict[str, Any]:
 
 def check_scale(experiment: Experiment, scale: str) -> None:
     """Raise `LabError` for a scale on which the experiment cannot be run."""
-    known = scale in experiment.scales or (scale not in EXACT_SCALES and "small" in experiment.scales)
-    if not known:
+    if scale_of(scale).column not in experiment.scales:
         models = ", or a model's name or folder" if "small" in experiment.scales else ""
         raise LabError(
             f"{experiment.name} is not made for the scale '{scale}'. It runs on {', '.join(experiment.scales)}{models}."

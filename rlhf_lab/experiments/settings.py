@@ -22,19 +22,13 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
 from rlhf_lab.errors import LabError, Natural, check_settings
+from rlhf_lab.experiments.scales import scale_of
 
-__all__ = ["EXACT_SCALES", "SCALES", "SCALE_NAMES", "Defaults", "PerScale", "Settings"]
-
-EXACT_SCALES = ("bandit", "tree")
-"""The scales on which π* is exact."""
-SCALES = (*EXACT_SCALES, "small")
-"""The scales whose results are saved; `small` is the language model that ships with the package."""
-SCALE_NAMES = {"bandit": "bandit", "tree": "token tree", "small": "small language model"}
-"""The words for them in texts."""
+__all__ = ["Defaults", "PerScale", "Settings"]
 
 
 class PerScale(NamedTuple):
-    """A default that depends on the scale. Every language model has that of `small`."""
+    """A default that depends on the scale. Every language model has that of `small`; see `scales.Scale.column`."""
 
     bandit: Any = None
     tree: Any = None
@@ -92,9 +86,9 @@ class Settings:
     @classmethod
     def defaults(cls, scale: str, quick: bool = False) -> dict[str, Any]:
         """Return the defaults of a scale. A quick run has those of `QUICK` in place of the same ones in `DEFAULTS`."""
-        column = SCALES.index(scale) if scale in EXACT_SCALES else SCALES.index("small")
+        column = scale_of(scale).column
         table = {**cls.DEFAULTS, **(cls.QUICK if quick else {})}
-        return {name: value[column] if isinstance(value, PerScale) else value for name, value in table.items()}
+        return {name: getattr(value, column) if isinstance(value, PerScale) else value for name, value in table.items()}
 
     @classmethod
     def derived(cls, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,7 +112,7 @@ class Settings:
     @property
     def exact(self) -> bool:
         """Whether π* is exact on this scale."""
-        return self.scale in EXACT_SCALES
+        return scale_of(self.scale).exact
 
     def check(self) -> None:
         """Raise `LabError` where settings contradict each other. Ranges of single numbers are checked before."""

@@ -5,11 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from rlhf_lab import exact
 from rlhf_lab.batch import Tokens
 from rlhf_lab.errors import LabError
-from rlhf_lab.experiments import methods, scales
+from rlhf_lab.experiments import claims_page, methods, results, scales
 from rlhf_lab.experiments.compare import Compare, compare
 from rlhf_lab.experiments.methods import METHODS, BestOf, Method, train
+from rlhf_lab.experiments.runner import experiment_run, save
 from rlhf_lab.experiments.scales import SCALES, Scale, set_up
 from rlhf_lab.experiments.setup import Budget
 from rlhf_lab.experiments.setup_exact import ExactSetup
@@ -76,7 +78,11 @@ def test_a_new_method_appears_in_the_comparison_and_has_a_trajectory(nudge):
 @pytest.fixture
 def three_arms(monkeypatch):
     """A made-up scale: two prompts with three arms."""
-    entry = Scale(lambda budget, seed, _: ExactSetup(bandit.random(2, 3, seed), budget, seed), Budget(**QUICK), True)
+
+    def make(budget, seed, text_world):
+        return ExactSetup(bandit.random(2, 3, seed), budget, seed)
+
+    entry = Scale(make, Budget(**QUICK), exact=True, column="bandit", words="three arms", short="three")
     monkeypatch.setitem(SCALES, "three-arms", entry)
 
 
@@ -87,6 +93,21 @@ def test_a_new_scale_is_one_entry_and_every_method_runs_on_it(key, three_arms):
     found = setup.evaluate(train(key, setup).policy)
     best = setup.evaluate(setup.world.optimal(0.7))["objective"]
     assert found["objective"] <= best + 1e-12 and found["kl"] >= 0
+
+
+def test_a_new_scale_is_one_entry_and_a_claim_runs_on_it_and_is_shown_in_its_column(three_arms, tmp_path):
+    """Its defaults are those of the column that the entry names, and the world of its rows is that of the entry."""
+    experiment = results.experiment_of("dpo-frontier")
+    usual = experiment.settings(scale="bandit", quick=True)
+    settings = replace(usual, scale="three-arms", seeds=1, steps=8, labels=24, progress=False)
+    assert settings.exact and settings.betas == usual.betas
+    found = experiment_run(experiment, settings)
+    world = bandit.random(2, 3, 0)
+    _, most = exact.frontier(world.log_ref(), world.rewards(), torch.tensor([10.0**-2.5], dtype=torch.float64))
+    assert found.runs.loc[found.runs["method"] == "optimal", "reward"].max() == pytest.approx(float(most.mean()))
+    save(experiment, found, tmp_path / "dpo-frontier" / "three-arms")
+    assert [folder.name for _, folder in results.saved(tmp_path)] == ["three-arms"]
+    assert claims_page.overall({"bandit": "supported", "three-arms": "inconclusive"}).endswith("three arms")
 
 
 def test_a_name_that_is_no_scale_is_that_of_a_language_model(monkeypatch):

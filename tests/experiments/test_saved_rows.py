@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 
 from rlhf_lab.experiments import results
-from rlhf_lab.experiments.settings import EXACT_SCALES
+from rlhf_lab.experiments.scales import scale_of
 from rlhf_lab.training.checkpoint import plain
 
-SAVED = [one for one in results.saved(Path(__file__).parents[2] / "results") if one[1].name in EXACT_SCALES]
+SAVED = [one for one in results.saved(Path(__file__).parents[2] / "results") if scale_of(one[1].name).exact]
 IDS = [f"{experiment.name}-{folder.name}" for experiment, folder in SAVED]
 MEASURED = {"seconds", "to_seconds", "cpu_seconds", "memory", "peak"}
 """Columns that measure the machine."""

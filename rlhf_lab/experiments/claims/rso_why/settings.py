@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from rlhf_lab.errors import Count, LabError, Natural, Positive, check_beta
-from rlhf_lab.experiments.settings import EXACT_SCALES, Defaults, PerScale, Settings
+from rlhf_lab.experiments.scales import scale_of
+from rlhf_lab.experiments.settings import Defaults, PerScale, Settings
 from rlhf_lab.experiments.setup_text import UNITS
 
 POLICIES = ("full", "limited")
@@ -102,7 +103,7 @@ class RSOWhy(Settings):
     @classmethod
     def derived(cls, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return the number of pairs."""
-        if values["scale"] in EXACT_SCALES:
+        if scale_of(values["scale"]).exact:
             return {"pairs": values["labels"] * (2 if values["quick"] else 10)}
         return {"pairs": values["prompts"] * values["accepted"] // 2}
 
