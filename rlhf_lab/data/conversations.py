@@ -292,11 +292,7 @@ def _text(turns: Turns, tokenizer: Any, place: str, tools: list[Any] | None, end
     """The text of turns, by the chat template or in AnthropicHH's format."""
     calls = any(turn.get("tool_calls") for turn in turns)
     if not has_template(tokenizer) and not calls:
-        parts = []
-        for turn in turns:
-            marker, content = _MARKERS.get(turn["role"]), turn.get("content") or ""
-            parts.append(f"{marker} {content}" if marker else content)
-        return "".join(parts) + (ASSISTANT if end == "add_generation_prompt" else "")
+        return _marked_text(turns) + (ASSISTANT if end == "add_generation_prompt" else "")
     if calls and not knows(tokenizer, "tool_calls"):
         raise LabError(
             f"{place}: a turn calls a tool, and {'the' if has_template(tokenizer) else 'there is no'} chat template "
@@ -316,6 +312,15 @@ def _text(turns: Turns, tokenizer: Any, place: str, tools: list[Any] | None, end
             f"{place}: the chat template refuses the conversation ({words}). Change its turns as the template "
             f"needs, remove the row, or set another chat_template in the tokenizer."
         ) from None
+
+
+def _marked_text(turns: Turns) -> str:
+    """Turns in AnthropicHH's format."""
+    parts = []
+    for turn in turns:
+        marker, content = _MARKERS.get(turn["role"]), turn.get("content") or ""
+        parts.append(f"{marker} {content}" if marker else content)
+    return "".join(parts)
 
 
 class Answered(NamedTuple):

@@ -143,7 +143,7 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class Number:
+class Readout:
     """A number below the panels: its symbol, value and unit."""
 
     symbol: str
@@ -175,7 +175,7 @@ class Picture:
 
     text: str
     panels: tuple[Panel, ...] = ()
-    numbers: tuple[Number, ...] = ()
+    numbers: tuple[Readout, ...] = ()
     failed: bool = field(default=False)
     """True if the compute function refused its input; `text` then gives the reason."""
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from rlhf_lab import label_budget
 from rlhf_lab.algorithms import label_rounds
 from rlhf_lab.errors import LabError, check_positive, check_responses_axis
-from rlhf_lab.figures.picture import Axis, Bars, Curve, Number, Panel, Picture, Points, Rule
+from rlhf_lab.figures.picture import Axis, Bars, Curve, Panel, Picture, Points, Readout, Rule
 from rlhf_lab.language import tr
 from rlhf_lab.randomness import Stream
 from rlhf_lab.training import seeded
@@ -142,11 +142,11 @@ def annotation_budget_picture(
         found=found, limit=limit, equal=number / over, ratio=ratio, share=share,
     )  # fmt: skip
     numbers = (
-        Number("N", number, "labels", 0),
-        Number("regret", found, "reward"),
-        Number("formula", limit, "reward"),
-        Number("labels / best design", over, "", 2),
-        Number("best share", share, "", 2),
+        Readout("N", number, "labels", 0),
+        Readout("regret", found, "reward"),
+        Readout("formula", limit, "reward"),
+        Readout("labels / best design", over, "", 2),
+        Readout("best share", share, "", 2),
     )
     return Picture(text, (who, curves, split), numbers)
 

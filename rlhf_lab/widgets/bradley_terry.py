@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rlhf_lab import exact, losses
 from rlhf_lab.errors import LabError, check_finite, check_positive, check_responses_axis
-from rlhf_lab.figures.picture import Axis, Bars, Curve, Number, Panel, Picture, Points
+from rlhf_lab.figures.picture import Axis, Bars, Curve, Panel, Picture, Points, Readout
 from rlhf_lab.intervals import typeset
 from rlhf_lab.language import tr
 from rlhf_lab.widgets.explorer import Choice, Explorer, Slider
@@ -105,10 +105,10 @@ def bradley_terry_picture(
         model_p=model_p, verdict=_verdict(worse, moved),
     )  # fmt: skip
     numbers = (
-        Number("p(y₁ ≻ y₂)", p),
-        Number("p of the model", model_p),
-        Number("loss above its minimum", max(worse, 0.0), "nats a label"),
-        Number("KL of its π* to π*", max(moved, 0.0), "nats"),
+        Readout("p(y₁ ≻ y₂)", p),
+        Readout("p of the model", model_p),
+        Readout("loss above its minimum", max(worse, 0.0), "nats a label"),
+        Readout("KL of its π* to π*", max(moved, 0.0), "nats"),
     )
     return Picture(text, (bars, curve), numbers)
 

@@ -15,7 +15,7 @@ import torch
 
 from rlhf_lab import losses
 from rlhf_lab.errors import check_beta
-from rlhf_lab.figures.picture import Axis, Curve, Number, Panel, Picture, Points, Rule
+from rlhf_lab.figures.picture import Axis, Curve, Panel, Picture, Points, Readout, Rule
 from rlhf_lab.intervals import typeset
 from rlhf_lab.language import tr
 from rlhf_lab.widgets.explorer import Explorer, Slider
@@ -71,11 +71,11 @@ def dpo_loss_picture(beta: float, chosen: float, rejected: float) -> Picture:
         ),
     )
     numbers = (
-        Number("Δ", gap, "nats", 2),
-        Number("βΔ", margin, "reward"),
-        Number("σ(βΔ)", 1 - weight),
-        Number("loss", loss, "nats"),
-        Number("weight", weight),
+        Readout("Δ", gap, "nats", 2),
+        Readout("βΔ", margin, "reward"),
+        Readout("σ(βΔ)", 1 - weight),
+        Readout("loss", loss, "nats"),
+        Readout("weight", weight),
     )
     text = tr(
         "At β = {beta:.3g} the pair has the log-ratios {chosen} (chosen) and {rejected} (rejected) in nats. {order} "
@@ -133,11 +133,11 @@ def dpo_gradient_picture(beta: float, chosen: float, rejected: float) -> Picture
         ),
     )
     numbers = (
-        Number("Δ", gap, "nats", 2),
-        Number("βΔ", beta * gap, "reward", 2),
-        Number("weight", weight),
-        Number("β × weight", beta * weight, "per nat"),
-        Number("loss", loss, "nats"),
+        Readout("Δ", gap, "nats", 2),
+        Readout("βΔ", beta * gap, "reward", 2),
+        Readout("weight", weight),
+        Readout("β × weight", beta * weight, "per nat"),
+        Readout("loss", loss, "nats"),
     )
     return Picture(_words(beta, chosen, rejected, weight), (weights, factor), numbers)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rlhf_lab import bradley_terry, exact
 from rlhf_lab.errors import LabError, check_finite, check_log_distribution, check_responses_axis
-from rlhf_lab.figures.picture import Axis, Bars, Curve, Number, Panel, Picture, Points, reward_names
+from rlhf_lab.figures.picture import Axis, Bars, Curve, Panel, Picture, Points, Readout, reward_names
 from rlhf_lab.language import tr
 from rlhf_lab.training import seeded
 from rlhf_lab.widgets.explorer import Explorer, Slider
@@ -116,10 +116,10 @@ def _picture(fits: _Fits, responses: Sequence[str], number: float, seed: int, no
     if noise:
         text += tr(" With this noise the regret converges to {end:.3g}, however many labels there are.", end=end)
     numbers = (
-        Number("regret", now, "reward"),
-        Number("KL(π̂‖π*)", now / beta, "nats"),
-        Number("φ / N", rate / labels, "reward"),
-        Number("regret at N → ∞", end, "reward"),
+        Readout("regret", now, "reward"),
+        Readout("KL(π̂‖π*)", now / beta, "nats"),
+        Readout("φ / N", rate / labels, "reward"),
+        Readout("regret at N → ∞", end, "reward"),
     )
     return Picture(text, (bars, curve), numbers)
 

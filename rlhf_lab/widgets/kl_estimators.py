@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rlhf_lab import exact, kl
 from rlhf_lab.errors import LabError, check_responses_axis
-from rlhf_lab.figures.picture import Axis, Bars, Number, Panel, Picture, Points, Rule
+from rlhf_lab.figures.picture import Axis, Bars, Panel, Picture, Points, Readout, Rule
 from rlhf_lab.intervals import typeset
 from rlhf_lab.language import tr
 from rlhf_lab.randomness import Stream
@@ -104,10 +104,10 @@ def kl_values_picture(
         k2=moments(log_policy, log_ref, "k2")[0],
     )  # fmt: skip
     numbers = (
-        Number("KL(π‖π_ref)", truth, "nats"),
-        Number("sd of k1", spread["k1"], "nats"),
-        Number("sd of k3", spread["k3"], "nats"),
-        Number("bias of k2", moments(log_policy, log_ref, "k2")[0] - truth, "nats"),
+        Readout("KL(π‖π_ref)", truth, "nats"),
+        Readout("sd of k1", spread["k1"], "nats"),
+        Readout("sd of k3", spread["k3"], "nats"),
+        Readout("bias of k2", moments(log_policy, log_ref, "k2")[0] - truth, "nats"),
     )
     return Picture(text, (_bars(log_policy, log_ref, responses), values), numbers)
 
@@ -144,10 +144,10 @@ def kl_gradients_picture(log_policy: Tensor, log_ref: Tensor, responses: Sequenc
         k1=float(got["k1"].abs().max()), far=far, apart=float((forward - back).abs().max()),
     )  # fmt: skip
     numbers = (
-        Number("|∇KL(π‖π_ref)|", float(forward.norm()), "nats"),
-        Number("|k1|", float(got["k1"].norm()), "nats"),
-        Number("|k2|", float(got["k2"].norm()), "nats"),
-        Number("|k3|", float(got["k3"].norm()), "nats"),
+        Readout("|∇KL(π‖π_ref)|", float(forward.norm()), "nats"),
+        Readout("|k1|", float(got["k1"].norm()), "nats"),
+        Readout("|k2|", float(got["k2"].norm()), "nats"),
+        Readout("|k3|", float(got["k3"].norm()), "nats"),
     )
     return Picture(text, (_bars(log_policy, log_ref, responses), gradients), numbers)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rlhf_lab import exact
 from rlhf_lab.errors import LabError
-from rlhf_lab.figures.picture import Axis, Curve, Number, Panel, Picture
+from rlhf_lab.figures.picture import Axis, Curve, Panel, Picture, Readout
 from rlhf_lab.language import tr
 from rlhf_lab.widgets.explorer import Choice, Explorer, Slider
 from rlhf_lab.worlds import nonstationary
@@ -163,12 +163,12 @@ def non_static_picture(motion: Motion, labels: float, window: int, every: int = 
     said = tr(", ").join(f"{tr(STRATEGIES[key][1])} {means[key]:.3f}" for key in means)
     again = tr("every round") if every == 1 else tr("every {every} rounds", every=every)
     last = tr("the last round") if window == 1 else tr("the last {window} rounds", window=window)
-    numbers = [Number(tr("mean, {strategy}", strategy=tr(STRATEGIES[key][1])), means[key]) for key in means]
+    numbers = [Readout(tr("mean, {strategy}", strategy=tr(STRATEGIES[key][1])), means[key]) for key in means]
     hint = ""
     if at.kind == "drift" and at.rate > 0:
         price, drift = _costs(motion)
         wanted = exact.drift.best_window(price, drift, labels, every)
-        numbers.append(Number("best W", wanted, "rounds", 1))
+        numbers.append(Readout("best W", wanted, "rounds", 1))
         hint = tr(" By the closed form, the best window in the long run is {wanted:.1f} rounds.", wanted=wanted)
     text = tr(
         "{moved} There are {labels:.0f} labels per round, fits {again} to {last}. The mean regret of a round by "

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rlhf_lab import exact
 from rlhf_lab.errors import LabError, check_responses_axis
-from rlhf_lab.figures.picture import Axis, Bars, Curve, Number, Panel, Picture, Points, reward_names
+from rlhf_lab.figures.picture import Axis, Bars, Curve, Panel, Picture, Points, Readout, reward_names
 from rlhf_lab.intervals import typeset
 from rlhf_lab.language import tr
 from rlhf_lab.widgets.explorer import Choice, Explorer, Slider
@@ -83,10 +83,10 @@ def optimal_policy_picture(
         before=typeset(before, ".2f"), cost=cost,
     )  # fmt: skip
     numbers = (
-        Number("E[r]", gain, "reward"),
-        Number("KL(π*‖π_ref)", cost, "nats"),
-        Number("J(π*)", value, "reward"),
-        Number("log Z", log_z, "nats"),
+        Readout("E[r]", gain, "reward"),
+        Readout("KL(π*‖π_ref)", cost, "nats"),
+        Readout("J(π*)", value, "reward"),
+        Readout("log Z", log_z, "nats"),
     )
     return Picture(text, (bars, plane), numbers)
 

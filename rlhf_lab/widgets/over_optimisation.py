@@ -17,7 +17,7 @@ from rlhf_lab.errors import LabError, check_beta, check_finite
 from rlhf_lab.evaluation.frontier import tilted_frontier
 from rlhf_lab.evaluation.importance import ENOUGH
 from rlhf_lab.evaluation.sampled import Estimate, over_prompts
-from rlhf_lab.figures.picture import Axis, Band, Curve, Number, Panel, Picture, Points, Rule
+from rlhf_lab.figures.picture import Axis, Band, Curve, Panel, Picture, Points, Readout, Rule
 from rlhf_lab.intervals import typeset
 from rlhf_lab.language import tr
 from rlhf_lab.widgets.explorer import Choice, Explorer, Slider
@@ -156,10 +156,10 @@ def over_optimisation_picture(
             enough=ENOUGH,
         )
     numbers = (
-        Number("KL(π_r‖π_ref)", here.kl.mean, "nats"),
-        Number("E[gold]", here.gold.mean, "reward"),
-        Number("predicted", here.promised.mean, "reward"),
-        Number("effective samples", here.effective, digits=1),
+        Readout("KL(π_r‖π_ref)", here.kl.mean, "nats"),
+        Readout("E[gold]", here.gold.mean, "reward"),
+        Readout("predicted", here.promised.mean, "reward"),
+        Readout("effective samples", here.effective, digits=1),
     )
     return Picture(text, (earned, trust), numbers)
 

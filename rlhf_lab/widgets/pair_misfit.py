@@ -23,7 +23,7 @@ from rlhf_lab.experiments.claims.rso_phase.misfit import (
     sources,
     stacked,
 )
-from rlhf_lab.figures.picture import Axis, Band, Curve, Number, Panel, Picture, Points, Rule
+from rlhf_lab.figures.picture import Axis, Band, Curve, Panel, Picture, Points, Readout, Rule
 from rlhf_lab.language import tr
 from rlhf_lab.widgets.explorer import Choice, Explorer, Slider
 
@@ -118,10 +118,10 @@ def pair_misfit_picture(kind: str, share: float, beta: float, worlds: int = 40, 
         worlds=worlds, half=here["mixture"][0],
     )  # fmt: skip
     numbers = (
-        Number("regret, π_r / π_ref", mean),
-        Number("lower end", lower),
-        Number("upper end", upper),
-        Number("regret, half / π_ref", here["mixture"][0]),
+        Readout("regret, π_r / π_ref", mean),
+        Readout("lower end", lower),
+        Readout("upper end", upper),
+        Readout("regret, half / π_ref", here["mixture"][0]),
     )
     return Picture(text, (scatter, ratios), numbers)
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from rlhf_lab import exact
 from rlhf_lab.algorithms.rso import PairSource
 from rlhf_lab.errors import LabError, check_log_distribution, check_responses_axis
-from rlhf_lab.figures.picture import Axis, Bars, Curve, Number, Panel, Picture, Points, Rule
+from rlhf_lab.figures.picture import Axis, Bars, Curve, Panel, Picture, Points, Readout, Rule
 from rlhf_lab.language import tr
 from rlhf_lab.widgets.explorer import Choice, Explorer, Slider
 
@@ -181,10 +181,10 @@ def pair_sources_picture(
         source=source, beta=beta, pairing=pairing, response=tr(responses[top]), sure=sure, labels=100 * price, ratio=at,
     )  # fmt: skip
     numbers = (
-        Number("N × regret", price, "reward × labels", 2),
-        Number("N for regret 0.01", 100 * price, "labels", 0),
-        Number("P(better wins)", sure),
-        Number("mean p(1 − p)", information),
+        Readout("N × regret", price, "reward × labels", 2),
+        Readout("N for regret 0.01", 100 * price, "labels", 0),
+        Readout("P(better wins)", sure),
+        Readout("mean p(1 − p)", information),
     )
     return Picture(text, (who, cost), numbers)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rlhf_lab import exact
 from rlhf_lab.errors import LabError, check_beta, check_finite, check_log_distribution, check_positive
-from rlhf_lab.figures.picture import Axis, Band, Curve, Number, Panel, Picture, Rule
+from rlhf_lab.figures.picture import Axis, Band, Curve, Panel, Picture, Readout, Rule
 from rlhf_lab.intervals import typeset
 from rlhf_lab.language import tr
 from rlhf_lab.randomness import Stream
@@ -184,10 +184,10 @@ def partition_picture(
         log_z=log_z, error=error, needed=_count(needed),
     )  # fmt: skip
     numbers = (
-        Number("log Z", log_z, "nats", 2),
-        Number("median log Ẑ", log_z + float(middle[at]), "nats", 2),
-        Number("sd(Ẑ)/Z", error),
-        Number("n for 10%", needed, "samples", 0),
+        Readout("log Z", log_z, "nats", 2),
+        Readout("median log Ẑ", log_z + float(middle[at]), "nats", 2),
+        Readout("sd(Ẑ)/Z", error),
+        Readout("n for 10%", needed, "samples", 0),
     )
     return Picture(words, (scatter, why), numbers)
 

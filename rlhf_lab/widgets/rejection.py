@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rlhf_lab import exact, sampling
 from rlhf_lab.errors import LabError, check_responses_axis
-from rlhf_lab.figures.picture import Axis, Band, Bars, Curve, Number, Panel, Picture, Points
+from rlhf_lab.figures.picture import Axis, Band, Bars, Curve, Panel, Picture, Points, Readout
 from rlhf_lab.language import tr
 from rlhf_lab.randomness import Stream
 from rlhf_lab.training import seeded
@@ -162,11 +162,11 @@ def rejection_picture(
         rate=rate,
     )  # fmt: skip
     numbers = (
-        Number("u", at),
-        Number("acceptance", odds),
-        Number("M", 1 / rate, digits=2),
-        Number("1/M", rate),
-        Number("accepted", number, tr("of {step}", step=step), 0),
+        Readout("u", at),
+        Readout("acceptance", odds),
+        Readout("M", 1 / rate, digits=2),
+        Readout("1/M", rate),
+        Readout("accepted", number, tr("of {step}", step=step), 0),
     )
     return Picture(text, (Panel(under.title, under.x, under.y, layers, under.width), shares), numbers)
 

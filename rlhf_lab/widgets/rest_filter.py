@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rlhf_lab import exact
 from rlhf_lab.errors import LabError, check_responses_axis
-from rlhf_lab.figures.picture import Axis, Bars, Curve, Number, Panel, Picture, Points
+from rlhf_lab.figures.picture import Axis, Bars, Curve, Panel, Picture, Points, Readout
 from rlhf_lab.intervals import typeset
 from rlhf_lab.language import tr
 from rlhf_lab.rounding import unit_interval, wins
@@ -117,10 +117,10 @@ def rest_filter_picture(
         best_cost=best_cost, regret=typeset(regret, ".2f"),
     )  # fmt: skip
     numbers = (
-        Number("P(score > τ)", share),
-        Number("E[r] of π_τ", gain, "reward"),
-        Number("KL(π_τ‖π_ref)", cost, "nats"),
-        Number("regret", regret, "reward"),
+        Readout("P(score > τ)", share),
+        Readout("E[r] of π_τ", gain, "reward"),
+        Readout("KL(π_τ‖π_ref)", cost, "nats"),
+        Readout("regret", regret, "reward"),
     )
     return Picture(text, (bars, plane), numbers)
 

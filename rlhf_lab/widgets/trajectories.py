@@ -12,7 +12,7 @@ from rlhf_lab import exact
 from rlhf_lab.errors import LabError, check_beta
 from rlhf_lab.experiments.trajectories import Trajectory
 from rlhf_lab.figures import style
-from rlhf_lab.figures.picture import Axis, Curve, Layer, Number, Panel, Picture, Points
+from rlhf_lab.figures.picture import Axis, Curve, Layer, Panel, Picture, Points, Readout
 from rlhf_lab.intervals import typeset
 from rlhf_lab.language import tr
 from rlhf_lab.widgets.explorer import Choice, Explorer, Slider
@@ -138,9 +138,9 @@ def trajectories_picture(
         star=typeset(star_reward, ".2f"), star_kl=star_kl,
     )  # fmt: skip
     numbers = (
-        Number("J(π*)", value, "reward"),
-        Number("KL(π*‖π_ref)", star_kl, "nats"),
-        Number(tr("minimum regret ({method})", method=_short(best)), now[best], "reward"),
+        Readout("J(π*)", value, "reward"),
+        Readout("KL(π*‖π_ref)", star_kl, "nats"),
+        Readout(tr("minimum regret ({method})", method=_short(best)), now[best], "reward"),
     )
     return Picture(text, (plane, lacking), numbers)
 

@@ -208,7 +208,7 @@ def test_the_still_view_draws_every_kind_of_layer():
     named = picture.Panel(
         "bars", picture.Axis("y", names=("a", "b")), picture.Axis("p"), (picture.Bars("dpo", [1, 2]),)
     )
-    drawing = picture.draw(picture.Picture("words", (numeric, named), (picture.Number("E[r]", 1.0),)), "Title")
+    drawing = picture.draw(picture.Picture("words", (numeric, named), (picture.Readout("E[r]", 1.0),)), "Title")
     assert [ax.get_title(loc="left") for ax in drawing.axes] == ["lines", "bars"]
     assert drawing.axes[0].get_yscale() == "log" and drawing.axes[0].get_legend() is not None
     style.png(drawing, dpi=50)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rlhf_lab.errors import LabError
-from rlhf_lab.figures.picture import Axis, Bars, Curve, Number, Panel, Picture, Points, Rule, limits
+from rlhf_lab.figures.picture import Axis, Bars, Curve, Panel, Picture, Points, Readout, Rule, limits
 from rlhf_lab.widgets.explorer import Choice, Explorer, Slider, Toggle
 from rlhf_lab.widgets.optimal_policy import optimal_policy_explorer, optimal_policy_picture
 
@@ -24,7 +24,7 @@ NAMES = ["first", "second", "third"]
 def simple(x: float, n: int = 1, kind: str = "a", on: bool = False) -> Picture:
     layers = (Curve("policy", [0, 1, 2], [0, x, math.nan]), Points("dpo", [x], [n]), Rule("reward", x, label="here"))
     panel = Panel(f"kind {kind}", Axis("x [nats]"), Axis("y [reward]", 0.0, 10.0), layers)
-    return Picture(f"x is {x:.2f}, n is {n}, {kind}, {on}", (panel,), (Number("x", x, "nats"),))
+    return Picture(f"x is {x:.2f}, n is {n}, {kind}, {on}", (panel,), (Readout("x", x, "nats"),))
 
 
 def all_kinds() -> Explorer:
@@ -147,7 +147,7 @@ def test_bars_stand_on_zero():
 
 
 def test_numbers_are_written_for_reading():
-    written = [Number("x", v).text for v in (0.0, -0.0001, 1.5, -2.0, math.nan, math.inf, -math.inf, 123456.0, -1e-9)]
+    written = [Readout("x", v).text for v in (0.0, -0.0001, 1.5, -2.0, math.nan, math.inf, -math.inf, 123456.0, -1e-9)]
     assert written == ["0.000", "−1.00e−04", "1.500", "−2.000", "undefined", "∞", "−∞", "1.23e+05", "−1.00e−09"]
 
 

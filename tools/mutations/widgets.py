@@ -66,8 +66,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "beta",
             "the gradient without β",
-            'Number("β × weight", beta * weight, "per nat")',
-            'Number("β × weight", weight, "per nat")',
+            'Readout("β × weight", beta * weight, "per nat")',
+            'Readout("β × weight", weight, "per nat")',
             near="widgets/test_dpo_gradient_explorer.py::test_the_pull_is_the_derivative_of_the_loss_by_autograd",
         ),
         Mutation(
