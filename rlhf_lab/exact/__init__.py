@@ -1,6 +1,6 @@
 """Closed forms for a finite set of responses, as pure functions of tensors.
 
-    policy         log Z, π*, KL, the objective J, regret, the frontier, Bradley–Terry preferences
+    policy         log Z, the variance of its estimate, π*, KL, the objective J, regret, the frontier, preferences
     tree           π* token by token, by the soft-value recursion
     best_of_n      the distributions of best-of-n, which is RAFT's target, of soft best-of-n and of RSO
     reward_filter  the limit of ReST's reward filter
@@ -27,6 +27,7 @@ from rlhf_lab.exact.policy import (
     optimal_policy,
     preference,
     regret,
+    relative_variance,
 )
 from rlhf_lab.exact.reward_filter import filtered
 from rlhf_lab.exact.tree import path_sums, prefix_tables, soft_values
@@ -52,6 +53,7 @@ __all__ = [
     "preference",
     "prefix_tables",
     "regret",
+    "relative_variance",
     "reverse_kl_optimum",
     "slope_moments",
     "soft_best_of_n",

@@ -63,6 +63,24 @@ def log_partition(log_ref: Tensor, reward: Tensor, beta: float) -> Tensor:
     return (best / beta + total).squeeze(-1)
 
 
+def relative_variance(log_ref: Tensor, reward: Tensor, beta: float) -> Tensor:
+    r"""Var(exp(r/β))/Z² of one draw from π_ref: Z_{β/2}/Z_β² − 1 = χ²(π*‖π_ref). Divide by n for a mean of n draws.
+
+    Args:
+        log_ref: log π_ref, (…, K), nats.
+        reward: r, (…, K).
+        beta: β > 0.
+
+    Returns:
+        (…), ≥ 0; infinite if it overflows float64.
+
+    Raises:
+        LabError: as `log_partition`.
+    """
+    half = log_partition(log_ref, reward, beta / 2)
+    return torch.expm1((half - 2 * log_partition(log_ref, reward, beta)).clamp(min=0.0))
+
+
 def optimal_policy(log_ref: Tensor, reward: Tensor, beta: float) -> Tensor:
     r"""log π*(y|x) = log π_ref(y|x) + r(x,y)/β − log Z(x), shape (…, K).
 

@@ -52,24 +52,6 @@ def word_levels(words: int = 20, good: float = 0.25) -> tuple[Tensor, Tensor]:
     return (ways + k * math.log(good) + (whole - k) * math.log1p(-good)).log_softmax(-1), k / words
 
 
-def relative_variance(log_ref: Tensor, reward: Tensor, beta: float) -> Tensor:
-    r"""Var(exp(r/β))/Z² of one draw from π_ref: Z_{β/2}/Z_β² − 1 = χ²(π*‖π_ref). Divide by n for a mean of n draws.
-
-    Args:
-        log_ref: log π_ref, (…, K), nats.
-        reward: r, (…, K).
-        beta: β > 0.
-
-    Returns:
-        (…), ≥ 0; infinite if it overflows float64.
-
-    Raises:
-        LabError: as `exact.log_partition`.
-    """
-    half = exact.log_partition(log_ref, reward, beta / 2)
-    return torch.expm1((half - 2 * exact.log_partition(log_ref, reward, beta)).clamp(min=0.0))
-
-
 @dataclass(frozen=True)
 class DrawCounts:
     """Counts of each response in independent runs of up to 2^m draws from π_ref.
@@ -148,7 +130,7 @@ def partition_picture(
         raise LabError(f"doublings must be in 0 … {len(draws.counts) - 1}, not {doublings}.")
     reward = check_positive(reward_range, "reward_range") * score
     log_z = float(exact.log_partition(log_ref, reward, beta))
-    variance = float(relative_variance(log_ref, reward, beta))
+    variance = float(exact.relative_variance(log_ref, reward, beta))
     levels = torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64)
     low, middle, high = torch.quantile(draws.estimates(reward, beta) - log_z, levels, dim=-1)
     n, at = draws.numbers, doublings

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rlhf_lab.derivations.partition_range import z_variance_range
-from rlhf_lab.widgets.partition import relative_variance
+from rlhf_lab.exact import relative_variance
 
 torch.set_num_threads(1)
 
