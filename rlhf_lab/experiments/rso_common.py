@@ -32,13 +32,10 @@ from rlhf_lab.training import seeded
 from rlhf_lab.worlds.finite_world import FiniteWorld
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.axes import Axes
 
 LOSSES = ("sigmoid-norm", "hinge", "hinge-norm")
 SOURCES = ("direct", "sft-sample-rank", "rso-sample-rank")
-SEARCH_SEED = 1000
-"""The seed of the search for learning rates, which no result uses."""
 _CHUNK = 16
 """Number of prompts whose candidates are sampled and scored together."""
 
@@ -345,12 +342,6 @@ def decide_by_majority(differences: Sequence[Interval]) -> Outcome:
     if above + below < 2:
         return "inconclusive"
     return "partly supported" if above and below else "supported" if above else "not supported"
-
-
-def best_rates(search: pd.DataFrame, by: str) -> dict[str, float]:
-    """Return the learning rate with the highest estimated proxy objective for each value of the column `by`."""
-    best = search.loc[search.groupby(by)["proxy_objective"].idxmax()]
-    return {str(key): float(rate) for key, rate in zip(best[by], best["rate"], strict=True)}
 
 
 def log_ticks(ax: Axes) -> None:

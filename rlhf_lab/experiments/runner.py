@@ -49,8 +49,16 @@ Job = dict[str, Any]
 """What one job is: names and numbers as JSON knows them, its seed among them."""
 BestConfig = dict[str, Any]
 """What the search chose, as JSON knows it; empty where there is none."""
+SEARCH_SEED = 1000
+"""The first seed of a search, since no result uses it or a later one."""
 FILES = ("runs.csv", "summary.csv", "search.csv", "figure.png", "result.json", "notes.md", "unfinished")
 """The files of a result's folder. `unfinished` is there while a run is not complete."""
+
+
+def best_rates(search: pd.DataFrame, by: str = "method", metric: str = "objective") -> BestConfig:
+    """Return the learning rate with the highest `metric`, mean over seeds, for each value of the column `by`."""
+    means: Any = search.groupby([by, "rate"])[metric].mean()
+    return {str(key): float(rate) for key, rate in means.groupby(level=0).idxmax()}
 
 
 def one_per_seed(settings: Settings) -> list[Job]:

@@ -121,8 +121,12 @@ class Setup(ABC):
         """r_φ, fitted to the labelled pairs and frozen."""
         return self.fit_reward_model(self.pairs, Stream.REWARD_MODEL)
 
+    @torch.enable_grad()
     def fit_reward_model(self, pairs: Pairs, stream: int) -> nn.Module:
-        """Fit a new reward model to `pairs`; `stream` keeps its random numbers apart from those of other fits."""
+        """Fit a new reward model to `pairs`; `stream` keeps its random numbers apart from those of other fits.
+
+        Gradients are enabled, because the first use of `reward_model` may be within `torch.no_grad`.
+        """
         budget, model = self.budget, self.reference.new_reward_model()
         training = self.training(
             stream,

@@ -31,6 +31,7 @@ __all__ = [
     "exp_of",
     "holm_intervals",
     "in_row",
+    "interval_at",
     "mean_interval",
     "mean_of",
     "paired",
@@ -47,6 +48,20 @@ def mean_of(values: Sequence[float] | np.ndarray | pd.Series, level: float = 0.9
 def in_row(row: Any, metric: str) -> Interval:
     """Return `metric` of a row of `summarise`, with its interval."""
     return Interval(*(float(row[f"{metric}{end}"]) for end in ("", "_low", "_high")))
+
+
+def interval_at(summary: pd.DataFrame, metric: str, **where: Any) -> Interval:
+    """Return `metric` with its interval from the row of a summary in which the columns `where` have the given values.
+
+    Raises:
+        LabError: there is no such row, or there are several.
+    """
+    rows = summary
+    for name, value in where.items():
+        rows = rows[rows[name] == value]
+    if len(rows) != 1:
+        raise LabError(f"The summary has {len(rows)} rows with {where}, but {metric} should be in exactly one.")
+    return in_row(rows.iloc[0], metric)
 
 
 def exp_of(logs: Interval) -> Interval:

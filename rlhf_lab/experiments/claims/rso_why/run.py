@@ -13,8 +13,8 @@ from rlhf_lab.algorithms.dpo import DPO, dpo
 from rlhf_lab.experiments.claims.rso_why.linear_classes import exact_rows
 from rlhf_lab.experiments.claims.rso_why.report import decide, figure
 from rlhf_lab.experiments.claims.rso_why.settings import DIRECT, POLICIES, RULE, RSOWhy
-from rlhf_lab.experiments.rso_common import SEARCH_SEED, best_rates, rso_setup
-from rlhf_lab.experiments.runner import BestConfig, Experiment, Job
+from rlhf_lab.experiments.rso_common import rso_setup
+from rlhf_lab.experiments.runner import SEARCH_SEED, BestConfig, Experiment, Job, best_rates
 from rlhf_lab.experiments.statistics import summarise
 from rlhf_lab.policies.base import Policy
 from rlhf_lab.randomness import Stream
@@ -94,5 +94,5 @@ EXPERIMENT = Experiment(
     decide=decide,
     figure=figure,
     search_trials=_search_trials,
-    select_best=lambda settings, search: best_rates(search, "policy") if len(search) else {},
+    select_best=lambda settings, search: best_rates(search, "policy", "proxy_objective") if len(search) else {},
 )
