@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
+
 from rlhf_lab.experiments.claims.temperatures.settings import TIE, Temperatures
-from rlhf_lab.experiments.statistics import holm_intervals, in_row, mean_of
+from rlhf_lab.experiments.statistics import holm_intervals, interval_at, mean_of
 from rlhf_lab.experiments.verdicts import Number, Verdict, outcome_of, side
+from rlhf_lab.figures import statistical, style
 from rlhf_lab.intervals import Interval
 from rlhf_lab.language import tr
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.figure import Figure
-
-    from rlhf_lab.figures.style import Style
 
 NAMES = {"reference": "SFT (π_ref)", "sft": "SFT on chosen", "dpo": "DPO", "ppo": "PPO"}
 PAPER = {"dpo": 0.617, "ppo": 0.570}
@@ -23,28 +23,22 @@ PARTS = ("lead_over_ppo", "smaller_fall", "lead_over_best_of_n")
 """The parts (a), (b) and (c) of the rule."""
 
 
-def metrics(settings: Temperatures) -> dict[str, str]:
-    """Return what is measured on the scale: the name of each number → its column."""
-    more = {"gain": "gain"} if settings.exact else {"judge_wins": "judge_wins", "gain": "gain", "tokens": "tokens"}
-    return {"wins": "gold_wins", **more}
+def metrics(settings: Temperatures) -> list[str]:
+    """Return the columns that are measured on the scale."""
+    return ["gold_wins", "gain"] if settings.exact else ["gold_wins", "judge_wins", "gain", "tokens"]
 
 
 def numbers_of(settings: Temperatures, summary: pd.DataFrame, runs: pd.DataFrame) -> dict[str, Number]:
     """Return the numbers of a result by name, such as `wins_dpo_0` for DPO's win rate at temperature 0."""
-    table: Any = summary.set_index(["method", "temperature"])
-
-    def at(method: str, temperature: float, column: str) -> Interval:
-        return in_row(table.loc[(method, temperature)], column)
-
     numbers = comparisons(settings, runs, "gold_wins")
     if not settings.exact:
         numbers |= {f"judge_{name}": value for name, value in comparisons(settings, runs, "judge_wins").items()}
-    for name, column in metrics(settings).items():
+    for metric in metrics(settings):
         for method in styles(settings):
-            key = method.replace("-", "_")
-            numbers |= {f"{name}_{key}_{t}": at(method, t, column) for t in (0, 1)}
-    rival = f"best-of-{numbers['best_n']}"
-    numbers["wins_best_of_n"] = at(rival, float(numbers["best_temperature_best_of_n"]), "gold_wins")  # type: ignore[arg-type]
+            name = f"{metric.removeprefix('gold_')}_{method.replace('-', '_')}"
+            numbers |= {f"{name}_{t}": interval_at(summary, metric, method=method, temperature=t) for t in (0, 1)}
+    best = {"method": f"best-of-{numbers['best_n']}", "temperature": numbers["best_temperature_best_of_n"]}
+    numbers["wins_best_of_n"] = interval_at(summary, "gold_wins", **best)
     start = runs[runs["method"] == "reference"].pivot(index="seed", columns="temperature", values="gold_wins")
     return numbers | {"fall_reference": mean_of(start[0] - start[1])}
 
@@ -87,10 +81,8 @@ def decide(settings: Temperatures, summary: pd.DataFrame, runs: pd.DataFrame) ->
     return Verdict(outcome_of(signs), numbers, dict.fromkeys(PARTS, 0.0))
 
 
-def styles(settings: Temperatures) -> dict[str, Style]:
+def styles(settings: Temperatures) -> dict[str, style.Style]:
     """Return the style of each method, in the order of the legend. Of several n the smallest is dashed."""
-    from rlhf_lab.figures import style
-
     found = {method: style.of(method, label=name) for method, name in NAMES.items()}
     for n in settings.best_of:
         dashed = n == settings.best_of[0] and len(settings.best_of) > 1
@@ -103,18 +95,15 @@ def figure(settings: Temperatures, summary: pd.DataFrame, runs: pd.DataFrame) ->
     """Draw win rates by the gold reward over temperature, and by the judge (text) or the reward (exact scales)."""
     from matplotlib.ticker import PercentFormatter
 
-    from rlhf_lab.figures import statistical, style
-
-    exact, text = "comparisons won against a sample of π_ref [%]", "comparisons won against the target [%]"
-    rate = exact if settings.exact else text
-    second = ("gain", "Expected gold reward", "gain in E[r*] over π_ref at temperature 1\n[logits of a label]")
-    if not settings.exact:
-        second = ("judge_wins", "Win rate by the judge", rate)
+    rate = f"comparisons won against {'a sample of π_ref' if settings.exact else 'the target'} [%]"
+    panels = {"gold_wins": ("Win rate by the gold reward", rate)}
+    if settings.exact:
+        panels["gain"] = ("Expected gold reward", "gain in E[r*] over π_ref at temperature 1\n[logits of a label]")
+    else:
+        panels["judge_wins"] = ("Win rate by the judge", rate)
     with style.use():
         drawing, axes = style.subplots(1, 2, 12.4, 5.4)
-        for ax, (metric, title, ylabel) in zip(
-            axes, (("gold_wins", "Win rate by the gold reward", rate), second), strict=True
-        ):
+        for ax, (metric, (title, ylabel)) in zip(axes, panels.items(), strict=True):
             statistical.interval_lines(
                 ax, summary, "temperature", metric, "method", styles(settings), dodge=0.012, legend=False,
                 lines={"linewidth": 1.8}, title=title, xlabel="sampling temperature", ylabel=ylabel,

@@ -11,8 +11,9 @@ the logits after every prefix, and the opponent is a sample of π_ref, so win ra
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -21,7 +22,7 @@ from rlhf_lab.experiments.claims.temperatures.report import decide, figure, metr
 from rlhf_lab.experiments.claims.temperatures.settings import RULE, Temperatures
 from rlhf_lab.experiments.methods import BestOf, train
 from rlhf_lab.experiments.rso_common import chance_to_win
-from rlhf_lab.experiments.runner import BestConfig, Experiment, Job
+from rlhf_lab.experiments.runner import SEARCH_SEED, BestConfig, Experiment, Job, best_rates
 from rlhf_lab.experiments.scales import set_up
 from rlhf_lab.experiments.setup import Setup
 from rlhf_lab.experiments.setup_exact import ExactSetup
@@ -30,15 +31,9 @@ from rlhf_lab.experiments.statistics import summarise
 from rlhf_lab.experiments.text_judge import judge_of
 from rlhf_lab.policies.base import Policy
 from rlhf_lab.policies.tabular import TabularPolicy
-from rlhf_lab.worlds.finite_world import FiniteWorld
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 TRAINED = {"sft": 1, "dpo": 2, "ppo": 3}
 """The methods that train a policy, each with its random stream."""
-SEARCH = 1000
-"""First seed of the search."""
 WORLD = "summaries"
 
 
@@ -61,17 +56,11 @@ def jobs(settings: Temperatures) -> list[Job]:
 def search_trials(settings: Temperatures) -> list[Job]:
     """The trials of the search, with the same learning rates for every method."""
     return [
-        {"seed": SEARCH + seed, "method": method, "rate": rate}
+        {"seed": SEARCH_SEED + seed, "method": method, "rate": rate}
         for seed in range(settings.search_seeds)
         for method in TRAINED
         for rate in settings.rates
     ]
-
-
-def select_best(settings: Temperatures, rows: pd.DataFrame) -> BestConfig:
-    """The learning rate of each method with the largest J at temperature 1, averaged over the seeds of the search."""
-    means = rows.groupby(["method", "rate"])["objective"].mean()
-    return {method: float(means[method].idxmax()) for method in TRAINED}
 
 
 def run(settings: Temperatures, job: Job, best_config: BestConfig) -> list[dict[str, Any]]:
@@ -91,9 +80,6 @@ def run(settings: Temperatures, job: Job, best_config: BestConfig) -> list[dict[
     return _text_rows(settings, setup, method, policy)
 
 
-# ------------------------------------------------------------------------------------------------------------ exact
-
-
 def sharpened(tables: list[Tensor], temperature: float) -> Tensor:
     """log π_T of every response, (X, K): the logits after every prefix are divided by T.
 
@@ -107,39 +93,30 @@ def sharpened(tables: list[Tensor], temperature: float) -> Tensor:
     return exact.path_sums([(t.double() / temperature).log_softmax(-1) for t in tables])
 
 
-def _tables(policy: Policy, world: FiniteWorld) -> list[Tensor]:
-    assert isinstance(policy, TabularPolicy)
-    with torch.no_grad():
-        return [table.double().log_softmax(-1) for table in policy.log_tables()]
-
-
+@torch.no_grad()
 def _exact_rows(settings: Temperatures, setup: ExactSetup, method: str, policy: Policy) -> list[dict[str, Any]]:
-    world = setup.world
-    wins, reward, tables = chance_to_win(world.log_ref(), world.rewards()), world.rewards(), _tables(policy, world)
+    assert isinstance(policy, TabularPolicy)
+    tables = [table.double().log_softmax(-1) for table in policy.log_tables()]
+    reward = setup.world.rewards()
+    wins = chance_to_win(setup.world.log_ref(), reward)
     rows = []
     for temperature in settings.temperatures:
         log_p = sharpened(tables, temperature)
         named = {method: log_p}
         if method == "best-of-n":
-            learned = setup.learned_rewards
-            named = {f"best-of-{n}": exact.best_of_n(log_p, learned, n) for n in settings.best_of}
+            named = {f"best-of-{n}": exact.best_of_n(log_p, setup.learned_rewards, n) for n in settings.best_of}
         for name, log_q in named.items():
-            means = {
-                key: (log_q.exp() * values).sum(-1).mean().item()
-                for key, values in (("gold_wins", wins), ("reward", reward))
-            }
-            rows.append({"method": name, "temperature": temperature, **means})
+            gold_wins, mean = ((log_q.exp() * values).sum(-1).mean().item() for values in (wins, reward))
+            rows.append({"method": name, "temperature": temperature, "gold_wins": gold_wins, "reward": mean})
     return rows
-
-
-# ------------------------------------------------------------------------------------------------------------- text
 
 
 def _text_rows(settings: Temperatures, setup: TextSetup, method: str, policy: Policy) -> list[dict[str, Any]]:
     policies = {method: policy}
     if method == "best-of-n":
-        reward: Any = setup.reward_model
-        policies = {f"best-of-{n}": BestOf(policy, reward, n, sampling_batch_size=16) for n in settings.best_of}
+        policies = {
+            f"best-of-{n}": BestOf(policy, setup.reward_model, n, sampling_batch_size=16) for n in settings.best_of
+        }
     judge = judge_of(settings.scale, WORLD, settings.quick)
     # Every seed has other test prompts, as long as there are enough.
     sets = len(setup.task.world.examples("test")) // settings.prompts
@@ -153,14 +130,11 @@ def _text_rows(settings: Temperatures, setup: TextSetup, method: str, policy: Po
     return rows
 
 
-# ------------------------------------------------------------------------------------------------------- experiment
-
-
 def summarise_runs(settings: Temperatures, runs: pd.DataFrame) -> pd.DataFrame:
     """One row for each method and temperature. `gain` is the reward minus that of π_ref at temperature 1."""
     start = runs[(runs["method"] == "reference") & (runs["temperature"] == 1)].set_index("seed")["reward"]
     runs = runs.assign(gain=runs["reward"] - runs["seed"].map(start))
-    out = summarise(runs, ["method", "temperature"], [*metrics(settings).values()])
+    out = summarise(runs, ["method", "temperature"], metrics(settings))
     # A win rate is between 0 and 1, but Student's interval of few seeds can be wider.
     ends = [column for column in out if "_wins_" in str(column)]
     return out.assign(**{str(column): out[column].clip(0, 1) for column in ends})
@@ -180,5 +154,5 @@ EXPERIMENT = Experiment(
     decide=decide,
     figure=figure,
     search_trials=search_trials,
-    select_best=select_best,
+    select_best=lambda settings, search: best_rates(search),
 )
