@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from rlhf_lab.experiments.claims.dpo_frontier.settings import BUDGETS, DPOFrontier
-from rlhf_lab.experiments.statistics import mean_interval, summarise
-
-if TYPE_CHECKING:
-    import pandas as pd
+from rlhf_lab.experiments.statistics import summarise
 
 METHODS = {"sft": 1, "dpo": 2, "ppo": 3, "ppo-gold": 4}
 """The trained methods, each with its stream of random numbers. `sft` is the paper's Preferred-FT."""
@@ -78,19 +75,16 @@ def heights(settings: DPOFrontier, runs: pd.DataFrame) -> dict[str, np.ndarray]:
 
 def summarise_runs(settings: DPOFrontier, runs: pd.DataFrame) -> pd.DataFrame:
     """Return rows `what = point` with each setting's end, and rows `what = budget` with frontiers and DPO's lead."""
-    import pandas as pd
-
     runs = gains(runs)
     trained = runs[~runs["method"].isin(["reference", "optimal"])]
     ends = trained[trained["look"] == trained.groupby(["seed", "method", "beta"])["look"].transform("max")]
     points = summarise(ends, ["method", "beta"], ["kl", "gain"])
     points.insert(0, "what", "point")
     found = heights(settings, runs)
-    rows = []
-    for i, budget in enumerate(budgets_of(runs)):
-        for method, height in found.items():
-            row: dict[str, Any] = {"what": "budget", "method": method, "kl": budget, "seeds": len(height)}
-            for name, values in (("gain", height[:, i]), ("lead", found["dpo"][:, i] - height[:, i])):
-                row |= dict(zip((name, f"{name}_low", f"{name}_high"), mean_interval(values), strict=True))
-            rows.append(row)
-    return pd.concat([points, pd.DataFrame(rows)], ignore_index=True)
+    frames = [
+        pd.DataFrame({"method": method, "kl": budget, "gain": height[:, i], "lead": (found["dpo"] - height)[:, i]})
+        for i, budget in enumerate(budgets_of(runs))
+        for method, height in found.items()
+    ]
+    budgets = summarise(pd.concat(frames), ["method", "kl"], ["gain", "lead"]).assign(what="budget")
+    return pd.concat([points, budgets], ignore_index=True)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
 
 from rlhf_lab.experiments.claims.dpo_frontier.frontiers import METHODS, budgets_of, gains, heights
 from rlhf_lab.experiments.claims.dpo_frontier.settings import JUDGED, DPOFrontier
 from rlhf_lab.experiments.statistics import holm_intervals, in_row, mean_of
 from rlhf_lab.experiments.verdicts import Number, Verdict, outcome_of, side
-from rlhf_lab.figures import style
+from rlhf_lab.figures import statistical, style
 from rlhf_lab.intervals import Interval
 from rlhf_lab.language import tr
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -25,42 +27,39 @@ def numbers_of(settings: DPOFrontier, summary: pd.DataFrame, runs: pd.DataFrame)
     The leads over PPO on the gold reward have usual intervals, since they do not decide. A number that some seed does
     not have is left out, such as a gain beyond the last point of a method.
     """
-    found = heights(settings, runs)
-    numbers: dict[str, Number] = {f"budget_{place}": float(budgets_of(runs)[place - 1]) for place in JUDGED}
+    found, budgets = heights(settings, runs), budgets_of(runs)
+    numbers: dict[str, Number] = {}
     numbers |= holm_intervals({f"lead_ppo_{i}": (found["dpo"] - found["ppo"])[:, i - 1] for i in JUDGED})
     for place in JUDGED:
-        numbers[f"lead_ppo_gold_{place}"] = mean_of((found["dpo"] - found["ppo-gold"])[:, place - 1])
-        best = float(found["optimal"][:, place - 1].mean())
-        for method, height in found.items():
-            name, gain = method.replace("-", "_"), mean_of(height[:, place - 1])
-            numbers[f"gain_{name}_{place}"] = gain
+        gain = {method: height[:, place - 1] for method, height in found.items()}
+        numbers[f"budget_{place}"] = float(budgets[place - 1])
+        numbers[f"lead_ppo_gold_{place}"] = mean_of(gain["dpo"] - gain["ppo-gold"])
+        numbers[f"gold_effect_{place}"] = mean_of(gain["ppo-gold"] - gain["ppo"])
+        best = gain["optimal"].mean()
+        for method, values in gain.items():
+            name = f"{method.replace('-', '_')}_{place}"
+            numbers[f"gain_{name}"] = mean_of(values)
             if method != "optimal":
-                numbers[f"share_{name}_{place}"] = gain.mean / best if best > 0 else float("nan")
-        numbers[f"gold_effect_{place}"] = mean_of((found["ppo-gold"] - found["ppo"])[:, place - 1])
+                numbers[f"share_{name}"] = float(values.mean() / best) if best > 0 else math.nan
     first = runs[runs["method"].isin(METHODS)].groupby(["method", "seed"])["kl"].min()
     for method in METHODS:
         numbers[f"first_kl_{method.replace('-', '_')}"] = mean_of(first[method])
     # Below the first point of a run a frontier is a mixture with π_ref.
-    trained_from = max(first["dpo"].mean(), first["ppo"].mean())
-    numbers["mixture_budgets"] = len([kl for kl in budgets_of(runs) if kl < trained_from])
+    numbers["mixture_budgets"] = int((budgets < max(first["dpo"].mean(), first["ppo"].mean())).sum())
     for method in ("dpo", "ppo"):
         ends = summary[(summary["what"] == "point") & (summary["method"] == method)]
         far = ends.sort_values("kl").iloc[-1]
         numbers |= {f"farthest_{m}_{method}": in_row(far, m) for m in ("kl", "gain")}
         numbers[f"farthest_beta_{method}"] = float(far["beta"])
-    return {name: one for name, one in numbers.items() if _known(one)}
-
-
-def _known(number: Number) -> bool:
-    mean = number.mean if isinstance(number, Interval) else number
-    return mean == mean
+    means = {name: one.mean if isinstance(one, Interval) else one for name, one in numbers.items()}
+    return {name: one for name, one in numbers.items() if not math.isnan(means[name])}
 
 
 def decide(settings: DPOFrontier, summary: pd.DataFrame, runs: pd.DataFrame) -> Verdict:
     """Apply the rule (`settings.RULE`) to the numbers."""
-    numbers = numbers_of(settings, summary, runs)
-    leads = {name: one for place in JUDGED if isinstance(one := numbers[name := f"lead_ppo_{place}"], Interval)}
-    return Verdict(outcome_of(map(side, leads.values())), numbers, dict.fromkeys(leads, 0.0))
+    numbers: dict[str, Any] = numbers_of(settings, summary, runs)
+    leads = [f"lead_ppo_{place}" for place in JUDGED]
+    return Verdict(outcome_of(side(numbers[name]) for name in leads), numbers, dict.fromkeys(leads, 0.0))
 
 
 def _styles(exact: bool) -> dict[str, style.Style]:
@@ -78,8 +77,6 @@ def _styles(exact: bool) -> dict[str, style.Style]:
 
 def figure(settings: DPOFrontier, summary: pd.DataFrame, runs: pd.DataFrame) -> Figure:
     """Draw each method's mean frontier, on text with every point, and DPO's lead at every budget."""
-    from rlhf_lab.figures import statistical
-
     drawing, (left, right) = style.subplots(1, 2, 12.4, 5.2, width_ratios=[1.2, 1])
     styles, budget = _styles(settings.exact), summary[summary["what"] == "budget"]
     _frontier_panel(left, settings, budget, runs, styles)
@@ -106,10 +103,7 @@ def _frontier_panel(
     ax: Axes, settings: DPOFrontier, budget: pd.DataFrame, runs: pd.DataFrame, styles: dict[str, style.Style]
 ) -> None:
     """Draw mean frontiers without intervals: those of the lead are paired within the seed, and these are not."""
-    import pandas as pd
     import seaborn as sns
-
-    from rlhf_lab.figures import statistical
 
     reach = (1.05 if settings.exact else 1.6) * float(budget["kl"].max())
     if not settings.exact:  # points of other worlds have another frontier and could be above the mean of all

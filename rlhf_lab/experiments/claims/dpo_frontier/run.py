@@ -10,7 +10,7 @@ and at most the mean of their KLs. On finite worlds both numbers are exact, and 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -19,7 +19,7 @@ from rlhf_lab.experiments.claims.dpo_frontier.frontiers import METHODS, summaris
 from rlhf_lab.experiments.claims.dpo_frontier.report import decide, figure
 from rlhf_lab.experiments.claims.dpo_frontier.settings import RULE, DPOFrontier
 from rlhf_lab.experiments.methods import train
-from rlhf_lab.experiments.runner import BestConfig, Experiment, Job
+from rlhf_lab.experiments.runner import SEARCH_SEED, BestConfig, Experiment, Job, best_rates
 from rlhf_lab.experiments.scales import set_up
 from rlhf_lab.experiments.setup import Setup
 from rlhf_lab.experiments.setup_exact import ExactSetup
@@ -29,11 +29,6 @@ from rlhf_lab.policies.base import Policy
 from rlhf_lab.randomness import Stream
 from rlhf_lab.training import seeded
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-SEARCH_SEED = 1000
-"""First seed of the search, so that no result uses its seeds."""
 WORLD = "sentiment"
 """The text world."""
 
@@ -52,15 +47,15 @@ def jobs(settings: DPOFrontier) -> list[Job]:
 
     On text that frontier is estimated once, with the first seed.
     """
-    out: list[Job] = []
-    for seed in range(settings.seeds):
-        out.append({"seed": seed, "method": "reference", "beta": 0.0})
-        if settings.exact or seed == 0:
-            out.append({"seed": seed, "method": "optimal", "beta": 0.0})
-        out.append({"seed": seed, "method": "sft", "beta": 0.0})
-        for method, betas in (("dpo", settings.betas), ("ppo", settings.betas), ("ppo-gold", settings.gold_betas)):
-            out += [{"seed": seed, "method": method, "beta": beta} for beta in betas]
-    return out
+    once = dict.fromkeys(("reference", "optimal", "sft"), (0.0,))
+    betas = {**once, "dpo": settings.betas, "ppo": settings.betas, "ppo-gold": settings.gold_betas}
+    return [
+        {"seed": seed, "method": method, "beta": beta}
+        for seed in range(settings.seeds)
+        for method in betas
+        if method != "optimal" or settings.exact or seed == 0
+        for beta in betas[method]
+    ]
 
 
 def search_trials(settings: DPOFrontier) -> list[Job]:
@@ -74,19 +69,13 @@ def search_trials(settings: DPOFrontier) -> list[Job]:
     ]
 
 
-def select_best(settings: DPOFrontier, rows: pd.DataFrame) -> BestConfig:
-    """Return for each method the rate with the highest objective at the end, mean over the search seeds."""
-    ends = rows[rows["look"] == rows.groupby(["seed", "method", "rate"])["look"].transform("max")]
-    means = ends.groupby(["method", "rate"])["objective"].mean()
-    return {method: float(means[method].idxmax()) for method in ("sft", "dpo", "ppo")}
-
-
 def run(settings: DPOFrontier, job: Job, best_config: BestConfig) -> list[dict[str, Any]]:
     """Return the points of one run, or the frontier of all policies."""
     method, seed, beta = job["method"], job["seed"], job["beta"]
     setup, searching = _setup(settings, seed), "rate" in job
     if method == "optimal":
-        return _exact_frontier(setup) if isinstance(setup, ExactSetup) else _text_frontier(settings, setup)
+        points = _exact_frontier(setup) if isinstance(setup, ExactSetup) else _text_frontier(settings, setup)
+        return [{"look": i, "trusted": int(known), "kl": kl, "reward": r} for i, (known, kl, r) in enumerate(points)]
 
     def position(policy: Policy) -> dict[str, float]:
         found = setup.evaluate(policy, "validation" if searching else "test")
@@ -94,9 +83,9 @@ def run(settings: DPOFrontier, job: Job, best_config: BestConfig) -> list[dict[s
 
     if method == "reference":
         return [{"look": 0, "trusted": 1, **position(setup.reference)}]
-    key, changes = method, dict[str, Any]()
+    key, changes = method.removesuffix("-gold"), dict[str, Any]()
     if method == "ppo-gold":
-        key, changes = "ppo", {"reward": setup.gold}
+        changes["reward"] = setup.gold
     if key == "ppo":
         changes |= {"epochs": 4} if isinstance(setup, ExactSetup) else {"epochs": 2, "samples": 2}
     # PPO takes whole rounds of `epochs` steps, so it may end a few steps early.
@@ -119,18 +108,15 @@ def run(settings: DPOFrontier, job: Job, best_config: BestConfig) -> list[dict[s
     return rows
 
 
-def _exact_frontier(setup: ExactSetup) -> list[dict[str, Any]]:
-    world = setup.world
+def _exact_frontier(setup: ExactSetup) -> list[tuple[bool, float, float]]:
+    """Points of the frontier, each with whether it is trusted, its KL and its reward."""
     betas = torch.logspace(1.5, -2.5, 41, dtype=torch.float64)
-    kl, reward = exact.frontier(world.log_ref(), world.rewards(), betas)
-    return [
-        {"look": i, "trusted": 1, "kl": k, "reward": r}
-        for i, (k, r) in enumerate(zip(kl.mean(0).tolist(), reward.mean(0).tolist(), strict=True))
-    ]
+    kl, reward = exact.frontier(setup.world.log_ref(), setup.world.rewards(), betas)
+    return [(True, *point) for point in zip(kl.mean(0).tolist(), reward.mean(0).tolist(), strict=True)]
 
 
-def _text_frontier(settings: DPOFrontier, setup: Setup) -> list[dict[str, Any]]:
-    """Estimate the frontier by weighting samples of π_ref; `trusted` says where the estimate is reliable."""
+def _text_frontier(settings: DPOFrontier, setup: Setup) -> list[tuple[bool, float, float]]:
+    """The same points, estimated by weighting samples of π_ref and trusted where this is reliable."""
     assert isinstance(setup, TextSetup)
     task, seed = setup.task, setup.seed
     prompts = task.world.prompts(task.tokenizer, "test", settings.prompts)
@@ -140,10 +126,7 @@ def _text_frontier(settings: DPOFrontier, setup: Setup) -> list[dict[str, Any]]:
         parts = [prompts[i : i + 16] for i in range(0, len(prompts), 16)]
         rewards = torch.cat([task.gold(x, task.reference.sample(x, number, generator)).cpu() for x in parts])
     found = evaluation.tilted_frontier(rewards, torch.logspace(1.2, -1.0, 23).tolist())
-    return [
-        {"look": i, "trusted": int(one.trusted), "kl": one.kl.mean, "reward": one.reward.mean}
-        for i, one in enumerate(found)
-    ]
+    return [(one.trusted, one.kl.mean, one.reward.mean) for one in found]
 
 
 EXPERIMENT = Experiment(
@@ -160,5 +143,5 @@ EXPERIMENT = Experiment(
     decide=decide,
     figure=figure,
     search_trials=search_trials,
-    select_best=select_best,
+    select_best=lambda settings, search: best_rates(search),
 )
