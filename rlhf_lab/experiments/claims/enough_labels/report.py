@@ -6,17 +6,19 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from rlhf_lab.experiments.claims.enough_labels.settings import MARGIN, MAX_LEFT, SLOPE_RANGE, EnoughLabels
-from rlhf_lab.experiments.statistics import equivalence, in_row, mean_of
+from rlhf_lab.experiments.statistics import equivalence, interval_at, mean_of
 from rlhf_lab.experiments.verdicts import Number, Verdict, outcome_of, side
+from rlhf_lab.figures import statistical, style
 from rlhf_lab.intervals import Interval
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+TABLE_METRICS = ("regret", "ratio", "left", "finite")
 TEXT_METRICS = ("objective", "gain", "gold", "kl", "regret", "left", "effective", "trusted")
 
 
@@ -50,30 +52,21 @@ def judged(settings: EnoughLabels, runs: pd.DataFrame) -> dict[str, Interval]:
     return {name: mean_of(one, level) for name, one in values.items()}
 
 
-def value_at(summary: pd.DataFrame, kind: str, labels: int, metric: str, when: str = "end") -> Interval:
-    """Return `metric` of one kind of policy at this number of labels, with its interval over seeds."""
-    row = summary[(summary["kind"] == kind) & (summary["labels"] == labels) & (summary["when"] == when)].iloc[0]
-    return in_row(row, metric)
-
-
 def numbers_of(settings: EnoughLabels, summary: pd.DataFrame, runs: pd.DataFrame) -> dict[str, Number]:
     """Return the numbers of a result by name, such as `regret_1000` for the regret at 1,000 labels."""
-    ends = (settings.labels[0], settings.labels[-1])
-    numbers: dict[str, Number] = {"labels_first": ends[0], "labels_last": ends[1]}
+    first, last, used = settings.labels[0], settings.labels[-1], settings.steps * settings.batch
+    numbers: dict[str, Number] = {"labels_first": first, "labels_last": last}
+    kind, metrics = ("table", TABLE_METRICS) if settings.exact else ("text", TEXT_METRICS)
+    for metric in metrics:
+        numbers |= {f"{metric}_{n}": interval_at(summary, metric, kind=kind, labels=n) for n in settings.labels}
     if not settings.exact:
-        numbers |= {f"{m}_{n}": value_at(summary, "text", n, m) for m in TEXT_METRICS for n in settings.labels}
-        return numbers | judged(settings, runs) | {"passes_last": settings.steps * settings.batch / ends[1]}
-    for metric in ("regret", "ratio", "left", "finite"):
-        numbers |= {f"{metric}_{n}": value_at(summary, "table", n, metric) for n in settings.labels}
-    for when in ("end", "stopped") if settings.net_labels else ():
-        for metric in ("regret", "loss"):
-            numbers |= {
-                f"net_{metric}_{when}_{n}": value_at(summary, "transformer", n, metric, when)
-                for n in settings.net_labels
-            }
+        numbers["passes_last"] = used / last
+    for n in settings.net_labels:
+        for when in ("end", "stopped"):
+            row = {"kind": "transformer", "labels": n, "when": when}
+            numbers |= {f"net_{m}_{when}_{n}": interval_at(summary, m, **row) for m in ("regret", "loss")}
     if settings.net_labels:
-        fresh = settings.steps * settings.batch
-        numbers |= {"fresh_labels": fresh, "fresh_regret": value_at(summary, "fresh", fresh, "regret")}
+        numbers |= {"fresh_labels": used, "fresh_regret": interval_at(summary, "regret", kind="fresh", when="end")}
     return numbers | judged(settings, runs)
 
 
@@ -95,54 +88,49 @@ def decide(settings: EnoughLabels, summary: pd.DataFrame, runs: pd.DataFrame) ->
     return Verdict(outcome_of(signs.values()), numbers_of(settings, summary, runs), thresholds)
 
 
+@style.use()
 def figure(settings: EnoughLabels, summary: pd.DataFrame, runs: pd.DataFrame) -> Figure:
     """Draw regret against the number of labels, beside its limit; on the tree also the transformer's training."""
-    from rlhf_lab.figures import style
-
     if not settings.exact:
         return _text_figure(summary)
     tree = bool(settings.net_labels)
-    with style.use():
-        drawing, axes = style.subplots(1, 3 if tree else 2, 14.5 if tree else 10.5, 4.4, squeeze=False)
-        one, two = axes[0][:2]
-        table = summary[summary["kind"] == "table"]
-        one.plot(table["labels"], table["limit"], "--", color=style.colour("optimal"), label="limit (label price / N)")
-        two.axhline(1, ls="--", color=style.colour("optimal"), label="limit")
-        _by_labels(
-            one, table, "regret", xscale="log", yscale="log", ylabel="regret J(π*) − J(π) [reward]",
-            title="Regret against the number of labels",
-        )  # fmt: skip
-        _by_labels(
-            two, table, "ratio", xscale="log", yscale="log", ylabel="N · regret / limit (mean over seeds)",
-            title="Regret relative to its limit",
-        )  # fmt: skip
-        for axis in (two.yaxis.set_major_formatter, two.yaxis.set_minor_formatter):
-            axis(lambda value, place: f"{value:g}" if f"{value:.0e}"[0] in "1235" else "")
-        one.legend(loc="lower left")
-        two.legend(loc="upper right")
-        if tree:
-            _net_panel(axes[0][2], settings, summary)
+    drawing, axes = style.subplots(1, 3 if tree else 2, 14.5 if tree else 10.5, 4.4)
+    one, two = axes[:2]
+    table = summary[summary["kind"] == "table"]
+    one.plot(table["labels"], table["limit"], "--", color=style.colour("optimal"), label="limit (label price / N)")
+    two.axhline(1, ls="--", color=style.colour("optimal"), label="limit")
+    _by_labels(
+        one, table, "regret", yscale="log", ylabel="regret J(π*) − J(π) [reward]",
+        title="Regret against the number of labels",
+    )  # fmt: skip
+    _by_labels(
+        two, table, "ratio", yscale="log", ylabel="N · regret / limit (mean over seeds)",
+        title="Regret relative to its limit",
+    )  # fmt: skip
+    for set_formatter in (two.yaxis.set_major_formatter, two.yaxis.set_minor_formatter):
+        set_formatter(lambda value, place: f"{value:g}" if f"{value:.0e}"[0] in "1235" else "")
+    one.legend(loc="lower left")
+    two.legend(loc="upper right")
+    if tree:
+        _net_panel(axes[2], settings, summary)
     return drawing
 
 
 def _by_labels(ax: Axes, frame: pd.DataFrame, metric: str, **labels: Any) -> None:
     """Draw a metric of DPO with its intervals over the number of labels."""
-    from rlhf_lab.figures import statistical, style
-
     looks = {kind: style.of("dpo") for kind in frame["kind"].unique()}
-    statistical.interval_lines(ax, frame, "labels", metric, "kind", looks, legend=False, xlabel="labels N", **labels)
+    statistical.interval_lines(
+        ax, frame, "labels", metric, "kind", looks, legend=False, xscale="log", xlabel="labels N", **labels
+    )
 
 
 def _net_panel(ax: Axes, settings: EnoughLabels, summary: pd.DataFrame) -> None:
     """Draw the regret of the transformer over its training, one line for each number of labels."""
-    import pandas as pd
     import seaborn as sns
-
-    from rlhf_lab.figures import statistical, style
 
     fresh = settings.steps * settings.batch
     rows = summary[summary["kind"].isin(["transformer", "fresh"]) & summary["when"].str.startswith("step ")]
-    rows = pd.DataFrame(rows).assign(step=rows["when"].str.removeprefix("step ").astype(int))
+    rows = rows.assign(step=rows["when"].str.removeprefix("step ").astype(int))
     shades = sns.light_palette(style.colour("dpo"), len(settings.net_labels) + 1).as_hex()[1:]
     looks = {
         n: style.of("dpo", label=f"{n:,} labels", light=c) for n, c in zip(settings.net_labels, shades, strict=True)
@@ -158,19 +146,16 @@ def _net_panel(ax: Axes, settings: EnoughLabels, summary: pd.DataFrame) -> None:
 
 
 def _text_figure(summary: pd.DataFrame) -> Figure:
-    from rlhf_lab.figures import style
-
-    with style.use():
-        drawing, axes = style.subplots(1, 3, 13.5, 4.2)
-        panels = [
-            ("gain", "J(π) − J(π_ref) [units of a label]", "Objective gained", "reference", "π_ref", "lower right"),
-            ("regret", "regret J(π*) − J(π) [units]", "Estimated distance to π*", "optimal", "π*", "lower left"),
-            ("kl", "KL(π‖π_ref) [nats]", "Distance from π_ref", None, "", "upper left"),
-        ]
-        for ax, (metric, label, title, line, name, place) in zip(axes, panels, strict=True):
-            if line:
-                ax.axhline(0, ls="--", color=style.colour(line), label=name)
-            _by_labels(ax, summary, metric, xscale="log", ylabel=label, title=title)
-            ax.set_ylim(min(0, ax.get_ylim()[0]), ax.get_ylim()[1] * 1.25)
-            ax.legend(loc=place)
+    drawing, axes = style.subplots(1, 3, 13.5, 4.2)
+    panels = [
+        ("gain", "J(π) − J(π_ref) [units of a label]", "Objective gained", "reference", "π_ref", "lower right"),
+        ("regret", "regret J(π*) − J(π) [units]", "Estimated distance to π*", "optimal", "π*", "lower left"),
+        ("kl", "KL(π‖π_ref) [nats]", "Distance from π_ref", None, "", "upper left"),
+    ]
+    for ax, (metric, label, title, line, name, place) in zip(axes, panels, strict=True):
+        if line:
+            ax.axhline(0, ls="--", color=style.colour(line), label=name)
+        _by_labels(ax, summary, metric, ylabel=label, title=title)
+        ax.set_ylim(min(0, ax.get_ylim()[0]), ax.get_ylim()[1] * 1.25)
+        ax.legend(loc=place)
     return drawing

@@ -11,8 +11,9 @@ c_x = 1 − Σ π_ref² (equal pairs are drawn again, with a fresh prompt) and s
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -35,16 +36,8 @@ from rlhf_lab.training import seeded
 from rlhf_lab.worlds import bandit, token_tree
 from rlhf_lab.worlds.finite_world import FiniteWorld
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-
-Kind = Literal["table", "transformer", "fresh", "text"]
 NEWTON = 20
 """Iterations of a table's fit, the same for all: ten reach the optimum where it is finite."""
-
-
-# ---------------------------------------------------------------------------------------------------------- tables
 
 
 def table_world(scale: str, seed: int) -> FiniteWorld:
@@ -97,21 +90,9 @@ def _tables(settings: EnoughLabels, seed: int) -> list[dict[str, Any]]:
     rows = []
     for number, log_p, share in zip(settings.labels, fitted, finite, strict=True):
         regret = exact.regret(log_p, log_ref, reward, settings.beta).mean().item()
-        rows.append(
-            {
-                "labels": number,
-                "when": "end",
-                "regret": regret,
-                "left": regret / start,
-                "limit": price / number,
-                "ratio": regret * number / price,
-                "finite": share.item(),
-            }
-        )
+        numbers = {"regret": regret, "left": regret / start, "limit": price / number, "ratio": regret * number / price}
+        rows.append({"labels": number, "when": "end", **numbers, "finite": share.item()})
     return rows
-
-
-# ----------------------------------------------------------------------------------------------- a transformer, tree
 
 
 @lru_cache(maxsize=1)
@@ -136,20 +117,16 @@ def _net(settings: EnoughLabels, job: Job) -> list[dict[str, Any]]:
     data = None if fresh else world.preferences(number - len(held), seeded(seed, Stream.TRAINING_LABELS))
     start = evaluate(world.reference, world, settings.beta).regret
     every = max(settings.steps // settings.evaluations, 1)
-    log_ref = world.reference.log_prob(held.prompts, held.responses).detach()
-    seen = None if data is None else data[torch.arange(min(len(data), 1024))]
-    seen_ref = None if seen is None else world.reference.log_prob(seen.prompts, seen.responses).detach()
+    measured = {"held_out": held} if data is None else {"loss": data[:1024], "held_out": held}
+    log_ref = {name: world.reference.log_prob(some.prompts, some.responses) for name, some in measured.items()}
     rows: list[dict[str, Any]] = []
 
+    @torch.no_grad()
     def see(policy: Policy, step: int) -> None:
-        if step % every and step != settings.steps:
-            return
-        regret = evaluate(policy, world, settings.beta).regret
-        with torch.no_grad():
-            on_seen = float("nan") if seen is None else pair_loss(policy, seen, seen_ref, loss)[0].item()
-            on_held = pair_loss(policy, held, log_ref, loss)[0].item()
-        numbers = {"regret": regret, "left": regret / start, "loss": on_seen, "held_out": on_held}
-        rows.append({"when": f"step {step}", "step": step, **numbers})
+        if step % every == 0 or step == settings.steps:
+            regret = evaluate(policy, world, settings.beta).regret
+            losses = {name: pair_loss(policy, some, log_ref[name], loss)[0].item() for name, some in measured.items()}
+            rows.append({"when": f"step {step}", "step": step, "regret": regret, "left": regret / start, **losses})
 
     def fresh_pairs(generator: torch.Generator) -> Pairs:
         return world.preferences(settings.batch, generator)
@@ -158,9 +135,6 @@ def _net(settings: EnoughLabels, job: Job) -> list[dict[str, Any]]:
         dpo(policy, world.reference, fresh_pairs if data is None else data, loss, setup.training(Stream.LABEL_FIT))
     stopped = min(rows, key=lambda row: row["held_out"])
     return [*rows, {**rows[-1], "when": "end"}, {**stopped, "when": "stopped"}]
-
-
-# ------------------------------------------------------------------------------------------------------------- text
 
 
 @lru_cache(maxsize=1)
@@ -173,52 +147,32 @@ def _text(settings: EnoughLabels, seed: int) -> tuple[TextSetup, Tokens, Tokens,
     assert isinstance(setup, TextSetup)
     task = setup.task
     x = task.world.prompts(task.tokenizer, "test", settings.prompts)
-    with torch.no_grad():
-        y = task.reference.sample(
-            x, settings.samples, seeded(seed, Stream.REFERENCE_RESPONSES, device=task.reference.device)
-        )
-        return setup, x, y, task.gold(x, y), task.reference.log_prob(x, y).double().cpu()
+    generator = seeded(seed, Stream.REFERENCE_RESPONSES, device=task.reference.device)
+    y = task.reference.sample(x, settings.samples, generator)
+    return setup, x, y, task.gold(x, y), task.reference.log_prob(x, y).double().cpu()
 
 
 def _on_text(settings: EnoughLabels, job: Job) -> list[dict[str, Any]]:
-    setup, x, y_ref, r_ref, ref_of_ref = _text(settings, job["seed"])
-    pairs = setup.pairs[torch.arange(min(job["labels"], len(setup.pairs)))]
+    """DPO on the first N labels of a seed, and an estimate of the distance to π*."""
+    setup, x, y_ref, r_ref, log_ref_of_ref = _text(settings, job["seed"])
     policy = setup.new_policy()
+    pairs = setup.pairs[: job["labels"]]
     dpo(policy, setup.reference, pairs, DPO(beta=settings.beta), setup.training(Stream.LABEL_FIT))
-    numbers = _text_numbers(settings, setup, policy, x, y_ref, r_ref, ref_of_ref)
-    return [{"labels": job["labels"], "when": "end", **numbers}]
-
-
-@torch.no_grad()
-def _text_numbers(
-    settings: EnoughLabels,
-    setup: TextSetup,
-    policy: Policy,
-    x: Tokens,
-    y_ref: Tokens,
-    r_ref: Tensor,
-    ref: Tensor,
-) -> dict[str, Any]:
-    y = policy.sample(x, settings.samples, seeded(setup.seed, Stream.POLICY_RESPONSES, device=policy.device))
-    reward, log_ref = setup.gold(x, y), setup.reference.log_prob(x, y).double().cpu()
-    log_policy = policy.log_prob(x, y).double().cpu()
-    found = distance_to_optimal(
-        settings.beta,
-        Draws(r_ref, ref, policy.log_prob(x, y_ref).double().cpu()),
-        Draws(reward, log_ref, log_policy),
-        prompts="fixed",
-    )
+    with torch.no_grad():
+        y = policy.sample(x, settings.samples, seeded(setup.seed, Stream.POLICY_RESPONSES, device=policy.device))
+        reward, log_ref = setup.gold(x, y), setup.reference.log_prob(x, y).double().cpu()
+        log_policy = policy.log_prob(x, y).double().cpu()
+        from_reference = Draws(r_ref, log_ref_of_ref, policy.log_prob(x, y_ref).double().cpu())
+    found = distance_to_optimal(settings.beta, from_reference, Draws(reward, log_ref, log_policy), prompts="fixed")
     mean, kl = reward.mean().item(), (log_policy - log_ref).mean().item()
     objective = mean - settings.beta * kl
-    way = found.regret.mean + objective - r_ref.mean().item()
-    return {
-        "gold": mean * setup.task.unit, "reward": mean, "kl": kl, "objective": objective,
-        "gain": objective - r_ref.mean().item(), "regret": found.regret.mean, "left": found.regret.mean / way,
-        "effective": found.effective, "trusted": int(found.trusted),
+    start, regret = r_ref.mean().item(), found.regret.mean
+    numbers = {
+        "gold": mean * setup.task.unit, "reward": mean, "kl": kl, "objective": objective, "gain": objective - start,
+        "regret": regret, "left": regret / (regret + objective - start), "effective": found.effective,
+        "trusted": int(found.trusted),
     }  # fmt: skip
-
-
-# ------------------------------------------------------------------------------------------------------- experiment
+    return [{"labels": job["labels"], "when": "end", **numbers}]
 
 
 def _jobs(settings: EnoughLabels) -> list[Job]:
