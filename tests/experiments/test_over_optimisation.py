@@ -27,6 +27,7 @@ from rlhf_lab.experiments.claims.over_optimisation.trajectories import (
     saturating_world,
 )
 from rlhf_lab.experiments.runner import experiment_run
+from rlhf_lab.experiments.statistics import mean_of
 from rlhf_lab.randomness import Stream
 from rlhf_lab.training import seeded
 
@@ -101,16 +102,16 @@ def turn(rows, most=None):
     """The turn of one trajectory whose own maximum of the proxy is the largest, or `most`."""
     best = rows.groupby("seed")["proxy"].max()
     found = report.turn(rows, best if most is None else best * 0 + most)
-    return found, found.sign(found.fall)
+    return found, report.sign(found, mean_of(found["fall"]))
 
 
 def test_a_trajectory_that_rises_and_falls_turns_and_one_that_only_rises_stays():
     """By hand: gold 0, 1, 2, 1, the fall is 1; and gold that ends at its highest falls by 0."""
     there, sign = turn(trajectory([0, 1, 2, 1], noise=0.01))
-    assert sign == 1 and there.fall.mean == pytest.approx(1, abs=0.05)
-    assert there.peak == pytest.approx(2**0.5) and there.gain == pytest.approx(2, abs=0.05)
+    assert sign == 1 and there["fall"].mean() == pytest.approx(1, abs=0.05)
+    assert there["peak"][0] == pytest.approx(2**0.5) and there["gain"][0] == pytest.approx(2, abs=0.05)
     stays, sign = turn(trajectory([0, 1, 2, 3], noise=0.01))
-    assert sign == -1 and abs(stays.fall.mean) < 0.05
+    assert sign == -1 and abs(stays["fall"].mean()) < 0.05
 
 
 def test_a_fall_of_gold_with_the_proxy_is_no_turn_and_a_trajectory_far_from_the_maximum_decides_nothing():
@@ -118,7 +119,7 @@ def test_a_fall_of_gold_with_the_proxy_is_no_turn_and_a_trajectory_far_from_the_
     assert turn(trajectory([0, 1, 2, 1], proxy=[0, 3, 4, 2], noise=0.01))[1] == 0
     assert turn(trajectory([0, 1, 2, 3], noise=0.01), most=4)[1] == 0
     there, sign = turn(trajectory([0, 1, 2, 3], noise=0.01), most=3.2)
-    assert sign == -1 and there.reach == pytest.approx(3 / 3.2, abs=0.01)
+    assert sign == -1 and there["reach"][0] == pytest.approx(3 / 3.2, abs=0.01)
 
 
 def test_on_noise_alone_the_cross_fitted_fall_is_centred_at_zero():
@@ -127,7 +128,7 @@ def test_on_noise_alone_the_cross_fitted_fall_is_centred_at_zero():
     for s in range(40):
         rows = trajectory([0.0] * 10, seeds=5)
         rows["gold"] = np.random.default_rng(s).normal(size=len(rows))
-        falls.append(turn(rows)[0].fall.mean)
+        falls.append(turn(rows)[0]["fall"].mean())
         table = rows.pivot(index="seed", columns="place", values="gold").to_numpy()
         biased.append((table.max(1) - table[:, -1]).mean())
     error = np.std(falls, ddof=1) / np.sqrt(len(falls))

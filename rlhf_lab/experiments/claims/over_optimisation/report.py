@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from rlhf_lab.experiments.claims.over_optimisation.settings import MARGIN, REACH, OverOptimisation
 from rlhf_lab.experiments.claims.over_optimisation.trajectories import POINT, TRAINED, TRAJECTORY
 from rlhf_lab.experiments.statistics import holm_intervals, in_row, mean_of
 from rlhf_lab.experiments.verdicts import Number, Verdict, outcome_of, side
+from rlhf_lab.figures import statistical, style
 from rlhf_lab.intervals import Interval
 from rlhf_lab.language import tr
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from rlhf_lab.figures.style import Style
 
 METHODS = ("best-of-n", *TRAINED)
 """The methods whose trajectories are recorded."""
@@ -35,72 +34,45 @@ KINDS = {
     "extrapolating": "features (gold saturates)",
 }
 """Reward models of the exact scales, by what they can represent."""
+FALL = "peak to end [logits of a label]"
 
 
-@dataclass(frozen=True)
-class Turn:
-    """What one trajectory does between the peak of the gold reward, found on the other seeds, and its end."""
-
-    falls: np.ndarray
-    """Gold reward at the peak minus that at the end, for each seed."""
-    rises: np.ndarray
-    """Proxy reward at the end minus that at the peak."""
-    gain: float
-    """The mean gold reward at its peak minus that of π_ref."""
-    peak: float
-    """√KL at the peak of the mean gold reward, √nats."""
-    end: float
-    """√KL at the end."""
-    reach: float
-    """Proxy reward at the end relative to its maximum, mean over seeds."""
-
-    @property
-    def fall(self) -> Interval:
-        """The mean fall with its usual interval."""
-        return mean_of(self.falls)
-
-    @property
-    def rise(self) -> Interval:
-        """The mean rise with its usual interval."""
-        return mean_of(self.rises)
-
-    def sign(self, fall: Interval) -> int:
-        """+1 if the trajectory turns, −1 if it stays high, 0 if this is open; `fall` has the interval of the rule."""
-        if fall.above and self.rise.above:
-            return 1
-        return -int(fall.high < MARGIN * self.gain and self.reach >= REACH)
-
-
-def turn(rows: pd.DataFrame, most: pd.Series) -> Turn:
-    """Return the turn of one trajectory.
+def turn(rows: pd.DataFrame, most: pd.Series) -> pd.DataFrame:
+    """Return what one trajectory does between the peak of the gold reward, found on the other seeds, and its end.
 
     Args:
         rows: its rows, of all seeds.
         most: seed → the maximum of the proxy reward.
+
+    Returns:
+        one row for each seed with `fall`, the gold reward at the peak minus that at the end, and `rise`, the proxy
+        reward at the end minus that at the peak. The other columns are the same for all seeds: `gain` of the mean gold
+        reward from π_ref to its peak, √KL at that `peak` and at the `end`, and `reach`, the mean proxy reward at the
+        end relative to its maximum.
     """
     gold, proxy, kl = (
         rows.pivot(index="seed", columns=POINT, values=name).to_numpy(float) for name in ("gold", "proxy", "kl")
     )
-    falls, rises = [], []
-    for seed in range(len(gold)):
-        others = np.delete(gold, seed, axis=0) if len(gold) > 1 else gold
-        peak = int(others.mean(0).argmax())
-        falls.append(gold[seed, peak] - gold[seed, -1])
-        rises.append(proxy[seed, -1] - proxy[seed, peak])
+    others = gold.sum(0) - gold if len(gold) > 1 else gold
+    seeds, peaks = np.arange(len(gold)), others.argmax(1)
     mean, root = gold.mean(0), np.sqrt(kl.clip(min=0)).mean(0)
-    top = int(mean.argmax())
-    return Turn(
-        np.array(falls),
-        np.array(rises),
-        float(mean[top] - mean[0]),
-        float(root[top]),
-        float(root[-1]),
-        float((proxy[:, -1] / most.sort_index().to_numpy()).mean()),
-    )
+    top = mean.argmax()
+    reach = (proxy[:, -1] / most.sort_index().to_numpy()).mean()
+    falls, rises = gold[seeds, peaks] - gold[:, -1], proxy[:, -1] - proxy[seeds, peaks]
+    of_all = {"gain": mean[top] - mean[0], "peak": root[top], "end": root[-1], "reach": reach}
+    return pd.DataFrame({"fall": falls, "rise": rises, **of_all})
 
 
-def turns(rows: pd.DataFrame) -> dict[tuple[str, str, int], Turn]:
-    """Return the turn of every trajectory, by its name, kind of reward model and number of labels."""
+def sign(turned: pd.DataFrame, fall: Interval) -> int:
+    """+1 if a trajectory turns, −1 if it stays high, 0 if this is open; `fall` has the interval of the rule."""
+    if fall.above and mean_of(turned["rise"]).above:
+        return 1
+    gain, reach = turned[["gain", "reach"]].iloc[0]
+    return -int(fall.high < MARGIN * gain and reach >= REACH)
+
+
+def turns(rows: pd.DataFrame) -> dict[tuple[str, str, int], pd.DataFrame]:
+    """Return the `turn` of every trajectory, by its name, kind of reward model and number of labels."""
     most = rows.groupby(["kind", "labels", "seed"])["proxy"].max()
     groups: Any = rows.groupby([TRAJECTORY, "kind", "labels"], sort=False)
     return {(str(name), str(kind), int(n)): turn(part, most[kind, n]) for (name, kind, n), part in groups}
@@ -132,7 +104,7 @@ def key_of(name: str, kind: str, labels: int) -> str:
 
 
 def numbers_of(
-    settings: OverOptimisation, summary: pd.DataFrame, found: dict[tuple[str, str, int], Turn]
+    settings: OverOptimisation, summary: pd.DataFrame, found: dict[tuple[str, str, int], pd.DataFrame]
 ) -> dict[str, Number]:
     """Return the numbers of a result by name, such as `fall_ppo_50` for PPO with 50 labels.
 
@@ -142,64 +114,67 @@ def numbers_of(
     few, many = settings.labels[0], settings.labels[-1]
     numbers: dict[str, Number] = {"labels_few": few, "labels_many": many}
     ends: Any = summary.groupby([TRAJECTORY, "kind", "labels"]).last()
-    for (name, kind, labels), one in found.items():
+    for (name, kind, labels), turned in found.items():
         key = key_of(name, kind, labels)
         if kind in ("full", JUDGED_KIND) and labels in (few, many):
-            row = ends.loc[(name, kind, labels)]
-            numbers |= {f"fall_{key}": one.fall, f"rise_{key}": one.rise, f"reach_{key}": one.reach}
-            numbers |= {f"gain_{key}": one.gain, f"peak_{key}": one.peak, f"end_{key}": one.end}
-            for reward in ("gold", "proxy"):
-                numbers[f"{reward}_{key}"] = in_row(row, reward)
-            numbers[f"margin_{key}"] = MARGIN * one.gain
+            numbers |= {f"{what}_{key}": mean_of(turned[what]) for what in ("fall", "rise")}
+            of_all = turned.iloc[0]
+            numbers |= {f"{what}_{key}": float(of_all[what]) for what in ("reach", "gain", "peak", "end")}
+            end = ends.loc[(name, kind, labels)]
+            numbers |= {f"{reward}_{key}": in_row(end, reward) for reward in ("gold", "proxy")}
+            numbers[f"margin_{key}"] = float(MARGIN * of_all["gain"])
         elif name == "optimum":
-            numbers[f"fall_{key}"] = one.fall
+            numbers[f"fall_{key}"] = mean_of(turned["fall"])
     return numbers
 
 
 def decide(settings: OverOptimisation, summary: pd.DataFrame, rows: pd.DataFrame) -> Verdict:
     """Apply the rule (`settings.RULE`) to the rows."""
     found, few, kind = turns(rows), settings.labels[0], judged_kind(settings)
-    judged = {f"fall_{key_of(name, kind, few)}": found[name, kind, few] for name in JUDGED}
-    compared = {name: one.falls for name, one in judged.items()} | {"peak_shift": peak_shifts(settings, rows)}
-    intervals = holm_intervals(compared)
-    signs = [one.sign(intervals[name]) for name, one in judged.items()] + [side(intervals["peak_shift"])]
-    thresholds = {name: MARGIN * one.gain for name, one in judged.items()} | {"peak_shift": 0.0}
-    thresholds |= {name.replace("fall", "reach"): REACH for name in judged}
-    return Verdict(outcome_of(signs), numbers_of(settings, summary, found) | intervals, thresholds)
+    judged = {key_of(name, kind, few): found[name, kind, few] for name in JUDGED}
+    compared = {f"fall_{key}": turned["fall"].to_numpy() for key, turned in judged.items()}
+    intervals = holm_intervals(compared | {"peak_shift": peak_shifts(settings, rows)})
+    signs = [sign(turned, intervals[f"fall_{key}"]) for key, turned in judged.items()] + [side(intervals["peak_shift"])]
+    numbers: dict[str, Any] = numbers_of(settings, summary, found) | intervals
+    thresholds = {f"fall_{key}": numbers[f"margin_{key}"] for key in judged} | {"peak_shift": 0.0}
+    return Verdict(outcome_of(signs), numbers, thresholds | {f"reach_{key}": REACH for key in judged})
 
 
-def styles() -> dict[str, Style]:
+def styles() -> dict[str, style.Style]:
     """Return the style of each trajectory, in the order of the legend."""
-    from rlhf_lab.figures import style
+    return {
+        "optimum": style.of("plug-in", label="optimum of the proxy"),
+        "best-of-n": style.of("best-of-n", label="best of n"),
+        "ppo": style.of("ppo"),
+        "dpo": style.of("dpo"),
+        "rso": style.of("rso", label="RSO"),
+    }
 
-    found = {"optimum": style.of("plug-in", label="optimum of the proxy")}
-    found["best-of-n"] = style.of("best-of-n", label="best of n")
-    return found | {name: style.of(name, label=label) for name, label in TRAINED.items()}
 
-
+@style.use()
 def figure(settings: OverOptimisation, summary: pd.DataFrame, rows: pd.DataFrame) -> Figure:
     """Draw gold and proxy reward over √KL with few and with many labels, and the falls of the gold reward."""
     from matplotlib.lines import Line2D
 
-    from rlhf_lab.figures import style
-
-    with style.use():
-        drawing, axes = style.subplots(1, 3, width=17, height=5.2)
-        for ax, labels in zip(axes, (settings.labels[0], settings.labels[-1]), strict=False):
-            _rewards(ax, summary[(summary["kind"] == judged_kind(settings)) & (summary["labels"] == labels)])
-            ax.set(
-                title=tr("Gold and proxy, {labels:,} labels", labels=labels), xlabel="√KL(π‖π_ref) [√nats]",
-                ylabel="gain over π_ref [logits of a label]",
-            )  # fmt: skip
-        low, high = min(ax.get_ylim()[0] for ax in axes[:2]), max(ax.get_ylim()[1] for ax in axes[:2])
-        for ax in axes[:2]:
-            ax.set_ylim(low, high + 0.3 * (high - low))
-        axes[0].legend(loc="upper left", ncols=2, fontsize=10)
-        lines = [Line2D([], [], color="#444444", ls=ls, label=label) for ls, label in (("-", "gold"), ("--", "proxy"))]
-        axes[1].legend(handles=lines, loc="upper left", ncols=2, fontsize=10)
-        _falls(axes[2], settings, turns(rows))
-        for ax in axes:
-            ax.axhline(0, color="#999999", lw=1, zorder=1)
+    drawing, axes = style.subplots(1, 3, width=17, height=5.2)
+    for ax, labels in zip(axes, (settings.labels[0], settings.labels[-1]), strict=False):
+        _rewards(ax, summary[(summary["kind"] == judged_kind(settings)) & (summary["labels"] == labels)])
+        ax.set(
+            title=tr("Gold and proxy, {labels:,} labels", labels=labels), xlabel="√KL(π‖π_ref) [√nats]",
+            ylabel="gain over π_ref [logits of a label]",
+        )  # fmt: skip
+    low, high = min(ax.get_ylim()[0] for ax in axes[:2]), max(ax.get_ylim()[1] for ax in axes[:2])
+    for ax in axes[:2]:
+        ax.set_ylim(low, high + 0.3 * (high - low))
+    axes[0].legend(loc="upper left", ncols=2, fontsize=10)
+    lines = [Line2D([], [], color="#444444", ls=ls, label=label) for ls, label in (("-", "gold"), ("--", "proxy"))]
+    axes[1].legend(handles=lines, loc="upper left", ncols=2, fontsize=10)
+    falls = [
+        turned.assign(method=name, kind=kind, labels=labels) for (name, kind, labels), turned in turns(rows).items()
+    ]
+    (_falls_by_kind if settings.exact else _falls_by_method)(axes[2], settings, pd.concat(falls))
+    for ax in axes:
+        ax.axhline(0, color="#999999", lw=1, zorder=1)
     return drawing
 
 
@@ -218,41 +193,33 @@ def _rewards(ax: Axes, summary: pd.DataFrame) -> None:
         ax.fill_between(part["root_kl"], part["gold_low"], part["gold_high"], color=shown.light, alpha=0.12, lw=0)
 
 
-def _falls(ax: Axes, settings: OverOptimisation, found: dict[tuple[str, str, int], Turn]) -> None:
-    """Draw the falls: on exact scales those of the proxy's optimum by kind of reward model, on text by method."""
-    import pandas as pd
+def _falls_by_kind(ax: Axes, settings: OverOptimisation, falls: pd.DataFrame) -> None:
+    """Draw the falls of the proxy's optimum over the number of labels, by kind of reward model."""
+    marks = {"full": ("plug-in", "o"), "noisy": ("wrong", "x"), "limited": ("reward", "s"),
+             "saturating": ("rest", "^"), "extrapolating": ("policy", "D")}  # fmt: skip
+    kinds = {k: style.of(marks[k][0], label=label, marker=marks[k][1], dash="-") for k, label in KINDS.items()}
+    statistical.interval_lines(
+        ax, falls[falls["method"] == "optimum"], "labels", "fall", "kind", kinds, dodge=0.06, legend=False,
+        xscale="log", title="Fall of gold, optimum of the proxy", xlabel="labels of the reward model", ylabel=FALL,
+    )  # fmt: skip
+    ax.set_xticks(settings.labels, [f"{labels:,}" for labels in settings.labels])
+    ax.minorticks_off()
+    low, high = ax.get_ylim()
+    ax.set_ylim(low, high + 0.5 * (high - low))
+    ax.legend(title="The reward model can represent", loc="upper right", fontsize=10)
 
-    from rlhf_lab.figures import statistical, style
 
-    ylabel = "peak to end [logits of a label]"
-    if settings.exact:
-        marks = {"full": ("plug-in", "o"), "noisy": ("wrong", "x"), "limited": ("reward", "s"),
-                 "saturating": ("rest", "^"), "extrapolating": ("policy", "D")}  # fmt: skip
-        kinds = {k: style.of(marks[k][0], label=label, marker=marks[k][1], dash="-") for k, label in KINDS.items()}
-        rows = [
-            {"labels": n, "kind": kind, **_fall(found["optimum", kind, n])} for kind in KINDS for n in settings.labels
-        ]
-        statistical.interval_lines(
-            ax, pd.DataFrame(rows), "labels", "fall", "kind", kinds, dodge=0.06, legend=False, xscale="log",
-            title="Fall of gold, optimum of the proxy", xlabel="labels of the reward model", ylabel=ylabel,
-        )  # fmt: skip
-        ax.set_xticks(settings.labels, [f"{n:,}" for n in settings.labels])
-        ax.minorticks_off()
-        low, high = ax.get_ylim()
-        ax.set_ylim(low, high + 0.5 * (high - low))
-        ax.legend(title="The reward model can represent", loc="upper right", fontsize=10)
-        return
-    named, rows, conditions = styles(), [], {}
-    for name, kind, n in sorted(found, key=lambda one: METHODS.index(one[0])):
-        condition = f"{named[name].label}\n{n:,} labels"
-        rows.append({"condition": condition, **_fall(found[name, kind, n])})
-        conditions[condition] = replace(named[name], label=condition)
+def _falls_by_method(ax: Axes, settings: OverOptimisation, falls: pd.DataFrame) -> None:
+    """Draw the falls of every trajectory on text, by method and number of labels."""
+    named = styles()
+    falls = falls.sort_values("method", key=lambda column: column.map(METHODS.index), kind="stable")
+    conditions = [
+        f"{named[name].label}\n{n:,} labels" for name, n in zip(falls["method"], falls["labels"], strict=True)
+    ]
+    methods = dict(zip(conditions, falls["method"], strict=True))
+    looks = {condition: replace(named[name], label=condition) for condition, name in methods.items()}
     statistical.interval_points(
-        ax, pd.DataFrame(rows), "condition", "fall", None, conditions, vertical=True,
-        title="Fall of gold from its peak", xlabel="method and labels of the reward model", ylabel=ylabel,
+        ax, falls.assign(condition=conditions), "condition", "fall", None, looks, vertical=True,
+        title="Fall of gold from its peak", xlabel="method and labels of the reward model", ylabel=FALL,
     )  # fmt: skip
     ax.tick_params(axis="x", labelsize=9)
-
-
-def _fall(one: Turn) -> dict[str, float]:
-    return {"fall": one.fall.mean, "fall_low": one.fall.low, "fall_high": one.fall.high}

@@ -9,7 +9,9 @@ the maximum of many noisy values is too high on average.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from rlhf_lab.experiments.claims.over_optimisation.report import JUDGED_KIND, KINDS, decide, figure
 from rlhf_lab.experiments.claims.over_optimisation.settings import RULE, OverOptimisation
@@ -19,14 +21,10 @@ from rlhf_lab.experiments.claims.over_optimisation.trajectories import (
     TRAJECTORY,
     best_of_n_on_text,
     exact_trajectories,
-    trained_exactly,
-    trained_on_text,
+    trained,
 )
 from rlhf_lab.experiments.runner import BestConfig, Experiment, Job
 from rlhf_lab.experiments.statistics import summarise
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 def jobs(settings: OverOptimisation) -> list[Job]:
@@ -47,12 +45,9 @@ def jobs(settings: OverOptimisation) -> list[Job]:
 
 def run(settings: OverOptimisation, job: Job, best_config: BestConfig) -> list[dict[str, Any]]:
     """Return one row for each point of a trajectory, from π_ref to its end."""
-    seed, labels, method = job["seed"], job["labels"], job["method"]
-    if method == "exact":
-        return exact_trajectories(settings, seed, labels, job["kind"])
-    if method == "best-of-n":
-        return best_of_n_on_text(settings, seed)
-    return (trained_exactly if settings.exact else trained_on_text)(settings, job)
+    if job["method"] == "exact":
+        return exact_trajectories(settings, job["seed"], job["labels"], job["kind"])
+    return best_of_n_on_text(settings, job["seed"]) if job["method"] == "best-of-n" else trained(settings, job)
 
 
 def summarise_rows(settings: OverOptimisation, rows: pd.DataFrame) -> pd.DataFrame:

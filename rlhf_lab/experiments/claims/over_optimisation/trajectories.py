@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from rlhf_lab import exact
 from rlhf_lab.algorithms.reward_model import RewardModel, reward_model
 from rlhf_lab.batch import Tokens
 from rlhf_lab.errors import LabError, check_finite
+from rlhf_lab.experiments.claims.over_optimisation.settings import OverOptimisation
 from rlhf_lab.experiments.methods import train
 from rlhf_lab.experiments.runner import Job
 from rlhf_lab.experiments.scales import set_up
@@ -28,19 +29,13 @@ from rlhf_lab.training import seeded
 from rlhf_lab.worlds import bandit, token_tree
 from rlhf_lab.worlds.finite_world import FiniteWorld
 
-if TYPE_CHECKING:
-    from rlhf_lab.experiments.claims.over_optimisation.settings import OverOptimisation
-
-
 WORLD = "summaries"
 """It was chosen before any run. Its gold reward weighs facts against words and against inventions, so optimising a
 reward model that has learned only one side can go too far. On sentiment more is nearly always better."""
 TRAJECTORY, POINT = "road", "place"
 """Columns of the saved rows: the name of a trajectory, and the number of a point on it, from 0 at π_ref."""
-TRAINED = {"ppo": "PPO", "dpo": "DPO", "rso": "RSO"}
-"""The methods that are recorded while they train, with their names in figures."""
-KEYS = {"ppo": "ppo", "dpo": "dpo", "rso": "rso-rso-sample-rank"}
-"""Their keys in the table of methods."""
+TRAINED = {"ppo": "ppo", "dpo": "dpo", "rso": "rso-rso-sample-rank"}
+"""The methods that are recorded while they train, with their keys in the table of methods."""
 FEATURES = 8
 """Features of an arm of the bandit."""
 WITH_FEATURES = ("limited", "extrapolating")
@@ -147,12 +142,11 @@ def _text_setup(settings: OverOptimisation, seed: int, labels: int) -> TextSetup
         test_samples=settings.test_samples,
     )  # fmt: skip
     assert isinstance(setup, TextSetup)
-    with torch.enable_grad():  # its first use may be within `no_grad`
-        _ = setup.reward_model
     return setup
 
 
 def _position(setup: ExactSetup, log_policy: Tensor) -> dict[str, float]:
+    """KL, and the gains in gold and proxy reward over π_ref."""
     log_ref = setup.world.log_ref()
     gained = log_policy.exp() - log_ref.exp()
     return {
@@ -166,63 +160,46 @@ def exact_trajectories(settings: OverOptimisation, seed: int, labels: int, kind:
     """Exact KL, proxy and gold reward of the proxy's optimum as β falls, and of best-of-n as n grows."""
     setup = _exact_setup(settings, seed, labels, kind)
     log_ref, learned = setup.world.log_ref(), setup.learned_rewards
-    rows: list[dict[str, Any]] = [{TRAJECTORY: "optimum", POINT: 0, "pressure": math.inf, **_position(setup, log_ref)}]
-    rows += [
-        {TRAJECTORY: "optimum", POINT: i, "pressure": b, **_position(setup, exact.optimal_policy(log_ref, learned, b))}
-        for i, b in enumerate(BETAS, 1)
+    optima = [(math.inf, log_ref), *((beta, exact.optimal_policy(log_ref, learned, beta)) for beta in BETAS)]
+    best_of_n = [(n, exact.best_of_n(log_ref, learned, n)) for n in sizes(settings.most)]
+    return [
+        {TRAJECTORY: name, POINT: point, "pressure": pressure, **_position(setup, log_policy)}
+        for name, policies in (("optimum", optima), ("best-of-n", best_of_n))
+        for point, (pressure, log_policy) in enumerate(policies)
     ]
-    rows += [
-        {TRAJECTORY: "best-of-n", POINT: i, "pressure": n, **_position(setup, exact.best_of_n(log_ref, learned, n))}
-        for i, n in enumerate(sizes(settings.most))
-    ]
-    return rows
 
 
-def _evenly_spaced(total: int, places: int) -> set[int]:
-    return {round(total * i / places) for i in range(places + 1)}
-
-
-def trained_exactly(settings: OverOptimisation, job: Job) -> list[dict[str, Any]]:
-    """The trajectory of a method, evaluated exactly at some of its optimiser steps."""
-    method, setup = job["method"], _exact_setup(settings, job["seed"], job["labels"], job["kind"])
+def trained(settings: OverOptimisation, job: Job) -> list[dict[str, Any]]:
+    """The trajectory of a method while it trains: exact on a finite world, and estimated from samples on text."""
+    method, steps, epochs, training = job["method"], settings.steps, 1, None
+    setup: ExactSetup | TextSetup
+    if settings.exact:
+        setup = _exact_setup(settings, job["seed"], job["labels"], job["kind"])
+        if method == "ppo":
+            epochs = 4  # PPO has as many rounds as the others have steps, of four steps each.
+    else:
+        setup = _text_setup(settings, job["seed"], job["labels"])
+        if method == "ppo":
+            steps = max(steps // 2, 2)  # A round of PPO is expensive, so it has half as many steps, two in each round.
+        # The rate is constant, so that the policy moves as fast at the end as at the beginning.
+        training = setup.training(Stream.TRAJECTORY_FIT, steps=steps, schedule="constant")
+    wanted = {round(steps * epochs * i / settings.places) for i in range(settings.places + 1)}
     rows: list[dict[str, Any]] = []
-    epochs = 4 if method == "ppo" else 1  # PPO has as many rounds as the others have steps, of four steps each
-    wanted = _evenly_spaced(settings.steps * epochs, settings.places)
-    _ = setup.reward_model  # fitted before the policy is followed
-
-    def see(policy: Policy, steps: int) -> None:
-        if steps in wanted:
-            here = _position(setup, setup.world.log_probs(policy))
-            rows.append({TRAJECTORY: method, POINT: len(rows), "pressure": steps // epochs, **here})
-
-    policy = setup.new_policy()
-    with record(see, policy):
-        train(KEYS[method], setup, policy=policy, stages=1)
-    return rows
-
-
-def trained_on_text(settings: OverOptimisation, job: Job) -> list[dict[str, Any]]:
-    """The trajectory of a method on a language model, evaluated by samples."""
-    method, setup = job["method"], _text_setup(settings, job["seed"], job["labels"])
-    reward: Any = setup.reward_model
-    rows: list[dict[str, Any]] = []
-    # A round of PPO is expensive, so PPO takes half as many optimiser steps, two for each round.
-    steps = max(settings.steps // 2, 2) if method == "ppo" else settings.steps
-    wanted = _evenly_spaced(steps, settings.places)
 
     def see(policy: Policy, done: int) -> None:
-        if done in wanted:
-            seen = setup.evaluate(policy, proxy=reward)
-            rows.append(
-                {TRAJECTORY: method, POINT: len(rows), "pressure": done, "kl": seen["kl"], "gold": seen["reward"],
-                 "proxy": seen["proxy"], "tokens": seen["tokens"], "distinct": seen["distinct_2"]}
-            )  # fmt: skip
+        if done not in wanted:
+            return
+        if isinstance(setup, TextSetup):
+            found = setup.evaluate(policy, proxy=setup.reward_model)
+            names = {"kl": "kl", "gold": "reward", "proxy": "proxy", "tokens": "tokens", "distinct": "distinct_2"}
+            here = {name: found[key] for name, key in names.items()}
+        else:
+            here = _position(setup, setup.world.log_probs(policy))
+        rows.append({TRAJECTORY: method, POINT: len(rows), "pressure": done // epochs, **here})
 
     policy = setup.new_policy()
-    # The rate is constant, so that the policy moves as fast at the end as at the beginning.
-    training = setup.training(Stream.TRAJECTORY_FIT, steps=steps, schedule="constant")
     with record(see, policy):
-        train(KEYS[method], setup, training, policy)
+        train(TRAINED[method], setup, training, policy, stages=1 if settings.exact else None)
     return _from_start(rows)
 
 
@@ -234,44 +211,39 @@ def _from_start(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-@torch.no_grad()
 def best_of_n_on_text(settings: OverOptimisation, seed: int) -> list[dict[str, Any]]:
     """Best-of-n by the reward models of few and of many labels, which choose among the same samples of π_ref.
 
     The numbers are means over all choices of n among the samples. The KL is that of distinct rewards, an upper bound
     if samples repeat.
     """
-    setups = {n: _text_setup(settings, seed, n) for n in (settings.labels[0], settings.labels[-1])}
+    setups = {labels: _text_setup(settings, seed, labels) for labels in (settings.labels[0], settings.labels[-1])}
     task = setups[settings.labels[0]].task
     x = task.world.prompts(task.tokenizer, "test", settings.most_prompts)
-    parts: list[tuple[Tensor, dict[int, Tensor]]] = []
+    gold: list[Tensor] = []
+    proxy: dict[int, list[Tensor]] = {labels: [] for labels in setups}
     for row in range(len(x)):
         prompt = x[row : row + 1]
-        y = task.reference.sample(
-            prompt, settings.most, seeded(seed, Stream.OVER_OPTIMISATION_BEST_OF_N, row, device=task.reference.device)
-        )
+        generator = seeded(seed, Stream.OVER_OPTIMISATION_BEST_OF_N, row, device=task.reference.device)
+        y = task.reference.sample(prompt, settings.most, generator)
         # Equal responses are scored once.
         distinct, place = torch.cat([y.ids[0], y.mask[0].long()], -1).unique(dim=0, return_inverse=True)
         ids, mask = distinct.unsqueeze(0).chunk(2, -1)
         once = Tokens(ids, mask.bool())
-        scores = {
-            n: check_finite(one.reward_model(prompt, once), "reward").double()[:, place].cpu()
-            for n, one in setups.items()
-        }
-        parts.append((task.gold(prompt, once)[:, place.to("cpu")].cpu(), scores))
-    gold = torch.cat([part[0] for part in parts])
-    out: list[dict[str, Any]] = []
-    for n_labels in setups:
-        proxy = torch.cat([part[1][n_labels] for part in parts])
-        rows_here = []
-        for point, n in enumerate(sizes(settings.most)):
-            rows_here.append(
-                {TRAJECTORY: "best-of-n", "labels": n_labels, POINT: point, "pressure": n,
-                 "kl": math.log(n) - (n - 1) / n, "gold": best_of_subsets(proxy, gold, n),
-                 "proxy": best_of_subsets(proxy, proxy, n)}
-            )  # fmt: skip
-        out += _from_start(rows_here)
-    return out
+        gold.append(task.gold(prompt, once).cpu()[:, place.cpu()])
+        for labels, setup in setups.items():
+            scores = check_finite(setup.reward_model(prompt, once), "reward").double()
+            proxy[labels].append(scores[:, place].cpu())
+    rows: list[dict[str, Any]] = []
+    for labels in setups:
+        score, value = torch.cat(proxy[labels]), torch.cat(gold)
+        rows += _from_start([
+            {TRAJECTORY: "best-of-n", "labels": labels, POINT: point, "pressure": n,
+             "kl": math.log(n) - (n - 1) / n, "gold": best_of_subsets(score, value, n),
+             "proxy": best_of_subsets(score, score, n)}
+            for point, n in enumerate(sizes(settings.most))
+        ])  # fmt: skip
+    return rows
 
 
 def best_of_subsets(scores: Tensor, values: Tensor, n: int) -> float:
