@@ -8,8 +8,9 @@ if these were all responses.
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from rlhf_lab.experiments.claims.rest_translation.report import decide, figure
 from rlhf_lab.experiments.claims.rest_translation.settings import LOSSES, RULE, ReSTTranslation
@@ -23,21 +24,19 @@ from rlhf_lab.experiments.claims.rest_translation.training import (
 from rlhf_lab.experiments.runner import BestConfig, Experiment, Job
 from rlhf_lab.experiments.statistics import summarise
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 
 def jobs(settings: ReSTTranslation) -> list[Job]:
-    """Return four kinds of jobs for each seed: untrained policies, ReST, the other losses, PPO."""
+    """Return the jobs of each seed: untrained policies, ReST, the other losses, PPO."""
     parts = ("untrained", "rest", *LOSSES, "ppo")
     return [{"seed": seed, "part": part} for seed in range(settings.seeds) for part in parts]
 
 
 def run(settings: ReSTTranslation, job: Job, best_config: BestConfig) -> list[dict[str, Any]]:
     """Return the rows of one job."""
-    shared = rest_setup(replace(settings, out=None, workers=1, progress=False), job["seed"])
-    known = {"untrained": untrained_rows, "rest": rest_rows, "ppo": ppo_rows}
-    return known.get(job["part"], other_rows(job["part"]))(shared)
+    shared, part = rest_setup(settings, job["seed"]), job["part"]
+    if part in LOSSES:
+        return other_rows(shared, part)
+    return {"untrained": untrained_rows, "rest": rest_rows, "ppo": ppo_rows}[part](shared)
 
 
 def summarise_rows(settings: ReSTTranslation, rows: pd.DataFrame) -> pd.DataFrame:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from rlhf_lab.errors import LabError, Natural, NonNegative, check_beta
+from rlhf_lab.errors import Count, LabError, NonNegative, Positive
 from rlhf_lab.experiments.settings import Defaults, PerScale, Settings
 from rlhf_lab.experiments.verdicts import BY_PARTS
 
@@ -29,31 +29,31 @@ gold reward, the other losses and the limit of the filter are reported and do no
 class ReSTTranslation(Settings):
     """Train ReST step by step and compare it with other losses, online RL, best-of-n and the limit of its filter."""
 
-    beta: NonNegative
+    beta: Positive
     """β of online RL, of the weighted losses and of regret, in the labeller's unit."""
-    labels: Natural
+    labels: Count
     """Preference labels on which the reward model is fitted."""
-    prompts: Natural
+    prompts: Count
     """Prompts of a Grow step."""
-    samples: Natural
+    samples: Count
     """Responses to each prompt of a Grow step."""
     thresholds: tuple[NonNegative, ...]
     """Thresholds τ after the first Grow step, on [0, 1] by the range of its samples. The first one, 0, takes all."""
     second: tuple[NonNegative, ...]
     """Thresholds τ after the second Grow step, on [0, 1] by the range of its samples."""
-    steps: Natural
+    steps: Count
     """Optimiser steps of one Improve step. Other losses get the steps of all Improve steps together."""
-    batch: Natural
+    batch: Count
     """Responses in an optimiser step."""
-    rate: NonNegative
+    rate: Positive
     """Learning rate of every fit. ReST halves it from one Improve step to the next."""
-    best_of: Natural
+    best_of: Count
     """n of best-of-n at test time."""
-    reward_steps: Natural
+    reward_steps: Count
     """Optimiser steps of the reward model."""
-    test_prompts: Natural
+    test_prompts: Count
     """Text: number of test prompts."""
-    test_samples: Natural
+    test_samples: Count
     """Text: responses to each test prompt."""
 
     DEFAULTS: ClassVar[Defaults] = {
@@ -85,15 +85,11 @@ class ReSTTranslation(Settings):
     }
 
     def check(self) -> None:
-        """Refuse settings with which ReST, DPO's pairs or the evaluation are not defined."""
-        check_beta(self.beta)
-        if self.samples < 2 or self.samples % 2:
-            raise LabError(f"samples must be even and at least 2, not {self.samples}, because DPO pairs them.")
-        for name in ("labels", "prompts", "steps", "batch", "reward_steps", "test_prompts", "test_samples", "best_of"):
-            if getattr(self, name) < 1:
-                raise LabError(f"{name} must be at least 1, not {getattr(self, name)}.")
-        if self.rate <= 0:
-            raise LabError(f"rate must be greater than 0, not {self.rate}.")
+        """Refuse settings with which the reward model, ReST or DPO's pairs are not defined."""
+        if self.labels < 8:
+            raise LabError(f"The reward model needs at least 8 labels, not {self.labels}.")
+        if self.samples % 2:
+            raise LabError(f"samples must be even, not {self.samples}, because DPO pairs them.")
         for name in ("thresholds", "second"):
             values = getattr(self, name)
             if not values or list(values) != sorted(values) or not 0 <= values[0] <= values[-1] < 1:

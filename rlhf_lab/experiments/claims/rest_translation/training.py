@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
@@ -28,7 +27,7 @@ from rlhf_lab.experiments.trajectories import record
 from rlhf_lab.policies.base import Policy
 from rlhf_lab.randomness import Stream
 from rlhf_lab.rounding import unit_interval, wins
-from rlhf_lab.training import Training, seeded
+from rlhf_lab.training import seeded
 
 WORLD = "translation"
 
@@ -45,24 +44,17 @@ class ReSTSetup:
     settings: ReSTTranslation
     setup: Setup
 
-    def training(self, steps: int, stream: int, **changes: Any) -> Training:
-        """Settings of one fit."""
-        return self.setup.training(stream, steps=steps, **changes)
-
     @cached_property
-    @torch.no_grad()
     def samples(self) -> tuple[Tokens, Tensor]:
         """The responses of the first Grow step (N, G, T), which `rest` samples too, and r_φ of each, (N, G)."""
         setup = self.setup
         # The generator of the first block of the first Grow step in `rest`.
-        generator = seeded(
-            self.training(1, Stream.REST_FIRST_GROW).seed, Stream.REST_GROW, 0, device=setup.reference.device
-        )
+        seed = setup.training(Stream.REST_FIRST_GROW).seed
+        generator = seeded(seed, Stream.REST_GROW, 0, device=setup.reference.device)
         y = setup.reference.sample(setup.prompts, self.settings.samples, generator)
         return y, setup.reward_model(setup.prompts, y).double().cpu()
 
     @cached_property
-    @torch.no_grad()
     def original(self) -> tuple[Tokens, Tokens]:
         """SFT data: the targets of a text world, or samples of π_ref on a finite world, which has no targets."""
         setup, x = self.setup, self.setup.prompts
@@ -74,7 +66,6 @@ class ReSTSetup:
         return x, targets[torch.tensor([places[key] for key in _keys(x)])]
 
     @cached_property
-    @torch.no_grad()
     def range(self) -> tuple[float, float]:
         """The lowest and the highest r_φ among the samples of the first Grow step and the SFT data."""
         grown = self.above(self.setup.prompts, self.samples[0])
@@ -89,7 +80,6 @@ class ReSTSetup:
             found.setdefault(key, []).extend(row)
         return {key: sum(row) / len(row) for key, row in found.items()}
 
-    @torch.no_grad()
     def above(self, prompts: Tokens, responses: Tokens) -> Tensor:
         """r_φ less its mean over π_ref's responses to the prompt, (B, G).
 
@@ -99,7 +89,6 @@ class ReSTSetup:
         base = torch.tensor([self.baseline[key] for key in _keys(prompts)], dtype=torch.float64)
         return scores - base.unsqueeze(-1).to(scores.device)
 
-    @torch.no_grad()
     def scaled(self, prompts: Tokens, responses: Tokens) -> Tensor:
         """r_φ on the scale of the thresholds, (B, G)."""
         low, high = self.range
@@ -113,32 +102,26 @@ def _keys(prompts: Tokens) -> list[tuple[int, ...]]:
 @lru_cache(maxsize=2)
 def rest_setup(settings: ReSTTranslation, seed: int) -> ReSTSetup:
     """Make the set-up of one seed, on any scale; its reward model is fitted to the preference labels."""
-    sizes: dict[str, Any] = {"prompts": settings.prompts, "beta": settings.beta, "batch_size": settings.batch}
-    sizes |= {"learning_rate": settings.rate, "reward_steps": settings.reward_steps}
-    if settings.exact:
-        sizes |= {"labels": max(settings.labels, 8), "reward_rate": 0.05, "reward_batch_size": 4096}
-    else:
-        sizes |= {"labels": settings.labels, "reward_batch_size": 16}
-        sizes |= {"test_prompts": settings.test_prompts, "test_samples": settings.test_samples}
-    made = ReSTSetup(settings, set_up(settings.scale, seed, WORLD, **sizes))
-    _ = made.setup.reward_model  # fitted here, since its first use may be within `no_grad`
-    return made
+    reward_model = {"reward_rate": 0.05, "reward_batch_size": 4096} if settings.exact else {"reward_batch_size": 16}
+    setup = set_up(
+        settings.scale, seed, WORLD, labels=settings.labels, prompts=settings.prompts, beta=settings.beta,
+        batch_size=settings.batch, learning_rate=settings.rate, reward_steps=settings.reward_steps,
+        test_prompts=settings.test_prompts, test_samples=settings.test_samples, **reward_model,
+    )  # fmt: skip
+    return ReSTSetup(settings, setup)
 
 
 def untrained_rows(shared: ReSTSetup) -> list[dict[str, Any]]:
     """Rows of what no loss trains: the reference policy, best-of-n and, where it is exact, π* of the reward model."""
     settings, setup = shared.settings, shared.setup
-    rows = [{"condition": "BC", "samples": 0, **_numbers(shared, setup.reference)}]
+    policies: dict[str, Policy | Tensor] = {"BC": setup.reference}
     if isinstance(setup, ExactSetup):
         log_ref, learned = setup.world.log_ref(), setup.learned_rewards
-        chosen = exact.best_of_n(log_ref, learned, settings.best_of)
-        rows.append({"condition": "best-of-n", "samples": 0, **_numbers(shared, chosen)})
-        best = exact.optimal_policy(log_ref, learned, settings.beta)
-        rows.append({"condition": "optimum", "samples": 0, **_numbers(shared, best)})
+        policies["best-of-n"] = exact.best_of_n(log_ref, learned, settings.best_of)
+        policies["optimum"] = exact.optimal_policy(log_ref, learned, settings.beta)
     else:
-        reward: Any = setup.reward_model
-        best_of_n = BestOf(setup.reference, reward, settings.best_of)
-        rows.append({"condition": "best-of-n", "samples": 0, **_numbers(shared, best_of_n)})
+        policies["best-of-n"] = BestOf(setup.reference, setup.reward_model, settings.best_of)
+    rows = [{"condition": name, "samples": 0, **_numbers(shared, policy)} for name, policy in policies.items()]
     return rows + _limits(shared)
 
 
@@ -156,15 +139,15 @@ def rest_rows(shared: ReSTSetup) -> list[dict[str, Any]]:
     first = ReST(samples=settings.samples, thresholds=thresholds, scale="none")
     # The policy has moved, and with it the range of its responses' scores, so the second Grow step has another scale.
     second = replace(first, thresholds=settings.second, scale="minmax")
-    policy, x, original = setup.new_policy(), setup.prompts, shared.original
+    policy = setup.new_policy()
     with record(see, policy):
         for method, reward, stream in (
             (first, shared.scaled, Stream.REST_FIRST_GROW),
             (second, shared.above, Stream.REST_SECOND_GROW),
         ):
-            history = rest(policy, reward, x, method, shared.training(settings.steps, stream), original)
-            steps = range(len(method.thresholds))
-            passed += [next(row["kept"] for row in history if row["improve"] == i) for i in steps]
+            training = setup.training(stream, steps=settings.steps)
+            history = rest(policy, reward, setup.prompts, method, training, shared.original)
+            passed += {row["improve"]: row["kept"] for row in history}.values()
     names = settings.first_names + settings.second_names
     each = settings.prompts * settings.samples
     return [
@@ -173,31 +156,26 @@ def rest_rows(shared: ReSTSetup) -> list[dict[str, Any]]:
     ]
 
 
-def other_rows(part: str) -> Callable[[ReSTSetup], list[dict[str, Any]]]:
+def other_rows(shared: ReSTSetup, loss: str) -> list[dict[str, Any]]:
     """Train another loss on the samples of the first Grow step, with the optimiser steps of all its Improve steps."""
-
-    def fit(shared: ReSTSetup) -> list[dict[str, Any]]:
-        settings, setup, (y, scores) = shared.settings, shared.setup, shared.samples
-        generator = seeded(setup.seed, Stream.OTHER_LOSS)
-        policy, x = setup.new_policy(), setup.prompts
-        training = shared.training(settings.steps * len(settings.thresholds), Stream.OTHER_LOSS_FIT)
-        if part == "dpo":
-            pairs, _ = pick_pairs(x, y.to("cpu"), preferences.make_pairs(scores, generator))
-            # A pair has two responses, so half as many pairs in a step are as many responses.
-            training = replace(training, batch_size=max(settings.batch // 2, 1))
-            dpo(policy, setup.reference, pairs, DPO(beta=settings.beta), training)
+    settings, setup, (y, scores) = shared.settings, shared.setup, shared.samples
+    generator = seeded(setup.seed, Stream.OTHER_LOSS)
+    policy, x = setup.new_policy(), setup.prompts
+    training = setup.training(Stream.OTHER_LOSS_FIT, steps=settings.steps * len(settings.thresholds))
+    if loss == "dpo":
+        pairs, _ = pick_pairs(x, y.to("cpu"), preferences.make_pairs(scores, generator))
+        # A pair has two responses, so half as many pairs in a step are as many responses.
+        training = replace(training, batch_size=max(settings.batch // 2, 1))
+        dpo(policy, setup.reference, pairs, DPO(beta=settings.beta), training)
+    else:
+        if loss == "raft":
+            taken = best_of(scores, generator)
         else:
-            if part == "raft":
-                taken = best_of(scores, generator)
-            else:
-                # Resampled in proportion to exp(r/β): SFT on these is SFT on all responses with these weights.
-                taken = torch.multinomial((scores / settings.beta).softmax(-1), settings.samples, True,
-                                          generator=generator)  # fmt: skip
-            targets = y.take(taken)
-            sft(policy, x.repeat(taken.shape[1]), targets.reshape(taken.numel(), 1), training)
-        return [{"condition": part, "samples": scores.numel(), **_numbers(shared, policy)}]
-
-    return fit
+            # Resampled in proportion to exp(r/β): SFT on these is SFT on all responses with these weights.
+            weights = (scores / settings.beta).softmax(-1)
+            taken = torch.multinomial(weights, settings.samples, replacement=True, generator=generator)
+        sft(policy, x.repeat(taken.shape[1]), y.take(taken).reshape(taken.numel(), 1), training)
+    return [{"condition": loss, "samples": scores.numel(), **_numbers(shared, policy)}]
 
 
 def ppo_rows(shared: ReSTSetup) -> list[dict[str, Any]]:
@@ -210,7 +188,7 @@ def ppo_rows(shared: ReSTSetup) -> list[dict[str, Any]]:
     else:
         prompts = min(16, len(setup.prompts))
         rounds = max(steps * settings.batch // (prompts * 4 * 2), 1)  # four responses to a prompt, two epochs
-    training = replace(shared.training(rounds, Stream.PPO_FIT), batch_size=prompts)
+    training = setup.training(Stream.PPO_FIT, steps=rounds, batch_size=prompts)
     trained = train("ppo", setup, training, stages=1, epochs=2)
     assert isinstance(trained.policy, Policy)
     return [{"condition": "ppo", "samples": trained.samples, **_numbers(shared, trained.policy)}]
@@ -221,8 +199,7 @@ def _numbers(shared: ReSTSetup, policy: Policy | Tensor) -> dict[str, Any]:
     settings, setup = shared.settings, shared.setup
     if isinstance(setup, TextSetup):
         assert isinstance(policy, Policy)
-        reward: Any = setup.reward_model
-        seen = setup.evaluate(policy, proxy=reward)
+        seen = setup.evaluate(policy, proxy=setup.reward_model)
         names = {"proxy": "proxy", "reward": "gold", "kl": "kl", "bleu": "bleu", "exact": "right",
                  "distinct_2": "distinct"}  # fmt: skip
         out = {name: seen[key] for key, name in names.items()}
@@ -286,32 +263,24 @@ def _limits(shared: ReSTSetup) -> list[dict[str, Any]]:
     On a language model the samples of the first Grow step are taken for all responses that there are.
     """
     settings, setup = shared.settings, shared.setup
-    low, high = shared.range
-    gold = None
     if isinstance(setup, ExactSetup):
-        log_ref, learned, x = setup.world.log_ref(), setup.learned_rewards, setup.world.prompts
+        x, y = setup.world.prompts, setup.world.responses
+        log_ref, learned = setup.world.log_ref(), setup.learned_rewards
     else:
-        learned, x = shared.samples[1], setup.prompts
+        x, (y, learned) = setup.prompts, shared.samples
         log_ref = torch.full_like(learned, -math.log(learned.shape[1]))
-        gold = setup.gold(x, shared.samples[0]).cpu()
-    base = torch.tensor([shared.baseline[key] for key in _keys(x)], dtype=torch.float64)
-    scaled = unit_interval(learned - base.unsqueeze(-1), low, high)
+        gold = setup.gold(x, y).cpu()
 
     def position(log_policy: Tensor) -> dict[str, Any]:
-        if gold is None:
+        if isinstance(setup, ExactSetup):
             return _numbers(shared, log_policy)
-        spent = exact.kl(log_policy, log_ref).mean().item()
+        kl = exact.kl(log_policy, log_ref).mean().item()
         proxy = (log_policy.exp() * learned).sum(-1).mean().item()
-        gap = at_equal_kl(log_ref, learned, spent) - proxy
-        return {"proxy": proxy, "kl": spent, "gap": gap, "gold": (log_policy.exp() * gold).sum(-1).mean().item()}
+        gap = at_equal_kl(log_ref, learned, kl) - proxy
+        return {"proxy": proxy, "kl": kl, "gap": gap, "gold": (log_policy.exp() * gold).sum(-1).mean().item()}
 
-    rows = []
-    for tau, log_policy in zip(
-        settings.thresholds, filter_limit(log_ref, scaled, settings.thresholds), strict=True
-    ):  # fmt: skip
-        rows.append({"condition": f"limit {tau:g}", "samples": 0, **position(log_policy)})
-    spent = exact.kl(log_policy, log_ref).mean().item()
-    for share in FRONTIER:
-        best = equal_kl(log_ref, learned, share * spent)
-        rows.append({"condition": f"frontier {share:g}", "samples": 0, **position(best)})
-    return rows
+    limits = filter_limit(log_ref, shared.scaled(x, y).cpu(), settings.thresholds)
+    policies = {f"limit {tau:g}": limit for tau, limit in zip(settings.thresholds, limits, strict=True)}
+    kl = exact.kl(limits[-1], log_ref).mean().item()
+    policies |= {f"frontier {share:g}": equal_kl(log_ref, learned, share * kl) for share in FRONTIER}
+    return [{"condition": name, "samples": 0, **position(log_policy)} for name, log_policy in policies.items()]
