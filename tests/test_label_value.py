@@ -1,4 +1,4 @@
-"""`exact.label_price` and `exact.optimal_pair_design`.
+"""`exact.label_price`, `exact.optimal_pair_design` and `exact.d_optimal_pair_design`.
 
 Three independent ways: the formula tr(Σ I⁺)/(2β) with numpy's pseudo-inverse; the same in mpmath where doubles
 have no digits left; and a simulation that draws labels, fits Bradley–Terry by maximum likelihood and looks at
@@ -605,3 +605,21 @@ def test_one_response_has_no_pair():
     one = torch.zeros(1, dtype=F64)
     with pytest.raises(LabError, match="two responses"):
         exact.optimal_pair_design(one, one, 0.5)
+
+
+def test_the_d_optimal_design_meets_the_certificate_of_kiefer_and_wolfowitz():
+    """Σ μ_ij c_ij R_ij = K − 1 for every design, and at the optimum no pair exceeds K − 1. R is by the pseudo-inverse.
+
+    With equal rewards all pairs are alike, so the design is uniform.
+    """
+    reward = torch.randn(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    weights = exact.d_optimal_pair_design(reward)
+    gap = reward.unsqueeze(-1) - reward.unsqueeze(-2)
+    information = gap.exp() / (1 + gap.exp()) ** 2
+    edges = 2 * weights * information
+    inverse = torch.linalg.pinv(edges.sum(-1).diag_embed() - edges, hermitian=True)
+    own = inverse.diagonal(dim1=-2, dim2=-1)
+    variance = information * (own.unsqueeze(-1) + own.unsqueeze(-2) - 2 * inverse)
+    assert (weights * variance).sum((-1, -2)) == pytest.approx(5.0) and variance.amax((-1, -2)).max() < 5 * 1.002
+    even = exact.d_optimal_pair_design(torch.zeros(1, 4, dtype=torch.float64))[0]
+    assert even[~torch.eye(4, dtype=torch.bool)] == pytest.approx(1 / 12)

@@ -16,7 +16,7 @@ are differentiable. Log-probabilities may be `-inf` where a policy has no mass.
 from rlhf_lab.exact import drift
 from rlhf_lab.exact.best_of_n import best_of_n, soft_best_of_n
 from rlhf_lab.exact.group_methods import expected_advantage, grpo_limit, reverse_kl_optimum
-from rlhf_lab.exact.label_value import label_price, optimal_pair_design
+from rlhf_lab.exact.label_value import d_optimal_pair_design, label_price, optimal_pair_design
 from rlhf_lab.exact.loss_slope import best_slope, label_means, pair_gradient, slope_moments
 from rlhf_lab.exact.policy import (
     frontier,
@@ -35,6 +35,7 @@ from rlhf_lab.exact.tree import path_sums, prefix_tables, soft_values
 __all__ = [
     "best_of_n",
     "best_slope",
+    "d_optimal_pair_design",
     "drift",
     "expected_advantage",
     "filtered",

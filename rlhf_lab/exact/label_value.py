@@ -137,6 +137,35 @@ def optimal_pair_design(
     )
 
 
+def d_optimal_pair_design(reward: Tensor) -> Tensor:
+    r"""The pair weights whose information about the rewards of a table has the maximum determinant.
+
+    The multiplicative algorithm (Silvey, Titterington & Torsney 1978) stops when no pair's variance exceeds K − 1, its
+    value at the optimum, by more than a thousandth (Kiefer & Wolfowitz 1960). Unlike `optimal_pair_design` this design
+    does not know which rewards matter for the policy.
+
+    Args:
+        reward: the true rewards, (W, K).
+
+    Returns:
+        (W, K, K), symmetric, zero diagonal, summing to 1 over the last two axes.
+    """
+    information, size = _information(reward), reward.shape[-1]
+    off_diagonal = ~torch.eye(size, dtype=torch.bool)
+    mu = off_diagonal.to(reward.dtype).expand_as(information) / (size * (size - 1))
+    for _ in range(20_000):
+        edges = mu * information
+        inverse = torch.linalg.inv(edges.sum(-1).diag_embed() - edges + edges.mean((-1, -2), keepdim=True))
+        spread = inverse.diagonal(dim1=-2, dim2=-1)
+        resistance = (spread.unsqueeze(-1) + spread.unsqueeze(-2) - inverse - inverse.mT).clamp(min=0)
+        variance = information * resistance * off_diagonal / 2
+        if variance.max() <= (size - 1) * (1 + 1e-3):
+            break
+        mu = mu * variance / (size - 1)
+        mu = mu / mu.sum((-1, -2), keepdim=True)
+    return mu
+
+
 def _check_certifiable(star: Tensor, reward: Tensor) -> None:
     """Raise where the best design depends on labels so nearly certain that float64 cannot certify it.
 

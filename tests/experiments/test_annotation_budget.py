@@ -11,7 +11,7 @@ from rlhf_lab import bradley_terry, exact, label_budget
 from rlhf_lab.errors import LabError
 from rlhf_lab.experiments import runner
 from rlhf_lab.experiments.claims.annotation_budget import run as annotation_budget
-from rlhf_lab.experiments.claims.annotation_budget.run import EXPERIMENT, PARTS, STRATEGIES, d_optimal_design
+from rlhf_lab.experiments.claims.annotation_budget.run import EXPERIMENT, PARTS, STRATEGIES
 from rlhf_lab.experiments.claims.annotation_budget.settings import TEXT_COMPARED, AnnotationBudget
 from rlhf_lab.intervals import Interval
 from rlhf_lab.training import seeded
@@ -159,21 +159,3 @@ def test_the_features_of_the_tree_span_its_reward():
     features = torch.cat([features, torch.ones(27, 1, dtype=torch.float64)], -1)
     fitted = features @ torch.linalg.lstsq(features, world.reward[0].unsqueeze(-1), driver="gelsd").solution
     torch.testing.assert_close(fitted[:, 0], world.reward[0], atol=1e-8, rtol=0)
-
-
-def test_the_d_optimal_design_meets_the_certificate_of_kiefer_and_wolfowitz():
-    """Σ μ_ij c_ij R_ij = K − 1 for every design, and at the optimum no pair exceeds K − 1. R is by the pseudo-inverse.
-
-    With equal rewards all pairs are alike, so the design is uniform.
-    """
-    reward = torch.randn(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    weights = d_optimal_design(reward)
-    gap = reward.unsqueeze(-1) - reward.unsqueeze(-2)
-    information = gap.exp() / (1 + gap.exp()) ** 2
-    edges = 2 * weights * information
-    inverse = torch.linalg.pinv(edges.sum(-1).diag_embed() - edges, hermitian=True)
-    own = inverse.diagonal(dim1=-2, dim2=-1)
-    variance = information * (own.unsqueeze(-1) + own.unsqueeze(-2) - 2 * inverse)
-    assert (weights * variance).sum((-1, -2)) == pytest.approx(5.0) and variance.amax((-1, -2)).max() < 5 * 1.002
-    even = d_optimal_design(torch.zeros(1, 4, dtype=torch.float64))[0]
-    assert even[~torch.eye(4, dtype=torch.bool)] == pytest.approx(1 / 12)

@@ -835,17 +835,6 @@ MUTATIONS: list[Mutation] = [
         ),
     ),
     *in_file(
-        "experiments/claims/annotation_budget/run.py",
-        ["experiments/test_annotation_budget.py"],
-        Mutation(
-            "mean",
-            "the D-optimal design ignores the information of a label",
-            "edges = mu * information\n",
-            "edges = mu\n",
-            near="experiments/test_annotation_budget.py::test_the_d_optimal_design_meets_the_certificate_of_kiefer_and_wolfowitz",
-        ),
-    ),
-    *in_file(
         "experiments/claims_forest.py",
         ["experiments/test_results.py"],
         Mutation(

@@ -513,6 +513,12 @@ MUTATIONS: list[Mutation] = [
             "(spread.unsqueeze(-1) + spread.unsqueeze(-2) + 2 * middle)",
         ),
         Mutation(
+            "mean",
+            "the D-optimal design ignores the information of a label",
+            "edges = mu * information\n",
+            "edges = mu\n",
+        ),
+        Mutation(
             "edge", "weights that sum to 0.99 pass", "bad = (total - 1).abs() > 1e-3", "bad = (total - 1).abs() > 1e-1"
         ),
         Mutation(

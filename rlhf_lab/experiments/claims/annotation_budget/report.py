@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
+
 from rlhf_lab import label_budget
-from rlhf_lab.errors import LabError
 from rlhf_lab.experiments.claims.annotation_budget.run_text import STRATEGIES
 from rlhf_lab.experiments.claims.annotation_budget.settings import (
     LIMITS,
@@ -18,13 +19,13 @@ from rlhf_lab.experiments.claims.annotation_budget.settings import (
     TIE,
     AnnotationBudget,
 )
-from rlhf_lab.experiments.statistics import equivalence, holm_intervals, in_row, paired
+from rlhf_lab.experiments.statistics import equivalence, holm_intervals, interval_at, paired
 from rlhf_lab.experiments.verdicts import Number, Verdict, side
+from rlhf_lab.figures import statistical, style
 from rlhf_lab.intervals import Interval
 from rlhf_lab.language import tr
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -32,26 +33,6 @@ ANSWERS = ("limit_design", "ratio_active", "ratio_reference")
 """The numbers that answer the question on the exact scales."""
 _PRICES = (("#949494", "o"), ("#727272", "s"), ("#484848", "^"), ("#111111", "D"))
 """Grey and marker of each price of a demonstration, darker for a higher price. Colours belong to methods."""
-
-
-def value_of(summary: pd.DataFrame, part: str, what: str, **names: Any) -> Interval:
-    """Return one number of the summary.
-
-    Args:
-        summary: see `run.summarise`.
-        part: the part of the experiment.
-        what: the name of the number.
-        **names: columns and their values.
-
-    Raises:
-        LabError: the summary has no such row, or several.
-    """
-    rows = summary[(summary["part"] == part) & (summary["what"] == what)]
-    for name, value in names.items():
-        rows = rows[rows[name] == value]
-    if len(rows) != 1:
-        raise LabError(f"The summary has {len(rows)} rows of {part}, {what}, {names}, but should have one.")
-    return in_row(rows.iloc[0], "value")
 
 
 def numbers_of(settings: AnnotationBudget, summary: pd.DataFrame) -> dict[str, Number]:
@@ -64,7 +45,7 @@ def numbers_of(settings: AnnotationBudget, summary: pd.DataFrame) -> dict[str, N
     """
 
     def value(part: str, what: str, **names: Any) -> Interval:
-        return value_of(summary, part, what, **names)
+        return interval_at(summary, "value", part=part, what=what, **names)
 
     if not settings.exact:
         numbers: dict[str, Number] = {}
@@ -74,11 +55,9 @@ def numbers_of(settings: AnnotationBudget, summary: pd.DataFrame) -> dict[str, N
             if key not in ("none", "random"):
                 numbers[f"gain_{name}"] = value(key, "gain")
         return numbers
-    last, early = settings.totals[-1], settings.totals[min(2, settings.doublings)]
-    numbers = {"labels_early": early, "labels_rounds": settings.round_labels, "limit_last": settings.limit_totals[-1]}
-    numbers |= {
-        f"limit_{key}": value("limit", "limit_ratio", pairs=key, labels=settings.limit_totals[-1]) for key in LIMITS
-    }
+    last, early, most = settings.totals[-1], settings.totals[min(2, settings.doublings)], settings.limit_totals[-1]
+    numbers = {"labels_early": early, "labels_rounds": settings.round_labels, "limit_last": most}
+    numbers |= {f"limit_{key}": value("limit", "limit_ratio", pairs=key, labels=most) for key in LIMITS}
     for key in label_budget.PAIR_SOURCES:
         numbers[f"ratio_{key}"] = value("sources", "label_ratio", pairs=key, labels=last)
         numbers[f"ratio_{key}_early"] = value("sources", "label_ratio", pairs=key, labels=early)
@@ -89,16 +68,14 @@ def numbers_of(settings: AnnotationBudget, summary: pd.DataFrame) -> dict[str, N
     enough = ROUNDS_MARGIN * rounds[settings.rounds[-1]].mean
     numbers["rounds_enough"] = next(n for n, one in rounds.items() if one.mean <= enough)
     for price in settings.ratios:
-        numbers |= {
-            f"share_{p}_{price:g}": value("split", "best_share", pairs=p, demo_price=price) for p in ("active", "sft")
-        }
+        for pairs in ("active", "sft"):
+            numbers[f"share_{pairs}_{price:g}"] = value("split", "best_share", pairs=pairs, demo_price=price)
         numbers[f"share_limit_{price:g}"] = value("split", "best_share_limit", pairs="sft", demo_price=price)
-    for name, pairs in (("demonstrations", "active"), ("misjudged", "misjudged")):
-        numbers[f"regret_{name}"] = value(
-            "split", "regret", pairs=pairs, demo_price=settings.ratios[0], share=SHARES[-1]
-        )
-    for name, learner in (("dpo", "limited-dpo"), ("reward_model", "limited-reward")):
-        numbers[f"regret_{name}"] = value("learners", "regret", learner=learner, labels=last)
+    only_demonstrations = {"demo_price": settings.ratios[0], "share": SHARES[-1]}
+    numbers["regret_demonstrations"] = value("split", "regret", pairs="active", **only_demonstrations)
+    numbers["regret_misjudged"] = value("split", "regret", pairs="misjudged", **only_demonstrations)
+    numbers["regret_dpo"] = value("learners", "regret", learner="limited-dpo", labels=last)
+    numbers["regret_reward_model"] = value("learners", "regret", learner="limited-reward", labels=last)
     numbers["regret_best_of_class"] = value("learners", "best_of_class")
     numbers["dpo_minus_reward_model"] = value("learners", "dpo_minus_reward_model")
     if settings.scale == "tree":
@@ -108,10 +85,9 @@ def numbers_of(settings: AnnotationBudget, summary: pd.DataFrame) -> dict[str, N
 
 def decide(settings: AnnotationBudget, summary: pd.DataFrame, runs: pd.DataFrame) -> Verdict:
     """Apply the rule (`settings.RULE`) to the numbers."""
-    numbers = numbers_of(settings, summary)
+    numbers: dict[str, Any] = numbers_of(settings, summary)
     if settings.exact:
-        named = dict(zip(ANSWERS, (numbers[name] for name in ANSWERS), strict=True))
-        limit, *ratios = (one for one in named.values() if isinstance(one, Interval))
+        limit, *ratios = (numbers[name] for name in ANSWERS)
         decided = equivalence(limit, MARGIN) != "open" and all(side(one, MAX_RATIO) for one in ratios)
         thresholds = dict.fromkeys(ANSWERS, MAX_RATIO) | {ANSWERS[0]: 1 + math.copysign(MARGIN, limit.mean - 1)}
     else:
@@ -123,45 +99,41 @@ def decide(settings: AnnotationBudget, summary: pd.DataFrame, runs: pd.DataFrame
     return Verdict("answered" if decided else "inconclusive", numbers, thresholds)
 
 
+@style.use()
 def figure(settings: AnnotationBudget, summary: pd.DataFrame, runs: pd.DataFrame) -> Figure:
     """Draw the limit, the sources of pairs and the split of the budget; on a language model J by strategy."""
-    from rlhf_lab.figures import statistical, style
-
     if not settings.exact:
         return _text_figure(settings, summary)
     drawing, axes = style.subplots(1, 3, width=15, height=5.2)
     looks = {key: style.of(label_budget.STYLES[key], label=name) for key, name in label_budget.NAMES.items()}
-    with style.use():
-        axes[0].axhline(1, color="#444444", lw=1)
-        statistical.interval_lines(
-            axes[0], summary[summary["part"] == "limit"], "labels", "value", "pairs", looks, dodge=0.12, legend=False,
-            lines={"markersize": 9}, xscale="log", yscale="log", xlabel="labels N",
-            ylabel="N · regret relative to its limit",
-        )  # fmt: skip
-        axes[0].set_title("Regret approaches its limit", pad=28)
-        axes[1].axhline(MAX_RATIO, color="#444444", lw=1, ls=":")
-        sources = summary[(summary["part"] == "sources") & (summary["what"] == "label_ratio")]
-        statistical.interval_lines(
-            axes[1], sources, "labels", "value", "pairs", looks, band=True, legend=False, lines={"markersize": 9},
-            xscale="log", yscale="log", xlabel="labels N", ylabel="labels relative to the best design",
-        )  # fmt: skip
-        axes[1].set_xticks(settings.totals, [str(n) for n in settings.totals], fontsize=9)
-        axes[1].xaxis.set_minor_formatter("")
-        axes[1].set_title(tr("Sources of pairs (β = {beta:g})", beta=settings.beta), pad=46)
-        _split_panel(axes[2], settings, summary)
-        for ax in (axes[0], axes[2]):
-            ax.yaxis.set_major_formatter(lambda value, place: f"{value:g}")
-            ax.yaxis.set_minor_formatter(lambda value, place: f"{value:g}" if f"{value:.0e}"[0] in "235" else "")
-        for ax, columns in zip(axes, (3, 3, 4), strict=True):
-            ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, fontsize=10, borderaxespad=0.1,
-                      columnspacing=1.0, handlelength=1.4)  # fmt: skip
+    axes[0].axhline(1, color="#444444", lw=1)
+    statistical.interval_lines(
+        axes[0], summary[summary["part"] == "limit"], "labels", "value", "pairs", looks, dodge=0.12, legend=False,
+        lines={"markersize": 9}, xscale="log", yscale="log", xlabel="labels N",
+        ylabel="N · regret relative to its limit",
+    )  # fmt: skip
+    axes[0].set_title("Regret approaches its limit", pad=28)
+    axes[1].axhline(MAX_RATIO, color="#444444", lw=1, ls=":")
+    sources = summary[(summary["part"] == "sources") & (summary["what"] == "label_ratio")]
+    statistical.interval_lines(
+        axes[1], sources, "labels", "value", "pairs", looks, band=True, legend=False, lines={"markersize": 9},
+        xscale="log", yscale="log", xlabel="labels N", ylabel="labels relative to the best design",
+    )  # fmt: skip
+    axes[1].set_xticks(settings.totals, [str(n) for n in settings.totals], fontsize=9)
+    axes[1].xaxis.set_minor_formatter("")
+    axes[1].set_title(tr("Sources of pairs (β = {beta:g})", beta=settings.beta), pad=46)
+    _split_panel(axes[2], settings, summary)
+    for ax in (axes[0], axes[2]):
+        ax.yaxis.set_major_formatter(lambda value, place: f"{value:g}")
+        ax.yaxis.set_minor_formatter(lambda value, place: f"{value:g}" if f"{value:.0e}"[0] in "235" else "")
+    for ax, columns in zip(axes, (3, 3, 4), strict=True):
+        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, fontsize=10, borderaxespad=0.1,
+                  columnspacing=1.0, handlelength=1.4)  # fmt: skip
     return drawing
 
 
 def _split_panel(ax: Axes, settings: AnnotationBudget, summary: pd.DataFrame) -> None:
     """Draw regret against the share of the budget for demonstrations, one line for each price and source of pairs."""
-    from rlhf_lab.figures import statistical, style
-
     rows = summary[(summary["part"] == "split") & (summary["what"] == "regret") & (summary["pairs"] != "misjudged")]
     rows = rows.assign(line=rows["pairs"] + rows["demo_price"].map("{:g}".format))
     looks = {}
@@ -178,22 +150,19 @@ def _split_panel(ax: Axes, settings: AnnotationBudget, summary: pd.DataFrame) ->
 
 def _text_figure(settings: AnnotationBudget, summary: pd.DataFrame) -> Figure:
     """Draw J of each strategy, and its difference from DPO on random pairs."""
-    from rlhf_lab.figures import statistical, style
-
     drawing, axes = style.subplots(1, 2, width=12, height=4.8, sharey=True)
     looks = {key: style.of(one.style, label=one.label) for key, one in STRATEGIES.items()}
-    reference = value_of(summary, "none", "objective").mean
-    with style.use():
-        axes[0].axvline(reference, color=style.colour("reference"), ls="--", label="π_ref")
-        axes[1].axvline(0, color="#444444", lw=1)
-        for ax, what, label, title in (
-            (axes[0], "objective", f"J = reward − {settings.beta:g} KL [logits of a label]",
-             f"J at equal cost ({settings.money:g} labels)"),
-            (axes[1], "gain", "difference in J within a seed (95% together)", "Compared with DPO on random pairs"),
-        ):  # fmt: skip
-            # Both panels have a row for every strategy, also where the second has no difference to show.
-            rows = summary[summary["what"] == what].set_index("part").reindex([*STRATEGIES]).reset_index()
-            statistical.interval_points(ax, rows, "part", "value", looks=looks, legend=False, xlabel=label)
-            ax.set_title(title, pad=24)
-        axes[0].legend(handles=axes[0].lines[:1], loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.1)
+    reference = interval_at(summary, "value", part="none", what="objective").mean
+    axes[0].axvline(reference, color=style.colour("reference"), ls="--", label="π_ref")
+    axes[1].axvline(0, color="#444444", lw=1)
+    for ax, what, label, title in (
+        (axes[0], "objective", f"J = reward − {settings.beta:g} KL [logits of a label]",
+         f"J at equal cost ({settings.money:g} labels)"),
+        (axes[1], "gain", "difference in J within a seed (95% together)", "Compared with DPO on random pairs"),
+    ):  # fmt: skip
+        # Both panels have a row for every strategy, also where the second has no difference to show.
+        rows = summary[summary["what"] == what].set_index("part").reindex([*STRATEGIES]).reset_index()
+        statistical.interval_points(ax, rows, "part", "value", looks=looks, legend=False, xlabel=label)
+        ax.set_title(title, pad=24)
+    axes[0].legend(handles=axes[0].lines[:1], loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.1)
     return drawing

@@ -7,30 +7,29 @@ comes that does not know the rewards. On a language model six strategies are com
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
 from rlhf_lab import bradley_terry, exact, label_budget
 from rlhf_lab.algorithms import label_rounds
 from rlhf_lab.experiments.claims.annotation_budget.report import decide, figure
-from rlhf_lab.experiments.claims.annotation_budget.run_text import STRATEGIES, BudgetTracker, Prices
+from rlhf_lab.experiments.claims.annotation_budget.run_text import STRATEGIES, BudgetTracker
 from rlhf_lab.experiments.claims.annotation_budget.settings import LIMITS, RULE, SHARES, AnnotationBudget
 from rlhf_lab.experiments.runner import BestConfig, Experiment, Job
 from rlhf_lab.experiments.scales import set_up
 from rlhf_lab.experiments.setup_text import TextSetup
-from rlhf_lab.experiments.statistics import bootstrap, bootstrap_median, mean_interval
+from rlhf_lab.experiments.statistics import bootstrap, bootstrap_median, exp_of, mean_of
+from rlhf_lab.intervals import Interval
 from rlhf_lab.randomness import Stream
 from rlhf_lab.response_tree import ResponseTree
 from rlhf_lab.training import seeded
 from rlhf_lab.worlds import token_tree
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Row = dict[str, Any]
 
@@ -109,8 +108,7 @@ def _sources(settings: AnnotationBudget, seed: int) -> list[Row]:
         limits = [None] * len(best) if learns else (world.price(pairs) / best).tolist()
         for n, regret in zip(settings.totals, lost, strict=True):
             for place, (ratio, limit) in enumerate(zip((n * regret / best).tolist(), limits, strict=True)):
-                row = {"pairs": pairs, "labels": n, "place": place, "ratio": ratio}
-                rows.append(row if limit is None else row | {"in_limit": limit})
+                rows.append({"pairs": pairs, "labels": n, "place": place, "ratio": ratio, "in_limit": limit})
     return rows
 
 
@@ -137,11 +135,11 @@ def _split(settings: AnnotationBudget, seed: int) -> list[Row]:
                     assumed=settings.demo_beta / 2 if way == "misjudged" else None,
                 )  # fmt: skip
                 generator = seeded(seed, Stream.BUDGET_SPLIT, round(10 * share))
-                log_regret = (
-                    label_budget.purchase_regret(world, what, max(settings.runs // 2, 2), generator).mean(0).log()
-                )
-                row = {"pairs": way, "demo_price": ratio, "share": share, "log_regret": log_regret.mean().item()}
-                rows.append(row | ({"in_limit": limit.log().mean().item()} if way == "sft" else {}))
+                regret = label_budget.purchase_regret(world, what, max(settings.runs // 2, 2), generator).mean(0)
+                rows.append(
+                    {"pairs": way, "demo_price": ratio, "share": share, "log_regret": regret.log().mean().item(),
+                     "in_limit": limit.log().mean().item() if way == "sft" else None}
+                )  # fmt: skip
     return rows
 
 
@@ -191,39 +189,10 @@ def _rounds(settings: AnnotationBudget, seed: int) -> list[Row]:
     return rows
 
 
-def d_optimal_design(reward: Tensor) -> Tensor:
-    """Return the pair weights whose information about the rewards of a table has the maximum determinant.
-
-    The multiplicative algorithm (Silvey, Titterington and Torsney 1978) stops when no pair's variance exceeds K − 1,
-    its value at the optimum, by more than a thousandth (Kiefer and Wolfowitz 1960).
-
-    Args:
-        reward: (W, K), the true rewards.
-
-    Returns:
-        (W, K, K), symmetric, zero diagonal, summing to 1 over the last two axes.
-    """
-    gap = reward.unsqueeze(-1) - reward.unsqueeze(-2)
-    information, size = gap.sigmoid() * (-gap).sigmoid(), reward.shape[-1]
-    off_diagonal = ~torch.eye(size, dtype=torch.bool)
-    mu = off_diagonal.to(reward.dtype).expand_as(information) / (size * (size - 1))
-    for _ in range(20_000):
-        edges = mu * information
-        inverse = torch.linalg.inv(edges.sum(-1).diag_embed() - edges + edges.mean((-1, -2), keepdim=True))
-        spread = inverse.diagonal(dim1=-2, dim2=-1)
-        resistance = (spread.unsqueeze(-1) + spread.unsqueeze(-2) - inverse - inverse.mT).clamp(min=0)
-        variance = information * resistance * off_diagonal / 2
-        if variance.max() <= (size - 1) * (1 + 1e-3):
-            break
-        mu = mu * variance / (size - 1)
-        mu = mu / mu.sum((-1, -2), keepdim=True)
-    return mu
-
-
 def _d_optimal(settings: AnnotationBudget, seed: int) -> list[Row]:
     """Compare the D-optimal design with the best design, both in the limit of many labels."""
     world, _ = _world(settings, seed)
-    price = exact.label_price(world.log_ref, world.reward, world.beta, d_optimal_design(world.reward))
+    price = exact.label_price(world.log_ref, world.reward, world.beta, exact.d_optimal_pair_design(world.reward))
     ratios = (price / world.price("design")).tolist()
     return [{"pairs": "d-optimal", "place": place, "ratio": ratio} for place, ratio in enumerate(ratios)]
 
@@ -251,11 +220,14 @@ def _text_setup(settings: AnnotationBudget, seed: int) -> TextSetup:
 
 def _on_text(settings: AnnotationBudget, seed: int, key: str) -> Row:
     setup = _text_setup(settings, seed)
-    prices = Prices(settings.price_demonstration, 1.0, settings.price_sample, settings.price_step)
+    prices = {
+        "demonstrations": settings.price_demonstration, "labels": 1.0, "samples": settings.price_sample,
+        "steps": settings.price_step,
+    }  # fmt: skip
     tracker = BudgetTracker(setup, prices, settings.money)
     policy = setup.reference if key == "none" else STRATEGIES[key].spend(tracker)
     found = setup.evaluate(policy)
-    used = {"money": tracker.usage.money(prices), **vars(tracker.usage)}
+    used = {"money": tracker.spent, **{item: tracker.used[item] for item in prices}}
     return {name: found[name] for name in ("reward", "kl", "objective")} | used
 
 
@@ -266,111 +238,91 @@ LEVEL = 1 - 0.05 / 3
 """Level of the intervals of regret over its limit and of the sources of pairs: three of them decide together."""
 
 
-def _row(part: str, what: str, found: tuple[float, float, float], rows: int, **names: Any) -> Row:
-    """A row of the summary: `what` names the number, `value` has it, and `rows` is how many values it summarises."""
-    value, low, high = found
-    return {"part": part, **names, "what": what, "value": value, "value_low": low, "value_high": high, "seeds": rows}
+def _rows(
+    runs: pd.DataFrame,
+    what: str,
+    value: Any,
+    by: Sequence[str] = (),
+    interval: Callable[[np.ndarray], Interval] = mean_of,
+) -> list[Row]:
+    """Return a row of the summary for each group of runs.
+
+    Args:
+        runs: the runs of a part.
+        what: name of the number.
+        value: the column that it summarises, or a list of columns.
+        by: the columns that define a group.
+        interval: of the values of a group, (n,) or (n, columns).
+    """
+    out: list[Row] = []
+    for key, group in runs.groupby(["part", *by], sort=False):
+        names = dict(zip(["part", *by], key, strict=True))
+        found = interval(group[value].to_numpy())
+        numbers = {"value": found.mean, "value_low": found.low, "value_high": found.high, "seeds": len(group)}
+        out.append({**names, "what": what, **numbers})
+    return out
+
+
+def _geometric_mean(logs: np.ndarray) -> Interval:
+    return exp_of(mean_of(logs))
+
+
+def _best_share(log_regret: np.ndarray) -> Interval:
+    """The share with the lowest mean regret; `log_regret` is (seeds, shares)."""
+    return bootstrap(log_regret, lambda rows: SHARES[int(rows.mean(0).argmin())])
 
 
 def summarise(settings: AnnotationBudget, runs: pd.DataFrame) -> pd.DataFrame:
     """Return one row for each condition of each part, with its `value` and interval; `what` names the value."""
-    import pandas as pd
-
     if not settings.exact:
-        return pd.DataFrame(_text_summary(runs))
-    parts = (_limit_summary, _sources_summary, _split_summary, _learners_summary, _rounds_summary, _d_optimal_summary)
-    return pd.DataFrame([row for summary in parts for row in summary(settings, runs)])
+        start = runs[runs["part"] == "random"].set_index("seed")["objective"]
+        gains = runs.assign(gain=runs["objective"] - runs["seed"].map(start))[runs["part"] != "random"]
+        metrics = ("objective", "reward", "kl", "labels")
+        rows = [row for metric in metrics for row in _rows(runs, metric, metric)]
+        return pd.DataFrame(rows + _rows(gains, "gain", "gain"))
+    part = {str(name): rows for name, rows in runs.groupby("part")}
+    median = partial(bootstrap_median, level=LEVEL)
+    rows = _rows(part["limit"], "limit_ratio", "ratio", ["pairs", "labels"], partial(mean_of, level=LEVEL))
+    sources, at = part["sources"], ["seed", "place", "labels"]
+    design = sources[sources["pairs"] == "design"].set_index(at)["ratio"].rename("design")
+    sources = sources.join(design, on=at)
+    sources = sources.assign(simulated=sources["ratio"] / sources["design"])
+    in_limit = sources[sources["in_limit"].notna() & (sources["labels"] == settings.totals[-1])]
+    rows += _rows(sources, "label_ratio", "ratio", ["pairs", "labels"], median)
+    rows += _rows(sources, "simulated_ratio", "simulated", ["pairs", "labels"], median)
+    rows += _rows(in_limit, "label_ratio_limit", "in_limit", ["pairs", "labels"], median)
+    rows += _split_summary(part["split"])
+    rows += _learners_summary(settings, part["learners"])
+    rows += _rows(part["rounds"], "label_ratio", "ratio", ["pairs", "rounds", "labels"], bootstrap_median)
+    rows += _rows(part["d-optimal"], "label_ratio", "ratio", ["pairs"], median)
+    return pd.DataFrame(rows)
 
 
-def _text_summary(runs: pd.DataFrame) -> list[Row]:
-    start = runs[runs["part"] == "random"].set_index("seed")["objective"]
-    out = []
-    for key, group in runs.groupby("part", sort=False):
-        for what in ("objective", "reward", "kl", "labels"):
-            out.append(_row(str(key), what, mean_interval(group[what].to_numpy()), len(group)))
-        if key != "random":
-            gain = (group.set_index("seed")["objective"] - start).to_numpy()
-            out.append(_row(str(key), "gain", mean_interval(gain), len(group)))
-    return out
+def _split_summary(split: pd.DataFrame) -> list[Row]:
+    """The regret of each split, and the share with the lowest regret, simulated and in the limit of many labels."""
+    rows = _rows(split, "regret", "log_regret", ["pairs", "demo_price", "share"], _geometric_mean)
+    index = ["part", "pairs", "demo_price", "seed"]
+    for what, value, pairs in (
+        ("best_share", "log_regret", ["sft", "active"]),
+        ("best_share_limit", "in_limit", ["sft"]),
+    ):
+        by_share = split[split["pairs"].isin(pairs)].pivot(index=index, columns="share", values=value).reset_index()
+        rows += _rows(by_share, what, [*SHARES], ["pairs", "demo_price"], _best_share)
+    return rows
 
 
-def _limit_summary(settings: AnnotationBudget, runs: pd.DataFrame) -> list[Row]:
-    groups = runs[runs["part"] == "limit"].groupby(["pairs", "labels"], sort=False)
-    return [
-        _row("limit", "limit_ratio", mean_interval(g["ratio"].to_numpy(), LEVEL), len(g), pairs=pairs, labels=n)
-        for (pairs, n), g in groups
-    ]
-
-
-def _sources_summary(settings: AnnotationBudget, runs: pd.DataFrame) -> list[Row]:
-    part, at = runs[runs["part"] == "sources"], ["seed", "place", "labels"]
-    design, out = part[part["pairs"] == "design"].set_index(at)["ratio"], []
-    for (pairs, n), group in part.groupby(["pairs", "labels"], sort=False):
-        here = group.set_index(at)["ratio"]
-        values = {"label_ratio": group["ratio"], "simulated_ratio": here / design.loc[here.index]}
-        if n == settings.totals[-1] and group["in_limit"].notna().all():
-            values["label_ratio_limit"] = group["in_limit"]
-        for what, one in values.items():
-            found = bootstrap_median(one.to_numpy(), level=LEVEL)
-            out.append(_row("sources", what, found, len(group), pairs=pairs, labels=n))
-    return out
-
-
-def _split_summary(settings: AnnotationBudget, runs: pd.DataFrame) -> list[Row]:
-    out = []
-    for (pairs, price), group in runs[runs["part"] == "split"].groupby(["pairs", "demo_price"], sort=False):
-        names = {"pairs": pairs, "demo_price": price}
-        table = group.pivot(index="seed", columns="share", values="log_regret")
-        for share in table.columns:
-            found = _exp(mean_interval(table[share].to_numpy()))
-            out.append(_row("split", "regret", found, len(table), **names, share=share))
-        if pairs == "misjudged":
-            continue
-        tables = {"best_share": table}
-        if group["in_limit"].notna().all():
-            tables["best_share_limit"] = group.pivot(index="seed", columns="share", values="in_limit")
-        for what, one in tables.items():
-            best = bootstrap(one.to_numpy(), lambda t: SHARES[int(t.mean(0).argmin())])
-            out.append(_row("split", what, best, len(one), **names))
-    return out
-
-
-def _exp(interval: tuple[float, float, float]) -> tuple[float, float, float]:
-    mean, low, high = np.exp(interval)
-    return mean, low, high
-
-
-def _learners_summary(settings: AnnotationBudget, runs: pd.DataFrame) -> list[Row]:
-    part = runs[runs["part"] == "learners"]
-    out = [
-        _row("learners", "regret", mean_interval(g["regret"].to_numpy()), len(g), learner=learner, labels=n)
-        for (learner, n), g in part.groupby(["learner", "labels"], sort=False)
-    ]
-    part = part[part["labels"] == settings.totals[-1]]
-    last = part.pivot(index="seed", columns="learner", values="regret")
-    floor = part[part["learner"] == "limited-dpo"]["floor"].to_numpy()
-    gap = (last["limited-dpo"] - last["limited-reward"]).to_numpy()
-    out += [
-        _row("learners", "best_of_class", mean_interval(floor), len(floor)),
-        _row("learners", "dpo_minus_reward_model", mean_interval(gap), len(gap), labels=settings.totals[-1]),
-    ]
+def _learners_summary(settings: AnnotationBudget, learners: pd.DataFrame) -> list[Row]:
+    """The regret of each learner, and at the largest number of labels the differences between learners."""
+    rows = _rows(learners, "regret", "regret", ["learner", "labels"])
+    last = learners[learners["labels"] == settings.totals[-1]]
+    rows += _rows(last[last["learner"] == "limited-dpo"], "best_of_class", "floor")
+    wide = last.pivot(index=["part", "labels", "seed"], columns="learner", values="regret").reset_index()
+    wide["gap"] = wide["limited-dpo"] - wide["limited-reward"]
+    rows += _rows(wide, "dpo_minus_reward_model", "gap", ["labels"])
     if settings.scale == "tree":
-        factor = _exp(mean_interval(np.log((last["full"] / last["structured-reward"]).to_numpy())))
-        out.append(_row("learners", "structured_factor", factor, len(last), labels=settings.totals[-1]))
-    return out
-
-
-def _rounds_summary(settings: AnnotationBudget, runs: pd.DataFrame) -> list[Row]:
-    out = []
-    for (pairs, number), group in runs[runs["part"] == "rounds"].groupby(["pairs", "rounds"], sort=False):
-        found, labels = bootstrap_median(group["ratio"].to_numpy()), int(group["labels"].iloc[0])
-        out.append(_row("rounds", "label_ratio", found, len(group), pairs=pairs, rounds=number, labels=labels))
-    return out
-
-
-def _d_optimal_summary(settings: AnnotationBudget, runs: pd.DataFrame) -> list[Row]:
-    ratios = runs[runs["part"] == "d-optimal"]["ratio"].to_numpy()
-    return [_row("d-optimal", "label_ratio", bootstrap_median(ratios, level=LEVEL), len(ratios), pairs="d-optimal")]
+        wide["log_factor"] = np.log(wide["full"] / wide["structured-reward"])
+        rows += _rows(wide, "structured_factor", "log_factor", ["labels"], _geometric_mean)
+    return rows
 
 
 # --- experiment --------------------------------------------------------------------------------------------------

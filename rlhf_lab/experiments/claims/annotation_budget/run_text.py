@@ -6,7 +6,8 @@ labels. A demonstration is a sample of π_demo ∝ π_ref exp(r*/β_demo), by re
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from rlhf_lab import sampling
 from rlhf_lab.algorithms.dpo import DPO, dpo
 from rlhf_lab.algorithms.rso import RSO, make_pairs
 from rlhf_lab.algorithms.sft import sft
-from rlhf_lab.batch import Pairs, Tokens, cat_pairs, pick_pairs
+from rlhf_lab.batch import Pairs, Tokens, cat, cat_pairs, pick_pairs
 from rlhf_lab.errors import LabError
 from rlhf_lab.experiments.setup_text import TextSetup
 from rlhf_lab.policies.base import Policy
@@ -29,52 +30,28 @@ CHUNK = 64
 """Number of prompts that are answered together."""
 
 
-@dataclass(frozen=True)
-class Prices:
-    """Prices in units of one preference label."""
-
-    demonstration: float
-    preference: float
-    sample: float
-    step: float
-
-
-@dataclass
-class Usage:
-    """What a strategy has used."""
-
-    demonstrations: int = 0
-    labels: int = 0
-    samples: int = 0
-    steps: int = 0
-
-    def money(self, prices: Prices) -> float:
-        """Return the cost, in preference labels."""
-        return (
-            self.demonstrations * prices.demonstration
-            + self.labels * prices.preference
-            + self.samples * prices.sample
-            + self.steps * prices.step
-        )
-
-
 @dataclass
 class BudgetTracker:
     """Buys data and training for one strategy and one seed, and records what has been used.
 
     Attributes:
         setup: the set-up of the seed.
-        prices: the price of each item.
+        prices: the price of demonstrations, labels, samples and steps, each in preference labels.
         money: the budget of the strategy, in preference labels.
-        usage: what has been used already.
+        used: how many demonstrations, labels, samples and steps have been used already.
         first_prompt: position of the first prompt that has not been used yet.
     """
 
     setup: TextSetup
-    prices: Prices
+    prices: Mapping[str, float]
     money: float
-    usage: Usage = field(default_factory=Usage)
+    used: Counter[str] = field(default_factory=Counter)
     first_prompt: int = 0
+
+    @property
+    def spent(self) -> float:
+        """The cost of what has been used, in preference labels."""
+        return sum(self.used[item] * price for item, price in self.prices.items())
 
     def labels_left(self, samples_each: float, steps: int = 0, samples: int = 0) -> int:
         """Return the number of labels that the remaining money buys.
@@ -87,8 +64,8 @@ class BudgetTracker:
         Raises:
             LabError: the money buys fewer than 8 labels.
         """
-        rest = self.money - self.usage.money(self.prices) - steps * self.prices.step - samples * self.prices.sample
-        number = int(rest / (self.prices.preference + samples_each * self.prices.sample))
+        rest = self.money - self.spent - steps * self.prices["steps"] - samples * self.prices["samples"]
+        number = int(rest / (self.prices["labels"] + samples_each * self.prices["samples"]))
         if number < 8:
             raise LabError(
                 f"A budget of {self.money:g} buys {max(number, 0)} labels after samples and training steps, but a "
@@ -108,7 +85,7 @@ class BudgetTracker:
         """Sample `number` responses to each prompt: (prompts, responses) in chunks."""
         generator = seeded(self.setup.seed, Stream.STRATEGY_RESPONSES, stream, device=policy.device)
         parts = torch.arange(len(prompts)).split(CHUNK)
-        self.usage.samples += len(prompts) * number
+        self.used["samples"] += len(prompts) * number
         return [(prompts[p].trim(), policy.sample(prompts[p].trim(), number, generator).to("cpu")) for p in parts]
 
     def label(self, drawn: list[tuple[Tokens, Tokens]], places: list[torch.Tensor], stream: int) -> Pairs:
@@ -121,7 +98,7 @@ class BudgetTracker:
             index = torch.stack([(~first).long(), first.long()], -1).unsqueeze(1)
             parts.append(pick_pairs(prompts, both, index)[0])
         pairs = cat_pairs([part for part in parts if len(part)])
-        self.usage.labels += len(pairs)
+        self.used["labels"] += len(pairs)
         return pairs
 
     def random_pairs(self, policy: Policy, number: int, stream: int) -> Pairs:
@@ -129,16 +106,17 @@ class BudgetTracker:
         drawn = self.candidates(policy, self.next_prompts(number), 2, stream)
         return self.label(drawn, [torch.tensor([[0, 1]]).expand(len(p), 2) for p, _ in drawn], stream)
 
-    def fit_dpo(self, policy: Policy, pairs: Pairs, stream: int, steps: int) -> Policy:
-        """Continue to train `policy` by DPO, with the reference policy of the objective."""
-        loss = DPO(beta=self.setup.budget.beta)
-        dpo(policy, self.setup.reference, pairs, loss, self.setup.training(stream, steps=steps))
-        self.usage.steps += steps
+    def fit_dpo(self, pairs: Pairs, stream: int, steps: int | None = None, policy: Policy | None = None) -> Policy:
+        """Train a policy by DPO; None is a new one at π_ref, and None stands for all steps of a policy."""
+        policy = self.setup.new_policy() if policy is None else policy
+        training = self.setup.training(stream, steps=self.steps if steps is None else steps)
+        dpo(policy, self.setup.reference, pairs, DPO(beta=self.setup.budget.beta), training)
+        self.used["steps"] += training.steps
         return policy
 
     def fit_reward(self, pairs: Pairs, stream: int) -> nn.Module:
         """Fit a reward model; `stream` determines the order of the batches."""
-        self.usage.steps += self.reward_steps
+        self.used["steps"] += self.reward_steps
         return self.setup.fit_reward_model(pairs, stream)
 
     @property
@@ -154,9 +132,8 @@ class BudgetTracker:
 
 def random(tracker: BudgetTracker) -> Policy:
     """Use the whole budget for labels of pairs of samples from π_ref, and train by DPO."""
-    setup = tracker.setup
-    pairs = tracker.random_pairs(setup.reference, tracker.labels_left(2, tracker.steps), 1)
-    return tracker.fit_dpo(setup.new_policy(), pairs, 2, tracker.steps)
+    pairs = tracker.random_pairs(tracker.setup.reference, tracker.labels_left(2, tracker.steps), 1)
+    return tracker.fit_dpo(pairs, 2)
 
 
 def uncertain(tracker: BudgetTracker, candidates: int = 4) -> Policy:
@@ -168,14 +145,11 @@ def uncertain(tracker: BudgetTracker, candidates: int = 4) -> Policy:
     order = torch.randperm(len(first), generator=seeded(setup.seed, Stream.STRATEGY_HALVES))
     models = [tracker.fit_reward(first[half], 50 + i) for i, half in enumerate(order.tensor_split(2))]
     drawn = tracker.candidates(setup.reference, tracker.next_prompts(number - number // 2), candidates, 2)
-    places = []
+    pairs, places = torch.combinations(torch.arange(candidates)), []
     for prompts, responses in drawn:
-        with torch.no_grad():
-            apart = models[0](prompts, responses) - models[1](prompts, responses)
-        gap = (apart.unsqueeze(-1) - apart.unsqueeze(-2)).abs().triu(1).flatten(1).argmax(-1)
-        low, high = gap // candidates, gap % candidates
-        places.append(torch.stack([low, torch.where(high == low, (low + 1) % candidates, high)], -1))
-    return tracker.fit_dpo(setup.new_policy(), cat_pairs([first, tracker.label(drawn, places, 2)]), 2, tracker.steps)
+        apart = (models[0](prompts, responses) - models[1](prompts, responses)).cpu()
+        places.append(pairs[apart[:, pairs].diff().squeeze(-1).abs().argmax(-1)])
+    return tracker.fit_dpo(cat_pairs([first, tracker.label(drawn, places, 2)]), 2)
 
 
 def by_reward(tracker: BudgetTracker, candidates: int = 8) -> Policy:
@@ -186,26 +160,21 @@ def by_reward(tracker: BudgetTracker, candidates: int = 8) -> Policy:
     model = tracker.fit_reward(first, 50)
     drawn = tracker.candidates(setup.reference, tracker.next_prompts(number - number // 2), candidates, 2)
     generator = seeded(setup.seed, Stream.STRATEGY_REJECTION)
-    with torch.no_grad():
-        places = [sampling.rejection_sample(model(x, y).double(), 2, setup.budget.beta, generator) for x, y in drawn]
-    return tracker.fit_dpo(setup.new_policy(), cat_pairs([first, tracker.label(drawn, places, 2)]), 2, tracker.steps)
+    places = [sampling.rejection_sample(model(x, y).double(), 2, setup.budget.beta, generator) for x, y in drawn]
+    return tracker.fit_dpo(cat_pairs([first, tracker.label(drawn, places, 2)]), 2)
 
 
-def rounds(number: int) -> Callable[[BudgetTracker], Policy]:
-    """Label samples of the current policy in `number` rounds, and after each round train by DPO on all labels."""
-
-    def spend(tracker: BudgetTracker) -> Policy:
-        policy = tracker.setup.new_policy()
-        each = max(tracker.steps // number, 1)
-        labels = tracker.labels_left(2, each * number)
-        seen: list[Pairs] = []
-        for turn in range(number):
-            share = labels * (turn + 1) // number - labels * turn // number
-            seen.append(tracker.random_pairs(policy, share, 10 + turn))
-            tracker.fit_dpo(policy, cat_pairs(seen), 20 + turn, each)
-        return policy
-
-    return spend
+def in_rounds(tracker: BudgetTracker, rounds: int = 4) -> Policy:
+    """Label samples of the current policy in 4 rounds, and after each round train by DPO on all labels."""
+    policy = tracker.setup.new_policy()
+    steps = max(tracker.steps // rounds, 1)
+    labels = tracker.labels_left(2, steps * rounds)
+    seen: list[Pairs] = []
+    for turn in range(rounds):
+        number = labels * (turn + 1) // rounds - labels * turn // rounds
+        seen.append(tracker.random_pairs(policy, number, 10 + turn))
+        tracker.fit_dpo(cat_pairs(seen), 20 + turn, steps, policy)
+    return policy
 
 
 def reward_then_rso(tracker: BudgetTracker, prompts: int = 64, candidates: int = 16) -> Policy:
@@ -216,40 +185,28 @@ def reward_then_rso(tracker: BudgetTracker, prompts: int = 64, candidates: int =
     model = tracker.fit_reward(tracker.random_pairs(setup.reference, number, 1), 50)
     settings = RSO(beta=setup.budget.beta, candidates=candidates, accepted=8)
     pairs, _ = make_pairs(setup.reference, model, tracker.next_prompts(prompts), settings, 1000 * setup.seed + 45)
-    tracker.usage.samples += prompts * candidates
-    return tracker.fit_dpo(setup.new_policy(), pairs, 2, tracker.steps)
+    tracker.used["samples"] += prompts * candidates
+    return tracker.fit_dpo(pairs, 2)
 
 
 DEMO_BETA = 1.0
 """β of the simulated demonstrator, who samples from π_ref exp(r/β)/Z."""
 
 
-def demonstrations_first(share: float) -> Callable[[BudgetTracker], Policy]:
-    """Use a share of the budget for demonstrations for SFT, and the rest on labels of its samples for DPO."""
-
-    def spend(tracker: BudgetTracker) -> Policy:
-        setup = tracker.setup
-        number = max(int(share * tracker.money / tracker.prices.demonstration), 1)
-        before = tracker.usage.samples
-        drawn = tracker.candidates(setup.reference, tracker.next_prompts(number), 16, 3)
-        tracker.usage.samples = before  # these samples only simulate the demonstrator, so they cost nothing
-        generator = seeded(setup.seed, Stream.STRATEGY_DEMONSTRATIONS)
-        demonstrations: list[Pairs] = []
-        for x, y in drawn:
-            chosen = sampling.rejection_sample(setup.gold(x, y), 1, DEMO_BETA, generator)
-            # The demonstration is repeated to make a pair, because `cat_pairs` joins chunks of different length.
-            demonstrations.append(Pairs(x, y.take(chosen.expand(-1, 2))))
-        both = cat_pairs(demonstrations)
-        tracker.usage.demonstrations = number
-        policy = setup.new_policy()
-        targets = Tokens(both.responses.ids[:, :1], both.responses.mask[:, :1])
-        half = tracker.steps // 2
-        sft(policy, both.prompts, targets, setup.training(Stream.LABEL_FIT, steps=half))
-        tracker.usage.steps += half
-        pairs = tracker.random_pairs(policy, tracker.labels_left(2, tracker.steps - half), 1)
-        return tracker.fit_dpo(policy, pairs, 2, tracker.steps - half)
-
-    return spend
+def demonstrations_first(tracker: BudgetTracker, share: float = 0.5) -> Policy:
+    """Use half of the budget for demonstrations for SFT, and the rest for labels of its samples for DPO."""
+    setup = tracker.setup
+    number = max(int(share * tracker.money / tracker.prices["demonstrations"]), 1)
+    drawn = tracker.candidates(setup.reference, tracker.next_prompts(number), 16, 3)
+    tracker.used["samples"] = 0  # these samples only simulate the demonstrator, so they cost nothing
+    tracker.used["demonstrations"] = number
+    generator = seeded(setup.seed, Stream.STRATEGY_DEMONSTRATIONS)
+    targets = [y.take(sampling.rejection_sample(setup.gold(x, y), 1, DEMO_BETA, generator)) for x, y in drawn]
+    policy, steps = setup.new_policy(), tracker.steps // 2
+    sft(policy, cat([x for x, _ in drawn]), cat(targets), setup.training(Stream.LABEL_FIT, steps=steps))
+    tracker.used["steps"] += steps
+    pairs = tracker.random_pairs(policy, tracker.labels_left(2, tracker.steps - steps), 1)
+    return tracker.fit_dpo(pairs, 2, tracker.steps - steps, policy)
 
 
 class Strategy(NamedTuple):
@@ -267,8 +224,8 @@ STRATEGIES = {
     "random": Strategy("DPO, pairs from π_ref", "dpo", random),
     "uncertain": Strategy("DPO, pairs on which models differ", "dpo-ipo", uncertain),
     "by-reward": Strategy("DPO, pairs accepted for π_r", "rso-direct", by_reward),
-    "rounds-4": Strategy("DPO in 4 rounds", "online", rounds(4)),
+    "rounds-4": Strategy("DPO in 4 rounds", "online", in_rounds),
     "reward-rso": Strategy("reward model, then RSO", "rso-rso-sample-rank", reward_then_rso),
-    "demonstrations": Strategy("half for demonstrations", "sft", demonstrations_first(0.5)),
+    "demonstrations": Strategy("half for demonstrations", "sft", demonstrations_first),
 }
 """The strategies by key."""

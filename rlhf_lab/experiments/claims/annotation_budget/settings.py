@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from rlhf_lab.errors import LabError, Natural, NonNegative, Positive
+from rlhf_lab.errors import Count, LabError, NonNegative, Positive
 from rlhf_lab.experiments.settings import Defaults, PerScale, Settings
 
 MARGIN = 0.1
@@ -51,23 +51,23 @@ class AnnotationBudget(Settings):
 
     beta: Positive
     """β of the objective. On the bandit the comparison with the limit has β = 0.5."""
-    arms: Natural
+    arms: Count
     """Bandit: number of responses. The comparison with the limit has 6."""
-    tokens: Natural
+    tokens: Count
     """Tree: number of tokens. Responses have three tokens, so 3 tokens make 27 responses."""
-    worlds: Natural
+    worlds: Count
     """Number of worlds of each seed."""
-    runs: Natural
+    runs: Count
     """Sets of labels that are drawn in each world."""
-    limit_runs: Natural
+    limit_runs: Count
     """The same for the comparison with the limit."""
-    labels: Natural
+    labels: Count
     """Number of labels at which the sources of pairs are compared."""
-    doublings: Natural
+    doublings: Count
     """Number of evaluations with fewer labels. Each has half as many labels as the next."""
-    limit_labels: Natural
+    limit_labels: Count
     """Largest number of labels for the comparison with the limit."""
-    budget: Natural
+    budget: Count
     """Bandit and tree: budget for demonstrations and labels together, in labels."""
     demo_beta: Positive
     """β_demo of the demonstrator."""
@@ -81,9 +81,9 @@ class AnnotationBudget(Settings):
     """Language model: price of a sampled response, in labels."""
     price_step: NonNegative
     """Language model: price of an optimiser step, in labels."""
-    steps: Natural
+    steps: Count
     """Language model: optimiser steps of a policy."""
-    test_prompts: Natural
+    test_prompts: Count
     """Language model: number of test prompts."""
 
     DEFAULTS: ClassVar[Defaults] = {
@@ -124,9 +124,8 @@ class AnnotationBudget(Settings):
     def check(self) -> None:
         """Refuse numbers that leave a part of the experiment without data."""
         least = {
-            "worlds": 1, "runs": 1, "limit_runs": 1, "doublings": 1, "steps": 1, "test_prompts": 1, "arms": 3,
-            "tokens": 2, "limit_labels": 1000, "budget": 40, "money": 1, "price_demonstration": 1,
-            "labels": 2**self.doublings,
+            "arms": 3, "tokens": 2, "labels": 2**self.doublings, "limit_labels": 1000, "budget": 40, "money": 1,
+            "price_demonstration": 1,
         }  # fmt: skip
         for name, number in least.items():
             if getattr(self, name) < number:
@@ -155,7 +154,4 @@ class AnnotationBudget(Settings):
     @property
     def limit_totals(self) -> list[int]:
         """Numbers of labels for the comparison with the limit: 1,000 and its multiples by powers of 4."""
-        out = [1000]
-        while out[-1] * 4 <= self.limit_labels:
-            out.append(out[-1] * 4)
-        return out
+        return [1000 * 4**k for k in range(20) if 1000 * 4**k <= self.limit_labels]
