@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf_lab import language
-from rlhf_lab.experiments.claims_page import words_of
+from rlhf_lab.experiments.claims_page import Result
 from rlhf_lab.experiments.verdicts import Verdict, fill, holds
 from rlhf_lab.figures import style
 from rlhf_lab.language import columns as width_of
@@ -257,6 +257,6 @@ def claim(
     record = json.loads(place.read_text(encoding="utf-8"))
     shown = Figure(
         picture(name, scale, panels, size, stacked, rows),
-        T(" ".join(words_of(place.parent, record)[2].split()), alt),
+        T(" ".join(Result(place.parent, record).words("Figure").split()), alt),
     )
     return (Columns(left=words, right=(shown,), share=share),)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rlhf_lab.errors import LabError
 from rlhf_lab.experiments.scales import SCALES
 from rlhf_lab.experiments.verdicts import Verdict, side
+from rlhf_lab.figures import style
 from rlhf_lab.intervals import Interval, format_number
 
 if TYPE_CHECKING:
@@ -100,8 +101,6 @@ def draw(contrasts: Sequence[Contrast], columns: int = 3) -> Figure:
     """
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
-
-    from rlhf_lab.figures import style
 
     rows = -(-len(contrasts) // columns)
     figure, grid = style.subplots(rows, columns, width=10.5, height=1.75 * rows + 1.0, squeeze=False)

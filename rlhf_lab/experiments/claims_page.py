@@ -32,7 +32,7 @@ import functools
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,8 @@ from rlhf_lab.experiments.claims_forest import Contrast, draw, numbers
 from rlhf_lab.experiments.results import read, saved
 from rlhf_lab.experiments.runner import Experiment
 from rlhf_lab.experiments.scales import SCALES, scale_of
-from rlhf_lab.experiments.verdicts import OUTCOMES, SECTIONS, Notes, Verdict, fill, read_notes, read_parts
+from rlhf_lab.experiments.verdicts import OUTCOMES, Notes, Verdict, fill, read_notes, read_parts
+from rlhf_lab.figures import style
 from rlhf_lab.training.checkpoint import write_text
 
 SHORT = {"Source": "What the source says", "Finding": "What we find", "Why": "Why"}
@@ -115,6 +116,10 @@ class Result:
         """Return a text of the notes with its numbers."""
         return fill(text, self.verdict, self.record["settings"])
 
+    def words(self, section: str) -> str:
+        """Return a section of the notes with its numbers."""
+        return self.filled(self.notes.sections[section])
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -135,18 +140,16 @@ class Claim:
     @functools.cached_property
     def verdict(self) -> Verdict:
         """The numbers of all scales, each named with its scale in front."""
-        every = [(scale, result.verdict) for scale, result in self.results.items()]
-        numbers = {f"{scale}.{name}": value for scale, one in every for name, value in one.numbers.items()}
-        thresholds = {f"{scale}.{name}": value for scale, one in every for name, value in one.thresholds.items()}
-        return Verdict("answered", numbers, thresholds)
+        numbers = self._by_scale(lambda result: result.verdict.numbers)
+        return Verdict("answered", numbers, self._by_scale(lambda result: result.verdict.thresholds))
+
+    def _by_scale(self, values: Callable[[Result], Mapping[str, Any]]) -> dict[str, Any]:
+        every = self.results.items()
+        return {f"{scale}.{name}": value for scale, one in every for name, value in values(one).items()}
 
     def filled(self, section: str) -> str:
         """Return a section with its numbers."""
-        settings = {
-            f"{scale}.{name}": value
-            for scale, result in self.results.items()
-            for name, value in result.record["settings"].items()
-        }
+        settings = self._by_scale(lambda result: result.record["settings"])
         return fill(self.sections[section], self.verdict, settings)
 
     def contrasts(self) -> list[Contrast]:
@@ -173,8 +176,8 @@ def claims(root: Path) -> list[Claim]:
     ]
 
 
-def build(root: Path, page: Path) -> str:
-    """Return the page's text.
+def build(root: Path, page: Path) -> tuple[str, list[Contrast]]:
+    """Return the page's text and the contrasts of its forest plot.
 
     Args:
         root: the folder `results`.
@@ -186,15 +189,13 @@ def build(root: Path, page: Path) -> str:
         f"![{FOREST_ALTERNATIVE.format(len(panels))}]({FOREST})\n\n{_fold('Numbers of this figure', numbers(panels))}"
     )
     parts = [HEAD, TABLE, _table(every), FOREST_WORDS, forest, CLAIMS, *(_claim(claim, page) for claim in every)]
-    return "\n".join(parts).rstrip("\n") + "\n"
+    return "\n".join(parts).rstrip("\n") + "\n", panels
 
 
 def write(root: Path, page: Path) -> None:
     """Write the page, and the forest plot beside it if its numbers have changed. Arguments as for `build`."""
-    from rlhf_lab.figures import style
-
-    write_text(page, build(root, page))
-    panels = [contrast for claim in claims(root) for contrast in claim.contrasts()]
+    text, panels = build(root, page)
+    write_text(page, text)
     if _stored(page.parent / FOREST) != numbers(panels):
         picture = style.png(draw(panels), dpi=110, description=numbers(panels))
         (page.parent / FOREST).write_bytes(picture)
@@ -202,9 +203,9 @@ def write(root: Path, page: Path) -> None:
 
 def is_current(root: Path, page: Path) -> bool:
     """Return whether the page and the numbers in its forest plot are those of the saved results."""
-    panels = [contrast for claim in claims(root) for contrast in claim.contrasts()]
-    text = page.read_text(encoding="utf-8") if page.is_file() else ""
-    return text == build(root, page) and _stored(page.parent / FOREST) == numbers(panels)
+    text, panels = build(root, page)
+    stored = page.read_text(encoding="utf-8") if page.is_file() else ""
+    return stored == text and _stored(page.parent / FOREST) == numbers(panels)
 
 
 def _stored(picture: Path) -> str | None:
@@ -230,13 +231,6 @@ def overall(outcomes: Mapping[str, str]) -> str:
     if len(found) == 1:
         return next(iter(found))
     return "; ".join(f"{outcome}: {', '.join(names)}" for outcome, names in found.items())
-
-
-def words_of(folder: Path, record: dict[str, Any]) -> tuple[str, str, str]:
-    """Return the finding, the explanation and the alternative text of a saved result, with its numbers."""
-    result = Result(folder, record)
-    finding, explanation, figure = (result.filled(result.notes.sections[name]) for name in SECTIONS)
-    return finding, explanation, figure
 
 
 def _table(every: list[Claim]) -> str:
@@ -283,8 +277,8 @@ def _claim(claim: Claim, page: Path) -> str:
 def _scale(claim: Claim, scale: str, page: Path) -> str:
     result = claim.results[scale]
     record, rows = result.record, _link(result.folder / "runs.csv", page)
-    finding, explanation = (result.filled(result.notes.sections[name]) for name in SECTIONS[:2])
-    parts = [finding, explanation] + ([] if scale == claim.head["figure"] else [_picture(result, page).rstrip("\n")])
+    parts = [result.words("Finding"), result.words("Explanation")]
+    parts += [] if scale == claim.head["figure"] else [_picture(result, page).rstrip("\n")]
     parts.append(
         f"`{record['command']}`: {record['settings']['seeds']} seeds, {record['seconds'] / 60:.1f} minutes; intervals: "
         f"{record['interval']}. [Rows]({rows}), [summary]({rows.replace('runs.csv', 'summary.csv')})."
@@ -293,12 +287,8 @@ def _scale(claim: Claim, scale: str, page: Path) -> str:
 
 
 def _picture(result: Result, page: Path) -> str:
-    words = _alternative(result.filled(result.notes.sections["Figure"]))
+    words = " ".join(result.words("Figure").split()).replace("[", "(").replace("]", ")")
     return f"![{words}]({_link(result.folder / 'figure.png', page)})\n"
-
-
-def _alternative(text: str) -> str:
-    return " ".join(text.split()).replace("[", "(").replace("]", ")")
 
 
 def _link(file: Path, page: Path) -> str:

@@ -226,7 +226,6 @@ def _compare(settings: Compare, held: ExitStack) -> Comparison:
                 (row["method"], row["seed"]): row for row in read_lines(journal) if {"method", "seed"} <= row.keys()
             }
     world = settings.make_world()
-    rows = []
     todo = [(key, seed) for seed in range(settings.seeds) for key in keys if seed == 0 or METHODS[key].repeated]
     bar = tqdm(todo, desc=f"compare, {settings.world}", disable=not settings.progress)
     setup: ExactSetup | None = None
@@ -241,12 +240,7 @@ def _compare(settings: Compare, held: ExitStack) -> Comparison:
             done[key, seed] = row
             if journal is not None:
                 append(journal, json.dumps(row) + "\n")
-        rows.append(done[key, seed])
-    runs = pd.DataFrame(rows)
-    order = {key: place for place, key in enumerate(keys)}
-    runs = runs.sort_values(
-        ["method", "seed"], key=lambda c: c.map(order) if c.name == "method" else c, ignore_index=True
-    )
+    runs = pd.DataFrame([done[one] for one in sorted(todo, key=lambda one: (keys.index(one[0]), one[1]))])
     summary = summarise(runs, "method", METRICS)
     summary.insert(1, "label", [METHODS[key].label for key in summary["method"]])
     return Comparison(settings, runs, summary, frontier_of(world, settings.beta))

@@ -1,4 +1,4 @@
-"""Candidates, pairs, exact win rates and decisions, which the three experiments on RSO share.
+"""Settings, candidates, pairs and exact win rates, which the experiments on RSO share.
 
 In one seed the reward model scores one set of candidates from π_ref, and every condition takes its data from it. Two
 conditions of a seed therefore differ only in what their names say.
@@ -6,33 +6,29 @@ conditions of a seed therefore differ only in what their names say.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, field, replace
 from functools import cached_property, lru_cache
 from itertools import product
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from rlhf_lab import exact, preferences, sampling
 from rlhf_lab.batch import Pairs, Tokens, cat, pick_pairs
+from rlhf_lab.errors import LabError, Natural, Positive, check_beta
 from rlhf_lab.evaluation import evaluate
 from rlhf_lab.evaluation.judges import Judge
 from rlhf_lab.experiments.scales import set_up
+from rlhf_lab.experiments.settings import Defaults, PerScale, Settings
 from rlhf_lab.experiments.setup import Setup
 from rlhf_lab.experiments.setup_exact import ExactSetup
 from rlhf_lab.experiments.setup_text import TextSetup
-from rlhf_lab.experiments.verdicts import Outcome
-from rlhf_lab.intervals import Interval
 from rlhf_lab.policies.base import Policy
 from rlhf_lab.randomness import Stream
 from rlhf_lab.rounding import levels
 from rlhf_lab.training import seeded
 from rlhf_lab.worlds.finite_world import FiniteWorld
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 LOSSES = ("sigmoid-norm", "hinge", "hinge-norm")
 SOURCES = ("direct", "sft-sample-rank", "rso-sample-rank")
@@ -58,6 +54,14 @@ class Cell:
         """The name of the cell in the tables."""
         return f"γ={self.gamma:g} {self.ranks} {self.reward_model} {self.length}"
 
+    def name(self, paper_gamma: float) -> str:
+        """Return the cell's name in the names of numbers: `paper`, or what it changes, such as `equal_sampled_long`."""
+        changes = {
+            "equal": self.gamma != paper_gamma, "sampled": self.ranks == "sampled",
+            "few": self.reward_model == "few", "long": self.length == "long",
+        }  # fmt: skip
+        return "_".join(name for name, changed in changes.items() if changed) or "paper"
+
 
 def cells(paper_gamma: float, beta: float, every: bool) -> list[Cell]:
     """Return the cells of a design, the paper's first.
@@ -71,6 +75,90 @@ def cells(paper_gamma: float, beta: float, every: bool) -> list[Cell]:
     found = [Cell(*one) for one in product((paper_gamma, beta), ranks, ("many", "few"), ("short", "long"))]  # type: ignore[arg-type]
     paper = astuple(found[0])
     return [one for one in found if every or sum(a != b for a, b in zip(astuple(one), paper, strict=True)) < 2]
+
+
+@dataclass(frozen=True, init=False, kw_only=True)
+class RSOSettings(Settings):
+    """The settings that `rso-table` and `rso-hyperparameters` share."""
+
+    beta: Positive
+    """β of the objective and of π_r, in logits of a label."""
+    paper_gamma: Positive
+    """The slope γ of the loss in the paper."""
+    labels: Natural
+    """Number of preference labels. A reward model is fitted to all of them ("many") or to `few_labels`."""
+    few_labels: Natural
+    """Number of labels of the less reliable reward model."""
+    pairs: Natural
+    """Number of pairs of a fit. All are used where a condition has fewer pairs of different responses."""
+    prompts: Natural
+    """Number of prompts to which responses are sampled."""
+    candidates: Natural
+    """Responses of π_ref to each prompt."""
+    temperature: Positive
+    """Sampling temperature of the candidates."""
+    top_k: Natural
+    """The candidates are sampled among this many likeliest tokens; 0 for all tokens."""
+    steps: Natural
+    """Optimiser steps of every fit in cells with short training."""
+    long_steps: Natural
+    """Optimiser steps of every fit in cells with long training."""
+    batch: Natural
+    """Pairs or responses in an optimiser step."""
+    rate: Positive
+    """Learning rate of every fit."""
+    reward_steps: Natural
+    """Optimiser steps of the reward models."""
+    reward_batch: Natural
+    """Exact scales: labels in an optimiser step of the reward models."""
+    test_prompts: Natural
+    """Text: number of test prompts."""
+    test_samples: Natural
+    """Text: responses to each test prompt."""
+
+    # Steps and rates were chosen on seed 2000, which no result uses, by how far the fits move from π_ref. The reward
+    # model has 40 numbers on the bandit and 4,680 on the tree, with about 5 (few) or 100 labels (many) for each.
+    DEFAULTS: ClassVar[Defaults] = {
+        "seeds": PerScale(12, 6, 8),
+        "beta": 0.5,
+        "paper_gamma": 0.05,
+        "labels": PerScale(4000, 400_000, 512),
+        "few_labels": PerScale(200, 20_000, 64),
+        "pairs": PerScale(4000, 20_000, 400),
+        "prompts": PerScale(5000, 6000, 192),
+        "candidates": 64,
+        "temperature": PerScale(1.0, 1.0, 0.7),
+        "top_k": PerScale(0, 0, 40),
+        "steps": PerScale(50, 50, 32),
+        "long_steps": PerScale(300, 300, 96),
+        "batch": PerScale(512, 1024, 16),
+        "rate": PerScale(0.2, 0.2, 1e-4),
+        "reward_steps": PerScale(150, 150, 80),
+        "reward_batch": 4096,
+        "test_prompts": 64,
+        "test_samples": 4,
+    }
+    QUICK: ClassVar[Defaults] = {
+        "seeds": 2,
+        "labels": PerScale(200, 200, 16),
+        "few_labels": PerScale(50, 50, 8),
+        "pairs": PerScale(100, 100, 8),
+        "prompts": PerScale(100, 50, 8),
+        "steps": PerScale(2, 2, 1),
+        "long_steps": PerScale(4, 4, 2),
+        "batch": PerScale(512, 512, 4),
+        "reward_steps": PerScale(20, 20, 2),
+        "test_prompts": 4,
+        "test_samples": 2,
+    }
+
+    def check(self) -> None:
+        """Refuse numbers that contradict each other."""
+        check_beta(self.beta)
+        if self.few_labels > self.labels:
+            raise LabError(f"few_labels ({self.few_labels}) must be at most labels ({self.labels}).")
+        if self.paper_gamma == self.beta:
+            raise LabError(f"paper_gamma must differ from beta ({self.beta:g}), to which it is compared.")
 
 
 @dataclass(eq=False)
@@ -90,6 +178,7 @@ class RSOSetup:
     temperature: float = 1.0
     top_k: int | None = None
     labels: int | None = None
+    _others: dict[int, RSOSetup] = field(default_factory=dict, init=False)
 
     @cached_property
     def reward_model(self) -> Any:
@@ -99,20 +188,15 @@ class RSOSetup:
         return self.setup.fit_reward_model(self.setup.pairs[: self.labels], Stream.REWARD_MODEL)
 
     def with_labels(self, labels: int) -> RSOSetup:
-        """Return the same labels, prompts and candidates with a reward model that is fitted to `labels` of the labels.
+        """Return a set-up that differs in its reward model alone, which is fitted to the first `labels` of the labels.
 
         The result is cached.
         """
         if labels not in self._others:
-            other = replace(self, labels=labels)
+            self._others[labels] = replace(self, labels=labels)
             # The candidates do not depend on the reward model. On text they take longer than the fit of a policy.
-            other.__dict__["responses"] = self.responses
-            self._others[labels] = other
+            self._others[labels].__dict__["responses"] = self.responses
         return self._others[labels]
-
-    @cached_property
-    def _others(self) -> dict[int, RSOSetup]:
-        return {}
 
     @cached_property
     def responses(self) -> Tokens:
@@ -139,27 +223,35 @@ class RSOSetup:
         size = number if isinstance(self.setup, ExactSetup) else _CHUNK
         return [slice(start, start + size) for start in range(0, number, size)]
 
+    @property
+    def world(self) -> FiniteWorld:
+        """The finite world, on exact scales only."""
+        assert isinstance(self.setup, ExactSetup)
+        return self.setup.world
+
     @cached_property
     def learned(self) -> Tensor:
         """r_φ of every response, (X, K), on exact scales only."""
-        assert isinstance(self.setup, ExactSetup)
-        reward, world = self.reward_model, self.setup.world
+        reward, world = self.reward_model, self.world
         with torch.no_grad():
             scores: Tensor = reward(world.prompts, world.responses).double().cpu()
         return scores
 
     @cached_property
-    def evaluator(self) -> ExactEvaluator:
-        """The exact evaluation of this seed, for exact scales only."""
-        assert isinstance(self.setup, ExactSetup)
-        return ExactEvaluator(self.setup.world, self.learned, self.setup.budget.beta)
-
-    @cached_property
     def best_gamma(self) -> float:
         """The γ for which π_ref exp(r_φ/γ)/Z has the maximum J, on exact scales only. It is β for r_φ = r*."""
-        assert isinstance(self.setup, ExactSetup)
-        world = self.setup.world
-        return float(exact.best_slope(world.log_ref(), self.learned, world.rewards(), self.setup.budget.beta))
+        log_ref, gold = self.world.log_ref(), self.world.rewards()
+        return float(exact.best_slope(log_ref, self.learned, gold, self.setup.budget.beta))
+
+    @cached_property
+    def chances(self) -> dict[str, Tensor]:
+        """How often each response is preferred to a sample of π_ref, (X, K), by what prefers, on exact scales only."""
+        log_ref, gold = self.world.log_ref(), self.world.rewards()
+        return {
+            "proxy_wins": chance_to_win(log_ref, self.learned),
+            "gold_wins": chance_to_win(log_ref, gold),
+            "judge_wins": chance_to_be_preferred(log_ref, gold),
+        }
 
     @cached_property
     def gold_scores(self) -> Tensor:
@@ -221,11 +313,22 @@ class RSOSetup:
             judge: on text, decides further wins.
         """
         if isinstance(self.setup, ExactSetup):
-            return self.evaluator(policy)
+            return self.evaluate_exactly(policy)
         assert isinstance(self.setup, TextSetup)
         split = "validation" if search else "test"
         found = self.setup.evaluate(policy, split, proxy=self.reward_model, judge=judge, beta=beta)
         return {**found, "proxy_objective": found["proxy"] - beta * found["kl"]}
+
+    def evaluate_exactly(self, policy: Policy | Tensor) -> dict[str, float]:
+        """Return all numbers of a row on exact scales. A policy may be given as its log-probabilities, (X, K)."""
+        world, beta = self.world, self.setup.budget.beta
+        log_policy = policy if isinstance(policy, Tensor) else world.log_probs(policy)
+        p = log_policy.exp()
+        return {
+            **{name: (p * chance).sum(-1).mean().item() for name, chance in self.chances.items()},
+            **asdict(evaluate(log_policy, world, beta)),
+            "proxy_objective": exact.objective(log_policy, world.log_ref(), self.learned, beta).mean().item(),
+        }
 
 
 @lru_cache(maxsize=1)
@@ -259,96 +362,3 @@ def chance_to_win(log_ref: Tensor, reward: Tensor) -> Tensor:
 def chance_to_be_preferred(log_ref: Tensor, reward: Tensor) -> Tensor:
     """Return Σ_y' π_ref(y') σ(r(y) − r(y')): how often a labeller prefers each y to a sample of π_ref, (X, K)."""
     return torch.stack([exact.preference(r) @ q for q, r in zip(log_ref.exp(), reward, strict=True)])
-
-
-@dataclass(eq=False)
-class ExactEvaluator:
-    """The exact evaluation of the policies of one seed.
-
-    Attributes:
-        world: the finite world.
-        learned: r_φ of every response, (X, K).
-        beta: β of the objective.
-    """
-
-    world: FiniteWorld
-    learned: Tensor
-    beta: float
-
-    @cached_property
-    def chances(self) -> dict[str, Tensor]:
-        """The probability that each response is preferred to a sample of π_ref, (X, K), by the reward that prefers."""
-        log_ref, gold = self.world.log_ref(), self.world.rewards()
-        return {
-            "proxy_wins": chance_to_win(log_ref, self.learned),
-            "gold_wins": chance_to_win(log_ref, gold),
-            "judge_wins": chance_to_be_preferred(log_ref, gold),
-        }
-
-    def __call__(self, policy: Policy | Tensor) -> dict[str, float]:
-        """Return all numbers of a row. A policy may be given as its log-probabilities, (X, K)."""
-        log_policy = policy if isinstance(policy, Tensor) else self.world.log_probs(policy)
-        found = evaluate(log_policy, self.world, self.beta)
-        p, log_ref = log_policy.exp(), self.world.log_ref()
-        return {
-            **{name: (p * chance).sum(-1).mean().item() for name, chance in self.chances.items()},
-            "reward": found.reward,
-            "kl": found.kl,
-            "objective": found.objective,
-            "regret": found.regret,
-            "kl_to_optimal": found.kl_to_optimal,
-            "proxy_objective": exact.objective(log_policy, log_ref, self.learned, self.beta).mean().item(),
-        }
-
-
-def decide_part(differences: Sequence[Interval], threshold: float = 0.0) -> Outcome:
-    """Decide one part of a claim, which says that several differences are above a threshold.
-
-    Returns:
-        supported if all intervals are above the threshold, partly supported if some are, not supported if none is above
-        and at least one is below, and otherwise inconclusive.
-    """
-    above = sum(one.low > threshold for one in differences)
-    if differences and above == len(differences):
-        return "supported"
-    if above:
-        return "partly supported"
-    return "not supported" if any(one.high < threshold for one in differences) else "inconclusive"
-
-
-def decide_by_main(differences: Sequence[Interval]) -> Outcome:
-    """Decide a claim from comparisons of which the first one is the main one, with the same rule for and against it.
-
-    Returns:
-        inconclusive if the first interval contains zero. Otherwise supported (first interval above zero) or not
-        supported (below zero), and partly supported if another interval lies wholly on the other side of zero.
-    """
-    main = differences[0]
-    if not main.above and not main.below:
-        return "inconclusive"
-    if any(one.below if main.above else one.above for one in differences[1:]):
-        return "partly supported"
-    return "supported" if main.above else "not supported"
-
-
-def decide_by_majority(differences: Sequence[Interval]) -> Outcome:
-    """Decide a claim from comparisons of equal rank, with the same rule for and against it.
-
-    Returns:
-        supported if at least two intervals are above zero and none is below, not supported if at least two are below
-        and none is above, inconclusive if at most one excludes zero, and otherwise partly supported.
-    """
-    above, below = sum(one.above for one in differences), sum(one.below for one in differences)
-    if above + below < 2:
-        return "inconclusive"
-    return "partly supported" if above and below else "supported" if above else "not supported"
-
-
-def log_ticks(ax: Axes) -> None:
-    """Use a logarithmic x axis with plain numbers at 1, 2, 5, 10, …."""
-    from matplotlib import ticker
-
-    ax.set_xscale("log")
-    ax.xaxis.set_major_locator(ticker.LogLocator(subs=[1, 2, 5]))
-    ax.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
-    ax.xaxis.set_minor_formatter(ticker.NullFormatter())

@@ -38,6 +38,7 @@ from rlhf_lab.errors import LabError, check_output_folder, check_path, check_pat
 from rlhf_lab.experiments.scales import scale_of
 from rlhf_lab.experiments.settings import Settings
 from rlhf_lab.experiments.verdicts import Verdict, fill
+from rlhf_lab.figures import style
 from rlhf_lab.training.checkpoint import append, plain, read_lines, write_json, write_text
 from rlhf_lab.training.lock import FolderLock
 
@@ -145,7 +146,6 @@ class _Journal:
         if self.folder is None:
             return
         note, lines = self.folder / "run.json", self.folder / "jobs.jsonl"
-        record = json.loads(json.dumps(plain(record)))
         if note.is_file():
             before = _settings_in(note)
             for key in before.keys() | record["settings"].keys():
@@ -192,8 +192,8 @@ def _refuse_other(experiment: Experiment, settings: Any, out: Path) -> None:
     result = out / "result.json"
     if not result.is_file():
         return
-    given, before = json.loads(json.dumps(settings_of(settings))), _settings_in(result)
-    usual = json.loads(json.dumps(settings_of(experiment.settings(scale=settings.scale))))
+    given, before = settings_of(settings), _settings_in(result)
+    usual = settings_of(experiment.settings(scale=settings.scale))
     name = json.loads(result.read_text(encoding="utf-8")).get("name")
     if name != experiment.name:
         raise LabError(f"{out} holds a result of {name}; nothing was changed. Give another --out.")
@@ -275,29 +275,28 @@ def experiment_run(experiment: Experiment, settings: Any) -> Found:
         LabError: a scale that the experiment does not know; an unfinished run of other settings in the folder, or a
             result of another experiment or of other settings, or files that are no result's.
     """
-    import pandas as pd
-
     check_scale(experiment, settings.scale)
     settings = check_paths(settings)
-    if settings.out is not None:
-        _refuse_other(experiment, settings, settings.out)
-        lock = FolderLock(settings.out)
-        try:
-            return _run(experiment, settings, _Journal(settings.out / "unfinished"), pd.DataFrame())
-        finally:
-            lock.release()
-    return _run(experiment, settings, _Journal(None), pd.DataFrame())
+    if settings.out is None:
+        return _run(experiment, settings, _Journal(None))
+    _refuse_other(experiment, settings, settings.out)
+    lock = FolderLock(settings.out)
+    try:
+        return _run(experiment, settings, _Journal(settings.out / "unfinished"))
+    finally:
+        lock.release()
 
 
-def _run(experiment: Experiment, settings: Any, journal: _Journal, search: pd.DataFrame) -> Found:
+def _run(experiment: Experiment, settings: Any, journal: _Journal) -> Found:
     threads = torch.get_num_threads()
     journal.begin({"experiment": experiment.name, "settings": settings_of(settings)})
+    search_trials = experiment.search_trials(settings) if experiment.search_trials else []
     best_config: BestConfig = {}
     try:
-        if experiment.search_trials is not None and experiment.select_best is not None:
-            search_trials = experiment.search_trials(settings)
+        if search_trials:
             _do(experiment, settings, search_trials, {}, journal, "search")
-            search = _frame(search_trials, journal)
+        search = _frame(search_trials, journal)
+        if experiment.select_best is not None:
             best_config = plain(experiment.select_best(settings, search))
         jobs = experiment.jobs(settings)
         _do(experiment, settings, jobs, best_config, journal, f"{len(jobs)} jobs")
@@ -350,7 +349,6 @@ def command_of(experiment: Experiment, settings: Any) -> str:
 def save(experiment: Experiment, found: Found, out: Path) -> None:
     """Write the result's files, the last of them result.json, and drop the journal."""
     from rlhf_lab import __version__
-    from rlhf_lab.figures import style
 
     out = check_path(out, "out")
     out.mkdir(parents=True, exist_ok=True)

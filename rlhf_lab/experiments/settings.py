@@ -4,7 +4,7 @@ A claim's settings are a frozen dataclass that lists its fields, and a table of 
 
     @dataclass(frozen=True, init=False, kw_only=True)
     class Cost(Settings):
-        labels: Natural
+        labels: Count
         \"\"\"Preference labels.\"\"\"
 
         DEFAULTS: ClassVar[Defaults] = {"seeds": PerScale(10, 6, 4), "labels": PerScale(2000, 2000, 384)}
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
-from rlhf_lab.errors import LabError, Natural, check_settings
+from rlhf_lab.errors import Count, check_settings
 from rlhf_lab.experiments.scales import scale_of
 
 __all__ = ["Defaults", "PerScale", "Settings"]
@@ -47,11 +47,11 @@ class Settings:
     """The scale: bandit, tree, small (the language model that ships), or a model's name or folder."""
     quick: bool = False
     """Run for a few seconds with far too few samples, to see that everything works. The outcome means nothing."""
-    seeds: Natural = 1
+    seeds: Count = 1
     """Number of runs, with seeds 0, 1, … Each run draws its own labels and samples."""
     out: Path | None = None
     """Folder of the result. Default: results/NAME/SCALE, or results/NAME/SCALE-own where a setting was changed."""
-    workers: Natural = 1
+    workers: Count = 1
     """Number of processes, with one thread each. The numbers do not depend on it."""
     progress: bool = True
     """Show a progress bar."""
@@ -79,8 +79,6 @@ class Settings:
             value = values[name]
             object.__setattr__(self, name, tuple(value) if isinstance(value, list) else value)
         check_settings(self)
-        if self.seeds < 1 or self.workers < 1:
-            raise LabError(f"seeds ({self.seeds}) and workers ({self.workers}) must be at least 1.")
         self.check()
 
     @classmethod

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "bootstrap",
     "bootstrap_median",
+    "by_metric",
     "difference",
     "equivalence",
     "exp_of",
@@ -107,6 +108,26 @@ def summarise_geometric(
     ends = [f"{name}{end}" for name in geometric for end in ("", "_low", "_high")]
     table[ends] = np.exp(table[ends])
     return table
+
+
+def by_metric(summary: pd.DataFrame, metrics: Sequence[str], scale: float = 1) -> pd.DataFrame:
+    """Return one row for each row of a summary and metric, for pictures that separate metrics by their look.
+
+    Args:
+        summary: rows of `summarise`.
+        metrics: names of its columns.
+        scale: factor of the values: 100 for percentages.
+
+    Returns:
+        the summary's columns, with `metric` and with `value`, `value_low` and `value_high`.
+    """
+    import pandas as pd
+
+    ends = ("", "_low", "_high")
+    return pd.concat(
+        summary.assign(metric=metric, **{f"value{end}": scale * summary[f"{metric}{end}"] for end in ends})
+        for metric in metrics
+    )
 
 
 def difference(runs: pd.DataFrame, by: str, one: object, other: object, metric: str) -> Interval:

@@ -13,8 +13,8 @@ The judge reads strings and tokenises them itself, so it can judge a policy with
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 
@@ -45,18 +45,8 @@ SEED = 90_000
 
 
 @lru_cache(maxsize=2)
-def judge(task: TextTask) -> Judge:
-    """Return the judge of a task. The first call fits it, in about a minute on one core, and later calls reuse it.
-
-    Args:
-        task: the world and the reference policy, from whose samples the judge learns.
-    """
-    return fitted(task)
-
-
-@lru_cache(maxsize=2)
 def judge_of(scale: str, world: str, quick: bool = False) -> Judge:
-    """Return the judge of a text world on a scale.
+    """Return the judge of a text world on a scale. The first call fits it, in about a minute on one core.
 
     Args:
         scale: as in `text_task`.
@@ -64,11 +54,11 @@ def judge_of(scale: str, world: str, quick: bool = False) -> Judge:
         quick: fit the judge to very few labels within a second, to check that everything runs.
     """
     task = text_task(scale, world)
-    return fitted(task, 24, 2) if quick else judge(task)
+    return fitted(task, 24, 2) if quick else fitted(task)
 
 
 def fitted(task: TextTask, prompts: int = PROMPTS, steps: int = STEPS, seed: int = SEED) -> RewardJudge:
-    """Fit a judge; see `judge`.
+    """Fit a judge.
 
     Args:
         task: the world and the reference policy.
@@ -88,37 +78,28 @@ def fitted(task: TextTask, prompts: int = PROMPTS, steps: int = STEPS, seed: int
     return RewardJudge(reward.requires_grad_(False), tokenizer, batch_size=64)
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """How often the judge and the gold reward prefer the same text."""
-
-    draws: float
-    """Share of agreement on pairs of samples from π_ref with different gold rewards."""
-    targets: float
-    """Share of agreement on pairs of a sample and the target with different gold rewards."""
-    pairs: int
-    """Number of pairs that were compared, of both kinds together."""
-
-
-def agreement(task: TextTask, which: Judge | None = None, prompts: int = 128, seed: int = SEED + 1) -> Agreement:
+def agreement(task: TextTask, judge: Judge, prompts: int = 128, seed: int = SEED + 1) -> tuple[float, float]:
     """Measure how often the judge agrees with the gold reward on validation prompts, which it has not seen.
 
     Args:
         task: the world and the reference policy.
-        which: the judge; None uses the judge of the task.
+        judge: whose answers are compared.
         prompts: number of prompts of the validation split.
         seed: of the samples.
+
+    Returns:
+        the share of agreement on pairs of samples from π_ref, and on pairs of a sample and the target. Pairs of equal
+        gold rewards are left out.
 
     Raises:
         LabError: both texts of every pair have the same gold reward.
     """
-    which = judge(task) if which is None else which
     prompt_texts, answers = _answers(task, "validation", prompts, 2, seed)
-    shares, number = [], 0
+    shares = []
     for one, other in ((0, 1), (0, 2)):
         a, b = [row[one] for row in answers], [row[other] for row in answers]
         gold_wins = GoldJudge(task.world.gold)(prompt_texts, a, b)
-        preferred = wins(torch.tensor(which(prompt_texts, a, b), dtype=torch.float64), 0.5).tolist()
+        preferred = wins(torch.tensor(judge(prompt_texts, a, b), dtype=torch.float64), 0.5).tolist()
         same = [
             0.5 if p == 0.5 else float(p == gold) for p, gold in zip(preferred, gold_wins, strict=True) if gold != 0.5
         ]
@@ -128,8 +109,7 @@ def agreement(task: TextTask, which: Judge | None = None, prompts: int = 128, se
                 f"gold reward. Use more prompts."
             )
         shares.append(sum(same) / len(same))
-        number += len(same)
-    return Agreement(shares[0], shares[1], number)
+    return shares[0], shares[1]
 
 
 def _answers(task: TextTask, split: str, number: int, draws: int, seed: int) -> tuple[list[str], list[list[str]]]:
@@ -146,7 +126,7 @@ def _answers(task: TextTask, split: str, number: int, draws: int, seed: int) -> 
 
 
 def _labelled(
-    task: TextTask, tokenizer: object, prompt_texts: Sequence[str], answers: Sequence[Sequence[str]], seed: int
+    task: TextTask, tokenizer: Any, prompt_texts: Sequence[str], answers: Sequence[Sequence[str]], seed: int
 ) -> Pairs:
     """Label every pair of different texts for a prompt once, and tokenise it for the judge."""
     scores = torch.tensor([task.world.gold([x] * len(ys), ys) for x, ys in zip(prompt_texts, answers, strict=True)])
@@ -162,9 +142,8 @@ def _labelled(
                 both.append((ys[one], ys[other]) if won else (ys[other], ys[one]))
 
     def ids(texts: Sequence[str]) -> list[list[int]]:
-        found: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]  # type: ignore[operator]
+        found: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
         return found
 
-    end = tokenizer.eos_token_id  # type: ignore[attr-defined]
-    answered = [[[*y, end] for y in ids(pair)] for pair in both]
+    answered = [[[*y, tokenizer.eos_token_id] for y in ids(pair)] for pair in both]
     return Pairs(Tokens.from_lists(ids(prompts)), Tokens.from_lists(answered))

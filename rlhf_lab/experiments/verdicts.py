@@ -36,19 +36,6 @@ from typing import Any, Literal, get_args
 from rlhf_lab.errors import LabError
 from rlhf_lab.intervals import Interval, format_number
 
-__all__ = [
-    "OUTCOMES",
-    "Notes",
-    "Number",
-    "Outcome",
-    "Verdict",
-    "fill",
-    "outcome_of",
-    "read_notes",
-    "read_parts",
-    "side",
-]
-
 Outcome = Literal["supported", "partly supported", "not supported", "answered", "inconclusive"]
 OUTCOMES: tuple[str, ...] = get_args(Outcome)
 Number = Interval | float

@@ -12,7 +12,7 @@ import numpy as np
 
 from rlhf_lab.errors import LabError
 from rlhf_lab.figures import style
-from rlhf_lab.figures.statistical import check_columns, interval_lines, interval_points
+from rlhf_lab.figures.statistical import check_columns, interval_lines, interval_points, log_ticks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,8 +78,6 @@ def regret_by_method(ax: Axes, summary: pd.DataFrame) -> None:
         summary: columns `method`, `regret` and, if available, `label`, `regret_low`, `regret_high`. π*, whose
             regret is zero, is left out of the logarithmic axis.
     """
-    from matplotlib import ticker
-
     check_columns(summary, "summary", "method", "regret")
     rows = summary[(summary["regret"] > 0) & (summary["method"] != "optimal")].sort_values("regret")
     if len(rows) == 0:
@@ -94,10 +92,7 @@ def regret_by_method(ax: Axes, summary: pd.DataFrame) -> None:
     ax.set_xlim(left=smallest * 0.3)
     low, high = ax.get_xlim()
     # Within two decades, powers of ten alone would give too few ticks.
-    steps = [1, 2, 5] if np.log10(high / low) < 2.5 else [1]
-    ax.xaxis.set_major_locator(ticker.LogLocator(subs=steps))
-    ax.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
-    ax.xaxis.set_minor_formatter(ticker.NullFormatter())
+    log_ticks(ax, (1, 2, 5) if np.log10(high / low) < 2.5 else (1,))
     ax.set(title="Regret of each method", xlabel="regret J(π*) − J(π) [reward, log scale]")
 
 

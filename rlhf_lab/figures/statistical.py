@@ -12,7 +12,7 @@ them to styles. Further keyword arguments go to `Axes.set` after the drawing: ti
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -342,6 +342,16 @@ def seed_values(ax: Axes, frame: pd.DataFrame, x: str, y: str, looks: Looks | No
     ax.set_xticks(range(len(styles)), [look.label for look in styles.values()])
     ax.grid(visible=False, axis="x")
     ax.set(xlabel="", **labels)
+
+
+def log_ticks(ax: Axes, steps: Sequence[int] = (1, 2, 5)) -> None:
+    """Use a logarithmic x axis with plain numbers at `steps` times 1, 10, 100, …."""
+    from matplotlib import ticker
+
+    ax.set_xscale("log")
+    ax.xaxis.set_major_locator(ticker.LogLocator(subs=steps))
+    ax.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.xaxis.set_minor_formatter(ticker.NullFormatter())
 
 
 def legend_below(drawing: Figure, *axes: Axes, columns: int = 4) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from rlhf_lab import exact
 from rlhf_lab.errors import LabError, check_beta
@@ -56,6 +57,17 @@ def ngram_reward(tree: ResponseTree, weights: Tensor) -> list[Tensor]:
         window = [(node // base**back) % base for back in range(n - 2, -1, -1)]
         tables.append(weights[:, *window] if n > 1 else weights.unsqueeze(1).expand(-1, nodes, -1).clone())
     return tables
+
+
+def unigrams(tree: ResponseTree) -> Tensor:
+    """The token at each position as features of the responses, (K, L·V), in which additive rewards are linear."""
+    return one_hot(tree.responses.ids, tree.vocab_size).double().flatten(1)
+
+
+def bigrams(tree: ResponseTree) -> Tensor:
+    """How often each pair of neighbouring tokens occurs, (K, V²). Bigram rewards are linear in these features."""
+    ids, size = tree.responses.ids, tree.vocab_size
+    return one_hot(ids[:, :-1] * size + ids[:, 1:], size**2).sum(1).double()
 
 
 def sequence_reward(tree: ResponseTree, per_response: Tensor) -> list[Tensor]:

@@ -29,12 +29,11 @@ class _Turned:
 
 def test_agreement_is_1_for_gold_itself_0_for_its_opposite_and_half_for_ties(summaries):
     same = third.agreement(summaries, GoldJudge(summaries.world.gold), prompts=12)
-    assert (same.draws, same.targets) == (1, 1)
+    assert same == (1, 1)
     turned = third.agreement(summaries, _Turned(summaries.world.gold), prompts=12)
-    assert (turned.draws, turned.targets) == (0, 0)
+    assert turned == (0, 0)
     ties = third.agreement(summaries, GoldJudge(summaries.world.gold, tie=9.0), prompts=12)
-    assert (ties.draws, ties.targets) == (0.5, 0.5)
-    assert 0 < same.pairs <= 24
+    assert ties == (0.5, 0.5)
 
 
 @pytest.mark.slow
@@ -43,7 +42,7 @@ def test_a_judge_fitted_to_little_beats_a_coin_and_the_same_seed_gives_the_same_
     torch.set_num_threads(1)
     small = third.fitted(summaries, prompts=96, steps=16)
     found = third.agreement(summaries, small, prompts=48)
-    assert (found.draws + found.targets) / 2 > 0.55
+    assert sum(found) / 2 > 0.55
     asked = [example.prompt for example in summaries.world.examples("test", 4)]
     texts = [example.target for example in summaries.world.examples("test", 4)]
     assert small(asked, texts, texts) == [0.5] * 4

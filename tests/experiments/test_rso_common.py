@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from rlhf_lab.batch import Tokens
-from rlhf_lab.experiments.rso_common import RSOSetup, chance_to_be_preferred, chance_to_win, decide_part
-from rlhf_lab.intervals import Interval
+from rlhf_lab.experiments.rso_common import RSOSetup, chance_to_be_preferred, chance_to_win
 
 PROMPTS = Tokens.from_lists([[i] for i in range(40)])
 CANDIDATES = Tokens.from_lists([[[10], [11], [12], [13]]] * 40)
@@ -68,15 +67,3 @@ def test_chances_to_win_and_to_please_by_hand():
     s = 1 / (1 + math.exp(-1))
     expected = [0.5 * 0.5 + 0.5 * (1 - s), 0.5 * s + 0.25, 0.5 * s + 0.25]
     assert chance_to_be_preferred(log_ref, reward)[0].tolist() == pytest.approx(expected)
-
-
-def test_a_part_of_a_claim_is_supported_by_all_its_intervals_alone():
-    up, open_, down = Interval(1, 0.5, 1.5), Interval(0, -1, 1), Interval(-1, -1.5, -0.5)
-    cases = {
-        "supported": [up, up],
-        "partly supported": [up, open_],
-        "not supported": [down, open_],
-        "inconclusive": [open_],
-    }
-    assert {one: decide_part(some) for one, some in cases.items()} == {one: one for one in cases}
-    assert decide_part([up, down]) == "partly supported" and decide_part([]) == "inconclusive"

@@ -9,9 +9,8 @@ import torch
 
 from rlhf_lab import exact
 from rlhf_lab.errors import LabError
-from rlhf_lab.experiments import rso_common
+from rlhf_lab.experiments import rso_common, rso_report
 from rlhf_lab.experiments.claims.rso_table.expected_fit import expected_fit
-from rlhf_lab.experiments.claims.rso_table.report import cell_name
 from rlhf_lab.experiments.claims.rso_table.run import EXPERIMENT, label_accuracy, pairs_of, setup_of
 from rlhf_lab.experiments.claims.rso_table.settings import Condition, RSOTable
 from rlhf_lab.experiments.published_results import RSO_TABLE_1, RSO_TABLE_2
@@ -48,12 +47,12 @@ def test_the_whole_table_is_run_in_the_paper_s_cell_and_sigmoid_norm_in_all_sixt
     assert set(paper["row"]) == {"reference", "raft", "rest"} | {
         f"{loss} {source}" for loss in rso_common.LOSSES for source in rso_common.SOURCES
     }
-    assert cell_name(bandit.settings, bandit.settings.design[0]) == "paper"
+    assert bandit.settings.design[0].name(bandit.settings.paper_gamma) == "paper"
 
 
 def test_on_text_each_other_cell_changes_one_setting():
     settings = RSOTable(scale="small", quick=True)
-    names = [cell_name(settings, cell) for cell in settings.design]
+    names = [cell.name(settings.paper_gamma) for cell in settings.design]
     assert sorted(names) == ["equal", "few", "long", "paper", "sampled"] and names[0] == "paper"
     assert (settings.design[0].gamma, settings.temperature, settings.top_k) == (0.05, 0.7, 40)
 
@@ -279,26 +278,6 @@ def test_tasks_that_differ_make_a_condition():
 
 
 @pytest.mark.parametrize(
-    ("intervals", "outcome"),
-    [
-        ([ABOVE, ABOVE], "supported"),
-        ([ABOVE, OPEN], "partly supported"),
-        ([ABOVE, BELOW], "partly supported"),
-        ([OPEN, BELOW], "not supported"),
-        ([OPEN], "inconclusive"),
-    ],
-)
-def test_the_outcome_of_a_part(intervals, outcome):
-    assert rso_common.decide_part(intervals) == outcome
-
-
-def test_a_part_may_have_a_threshold_other_than_zero():
-    assert (
-        rso_common.decide_part([OPEN], -2.0) == "supported" and rso_common.decide_part([OPEN], 2.0) == "not supported"
-    )
-
-
-@pytest.mark.parametrize(
     ("intervals", "by_main", "by_majority"),
     [
         ([ABOVE, ABOVE, OPEN], "supported", "supported"),
@@ -314,7 +293,7 @@ def test_both_rules_treat_wins_and_losses_alike(intervals, by_main, by_majority)
     """With all signs turned, supported and not supported change places."""
     turned = [Interval(-one.mean, -one.high, -one.low) for one in intervals]
     opposite = {"supported": "not supported", "not supported": "supported"}
-    for decide, outcome in ((rso_common.decide_by_main, by_main), (rso_common.decide_by_majority, by_majority)):
+    for decide, outcome in ((rso_report.decide_by_main, by_main), (rso_report.decide_by_majority, by_majority)):
         assert decide(intervals) == outcome and decide(turned) == opposite.get(outcome, outcome)
 
 

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from rlhf_lab.errors import LabError
-from rlhf_lab.experiments.verdicts import Verdict, fill, holds, read_notes
+from rlhf_lab.experiments.verdicts import Verdict, fill, holds, outcome_of, read_notes, side
 from rlhf_lab.intervals import Interval
 
 VERDICT = Verdict(
@@ -50,6 +50,28 @@ def test_a_printed_number_stays_on_its_side_of_the_threshold_of_the_rule():
         fill("{left:2}", VERDICT, {}) == "0.0999"
         and fill("{left:2}", Verdict("supported", {"left": 0.0999}), {}) == "0.10"
     )
+
+
+UP, OPEN, DOWN = Interval(1, 0.5, 1.5), Interval(0, -1, 1), Interval(-1, -1.5, -0.5)
+
+
+@pytest.mark.parametrize(
+    ("parts", "outcome"),
+    [
+        ([UP, UP], "supported"),
+        ([UP, OPEN], "partly supported"),
+        ([UP, DOWN], "partly supported"),
+        ([OPEN, DOWN], "not supported"),
+        ([OPEN], "inconclusive"),
+        ([], "inconclusive"),
+    ],
+)
+def test_a_claim_is_decided_by_the_sides_of_its_parts(parts, outcome):
+    assert outcome_of(map(side, parts)) == outcome
+
+
+def test_a_part_may_have_a_threshold_other_than_zero():
+    assert (side(OPEN, -2.0), side(OPEN, 2.0), side(OPEN)) == (1, -1, 0)
 
 
 @pytest.mark.parametrize("text", ["{nothing}", "{ratio.mean}", "{ratio[0]}", "{0}"])

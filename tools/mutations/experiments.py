@@ -121,13 +121,6 @@ MUTATIONS: list[Mutation] = [
             near="experiments/test_rso_common.py::test_the_first_candidates_are_paired_and_labelled_by_their_own_scores_or_by_gold",
         ),
         Mutation(
-            "edge",
-            "one positive part is enough",
-            "if differences and above == len(differences):",
-            "if differences and above:",
-            near="experiments/test_rso_table.py::test_the_outcome_of_a_part",
-        ),
-        Mutation(
             "data",
             "RSO's candidates are paired with other prompts' scores",
             "chosen = preferences.make_pairs(scores.gather(1, index), generator, pairing, labels)",
@@ -149,9 +142,20 @@ MUTATIONS: list[Mutation] = [
             near="experiments/test_rso_table.py::test_both_reward_models_score_the_same_candidates",
         ),
         Mutation(
+            "setting",
+            "the pairing is lost in RSO's pairs",
+            "generator, pairing, labels)",
+            "generator, labels=labels)",
+            near="experiments/test_rso_hyperparameters.py::test_a_tournament_has_seven_pairs_where_a_first_round_has_four",
+        ),
+    ),
+    *in_file(
+        "experiments/rso_report.py",
+        ["experiments/test_rso_table.py"],
+        Mutation(
             "edge",
             "a claim is decided although its main comparison is not",
-            "    if not main.above and not main.below:\n",
+            "    if main == 0:\n",
             "    if False:\n",
             near="experiments/test_rso_table.py::test_both_rules_treat_wins_and_losses_alike",
         ),
@@ -162,12 +166,16 @@ MUTATIONS: list[Mutation] = [
             "if above + below < 1:",
             near="experiments/test_rso_table.py::test_both_rules_treat_wins_and_losses_alike",
         ),
+    ),
+    *in_file(
+        "experiments/verdicts.py",
+        ["experiments/test_verdicts.py"],
         Mutation(
-            "setting",
-            "the pairing is lost in RSO's pairs",
-            "generator, pairing, labels)",
-            "generator, labels=labels)",
-            near="experiments/test_rso_hyperparameters.py::test_a_tournament_has_seven_pairs_where_a_first_round_has_four",
+            "edge",
+            "one positive part is enough",
+            'return "supported" if found == {1} else "partly supported"',
+            'return "supported"',
+            near="experiments/test_verdicts.py::test_a_claim_is_decided_by_the_sides_of_its_parts",
         ),
     ),
     *in_file(
@@ -282,7 +290,7 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "mask",
             "the judge learns from responses without end",
-            "[[*y, end] for y in ids(pair)]",
+            "[[*y, tokenizer.eos_token_id] for y in ids(pair)]",
             "[[*y] for y in ids(pair)]",
             near="experiments/test_judge.py::test_labels_follow_the_gold_reward_through_the_blur",
         ),

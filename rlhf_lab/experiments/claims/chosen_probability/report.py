@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rlhf_lab.experiments.claims.chosen_probability.settings import CLASSES, LOSSES, ChosenProbability
-from rlhf_lab.experiments.rso_common import decide_part
-from rlhf_lab.experiments.statistics import holm_intervals, mean_of, summarise
-from rlhf_lab.experiments.verdicts import Number, Verdict
+from rlhf_lab.experiments.claims.chosen_probability.settings import CLASSES, ChosenProbability
+from rlhf_lab.experiments.statistics import by_metric, holm_intervals, in_row, mean_of, summarise
+from rlhf_lab.experiments.verdicts import Number, Verdict, outcome_of, side
+from rlhf_lab.figures import statistical, style
 from rlhf_lab.language import tr
 
 if TYPE_CHECKING:
@@ -39,26 +39,20 @@ def rank_correlations(pairs: pd.DataFrame, one: str, other: str) -> np.ndarray:
 
 def decide(settings: ChosenProbability, summary: pd.DataFrame, runs: pd.DataFrame) -> Verdict:
     """Apply the rule (`settings.RULE`) to the rows."""
-    trained = runs[runs["part"] == "training"].set_index(["policies", "loss"])
+    shared = runs[(runs["part"] == "training") & (runs["policies"] == "shared")]
+    change = {loss: rows["chosen"].to_numpy() for loss, rows in shared.groupby("loss")}
     pairs = {name: runs[(runs["part"] == "pair") & (runs["policies"] == name)] for name in CLASSES}
-
-    def of(policies: str, loss: str, metric: str) -> np.ndarray:
-        return np.asarray(trained.loc[(policies, loss), metric], dtype=float)
-
     # Each is above zero where it counts for the claim.
     gains = holm_intervals({
-        "dpo_chosen": -of("shared", "dpo", "chosen"),
+        "dpo_chosen": -change["dpo"],
         "ches": -rank_correlations(pairs["shared"], "ches", "chosen"),
-        "dpop_chosen": of("shared", "dpop", "chosen"),
+        "dpop_chosen": change["dpop"],
     })  # fmt: skip
-    outcome = decide_part([*gains.values()])
-    numbers: dict[str, Number] = dict(gains)
-    numbers |= {name: -gains[name] for name in ("dpo_chosen", "ches")}
-    for policies in CLASSES:
-        for loss in LOSSES:
-            for metric in METRICS:
-                numbers[f"{metric}_{policies}_{loss.replace('-', '_')}"] = mean_of(of(policies, loss, metric))
-        table = pairs[policies]
+    numbers: dict[str, Number] = {**gains, "dpo_chosen": -gains["dpo_chosen"], "ches": -gains["ches"]}
+    for _, row in summary.iterrows():
+        name = f"{row['policies']}_{row['loss']}".replace("-", "_")
+        numbers |= {f"{metric}_{name}": in_row(row, metric) for metric in METRICS}
+    for policies, table in pairs.items():
         table = table.assign(others=table["predicted"] - table["own"])
         varying = ("shared_tokens",) if table["shared_tokens"].any() else ()  # a bandit's responses share no tokens
         for column in ("overlap", "predicted", "own", "others", *varying):
@@ -73,39 +67,31 @@ def decide(settings: ChosenProbability, summary: pd.DataFrame, runs: pd.DataFram
     for beta, part in runs[runs["part"] == "optimum"].groupby("beta"):
         numbers[f"optimum_chosen_{beta:g}"] = mean_of(part["chosen"])
         numbers[f"optimum_rejected_{beta:g}"] = mean_of(part["rejected"])
-    return Verdict(outcome, numbers, dict.fromkeys(gains, 0.0))
+    return Verdict(outcome_of(map(side, gains.values())), numbers, dict.fromkeys(gains, 0.0))
 
 
 def figure(settings: ChosenProbability, summary: pd.DataFrame, runs: pd.DataFrame) -> Figure:
     """Draw the changes of log π by loss and class, and those of single pairs against the prediction of the gradient."""
-    from rlhf_lab.figures import style
-
+    looks = {
+        "chosen": style.of("optimal", label="chosen", marker="o"),
+        "rejected": style.of("reward", label="rejected", marker="s"),
+    }
     drawing, axes = style.subplots(1, 3, 15.0, 4.6)
     with style.use():
         for ax, policies, title in zip(axes[:2], CLASSES, ("Table", "Shared parameters"), strict=True):
-            rows = summary[summary["policies"] == policies].set_index("loss").loc[list(LOSSES)]
-            for shift, side, key, marker in ((-0.15, "chosen", "optimal", "o"), (0.15, "rejected", "reward", "s")):
-                error = np.abs(rows[[f"{side}_low", f"{side}_high"]].to_numpy(float) - rows[[side]].to_numpy(float)).T
-                ax.errorbar(
-                    np.arange(len(rows)) + shift, rows[side], np.nan_to_num(error), fmt=marker,
-                    color=style.colour(key), capsize=3, label=side,
-                )  # fmt: skip
             ax.axhline(0, color="0.4", lw=1)
-            ax.set_xticks(range(len(rows)), [NAMES[loss] for loss in rows.index])
-            ax.set(
+            statistical.interval_points(
+                ax, by_metric(summary[summary["policies"] == policies], [*looks]), "loss", "value", "metric", looks,
+                names=NAMES, vertical=True, legend=False, xlabel="loss", ylabel="change of log π [nats]",
                 title=tr("{policies}, margin up to {margin:g} nats", policies=tr(title), margin=settings.margin),
-                ylabel="change of log π [nats]",
-                xlabel="loss",
-            )
+            )  # fmt: skip
             ax.legend()
         ax = axes[2]
         pairs = runs[runs["part"] == "pair"]
-        for policies, key in zip(CLASSES, ("reference", "dpo"), strict=True):
+        for policies, key, label in zip(CLASSES, ("reference", "dpo"), ("table", "shared parameters"), strict=True):
             part = pairs[pairs["policies"] == policies]
-            ax.plot(
-                settings.margin * part["predicted"], part["chosen"], ".", ms=4, alpha=0.6, color=style.colour(key),
-                label="table" if policies == "table" else "shared parameters",
-            )  # fmt: skip
+            step = settings.margin * part["predicted"]
+            ax.plot(step, part["chosen"], ".", ms=4, alpha=0.6, color=style.colour(key), label=label)
         ax.axhline(0, color="0.4", lw=1)
         ax.axvline(0, color="0.4", lw=1)
         ax.set(title="Single pairs under DPO", xlabel="predicted by the first step [nats]",

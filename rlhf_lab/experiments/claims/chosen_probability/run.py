@@ -34,13 +34,13 @@ def _run(settings: ChosenProbability, job: Job, best_config: BestConfig) -> list
             chosen, rejected = setup.pairs(log_policy - log_ref)
             mass = setup.pairs(log_policy.exp())
             found = evaluate(log_policy, world, settings.beta)
+            means = {
+                "chosen": chosen, "rejected": rejected, "margin": chosen - rejected, "falling": (chosen < 0).double(),
+                "mass_chosen": mass[0] - mass_before[0], "mass_rejected": mass[1] - mass_before[1],
+            }  # fmt: skip
             row = {"part": "training", "policies": policies, "loss": loss, "steps": steps}
-            row |= {"chosen": chosen.mean().item(), "rejected": rejected.mean().item()}
-            row |= {"margin": (chosen - rejected).mean().item(), "falling": (chosen < 0).double().mean().item()}
-            row |= {f"mass_{name}": (new - old).mean().item()
-                    for name, new, old in zip(("chosen", "rejected"), mass, mass_before, strict=True)}  # fmt: skip
-            row |= {"reward": found.reward - before.reward, "kl": found.kl}
-            rows.append(row)
+            row |= {name: values.mean().item() for name, values in means.items()}
+            rows.append(row | {"reward": found.reward - before.reward, "kl": found.kl})
             if loss == "dpo":
                 columns = {
                     "chosen": chosen, "rejected": rejected, "ches": setup.ches(), "overlap": overlap, "own": own,

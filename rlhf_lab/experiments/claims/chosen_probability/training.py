@@ -38,19 +38,6 @@ from rlhf_lab.worlds.finite_world import FiniteWorld
 
 
 @dataclass(frozen=True, eq=False)
-class Learner:
-    """A policy, at π_ref, as a function of its parameters.
-
-    Attributes:
-        parameters: what is trained.
-        log_policy: log π of every response from the parameters' present values, (X, K).
-    """
-
-    parameters: list[Tensor]
-    log_policy: Callable[[], Tensor]
-
-
-@dataclass(frozen=True, eq=False)
 class PairSetup:
     """The world of a seed with one labelled pair for each prompt.
 
@@ -67,15 +54,15 @@ class PairSetup:
     chosen: Tensor
     rejected: Tensor
 
-    def learner(self, policies: str) -> Learner:
-        """A policy of the class `policies` at π_ref."""
+    def learner(self, policies: str) -> tuple[list[Tensor], Callable[[], Tensor]]:
+        """The parameters of a policy of the class `policies` at π_ref, and log π, (X, K), of their present values."""
         world, log_ref = self.world, self.world.log_ref()
         if policies == "shared" and world.tree.depth == 1:
             weight = torch.zeros(self.embeddings.shape[-1], dtype=torch.float64, requires_grad=True)
-            return Learner([weight], lambda: (log_ref + self.embeddings @ weight).log_softmax(-1))
+            return [weight], lambda: (log_ref + self.embeddings @ weight).log_softmax(-1)
         policy = TabularPolicy.from_log_probs(world.tree, log_ref) if policies == "table" else world.reference.copy()
         assert isinstance(policy, TabularPolicy | TreeTransformerPolicy)
-        return Learner([*policy.parameters()], lambda: policy.enumerate(world.prompts)[1])
+        return [*policy.parameters()], lambda: policy.enumerate(world.prompts)[1]
 
     def pairs(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """The values of the chosen and of the rejected responses, (X,) each, from those of all responses (X, K)."""
@@ -91,29 +78,29 @@ class PairSetup:
         Returns:
             log π of every response, (X, K), and the number of steps.
         """
-        learner = self.learner(policies)
-        start = self.pairs(learner.log_policy())
-        unit = settings.step / _norm(torch.autograd.grad((start[0] - start[1]).mean(), learner.parameters))
+        parameters, log_policy_of = self.learner(policies)
+        start = self.pairs(log_policy_of())
+        unit = settings.step / _norm(torch.autograd.grad((start[0] - start[1]).mean(), parameters))
         reference = (start[0].detach(), start[1].detach())
         for number in range(settings.steps + 1):
-            log_policy = learner.log_policy()
+            log_policy = log_policy_of()
             chosen, rejected = self.pairs(log_policy)
             margin = (chosen - rejected - reference[0] + reference[1]).mean()
             if margin >= settings.margin or number == settings.steps:
                 break
             value = pair_loss(loss, settings, chosen, rejected, *reference, length=self.world.tree.depth).mean()
-            gradient = torch.autograd.grad(value, learner.parameters)
+            gradient = torch.autograd.grad(value, parameters)
             with torch.no_grad():
-                for parameter, slope in zip(learner.parameters, gradient, strict=True):
+                for parameter, slope in zip(parameters, gradient, strict=True):
                     parameter -= unit / _norm(gradient) * slope
         return log_policy.detach().double().log_softmax(-1), number
 
     def gradients(self, policies: str) -> tuple[Tensor, Tensor]:
         """∇ log π of the chosen and of the rejected responses at π_ref, (X, P) each, float64."""
-        learner = self.learner(policies)
+        parameters, log_policy_of = self.learner(policies)
         found = []
-        for values in self.pairs(learner.log_policy()):
-            rows = [torch.autograd.grad(one, learner.parameters, retain_graph=True) for one in values]
+        for values in self.pairs(log_policy_of()):
+            rows = [torch.autograd.grad(one, parameters, retain_graph=True) for one in values]
             found.append(torch.stack([torch.cat([part.flatten() for part in row]) for row in rows]).double())
         return found[0], found[1]
 
@@ -192,18 +179,13 @@ def pair_setup(settings: ChosenProbability, seed: int) -> PairSetup:
         _pretrain(reference, settings, normal)
         world = token_tree.random(5, 3, settings.prompts, seed, reference=reference)
         embeddings = hidden_embeddings(reference, world)
-    pairs = world_pairs(world, seeded(seed, Stream.CHOSEN_PAIRS))
-    return PairSetup(world, embeddings, *pairs)
-
-
-def world_pairs(world: FiniteWorld, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draw two different responses of π_ref to each prompt and a Bradley–Terry label: chosen and rejected, (X,)."""
+    labels = seeded(seed, Stream.CHOSEN_PAIRS)
     drawn = [
-        draw_labels(reward, pair_distribution(log_ref), 1, generator)
+        draw_labels(reward, pair_distribution(log_ref), 1, labels)
         for log_ref, reward in zip(world.log_ref(), world.rewards(), strict=True)
     ]
     chosen, rejected = (torch.cat(side) for side in zip(*drawn, strict=True))
-    return chosen, rejected
+    return PairSetup(world, embeddings, chosen, rejected)
 
 
 def _pretrain(policy: TreeTransformerPolicy, settings: ChosenProbability, normal: Callable[..., Tensor]) -> None:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rlhf_lab.experiments.claims.coverage.settings import CLASSES, MASKS, METHODS, Coverage
-from rlhf_lab.experiments.rso_common import decide_part
-from rlhf_lab.experiments.statistics import exp_of, holm_intervals, mean_of, paired, summarise_geometric
-from rlhf_lab.experiments.verdicts import Number, Verdict
+from rlhf_lab.experiments.statistics import exp_of, holm_intervals, in_row, mean_of, paired, summarise_geometric
+from rlhf_lab.experiments.verdicts import Number, Verdict, outcome_of, side
+from rlhf_lab.figures import statistical, style
 from rlhf_lab.language import tr
 
 if TYPE_CHECKING:
@@ -25,10 +25,6 @@ COMPARISONS = {
 """Comparison of the rule → policy class, mask, and the method that is compared with offline DPO at coverage 0."""
 
 
-def _log_left(runs: pd.DataFrame) -> pd.DataFrame:
-    return runs.assign(log_left=np.log(runs["left"]))
-
-
 def summarise_runs(settings: Coverage, runs: pd.DataFrame) -> pd.DataFrame:
     """Return the geometric mean of the share of π_ref's regret that is left, and the mean mass on masked responses."""
     return summarise_geometric(runs, ["policies", "masked", "coverage", "method", "labels"], ["left"], ["mass"])
@@ -36,39 +32,33 @@ def summarise_runs(settings: Coverage, runs: pd.DataFrame) -> pd.DataFrame:
 
 def decide(settings: Coverage, summary: pd.DataFrame, runs: pd.DataFrame) -> Verdict:
     """Apply the rule (`settings.RULE`) to the rows."""
-    finite = _log_left(runs[np.isfinite(runs["labels"])])
-    cells = {
-        (name, kind, coverage): part
-        for (name, kind, coverage), part in finite.groupby(["policies", "masked", "coverage"])
+    finite = runs[np.isfinite(runs["labels"])].assign(log_left=np.log(runs["left"]))
+    gaps = {
+        (policies, kind, method, coverage): paired(cell, "method", method, "offline", "log_left")
+        for (policies, kind, coverage), cell in finite.groupby(["policies", "masked", "coverage"])
+        for method in METHODS[1:]
     }
     # Each is above zero where it counts for the claim. Where two methods are the same, rounding is no difference.
-    gains = holm_intervals({
-        name: -np.round(paired(cells[policies, kind, 0.0], "method", method, "offline", "log_left"), 6)
-        for name, (policies, kind, method) in COMPARISONS.items()
-    })  # fmt: skip
+    gains = holm_intervals({name: -np.round(gaps[*key, 0.0], 6) for name, key in COMPARISONS.items()})
     numbers: dict[str, Number] = {name: exp_of(-one) for name, one in gains.items()}
-    for (name, kind, coverage), cell in cells.items():
-        logs = {method: cell.loc[cell["method"] == method].set_index("seed")["log_left"] for method in METHODS}
-        for method, values in logs.items():
-            numbers[f"left_{method}_{name}_{kind}_{coverage:g}"] = exp_of(mean_of(values))
-            if method != "offline":
-                numbers[f"{method}_over_offline_{name}_{kind}_{coverage:g}"] = exp_of(mean_of(values - logs["offline"]))
-    limits = _log_left(runs[(runs["coverage"] == 0) & np.isinf(runs["labels"])])
-    for keys, part in limits.groupby(["policies", "masked", "method"]):
-        where = "{2}_{0}_{1}".format(*keys)
-        numbers[f"limit_{where}"] = exp_of(mean_of(part["log_left"]))
-        if keys[0] in CLASSES:
-            numbers[f"mass_{where}"] = mean_of(part["mass"])
+    for (policies, kind, method, coverage), values in gaps.items():
+        numbers[f"{method}_over_offline_{policies}_{kind}_{coverage:g}"] = exp_of(mean_of(values))
+    for _, row in summary.iterrows():
+        where = f"{row['method']}_{row['policies']}_{row['masked']}"
+        if np.isfinite(row["labels"]):
+            numbers[f"left_{where}_{row['coverage']:g}"] = in_row(row, "left")
+        else:
+            numbers[f"limit_{where}"] = in_row(row, "left")
+            if row["policies"] in CLASSES:
+                numbers[f"mass_{where}"] = in_row(row, "mass")
     worst = runs[(runs["policies"] == "worst") & (runs["method"] == "offline")]
     for kind, name in itertools.product(MASKS, ("mass_ref", "mass_optimal")):
         numbers[f"{name}_{kind}"] = mean_of(worst.loc[worst["masked"] == kind, name])
-    return Verdict(decide_part([*gains.values()]), numbers, dict.fromkeys(COMPARISONS, 1.0))
+    return Verdict(outcome_of(map(side, gains.values())), numbers, dict.fromkeys(COMPARISONS, 1.0))
 
 
 def figure(settings: Coverage, summary: pd.DataFrame, runs: pd.DataFrame) -> Figure:
     """Draw the share of π_ref's regret that is left against the coverage, by policy class and mask."""
-    from rlhf_lab.figures import statistical, style
-
     looks = {
         "offline": style.of("dpo", label="offline DPO"),
         "rounds": style.of("online", label="DPO in rounds"),

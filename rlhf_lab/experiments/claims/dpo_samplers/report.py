@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rlhf_lab.experiments.claims.dpo_samplers.settings import CONSECUTIVE, SAMPLERS, DPOSamplers
-from rlhf_lab.experiments.rso_common import decide_part, log_ticks
 from rlhf_lab.experiments.statistics import (
     bootstrap_median,
     exp_of,
     holm_intervals,
+    in_row,
     mean_of,
     paired,
     summarise_geometric,
 )
-from rlhf_lab.experiments.verdicts import Number, Verdict
+from rlhf_lab.experiments.verdicts import Number, Verdict, outcome_of, side
+from rlhf_lab.figures import statistical, style
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -76,16 +77,14 @@ def decide(settings: DPOSamplers, summary: pd.DataFrame, runs: pd.DataFrame) -> 
         orders = [order(part.sort_values("at")["left"].tolist()) for _, part in first.groupby("seed")]
         numbers[f"order_{sampler}"] = bootstrap_median([one for one in orders if not math.isnan(one)] or [math.nan])
         numbers[f"rate_{sampler}"] = float(exact["rate"].iloc[0])
-        for part in ("sampled", "rounds"):
-            own = by_part[part][by_part[part]["sampler"] == sampler]["log_left"]
-            numbers[f"left_{part}_{sampler}"] = exp_of(mean_of(own))
-    return Verdict(decide_part([*gains.values()]), numbers, dict.fromkeys(gains, 1.0))
+    ends = summary[summary["at"] == summary.groupby("part")["at"].transform("max")]
+    for _, row in ends[ends["part"] != "exact"].iterrows():
+        numbers[f"left_{row['part']}_{row['sampler']}"] = in_row(row, "left")
+    return Verdict(outcome_of(map(side, gains.values())), numbers, dict.fromkeys(gains, 1.0))
 
 
 def figure(settings: DPOSamplers, summary: pd.DataFrame, runs: pd.DataFrame) -> Figure:
     """Draw the share of π_ref's regret that is left, by sampler, for the three kinds of training."""
-    from rlhf_lab.figures import statistical, style
-
     looks = {
         "uniform": style.of("raft", label="uniform"),
         "reference": style.of("reference"),
@@ -103,7 +102,7 @@ def figure(settings: DPOSamplers, summary: pd.DataFrame, runs: pd.DataFrame) -> 
                 lines={"marker": "", "linestyle": "-"} if part != "rounds" else {"linestyle": "-"},
             )  # fmt: skip
             if part == "rounds":
-                log_ticks(ax)
+                statistical.log_ticks(ax)
         axes[0].set_ylim(1e-12, 2)
         statistical.legend_below(drawing, *axes, columns=5)
     return drawing

@@ -6,6 +6,7 @@ differ in the number of steps and labels until it is reached. Every seed is a wo
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,8 +27,8 @@ from rlhf_lab.experiments.runner import BestConfig, Experiment, Job
 if TYPE_CHECKING:
     import pandas as pd
 
-PARTS = ("exact", "sampled")
-"""The parts whose step sizes are searched for."""
+PARTS = {"exact": ["steps_needed", "left"], "sampled": ["left"]}
+"""The parts whose step sizes are searched for → the columns whose means decide, the first one first."""
 
 
 def steps_to_target(curve: Tensor) -> int:
@@ -64,13 +65,8 @@ def _run(settings: DPOSamplers, job: Job, best_config: BestConfig) -> list[dict[
 
 def _marks(steps: int) -> list[int]:
     """The steps whose regret is stored: all of the first ten, then about ten in every factor of ten."""
-    return sorted(
-        {
-            *range(min(CONSECUTIVE, steps) + 1),
-            *(round(10 ** (i / 10)) for i in range(10, 60) if 10 ** (i / 10) < steps),
-            steps,
-        }
-    )
+    later = (round(10 ** (i / 10)) for i in range(10, 60))
+    return sorted({*range(min(CONSECUTIVE, steps) + 1), *(step for step in later if step < steps), steps})
 
 
 def _select(settings: DPOSamplers, search: pd.DataFrame) -> BestConfig:
@@ -80,15 +76,13 @@ def _select(settings: DPOSamplers, search: pd.DataFrame) -> BestConfig:
     table = search.assign(steps_needed=np.log(search["steps_needed"]), left=np.log(search["left"]))
     means = table.groupby(["part", "sampler", "rate"], sort=False)[["steps_needed", "left"]].mean().reset_index()
     chosen: BestConfig = {}
-    for part in PARTS:
-        for sampler in SAMPLERS:
-            rows = means[(means["part"] == part) & (means["sampler"] == sampler)]
-            keys = ["steps_needed", "left"] if part == "exact" else ["left"]
-            chosen[f"{part} {sampler}"] = {"rate": float(rows.sort_values(keys)["rate"].iloc[0])}
+    for part, columns in PARTS.items():
+        best = means[means["part"] == part].sort_values(columns).groupby("sampler")["rate"].first()
+        chosen |= {f"{part} {sampler}": {"rate": float(rate)} for sampler, rate in best.items()}
     return chosen
 
 
-def _jobs(seeds: Any, parts: tuple[str, ...]) -> list[Job]:
+def _jobs(seeds: Iterable[int], parts: Iterable[str]) -> list[Job]:
     return [
         {"part": part, "sampler": sampler, "seed": seed} for seed in seeds for part in parts for sampler in SAMPLERS
     ]

@@ -89,20 +89,19 @@ def _long_run(settings: NonStatic, job: Job, setup: DriftSetup) -> list[dict[str
 def _deployment(settings: NonStatic, job: Job, setup: DriftSetup) -> list[dict[str, Any]]:
     """Rows of one change: the regret of each strategy, as a mean over all rounds and over each part of them."""
     change, turn, n, rounds = job["change"], job["turn"], settings.labels, settings.rounds
-    price, late = setup.cost()
-    window, features, at = settings.window, setup.features, setup.at
-    if change == "drift":
-        rate = turn / rounds
-        at = replace(at, kind="drift" if turn else "none", rate=rate)
-        window = exact.drift.best_deployed(price, late * rate**2, n, rounds)
-    elif change == "sudden":
-        at = replace(at, kind="sudden", rate=math.pi / 2)
-    elif change == "prompts":
-        at = replace(at, kind="prompts")
-    else:
+    changes: dict[str, dict[str, Any]] = {
+        "drift": {"kind": "drift" if turn else "none", "rate": turn / rounds},
+        "sudden": {"kind": "sudden", "rate": math.pi / 2},
+        "prompts": {"kind": "prompts"},
         # The policy begins near π_ref, with a large β, and moves further in every round as β falls.
-        at = replace(at, kind="policy", beta=4 * settings.beta, last_beta=settings.beta / 2)
-        features = setup.narrow if change == "policy-narrow" else features
+        "policy": {"kind": "policy", "beta": 4 * settings.beta, "last_beta": settings.beta / 2},
+    }
+    at = replace(setup.at, **changes[change.removesuffix("-narrow")])
+    features = setup.narrow if change == "policy-narrow" else setup.features
+    price, late = setup.cost()
+    window = settings.window
+    if change == "drift":
+        window = exact.drift.best_deployed(price, late * (turn / rounds) ** 2, n, rounds)
     even = math.sqrt(exact.drift.break_even(price, n, rounds) / late) * rounds
     rows: list[dict[str, Any]] = []
     for strategy, regrets in deploy(at, features, n, window, job["seed"]).items():
@@ -122,13 +121,11 @@ def summarise_runs(settings: NonStatic, runs: pd.DataFrame) -> pd.DataFrame:
         rounds = summarise(runs, [*by, "round"], metrics)
         return pd.concat([summarise(each, by, metrics).assign(round="all"), rounds], ignore_index=True)
     runs = runs.assign(ratio=runs["regret"] / runs["limit"])
-    long = summarise(
-        runs[runs["part"] == "steady"],
-        ["part", "rate", "more", "window", "every"],
-        ["regret", "limit", "best", "ratio"],
-    )
+    parts = {part: runs[runs["part"] == part] for part in ("deploy", "steady")}
     metrics = ["regret", *(f"quarter_{i + 1}" for i in range(PIECES)), "kept", "even"]
-    short = summarise(runs[runs["part"] == "deploy"], ["part", "change", "turn", "strategy"], metrics)
+    short = summarise(parts["deploy"], ["part", "change", "turn", "strategy"], metrics)
+    by = ["part", "rate", "more", "window", "every"]
+    long = summarise(parts["steady"], by, ["regret", "limit", "best", "ratio"])
     return pd.concat([short, long], ignore_index=True)
 
 

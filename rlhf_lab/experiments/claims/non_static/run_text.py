@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -59,7 +58,7 @@ class TextDeployment:
     FIRST, LAST = ("Film", "Book"), ("Restaurant", "Hotel", "Game")
 
     def __init__(self, settings: NonStatic, seed: int) -> None:
-        """Make the set-up. Labels, fits and responses are made at their first use and cached."""
+        """Make the set-up. Strategies share labels, fits and responses, so those of equal arguments are made once."""
         self.settings, self.seed = settings, seed
         setup = set_up(settings.scale, seed, "sentiment", beta=settings.beta, steps=settings.steps)
         assert isinstance(setup, TextSetup)
@@ -70,9 +69,7 @@ class TextDeployment:
         self.setup = setup
         self.task: TextTask = setup.task
         self.length = reference_length(settings.scale)
-        self._responses: dict[Any, tuple[Tensor, Tensor, float]] = {}
-        self._policies: dict[Any, Policy] = {}
-        self._labels: dict[Any, Pairs] = {}
+        self.label, self.fit, self.respond = cache(self._label), cache(self._fit), cache(self._respond)
 
     def angle(self, change: str, t: float) -> float:
         """Return by how many radians preferences have turned in round t."""
@@ -106,18 +103,7 @@ class TextDeployment:
         brevity = (self.length.mean - words) / self.length.spread
         return math.cos(angle) * gold / self.task.unit + math.sin(angle) * brevity
 
-    def reference_labels(self, change: str, t: int, number: int, stream: int) -> Pairs:
-        """Return labels of round t on responses of π_ref, which all strategies share. Round 0 is before any change."""
-        return self.cached_labels(self.task.reference, "reference", change if t else "none", t, number, stream)
-
-    def cached_labels(self, policy: Policy, key: str, change: str, t: int, number: int, stream: int) -> Pairs:
-        """Label at the first call and return the same labels at later ones. `key` names the policy."""
-        what = (key, change, t, number, stream)
-        if what not in self._labels:
-            self._labels[what] = self.label(policy, change, t, number, stream)
-        return self._labels[what]
-
-    def label(self, policy: Policy, change: str, t: int, number: int, stream: int) -> Pairs:
+    def _label(self, policy: Policy, change: str, t: int, number: int, stream: int) -> Pairs:
         """Label the policy's own responses in round t. Pairs of equal responses are dropped."""
         plain = seeded(self.seed, Stream.ROUND_PROMPTS, t, stream)
         prompts, texts = self.prompts("train", number, self.share(change, t), plain)
@@ -132,29 +118,24 @@ class TextDeployment:
             parts.append(pick_pairs(part, y, index)[0])
         return cat_pairs([pairs for pairs in parts if len(pairs)])
 
-    def fit(self, pairs: Pairs, stream: int) -> Policy:
+    def _fit(self, pairs: Pairs, stream: int) -> Policy:
         """Train from π_ref by DPO on these labels."""
         policy = self.setup.new_policy()
         dpo(policy, self.setup.reference, pairs, DPO(beta=self.settings.beta), self.setup.training(stream))
         return policy
 
-    def cached_policy(self, key: str, make: Callable[[], Policy]) -> Policy:
-        """Make a policy at the first call and return the same policy at later ones, since strategies share it."""
-        if key not in self._policies:
-            self._policies[key] = make()
-        return self._policies[key]
-
     @torch.no_grad()
-    def evaluate(self, policy: Policy, key: str, change: str, t: int) -> dict[str, float]:
-        """Evaluate the policy on test prompts of round t. `key` names the policy, whose responses are cached."""
-        share = self.share(change, t)
-        if (key, share) not in self._responses:
-            number = 8 if self.settings.quick else 48
-            prompts, texts = self.prompts("test", number, share, seeded(self.seed, Stream.ROUND_TEST_PROMPTS))
-            y = policy.sample(prompts, 4, seeded(self.seed, Stream.ROUND_TEST_RESPONSES, device=policy.device))
-            k1 = policy.log_prob(prompts, y) - self.task.reference.log_prob(prompts, y)
-            self._responses[key, share] = (*self.gold_and_words(texts, y), float(k1.double().mean()))
-        gold, words, kl = self._responses[key, share]
+    def _respond(self, policy: Policy, share: float) -> tuple[Tensor, Tensor, float]:
+        """Return VADER and words of the policy's responses to test prompts, and its KL."""
+        number = 8 if self.settings.quick else 48
+        prompts, texts = self.prompts("test", number, share, seeded(self.seed, Stream.ROUND_TEST_PROMPTS))
+        y = policy.sample(prompts, 4, seeded(self.seed, Stream.ROUND_TEST_RESPONSES, device=policy.device))
+        k1 = policy.log_prob(prompts, y) - self.task.reference.log_prob(prompts, y)
+        return (*self.gold_and_words(texts, y), float(k1.double().mean()))
+
+    def evaluate(self, policy: Policy, change: str, t: int) -> dict[str, float]:
+        """Evaluate the policy on test prompts of round t."""
+        gold, words, kl = self.respond(policy, self.share(change, t))
         reward = float(self.reward(gold, words, self.angle(change, t)).mean())
         return {
             "objective": reward - self.settings.beta * kl,
@@ -174,24 +155,17 @@ def run_text(settings: NonStatic, job: Job) -> list[dict[str, Any]]:
     """Return the rows of one job on a language model, with the numbers of one strategy in every round."""
     deployment = _text_deployment(settings, job["seed"])
     change, strategy, n, rounds = job["change"], job["strategy"], settings.labels, settings.rounds
+    reference = deployment.task.reference
     if strategy == "offline":
-        policy = deployment.cached_policy(
-            "offline", lambda: deployment.fit(deployment.reference_labels("none", 0, n * rounds, 0), 70)
-        )
-        return [{"round": t} | deployment.evaluate(policy, "offline", change, t) for t in range(1, rounds + 1)]
+        policy = deployment.fit(deployment.label(reference, "none", 0, n * rounds, 0), 70)
+        return [{"round": t} | deployment.evaluate(policy, change, t) for t in range(1, rounds + 1)]
     # In round 1 every strategy has the same labels, of π_ref's responses in round 0.
-    rows, seen = [], [deployment.reference_labels("none", 0, n, 1)]
+    rows, seen = [], [deployment.label(reference, "none", 0, n, 1)]
     for t in range(1, rounds + 1):
-        used = seen[-1] if strategy in ("window", "online") else cat_pairs(seen)
-        key = "first" if t == 1 else f"{change} {strategy} {t}"
-        policy = deployment.cached_policy(key, lambda used=used, t=t: deployment.fit(used, 70 + t))  # type: ignore[misc]
-        rows.append({"round": t} | deployment.evaluate(policy, key, change, t))
-        if t == rounds:
-            break
-        own = strategy.startswith("online")
-        seen.append(
-            deployment.cached_labels(policy, key, change, t, n, 1)
-            if own
-            else deployment.reference_labels(change, t, n, 1)
-        )
+        newest = t == 1 or strategy in ("window", "online")
+        policy = deployment.fit(seen[-1] if newest else cat_pairs(seen), 70 + t)
+        rows.append({"round": t} | deployment.evaluate(policy, change, t))
+        if t < rounds:
+            own = strategy.startswith("online")
+            seen.append(deployment.label(policy if own else reference, change, t, n, 1))
     return rows

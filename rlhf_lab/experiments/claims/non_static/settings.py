@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from rlhf_lab.errors import LabError, Natural, NonNegative
+from rlhf_lab.errors import Count, LabError, NonNegative, Range
 from rlhf_lab.experiments.settings import Defaults, PerScale, Settings
 
 PIECES = 4
 """The regret of a deployment is averaged over this many parts of equal length."""
 CLOSED_FORM = 0.1
 """The closed form is met if simulated regret over closed form equals 1 up to this margin."""
-OTHER_CHANGES = ("sudden", "prompts", "policy", "policy-narrow")
-"""Exact scales: changes other than drift. Preferences turn suddenly; prompts shift; the policy moves on from π_ref,
-with a full reward model and with one that has half of the features."""
+OTHER_CHANGES = {
+    "sudden": "preferences\nturn at once",
+    "prompts": "prompts\nshift",
+    "policy": "policy\nmoves",
+    "policy-narrow": "policy moves,\nsmall model",
+}
+"""Exact scales: changes other than drift → their names in the picture. The small model has half of the features."""
 TEXT_STRATEGIES = {
     "none": ("offline", "online-all"),
     "drift": ("offline", "refit-all", "window", "online", "online-all"),
@@ -53,28 +57,28 @@ class NonStatic(Settings):
 
     beta: NonNegative
     """β of the objective."""
-    labels: Natural
+    labels: Annotated[int, Range(8)]
     """Labels per round."""
-    rounds: Natural
+    rounds: Count
     """Rounds of a deployment."""
     turns: tuple[NonNegative, ...]
     """Angles in radians by which preferences turn during a deployment."""
-    windows: tuple[Natural, ...]
+    windows: tuple[Count, ...]
     """Windows, in rounds, that are compared with the closed form."""
-    every: tuple[Natural, ...]
+    every: tuple[Count, ...]
     """Numbers of rounds between two fits that are compared with the closed form."""
     drifts: tuple[NonNegative, ...]
     """Drifts in radians per round at which windows are compared."""
-    fits: Natural
+    fits: Count
     """Fits for each window, spread over half a turn of the preferences."""
-    more: Natural
+    more: Count
     """The windows are also tested with this many times the labels, at a drift lower by the root of the factor. The best
     window stays the same, all errors become smaller, and the closed form must be met."""
-    window: Natural
+    window: Count
     """Window in rounds where no closed form gives one."""
     cost: NonNegative
     """Cost of one retraining, in reward summed over rounds, for the best rhythm. It needs no new runs."""
-    steps: Natural
+    steps: Count
     """Text: optimiser steps of every DPO fit."""
 
     DEFAULTS: ClassVar[Defaults] = {
@@ -110,10 +114,6 @@ class NonStatic(Settings):
         for name in ("turns", "windows", "every", "drifts"):
             if not getattr(self, name):
                 raise LabError(f"{name} must contain at least one number.")
-        if self.labels < 8:
-            raise LabError(f"labels must be at least 8 labels per round, not {self.labels}.")
-        if min(self.rounds, self.fits, self.more, self.window, *self.windows, *self.every) < 1:
-            raise LabError("rounds, fits, more, window and the numbers in windows and every must be at least 1.")
         if self.exact and self.rounds % PIECES:
             raise LabError(f"rounds must be a multiple of {PIECES}, not {self.rounds}, because regret is averaged so.")
         if self.exact and max(self.drifts) * (max(self.windows) + max(self.every)) > 12:

@@ -13,7 +13,7 @@ from torch import Tensor
 from rlhf_lab import bradley_terry, exact
 from rlhf_lab.randomness import Stream
 from rlhf_lab.training import seeded
-from rlhf_lab.worlds import nonstationary
+from rlhf_lab.worlds import nonstationary, token_tree
 from rlhf_lab.worlds.nonstationary import LabelledPairs, NonstationaryWorld
 
 STRATEGIES = {
@@ -41,20 +41,14 @@ class DriftSetup:
     narrow: Tensor
     """A random half of them, for a reward model that is too small for the reward."""
 
-    def cost(self, t: float = 0.0, steps: int = 1) -> tuple[float, float]:
-        """Return the price P summed over prompts and the drift's cost at one radian.
-
-        Both are means over half a turn in `steps` steps from angle t.
-        """
-        at, prices, costs = self.at, [], []
-        for i in range(steps):
-            angle = t + i * math.pi / max(steps, 1)
-            reward = nonstationary.turned(at.first, at.other, angle)
-            velocity = nonstationary.turned(at.first, at.other, angle + math.pi / 2)
-            log_ref = at.log_ref
-            prices.append(float(exact.drift.price(self.features, log_ref, reward, at.beta).sum()))
-            costs.append(float(exact.drift.drift_cost(log_ref, reward, velocity, at.beta).mean()))
-        return sum(prices) / steps, sum(costs) / steps
+    def cost(self, steps: int = 1) -> tuple[float, float]:
+        """Return the price P summed over prompts and the drift's cost at one radian, means over half a turn."""
+        at, angles = self.at, torch.arange(steps, dtype=torch.float64)[:, None, None] * math.pi / steps
+        reward = nonstationary.turned(at.first, at.other, angles)
+        velocity = nonstationary.turned(at.first, at.other, angles + math.pi / 2)
+        prices = exact.drift.price(self.features, at.log_ref, reward, at.beta)
+        costs = exact.drift.drift_cost(at.log_ref, reward, velocity, at.beta)
+        return prices.sum(-1).mean().item(), costs.mean().item()
 
 
 @lru_cache(maxsize=2)
@@ -65,7 +59,8 @@ def drift_setup(scale: str, size: tuple[int, ...], seed: int, beta: float, round
         features = nonstationary.basis(torch.eye(size[1]))
     else:
         at = nonstationary.nonstationary_tree(size[0], size[1], size[2], seed, kind="none", beta=beta, rounds=rounds)
-        features = nonstationary.basis(_grams(at.world.tree.responses.ids, size[0]))
+        tree = at.world.tree
+        features = nonstationary.basis(torch.cat([token_tree.unigrams(tree), token_tree.bigrams(tree)], 1))
     d = features.shape[1]
     # A random half of the features' space, each as probable as any other, whatever the basis. The stored results of the
     # narrow reward model were made with bases of an earlier release, which depended on the processor: run again, their
@@ -74,14 +69,6 @@ def drift_setup(scale: str, size: tuple[int, ...], seed: int, beta: float, round
         torch.randn(d, d, dtype=torch.float64, generator=seeded(seed, Stream.NARROW_FEATURES))
     )
     return DriftSetup(at, features, features @ turn[:, : (d + 1) // 2])
-
-
-def _grams(ids: Tensor, vocab: int) -> Tensor:
-    """Tokens by position and counts of bigrams, (K, L·V + V²), which span additive and bigram rewards."""
-    hot = torch.nn.functional.one_hot
-    places = [hot(ids[:, t], vocab) for t in range(ids.shape[1])]
-    pairs = sum(hot(ids[:, t] * vocab + ids[:, t + 1], vocab * vocab) for t in range(ids.shape[1] - 1))
-    return torch.cat([*places, torch.as_tensor(pairs)], 1)
 
 
 class Memory:
@@ -116,15 +103,14 @@ class Memory:
         return torch.stack([self._fit_list(row) for row in weights])
 
     def _fit_list(self, weights: Tensor) -> Tensor:
-        used = [(pairs, float(w)) for pairs, w in zip(self.rounds, weights, strict=True) if w > 1e-6]
+        used = [(pairs, w) for pairs, w in zip(self.rounds, weights.tolist(), strict=True) if w > 1e-6]
+        prompts, chosen, rejected = (torch.cat(column) for column in zip(*(pairs for pairs, _ in used), strict=True))
+        weight = torch.cat([torch.full(pairs.prompts.shape, w, dtype=torch.float64) for pairs, w in used])
         rewards = []
         for x in range(self.num_prompts):
-            mine = [(pairs, pairs.prompts == x, w) for pairs, w in used]
-            chosen = torch.cat([pairs.chosen[here] for pairs, here, _ in mine])
-            rejected = torch.cat([pairs.rejected[here] for pairs, here, _ in mine])
-            weight = torch.cat([torch.full((int(here.sum()),), w, dtype=torch.float64) for _, here, w in mine])
-            differences = self.features[chosen] - self.features[rejected]
-            theta = bradley_terry.fit_listed(differences, weight, self.prior, self._last[x], TOLERANCE)
+            mine = prompts == x
+            differences = self.features[chosen[mine]] - self.features[rejected[mine]]
+            theta = bradley_terry.fit_listed(differences, weight[mine], self.prior, self._last[x], TOLERANCE)
             self._last[x] = theta
             rewards.append(self.features @ theta)
         return torch.stack(rewards)

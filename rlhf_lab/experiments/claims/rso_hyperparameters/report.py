@@ -5,16 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from rlhf_lab.experiments import rso_report
 from rlhf_lab.experiments.claims.rso_hyperparameters.settings import Condition, RSOHyperparameters
-from rlhf_lab.experiments.rso_common import Cell, decide_by_majority
+from rlhf_lab.experiments.rso_common import Cell
 from rlhf_lab.experiments.statistics import difference, holm_intervals, in_row, paired
 from rlhf_lab.experiments.verdicts import Number, Verdict
+from rlhf_lab.figures import statistical, style
 from rlhf_lab.intervals import Interval
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 METRICS = {"proxy": "proxy_wins", "judge": "judge_wins", "gold": "gold_wins", "objective": "objective"}
@@ -47,16 +48,6 @@ def _name(words: str) -> str:
     return words.replace("-", "_").replace(" ", "_")
 
 
-def cell_name(cell: Cell) -> str:
-    """Return a cell's name in the names of numbers: `paper`, or what it changes, such as `sampled_few_long`."""
-    changes = (
-        cell.ranks == "sampled" and "sampled",
-        cell.reward_model == "few" and "few",
-        cell.length == "long" and "long",
-    )
-    return "_".join(name for name in changes if name) or "paper"
-
-
 def numbers_of(settings: RSOHyperparameters, summary: pd.DataFrame, runs: pd.DataFrame) -> dict[str, Number]:
     """Return the numbers of a result by name.
 
@@ -71,7 +62,7 @@ def numbers_of(settings: RSOHyperparameters, summary: pd.DataFrame, runs: pd.Dat
 
     metrics = METRICS | {"kl": "kl"} | ({"limit_kl": "limit_kl"} if settings.exact else {})
     for cell in settings.design:
-        where = cell_name(cell)
+        where = cell.name(settings.paper_gamma)
         for name, both in contrasts(settings, cell).items():
             for short, metric in METRICS.items():
                 numbers[f"{short}_{name}_{where}"] = difference(runs, "condition", both[0].key, both[1].key, metric)
@@ -91,82 +82,43 @@ def numbers_of(settings: RSOHyperparameters, summary: pd.DataFrame, runs: pd.Dat
 
 def decide(settings: RSOHyperparameters, summary: pd.DataFrame, runs: pd.DataFrame) -> Verdict:
     """Apply the rule (`settings.RULE`)."""
-    outcome = decide_by_majority([*comparisons(settings, runs).values()])
+    outcome = rso_report.decide_by_majority([*comparisons(settings, runs).values()])
     return Verdict(outcome, numbers_of(settings, summary, runs))
 
 
 def figure(settings: RSOHyperparameters, summary: pd.DataFrame, runs: pd.DataFrame) -> Figure:
     """Draw wins by β, γ and ranking, and below the differences by cell, paired within seeds."""
-    from rlhf_lab.figures import statistical, style
-
-    wins = {
-        "proxy_wins": style.of("reward", label="wins by the reward model", marker="s"),
-        "judge_wins": style.of(
-            "rso-rso-sample-rank", label="wins by the labeller" if settings.exact else "wins by the judge"
-        ),
-        "gold_wins": style.of("optimal", label="wins by the gold reward", marker="D"),
-    }
-    value = {"objective": style.of("dpo", label="J by the gold reward", marker="^")}
-    paper = settings.design[0]
-    betas = {f"{beta:g}": Condition(beta, paper) for beta in settings.samplers}
-    gammas = {f"{g:g}": Condition(settings.beta, replace(settings.gamma_cell, gamma=g)) for g in settings.slopes}
-    names = [*contrasts(settings, paper)]
-    drawing, axes = style.subplots(
-        2, 3, 17.5, 5.2 + 0.55 * len(settings.design), height_ratios=[1, 0.35 + 0.12 * len(settings.design)]
-    )
+    wins, value = rso_report.styles(settings.exact)
+    design, paper = settings.design, settings.design[0]
+    betas = {f"{beta:g}": Condition(beta, paper).key for beta in settings.samplers}
+    gammas = {f"{g:g}": Condition(settings.beta, replace(settings.gamma_cell, gamma=g)).key for g in settings.slopes}
+    first, *_, last = contrasts(settings, paper)
+    height = 5.2 + 0.55 * len(design)
+    drawing, axes = style.subplots(2, 3, 17.5, height, height_ratios=[1, 0.35 + 0.12 * len(design)])
     with style.use():
         for ax, shown, title, label in (
             (axes[0, 0], betas, "β of the sampler, paper's cell", f"β (γ = {settings.paper_gamma:g})"),
             (axes[0, 1], gammas, "γ of the loss, sampled, long", f"γ (β = {settings.beta:g})"),
         ):
-            _levels(ax, summary, shown, wins, vertical=True, dodge=0.16)
-            ax.set(title=title, xlabel=label, ylabel="wins [%]")
-        _levels(axes[0, 2], summary, settings.rankings, wins, dodge=0.22)
-        axes[0, 2].set(title="Candidates, paper's cell", xlabel="wins [%]")
-        for ax, looks, title, label in zip(
-            axes[1],
-            (wins, wins, value),
-            (
-                f"β = {settings.beta:g} instead of 0: wins",
-                "small γ instead of γ = β: wins",
-                "small γ instead of γ = β: J",
-            ),
-            ("difference in wins [points]",) * 2 + ("difference in J [reward]",),
-            strict=True,
+            rso_report.draw_percentages(
+                ax, summary, shown, wins, vertical=True, dodge=0.16, title=title, xlabel=label, ylabel="wins [%]"
+            )
+        rankings = {name: one.key for name, one in settings.rankings.items()}
+        rso_report.draw_percentages(
+            axes[0, 2], summary, rankings, wins, dodge=0.22, title="Candidates, paper's cell", xlabel="wins [%]"
+        )
+        for ax, name, looks, title in (
+            (axes[1, 0], first, wins, f"β = {settings.beta:g} instead of 0: wins"),
+            (axes[1, 1], last, wins, "small γ instead of γ = β: wins"),
+            (axes[1, 2], last, value, "small γ instead of γ = β: J"),
         ):
-            name = names[0] if title.startswith("β") else names[-1]
-            _cells(ax, settings, runs, name, looks, 1 if looks is value else 100)
-            ax.set(title=title, xlabel=label)
+            compared = {_label(cell, cell == paper): contrasts(settings, cell)[name] for cell in design}
+            keys = {label: (one.key, other.key) for label, (one, other) in compared.items()}
+            rso_report.draw_differences(ax, runs, keys, looks, 100 if looks is wins else 1)
+            ax.set(title=title, xlabel=f"difference in {'wins [points]' if looks is wins else 'J [reward]'}")
         statistical.legend_below(drawing, axes[0, 0], axes[1, 2], columns=4)
     return drawing
 
 
-def _levels(ax: Axes, summary: pd.DataFrame, shown: dict[str, Condition], looks: Any, **options: Any) -> None:
-    import pandas as pd
-
-    from rlhf_lab.figures import statistical
-
-    table = summary.set_index("condition").loc[[one.key for one in shown.values()]]
-    ends = ("", "_low", "_high")
-    parts = [
-        pd.DataFrame({"x": [*shown], "metric": m} | {f"y{end}": 100 * table[f"{m}{end}"].to_numpy() for end in ends})
-        for m in looks
-    ]
-    statistical.interval_points(ax, pd.concat(parts), "x", "y", "metric", looks, legend=False, **options)
-
-
-def _cells(ax: Axes, settings: RSOHyperparameters, runs: pd.DataFrame, name: str, looks: Any, scale: float) -> None:
-    import pandas as pd
-
-    from rlhf_lab.figures import statistical
-
-    rows = []
-    for cell in settings.design:
-        one, other = contrasts(settings, cell)[name]
-        label = f"{cell.ranks}, {cell.reward_model}, {cell.length}" + (" (paper)" if cell == settings.design[0] else "")
-        for metric in looks:
-            ends = difference(runs, "condition", one.key, other.key, metric)
-            rows.append((label, metric, *(scale * end for end in ends)))
-    frame = pd.DataFrame(rows, columns=["cell", "metric", "value", "value_low", "value_high"])
-    ax.axvline(0, color="#999999", lw=1.2, ls="--", zorder=1)
-    statistical.interval_points(ax, frame, "cell", "value", "metric", looks, dodge=0.22, legend=False)
+def _label(cell: Cell, paper: bool) -> str:
+    return f"{cell.ranks}, {cell.reward_model}, {cell.length}{' (paper)' if paper else ''}"

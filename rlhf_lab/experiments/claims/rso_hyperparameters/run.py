@@ -13,7 +13,6 @@ from rlhf_lab.experiments.claims.rso_hyperparameters.settings import RULE, RSOHy
 from rlhf_lab.experiments.published_results import RSO_TABLE_2
 from rlhf_lab.experiments.rso_common import rso_setup
 from rlhf_lab.experiments.runner import BestConfig, Experiment, Job
-from rlhf_lab.experiments.setup_exact import ExactSetup
 from rlhf_lab.experiments.statistics import summarise
 from rlhf_lab.experiments.text_judge import judge_of
 from rlhf_lab.randomness import Stream
@@ -45,10 +44,10 @@ def _run(settings: RSOHyperparameters, job: Job, best_config: BestConfig) -> lis
     judge = None if settings.exact else judge_of(settings.scale, settings.task, settings.quick)
     row: dict[str, Any] = {"beta": str(one.beta), "accepted": one.accepted, "pairing": one.pairing, **asdict(cell)}
     row |= {"pairs": len(pairs)} | shared.evaluate(policy, settings.beta, False, judge)
-    if isinstance(setup, ExactSetup):
+    if settings.exact:
         # With infinitely many sampled labels of these pairs a table converges to π_ref exp(r_φ/γ) for every β.
-        limit = exact.optimal_policy(setup.world.log_ref(), shared.learned, cell.gamma)
-        row |= {f"limit_{name}": value for name, value in shared.evaluator(limit).items() if name in LIMITS}
+        limit = exact.optimal_policy(shared.world.log_ref(), shared.learned, cell.gamma)
+        row |= {f"limit_{name}": value for name, value in shared.evaluate_exactly(limit).items() if name in LIMITS}
     return [row]
 
 

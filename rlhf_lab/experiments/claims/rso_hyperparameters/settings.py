@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from rlhf_lab.errors import LabError, Natural, NonNegative, Positive, check_beta
-from rlhf_lab.experiments.rso_common import Cell, cells
-from rlhf_lab.experiments.settings import Defaults, PerScale, Settings
+from rlhf_lab.errors import LabError, Natural, NonNegative, Positive
+from rlhf_lab.experiments.rso_common import Cell, RSOSettings, cells
+from rlhf_lab.experiments.settings import Defaults, PerScale
 from rlhf_lab.experiments.setup_text import UNITS
 from rlhf_lab.preferences import Pairing
 
@@ -50,91 +50,28 @@ class Condition:
 
 
 @dataclass(frozen=True, init=False, kw_only=True)
-class RSOHyperparameters(Settings):
+class RSOHyperparameters(RSOSettings):
     """Vary RSO's β and γ (its Figure 3), and candidates and ranking (its Table 2)."""
 
     task: str
     """Text: the text world."""
-    beta: Positive
-    """β of the objective, and the β of the sampler wherever it is not varied."""
     betas: tuple[NonNegative, ...]
     """Values of β of the sampler. `beta` is always run too."""
     gammas: tuple[Positive, ...]
     """Values of γ of the loss. `beta` and `paper_gamma` are always run too."""
-    paper_gamma: Positive
-    """The γ of the paper, and of every fit in which it is not varied."""
-    labels: Natural
-    """Number of preference labels. A reward model is fitted to all of them ("many") or to `few_labels`."""
-    few_labels: Natural
-    """Number of labels of the less reliable reward model."""
-    prompts: Natural
-    """Number of prompts to which responses are sampled."""
     candidates: Natural
     """Responses of π_ref to each prompt, a power of two."""
-    temperature: Positive
-    """Sampling temperature of the candidates."""
-    top_k: Natural
-    """The candidates are sampled among this many likeliest tokens; 0 for all tokens."""
-    pairs: Natural
-    """Number of pairs of a fit. All are used where a condition has fewer pairs of different responses."""
-    steps: Natural
-    """Optimiser steps of every fit in cells with short training."""
-    long_steps: Natural
-    """Optimiser steps of every fit in cells with long training."""
-    batch: Natural
-    """Pairs in an optimiser step."""
-    rate: Positive
-    """Learning rate of every fit."""
-    reward_steps: Natural
-    """Optimiser steps of the reward models."""
-    reward_batch: Natural
-    """Exact scales: labels in an optimiser step of the reward models."""
-    test_prompts: Natural
-    """Text: number of test prompts."""
-    test_samples: Natural
-    """Text: responses to each test prompt."""
 
-    # Sizes, steps and rates are those of rso-table.
     DEFAULTS: ClassVar[Defaults] = {
-        "seeds": PerScale(12, 6, 8),
+        **RSOSettings.DEFAULTS,
         "task": PerScale("bandit", "tree", "summaries"),
-        "beta": 0.5,
         "betas": (0.0, 0.05, 0.5, 5.0),
         "gammas": (0.005, 0.05, 0.5),
-        "paper_gamma": 0.05,
-        "labels": PerScale(4000, 400_000, 512),
-        "few_labels": PerScale(200, 20_000, 64),
-        "prompts": PerScale(5000, 6000, 192),
-        "candidates": 64,
-        "temperature": PerScale(1.0, 1.0, 0.7),
-        "top_k": PerScale(0, 0, 40),
-        "pairs": PerScale(4000, 20_000, 400),
-        "steps": PerScale(50, 50, 32),
-        "long_steps": PerScale(300, 300, 96),
-        "batch": PerScale(512, 1024, 16),
-        "rate": PerScale(0.2, 0.2, 1e-4),
-        "reward_steps": PerScale(150, 150, 80),
-        "reward_batch": 4096,
-        "test_prompts": 64,
-        "test_samples": 4,
-    }
-    QUICK: ClassVar[Defaults] = {
-        "seeds": 2,
-        "labels": PerScale(200, 200, 16),
-        "few_labels": PerScale(50, 50, 8),
-        "prompts": PerScale(50, 50, 4),
-        "pairs": PerScale(100, 100, 8),
-        "steps": PerScale(2, 2, 1),
-        "long_steps": PerScale(4, 4, 2),
-        "batch": PerScale(512, 512, 4),
-        "reward_steps": PerScale(20, 20, 2),
-        "test_prompts": 4,
-        "test_samples": 2,
     }
 
     def check(self) -> None:
         """Refuse a number of candidates without a tournament, and an unknown task."""
-        check_beta(self.beta)
+        super().check()
         if self.candidates < 16 or self.candidates & (self.candidates - 1):
             raise LabError(
                 f"candidates must be a power of two of at least 16, so that all can play a tournament, not "
@@ -142,10 +79,6 @@ class RSOHyperparameters(Settings):
             )
         if not self.exact and self.task not in UNITS:
             raise LabError(f"Unknown task '{self.task}'. There are: {', '.join(UNITS)}.")
-        if self.few_labels > self.labels:
-            raise LabError(f"few_labels ({self.few_labels}) must be at most labels ({self.labels}).")
-        if self.paper_gamma == self.beta:
-            raise LabError(f"paper_gamma must differ from beta ({self.beta:g}), to which it is compared.")
 
     @property
     def samplers(self) -> tuple[float, ...]:

@@ -91,7 +91,7 @@ def linear_world(scale: str, seed: int, responses: int = 40, features: int = 3) 
     if scale == "tree":
         world = token_tree.random(4, 4, 1, seed)
         log_ref = world.log_ref()[0]
-        phi = torch.nn.functional.one_hot(world.tree.responses.ids, 4).double().flatten(1)
+        phi = token_tree.unigrams(world.tree)
     else:
         log_ref, phi = normal(responses).log_softmax(-1), normal(responses, features)
     linear = _standardised(phi @ normal(phi.shape[1]))

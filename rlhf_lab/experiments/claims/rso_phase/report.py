@@ -9,9 +9,9 @@ import numpy as np
 
 from rlhf_lab.experiments.claims.rso_phase.misfit import KINDS
 from rlhf_lab.experiments.claims.rso_phase.settings import CELL, RSOPhase
-from rlhf_lab.experiments.rso_common import decide_part
 from rlhf_lab.experiments.statistics import holm_intervals
-from rlhf_lab.experiments.verdicts import Number, Verdict
+from rlhf_lab.experiments.verdicts import Number, Verdict, outcome_of, side
+from rlhf_lab.figures import statistical, style
 from rlhf_lab.intervals import Interval
 from rlhf_lab.language import tr
 
@@ -60,7 +60,7 @@ def decide(settings: RSOPhase, summary: pd.DataFrame, runs: pd.DataFrame) -> Ver
         found = holm_intervals({kind: cells[kind, *CELL] for kind in KINDS})
         numbers |= {f"{source}_{kind}": change(one) for kind, one in found.items()}
         if source == "r":
-            outcome = decide_part([-one for one in found.values()])
+            outcome = outcome_of(-side(one) for one in found.values())
         for kind in KINDS:
             part = summary[(summary["source"] == source) & (summary["kind"] == kind)]
             numbers[f"lower_{source}_{kind}"] = int((part["change_high"] < 0).sum())
@@ -75,8 +75,6 @@ def decide(settings: RSOPhase, summary: pd.DataFrame, runs: pd.DataFrame) -> Ver
 
 def figure(settings: RSOPhase, summary: pd.DataFrame, runs: pd.DataFrame) -> Figure:
     """Draw the map: a table for each kind of misfit and source, with the relative change in regret in percent."""
-    from rlhf_lab.figures import statistical, style
-
     drawing, axes = style.subplots(2, len(KINDS), 16.0, 8.4, sharex=True, sharey=True)
     percent = summary.assign(**{name: 100 * summary[name] for name in ("change", "change_low", "change_high")})
     with style.use():

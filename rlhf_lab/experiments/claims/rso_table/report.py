@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rlhf_lab.experiments import rso_report
 from rlhf_lab.experiments.claims.rso_table.settings import Condition, RSOTable
-from rlhf_lab.experiments.rso_common import SOURCES, Cell, decide_by_main
-from rlhf_lab.experiments.statistics import difference, holm_intervals, in_row, mean_of, paired
+from rlhf_lab.experiments.rso_common import SOURCES, Cell
+from rlhf_lab.experiments.statistics import holm_intervals, in_row, mean_of, paired
 from rlhf_lab.experiments.verdicts import Number, Outcome, Verdict
+from rlhf_lab.figures import statistical, style
 from rlhf_lab.intervals import Interval
 from rlhf_lab.language import tr
 
@@ -30,15 +32,6 @@ def name_of(row: str) -> str:
     """Return a row's name in the names of numbers, such as `hinge_norm_sft`."""
     loss, _, source = row.partition(" ")
     return f"{loss}_{SHORT[source]}".replace("-", "_") if source else row
-
-
-def cell_name(settings: RSOTable, cell: Cell) -> str:
-    """Return a cell's name in the names of numbers: `paper`, or what it changes, such as `equal_sampled_few_long`."""
-    changes = {
-        "equal": cell.gamma != settings.paper_gamma, "sampled": cell.ranks == "sampled",
-        "few": cell.reward_model == "few", "long": cell.length == "long",
-    }  # fmt: skip
-    return "_".join(name for name, changed in changes.items() if changed) or "paper"
 
 
 def _differences(runs: pd.DataFrame, cell: Cell, rows: tuple[str, str], metric: str) -> np.ndarray:
@@ -65,7 +58,7 @@ def numbers_of(settings: RSOTable, summary: pd.DataFrame, runs: pd.DataFrame) ->
         for name, rows in COMPARED.items():
             if short != "judge":
                 numbers[f"{short}_{name}"] = mean_of(_differences(runs, paper, rows, metric))
-        cells = {cell_name(settings, one): _differences(runs, one, (RSO, SFT), metric) for one in design}
+        cells = {one.name(settings.paper_gamma): _differences(runs, one, (RSO, SFT), metric) for one in design}
         numbers |= {f"{short}_rso_over_sft_{name}": one for name, one in holm_intervals(cells).items()}
     table: Any = summary.set_index("condition")
 
@@ -76,7 +69,7 @@ def numbers_of(settings: RSOTable, summary: pd.DataFrame, runs: pd.DataFrame) ->
         if one.cell == paper:
             numbers |= {f"{s}_{name_of(one.row)}": mean(one, m) for s, m in {"wins": "judge_wins", "kl": "kl"}.items()}
     for cell in design:
-        name = cell_name(settings, cell)
+        name = cell.name(settings.paper_gamma)
         for row in (RSO, SFT):
             source = SHORT[row.partition(" ")[2]]
             numbers[f"kl_{source}_in_{name}"] = mean(Condition(row, cell), "kl")
@@ -118,7 +111,7 @@ def decide(settings: RSOTable, summary: pd.DataFrame, runs: pd.DataFrame) -> Ver
     for task in settings.tasks:
         suffix = "" if len(settings.tasks) == 1 else f"_{task}"
         of_task = runs[runs["task"] == task]
-        outcomes.add(decide_by_main([*comparisons(settings, of_task).values()]))
+        outcomes.add(rso_report.decide_by_main([*comparisons(settings, of_task).values()]))
         found = numbers_of(settings, summary[summary["task"] == task], of_task)
         numbers |= {f"{name}{suffix}": value for name, value in found.items()}
     return Verdict(outcomes.pop() if len(outcomes) == 1 else "partly supported", numbers)
@@ -126,83 +119,45 @@ def decide(settings: RSOTable, summary: pd.DataFrame, runs: pd.DataFrame) -> Ver
 
 def figure(settings: RSOTable, summary: pd.DataFrame, runs: pd.DataFrame) -> Figure:
     """Draw for each task the table in the paper's cell, and by cell what pairs from π_r change in wins and in J."""
-    from rlhf_lab.figures import statistical, style
-
     tasks, number = settings.tasks, len(settings.design)
     drawing, axes = style.subplots(
         len(tasks), 3, 17.5, (3.2 + 0.24 * number) * len(tasks), squeeze=False, width_ratios=[1, 1.1, 0.9]
     )  # fmt: skip
-    looks = {
-        "judge_wins": style.of(
-            "rso-rso-sample-rank", label="wins by the labeller" if settings.exact else "wins by the judge"
-        ),
-        "gold_wins": style.of("optimal", label="wins by the gold reward", marker="D"),
-        "proxy_wins": style.of("reward", label="wins by the reward model", marker="s"),
+    wins, objective = rso_report.styles(settings.exact)
+    compared = {
+        _cell_label(settings, one): (Condition(RSO, one).key, Condition(SFT, one).key) for one in settings.design
     }
-    objective = {"objective": style.of("dpo", label="J by the gold reward", marker="^")}
     with style.use():
-        for (table, wins, value), task in zip(axes, tasks, strict=True):
+        for (table, left, right), task in zip(axes, tasks, strict=True):
             of_task = runs[runs["task"] == task]
-            _table_panel(table, settings, summary[summary["task"] == task], looks, f"{'the ' * settings.exact}{task}")
-            _cells_panel(wins, settings, of_task, looks, 100)
-            _cells_panel(value, settings, of_task, objective, 1)
-            wins.set(title="π_r instead of π_ref: wins", xlabel="difference in wins [percentage points]")
-            value.set(title="π_r instead of π_ref: J", xlabel="difference in J [reward]", yticklabels=[])
+            _table_panel(table, settings, summary[summary["task"] == task], wins, f"{'the ' * settings.exact}{task}")
+            rso_report.draw_differences(left, of_task, compared, wins, 100)
+            rso_report.draw_differences(right, of_task, compared, objective)
+            left.set(title="π_r instead of π_ref: wins", xlabel="difference in wins [percentage points]")
+            right.set(title="π_r instead of π_ref: J", xlabel="difference in J [reward]", yticklabels=[])
         statistical.legend_below(drawing, *axes[0], columns=5)
     return drawing
 
 
-def _table_panel(ax: Axes, settings: RSOTable, table: pd.DataFrame, looks: Any, task: str) -> None:
-    import pandas as pd
+def _cell_label(settings: RSOTable, cell: Cell) -> str:
+    words = tr(", ").join([f"γ = {cell.gamma:g}", *map(tr, (cell.ranks, cell.reward_model, cell.length))])
+    return words + (tr(" (paper)") if cell == settings.design[0] else "")
 
-    from rlhf_lab.figures import statistical
 
-    paper = settings.design[0]
-    rows = [one for one in settings.conditions if one.cell == paper]
-    known = table.set_index("condition").loc[[one.key for one in rows]]
-    names = [_row_name(one.row) for one in rows]
-    parts = [
-        pd.DataFrame(
-            {"row": names, "metric": metric, **{f"wins{e}": 100 * known[f"{metric}{e}"].to_numpy() for e in ENDS}}
-        )
-        for metric in looks
-    ]
-    statistical.interval_points(
-        ax, pd.concat(parts), "row", "wins", "metric", looks, dodge=0.22, legend=False,
-        title=f"Table 1 on {task}, paper's settings",
+def _table_panel(ax: Axes, settings: RSOTable, table: pd.DataFrame, looks: statistical.Looks, task: str) -> None:
+    shown = {_row_name(one.row): one.key for one in settings.conditions if one.cell == settings.design[0]}
+    rso_report.draw_percentages(
+        ax, table, shown, looks, dodge=0.22, title=f"Table 1 on {task}, paper's settings",
         xlabel=f"wins against {'samples of π_ref' if settings.exact else 'the SFT target'} [%]",
     )  # fmt: skip
-    if known["paper_judge_wins"].notna().any():
-        places = np.arange(len(known))
-        published = 100 * known["paper_judge_wins"].to_numpy()
+    published = 100 * table.set_index("condition").loc[[*shown.values()], "paper_judge_wins"].to_numpy()
+    if np.isfinite(published).any():
+        places = np.arange(len(published))
         ax.scatter(published, places, 50, marker="x", c="#111111", linewidths=1.6, zorder=5, label="the paper's judge")
     left, right = ax.get_xlim()
     ax.set_xlim(max(left, 0), min(right, 100))
     ax.axvline(50, color="#999999", lw=1.2, ls="--", zorder=1)
 
 
-ENDS = ("", "_low", "_high")
-
-
 def _row_name(row: str) -> str:
     return {"reference": "π_ref", "raft": "RAFT", "rest": "ReST"}.get(row, row.replace(" ", ", "))
-
-
-def _cells_panel(ax: Axes, settings: RSOTable, runs: pd.DataFrame, looks: Any, scale: float) -> None:
-    """Draw rso-sample-rank minus sft-sample-rank in every cell, times `scale`, with a point for each metric."""
-    import pandas as pd
-
-    from rlhf_lab.figures import statistical
-
-    rows = []
-    for cell in settings.design:
-        name = tr(", ").join([f"γ = {cell.gamma:g}", *map(tr, (cell.ranks, cell.reward_model, cell.length))])
-        for metric in looks:
-            one, other = Condition(RSO, cell).key, Condition(SFT, cell).key
-            ends = difference(runs, "condition", one, other, metric)
-            rows.append(
-                (name + (tr(" (paper)") if cell == settings.design[0] else ""), metric, *(scale * e for e in ends))
-            )
-    frame = pd.DataFrame(rows, columns=["cell", "metric", "value", "value_low", "value_high"])
-    ax.axvline(0, color="#999999", lw=1.2, ls="--", zorder=1)
-    statistical.interval_points(ax, frame, "cell", "value", "metric", looks, dodge=0.22, legend=False)

@@ -26,7 +26,6 @@ from rlhf_lab.experiments.claims.rso_table.settings import RULE, Condition, RSOT
 from rlhf_lab.experiments.published_results import RSO_TABLE_1
 from rlhf_lab.experiments.rso_common import SOURCES, RSOSetup, rso_setup
 from rlhf_lab.experiments.runner import BestConfig, Experiment, Job
-from rlhf_lab.experiments.setup_exact import ExactSetup
 from rlhf_lab.experiments.statistics import summarise
 from rlhf_lab.experiments.text_judge import judge_of
 from rlhf_lab.policies.base import Policy
@@ -95,15 +94,14 @@ def _run(settings: RSOTable, job: Job, best_config: BestConfig) -> list[dict[str
     out |= shared.evaluate(policy, settings.beta, False, judge)
     number = len(pairs_of(shared, settings, one)) if one.source in SOURCES else math.nan
     out |= {"right": label_accuracy(shared, settings, one), "reach": shared.reach(settings.beta), "pairs": number}
-    if isinstance(shared.setup, ExactSetup):
+    if settings.exact:
         out |= limit_of(shared, one) | expected_of(shared, settings, one)
     return [out]
 
 
 def limit_of(shared: RSOSetup, one: Condition) -> dict[str, float]:
     """Return numbers of π_ref exp(r_φ/γ)/Z, to which sigmoid-norm on sampled labels converges on a table."""
-    assert isinstance(shared.setup, ExactSetup)
-    found = shared.evaluator(exact.optimal_policy(shared.setup.world.log_ref(), shared.learned, one.cell.gamma))
+    found = shared.evaluate_exactly(exact.optimal_policy(shared.world.log_ref(), shared.learned, one.cell.gamma))
     limits = {f"limit_{name}": found[name] for name in ("judge_wins", "objective", "kl")}
     return limits | {"best_gamma": shared.best_gamma}
 
@@ -113,8 +111,7 @@ def expected_of(shared: RSOSetup, settings: RSOTable, one: Condition) -> dict[st
 
     It is computed for sigmoid-norm on labels of the reward model in the cells `settings.expected`, and NaN elsewhere.
     """
-    assert isinstance(shared.setup, ExactSetup)
-    cell, world = one.cell, shared.setup.world
+    cell, world = one.cell, shared.world
     if one.loss != "sigmoid-norm" or one.source == "direct" or cell not in settings.expected:
         return {"expected_kl": math.nan}
     log_ref, learned = world.log_ref(), shared.learned

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from rlhf_lab.errors import LabError, Natural, NonNegative, Positive, check_beta
-from rlhf_lab.experiments.rso_common import LOSSES, SOURCES, Cell, cells
-from rlhf_lab.experiments.settings import Defaults, PerScale, Settings
+from rlhf_lab.errors import LabError, Natural, NonNegative
+from rlhf_lab.experiments.rso_common import LOSSES, SOURCES, Cell, RSOSettings, cells
+from rlhf_lab.experiments.settings import Defaults, PerScale
 from rlhf_lab.experiments.setup_text import UNITS
 
 RULE = """The rule compares win rates by the judge in the paper's cell, with the loss sigmoid-norm and within seeds.
@@ -59,95 +59,27 @@ class Condition:
 
 
 @dataclass(frozen=True, init=False, kw_only=True)
-class RSOTable(Settings):
+class RSOTable(RSOSettings):
     """Rerun RSO's Table 1 (RAFT, ReST, three losses on three sources of pairs) at the paper's settings and others."""
 
     tasks: tuple[str, ...]
     """Text: the text worlds. Summaries and dialogue take the place of the paper's TL;DR and HH."""
-    beta: Positive
-    """β of π_r and of the objective, in logits of a label."""
-    paper_gamma: Positive
-    """The slope γ of the losses in the paper. The other cells of the design have γ = β."""
-    labels: Natural
-    """Number of preference labels. A reward model is fitted to all of them ("many") or to `few_labels`."""
-    few_labels: Natural
-    """Number of labels of the less reliable reward model."""
-    pairs: Natural
-    """Number of pairs of every source, as far as there are so many of different responses. "direct" takes the first
-    ones of the labels."""
-    prompts: Natural
-    """Number of prompts to which responses are sampled."""
-    candidates: Natural
-    """Responses of π_ref to each prompt. RAFT trains on the best one, and ReST on those above its threshold."""
     accepted: Natural
     """Number of the candidates that are paired. Eight make four first-round pairs, as in the paper."""
-    temperature: Positive
-    """Sampling temperature of the candidates."""
-    top_k: Natural
-    """The candidates are sampled among this many likeliest tokens; 0 for all tokens."""
     threshold: NonNegative
-    """Threshold of ReST's Improve step, on rewards scaled to [0, 1]."""
-    steps: Natural
-    """Optimiser steps of every fit in cells with short training."""
-    long_steps: Natural
-    """Optimiser steps of every fit in cells with long training."""
-    batch: Natural
-    """Pairs or responses in an optimiser step."""
-    rate: Positive
-    """Learning rate of every fit."""
-    reward_steps: Natural
-    """Optimiser steps of the reward models."""
-    reward_batch: Natural
-    """Exact scales: labels in an optimiser step of the reward models."""
-    test_prompts: Natural
-    """Text: number of test prompts."""
-    test_samples: Natural
-    """Text: responses to each test prompt."""
+    """Threshold of ReST's Improve step, on rewards scaled to [0, 1]. RAFT trains on the best candidate."""
 
-    # Steps and rates were chosen on seed 2000, which no result uses, by how far the fits move from π_ref. The reward
-    # model has 40 numbers on the bandit and 4,680 on the tree, with about 5 (few) or 100 labels (many) for each.
     DEFAULTS: ClassVar[Defaults] = {
-        "seeds": PerScale(12, 6, 8),
+        **RSOSettings.DEFAULTS,
         "tasks": PerScale(("bandit",), ("tree",), ("summaries",)),
-        "beta": 0.5,
-        "paper_gamma": 0.05,
-        "labels": PerScale(4000, 400_000, 512),
-        "few_labels": PerScale(200, 20_000, 64),
-        "pairs": PerScale(4000, 20_000, 400),
-        "prompts": PerScale(5000, 6000, 192),
-        "candidates": 64,
         "accepted": 8,
-        "temperature": PerScale(1.0, 1.0, 0.7),
-        "top_k": PerScale(0, 0, 40),
         "threshold": 0.7,
-        "steps": PerScale(50, 50, 32),
-        "long_steps": PerScale(300, 300, 96),
-        "batch": PerScale(512, 1024, 16),
-        "rate": PerScale(0.2, 0.2, 1e-4),
-        "reward_steps": PerScale(150, 150, 80),
-        "reward_batch": 4096,
-        "test_prompts": 64,
-        "test_samples": 4,
     }
-    QUICK: ClassVar[Defaults] = {
-        "seeds": 2,
-        "tasks": PerScale(("bandit",), ("tree",), ("summaries",)),
-        "labels": PerScale(200, 200, 16),
-        "few_labels": PerScale(50, 50, 8),
-        "pairs": PerScale(100, 100, 4),
-        "prompts": PerScale(100, 50, 8),
-        "candidates": 16,
-        "steps": PerScale(2, 2, 1),
-        "long_steps": PerScale(4, 4, 2),
-        "batch": PerScale(512, 512, 4),
-        "reward_steps": PerScale(20, 20, 2),
-        "test_prompts": 4,
-        "test_samples": 2,
-    }
+    QUICK: ClassVar[Defaults] = {**RSOSettings.QUICK, "candidates": 16}
 
     def check(self) -> None:
         """Refuse tasks of another scale and numbers that contradict each other."""
-        check_beta(self.beta)
+        super().check()
         if self.exact and self.tasks != (self.scale,):
             raise LabError(f"tasks are for language models. The scale '{self.scale}' has none.")
         if unknown := [task for task in self.tasks if not self.exact and task not in UNITS]:
@@ -156,12 +88,8 @@ class RSOTable(Settings):
             raise LabError(f"accepted must be even and between 2 and candidates ({self.candidates}).")
         if not self.threshold < 1:
             raise LabError(f"threshold must be less than 1, not {self.threshold}.")
-        if max(self.few_labels, self.pairs) > self.labels:
-            raise LabError(
-                f"few_labels ({self.few_labels}) and pairs ({self.pairs}) must be at most labels ({self.labels})."
-            )
-        if self.paper_gamma == self.beta:
-            raise LabError(f"paper_gamma must differ from beta ({self.beta:g}), to which it is compared.")
+        if self.pairs > self.labels:
+            raise LabError(f"pairs ({self.pairs}) must be at most labels ({self.labels}).")
 
     @property
     def design(self) -> list[Cell]:

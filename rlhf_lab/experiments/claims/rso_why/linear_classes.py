@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,16 +13,12 @@ from torch import Tensor
 from rlhf_lab import exact
 from rlhf_lab.bradley_terry import Comparisons, fit_function
 from rlhf_lab.evaluation import evaluate
-from rlhf_lab.experiments.claims.rso_why.settings import DIRECT
+from rlhf_lab.experiments.claims.rso_why.settings import DIRECT, RSOWhy
 from rlhf_lab.experiments.runner import Job
 from rlhf_lab.randomness import Stream
 from rlhf_lab.training import seeded
 from rlhf_lab.worlds import bandit, token_tree
 from rlhf_lab.worlds.finite_world import FiniteWorld
-
-if TYPE_CHECKING:
-    from rlhf_lab.experiments.claims.rso_why.settings import RSOWhy
-
 
 LISTED = 64
 """Up to this number of responses, infinitely many pairs are computed from the list of all pairs."""
@@ -66,21 +62,18 @@ def token_class(world: FiniteWorld, bigrams: bool) -> LinearClass:
 
     The gold reward of the tree is in this class, with equal parts of both kinds.
     """
-    ids = world.tree.responses.ids
-    places, size = ids.shape[1], world.tree.vocab_size
-    one_hot = torch.nn.functional.one_hot(ids, size).double()  # (K, L, V)
-    parts = [one_hot.flatten(1)]
-    variance = [torch.full((places * size,), (0.5 if bigrams else 1.0) / places, dtype=torch.float64)]
+    tree = world.tree
+    phi = token_tree.unigrams(tree)
+    variance = torch.full((phi.shape[1],), (0.5 if bigrams else 1.0) / tree.depth, dtype=torch.float64)
     if bigrams:
-        both = torch.einsum("kla,klb->kab", one_hot[:, :-1], one_hot[:, 1:])
-        parts.append(both.flatten(1))
-        variance.append(torch.full((size * size,), 0.5 / (places - 1), dtype=torch.float64))
-    phi = torch.cat(parts, 1)
+        pairs = token_tree.bigrams(tree)
+        phi = torch.cat([phi, pairs], 1)
+        variance = torch.cat([variance, torch.full((pairs.shape[1],), 0.5 / (tree.depth - 1), dtype=torch.float64)])
     width = phi.shape[1]
     return LinearClass(
         width * world.num_prompts,
         lambda theta: theta.view(world.num_prompts, width) @ phi.T,
-        torch.cat(variance).repeat(world.num_prompts),
+        variance.repeat(world.num_prompts),
     )
 
 
@@ -155,17 +148,11 @@ class ExactSeed:
             f = fit(functions, self.labels)
         elif number == "inf" and log_ref.shape[1] <= LISTED:
             f = fit(functions, every_pair(self.source(source), reward), prior=False)
-        elif number == "inf":
-            generator = seeded(self.seed, Stream.WHY_SOFT_PAIRS)
-            f = fit(
-                functions,
-                draw_pairs(self.source(source), reward, self.settings.soft_pairs, generator, True),
-                prior=False,
-            )
         else:
-            number_of_pairs = self.settings.pairs if number == "M" else self.settings.labels
-            pairs = draw_pairs(self.source(source), reward, number_of_pairs, seeded(self.seed, Stream.WHY_PAIRS), False)
-            f = fit(functions, pairs)
+            soft = number == "inf"
+            drawn = {"inf": self.settings.soft_pairs, "M": self.settings.pairs, "N": self.settings.labels}[number]
+            generator = seeded(self.seed, Stream.WHY_SOFT_PAIRS if soft else Stream.WHY_PAIRS)
+            f = fit(functions, draw_pairs(self.source(source), reward, drawn, generator, soft), prior=not soft)
         return (log_ref + f / beta).log_softmax(-1)
 
     def expected_regret(self, source: str) -> float:

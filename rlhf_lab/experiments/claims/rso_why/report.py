@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rlhf_lab.experiments.claims.rso_why.settings import DIRECT, POLICIES, RSOWhy
-from rlhf_lab.experiments.rso_common import decide_part, log_ticks
 from rlhf_lab.experiments.statistics import holm_intervals, mean_of
-from rlhf_lab.experiments.verdicts import Number, Verdict
+from rlhf_lab.experiments.verdicts import Number, Verdict, outcome_of, side
+from rlhf_lab.figures import statistical, style
 from rlhf_lab.intervals import Interval
 
 if TYPE_CHECKING:
@@ -87,13 +87,11 @@ def decide(settings: RSOWhy, summary: pd.DataFrame, runs: pd.DataFrame) -> Verdi
         for policy, condition, *ends in part.itertuples(index=False):
             numbers[f"{name}_{policy}_{condition.replace(' ', '_').lower()}"] = Interval(*ends)
     thresholds = {f"pi_r_pairs_{policy}": 0.0 for policy in POLICIES}
-    return Verdict(decide_part([*found["pi_r_pairs"].values()]), numbers, thresholds)
+    return Verdict(outcome_of(map(side, found["pi_r_pairs"].values())), numbers, thresholds)
 
 
 def figure(settings: RSOWhy, summary: pd.DataFrame, runs: pd.DataFrame) -> Figure:
     """Draw the gains in J by effect, and the regret (on text J) of every condition."""
-    from rlhf_lab.figures import statistical, style
-
     looks = {
         "full": style.of("dpo", label="full policy", marker="s"),
         "limited": style.of("policy", label="limited policy", marker="o"),
@@ -109,8 +107,6 @@ def figure(settings: RSOWhy, summary: pd.DataFrame, runs: pd.DataFrame) -> Figur
 def _effects_panel(ax: Axes, found: dict[str, dict[str, Interval]], looks: Any) -> None:
     import pandas as pd
 
-    from rlhf_lab.figures import statistical
-
     rows = [(name, policy, *found[name][policy]) for name in EFFECTS for policy in found[name]]
     frame = pd.DataFrame(rows, columns=["effect", "policy", "gain", "gain_low", "gain_high"])
     ax.axvline(0, color="#999999", lw=1.2, ls="--", zorder=1)
@@ -121,10 +117,6 @@ def _effects_panel(ax: Axes, found: dict[str, dict[str, Interval]], looks: Any) 
 
 
 def _conditions_panel(ax: Axes, settings: RSOWhy, summary: pd.DataFrame, looks: Any) -> None:
-    import pandas as pd
-
-    from rlhf_lab.figures import statistical
-
     metric = "regret" if settings.exact else "objective"
     shown = [condition for condition in CONDITIONS if condition in settings.conditions]
     # A row that a logarithmic axis cannot show stays, without a value: its category keeps its place.
@@ -143,14 +135,14 @@ def _conditions_panel(ax: Axes, settings: RSOWhy, summary: pd.DataFrame, looks: 
         ax, table, "condition", metric, "policy", looks, names=names, legend=False, title="Regret by pairs",
         xlabel="regret J(π*) − J(π) [reward, log scale]",
     )  # fmt: skip
-    log_ticks(ax)
+    statistical.log_ticks(ax)
     for condition in table.loc[zero, "condition"]:
         ax.text(
             0.01, shown.index(condition) - 0.13, "full policy: 0", transform=ax.get_yaxis_transform(), va="center",
             color=looks["full"].light, fontsize=10,
         )  # fmt: skip
     if "closed_form" in summary:
-        exact = pd.DataFrame(table[table["closed_form"].notna()])
+        exact = table[table["closed_form"].notna()]
         places = [shown.index(condition) - 0.13 for condition in exact["condition"]]
         label = "expected regret of a table (label price / N)"
         ax.scatter(exact["closed_form"], places, 160, marker="|", c="#111111", linewidths=2, zorder=6, label=label)

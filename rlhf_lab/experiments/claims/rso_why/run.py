@@ -42,13 +42,8 @@ def _run(settings: RSOWhy, job: Job, best_config: BestConfig) -> list[dict[str, 
     if job["policy"] == "limited":
         limit(policy)
     rate = float(job["rate"] if search else best_config.get(job["policy"], settings.rates[0]))
-    dpo(
-        policy,
-        setup.reference,
-        pairs,
-        DPO("sigmoid-norm", settings.beta),
-        setup.training(Stream.RSO_FIT, learning_rate=rate),
-    )
+    training = setup.training(Stream.RSO_FIT, learning_rate=rate)
+    dpo(policy, setup.reference, pairs, DPO("sigmoid-norm", settings.beta), training)
     found = shared.evaluate(policy, settings.beta, search)
     names = ("objective", "reward", "kl", "gold_wins", "proxy_objective")
     return [{"pairs": len(pairs), **{name: found[name] for name in names}}]
@@ -65,13 +60,13 @@ def _search_trials(settings: RSOWhy) -> list[Job]:
 
 
 def _jobs(settings: RSOWhy) -> list[Job]:
-    if settings.exact:
-        return [{"seed": seed, "policy": policy} for seed in range(settings.seeds) for policy in POLICIES]
+    # On exact scales one job has all conditions.
+    conditions = [{}] if settings.exact else [{"condition": condition} for condition in settings.conditions]
     return [
-        {"seed": seed, "policy": policy, "condition": condition}
+        {"seed": seed, "policy": policy, **condition}
         for seed in range(settings.seeds)
         for policy in POLICIES
-        for condition in settings.conditions
+        for condition in conditions
     ]
 
 

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rlhf_lab.experiments.claims.soft_best_of_n.settings import COMPARED, SoftBestOfN
-from rlhf_lab.experiments.rso_common import decide_part, log_ticks
 from rlhf_lab.experiments.statistics import exp_of, holm_intervals, in_row, mean_of
-from rlhf_lab.experiments.verdicts import Number, Verdict
+from rlhf_lab.experiments.verdicts import Number, Verdict, outcome_of, side
 from rlhf_lab.intervals import Interval
 from rlhf_lab.language import tr
 
@@ -35,7 +34,7 @@ def decide(settings: SoftBestOfN, summary: pd.DataFrame, runs: pd.DataFrame) -> 
     gains = holm_intervals(
         {"slope": -1 - slopes, "soft_over_best": ratio("best-of-n", "soft"), "rso_over_soft": ratio("soft", "rso")}
     )
-    outcome = decide_part([*gains.values()])
+    outcome = outcome_of(map(side, gains.values()))
     steep = gains.pop("slope")
     numbers: dict[str, Number] = {"slope": Interval(-1 - steep.mean, -1 - steep.high, -1 - steep.low)}
     numbers |= {name: exp_of(-one) for name, one in gains.items()}
@@ -83,7 +82,7 @@ def figure(settings: SoftBestOfN, summary: pd.DataFrame, runs: pd.DataFrame) -> 
                 ax, summary, "draws", metric, "method", looks, legend=False, title=title, xscale="log",
                 xlabel="draws of π_ref per response", ylabel=label,
             )  # fmt: skip
-            log_ticks(ax)
+            statistical.log_ticks(ax)
         left.set_yscale("log")
         low = summary.loc[summary["kl_to_optimal"] > 0, "kl_to_optimal"].min()
         left.set_ylim(0.5 * low, None)
