@@ -33,8 +33,6 @@ from rlhf_lab.worlds import token_tree
 
 Row = dict[str, Any]
 
-# --- jobs ------------------------------------------------------------------------------------------------------
-
 
 def jobs(settings: AnnotationBudget) -> list[Job]:
     """Return a job for each part and seed; on a language model one for each strategy and seed."""
@@ -231,9 +229,6 @@ def _on_text(settings: AnnotationBudget, seed: int, key: str) -> Row:
     return {name: found[name] for name in ("reward", "kl", "objective")} | used
 
 
-# --- summary -----------------------------------------------------------------------------------------------------
-
-
 LEVEL = 1 - 0.05 / 3
 """Level of the intervals of regret over its limit and of the sources of pairs: three of them decide together."""
 
@@ -323,9 +318,6 @@ def _learners_summary(settings: AnnotationBudget, learners: pd.DataFrame) -> lis
         wide["log_factor"] = np.log(wide["full"] / wide["structured-reward"])
         rows += _rows(wide, "structured_factor", "log_factor", ["labels"], _geometric_mean)
     return rows
-
-
-# --- experiment --------------------------------------------------------------------------------------------------
 
 
 EXPERIMENT = Experiment(

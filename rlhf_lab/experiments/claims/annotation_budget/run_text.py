@@ -107,7 +107,7 @@ class BudgetTracker:
         return self.label(drawn, [torch.tensor([[0, 1]]).expand(len(p), 2) for p, _ in drawn], stream)
 
     def fit_dpo(self, pairs: Pairs, stream: int, steps: int | None = None, policy: Policy | None = None) -> Policy:
-        """Train a policy by DPO; None is a new one at π_ref, and None stands for all steps of a policy."""
+        """Train `policy` (by default a new one at π_ref) by DPO for `steps` (by default all steps of a policy)."""
         policy = self.setup.new_policy() if policy is None else policy
         training = self.setup.training(stream, steps=self.steps if steps is None else steps)
         dpo(policy, self.setup.reference, pairs, DPO(beta=self.setup.budget.beta), training)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from rlhf_lab.errors import LabError, Natural, Positive
+from rlhf_lab.errors import Count, LabError, Positive
 from rlhf_lab.experiments.settings import Defaults, PerScale, Settings
 
 BUDGETS = 9
@@ -34,15 +34,15 @@ class DPOFrontier(Settings):
     """Values of β for PPO on the gold reward."""
     rates: tuple[Positive, ...]
     """Learning rates that the search tries for SFT, DPO and PPO."""
-    search_seeds: Natural
+    search_seeds: Count
     """Number of seeds of the search."""
-    labels: Natural
+    labels: Count
     """Number of preference labels."""
-    steps: Natural
+    steps: Count
     """Optimiser steps of every run. PPO takes several of them on the same samples."""
-    evaluations: Natural
+    evaluations: Count
     """Number of points of each run, evenly spaced, the last at its end."""
-    prompts: Natural
+    prompts: Count
     """Text: number of test prompts for each point, with four responses each."""
 
     DEFAULTS: ClassVar[Defaults] = {
@@ -72,7 +72,7 @@ class DPOFrontier(Settings):
         """Refuse runs that are shorter than their number of evaluations, and samples that are too small."""
         if not self.betas or not self.gold_betas or not self.rates:
             raise LabError("betas, gold_betas and rates need at least one value each.")
-        if self.evaluations < 1 or self.steps < self.evaluations:
+        if self.steps < self.evaluations:
             raise LabError(f"A run of {self.steps} steps cannot have {self.evaluations} evaluations.")
         if self.prompts < 2 or self.labels < 8:
             raise LabError("The frontier needs at least 2 prompts and 8 labels.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from rlhf_lab.errors import LabError, Natural, Positive
+from rlhf_lab.errors import Count, LabError, Natural, Positive
 from rlhf_lab.experiments.settings import Defaults, PerScale, Settings
 from rlhf_lab.experiments.verdicts import BY_PARTS
 
@@ -41,23 +41,23 @@ class EnoughLabels(Settings):
 
     beta: Positive
     """β of the objective and of the DPO loss."""
-    labels: tuple[Natural, ...]
+    labels: tuple[Count, ...]
     """Numbers of labels N, in increasing order."""
-    net_labels: tuple[Natural, ...]
+    net_labels: tuple[Count, ...]
     """Tree: numbers of labels for the transformer."""
     net_seeds: Natural
     """Tree: number of runs of the transformer."""
-    steps: Natural
+    steps: Count
     """Optimiser steps of a transformer, the same for every number of labels."""
-    batch: Natural
+    batch: Count
     """Pairs in an optimiser step."""
     rate: Positive
     """Learning rate of a transformer."""
-    evaluations: Natural
+    evaluations: Count
     """Tree: number of evaluations during the training of a transformer."""
-    prompts: Natural
+    prompts: Count
     """Text: number of test prompts on which the distance to π* is estimated."""
-    samples: Natural
+    samples: Count
     """Text: responses to each test prompt, drawn from π_ref and again from π_θ."""
     world: str
     """Text: name of the text world."""

@@ -27,13 +27,13 @@ JUDGED = ("best-of-n", "ppo")
 JUDGED_KIND = "extrapolating"
 """The kind of reward model that the rule judges on the exact scales. On text there is one kind, "full"."""
 KINDS = {
-    "full": "any reward",
-    "noisy": "any reward (noisy labels)",
-    "limited": "a part of the gold reward",
-    "saturating": "any reward (gold saturates)",
-    "extrapolating": "features (gold saturates)",
+    "full": ("plug-in", "o", "any reward"),
+    "noisy": ("wrong", "x", "any reward (noisy labels)"),
+    "limited": ("reward", "s", "a part of the gold reward"),
+    "saturating": ("rest", "^", "any reward (gold saturates)"),
+    "extrapolating": ("policy", "D", "features (gold saturates)"),
 }
-"""Reward models of the exact scales, by what they can represent."""
+"""Reward models of the exact scales, each with its style, its marker and what it can represent."""
 FALL = "peak to end [logits of a label]"
 
 
@@ -195,11 +195,9 @@ def _rewards(ax: Axes, summary: pd.DataFrame) -> None:
 
 def _falls_by_kind(ax: Axes, settings: OverOptimisation, falls: pd.DataFrame) -> None:
     """Draw the falls of the proxy's optimum over the number of labels, by kind of reward model."""
-    marks = {"full": ("plug-in", "o"), "noisy": ("wrong", "x"), "limited": ("reward", "s"),
-             "saturating": ("rest", "^"), "extrapolating": ("policy", "D")}  # fmt: skip
-    kinds = {k: style.of(marks[k][0], label=label, marker=marks[k][1], dash="-") for k, label in KINDS.items()}
+    looks = {kind: style.of(key, label=label, marker=mark, dash="-") for kind, (key, mark, label) in KINDS.items()}
     statistical.interval_lines(
-        ax, falls[falls["method"] == "optimum"], "labels", "fall", "kind", kinds, dodge=0.06, legend=False,
+        ax, falls[falls["method"] == "optimum"], "labels", "fall", "kind", looks, dodge=0.06, legend=False,
         xscale="log", title="Fall of gold, optimum of the proxy", xlabel="labels of the reward model", ylabel=FALL,
     )  # fmt: skip
     ax.set_xticks(settings.labels, [f"{labels:,}" for labels in settings.labels])

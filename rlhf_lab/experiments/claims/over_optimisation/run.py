@@ -2,9 +2,7 @@
 
 A trajectory is a sequence of policies with more and more proxy reward: those of PPO, DPO and RSO during training at a
 small β, and of best-of-n as n grows. On the exact scales the optimum of the proxy as β falls is recorded as well. No
-method can have more proxy reward at the same KL, and everything is enumerated. A trajectory turns if the gold reward
-falls from its peak to the end while the proxy reward rises. The peak of a seed is found on the other seeds, because
-the maximum of many noisy values is too high on average.
+method can have more proxy reward at the same KL, and everything is enumerated.
 """
 
 from __future__ import annotations

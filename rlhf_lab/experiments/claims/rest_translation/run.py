@@ -52,8 +52,7 @@ def with_gains(rows: pd.DataFrame) -> pd.DataFrame:
     rows = rows.copy()
     limit = rows["condition"].str.match("limit|frontier")
     for name in ("proxy", "gold"):
-        base = rows[rows["condition"] == "BC"].set_index("seed")[name]
-        sampled = rows[rows["condition"] == "limit 0"].set_index("seed")[name]
+        base, sampled = (rows[rows["condition"] == start].set_index("seed")[name] for start in ("BC", "limit 0"))
         start = rows["seed"].map(base).where(~limit, rows["seed"].map(sampled))
         rows[f"{name}_gain"] = rows[name] - start
     return rows

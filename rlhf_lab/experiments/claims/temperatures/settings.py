@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from rlhf_lab.errors import LabError, Natural, NonNegative, Positive
+from rlhf_lab.errors import Count, LabError, NonNegative, Positive
 from rlhf_lab.experiments.settings import Defaults, PerScale, Settings
 from rlhf_lab.experiments.verdicts import BY_PARTS
 
@@ -32,19 +32,19 @@ class Temperatures(Settings):
 
     temperatures: tuple[NonNegative, ...]
     """Sampling temperatures, increasing from 0 to 1. Temperature 0 takes the most likely token each time."""
-    best_of: tuple[Natural, ...]
+    best_of: tuple[Count, ...]
     """Values of n of best-of-n, which chooses by the reward model."""
     beta: Positive
     """β of DPO and PPO."""
     rates: tuple[Positive, ...]
     """Learning rates that the search tries for each of SFT, DPO and PPO."""
-    search_seeds: Natural
+    search_seeds: Count
     """Number of seeds of the search."""
-    labels: Natural
+    labels: Count
     """Number of preference labels."""
-    steps: Natural
+    steps: Count
     """Optimiser steps of every run. PPO uses each batch of samples for several steps."""
-    prompts: Natural
+    prompts: Count
     """Text: number of test prompts of a seed. Each is answered once at every temperature."""
 
     DEFAULTS: ClassVar[Defaults] = {
@@ -76,5 +76,5 @@ class Temperatures(Settings):
             raise LabError(f"temperatures must increase from 0 to 1, not {self.temperatures}.")
         if not self.best_of or min(self.best_of) < 2 or not self.rates:
             raise LabError("best_of needs at least one n, each at least 2, and rates at least one learning rate.")
-        if self.prompts < 2 or self.labels < 8 or self.search_seeds < 1:
-            raise LabError("The experiment needs at least 2 prompts, 8 labels and 1 seed of the search.")
+        if self.prompts < 2 or self.labels < 8:
+            raise LabError("The experiment needs at least 2 prompts and 8 labels.")
