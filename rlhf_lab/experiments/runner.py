@@ -36,7 +36,7 @@ from tqdm.auto import tqdm
 
 from rlhf_lab.errors import LabError, check_output_folder, check_path, check_paths
 from rlhf_lab.experiments.scales import scale_of
-from rlhf_lab.experiments.settings import Settings
+from rlhf_lab.experiments.settings import PerScale, Settings
 from rlhf_lab.experiments.verdicts import Verdict, fill
 from rlhf_lab.figures import style
 from rlhf_lab.training.checkpoint import append, plain, read_lines, write_json, write_text
@@ -78,11 +78,11 @@ class Experiment:
         rule: when the claim is supported and when it is not. `decide` carries it out.
         rule_commit: hash of the commit that wrote the rule, before the run; empty where it is not recorded.
         settings: the class of the settings.
-        scales: the columns of `settings.PerScale` for which it is made; "small" stands for any language model.
         run: (settings, job, best_config) → the job's rows: numbers and names, nothing else.
         summarise: (settings, rows) → one row a condition, with columns x, x_low, x_high for a measured x.
         decide: (settings, summary, rows) → the verdict.
         figure: (settings, summary, rows) → the picture. The file names its panels' title and axes with units.
+        scales: the columns of `settings.PerScale` for which it is made; "small" stands for any language model.
         jobs: settings → the jobs, in order. A job is independent of all others and knows its seed.
         interval: which interval the summary gives, for the page.
         search_trials: settings → the jobs of a search for settings. The same number for every method, on seeds that no
@@ -95,11 +95,11 @@ class Experiment:
     title: str
     rule: str
     settings: type[Settings]
-    scales: tuple[str, ...]
     run: Callable[[Any, Job, BestConfig], list[dict[str, Any]]]
     summarise: Callable[[Any, pd.DataFrame], pd.DataFrame]
     decide: Callable[[Any, pd.DataFrame, pd.DataFrame], Verdict]
     figure: Callable[[Any, pd.DataFrame, pd.DataFrame], Figure]
+    scales: tuple[str, ...] = PerScale._fields
     jobs: Callable[[Any], list[Job]] = one_per_seed
     interval: str = "95% Student-t over seeds"
     rule_commit: str = ""

@@ -327,7 +327,6 @@ EXPERIMENT = Experiment(
     rule=RULE,
     rule_commit="a91ec0ee26f5",
     settings=AnnotationBudget,
-    scales=("bandit", "tree", "small"),
     jobs=jobs,
     run=run,
     summarise=summarise,

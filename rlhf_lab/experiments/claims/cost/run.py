@@ -152,7 +152,6 @@ EXPERIMENT = Experiment(
     rule=RULE,
     rule_commit="ac159f97b903",
     settings=Cost,
-    scales=("bandit", "tree", "small"),
     jobs=_jobs,
     run=_run,
     summarise=_summarise,

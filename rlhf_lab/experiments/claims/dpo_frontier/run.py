@@ -136,7 +136,6 @@ EXPERIMENT = Experiment(
     rule=RULE,
     rule_commit="d209872b8d69",
     settings=DPOFrontier,
-    scales=("bandit", "tree", "small"),
     jobs=jobs,
     run=run,
     summarise=summarise_runs,

@@ -207,7 +207,6 @@ EXPERIMENT = Experiment(
     rule=RULE,
     rule_commit="79c7d384a46b",
     settings=EnoughLabels,
-    scales=("bandit", "tree", "small"),
     jobs=_jobs,
     run=_run,
     summarise=_summarise,

@@ -136,7 +136,6 @@ EXPERIMENT = Experiment(
     rule=RULE,
     rule_commit="666d0bd48539",
     settings=NonStatic,
-    scales=("bandit", "tree", "small"),
     jobs=jobs,
     run=run,
     summarise=summarise_runs,

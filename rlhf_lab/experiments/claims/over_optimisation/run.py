@@ -64,7 +64,6 @@ EXPERIMENT = Experiment(
     rule=RULE,
     rule_commit="f3492faf7a4e",
     settings=OverOptimisation,
-    scales=("bandit", "tree", "small"),
     jobs=jobs,
     run=run,
     summarise=summarise_rows,

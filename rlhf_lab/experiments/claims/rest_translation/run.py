@@ -65,7 +65,6 @@ EXPERIMENT = Experiment(
     rule=RULE,
     rule_commit="770c78f43f8e",
     settings=ReSTTranslation,
-    scales=("bandit", "tree", "small"),
     jobs=jobs,
     run=run,
     summarise=summarise_rows,

@@ -69,7 +69,6 @@ EXPERIMENT = Experiment(
     rule=RULE,
     rule_commit="4d1a96dc039ac366436f2fd9d578c493deadc130",
     settings=RSOHyperparameters,
-    scales=("bandit", "tree", "small"),
     jobs=_jobs,
     run=_run,
     summarise=_summarise,

@@ -152,7 +152,6 @@ EXPERIMENT = Experiment(
     rule=RULE,
     rule_commit="17fa7f0a31987631680e8c73c2d9fd9ae4ada403",
     settings=RSOTable,
-    scales=("bandit", "tree", "small"),
     jobs=_jobs,
     run=_run,
     summarise=_summarise,

@@ -82,7 +82,6 @@ EXPERIMENT = Experiment(
     rule=RULE,
     rule_commit="612b4cec3d76",
     settings=RSOWhy,
-    scales=("bandit", "tree", "small"),
     jobs=_jobs,
     run=_run,
     summarise=_summarise,

@@ -147,7 +147,6 @@ EXPERIMENT = Experiment(
     rule=RULE,
     rule_commit="da8cecbaabe6",
     settings=Temperatures,
-    scales=("bandit", "tree", "small"),
     jobs=jobs,
     run=run,
     summarise=summarise_runs,
