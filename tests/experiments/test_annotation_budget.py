@@ -155,7 +155,7 @@ def test_the_features_of_the_tree_span_its_reward():
     world, _ = annotation_budget._world(dataclasses.replace(AnnotationBudget(scale="tree"), tokens=3), 0)
     from rlhf_lab.response_tree import ResponseTree
 
-    features = annotation_budget._bigrams(ResponseTree(3, 3).responses.ids)
+    features = annotation_budget._bigrams(ResponseTree(3, 3))
     features = torch.cat([features, torch.ones(27, 1, dtype=torch.float64)], -1)
     fitted = features @ torch.linalg.lstsq(features, world.reward[0].unsqueeze(-1), driver="gelsd").solution
     torch.testing.assert_close(fitted[:, 0], world.reward[0], atol=1e-8, rtol=0)

@@ -63,20 +63,17 @@ def _world(settings: AnnotationBudget, seed: int, limit: bool = False) -> tuple[
     world = label_budget.FiniteWorlds(
         torch.cat([one.log_ref() for one in many]), torch.cat([one.rewards() for one in many]), settings.beta
     )
-    return world, _unigrams(many[0].tree.responses.ids).expand(len(many), -1, -1)
+    return world, _unigrams(many[0].tree).expand(len(many), -1, -1)
 
 
-def _unigrams(ids: Tensor) -> Tensor:
-    """Return the token at each position as one-hot features, (K, L · (V − 1))."""
-    number = int(ids.max()) + 1
-    return torch.nn.functional.one_hot(ids, number)[..., 1:].double().flatten(1)
+def _unigrams(tree: ResponseTree) -> Tensor:
+    """Return the token at each position as features, (K, L · (V − 1)), without those of the first token."""
+    return token_tree.unigrams(tree).reshape(-1, tree.depth, tree.vocab_size)[..., 1:].flatten(1)
 
 
-def _bigrams(ids: Tensor) -> Tensor:
+def _bigrams(tree: ResponseTree) -> Tensor:
     """Return the token features and the count of each bigram, (K, …). The tree's reward is linear in them."""
-    number = int(ids.max()) + 1
-    pairs = torch.nn.functional.one_hot(ids[:, :-1] * number + ids[:, 1:], number**2).sum(1).double()
-    return torch.cat([_unigrams(ids), pairs], -1)
+    return torch.cat([_unigrams(tree), token_tree.bigrams(tree)], -1)
 
 
 def _limit(settings: AnnotationBudget, seed: int) -> list[Row]:
@@ -162,7 +159,7 @@ def _learners(settings: AnnotationBudget, seed: int) -> list[Row]:
             "limited-reward": label_budget.fit_class_to_reward(many.log_ref, wide, state.rewards, many.beta),
         }
         if settings.scale == "tree":
-            known_form = _bigrams(ResponseTree(settings.tokens, 3).responses.ids).expand(len(many.log_ref), -1, -1)
+            known_form = _bigrams(ResponseTree(settings.tokens, 3)).expand(len(many.log_ref), -1, -1)
             learned = label_budget.fit_linear_reward(known_form, state.wins)
             found["structured-reward"] = exact.optimal_policy(many.log_ref, learned, many.beta)
         for key, log_policy in found.items():
