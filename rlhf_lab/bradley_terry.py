@@ -1,4 +1,4 @@
-r"""Bradley–Terry rewards: preference labels, the rewards that fit them best, and when such rewards exist.
+r"""Bradley–Terry maximum likelihood: win counts of labels, the fit of rewards to them, and when the maximum is finite.
 
 A label says which of two responses is preferred. Under the Bradley–Terry model with rewards r,
 
@@ -9,8 +9,9 @@ the log-likelihood of labels depends on `wins` alone, the number of times that r
     ℓ(r) = Σ_ij wins_ij log σ(r_i − r_j) − |r|²/(2s²).
 
 The second term is a normal prior N(0, s²) on each reward. ℓ is concave. Its negative Hessian is a weighted graph
-Laplacian plus the prior's 1/s², so Newton's method needs a few steps. Every fit of this package that has a table of
-wins or a list of pairs is computed here:
+Laplacian plus the prior's 1/s², so Newton's method needs a few steps. Every fit of this package of rewards that are
+linear in their parameters is computed here. Policies of a class whose log-probabilities are not linear in its
+parameters are fitted to labels in `experiments/claims/coverage`.
 
     fit_rewards           a reward for each response, with a prior; also fits demonstrations
     maximum_likelihood    a reward for each response, with a prior that is negligible

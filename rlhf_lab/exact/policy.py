@@ -1,4 +1,4 @@
-r"""The KL-regularised objective and its optimum.
+r"""The KL-regularised objective J, its optimum π*, the partition function Z, the regret and the frontier.
 
     J(π)    = E_π[r] − β KL(π‖π_ref)
     π*(y|x) = π_ref(y|x) exp(r(x,y)/β) / Z(x),   Z(x) = Σ_y π_ref(y|x) exp(r(x,y)/β)
