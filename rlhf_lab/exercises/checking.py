@@ -1,6 +1,6 @@
 """Checks students' answers to the exercises and names the mistake and the input on which it shows.
 
-An `Exercise` is data: inputs, a solution, and the classic mistakes as functions. `judge_answer` calls the student's
+An `Exercise` is data: inputs, a solution, and the classic mistakes as functions. `grade_answer` calls the student's
 function on copies of every input and compares the results with the solution. If they differ, it looks for the mistake
 that gives the same numbers, whatever their dtype. An error in the student's function never becomes a traceback.
 """
@@ -224,7 +224,7 @@ class Exercise(FunctionTask):
         differentiate: names of the arguments with respect to which the answer is differentiated. Every loss has some:
             a loss with the right value and no gradient cannot be trained.
         compare: the `value` of the answer, its `gradient` (if many values are correct), or `both`.
-        judge: for open questions. Takes the answer and the inputs and returns a complaint, or None for a correct
+        grader: for open questions. Takes the answer and the inputs and returns a complaint, or None for a correct
             answer.
         measure: for exercises with many correct answers: the quantity that is compared.
         also: takes the actual and the expected result. Returns a remark if a different answer is also correct, else an
@@ -235,7 +235,7 @@ class Exercise(FunctionTask):
     cases: tuple[Case, ...]
     differentiate: tuple[str, ...] = ()
     compare: Literal["value", "gradient", "both"] = "value"
-    judge: Callable[..., str | None] | None = None
+    grader: Callable[..., str | None] | None = None
     measure: Measure | None = None
     also: Callable[[Any, Any], str] | None = None
     relative: float = RELATIVE
@@ -256,10 +256,10 @@ class Exercise(FunctionTask):
 
     def grade(self, given: Any) -> Feedback:
         """Check a function."""
-        return judge_answer(self, given)
+        return grade_answer(self, given)
 
 
-def judge_answer(exercise: Exercise, function: Any) -> Feedback:
+def grade_answer(exercise: Exercise, function: Any) -> Feedback:
     """Call `function` on every case of `exercise` and report what is correct or wrong."""
     reason = refused(exercise, exercise.cases[0].inputs, function)
     if reason:
@@ -505,11 +505,11 @@ def _kind(x: Any) -> str:
 
 def _complaint(exercise: Exercise, case: Case, answer: _Answer) -> tuple[str, bool, str]:
     """The complaint about an answer or an empty string, whether its value shows it, and a remark on a correct one."""
-    if exercise.judge is not None:
+    if exercise.grader is not None:
         inputs = {name: fresh(value) for name, value in case.inputs.items()}
         try:
-            return exercise.judge(answer.value, *inputs.values()) or "", True, ""
-        except Exception:  # an answer of a type that the judge does not expect
+            return exercise.grader(answer.value, *inputs.values()) or "", True, ""
+        except Exception:  # an answer of a type that the grader does not expect
             expected = _kind(_answer(exercise, case, exercise.solution).value)
             return f"got {_kind(answer.value)}, expected {expected}.", True, ""
     want = _answer(exercise, case, exercise.solution)

@@ -53,7 +53,7 @@ def label_ratio(log_sft: Tensor, reward: Tensor, beta: float) -> float:
     return float(prices[0] / prices[1])
 
 
-def _judge(answer: object, factor: float) -> str | None:
+def _grade(answer: object, factor: float) -> str | None:
     """The complaint about a world in which RSO's pairs should need `factor` times the labels, or None."""
     if not isinstance(answer, list) or len(answer) != 3:
         return "return three things: log_sft, reward, beta."
@@ -509,6 +509,6 @@ EXERCISES: tuple[Task, ...] = (
             "Choose two good responses and one or two very bad ones, with β ≤ 0.5. With π_r nearly all labels compare "
             "the two good ones. Print `label_ratio` and lower the bad rewards until it is large enough.",
         ),
-        judge=_judge,
+        grader=_grade,
     ),
 )

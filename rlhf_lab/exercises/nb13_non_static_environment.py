@@ -159,7 +159,7 @@ def _least(cost: Callable[[int], float]) -> int:
     return min(range(1, 1001), key=cost)
 
 
-def _judge(answer: object, price: float, late: float, rounds: int) -> str | None:
+def _grade(answer: object, price: float, late: float, rounds: int) -> str | None:
     """The complaint about a world in which fitting once should have the lower regret, or None."""
     numbers = as_tensor(answer)
     if numbers is None or numbers.shape != (2,):
@@ -490,6 +490,6 @@ EXERCISES: tuple[Task, ...] = (
             "`exact.drift.break_even(price, labels, rounds)` is the drift at which both regrets are equal. Your drift "
             "is `late * (turn / rounds) ** 2`. Lower `labels` until your drift is the smaller one.",
         ),
-        judge=_judge,
+        grader=_grade,
     ),
 )

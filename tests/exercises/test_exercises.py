@@ -39,7 +39,7 @@ def test_each_classic_mistake_gets_its_own_message(one):
         feedback = check(one.key, mistake.function)
         assert not feedback.passed
         assert feedback.mistake == mistake.name and mistake.message in repr(feedback), feedback
-        assert "expected" in repr(feedback) or "no gradient" in repr(feedback) or one.judge, feedback
+        assert "expected" in repr(feedback) or "no gradient" in repr(feedback) or one.grader, feedback
 
 
 @each

@@ -5,7 +5,7 @@ import torch
 
 from rlhf_lab.errors import LabError
 from rlhf_lab.exercises import Case, Exercise, GeneratorSeed, Mistake, check, exercise, hint, notebooks, solution
-from rlhf_lab.exercises.checking import judge_answer
+from rlhf_lab.exercises.checking import grade_answer
 
 A = torch.tensor([[1.0, 2.0, 4.0], [0.5, 0.25, 8.0]], dtype=torch.float64)
 
@@ -35,7 +35,7 @@ def make(**changes):
 
 
 def said(function, **changes):
-    return judge_answer(make(**changes), function)
+    return grade_answer(make(**changes), function)
 
 
 def test_a_right_answer_gets_one_line():
@@ -169,7 +169,7 @@ def test_an_open_question_is_judged_not_compared():
         "cases": (Case("a limit", {"limit": 10}),),
         "solution": lambda limit: limit + 2,
         "mistakes": tuple(Mistake(f"m{i}", f"off by {i}.", lambda limit, i=i: limit - i) for i in (1, 2, 3)),
-        "judge": even,
+        "grader": even,
     }
     assert said(lambda limit: 100, **more).passed
     assert "13 is not an even number" in repr(said(lambda limit: 13, **more))

@@ -14,7 +14,7 @@ from rlhf_lab.errors import LabError
 from rlhf_lab.experiments import runner
 from rlhf_lab.experiments.claims.cost import memory as cost_memory
 from rlhf_lab.experiments.claims.cost import run as cost
-from rlhf_lab.experiments.claims.cost.report import decide, judged, leads
+from rlhf_lab.experiments.claims.cost.report import decide, decisive, leads
 from rlhf_lab.experiments.claims.cost.run import EXPERIMENT
 from rlhf_lab.experiments.claims.cost.settings import Cost
 from rlhf_lab.experiments.claims.cost.setup import TRAINED, CostSetup, Meter, held_bytes, train
@@ -58,7 +58,7 @@ def test_a_quick_run_of_each_scale_ends_in_a_verdict_and_a_picture(scale, tmp_pa
     if scale == "small":
         # By hand: the geometric mean of 100/150 and 101/151.
         ratio = math.sqrt(100 / 150 * 101 / 151)
-        assert set(memory["method"]) == {"dpo", "ppo"} and judged(found.runs)["memory_ratio"].mean == pytest.approx(
+        assert set(memory["method"]) == {"dpo", "ppo"} and decisive(found.runs)["memory_ratio"].mean == pytest.approx(
             ratio
         )
     else:
@@ -178,10 +178,10 @@ def test_the_rule_can_say_everything_it_names(runs, outcome):
 
 def test_differences_are_paired_within_the_seed_and_ratios_are_geometric():
     runs = made_up(MIXED, {"dpo": 100, "ppo": 200})
-    gaps, found = leads(runs), judged(runs)
+    gaps, found = leads(runs), decisive(runs)
     assert set(gaps) == set(TRAINED) - {"dpo"} and gaps["ppo"].above and gaps[_RSO].below
     assert found["memory_ratio"].mean == pytest.approx(0.5, rel=0.1)
-    exact_share = judged(made_up(MIXED))["memory_ratio"]
+    exact_share = decisive(made_up(MIXED))["memory_ratio"]
     assert exact_share == pytest.approx([5 / 9] * 3)
 
 

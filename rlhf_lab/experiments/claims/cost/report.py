@@ -26,7 +26,7 @@ NAMES = {method: "rso" if method == _RSO else method for method in TRAINED}
 AT_END = ("objective", "seconds", "samples", "to_seconds", "to_samples", "spread")
 
 
-JUDGED = ("ppo", _RSO)
+DECISIVE = ("ppo", _RSO)
 """The methods whose J is compared with DPO's by the rule."""
 
 
@@ -41,10 +41,10 @@ def log_memory_ratios(runs: pd.DataFrame) -> np.ndarray:
     return np.asarray(np.log(wide["dpo"] / wide["ppo"]))
 
 
-def judged(runs: pd.DataFrame) -> dict[str, Interval]:
+def decisive(runs: pd.DataFrame) -> dict[str, Interval]:
     """Return the memory ratio and the two differences in J that decide, with intervals corrected for their number."""
     end = runs[runs["when"] == "end"]
-    compared = {f"lead_{NAMES[m]}": statistics.paired(end, "method", "dpo", m, "objective") for m in JUDGED}
+    compared = {f"lead_{NAMES[m]}": statistics.paired(end, "method", "dpo", m, "objective") for m in DECISIVE}
     saved = log_memory_ratios(runs) - math.log(1 - MARGIN)
     found = statistics.holm_intervals(compared | {"memory_ratio": saved})
     ratio = Interval(*((1 - MARGIN) * math.exp(one) for one in found["memory_ratio"]))
@@ -72,7 +72,7 @@ def numbers_of(settings: Cost, summary: pd.DataFrame, runs: pd.DataFrame) -> dic
     """
     found = leads(runs)
     numbers: dict[str, Number] = {f"lead_{NAMES[method]}": lead for method, lead in found.items()}
-    numbers |= judged(runs)
+    numbers |= decisive(runs)
     numbers |= {name: final(summary, "dpo", name) for name in ("start", "level")}
     unit, factor = ("kib", 1024) if settings.exact else ("mib", 1)
     for method, name in NAMES.items():
@@ -89,9 +89,9 @@ def numbers_of(settings: Cost, summary: pd.DataFrame, runs: pd.DataFrame) -> dic
 def decide(settings: Cost, summary: pd.DataFrame, runs: pd.DataFrame) -> Verdict:
     """Apply the rule (`settings.RULE`) to the numbers."""
     samples = {method: final(summary, method, "samples").mean for method in ("dpo", "ppo")}
-    parts = judged(runs)
+    parts = decisive(runs)
     easy = 1 if samples["dpo"] == 0 < samples["ppo"] else -1
-    one, other = (side(parts[f"lead_{NAMES[method]}"]) for method in JUDGED)
+    one, other = (side(parts[f"lead_{NAMES[method]}"]) for method in DECISIVE)
     thresholds = dict.fromkeys(parts, 0.0) | {"memory_ratio": 1 - MARGIN}
     outcome = outcome_of([easy, -side(parts["memory_ratio"], 1 - MARGIN), -one * other])
     return Verdict(outcome, numbers_of(settings, summary, runs), thresholds)
