@@ -86,6 +86,12 @@ class Stream:
     """RSO's rso-sample-rank."""
     RSO_PAPER_FIT = 11
     """RSO with the paper's γ."""
+    TUNED_DPO = 2
+    """DPO with a learning rate that a search chose."""
+    TUNED_PPO = 3
+    """PPO with such a rate."""
+    TUNED_PPO_ON_GOLD = 4
+    """PPO on the gold reward with the rate of PPO."""
     LABELS = 20
     """The labelled pairs of an experiment."""
     PROMPTS = 21
@@ -198,6 +204,22 @@ class Stream:
     """Division of the labels between two reward models."""
     STRATEGY_REJECTION = 44
     """Rejection sampling of the responses to label."""
+    FIRST_PURCHASE = 1
+    """The first samples and labels that a strategy buys; an index after the stream, as are the next three."""
+    SECOND_PURCHASE = 2
+    """The labels that it buys afterwards."""
+    DEMONSTRATION_PURCHASE = 3
+    """The samples from which demonstrations are drawn."""
+    ROUND_PURCHASE = 10
+    """The labels of a round; the round's number is added."""
+    PURCHASE_FIT = 2
+    """The fit of a strategy's policy."""
+    ROUND_FIT = 20
+    """The fit of a round; the round's number is added."""
+    PURCHASE_REWARD = 50
+    """The fit of a strategy's reward model; the number of the model is added."""
+    PURCHASE_PAIRS = 45
+    """RSO's candidates and pairs on a strategy's reward model."""
     STRATEGY_DEMONSTRATIONS = 46
     """Simulated demonstrations."""
     NATURAL_GRADIENT_STARTS = 406

@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from rlhf_lab import exact
 from rlhf_lab.errors import Count, LabError, Positive, Range, Seed, check_path, check_paths, check_settings
 from rlhf_lab.experiments.methods import METHODS, Trained, train
-from rlhf_lab.experiments.setup import Budget
+from rlhf_lab.experiments.setup import SetupBudget
 from rlhf_lab.experiments.setup_exact import ExactSetup, random_world
 from rlhf_lab.experiments.statistics import summarise
 from rlhf_lab.policies.base import Policy
@@ -119,7 +119,7 @@ def exact_setup(settings: Compare, world: FiniteWorld, seed: int, prompts: int =
     """
     labels, batch_size, learning_rate = settings.labels, settings.batch_size, settings.learning_rate
     assert labels is not None and batch_size is not None and learning_rate is not None  # filled in by `Compare`
-    budget = Budget(
+    budget = SetupBudget(
         labels=labels, noise=settings.noise, prompts=prompts, beta=settings.beta, steps=settings.steps,
         batch_size=batch_size, learning_rate=learning_rate,
         progress=settings.progress and settings.policy != "table",

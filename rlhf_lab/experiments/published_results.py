@@ -64,3 +64,6 @@ RSO_TABLE_2: dict[str, RSORanking] = {
     "sft-64 tournament": RSORanking(91.14, 71.08),
 }
 """Liu et al. 2024 (RSO), Table 2: candidates and ranking on Reddit TL;DR, sigmoid-norm."""
+
+DPO_WIN_RATES = {"dpo": 0.617, "ppo": 0.570}
+"""Rafailov et al. 2023 (DPO), the figure on TL;DR: win rates at temperature 0, which is also PPO's best there."""

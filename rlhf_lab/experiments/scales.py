@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from rlhf_lab.experiments.setup import Budget, Setup
+from rlhf_lab.experiments.setup import Setup, SetupBudget
 from rlhf_lab.experiments.setup_exact import ExactSetup, random_world
 from rlhf_lab.experiments.setup_text import BUDGET, TextSetup, text_task
 
@@ -32,8 +32,8 @@ class Scale:
         look: its colour (Okabe and Ito) and its marker in `claims_forest`.
     """
 
-    make: Callable[[Budget, int, str], Setup]
-    budget: Budget
+    make: Callable[[SetupBudget, int, str], Setup]
+    budget: SetupBudget
     exact: bool
     column: Column
     words: str = ""
@@ -41,23 +41,23 @@ class Scale:
     look: tuple[str, str] = ("#727272", "^")
 
 
-def _exact(name: Column, budget: Budget, *words_and_look: Any) -> Scale:
-    def make(budget: Budget, seed: int, world: str) -> Setup:
+def _exact(name: Column, budget: SetupBudget, *words_and_look: Any) -> Scale:
+    def make(budget: SetupBudget, seed: int, world: str) -> Setup:
         return ExactSetup(random_world(name, seed), budget, seed)
 
     return Scale(make, budget, True, name, *words_and_look)
 
 
 def _language_model(name: str, *words_and_look: Any) -> Scale:
-    def make(budget: Budget, seed: int, world: str) -> Setup:
+    def make(budget: SetupBudget, seed: int, world: str) -> Setup:
         return TextSetup(text_task(name, world), budget, seed)
 
     return Scale(make, BUDGET, False, "small", *words_and_look)
 
 
 SCALES: dict[str, Scale] = {
-    "bandit": _exact("bandit", Budget(), "bandit", "bandit", ("#0072B2", "o")),
-    "tree": _exact("tree", Budget(labels=20_000), "token tree", "tree", ("#D55E00", "s")),
+    "bandit": _exact("bandit", SetupBudget(), "bandit", "bandit", ("#0072B2", "o")),
+    "tree": _exact("tree", SetupBudget(labels=20_000), "token tree", "tree", ("#D55E00", "s")),
     "small": _language_model("small", "small language model", "language model", ("#009E73", "D")),
 }
 """Every scale by its name, in the order of tables. Their results are saved; `small` is the language model that ships
@@ -76,7 +76,7 @@ def set_up(scale: str, seed: int, text_world: str = "sentiment", **budget: Any) 
         scale: its name.
         seed: of the labels, the prompts, the reward model and the fits; on a finite scale also of the world.
         text_world: which text world a language model answers.
-        **budget: fields of `Budget` that differ from the scale's usual budget.
+        **budget: fields of `SetupBudget` that differ from the scale's usual budget.
     """
     entry = scale_of(scale)
     return entry.make(replace(entry.budget, **budget), seed, text_world)

@@ -25,7 +25,7 @@ from rlhf_lab.training import Training, seeded
 
 
 @dataclass(frozen=True)
-class Budget:
+class SetupBudget:
     """What every method of a set-up may use. One budget serves all methods of an experiment."""
 
     labels: int = 2000
@@ -66,7 +66,7 @@ class Setup(ABC):
         seed: of the labels, the prompts, the reward model and the fits.
     """
 
-    budget: Budget
+    budget: SetupBudget
     seed: int
 
     @property

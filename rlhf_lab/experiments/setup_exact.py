@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rlhf_lab.batch import Pairs, Tokens
 from rlhf_lab.evaluation import evaluate
-from rlhf_lab.experiments.setup import Budget, Setup
+from rlhf_lab.experiments.setup import Setup, SetupBudget
 from rlhf_lab.policies.base import Policy
 from rlhf_lab.policies.tabular import TabularPolicy
 from rlhf_lab.randomness import Stream
@@ -53,7 +53,7 @@ class ExactSetup(Setup):
     """
 
     world: FiniteWorld
-    budget: Budget
+    budget: SetupBudget
     seed: int
 
     @property

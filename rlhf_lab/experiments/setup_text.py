@@ -20,7 +20,7 @@ from rlhf_lab.algorithms.sft import sft
 from rlhf_lab.batch import Pairs, Tokens
 from rlhf_lab.errors import LabError
 from rlhf_lab.evaluation.judges import Judge
-from rlhf_lab.experiments.setup import Budget, Setup
+from rlhf_lab.experiments.setup import Setup, SetupBudget
 from rlhf_lab.policies.base import Policy, Reward
 from rlhf_lab.randomness import Stream
 from rlhf_lab.rounding import rounding, wins
@@ -32,7 +32,7 @@ UNITS = {"sentiment": 0.7, "summaries": 0.25, "dialogue": 0.5, "translation": 0.
 the responses of π_ref to one prompt (0.74, 0.24, 0.48 and 0.14 on validation prompts), rounded."""
 SFT_STEPS = 300
 """Optimiser steps of SFT on the world's targets for a model that does not ship; the result is the reference policy."""
-BUDGET = Budget(
+BUDGET = SetupBudget(
     labels=512, prompts=128, steps=60, batch_size=16, learning_rate=3e-4, max_grad_norm=1.0, reward_steps=120,
     reward_rate=1e-3,
 )  # fmt: skip
@@ -109,7 +109,7 @@ class TextSetup(Setup):
     """
 
     task: TextTask
-    budget: Budget
+    budget: SetupBudget
     seed: int
 
     @property

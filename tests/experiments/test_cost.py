@@ -19,7 +19,7 @@ from rlhf_lab.experiments.claims.cost.run import EXPERIMENT
 from rlhf_lab.experiments.claims.cost.settings import Cost
 from rlhf_lab.experiments.claims.cost.setup import TRAINED, CostSetup, Meter, held_bytes, train
 from rlhf_lab.experiments.methods import METHODS
-from rlhf_lab.experiments.setup import Budget
+from rlhf_lab.experiments.setup import SetupBudget
 from rlhf_lab.experiments.setup_text import TextSetup
 
 
@@ -104,7 +104,7 @@ def test_the_best_of_n_on_text_is_the_gold_reward_of_each_group_s_highest_score(
         gold=lambda *_: gold,
     )
     shared = CostSetup(Cost(scale="small", quick=True), 0)
-    vars(shared).update(setup=TextSetup(task, Budget(), 0), fitted=(lambda *_: scores, 0.0))
+    vars(shared).update(setup=TextSetup(task, SetupBudget(), 0), fitted=(lambda *_: scores, 0.0))
     assert list(shared.best_of) == [1, 2, 4, 8, 16]
     for n, value in shared.best_of.items():
         best = [

@@ -13,7 +13,7 @@ from rlhf_lab.errors import LabError
 from rlhf_lab.experiments.claims.dpo_frontier import frontiers
 from rlhf_lab.experiments.claims.dpo_frontier.report import figure
 from rlhf_lab.experiments.claims.dpo_frontier.run import EXPERIMENT
-from rlhf_lab.experiments.claims.dpo_frontier.settings import JUDGED, DPOFrontier
+from rlhf_lab.experiments.claims.dpo_frontier.settings import DECISIVE, DPOFrontier
 from rlhf_lab.experiments.runner import experiment_run
 from rlhf_lab.experiments.verdicts import side
 
@@ -77,7 +77,7 @@ def test_each_outcome_of_the_rule_from_runs_that_call_for_it(lead, spread, outco
     settings, runs = DPOFrontier(), _runs(lead, spread)
     verdict = EXPERIMENT.decide(settings, frontiers.summarise_runs(settings, runs), runs)
     assert verdict.outcome == outcome
-    assert [side(verdict.numbers[f"lead_ppo_{place}"]) for place in JUDGED] == signs
+    assert [side(verdict.numbers[f"lead_ppo_{place}"]) for place in DECISIVE] == signs
 
 
 def test_numbers_compare_frontiers_at_the_same_budget():

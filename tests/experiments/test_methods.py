@@ -13,7 +13,7 @@ from rlhf_lab.experiments.compare import Compare, compare
 from rlhf_lab.experiments.methods import METHODS, BestOf, Method, train
 from rlhf_lab.experiments.runner import experiment_run, save
 from rlhf_lab.experiments.scales import SCALES, Scale, set_up
-from rlhf_lab.experiments.setup import Budget
+from rlhf_lab.experiments.setup import SetupBudget
 from rlhf_lab.experiments.setup_exact import ExactSetup
 from rlhf_lab.experiments.trajectories import record_trajectories
 from rlhf_lab.policies.base import Policy
@@ -82,14 +82,14 @@ def three_arms(monkeypatch):
     def make(budget, seed, text_world):
         return ExactSetup(bandit.random(2, 3, seed), budget, seed)
 
-    entry = Scale(make, Budget(**QUICK), exact=True, column="bandit", words="three arms", short="three")
+    entry = Scale(make, SetupBudget(**QUICK), exact=True, column="bandit", words="three arms", short="three")
     monkeypatch.setitem(SCALES, "three-arms", entry)
 
 
 @pytest.mark.parametrize("key", METHODS)
 def test_a_new_scale_is_one_entry_and_every_method_runs_on_it(key, three_arms):
     setup = set_up("three-arms", 3, beta=0.7)
-    assert setup.budget == replace(Budget(**QUICK), beta=0.7) and len(setup.pairs) == 24
+    assert setup.budget == replace(SetupBudget(**QUICK), beta=0.7) and len(setup.pairs) == 24
     found = setup.evaluate(train(key, setup).policy)
     best = setup.evaluate(setup.world.optimal(0.7))["objective"]
     assert found["objective"] <= best + 1e-12 and found["kl"] >= 0

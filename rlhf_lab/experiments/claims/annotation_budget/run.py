@@ -31,7 +31,7 @@ from rlhf_lab.response_tree import ResponseTree
 from rlhf_lab.training import seeded
 from rlhf_lab.worlds import token_tree
 
-Row = dict[str, Any]
+ResultRow = dict[str, Any]
 
 
 def jobs(settings: AnnotationBudget) -> list[Job]:
@@ -40,7 +40,7 @@ def jobs(settings: AnnotationBudget) -> list[Job]:
     return [{"seed": seed, "part": part} for seed in range(settings.seeds) for part in parts]
 
 
-def run(settings: AnnotationBudget, job: Job, best_config: BestConfig) -> list[Row]:
+def run(settings: AnnotationBudget, job: Job, best_config: BestConfig) -> list[ResultRow]:
     """Run one part of one seed."""
     if settings.exact:
         return PARTS[job["part"]](settings, job["seed"])
@@ -76,7 +76,7 @@ def _bigrams(tree: ResponseTree) -> Tensor:
     return torch.cat([_unigrams(tree), token_tree.bigrams(tree)], -1)
 
 
-def _limit(settings: AnnotationBudget, seed: int) -> list[Row]:
+def _limit(settings: AnnotationBudget, seed: int) -> list[ResultRow]:
     """Compare N · regret with its limit, for growing N."""
     world, _ = _world(settings, seed, limit=True)
     rows = []
@@ -90,7 +90,7 @@ def _limit(settings: AnnotationBudget, seed: int) -> list[Row]:
     return rows
 
 
-def _sources(settings: AnnotationBudget, seed: int) -> list[Row]:
+def _sources(settings: AnnotationBudget, seed: int) -> list[ResultRow]:
     """Compare the sources of pairs: how many labels each needs, relative to the best design."""
     world, _ = _world(settings, seed)
     best = world.price("design")
@@ -107,11 +107,11 @@ def _sources(settings: AnnotationBudget, seed: int) -> list[Row]:
     return rows
 
 
-def _split(settings: AnnotationBudget, seed: int) -> list[Row]:
+def _split(settings: AnnotationBudget, seed: int) -> list[ResultRow]:
     """Divide the budget between demonstrations and labels, for several prices of a demonstration."""
     world, _ = _world(settings, seed)
     demo = exact.optimal_policy(world.log_ref, world.reward, settings.demo_beta)
-    rows: list[Row] = []
+    rows: list[ResultRow] = []
     for ratio in settings.ratios:
         for share in SHARES:
             number = int(share * settings.budget / ratio + 1e-9)
@@ -138,7 +138,7 @@ def _split(settings: AnnotationBudget, seed: int) -> list[Row]:
     return rows
 
 
-def _learners(settings: AnnotationBudget, seed: int) -> list[Row]:
+def _learners(settings: AnnotationBudget, seed: int) -> list[ResultRow]:
     """Compare DPO with a reward model, in a policy class that excludes π*."""
     world, features = _world(settings, seed)
     runs = settings.runs
@@ -168,7 +168,7 @@ def _learners(settings: AnnotationBudget, seed: int) -> list[Row]:
     return rows
 
 
-def _rounds(settings: AnnotationBudget, seed: int) -> list[Row]:
+def _rounds(settings: AnnotationBudget, seed: int) -> list[ResultRow]:
     """Collect the same number of labels in more and more rounds."""
     world, _ = _world(settings, seed)
     best, labels = world.price("design"), settings.round_labels
@@ -184,7 +184,7 @@ def _rounds(settings: AnnotationBudget, seed: int) -> list[Row]:
     return rows
 
 
-def _d_optimal(settings: AnnotationBudget, seed: int) -> list[Row]:
+def _d_optimal(settings: AnnotationBudget, seed: int) -> list[ResultRow]:
     """Compare the D-optimal design with the best design, both in the limit of many labels."""
     world, _ = _world(settings, seed)
     price = exact.label_price(world.log_ref, world.reward, world.beta, exact.d_optimal_pair_design(world.reward))
@@ -192,7 +192,7 @@ def _d_optimal(settings: AnnotationBudget, seed: int) -> list[Row]:
     return [{"pairs": "d-optimal", "place": place, "ratio": ratio} for place, ratio in enumerate(ratios)]
 
 
-PARTS: dict[str, Callable[[AnnotationBudget, int], list[Row]]] = {
+PARTS: dict[str, Callable[[AnnotationBudget, int], list[ResultRow]]] = {
     "limit": _limit,
     "sources": _sources,
     "split": _split,
@@ -213,7 +213,7 @@ def _text_setup(settings: AnnotationBudget, seed: int) -> TextSetup:
     return setup
 
 
-def _on_text(settings: AnnotationBudget, seed: int, key: str) -> Row:
+def _on_text(settings: AnnotationBudget, seed: int, key: str) -> ResultRow:
     setup = _text_setup(settings, seed)
     prices = {
         "demonstrations": settings.price_demonstration, "labels": 1.0, "samples": settings.price_sample,
@@ -236,7 +236,7 @@ def _rows(
     value: Any,
     by: Sequence[str] = (),
     interval: Callable[[np.ndarray], Interval] = mean_of,
-) -> list[Row]:
+) -> list[ResultRow]:
     """Return a row of the summary for each group of runs.
 
     Args:
@@ -246,7 +246,7 @@ def _rows(
         by: the columns that define a group.
         interval: of the values of a group, (n,) or (n, columns).
     """
-    out: list[Row] = []
+    out: list[ResultRow] = []
     for key, group in runs.groupby(["part", *by], sort=False):
         names = dict(zip(["part", *by], key, strict=True))
         found = interval(group[value].to_numpy())
@@ -290,7 +290,7 @@ def summarise(settings: AnnotationBudget, runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _split_summary(split: pd.DataFrame) -> list[Row]:
+def _split_summary(split: pd.DataFrame) -> list[ResultRow]:
     """The regret of each split, and the share with the lowest regret, simulated and in the limit of many labels."""
     rows = _rows(split, "regret", "log_regret", ["pairs", "demo_price", "share"], _geometric_mean)
     index = ["part", "pairs", "demo_price", "seed"]
@@ -303,7 +303,7 @@ def _split_summary(split: pd.DataFrame) -> list[Row]:
     return rows
 
 
-def _learners_summary(settings: AnnotationBudget, learners: pd.DataFrame) -> list[Row]:
+def _learners_summary(settings: AnnotationBudget, learners: pd.DataFrame) -> list[ResultRow]:
     """The regret of each learner, and at the largest number of labels the differences between learners."""
     rows = _rows(learners, "regret", "regret", ["learner", "labels"])
     last = learners[learners["labels"] == settings.totals[-1]]

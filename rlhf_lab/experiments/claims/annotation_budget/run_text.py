@@ -101,12 +101,14 @@ class BudgetTracker:
         self.used["labels"] += len(pairs)
         return pairs
 
-    def random_pairs(self, policy: Policy, number: int, stream: int) -> Pairs:
+    def random_pairs(self, policy: Policy, number: int, stream: int = Stream.FIRST_PURCHASE) -> Pairs:
         """Label two samples of the policy for each of `number` prompts."""
         drawn = self.candidates(policy, self.next_prompts(number), 2, stream)
         return self.label(drawn, [torch.tensor([[0, 1]]).expand(len(p), 2) for p, _ in drawn], stream)
 
-    def fit_dpo(self, pairs: Pairs, stream: int, steps: int | None = None, policy: Policy | None = None) -> Policy:
+    def fit_dpo(
+        self, pairs: Pairs, stream: int = Stream.PURCHASE_FIT, steps: int | None = None, policy: Policy | None = None
+    ) -> Policy:
         """Train `policy` (by default a new one at π_ref) by DPO for `steps` (by default all steps of a policy)."""
         policy = self.setup.new_policy() if policy is None else policy
         training = self.setup.training(stream, steps=self.steps if steps is None else steps)
@@ -114,7 +116,7 @@ class BudgetTracker:
         self.used["steps"] += training.steps
         return policy
 
-    def fit_reward(self, pairs: Pairs, stream: int) -> nn.Module:
+    def fit_reward(self, pairs: Pairs, stream: int = Stream.PURCHASE_REWARD) -> nn.Module:
         """Fit a reward model; `stream` determines the order of the batches."""
         self.used["steps"] += self.reward_steps
         return self.setup.fit_reward_model(pairs, stream)
@@ -132,36 +134,41 @@ class BudgetTracker:
 
 def random(tracker: BudgetTracker) -> Policy:
     """Use the whole budget for labels of pairs of samples from π_ref, and train by DPO."""
-    pairs = tracker.random_pairs(tracker.setup.reference, tracker.labels_left(2, tracker.steps), 1)
-    return tracker.fit_dpo(pairs, 2)
+    pairs = tracker.random_pairs(tracker.setup.reference, tracker.labels_left(2, tracker.steps))
+    return tracker.fit_dpo(pairs)
 
 
 def uncertain(tracker: BudgetTracker, candidates: int = 4) -> Policy:
     """Label random pairs first, then for each prompt the two of 4 samples on which two reward models differ most."""
     setup = tracker.setup
     number = tracker.labels_left(1 + candidates / 2, tracker.steps + 2 * tracker.reward_steps)
-    first = tracker.random_pairs(setup.reference, number // 2, 1)
+    first = tracker.random_pairs(setup.reference, number // 2)
     # Each model is fitted to one half of the labels, so they differ where the labels do not determine the reward.
     order = torch.randperm(len(first), generator=seeded(setup.seed, Stream.STRATEGY_HALVES))
-    models = [tracker.fit_reward(first[half], 50 + i) for i, half in enumerate(order.tensor_split(2))]
-    drawn = tracker.candidates(setup.reference, tracker.next_prompts(number - number // 2), candidates, 2)
+    halves = enumerate(order.tensor_split(2))
+    models = [tracker.fit_reward(first[half], Stream.PURCHASE_REWARD + i) for i, half in halves]
+    prompts = tracker.next_prompts(number - number // 2)
+    drawn = tracker.candidates(setup.reference, prompts, candidates, Stream.SECOND_PURCHASE)
     pairs, places = torch.combinations(torch.arange(candidates)), []
     for prompts, responses in drawn:
         apart = (models[0](prompts, responses) - models[1](prompts, responses)).cpu()
         places.append(pairs[apart[:, pairs].diff().squeeze(-1).abs().argmax(-1)])
-    return tracker.fit_dpo(cat_pairs([first, tracker.label(drawn, places, 2)]), 2)
+    second = tracker.label(drawn, places, Stream.SECOND_PURCHASE)
+    return tracker.fit_dpo(cat_pairs([first, second]))
 
 
 def by_reward(tracker: BudgetTracker, candidates: int = 8) -> Policy:
     """Label random pairs first, then for each prompt two of 8 samples, accepted as samples from π_r."""
     setup = tracker.setup
     number = tracker.labels_left(1 + candidates / 2, tracker.steps + tracker.reward_steps)
-    first = tracker.random_pairs(setup.reference, number // 2, 1)
-    model = tracker.fit_reward(first, 50)
-    drawn = tracker.candidates(setup.reference, tracker.next_prompts(number - number // 2), candidates, 2)
+    first = tracker.random_pairs(setup.reference, number // 2)
+    model = tracker.fit_reward(first)
+    prompts = tracker.next_prompts(number - number // 2)
+    drawn = tracker.candidates(setup.reference, prompts, candidates, Stream.SECOND_PURCHASE)
     generator = seeded(setup.seed, Stream.STRATEGY_REJECTION)
     places = [sampling.rejection_sample(model(x, y).double(), 2, setup.budget.beta, generator) for x, y in drawn]
-    return tracker.fit_dpo(cat_pairs([first, tracker.label(drawn, places, 2)]), 2)
+    second = tracker.label(drawn, places, Stream.SECOND_PURCHASE)
+    return tracker.fit_dpo(cat_pairs([first, second]))
 
 
 def in_rounds(tracker: BudgetTracker, rounds: int = 4) -> Policy:
@@ -172,8 +179,8 @@ def in_rounds(tracker: BudgetTracker, rounds: int = 4) -> Policy:
     seen: list[Pairs] = []
     for turn in range(rounds):
         number = labels * (turn + 1) // rounds - labels * turn // rounds
-        seen.append(tracker.random_pairs(policy, number, 10 + turn))
-        tracker.fit_dpo(cat_pairs(seen), 20 + turn, steps, policy)
+        seen.append(tracker.random_pairs(policy, number, Stream.ROUND_PURCHASE + turn))
+        tracker.fit_dpo(cat_pairs(seen), Stream.ROUND_FIT + turn, steps, policy)
     return policy
 
 
@@ -182,11 +189,12 @@ def reward_then_rso(tracker: BudgetTracker, prompts: int = 64, candidates: int =
     setup = tracker.setup
     prompts = min(prompts, setup.budget.prompts)
     number = tracker.labels_left(2, tracker.steps + tracker.reward_steps, prompts * candidates)
-    model = tracker.fit_reward(tracker.random_pairs(setup.reference, number, 1), 50)
+    model = tracker.fit_reward(tracker.random_pairs(setup.reference, number))
     settings = RSO(beta=setup.budget.beta, candidates=candidates, accepted=8)
-    pairs, _ = make_pairs(setup.reference, model, tracker.next_prompts(prompts), settings, 1000 * setup.seed + 45)
+    seed = setup.training(Stream.PURCHASE_PAIRS).seed
+    pairs, _ = make_pairs(setup.reference, model, tracker.next_prompts(prompts), settings, seed)
     tracker.used["samples"] += prompts * candidates
-    return tracker.fit_dpo(pairs, 2)
+    return tracker.fit_dpo(pairs)
 
 
 DEMO_BETA = 1.0
@@ -197,7 +205,7 @@ def demonstrations_first(tracker: BudgetTracker, share: float = 0.5) -> Policy:
     """Use half of the budget for demonstrations for SFT, and the rest for labels of its samples for DPO."""
     setup = tracker.setup
     number = max(int(share * tracker.money / tracker.prices["demonstrations"]), 1)
-    drawn = tracker.candidates(setup.reference, tracker.next_prompts(number), 16, 3)
+    drawn = tracker.candidates(setup.reference, tracker.next_prompts(number), 16, Stream.DEMONSTRATION_PURCHASE)
     tracker.used["samples"] = 0  # these samples only simulate the demonstrator, so they cost nothing
     tracker.used["demonstrations"] = number
     generator = seeded(setup.seed, Stream.STRATEGY_DEMONSTRATIONS)
@@ -205,8 +213,8 @@ def demonstrations_first(tracker: BudgetTracker, share: float = 0.5) -> Policy:
     policy, steps = setup.new_policy(), tracker.steps // 2
     sft(policy, cat([x for x, _ in drawn]), cat(targets), setup.training(Stream.LABEL_FIT, steps=steps))
     tracker.used["steps"] += steps
-    pairs = tracker.random_pairs(policy, tracker.labels_left(2, tracker.steps - steps), 1)
-    return tracker.fit_dpo(pairs, 2, tracker.steps - steps, policy)
+    pairs = tracker.random_pairs(policy, tracker.labels_left(2, tracker.steps - steps))
+    return tracker.fit_dpo(pairs, steps=tracker.steps - steps, policy=policy)
 
 
 class Strategy(NamedTuple):

@@ -20,7 +20,7 @@ from rlhf_lab.experiments import methods
 from rlhf_lab.experiments.claims.cost.settings import Cost
 from rlhf_lab.experiments.methods import METHODS
 from rlhf_lab.experiments.scales import set_up
-from rlhf_lab.experiments.setup import Budget, Setup
+from rlhf_lab.experiments.setup import Setup, SetupBudget
 from rlhf_lab.experiments.setup_exact import ExactSetup, random_world
 from rlhf_lab.experiments.setup_text import TextSetup
 from rlhf_lab.policies.base import Policy
@@ -59,7 +59,7 @@ class CostSetup:
         }  # fmt: skip
         if s.exact:
             world = random_world(s.scale, 0, "table" if s.scale == "bandit" else "gpt2")
-            return ExactSetup(world, Budget(**sizes), self.seed)
+            return ExactSetup(world, SetupBudget(**sizes), self.seed)
         return set_up(s.scale, self.seed, s.world, **sizes)
 
     @cached_property

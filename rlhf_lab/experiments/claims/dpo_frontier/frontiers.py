@@ -9,8 +9,14 @@ import pandas as pd
 
 from rlhf_lab.experiments.claims.dpo_frontier.settings import BUDGETS, DPOFrontier
 from rlhf_lab.experiments.statistics import summarise
+from rlhf_lab.randomness import Stream
 
-METHODS = {"sft": 1, "dpo": 2, "ppo": 3, "ppo-gold": 4}
+METHODS = {
+    "sft": Stream.SFT_FIT,
+    "dpo": Stream.TUNED_DPO,
+    "ppo": Stream.TUNED_PPO,
+    "ppo-gold": Stream.TUNED_PPO_ON_GOLD,
+}
 """The trained methods, each with its stream of random numbers. `sft` is the paper's Preferred-FT."""
 
 

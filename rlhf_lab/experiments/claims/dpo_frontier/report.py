@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from rlhf_lab.experiments.claims.dpo_frontier.frontiers import METHODS, budgets_of, gains, heights
-from rlhf_lab.experiments.claims.dpo_frontier.settings import JUDGED, DPOFrontier
+from rlhf_lab.experiments.claims.dpo_frontier.settings import DECISIVE, DPOFrontier
 from rlhf_lab.experiments.statistics import holm_intervals, in_row, mean_of
 from rlhf_lab.experiments.verdicts import Number, Verdict, outcome_of, side
 from rlhf_lab.figures import statistical, style
@@ -29,8 +29,8 @@ def numbers_of(settings: DPOFrontier, summary: pd.DataFrame, runs: pd.DataFrame)
     """
     found, budgets = heights(settings, runs), budgets_of(runs)
     numbers: dict[str, Number] = {}
-    numbers |= holm_intervals({f"lead_ppo_{i}": (found["dpo"] - found["ppo"])[:, i - 1] for i in JUDGED})
-    for place in JUDGED:
+    numbers |= holm_intervals({f"lead_ppo_{i}": (found["dpo"] - found["ppo"])[:, i - 1] for i in DECISIVE})
+    for place in DECISIVE:
         gain = {method: height[:, place - 1] for method, height in found.items()}
         numbers[f"budget_{place}"] = float(budgets[place - 1])
         numbers[f"lead_ppo_gold_{place}"] = mean_of(gain["dpo"] - gain["ppo-gold"])
@@ -58,7 +58,7 @@ def numbers_of(settings: DPOFrontier, summary: pd.DataFrame, runs: pd.DataFrame)
 def decide(settings: DPOFrontier, summary: pd.DataFrame, runs: pd.DataFrame) -> Verdict:
     """Apply the rule (`settings.RULE`) to the numbers."""
     numbers: dict[str, Any] = numbers_of(settings, summary, runs)
-    leads = [f"lead_ppo_{place}" for place in JUDGED]
+    leads = [f"lead_ppo_{place}" for place in DECISIVE]
     return Verdict(outcome_of(side(numbers[name]) for name in leads), numbers, dict.fromkeys(leads, 0.0))
 
 

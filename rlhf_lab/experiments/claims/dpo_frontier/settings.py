@@ -10,7 +10,7 @@ from rlhf_lab.experiments.settings import Defaults, PerScale, Settings
 
 BUDGETS = 9
 """Number of KL budgets at which the methods are compared. They are evenly spaced in √KL."""
-JUDGED = (3, 6, 9)
+DECISIVE = (3, 6, 9)
 """The budgets, counted from 1, that decide: a third, two thirds and all of the largest √KL of both methods."""
 
 RULE = f"""In each seed the frontier of a method is the concave envelope of its points and π_ref. The lead of DPO at a

@@ -32,7 +32,7 @@ def slopes(settings: EnoughLabels, runs: pd.DataFrame) -> np.ndarray:
     return fitted
 
 
-def judged(settings: EnoughLabels, runs: pd.DataFrame) -> dict[str, Interval]:
+def decisive(settings: EnoughLabels, runs: pd.DataFrame) -> dict[str, Interval]:
     """Return the numbers that decide, with intervals that hold together at 95%."""
     first, last = settings.labels[0], settings.labels[-1]
     values: dict[str, np.ndarray | pd.Series] = {}
@@ -67,12 +67,12 @@ def numbers_of(settings: EnoughLabels, summary: pd.DataFrame, runs: pd.DataFrame
             numbers |= {f"net_{m}_{when}_{n}": interval_at(summary, m, **row) for m in ("regret", "loss")}
     if settings.net_labels:
         numbers |= {"fresh_labels": used, "fresh_regret": interval_at(summary, "regret", kind="fresh", when="end")}
-    return numbers | judged(settings, runs)
+    return numbers | decisive(settings, runs)
 
 
 def decide(settings: EnoughLabels, summary: pd.DataFrame, runs: pd.DataFrame) -> Verdict:
     """Apply the rule (`settings.RULE`) to the numbers."""
-    parts, last = judged(settings, runs), settings.labels[-1]
+    parts, last = decisive(settings, runs), settings.labels[-1]
     signs, thresholds = {name: side(one) for name, one in parts.items()}, dict.fromkeys(parts, 0.0)
     if settings.exact:
         ratios = {"slope": -parts["slope"], f"ratio_{last}": parts[f"ratio_{last}"]}

@@ -25,7 +25,7 @@ from rlhf_lab.experiments.claims.enough_labels.report import decide, figure
 from rlhf_lab.experiments.claims.enough_labels.settings import RULE, EnoughLabels
 from rlhf_lab.experiments.runner import Experiment, Job
 from rlhf_lab.experiments.scales import set_up
-from rlhf_lab.experiments.setup import Budget
+from rlhf_lab.experiments.setup import SetupBudget
 from rlhf_lab.experiments.setup_exact import ExactSetup, random_world
 from rlhf_lab.experiments.setup_text import TextSetup
 from rlhf_lab.experiments.statistics import summarise
@@ -107,7 +107,7 @@ def _net(settings: EnoughLabels, job: Job) -> list[dict[str, Any]]:
     """
     world, fresh = _net_world(), job["kind"] == "fresh"
     seed, number = job["seed"], job["labels"]
-    budget = Budget(
+    budget = SetupBudget(
         beta=settings.beta, steps=settings.steps, batch_size=settings.batch, learning_rate=settings.rate,
         max_grad_norm=1.0,
     )  # fmt: skip

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 METHODS = ("best-of-n", *TRAINED)
 """The methods whose trajectories are recorded."""
-JUDGED = ("best-of-n", "ppo")
+DECISIVE = ("best-of-n", "ppo")
 """The methods of the rule, those of the source."""
-JUDGED_KIND = "extrapolating"
+DECISIVE_KIND = "extrapolating"
 """The kind of reward model that the rule judges on the exact scales. On text there is one kind, "full"."""
 KINDS = {
     "full": ("plug-in", "o", "any reward"),
@@ -85,17 +85,17 @@ def peak_shifts(settings: OverOptimisation, rows: pd.DataFrame) -> np.ndarray:
     the two methods of the rule.
     """
     few, many = settings.labels[0], settings.labels[-1]
-    judged = rows[(rows["kind"] == judged_kind(settings)) & rows[TRAJECTORY].isin(JUDGED)].reset_index(drop=True)
-    peaks = judged.loc[judged.groupby(["seed", TRAJECTORY, "labels"])["gold"].idxmax()]
+    decisive = rows[(rows["kind"] == decisive_kind(settings)) & rows[TRAJECTORY].isin(DECISIVE)].reset_index(drop=True)
+    peaks = decisive.loc[decisive.groupby(["seed", TRAJECTORY, "labels"])["gold"].idxmax()]
     root = peaks.assign(root=peaks["kl"].clip(lower=0) ** 0.5).pivot(
         index=["seed", TRAJECTORY], columns="labels", values="root"
     )
     return (root[many] - root[few]).groupby("seed").mean().to_numpy()
 
 
-def judged_kind(settings: OverOptimisation) -> str:
+def decisive_kind(settings: OverOptimisation) -> str:
     """Return the kind of reward model that the rule judges."""
-    return JUDGED_KIND if settings.exact else "full"
+    return DECISIVE_KIND if settings.exact else "full"
 
 
 def key_of(name: str, kind: str, labels: int) -> str:
@@ -116,7 +116,7 @@ def numbers_of(
     ends: Any = summary.groupby([TRAJECTORY, "kind", "labels"]).last()
     for (name, kind, labels), turned in found.items():
         key = key_of(name, kind, labels)
-        if kind in ("full", JUDGED_KIND) and labels in (few, many):
+        if kind in ("full", DECISIVE_KIND) and labels in (few, many):
             numbers |= {f"{what}_{key}": mean_of(turned[what]) for what in ("fall", "rise")}
             of_all = turned.iloc[0]
             numbers |= {f"{what}_{key}": float(of_all[what]) for what in ("reach", "gain", "peak", "end")}
@@ -130,14 +130,16 @@ def numbers_of(
 
 def decide(settings: OverOptimisation, summary: pd.DataFrame, rows: pd.DataFrame) -> Verdict:
     """Apply the rule (`settings.RULE`) to the rows."""
-    found, few, kind = turns(rows), settings.labels[0], judged_kind(settings)
-    judged = {key_of(name, kind, few): found[name, kind, few] for name in JUDGED}
-    compared = {f"fall_{key}": turned["fall"].to_numpy() for key, turned in judged.items()}
+    found, few, kind = turns(rows), settings.labels[0], decisive_kind(settings)
+    decisive = {key_of(name, kind, few): found[name, kind, few] for name in DECISIVE}
+    compared = {f"fall_{key}": turned["fall"].to_numpy() for key, turned in decisive.items()}
     intervals = holm_intervals(compared | {"peak_shift": peak_shifts(settings, rows)})
-    signs = [sign(turned, intervals[f"fall_{key}"]) for key, turned in judged.items()] + [side(intervals["peak_shift"])]
+    signs = [sign(turned, intervals[f"fall_{key}"]) for key, turned in decisive.items()] + [
+        side(intervals["peak_shift"])
+    ]
     numbers: dict[str, Any] = numbers_of(settings, summary, found) | intervals
-    thresholds = {f"fall_{key}": numbers[f"margin_{key}"] for key in judged} | {"peak_shift": 0.0}
-    return Verdict(outcome_of(signs), numbers, thresholds | {f"reach_{key}": REACH for key in judged})
+    thresholds = {f"fall_{key}": numbers[f"margin_{key}"] for key in decisive} | {"peak_shift": 0.0}
+    return Verdict(outcome_of(signs), numbers, thresholds | {f"reach_{key}": REACH for key in decisive})
 
 
 def styles() -> dict[str, style.Style]:
@@ -158,7 +160,7 @@ def figure(settings: OverOptimisation, summary: pd.DataFrame, rows: pd.DataFrame
 
     drawing, axes = style.subplots(1, 3, width=17, height=5.2)
     for ax, labels in zip(axes, (settings.labels[0], settings.labels[-1]), strict=False):
-        _rewards(ax, summary[(summary["kind"] == judged_kind(settings)) & (summary["labels"] == labels)])
+        _rewards(ax, summary[(summary["kind"] == decisive_kind(settings)) & (summary["labels"] == labels)])
         ax.set(
             title=tr("Gold and proxy, {labels:,} labels", labels=labels), xlabel="√KL(π‖π_ref) [√nats]",
             ylabel="gain over π_ref [logits of a label]",

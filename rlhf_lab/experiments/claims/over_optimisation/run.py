@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from rlhf_lab.experiments.claims.over_optimisation.report import JUDGED_KIND, KINDS, decide, figure
+from rlhf_lab.experiments.claims.over_optimisation.report import DECISIVE_KIND, KINDS, decide, figure
 from rlhf_lab.experiments.claims.over_optimisation.settings import RULE, OverOptimisation
 from rlhf_lab.experiments.claims.over_optimisation.trajectories import (
     POINT,
@@ -30,7 +30,7 @@ def jobs(settings: OverOptimisation) -> list[Job]:
     few, many = settings.labels[0], settings.labels[-1]
     if settings.exact:
         conditions = [("exact", n, kind) for kind in KINDS for n in settings.labels]
-        conditions += [(name, n, kind) for kind in ("full", JUDGED_KIND) for n in (few, many) for name in TRAINED]
+        conditions += [(name, n, kind) for kind in ("full", DECISIVE_KIND) for n in (few, many) for name in TRAINED]
     else:
         conditions = [(name, few, "full") for name in TRAINED]
         conditions += [("ppo", many, "full"), ("dpo", many, "full"), ("best-of-n", 0, "full")]

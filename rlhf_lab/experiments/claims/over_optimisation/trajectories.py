@@ -18,7 +18,7 @@ from rlhf_lab.experiments.claims.over_optimisation.settings import OverOptimisat
 from rlhf_lab.experiments.methods import train
 from rlhf_lab.experiments.runner import Job
 from rlhf_lab.experiments.scales import set_up
-from rlhf_lab.experiments.setup import Budget
+from rlhf_lab.experiments.setup import SetupBudget
 from rlhf_lab.experiments.setup_exact import ExactSetup, random_world
 from rlhf_lab.experiments.setup_text import TextSetup
 from rlhf_lab.experiments.trajectories import record
@@ -118,7 +118,7 @@ def saturating_world(scale: str, seed: int) -> tuple[FiniteWorld, Tensor]:
 @lru_cache(maxsize=8)
 def _exact_setup(settings: OverOptimisation, seed: int, labels: int, kind: str) -> ExactSetup:
     world, features = (saturating_world if kind in SATURATING else make_world)(settings.scale, seed)
-    budget = Budget(
+    budget = SetupBudget(
         labels=labels, noise=settings.noise if kind == "noisy" else 0.0, prompts=settings.prompts, beta=settings.beta,
         steps=settings.steps, batch_size=2048, learning_rate=settings.rate, reward_steps=settings.reward_steps,
     )  # fmt: skip

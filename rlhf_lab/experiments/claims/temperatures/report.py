@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from rlhf_lab.experiments.claims.temperatures.settings import TIE, Temperatures
+from rlhf_lab.experiments.published_results import DPO_WIN_RATES
 from rlhf_lab.experiments.statistics import holm_intervals, interval_at, mean_of
 from rlhf_lab.experiments.verdicts import Number, Verdict, outcome_of, side
 from rlhf_lab.figures import statistical, style
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NAMES = {"reference": "SFT (π_ref)", "sft": "SFT on chosen", "dpo": "DPO", "ppo": "PPO"}
-PAPER = {"dpo": 0.617, "ppo": 0.570}
-"""Win rates at temperature 0 in the DPO paper's TL;DR figure. Temperature 0 is also PPO's best there."""
 PARTS = ("lead_over_ppo", "smaller_fall", "lead_over_best_of_n")
 """The parts (a), (b) and (c) of the rule."""
 
@@ -112,7 +111,7 @@ def figure(settings: Temperatures, summary: pd.DataFrame, runs: pd.DataFrame) ->
             if metric != "gain":
                 ax.axhline(0.5, color="#444444", lw=1, zorder=1)
                 ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-            for method, value in PAPER.items() if metric == "judge_wins" else ():
+            for method, value in DPO_WIN_RATES.items() if metric == "judge_wins" else ():
                 mark = style.of(method, hollow=True, dash="none").line()
                 ax.plot([-0.07], [value], label=f"{NAMES[method]}, the paper", **mark)
         statistical.legend_below(drawing, *axes, columns=3 if settings.exact else 4)

@@ -31,8 +31,9 @@ from rlhf_lab.experiments.statistics import summarise
 from rlhf_lab.experiments.text_judge import judge_of
 from rlhf_lab.policies.base import Policy
 from rlhf_lab.policies.tabular import TabularPolicy
+from rlhf_lab.randomness import Stream
 
-TRAINED = {"sft": 1, "dpo": 2, "ppo": 3}
+TRAINED = {"sft": Stream.SFT_FIT, "dpo": Stream.TUNED_DPO, "ppo": Stream.TUNED_PPO}
 """The methods that train a policy, each with its random stream."""
 WORLD = "summaries"
 
