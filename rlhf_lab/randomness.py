@@ -178,6 +178,12 @@ class Stream:
     """Prompts and labels of a round, on text."""
     ROUND_RESPONSES = 62
     """Responses of a round, on text."""
+    LABELS_AT_START = 0
+    """All labels of a deployment at its start; an index after `ROUND_PROMPTS`, as is the next one."""
+    LABELS_OF_ROUND = 1
+    """The labels of one round."""
+    DEPLOYED_FIT = 70
+    """The fit of a deployed policy; the number of its round is added."""
     ROUND_TEST_PROMPTS = 63
     """Test prompts of a round, on text."""
     ROUND_TEST_RESPONSES = 64

@@ -22,22 +22,25 @@ def numbers(argument: ast.expr) -> list[int]:
     return [part.value for part in parts if isinstance(part, ast.Constant) and isinstance(part.value, int)]
 
 
-def places_of_streams() -> dict[str, int]:
-    """The place of the argument `stream` in the calls of each function of an experiment, without `self`."""
+def places_of_streams(tree: ast.Module) -> dict[str, int]:
+    """The place of the argument `stream` in the calls of each function of a module that has one, without `self`."""
     places = {}
-    for path, tree in TREES.items():
-        for node in ast.walk(tree):
-            if isinstance(node, ast.FunctionDef) and "experiments" in path.parts and "non_static" not in path.parts:
-                names = [one.arg for one in node.args.args if one.arg != "self"]
-                if "stream" in names:
-                    places[node.name] = names.index("stream")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            names = [one.arg for one in node.args.args if one.arg != "self"]
+            if "stream" in names:
+                places[node.name] = names.index("stream")
     return places
 
 
 def test_every_stream_is_named_and_every_name_is_used():
-    used, places = set(), places_of_streams()
-    assert {"training", "fit_reward_model", "random_pairs"} <= set(places)
+    used = set()
+    shared = places_of_streams(TREES[PACKAGE / "experiments" / "setup.py"])
+    assert {"training", "fit_reward_model"} <= set(shared)
     for path, tree in TREES.items():
+        places = {"seeded": 1}
+        if "experiments" in path.parts:
+            places |= shared | places_of_streams(tree)
         for node in ast.walk(tree):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "Stream":
                 used.add(node.attr)
@@ -45,14 +48,7 @@ def test_every_stream_is_named_and_every_name_is_used():
                 continue
             given = [one.value for one in node.keywords if one.arg == "stream"]
             name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            place = (
-                1
-                if name == "seeded"
-                else places.get(name)
-                if "experiments" in path.parts and "non_static" not in path.parts
-                else None
-            )
-            given += [] if place is None else node.args[place : place + 1]
+            given += node.args[places[name] : places[name] + 1] if name in places else []
             for argument in given:
                 assert not numbers(argument), f"{path}:{node.lineno} passes a bare number: name it in `Stream`"
     names = {name for name in vars(Stream) if name.isupper()}

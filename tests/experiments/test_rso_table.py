@@ -12,7 +12,7 @@ from rlhf_lab.errors import LabError
 from rlhf_lab.experiments import rso_common, rso_report
 from rlhf_lab.experiments.claims.rso_table.expected_fit import expected_fit
 from rlhf_lab.experiments.claims.rso_table.run import EXPERIMENT, label_accuracy, pairs_of, setup_of
-from rlhf_lab.experiments.claims.rso_table.settings import Condition, RSOTable
+from rlhf_lab.experiments.claims.rso_table.settings import RowCondition, RSOTable
 from rlhf_lab.experiments.published_results import RSO_TABLE_1, RSO_TABLE_2
 from rlhf_lab.experiments.runner import experiment_run, save
 from rlhf_lab.intervals import Interval
@@ -32,8 +32,8 @@ def bandit(tmp_path_factory):
     return found
 
 
-def in_cell(row: str, ranks="hard", reward_model="many", length="short", gamma=0.05) -> Condition:
-    return Condition(row, rso_common.Cell(gamma, ranks, reward_model, length))
+def in_cell(row: str, ranks="hard", reward_model="many", length="short", gamma=0.05) -> RowCondition:
+    return RowCondition(row, rso_common.Cell(gamma, ranks, reward_model, length))
 
 
 def test_the_whole_table_is_run_in_the_paper_s_cell_and_sigmoid_norm_in_all_sixteen(bandit):

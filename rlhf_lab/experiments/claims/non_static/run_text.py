@@ -157,15 +157,17 @@ def run_text(settings: NonStatic, job: Job) -> list[dict[str, Any]]:
     change, strategy, n, rounds = job["change"], job["strategy"], settings.labels, settings.rounds
     reference = deployment.task.reference
     if strategy == "offline":
-        policy = deployment.fit(deployment.label(reference, "none", 0, n * rounds, 0), 70)
+        policy = deployment.fit(
+            deployment.label(reference, "none", 0, n * rounds, Stream.LABELS_AT_START), Stream.DEPLOYED_FIT
+        )
         return [{"round": t} | deployment.evaluate(policy, change, t) for t in range(1, rounds + 1)]
     # In round 1 every strategy has the same labels, of π_ref's responses in round 0.
-    rows, seen = [], [deployment.label(reference, "none", 0, n, 1)]
+    rows, seen = [], [deployment.label(reference, "none", 0, n, Stream.LABELS_OF_ROUND)]
     for t in range(1, rounds + 1):
         newest = t == 1 or strategy in ("window", "online")
-        policy = deployment.fit(seen[-1] if newest else cat_pairs(seen), 70 + t)
+        policy = deployment.fit(seen[-1] if newest else cat_pairs(seen), Stream.DEPLOYED_FIT + t)
         rows.append({"round": t} | deployment.evaluate(policy, change, t))
         if t < rounds:
             own = strategy.startswith("online")
-            seen.append(deployment.label(policy if own else reference, change, t, n, 1))
+            seen.append(deployment.label(policy if own else reference, change, t, n, Stream.LABELS_OF_ROUND))
     return rows

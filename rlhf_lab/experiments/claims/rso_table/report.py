@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rlhf_lab.experiments import rso_report
-from rlhf_lab.experiments.claims.rso_table.settings import Condition, RSOTable
+from rlhf_lab.experiments.claims.rso_table.settings import RowCondition, RSOTable
 from rlhf_lab.experiments.rso_common import SOURCES, Cell
 from rlhf_lab.experiments.statistics import holm_intervals, in_row, mean_of, paired
 from rlhf_lab.experiments.verdicts import Number, Outcome, Verdict
@@ -35,7 +35,7 @@ def name_of(row: str) -> str:
 
 
 def _differences(runs: pd.DataFrame, cell: Cell, rows: tuple[str, str], metric: str) -> np.ndarray:
-    one, other = (Condition(row, cell).key for row in rows)
+    one, other = (RowCondition(row, cell).key for row in rows)
     return paired(runs, "condition", one, other, metric)
 
 
@@ -62,7 +62,7 @@ def numbers_of(settings: RSOTable, summary: pd.DataFrame, runs: pd.DataFrame) ->
         numbers |= {f"{short}_rso_over_sft_{name}": one for name, one in holm_intervals(cells).items()}
     table: Any = summary.set_index("condition")
 
-    def mean(condition: Condition, metric: str) -> Interval:
+    def mean(condition: RowCondition, metric: str) -> Interval:
         return in_row(table.loc[condition.key], metric)
 
     for one in settings.conditions:
@@ -72,17 +72,17 @@ def numbers_of(settings: RSOTable, summary: pd.DataFrame, runs: pd.DataFrame) ->
         name = cell.name(settings.paper_gamma)
         for row in (RSO, SFT):
             source = SHORT[row.partition(" ")[2]]
-            numbers[f"kl_{source}_in_{name}"] = mean(Condition(row, cell), "kl")
+            numbers[f"kl_{source}_in_{name}"] = mean(RowCondition(row, cell), "kl")
             if cell in settings.expected and "expected_kl" in table:  # the rows of the tree do not have it yet
-                numbers[f"expected_kl_{source}_in_{name}"] = mean(Condition(row, cell), "expected_kl")
+                numbers[f"expected_kl_{source}_in_{name}"] = mean(RowCondition(row, cell), "expected_kl")
         if settings.exact:
-            numbers[f"limit_kl_in_{name}"] = mean(Condition(RSO, cell), "limit_kl")
+            numbers[f"limit_kl_in_{name}"] = mean(RowCondition(RSO, cell), "limit_kl")
     if settings.exact:
         for cell in design[:4:2]:
-            numbers[f"best_gamma_{cell.reward_model}"] = mean(Condition(RSO, cell), "best_gamma")
+            numbers[f"best_gamma_{cell.reward_model}"] = mean(RowCondition(RSO, cell), "best_gamma")
     for source, short in SHORT.items():
-        numbers[f"correct_labels_{short}"] = mean(Condition(f"sigmoid-norm {source}", paper), "right")
-    numbers["kl_pi_r"] = mean(Condition(RSO, paper), "reach")
+        numbers[f"correct_labels_{short}"] = mean(RowCondition(f"sigmoid-norm {source}", paper), "right")
+    numbers["kl_pi_r"] = mean(RowCondition(RSO, paper), "reach")
     return numbers | _against_paper(summary)
 
 
@@ -125,7 +125,7 @@ def figure(settings: RSOTable, summary: pd.DataFrame, runs: pd.DataFrame) -> Fig
     )  # fmt: skip
     wins, objective = rso_report.styles(settings.exact)
     compared = {
-        _cell_label(settings, one): (Condition(RSO, one).key, Condition(SFT, one).key) for one in settings.design
+        _cell_label(settings, one): (RowCondition(RSO, one).key, RowCondition(SFT, one).key) for one in settings.design
     }
     with style.use():
         for (table, left, right), task in zip(axes, tasks, strict=True):

@@ -22,7 +22,7 @@ from rlhf_lab.algorithms.sft import sft
 from rlhf_lab.batch import Pairs, Tokens
 from rlhf_lab.experiments.claims.rso_table.expected_fit import expected_fit
 from rlhf_lab.experiments.claims.rso_table.report import decide, figure
-from rlhf_lab.experiments.claims.rso_table.settings import RULE, Condition, RSOTable
+from rlhf_lab.experiments.claims.rso_table.settings import RULE, RowCondition, RSOTable
 from rlhf_lab.experiments.published_results import RSO_TABLE_1
 from rlhf_lab.experiments.rso_common import SOURCES, RSOSetup, rso_setup
 from rlhf_lab.experiments.runner import BestConfig, Experiment, Job
@@ -51,18 +51,18 @@ def _jobs(settings: RSOTable) -> list[Job]:
     ]
 
 
-def setup_of(settings: RSOTable, task: str, seed: int, one: Condition) -> RSOSetup:
+def setup_of(settings: RSOTable, task: str, seed: int, one: RowCondition) -> RSOSetup:
     """Return the set-up of one seed with the reward model of a condition."""
     shared = rso_setup(settings, task, seed)
     return shared if one.cell.reward_model == "many" else shared.with_labels(settings.few_labels)
 
 
-def pairs_of(shared: RSOSetup, settings: RSOTable, one: Condition) -> Pairs:
+def pairs_of(shared: RSOSetup, settings: RSOTable, one: RowCondition) -> Pairs:
     """Return the pairs of a condition, `settings.pairs` of them if there are so many of different responses."""
     return shared.pairs(one.source, settings.beta, settings.accepted, labels=one.cell.ranks, number=settings.pairs)
 
 
-def fit(shared: RSOSetup, settings: RSOTable, one: Condition) -> Policy:
+def fit(shared: RSOSetup, settings: RSOTable, one: RowCondition) -> Policy:
     """Train the policy of one condition. "reference" is π_ref."""
     if one.row == "reference":
         return shared.setup.reference
@@ -99,14 +99,14 @@ def _run(settings: RSOTable, job: Job, best_config: BestConfig) -> list[dict[str
     return [out]
 
 
-def limit_of(shared: RSOSetup, one: Condition) -> dict[str, float]:
+def limit_of(shared: RSOSetup, one: RowCondition) -> dict[str, float]:
     """Return numbers of π_ref exp(r_φ/γ)/Z, to which sigmoid-norm on sampled labels converges on a table."""
     found = shared.evaluate_exactly(exact.optimal_policy(shared.world.log_ref(), shared.learned, one.cell.gamma))
     limits = {f"limit_{name}": found[name] for name in ("judge_wins", "objective", "kl")}
     return limits | {"best_gamma": shared.best_gamma}
 
 
-def expected_of(shared: RSOSetup, settings: RSOTable, one: Condition) -> dict[str, float]:
+def expected_of(shared: RSOSetup, settings: RSOTable, one: RowCondition) -> dict[str, float]:
     """Return the KL that the steps of a condition reach with infinitely many pairs of its source.
 
     It is computed for sigmoid-norm on labels of the reward model in the cells `settings.expected`, and NaN elsewhere.
@@ -121,7 +121,7 @@ def expected_of(shared: RSOSetup, settings: RSOTable, one: Condition) -> dict[st
     return {"expected_kl": exact.kl(log_fit, log_ref).mean().item()}
 
 
-def label_accuracy(shared: RSOSetup, settings: RSOTable, one: Condition) -> float:
+def label_accuracy(shared: RSOSetup, settings: RSOTable, one: RowCondition) -> float:
     """Return how often the label of a pair prefers the response with the larger gold reward, ties counted half.
 
     Rows without pairs give NaN.

@@ -26,7 +26,7 @@ reward model, J, and all other cells are reported and do not decide."""
 
 
 @dataclass(frozen=True)
-class Condition:
+class RowCondition:
     """One row of the table in one cell of the design."""
 
     row: str
@@ -102,14 +102,14 @@ class RSOTable(RSOSettings):
         return [Cell(self.paper_gamma, "sampled", "many", length) for length in ("short", "long")]
 
     @property
-    def conditions(self) -> list[Condition]:
+    def conditions(self) -> list[RowCondition]:
         """Every condition once: the whole table in the paper's cell, and RAFT and sigmoid-norm in the others."""
         paper = self.design[0]
-        found = [Condition("reference", paper), Condition("raft", paper), Condition("rest", paper)]
-        found += [Condition(f"{loss} {source}", paper) for loss in LOSSES for source in SOURCES]
+        found = [RowCondition("reference", paper), RowCondition("raft", paper), RowCondition("rest", paper)]
+        found += [RowCondition(f"{loss} {source}", paper) for loss in LOSSES for source in SOURCES]
         rows = ("raft", *(f"sigmoid-norm {source}" for source in SOURCES))
-        found += [Condition(row, cell) for cell in self.design[1:] for row in rows]
-        once: dict[str, Condition] = {}
+        found += [RowCondition(row, cell) for cell in self.design[1:] for row in rows]
+        once: dict[str, RowCondition] = {}
         for one in found:
             once.setdefault(one.key, one)
         return list(once.values())
