@@ -94,7 +94,8 @@ def figure(settings: Temperatures, summary: pd.DataFrame, runs: pd.DataFrame) ->
     """Draw win rates by the gold reward over temperature, and by the judge (text) or the reward (exact scales)."""
     from matplotlib.ticker import PercentFormatter
 
-    rate = f"comparisons won against {'a sample of π_ref' if settings.exact else 'the target'} [%]"
+    exact, text = "comparisons won against a sample of π_ref [%]", "comparisons won against the target [%]"
+    rate = exact if settings.exact else text
     panels = {"gold_wins": ("Win rate by the gold reward", rate)}
     if settings.exact:
         panels["gain"] = ("Expected gold reward", "gain in E[r*] over π_ref at temperature 1\n[logits of a label]")
