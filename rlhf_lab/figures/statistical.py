@@ -258,6 +258,7 @@ def heat_map(
     form: str = ".2g",
     centre: float | None = None,
     limits: tuple[float, float] | None = None,
+    bar: bool = True,
     **labels: Any,
 ) -> None:
     """Draw a table of numbers as coloured cells, with the number in each cell, and below it the interval of a summary.
@@ -272,6 +273,7 @@ def heat_map(
         form: how a number is written, in Python's format language.
         centre: the number of the neutral colour, from which two colours diverge; None takes one scale of colours.
         limits: the numbers at the ends of the colours; None takes those of the frame.
+        bar: whether a colour bar stands beside the table.
         **labels: for `Axes.set`.
 
     Raises:
@@ -286,7 +288,9 @@ def heat_map(
 
     def written(row: pd.Series) -> str:
         text = format(row[value], form)
-        return f"{text}\n[{', '.join(format(row[end], form) for end in ends)}]" if {*ends} <= {*frame.columns} else text
+        if {*ends} <= {*frame.columns}:
+            text += f"\n[{', '.join(format(row[end], form) for end in ends)}]"
+        return text.replace("-", "−")
 
     frame = frame.assign(written=[written(row) for _, row in frame.iterrows()])
     table, texts = (
@@ -301,8 +305,8 @@ def heat_map(
         warnings.filterwarnings("ignore", "The set_bad function", PendingDeprecationWarning)
         sns.heatmap(
             table, annot=texts, fmt="", cmap="crest" if centre is None else "vlag", center=centre, vmin=low, vmax=high,
-            annot_kws={"size": 9} if {*ends} <= {*frame.columns} else None, cbar_kws={"label": scale}, linewidths=0.5,
-            ax=ax,
+            annot_kws={"size": 9} if {*ends} <= {*frame.columns} else None, cbar=bar, cbar_kws={"label": scale},
+            linewidths=0.5, ax=ax,
         )  # fmt: skip
     ax.tick_params(length=0)
     ax.set(**labels)

@@ -158,7 +158,7 @@ def _text_figure(settings: AnnotationBudget, summary: pd.DataFrame) -> Figure:
     for ax, what, label, title in (
         (axes[0], "objective", f"J = reward − {settings.beta:g} KL [logits of a label]",
          f"J at equal cost ({settings.money:g} labels)"),
-        (axes[1], "gain", "difference in J within a seed (95% together)", "Compared with DPO on random pairs"),
+        (axes[1], "gain", "difference in J within a seed (95% each)", "Compared with DPO on random pairs"),
     ):  # fmt: skip
         # Both panels have a row for every strategy, also where the second has no difference to show.
         rows = summary[summary["what"] == what].set_index("part").reindex([*STRATEGIES]).reset_index()

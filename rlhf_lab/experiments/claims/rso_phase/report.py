@@ -75,16 +75,18 @@ def decide(settings: RSOPhase, summary: pd.DataFrame, runs: pd.DataFrame) -> Ver
 
 def figure(settings: RSOPhase, summary: pd.DataFrame, runs: pd.DataFrame) -> Figure:
     """Draw the map: a table for each kind of misfit and source, with the relative change in regret in percent."""
-    drawing, axes = style.subplots(2, len(KINDS), 16.0, 8.4, sharex=True, sharey=True)
+    drawing, axes = style.subplots(2, len(KINDS), 18.0, 9.0)
+    scale = "change in regret [%]"
     percent = summary.assign(**{name: 100 * summary[name] for name in ("change", "change_low", "change_high")})
     with style.use():
         for row, (source, words) in zip(axes, COMPARED.items(), strict=True):
             for ax, kind in zip(row, KINDS, strict=True):
                 part = percent[(percent["source"] == source) & (percent["kind"] == kind)]
                 statistical.heat_map(
-                    ax, part, "share", "beta", "change", scale="change in regret [%]", form="+.0f", centre=0.0,
-                    limits=(-100, 100), title=f"{tr(kind)}{tr(': ')}{tr(words)}", xlabel="share of the reward missed",
-                    ylabel="β = γ [SD of the reward]",
+                    ax, part, "share", "beta", "change", scale=scale, form="+.0f", centre=0.0, limits=(-100, 100),
+                    bar=False, title=f"{tr(kind)}{tr(': ')}{tr(words)}",
+                    xlabel="share of the reward's variance missed", ylabel="β = γ [SD of the reward]",
                 )  # fmt: skip
                 ax.invert_yaxis()
+        drawing.colorbar(axes[0, 0].collections[0], ax=axes, label=scale, aspect=40)
     return drawing
