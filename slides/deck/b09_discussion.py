@@ -122,6 +122,14 @@ BLOCK = Block(
                             "fall_ppo_extrapolating_500 < margin_ppo_extrapolating_500",
                         ),
                     ),
+                    finding(
+                        "over-optimisation",
+                        "small",
+                        "partly supported",
+                        "With best-of-n it falls by {fall_best_of_n_64}.",
+                        "best-of-n 的真实奖励下降 {fall_best_of_n_64}。",
+                        conditions=("fall_best_of_n_64 > 0", "rise_best_of_n_64 > 0"),
+                    ),
                 ),
                 alt="真实奖励（实线）与代理奖励（虚线）随 √KL 的变化，线性奖励模型用 50 个标注拟合：虚线远高于实线，实线变平。",
                 share=0.45,
@@ -132,12 +140,12 @@ BLOCK = Block(
                 "true if the gold reward falls while the proxy reward rises, both by more than their intervals.\n\n"
                 "If the errors of the reward model are independent of the gold reward, the responses with a high "
                 "proxy reward are still better than most, and the gold reward levels off. It falls only if these "
-                "responses are worse. On the language model the gold reward of best-of-n falls, but the proxy "
-                "reward is not shown to rise.",
+                "responses are worse. This happens on the language model, where the gold reward of best-of-n falls "
+                "while the proxy reward rises.",
                 "虚线是代理奖励，实线是真实奖励。真实奖励会饱和；奖励模型对特征是线性的，会外推。判定规则要求真实"
                 "奖励下降的同时代理奖励上升，且都超出区间。\n\n"
                 "若奖励模型的误差与真实奖励无关，代理奖励高的回答仍比大多数好，真实奖励只是趋平。只有这些回答反而"
-                "更差时，真实奖励才下降。在语言模型上，best-of-n 的真实奖励下降，但未见代理奖励上升。",
+                "更差时，真实奖励才下降。语言模型上正是如此：best-of-n 的真实奖励下降，而代理奖励上升。",
             ),
             minutes=1.5,
         ),
@@ -203,7 +211,7 @@ BLOCK = Block(
                 "All strategies use the same number of labels. The dotted line is the drift above which, by the "
                 "closed form, retraining is better than fitting once.\n\n"
                 "Ask which quantity a team has to measure before it can use this result. It is the rate of "
-                "drift. On the language model fresh labels help only in the drift.",
+                "drift. On the language model fresh labels help only if preferences drift.",
                 "所有策略使用的标注数相同。点线是闭式解给出的漂移，超过它时，重新训练优于一次拟合。\n\n"
                 "问：一个团队要用上这个结果，先要测哪个量？是漂移的速度。在语言模型上，只有偏好漂移时新标注才有用。",
             ),
@@ -341,12 +349,13 @@ BLOCK = Block(
                 "policy. Pairs from the optimal policy need the most labels, because it rarely gives the "
                 "responses that must be ruled out. If preferences drift, save some labels for later. If you know "
                 "neither the reward nor the drift, first label fifty pairs to estimate the spread of the reward. "
-                "On the language model, six strategies of equal cost could not be distinguished.\n\n"
+                "On the language model, four rounds are worse than random pairs at equal cost, and two other "
+                "comparisons are undecided.\n\n"
                 "Return to the formula of the title slide at the end. The course showed how close each method "
                 "comes to π*, and how this is measured.",
                 "如果什么都不变，就分轮标注，选择其不确定性对策略最重要的对。来自最优策略的成对数据所需标注最多，"
                 "因为它很少给出需要排除的回答。如果偏好漂移，留一些标注以后用。如果奖励和漂移都不知道，先标注五十"
-                "对，估计奖励的离散程度。在语言模型上，同样花费的六种方案分不出高下。\n\n"
+                "对，估计奖励的离散程度。在语言模型上，花费相同时分四轮标注不如随机成对数据，另两项比较尚无定论。\n\n"
                 "最后回到标题页的公式：这门课讲的是各种方法离 π* 有多近，以及如何测量。",
             ),
             answer_title=T(
