@@ -6,6 +6,7 @@ The page is made of the saved results (`results/NAME/SCALE/`) and of a file `res
     ---
     figure: bandit
     outcomes: {bandit: supported, tree: partly supported}
+    older: [tree]
     conditions:
       - bandit.slope < -1
     contrasts:
@@ -22,8 +23,9 @@ The page is made of the saved results (`results/NAME/SCALE/`) and of a file `res
     ## Experiment
 
 The first three sections are the visible text, of at most 150 words together. Placeholders and conditions name the scale
-before the number (`{bandit.slope}`). The outcomes and conditions say for which results the words are true. `Redesigns`
-and `Later work` are further sections, which may be absent. `Contrast` describes the entries of `contrasts`.
+before the number (`{bandit.slope}`). The outcomes and conditions say for which results the words are true. `older`
+names the scales whose rows are older than the rule; without it the rule was written before all runs. `Redesigns` and
+`Later work` are further sections, which may be absent. `Contrast` describes the entries of `contrasts`.
 """
 
 from __future__ import annotations
@@ -52,10 +54,10 @@ FOREST = "claims-forest.png"
 HEAD = """# The lecture's claims, tested
 
 The lecture makes claims about methods, and so do papers that were written after it. Each claim is tested here
-by an experiment. A rule written before the run decides the outcome from the numbers. There are four outcomes:
-*supported*, *partly supported* (in part, or under a condition), *not supported* and *inconclusive* (the
-intervals are too wide to decide). Claim 10 is a question of the lecture, so its outcome is
-*answered* or *inconclusive*.
+by an experiment. A rule decides the outcome from the numbers. It was written before the run, except where the
+table has a †. There are four outcomes: *supported*, *partly supported* (in part, or under a condition),
+*not supported* and *inconclusive* (the intervals are too wide to decide). Claim 10 is a question of the
+lecture, so its outcome is *answered* or *inconclusive*.
 
 There are three scales. On the **bandit** and the **token tree** all responses can be enumerated, so the optimal
 policy π\\* and every distance to it are exact. The **small language model** (`lab-gpt2`) has about a million
@@ -69,6 +71,10 @@ seed has a different world or, on the language model, different labels and sampl
 """
 
 TABLE = "## All claims in one table\n"
+
+OLDER = """† The rule replaced an earlier one after this run, and is applied to the rows of the run. The section of the
+claim says what was changed and why.
+"""
 
 FOREST_WORDS = """## The key contrast of each claim
 
@@ -147,6 +153,11 @@ class Claim:
         every = self.results.items()
         return {f"{scale}.{name}": value for scale, one in every for name, value in values(one).items()}
 
+    @property
+    def older(self) -> list[str]:
+        """The scales whose rows are older than the rule."""
+        return [scale for scale in self.results if scale in self.head.get("older", ())]
+
     def filled(self, section: str) -> str:
         """Return a section with its numbers."""
         settings = self._by_scale(lambda result: result.record["settings"])
@@ -183,12 +194,17 @@ def build(root: Path, page: Path) -> tuple[str, list[Contrast]]:
         root: the folder `results`.
         page: where the page will be, for its links: a file in a folder of the checkout.
     """
-    every = claims(root)
+    return page_of(claims(root), page)
+
+
+def page_of(every: list[Claim], page: Path) -> tuple[str, list[Contrast]]:
+    """Return the text of a page of these claims, and the contrasts of its forest plot."""
     panels = [contrast for claim in every for contrast in claim.contrasts()]
     forest = (
         f"![{FOREST_ALTERNATIVE.format(len(panels))}]({FOREST})\n\n{_fold('Numbers of this figure', numbers(panels))}"
     )
-    parts = [HEAD, TABLE, _table(every), FOREST_WORDS, forest, CLAIMS, *(_claim(claim, page) for claim in every)]
+    table = [TABLE, _table(every), *([OLDER] if any(claim.older for claim in every) else [])]
+    parts = [HEAD, *table, FOREST_WORDS, forest, CLAIMS, *(_claim(claim, page) for claim in every)]
     return "\n".join(parts).rstrip("\n") + "\n", panels
 
 
@@ -239,24 +255,23 @@ def _table(every: list[Claim]) -> str:
         "|---|---|" + "---|" * len(SCALES),
     ]
     for claim in every:
-        cells = [_cell(claim.results.get(scale)) for scale in SCALES]
+        cells = [_cell(claim.results.get(scale), " †" * (scale in claim.older)) for scale in SCALES]
         experiment = claim.experiment
         lines.append(f"| {experiment.number} | [{experiment.title}](#{experiment.name}) | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def _cell(result: Result | None) -> str:
+def _cell(result: Result | None, mark: str) -> str:
     if result is None:
         return "not run"
-    return f"**{result.verdict.outcome}**<br>{' '.join(result.filled(result.notes.cell).split())}"
+    return f"**{result.verdict.outcome}**{mark}<br>{' '.join(result.filled(result.notes.cell).split())}"
 
 
 def _claim(claim: Claim, page: Path) -> str:
     experiment = claim.experiment
     outcomes = {scale: result.verdict.outcome for scale, result in claim.results.items()}
-    rule = f"**Rule, written before the run{commit_words(experiment.rule_commit, page.parents[1])}.** "
-    rule += experiment.rule.replace("π*", "π\\*")
-    parts = [f"**The source.** {claim.filled('Source in detail')}", f"**Here.** {claim.filled('Experiment')}", rule]
+    parts = [f"**The source.** {claim.filled('Source in detail')}", f"**Here.** {claim.filled('Experiment')}"]
+    parts.append(_rule(claim, page.parents[1]))
     if "Redesigns" in claim.sections:
         parts.append(f"**Changed after a first result.**\n\n{claim.sections['Redesigns']}")
     if "Later work" in claim.sections:
@@ -272,6 +287,15 @@ def _claim(claim: Claim, page: Path) -> str:
             *(_fold(f"{SCALES[s].words.capitalize()}: {outcomes[s]}", _scale(claim, s, page)) for s in claim.results),
         ]
     )
+
+
+def _rule(claim: Claim, root: Path) -> str:
+    where, older = commit_words(claim.experiment.rule_commit, root), [SCALES[scale].words for scale in claim.older]
+    words = f"**Rule, written before the run{where}.**"
+    if older:
+        names = " and the ".join(older)
+        words = f"**Rule, written{where}.** The rows of the {names} are older than this rule, which is applied to them."
+    return f"{words} {claim.experiment.rule}".replace("π*", "π\\*")
 
 
 def _scale(claim: Claim, scale: str, page: Path) -> str:

@@ -1,5 +1,6 @@
 """What the repository says of the claims is what the kept rows say, and the page is made of that."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -63,23 +64,48 @@ def test_every_experiment_has_a_kept_result_on_each_of_its_scales():
     assert all(set(experiment.scales) <= set(results.SCALES) for experiment in every.values())
 
 
-@pytest.mark.parametrize("name", results.NAMES)
-def test_a_rule_s_commit_is_one_of_this_history(name):
-    """The hash is that of an ancestor whose subject names the claim, so the rule was written before later runs."""
-    experiment = results.experiment_of(name)
-    if not experiment.rule_commit:
-        pytest.skip("the commit of this rule is not recorded")
+def git(*words):
+    return subprocess.run(["git", "-C", ROOT, *words], capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def history():
     if not (ROOT / ".git").exists() or shutil.which("git") is None:
         pytest.skip("this is not a Git checkout")
-
-    def git(*words):
-        return subprocess.run(["git", "-C", ROOT, *words], capture_output=True, text=True)
-
     if git("rev-parse", "--is-shallow-repository").stdout.strip() == "true":
         pytest.skip("a shallow clone has no history")
+
+
+@pytest.mark.parametrize("name", results.NAMES)
+def test_a_rule_s_commit_is_one_of_this_history(name, history):
+    """The hash is that of an ancestor whose subject names the claim, so the rule was written before later runs."""
+    experiment = results.experiment_of(name)
     assert git("merge-base", "--is-ancestor", experiment.rule_commit, "HEAD").returncode == 0
     subject = git("log", "-1", "--format=%s", experiment.rule_commit).stdout
     assert subject.startswith(f"Rule of claim {experiment.number}: ")
+
+
+@by_claim
+def test_rows_that_are_older_than_their_rule_are_declared(claim, history):
+    """Rows are newer if a commit after the rule changed them, or if they are not committed yet."""
+    assert set(claim.head.get("older", ())) <= set(claim.results)
+    for scale in claim.results.keys() - set(claim.older):
+        rows = f"results/{claim.experiment.name}/{scale}/runs.csv"
+        if git("status", "--porcelain", rows).stdout:
+            continue
+        last = git("log", "-1", "--format=%H", "--", rows).stdout.strip()
+        newer = git("merge-base", "--is-ancestor", claim.experiment.rule_commit, last).returncode == 0
+        assert newer, f"{rows} is older than the rule: add {scale} to `older` in claim.md"
+
+
+@pytest.mark.parametrize("older", [[], ["bandit"], ["bandit", "tree"]])
+def test_the_page_says_where_the_rule_is_newer_than_the_rows(older):
+    head = CLAIMS[0].head | {"older": older}
+    page, _ = claims_page.page_of([dataclasses.replace(CLAIMS[0], head=head)], ROOT / "docs" / "claims.md")
+    assert page.count("** †<br>") == len(older) and ("† The rule replaced" in page) == bool(older)
+    names = " and the ".join(claims_page.SCALES[scale].words for scale in older)
+    assert (f"The rows of the {names} are older than this rule" in page) == bool(older)
+    assert ("**Rule, written before the run" in page) == (not older)
 
 
 def test_no_result_is_kept_for_a_scale_that_its_experiment_does_not_know():
@@ -189,6 +215,22 @@ NOTEBOOKS = [
         ("bandit.ratio_d_optimal > 2", "bandit.ratio_d_optimal < 3", "tree.ratio_d_optimal ~ 2.15"),
     ),
     (
+        "09_rest",
+        "A second Grow step raises the learned reward by {bandit.grow_proxy:mean,2} on the bandit, "
+        "{tree.grow_proxy:mean,2} on the token tree and {small.grow_proxy:mean,2} on the small language model. On the "
+        "language model it lowers the gold reward by 0.44,",
+        "rest-translation",
+        ("bandit.grow_proxy > 0", "tree.grow_proxy > 0", "small.grow_gold < 0", "small.grow_gold ~ -0.44"),
+    ),
+    (
+        "14_annotation_budget",
+        "With 2,560 labels it finds factors of {bandit.ratio_reference:mean,1} for pairs from $\\pi_\\text{ref}$, "
+        "{bandit.ratio_online:mean,1} for pairs from the current policy and {bandit.ratio_active:mean,1} for the "
+        "active procedure.",
+        "annotation-budget",
+        ("bandit.ratio_active < bandit.ratio_reference", "bandit.ratio_reference < bandit.ratio_online"),
+    ),
+    (
         "13_non_static_environment",
         "On the bandit, fresh labels are better in two of three cases and worse in one. On the language model they are "
         "better if the preferences drift, and worse if only the policy moves.",
@@ -208,13 +250,15 @@ NOTEBOOKS = [
         ("bandit.ratio_more > 0.936", "bandit.ratio_more < 1.057", "bandit.ratio_more ~ 0.996"),
     ),
 ]
-"""Findings that a notebook reports: the notebook, its words, the claim, and conditions under which they are true."""
+"""Findings that a notebook reports: the notebook, its words with placeholders for the numbers of the claim, the claim,
+and conditions under which the words are true."""
 
 
 @pytest.mark.parametrize(("notebook", "words", "name", "conditions"), NOTEBOOKS)
 def test_a_notebook_reports_the_findings_of_the_saved_results(notebook, words, name, conditions):
     cells = json.loads((ROOT / "notebooks" / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
     text = " ".join(" ".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown").split())
-    assert words in text, "change the entry of NOTEBOOKS with the notebook"
     claim = next(one for one in CLAIMS if one.experiment.name == name)
+    words = re.sub(r"\{(bandit|tree|small)\.[^}]*}", lambda found: fill(found[0], claim.verdict, {}), words)
+    assert words in text, "change the entry of NOTEBOOKS with the notebook"
     assert [one for one in conditions if not holds(one, claim.verdict)] == []
