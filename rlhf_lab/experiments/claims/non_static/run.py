@@ -46,19 +46,16 @@ def _size(settings: NonStatic) -> tuple[int, ...]:
 
 def jobs(settings: NonStatic) -> list[Job]:
     """Return a seed's long runs and deployments on the exact scales, and its deployments by strategy on text."""
-    out: list[Job] = []
-    for seed in range(settings.seeds):
-        if not settings.exact:
-            for change, strategies in TEXT_STRATEGIES.items():
-                out += [{"part": "deploy", "change": change, "strategy": s, "seed": seed} for s in strategies]
-            continue
-        out += [{"part": "steady", "rate": rate, "more": 1, "seed": seed} for rate in settings.drifts]
+    if settings.exact:
+        parts: list[Job] = [{"part": "steady", "rate": rate, "more": 1} for rate in settings.drifts]
         middle = settings.drifts[len(settings.drifts) // 2]
-        less = middle / math.sqrt(settings.more)
-        out.append({"part": "steady", "rate": less, "more": settings.more, "seed": seed})
-        out += [{"part": "deploy", "change": "drift", "turn": turn, "seed": seed} for turn in settings.turns]
-        out += [{"part": "deploy", "change": change, "turn": 0.0, "seed": seed} for change in OTHER_CHANGES]
-    return out
+        parts.append({"part": "steady", "rate": middle / math.sqrt(settings.more), "more": settings.more})
+        parts += [{"part": "deploy", "change": "drift", "turn": turn} for turn in settings.turns]
+        parts += [{"part": "deploy", "change": change, "turn": 0.0} for change in OTHER_CHANGES]
+    else:
+        compared = [(change, strategy) for change, strategies in TEXT_STRATEGIES.items() for strategy in strategies]
+        parts = [{"part": "deploy", "change": change, "strategy": strategy} for change, strategy in compared]
+    return [{**part, "seed": seed} for seed in range(settings.seeds) for part in parts]
 
 
 def run(settings: NonStatic, job: Job, best_config: BestConfig) -> list[dict[str, Any]]:

@@ -14,7 +14,6 @@ from rlhf_lab.figures import statistical, style
 from rlhf_lab.intervals import Interval
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
     from matplotlib.figure import Figure
 
@@ -22,26 +21,22 @@ METRICS = {"proxy": "proxy_wins", "judge": "judge_wins", "gold": "gold_wins", "o
 KINDS = ("sft-8", "rso-8", "sft-64")
 
 
-def contrasts(settings: RSOHyperparameters, cell: Cell) -> dict[str, tuple[Condition, Condition]]:
+def contrasts(settings: RSOHyperparameters, cell: Cell) -> dict[str, tuple[str, str]]:
     """Return the pairs of conditions that are compared in a cell, by name, such as `beta_over_0`."""
-    base, (low, *_, high) = Condition(settings.beta, cell), settings.samplers
-    equal = Condition(settings.beta, replace(cell, gamma=settings.beta))
-    return {
-        f"beta_over_{low:g}": (base, Condition(low, cell)),
-        f"beta_over_{high:g}": (base, Condition(high, cell)),
-        "small_gamma": (base, equal),
+    base, low, high = settings.beta, settings.samplers[0], settings.samplers[-1]
+    others = {
+        f"beta_over_{low:g}": Condition(low, cell),
+        f"beta_over_{high:g}": Condition(high, cell),
+        "small_gamma": Condition(base, replace(cell, gamma=base)),
     }
-
-
-def _paired(runs: pd.DataFrame, both: tuple[Condition, Condition], metric: str) -> np.ndarray:
-    return paired(runs, "condition", both[0].key, both[1].key, metric)
+    return {name: (Condition(base, cell).key, other.key) for name, other in others.items()}
 
 
 def comparisons(settings: RSOHyperparameters, runs: pd.DataFrame) -> dict[str, Interval]:
     """Return the differences in win rate by the reward model that the rule compares, with intervals by Holm."""
     pairs = contrasts(settings, settings.design[0])
     pairs["small_gamma"] = contrasts(settings, settings.gamma_cell)["small_gamma"]
-    return holm_intervals({name: _paired(runs, both, "proxy_wins") for name, both in pairs.items()})
+    return holm_intervals({name: paired(runs, "condition", *both, "proxy_wins") for name, both in pairs.items()})
 
 
 def _name(words: str) -> str:
@@ -65,7 +60,7 @@ def numbers_of(settings: RSOHyperparameters, summary: pd.DataFrame, runs: pd.Dat
         where = cell.name(settings.paper_gamma)
         for name, both in contrasts(settings, cell).items():
             for short, metric in METRICS.items():
-                numbers[f"{short}_{name}_{where}"] = difference(runs, "condition", both[0].key, both[1].key, metric)
+                numbers[f"{short}_{name}_{where}"] = difference(runs, "condition", *both, metric)
         named = {f"beta_{beta:g}": Condition(beta, cell) for beta in settings.samplers}
         named |= {f"gamma_{g:g}": Condition(settings.beta, replace(cell, gamma=g)) for g in settings.slopes}
         for name, condition in named.items():
@@ -113,8 +108,7 @@ def figure(settings: RSOHyperparameters, summary: pd.DataFrame, runs: pd.DataFra
             (axes[1, 2], last, value, "small γ instead of γ = β: J"),
         ):
             compared = {_label(cell, cell == paper): contrasts(settings, cell)[name] for cell in design}
-            keys = {label: (one.key, other.key) for label, (one, other) in compared.items()}
-            rso_report.draw_differences(ax, runs, keys, looks, 100 if looks is wins else 1)
+            rso_report.draw_differences(ax, runs, compared, looks, 100 if looks is wins else 1)
             ax.set(title=title, xlabel=f"difference in {'wins [points]' if looks is wins else 'J [reward]'}")
         statistical.legend_below(drawing, axes[0, 0], axes[1, 2], columns=4)
     return drawing
