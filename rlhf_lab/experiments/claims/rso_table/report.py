@@ -73,7 +73,7 @@ def numbers_of(settings: RSOTable, summary: pd.DataFrame, runs: pd.DataFrame) ->
         for row in (RSO, SFT):
             source = SHORT[row.partition(" ")[2]]
             numbers[f"kl_{source}_in_{name}"] = mean(RowCondition(row, cell), "kl")
-            if cell in settings.expected and "expected_kl" in table:  # the rows of the tree do not have it yet
+            if settings.exact and cell in settings.expected:
                 numbers[f"expected_kl_{source}_in_{name}"] = mean(RowCondition(row, cell), "expected_kl")
         if settings.exact:
             numbers[f"limit_kl_in_{name}"] = mean(RowCondition(RSO, cell), "limit_kl")
