@@ -26,7 +26,7 @@ from rlhf_lab.batch import Pairs
 from rlhf_lab.errors import LabError, check_finite
 from rlhf_lab.evaluation.sampled import Estimate, over_prompts
 from rlhf_lab.evaluation.win_rate import proportion
-from rlhf_lab.intervals import Interval, format_number
+from rlhf_lab.intervals import Interval, aligned, format_number
 from rlhf_lab.randomness import Stream
 from rlhf_lab.rewards.ranker import PairwiseRanker
 from rlhf_lab.rounding import MANY, rounding, wins
@@ -39,7 +39,7 @@ DRAWS = 200
 
 
 @dataclass(frozen=True)
-class Group:
+class AccuracyGroup:
     """The pairs of a bin of confidence, or of a range of length differences.
 
     Attributes:
@@ -69,13 +69,13 @@ class RewardReport:
     """Mean of −log σ(m), in nats. A model that knows nothing has log 2 = 0.693."""
     margin: Estimate
     """Mean of m."""
-    calibration: tuple[Group, ...]
+    calibration: tuple[AccuracyGroup, ...]
     """The reliability table: bins of confidence that contain pairs."""
     calibration_error: float
     """Expected calibration error."""
     calibrated_error: tuple[float, float]
     """The calibration error that a calibrated model would have: its mean, and its 95% quantile."""
-    lengths: tuple[Group, ...]
+    lengths: tuple[AccuracyGroup, ...]
     """Accuracy by the number of tokens of the chosen response minus that of the rejected one."""
     prefers_longer: Interval | None
     """The share of pairs of different lengths in which the model prefers the longer response."""
@@ -99,7 +99,7 @@ class RewardReport:
                 ("prefers the longer response", f"{self.prefers_longer:percent}"),
                 ("the longer response is chosen", f"{self.chosen_longer:percent}"),
             ]
-        lines = [f"{name:<30} {text}" for name, text in rows]
+        lines = aligned(rows)
         lines += _group_table("confidence", self.calibration)
         lines += _group_table("length of chosen − rejected", self.lengths)
         return "\n".join([*lines, "", f"{self.pairs:,} pairs of {self.prompts:,} prompts; 95% intervals over prompts"])
@@ -107,7 +107,7 @@ class RewardReport:
     def to_json(self) -> str:
         """The report as JSON. Intervals and estimates are dictionaries."""
 
-        def groups(found: tuple[Group, ...]) -> list[dict[str, Any]]:
+        def groups(found: tuple[AccuracyGroup, ...]) -> list[dict[str, Any]]:
             return [{**asdict(group), "accuracy": group.accuracy._asdict()} for group in found]
 
         out: dict[str, Any] = {"pairs": self.pairs, "prompts": self.prompts}
@@ -127,13 +127,12 @@ class RewardReport:
         return json.dumps(out, indent=2, ensure_ascii=False) + "\n"
 
 
-def _group_table(title: str, groups: tuple[Group, ...]) -> list[str]:
-    width = max(len(title), *(len(group.name) for group in groups))
-    lines = ["", f"{title:<{width}}  {'pairs':>7}  {'confidence':>10}  accuracy"]
+def _group_table(title: str, groups: tuple[AccuracyGroup, ...]) -> list[str]:
+    rows = [(title, "pairs", "confidence", "accuracy")]
     for group in groups:
-        accuracy, confidence = f"{group.accuracy:percent}", format_number(group.confidence, "percent,1")
-        lines.append(f"{group.name:<{width}}  {group.pairs:>7,}  {confidence:>10}  {accuracy}")
-    return lines
+        confidence = format_number(group.confidence, "percent,1")
+        rows.append((group.name, f"{group.pairs:,}", confidence, f"{group.accuracy:percent}"))
+    return ["", *aligned(rows, right=(1, 2))]
 
 
 def reward_report(
@@ -159,10 +158,10 @@ def reward_report(
     confidence = margin.abs().sigmoid()
     places = ((confidence - 0.5) * (2 * BINS)).long().clamp(max=BINS - 1)
 
-    def group(name: str, rows: Tensor) -> Group:
+    def group(name: str, rows: Tensor) -> AccuracyGroup:
         chosen = rows.nonzero()[:, 0].tolist()
         accuracy = proportion([float(correct[i]) for i in chosen], [prompts[i] for i in chosen])
-        return Group(name, len(chosen), accuracy, float(confidence[rows].mean()))
+        return AccuracyGroup(name, len(chosen), accuracy, float(confidence[rows].mean()))
 
     edges = [0.5 + i / (2 * BINS) for i in range(BINS + 1)]
     bins = [(f"{edges[i]:.0%} to {edges[i + 1]:.0%}", places == i) for i in range(BINS)]
