@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-Job = dict[str, Any]
+JobSpec = dict[str, Any]
 """What one job is: names and numbers as JSON knows them, its seed among them."""
 BestConfig = dict[str, Any]
 """What the search chose, as JSON knows it; empty where there is none."""
@@ -62,7 +62,7 @@ def best_rates(search: pd.DataFrame, by: str = "method", metric: str = "objectiv
     return {str(key): float(rate) for key, rate in means.groupby(level=0).idxmax()}
 
 
-def one_per_seed(settings: Settings) -> list[Job]:
+def one_per_seed(settings: Settings) -> list[JobSpec]:
     """Return one job for each seed."""
     return [{"seed": seed} for seed in range(settings.seeds)]
 
@@ -95,15 +95,15 @@ class Experiment:
     title: str
     rule: str
     settings: type[Settings]
-    run: Callable[[Any, Job, BestConfig], list[dict[str, Any]]]
+    run: Callable[[Any, JobSpec, BestConfig], list[dict[str, Any]]]
     summarise: Callable[[Any, pd.DataFrame], pd.DataFrame]
     decide: Callable[[Any, pd.DataFrame, pd.DataFrame], Verdict]
     figure: Callable[[Any, pd.DataFrame, pd.DataFrame], Figure]
     scales: tuple[str, ...] = PerScale._fields
-    jobs: Callable[[Any], list[Job]] = one_per_seed
+    jobs: Callable[[Any], list[JobSpec]] = one_per_seed
     interval: str = "95% Student-t over seeds"
     rule_commit: str = ""
-    search_trials: Callable[[Any], list[Job]] | None = None
+    search_trials: Callable[[Any], list[JobSpec]] | None = None
     select_best: Callable[[Any, pd.DataFrame], BestConfig] | None = None
 
     def __call__(self, settings: Any) -> None:
@@ -205,11 +205,13 @@ def _refuse_other(experiment: Experiment, settings: Any, out: Path) -> None:
         )
 
 
-def _key(job: Job) -> str:
+def _key(job: JobSpec) -> str:
     return json.dumps(job, sort_keys=True)
 
 
-def _work(run: Callable[..., list[dict[str, Any]]], settings: Any, job: Job, best_config: BestConfig) -> dict[str, Any]:
+def _work(
+    run: Callable[..., list[dict[str, Any]]], settings: Any, job: JobSpec, best_config: BestConfig
+) -> dict[str, Any]:
     """One job, timed, on one thread: what a second thread would change is the last digit, and the time."""
     torch.set_num_threads(1)
     begin = time.perf_counter()
@@ -218,7 +220,7 @@ def _work(run: Callable[..., list[dict[str, Any]]], settings: Any, job: Job, bes
 
 
 def _do(
-    experiment: Experiment, settings: Any, jobs: list[Job], best_config: BestConfig, journal: _Journal, what: str
+    experiment: Experiment, settings: Any, jobs: list[JobSpec], best_config: BestConfig, journal: _Journal, what: str
 ) -> None:
     todo = [job for job in jobs if _key(job) not in journal.done]
     if len({_key(job) for job in jobs}) < len(jobs):
@@ -250,7 +252,7 @@ def _do(
                 raise
 
 
-def _frame(jobs: Iterable[Job], journal: _Journal) -> pd.DataFrame:
+def _frame(jobs: Iterable[JobSpec], journal: _Journal) -> pd.DataFrame:
     """All rows, as runs.csv will hold them: a verdict on the file is then the verdict of the run, to the last digit."""
     import pandas as pd
 

@@ -21,7 +21,7 @@ from rlhf_lab.algorithms import label_rounds
 from rlhf_lab.experiments.claims.annotation_budget.report import decide, figure
 from rlhf_lab.experiments.claims.annotation_budget.run_text import STRATEGIES, BudgetTracker
 from rlhf_lab.experiments.claims.annotation_budget.settings import LIMITS, RULE, SHARES, AnnotationBudget
-from rlhf_lab.experiments.runner import BestConfig, Experiment, Job
+from rlhf_lab.experiments.runner import BestConfig, Experiment, JobSpec
 from rlhf_lab.experiments.scales import set_up
 from rlhf_lab.experiments.setup_text import TextSetup
 from rlhf_lab.experiments.statistics import bootstrap, bootstrap_median, exp_of, mean_of
@@ -34,13 +34,13 @@ from rlhf_lab.worlds import token_tree
 ResultRow = dict[str, Any]
 
 
-def jobs(settings: AnnotationBudget) -> list[Job]:
+def jobs(settings: AnnotationBudget) -> list[JobSpec]:
     """Return a job for each part and seed; on a language model one for each strategy and seed."""
     parts = PARTS if settings.exact else ("none", *STRATEGIES)
     return [{"seed": seed, "part": part} for seed in range(settings.seeds) for part in parts]
 
 
-def run(settings: AnnotationBudget, job: Job, best_config: BestConfig) -> list[ResultRow]:
+def run(settings: AnnotationBudget, job: JobSpec, best_config: BestConfig) -> list[ResultRow]:
     """Run one part of one seed."""
     if settings.exact:
         return PARTS[job["part"]](settings, job["seed"])

@@ -13,10 +13,10 @@ from rlhf_lab.evaluation import evaluate
 from rlhf_lab.experiments.claims.chosen_probability.report import decide, figure, summarise_runs
 from rlhf_lab.experiments.claims.chosen_probability.settings import CLASSES, LOSSES, RULE, ChosenProbability
 from rlhf_lab.experiments.claims.chosen_probability.training import pair_setup, predicted
-from rlhf_lab.experiments.runner import BestConfig, Experiment, Job
+from rlhf_lab.experiments.runner import BestConfig, Experiment, JobSpec
 
 
-def _run(settings: ChosenProbability, job: Job, best_config: BestConfig) -> list[dict[str, Any]]:
+def _run(settings: ChosenProbability, job: JobSpec, best_config: BestConfig) -> list[dict[str, Any]]:
     setup = pair_setup(settings, job["seed"])
     world, log_ref = setup.world, setup.world.log_ref()
     rows: list[dict[str, Any]] = []

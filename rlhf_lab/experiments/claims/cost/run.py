@@ -17,7 +17,7 @@ from rlhf_lab.experiments.claims.cost.report import decide, figure
 from rlhf_lab.experiments.claims.cost.settings import RULE, Cost
 from rlhf_lab.experiments.claims.cost.setup import BEST_OF, TRAINED, CostSetup, Meter, held_bytes, size_of, train
 from rlhf_lab.experiments.methods import METHODS
-from rlhf_lab.experiments.runner import BestConfig, Experiment, Job
+from rlhf_lab.experiments.runner import BestConfig, Experiment, JobSpec
 from rlhf_lab.experiments.statistics import bootstrap, mean_interval, summarise
 from rlhf_lab.experiments.trajectories import record
 from rlhf_lab.policies.base import Policy
@@ -34,7 +34,7 @@ def _setup(settings: Cost, seed: int, split: str = "test") -> CostSetup:
     return CostSetup(settings, seed, split)
 
 
-def _search_trials(settings: Cost) -> list[Job]:
+def _search_trials(settings: Cost) -> list[JobSpec]:
     return [{"seed": SEARCH_SEED, "method": m, "rate": rate} for m in TRAINED for rate in settings.rates]
 
 
@@ -44,8 +44,8 @@ def _select_best(settings: Cost, search_trials: pd.DataFrame) -> BestConfig:
     return dict(zip(best["method"], best["rate"], strict=True))
 
 
-def _jobs(settings: Cost) -> list[Job]:
-    jobs: list[Job] = []
+def _jobs(settings: Cost) -> list[JobSpec]:
+    jobs: list[JobSpec] = []
     for seed in range(settings.seeds):
         jobs += [{"seed": seed, "method": m} for m in (*TRAINED, "best-of-n")]
         if not settings.exact:
@@ -54,7 +54,7 @@ def _jobs(settings: Cost) -> list[Job]:
     return jobs
 
 
-def _run(settings: Cost, job: Job, best_config: BestConfig) -> list[dict[str, Any]]:
+def _run(settings: Cost, job: JobSpec, best_config: BestConfig) -> list[dict[str, Any]]:
     if job.get("measure") == "memory":
         return [measure(settings, job["seed"], job["method"])]
     if "rate" in job:

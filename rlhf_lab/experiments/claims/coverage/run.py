@@ -17,7 +17,7 @@ from rlhf_lab.bradley_terry import draw_wins, expected_wins, pair_distribution
 from rlhf_lab.experiments.claims.coverage.fits import CoverageWorld, coverage_world
 from rlhf_lab.experiments.claims.coverage.report import decide, figure, summarise_runs
 from rlhf_lab.experiments.claims.coverage.settings import CLASSES, MASKS, RULE, Coverage
-from rlhf_lab.experiments.runner import BestConfig, Experiment, Job
+from rlhf_lab.experiments.runner import BestConfig, Experiment, JobSpec
 from rlhf_lab.randomness import Stream
 from rlhf_lab.training import seeded
 
@@ -55,7 +55,7 @@ def policies(world: CoverageWorld, settings: Coverage, pairs: Tensor, seed: int)
     return found
 
 
-def _run(settings: Coverage, job: Job, best_config: BestConfig) -> list[dict[str, Any]]:
+def _run(settings: Coverage, job: JobSpec, best_config: BestConfig) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for name in CLASSES:
         world = coverage_world(settings.scale, name, job["seed"], settings.beta)

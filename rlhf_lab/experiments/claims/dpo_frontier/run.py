@@ -19,7 +19,7 @@ from rlhf_lab.experiments.claims.dpo_frontier.frontiers import METHODS, summaris
 from rlhf_lab.experiments.claims.dpo_frontier.report import decide, figure
 from rlhf_lab.experiments.claims.dpo_frontier.settings import RULE, DPOFrontier
 from rlhf_lab.experiments.methods import train
-from rlhf_lab.experiments.runner import SEARCH_SEED, BestConfig, Experiment, Job, best_rates
+from rlhf_lab.experiments.runner import SEARCH_SEED, BestConfig, Experiment, JobSpec, best_rates
 from rlhf_lab.experiments.scales import set_up
 from rlhf_lab.experiments.setup import Setup
 from rlhf_lab.experiments.setup_exact import ExactSetup
@@ -42,7 +42,7 @@ def _setup(settings: DPOFrontier, seed: int) -> Setup:
     return set_up(settings.scale, seed, WORLD, **sizes, **(quick if settings.quick else {"reward_steps": 100}))
 
 
-def jobs(settings: DPOFrontier) -> list[Job]:
+def jobs(settings: DPOFrontier) -> list[JobSpec]:
     """Return the jobs of each seed: π_ref, every method at every β, and the frontier of all policies.
 
     On text that frontier is estimated once, with the first seed.
@@ -58,7 +58,7 @@ def jobs(settings: DPOFrontier) -> list[Job]:
     ]
 
 
-def search_trials(settings: DPOFrontier) -> list[Job]:
+def search_trials(settings: DPOFrontier) -> list[JobSpec]:
     """Return the same learning rates for each method at the middle β. PPO on the gold reward has the rate of PPO."""
     middle = sorted(settings.betas)[len(settings.betas) // 2]
     return [
@@ -69,7 +69,7 @@ def search_trials(settings: DPOFrontier) -> list[Job]:
     ]
 
 
-def run(settings: DPOFrontier, job: Job, best_config: BestConfig) -> list[dict[str, Any]]:
+def run(settings: DPOFrontier, job: JobSpec, best_config: BestConfig) -> list[dict[str, Any]]:
     """Return the points of one run, or the frontier of all policies."""
     method, seed, beta = job["method"], job["seed"], job["beta"]
     setup, searching = _setup(settings, seed), "rate" in job

@@ -22,7 +22,7 @@ from rlhf_lab.experiments.claims.dpo_samplers.settings import (
     DPOSamplers,
 )
 from rlhf_lab.experiments.claims.dpo_samplers.training import generator_of, sampler_setup
-from rlhf_lab.experiments.runner import BestConfig, Experiment, Job
+from rlhf_lab.experiments.runner import BestConfig, Experiment, JobSpec
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,7 +41,7 @@ def _rates(settings: DPOSamplers, part: str) -> tuple[float, ...]:
     return settings.rates if part == "exact" else (*(rate / 10 for rate in settings.rates), *settings.rates)
 
 
-def _run(settings: DPOSamplers, job: Job, best_config: BestConfig) -> list[dict[str, Any]]:
+def _run(settings: DPOSamplers, job: JobSpec, best_config: BestConfig) -> list[dict[str, Any]]:
     setup = sampler_setup(settings.scale, job["seed"], settings.beta)
     part, sampler, seed = job["part"], job["sampler"], job["seed"]
     start = setup.regret(setup.start.unsqueeze(0)).item()
@@ -82,7 +82,7 @@ def _select(settings: DPOSamplers, search: pd.DataFrame) -> BestConfig:
     return chosen
 
 
-def _jobs(seeds: Iterable[int], parts: Iterable[str]) -> list[Job]:
+def _jobs(seeds: Iterable[int], parts: Iterable[str]) -> list[JobSpec]:
     return [
         {"part": part, "sampler": sampler, "seed": seed} for seed in seeds for part in parts for sampler in SAMPLERS
     ]

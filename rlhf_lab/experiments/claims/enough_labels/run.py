@@ -23,7 +23,7 @@ from rlhf_lab.batch import Pairs, Tokens
 from rlhf_lab.evaluation import Draws, distance_to_optimal, evaluate
 from rlhf_lab.experiments.claims.enough_labels.report import decide, figure
 from rlhf_lab.experiments.claims.enough_labels.settings import RULE, EnoughLabels
-from rlhf_lab.experiments.runner import Experiment, Job
+from rlhf_lab.experiments.runner import Experiment, JobSpec
 from rlhf_lab.experiments.scales import set_up
 from rlhf_lab.experiments.setup import SetupBudget
 from rlhf_lab.experiments.setup_exact import ExactSetup, random_world
@@ -100,7 +100,7 @@ def _net_world() -> FiniteWorld:
     return random_world("tree", 0, "gpt2")
 
 
-def _net(settings: EnoughLabels, job: Job) -> list[dict[str, Any]]:
+def _net(settings: EnoughLabels, job: JobSpec) -> list[dict[str, Any]]:
     """A transformer on N fixed labels, or on new labels at every step.
 
     A tenth of the fixed labels is held out for early stopping.
@@ -152,7 +152,7 @@ def _text(settings: EnoughLabels, seed: int) -> tuple[TextSetup, Tokens, Tokens,
     return setup, x, y, task.gold(x, y), task.reference.log_prob(x, y).double().cpu()
 
 
-def _on_text(settings: EnoughLabels, job: Job) -> list[dict[str, Any]]:
+def _on_text(settings: EnoughLabels, job: JobSpec) -> list[dict[str, Any]]:
     """DPO on the first N labels of a seed, and an estimate of the distance to π*."""
     setup, x, y_ref, r_ref, log_ref_of_ref = _text(settings, job["seed"])
     policy = setup.new_policy()
@@ -175,17 +175,17 @@ def _on_text(settings: EnoughLabels, job: Job) -> list[dict[str, Any]]:
     return [{"labels": job["labels"], "when": "end", **numbers}]
 
 
-def _jobs(settings: EnoughLabels) -> list[Job]:
+def _jobs(settings: EnoughLabels) -> list[JobSpec]:
     if not settings.exact:
         return [{"seed": s, "kind": "text", "labels": n} for s in range(settings.seeds) for n in settings.labels]
-    jobs: list[Job] = [{"seed": s, "kind": "table"} for s in range(settings.seeds)]
+    jobs: list[JobSpec] = [{"seed": s, "kind": "table"} for s in range(settings.seeds)]
     for seed in range(settings.net_seeds):
         jobs += [{"seed": seed, "kind": "transformer", "labels": n} for n in settings.net_labels]
         jobs.append({"seed": seed, "kind": "fresh", "labels": settings.steps * settings.batch})
     return jobs
 
 
-def _run(settings: EnoughLabels, job: Job, best_config: dict[str, Any]) -> list[dict[str, Any]]:
+def _run(settings: EnoughLabels, job: JobSpec, best_config: dict[str, Any]) -> list[dict[str, Any]]:
     if job["kind"] == "table":
         return _tables(settings, job["seed"])
     return _on_text(settings, job) if job["kind"] == "text" else _net(settings, job)

@@ -30,7 +30,7 @@ from rlhf_lab.experiments.claims.non_static.settings import (
     NonStatic,
 )
 from rlhf_lab.experiments.claims.non_static.strategies import DriftSetup, deploy, drift_setup, steady
-from rlhf_lab.experiments.runner import BestConfig, Experiment, Job
+from rlhf_lab.experiments.runner import BestConfig, Experiment, JobSpec
 from rlhf_lab.experiments.statistics import summarise
 
 if TYPE_CHECKING:
@@ -44,10 +44,10 @@ def _size(settings: NonStatic) -> tuple[int, ...]:
     return (4, 3, 2) if settings.quick else (6, 4, 2)
 
 
-def jobs(settings: NonStatic) -> list[Job]:
+def jobs(settings: NonStatic) -> list[JobSpec]:
     """Return a seed's long runs and deployments on the exact scales, and its deployments by strategy on text."""
     if settings.exact:
-        parts: list[Job] = [{"part": "steady", "rate": rate, "more": 1} for rate in settings.drifts]
+        parts: list[JobSpec] = [{"part": "steady", "rate": rate, "more": 1} for rate in settings.drifts]
         middle = settings.drifts[len(settings.drifts) // 2]
         parts.append({"part": "steady", "rate": middle / math.sqrt(settings.more), "more": settings.more})
         parts += [{"part": "deploy", "change": "drift", "turn": turn} for turn in settings.turns]
@@ -58,7 +58,7 @@ def jobs(settings: NonStatic) -> list[Job]:
     return [{**part, "seed": seed} for seed in range(settings.seeds) for part in parts]
 
 
-def run(settings: NonStatic, job: Job, best_config: BestConfig) -> list[dict[str, Any]]:
+def run(settings: NonStatic, job: JobSpec, best_config: BestConfig) -> list[dict[str, Any]]:
     """Return the rows of one job."""
     if not settings.exact:
         return run_text(settings, job)
@@ -66,7 +66,7 @@ def run(settings: NonStatic, job: Job, best_config: BestConfig) -> list[dict[str
     return (_long_run if job["part"] == "steady" else _deployment)(settings, job, setup)
 
 
-def _long_run(settings: NonStatic, job: Job, setup: DriftSetup) -> list[dict[str, Any]]:
+def _long_run(settings: NonStatic, job: JobSpec, setup: DriftSetup) -> list[dict[str, Any]]:
     """Rows of one drift: the regret at each window and number of rounds between fits, and its closed form."""
     price, late = setup.cost(steps=8)
     n, drift = settings.labels * job["more"], late * job["rate"] ** 2
@@ -83,7 +83,7 @@ def _long_run(settings: NonStatic, job: Job, setup: DriftSetup) -> list[dict[str
     return rows
 
 
-def _deployment(settings: NonStatic, job: Job, setup: DriftSetup) -> list[dict[str, Any]]:
+def _deployment(settings: NonStatic, job: JobSpec, setup: DriftSetup) -> list[dict[str, Any]]:
     """Rows of one change: the regret of each strategy, as a mean over all rounds and over each part of them."""
     change, turn, n, rounds = job["change"], job["turn"], settings.labels, settings.rounds
     changes: dict[str, dict[str, Any]] = {

@@ -13,7 +13,7 @@ from torch import Tensor
 from rlhf_lab.algorithms.dpo import DPO, dpo
 from rlhf_lab.batch import Pairs, Tokens, cat_pairs, pick_pairs
 from rlhf_lab.experiments.claims.non_static.settings import NonStatic
-from rlhf_lab.experiments.runner import Job
+from rlhf_lab.experiments.runner import JobSpec
 from rlhf_lab.experiments.scales import set_up
 from rlhf_lab.experiments.setup_text import TextSetup, TextTask, text_task
 from rlhf_lab.policies.base import Policy
@@ -151,7 +151,7 @@ def _text_deployment(settings: NonStatic, seed: int) -> TextDeployment:
     return TextDeployment(settings, seed)
 
 
-def run_text(settings: NonStatic, job: Job) -> list[dict[str, Any]]:
+def run_text(settings: NonStatic, job: JobSpec) -> list[dict[str, Any]]:
     """Return the rows of one job on a language model, with the numbers of one strategy in every round."""
     deployment = _text_deployment(settings, job["seed"])
     change, strategy, n, rounds = job["change"], job["strategy"], settings.labels, settings.rounds

@@ -21,11 +21,11 @@ from rlhf_lab.experiments.claims.over_optimisation.trajectories import (
     exact_trajectories,
     trained,
 )
-from rlhf_lab.experiments.runner import BestConfig, Experiment, Job
+from rlhf_lab.experiments.runner import BestConfig, Experiment, JobSpec
 from rlhf_lab.experiments.statistics import summarise
 
 
-def jobs(settings: OverOptimisation) -> list[Job]:
+def jobs(settings: OverOptimisation) -> list[JobSpec]:
     """Return one job for each trajectory and seed. On text RSO is trained with the fewest labels only."""
     few, many = settings.labels[0], settings.labels[-1]
     if settings.exact:
@@ -41,7 +41,7 @@ def jobs(settings: OverOptimisation) -> list[Job]:
     ]
 
 
-def run(settings: OverOptimisation, job: Job, best_config: BestConfig) -> list[dict[str, Any]]:
+def run(settings: OverOptimisation, job: JobSpec, best_config: BestConfig) -> list[dict[str, Any]]:
     """Return one row for each point of a trajectory, from π_ref to its end."""
     if job["method"] == "exact":
         return exact_trajectories(settings, job["seed"], job["labels"], job["kind"])

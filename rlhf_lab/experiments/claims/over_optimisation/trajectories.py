@@ -16,7 +16,7 @@ from rlhf_lab.batch import Tokens
 from rlhf_lab.errors import LabError, check_finite
 from rlhf_lab.experiments.claims.over_optimisation.settings import OverOptimisation
 from rlhf_lab.experiments.methods import train
-from rlhf_lab.experiments.runner import Job
+from rlhf_lab.experiments.runner import JobSpec
 from rlhf_lab.experiments.scales import set_up
 from rlhf_lab.experiments.setup import SetupBudget
 from rlhf_lab.experiments.setup_exact import ExactSetup, random_world
@@ -169,7 +169,7 @@ def exact_trajectories(settings: OverOptimisation, seed: int, labels: int, kind:
     ]
 
 
-def trained(settings: OverOptimisation, job: Job) -> list[dict[str, Any]]:
+def trained(settings: OverOptimisation, job: JobSpec) -> list[dict[str, Any]]:
     """The trajectory of a method while it trains: exact on a finite world, and estimated from samples on text."""
     method, steps, epochs, training = job["method"], settings.steps, 1, None
     setup: ExactSetup | TextSetup

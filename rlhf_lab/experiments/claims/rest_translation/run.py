@@ -21,17 +21,17 @@ from rlhf_lab.experiments.claims.rest_translation.training import (
     rest_setup,
     untrained_rows,
 )
-from rlhf_lab.experiments.runner import BestConfig, Experiment, Job
+from rlhf_lab.experiments.runner import BestConfig, Experiment, JobSpec
 from rlhf_lab.experiments.statistics import summarise
 
 
-def jobs(settings: ReSTTranslation) -> list[Job]:
+def jobs(settings: ReSTTranslation) -> list[JobSpec]:
     """Return the jobs of each seed: untrained policies, ReST, the other losses, PPO."""
     parts = ("untrained", "rest", *LOSSES, "ppo")
     return [{"seed": seed, "part": part} for seed in range(settings.seeds) for part in parts]
 
 
-def run(settings: ReSTTranslation, job: Job, best_config: BestConfig) -> list[dict[str, Any]]:
+def run(settings: ReSTTranslation, job: JobSpec, best_config: BestConfig) -> list[dict[str, Any]]:
     """Return the rows of one job."""
     shared, part = rest_setup(settings, job["seed"]), job["part"]
     if part in LOSSES:

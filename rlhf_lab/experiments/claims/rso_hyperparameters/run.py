@@ -12,7 +12,7 @@ from rlhf_lab.experiments.claims.rso_hyperparameters.report import decide, figur
 from rlhf_lab.experiments.claims.rso_hyperparameters.settings import RULE, RSOHyperparameters
 from rlhf_lab.experiments.published_results import RSO_TABLE_2
 from rlhf_lab.experiments.rso_common import rso_setup
-from rlhf_lab.experiments.runner import BestConfig, Experiment, Job
+from rlhf_lab.experiments.runner import BestConfig, Experiment, JobSpec
 from rlhf_lab.experiments.statistics import summarise
 from rlhf_lab.experiments.text_judge import judge_of
 from rlhf_lab.randomness import Stream
@@ -24,11 +24,11 @@ LIMITS = ("judge_wins", "objective", "kl")
 METRICS = ["judge_wins", "gold_wins", "proxy_wins", "objective", "kl", "reward", "regret", "pairs"]
 
 
-def _jobs(settings: RSOHyperparameters) -> list[Job]:
+def _jobs(settings: RSOHyperparameters) -> list[JobSpec]:
     return [{"seed": s, "condition": one.key} for s in range(settings.seeds) for one in settings.conditions]
 
 
-def _run(settings: RSOHyperparameters, job: Job, best_config: BestConfig) -> list[dict[str, Any]]:
+def _run(settings: RSOHyperparameters, job: JobSpec, best_config: BestConfig) -> list[dict[str, Any]]:
     one = next(condition for condition in settings.conditions if condition.key == job["condition"])
     shared, cell = rso_setup(settings, settings.task, job["seed"]), one.cell
     if cell.reward_model == "few":

@@ -14,10 +14,10 @@ import torch
 from rlhf_lab.experiments.claims.rso_phase.misfit import KINDS, linear_world, regrets
 from rlhf_lab.experiments.claims.rso_phase.report import decide, figure, summarise_runs
 from rlhf_lab.experiments.claims.rso_phase.settings import RULE, RSOPhase
-from rlhf_lab.experiments.runner import BestConfig, Experiment, Job
+from rlhf_lab.experiments.runner import BestConfig, Experiment, JobSpec
 
 
-def _run(settings: RSOPhase, job: Job, best_config: BestConfig) -> list[dict[str, Any]]:
+def _run(settings: RSOPhase, job: JobSpec, best_config: BestConfig) -> list[dict[str, Any]]:
     world, rows = linear_world(settings.scale, job["seed"]), []
     for kind in KINDS:
         reward = torch.stack([world.reward(kind, share) for share in settings.shares])

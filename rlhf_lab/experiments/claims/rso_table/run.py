@@ -25,7 +25,7 @@ from rlhf_lab.experiments.claims.rso_table.report import decide, figure
 from rlhf_lab.experiments.claims.rso_table.settings import RULE, RowCondition, RSOTable
 from rlhf_lab.experiments.published_results import RSO_TABLE_1
 from rlhf_lab.experiments.rso_common import SOURCES, RSOSetup, rso_setup
-from rlhf_lab.experiments.runner import BestConfig, Experiment, Job
+from rlhf_lab.experiments.runner import BestConfig, Experiment, JobSpec
 from rlhf_lab.experiments.statistics import summarise
 from rlhf_lab.experiments.text_judge import judge_of
 from rlhf_lab.policies.base import Policy
@@ -42,7 +42,7 @@ METRICS = [
 ]  # fmt: skip
 
 
-def _jobs(settings: RSOTable) -> list[Job]:
+def _jobs(settings: RSOTable) -> list[JobSpec]:
     return [
         {"seed": seed, "task": task, "condition": one.key}
         for seed in range(settings.seeds)
@@ -85,7 +85,7 @@ def fit(shared: RSOSetup, settings: RSOTable, one: RowCondition) -> Policy:
     return policy
 
 
-def _run(settings: RSOTable, job: Job, best_config: BestConfig) -> list[dict[str, Any]]:
+def _run(settings: RSOTable, job: JobSpec, best_config: BestConfig) -> list[dict[str, Any]]:
     one = next(condition for condition in settings.conditions if condition.key == job["condition"])
     shared = setup_of(settings, job["task"], job["seed"], one)
     policy = fit(shared, settings, one)

@@ -14,7 +14,7 @@ from rlhf_lab import exact
 from rlhf_lab.bradley_terry import Comparisons, fit_function
 from rlhf_lab.evaluation import evaluate
 from rlhf_lab.experiments.claims.rso_why.settings import DIRECT, RSOWhy
-from rlhf_lab.experiments.runner import Job
+from rlhf_lab.experiments.runner import JobSpec
 from rlhf_lab.randomness import Stream
 from rlhf_lab.training import seeded
 from rlhf_lab.worlds import bandit, token_tree
@@ -180,7 +180,7 @@ def exact_seed(settings: RSOWhy, seed: int) -> ExactSeed:
     return ExactSeed(settings, seed, world, classes, labels, fit(of_reward, labels))
 
 
-def exact_rows(settings: RSOWhy, job: Job) -> list[dict[str, Any]]:
+def exact_rows(settings: RSOWhy, job: JobSpec) -> list[dict[str, Any]]:
     """Return the rows of one job on an exact scale."""
     made, rows = exact_seed(settings, job["seed"]), []
     for condition in settings.conditions:

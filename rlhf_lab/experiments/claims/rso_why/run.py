@@ -14,7 +14,7 @@ from rlhf_lab.experiments.claims.rso_why.linear_classes import exact_rows
 from rlhf_lab.experiments.claims.rso_why.report import decide, figure
 from rlhf_lab.experiments.claims.rso_why.settings import DIRECT, POLICIES, RULE, RSOWhy
 from rlhf_lab.experiments.rso_common import rso_setup
-from rlhf_lab.experiments.runner import SEARCH_SEED, BestConfig, Experiment, Job, best_rates
+from rlhf_lab.experiments.runner import SEARCH_SEED, BestConfig, Experiment, JobSpec, best_rates
 from rlhf_lab.experiments.statistics import summarise
 from rlhf_lab.policies.base import Policy
 from rlhf_lab.randomness import Stream
@@ -30,7 +30,7 @@ def limit(policy: Policy) -> Policy:
     return policy
 
 
-def _run(settings: RSOWhy, job: Job, best_config: BestConfig) -> list[dict[str, Any]]:
+def _run(settings: RSOWhy, job: JobSpec, best_config: BestConfig) -> list[dict[str, Any]]:
     if settings.exact:
         return exact_rows(settings, job)
     shared, search = rso_setup(settings, settings.task, job["seed"]), "rate" in job
@@ -49,7 +49,7 @@ def _run(settings: RSOWhy, job: Job, best_config: BestConfig) -> list[dict[str, 
     return [{"pairs": len(pairs), **{name: found[name] for name in names}}]
 
 
-def _search_trials(settings: RSOWhy) -> list[Job]:
+def _search_trials(settings: RSOWhy) -> list[JobSpec]:
     if settings.exact:
         return []  # convex fits have no learning rate
     return [
@@ -59,7 +59,7 @@ def _search_trials(settings: RSOWhy) -> list[Job]:
     ]
 
 
-def _jobs(settings: RSOWhy) -> list[Job]:
+def _jobs(settings: RSOWhy) -> list[JobSpec]:
     # On exact scales one job has all conditions.
     conditions = [{}] if settings.exact else [{"condition": condition} for condition in settings.conditions]
     return [

@@ -17,7 +17,7 @@ from rlhf_lab import exact
 from rlhf_lab.evaluation import evaluate
 from rlhf_lab.experiments.claims.soft_best_of_n.report import decide, figure
 from rlhf_lab.experiments.claims.soft_best_of_n.settings import RULE, SoftBestOfN
-from rlhf_lab.experiments.runner import BestConfig, Experiment, Job
+from rlhf_lab.experiments.runner import BestConfig, Experiment, JobSpec
 from rlhf_lab.experiments.setup_exact import random_world
 from rlhf_lab.experiments.statistics import summarise_geometric
 
@@ -32,7 +32,7 @@ def limit(log_ref: Tensor, log_star: Tensor, n: int, accepted: int) -> Tensor:
     return ((accepted + 1) / (2 * n)) ** 2 * variance / 2
 
 
-def _run(settings: SoftBestOfN, job: Job, best_config: BestConfig) -> list[dict[str, Any]]:
+def _run(settings: SoftBestOfN, job: JobSpec, best_config: BestConfig) -> list[dict[str, Any]]:
     world, beta = random_world(settings.scale, job["seed"]), settings.beta
     log_ref, reward = world.log_ref(), world.rewards()
     log_star = exact.optimal_policy(log_ref, reward, beta)

@@ -22,7 +22,7 @@ from rlhf_lab.experiments.claims.temperatures.report import decide, figure, metr
 from rlhf_lab.experiments.claims.temperatures.settings import RULE, Temperatures
 from rlhf_lab.experiments.methods import BestOf, train
 from rlhf_lab.experiments.rso_common import chance_to_win
-from rlhf_lab.experiments.runner import SEARCH_SEED, BestConfig, Experiment, Job, best_rates
+from rlhf_lab.experiments.runner import SEARCH_SEED, BestConfig, Experiment, JobSpec, best_rates
 from rlhf_lab.experiments.scales import set_up
 from rlhf_lab.experiments.setup import Setup
 from rlhf_lab.experiments.setup_exact import ExactSetup
@@ -48,13 +48,13 @@ def _setup(settings: Temperatures, seed: int) -> Setup:
     return set_up(settings.scale, seed, WORLD, **sizes)
 
 
-def jobs(settings: Temperatures) -> list[Job]:
+def jobs(settings: Temperatures) -> list[JobSpec]:
     """One job for each seed and method: the method is trained once and evaluated at all temperatures."""
     methods = ("reference", *TRAINED, "best-of-n")
     return [{"seed": seed, "method": method} for seed in range(settings.seeds) for method in methods]
 
 
-def search_trials(settings: Temperatures) -> list[Job]:
+def search_trials(settings: Temperatures) -> list[JobSpec]:
     """The trials of the search, with the same learning rates for every method."""
     return [
         {"seed": SEARCH_SEED + seed, "method": method, "rate": rate}
@@ -64,7 +64,7 @@ def search_trials(settings: Temperatures) -> list[Job]:
     ]
 
 
-def run(settings: Temperatures, job: Job, best_config: BestConfig) -> list[dict[str, Any]]:
+def run(settings: Temperatures, job: JobSpec, best_config: BestConfig) -> list[dict[str, Any]]:
     """One row for each temperature; in a search only J of the trained policy."""
     method, setup, searching = job["method"], _setup(settings, job["seed"]), "rate" in job
     policy = setup.reference
