@@ -206,12 +206,12 @@ BLOCK = Block(
                 "Each curve shows one method during training. The dashed line is the common reward at which the "
                 "costs are compared. PPO's curve begins later, because a reward model must be fitted first.\n\n"
                 "“Mixed” means in our rule that DPO is better than one of PPO and RSO and worse than the other, "
-                "beyond the variation between seeds. This is not shown on the bandit. Few papers report the "
-                "variation between seeds. This is the end of the first lecture.",
+                "beyond the variation between seeds. This is not shown on the bandit. It is shown on the language model. "
+                "Few papers report the variation between seeds. This is the end of the first lecture.",
                 "每条曲线是一种方法的训练过程；虚线是比较成本所用的同等奖励。PPO 要先拟合奖励模型，所以曲线起步较"
                 "晚。\n\n"
                 "按我们的规则，“褒贬不一”是说：在 PPO 和 RSO 中，DPO 好于一种而差于另一种，而且差异超出种子之间的"
-                "波动。在多臂老虎机上没有显示出来。很少有论文报告种子之间的波动。第一讲到此结束。",
+                "波动。在多臂老虎机上没有显示出来，在语言模型上显示出来了。很少有论文报告种子之间的波动。第一讲到此结束。",
             ),
             answer_title=T(
                 "DPO trains without sampling and saves memory",

@@ -56,7 +56,7 @@ class Cost(Settings):
     """Text: name of the text world."""
 
     DEFAULTS: ClassVar[Defaults] = {
-        "seeds": PerScale(10, 5, 3),
+        "seeds": PerScale(10, 5, 8),
         "beta": 0.5,
         "labels": PerScale(2000, 5000, 512),
         "responses": PerScale(1024, 128, 32),
