@@ -4,14 +4,13 @@ r"""Direct preference optimisation (DPO): fit the policy to preferences, without
 
 Rafailov et al. 2023, equation 7; lecture, "DPO Objective Function" and "DPO Outline". Every other pair loss of
 `rlhf_lab.losses` can take its place (`pair_losses.py`); the docstrings there say where each of them converges to. The
-reference's log-probabilities are computed once, before the first step, or passed in. Left out on purpose: everything
+reference's log-probabilities are computed when a step first needs a row, or passed in. Left out on purpose: everything
 that is not the loss, which `rlhf_lab.training` contains.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +26,7 @@ from rlhf_lab.policies.reference_cache import ReferenceRows
 from rlhf_lab.rounding import MANY, rounding, wins
 from rlhf_lab.training import Evaluation, Loop, Metrics, Training, distributed
 from rlhf_lab.training.evaluation import once
+from rlhf_lab.training.rows import reference_rows
 
 __all__ = ["DPO", "PairLoss", "dpo", "held_out_pairs", "pair_loss", "reference_log_probs"]
 
@@ -122,7 +122,7 @@ def dpo(
         training: steps, batch size in pairs, rate, seed.
         name: text of the progress bar.
         reference_log_probs: log π_ref of both responses of every pair, (N, 2), if they are already known; or
-            `ReferenceRows`, which compute them when a step first needs a row.
+            `ReferenceRows`, which compute them when a step first needs a row. None: such rows of `reference`.
         evaluation: what is measured on held-out data, for example `held_out_pairs`.
         shift: the running mean of BCO with `shift_decay`, if it is shared with `held_out_pairs`. It costs one more
             forward pass of the policy in each step.
@@ -148,11 +148,8 @@ def dpo(
     loop = Loop(name, module, training, settings, evaluation)
     dataset = pairs if isinstance(pairs, Pairs) else None
     known = reference_log_probs
-    if dataset is not None and settings.needs_reference and known is None and loop.start < training.steps:
-        assert reference is not None
-        with loop.autocast():
-            each = partial(_reference_of, reference, batch_size=training.batch_size, progress=training.progress)
-            known = distributed.map_rows(each, dataset)
+    if dataset is not None and settings.needs_reference and known is None:
+        known = reference_rows(reference, dataset, training, loop.autocast)
     with loop:
         for _, generator in loop:
             if dataset is not None:

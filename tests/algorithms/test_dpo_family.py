@@ -360,6 +360,18 @@ def test_losses_without_a_reference_never_ask_one(loss):
     assert torch.equal(*ends)
 
 
+def test_the_reference_is_computed_for_the_rows_of_the_steps_only(monkeypatch):
+    """Two steps of eight of fifty pairs, and a third with the first eight again, which are known."""
+    reference, asked = TREE.reference.copy(), []
+    real = reference.log_prob
+    monkeypatch.setattr(reference, "log_prob", lambda x, y: asked.append(len(x)) or real(x, y))
+    pairs = TREE.preferences(50, seeded(0))
+    dpo(TREE.reference.copy(), reference, pairs, DPO(), Training(steps=2, batch_size=8, progress=False))
+    assert asked == [8, 8]
+    dpo(TREE.reference.copy(), reference, pairs[:8], DPO(), Training(steps=3, batch_size=8, progress=False))
+    assert asked == [8, 8, 8]
+
+
 @pytest.mark.parametrize("loss", [name for name in NAMES if of_family(name).needs_reference])
 def test_given_reference_log_probs_the_reference_is_not_asked_and_the_bits_are_the_same(loss):
     pairs, training = TREE.preferences(50, seeded(0)), Training(steps=5, batch_size=16, progress=False)

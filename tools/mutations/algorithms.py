@@ -81,8 +81,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "data",
             "given reference log-probabilities are computed again",
-            "and settings.needs_reference and known is None and",
-            "and settings.needs_reference and",
+            "and settings.needs_reference and known is None:",
+            "and settings.needs_reference:",
         ),
         Mutation(
             "edge",
