@@ -74,6 +74,11 @@ def check_columns(columns: Collection[str], source: str) -> None:
     """
     if {"chosen", "rejected"} <= set(columns) or set(columns) >= COMPARISON:
         return
+    if {"prompt", "completion"} <= set(columns):
+        use = "`rlhf-lab train sft` learns from such data, and so does `train kto` if they have a column `label`."
+        if "label" in columns:
+            use = "`rlhf-lab train kto` learns from such data, and `train sft` from the desirable responses."
+        raise LabError(f"{source} has single responses and no pairs of chosen and rejected ones. {use}")
     wanted = ("chosen", "rejected") if "prompt" in columns else ("prompt", "chosen", "rejected")
     raise LabError(
         f"{source} has the columns {', '.join(sorted(columns))}. Expected are `chosen` and `rejected`, and `prompt` "

@@ -35,7 +35,7 @@ IN_MEMORY = 20_000
 """Largest number of rows that are not stored in files."""
 CHUNK = 2048
 """Number of rows that are tokenised together."""
-KEY_VERSION = 3
+KEY_VERSION = 4
 """Part of the key of stored ids. It must change when formats or tokenisation change."""
 
 
@@ -135,7 +135,7 @@ def _report(reading: Reading, encoder: Encoder) -> dict[str, Any]:
     """
     name, number = reading.source.name, reading.forms.total()
     found = encoder.report(name)
-    lines = [summary(name, reading.form, number, f"{reading.kind.what}s", reading.dropped), found.summary()]
+    lines = [summary(name, reading.form, number, reading.kind.what, reading.dropped), found.summary()]
     return {"lines": lines, "counts": found.counts(reading.form, reading.dropped)}
 
 

@@ -9,7 +9,8 @@ Formats of targets:
 - Any format of preference data (see `formats.py`), of which the chosen responses are used.
 
 Prompts alone are read from all of these formats, and from data that have only the column `prompt`. Labelled responses
-are prompts with targets and a column `label`, which is true if the response is desirable, as in TRL.
+are prompts with targets and a column `label`, which is true if the response is desirable, as in TRL. Of such data only
+the desirable responses are targets.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ from rlhf_lab.errors import LabError
 
 TARGETS = ("completion", "response", "answer", "output", "target", "summary")
 """Names of the column with the target. The first one that exists is used."""
+UNDESIRABLE = "labelled undesirable"
+"""The reason why a row of KTO's data is no target. Other values of `label` than true and false are not verdicts."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class TargetTexts:
 
     def summary(self) -> str:
         """Return a line with the source, the number of examples, and the numbers of dropped rows."""
-        return summary(self.source, self.form, len(self), "examples" if self.targets else "prompts", self.dropped)
+        return summary(self.source, self.form, len(self), "example" if self.targets else "prompt", self.dropped)
 
 
 def load_targets(source: Source | str, tokenizer: Any = None) -> TargetTexts:
@@ -128,10 +131,14 @@ def _load(kind: RowKind, source: Source | str, tokenizer: Any) -> TargetTexts:
     )
 
 
+def _verdict(row: Row) -> bool | None:
+    """Whether the response of a row is desirable, or None if its `label` does not say."""
+    return {"true": True, "1": True, "false": False, "0": False}.get(str(row.fields.get("label")).lower())
+
+
 def _label(row: Row, source: str) -> bool | None:
     """The label of a row, or None if it has none."""
-    label = row.fields.get("label")
-    known = {"true": True, "1": True, "false": False, "0": False}.get(str(label).lower())
+    label, known = row.fields.get("label"), _verdict(row)
     if label is not None and known is None:
         raise LabError(f"{source}, {row.place}: `label` is {label!r}; it must be true (desirable) or false.")
     return known
@@ -172,6 +179,13 @@ def _example(row: Row, source: str, columns: set[str], tokenizer: Any) -> tuple[
         forms.check_value(summary, target_in, place)
         return "TL;DR", (forms.post_prompt(row.fields, place), forms.with_space(str(summary)))
     return "", forms.MISSING
+
+
+def _target(row: Row, source: str, columns: set[str], tokenizer: Any) -> tuple[str, tuple[str, ...] | str]:
+    """An example, unless it is labelled undesirable. Pairs may have a column `label` of another meaning."""
+    if _verdict(row) is False and "chosen" not in columns:
+        return "", UNDESIRABLE
+    return _example(row, source, columns, tokenizer)
 
 
 def _of_columns(
@@ -228,7 +242,7 @@ def _prompt(row: Row, source: str, columns: set[str], tokenizer: Any) -> tuple[s
     return form, found if isinstance(found, str) else (found[0], "")
 
 
-EXAMPLES = RowKind("example", 1, _example, _check_columns)
+EXAMPLES = RowKind("example", 1, _target, _check_columns)
 VERDICTS = RowKind("example", 1, _example, _check_columns, _label)
 PROMPTS = RowKind("prompt", 0, _prompt, partial(_check_columns, what="prompt"), distinct=True)
 

@@ -7,9 +7,9 @@ from tiny_models import tiny_tokenizer
 
 from rlhf_lab.data import formats as forms
 from rlhf_lab.data import sft as data
-from rlhf_lab.data.preferences import HOLDS_END, REPEATED
+from rlhf_lab.data.preferences import HOLDS_END, REPEATED, load_preferences
 from rlhf_lab.data.readers import Source
-from rlhf_lab.data.sft import TargetTexts, load_prompts, load_targets, load_verdicts, tokenise_targets
+from rlhf_lab.data.sft import UNDESIRABLE, TargetTexts, load_prompts, load_targets, load_verdicts, tokenise_targets
 from rlhf_lab.errors import LabError
 
 POST = {"post": "My cat sat.", "title": "Cat", "subreddit": "pets", "id": "t3_1"}
@@ -58,7 +58,7 @@ def test_rows_without_a_target_are_dropped_and_counted(tmp_path):
     texts = load_targets(lines(tmp_path, *rows))
     assert len(texts) == 1
     assert texts.dropped == {forms.EMPTY_PROMPT: 1, forms.EMPTY_RESPONSE: 1, forms.MISSING: 1}
-    assert "1 examples; dropped 3 rows" in texts.summary()
+    assert "1 example; dropped 3 rows" in texts.summary()
 
 
 def test_prompts_stand_once_and_a_limit_stops_the_reading(tmp_path):
@@ -87,7 +87,7 @@ def test_verdicts_have_a_label_that_is_true_or_false(tmp_path):
         (load_prompts, {"promt": "a"}, "Perhaps rename `promt` to `prompt`"),
         (load_targets, {"prompt": 3, "completion": "b"}, "line 1: `prompt` is of type int"),
         (load_targets, {"messages": "text"}, "line 1: `messages` is a text; expected a list"),
-        (load_targets, {"prompt": "", "completion": "b"}, "None of the 1 rows.*1 empty prompt"),
+        (load_targets, {"prompt": "", "completion": "b"}, r"gives no example\. Dropped 1 row: empty prompt \(1\)"),
     ],
 )
 def test_what_cannot_be_read_is_refused_with_its_place_or_the_names_to_change(tmp_path, load, row, message):
@@ -136,3 +136,20 @@ def test_a_label_beside_a_pair_makes_no_verdict(tmp_path):
     assert not data.holds_verdicts(lines(tmp_path, pair))
     assert data.holds_verdicts(lines(tmp_path, {"prompt": "p", "completion": " a", "label": True}))
     assert not data.holds_verdicts(lines(tmp_path, {"prompt": "p", "completion": " a"}))
+
+
+def test_of_labelled_responses_the_desirable_ones_are_targets(tmp_path):
+    """KTO reads every label. SFT trains on no undesirable response and counts them. A label that is no verdict, or is
+    missing, says nothing, and neither does that of a pair."""
+    labels = [True, False, "true", "False", 1, 0, "sports", None]
+    rows = [{"prompt": f"p{n}", "completion": f"c{n}", "label": label} for n, label in enumerate(labels)]
+    texts = load_targets(lines(tmp_path, *rows))
+    assert texts.targets == ["c0", "c2", "c4", "c6", "c7"] and texts.dropped == {UNDESIRABLE: 3}
+    assert "5 examples; dropped 3 rows: labelled undesirable (3)" in texts.summary()
+    assert len(load_verdicts(lines(tmp_path, *rows[:6]))) == len(load_prompts(lines(tmp_path, *rows[:6]))) == 6
+    pair = {"prompt": "p", "chosen": "a", "rejected": "b", "label": False}
+    assert load_targets(lines(tmp_path, pair)).targets == ["a"]
+    with pytest.raises(LabError, match="no pairs of chosen and rejected ones. `rlhf-lab train kto`"):
+        load_preferences(lines(tmp_path, *rows))
+    with pytest.raises(LabError, match=r"gives no example\. Dropped 1 row: labelled undesirable \(1\)"):
+        load_targets(lines(tmp_path, rows[1]))
