@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,6 +39,8 @@ SUPPORTED = "GPT-2, GPT-NeoX (Pythia), Llama, Mistral, Qwen2, Qwen3, Phi-3, OLMo
 """Architectures that are tested, for messages."""
 SMOLLM2 = "smollm2"
 """Name of the model that is installed as a PyPI package."""
+REWARD_RECORD = "reward.json"
+"""The file in the folder of a reward model, ranker or critic with its kind; see `rewards.saving`."""
 
 
 def shipped_folder(name: str) -> Path:
@@ -133,11 +136,11 @@ def adapter_base(name_or_path: str) -> str | None:
 
 
 def _json(file: Path) -> dict[str, Any]:
-    """The content of a JSON file beside adapters; empty if there is no such file."""
+    """The content of a JSON file beside weights; empty if there is no such file."""
     try:
         return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
     except (ValueError, OSError, TypeError) as error:
-        raise LabError(f"{file} is damaged ({type(error).__name__}). Save the adapters again.") from None
+        raise LabError(f"{file} is damaged ({type(error).__name__}). Save it again.") from None
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -200,6 +203,23 @@ def check_model_available(name_or_path: str, revision: str | None = None) -> boo
     if path.suffix.lower() != ".gguf":
         _check_folder(path)
     return False
+
+
+def check_policy(name_or_path: str, option: str = "model") -> None:
+    """Raise `LabError` if a model is the folder of a reward model, ranker or critic, whose head is no language model's.
+
+    Args:
+        name_or_path: as in `load_language_model`.
+        option: name of the setting, for the message.
+    """
+    folder = check_path(name_or_path, option)
+    for place in (folder, folder / "model"):
+        if name_or_path not in SHIPPED and (place / REWARD_RECORD).is_file():
+            kind = _json(place / REWARD_RECORD).get("kind", "reward model")
+            raise LabError(
+                f"{option}={name_or_path} contains a {kind}, which writes no responses. Give a language model, such as "
+                f"the output folder of `rlhf-lab train sft`. A {kind} can be given to --reward."
+            )
 
 
 def load_tokenizer(name_or_path: str, revision: str | None = None) -> Any:
@@ -306,17 +326,15 @@ def load_language_model(
     from transformers import AutoModelForCausalLM
 
     device = pick_device("auto" if device is None else str(device))
+    check_policy(name_or_path)
     if (base := adapter_base(name_or_path)) is not None:
         check_model_available(name_or_path, revision)
         if four_bits is not None:
-            raise LabError(
-                f"{name_or_path} contains LoRA adapters, which cannot be merged into weights of 4 bits. Train them "
-                f"further with adapter=continue, or give a folder with merged weights, such as model/ of a run."
-            )
+            check_unmerged(name_or_path)
         model, tokenizer = load_language_model(base, device, dtype)
         return merged_with_adapters(model, check_path(name_or_path, "model"), base), tokenizer
     tokenizer = load_tokenizer(name_or_path, revision)
-    load_config(name_or_path, revision)
+    check_vocabulary_size(tokenizer, load_config(name_or_path, revision), name_or_path)
     model, info = _load(
         AutoModelForCausalLM,
         name_or_path,
@@ -336,15 +354,43 @@ def load_language_model(
             f"{len(missing)} of the model's tensors are missing in the weights of {name_or_path}, for example "
             f"{missing[0]}. Save the whole causal language model; perhaps only its body was saved."
         )
-    if len(tokenizer) > model.config.vocab_size:
-        raise LabError(
-            f"The tokenizer of {name_or_path} has {len(tokenizer)} tokens, its model {model.config.vocab_size}. "
-            f"Use the model's tokenizer, or call model.resize_token_embeddings after adding tokens."
-        )
     check_weights(
         model.named_parameters(), lambda name: file_with_weight(_local_path(name_or_path), name, name_or_path)
     )
     return (model if four_bits is not None else model.to(device)).eval(), tokenizer
+
+
+def check_unmerged(name_or_path: str) -> None:
+    """Raise `LabError` if a model is a folder of LoRA adapters, which cannot be merged into weights of 4 bits."""
+    if adapter_base(name_or_path) is not None:
+        raise LabError(
+            f"{name_or_path} contains LoRA adapters, which cannot be merged into weights of 4 bits. Train them "
+            f"further with adapter=continue, or give a folder with merged weights, such as model/ of a run."
+        )
+
+
+def check_vocabulary_size(tokenizer: Any, config: Any, name: str) -> None:
+    """Raise `LabError` if a tokenizer has more tokens than the model with this configuration.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+        config: the configuration of a causal language model.
+        name: of the model, for the message.
+    """
+    size = config.get_text_config().vocab_size
+    if len(tokenizer) > size:
+        raise LabError(
+            f"The tokenizer of {name} has {len(tokenizer)} tokens, its model {size}. Use the model's tokenizer, or "
+            f"call model.resize_token_embeddings after adding tokens."
+        )
+
+
+def without_weights(config: Any) -> Any:
+    """Return a causal language model with this configuration on torch's device `meta`, which stores no numbers."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
 
 
 def merged_with_adapters(model: Any, folder: Path, base: str) -> Any:
@@ -397,7 +443,7 @@ def fitting_adapters(folder: Path, base: str) -> Iterator[None]:
 
 
 def check_adapter_names(model: Any, folder: Path) -> None:
-    """Raise `ValueError` unless a peft model has the tensors of an adapter file, neither more nor fewer.
+    """Raise `ValueError` unless a peft model has the tensors of an adapter file, neither more nor fewer, of its shapes.
 
     peft ignores tensors that the model does not have, and leaves new ones at random values.
 
@@ -408,11 +454,26 @@ def check_adapter_names(model: Any, folder: Path) -> None:
     from safetensors import safe_open
 
     with safe_open(folder / "adapter_model.safetensors", "pt") as opened:
-        stored = set(opened.keys())
-    ours = {name.replace(".default", "") for name, _ in model.named_parameters() if ".default" in name}
-    if odd := sorted(stored ^ ours):
+        stored = {name: list(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+    ours = {
+        name.replace(".default", ""): list(weight.shape)
+        for name, weight in model.named_parameters()
+        if ".default" in name
+    }
+    if odd := sorted(stored.keys() ^ ours.keys()):
         where = "only in the file" if odd[0] in stored else "missing in the file"
         raise ValueError(f"{len(odd)} of the tensors differ, for example {odd[0]}, which is {where}")
+    if other := sorted(name for name in stored if stored[name] != ours[name]):
+        shapes = f"{stored[other[0]]} in the file and {ours[other[0]]} in the model"
+        raise ValueError(f"{len(other)} of the tensors have other shapes, for example {other[0]}, which has {shapes}")
+
+
+def count_adapter_weights(folder: Path) -> int:
+    """Return the number of weights of LoRA adapters, from the header of their file."""
+    from safetensors import safe_open
+
+    with safe_open(folder / "adapter_model.safetensors", "pt") as opened:
+        return sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118
 
 
 def file_with_weight(folder: Path | None, weight: str, otherwise: str) -> str:

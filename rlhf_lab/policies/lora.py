@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,11 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_lab.batch import Tokens
-from rlhf_lab.errors import LabError, check_path, check_weights
+from rlhf_lab.errors import LabError, check_path, check_weights, spaces_hint
 from rlhf_lab.policies import quantised
 from rlhf_lab.policies.base import Policy
 from rlhf_lab.policies.language_model import LanguageModelPolicy
-from rlhf_lab.policies.loading import check_adapter_names, fitting_adapters, quiet_peft
+from rlhf_lab.policies.loading import check_adapter_names, fitting_adapters, quiet_peft, without_weights
 
 P = TypeVar("P", bound=LanguageModelPolicy)
 
@@ -49,7 +50,7 @@ def with_lora(
         rank: r, the inner width of the adapters.
         alpha: the product BA is scaled by alpha / rank; None for 2·rank.
         targets: names of the linear layers to adapt; "all-linear" for all of them; None for peft's default for the
-            architecture.
+            architecture. Each name must be that of a layer.
         seed: of the initial values of A.
         dropout: probability with which an input of the adapters is set to 0 when a gradient is computed, in [0, 1). It
             draws from the global generator, which `training.Loop` seeds for each step.
@@ -63,31 +64,95 @@ def with_lora(
             targets.
     """
     check_lora_rank(rank, policy.model.config)
+    model = _with_adapters(policy.model, rank, alpha, targets, seed, dropout, rank_stabilised)
+    adapted = _like(LoraPolicy, policy, model)
+    adapted.adapter_dropout = float(dropout)
+    return adapted
+
+
+def _with_adapters(
+    model: Any,
+    rank: int,
+    alpha: float | None = None,
+    targets: Sequence[str] | str | None = None,
+    seed: int = 0,
+    dropout: float = 0.0,
+    rank_stabilised: bool = False,
+) -> Any:
+    """Return a peft model with new adapters around `model`; the arguments are those of `with_lora`."""
     check_peft()
     from peft import LoraConfig, get_peft_model
 
     chosen: Any = targets if targets is None or isinstance(targets, str) else list(targets)
+    if chosen in (["all-linear"], "all-linear"):
+        chosen = "all-linear"
+    elif isinstance(chosen, list):
+        _check_targets(model, chosen)
     scale: Any = 2 * rank if alpha is None else alpha
     settings = LoraConfig(
         r=rank, lora_alpha=scale, lora_dropout=dropout, target_modules=chosen, task_type="CAUSAL_LM",
         use_rslora=rank_stabilised,
     )  # fmt: skip
-    if any(type(m).__name__ == "Conv1D" for m in policy.model.modules()):
+    if any(type(m).__name__ == "Conv1D" for m in model.modules()):
         settings.fan_in_fan_out = True  # GPT-2 stores its weights transposed
     # peft initialises from the global generator, whose state is restored afterwards.
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         try:
             with quiet_peft():
-                model = get_peft_model(policy.model, settings)
+                return get_peft_model(model, settings)
         except ValueError as error:
             raise LabError(f"The adapters do not fit the model: {error}") from error
-    adapted = _like(LoraPolicy, policy, model)
-    adapted.adapter_dropout = float(dropout)
-    return adapted
 
 
-def continue_lora(policy: LanguageModelPolicy, folder: str | Path, base: str, dropout: float = 0.0) -> LoraPolicy:
+def _check_targets(model: nn.Module, targets: Sequence[str]) -> None:
+    """Raise `LabError` if a name is not that of a layer. peft ignores such a name if another one fits."""
+    names = [name for name, _ in model.named_modules()]
+    wrong = [target for target in targets if not any(f".{name}".endswith(f".{target}") for name in names if name)]
+    if not wrong:
+        return
+    linear = {name.rpartition(".")[2] for name, m in model.named_modules() if type(m).__name__ in ("Linear", "Conv1D")}
+    raise LabError(
+        f"lora_targets contains {wrong[0]!r}, and the model has no layer of this name. Its linear layers are "
+        f"{', '.join(sorted(linear))}.{spaces_hint(wrong[0])}"
+    )
+
+
+def check_new_adapters(config: Any, rank: int, targets: Sequence[str]) -> None:
+    """Raise the errors of `with_lora` for a model of which only the configuration is known.
+
+    Args:
+        config: the configuration of a causal language model.
+        rank: of the adapters.
+        targets: names of the layers that get them. Empty: peft's default.
+    """
+    check_lora_rank(rank, config)
+    _with_adapters(without_weights(config), rank, targets=targets or None)
+
+
+def check_saved_adapters(config: Any, folder: Path, base: str) -> None:
+    """Raise `LabError` if adapters in a folder do not fit a base of which only the configuration is known.
+
+    Adapters that are not plain LoRA are not checked.
+
+    Args:
+        config: the configuration of the base.
+        folder: of the adapters.
+        base: name of the base, for messages.
+    """
+    check_peft()
+    from peft import LoraConfig, PeftConfig, get_peft_model
+
+    with fitting_adapters(folder, base):
+        settings: Any = PeftConfig.from_pretrained(str(folder))
+        if isinstance(settings, LoraConfig) and not _odd_settings(settings):
+            with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+                check_adapter_names(get_peft_model(without_weights(config), settings), folder)
+
+
+def continue_lora(
+    policy: LanguageModelPolicy, folder: str | Path, base: str, dropout: float = 0.0, reference: bool = True
+) -> LoraPolicy:
     """Add adapters that were trained before, to train them further. The policy's weights are frozen.
 
     Args:
@@ -95,6 +160,7 @@ def continue_lora(policy: LanguageModelPolicy, folder: str | Path, base: str, dr
         folder: of the adapters, as peft writes it.
         base: name of the base, for messages.
         dropout: as of `with_lora`.
+        reference: whether the policy has a reference, which needs a frozen copy of the adapters.
 
     Returns:
         The policy with the adapters. Its reference has the adapters as they are in the folder.
@@ -110,8 +176,9 @@ def continue_lora(policy: LanguageModelPolicy, folder: str | Path, base: str, dr
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())), fitting_adapters(folder, base):
         model = PeftModel.from_pretrained(policy.model, str(folder), is_trainable=True, config=config)
         check_adapter_names(model, folder)
-        model.load_adapter(str(folder), START)
-        model.set_adapter(TRAINED)
+        if reference:
+            model.load_adapter(str(folder), START)
+            model.set_adapter(TRAINED)
     check_weights(
         ((name, p) for name, p in model.named_parameters() if "lora_" in name),
         lambda name: str(folder / "adapter_model.safetensors"),
@@ -147,9 +214,7 @@ def adapter_config(folder: Path, **given: Any) -> Any:
         raise LabError(
             f"{folder / 'adapter_config.json'} is damaged ({type(error).__name__}). Save it again."
         ) from None
-    odd = [name for name in _NOT_PLAIN if getattr(config, name, None)]
-    if getattr(config, "bias", "none") != "none":
-        odd.append("bias")
+    odd = _odd_settings(config)
     if not isinstance(config, LoraConfig) or odd:
         what = f"plain LoRA; they have the setting {odd[0]}" if odd else f"LoRA, but {config.peft_type}"
         raise LabError(
@@ -166,11 +231,18 @@ def adapter_config(folder: Path, **given: Any) -> Any:
     for name, value in given.items():
         value = tuple(sorted(value)) if isinstance(value, tuple) else value
         if value and value != theirs[name]:
+            ours, other = (" ".join(one) if isinstance(one, tuple) else repr(one) for one in (value, theirs[name]))
             raise LabError(
-                f"{name}={value!r} does not fit the adapters in {folder}, which have {theirs[name]!r}. Leave it out, "
-                f"because adapters that are trained further keep their shape."
+                f"{name}={ours} does not fit the adapters in {folder}, which have {other}. Leave it out, because "
+                f"adapters that are trained further keep their shape."
             )
     return config
+
+
+def _odd_settings(config: Any) -> list[str]:
+    """The settings of peft by which adapters are not plain LoRA."""
+    odd = [name for name in _NOT_PLAIN if getattr(config, name, None)]
+    return [*odd, "bias"] if getattr(config, "bias", "none") != "none" else odd
 
 
 def check_peft() -> None:
@@ -216,25 +288,33 @@ def adapters_drop(module: nn.Module, probability: float) -> Iterator[None]:
             part.p, part.training = 0.0, False
 
 
-def freeze_all_but_adapters(body: nn.Module) -> None:
-    """Freeze the weights of a body with adapters, except the adapters. Without adapters nothing is frozen."""
+def train_adapters_or_all(body: nn.Module) -> None:
+    """Train the adapters of a body and freeze its other weights. Without adapters all weights are trained."""
     weights = dict(body.named_parameters())
-    if any("lora_" in name for name in weights):
-        for name, weight in weights.items():
-            weight.requires_grad_("lora_" in name)
+    adapted = any("lora_" in name for name in weights)
+    for name, weight in weights.items():
+        weight.requires_grad_("lora_" in name or not adapted)
 
 
 def merged_body(body: nn.Module) -> nn.Module:
-    """Return a copy of a body with the adapters' product added to its weights; without adapters, the body itself."""
+    """Return a copy of a body with the adapters' product added to its weights; without adapters, the body itself.
+
+    Of weights in 4 bits the copy has the float32 values with which the body was trained.
+    """
     if not any("lora_" in name for name, _ in body.named_parameters()):
         return body
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     twin = copy.deepcopy(body)
-    for name, layer in [(n, m) for n, m in twin.named_modules() if isinstance(m, BaseTunerLayer)]:
-        layer.merge()
+    four_bits, changes = quantised.is_quantised(twin), dict[str, Tensor]()
+    adapted: list[tuple[str, Any]] = [(n, m) for n, m in twin.named_modules() if isinstance(m, BaseTunerLayer)]
+    for name, layer in adapted:
+        if four_bits:
+            changes[name] = layer.get_delta_weight(TRAINED)
+        else:
+            layer.merge()
         twin.set_submodule(name, layer.get_base_layer())
-    return twin
+    return quantised.dequantised(twin, changes) if four_bits else twin
 
 
 class LoraPolicy(LanguageModelPolicy):
@@ -249,10 +329,7 @@ class LoraPolicy(LanguageModelPolicy):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Create a policy on a peft model; the arguments are those of `LanguageModelPolicy`."""
         super().__init__(*args, **kwargs)
-        if quantised.is_quantised(self.model):
-            # Matrices in 4 bits cannot be loaded into a module, and they never change.
-            self.register_state_dict_post_hook(_drop_frozen)  # type: ignore[no-untyped-call]
-            self.register_load_state_dict_post_hook(_accept_without_frozen)  # type: ignore[no-untyped-call]
+        leave_out_frozen(self, "model")
 
     @property
     def continues(self) -> bool:
@@ -327,15 +404,29 @@ class LoraPolicy(LanguageModelPolicy):
         return self.merged().new_critic(reward_model)
 
 
-def _drop_frozen(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
-    """Remove everything but the adapters from the state of a policy with weights in 4 bits."""
-    for name in [name for name in state if name.startswith(prefix) and "lora_" not in name]:
+def leave_out_frozen(module: nn.Module, part: str) -> None:
+    """Let the state of a module contain only the adapters of a part of it, if that part has weights in 4 bits.
+
+    Matrices in 4 bits cannot be loaded into a module, and they never change.
+
+    Args:
+        module: a policy, reward model or ranker.
+        part: name of its language model or body.
+    """
+    if quantised.is_quantised(getattr(module, part)):
+        module.register_state_dict_post_hook(partial(_drop_frozen, part))
+        module.register_load_state_dict_post_hook(partial(_accept_without_frozen, part))
+
+
+def _drop_frozen(part: str, module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    """Remove everything but the adapters from the state of a part with weights in 4 bits."""
+    for name in [name for name in state if name.startswith(f"{prefix}{part}.") and "lora_" not in name]:
         del state[name]
 
 
-def _accept_without_frozen(module: nn.Module, keys: Any) -> None:
-    """Accept a state that contains only the adapters."""
-    frozen = tuple(name for name in nn.Module.state_dict(module.model) if "lora_" not in name)  # type: ignore[arg-type]
+def _accept_without_frozen(part: str, module: nn.Module, keys: Any) -> None:
+    """Accept a state that contains only the adapters of a part."""
+    frozen = tuple(name for name in nn.Module.state_dict(getattr(module, part)) if "lora_" not in name)
     keys.missing_keys[:] = [name for name in keys.missing_keys if not name.endswith(frozen)]
 
 

@@ -10,7 +10,7 @@ with W₄, so the policy that was trained is W₄ + (α/r) B A. `dequantised` re
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib.util import find_spec
 from typing import Any
 
@@ -81,9 +81,23 @@ def check_rounding(model: nn.Module) -> None:
     Version 0.50 does so on CPUs if the number of inputs is not a multiple of 64. It reads its codes with the scales of
     other blocks, and the relative error is then 0.2 to 0.5.
     """
-    widths = {(layer.in_features, layer.weight.device) for layer in layers(model).values()}
-    for width, device in sorted(widths, key=str):
-        functional: Any = importlib.import_module("bitsandbytes").functional
+    found = layers(model).values()
+    for device in {layer.weight.device for layer in found}:
+        check_widths({layer.in_features for layer in found}, device)
+
+
+def widths(model: Any) -> set[int]:
+    """Return the numbers of inputs of the matrices that are loaded in 4 bits, those of linear layers but the head."""
+    kinds = ("Linear", "Conv1D")  # GPT-2 stores its matrices as (in, out)
+    head = model.get_output_embeddings()
+    found = [part for part in model.modules() if type(part).__name__ in kinds and part is not head]
+    return {part.weight.shape[0 if type(part).__name__ == "Conv1D" else 1] for part in found}
+
+
+def check_widths(widths: Collection[int], device: torch.device) -> None:
+    """Raise the error of `check_rounding` for matrices with these numbers of inputs."""
+    functional: Any = importlib.import_module("bitsandbytes").functional
+    for width in sorted(widths):
         weight = torch.randn(64, width, generator=torch.Generator().manual_seed(0)).to(device)
         read = functional.dequantize_4bit(*functional.quantize_4bit(weight, quant_type="nf4"))
         if not (read - weight).norm() < ROUNDING * weight.norm():

@@ -19,7 +19,7 @@ from torch.nn.functional import pad
 from rlhf_lab.batch import Tokens
 from rlhf_lab.errors import LabError
 from rlhf_lab.policies.loading import pick_device
-from rlhf_lab.policies.lora import adapters_drop, freeze_all_but_adapters
+from rlhf_lab.policies.lora import adapters_drop, leave_out_frozen, train_adapters_or_all
 from rlhf_lab.policies.transformer.shared_prefix_forward import body_of, check_batch, dropout_off, shared_prefix_states
 from rlhf_lab.rewards import saving
 
@@ -57,8 +57,9 @@ class _Scored(nn.Module):
             nn.init.zeros_(self.head.bias)
             weight = next(self.body.parameters())
             self.head.to(weight.device, torch.promote_types(weight.dtype, torch.float32))
-        self.requires_grad_(True)
-        freeze_all_but_adapters(self.body)
+        self.head.requires_grad_(True)
+        train_adapters_or_all(self.body)
+        leave_out_frozen(self, "body")
 
     def save_pretrained(self, folder: Path | str) -> None:
         """Write body, head and tokenizer (if there is one) to `folder`; see `rlhf_lab.rewards.saving`.

@@ -31,7 +31,7 @@ from rlhf_lab.batch import Tokens
 from rlhf_lab.errors import LabError, check_positive
 from rlhf_lab.policies.base import Policy
 from rlhf_lab.policies.loading import pick_device
-from rlhf_lab.policies.lora import adapters_drop, freeze_all_but_adapters
+from rlhf_lab.policies.lora import adapters_drop, leave_out_frozen, train_adapters_or_all
 from rlhf_lab.policies.transformer.shared_prefix_forward import body_of, check_batch, dropout_off
 from rlhf_lab.rewards import saving
 from rlhf_lab.rewards.language_model import at_least_float32
@@ -82,8 +82,8 @@ class PairwiseRanker(nn.Module):
         which = 0.02 * torch.randn(2, width, generator=_generator(31, seed))
         self.which = nn.Parameter(which.to(weight.device))
         self.head.to(weight.device, torch.promote_types(weight.dtype, torch.float32))
-        self.requires_grad_(True)
-        freeze_all_but_adapters(self.body)
+        train_adapters_or_all(self.body)
+        leave_out_frozen(self, "body")
 
     def logits(self, prompts: Tokens, first: Tokens, second: Tokens) -> Tensor:
         """Compute f(x, y₁, y₂) in the given order, with gradients and without dropout.

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_lab.errors import LabError, check_path, check_weights
-from rlhf_lab.policies.loading import check_same_vocabulary, file_with_weight
+from rlhf_lab.policies.loading import REWARD_RECORD, check_same_vocabulary, file_with_weight
 from rlhf_lab.policies.lora import merged_body
 
-HEAD, RECORD = "head.safetensors", "reward.json"
+HEAD, RECORD = "head.safetensors", REWARD_RECORD
 
 
 def save(module: nn.Module, folder: Path | str, kind: str, tokenizer: Any = None, **record: Any) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rlhf_lab.batch import Tokens
-from rlhf_lab.errors import LabError
+from rlhf_lab.errors import LabError, count_of
 
 
 class TextReward:
@@ -42,8 +42,9 @@ class TextReward:
         scores = list(self.function(prompt_texts, response_texts))
         if len(scores) != len(response_texts):
             raise LabError(
-                f"The reward function returned {len(scores)} scores for {len(response_texts)} responses. It must "
-                f"return one score for each response, in the same order."
+                f"The reward function returned {count_of(len(scores), 'score')} for "
+                f"{count_of(len(response_texts), 'response')}. It must return one score for each response, "
+                f"in the same order."
             )
         out = torch.tensor([float(score) for score in scores])
         bad = ~torch.isfinite(out)

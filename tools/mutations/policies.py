@@ -785,7 +785,7 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "setting",
             "the base of an adapted body is trained too",
-            'weight.requires_grad_("lora_" in name)',
+            'weight.requires_grad_("lora_" in name or not adapted)',
             "weight.requires_grad_(True)",
             near="policies/test_lora.py::test_a_reward_model_on_an_adapted_body_trains_adapters_and_head_and_is_saved_merged",
         ),
@@ -1032,8 +1032,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "edge",
             "tensors that an adapter file lacks stay random",
-            "if odd := sorted(stored ^ ours):",
-            "if odd := sorted(stored - ours):",
+            "if odd := sorted(stored.keys() ^ ours.keys()):",
+            "if odd := sorted(stored.keys() - ours.keys()):",
             near="policies/test_lora.py::test_adapters_that_cannot_be_trained_further_are_refused",
         ),
         Mutation(
@@ -1053,8 +1053,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "edge",
             "a tokenizer with one token more than the model is accepted",
-            "if len(tokenizer) > model.config.vocab_size:",
-            "if len(tokenizer) > model.config.vocab_size + 1:",
+            "if len(tokenizer) > size:",
+            "if len(tokenizer) > size + 1:",
             near="policies/test_loading.py::test_a_tokenizer_with_one_token_more_than_the_model_is_refused_and_one_with_as_many_is_not",
         ),
         Mutation(

@@ -79,9 +79,7 @@ MUTATIONS: list[Mutation] = [
             "self.tokenizer = tokenizer if tokenizer is not None else model.tokenizer",
             "self.tokenizer = tokenizer",
         ),
-        Mutation(
-            "data", "the body's weights are frozen", "self.requires_grad_(True)", "self.head.requires_grad_(True)"
-        ),
+        Mutation("data", "the body's weights are frozen", "train_adapters_or_all(self.body)", "pass"),
     ),
     *in_file(
         "rewards/ranker.py",

@@ -34,7 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_lab.batch import Tokens
-from rlhf_lab.errors import LabError
+from rlhf_lab.errors import LabError, count_of
 from rlhf_lab.policies.transformer import varlen_attention
 
 MAX_PADDED_ROW = 4096
@@ -154,8 +154,8 @@ def check_batch(prompts: Tokens, responses: Tokens, config: Any, num_ids: int | 
     if limit is not None and bool((total > limit).any()):
         row, column = (total > limit).nonzero()[0].tolist()
         raise LabError(
-            f"Prompt {row} with its response {column} has {int(total[row, column])} tokens, but the model's maximum "
-            f"length is {limit}. Truncate or remove that row."
+            f"Prompt {row} with its response {column} has {count_of(int(total[row, column]), 'token')}, but the "
+            f"model's maximum length is {limit}. Truncate or remove that row."
         )
 
 
