@@ -30,6 +30,16 @@ class LabError(ValueError):
     """
 
 
+def count_of(number: int, noun: str) -> str:
+    """Return a number with its noun in the singular or the plural, such as "1 row" and "2,000 rows"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def spaces_hint(name: str) -> str:
+    """Return the end of a message about an unknown name, which may be several names with commas between them."""
+    return " Several names are separated by spaces." if "," in name else ""
+
+
 def check_utf8(text: str, what: str) -> str:
     """Return `text` if UTF-8 can encode it, else raise `LabError`.
 

@@ -120,7 +120,7 @@ def test_the_folder_says_what_was_done_and_what_was_dropped(given, finished):
     record = json.loads((finished / "run.json").read_text(encoding="utf-8"))
     assert record["method"] == "dpo" and record["dpo"]["beta"] == 0.1 and len(record["data_sha256"]) == 64
     card = (finished / "README.md").read_text(encoding="utf-8")
-    for said in ("24 pairs", "1 dialogues differ before the last turn", "1 empty response", "| dpo.beta | 0.1 |"):
+    for said in ("24 pairs", "dialogues differ before the last turn (1)", "empty response (1)", "| dpo.beta | 0.1 |"):
         assert said in card
 
 
@@ -180,14 +180,14 @@ def test_a_run_stopped_while_its_model_loads_can_be_resumed(given, finished, tmp
         (["--beta", "0"], "beta"),
         (["--beta", "nan"], "beta"),
         (["--label-smoothing", "0.7"], "label_smoothing"),
-        (["--steps", "0"], "steps must be a whole number of at least 1"),
-        (["--epochs", "-1"], "epochs must be a finite number above 0"),
-        (["--limit", "0"], "limit must be a whole number of at least 1"),
+        (["--steps", "0"], "--steps must be a whole number of at least 1"),
+        (["--epochs", "-1"], "--epochs must be a finite number above 0"),
+        (["--limit", "0"], "--limit must be a whole number of at least 1"),
         (["--learning-rate", "-1"], "learning_rate"),
         (["--device", "warp"], "The device 'warp' cannot be used"),
         (["--data", "nothing.jsonl"], "There is no data file nothing.jsonl"),
         (["--model", "./nothing"], "There is no model folder ./nothing"),
-        (["--max-prompt-tokens", "60"], "60 and max_response_tokens=24 are 84 tokens together. The context of"),
+        (["--max-prompt-tokens", "60"], "60 and --max-response-tokens 24 are 84 tokens together. The context of"),
         (["--resume"], "Nothing to resume"),
     ],
 )

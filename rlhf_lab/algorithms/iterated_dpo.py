@@ -19,7 +19,7 @@ import torch
 from rlhf_lab.algorithms.cached_rollouts import Shard, claim_output, from_pairs, in_shards, to_pairs
 from rlhf_lab.algorithms.dpo import DPO, dpo
 from rlhf_lab.batch import Pairs, cat_pairs
-from rlhf_lab.errors import Count, LabError, check_settings
+from rlhf_lab.errors import Count, LabError, check_settings, count_of
 from rlhf_lab.policies.base import Policy
 from rlhf_lab.randomness import Stream
 from rlhf_lab.training import Evaluation, Training, seeded
@@ -41,7 +41,8 @@ class Online:
     def __post_init__(self) -> None:
         check_settings(self)
         if self.labels < self.rounds:
-            raise LabError(f"{self.labels} labels cannot be spread over {self.rounds} rounds; give each at least one.")
+            labels = count_of(self.labels, "label")
+            raise LabError(f"{labels} cannot be spread over {self.rounds} rounds; give each at least one.")
 
 
 def online(
@@ -85,7 +86,8 @@ def online(
             size = settings.labels_at_once or number
             fresh = _collect(policy, collect, number, size, stream, folder, f"{title}: labels", training.progress)
             if len(fresh) == 0:
-                raise LabError(f"{name}: round {turn} asked for {number} pairs and got none. Are all responses equal?")
+                wanted = count_of(number, "pair")
+                raise LabError(f"{name}: round {turn} asked for {wanted} and got none. Are all responses equal?")
             spent += number
             seen = [fresh] if settings.forget else [*seen, fresh]
             stage = training.stage(f"round-{turn}", turn)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rlhf_lab import kl
 from rlhf_lab.batch import Tokens
-from rlhf_lab.errors import LabError, check_finite
+from rlhf_lab.errors import LabError, check_finite, count_of
 from rlhf_lab.policies.base import Policy, Reward
 from rlhf_lab.randomness import Stream
 from rlhf_lab.training import Evaluation, Metrics, Training, seeded
@@ -38,7 +38,8 @@ def check_training(name: str, training: Training, minibatches: int, prompts: Tok
     training.check_rows(name, None)
     rows = min(training.batch_size, len(prompts))
     if minibatches > rows:
-        raise LabError(f"minibatches={minibatches} is more than the {rows} prompts of a step. Give at most {rows}.")
+        prompts_of_step = count_of(rows, "prompt")
+        raise LabError(f"minibatches={minibatches} is more than the {prompts_of_step} of a step. Give at most {rows}.")
 
 
 def held_out_rewards(

@@ -125,7 +125,9 @@ def make_pairs(
     pairs = cat_pairs([to_pairs(shard) for shard in shards])
     dropped = int(sum(int(shard["dropped"]) for shard in shards))
     if len(pairs) == 0:
-        raise LabError(f"All {dropped} pairs had two equal responses. Raise beta or temperature, or give more prompts.")
+        raise LabError(
+            f"All pairs ({dropped:,}) had two equal responses. Raise beta or temperature, or give more prompts."
+        )
     return pairs, dropped
 
 

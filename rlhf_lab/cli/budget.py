@@ -21,7 +21,18 @@ from torch import Tensor
 
 from rlhf_lab import exact, label_budget
 from rlhf_lab.data.readers import rows_of
-from rlhf_lab.errors import Count, LabError, Natural, NonNegative, Positive, Range, Seed, check_paths, check_settings
+from rlhf_lab.errors import (
+    Count,
+    LabError,
+    Natural,
+    NonNegative,
+    Positive,
+    Range,
+    Seed,
+    check_paths,
+    check_settings,
+    count_of,
+)
 from rlhf_lab.evaluation import mean_interval
 from rlhf_lab.randomness import Stream
 from rlhf_lab.training import seeded
@@ -136,7 +147,7 @@ def read_pilot(path: Path) -> Pilot:
         found.setdefault(str(row.fields.get("prompt", "")), Counter())[pair] += 1
     total = sum(sum(pairs.values()) for pairs in found.values())
     if total < 10:
-        raise LabError(f"{path} contains {total} comparisons, but a pilot needs at least 10.")
+        raise LabError(f"{path} contains {count_of(total, 'comparison')}, but a pilot needs at least 10.")
     responses = [list(dict.fromkeys(name for pair in pairs for name in pair)) for pairs in found.values()]
     wins = []
     for names, pairs in zip(responses, found.values(), strict=True):

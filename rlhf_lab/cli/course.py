@@ -28,7 +28,7 @@ import tyro
 
 import rlhf_lab
 from rlhf_lab import shipped
-from rlhf_lab.errors import LabError
+from rlhf_lab.errors import LabError, count_of
 from rlhf_lab.exercises.grading import Grader, assignment
 from rlhf_lab.exercises.records import ANSWERS_FILE, COURSE_FILE
 from rlhf_lab.exercises.student_notebooks import notebook_text, student_version
@@ -87,7 +87,7 @@ def course(settings: Course) -> None:
     if later:
         _save_versions(folder, _with(written, files), _with(beside, received))
     print(f"The {_kind(settings)} of rlhf_lab {rlhf_lab.__version__} in {folder}:")
-    print(f"  {len(new)} files written, {len(files) - len(new) - len(changed)} already there.")
+    print(f"  {count_of(len(new), 'file')} written, {len(files) - len(new) - len(changed)} already there.")
     gone = [name for name in written if name not in files and (folder / name).exists()]
     for words, names_of_files in (
         ("Kept, because they were changed", changed),

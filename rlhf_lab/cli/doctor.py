@@ -144,7 +144,10 @@ def _machine() -> Iterator[Finding]:
     yield Finding(NOTE if few else GOOD, "disk here", f"{_size(free)} free{'; checkpoints may not fit' if few else ''}")
     import torch
 
-    yield Finding(GOOD, "cpu", f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads")
+    from rlhf_lab.errors import count_of
+
+    cores, threads = count_of(os.cpu_count() or 1, "core"), count_of(torch.get_num_threads(), "thread")
+    yield Finding(GOOD, "cpu", f"{cores}, torch uses {threads}")
     if not torch.cuda.is_available():
         yield Finding(NOTE, "gpu", "none that torch can use; the CPU is used")
     for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):

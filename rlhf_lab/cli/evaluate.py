@@ -34,6 +34,7 @@ from rlhf_lab.evaluation.reward_report import RewardReport
 from rlhf_lab.policies.language_model import LanguageModelPolicy
 from rlhf_lab.policies.loading import (
     check_model_available,
+    check_policy,
     load_config,
     load_tokenizer,
     pick_device,
@@ -226,8 +227,9 @@ def _check(settings: Evaluate) -> None:
         raise LabError(f"judge must be gold, reward or a URL, not {judge!r}. Correct it.")
     if settings.against is not None and judge is None and _gold(settings) is None and settings.reward is None:
         raise LabError("Comparing two models needs a judge. Give --judge gold, reward or a URL.")
-    for model in (settings.model, settings.reference, settings.against):
-        if model is not None:
+    for option in ("model", "reference", "against"):
+        if (model := getattr(settings, option)) is not None:
+            check_policy(model, option)
             check_model_available(model, settings.model_revision if model == settings.model else None)
 
 

@@ -19,6 +19,7 @@ from rlhf_lab.policies.end_tokens import find_end_tokens
 from rlhf_lab.policies.language_model import LanguageModelPolicy
 from rlhf_lab.policies.loading import (
     check_model_available,
+    check_policy,
     check_same_vocabulary,
     load_config,
     load_language_model,
@@ -56,6 +57,7 @@ def check(settings: Any, folder: Path | None) -> None:
         )
     check_data(settings)
     if settings.reference is not None:
+        check_policy(settings.reference, "reference")
         check_model_available(settings.reference)
 
 

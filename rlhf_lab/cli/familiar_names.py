@@ -199,6 +199,8 @@ def near_command(words: Sequence[str], commands: Collection[str]) -> str | None:
         commands: names of all commands, such as "train dpo".
     """
     first, two = words[0], " ".join(words[:2])
+    if first == "experiment" and (near := difflib.get_close_matches(two, commands, 1)):
+        return near[0]
     for given in (two, first, words[1] if len(words) > 1 else first):
         if given in commands:
             return given
@@ -252,35 +254,27 @@ def missing_value(words: Sequence[str], options: Mapping[str, Any], prog: str) -
         prog: the program and the command, for the message.
     """
     for word, following in pairwise([*words, "--help"]):
-        name, after = (one[2:].replace("-", "_") for one in (word, following))
+        option, equals, value = word.partition("=")
+        name, after = (one[2:].replace("-", "_") for one in (option, following))
         if not word.startswith("--") or options.get(name, bool) is bool:
             continue
-        if following.startswith("--") and {after, after.removeprefix("no_")} & {"help", *options}:
-            return f"{prog.removeprefix('rlhf-lab ')}: {word} needs a value. `{prog} --help` explains the option."
+        another = following.startswith("--") and {after, after.removeprefix("no_")} & {"help", *options}
+        # An empty text would be the present folder. An empty prompt has a message of its own.
+        empty = not (value if equals else following) and typing.get_origin(options[name]) is not tuple
+        if empty or (another and not equals):
+            return f"{prog.removeprefix('rlhf-lab ')}: {option} needs a value. `{prog} --help` explains the option."
     return None
 
 
-def wrong_choice(words: Sequence[str], options: Mapping[str, Any], prog: str) -> str | None:
-    """Return a message about the first value that its option does not allow, or None.
+def near_value(name: str, value: str, allowed: Sequence[str]) -> str:
+    """Return the value of an option that a wrong one may mean, or an empty text.
 
     Args:
-        words: the command line behind the command's name.
-        options: the type of each option, by its name with `_`. Only those with a list of values are checked.
-        prog: the program and the command, for the message.
+        name: of the option, with `_`.
+        value: the wrong one.
+        allowed: the values that the option has.
     """
-    for word, following in pairwise([*words, ""]):
-        option, equals, value = word[2:].partition("=")
-        name, value = option.replace("-", "_"), value if equals else following
-        inside = [options.get(name), *typing.get_args(options.get(name))]
-        allowed = next((typing.get_args(kind) for kind in inside if typing.get_origin(kind) is typing.Literal), ())
-        if not word.startswith("--") or not allowed or value in (*allowed, "None"):
-            continue
-        near = VALUES_ELSEWHERE.get((name, value))
-        if near is None:
-            near = next(iter(difflib.get_close_matches(value.replace("_", "-"), allowed, 1)), "")
-        hint = f" Do you mean {near}?" if near else ""
-        if name == "adapter" and not near:
-            hint = " --lora-rank trains new adapters."
-        choices = f"{', '.join(allowed[:-1])} or {allowed[-1]}"
-        return f"{prog.removeprefix('rlhf-lab ')}: --{option} must be {choices}, not {value!r}.{hint}"
-    return None
+    near = VALUES_ELSEWHERE.get((name, value))
+    if near is None:
+        near = next(iter(difflib.get_close_matches(value.replace("_", "-"), allowed, 1)), "")
+    return near

@@ -24,7 +24,7 @@ from rlhf_lab.cli.train.settings import DataSettings
 from rlhf_lab.data import sft
 from rlhf_lab.data.conversations import TrainOn
 from rlhf_lab.data.readers import Source
-from rlhf_lab.errors import LabError, Natural, Seed, check_paths, check_settings, refuse_unused
+from rlhf_lab.errors import LabError, Natural, Seed, check_paths, check_settings, count_of, refuse_unused
 from rlhf_lab.policies.loading import check_model_available, load_config, load_tokenizer, show_progress_bars
 
 KINDS: dict[str, Kind] = {"sft": "targets", "pairs": "pairs", "kto": "verdicts", "prompts": "prompts"}
@@ -248,14 +248,14 @@ def _text(name: str, tokens: list[str], weights: list[int], colour: bool) -> Ite
     said = {value: f"weight {value:+d}" for value in weights if value} or {0: "not in the loss"}
     trained = sum(map(bool, weights))
     part = "" if trained in (0, len(tokens)) else f", {trained:,} of them in the loss"
-    yield f"  {name}, {len(tokens):,} tokens{part}, {' and '.join(said.values())}"
+    yield f"  {name}, {count_of(len(tokens), 'token')}{part}, {' and '.join(said.values())}"
     places = list(range(len(tokens)))
     if len(tokens) > 2 * SHOWN + 1:
         places = [*places[:SHOWN], -1, *places[-SHOWN:]]
     line, width, bar = "  ", 2, False
     for place in places:
         inside = place >= 0 and bool(weights[place])
-        plain = f" … {len(tokens) - 2 * SHOWN:,} tokens … " if place < 0 else _visible(tokens[place])
+        plain = f" … {count_of(len(tokens) - 2 * SHOWN, 'token')} … " if place < 0 else _visible(tokens[place])
         marked = plain if colour or place < 0 else f"[{plain}]" if inside else f"{plain}|"
         if width + len(marked) >= WIDTH and width > 2:
             yield line

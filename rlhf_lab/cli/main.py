@@ -11,11 +11,13 @@ import errno
 import importlib
 import io
 import os
+import re
 import sys
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import rlhf_lab
@@ -179,12 +181,19 @@ def _settings(kind: type, words: list[str], prog: str) -> Any:
     options = yaml_config.option_types(kind)
     words = _gathered(old_names.new_options(words, options), options)
     file, words = yaml_config.split_config(words)
-    from_file = yaml_config.read(file, kind) if file is not None and "config" in yaml_config.flat_fields(kind) else []
+    from rlhf_lab.cli.option_values import AsWritten
     from rlhf_lab.errors import LabError
+
+    try:
+        from_file = (
+            yaml_config.read(file, kind) if file is not None and "config" in yaml_config.flat_fields(kind) else []
+        )
+    except LabError as error:
+        raise AsWritten(str(error)) from None
 
     # An option with several values would be parsed without any, which is its default.
     if missing := familiar_names.missing_value(words, options, prog):
-        raise LabError(missing)
+        raise AsWritten(missing)
     parse = partial(tyro.cli, kind, args=[*from_file, *words], prog=prog)
     by_scale = hasattr(kind, "with_defaults_except")
     if by_scale:
@@ -195,22 +204,36 @@ def _settings(kind: type, words: list[str], prog: str) -> Any:
             settings = parse(console_outputs=False)
         return settings.with_defaults_except(_named(words)) if by_scale else settings
     except SystemExit as stop:
-        # An error of a settings class is shown in our words. tyro shows the rest: --help and unknown options.
+        # An error of a settings class is shown in our words.
         if isinstance(stop.__context__, LabError):
             raise stop.__context__ from None
-    wrong = familiar_names.unknown_option(words, options, prog)
-    if wrong := wrong or familiar_names.wrong_choice([*from_file, *words], options, prog):
-        raise LabError(wrong)
-    try:
-        with help_texts.from_docstrings(options):
-            return parse()
-    except SystemExit as stop:
-        if from_file and stop.code:
-            print(
-                f"rlhf-lab: this includes the settings of {file}, which come before those of the command line.",
-                file=sys.stderr,
-            )
-        raise
+        if not stop.code:  # --help
+            with help_texts.from_docstrings(options):
+                return parse()
+    raise AsWritten(_parse_error(kind, words, from_file, file, prog) or _own_words(parse, prog))
+
+
+def _parse_error(kind: Any, words: list[str], from_file: list[str], file: Path | None, prog: str) -> str | None:
+    """What is wrong with a command line that tyro cannot parse, or None if it is something unforeseen."""
+    from rlhf_lab.cli import option_values, yaml_config
+
+    options, free = yaml_config.option_types(kind), bool(option_values.positionals(kind))
+    if unknown := familiar_names.unknown_option(words, options, prog):
+        return unknown
+    if wrong := option_values.wrong_value(from_file, options, free=False):
+        return f"{file}: `{wrong[0].name}` {wrong[1]}"
+    if wrong := option_values.wrong_value(words, options, free):
+        return f"{prog.removeprefix('rlhf-lab ')}: --{wrong[0].option} {wrong[1]}"
+    return option_values.missing_options(kind, [*from_file, *words], prog)
+
+
+def _own_words(parse: Callable[[], Any], prog: str) -> str:
+    """The error of tyro's parser without its box, in one line."""
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), contextlib.suppress(SystemExit):
+        parse()
+    text = " ".join(re.sub(r"[╭╮╰╯│─]+", " ", said.getvalue()).split())
+    return f"{prog.removeprefix('rlhf-lab ')}: {text}"
 
 
 def _gathered(words: list[str], options: Mapping[str, Any]) -> list[str]:
@@ -266,18 +289,23 @@ def _dispatch(words: list[str]) -> int:
         return _fail(f"there is no command '{given}'.{hint} The commands are: {', '.join(known)}.", REFUSED)
     command = COMMANDS[path]
     module = importlib.import_module(command.module)
-    from rlhf_lab.errors import check_paths
+    from rlhf_lab.cli import option_values, yaml_config
+    from rlhf_lab.errors import LabError, check_paths
 
-    settings = check_paths(
-        _settings(getattr(module, command.settings), words[len(path) :], f"rlhf-lab {' '.join(path)}")
-    )
+    kind = getattr(module, command.settings)
     try:
-        result = getattr(module, command.function)(settings)
-    except (MemoryError, RuntimeError):
-        from rlhf_lab.training import memory
+        settings = check_paths(_settings(kind, words[len(path) :], f"rlhf-lab {' '.join(path)}"))
+        try:
+            result = getattr(module, command.function)(settings)
+        except (MemoryError, RuntimeError):
+            from rlhf_lab.training import memory
 
-        with memory.oom_hint(settings):
-            raise
+            with memory.oom_hint(settings):
+                raise
+    except option_values.AsWritten:
+        raise
+    except LabError as error:
+        raise LabError(option_values.as_options(str(error), yaml_config.option_types(kind))) from error
     # `doctor` reports its result by the exit code.
     return result if isinstance(result, int) else 0
 

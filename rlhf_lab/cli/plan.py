@@ -16,7 +16,8 @@ from textwrap import indent
 from typing import Any, Literal
 
 from rlhf_lab.cli.resource_estimate import METHODS, Workload, memory, operations, shape_of, traffic
-from rlhf_lab.errors import Count, LabError, Positive, check_settings
+from rlhf_lab.errors import Count, LabError, Positive, check_settings, count_of, refuse_unused
+from rlhf_lab.policies.loading import adapters_folder, count_adapter_weights
 
 GIB = 2**30
 
@@ -81,6 +82,8 @@ class ResourcePlan:
     """Whether activations are recomputed in the backward pass, as in `rlhf-lab train`."""
     lora_rank: Count | None = None
     """Rank of LoRA adapters. Default: all weights are trained."""
+    adapter: Literal["merge", "continue"] = "merge"
+    """Whether the LoRA adapters that `model` names are trained further, as in `rlhf-lab train`."""
     load_in_4bit: bool = False
     """Whether the frozen matrices are in 4 bits, as in `rlhf-lab train`."""
     device: str = "auto"
@@ -114,24 +117,29 @@ class ResourcePlan:
             LabError: a setting cannot be used, the model is not known, or its context is too short.
         """
         if self.accumulate > self.batch_size:
-            raise LabError(f"accumulate={self.accumulate} cannot split a batch of {self.batch_size} rows. Lower it.")
+            rows = count_of(self.batch_size, "row")
+            raise LabError(f"accumulate={self.accumulate} cannot split a batch of {rows}. Lower it.")
         if self.fsdp and self.num_devices == 1:
             raise LabError("fsdp spreads weights over several devices. Set num_devices to at least 2.")
         if self.method not in METHODS:
             raise LabError(f"There is no method {self.method!r}. The methods are {', '.join(METHODS)}.")
         shape, method = shape_of(self.model), METHODS[self.method]
-        if self.load_in_4bit and (self.lora_rank is None or self.fsdp or not method.head):
+        saved = 0
+        if self.adapter == "continue":
+            refuse_unused(self, ["lora_rank"], "with adapter=continue, since the adapters have their rank")
+            saved = count_adapter_weights(adapters_folder(self.model))
+        if self.load_in_4bit and (not (self.lora_rank or saved) or self.fsdp):
             raise LabError(
-                "load_in_4bit needs lora_rank. It cannot be used with fsdp, which spreads the weights, nor with "
-                "reward-model and ranker."
+                "load_in_4bit needs lora_rank or adapter=continue. It cannot be used with fsdp, which spreads the "
+                "weights."
             )
         if self.lora_rank is not None and self.lora_rank > shape.hidden:
             raise LabError(f"lora_rank must be at most {shape.hidden}, the model's hidden size, not {self.lora_rank}.")
         prompt, response = self.tokens(shape.context)
         if prompt + response > shape.context:
             raise LabError(
-                f"{prompt} prompt tokens and {response} response tokens are more than the {shape.context} tokens of "
-                f"{self.model}'s context. Lower one of them."
+                f"{count_of(prompt, 'prompt token')} and {count_of(response, 'response token')} are more than the "
+                f"{shape.context} tokens of {self.model}'s context. Lower one of them."
             )
         if self.samples is not None:
             if not method.samples_per_prompt:
@@ -144,8 +152,8 @@ class ResourcePlan:
             method = replace(method, samples_per_prompt=self.samples, responses=responses, sampled=sampled)
         return Workload(
             shape, method, self.batch_size, prompt, response, self.precision == "bf16",
-            self.accumulate, self.gradient_checkpointing, self.lora_rank, self.load_in_4bit, self.num_devices,
-            self.fsdp,
+            self.accumulate, self.gradient_checkpointing, self.lora_rank, saved, False, self.load_in_4bit,
+            self.num_devices, self.fsdp,
         )  # fmt: skip
 
 
@@ -208,22 +216,25 @@ def estimate(settings: ResourcePlan, device: Device) -> ResourceReport:
     Raises:
         LabError: see `ResourcePlan.workload`.
     """
-    load = settings.workload()
     if settings.memory_gb is not None:
         device = replace(device, memory=settings.memory_gb * GIB)
-    needed = memory(load, _process(device))
-    report = ResourceReport(
+    report = report_of(settings.workload(), device, settings.steps)
+    return report if report.fits else replace(report, changes=_changes(settings, device))
+
+
+def report_of(load: Workload, device: Device, steps: int) -> ResourceReport:
+    """Return the estimate of a workload on a device, without changes that need less memory."""
+    return ResourceReport(
         parameters=load.shape.parameters(),
         trained=load.trained,
-        memory=needed,
+        memory=memory(load, _process(device)),
         available=device.memory,
         operations=operations(load),
         seconds=_seconds(load, device),
-        steps=settings.steps,
+        steps=steps,
         device=device,
         changes={},
     )
-    return report if report.fits else replace(report, changes=_changes(settings, device))
 
 
 def _process(device: Device) -> int:
@@ -253,7 +264,7 @@ def _possible_changes(settings: ResourcePlan) -> list[tuple[str, dict[str, Any]]
     each.append(("prompts and responses half as long", {"prompt_tokens": half[0], "response_tokens": half[1]}))
     if METHODS[settings.method].samples_per_prompt and settings.batch_size > 1:
         each.append(("batch_size=1", {"batch_size": 1, "accumulate": 1}))
-    if settings.lora_rank is None:
+    if not load.adapted:
         each.append(("lora_rank=16", {"lora_rank": 16}))
     elif not settings.load_in_4bit and not settings.fsdp:
         each.append(("load_in_4bit", {"load_in_4bit": True}))
@@ -349,8 +360,9 @@ def table(settings: ResourcePlan, report: ResourceReport) -> str:
     trained = "" if report.trained >= report.parameters * 0.5 else f", {report.trained:,} of them trained"
     seconds, all_seconds = duration(report.seconds), duration(report.seconds * report.steps)
     lines = [
-        f"{settings.model}: {report.parameters:,} weights{trained}; {settings.method}, {settings.batch_size} "
-        f"{method.row} of {load.prompt} + {load.response} tokens in a step, {settings.precision}",
+        f"{settings.model}: {report.parameters:,} weights{trained}; {settings.method}, "
+        f"{count_of(settings.batch_size, method.row)} of {load.prompt} + {load.response} tokens in a step, "
+        f"{settings.precision}",
         _device_line(settings, report.device),
         "",
         f"memory{' of each device' if settings.num_devices > 1 else ''}",
@@ -359,7 +371,7 @@ def table(settings: ResourcePlan, report: ResourceReport) -> str:
         "",
         "operations of a step",
         _columns(report.operations, lambda value: f"{_si(value)}FLOP"),
-        f"  A step takes {seconds}, and {settings.steps:,} steps take {all_seconds}.",
+        f"  A step takes {seconds}" + f", and {settings.steps:,} steps take {all_seconds}" * (settings.steps > 1) + ".",
         "",
     ]
     if report.fits:

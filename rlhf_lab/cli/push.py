@@ -13,7 +13,7 @@ from typing import Annotated
 
 import tyro
 
-from rlhf_lab.errors import LabError, check_settings
+from rlhf_lab.errors import LabError, check_settings, count_of
 from rlhf_lab.policies import hub_lookup
 
 _BESIDE = ("README.md", "settings.yaml", "history.jsonl")
@@ -71,7 +71,7 @@ def push(settings: Push) -> None:
             f"The Hub did not accept the upload to {settings.to} ({reason}). Check the name, and that the token of "
             f"`hf auth login` may write to it."
         ) from None
-    print(f"{len(files)} files of {settings.folder} are at {commit.commit_url}.", file=sys.stderr)
+    print(f"{settings.folder} is at {commit.commit_url} ({count_of(len(files), 'file')}).", file=sys.stderr)
 
 
 def run_files(folder: Path) -> dict[str, Path]:

@@ -199,21 +199,21 @@ class MethodCost:
     """Whether the loss needs logits. That of a reward model does not."""
     epochs: int = 1
     """Passes over the rows of a step."""
-    row: str = "prompts"
-    """What `batch_size` counts."""
+    row: str = "prompt"
+    """What `batch_size` counts, in the singular."""
 
 
 METHODS = {
     "sft": MethodCost(1),
-    "reward-model": MethodCost(2, head=False, row="pairs"),
-    "ranker": MethodCost(2, head=False, row="pairs"),
-    "dpo": MethodCost(2, reference=True, row="pairs"),
-    "kto": MethodCost(2, reference=True, row="responses"),  # the second response is for the KL estimate
+    "reward-model": MethodCost(2, head=False, row="pair"),
+    "ranker": MethodCost(2, head=False, row="pair"),
+    "dpo": MethodCost(2, reference=True, row="pair"),
+    "kto": MethodCost(2, reference=True, row="response"),  # the second response is for the KL estimate
     # 64 candidates become 4 pairs
-    "rso": MethodCost(2, sampled=16, samples_per_prompt=64, reference=True, reward=True, row="pairs"),
+    "rso": MethodCost(2, sampled=16, samples_per_prompt=64, reference=True, reward=True, row="pair"),
     "raft": MethodCost(1, sampled=8, samples_per_prompt=8, reward=True),
-    "rest": MethodCost(1, sampled=1, samples_per_prompt=64, reward=True, row="responses"),
-    "iterated-dpo": MethodCost(2, sampled=2, samples_per_prompt=2, reference=True, reward=True, row="pairs"),
+    "rest": MethodCost(1, sampled=1, samples_per_prompt=64, reward=True, row="response"),
+    "iterated-dpo": MethodCost(2, sampled=2, samples_per_prompt=2, reference=True, reward=True, row="pair"),
     "ppo": MethodCost(8, sampled=8, samples_per_prompt=8, reference=True, reward=True, critic=True, epochs=4),
     "rloo": MethodCost(8, sampled=8, samples_per_prompt=8, reference=True, reward=True),
     "grpo": MethodCost(8, sampled=8, samples_per_prompt=8, reference=True, reward=True),
@@ -236,6 +236,10 @@ class Workload:
     accumulate: int = 1
     checkpointing: bool = False
     lora_rank: int | None = None
+    saved_adapters: int = 0
+    """Number of weights of adapters that are trained further; 0 for none."""
+    own_reference: bool = False
+    """Whether the reference is another model than the policy without its adapters."""
     four_bits: bool = False
     """Whether the matrices of the layers are in 4 bits. Then only adapters are trained."""
     devices: int = 1
@@ -245,9 +249,16 @@ class Workload:
     @property
     def trained(self) -> int:
         """Number of trained weights of the policy (or reward model)."""
+        if self.saved_adapters:
+            return self.saved_adapters
         if self.lora_rank:
             return self.shape.adapters(self.lora_rank)
         return self.shape.parameters() if self.method.head else self.shape.body()
+
+    @property
+    def adapted(self) -> bool:
+        """Whether adapters are trained in place of all weights."""
+        return bool(self.lora_rank or self.saved_adapters)
 
     @property
     def rows_at_once(self) -> int:
@@ -270,14 +281,16 @@ def memory(load: Workload, process: int) -> dict[str, int]:
     shape, method = load.shape, load.method
     spread = load.devices if load.sharded else 1
     model = shape.parameters() if method.head else shape.body()
-    out = {"weights": (model + (load.trained if load.lora_rank else 0)) * FLOAT // spread}
+    out = {"weights": (model + (load.trained if load.adapted else 0)) * FLOAT // spread}
     if load.four_bits:
         matrices = shape.layers * shape.layer_weights()
         out["weights"] -= int(matrices * (FLOAT - NF4))
         out["one dequantised matrix"] = max(a * b for a, b in shape.linears()) * (2 if load.bf16 else FLOAT)
     if method.reference:
         # Without its adapters the policy is the reference, so the reference needs no memory.
-        out["reference"] = 0 if load.lora_rank else shape.parameters() * FLOAT
+        out["reference"] = 0 if load.adapted and not load.own_reference else shape.parameters() * FLOAT
+    if load.saved_adapters and method.head:
+        out["adapters at the start, frozen"] = load.saved_adapters * FLOAT
     if method.reward:
         out["reward model"] = shape.body() * FLOAT
     out["gradients"] = load.trained * FLOAT // spread
@@ -309,7 +322,7 @@ def _learning(load: Workload) -> dict[str, int]:
         places = load.rows_at_once * method.responses * load.response
         # Logits become probabilities and then their gradient in place. A second copy exists while they change.
         out["logits"] = min(places * shape.vocab, MAX_LOGITS) * 2 * FLOAT
-        if load.accumulate > 1 and not load.lora_rank:
+        if load.accumulate > 1 and not load.adapted:
             # From the second part on, the part's gradient of the head exists beside the sum of the earlier ones.
             out["gradient of the head"] = shape.embedding() * FLOAT
     if load.bf16:
@@ -347,7 +360,7 @@ def operations(load: Workload) -> dict[str, float]:
     forward = body + logits
     # The gradients of the inputs and those of the weights take as many operations as the forward pass each. Frozen
     # weights have no gradient.
-    passes = (2 if load.lora_rank else 3) + (1 if load.checkpointing else 0)
+    passes = (2 if load.adapted else 3) + (1 if load.checkpointing else 0)
     out = {"learning": float(passes * forward * method.epochs)}
     if method.critic:
         out["critic"] = float((3 * method.epochs + 1) * body)

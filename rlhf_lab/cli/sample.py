@@ -34,6 +34,7 @@ from rlhf_lab.policies.end_tokens import find_end_tokens, strip_end_token
 from rlhf_lab.policies.language_model import LanguageModelPolicy
 from rlhf_lab.policies.loading import (
     check_model_available,
+    check_policy,
     load_config,
     load_language_model,
     load_tokenizer,
@@ -132,6 +133,7 @@ def sample(settings: Sample) -> list[dict[str, Any]]:
     if out is not None:
         _check_file(settings, out)
     device = pick_device(settings.device)
+    check_policy(settings.model)
     check_model_available(settings.model, settings.model_revision)
     tokenizer = load_tokenizer(settings.model, settings.model_revision)
     limits = token_limits(settings, load_config(settings.model, settings.model_revision), tokenizer)

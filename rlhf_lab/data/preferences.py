@@ -31,7 +31,7 @@ from rlhf_lab.data.formats import (  # the reasons are imported by callers that 
     writer_of,
 )
 from rlhf_lab.data.readers import Row, Source, near_columns, rows_of
-from rlhf_lab.errors import LabError, check_utf8
+from rlhf_lab.errors import LabError, check_utf8, count_of
 from rlhf_lab.policies.end_tokens import chat_turn_end
 
 __all__ = [
@@ -55,8 +55,8 @@ LOOK = 1000
 
 
 def counts(dropped: Counter[str]) -> str:
-    """Return the numbers of dropped rows by reason as text, or `none`."""
-    return ", ".join(f"{number:,} {reason}" for reason, number in sorted(dropped.items())) or "none"
+    """Return reasons and the number of rows for each as text, such as "empty prompt (3)", or `none`."""
+    return ", ".join(f"{reason} ({number:,})" for reason, number in sorted(dropped.items())) or "none"
 
 
 @dataclass(frozen=True)
@@ -94,12 +94,12 @@ class PreferenceTexts:
 
     def summary(self) -> str:
         """Return a line with the source, the number of pairs, and the numbers of dropped rows."""
-        return summary(self.source, self.form, len(self), "pairs", self.dropped)
+        return summary(self.source, self.form, len(self), "pair", self.dropped)
 
 
 def summary(source: str, form: str, number: int, what: str, dropped: Counter[str]) -> str:
     """Return a line about the rows of a source: how many were read, and how many were dropped, by reason."""
-    return f"{source} ({form}): {number:,} {what}; dropped {dropped.total():,} rows: {counts(dropped)}"
+    return f"{source} ({form}): {count_of(number, what)}; dropped {count_of(dropped.total(), 'row')}: {counts(dropped)}"
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class TokenReport:
         truncated_prompts: number of kept pairs whose prompt was cut.
         truncated_responses: number of responses in kept pairs that lost their end, with the end token.
         longest: largest number of tokens in a kept prompt + response.
-        what: what is counted.
+        what: what is counted, in the singular.
         cuts: number of kept prompts by what they lost. A prompt may have lost turns and the beginning of another one.
     """
 
@@ -121,7 +121,7 @@ class TokenReport:
     truncated_prompts: int
     truncated_responses: int
     longest: int
-    what: str = "pairs"
+    what: str = "pair"
     cuts: Counter[str] = field(default_factory=Counter)
 
     def counts(self, form: str, dropped: Counter[str]) -> dict[str, Any]:
@@ -132,7 +132,7 @@ class TokenReport:
             dropped: number of rows that were dropped before tokenisation, by reason.
         """
         return {
-            "form": form, "what": self.what, "read": self.kept + self.dropped.total() + dropped.total(),
+            "form": form, "what": f"{self.what}s", "read": self.kept + self.dropped.total() + dropped.total(),
             "kept": self.kept, "dropped": dict(dropped + self.dropped), "cut_prompts": self.truncated_prompts,
             "cuts": dict(self.cuts), "cut_responses": self.truncated_responses,
         }  # fmt: skip
@@ -141,9 +141,10 @@ class TokenReport:
         """Return the numbers as a line of text."""
         turns = Counter({name: number for name, number in self.cuts.items() if name != LOST_TEXT})
         return (
-            f"{self.kept:,} {self.what} of at most {self.longest:,} tokens; {self.truncated_prompts:,} prompts and "
-            f"{self.truncated_responses:,} responses truncated{f' (prompts: {counts(turns)})' if turns else ''}; "
-            f"dropped {self.dropped.total():,} {self.what}: {counts(self.dropped)}"
+            f"{count_of(self.kept, self.what)} of at most {count_of(self.longest, 'token')}; "
+            f"{count_of(self.truncated_prompts, 'prompt')} and {count_of(self.truncated_responses, 'response')} "
+            f"truncated{f' (prompts: {counts(turns)})' if turns else ''}; "
+            f"dropped {count_of(self.dropped.total(), self.what)}: {counts(self.dropped)}"
         )
 
 
@@ -246,10 +247,9 @@ class Reading:
                 break
         if not self.forms:
             self.kind.check(columns, name)
-            article = "an" if self.kind.what == "example" else "a"
             near = near_columns(("prompt",), columns) if self.kind.responses == 2 and "info" not in columns else ""
             raise LabError(
-                f"None of the {self.dropped.total():,} rows of {name} gives {article} {self.kind.what}: "
+                f"{name} gives no {self.kind.what}. Dropped {count_of(self.dropped.total(), 'row')}: "
                 f"{counts(self.dropped)}{first}.{near}"
             )
 
@@ -443,9 +443,8 @@ class Encoder:
         if not self.kept:
             reasons, hint = counts(self.dropped), end_token_hint(self.dropped)
             raise LabError(f"No {self.what} of {source} remains after tokenisation: {reasons}.{hint}")
-        what = f"{self.what}s"
         return TokenReport(
-            self.kept, self.dropped, self.short_prompts, self.short_responses, self.longest, what, self.cuts
+            self.kept, self.dropped, self.short_prompts, self.short_responses, self.longest, self.what, self.cuts
         )
 
 

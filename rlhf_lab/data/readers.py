@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
 
 from rlhf_lab.data import hub
-from rlhf_lab.errors import LabError, check_path, check_utf8
+from rlhf_lab.errors import LabError, check_path, check_utf8, spaces_hint
 from rlhf_lab.policies import hub_lookup
 
 Chat = Literal["auto", "on", "off"]
@@ -97,14 +97,14 @@ def check_source(source: str, revision: str | None = None) -> bool:
     if not path.exists():
         raise LabError(
             f"There is no data file {source}, and the name cannot belong to a data set on the Hub. Check the path."
-            + (" Several names are separated by spaces." if "," in source else "")
+            + spaces_hint(source)
         )
     if path.is_dir():
         raise LabError(f"{source} is a folder. Give one data file in it.")
     if _suffix(path) not in SUFFIXES:
         raise LabError(f"{path.name}: unknown type of file. Known types are {', '.join(SUFFIXES)}, each also with .gz.")
     if path.stat().st_size == 0:
-        raise LabError(f"{source} is empty.")
+        raise LabError(f"{source} is empty. Give a file with rows.")
     return False
 
 
@@ -314,13 +314,13 @@ def _jsonl(file: IO[bytes], source: str) -> Iterator[Row]:
         fields = _parsed(line, source, number, "Each line must be one complete object.")
         yield _row(fields, f"line {number}", source)
     if empty:
-        raise LabError(f"{source} is empty.")
+        raise LabError(f"{source} is empty. Give a file with rows.")
 
 
 def _json(file: IO[bytes], source: str, split: str) -> Iterator[Row]:
     text = _decode(_without_mark(file.read(), source), source)
     if not text.strip():
-        raise LabError(f"{source} is empty.")
+        raise LabError(f"{source} is empty. Give a file with rows.")
     try:
         value = _parsed(text, source, 0, "Expected a list of objects.")
     except json.JSONDecodeError as error:
@@ -378,7 +378,7 @@ def _csv(file: IO[bytes], source: str) -> Iterator[Row]:
     finally:
         csv.field_size_limit(limit)
     if empty and not any(name.strip() for name in reader.fieldnames or []):
-        raise LabError(f"{source} is empty.")
+        raise LabError(f"{source} is empty. Give a file with rows.")
 
 
 def _parquet(file: IO[bytes], source: str) -> Iterator[Row]:

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from rlhf_lab import kl
 from rlhf_lab.batch import Tokens
-from rlhf_lab.errors import LabError, check_finite, check_path, check_positive
+from rlhf_lab.errors import LabError, check_finite, check_path, check_positive, count_of
 from rlhf_lab.evaluation.judges import GoldJudge, Judge
 from rlhf_lab.evaluation.sampled import Estimate, over_prompts
 from rlhf_lab.evaluation.win_rate import WinRate, win_rate
@@ -95,7 +95,8 @@ class TextReport:
         rows = [("", "mean ± error", "95% interval"), *self.rows()]
         width = [max(len(row[i]) for row in rows) for i in range(3)]
         lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, width, strict=True)).rstrip() for row in rows]
-        how = f"{self.prompts} prompts × {self.samples} responses, temperature {self.temperature:g}"
+        prompts, samples = count_of(self.prompts, "prompt"), count_of(self.samples, "response")
+        how = f"{prompts} × {samples}, temperature {self.temperature:g}"
         how += f", top-k {self.top_k}" if self.top_k is not None else ""
         notes = [f"{how}, seed {self.seed}; errors over prompts"]
         for key in ("against_targets", "against_policy"):

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from rlhf_lab import losses
 from rlhf_lab.batch import Pairs
-from rlhf_lab.errors import LabError, check_finite
+from rlhf_lab.errors import LabError, check_finite, count_of
 from rlhf_lab.evaluation.sampled import Estimate, over_prompts
 from rlhf_lab.evaluation.win_rate import proportion
 from rlhf_lab.intervals import Interval, aligned, format_number
@@ -102,7 +102,8 @@ class RewardReport:
         lines = aligned(rows)
         lines += _group_table("confidence", self.calibration)
         lines += _group_table("length of chosen − rejected", self.lengths)
-        return "\n".join([*lines, "", f"{self.pairs:,} pairs of {self.prompts:,} prompts; 95% intervals over prompts"])
+        pairs, prompts = count_of(self.pairs, "pair"), count_of(self.prompts, "prompt")
+        return "\n".join([*lines, "", f"{pairs} of {prompts}; 95% intervals over prompts"])
 
     def to_json(self) -> str:
         """The report as JSON. Intervals and estimates are dictionaries."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from rlhf_lab.errors import LabError
+from rlhf_lab.errors import LabError, count_of
 from rlhf_lab.evaluation.judges import Judge
 from rlhf_lab.evaluation.sampled import quantile
 from rlhf_lab.intervals import Interval
@@ -49,7 +49,7 @@ class WinRate:
 
     def __str__(self) -> str:
         rate = Interval(self.mean, self.low, self.high)
-        text = f"{rate:percent,1}, {self.ties:.1%} ties, {self.comparisons} comparisons"
+        text = f"{rate:percent,1}, {self.ties:.1%} ties, {count_of(self.comparisons, 'comparison')}"
         if self.turned or self.position_bias:
             text += f", position bias {self.position_bias:+.1%}, {self.turned:.1%} changed with the order"
         return text + (f", {self.unanswered} unanswered" if self.unanswered else "")
@@ -81,7 +81,7 @@ def win_rate(
     second = [1 - p for p in first] if judge.order_free else _checked(judge(asked, theirs, ours), len(rows))
     both = [(row[0], p, q) for row, p, q in zip(rows, first, second, strict=True) if not math.isnan(p + q)]
     if not both:
-        raise LabError(f"The judge gave no verdict on any of {len(rows)} comparisons.")
+        raise LabError(f"The judge gave no verdict on any of {count_of(len(rows), 'comparison')}.")
     values = [(p + 1 - q) / 2 for _, p, q in both]
     clusters: dict[int, list[float]] = {}
     for (number, _, _), value in zip(both, values, strict=True):
@@ -112,7 +112,8 @@ def _sides(preferences: list[float]) -> list[float]:
 def _comparisons(prompts: Sequence[str], a: Sequence[Any], b: Sequence[Any]) -> list[tuple[int, str, str, str]]:
     """The comparisons as rows (number of the prompt, prompt, response of a, response of b)."""
     if not len(prompts) == len(a) == len(b):
-        raise LabError(f"{len(prompts)} prompts came with responses to {len(a)} and {len(b)}. Give one row per prompt.")
+        known = count_of(len(prompts), "prompt")
+        raise LabError(f"{known} came with responses to {len(a)} and {len(b)}. Give one row per prompt.")
     rows = []
     for i, (x, ours, theirs) in enumerate(zip(prompts, a, b, strict=True)):
         left = [ours] if isinstance(ours, str) else list(ours)

@@ -23,7 +23,18 @@ import torch
 from tqdm.auto import tqdm
 
 from rlhf_lab import exact
-from rlhf_lab.errors import Count, LabError, Positive, Range, Seed, check_path, check_paths, check_settings
+from rlhf_lab.errors import (
+    Count,
+    LabError,
+    Positive,
+    Range,
+    Seed,
+    check_path,
+    check_paths,
+    check_settings,
+    count_of,
+    spaces_hint,
+)
 from rlhf_lab.experiments.methods import METHODS, Trained, train
 from rlhf_lab.experiments.setup import SetupBudget
 from rlhf_lab.experiments.setup_exact import ExactSetup, random_world
@@ -40,6 +51,8 @@ if TYPE_CHECKING:
 METRICS = ["reward", "kl", "objective", "regret", "kl_to_optimal", "labels", "samples"]
 HEADERS = {"reward": "E[r]", "kl": "KL to π_ref", "objective": "J", "regret": "regret", "kl_to_optimal": "KL to π*"}
 """The headers of the printed table, by metric."""
+WIDTH = 100
+"""Columns of the printed table."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +107,8 @@ class Compare:
             )
         unknown = [key for key in self.methods if key not in METHODS]
         if unknown:
-            raise LabError(f"Unknown methods {', '.join(unknown)}. The methods are {', '.join(METHODS)}.")
+            hint = spaces_hint(unknown[0])
+            raise LabError(f"There is no method {unknown[0]!r}. The methods are {', '.join(METHODS)}.{hint}")
 
     def make_world(self) -> FiniteWorld:
         """Return the world of these settings."""
@@ -149,7 +163,10 @@ class Comparison:
     frontier: pd.DataFrame
 
     def table(self) -> str:
-        """Return the summary as text. The number after ± is half of the 95% interval over seeds."""
+        """Return the summary as text of at most `WIDTH` columns, in two blocks if there are intervals.
+
+        The number after ± is half of the 95% interval over seeds.
+        """
         import pandas as pd
 
         columns = {
@@ -157,7 +174,10 @@ class Comparison:
             for metric, name in HEADERS.items()
         }
         columns |= {name: [f"{number:,.0f}" for number in self.summary[name]] for name in ("labels", "samples")}
-        return pd.DataFrame(columns, index=list(self.summary["label"])).to_string()
+        table = pd.DataFrame(columns, index=list(self.summary["label"])).to_string(line_width=WIDTH)
+        return "\n".join(
+            line.rstrip(" \\") for line in table.splitlines()
+        )  # pandas marks a divided line by a backslash
 
     def figure(self) -> Figure:
         """Draw every method beside the exact frontier, and the regret of each method."""
@@ -270,7 +290,7 @@ def save(comparison: Comparison, out: Path) -> None:
 def run(settings: Compare) -> None:
     """The command `rlhf-lab compare`."""
     comparison = compare(settings)
-    print(f"{settings.make_world().name}, β = {settings.beta:g}, {settings.seeds} seeds")
+    print(f"{settings.make_world().name}, β = {settings.beta:g}, {count_of(settings.seeds, 'seed')}")
     print(comparison.table())
     if settings.out is not None:
         save(comparison, settings.out)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from rlhf_lab.errors import LabError
+from rlhf_lab.errors import LabError, spaces_hint
 from rlhf_lab.figures import style
 from rlhf_lab.figures.statistical import legend_below
 
@@ -73,7 +73,8 @@ def training_curves(histories: Mapping[str, LoggedRows], names: Sequence[str] = 
         raise LabError(f"The history of {empty[0]} has no rows. Wait until the run has logged a step.")
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise LabError(f"No run has logged {unknown[0]!r}. Logged are {', '.join(known)}.")
+        hint = spaces_hint(unknown[0])
+        raise LabError(f"No run has logged {unknown[0]!r}. Logged are {', '.join(known)}.{hint}")
     chosen = list(names) or known
     columns = min(len(chosen), 2)
     rows = -(-len(chosen) // columns)

@@ -282,10 +282,28 @@ def load(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> d
         load_weights(folder, module)
         _unpack(optimizer, tensors, state.pop("optimizer"))
     except Exception as error:
-        found = _last_readable(folder.parent, besides=folder)
-        fix = f"Remove it to continue from {found}." if found else "There is no earlier one."
-        raise LabError(f"The checkpoint {folder} cannot be read ({_reason(error)}). {fix}") from None
+        raise _unreadable(folder, error) from None
     return state
+
+
+def _unreadable(folder: Path, error: Exception) -> LabError:
+    found = _last_readable(folder.parent, besides=folder)
+    fix = f"Remove it to continue from {found}." if found else "There is no earlier one."
+    return LabError(f"The checkpoint {folder} cannot be read ({_reason(error)}). {fix}")
+
+
+def finished_steps(out: Path) -> int:
+    """Return the number of steps in the newest checkpoint of the run in `out`; 0 without a checkpoint.
+
+    Raises:
+        LabError: the checkpoint's numbers cannot be read.
+    """
+    folder = latest(out)
+    try:
+        return 0 if folder is None else int(_read_state(folder)["step"])
+    except (OSError, ValueError) as error:
+        assert folder is not None
+        raise _unreadable(folder, error) from None
 
 
 def load_weights(folder: Path, module: nn.Module) -> None:

@@ -18,6 +18,7 @@ from rlhf_lab.errors import (
     Seed,
     check_path,
     check_settings,
+    count_of,
     refuse_unused,
 )
 
@@ -91,8 +92,8 @@ class Training:
         check_settings(self)
         if self.warmup > self.steps:
             raise LabError(
-                f"warmup={self.warmup} is more than the run's {self.steps} steps, so the learning rate would never "
-                f"reach its peak. Lower warmup or raise steps."
+                f"warmup={self.warmup} is more than the run's {count_of(self.steps, 'step')}, so the learning rate "
+                f"would never reach its peak. Lower warmup or raise steps."
             )
         if self.optimizer != "adamw":
             refuse_unused(self, ["weight_decay"], f"with optimizer={self.optimizer!r}; adamw has it")
@@ -103,8 +104,8 @@ class Training:
             refuse_unused(self, ["min_rate"], "with schedule='constant', whose learning rate does not fall")
         if self.accumulate > self.batch_size:
             raise LabError(
-                f"accumulate={self.accumulate} cannot cut a batch of {self.batch_size} rows into so many parts. Give "
-                f"at most batch_size."
+                f"accumulate={self.accumulate} cannot cut a batch of {count_of(self.batch_size, 'row')} into so many "
+                f"parts. Give at most batch_size."
             )
         if self.accumulate > 1 and self.optimizer == "lbfgs":
             raise LabError("lbfgs evaluates the whole batch several times in a step. Leave accumulate at 1.")

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from rlhf_lab.errors import LabError
+from rlhf_lab.errors import LabError, count_of
 from rlhf_lab.randomness import Stream
 from rlhf_lab.training import checkpoint, distributed, finite, memory, output_folder
 from rlhf_lab.training.config import Training
@@ -200,7 +200,8 @@ class Loop:
             self._evaluate(evaluation, step)
         if patience is None or evaluation.waited(self.history) < patience:
             return False
-        self.say(f"{self.name}: stopped early. The held-out {evaluation.best_by} has not improved {patience} times.")
+        times = count_of(patience, "time")
+        self.say(f"{self.name}: stopped early. The held-out {evaluation.best_by} has not improved {times}.")
         if fresh and out is not None:
             self._save(out)
         return True
@@ -218,7 +219,8 @@ class Loop:
             if self.training.out is not None:
                 checkpoint.save_best(self.training.out, step, self.module, self.history[-1])
             self._note_best()
-        self.say(f"{self.name}: after {step} steps, held out: {_words(row)}{' (the best)' if improved else ''}")
+        best = " (the best)" if improved else ""
+        self.say(f"{self.name}: after {count_of(step, 'step')}, held out: {_words(row)}{best}")
         self.trackers.log({PREFIX + name: value for name, value in row.items()}, step)
         self._since += time.perf_counter() - start  # not part of the speed of training
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from rlhf_lab.errors import LabError
+from rlhf_lab.errors import LabError, spaces_hint
 from rlhf_lab.training.config import Training
 from rlhf_lab.training.distributed import is_main_process
 
@@ -22,7 +22,8 @@ def check_trackers(names: Collection[str]) -> None:
     installed = sorted(str(getattr(kind, "value", kind)) for kind in get_available_trackers())
     for tracker in names:
         if tracker not in LOGGER_TYPE_TO_CLASS:
-            raise LabError(f"There is no tracker {tracker!r}; accelerate knows {', '.join(LOGGER_TYPE_TO_CLASS)}.")
+            known = ", ".join(LOGGER_TYPE_TO_CLASS)
+            raise LabError(f"There is no tracker {tracker!r}; accelerate knows {known}.{spaces_hint(tracker)}")
         if tracker not in installed:
             raise LabError(f"The tracker {tracker} is not installed. Run `pip install {tracker}`.")
 

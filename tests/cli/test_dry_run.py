@@ -8,6 +8,8 @@ from tiny_models import one_thread  # noqa: F401
 
 from rlhf_lab.cli import plan
 from rlhf_lab.cli.main import main
+from rlhf_lab.cli.train import checks, runner
+from rlhf_lab.policies import quantised
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +73,7 @@ def test_rows_that_are_held_out_and_dropped_are_in_the_plan(model, tmp_path, cap
     data = write_lines(tmp_path / "a.jsonl", [*rows, {"prompt": "a", "completion": " "}])
     assert main(words_of("sft", model, data, tmp_path / "run", "--eval-fraction", "0.2")) == 0
     said = capsys.readouterr().out
-    assert "dropped 1 rows: 1 empty response" in said and "held out: 1 of 5 rows" in said
+    assert "dropped 1 row: empty response (1)" in said and "held out: 1 of 5 rows" in said
     assert "steps     2, of 4 rows each" in said and "2 passes over 4 rows" in said
 
 
@@ -135,7 +137,8 @@ def test_a_dry_run_leaves_no_trace_in_the_settings_of_a_run_and_can_plan_its_ext
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
     assert main([*words, "--dry-run"]) == 2  # the folder is taken
     assert main([*words, "--resume", "--steps", "5", "--dry-run"]) == 0
-    assert "steps     5, of 4 rows each" in capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
+    assert "steps 5, of 4 rows each; 2 are done and 3 remain" in said and "for the remaining 3 (within" in said
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
 
 
@@ -143,3 +146,109 @@ def test_a_model_whose_sizes_the_plan_does_not_know_has_no_estimate(model, pairs
     monkeypatch.setattr(plan.ResourcePlan, "workload", lambda self: plan.shape_of("nonsense"))
     assert main(words_of("sft", model, pairs, tmp_path / "run")) == 0
     assert "estimate  none (The sizes of nonsense are not known" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (
+            ["--lora-rank", "2", "--lora-targets", "nonsense"],
+            "--lora-targets contains 'nonsense', and the model has no",
+        ),
+        (["--lora-rank", "2", "--lora-targets", "c_attn", "c_prj"], "linear layers are c_attn, c_fc, c_proj, lm_head."),
+        (["--lora-rank", "2", "--lora-targets", "c_attn,c_proj"], "Several names are separated by spaces."),
+        (["--lora-rank", "2", "--lora-targets", "ln_1"], "The adapters do not fit the model"),
+        (["--out", "FILE/run"], "cannot be a folder, because"),
+        (["--reference-cache", "FILE"], "cannot be a folder, because"),
+        (["--reference", "SHORT"], "has a context of 16 tokens, and the longest prompt with its response has"),
+        (["--model", "LARGE"], "The tokenizer of"),
+        (["--data", "world:sentiment", "--data-split", "nonsense"], "There is no split 'nonsense'"),
+        (["--data", "world:sentiment", "--eval-data", "FILE"], "unknown type of file"),
+    ],
+)
+def test_what_is_known_without_weights_is_refused_before_they_are_loaded(
+    more, message, model, pairs, tmp_path, capsys, monkeypatch
+):
+    """LARGE has a tokenizer of more tokens than its model; SHORT has a context of 16 tokens."""
+    names = {"FILE": tmp_path / "file", "SHORT": tmp_path / "short", "LARGE": tmp_path / "large"}
+    names["FILE"].write_text("")
+    make(names["SHORT"], context=16)
+    make(names["LARGE"])
+    config = json.loads((names["LARGE"] / "config.json").read_text())
+    (names["LARGE"] / "config.json").write_text(json.dumps({**config, "vocab_size": 50}))
+    for name, path in names.items():
+        more = [word.replace(name, str(path)) for word in more]
+    words = train("dpo", model, pairs, tmp_path / "run")
+    if "--data" in more:  # in place of the pairs
+        place = words.index("--data")
+        del words[place : place + 2]
+    monkeypatch.setattr(runner, "load_language_model", lambda *a, **k: pytest.fail("the weights were loaded"))
+    for last in (["--dry-run"], []):
+        if last or "--eval-data" not in more:
+            assert main([*words, *more, *last]) == 2
+            said = capsys.readouterr().err.strip()
+            assert message in said and "\n" not in said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def workloads(monkeypatch):
+    """The workloads that were estimated."""
+    found, real = [], plan.report_of
+
+    def report(load, device, steps):
+        found.append((load, steps))
+        return real(load, device, steps)
+
+    monkeypatch.setattr(plan, "report_of", report)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("method", "more", "expected"),
+    [
+        ("dpo", [], {"reference": True, "reward": False}),
+        ("simpo", [], {"reference": False}),
+        ("ppo", ["--samples", "3", "--epochs", "2"], {"responses": 3, "epochs": 2, "reward": True, "critic": True}),
+        ("ppo", ["--reward", "gold:sentiment"], {"epochs": 4, "reward": False}),
+        ("rso", ["--candidates", "12", "--accepted", "6"], {"samples_per_prompt": 12, "sampled": 4.0}),
+        ("rso", ["--source", "direct"], {"sampled": 0.0, "samples_per_prompt": 0, "reward": False}),
+        ("raft", ["--best-of", "5"], {"sampled": 5.0, "samples_per_prompt": 5}),
+    ],
+)
+def test_the_estimate_is_that_of_the_method_as_it_is_set(
+    method, more, expected, model, pairs, reward, tmp_path, workloads
+):
+    """Twelve candidates give three pairs of six accepted responses, so four samples a pair."""
+    if method in ("ppo", "rso", "raft") and not {"--reward", "direct"} & set(more):
+        more = [*more, "--reward", reward]
+    words = [word for word in train(method, model, pairs, tmp_path / "run", *more, "--dry-run")]
+    assert main(words) == 0
+    ((load, _),) = workloads
+    assert {name: getattr(load.method, name) for name in expected} == expected
+
+
+def test_the_estimate_knows_adapters_that_are_trained_further_and_weights_of_four_bits(
+    model, pairs, tmp_path, workloads, monkeypatch
+):
+    pytest.importorskip("peft")
+    assert main(train("sft", model, pairs, tmp_path / "first", "--lora-rank", "2")) == 0
+    for name in ("check_bitsandbytes", "check_widths"):
+        monkeypatch.setattr(quantised, name, lambda *a: None)
+    for words in (["--adapter", "continue"], ["--adapter", "continue", "--load-in-4bit"]):
+        assert main(train("dpo", str(tmp_path / "first"), pairs, tmp_path / "run", *words, "--dry-run")) == 0
+    one, two = (load for load, _ in workloads)
+    # peft's default for GPT-2 is c_attn: rank 2 · (32 + 96) in each of the model's layers.
+    layers = one.shape.layers
+    assert (one.saved_adapters, one.trained, one.lora_rank) == (layers * 2 * (32 + 96),) * 2 + (None,)
+    assert (one.four_bits, two.four_bits, one.own_reference) == (False, True, False)
+    workloads.clear()
+    other = ["--lora-rank", "2", "--reference", model]
+    assert main(train("dpo", model, pairs, tmp_path / "run", *other, "--dry-run")) == 0
+    assert workloads[0][0].own_reference and workloads[0][0].lora_rank == 2
+
+
+def test_a_read_only_folder_is_no_place_for_a_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(checks.os, "access", lambda *a: False)
+    with pytest.raises(ValueError, match="is read-only"):
+        checks._check_writable(tmp_path / "a" / "b", "out")

@@ -66,6 +66,7 @@ def test_lr_is_the_learning_rate_without_a_notice(tmp_path, capsys):
         (["eval"], "evaluate"),
         (["generate"], "sample"),
         (["experiment", "rso_table"], "experiment rso-table"),
+        (["experiment", "rso"], "experiment rso-why"),
         (["docter"], "doctor"),
         (["bake"], None),
     ],
@@ -189,6 +190,8 @@ def test_values_of_other_tools_lead_to_values_that_exist_and_are_none_themselves
         (["compare", "--methods", "--seeds", "1"], "--methods"),
         (["compare", "--world"], "--world"),
         (["train", "dpo", "--data-weights", "--no-progress"], "--data-weights"),
+        (["train", "dpo", "--out", "", "--no-progress"], "--out"),
+        (["train", "dpo", "--data="], "--data"),
     ],
 )
 def test_an_option_without_its_value_is_refused(words, option, capsys):

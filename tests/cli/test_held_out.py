@@ -160,7 +160,7 @@ def test_every_method_measures_held_out_data_and_leaves_its_best_model(method, m
     [
         ([], "is empty"),
         ([{"text": "no pair"}], "columns"),
-        ([{"chosen": dialogue("a?", "b"), "rejected": dialogue("a?", "b")}], "None of the 1 rows"),
+        ([{"chosen": dialogue("a?", "b"), "rejected": dialogue("a?", "b")}], "gives no pair. Dropped 1 row"),
     ],
 )
 def test_held_out_files_without_a_usable_row_are_refused_before_anything_is_written(

@@ -87,8 +87,8 @@ def test_the_numbers_are_those_of_the_run(chat_model, tmp_path, capsys):
     capsys.readouterr()
     words = ["data", data, "--model", chat_model, "--max-prompt-tokens", "10", "--max-response-tokens", "8"]
     counts = report(words, capsys)["sources"][data]
-    assert f"{counts['kept']} pairs of at most" in card and f"{counts['cut_prompts']} prompts and" in card
-    assert all(f"{number} {reason}" in card for reason, number in counts["dropped"].items())
+    assert f"{counts['kept']} pairs of at most" in card and f"{counts['cut_prompts']} prompt" in card
+    assert all(f"{reason} ({number})" in card for reason, number in counts["dropped"].items())
 
 
 def turns(*contents: str) -> list[dict]:
@@ -218,11 +218,11 @@ def test_a_world_has_targets_and_prompts(capsys):
     ("words", "message"),
     [
         (["missing.jsonl"], "There is no data file missing.jsonl"),
-        (["world:sentiment", "--as", "pairs"], "sampled from the model before training, so as=pairs"),
-        (["PAIRS", "--as", "kto", "--train-on", "all"], "train_on='all' has no effect for these data"),
-        (["PAIRS", "--rows", "-1"], "rows must be a whole number of at least 0"),
+        (["world:sentiment", "--as", "pairs"], "sampled from the model before training, so --as pairs"),
+        (["PAIRS", "--as", "kto", "--train-on", "all"], "--train-on all has no effect for these data"),
+        (["PAIRS", "--rows", "-1"], "--rows must be a whole number of at least 0"),
         (["PAIRS", "--chat", "on", "--model", "lab-gpt2"], "no chat template, so chat cannot be on"),
-        (["PAIRS", "--data-split", "test"], "data_split='test' has no effect"),
+        (["PAIRS", "--data-split", "test"], "--data-split test has no effect"),
         (["PAIRS", "--max-prompt-tokens", "90", "--max-response-tokens", "90"], "are 180 tokens together"),
         (["PAIRS", "--row", "3"], "data has no option --row. Do you mean --rows?"),
         (["--data", "PAIRS"], "data has no option --data. Leave it out, and give the files alone"),

@@ -90,7 +90,7 @@ def test_every_kind_of_rows_is_mixed_and_each_file_is_reported(kind, files):
         assert [TOKENIZER.decode(row[0][:-1]) for row in responses.tolist()] == [f"a{name[1:]}" for name in found]
     one, tokens, other, _, mixed = drawn.said
     assert one.startswith(files[0]) and other.startswith(files[1]) and tokens.startswith(f"{files[0]}: ")
-    assert kind == "prompts" or all("dropped 1 rows: 1 empty response" in line for line in (one, other))
+    assert kind == "prompts" or all("dropped 1 row: empty response (1)" in line for line in (one, other))
     assert f"{files[0]}: {few} of {6 + number} rows" in mixed and f"{files[1]}: {4 + number} of" in mixed
 
 
@@ -129,18 +129,22 @@ def test_a_mixture_is_recorded_and_a_stopped_run_goes_on_with_its_rows(model, tm
 @pytest.mark.parametrize(
     ("data", "more", "message"),
     [
-        (["c", "d"], ["--data-weights", "0.5"], "There are 1 data_weights for 2 data (c.jsonl, d.jsonl). Give one for"),
+        (
+            ["c", "d"],
+            ["--data-weights", "0.5"],
+            "--data-weights needs one number for each of the 2 data (c.jsonl, d.jsonl), in the same order, and",
+        ),
         (["c", "d"], ["--data-weights", "1", "0"], "data_weights[1]"),
         (["c", "d"], ["--data-weights", "1", "-2"], "data_weights[1]"),
         (["c", "d"], ["--data-weights", "1", "nan"], "data_weights[1]"),
-        (["c"], ["--data-weights", "1"], "data_weights=1.0 has no effect on one source of data, c.jsonl"),
+        (["c"], ["--data-weights", "1"], "--data-weights 1.0 has no effect on one source of data, c.jsonl"),
         (["c", "gone"], [], "There is no data file gone.jsonl"),
         (["c,d"], [], "Several names are separated by spaces"),
         (["c", "empty"], [], "empty.jsonl is empty"),
         (["c", "bad"], [], "bad.jsonl, line 2: malformed JSON"),
-        (["c", "unusable"], [], "None of the 1 rows of unusable.jsonl gives a pair"),
+        (["c", "unusable"], [], "unusable.jsonl gives no pair. Dropped 1 row: "),
         (["c", "d"], ["--data-split", "test"], "c.jsonl and d.jsonl, files without splits"),
-        (["c", "d"], ["--data-folder", "x"], "data_folder='x' has no effect on a local file"),
+        (["c", "d"], ["--data-folder", "x"], "--data-folder x has no effect on a local file"),
         (["c", "world"], [], "world:sentiment cannot be mixed with other data"),
     ],
 )

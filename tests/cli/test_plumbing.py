@@ -16,7 +16,7 @@ from tiny_models import one_thread, tiny, tiny_tokenizer  # noqa: F401
 from rlhf_lab.batch import Pairs, Tokens
 from rlhf_lab.cli import evaluate as evaluate_module
 from rlhf_lab.cli import sample as sample_module
-from rlhf_lab.cli.train import model_card, reward, runner, sampling_batch
+from rlhf_lab.cli.train import checks, model_card, reward, runner, sampling_batch
 from rlhf_lab.cli.train.data import Data
 from rlhf_lab.cli.train.pairs import save_pairs
 from rlhf_lab.cli.train.runner import Job
@@ -454,7 +454,7 @@ def test_a_run_s_revision_and_adapters_are_those_of_the_settings(monkeypatch, mo
     monkeypatch.setattr(runner, "load_language_model", load)
     monkeypatch.setattr(runner, "with_lora", lambda *a: pytest.fail(f"{a[1:]}"))
     # A local folder takes the place of a model on the Hub. A revision of a local model would be refused.
-    for module in (runner, loading):
+    for module in (checks, loading):
         monkeypatch.setattr(module, "check_model_available", lambda *a: False)
     more = {"lora_rank": 3, "lora_alpha": 5.0, "lora_targets": ("c_attn",), "seed": 11, "model_revision": "main"}
     more |= {"lora_dropout": 0.125, "lora_rank_stabilised": True, "gradient_checkpointing": False}

@@ -178,8 +178,8 @@ def test_what_is_no_finished_run_or_no_name_is_refused_before_the_hub_is_asked(r
     for words, message in (
         ([str(tmp_path / "nothing"), "--to", "me/tiny"], "contains no run"),
         ([str(half), "--to", "me/tiny"], "is not finished. Run it again with --resume"),
-        ([str(run), "--to", "a b"], "to must be the name of a repository"),
-        ([str(run), "--to", "me/it/too"], "to must be the name of a repository"),
+        ([str(run), "--to", "a b"], "--to must be the name of a repository"),
+        ([str(run), "--to", "me/it/too"], "--to must be the name of a repository"),
     ):
         assert main(["push", *words]) == 2
         assert message in capsys.readouterr().err

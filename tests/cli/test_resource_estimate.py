@@ -70,6 +70,18 @@ def test_parts_of_a_batch_adapters_checkpoints_and_several_devices_by_hand():
     assert half[1]["one dequantised matrix"] == 2 * 8 * 32
     assert (adapted["weights"], adapted["reference"]) == (weights + trained, 0)
     assert (adapted["gradients"], adapted["Adam's moments"]) == (trained, 2 * trained)
+    # Fifty weights that are trained further: their frozen copy is the reference. Another model as reference is whole.
+    further = memory(replace(DPO, saved_adapters=50), 0)
+    assert (further["weights"], further["reference"], further["adapters at the start, frozen"]) == (
+        weights + 200,
+        0,
+        200,
+    )
+    assert (further["gradients"], further["Adam's moments"]) == (200, 400)
+    assert memory(replace(DPO, lora_rank=3, own_reference=True), 0)["reference"] == weights
+    assert "adapters at the start, frozen" not in memory(
+        replace(DPO, method=METHODS["reward-model"], saved_adapters=50), 0
+    )
     checkpoints = memory(replace(DPO, checkpointing=True), 0)
     assert checkpoints["activations"] == int(40 * (2 * 8 * 4 + kept * 4))
     spread = memory(replace(DPO, devices=2, sharded=True), 0)
@@ -147,7 +159,7 @@ def test_a_plan_s_options_reach_the_workload():
     assert (few.samples_per_prompt, few.responses, few.sampled) == (32, 2, 8)
     assert plan().tokens(2000) == (256, 64) and plan().tokens(100) == (75, 25)
     assert plan(prompt_tokens=1000, response_tokens=24).workload().prompt == 1000
-    with pytest.raises(LabError, match="1000 prompt tokens and 25 response tokens are more than the 1024"):
+    with pytest.raises(LabError, match="1,000 prompt tokens and 25 response tokens are more than the 1024"):
         plan(prompt_tokens=1000, response_tokens=25).workload()
 
 

@@ -72,8 +72,8 @@ def test_sample_scores_by_a_reward_model(model, pairs, reward, tmp_path):
         ([], "Give prompts with --prompt"),
         (["--prompt", "a", "--data", "b.jsonl"], "Give prompts with --prompt"),
         (["--prompt", "a", "  "], "Prompt 2 of the command line is empty"),
-        (["--prompt", "a", "--temperature", "0"], "temperature must be"),
-        (["--prompt", "a", "--top-k", "0"], "top_k must be a whole number of at least 1"),
+        (["--prompt", "a", "--temperature", "0"], "--temperature must be"),
+        (["--prompt", "a", "--top-k", "0"], "--top-k must be a whole number of at least 1"),
         (["--prompt", "a", "--resume"], "--resume needs --out"),
         (["--prompt", "a", "--chat", "on"], "has no chat template, so chat cannot be on. Leave it out."),
         (["--prompt", "a", "caf\udce9"], "Prompt 2 of the command line contains a lone surrogate (U+DCE9"),
@@ -136,8 +136,8 @@ def test_evaluate_measures_a_reward_model_or_ranker_on_pairs(kind, pairs, tmp_pa
     assert main([*words, "--out", str(out)]) == 2
     capsys.readouterr()
     for more, message in (
-        (["--num-samples", "2"], "num_samples=2 has no effect for a reward, which samples no responses"),
-        (["--implicit-beta", "0.1"], "implicit_beta=0.1 has no effect for a reward model or ranker"),
+        (["--num-samples", "2"], "--num-samples 2 has no effect for a reward, which samples no responses"),
+        (["--implicit-beta", "0.1"], "--implicit-beta 0.1 has no effect for a reward model or ranker"),
         (["--reference", "lab-gpt2"], "has no effect for a reward model on data that already have responses"),
         (["--data", "world:sentiment"], "world:sentiment has prompts, but no pairs. Give --reference"),
     ):
@@ -208,10 +208,10 @@ def test_evaluate_takes_prompts_alone(model, tmp_path, capsys):
     [
         (["--judge", "gold"], "The judge gold needs a world"),
         (["--judge", "reward"], "The judge reward needs --reward"),
-        (["--judge", "me"], "judge must be gold, reward or a URL"),
+        (["--judge", "me"], "--judge must be gold, reward or a URL"),
         (["--gold", "weather"], "weather"),
         (["--reward", "nothing"], "There is no reward folder nothing"),
-        (["--num-samples", "0"], "num_samples must be a whole number of at least 1"),
+        (["--num-samples", "0"], "--num-samples must be a whole number of at least 1"),
     ],
 )
 def test_evaluate_refuses_what_it_cannot_use(model, pairs, words, message, capsys):

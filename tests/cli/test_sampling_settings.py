@@ -14,7 +14,7 @@ from tiny_models import one_thread  # noqa: F401
 
 from rlhf_lab.cli import sample as sample_module
 from rlhf_lab.cli.main import main
-from rlhf_lab.cli.train import runner, sampling_batch
+from rlhf_lab.cli.train import checks, runner, sampling_batch
 from rlhf_lab.policies.language_model import LanguageModelPolicy
 from rlhf_lab.policies.transformer import cuda_graph
 
@@ -81,7 +81,7 @@ def test_original_data_are_limited_and_a_world_s_are_its_targets(model, pairs, r
     [
         (["--original", "nothing.jsonl"], "There is no data file nothing.jsonl"),
         (["--original", "world:weather"], "no text world 'weather'"),
-        (["--original-limit", "3"], "original_limit=3 has no effect without original"),
+        (["--original-limit", "3"], "--original-limit 3 has no effect without original"),
     ],
 )
 def test_original_data_that_cannot_be_had_are_refused_at_once(model, pairs, reward, more, message, tmp_path, capsys):
@@ -194,7 +194,7 @@ def test_every_method_that_samples_can_draw_with_recorded_steps(method, model, p
         return cuda_graph.Recording(lambda: out.copy_(run()), out)
 
     monkeypatch.setattr(cuda_graph, "record_cuda_graph", computed)
-    for module in (cuda_graph, runner):
+    for module in (cuda_graph, checks):
         monkeypatch.setattr(module, "check_cuda_device", lambda device: None)
     words = train(method, model, pairs, tmp_path / "run", "--reward", reward, "--sampler", "graphs", *METHODS[method])
     assert main(words) == 0
@@ -247,8 +247,8 @@ def test_out_of_memory_before_the_first_step_is_one_sentence_and_leaves_no_folde
     words = train("raft", model, pairs, tmp_path / "run", "--reward", reward, "--sampling-batch-size", "9")
     assert main(words) == 2
     said = capsys.readouterr().err
-    assert "Traceback" not in said and "a smaller batch_size (now 4)" in said and "precision=bf16" in said
-    assert "lower sampling_batch_size (now 9)" in said and "rlhf-lab plan" in said
+    assert "Traceback" not in said and "a smaller --batch-size (now 4)" in said and "--precision bf16" in said
+    assert "lower --sampling-batch-size (now 9)" in said and "rlhf-lab plan" in said
     assert not (tmp_path / "run").exists()
 
 
@@ -259,7 +259,7 @@ def test_out_of_memory_in_a_command_that_does_not_train_is_said_too(error, model
 
     monkeypatch.setattr(sample_module, "load_language_model", full)
     assert main(["sample", "--model", model, "--prompt", "What?", "--batch-size", "5", "--no-progress"]) == 2
-    assert "a smaller batch_size (now 5); shorter prompts" in capsys.readouterr().err
+    assert "a smaller --batch-size (now 5); shorter prompts" in capsys.readouterr().err
 
 
 def test_another_error_keeps_its_traceback(model, monkeypatch):

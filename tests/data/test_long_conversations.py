@@ -125,7 +125,7 @@ def test_pairs_targets_and_prompts_are_cut_alike_and_the_report_says_how():
         assert [tokenizer.decode(ids) for ids in found.tolist()] == expected
     for report in (one, two, three):
         assert report.truncated_prompts == 2 and report.cuts == {LOST_TURNS: 1, LOST_BEGINNING: 1}
-        assert "truncated (prompts: 1 lost the beginning of a turn, 1 lost whole turns)" in report.summary()
+        assert "truncated (prompts: lost the beginning of a turn (1), lost whole turns (1))" in report.summary()
 
 
 def test_a_plain_prompt_loses_its_beginning_and_a_conversation_that_cannot_be_cut_is_dropped():

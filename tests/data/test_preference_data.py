@@ -239,7 +239,7 @@ def test_the_real_hh_file_is_counted_as_by_an_independent_count():
         ("a.jsonl", b'{"chosen": [{"role": "user"}, 3], "rejected": []}\n', "line 1: a turn of `chosen` must be an"),
         ("a.jsonl", b'{"chosen": [{"role": "u", "content": 3}], "rejected": []}\n', "line 1: the `content` of a turn"),
         ("a.jsonl", b'{"chosen": "a", "rejected": []}\n', "line 1: `chosen` and `rejected` must both be"),
-        ("a.jsonl", b'{"chosen": "a", "rejected": "b"}\n', "None of the 1 rows.*last turn is not"),
+        ("a.jsonl", b'{"chosen": "a", "rejected": "b"}\n', r"gives no pair\. Dropped 1 row: .*last turn is not"),
         ("a.csv", b"prompt,chosen,chosen,rejected\na,b,c,d\n", "line 1: the column `chosen` appears more than once"),
         ("a.jsonl", b'{"chosen": "a", "chosen": "b"}\n', "line 1: the field `chosen` appears more than once"),
         ("a.jsonl", b'{"a": [{"role": "x", "role": "y"}]}\n', "line 1: the field `role` appears more than once"),
@@ -336,7 +336,7 @@ def test_truncation_keeps_a_prompt_s_end_and_a_response_s_beginning_and_is_count
     ]
     assert (report.kept, report.truncated_prompts, report.truncated_responses, report.longest) == (2, 1, 1, 7)
     assert report.dropped == {data.EQUAL_AFTER: 1}
-    assert "1 equal responses after truncation" in report.summary()
+    assert "equal responses after truncation (1)" in report.summary()
 
 
 def test_a_response_that_holds_the_end_token_is_dropped_and_counted():
@@ -346,7 +346,7 @@ def test_a_response_that_holds_the_end_token_is_dropped_and_counted():
     )
     assert len(pairs) == 1 and report.dropped == {data.HOLDS_END: 1}
     with pytest.raises(
-        LabError, match="1 the text of a response contains the end token. The end token may only be the"
+        LabError, match=r"the text of a response contains the end token \(1\). The end token may only be the"
     ):
         tokenise(texts_of(("a", "b<end>d", "c")), tokenizer, None, None, tokenizer.eos_token_id)
 
@@ -405,7 +405,7 @@ def test_responses_that_differ_in_white_space_alone_are_dropped_and_counted(tmp_
     rows = [*PLAIN, PLAIN[0] | {"rejected": "  Two.\n"}, PLAIN[0] | {"rejected": " T wo."}]
     texts = load_preferences(write(tmp_path / "a.jsonl", rows))
     assert len(texts) == 3 and texts.dropped == {data.SPACE_ONLY: 1}
-    assert "1 responses differ only in white space" in texts.summary()
+    assert "responses differ only in white space (1)" in texts.summary()
 
 
 @pytest.mark.parametrize(

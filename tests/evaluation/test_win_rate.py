@@ -79,7 +79,7 @@ def test_what_cannot_be_compared_is_named():
         win_rate([], [], [], BY_NUMBER)
     with pytest.raises(LabError, match="Prompt 0 has 2 responses on one side and 3"):
         win_rate(["x"], [["1", "1"]], [["1", "1", "1"]], BY_NUMBER)
-    with pytest.raises(LabError, match="1 prompts came with responses to 2 and 1"):
+    with pytest.raises(LabError, match="1 prompt came with responses to 2 and 1"):
         win_rate(["x"], ["1", "1"], ["1"], BY_NUMBER)
     with pytest.raises(LabError, match=r"preference 2\.0"):
         win_rate(["x"], ["a"], ["b"], Fixed([2.0], [0.0]))

@@ -138,7 +138,7 @@ def test_a_folder_with_another_comparison_is_refused_and_untouched(tmp_path):
         ({"learning_rate": 0.0}, "learning_rate must be a finite number above 0 or None, not 0.0"),
         ({"batch_size": 0}, "batch_size must be a whole number of at least 1 or None, not 0"),
         ({"noise": 0.7}, "noise must be a finite number between 0 and 0.5, not 0.7"),
-        ({"methods": ("grpo",)}, "Unknown methods grpo"),
+        ({"methods": ("grpo",)}, "There is no method 'grpo'"),
         ({"policy": "gpt2"}, "world tree"),
     ],
 )

@@ -8,7 +8,15 @@ import torch
 
 from rlhf_lab import exact
 from rlhf_lab.experiments import compare, methods
-from rlhf_lab.experiments.compare import Compare, _plus_minus, exact_setup, frontier_of, train_compared
+from rlhf_lab.experiments.compare import (
+    HEADERS,
+    Compare,
+    Comparison,
+    _plus_minus,
+    exact_setup,
+    frontier_of,
+    train_compared,
+)
 from rlhf_lab.experiments.methods import METHODS, Method
 from rlhf_lab.training import seeded
 
@@ -82,3 +90,21 @@ def test_a_comparison_of_two_seeds_trains_each_on_its_own_labels(monkeypatch):
     monkeypatch.setitem(METHODS, "dpo", Method("DPO", untrained=method))
     compare.compare(replace(SETTINGS, seeds=3))
     assert seen == [0, 1, 2]
+
+
+def test_the_table_fits_into_a_hundred_columns_and_has_every_number_and_label_once():
+    """Eight columns of estimates with intervals and the longest labels: in two blocks, each with the labels."""
+    rows = [
+        {"method": key, "label": method.label, "labels": 20_000, "samples": 1_234_567}
+        | {metric: 10.0 + place for place, metric in enumerate(HEADERS)}
+        | {
+            f"{metric}_{side}": 10.0 + place + sign
+            for place, metric in enumerate(HEADERS)
+            for side, sign in (("low", -1), ("high", 1))
+        }
+        for key, method in METHODS.items()
+    ]
+    table = Comparison(Compare(progress=False), pd.DataFrame(), pd.DataFrame(rows), pd.DataFrame()).table()
+    assert max(map(len, table.splitlines())) <= 100
+    assert all(table.count(name) == 1 for name in ("E[r]", "KL to π_ref", "regret", "KL to π*", "samples"))
+    assert table.count("13.0000 ± 1.0000") == table.count("1,234,567") == len(METHODS)

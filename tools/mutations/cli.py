@@ -71,12 +71,23 @@ MUTATIONS: list[Mutation] = [
             '("loss", "sigmoid_norm"): "sigmoid-norm"',
             near="cli/test_familiar_names.py::test_a_wrong_value_gets_the_allowed_ones_and_a_suggestion",
         ),
+    ),
+    *in_file(
+        "cli/option_values.py",
+        ["cli/test_option_values.py", "cli/test_familiar_names.py"],
         Mutation(
             "edge",
             "a value after = is not compared with the allowed ones",
-            "value if equals else following\n        inside",
-            "following if equals else following\n        inside",
+            "[value] if equals else []",
+            "[]",
             near="cli/test_familiar_names.py::test_a_wrong_value_gets_the_allowed_ones_and_a_suggestion",
+        ),
+        Mutation(
+            "setting",
+            "a setting of two words keeps its Python name in an error of the command line",
+            'alone if "_" in name else rf"^{name}(?= must )"',
+            'rf"^{name}(?= must )"',
+            near="cli/test_option_values.py::test_a_message_about_a_setting_names_the_option",
         ),
     ),
     *in_file(
@@ -1175,7 +1186,7 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "mean",
             "a second reference under LoRA",
-            "0 if load.lora_rank else shape.parameters() * FLOAT",
+            "0 if load.adapted and not load.own_reference else shape.parameters() * FLOAT",
             "shape.parameters() * FLOAT",
             near="cli/test_plan.py::test_each_setting_changes_what_it_is_for",
         ),
@@ -1210,8 +1221,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "mean",
             "the backward pass costs as much as the forward one",
-            "passes = (2 if load.lora_rank else 3)",
-            "passes = (2 if load.lora_rank else 2)",
+            "passes = (2 if load.adapted else 3)",
+            "passes = (2 if load.adapted else 2)",
             near="cli/test_resource_estimate.py::test_operations_by_hand",
         ),
         Mutation(
@@ -1322,8 +1333,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "setting",
             "--lora-rank is lost in plan",
-            "self.gradient_checkpointing, self.lora_rank, self.load",
-            "self.gradient_checkpointing, None, self.load",
+            "self.gradient_checkpointing, self.lora_rank, saved",
+            "self.gradient_checkpointing, None, saved",
             near="cli/test_resource_estimate.py::test_a_plan_s_options_reach_the_workload",
         ),
         Mutation(

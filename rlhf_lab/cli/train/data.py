@@ -16,7 +16,7 @@ from rlhf_lab.data import loading, sft, token_store
 from rlhf_lab.data.loading import Kind as Kind  # also for other commands
 from rlhf_lab.data.preferences import TokenReport
 from rlhf_lab.data.readers import Source, check_source, file_sha256, holds_splits, is_local
-from rlhf_lab.errors import LabError, refuse_unused
+from rlhf_lab.errors import LabError, count_of, refuse_unused
 from rlhf_lab.policies.base import Policy, Reward
 from rlhf_lab.policies.hub_lookup import cache_folder
 from rlhf_lab.policies.transformer.shared_prefix_forward import context_length
@@ -85,7 +85,7 @@ def check_data(settings: Any, split_given: bool = True) -> None:
     """
     hub_only = ["data_revision", "data_folder"]
     if settings.world is not None:
-        load_world(settings.world)
+        load_world(settings.world).examples(settings.data_split, 1)  # an unknown split is an error
         refuse_unused(settings, hub_only, "on data of a world; it is for data sets on the Hub")
         texts_only = ["chat", "too_long", "train_on"]
         refuse_unused(settings, texts_only, "on data of a world; it is for texts of a file or of the Hub")
@@ -257,8 +257,8 @@ def _mixed(data: Data, names: Sequence[str], parts: Sequence[loading.LoadedRows]
     mixed.said, mixed.counts = [], data.counts
     for name, part, used, size in zip(names, parts, rows, sizes, strict=True):
         mixed.said += [part.said[0], f"{name}: {part.said[1]}"]  # the second line does not name its data
-        shares.append(f"{name}: {len(used):,} of {size:,} rows, {len(used) / len(whole):.1%} of an epoch")
-    mixed.said.append(f"mixture of {len(whole):,} rows: {'; '.join(shares)}")
+        shares.append(f"{name}: {len(used):,} of {count_of(size, 'row')}, {len(used) / len(whole):.1%} of an epoch")
+    mixed.said.append(f"mixture of {count_of(len(whole), 'row')}: {'; '.join(shares)}")
     return mixed
 
 
@@ -297,7 +297,8 @@ def _from_world(settings: Any, kind: Kind, tokenizer: Any, limits: tuple[int, in
         longest = int(targets.lengths.max())
         if longest > limits[1]:
             raise LabError(
-                f"A target of {settings.data} has {longest} tokens. Raise max_response_tokens to this number."
+                f"A target of {settings.data} has {count_of(longest, 'token')}. Raise max_response_tokens to this "
+                f"number."
             )
         data = Data(prompts=prompts, targets=targets)
     else:
@@ -305,9 +306,10 @@ def _from_world(settings: Any, kind: Kind, tokenizer: Any, limits: tuple[int, in
         data = Data(prompts=prompts)
     longest = int(prompts.lengths.max())
     if longest > limits[0]:
-        raise LabError(f"A prompt of {settings.data} has {longest} tokens. Raise max_prompt_tokens to this number.")
-    what = "examples" if kind == "targets" else "prompts"
-    data.said.append(f"{settings.data}, split {settings.data_split}: {len(prompts):,} {what}")
+        tokens = count_of(longest, "token")
+        raise LabError(f"A prompt of {settings.data} has {tokens}. Raise max_prompt_tokens to this number.")
+    what = "example" if kind == "targets" else "prompt"
+    data.said.append(f"{settings.data}, split {settings.data_split}: {count_of(len(prompts), what)}")
     report = TokenReport(len(prompts), Counter(), 0, 0, longest, what)
     data.counts[settings.data] = report.counts(f"split {settings.data_split}", Counter())
     return data
@@ -340,8 +342,8 @@ def hold_out(settings: Any, data: Data, load: Callable[[Any], Data]) -> tuple[Da
     known, equal = sum(prompt in prompts for prompt, _ in theirs), sum(row in rows for _, row in theirs)
     if known:
         held.said.append(
-            f"Warning: of the {len(held):,} held-out rows, {equal:,} are also in the training data, and "
-            f"{known:,} have a prompt of the training data. Results on them are too good."
+            f"Warning: {equal:,} of the {count_of(len(held), 'held-out row')} also occur in the training data, and "
+            f"{known:,} share a prompt with it. Results on them are too good."
         )
     return data, held
 
@@ -353,7 +355,7 @@ def _split(data: Data, fraction: float, seed: int) -> tuple[Data, Data]:
         groups.setdefault(prompt, []).append(row)
     if len(groups) < 2:
         raise LabError(
-            f"eval_fraction={fraction:g} cannot divide the {len(data):,} rows, because they all have the same prompt. "
+            f"eval_fraction={fraction:g} cannot divide the data, because all rows have the same prompt. "
             f"Give --eval-data in its place."
         )
     order = torch.randperm(len(groups), generator=seeded(seed, Stream.HELD_OUT_SPLIT)).tolist()
@@ -367,7 +369,7 @@ def _split(data: Data, fraction: float, seed: int) -> tuple[Data, Data]:
     apart[held] = True
     train, test = data[(~apart).nonzero()[:, 0]], data[apart.nonzero()[:, 0]]
     train.said = data.said
-    test.said = [f"held out: {len(test):,} of {len(data):,} rows, chosen by seed {seed}"]
+    test.said = [f"held out: {len(test):,} of {count_of(len(data), 'row')}, chosen by seed {seed}"]
     return train, test
 
 
@@ -385,7 +387,8 @@ def sample_pairs(settings: Any, policy: Policy, tokenizer: Any, stream: int = St
         distributed.shows_progress(settings.progress),
     )
     said = (
-        f"{settings.data}: {len(pairs):,} pairs sampled from {settings.model}, {dropped:,} with equal responses dropped"
+        f"{settings.data}: {count_of(len(pairs), 'pair')} sampled from {settings.model}, {dropped:,} with equal "
+        f"responses dropped"
     )
     return Data(pairs=pairs, said=[said])
 

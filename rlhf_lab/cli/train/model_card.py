@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import rlhf_lab
+from rlhf_lab.errors import count_of
 
 WHAT = {
     "sft": "A language model fine-tuned on target responses (SFT)",
@@ -99,9 +100,9 @@ def pairs_card(settings: dict[str, Any], model: str, data: Sequence[str], said: 
             "---",
             "# Preference pairs",
             "",
-            f"{count:,} pairs in the columns `prompt`, `chosen` and `rejected`, which TRL's trainers can read. Both "
-            f"responses were sampled from `{model}` for prompts of {_named(data)} and labelled by a reward, not by a "
-            f"person (rlhf_lab {rlhf_lab.__version__}). `datasets.load_dataset(FOLDER)` reads the pairs.",
+            f"{count_of(count, 'pair')} in the columns `prompt`, `chosen` and `rejected`, which TRL's trainers read. "
+            f"Both responses were sampled from `{model}` for prompts of {_named(data)} and labelled by a reward and "
+            f"not by a person (rlhf_lab {rlhf_lab.__version__}). `datasets.load_dataset(FOLDER)` reads the pairs.",
             "",
             *[f"- {line}" for line in said],
             "",

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from rlhf_lab.algorithms.ranker import Ranker, held_out_pairs, ranker
 from rlhf_lab.cli.train.data import Data
-from rlhf_lab.cli.train.runner import History, Job, plain_adapters, run
+from rlhf_lab.cli.train.runner import History, Job, run
 from rlhf_lab.cli.train.settings import Flat, PairSettings
 from rlhf_lab.rewards.ranker import PairwiseRanker
 from rlhf_lab.training import Evaluation
@@ -28,7 +28,6 @@ class TrainRanker(PairSettings):
 
 def train_ranker(settings: TrainRanker) -> History:
     """Run the command; see `runner.run`."""
-    plain_adapters(settings, "ranker")
     trained: list[PairwiseRanker] = []
 
     def fit(job: Job) -> History:

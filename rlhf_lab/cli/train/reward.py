@@ -12,10 +12,11 @@ from rlhf_lab.cli.train.data import gold_reward, load_world
 from rlhf_lab.errors import LabError, check_path
 from rlhf_lab.policies.base import Policy, Reward
 from rlhf_lab.policies.language_model import LanguageModelPolicy
+from rlhf_lab.policies.loading import SHIPPED, SMOLLM2
 from rlhf_lab.policies.lora import LoraPolicy
 from rlhf_lab.rewards.language_model import LanguageModelReward
 from rlhf_lab.rewards.ranker import BaselineReward, PairwiseRanker
-from rlhf_lab.rewards.saving import RECORD
+from rlhf_lab.rewards.saving import HEAD, RECORD
 
 GOLD = "gold"
 
@@ -40,16 +41,35 @@ def reward_folder(reward: str) -> Path:
     """Return the folder that contains the reward: the given one, or its subfolder model/ if it is a run's output.
 
     Raises:
-        LabError: the folder does not exist or contains no reward.
+        LabError: the folder does not exist, contains no reward, or lacks one of its files.
     """
     path = check_path(reward, "reward")
+    fix = "Give the output folder of `rlhf-lab train reward-model` or `train ranker`, or gold for a world."
     if (folder := find_reward(str(path))) is not None:
+        if (kind := reward_kind(folder)) not in (LanguageModelReward.kind, PairwiseRanker.kind):
+            raise LabError(f"reward={reward} contains a {kind}, which is no reward. {fix}")
+        if missing := [name for name in ("config.json", "model.safetensors", HEAD) if not _has(folder, name)]:
+            raise LabError(f"The reward in {folder} has no {missing[0]}. Train the reward again.")
         return folder
+    names = ("config.json", "model/config.json", "adapter_config.json")
+    if reward in (*SHIPPED, SMOLLM2) or any((path / name).is_file() for name in names):
+        raise LabError(f"reward={reward} contains a language model, which gives no reward. {fix}")
     if not path.exists():
-        raise LabError(
-            f"There is no reward folder {reward}. Give the output folder of `rlhf-lab train reward-model`, or gold."
-        )
-    raise LabError(f"{reward} contains no reward model. Give the output folder of `rlhf-lab train reward-model`.")
+        raise LabError(f"There is no reward folder {reward}. {fix}")
+    raise LabError(f"reward={reward} contains no reward model. {fix}")
+
+
+def _has(folder: Path, name: str) -> bool:
+    """Whether a folder has a file. The weights of a large model are in several files, which an index lists."""
+    return (folder / name).is_file() or (folder / f"{name}.index.json").is_file()
+
+
+def reward_kind(folder: Path) -> str:
+    """Return the kind of the model with a head in a folder, such as "reward model"."""
+    try:
+        return str(json.loads((folder / RECORD).read_text(encoding="utf-8"))["kind"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise LabError(f"{folder / RECORD} is damaged ({type(error).__name__}). Train the reward again.") from None
 
 
 def check_reward(settings: Any) -> None:
@@ -101,9 +121,5 @@ def load_reward_model(
     Raises:
         LabError: as `load_reward`.
     """
-    try:
-        kind = json.loads((folder / RECORD).read_text(encoding="utf-8")).get("kind")
-    except (OSError, ValueError, AttributeError) as error:
-        raise LabError(f"{folder / RECORD} is damaged ({type(error).__name__}). Train the reward again.") from None
-    found = PairwiseRanker if kind == PairwiseRanker.kind else LanguageModelReward
+    found = PairwiseRanker if reward_kind(folder) == PairwiseRanker.kind else LanguageModelReward
     return found.from_pretrained(folder, tokenizer, device)

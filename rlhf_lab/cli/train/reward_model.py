@@ -8,7 +8,7 @@ from typing import Annotated
 
 from rlhf_lab.algorithms.reward_model import RewardModel, held_out_pairs, reward_model
 from rlhf_lab.cli.train.data import Data
-from rlhf_lab.cli.train.runner import History, Job, plain_adapters, run
+from rlhf_lab.cli.train.runner import History, Job, run
 from rlhf_lab.cli.train.settings import Flat, PairSettings
 from rlhf_lab.rewards.language_model import LanguageModelReward
 from rlhf_lab.training import Evaluation
@@ -31,7 +31,6 @@ class TrainRewardModel(PairSettings):
 
 def train_reward_model(settings: TrainRewardModel) -> History:
     """Run the command; see `runner.run`."""
-    plain_adapters(settings, "reward-model")
     trained: list[LanguageModelReward] = []
 
     def fit(job: Job) -> History:

@@ -16,7 +16,7 @@ from rlhf_lab.cli.train.model_card import pairs_card
 from rlhf_lab.cli.train.pairs import save_pairs
 from rlhf_lab.cli.train.runner import History, Job, run
 from rlhf_lab.cli.train.settings import Flat, SamplerSettings, refuse_reference
-from rlhf_lab.errors import LabError, refuse_unused
+from rlhf_lab.errors import LabError, count_of, refuse_unused
 from rlhf_lab.policies.base import Policy, Reward
 from rlhf_lab.training import checkpoint, distributed
 
@@ -89,7 +89,8 @@ def _pairs(job: Job, reference: Policy, reward: Reward) -> Pairs:
         progress=settings.progress,
         folder=settings.out / "samples",
     )
-    job.say(f"{len(pairs):,} pairs made from {len(prompts):,} prompts; {dropped:,} with equal responses were dropped")
+    made, asked = count_of(len(pairs), "pair"), count_of(len(prompts), "prompt")
+    job.say(f"{made} made from {asked}; {dropped:,} with equal responses dropped")
     record = {**checkpoint.plain(settings.rso), "reward": settings.reward, "seed": settings.seed}
     text = pairs_card(record, settings.model, settings.sources, job.said, len(pairs))
     distributed.on_main_process(lambda: save_pairs(pairs, job.tokenizer, settings.out / "pairs", text))

@@ -35,11 +35,11 @@ from rlhf_lab.algorithms import on_policy
 from rlhf_lab.batch import Pairs, Tokens
 from rlhf_lab.cli import yaml_config
 from rlhf_lab.cli.train import dry_run, model_card, sampling_batch
+from rlhf_lab.cli.train.checks import check_contexts, check_start, start_of
 from rlhf_lab.cli.train.data import (
     WORLD_PAIRS,
     Data,
     Kind,
-    check_data,
     data_mark,
     held_out_of,
     hold_out,
@@ -47,39 +47,31 @@ from rlhf_lab.cli.train.data import (
     sample_pairs,
     token_limits,
 )
-from rlhf_lab.cli.train.reward import check_reward, find_reward, frozen_start, load_reward
+from rlhf_lab.cli.train.reward import frozen_start, load_reward
 from rlhf_lab.cli.train.settings import Common, PairSettings, record_of, resume_rules
-from rlhf_lab.errors import LabError, check_paths
-from rlhf_lab.policies import hub_lookup, quantised
+from rlhf_lab.errors import LabError, check_paths, count_of
+from rlhf_lab.policies import hub_lookup
 from rlhf_lab.policies.base import Policy, Reward
 from rlhf_lab.policies.end_tokens import find_end_tokens
 from rlhf_lab.policies.language_model import LanguageModelPolicy
 from rlhf_lab.policies.loading import (
     adapter_base,
-    adapters_folder,
-    check_model_available,
     check_same_vocabulary,
-    load_config,
     load_language_model,
-    load_tokenizer,
     pick_device,
     show_progress_bars,
 )
 from rlhf_lab.policies.lora import (
     AdapterReference,
     LoraPolicy,
-    adapter_config,
-    check_lora_rank,
     continue_lora,
     with_lora,
 )
 from rlhf_lab.policies.reference_cache import ReferenceRows
-from rlhf_lab.policies.transformer.cuda_graph import check_cuda_device
-from rlhf_lab.policies.vllm import VllmSampler, check_vllm_installed
+from rlhf_lab.policies.vllm import VllmSampler
 from rlhf_lab.randomness import Stream
 from rlhf_lab.training import Evaluation, Training, checkpoint, distributed, memory, output_folder, rows
 from rlhf_lab.training.evaluation import PREFIX
-from rlhf_lab.training.tracking import check_trackers
 
 History = list[dict[str, float]]
 
@@ -225,13 +217,14 @@ class Job:
             old: Training = dataclasses.replace(self.settings, **self.former).training(rows, **changes)
             if training.steps < old.steps:
                 raise LabError(
-                    f"{self.settings.out} contains a run of {old.steps} steps, and it cannot be resumed with "
-                    f"{training.steps}. Give at least as many steps."
+                    f"{self.settings.out} contains a run of {old.steps:,} steps, and it cannot be resumed with "
+                    f"{training.steps:,}. Give at least as many steps."
                 )
+            steps = count_of(training.steps, "step")
             ended, now = (t.learning_rate * t.rate_at(s) for t, s in ((old, old.steps - 1), (training, old.steps)))
             self.say(
-                f"The run is extended from {old.steps:,} to {training.steps:,} steps. The learning rate follows the "
-                f"schedule of {training.steps:,} steps. It was {ended:.3g} at the end of the shorter run, and there "
+                f"The run is extended from {old.steps:,} to {steps}. The learning rate follows the schedule of "
+                f"{steps}. It was {ended:.3g} at the end of the shorter run, and there "
                 f"it is {now:.3g} now."
             )
         return training
@@ -294,7 +287,7 @@ def _run(
     show_progress_bars(distributed.shows_progress(settings.progress))
     out = settings.out
     device = pick_device(settings.device)
-    tokenizer, sizes = _check(settings)
+    tokenizer, sizes = check_start(settings)
     limits = token_limits(settings, sizes, tokenizer)
     settings = sampling_batch.with_sampling_batch(settings, sizes, limits)
     record = {**record_of(settings, method), **data_mark(settings)}
@@ -304,12 +297,13 @@ def _run(
     data, apart = load_data(settings, kind, tokenizer, limits), None
     if not sampled:
         data, apart = hold_out(settings, data, lambda other: load_data(other, kind, tokenizer, limits))
+        check_contexts(settings, [data, *([] if apart is None else [apart])], limits[1])
     if settings.dry_run:
-        _print_plan(Job(settings, method, None, tokenizer, data, limits, apart, former), rows, sampled)
+        _print_plan(Job(settings, method, None, tokenizer, data, limits, apart, former), kind, rows, sampled)
         return []
     for line in [*data.said, *(apart.said if apart is not None else [])]:
         _say(line)
-    policy, tokenizer = _load_policy(settings, device, limits)
+    policy, tokenizer = _load_policy(settings, device, limits, reference=save is None)
     held.enter_context(output_folder.claim_output(out, record, settings.resume, rules))
     _write(out / "settings.yaml", f"# rlhf-lab train {method} --config THIS-FILE\n{yaml_config.write(settings)}")
     try:
@@ -319,7 +313,7 @@ def _run(
             dtype = _save_dtype(settings, sizes)
             job = Job(settings, method, policy, tokenizer, data, limits, apart, former, dtype)
             if settings.adapter == "continue":
-                job.say(f"The adapters in {_start(settings)} are trained further.")
+                job.say(f"The adapters in {start_of(settings)} are trained further.")
             try:
                 history = fit(job)
             finally:
@@ -331,18 +325,17 @@ def _run(
     return history
 
 
-def _print_plan(job: Job, rows: Callable[[Job], int | None], sampled: bool) -> None:
-    """Check the vocabularies of the other models, and print what the run would do."""
+def _print_plan(job: Job, kind: Kind, rows: Callable[[Job], int | None], sampled: bool) -> None:
+    """Print what the run would do."""
     settings = job.settings
-    reference, reward = getattr(settings, "reference", None), getattr(settings, "reward", None)
-    if reference is not None:
-        check_same_vocabulary(job.tokenizer, load_tokenizer(reference), settings.model, reference)
-    if reward is not None and (folder := find_reward(reward)) is not None:
-        name = f"the reward in {folder}"
-        check_same_vocabulary(job.tokenizer, load_tokenizer(str(folder)), settings.model, name, may_have_more=True)
     if sampled:
-        number = settings.limit or WORLD_PAIRS
-        job.data.said.append(f"{settings.data}: up to {number:,} pairs, which are sampled from {settings.model}")
+        number = settings.limit or WORLD_PAIRS if _samples_pairs(settings) else rows(job)
+        if _samples_pairs(settings):
+            most = count_of(number or 0, "pair")
+            job.data.said.append(f"{settings.data}: up to {most}, which are sampled from {settings.model}")
+        if (other := held_out_of(settings)) is not None and not _samples_pairs(other):
+            held = load_data(other, kind, job.tokenizer, job.limits)
+            job.data.said += [f"held out: {line}" for line in held.said]
     else:
         number = rows(job)
     training = None if number is None and settings.steps is None else job.training(number or 1)
@@ -378,47 +371,14 @@ def _with_samples(
     return data, held
 
 
-def _check(settings: Any) -> tuple[Any, Any]:
-    """Check data, reward, sampler and models before anything large is loaded; return the tokenizer and the config."""
-    check_data(settings)
-    if (held_out := held_out_of(settings)) is not None:
-        check_data(held_out, settings.eval_split != "test")
-    check_reward(settings)
-    check_trackers(settings.trackers)
-    _check_sampler(settings)
-    reference, start = getattr(settings, "reference", None), _start(settings)
-    for name in (start, reference):
-        if name is not None:
-            check_model_available(name, settings.model_revision if name == start else None)
-    tokenizer = load_tokenizer(start, settings.model_revision)
-    sizes = load_config(start, settings.model_revision)
-    _check_adapters(settings, start, sizes)
-    if reference is not None:
-        load_config(reference)
-    return tokenizer, sizes
+def _load_policy(
+    settings: Any, device: torch.device, limits: tuple[int, int], reference: bool
+) -> tuple[LanguageModelPolicy, Any]:
+    """Load the model; return it as a policy, with LoRA adapters if wanted, and its tokenizer.
 
-
-def _start(settings: Common) -> str:
-    """The model of `--model`, or the folder of the adapters that are trained further."""
-    return settings.model if settings.adapter == "merge" else str(adapters_folder(settings.model))
-
-
-def _check_adapters(settings: Common, start: str, sizes: Any) -> None:
-    """Raise `LabError` if adapters, or weights in 4 bits, cannot be used as the settings say."""
-    if settings.lora_rank is not None:
-        check_lora_rank(settings.lora_rank, sizes)
-    if settings.adapter == "continue":
-        names = ("lora_rank", "lora_alpha", "lora_targets", "lora_rank_stabilised")
-        adapter_config(Path(start), **{name: getattr(settings, name) for name in names})
-    if settings.load_in_4bit:
-        quantised.check_bitsandbytes()
-        if distributed.uses_fsdp():
-            raise LabError("load_in_4bit cannot be used with FSDP, which spreads the weights. Use configs/ddp.yaml.")
-
-
-def _load_policy(settings: Any, device: torch.device, limits: tuple[int, int]) -> tuple[LanguageModelPolicy, Any]:
-    """Load the model; return it as a policy, with LoRA adapters if wanted, and its tokenizer."""
-    start = _start(settings)
+    Reward models and rankers need no `reference`, which would be a copy of adapters that are trained further.
+    """
+    start = start_of(settings)
     base = start if settings.adapter == "merge" else str(adapter_base(start))
     four_bits = settings.precision if settings.load_in_4bit else None
     with memory.oom_hint(settings):
@@ -427,7 +387,7 @@ def _load_policy(settings: Any, device: torch.device, limits: tuple[int, int]) -
     ends = find_end_tokens(model, tokenizer)
     policy = LanguageModelPolicy(model, ends[0], limits[1], len(tokenizer), tokenizer, graphs, ends)
     if settings.adapter == "continue":
-        policy = continue_lora(policy, start, base, settings.lora_dropout)
+        policy = continue_lora(policy, start, base, settings.lora_dropout, reference)
     elif settings.lora_rank is not None:
         policy = with_lora(
             policy, settings.lora_rank, settings.lora_alpha, settings.lora_targets or None, settings.seed,
@@ -469,20 +429,9 @@ def _save_best(job: Job, save: Callable[[Job, Path], str] | None) -> None:
     _save(job, out / "best", save)
     value = best.row[PREFIX + evaluation.best_by]
     job.say(
-        f"The best held-out {evaluation.best_by} is {value:.4g}, measured after {best.step} steps of {best.run}. The "
-        f"model of that moment is in {out / 'best'}."
+        f"The best held-out {evaluation.best_by} is {value:.4g}, measured after {count_of(best.step, 'step')} of "
+        f"{best.run}. The model of that moment is in {out / 'best'}."
     )
-
-
-def _check_sampler(settings: Any) -> None:
-    """Raise `LabError` if the sampler cannot be used here. Nothing is loaded."""
-    sampler = getattr(settings, "sampler", "lab")
-    if sampler == "graphs":
-        check_cuda_device(pick_device(settings.device))
-    elif sampler == "vllm":
-        if distributed.world_size() > 1:
-            raise LabError("The sampler vllm works with one process only. Leave --sampler out.")
-        check_vllm_installed()
 
 
 def _refuse_taken(out: Path, record: dict[str, Any], resume: bool, rules: output_folder.Rules) -> dict[str, Any]:
@@ -572,10 +521,3 @@ def new_critic(policy: Policy, reward: Reward) -> Any:
     from rlhf_lab.rewards.language_model import LanguageModelReward
 
     return policy.new_critic(reward if isinstance(reward, LanguageModelReward) else None)
-
-
-def plain_adapters(settings: Common, method: str) -> None:
-    """Raise `LabError` for adapters that a reward model cannot have: continued ones, or on weights of 4 bits."""
-    for name, given in (("adapter=continue", settings.adapter == "continue"), ("load_in_4bit", settings.load_in_4bit)):
-        if given:
-            raise LabError(f"{name} cannot be used with {method}. Leave it out, and give lora_rank for new adapters.")

@@ -26,7 +26,7 @@ def with_sampling_batch(settings: Any, config: Any, limits: tuple[int, int]) -> 
         config: the model's configuration.
         limits: maximum lengths of a prompt and of a response, in tokens.
     """
-    for name, responses in _RESPONSES.items():
+    for name, responses in RESPONSES.items():
         group = getattr(settings, name, None)
         if group is not None and group.sampling_batch_size is None and getattr(group, "source", "") != "direct":
             fitting = sampling_batch_size(config, responses(group), limits)
@@ -34,7 +34,7 @@ def with_sampling_batch(settings: Any, config: Any, limits: tuple[int, int]) -> 
     return settings
 
 
-_RESPONSES: dict[str, Callable[[Any], int]] = {
+RESPONSES: dict[str, Callable[[Any], int]] = {
     "rso": lambda rso: rso.candidates if rso.source == "rso-sample-rank" else rso.accepted,
     "raft": lambda raft: raft.best_of,
     "rest": lambda rest: rest.samples,

@@ -88,8 +88,8 @@ class DataSettings:
             raise LabError(f"{worlds[0]} cannot be mixed with other data. Give files or data sets on the Hub.")
         elif self.data_weights and len(self.data_weights) != len(names):
             raise LabError(
-                f"There are {len(self.data_weights)} data_weights for {len(names)} data ({', '.join(names)}). Give one "
-                f"for each, in the same order."
+                f"data_weights needs one number for each of the {len(names)} data ({', '.join(names)}), in the same "
+                f"order, and it has {len(self.data_weights)}."
             )
 
     @property
