@@ -174,7 +174,7 @@ def test_dialogues_are_cut_before_the_last_answer_and_each_unusable_one_is_count
     reasons = [reason for _, reason in DIALOGUES if reason]
     assert texts.dropped == {reason: reasons.count(reason) for reason in reasons}
     assert texts.form == "AnthropicHH"
-    for words in ("1 pairs", "dropped 9 rows", "2 dialogues differ before the last turn", "2 empty response"):
+    for words in ("1 pair;", "dropped 9 rows", "dialogues differ before the last turn (2)", "empty response (2)"):
         assert words in texts.summary()
 
 

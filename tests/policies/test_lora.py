@@ -90,8 +90,14 @@ def test_checkpointed_gradients_reach_the_adapters():
 def test_adapters_that_do_not_fit_are_refused():
     with pytest.raises(LabError, match="rank"):
         with_lora(plain(), rank=0)
+    for targets in (["no_such_layer"], ["c_attn", "no_such_layer"]):
+        with pytest.raises(LabError, match="'no_such_layer', and the model has no layer of this name"):
+            with_lora(plain(), targets=targets)
     with pytest.raises(LabError, match="do not fit"):
-        with_lora(plain(), targets=["no_such_layer"])
+        with_lora(plain(), targets=["ln_1"])
+    for targets, layers in ((["c_fc"], {"c_fc"}), (["all-linear"], {"c_attn", "c_fc", "c_proj"})):
+        adapted = [name for name, _ in with_lora(plain(), targets=targets).named_parameters() if "lora_A" in name]
+        assert {name.split(".lora_A")[0].rpartition(".")[2] for name in adapted} == layers
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
