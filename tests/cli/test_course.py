@@ -109,7 +109,7 @@ def test_after_an_upgrade_unchanged_files_are_replaced_and_new_versions_come_bes
         assert "beside them: 00_start.new.ipynb, 01_next.new.ipynb." in said
     else:
         assert code(out / "01_next.ipynb")[0].source.startswith("y = 1\ndef f(x)")
-        assert "1 files written, 1 already there" in said and "changed: 00_start.ipynb." in said
+        assert "1 file written, 1 already there" in said and "changed: 00_start.ipynb." in said
         assert "beside them: 00_start.new.ipynb." in said
     before = {path: path.read_bytes() for path in out.rglob("*.ipynb")}
     said = run(capsys, out)[1]
@@ -182,7 +182,7 @@ def test_any_version_that_was_written_counts_as_unchanged_also_after_two_upgrade
         ship(small, new)
         run(capsys, out)
         (out / "00_start.ipynb").write_bytes(first)  # from a backup
-    assert "1 files written" in run(capsys, out)[1] and code(out / "00_start.ipynb")[0].source == "three = 3"
+    assert "1 file written" in run(capsys, out)[1] and code(out / "00_start.ipynb")[0].source == "three = 3"
 
 
 def test_students_versions_become_full_ones_and_a_changed_line_end_is_no_change(small, tmp_path, capsys):
@@ -210,7 +210,7 @@ def test_a_command_that_was_stopped_between_two_files_is_gone_on_with(small, tmp
         patch.setattr(course, "write_text", full_disk)
         status, said = run(capsys, out)
     assert status == 2 and "01_next.ipynb cannot be written" in said
-    assert "1 files written, 2 already there" in run(capsys, out)[1]
+    assert "1 file written, 2 already there" in run(capsys, out)[1]
     assert [code(path)[0].source for path in sorted(out.glob("*.ipynb"))] == ["new = 1", "new = 1"]
     ship(small, "newer = 1")
     assert "2 files written, 1 already there" in run(capsys, out)[1]

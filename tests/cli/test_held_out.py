@@ -43,7 +43,7 @@ def test_a_fraction_keeps_equal_prompts_together_depends_on_the_seed_alone_and_l
 def test_a_small_fraction_holds_out_one_prompt_and_a_single_prompt_cannot_be_divided():
     _, held = _split(Data(pairs=PAIRS), 1e-6, 0)
     assert len(held) == 1
-    with pytest.raises(LabError, match="all have the same prompt"):
+    with pytest.raises(LabError, match="all rows have the same prompt"):
         _split(Data(pairs=PAIRS[torch.tensor([0, 2, 5])]), 0.4, 0)
 
 
@@ -68,7 +68,7 @@ def test_rows_of_the_held_out_data_that_are_trained_on_are_counted_in_a_warning(
         patch.setattr("rlhf_lab.cli.train.data.held_out_of", lambda s: SimpleNamespace(data="x"))
         _, held = hold_out(settings, Data(pairs=PAIRS), lambda s: Data(pairs=other, said=["4 pairs"]))
         assert held.said[0] == "held out: 4 pairs"
-        assert "of the 4 held-out rows, 2 are also in the training data, and 3 have a prompt" in held.said[1]
+        assert "2 of the 4 held-out rows also occur in the training data, and 3 share a prompt" in held.said[1]
         _, apart = hold_out(settings, Data(pairs=PAIRS), lambda s: Data(pairs=other[torch.tensor([3])]))
         assert apart.said == []
         with pytest.raises(LabError, match="x gives no held-out data for this method"):

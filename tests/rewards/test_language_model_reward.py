@@ -133,7 +133,7 @@ def test_a_text_reward_scores_decoded_responses_beside_their_prompts():
 @pytest.mark.parametrize(
     ("scores", "message"),
     [
-        ([1.0], "1 scores for 2"),
+        ([1.0], "1 score for 2"),
         ([1.0, 2.0, 3.0], "3 scores for 2"),
         ([0.0, float("nan")], "nan for response 1 of prompt 0"),
         ([0.0, float("-inf")], "-inf for response 1 of prompt 0"),
