@@ -7,7 +7,7 @@ from every_option import KINDS, parsed
 
 from rlhf_lab.cli import yaml_config
 from rlhf_lab.cli.main import main
-from rlhf_lab.cli.option_values import as_options
+from rlhf_lab.cli.option_values import as_options, wrong_value
 from rlhf_lab.errors import LabError
 
 NEEDED = ["--model", "m", "--data", "d", "--out", "o"]
@@ -109,11 +109,10 @@ def test_the_command_line_shows_these_names(capsys):
 def test_every_number_of_every_command_refuses_a_word():
     """No type of an option is unknown to the check: a number that is a word is refused by the option's name."""
     for command, kind in KINDS.items():
-        for name, hint in yaml_config.option_types(kind).items():
+        options = yaml_config.option_types(kind)
+        for name, hint in options.items():
             inside = [hint, *typing.get_args(hint), *(a for one in typing.get_args(hint) for a in typing.get_args(one))]
             if (int in inside or float in inside) and str not in inside:
                 option = name.replace("_", "-")
-                from rlhf_lab.cli.option_values import wrong_value
-
-                found = wrong_value([f"--{option}", "word"], yaml_config.option_types(kind), free=False)
+                found = wrong_value([f"--{option}", "word"], options, free=False)
                 assert found is not None and found[0].option == option, (command, name)
