@@ -179,11 +179,11 @@ def test_a_run_stopped_while_its_model_loads_can_be_resumed(given, finished, tmp
     [
         (["--beta", "0"], "beta"),
         (["--beta", "nan"], "beta"),
-        (["--label-smoothing", "0.7"], "label_smoothing"),
+        (["--label-smoothing", "0.7"], "--label-smoothing"),
         (["--steps", "0"], "--steps must be a whole number of at least 1"),
         (["--epochs", "-1"], "--epochs must be a finite number above 0"),
         (["--limit", "0"], "--limit must be a whole number of at least 1"),
-        (["--learning-rate", "-1"], "learning_rate"),
+        (["--learning-rate", "-1"], "--learning-rate"),
         (["--device", "warp"], "The device 'warp' cannot be used"),
         (["--data", "nothing.jsonl"], "There is no data file nothing.jsonl"),
         (["--model", "./nothing"], "There is no model folder ./nothing"),
