@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -53,16 +54,25 @@ def test_intervals_of_shares_follow_from_the_saved_counts(script):
     assert found or not list(script.RESULTS.glob("*.json"))
 
 
-def test_what_the_page_says_of_the_reward_model_with_adapters_is_in_its_saved_report(script):
-    report = script.saved("accuracy-reward-model-lora-0")["report"]
-    assert report["accuracy"]["low"] > 0.5
-    assert report["prefers_longer"]["mean"] < report["chosen_longer"]["mean"] < 0.5
-    assert report["lengths"][-1]["name"].endswith("or more") and report["lengths"][-1]["accuracy"]["high"] < 0.5
+def test_what_the_page_says_of_held_out_pairs_is_true_of_every_finished_model(script):
+    found = {name: script.saved(f"accuracy-{name}") for _, _, name in script.models()}
+    reports = {name: result["report"] for name, result in found.items() if result}
+    assert {name.rsplit("-", 1)[0] for name in reports} >= {"dpo-lora", "dpo-full", "reward-model-lora"}
+    for report in reports.values():
+        assert report["accuracy"]["low"] > 0.5
+        assert report["prefers_longer"]["mean"] < report["chosen_longer"]["mean"] < 0.5
+        assert report["lengths"][-1]["name"] == "18 or more" and report["lengths"][-1]["accuracy"]["mean"] < 0.5
+    losses = {kind: [r["loss"]["mean"] for n, r in reports.items() if kind in n] for kind in ("reward", "dpo")}
+    assert max(losses["reward"]) < min(losses["dpo"]) and max(losses["dpo"]) < math.log(2)
 
 
-def test_what_the_page_says_of_dpo_with_adapters_is_in_its_saved_report(script):
-    report = script.saved("accuracy-dpo-lora-0")["report"]
-    assert report["accuracy"]["low"] > 0.5 and 0.68 < report["loss"]["mean"] < 0.6932
+def test_what_the_page_says_of_samples_is_true_of_every_finished_policy(script):
+    found = [script.saved(f"wins-{name}") for _, _, name in script.models()]
+    reports = [result["report"] for result in found if result]
+    assert len(reports) >= 3
+    for report in reports:
+        assert report["against_policy"]["low"] < 0.5 < report["against_policy"]["high"]
+        assert report["kl_k3"]["mean"] < 0.1
 
 
 def test_every_command_is_one_that_the_command_line_accepts(script, tmp_path):

@@ -245,10 +245,7 @@ def _histogram(name: str, lengths: dict[str, Any]) -> Iterator[str]:
 
 def _text(name: str, tokens: list[str], weights: list[int], colour: bool) -> Iterator[str]:
     """The tokens of a text, with a mark for the loss, in lines of at most `WIDTH` columns."""
-    said = {value: f"weight {value:+d}" for value in weights if value} or {0: "not in the loss"}
-    trained = sum(map(bool, weights))
-    part = "" if trained in (0, len(tokens)) else f", {trained:,} of them in the loss"
-    yield f"  {name}, {count_of(len(tokens), 'token')}{part}, {' and '.join(said.values())}"
+    yield _heading(name, weights)
     places = list(range(len(tokens)))
     if len(tokens) > 2 * SHOWN + 1:
         places = [*places[:SHOWN], -1, *places[-SHOWN:]]
@@ -266,6 +263,14 @@ def _text(name: str, tokens: list[str], weights: list[int], colour: bool) -> Ite
         line += _painted(plain, (TRAINED if inside else OTHER)[place % 2]) if colour and place >= 0 else marked
         width += len(marked)
     yield line
+
+
+def _heading(name: str, weights: list[int]) -> str:
+    """How many tokens a text has, how many of them are in the loss, and their weights."""
+    said = {value: f"weight {value:+d}" for value in weights if value} or {0: "not in the loss"}
+    trained = sum(map(bool, weights))
+    part = "" if trained in (0, len(weights)) else f", {trained:,} of them in the loss"
+    return f"  {name}, {count_of(len(weights), 'token')}{part}, {' and '.join(said.values())}"
 
 
 def _visible(token: str) -> str:

@@ -26,7 +26,7 @@ from rlhf_lab.errors import LabError, check_finite, check_path, check_positive, 
 from rlhf_lab.evaluation.judges import GoldJudge, Judge
 from rlhf_lab.evaluation.sampled import Estimate, over_prompts
 from rlhf_lab.evaluation.win_rate import WinRate, win_rate
-from rlhf_lab.intervals import Interval, format_number
+from rlhf_lab.intervals import Interval, aligned, format_number
 from rlhf_lab.policies.base import Policy, Reward
 from rlhf_lab.policies.end_tokens import strip_end_token
 from rlhf_lab.policies.transformer.generate import still_generating
@@ -92,9 +92,7 @@ class TextReport:
 
     def table(self) -> str:
         """The report as a table of plain text."""
-        rows = [("", "mean ± error", "95% interval"), *self.rows()]
-        width = [max(len(row[i]) for row in rows) for i in range(3)]
-        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, width, strict=True)).rstrip() for row in rows]
+        lines = aligned([("", "mean ± error", "95% interval"), *self.rows()])
         prompts, samples = count_of(self.prompts, "prompt"), count_of(self.samples, "response")
         how = f"{prompts} × {samples}, temperature {self.temperature:g}"
         how += f", top-k {self.top_k}" if self.top_k is not None else ""
