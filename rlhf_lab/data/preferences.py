@@ -236,7 +236,7 @@ class Reading:
             reason = texts if isinstance(texts, str) else self._unusable(texts, label, known)
             if reason is not None or isinstance(texts, str):
                 self.dropped[str(reason)] += 1
-                first = first or f" (the first is {row.place})"
+                first = first or f"; the first is {row.place}"
                 continue
             form, texts = by_chat(
                 form, texts[: 1 + self.kind.responses], self.source, self.tokenizer, f"{name}, {row.place}"

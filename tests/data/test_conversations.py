@@ -107,7 +107,7 @@ def test_a_tool_call_that_nothing_would_write_is_refused_with_its_row(tmp_path, 
 
 def test_dialogues_whose_calls_differ_part_there_and_the_first_row_is_named(tmp_path):
     row = {"chosen": [USER, call("Paris"), SUNNY, ANSWER], "rejected": [USER, call("Rome"), SUNNY, ANSWER]}
-    with pytest.raises(LabError, match=r"1 dialogues differ before the last turn \(the first is line 1\)"):
+    with pytest.raises(LabError, match=r"1 row: dialogues differ before the last turn .*the first is line 1"):
         load_preferences(lines(tmp_path, row), tokenizer_of(CALLS))
 
 

@@ -197,7 +197,10 @@ def test_large_data_give_the_rows_and_counts_of_small_data_and_are_tokenised_onc
 
 @pytest.mark.parametrize("kind", ["targets", "verdicts", "prompts"])
 def test_every_kind_of_large_data_is_that_of_small_data(kind, tmp_path, monkeypatch):
-    """Rows 0 and 5 have the same prompt, the response of row 1 is empty, and that of row 3 contains the end token."""
+    """Rows 0 and 5 have the same prompt, the response of row 1 is empty, and that of row 3 contains the end token.
+
+    So KTO has rows 0, 2, 4 and 5, and SFT only the desirable ones: 0, 2 and 4.
+    """
     texts = ["a", " ", "b", "c<end>d", "d", "ab"]
     rows = [{"prompt": "ab"[i % 5 :] + "cd", "completion": text, "label": i % 2 == 0} for i, text in enumerate(texts)]
     file, tokenizer = tmp_path / "rows.jsonl", tiny_tokenizer(["abcd"])
@@ -212,7 +215,10 @@ def test_every_kind_of_large_data_is_that_of_small_data(kind, tmp_path, monkeypa
         if kind == "prompts":
             assert large.responses is None and len(large.prompts) == len({row["prompt"] for row in rows})
         else:
-            assert large.responses.tolist() == small.responses.tolist() and large.responses.shape[:2] == (4, 1)
+            assert large.responses.tolist() == small.responses.tolist() and large.responses.shape[:2] == (
+                {"targets": 3, "verdicts": 4}[kind],
+                1,
+            )
         if kind == "verdicts":
             assert large.labels.tolist() == small.labels.tolist() == [[True], [True], [True], [False]]
         else:

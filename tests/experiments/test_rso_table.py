@@ -236,7 +236,7 @@ def _made(values, task="bandit", scale="bandit"):
             }
             row |= dataclasses.asdict(one.cell)
             row |= dict.fromkeys(("proxy_wins", "gold_wins", "objective", "kl", "regret", "right", "reach"), 0.0)
-            row |= dict.fromkeys(("limit_kl", "limit_judge_wins", "limit_objective", "best_gamma"), 0.0)
+            row |= dict.fromkeys(("limit_kl", "limit_judge_wins", "limit_objective", "best_gamma", "expected_kl"), 0.0)
             rows.append({**row, "judge_wins": wins + 0.0001 * (seed - 1) * (1 + number)})
     return pd.DataFrame(rows)
 

@@ -117,7 +117,7 @@ def test_patience_counts_measurements_without_a_better_one(values, patience, sto
     assert done == (steps if stops_at is None else stops_at)
     assert len(left) == len(values) - (stops_at // 2 + 1 if stops_at else 5)
     said = capsys.readouterr().err
-    assert (f"has not improved {patience} times" in said) == (stops_at is not None)
+    assert (f"has not improved {patience} time{'s' * (patience != 1)}." in said) == (stops_at is not None)
     assert "held out: loss" in said and said.count("(the best)") == sum(
         all(v < w for w in values[:i]) for i, v in enumerate(values[: len(values) - len(left)])
     )
