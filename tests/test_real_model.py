@@ -62,6 +62,12 @@ def test_what_the_page_says_of_held_out_pairs_is_true_of_every_finished_model(sc
         assert report["accuracy"]["low"] > 0.5
         assert report["prefers_longer"]["mean"] < report["chosen_longer"]["mean"] < 0.5
         assert report["lengths"][-1]["name"] == "18 or more" and report["lengths"][-1]["accuracy"]["mean"] < 0.5
+    page = script.PAGE.read_text(encoding="utf-8")
+    for key in (lambda r: r["prefers_longer"]["mean"], lambda r: r["lengths"][-1]["accuracy"]["mean"]):
+        shares = [key(report) for report in reports.values()]
+        assert f"{min(shares):.0%} to {max(shares):.0%}" in page
+    longer = reports["dpo-lora-0"]["chosen_longer"]["mean"]
+    assert f"the longer one in {longer:.0%} of the pairs of unequal length" in " ".join(page.split())
     losses = {kind: [r["loss"]["mean"] for n, r in reports.items() if kind in n] for kind in ("reward", "dpo")}
     assert max(losses["reward"]) < min(losses["dpo"]) and max(losses["dpo"]) < math.log(2)
 
