@@ -137,7 +137,9 @@ def test_nbgrader_gives_a_solved_submission_all_points_and_a_wrong_one_fewer(tmp
         place = tmp_path / "submitted" / student / "ps"
         place.mkdir(parents=True)
         nbformat.write(solved(release, keys), place / "small.ipynb")
-    run(tmp_path, "nbgrader", "autograde", "ps", "--course-dir", tmp_path, "--create")
+    # The defaults of 30 s for a cell and 4 s for its output are too short for `import torch` on a busy machine.
+    patient = ("--Execute.timeout=600", "--Execute.iopub_timeout=120")
+    run(tmp_path, "nbgrader", "autograde", "ps", "--course-dir", tmp_path, "--create", *patient)
     from nbgrader.api import Gradebook
 
     with Gradebook(f"sqlite:///{tmp_path}/gradebook.db") as book:
