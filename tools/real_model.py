@@ -255,7 +255,8 @@ def time_table() -> list[str]:
             continue
         reports = [saved(f"{kind}-{name}") for kind in ("accuracy", "wins")]
         minutes = sum(one["processor_seconds"] for one in reports if one) / 60
-        lines.append(f"| {title} | {seed} | {trained['processor_seconds'] / 60:.0f} | {minutes:.0f} |")
+        evaluated = f"{minutes:.0f}" if any(reports) else "not run yet"
+        lines.append(f"| {title} | {seed} | {trained['processor_seconds'] / 60:.0f} | {evaluated} |")
     return lines
 
 

@@ -175,9 +175,8 @@ class Comparison:
         }
         columns |= {name: [f"{number:,.0f}" for number in self.summary[name]] for name in ("labels", "samples")}
         table = pd.DataFrame(columns, index=list(self.summary["label"])).to_string(line_width=WIDTH)
-        return "\n".join(
-            line.rstrip(" \\") for line in table.splitlines()
-        )  # pandas marks a divided line by a backslash
+        # pandas marks a divided line by a backslash.
+        return "\n".join(line.rstrip(" \\") for line in table.splitlines())
 
     def figure(self) -> Figure:
         """Draw every method beside the exact frontier, and the regret of each method."""

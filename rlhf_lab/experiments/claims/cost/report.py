@@ -59,8 +59,7 @@ def leads(runs: pd.DataFrame) -> dict[str, Interval]:
 
 def final(summary: pd.DataFrame, method: str, metric: str, when: str = "end") -> Interval:
     """Return a metric of a method, at the end or of the measured memory, with its interval over seeds."""
-    row = summary[(summary["method"] == method) & (summary["when"] == when)].iloc[0]
-    return Interval(*(float(row[name]) for name in (metric, f"{metric}_low", f"{metric}_high")))
+    return statistics.interval_at(summary, metric, method=method, when=when)
 
 
 def numbers_of(settings: Cost, summary: pd.DataFrame, runs: pd.DataFrame) -> dict[str, Number]:

@@ -17,16 +17,13 @@ from rlhf_lab.experiments.claims.cost.report import decide, figure
 from rlhf_lab.experiments.claims.cost.settings import RULE, Cost
 from rlhf_lab.experiments.claims.cost.setup import BEST_OF, TRAINED, CostSetup, Meter, held_bytes, size_of, train
 from rlhf_lab.experiments.methods import METHODS
-from rlhf_lab.experiments.runner import BestConfig, Experiment, JobSpec
+from rlhf_lab.experiments.runner import SEARCH_SEED, BestConfig, Experiment, JobSpec, best_rates
 from rlhf_lab.experiments.statistics import bootstrap, mean_interval, summarise
 from rlhf_lab.experiments.trajectories import record
 from rlhf_lab.policies.base import Policy
 
 if TYPE_CHECKING:
     import pandas as pd
-
-SEARCH_SEED = 1000
-"""Seed of the search, which no result uses."""
 
 
 @lru_cache(maxsize=1)
@@ -36,12 +33,6 @@ def _setup(settings: Cost, seed: int, split: str = "test") -> CostSetup:
 
 def _search_trials(settings: Cost) -> list[JobSpec]:
     return [{"seed": SEARCH_SEED, "method": m, "rate": rate} for m in TRAINED for rate in settings.rates]
-
-
-def _select_best(settings: Cost, search_trials: pd.DataFrame) -> BestConfig:
-    """Return for each method the rate with the highest J at the end, on the gold reward."""
-    best = search_trials.loc[search_trials.groupby("method")["objective"].idxmax()]
-    return dict(zip(best["method"], best["rate"], strict=True))
 
 
 def _jobs(settings: Cost) -> list[JobSpec]:
@@ -159,5 +150,5 @@ EXPERIMENT = Experiment(
     figure=figure,
     interval="95% Student-t over seeds; of the spread, percentile bootstrap",
     search_trials=_search_trials,
-    select_best=_select_best,
+    select_best=lambda settings, search: best_rates(search),
 )
