@@ -301,10 +301,12 @@ def _rule(claim: Claim, root: Path) -> str:
 def _scale(claim: Claim, scale: str, page: Path) -> str:
     result = claim.results[scale]
     record, rows = result.record, _link(result.folder / "runs.csv", page)
+    seeds, first = record["settings"]["seeds"], record["settings"].get("first_seed", 0)
+    which = f"seeds {first} to {first + seeds - 1}" if first else f"{seeds} seeds"
     parts = [result.words("Finding"), result.words("Explanation")]
     parts += [] if scale == claim.head["figure"] else [_picture(result, page).rstrip("\n")]
     parts.append(
-        f"`{record['command']}`: {record['settings']['seeds']} seeds, {record['seconds'] / 60:.1f} minutes; intervals: "
+        f"`{record['command']}`: {which}, {record['seconds'] / 60:.1f} minutes; intervals: "
         f"{record['interval']}. [Rows]({rows}), [summary]({rows.replace('runs.csv', 'summary.csv')})."
     )
     return "\n\n".join(parts)

@@ -50,8 +50,6 @@ JobSpec = dict[str, Any]
 """What one job is: names and numbers as JSON knows them, its seed among them."""
 BestConfig = dict[str, Any]
 """What the search chose, as JSON knows it; empty where there is none."""
-SEARCH_SEED = 1000
-"""The first seed of a search, since no result uses it or a later one."""
 FILES = ("runs.csv", "summary.csv", "search.csv", "figure.png", "result.json", "notes.md", "unfinished")
 """The files of a result's folder. `unfinished` is there while a run is not complete."""
 
@@ -64,7 +62,7 @@ def best_rates(search: pd.DataFrame, by: str = "method", metric: str = "objectiv
 
 def one_per_seed(settings: Settings) -> list[JobSpec]:
     """Return one job for each seed."""
-    return [{"seed": seed} for seed in range(settings.seeds)]
+    return [{"seed": seed} for seed in settings.seed_range]
 
 
 @dataclass(frozen=True)

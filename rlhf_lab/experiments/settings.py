@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
-from rlhf_lab.errors import Count, check_settings
+from rlhf_lab.errors import Count, LabError, Natural, check_settings
 from rlhf_lab.experiments.scales import scale_of
 
-__all__ = ["Defaults", "PerScale", "Settings"]
+__all__ = ["SEARCH_SEED", "Defaults", "PerScale", "Settings"]
 
 
 class PerScale(NamedTuple):
@@ -35,6 +35,8 @@ class PerScale(NamedTuple):
     small: Any = None
 
 
+SEARCH_SEED = 1000
+"""The first seed of a search for settings. Results use smaller seeds, so no result depends on a seed of its search."""
 Defaults = Mapping[str, Any]
 """Field → its default: a `PerScale`, or one value for all scales."""
 
@@ -48,7 +50,9 @@ class Settings:
     quick: bool = False
     """Run for a few seconds with far too few samples, to see that everything works. The outcome means nothing."""
     seeds: Count = 1
-    """Number of runs, with seeds 0, 1, … Each run draws its own labels and samples."""
+    """Number of runs. Each draws its own labels and samples."""
+    first_seed: Natural = 0
+    """Seed of the first run. The others have the seeds after it. A new range repeats an experiment with new samples."""
     out: Path | None = None
     """Folder of the result. Default: results/NAME/SCALE, or results/NAME/SCALE-own where a setting was changed."""
     workers: Count = 1
@@ -79,6 +83,11 @@ class Settings:
             value = values[name]
             object.__setattr__(self, name, tuple(value) if isinstance(value, list) else value)
         check_settings(self)
+        if (last := self.seed_range[-1]) >= SEARCH_SEED:
+            raise LabError(
+                f"The seeds from {SEARCH_SEED} are for the search, and the last of these runs would have "
+                f"{last}. Lower --seeds or --first-seed."
+            )
         self.check()
 
     @classmethod
@@ -111,6 +120,11 @@ class Settings:
     def exact(self) -> bool:
         """Whether π* is exact on this scale."""
         return scale_of(self.scale).exact
+
+    @property
+    def seed_range(self) -> range:
+        """The seeds of the runs."""
+        return range(self.first_seed, self.first_seed + self.seeds)
 
     def check(self) -> None:
         """Raise `LabError` where settings contradict each other. Ranges of single numbers are checked before."""

@@ -8,7 +8,8 @@ import pytest
 from rlhf_lab.cli.main import _settings
 from rlhf_lab.errors import LabError, Natural
 from rlhf_lab.experiments.claims.rso_why.settings import RSOWhy
-from rlhf_lab.experiments.settings import Defaults, PerScale, Settings
+from rlhf_lab.experiments.results import NAMES, experiment_of
+from rlhf_lab.experiments.settings import SEARCH_SEED, Defaults, PerScale, Settings
 
 
 @dataclass(frozen=True, init=False, kw_only=True)
@@ -92,3 +93,26 @@ def test_on_the_command_line_a_derived_setting_follows_the_other_unless_it_is_gi
     assert _settings(RSOWhy, ["--labels", "200"], "p").pairs == 2000
     made = _settings(RSOWhy, ["--labels", "200", "--pairs", "300"], "p")
     assert (made.labels, made.pairs) == (200, 300)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_jobs_of_every_claim_have_the_seeds_from_the_first_one_on(name):
+    experiment = experiment_of(name)
+    for scale in experiment.scales:
+        settings = experiment.settings(scale=scale, quick=True, seeds=3, first_seed=40)
+        assert {job["seed"] for job in experiment.jobs(settings)} == {40, 41, 42}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_result_uses_a_seed_of_its_search(name):
+    experiment = experiment_of(name)
+    for scale in experiment.scales:
+        settings = experiment.settings(scale=scale)
+        searched = {job["seed"] for job in experiment.search_trials(settings)} if experiment.search_trials else set()
+        assert max(settings.seed_range) < SEARCH_SEED <= min(searched, default=SEARCH_SEED)
+
+
+def test_seeds_that_reach_those_of_the_search_are_refused():
+    assert list(Toy(seeds=2, first_seed=SEARCH_SEED - 2).seed_range) == [SEARCH_SEED - 2, SEARCH_SEED - 1]
+    with pytest.raises(LabError, match=r"would have 1000. Lower --seeds or --first-seed"):
+        Toy(seeds=2, first_seed=SEARCH_SEED - 1)

@@ -37,7 +37,7 @@ ResultRow = dict[str, Any]
 def jobs(settings: AnnotationBudget) -> list[JobSpec]:
     """Return a job for each part and seed; on a language model one for each strategy and seed."""
     parts = PARTS if settings.exact else ("none", *STRATEGIES)
-    return [{"seed": seed, "part": part} for seed in range(settings.seeds) for part in parts]
+    return [{"seed": seed, "part": part} for seed in settings.seed_range for part in parts]
 
 
 def run(settings: AnnotationBudget, job: JobSpec, best_config: BestConfig) -> list[ResultRow]:

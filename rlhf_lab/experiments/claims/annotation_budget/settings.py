@@ -88,6 +88,7 @@ class AnnotationBudget(Settings):
 
     DEFAULTS: ClassVar[Defaults] = {
         "seeds": PerScale(20, 6, 8),
+        "first_seed": PerScale(100, 100, 0),
         "beta": PerScale(0.3, 0.5, 0.5),
         "arms": 10,
         "tokens": 3,

@@ -17,7 +17,8 @@ from rlhf_lab.experiments.claims.cost.report import decide, figure
 from rlhf_lab.experiments.claims.cost.settings import RULE, Cost
 from rlhf_lab.experiments.claims.cost.setup import BEST_OF, TRAINED, CostSetup, Meter, held_bytes, size_of, train
 from rlhf_lab.experiments.methods import METHODS
-from rlhf_lab.experiments.runner import SEARCH_SEED, BestConfig, Experiment, JobSpec, best_rates
+from rlhf_lab.experiments.runner import BestConfig, Experiment, JobSpec, best_rates
+from rlhf_lab.experiments.settings import SEARCH_SEED
 from rlhf_lab.experiments.statistics import bootstrap, mean_interval, summarise
 from rlhf_lab.experiments.trajectories import record
 from rlhf_lab.policies.base import Policy
@@ -37,10 +38,10 @@ def _search_trials(settings: Cost) -> list[JobSpec]:
 
 def _jobs(settings: Cost) -> list[JobSpec]:
     jobs: list[JobSpec] = []
-    for seed in range(settings.seeds):
+    for seed in settings.seed_range:
         jobs += [{"seed": seed, "method": m} for m in (*TRAINED, "best-of-n")]
         if not settings.exact:
-            measured = TRAINED if seed == 0 and not settings.quick else ("dpo", "ppo")
+            measured = TRAINED if seed == settings.first_seed and not settings.quick else ("dpo", "ppo")
             jobs += [{"seed": seed, "method": m, "measure": "memory"} for m in measured]
     return jobs
 

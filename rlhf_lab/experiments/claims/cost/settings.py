@@ -57,6 +57,7 @@ class Cost(Settings):
 
     DEFAULTS: ClassVar[Defaults] = {
         "seeds": PerScale(10, 5, 8),
+        "first_seed": PerScale(100, 100, 0),
         "beta": 0.5,
         "labels": PerScale(2000, 5000, 512),
         "responses": PerScale(1024, 128, 32),

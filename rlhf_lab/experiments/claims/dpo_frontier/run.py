@@ -19,8 +19,9 @@ from rlhf_lab.experiments.claims.dpo_frontier.frontiers import METHODS, summaris
 from rlhf_lab.experiments.claims.dpo_frontier.report import decide, figure
 from rlhf_lab.experiments.claims.dpo_frontier.settings import RULE, DPOFrontier
 from rlhf_lab.experiments.methods import train
-from rlhf_lab.experiments.runner import SEARCH_SEED, BestConfig, Experiment, JobSpec, best_rates
+from rlhf_lab.experiments.runner import BestConfig, Experiment, JobSpec, best_rates
 from rlhf_lab.experiments.scales import set_up
+from rlhf_lab.experiments.settings import SEARCH_SEED
 from rlhf_lab.experiments.setup import Setup
 from rlhf_lab.experiments.setup_exact import ExactSetup
 from rlhf_lab.experiments.setup_text import TextSetup
@@ -51,9 +52,9 @@ def jobs(settings: DPOFrontier) -> list[JobSpec]:
     betas = {**once, "dpo": settings.betas, "ppo": settings.betas, "ppo-gold": settings.gold_betas}
     return [
         {"seed": seed, "method": method, "beta": beta}
-        for seed in range(settings.seeds)
+        for seed in settings.seed_range
         for method in betas
-        if method != "optimal" or settings.exact or seed == 0
+        if method != "optimal" or settings.exact or seed == settings.first_seed
         for beta in betas[method]
     ]
 

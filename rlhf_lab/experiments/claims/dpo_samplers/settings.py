@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from rlhf_lab.errors import Count, LabError, Positive
-from rlhf_lab.experiments.settings import Defaults, PerScale, Settings
+from rlhf_lab.experiments.settings import SEARCH_SEED, Defaults, PerScale, Settings
 
 SAMPLERS = ("uniform", "reference", "current", "optimal", "mixture")
 """Pairs of uniform responses, of π_ref, of the current policy and of π*; and uniform pairs together with pairs whose
 responses are reweighted by exp(r̂) and exp(−r̂)."""
-SEARCH_SEEDS = (1000, 1001, 1002, 1003)
+SEARCH_SEEDS = tuple(range(SEARCH_SEED, SEARCH_SEED + 4))
 """Worlds on which the step sizes are chosen. No result uses them."""
 TARGET = 1e-4
 """A run has converged when its regret is this share of that of π_ref."""

@@ -177,9 +177,9 @@ def _on_text(settings: EnoughLabels, job: JobSpec) -> list[dict[str, Any]]:
 
 def _jobs(settings: EnoughLabels) -> list[JobSpec]:
     if not settings.exact:
-        return [{"seed": s, "kind": "text", "labels": n} for s in range(settings.seeds) for n in settings.labels]
-    jobs: list[JobSpec] = [{"seed": s, "kind": "table"} for s in range(settings.seeds)]
-    for seed in range(settings.net_seeds):
+        return [{"seed": s, "kind": "text", "labels": n} for s in settings.seed_range for n in settings.labels]
+    jobs: list[JobSpec] = [{"seed": s, "kind": "table"} for s in settings.seed_range]
+    for seed in range(settings.first_seed, settings.first_seed + settings.net_seeds):
         jobs += [{"seed": seed, "kind": "transformer", "labels": n} for n in settings.net_labels]
         jobs.append({"seed": seed, "kind": "fresh", "labels": settings.steps * settings.batch})
     return jobs

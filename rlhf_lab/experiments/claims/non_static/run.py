@@ -55,7 +55,7 @@ def jobs(settings: NonStatic) -> list[JobSpec]:
     else:
         compared = [(change, strategy) for change, strategies in TEXT_STRATEGIES.items() for strategy in strategies]
         parts = [{"part": "deploy", "change": change, "strategy": strategy} for change, strategy in compared]
-    return [{**part, "seed": seed} for seed in range(settings.seeds) for part in parts]
+    return [{**part, "seed": seed} for seed in settings.seed_range for part in parts]
 
 
 def run(settings: NonStatic, job: JobSpec, best_config: BestConfig) -> list[dict[str, Any]]:

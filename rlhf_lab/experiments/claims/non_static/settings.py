@@ -83,6 +83,7 @@ class NonStatic(Settings):
 
     DEFAULTS: ClassVar[Defaults] = {
         "seeds": PerScale(12, 5, 8),
+        "first_seed": PerScale(100, 100, 0),
         "beta": 0.5,
         "labels": PerScale(120, 500, 160),
         "rounds": PerScale(24, 24, 3),

@@ -36,7 +36,7 @@ def jobs(settings: OverOptimisation) -> list[JobSpec]:
         conditions += [("ppo", many, "full"), ("dpo", many, "full"), ("best-of-n", 0, "full")]
     return [
         {"seed": seed, "method": method, "labels": labels, "kind": kind}
-        for seed in range(settings.seeds)
+        for seed in settings.seed_range
         for method, labels, kind in conditions
     ]
 

@@ -28,7 +28,7 @@ from rlhf_lab.experiments.statistics import summarise
 def jobs(settings: ReSTTranslation) -> list[JobSpec]:
     """Return the jobs of each seed: untrained policies, ReST, the other losses, PPO."""
     parts = ("untrained", "rest", *LOSSES, "ppo")
-    return [{"seed": seed, "part": part} for seed in range(settings.seeds) for part in parts]
+    return [{"seed": seed, "part": part} for seed in settings.seed_range for part in parts]
 
 
 def run(settings: ReSTTranslation, job: JobSpec, best_config: BestConfig) -> list[dict[str, Any]]:

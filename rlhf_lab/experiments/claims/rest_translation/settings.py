@@ -58,6 +58,7 @@ class ReSTTranslation(Settings):
 
     DEFAULTS: ClassVar[Defaults] = {
         "seeds": PerScale(20, 5, 8),
+        "first_seed": PerScale(100, 100, 0),
         "beta": 0.5,
         "labels": PerScale(500, 4000, 512),
         "prompts": PerScale(500, 500, 64),

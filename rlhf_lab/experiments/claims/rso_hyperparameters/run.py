@@ -25,7 +25,7 @@ METRICS = ["judge_wins", "gold_wins", "proxy_wins", "objective", "kl", "reward",
 
 
 def _jobs(settings: RSOHyperparameters) -> list[JobSpec]:
-    return [{"seed": s, "condition": one.key} for s in range(settings.seeds) for one in settings.conditions]
+    return [{"seed": s, "condition": one.key} for s in settings.seed_range for one in settings.conditions]
 
 
 def _run(settings: RSOHyperparameters, job: JobSpec, best_config: BestConfig) -> list[dict[str, Any]]:

@@ -45,7 +45,7 @@ METRICS = [
 def _jobs(settings: RSOTable) -> list[JobSpec]:
     return [
         {"seed": seed, "task": task, "condition": one.key}
-        for seed in range(settings.seeds)
+        for seed in settings.seed_range
         for task in settings.tasks
         for one in settings.conditions
     ]

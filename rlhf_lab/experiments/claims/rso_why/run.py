@@ -14,7 +14,8 @@ from rlhf_lab.experiments.claims.rso_why.linear_classes import exact_rows
 from rlhf_lab.experiments.claims.rso_why.report import decide, figure
 from rlhf_lab.experiments.claims.rso_why.settings import DIRECT, POLICIES, RULE, RSOWhy
 from rlhf_lab.experiments.rso_common import rso_setup
-from rlhf_lab.experiments.runner import SEARCH_SEED, BestConfig, Experiment, JobSpec, best_rates
+from rlhf_lab.experiments.runner import BestConfig, Experiment, JobSpec, best_rates
+from rlhf_lab.experiments.settings import SEARCH_SEED
 from rlhf_lab.experiments.statistics import summarise
 from rlhf_lab.policies.base import Policy
 from rlhf_lab.randomness import Stream
@@ -64,7 +65,7 @@ def _jobs(settings: RSOWhy) -> list[JobSpec]:
     conditions = [{}] if settings.exact else [{"condition": condition} for condition in settings.conditions]
     return [
         {"seed": seed, "policy": policy, **condition}
-        for seed in range(settings.seeds)
+        for seed in settings.seed_range
         for policy in POLICIES
         for condition in conditions
     ]

@@ -22,8 +22,9 @@ from rlhf_lab.experiments.claims.temperatures.report import decide, figure, metr
 from rlhf_lab.experiments.claims.temperatures.settings import RULE, Temperatures
 from rlhf_lab.experiments.methods import BestOf, train
 from rlhf_lab.experiments.rso_common import chance_to_win
-from rlhf_lab.experiments.runner import SEARCH_SEED, BestConfig, Experiment, JobSpec, best_rates
+from rlhf_lab.experiments.runner import BestConfig, Experiment, JobSpec, best_rates
 from rlhf_lab.experiments.scales import set_up
+from rlhf_lab.experiments.settings import SEARCH_SEED
 from rlhf_lab.experiments.setup import Setup
 from rlhf_lab.experiments.setup_exact import ExactSetup
 from rlhf_lab.experiments.setup_text import TextSetup
@@ -51,7 +52,7 @@ def _setup(settings: Temperatures, seed: int) -> Setup:
 def jobs(settings: Temperatures) -> list[JobSpec]:
     """One job for each seed and method: the method is trained once and evaluated at all temperatures."""
     methods = ("reference", *TRAINED, "best-of-n")
-    return [{"seed": seed, "method": method} for seed in range(settings.seeds) for method in methods]
+    return [{"seed": seed, "method": method} for seed in settings.seed_range for method in methods]
 
 
 def search_trials(settings: Temperatures) -> list[JobSpec]:

@@ -49,6 +49,7 @@ class Temperatures(Settings):
 
     DEFAULTS: ClassVar[Defaults] = {
         "seeds": PerScale(10, 10, 8),
+        "first_seed": PerScale(100, 100, 0),
         "temperatures": (0.0, 0.25, 0.5, 0.75, 1.0),
         "best_of": PerScale((8, 128), (8, 128), (4, 16)),
         "beta": 0.5,
