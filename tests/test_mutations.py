@@ -159,3 +159,13 @@ def test_two_workers_give_the_same_results_and_the_journal_keeps_them(
     mutation_run.run_all([minus, same], known, runs, "near")
     assert known == {mutation_run.key(minus): "tests/test_sums.py::test_five", mutation_run.key(same): SURVIVED}
     assert json.loads(mutation_run.JOURNAL.read_text()) == known
+
+
+def test_a_bug_is_first_shown_to_the_test_that_detected_it_last_time_unless_it_names_one() -> None:
+    bug = mutation_run.Mutation("sign", "minus", "a + b", "a - b", file="sums.py", tests=("test_sums.py",))
+    named, place = replace(bug, near="test_sums.py::test_ten"), ("sums.py", "minus")
+    page = {place: "tests/other/test_far.py::test_five"}
+    assert mutation_run.with_last_test(bug, page).near == "other/test_far.py::test_five"
+    assert mutation_run.with_last_test(named, page) == named
+    for without in ({}, {place: SURVIVED}, {place: "no end within 9 s"}):
+        assert mutation_run.with_last_test(bug, without) == bug

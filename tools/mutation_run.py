@@ -3,10 +3,10 @@
     python tools/mutation_run.py [--only TEXT] [--near | --full] [--resume] [--workers N]
 
 The package `mutations` lists the bugs, with one table for each subpackage. Each bug is inserted into a temporary copy
-of the project, so the working tree is never changed. First runs the test that the bug names, if any. Then the test
-files of the mutated module run and, if they do not detect the bug, the rest of `tests/`. With `--full` the notebooks
-run too, as in `make test`. With `--near` only the module's own test files run. Finally every test that detected a bug
-runs on the unchanged code, where it must pass.
+of the project, so the working tree is never changed. First runs the test that the bug names, or the one that detected
+it last time. Then the test files of the mutated module run and, if they do not detect the bug, the rest of `tests/`.
+With `--full` the notebooks run too, as in `make test`. With `--near` only the module's own test files run. Finally
+every test that detected a bug runs on the unchanged code, where it must pass.
 
 The report is written to docs/mutations.md. With `--only` the other rows of the page do not change; a bug without a row
 is listed as not run yet. Results are saved in build/mutations.json. `--resume` continues from there and repeats the
@@ -29,6 +29,7 @@ import sys
 import tempfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import replace
 from multiprocessing.context import ForkServerProcess, SpawnProcess
 from pathlib import Path
 from typing import Any
@@ -248,6 +249,17 @@ def reported(page: str) -> dict[tuple[str, str], str]:
     return results
 
 
+def last_results() -> dict[tuple[str, str], str]:
+    """The results in docs/mutations.md; none without that page."""
+    return reported(REPORT.read_text(encoding="utf-8")) if REPORT.is_file() else {}
+
+
+def with_last_test(mutation: Mutation, page: dict[tuple[str, str], str]) -> Mutation:
+    """`mutation` with the test that detected it last time, unless it names one itself."""
+    last = page.get((mutation.file, mutation.what), "")
+    return replace(mutation, near=last.removeprefix("tests/")) if "::" in last and not mutation.near else mutation
+
+
 def report(results: dict[str, str], how_far: str) -> str:
     """The text of docs/mutations.md. Mutations that are missing in `results` are listed as not run yet."""
     results = {key(m): NOT_RUN for m in MUTATIONS} | results
@@ -367,7 +379,7 @@ def arguments() -> argparse.Namespace:
 
 def write_report(known: dict[str, str], how_far: str) -> None:
     """Write the report: the new results, and the old ones of all other mutations."""
-    page = reported(REPORT.read_text(encoding="utf-8")) if REPORT.is_file() else {}
+    page = last_results()
     results = {key(m): page[m.file, m.what] for m in MUTATIONS if (m.file, m.what) in page} | known
     REPORT.write_text(report(results, how_far), encoding="utf-8")
     print(f"Written: {REPORT.relative_to(REPO)}")
@@ -378,7 +390,8 @@ def main() -> None:
     args = arguments()
     # Turn SIGTERM into an exception, so that the copies and the test processes are removed too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("Stopped."))
-    chosen = [m for m in MUTATIONS if args.only in f"{m.file} {m.kind} {m.what}"]
+    page = last_results()
+    chosen = [with_last_test(m, page) for m in MUTATIONS if args.only in f"{m.file} {m.kind} {m.what}"]
     known = json.loads(JOURNAL.read_text()) if JOURNAL.is_file() else {}
     again = {key(m) for m in chosen if not args.resume or known.get(key(m)) == SURVIVED}
     known = {k: v for k, v in known.items() if k not in again}
