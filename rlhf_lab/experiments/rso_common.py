@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rlhf_lab import exact, preferences, sampling
 from rlhf_lab.batch import Pairs, Tokens, cat, pick_pairs
-from rlhf_lab.errors import LabError, Natural, Positive, check_beta
+from rlhf_lab.errors import Count, LabError, Natural, Positive, check_beta
 from rlhf_lab.evaluation import evaluate
 from rlhf_lab.evaluation.judges import Judge
 from rlhf_lab.experiments.scales import set_up
@@ -97,8 +97,8 @@ class RSOSettings(Settings):
     """Responses of π_ref to each prompt."""
     temperature: Positive
     """Sampling temperature of the candidates."""
-    top_k: Natural
-    """The candidates are sampled among this many likeliest tokens; 0 for all tokens."""
+    top_k: Count | None
+    """The candidates are sampled among this many likeliest tokens; None for all tokens."""
     steps: Natural
     """Optimiser steps of every fit in cells with short training."""
     long_steps: Natural
@@ -128,7 +128,7 @@ class RSOSettings(Settings):
         "prompts": PerScale(5000, 6000, 192),
         "candidates": 64,
         "temperature": PerScale(1.0, 1.0, 0.7),
-        "top_k": PerScale(0, 0, 40),
+        "top_k": PerScale(None, None, 40),
         "steps": PerScale(50, 50, 32),
         "long_steps": PerScale(300, 300, 96),
         "batch": PerScale(512, 1024, 16),
@@ -349,7 +349,7 @@ def rso_setup(settings: Any, task: str, seed: int) -> RSOSetup:
     made = RSOSetup(set_up(settings.scale, seed, task, **sizes), settings.candidates)
     if not hasattr(settings, "temperature"):
         return made
-    return replace(made, temperature=settings.temperature, top_k=settings.top_k or None)
+    return replace(made, temperature=settings.temperature, top_k=settings.top_k)
 
 
 def chance_to_win(log_ref: Tensor, reward: Tensor) -> Tensor:
