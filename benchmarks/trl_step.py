@@ -37,10 +37,10 @@ from trl_peer import CLOCKS, add_options, peak, wait
 from rlhf_lab.algorithms.dpo import DPO, dpo
 from rlhf_lab.algorithms.grpo_rloo import Group, group
 from rlhf_lab.algorithms.kto import KTO, kto
+from rlhf_lab.algorithms.labelled_responses import LabelledResponses, mismatched
 from rlhf_lab.algorithms.ppo import PPO, ppo
 from rlhf_lab.algorithms.reward_model import RewardModel, reward_model
 from rlhf_lab.algorithms.sft import sft
-from rlhf_lab.algorithms.verdicts import Verdicts, mismatched
 from rlhf_lab.batch import Pairs, Tokens
 from rlhf_lab.policies.language_model import LanguageModelPolicy
 from rlhf_lab.training import Loop, Training
@@ -80,10 +80,12 @@ class TimedLoop(Loop):
             print(seconds, memory, rate, needed, flush=True)
 
 
-def verdicts_of(rows: Rows) -> Verdicts:
+def labelled_of(rows: Rows) -> LabelledResponses:
     """The rows of KTO: those with even numbers are desirable."""
     desirable = torch.tensor([[number % 2 == 0] for number in range(len(rows))])
-    return Verdicts(Tokens.from_lists([x for x, _ in rows]), Tokens.from_lists([y for _, y in rows]), desirable)
+    return LabelledResponses(
+        Tokens.from_lists([x for x, _ in rows]), Tokens.from_lists([y for _, y in rows]), desirable
+    )
 
 
 def lengths_of(method: str, rows: Rows, tokens: int = TOKENS) -> Lengths:
@@ -92,7 +94,7 @@ def lengths_of(method: str, rows: Rows, tokens: int = TOKENS) -> Lengths:
         return [(len(x), [tokens] * SAMPLES) for x, _ in rows]
     given = [(len(x), [len(y) for y in responses]) for x, responses in rows]
     if method == "kto":
-        other = mismatched(verdicts_of(rows))
+        other = mismatched(labelled_of(rows))
         assert other is not None
         given = [(p, [*own, int(n)]) for (p, own), n in zip(given, other.lengths[:, 0], strict=True)]
     return given
@@ -120,7 +122,7 @@ def train(method: str, policy: LanguageModelPolicy, rows: Rows, training: Traini
         reference, critic = policy.frozen(), policy.new_critic()
         ppo(policy, reference, even_ids, critic, prompts, PPO(beta=0.1, samples=SAMPLES, epochs=epochs), training)
     elif method == "kto":
-        kto(policy, policy, verdicts_of(rows), KTO(beta=0.1), training, reference_log_probs=log_ref)
+        kto(policy, policy, labelled_of(rows), KTO(beta=0.1), training, reference_log_probs=log_ref)
     else:
         responses = Tokens.from_lists([y for _, y in rows])
         if method == "sft":

@@ -18,7 +18,7 @@ to which its arguments broadcast. The caller takes the mean.
     apo_down                   σ(β log z_w) + 1 − σ(β Δ)
     bco                        −log σ(β log z_w − δ) − log σ(δ − β log z_l)
     sppo                       (log z_w − 1/(2β))² + (log z_l + 1/(2β))²
-    kto                        a loss of single responses with a verdict, without pairs
+    kto                        a loss of single labelled responses, without pairs
 
 The following losses divide by the number of tokens |y|, as their names or arguments show:
 

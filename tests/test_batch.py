@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_lab.algorithms.kto import Verdicts
+from rlhf_lab.algorithms.kto import LabelledResponses
 from rlhf_lab.batch import Pairs, Tokens, cat, cat_pairs, pick_pairs
 from rlhf_lab.errors import LabError
 from rlhf_lab.losses import weighted_mean
@@ -271,7 +271,7 @@ def test_weights_that_give_no_mean_are_refused(weight, message):
     with pytest.raises(LabError, match=message):
         Pairs(prompts, responses, torch.tensor(weight))
     with pytest.raises(LabError, match=message):
-        Verdicts(prompts, responses, torch.tensor([[True, False]] * 3), torch.tensor(weight))
+        LabelledResponses(prompts, responses, torch.tensor([[True, False]] * 3), torch.tensor(weight))
 
 
 def test_a_batch_of_rows_without_weight_is_no_error_and_adds_nothing():

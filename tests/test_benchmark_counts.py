@@ -95,7 +95,7 @@ def test_both_sides_of_the_benchmark_get_rows_of_equal_lengths():
             texts = [row[name] for name in ("chosen", "rejected", "completion") if name in row]
             assert [len(t.split()) + 1 for t in texts] == [len(y) for y in responses]
     assert [row["label"] for row in trl_peer.dataset("kto", "hh", 3)] == [True, False, True]
-    assert trl_step.verdicts_of(shapes.method_rows("kto", "hh", 3)).desirable.flatten().tolist() == [True, False, True]
+    assert trl_step.labelled_of(shapes.method_rows("kto", "hh", 3)).desirable.flatten().tolist() == [True, False, True]
 
 
 def test_kto_gets_a_chosen_response_in_even_rows_and_a_rejected_one_in_odd_rows():

@@ -167,11 +167,11 @@ def test_a_pair_has_the_loss_that_trl_computes(name, value, loss):
 
 def test_kto_by_hand():
     """k = 1.5, z = 0.5, β = ½: σ(−½) = 0.3775407 where desirable; λ_U = 1.5: 1.5·σ(½) = 0.9336890 where not."""
-    verdicts = torch.tensor([True, False])
-    value = losses.kto(t([1.5, 1.5]), verdicts, 0.5, 0.5, undesirable_weight=1.5)
+    labels = torch.tensor([True, False])
+    value = losses.kto(t([1.5, 1.5]), labels, 0.5, 0.5, undesirable_weight=1.5)
     assert value.tolist() == pytest.approx([0.3775406687981454, 1.5 * 0.6224593312018546], rel=1e-12)
-    cut = losses.kto(t([1.5, 1.5]), verdicts, -3.0, 0.5)
-    assert cut.tolist() == pytest.approx(losses.kto(t([1.5, 1.5]), verdicts, 0.0, 0.5).tolist(), rel=1e-12)
+    cut = losses.kto(t([1.5, 1.5]), labels, -3.0, 0.5)
+    assert cut.tolist() == pytest.approx(losses.kto(t([1.5, 1.5]), labels, 0.0, 0.5).tolist(), rel=1e-12)
 
 
 # Identities.
@@ -224,7 +224,7 @@ def test_the_chi_link_grows_faster_than_the_logarithm(c, r):
 
 
 @given(ordinary, st.floats(0, 3), st.floats(0.05, 3))
-def test_the_two_verdicts_of_kto_sum_to_one_and_pull_equally(k, z, beta):
+def test_the_two_parts_of_kto_sum_to_one_and_pull_equally(k, z, beta):
     """σ(−u) + σ(u) = 1: at equal weights a response praised once and blamed once teaches nothing."""
     ratio = t([k, k], grad=True)
     value = losses.kto(ratio, torch.tensor([True, False]), z, beta).sum()
@@ -286,7 +286,7 @@ def test_the_family_refuses_shapes_and_nan_by_name(loss):
 @pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf])
 def test_the_family_refuses_strengths_out_of_range(bad):
     x, n = torch.zeros(2), torch.ones(2)
-    verdicts = torch.tensor([True, False])
+    labels = torch.tensor([True, False])
     for call, name in (
         (lambda: losses.chi_po(x, x, bad), "beta"),
         (lambda: losses.chi_po(x, x, 1.0, bad), "max_reward"),
@@ -302,15 +302,15 @@ def test_the_family_refuses_strengths_out_of_range(bad):
         (lambda: losses.apo_down(x, x, bad), "beta"),
         (lambda: losses.bco(x, x, bad), "beta"),
         (lambda: losses.sppo(x, x, bad), "beta"),
-        (lambda: losses.kto(x, verdicts, 0.0, bad), "beta"),
-        (lambda: losses.kto(x, verdicts, 0.0, 1.0, bad), "λ_D"),
-        (lambda: losses.kto(x, verdicts, 0.0, 1.0, 1.0, bad), "λ_U"),
+        (lambda: losses.kto(x, labels, 0.0, bad), "beta"),
+        (lambda: losses.kto(x, labels, 0.0, 1.0, bad), "λ_D"),
+        (lambda: losses.kto(x, labels, 0.0, 1.0, 1.0, bad), "λ_U"),
     ):
         with pytest.raises(LabError, match=name):
             call()
 
 
-def test_empty_responses_negative_margins_and_numbers_for_verdicts_are_refused():
+def test_empty_responses_negative_margins_and_numbers_for_labelled_responses_are_refused():
     x, n = torch.zeros(2), torch.tensor([3, 0])
     for loss in (losses.ipo_mean, losses.dpo_length, losses.simpo, losses.orpo):
         with pytest.raises(LabError, match="0 tokens"):

@@ -5,9 +5,9 @@ r"""KTO (Kahneman–Tversky optimisation): fit the policy to single responses la
 
 Ethayarajh et al. 2024, equation 8. z is an estimate of KL(π_θ‖π_ref) without gradient. y' is a response to *another*
 prompt. This makes the estimate cheap and biased, because y' is not a sample of π_θ. Here every row has one fixed y'
-(`verdicts.mismatched`), so its log-probability under the reference is computed once. In a step z is the mean over all
-rows of the batch, with the weights of the loss. If all rows have the same prompt, there is no y', and z is 0. The
-optimum of the loss is not π*; see `losses.kto`.
+(`labelled_responses.mismatched`), so its log-probability under the reference is computed once. In a step z is the mean
+over all rows of the batch, with the weights of the loss. If all rows have the same prompt, there is no y', and z is 0.
+The optimum of the loss is not π*; see `losses.kto`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from rlhf_lab import losses
-from rlhf_lab.algorithms.verdicts import Verdicts, check_verdicts, mismatched
+from rlhf_lab.algorithms.labelled_responses import LabelledResponses, check_labelled, mismatched
 from rlhf_lab.batch import Tokens
 from rlhf_lab.errors import LabError, Positive, check_settings
 from rlhf_lab.policies.base import Policy
@@ -33,7 +33,7 @@ from rlhf_lab.training.rows import reference_rows
 LogProbs = Tensor | Callable[[Tokens], Tensor | ReferenceRows] | None
 """log π_ref of responses, or a function of responses that returns it."""
 
-__all__ = ["KTO", "Verdicts", "held_out_verdicts", "kto", "kto_loss", "mismatched"]
+__all__ = ["KTO", "LabelledResponses", "held_out_labelled", "kto", "kto_loss", "mismatched"]
 
 
 @dataclass(frozen=True)
@@ -53,17 +53,17 @@ class KTO:
 
 def kto_loss(
     policy: Policy,
-    batch: Verdicts,
+    batch: LabelledResponses,
     log_ref: Tensor,
     reference_point: Tensor | float,
     settings: KTO,
     reference_point_doubt: Tensor | float = 0.0,
 ) -> tuple[Tensor, Metrics]:
-    """Return the mean loss of a batch of verdicts, and metrics.
+    """Return the mean loss of a batch of labelled responses, and metrics.
 
     Args:
         policy: π_θ.
-        batch: B rows of G verdicts.
+        batch: B rows of G labelled responses.
         log_ref: log π_ref of the responses, (B, G).
         reference_point: z, before it is clamped at 0.
         settings: β, λ_D and λ_U.
@@ -92,7 +92,7 @@ def kto_loss(
 
 
 def _reference_point(
-    policy: Policy, batch: Verdicts, other: Tokens | None, log_ref: Tensor | None
+    policy: Policy, batch: LabelledResponses, other: Tokens | None, log_ref: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """z of a batch before it is clamped, and how far rounding may have moved it, (B, 1) each.
 
@@ -108,79 +108,79 @@ def _reference_point(
     return z.expand(len(batch)).unsqueeze(-1), doubt.expand(len(batch)).unsqueeze(-1)
 
 
-def held_out_verdicts(
+def held_out_labelled(
     policy: Policy,
     reference: Policy,
-    verdicts: Verdicts,
+    labelled: LabelledResponses,
     settings: KTO = KTO(),
     reference_log_probs: LogProbs = None,
 ) -> Evaluation:
-    """Measure loss, accuracy and margin on verdicts that are not trained on, see `kto_loss`. Arguments as of `kto`.
+    """Measure loss, accuracy and margin on data that are not trained on, see `kto_loss`. Arguments as of `kto`.
 
     z is that of each batch, as in the training.
     """
-    other = mismatched(verdicts)
-    known, known_other = _known(reference, verdicts, other, reference_log_probs, Training(), held_out=True)
+    other = mismatched(labelled)
+    known, known_other = _known(reference, labelled, other, reference_log_probs, Training(), held_out=True)
 
-    def batch(rows: Tensor) -> tuple[Verdicts | Tensor, ...]:
-        part = verdicts[rows]
+    def batch(rows: Tensor) -> tuple[LabelledResponses | Tensor, ...]:
+        part = labelled[rows]
         return part, known[rows.to(known.device)], *_reference_point(policy, part, *_mixed(other, known_other, rows))
 
-    def measure(batch: Verdicts, log_ref: Tensor, z: Tensor, doubt: Tensor) -> tuple[Tensor, Metrics]:
+    def measure(batch: LabelledResponses, log_ref: Tensor, z: Tensor, doubt: Tensor) -> tuple[Tensor, Metrics]:
         loss, seen = kto_loss(policy, batch, log_ref, z, settings, doubt)
         return loss, {**seen, "reference_point": z.clamp(min=0).mean()}
 
-    return Evaluation(len(verdicts), batch, measure)
+    return Evaluation(len(labelled), batch, measure)
 
 
 def kto(
     policy: Policy,
     reference: Policy,
-    verdicts: Verdicts,
+    labelled: LabelledResponses,
     settings: KTO = KTO(),
     training: Training = Training(),
     name: str = "kto",
     reference_log_probs: LogProbs = None,
     evaluation: Evaluation | None = None,
 ) -> list[dict[str, float]]:
-    """Train `policy` in place on verdicts.
+    """Train `policy` in place on labelled responses.
 
     Args:
         policy: π_θ, usually `reference.copy()`.
         reference: π_ref, frozen.
-        verdicts: N ≥ 2 rows; `Verdicts.from_pairs` makes them from preference pairs.
+        labelled: N ≥ 2 rows; `LabelledResponses.from_pairs` makes them from preference pairs.
         settings: those of KTO.
         training: steps, batch size in rows, learning rate, seed.
         name: text of the progress bar.
         reference_log_probs: log π_ref of the responses, (N, G), if they are already known; or a function of responses
             (N, G, T) that returns it, which is also called for the mismatched ones. None: it is computed when a step
             first needs a row.
-        evaluation: what is measured on held-out data, for example `held_out_verdicts`.
+        evaluation: what is measured on held-out data, for example `held_out_labelled`.
 
     Returns:
         the history: loss, accuracy, margin, and reference_point, the z ≥ 0 of the loss, in nats.
 
     Raises:
-        LabError: fewer than two rows; verdicts of one kind only; a loss that is not finite.
+        LabError: fewer than two rows; labels of one kind only; a loss that is not finite.
     """
-    check_verdicts(verdicts)
-    if isinstance(reference_log_probs, Tensor) and reference_log_probs.shape != verdicts.desirable.shape:
+    check_labelled(labelled)
+    if isinstance(reference_log_probs, Tensor) and reference_log_probs.shape != labelled.desirable.shape:
         raise LabError(
-            f"reference_log_probs has shape {tuple(reference_log_probs.shape)}; these verdicts need "
-            f"{tuple(verdicts.desirable.shape)}."
+            f"reference_log_probs has shape {tuple(reference_log_probs.shape)}; these data need "
+            f"{tuple(labelled.desirable.shape)}."
         )
-    other = mismatched(verdicts)
+    other = mismatched(labelled)
 
-    def loss_of(batch: Verdicts, log_ref: Tensor, z: Tensor, doubt: Tensor) -> tuple[Tensor, Metrics]:
+    def loss_of(batch: LabelledResponses, log_ref: Tensor, z: Tensor, doubt: Tensor) -> tuple[Tensor, Metrics]:
         return kto_loss(policy, batch, log_ref, z, settings, doubt)
 
-    training.check_rows(name, len(verdicts))
+    training.check_rows(name, len(labelled))
     loop = Loop(name, policy, training, settings, evaluation)
-    known, known_other = _known(reference, verdicts, other, reference_log_probs, training, loop.autocast)
+    known, known_other = _known(reference, labelled, other, reference_log_probs, training, loop.autocast)
     with loop:
         for _, _generator in loop:
-            rows = loop.rows(len(verdicts))
-            batch = verdicts[rows]
+            rows = loop.rows(len(labelled))
+            batch = labelled[rows]
             with torch.no_grad(), loop.autocast():
                 z, doubt = _reference_point(policy, batch, *_mixed(other, known_other, rows))
                 given = batch, known[rows.to(known.device)], z, doubt
@@ -190,7 +190,7 @@ def kto(
 
 def _known(
     reference: Policy,
-    verdicts: Verdicts,
+    labelled: LabelledResponses,
     other: Tokens | None,
     given: LogProbs,
     training: Training,
@@ -202,9 +202,9 @@ def _known(
     def computed(responses: Tokens) -> Tensor | ReferenceRows:
         if callable(given):
             return given(responses)
-        return reference_rows(reference, (verdicts.prompts, responses), training, context, held_out=held_out)
+        return reference_rows(reference, (labelled.prompts, responses), training, context, held_out=held_out)
 
-    known = given if isinstance(given, Tensor) else computed(verdicts.responses)
+    known = given if isinstance(given, Tensor) else computed(labelled.responses)
     return known, None if other is None else computed(other)
 
 

@@ -27,7 +27,7 @@ from rlhf_lab.data.readers import Source
 from rlhf_lab.errors import LabError, Natural, Seed, check_paths, check_settings, count_of, refuse_unused
 from rlhf_lab.policies.loading import check_model_available, load_config, load_tokenizer, show_progress_bars
 
-KINDS: dict[str, Kind] = {"sft": "targets", "pairs": "pairs", "kto": "verdicts", "prompts": "prompts"}
+KINDS: dict[str, Kind] = {"sft": "targets", "pairs": "pairs", "kto": "labelled", "prompts": "prompts"}
 """Value of `--as` → the kind of data that the `train` commands load."""
 
 WIDTH = 80
@@ -99,7 +99,7 @@ def _kind(settings: InspectData) -> Kind:
     """The kind of data that is loaded.
 
     Raises:
-        LabError: pairs or verdicts of a world, which are sampled from the model.
+        LabError: pairs or labelled responses of a world, which are sampled from the model.
     """
     if settings.world is not None:
         if settings.as_ in ("pairs", "kto"):

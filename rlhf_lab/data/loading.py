@@ -28,8 +28,8 @@ from rlhf_lab.data.token_store import Columns, StoredRows
 from rlhf_lab.errors import LabError, check_path
 from rlhf_lab.policies.end_tokens import chat_turn_end
 
-Kind = Literal["pairs", "targets", "verdicts", "prompts"]
-KINDS = {"pairs": PAIRS, "targets": sft.EXAMPLES, "verdicts": sft.VERDICTS, "prompts": sft.PROMPTS}
+Kind = Literal["pairs", "targets", "labelled", "prompts"]
+KINDS = {"pairs": PAIRS, "targets": sft.EXAMPLES, "labelled": sft.LABELLED, "prompts": sft.PROMPTS}
 
 IN_MEMORY = 20_000
 """Largest number of rows that are not stored in files."""
@@ -66,7 +66,7 @@ def load_rows(
     one process tokenises a file, others that need the same ids wait for it.
 
     Args:
-        kind: what is read from each row. For verdicts, `source` has labels.
+        kind: what is read from each row. For "labelled", `source` has labels.
         source: as for `load_preferences`.
         tokenizer: as for `preferences.tokenise`, as are the next three.
         max_prompt_tokens: maximum length of a prompt.

@@ -39,7 +39,7 @@ from rlhf_lab.errors import LabError
 TARGETS = ("completion", "response", "answer", "output", "target", "summary")
 """Names of the column with the target. The first one that exists is used."""
 UNDESIRABLE = "labelled undesirable"
-"""The reason why a row of KTO's data is no target. Other values of `label` than true and false are not verdicts."""
+"""The reason why a row of KTO's data is no target. Other values of `label` than true and false do not count."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def load_targets(source: Source | str, tokenizer: Any = None) -> TargetTexts:
     return _load(EXAMPLES, source, tokenizer)
 
 
-def holds_verdicts(source: Source | str) -> bool:
+def holds_labelled(source: Source | str) -> bool:
     """Return whether the first row has a `label` and is not a pair."""
     first = next(rows_of(replace(Source.of(source), limit=1)))
     return "label" in first.fields and "chosen" not in first.fields
@@ -98,13 +98,13 @@ def usual_method(source: Source | str) -> str:
     return "prompts"
 
 
-def load_verdicts(source: Source | str, tokenizer: Any = None) -> TargetTexts:
+def load_labelled(source: Source | str, tokenizer: Any = None) -> TargetTexts:
     """Read labelled responses. The arguments are those of `load_preferences`.
 
     Raises:
         LabError: as `load_targets`, or a label is neither true nor false.
     """
-    return _load(VERDICTS, source, tokenizer)
+    return _load(LABELLED, source, tokenizer)
 
 
 def load_prompts(source: Source | str, tokenizer: Any = None) -> TargetTexts:
@@ -131,14 +131,14 @@ def _load(kind: RowKind, source: Source | str, tokenizer: Any) -> TargetTexts:
     )
 
 
-def _verdict(row: Row) -> bool | None:
+def _desirable(row: Row) -> bool | None:
     """Whether the response of a row is desirable, or None if its `label` does not say."""
     return {"true": True, "1": True, "false": False, "0": False}.get(str(row.fields.get("label")).lower())
 
 
 def _label(row: Row, source: str) -> bool | None:
     """The label of a row, or None if it has none."""
-    label, known = row.fields.get("label"), _verdict(row)
+    label, known = row.fields.get("label"), _desirable(row)
     if label is not None and known is None:
         raise LabError(f"{source}, {row.place}: `label` is {label!r}; it must be true (desirable) or false.")
     return known
@@ -183,7 +183,7 @@ def _example(row: Row, source: str, columns: set[str], tokenizer: Any) -> tuple[
 
 def _target(row: Row, source: str, columns: set[str], tokenizer: Any) -> tuple[str, tuple[str, ...] | str]:
     """An example, unless it is labelled undesirable. Pairs may have a column `label` of another meaning."""
-    if _verdict(row) is False and "chosen" not in columns:
+    if _desirable(row) is False and "chosen" not in columns:
         return "", UNDESIRABLE
     return _example(row, source, columns, tokenizer)
 
@@ -243,7 +243,7 @@ def _prompt(row: Row, source: str, columns: set[str], tokenizer: Any) -> tuple[s
 
 
 EXAMPLES = RowKind("example", 1, _target, _check_columns)
-VERDICTS = RowKind("example", 1, _example, _check_columns, _label)
+LABELLED = RowKind("example", 1, _example, _check_columns, _label)
 PROMPTS = RowKind("prompt", 0, _prompt, partial(_check_columns, what="prompt"), distinct=True)
 
 

@@ -271,8 +271,8 @@ def unpack(columns: Columns, group: int, digests: dict[str, str] | None = None) 
             raise ValueError(f"{len(trained)} marks for {places._starts[-1]} ids")
         content = None if digests is None else digests["trained"] + digests["responses.lengths"]
         marks = StoredTokens(trained, places._starts, places._index, content)
-    verdicts = None if labels is None else torch.from_numpy(labels.astype(bool).reshape(number, 1))
-    return StoredRows(found["prompts"], found["responses"] if group else None, verdicts, marks)
+    desirable = None if labels is None else torch.from_numpy(labels.astype(bool).reshape(number, 1))
+    return StoredRows(found["prompts"], found["responses"] if group else None, desirable, marks)
 
 
 class StoreWriter:

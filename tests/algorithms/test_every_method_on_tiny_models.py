@@ -15,7 +15,7 @@ from rlhf_lab import preferences
 from rlhf_lab.algorithms.dpo import DPO, PairLoss, dpo
 from rlhf_lab.algorithms.grpo_rloo import Group, group
 from rlhf_lab.algorithms.iterated_dpo import Online, online
-from rlhf_lab.algorithms.kto import KTO, Verdicts, kto
+from rlhf_lab.algorithms.kto import KTO, LabelledResponses, kto
 from rlhf_lab.algorithms.pair_losses import PAIR_LOSSES
 from rlhf_lab.algorithms.ppo import PPO, ppo
 from rlhf_lab.algorithms.raft import RAFT, raft
@@ -51,7 +51,7 @@ class Setting:
 
 METHODS = {
     "sft": lambda s: sft(s.policy, PROMPTS, s.policy.sample(PROMPTS, 2, seeded(0)), s.training),
-    "kto": lambda s: kto(s.policy, s.reference, Verdicts.from_pairs(s.pairs()), KTO(), s.training),
+    "kto": lambda s: kto(s.policy, s.reference, LabelledResponses.from_pairs(s.pairs()), KTO(), s.training),
     "ppo": lambda s: ppo(
         s.policy, s.reference, s.reward, s.policy.new_critic(s.reward), PROMPTS,
         PPO(samples=2, epochs=2, minibatches=2, top_k=6), s.training,

@@ -7,7 +7,7 @@ from rlhf_lab.algorithms import ranker as ranker_room
 from rlhf_lab.algorithms import reward_model as reward_room
 from rlhf_lab.algorithms.dpo import DPO, dpo, held_out_pairs, pair_loss
 from rlhf_lab.algorithms.grpo_rloo import Group, group
-from rlhf_lab.algorithms.kto import KTO, Verdicts, held_out_verdicts, kto, mismatched
+from rlhf_lab.algorithms.kto import KTO, LabelledResponses, held_out_labelled, kto, mismatched
 from rlhf_lab.algorithms.on_policy import held_out_rewards
 from rlhf_lab.algorithms.ppo import PPO, ppo
 from rlhf_lab.algorithms.sft import held_out_responses, sft
@@ -110,16 +110,23 @@ def test_a_ranker_measures_the_mean_of_both_orders():
 def test_kto_measures_its_loss_with_the_z_of_the_held_out_batch():
     """One batch of seven, so z is the mean over all held-out rows; worked out row by row."""
     policy, reference, settings = moved(WORLD.reference.copy()), WORLD.reference, KTO(0.7, undesirable_weight=0.5)
-    verdicts = Verdicts.from_pairs(HELD)
-    evaluation = held_out_verdicts(policy, reference, verdicts, settings)
+    labelled = LabelledResponses.from_pairs(HELD)
+    evaluation = held_out_labelled(policy, reference, labelled, settings)
     found = last(
-        kto(policy, reference, Verdicts.from_pairs(TRAIN), settings, training(batch_size=7), evaluation=evaluation)
+        kto(
+            policy,
+            reference,
+            LabelledResponses.from_pairs(TRAIN),
+            settings,
+            training(batch_size=7),
+            evaluation=evaluation,
+        )
     )
 
     def log_ratio(x, y):
         return policy.log_prob(x, y) - reference.log_prob(x, y)
 
-    z = max(log_ratio(HELD.prompts, mismatched(verdicts)).mean().item(), 0.0)
+    z = max(log_ratio(HELD.prompts, mismatched(labelled)).mean().item(), 0.0)
     k = log_ratio(HELD.prompts, HELD.responses)
     good, bad = 0.7 * (k[:, 0] - z), 0.7 * (z - k[:, 1])
     loss = (good.neg().sigmoid() + 0.5 * bad.neg().sigmoid()).mean() / 2

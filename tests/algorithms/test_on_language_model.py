@@ -14,7 +14,7 @@ from rlhf_lab import preferences
 from rlhf_lab.algorithms.dpo import DPO, dpo
 from rlhf_lab.algorithms.grpo_rloo import Group, group
 from rlhf_lab.algorithms.iterated_dpo import Online, online
-from rlhf_lab.algorithms.kto import KTO, Verdicts, kto
+from rlhf_lab.algorithms.kto import KTO, LabelledResponses, kto
 from rlhf_lab.algorithms.on_policy import held_out_rewards
 from rlhf_lab.algorithms.ppo import PPO, ppo
 from rlhf_lab.algorithms.raft import RAFT, raft
@@ -121,8 +121,8 @@ def test_orpo_clones_the_chosen_and_turns_from_the_rejected(policy, prompts):
 
 def test_kto_raises_the_reward(policy, prompts):
     reference, before = policy.frozen(), mean_reward(policy, prompts)
-    verdicts = Verdicts.from_pairs(labelled(policy, prompts, 64))
-    kto(policy, reference, verdicts, KTO(0.5), training(40))
+    examples = LabelledResponses.from_pairs(labelled(policy, prompts, 64))
+    kto(policy, reference, examples, KTO(0.5), training(40))
     assert mean_reward(policy, prompts) > before + 0.1
 
 

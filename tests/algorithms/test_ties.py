@@ -8,7 +8,7 @@ import torch
 
 from rlhf_lab import exact, preferences, sampling
 from rlhf_lab.algorithms.dpo import DPO, PairLoss, pair_loss
-from rlhf_lab.algorithms.kto import KTO, Verdicts, kto_loss
+from rlhf_lab.algorithms.kto import KTO, LabelledResponses, kto_loss
 from rlhf_lab.algorithms.pair_losses import PAIR_LOSSES
 from rlhf_lab.algorithms.raft import best_of
 from rlhf_lab.algorithms.ranker import order_loss
@@ -62,24 +62,24 @@ def test_at_the_first_step_accuracy_is_a_half_however_the_reference_was_computed
     assert seen["accuracy"].item() == pytest.approx(3 / 8)
 
 
-def test_kto_counts_k_near_z_as_half_right_for_both_verdicts():
+def test_kto_counts_k_near_z_as_half_right_for_both_labels():
     """k = ±rounding with z = 0; then z off by the rounding of long responses, beside short ones, if that is said."""
-    verdicts = Verdicts.from_pairs(pairs())
+    labelled = LabelledResponses.from_pairs(pairs())
     for sign in (1, -1):
-        _, seen = kto_loss(giving(REFERENCE + sign * off_by(10)), verdicts, REFERENCE, 0.0, KTO())
+        _, seen = kto_loss(giving(REFERENCE + sign * off_by(10)), labelled, REFERENCE, 0.0, KTO())
         assert seen["accuracy"] == 0.5
     z = torch.full((4, 1), 1e-4)
     same = giving(REFERENCE.clone())
-    assert kto_loss(same, verdicts, REFERENCE, z, KTO(), 1e-4)[1]["accuracy"] == 0.5
+    assert kto_loss(same, labelled, REFERENCE, z, KTO(), 1e-4)[1]["accuracy"] == 0.5
     # Without it 1e-4 nats above k are enough to be right about the rejected one of the short pair.
-    short = verdicts[torch.tensor([2])]
+    short = labelled[torch.tensor([2])]
     seen = kto_loss(giving(REFERENCE[2:3]), short, REFERENCE[2:3], z[:1], KTO())[1]
     assert seen["accuracy"] == 0.5 * (0 + 1)
     # k above z: right about the chosen one, wrong about the rejected one; and the other way round.
     up = giving(REFERENCE + torch.tensor([0.1, -0.1]))
-    assert kto_loss(up, verdicts, REFERENCE, 0.0, KTO())[1]["accuracy"] == 1
+    assert kto_loss(up, labelled, REFERENCE, 0.0, KTO())[1]["accuracy"] == 1
     down = giving(REFERENCE + torch.tensor([-0.1, 0.1]))
-    assert kto_loss(down, verdicts, REFERENCE, 0.0, KTO())[1]["accuracy"] == 0
+    assert kto_loss(down, labelled, REFERENCE, 0.0, KTO())[1]["accuracy"] == 0
 
 
 @pytest.mark.parametrize("size", [1e-3, 10.1])

@@ -63,13 +63,13 @@ def test_pairs_and_targets_of_a_file_are_cut_to_their_limits_and_end(tmp_path):
     assert load_data(settings, "prompts", TOKENIZER, (4, 3)).prompts.tolist() == found.prompts.tolist()
 
 
-def test_a_verdict_stays_with_its_example_where_another_one_is_dropped(tmp_path):
+def test_a_label_stays_with_its_example_where_another_one_is_dropped(tmp_path):
     """The first response holds the end token and is dropped; the labels of the two that are left are false, true."""
     rows = [("a<end>b", True), ("one", False), ("two", True)]
     file = write_lines(
         tmp_path / "v.jsonl", [{"prompt": "Say", "completion": text, "label": label} for text, label in rows]
     )
-    found = load_data(settings_of("train kto", data=file, limit=None), "verdicts", TOKENIZER, (8, 8))
+    found = load_data(settings_of("train kto", data=file, limit=None), "labelled", TOKENIZER, (8, 8))
     assert found.targets.tolist() == [[[*ids("one"), END]], [[*ids("two"), END]]]
     assert found.labels.tolist() == [[False], [True]]
 

@@ -95,7 +95,7 @@ def test_every_kind_of_rows_is_mixed_and_each_file_is_reported(kind, files):
 
 
 def test_labels_stay_with_their_responses(files):
-    found = loaded("verdicts", [files[2], files[2]], data_weights=(1.0, 1.0))
+    found = loaded("labelled", [files[2], files[2]], data_weights=(1.0, 1.0))
     assert found.labels.tolist() == [[i % 2 == 0] for i in range(5)] * 2
     assert [TOKENIZER.decode(row[0][:-1]) for row in found.targets.tolist()] == [f"a{i}" for i in range(5)] * 2
 

@@ -130,19 +130,19 @@ def test_dpo_gets_pairs_loss_reference_and_the_saved_log_probabilities(monkeypat
     assert (free.call.reference, free.call.reference_log_probs) == (None, None)
 
 
-def test_kto_gets_both_sides_of_pairs_or_verdicts_as_they_are(monkeypatch, policy):
+def test_kto_gets_both_sides_of_pairs_or_labelled_responses_as_they_are(monkeypatch, policy):
     given = Data(prompts=PROMPTS, targets=TARGETS, labels=LABELS)
     found = fitted(monkeypatch, policy, "kto", "kto", given)
     loop_is_the_command_s(found, 6)
     call = found.call
-    assert torch.equal(call.verdicts.desirable.flatten(), LABELS.flatten())
-    assert call.verdicts.responses.tolist() == TARGETS.tolist() and call.verdicts.prompts.tolist() == PROMPTS.tolist()
-    assert call.settings == found.settings.kto and call.reference is REFERENCE and found.kind == "verdicts"
-    assert call.reference_log_probs(TARGETS) == (KNOWN, REFERENCE, (call.verdicts.prompts, TARGETS))
+    assert torch.equal(call.labelled.desirable.flatten(), LABELS.flatten())
+    assert call.labelled.responses.tolist() == TARGETS.tolist() and call.labelled.prompts.tolist() == PROMPTS.tolist()
+    assert call.settings == found.settings.kto and call.reference is REFERENCE and found.kind == "labelled"
+    assert call.reference_log_probs(TARGETS) == (KNOWN, REFERENCE, (call.labelled.prompts, TARGETS))
     both = fitted(monkeypatch, policy, "kto", "kto", Data(pairs=PAIRS))
     loop_is_the_command_s(both, 5)
-    assert both.call.verdicts.responses.tolist() == PAIRS.responses.tolist()
-    assert both.call.verdicts.desirable.tolist() == [[True, False]] * 5
+    assert both.call.labelled.responses.tolist() == PAIRS.responses.tolist()
+    assert both.call.labelled.desirable.tolist() == [[True, False]] * 5
 
 
 def test_sft_gets_prompts_and_targets(monkeypatch, policy):

@@ -153,10 +153,10 @@ def test_a_scorer_with_adapters_is_saved_with_them_merged(method, model, pairs, 
     assert main([*words, "--max-prompt-tokens", "32", "--max-response-tokens", "8"]) == 0
 
 
-def test_verdicts_on_single_responses_are_read_for_kto(model, tmp_path):
+def test_labelled_responses_on_single_responses_are_read_for_kto(model, tmp_path):
     """TRL's unpaired form: prompt, completion, label."""
     rows = [{"prompt": f"{i}?", "completion": f" {i}.", "label": i % 3 == 0} for i in range(12)]
-    data = tmp_path / "verdicts.jsonl"
+    data = tmp_path / "labelled.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert main(train("kto", model, str(data), tmp_path / "run")) == 0
     assert "12 examples" in (tmp_path / "run" / "README.md").read_text()

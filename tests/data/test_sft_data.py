@@ -1,4 +1,4 @@
-"""Targets, prompts and verdicts: each form, each reason for dropping a row."""
+"""Targets, prompts and labelled responses: each form, each reason for dropping a row."""
 
 import json
 
@@ -9,7 +9,7 @@ from rlhf_lab.data import formats as forms
 from rlhf_lab.data import sft as data
 from rlhf_lab.data.preferences import HOLDS_END, REPEATED, load_preferences
 from rlhf_lab.data.readers import Source
-from rlhf_lab.data.sft import UNDESIRABLE, TargetTexts, load_prompts, load_targets, load_verdicts, tokenise_targets
+from rlhf_lab.data.sft import UNDESIRABLE, TargetTexts, load_labelled, load_prompts, load_targets, tokenise_targets
 from rlhf_lab.errors import LabError
 
 POST = {"post": "My cat sat.", "title": "Cat", "subreddit": "pets", "id": "t3_1"}
@@ -72,11 +72,11 @@ def test_prompts_stand_once_and_a_limit_stops_the_reading(tmp_path):
         load_prompts(str(path))
 
 
-def test_verdicts_have_a_label_that_is_true_or_false(tmp_path):
+def test_labelled_responses_have_a_label_that_is_true_or_false(tmp_path):
     rows = [{"prompt": "a", "completion": "b", "label": True}, {"prompt": "a", "completion": "c", "label": "false"}]
-    assert load_verdicts(lines(tmp_path, *rows, {"prompt": "a", "completion": "d"})).labels == [True, False]
+    assert load_labelled(lines(tmp_path, *rows, {"prompt": "a", "completion": "d"})).labels == [True, False]
     with pytest.raises(LabError, match="line 1: `label` is 'good'"):
-        load_verdicts(lines(tmp_path, rows[0] | {"label": "good"}))
+        load_labelled(lines(tmp_path, rows[0] | {"label": "good"}))
 
 
 @pytest.mark.parametrize(
@@ -131,22 +131,22 @@ def test_of_two_columns_with_targets_the_first_of_the_usual_names_is_taken(tmp_p
     assert load_targets(lines(tmp_path, row)).targets == [" a"]
 
 
-def test_a_label_beside_a_pair_makes_no_verdict(tmp_path):
+def test_a_label_beside_a_pair_is_not_used(tmp_path):
     pair = {"prompt": "p", "chosen": " a", "rejected": " b", "label": True}
-    assert not data.holds_verdicts(lines(tmp_path, pair))
-    assert data.holds_verdicts(lines(tmp_path, {"prompt": "p", "completion": " a", "label": True}))
-    assert not data.holds_verdicts(lines(tmp_path, {"prompt": "p", "completion": " a"}))
+    assert not data.holds_labelled(lines(tmp_path, pair))
+    assert data.holds_labelled(lines(tmp_path, {"prompt": "p", "completion": " a", "label": True}))
+    assert not data.holds_labelled(lines(tmp_path, {"prompt": "p", "completion": " a"}))
 
 
 def test_of_labelled_responses_the_desirable_ones_are_targets(tmp_path):
-    """KTO reads every label. SFT trains on no undesirable response and counts them. A label that is no verdict, or is
-    missing, says nothing, and neither does that of a pair."""
+    """KTO reads every label. SFT trains on no undesirable response and counts them. A label that is
+    neither true nor false, or is missing, says nothing, and neither does that of a pair."""
     labels = [True, False, "true", "False", 1, 0, "sports", None]
     rows = [{"prompt": f"p{n}", "completion": f"c{n}", "label": label} for n, label in enumerate(labels)]
     texts = load_targets(lines(tmp_path, *rows))
     assert texts.targets == ["c0", "c2", "c4", "c6", "c7"] and texts.dropped == {UNDESIRABLE: 3}
     assert "5 examples; dropped 3 rows: labelled undesirable (3)" in texts.summary()
-    assert len(load_verdicts(lines(tmp_path, *rows[:6]))) == len(load_prompts(lines(tmp_path, *rows[:6]))) == 6
+    assert len(load_labelled(lines(tmp_path, *rows[:6]))) == len(load_prompts(lines(tmp_path, *rows[:6]))) == 6
     pair = {"prompt": "p", "chosen": "a", "rejected": "b", "label": False}
     assert load_targets(lines(tmp_path, pair)).targets == ["a"]
     with pytest.raises(LabError, match="no pairs of chosen and rejected ones. `rlhf-lab train kto`"):

@@ -195,7 +195,7 @@ def test_large_data_give_the_rows_and_counts_of_small_data_and_are_tokenised_onc
         load_rows("pairs", str(file), *arguments)
 
 
-@pytest.mark.parametrize("kind", ["targets", "verdicts", "prompts"])
+@pytest.mark.parametrize("kind", ["targets", "labelled", "prompts"])
 def test_every_kind_of_large_data_is_that_of_small_data(kind, tmp_path, monkeypatch):
     """Rows 0 and 5 have the same prompt, the response of row 1 is empty, and that of row 3 contains the end token.
 
@@ -216,10 +216,10 @@ def test_every_kind_of_large_data_is_that_of_small_data(kind, tmp_path, monkeypa
             assert large.responses is None and len(large.prompts) == len({row["prompt"] for row in rows})
         else:
             assert large.responses.tolist() == small.responses.tolist() and large.responses.shape[:2] == (
-                {"targets": 3, "verdicts": 4}[kind],
+                {"targets": 3, "labelled": 4}[kind],
                 1,
             )
-        if kind == "verdicts":
+        if kind == "labelled":
             assert large.labels.tolist() == small.labels.tolist() == [[True], [True], [True], [False]]
         else:
             assert large.labels is None

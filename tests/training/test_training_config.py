@@ -128,7 +128,7 @@ def test_lbfgs_is_refused_where_a_step_does_not_have_all_rows(tmp_path):
 @pytest.mark.parametrize("method", ["sft", "kto", "reward-model"])
 def test_the_other_methods_with_rows_refuse_lbfgs_on_some_of_them(method, tmp_path):
     """Twelve rows and batches of eleven; nothing is written."""
-    from rlhf_lab.algorithms.kto import Verdicts, kto
+    from rlhf_lab.algorithms.kto import LabelledResponses, kto
     from rlhf_lab.algorithms.reward_model import reward_model
     from rlhf_lab.algorithms.sft import sft
     from rlhf_lab.training import seeded
@@ -141,7 +141,7 @@ def test_the_other_methods_with_rows_refuse_lbfgs_on_some_of_them(method, tmp_pa
         if method == "sft":
             sft(world.reference.copy(), pairs.prompts, pairs.responses, some)
         elif method == "kto":
-            kto(world.reference.copy(), world.reference, Verdicts.from_pairs(pairs), training=some)
+            kto(world.reference.copy(), world.reference, LabelledResponses.from_pairs(pairs), training=some)
         else:
             reward_model(world.reference.new_reward_model(), pairs, training=some)
     assert not (tmp_path / "run").exists()

@@ -19,7 +19,7 @@ torch.set_num_threads(1)
 from tiny_models import tiny, variable_length_batch  # noqa: E402
 
 from rlhf_lab.algorithms.dpo import DPO, dpo, held_out_pairs, pair_loss, reference_log_probs  # noqa: E402
-from rlhf_lab.algorithms.kto import KTO, Verdicts, kto  # noqa: E402
+from rlhf_lab.algorithms.kto import KTO, LabelledResponses, kto  # noqa: E402
 from rlhf_lab.algorithms.reward_model import RewardModel, bradley_terry_loss, reward_model  # noqa: E402
 from rlhf_lab.algorithms.sft import held_out_responses, sft, sft_loss  # noqa: E402
 from rlhf_lab.batch import Pairs  # noqa: E402
@@ -107,7 +107,7 @@ def dpo_by_rows(training: Training):
 def whole_kto(training: Training):
     module = policy()
     distributed.broadcast_parameters(module)
-    return module, kto(module, module.frozen(), Verdicts.from_pairs(pairs()), KTO(beta=0.5), training)
+    return module, kto(module, module.frozen(), LabelledResponses.from_pairs(pairs()), KTO(beta=0.5), training)
 
 
 def whole_reward(training: Training):

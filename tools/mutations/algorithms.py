@@ -1196,7 +1196,7 @@ MUTATIONS: list[Mutation] = [
         ),
     ),
     *in_file(
-        "algorithms/verdicts.py",
+        "algorithms/labelled_responses.py",
         ["algorithms/test_kto.py"],
         Mutation(
             "swap",
@@ -1277,8 +1277,8 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "data",
             "given log π_ref is computed again",
-            "known = given if isinstance(given, Tensor) else computed(verdicts.responses)",
-            "known = computed(verdicts.responses)",
+            "known = given if isinstance(given, Tensor) else computed(labelled.responses)",
+            "known = computed(labelled.responses)",
         ),
     ),
 ]

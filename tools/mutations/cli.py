@@ -625,16 +625,16 @@ MUTATIONS: list[Mutation] = [
         Mutation(
             "data",
             "KTO labels of pairs are flipped",
-            "return Verdicts(data.prompts, data.targets, data.labels)",
-            "return Verdicts(data.prompts, data.targets, ~data.labels)",
-            near="cli/test_plumbing.py::test_kto_gets_both_sides_of_pairs_or_verdicts_as_they_are",
+            "return LabelledResponses(data.prompts, data.targets, data.labels)",
+            "return LabelledResponses(data.prompts, data.targets, ~data.labels)",
+            near="cli/test_plumbing.py::test_kto_gets_both_sides_of_pairs_or_labelled_responses_as_they_are",
         ),
         Mutation(
             "setting",
             "KTO's own settings are lost",
-            "job.policy, reference, verdicts, settings, training",
-            "job.policy, reference, verdicts, KTO(), training",
-            near="cli/test_plumbing.py::test_kto_gets_both_sides_of_pairs_or_verdicts_as_they_are",
+            "job.policy, reference, labelled, settings, training",
+            "job.policy, reference, labelled, KTO(), training",
+            near="cli/test_plumbing.py::test_kto_gets_both_sides_of_pairs_or_labelled_responses_as_they_are",
         ),
     ),
     *in_file(

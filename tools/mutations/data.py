@@ -494,7 +494,7 @@ MUTATIONS: list[Mutation] = [
             "KTO labels are flipped",
             '{"true": True, "1": True, "false": False, "0": False}',
             '{"true": False, "1": False, "false": True, "0": True}',
-            near="data/test_sft_data.py::test_verdicts_have_a_label_that_is_true_or_false",
+            near="data/test_sft_data.py::test_labelled_responses_have_a_label_that_is_true_or_false",
         ),
         Mutation(
             "swap",
@@ -529,7 +529,7 @@ MUTATIONS: list[Mutation] = [
             "pairs with a label are read as KTO data",
             'return "label" in first.fields and "chosen" not in first.fields',
             'return "label" in first.fields',
-            near="data/test_sft_data.py::test_a_label_beside_a_pair_makes_no_verdict",
+            near="data/test_sft_data.py::test_a_label_beside_a_pair_is_not_used",
         ),
     ),
     *in_file(

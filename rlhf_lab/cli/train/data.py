@@ -204,7 +204,7 @@ def load_data(settings: Any, kind: Kind, tokenizer: Any, limits: tuple[int, int]
         LabError: as the loaders of `rlhf_lab.data`; some of several data have labels and others have none.
     """
     if settings.world is not None:
-        return Data() if kind in ("pairs", "verdicts") else _from_world(settings, kind, tokenizer, limits)
+        return Data() if kind in ("pairs", "labelled") else _from_world(settings, kind, tokenizer, limits)
     where = [
         Source(
             name, settings.data_split, settings.data_revision, settings.data_folder, settings.limit,
@@ -212,7 +212,7 @@ def load_data(settings: Any, kind: Kind, tokenizer: Any, limits: tuple[int, int]
         )
         for name in sources_of(settings)
     ]  # fmt: skip
-    if kind == "verdicts":
+    if kind == "labelled":
         kind = _kind_of_labels(where)
     parts = [
         loading.load_rows(
@@ -238,14 +238,14 @@ def load_data(settings: Any, kind: Kind, tokenizer: Any, limits: tuple[int, int]
 
 def _kind_of_labels(sources: Sequence[Source]) -> Kind:
     """Whether KTO's data have labels of responses, or are preference pairs."""
-    labelled = [sft.holds_verdicts(source) for source in sources]
+    labelled = [sft.holds_labelled(source) for source in sources]
     if any(labelled) and not all(labelled):
         one, other = sources[labelled.index(True)].name, sources[labelled.index(False)].name
         raise LabError(
             f"{one} has labels of responses, and {other} has none. Mixed data must all have labels, or all be "
             f"preference pairs."
         )
-    return "verdicts" if all(labelled) else "pairs"
+    return "labelled" if all(labelled) else "pairs"
 
 
 def _mixed(data: Data, names: Sequence[str], parts: Sequence[loading.LoadedRows], settings: Any) -> Data:

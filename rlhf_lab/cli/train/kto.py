@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, ClassVar
 
-from rlhf_lab.algorithms.kto import KTO, held_out_verdicts, kto
-from rlhf_lab.algorithms.verdicts import Verdicts, check_verdicts
+from rlhf_lab.algorithms.kto import KTO, held_out_labelled, kto
+from rlhf_lab.algorithms.labelled_responses import LabelledResponses, check_labelled
 from rlhf_lab.batch import Tokens
 from rlhf_lab.cli.train.data import Data
 from rlhf_lab.cli.train.runner import History, Job, run
@@ -39,37 +39,37 @@ class TrainKTO(PairSettings):
 
 def train_kto(settings: TrainKTO) -> History:
     """Run the command; see `runner.run`."""
-    return run(settings, "kto", "verdicts", _fit, rows=_rows)
+    return run(settings, "kto", "labelled", _fit, rows=_rows)
 
 
 def _rows(job: Job) -> int:
-    verdicts = _verdicts(job.data)
-    check_verdicts(verdicts)
-    return len(verdicts)
+    labelled = _labelled(job.data)
+    check_labelled(labelled)
+    return len(labelled)
 
 
 def _fit(job: Job) -> History:
-    verdicts, settings = _verdicts(job.data), job.settings.kto
+    labelled, settings = _labelled(job.data), job.settings.kto
     reference = job.reference()
 
     def measure(held: Data) -> Evaluation:
-        apart = _verdicts(held)
+        apart = _labelled(held)
         log_probs = partial(known, apart, held_out=True)
-        return held_out_verdicts(job.policy, reference, apart, settings, log_probs)
+        return held_out_labelled(job.policy, reference, apart, settings, log_probs)
 
-    def known(verdicts: Verdicts, responses: Tokens, held_out: bool = False) -> ReferenceRows:
-        return job.reference_rows(reference, (verdicts.prompts, responses), held_out)
+    def known(labelled: LabelledResponses, responses: Tokens, held_out: bool = False) -> ReferenceRows:
+        return job.reference_rows(reference, (labelled.prompts, responses), held_out)
 
-    training, evaluation = job.training(len(verdicts)), job.evaluation_of(measure)
+    training, evaluation = job.training(len(labelled)), job.evaluation_of(measure)
     return kto(
-        job.policy, reference, verdicts, settings, training,
-        reference_log_probs=partial(known, verdicts), evaluation=evaluation,
+        job.policy, reference, labelled, settings, training,
+        reference_log_probs=partial(known, labelled), evaluation=evaluation,
     )  # fmt: skip
 
 
-def _verdicts(data: Data) -> Verdicts:
+def _labelled(data: Data) -> LabelledResponses:
     """The labelled responses; of preference pairs the chosen ones are desirable."""
     if data.pairs is not None:
-        return Verdicts.from_pairs(data.pairs)
+        return LabelledResponses.from_pairs(data.pairs)
     assert data.prompts is not None and data.targets is not None and data.labels is not None
-    return Verdicts(data.prompts, data.targets, data.labels)
+    return LabelledResponses(data.prompts, data.targets, data.labels)
