@@ -87,8 +87,8 @@ class AnnotationBudget(Settings):
     """Language model: number of test prompts."""
 
     DEFAULTS: ClassVar[Defaults] = {
-        "seeds": PerScale(20, 6, 8),
-        "first_seed": PerScale(100, 100, 0),
+        "seeds": PerScale(24, 24, 8),
+        "first_seed": PerScale(200, 200, 0),
         "beta": PerScale(0.3, 0.5, 0.5),
         "arms": 10,
         "tokens": 3,

@@ -56,8 +56,8 @@ class Cost(Settings):
     """Text: name of the text world."""
 
     DEFAULTS: ClassVar[Defaults] = {
-        "seeds": PerScale(10, 5, 8),
-        "first_seed": PerScale(100, 100, 0),
+        "seeds": PerScale(24, 24, 8),
+        "first_seed": PerScale(200, 200, 0),
         "beta": 0.5,
         "labels": PerScale(2000, 5000, 512),
         "responses": PerScale(1024, 128, 32),

@@ -82,8 +82,8 @@ class NonStatic(Settings):
     """Text: optimiser steps of every DPO fit."""
 
     DEFAULTS: ClassVar[Defaults] = {
-        "seeds": PerScale(12, 5, 8),
-        "first_seed": PerScale(100, 100, 0),
+        "seeds": PerScale(24, 24, 8),
+        "first_seed": PerScale(200, 200, 0),
         "beta": 0.5,
         "labels": PerScale(120, 500, 160),
         "rounds": PerScale(24, 24, 3),

@@ -57,8 +57,8 @@ class ReSTTranslation(Settings):
     """Text: responses to each test prompt."""
 
     DEFAULTS: ClassVar[Defaults] = {
-        "seeds": PerScale(20, 5, 8),
-        "first_seed": PerScale(100, 100, 0),
+        "seeds": PerScale(24, 24, 8),
+        "first_seed": PerScale(200, 200, 0),
         "beta": 0.5,
         "labels": PerScale(500, 4000, 512),
         "prompts": PerScale(500, 500, 64),

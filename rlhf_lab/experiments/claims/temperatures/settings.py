@@ -48,8 +48,8 @@ class Temperatures(Settings):
     """Text: number of test prompts of a seed. Each is answered once at every temperature."""
 
     DEFAULTS: ClassVar[Defaults] = {
-        "seeds": PerScale(10, 10, 8),
-        "first_seed": PerScale(100, 100, 0),
+        "seeds": PerScale(24, 24, 8),
+        "first_seed": PerScale(200, 200, 0),
         "temperatures": (0.0, 0.25, 0.5, 0.75, 1.0),
         "best_of": PerScale((8, 128), (8, 128), (4, 16)),
         "beta": 0.5,
