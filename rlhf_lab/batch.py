@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlhf_lab.errors import LabError, first_true_index
+from rlhf_lab.errors import LabError, count_of, first_true_index
 
 T = TypeVar("T")
 
@@ -32,7 +32,7 @@ def _as_rows(rows: Any, number: int) -> Any:
     if not isinstance(rows, int):
         return rows
     if not -number <= rows < number:
-        raise IndexError(f"The batch has {number} rows, so it has no row {rows}.")
+        raise IndexError(f"The batch has {count_of(number, 'row')}, so it has no row {rows}.")
     return slice(rows % number, rows % number + 1)
 
 
@@ -256,8 +256,8 @@ class Pairs:
     def __post_init__(self) -> None:
         if self.responses.shape[:-1] != (len(self.prompts), 2):
             raise LabError(
-                f"A pair is one prompt with two responses. {len(self.prompts)} prompts came with responses of "
-                f"shape {tuple(self.responses.shape)}; expected ({len(self.prompts)}, 2, T)."
+                f"A pair is one prompt with two responses. {count_of(len(self.prompts), 'prompt')} came with "
+                f"responses of shape {tuple(self.responses.shape)}; expected ({len(self.prompts)}, 2, T)."
             )
         check_weight(self.weight, len(self.prompts))
 

@@ -31,7 +31,7 @@ from tqdm.auto import tqdm
 
 from rlhf_lab.batch import Tokens
 from rlhf_lab.data.preferences import ends_of, ids_of, opening_of, split_end
-from rlhf_lab.errors import LabError, check_path
+from rlhf_lab.errors import LabError, check_path, count_of
 from rlhf_lab.policies.base import Reward
 from rlhf_lab.rounding import MANY, rounding, wins
 
@@ -56,7 +56,9 @@ class Judge(Protocol):
 def check_texts(prompts: Sequence[str], a: Sequence[str], b: Sequence[str]) -> None:
     """Raise `LabError` unless there are as many prompts as responses on both sides."""
     if not len(prompts) == len(a) == len(b):
-        raise LabError(f"{len(prompts)} prompts came with {len(a)} and {len(b)} responses. Give one per prompt.")
+        raise LabError(
+            f"{count_of(len(prompts), 'prompt')} came with {len(a)} and {len(b)} responses. Give one per prompt."
+        )
 
 
 def _preferences(first: Tensor, second: Tensor, doubt: Tensor) -> list[float]:
@@ -87,7 +89,7 @@ class GoldJudge:
         check_texts(prompts, a, b)
         scores = self.gold([*prompts, *prompts], [*a, *b])
         if len(scores) != 2 * len(a):
-            raise LabError(f"The gold reward returned {len(scores)} scores for {2 * len(a)} texts.")
+            raise LabError(f"The gold reward returned {count_of(len(scores), 'score')} for {2 * len(a)} texts.")
         values = torch.tensor([float(score) for score in scores], dtype=torch.float64)
         # A gold reward is a sum of parts. The rounding error depends on the parts, so the largest score of the call
         # estimates it better than the two scores of a comparison.

@@ -273,7 +273,9 @@ def _check_request(prompts: Tokens, tokenizer: Any, targets: Sequence[str] | Non
     if len(prompts) < 2:
         raise LabError("A standard error over prompts needs at least two prompts.")
     if targets is not None and len(targets) != len(prompts):
-        raise LabError(f"{len(targets)} targets came with {len(prompts)} prompts. Give one target per prompt.")
+        raise LabError(
+            f"{count_of(len(targets), 'target')} came with {count_of(len(prompts), 'prompt')}. Give one per prompt."
+        )
 
 
 def _gold_judge(gold: Gold | None) -> Judge:
@@ -331,7 +333,7 @@ def _gold(gold: Gold, asked: Sequence[str], answers: Sequence[Sequence[str]]) ->
     flat = [y for ys in answers for y in ys]
     scores = list(gold([x for x, ys in zip(asked, answers, strict=True) for _ in ys], flat))
     if len(scores) != len(flat):
-        raise LabError(f"The gold reward returned {len(scores)} scores for {len(flat)} texts.")
+        raise LabError(f"The gold reward returned {count_of(len(scores), 'score')} for {count_of(len(flat), 'text')}.")
     return check_finite(torch.tensor(scores, dtype=torch.float64), "gold reward").view(len(answers), -1)
 
 

@@ -121,7 +121,9 @@ def _comparisons(prompts: Sequence[str], a: Sequence[Any], b: Sequence[Any]) -> 
         if 1 in (len(left), len(right)):
             left, right = (side * (max(len(left), len(right)) if len(side) == 1 else 1) for side in (left, right))
         if len(left) != len(right):
-            raise LabError(f"Prompt {i} has {len(left)} responses on one side and {len(right)} on the other.")
+            raise LabError(
+                f"Prompt {i} has {count_of(len(left), 'response')} on one side and {len(right)} on the other."
+            )
         rows += [(i, x, y, z) for y, z in zip(left, right, strict=True)]
     if not rows:
         raise LabError("There is nothing to compare, because there are no prompts or no responses.")
@@ -131,7 +133,7 @@ def _comparisons(prompts: Sequence[str], a: Sequence[Any], b: Sequence[Any]) -> 
 def _checked(preferences: Sequence[float], wanted: int) -> list[float]:
     out = [float(p) for p in preferences]
     if len(out) != wanted:
-        raise LabError(f"The judge returned {len(out)} preferences for {wanted} comparisons.")
+        raise LabError(f"The judge returned {count_of(len(out), 'preference')} for {count_of(wanted, 'comparison')}.")
     bad = next((p for p in out if not (0 <= p <= 1 or math.isnan(p))), None)
     if bad is not None:
         raise LabError(f"The judge returned the preference {bad}; it must lie in [0, 1].")

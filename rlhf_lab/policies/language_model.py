@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_lab.batch import Tokens
-from rlhf_lab.errors import LabError, check_path, check_positive
+from rlhf_lab.errors import LabError, check_path, check_positive, count_of
 from rlhf_lab.policies.base import Policy
 from rlhf_lab.policies.end_tokens import generation_end_tokens
 from rlhf_lab.policies.quantised import computes_in_half
@@ -227,8 +227,8 @@ class LanguageModelPolicy(Policy):
         if long.any():
             row = int(long.nonzero()[0])
             raise LabError(
-                f"Prompt {row} has {int(prompts.lengths[row])} tokens. With {self.max_new_tokens} more it exceeds the "
-                f"model's maximum length of {limit}. Shorten the prompt or lower max_new_tokens."
+                f"Prompt {row} has {count_of(int(prompts.lengths[row]), 'token')}. With {self.max_new_tokens} more "
+                f"it exceeds the model's maximum length of {limit}. Shorten the prompt or lower max_new_tokens."
             )
 
     def _decode(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_lab.batch import Tokens
-from rlhf_lab.errors import LabError, check_positive
+from rlhf_lab.errors import LabError, check_positive, count_of
 from rlhf_lab.exact import path_sums, prefix_tables
 from rlhf_lab.policies.base import Policy
 from rlhf_lab.policies.transformer.token_sampling import check_top_k, keep_top_k, sample_index
@@ -54,7 +54,9 @@ class PrefixTable(nn.Module):
         """
         index = self.tree.prompt_index(prompts)
         if len(index) and int(index.max()) >= self.num_prompts:
-            raise LabError(f"Prompt {int(index.max())} is not in the table, which has {self.num_prompts} prompts.")
+            raise LabError(
+                f"Prompt {int(index.max())} is not in the table, which has {count_of(self.num_prompts, 'prompt')}."
+            )
         return index
 
     def forward(self, prompts: Tokens, responses: Tokens, log_softmax: bool = False, scale: float = 1.0) -> Tensor:

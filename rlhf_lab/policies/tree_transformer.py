@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rlhf_lab.batch import Tokens
-from rlhf_lab.errors import LabError, check_positive
+from rlhf_lab.errors import LabError, check_positive, count_of
 from rlhf_lab.exact import path_sums
 from rlhf_lab.policies.language_model import LanguageModelPolicy
 from rlhf_lab.policies.transformer.shared_prefix_forward import body_of, dropout_off
@@ -61,7 +61,7 @@ class TreeTransformerPolicy(LanguageModelPolicy):
         rows = self.tree.prompt_index(prompts.to(self.device)).unsqueeze(-1)
         known = self.model.config.vocab_size - self.tree.vocab_size
         if len(rows) and int(rows.max()) >= known:
-            raise LabError(f"Prompt {int(rows.max())} is unknown to the model, which has {known} prompts.")
+            raise LabError(f"Prompt {int(rows.max())} is unknown to the model, which has {count_of(known, 'prompt')}.")
         return rows
 
     def token_log_probs(self, prompts: Tokens, responses: Tokens, temperature: float = 1.0) -> Tensor:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from typing import Any
 
-from rlhf_lab.errors import LabError
+from rlhf_lab.errors import LabError, count_of
 from rlhf_lab.worlds.text import velu
 from rlhf_lab.worlds.text.grammar import Draw, Grammar
 from rlhf_lab.worlds.text.text_world import TextWorld
@@ -131,7 +131,8 @@ class Translation(TextWorld):
 
         if len(prompts) != len(responses) or not prompts:
             raise LabError(
-                f"{len(prompts)} prompts came with {len(responses)} responses. Give one response per prompt."
+                f"{count_of(len(prompts), 'prompt')} came with {count_of(len(responses), 'response')}. "
+                "Give one response per prompt."
             )
         said = [response.strip() for response in responses]
         right = [references(prompt) for prompt in prompts]
