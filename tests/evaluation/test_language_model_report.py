@@ -152,7 +152,7 @@ def test_what_a_report_needs_is_named():
         text_report(OPTIMAL, OPTIMAL, prompts, Words(), targets=["a"] * 4)
     with pytest.raises(LabError, match="at least two prompts"):
         text_report(OPTIMAL, OPTIMAL, prompts[:1], Words())
-    with pytest.raises(LabError, match="1 scores for 16 texts"):
+    with pytest.raises(LabError, match="1 score for 16 texts"):
         text_report(OPTIMAL, OPTIMAL, prompts, Words(), lambda x, y: [1.0])
     with pytest.raises(LabError, match="gold reward contains nan"):
         text_report(OPTIMAL, OPTIMAL, prompts, Words(), lambda x, y: [float("nan")] * len(y))
