@@ -16,12 +16,12 @@ from torch import Tensor
 
 from rlhf_lab import label_budget
 from rlhf_lab.algorithms import label_rounds
-from rlhf_lab.errors import LabError, check_positive, check_responses_axis
+from rlhf_lab.errors import LabError, check_positive
 from rlhf_lab.figures.picture import Axis, Bars, Curve, Panel, Picture, Points, Readout, Rule
 from rlhf_lab.language import tr
 from rlhf_lab.randomness import Stream
 from rlhf_lab.training import seeded
-from rlhf_lab.widgets.explorer import Choice, Explorer, Slider
+from rlhf_lab.widgets.explorer import Choice, Explorer, Slider, by_prompt
 
 BETAS = (0.3, 0.5, 1.0)
 TOTALS = tuple(20 * 2**k for k in range(8))
@@ -183,20 +183,13 @@ def annotation_budget_explorer(
         log_ref: log π_ref, (K,) or (X, K), nats.
         reward: r*, of the same shape.
         responses: K names.
-        prompts: X names; required for several prompts.
+        prompts: X names. Default: x1, x2, …
         runs: number of simulated label sets for each prompt, β and source.
 
     Raises:
         LabError: shapes or numbers of names that do not match.
     """
-    check_responses_axis(log_ref=log_ref, reward=reward)
-    log_ref, reward = (t.detach().double().reshape(-1, t.shape[-1]) for t in torch.broadcast_tensors(log_ref, reward))
-    names = list(prompts) or [""]
-    if len(names) != len(log_ref) or len(responses) != log_ref.shape[-1]:
-        raise LabError(
-            f"log_ref has {log_ref.shape[0]} prompts and {log_ref.shape[1]} responses; names of {len(names)} prompts "
-            f"and {len(responses)} responses were given."
-        )
+    log_ref, reward, names = by_prompt(log_ref, reward, responses, prompts)
     known = {(prompt, beta): one for beta in BETAS for prompt, one in enumerate(simulated(log_ref, reward, beta, runs))}
 
     def compute(pairs: str, beta: float, step: int, ratio: float, prompt: int = 0) -> Picture:

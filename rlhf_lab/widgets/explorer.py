@@ -22,10 +22,12 @@ from typing import Any
 
 import anywidget
 import ipywidgets
+import torch
 import traitlets
+from torch import Tensor
 
 from rlhf_lab import language
-from rlhf_lab.errors import LabError, check_positive
+from rlhf_lab.errors import LabError, check_positive, check_responses_axis, count_of
 from rlhf_lab.figures import style
 from rlhf_lab.figures.picture import Picture, draw, failed
 from rlhf_lab.language import tr
@@ -305,6 +307,35 @@ class Explorer:
         ).decode()
         bundle["text/plain"] = f"{self.title}: {now.text}"
         return bundle, {"image/png": {"alt": now.text}}
+
+
+def by_prompt(
+    log_ref: Tensor, reward: Tensor, responses: Sequence[Any], prompts: Sequence[str]
+) -> tuple[Tensor, Tensor, list[str]]:
+    """Check what an explorer is given, and return its tensors with one row for each prompt, and the prompts' names.
+
+    Args:
+        log_ref: log-probabilities of the responses, (K,) or (X, K), nats.
+        reward: of the same shape, or one that broadcasts with it.
+        responses: K names.
+        prompts: X names; empty for x1, x2, …
+
+    Returns:
+        log_ref and reward, (X, K) in float64, and X names.
+
+    Raises:
+        LabError: shapes or numbers of names that do not match.
+    """
+    check_responses_axis(log_ref=log_ref, reward=reward)
+    log_ref, reward = (t.detach().double().reshape(-1, t.shape[-1]) for t in torch.broadcast_tensors(log_ref, reward))
+    rows, width = log_ref.shape
+    names = list(prompts) or [f"x{i + 1}" for i in range(rows)]
+    if len(names) != rows or len(responses) != width:
+        raise LabError(
+            f"The tensors have {count_of(rows, 'prompt')} and {count_of(width, 'response')}, but the names are those "
+            f"of {count_of(len(names), 'prompt')} and {count_of(len(responses), 'response')}."
+        )
+    return log_ref, reward, names
 
 
 def palette() -> dict[str, dict[str, str]]:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from rlhf_lab import exact
-from rlhf_lab.errors import LabError, check_responses_axis
+from rlhf_lab.errors import LabError, count_of
 from rlhf_lab.figures.picture import Axis, Bars, Curve, Panel, Picture, Points, Readout, reward_names
 from rlhf_lab.intervals import typeset
 from rlhf_lab.language import tr
-from rlhf_lab.widgets.explorer import Choice, Explorer, Slider
+from rlhf_lab.widgets.explorer import Choice, Explorer, Slider, by_prompt
 
 
 def frontier_curve(log_ref: Tensor, reward: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,22 +104,20 @@ def optimal_policy_explorer(
         log_ref: log π_ref, (K,) or (X, K), nats.
         reward: r, of the same shape.
         responses: K names, or X lists of K names.
-        prompts: X names; required for several prompts.
+        prompts: X names. Default: x1, x2, …
         beta: β at the start, in [0.01, 100].
 
     Raises:
         LabError: shapes or numbers of names that do not match.
     """
-    check_responses_axis(log_ref=log_ref, reward=reward)
-    log_ref, reward = (t.detach().double().reshape(-1, t.shape[-1]) for t in torch.broadcast_tensors(log_ref, reward))
-    rows, width = log_ref.shape
     one_list = isinstance(responses[0], str)
-    lists: list[Any] = [list(responses)] * rows if one_list else [list(names) for names in responses]
-    titles = list(prompts) or [f"x{i + 1}" for i in range(rows)]
-    if len(lists) != rows or len(titles) != rows or any(len(names) != width for names in lists):
+    lists: list[Any] = [list(responses)] if one_list else [list(names) for names in responses]
+    log_ref, reward, titles = by_prompt(log_ref, reward, lists[0], prompts)
+    lists *= len(titles) if one_list else 1
+    if len(lists) != len(titles) or any(len(names) != log_ref.shape[-1] for names in lists):
         raise LabError(
-            f"There are {rows} prompts with {width} responses each, but {len(titles)} names of prompts and "
-            f"lists of {sorted({len(names) for names in lists})} names of responses."
+            f"There are {count_of(len(titles), 'prompt')} with {count_of(log_ref.shape[-1], 'response')} each, but "
+            f"{count_of(len(lists), 'list')} of {sorted({len(names) for names in lists})} names of responses."
         )
 
     curve_kl, curve_reward = frontier_curve(log_ref, reward)  # computed once: only the star depends on β
@@ -129,6 +127,6 @@ def optimal_policy_explorer(
         return optimal_policy_picture(log_ref[prompt], reward[prompt], beta, lists[prompt], named, curve)
 
     controls: dict[str, Slider | Choice] = {"beta": Slider(beta, 0.01, 100.0, "β [reward per nat]", log=True)}
-    if rows > 1:
+    if len(titles) > 1:
         controls["prompt"] = Choice(0, {name: i for i, name in enumerate(titles)}, "prompt x")
     return Explorer(compute, controls, "The optimal policy under β")

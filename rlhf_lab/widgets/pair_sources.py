@@ -19,10 +19,10 @@ from torch import Tensor
 
 from rlhf_lab import exact
 from rlhf_lab.algorithms.rso import PairSource
-from rlhf_lab.errors import LabError, check_log_distribution, check_responses_axis
+from rlhf_lab.errors import LabError, check_log_distribution
 from rlhf_lab.figures.picture import Axis, Bars, Curve, Panel, Picture, Points, Readout, Rule
 from rlhf_lab.language import tr
-from rlhf_lab.widgets.explorer import Choice, Explorer, Slider
+from rlhf_lab.widgets.explorer import Choice, Explorer, Slider, by_prompt
 
 SOURCES = ("direct", "sft-sample-rank", "rso-sample-rank")
 """The three sources of the lecture slides, in their order."""
@@ -212,21 +212,14 @@ def pair_sources_explorer(
         log_sft: log π_sft, (K,) or (X, K), nats.
         reward: r, of the same shape.
         responses: K names.
-        prompts: X names; required for several prompts.
+        prompts: X names. Default: x1, x2, …
         beta: β at the start, in [0.25, 4].
         source: the source at the start.
 
     Raises:
         LabError: shapes or numbers of names that do not match.
     """
-    check_responses_axis(log_ref=log_sft, reward=reward)
-    log_sft, reward = (t.detach().double().reshape(-1, t.shape[-1]) for t in torch.broadcast_tensors(log_sft, reward))
-    names = list(prompts) or [""]
-    if len(names) != len(log_sft) or len(responses) != log_sft.shape[-1]:
-        raise LabError(
-            f"log_sft has {log_sft.shape[0]} prompts and {log_sft.shape[1]} responses; names of {len(names)} prompts "
-            f"and {len(responses)} responses were given."
-        )
+    log_sft, reward, names = by_prompt(log_sft, reward, responses, prompts)
     # Computed in advance, so that moving a control does not wait for a convex problem.
     best = [best_prices(p, r) for p, r in zip(log_sft, reward, strict=True)]
     known = {

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from rlhf_lab import exact, sampling
-from rlhf_lab.errors import LabError, check_responses_axis
+from rlhf_lab.errors import LabError
 from rlhf_lab.figures.picture import Axis, Band, Bars, Curve, Panel, Picture, Points, Readout
 from rlhf_lab.language import tr
 from rlhf_lab.randomness import Stream
 from rlhf_lab.training import seeded
-from rlhf_lab.widgets.explorer import Choice, Explorer, Slider
+from rlhf_lab.widgets.explorer import Choice, Explorer, Slider, by_prompt
 
 STEPS = 200
 """The largest number of draws."""
@@ -185,21 +185,14 @@ def rejection_explorer(
         log_sft: log π_sft, (K,) or (X, K), nats.
         reward: r, of the same shape.
         responses: K names.
-        prompts: X names; required for several prompts.
+        prompts: X names. Default: x1, x2, …
         beta: β at the start, in [0.05, 20].
         step: number of draws at the start, 1 to 200.
 
     Raises:
         LabError: shapes or numbers of names that do not match.
     """
-    check_responses_axis(log_ref=log_sft, reward=reward)
-    log_sft, reward = (t.detach().double().reshape(-1, t.shape[-1]) for t in torch.broadcast_tensors(log_sft, reward))
-    names = list(prompts) or [""]
-    if len(names) != len(log_sft) or len(responses) != log_sft.shape[-1]:
-        raise LabError(
-            f"log_sft has {log_sft.shape[0]} prompts and {log_sft.shape[1]} responses; names of {len(names)} prompts "
-            f"and {len(responses)} responses were given."
-        )
+    log_sft, reward, names = by_prompt(log_sft, reward, responses, prompts)
     known: dict[int, Darts] = {}
 
     def compute(step: int, beta: float, seed: int, prompt: int = 0) -> Picture:

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from rlhf_lab import exact
-from rlhf_lab.errors import LabError, check_responses_axis
 from rlhf_lab.figures.picture import Axis, Bars, Curve, Panel, Picture, Points, Readout
 from rlhf_lab.intervals import typeset
 from rlhf_lab.language import tr
 from rlhf_lab.rounding import unit_interval, wins
-from rlhf_lab.widgets.explorer import Choice, Explorer, Slider
+from rlhf_lab.widgets.explorer import Choice, Explorer, Slider, by_prompt
 
 DRAWS = (1, 2, 4, 8, 16, 32, 64)
 """The n of best-of-n in the picture."""
@@ -167,25 +166,17 @@ def rest_filter_explorer(
         log_ref: log π_ref, (K,) or (X, K), nats.
         reward: r, of the same shape.
         responses: K names, the same for every prompt.
-        prompts: X names; x1, x2, … if none are given.
+        prompts: X names. Default: x1, x2, …
         threshold: τ at the start, in [0, 0.99].
         beta: β at the start, in [0.05, 10].
 
     Raises:
         LabError: shapes or numbers of names that do not match.
     """
-    check_responses_axis(log_ref=log_ref, reward=reward)
-    log_ref, reward = (t.detach().double().reshape(-1, t.shape[-1]) for t in torch.broadcast_tensors(log_ref, reward))
-    rows, width = log_ref.shape
-    titles = list(prompts) or [f"x{i + 1}" for i in range(rows)]
-    if len(responses) != width or len(titles) != rows:
-        raise LabError(
-            f"There are {rows} prompts with {width} responses each, but {len(titles)} names of prompts and "
-            f"{len(responses)} names of responses."
-        )
+    log_ref, reward, titles = by_prompt(log_ref, reward, responses, prompts)
     score = scaled(reward)
     # The curves depend on no control and are computed once for each prompt.
-    curves = [curves_of(log_ref[x], reward[x], score[x]) for x in range(rows)]
+    curves = [curves_of(log_ref[x], reward[x], score[x]) for x in range(len(titles))]
 
     def compute(threshold: float, beta: float, prompt: int = 0) -> Picture:
         x = prompt
@@ -195,7 +186,7 @@ def rest_filter_explorer(
         "threshold": Slider(threshold, 0.0, 0.99, "threshold τ [score in 0…1]", step=0.01),
         "beta": Slider(beta, 0.05, 10.0, "β of π* [reward per nat]", log=True),
     }
-    if rows > 1:
+    if len(titles) > 1:
         controls["prompt"] = Choice(0, {name: i for i, name in enumerate(titles)}, "prompt x")
     advice = "Raise τ and compare the diamond with the star. Does the filter ever reach π*?"
     return Explorer(compute, controls, "ReST's filter under a rising threshold", advice)

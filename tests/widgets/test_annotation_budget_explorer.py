@@ -96,5 +96,5 @@ def test_bad_sources_steps_prices_and_names_are_refused(known):
     ):
         with pytest.raises(LabError):
             annotation_budget_picture(known[0], *bad)
-    with pytest.raises(LabError, match="names of 1 prompts"):
-        annotation_budget_explorer(REF, REWARD, NAMES)
+    with pytest.raises(LabError, match="those of 1 prompt and"):
+        annotation_budget_explorer(REF, REWARD, NAMES, ["one"])

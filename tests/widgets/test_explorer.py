@@ -221,7 +221,7 @@ def test_every_combination_of_the_optimal_policys_controls_gives_a_picture():
 def test_the_optimal_policy_explorer_refuses_names_that_do_not_fit():
     with pytest.raises(LabError, match="3 responses"):
         optimal_policy_explorer(REF.log(), REWARD, ["a", "b"])
-    with pytest.raises(LabError, match="1 prompts"):
+    with pytest.raises(LabError, match="1 prompt and 3 responses, but the names are those of 2 prompts"):
         optimal_policy_explorer(REF.log(), REWARD, NAMES, prompts=["x", "y"])
 
 

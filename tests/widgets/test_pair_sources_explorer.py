@@ -111,5 +111,5 @@ def test_bad_sources_rounds_and_one_sided_policies_are_refused():
     with pytest.raises(LabError, match="nothing to compare"):
         one = torch.tensor([0.0, -math.inf], dtype=torch.float64)
         pair_weights(one, torch.zeros(2, dtype=torch.float64))
-    with pytest.raises(LabError, match="names of 1 prompts"):
-        pair_sources_explorer(SFT, REWARD, NAMES)
+    with pytest.raises(LabError, match="those of 1 prompt and"):
+        pair_sources_explorer(SFT, REWARD, NAMES, ["one"])

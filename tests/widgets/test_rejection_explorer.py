@@ -95,7 +95,7 @@ def test_a_response_that_cannot_be_drawn_does_not_set_the_maximum():
 
 
 def test_names_that_do_not_match_and_steps_out_of_range_are_refused():
-    with pytest.raises(LabError, match="names of 1 prompts"):
-        rejection_explorer(SFT, REWARD, NAMES)
+    with pytest.raises(LabError, match="those of 1 prompt and"):
+        rejection_explorer(SFT, REWARD, NAMES, ["one"])
     with pytest.raises(LabError, match="step"):
         rejection_picture(SFT[0], REWARD[0], 0.5, darts(0), 0, NAMES)

@@ -121,5 +121,5 @@ def test_a_very_small_price_puts_pi_star_where_the_highest_threshold_leads():
 def test_names_that_do_not_fit_are_refused():
     with pytest.raises(LabError, match="4 responses"):
         rest_filter_explorer(P.log(), R, ["a", "b"])
-    with pytest.raises(LabError, match="1 prompts"):
+    with pytest.raises(LabError, match="1 prompt and 4 responses, but the names are those of 2 prompts"):
         rest_filter_explorer(P.log(), R, NAMES, prompts=["x", "y"])
