@@ -80,12 +80,11 @@ BLOCK = Block(
                 "same labels and the same number of trials. The outcome is decided at three KL budgets, whose "
                 "intervals are corrected for their number. An earlier rule compared eight budgets without a "
                 "correction.\n\n"
-                "The tree is computed exactly. On the bandit DPO is ahead at one budget, and the other two "
-                "are undecided. The language model has a million parameters, and PPO is ahead there at one budget. Ask which "
+                "The tree is computed exactly. On the bandit no budget is decided. The language model has a million parameters, and PPO is ahead there at one budget. Ask which "
                 "result would change the students' opinion.",
                 "这是论文实验的缩小版：各方法的 β 取值、标注和试验次数都相同。判定只看三个 KL 预算，区间按比较的"
                 "次数校正；先前的规则比较八个预算而不校正。\n\n"
-                "词元树上的结果是精确计算的。在多臂老虎机上，DPO 在一个预算上领先，另外两个尚无定论。语言模型有一"
+                "词元树上的结果是精确计算的。在多臂老虎机上，三个预算都尚无定论。语言模型有一"
                 "百万参数，其上 PPO 在一个预算上领先。问学生：什么样的结果会让你改变看法？",
             ),
             minutes=1.5,
@@ -123,12 +122,12 @@ BLOCK = Block(
                 "First discuss the width of the intervals and then the order of the curves. Even π_ref wins far "
                 "more at temperature 0, because a low temperature sharpens a distribution in addition to "
                 "training.\n\n"
-                "Each of eight seeds has other prompts, and no difference is decided. On the bandit and "
-                "the tree, which are exact, DPO and PPO tie. docs/claims.md lists all scales.",
+                "Each of eight seeds has other prompts, and no difference is decided. On the bandit, which is exact, DPO "
+                "and PPO tie, and on the tree their difference is undecided. docs/claims.md lists all scales.",
                 "论文还说，升温时 DPO 的胜率比 PPO 降得少。先讨论区间的宽度，再看曲线的次序。连 π_ref 在温度 0 时"
                 "也胜得多，因为低温在训练之外又使分布更尖锐。\n\n"
-                "八个种子各用不同的提示，差异都尚无定论。在可精确计算的多臂老虎机和词元树上，DPO 与 PPO "
-                "不分胜负。所有规模见 docs/claims.md。",
+                "八个种子各用不同的提示，差异都尚无定论。在可精确计算的多臂老虎机上，DPO 与 PPO 不分胜负；"
+                "在词元树上，二者的差别尚无定论。所有规模见 docs/claims.md。",
             ),
             minutes=1.5,
         ),
@@ -188,14 +187,14 @@ BLOCK = Block(
                         "bandit",
                         "partly supported",
                         "DPO samples {samples_dpo} responses in training and PPO {samples_ppo}. It needs {memory_ratio:2} "
-                        "times PPO's memory. Its J ends higher than RSO's, but lower than that of online DPO. Its lead "
-                        "over PPO, {lead_ppo}, is not clear.",
+                        "times PPO's memory. Its J ends higher than that of RSO and, by {lead_ppo}, than that of PPO, but "
+                        "lower than that of online DPO.",
                         "训练时 DPO 采样 {samples_dpo} 个回答，PPO 采样 {samples_ppo} 个。内存是 PPO 的 {memory_ratio:2} 倍。最终 J 高于 RSO，"
-                        "低于在线 DPO。对 PPO 的领先 {lead_ppo} 不明确。",
+                        "比 PPO 高 {lead_ppo}，但低于在线 DPO。",
                         conditions=(
                             "lead_rso > 0",
                             "lead_online < 0",
-                            "lead_ppo ~ 0",
+                            "lead_ppo > 0",
                         ),
                     ),
                 ),
@@ -206,12 +205,13 @@ BLOCK = Block(
                 "Each curve shows one method during training. The dashed line is the common reward at which the "
                 "costs are compared. PPO's curve begins later, because a reward model must be fitted first.\n\n"
                 "“Mixed” means in our rule that DPO is better than one of PPO and RSO and worse than the other, "
-                "beyond the variation between seeds. This is not shown on the bandit. It is shown on the language model. "
+                "beyond the variation between seeds. On the bandit DPO is better than both. On the language model its results "
+                "are mixed in this sense. "
                 "Few papers report the variation between seeds. This is the end of the first lecture.",
                 "每条曲线是一种方法的训练过程；虚线是比较成本所用的同等奖励。PPO 要先拟合奖励模型，所以曲线起步较"
                 "晚。\n\n"
                 "按我们的规则，“褒贬不一”是说：在 PPO 和 RSO 中，DPO 好于一种而差于另一种，而且差异超出种子之间的"
-                "波动。在多臂老虎机上没有显示出来，在语言模型上显示出来了。很少有论文报告种子之间的波动。第一讲到此结束。",
+                "波动。在多臂老虎机上 DPO 比两者都好；在语言模型上，结果确实褒贬不一。很少有论文报告种子之间的波动。第一讲到此结束。",
             ),
             answer_title=T(
                 "DPO trains without sampling and saves memory",

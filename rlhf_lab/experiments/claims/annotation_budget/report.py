@@ -56,7 +56,12 @@ def numbers_of(settings: AnnotationBudget, summary: pd.DataFrame) -> dict[str, N
                 numbers[f"gain_{name}"] = value(key, "gain")
         return numbers
     last, early, most = settings.totals[-1], settings.totals[min(2, settings.doublings)], settings.limit_totals[-1]
-    numbers = {"labels_early": early, "labels_rounds": settings.round_labels, "limit_last": most}
+    numbers = {
+        "labels_first": settings.totals[0],
+        "labels_early": early,
+        "labels_rounds": settings.round_labels,
+        "limit_last": most,
+    }
     numbers |= {f"limit_{key}": value("limit", "limit_ratio", pairs=key, labels=most) for key in LIMITS}
     for key in label_budget.PAIR_SOURCES:
         numbers[f"ratio_{key}"] = value("sources", "label_ratio", pairs=key, labels=last)
