@@ -67,7 +67,8 @@ the same command runs on one (`--scale gpt2`).
 
 J is the objective of the lecture, the expected gold reward minus β times the KL divergence from π_ref. The
 regret of a policy is J of π\\* minus J of the policy. Numbers in brackets are 95% intervals over seeds. Each
-seed has a different world or, on the language model, different labels and samples.
+seed has a different world or, on the language model, different labels and samples. Where all seeds share a
+world, the section says so.
 """
 
 TABLE = "## All claims in one table\n"
