@@ -36,7 +36,7 @@ from tqdm.auto import tqdm
 
 from rlhf_lab.errors import LabError, check_output_folder, check_path, check_paths
 from rlhf_lab.experiments.scales import scale_of
-from rlhf_lab.experiments.settings import PerScale, Settings
+from rlhf_lab.experiments.settings import SEARCH_SEED, PerScale, Settings
 from rlhf_lab.experiments.verdicts import Verdict, fill
 from rlhf_lab.figures import style
 from rlhf_lab.training.checkpoint import append, plain, read_lines, write_json, write_text
@@ -276,6 +276,7 @@ def experiment_run(experiment: Experiment, settings: Any) -> Found:
             result of another experiment or of other settings, or files that are no result's.
     """
     check_scale(experiment, settings.scale)
+    _check_seeds(experiment, settings)
     settings = check_paths(settings)
     if settings.out is None:
         return _run(experiment, settings, _Journal(None))
@@ -285,6 +286,15 @@ def experiment_run(experiment: Experiment, settings: Any) -> Found:
         return _run(experiment, settings, _Journal(settings.out / "unfinished"))
     finally:
         lock.release()
+
+
+def _check_seeds(experiment: Experiment, settings: Any) -> None:
+    """Raise `LabError` if a result would use a seed of the search."""
+    if experiment.search_trials is not None and (last := settings.seed_range[-1]) >= SEARCH_SEED:
+        raise LabError(
+            f"The seeds from {SEARCH_SEED} on are those of the search, and the last of these runs would have {last}. "
+            "Lower --seeds or --first-seed."
+        )
 
 
 def _run(experiment: Experiment, settings: Any, journal: _Journal) -> Found:

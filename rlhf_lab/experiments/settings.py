@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
-from rlhf_lab.errors import Count, LabError, Natural, check_settings
+from rlhf_lab.errors import Count, Natural, check_settings
 from rlhf_lab.experiments.scales import scale_of
 
 __all__ = ["SEARCH_SEED", "Defaults", "PerScale", "Settings"]
@@ -83,11 +83,6 @@ class Settings:
             value = values[name]
             object.__setattr__(self, name, tuple(value) if isinstance(value, list) else value)
         check_settings(self)
-        if (last := self.seed_range[-1]) >= SEARCH_SEED:
-            raise LabError(
-                f"The seeds from {SEARCH_SEED} are for the search, and the last of these runs would have "
-                f"{last}. Lower --seeds or --first-seed."
-            )
         self.check()
 
     @classmethod

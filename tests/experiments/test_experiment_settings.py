@@ -9,6 +9,7 @@ from rlhf_lab.cli.main import _settings
 from rlhf_lab.errors import LabError, Natural
 from rlhf_lab.experiments.claims.rso_why.settings import RSOWhy
 from rlhf_lab.experiments.results import NAMES, experiment_of
+from rlhf_lab.experiments.runner import experiment_run
 from rlhf_lab.experiments.settings import SEARCH_SEED, Defaults, PerScale, Settings
 
 
@@ -112,7 +113,9 @@ def test_no_result_uses_a_seed_of_its_search(name):
         assert max(settings.seed_range) < SEARCH_SEED <= min(searched, default=SEARCH_SEED)
 
 
-def test_seeds_that_reach_those_of_the_search_are_refused():
-    assert list(Toy(seeds=2, first_seed=SEARCH_SEED - 2).seed_range) == [SEARCH_SEED - 2, SEARCH_SEED - 1]
+def test_seeds_that_reach_those_of_the_search_are_refused_before_anything_runs(tmp_path):
+    experiment = experiment_of("rso-why")
+    settings = experiment.settings(quick=True, seeds=2, first_seed=SEARCH_SEED - 1, out=tmp_path / "out")
     with pytest.raises(LabError, match=r"would have 1000. Lower --seeds or --first-seed"):
-        Toy(seeds=2, first_seed=SEARCH_SEED - 1)
+        experiment_run(experiment, settings)
+    assert not (tmp_path / "out").exists()
