@@ -104,12 +104,12 @@ BLOCK = Block(
                     finding(
                         "over-optimisation",
                         "bandit",
-                        "inconclusive",
-                        "With {labels_few} labels the gold reward falls by {fall_best_of_n_extrapolating_50} (best-of-n) and "
-                        "{fall_ppo_extrapolating_50} (PPO).",
-                        "{labels_few} 个标注时，真实奖励下降 {fall_best_of_n_extrapolating_50}（best-of-n）和 "
-                        "{fall_ppo_extrapolating_50}（PPO）。",
-                        conditions=("fall_best_of_n_extrapolating_50 ~ 0", "fall_ppo_extrapolating_50 ~ 0"),
+                        "not supported",
+                        "With {labels_few} labels the gold reward of best-of-n falls by {fall_best_of_n_extrapolating_50}, so it "
+                        "stays high. PPO's fall is undecided: {fall_ppo_extrapolating_50}.",
+                        "{labels_few} 个标注时，best-of-n 的真实奖励下降 {fall_best_of_n_extrapolating_50}，即保持在高处；PPO "
+                        "是否下降尚无定论（{fall_ppo_extrapolating_50}）。",
+                        conditions=("fall_best_of_n_extrapolating_50 < 0", "fall_ppo_extrapolating_50 ~ 0"),
                     ),
                     finding(
                         "over-optimisation",

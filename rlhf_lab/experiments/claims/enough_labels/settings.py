@@ -64,6 +64,7 @@ class EnoughLabels(Settings):
 
     DEFAULTS: ClassVar[Defaults] = {
         "seeds": PerScale(800, 800, 8),
+        "first_seed": PerScale(200, 200, 0),
         # On text β = 1, so that the distance to π* can be estimated from few samples.
         "beta": PerScale(0.5, 0.5, 1.0),
         "labels": PerScale(DECADES, DECADES, (64, 360, 2048)),

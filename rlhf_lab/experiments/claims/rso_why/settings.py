@@ -71,6 +71,7 @@ class RSOWhy(Settings):
 
     DEFAULTS: ClassVar[Defaults] = {
         "seeds": PerScale(100, 24, 8),
+        "first_seed": PerScale(40, 6, 4),
         "task": PerScale("bandit", "tree", "summaries"),
         "beta": 0.5,
         "labels": PerScale(400, 2000, 192),
