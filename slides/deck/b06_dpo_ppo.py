@@ -66,10 +66,10 @@ BLOCK = Block(
                     finding(
                         "dpo-frontier",
                         "small",
-                        "not supported",
+                        "inconclusive",
                         "DPO's lead is {lead_ppo_6} at {budget_6:2} nats and {lead_ppo_9} at {budget_9:2} nats.",
                         "DPO 的领先在 {budget_6:2} 纳特处为 {lead_ppo_6}，在 {budget_9:2} 纳特处为 {lead_ppo_9}。",
-                        conditions=("lead_ppo_6 < 0", "lead_ppo_9 ~ 0"),
+                        conditions=("lead_ppo_6 ~ 0", "lead_ppo_9 ~ 0"),
                     ),
                 ),
                 alt="词元树上，同样的 KL 预算下 DPO 的奖励减去 PPO 的奖励，带区间；另一条线是减去使用真实奖励的 PPO。",
@@ -80,12 +80,12 @@ BLOCK = Block(
                 "same labels and the same number of trials. The outcome is decided at three KL budgets, whose "
                 "intervals are corrected for their number. An earlier rule compared eight budgets without a "
                 "correction.\n\n"
-                "The tree is computed exactly. On the bandit no budget is decided. The language model has a million parameters, and PPO is ahead there at one budget. Ask which "
-                "result would change the students' opinion.",
+                "The tree is computed exactly. On the bandit and on the language model, which has a million "
+                "parameters, no budget is decided. Ask which result would change the students' opinion.",
                 "这是论文实验的缩小版：各方法的 β 取值、标注和试验次数都相同。判定只看三个 KL 预算，区间按比较的"
                 "次数校正；先前的规则比较八个预算而不校正。\n\n"
-                "词元树上的结果是精确计算的。在多臂老虎机上，三个预算都尚无定论。语言模型有一"
-                "百万参数，其上 PPO 在一个预算上领先。问学生：什么样的结果会让你改变看法？",
+                "词元树上的结果是精确计算的。在多臂老虎机和语言模型上，三个预算都尚无定论。语言模型有一"
+                "百万参数。问学生：什么样的结果会让你改变看法？",
             ),
             minutes=1.5,
         ),

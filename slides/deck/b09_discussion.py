@@ -341,13 +341,12 @@ BLOCK = Block(
                 "policy. Pairs from the optimal policy need the most labels, because it rarely gives the "
                 "responses that must be ruled out. If preferences drift, save some labels for later. If you know "
                 "neither the reward nor the drift, first label fifty pairs to estimate the spread of the reward. "
-                "On the language model, four rounds are worse than random pairs at equal cost, and two other "
-                "comparisons are undecided.\n\n"
+                "On the language model the three comparisons of strategies at equal cost are undecided.\n\n"
                 "Return to the formula of the title slide at the end. The course showed how close each method "
                 "comes to π*, and how this is measured.",
                 "如果什么都不变，就分轮标注，选择其不确定性对策略最重要的对。来自最优策略的成对数据所需标注最多，"
                 "因为它很少给出需要排除的回答。如果偏好漂移，留一些标注以后用。如果奖励和漂移都不知道，先标注五十"
-                "对，估计奖励的离散程度。在语言模型上，花费相同时分四轮标注不如随机成对数据，另两项比较尚无定论。\n\n"
+                "对，估计奖励的离散程度。在语言模型上，花费相同时的三项比较都尚无定论。\n\n"
                 "最后回到标题页的公式：这门课讲的是各种方法离 π* 有多近，以及如何测量。",
             ),
             answer_title=T(

@@ -205,6 +205,8 @@ def test_settings_that_make_no_course_are_refused():
     for wrong in ({"labels": (100,)}, {"labels": (1000, 100)}, {"labels": (3, 100)}, {"beta": -1.0}):
         with pytest.raises(LabError):
             EnoughLabels(**wrong)
+    with pytest.raises(LabError, match="Raise net_seeds to at least 1"):
+        EnoughLabels(scale="tree", net_seeds=0)
 
 
 def test_full_settings_are_settled_and_jobs_are_in_the_order_of_seeds():

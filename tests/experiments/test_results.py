@@ -1,10 +1,12 @@
 """What the repository says of the claims is what the kept rows say, and the page is made of that."""
 
+import csv
 import dataclasses
 import json
 import re
 import shutil
 import subprocess
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -91,17 +93,26 @@ def test_a_rule_s_commit_is_one_of_this_history(name, history):
     assert subject.startswith(f"Rule of claim {experiment.number}: ")
 
 
+def measured(text):
+    """The measured numbers of the rows of a runs.csv, by seed. Numbers with few digits are settings."""
+    found = defaultdict(set)
+    for row in csv.DictReader(text.splitlines()):
+        numbers = frozenset(value for value in row.values() if len(value) > 7 and "." in value)
+        if len(numbers) > 1:
+            found[row["seed"]].add(numbers)
+    return found
+
+
 @by_claim
 def test_rows_that_are_older_than_their_rule_are_declared(claim, history):
-    """Rows are newer if a commit after the rule changed them, or if they are not committed yet."""
+    """No row has the numbers that its seed already had when the rule was written. It may have further ones."""
     assert set(claim.head.get("older", ())) <= set(claim.results)
     for scale in claim.results.keys() - set(claim.older):
         rows = f"results/{claim.experiment.name}/{scale}/runs.csv"
-        if git("status", "--porcelain", rows).stdout:
-            continue
-        last = git("log", "-1", "--format=%H", "--", rows).stdout.strip()
-        newer = git("merge-base", "--is-ancestor", claim.experiment.rule_commit, last).returncode == 0
-        assert newer, f"{rows} is older than the rule: add {scale} to `older` in claim.md"
+        before = measured(git("show", f"{claim.experiment.rule_commit}:{rows}").stdout)
+        now = measured((ROOT / rows).read_text(encoding="utf-8"))
+        older = [seed for seed in now if any(old <= new for old in before[seed] for new in now[seed])]
+        assert not older, f"Rows of the seeds {older} in {rows} are older than the rule: add {scale} to `older`"
 
 
 @pytest.mark.parametrize("older", [[], ["bandit"], ["bandit", "tree"]])
@@ -224,9 +235,9 @@ NOTEBOOKS = [
         "09_rest",
         "A second Grow step raises the learned reward by {bandit.grow_proxy:mean,2} on the bandit, "
         "{tree.grow_proxy:mean,2} on the token tree and {small.grow_proxy:mean,2} on the small language model. On the "
-        "language model it lowers the gold reward by 0.44,",
+        "language model it lowers the gold reward by 0.45,",
         "rest-translation",
-        ("bandit.grow_proxy > 0", "tree.grow_proxy > 0", "small.grow_gold < 0", "small.grow_gold ~ -0.44"),
+        ("bandit.grow_proxy > 0", "tree.grow_proxy > 0", "small.grow_gold < 0", "small.grow_gold ~ -0.45"),
     ),
     (
         "14_annotation_budget",

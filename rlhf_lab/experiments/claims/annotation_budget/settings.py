@@ -88,7 +88,7 @@ class AnnotationBudget(Settings):
 
     DEFAULTS: ClassVar[Defaults] = {
         "seeds": PerScale(24, 24, 8),
-        "first_seed": PerScale(200, 200, 0),
+        "first_seed": PerScale(200, 200, 3),
         "beta": PerScale(0.3, 0.5, 0.5),
         "arms": 10,
         "tokens": 3,

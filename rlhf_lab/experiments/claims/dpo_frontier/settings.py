@@ -47,7 +47,7 @@ class DPOFrontier(Settings):
 
     DEFAULTS: ClassVar[Defaults] = {
         "seeds": PerScale(24, 12, 8),
-        "first_seed": PerScale(200, 5, 0),
+        "first_seed": PerScale(200, 5, 3),
         "betas": PerScale((0.1, 0.3, 1.0, 3.0), (0.1, 0.3, 1.0, 3.0), (0.1, 0.5, 2.0)),
         "gold_betas": PerScale((0.1, 1.0), (0.1, 1.0), (0.1,)),
         "rates": PerScale((0.02, 0.05, 0.15), (0.02, 0.05, 0.15), (1e-4, 3e-4, 1e-3)),

@@ -64,7 +64,7 @@ class EnoughLabels(Settings):
 
     DEFAULTS: ClassVar[Defaults] = {
         "seeds": PerScale(800, 800, 8),
-        "first_seed": PerScale(200, 200, 0),
+        "first_seed": PerScale(200, 200, 3),
         # On text β = 1, so that the distance to π* can be estimated from few samples.
         "beta": PerScale(0.5, 0.5, 1.0),
         "labels": PerScale(DECADES, DECADES, (64, 360, 2048)),
@@ -99,3 +99,5 @@ class EnoughLabels(Settings):
                 raise LabError(f"{name} must increase and start at 20 or more, not {numbers}.")
         if len(self.labels) < 2:
             raise LabError("The experiment needs at least two numbers of labels, such as --labels 100 1000.")
+        if self.net_labels and self.net_seeds == 0:
+            raise LabError("net_labels are those of the transformer, which has no runs. Raise net_seeds to at least 1.")

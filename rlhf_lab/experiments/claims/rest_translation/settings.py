@@ -58,7 +58,7 @@ class ReSTTranslation(Settings):
 
     DEFAULTS: ClassVar[Defaults] = {
         "seeds": PerScale(24, 24, 8),
-        "first_seed": PerScale(200, 200, 0),
+        "first_seed": PerScale(200, 200, 3),
         "beta": 0.5,
         "labels": PerScale(500, 4000, 512),
         "prompts": PerScale(500, 500, 64),
