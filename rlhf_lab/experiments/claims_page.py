@@ -73,7 +73,7 @@ world, the section says so.
 
 TABLE = "## All claims in one table\n"
 
-OLDER = """† The rule replaced an earlier one after this run, and is applied to the rows of the run. The section of the
+OLDER = """† Some rows are older than the rule, which replaced an earlier one and is applied to them. The section of the
 claim says what was changed and why.
 """
 
@@ -295,7 +295,9 @@ def _rule(claim: Claim, root: Path) -> str:
     words = f"**Rule, written before the run{where}.**"
     if older:
         names = " and the ".join(older)
-        words = f"**Rule, written{where}.** The rows of the {names} are older than this rule, which is applied to them."
+        words = (
+            f"**Rule, written{where}.** Some rows of the {names} are older than this rule, which is applied to them."
+        )
     return f"{words} {claim.experiment.rule}".replace("π*", "π\\*")
 
 
