@@ -203,9 +203,9 @@ BLOCK = Block(
                 "All strategies use the same number of labels. The dotted line is the drift above which, by the "
                 "closed form, retraining is better than fitting once.\n\n"
                 "Ask which quantity a team has to measure before it can use this result. It is the rate of "
-                "drift. On the language model fresh labels help only if preferences drift.",
+                "drift. On the language model both cases are undecided.",
                 "所有策略使用的标注数相同。点线是闭式解给出的漂移，超过它时，重新训练优于一次拟合。\n\n"
-                "问：一个团队要用上这个结果，先要测哪个量？是漂移的速度。在语言模型上，只有偏好漂移时新标注才有用。",
+                "问：一个团队要用上这个结果，先要测哪个量？是漂移的速度。在语言模型上，两种情形都尚无定论。",
             ),
             minutes=1.5,
         ),

@@ -83,7 +83,7 @@ class NonStatic(Settings):
 
     DEFAULTS: ClassVar[Defaults] = {
         "seeds": PerScale(24, 24, 8),
-        "first_seed": PerScale(200, 200, 0),
+        "first_seed": PerScale(200, 200, 3),
         "beta": 0.5,
         "labels": PerScale(120, 500, 160),
         "rounds": PerScale(24, 24, 3),
