@@ -65,7 +65,7 @@ class OverOptimisation(Settings):
 
     DEFAULTS: ClassVar[Defaults] = {
         "seeds": PerScale(24, 24, 8),
-        "first_seed": PerScale(12, 0, 3),
+        "first_seed": PerScale(12, 5, 3),
         "labels": PerScale((50, 200, 800, 3200), (500, 2000, 8000), (64, 512)),
         "noise": 0.25,
         "beta": 0.05,
