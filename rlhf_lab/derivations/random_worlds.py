@@ -29,7 +29,7 @@ class RandomWorld:
         epsilon: ε in (0.05, 0.4), the rate of flipped labels.
         tau: τ of IPO, positive.
         threshold: τ of the filter, (X, 1): at least one response passes, at least one does not.
-        n: draws of best-of-n, 2 or 3.
+        n: number of samples of a group or of best-of-n, 2 or 3.
     """
 
     log_ref: Tensor

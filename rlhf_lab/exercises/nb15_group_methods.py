@@ -331,7 +331,7 @@ EXERCISES: tuple[Task, ...] = (
     ),
     TrainingLoop(
         key="nb15.train_dr_grpo",
-        title="A KL term that does not hold the policy",
+        title="A KL term that does not keep the policy near the reference",
         objective="find a bug in the KL term of a group method",
         difficulty=3,
         minutes=8,

@@ -87,9 +87,12 @@ class Settings:
 
     @classmethod
     def defaults(cls, scale: str, quick: bool = False) -> dict[str, Any]:
-        """Return the defaults of a scale. A quick run has those of `QUICK` in place of the same ones in `DEFAULTS`."""
+        """Return the defaults of a scale.
+
+        A quick run has those of `QUICK` in place of the same ones in `DEFAULTS`, and begins with seed 0.
+        """
         column = scale_of(scale).column
-        table = {**cls.DEFAULTS, **(cls.QUICK if quick else {})}
+        table = {**cls.DEFAULTS, **({"first_seed": 0, **cls.QUICK} if quick else {})}
         return {name: getattr(value, column) if isinstance(value, PerScale) else value for name, value in table.items()}
 
     @classmethod

@@ -112,7 +112,7 @@ def test_a_bad_input_has_the_error_of_the_real_run(more, model, pairs, tmp_path,
 
 
 @pytest.mark.parametrize(
-    ("labels", "message"), [([True] * 3, "All verdicts are desirable"), ([True], "at least 2 rows")]
+    ("labels", "message"), [([True] * 3, "All responses are desirable"), ([True], "at least 2 rows")]
 )
 def test_labels_that_kto_cannot_use_are_refused_as_in_the_real_run(labels, message, model, tmp_path, capsys):
     rows = [{"prompt": "a", "completion": f"b{place}", "label": label} for place, label in enumerate(labels)]
