@@ -163,8 +163,8 @@ class Run:
             self.process.kill()
             self.process.join()
 
-    def run_tests(self, arguments: list[str]) -> str:
-        """Run tests in a new process. Returns the first one that fails, or "" if none does.
+    def run_tests(self, arguments: list[str], limit: float | None) -> str:
+        """Run tests in a new process for at most `limit` seconds. Returns the first one that fails, or "" if none does.
 
         Raises:
             Unfit: if pytest itself failed.
@@ -181,9 +181,9 @@ class Run:
         process.start()
         self.process = process
         try:
-            process.join(self.limit)
+            process.join(limit)
             if process.is_alive():
-                return f"no end within {self.limit:g} s"
+                return f"no end within {limit:g} s"
         finally:
             self.stop()
         # Status 5 means that every test of the files was deselected, because the bug names the only one.
@@ -208,7 +208,7 @@ class Run:
         try:
             path.write_text(mutated(whole, mutation), encoding="utf-8")
             for arguments in stages(mutation, how_far):
-                caught = self.run_tests(arguments)
+                caught = self.run_tests(arguments, self.limit)
                 if caught:
                     return caught
         finally:
@@ -217,7 +217,8 @@ class Run:
 
     def confirm(self, tests: set[str]) -> None:
         """Raise `Unfit` if one of `tests` fails without any bug, because it then detects nothing."""
-        failing = self.run_tests(sorted(tests)) if tests else ""
+        # All of them run without a bug, so none is endless, and they may take longer than those of one bug.
+        failing = self.run_tests(sorted(tests), None) if tests else ""
         if failing:
             raise Unfit(f"{failing} fails without any bug, so it detects none. Correct it and run again.")
 
@@ -329,8 +330,6 @@ def run_all(chosen: list[Mutation], known: dict[str, str], runs: list[Run], how_
         free.put(run)
 
     def ask(mutation: Mutation) -> str:
-        if key(mutation) in known:
-            return known[key(mutation)]
         run = free.get()
         try:
             return run.ask(mutation, how_far)
@@ -339,13 +338,14 @@ def run_all(chosen: list[Mutation], known: dict[str, str], runs: list[Run], how_
 
     with ThreadPoolExecutor(len(runs)) as pool:
         try:
-            asked = {pool.submit(ask, mutation): mutation for mutation in chosen}
+            left = [mutation for mutation in chosen if key(mutation) not in known]
+            asked = {pool.submit(ask, mutation): mutation for mutation in left}
             for number, done in enumerate(as_completed(asked), 1):
                 mutation = asked[done]
                 known[key(mutation)] = done.result()
                 JOURNAL.parent.mkdir(exist_ok=True)
                 JOURNAL.write_text(json.dumps(known, indent=1))
-                print(f"{number:3}/{len(chosen)}  {mutation.file:27} {mutation.kind:7} {mutation.what}", flush=True)
+                print(f"{number:3}/{len(left)}  {mutation.file:27} {mutation.kind:7} {mutation.what}", flush=True)
                 print(f"         {known[key(mutation)]}", flush=True)
         except BaseException:  # also Ctrl-C
             pool.shutdown(wait=False, cancel_futures=True)

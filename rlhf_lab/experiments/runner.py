@@ -272,8 +272,8 @@ def experiment_run(experiment: Experiment, settings: Any) -> Found:
     With `settings.out`, finished jobs are stored in `out/unfinished` and not run again. Without it nothing is written.
 
     Raises:
-        LabError: a scale that the experiment does not know; an unfinished run of other settings in the folder, or a
-            result of another experiment or of other settings, or files that are no result's.
+        LabError: a scale that the experiment does not know; seeds of its search; an unfinished run of other settings
+            in the folder, or a result of another experiment or of other settings, or files that are no result's.
     """
     check_scale(experiment, settings.scale)
     _check_seeds(experiment, settings)
